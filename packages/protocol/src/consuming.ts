@@ -1,0 +1,294 @@
+/**
+ * The payloads of the frames between a subscription and its consumer.
+ *
+ * SUBSCRIBE_OK, UNSUBSCRIBE: u32 subscription id.
+ * CREDIT: u32 subscription id · u32 messages · u32 bytes · u8 flags (1 limit given, 2 drain) · u8 0 · u16 0 · u64 limit.
+ * DELIVER: u32 subscription id · u32 first tag · u64 first offset · u64 published at, ms · u32 count · u16 attempt ·
+ *   u8 flags (1 redelivered, 2 alone) · u8 0 · records. One run: consecutive tags and consecutive offsets.
+ * STARTED: u32 subscription id · ranges of u32 first tag · u32 count.
+ * SETTLE: u32 subscription id · items of u32 first tag · u32 count · u8 outcome · u8 flags (1 delay given) ·
+ *   u16 reason length · u48 delay, ms · u16 0 · reason.
+ * SETTLE_OK: u32 subscription id · ranges that were stale.
+ * DRAINED: u32 subscription id · u64 deliveries of this subscription so far.
+ *
+ * Tags and counts of tags wrap at 2^32: the range (first, count) means first, first + 1, … modulo 2^32.
+ */
+import {
+  readText,
+  readU16,
+  readU32,
+  readU48,
+  readU64,
+  textBytes,
+  writeText,
+  writeU16,
+  writeU32,
+  writeU48,
+  writeU64,
+} from './bytes.js'
+import { SluiceError } from './errors.js'
+import { exact, need } from './handshake.js'
+import { LIMITS } from './limits.js'
+
+export const OUTCOME = { ack: 1, retry: 2, release: 3, deadLetter: 4 } as const
+export type Outcome = (typeof OUTCOME)[keyof typeof OUTCOME]
+
+export const DELIVER_FLAG = { redelivered: 1, alone: 2 } as const
+export const DELIVER_HEADER_BYTES = 32
+
+export interface Credit {
+  readonly subscriptionId: number
+  /** Most unsettled messages that the consumer wants to hold; 0 stops deliveries. */
+  readonly messages: number
+  /** Most unsettled bytes (record sizes); a message larger than this goes alone. */
+  readonly bytes: number
+  /** Deliveries of this subscription, counted from its beginning, after which it stops; undefined: no end. */
+  readonly limit: number | undefined
+  /** Answer DRAINED once nothing more can be delivered now, and stop. */
+  readonly drain: boolean
+}
+
+export function encodeCredit(credit: Credit): Uint8Array {
+  const bytes = new Uint8Array(24)
+  writeU32(bytes, 0, credit.subscriptionId)
+  writeU32(bytes, 4, credit.messages)
+  writeU32(bytes, 8, credit.bytes)
+  bytes[12] = (credit.limit === undefined ? 0 : 1) | (credit.drain ? 2 : 0)
+  writeU64(bytes, 16, credit.limit ?? 0)
+  return bytes
+}
+
+/** @throws SluiceError MALFORMED_FRAME, INVALID_ARGUMENT */
+export function decodeCredit(bytes: Uint8Array, start: number, end: number): Credit {
+  exact('CREDIT', end - start, 24)
+  const messages = readU32(bytes, start + 4)
+  if (messages > LIMITS.creditMessagesMax) {
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `A credit of ${messages} messages was given; at most ${LIMITS.creditMessagesMax} are allowed.`,
+    )
+  }
+  const flags = bytes[start + 12]!
+  if (flags > 3) throw new SluiceError('MALFORMED_FRAME', `CREDIT has unknown flags ${flags}.`)
+  const limit = readU64(bytes, start + 16)
+  if (!Number.isSafeInteger(limit))
+    throw new SluiceError('MALFORMED_FRAME', `CREDIT has a limit of ${limit}, above 2^53.`)
+  return {
+    subscriptionId: readU32(bytes, start),
+    messages,
+    bytes: readU32(bytes, start + 8),
+    limit: flags & 1 ? limit : undefined,
+    drain: (flags & 2) !== 0,
+  }
+}
+
+export interface Delivery {
+  readonly subscriptionId: number
+  readonly firstTag: number
+  readonly firstOffset: number
+  readonly publishedAtMs: number
+  readonly count: number
+  readonly attempt: number
+  readonly flags: number
+}
+
+/** Writes the 32 bytes before the records of a run; returns the position after them. */
+export function writeDeliverHead(
+  bytes: Uint8Array,
+  at: number,
+  subscriptionId: number,
+  firstTag: number,
+  firstOffset: number,
+  publishedAtMs: number,
+  count: number,
+  attempt: number,
+  flags: number,
+): number {
+  writeU32(bytes, at, subscriptionId)
+  writeU32(bytes, at + 4, firstTag)
+  writeU64(bytes, at + 8, firstOffset)
+  writeU64(bytes, at + 16, publishedAtMs)
+  writeU32(bytes, at + 24, count)
+  writeU16(bytes, at + 28, attempt)
+  bytes[at + 30] = flags
+  bytes[at + 31] = 0
+  return at + DELIVER_HEADER_BYTES
+}
+
+/** @throws SluiceError MALFORMED_FRAME */
+export function decodeDeliverHead(bytes: Uint8Array, start: number, end: number): Delivery {
+  need('DELIVER', end - start, DELIVER_HEADER_BYTES)
+  return {
+    subscriptionId: readU32(bytes, start),
+    firstTag: readU32(bytes, start + 4),
+    firstOffset: readU64(bytes, start + 8),
+    publishedAtMs: readU64(bytes, start + 16),
+    count: readU32(bytes, start + 24),
+    attempt: readU16(bytes, start + 28),
+    flags: bytes[start + 30]!,
+  }
+}
+
+/** Consecutive tags, modulo 2^32. */
+export interface TagRange {
+  readonly firstTag: number
+  readonly count: number
+}
+
+export interface SettleItem extends TagRange {
+  readonly outcome: Outcome
+  /** For `retry`: when it comes back, instead of the queue's own back-off. */
+  readonly delayMs?: number | undefined
+  /** For `retry` and `deadLetter`: what went wrong, for a person. */
+  readonly reason?: string | undefined
+}
+
+export const SETTLE_ITEM_BYTES = 20
+
+export function encodeSettle(subscriptionId: number, items: readonly SettleItem[]): Uint8Array {
+  let size = 4
+  for (const item of items)
+    size += SETTLE_ITEM_BYTES + (item.reason === undefined ? 0 : textBytes(item.reason))
+  const bytes = new Uint8Array(size)
+  writeU32(bytes, 0, subscriptionId)
+  let at = 4
+  for (const item of items) {
+    writeU32(bytes, at, item.firstTag)
+    writeU32(bytes, at + 4, item.count)
+    bytes[at + 8] = item.outcome
+    bytes[at + 9] = item.delayMs === undefined ? 0 : 1
+    writeU48(bytes, at + 12, item.delayMs ?? 0)
+    const reasonBytes = item.reason === undefined ? 0 : writeText(bytes, at + SETTLE_ITEM_BYTES, item.reason)
+    writeU16(bytes, at + 10, reasonBytes)
+    at += SETTLE_ITEM_BYTES + reasonBytes
+  }
+  return bytes
+}
+
+/**
+ * Hands out each item; `outcome` is one of OUTCOME.
+ * The whole frame is checked before the first item is handed out, so that nothing of a malformed one is applied.
+ * @throws SluiceError MALFORMED_FRAME, INVALID_ARGUMENT
+ */
+export function decodeSettle(
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+): { subscriptionId: number; items: SettleItem[] } {
+  need('SETTLE', end - start, 4)
+  const items: SettleItem[] = []
+  let at = start + 4
+  while (at < end) {
+    if (items.length === LIMITS.rangesMax) throw tooManyRanges('SETTLE')
+    need('SETTLE', end - at, SETTLE_ITEM_BYTES)
+    const count = readU32(bytes, at + 4)
+    const outcome = bytes[at + 8]!
+    const flags = bytes[at + 9]!
+    const reasonBytes = readU16(bytes, at + 10)
+    const delayMs = readU48(bytes, at + 12)
+    if (outcome < OUTCOME.ack || outcome > OUTCOME.deadLetter)
+      throw new SluiceError('MALFORMED_FRAME', `SETTLE has unknown outcome ${outcome}.`)
+    if (flags > 1) throw new SluiceError('MALFORMED_FRAME', `SETTLE has unknown flags ${flags}.`)
+    checkRange('SETTLE', count)
+    if (reasonBytes > LIMITS.reasonBytesMax) {
+      throw new SluiceError(
+        'INVALID_ARGUMENT',
+        `A reason of ${reasonBytes} bytes was given; at most ${LIMITS.reasonBytesMax} are kept.`,
+      )
+    }
+    if (delayMs > LIMITS.delayMsMax) {
+      throw new SluiceError(
+        'INVALID_ARGUMENT',
+        `A delay of ${delayMs} ms was given; at most ${LIMITS.delayMsMax} are allowed.`,
+      )
+    }
+    const reasonAt = at + SETTLE_ITEM_BYTES
+    need('SETTLE', end - reasonAt, reasonBytes)
+    items.push({
+      firstTag: readU32(bytes, at),
+      count,
+      outcome: outcome as Outcome,
+      delayMs: flags & 1 ? delayMs : undefined,
+      reason: reasonBytes === 0 ? undefined : readText(bytes, reasonAt, reasonAt + reasonBytes),
+    })
+    at = reasonAt + reasonBytes
+  }
+  return { subscriptionId: readU32(bytes, start), items }
+}
+
+/** STARTED, and SETTLE_OK with the stale ranges. */
+export function encodeRanges(subscriptionId: number, ranges: readonly TagRange[]): Uint8Array {
+  const bytes = new Uint8Array(4 + ranges.length * 8)
+  writeU32(bytes, 0, subscriptionId)
+  let at = 4
+  for (const range of ranges) {
+    writeU32(bytes, at, range.firstTag)
+    writeU32(bytes, at + 4, range.count)
+    at += 8
+  }
+  return bytes
+}
+
+/** @throws SluiceError MALFORMED_FRAME */
+export function decodeRanges(
+  frame: string,
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+): { subscriptionId: number; ranges: TagRange[] } {
+  need(frame, end - start, 4)
+  if ((end - start - 4) % 8 !== 0)
+    throw new SluiceError('MALFORMED_FRAME', `${frame} has ${end - start} bytes; its ranges take 8 each.`)
+  if ((end - start - 4) / 8 > LIMITS.rangesMax) throw tooManyRanges(frame)
+  const ranges: TagRange[] = []
+  for (let at = start + 4; at < end; at += 8) {
+    const count = readU32(bytes, at + 4)
+    checkRange(frame, count)
+    ranges.push({ firstTag: readU32(bytes, at), count })
+  }
+  return { subscriptionId: readU32(bytes, start), ranges }
+}
+
+// A range is walked tag by tag, so its count is bounded by the largest credit before anything is done with it.
+function checkRange(frame: string, count: number): void {
+  if (count === 0 || count > LIMITS.creditMessagesMax) {
+    throw new SluiceError(
+      'MALFORMED_FRAME',
+      `${frame} has a range of ${count} tags; it must have 1 to ${LIMITS.creditMessagesMax}.`,
+    )
+  }
+}
+
+function tooManyRanges(frame: string): SluiceError {
+  return new SluiceError('MALFORMED_FRAME', `${frame} has more than ${LIMITS.rangesMax} ranges.`)
+}
+
+/** SUBSCRIBE_OK and UNSUBSCRIBE. */
+export function encodeSubscriptionId(subscriptionId: number): Uint8Array {
+  const bytes = new Uint8Array(4)
+  writeU32(bytes, 0, subscriptionId)
+  return bytes
+}
+
+/** @throws SluiceError MALFORMED_FRAME */
+export function decodeSubscriptionId(frame: string, bytes: Uint8Array, start: number, end: number): number {
+  exact(frame, end - start, 4)
+  return readU32(bytes, start)
+}
+
+export function encodeDrained(subscriptionId: number, delivered: number): Uint8Array {
+  const bytes = new Uint8Array(12)
+  writeU32(bytes, 0, subscriptionId)
+  writeU64(bytes, 4, delivered)
+  return bytes
+}
+
+/** @throws SluiceError MALFORMED_FRAME */
+export function decodeDrained(
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+): { subscriptionId: number; delivered: number } {
+  exact('DRAINED', end - start, 12)
+  return { subscriptionId: readU32(bytes, start), delivered: readU64(bytes, start + 4) }
+}

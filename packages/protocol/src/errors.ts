@@ -1,0 +1,315 @@
+/**
+ * The one table of error codes: number on the wire, how much of the conversation it ends, and whether the same
+ * call can succeed later. Numbers are never reused; those from 1000 arise in a client and never travel.
+ */
+
+/** What an error ends: one request, one channel (subscription), or the connection. */
+export type ErrorScope = 'request' | 'channel' | 'connection'
+
+export interface ErrorKind {
+  readonly number: number
+  readonly scope: ErrorScope
+  /** The same call, unchanged, can succeed later. */
+  readonly retryable: boolean
+  readonly meaning: string
+}
+
+export const ERRORS = {
+  PROTOCOL_VERSION: {
+    number: 1,
+    scope: 'connection',
+    retryable: false,
+    meaning: 'The peers share no protocol version.',
+  },
+  MALFORMED_FRAME: {
+    number: 2,
+    scope: 'connection',
+    retryable: false,
+    meaning: 'A frame does not have the layout of its kind.',
+  },
+  FRAME_TOO_LARGE: {
+    number: 3,
+    scope: 'connection',
+    retryable: false,
+    meaning: 'A frame is longer than was agreed.',
+  },
+  UNKNOWN_OPCODE: {
+    number: 4,
+    scope: 'connection',
+    retryable: false,
+    meaning: 'No frame kind has this number.',
+  },
+  UNEXPECTED_FRAME: {
+    number: 5,
+    scope: 'connection',
+    retryable: false,
+    meaning: 'This frame may not be sent by this side or at this stage.',
+  },
+  AUTH_FAILED: {
+    number: 6,
+    scope: 'connection',
+    retryable: false,
+    meaning: 'The credentials were not accepted.',
+  },
+  HANDSHAKE_TIMEOUT: {
+    number: 7,
+    scope: 'connection',
+    retryable: true,
+    meaning: 'The handshake was not finished in time.',
+  },
+  HEARTBEAT_TIMEOUT: {
+    number: 8,
+    scope: 'connection',
+    retryable: true,
+    meaning: 'Nothing was heard from the peer for two heartbeat intervals.',
+  },
+  SLOW_CONSUMER: {
+    number: 9,
+    scope: 'connection',
+    retryable: true,
+    meaning: 'The peer did not read what was sent to it.',
+  },
+  TOO_MANY_CONNECTIONS: {
+    number: 10,
+    scope: 'connection',
+    retryable: true,
+    meaning: 'The broker has as many connections as it allows.',
+  },
+  SHUTTING_DOWN: { number: 11, scope: 'connection', retryable: true, meaning: 'The broker is stopping.' },
+  PRODUCER_UNKNOWN: {
+    number: 12,
+    scope: 'connection',
+    retryable: false,
+    meaning: 'The broker no longer knows the numbers of this producer.',
+  },
+  NOT_SUPPORTED: {
+    number: 13,
+    scope: 'request',
+    retryable: false,
+    meaning: 'This version does not have the option or frame that is named.',
+  },
+  INVALID_ARGUMENT: {
+    number: 14,
+    scope: 'request',
+    retryable: false,
+    meaning: 'A value is of the wrong kind or outside its bounds.',
+  },
+  INVALID_NAME: {
+    number: 15,
+    scope: 'request',
+    retryable: false,
+    meaning: 'A name is empty, too long or has characters that names may not have.',
+  },
+  QUEUE_NOT_FOUND: { number: 16, scope: 'request', retryable: false, meaning: 'No queue has this name.' },
+  QUEUE_CONFLICT: {
+    number: 17,
+    scope: 'request',
+    retryable: false,
+    meaning: 'The queue exists with other options than those that were named.',
+  },
+  QUEUE_DELETED: {
+    number: 18,
+    scope: 'channel',
+    retryable: false,
+    meaning: 'The queue was deleted while the subscription was open.',
+  },
+  TOO_MANY_QUEUES: {
+    number: 19,
+    scope: 'request',
+    retryable: false,
+    meaning: 'The broker has as many queues as it allows.',
+  },
+  MESSAGE_TOO_LARGE: {
+    number: 20,
+    scope: 'request',
+    retryable: false,
+    meaning: 'A message is larger than the broker takes.',
+  },
+  BATCH_TOO_LARGE: {
+    number: 21,
+    scope: 'request',
+    retryable: false,
+    meaning: 'A batch has more bytes or messages than one may have.',
+  },
+  BATCH_MALFORMED: {
+    number: 22,
+    scope: 'request',
+    retryable: false,
+    meaning: 'A batch or a record in it does not have its layout.',
+  },
+  BATCH_CORRUPT: {
+    number: 23,
+    scope: 'request',
+    retryable: true,
+    meaning: 'The checksum of a batch does not match its records.',
+  },
+  UNKNOWN_OUTCOME: {
+    number: 24,
+    scope: 'request',
+    retryable: false,
+    meaning: 'A batch number is older than the window: it may have been accepted or not.',
+  },
+  NUMBER_REUSED: {
+    number: 25,
+    scope: 'request',
+    retryable: false,
+    meaning: 'A batch number was used before for other bytes.',
+  },
+  DISK_LOW: {
+    number: 26,
+    scope: 'request',
+    retryable: true,
+    meaning: 'Too little disk space is left to accept messages; consumers drain.',
+  },
+  MEMORY_FULL: {
+    number: 27,
+    scope: 'request',
+    retryable: true,
+    meaning: 'The memory set aside for the index is used up.',
+  },
+  LEASE_LOST: {
+    number: 28,
+    scope: 'request',
+    retryable: false,
+    meaning: 'The message no longer belongs to the consumer that settles it.',
+  },
+  SUBSCRIPTION_NOT_FOUND: {
+    number: 29,
+    scope: 'request',
+    retryable: false,
+    meaning: 'No open subscription has this id on this connection.',
+  },
+  CHANNEL_IN_USE: {
+    number: 30,
+    scope: 'request',
+    retryable: false,
+    meaning: 'A subscription is open on this channel already.',
+  },
+  TOO_MANY_SUBSCRIPTIONS: {
+    number: 31,
+    scope: 'request',
+    retryable: false,
+    meaning: 'The connection has as many subscriptions as it may have.',
+  },
+  IN_FLIGHT_EXCEEDED: {
+    number: 32,
+    scope: 'connection',
+    retryable: false,
+    meaning: 'The producer has more unanswered batches than was agreed.',
+  },
+  CORRUPT: {
+    number: 33,
+    scope: 'channel',
+    retryable: false,
+    meaning: 'Stored bytes do not match their checksum and are not delivered.',
+  },
+
+  UNREACHABLE: {
+    number: 1000,
+    scope: 'connection',
+    retryable: true,
+    meaning: 'No broker answers at the address.',
+  },
+  CONNECTION_LOST: {
+    number: 1001,
+    scope: 'connection',
+    retryable: true,
+    meaning: 'The connection ended before the answer came.',
+  },
+  CLOSED: {
+    number: 1002,
+    scope: 'connection',
+    retryable: false,
+    meaning: 'The client, worker or iterator was closed.',
+  },
+  TIMEOUT: { number: 1003, scope: 'request', retryable: true, meaning: 'The deadline of the call passed.' },
+  ABORTED: {
+    number: 1004,
+    scope: 'request',
+    retryable: false,
+    meaning: 'The signal of the call was aborted.',
+  },
+  INVALID_BODY: {
+    number: 1005,
+    scope: 'request',
+    retryable: false,
+    meaning: 'The body is not bytes, text or plain data, or cannot be decoded.',
+  },
+  INVALID_URL: {
+    number: 1006,
+    scope: 'connection',
+    retryable: false,
+    meaning: 'The address is not of the form sluice://host:port.',
+  },
+  ALREADY_SETTLED: {
+    number: 1007,
+    scope: 'request',
+    retryable: false,
+    meaning: 'The message was settled before by the same consumer.',
+  },
+  DATA_DIR_LOCKED: {
+    number: 1100,
+    scope: 'request',
+    retryable: false,
+    meaning: 'Another broker uses the data directory.',
+  },
+  LOG_CORRUPT: {
+    number: 1101,
+    scope: 'request',
+    retryable: false,
+    meaning: 'The log is damaged before its end; the broker does not start on it.',
+  },
+  LOG_FAILED: {
+    number: 1102,
+    scope: 'request',
+    retryable: false,
+    meaning: 'A write or sync of the active segment failed; the process must stop.',
+  },
+} as const satisfies Record<string, ErrorKind>
+
+export type ErrorCode = keyof typeof ERRORS
+
+const CODES = new Map<number, ErrorCode>()
+for (const [code, { number }] of Object.entries(ERRORS)) {
+  if (CODES.has(number)) throw new Error(`error number ${number} stands twice`)
+  CODES.set(number, code as ErrorCode)
+}
+
+/** Code with this number on the wire, or undefined where this version does not know it. */
+export function errorCode(number: number): ErrorCode | undefined {
+  return CODES.get(number)
+}
+
+export interface SluiceErrorOptions {
+  readonly cause?: unknown
+  /** Wider than the table's where one frame ends more than its kind usually does. */
+  readonly scope?: ErrorScope
+  /** Milliseconds after which a retry makes sense; 0 when the broker does not say. */
+  readonly retryAfterMs?: number
+  /** `unknown`: the call may or may not have taken effect. */
+  readonly outcome?: 'unknown'
+  /** Overrides the table, as a newer peer may have told it. */
+  readonly retryable?: boolean
+}
+
+/**
+ * Every error that the broker or a client raises on purpose.
+ * `message` is one sentence that names the value and the limit.
+ */
+export class SluiceError extends Error {
+  readonly code: ErrorCode
+  readonly scope: ErrorScope
+  readonly retryable: boolean
+  readonly retryAfterMs: number
+  readonly outcome: 'unknown' | undefined
+
+  constructor(code: ErrorCode, message: string, options: SluiceErrorOptions = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause })
+    this.name = 'SluiceError'
+    this.code = code
+    this.scope = options.scope ?? ERRORS[code].scope
+    this.retryable = options.retryable ?? ERRORS[code].retryable
+    this.retryAfterMs = options.retryAfterMs ?? 0
+    this.outcome = options.outcome
+  }
+}

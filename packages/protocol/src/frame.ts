@@ -1,0 +1,199 @@
+/**
+ * Frames: a 12-byte header and a payload. The decoder does no I/O; any split of a byte stream gives the same
+ * frames, and a hostile length is refused at the header, before anything is allocated for it.
+ *
+ * Layout: u32 payload length · u8 opcode · u8 flags · u16 channel · u32 correlation.
+ */
+import { readU16, readU32, writeU16, writeU32 } from './bytes.js'
+import { SluiceError } from './errors.js'
+import { LIMITS } from './limits.js'
+
+export const FRAME_HEADER_BYTES = 12
+
+/** First bytes of a connection, from the client and then from the server: "SLCE", major, minor, u16 0. */
+export const PREFACE_BYTES = 8
+export const PROTOCOL_MAJOR = 1
+export const PROTOCOL_MINOR = 0
+const MAGIC = [0x53, 0x4c, 0x43, 0x45] as const
+
+/**
+ * Receives each frame as it completes. `bytes[start, end)` is the payload and is only valid during the call.
+ */
+export type FrameSink = (
+  opcode: number,
+  flags: number,
+  channel: number,
+  correlation: number,
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+) => void
+
+/** Writes a frame header; `payloadBytes` is what follows it. Returns the position after it. */
+export function writeFrameHeader(
+  bytes: Uint8Array,
+  at: number,
+  payloadBytes: number,
+  opcode: number,
+  channel: number,
+  correlation: number,
+  flags = 0,
+): number {
+  writeU32(bytes, at, payloadBytes)
+  bytes[at + 4] = opcode
+  bytes[at + 5] = flags
+  writeU16(bytes, at + 6, channel)
+  writeU32(bytes, at + 8, correlation)
+  return at + FRAME_HEADER_BYTES
+}
+
+export function encodePreface(): Uint8Array {
+  return Uint8Array.of(...MAGIC, PROTOCOL_MAJOR, PROTOCOL_MINOR, 0, 0)
+}
+
+/**
+ * Cuts a byte stream into a preface and frames.
+ *
+ * Invariant over `held`, `have` and `need`: `held[0, have)` is the beginning of exactly one unfinished preface or
+ * frame of `need` bytes in all (or of a header not yet whole, then `need` is the header's length), and
+ * `have < need` whenever `push` returns.
+ */
+export class FrameDecoder {
+  /** Largest frame, header included; raised by the session when the handshake is done. */
+  frameBytesMax: number = LIMITS.frameBytesUnauthenticated
+  readonly #sink: FrameSink
+  #held: Uint8Array = EMPTY
+  #have = 0
+  #need: number
+  #inPreface: boolean
+  #stopped = false
+
+  /** `preface`: whether the stream begins with one (false in tests of bare frames). */
+  constructor(sink: FrameSink, preface = true) {
+    this.#sink = sink
+    this.#inPreface = preface
+    this.#need = preface ? PREFACE_BYTES : FRAME_HEADER_BYTES
+  }
+
+  /** Bytes of a frame that has begun and not ended. */
+  get heldBytes(): number {
+    return this.#have
+  }
+
+  /** Capacity kept for frames that came in pieces; what a memory budget has to count. */
+  get capacityBytes(): number {
+    return this.#held.length
+  }
+
+  /** No further frame is handed out, also not from the chunk that is being pushed. */
+  stop(): void {
+    this.#stopped = true
+    this.#held = EMPTY
+    this.#have = 0
+  }
+
+  /**
+   * Takes the next bytes of the stream and hands each whole frame to the sink, in order.
+   * @throws SluiceError PROTOCOL_VERSION (not this protocol, or another major version), FRAME_TOO_LARGE
+   */
+  push(chunk: Uint8Array): void {
+    let at = 0
+    while (!this.#stopped && at < chunk.length) {
+      if (this.#have === 0 && !this.#inPreface) {
+        at = this.#frames(chunk, at)
+        if (this.#stopped || at === chunk.length) return
+      }
+      at = this.#hold(chunk, at)
+    }
+  }
+
+  // Whole frames straight from the chunk, without a copy. Returns where the first unfinished one begins.
+  #frames(chunk: Uint8Array, from: number): number {
+    let at = from
+    const end = chunk.length
+    while (end - at >= FRAME_HEADER_BYTES) {
+      const total = this.#frameBytes(chunk, at)
+      if (end - at < total) break
+      this.#emit(chunk, at, total)
+      if (this.#stopped) return end
+      at += total
+    }
+    return at
+  }
+
+  // Copies bytes towards the unfinished preface or frame, and hands it out when it is whole.
+  #hold(chunk: Uint8Array, at: number): number {
+    const take = Math.min(this.#need - this.#have, chunk.length - at)
+    this.#reserve(this.#have + take)
+    this.#held.set(chunk.subarray(at, at + take), this.#have)
+    this.#have += take
+    if (this.#inPreface) checkPreface(this.#held, this.#have)
+    if (this.#have < this.#need) return at + take
+    if (this.#inPreface) {
+      this.#inPreface = false
+    } else if (this.#need === FRAME_HEADER_BYTES) {
+      const total = this.#frameBytes(this.#held, 0)
+      if (total > FRAME_HEADER_BYTES) {
+        this.#need = total
+        return at + take
+      }
+      this.#emit(this.#held, 0, total)
+    } else {
+      this.#emit(this.#held, 0, this.#need)
+    }
+    this.#have = 0
+    this.#need = FRAME_HEADER_BYTES
+    if (this.#held.length > KEPT_BYTES) this.#held = EMPTY
+    return at + take
+  }
+
+  #frameBytes(bytes: Uint8Array, at: number): number {
+    const total = readU32(bytes, at) + FRAME_HEADER_BYTES
+    if (total > this.frameBytesMax) {
+      throw new SluiceError(
+        'FRAME_TOO_LARGE',
+        `A frame of ${total} bytes was announced; at most ${this.frameBytesMax} are accepted here.`,
+      )
+    }
+    return total
+  }
+
+  #emit(bytes: Uint8Array, at: number, total: number): void {
+    this.#sink(
+      bytes[at + 4]!,
+      bytes[at + 5]!,
+      readU16(bytes, at + 6),
+      readU32(bytes, at + 8),
+      bytes,
+      at + FRAME_HEADER_BYTES,
+      at + total,
+    )
+  }
+
+  // Capacity follows what has arrived, doubling, never what a header merely announces.
+  #reserve(bytes: number): void {
+    if (bytes <= this.#held.length) return
+    const grown = new Uint8Array(Math.max(Math.min(this.#need, bytes * 2), MIN_HELD_BYTES))
+    grown.set(this.#held.subarray(0, this.#have))
+    this.#held = grown
+  }
+}
+
+const EMPTY = new Uint8Array(0)
+const MIN_HELD_BYTES = 256
+const KEPT_BYTES = 256 * 1024
+
+// Judged as soon as the bytes are there, so that a peer of another protocol is refused at its fourth byte.
+function checkPreface(bytes: Uint8Array, have: number): void {
+  for (let i = 0; i < Math.min(have, MAGIC.length); i++) {
+    if (bytes[i] !== MAGIC[i]) {
+      throw new SluiceError('PROTOCOL_VERSION', 'The peer does not speak the Sluice protocol.')
+    }
+  }
+  if (have > 4 && bytes[4] !== PROTOCOL_MAJOR) {
+    throw new SluiceError(
+      'PROTOCOL_VERSION',
+      `The peer speaks major version ${bytes[4]} of the protocol; this side speaks ${PROTOCOL_MAJOR}.`,
+    )
+  }
+}

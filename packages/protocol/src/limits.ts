@@ -1,0 +1,82 @@
+/**
+ * Every limit of the protocol, in one place. Units and bounds are the last word of each name.
+ * Relations between limits are asserted when the module is loaded, so a bad edit cannot start.
+ */
+
+const KIB = 1024
+const MIB = 1024 * KIB
+
+export const LIMITS = {
+  /** Largest frame, header included, that is accepted from a peer that has not authenticated. */
+  frameBytesUnauthenticated: 8 * KIB,
+  /** Largest frame, header included, unless the handshake agrees on another. */
+  frameBytesDefault: 4 * MIB,
+  frameBytesMin: 64 * KIB,
+  frameBytesMax: 16 * MIB,
+  /** Largest msgpack body of a control frame. */
+  controlBytesMax: 64 * KIB,
+  /** Largest message: payload and options, without the record's own 8 bytes. */
+  messageBytesDefault: 1 * MIB,
+  messageBytesMax: 15 * MIB,
+  /** Largest batch of more than one message. A message that is alone in its batch may be larger. */
+  batchBytesMax: 1 * MIB,
+  /** What a client aims at when it packs independent messages into one batch. */
+  batchBytesTarget: 64 * KIB,
+  batchCountMax: 65_535,
+  queueNameBytesMax: 255,
+  clientNameBytesMax: 255,
+  credentialBytesMax: 1024,
+  keyBytesMax: 255,
+  idBytesMax: 255,
+  headersMax: 64,
+  headersBytesMax: 16 * KIB,
+  priorityMax: 31,
+  channelMax: 65_535,
+  creditMessagesMax: 65_535,
+  creditBytesMax: 0xffff_ffff,
+  /** Most tag ranges that one SETTLE, SETTLE_OK or STARTED frame names. */
+  rangesMax: 16_384,
+  /** Longest text of an error, a notice, or a reason given with a settle. */
+  reasonBytesMax: 4 * KIB,
+  heartbeatMsMin: 100,
+  heartbeatMsDefault: 10_000,
+  heartbeatMsMax: 300_000,
+  handshakeMsMax: 5_000,
+  /** Most batches that one producer may have unanswered; also the length of its window at the broker. */
+  inFlightBatchesDefault: 4_096,
+  inFlightBatchesMax: 16_384,
+  inFlightBytesDefault: 16 * MIB,
+  /** 100 years. */
+  delayMsMax: 100 * 365.25 * 24 * 3600 * 1000,
+  maxDeliveriesMax: 255,
+} as const
+
+/** The numbers that bound one frame, as agreed in a handshake. */
+export type Limits = typeof LIMITS
+
+function relation(holds: boolean, what: string): void {
+  if (!holds) throw new Error(`limits contradict each other: ${what}`)
+}
+
+/** Bytes that a PUBLISH frame and a batch header add around one record, at most. */
+export const MESSAGE_OVERHEAD_BYTES = 12 + 1 + LIMITS.queueNameBytesMax + 48 + 8
+
+relation(
+  LIMITS.messageBytesDefault + MESSAGE_OVERHEAD_BYTES <= LIMITS.frameBytesDefault,
+  'message fits a default frame',
+)
+relation(
+  LIMITS.messageBytesMax + MESSAGE_OVERHEAD_BYTES <= LIMITS.frameBytesMax,
+  'largest message fits the largest frame',
+)
+relation(
+  LIMITS.batchBytesMax + MESSAGE_OVERHEAD_BYTES <= LIMITS.frameBytesDefault,
+  'batch fits a default frame',
+)
+relation(LIMITS.batchBytesTarget <= LIMITS.batchBytesMax, 'batch target within batch limit')
+relation(LIMITS.controlBytesMax + 12 <= LIMITS.frameBytesDefault, 'control body fits a frame')
+relation(LIMITS.rangesMax * 20 + 16 <= LIMITS.frameBytesDefault, 'settle ranges fit a frame')
+relation(
+  LIMITS.keyBytesMax + LIMITS.idBytesMax + LIMITS.headersBytesMax + 32 <= 0xffff,
+  'options fit their u16 length',
+)

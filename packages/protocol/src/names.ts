@@ -1,0 +1,33 @@
+/**
+ * Names of queues and clients, checked the same way on both sides. Files are named by number, so a name only has to
+ * be harmless in logs, URLs and shells.
+ */
+import { textBytes } from './bytes.js'
+import { SluiceError } from './errors.js'
+import { LIMITS } from './limits.js'
+
+/** A queue's name that has passed `queueName`. */
+export type QueueName = string & { readonly __brand: 'QueueName' }
+
+/**
+ * Letters, digits and `. _ - : /` of ASCII, 1 to 255 bytes; it begins with a letter, a digit or `_`.
+ * @throws SluiceError INVALID_NAME
+ */
+export function queueName(name: unknown): QueueName {
+  if (typeof name !== 'string')
+    throw new SluiceError('INVALID_NAME', `A queue name is a ${typeof name}; it must be text.`)
+  const bytes = textBytes(name)
+  if (bytes === 0 || bytes > LIMITS.queueNameBytesMax) {
+    throw new SluiceError(
+      'INVALID_NAME',
+      `A queue name takes ${bytes} bytes; it must take 1 to ${LIMITS.queueNameBytesMax}.`,
+    )
+  }
+  if (!/^[A-Za-z0-9_][A-Za-z0-9._:/-]*$/.test(name)) {
+    throw new SluiceError(
+      'INVALID_NAME',
+      `The queue name ${JSON.stringify(name).slice(0, 80)} has characters other than letters, digits and . _ - : / or begins with one of . - : /`,
+    )
+  }
+  return name as QueueName
+}

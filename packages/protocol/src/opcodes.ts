@@ -1,0 +1,76 @@
+/**
+ * The one table of frame kinds: number, who may send it, at which stage, and how its payload is laid out.
+ * Numbers are never reused. `reserved` ones have their number and are answered NOT_SUPPORTED.
+ */
+
+/** `both`: either side may send it. */
+export type Sender = 'client' | 'server' | 'both'
+/** `handshake`: before HELLO_OK; `open`: after it; `any`: at both. */
+export type Stage = 'handshake' | 'open' | 'any'
+export type Layout = 'fixed' | 'msgpack' | 'empty' | 'reserved'
+
+export interface Opcode {
+  readonly code: number
+  readonly sender: Sender
+  readonly stage: Stage
+  readonly layout: Layout
+}
+
+export const OPCODES = {
+  HELLO: { code: 1, sender: 'client', stage: 'handshake', layout: 'fixed' },
+  HELLO_OK: { code: 2, sender: 'server', stage: 'handshake', layout: 'fixed' },
+  AUTH: { code: 3, sender: 'client', stage: 'handshake', layout: 'fixed' },
+  PING: { code: 4, sender: 'both', stage: 'open', layout: 'empty' },
+  PONG: { code: 5, sender: 'both', stage: 'open', layout: 'empty' },
+  GOODBYE: { code: 6, sender: 'both', stage: 'open', layout: 'fixed' },
+  ERROR: { code: 7, sender: 'server', stage: 'any', layout: 'fixed' },
+  NOTICE: { code: 8, sender: 'server', stage: 'open', layout: 'fixed' },
+
+  PUBLISH: { code: 16, sender: 'client', stage: 'open', layout: 'fixed' },
+  PUBLISH_OK: { code: 17, sender: 'server', stage: 'open', layout: 'fixed' },
+  PUBLISH_ERR: { code: 18, sender: 'server', stage: 'open', layout: 'fixed' },
+  ATOMIC: { code: 19, sender: 'client', stage: 'open', layout: 'reserved' },
+  ATOMIC_OK: { code: 20, sender: 'server', stage: 'open', layout: 'reserved' },
+
+  SUBSCRIBE: { code: 32, sender: 'client', stage: 'open', layout: 'msgpack' },
+  SUBSCRIBE_OK: { code: 33, sender: 'server', stage: 'open', layout: 'fixed' },
+  CREDIT: { code: 34, sender: 'client', stage: 'open', layout: 'fixed' },
+  DELIVER: { code: 35, sender: 'server', stage: 'open', layout: 'fixed' },
+  STARTED: { code: 36, sender: 'client', stage: 'open', layout: 'fixed' },
+  SETTLE: { code: 37, sender: 'client', stage: 'open', layout: 'fixed' },
+  SETTLE_OK: { code: 38, sender: 'server', stage: 'open', layout: 'fixed' },
+  EXTEND: { code: 39, sender: 'client', stage: 'open', layout: 'reserved' },
+  UNSUBSCRIBE: { code: 40, sender: 'client', stage: 'open', layout: 'fixed' },
+  DRAINED: { code: 41, sender: 'server', stage: 'open', layout: 'fixed' },
+
+  ENSURE: { code: 64, sender: 'client', stage: 'open', layout: 'msgpack' },
+  GET: { code: 65, sender: 'client', stage: 'open', layout: 'msgpack' },
+  LIST: { code: 66, sender: 'client', stage: 'open', layout: 'msgpack' },
+  DELETE: { code: 67, sender: 'client', stage: 'open', layout: 'msgpack' },
+  PURGE: { code: 68, sender: 'client', stage: 'open', layout: 'msgpack' },
+  PAUSE: { code: 69, sender: 'client', stage: 'open', layout: 'reserved' },
+  RESUME: { code: 70, sender: 'client', stage: 'open', layout: 'reserved' },
+  PEEK: { code: 71, sender: 'client', stage: 'open', layout: 'reserved' },
+  REDRIVE: { code: 72, sender: 'client', stage: 'open', layout: 'reserved' },
+  CANCEL: { code: 73, sender: 'client', stage: 'open', layout: 'reserved' },
+  RESCHEDULE: { code: 74, sender: 'client', stage: 'open', layout: 'reserved' },
+  RESULT: { code: 79, sender: 'server', stage: 'open', layout: 'msgpack' },
+} as const satisfies Record<string, Opcode>
+
+export type OpcodeName = keyof typeof OPCODES
+
+/** Number of each frame kind: `OP.PUBLISH === 16`. */
+export const OP = Object.fromEntries(Object.entries(OPCODES).map(([name, { code }]) => [name, code])) as {
+  readonly [Name in OpcodeName]: (typeof OPCODES)[Name]['code']
+}
+
+/** Name of the frame kind with this number, or undefined. */
+export function opcodeName(code: number): OpcodeName | undefined {
+  return NAMES[code]
+}
+
+const NAMES: (OpcodeName | undefined)[] = []
+for (const [name, { code }] of Object.entries(OPCODES)) {
+  if (NAMES[code] !== undefined) throw new Error(`opcode ${code} stands twice`)
+  NAMES[code] = name as OpcodeName
+}

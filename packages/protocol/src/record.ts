@@ -1,0 +1,317 @@
+/**
+ * Records: one message each, as it stands in a batch on the wire, in the log and in a delivery.
+ *
+ * Layout: u32 size (all of it) · u8 flags · u8 priority (low 5 bits) and content type (high 3 bits) ·
+ * u16 options length · options (delay u48, at u48, ttl u48, key, id, headers: in this order, those that the flags
+ * name) · payload. Key and id are u8 length + bytes. Headers fill the rest of the options:
+ * u8 name length, name, u16 value length, value, repeated.
+ */
+import {
+  readText,
+  readU16,
+  readU32,
+  readU48,
+  textBytes,
+  writeText,
+  writeU16,
+  writeU32,
+  writeU48,
+} from './bytes.js'
+import { SluiceError } from './errors.js'
+import { LIMITS } from './limits.js'
+
+export const RECORD_HEADER_BYTES = 8
+
+export const RECORD_FLAG = { delay: 1, at: 2, ttl: 4, key: 8, id: 16, headers: 32 } as const
+const KNOWN_FLAGS = 63
+
+/** What the payload is, for whoever decodes it; the broker does not look. */
+export const CONTENT_TYPE = { bytes: 0, text: 1, msgpack: 2 } as const
+export type ContentType = (typeof CONTENT_TYPE)[keyof typeof CONTENT_TYPE]
+
+/** All that a record carries beside its payload. Times in milliseconds, `at` since the epoch. */
+export interface RecordOptions {
+  readonly priority?: number | undefined
+  readonly delayMs?: number | undefined
+  readonly atMs?: number | undefined
+  readonly ttlMs?: number | undefined
+  readonly key?: string | undefined
+  readonly id?: string | undefined
+  readonly headers?: Readonly<Record<string, string>> | undefined
+}
+
+/** Bytes of the record for a payload of `payloadBytes`. */
+export function recordBytes(options: RecordOptions | undefined, payloadBytes: number): number {
+  return RECORD_HEADER_BYTES + (options === undefined ? 0 : optionsBytes(options)) + payloadBytes
+}
+
+function optionsBytes(options: RecordOptions): number {
+  let bytes = 0
+  if (options.delayMs !== undefined) bytes += 6
+  if (options.atMs !== undefined) bytes += 6
+  if (options.ttlMs !== undefined) bytes += 6
+  if (options.key !== undefined) bytes += 1 + textBytes(options.key)
+  if (options.id !== undefined) bytes += 1 + textBytes(options.id)
+  if (options.headers !== undefined) bytes += headersBytes(options.headers)
+  return bytes
+}
+
+function headersBytes(headers: Readonly<Record<string, string>>): number {
+  let bytes = 0
+  for (const name in headers) bytes += 3 + textBytes(name) + textBytes(headers[name]!)
+  return bytes
+}
+
+/**
+ * Writes header and options of a record; the payload of `payloadBytes` goes to the returned position.
+ * The options must have passed `checkRecordOptions`.
+ */
+export function writeRecordHead(
+  bytes: Uint8Array,
+  at: number,
+  options: RecordOptions | undefined,
+  contentType: ContentType,
+  payloadBytes: number,
+): number {
+  let flags = 0
+  let next = at + RECORD_HEADER_BYTES
+  if (options !== undefined) {
+    if (options.delayMs !== undefined) {
+      flags |= RECORD_FLAG.delay
+      writeU48(bytes, next, options.delayMs)
+      next += 6
+    }
+    if (options.atMs !== undefined) {
+      flags |= RECORD_FLAG.at
+      writeU48(bytes, next, options.atMs)
+      next += 6
+    }
+    if (options.ttlMs !== undefined) {
+      flags |= RECORD_FLAG.ttl
+      writeU48(bytes, next, options.ttlMs)
+      next += 6
+    }
+    if (options.key !== undefined) {
+      flags |= RECORD_FLAG.key
+      next = writeShortText(bytes, next, options.key)
+    }
+    if (options.id !== undefined) {
+      flags |= RECORD_FLAG.id
+      next = writeShortText(bytes, next, options.id)
+    }
+    if (options.headers !== undefined) {
+      flags |= RECORD_FLAG.headers
+      for (const name in options.headers) {
+        next = writeShortText(bytes, next, name)
+        const length = writeText(bytes, next + 2, options.headers[name]!)
+        writeU16(bytes, next, length)
+        next += 2 + length
+      }
+    }
+  }
+  writeU32(bytes, at, next - at + payloadBytes)
+  bytes[at + 4] = flags
+  bytes[at + 5] = (options?.priority ?? 0) | (contentType << 5)
+  writeU16(bytes, at + 6, next - at - RECORD_HEADER_BYTES)
+  return next
+}
+
+function writeShortText(bytes: Uint8Array, at: number, text: string): number {
+  const length = writeText(bytes, at + 1, text)
+  bytes[at] = length
+  return at + 1 + length
+}
+
+/** @throws SluiceError INVALID_ARGUMENT naming the option, its value and its limit */
+export function checkRecordOptions(options: RecordOptions): void {
+  const { priority, delayMs, atMs, ttlMs, key, id, headers } = options
+  if (priority !== undefined) checkInteger('priority', priority, 0, LIMITS.priorityMax)
+  if (delayMs !== undefined) checkInteger('delay', delayMs, 0, LIMITS.delayMsMax, ' ms')
+  if (ttlMs !== undefined) checkInteger('ttl', ttlMs, 1, LIMITS.delayMsMax, ' ms')
+  if (atMs !== undefined) checkInteger('at', atMs, 0, 2 ** 48 - 1, ' ms')
+  if (delayMs !== undefined && atMs !== undefined) {
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      '`delay` and `at` were given together; a message has one due time.',
+    )
+  }
+  if (key !== undefined) checkText('key', key, 1, LIMITS.keyBytesMax)
+  if (id !== undefined) checkText('id', id, 1, LIMITS.idBytesMax)
+  if (headers !== undefined) checkHeaders(headers)
+}
+
+function checkHeaders(headers: Readonly<Record<string, string>>): void {
+  const names = Object.keys(headers)
+  if (names.length > LIMITS.headersMax) {
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `A message has ${names.length} headers; at most ${LIMITS.headersMax} fit.`,
+    )
+  }
+  for (const name of names) {
+    checkText('header name', name, 1, 255)
+    checkText(`header ${JSON.stringify(name)}`, headers[name], 0, LIMITS.headersBytesMax)
+  }
+  const bytes = headersBytes(headers)
+  if (bytes > LIMITS.headersBytesMax) {
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `The headers take ${bytes} bytes; at most ${LIMITS.headersBytesMax} fit.`,
+    )
+  }
+}
+
+function checkInteger(name: string, value: unknown, min: number, max: number, unit = ''): void {
+  if (typeof value !== 'number' || !Number.isInteger(value) || value < min || value > max) {
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `\`${name}\` is ${String(value)}${unit}; it must be a whole number from ${min} to ${max}${unit}.`,
+    )
+  }
+}
+
+function checkText(name: string, value: unknown, min: number, max: number): void {
+  if (typeof value !== 'string') {
+    throw new SluiceError('INVALID_ARGUMENT', `${name} is a ${typeof value}; it must be text.`)
+  }
+  const bytes = textBytes(value)
+  if (bytes < min || bytes > max) {
+    throw new SluiceError('INVALID_ARGUMENT', `${name} takes ${bytes} bytes; it must take ${min} to ${max}.`)
+  }
+}
+
+/** Options of the record at `at`, which must have passed `checkRecords`. */
+export function readRecordOptions(bytes: Uint8Array, at: number): RecordOptions {
+  const flags = bytes[at + 4]!
+  const end = at + RECORD_HEADER_BYTES + readU16(bytes, at + 6)
+  const options: { -readonly [Name in keyof RecordOptions]: RecordOptions[Name] } = {
+    priority: bytes[at + 5]! & 31,
+  }
+  let next = at + RECORD_HEADER_BYTES
+  if (flags & RECORD_FLAG.delay) {
+    options.delayMs = readU48(bytes, next)
+    next += 6
+  }
+  if (flags & RECORD_FLAG.at) {
+    options.atMs = readU48(bytes, next)
+    next += 6
+  }
+  if (flags & RECORD_FLAG.ttl) {
+    options.ttlMs = readU48(bytes, next)
+    next += 6
+  }
+  if (flags & RECORD_FLAG.key) {
+    options.key = readText(bytes, next + 1, next + 1 + bytes[next]!)
+    next += 1 + bytes[next]!
+  }
+  if (flags & RECORD_FLAG.id) {
+    options.id = readText(bytes, next + 1, next + 1 + bytes[next]!)
+    next += 1 + bytes[next]!
+  }
+  if (flags & RECORD_FLAG.headers) {
+    const headers: Record<string, string> = Object.create(null) as Record<string, string>
+    while (next < end) {
+      const name = readText(bytes, next + 1, next + 1 + bytes[next]!)
+      next += 1 + bytes[next]!
+      const length = readU16(bytes, next)
+      headers[name] = readText(bytes, next + 2, next + 2 + length)
+      next += 2 + length
+    }
+    options.headers = headers
+  }
+  return options
+}
+
+/** What `checkRecords` found wrong first, and in which record. */
+export interface RecordFault {
+  readonly index: number
+  readonly code: 'BATCH_MALFORMED' | 'MESSAGE_TOO_LARGE'
+  readonly message: string
+}
+
+/**
+ * Walks the records in `bytes[start, end)` and checks every length in them against what encloses it. No count is
+ * trusted: there must be exactly `count` records, and they must fill the range.
+ * `flagsSeen` gathers the union of the records' flags, with bit 6 set when any has a priority, so that the caller
+ * can tell at once whether a batch is plain.
+ */
+export function checkRecords(
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+  count: number,
+  messageBytesMax: number,
+): RecordFault | number {
+  let at = start
+  let flagsSeen = 0
+  for (let index = 0; index < count; index++) {
+    if (end - at < RECORD_HEADER_BYTES)
+      return malformed(index, `record header is cut off at byte ${at - start}`)
+    const size = readU32(bytes, at)
+    if (size < RECORD_HEADER_BYTES || size > end - at) {
+      return malformed(index, `record size ${size} does not fit the ${end - at} bytes that are left`)
+    }
+    if (size - RECORD_HEADER_BYTES > messageBytesMax) {
+      return {
+        index,
+        code: 'MESSAGE_TOO_LARGE',
+        message: `Message ${index} has ${size - RECORD_HEADER_BYTES} bytes; at most ${messageBytesMax} are accepted.`,
+      }
+    }
+    const flags = bytes[at + 4]!
+    if (bytes[at + 5]! & 31) flagsSeen |= ANY_PRIORITY
+    if (bytes[at + 5]! >> 5 > CONTENT_TYPE.msgpack) return malformed(index, 'content type is unknown')
+    const optionsEnd = readU16(bytes, at + 6)
+    if (flags !== 0 || optionsEnd !== 0) {
+      const fault = checkOptions(bytes, at, flags, optionsEnd, size)
+      if (fault !== undefined) return malformed(index, fault)
+      flagsSeen |= flags
+    }
+    at += size
+  }
+  if (at !== end) return malformed(count, `${end - at} bytes follow the last record`)
+  return flagsSeen
+}
+
+/** Bit of `checkRecords`' result: some record has a priority other than 0. */
+export const ANY_PRIORITY = 64
+
+function malformed(index: number, what: string): RecordFault {
+  return { index, code: 'BATCH_MALFORMED', message: `Record ${index} of the batch: ${what}.` }
+}
+
+function checkOptions(
+  bytes: Uint8Array,
+  at: number,
+  flags: number,
+  length: number,
+  size: number,
+): string | undefined {
+  if (flags & ~KNOWN_FLAGS) return `flags ${flags} are unknown`
+  if (length > size - RECORD_HEADER_BYTES) return `options of ${length} bytes exceed its size of ${size}`
+  let next = at + RECORD_HEADER_BYTES
+  const end = next + length
+  if (flags & RECORD_FLAG.delay && flags & RECORD_FLAG.at) return 'delay and at are both set'
+  for (const flag of [RECORD_FLAG.delay, RECORD_FLAG.at, RECORD_FLAG.ttl]) if (flags & flag) next += 6
+  if (next > end) return 'times are cut off'
+  for (const flag of [RECORD_FLAG.key, RECORD_FLAG.id]) {
+    if (!(flags & flag)) continue
+    if (next >= end) return 'key or id is cut off'
+    if (bytes[next] === 0) return 'key or id is empty'
+    next += 1 + bytes[next]!
+    if (next > end) return 'key or id is cut off'
+  }
+  if (flags & RECORD_FLAG.headers) {
+    if (end - next > LIMITS.headersBytesMax)
+      return `headers of ${end - next} bytes exceed ${LIMITS.headersBytesMax}`
+    for (let headers = 0; next < end; headers++) {
+      if (headers === LIMITS.headersMax) return `more than ${LIMITS.headersMax} headers`
+      if (bytes[next] === 0) return 'a header has no name'
+      next += 1 + bytes[next]!
+      if (next + 2 > end) return 'a header is cut off'
+      next += 2 + readU16(bytes, next)
+      if (next > end) return 'a header is cut off'
+    }
+  }
+  return next === end ? undefined : 'options are longer than the flags say'
+}
