@@ -19,13 +19,15 @@ export type Plain =
   | { readonly [name: string]: Plain }
 
 const packr = new Packr({ useRecords: false, variableMapSize: true })
-const unpackr = new Unpackr({
+// 'auto' (a number where it is exact, else a bigint) is missing from the types of msgpackr 2.1.
+const decoding: object = {
   useRecords: false,
   mapsAsObjects: false,
   structuredClone: false,
   copyBuffers: true,
   int64AsType: 'auto',
-} as ConstructorParameters<typeof Unpackr>[0])
+}
+const unpackr = new Unpackr(decoding)
 
 export function encodeControl(body: { readonly [name: string]: unknown }): Uint8Array {
   const bytes = packr.pack(body)
