@@ -1,1 +1,34 @@
-export {}
+/** The client of the Sluice message broker: connect, publish, consume. */
+export { connect } from './client.js'
+export type {
+  Connected,
+  Disconnected,
+  Notice,
+  Reconnecting,
+  Sluice,
+  SluiceEvents,
+} from './client.js'
+export { parseDuration } from './duration.js'
+export type { Duration } from './duration.js'
+export { DeadLetter, Retry } from './message.js'
+export type { HandlerContext, Message, RetryOptions } from './message.js'
+export { queue } from './options.js'
+export type {
+  BatchMessage,
+  CallOptions,
+  ConnectOptions,
+  ConsumeOptions,
+  MessageOptions,
+  MessagesOptions,
+  PublishOptions,
+  PullOptions,
+  Queue,
+  QueueDeclaration,
+  QueueRef,
+} from './options.js'
+export type { Receipt } from './producer.js'
+export type { EnsureOptions, QueueInfo, QueueOptions, Queues } from './queues.js'
+export type { HandlerFailure } from './subscription.js'
+export type { Handler, Worker } from './worker.js'
+export { SluiceError } from '@sluice/protocol'
+export type { ErrorCode, ErrorScope } from '@sluice/protocol'

@@ -56,7 +56,7 @@ export function sealBatch(bytes: Uint8Array, at: number, end: number, stamp: Bat
   writeU32(bytes, at + 44, crc32(bytes.subarray(at + BATCH_HEADER_BYTES, end)))
 }
 
-/** Stamps what only the broker knows onto a batch that came from a producer. */
+/** Stamps what only the broker knows onto a batch that came from a producer; reserved bytes become 0. */
 export function stampBatch(
   bytes: Uint8Array,
   at: number,
@@ -68,6 +68,7 @@ export function stampBatch(
   writeU32(bytes, at + 8, queueId)
   writeU64(bytes, at + 16, baseOffset)
   writeU48(bytes, at + 32, timeMs)
+  writeU16(bytes, at + 38, 0)
   writeU32(bytes, at + 40, producerId)
 }
 

@@ -11,9 +11,11 @@
  * SETTLE_OK: u32 subscription id · ranges that were stale.
  * DRAINED: u32 subscription id · u64 deliveries of this subscription so far.
  *
- * Tags and counts of tags wrap at 2^32: the range (first, count) means first, first + 1, … modulo 2^32.
+ * Tags wrap at 2^32: the range (first, count) means first, first + 1, … modulo 2^32. All ranges of one frame together
+ * name at most as many tags as the largest credit has.
  */
 import {
+  clipText,
   readText,
   readU16,
   readU32,
@@ -145,20 +147,24 @@ export interface SettleItem extends TagRange {
 
 export const SETTLE_ITEM_BYTES = 20
 
+/** A reason that is too long is cut to LIMITS.reasonBytesMax. */
 export function encodeSettle(subscriptionId: number, items: readonly SettleItem[]): Uint8Array {
+  const reasons = items.map(({ reason }) =>
+    reason === undefined ? undefined : clipText(reason, LIMITS.reasonBytesMax),
+  )
   let size = 4
-  for (const item of items)
-    size += SETTLE_ITEM_BYTES + (item.reason === undefined ? 0 : textBytes(item.reason))
+  for (const reason of reasons) size += SETTLE_ITEM_BYTES + (reason === undefined ? 0 : textBytes(reason))
   const bytes = new Uint8Array(size)
   writeU32(bytes, 0, subscriptionId)
   let at = 4
-  for (const item of items) {
+  for (const [index, item] of items.entries()) {
     writeU32(bytes, at, item.firstTag)
     writeU32(bytes, at + 4, item.count)
     bytes[at + 8] = item.outcome
     bytes[at + 9] = item.delayMs === undefined ? 0 : 1
     writeU48(bytes, at + 12, item.delayMs ?? 0)
-    const reasonBytes = item.reason === undefined ? 0 : writeText(bytes, at + SETTLE_ITEM_BYTES, item.reason)
+    const reason = reasons[index]
+    const reasonBytes = reason === undefined ? 0 : writeText(bytes, at + SETTLE_ITEM_BYTES, reason)
     writeU16(bytes, at + 10, reasonBytes)
     at += SETTLE_ITEM_BYTES + reasonBytes
   }
@@ -177,6 +183,7 @@ export function decodeSettle(
 ): { subscriptionId: number; items: SettleItem[] } {
   need('SETTLE', end - start, 4)
   const items: SettleItem[] = []
+  let tags = 0
   let at = start + 4
   while (at < end) {
     if (items.length === LIMITS.rangesMax) throw tooManyRanges('SETTLE')
@@ -189,7 +196,8 @@ export function decodeSettle(
     if (outcome < OUTCOME.ack || outcome > OUTCOME.deadLetter)
       throw new SluiceError('MALFORMED_FRAME', `SETTLE has unknown outcome ${outcome}.`)
     if (flags > 1) throw new SluiceError('MALFORMED_FRAME', `SETTLE has unknown flags ${flags}.`)
-    checkRange('SETTLE', count)
+    tags += count
+    checkRange('SETTLE', count, tags)
     if (reasonBytes > LIMITS.reasonBytesMax) {
       throw new SluiceError(
         'INVALID_ARGUMENT',
@@ -241,20 +249,29 @@ export function decodeRanges(
     throw new SluiceError('MALFORMED_FRAME', `${frame} has ${end - start} bytes; its ranges take 8 each.`)
   if ((end - start - 4) / 8 > LIMITS.rangesMax) throw tooManyRanges(frame)
   const ranges: TagRange[] = []
+  let tags = 0
   for (let at = start + 4; at < end; at += 8) {
     const count = readU32(bytes, at + 4)
-    checkRange(frame, count)
+    tags += count
+    checkRange(frame, count, tags)
     ranges.push({ firstTag: readU32(bytes, at), count })
   }
   return { subscriptionId: readU32(bytes, start), ranges }
 }
 
-// A range is walked tag by tag, so its count is bounded by the largest credit before anything is done with it.
-function checkRange(frame: string, count: number): void {
+// Ranges are walked tag by tag, so their counts, also taken together, are bounded by the largest credit before
+// anything is done with them.
+function checkRange(frame: string, count: number, tags: number): void {
   if (count === 0 || count > LIMITS.creditMessagesMax) {
     throw new SluiceError(
       'MALFORMED_FRAME',
       `${frame} has a range of ${count} tags; it must have 1 to ${LIMITS.creditMessagesMax}.`,
+    )
+  }
+  if (tags > LIMITS.creditMessagesMax) {
+    throw new SluiceError(
+      'MALFORMED_FRAME',
+      `${frame} names ${tags} tags; at most ${LIMITS.creditMessagesMax} are read.`,
     )
   }
 }

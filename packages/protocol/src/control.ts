@@ -1,6 +1,7 @@
 /**
  * Control frames: msgpack maps of at most 64 KiB, decoded only after authentication and then checked for shape.
- * The decoder is set so that nothing but plain data comes out: no records, no extensions, maps as Map.
+ * The bytes are walked once before msgpackr sees them, because its extensions reach further than plain data: one of
+ * them makes a hundred megabytes of text out of one frame.
  */
 import { Packr, Unpackr } from 'msgpackr/index-no-eval'
 import { SluiceError } from './errors.js'
@@ -18,7 +19,9 @@ export type Plain =
   | readonly Plain[]
   | { readonly [name: string]: Plain }
 
-const packr = new Packr({ useRecords: false, variableMapSize: true })
+// `skipValues` is missing from the types of msgpackr 2.1.
+const packing: object = { useRecords: false, variableMapSize: true, skipValues: [undefined] }
+const packr = new Packr(packing)
 // 'auto' (a number where it is exact, else a bigint) is missing from the types of msgpackr 2.1.
 const decoding: object = {
   useRecords: false,
@@ -29,6 +32,10 @@ const decoding: object = {
 }
 const unpackr = new Unpackr(decoding)
 
+/**
+ * Fields that are undefined are left out.
+ * @throws SluiceError INVALID_ARGUMENT
+ */
 export function encodeControl(body: { readonly [name: string]: unknown }): Uint8Array {
   const bytes = packr.pack(body)
   if (bytes.length > LIMITS.controlBytesMax) {
@@ -55,40 +62,113 @@ export function decodeControl(
       `A control frame has ${end - start} bytes; at most ${LIMITS.controlBytesMax} are accepted.`,
     )
   }
+  if (!isPlainMsgpack(bytes, start, end)) throw notPlain()
   let value: unknown
   try {
-    value = plainFrom(unpackr.unpack(bytes.subarray(start, end)), 0)
+    value = objectsFrom(unpackr.unpack(bytes.subarray(start, end)))
   } catch (error) {
     // The decoder's own message may quote hostile bytes; it goes no further than `cause`.
-    throw new SluiceError('MALFORMED_FRAME', 'A control frame is not one msgpack map of plain data.', {
-      cause: error,
-    })
+    throw notPlain(error)
   }
   if (typeof value !== 'object' || value === null || Array.isArray(value) || value instanceof Uint8Array) {
-    throw new SluiceError('MALFORMED_FRAME', 'A control frame is not one msgpack map of plain data.')
+    throw notPlain()
   }
   return value as { readonly [name: string]: unknown }
 }
 
-const DEPTH_MAX = 64
-
-/** Turns decoded Maps into objects without a prototype; refuses all that is not plain data. */
-function plainFrom(value: unknown, depth: number): unknown {
-  if (depth > DEPTH_MAX) throw new Error(`nested deeper than ${DEPTH_MAX}`)
-  if (value === null || typeof value !== 'object') {
-    if (typeof value === 'function' || typeof value === 'symbol' || value === undefined)
-      throw new Error('not plain data')
-    return value
-  }
-  if (Array.isArray(value)) return value.map((item) => plainFrom(item, depth + 1))
-  if (value instanceof Uint8Array || value instanceof Date) return value
-  if (value instanceof Map) {
-    const object: Record<string, unknown> = Object.create(null) as Record<string, unknown>
-    for (const [name, item] of value) {
-      if (typeof name !== 'string' && typeof name !== 'number') throw new Error('a map key is not text')
-      object[name] = plainFrom(item, depth + 1)
-    }
-    return object
-  }
-  throw new Error('not plain data')
+function notPlain(cause?: unknown): SluiceError {
+  return new SluiceError('MALFORMED_FRAME', 'A control frame is not one msgpack map of plain data.', {
+    cause,
+  })
 }
+
+/** Turns decoded Maps into objects without a prototype, where `__proto__` is a name as any other. */
+function objectsFrom(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(objectsFrom)
+  if (!(value instanceof Map)) return value
+  const object: Record<string, unknown> = Object.create(null) as Record<string, unknown>
+  for (const [name, item] of value as Map<string, unknown>) object[name] = objectsFrom(item)
+  return object
+}
+
+/**
+ * Whether `bytes[start, end)` is exactly one msgpack value of plain data: nil, booleans, numbers, text, bytes, lists,
+ * and maps with text keys, nested at most LIMITS.controlDepthMax deep. No extension is plain data, except a
+ * timestamp where `timestamps` allows it. Takes time in proportion to the bytes, whatever they announce.
+ */
+export function isPlainMsgpack(bytes: Uint8Array, start: number, end: number, timestamps = false): boolean {
+  // Values still to come in each map or list that is open; a map counts keys and values, keys being due when it is even.
+  const left = [1]
+  const inMap = [false]
+  let at = start
+  while (left.length > 0) {
+    const level = left.length - 1
+    const due = left[level]!
+    if (due === 0) {
+      left.pop()
+      inMap.pop()
+      continue
+    }
+    left[level] = due - 1
+    if (at >= end) return false
+    const token = bytes[at]!
+    if (inMap[level] && due % 2 === 0 && !isText(token)) return false
+    at++
+    let items = -1
+    if (token < 0x80 || token >= 0xe0) continue
+    if (token < 0x90) items = (token & 15) * 2
+    else if (token < 0xa0) items = token & 15
+    else if (token < 0xc0) at += token & 31
+    else {
+      const size = SIZES[token - 0xc0]!
+      if (size < 0) {
+        const bytesOfType = TIMESTAMP_BYTES.get(token)
+        if (!timestamps || bytesOfType === undefined) return false
+        const typeAt = token === EXT_8 ? at + 1 : at
+        if (typeAt >= end || bytes[typeAt] !== TIMESTAMP) return false
+        if (token === EXT_8 && bytes[at] !== 12) return false
+        at += bytesOfType
+      } else if (token < 0xc4 || (token >= 0xca && token < 0xd4)) {
+        at += size
+      } else {
+        if (end - at < size) return false
+        const length = readLength(bytes, at, size)
+        at += size
+        if (token >= 0xde) items = length * 2
+        else if (token >= 0xdc) items = length
+        else at += length
+      }
+    }
+    if (at > end) return false
+    if (items >= 0) {
+      // Each item takes a byte at least, so a count that cannot be there is refused before anything is made for it.
+      if (items > end - at || left.length > LIMITS.controlDepthMax) return false
+      left.push(items)
+      inMap.push(token < 0x90 || token >= 0xde)
+    }
+  }
+  return at === end
+}
+
+function isText(token: number): boolean {
+  return (token >= 0xa0 && token < 0xc0) || (token >= 0xd9 && token <= 0xdb)
+}
+
+function readLength(bytes: Uint8Array, at: number, size: number): number {
+  let length = 0
+  for (let i = 0; i < size; i++) length = length * 256 + bytes[at + i]!
+  return length
+}
+
+// For the tokens from 0xc0 to 0xdf: bytes of the value, or of the length before it; -1: an extension, or never used.
+const SIZES = [
+  0, -1, 0, 0, 1, 2, 4, -1, -1, -1, 4, 8, 1, 2, 4, 8, 1, 2, 4, 8, -1, -1, -1, -1, -1, 1, 2, 4, 2, 4, 2, 4,
+]
+const EXT_8 = 0xc7
+const TIMESTAMP = 0xff
+// Bytes after the token of each form of a timestamp: fixext 4, fixext 8, ext 8 of 12 bytes.
+const TIMESTAMP_BYTES: ReadonlyMap<number, number> = new Map([
+  [0xd6, 1 + 4],
+  [0xd7, 1 + 8],
+  [EXT_8, 2 + 12],
+])

@@ -292,6 +292,14 @@ export interface SluiceErrorOptions {
   readonly retryable?: boolean
 }
 
+/** A value of any kind as it stands in an error's sentence: short, and never failing as `String` does on some objects. */
+export function shown(value: unknown): string {
+  if (typeof value === 'string') return JSON.stringify(value.slice(0, 40))
+  if (typeof value === 'function') return 'a function'
+  if (typeof value !== 'object' || value === null) return String(value).slice(0, 40)
+  return Array.isArray(value) ? 'a list' : ArrayBuffer.isView(value) ? 'bytes' : 'an object'
+}
+
 /**
  * Every error that the broker or a client raises on purpose.
  * `message` is one sentence that names the value and the limit.

@@ -14,6 +14,8 @@ export const FRAME_HEADER_BYTES = 12
 export const PREFACE_BYTES = 8
 export const PROTOCOL_MAJOR = 1
 export const PROTOCOL_MINOR = 0
+/** Version of what follows the preface, as HELLO negotiates it. */
+export const PROTOCOL_VERSION = 1
 const MAGIC = [0x53, 0x4c, 0x43, 0x45] as const
 
 /**
@@ -85,6 +87,11 @@ export class FrameDecoder {
     return this.#held.length
   }
 
+  /** The stream began with our magic, whatever came after it. */
+  get isOurs(): boolean {
+    return !this.#inPreface || (this.#have >= MAGIC.length && MAGIC.every((byte, i) => this.#held[i] === byte))
+  }
+
   /** No further frame is handed out, also not from the chunk that is being pushed. */
   stop(): void {
     this.#stopped = true
@@ -93,17 +100,23 @@ export class FrameDecoder {
   }
 
   /**
-   * Takes the next bytes of the stream and hands each whole frame to the sink, in order.
+   * Takes the next bytes of the stream and hands each whole frame to the sink, in order. After an error, the sink's
+   * own included, it is stopped: where the next frame would begin is no longer known.
    * @throws SluiceError PROTOCOL_VERSION (not this protocol, or another major version), FRAME_TOO_LARGE
    */
   push(chunk: Uint8Array): void {
-    let at = 0
-    while (!this.#stopped && at < chunk.length) {
-      if (this.#have === 0 && !this.#inPreface) {
-        at = this.#frames(chunk, at)
-        if (this.#stopped || at === chunk.length) return
+    try {
+      let at = 0
+      while (!this.#stopped && at < chunk.length) {
+        if (this.#have === 0 && !this.#inPreface) {
+          at = this.#frames(chunk, at)
+          if (this.#stopped || at === chunk.length) return
+        }
+        at = this.#hold(chunk, at)
       }
-      at = this.#hold(chunk, at)
+    } catch (error) {
+      this.stop()
+      throw error
     }
   }
 

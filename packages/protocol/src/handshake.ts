@@ -64,7 +64,8 @@ export interface Auth {
 const HELLO_BYTES = 2 + 2 + 4 + 4 + 4 + PRODUCER_IDENTITY_BYTES + 8 + 4 + 1
 
 export function encodeHello(hello: Hello): Uint8Array {
-  const bytes = new Uint8Array(HELLO_BYTES + textBytes(hello.name))
+  const name = clipText(hello.name, LIMITS.clientNameBytesMax)
+  const bytes = new Uint8Array(HELLO_BYTES + textBytes(name))
   writeU16(bytes, 0, hello.versionMin)
   writeU16(bytes, 2, hello.versionMax)
   writeU32(bytes, 4, hello.features)
@@ -73,7 +74,7 @@ export function encodeHello(hello: Hello): Uint8Array {
   bytes.set(hello.producer, 16)
   writeU64(bytes, 32, hello.acceptedNumber)
   writeU32(bytes, 40, hello.inFlightBatches)
-  bytes[44] = writeText(bytes, HELLO_BYTES, hello.name)
+  bytes[44] = writeText(bytes, HELLO_BYTES, name)
   return bytes
 }
 
@@ -82,6 +83,13 @@ export function decodeHello(bytes: Uint8Array, start: number, end: number): Hell
   need('HELLO', end - start, HELLO_BYTES)
   const nameEnd = HELLO_BYTES + bytes[start + 44]!
   need('HELLO', end - start, nameEnd)
+  const acceptedNumber = readU64(bytes, start + 32)
+  if (!Number.isSafeInteger(acceptedNumber)) {
+    throw new SluiceError(
+      'MALFORMED_FRAME',
+      `HELLO has an accepted number of ${acceptedNumber}; it must be below 2^53.`,
+    )
+  }
   return {
     versionMin: readU16(bytes, start),
     versionMax: readU16(bytes, start + 2),
@@ -89,7 +97,7 @@ export function decodeHello(bytes: Uint8Array, start: number, end: number): Hell
     frameBytesMax: readU32(bytes, start + 8),
     heartbeatMs: readU32(bytes, start + 12),
     producer: bytes.slice(start + 16, start + 32),
-    acceptedNumber: readU64(bytes, start + 32),
+    acceptedNumber,
     inFlightBatches: readU32(bytes, start + 40),
     name: readText(bytes, start + HELLO_BYTES, start + nameEnd),
   }
@@ -135,9 +143,24 @@ export function decodeHelloOk(bytes: Uint8Array, start: number, end: number): He
   }
 }
 
-/** Layout: u8 mechanism · u8 identity length · identity · u16 secret length · secret. */
+/**
+ * Layout: u8 mechanism · u8 identity length · identity · u16 secret length · secret.
+ * @throws SluiceError INVALID_ARGUMENT
+ */
 export function encodeAuth(auth: Auth): Uint8Array {
   const identityBytes = textBytes(auth.identity)
+  if (identityBytes > 255) {
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `The identity takes ${identityBytes} bytes; it must take at most 255.`,
+    )
+  }
+  if (auth.secret.length > LIMITS.credentialBytesMax) {
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `The secret takes ${auth.secret.length} bytes; it must take at most ${LIMITS.credentialBytesMax}.`,
+    )
+  }
   const bytes = new Uint8Array(4 + identityBytes + auth.secret.length)
   bytes[0] = auth.mechanism
   bytes[1] = identityBytes

@@ -15,6 +15,8 @@ export const LIMITS = {
   frameBytesMax: 16 * MIB,
   /** Largest msgpack body of a control frame. */
   controlBytesMax: 64 * KIB,
+  /** Deepest nesting of maps and lists in msgpack, the outermost one counted. */
+  controlDepthMax: 64,
   /** Largest message: payload and options, without the record's own 8 bytes. */
   messageBytesDefault: 1 * MIB,
   messageBytesMax: 15 * MIB,

@@ -5,7 +5,7 @@
  * DELETE { name } → { messages }. PURGE { name } → { messages }. SUBSCRIBE { queue, messages, bytes, limit? } →
  * SUBSCRIBE_OK. UNSUBSCRIBE → RESULT { }. Unknown fields are refused by name.
  */
-import { SluiceError } from './errors.js'
+import { SluiceError, shown } from './errors.js'
 import { LIMITS } from './limits.js'
 import { queueName, type QueueName } from './names.js'
 
@@ -69,7 +69,7 @@ export const QUEUE_OPTION_DEFAULTS: QueueOptions = {
  */
 export function queueOptions(named: unknown): Partial<QueueOptions> {
   if (named === undefined) return {}
-  if (typeof named !== 'object' || named === null || Array.isArray(named)) {
+  if (typeof named !== 'object' || named === null || Array.isArray(named) || ArrayBuffer.isView(named)) {
     throw new SluiceError('INVALID_ARGUMENT', '`options` must be a map of option names to values.')
   }
   const options: Partial<Record<keyof QueueOptions, number>> = {}
@@ -90,7 +90,7 @@ export function queueOptions(named: unknown): Partial<QueueOptions> {
     if (typeof value !== 'number' || !Number.isInteger(value) || value < option.min || value > option.max) {
       throw new SluiceError(
         'INVALID_ARGUMENT',
-        `The queue option \`${name}\` is ${String(value).slice(0, 40)}; it must be a whole number from ${option.min} to ${option.max}.`,
+        `The queue option \`${name}\` is ${shown(value)}; it must be a whole number from ${option.min} to ${option.max}.`,
       )
     }
     options[name as keyof QueueOptions] = value
@@ -192,7 +192,7 @@ function whole(name: string, value: unknown, max: number): number {
   if (typeof value !== 'number' || !Number.isInteger(value) || value < 0 || value > max) {
     throw new SluiceError(
       'INVALID_ARGUMENT',
-      `\`${name}\` is ${String(value).slice(0, 40)}; it must be a whole number from 0 to ${max}.`,
+      `\`${name}\` is ${shown(value)}; it must be a whole number from 0 to ${max}.`,
     )
   }
   return value

@@ -17,7 +17,7 @@ import {
   writeU32,
   writeU48,
 } from './bytes.js'
-import { SluiceError } from './errors.js'
+import { SluiceError, shown } from './errors.js'
 import { LIMITS } from './limits.js'
 
 export const RECORD_HEADER_BYTES = 8
@@ -58,7 +58,7 @@ function optionsBytes(options: RecordOptions): number {
 
 function headersBytes(headers: Readonly<Record<string, string>>): number {
   let bytes = 0
-  for (const name in headers) bytes += 3 + textBytes(name) + textBytes(headers[name]!)
+  for (const name of Object.keys(headers)) bytes += 3 + textBytes(name) + textBytes(headers[name]!)
   return bytes
 }
 
@@ -101,7 +101,7 @@ export function writeRecordHead(
     }
     if (options.headers !== undefined) {
       flags |= RECORD_FLAG.headers
-      for (const name in options.headers) {
+      for (const name of Object.keys(options.headers)) {
         next = writeShortText(bytes, next, name)
         const length = writeText(bytes, next + 2, options.headers[name]!)
         writeU16(bytes, next, length)
@@ -165,7 +165,7 @@ function checkInteger(name: string, value: unknown, min: number, max: number, un
   if (typeof value !== 'number' || !Number.isInteger(value) || value < min || value > max) {
     throw new SluiceError(
       'INVALID_ARGUMENT',
-      `\`${name}\` is ${String(value)}${unit}; it must be a whole number from ${min} to ${max}${unit}.`,
+      `\`${name}\` is ${shown(value)}${unit}; it must be a whole number from ${min} to ${max}${unit}.`,
     )
   }
 }

@@ -1,0 +1,155 @@
+/**
+ * Bodies: bytes stay bytes, text stays text, anything else is msgpack of plain data. What msgpack cannot say is
+ * refused with its path, never bent into something near it: what a consumer reads equals what was published.
+ */
+import { CONTENT_TYPE, readText, SluiceError } from '@sluice/protocol'
+import { Packr, RESET_BUFFER_MODE, Unpackr } from 'msgpackr/index-no-eval'
+import { quoted } from './duration.js'
+
+/** Deepest nesting of a body, on both sides. */
+export const BODY_DEPTH_MAX = 64
+
+const packr = new Packr({ useRecords: false, variableMapSize: true, useToJSON: false } as object)
+
+// A broker may be hostile or hold what another program published: no records, no pointers, no sharing of its buffer.
+const decoding: object = {
+  useRecords: false,
+  mapsAsObjects: false,
+  structuredClone: false,
+  copyBuffers: true,
+  // Numbers travel as 32-bit integers or floats, so that a 64-bit integer is always what was a bigint.
+  int64AsType: 'bigint',
+}
+const unpackr = new Unpackr(decoding)
+
+/**
+ * Packs plain data. The result is overwritten by the next call: copy it.
+ * @throws SluiceError INVALID_BODY naming the path of what is not plain data
+ */
+export function packBody(body: unknown): Uint8Array {
+  const fault = plainFault(body, 0)
+  if (fault !== undefined) {
+    throw new SluiceError(
+      'INVALID_BODY',
+      `body${fault}; a body is bytes, text, or plain data of null, booleans, numbers, bigints, text, dates, bytes, arrays and objects.`,
+    )
+  }
+  try {
+    return packr.pack(body, RESET_BUFFER_MODE)
+  } catch (error) {
+    throw new SluiceError('INVALID_BODY', 'The body cannot be encoded.', { cause: error })
+  }
+}
+
+/** @throws SluiceError INVALID_BODY when the text has half a surrogate pair, which UTF-8 cannot hold */
+export function checkText(body: string): void {
+  if (!isWellFormed(body)) {
+    throw new SluiceError('INVALID_BODY', 'body is text with half a surrogate pair; send it as bytes.')
+  }
+}
+
+/**
+ * The payload in `bytes[start, end)` as the value that was published.
+ * @throws SluiceError INVALID_BODY
+ */
+export function decodeBody(contentType: number, bytes: Uint8Array, start: number, end: number): unknown {
+  if (contentType === CONTENT_TYPE.text) return readText(bytes, start, end)
+  if (contentType === CONTENT_TYPE.bytes) return ownBytes(bytes, start, end)
+  try {
+    return plainFrom(unpackr.unpack(bytes.subarray(start, end)), 0)
+  } catch (error) {
+    // The decoder's own words may quote hostile bytes: they go no further than `cause`.
+    throw new SluiceError('INVALID_BODY', 'The body is not one msgpack value of plain data.', { cause: error })
+  }
+}
+
+// A small part of a large buffer is copied, because whoever keeps it would keep all of the buffer alive.
+function ownBytes(bytes: Uint8Array, start: number, end: number): Uint8Array {
+  return (end - start) * 4 >= bytes.buffer.byteLength ? bytes.subarray(start, end) : bytes.slice(start, end)
+}
+
+// Not in the library types of ES2023; every supported Node has it.
+const wellFormed = (String.prototype as { isWellFormed?: () => boolean }).isWellFormed!
+function isWellFormed(text: string): boolean {
+  return wellFormed.call(text)
+}
+
+/** What is wrong with a value and where, or undefined. The path is put together only on the way back from a fault. */
+function plainFault(value: unknown, depth: number): string | undefined {
+  switch (typeof value) {
+    case 'string':
+      return isWellFormed(value) ? undefined : ' is text with half a surrogate pair'
+    case 'number':
+    case 'boolean':
+      return undefined
+    case 'bigint':
+      return value >= -(2n ** 63n) && value < 2n ** 64n ? undefined : ' is a bigint of more than 64 bits'
+    case 'object':
+      break
+    default:
+      return ` is ${value === undefined ? 'undefined' : `a ${typeof value}`}`
+  }
+  if (value === null) return undefined
+  if (depth === BODY_DEPTH_MAX) return ` is nested deeper than ${BODY_DEPTH_MAX}`
+  if (Array.isArray(value)) {
+    for (let index = 0; index < value.length; index++) {
+      const fault = plainFault(value[index], depth + 1)
+      if (fault !== undefined) return `[${index}]${fault}`
+    }
+    return undefined
+  }
+  const prototype: unknown = Object.getPrototypeOf(value)
+  if (prototype !== Object.prototype && prototype !== null) return instanceFault(value)
+  for (const name of Object.keys(value)) {
+    const fault = plainFault((value as Record<string, unknown>)[name], depth + 1)
+    if (fault !== undefined) return `${step(name)}${fault}`
+    if (!isWellFormed(name)) return `${step(name)} has half a surrogate pair in its name`
+  }
+  if (Object.getOwnPropertySymbols(value).length > 0) return ' has a symbol as the name of a property'
+  return undefined
+}
+
+function instanceFault(value: object): string | undefined {
+  if (value instanceof Date) return Number.isNaN(value.getTime()) ? ' is an invalid date' : undefined
+  if (value instanceof Uint8Array) return undefined
+  const name: unknown = (value.constructor as { name?: unknown } | undefined)?.name
+  return ` is ${typeof name === 'string' && name !== '' ? `a ${name}` : 'a class instance'}`
+}
+
+function step(name: string): string {
+  return /^[A-Za-z_$][\w$]*$/.test(name) ? `.${name}` : `[${quoted(name)}]`
+}
+
+/** Turns decoded Maps into objects, in place where that is possible, and refuses what is not plain data. */
+function plainFrom(value: unknown, depth: number): unknown {
+  if (typeof value !== 'object' || value === null) {
+    if (value === undefined || typeof value === 'function' || typeof value === 'symbol')
+      throw new Error('not plain data')
+    return value
+  }
+  if (depth === BODY_DEPTH_MAX) throw new Error(`nested deeper than ${BODY_DEPTH_MAX}`)
+  if (value instanceof Map) {
+    const object: Record<string, unknown> = {}
+    for (const [name, item] of value as Map<unknown, unknown>) {
+      if (typeof name !== 'string' && typeof name !== 'number') throw new Error('a map key is not text')
+      const plain = plainFrom(item, depth + 1)
+      if (name === '__proto__') {
+        // As data, never as the prototype.
+        Object.defineProperty(object, name, {
+          value: plain,
+          enumerable: true,
+          configurable: true,
+          writable: true,
+        })
+      } else object[name] = plain
+    }
+    return object
+  }
+  if (Array.isArray(value)) {
+    for (let index = 0; index < value.length; index++) value[index] = plainFrom(value[index], depth + 1)
+    return value
+  }
+  if (value instanceof Uint8Array) return value
+  if (value instanceof Date && !Number.isNaN(value.getTime())) return value
+  throw new Error('not plain data')
+}

@@ -1,0 +1,638 @@
+/**
+ * The client: dials, keeps one connection to the broker and dials again when it is lost; hands each new connection to
+ * the producer first, so that what is unanswered goes before what is new, then to the consumers.
+ */
+import {
+  decodeControl,
+  encodeControl,
+  LIMITS,
+  OP,
+  SluiceError,
+  type ErrorCode,
+  type HelloOk,
+} from '@sluice/protocol'
+import { Connection } from './connection.js'
+import { Deadlines } from './deadlines.js'
+import { parseDuration, type Duration } from './duration.js'
+import { Events } from './events.js'
+import type { Message } from './message.js'
+import {
+  batchRecordOptions,
+  connectSettings,
+  consumeIntake,
+  messagesIntake,
+  onlyKnown,
+  pullSettings,
+  queueOf,
+  recordOptions,
+  timeoutOf,
+  type BatchMessage,
+  type CallOptions,
+  type ConnectOptions,
+  type ConsumeOptions,
+  type MessagesOptions,
+  type PublishOptions,
+  type PullOptions,
+  type Queue,
+  type QueueRef,
+  type Settings,
+} from './options.js'
+import { aborted, Producer, type Receipt } from './producer.js'
+import { Puller } from './pull.js'
+import { Queues } from './queues.js'
+import { failuresAfterLoss, reconnectDelayMs } from './reconnect.js'
+import { MessageStream } from './stream.js'
+import type { Consumer, HandlerFailure, Session } from './subscription.js'
+import { dialTcp, type Dial } from './transport.js'
+import { Turn } from './turn.js'
+import { HandlerWorker, type Handler, type Worker } from './worker.js'
+
+/** The connection to the broker was made. */
+export interface Connected {
+  readonly address: string
+  readonly serverVersion: string
+  /** False the first time. */
+  readonly again: boolean
+}
+
+/** The connection was lost; the client dials again. */
+export interface Disconnected {
+  readonly error: SluiceError
+}
+
+/** The client is going to dial again. */
+export interface Reconnecting {
+  /** Attempts that failed in a row. */
+  readonly attempt: number
+  readonly delayMs: number
+  readonly error: SluiceError
+}
+
+/** Something that the broker says by itself. */
+export interface Notice {
+  readonly code: ErrorCode
+  readonly message: string
+}
+
+/** Events of a client and what their listeners get. */
+export interface SluiceEvents {
+  connected: Connected
+  disconnected: Disconnected
+  reconnecting: Reconnecting
+  notice: Notice
+  /** A failure that no call reports, such as the end of a worker. */
+  error: SluiceError
+  /** A handler threw something other than `Retry` and `DeadLetter`; its message is tried again. */
+  handlerError: HandlerFailure
+}
+
+// Dialling again would only be told the same.
+const FATAL: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['AUTH_FAILED', 'PROTOCOL_VERSION'])
+
+interface PendingRequest {
+  readonly deadlineMs: number
+  readonly send: (connection: Connection) => void
+  readonly fail: (error: SluiceError) => void
+}
+
+interface Opening {
+  readonly resolve: () => void
+  readonly reject: (error: SluiceError) => void
+}
+
+/**
+ * A client of one broker. Made by `connect`.
+ *
+ * It keeps one connection, dials again for ever when that is lost, sends unconfirmed publishes again exactly once and
+ * subscribes again. It is closed by `close`, or by a broker that refuses it for good (AUTH_FAILED, PROTOCOL_VERSION).
+ */
+export class Sluice {
+  /** Queues at the broker: ensure, get, list, delete, purge. */
+  readonly queues: Queues
+  readonly #settings: Settings
+  readonly #dial: Dial
+  readonly #events = new Events<SluiceEvents>()
+  readonly #deadlines = new Deadlines()
+  readonly #turn: Turn
+  readonly #producer: Producer
+  readonly #session: Session
+  readonly #consumers = new Set<Consumer>()
+  readonly #workers = new Set<HandlerWorker>()
+  readonly #streams = new Set<MessageStream>()
+  readonly #pullers = new Map<string, Puller>()
+  /** Requests that wait for a connection. */
+  #requests = new Set<PendingRequest>()
+  /** Being dialled, or open. */
+  #connection: Connection | undefined
+  #openedMs = 0
+  #failures = 0
+  #wasOpen = false
+  #reconnectTimer: NodeJS.Timeout | undefined
+  #opening: Opening | undefined
+  #lastError: SluiceError | undefined
+  #closing: Promise<void> | undefined
+  #closed: SluiceError | undefined
+  #lastQueueRef: unknown
+  #lastQueue: Queue | undefined
+
+  /** @internal */
+  constructor(settings: Settings, dial: Dial) {
+    this.#settings = settings
+    this.#dial = dial
+    this.#turn = new Turn(
+      () => this.#producer.flush(this.#connection),
+      () => this.#connection?.flush(),
+    )
+    this.#producer = new Producer(settings, this.#deadlines, () => this.#turn.schedule())
+    this.#deadlines.add((nowMs) => this.#sweep(nowMs))
+    const openConnection = (): Connection | undefined =>
+      this.#connection?.open === true ? this.#connection : undefined
+    this.#session = {
+      turn: this.#turn,
+      deadlines: this.#deadlines,
+      timeoutMs: settings.timeoutMs,
+      get connection() {
+        return openConnection()
+      },
+      report: (error) => this.#events.emit('error', error),
+      handlerFailed: (failure) => this.#events.emit('handlerError', failure),
+    }
+    this.queues = new Queues((opcode, body, repeatable, options) =>
+      this.#request(opcode, body, repeatable, options),
+    )
+  }
+
+  /** Whether there is a connection to the broker now. */
+  get connected(): boolean {
+    return this.#connection?.open === true
+  }
+
+  /**
+   * Calls `listener` for each event of this name; returns a function that ends that. An `error` that nobody listens
+   * for is dropped.
+   */
+  on<Name extends keyof SluiceEvents>(
+    name: Name,
+    listener: (payload: SluiceEvents[Name]) => void,
+  ): () => void {
+    return this.#events.on(name, listener)
+  }
+
+  /** Ends what `on` began. */
+  off<Name extends keyof SluiceEvents>(name: Name, listener: (payload: SluiceEvents[Name]) => void): void {
+    this.#events.off(name, listener)
+  }
+
+  /**
+   * Publishes one message. Resolves when it is durable. Messages published in one turn of the event loop travel
+   * together and stay independent of each other. Beyond `maxInFlight` it waits for its place, in order.
+   *
+   * @param body A `Uint8Array` stays bytes, a string text, anything else must be plain data.
+   * @throws SluiceError INVALID_BODY, INVALID_ARGUMENT, MESSAGE_TOO_LARGE, QUEUE_NOT_FOUND, NOT_SUPPORTED, DISK_LOW;
+   * TIMEOUT and ABORTED, with `outcome: 'unknown'` when it had been sent; CLOSED
+   * @example
+   * const { offset } = await sluice.publish('orders', { total: 12 })
+   */
+  publish<Input>(ref: QueueRef<Input, unknown>, body: NoInfer<Input>, options?: PublishOptions): Promise<Receipt> {
+    try {
+      const { name, schema } = this.#queue(ref)
+      if (schema !== undefined) return this.#publishChecked(name, schema as Schema, body, options)
+      return this.#publish(name, body, options)
+    } catch (error) {
+      return Promise.reject(error as Error)
+    }
+  }
+
+  #publish(name: string, body: unknown, options: PublishOptions | undefined): Promise<Receipt> {
+    const { timeoutMs } = this.#settings
+    if (options === undefined) return this.#producer.publish(name, body, undefined, timeoutMs, undefined)
+    return this.#producer.publish(
+      name,
+      body,
+      recordOptions(options),
+      timeoutOf(options, timeoutMs),
+      options.signal,
+    )
+  }
+
+  async #publishChecked(
+    name: string,
+    schema: Schema,
+    body: unknown,
+    options: PublishOptions | undefined,
+  ): Promise<Receipt> {
+    return this.#publish(name, await conforming(schema, body, 'body'), options)
+  }
+
+  /**
+   * Publishes messages to one queue, all or none of them. Resolves with their receipts, in their order.
+   *
+   * @throws SluiceError BATCH_TOO_LARGE above 1 MiB or 65,535 messages; otherwise as `publish`
+   * @example
+   * await sluice.publishBatch('orders', [{ body: { total: 12 }, key: 'a' }, { body: { total: 7 } }])
+   */
+  async publishBatch<Input>(
+    ref: QueueRef<Input, unknown>,
+    messages: readonly BatchMessage<NoInfer<Input>>[],
+    options: CallOptions = {},
+  ): Promise<Receipt[]> {
+    onlyKnown('publishBatch', options, ['timeout', 'signal'])
+    const { name, schema } = this.#queue(ref)
+    const records = messages.map((message) => ({
+      options: batchRecordOptions(message),
+      body: message.body as unknown,
+    }))
+    if (schema !== undefined) {
+      let index = 0
+      for (const record of records)
+        record.body = await conforming(schema as Schema, record.body, `body of message ${index++}`)
+    }
+    if (records.length === 0) return []
+    const timeoutMs = timeoutOf(options, this.#settings.timeoutMs)
+    return this.#producer.publishBatch(name, records, timeoutMs, options.signal)
+  }
+
+  /**
+   * Calls `handler` for each message of the queue, until the worker is closed.
+   *
+   * @param options `concurrency`, default 1; `prefetch`, default twice that; `prefetchBytes`; `signal` closes it.
+   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, NOT_SUPPORTED. A missing queue rejects `worker.closed`.
+   * @example
+   * const worker = sluice.consume('orders', { concurrency: 16 }, async (message) => ship(message.body))
+   */
+  consume<Output>(ref: QueueRef<unknown, Output>, handler: Handler<Output>): Worker
+  consume<Output>(ref: QueueRef<unknown, Output>, options: ConsumeOptions, handler: Handler<Output>): Worker
+  consume<Output>(
+    ref: QueueRef<unknown, Output>,
+    second: ConsumeOptions | Handler<Output>,
+    third?: Handler<Output>,
+  ): Worker {
+    const options = typeof second === 'function' ? {} : second
+    const handler = typeof second === 'function' ? second : third
+    if (typeof handler !== 'function') {
+      throw new SluiceError('INVALID_ARGUMENT', '`consume` needs a handler function.')
+    }
+    const { name } = queueOf(ref)
+    const intake = consumeIntake(options)
+    this.#refuseWhenClosed()
+    const { signal } = options
+    const close = (): void => {
+      worker.close().catch((error: unknown) => this.#events.emit('error', error as SluiceError))
+    }
+    const worker = new HandlerWorker(this.#session, name, intake, handler, (worker) => {
+      this.#workers.delete(worker)
+      this.#consumers.delete(worker)
+      signal?.removeEventListener('abort', close)
+    })
+    this.#workers.add(worker)
+    this.#consumers.add(worker)
+    if (signal?.aborted === true) close()
+    else signal?.addEventListener('abort', close, { once: true })
+    return worker
+  }
+
+  /**
+   * The messages of the queue as an async iterator; each is settled by its own methods. Leaving the loop gives back
+   * what was not yielded.
+   *
+   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, NOT_SUPPORTED; while iterating QUEUE_NOT_FOUND,
+   * QUEUE_DELETED, ABORTED
+   * @example
+   * for await (const message of sluice.messages('orders', { prefetch: 10 })) await message.ack()
+   */
+  messages<Output>(
+    ref: QueueRef<unknown, Output>,
+    options: MessagesOptions = {},
+  ): AsyncIterableIterator<Message<Output>, undefined> {
+    const { name } = queueOf(ref)
+    const intake = messagesIntake(options)
+    this.#refuseWhenClosed()
+    const stream = new MessageStream(this.#session, name, intake, options.signal, (stream) => {
+      this.#streams.delete(stream)
+      this.#consumers.delete(stream)
+    })
+    this.#streams.add(stream)
+    this.#consumers.add(stream)
+    return stream as unknown as AsyncIterableIterator<Message<Output>, undefined>
+  }
+
+  /**
+   * Takes up to `max` messages: as soon as there is one it resolves with what is ready, and with none at the end of
+   * `wait`.
+   *
+   * @param options `max`, default 1; `wait`, default 0; the deadline is `wait` plus `timeout`.
+   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, QUEUE_NOT_FOUND, TIMEOUT, ABORTED, CLOSED
+   * @example
+   * for (const message of await sluice.pull('orders', { max: 10, wait: '20s' })) await message.ack()
+   */
+  async pull<Output>(ref: QueueRef<unknown, Output>, options: PullOptions = {}): Promise<Message<Output>[]> {
+    const { name } = queueOf(ref)
+    const { max, waitMs } = pullSettings(options)
+    this.#refuseWhenClosed()
+    let puller = this.#pullers.get(name)
+    if (puller === undefined) {
+      puller = new Puller(this.#session, name)
+      this.#pullers.set(name, puller)
+      this.#consumers.add(puller)
+    }
+    const timeoutMs = timeoutOf(options, this.#settings.timeoutMs)
+    return puller.pull(max, waitMs, timeoutMs, options.signal) as Promise<Message<Output>[]>
+  }
+
+  /**
+   * Closes the workers and iterators (what is buffered goes back, handlers are waited for), waits until everything
+   * published is confirmed, says goodbye. A second call returns the same promise.
+   *
+   * @param options `timeout`: default the client's. When it passes, what is left is given up.
+   * @throws SluiceError TIMEOUT
+   */
+  close(options: { readonly timeout?: Duration } = {}): Promise<void> {
+    if (this.#closing === undefined) {
+      const timeoutMs =
+        options.timeout === undefined ? this.#settings.timeoutMs : parseDuration(options.timeout, 'timeout')
+      this.#closing = this.#closed === undefined ? this.#close(timeoutMs) : Promise.resolve()
+    }
+    return this.#closing
+  }
+
+  async #close(timeoutMs: number): Promise<void> {
+    let timer: NodeJS.Timeout | undefined
+    const overdue = new Promise<boolean>((resolve) => {
+      timer = setTimeout(resolve, timeoutMs, false)
+    })
+    const inTime = await Promise.race([this.#wind(timeoutMs), overdue])
+    clearTimeout(timer)
+    const left = this.#producer.pending
+    this.#shut(new SluiceError('CLOSED', 'The client was closed.'))
+    if (inTime) return
+    throw new SluiceError(
+      'TIMEOUT',
+      `The client was not done after ${timeoutMs} ms and was closed; ${left} publishes were unconfirmed.`,
+    )
+  }
+
+  async #wind(timeoutMs: number): Promise<boolean> {
+    for (const puller of this.#pullers.values()) puller.fail(new SluiceError('CLOSED', 'The client was closed.'))
+    const closing: Promise<unknown>[] = []
+    for (const worker of this.#workers) closing.push(worker.close({ timeout: timeoutMs }))
+    for (const stream of this.#streams) closing.push(stream.return())
+    const outcomes = await Promise.allSettled(closing)
+    // Settles of the caller's own, such as after a pull, are made durable too.
+    await this.#producer.idle()
+    return outcomes.every(({ status }) => status === 'fulfilled')
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  #refuseWhenClosed(): void {
+    if (this.#closed !== undefined) throw this.#closed
+    if (this.#closing !== undefined) throw new SluiceError('CLOSED', 'The client was closed.')
+  }
+
+  // Publishers mostly name the same queue again and again.
+  #queue(ref: QueueRef): Queue {
+    if (ref !== this.#lastQueueRef || this.#lastQueue === undefined) {
+      this.#lastQueue = queueOf(ref)
+      this.#lastQueueRef = ref
+    }
+    return this.#lastQueue
+  }
+
+  /** Dials until there is a connection, for as long as the settings say. @internal */
+  open(signal: AbortSignal | undefined): Promise<void> {
+    return new Promise((resolve, reject) => {
+      if (signal?.aborted === true) {
+        reject(aborted(signal, false))
+        return
+      }
+      const timer = setTimeout(() => this.#shut(this.#unreachable()), this.#settings.connectTimeoutMs)
+      const onAbort = (): void => this.#shut(aborted(signal!, false))
+      signal?.addEventListener('abort', onAbort, { once: true })
+      const done = (): void => {
+        clearTimeout(timer)
+        signal?.removeEventListener('abort', onAbort)
+        this.#opening = undefined
+      }
+      this.#opening = {
+        resolve: () => {
+          done()
+          resolve()
+        },
+        reject: (error) => {
+          done()
+          reject(error)
+        },
+      }
+      this.#connect()
+    })
+  }
+
+  #unreachable(): SluiceError {
+    const { address, connectTimeoutMs } = this.#settings
+    const last = this.#lastError
+    if (last !== undefined && last.code !== 'UNREACHABLE') return last
+    const why = last === undefined ? `No broker answers at ${address.text}.` : last.message
+    return new SluiceError(
+      'UNREACHABLE',
+      `${why} Gave up after ${connectTimeoutMs} ms. Is the broker running, and is that its address?`,
+      { cause: last },
+    )
+  }
+
+  #connect(): void {
+    const { address, name, heartbeatMs } = this.#settings
+    const producer = this.#producer
+    const connection: Connection = new Connection(
+      this.#dial,
+      address,
+      {
+        name,
+        heartbeatMs,
+        producer: producer.identity,
+        acceptedNumber: producer.acceptedNumber,
+        inFlightBatches: IN_FLIGHT_BATCHES,
+      },
+      {
+        opened: (ok) => this.#opened(connection, ok),
+        publishOk: (bytes, start, end) => producer.publishOk(bytes, start, end),
+        publishErr: (bytes, start, end) => producer.publishErr(bytes, start, end),
+        notice: ({ code, message }) => this.#events.emit('notice', { code, message }),
+        stray: (error) => this.#events.emit('error', error),
+        stopping: (message) => this.#events.emit('notice', { code: 'SHUTTING_DOWN', message }),
+        writable: () => this.#turn.schedule(),
+        lost: (error) => this.#lost(error),
+      },
+    )
+    this.#connection = connection
+  }
+
+  #opened(connection: Connection, ok: HelloOk): void {
+    this.#openedMs = performance.now()
+    this.#producer.attach(connection, ok)
+    for (const consumer of this.#consumers) consumer.attach(connection)
+    const requests = this.#requests
+    this.#requests = new Set()
+    for (const request of requests) request.send(connection)
+    this.#turn.schedule()
+    const again = this.#wasOpen
+    this.#wasOpen = true
+    this.#opening?.resolve()
+    const { serverVersion } = ok
+    this.#events.emit('connected', { address: this.#settings.address.text, serverVersion, again })
+  }
+
+  #lost(error: SluiceError): void {
+    const openMs = this.#openedMs === 0 ? 0 : performance.now() - this.#openedMs
+    const wasOpen = this.#openedMs > 0
+    this.#openedMs = 0
+    this.#connection = undefined
+    this.#lastError = error
+    if (wasOpen) this.#events.emit('disconnected', { error })
+    if (this.#closed !== undefined) return
+    if (FATAL.has(error.code)) {
+      this.#shut(error)
+      return
+    }
+    if (error.code === 'PRODUCER_UNKNOWN') this.#producer.renew()
+    this.#failures = failuresAfterLoss(this.#failures, openMs)
+    const delayMs = Math.max(reconnectDelayMs(this.#failures, Math.random()), error.retryAfterMs)
+    // This timer is what keeps the process alive while there is no socket.
+    this.#reconnectTimer = setTimeout(() => this.#connect(), delayMs)
+    this.#events.emit('reconnecting', { attempt: this.#failures, delayMs, error })
+  }
+
+  /** The end of the client: nothing is dialled, accepted or waited for any more. */
+  #shut(error: SluiceError): void {
+    if (this.#closed !== undefined) return
+    this.#closed = error
+    clearTimeout(this.#reconnectTimer)
+    const connection = this.#connection
+    this.#connection = undefined
+    for (const consumer of this.#consumers) consumer.fail(error)
+    this.#consumers.clear()
+    this.#pullers.clear()
+    this.#producer.close(error)
+    for (const request of this.#requests) request.fail(error)
+    this.#requests.clear()
+    this.#deadlines.stop()
+    if (error.code === 'CLOSED') connection?.goodbye()
+    else connection?.fail(error)
+    const opening = this.#opening
+    if (opening !== undefined) opening.reject(error)
+    else if (error.code !== 'CLOSED') this.#events.emit('error', error)
+  }
+
+  #sweep(nowMs: number): number {
+    let nextMs = this.#connection?.sweep(nowMs) ?? Infinity
+    for (const request of this.#requests) {
+      if (request.deadlineMs > nowMs) nextMs = Math.min(nextMs, request.deadlineMs)
+      else {
+        this.#requests.delete(request)
+        request.fail(new SluiceError('TIMEOUT', 'There was no connection before the deadline of the call passed.'))
+      }
+    }
+    return nextMs
+  }
+
+  #request(
+    opcode: number,
+    body: { readonly [name: string]: unknown },
+    repeatable: boolean,
+    options: CallOptions | undefined,
+  ): Promise<{ readonly [name: string]: unknown }> {
+    return new Promise((resolve, reject) => {
+      this.#refuseWhenShut()
+      const signal = options?.signal
+      if (signal?.aborted === true) throw aborted(signal, false)
+      const payload = encodeControl(body)
+      const deadlineMs = performance.now() + timeoutOf(options, this.#settings.timeoutMs)
+      let sent = false
+      const onAbort = (): void => {
+        this.#requests.delete(request)
+        reject(aborted(signal!, sent))
+      }
+      const fail = (error: SluiceError): void => {
+        signal?.removeEventListener('abort', onAbort)
+        reject(error)
+      }
+      const request: PendingRequest = {
+        deadlineMs,
+        fail,
+        send: (connection) => {
+          sent = true
+          connection.request(opcode, 0, payload, {
+            expects: OP.RESULT,
+            deadlineMs,
+            answered: (bytes, start, end) => {
+              const result = decodeControl(bytes, start, end)
+              signal?.removeEventListener('abort', onAbort)
+              resolve(result)
+            },
+            failed: (error) => {
+              const again = repeatable && error.code === 'CONNECTION_LOST' && this.#closed === undefined
+              if (again && signal?.aborted !== true) this.#requests.add(request)
+              else fail(error)
+            },
+          })
+        },
+      }
+      signal?.addEventListener('abort', onAbort, { once: true })
+      this.#deadlines.arm(deadlineMs)
+      const { connection } = this.#session
+      if (connection === undefined || connection.stopping) this.#requests.add(request)
+      else request.send(connection)
+      this.#turn.schedule()
+    })
+  }
+
+  #refuseWhenShut(): void {
+    if (this.#closed !== undefined) throw this.#closed
+  }
+}
+
+// What this side can hold; the broker tells what it allows.
+const IN_FLIGHT_BATCHES = LIMITS.inFlightBatchesMax
+
+type Schema = NonNullable<Queue['schema']>
+
+/** @throws SluiceError INVALID_BODY naming the first things that the schema does not like */
+async function conforming(schema: Schema, body: unknown, what: string): Promise<unknown> {
+  const result = await schema['~standard'].validate(body)
+  if (result.issues === undefined) return result.value
+  const issues = result.issues.slice(0, 3).map(({ message, path }) => {
+    const steps = (path ?? []).map((step) => String(typeof step === 'object' ? step.key : step))
+    return steps.length === 0 ? message : `${steps.join('.')}: ${message}`
+  })
+  throw new SluiceError('INVALID_BODY', `The ${what} does not match the schema of its queue: ${issues.join('; ')}.`)
+}
+
+/** `connect`, with the transport as an argument. */
+export async function connectThrough(
+  dial: Dial,
+  url: string | undefined,
+  options: ConnectOptions,
+): Promise<Sluice> {
+  const sluice = new Sluice(connectSettings(url, options), dial)
+  await sluice.open(options.signal)
+  return sluice
+}
+
+/**
+ * Connects to a broker.
+ *
+ * @param url `sluice://host:port`. Default: the environment variable SLUICE_URL, then sluice://localhost:7420.
+ * @param options `name`, `maxInFlight`, `maxInFlightBytes`, `timeout`, `heartbeat`, `signal`.
+ * @throws SluiceError UNREACHABLE when no broker answers within 5 s, or within `timeout` where that is given;
+ * AUTH_FAILED, PROTOCOL_VERSION, INVALID_URL, INVALID_ARGUMENT, NOT_SUPPORTED
+ * @example
+ * const sluice = await connect('sluice://localhost:7420', { name: 'checkout' })
+ */
+export function connect(url?: string, options?: ConnectOptions): Promise<Sluice>
+export function connect(options: ConnectOptions): Promise<Sluice>
+export function connect(first?: string | ConnectOptions, second?: ConnectOptions): Promise<Sluice> {
+  return typeof first === 'object'
+    ? connectThrough(dialTcp, undefined, first)
+    : connectThrough(dialTcp, first, second ?? {})
+}

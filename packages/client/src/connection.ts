@@ -1,0 +1,491 @@
+/**
+ * One connection to a broker, from dialling to its end: handshake, heartbeat, frames in and out, and which answer
+ * belongs to which request. It ends exactly once, by `lost`, whatever the reason; nothing a peer sends gets past it
+ * as an exception. Who dials again is not its business.
+ */
+import {
+  decodeFault,
+  decodeGoodbye,
+  decodeHelloOk,
+  encodeAuth,
+  encodeGoodbye,
+  encodeHello,
+  encodePreface,
+  exact,
+  faultError,
+  FRAME_HEADER_BYTES,
+  FrameDecoder,
+  GOODBYE_REASON,
+  LIMITS,
+  MECHANISM,
+  OP,
+  opcodeName,
+  PROTOCOL_MAJOR,
+  SluiceError,
+  writeFrameHeader,
+  type Fault,
+  type HelloOk,
+} from '@sluice/protocol'
+import { Heartbeat } from './heartbeat.js'
+import type { Dial, Transport } from './transport.js'
+import type { Address } from './url.js'
+
+/** Waits for the answer to one request; is told exactly one of the two. */
+export interface Reply {
+  /** Opcode of the only frame that answers it. */
+  readonly expects: number
+  /** On the clock of `performance.now`; Infinity when something else ends the wait. */
+  readonly deadlineMs: number
+  answered(bytes: Uint8Array, start: number, end: number): void
+  failed(error: SluiceError): void
+}
+
+/** A subscription, as the connection knows it. */
+export interface ChannelSink {
+  delivered(bytes: Uint8Array, start: number, end: number): void
+  drained(bytes: Uint8Array, start: number, end: number): void
+  /** The broker ended the subscription. */
+  ended(error: SluiceError): void
+  /** The connection ended, and the subscription with it. */
+  lost(error: SluiceError): void
+}
+
+export interface ConnectionEvents {
+  opened(ok: HelloOk): void
+  publishOk(bytes: Uint8Array, start: number, end: number): void
+  publishErr(bytes: Uint8Array, start: number, end: number): void
+  notice(fault: Fault): void
+  /** An error that belongs to no request. */
+  stray(error: SluiceError): void
+  /** The broker takes no new work on this connection and is going to close it. */
+  stopping(text: string): void
+  /** The socket takes more again. */
+  writable(): void
+  /** The end. `error` says why, by its own code; what was waiting has been told CONNECTION_LOST. */
+  lost(error: SluiceError): void
+}
+
+export interface Introduction {
+  readonly name: string
+  readonly heartbeatMs: number
+  readonly producer: Uint8Array
+  readonly acceptedNumber: number
+  readonly inFlightBatches: number
+}
+
+type State = 'dialling' | 'greeting' | 'open' | 'ended'
+
+const SMALL_BYTES = 16 * 1024
+
+export class Connection {
+  readonly #channels = new Map<number, ChannelSink>()
+  #lastChannel = 0
+  /** What the broker said in the handshake; read only once open. */
+  ok!: HelloOk
+  readonly #address: Address
+  readonly #events: ConnectionEvents
+  readonly #introduction: Introduction
+  readonly #transport: Transport
+  readonly #decoder: FrameDecoder
+  readonly #replies = new Map<number, Reply>()
+  /** Frames that wait for the next write: whole chunks, then the `#smallEnd` bytes gathered in `#small`. */
+  #chunks: Uint8Array[] = []
+  #small = Buffer.allocUnsafeSlow(SMALL_BYTES)
+  #smallEnd = 0
+  #state: State = 'dialling'
+  #flowing = true
+  #stopping = false
+  #lastCorrelation = 0
+  #heartbeat: Heartbeat | undefined
+  #heartbeatTimer: NodeJS.Timeout | undefined
+  readonly #handshakeTimer: NodeJS.Timeout
+
+  constructor(dial: Dial, address: Address, introduction: Introduction, events: ConnectionEvents) {
+    this.#address = address
+    this.#introduction = introduction
+    this.#events = events
+    this.#decoder = new FrameDecoder((opcode, _flags, channel, correlation, bytes, start, end) =>
+      this.#frame(opcode, channel, correlation, bytes, start, end),
+    )
+    this.#handshakeTimer = setTimeout(() => {
+      const code = this.#state === 'dialling' ? 'UNREACHABLE' : 'HANDSHAKE_TIMEOUT'
+      this.fail(
+        new SluiceError(
+          code,
+          `${this.#address.text} did not finish the handshake within ${LIMITS.handshakeMsMax} ms.`,
+        ),
+      )
+    }, LIMITS.handshakeMsMax)
+    this.#transport = dial(address, {
+      opened: () => this.#guard(() => this.#greet()),
+      data: (chunk) => this.#data(chunk),
+      drained: () => this.#guard(() => this.#drained()),
+      closed: (error) => this.#closed(error),
+    })
+  }
+
+  get stopping(): boolean {
+    return this.#stopping
+  }
+
+  get open(): boolean {
+    return this.#state === 'open'
+  }
+
+  /** Whether new work may be sent: open, not told to stop, and the socket takes more. */
+  get takesWork(): boolean {
+    return this.#state === 'open' && this.#flowing && !this.#stopping
+  }
+
+  /** Puts one frame into the outbox; `flush` sends it. */
+  send(opcode: number, channel: number, correlation: number, payload: Uint8Array): void {
+    if (this.#state === 'ended') return
+    const size = FRAME_HEADER_BYTES + payload.length
+    if (this.#smallEnd + size > SMALL_BYTES) this.#closeSmall()
+    if (size > SMALL_BYTES) {
+      const chunk = Buffer.allocUnsafeSlow(size)
+      chunk.set(payload, writeFrameHeader(chunk, 0, payload.length, opcode, channel, correlation))
+      this.#chunks.push(chunk)
+      return
+    }
+    const at = writeFrameHeader(
+      this.#small,
+      this.#smallEnd,
+      payload.length,
+      opcode,
+      channel,
+      correlation,
+    )
+    this.#small.set(payload, at)
+    this.#smallEnd = at + payload.length
+  }
+
+  /** Puts whole frames into the outbox, without a copy: the bytes must never change again. */
+  sendFrames(frames: Uint8Array): void {
+    if (this.#state === 'ended') return
+    this.#closeSmall()
+    this.#chunks.push(frames)
+  }
+
+  /** Sends a frame that is answered. On an ended connection the reply fails at once. */
+  request(opcode: number, channel: number, payload: Uint8Array, reply: Reply): void {
+    if (this.#state === 'ended') {
+      reply.failed(this.#lostError())
+      return
+    }
+    do this.#lastCorrelation = (this.#lastCorrelation + 1) >>> 0
+    while (this.#lastCorrelation === 0 || this.#replies.has(this.#lastCorrelation))
+    this.#replies.set(this.#lastCorrelation, reply)
+    this.send(opcode, channel, this.#lastCorrelation, payload)
+  }
+
+  /** A number for a subscription, until `closeChannel`. @throws SluiceError TOO_MANY_SUBSCRIPTIONS */
+  openChannel(sink: ChannelSink): number {
+    if (this.#channels.size === LIMITS.channelMax) {
+      throw new SluiceError(
+        'TOO_MANY_SUBSCRIPTIONS',
+        `The connection has ${LIMITS.channelMax} subscriptions; it can have no more.`,
+      )
+    }
+    do this.#lastChannel = (this.#lastChannel % LIMITS.channelMax) + 1
+    while (this.#channels.has(this.#lastChannel))
+    this.#channels.set(this.#lastChannel, sink)
+    return this.#lastChannel
+  }
+
+  closeChannel(channel: number): void {
+    this.#channels.delete(channel)
+  }
+
+  /** Hands everything in the outbox to the socket, in one write. */
+  flush(): void {
+    if (this.#state === 'ended') return
+    this.#closeSmall()
+    if (this.#chunks.length === 0) return
+    const chunks = this.#chunks
+    this.#chunks = []
+    this.#heartbeat?.sent(performance.now())
+    if (!this.#transport.write(chunks)) this.#flowing = false
+  }
+
+  /** Fails the requests whose deadline has passed; returns the next deadline. */
+  sweep(nowMs: number): number {
+    let nextMs = Infinity
+    for (const [correlation, reply] of this.#replies) {
+      if (reply.deadlineMs > nowMs) {
+        nextMs = Math.min(nextMs, reply.deadlineMs)
+        continue
+      }
+      this.#replies.delete(correlation)
+      reply.failed(
+        new SluiceError('TIMEOUT', `${this.#address.text} did not answer in time.`, { outcome: 'unknown' }),
+      )
+    }
+    return nextMs
+  }
+
+  /** Says GOODBYE and closes after everything has left. */
+  goodbye(): void {
+    if (this.#state !== 'open') {
+      this.fail(new SluiceError('CLOSED', 'The client was closed.'))
+      return
+    }
+    this.send(OP.GOODBYE, 0, 0, encodeGoodbye(GOODBYE_REASON.done, ''))
+    this.flush()
+    this.#end(new SluiceError('CLOSED', 'The client was closed.'), () => this.#transport.end())
+  }
+
+  /** Ends the connection at once. */
+  fail(error: SluiceError): void {
+    this.#end(error, () => this.#transport.destroy())
+  }
+
+  #end(error: SluiceError, close: () => void): void {
+    if (this.#state === 'ended') return
+    this.#state = 'ended'
+    this.#decoder.stop()
+    this.#chunks = []
+    this.#smallEnd = 0
+    clearTimeout(this.#handshakeTimer)
+    clearInterval(this.#heartbeatTimer)
+    close()
+    const lost = this.#lostError(error)
+    for (const reply of this.#replies.values()) reply.failed(lost)
+    this.#replies.clear()
+    for (const sink of this.#channels.values()) sink.lost(lost)
+    this.#channels.clear()
+    this.#events.lost(error)
+  }
+
+  // A request whose answer never came may have taken effect.
+  #lostError(cause?: SluiceError): SluiceError {
+    return new SluiceError('CONNECTION_LOST', `The connection to ${this.#address.text} was lost.`, {
+      cause,
+      outcome: 'unknown',
+    })
+  }
+
+  #closeSmall(): void {
+    if (this.#smallEnd === 0) return
+    // A copy of just what is there: the socket may hold on to it for as long as the peer does not read.
+    this.#chunks.push(Buffer.from(this.#small.subarray(0, this.#smallEnd)))
+    this.#smallEnd = 0
+  }
+
+  #guard(step: () => void): void {
+    if (this.#state === 'ended') return
+    try {
+      step()
+    } catch (error) {
+      this.fail(
+        error instanceof SluiceError
+          ? error
+          : new SluiceError('CONNECTION_LOST', 'The client could not handle what the broker sent.', {
+              cause: error,
+            }),
+      )
+    }
+  }
+
+  #greet(): void {
+    this.#state = 'greeting'
+    const { name, heartbeatMs, producer, acceptedNumber, inFlightBatches } = this.#introduction
+    this.#chunks.push(encodePreface())
+    this.send(
+      OP.HELLO,
+      0,
+      0,
+      encodeHello({
+        versionMin: PROTOCOL_MAJOR,
+        versionMax: PROTOCOL_MAJOR,
+        features: 0,
+        frameBytesMax: LIMITS.frameBytesMax,
+        heartbeatMs,
+        producer,
+        acceptedNumber,
+        inFlightBatches,
+        name,
+      }),
+    )
+    this.send(
+      OP.AUTH,
+      0,
+      0,
+      encodeAuth({ mechanism: MECHANISM.anonymous, identity: '', secret: new Uint8Array(0) }),
+    )
+    this.flush()
+  }
+
+  #data(chunk: Uint8Array): void {
+    this.#heartbeat?.heard(performance.now())
+    this.#guard(() => this.#decoder.push(chunk))
+  }
+
+  #drained(): void {
+    this.#flowing = true
+    if (this.#state === 'open') this.#events.writable()
+  }
+
+  #closed(error: Error | undefined): void {
+    const { text } = this.#address
+    if (this.#state === 'dialling') {
+      const why = error === undefined ? '' : ` (${error.message || (error as NodeJS.ErrnoException).code})`
+      this.fail(new SluiceError('UNREACHABLE', `No broker answers at ${text}${why}.`, { cause: error }))
+    } else {
+      const why = error === undefined ? 'the broker closed it' : error.message
+      this.fail(
+        new SluiceError('CONNECTION_LOST', `The connection to ${text} was lost: ${why}.`, { cause: error }),
+      )
+    }
+  }
+
+  #frame(
+    opcode: number,
+    channel: number,
+    correlation: number,
+    bytes: Uint8Array,
+    start: number,
+    end: number,
+  ): void {
+    if (this.#state === 'greeting') {
+      if (opcode === OP.HELLO_OK) this.#welcome(decodeHelloOk(bytes, start, end))
+      else if (opcode === OP.ERROR) this.fail(faultError(decodeFault(bytes, start, end)))
+      else throw unexpected(opcode, 'before HELLO_OK')
+      return
+    }
+    switch (opcode) {
+      case OP.DELIVER:
+        // None there: the rest of what was under way when the subscription ended.
+        this.#channels.get(channel)?.delivered(bytes, start, end)
+        return
+      case OP.PUBLISH_OK:
+        this.#events.publishOk(bytes, start, end)
+        return
+      case OP.PUBLISH_ERR:
+        this.#events.publishErr(bytes, start, end)
+        return
+      case OP.SETTLE_OK:
+      case OP.SUBSCRIBE_OK:
+      case OP.RESULT:
+        this.#answer(opcode, correlation, bytes, start, end)
+        return
+      case OP.DRAINED:
+        this.#channels.get(channel)?.drained(bytes, start, end)
+        return
+      case OP.PING:
+        exact('PING', end - start, 0)
+        this.send(OP.PONG, 0, correlation, EMPTY)
+        this.flush()
+        return
+      case OP.PONG:
+        exact('PONG', end - start, 0)
+        return
+      case OP.ERROR:
+        this.#fault(channel, correlation, decodeFault(bytes, start, end))
+        return
+      case OP.NOTICE:
+        this.#notice(channel, decodeFault(bytes, start, end))
+        return
+      case OP.GOODBYE:
+        this.#stopping = true
+        this.#events.stopping(decodeGoodbye(bytes, start, end).text)
+        return
+      default:
+        throw unexpected(opcode, 'here')
+    }
+  }
+
+  #answer(opcode: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    const reply = this.#replies.get(correlation)
+    // None there: the deadline of the request passed before.
+    if (reply === undefined) return
+    if (reply.expects !== opcode) throw unexpected(opcode, `as the answer to request ${correlation}`)
+    this.#replies.delete(correlation)
+    reply.answered(bytes, start, end)
+  }
+
+  #fault(channel: number, correlation: number, fault: Fault): void {
+    const error = faultError(fault)
+    if (fault.scope === 'connection') {
+      this.fail(error)
+      return
+    }
+    const reply = this.#replies.get(correlation)
+    this.#replies.delete(correlation)
+    const sink = fault.scope === 'channel' ? this.#channels.get(channel) : undefined
+    reply?.failed(error)
+    sink?.ended(error)
+    if (reply === undefined && sink === undefined) this.#events.stray(error)
+  }
+
+  #notice(channel: number, fault: Fault): void {
+    this.#events.notice(fault)
+    if (fault.code === 'QUEUE_DELETED') this.#channels.get(channel)?.ended(faultError(fault))
+  }
+
+  #welcome(ok: HelloOk): void {
+    checkWelcome(ok)
+    this.ok = ok
+    this.#state = 'open'
+    this.#decoder.frameBytesMax = ok.frameBytesMax
+    clearTimeout(this.#handshakeTimer)
+    this.#heartbeat = new Heartbeat(ok.heartbeatMs, performance.now())
+    this.#heartbeatTimer = setInterval(() => this.#beat(), this.#heartbeat.tickMs)
+    // The socket keeps the process alive for as long as there is one.
+    this.#heartbeatTimer.unref()
+    this.#events.opened(ok)
+  }
+
+  #beat(): void {
+    const heartbeat = this.#heartbeat!
+    const verdict = heartbeat.tick(performance.now())
+    if (verdict === 'ping') {
+      this.send(OP.PING, 0, 0, EMPTY)
+      this.flush()
+    } else if (verdict === 'suspect') {
+      // The check phase comes after a poll of the sockets, so bytes that waited there are heard first.
+      setImmediate(() => {
+        if (this.#state !== 'open' || !heartbeat.judge(performance.now())) return
+        this.fail(
+          new SluiceError(
+            'HEARTBEAT_TIMEOUT',
+            `Nothing was heard from ${this.#address.text} for ${this.ok.heartbeatMs * 2} ms.`,
+          ),
+        )
+      })
+    }
+  }
+}
+
+const EMPTY = new Uint8Array(0)
+
+function unexpected(opcode: number, where: string): SluiceError {
+  const name = opcodeName(opcode)
+  if (name === undefined) {
+    return new SluiceError('UNKNOWN_OPCODE', `The broker sent a frame of the unknown kind ${opcode}.`)
+  }
+  return new SluiceError('UNEXPECTED_FRAME', `The broker sent ${name} ${where}.`)
+}
+
+// A broker that offers nonsense would leave publishes waiting for ever, or this side open to any length.
+function checkWelcome(ok: HelloOk): void {
+  if (ok.version !== PROTOCOL_MAJOR) {
+    throw new SluiceError(
+      'PROTOCOL_VERSION',
+      `The broker chose version ${ok.version} of the protocol; this client speaks ${PROTOCOL_MAJOR}.`,
+    )
+  }
+  within('frameBytesMax', ok.frameBytesMax, LIMITS.frameBytesMin, LIMITS.frameBytesMax)
+  within('heartbeatMs', ok.heartbeatMs, LIMITS.heartbeatMsMin, LIMITS.heartbeatMsMax)
+  within('inFlightBatches', ok.inFlightBatches, 1, 0xffff_ffff)
+  within('inFlightBytes', ok.inFlightBytes, 1, 0xffff_ffff)
+  within('messageBytesMax', ok.messageBytesMax, 1, 0xffff_ffff)
+}
+
+function within(name: string, value: number, min: number, max: number): void {
+  if (value >= min && value <= max) return
+  throw new SluiceError(
+    'MALFORMED_FRAME',
+    `HELLO_OK has a ${name} of ${value}; it must be from ${min} to ${max}.`,
+  )
+}

@@ -1,0 +1,46 @@
+/**
+ * One timer for all deadlines of a client. Whoever waits keeps its own deadlines and is asked when the earliest may
+ * have passed: no timer, closure or heap entry per call.
+ */
+
+/** Ends what is overdue and returns its next deadline, Infinity when it has none. */
+export type Sweep = (nowMs: number) => number
+
+// setTimeout fires at once when asked for more.
+const TIMER_MS_MAX = 0x7fff_ffff
+
+export class Deadlines {
+  readonly #sweeps: Sweep[] = []
+  #timer: NodeJS.Timeout | undefined
+  #armedMs = Infinity
+  #stopped = false
+
+  add(sweep: Sweep): void {
+    this.#sweeps.push(sweep)
+  }
+
+  /** There is a deadline at this time. Cheap when an earlier one is known already, which is the usual case. */
+  arm(deadlineMs: number): void {
+    if (deadlineMs >= this.#armedMs || this.#stopped) return
+    this.#armedMs = deadlineMs
+    if (this.#timer !== undefined) clearTimeout(this.#timer)
+    const waitMs = Math.min(TIMER_MS_MAX, Math.max(1, Math.ceil(deadlineMs - performance.now())))
+    this.#timer = setTimeout(() => this.#fire(), waitMs)
+    // What waits for an answer also holds a socket or a reconnect timer, and that keeps the process alive.
+    this.#timer.unref()
+  }
+
+  stop(): void {
+    this.#stopped = true
+    if (this.#timer !== undefined) clearTimeout(this.#timer)
+  }
+
+  #fire(): void {
+    this.#timer = undefined
+    this.#armedMs = Infinity
+    const nowMs = performance.now()
+    let nextMs = Infinity
+    for (const sweep of this.#sweeps) nextMs = Math.min(nextMs, sweep(nowMs))
+    this.arm(nextMs)
+  }
+}

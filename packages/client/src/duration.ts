@@ -1,0 +1,44 @@
+/** Lengths of time as users write them: milliseconds, or text such as '30s'. Everything inside counts milliseconds. */
+import { LIMITS, SluiceError } from '@sluice/protocol'
+
+const UNIT_MS = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const
+
+/** Milliseconds as a number, or a number with a unit: `'250ms'`, `'30s'`, `'5m'`, `'2h'`, `'7d'`. */
+export type Duration = number | `${number}${keyof typeof UNIT_MS}`
+
+/**
+ * Milliseconds of a duration, rounded to whole ones.
+ *
+ * @param value Milliseconds, or text with one of the units ms, s, m, h, d.
+ * @param name What an error calls the value.
+ * @throws SluiceError INVALID_ARGUMENT when it is neither, is negative, or is longer than 100 years
+ * @example
+ * parseDuration('1.5s') // 1500
+ */
+export function parseDuration(value: unknown, name = 'duration'): number {
+  let ms: number | undefined
+  if (typeof value === 'number') ms = value
+  else if (typeof value === 'string') {
+    const match = /^(\d{1,15}(?:\.\d{1,9})?)(ms|s|m|h|d)$/.exec(value)
+    if (match !== null) ms = Number(match[1]) * UNIT_MS[match[2] as keyof typeof UNIT_MS]
+  }
+  if (ms === undefined || !Number.isFinite(ms) || ms < 0) {
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `\`${name}\` is ${quoted(value)}; it must be milliseconds or text such as '250ms', '30s', '5m', '2h', '7d'.`,
+    )
+  }
+  ms = Math.round(ms)
+  if (ms > LIMITS.delayMsMax) {
+    throw new SluiceError('INVALID_ARGUMENT', `\`${name}\` is ${quoted(value)}; at most 100 years are allowed.`)
+  }
+  return ms
+}
+
+/** A value as an error message shows it: short, and of any kind. */
+export function quoted(value: unknown): string {
+  if (typeof value === 'string') return JSON.stringify(value.slice(0, 60))
+  if (typeof value === 'object' && value !== null) return 'an object'
+  if (typeof value === 'function') return 'a function'
+  return String(value)
+}

@@ -1,0 +1,263 @@
+/**
+ * A delivered message. What most handlers never look at (body, options, times, signal) is decoded when it is first
+ * read; until then a message is a few numbers into the bytes of its run.
+ */
+import {
+  clipText,
+  DELIVER_FLAG,
+  LIMITS,
+  OUTCOME,
+  readRecordOptions,
+  readU16,
+  readU32,
+  RECORD_FLAG,
+  RECORD_HEADER_BYTES,
+  SluiceError,
+  type Delivery,
+  type Outcome,
+  type RecordOptions,
+} from '@sluice/protocol'
+import { decodeBody } from './body.js'
+import { parseDuration, type Duration } from './duration.js'
+import { leaseLost, Settlement, type SettleGroup } from './settlement.js'
+
+/** Options of `message.retry` and `Retry`. */
+export interface RetryOptions {
+  /** When it comes back. Default: the queue's own back-off. */
+  readonly delay?: Duration
+  /** What went wrong, for a person; at most 4 KiB of it are kept. */
+  readonly reason?: string
+}
+
+/**
+ * A message and the lease on it. It is settled once: the first of `ack`, `retry`, `release` and `deadLetter` counts.
+ *
+ * Each returns a promise that resolves when the outcome is durable. Not awaiting it is safe: it is made only when used.
+ * It rejects with ALREADY_SETTLED; with LEASE_LOST when the message no longer belongs to this consumer; with
+ * CONNECTION_LOST and `outcome: 'unknown'` when the answer never came.
+ */
+export interface Message<Body = unknown> {
+  /** Decoded when it is first read. Throws SluiceError INVALID_BODY where that fails. */
+  readonly body: Body
+  readonly id: string | undefined
+  readonly key: string | undefined
+  /** Its place in the queue, from 0. */
+  readonly offset: number
+  /** 0 to 31, higher goes first. */
+  readonly priority: number
+  /** 1 for the first try. */
+  readonly attempt: number
+  /** It may have been delivered before. */
+  readonly redelivered: boolean
+  readonly publishedAt: Date
+  readonly headers: Readonly<Record<string, string>>
+  /** Name of its queue. */
+  readonly queue: string
+  /** Done: it leaves the queue. */
+  ack(): Promise<void>
+  /** Failed: counts as a try and comes back later. Throws INVALID_ARGUMENT. */
+  retry(options?: RetryOptions): Promise<void>
+  /** Not tried: does not count and comes back at its old place. */
+  release(): Promise<void>
+  /** Given up: kept among the dead letters for a person. */
+  deadLetter(reason?: string): Promise<void>
+}
+
+/** The second argument of a handler. */
+export interface HandlerContext {
+  /** Aborted when the message no longer belongs to this consumer, or the worker stops waiting for the handler. */
+  readonly signal: AbortSignal
+}
+
+/** The subscription that a message was delivered on, as the message knows it. */
+export interface Lessor {
+  readonly queue: string
+  /** False once its connection is lost or it was given up: nothing delivered on it can be settled. */
+  readonly live: boolean
+  settle(
+    tag: number,
+    outcome: Outcome,
+    delayMs: number | undefined,
+    reason: string | undefined,
+  ): SettleGroup
+  /** Tells the message when its lease is lost. */
+  watch(message: DeliveredMessage): void
+  unwatch(message: DeliveredMessage): void
+}
+
+/** Messages that came in one frame: consecutive tags, consecutive offsets, one copy of their records. */
+export interface Run extends Delivery {
+  readonly lessor: Lessor
+  readonly records: Uint8Array
+}
+
+const UNREAD = Symbol('unread')
+
+export class DeliveredMessage implements Message, HandlerContext {
+  readonly #run: Run
+  readonly #index: number
+  readonly #at: number
+  #settled = false
+  #body: unknown = UNREAD
+  #options: RecordOptions | undefined
+  #abort: AbortController | undefined
+
+  constructor(run: Run, index: number, at: number) {
+    this.#run = run
+    this.#index = index
+    this.#at = at
+  }
+
+  get body(): unknown {
+    if (this.#body === UNREAD) {
+      const { records } = this.#run
+      const at = this.#at
+      const start = at + RECORD_HEADER_BYTES + readU16(records, at + 6)
+      this.#body = decodeBody(records[at + 5]! >> 5, records, start, at + readU32(records, at))
+    }
+    return this.#body
+  }
+
+  get id(): string | undefined {
+    return this.#flags & RECORD_FLAG.id ? this.#record.id : undefined
+  }
+
+  get key(): string | undefined {
+    return this.#flags & RECORD_FLAG.key ? this.#record.key : undefined
+  }
+
+  get offset(): number {
+    return this.#run.firstOffset + this.#index
+  }
+
+  get priority(): number {
+    return this.#run.records[this.#at + 5]! & 31
+  }
+
+  get attempt(): number {
+    return this.#run.attempt
+  }
+
+  get redelivered(): boolean {
+    return (this.#run.flags & DELIVER_FLAG.redelivered) !== 0
+  }
+
+  get publishedAt(): Date {
+    return new Date(this.#run.publishedAtMs)
+  }
+
+  get headers(): Readonly<Record<string, string>> {
+    return this.#flags & RECORD_FLAG.headers ? this.#record.headers! : NO_HEADERS
+  }
+
+  get queue(): string {
+    return this.#run.lessor.queue
+  }
+
+  get #flags(): number {
+    return this.#run.records[this.#at + 4]!
+  }
+
+  get #record(): RecordOptions {
+    return (this.#options ??= readRecordOptions(this.#run.records, this.#at))
+  }
+
+  get #tag(): number {
+    return (this.#run.firstTag + this.#index) >>> 0
+  }
+
+  ack(): Promise<void> {
+    return this.#settle(OUTCOME.ack, undefined, undefined)
+  }
+
+  retry(options: RetryOptions = {}): Promise<void> {
+    const delayMs = options.delay === undefined ? undefined : parseDuration(options.delay, 'delay')
+    return this.#settle(OUTCOME.retry, delayMs, clip(options.reason))
+  }
+
+  release(): Promise<void> {
+    return this.#settle(OUTCOME.release, undefined, undefined)
+  }
+
+  deadLetter(reason?: string): Promise<void> {
+    return this.#settle(OUTCOME.deadLetter, undefined, clip(reason))
+  }
+
+  #settle(outcome: Outcome, delayMs: number | undefined, reason: string | undefined): Promise<void> {
+    const { lessor } = this.#run
+    if (this.#settled) return new Settlement(alreadySettled(this), 0)
+    if (!lessor.live) return new Settlement(leaseLost(), 0)
+    this.#settled = true
+    if (this.#abort !== undefined) lessor.unwatch(this)
+    const tag = this.#tag
+    return new Settlement(lessor.settle(tag, outcome, delayMs, reason), tag)
+  }
+
+  /** Settles as the handler's end says, unless it was settled before or is lost; nobody waits for it. */
+  finish(outcome: Outcome, delayMs?: number, reason?: string): void {
+    const { lessor } = this.#run
+    if (this.#settled || !lessor.live) return
+    this.#settled = true
+    if (this.#abort !== undefined) lessor.unwatch(this)
+    lessor.settle(this.#tag, outcome, delayMs, reason)
+  }
+
+  get signal(): AbortSignal {
+    if (this.#abort === undefined) {
+      this.#abort = new AbortController()
+      if (!this.#run.lessor.live) this.#abort.abort(leaseLost())
+      else if (!this.#settled) this.#run.lessor.watch(this)
+    }
+    return this.#abort.signal
+  }
+
+  /** Aborts `signal`. */
+  abort(reason: SluiceError): void {
+    this.#abort?.abort(reason)
+  }
+}
+
+const NO_HEADERS: Readonly<Record<string, string>> = Object.freeze(
+  Object.create(null) as Record<string, string>,
+)
+
+/** The reason that is sent: text, and no longer than the broker keeps. */
+export function clip(reason: unknown): string | undefined {
+  if (reason === undefined) return undefined
+  return clipText(String(reason), LIMITS.reasonBytesMax)
+}
+
+function alreadySettled(message: DeliveredMessage): SluiceError {
+  return new SluiceError(
+    'ALREADY_SETTLED',
+    `Message ${message.offset} of ${message.queue} was settled before; the first settle counts.`,
+  )
+}
+
+/**
+ * Thrown by a handler: the message failed and comes back, after `delay` instead of the queue's own back-off.
+ * @example
+ * throw new Retry({ delay: '5m', reason: 'the shop is closed' })
+ */
+export class Retry extends Error {
+  readonly delayMs: number | undefined
+
+  /** @throws SluiceError INVALID_ARGUMENT */
+  constructor(options: RetryOptions = {}) {
+    super(options.reason ?? '')
+    this.name = 'Retry'
+    this.delayMs = options.delay === undefined ? undefined : parseDuration(options.delay, 'delay')
+  }
+}
+
+/**
+ * Thrown by a handler: the message is given up and kept among the dead letters.
+ * @example
+ * throw new DeadLetter('no such customer')
+ */
+export class DeadLetter extends Error {
+  constructor(reason = '') {
+    super(reason)
+    this.name = 'DeadLetter'
+  }
+}

@@ -1,0 +1,332 @@
+/** Options as users give them, turned once into full ones: defaults, units, bounds, and no unknown names. */
+import {
+  checkRecordOptions,
+  LIMITS,
+  queueName,
+  SluiceError,
+  textBytes,
+  type QueueName,
+  type RecordOptions,
+} from '@sluice/protocol'
+import type { StandardSchemaV1 } from '@standard-schema/spec'
+import { parseDuration, quoted, type Duration } from './duration.js'
+import { DEFAULT_URL, parseUrl, type Address } from './url.js'
+
+/** What every call takes. */
+export interface CallOptions {
+  /** Deadline of the call. Default: the client's `timeout`. */
+  readonly timeout?: Duration
+  /** Ends the call early with ABORTED. */
+  readonly signal?: AbortSignal
+}
+
+/** Options of `connect`. */
+export interface ConnectOptions {
+  /** Label of this client in the broker's lists and logs, at most 255 bytes. Default: none. */
+  readonly name?: string
+  /** Most messages that may be published and not yet confirmed; beyond it `publish` waits. Default 10,000. */
+  readonly maxInFlight?: number
+  /** Most bytes that may be published and not yet confirmed. Default 16 MiB. */
+  readonly maxInFlightBytes?: number
+  /** Deadline of each call. Default 30 s; `connect` itself gives up after 5 s unless this is given. */
+  readonly timeout?: Duration
+  /** Interval in which either side must be heard, 100 ms to 5 min. Default 10 s. */
+  readonly heartbeat?: Duration
+  /** Aborts `connect`; it means nothing once connected. */
+  readonly signal?: AbortSignal
+}
+
+export interface Settings {
+  readonly address: Address
+  readonly name: string
+  readonly maxInFlight: number
+  readonly maxInFlightBytes: number
+  readonly timeoutMs: number
+  readonly connectTimeoutMs: number
+  readonly heartbeatMs: number
+}
+
+const TIMEOUT_MS_DEFAULT = 30_000
+const CONNECT_TIMEOUT_MS_DEFAULT = 5_000
+const MAX_IN_FLIGHT_DEFAULT = 10_000
+
+const CONNECT_OPTIONS = ['name', 'maxInFlight', 'maxInFlightBytes', 'timeout', 'heartbeat', 'signal'] as const
+
+/** @throws SluiceError INVALID_URL, INVALID_ARGUMENT, NOT_SUPPORTED */
+export function connectSettings(url: string | undefined, options: ConnectOptions): Settings {
+  onlyKnown('connect', options, CONNECT_OPTIONS, ['tls'])
+  const { name = '', maxInFlight, maxInFlightBytes, timeout, heartbeat } = options
+  if (typeof name !== 'string' || textBytes(name) > LIMITS.clientNameBytesMax) {
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `\`name\` must be text of at most ${LIMITS.clientNameBytesMax} bytes.`,
+    )
+  }
+  const fromEnvironment = process.env['SLUICE_URL']
+  return {
+    address: parseUrl(url ?? (fromEnvironment === '' ? undefined : fromEnvironment) ?? DEFAULT_URL),
+    name,
+    maxInFlight: whole('maxInFlight', maxInFlight ?? MAX_IN_FLIGHT_DEFAULT, 1, 10_000_000),
+    maxInFlightBytes: whole(
+      'maxInFlightBytes',
+      maxInFlightBytes ?? LIMITS.inFlightBytesDefault,
+      1,
+      0xffff_ffff,
+    ),
+    timeoutMs: timeout === undefined ? TIMEOUT_MS_DEFAULT : parseDuration(timeout, 'timeout'),
+    connectTimeoutMs: timeout === undefined ? CONNECT_TIMEOUT_MS_DEFAULT : parseDuration(timeout, 'timeout'),
+    heartbeatMs: whole(
+      'heartbeat',
+      heartbeat === undefined ? LIMITS.heartbeatMsDefault : parseDuration(heartbeat, 'heartbeat'),
+      LIMITS.heartbeatMsMin,
+      LIMITS.heartbeatMsMax,
+    ),
+  }
+}
+
+/** A queue and, where a schema was given, the type of its bodies. Made by `queue`. */
+export interface Queue<Input = unknown, Output = Input> {
+  readonly name: string
+  readonly schema?: StandardSchemaV1<Input, Output> | undefined
+}
+
+/** Names a queue: the value that `queue` made, or its name. */
+export type QueueRef<Input = unknown, Output = Input> = string | Queue<Input, Output>
+
+class QueueValue implements Queue {
+  readonly name: QueueName
+  readonly schema: StandardSchemaV1 | undefined
+
+  constructor(name: QueueName, schema: StandardSchemaV1 | undefined) {
+    this.name = name
+    this.schema = schema
+  }
+}
+
+/** Options of `queue`. */
+export interface QueueDeclaration<Schema extends StandardSchemaV1 = StandardSchemaV1> {
+  /** Any Standard Schema (Zod, Valibot, ArkType, …). Bodies are validated when they are published. */
+  readonly schema?: Schema
+}
+
+/**
+ * Names a queue, as a plain value that modules share; nothing is created at the broker.
+ *
+ * @param name Letters, digits and `. _ - : /`, 1 to 255 bytes, beginning with a letter, a digit or `_`.
+ * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT
+ * @example
+ * export const Orders = queue<{ total: number }>('orders')
+ */
+export function queue<Body = unknown>(name: string): Queue<Body>
+export function queue<Schema extends StandardSchemaV1>(
+  name: string,
+  declaration: { readonly schema: Schema },
+): Queue<StandardSchemaV1.InferInput<Schema>, StandardSchemaV1.InferOutput<Schema>>
+export function queue<Body = unknown>(name: string, declaration?: QueueDeclaration): Queue<Body>
+export function queue(name: string, declaration: QueueDeclaration = {}): Queue {
+  const checked = queueName(name)
+  onlyKnown('queue', declaration, ['schema'])
+  const { schema } = declaration
+  if (schema !== undefined && typeof schema['~standard']?.validate !== 'function') {
+    throw new SluiceError('INVALID_ARGUMENT', '`schema` must be a Standard Schema.')
+  }
+  return new QueueValue(checked, schema)
+}
+
+/** @throws SluiceError INVALID_NAME, INVALID_ARGUMENT */
+export function queueOf(ref: QueueRef): Queue {
+  if (ref instanceof QueueValue) return ref
+  if (typeof ref === 'object' && ref !== null) return new QueueValue(queueName(ref.name), ref.schema as never)
+  return new QueueValue(queueName(ref), undefined)
+}
+
+/** Options of one message. */
+export interface MessageOptions {
+  /** Deduplicates: a second message with the same id is not accepted again. 1 to 255 bytes. */
+  readonly id?: string
+  /** Orders: messages of one key are handled one after the other. 1 to 255 bytes. */
+  readonly key?: string
+  /** 0 to 31, higher goes first. Default 0. */
+  readonly priority?: number
+  /** Delivered no earlier than this long after it was published. Not together with `at`. */
+  readonly delay?: Duration
+  /** Delivered no earlier than this; a number is milliseconds since the epoch. */
+  readonly at?: Date | number
+  /** Expires this long after it became due. */
+  readonly ttl?: Duration
+  /** Text to text, at most 64 of them and 16 KiB. */
+  readonly headers?: Readonly<Record<string, string>>
+}
+
+/** Options of `publish`. */
+export interface PublishOptions extends MessageOptions, CallOptions {}
+
+const MESSAGE_OPTIONS = ['id', 'key', 'priority', 'delay', 'at', 'ttl', 'headers'] as const
+const PUBLISH_OPTIONS = [...MESSAGE_OPTIONS, 'timeout', 'signal'] as const
+const BATCH_MESSAGE_OPTIONS = ['body', ...MESSAGE_OPTIONS] as const
+
+/**
+ * The part of the options that travels with the message; undefined when that is nothing.
+ * @throws SluiceError INVALID_ARGUMENT
+ */
+export function recordOptions(
+  options: MessageOptions,
+  known: readonly string[] = PUBLISH_OPTIONS,
+): RecordOptions | undefined {
+  onlyKnown('publish', options, known)
+  const { id, key, priority, delay, at, ttl, headers } = options
+  if (
+    id === undefined &&
+    key === undefined &&
+    priority === undefined &&
+    delay === undefined &&
+    at === undefined &&
+    ttl === undefined &&
+    headers === undefined
+  )
+    return undefined
+  if (headers !== undefined && (typeof headers !== 'object' || headers === null || Array.isArray(headers))) {
+    throw new SluiceError('INVALID_ARGUMENT', '`headers` must be an object of text to text.')
+  }
+  const record: RecordOptions = {
+    id,
+    key,
+    priority,
+    delayMs: delay === undefined ? undefined : parseDuration(delay, 'delay'),
+    atMs: at === undefined ? undefined : at instanceof Date ? at.getTime() : at,
+    ttlMs: ttl === undefined ? undefined : parseDuration(ttl, 'ttl'),
+    // Own properties only, so that what is counted is what is written.
+    headers: headers === undefined ? undefined : { ...headers },
+  }
+  checkRecordOptions(record)
+  return record
+}
+
+/** A message of `publishBatch`. */
+export interface BatchMessage<Body = unknown> extends MessageOptions {
+  readonly body: Body
+}
+
+/** @throws SluiceError INVALID_ARGUMENT */
+export function batchRecordOptions(message: BatchMessage): RecordOptions | undefined {
+  if (typeof message !== 'object' || message === null) {
+    throw new SluiceError('INVALID_ARGUMENT', 'Each message of a batch must be an object with a `body`.')
+  }
+  return recordOptions(message, BATCH_MESSAGE_OPTIONS)
+}
+
+/** Options of `consume`. */
+export interface ConsumeOptions {
+  /** Most handlers at a time, 1 to 65,535. Default 1. */
+  readonly concurrency?: number
+  /** Most messages held and not settled, those in handlers included. Default twice the concurrency. */
+  readonly prefetch?: number
+  /** Most bytes held and not settled; a larger message comes alone. Default 16 MiB. */
+  readonly prefetchBytes?: number
+  /** Closes the worker when it is aborted. */
+  readonly signal?: AbortSignal
+}
+
+/** Options of `messages`. */
+export interface MessagesOptions {
+  /** Most messages held and not settled, 1 to 65,535. Default 10. */
+  readonly prefetch?: number
+  /** Most bytes held and not settled; a larger message comes alone. Default 16 MiB. */
+  readonly prefetchBytes?: number
+  /** Ends the iteration with ABORTED. */
+  readonly signal?: AbortSignal
+}
+
+/** Options of `pull`. */
+export interface PullOptions extends CallOptions {
+  /** Most messages, 1 to 65,535. Default 1. */
+  readonly max?: number
+  /** How long to wait for the first message. Default 0: what is ready now. */
+  readonly wait?: Duration
+}
+
+export interface Intake {
+  readonly concurrency: number
+  readonly messages: number
+  readonly bytes: number
+}
+
+const PREFETCH_BYTES_DEFAULT = 16 * 1024 * 1024
+const MESSAGES_PREFETCH_DEFAULT = 10
+const RESERVED = ['processingTimeout', 'ordering', 'batch'] as const
+
+/** @throws SluiceError INVALID_ARGUMENT, NOT_SUPPORTED */
+export function consumeIntake(options: ConsumeOptions): Intake {
+  onlyKnown('consume', options, ['concurrency', 'prefetch', 'prefetchBytes', 'signal'], RESERVED)
+  const max = LIMITS.creditMessagesMax
+  const concurrency = whole('concurrency', options.concurrency ?? 1, 1, max)
+  const prefetch = whole('prefetch', options.prefetch ?? Math.min(concurrency * 2, max), 1, max)
+  return { concurrency, messages: prefetch, bytes: prefetchBytes(options.prefetchBytes) }
+}
+
+/** @throws SluiceError INVALID_ARGUMENT, NOT_SUPPORTED */
+export function messagesIntake(options: MessagesOptions): Intake {
+  onlyKnown('messages', options, ['prefetch', 'prefetchBytes', 'signal'], RESERVED)
+  return {
+    concurrency: 1,
+    messages: whole('prefetch', options.prefetch ?? MESSAGES_PREFETCH_DEFAULT, 1, LIMITS.creditMessagesMax),
+    bytes: prefetchBytes(options.prefetchBytes),
+  }
+}
+
+/** @throws SluiceError INVALID_ARGUMENT, NOT_SUPPORTED */
+export function pullSettings(options: PullOptions): { max: number; waitMs: number } {
+  onlyKnown('pull', options, ['max', 'wait', 'timeout', 'signal'], RESERVED)
+  return {
+    max: whole('max', options.max ?? 1, 1, LIMITS.creditMessagesMax),
+    waitMs: options.wait === undefined ? 0 : parseDuration(options.wait, 'wait'),
+  }
+}
+
+function prefetchBytes(value: number | undefined): number {
+  return whole('prefetchBytes', value ?? PREFETCH_BYTES_DEFAULT, 1, LIMITS.creditBytesMax)
+}
+
+/** The deadline that a call has by itself, or the client's. */
+export function timeoutOf(options: CallOptions | undefined, defaultMs: number): number {
+  return options?.timeout === undefined ? defaultMs : parseDuration(options.timeout, 'timeout')
+}
+
+/**
+ * A misspelt option must not be silently without effect.
+ * @throws SluiceError INVALID_ARGUMENT, NOT_SUPPORTED for options that a later version has
+ */
+export function onlyKnown(
+  call: string,
+  options: object,
+  known: readonly string[],
+  reserved: readonly string[] = [],
+): void {
+  if (typeof options !== 'object' || options === null) {
+    throw new SluiceError('INVALID_ARGUMENT', `The options of \`${call}\` must be an object.`)
+  }
+  for (const name in options) {
+    if (known.includes(name) || (options as Record<string, unknown>)[name] === undefined) continue
+    if (reserved.includes(name)) {
+      throw new SluiceError(
+        'NOT_SUPPORTED',
+        `The option \`${name}\` of \`${call}\` is not supported by this version.`,
+      )
+    }
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `\`${call}\` has no option ${quoted(name)}; it has ${known.join(', ')}.`,
+    )
+  }
+}
+
+/** @throws SluiceError INVALID_ARGUMENT */
+export function whole(name: string, value: unknown, min: number, max: number): number {
+  if (typeof value !== 'number' || !Number.isInteger(value) || value < min || value > max) {
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `\`${name}\` is ${quoted(value)}; it must be a whole number from ${min} to ${max}.`,
+    )
+  }
+  return value
+}

@@ -1,0 +1,692 @@
+/**
+ * Publishing: records are encoded straight into the open batch of their queue; at the end of the turn batches are
+ * numbered, sealed and sent, as far as the window allows.
+ *
+ * Invariants. A number is given once, to the bytes that carry it, for as long as the client lives. A batch that was
+ * sent stays in `#sent`, byte for byte, until the broker has answered for it, whether or not anybody still waits.
+ * `#waiting` holds what was not sent, oldest first; only its batches lose a message to a deadline or a signal.
+ */
+import {
+  BATCH_ATTRIBUTE,
+  BATCH_HEADER_BYTES,
+  BATCH_TYPE,
+  CONTENT_TYPE,
+  decodePublishErr,
+  decodePublishOk,
+  faultError,
+  FRAME_HEADER_BYTES,
+  LIMITS,
+  OP,
+  PRODUCER_IDENTITY_BYTES,
+  readU32,
+  RECORD_HEADER_BYTES,
+  recordBytes,
+  sealBatch,
+  SluiceError,
+  textBytes,
+  writeFrameHeader,
+  writeRecordHead,
+  writeText,
+  type ContentType,
+  type Duplicates,
+  type Fault,
+  type HelloOk,
+  type RecordOptions,
+} from '@sluice/protocol'
+import { randomBytes } from 'node:crypto'
+import { checkText, packBody } from './body.js'
+import type { Connection } from './connection.js'
+import type { Deadlines } from './deadlines.js'
+import type { Settings } from './options.js'
+
+/** Where a confirmed message stands. */
+export interface Receipt {
+  /** Its place in the queue. */
+  readonly offset: number
+  /** A message with the same id was accepted before; `offset` is that one's. */
+  readonly duplicate: boolean
+}
+
+type Resolve = (result: Receipt | Receipt[]) => void
+type Reject = (error: SluiceError) => void
+
+interface Watch {
+  batch: Batch
+  readonly signal: AbortSignal
+  readonly onAbort: () => void
+}
+
+/** Messages of one queue that travel together. Index `i` of the arrays is message `i`. */
+class Batch {
+  readonly queue: string
+  readonly atomic: boolean
+  /** Before it is sent: `bytes[0, end)` is the frame in the making, records from `recordsAt`. After: the frame. */
+  bytes: Buffer
+  end: number
+  readonly recordsAt: number
+  count = 0
+  number = 0
+  /** Whether further messages may join. */
+  open = true
+  // An atomic batch has one caller, at index 0. A hole means that the caller has had its answer.
+  readonly resolves: (Resolve | undefined)[] = []
+  readonly rejects: (Reject | undefined)[] = []
+  readonly deadlines: number[] = []
+  nextDeadlineMs = Infinity
+  /** Messages that were withdrawn before they were sent. */
+  withdrawn = 0
+  /** Callers that gave a signal, by their resolve function: an index changes when others withdraw. */
+  watches: Map<Resolve, Watch> | undefined
+
+  constructor(queue: string, atomic: boolean, bytes: Buffer) {
+    this.queue = queue
+    this.atomic = atomic
+    this.bytes = bytes
+    const nameBytes = writeText(bytes, FRAME_HEADER_BYTES + 1, queue)
+    bytes[FRAME_HEADER_BYTES] = nameBytes
+    this.recordsAt = FRAME_HEADER_BYTES + 1 + nameBytes + BATCH_HEADER_BYTES
+    this.end = this.recordsAt
+  }
+
+  get callers(): number {
+    return this.resolves.length
+  }
+}
+
+const SCRATCH_BYTES_FIRST = 2 * 1024
+const SCRATCH_POOL_MAX = 16
+const SCRATCH_BYTES_KEPT = 256 * 1024
+/** PUBLISH frame and batch header around the records, at most. */
+const ENVELOPE_BYTES = FRAME_HEADER_BYTES + 1 + LIMITS.queueNameBytesMax + BATCH_HEADER_BYTES
+
+// The executor of every publish: no closure is made per message.
+let takenResolve: Resolve
+let takenReject: Reject
+const take = (resolve: Resolve, reject: Reject): void => {
+  takenResolve = resolve
+  takenReject = reject
+}
+const newPromise = (): Promise<unknown> => new Promise(take as never)
+
+export class Producer {
+  readonly #settings: Settings
+  readonly #deadlines: Deadlines
+  readonly #schedule: () => void
+  #identity = randomBytes(PRODUCER_IDENTITY_BYTES)
+  #lastNumber = 0
+  #acceptedNumber = 0
+  /** Unanswered batches by number; a Map keeps them in the order of their numbers. */
+  readonly #sent = new Map<number, Batch>()
+  #sentMessages = 0
+  #sentBytes = 0
+  /** `#waiting[#waitingAt…]`, oldest first. */
+  #waiting: Batch[] = []
+  #waitingAt = 0
+  readonly #open = new Map<string, Batch>()
+  #last: Batch | undefined
+  readonly #scratch: Buffer[] = []
+  /** Time as of this turn; 0: not yet read. */
+  #turnMs = 0
+  #inFlightBatches: number = LIMITS.inFlightBatchesDefault
+  #inFlightBytes: number
+  #frameBytesMax: number = LIMITS.frameBytesMax
+  #messageBytesMax: number = LIMITS.messageBytesMax
+  #batchBytes: number = LIMITS.batchBytesTarget
+  readonly #batchCount: number
+  #closed: SluiceError | undefined
+  #idle: (() => void)[] = []
+
+  constructor(settings: Settings, deadlines: Deadlines, schedule: () => void) {
+    this.#settings = settings
+    this.#deadlines = deadlines
+    this.#schedule = schedule
+    this.#inFlightBytes = settings.maxInFlightBytes
+    this.#batchCount = Math.min(LIMITS.batchCountMax, settings.maxInFlight)
+    deadlines.add((nowMs) => this.#sweep(nowMs))
+  }
+
+  get identity(): Uint8Array {
+    return this.#identity
+  }
+
+  /** Highest number that the broker has confirmed. */
+  get acceptedNumber(): number {
+    return this.#acceptedNumber
+  }
+
+  /** Publishes that have not been answered, sent or not. */
+  get pending(): number {
+    let callers = 0
+    for (const batch of this.#sent.values()) callers += live(batch)
+    for (let i = this.#waitingAt; i < this.#waiting.length; i++) callers += live(this.#waiting[i]!)
+    return callers
+  }
+
+  /** Takes one message; the promise is settled by the broker's answer. @throws SluiceError */
+  publish(
+    queue: string,
+    body: unknown,
+    options: RecordOptions | undefined,
+    timeoutMs: number,
+    signal: AbortSignal | undefined,
+  ): Promise<Receipt> {
+    if (this.#closed !== undefined) throw this.#closed
+    if (signal?.aborted === true) throw aborted(signal, false)
+    let batch = this.#last
+    if (batch === undefined || !batch.open || batch.queue !== queue) batch = this.#openBatch(queue)
+    const before = batch.end
+    const end = this.#append(batch, body, options)
+    if (batch.count > 0 && end - batch.recordsAt > this.#batchBytes - BATCH_HEADER_BYTES) {
+      // It does not fit any more: it becomes the first of the next batch.
+      const full = batch
+      this.#close(full)
+      batch = this.#openBatch(queue)
+      this.#room(batch, end - before)
+      full.bytes.copy(batch.bytes, batch.end, before, end)
+      batch.end += end - before
+    } else batch.end = end
+    batch.count++
+    if (batch.count >= this.#batchCount || batch.end - batch.recordsAt >= this.#batchBytes - BATCH_HEADER_BYTES)
+      this.#close(batch)
+    return this.#wait(batch, timeoutMs, signal) as Promise<Receipt>
+  }
+
+  /** Takes messages that are accepted or refused together. @throws SluiceError */
+  publishBatch(
+    queue: string,
+    messages: readonly { readonly body: unknown; readonly options: RecordOptions | undefined }[],
+    timeoutMs: number,
+    signal: AbortSignal | undefined,
+  ): Promise<Receipt[]> {
+    if (this.#closed !== undefined) throw this.#closed
+    if (signal?.aborted === true) throw aborted(signal, false)
+    if (messages.length > LIMITS.batchCountMax) {
+      throw new SluiceError(
+        'BATCH_TOO_LARGE',
+        `A batch of ${messages.length} messages was given; at most ${LIMITS.batchCountMax} fit.`,
+      )
+    }
+    const batch = new Batch(queue, true, this.#takeScratch())
+    for (const { body, options } of messages) {
+      batch.end = this.#append(batch, body, options)
+      batch.count++
+      const bytes = batch.end - batch.recordsAt + BATCH_HEADER_BYTES
+      if (messages.length > 1 && bytes > LIMITS.batchBytesMax) {
+        this.#giveScratch(batch.bytes)
+        throw new SluiceError(
+          'BATCH_TOO_LARGE',
+          `The first ${batch.count} of ${messages.length} messages take ${bytes} bytes; a batch takes at most ${LIMITS.batchBytesMax}.`,
+        )
+      }
+    }
+    if (batch.end > this.#frameBytesMax) throw this.#tooLarge(batch)
+    // What was published before goes before.
+    const earlier = this.#open.get(queue)
+    if (earlier !== undefined) this.#close(earlier)
+    batch.open = false
+    this.#waiting.push(batch)
+    return this.#wait(batch, timeoutMs, signal) as Promise<Receipt[]>
+  }
+
+  #wait(batch: Batch, timeoutMs: number, signal: AbortSignal | undefined): Promise<unknown> {
+    if (this.#turnMs === 0) this.#turnMs = performance.now()
+    const deadlineMs = this.#turnMs + timeoutMs
+    const promise = newPromise()
+    batch.resolves.push(takenResolve)
+    batch.rejects.push(takenReject)
+    batch.deadlines.push(deadlineMs)
+    if (deadlineMs < batch.nextDeadlineMs) {
+      batch.nextDeadlineMs = deadlineMs
+      this.#deadlines.arm(deadlineMs)
+    }
+    if (signal !== undefined) this.#watch(batch, takenResolve, signal)
+    this.#schedule()
+    return promise
+  }
+
+  #watch(batch: Batch, resolve: Resolve, signal: AbortSignal): void {
+    const watch: Watch = {
+      batch,
+      signal,
+      onAbort: () => {
+        const { batch } = watch
+        const index = batch.resolves.indexOf(resolve)
+        if (index >= 0) this.#giveUp(batch, index, aborted(signal, batch.number !== 0))
+      },
+    }
+    signal.addEventListener('abort', watch.onAbort, { once: true })
+    batch.watches ??= new Map()
+    batch.watches.set(resolve, watch)
+  }
+
+  #openBatch(queue: string): Batch {
+    let batch = this.#open.get(queue)
+    if (batch === undefined) {
+      batch = new Batch(queue, false, this.#takeScratch())
+      this.#open.set(queue, batch)
+      this.#waiting.push(batch)
+    }
+    this.#last = batch
+    return batch
+  }
+
+  #close(batch: Batch): void {
+    if (!batch.open) return
+    batch.open = false
+    this.#open.delete(batch.queue)
+    if (this.#last === batch) this.#last = undefined
+  }
+
+  #takeScratch(): Buffer {
+    return this.#scratch.pop() ?? Buffer.allocUnsafeSlow(SCRATCH_BYTES_FIRST)
+  }
+
+  #giveScratch(bytes: Buffer): void {
+    const kept = bytes.length >= SCRATCH_BYTES_FIRST && bytes.length <= SCRATCH_BYTES_KEPT
+    if (kept && this.#scratch.length < SCRATCH_POOL_MAX) this.#scratch.push(bytes)
+  }
+
+  /** Writes a record behind the last one, without counting it yet; returns where it ends. */
+  #append(batch: Batch, body: unknown, options: RecordOptions | undefined): number {
+    const at = batch.end
+    const headBytes = options === undefined ? RECORD_HEADER_BYTES : recordBytes(options, 0)
+    const payloadAt = at + headBytes
+    let contentType: ContentType
+    let payloadBytes: number
+    if (typeof body === 'string') {
+      checkText(body)
+      contentType = CONTENT_TYPE.text
+      // UTF-8 takes at most three bytes for a UTF-16 unit; a long text is measured rather than overestimated.
+      const bytesMax = body.length < 1024 ? body.length * 3 : textBytes(body)
+      this.#checkSize(headBytes, body.length < 1024 ? body.length : bytesMax)
+      this.#room(batch, headBytes + bytesMax)
+      payloadBytes = batch.bytes.write(body, payloadAt, 'utf8')
+    } else {
+      contentType = body instanceof Uint8Array ? CONTENT_TYPE.bytes : CONTENT_TYPE.msgpack
+      const payload = body instanceof Uint8Array ? body : packBody(body)
+      payloadBytes = payload.length
+      this.#checkSize(headBytes, payloadBytes)
+      this.#room(batch, headBytes + payloadBytes)
+      batch.bytes.set(payload, payloadAt)
+    }
+    this.#checkSize(headBytes, payloadBytes)
+    writeRecordHead(batch.bytes, at, options, contentType, payloadBytes)
+    return payloadAt + payloadBytes
+  }
+
+  #checkSize(headBytes: number, payloadBytes: number): void {
+    const bytes = headBytes - RECORD_HEADER_BYTES + payloadBytes
+    if (bytes > this.#messageBytesMax) {
+      throw new SluiceError(
+        'MESSAGE_TOO_LARGE',
+        `A message has ${bytes} bytes; the broker takes at most ${this.#messageBytesMax}.`,
+      )
+    }
+  }
+
+  #tooLarge(batch: Batch): SluiceError {
+    return new SluiceError(
+      'BATCH_TOO_LARGE',
+      `A batch takes a frame of ${batch.end} bytes; the broker takes at most ${this.#frameBytesMax}.`,
+    )
+  }
+
+  #room(batch: Batch, bytes: number): void {
+    const need = batch.end + bytes
+    if (need <= batch.bytes.length) return
+    const grown = Buffer.allocUnsafeSlow(Math.max(need, batch.bytes.length * 2))
+    batch.bytes.copy(grown, 0, 0, batch.end)
+    batch.bytes = grown
+  }
+
+  /** A connection is open: what it allows, and everything unanswered again before anything new. */
+  attach(connection: Connection, ok: HelloOk): void {
+    this.#inFlightBatches = ok.inFlightBatches
+    this.#inFlightBytes = Math.min(this.#settings.maxInFlightBytes, ok.inFlightBytes)
+    this.#frameBytesMax = ok.frameBytesMax
+    this.#messageBytesMax = ok.messageBytesMax
+    this.#batchBytes = Math.min(LIMITS.batchBytesTarget, ok.frameBytesMax - ENVELOPE_BYTES)
+    for (const batch of this.#sent.values()) {
+      if (batch.end <= ok.frameBytesMax) connection.sendFrames(batch.bytes)
+      else {
+        this.#forget(batch)
+        this.#refuse(batch, unknownOutcome('the broker now takes no frame as large as the one it was sent in'))
+      }
+    }
+  }
+
+  /** Sends what the window lets through, all of it as one chunk. */
+  flush(connection: Connection | undefined): void {
+    this.#turnMs = 0
+    if (connection === undefined || !connection.takesWork) return
+    const batches: Batch[] = []
+    let bytes = 0
+    while (this.#waitingAt < this.#waiting.length) {
+      const batch = this.#waiting[this.#waitingAt]!
+      if ((batch.count === 0 || batch.withdrawn > 0) && !this.#compact(batch)) {
+        this.#shiftWaiting()
+        continue
+      }
+      if (!this.#fits(batch)) break
+      this.#shiftWaiting()
+      if (batch.end > this.#frameBytesMax) {
+        this.#close(batch)
+        this.#refuse(batch, this.#tooLarge(batch))
+        continue
+      }
+      this.#close(batch)
+      this.#seal(batch)
+      this.#sent.set(batch.number, batch)
+      this.#sentMessages += batch.count
+      this.#sentBytes += batch.end
+      bytes += batch.end
+      batches.push(batch)
+    }
+    if (batches.length === 0) return
+    const frames = Buffer.allocUnsafe(bytes)
+    let at = 0
+    for (const batch of batches) {
+      batch.bytes.copy(frames, at, 0, batch.end)
+      this.#giveScratch(batch.bytes)
+      batch.bytes = frames.subarray(at, at + batch.end)
+      at += batch.end
+    }
+    connection.sendFrames(frames)
+  }
+
+  #fits(batch: Batch): boolean {
+    // One alone always goes, or a message larger than the window would wait for ever.
+    if (this.#sent.size === 0) return true
+    return (
+      this.#sent.size < this.#inFlightBatches &&
+      this.#sentMessages + batch.count <= this.#settings.maxInFlight &&
+      this.#sentBytes + batch.end <= this.#inFlightBytes
+    )
+  }
+
+  #shiftWaiting(): void {
+    this.#waitingAt++
+    if (this.#waitingAt === this.#waiting.length) {
+      this.#waiting = []
+      this.#waitingAt = 0
+    } else if (this.#waitingAt >= 1024 && this.#waitingAt * 2 > this.#waiting.length) {
+      this.#waiting = this.#waiting.slice(this.#waitingAt)
+      this.#waitingAt = 0
+    }
+  }
+
+  #seal(batch: Batch): void {
+    batch.number = ++this.#lastNumber
+    writeFrameHeader(batch.bytes, 0, batch.end - FRAME_HEADER_BYTES, OP.PUBLISH, 0, 0)
+    sealBatch(batch.bytes, batch.recordsAt - BATCH_HEADER_BYTES, batch.end, {
+      type: BATCH_TYPE.messages,
+      attributes: batch.atomic ? BATCH_ATTRIBUTE.atomic : 0,
+      count: batch.count,
+      batchNumber: batch.number,
+    })
+  }
+
+  /** Takes withdrawn messages out of a batch that was not sent. False: nothing is left of it. */
+  #compact(batch: Batch): boolean {
+    if (live(batch) === 0) {
+      this.#close(batch)
+      this.#giveScratch(batch.bytes)
+      return false
+    }
+    let from = batch.recordsAt
+    let to = batch.recordsAt
+    let kept = 0
+    for (let i = 0; i < batch.count; i++) {
+      const size = readU32(batch.bytes, from)
+      if (batch.resolves[i] !== undefined) {
+        batch.bytes.copyWithin(to, from, from + size)
+        to += size
+        batch.resolves[kept] = batch.resolves[i]
+        batch.rejects[kept] = batch.rejects[i]
+        batch.deadlines[kept] = batch.deadlines[i]!
+        kept++
+      }
+      from += size
+    }
+    batch.resolves.length = batch.rejects.length = batch.deadlines.length = kept
+    batch.count = kept
+    batch.end = to
+    batch.withdrawn = 0
+    return true
+  }
+
+  /** @throws SluiceError MALFORMED_FRAME */
+  publishOk(bytes: Uint8Array, start: number, end: number): void {
+    decodePublishOk(bytes, start, end, this.#confirm)
+    this.#answered()
+  }
+
+  readonly #confirm = (number: number, baseOffset: number, duplicates: Duplicates | undefined): void => {
+    const batch = this.#sent.get(number)
+    if (batch === undefined) return
+    if (!Number.isSafeInteger(baseOffset)) {
+      throw new SluiceError('MALFORMED_FRAME', `PUBLISH_OK has an offset of ${baseOffset}, above 2^53.`)
+    }
+    this.#forget(batch)
+    if (number > this.#acceptedNumber) this.#acceptedNumber = number
+    if (batch.watches !== undefined) unwatch(batch)
+    if (batch.atomic) {
+      const resolve = batch.resolves[0]
+      if (resolve === undefined) return
+      const receipts: Receipt[] = []
+      for (let i = 0; i < batch.count; i++) receipts.push(receipt(baseOffset, i, duplicates))
+      resolve(receipts)
+      return
+    }
+    const { resolves } = batch
+    for (let i = 0; i < resolves.length; i++) {
+      const resolve = resolves[i]
+      if (resolve !== undefined) resolve(receipt(baseOffset, i, duplicates))
+    }
+  }
+
+  /** @throws SluiceError MALFORMED_FRAME */
+  publishErr(bytes: Uint8Array, start: number, end: number): void {
+    const { batchNumber, fault } = decodePublishErr(bytes, start, end)
+    const batch = this.#sent.get(batchNumber)
+    if (batch === undefined) return
+    this.#forget(batch)
+    if (batch.callers > 1 && isAboutOneMessage(fault)) this.#split(batch)
+    else this.#refuse(batch, refusal(fault))
+    this.#answered()
+  }
+
+  /** Sends each message of a refused batch again by itself, before anything that was published after it. */
+  #split(batch: Batch): void {
+    const alone: Batch[] = []
+    let at = batch.recordsAt
+    for (let i = 0; i < batch.callers; i++) {
+      const size = readU32(batch.bytes, at)
+      const resolve = batch.resolves[i]
+      if (resolve !== undefined) {
+        const one = new Batch(batch.queue, false, Buffer.allocUnsafeSlow(batch.recordsAt + size))
+        one.open = false
+        one.count = 1
+        batch.bytes.copy(one.bytes, one.end, at, at + size)
+        one.end += size
+        one.resolves.push(resolve)
+        one.rejects.push(batch.rejects[i])
+        one.deadlines.push(batch.deadlines[i]!)
+        one.nextDeadlineMs = batch.deadlines[i]!
+        const watch = batch.watches?.get(resolve)
+        if (watch !== undefined) {
+          watch.batch = one
+          one.watches = new Map([[resolve, watch]])
+        }
+        alone.push(one)
+      }
+      at += size
+    }
+    this.#waiting = [...alone, ...this.#waiting.slice(this.#waitingAt)]
+    this.#waitingAt = 0
+  }
+
+  #forget(batch: Batch): void {
+    this.#sent.delete(batch.number)
+    this.#sentMessages -= batch.count
+    this.#sentBytes -= batch.end
+  }
+
+  // There may be room in the window now, or nothing left to wait for.
+  #answered(): void {
+    if (this.#waitingAt < this.#waiting.length) this.#schedule()
+    else if (this.#sent.size === 0) this.#tellIdle()
+  }
+
+  #refuse(batch: Batch, error: SluiceError): void {
+    if (batch.watches !== undefined) unwatch(batch)
+    for (let i = 0; i < batch.callers; i++) batch.rejects[i]?.(error)
+    batch.resolves.fill(undefined)
+    batch.rejects.fill(undefined)
+  }
+
+  /** One caller has its answer; what was sent stays in the window, what was not sent is withdrawn. */
+  #giveUp(batch: Batch, index: number, error: SluiceError): void {
+    const resolve = batch.resolves[index]
+    const reject = batch.rejects[index]
+    if (resolve === undefined || reject === undefined) return
+    batch.resolves[index] = undefined
+    batch.rejects[index] = undefined
+    if (batch.number === 0) batch.withdrawn++
+    const watch = batch.watches?.get(resolve)
+    if (watch !== undefined) {
+      watch.signal.removeEventListener('abort', watch.onAbort)
+      batch.watches?.delete(resolve)
+    }
+    reject(error)
+  }
+
+  #sweep(nowMs: number): number {
+    let nextMs = Infinity
+    for (const batch of this.#sent.values()) nextMs = Math.min(nextMs, this.#sweepBatch(batch, nowMs))
+    for (let i = this.#waitingAt; i < this.#waiting.length; i++)
+      nextMs = Math.min(nextMs, this.#sweepBatch(this.#waiting[i]!, nowMs))
+    // Batches of which nothing is left leave with the next flush.
+    if (this.#waitingAt < this.#waiting.length) this.#schedule()
+    return nextMs
+  }
+
+  #sweepBatch(batch: Batch, nowMs: number): number {
+    if (batch.nextDeadlineMs > nowMs) return batch.nextDeadlineMs
+    let nextMs = Infinity
+    for (let i = 0; i < batch.callers; i++) {
+      if (batch.resolves[i] === undefined) continue
+      if (batch.deadlines[i]! > nowMs) nextMs = Math.min(nextMs, batch.deadlines[i]!)
+      else this.#giveUp(batch, i, batch.number === 0 ? notSentInTime() : unansweredInTime())
+    }
+    batch.nextDeadlineMs = nextMs
+    return nextMs
+  }
+
+  /** The broker has lost this producer's numbers: what was sent cannot be told apart from what is new. */
+  renew(): void {
+    const sent = [...this.#sent.values()]
+    this.#sent.clear()
+    this.#sentMessages = 0
+    this.#sentBytes = 0
+    this.#identity = randomBytes(PRODUCER_IDENTITY_BYTES)
+    this.#lastNumber = 0
+    this.#acceptedNumber = 0
+    for (const batch of sent)
+      this.#refuse(batch, unknownOutcome('the broker no longer knows the numbers of this client'))
+    this.#answered()
+  }
+
+  /** Resolves when nothing is unanswered and nothing waits. */
+  idle(): Promise<void> {
+    if (this.#sent.size === 0 && this.#waitingAt === this.#waiting.length) return Promise.resolve()
+    return new Promise((resolve) => this.#idle.push(resolve))
+  }
+
+  #tellIdle(): void {
+    const waiters = this.#idle
+    this.#idle = []
+    for (const resolve of waiters) resolve()
+  }
+
+  /** Rejects what is left and everything that follows. */
+  close(error: SluiceError): void {
+    if (this.#closed !== undefined) return
+    this.#closed = error
+    const unknown = new SluiceError(error.code, error.message, { cause: error, outcome: 'unknown' })
+    for (const batch of this.#sent.values()) this.#refuse(batch, unknown)
+    this.#sent.clear()
+    for (let i = this.#waitingAt; i < this.#waiting.length; i++) this.#refuse(this.#waiting[i]!, error)
+    this.#waiting = []
+    this.#waitingAt = 0
+    this.#open.clear()
+    this.#last = undefined
+    this.#scratch.length = 0
+    this.#tellIdle()
+  }
+}
+
+function live(batch: Batch): number {
+  let callers = 0
+  for (const resolve of batch.resolves) if (resolve !== undefined) callers++
+  return callers
+}
+
+function unwatch(batch: Batch): void {
+  for (const { signal, onAbort } of batch.watches!.values()) signal.removeEventListener('abort', onAbort)
+  batch.watches = undefined
+}
+
+function receipt(baseOffset: number, index: number, duplicates: Duplicates | undefined): Receipt {
+  const first = duplicates?.get(index)
+  return first === undefined
+    ? { offset: baseOffset + index, duplicate: false }
+    : { offset: first, duplicate: true }
+}
+
+// Refusals that hold for the queue or the number, whatever the messages are: no message fares better by itself.
+const ABOUT_THE_BATCH: ReadonlySet<string> = new Set([
+  'QUEUE_NOT_FOUND',
+  'QUEUE_DELETED',
+  'INVALID_NAME',
+  'UNKNOWN_OUTCOME',
+  'NUMBER_REUSED',
+])
+
+function isAboutOneMessage(fault: Fault): boolean {
+  return !fault.retryable && !ABOUT_THE_BATCH.has(fault.code)
+}
+
+function refusal(fault: Fault): SluiceError {
+  return fault.code === 'UNKNOWN_OUTCOME'
+    ? new SluiceError(fault.code, fault.message, { ...fault, outcome: 'unknown' })
+    : faultError(fault)
+}
+
+function unknownOutcome(why: string): SluiceError {
+  return new SluiceError('UNKNOWN_OUTCOME', `The message may have been accepted or not: ${why}.`, {
+    outcome: 'unknown',
+  })
+}
+
+function notSentInTime(): SluiceError {
+  return new SluiceError('TIMEOUT', 'The message was not sent before the deadline of the call passed.')
+}
+
+function unansweredInTime(): SluiceError {
+  return new SluiceError(
+    'TIMEOUT',
+    'The broker did not answer before the deadline of the call passed; the message may have been accepted.',
+    { outcome: 'unknown' },
+  )
+}
+
+/** What a call rejects with whose signal was aborted. */
+export function aborted(signal: AbortSignal, sent: boolean): SluiceError {
+  const options = { cause: signal.reason as unknown }
+  return new SluiceError(
+    'ABORTED',
+    'The signal of the call was aborted.',
+    sent ? { ...options, outcome: 'unknown' } : options,
+  )
+}

@@ -1,0 +1,227 @@
+/**
+ * Pulling: one subscription a queue, kept for the next pull, without credit between pulls. Pulls are served one after
+ * the other, so that each knows which deliveries are its own.
+ *
+ * A pull raises the subscription's limit by what it wants. At the first delivery, or when its wait is over, it drains:
+ * the broker sends what it can at once and then says that nothing more comes.
+ */
+import { LIMITS, SluiceError } from '@sluice/protocol'
+import type { DeliveredMessage } from './message.js'
+import { aborted } from './producer.js'
+import { Subscription, type Consumer, type Session, type SubscriptionOwner } from './subscription.js'
+import type { Starting } from './turn.js'
+
+class Pull {
+  readonly max: number
+  readonly waitMs: number
+  readonly timeoutMs: number
+  readonly signal: AbortSignal | undefined
+  readonly resolve: (messages: DeliveredMessage[]) => void
+  readonly reject: (error: SluiceError) => void
+  timer: NodeJS.Timeout | undefined
+  onAbort: (() => void) | undefined
+  waitIsOver = false
+  /** The caller has been told; what still comes is given back. */
+  abandoned = false
+
+  constructor(
+    max: number,
+    waitMs: number,
+    timeoutMs: number,
+    signal: AbortSignal | undefined,
+    resolve: (messages: DeliveredMessage[]) => void,
+    reject: (error: SluiceError) => void,
+  ) {
+    this.max = max
+    this.waitMs = waitMs
+    this.timeoutMs = timeoutMs
+    this.signal = signal
+    this.resolve = resolve
+    this.reject = reject
+  }
+
+  detach(): void {
+    clearTimeout(this.timer)
+    if (this.onAbort !== undefined) this.signal?.removeEventListener('abort', this.onAbort)
+  }
+}
+
+const CREDIT = { messages: LIMITS.creditMessagesMax, bytes: LIMITS.creditBytesMax }
+const TIMER_MS_MAX = 0x7fff_ffff
+
+export class Puller implements Consumer, SubscriptionOwner, Starting {
+  readonly #session: Session
+  readonly #queue: string
+  #subscription: Subscription | undefined
+  #waiting: Pull[] = []
+  #current: Pull | undefined
+  #draining = false
+  #listed = false
+
+  constructor(session: Session, queue: string) {
+    this.#session = session
+    this.#queue = queue
+  }
+
+  pull(
+    max: number,
+    waitMs: number,
+    timeoutMs: number,
+    signal: AbortSignal | undefined,
+  ): Promise<DeliveredMessage[]> {
+    return new Promise((resolve, reject) => {
+      if (signal?.aborted === true) {
+        reject(aborted(signal, false))
+        return
+      }
+      const pull = new Pull(max, waitMs, timeoutMs, signal, resolve, reject)
+      if (signal !== undefined) {
+        pull.onAbort = () => this.#abandon(pull, aborted(signal, false))
+        signal.addEventListener('abort', pull.onAbort, { once: true })
+      }
+      pull.timer = setTimeout(() => this.#waited(pull), Math.min(waitMs, TIMER_MS_MAX))
+      this.#waiting.push(pull)
+      this.#serve()
+    })
+  }
+
+  #waited(pull: Pull): void {
+    pull.waitIsOver = true
+    pull.timer = setTimeout(
+      () =>
+        this.#abandon(pull, new SluiceError('TIMEOUT', `The pull from ${this.#queue} was not answered in time.`)),
+      Math.min(pull.timeoutMs, TIMER_MS_MAX),
+    )
+    if (pull === this.#current) this.#drain()
+  }
+
+  #abandon(pull: Pull, error: SluiceError): void {
+    pull.detach()
+    pull.reject(error)
+    if (pull !== this.#current) {
+      this.#waiting = this.#waiting.filter((other) => other !== pull)
+      return
+    }
+    pull.abandoned = true
+    if (this.#subscription === undefined) this.#next()
+    else this.#drain()
+  }
+
+  #serve(): void {
+    if (this.#current !== undefined || this.#waiting.length === 0) return
+    this.#current = this.#waiting.shift()!
+    this.#grant()
+  }
+
+  #next(): void {
+    this.#current = undefined
+    this.#serve()
+  }
+
+  #grant(): void {
+    const pull = this.#current!
+    const { connection } = this.#session
+    if (this.#subscription !== undefined) {
+      if (!this.#subscription.open) return
+      this.#subscription.credit({ ...CREDIT, limit: this.#subscription.deliveries + pull.max })
+      if (pull.waitIsOver || pull.waitMs === 0) this.#drain()
+    } else if (connection !== undefined) {
+      try {
+        this.#subscription = new Subscription(
+          this.#session,
+          connection,
+          this.#queue,
+          { ...CREDIT, limit: pull.max },
+          this,
+        )
+      } catch (error) {
+        this.ended(error as SluiceError)
+      }
+    }
+  }
+
+  // At most one is under way, and it belongs to the current pull: a pull ends only after its DRAINED.
+  #drain(): void {
+    const subscription = this.#subscription
+    const pull = this.#current
+    if (subscription === undefined || pull === undefined || !subscription.open || this.#draining) return
+    this.#draining = true
+    const limit = subscription.deliveries - subscription.buffered + pull.max
+    subscription.credit({ ...CREDIT, limit, drain: true })
+  }
+
+  attach(): void {
+    if (this.#current !== undefined) this.#grant()
+  }
+
+  subscribed(): void {
+    const pull = this.#current
+    if (pull !== undefined && (pull.waitIsOver || pull.abandoned || pull.waitMs === 0)) this.#drain()
+  }
+
+  delivered(): void {
+    const pull = this.#current
+    if (pull === undefined || this.#draining) return
+    // A full hand needs no drain: the limit has stopped the broker.
+    if (this.#subscription!.buffered >= pull.max) this.#list()
+    else this.#drain()
+  }
+
+  drained(): void {
+    this.#draining = false
+    this.#list()
+  }
+
+  #list(): void {
+    if (this.#listed) return
+    this.#listed = true
+    this.#session.turn.start(this)
+  }
+
+  announce(): void {
+    this.#listed = false
+    const pull = this.#current
+    if (pull !== undefined && !pull.abandoned) this.#subscription?.announce(pull.max, true)
+  }
+
+  startHandlers(): void {
+    const pull = this.#current
+    const subscription = this.#subscription
+    if (pull === undefined || subscription === undefined) return
+    const messages: DeliveredMessage[] = []
+    while (subscription.announced > 0) messages.push(subscription.take())
+    subscription.alone = false
+    // Left over when the caller has gone, or when one of them must be handled alone.
+    if (subscription.buffered > 0) subscription.releaseBuffered()
+    pull.detach()
+    pull.resolve(messages)
+    this.#next()
+  }
+
+  lost(): void {
+    this.#subscription = undefined
+    this.#draining = false
+    if (this.#current?.abandoned === true) this.#next()
+  }
+
+  ended(error: SluiceError): void {
+    this.#subscription = undefined
+    this.#draining = false
+    const pull = this.#current
+    if (pull === undefined) return
+    pull.detach()
+    pull.reject(error)
+    this.#next()
+  }
+
+  fail(error: SluiceError): void {
+    this.#subscription = undefined
+    const pulls = this.#current === undefined ? this.#waiting : [this.#current, ...this.#waiting]
+    this.#current = undefined
+    this.#waiting = []
+    for (const pull of pulls) {
+      pull.detach()
+      pull.reject(error)
+    }
+  }
+}

@@ -1,0 +1,155 @@
+/** Queues at the broker: ensure, get, list, delete, purge. */
+import {
+  LIMITS,
+  OP,
+  SluiceError,
+  type QueueInfo as WireQueueInfo,
+} from '@sluice/protocol'
+import { parseDuration, type Duration } from './duration.js'
+import { onlyKnown, queueOf, type CallOptions, type QueueRef } from './options.js'
+
+/** Options of a queue. What is not named keeps its value, or gets its default when the queue is made. */
+export interface QueueOptions {
+  /** Tries after which a message is dead, 1 to 255. Default 10. */
+  readonly maxDeliveries?: number
+  /** Wait before the second try, doubled with each further one up to `max`. Default 1 s, at most 5 min. */
+  readonly retry?: { readonly initial?: Duration; readonly max?: Duration }
+}
+
+/** Options of `queues.ensure`. */
+export interface EnsureOptions extends QueueOptions {
+  /** Changes a queue that exists with other options, instead of refusing. Default false. */
+  readonly update?: boolean
+}
+
+/** What a queue holds at one moment. Counts are messages unless named otherwise. */
+export interface QueueInfo extends Omit<WireQueueInfo, 'options'> {
+  readonly options: {
+    readonly maxDeliveries: number
+    /** In milliseconds. */
+    readonly retry: { readonly initial: number; readonly max: number }
+  }
+}
+
+type Body = { readonly [name: string]: unknown }
+
+/** Sends a control frame and waits for its RESULT. `repeatable`: sent again when the connection was lost meanwhile. */
+export type ControlRequest = (
+  opcode: number,
+  body: Body,
+  repeatable: boolean,
+  options: CallOptions | undefined,
+) => Promise<Body>
+
+const CALL_OPTIONS = ['timeout', 'signal'] as const
+
+/** `sluice.queues`. Every call rejects with a SluiceError: INVALID_NAME, TIMEOUT, ABORTED, CLOSED and those named. */
+export class Queues {
+  readonly #request: ControlRequest
+
+  /** @internal */
+  constructor(request: ControlRequest) {
+    this.#request = request
+  }
+
+  /**
+   * Makes the queue unless it exists. Compares only the options that are named.
+   *
+   * @throws SluiceError QUEUE_CONFLICT when it exists with other options and `update` is not true;
+   * INVALID_ARGUMENT, NOT_SUPPORTED naming the option; TOO_MANY_QUEUES
+   * @example
+   * await sluice.queues.ensure('orders', { maxDeliveries: 5, retry: { initial: '1s', max: '1m' } })
+   */
+  async ensure(
+    queue: QueueRef,
+    options: EnsureOptions = {},
+    call?: CallOptions,
+  ): Promise<{ readonly created: boolean; readonly queue: QueueInfo }> {
+    const { name } = queueOf(queue)
+    const { update, ...named } = options
+    const body = { name, options: wireOptions(named), ...(update === undefined ? {} : { update }) }
+    const result = await this.#call(OP.ENSURE, body, true, call)
+    if (typeof result['created'] !== 'boolean') throw malformed('ENSURE')
+    return { created: result['created'], queue: queueInfo('ENSURE', result['queue']) }
+  }
+
+  /** @throws SluiceError QUEUE_NOT_FOUND */
+  async get(queue: QueueRef, call?: CallOptions): Promise<QueueInfo> {
+    const result = await this.#call(OP.GET, { name: queueOf(queue).name }, true, call)
+    return queueInfo('GET', result['queue'])
+  }
+
+  /** All queues. */
+  async list(call?: CallOptions): Promise<QueueInfo[]> {
+    const { queues } = await this.#call(OP.LIST, {}, true, call)
+    if (!Array.isArray(queues)) throw malformed('LIST')
+    return queues.map((queue) => queueInfo('LIST', queue))
+  }
+
+  /**
+   * Deletes the queue and all its messages, the dead ones too; says how many there were.
+   * @throws SluiceError QUEUE_NOT_FOUND; CONNECTION_LOST with `outcome: 'unknown'`
+   */
+  delete(queue: QueueRef, call?: CallOptions): Promise<{ readonly messages: number }> {
+    return this.#removal('DELETE', queue, call)
+  }
+
+  /**
+   * Removes all messages that are scheduled, ready or leased now, not the dead ones; says how many there were.
+   * @throws SluiceError QUEUE_NOT_FOUND; CONNECTION_LOST with `outcome: 'unknown'`
+   */
+  purge(queue: QueueRef, call?: CallOptions): Promise<{ readonly messages: number }> {
+    return this.#removal('PURGE', queue, call)
+  }
+
+  async #removal(
+    frame: 'DELETE' | 'PURGE',
+    queue: QueueRef,
+    call: CallOptions | undefined,
+  ): Promise<{ readonly messages: number }> {
+    // Not repeated after a lost connection: a second one could take what came since.
+    const { messages } = await this.#call(OP[frame], { name: queueOf(queue).name }, false, call)
+    if (typeof messages !== 'number') throw malformed(frame)
+    return { messages }
+  }
+
+  #call(opcode: number, body: Body, repeatable: boolean, call: CallOptions | undefined): Promise<Body> {
+    if (call !== undefined) onlyKnown('queues', call, CALL_OPTIONS)
+    return this.#request(opcode, body, repeatable, call)
+  }
+}
+
+/** The broker's names for the options; those it does not know are its to refuse. */
+function wireOptions(named: QueueOptions): Body {
+  onlyObject(named)
+  const { retry, ...rest } = named
+  const options: Record<string, unknown> = { ...rest }
+  if (retry === undefined) return withoutUndefined(options)
+  onlyKnown('queues.ensure', retry, ['initial', 'max'])
+  if (retry.initial !== undefined) options['retryInitialMs'] = parseDuration(retry.initial, 'retry.initial')
+  if (retry.max !== undefined) options['retryMaxMs'] = parseDuration(retry.max, 'retry.max')
+  return withoutUndefined(options)
+}
+
+function onlyObject(value: unknown): void {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+    throw new SluiceError('INVALID_ARGUMENT', 'The options of a queue must be an object.')
+  }
+}
+
+function withoutUndefined(options: Record<string, unknown>): Body {
+  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined))
+}
+
+function queueInfo(frame: string, value: unknown): QueueInfo {
+  if (typeof value !== 'object' || value === null) throw malformed(frame)
+  const { options, ...rest } = value as WireQueueInfo
+  if (typeof rest.name !== 'string' || rest.name.length > LIMITS.queueNameBytesMax) throw malformed(frame)
+  if (typeof options !== 'object' || options === null) throw malformed(frame)
+  const { retryInitialMs, retryMaxMs, ...others } = options
+  return { ...rest, options: { ...others, retry: { initial: retryInitialMs, max: retryMaxMs } } }
+}
+
+function malformed(frame: string): SluiceError {
+  return new SluiceError('MALFORMED_FRAME', `The broker's answer to ${frame} is not of the expected form.`)
+}

@@ -1,0 +1,188 @@
+/**
+ * What happens to delivered messages, gathered for a turn and sent in as few ranges as possible, and the answers.
+ *
+ * Nothing is made for a settle that nobody waits for: `Settlement` turns into a real promise only when it is used.
+ */
+import { encodeSettle, SluiceError, textBytes, LIMITS, type Outcome, type TagRange } from '@sluice/protocol'
+
+/** A range of tags with one outcome; grows while consecutive tags come. */
+export interface Item {
+  firstTag: number
+  count: number
+  readonly outcome: Outcome
+  readonly delayMs: number | undefined
+  readonly reason: string | undefined
+}
+
+interface Waiter {
+  readonly tag: number
+  readonly resolve: () => void
+  readonly reject: (error: SluiceError) => void
+}
+
+/** The settles of one subscription in one turn, from the first of them to the broker's answer for all. */
+export class SettleGroup {
+  items: Item[] = []
+  #sorted = true
+  #done = false
+  #failure: SluiceError | undefined
+  #stale: TagRange[] = []
+  #waiters: Waiter[] | undefined
+
+  add(
+    firstTag: number,
+    count: number,
+    outcome: Outcome,
+    delayMs: number | undefined,
+    reason: string | undefined,
+  ): void {
+    const last = this.items[this.items.length - 1]
+    if (last !== undefined) {
+      const next = (last.firstTag + last.count) >>> 0
+      if (firstTag === next && delayMs === undefined && reason === undefined && joins(last, outcome, count)) {
+        last.count += count
+        return
+      }
+      if (((firstTag - next) | 0) < 0) this.#sorted = false
+    }
+    this.items.push({ firstTag, count, outcome, delayMs, reason })
+  }
+
+  /** The payloads of the SETTLE frames, each within `frameBytesMax`. */
+  encode(subscriptionId: number, frameBytesMax: number): Uint8Array[] {
+    const items = this.#sorted ? this.items : merged(this.items)
+    this.items = []
+    const bytesMax = Math.min(frameBytesMax, FRAME_BYTES_AIM) - FRAME_OVERHEAD_BYTES
+    const payloads: Uint8Array[] = []
+    let from = 0
+    let bytes = 0
+    for (let i = 0; i < items.length; i++) {
+      const { reason } = items[i]!
+      const itemBytes = ITEM_BYTES + (reason === undefined ? 0 : textBytes(reason))
+      if (i > from && (bytes + itemBytes > bytesMax || i - from === LIMITS.rangesMax)) {
+        payloads.push(encodeSettle(subscriptionId, items.slice(from, i)))
+        from = i
+        bytes = 0
+      }
+      bytes += itemBytes
+    }
+    payloads.push(encodeSettle(subscriptionId, from === 0 ? items : items.slice(from)))
+    return payloads
+  }
+
+  /** Tags that the broker named as no longer this consumer's. */
+  stale(ranges: readonly TagRange[]): void {
+    for (const range of ranges) this.#stale.push(range)
+  }
+
+  /** Every frame of the group has been answered, or never will be. */
+  finish(failure: SluiceError | undefined): void {
+    if (this.#done) return
+    this.#done = true
+    this.#failure = failure
+    const waiters = this.#waiters
+    this.#waiters = undefined
+    if (waiters !== undefined) for (const waiter of waiters) this.#tell(waiter)
+  }
+
+  /** A promise for the answer about one tag. */
+  answer(tag: number): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const waiter = { tag, resolve, reject }
+      if (this.#done) this.#tell(waiter)
+      else (this.#waiters ??= []).push(waiter)
+    })
+  }
+
+  #tell({ tag, resolve, reject }: Waiter): void {
+    if (this.#failure !== undefined) reject(this.#failure)
+    else if (this.#stale.some(({ firstTag, count }) => (tag - firstTag) >>> 0 < count)) reject(leaseLost())
+    else resolve()
+  }
+}
+
+const ITEM_BYTES = 20
+const FRAME_OVERHEAD_BYTES = 16
+const FRAME_BYTES_AIM = 512 * 1024
+
+function joins(last: Item, outcome: Outcome, count: number): boolean {
+  return (
+    last.outcome === outcome &&
+    last.delayMs === undefined &&
+    last.reason === undefined &&
+    last.count + count <= LIMITS.creditMessagesMax
+  )
+}
+
+// Handlers that ran side by side settle out of order; sorted, their tags are runs again.
+function merged(items: Item[]): Item[] {
+  // Tags wrap; within one turn they lie closer together than half the circle.
+  const origin = items[0]!.firstTag
+  items.sort((a, b) => ((a.firstTag - origin) | 0) - ((b.firstTag - origin) | 0))
+  const result: Item[] = []
+  for (const item of items) {
+    const last = result[result.length - 1]
+    if (
+      last !== undefined &&
+      item.delayMs === undefined &&
+      item.reason === undefined &&
+      joins(last, item.outcome, item.count) &&
+      item.firstTag === (last.firstTag + last.count) >>> 0
+    )
+      last.count += item.count
+    else result.push(item)
+  }
+  return result
+}
+
+/** Rejection of a settle that came too late. */
+export function leaseLost(cause?: unknown): SluiceError {
+  return new SluiceError(
+    'LEASE_LOST',
+    'The message no longer belongs to this consumer: its connection was lost, or its queue purged or deleted.',
+    { cause },
+  )
+}
+
+/**
+ * A promise of one settle that costs nothing until it is used: without a `then` there is no promise and no unhandled
+ * rejection.
+ */
+export class Settlement implements Promise<void> {
+  readonly [Symbol.toStringTag] = 'Promise'
+  readonly #source: SettleGroup | SluiceError
+  readonly #tag: number
+  #promise: Promise<void> | undefined
+
+  constructor(source: SettleGroup | SluiceError, tag: number) {
+    this.#source = source
+    this.#tag = tag
+  }
+
+  #real(): Promise<void> {
+    if (this.#promise === undefined) {
+      const source = this.#source
+      this.#promise =
+        source instanceof SettleGroup ? source.answer(this.#tag) : Promise.reject<void>(source)
+    }
+    return this.#promise
+  }
+
+  // oxlint-disable-next-line unicorn/no-thenable -- being one is the purpose
+  then<Result = void, Failure = never>(
+    onfulfilled?: ((value: void) => Result | PromiseLike<Result>) | null,
+    onrejected?: ((reason: unknown) => Failure | PromiseLike<Failure>) | null,
+  ): Promise<Result | Failure> {
+    return this.#real().then(onfulfilled, onrejected)
+  }
+
+  catch<Failure = never>(
+    onrejected?: ((reason: unknown) => Failure | PromiseLike<Failure>) | null,
+  ): Promise<void | Failure> {
+    return this.#real().catch(onrejected)
+  }
+
+  finally(onfinally?: (() => void) | null): Promise<void> {
+    return this.#real().finally(onfinally)
+  }
+}

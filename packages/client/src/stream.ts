@@ -1,0 +1,203 @@
+/**
+ * A queue as an async iterator. A message counts as started when it is yielded; where the loop is quick a burst of
+ * them is announced at once, as in the worker.
+ */
+import type { SluiceError } from '@sluice/protocol'
+import type { Connection } from './connection.js'
+import type { DeliveredMessage } from './message.js'
+import type { Intake } from './options.js'
+import { aborted } from './producer.js'
+import { Subscription, type Consumer, type Session, type SubscriptionOwner } from './subscription.js'
+import type { Starting } from './turn.js'
+
+interface Waiter {
+  readonly resolve: (result: IteratorResult<DeliveredMessage, undefined>) => void
+  readonly reject: (error: SluiceError) => void
+}
+
+const BURST_MAX = 1024
+const BURST_MS = 1
+const DONE = { value: undefined, done: true } as const
+
+export class MessageStream
+  implements AsyncIterableIterator<DeliveredMessage, undefined>, Consumer, SubscriptionOwner, Starting
+{
+  readonly #session: Session
+  readonly #queue: string
+  readonly #intake: Intake
+  readonly #forget: (stream: MessageStream) => void
+  readonly #signal: AbortSignal | undefined
+  readonly #onAbort: () => void
+  #subscription: Subscription | undefined
+  #waiters: Waiter[] = []
+  #listed = false
+  #burst = 1
+  #burstBeganMs = 0
+  /** Told by the next `next`, once. */
+  #failure: SluiceError | undefined
+  #ending: Promise<void> | undefined
+  #subscribedWaiters: (() => void)[] = []
+
+  constructor(
+    session: Session,
+    queue: string,
+    intake: Intake,
+    signal: AbortSignal | undefined,
+    forget: (stream: MessageStream) => void,
+  ) {
+    this.#session = session
+    this.#queue = queue
+    this.#intake = intake
+    this.#signal = signal
+    this.#forget = forget
+    this.#onAbort = () => this.#end(aborted(signal!, false))
+    if (signal?.aborted === true) this.#onAbort()
+    else signal?.addEventListener('abort', this.#onAbort, { once: true })
+    if (session.connection !== undefined) this.attach(session.connection)
+  }
+
+  attach(connection: Connection): void {
+    if (this.#ending !== undefined) return
+    const { messages, bytes } = this.#intake
+    try {
+      this.#subscription = new Subscription(this.#session, connection, this.#queue, { messages, bytes }, this)
+    } catch (error) {
+      this.ended(error as SluiceError)
+    }
+  }
+
+  [Symbol.asyncIterator](): this {
+    return this
+  }
+
+  next(): Promise<IteratorResult<DeliveredMessage, undefined>> {
+    if (this.#failure !== undefined) {
+      const failure = this.#failure
+      this.#failure = undefined
+      return Promise.reject(failure)
+    }
+    if (this.#ending !== undefined) return Promise.resolve(DONE)
+    const subscription = this.#subscription
+    if (subscription !== undefined && subscription.announced > 0 && this.#waiters.length === 0) {
+      return Promise.resolve({ value: this.#take(subscription), done: false })
+    }
+    if (this.#burstBeganMs > 0) this.#adapt()
+    if (subscription !== undefined && subscription.buffered > 0) this.#list()
+    return new Promise((resolve, reject) => this.#waiters.push({ resolve, reject }))
+  }
+
+  #take(subscription: Subscription): DeliveredMessage {
+    const message = subscription.take()
+    if (subscription.announced === 0) subscription.alone = false
+    return message
+  }
+
+  // The loop has come back for more than was announced.
+  #adapt(): void {
+    const tookMs = performance.now() - this.#burstBeganMs
+    this.#burstBeganMs = 0
+    if (tookMs < BURST_MS) this.#burst = Math.min(this.#burst * 2, BURST_MAX)
+    else if (tookMs > BURST_MS * 2) this.#burst = Math.max(1, Math.floor((this.#burst * BURST_MS) / tookMs))
+  }
+
+  #list(): void {
+    if (this.#listed) return
+    this.#listed = true
+    this.#session.turn.start(this)
+  }
+
+  subscribed(): void {
+    this.#tellSubscribed()
+  }
+
+  #tellSubscribed(): void {
+    const waiters = this.#subscribedWaiters
+    this.#subscribedWaiters = []
+    for (const resolve of waiters) resolve()
+  }
+
+  delivered(): void {
+    if (this.#waiters.length > 0) this.#list()
+  }
+
+  drained(): void {}
+
+  announce(): void {
+    this.#listed = false
+    const subscription = this.#subscription
+    if (subscription === undefined || this.#waiters.length === 0 || this.#ending !== undefined) return
+    subscription.announce(Math.max(this.#burst, this.#waiters.length) - subscription.announced, true)
+    this.#burstBeganMs = performance.now()
+  }
+
+  startHandlers(): void {
+    const subscription = this.#subscription
+    if (subscription === undefined || this.#ending !== undefined) return
+    let given = 0
+    while (given < this.#waiters.length && subscription.announced > 0)
+      this.#waiters[given++]!.resolve({ value: this.#take(subscription), done: false })
+    if (given > 0) this.#waiters = this.#waiters.slice(given)
+    if (this.#waiters.length > 0 && subscription.buffered > 0) this.#list()
+  }
+
+  lost(): void {
+    this.#subscription = undefined
+    this.#burst = 1
+    this.#tellSubscribed()
+  }
+
+  ended(error: SluiceError): void {
+    this.#subscription = undefined
+    this.#tellSubscribed()
+    this.#end(error)
+  }
+
+  fail(error: SluiceError): void {
+    this.#subscription = undefined
+    this.#tellSubscribed()
+    this.#end(error.code === 'CLOSED' ? undefined : error)
+  }
+
+  /** The loop was left; what it was given and has not settled stays its own until it does. */
+  async return(): Promise<IteratorReturnResult<undefined>> {
+    this.#end(undefined)
+    await this.#ending
+    return DONE
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.return().then(() => undefined)
+  }
+
+  /** Stops; resolves when what was not yielded has been given back. */
+  #end(error: SluiceError | undefined): void {
+    if (this.#ending !== undefined) return
+    this.#signal?.removeEventListener('abort', this.#onAbort)
+    this.#forget(this)
+    const waiters = this.#waiters
+    this.#waiters = []
+    if (error !== undefined && waiters.length === 0) this.#failure = error
+    waiters.forEach(({ resolve, reject }, index) => {
+      if (index === 0 && error !== undefined) reject(error)
+      else resolve(DONE)
+    })
+    this.#ending = this.#drain()
+  }
+
+  async #drain(): Promise<void> {
+    const subscription = this.#subscription
+    if (subscription === undefined) return
+    if (!subscription.open) await new Promise<void>((resolve) => this.#subscribedWaiters.push(resolve))
+    await subscription.stop()
+    subscription.releaseBuffered()
+    await subscription.settled()
+    if (subscription.unsettled === 0) await subscription.unsubscribe()
+    else void linger(subscription)
+  }
+}
+
+async function linger(subscription: Subscription): Promise<void> {
+  await subscription.emptied()
+  await subscription.settled()
+  await subscription.unsubscribe()
+}

@@ -1,0 +1,437 @@
+/**
+ * One life of a subscription, on one connection: what was delivered and not yet taken, what of it was announced as
+ * started, and the settles of what was taken. Its connection's end is its end; whoever owns it opens another.
+ *
+ * Invariant: of the `buffered` messages, in the order in which they came, the first `announced` were named in STARTED.
+ */
+import {
+  checkRecords,
+  decodeDeliverHead,
+  decodeDrained,
+  decodeRanges,
+  decodeSubscriptionId,
+  DELIVER_FLAG,
+  DELIVER_HEADER_BYTES,
+  encodeControl,
+  encodeCredit,
+  encodeRanges,
+  encodeSubscriptionId,
+  LIMITS,
+  OP,
+  OUTCOME,
+  readU32,
+  SluiceError,
+  type Outcome,
+} from '@sluice/protocol'
+import type { ChannelSink, Connection, Reply } from './connection.js'
+import type { Deadlines } from './deadlines.js'
+import { DeliveredMessage, type Lessor, type Run } from './message.js'
+import { leaseLost, SettleGroup } from './settlement.js'
+import type { Settling, Turn } from './turn.js'
+
+/** What consumers need of their client. */
+export interface Session {
+  readonly turn: Turn
+  readonly deadlines: Deadlines
+  readonly timeoutMs: number
+  /** The open connection, if there is one. */
+  readonly connection: Connection | undefined
+  /** Emits `error`. */
+  report(error: SluiceError): void
+  /** Emits `handlerError`. */
+  handlerFailed(failure: HandlerFailure): void
+}
+
+/** A handler threw something other than `Retry` and `DeadLetter`; the message is tried again. */
+export interface HandlerFailure {
+  readonly queue: string
+  readonly offset: number
+  readonly attempt: number
+  readonly error: unknown
+}
+
+/** What the client needs of whatever subscribes: it is attached to each new connection. */
+export interface Consumer {
+  attach(connection: Connection): void
+  /** The client is closed for good. */
+  fail(error: SluiceError): void
+}
+
+export interface SubscriptionOwner {
+  subscribed(): void
+  delivered(): void
+  drained(): void
+  /** The broker refused the subscription or ended it. */
+  ended(error: SluiceError): void
+  /** The connection is lost. */
+  lost(): void
+}
+
+export interface Credit {
+  readonly messages: number
+  readonly bytes: number
+  readonly limit?: number
+  readonly drain?: boolean
+}
+
+export class Subscription implements ChannelSink, Settling, Lessor {
+  readonly queue: string
+  live = true
+  /** SUBSCRIBE_OK came. */
+  open = false
+  /** Delivered and not taken. */
+  buffered = 0
+  announced = 0
+  /** What is announced is one message that must run with nothing beside it. */
+  alone = false
+  /** Delivered and not settled. */
+  unsettled = 0
+  /** Delivered in all. */
+  deliveries = 0
+  readonly #session: Session
+  readonly #connection: Connection
+  readonly #owner: SubscriptionOwner
+  readonly #channel: number
+  #id = 0
+  #creditMessages: number
+  /** The buffer: `#runs[#runsAt…]`, the first of them from message `#index`, which begins at byte `#at`. */
+  #runs: Run[] = []
+  #runsAt = 0
+  #index = 0
+  #at = 0
+  #group: SettleGroup | undefined
+  #unanswered = 0
+  #settledWaiters: (() => void)[] = []
+  #emptyWaiters: (() => void)[] = []
+  #drainWaiters: (() => void)[] = []
+  readonly #watched = new Set<DeliveredMessage>()
+
+  /** @throws SluiceError TOO_MANY_SUBSCRIPTIONS */
+  constructor(
+    session: Session,
+    connection: Connection,
+    queue: string,
+    credit: Credit,
+    owner: SubscriptionOwner,
+  ) {
+    this.#session = session
+    this.#connection = connection
+    this.queue = queue
+    this.#owner = owner
+    this.#creditMessages = credit.messages
+    this.#channel = connection.openChannel(this)
+    const { messages, bytes, limit } = credit
+    const body = limit === undefined ? { queue, messages, bytes } : { queue, messages, bytes, limit }
+    this.#request(OP.SUBSCRIBE, encodeControl(body), {
+      expects: OP.SUBSCRIBE_OK,
+      deadlineMs: this.#deadline(),
+      answered: (bytes, start, end) => {
+        this.#id = decodeSubscriptionId('SUBSCRIBE_OK', bytes, start, end)
+        if (!this.live) return
+        this.open = true
+        owner.subscribed()
+      },
+      // A lost connection is told by `lost`.
+      failed: (error) => {
+        if (error.code !== 'CONNECTION_LOST') this.ended(error)
+      },
+    })
+  }
+
+  #deadline(): number {
+    const deadlineMs = performance.now() + this.#session.timeoutMs
+    this.#session.deadlines.arm(deadlineMs)
+    return deadlineMs
+  }
+
+  #request(opcode: number, payload: Uint8Array, reply: Reply): void {
+    this.#connection.request(opcode, this.#channel, payload, reply)
+    this.#session.turn.schedule()
+  }
+
+  #send(opcode: number, payload: Uint8Array): void {
+    this.#connection.send(opcode, this.#channel, 0, payload)
+    this.#session.turn.schedule()
+  }
+
+  /** @throws SluiceError MALFORMED_FRAME */
+  delivered(bytes: Uint8Array, start: number, end: number): void {
+    const head = decodeDeliverHead(bytes, start, end)
+    if (!this.open || !this.live || head.subscriptionId !== this.#id) return
+    const { count, firstOffset, publishedAtMs } = head
+    const from = start + DELIVER_HEADER_BYTES
+    const found = checkRecords(bytes, from, end, count, LIMITS.messageBytesMax)
+    if (typeof found !== 'number') throw malformed(found.message)
+    if (count === 0 || !Number.isSafeInteger(firstOffset + count) || !Number.isSafeInteger(publishedAtMs))
+      throw malformed(`It has ${count} messages from offset ${firstOffset}, published at ${publishedAtMs}.`)
+    // What a consumer holds is bounded by what it asked for, also when the broker miscounts.
+    if (this.unsettled + count > this.#creditMessages)
+      throw malformed(
+        `It brings ${this.unsettled + count} unsettled messages; the credit is ${this.#creditMessages}.`,
+      )
+    // The frame's bytes are overwritten by the next read: one copy for the run, which its messages share.
+    const records = new Uint8Array(end - from)
+    records.set(bytes.subarray(from, end))
+    this.#runs.push({ ...head, lessor: this, records })
+    this.buffered += count
+    this.unsettled += count
+    this.deliveries += count
+    this.#owner.delivered()
+  }
+
+  /** @throws SluiceError MALFORMED_FRAME */
+  drained(bytes: Uint8Array, start: number, end: number): void {
+    const { subscriptionId } = decodeDrained(bytes, start, end)
+    if (!this.open || !this.live || subscriptionId !== this.#id) return
+    this.#owner.drained()
+    this.#tellDrained()
+  }
+
+  /** Grants credit; only once open. */
+  credit({ messages, bytes, limit, drain = false }: Credit): void {
+    // Deliveries under the old credit may still be under way, so the bound only grows.
+    this.#creditMessages = Math.max(this.#creditMessages, messages)
+    this.#send(OP.CREDIT, encodeCredit({ subscriptionId: this.#id, messages, bytes, limit, drain }))
+  }
+
+  /** Takes all credit back; resolves when nothing more can come. */
+  stop(): Promise<void> {
+    if (!this.live || !this.open) return Promise.resolve()
+    this.credit({ messages: 0, bytes: 0, drain: true })
+    return new Promise((resolve) => this.#drainWaiters.push(resolve))
+  }
+
+  #tellDrained(): void {
+    const waiters = this.#drainWaiters
+    this.#drainWaiters = []
+    for (const resolve of waiters) resolve()
+  }
+
+  /**
+   * Names up to `count` further messages as started. One that must run alone is named only when `idle`, by itself,
+   * and nothing after it.
+   */
+  announce(count: number, idle: boolean): void {
+    if (!this.live || this.alone) return
+    const ranges: { firstTag: number; count: number }[] = []
+    let skip = this.announced
+    let left = Math.min(count, this.buffered - this.announced)
+    let index = this.#index
+    for (let r = this.#runsAt; left > 0 && r < this.#runs.length; r++, index = 0) {
+      const run = this.#runs[r]!
+      let from = index
+      if (skip > 0) {
+        const skipped = Math.min(skip, run.count - from)
+        skip -= skipped
+        from += skipped
+      }
+      if (from === run.count) continue
+      const alone = (run.flags & DELIVER_FLAG.alone) !== 0
+      if (alone && (this.announced > 0 || !idle)) break
+      const named = alone ? 1 : Math.min(left, run.count - from)
+      addRange(ranges, (run.firstTag + from) >>> 0, named)
+      this.announced += named
+      left -= named
+      if (alone) {
+        this.alone = true
+        break
+      }
+      if (ranges.length === STARTED_RANGES_MAX) break
+    }
+    if (ranges.length > 0) this.#send(OP.STARTED, encodeRanges(this.#id, ranges))
+  }
+
+  /** The next announced message. */
+  take(): DeliveredMessage {
+    const run = this.#runs[this.#runsAt]!
+    const message = new DeliveredMessage(run, this.#index, this.#at)
+    this.buffered--
+    this.announced--
+    if (++this.#index < run.count) {
+      this.#at += readU32(run.records, this.#at)
+      return message
+    }
+    this.#index = 0
+    this.#at = 0
+    if (++this.#runsAt === this.#runs.length) {
+      this.#runs = []
+      this.#runsAt = 0
+    } else if (this.#runsAt === 1024) {
+      this.#runs = this.#runs.slice(1024)
+      this.#runsAt = 0
+    }
+    return message
+  }
+
+  /** Gives back what was not taken: it was not tried. */
+  releaseBuffered(): void {
+    if (!this.live) return
+    let index = this.#index
+    for (let r = this.#runsAt; r < this.#runs.length; r++, index = 0) {
+      const { firstTag, count } = this.#runs[r]!
+      this.#gather().add((firstTag + index) >>> 0, count - index, OUTCOME.release, undefined, undefined)
+    }
+    this.unsettled -= this.buffered
+    this.#dropBuffer()
+  }
+
+  #dropBuffer(): void {
+    this.#runs = []
+    this.#runsAt = 0
+    this.#index = 0
+    this.#at = 0
+    this.buffered = 0
+    this.announced = 0
+  }
+
+  settle(
+    tag: number,
+    outcome: Outcome,
+    delayMs: number | undefined,
+    reason: string | undefined,
+  ): SettleGroup {
+    const group = this.#group ?? this.#gather()
+    group.add(tag, 1, outcome, delayMs, reason)
+    this.unsettled--
+    if (this.unsettled === 0 && this.#emptyWaiters.length > 0) this.#tellEmpty()
+    return group
+  }
+
+  /** Resolves when nothing that was delivered is unsettled. */
+  emptied(): Promise<void> {
+    if (this.unsettled === 0 || !this.live) return Promise.resolve()
+    return new Promise((resolve) => this.#emptyWaiters.push(resolve))
+  }
+
+  #tellEmpty(): void {
+    const waiters = this.#emptyWaiters
+    this.#emptyWaiters = []
+    for (const resolve of waiters) resolve()
+  }
+
+  #gather(): SettleGroup {
+    if (this.#group === undefined) {
+      this.#group = new SettleGroup()
+      this.#session.turn.settle(this)
+    }
+    return this.#group
+  }
+
+  flushSettles(): void {
+    const group = this.#group
+    this.#group = undefined
+    if (group === undefined) return
+    if (!this.live) {
+      group.finish(leaseLost())
+      return
+    }
+    const payloads = group.encode(this.#id, this.#connection.ok.frameBytesMax)
+    let left = payloads.length
+    let failure: SluiceError | undefined
+    this.#unanswered++
+    const done = (error: SluiceError | undefined): void => {
+      failure ??= error
+      if (--left > 0) return
+      group.finish(failure)
+      this.#unanswered--
+      this.#tellSettled()
+    }
+    const deadlineMs = this.#deadline()
+    for (const payload of payloads) {
+      this.#connection.request(OP.SETTLE, this.#channel, payload, {
+        expects: OP.SETTLE_OK,
+        deadlineMs,
+        answered: (bytes, start, end) => {
+          group.stale(decodeRanges('SETTLE_OK', bytes, start, end).ranges)
+          done(undefined)
+        },
+        failed: (error) => done(error.code === 'SUBSCRIPTION_NOT_FOUND' ? leaseLost(error) : error),
+      })
+    }
+  }
+
+  /** Resolves when every settle so far has been answered. */
+  settled(): Promise<void> {
+    if (this.#unanswered === 0 && this.#group === undefined) return Promise.resolve()
+    return new Promise((resolve) => this.#settledWaiters.push(resolve))
+  }
+
+  #tellSettled(): void {
+    if (this.#unanswered > 0 || this.#group !== undefined) return
+    const waiters = this.#settledWaiters
+    this.#settledWaiters = []
+    for (const resolve of waiters) resolve()
+  }
+
+  /** Ends the subscription; what is unsettled goes back to the queue. Resolves when the broker has done so. */
+  unsubscribe(): Promise<void> {
+    if (!this.live) return Promise.resolve()
+    this.#die(leaseLost())
+    // Before SUBSCRIBE_OK there is no id to name; the channel stays taken until the connection ends.
+    if (!this.open) return Promise.resolve()
+    return new Promise((resolve) => {
+      const done = (): void => {
+        this.#connection.closeChannel(this.#channel)
+        resolve()
+      }
+      this.#request(OP.UNSUBSCRIBE, encodeSubscriptionId(this.#id), {
+        expects: OP.RESULT,
+        deadlineMs: this.#deadline(),
+        answered: done,
+        failed: done,
+      })
+    })
+  }
+
+  watch(message: DeliveredMessage): void {
+    this.#watched.add(message)
+  }
+
+  unwatch(message: DeliveredMessage): void {
+    this.#watched.delete(message)
+  }
+
+  /** Aborts the signals of running handlers. */
+  abortHandlers(reason: SluiceError): void {
+    const watched = [...this.#watched]
+    this.#watched.clear()
+    for (const message of watched) message.abort(reason)
+  }
+
+  ended(error: SluiceError): void {
+    if (!this.live) return
+    this.#connection.closeChannel(this.#channel)
+    this.#die(leaseLost(error))
+    this.#owner.ended(error)
+  }
+
+  lost(error: SluiceError): void {
+    if (!this.live) return
+    this.#die(leaseLost(error))
+    this.#owner.lost()
+  }
+
+  #die(reason: SluiceError): void {
+    this.live = false
+    this.#dropBuffer()
+    const group = this.#group
+    this.#group = undefined
+    group?.finish(reason)
+    this.#tellSettled()
+    this.#tellDrained()
+    this.#tellEmpty()
+    this.abortHandlers(reason)
+  }
+}
+
+const STARTED_RANGES_MAX = 4096
+
+function addRange(ranges: { firstTag: number; count: number }[], firstTag: number, count: number): void {
+  const last = ranges[ranges.length - 1]
+  if (last !== undefined && (last.firstTag + last.count) >>> 0 === firstTag) last.count += count
+  else ranges.push({ firstTag, count })
+}
+
+function malformed(what: string): SluiceError {
+  return new SluiceError('MALFORMED_FRAME', `A delivery is not acceptable. ${what}`)
+}

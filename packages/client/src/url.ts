@@ -1,0 +1,43 @@
+/** The address of a broker: `sluice://host:port`. */
+import { SluiceError } from '@sluice/protocol'
+import { quoted } from './duration.js'
+
+export const DEFAULT_PORT = 7420
+export const DEFAULT_URL = `sluice://localhost:${DEFAULT_PORT}`
+
+export interface Address {
+  readonly host: string
+  readonly port: number
+  /** As errors and events name it. */
+  readonly text: string
+}
+
+/** @throws SluiceError INVALID_URL; NOT_SUPPORTED for credentials, which this version has no use for */
+export function parseUrl(url: unknown): Address {
+  if (typeof url !== 'string') throw invalid(url)
+  let parsed: URL
+  try {
+    parsed = new URL(url)
+  } catch (error) {
+    throw invalid(url, error)
+  }
+  if (parsed.protocol !== 'sluice:' || parsed.hostname === '') throw invalid(url)
+  if (parsed.pathname !== '' && parsed.pathname !== '/') throw invalid(url)
+  if (parsed.search !== '' || parsed.hash !== '') throw invalid(url)
+  if (parsed.username !== '' || parsed.password !== '') {
+    // The address itself is not quoted: it holds a secret.
+    throw new SluiceError('NOT_SUPPORTED', 'The address has credentials; this version supports none.')
+  }
+  const port = parsed.port === '' ? DEFAULT_PORT : Number(parsed.port)
+  if (port === 0) throw invalid(url)
+  const host = parsed.hostname.replace(/^\[(.*)\]$/, '$1')
+  return { host, port, text: `sluice://${parsed.hostname}:${port}` }
+}
+
+function invalid(url: unknown, cause?: unknown): SluiceError {
+  return new SluiceError(
+    'INVALID_URL',
+    `The address ${quoted(url)} is not of the form sluice://host:port, such as ${DEFAULT_URL}.`,
+    { cause },
+  )
+}

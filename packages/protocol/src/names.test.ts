@@ -1,0 +1,82 @@
+import { describe, expect, test } from 'vitest'
+import { SluiceError } from './errors.js'
+import { queueName } from './names.js'
+
+describe('queueName', () => {
+  const good = ['a', 'A', '0', '_', 'orders', 'eu/orders.v2:high-prio_1', 'a/../b', 'x'.repeat(255)]
+  test.each(good.map((name) => [name]))('takes %s', (name) => {
+    expect(queueName(name)).toBe(name)
+  })
+
+  const bad: readonly unknown[] = [
+    '',
+    'x'.repeat(256),
+    'x'.repeat(65_536),
+    '.',
+    '..',
+    '../etc/passwd',
+    '/a',
+    '-rf',
+    ':a',
+    'a b',
+    'a\n',
+    '\na',
+    'a\0',
+    'a\u001b[31m',
+    'é',
+    'a\u0301',
+    '\ud800',
+    'a\\b',
+    '<script>',
+    '"',
+    'a%2f',
+    '*',
+    undefined,
+    null,
+    5,
+    {},
+    ['a'],
+    Object.create(null),
+    Symbol('a'),
+  ]
+  test('refuses hostile names with a short sentence on one line', () => {
+    let refused = 0
+    for (const name of bad) {
+      let error: unknown
+      try {
+        queueName(name)
+      } catch (thrown) {
+        error = thrown
+      }
+      expect(error).toBeInstanceOf(SluiceError)
+      expect(error).toMatchObject({ code: 'INVALID_NAME' })
+      const { message } = error as SluiceError
+      expect(message.length).toBeLessThan(250)
+      // No control character of the name gets into a log line.
+      expect([...message].every((character) => character >= ' ')).toBe(true)
+      refused++
+    }
+    expect(refused).toBe(29)
+  })
+
+  test('every character of ASCII, at the start and later', () => {
+    let first = 0
+    let later = 0
+    for (let code = 0; code < 128; code++) {
+      const character = String.fromCharCode(code)
+      if (accepts(`${character}a`)) first++
+      if (accepts(`a${character}`)) later++
+    }
+    expect(first).toBe(63)
+    expect(later).toBe(67)
+  })
+})
+
+function accepts(name: string): boolean {
+  try {
+    queueName(name)
+    return true
+  } catch {
+    return false
+  }
+}

@@ -1,0 +1,718 @@
+/**
+ * The broker: a deterministic state machine over one log. A command is checked against the state as it stands, its
+ * facts are applied and put into the open entry, and whatever answers it waits at the gate until that entry is on
+ * disk. There is no second, pending state: a failed write ends the process.
+ *
+ * Once a turn of the event loop `#endTurn` hands out what became ready, writes the open entry and lets answers go.
+ */
+import {
+  ANY_PRIORITY,
+  BATCH_HEADER_BYTES,
+  BATCH_TYPE,
+  LIMITS,
+  MESSAGE_OVERHEAD_BYTES,
+  OUTCOME,
+  QUEUE_OPTION_DEFAULTS,
+  RECORD_FLAG,
+  SluiceError,
+  checkBatch,
+  checkRecords,
+  readU32,
+  readU64,
+  sealBatch,
+  stampBatch,
+  type EnsureRequest,
+  type Fault,
+  type QueueInfo,
+  type QueueName,
+  type SettleItem,
+  type TagRange,
+} from '@sluice/protocol'
+import { BLOCKS_DEFAULTS, Blocks, type BlocksOptions } from '../log/blocks.js'
+import type { Log } from '../log/log.js'
+import { Tail } from '../log/tail.js'
+import { DEATH, FactBuffer, Subscription, TimeHeap, encodeDefinition, type Consumer, type Lease, type Queue } from '../queue/index.js'
+import { Checkpoints } from './checkpoint.js'
+import { Dispatcher } from './dispatch.js'
+import { Producer } from './producers.js'
+import { recover } from './recovery.js'
+import { Relocation } from './relocation.js'
+import { BOOT_AFTER_CLOSE, sameOptions, type State } from './state.js'
+
+export interface BrokerOptions {
+  readonly log: Log
+  /** Milliseconds since the epoch; never goes back. */
+  readonly now: () => number
+  /** A number in [0, 1), for jitter. */
+  readonly random: () => number
+  /** Runs the end of a turn once everything that arrived together has been taken in. */
+  readonly defer: (endTurn: () => void) => void
+  /** The log failed: nothing may be answered any more, the process must end. */
+  readonly onFatal: (error: unknown) => void
+  readonly onNotice?: (event: string, details: object) => void
+  readonly messageBytesMax?: number
+  readonly queuesMax?: number
+  readonly blocks?: Partial<BlocksOptions>
+  /** A checkpoint begins after so many bytes of log. Default: half a segment. */
+  readonly checkpointBytes?: number
+}
+
+/**
+ * Something that holds answers back. Whatever it was given since the last turn ended waits for `gate`; what waits
+ * for `durableLsn` or less may go. Returns whether it still holds anything.
+ */
+export interface Output {
+  endTurn(gate: number): void
+  release(durableLsn: number): boolean
+}
+
+/** How often the use of the log is looked at. */
+const MAINTAIN_MS = 20
+/** How long after the last entry an empty one is put behind it. */
+const IDLE_MS = 1_000
+/** Beyond so many bytes that wait for the disk, connections are not read from. */
+const PENDING_BYTES_MAX = 32 << 20
+
+export interface BrokerStatus {
+  readonly queues: number
+  readonly messages: number
+  readonly entries: number
+  readonly recoveryMs: number
+  readonly cutBytes: number
+  readonly boot: number
+  readonly afterCrash: boolean
+}
+
+export class Broker {
+  readonly messageBytesMax: number
+  readonly boot: number
+  readonly status: BrokerStatus
+  /** Time of this turn, ms. */
+  nowMs: number
+  readonly #options: BrokerOptions
+  readonly #log: Log
+  readonly #state: State
+  readonly #blocks: Blocks
+  readonly #tail: Tail
+  readonly #dispatcher: Dispatcher
+  readonly #checkpoints: Checkpoints
+  readonly #relocation: Relocation
+  readonly #active: Queue[] = []
+  readonly #withFacts: Queue[] = []
+  readonly #facts = new FactBuffer()
+  readonly #timers = new TimeHeap()
+  /** Those that hold something; in no particular order. */
+  readonly #outputs = new Set<Output>()
+  readonly #waitingForDisk: (() => void)[] = []
+  readonly #lease: Lease = { offset: 0, bytes: 0, sinceMs: -1, started: false }
+  #nextSubscription: number
+  #turnIsDue = false
+  #endedAtMs = 0
+  #maintainedAtMs = 0
+  #truncating = false
+  #lastIsEmpty = true
+  #failed = false
+  #idleWaiters: (() => void)[] = []
+
+  /** Recovers from the log and begins a new boot; resolves when that is on disk. @throws SluiceError LOG_CORRUPT */
+  static async open(options: BrokerOptions): Promise<Broker> {
+    const startedMs = options.now()
+    const { log } = options
+    const recovered = await recover(log)
+    const { state, bounds } = recovered
+    const messageBytesMax = options.messageBytesMax ?? LIMITS.messageBytesDefault
+    if (messageBytesMax > LIMITS.messageBytesMax || messageBytesMax + MESSAGE_OVERHEAD_BYTES > log.segmentBytes / 4) {
+      throw new SluiceError(
+        'INVALID_ARGUMENT',
+        `Messages of ${messageBytesMax} bytes do not fit a quarter of a segment of ${log.segmentBytes} bytes.`,
+      )
+    }
+    const afterCrash = !state.closed
+    if (afterCrash) state.markAllDelivered()
+    state.boot++
+    const nowMs = options.now()
+    let messages = 0
+    for (const queue of state.queues.values()) {
+      queue.open(nowMs)
+      messages += queue.live
+    }
+    const status: BrokerStatus = {
+      queues: state.queues.size,
+      messages,
+      entries: recovered.entries,
+      recoveryMs: nowMs - startedMs,
+      cutBytes: bounds.cutBytes,
+      boot: state.boot,
+      afterCrash,
+    }
+    const blocks = new Blocks(log, { ...BLOCKS_DEFAULTS, ...options.blocks })
+    let broker: Broker | undefined
+    const tail = new Tail(log, bounds, blocks, {
+      durable: (lsn) => broker?.durable(lsn),
+      failed: (error) => broker?.fail(error),
+    })
+    tail.epoch = state.boot
+    let floor = recovered.directory?.replayFrom ?? bounds.firstPosition
+    for (const page of recovered.directory?.pages ?? []) floor = Math.min(floor, page.position)
+    const interval = options.checkpointBytes ?? log.segmentBytes / 2
+    const checkpoints = new Checkpoints(log, tail, state, interval, floor)
+    broker = new Broker(options, state, blocks, tail, checkpoints, status, nowMs, messageBytesMax)
+    broker.#appendMark(BATCH_TYPE.boot, state.boot, afterCrash ? 0 : BOOT_AFTER_CLOSE)
+    await broker.#untilIdle()
+    return broker
+  }
+
+  private constructor(
+    options: BrokerOptions,
+    state: State,
+    blocks: Blocks,
+    tail: Tail,
+    checkpoints: Checkpoints,
+    status: BrokerStatus,
+    nowMs: number,
+    messageBytesMax: number,
+  ) {
+    this.#options = options
+    this.#log = options.log
+    this.#state = state
+    this.#blocks = blocks
+    this.#tail = tail
+    this.#dispatcher = new Dispatcher(blocks)
+    this.#checkpoints = checkpoints
+    this.#relocation = new Relocation(options.log, tail, state)
+    this.messageBytesMax = messageBytesMax
+    this.status = status
+    this.boot = state.boot
+    this.nowMs = nowMs
+    // 4,096 boots apart before an id can come again, and a million subscriptions within each.
+    this.#nextSubscription = ((state.boot % 4096) << 20) >>> 0
+    for (const queue of state.queues.values()) this.#armTimer(queue)
+  }
+
+  /** So much waits for the disk that connections should not be read from. */
+  get isBehind(): boolean {
+    return this.#tail.pendingBytes > PENDING_BYTES_MAX
+  }
+
+  /** The next time at which `tick` has something to do, ms since the epoch; Infinity when there is none. */
+  get nextDeadline(): number {
+    const idleAt = this.#lastIsEmpty ? Infinity : this.#endedAtMs + IDLE_MS
+    return Math.min(this.#timers.firstTime, idleAt)
+  }
+
+  /** Begins a turn: everything until its end happens at this time. */
+  beginTurn(): void {
+    this.nowMs = this.#options.now()
+  }
+
+  /** Something was taken in: the turn will be ended. */
+  wake(): void {
+    if (this.#turnIsDue || this.#failed) return
+    this.#turnIsDue = true
+    this.#options.defer(() => this.#endTurn())
+  }
+
+  /** `output` was given something in this turn. */
+  hold(output: Output): void {
+    this.#outputs.add(output)
+    this.wake()
+  }
+
+  /** Calls back once less waits for the disk. */
+  whenNotBehind(resume: () => void): void {
+    this.#waitingForDisk.push(resume)
+  }
+
+  /** Time passed: what was scheduled becomes ready. */
+  tick(): void {
+    this.beginTurn()
+    while (this.#timers.firstTime <= this.nowMs) {
+      const queue = this.#state.queuesById.get(this.#timers.firstOffset)
+      this.#timers.pop()
+      if (queue === undefined) continue
+      queue.advance(this.nowMs)
+      this.#armTimer(queue)
+      this.#activate(queue)
+    }
+    this.wake()
+  }
+
+  // --- producing ---
+
+  /**
+   * The producer with this identity, known or new. A new one gets its id, and is written to the log, with its first batch.
+   * @throws SluiceError PRODUCER_UNKNOWN when it was promised an answer that this log does not hold
+   */
+  attachProducer(identity: string, acceptedNumber: number): Producer {
+    let producer = this.#state.producers.get(identity)
+    if (acceptedNumber > (producer?.highest ?? 0)) {
+      throw new SluiceError(
+        'PRODUCER_UNKNOWN',
+        `Batch ${acceptedNumber} of this producer was confirmed, but the highest number known of it is ${producer?.highest ?? 0}.`,
+      )
+    }
+    if (producer === undefined) {
+      producer = new Producer(0, identity)
+      this.#state.addProducer(producer)
+    }
+    producer.connections++
+    producer.lastUsedMs = this.nowMs
+    return producer
+  }
+
+  detachProducer(producer: Producer): void {
+    producer.connections--
+    if (producer.connections === 0 && producer.id === 0) this.#state.removeProducer(producer)
+  }
+
+  /** @throws SluiceError QUEUE_NOT_FOUND */
+  queue(name: string): Queue {
+    const queue = this.#state.queues.get(name)
+    if (queue === undefined) throw new SluiceError('QUEUE_NOT_FOUND', `There is no queue ${JSON.stringify(name)}.`)
+    return queue
+  }
+
+  /**
+   * Takes the batch at `[at, end)` and returns its base offset. `unanswered` is how many numbers below its own the
+   * producer still waits for. A refusal is remembered under the batch's number.
+   * @throws SluiceError the refusal
+   */
+  publish(producer: Producer, queueName: string, bytes: Uint8Array, at: number, end: number, unanswered: number): number {
+    checkBatch(bytes, at, end)
+    const number = readU64(bytes, at + 24)
+    const crc = readU32(bytes, at + 44)
+    producer.forgetBelow(number - unanswered)
+    const accepted = producer.acceptedAt(number, crc)
+    if (accepted !== -1) return accepted
+    if (number < producer.floor) {
+      throw new SluiceError('UNKNOWN_OUTCOME', `Batch ${number} is older than the window of its producer, which begins at ${producer.floor}.`, { outcome: 'unknown' })
+    }
+    const refusal = producer.refusalOf(number)
+    if (refusal !== undefined) throw new SluiceError(refusal.code, refusal.message, refusal)
+    try {
+      return this.#accept(producer, this.queue(queueName), bytes, at, end, number, crc)
+    } catch (error) {
+      if (error instanceof SluiceError) producer.refuse(number, error satisfies Fault)
+      throw error
+    }
+  }
+
+  #accept(producer: Producer, queue: Queue, bytes: Uint8Array, at: number, end: number, number: number, crc: number): number {
+    const length = end - at
+    const count = readU32(bytes, at + 12)
+    const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, this.messageBytesMax)
+    if (typeof checked !== 'number') throw new SluiceError(checked.code, checked.message)
+    if ((checked & ~RECORD_FLAG.headers) !== 0) throw optionNotSupported(checked)
+    if (!this.#log.reserve(length)) {
+      throw new SluiceError('DISK_LOW', 'Too little disk space is left to accept messages; consumers can go on.', { retryAfterMs: 1_000 })
+    }
+    if (producer.id === 0) this.#declare(producer)
+    const to = this.#tail.reserve(length, this.nowMs)
+    this.#tail.bytes.set(bytes.subarray(at, end), to)
+    const base = queue.next
+    stampBatch(this.#tail.bytes, to, queue.id, base, this.nowMs, producer.id)
+    const position = this.#tail.add(length)
+    queue.append(base, count, position, this.nowMs, length - BATCH_HEADER_BYTES)
+    producer.accept(number, base, crc)
+    producer.lastUsedMs = this.nowMs
+    this.#activate(queue)
+    this.wake()
+    return base
+  }
+
+  #declare(producer: Producer): void {
+    this.#state.declareProducer(producer)
+    this.#facts.producer(producer.id, producer.identity)
+    this.#appendFacts(0, this.#facts)
+  }
+
+  // --- consuming ---
+
+  /** @throws SluiceError QUEUE_NOT_FOUND */
+  subscribe(name: QueueName, channel: number, consumer: Consumer, messages: number, bytes: number, limit: number | undefined): Subscription {
+    const queue = this.queue(name)
+    const subscription = new Subscription(this.#nextSubscription, channel, queue, consumer)
+    this.#nextSubscription = (this.#nextSubscription + 1) >>> 0
+    subscription.setCredit(messages, bytes, limit, false)
+    queue.subscriptions.push(subscription)
+    this.#activate(queue)
+    return subscription
+  }
+
+  credit(subscription: Subscription, messages: number, bytes: number, limit: number | undefined, drain: boolean): void {
+    subscription.setCredit(messages, bytes, limit, drain)
+    this.#activate(subscription.queue)
+  }
+
+  /** Settles what is still leased of the named tags; returns the ranges that were stale. */
+  settle(subscription: Subscription, items: readonly SettleItem[]): TagRange[] {
+    const stale: TagRange[] = []
+    const queue = subscription.queue
+    const lease = this.#lease
+    for (const item of items) {
+      let runOffset = -1
+      let runCount = 0
+      for (let i = 0; i < item.count; i++) {
+        const tag = (item.firstTag + i) >>> 0
+        if (!subscription.take(tag, lease)) {
+          addStale(stale, tag)
+        } else if (item.outcome !== OUTCOME.ack) {
+          this.#end(queue, lease, item)
+        } else if (lease.offset === runOffset + runCount) {
+          runCount++
+        } else {
+          if (runCount > 0) queue.ack(runOffset, runCount)
+          runOffset = lease.offset
+          runCount = 1
+        }
+      }
+      if (runCount > 0) queue.ack(runOffset, runCount)
+    }
+    this.#changed(queue)
+    return stale
+  }
+
+  #end(queue: Queue, lease: Lease, item: SettleItem): void {
+    const reason = item.reason ?? ''
+    if (item.outcome === OUTCOME.release) queue.release(lease.offset, lease.sinceMs)
+    else if (item.outcome === OUTCOME.deadLetter) queue.deadLetter(lease.offset, DEATH.rejected, this.nowMs, reason)
+    else {
+      const delayMs = item.delayMs ?? queue.backoffMs(queue.attemptsOf(lease.offset) + 1, this.#options.random())
+      queue.retry(lease.offset, this.nowMs + delayMs, this.nowMs, reason)
+    }
+  }
+
+  started(subscription: Subscription, ranges: readonly TagRange[]): void {
+    for (const { firstTag, count } of ranges) {
+      for (let i = 0; i < count; i++) subscription.start((firstTag + i) >>> 0)
+    }
+  }
+
+  /**
+   * The subscription is over. By its consumer's wish everything it holds is released; when its connection died, the
+   * one message that was being handled is charged a try, and where several were, none is: nobody can tell which.
+   */
+  unsubscribe(subscription: Subscription, connectionDied: boolean): void {
+    const queue = subscription.queue
+    const charged = connectionDied && subscription.startedCount() === 1
+    subscription.takeAll(this.#lease, (lease) => {
+      if (charged && lease.started) {
+        const delayMs = queue.backoffMs(queue.attemptsOf(lease.offset) + 1, this.#options.random())
+        queue.retry(lease.offset, this.nowMs + delayMs, this.nowMs, 'the connection of its consumer was lost')
+      } else {
+        queue.release(lease.offset, lease.sinceMs)
+      }
+    })
+    const at = queue.subscriptions.indexOf(subscription)
+    if (at !== -1) queue.subscriptions.splice(at, 1)
+    this.#changed(queue)
+  }
+
+  /** A consumer that was not ready takes deliveries again. */
+  resume(queue: Queue): void {
+    this.#activate(queue)
+  }
+
+  // --- queues ---
+
+  /** @throws SluiceError QUEUE_CONFLICT, TOO_MANY_QUEUES */
+  ensure(request: EnsureRequest): { created: boolean; queue: QueueInfo } {
+    const existing = this.#state.queues.get(request.name)
+    const options = { ...(existing?.options ?? QUEUE_OPTION_DEFAULTS), ...request.options }
+    if (options.retryInitialMs > options.retryMaxMs) {
+      throw new SluiceError('INVALID_ARGUMENT', `\`retryInitialMs\` is ${options.retryInitialMs}, above \`retryMaxMs\` of ${options.retryMaxMs}.`)
+    }
+    if (existing !== undefined) {
+      if (!sameOptions(existing.options, options)) {
+        if (!request.update) throw conflict(existing, request)
+        existing.options = options
+        existing.dirty = true
+        this.#facts.ensure(encodeDefinition(existing))
+        this.#appendFacts(existing.id, this.#facts)
+      }
+      return { created: false, queue: existing.info(this.nowMs) }
+    }
+    const queuesMax = this.#options.queuesMax ?? 100_000
+    if (this.#state.queues.size >= queuesMax) {
+      throw new SluiceError('TOO_MANY_QUEUES', `There are ${this.#state.queues.size} queues; at most ${queuesMax} are allowed.`)
+    }
+    const queue = this.#state.addQueue(this.#state.nextQueueId, { name: request.name, options, createdAtMs: this.nowMs })
+    this.#facts.ensure(encodeDefinition(queue))
+    this.#appendFacts(queue.id, this.#facts)
+    return { created: true, queue: queue.info(this.nowMs) }
+  }
+
+  /** @throws SluiceError QUEUE_NOT_FOUND */
+  info(name: QueueName): QueueInfo {
+    return this.queue(name).info(this.nowMs)
+  }
+
+  list(): QueueInfo[] {
+    const queues = [...this.#state.queues.values()].toSorted((a, b) => (a.name < b.name ? -1 : 1))
+    return queues.map((queue) => queue.info(this.nowMs))
+  }
+
+  /** Deletes the queue and all its messages; returns how many. @throws SluiceError QUEUE_NOT_FOUND */
+  delete(name: QueueName): number {
+    const queue = this.queue(name)
+    const messages = queue.live
+    queue.facts.clear()
+    this.#facts.delete()
+    this.#appendFacts(queue.id, this.#facts)
+    const error = new SluiceError('QUEUE_DELETED', `The queue ${name} was deleted.`)
+    for (const subscription of queue.subscriptions.splice(0)) {
+      subscription.takeAll(this.#lease, () => {})
+      subscription.consumer.ended(subscription, error)
+    }
+    this.#state.removeQueue(queue)
+    return messages
+  }
+
+  /** Removes all that is scheduled, ready and leased; returns how many. @throws SluiceError QUEUE_NOT_FOUND */
+  purge(name: QueueName): number {
+    const queue = this.queue(name)
+    for (const subscription of queue.subscriptions) subscription.takeAll(this.#lease, () => {})
+    const messages = queue.purge()
+    this.#changed(queue)
+    return messages
+  }
+
+  // --- the turn ---
+
+  /** Stops in order: writes down what was delivered, marks the end, and waits until all is on disk. */
+  async close(): Promise<void> {
+    if (this.#failed) return
+    this.beginTurn()
+    for (const queue of this.#state.queues.values()) {
+      if (queue.deliveredBelow > queue.redeliveredBelow) {
+        queue.redeliveredBelow = queue.deliveredBelow
+        queue.dirty = true
+        queue.facts.delivered(queue.deliveredBelow)
+        this.#noteFacts(queue)
+      }
+    }
+    this.#flushFacts()
+    this.#appendMark(BATCH_TYPE.close, 0, 0)
+    await this.#untilIdle()
+    if (!this.#failed) {
+      this.#tail.sealEmpty(this.nowMs)
+      await this.#untilIdle()
+    }
+    await this.#log.close()
+  }
+
+  /** What memory and disk hold, for people and tests. */
+  usage(): { readonly blockBytes: number; readonly liveBytes: number; readonly logBytes: number; readonly segments: number } {
+    const { bytes, segments } = this.#log.usage()
+    return { blockBytes: this.#blocks.memoryBytes, liveBytes: this.#state.segments.liveBytes, logBytes: bytes, segments }
+  }
+
+  /** Counts everything anew and compares (invariant 6). @throws Error naming what differs */
+  audit(): void {
+    let live = 0
+    for (const queue of this.#state.queues.values()) {
+      queue.audit()
+      live += queue.live
+    }
+    if (live !== this.#state.segments.liveMessages) {
+      throw new Error(`segments hold ${this.#state.segments.liveMessages} live messages, queues ${live}`)
+    }
+  }
+
+  durable(lsn: number): void {
+    this.#checkpoints.durable(lsn)
+    this.#release(lsn)
+    if (this.#waitingForDisk.length > 0 && !this.isBehind) {
+      for (const resume of this.#waitingForDisk.splice(0)) resume()
+    }
+    if (!this.#tail.isIdle) this.wake()
+    else for (const waiter of this.#idleWaiters.splice(0)) waiter()
+  }
+
+  fail(error: unknown): void {
+    if (this.#failed) return
+    this.#failed = true
+    this.#outputs.clear()
+    for (const waiter of this.#idleWaiters.splice(0)) waiter()
+    this.#options.onFatal(error)
+  }
+
+  #endTurn(): void {
+    this.#turnIsDue = false
+    if (this.#failed) return
+    this.beginTurn()
+    try {
+      for (const queue of this.#active.splice(0)) {
+        queue.active = false
+        this.#dispatch(queue)
+      }
+      this.#flushFacts()
+      this.#maintain()
+    } catch (error) {
+      // A defect of ours: the state may be half changed, and must not be confirmed.
+      this.fail(error)
+      return
+    }
+    if (!this.#tail.isIdle) {
+      this.#endedAtMs = this.nowMs
+      this.#lastIsEmpty = false
+    } else if (!this.#lastIsEmpty && this.nowMs >= this.#endedAtMs + IDLE_MS) {
+      this.#lastIsEmpty = true
+      this.#tail.sealEmpty(this.nowMs)
+    }
+    const { gate } = this.#tail
+    for (const output of this.#outputs) output.endTurn(gate)
+    this.#tail.flush(this.nowMs)
+    this.#release(this.#tail.durableLsn)
+  }
+
+  #release(durableLsn: number): void {
+    for (const output of this.#outputs) if (!output.release(durableLsn)) this.#outputs.delete(output)
+  }
+
+  #maintain(): void {
+    if (this.#checkpoints.step(this.nowMs)) this.wake()
+    if (this.#relocation.isRunning) this.#relocation.step(this.nowMs, () => this.wake())
+    if (this.nowMs < this.#maintainedAtMs + MAINTAIN_MS) return
+    this.#maintainedAtMs = this.nowMs
+    const { firstPosition } = this.#log.usage()
+    const live = this.#state.segments.oldestLive(firstPosition)
+    this.#checkpoints.evacuateBefore = Math.max(this.#relocation.before, Math.min(live, this.#tail.position - this.#log.segmentBytes))
+    const floor = Math.min(this.#checkpoints.floor, live)
+    if (!this.#truncating && floor - firstPosition >= this.#log.segmentBytes) this.#truncate(floor)
+    if (!this.#relocation.isRunning && this.#relocation.isWanted) this.#relocation.step(this.nowMs, () => this.wake())
+  }
+
+  #truncate(floor: number): void {
+    this.#truncating = true
+    this.#log.truncateBefore(floor).then(
+      () => {
+        this.#truncating = false
+        this.#state.segments.forgetBefore(floor)
+      },
+      (error: unknown) => {
+        this.#truncating = false
+        this.#options.onNotice?.('truncation failed', { error })
+      },
+    )
+  }
+
+  #dispatch(queue: Queue): void {
+    if (queue.loading || queue.subscriptions.length === 0) return
+    let position: number
+    try {
+      position = this.#dispatcher.dispatch(queue)
+    } catch (error) {
+      if (!(error instanceof SluiceError)) throw error
+      this.#endSubscriptions(queue, error)
+      return
+    }
+    if (position === -1) return
+    queue.loading = true
+    this.#blocks.load(position, true).then(
+      () => {
+        queue.loading = false
+        this.#activate(queue)
+      },
+      (error: unknown) => {
+        queue.loading = false
+        this.#options.onNotice?.('stored messages could not be read', { queue: queue.name, position, error })
+        const cause = error instanceof SluiceError ? error.message : 'They could not be read from disk.'
+        this.#endSubscriptions(queue, new SluiceError('CORRUPT', `Messages of the queue ${queue.name} cannot be delivered. ${cause}`, { cause: error }))
+      },
+    )
+  }
+
+  // What is stored cannot be delivered: consumers are told, nothing is dropped, everything else goes on.
+  #endSubscriptions(queue: Queue, error: SluiceError): void {
+    this.#options.onNotice?.('subscriptions ended', { queue: queue.name, error: error.message })
+    for (const subscription of [...queue.subscriptions]) {
+      this.unsubscribe(subscription, false)
+      subscription.consumer.ended(subscription, error)
+    }
+  }
+
+  #activate(queue: Queue): void {
+    if (queue.active || queue.subscriptions.length === 0) return
+    queue.active = true
+    this.#active.push(queue)
+    this.wake()
+  }
+
+  // Facts of the queue may wait to be written, its line may have moved, and its next deadline with it.
+  #changed(queue: Queue): void {
+    this.#noteFacts(queue)
+    this.#armTimer(queue)
+    this.#activate(queue)
+  }
+
+  #noteFacts(queue: Queue): void {
+    if (queue.facts.isEmpty || queue.hasPendingFacts) return
+    queue.hasPendingFacts = true
+    this.#withFacts.push(queue)
+    this.wake()
+  }
+
+  #armTimer(queue: Queue): void {
+    const deadline = queue.nextDeadline
+    if (deadline >= queue.armedMs && queue.armedMs > this.nowMs) return
+    queue.armedMs = deadline
+    if (deadline !== Infinity) this.#timers.push(deadline, queue.id)
+  }
+
+  // Facts go to the log before anything that is computed from them leaves, at the latest at the end of the turn.
+  #flushFacts(): void {
+    for (const queue of this.#withFacts) {
+      queue.hasPendingFacts = false
+      if (!queue.facts.isEmpty) this.#appendFacts(queue.id, queue.facts)
+    }
+    this.#withFacts.length = 0
+  }
+
+  #appendFacts(queueId: number, facts: FactBuffer): void {
+    const length = BATCH_HEADER_BYTES + facts.length
+    const at = this.#tail.reserve(length, this.nowMs)
+    this.#tail.bytes.set(facts.bytes, at + BATCH_HEADER_BYTES)
+    sealBatch(this.#tail.bytes, at, at + length, { type: BATCH_TYPE.facts, queueId, count: facts.count, timeMs: this.nowMs })
+    this.#tail.add(length)
+    facts.clear()
+    this.wake()
+  }
+
+  #appendMark(type: number, count: number, attributes: number): void {
+    const at = this.#tail.reserve(BATCH_HEADER_BYTES, this.nowMs)
+    sealBatch(this.#tail.bytes, at, at + BATCH_HEADER_BYTES, { type, count, attributes, timeMs: this.nowMs })
+    this.#tail.add(BATCH_HEADER_BYTES)
+    this.#tail.flush(this.nowMs)
+  }
+
+  async #untilIdle(): Promise<void> {
+    while (!this.#tail.isIdle && !this.#failed) {
+      await new Promise<void>((resolve) => {
+        this.#idleWaiters.push(resolve)
+      })
+    }
+  }
+}
+
+function addStale(stale: TagRange[], tag: number): void {
+  const last = stale.at(-1)
+  if (last !== undefined && ((last.firstTag + last.count) >>> 0) === tag) {
+    stale[stale.length - 1] = { firstTag: last.firstTag, count: last.count + 1 }
+  } else {
+    stale.push({ firstTag: tag, count: 1 })
+  }
+}
+
+function optionNotSupported(seen: number): SluiceError {
+  const names = Object.entries(RECORD_FLAG).filter(([name, flag]) => name !== 'headers' && seen & flag)
+  const name = names[0]?.[0] ?? (seen & ANY_PRIORITY ? 'priority' : 'unknown')
+  return new SluiceError('NOT_SUPPORTED', `The message option \`${name}\` is not supported by this version.`)
+}
+
+function conflict(queue: Queue, request: EnsureRequest): SluiceError {
+  const differing = Object.entries(request.options)
+    .filter(([name, value]) => queue.options[name as keyof typeof queue.options] !== value)
+    .map(([name, value]) => `\`${name}\` is ${queue.options[name as keyof typeof queue.options]}, not ${value}`)
+  return new SluiceError('QUEUE_CONFLICT', `The queue ${queue.name} exists with other options: ${differing.join(', ')}. Pass update to change them.`)
+}

@@ -1,0 +1,152 @@
+/**
+ * Checkpoints: what changed since the last one is appended as state pages, a slice a turn, and then a directory of
+ * the newest copy of every page. A directory counts once a segment begins behind it, because that is where recovery
+ * finds its position; only then may what it replaces be truncated.
+ */
+import { BATCH_HEADER_BYTES, BATCH_TYPE, sealBatch } from '@sluice/protocol'
+import type { Log } from '../log/log.js'
+import type { Tail } from '../log/tail.js'
+import { encodeChunkPage, encodeQueuePage } from '../queue/index.js'
+import type { Producer } from './producers.js'
+import { PAGE, encodeDirectory, type PageAt, type State } from './state.js'
+
+/** Most bytes of pages that one turn appends. */
+const SLICE_BYTES = 256 << 10
+/** A producer that was not heard of for so long is forgotten. */
+export const PRODUCER_IDLE_MS = 7 * 24 * 3600 * 1000
+
+interface Finished {
+  readonly lsn: number
+  readonly position: number
+  /** No page and no fact below this is needed any more once this directory counts. */
+  readonly floor: number
+}
+
+export class Checkpoints {
+  readonly #log: Log
+  readonly #tail: Tail
+  readonly #state: State
+  readonly #intervalBytes: number
+  #begunAtBytes = 0
+  #running: Generator<void, void> | undefined
+  #finished: Finished | undefined
+  /** Durable and told to the log; counts when the next segment begins. */
+  #marked: { readonly segment: number; readonly floor: number } | undefined
+  /** Nothing before this position is needed for recovery. */
+  floor: number
+  /** Pages that stand before this position are appended again although they did not change. */
+  evacuateBefore = 0
+
+  constructor(log: Log, tail: Tail, state: State, intervalBytes: number, floor: number) {
+    this.#log = log
+    this.#tail = tail
+    this.#state = state
+    this.#intervalBytes = intervalBytes
+    this.floor = floor
+  }
+
+  /**
+   * One slice of the running checkpoint, or the begin of one if enough was appended since the last. All facts that
+   * are applied must be in the open entry. Returns whether anything was appended.
+   */
+  step(nowMs: number): boolean {
+    this.#anchor()
+    if (this.#running === undefined) {
+      if (this.#finished !== undefined) return false
+      if (this.#tail.appendedBytes - this.#begunAtBytes < this.#intervalBytes) return false
+      this.#begunAtBytes = this.#tail.appendedBytes
+      this.#running = this.#run(nowMs)
+    }
+    if (this.#running.next().done === true) this.#running = undefined
+    return true
+  }
+
+  /** Entries up to `lsn` are durable. */
+  durable(lsn: number): void {
+    const finished = this.#finished
+    if (finished === undefined || finished.lsn > lsn) return
+    this.#log.markCheckpoint(finished.position)
+    this.#marked = { segment: this.#segmentOf(this.#tail.position), floor: finished.floor }
+    this.#finished = undefined
+  }
+
+  // The mark is in the header of each segment that begins after it; from then on recovery starts there.
+  #anchor(): void {
+    if (this.#marked === undefined || this.#segmentOf(this.#tail.position) <= this.#marked.segment) return
+    this.floor = Math.max(this.floor, this.#marked.floor)
+    this.#marked = undefined
+  }
+
+  #segmentOf(position: number): number {
+    return Math.floor(position / this.#log.segmentBytes)
+  }
+
+  *#run(nowMs: number): Generator<void, void> {
+    const state = this.#state
+    const replayFrom = this.#tail.position
+    const { boot, nextQueueId, nextProducerId } = state
+    let sliceEnd = this.#tail.appendedBytes + this.#tail.pendingBytes + SLICE_BYTES
+    const sliceIsFull = (): boolean => {
+      const written = this.#tail.appendedBytes + this.#tail.pendingBytes
+      if (written < sliceEnd) return false
+      sliceEnd = written + SLICE_BYTES
+      return true
+    }
+    for (const queue of [...state.queues.values()]) {
+      if (queue.dirty || queue.pagePosition < this.evacuateBefore) {
+        queue.pagePosition = this.#append(PAGE.queue, queue.id, encodeQueuePage(queue), nowMs)
+        queue.dirty = false
+        if (sliceIsFull()) yield
+      }
+      for (const chunk of queue.chunks()) {
+        // The list was made when the queue's turn came; a chunk can be freed while the checkpoint waits.
+        if (queue.chunkAt(chunk.base) !== chunk) continue
+        if (!chunk.dirty && chunk.pagePosition >= this.evacuateBefore) continue
+        chunk.pagePosition = this.#append(PAGE.chunk, queue.id, encodeChunkPage(chunk), nowMs)
+        chunk.dirty = false
+        if (sliceIsFull()) yield
+      }
+    }
+    for (const producer of [...state.producers.values()]) {
+      if (isIdle(producer, nowMs)) state.removeProducer(producer)
+      else if (producer.id !== 0 && (producer.dirty || producer.pagePosition < this.evacuateBefore)) {
+        producer.pagePosition = this.#append(PAGE.producer, producer.id, producer.encodePage(), nowMs)
+        producer.dirty = false
+        if (sliceIsFull()) yield
+      }
+    }
+    const pages = pagesOf(state)
+    const bytes = encodeDirectory({ replayFrom, boot, nextQueueId, nextProducerId, pages })
+    const position = this.#append(0, 0, bytes, nowMs, BATCH_TYPE.directory)
+    let floor = replayFrom
+    for (const page of pages) if (page.position < floor) floor = page.position
+    this.#finished = { lsn: this.#tail.openLsn, position, floor }
+  }
+
+  #append(kind: number, id: number, payload: Uint8Array, timeMs: number, type: number = BATCH_TYPE.page): number {
+    const length = BATCH_HEADER_BYTES + payload.length
+    const at = this.#tail.reserve(length, timeMs)
+    this.#tail.bytes.set(payload, at + BATCH_HEADER_BYTES)
+    sealBatch(this.#tail.bytes, at, at + length, { type, queueId: id, count: kind, timeMs })
+    return this.#tail.add(length)
+  }
+}
+
+function isIdle(producer: Producer, nowMs: number): boolean {
+  return producer.connections === 0 && nowMs - producer.lastUsedMs > PRODUCER_IDLE_MS
+}
+
+// Whatever has no page yet came after the checkpoint began, and is in the facts behind it.
+function pagesOf(state: State): PageAt[] {
+  const pages: PageAt[] = []
+  const list = (kind: number, id: number, position: number): void => {
+    if (position !== -1) pages.push({ kind, id, position })
+  }
+  for (const queue of state.queues.values()) {
+    list(PAGE.queue, queue.id, queue.pagePosition)
+    for (const chunk of queue.chunks()) list(PAGE.chunk, queue.id, chunk.pagePosition)
+  }
+  for (const producer of state.producers.values()) list(PAGE.producer, producer.id, producer.pagePosition)
+  return pages
+}
+

@@ -1,0 +1,120 @@
+/**
+ * Handing out: takes runs from a queue's line and gives them to its subscriptions in turn, within their credit. The
+ * only place that joins what the queue knows (offsets) with the bytes (blocks of the log).
+ */
+import { BATCH_HEADER_BYTES, readU32, readU64 } from '@sluice/protocol'
+import type { Block, Blocks } from '../log/blocks.js'
+import type { Queue, Run, Subscription } from '../queue/index.js'
+
+/** Most messages in one run when several consumers share a queue. */
+const SHARED_RUN_MESSAGES = 64
+
+/** Where a message was found last: the next one of the same batch is found from there, not from the batch's start. */
+interface Place {
+  batchPosition: number
+  /** Index in the batch, and byte from its start. */
+  index: number
+  byte: number
+}
+
+export class Dispatcher {
+  readonly #blocks: Blocks
+  readonly #run: Run = {
+    offset: 0,
+    count: 0,
+    batchPosition: 0,
+    publishedAtMs: 0,
+    attempt: 0,
+    redelivered: false,
+    sinceMs: -1,
+  }
+  readonly #places = new WeakMap<Queue, Place>()
+
+  constructor(blocks: Blocks) {
+    this.#blocks = blocks
+  }
+
+  /**
+   * Hands out what can go now. Returns a position in the log that has to be loaded first, or -1.
+   * @throws SluiceError CORRUPT
+   */
+  dispatch(queue: Queue): number {
+    const run = this.#run
+    const shared = queue.subscriptions.length > 1
+    // A subscription whose byte credit is too small for the message at the head is passed over once.
+    let passed = 0
+    while (passed < queue.subscriptions.length) {
+      const subscription = queue.subscriptions[queue.turn % queue.subscriptions.length]!
+      queue.turn = (queue.turn + 1) % queue.subscriptions.length
+      const room = subscription.consumer.isReady ? subscription.room : 0
+      if (room <= 0) {
+        passed++
+        continue
+      }
+      if (!queue.nextRun(shared ? Math.min(room, SHARED_RUN_MESSAGES) : room, run)) break
+      const block = this.#blocks.findBatch(run.batchPosition)
+      if (block === undefined) return run.batchPosition
+      if (this.#deliver(queue, subscription, block)) passed = 0
+      else passed++
+    }
+    this.#answerDrains(queue)
+    return -1
+  }
+
+  /** Delivers the first part of the run that fits; false when not even one message does. */
+  #deliver(queue: Queue, subscription: Subscription, block: Block): boolean {
+    const run = this.#run
+    const bytes = block.bytes
+    const batchAt = run.batchPosition - block.position
+    const place = this.#place(queue, bytes, batchAt)
+    const start = batchAt + place.byte
+    const firstTag = subscription.claimTag()
+    let at = start
+    let count = 0
+    let tag = firstTag
+    while (count < run.count && (count === 0 || subscription.isFree(tag))) {
+      const size = readU32(bytes, at)
+      if (!subscription.takes(size)) break
+      subscription.grant(tag, run.offset + count, size, run.sinceMs)
+      at += size
+      count++
+      tag = (tag + 1) >>> 0
+    }
+    if (count === 0) return false
+    queue.lease(run, count)
+    place.index += count
+    place.byte += at - start
+    subscription.consumer.deliver(subscription, run, firstTag, count, bytes, start, at)
+    return true
+  }
+
+  // Finds the first message of the run within its batch.
+  #place(queue: Queue, bytes: Uint8Array, batchAt: number): Place {
+    const run = this.#run
+    let place = this.#places.get(queue)
+    if (place === undefined) {
+      place = { batchPosition: -1, index: 0, byte: 0 }
+      this.#places.set(queue, place)
+    }
+    const index = run.offset - readU64(bytes, batchAt + 16)
+    if (place.batchPosition !== run.batchPosition || place.index > index) {
+      place.batchPosition = run.batchPosition
+      place.index = 0
+      place.byte = BATCH_HEADER_BYTES
+    }
+    while (place.index < index) {
+      place.byte += readU32(bytes, batchAt + place.byte)
+      place.index++
+    }
+    return place
+  }
+
+  #answerDrains(queue: Queue): void {
+    for (const subscription of queue.subscriptions) {
+      if (!subscription.draining || !subscription.consumer.isReady) continue
+      subscription.draining = false
+      subscription.limit = subscription.delivered
+      subscription.consumer.drained(subscription)
+    }
+  }
+}

@@ -1,0 +1,88 @@
+/**
+ * Recovery: from the newest directory of state pages that the log points to, then every fact behind it. Without a
+ * directory, every fact from the beginning. Nothing is written, so a crash in here changes nothing.
+ */
+import { BATCH_HEADER_BYTES, BATCH_TYPE, SluiceError, batchIsIntact, readU32 } from '@sluice/protocol'
+import { entryBatches } from '../log/entry.js'
+import type { Log, LogBounds } from '../log/log.js'
+import { PAGE, State, decodeDirectory, type Directory } from './state.js'
+
+export interface Recovered {
+  readonly state: State
+  readonly bounds: LogBounds
+  /** The directory that recovery began with; undefined when the whole log was read. */
+  readonly directory: Directory | undefined
+  /** Entries that were read behind it. */
+  readonly entries: number
+}
+
+/** @throws SluiceError LOG_CORRUPT */
+export async function recover(log: Log): Promise<Recovered> {
+  const bounds = await log.open()
+  const state = new State(log.segmentBytes)
+  let from = bounds.firstPosition
+  let directory: Directory | undefined
+  if (bounds.checkpoint !== undefined) {
+    const bytes = await readBatch(log, bounds.checkpoint, BATCH_TYPE.directory)
+    directory = decodeDirectory(bytes, BATCH_HEADER_BYTES)
+    state.restoreDirectory(directory)
+    await restorePages(log, state, directory)
+    from = directory.replayFrom
+  }
+  let entries = 0
+  if (from < bounds.nextPosition) {
+    for await (const entry of log.read(from)) {
+      for (const at of entryBatches(entry.bytes, 0)) state.apply(entry.bytes, at, entry.position + at)
+      entries++
+    }
+  }
+  state.segments.forgetBefore(bounds.firstPosition)
+  return { state, bounds, directory, entries }
+}
+
+/** Pages that lie close together are read together. */
+const READ_BYTES = 1 << 20
+
+async function restorePages(log: Log, state: State, directory: Directory): Promise<void> {
+  const byKind = [PAGE.queue, PAGE.chunk, PAGE.producer]
+  let held: { position: number; bytes: Uint8Array } = { position: 0, bytes: new Uint8Array(0) }
+  for (const kind of byKind) {
+    const pages = directory.pages.filter((page) => page.kind === kind).toSorted((a, b) => a.position - b.position)
+    for (const { position } of pages) {
+      let at = position - held.position
+      if (at < 0 || at + BATCH_HEADER_BYTES > held.bytes.length || at + readU32(held.bytes, at) > held.bytes.length) {
+        held = { position, bytes: await readAhead(log, position) }
+        at = 0
+      }
+      checkBatch(held.bytes, at, position, BATCH_TYPE.page)
+      state.restorePage(held.bytes, at, position)
+    }
+  }
+}
+
+async function readAhead(log: Log, position: number): Promise<Uint8Array> {
+  const segmentEnd = (Math.floor(position / log.segmentBytes) + 1) * log.segmentBytes
+  const bytes = await log.readRange(position, Math.min(READ_BYTES, segmentEnd - position))
+  const length = readU32(bytes, 0)
+  return length <= bytes.length ? bytes : readBatch(log, position, BATCH_TYPE.page)
+}
+
+async function readBatch(log: Log, position: number, type: number): Promise<Uint8Array> {
+  const head = await log.readRange(position, BATCH_HEADER_BYTES)
+  const length = readU32(head, 0)
+  const segmentEnd = (Math.floor(position / log.segmentBytes) + 1) * log.segmentBytes
+  if (length < BATCH_HEADER_BYTES || position + length > segmentEnd) throw damaged(position)
+  const bytes = await log.readRange(position, length)
+  checkBatch(bytes, 0, position, type)
+  return bytes
+}
+
+function checkBatch(bytes: Uint8Array, at: number, position: number, type: number): void {
+  const length = readU32(bytes, at)
+  if (length < BATCH_HEADER_BYTES || at + length > bytes.length) throw damaged(position)
+  if (bytes[at + 4] !== type || !batchIsIntact(bytes, at, at + length)) throw damaged(position)
+}
+
+function damaged(position: number): SluiceError {
+  return new SluiceError('LOG_CORRUPT', `The state page at position ${position} of the log is damaged.`)
+}

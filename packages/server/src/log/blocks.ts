@@ -1,0 +1,175 @@
+/**
+ * The parts of the log that are in memory. Recent blocks are what was appended last, in place: entries are built in
+ * them, written from them and read from them. Cold blocks were read back from disk, with some bytes ahead.
+ *
+ * Invariant: what a block says about a position is what the log holds there. A recent block is only given up once
+ * all of it is durable, so every position is either in a recent block or readable from disk.
+ */
+import { BATCH_HEADER_BYTES, SluiceError, batchIsIntact, readU32 } from '@sluice/protocol'
+import type { Log } from './log.js'
+
+export interface Block {
+  /** Place in the log of `bytes[0]`. */
+  position: number
+  bytes: Uint8Array
+  /** Bytes that are valid. */
+  used: number
+  /** Of a cold block: the batch whose checksum was compared last. */
+  checkedPosition: number
+}
+
+export interface BlocksOptions {
+  readonly blockBytes: number
+  /** Bounds of the two kinds. Blocks that are not durable yet are kept beyond theirs. */
+  readonly recentBytes: number
+  readonly coldBytes: number
+  /** How much is read at once when a cold part is read in order. */
+  readonly readAheadBytes: number
+}
+
+export const BLOCKS_DEFAULTS: BlocksOptions = {
+  blockBytes: 2 << 20,
+  recentBytes: 24 << 20,
+  coldBytes: 16 << 20,
+  readAheadBytes: 512 << 10,
+}
+
+export class Blocks {
+  readonly #log: Log
+  readonly #options: BlocksOptions
+  readonly #recent: Block[] = []
+  /** Least recently used first. */
+  readonly #cold: Block[] = []
+  readonly #spare: Uint8Array[] = []
+  #recentBytes = 0
+  #coldBytes = 0
+  #durable = 0
+  #last: Block | undefined
+  #loads = 0
+  readonly #loadWaiters: (() => void)[] = []
+
+  constructor(log: Log, options: BlocksOptions) {
+    this.#log = log
+    this.#options = options
+  }
+
+  get memoryBytes(): number {
+    return this.#recentBytes + this.#coldBytes + this.#spare.length * this.#options.blockBytes
+  }
+
+  /** Begins a recent block at `position` with room for at least `bytes`. */
+  begin(position: number, bytes: number): Block {
+    const size = Math.max(bytes, this.#options.blockBytes)
+    const spare = size === this.#options.blockBytes ? this.#spare.pop() : undefined
+    const block = { position, bytes: spare ?? new Uint8Array(size), used: 0, checkedPosition: -1 }
+    this.#recent.push(block)
+    this.#recentBytes += size
+    this.#evict()
+    return block
+  }
+
+  /** Everything before `position` is durable. */
+  setDurable(position: number): void {
+    this.#durable = position
+    if (this.#recentBytes > this.#options.recentBytes) this.#evict()
+  }
+
+  /**
+   * The block that holds the whole batch at `position`, or undefined when it has to be loaded.
+   * @throws SluiceError CORRUPT when bytes from disk do not match their checksum
+   */
+  findBatch(position: number): Block | undefined {
+    const block = this.#find(position)
+    if (block === undefined) return undefined
+    const at = position - block.position
+    if (block.used - at < BATCH_HEADER_BYTES) return undefined
+    const length = readU32(block.bytes, at)
+    if (block.checkedPosition !== position && block.checkedPosition !== RECENT) {
+      if (length < BATCH_HEADER_BYTES) throw corrupt(position)
+      if (block.used - at < length) return undefined
+      if (!batchIsIntact(block.bytes, at, at + length)) throw corrupt(position)
+      block.checkedPosition = position
+    }
+    return block
+  }
+
+  /**
+   * Reads the batch at `position` from disk, and what follows it if `ahead`.
+   * @throws whatever the log's `readRange` throws
+   */
+  async load(position: number, ahead: boolean): Promise<void> {
+    while (this.#loads >= LOADS_MAX) await new Promise<void>((resolve) => this.#loadWaiters.push(resolve))
+    this.#loads++
+    try {
+      await this.#load(position, ahead)
+    } finally {
+      this.#loads--
+      this.#loadWaiters.shift()?.()
+    }
+  }
+
+  async #load(position: number, ahead: boolean): Promise<void> {
+    const segmentEnd = (Math.floor(position / this.#log.segmentBytes) + 1) * this.#log.segmentBytes
+    const end = Math.min(segmentEnd, this.#durable > position ? this.#durable : segmentEnd)
+    let bytes = await this.#log.readRange(
+      position,
+      Math.min(ahead ? this.#options.readAheadBytes : EXACT_BYTES, end - position),
+    )
+    if (bytes.length >= BATCH_HEADER_BYTES) {
+      const length = readU32(bytes, 0)
+      if (length > bytes.length && length <= end - position) bytes = await this.#log.readRange(position, length)
+    }
+    this.#cold.push({ position, bytes, used: bytes.length, checkedPosition: -1 })
+    this.#coldBytes += bytes.length
+    while (this.#coldBytes > this.#options.coldBytes && this.#cold.length > 1) {
+      this.#coldBytes -= this.#cold.shift()!.bytes.length
+    }
+    this.#last = undefined
+  }
+
+  #find(position: number): Block | undefined {
+    const last = this.#last
+    if (last !== undefined && position >= last.position && position < last.position + last.used) return last
+    for (let i = this.#recent.length - 1; i >= 0; i--) {
+      const block = this.#recent[i]!
+      if (position < block.position) continue
+      if (position >= block.position + block.used) break
+      block.checkedPosition = RECENT
+      this.#last = block
+      return block
+    }
+    for (let i = this.#cold.length - 1; i >= 0; i--) {
+      const block = this.#cold[i]!
+      if (position < block.position || position >= block.position + block.used) continue
+      if (i < this.#cold.length - 1) {
+        this.#cold.splice(i, 1)
+        this.#cold.push(block)
+      }
+      this.#last = block
+      return block
+    }
+    return undefined
+  }
+
+  #evict(): void {
+    while (this.#recentBytes > this.#options.recentBytes && this.#recent.length > 1) {
+      const oldest = this.#recent[0]!
+      if (oldest.position + oldest.used > this.#durable) return
+      this.#recent.shift()
+      this.#recentBytes -= oldest.bytes.length
+      if (this.#last === oldest) this.#last = undefined
+      if (oldest.bytes.length === this.#options.blockBytes && this.#spare.length === 0) this.#spare.push(oldest.bytes)
+    }
+  }
+}
+
+/** Reads at once: a commit must always find a free thread in libuv's pool of four. */
+const LOADS_MAX = 2
+/** Mark of a recent block: its bytes were checked when they came. */
+const RECENT = -2
+/** Read when one message far from the others is needed: most batches are no longer. */
+const EXACT_BYTES = 64 << 10
+
+function corrupt(position: number): SluiceError {
+  return new SluiceError('CORRUPT', `The bytes at position ${position} of the log do not match their checksum.`)
+}

@@ -1,0 +1,174 @@
+/**
+ * A directory of the file system as a `Disk`. Every read and write is whole or it rejects: libuv reports a write that
+ * a full disk cut short as a success with a smaller count. Files are readable by their owner only, and names are
+ * single file names, so that nothing outside the directory can be touched.
+ */
+import fs from 'node:fs'
+import { dirname, join, resolve } from 'node:path'
+import type { Disk, DiskFile } from './log.js'
+
+const { O_CREAT, O_DIRECTORY, O_DSYNC, O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR } = fs.constants
+
+/** Elsewhere a write is followed by a sync: macOS' O_DSYNC does not reach past the drive's own cache. */
+const HAS_O_DSYNC = process.platform === 'linux'
+
+const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,126}$/
+
+/** A write or read that moved fewer bytes than it was asked to. */
+export class ShortTransferError extends Error {
+  readonly code = 'SHORT_TRANSFER'
+
+  constructor(what: 'read' | 'wrote', name: string, position: number, wanted: number, moved: number) {
+    super(`${what} ${moved} of ${wanted} bytes at ${position} of ${name}`)
+    this.name = 'ShortTransferError'
+  }
+}
+
+export class NodeDisk implements Disk {
+  readonly #path: string
+
+  private constructor(path: string) {
+    this.#path = path
+  }
+
+  /** The directory at `path`, made with all that lead to it if it is not there. */
+  static async at(path: string): Promise<NodeDisk> {
+    const whole = resolve(path)
+    const made = await fs.promises.mkdir(whole, { recursive: true, mode: 0o700 })
+    if (made !== undefined) {
+      // A directory is as durable as its name in the one above it.
+      const top = dirname(made)
+      for (let above = dirname(whole); ; above = dirname(above)) {
+        await syncPath(above)
+        if (above === top || above === dirname(above)) break
+      }
+    }
+    return new NodeDisk(whole)
+  }
+
+  get path(): string {
+    return this.#path
+  }
+
+  async list(): Promise<string[]> {
+    const found = await fs.promises.readdir(this.#path, { withFileTypes: true })
+    return found.filter((one) => one.isFile() && NAME.test(one.name)).map((one) => one.name)
+  }
+
+  async open(name: string, options: { create?: boolean; durable?: boolean }): Promise<DiskFile> {
+    const durable = options.durable ?? false
+    const flags =
+      O_RDWR |
+      O_NOFOLLOW |
+      (options.create === true ? O_CREAT | O_EXCL : 0) |
+      (durable && HAS_O_DSYNC ? O_DSYNC : 0)
+    const path = this.#pathOf(name)
+    const descriptor = await new Promise<number>((done, fail) => {
+      fs.open(path, flags, 0o600, (error, opened) => (error ? fail(error) : done(opened)))
+    })
+    return NodeFile.of(descriptor, name, durable && !HAS_O_DSYNC)
+  }
+
+  async rename(from: string, to: string): Promise<void> {
+    await fs.promises.rename(this.#pathOf(from), this.#pathOf(to))
+  }
+
+  async remove(name: string): Promise<void> {
+    await fs.promises.unlink(this.#pathOf(name))
+  }
+
+  async syncDirectory(): Promise<void> {
+    await syncPath(this.#path)
+  }
+
+  async space(): Promise<{ freeBytes: number; totalBytes: number }> {
+    const { bavail, blocks, bsize } = await fs.promises.statfs(this.#path)
+    return { freeBytes: bavail * bsize, totalBytes: blocks * bsize }
+  }
+
+  #pathOf(name: string): string {
+    if (!NAME.test(name)) throw new RangeError(`${JSON.stringify(name)} is not the name of a file here`)
+    return join(this.#path, name)
+  }
+}
+
+/** On a bare descriptor: what is forgotten is never closed behind one's back, as Node does with its file handles. */
+class NodeFile implements DiskFile {
+  bytes: number
+  readonly #descriptor: number
+  readonly #name: string
+  readonly #syncsWrites: boolean
+  #closed = false
+
+  private constructor(descriptor: number, name: string, syncsWrites: boolean, bytes: number) {
+    this.#descriptor = descriptor
+    this.#name = name
+    this.#syncsWrites = syncsWrites
+    this.bytes = bytes
+  }
+
+  static of(descriptor: number, name: string, syncsWrites: boolean): Promise<NodeFile> {
+    return new Promise((done, fail) => {
+      fs.fstat(descriptor, (error, stats) => {
+        if (error) fs.close(descriptor, () => fail(error))
+        else done(new NodeFile(descriptor, name, syncsWrites, stats.size))
+      })
+    })
+  }
+
+  read(position: number, length: number): Promise<Uint8Array> {
+    const bytes = Buffer.allocUnsafeSlow(length)
+    return new Promise((done, fail) => {
+      const readOn = (filled: number): void => {
+        if (filled === length) return done(bytes)
+        fs.read(this.#open(), bytes, filled, length - filled, position + filled, (error, moved) => {
+          if (error) fail(error)
+          else if (moved === 0) fail(new ShortTransferError('read', this.#name, position, length, filled))
+          else readOn(filled + moved)
+        })
+      }
+      readOn(0)
+    })
+  }
+
+  async write(position: number, bytes: Uint8Array): Promise<void> {
+    await new Promise<void>((done, fail) => {
+      fs.write(this.#open(), bytes, 0, bytes.length, position, (error, moved) => {
+        if (error) fail(error)
+        else if (moved === bytes.length) done()
+        else fail(new ShortTransferError('wrote', this.#name, position, bytes.length, moved))
+      })
+    })
+    this.bytes = Math.max(this.bytes, position + bytes.length)
+    if (this.#syncsWrites) await this.sync()
+  }
+
+  sync(): Promise<void> {
+    return new Promise((done, fail) => {
+      fs.fdatasync(this.#open(), (error) => (error ? fail(error) : done()))
+    })
+  }
+
+  close(): Promise<void> {
+    const descriptor = this.#open()
+    this.#closed = true
+    return new Promise((done, fail) => {
+      fs.close(descriptor, (error) => (error ? fail(error) : done()))
+    })
+  }
+
+  /** A descriptor is used again by the system after it was closed: writing to it would hit another file. */
+  #open(): number {
+    if (this.#closed) throw new Error(`${this.#name} is closed`)
+    return this.#descriptor
+  }
+}
+
+async function syncPath(path: string): Promise<void> {
+  const handle = await fs.promises.open(path, O_RDONLY | O_DIRECTORY)
+  try {
+    await handle.sync()
+  } finally {
+    await handle.close()
+  }
+}

@@ -1,0 +1,237 @@
+/**
+ * A log in memory, for tests of what stands above the seam. Same positions, same order and same refusals as the log on
+ * files; `beforeAppend` delays or fails an append, `reopened` is what a process finds that starts after this one.
+ */
+import { SluiceError } from '@sluice/protocol'
+import {
+  ENTRY_ALIGN_BYTES,
+  checkEntry,
+  entryCrcOf,
+  entryLength,
+  entryLsn,
+  entryPaddedBytes,
+} from './entry.js'
+import type { Log, LogBounds, LogEntry } from './log.js'
+import { SEGMENT_HEADER_BYTES } from './segment.js'
+
+export interface MemoryLogOptions {
+  /** 1 MiB unless told. */
+  readonly segmentBytes?: number
+  readonly salt?: number
+  /** Segments that there is room for; no limit unless told. */
+  readonly segmentsMax?: number
+  /** Bytes that `reserve` leaves for entries that must not be refused; none unless told. */
+  readonly reserveBytes?: number
+  /** Runs before each entry becomes durable. Rejects: the write failed, and the log is dead from then on. */
+  readonly beforeAppend?: (entry: LogEntry) => Promise<void> | void
+}
+
+interface Kept {
+  entries: LogEntry[]
+  firstSegment: number
+  /** The segment that is being written; it is never truncated. */
+  lastSegment: number
+  nextPosition: number
+  nextLsn: number
+  lastCrc: number
+  checkpoint: number | undefined
+}
+
+export class MemoryLog implements Log {
+  readonly segmentBytes: number
+  readonly #options: MemoryLogOptions
+  readonly #salt: number
+  readonly #kept: Kept
+  #checkpoint: number | undefined
+  /** Includes the entry that is being appended. */
+  #writePosition: number
+  #appending = false
+  #failure: SluiceError | undefined
+  #closed = false
+
+  constructor(options: MemoryLogOptions = {}, kept?: Kept) {
+    this.segmentBytes = options.segmentBytes ?? 1024 * 1024
+    this.#options = options
+    this.#salt = options.salt ?? 0x5a17
+    const first = this.segmentBytes + SEGMENT_HEADER_BYTES
+    this.#kept = kept ?? {
+      entries: [],
+      firstSegment: 1,
+      lastSegment: 1,
+      nextPosition: first,
+      nextLsn: 1,
+      lastCrc: 0,
+      checkpoint: undefined,
+    }
+    this.#checkpoint = this.#kept.checkpoint
+    this.#writePosition = this.#kept.nextPosition
+  }
+
+  /** The log as the next process finds it: every entry whose append was resolved, and no other. */
+  reopened(options: MemoryLogOptions = this.#options): MemoryLog {
+    return new MemoryLog(
+      { ...options, segmentBytes: this.segmentBytes, salt: this.#salt },
+      { ...this.#kept, entries: [...this.#kept.entries] },
+    )
+  }
+
+  /** Durable entries that were not truncated. */
+  get entries(): readonly LogEntry[] {
+    return this.#kept.entries
+  }
+
+  open(): Promise<LogBounds> {
+    return Promise.resolve({
+      firstPosition: this.#firstPosition(),
+      nextPosition: this.#kept.nextPosition,
+      nextLsn: this.#kept.nextLsn,
+      lastCrc: this.#kept.lastCrc,
+      salt: this.#salt,
+      checkpoint: this.#kept.checkpoint,
+      cutBytes: 0,
+    })
+  }
+
+  async *read(position: number): AsyncGenerator<LogEntry> {
+    // Entries leave at the front while a reader is on its way: it goes on by position.
+    for (let from = position; ; ) {
+      const entry = this.#kept.entries[this.#indexFrom(from)]
+      if (entry === undefined) return
+      yield entry
+      from = entry.position + entry.bytes.length
+    }
+  }
+
+  reserve(bytes: number): boolean {
+    if (this.#failure !== undefined) return false
+    const { segmentsMax, reserveBytes } = this.#options
+    if (segmentsMax === undefined) return true
+    const segments = segmentsMax - (this.#kept.lastSegment - this.#kept.firstSegment + 1)
+    const left = this.#left()
+    const room =
+      (bytes <= left ? left : 0) + Math.max(0, segments) * (this.segmentBytes - SEGMENT_HEADER_BYTES)
+    return bytes + (reserveBytes ?? 0) <= room
+  }
+
+  place(bytes: number): number {
+    if (bytes > this.segmentBytes - SEGMENT_HEADER_BYTES) {
+      throw new RangeError(`an entry of ${bytes} bytes does not fit a segment of ${this.segmentBytes}`)
+    }
+    if (entryPaddedBytes(bytes) <= this.#left()) return this.#writePosition
+    return this.#nextSegmentStart()
+  }
+
+  async append(position: number, lsn: number, entry: Uint8Array): Promise<void> {
+    if (this.#failure !== undefined) throw this.#failure
+    if (this.#closed) throw new Error('the log is closed')
+    if (this.#appending) throw new Error('one entry at a time')
+    if (entry.length % ENTRY_ALIGN_BYTES !== 0) throw new RangeError('an entry is padded to 512 bytes')
+    if (position !== this.#writePosition && position !== this.#nextSegmentStart()) {
+      throw new RangeError(`position ${position} is not where the next entry goes`)
+    }
+    if (position === this.#writePosition && entry.length > this.#left()) {
+      throw new RangeError(`an entry of ${entry.length} bytes does not fit the rest of its segment`)
+    }
+    const verdict = checkEntry(entry, 0, entry.length, {
+      lsn: this.#kept.nextLsn,
+      previousCrc: this.#kept.lastCrc,
+      position,
+      salt: this.#salt,
+    })
+    if (verdict !== 'valid' || lsn !== this.#kept.nextLsn) {
+      throw new Error(`entry ${lsn} does not continue the log: ${verdict}`)
+    }
+    if (entryPaddedBytes(entryLength(entry, 0)) !== entry.length) {
+      throw new RangeError(`entry ${lsn} has ${entry.length} bytes and says ${entryLength(entry, 0)}`)
+    }
+    this.#appending = true
+    this.#writePosition = position + entry.length
+    const kept: LogEntry = { position, lsn: entryLsn(entry, 0), bytes: entry.slice() }
+    try {
+      await this.#options.beforeAppend?.(kept)
+    } catch (cause) {
+      this.#failure = new SluiceError('LOG_FAILED', `Writing entry ${lsn} failed.`, { cause })
+      throw this.#failure
+    } finally {
+      this.#appending = false
+    }
+    if (position % this.segmentBytes === SEGMENT_HEADER_BYTES) {
+      this.#kept.lastSegment = Math.floor(position / this.segmentBytes)
+      this.#kept.checkpoint = this.#checkpoint
+    }
+    this.#kept.entries.push(kept)
+    this.#kept.nextPosition = this.#writePosition
+    this.#kept.nextLsn = lsn + 1
+    this.#kept.lastCrc = entryCrcOf(entry, 0)
+  }
+
+  readRange(position: number, length: number): Promise<Uint8Array> {
+    const entries = this.#kept.entries
+    const next = this.#indexFrom(position + 1)
+    const out = new Uint8Array(length)
+    let filled = 0
+    for (let index = next - 1; filled < length; index++) {
+      const entry = entries[index]
+      const from = position + filled - (entry?.position ?? Number.NaN)
+      if (entry === undefined || !(from >= 0 && from < entry.bytes.length)) {
+        return Promise.reject(new RangeError(`no durable bytes stand at position ${position + filled}`))
+      }
+      const part = entry.bytes.subarray(from, from + length - filled)
+      out.set(part, filled)
+      filled += part.length
+    }
+    return Promise.resolve(out)
+  }
+
+  markCheckpoint(position: number): void {
+    this.#checkpoint = position
+  }
+
+  truncateBefore(position: number): Promise<void> {
+    const kept = this.#kept
+    const segment = Math.min(Math.floor(position / this.segmentBytes), kept.lastSegment)
+    if (segment > kept.firstSegment) {
+      kept.firstSegment = segment
+      kept.entries = kept.entries.filter((entry) => entry.position >= segment * this.segmentBytes)
+    }
+    return Promise.resolve()
+  }
+
+  usage(): { segments: number; bytes: number; firstPosition: number } {
+    const segments = this.#kept.lastSegment - this.#kept.firstSegment + 1
+    return { segments, bytes: segments * this.segmentBytes, firstPosition: this.#firstPosition() }
+  }
+
+  close(): Promise<void> {
+    this.#closed = true
+    return Promise.resolve()
+  }
+
+  /** Index of the first entry that begins at `position` or behind it. */
+  #indexFrom(position: number): number {
+    const { entries } = this.#kept
+    let low = 0
+    let high = entries.length
+    while (low < high) {
+      const middle = (low + high) >>> 1
+      if (entries[middle]!.position < position) low = middle + 1
+      else high = middle
+    }
+    return low
+  }
+
+  #firstPosition(): number {
+    return this.#kept.firstSegment * this.segmentBytes + SEGMENT_HEADER_BYTES
+  }
+
+  /** Bytes between the write position and the end of its segment. */
+  #left(): number {
+    const into = this.#writePosition % this.segmentBytes
+    return into === 0 ? 0 : this.segmentBytes - into
+  }
+
+  #nextSegmentStart(): number {
+    const segment = Math.ceil(this.#writePosition / this.segmentBytes)
+    return segment * this.segmentBytes + SEGMENT_HEADER_BYTES
+  }
+}

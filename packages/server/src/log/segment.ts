@@ -1,0 +1,279 @@
+/**
+ * What stands in the files of a log: their names, the header of a segment, the small file that names the log, and how
+ * entries are found in a segment. A segment whose header does not name the number in its file name is unused, whatever
+ * else stands in it. Formats and searching only: which file is judged how is the file log's business.
+ */
+import { crc32 } from 'node:zlib'
+import {
+  SluiceError,
+  readU16,
+  readU32,
+  readU48,
+  readU64,
+  writeU16,
+  writeU32,
+  writeU48,
+  writeU64,
+} from '@sluice/protocol'
+import {
+  ENTRY_ALIGN_BYTES,
+  ENTRY_HEADER_BYTES,
+  ENTRY_MAGIC,
+  checkEntry,
+  entryCrcOf,
+  entryLength,
+  entryLsn,
+  entryPaddedBytes,
+  readEntryHeader,
+} from './entry.js'
+import type { EntryFault } from './entry.js'
+import type { DiskFile } from './log.js'
+
+/** One block of the file system, so that the first entry of a segment is aligned as the others are. */
+export const SEGMENT_HEADER_BYTES = 4096
+export const LOG_VERSION = 1
+export const META_NAME = 'log.meta'
+/** A file under this name was not finished; it is removed at the next start. */
+export const META_DRAFT_NAME = 'log.meta.draft'
+export const SEGMENT_DRAFT_NAME = 'segment.draft'
+
+/** Bytes of a segment: a power of two is not needed, a whole number of blocks is. */
+export const SEGMENT_BYTES_MIN = 16 * 1024
+export const SEGMENT_BYTES_MAX = 1024 * 1024 * 1024
+export const SEGMENT_BYTES_DEFAULT = 64 * 1024 * 1024
+
+const SEGMENT_MAGIC = 0x47_53_4c_53
+const META_MAGIC = 0x4d_4c_4c_53
+const HEADER_CRC_AT = 60
+const META_BYTES = 512
+const FLAG_CHECKPOINT = 1
+
+/** What every segment says of itself and of the log. Everything stands in the first 64 bytes; the rest is zero. */
+export interface SegmentHeader {
+  readonly number: number
+  readonly salt: number
+  readonly segmentBytes: number
+  readonly firstLsn: number
+  /** CRC of the entry before the first; 0 when there was none. */
+  readonly previousCrc: number
+  readonly checkpoint: number | undefined
+  readonly createdMs: number
+}
+
+export interface LogMeta {
+  readonly salt: number
+  readonly segmentBytes: number
+  readonly createdMs: number
+}
+
+export function segmentName(number: number): string {
+  return `${String(number).padStart(20, '0')}.segment`
+}
+
+/** Number of the segment with this file name, or undefined when it is not the name of one. */
+export function segmentNumber(name: string): number | undefined {
+  const digits = /^(\d{20})\.segment$/.exec(name)?.[1]
+  if (digits === undefined) return undefined
+  const number = Number(digits)
+  return Number.isSafeInteger(number) && number > 0 ? number : undefined
+}
+
+/**
+ * u32 magic · u16 version · u16 0 · u64 number · u32 salt · u32 previous CRC · u64 segment bytes · u64 first lsn ·
+ * u64 checkpoint · u48 created · u8 flags (1: there is a checkpoint) · u8 0 · u32 0 · u32 CRC of these 60 bytes.
+ */
+export function writeSegmentHeader(bytes: Uint8Array, header: SegmentHeader): void {
+  bytes.fill(0, 0, SEGMENT_HEADER_BYTES)
+  writeU32(bytes, 0, SEGMENT_MAGIC)
+  writeU16(bytes, 4, LOG_VERSION)
+  writeU64(bytes, 8, header.number)
+  writeU32(bytes, 16, header.salt)
+  writeU32(bytes, 20, header.previousCrc)
+  writeU64(bytes, 24, header.segmentBytes)
+  writeU64(bytes, 32, header.firstLsn)
+  writeU64(bytes, 40, header.checkpoint ?? 0)
+  writeU48(bytes, 48, header.createdMs)
+  bytes[54] = header.checkpoint === undefined ? 0 : FLAG_CHECKPOINT
+  writeU32(bytes, HEADER_CRC_AT, crc32(bytes.subarray(0, HEADER_CRC_AT)))
+}
+
+/**
+ * The header at the start of `bytes`, or undefined when none stands there whole.
+ * @throws SluiceError NOT_SUPPORTED when it is whole and of a version that is not known here
+ */
+export function readSegmentHeader(bytes: Uint8Array): SegmentHeader | undefined {
+  if (!sealedWith(bytes, SEGMENT_MAGIC)) return undefined
+  return {
+    number: readU64(bytes, 8),
+    salt: readU32(bytes, 16),
+    previousCrc: readU32(bytes, 20),
+    segmentBytes: readU64(bytes, 24),
+    firstLsn: readU64(bytes, 32),
+    checkpoint: bytes[54]! & FLAG_CHECKPOINT ? readU64(bytes, 40) : undefined,
+    createdMs: readU48(bytes, 48),
+  }
+}
+
+/** u32 magic · u16 version · u16 0 · u64 segment bytes · u32 salt · u32 0 · u48 created · zeros · u32 CRC at 60. */
+export function encodeLogMeta(meta: LogMeta): Uint8Array {
+  const bytes = new Uint8Array(META_BYTES)
+  writeU32(bytes, 0, META_MAGIC)
+  writeU16(bytes, 4, LOG_VERSION)
+  writeU64(bytes, 8, meta.segmentBytes)
+  writeU32(bytes, 16, meta.salt)
+  writeU48(bytes, 24, meta.createdMs)
+  writeU32(bytes, HEADER_CRC_AT, crc32(bytes.subarray(0, HEADER_CRC_AT)))
+  return bytes
+}
+
+/** What the file says, or undefined when it is damaged. @throws SluiceError NOT_SUPPORTED */
+export function decodeLogMeta(bytes: Uint8Array): LogMeta | undefined {
+  if (!sealedWith(bytes, META_MAGIC)) return undefined
+  const meta = { segmentBytes: readU64(bytes, 8), salt: readU32(bytes, 16), createdMs: readU48(bytes, 24) }
+  return segmentBytesFit(meta.segmentBytes) ? meta : undefined
+}
+
+export function segmentBytesFit(bytes: number): boolean {
+  return (
+    bytes >= SEGMENT_BYTES_MIN && bytes <= SEGMENT_BYTES_MAX && bytes % SEGMENT_HEADER_BYTES === 0
+  )
+}
+
+function sealedWith(bytes: Uint8Array, magic: number): boolean {
+  if (bytes.length < HEADER_CRC_AT + 4 || readU32(bytes, 0) !== magic) return false
+  if (readU32(bytes, HEADER_CRC_AT) !== crc32(bytes.subarray(0, HEADER_CRC_AT))) return false
+  const version = readU16(bytes, 4)
+  if (version !== LOG_VERSION) {
+    throw new SluiceError(
+      'NOT_SUPPORTED',
+      `The log has format ${version}; this broker reads format ${LOG_VERSION}.`,
+    )
+  }
+  return true
+}
+
+/** Bytes that are read at once. Large enough that the cost of a call does not show, small enough to throw away. */
+const WINDOW_BYTES = 2 * 1024 * 1024
+
+/**
+ * Walks the chain of entries in one segment. `at` and `end` are bytes in the file. After `next` returned an entry the
+ * walker stands behind it; after a fault it stands before what could not be read as the next entry.
+ */
+export class EntryWalker {
+  at: number
+  /** What the next entry must say. Unknown at the start of a walk from the middle of a segment. */
+  lsn: number | undefined
+  previousCrc: number | undefined
+  readonly #file: DiskFile
+  readonly #segmentStart: number
+  readonly #salt: number
+  #window: Uint8Array = new Uint8Array(0)
+  #windowAt = 0
+
+  constructor(
+    file: DiskFile,
+    from: {
+      readonly at: number
+      /** Position of the segment's first byte. */
+      readonly segmentStart: number
+      readonly salt: number
+      readonly lsn: number | undefined
+      readonly previousCrc: number | undefined
+    },
+  ) {
+    this.#file = file
+    this.at = from.at
+    this.#segmentStart = from.segmentStart
+    this.#salt = from.salt
+    this.lsn = from.lsn
+    this.previousCrc = from.previousCrc
+  }
+
+  /**
+   * The next entry with its padding, or what is wrong with the bytes that stand in its place. `peek` gives an answer
+   * without waiting while the bytes are at hand, and undefined when they must be loaded first.
+   */
+  peek(end: number): Uint8Array | EntryFault | undefined {
+    if (this.at + ENTRY_ALIGN_BYTES > end) return 'length'
+    const at = this.at - this.#windowAt
+    const available = Math.min(this.#window.length, end - this.#windowAt) - at
+    const verdict = checkEntry(this.#window, at, available, {
+      lsn: this.lsn,
+      previousCrc: this.previousCrc,
+      position: this.#segmentStart + this.at,
+      salt: this.#salt,
+    })
+    if (verdict === 'short') {
+      const bytes = available < ENTRY_HEADER_BYTES ? 0 : entryPaddedBytes(entryLength(this.#window, at))
+      return this.at + bytes > end ? 'length' : undefined
+    }
+    if (verdict !== 'valid') return verdict
+    const padded = entryPaddedBytes(entryLength(this.#window, at))
+    if (padded > available) return this.at + padded > end ? 'length' : undefined
+    const entry = this.#window.subarray(at, at + padded)
+    this.at += padded
+    this.lsn = entryLsn(entry, 0) + 1
+    this.previousCrc = entryCrcOf(entry, 0)
+    return entry
+  }
+
+  async next(end: number): Promise<Uint8Array | EntryFault> {
+    for (;;) {
+      const found = this.peek(end)
+      if (found !== undefined) return found
+      const at = this.at - this.#windowAt
+      const known = this.#window.length - at >= ENTRY_HEADER_BYTES
+      const wanted = known ? entryPaddedBytes(entryLength(this.#window, at)) : 0
+      this.#window = await this.#file.read(this.at, Math.min(end - this.at, Math.max(WINDOW_BYTES, wanted)))
+      this.#windowAt = this.at
+    }
+  }
+}
+
+export interface LaterEntry {
+  /** Byte in the file. */
+  readonly at: number
+  readonly lsn: number
+}
+
+/**
+ * Looks in `[from, end)` for a whole entry whose number is above `lsn` and which stands where it says: proof that what
+ * is before it was durable once. Entries of the file's former life name another position and are passed over.
+ */
+export async function findLaterEntry(
+  file: DiskFile,
+  from: number,
+  end: number,
+  segmentStart: number,
+  salt: number,
+  lsn: number,
+): Promise<LaterEntry | undefined> {
+  for (let at = from; at + ENTRY_ALIGN_BYTES <= end; at += WINDOW_BYTES) {
+    const window = await file.read(at, Math.min(WINDOW_BYTES, end - at))
+    for (let inner = 0; inner + ENTRY_HEADER_BYTES <= window.length; inner += ENTRY_ALIGN_BYTES) {
+      if (readU32(window, inner) !== ENTRY_MAGIC) continue
+      const header = readEntryHeader(window, inner)
+      const position = segmentStart + at + inner
+      if (header.position !== position || header.lsn <= lsn || header.length > end - at - inner) continue
+      const whole =
+        header.length <= window.length - inner
+          ? window.subarray(inner)
+          : await file.read(at + inner, header.length)
+      const expected = { lsn: undefined, previousCrc: undefined, position, salt }
+      if (checkEntry(whole, 0, whole.length, expected) === 'valid') {
+        return { at: at + inner, lsn: header.lsn }
+      }
+    }
+  }
+  return undefined
+}
+
+/** Whether every byte of the file is zero, as of one that was prepared and never written to. */
+export async function isBlank(file: DiskFile): Promise<boolean> {
+  const zeros = new Uint8Array(Math.min(WINDOW_BYTES, file.bytes))
+  for (let at = 0; at < file.bytes; at += WINDOW_BYTES) {
+    const window = await file.read(at, Math.min(WINDOW_BYTES, file.bytes - at))
+    if (Buffer.compare(window, zeros.subarray(0, window.length)) !== 0) return false
+  }
+  return true
+}

@@ -1,0 +1,195 @@
+/**
+ * The end of the log: the open entry, which fills while the one before it is being written, and the gate that every
+ * answer waits for. Entries are built in place in a recent block, written in one piece, one at a time.
+ *
+ * Invariants: at most one write is in flight; entries become durable in the order of their LSNs; after a failed
+ * write nothing is written and nothing is reported durable any more (invariant 20).
+ */
+import type { Blocks, Block } from './blocks.js'
+import { ENTRY_HEADER_BYTES, entryPaddedBytes, sealEntry } from './entry.js'
+import type { Log, LogBounds } from './log.js'
+import { SEGMENT_HEADER_BYTES } from './segment.js'
+
+export interface TailEvents {
+  /** Every entry up to this LSN is on disk. */
+  durable(lsn: number): void
+  /** The active segment could not be written: nothing may be answered any more. */
+  failed(error: unknown): void
+}
+
+interface Sealed {
+  readonly lsn: number
+  readonly position: number
+  readonly bytes: Uint8Array
+}
+
+/** An entry is begun in a new block when less than this is left in the present one. */
+const BLOCK_REST_BYTES = 256 << 10
+
+export class Tail {
+  /** Epoch of the entries written from now on: the boot number. */
+  epoch = 0
+  /** The entry that is being filled; its header goes out when it is sealed. */
+  openLsn: number
+  durableLsn: number
+  /** Bytes of entries since the broker started, padding included. */
+  appendedBytes = 0
+  /** Where the next batch goes: `bytes` from `at`. Set by `reserve`. */
+  bytes: Uint8Array = new Uint8Array(0)
+
+  readonly #log: Log
+  readonly #blocks: Blocks
+  readonly #events: TailEvents
+  readonly #salt: number
+  #previousCrc: number
+  /** Where the entry after the last sealed one begins, if it fits the segment. */
+  #next: number
+  #block: Block | undefined
+  #openPosition = -1
+  #openStart = 0
+  #openEnd = 0
+  #openLimit = 0
+  #openBatches = 0
+  readonly #sealed: Sealed[] = []
+  #writing = false
+  #stopped = false
+
+  constructor(log: Log, bounds: LogBounds, blocks: Blocks, events: TailEvents) {
+    this.#log = log
+    this.#blocks = blocks
+    this.#events = events
+    this.#salt = bounds.salt
+    this.#previousCrc = bounds.lastCrc
+    this.#next = bounds.nextPosition
+    this.openLsn = bounds.nextLsn
+    this.durableLsn = bounds.nextLsn - 1
+    blocks.setDurable(bounds.nextPosition)
+  }
+
+  /** The entry that an answer computed now has to wait for. */
+  get gate(): number {
+    return this.#openBatches > 0 ? this.openLsn : this.openLsn - 1
+  }
+
+  /** Nothing is open, waiting or being written. */
+  get isIdle(): boolean {
+    return this.#openBatches === 0 && this.#sealed.length === 0 && !this.#writing
+  }
+
+  /** Bytes that are accepted and not yet durable. */
+  get pendingBytes(): number {
+    let bytes = this.#openPosition === -1 ? 0 : this.#openEnd - this.#openStart
+    for (const entry of this.#sealed) bytes += entry.bytes.length
+    return bytes
+  }
+
+  /** Position from which everything that is not yet in a sealed entry will stand. */
+  get position(): number {
+    return this.#openPosition === -1 ? this.#next : this.#openPosition
+  }
+
+  /**
+   * Makes room for a batch of `length` bytes in the open entry, sealing it if it is full. The batch is written to
+   * `bytes` at the returned index; `add` then makes it part of the entry.
+   */
+  reserve(length: number, nowMs: number): number {
+    if (this.#openPosition !== -1 && this.#openEnd + length > this.#openLimit) this.seal(nowMs)
+    if (this.#openPosition === -1) this.#begin(length)
+    return this.#openEnd
+  }
+
+  /** The batch that was written at the index from `reserve` is part of the entry. Returns its place in the log. */
+  add(length: number): number {
+    const position = this.#openPosition + (this.#openEnd - this.#openStart)
+    this.#openEnd += length
+    this.#openBatches++
+    // Deliveries may read it before it is durable; they wait at the gate.
+    this.#block!.used = this.#openEnd
+    return position
+  }
+
+  /** Hands the open entry to the disk if it has anything in it and no write is in flight. */
+  flush(nowMs: number): void {
+    if (this.#openBatches > 0 && !this.#writing) this.seal(nowMs)
+  }
+
+  /** Closes an entry without batches: one that stands behind the last real one when nothing else follows. */
+  sealEmpty(nowMs: number): void {
+    if (this.#openPosition === -1) this.#begin(0)
+    this.seal(nowMs)
+  }
+
+  /** Closes the open entry; what comes next is in the entry after it. */
+  seal(nowMs: number): void {
+    const block = this.#block!
+    const length = this.#openEnd - this.#openStart
+    const padded = entryPaddedBytes(length)
+    block.bytes.fill(0, this.#openEnd, this.#openStart + padded)
+    this.#previousCrc = sealEntry(block.bytes, this.#openStart, length, {
+      lsn: this.openLsn,
+      position: this.#openPosition,
+      epoch: this.epoch,
+      previousCrc: this.#previousCrc,
+      timeMs: nowMs,
+      salt: this.#salt,
+      batches: this.#openBatches,
+    })
+    block.used = this.#openStart + padded
+    this.#sealed.push({
+      lsn: this.openLsn,
+      position: this.#openPosition,
+      bytes: block.bytes.subarray(this.#openStart, this.#openStart + padded),
+    })
+    this.#next = this.#openPosition + padded
+    this.#openPosition = -1
+    this.#openBatches = 0
+    this.openLsn++
+    this.appendedBytes += padded
+    this.#write()
+  }
+
+  #begin(length: number): void {
+    const needed = entryPaddedBytes(ENTRY_HEADER_BYTES + length)
+    const segmentBytes = this.#log.segmentBytes
+    let segmentEnd = (Math.floor(this.#next / segmentBytes) + 1) * segmentBytes
+    let position = this.#next
+    if (position + needed > segmentEnd) {
+      position = segmentEnd + SEGMENT_HEADER_BYTES
+      segmentEnd += segmentBytes
+    }
+    let block = this.#block
+    let start = block === undefined ? -1 : position - block.position
+    if (block === undefined || start !== block.used || block.bytes.length - start < Math.max(needed, BLOCK_REST_BYTES)) {
+      block = this.#blocks.begin(position, needed)
+      start = 0
+    }
+    this.#block = block
+    this.bytes = block.bytes
+    this.#openPosition = position
+    this.#openStart = start
+    this.#openEnd = start + ENTRY_HEADER_BYTES
+    // Both ends are multiples of the padding, so an entry that is padded still fits.
+    this.#openLimit = Math.min(block.bytes.length, start + (segmentEnd - position))
+  }
+
+  #write(): void {
+    if (this.#writing || this.#stopped) return
+    const entry = this.#sealed.shift()
+    if (entry === undefined) return
+    this.#writing = true
+    this.#log.append(entry.position, entry.lsn, entry.bytes).then(
+      () => {
+        this.#writing = false
+        if (this.#stopped) return
+        this.durableLsn = entry.lsn
+        this.#blocks.setDurable(entry.position + entry.bytes.length)
+        this.#write()
+        this.#events.durable(entry.lsn)
+      },
+      (error: unknown) => {
+        this.#stopped = true
+        this.#events.failed(error)
+      },
+    )
+  }
+}

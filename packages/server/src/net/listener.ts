@@ -1,0 +1,154 @@
+/**
+ * The TCP edge: sockets on one side, sessions on the other, and the one timer that wakes them. Nothing here knows
+ * what a frame means.
+ */
+import { createServer, type AddressInfo, type Server, type Socket } from 'node:net'
+import { SluiceError } from '@sluice/protocol'
+import type { Broker } from '../broker/broker.js'
+import { Session, type SessionSettings, type Transport } from '../session/session.js'
+
+export interface ListenerOptions {
+  readonly host: string
+  readonly port: number
+  readonly connectionsMax: number
+  readonly settings: SessionSettings
+  readonly now: () => number
+  readonly onEvent: (event: ListenerEvent, session: Session, error: SluiceError | undefined) => void
+}
+
+export type ListenerEvent = 'connected' | 'closed' | 'refused'
+
+/** Deadlines are looked at so often; all of them are much longer. */
+const TICK_MS = 50
+
+export class Listener {
+  readonly #broker: Broker
+  readonly #options: ListenerOptions
+  readonly #server: Server
+  readonly #sessions = new Map<Session, Socket>()
+  #ticker: NodeJS.Timeout | undefined
+  #tickedMs = 0
+
+  constructor(broker: Broker, options: ListenerOptions) {
+    this.#broker = broker
+    this.#options = options
+    this.#server = createServer({ noDelay: true }, (socket) => this.#accept(socket))
+  }
+
+  get connections(): number {
+    return this.#sessions.size
+  }
+
+  /** Resolves with the address once connections are accepted; rejects when the port is taken. */
+  listen(): Promise<AddressInfo> {
+    return new Promise((resolve, reject) => {
+      this.#server.once('error', reject)
+      this.#server.listen({ host: this.#options.host, port: this.#options.port, backlog: 4096 }, () => {
+        this.#server.off('error', reject)
+        this.#tickedMs = this.#options.now()
+        this.#ticker = setInterval(() => this.#tick(), TICK_MS)
+        resolve(this.#server.address() as AddressInfo)
+      })
+    })
+  }
+
+  /** Accepts nothing more, tells every client, gives them `graceMs` to finish, and closes what is left. */
+  async stop(graceMs: number): Promise<void> {
+    const closed = new Promise<void>((resolve) => {
+      this.#server.close(() => resolve())
+    })
+    this.#broker.beginTurn()
+    for (const session of this.#sessions.keys()) session.goodbye('The broker is stopping.')
+    const untilMs = this.#options.now() + graceMs
+    while (this.#sessions.size > 0 && this.#options.now() < untilMs) await pause(10)
+    for (const session of this.#sessions.keys()) session.end()
+    const hardMs = this.#options.now() + graceMs
+    while (this.#sessions.size > 0 && this.#options.now() < hardMs) await pause(10)
+    for (const socket of this.#sessions.values()) socket.destroy()
+    clearInterval(this.#ticker)
+    await closed
+  }
+
+  /** The log failed: nothing leaves any more. */
+  abort(): void {
+    clearInterval(this.#ticker)
+    this.#server.close()
+    for (const socket of this.#sessions.values()) socket.destroy()
+  }
+
+  #accept(socket: Socket): void {
+    const transport = new SocketTransport(socket)
+    const nowMs = this.#options.now()
+    const session = new Session(this.#broker, transport, this.#options.settings, nowMs, (closed, why) => {
+      this.#options.onEvent('closed', closed, why)
+    })
+    socket.on('error', () => {
+      // 'close' follows; what the other side did to its socket is no event of ours.
+    })
+    socket.on('close', () => {
+      this.#sessions.delete(session)
+      this.#broker.beginTurn()
+      session.disconnected()
+    })
+    this.#sessions.set(session, socket)
+    if (this.#sessions.size > this.#options.connectionsMax) {
+      const error = new SluiceError('TOO_MANY_CONNECTIONS', `There are ${this.#sessions.size - 1} connections; at most ${this.#options.connectionsMax} are allowed.`)
+      this.#options.onEvent('refused', session, error)
+      session.fail(error)
+      return
+    }
+    socket.on('data', (chunk) => session.receive(chunk, this.#options.now()))
+    // The peer has ended its side: whatever it still wanted to hear, it says GOODBYE first and reads on.
+    socket.on('end', () => session.disconnected())
+    this.#options.onEvent('connected', session, undefined)
+  }
+
+  // A late call is judged only after the sockets were polled once more: what came meanwhile counts.
+  #tick(): void {
+    const nowMs = this.#options.now()
+    const stallMs = Math.max(0, nowMs - this.#tickedMs - 2 * TICK_MS)
+    this.#tickedMs = nowMs
+    if (nowMs >= this.#broker.nextDeadline) this.#broker.tick()
+    setImmediate(() => {
+      this.#broker.beginTurn()
+      for (const session of this.#sessions.keys()) session.tick(nowMs, stallMs)
+    })
+  }
+}
+
+/** How long a closed connection may take to flush its last words. */
+const LINGER_MS = 1_000
+
+class SocketTransport implements Transport {
+  readonly peer: string
+  readonly #socket: Socket
+
+  constructor(socket: Socket) {
+    this.#socket = socket
+    this.peer = `${socket.remoteAddress ?? ''}:${socket.remotePort ?? 0}`
+  }
+
+  write(bytes: Uint8Array, written: () => void): void {
+    if (this.#socket.writable) this.#socket.write(bytes, written)
+  }
+
+  pause(): void {
+    this.#socket.pause()
+  }
+
+  resume(): void {
+    this.#socket.resume()
+  }
+
+  end(): void {
+    this.#socket.end()
+    // A peer that does not close its side is not waited for.
+    setTimeout(() => this.#socket.destroy(), LINGER_MS).unref()
+  }
+}
+
+function pause(ms: number): Promise<void> {
+  return new Promise((resolve) => {
+    setTimeout(resolve, ms)
+  })
+}

@@ -1,0 +1,86 @@
+/**
+ * Sets of message indexes within one chunk: 1,024 bits in 32 words. Pure; nothing here allocates.
+ */
+
+export const CHUNK_MESSAGES = 1024
+export const CHUNK_WORDS = CHUNK_MESSAGES / 32
+
+export function hasBit(words: Uint32Array, index: number): boolean {
+  return (words[index >>> 5]! & (1 << (index & 31))) !== 0
+}
+
+/** Adds `[from, to)`; returns how many were not in the set before. */
+export function addBits(words: Uint32Array, from: number, to: number): number {
+  let added = 0
+  for (let index = from; index < to; ) {
+    const word = index >>> 5
+    const mask = wordMask(index, to)
+    const before = words[word]!
+    added += countBits(mask & ~before)
+    words[word] = before | mask
+    index = (word + 1) << 5
+  }
+  return added
+}
+
+export function removeBits(words: Uint32Array, from: number, to: number): void {
+  for (let index = from; index < to; ) {
+    const word = index >>> 5
+    words[word] = words[word]! & ~wordMask(index, to)
+    index = (word + 1) << 5
+  }
+}
+
+/** Number of members in `[from, to)`. */
+export function countRange(words: Uint32Array, from: number, to: number): number {
+  let count = 0
+  for (let index = from; index < to; ) {
+    const word = index >>> 5
+    count += countBits(words[word]! & wordMask(index, to))
+    index = (word + 1) << 5
+  }
+  return count
+}
+
+/** First index in `[from, to)` that is in neither set, or `to`. An absent set is empty. */
+export function firstOutside(a: Uint32Array | undefined, b: Uint32Array | undefined, from: number, to: number): number {
+  if (a === undefined && b === undefined) return from
+  for (let index = from; index < to; ) {
+    const word = index >>> 5
+    const taken = (a === undefined ? 0 : a[word]!) | (b === undefined ? 0 : b[word]!)
+    const free = ~taken & wordMask(index, to)
+    if (free !== 0) return (word << 5) + trailingZeros(free)
+    index = (word + 1) << 5
+  }
+  return to
+}
+
+/** First index in `[from, to)` that is in either set, or `to`. An absent set is empty. */
+export function firstInside(a: Uint32Array | undefined, b: Uint32Array | undefined, from: number, to: number): number {
+  if (a === undefined && b === undefined) return to
+  for (let index = from; index < to; ) {
+    const word = index >>> 5
+    const taken = ((a === undefined ? 0 : a[word]!) | (b === undefined ? 0 : b[word]!)) & wordMask(index, to)
+    if (taken !== 0) return (word << 5) + trailingZeros(taken)
+    index = (word + 1) << 5
+  }
+  return to
+}
+
+// Bits of `[from, to)` that lie in the word of `from`.
+function wordMask(from: number, to: number): number {
+  const low = from & 31
+  const wordEnd = (from | 31) + 1
+  const mask = -1 << low
+  return to >= wordEnd ? mask : mask & ~(-1 << (to & 31))
+}
+
+function trailingZeros(word: number): number {
+  return 31 - Math.clz32(word & -word)
+}
+
+function countBits(word: number): number {
+  let bits = word - ((word >>> 1) & 0x5555_5555)
+  bits = (bits & 0x3333_3333) + ((bits >>> 2) & 0x3333_3333)
+  return (((bits + (bits >>> 4)) & 0x0f0f_0f0f) * 0x0101_0101) >>> 24
+}

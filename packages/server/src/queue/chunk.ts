@@ -1,0 +1,138 @@
+/**
+ * A chunk: the durable state of 1,024 consecutive offsets of one queue. What waits in line costs the place of its
+ * batch and nothing else; only messages that were returned or died have an object of their own.
+ *
+ * Invariant: `live` counts the indexes in `[0, count)` that are not in `gone`; indexes below the chunk's first
+ * message (a chunk can begin in its middle after recovery) are in `gone`.
+ */
+import { CHUNK_MESSAGES, CHUNK_WORDS, addBits, hasBit } from './bits.js'
+
+/** Why a message is dead. */
+export const DEATH = { rejected: 1, maxDeliveries: 2 } as const
+export type Death = (typeof DEATH)[keyof typeof DEATH]
+
+/** A message that was tried and came back. It stays recorded until the message is gone, also while it is leased. */
+export interface Returned {
+  /** Tries that were charged so far. */
+  readonly attempts: number
+  readonly dueMs: number
+}
+
+export interface Dead {
+  readonly attempts: number
+  readonly death: Death
+  readonly timeMs: number
+  /** What the consumer said, at most `LIMITS.reasonBytesMax` bytes; '' when nothing. */
+  readonly reason: string
+}
+
+export class Chunk {
+  /** Offset of index 0. */
+  readonly base: number
+  /** Index after the last message that was appended. */
+  count = 0
+  live = 0
+  /** Bytes of the records that were appended here; of a batch across chunks, its share by count. */
+  bytes = 0
+  gone: Uint32Array | undefined
+  returned: Map<number, Returned> | undefined
+  dead: Map<number, Dead> | undefined
+
+  /** Volatile: leased, waiting for their time, or dead; not in the plain line. Not part of the durable state. */
+  out: Uint32Array | undefined
+  /** Volatile: handed out at least once since the broker started. */
+  seen: Uint32Array | undefined
+
+  /** Whether the state differs from the newest page of it in the log, and where that page stands (-1: none). */
+  dirty = true
+  pagePosition = -1
+
+  /** Batches that hold the messages, by ascending index: first index here, place in the log, time of publishing. */
+  batches = 0
+  #starts: Uint16Array = new Uint16Array(2)
+  #positions: Float64Array = new Float64Array(2)
+  #times: Float64Array = new Float64Array(2)
+
+  constructor(base: number) {
+    this.base = base
+  }
+
+  get full(): boolean {
+    return this.count === CHUNK_MESSAGES
+  }
+
+  /** Takes note of a batch whose messages have the indexes `[count, end)`. */
+  append(end: number, position: number, timeMs: number, bytes: number): void {
+    if (this.batches === this.#starts.length) this.#grow()
+    this.#starts[this.batches] = this.count
+    this.#positions[this.batches] = position
+    this.#times[this.batches] = timeMs
+    this.batches++
+    this.live += end - this.count
+    this.bytes += bytes
+    this.count = end
+    this.dirty = true
+  }
+
+  /** Number of the batch that holds the message at `index`. */
+  batchAt(index: number): number {
+    let low = 0
+    let high = this.batches - 1
+    while (low < high) {
+      const middle = (low + high + 1) >>> 1
+      if (this.#starts[middle]! <= index) low = middle
+      else high = middle - 1
+    }
+    return low
+  }
+
+  batchStart(batch: number): number {
+    return this.#starts[batch]!
+  }
+
+  batchEnd(batch: number): number {
+    return batch + 1 < this.batches ? this.#starts[batch + 1]! : this.count
+  }
+
+  batchPosition(batch: number): number {
+    return this.#positions[batch]!
+  }
+
+  batchTime(batch: number): number {
+    return this.#times[batch]!
+  }
+
+  /** The batch was copied forward in the log. */
+  relocate(batch: number, position: number): void {
+    this.#positions[batch] = position
+    this.dirty = true
+  }
+
+  isGone(index: number): boolean {
+    return this.gone !== undefined && hasBit(this.gone, index)
+  }
+
+  /** Marks `[from, to)` gone; returns how many were not before. */
+  remove(from: number, to: number): number {
+    this.gone ??= new Uint32Array(CHUNK_WORDS)
+    const removed = addBits(this.gone, from, to)
+    if (removed === 0) return 0
+    this.bytes -= this.live === removed ? this.bytes : (this.bytes * removed) / this.live
+    this.live -= removed
+    this.dirty = true
+    return removed
+  }
+
+  #grow(): void {
+    const capacity = Math.min(this.batches * 2, CHUNK_MESSAGES)
+    const starts = new Uint16Array(capacity)
+    starts.set(this.#starts)
+    this.#starts = starts
+    const positions = new Float64Array(capacity)
+    positions.set(this.#positions)
+    this.#positions = positions
+    const times = new Float64Array(capacity)
+    times.set(this.#times)
+    this.#times = times
+  }
+}

@@ -1,0 +1,193 @@
+/**
+ * A subscription: one consumer's credit, and the ring that maps its delivery tags to the messages it holds.
+ *
+ * Invariants: a slot is held from grant to settle; its tag is congruent to it modulo the ring's size; the ring has
+ * at least twice as many slots as the credit, so a free one is always found. `unsettled` counts the held slots and
+ * never exceeds the credit that was in force when they were granted (invariant 14).
+ */
+import type { SluiceError } from '@sluice/protocol'
+import type { Queue, Run } from './queue.js'
+
+const FREE = 0
+const HELD = 1
+const STARTED = 2
+
+/** What a tag stood for, when its slot is given back. */
+export interface Lease {
+  offset: number
+  bytes: number
+  /** Since when the message was eligible when it was handed out; -1 for one that came from the plain line. */
+  sinceMs: number
+  started: boolean
+}
+
+/** What a subscription's owner does with what the queue decides. All of it waits at the durability gate. */
+export interface Consumer {
+  /** Whether it takes deliveries now: false while too much that was sent to it is unread. */
+  readonly isReady: boolean
+  /**
+   * The first `count` messages of `run` are leased under the tags from `firstTag`; `bytes[start, end)` are their
+   * records, valid during the call.
+   */
+  deliver(
+    subscription: Subscription,
+    run: Run,
+    firstTag: number,
+    count: number,
+    bytes: Uint8Array,
+    start: number,
+    end: number,
+  ): void
+  /** A drain was asked for and nothing more goes out now. */
+  drained(subscription: Subscription): void
+  /** The subscription is over, all its leases with it. */
+  ended(subscription: Subscription, error: SluiceError): void
+}
+
+export class Subscription {
+  readonly id: number
+  readonly channel: number
+  readonly queue: Queue
+  readonly consumer: Consumer
+  creditMessages = 0
+  creditBytes = 0
+  /** Deliveries after which it stops; Infinity: no end. */
+  limit = Infinity
+  /** A drain was asked for and not yet answered. */
+  draining = false
+  unsettled = 0
+  unsettledBytes = 0
+  delivered = 0
+  /** Tag of the next delivery that finds its slot free. */
+  #nextTag = 0
+  #mask = 0
+  #states: Uint8Array = NO_BYTES
+  #tags: Uint32Array = NO_WORDS
+  #sizes: Uint32Array = NO_WORDS
+  #offsets: Float64Array = NO_NUMBERS
+  #sinces: Float64Array = NO_NUMBERS
+
+  constructor(id: number, channel: number, queue: Queue, consumer: Consumer) {
+    this.id = id
+    this.channel = channel
+    this.queue = queue
+    this.consumer = consumer
+  }
+
+  setCredit(messages: number, bytes: number, limit: number | undefined, drain: boolean): void {
+    this.creditMessages = messages
+    this.creditBytes = bytes
+    this.limit = limit ?? Infinity
+    this.draining = drain
+    if (messages * 2 > this.#states.length) this.#grow(messages * 2)
+  }
+
+  /** How many messages may be granted now, bytes aside. */
+  get room(): number {
+    return Math.min(this.creditMessages - this.unsettled, this.limit - this.delivered)
+  }
+
+  /** Whether a message of `bytes` may go now: within the byte credit, or alone when nothing is unsettled. */
+  takes(bytes: number): boolean {
+    return this.unsettled === 0 || this.unsettledBytes + bytes <= this.creditBytes
+  }
+
+  /** The tag that the next grant uses: of a run, the tags that follow are free as long as `isFree` says so. */
+  claimTag(): number {
+    while (this.#states[this.#nextTag & this.#mask] !== FREE) this.#nextTag = (this.#nextTag + 1) >>> 0
+    return this.#nextTag
+  }
+
+  /** Whether the slot of `tag` is free; a run of consecutive tags ends where it is not. */
+  isFree(tag: number): boolean {
+    return this.#states[tag & this.#mask] === FREE
+  }
+
+  /** Leases a message under `tag`, which is the next one and free. */
+  grant(tag: number, offset: number, bytes: number, sinceMs: number): void {
+    const slot = tag & this.#mask
+    this.#states[slot] = HELD
+    this.#tags[slot] = tag
+    this.#sizes[slot] = bytes
+    this.#offsets[slot] = offset
+    this.#sinces[slot] = sinceMs
+    this.#nextTag = (tag + 1) >>> 0
+    this.unsettled++
+    this.unsettledBytes += bytes
+    this.delivered++
+  }
+
+  /** Offset of the message under `tag`, or -1 if the tag is stale. */
+  offsetOf(tag: number): number {
+    const slot = tag & this.#mask
+    return this.#states[slot] !== FREE && this.#tags[slot] === tag ? this.#offsets[slot]! : -1
+  }
+
+  /** Ends the lease under `tag` and fills `lease`; false when the tag is stale. */
+  take(tag: number, lease: Lease): boolean {
+    const slot = tag & this.#mask
+    const state = this.#states[slot]
+    // An empty ring reads undefined here: no tag is held.
+    if (state === undefined || state === FREE || this.#tags[slot] !== tag) return false
+    lease.offset = this.#offsets[slot]!
+    lease.bytes = this.#sizes[slot]!
+    lease.sinceMs = this.#sinces[slot]!
+    lease.started = state === STARTED
+    this.#states[slot] = FREE
+    this.unsettled--
+    this.unsettledBytes -= lease.bytes
+    return true
+  }
+
+  /** The consumer is about to handle the message under `tag`. Stale tags are passed over. */
+  start(tag: number): void {
+    const slot = tag & this.#mask
+    if (this.#states[slot] === HELD && this.#tags[slot] === tag) this.#states[slot] = STARTED
+  }
+
+  /** Ends every lease, in the order of tags, and hands each to `ended`. */
+  takeAll(lease: Lease, ended: (lease: Lease) => void): void {
+    const size = this.#states.length
+    for (let step = 0; step < size && this.unsettled > 0; step++) {
+      const slot = (this.#nextTag + step) & this.#mask
+      if (this.#states[slot] !== FREE && this.take(this.#tags[slot]!, lease)) ended(lease)
+    }
+  }
+
+  /** How many of the held messages are being handled. */
+  startedCount(): number {
+    let count = 0
+    for (const state of this.#states) if (state === STARTED) count++
+    return count
+  }
+
+  // Tags keep their meaning: each held slot moves to where its tag belongs in the larger ring.
+  #grow(slots: number): void {
+    let size = 16
+    while (size < slots) size *= 2
+    const states = new Uint8Array(size)
+    const tags = new Uint32Array(size)
+    const sizes = new Uint32Array(size)
+    const offsets = new Float64Array(size)
+    const sinces = new Float64Array(size)
+    for (let old = 0; old < this.#states.length; old++) {
+      if (this.#states[old] === FREE) continue
+      const slot = this.#tags[old]! & (size - 1)
+      states[slot] = this.#states[old]!
+      tags[slot] = this.#tags[old]!
+      sizes[slot] = this.#sizes[old]!
+      offsets[slot] = this.#offsets[old]!
+      sinces[slot] = this.#sinces[old]!
+    }
+    this.#states = states
+    this.#tags = tags
+    this.#sizes = sizes
+    this.#offsets = offsets
+    this.#sinces = sinces
+    this.#mask = size - 1
+  }
+}
+
+const NO_BYTES = new Uint8Array(0)
+const NO_WORDS = new Uint32Array(0)
+const NO_NUMBERS = new Float64Array(0)

@@ -1,0 +1,156 @@
+/**
+ * One broker process: the data directory with its lock, the log, the broker and the port, put together and taken
+ * apart in the right order.
+ */
+import { randomInt } from 'node:crypto'
+import { resolve } from 'node:path'
+import { SluiceError } from '@sluice/protocol'
+import { Broker, type BrokerStatus } from './broker/broker.js'
+import { NodeDisk } from './log/disk.js'
+import { FileLog } from './log/file-log.js'
+import { lockDirectory } from './log/lock.js'
+import { Clock } from './net/clock.js'
+import { Listener, type ListenerEvent } from './net/listener.js'
+import { SESSION_DEFAULTS, type Session, type SessionSettings } from './session/session.js'
+
+export interface ServerOptions {
+  /** Default './data'. Made if it is missing. */
+  readonly dataDir?: string
+  /** Default '127.0.0.1'. */
+  readonly host?: string
+  /** Default 7420; 0 lets the system choose. */
+  readonly port?: number
+  /** Default 64 MiB. Messages may be at most a quarter of it. */
+  readonly segmentBytes?: number
+  /** Default 1 MiB. */
+  readonly messageBytesMax?: number
+  /** Default 10,000. */
+  readonly connectionsMax?: number
+  /** Free space below which publishes are refused. Default: 5 % of the disk, at least 1 GiB. */
+  readonly lowFreeBytes?: number
+  readonly session?: Partial<SessionSettings>
+  /** Told what happens, for logs. */
+  readonly onEvent?: (event: string, details: Readonly<Record<string, unknown>>) => void
+  /** The log failed: the process has to end. Nothing was confirmed that is not on disk. */
+  readonly onFatal?: (error: unknown) => void
+}
+
+export interface RunningServer {
+  readonly host: string
+  readonly port: number
+  readonly dataDir: string
+  readonly status: BrokerStatus
+  readonly broker: Broker
+  /** Milliseconds from the call to `startServer` until connections were accepted. */
+  readonly startedMs: number
+  /** Stops accepting, tells clients, flushes, closes. Resolves when all of it is done. */
+  stop(): Promise<void>
+}
+
+/** How long clients have to finish once they were told that the broker stops. */
+const GRACE_MS = 2_000
+
+/**
+ * Starts a broker on a data directory.
+ * @throws SluiceError DATA_DIR_LOCKED, LOG_CORRUPT, INVALID_ARGUMENT; or the system's error for the port or directory
+ */
+export async function startServer(options: ServerOptions = {}): Promise<RunningServer> {
+  const begunMs = performance.now()
+  const dataDir = resolve(options.dataDir ?? './data')
+  const disk = await NodeDisk.at(dataDir)
+  const lock = await lockDirectory(dataDir)
+  const clock = new Clock()
+  const onEvent = options.onEvent ?? ((): void => {})
+  let listener: Listener | undefined
+  let deadline: NodeJS.Timeout | undefined
+  const onFatal = (error: unknown): void => {
+    listener?.abort()
+    clearTimeout(deadline)
+    options.onFatal?.(error)
+  }
+  try {
+    const log = new FileLog({
+      disk,
+      now: () => clock.now(),
+      random32: () => randomInt(2 ** 32),
+      onNotice: (notice) => onEvent(`log ${notice.kind}`, { text: notice.text }),
+      ...(options.segmentBytes === undefined ? {} : { segmentBytes: options.segmentBytes }),
+      ...(options.lowFreeBytes === undefined ? {} : { lowFreeBytes: options.lowFreeBytes }),
+    })
+    const broker = await Broker.open({
+      log,
+      now: () => clock.now(),
+      random: Math.random,
+      defer: (endTurn) => {
+        setImmediate(() => {
+          endTurn()
+          arm()
+        })
+      },
+      onFatal,
+      onNotice: (event, details) => onEvent(event, { ...details }),
+      ...(options.messageBytesMax === undefined ? {} : { messageBytesMax: options.messageBytesMax }),
+    })
+    // The one timer of the broker's own deadlines, set anew where the nearest one has changed.
+    let armedFor = Infinity
+    const arm = (): void => {
+      const next = broker.nextDeadline
+      if (next === armedFor) return
+      armedFor = next
+      clearTimeout(deadline)
+      if (next === Infinity) return
+      const waitMs = Math.min(Math.max(0, next - clock.now()), 2 ** 31 - 1)
+      deadline = setTimeout(() => {
+        armedFor = Infinity
+        broker.tick()
+      }, waitMs)
+    }
+    listener = new Listener(broker, {
+      host: options.host ?? '127.0.0.1',
+      port: options.port ?? 7420,
+      connectionsMax: options.connectionsMax ?? 10_000,
+      settings: { ...SESSION_DEFAULTS, ...options.session },
+      now: () => clock.now(),
+      onEvent: (event, session, error) => onEvent(eventName(event), describe(session, error)),
+    })
+    const listening = listener
+    const address = await listening.listen().catch(async (error: unknown) => {
+      await broker.close()
+      throw error
+    })
+    arm()
+    let stopping: Promise<void> | undefined
+    return {
+      host: address.address,
+      port: address.port,
+      dataDir,
+      status: broker.status,
+      broker,
+      startedMs: performance.now() - begunMs,
+      stop: () => {
+        stopping ??= (async () => {
+          await listening.stop(GRACE_MS)
+          await broker.close()
+          clearTimeout(deadline)
+          await lock.release()
+        })()
+        return stopping
+      },
+    }
+  } catch (error) {
+    await lock.release()
+    throw error
+  }
+}
+
+function eventName(event: ListenerEvent): string {
+  return `connection ${event}`
+}
+
+function describe(session: Session, error: SluiceError | undefined): Readonly<Record<string, unknown>> {
+  return {
+    peer: session.peer,
+    client: session.name,
+    ...(error === undefined ? {} : { code: error.code, reason: error.message }),
+  }
+}

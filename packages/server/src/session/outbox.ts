@@ -1,0 +1,157 @@
+/**
+ * What a connection has still to be told. Frames are written here while a turn runs; when it ends they wait for the
+ * entry of that turn, and go out in order once it is durable.
+ *
+ * Invariant: nothing reaches the transport before `release` was called with an LSN at or above its gate.
+ */
+import { FRAME_HEADER_BYTES, writeFrameHeader } from '@sluice/protocol'
+
+/** Where released bytes go. `bytes` stay untouched until `written` is called. */
+export interface OutboxTransport {
+  write(bytes: Uint8Array, written: () => void): void
+}
+
+interface Page {
+  gate: number
+  readonly bytes: Uint8Array
+  readonly length: number
+  /** Bytes of published batches that are answered in this page. */
+  readonly answersBytes: number
+}
+
+const PAGE_BYTES_MIN = 4 << 10
+/** A page that is at least this long is not made longer by copying; the next frame begins another. */
+const PAGE_BYTES_GROWN = 256 << 10
+
+export class Outbox {
+  /** The page that frames are written to: the payload of the frame from `begin` goes here. */
+  bytes: Uint8Array = NO_BYTES
+  /** Bytes that wait for the disk or for the peer. */
+  outstandingBytes = 0
+  /** Bytes of published batches whose answers wait for the disk. */
+  inFlightBytes = 0
+  #answersBytes = 0
+  #length = 0
+  /** Pages of this turn that are full, then those of earlier turns that wait for their entry. */
+  #filled: Page[] = []
+  #gated: Page[] = []
+  readonly #transport: OutboxTransport
+  readonly #written: () => void
+
+  /** `written` is called after the transport has passed on some of the bytes. */
+  constructor(transport: OutboxTransport, written: () => void) {
+    this.#transport = transport
+    this.#written = written
+  }
+
+  get isEmpty(): boolean {
+    return this.#length === 0 && this.#filled.length === 0 && this.#gated.length === 0
+  }
+
+  /** Writes a frame header and returns where in `bytes` its payload goes. */
+  begin(opcode: number, channel: number, correlation: number, payloadBytes: number): number {
+    const total = FRAME_HEADER_BYTES + payloadBytes
+    if (this.#length + total > this.bytes.length) this.#makeRoom(total)
+    const at = writeFrameHeader(this.bytes, this.#length, payloadBytes, opcode, channel, correlation)
+    this.#length += total
+    this.outstandingBytes += total
+    return at
+  }
+
+  frame(opcode: number, channel: number, correlation: number, payload: Uint8Array): void {
+    const at = this.begin(opcode, channel, correlation, payload.length)
+    this.bytes.set(payload, at)
+  }
+
+  /**
+   * Makes the last frame longer by `bytes` and returns where they go; -1 if the page is another by now, or full, or
+   * the frame is not the last one.
+   */
+  extend(page: Uint8Array, frameEnd: number, bytes: number): number {
+    if (page !== this.bytes || frameEnd !== this.#length || frameEnd + bytes > page.length) return -1
+    this.#length += bytes
+    this.outstandingBytes += bytes
+    return frameEnd
+  }
+
+  /** A batch of `bytes` was taken, and what was written last answers it. */
+  answers(bytes: number): void {
+    this.inFlightBytes += bytes
+    this.#answersBytes += bytes
+  }
+
+  endTurn(gate: number): void {
+    if (this.#length > 0) this.#fill()
+    for (const page of this.#filled) {
+      page.gate = gate
+      this.#gated.push(page)
+    }
+    this.#filled = []
+  }
+
+  /** Sends what waited for entries up to `durableLsn`; returns whether anything still waits. */
+  release(durableLsn: number): boolean {
+    let sent = 0
+    while (sent < this.#gated.length && this.#gated[sent]!.gate <= durableLsn) this.#send(this.#gated[sent++]!)
+    if (sent > 0) this.#gated.splice(0, sent)
+    return !this.isEmpty
+  }
+
+  /** Nothing more will be sent. */
+  clear(): void {
+    this.bytes = NO_BYTES
+    this.#length = 0
+    this.#filled = []
+    this.#gated = []
+    this.outstandingBytes = 0
+  }
+
+  #send(page: Page): void {
+    const { bytes, length } = page
+    this.inFlightBytes -= page.answersBytes
+    this.#transport.write(length === bytes.length ? bytes : bytes.subarray(0, length), () => {
+      this.outstandingBytes -= length
+      giveBack(bytes)
+      this.#written()
+    })
+  }
+
+  #fill(): void {
+    this.#filled.push({ gate: Infinity, bytes: this.bytes, length: this.#length, answersBytes: this.#answersBytes })
+    this.bytes = NO_BYTES
+    this.#length = 0
+    this.#answersBytes = 0
+  }
+
+  #makeRoom(total: number): void {
+    if (this.#length >= PAGE_BYTES_GROWN) this.#fill()
+    const held = this.#length
+    const larger = take(Math.max(held + total, held * 4))
+    larger.set(this.bytes.subarray(0, held))
+    if (this.bytes.length > 0) giveBack(this.bytes)
+    this.bytes = larger
+  }
+}
+
+const NO_BYTES = new Uint8Array(0)
+
+// Pages come in powers of two and are used again, by all connections of the process: they live for one turn.
+const SPARE_PAGES = 8
+const SPARE_BYTES_MAX = 1 << 20
+const spare = new Map<number, Uint8Array[]>()
+
+function take(bytes: number): Uint8Array {
+  let size = PAGE_BYTES_MIN
+  while (size < bytes) size *= 2
+  return spare.get(size)?.pop() ?? new Uint8Array(Buffer.allocUnsafeSlow(size).buffer)
+}
+
+function giveBack(bytes: Uint8Array): void {
+  if (bytes.length > SPARE_BYTES_MAX) return
+  let pages = spare.get(bytes.length)
+  if (pages === undefined) {
+    pages = []
+    spare.set(bytes.length, pages)
+  }
+  if (pages.length < SPARE_PAGES) pages.push(bytes)
+}

@@ -1,0 +1,625 @@
+/**
+ * One connection: its stages, its frames, its subscriptions. Bytes in, broker calls, frames out; no socket and no
+ * clock of its own, so that the simulator can drive it.
+ *
+ * Errors end what their scope says: the request, the channel, or the connection. Nobody else notices.
+ */
+import {
+  BATCH_HEADER_BYTES,
+  DELIVER_FLAG,
+  DELIVER_HEADER_BYTES,
+  DURABILITY,
+  FRAME_HEADER_BYTES,
+  FrameDecoder,
+  GOODBYE_REASON,
+  LIMITS,
+  MECHANISM,
+  MESSAGE_OVERHEAD_BYTES,
+  OP,
+  OPCODES,
+  PROTOCOL_VERSION,
+  PUBLISH_OK_ITEM_BYTES,
+  SluiceError,
+  clipText,
+  decodeAuth,
+  decodeControl,
+  decodeCredit,
+  decodeGoodbye,
+  decodeHello,
+  decodeRanges,
+  decodeSettle,
+  decodeSubscriptionId,
+  encodeControl,
+  encodeDrained,
+  encodeFault,
+  encodeGoodbye,
+  encodeHelloOk,
+  encodePreface,
+  encodePublishErr,
+  encodeRanges,
+  encodeSubscriptionId,
+  ensureRequest,
+  nameRequest,
+  onlyFields,
+  opcodeName,
+  publishBatchStart,
+  readText,
+  readU64,
+  subscribeRequest,
+  writeDeliverHead,
+  writeFrameHeader,
+  writePublishOkItem,
+  writeU32,
+  type Hello,
+  type OpcodeName,
+} from '@sluice/protocol'
+import type { Broker, Output } from '../broker/broker.js'
+import type { Producer } from '../broker/producers.js'
+import type { Consumer, Run, Subscription } from '../queue/index.js'
+import { Outbox, type OutboxTransport } from './outbox.js'
+
+/** What a session needs of the connection under it. */
+export interface Transport extends OutboxTransport {
+  readonly peer: string
+  /** Stops and resumes the bytes that come in. */
+  pause(): void
+  resume(): void
+  /** Sends what was written, then closes. */
+  end(): void
+}
+
+export interface SessionSettings {
+  readonly serverVersion: string
+  readonly frameBytesMax: number
+  /** Used unless the client asks for a shorter one. */
+  readonly heartbeatMs: number
+  readonly handshakeMs: number
+  readonly inFlightBatches: number
+  readonly inFlightBytes: number
+  /** Beyond so many unread bytes a connection gets no deliveries. */
+  readonly outboundBytesSoft: number
+  /** Beyond so many more, or after `stalledMs` without progress above the soft bound, it is closed. */
+  readonly outboundBytesHard: number
+  readonly stalledMs: number
+  readonly subscriptionsMax: number
+}
+
+export const SESSION_DEFAULTS: SessionSettings = {
+  serverVersion: '',
+  frameBytesMax: LIMITS.frameBytesDefault,
+  heartbeatMs: LIMITS.heartbeatMsDefault,
+  handshakeMs: LIMITS.handshakeMsMax,
+  inFlightBatches: LIMITS.inFlightBatchesDefault,
+  inFlightBytes: LIMITS.inFlightBytesDefault,
+  outboundBytesSoft: 1 << 20,
+  outboundBytesHard: 8 << 20,
+  stalledMs: 10_000,
+  subscriptionsMax: 4_096,
+}
+
+type Stage = 'hello' | 'auth' | 'open' | 'closed'
+
+/** Frames that a client may send. */
+type ClientOpcode = {
+  [Name in OpcodeName]: (typeof OPCODES)[Name]['sender'] extends 'server' ? never : (typeof OPCODES)[Name]['layout'] extends 'reserved' ? never : Name
+}[OpcodeName]
+
+type Handler = (session: Session, channel: number, correlation: number, bytes: Uint8Array, start: number, end: number) => void
+
+export class Session implements Output, Consumer {
+  readonly #broker: Broker
+  readonly #transport: Transport
+  readonly #settings: SessionSettings
+  readonly #decoder: FrameDecoder
+  readonly #outbox: Outbox
+  readonly #onClosed: (session: Session, why: SluiceError | undefined) => void
+  readonly #subscriptions = new Map<number, Subscription>()
+  #stage: Stage = 'hello'
+  #hello: Hello | undefined
+  #producer: Producer | undefined
+  #heartbeatMs: number
+  /** The client said that it is done; or the broker stops and hands out nothing more. */
+  #saidGoodbye = false
+  #isStopping = false
+  /** Times in ms: begun, last byte heard, last byte sent, since when too much is unread (0: it is not). */
+  readonly #begunMs: number
+  #heardMs: number
+  #spokeMs: number
+  #stalledSinceMs = 0
+  #isCongested = false
+  #isPaused = false
+  /** The PUBLISH_OK that was written last: its page, and where its payload begins and ends there. */
+  #okPage: Uint8Array = NO_BYTES
+  #okAt = 0
+  #okEnd = 0
+  /** The queue name of the last PUBLISH, and its bytes. */
+  #queueName = ''
+  #queueNameBytes: Uint8Array = NO_BYTES
+
+  constructor(
+    broker: Broker,
+    transport: Transport,
+    settings: SessionSettings,
+    nowMs: number,
+    onClosed: (session: Session, why: SluiceError | undefined) => void,
+  ) {
+    this.#broker = broker
+    this.#transport = transport
+    this.#settings = settings
+    this.#onClosed = onClosed
+    this.#heartbeatMs = settings.heartbeatMs
+    this.#begunMs = nowMs
+    this.#heardMs = nowMs
+    this.#spokeMs = nowMs
+    const outgoing: OutboxTransport = {
+      write: (bytes, written) => {
+        this.#spokeMs = this.#broker.nowMs
+        transport.write(bytes, written)
+      },
+    }
+    this.#outbox = new Outbox(outgoing, () => this.#progressed())
+    this.#decoder = new FrameDecoder((opcode, _flags, channel, correlation, bytes, start, end) => {
+      this.#frame(opcode, channel, correlation, bytes, start, end)
+    })
+  }
+
+  get peer(): string {
+    return this.#transport.peer
+  }
+
+  /** The label that the client gave itself; '' before the handshake. */
+  get name(): string {
+    return this.#hello?.name ?? ''
+  }
+
+  get isOpen(): boolean {
+    return this.#stage === 'open'
+  }
+
+  /** Whether it takes deliveries: it has read most of what was sent to it. */
+  get isReady(): boolean {
+    return !this.#isCongested && !this.#isStopping && this.#stage === 'open'
+  }
+
+  /** Bytes of half-received frames that this connection keeps. */
+  get heldBytes(): number {
+    return this.#decoder.capacityBytes
+  }
+
+  /** The next bytes from the peer. */
+  receive(chunk: Uint8Array, nowMs: number): void {
+    if (this.#stage === 'closed') return
+    this.#heardMs = nowMs
+    this.#broker.beginTurn()
+    try {
+      this.#decoder.push(chunk)
+    } catch (error) {
+      this.#failed(error)
+    }
+  }
+
+  /** The transport is gone; whoever the peer was, it hears nothing any more. */
+  disconnected(): void {
+    this.#close(undefined)
+  }
+
+  /** Judges deadlines. `stallMs` is how late this call comes: nobody is blamed for what this process slept through. */
+  tick(nowMs: number, stallMs: number): void {
+    if (this.#stage === 'closed') return
+    this.#heardMs = Math.min(nowMs, this.#heardMs + stallMs)
+    if (this.#stage !== 'open') {
+      if (nowMs - this.#begunMs - stallMs > this.#settings.handshakeMs) {
+        this.fail(new SluiceError('HANDSHAKE_TIMEOUT', `The handshake was not finished within ${this.#settings.handshakeMs} ms.`))
+      }
+      return
+    }
+    if (nowMs - this.#heardMs > this.#heartbeatMs * 2) {
+      this.fail(new SluiceError('HEARTBEAT_TIMEOUT', `Nothing was heard for ${nowMs - this.#heardMs} ms; the heartbeat is ${this.#heartbeatMs} ms.`))
+      return
+    }
+    if (this.#stalledSinceMs > 0 && nowMs - this.#stalledSinceMs - stallMs > this.#settings.stalledMs) {
+      this.fail(new SluiceError('SLOW_CONSUMER', `${this.#outbox.outstandingBytes} bytes were not read for ${this.#settings.stalledMs} ms.`))
+      return
+    }
+    if (nowMs - this.#spokeMs >= this.#heartbeatMs / 2) this.#urgent(OP.PING, 0)
+  }
+
+  /** The broker stops: tells the client, hands out nothing more, and still takes what the client has to say. */
+  goodbye(text: string): void {
+    if (this.#stage !== 'open') {
+      this.end()
+      return
+    }
+    this.#isStopping = true
+    this.#outbox.frame(OP.GOODBYE, 0, 0, encodeGoodbye(GOODBYE_REASON.stopping, text))
+    this.#broker.hold(this)
+  }
+
+  /** Closes once everything that is held has gone out. Nobody is charged for what was being handled. */
+  end(): void {
+    this.#saidGoodbye = true
+    if (this.#stage === 'open' && !this.#outbox.isEmpty) return
+    this.#close(undefined)
+    this.#transport.end()
+  }
+
+  /** Ends the connection with an error that the client is told, past the gate: nothing in it was promised. */
+  fail(error: SluiceError): void {
+    if (this.#stage === 'closed') return
+    const payload = encodeFault({ ...faultOf(error), scope: 'connection' })
+    const greeting = this.#stage === 'hello' || this.#stage === 'auth' ? encodePreface() : NO_BYTES
+    const bytes = new Uint8Array(greeting.length + FRAME_HEADER_BYTES + payload.length)
+    bytes.set(greeting)
+    bytes.set(payload, writeFrameHeader(bytes, greeting.length, payload.length, OP.ERROR, 0, 0))
+    // A peer that speaks another protocol is not answered in this one.
+    if (this.#decoder.isOurs) this.#transport.write(bytes, () => {})
+    this.#close(error)
+    this.#transport.end()
+  }
+
+  // --- Output ---
+
+  endTurn(gate: number): void {
+    this.#outbox.endTurn(gate)
+    const { outboundBytesSoft, outboundBytesHard } = this.#settings
+    const most = outboundBytesSoft + outboundBytesHard
+    if (this.#outbox.outstandingBytes > most) {
+      this.fail(new SluiceError('SLOW_CONSUMER', `${this.#outbox.outstandingBytes} bytes are unread; at most ${most} are kept.`))
+    }
+  }
+
+  release(durableLsn: number): boolean {
+    const holds = this.#outbox.release(durableLsn)
+    if (this.#stage !== 'open') return false
+    if (!holds && this.#saidGoodbye) this.end()
+    else if (this.#isPaused && this.#outbox.inFlightBytes <= this.#settings.inFlightBytes / 2) this.#resumeReading()
+    return holds
+  }
+
+  // --- Consumer ---
+
+  deliver(subscription: Subscription, run: Run, firstTag: number, count: number, bytes: Uint8Array, start: number, end: number): void {
+    const outbox = this.#outbox
+    const at = outbox.begin(OP.DELIVER, subscription.channel, 0, DELIVER_HEADER_BYTES + end - start)
+    const flags = run.redelivered ? DELIVER_FLAG.redelivered : 0
+    const recordsAt = writeDeliverHead(
+      outbox.bytes,
+      at,
+      subscription.id,
+      firstTag,
+      run.offset,
+      run.publishedAtMs,
+      count,
+      run.attempt,
+      flags,
+    )
+    outbox.bytes.set(bytes.subarray(start, end), recordsAt)
+    this.#broker.hold(this)
+    if (outbox.outstandingBytes > this.#settings.outboundBytesSoft) this.#congested()
+  }
+
+  drained(subscription: Subscription): void {
+    this.#outbox.frame(OP.DRAINED, subscription.channel, 0, encodeDrained(subscription.id, subscription.delivered))
+    this.#broker.hold(this)
+  }
+
+  ended(subscription: Subscription, error: SluiceError): void {
+    this.#subscriptions.delete(subscription.channel)
+    this.#error(error, subscription.channel, 0, 'channel')
+  }
+
+  // --- frames ---
+
+  #frame(opcode: number, channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    try {
+      const name = opcodeName(opcode)
+      if (name === undefined) throw new SluiceError('UNKNOWN_OPCODE', `No frame kind has the number ${opcode}.`)
+      const kind = OPCODES[name]
+      if (kind.layout === 'reserved') throw new SluiceError('NOT_SUPPORTED', `The frame ${name} is not supported by this version.`)
+      const handler = (HANDLERS as Partial<Record<OpcodeName, Handler>>)[name]
+      if (handler === undefined || !this.#expects(name)) {
+        throw new SluiceError('UNEXPECTED_FRAME', `The frame ${name} may not be sent by a client at the stage ${this.#stage}.`)
+      }
+      if (kind.layout === 'empty' && end !== start) {
+        throw new SluiceError('MALFORMED_FRAME', `${name} has ${end - start} bytes; it must have none.`)
+      }
+      handler(this, channel, correlation, bytes, start, end)
+    } catch (error) {
+      this.#failed(error, channel, correlation)
+    }
+  }
+
+  #expects(name: OpcodeName): boolean {
+    if (name === 'HELLO') return this.#stage === 'hello'
+    if (name === 'AUTH') return this.#stage === 'auth'
+    return this.#stage === 'open'
+  }
+
+  // Bad input is answered; anything else is a defect of ours, after which nothing may be confirmed.
+  #failed(error: unknown, channel = 0, correlation = 0): void {
+    if (!(error instanceof SluiceError)) {
+      this.#close(undefined)
+      this.#transport.end()
+      this.#broker.fail(error)
+    } else if (error.scope === 'connection' || this.#stage !== 'open') {
+      this.fail(error)
+    } else {
+      this.#error(error, channel, correlation, error.scope)
+    }
+  }
+
+  #error(error: SluiceError, channel: number, correlation: number, scope: SluiceError['scope']): void {
+    this.#outbox.frame(OP.ERROR, channel, correlation, encodeFault({ ...faultOf(error), scope }))
+    this.#broker.hold(this)
+  }
+
+  takeHello(bytes: Uint8Array, start: number, end: number): void {
+    const hello = decodeHello(bytes, start, end)
+    if (hello.versionMin > PROTOCOL_VERSION || hello.versionMax < PROTOCOL_VERSION) {
+      this.#hello = hello
+      throw new SluiceError('PROTOCOL_VERSION', `The client speaks versions ${hello.versionMin} to ${hello.versionMax}; this broker speaks ${PROTOCOL_VERSION}.`)
+    }
+    const least = Math.max(this.#broker.messageBytesMax, LIMITS.batchBytesMax) + MESSAGE_OVERHEAD_BYTES
+    if (hello.frameBytesMax < least) {
+      throw new SluiceError('INVALID_ARGUMENT', `The client takes frames of ${hello.frameBytesMax} bytes; messages of this broker need ${least}.`, { scope: 'connection' })
+    }
+    this.#hello = hello
+    this.#stage = 'auth'
+  }
+
+  takeAuth(bytes: Uint8Array, start: number, end: number): void {
+    const auth = decodeAuth(bytes, start, end)
+    if (auth.mechanism !== MECHANISM.anonymous || auth.identity !== '' || auth.secret.length > 0) {
+      throw new SluiceError('AUTH_FAILED', `The authentication mechanism ${auth.mechanism} is not offered; this broker has no users.`)
+    }
+    const hello = this.#hello!
+    const { heartbeatMs, frameBytesMax, inFlightBatches, inFlightBytes, serverVersion } = this.#settings
+    this.#producer = this.#broker.attachProducer(Buffer.from(hello.producer).toString('hex'), hello.acceptedNumber)
+    this.#heartbeatMs = hello.heartbeatMs === 0 ? heartbeatMs : Math.max(LIMITS.heartbeatMsMin, Math.min(hello.heartbeatMs, heartbeatMs))
+    this.#stage = 'open'
+    this.#decoder.frameBytesMax = frameBytesMax
+    const ok = encodeHelloOk({
+      version: PROTOCOL_VERSION,
+      features: 0,
+      frameBytesMax,
+      heartbeatMs: this.#heartbeatMs,
+      messageBytesMax: this.#broker.messageBytesMax,
+      inFlightBatches: Math.min(hello.inFlightBatches || inFlightBatches, inFlightBatches),
+      inFlightBytes,
+      boot: this.#broker.boot,
+      durability: DURABILITY.disk,
+      serverVersion,
+    })
+    const preface = encodePreface()
+    const greeting = new Uint8Array(preface.length + FRAME_HEADER_BYTES + ok.length)
+    greeting.set(preface)
+    greeting.set(ok, writeFrameHeader(greeting, preface.length, ok.length, OP.HELLO_OK, 0, 0))
+    this.#send(greeting)
+  }
+
+  ping(correlation: number): void {
+    this.#urgent(OP.PONG, correlation)
+  }
+
+  takeGoodbye(bytes: Uint8Array, start: number, end: number): void {
+    decodeGoodbye(bytes, start, end)
+    // Its leases end here, and nothing that it was handling is held against anybody.
+    for (const subscription of this.#subscriptions.values()) this.#broker.unsubscribe(subscription, false)
+    this.#subscriptions.clear()
+    this.#saidGoodbye = true
+    this.#broker.hold(this)
+  }
+
+  publish(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    const batchAt = publishBatchStart(bytes, start, end)
+    if (correlation >= this.#settings.inFlightBatches) {
+      throw new SluiceError('IN_FLIGHT_EXCEEDED', `${correlation + 1} batches are unanswered; at most ${this.#settings.inFlightBatches} may be.`)
+    }
+    try {
+      const name = this.#name(bytes, start + 1, batchAt)
+      const base = this.#broker.publish(this.#producer!, name, bytes, batchAt, end, correlation)
+      this.#confirm(readU64(bytes, batchAt + 24), base)
+      this.#outbox.answers(end - start)
+      if (this.#outbox.inFlightBytes > this.#settings.inFlightBytes || this.#broker.isBehind) this.#pauseReading()
+    } catch (error) {
+      if (!(error instanceof SluiceError) || error.scope !== 'request' || end - batchAt < BATCH_HEADER_BYTES) throw error
+      this.#outbox.frame(OP.PUBLISH_ERR, 0, 0, encodePublishErr(readU64(bytes, batchAt + 24), faultOf(error)))
+      this.#broker.hold(this)
+    }
+  }
+
+  // Confirms of one turn share a frame for as long as nothing else comes between them.
+  #confirm(batchNumber: number, base: number): void {
+    const outbox = this.#outbox
+    let at = outbox.extend(this.#okPage, this.#okEnd, PUBLISH_OK_ITEM_BYTES)
+    if (at === -1) {
+      at = outbox.begin(OP.PUBLISH_OK, 0, 0, PUBLISH_OK_ITEM_BYTES)
+      this.#okPage = outbox.bytes
+      this.#okAt = at
+      this.#broker.hold(this)
+    }
+    this.#okEnd = writePublishOkItem(outbox.bytes, at, batchNumber, base)
+    writeU32(outbox.bytes, this.#okAt - FRAME_HEADER_BYTES, this.#okEnd - this.#okAt)
+  }
+
+  // Mostly the same queue as the time before: comparing bytes is cheaper than making a string.
+  #name(bytes: Uint8Array, start: number, end: number): string {
+    const last = this.#queueNameBytes
+    if (last.length === end - start) {
+      let i = 0
+      while (i < last.length && last[i] === bytes[start + i]) i++
+      if (i === last.length) return this.#queueName
+    }
+    this.#queueNameBytes = bytes.slice(start, end)
+    this.#queueName = readText(bytes, start, end)
+    return this.#queueName
+  }
+
+  subscribe(channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    const request = subscribeRequest(decodeControl(bytes, start, end))
+    if (channel === 0) throw new SluiceError('INVALID_ARGUMENT', 'A subscription needs a channel from 1 to 65535; 0 is the connection itself.')
+    if (this.#subscriptions.has(channel)) throw new SluiceError('CHANNEL_IN_USE', `A subscription is open on channel ${channel}.`)
+    if (this.#subscriptions.size >= this.#settings.subscriptionsMax) {
+      throw new SluiceError('TOO_MANY_SUBSCRIPTIONS', `The connection has ${this.#subscriptions.size} subscriptions; it may have ${this.#settings.subscriptionsMax}.`)
+    }
+    const subscription = this.#broker.subscribe(request.queue, channel, this, request.messages, request.bytes, request.limit)
+    this.#subscriptions.set(channel, subscription)
+    this.#outbox.frame(OP.SUBSCRIBE_OK, channel, correlation, encodeSubscriptionId(subscription.id))
+    this.#broker.hold(this)
+  }
+
+  credit(channel: number, bytes: Uint8Array, start: number, end: number): void {
+    const credit = decodeCredit(bytes, start, end)
+    const subscription = this.#subscription(channel, credit.subscriptionId)
+    // A subscription that ended while this was under way: its end was told already.
+    if (subscription === undefined) return
+    this.#broker.credit(subscription, credit.messages, credit.bytes, credit.limit, credit.drain)
+  }
+
+  started(channel: number, bytes: Uint8Array, start: number, end: number): void {
+    const { subscriptionId, ranges } = decodeRanges('STARTED', bytes, start, end)
+    const subscription = this.#subscription(channel, subscriptionId)
+    if (subscription !== undefined) this.#broker.started(subscription, ranges)
+  }
+
+  settle(channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    const { subscriptionId, items } = decodeSettle(bytes, start, end)
+    const subscription = this.#subscription(channel, subscriptionId)
+    const stale = subscription === undefined ? items : this.#broker.settle(subscription, items)
+    this.#outbox.frame(OP.SETTLE_OK, channel, correlation, encodeRanges(subscriptionId, stale))
+    this.#broker.hold(this)
+  }
+
+  unsubscribe(channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    const subscriptionId = decodeSubscriptionId('UNSUBSCRIBE', bytes, start, end)
+    const subscription = this.#subscription(channel, subscriptionId)
+    if (subscription === undefined) {
+      throw new SluiceError('SUBSCRIPTION_NOT_FOUND', `No subscription ${subscriptionId} is open on channel ${channel}.`)
+    }
+    this.#broker.unsubscribe(subscription, false)
+    this.#subscriptions.delete(channel)
+    this.result(correlation, {})
+  }
+
+  ensure(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    this.result(correlation, this.#broker.ensure(ensureRequest(decodeControl(bytes, start, end))))
+  }
+
+  get(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    this.result(correlation, { queue: this.#broker.info(nameRequest('GET', decodeControl(bytes, start, end))) })
+  }
+
+  list(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    const body = decodeControl(bytes, start, end)
+    onlyFields('LIST', body, ['after'])
+    const after = body['after'] ?? ''
+    if (typeof after !== 'string') throw new SluiceError('INVALID_ARGUMENT', '`after` must be the name of a queue.')
+    const queues = this.#broker.list().filter(({ name }) => name > after)
+    const page = queues.slice(0, LIST_PAGE)
+    this.result(correlation, { queues: page, more: queues.length > page.length })
+  }
+
+  delete(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    this.result(correlation, { messages: this.#broker.delete(nameRequest('DELETE', decodeControl(bytes, start, end))) })
+  }
+
+  purge(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    this.result(correlation, { messages: this.#broker.purge(nameRequest('PURGE', decodeControl(bytes, start, end))) })
+  }
+
+  result(correlation: number, body: { readonly [name: string]: unknown }): void {
+    this.#outbox.frame(OP.RESULT, 0, correlation, encodeControl(body))
+    this.#broker.hold(this)
+  }
+
+  #subscription(channel: number, id: number): Subscription | undefined {
+    const subscription = this.#subscriptions.get(channel)
+    return subscription?.id === id ? subscription : undefined
+  }
+
+  // --- the connection ---
+
+  // Heartbeats do not wait at the gate: a slow disk must not look like a dead peer.
+  #urgent(opcode: number, correlation: number): void {
+    const bytes = new Uint8Array(FRAME_HEADER_BYTES)
+    writeFrameHeader(bytes, 0, 0, opcode, 0, correlation)
+    this.#send(bytes)
+  }
+
+  #send(bytes: Uint8Array): void {
+    this.#spokeMs = this.#broker.nowMs
+    this.#transport.write(bytes, () => {})
+  }
+
+  #congested(): void {
+    if (this.#isCongested) return
+    this.#isCongested = true
+    this.#stalledSinceMs = this.#broker.nowMs
+  }
+
+  #progressed(): void {
+    if (!this.#isCongested || this.#stage !== 'open') return
+    this.#stalledSinceMs = this.#broker.nowMs
+    if (this.#outbox.outstandingBytes > this.#settings.outboundBytesSoft / 2) return
+    this.#isCongested = false
+    this.#stalledSinceMs = 0
+    for (const subscription of this.#subscriptions.values()) this.#broker.resume(subscription.queue)
+  }
+
+  #pauseReading(): void {
+    if (this.#isPaused) return
+    this.#isPaused = true
+    this.#transport.pause()
+  }
+
+  #resumeReading(): void {
+    if (this.#broker.isBehind) {
+      this.#broker.whenNotBehind(() => this.#resumeReading())
+      return
+    }
+    if (this.#stage === 'closed') return
+    this.#isPaused = false
+    this.#transport.resume()
+  }
+
+  #close(why: SluiceError | undefined): void {
+    if (this.#stage === 'closed') return
+    this.#stage = 'closed'
+    this.#decoder.stop()
+    this.#outbox.clear()
+    this.#okPage = NO_BYTES
+    for (const subscription of this.#subscriptions.values()) this.#broker.unsubscribe(subscription, !this.#saidGoodbye)
+    this.#subscriptions.clear()
+    if (this.#producer !== undefined) this.#broker.detachProducer(this.#producer)
+    this.#onClosed(this, why)
+  }
+}
+
+const NO_BYTES = new Uint8Array(0)
+/** Queues in one answer to LIST, so that it stays within a control frame. */
+const LIST_PAGE = 100
+
+// A client's frame without a handler, or a handler without a frame, does not compile.
+const HANDLERS: { readonly [Name in ClientOpcode]: Handler } = {
+  HELLO: (session, _channel, _correlation, bytes, start, end) => session.takeHello(bytes, start, end),
+  AUTH: (session, _channel, _correlation, bytes, start, end) => session.takeAuth(bytes, start, end),
+  PING: (session, _channel, correlation) => session.ping(correlation),
+  PONG: () => {},
+  GOODBYE: (session, _channel, _correlation, bytes, start, end) => session.takeGoodbye(bytes, start, end),
+  PUBLISH: (session, _channel, correlation, bytes, start, end) => session.publish(correlation, bytes, start, end),
+  SUBSCRIBE: (session, channel, correlation, bytes, start, end) => session.subscribe(channel, correlation, bytes, start, end),
+  CREDIT: (session, channel, _correlation, bytes, start, end) => session.credit(channel, bytes, start, end),
+  STARTED: (session, channel, _correlation, bytes, start, end) => session.started(channel, bytes, start, end),
+  SETTLE: (session, channel, correlation, bytes, start, end) => session.settle(channel, correlation, bytes, start, end),
+  UNSUBSCRIBE: (session, channel, correlation, bytes, start, end) => session.unsubscribe(channel, correlation, bytes, start, end),
+  ENSURE: (session, _channel, correlation, bytes, start, end) => session.ensure(correlation, bytes, start, end),
+  GET: (session, _channel, correlation, bytes, start, end) => session.get(correlation, bytes, start, end),
+  LIST: (session, _channel, correlation, bytes, start, end) => session.list(correlation, bytes, start, end),
+  DELETE: (session, _channel, correlation, bytes, start, end) => session.delete(correlation, bytes, start, end),
+  PURGE: (session, _channel, correlation, bytes, start, end) => session.purge(correlation, bytes, start, end),
+}
+
+function faultOf(error: SluiceError): { code: SluiceError['code']; scope: SluiceError['scope']; retryable: boolean; retryAfterMs: number; message: string } {
+  const { code, scope, retryable, retryAfterMs } = error
+  return { code, scope, retryable, retryAfterMs, message: clipText(error.message, LIMITS.reasonBytesMax) }
+}

@@ -1,0 +1,190 @@
+import { readFileSync } from 'node:fs'
+import {
+  BATCH_ATTRIBUTE,
+  BATCH_TYPE,
+  CONTENT_TYPE,
+  DELIVER_FLAG,
+  DURABILITY,
+  ERRORS,
+  FEATURES,
+  GOODBYE_REASON,
+  LIMITS,
+  MECHANISM,
+  MESSAGE_OVERHEAD_BYTES,
+  OPCODES,
+  OUTCOME,
+  QUEUE_OPTIONS,
+  QUEUE_OPTIONS_RESERVED,
+  RECORD_FLAG,
+} from '@sluice/protocol'
+import { describe, expect, test } from 'vitest'
+import { VECTORS, fromHex } from './vectors.js'
+
+const DOCUMENT = readFileSync(new URL('../../docs/PROTOCOL.md', import.meta.url), 'utf8')
+
+/** The rows of the table under the heading `### title`, by the names of its columns. */
+function table(title: string): Record<string, string>[] {
+  const section = DOCUMENT.split(`\n### ${title}\n`)[1]?.split(/\n##+ /)[0]
+  if (section === undefined) throw new Error(`PROTOCOL.md has no section ${title}`)
+  const lines = section.split('\n').filter((line) => line.startsWith('|'))
+  const [head, , ...rows] = lines.map((line) =>
+    line
+      .slice(1, -1)
+      .split('|')
+      .map((cell) => cell.trim()),
+  )
+  return rows.map((cells) => {
+    expect(cells, `a row of ${title}`).toHaveLength(head!.length)
+    return Object.fromEntries(cells.map((cell, column) => [head![column]!, cell]))
+  })
+}
+
+/** `table` as an object from the name in each row to what `value` makes of the row. */
+function byName<Value>(title: string, value: (row: Record<string, string>) => Value): Record<string, Value> {
+  const rows = table(title)
+  const named = Object.fromEntries(rows.map((row) => [row['name']!, value(row)]))
+  expect(Object.keys(named), `${title} names something twice`).toHaveLength(rows.length)
+  return named
+}
+
+function number(cell: string | undefined): number {
+  expect(cell).toMatch(/^\d+$/)
+  return Number(cell)
+}
+
+describe('the tables of PROTOCOL.md are the registries of the code', () => {
+  test('opcodes', () => {
+    const written = byName('Opcodes', ({ opcode, sender, stage, layout }) => ({
+      code: number(opcode),
+      sender,
+      stage,
+      layout,
+    }))
+    expect(written).toStrictEqual(OPCODES)
+    expect(Object.keys(written).length).toBeGreaterThanOrEqual(35)
+  })
+
+  test('error codes', () => {
+    const written = byName('Error codes', (row) => ({
+      number: number(row['number']),
+      scope: row['scope'],
+      retryable: { yes: true, no: false }[row['retryable']!],
+      meaning: row['meaning'],
+    }))
+    expect(written).toStrictEqual(ERRORS)
+    expect(Object.keys(written).length).toBeGreaterThanOrEqual(44)
+  })
+
+  test('limits', () => {
+    const written = byName('Limits', ({ value }) => number(value))
+    expect(written).toStrictEqual(LIMITS)
+    expect(Object.keys(written).length).toBeGreaterThanOrEqual(33)
+    expect(DOCUMENT).toContain(`room for ${MESSAGE_OVERHEAD_BYTES} bytes more than the largest message`)
+  })
+
+  test('queue options', () => {
+    const written = byName('Queue options', (row) => ({
+      default: number(row['default']),
+      min: number(row['min']),
+      max: number(row['max']),
+      meaning: row['meaning'],
+    }))
+    expect(written).toStrictEqual(QUEUE_OPTIONS)
+    expect(Object.keys(written).length).toBeGreaterThanOrEqual(3)
+  })
+
+  test('reserved queue options', () => {
+    expect(table('Reserved queue options').map(({ name }) => name)).toStrictEqual([...QUEUE_OPTIONS_RESERVED])
+    expect(QUEUE_OPTIONS_RESERVED.length).toBeGreaterThan(0)
+  })
+
+  test.each([
+    ['Content types', CONTENT_TYPE, 3],
+    ['Record flags', RECORD_FLAG, 6],
+    ['Batch types', BATCH_TYPE, 6],
+    ['Batch attributes', BATCH_ATTRIBUTE, 2],
+    ['Delivery flags', DELIVER_FLAG, 2],
+    ['Outcomes', OUTCOME, 4],
+    ['Durability', DURABILITY, 2],
+    ['Mechanisms', MECHANISM, 1],
+    ['Goodbye reasons', GOODBYE_REASON, 2],
+  ] as const)('%s', (title, registry, count) => {
+    expect(byName(title, ({ value }) => number(value))).toStrictEqual(registry)
+    expect(table(title).length).toBeGreaterThanOrEqual(count)
+  })
+
+  test('no feature bit is defined', () => {
+    expect(FEATURES).toStrictEqual({})
+    expect(DOCUMENT).toContain('Version\n  1 defines none')
+  })
+
+  test('each table is compared by one of these tests, except that of the credit flags, which are bits of one frame', () => {
+    const tables = DOCUMENT.split('\n## Tables\n')[1]!.split('\n## ')[0]!
+    expect([...tables.matchAll(/^### (.*)$/gm)].map(([, title]) => title)).toStrictEqual([
+      'Opcodes',
+      'Error codes',
+      'Limits',
+      'Queue options',
+      'Reserved queue options',
+      'Content types',
+      'Record flags',
+      'Batch types',
+      'Batch attributes',
+      'Credit flags',
+      'Delivery flags',
+      'Outcomes',
+      'Durability',
+      'Mechanisms',
+      'Goodbye reasons',
+    ])
+  })
+
+  test('every name in capitals that the text uses is an opcode or an error code', () => {
+    const known = new Set([...Object.keys(OPCODES), ...Object.keys(ERRORS)])
+    const used = [...DOCUMENT.matchAll(/`([A-Z][A-Z_]{3,})`/g)].map(([, name]) => name!)
+    expect(used.filter((name) => !known.has(name))).toStrictEqual([])
+    expect(used.length).toBeGreaterThan(30)
+  })
+})
+
+describe('the example of PROTOCOL.md', () => {
+  const steps = [...DOCUMENT.matchAll(/^`([<>])` (.+)\n\n```hex\n([^`]*)```$/gm)].map(
+    ([, side, name, lines]) => ({
+      side,
+      name: name!,
+      // What stands to the right of the bytes begins after two spaces, or at column 50.
+      bytes: fromHex(
+        lines!
+          .trim()
+          .split('\n')
+          .map((line) => line.slice(0, 49).trim())
+          .join(' '),
+      ),
+    }),
+  )
+
+  test('has the frames of a whole conversation, in order', () => {
+    expect(steps.map(({ side, name }) => `${side} ${name}`)).toStrictEqual([
+      '> preface',
+      '> HELLO',
+      '> AUTH',
+      '< preface',
+      '< HELLO_OK',
+      '> ENSURE',
+      '< RESULT of ENSURE',
+      '> PUBLISH',
+      '< PUBLISH_OK',
+      '> SUBSCRIBE',
+      '< SUBSCRIBE_OK',
+      '< DELIVER',
+      '> STARTED',
+      '> SETTLE',
+      '< SETTLE_OK',
+      '> GOODBYE',
+    ])
+  })
+
+  test.each(steps)('$side $name has the bytes of the golden vector', ({ name, bytes }) => {
+    expect(bytes).toStrictEqual(VECTORS.find((vector) => vector.name === name)!.bytes)
+  })
+})

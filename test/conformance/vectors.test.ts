@@ -1,0 +1,165 @@
+import { OPCODES, SluiceError, checkBatch, checkRecords, opcodeName } from '@sluice/protocol'
+import { describe, expect, test } from 'vitest'
+import { CASES } from './cases.js'
+import { READERS, readBatch, readRecords } from './payloads.js'
+import { FRAME_VECTORS, VECTORS, framesOf, type Vector } from './vectors.js'
+
+function hex(bytes: Uint8Array): string {
+  return Buffer.from(bytes).toString('hex')
+}
+
+function read({ kind, bytes }: Vector): unknown {
+  if (kind === 'preface') return framesOf([bytes], { preface: true })[0]
+  if (kind === 'record') return readRecords(bytes, 0, bytes.length, 1)[0]
+  if (kind === 'batch') return readBatch(bytes, 0, bytes.length)
+  const [frame] = framesOf([bytes])
+  return READERS.get(frame!.opcode)!(frame!.payload, 0, frame!.payload.length)
+}
+
+/** What reading throws, or undefined with the value in `value`. */
+function attempt(reading: () => unknown): { error: unknown; value: unknown } {
+  try {
+    return { error: undefined, value: reading() }
+  } catch (error) {
+    return { error, value: undefined }
+  }
+}
+
+describe('golden vectors', () => {
+  test('there is one case for each vector, and one vector for each case', () => {
+    expect(VECTORS.map(({ name }) => name).sort()).toStrictEqual(Object.keys(CASES).sort())
+    expect(new Set(VECTORS.map(({ name }) => name)).size).toBe(VECTORS.length)
+    expect(VECTORS.length).toBeGreaterThanOrEqual(59)
+  })
+
+  test('every frame kind that is not reserved has a vector and a reader', () => {
+    const seen = new Set(FRAME_VECTORS.map(({ bytes }) => opcodeName(bytes[4]!)))
+    const expected = Object.entries(OPCODES)
+      .filter(([, { layout }]) => layout !== 'reserved')
+      .map(([name]) => name)
+    expect([...seen].sort()).toStrictEqual(expected.toSorted())
+    expect(READERS.size).toBe(expected.length)
+    expect(expected).toHaveLength(26)
+  })
+
+  test.each(VECTORS)('our encoder writes $name', ({ name, bytes }) => {
+    expect(hex(CASES[name]!.bytes)).toBe(hex(bytes))
+  })
+
+  test.each(VECTORS)('our decoder reads $name', (vector) => {
+    expect(read(vector)).toStrictEqual(CASES[vector.name]!.value)
+  })
+
+  test('a frame vector is exactly one frame with its header read', () => {
+    for (const { name, bytes } of FRAME_VECTORS) {
+      const frames = framesOf([bytes])
+      expect(frames, name).toHaveLength(1)
+      expect(frames[0]!.opcode, name).toBe(bytes[4])
+      expect(frames[0]!.flags, name).toBe(0)
+      expect(frames[0]!.channel, name).toBe(bytes[6]! + bytes[7]! * 256)
+      expect(hex(frames[0]!.payload), name).toBe(hex(bytes.subarray(12)))
+    }
+  })
+})
+
+describe('cut off at every byte', () => {
+  test('a stream that ends early holds back the unfinished frame, without an error', () => {
+    let cuts = 0
+    for (const { kind, bytes } of VECTORS) {
+      if (kind !== 'frame' && kind !== 'preface') continue
+      for (let end = 0; end < bytes.length; end++) {
+        expect(framesOf([bytes.subarray(0, end)], { preface: kind === 'preface' })).toStrictEqual([])
+        cuts++
+      }
+    }
+    expect(cuts).toBe(bytesOf('frame') + bytesOf('preface'))
+  })
+
+  // Lists end with their frame, so a payload that is cut between two items is a shorter list, and that only.
+  test('a payload that is cut gives a typed error, or a list without its last items', () => {
+    let cuts = 0
+    const shorter: string[] = []
+    for (const { name, bytes } of FRAME_VECTORS) {
+      const reader = READERS.get(bytes[4]!)!
+      const payload = bytes.subarray(12)
+      for (let end = 0; end < payload.length; end++) {
+        const { error, value } = attempt(() => reader(payload, 0, end))
+        if (error === undefined) {
+          expect(withoutLast(CASES[name]!.value, value), `${name} cut to ${end} bytes`).toStrictEqual(value)
+          shorter.push(name)
+        } else {
+          expect(error, `${name} cut to ${end} bytes`).toBeInstanceOf(SluiceError)
+          expect((error as SluiceError).code).toMatch(/^(MALFORMED_FRAME|BATCH_MALFORMED)$/)
+        }
+        cuts++
+      }
+    }
+    expect(cuts).toBe(bytesOf('frame') - 12 * FRAME_VECTORS.length)
+    expect(shorter).toStrictEqual([
+      'PUBLISH_OK',
+      ...Array<string>(3).fill('PUBLISH_OK of three'),
+      'STARTED',
+      ...Array<string>(2).fill('STARTED, two ranges'),
+      'SETTLE',
+      ...Array<string>(5).fill('SETTLE, all outcomes'),
+      'SETTLE_OK with a stale range',
+    ])
+  })
+
+  test('a payload with bytes after its end gives a typed error, except where they are allowed', () => {
+    const allowed: string[] = []
+    for (const { name, bytes } of FRAME_VECTORS) {
+      const payload = Uint8Array.from([...bytes.subarray(12), 0])
+      const { error, value } = attempt(() => READERS.get(bytes[4]!)!(payload, 0, payload.length))
+      if (error === undefined) {
+        expect(value).toStrictEqual(CASES[name]!.value)
+        allowed.push(name)
+      } else {
+        expect(error, name).toBeInstanceOf(SluiceError)
+      }
+    }
+    expect(allowed).toStrictEqual(['HELLO', 'HELLO of a reconnect', 'HELLO_OK'])
+  })
+
+  test('a record that is cut is refused', () => {
+    let cuts = 0
+    for (const { kind, bytes, name } of VECTORS) {
+      if (kind !== 'record') continue
+      for (let end = 0; end < bytes.length; end++) {
+        expect(checkRecords(bytes, 0, end, 1, 1000), name).toMatchObject({ code: 'BATCH_MALFORMED' })
+        cuts++
+      }
+    }
+    expect(cuts).toBe(bytesOf('record'))
+  })
+
+  test('a batch that is cut is refused', () => {
+    let cuts = 0
+    for (const { kind, bytes, name } of VECTORS) {
+      if (kind !== 'batch') continue
+      for (let end = 0; end < bytes.length; end++) {
+        const { error } = attempt(() => checkBatch(bytes, 0, end))
+        expect(error, name).toMatchObject({ code: 'BATCH_MALFORMED' })
+        cuts++
+      }
+    }
+    expect(cuts).toBe(bytesOf('batch'))
+  })
+})
+
+function bytesOf(kind: Vector['kind']): number {
+  let bytes = 0
+  for (const vector of VECTORS) if (vector.kind === kind) bytes += vector.bytes.length
+  return bytes
+}
+
+/** `whole` with each list in it cut to the length that it has in `part`. */
+function withoutLast(whole: unknown, part: unknown): unknown {
+  if (typeof whole !== 'object' || whole === null) return whole
+  return Object.fromEntries(
+    Object.entries(whole).map(([name, value]) => {
+      const cut = (part as Record<string, unknown>)[name]
+      return [name, Array.isArray(value) && Array.isArray(cut) ? value.slice(0, cut.length) : value]
+    }),
+  )
+}

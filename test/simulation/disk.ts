@@ -1,0 +1,629 @@
+/**
+ * A disk in memory that can lose power. It keeps two views of every file and of the directory: what reads see, and
+ * what is on stable storage; what lies between is a list of writes that a power cut keeps in any part. It is a
+ * function of the numbers it is given: the same seed and the same calls give the same images, to the byte.
+ *
+ * Sectors of 512 bytes are written whole or not at all. A write to a file that was opened durable is stable when it
+ * resolves, others after `sync`; creations, renames and removals after `syncDirectory`.
+ */
+import type { Disk, DiskFile } from '../../packages/server/src/log/log.js'
+
+export const SECTOR_BYTES = 512
+const PAGE_BYTES = 4096
+
+/** Uniform in [0, 1). */
+export type Random = () => number
+
+/** A small generator for tests: 32 bits of state, the same numbers on every machine. */
+export function randomFrom(seed: number): Random {
+  let state = seed >>> 0
+  return () => {
+    state = (state + 0x9e37_79b9) >>> 0
+    let mixed = state
+    mixed = Math.imul(mixed ^ (mixed >>> 16), 0x21f0_aaad)
+    mixed = Math.imul(mixed ^ (mixed >>> 15), 0x735a_2d97)
+    return ((mixed ^ (mixed >>> 15)) >>> 0) / 2 ** 32
+  }
+}
+
+const KINDS = ['list', 'open', 'read', 'write', 'sync', 'rename', 'remove', 'syncDirectory', 'space'] as const
+export type OperationKind = (typeof KINDS)[number]
+
+export interface Operation {
+  readonly kind: OperationKind
+  /** How many of this kind came before it on this disk. */
+  readonly index: number
+  /** Of the file; the old one for a rename; empty for the directory. */
+  readonly name: string
+}
+
+/**
+ * What goes wrong with an operation. `error`: it rejects; what a write left behind is open, and no later sync makes it
+ * good. `short`: only so many bytes are written, then it rejects. `lie`: it resolves and nothing becomes stable.
+ * `slow`: it completes after all that are not.
+ */
+export interface Fault {
+  readonly error?: 'EIO' | 'ENOSPC'
+  readonly short?: number
+  readonly lie?: boolean
+  readonly slow?: boolean
+}
+
+export interface SimulatedDiskOptions {
+  /** Draws the order in which queued operations complete. */
+  readonly random?: Random
+  /** `direct`: an operation is done when its call returns. `queued`: when `step` picks it. */
+  readonly mode?: 'direct' | 'queued'
+  /** Bytes that all files may have together; no limit unless told. */
+  readonly capacityBytes?: number
+  readonly fault?: (operation: Operation) => Fault | undefined
+}
+
+/** Pages are never changed once they stand here, so that images share them. A hole is zeros. */
+type Pages = (Uint8Array | undefined)[]
+
+interface PendingWrite {
+  readonly position: number
+  readonly bytes: Uint8Array
+  /** Seen by reads. */
+  landed: boolean
+  /** It rejected, or its disk lied: a sync passes over it. */
+  unreliable: boolean
+  /** Sectors that became stable with a later write. */
+  readonly settled: Set<number>
+}
+
+interface Inode {
+  cache: Pages
+  cacheBytes: number
+  stable: Pages
+  stableBytes: number
+  pending: PendingWrite[]
+}
+
+interface NameChange {
+  readonly from: string | undefined
+  readonly to: string | undefined
+  readonly inode: Inode
+  landed: boolean
+  unreliable: boolean
+}
+
+interface Queued {
+  readonly slow: boolean
+  readonly complete: () => void
+}
+
+export class SimulatedDisk implements Disk {
+  capacityBytes: number
+  fault: ((operation: Operation) => Fault | undefined) | undefined
+  readonly #options: SimulatedDiskOptions
+  readonly #counts = Object.fromEntries(KINDS.map((kind) => [kind, 0])) as Record<OperationKind, number>
+  #names = new Map<string, Inode>()
+  #stableNames = new Map<string, Inode>()
+  #changes: NameChange[] = []
+  #queue: Queued[] = []
+  #openFiles = 0
+
+  constructor(options: SimulatedDiskOptions = {}) {
+    this.#options = options
+    this.capacityBytes = options.capacityBytes ?? Number.POSITIVE_INFINITY
+    this.fault = options.fault
+  }
+
+  // ------------------------------------------------------------------------------------------------ what tests see
+
+  /** Operations so far, by kind. */
+  get counts(): Readonly<Record<OperationKind, number>> {
+    return { ...this.#counts }
+  }
+
+  /** Operations that wait for `step`. */
+  get queued(): number {
+    return this.#queue.length
+  }
+
+  get openFiles(): number {
+    return this.#openFiles
+  }
+
+  get usedBytes(): number {
+    let used = 0
+    for (const { cacheBytes } of this.#names.values()) used += cacheBytes
+    return used
+  }
+
+  names(): string[] {
+    return [...this.#names.keys()].sort()
+  }
+
+  /** What reads of the file would give. */
+  bytesOf(name: string): Uint8Array {
+    const inode = this.#inode(name)
+    return readPages(inode.cache, 0, inode.cacheBytes)
+  }
+
+  /** Changes a file behind everybody's back, stable at once: for damage at rest. */
+  damage(name: string, position: number, bytes: Uint8Array): void {
+    const inode = this.#inode(name)
+    writePages(inode.cache, position, bytes)
+    writePages(inode.stable, position, bytes)
+  }
+
+  /** Cuts a file to a length behind everybody's back. */
+  cut(name: string, bytes: number): void {
+    const inode = this.#inode(name)
+    inode.cacheBytes = Math.min(inode.cacheBytes, bytes)
+    inode.stableBytes = Math.min(inode.stableBytes, bytes)
+  }
+
+  /** Takes a name away behind everybody's back. */
+  lose(name: string): void {
+    this.#names.delete(name)
+    this.#stableNames.delete(name)
+  }
+
+  // ------------------------------------------------------------------------------------------------------- time
+
+  /** Completes one queued operation, drawn by the seed. @returns false when none was queued */
+  step(): boolean {
+    if (this.#queue.length === 0) return false
+    const fast = this.#queue.filter(({ slow }) => !slow)
+    const candidates = fast.length > 0 ? fast : this.#queue
+    const chosen = candidates[Math.floor(this.#random() * candidates.length)]!
+    this.#queue.splice(this.#queue.indexOf(chosen), 1)
+    chosen.complete()
+    return true
+  }
+
+  /** Steps until `work` is settled. @throws Error when it waits for something that is no operation of this disk */
+  async run<T>(work: Promise<T>): Promise<T> {
+    let settled = false
+    const mark = (): void => {
+      settled = true
+    }
+    work.then(mark, mark)
+    for (let idle = 0; ; ) {
+      await new Promise((resolve) => setImmediate(resolve))
+      if (settled) return work
+      idle = this.step() ? 0 : idle + 1
+      if (idle > 1000) throw new Error('nothing is queued, and the work is not done')
+    }
+  }
+
+  // ------------------------------------------------------------------------------------------------------- images
+
+  /** What a machine may find that lost power now: one of the possible images, drawn from `random`. */
+  crash(random: Random, options: SimulatedDiskOptions = {}): SimulatedDisk {
+    const image = new SimulatedDisk(options)
+    const names = new Map(this.#stableNames)
+    // Some cuts lose everything that may be lost, some nothing; most are between.
+    const keepName = drawShare(random)
+    for (const change of this.#changes) if (random() < keepName) applyChange(names, change)
+    const copies = new Map<Inode, Inode>()
+    for (const [name, inode] of names) {
+      let copy = copies.get(inode)
+      if (copy === undefined) {
+        copy = crashImage(inode, random)
+        copies.set(inode, copy)
+      }
+      image.#names.set(name, copy)
+      image.#stableNames.set(name, copy)
+    }
+    return image
+  }
+
+  /**
+   * What the next process finds when this one dies and the machine does not: all that has landed, and of what was
+   * under way any part. What was not stable is still not.
+   */
+  kill(random: Random, options: SimulatedDiskOptions = {}): SimulatedDisk {
+    return this.#copy(random, options)
+  }
+
+  /** The same disk once more. What was under way on this one is not on the other. */
+  clone(options: SimulatedDiskOptions = this.#options): SimulatedDisk {
+    return this.#copy(undefined, options)
+  }
+
+  #copy(random: Random | undefined, options: SimulatedDiskOptions): SimulatedDisk {
+    const other = new SimulatedDisk(options)
+    const copies = new Map<Inode, Inode>()
+    const copyOf = (inode: Inode): Inode => {
+      let copy = copies.get(inode)
+      if (copy === undefined) {
+        copy = copyInode(inode, random)
+        copies.set(inode, copy)
+      }
+      return copy
+    }
+    for (const [name, inode] of this.#names) other.#names.set(name, copyOf(inode))
+    for (const [name, inode] of this.#stableNames) other.#stableNames.set(name, copyOf(inode))
+    for (const change of this.#changes) {
+      const copied = { ...change, inode: copyOf(change.inode) }
+      if (!change.landed) {
+        if (random === undefined || random() < 0.5) continue
+        applyChange(other.#names, copied)
+        copied.landed = true
+      }
+      other.#changes.push(copied)
+    }
+    return other
+  }
+
+  // -------------------------------------------------------------------------------------------------------- Disk
+
+  list(): Promise<string[]> {
+    return this.#operate('list', '', () => [...this.#names.keys()])
+  }
+
+  open(name: string, options: { create?: boolean; durable?: boolean }): Promise<DiskFile> {
+    let change: NameChange | undefined
+    if (options.create === true && !this.#names.has(name)) {
+      const inode: Inode = { cache: [], cacheBytes: 0, stable: [], stableBytes: 0, pending: [] }
+      change = { from: undefined, to: name, inode, landed: false, unreliable: false }
+      this.#changes.push(change)
+    }
+    return this.#operate(
+      'open',
+      name,
+      () => {
+        if (options.create === true && change === undefined) throw systemError('EEXIST', name)
+        if (change !== undefined) this.#land(change)
+        const file = new SimulatedFile(this.#inode(name), name, options.durable ?? false, {
+          operate: (kind, work, fail) => this.#operate(kind, name, work, fail),
+          grow: (bytes) => this.usedBytes + bytes <= this.capacityBytes,
+          closed: () => this.#openFiles--,
+        })
+        this.#openFiles++
+        return file
+      },
+      () => this.#drop(change),
+    )
+  }
+
+  rename(from: string, to: string): Promise<void> {
+    const inode = this.#names.get(from)
+    const change = inode && { from, to, inode, landed: false, unreliable: false }
+    if (change !== undefined) this.#changes.push(change)
+    return this.#operate(
+      'rename',
+      from,
+      () => {
+        if (change === undefined) throw systemError('ENOENT', from)
+        this.#land(change)
+      },
+      () => this.#drop(change),
+    )
+  }
+
+  remove(name: string): Promise<void> {
+    const inode = this.#names.get(name)
+    const change = inode && { from: name, to: undefined, inode, landed: false, unreliable: false }
+    if (change !== undefined) this.#changes.push(change)
+    return this.#operate(
+      'remove',
+      name,
+      () => {
+        if (change === undefined) throw systemError('ENOENT', name)
+        this.#land(change)
+      },
+      () => this.#drop(change),
+    )
+  }
+
+  syncDirectory(): Promise<void> {
+    const covered = this.#changes.filter(({ landed }) => landed)
+    return this.#operate(
+      'syncDirectory',
+      '',
+      (fault) => {
+        if (fault?.lie === true) return
+        for (const change of covered) {
+          if (!change.unreliable) applyChange(this.#stableNames, change)
+        }
+        this.#changes = this.#changes.filter((change) => change.unreliable || !covered.includes(change))
+      },
+      () => {
+        // As with a failed sync of a file: the next one has forgotten what this one did not do.
+        for (const change of covered) change.unreliable = true
+      },
+    )
+  }
+
+  space(): Promise<{ freeBytes: number; totalBytes: number }> {
+    return this.#operate('space', '', () => {
+      const totalBytes = Math.min(this.capacityBytes, 2 ** 40)
+      return { freeBytes: Math.max(0, totalBytes - this.usedBytes), totalBytes }
+    })
+  }
+
+  #inode(name: string): Inode {
+    const inode = this.#names.get(name)
+    if (inode === undefined) throw systemError('ENOENT', name)
+    return inode
+  }
+
+  #land(change: NameChange): void {
+    change.landed = true
+    applyChange(this.#names, change)
+  }
+
+  #drop(change: NameChange | undefined): void {
+    this.#changes = this.#changes.filter((other) => other !== change)
+  }
+
+  #random(): number {
+    return this.#options.random?.() ?? 0
+  }
+
+  /** Runs `work` now or when a step picks it. `fail` runs instead of it when a fault makes it reject. */
+  #operate<T>(
+    kind: OperationKind,
+    name: string,
+    work: (fault: Fault | undefined) => T,
+    fail?: (fault: Fault) => void,
+  ): Promise<T> {
+    const index = this.#counts[kind]++
+    const fault = this.fault?.({ kind, index, name })
+    return new Promise<T>((resolve, reject) => {
+      const complete = (): void => {
+        try {
+          if (fault?.error !== undefined) {
+            fail?.(fault)
+            throw systemError(fault.error, `${kind} ${name}`)
+          }
+          resolve(work(fault))
+        } catch (error) {
+          reject(error as Error)
+        }
+      }
+      if (this.#options.mode === 'queued') this.#queue.push({ slow: fault?.slow ?? false, complete })
+      else complete()
+    })
+  }
+}
+
+interface FileHost {
+  operate<T>(
+    kind: OperationKind,
+    work: (fault: Fault | undefined) => T,
+    fail?: (fault: Fault) => void,
+  ): Promise<T>
+  /** Whether so many bytes more fit the disk. */
+  grow(bytes: number): boolean
+  closed(): void
+}
+
+class SimulatedFile implements DiskFile {
+  readonly #inode: Inode
+  readonly #name: string
+  readonly #durable: boolean
+  readonly #host: FileHost
+  #isOpen = true
+
+  constructor(inode: Inode, name: string, durable: boolean, host: FileHost) {
+    this.#inode = inode
+    this.#name = name
+    this.#durable = durable
+    this.#host = host
+  }
+
+  get bytes(): number {
+    return this.#inode.cacheBytes
+  }
+
+  read(position: number, length: number): Promise<Uint8Array> {
+    return this.#host.operate('read', () => {
+      this.#checkOpen()
+      if (position + length > this.#inode.cacheBytes) {
+        throw new Error(`${this.#name} has no ${length} bytes at ${position}`)
+      }
+      return readPages(this.#inode.cache, position, length)
+    })
+  }
+
+  write(position: number, bytes: Uint8Array): Promise<void> {
+    this.#checkOpen()
+    const inode = this.#inode
+    const write: PendingWrite = {
+      position,
+      bytes: bytes.slice(),
+      landed: false,
+      unreliable: false,
+      settled: new Set(),
+    }
+    // From its call on, any part of it may be on the disk.
+    inode.pending.push(write)
+    return this.#host.operate(
+      'write',
+      (fault) => {
+        this.#checkOpen()
+        const growth = position + bytes.length - inode.cacheBytes
+        if (growth > 0 && !this.#host.grow(growth)) {
+          inode.pending = inode.pending.filter((other) => other !== write)
+          throw systemError('ENOSPC', `write ${this.#name}`)
+        }
+        if (fault?.short !== undefined) {
+          write.unreliable = true
+          write.landed = true
+          land(inode, { ...write, bytes: write.bytes.subarray(0, fault.short) })
+          throw new Error(`wrote ${fault.short} of ${bytes.length} bytes of ${this.#name}`)
+        }
+        land(inode, write)
+        if (fault?.lie === true) write.unreliable = true
+        else if (this.#durable) {
+          settle(inode, [write])
+          inode.pending = inode.pending.filter((other) => other !== write)
+        }
+      },
+      () => {
+        // The page cache has it and calls it clean; the disk has what it has.
+        write.unreliable = true
+        land(inode, write)
+      },
+    )
+  }
+
+  sync(): Promise<void> {
+    this.#checkOpen()
+    const inode = this.#inode
+    const covered = inode.pending.filter(({ landed, unreliable }) => landed && !unreliable)
+    return this.#host.operate(
+      'sync',
+      (fault) => {
+        this.#checkOpen()
+        if (fault?.lie === true) return
+        settle(inode, covered)
+        inode.pending = inode.pending.filter((write) => !covered.includes(write))
+      },
+      () => {
+        for (const write of covered) write.unreliable = true
+      },
+    )
+  }
+
+  close(): Promise<void> {
+    this.#checkOpen()
+    this.#isOpen = false
+    this.#host.closed()
+    return Promise.resolve()
+  }
+
+  #checkOpen(): void {
+    if (!this.#isOpen) throw new Error(`${this.#name} is closed`)
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------ the model
+
+function systemError(code: string, what: string): Error {
+  return Object.assign(new Error(`${code}: ${what}`), { code })
+}
+
+function applyChange(names: Map<string, Inode>, { from, to, inode }: NameChange): void {
+  // Without what it builds on it cannot have happened.
+  if (from !== undefined && names.get(from) !== inode) return
+  if (from !== undefined) names.delete(from)
+  if (to !== undefined) names.set(to, inode)
+}
+
+function land(inode: Inode, write: PendingWrite): void {
+  write.landed = true
+  writePages(inode.cache, write.position, write.bytes)
+  inode.cacheBytes = Math.max(inode.cacheBytes, write.position + write.bytes.length)
+}
+
+/** Makes the sectors of these writes stable as reads see them now. */
+function settle(inode: Inode, writes: readonly PendingWrite[]): void {
+  for (const { position, bytes } of writes) {
+    const first = Math.floor(position / SECTOR_BYTES)
+    const end = Math.ceil((position + bytes.length) / SECTOR_BYTES)
+    const from = first * SECTOR_BYTES
+    writePages(inode.stable, from, readPages(inode.cache, from, (end - first) * SECTOR_BYTES))
+    inode.stableBytes = Math.max(inode.stableBytes, position + bytes.length)
+    for (const other of inode.pending) {
+      if (!other.landed || writes.includes(other)) continue
+      for (let sector = first; sector < end; sector++) other.settled.add(sector)
+    }
+  }
+}
+
+/** None, all, or a share between, each in a third of the cases. */
+function drawShare(random: Random): number {
+  const kind = random()
+  if (kind < 1 / 3) return 0
+  return kind < 2 / 3 ? 1 : random()
+}
+
+function crashImage(inode: Inode, random: Random): Inode {
+  const pages = [...inode.stable]
+  let bytes = inode.stableBytes
+  const kept: { position: number; bytes: Uint8Array }[] = []
+  for (const write of inode.pending) {
+    const end = write.position + write.bytes.length
+    // The size of a file goes its own way, before its bytes or after them.
+    if (end > inode.stableBytes && random() < 0.5) bytes = Math.max(bytes, end)
+    const share = drawShare(random)
+    const isPrefix = random() < 0.3
+    const sectors = Math.ceil(end / SECTOR_BYTES) - Math.floor(write.position / SECTOR_BYTES)
+    const prefix = Math.floor(random() * (sectors + 1))
+    for (let index = 0; index < sectors; index++) {
+      const sector = Math.floor(write.position / SECTOR_BYTES) + index
+      if (write.settled.has(sector)) continue
+      if (isPrefix ? index >= prefix : random() >= share) continue
+      const from = Math.max(write.position, sector * SECTOR_BYTES)
+      const to = Math.min(end, (sector + 1) * SECTOR_BYTES)
+      kept.push({
+        position: from,
+        bytes: write.bytes.subarray(from - write.position, to - write.position),
+      })
+    }
+  }
+  // What a file grew by holds zeros, or what the disk held there before.
+  const isJunky = random() < 0.5
+  for (let at = inode.stableBytes; isJunky && at < bytes; at += SECTOR_BYTES) {
+    if (random() < 0.5) writePages(pages, at, junk(random, Math.min(SECTOR_BYTES, bytes - at)))
+  }
+  for (const part of kept) writePages(pages, part.position, part.bytes)
+  return { cache: pages, cacheBytes: bytes, stable: [...pages], stableBytes: bytes, pending: [] }
+}
+
+function junk(random: Random, length: number): Uint8Array {
+  const bytes = new Uint8Array(length)
+  let state = Math.floor(random() * 2 ** 32)
+  for (let at = 0; at < length; at++) {
+    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0
+    bytes[at] = state >>> 24
+  }
+  return bytes
+}
+
+/** With `random`: of each write under way none, all or a beginning has landed. Without it none has. */
+function copyInode(inode: Inode, random: Random | undefined): Inode {
+  const copy: Inode = {
+    cache: [...inode.cache],
+    cacheBytes: inode.cacheBytes,
+    stable: [...inode.stable],
+    stableBytes: inode.stableBytes,
+    pending: [],
+  }
+  for (const write of inode.pending) {
+    const copied = { ...write, settled: new Set(write.settled) }
+    if (!write.landed) {
+      if (random === undefined) continue
+      const share = drawShare(random)
+      if (share === 0) continue
+      copied.bytes = write.bytes.subarray(0, Math.ceil(share * write.bytes.length))
+      land(copy, copied)
+    }
+    copy.pending.push(copied)
+  }
+  return copy
+}
+
+function readPages(pages: Pages, position: number, length: number): Uint8Array {
+  const out = new Uint8Array(length)
+  for (let at = position; at < position + length; ) {
+    const within = at % PAGE_BYTES
+    const count = Math.min(PAGE_BYTES - within, position + length - at)
+    const page = pages[Math.floor(at / PAGE_BYTES)]
+    if (page !== undefined) out.set(page.subarray(within, within + count), at - position)
+    at += count
+  }
+  return out
+}
+
+function writePages(pages: Pages, position: number, bytes: Uint8Array): void {
+  for (let at = 0; at < bytes.length; ) {
+    const index = Math.floor((position + at) / PAGE_BYTES)
+    const within = (position + at) % PAGE_BYTES
+    const count = Math.min(PAGE_BYTES - within, bytes.length - at)
+    const page = pages[index]?.slice() ?? new Uint8Array(PAGE_BYTES)
+    page.set(bytes.subarray(at, at + count), within)
+    // A hole in the middle of the array would make it slow.
+    while (pages.length < index) pages.push(undefined)
+    pages[index] = page
+    at += count
+  }
+}
