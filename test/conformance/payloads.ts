@@ -62,7 +62,7 @@ export const READERS: ReadonlyMap<number, Reader> = new Map<number, Reader>([
   [OP.DRAINED, decodeDrained],
   [OP.ENSURE, (...payload) => ensureRequest(decodeControl(...payload))],
   [OP.GET, (...payload) => nameRequest('GET', decodeControl(...payload))],
-  [OP.LIST, (...payload) => onlyFields('LIST', decodeControl(...payload), [])],
+  [OP.LIST, readList],
   [OP.DELETE, (...payload) => nameRequest('DELETE', decodeControl(...payload))],
   [OP.PURGE, (...payload) => nameRequest('PURGE', decodeControl(...payload))],
   [OP.RESULT, decodeControl],
@@ -88,6 +88,12 @@ export function readBatch(bytes: Uint8Array, start: number, end: number): unknow
   checkBatch(bytes, start, end)
   const header = readBatchHeader(bytes, start)
   return { header, records: readRecords(bytes, start + BATCH_HEADER_BYTES, end, header.count) }
+}
+
+function readList(bytes: Uint8Array, start: number, end: number): unknown {
+  const body = decodeControl(bytes, start, end)
+  onlyFields('LIST', body, ['after'])
+  return body
 }
 
 function readPublish(bytes: Uint8Array, start: number, end: number): unknown {

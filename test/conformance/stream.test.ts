@@ -1,7 +1,16 @@
 import { FRAME_HEADER_BYTES, FrameDecoder, LIMITS, SluiceError, writeFrameHeader } from '@sluice/protocol'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { FRAME_VECTORS, VECTORS, concat, framesOf, fromHex, runs, type Frame } from './vectors.js'
+import {
+  FRAME_VECTORS,
+  RUNS_TIMEOUT_MS,
+  VECTORS,
+  concat,
+  framesOf,
+  fromHex,
+  runs,
+  type Frame,
+} from './vectors.js'
 
 const PREFACE = VECTORS.find(({ kind }) => kind === 'preface')!.bytes
 const STREAM = concat([PREFACE, ...FRAME_VECTORS.map(({ bytes }) => bytes)])
@@ -50,7 +59,7 @@ describe('a stream split anywhere', () => {
     expect(STREAM.length).toBeGreaterThan(1500)
   })
 
-  test('in many pieces, of every size', () => {
+  test('in many pieces, of every size', { timeout: RUNS_TIMEOUT_MS }, () => {
     const numRuns = runs(10_000, 100_000)
     let checked = 0
     fc.assert(
@@ -231,6 +240,27 @@ describe('the preface', () => {
       expect(error).toMatchObject({ code: 'PROTOCOL_VERSION' })
       expect(pushed).toBeLessThan(4 + step)
       expect(opcodes).toStrictEqual([])
+    }
+  })
+
+  // Who speaks our protocol in another version is answered in it; others are not.
+  test('the decoder knows a peer of its own by the magic, also after an error', () => {
+    const ours = (bytes: Uint8Array, step: number): boolean => {
+      const { decoder } = counting(undefined, true)
+      expect(decoder.isOurs).toBe(false)
+      try {
+        for (let at = 0; at < bytes.length; at += step) decoder.push(bytes.subarray(at, at + step))
+      } catch {
+        // What is wrong with each of them is the concern of the tests around this one.
+      }
+      return decoder.isOurs
+    }
+    for (const step of [1, 3, 64]) {
+      expect(ours(fromHex('53 4c 43 45'), step)).toBe(true)
+      expect(ours(fromHex('53 4c 43 45 02 00 00 00'), step)).toBe(true)
+      expect(ours(fromHex('53 4c 43 45 01 00 00 00 ff ff ff ff 01 00 00 00 00 00 00 00'), step)).toBe(true)
+      expect(ours(fromHex('53 4c 43'), step)).toBe(false)
+      for (const [, bytes] of strangers) expect(ours(bytes, step)).toBe(false)
     }
   })
 

@@ -58,3 +58,6 @@ export function runs(usual: number, long: number): number {
   const asked = Number(process.env['SLUICE_LONG'] ?? 0)
   return asked === 1 ? long : Math.max(usual, asked)
 }
+
+/** For a test that tries `runs` times. */
+export const RUNS_TIMEOUT_MS = process.env['SLUICE_LONG'] === undefined ? 30_000 : 3_600_000

@@ -64,7 +64,7 @@ type Pages = (Uint8Array | undefined)[]
 
 interface PendingWrite {
   readonly position: number
-  readonly bytes: Uint8Array
+  bytes: Uint8Array
   /** Seen by reads. */
   landed: boolean
   /** It rejected, or its disk lied: a sync passes over it. */
@@ -183,7 +183,7 @@ export class SimulatedDisk implements Disk {
       settled = true
     }
     work.then(mark, mark)
-    for (let idle = 0; ; ) {
+    for (let idle = 0; ;) {
       await new Promise((resolve) => setImmediate(resolve))
       if (settled) return work
       idle = this.step() ? 0 : idle + 1
@@ -445,9 +445,10 @@ class SimulatedFile implements DiskFile {
           throw systemError('ENOSPC', `write ${this.#name}`)
         }
         if (fault?.short !== undefined) {
+          // The rest of it never left the process.
+          write.bytes = write.bytes.subarray(0, fault.short)
           write.unreliable = true
-          write.landed = true
-          land(inode, { ...write, bytes: write.bytes.subarray(0, fault.short) })
+          land(inode, write)
           throw new Error(`wrote ${fault.short} of ${bytes.length} bytes of ${this.#name}`)
         }
         land(inode, write)
@@ -604,7 +605,7 @@ function copyInode(inode: Inode, random: Random | undefined): Inode {
 
 function readPages(pages: Pages, position: number, length: number): Uint8Array {
   const out = new Uint8Array(length)
-  for (let at = position; at < position + length; ) {
+  for (let at = position; at < position + length;) {
     const within = at % PAGE_BYTES
     const count = Math.min(PAGE_BYTES - within, position + length - at)
     const page = pages[Math.floor(at / PAGE_BYTES)]
@@ -615,7 +616,7 @@ function readPages(pages: Pages, position: number, length: number): Uint8Array {
 }
 
 function writePages(pages: Pages, position: number, bytes: Uint8Array): void {
-  for (let at = 0; at < bytes.length; ) {
+  for (let at = 0; at < bytes.length;) {
     const index = Math.floor((position + at) / PAGE_BYTES)
     const within = (position + at) % PAGE_BYTES
     const count = Math.min(PAGE_BYTES - within, bytes.length - at)

@@ -18,10 +18,7 @@ export function makeEntry(
   chain: { lsn: number; previousCrc: number; position: number; salt: number; epoch?: number },
   recordBytes: readonly number[],
 ): MadeEntry {
-  const length = recordBytes.reduce(
-    (sum, bytes) => sum + BATCH_HEADER_BYTES + bytes,
-    ENTRY_HEADER_BYTES,
-  )
+  const length = recordBytes.reduce((sum, bytes) => sum + BATCH_HEADER_BYTES + bytes, ENTRY_HEADER_BYTES)
   const bytes = new Uint8Array(entryPaddedBytes(length))
   let at = ENTRY_HEADER_BYTES
   recordBytes.forEach((records, index) => {
@@ -63,12 +60,12 @@ export class EntryWriter {
   }
 
   make(recordBytes: readonly number[]): MadeEntry {
-    const length = recordBytes.reduce(
-      (sum, bytes) => sum + BATCH_HEADER_BYTES + bytes,
-      ENTRY_HEADER_BYTES,
-    )
+    const length = recordBytes.reduce((sum, bytes) => sum + BATCH_HEADER_BYTES + bytes, ENTRY_HEADER_BYTES)
     const position = this.#log.place(length)
-    return makeEntry({ lsn: this.lsn, previousCrc: this.previousCrc, position, salt: this.#salt }, recordBytes)
+    return makeEntry(
+      { lsn: this.lsn, previousCrc: this.previousCrc, position, salt: this.#salt },
+      recordBytes,
+    )
   }
 
   async append(recordBytes: readonly number[]): Promise<MadeEntry> {

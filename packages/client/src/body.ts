@@ -2,16 +2,16 @@
  * Bodies: bytes stay bytes, text stays text, anything else is msgpack of plain data. What msgpack cannot say is
  * refused with its path, never bent into something near it: what a consumer reads equals what was published.
  */
-import { CONTENT_TYPE, readText, SluiceError } from '@sluice/protocol'
+import { CONTENT_TYPE, isPlainMsgpack, LIMITS, readText, shown, SluiceError } from '@sluice/protocol'
 import { Packr, RESET_BUFFER_MODE, Unpackr } from 'msgpackr/index-no-eval'
-import { quoted } from './duration.js'
 
-/** Deepest nesting of a body, on both sides. */
-export const BODY_DEPTH_MAX = 64
+/** Deepest nesting of a body, the outermost list or map counted. */
+export const BODY_DEPTH_MAX = LIMITS.controlDepthMax
 
-const packr = new Packr({ useRecords: false, variableMapSize: true, useToJSON: false } as object)
+// `useToJSON` is missing from the types of msgpackr 2.1.
+const encoding: object = { useRecords: false, variableMapSize: true, useToJSON: false }
+const packr = new Packr(encoding)
 
-// A broker may be hostile or hold what another program published: no records, no pointers, no sharing of its buffer.
 const decoding: object = {
   useRecords: false,
   mapsAsObjects: false,
@@ -55,12 +55,18 @@ export function checkText(body: string): void {
 export function decodeBody(contentType: number, bytes: Uint8Array, start: number, end: number): unknown {
   if (contentType === CONTENT_TYPE.text) return readText(bytes, start, end)
   if (contentType === CONTENT_TYPE.bytes) return ownBytes(bytes, start, end)
+  // Walked before msgpackr sees it: a broker may be hostile, or hold what another program published.
+  if (!isPlainMsgpack(bytes, start, end, true)) throw notPlain()
   try {
-    return plainFrom(unpackr.unpack(bytes.subarray(start, end)), 0)
+    return objectsFrom(unpackr.unpack(bytes.subarray(start, end)))
   } catch (error) {
     // The decoder's own words may quote hostile bytes: they go no further than `cause`.
-    throw new SluiceError('INVALID_BODY', 'The body is not one msgpack value of plain data.', { cause: error })
+    throw notPlain(error)
   }
+}
+
+function notPlain(cause?: unknown): SluiceError {
+  return new SluiceError('INVALID_BODY', 'The body is not one msgpack value of plain data.', { cause })
 }
 
 // A small part of a large buffer is copied, because whoever keeps it would keep all of the buffer alive.
@@ -117,39 +123,27 @@ function instanceFault(value: object): string | undefined {
 }
 
 function step(name: string): string {
-  return /^[A-Za-z_$][\w$]*$/.test(name) ? `.${name}` : `[${quoted(name)}]`
+  return /^[A-Za-z_$][\w$]*$/.test(name) ? `.${name}` : `[${shown(name)}]`
 }
 
-/** Turns decoded Maps into objects, in place where that is possible, and refuses what is not plain data. */
-function plainFrom(value: unknown, depth: number): unknown {
-  if (typeof value !== 'object' || value === null) {
-    if (value === undefined || typeof value === 'function' || typeof value === 'symbol')
-      throw new Error('not plain data')
-    return value
-  }
-  if (depth === BODY_DEPTH_MAX) throw new Error(`nested deeper than ${BODY_DEPTH_MAX}`)
+/** Turns decoded Maps into objects, in place where that is possible. */
+function objectsFrom(value: unknown): unknown {
+  if (typeof value !== 'object' || value === null) return value
   if (value instanceof Map) {
     const object: Record<string, unknown> = {}
-    for (const [name, item] of value as Map<unknown, unknown>) {
-      if (typeof name !== 'string' && typeof name !== 'number') throw new Error('a map key is not text')
-      const plain = plainFrom(item, depth + 1)
+    for (const [name, item] of value as Map<string, unknown>) {
       if (name === '__proto__') {
         // As data, never as the prototype.
-        Object.defineProperty(object, name, {
-          value: plain,
-          enumerable: true,
-          configurable: true,
-          writable: true,
-        })
-      } else object[name] = plain
+        const property = { value: objectsFrom(item), enumerable: true, configurable: true, writable: true }
+        Object.defineProperty(object, name, property)
+      } else object[name] = objectsFrom(item)
     }
     return object
   }
   if (Array.isArray(value)) {
-    for (let index = 0; index < value.length; index++) value[index] = plainFrom(value[index], depth + 1)
+    for (let index = 0; index < value.length; index++) value[index] = objectsFrom(value[index])
     return value
   }
-  if (value instanceof Uint8Array) return value
-  if (value instanceof Date && !Number.isNaN(value.getTime())) return value
-  throw new Error('not plain data')
+  if (value instanceof Date && Number.isNaN(value.getTime())) throw new Error('a time out of range')
+  return value
 }

@@ -15,6 +15,7 @@ import { Connection } from './connection.js'
 import { Deadlines } from './deadlines.js'
 import { parseDuration, type Duration } from './duration.js'
 import { Events } from './events.js'
+import { Floor } from './floor.js'
 import type { Message } from './message.js'
 import {
   batchRecordOptions,
@@ -89,6 +90,10 @@ export interface SluiceEvents {
 // Dialling again would only be told the same.
 const FATAL: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['AUTH_FAILED', 'PROTOCOL_VERSION'])
 
+/** What `messages` returns; leaving a `for await` loop over it closes it. */
+export interface MessageIterator<Body>
+  extends AsyncIterableIterator<Message<Body>, undefined>, AsyncDisposable {}
+
 interface PendingRequest {
   readonly deadlineMs: number
   readonly send: (connection: Connection) => void
@@ -151,6 +156,7 @@ export class Sluice {
       turn: this.#turn,
       deadlines: this.#deadlines,
       timeoutMs: settings.timeoutMs,
+      floor: new Floor(),
       get connection() {
         return openConnection()
       },
@@ -193,13 +199,17 @@ export class Sluice {
    * @example
    * const { offset } = await sluice.publish('orders', { total: 12 })
    */
-  publish<Input>(ref: QueueRef<Input, unknown>, body: NoInfer<Input>, options?: PublishOptions): Promise<Receipt> {
+  publish<Input>(
+    ref: QueueRef<Input, unknown>,
+    body: NoInfer<Input>,
+    options?: PublishOptions,
+  ): Promise<Receipt> {
     try {
       const { name, schema } = this.#queue(ref)
-      if (schema !== undefined) return this.#publishChecked(name, schema as Schema, body, options)
+      if (schema !== undefined) return this.#publishChecked(name, schema, body, options)
       return this.#publish(name, body, options)
     } catch (error) {
-      return Promise.reject(error as Error)
+      return Promise.reject(error)
     }
   }
 
@@ -245,7 +255,7 @@ export class Sluice {
     if (schema !== undefined) {
       let index = 0
       for (const record of records)
-        record.body = await conforming(schema as Schema, record.body, `body of message ${index++}`)
+        record.body = await conforming(schema, record.body, `body of message ${index++}`)
     }
     if (records.length === 0) return []
     const timeoutMs = timeoutOf(options, this.#settings.timeoutMs)
@@ -285,7 +295,7 @@ export class Sluice {
       signal?.removeEventListener('abort', close)
     })
     this.#workers.add(worker)
-    this.#consumers.add(worker)
+    this.#add(worker)
     if (signal?.aborted === true) close()
     else signal?.addEventListener('abort', close, { once: true })
     return worker
@@ -300,10 +310,7 @@ export class Sluice {
    * @example
    * for await (const message of sluice.messages('orders', { prefetch: 10 })) await message.ack()
    */
-  messages<Output>(
-    ref: QueueRef<unknown, Output>,
-    options: MessagesOptions = {},
-  ): AsyncIterableIterator<Message<Output>, undefined> {
+  messages<Output>(ref: QueueRef<unknown, Output>, options: MessagesOptions = {}): MessageIterator<Output> {
     const { name } = queueOf(ref)
     const intake = messagesIntake(options)
     this.#refuseWhenClosed()
@@ -311,9 +318,10 @@ export class Sluice {
       this.#streams.delete(stream)
       this.#consumers.delete(stream)
     })
+    if (options.signal?.aborted === true) return stream as unknown as MessageIterator<Output>
     this.#streams.add(stream)
-    this.#consumers.add(stream)
-    return stream as unknown as AsyncIterableIterator<Message<Output>, undefined>
+    this.#add(stream)
+    return stream as unknown as MessageIterator<Output>
   }
 
   /**
@@ -372,18 +380,26 @@ export class Sluice {
   }
 
   async #wind(timeoutMs: number): Promise<boolean> {
-    for (const puller of this.#pullers.values()) puller.fail(new SluiceError('CLOSED', 'The client was closed.'))
+    for (const puller of this.#pullers.values())
+      puller.fail(new SluiceError('CLOSED', 'The client was closed.'))
     const closing: Promise<unknown>[] = []
     for (const worker of this.#workers) closing.push(worker.close({ timeout: timeoutMs }))
     for (const stream of this.#streams) closing.push(stream.return())
     const outcomes = await Promise.allSettled(closing)
     // Settles of the caller's own, such as after a pull, are made durable too.
-    await this.#producer.idle()
+    this.#turn.flush()
+    await Promise.all([this.#producer.idle(), this.#connection?.answered()])
     return outcomes.every(({ status }) => status === 'fulfilled')
   }
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close()
+  }
+
+  #add(consumer: Consumer): void {
+    this.#consumers.add(consumer)
+    const { connection } = this.#session
+    if (connection !== undefined) consumer.attach(connection)
   }
 
   #refuseWhenClosed(): void {
@@ -530,7 +546,9 @@ export class Sluice {
       if (request.deadlineMs > nowMs) nextMs = Math.min(nextMs, request.deadlineMs)
       else {
         this.#requests.delete(request)
-        request.fail(new SluiceError('TIMEOUT', 'There was no connection before the deadline of the call passed.'))
+        request.fail(
+          new SluiceError('TIMEOUT', 'There was no connection before the deadline of the call passed.'),
+        )
       }
     }
     return nextMs
@@ -605,7 +623,10 @@ async function conforming(schema: Schema, body: unknown, what: string): Promise<
     const steps = (path ?? []).map((step) => String(typeof step === 'object' ? step.key : step))
     return steps.length === 0 ? message : `${steps.join('.')}: ${message}`
   })
-  throw new SluiceError('INVALID_BODY', `The ${what} does not match the schema of its queue: ${issues.join('; ')}.`)
+  throw new SluiceError(
+    'INVALID_BODY',
+    `The ${what} does not match the schema of its queue: ${issues.join('; ')}.`,
+  )
 }
 
 /** `connect`, with the transport as an argument. */

@@ -20,7 +20,7 @@ import {
   MECHANISM,
   OP,
   opcodeName,
-  PROTOCOL_MAJOR,
+  PROTOCOL_VERSION,
   SluiceError,
   writeFrameHeader,
   type Fault,
@@ -88,6 +88,7 @@ export class Connection {
   readonly #transport: Transport
   readonly #decoder: FrameDecoder
   readonly #replies = new Map<number, Reply>()
+  readonly #answeredWaiters: (() => void)[] = []
   /** Frames that wait for the next write: whole chunks, then the `#smallEnd` bytes gathered in `#small`. */
   #chunks: Uint8Array[] = []
   #small = Buffer.allocUnsafeSlow(SMALL_BYTES)
@@ -148,19 +149,12 @@ export class Connection {
       this.#chunks.push(chunk)
       return
     }
-    const at = writeFrameHeader(
-      this.#small,
-      this.#smallEnd,
-      payload.length,
-      opcode,
-      channel,
-      correlation,
-    )
+    const at = writeFrameHeader(this.#small, this.#smallEnd, payload.length, opcode, channel, correlation)
     this.#small.set(payload, at)
     this.#smallEnd = at + payload.length
   }
 
-  /** Puts whole frames into the outbox, without a copy: the bytes must never change again. */
+  /** Puts whole frames into the outbox, without a copy: the bytes must not change while this connection lasts. */
   sendFrames(frames: Uint8Array): void {
     if (this.#state === 'ended') return
     this.#closeSmall()
@@ -173,10 +167,15 @@ export class Connection {
       reply.failed(this.#lostError())
       return
     }
+    const correlation = this.#newCorrelation()
+    this.#replies.set(correlation, reply)
+    this.send(opcode, channel, correlation, payload)
+  }
+
+  #newCorrelation(): number {
     do this.#lastCorrelation = (this.#lastCorrelation + 1) >>> 0
     while (this.#lastCorrelation === 0 || this.#replies.has(this.#lastCorrelation))
-    this.#replies.set(this.#lastCorrelation, reply)
-    this.send(opcode, channel, this.#lastCorrelation, payload)
+    return this.#lastCorrelation
   }
 
   /** A number for a subscription, until `closeChannel`. @throws SluiceError TOO_MANY_SUBSCRIPTIONS */
@@ -221,7 +220,19 @@ export class Connection {
         new SluiceError('TIMEOUT', `${this.#address.text} did not answer in time.`, { outcome: 'unknown' }),
       )
     }
+    this.#tellAnswered()
     return nextMs
+  }
+
+  /** Resolves when no request waits for its answer, or the connection has ended. */
+  answered(): Promise<void> {
+    if (this.#replies.size === 0 || this.#state === 'ended') return Promise.resolve()
+    return new Promise((resolve) => this.#answeredWaiters.push(resolve))
+  }
+
+  #tellAnswered(): void {
+    if (this.#replies.size > 0 || this.#answeredWaiters.length === 0) return
+    for (const resolve of this.#answeredWaiters.splice(0)) resolve()
   }
 
   /** Says GOODBYE and closes after everything has left. */
@@ -252,6 +263,7 @@ export class Connection {
     const lost = this.#lostError(error)
     for (const reply of this.#replies.values()) reply.failed(lost)
     this.#replies.clear()
+    this.#tellAnswered()
     for (const sink of this.#channels.values()) sink.lost(lost)
     this.#channels.clear()
     this.#events.lost(error)
@@ -296,8 +308,8 @@ export class Connection {
       0,
       0,
       encodeHello({
-        versionMin: PROTOCOL_MAJOR,
-        versionMax: PROTOCOL_MAJOR,
+        versionMin: PROTOCOL_VERSION,
+        versionMax: PROTOCOL_VERSION,
         features: 0,
         frameBytesMax: LIMITS.frameBytesMax,
         heartbeatMs,
@@ -402,6 +414,7 @@ export class Connection {
     if (reply.expects !== opcode) throw unexpected(opcode, `as the answer to request ${correlation}`)
     this.#replies.delete(correlation)
     reply.answered(bytes, start, end)
+    this.#tellAnswered()
   }
 
   #fault(channel: number, correlation: number, fault: Fault): void {
@@ -415,6 +428,7 @@ export class Connection {
     const sink = fault.scope === 'channel' ? this.#channels.get(channel) : undefined
     reply?.failed(error)
     sink?.ended(error)
+    this.#tellAnswered()
     if (reply === undefined && sink === undefined) this.#events.stray(error)
   }
 
@@ -440,7 +454,7 @@ export class Connection {
     const heartbeat = this.#heartbeat!
     const verdict = heartbeat.tick(performance.now())
     if (verdict === 'ping') {
-      this.send(OP.PING, 0, 0, EMPTY)
+      this.send(OP.PING, 0, this.#newCorrelation(), EMPTY)
       this.flush()
     } else if (verdict === 'suspect') {
       // The check phase comes after a poll of the sockets, so bytes that waited there are heard first.
@@ -469,10 +483,10 @@ function unexpected(opcode: number, where: string): SluiceError {
 
 // A broker that offers nonsense would leave publishes waiting for ever, or this side open to any length.
 function checkWelcome(ok: HelloOk): void {
-  if (ok.version !== PROTOCOL_MAJOR) {
+  if (ok.version !== PROTOCOL_VERSION) {
     throw new SluiceError(
       'PROTOCOL_VERSION',
-      `The broker chose version ${ok.version} of the protocol; this client speaks ${PROTOCOL_MAJOR}.`,
+      `The broker chose version ${ok.version} of the protocol; this client speaks ${PROTOCOL_VERSION}.`,
     )
   }
   within('frameBytesMax', ok.frameBytesMax, LIMITS.frameBytesMin, LIMITS.frameBytesMax)

@@ -1,5 +1,5 @@
 /** Lengths of time as users write them: milliseconds, or text such as '30s'. Everything inside counts milliseconds. */
-import { LIMITS, SluiceError } from '@sluice/protocol'
+import { LIMITS, shown, SluiceError } from '@sluice/protocol'
 
 const UNIT_MS = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const
 
@@ -25,20 +25,15 @@ export function parseDuration(value: unknown, name = 'duration'): number {
   if (ms === undefined || !Number.isFinite(ms) || ms < 0) {
     throw new SluiceError(
       'INVALID_ARGUMENT',
-      `\`${name}\` is ${quoted(value)}; it must be milliseconds or text such as '250ms', '30s', '5m', '2h', '7d'.`,
+      `\`${name}\` is ${shown(value)}; it must be milliseconds or text such as '250ms', '30s', '5m', '2h', '7d'.`,
     )
   }
   ms = Math.round(ms)
   if (ms > LIMITS.delayMsMax) {
-    throw new SluiceError('INVALID_ARGUMENT', `\`${name}\` is ${quoted(value)}; at most 100 years are allowed.`)
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `\`${name}\` is ${shown(value)}; at most 100 years are allowed.`,
+    )
   }
   return ms
-}
-
-/** A value as an error message shows it: short, and of any kind. */
-export function quoted(value: unknown): string {
-  if (typeof value === 'string') return JSON.stringify(value.slice(0, 60))
-  if (typeof value === 'object' && value !== null) return 'an object'
-  if (typeof value === 'function') return 'a function'
-  return String(value)
 }

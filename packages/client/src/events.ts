@@ -8,12 +8,12 @@ export class Events<Payloads extends object> {
   on<Name extends keyof Payloads>(name: Name, listener: Listener<Payloads[Name]>): () => void {
     let listeners = this.#listeners.get(name)
     if (listeners === undefined) this.#listeners.set(name, (listeners = new Set()))
-    listeners.add(listener as Listener<never>)
+    listeners.add(listener)
     return () => this.off(name, listener)
   }
 
   off<Name extends keyof Payloads>(name: Name, listener: Listener<Payloads[Name]>): void {
-    this.#listeners.get(name)?.delete(listener as Listener<never>)
+    this.#listeners.get(name)?.delete(listener)
   }
 
   emit<Name extends keyof Payloads>(name: Name, payload: Payloads[Name]): void {

@@ -3,6 +3,7 @@ export { connect } from './client.js'
 export type {
   Connected,
   Disconnected,
+  MessageIterator,
   Notice,
   Reconnecting,
   Sluice,

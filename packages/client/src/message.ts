@@ -74,12 +74,7 @@ export interface Lessor {
   readonly queue: string
   /** False once its connection is lost or it was given up: nothing delivered on it can be settled. */
   readonly live: boolean
-  settle(
-    tag: number,
-    outcome: Outcome,
-    delayMs: number | undefined,
-    reason: string | undefined,
-  ): SettleGroup
+  settle(tag: number, outcome: Outcome, delayMs: number | undefined, reason: string | undefined): SettleGroup
   /** Tells the message when its lease is lost. */
   watch(message: DeliveredMessage): void
   unwatch(message: DeliveredMessage): void
@@ -222,9 +217,8 @@ const NO_HEADERS: Readonly<Record<string, string>> = Object.freeze(
 )
 
 /** The reason that is sent: text, and no longer than the broker keeps. */
-export function clip(reason: unknown): string | undefined {
-  if (reason === undefined) return undefined
-  return clipText(String(reason), LIMITS.reasonBytesMax)
+export function clip(reason: string | undefined): string | undefined {
+  return reason === undefined ? undefined : clipText(reason, LIMITS.reasonBytesMax)
 }
 
 function alreadySettled(message: DeliveredMessage): SluiceError {

@@ -3,13 +3,14 @@ import {
   checkRecordOptions,
   LIMITS,
   queueName,
+  shown,
   SluiceError,
   textBytes,
   type QueueName,
   type RecordOptions,
 } from '@sluice/protocol'
 import type { StandardSchemaV1 } from '@standard-schema/spec'
-import { parseDuration, quoted, type Duration } from './duration.js'
+import { parseDuration, type Duration } from './duration.js'
 import { DEFAULT_URL, parseUrl, type Address } from './url.js'
 
 /** What every call takes. */
@@ -136,7 +137,7 @@ export function queue(name: string, declaration: QueueDeclaration = {}): Queue {
 /** @throws SluiceError INVALID_NAME, INVALID_ARGUMENT */
 export function queueOf(ref: QueueRef): Queue {
   if (ref instanceof QueueValue) return ref
-  if (typeof ref === 'object' && ref !== null) return new QueueValue(queueName(ref.name), ref.schema as never)
+  if (typeof ref === 'object' && ref !== null) return new QueueValue(queueName(ref.name), ref.schema)
   return new QueueValue(queueName(ref), undefined)
 }
 
@@ -315,7 +316,7 @@ export function onlyKnown(
     }
     throw new SluiceError(
       'INVALID_ARGUMENT',
-      `\`${call}\` has no option ${quoted(name)}; it has ${known.join(', ')}.`,
+      `\`${call}\` has no option ${shown(name)}; it has ${known.join(', ')}.`,
     )
   }
 }
@@ -325,7 +326,7 @@ export function whole(name: string, value: unknown, min: number, max: number): n
   if (typeof value !== 'number' || !Number.isInteger(value) || value < min || value > max) {
     throw new SluiceError(
       'INVALID_ARGUMENT',
-      `\`${name}\` is ${quoted(value)}; it must be a whole number from ${min} to ${max}.`,
+      `\`${name}\` is ${shown(value)}; it must be a whole number from ${min} to ${max}.`,
     )
   }
   return value

@@ -27,6 +27,7 @@ import {
   writeFrameHeader,
   writeRecordHead,
   writeText,
+  writeU32,
   type ContentType,
   type Duplicates,
   type Fault,
@@ -93,6 +94,8 @@ class Batch {
   }
 }
 
+/** Where the correlation stands in a frame. */
+const CORRELATION_AT = 8
 const SCRATCH_BYTES_FIRST = 2 * 1024
 const SCRATCH_POOL_MAX = 16
 const SCRATCH_BYTES_KEPT = 256 * 1024
@@ -119,6 +122,8 @@ export class Producer {
   readonly #sent = new Map<number, Batch>()
   #sentMessages = 0
   #sentBytes = 0
+  /** Those of `#sent` that this connection has not carried yet, highest number first. */
+  #again: Batch[] = []
   /** `#waiting[#waitingAt…]`, oldest first. */
   #waiting: Batch[] = []
   #waitingAt = 0
@@ -186,7 +191,10 @@ export class Producer {
       batch.end += end - before
     } else batch.end = end
     batch.count++
-    if (batch.count >= this.#batchCount || batch.end - batch.recordsAt >= this.#batchBytes - BATCH_HEADER_BYTES)
+    if (
+      batch.count >= this.#batchCount ||
+      batch.end - batch.recordsAt >= this.#batchBytes - BATCH_HEADER_BYTES
+    )
       this.#close(batch)
     return this.#wait(batch, timeoutMs, signal) as Promise<Receipt>
   }
@@ -347,11 +355,24 @@ export class Producer {
     this.#messageBytesMax = ok.messageBytesMax
     this.#batchBytes = Math.min(LIMITS.batchBytesTarget, ok.frameBytesMax - ENVELOPE_BYTES)
     for (const batch of this.#sent.values()) {
-      if (batch.end <= ok.frameBytesMax) connection.sendFrames(batch.bytes)
-      else {
-        this.#forget(batch)
-        this.#refuse(batch, unknownOutcome('the broker now takes no frame as large as the one it was sent in'))
-      }
+      if (batch.end <= ok.frameBytesMax) continue
+      this.#forget(batch)
+      this.#refuse(batch, unknownOutcome('the broker now takes no frame as large as the one it was sent in'))
+    }
+    this.#again = [...this.#sent.values()].reverse()
+    this.#resend(connection)
+  }
+
+  /** Byte for byte but for the correlation, which says how far below the lowest unanswered number is now. */
+  #resend(connection: Connection): void {
+    for (let batch = this.#again.at(-1); batch !== undefined; batch = this.#again.at(-1)) {
+      const below = this.#below(batch.number)
+      // The broker may have come back with a smaller window than it had.
+      if (below >= this.#inFlightBatches) return
+      this.#again.pop()
+      if (!this.#sent.has(batch.number)) continue
+      writeU32(batch.bytes, CORRELATION_AT, below)
+      connection.sendFrames(batch.bytes)
     }
   }
 
@@ -359,6 +380,8 @@ export class Producer {
   flush(connection: Connection | undefined): void {
     this.#turnMs = 0
     if (connection === undefined || !connection.takesWork) return
+    if (this.#again.length > 0) this.#resend(connection)
+    if (this.#again.length > 0) return
     const batches: Batch[] = []
     let bytes = 0
     while (this.#waitingAt < this.#waiting.length) {
@@ -394,11 +417,17 @@ export class Producer {
     connection.sendFrames(frames)
   }
 
+  /** How far below `number` the lowest unanswered one is: what is older the broker may forget. */
+  #below(number: number): number {
+    const lowest = this.#sent.keys().next().value
+    return lowest === undefined || lowest > number ? 0 : number - lowest
+  }
+
   #fits(batch: Batch): boolean {
     // One alone always goes, or a message larger than the window would wait for ever.
     if (this.#sent.size === 0) return true
     return (
-      this.#sent.size < this.#inFlightBatches &&
+      this.#below(this.#lastNumber + 1) < this.#inFlightBatches &&
       this.#sentMessages + batch.count <= this.#settings.maxInFlight &&
       this.#sentBytes + batch.end <= this.#inFlightBytes
     )
@@ -417,7 +446,7 @@ export class Producer {
 
   #seal(batch: Batch): void {
     batch.number = ++this.#lastNumber
-    writeFrameHeader(batch.bytes, 0, batch.end - FRAME_HEADER_BYTES, OP.PUBLISH, 0, 0)
+    writeFrameHeader(batch.bytes, 0, batch.end - FRAME_HEADER_BYTES, OP.PUBLISH, 0, this.#below(batch.number))
     sealBatch(batch.bytes, batch.recordsAt - BATCH_HEADER_BYTES, batch.end, {
       type: BATCH_TYPE.messages,
       attributes: batch.atomic ? BATCH_ATTRIBUTE.atomic : 0,
@@ -534,7 +563,7 @@ export class Producer {
 
   // There may be room in the window now, or nothing left to wait for.
   #answered(): void {
-    if (this.#waitingAt < this.#waiting.length) this.#schedule()
+    if (this.#waitingAt < this.#waiting.length || this.#again.length > 0) this.#schedule()
     else if (this.#sent.size === 0) this.#tellIdle()
   }
 
@@ -587,6 +616,7 @@ export class Producer {
   renew(): void {
     const sent = [...this.#sent.values()]
     this.#sent.clear()
+    this.#again = []
     this.#sentMessages = 0
     this.#sentBytes = 0
     this.#identity = randomBytes(PRODUCER_IDENTITY_BYTES)

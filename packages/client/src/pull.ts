@@ -89,7 +89,10 @@ export class Puller implements Consumer, SubscriptionOwner, Starting {
     pull.waitIsOver = true
     pull.timer = setTimeout(
       () =>
-        this.#abandon(pull, new SluiceError('TIMEOUT', `The pull from ${this.#queue} was not answered in time.`)),
+        this.#abandon(
+          pull,
+          new SluiceError('TIMEOUT', `The pull from ${this.#queue} was not answered in time.`),
+        ),
       Math.min(pull.timeoutMs, TIMER_MS_MAX),
     )
     if (pull === this.#current) this.#drain()
@@ -144,7 +147,8 @@ export class Puller implements Consumer, SubscriptionOwner, Starting {
   #drain(): void {
     const subscription = this.#subscription
     const pull = this.#current
-    if (subscription === undefined || pull === undefined || !subscription.open || this.#draining) return
+    if (subscription === undefined || pull === undefined || !subscription.open) return
+    if (this.#draining || this.#listed) return
     this.#draining = true
     const limit = subscription.deliveries - subscription.buffered + pull.max
     subscription.credit({ ...CREDIT, limit, drain: true })
@@ -181,16 +185,16 @@ export class Puller implements Consumer, SubscriptionOwner, Starting {
   announce(): void {
     this.#listed = false
     const pull = this.#current
-    if (pull !== undefined && !pull.abandoned) this.#subscription?.announce(pull.max, true)
+    if (pull !== undefined && !pull.abandoned && !this.#draining) this.#subscription?.announce(pull.max, true)
   }
 
   startHandlers(): void {
     const pull = this.#current
     const subscription = this.#subscription
-    if (pull === undefined || subscription === undefined) return
+    // What comes before DRAINED would be taken for the answer to the next pull.
+    if (pull === undefined || subscription === undefined || this.#draining) return
     const messages: DeliveredMessage[] = []
     while (subscription.announced > 0) messages.push(subscription.take())
-    subscription.alone = false
     // Left over when the caller has gone, or when one of them must be handled alone.
     if (subscription.buffered > 0) subscription.releaseBuffered()
     pull.detach()

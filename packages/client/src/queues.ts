@@ -1,10 +1,5 @@
 /** Queues at the broker: ensure, get, list, delete, purge. */
-import {
-  LIMITS,
-  OP,
-  SluiceError,
-  type QueueInfo as WireQueueInfo,
-} from '@sluice/protocol'
+import { LIMITS, OP, SluiceError, type QueueInfo as WireQueueInfo } from '@sluice/protocol'
 import { parseDuration, type Duration } from './duration.js'
 import { onlyKnown, queueOf, type CallOptions, type QueueRef } from './options.js'
 
@@ -79,11 +74,20 @@ export class Queues {
     return queueInfo('GET', result['queue'])
   }
 
-  /** All queues. */
+  /** All queues, by name. The deadline is that of each page of them. */
   async list(call?: CallOptions): Promise<QueueInfo[]> {
-    const { queues } = await this.#call(OP.LIST, {}, true, call)
-    if (!Array.isArray(queues)) throw malformed('LIST')
-    return queues.map((queue) => queueInfo('LIST', queue))
+    const all: QueueInfo[] = []
+    let body: Body = {}
+    for (;;) {
+      const { queues, more } = await this.#call(OP.LIST, body, true, call)
+      if (!Array.isArray(queues)) throw malformed('LIST')
+      for (const queue of queues) all.push(queueInfo('LIST', queue))
+      if (more !== true) return all
+      const after = all.at(-1)?.name
+      // A page that brings nothing new would be asked for again for ever.
+      if (queues.length === 0 || after === undefined || after === body['after']) throw malformed('LIST')
+      body = { after }
+    }
   }
 
   /**

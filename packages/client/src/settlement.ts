@@ -56,15 +56,22 @@ export class SettleGroup {
     const payloads: Uint8Array[] = []
     let from = 0
     let bytes = 0
+    let tags = 0
     for (let i = 0; i < items.length; i++) {
-      const { reason } = items[i]!
+      const { reason, count } = items[i]!
       const itemBytes = ITEM_BYTES + (reason === undefined ? 0 : textBytes(reason))
-      if (i > from && (bytes + itemBytes > bytesMax || i - from === LIMITS.rangesMax)) {
+      const full =
+        bytes + itemBytes > bytesMax ||
+        tags + count > LIMITS.creditMessagesMax ||
+        i - from === LIMITS.rangesMax
+      if (i > from && full) {
         payloads.push(encodeSettle(subscriptionId, items.slice(from, i)))
         from = i
         bytes = 0
+        tags = 0
       }
       bytes += itemBytes
+      tags += count
     }
     payloads.push(encodeSettle(subscriptionId, from === 0 ? items : items.slice(from)))
     return payloads
@@ -162,8 +169,7 @@ export class Settlement implements Promise<void> {
   #real(): Promise<void> {
     if (this.#promise === undefined) {
       const source = this.#source
-      this.#promise =
-        source instanceof SettleGroup ? source.answer(this.#tag) : Promise.reject<void>(source)
+      this.#promise = source instanceof SettleGroup ? source.answer(this.#tag) : Promise.reject<void>(source)
     }
     return this.#promise
   }

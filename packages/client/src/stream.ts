@@ -53,7 +53,6 @@ export class MessageStream
     this.#onAbort = () => this.#end(aborted(signal!, false))
     if (signal?.aborted === true) this.#onAbort()
     else signal?.addEventListener('abort', this.#onAbort, { once: true })
-    if (session.connection !== undefined) this.attach(session.connection)
   }
 
   attach(connection: Connection): void {
@@ -79,17 +78,11 @@ export class MessageStream
     if (this.#ending !== undefined) return Promise.resolve(DONE)
     const subscription = this.#subscription
     if (subscription !== undefined && subscription.announced > 0 && this.#waiters.length === 0) {
-      return Promise.resolve({ value: this.#take(subscription), done: false })
+      return Promise.resolve({ value: subscription.take(), done: false })
     }
     if (this.#burstBeganMs > 0) this.#adapt()
     if (subscription !== undefined && subscription.buffered > 0) this.#list()
     return new Promise((resolve, reject) => this.#waiters.push({ resolve, reject }))
-  }
-
-  #take(subscription: Subscription): DeliveredMessage {
-    const message = subscription.take()
-    if (subscription.announced === 0) subscription.alone = false
-    return message
   }
 
   // The loop has come back for more than was announced.
@@ -126,7 +119,7 @@ export class MessageStream
     this.#listed = false
     const subscription = this.#subscription
     if (subscription === undefined || this.#waiters.length === 0 || this.#ending !== undefined) return
-    subscription.announce(Math.max(this.#burst, this.#waiters.length) - subscription.announced, true)
+    subscription.announce(Math.max(this.#burst, this.#waiters.length) - subscription.announced)
     this.#burstBeganMs = performance.now()
   }
 
@@ -135,9 +128,9 @@ export class MessageStream
     if (subscription === undefined || this.#ending !== undefined) return
     let given = 0
     while (given < this.#waiters.length && subscription.announced > 0)
-      this.#waiters[given++]!.resolve({ value: this.#take(subscription), done: false })
+      this.#waiters[given++]!.resolve({ value: subscription.take(), done: false })
     if (given > 0) this.#waiters = this.#waiters.slice(given)
-    if (this.#waiters.length > 0 && subscription.buffered > 0) this.#list()
+    if (this.#waiters.length > 0 && subscription.buffered > 0 && !subscription.blocked) this.#list()
   }
 
   lost(): void {

@@ -25,6 +25,7 @@ import {
 } from '@sluice/protocol'
 import type { ChannelSink, Connection, Reply } from './connection.js'
 import type { Deadlines } from './deadlines.js'
+import type { Floor } from './floor.js'
 import { DeliveredMessage, type Lessor, type Run } from './message.js'
 import { leaseLost, SettleGroup } from './settlement.js'
 import type { Settling, Turn } from './turn.js'
@@ -34,6 +35,7 @@ export interface Session {
   readonly turn: Turn
   readonly deadlines: Deadlines
   readonly timeoutMs: number
+  readonly floor: Floor
   /** The open connection, if there is one. */
   readonly connection: Connection | undefined
   /** Emits `error`. */
@@ -82,8 +84,8 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   /** Delivered and not taken. */
   buffered = 0
   announced = 0
-  /** What is announced is one message that must run with nothing beside it. */
-  alone = false
+  /** What comes next waits until nothing else is being handled; the owner is told `delivered` then. */
+  blocked = false
   /** Delivered and not settled. */
   unsettled = 0
   /** Delivered in all. */
@@ -94,6 +96,9 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   readonly #channel: number
   #id = 0
   #creditMessages: number
+  #creditBytes: number
+  #limit: number
+  #bufferedBytes = 0
   /** The buffer: `#runs[#runsAt…]`, the first of them from message `#index`, which begins at byte `#at`. */
   #runs: Run[] = []
   #runsAt = 0
@@ -119,17 +124,20 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     this.queue = queue
     this.#owner = owner
     this.#creditMessages = credit.messages
+    this.#creditBytes = credit.bytes
+    this.#limit = credit.limit ?? Infinity
     this.#channel = connection.openChannel(this)
     const { messages, bytes, limit } = credit
     const body = limit === undefined ? { queue, messages, bytes } : { queue, messages, bytes, limit }
     this.#request(OP.SUBSCRIBE, encodeControl(body), {
       expects: OP.SUBSCRIBE_OK,
-      deadlineMs: this.#deadline(),
+      // A subscription that was forgotten would keep its leases: only the connection's end ends this wait.
+      deadlineMs: Infinity,
       answered: (bytes, start, end) => {
         this.#id = decodeSubscriptionId('SUBSCRIBE_OK', bytes, start, end)
-        if (!this.live) return
         this.open = true
-        owner.subscribed()
+        if (this.live) owner.subscribed()
+        else void this.#leave()
       },
       // A lost connection is told by `lost`.
       failed: (error) => {
@@ -169,11 +177,17 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       throw malformed(
         `It brings ${this.unsettled + count} unsettled messages; the credit is ${this.#creditMessages}.`,
       )
+    if (
+      this.#bufferedBytes + end - from > this.#creditBytes + LIMITS.messageBytesMax ||
+      this.deliveries + count > this.#limit
+    )
+      throw malformed('It brings more bytes or messages than were asked for.')
     // The frame's bytes are overwritten by the next read: one copy for the run, which its messages share.
     const records = new Uint8Array(end - from)
     records.set(bytes.subarray(from, end))
     this.#runs.push({ ...head, lessor: this, records })
     this.buffered += count
+    this.#bufferedBytes += records.length
     this.unsettled += count
     this.deliveries += count
     this.#owner.delivered()
@@ -191,6 +205,8 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   credit({ messages, bytes, limit, drain = false }: Credit): void {
     // Deliveries under the old credit may still be under way, so the bound only grows.
     this.#creditMessages = Math.max(this.#creditMessages, messages)
+    this.#creditBytes = Math.max(this.#creditBytes, bytes)
+    this.#limit = Math.max(this.#limit, limit ?? Infinity)
     this.#send(OP.CREDIT, encodeCredit({ subscriptionId: this.#id, messages, bytes, limit, drain }))
   }
 
@@ -208,11 +224,14 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   }
 
   /**
-   * Names up to `count` further messages as started. One that must run alone is named only when `idle`, by itself,
-   * and nothing after it.
+   * Names up to `count` further messages as started. One that must be alone is named by itself, when nothing else is
+   * being handled; until that is so the owner is told `delivered` again when it may have become so. `regardless`:
+   * what others handle does not matter.
    */
-  announce(count: number, idle: boolean): void {
-    if (!this.live || this.alone) return
+  announce(count: number, regardless = false): void {
+    this.blocked = false
+    if (!this.live) return
+    const { floor } = this.#session
     const ranges: { firstTag: number; count: number }[] = []
     let skip = this.announced
     let left = Math.min(count, this.buffered - this.announced)
@@ -227,28 +246,36 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       }
       if (from === run.count) continue
       const alone = (run.flags & DELIVER_FLAG.alone) !== 0
-      if (alone && (this.announced > 0 || !idle)) break
-      const named = alone ? 1 : Math.min(left, run.count - from)
-      addRange(ranges, (run.firstTag + from) >>> 0, named)
-      this.announced += named
-      left -= named
-      if (alone) {
-        this.alone = true
+      if (alone && this.announced > 0 && regardless) break
+      if (!regardless && !floor.admits(alone)) {
+        floor.wait(this.#wake)
+        this.blocked = true
         break
       }
-      if (ranges.length === STARTED_RANGES_MAX) break
+      const named = alone ? 1 : Math.min(left, run.count - from)
+      addRange(ranges, (run.firstTag + from) >>> 0, named)
+      floor.enter(named, alone)
+      this.announced += named
+      left -= named
+      if (alone || ranges.length === STARTED_RANGES_MAX) break
     }
     if (ranges.length > 0) this.#send(OP.STARTED, encodeRanges(this.#id, ranges))
+  }
+
+  readonly #wake = (): void => {
+    if (this.live) this.#owner.delivered()
   }
 
   /** The next announced message. */
   take(): DeliveredMessage {
     const run = this.#runs[this.#runsAt]!
     const message = new DeliveredMessage(run, this.#index, this.#at)
+    const size = readU32(run.records, this.#at)
     this.buffered--
     this.announced--
+    this.#bufferedBytes -= size
     if (++this.#index < run.count) {
-      this.#at += readU32(run.records, this.#at)
+      this.#at += size
       return message
     }
     this.#index = 0
@@ -272,7 +299,9 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       this.#gather().add((firstTag + index) >>> 0, count - index, OUTCOME.release, undefined, undefined)
     }
     this.unsettled -= this.buffered
+    const { announced } = this
     this.#dropBuffer()
+    if (announced > 0) this.#session.floor.leave(announced)
   }
 
   #dropBuffer(): void {
@@ -282,6 +311,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     this.#at = 0
     this.buffered = 0
     this.announced = 0
+    this.#bufferedBytes = 0
   }
 
   settle(
@@ -293,6 +323,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     const group = this.#group ?? this.#gather()
     group.add(tag, 1, outcome, delayMs, reason)
     this.unsettled--
+    this.#session.floor.leave(1)
     if (this.unsettled === 0 && this.#emptyWaiters.length > 0) this.#tellEmpty()
     return group
   }
@@ -367,8 +398,11 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   unsubscribe(): Promise<void> {
     if (!this.live) return Promise.resolve()
     this.#die(leaseLost())
-    // Before SUBSCRIBE_OK there is no id to name; the channel stays taken until the connection ends.
-    if (!this.open) return Promise.resolve()
+    // Before SUBSCRIBE_OK there is no id to name; it is left as soon as there is one.
+    return this.open ? this.#leave() : Promise.resolve()
+  }
+
+  #leave(): Promise<void> {
     return new Promise((resolve) => {
       const done = (): void => {
         this.#connection.closeChannel(this.#channel)
@@ -413,7 +447,9 @@ export class Subscription implements ChannelSink, Settling, Lessor {
 
   #die(reason: SluiceError): void {
     this.live = false
+    const started = this.unsettled - this.buffered + this.announced
     this.#dropBuffer()
+    if (started > 0) this.#session.floor.leave(started)
     const group = this.#group
     this.#group = undefined
     group?.finish(reason)
@@ -424,7 +460,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   }
 }
 
-const STARTED_RANGES_MAX = 4096
+const STARTED_RANGES_MAX = 4_096
 
 function addRange(ranges: { firstTag: number; count: number }[], firstTag: number, count: number): void {
   const last = ranges[ranges.length - 1]

@@ -30,6 +30,8 @@ export type Dial = (address: Address, events: TransportEvents) => Transport
 // One buffer per connection, overwritten by each read: whoever keeps bytes copies them. Larger reads mean fewer turns.
 const READ_BYTES = 256 * 1024
 
+const END_MS_MAX = 2_000
+
 export const dialTcp: Dial = (address, events) => {
   const socket: Socket = createConnection({
     host: address.host,
@@ -61,7 +63,11 @@ export const dialTcp: Dial = (address, events) => {
       socket.uncork()
       return flowing
     },
-    end: () => void socket.end(),
+    end() {
+      socket.end()
+      // A peer that does not close its side must not keep this process alive.
+      setTimeout(() => socket.destroy(), END_MS_MAX).unref()
+    },
     destroy: () => void socket.destroy(),
   }
 }

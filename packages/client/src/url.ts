@@ -1,6 +1,5 @@
 /** The address of a broker: `sluice://host:port`. */
-import { SluiceError } from '@sluice/protocol'
-import { quoted } from './duration.js'
+import { shown, SluiceError } from '@sluice/protocol'
 
 export const DEFAULT_PORT = 7420
 export const DEFAULT_URL = `sluice://localhost:${DEFAULT_PORT}`
@@ -37,7 +36,7 @@ export function parseUrl(url: unknown): Address {
 function invalid(url: unknown, cause?: unknown): SluiceError {
   return new SluiceError(
     'INVALID_URL',
-    `The address ${quoted(url)} is not of the form sluice://host:port, such as ${DEFAULT_URL}.`,
+    `The address ${shown(url)} is not of the form sluice://host:port, such as ${DEFAULT_URL}.`,
     { cause },
   )
 }

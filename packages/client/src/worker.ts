@@ -102,7 +102,6 @@ export class HandlerWorker implements Worker, Consumer, SubscriptionOwner, Start
       this.#rejectClosed = reject
     })
     this.closed.catch(() => {})
-    if (session.connection !== undefined) this.attach(session.connection)
   }
 
   attach(connection: Connection): void {
@@ -143,7 +142,7 @@ export class HandlerWorker implements Worker, Consumer, SubscriptionOwner, Start
     if (subscription === undefined || this.#closing !== undefined) return
     const idle = this.#running === 0 && subscription.announced === 0
     const free = this.#intake.concurrency - this.#running - subscription.announced
-    subscription.announce(idle ? Math.max(this.#burst, free) : free, idle)
+    subscription.announce(idle ? Math.max(this.#burst, free) : free)
     if (idle) this.#burstBeganMs = performance.now()
   }
 
@@ -157,6 +156,8 @@ export class HandlerWorker implements Worker, Consumer, SubscriptionOwner, Start
     )
       this.#start(subscription.take())
     if (this.#running === 0) this.#rested(subscription)
+    else if (subscription.announced === 0 && this.#running < this.#intake.concurrency)
+      this.#more(subscription)
   }
 
   #start(message: DeliveredMessage): void {
@@ -188,14 +189,13 @@ export class HandlerWorker implements Worker, Consumer, SubscriptionOwner, Start
     if (subscription !== undefined && this.#closing === undefined) {
       if (subscription.announced > 0) this.startHandlers()
       else if (this.#running === 0) this.#rested(subscription)
-      else if (subscription.buffered > 0) this.#list()
+      else this.#more(subscription)
     }
     if (this.#running === 0 && this.#idleWaiters.length > 0) this.#tellIdle()
   }
 
   /** Nothing runs and nothing is announced: the burst is over. */
   #rested(subscription: Subscription): void {
-    subscription.alone = false
     if (this.#burstBeganMs > 0) {
       const tookMs = performance.now() - this.#burstBeganMs
       this.#burstBeganMs = 0
@@ -205,7 +205,12 @@ export class HandlerWorker implements Worker, Consumer, SubscriptionOwner, Start
         this.#burst = Math.max(shorter, this.#intake.concurrency)
       }
     }
-    if (subscription.buffered > 0) this.#list()
+    this.#more(subscription)
+  }
+
+  // What is blocked is told by `delivered` when it may go on; asking again each turn would never let the loop rest.
+  #more(subscription: Subscription): void {
+    if (subscription.buffered > 0 && !subscription.blocked) this.#list()
   }
 
   #failed(message: DeliveredMessage, error: unknown): void {
@@ -260,9 +265,7 @@ export class HandlerWorker implements Worker, Consumer, SubscriptionOwner, Start
   close(options: { readonly timeout?: Duration } = {}): Promise<void> {
     if (this.#closing === undefined) {
       const timeoutMs =
-        options.timeout === undefined
-          ? this.#session.timeoutMs
-          : parseDuration(options.timeout, 'timeout')
+        options.timeout === undefined ? this.#session.timeoutMs : parseDuration(options.timeout, 'timeout')
       this.#closing = this.#finished ? Promise.resolve() : this.#close(timeoutMs)
     }
     return this.#closing

@@ -128,14 +128,14 @@ describe('checkBatch', () => {
   ])('refuses %s', (_, change, error) => {
     const bytes = sealed()
     change(bytes)
-    expect(check(bytes)).toThrow(error as Error)
+    expect(check(bytes)).toThrow(error)
   })
 
   test('refuses what is shorter than a header, at every length', () => {
     let refused = 0
     for (let length = 0; length < BATCH_HEADER_BYTES; length++) {
       expect(check(sealed().subarray(0, length))).toThrow(
-        refusal('BATCH_MALFORMED', 'shorter than its header') as Error,
+        refusal('BATCH_MALFORMED', 'shorter than its header'),
       )
       refused++
     }
@@ -146,7 +146,7 @@ describe('checkBatch', () => {
     const most = LIMITS.batchBytesMax - BATCH_HEADER_BYTES
     expect(check(sealed(20, LIMITS.batchCountMax))).not.toThrow()
     expect(check(sealed(most, 2))).not.toThrow()
-    expect(check(sealed(most + 1, 2))).toThrow(refusal('BATCH_TOO_LARGE', 'has 1048577 bytes') as Error)
+    expect(check(sealed(most + 1, 2))).toThrow(refusal('BATCH_TOO_LARGE', 'has 1048577 bytes'))
     // A message that is alone may be larger.
     expect(check(sealed(most + 1, 1))).not.toThrow()
     expect(check(sealed(20, 1, { batchNumber: Number.MAX_SAFE_INTEGER }))).not.toThrow()

@@ -95,15 +95,15 @@ describe('clipText', () => {
         const clipped = clipText(text, bytesMax)
         expect(textBytes(clipped)).toBeLessThanOrEqual(bytesMax)
         expect(text.startsWith(clipped)).toBe(true)
-        const next = [...text.slice(clipped.length)][0]
+        const next = text.codePointAt(clipped.length)
         if (next !== undefined) {
-          expect(textBytes(clipped + next)).toBeGreaterThan(bytesMax)
+          expect(textBytes(clipped + String.fromCodePoint(next))).toBeGreaterThan(bytesMax)
           cut++
         }
       }),
-      { numRuns: 1_000 },
+      { numRuns: 500 },
     )
-    expect(cut).toBeGreaterThan(100)
+    expect(cut).toBeGreaterThan(50)
   })
 
   test.each([

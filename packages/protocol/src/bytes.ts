@@ -44,6 +44,11 @@ export function writeU64(bytes: Uint8Array, at: number, value: number): void {
   writeU32(bytes, at + 4, Math.floor(value / TWO_32))
 }
 
+/** A copy of `bytes[start, end)`; `slice` of a Buffer would share its memory, and hold all of a socket's chunk. */
+export function copyBytes(bytes: Uint8Array, start: number, end: number): Uint8Array {
+  return new Uint8Array(bytes.subarray(start, end))
+}
+
 /** UTF-8 text in `bytes[start, end)`; ill-formed bytes become U+FFFD. */
 export function readText(bytes: Uint8Array, start: number, end: number): string {
   return Buffer.from(bytes.buffer, bytes.byteOffset + start, end - start).toString('utf8')

@@ -4,6 +4,7 @@
  * them makes a hundred megabytes of text out of one frame.
  */
 import { Packr, Unpackr } from 'msgpackr/index-no-eval'
+import { copyBytes } from './bytes.js'
 import { SluiceError } from './errors.js'
 import { LIMITS } from './limits.js'
 
@@ -65,7 +66,7 @@ export function decodeControl(
   if (!isPlainMsgpack(bytes, start, end)) throw notPlain()
   let value: unknown
   try {
-    value = objectsFrom(unpackr.unpack(bytes.subarray(start, end)))
+    value = objectsFrom(unpackr.unpack(copyBytes(bytes, start, end)))
   } catch (error) {
     // The decoder's own message may quote hostile bytes; it goes no further than `cause`.
     throw notPlain(error)

@@ -68,12 +68,14 @@ export class FrameDecoder {
   #have = 0
   #need: number
   #inPreface: boolean
+  #isOurs: boolean
   #stopped = false
 
   /** `preface`: whether the stream begins with one (false in tests of bare frames). */
   constructor(sink: FrameSink, preface = true) {
     this.#sink = sink
     this.#inPreface = preface
+    this.#isOurs = !preface
     this.#need = preface ? PREFACE_BYTES : FRAME_HEADER_BYTES
   }
 
@@ -89,7 +91,7 @@ export class FrameDecoder {
 
   /** The stream began with our magic, whatever came after it. */
   get isOurs(): boolean {
-    return !this.#inPreface || (this.#have >= MAGIC.length && MAGIC.every((byte, i) => this.#held[i] === byte))
+    return this.#isOurs
   }
 
   /** No further frame is handed out, also not from the chunk that is being pushed. */
@@ -140,7 +142,11 @@ export class FrameDecoder {
     this.#reserve(this.#have + take)
     this.#held.set(chunk.subarray(at, at + take), this.#have)
     this.#have += take
-    if (this.#inPreface) checkPreface(this.#held, this.#have)
+    if (this.#inPreface) {
+      checkMagic(this.#held, this.#have)
+      this.#isOurs = this.#have >= MAGIC.length
+      checkMajor(this.#held, this.#have)
+    }
     if (this.#have < this.#need) return at + take
     if (this.#inPreface) {
       this.#inPreface = false
@@ -197,12 +203,15 @@ const MIN_HELD_BYTES = 256
 const KEPT_BYTES = 256 * 1024
 
 // Judged as soon as the bytes are there, so that a peer of another protocol is refused at its fourth byte.
-function checkPreface(bytes: Uint8Array, have: number): void {
+function checkMagic(bytes: Uint8Array, have: number): void {
   for (let i = 0; i < Math.min(have, MAGIC.length); i++) {
     if (bytes[i] !== MAGIC[i]) {
       throw new SluiceError('PROTOCOL_VERSION', 'The peer does not speak the Sluice protocol.')
     }
   }
+}
+
+function checkMajor(bytes: Uint8Array, have: number): void {
   if (have > 4 && bytes[4] !== PROTOCOL_MAJOR) {
     throw new SluiceError(
       'PROTOCOL_VERSION',

@@ -4,6 +4,7 @@
  */
 import {
   clipText,
+  copyBytes,
   readText,
   readU16,
   readU32,
@@ -96,7 +97,7 @@ export function decodeHello(bytes: Uint8Array, start: number, end: number): Hell
     features: readU32(bytes, start + 4),
     frameBytesMax: readU32(bytes, start + 8),
     heartbeatMs: readU32(bytes, start + 12),
-    producer: bytes.slice(start + 16, start + 32),
+    producer: copyBytes(bytes, start + 16, start + 32),
     acceptedNumber,
     inFlightBatches: readU32(bytes, start + 40),
     name: readText(bytes, start + HELLO_BYTES, start + nameEnd),
@@ -186,7 +187,7 @@ export function decodeAuth(bytes: Uint8Array, start: number, end: number): Auth 
   return {
     mechanism: bytes[start]!,
     identity: readText(bytes, start + 2, start + 2 + identityBytes),
-    secret: bytes.slice(start + 4 + identityBytes, end),
+    secret: copyBytes(bytes, start + 4 + identityBytes, end),
   }
 }
 

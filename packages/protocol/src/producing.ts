@@ -6,6 +6,7 @@
  *   u32 index in the batch · u64 offset of the first acceptance. Other messages have offset base + index.
  * PUBLISH_ERR: u64 number · fault (see handshake.ts).
  */
+import { BATCH_HEADER_BYTES } from './batch.js'
 import { readU32, readU64, writeU64, writeU32 } from './bytes.js'
 import { SluiceError } from './errors.js'
 import { decodeFault, encodeFault, need, type Fault } from './handshake.js'
@@ -71,7 +72,7 @@ export function decodePublishErr(
 }
 
 /**
- * Splits a PUBLISH payload: the queue name's bytes and where the batch begins.
+ * Where the batch begins, behind the queue's name. There is a whole batch header, so that a refusal has a number.
  * @throws SluiceError MALFORMED_FRAME
  */
 export function publishBatchStart(bytes: Uint8Array, start: number, end: number): number {
@@ -82,5 +83,6 @@ export function publishBatchStart(bytes: Uint8Array, start: number, end: number)
       'MALFORMED_FRAME',
       `PUBLISH names a queue of ${bytes[start]} bytes; ${end - start - 1} came.`,
     )
+  need('The batch of PUBLISH', end - at, BATCH_HEADER_BYTES)
   return at
 }

@@ -1,7 +1,7 @@
 /**
  * What control frames say about queues: options with their defaults and bounds, requests, and answers.
  *
- * ENSURE { name, options, update? } → { created, queue }. GET { name } → { queue }. LIST { } → { queues }.
+ * ENSURE { name, options?, update? } → { created, queue }. GET { name } → { queue }. LIST { after? } → { queues, more }.
  * DELETE { name } → { messages }. PURGE { name } → { messages }. SUBSCRIBE { queue, messages, bytes, limit? } →
  * SUBSCRIBE_OK. UNSUBSCRIBE → RESULT { }. Unknown fields are refused by name.
  */

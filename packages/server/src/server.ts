@@ -26,6 +26,8 @@ export interface ServerOptions {
   readonly messageBytesMax?: number
   /** Default 10,000. */
   readonly connectionsMax?: number
+  /** Bytes of half-received frames kept for all connections together. Default 256 MiB. */
+  readonly receiveBytesMax?: number
   /** Free space below which publishes are refused. Default: 5 % of the disk, at least 1 GiB. */
   readonly lowFreeBytes?: number
   readonly session?: Partial<SessionSettings>
@@ -109,6 +111,7 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
       host: options.host ?? '127.0.0.1',
       port: options.port ?? 7420,
       connectionsMax: options.connectionsMax ?? 10_000,
+      receiveBytesMax: options.receiveBytesMax ?? 256 << 20,
       settings: { ...SESSION_DEFAULTS, ...options.session },
       now: () => clock.now(),
       onEvent: (event, session, error) => onEvent(eventName(event), describe(session, error)),

@@ -109,6 +109,8 @@ export class Broker {
   #turnIsDue = false
   #endedAtMs = 0
   #maintainedAtMs = 0
+  /** Segments below `floor` are not needed once `gate` is durable. */
+  #truncation: { readonly floor: number; readonly gate: number } | undefined
   #truncating = false
   #lastIsEmpty = true
   #failed = false
@@ -579,20 +581,31 @@ export class Broker {
     const live = this.#state.segments.oldestLive(firstPosition)
     this.#checkpoints.evacuateBefore = Math.max(this.#relocation.before, Math.min(live, this.#tail.position - this.#log.segmentBytes))
     const floor = Math.min(this.#checkpoints.floor, live)
-    if (!this.#truncating && floor - firstPosition >= this.#log.segmentBytes) this.#truncate(floor)
+    if (this.#truncation === undefined && floor - firstPosition >= this.#log.segmentBytes) {
+      this.#truncation = { floor, gate: this.#tail.gate }
+    }
+    this.#truncate()
     if (!this.#relocation.isRunning && this.#relocation.isWanted) this.#relocation.step(this.nowMs, () => this.wake())
   }
 
-  #truncate(floor: number): void {
+  // What made the segments dead (settles, copies further on) has to be durable before they go: after a crash it may
+  // not have happened, and then they are needed.
+  #truncate(): void {
+    const truncation = this.#truncation
+    if (truncation === undefined || this.#truncating || this.#tail.durableLsn < truncation.gate) return
     this.#truncating = true
-    this.#log.truncateBefore(floor).then(
+    const done = (): void => {
+      this.#truncating = false
+      this.#truncation = undefined
+    }
+    this.#log.truncateBefore(truncation.floor).then(
       () => {
-        this.#truncating = false
-        this.#state.segments.forgetBefore(floor)
+        this.#state.segments.forgetBefore(truncation.floor)
+        done()
       },
       (error: unknown) => {
-        this.#truncating = false
         this.#options.onNotice?.('truncation failed', { error })
+        done()
       },
     )
   }
@@ -616,6 +629,12 @@ export class Broker {
       },
       (error: unknown) => {
         queue.loading = false
+        if (queue.unreadablePosition !== position) {
+          // It may have been purged meanwhile, and its segment given back: looked at once more.
+          queue.unreadablePosition = position
+          this.#activate(queue)
+          return
+        }
         this.#options.onNotice?.('stored messages could not be read', { queue: queue.name, position, error })
         const cause = error instanceof SluiceError ? error.message : 'They could not be read from disk.'
         this.#endSubscriptions(queue, new SluiceError('CORRUPT', `Messages of the queue ${queue.name} cannot be delivered. ${cause}`, { cause: error }))

@@ -1,7 +1,129 @@
 #!/usr/bin/env node
-import { startServer } from '../server.js'
-const args = process.argv.slice(2)
-const opt = (n: string, d: string): string => { const i = args.indexOf('--' + n); return i === -1 ? d : args[i + 1]! }
-const server = await startServer({ port: Number(opt('port', '7420')), dataDir: opt('data-dir', './data'), onEvent: (e, d) => process.env['QUIET'] ? undefined : console.error(e, JSON.stringify(d)), onFatal: (e) => { console.error('fatal', e); process.exit(70) } })
-console.error('listening', server.port, server.startedMs, JSON.stringify(server.status))
-process.on('SIGTERM', () => void server.stop().then(() => process.exit(0)))
+/**
+ * The command line: which commands there are, what they have in common, and how a failure ends the process. Each
+ * command is imported when it is called.
+ */
+import yargs, { type Argv } from 'yargs'
+import { GLOBAL_OPTIONS, addCommands, helpAdvice, refuseOptions, type CommandEntry } from './command.js'
+import { UsageError, failureOf, failureText } from './failure.js'
+import { OutputClosed, guardOutput } from './output.js'
+import { version } from './version.js'
+
+const COMMANDS: readonly CommandEntry[] = [
+  {
+    command: 'serve',
+    describe: 'Run a broker',
+    load: async () => (await import('./serve.js')).serve,
+  },
+  {
+    command: 'queue',
+    describe: 'Make, look at, empty and delete queues',
+    isGroup: true,
+    load: async () => (await import('./queue.js')).queue,
+  },
+  {
+    command: 'publish <queue> [body]',
+    describe: 'Publish messages: an argument, a file, or each line of stdin',
+    load: async () => (await import('./publish.js')).publish,
+  },
+  {
+    command: 'consume <queue>',
+    describe: 'Print the messages of a queue and acknowledge them',
+    load: async () => (await import('./consume.js')).consume,
+  },
+  {
+    command: 'bench',
+    describe: 'Put load on a running broker and measure it',
+    load: async () => (await import('./bench.js')).bench,
+  },
+]
+
+const EPILOGUE = `Start here:
+  sluice serve                     run a broker, with its data in ./data
+  sluice queue ensure orders       make a queue
+  sluice publish orders hello      publish a message
+  sluice consume orders            print and acknowledge what is there and what comes
+
+Exit codes: 0 ok, 1 failure, 2 usage, 4 not found, 5 denied, 6 unreachable.`
+
+const WIDTH_MAX = 100
+
+/** Texts of yargs that are not plain enough. */
+const WORDING = {
+  'Not enough non-option arguments: got %s, need at least %s': plural('An argument is missing: %s given, %s needed.'),
+  'Not enough arguments following: %s': 'The option --%s needs a value.',
+} as unknown as Record<string, string>
+
+function plural(text: string): object {
+  return { one: text, other: text }
+}
+
+function program(args: readonly string[]): Argv {
+  const wantsHelp = asksForHelp(args)
+  const instance = yargs([...args])
+    .scriptName('sluice')
+    .locale('en')
+    .updateStrings(WORDING)
+    .usage('$0 <command> [options]\n\nA message broker and its tools.')
+    .option('url', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Address of the broker [default: SLUICE_URL, then sluice://localhost:7420]',
+    })
+    .option('timeout', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Longest wait for an answer, such as 500ms or 10s [default: 5s to connect, 30s a call]',
+    })
+    .option('json', { type: 'boolean', default: false, describe: 'Print JSON' })
+    .version(version())
+    .group(GLOBAL_OPTIONS, 'Options of every command:')
+    .parserConfiguration({ 'greedy-arrays': false, 'dot-notation': false, 'boolean-negation': true })
+    .wrap(Math.min(WIDTH_MAX, process.stdout.columns ?? WIDTH_MAX))
+    .exitProcess(false)
+    // It can be called twice for one failure; what is thrown by the first call ends the parsing.
+    .fail((message: string | null, error: Error | undefined) => {
+      throw error ?? new UsageError(message ?? 'The command is not complete.', helpAdvice(commandWord(args)))
+    })
+    .check(refuseOptions as Parameters<Argv['check']>[0])
+  // Where help is known to yargs, the word `help` asks for it too, even as the body of a message.
+  if (wantsHelp) instance.help('help').alias('help', 'h').epilogue(args.length === 1 ? EPILOGUE : '')
+  else instance.help(false)
+  return addCommands(instance, [], COMMANDS)
+}
+
+function asksForHelp(args: readonly string[]): boolean {
+  const end = args.indexOf('--')
+  const flags = end === -1 ? args : args.slice(0, end)
+  return args.length === 0 || flags.includes('--help') || flags.includes('-h')
+}
+
+function commandWord(args: readonly string[]): string[] {
+  const names = COMMANDS.map(({ command }) => command.split(' ')[0]!)
+  const at = args.findIndex((arg) => names.includes(arg))
+  if (at === -1) return []
+  const next = args[at + 1]
+  return args[at] === 'queue' && next !== undefined && !next.startsWith('-') ? ['queue', next] : [args[at]!]
+}
+
+async function main(args: readonly string[]): Promise<void> {
+  guardOutput()
+  try {
+    if (args.length === 0) process.stdout.write(`${await program(['--help']).getHelp()}\n`)
+    else await program(args[0] === 'help' ? [...args.slice(1), '--help'] : args).parseAsync()
+  } catch (error) {
+    // Whoever read stdout has had enough.
+    if (error instanceof OutputClosed) return
+    const failure = failureOf(isYargsError(error) ? new UsageError(error.message, helpAdvice(commandWord(args))) : error)
+    process.exitCode = failure.exit
+    process.stderr.write(failureText(failure, args.includes('--json')))
+    if (failure.code === 'UNEXPECTED' && error instanceof Error) process.stderr.write(`${error.stack ?? ''}\n`)
+  }
+}
+
+// Most of its own findings come through `fail`; a missing value of an option does not.
+function isYargsError(error: unknown): error is Error {
+  return error instanceof Error && error.name === 'YError'
+}
+
+void main(process.argv.slice(2))

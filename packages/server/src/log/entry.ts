@@ -179,10 +179,7 @@ export function checkEntry(
   if (length < ENTRY_HEADER_BYTES) return 'length'
   const lsn = readU64(bytes, at + LSN_AT)
   if (!Number.isSafeInteger(lsn) || (expected.lsn !== undefined && lsn !== expected.lsn)) return 'lsn'
-  if (
-    expected.previousCrc !== undefined &&
-    readU32(bytes, at + PREVIOUS_CRC_AT) !== expected.previousCrc
-  ) {
+  if (expected.previousCrc !== undefined && readU32(bytes, at + PREVIOUS_CRC_AT) !== expected.previousCrc) {
     return 'previous-crc'
   }
   if (readU64(bytes, at + POSITION_AT) !== expected.position) return 'position'
@@ -208,7 +205,7 @@ export function resemblesEntry(bytes: Uint8Array, at: number, expected: EntryExp
 /** Where each batch of the entry at `at` begins. Stops where the chain of batches does not fit the entry. */
 export function* entryBatches(bytes: Uint8Array, at: number): Generator<number, void, undefined> {
   const end = at + Math.min(readU32(bytes, at + LENGTH_AT), bytes.length - at)
-  for (let batch = at + ENTRY_HEADER_BYTES; batch < end; ) {
+  for (let batch = at + ENTRY_HEADER_BYTES; batch < end;) {
     const next = batchEnd(bytes, batch, end)
     if (next < 0) return
     yield batch
@@ -221,7 +218,7 @@ export function recordsAreIntact(bytes: Uint8Array, at: number): boolean {
   const length = readU32(bytes, at + LENGTH_AT)
   if (length < ENTRY_HEADER_BYTES || length > bytes.length - at) return false
   const end = at + length
-  for (let batch = at + ENTRY_HEADER_BYTES; batch < end; ) {
+  for (let batch = at + ENTRY_HEADER_BYTES; batch < end;) {
     const next = batchEnd(bytes, batch, end)
     if (next < 0 || !batchIsIntact(bytes, batch, next)) return false
     batch = next

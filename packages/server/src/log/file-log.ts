@@ -670,12 +670,11 @@ export class FileLog implements Log {
     }
     if (this.#low) return false
     const newest = this.#active + this.#spares.length
-    // The entry that is under way waits for a segment.
-    if (newest < this.#headSegment) return false
     const left = this.#segmentBytes - this.#headAt
     const creatable = this.#prepareFailed
       ? 0
       : Math.max(0, Math.floor((this.#freeBytes - this.#lowFreeBytes) / this.#segmentBytes))
+    // One less where the entry under way still waits for its segment: that is being prepared, or cannot be.
     const segments = newest - this.#headSegment + creatable
     const room = (bytes <= left ? left : 0) + segments * (this.#segmentBytes - SEGMENT_HEADER_BYTES)
     return bytes + (this.#options.reserveBytes ?? this.#segmentBytes) <= room
@@ -724,7 +723,6 @@ export class FileLog implements Log {
         this.#draftExists = false
         await this.#addSpare(number)
       })
-      this.#prepareFailed = false
     } catch (error) {
       if (this.#failure !== undefined) return
       if (!this.#prepareFailed) {
@@ -769,6 +767,7 @@ export class FileLog implements Log {
     await this.#durably('The directory of the log', () => this.#disk.syncDirectory())
     const file = await this.#disk.open(segmentName(number), { durable: true })
     this.#spares.push({ number, file })
+    this.#prepareFailed = false
     this.#wake()
   }
 
@@ -812,6 +811,7 @@ export class FileLog implements Log {
     if (recycled) await this.#addSpare(target)
     else {
       await this.#durably('The directory of the log', () => this.#disk.syncDirectory())
+      this.#prepareFailed = false
       await this.#refreshSpace()
       this.#prepareAhead()
     }
@@ -865,7 +865,11 @@ export class FileLog implements Log {
           const found = walker.peek(end) ?? (await walker.next(end))
           if (typeof found !== 'string') {
             if (!recordsAreIntact(found, 0)) {
-              throw corrupt(segmentName(number), entryAt, `the records of entry ${walker.lsn! - 1} are damaged`)
+              throw corrupt(
+                segmentName(number),
+                entryAt,
+                `the records of entry ${walker.lsn! - 1} are damaged`,
+              )
             }
             yield { position: from.segmentStart + entryAt, lsn: walker.lsn! - 1, bytes: found }
             continue
@@ -1029,7 +1033,7 @@ async function areBlank(files: Iterable<DiskFile>): Promise<boolean> {
 }
 
 async function writeZeros(file: DiskFile, at: number, bytes: number): Promise<void> {
-  for (let done = 0; done < bytes; ) {
+  for (let done = 0; done < bytes;) {
     const piece = done === 0 ? ENTRY_ALIGN_BYTES : Math.min(FILL_BYTES, bytes - done)
     await file.write(at + done, new Uint8Array(piece))
     done += piece

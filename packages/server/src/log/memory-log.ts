@@ -94,7 +94,7 @@ export class MemoryLog implements Log {
 
   async *read(position: number): AsyncGenerator<LogEntry> {
     // Entries leave at the front while a reader is on its way: it goes on by position.
-    for (let from = position; ; ) {
+    for (let from = position; ;) {
       const entry = this.#kept.entries[this.#indexFrom(from)]
       if (entry === undefined) return
       yield entry

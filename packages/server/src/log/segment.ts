@@ -134,9 +134,7 @@ export function decodeLogMeta(bytes: Uint8Array): LogMeta | undefined {
 }
 
 export function segmentBytesFit(bytes: number): boolean {
-  return (
-    bytes >= SEGMENT_BYTES_MIN && bytes <= SEGMENT_BYTES_MAX && bytes % SEGMENT_HEADER_BYTES === 0
-  )
+  return bytes >= SEGMENT_BYTES_MIN && bytes <= SEGMENT_BYTES_MAX && bytes % SEGMENT_HEADER_BYTES === 0
 }
 
 function sealedWith(bytes: Uint8Array, magic: number): boolean {

@@ -153,6 +153,8 @@ export class Tail {
     const segmentBytes = this.#log.segmentBytes
     let segmentEnd = (Math.floor(this.#next / segmentBytes) + 1) * segmentBytes
     let position = this.#next
+    // The last entry ended with its segment: the next one stands behind the header of the one that follows.
+    if (position % segmentBytes === 0) position += SEGMENT_HEADER_BYTES
     if (position + needed > segmentEnd) {
       position = segmentEnd + SEGMENT_HEADER_BYTES
       segmentEnd += segmentBytes

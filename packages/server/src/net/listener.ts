@@ -11,6 +11,8 @@ export interface ListenerOptions {
   readonly host: string
   readonly port: number
   readonly connectionsMax: number
+  /** Bytes of half-received frames that all connections together may keep. */
+  readonly receiveBytesMax: number
   readonly settings: SessionSettings
   readonly now: () => number
   readonly onEvent: (event: ListenerEvent, session: Session, error: SluiceError | undefined) => void
@@ -28,6 +30,7 @@ export class Listener {
   readonly #sessions = new Map<Session, Socket>()
   #ticker: NodeJS.Timeout | undefined
   #tickedMs = 0
+  #receiveBytes = 0
 
   constructor(broker: Broker, options: ListenerOptions) {
     this.#broker = broker
@@ -97,10 +100,23 @@ export class Listener {
       session.fail(error)
       return
     }
-    socket.on('data', (chunk) => session.receive(chunk, this.#options.now()))
+    let held = 0
+    socket.on('data', (chunk) => {
+      session.receive(chunk, this.#options.now())
+      this.#receiveBytes += session.heldBytes - held
+      held = session.heldBytes
+      if (held > 0 && this.#receiveBytes > this.#options.receiveBytesMax) session.fail(this.#receiveBudgetError())
+    })
+    socket.on('close', () => (this.#receiveBytes -= held))
     // The peer has ended its side: whatever it still wanted to hear, it says GOODBYE first and reads on.
     socket.on('end', () => session.disconnected())
     this.#options.onEvent('connected', session, undefined)
+  }
+
+  #receiveBudgetError(): SluiceError {
+    const { receiveBytesMax } = this.#options
+    const text = `Half-received frames take ${this.#receiveBytes} bytes; at most ${receiveBytesMax} are kept for all connections together.`
+    return new SluiceError('MEMORY_FULL', text, { scope: 'connection', retryAfterMs: 1_000 })
   }
 
   // A late call is judged only after the sockets were polled once more: what came meanwhile counts.

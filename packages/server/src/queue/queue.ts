@@ -68,6 +68,8 @@ export class Queue {
   armedMs = Infinity
   /** Waiting for bytes from the disk; handing out goes on when they are there. */
   loading = false
+  /** Place in the log that could not be read; -1: none. */
+  unreadablePosition = -1
 
   readonly #use: LogUse
   #chunks: (Chunk | undefined)[] = []

@@ -1,0 +1,179 @@
+import { CONTENT_TYPE, SluiceError } from '@sluice/protocol'
+import fc from 'fast-check'
+import { describe, expect, it } from 'vitest'
+import { BODY_DEPTH_MAX, checkText, decodeBody, packBody } from './body.js'
+
+const roundTrip = (value: unknown): unknown => {
+  const bytes = Uint8Array.from(packBody(value))
+  return decodeBody(CONTENT_TYPE.msgpack, bytes, 0, bytes.length)
+}
+
+const refusal = (value: unknown): string => {
+  try {
+    packBody(value)
+  } catch (error) {
+    expect(error).toBeInstanceOf(SluiceError)
+    expect((error as SluiceError).code).toBe('INVALID_BODY')
+    return (error as SluiceError).message.split(';')[0]!
+  }
+  throw new Error('it was accepted')
+}
+
+describe('plain data', () => {
+  it('comes back as it went', () => {
+    const values = [
+      null,
+      true,
+      0,
+      1.5,
+      NaN,
+      Infinity,
+      2 ** 53,
+      -(2 ** 40),
+      5n,
+      -(2n ** 63n),
+      2n ** 64n - 1n,
+      '',
+      'ü🙂',
+      [],
+      {},
+      new Date(0),
+      new Date(1_700_000_000_123),
+      new Date(-5),
+      Uint8Array.of(1, 2),
+      { a: [{ b: { c: [null, 'x'.repeat(70_000)] } }], constructor: 'Ford', toJSON: 'text', 7: 'seven' },
+      JSON.parse('{"__proto__": {"polluted": true}}'),
+    ]
+    for (const value of values) expect(roundTrip(value)).toEqual(value)
+    expect(values.length).toBe(21)
+    expect(({} as { polluted?: boolean }).polluted).toBe(undefined)
+    expect(Object.getPrototypeOf(roundTrip(JSON.parse('{"__proto__": 1}')))).toBe(Object.prototype)
+  })
+
+  it('comes back as it went, whatever it is', () => {
+    const anything = fc.anything({
+      withBigInt: true,
+      withDate: true,
+      withNullPrototype: false,
+      maxDepth: 4,
+      values: [
+        fc.string({ unit: 'grapheme' }),
+        fc.integer(),
+        // msgpack has one zero.
+        fc.double().map((number) => (number === 0 ? 0 : number)),
+        fc.boolean(),
+        fc.constant(null),
+        fc.bigInt({ min: -(2n ** 63n), max: 2n ** 64n - 1n }),
+      ],
+      key: fc.string({ unit: 'grapheme' }),
+    })
+    fc.assert(
+      fc.property(anything, (value) => {
+        let packed: Uint8Array
+        try {
+          packed = Uint8Array.from(packBody(value))
+        } catch (error) {
+          expect((error as SluiceError).code).toBe('INVALID_BODY')
+          return
+        }
+        expect(decodeBody(CONTENT_TYPE.msgpack, packed, 0, packed.length)).toEqual(value)
+      }),
+      { numRuns: 500 },
+    )
+  })
+
+  it('names the path of what is refused', () => {
+    class Customer {
+      name = 'somebody'
+    }
+    const deep: unknown[] = []
+    let inner = deep
+    for (let i = 0; i < BODY_DEPTH_MAX + 1; i++) {
+      const next: unknown[] = []
+      inner.push(next)
+      inner = next
+    }
+    const cycle: Record<string, unknown> = {}
+    cycle['self'] = cycle
+    const refused: [unknown, string][] = [
+      [undefined, 'body is undefined'],
+      [() => {}, 'body is a function'],
+      [Symbol('x'), 'body is a symbol'],
+      [new Map(), 'body is a Map'],
+      [{ a: [1, new Set()] }, 'body.a[1] is a Set'],
+      [{ 'not a word': undefined }, 'body["not a word"] is undefined'],
+      [[new Customer()], 'body[0] is a Customer'],
+      [{ a: { b: () => {} } }, 'body.a.b is a function'],
+      [[1, undefined], 'body[1] is undefined'],
+      // oxlint-disable-next-line no-sparse-arrays -- a hole is what is tested
+      [[1, , 3], 'body[1] is undefined'],
+      [2n ** 64n, 'body is a bigint of more than 64 bits'],
+      [new Date(NaN), 'body is an invalid date'],
+      [new Float64Array(1), 'body is a Float64Array'],
+      [/x/, 'body is a RegExp'],
+      [new Error('x'), 'body is a Error'],
+      [Promise.resolve(), 'body is a Promise'],
+      ['\ud800', 'body is text with half a surrogate pair'],
+      [{ [Symbol('s')]: 1 }, 'body has a symbol as the name of a property'],
+      [deep, `body${'[0]'.repeat(BODY_DEPTH_MAX)} is nested deeper than ${BODY_DEPTH_MAX}`],
+      [cycle, `body${'.self'.repeat(BODY_DEPTH_MAX)} is nested deeper than ${BODY_DEPTH_MAX}`],
+    ]
+    for (const [value, message] of refused) expect(refusal(value)).toBe(message)
+    expect(refused.length).toBe(20)
+    expect(() => checkText('a\udc00')).toThrow('surrogate')
+    checkText('🙂')
+  })
+})
+
+describe('decoding', () => {
+  it('gives bytes that nothing overwrites and that pin no large buffer', () => {
+    const run = new Uint8Array(1000).fill(7)
+    const small = decodeBody(CONTENT_TYPE.bytes, run, 10, 14) as Uint8Array
+    expect([...small]).toEqual([7, 7, 7, 7])
+    expect(small.buffer.byteLength).toBe(4)
+    const large = decodeBody(CONTENT_TYPE.bytes, run, 10, 900) as Uint8Array
+    expect(large.buffer).toBe(run.buffer)
+    const nested = decodeBody(CONTENT_TYPE.msgpack, Uint8Array.of(0xc4, 2, 8, 9), 0, 4) as Uint8Array
+    expect([...nested]).toEqual([8, 9])
+    expect(nested.buffer.byteLength).toBe(2)
+  })
+
+  it('refuses hostile bytes with INVALID_BODY and nothing else', () => {
+    const hostile = [
+      [],
+      [0xc1],
+      // Lengths that nothing follows: an array, a map, text, bytes.
+      [0xdd, 0xff, 0xff, 0xff, 0xff],
+      [0xdf, 0xff, 0xff, 0xff, 0xff],
+      [0xdb, 0xff, 0xff, 0xff, 0xff],
+      [0xc6, 0xff, 0xff, 0xff, 0xff],
+      // Extensions of msgpackr: undefined, Set, RegExp, Error, pointers, records.
+      [0xd4, 0, 0],
+      [0xd4, 0x73, 0x91, 0x01],
+      [0xd4, 0x78, 0x92, 0xa1, 0x61, 0xa0],
+      [0xd4, 0x65, 0x93, 0xa1, 0x61, 0xa1, 0x62, 0xa1, 0x63],
+      [0xd6, 0x69, 0, 0, 0, 1],
+      [0xd6, 0x70, 0, 0, 0, 1],
+      [0xd4, 0x72, 0x40],
+      // A map whose key is a map; two values.
+      [0x81, 0x80, 0x01],
+      [0x01, 0x02],
+      Array.from({ length: 10_000 }, () => 0x91),
+    ]
+    for (const bytes of hostile)
+      expect(() => decodeBody(CONTENT_TYPE.msgpack, Uint8Array.from(bytes), 0, bytes.length)).toThrow(
+        expect.objectContaining({ code: 'INVALID_BODY' }),
+      )
+    expect(hostile.length).toBe(16)
+    fc.assert(
+      fc.property(fc.uint8Array({ maxLength: 64 }), (bytes) => {
+        try {
+          decodeBody(CONTENT_TYPE.msgpack, bytes, 0, bytes.length)
+        } catch (error) {
+          expect((error as SluiceError).code).toBe('INVALID_BODY')
+        }
+      }),
+      { numRuns: 2000 },
+    )
+  })
+})

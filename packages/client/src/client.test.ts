@@ -1,0 +1,395 @@
+import { encodeControl, encodeGoodbye, FRAME_HEADER_BYTES, LIMITS, OP, SluiceError } from '@sluice/protocol'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { connectThrough, type Sluice } from './client.js'
+import { queue } from './options.js'
+import { control, fault, Peer, turns, until } from './testing/peer.js'
+
+let peer: Peer
+let sluice: Sluice | undefined
+
+beforeEach(() => {
+  peer = new Peer()
+  sluice = undefined
+})
+
+afterEach(async () => {
+  await sluice?.close({ timeout: 1 }).catch(() => {})
+})
+
+const PREFACE = Uint8Array.of(0x53, 0x4c, 0x43, 0x45, 1, 0, 0, 0)
+
+describe('connecting', () => {
+  it('introduces itself and tells what it reached', async () => {
+    sluice = await peer.connect({ name: 'checkout', heartbeat: '2s' })
+    expect(peer.link.hello).toMatchObject({
+      name: 'checkout',
+      heartbeatMs: 2000,
+      acceptedNumber: 0,
+      versionMin: 1,
+      versionMax: 1,
+    })
+    expect(peer.link.frames.map(({ name }) => name)).toEqual(['HELLO', 'AUTH'])
+    expect(peer.link.writes).toBe(1)
+    expect(sluice.connected).toBe(true)
+  })
+
+  it('tries again until it is let in', async () => {
+    peer.refusals = 3
+    sluice = await peer.connect()
+    expect(peer.links.length).toBe(1)
+  })
+
+  it('gives up with UNREACHABLE after its timeout', async () => {
+    peer.refusals = 1000
+    const error: unknown = await peer.connect({ timeout: 100 }).catch((error: unknown) => error)
+    expect(error).toMatchObject({ code: 'UNREACHABLE' })
+    expect((error as SluiceError).message).toContain('ECONNREFUSED')
+  })
+
+  it('fails at once where dialling again would not help', async () => {
+    for (const code of ['AUTH_FAILED', 'PROTOCOL_VERSION'] as const) {
+      peer = new Peer()
+      peer.replies[OP.HELLO] = (_frame, link) => {
+        link.sendBytes(PREFACE)
+        link.error(code, 'connection')
+      }
+      await expect(peer.connect()).rejects.toMatchObject({ code })
+      expect(peer.links.length).toBe(1)
+    }
+    peer = new Peer()
+    peer.replies[OP.HELLO] = (_frame, link) => link.sendBytes(Buffer.from('HTTP/1.1 400 Bad Request'))
+    await expect(peer.connect()).rejects.toMatchObject({ code: 'PROTOCOL_VERSION' })
+  })
+
+  it('can be aborted', async () => {
+    peer.refusals = 1000
+    const controller = new AbortController()
+    const connecting = peer.connect({ signal: controller.signal })
+    setTimeout(() => controller.abort(), 20)
+    await expect(connecting).rejects.toMatchObject({ code: 'ABORTED' })
+    await expect(peer.connect({ signal: AbortSignal.abort() })).rejects.toMatchObject({ code: 'ABORTED' })
+  })
+
+  it('refuses addresses and options that it does not have', async () => {
+    const wrong: [string, object, string][] = [
+      ['http://localhost', {}, 'INVALID_URL'],
+      ['sluice://h/path', {}, 'INVALID_URL'],
+      ['sluice://h:99999', {}, 'INVALID_URL'],
+      ['sluice://u:p@h', {}, 'NOT_SUPPORTED'],
+      ['sluice://h', { tls: true }, 'NOT_SUPPORTED'],
+      ['sluice://h', { colour: 1 }, 'INVALID_ARGUMENT'],
+      ['sluice://h', { maxInFlight: 0 }, 'INVALID_ARGUMENT'],
+      ['sluice://h', { timeout: '5 parsecs' }, 'INVALID_ARGUMENT'],
+      ['sluice://h', { name: 'n'.repeat(256) }, 'INVALID_ARGUMENT'],
+    ]
+    for (const [url, options, code] of wrong)
+      await expect(connectThrough(peer.dial, url, options)).rejects.toMatchObject({ code })
+    expect(peer.links.length).toBe(0)
+  })
+})
+
+describe('a hostile broker', () => {
+  const frame = (opcode: number, payload: Uint8Array, length = payload.length): Uint8Array => {
+    const bytes = new Uint8Array(FRAME_HEADER_BYTES + payload.length)
+    new DataView(bytes.buffer).setUint32(0, length, true)
+    bytes[4] = opcode
+    bytes.set(payload, FRAME_HEADER_BYTES)
+    return bytes
+  }
+  const nonsense: [string, Uint8Array][] = [
+    ['an unknown frame', frame(250, new Uint8Array(4))],
+    ['a frame that only clients send', frame(OP.PUBLISH, new Uint8Array(4))],
+    ['a reserved frame', frame(OP.ATOMIC_OK, new Uint8Array(4))],
+    ['a second HELLO_OK', frame(OP.HELLO_OK, new Uint8Array(40))],
+    ['a frame longer than agreed', frame(OP.DELIVER, new Uint8Array(0), 0xffff_ffff)],
+    ['half a PUBLISH_OK', frame(OP.PUBLISH_OK, new Uint8Array(19))],
+    ['a PUBLISH_OK with four billion duplicates', frame(OP.PUBLISH_OK, new Uint8Array(20).fill(0xff))],
+    ['a PUBLISH_ERR without a fault', frame(OP.PUBLISH_ERR, new Uint8Array(8))],
+    ['an ERROR of an unknown scope', frame(OP.ERROR, Uint8Array.of(1, 0, 9, 0, 0, 0, 0, 0, 0, 0))],
+    ['half a GOODBYE', frame(OP.GOODBYE, new Uint8Array(1))],
+    ['a PING with a payload', frame(OP.PING, new Uint8Array(1))],
+  ]
+
+  for (const [what, bytes] of nonsense) {
+    it(`is left, and dialled again, after ${what}`, async () => {
+      sluice = await peer.connect()
+      const lost: string[] = []
+      sluice.on('disconnected', ({ error }) => lost.push(error.code))
+      const dialled = peer.dialled()
+      const first = peer.link
+      first.sendBytes(bytes)
+      await dialled
+      await until(() => sluice!.connected)
+      expect(lost.length).toBe(1)
+      expect(first.closed).toBe(true)
+    })
+  }
+
+  it('is left after deliveries that make no sense', async () => {
+    const deliveries: ((channel: number) => void)[] = [
+      (channel) => peer.link.send(OP.DELIVER, channel, 0, new Uint8Array(31)),
+      (channel) => {
+        // More than the credit of two.
+        peer.link.deliver(channel, 101, ['a', 'b', 'c'])
+      },
+      (channel) => {
+        const head = new Uint8Array(40)
+        head[0] = 101
+        new DataView(head.buffer).setUint32(24, 0xffff_ffff, true)
+        peer.link.send(OP.DELIVER, channel, 0, head)
+      },
+    ]
+    sluice = await peer.connect()
+    sluice.consume('q', () => {})
+    for (const deliver of deliveries) {
+      const { link } = peer
+      await until(() => link.named('SUBSCRIBE').length === 1)
+      await turns()
+      const dialled = peer.dialled()
+      deliver(link.named('SUBSCRIBE')[0]!.channel)
+      await dialled
+      expect(link.closed).toBe(true)
+    }
+    expect(peer.links.length).toBe(deliveries.length + 1)
+  })
+
+  it('cannot offer limits that make no sense', async () => {
+    const offers = [
+      { inFlightBatches: 0 },
+      { inFlightBytes: 0 },
+      { frameBytesMax: 0xffff_ffff },
+      { frameBytesMax: 100 },
+      { heartbeatMs: 0 },
+    ]
+    for (const offer of offers) {
+      peer = new Peer()
+      peer.replies[OP.HELLO] = (_frame, link) => link.helloOk(offer)
+      await expect(peer.connect({ timeout: 30 })).rejects.toMatchObject({ code: 'MALFORMED_FRAME' })
+    }
+  })
+
+  it('cannot send a large frame before it has introduced itself', async () => {
+    peer.replies[OP.HELLO] = (_frame, link) => {
+      link.sendBytes(PREFACE)
+      link.sendBytes(frame(OP.HELLO_OK, new Uint8Array(0), LIMITS.frameBytesUnauthenticated))
+    }
+    await expect(peer.connect({ timeout: 30 })).rejects.toMatchObject({ code: 'FRAME_TOO_LARGE' })
+  })
+})
+
+describe('requests', () => {
+  const info = {
+    name: 'q',
+    options: { maxDeliveries: 5, retryInitialMs: 1000, retryMaxMs: 60_000 },
+    ready: 3,
+  }
+
+  it('ensures, gets, lists, deletes and purges queues', async () => {
+    sluice = await peer.connect()
+    const answers: Record<number, object> = {
+      [OP.ENSURE]: { created: true, queue: info },
+      [OP.GET]: { queue: info },
+      [OP.LIST]: { queues: [info, info] },
+      [OP.DELETE]: { messages: 7 },
+      [OP.PURGE]: { messages: 8 },
+    }
+    for (const [opcode, answer] of Object.entries(answers))
+      peer.replies[Number(opcode)] = (frame, link) =>
+        link.send(OP.RESULT, 0, frame.correlation, encodeControl(answer as Record<string, unknown>))
+    const shaped = {
+      name: 'q',
+      options: { maxDeliveries: 5, retry: { initial: 1000, max: 60_000 } },
+      ready: 3,
+    }
+    const ensured = await sluice.queues.ensure(queue('q'), {
+      maxDeliveries: 5,
+      retry: { initial: '1s', max: '1m' },
+      update: true,
+      ttlMs: 5,
+    } as never)
+    expect(ensured).toEqual({ created: true, queue: shaped })
+    expect(JSON.parse(JSON.stringify(control(peer.link.named('ENSURE')[0]!)))).toEqual({
+      name: 'q',
+      options: { maxDeliveries: 5, retryInitialMs: 1000, retryMaxMs: 60_000, ttlMs: 5 },
+      update: true,
+    })
+    expect(await sluice.queues.get('q')).toEqual(shaped)
+    expect(await sluice.queues.list()).toEqual([shaped, shaped])
+    peer.replies[OP.LIST] = (frame, link) => {
+      const more = control(frame)['after'] === undefined
+      link.send(
+        OP.RESULT,
+        0,
+        frame.correlation,
+        encodeControl({ queues: [{ ...info, name: more ? 'p' : 'q' }], more }),
+      )
+    }
+    expect((await sluice.queues.list()).map(({ name }) => name)).toEqual(['p', 'q'])
+    expect(await sluice.queues.delete('q')).toEqual({ messages: 7 })
+    expect(await sluice.queues.purge('q')).toEqual({ messages: 8 })
+  })
+
+  it('rejects with what the broker says, by its deadline, and by its signal', async () => {
+    sluice = await peer.connect()
+    const missing = sluice.queues.get('q')
+    await until(() => peer.link.named('GET').length === 1)
+    peer.link.error('QUEUE_NOT_FOUND', 'request', 0, peer.link.named('GET')[0]!.correlation)
+    await expect(missing).rejects.toMatchObject({ code: 'QUEUE_NOT_FOUND' })
+    await expect(sluice.queues.get('q', { timeout: 20 })).rejects.toMatchObject({
+      code: 'TIMEOUT',
+      outcome: 'unknown',
+    })
+    const signal = AbortSignal.timeout(20)
+    await expect(sluice.queues.get('q', { signal })).rejects.toMatchObject({ code: 'ABORTED' })
+    await expect(sluice.queues.get('no such name')).rejects.toMatchObject({ code: 'INVALID_NAME' })
+  })
+
+  it('repeats after a lost connection what can be repeated, and nothing else', async () => {
+    sluice = await peer.connect()
+    const list = sluice.queues.list()
+    const purge = sluice.queues.purge('q').catch((error: unknown) => error)
+    await until(() => peer.link.named('PURGE').length === 1)
+    peer.replies[OP.LIST] = (frame, link) =>
+      link.send(OP.RESULT, 0, frame.correlation, encodeControl({ queues: [] }))
+    peer.link.cut()
+    expect(await purge).toMatchObject({ code: 'CONNECTION_LOST', outcome: 'unknown' })
+    expect(await list).toEqual([])
+    expect(peer.link.named('PURGE').length).toBe(0)
+  })
+})
+
+describe('events and the end', () => {
+  it('tells of connections that come and go, and survives errors that nobody hears', async () => {
+    const log: unknown[] = []
+    sluice = await peer.connect()
+    sluice.on('disconnected', ({ error }) => log.push(['disconnected', error.code]))
+    sluice.on('reconnecting', ({ attempt }) => log.push(['reconnecting', attempt]))
+    sluice.on('connected', ({ again }) => log.push(['connected', again]))
+    const off = sluice.on('notice', ({ code }) => log.push(['notice', code]))
+    peer.link.error('LEASE_LOST', 'request')
+    peer.link.send(OP.NOTICE, 0, 0, fault('LEASE_LOST', 'request'))
+    await turns()
+    off()
+    peer.link.send(OP.NOTICE, 0, 0, fault('LEASE_LOST', 'request'))
+    await turns()
+    peer.link.cut()
+    await until(() => log.length === 4)
+    expect(log).toEqual([
+      ['notice', 'LEASE_LOST'],
+      ['disconnected', 'CONNECTION_LOST'],
+      ['reconnecting', 1],
+      ['connected', true],
+    ])
+  })
+
+  it('sends no new work to a broker that says goodbye', async () => {
+    peer.confirmAll()
+    sluice = await peer.connect()
+    peer.link.send(OP.GOODBYE, 0, 0, encodeGoodbye(1, 'restarting'))
+    await turns()
+    const publish = sluice.publish('q', 'x')
+    await turns()
+    expect(peer.link.named('PUBLISH').length).toBe(0)
+    peer.link.cut()
+    expect((await publish).offset).toBe(0)
+    expect(peer.links.length).toBe(2)
+  })
+
+  it('answers a ping', async () => {
+    sluice = await peer.connect()
+    peer.link.send(OP.PING, 0, 77, new Uint8Array(0))
+    await until(() => peer.link.named('PONG').length === 1)
+    expect(peer.link.named('PONG')[0]!.correlation).toBe(77)
+  })
+
+  it('pings when it has nothing to say, and leaves a broker that says nothing', async () => {
+    peer.replies[OP.HELLO] = (_frame, link) => link.helloOk({ heartbeatMs: 100 })
+    sluice = await peer.connect()
+    const lost: string[] = []
+    sluice.on('disconnected', ({ error }) => lost.push(error.code))
+    await until(() => lost.length === 1)
+    expect(peer.links[0]!.named('PING').length).toBeGreaterThanOrEqual(2)
+    expect(lost).toEqual(['HEARTBEAT_TIMEOUT'])
+  })
+
+  it('flushes what was published before it closes', async () => {
+    sluice = await peer.connect()
+    const publish = sluice.publish('q', 'x')
+    const closed = sluice.close()
+    await turns()
+    expect(peer.link.ended).toBe(false)
+    peer.link.confirm([1, 0])
+    await closed
+    expect((await publish).offset).toBe(0)
+    expect(peer.link.frames.at(-1)!.name).toBe('GOODBYE')
+    expect(peer.link.ended).toBe(true)
+    expect(sluice.close()).toBe(sluice.close())
+    await expect(sluice.publish('q', 'y')).rejects.toMatchObject({ code: 'CLOSED' })
+    await expect(sluice.queues.list()).rejects.toMatchObject({ code: 'CLOSED' })
+    await expect(sluice.pull('q')).rejects.toMatchObject({ code: 'CLOSED' })
+    expect(() => sluice!.consume('q', () => {})).toThrow(SluiceError)
+  })
+
+  it('gives up at the timeout of close, with unknown outcomes', async () => {
+    sluice = await peer.connect({ maxInFlight: 1 })
+    const sent = sluice.publish('q', 'x').catch((error: unknown) => error)
+    const waiting = sluice.publish('q', 'y').catch((error: unknown) => error)
+    await turns()
+    await expect(sluice.close({ timeout: 20 })).rejects.toMatchObject({ code: 'TIMEOUT' })
+    expect(await sent).toMatchObject({ code: 'CLOSED', outcome: 'unknown' })
+    expect(await waiting).toMatchObject({ code: 'CLOSED', outcome: undefined })
+  })
+
+  it('closes its workers, iterators and pulls', async () => {
+    sluice = await peer.connect()
+    const worker = sluice.consume('q', () => {})
+    const next = sluice.messages('q').next()
+    const pull = sluice.pull('q', { wait: '20s' }).catch((error: unknown) => error)
+    await until(() => peer.link.named('SUBSCRIBE').length === 3)
+    await sluice.close()
+    await worker.closed
+    expect(await next).toEqual({ value: undefined, done: true })
+    expect(await pull).toMatchObject({ code: 'CLOSED' })
+  })
+
+  it('is closed for good by a broker that refuses it after a reconnect', async () => {
+    sluice = await peer.connect()
+    const errors: string[] = []
+    sluice.on('error', ({ code }) => errors.push(code))
+    const worker = sluice.consume('q', () => {})
+    peer.replies[OP.HELLO] = (_frame, link) => {
+      link.sendBytes(PREFACE)
+      link.error('AUTH_FAILED', 'connection')
+    }
+    peer.link.cut()
+    await expect(worker.closed).rejects.toMatchObject({ code: 'AUTH_FAILED' })
+    expect(errors).toEqual(['AUTH_FAILED'])
+    await expect(sluice.publish('q', 'x')).rejects.toMatchObject({ code: 'AUTH_FAILED' })
+    await sluice.close()
+  })
+})
+
+describe('schemas', () => {
+  const schema = {
+    '~standard': {
+      version: 1 as const,
+      vendor: 'test',
+      validate: async (value: unknown) =>
+        typeof value === 'number'
+          ? { value: `${value}!` }
+          : { issues: [{ message: 'not a number', path: ['a', { key: 'b' }] }] },
+    },
+  }
+
+  it('validate and transform what is published', async () => {
+    peer.confirmAll()
+    sluice = await peer.connect()
+    const numbers = queue('n', { schema })
+    await sluice.publish(numbers, 5)
+    await sluice.publishBatch(numbers, [{ body: 6 }])
+    expect(peer.link.published.map(({ bodies }) => bodies)).toEqual([['5!'], ['6!']])
+    const error: unknown = await sluice.publish(numbers, 'x').catch((error: unknown) => error)
+    expect(error).toMatchObject({ code: 'INVALID_BODY' })
+    expect((error as SluiceError).message).toContain('a.b: not a number')
+  })
+})

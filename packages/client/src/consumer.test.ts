@@ -1,0 +1,551 @@
+import { DELIVER_FLAG, encodeRanges, OP, OUTCOME, type SluiceError } from '@sluice/protocol'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import type { Sluice } from './client.js'
+import { DeadLetter, Retry, type Message } from './message.js'
+import { control, fault, Peer, turns, until, type Frame } from './testing/peer.js'
+
+let peer: Peer
+let sluice: Sluice
+
+beforeEach(async () => {
+  peer = new Peer()
+  sluice = await peer.connect()
+})
+
+afterEach(async () => {
+  await sluice.close({ timeout: 1 }).catch(() => {})
+})
+
+const subscribed = async (count = 1): Promise<number> => {
+  await until(() => peer.link.named('SUBSCRIBE').length >= count)
+  await turns()
+  return peer.link.named('SUBSCRIBE')[count - 1]!.channel
+}
+
+const texts = (count: number): string[] => Array.from({ length: count }, (_, i) => `${i}`)
+
+describe('a worker', () => {
+  it('asks for twice its concurrency', async () => {
+    sluice.consume('q', { concurrency: 4 }, () => {})
+    await subscribed()
+    expect(control(peer.link.named('SUBSCRIBE')[0]!)).toEqual(
+      Object.assign(Object.create(null), { queue: 'q', messages: 8, bytes: 16 * 1024 * 1024 }),
+    )
+  })
+
+  it('acknowledges what its handlers resolve, a run as one range in one frame', async () => {
+    const seen: unknown[] = []
+    sluice.consume('q', { concurrency: 10 }, async (message) => {
+      seen.push(message.body, message.offset)
+    })
+    const channel = await subscribed()
+    const tag = peer.link.deliver(channel, 101, texts(10), { offset: 5 })
+    await until(() => peer.link.named('SETTLE').length > 0)
+    expect(peer.link.settles).toEqual([
+      { firstTag: tag, count: 10, outcome: OUTCOME.ack, delayMs: undefined, reason: undefined },
+    ])
+    expect(seen).toEqual(texts(10).flatMap((body, i) => [body, 5 + i]))
+  })
+
+  it('merges what settles out of order, also where tags wrap', async () => {
+    const ends: (() => void)[] = []
+    sluice.consume('q', { concurrency: 6 }, () => new Promise<void>((resolve) => ends.push(resolve)))
+    const channel = await subscribed()
+    peer.link.deliver(channel, 101, texts(6), { tag: 0xffff_fffd })
+    await until(() => ends.length === 6)
+    for (const i of [4, 0, 5, 2, 1, 3]) ends[i]!()
+    await until(() => peer.link.named('SETTLE').length > 0)
+    expect(peer.link.settles).toMatchObject([{ firstTag: 0xffff_fffd, count: 6, outcome: OUTCOME.ack }])
+  })
+
+  it('names messages as started in a write before their handlers run', async () => {
+    const startedWhenRun: number[] = []
+    sluice.consume('q', { concurrency: 2 }, async () => {
+      startedWhenRun.push(peer.link.started.reduce((sum, { count }) => sum + count, 0))
+      await new Promise((resolve) => setTimeout(resolve, 5))
+    })
+    const channel = await subscribed()
+    const tag = peer.link.deliver(channel, 101, texts(4))
+    await until(() => startedWhenRun.length === 4)
+    expect(startedWhenRun).toEqual([2, 2, 3, 4].map((least, i) => Math.max(least, startedWhenRun[i]!)))
+    expect(peer.link.started[0]).toEqual({ firstTag: tag, count: 2 })
+    await until(() => peer.link.settles.reduce((sum, { count }) => sum + count, 0) === 4)
+  })
+
+  it('never runs more handlers than its concurrency', async () => {
+    let running = 0
+    let most = 0
+    let done = 0
+    sluice.consume('q', { concurrency: 3, prefetch: 50 }, async () => {
+      most = Math.max(most, ++running)
+      await turns(2)
+      running--
+      done++
+    })
+    const channel = await subscribed()
+    peer.link.deliver(channel, 101, texts(50))
+    await until(() => done === 50)
+    expect(most).toBe(3)
+  })
+
+  it('fills the places that quick handlers leave beside a slow one', async () => {
+    const begun: unknown[] = []
+    let end!: () => void
+    sluice.consume('q', { concurrency: 4, prefetch: 20 }, ({ body }) => {
+      begun.push(body)
+      return body === '3' ? new Promise<void>((resolve) => (end = resolve)) : undefined
+    })
+    const channel = await subscribed()
+    peer.link.deliver(channel, 101, texts(20))
+    await until(() => begun.length === 20)
+    expect(begun).toEqual(texts(20))
+    end()
+  })
+
+  it('announces ever longer bursts to quick handlers', async () => {
+    let done = 0
+    sluice.consume('q', { concurrency: 1, prefetch: 2000 }, () => void done++)
+    const channel = await subscribed()
+    peer.link.deliver(channel, 101, texts(2000))
+    await until(() => done === 2000)
+    expect(peer.link.named('STARTED').length).toBeLessThan(200)
+    expect(peer.link.started.reduce((sum, { count }) => sum + count, 0)).toBe(2000)
+  })
+
+  it('runs a message that must be alone with nothing beside it', async () => {
+    const log: string[] = []
+    const ends = new Map<unknown, () => void>()
+    sluice.consume('q', { concurrency: 4, prefetch: 10 }, async ({ body }) => {
+      log.push(String(body))
+      await new Promise<void>((resolve) => ends.set(body, resolve))
+    })
+    const channel = await subscribed()
+    peer.link.deliver(channel, 101, ['a'])
+    peer.link.deliver(channel, 101, ['b'], { flags: DELIVER_FLAG.alone, offset: 1 })
+    peer.link.deliver(channel, 101, ['c', 'd'], { offset: 2 })
+    await turns(10)
+    expect(log).toEqual(['a'])
+    ends.get('a')!()
+    await turns(10)
+    expect(log).toEqual(['a', 'b'])
+    ends.get('b')!()
+    await turns(10)
+    expect(log).toEqual(['a', 'b', 'c', 'd'])
+  })
+
+  it('runs a message that must be alone with nothing beside it on any other queue', async () => {
+    const log: string[] = []
+    const ends = new Map<unknown, () => void>()
+    const handler = async ({ body }: Message): Promise<void> => {
+      log.push(String(body))
+      await new Promise<void>((resolve) => ends.set(body, resolve))
+    }
+    sluice.consume('p', { concurrency: 4 }, handler)
+    sluice.consume('q', { concurrency: 4 }, handler)
+    await subscribed(2)
+    const [p, q] = peer.link.named('SUBSCRIBE').map(({ channel }) => channel)
+    peer.link.deliver(p!, 101, ['a'])
+    await turns()
+    const { writes } = peer.link
+    peer.link.deliver(q!, 102, ['b'], { flags: DELIVER_FLAG.alone })
+    await turns(20)
+    expect(peer.link.writes).toBe(writes)
+    ends.get('a')!()
+    await turns(10)
+    peer.link.deliver(p!, 101, ['c'], { offset: 1 })
+    await turns()
+    expect(log).toEqual(['a', 'b'])
+    ends.get('b')!()
+    await turns(10)
+    expect(log).toEqual(['a', 'b', 'c'])
+  })
+
+  it('turns what a handler throws into the outcome it means', async () => {
+    const failures: unknown[] = []
+    sluice.on('handlerError', ({ offset, error }) => failures.push([offset, (error as Error).message]))
+    sluice.consume('q', { concurrency: 1, prefetch: 10 }, async ({ body }) => {
+      if (body === '0') throw new Error('it broke')
+      if (body === '1') throw new Retry({ delay: '5m', reason: 'closed' })
+      if (body === '2') throw new Retry()
+      if (body === '3') throw new DeadLetter('no such customer')
+    })
+    sluice.consume('sync', () => {
+      throw new Error('at once')
+    })
+    const channel = await subscribed(2)
+    const first = peer.link.named('SUBSCRIBE')[0]!.channel
+    peer.link.deliver(first, 101, texts(5))
+    await until(() => peer.link.settles.length === 5)
+    expect(peer.link.settles).toMatchObject([
+      { outcome: OUTCOME.retry, delayMs: undefined, reason: 'it broke' },
+      { outcome: OUTCOME.retry, delayMs: 300_000, reason: 'closed' },
+      { outcome: OUTCOME.retry, delayMs: undefined, reason: undefined },
+      { outcome: OUTCOME.deadLetter, reason: 'no such customer' },
+      { outcome: OUTCOME.ack },
+    ])
+    peer.link.deliver(channel, 102, ['x'])
+    await until(() => peer.link.settles.length === 6)
+    expect(failures).toEqual([
+      [0, 'it broke'],
+      [0, 'at once'],
+    ])
+  })
+
+  it('lets the first settle win over the end of the handler', async () => {
+    const errors: unknown[] = []
+    sluice.consume('q', { concurrency: 2 }, async (message) => {
+      await message.retry({ delay: 7 })
+      await message.ack().catch((error: unknown) => errors.push(error))
+    })
+    const channel = await subscribed()
+    peer.link.deliver(channel, 101, ['x', 'y'])
+    await until(() => errors.length === 2)
+    await turns()
+    expect(peer.link.settles).toMatchObject([
+      { count: 1, outcome: OUTCOME.retry, delayMs: 7 },
+      { count: 1, outcome: OUTCOME.retry, delayMs: 7 },
+    ])
+    expect(errors).toMatchObject([{ code: 'ALREADY_SETTLED' }, { code: 'ALREADY_SETTLED' }])
+  })
+
+  it('rejects a settle that the broker calls stale, and only that one', async () => {
+    const messages: Message[] = []
+    sluice.consume('q', { concurrency: 3 }, (message) => {
+      messages.push(message)
+      return new Promise(() => {})
+    })
+    const channel = await subscribed()
+    const tag = peer.link.deliver(channel, 101, texts(3))
+    await until(() => messages.length === 3)
+    peer.replies[OP.SETTLE] = (frame, link) =>
+      link.send(
+        OP.SETTLE_OK,
+        frame.channel,
+        frame.correlation,
+        encodeRanges(101, [{ firstTag: tag + 1, count: 1 }]),
+      )
+    const outcomes = await Promise.allSettled(messages.map((message) => message.ack()))
+    expect(outcomes).toMatchObject([
+      { status: 'fulfilled' },
+      { status: 'rejected', reason: { code: 'LEASE_LOST' } },
+      { status: 'fulfilled' },
+    ])
+  })
+
+  it('rejects closed, and reports, when the queue is missing', async () => {
+    const reported: SluiceError[] = []
+    sluice.on('error', (error) => reported.push(error))
+    peer.replies[OP.SUBSCRIBE] = (frame, link) =>
+      link.error('QUEUE_NOT_FOUND', 'request', frame.channel, frame.correlation)
+    const worker = sluice.consume('q', () => {})
+    await expect(worker.closed).rejects.toMatchObject({ code: 'QUEUE_NOT_FOUND' })
+    expect(reported.map(({ code }) => code)).toEqual(['QUEUE_NOT_FOUND'])
+    await worker.close()
+  })
+
+  it('ends when its queue is deleted', async () => {
+    const notices: string[] = []
+    sluice.on('notice', ({ code }) => notices.push(code))
+    const worker = sluice.consume('q', () => {})
+    const channel = await subscribed()
+    peer.link.send(OP.NOTICE, channel, 0, fault('QUEUE_DELETED', 'channel'))
+    await expect(worker.closed).rejects.toMatchObject({ code: 'QUEUE_DELETED' })
+    expect(notices).toEqual(['QUEUE_DELETED'])
+  })
+})
+
+describe('closing a worker', () => {
+  it('drains, gives back what was not begun, waits for handlers, then unsubscribes', async () => {
+    let end!: () => void
+    const worker = sluice.consume('q', { concurrency: 1, prefetch: 5 }, async () => {
+      await new Promise<void>((resolve) => (end = resolve))
+    })
+    const channel = await subscribed()
+    const tag = peer.link.deliver(channel, 101, texts(3))
+    await until(() => end !== undefined)
+    const closed = worker.close()
+    await until(() => peer.link.settles.length > 0)
+    expect(peer.link.settles).toMatchObject([{ firstTag: tag + 1, count: 2, outcome: OUTCOME.release }])
+    expect(peer.link.named('UNSUBSCRIBE')).toEqual([])
+    end()
+    await closed
+    await worker.closed
+    expect(peer.link.settles[1]).toMatchObject({ firstTag: tag, count: 1, outcome: OUTCOME.ack })
+    expect(peer.link.frames.map(({ name }) => name).filter((name) => name !== 'STARTED')).toEqual([
+      'HELLO',
+      'AUTH',
+      'SUBSCRIBE',
+      'CREDIT',
+      'SETTLE',
+      'SETTLE',
+      'UNSUBSCRIBE',
+    ])
+  })
+
+  it('gives up on handlers after its timeout and aborts their signals', async () => {
+    let signal!: AbortSignal
+    const worker = sluice.consume('q', async (_message, context) => {
+      signal = context.signal
+      await new Promise(() => {})
+    })
+    const channel = await subscribed()
+    peer.link.deliver(channel, 101, ['x'])
+    await until(() => signal !== undefined)
+    await expect(worker.close({ timeout: 20 })).rejects.toMatchObject({ code: 'TIMEOUT' })
+    expect(signal.aborted).toBe(true)
+    await worker.closed
+    await until(() => peer.link.named('UNSUBSCRIBE').length === 1)
+  })
+
+  it('closes with its signal', async () => {
+    const controller = new AbortController()
+    const worker = sluice.consume('q', { signal: controller.signal }, () => {})
+    await subscribed()
+    controller.abort()
+    await worker.closed
+    expect(peer.link.named('UNSUBSCRIBE').length).toBe(1)
+  })
+})
+
+describe('losing the connection', () => {
+  it('drops what was not begun, aborts what runs, ignores its late settle, subscribes again', async () => {
+    const begun: unknown[] = []
+    let reason: unknown
+    let late: unknown
+    const first = peer.link
+    sluice.consume('q', { concurrency: 1, prefetch: 3 }, async (message, { signal }) => {
+      begun.push(message.body)
+      if (message.body !== '0') return
+      await new Promise((resolve) => signal.addEventListener('abort', resolve))
+      reason = signal.reason
+      late = await message.ack().catch((error: unknown) => error)
+    })
+    const channel = await subscribed()
+    first.deliver(channel, 101, texts(3))
+    await until(() => begun.length === 1)
+    first.cut()
+    await peer.dialled()
+    await until(() => late !== undefined)
+    expect(reason).toMatchObject({ code: 'LEASE_LOST' })
+    expect(late).toMatchObject({ code: 'LEASE_LOST' })
+    await subscribed()
+    peer.link.deliver(peer.link.named('SUBSCRIBE')[0]!.channel, 101, ['again'], {
+      flags: DELIVER_FLAG.redelivered,
+    })
+    await until(() => peer.link.settles.length > 0)
+    expect(begun).toEqual(['0', 'again'])
+    expect(peer.link.settles).toMatchObject([{ count: 1, outcome: OUTCOME.ack }])
+    expect(first.settles).toEqual([])
+  })
+
+  it('says that the outcome of a settle without an answer is unknown', async () => {
+    delete peer.replies[OP.SETTLE]
+    const [message] = await pulled(['x'])
+    const ack = message!.ack().catch((error: unknown) => error)
+    await until(() => peer.link.named('SETTLE').length === 1)
+    peer.link.cut()
+    expect(await ack).toMatchObject({ code: 'CONNECTION_LOST', outcome: 'unknown' })
+  })
+})
+
+/** Pulls these texts. */
+async function pulled(bodies: string[], options = {}): Promise<Message[]> {
+  const messages = sluice.pull('q', { max: bodies.length, wait: '5s' })
+  peer.link.deliver(await subscribed(), 101, bodies, options)
+  return messages
+}
+
+describe('settling', () => {
+  it('makes a promise only when one is used', async () => {
+    peer.replies[OP.SETTLE] = (frame, link) =>
+      link.send(
+        OP.SETTLE_OK,
+        frame.channel,
+        frame.correlation,
+        encodeRanges(101, [{ firstTag: 0, count: 65_535 }]),
+      )
+    const unhandled: unknown[] = []
+    const listen = (error: unknown): void => void unhandled.push(error)
+    process.on('unhandledRejection', listen)
+    const messages = await pulled(texts(4))
+    const ignored = messages[0]!.ack()
+    await turns(10)
+    expect(ignored).toBeInstanceOf(Object)
+    expect(Object.prototype.toString.call(ignored)).toBe('[object Promise]')
+    // Asked after the answer came.
+    await expect(ignored).rejects.toMatchObject({ code: 'LEASE_LOST' })
+    let finalized = false
+    await messages[1]!
+      .release()
+      .finally(() => (finalized = true))
+      .catch(() => {})
+    expect(finalized).toBe(true)
+    expect(await messages[2]!.deadLetter('why').catch((error: SluiceError) => error.code)).toBe('LEASE_LOST')
+    await turns(10)
+    process.off('unhandledRejection', listen)
+    expect(unhandled).toEqual([])
+  })
+
+  it('decodes what a message carries', async () => {
+    const [message] = await pulled(['text'], {
+      offset: 9,
+      attempt: 3,
+      flags: DELIVER_FLAG.redelivered,
+      options: { key: 'k', id: 'i', priority: 4, headers: { a: 'b' } },
+    })
+    expect(message).toMatchObject({
+      body: 'text',
+      key: 'k',
+      id: 'i',
+      priority: 4,
+      offset: 9,
+      attempt: 3,
+      redelivered: true,
+      publishedAt: new Date(1_700_000_000_000),
+      queue: 'q',
+    })
+    expect({ ...message!.headers }).toEqual({ a: 'b' })
+  })
+
+  it('cuts long reasons to what the broker keeps', async () => {
+    const [message] = await pulled(['x'])
+    await message!.deadLetter('ü'.repeat(4000))
+    expect(peer.link.settles[0]!.reason).toBe('ü'.repeat(2048))
+  })
+})
+
+describe('the iterator', () => {
+  it('yields, names as started what it yields, and settles in the loop', async () => {
+    const seen: unknown[] = []
+    const iterating = (async () => {
+      for await (const message of sluice.messages('q', { prefetch: 3 })) {
+        seen.push([message.body, peer.link.started.reduce((sum, { count }) => sum + count, 0) > seen.length])
+        await message.ack()
+        if (seen.length === 2) break
+      }
+    })()
+    const channel = await subscribed()
+    const tag = peer.link.deliver(channel, 101, texts(3))
+    await iterating
+    expect(seen).toEqual([
+      ['0', true],
+      ['1', true],
+    ])
+    expect(peer.link.settles).toMatchObject([
+      { firstTag: tag, outcome: OUTCOME.ack },
+      { firstTag: tag + 1, outcome: OUTCOME.ack },
+      { firstTag: tag + 2, outcome: OUTCOME.release },
+    ])
+    expect(peer.link.named('UNSUBSCRIBE').length).toBe(1)
+  })
+
+  it('keeps the lease of a message that is settled after the loop was left', async () => {
+    let kept: Message | undefined
+    const iterating = (async () => {
+      for await (const message of sluice.messages('q')) {
+        kept = message
+        break
+      }
+    })()
+    peer.link.deliver(await subscribed(), 101, texts(1))
+    await iterating
+    expect(peer.link.named('UNSUBSCRIBE').length).toBe(0)
+    await kept!.ack()
+    await until(() => peer.link.named('UNSUBSCRIBE').length === 1)
+  })
+
+  it('ends with ABORTED by its signal, and with the error that ended its queue', async () => {
+    const controller = new AbortController()
+    const stream = sluice.messages('q', { signal: controller.signal })
+    const next = stream.next()
+    await subscribed()
+    controller.abort()
+    await expect(next).rejects.toMatchObject({ code: 'ABORTED' })
+    expect(await stream.next()).toEqual({ value: undefined, done: true })
+    const other = sluice.messages('q')
+    const channel = await subscribed(2)
+    peer.link.error('QUEUE_DELETED', 'channel', channel)
+    await turns()
+    await expect(other.next()).rejects.toMatchObject({ code: 'QUEUE_DELETED' })
+    expect(await other.next()).toEqual({ value: undefined, done: true })
+  })
+
+  it('goes on over a reconnect', async () => {
+    const stream = sluice.messages('q')
+    const first = stream.next()
+    await subscribed()
+    peer.link.cut()
+    await peer.dialled()
+    const channel = await subscribed()
+    peer.link.deliver(channel, 101, ['x'])
+    expect((await first).value!.body).toBe('x')
+  })
+})
+
+describe('pulling', () => {
+  const credits = (): Frame[] => peer.link.named('CREDIT')
+
+  it('returns at the first delivery with what came until it was drained', async () => {
+    const first = sluice.pull('q', { max: 10, wait: '20s' })
+    const channel = await subscribed()
+    expect(control(peer.link.named('SUBSCRIBE')[0]!)).toMatchObject({ limit: 10, messages: 65_535 })
+    peer.link.deliver(channel, 101, texts(3))
+    const messages = await first
+    expect(messages.map(({ body }) => body)).toEqual(texts(3))
+    expect(credits().length).toBe(1)
+    expect(peer.link.started).toMatchObject([{ count: 3 }])
+    // The second pull uses the same subscription, with its limit raised.
+    const second = sluice.pull('q', { max: 2, wait: '20s' })
+    await until(() => credits().length === 2)
+    expect(credits()[1]!.payload[16]).toBe(5)
+    peer.link.deliver(channel, 101, ['3', '4'], { offset: 3 })
+    expect((await second).length).toBe(2)
+    expect(peer.link.named('SUBSCRIBE').length).toBe(1)
+  })
+
+  it('returns nothing at the end of its wait', async () => {
+    const beganMs = performance.now()
+    expect(await sluice.pull('q', { max: 10, wait: 50 })).toEqual([])
+    expect(performance.now() - beganMs).toBeGreaterThan(40)
+    expect(await sluice.pull('q')).toEqual([])
+  })
+
+  it('serves pulls of one queue one after the other', async () => {
+    const pulls = [1, 2].map(() => sluice.pull('q', { max: 1, wait: '20s' }))
+    const channel = await subscribed()
+    peer.link.deliver(channel, 101, ['a'])
+    expect((await pulls[0]!)[0]!.body).toBe('a')
+    await turns()
+    peer.link.deliver(channel, 101, ['b'])
+    expect((await pulls[1]!)[0]!.body).toBe('b')
+  })
+
+  it('gives back what comes after its signal was aborted, and serves the next', async () => {
+    const controller = new AbortController()
+    const first = sluice.pull('q', { max: 5, wait: '20s', signal: controller.signal })
+    const channel = await subscribed()
+    controller.abort()
+    await expect(first).rejects.toMatchObject({ code: 'ABORTED' })
+    await turns()
+    const second = sluice.pull('q', { max: 5, wait: '20s' })
+    await turns()
+    peer.link.deliver(channel, 101, ['x'])
+    expect((await second).length).toBe(1)
+  })
+
+  it('rejects on a missing queue, each time', async () => {
+    peer.replies[OP.SUBSCRIBE] = (frame, link) =>
+      link.error('QUEUE_NOT_FOUND', 'request', frame.channel, frame.correlation)
+    for (let i = 0; i < 2; i++)
+      await expect(sluice.pull('q', { wait: '1s' })).rejects.toMatchObject({ code: 'QUEUE_NOT_FOUND' })
+  })
+
+  it('goes on over a reconnect', async () => {
+    const pull = sluice.pull('q', { wait: '20s' })
+    await subscribed()
+    peer.link.cut()
+    await peer.dialled()
+    peer.link.deliver(await subscribed(), 101, ['x'])
+    expect((await pull).length).toBe(1)
+  })
+})

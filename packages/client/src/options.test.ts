@@ -1,0 +1,81 @@
+import { describe, expect, expectTypeOf, it } from 'vitest'
+import type { Sluice } from './client.js'
+import type { Message } from './message.js'
+import {
+  consumeIntake,
+  messagesIntake,
+  pullSettings,
+  queue,
+  queueOf,
+  recordOptions,
+  type Queue,
+} from './options.js'
+
+describe('queues as values', () => {
+  it('carry their name and schema', () => {
+    const schema = {
+      '~standard': { version: 1 as const, vendor: 'x', validate: (value: unknown) => ({ value }) },
+    }
+    expect(queue('a')).toMatchObject({ name: 'a', schema: undefined })
+    expect(queue('a', { schema }).schema).toBe(schema)
+    expect(queueOf('a').name).toBe('a')
+    expect(queueOf({ name: 'a' }).name).toBe('a')
+    const wrong: (() => unknown)[] = [
+      () => queue(''),
+      () => queue('a b'),
+      () => queue('a', { schema: {} as never }),
+      () => queue('a', { colour: 1 } as never),
+      () => queueOf(undefined as never),
+      () => queueOf({} as never),
+    ]
+    for (const make of wrong) expect(make).toThrow(expect.objectContaining({ name: 'SluiceError' }))
+    expect(wrong.length).toBe(6)
+  })
+
+  it('type what is published and what is read', () => {
+    interface Order {
+      total: number
+    }
+    const orders = queue<Order>('orders')
+    expectTypeOf(orders).toEqualTypeOf<Queue<Order>>()
+    const typed = (sluice: Sluice): void => {
+      void sluice.publish(orders, { total: 1 })
+      // @ts-expect-error -- not an order
+      void sluice.publish(orders, { total: 'one' })
+      void sluice.publish('orders', 'anything')
+      sluice.consume(orders, async (message) => expectTypeOf(message).toEqualTypeOf<Message<Order>>())
+      sluice.consume('orders', { concurrency: 2 }, (message) =>
+        expectTypeOf(message.body).toEqualTypeOf<unknown>(),
+      )
+      expectTypeOf(sluice.pull(orders)).resolves.toEqualTypeOf<Message<Order>[]>()
+    }
+    expect(typed).toBeTypeOf('function')
+  })
+})
+
+describe('options', () => {
+  it('have their defaults', () => {
+    expect(consumeIntake({})).toEqual({ concurrency: 1, messages: 2, bytes: 16 * 1024 * 1024 })
+    expect(consumeIntake({ concurrency: 60_000 }).messages).toBe(65_535)
+    expect(messagesIntake({})).toMatchObject({ messages: 10 })
+    expect(pullSettings({})).toEqual({ max: 1, waitMs: 0 })
+    expect(recordOptions({ timeout: 5 } as never)).toBe(undefined)
+    expect(recordOptions({ at: 5 })).toMatchObject({ atMs: 5 })
+  })
+
+  it('are refused by name where this version does not have them, or nobody does', () => {
+    for (const name of ['processingTimeout', 'ordering', 'batch']) {
+      expect(() => consumeIntake({ [name]: 1 })).toThrow(
+        expect.objectContaining({ code: 'NOT_SUPPORTED', message: expect.stringContaining(name) }),
+      )
+    }
+    expect(() => consumeIntake({ concurency: 1 } as never)).toThrow('concurency')
+    expect(() => consumeIntake({ concurrency: 0 })).toThrow('concurrency')
+    expect(() => consumeIntake({ prefetch: 65_536 })).toThrow('prefetch')
+    expect(() => pullSettings({ max: 1.5 })).toThrow('max')
+    expect(() => recordOptions({ headers: [] as never })).toThrow('headers')
+    expect(() => recordOptions({ headers: { a: 1 } as never })).toThrow('header')
+    expect(() => recordOptions({ at: new Date(NaN) })).toThrow('at')
+    expect(consumeIntake({ processingTimeout: undefined } as never).concurrency).toBe(1)
+  })
+})

@@ -1,0 +1,371 @@
+import { BATCH_ATTRIBUTE, ERRORS, LIMITS, OP } from '@sluice/protocol'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import type { Sluice } from './client.js'
+import { Peer, turns, until } from './testing/peer.js'
+
+let peer: Peer
+let sluice: Sluice
+
+beforeEach(() => {
+  peer = new Peer()
+})
+
+afterEach(async () => {
+  await sluice.close({ timeout: 1 }).catch(() => {})
+})
+
+describe('batching', () => {
+  it('sends what is published in one turn as one batch a queue, in one write', async () => {
+    peer.confirmAll()
+    sluice = await peer.connect()
+    const before = peer.link.writes
+    const receipts = await Promise.all([
+      sluice.publish('a', 'one'),
+      sluice.publish('b', 'two'),
+      sluice.publish('a', 'three'),
+      // From a continuation of the same turn.
+      Promise.resolve().then(() => sluice.publish('b', 'four')),
+    ])
+    expect(peer.link.writes - before).toBe(1)
+    expect(peer.link.published.map(({ queue, number, bodies }) => [queue, number, bodies])).toEqual([
+      ['a', 1, ['one', 'three']],
+      ['b', 2, ['two', 'four']],
+    ])
+    expect(receipts.map(({ offset, duplicate }) => [offset, duplicate])).toEqual([
+      [0, false],
+      [2, false],
+      [1, false],
+      [3, false],
+    ])
+  })
+
+  it('begins another batch where the target size is reached, and lets a larger message travel alone', async () => {
+    peer.confirmAll()
+    sluice = await peer.connect()
+    const text = 'x'.repeat(20_000)
+    const large = 'y'.repeat(100_000)
+    const results = [1, 2, 3, 4].map(() => sluice.publish('a', text))
+    results.push(sluice.publish('a', large), sluice.publish('a', 'last'))
+    const receipts = await Promise.all(results)
+    expect(receipts.map(({ offset }) => offset)).toEqual([0, 1, 2, 3, 4, 5])
+    expect(peer.link.published.map(({ bodies }) => bodies.map((body) => body.length))).toEqual([
+      [20_000, 20_000, 20_000],
+      [20_000],
+      [100_000],
+      [4],
+    ])
+    for (const { payload } of peer.link.named('PUBLISH').slice(0, 2))
+      expect(payload.length).toBeLessThanOrEqual(LIMITS.batchBytesTarget + 256)
+  })
+
+  it('encodes every option of a message', async () => {
+    peer.confirmAll()
+    sluice = await peer.connect()
+    const at = new Date(1_800_000_000_000)
+    await Promise.all([
+      sluice.publish('a', 'b', {
+        id: 'i',
+        key: 'k',
+        priority: 7,
+        delay: '10m',
+        ttl: '1h',
+        headers: { h: 'v' },
+      }),
+      sluice.publish('a', 'b', { at }),
+    ])
+    const [first, second] = peer.link.published[0]!.options
+    expect(first).toEqual({
+      id: 'i',
+      key: 'k',
+      priority: 7,
+      delayMs: 600_000,
+      ttlMs: 3_600_000,
+      headers: Object.assign(Object.create(null), { h: 'v' }),
+    })
+    expect(second).toEqual({ priority: 0, atMs: at.getTime() })
+  })
+
+  it('refuses what is out of bounds before it is sent', async () => {
+    sluice = await peer.connect()
+    const refused: [Promise<unknown>, string][] = [
+      [sluice.publish('a', 'b', { priority: 32 }), 'INVALID_ARGUMENT'],
+      [sluice.publish('a', 'b', { delay: 1, at: 1 }), 'INVALID_ARGUMENT'],
+      [sluice.publish('a', 'b', { colour: 'red' } as never), 'INVALID_ARGUMENT'],
+      [sluice.publish('a b', 'b'), 'INVALID_NAME'],
+      [sluice.publish('a', () => {}), 'INVALID_BODY'],
+      [sluice.publish('a', 'x'.repeat(LIMITS.messageBytesDefault + 1)), 'MESSAGE_TOO_LARGE'],
+      [sluice.publish('a', 'x', { signal: AbortSignal.abort() }), 'ABORTED'],
+    ]
+    for (const [promise, code] of refused) await expect(promise).rejects.toMatchObject({ code })
+    await turns()
+    expect(peer.link.named('PUBLISH')).toEqual([])
+    expect(refused.length).toBe(7)
+  })
+
+  it('publishes a batch as one atomic batch, after what was published before', async () => {
+    peer.confirmAll()
+    sluice = await peer.connect()
+    const [before, batch, after] = await Promise.all([
+      sluice.publish('a', 'before'),
+      sluice.publishBatch('a', [{ body: 'x', key: 'k' }, { body: 'y' }]),
+      sluice.publish('a', 'after'),
+    ])
+    expect(peer.link.published.map(({ bodies, attributes }) => [bodies, attributes])).toEqual([
+      [['before'], 0],
+      [['x', 'y'], BATCH_ATTRIBUTE.atomic],
+      [['after'], 0],
+    ])
+    expect([before, ...batch, after].map(({ offset }) => offset)).toEqual([0, 1, 2, 3])
+    expect(await sluice.publishBatch('a', [])).toEqual([])
+    await expect(
+      sluice.publishBatch('a', [{ body: 'x'.repeat(600_000) }, { body: 'x'.repeat(600_000) }]),
+    ).rejects.toMatchObject({ code: 'BATCH_TOO_LARGE' })
+  })
+})
+
+describe('the window', () => {
+  it('holds back what is beyond maxInFlight and sends it in order as answers come', async () => {
+    sluice = await peer.connect({ maxInFlight: 2 })
+    const results = [0, 1, 2, 3, 4].map((i) => sluice.publish('a', `${i}`))
+    await turns()
+    expect(peer.link.published.map(({ bodies }) => bodies)).toEqual([['0', '1']])
+    peer.link.confirm([1, 0])
+    await turns()
+    expect(peer.link.published.map(({ bodies }) => bodies)).toEqual([
+      ['0', '1'],
+      ['2', '3'],
+    ])
+    peer.link.confirm([2, 2])
+    await turns()
+    peer.link.confirm([3, 4])
+    expect((await Promise.all(results)).map(({ offset }) => offset)).toEqual([0, 1, 2, 3, 4])
+  })
+
+  it('never has more batches unanswered than the broker allows', async () => {
+    peer.replies[OP.HELLO] = (_frame, link) => link.helloOk({ inFlightBatches: 2 })
+    sluice = await peer.connect()
+    const results = ['a', 'b', 'c'].map((queue) => sluice.publish(queue, 'x'))
+    await turns()
+    expect(peer.link.published.length).toBe(2)
+    peer.link.confirm([1, 0])
+    await turns()
+    expect(peer.link.published.length).toBe(3)
+    peer.link.confirm([2, 0], [3, 0])
+    await Promise.all(results)
+  })
+
+  it('keeps the lowest unanswered number within that bound, in the window and on a reconnect', async () => {
+    peer.replies[OP.HELLO] = (_frame, link) =>
+      link.helloOk({ inFlightBatches: peer.links.length === 1 ? 3 : 2 })
+    sluice = await peer.connect()
+    const results = ['a', 'b', 'c', 'd'].map((queue) => sluice.publish(queue, 'x'))
+    await turns()
+    peer.link.confirm([2, 0], [3, 0])
+    await turns()
+    // Number 4 would be three above the unanswered 1.
+    expect(peer.link.published.map(({ number }) => number)).toEqual([1, 2, 3])
+    peer.link.confirm([1, 0])
+    await turns()
+    expect(peer.link.named('PUBLISH').map(({ correlation }) => correlation)).toEqual([0, 1, 2, 0])
+    results.push(sluice.publish('e', 'x'), sluice.publish('f', 'x'))
+    await turns()
+    peer.link.cut()
+    await peer.dialled()
+    await until(() => peer.link.published.length === 2)
+    await turns()
+    expect(peer.link.published.map(({ number }) => number)).toEqual([4, 5])
+    peer.link.confirm([4, 0])
+    await turns()
+    expect(peer.link.published.map(({ number }) => number)).toEqual([4, 5, 6])
+    peer.link.confirm([5, 0], [6, 0])
+    await Promise.all(results)
+  })
+
+  it('holds back by bytes, and lets one message through that is larger than the window', async () => {
+    peer.replies[OP.HELLO] = (_frame, link) => link.helloOk({ inFlightBytes: 10_000 })
+    sluice = await peer.connect()
+    const results = [sluice.publish('a', 'x'.repeat(50_000)), sluice.publish('b', 'small')]
+    await turns()
+    expect(peer.link.published.map(({ queue }) => queue)).toEqual(['a'])
+    peer.link.confirm([1, 0])
+    await turns()
+    peer.link.confirm([2, 0])
+    await Promise.all(results)
+  })
+
+  it('waits for a socket that does not drain', async () => {
+    peer.confirmAll()
+    sluice = await peer.connect()
+    peer.link.flowing = false
+    await sluice.publish('a', '1')
+    const second = sluice.publish('a', '2')
+    await turns()
+    expect(peer.link.published.length).toBe(1)
+    peer.link.flowing = true
+    peer.link.drained()
+    expect((await second).offset).toBe(1)
+  })
+
+  it('takes a waiting message back when its signal is aborted, and sends the rest', async () => {
+    sluice = await peer.connect({ maxInFlight: 1 })
+    const first = sluice.publish('a', 'first')
+    await turns()
+    const controller = new AbortController()
+    const second = sluice.publish('b', 'second', { signal: controller.signal })
+    const third = sluice.publish('b', 'third')
+    controller.abort(new Error('never mind'))
+    const error: unknown = await second.catch((error: unknown) => error)
+    expect(error).toMatchObject({ code: 'ABORTED', outcome: undefined })
+    peer.link.confirm([1, 0])
+    await turns()
+    peer.link.confirm([2, 0])
+    await Promise.all([first, third])
+    expect(peer.link.published.map(({ bodies }) => bodies)).toEqual([['first'], ['third']])
+  })
+
+  it('withdraws one message out of the middle of a batch', async () => {
+    peer.confirmAll()
+    sluice = await peer.connect()
+    const controller = new AbortController()
+    const results = [
+      sluice.publish('a', 'one'),
+      sluice.publish('a', 'two', { signal: controller.signal }),
+      sluice.publish('a', 'three'),
+    ]
+    controller.abort()
+    expect((await Promise.allSettled(results)).map(({ status }) => status)).toEqual([
+      'fulfilled',
+      'rejected',
+      'fulfilled',
+    ])
+    expect(peer.link.published.map(({ bodies }) => bodies)).toEqual([['one', 'three']])
+  })
+})
+
+describe('deadlines', () => {
+  it('ends an unanswered publish with an unknown outcome and keeps it for the reconnect', async () => {
+    sluice = await peer.connect()
+    await expect(sluice.publish('a', 'x', { timeout: 20 })).rejects.toMatchObject({
+      code: 'TIMEOUT',
+      outcome: 'unknown',
+    })
+    peer.link.cut()
+    await peer.dialled()
+    await until(() => peer.link.named('PUBLISH').length === 1)
+    expect(peer.link.published[0]).toMatchObject({ number: 1, bodies: ['x'] })
+  })
+
+  it('ends a publish that was never sent plainly, and never sends it', async () => {
+    sluice = await peer.connect({ maxInFlight: 1 })
+    const first = sluice.publish('a', 'first')
+    const second = sluice.publish('a', 'second', { timeout: 20 })
+    await expect(second).rejects.toMatchObject({ code: 'TIMEOUT', outcome: undefined })
+    peer.link.confirm([1, 0])
+    await first
+    await turns()
+    expect(peer.link.published.length).toBe(1)
+  })
+})
+
+describe('refusals', () => {
+  it('tries the messages of a refused batch by themselves, in order, under new numbers', async () => {
+    sluice = await peer.connect()
+    const results = ['good', 'bad', 'fine'].map((body) => sluice.publish('a', body))
+    await turns()
+    peer.link.refuse(1, 'NOT_SUPPORTED')
+    await turns()
+    expect(peer.link.published.slice(1).map(({ number, bodies }) => [number, bodies])).toEqual([
+      [2, ['good']],
+      [3, ['bad']],
+      [4, ['fine']],
+    ])
+    peer.link.confirm([2, 0])
+    peer.link.refuse(3, 'NOT_SUPPORTED')
+    peer.link.confirm([4, 1])
+    const [good, bad, fine] = await Promise.allSettled(results)
+    expect(good).toMatchObject({ value: { offset: 0 } })
+    expect(bad).toMatchObject({ reason: { code: 'NOT_SUPPORTED' } })
+    expect(fine).toMatchObject({ value: { offset: 1 } })
+  })
+
+  it('rejects the whole batch where each message would fare the same', async () => {
+    sluice = await peer.connect()
+    const codes = ['DISK_LOW', 'MEMORY_FULL', 'UNKNOWN_OUTCOME', 'QUEUE_NOT_FOUND'] as const
+    let number = 0
+    for (const code of codes) {
+      const results = [sluice.publish('a', '1'), sluice.publish('a', '2')]
+      await turns()
+      peer.link.refuse(++number, code)
+      for (const settled of await Promise.allSettled(results)) {
+        expect(settled).toMatchObject({
+          reason: {
+            code,
+            retryable: ERRORS[code].retryable,
+            outcome: code === 'UNKNOWN_OUTCOME' ? 'unknown' : undefined,
+          },
+        })
+      }
+    }
+    expect(peer.link.published.length).toBe(codes.length)
+  })
+
+  it('never splits an atomic batch', async () => {
+    sluice = await peer.connect()
+    const batch = sluice.publishBatch('a', [{ body: '1' }, { body: '2' }])
+    await turns()
+    peer.link.refuse(1, 'NOT_SUPPORTED')
+    await expect(batch).rejects.toMatchObject({ code: 'NOT_SUPPORTED' })
+    await turns()
+    expect(peer.link.published.length).toBe(1)
+  })
+})
+
+describe('reconnecting', () => {
+  it('sends every unanswered batch again, byte for byte, before what is new', async () => {
+    sluice = await peer.connect()
+    const results = [sluice.publish('a', '1')]
+    await turns()
+    results.push(sluice.publish('b', '2'))
+    await turns()
+    results.push(sluice.publish('a', '3'))
+    await turns()
+    const first = peer.link
+    first.confirm([2, 0])
+    await results[1]
+    first.cut()
+    results.push(sluice.publish('c', 'new'))
+    peer.confirmAll()
+    await peer.dialled()
+    await Promise.all(results)
+    expect(peer.link).not.toBe(first)
+    const sent = first.named('PUBLISH').map(({ payload }) => Buffer.from(payload).toString('hex'))
+    const again = peer.link.named('PUBLISH').map(({ payload }) => Buffer.from(payload).toString('hex'))
+    expect(again.slice(0, 2)).toEqual([sent[0], sent[2]])
+    expect(first.named('PUBLISH').map(({ correlation }) => correlation)).toEqual([0, 1, 2])
+    expect(peer.link.named('PUBLISH').map(({ correlation }) => correlation)).toEqual([0, 2, 3])
+    expect(peer.link.published.map(({ number }) => number)).toEqual([1, 3, 4])
+    expect(peer.link.hello!.producer).toEqual(first.hello!.producer)
+    expect(peer.link.hello!.acceptedNumber).toBe(2)
+  })
+
+  it('begins a new identity when the broker no longer knows its numbers', async () => {
+    sluice = await peer.connect()
+    const lost = sluice.publish('a', '1')
+    await turns()
+    const identity = peer.link.hello!.producer
+    peer.confirmAll()
+    peer.replies[OP.HELLO] = (_frame, link) => {
+      if (link === peer.links[1]) {
+        link.sendBytes(Uint8Array.of(0x53, 0x4c, 0x43, 0x45, 1, 0, 0, 0))
+        link.error('PRODUCER_UNKNOWN', 'connection')
+      } else link.helloOk()
+    }
+    peer.link.cut()
+    const waiting = sluice.publish('a', '2')
+    await expect(lost).rejects.toMatchObject({ code: 'UNKNOWN_OUTCOME', outcome: 'unknown' })
+    await waiting
+    expect(peer.link.published.map(({ number, bodies }) => [number, bodies])).toEqual([[1, ['2']]])
+    expect(peer.link.hello!.acceptedNumber).toBe(0)
+    expect(peer.link.hello!.producer).not.toEqual(identity)
+  })
+})

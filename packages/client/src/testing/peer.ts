@@ -1,0 +1,353 @@
+/**
+ * A broker played by a test, without a socket. It takes what the client writes apart into frames and sends what the
+ * test says; by itself it only answers what `replies` has an answer for.
+ */
+import {
+  checkBatch,
+  CONTENT_TYPE,
+  decodeControl,
+  decodeHello,
+  decodeRanges,
+  decodeSettle,
+  decodeSubscriptionId,
+  encodeControl,
+  encodeDrained,
+  encodeFault,
+  encodeHelloOk,
+  encodePreface,
+  encodePublishErr,
+  encodeRanges,
+  encodeSubscriptionId,
+  ERRORS,
+  FrameDecoder,
+  FRAME_HEADER_BYTES,
+  LIMITS,
+  OP,
+  opcodeName,
+  publishBatchStart,
+  readBatchHeader,
+  readRecordOptions,
+  readText,
+  readU16,
+  readU32,
+  RECORD_HEADER_BYTES,
+  recordBytes,
+  writeDeliverHead,
+  writeFrameHeader,
+  writePublishOkItem,
+  writeRecordHead,
+  type ErrorCode,
+  type ErrorScope,
+  type Hello,
+  type HelloOk,
+  type RecordOptions,
+  type SettleItem,
+  type TagRange,
+} from '@sluice/protocol'
+import { connectThrough, type Sluice } from '../client.js'
+import type { ConnectOptions } from '../options.js'
+import type { Dial, Transport, TransportEvents } from '../transport.js'
+
+export interface Frame {
+  readonly opcode: number
+  readonly name: string
+  readonly channel: number
+  readonly correlation: number
+  readonly payload: Uint8Array
+  /** In which write to the socket it came. */
+  readonly write: number
+}
+
+export interface Published {
+  readonly queue: string
+  readonly number: number
+  readonly count: number
+  readonly attributes: number
+  readonly bodies: readonly string[]
+  readonly options: readonly RecordOptions[]
+}
+
+const HELLO_OK: HelloOk = {
+  version: 1,
+  features: 0,
+  frameBytesMax: LIMITS.frameBytesDefault,
+  heartbeatMs: LIMITS.heartbeatMsDefault,
+  messageBytesMax: LIMITS.messageBytesDefault,
+  inFlightBatches: LIMITS.inFlightBatchesDefault,
+  inFlightBytes: LIMITS.inFlightBytesDefault,
+  boot: 1,
+  durability: 1,
+  serverVersion: 'scripted',
+}
+
+type Reply = (frame: Frame, link: Link) => void
+
+/** One connection, seen from the broker. */
+export class Link {
+  readonly frames: Frame[] = []
+  hello: Hello | undefined
+  writes = 0
+  /** What `write` tells the client. */
+  flowing = true
+  closed = false
+  /** Tells that the client ended it by itself, after a goodbye. */
+  ended = false
+  readonly #peer: Peer
+  readonly #events: TransportEvents
+  readonly #decoder: FrameDecoder
+  #tag = 1
+
+  constructor(peer: Peer, events: TransportEvents) {
+    this.#peer = peer
+    this.#events = events
+    this.#decoder = new FrameDecoder((opcode, _flags, channel, correlation, bytes, start, end) => {
+      const frame = {
+        opcode,
+        name: opcodeName(opcode) ?? `opcode ${opcode}`,
+        channel,
+        correlation,
+        payload: bytes.slice(start, end),
+        write: this.writes,
+      }
+      this.frames.push(frame)
+      if (opcode === OP.HELLO) this.hello = decodeHello(frame.payload, 0, frame.payload.length)
+      this.#peer.replies[opcode]?.(frame, this)
+    })
+    this.#decoder.frameBytesMax = LIMITS.frameBytesMax
+  }
+
+  get transport(): Transport {
+    return {
+      write: (chunks) => {
+        this.writes++
+        for (const chunk of chunks) this.#decoder.push(chunk)
+        return this.flowing
+      },
+      end: () => {
+        this.ended = true
+        this.closed = true
+      },
+      destroy: () => {
+        this.closed = true
+      },
+    }
+  }
+
+  open(): void {
+    if (!this.closed) this.#events.opened()
+  }
+
+  /** Sends in a later turn, as a socket does. */
+  sendBytes(bytes: Uint8Array): void {
+    setImmediate(() => {
+      // Overwritten after the call, as the buffer of a socket is.
+      const chunk = new Uint8Array(bytes)
+      if (!this.closed) this.#events.data(chunk)
+      chunk.fill(0xee)
+    })
+  }
+
+  send(opcode: number, channel: number, correlation: number, payload: Uint8Array): void {
+    const bytes = new Uint8Array(FRAME_HEADER_BYTES + payload.length)
+    bytes.set(payload, writeFrameHeader(bytes, 0, payload.length, opcode, channel, correlation))
+    this.sendBytes(bytes)
+  }
+
+  helloOk(changes: Partial<HelloOk> = {}): void {
+    this.sendBytes(encodePreface())
+    this.send(OP.HELLO_OK, 0, 0, encodeHelloOk({ ...HELLO_OK, ...changes }))
+  }
+
+  error(code: ErrorCode, scope: ErrorScope, channel = 0, correlation = 0): void {
+    this.send(OP.ERROR, channel, correlation, fault(code, scope))
+  }
+
+  confirm(...batches: readonly (readonly [number: number, baseOffset: number])[]): void {
+    const bytes = new Uint8Array(batches.length * 20)
+    batches.forEach(([number, base], i) => writePublishOkItem(bytes, i * 20, number, base))
+    this.send(OP.PUBLISH_OK, 0, 0, bytes)
+  }
+
+  refuse(number: number, code: ErrorCode): void {
+    const { retryable } = ERRORS[code]
+    const message = `refused: ${code}`
+    const payload = encodePublishErr(number, { code, scope: 'request', retryable, retryAfterMs: 0, message })
+    this.send(OP.PUBLISH_ERR, 0, 0, payload)
+  }
+
+  /** Delivers texts with consecutive tags and offsets; returns the first tag. */
+  deliver(
+    channel: number,
+    subscriptionId: number,
+    bodies: readonly string[],
+    {
+      offset = 0,
+      attempt = 1,
+      flags = 0,
+      tag = this.#tag,
+      options = undefined as RecordOptions | undefined,
+    } = {},
+  ): number {
+    const records = bodies.map((body) => textRecord(body, options))
+    const bytes = new Uint8Array(32 + records.reduce((sum, record) => sum + record.length, 0))
+    let at = writeDeliverHead(
+      bytes,
+      0,
+      subscriptionId,
+      tag,
+      offset,
+      1_700_000_000_000,
+      bodies.length,
+      attempt,
+      flags,
+    )
+    for (const record of records) {
+      bytes.set(record, at)
+      at += record.length
+    }
+    this.send(OP.DELIVER, channel, 0, bytes)
+    this.#tag = (tag + bodies.length) >>> 0
+    return tag
+  }
+
+  drained(): void {
+    setImmediate(() => this.#events.drained())
+  }
+
+  /** The connection breaks. */
+  cut(error?: Error): void {
+    if (this.closed) return
+    this.closed = true
+    this.#events.closed(error)
+  }
+
+  named(name: string): Frame[] {
+    return this.frames.filter((frame) => frame.name === name)
+  }
+
+  get published(): Published[] {
+    return this.named('PUBLISH').map(({ payload }) => published(payload))
+  }
+
+  get settles(): SettleItem[] {
+    return this.named('SETTLE').flatMap(({ payload }) => decodeSettle(payload, 0, payload.length).items)
+  }
+
+  get started(): TagRange[] {
+    return this.named('STARTED').flatMap(
+      ({ payload }) => decodeRanges('STARTED', payload, 0, payload.length).ranges,
+    )
+  }
+}
+
+export class Peer {
+  readonly links: Link[] = []
+  /** By opcode; what a test does not want answered it deletes. */
+  readonly replies: Record<number, Reply | undefined> = {
+    [OP.HELLO]: (_frame, link) => link.helloOk(),
+    [OP.SUBSCRIBE]: (frame, link) => {
+      const id = 100 + link.named('SUBSCRIBE').length
+      link.send(OP.SUBSCRIBE_OK, frame.channel, frame.correlation, encodeSubscriptionId(id))
+    },
+    [OP.SETTLE]: (frame, link) => {
+      const { subscriptionId } = decodeSettle(frame.payload, 0, frame.payload.length)
+      link.send(OP.SETTLE_OK, frame.channel, frame.correlation, encodeRanges(subscriptionId, []))
+    },
+    [OP.CREDIT]: (frame, link) => {
+      const drain = ((frame.payload[12] ?? 0) & 2) !== 0
+      if (drain) link.send(OP.DRAINED, frame.channel, 0, encodeDrained(readU32(frame.payload, 0), 0))
+    },
+    [OP.UNSUBSCRIBE]: (frame, link) => {
+      decodeSubscriptionId('UNSUBSCRIBE', frame.payload, 0, frame.payload.length)
+      link.send(OP.RESULT, frame.channel, frame.correlation, encodeControl({}))
+    },
+  }
+  /** Attempts to connect that fail before one is let in. */
+  refusals = 0
+  readonly #waiters: (() => void)[] = []
+
+  readonly dial: Dial = (_address, events) => {
+    const link = new Link(this, events)
+    if (this.refusals > 0) {
+      this.refusals--
+      setImmediate(() => link.cut(new Error('connect ECONNREFUSED')))
+      return link.transport
+    }
+    this.links.push(link)
+    setImmediate(() => link.open())
+    for (const waiter of this.#waiters.splice(0)) waiter()
+    return link.transport
+  }
+
+  get link(): Link {
+    const link = this.links.at(-1)
+    if (link === undefined) throw new Error('nobody has connected')
+    return link
+  }
+
+  connect(options: ConnectOptions = {}): Promise<Sluice> {
+    return connectThrough(this.dial, 'sluice://scripted:1', options)
+  }
+
+  /** Resolves when the client dials the next time. */
+  dialled(): Promise<void> {
+    return new Promise((resolve) => this.#waiters.push(resolve))
+  }
+
+  /** Confirms each batch at the next offset. */
+  confirmAll(): void {
+    let offset = 0
+    this.replies[OP.PUBLISH] = (frame, link) => {
+      const { number, count } = published(frame.payload)
+      link.confirm([number, offset])
+      offset += count
+    }
+  }
+}
+
+export function fault(code: ErrorCode, scope: ErrorScope): Uint8Array {
+  const { retryable } = ERRORS[code]
+  return encodeFault({ code, scope, retryable, retryAfterMs: 0, message: `told: ${code}` })
+}
+
+function textRecord(body: string, options: RecordOptions | undefined): Uint8Array {
+  const payload = new TextEncoder().encode(body)
+  const bytes = new Uint8Array(recordBytes(options, payload.length))
+  bytes.set(payload, writeRecordHead(bytes, 0, options, CONTENT_TYPE.text, payload.length))
+  return bytes
+}
+
+function published(payload: Uint8Array): Published {
+  const at = publishBatchStart(payload, 0, payload.length)
+  checkBatch(payload, at, payload.length)
+  const { batchNumber, count, attributes } = readBatchHeader(payload, at)
+  const bodies: string[] = []
+  const options: RecordOptions[] = []
+  let record = at + 48
+  for (let i = 0; i < count; i++) {
+    const end = record + readU32(payload, record)
+    bodies.push(readText(payload, record + RECORD_HEADER_BYTES + readU16(payload, record + 6), end))
+    options.push(readRecordOptions(payload, record))
+    record = end
+  }
+  return { queue: readText(payload, 1, at), number: batchNumber, count, attributes, bodies, options }
+}
+
+/** The body of a control frame. */
+export function control(frame: Frame): { readonly [name: string]: unknown } {
+  return decodeControl(frame.payload, 0, frame.payload.length)
+}
+
+/** Lets the event loop turn until `holds`, at most for a few seconds. */
+export async function until(holds: () => boolean, what = 'the condition'): Promise<void> {
+  const giveUpMs = performance.now() + 5_000
+  while (!holds()) {
+    if (performance.now() > giveUpMs) throw new Error(`${what} did not come about`)
+    await new Promise((resolve) => setTimeout(resolve, 1))
+  }
+}
+
+/** Lets everything that is due happen. */
+export async function turns(count = 5): Promise<void> {
+  for (let i = 0; i < count; i++) await new Promise((resolve) => setImmediate(resolve))
+}

@@ -1,0 +1,258 @@
+import fc from 'fast-check'
+import { describe, expect, test } from 'vitest'
+import { writeU16, writeU32, writeU48 } from './bytes.js'
+import {
+  DELIVER_HEADER_BYTES,
+  OUTCOME,
+  SETTLE_ITEM_BYTES,
+  decodeCredit,
+  decodeDeliverHead,
+  decodeDrained,
+  decodeRanges,
+  decodeSettle,
+  decodeSubscriptionId,
+  encodeCredit,
+  encodeDrained,
+  encodeRanges,
+  encodeSettle,
+  encodeSubscriptionId,
+  writeDeliverHead,
+  type SettleItem,
+  type TagRange,
+} from './consuming.js'
+import { LIMITS } from './limits.js'
+
+const PLAIN = { noNullPrototype: true } as const
+const u32 = fc.integer({ min: 0, max: 0xffff_ffff })
+const u64 = fc.integer({ min: 0, max: Number.MAX_SAFE_INTEGER })
+const tagCount = fc.integer({ min: 1, max: 6_000 })
+const RANGES_ALL_MAX = LIMITS.creditMessagesMax
+
+function refusal(code: string, message: string): Error {
+  return expect.objectContaining({ code, message: expect.stringContaining(message) as string }) as Error
+}
+
+function malformed(message: string): Error {
+  return refusal('MALFORMED_FRAME', message)
+}
+
+function repeated<Item>(item: Item, count: number): Item[] {
+  return Array.from({ length: count }, () => item)
+}
+
+describe('CREDIT', () => {
+  const anyCredit = fc.record(
+    {
+      subscriptionId: u32,
+      messages: fc.nat(LIMITS.creditMessagesMax),
+      bytes: u32,
+      limit: fc.option(u64, { nil: undefined }),
+      drain: fc.boolean(),
+    },
+    PLAIN,
+  )
+
+  test('any comes back', () => {
+    fc.assert(
+      fc.property(anyCredit, (credit) => {
+        const bytes = encodeCredit(credit)
+        expect(decodeCredit(bytes, 0, bytes.length)).toStrictEqual(credit)
+      }),
+      { numRuns: 300 },
+    )
+  })
+
+  const credit = { subscriptionId: 1, messages: 65_535, bytes: 0xffff_ffff, limit: undefined, drain: false }
+
+  test('one message over the limit, every unknown flag, and a limit of 2^53 are refused', () => {
+    const bytes = encodeCredit(credit)
+    writeU32(bytes, 4, 65_536)
+    expect(() => decodeCredit(bytes, 0, 24)).toThrow(
+      refusal('INVALID_ARGUMENT', 'A credit of 65536 messages'),
+    )
+    let refused = 0
+    for (let flags = 4; flags < 256; flags++) {
+      const flagged = encodeCredit(credit)
+      flagged[12] = flags
+      expect(() => decodeCredit(flagged, 0, 24)).toThrow(malformed(`CREDIT has unknown flags ${flags}`))
+      refused++
+    }
+    expect(refused).toBe(252)
+    const high = encodeCredit({ ...credit, limit: 1 })
+    high.set([0, 0, 0, 0, 0, 0, 0x20, 0], 16)
+    expect(() => decodeCredit(high, 0, 24)).toThrow(malformed('above 2^53'))
+  })
+
+  test('reserved bytes are ignored', () => {
+    const bytes = encodeCredit(credit)
+    bytes.fill(0xff, 13, 16)
+    expect(decodeCredit(bytes, 0, 24)).toStrictEqual(credit)
+  })
+})
+
+describe('DELIVER', () => {
+  test('any head comes back; its reserved byte and unknown flags do not matter', () => {
+    const anyHead = fc.tuple(u32, u32, u64, u64, u32, fc.nat(0xffff), fc.nat(0xff))
+    fc.assert(
+      fc.property(anyHead, fc.nat(255), (head, reserved) => {
+        const bytes = new Uint8Array(5 + DELIVER_HEADER_BYTES + 3)
+        expect(writeDeliverHead(bytes, 5, ...head)).toBe(5 + DELIVER_HEADER_BYTES)
+        expect(bytes[5 + 31]).toBe(0)
+        bytes[5 + 31] = reserved
+        const [subscriptionId, firstTag, firstOffset, publishedAtMs, count, attempt, flags] = head
+        const expected = { subscriptionId, firstTag, firstOffset, publishedAtMs, count, attempt, flags }
+        expect(decodeDeliverHead(bytes, 5, bytes.length)).toStrictEqual(expected)
+      }),
+      { numRuns: 300 },
+    )
+  })
+})
+
+describe('SETTLE', () => {
+  const anyItem: fc.Arbitrary<SettleItem> = fc.record(
+    {
+      firstTag: u32,
+      count: tagCount,
+      outcome: fc.constantFrom(...Object.values(OUTCOME)),
+      delayMs: fc.option(fc.integer({ min: 0, max: LIMITS.delayMsMax }), { nil: undefined }),
+      reason: fc.option(fc.string({ unit: 'grapheme', minLength: 1, maxLength: 30 }), { nil: undefined }),
+    },
+    PLAIN,
+  )
+  const settled = (items: readonly SettleItem[]): SettleItem[] => {
+    const bytes = encodeSettle(9, items)
+    return decodeSettle(bytes, 0, bytes.length).items
+  }
+  const ack: SettleItem = { firstTag: 1, count: 1, outcome: OUTCOME.ack }
+
+  test('any items come back', () => {
+    fc.assert(
+      fc.property(u32, fc.array(anyItem, { maxLength: 10 }), (subscriptionId, items) => {
+        const bytes = encodeSettle(subscriptionId, items)
+        expect(decodeSettle(bytes, 0, bytes.length)).toStrictEqual({ subscriptionId, items })
+      }),
+      { numRuns: 300 },
+    )
+  })
+
+  test('a reason is cut to its limit, so that a long error text never costs the settle', () => {
+    const reasons = settled([
+      { ...ack, reason: 'x'.repeat(4_096) },
+      { ...ack, reason: 'x'.repeat(4_097) },
+      { ...ack, reason: 'é'.repeat(40_000) },
+      { ...ack, reason: '' },
+    ]).map(({ reason }) => reason)
+    expect(reasons).toStrictEqual(['x'.repeat(4_096), 'x'.repeat(4_096), 'é'.repeat(2_048), undefined])
+  })
+
+  test.each<[string, (bytes: Uint8Array) => void, Error]>([
+    ['outcome 0', (b) => (b[12] = 0), malformed('unknown outcome 0')],
+    ['outcome 5', (b) => (b[12] = 5), malformed('unknown outcome 5')],
+    ['outcome 255', (b) => (b[12] = 255), malformed('unknown outcome 255')],
+    ['flags 2', (b) => (b[13] = 2), malformed('unknown flags 2')],
+    ['flags 255', (b) => (b[13] = 255), malformed('unknown flags 255')],
+    ['count 0', (b) => writeU32(b, 8, 0), malformed('a range of 0 tags')],
+    ['count 65,536', (b) => writeU32(b, 8, 65_536), malformed('a range of 65536 tags')],
+    ['the largest count', (b) => writeU32(b, 8, 0xffff_ffff), malformed('a range of 4294967295 tags')],
+    ['a reason that did not come', (b) => writeU16(b, 14, 3), malformed('SETTLE has 2 bytes; it needs 3')],
+    [
+      'a reason over its limit',
+      (b) => writeU16(b, 14, 4_097),
+      refusal('INVALID_ARGUMENT', 'A reason of 4097 bytes'),
+    ],
+    [
+      'a delay over its limit',
+      (b) => writeU48(b, 16, LIMITS.delayMsMax + 1),
+      refusal('INVALID_ARGUMENT', 'A delay of 3155760000001 ms'),
+    ],
+    ['the largest delay', (b) => writeU48(b, 16, 2 ** 48 - 1), refusal('INVALID_ARGUMENT', 'A delay of')],
+  ])('refuses %s', (_, change, error) => {
+    const bytes = encodeSettle(9, [{ ...ack, outcome: OUTCOME.retry, delayMs: 5, reason: 'no' }])
+    change(bytes)
+    expect(() => decodeSettle(bytes, 0, bytes.length)).toThrow(error)
+  })
+
+  test('takes bounds at their limit, and ignores reserved bytes', () => {
+    const item = { firstTag: 0xffff_ffff, count: 65_535, outcome: OUTCOME.retry, delayMs: LIMITS.delayMsMax }
+    const bytes = encodeSettle(9, [item])
+    bytes.fill(0xff, 4 + 18, 4 + 20)
+    expect(decodeSettle(bytes, 0, bytes.length).items).toStrictEqual([{ ...item, reason: undefined }])
+  })
+
+  test('bounds the items of one frame', () => {
+    expect(settled(repeated(ack, LIMITS.rangesMax))).toHaveLength(LIMITS.rangesMax)
+    const bytes = encodeSettle(9, repeated(ack, LIMITS.rangesMax + 1))
+    expect(bytes.length).toBe(4 + SETTLE_ITEM_BYTES * (LIMITS.rangesMax + 1))
+    expect(() => decodeSettle(bytes, 0, bytes.length)).toThrow(malformed('SETTLE has more than 16384 ranges'))
+  })
+
+  // Otherwise 330 KB of items could make a broker walk a billion tags.
+  test('bounds the tags of all items together', () => {
+    expect(settled([{ ...ack, count: RANGES_ALL_MAX - 1 }, ack])).toHaveLength(2)
+    const items = [{ ...ack, count: RANGES_ALL_MAX }, ack]
+    expect(() => settled(items)).toThrow(malformed('SETTLE names 65536 tags; at most 65535 are read'))
+  })
+})
+
+describe('STARTED and SETTLE_OK', () => {
+  const anyRanges: fc.Arbitrary<TagRange[]> = fc.array(fc.record({ firstTag: u32, count: tagCount }, PLAIN), {
+    maxLength: 10,
+  })
+  const decoded = (ranges: readonly TagRange[]): TagRange[] => {
+    const bytes = encodeRanges(9, ranges)
+    return decodeRanges('STARTED', bytes, 0, bytes.length).ranges
+  }
+  const one: TagRange = { firstTag: 1, count: 1 }
+
+  test('any ranges come back, and none too', () => {
+    fc.assert(
+      fc.property(u32, anyRanges, (subscriptionId, ranges) => {
+        const bytes = encodeRanges(subscriptionId, ranges)
+        expect(decodeRanges('STARTED', bytes, 0, bytes.length)).toStrictEqual({ subscriptionId, ranges })
+      }),
+      { numRuns: 300 },
+    )
+    expect(decoded([])).toStrictEqual([])
+  })
+
+  test('bounds the ranges, the tags of each, and the tags of all together', () => {
+    expect(decoded(repeated(one, LIMITS.rangesMax))).toHaveLength(LIMITS.rangesMax)
+    expect(() => decoded(repeated(one, LIMITS.rangesMax + 1))).toThrow(malformed('more than 16384 ranges'))
+    expect(decoded([{ firstTag: 0, count: RANGES_ALL_MAX }])).toHaveLength(1)
+    expect(() => decoded([{ firstTag: 0, count: 0 }])).toThrow(malformed('a range of 0 tags'))
+    expect(() => decoded([{ firstTag: 0, count: RANGES_ALL_MAX + 1 }])).toThrow(
+      malformed('a range of 65536 tags'),
+    )
+    expect(() => decoded([{ firstTag: 0, count: RANGES_ALL_MAX }, one])).toThrow(
+      malformed('names 65536 tags'),
+    )
+  })
+
+  test('refuses half ranges by name', () => {
+    const bytes = encodeRanges(9, [one, one])
+    let refused = 0
+    for (let end = 0; end < bytes.length; end++) {
+      if (end >= 4 && (end - 4) % 8 === 0) continue
+      expect(() => decodeRanges('SETTLE_OK', bytes, 0, end)).toThrow(malformed('SETTLE_OK has'))
+      refused++
+    }
+    expect(refused).toBe(18)
+  })
+})
+
+test('SUBSCRIBE_OK, UNSUBSCRIBE and DRAINED come back', () => {
+  fc.assert(
+    fc.property(u32, u64, (subscriptionId, delivered) => {
+      expect(decodeSubscriptionId('UNSUBSCRIBE', encodeSubscriptionId(subscriptionId), 0, 4)).toBe(
+        subscriptionId,
+      )
+      const drained = encodeDrained(subscriptionId, delivered)
+      expect(decodeDrained(drained, 0, drained.length)).toStrictEqual({ subscriptionId, delivered })
+    }),
+    { numRuns: 100 },
+  )
+  expect(() => decodeSubscriptionId('UNSUBSCRIBE', new Uint8Array(5), 0, 5)).toThrow(
+    malformed('UNSUBSCRIBE has 5'),
+  )
+  expect(() => decodeDrained(new Uint8Array(13), 0, 13)).toThrow(malformed('DRAINED has 13 bytes'))
+})

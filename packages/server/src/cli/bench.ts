@@ -1,0 +1,278 @@
+/**
+ * `sluice bench`: load on a running broker from processes of their own, and what came of it. Producers and consumers
+ * each have a connection; what a figure counts is confirmed (durable) or acknowledged.
+ */
+import { fork, type ChildProcess } from 'node:child_process'
+import { randomBytes } from 'node:crypto'
+import { createHistogram, type RecordableHistogram } from 'node:perf_hooks'
+import { fileURLToPath } from 'node:url'
+import { connect, parseDuration, queue, type Sluice } from '@sluice/client'
+import type { Argv, CommandModule } from 'yargs'
+import type { LoadReport, LoadTask } from './load.js'
+
+interface Options {
+  readonly url: string
+  readonly json: boolean
+  readonly producers: number
+  readonly consumers: number
+  readonly size: number
+  readonly inFlight: number
+  readonly rate: number
+  readonly duration: string
+  readonly warmup: string
+  readonly messages: number
+  readonly queue: string | undefined
+}
+
+/** Latencies are recorded in microseconds. */
+interface Side {
+  readonly name: 'publish' | 'consume'
+  readonly loads: ChildProcess[]
+  readonly reports: Map<ChildProcess, LoadReport>
+  failed: number
+  readonly latency: RecordableHistogram
+  /** Count and time, by the clock of the loads, when the warm-up ended. */
+  fromCount: number
+  fromMs: number
+}
+
+interface Figure {
+  readonly messages: number
+  readonly perSecond: number
+  readonly failed: number
+  /** ms; null where nothing was timed. */
+  readonly p50: number | null
+  readonly p99: number | null
+  readonly p999: number | null
+  readonly max: number | null
+}
+
+const PROGRESS_MS = 1_000
+
+export const bench: CommandModule<object, Options> = {
+  command: 'bench',
+  describe: 'Put load on a running broker and measure it',
+  builder: (yargs) =>
+    yargs
+      .option('producers', { type: 'number', default: 1, describe: 'Producer processes' })
+      .option('consumers', { type: 'number', default: 1, describe: 'Consumer processes' })
+      .option('size', { type: 'number', default: 128, describe: 'Bytes of a body' })
+      .option('in-flight', { type: 'number', default: 1_000, describe: 'Unanswered publishes, or messages held, of each process' })
+      .option('rate', { type: 'number', default: 0, describe: 'Messages a second of all producers, open loop; 0: as fast as they are confirmed' })
+      .option('duration', { type: 'string', default: '10s', describe: 'How long to measure' })
+      .option('warmup', { type: 'string', default: '1s', describe: 'How long to run before measuring' })
+      .option('messages', { type: 'number', default: 2_000_000, describe: 'With no producers: what is published first and then consumed' })
+      .option('queue', { type: 'string', describe: 'Queue to use; default: one of its own, deleted at the end' }) as unknown as Argv<Options>,
+  handler: async (options) => {
+    await runBench(options)
+  },
+}
+
+async function runBench(options: Options): Promise<void> {
+  const sluice = await connect(options.url, { name: 'bench' })
+  const name = options.queue ?? `bench-${randomBytes(4).toString('hex')}`
+  const children: ChildProcess[] = []
+  const interrupted = (): void => {
+    for (const child of children) child.kill('SIGKILL')
+    process.exitCode = 130
+  }
+  process.once('SIGINT', interrupted)
+  try {
+    await sluice.queues.ensure(queue(name))
+    const figures = await measure(options, sluice, name, children)
+    print(options, figures)
+  } finally {
+    process.off('SIGINT', interrupted)
+    for (const child of children) child.kill('SIGKILL')
+    if (options.queue === undefined) await sluice.queues.delete(queue(name))
+    await sluice.close()
+  }
+}
+
+interface Figures {
+  readonly publish: Figure | undefined
+  readonly consume: Figure | undefined
+}
+
+async function measure(options: Options, sluice: Sluice, name: string, children: ChildProcess[]): Promise<Figures> {
+  const durationMs = parseDuration(options.duration)
+  const warmupMs = parseDuration(options.warmup)
+  if (options.producers === 0) {
+    await fill(options, name, children)
+    const { ready } = await sluice.queues.get(queue(name))
+    const consume = start('consume', options, name, options.consumers, { messages: Math.floor(ready / options.consumers) }, children)
+    const progress = showProgress([consume], options)
+    await Promise.all(consume.loads.map((load) => exited(load)))
+    progress()
+    // From the first message on: the start of a process is no part of it.
+    consume.fromMs = Math.min(...[...consume.reports.values()].map(({ firstMs }) => firstMs))
+    return { publish: undefined, consume: figure(consume) }
+  }
+  const endToEnd = options.rate > 0 && options.consumers > 0
+  const sides: Side[] = []
+  const consume = options.consumers === 0 ? undefined : start('consume', options, name, options.consumers, { endToEnd }, children)
+  if (consume !== undefined) {
+    sides.push(consume)
+    while ((await sluice.queues.get(queue(name))).consumers < options.consumers) await pause(20)
+  }
+  const publish = start('publish', options, name, options.producers, { endToEnd, rate: options.rate / options.producers }, children)
+  sides.push(publish)
+  await pause(warmupMs)
+  for (const side of sides) {
+    side.fromMs = latest(side)
+    side.fromCount = total(side)
+    side.latency.reset()
+  }
+  const progress = showProgress(sides, options)
+  await pause(durationMs)
+  const figures = { publish: figure(publish), consume: consume && figure(consume) }
+  progress()
+  for (const side of [publish, consume]) {
+    if (side === undefined) continue
+    for (const load of side.loads) load.send('stop')
+    await Promise.all(side.loads.map((load) => exited(load)))
+  }
+  return figures
+}
+
+/** Publishes what a run with consumers only is to take. */
+async function fill(options: Options, name: string, children: ChildProcess[]): Promise<void> {
+  const side = start('publish', { ...options, inFlight: 5_000 }, name, 1, { messages: options.messages }, children)
+  const progress = showProgress([side], options)
+  await Promise.all(side.loads.map((load) => exited(load)))
+  progress()
+}
+
+function start(
+  name: Side['name'],
+  options: Options,
+  queueName: string,
+  count: number,
+  task: Partial<LoadTask>,
+  children: ChildProcess[],
+): Side {
+  const side: Side = {
+    name,
+    loads: [],
+    reports: new Map(),
+    failed: 0,
+    latency: createHistogram(),
+    fromCount: 0,
+    fromMs: 0,
+  }
+  for (let i = 0; i < count; i++) {
+    const load = fork(fileURLToPath(new URL('load.js', import.meta.url)), [], { stdio: ['ignore', 'ignore', 'inherit', 'ipc'] })
+    children.push(load)
+    side.loads.push(load)
+    load.on('message', (report: LoadReport) => {
+      side.reports.set(load, report)
+      side.failed += report.failed
+      for (const ms of report.latencies) side.latency.record(Math.max(1, Math.round(ms * 1000)))
+    })
+    const whole: LoadTask = {
+      role: name === 'publish' ? 'producer' : 'consumer',
+      url: options.url,
+      queue: queueName,
+      size: Math.max(options.size, 8),
+      inFlight: options.inFlight,
+      rate: 0,
+      messages: 0,
+      endToEnd: false,
+      ...task,
+    }
+    load.send(whole)
+  }
+  return side
+}
+
+function exited(load: ChildProcess): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const done = (code: number | null): void => {
+      if (code === 0) resolve()
+      else reject(new Error(`a load process ended with code ${code}`))
+    }
+    if (load.exitCode !== null) done(load.exitCode)
+    else load.once('exit', done)
+  })
+}
+
+function total(side: Side): number {
+  let sum = 0
+  for (const { count } of side.reports.values()) sum += count
+  return sum
+}
+
+/** When the newest report of a side was written. */
+function latest(side: Side): number {
+  return Math.max(0, ...[...side.reports.values()].map(({ atMs }) => atMs))
+}
+
+function figure(side: Side): Figure {
+  const messages = total(side) - side.fromCount
+  const seconds = Math.max(latest(side) - side.fromMs, 1) / 1000
+  const at = (percent: number): number | null =>
+    side.latency.count === 0 ? null : side.latency.percentile(percent) / 1000
+  return {
+    messages,
+    perSecond: Math.round(messages / seconds),
+    failed: side.failed,
+    p50: at(50),
+    p99: at(99),
+    p999: at(99.9),
+    max: side.latency.count === 0 ? null : side.latency.max / 1000,
+  }
+}
+
+/** One line on stderr while it runs, on a terminal only. Returns what ends it. */
+function showProgress(sides: readonly Side[], options: Options): () => void {
+  if (!process.stderr.isTTY || options.json) return () => {}
+  const before = new Map(sides.map((side) => [side, total(side)]))
+  const timer = setInterval(() => {
+    const parts = sides.map((side) => {
+      const now = total(side)
+      const rate = (now - before.get(side)!) / (PROGRESS_MS / 1000)
+      before.set(side, now)
+      const { p50, p99, p999 } = figure(side)
+      const latency = p50 === null ? '' : ` p50 ${ms(p50)} p99 ${ms(p99)} p99.9 ${ms(p999)} ms`
+      return `${side.name} ${Math.round(rate).toLocaleString('en')}/s${latency}`
+    })
+    process.stderr.write(`\r\u001B[K${parts.join('  ·  ')}`)
+  }, PROGRESS_MS)
+  return () => {
+    clearInterval(timer)
+    process.stderr.write('\r\u001B[K')
+  }
+}
+
+function print(options: Options, figures: Figures): void {
+  const { producers, consumers, size, inFlight, rate, duration } = options
+  if (options.json) {
+    process.stdout.write(`${JSON.stringify({ settings: { producers, consumers, size, inFlight, rate, duration }, ...figures })}\n`)
+    return
+  }
+  const rows = [['', 'messages', 'per second', 'p50 ms', 'p99 ms', 'p99.9 ms', 'max ms']]
+  for (const [name, of] of [['publish', figures.publish], ['consume', figures.consume]] as const) {
+    if (of === undefined) continue
+    rows.push([name, of.messages.toLocaleString('en'), of.perSecond.toLocaleString('en'), ms(of.p50), ms(of.p99), ms(of.p999), ms(of.max)])
+  }
+  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)))
+  for (const row of rows) {
+    const cells = row.map((cell, column) => (column === 0 ? cell.padEnd(widths[column]!) : cell.padStart(widths[column]!)))
+    process.stdout.write(`${cells.join('  ').trimEnd()}\n`)
+  }
+  const failed = (figures.publish?.failed ?? 0) + (figures.consume?.failed ?? 0)
+  if (failed > 0) {
+    process.stderr.write(`${failed} publishes failed.\n`)
+    process.exitCode = 1
+  }
+}
+
+function ms(value: number | null): string {
+  return value === null ? '–' : value.toFixed(2)
+}
+
+function pause(milliseconds: number): Promise<void> {
+  return new Promise((resolve) => {
+    setTimeout(resolve, milliseconds)
+  })
+}

@@ -1,0 +1,150 @@
+/**
+ * A command as this program knows it, and what all of them have in common when they are called: no unknown word or
+ * option, none twice, and a hint at the right page of help.
+ */
+import type { Argv, ArgumentsCamelCase } from 'yargs'
+import { UsageError } from './failure.js'
+import { nearest } from './spelling.js'
+
+/** Options that every command has. */
+export interface GlobalOptions {
+  readonly url: string | undefined
+  readonly timeout: string | undefined
+  readonly json: boolean
+}
+
+/** Their names, and those that yargs brings. */
+export const GLOBAL_OPTIONS = ['url', 'timeout', 'json', 'help', 'version']
+
+export interface CommandEntry {
+  /** Name, then `<needed>` and `[optional]` arguments. */
+  readonly command: string
+  readonly aliases?: readonly string[]
+  readonly describe: string
+  /** It has commands of its own. */
+  readonly isGroup?: boolean
+  /** Imports the rest; called only when the command is. */
+  readonly load: () => Promise<CommandBody>
+}
+
+/** Options and what to do, whatever the options are. */
+export interface CommandBody {
+  readonly builder?: unknown
+  readonly handler: (options: never) => unknown
+}
+
+/** The body of a command: what its handler says of its options, its builder has to declare. */
+export function command<Options>(body: {
+  readonly builder: (yargs: Argv) => unknown
+  readonly handler: (options: ArgumentsCamelCase<GlobalOptions & Options>) => Promise<void> | void
+}): CommandBody {
+  return body
+}
+
+/** Puts commands under `path`, the words before them; `$0` stands for none or an unknown one. */
+export function addCommands(yargs: Argv, path: readonly string[], entries: readonly CommandEntry[]): Argv {
+  for (const { command: text, aliases = [], describe, isGroup = false, load } of entries) {
+    const [name, ...positionals] = text.split(' ')
+    const words = [...path, name!]
+    const form = [...words, ...(isGroup ? ['<command>'] : positionals), '[options]'].join(' ')
+    let body: CommandBody | undefined
+    yargs.command({
+      command: text,
+      aliases,
+      describe,
+      builder: async (inner: Argv) => {
+        body = await load()
+        inner.usage(`$0 ${form}\n\n${describe}.`)
+        if (typeof body.builder === 'function') await (body.builder as (yargs: Argv) => unknown)(inner)
+        inner.group(ownOptions(inner, positionals), 'Options:')
+        return inner
+      },
+      handler: async (options) => {
+        refuseExtra(options, words, positionals.length)
+        await body!.handler(options as never)
+      },
+    })
+  }
+  yargs.command(
+    '$0',
+    false,
+    () => {},
+    (options) => refuseWord(options, path, entries),
+  )
+  return yargs
+}
+
+/** What a command has besides its arguments and what all of them have: that goes first in its help. */
+function ownOptions(yargs: Argv, positionals: readonly string[]): string[] {
+  const { key } = (yargs as unknown as { getOptions(): KnownOptions }).getOptions()
+  // Letters are other names of what is listed.
+  return Object.keys(key).filter((name) => name.length > 1 && !GLOBAL_OPTIONS.includes(name) && !positionals.includes(`<${name}>`) && !positionals.includes(`[${name}]`))
+}
+
+/** `orders hello world`: three words where two are taken. */
+function refuseExtra(options: ArgumentsCamelCase, words: readonly string[], positionals: number): void {
+  const extra = options._.slice(words.length)
+  if (extra.length === 0) return
+  const advice =
+    positionals === 0
+      ? `Leave it out. ${helpAdvice(words)}`
+      : `Put quotes around an argument that has spaces in it. ${helpAdvice(words)}`
+  throw new UsageError(`There is one argument too many: ${JSON.stringify(extra[0])}.`, advice)
+}
+
+function refuseWord(options: ArgumentsCamelCase, path: readonly string[], entries: readonly CommandEntry[]): void {
+  const word = options._[path.length]
+  const names = entries.map(({ command }) => command.split(' ')[0]!)
+  if (word === undefined) {
+    const what = path.length === 0 ? 'No command was given.' : `\`sluice ${path.join(' ')}\` needs a command.`
+    throw new UsageError(what, `There are ${names.join(', ')}. ${helpAdvice(path)}`)
+  }
+  const meant = nearest(String(word), [...names, ...entries.flatMap(({ aliases = [] }) => aliases)])
+  const what = `There is no command ${JSON.stringify([...path, word].join(' '))}.`
+  throw new UsageError(
+    what,
+    meant === undefined
+      ? `There are ${names.join(', ')}. ${helpAdvice(path)}`
+      : `Did you mean \`sluice ${[...path, meant].join(' ')}\`?`,
+  )
+}
+
+/** What yargs knows of the command that is running; the argument of a check, though its types say otherwise. */
+interface KnownOptions {
+  readonly key: Readonly<Record<string, unknown>>
+  readonly alias: Readonly<Record<string, readonly string[]>>
+  readonly array: readonly string[]
+}
+
+const ALWAYS = ['_', '$0', '--', 'help', 'h', 'version']
+
+/** A check for yargs: options that do not exist, and those that were given twice. */
+export function refuseOptions(options: ArgumentsCamelCase, known: unknown): true {
+  const { key: keys, alias: aliases, array } = known as KnownOptions
+  const names = new Set([...ALWAYS, ...Object.keys(keys), ...Object.values(aliases).flat()])
+  for (const [name, value] of Object.entries(options)) {
+    const dashed = name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)
+    if (ALWAYS.includes(name) || (dashed !== name && names.has(dashed))) continue
+    const flag = `${name.length === 1 ? '-' : '--'}${name}`
+    if (!names.has(name)) {
+      const meant = name.length === 1 ? undefined : nearest(name, Object.keys(keys))
+      throw new UsageError(
+        `There is no option ${flag}.`,
+        meant === undefined ? helpAdvice(commandWords(options)) : `Did you mean --${meant}?`,
+      )
+    }
+    if (Array.isArray(value) && !array.includes(name)) {
+      throw new UsageError(`The option ${flag} was given twice.`, 'Give it once.')
+    }
+  }
+  return true
+}
+
+// The words that name the command come first; what follows them in `_` is for `refuseExtra`.
+function commandWords(options: ArgumentsCamelCase): string[] {
+  return options._.slice(0, options._[0] === 'queue' ? 2 : 1).map(String)
+}
+
+export function helpAdvice(words: readonly string[]): string {
+  return `\`sluice ${[...words, '--help'].join(' ')}\` tells more.`
+}

@@ -1,0 +1,58 @@
+/** The connection of a command to its broker: options to settings, and what is said when it is lost and made again. */
+import { connect, parseDuration, type Sluice } from '@sluice/client'
+import type { GlobalOptions } from './command.js'
+import { notice } from './output.js'
+
+/** How long a command that has failed, or was interrupted, still waits for the broker. */
+const FAREWELL_MS = 3_000
+/** After so long without an answer a person is told what is waited for. */
+const PATIENCE_MS = 700
+
+/** Does `work` with a connection and closes it. @throws what `work` throws; SluiceError as `connect` */
+export async function withBroker<Result>(
+  options: GlobalOptions,
+  label: string,
+  work: (sluice: Sluice) => Promise<Result>,
+): Promise<Result> {
+  const sluice = await dial(options, label)
+  let failed = true
+  try {
+    const result = await work(sluice)
+    failed = false
+    return result
+  } finally {
+    const closing = sluice.close({ timeout: FAREWELL_MS })
+    // What was asked for is done, or has failed for a reason that matters more.
+    if (failed) await closing.catch(() => {})
+    else await closing
+  }
+}
+
+async function dial({ url, timeout }: GlobalOptions, label: string): Promise<Sluice> {
+  const timer = setTimeout(() => {
+    if (process.stderr.isTTY) notice(`Waiting for ${url ?? process.env['SLUICE_URL'] ?? 'the broker on this machine'} …`)
+  }, PATIENCE_MS)
+  try {
+    const sluice = await connect(url, {
+      name: `sluice ${label}`,
+      ...(timeout === undefined ? {} : { timeout: durationMs(timeout, '--timeout') }),
+    })
+    let isLost = false
+    sluice.on('disconnected', ({ error }) => {
+      isLost = true
+      notice(`The connection was lost: ${error.message} Connecting again.`)
+    })
+    sluice.on('connected', ({ address }) => {
+      if (isLost) notice(`Connected to ${address} again.`)
+      isLost = false
+    })
+    return sluice
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
+/** Milliseconds of a flag: a number with a unit, or plain milliseconds. @throws SluiceError INVALID_ARGUMENT */
+export function durationMs(text: string, flag: string): number {
+  return parseDuration(/^\d+$/.test(text) ? Number(text) : text, flag)
+}

@@ -1,0 +1,226 @@
+/**
+ * `sluice consume`: prints messages and acknowledges each once it has been written. Whatever was not written goes back
+ * to its place, whether the command is interrupted or the reader of stdout goes away.
+ */
+import type { Message, Sluice } from '@sluice/client'
+import { LIMITS, SluiceError, queueName } from '@sluice/protocol'
+import { command } from './command.js'
+import { durationMs, withBroker } from './connection.js'
+import { UsageError, failureOf } from './failure.js'
+import { counted, notice, outputError } from './output.js'
+import { whole } from './settings.js'
+import { onStop } from './signals.js'
+
+const PREFETCH = 256
+/** What --no-ack holds at most; the broker lends no more than twice the bytes. */
+const HELD_MESSAGES_MAX = LIMITS.creditMessagesMax
+const HELD_BYTES_MAX = 128 << 20
+
+interface ConsumeOptions {
+  readonly queue: string
+  readonly count: string | undefined
+  readonly ack: boolean
+  readonly wait: string | undefined
+}
+
+export const consume = command<ConsumeOptions>({
+  builder: (yargs) =>
+    yargs
+      .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
+      .option('count', { type: 'string', requiresArg: true, describe: 'End after so many messages' })
+      .option('wait', {
+        type: 'string',
+        requiresArg: true,
+        describe: 'End when no message has come for so long, such as 2s [default: never]',
+      })
+      .option('ack', {
+        type: 'boolean',
+        default: true,
+        describe: 'Acknowledge what was printed; --no-ack gives it back at the end',
+      })
+      .describe('json', 'Print each message with what belongs to it, as a line of JSON')
+      .epilogue(
+        'Text is printed as it is, data as JSON, bytes raw; with --json bytes are base64. Ctrl-C ends and gives back what ' +
+          'was not printed. What was written into a pipe counts as printed: prefer --count 1 to `| head -1`.',
+      ),
+  handler: async (options) => {
+    const queue = queueName(options.queue)
+    const count = options.count === undefined ? Infinity : countOf(options.count)
+    const waitMs = options.wait === undefined ? undefined : durationMs(options.wait, '--wait')
+    await withBroker(options, 'consume', (sluice) =>
+      consumeAll(sluice, { queue, count, waitMs, ack: options.ack, json: options.json }),
+    )
+  },
+})
+
+interface Wishes {
+  readonly queue: string
+  readonly count: number
+  readonly waitMs: number | undefined
+  readonly ack: boolean
+  readonly json: boolean
+}
+
+async function consumeAll(sluice: Sluice, { queue, count, waitMs, ack, json }: Wishes): Promise<void> {
+  const stream = sluice.messages(queue, {
+    prefetch: Math.min(count, ack ? PREFETCH : HELD_MESSAGES_MAX),
+    ...(ack ? {} : { prefetchBytes: HELD_BYTES_MAX * 2 }),
+  })
+  const end = (): void => {
+    stream.return?.().catch(() => {})
+  }
+  const forget = onStop(end)
+  const idle = waitMs === undefined ? undefined : setTimeout(end, Math.min(waitMs, TIMER_MS_MAX))
+  if (process.stdout.isTTY && count === Infinity && waitMs === undefined) {
+    notice(`Messages of ${queue} as they come; Ctrl-C ends.`)
+  }
+  const printer = new Printer(end, ack)
+  let taken = 0
+  let unreadable = 0
+  try {
+    for await (const message of stream) {
+      idle?.refresh()
+      const text = rendered(message, json)
+      if (text === undefined) {
+        unreadable++
+        continue
+      }
+      taken++
+      printer.write(message, text)
+      if (printer.isFull) await printer.room()
+      if (printer.failure !== undefined || taken === count) break
+      if (!ack && (taken === HELD_MESSAGES_MAX || printer.bytes > HELD_BYTES_MAX)) {
+        notice(`Ended after ${counted(taken, 'message')}: no more can be held without acknowledging them.`)
+        break
+      }
+    }
+  } finally {
+    clearTimeout(idle)
+    await printer.done()
+    forget()
+  }
+  if (printer.failure !== undefined) throw printer.failure
+  if (printer.unacknowledged > 0) {
+    const were = counted(printer.unacknowledged, 'message')
+    throw new SluiceError('LEASE_LOST', `${were} could not be acknowledged: ${printer.reason}`)
+  }
+  if (unreadable > 0) {
+    throw new SluiceError('INVALID_BODY', `${counted(unreadable, 'message')} could not be decoded and went back.`)
+  }
+}
+
+const TIMER_MS_MAX = 2 ** 31 - 1
+
+/** Writes messages to stdout and acknowledges what has left. */
+class Printer {
+  bytes = 0
+  unacknowledged = 0
+  reason = ''
+  failure: Error | undefined
+  readonly #end: () => void
+  readonly #ack: boolean
+  #open = 0
+  #waiters: (() => void)[] = []
+
+  constructor(end: () => void, ack: boolean) {
+    this.#end = end
+    this.#ack = ack
+  }
+
+  get isFull(): boolean {
+    return process.stdout.writableNeedDrain && this.failure === undefined
+  }
+
+  write(message: Message, text: string | Uint8Array): void {
+    this.bytes += typeof text === 'string' ? Buffer.byteLength(text) : text.length
+    this.#open++
+    process.stdout.write(text, (error) => {
+      if (error == null) {
+        if (this.#ack) this.#acknowledge(message)
+        else this.#closed()
+        return
+      }
+      this.failure ??= outputError(error)
+      this.#end()
+      this.#closed()
+    })
+  }
+
+  #acknowledge(message: Message): void {
+    message.ack().then(
+      () => this.#closed(),
+      (error: unknown) => {
+        this.unacknowledged++
+        this.reason = failureOf(error).what
+        this.#closed()
+      },
+    )
+  }
+
+  #closed(): void {
+    this.#open--
+    if (this.isFull && this.#open > 0) return
+    const waiters = this.#waiters
+    this.#waiters = []
+    for (const resolve of waiters) resolve()
+  }
+
+  /** Resolves when stdout takes more, or nothing more is wanted. */
+  async room(): Promise<void> {
+    while (this.isFull && this.#open > 0) await this.#change()
+  }
+
+  /** Resolves when everything has been written and acknowledged, or cannot be. */
+  async done(): Promise<void> {
+    while (this.#open > 0) await this.#change()
+  }
+
+  #change(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#waiters.push(resolve)
+    })
+  }
+}
+
+/** A message as a line; undefined when its body cannot be decoded. */
+function rendered(message: Message, json: boolean): string | Uint8Array | undefined {
+  let body: unknown
+  try {
+    body = message.body
+  } catch (error) {
+    notice(`Message ${message.offset} of ${message.queue}: ${failureOf(error).what}`)
+    return undefined
+  }
+  if (json) return `${JSON.stringify(document(message, body))}\n`
+  if (typeof body === 'string') return `${body}\n`
+  if (body instanceof Uint8Array) return Buffer.concat([body, NEWLINE])
+  return `${JSON.stringify(plain(body))}\n`
+}
+
+const NEWLINE = Buffer.from('\n')
+
+function document(message: Message, body: unknown): object {
+  const { queue, offset, id, key, priority, attempt, redelivered, publishedAt, headers } = message
+  const bodyType = typeof body === 'string' ? 'text' : body instanceof Uint8Array ? 'bytes' : 'data'
+  return { queue, offset, id, key, priority, attempt, redelivered, publishedAt, headers, bodyType, body: plain(body) }
+}
+
+/** A body as JSON can say it: bytes as base64, a bigint as its digits, a date as ISO text. */
+function plain(value: unknown): unknown {
+  if (typeof value === 'bigint') return value.toString()
+  if (typeof value !== 'object' || value === null || value instanceof Date) return value
+  if (value instanceof Uint8Array) return Buffer.from(value.buffer, value.byteOffset, value.length).toString('base64')
+  if (Array.isArray(value)) return value.map(plain)
+  const object: Record<string, unknown> = Object.create(null) as Record<string, unknown>
+  for (const [name, item] of Object.entries(value)) object[name] = plain(item)
+  return object
+}
+
+function countOf(text: string): number {
+  const count = whole(text, 1, Number.MAX_SAFE_INTEGER)
+  if (count !== undefined) return count
+  throw new UsageError(
+    `--count is ${JSON.stringify(text.slice(0, 60))}; it must be a whole number from 1.`,
+    'Leave it out to go on until Ctrl-C.',
+  )
+}

@@ -1,0 +1,210 @@
+/**
+ * How a failure ends a command: the exit code, one line of what happened and one of how to mend it. One row for every
+ * error code, one for each error of the system that a user can do something about.
+ */
+import { SluiceError, type ErrorCode } from '@sluice/protocol'
+import { printable } from './output.js'
+
+export const EXIT = {
+  ok: 0,
+  failure: 1,
+  usage: 2,
+  notFound: 4,
+  denied: 5,
+  unreachable: 6,
+  /** The log failed while the broker ran: nothing may be confirmed any more. */
+  fatal: 70,
+} as const
+
+type Exit = (typeof EXIT)[keyof typeof EXIT]
+
+/** The command was called in a way that it cannot be. */
+export class UsageError extends Error {
+  readonly advice: string
+
+  constructor(message: string, advice: string) {
+    super(message)
+    this.name = 'UsageError'
+    this.advice = advice
+  }
+}
+
+interface Row {
+  readonly exit: Exit
+  readonly advice: string
+}
+
+const DEFECT: Row = {
+  exit: EXIT.failure,
+  advice: 'Client and broker misunderstand each other: use the same version of both, and report this if you do.',
+}
+const LATER = 'Try again in a moment.'
+const ADDRESS = 'Start a broker with `sluice serve`, or name its address with --url or SLUICE_URL.'
+
+const ROWS: Readonly<Record<ErrorCode, Row>> = {
+  PROTOCOL_VERSION: {
+    exit: EXIT.failure,
+    advice: 'Use a `sluice` of the same version as the broker.',
+  },
+  MALFORMED_FRAME: {
+    exit: EXIT.unreachable,
+    advice: 'Make sure that --url names the port of a Sluice broker, 7420 by default, and of this version.',
+  },
+  FRAME_TOO_LARGE: DEFECT,
+  UNKNOWN_OPCODE: DEFECT,
+  UNEXPECTED_FRAME: DEFECT,
+  AUTH_FAILED: { exit: EXIT.denied, advice: 'Check the credentials that you use for this broker.' },
+  HANDSHAKE_TIMEOUT: {
+    exit: EXIT.unreachable,
+    advice: 'Make sure that --url names the port of a Sluice broker; if it is busy, allow more time with --timeout.',
+  },
+  HEARTBEAT_TIMEOUT: {
+    exit: EXIT.unreachable,
+    advice: 'Try again; if it happens often, the broker or the network is overloaded.',
+  },
+  SLOW_CONSUMER: { exit: EXIT.failure, advice: 'Read the output faster, or into a file.' },
+  TOO_MANY_CONNECTIONS: {
+    exit: EXIT.unreachable,
+    advice: 'Close other clients, or start the broker with a higher --max-connections.',
+  },
+  SHUTTING_DOWN: { exit: EXIT.unreachable, advice: 'Try again when the broker has been started again.' },
+  PRODUCER_UNKNOWN: { exit: EXIT.failure, advice: LATER },
+  NOT_SUPPORTED: { exit: EXIT.usage, advice: 'Leave it out, or use a version that has it.' },
+  INVALID_ARGUMENT: { exit: EXIT.usage, advice: 'Give a value within these bounds; --help lists the options.' },
+  INVALID_NAME: {
+    exit: EXIT.usage,
+    advice: 'Use up to 255 letters, digits and . _ - : / and begin with a letter, a digit or _ such as in orders/new.',
+  },
+  QUEUE_NOT_FOUND: {
+    exit: EXIT.notFound,
+    advice: '`sluice queue list` shows the queues that there are, `sluice queue ensure NAME` makes one.',
+  },
+  QUEUE_CONFLICT: {
+    exit: EXIT.failure,
+    advice: 'Add --update to change its options, or leave out those that differ.',
+  },
+  QUEUE_DELETED: {
+    exit: EXIT.notFound,
+    advice: 'Make it again with `sluice queue ensure NAME` if it is still wanted.',
+  },
+  TOO_MANY_QUEUES: { exit: EXIT.failure, advice: 'Delete queues that are no longer used: `sluice queue delete NAME`.' },
+  MESSAGE_TOO_LARGE: {
+    exit: EXIT.failure,
+    advice: 'Send a smaller message, or start the broker with a higher --max-message-bytes.',
+  },
+  BATCH_TOO_LARGE: { exit: EXIT.failure, advice: 'Send fewer or smaller messages at a time.' },
+  BATCH_MALFORMED: DEFECT,
+  BATCH_CORRUPT: { exit: EXIT.failure, advice: 'Send it again; if it happens often, test memory and network.' },
+  UNKNOWN_OUTCOME: {
+    exit: EXIT.failure,
+    advice: 'Look with `sluice queue get NAME` whether the message has arrived before you send it again.',
+  },
+  NUMBER_REUSED: DEFECT,
+  DISK_LOW: { exit: EXIT.failure, advice: "Free space on the broker's disk; consumers can go on." },
+  MEMORY_FULL: { exit: EXIT.failure, advice: 'Let consumers catch up, or purge what is not needed, then try again.' },
+  LEASE_LOST: { exit: EXIT.failure, advice: 'Nothing is lost: the message is delivered again.' },
+  SUBSCRIPTION_NOT_FOUND: DEFECT,
+  CHANNEL_IN_USE: DEFECT,
+  TOO_MANY_SUBSCRIPTIONS: DEFECT,
+  IN_FLIGHT_EXCEEDED: DEFECT,
+  CORRUPT: {
+    exit: EXIT.failure,
+    advice: "Check the broker's disk and its log; the other queues are not concerned.",
+  },
+  UNREACHABLE: { exit: EXIT.unreachable, advice: ADDRESS },
+  CONNECTION_LOST: {
+    exit: EXIT.unreachable,
+    advice: 'The command may have taken effect: look with `sluice queue get NAME` before you repeat it.',
+  },
+  CLOSED: { exit: EXIT.failure, advice: LATER },
+  TIMEOUT: { exit: EXIT.unreachable, advice: 'Allow more time with --timeout, or see what keeps the broker busy.' },
+  ABORTED: { exit: EXIT.failure, advice: LATER },
+  INVALID_BODY: { exit: EXIT.failure, advice: 'Mend the input, or choose another --body-type: text, json or bytes.' },
+  INVALID_URL: { exit: EXIT.usage, advice: 'Write it as sluice://host:port, in --url or SLUICE_URL.' },
+  ALREADY_SETTLED: DEFECT,
+  DATA_DIR_LOCKED: {
+    exit: EXIT.failure,
+    advice: 'Stop that broker, or give this one a directory of its own with --data-dir.',
+  },
+  LOG_CORRUPT: {
+    exit: EXIT.failure,
+    advice:
+      'Nothing was changed. Keep a copy of the data directory, check the disk, and restore a backup or begin a new --data-dir.',
+  },
+  LOG_FAILED: {
+    exit: EXIT.fatal,
+    advice: 'Nothing that was confirmed is lost. Check disk and file system, then start the broker again.',
+  },
+}
+
+const SYSTEM_ROWS: Readonly<Record<string, Row>> = {
+  EADDRINUSE: {
+    exit: EXIT.failure,
+    advice: 'Stop what listens there, or choose another port with --port; 0 takes any that is free.',
+  },
+  EADDRNOTAVAIL: { exit: EXIT.failure, advice: 'Use an address that this machine has, such as --host 127.0.0.1.' },
+  ENOTFOUND: { exit: EXIT.failure, advice: 'Use an address that this machine has, such as --host 127.0.0.1.' },
+  EACCES: { exit: EXIT.failure, advice: 'Use a file, directory or port that you have the rights for.' },
+  EPERM: { exit: EXIT.failure, advice: 'Use a file, directory or port that you have the rights for.' },
+  EROFS: { exit: EXIT.failure, advice: 'Use a directory on a file system that can be written to.' },
+  ENOSPC: { exit: EXIT.failure, advice: 'Free space on that disk.' },
+  ENOENT: { exit: EXIT.failure, advice: 'Check the path.' },
+  ENOTDIR: { exit: EXIT.failure, advice: 'Check the path: a part of it is a file.' },
+  EEXIST: { exit: EXIT.failure, advice: 'Check the path: a file is in the way.' },
+  EISDIR: { exit: EXIT.failure, advice: 'Check the path: it is a directory.' },
+  EMFILE: { exit: EXIT.failure, advice: 'Allow more open files: `ulimit -n`.' },
+  EIO: { exit: EXIT.failure, advice: 'Check the disk.' },
+}
+
+export interface Failure {
+  readonly exit: number
+  readonly code: string
+  /** One line. */
+  readonly what: string
+  /** One line. */
+  readonly advice: string
+}
+
+/** What a thrown value means to the user. */
+export function failureOf(error: unknown): Failure {
+  const what = printable(error instanceof Error ? error.message : String(error))
+  if (error instanceof UsageError) {
+    return { exit: EXIT.usage, code: 'USAGE', what, advice: printable(error.advice) }
+  }
+  if (error instanceof SluiceError) return { ...ROWS[error.code], code: error.code, what }
+  const code = error instanceof Error ? (error as NodeJS.ErrnoException).code : undefined
+  const row = code === undefined ? undefined : SYSTEM_ROWS[code]
+  if (code !== undefined && row !== undefined) return { ...row, code, what: systemText(error as Error, what) }
+  return {
+    exit: EXIT.failure,
+    code: code ?? 'UNEXPECTED',
+    what: `${error instanceof Error ? error.name : 'Error'}: ${what}`,
+    advice: 'This was not foreseen; please report it with the command that you ran.',
+  }
+}
+
+// "listen EADDRINUSE: address already in use 127.0.0.1:7420": what the system calls it, in the order of a sentence.
+function systemText(error: NodeJS.ErrnoException, what: string): string {
+  const match = /^(?:\w+ )?E[A-Z]+: ([^,]+)(?:, (.*))?$/.exec(what)
+  const { address, port } = error as { address?: string; port?: number }
+  if (error.syscall === 'listen' && match !== null) {
+    return `The broker cannot listen on ${address}${port === undefined ? '' : `:${port}`}: ${REASONS[error.code ?? ''] ?? match[1]}.`
+  }
+  return match === null ? what : `${capital(match[1]!)}${match[2] === undefined ? '' : `: ${match[2]}`}.`
+}
+
+const REASONS: Readonly<Record<string, string>> = {
+  EADDRINUSE: 'the port is in use',
+  EADDRNOTAVAIL: 'this machine does not have the address',
+  EACCES: 'permission denied',
+}
+
+function capital(text: string): string {
+  return text.charAt(0).toUpperCase() + text.slice(1)
+}
+
+/** The lines for stderr: two for people, one JSON document where the command was given --json. */
+export function failureText({ code, what, advice }: Failure, json: boolean): string {
+  if (json) return `${JSON.stringify({ error: { code, message: what, advice } })}\n`
+  return `error: ${what}\n hint: ${advice}\n`
+}

@@ -1,0 +1,245 @@
+/**
+ * One load process of `sluice bench`: a producer or a consumer with a connection of its own. It is told what to do
+ * by its parent, and reports counts and latencies a few times a second.
+ *
+ * Latencies are from the intended time of sending where a rate is set (so that a stall delays what follows it and
+ * shows), else from the call. Times are of the system's monotonic clock, which all processes share.
+ */
+import { Worker as Thread } from 'node:worker_threads'
+import { connect, queue, type Message, type Queue, type Sluice } from '@sluice/client'
+
+export interface LoadTask {
+  readonly role: 'producer' | 'consumer'
+  readonly url: string
+  readonly queue: string
+  /** Bytes of a body; at least 8, for the time of sending. */
+  readonly size: number
+  /** Unanswered publishes, or messages a consumer may hold. */
+  readonly inFlight: number
+  /** Messages a second of this process, open loop; 0: as fast as they are confirmed. */
+  readonly rate: number
+  /** Stops by itself after so many; 0: when it is told. */
+  readonly messages: number
+  /** Whether bodies carry their time of sending, and the consumer reads it. */
+  readonly endToEnd: boolean
+}
+
+export interface LoadReport {
+  /** Confirmed, or acknowledged, since the process began. */
+  readonly count: number
+  /** When the first was, and when this was written, by the monotonic clock. */
+  readonly firstMs: number
+  readonly atMs: number
+  /** Since the last report: publishes that failed, and latencies in ms, a sample when there are many. */
+  readonly failed: number
+  readonly latencies: readonly number[]
+}
+
+const REPORT_MS = 200
+/** Latencies kept for one report. */
+const SAMPLES_MAX = 5_000
+/** Of closed-loop publishes one in so many is timed: reading the clock for each would be measured too. */
+const TIMED_EVERY = 16
+
+function nowMs(): number {
+  const [seconds, nanos] = process.hrtime()
+  return seconds * 1000 + nanos / 1e6
+}
+
+class Load {
+  readonly #task: LoadTask
+  readonly #sluice: Sluice
+  readonly #queue: Queue<Uint8Array>
+  /** For messages that carry no time. */
+  readonly #plainBody: Uint8Array
+  #count = 0
+  #firstMs = 0
+  #failed = 0
+  #toldOfFailure = false
+  #latencies: number[] = []
+  #stopped = false
+  #stopPacer: (() => void) | undefined
+  #finished: (() => void) | undefined
+  #outstanding = 0
+  #sent = 0
+
+  constructor(task: LoadTask, sluice: Sluice) {
+    this.#task = task
+    this.#sluice = sluice
+    this.#queue = queue<Uint8Array>(task.queue)
+    this.#plainBody = new Uint8Array(task.size).fill(0x78)
+  }
+
+  async run(): Promise<void> {
+    const reporter = setInterval(() => this.#report(), REPORT_MS)
+    process.on('message', (message) => {
+      if (message === 'stop') this.#stop()
+    })
+    if (this.#task.role === 'consumer') await this.#consume()
+    else await this.#produce()
+    clearInterval(reporter)
+    this.#report()
+    await this.#sluice.close()
+    process.disconnect()
+  }
+
+  #stop(): void {
+    this.#stopped = true
+    this.#stopPacer?.()
+    this.#finished?.()
+  }
+
+  #report(): void {
+    const report: LoadReport = {
+      count: this.#count,
+      firstMs: this.#firstMs,
+      atMs: nowMs(),
+      failed: this.#failed,
+      latencies: this.#latencies,
+    }
+    this.#failed = 0
+    this.#latencies = []
+    process.send?.(report)
+  }
+
+  #sample(ms: number): void {
+    if (this.#latencies.length < SAMPLES_MAX) this.#latencies.push(ms)
+    else this.#latencies[Math.floor(Math.random() * SAMPLES_MAX)] = ms
+  }
+
+  async #produce(): Promise<void> {
+    const { inFlight, rate } = this.#task
+    const done = new Promise<void>((resolve) => {
+      this.#finished = () => {
+        if (this.#outstanding === 0) resolve()
+      }
+    })
+    if (rate > 0) this.#pace(rate)
+    else for (let i = 0; i < inFlight; i++) this.#publish()
+    await done
+  }
+
+  // Closed loop: each confirm makes the next publish.
+  #publish(): void {
+    const { messages, endToEnd } = this.#task
+    if (this.#stopped || (messages > 0 && this.#sent >= messages)) {
+      this.#finished?.()
+      return
+    }
+    const timed = this.#sent++ % TIMED_EVERY === 0
+    this.#outstanding++
+    if (!timed) {
+      this.#sluice.publish(this.#queue, endToEnd ? this.#body(nowMs()) : this.#plainBody).then(this.#confirmed, this.#refused)
+      return
+    }
+    const at = nowMs()
+    this.#sluice.publish(this.#queue, endToEnd ? this.#body(at) : this.#plainBody).then(() => {
+      this.#sample(nowMs() - at)
+      this.#confirmed()
+    }, this.#refused)
+  }
+
+  readonly #confirmed = (): void => {
+    this.#count++
+    this.#outstanding--
+    this.#publish()
+  }
+
+  readonly #refused = (error: unknown): void => {
+    this.#failed++
+    this.#outstanding--
+    this.#tell(error)
+    this.#publish()
+  }
+
+  #tell(error: unknown): void {
+    if (this.#toldOfFailure) return
+    this.#toldOfFailure = true
+    process.stderr.write(`a publish failed: ${String(error)}\n`)
+  }
+
+  // Open loop: a thread waits for each time of sending, because timers of the event loop are late by themselves.
+  #pace(rate: number): void {
+    const pacer = new Thread(PACER, { eval: true, workerData: { rate } })
+    this.#stopPacer = () => {
+      void pacer.terminate()
+      this.#finished?.()
+    }
+    pacer.on('message', (dueMs: number[]) => {
+      for (const at of dueMs) this.#publishAt(at)
+    })
+  }
+
+  #publishAt(at: number): void {
+    if (this.#stopped) return
+    this.#outstanding++
+    this.#sluice.publish(this.#queue, this.#body(at)).then(
+      () => {
+        this.#count++
+        this.#outstanding--
+        this.#sample(nowMs() - at)
+        if (this.#stopped) this.#finished?.()
+      },
+      (error: unknown) => {
+        this.#failed++
+        this.#outstanding--
+        this.#tell(error)
+        if (this.#stopped) this.#finished?.()
+      },
+    )
+  }
+
+  #body(at: number): Uint8Array {
+    const body = new Uint8Array(this.#task.size)
+    new DataView(body.buffer).setFloat64(0, at)
+    return body
+  }
+
+  async #consume(): Promise<void> {
+    const { inFlight, messages, endToEnd } = this.#task
+    const handle = (message: Message<Uint8Array>): void => {
+      if (endToEnd) {
+        const body = message.body
+        this.#sample(nowMs() - new DataView(body.buffer, body.byteOffset).getFloat64(0))
+      }
+      void message.ack()
+      if (this.#count++ === 0) this.#firstMs = nowMs()
+      if (this.#count === messages) this.#finished?.()
+    }
+    const worker = this.#sluice.consume(this.#queue, { concurrency: inFlight, prefetch: inFlight }, handle)
+    await new Promise<void>((resolve) => {
+      this.#finished = resolve
+    })
+    await worker.close()
+  }
+}
+
+const PACER = `
+const { parentPort, workerData } = require('node:worker_threads')
+const sleeper = new Int32Array(new SharedArrayBuffer(4))
+const now = () => { const [s, n] = process.hrtime(); return s * 1000 + n / 1e6 }
+const begun = now()
+const interval = 1000 / workerData.rate
+let sent = 0
+for (;;) {
+  const due = begun + sent * interval
+  const wait = due - now()
+  if (wait > 0) { Atomics.wait(sleeper, 0, 0, wait); continue }
+  const times = []
+  const until = now()
+  for (let at = due; at <= until; at = begun + ++sent * interval) times.push(at)
+  parentPort.postMessage(times)
+}
+`
+
+async function start(task: LoadTask): Promise<void> {
+  const sluice = await connect(task.url, { name: `bench ${task.role}`, maxInFlight: Math.max(task.inFlight, 1_000) })
+  await new Load(task, sluice).run()
+}
+
+process.once('message', (task: LoadTask) => {
+  start(task).catch((error: unknown) => {
+    process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n`)
+    process.exit(1)
+  })
+})

@@ -1,0 +1,285 @@
+/**
+ * `sluice publish`: one message from an argument or a file, or one from each line of stdin. Of what stdin brings only
+ * so much is read ahead of the broker's confirmations.
+ */
+import { open } from 'node:fs/promises'
+import type { Receipt, Sluice } from '@sluice/client'
+import { LIMITS, SluiceError, queueName } from '@sluice/protocol'
+import { command } from './command.js'
+import { durationMs, withBroker } from './connection.js'
+import { UsageError } from './failure.js'
+import { linesOf } from './lines.js'
+import { counted, grouped, notice, print, printJson } from './output.js'
+import { onStop, signalExit, type StopSignal } from './signals.js'
+
+const BODY_TYPES = ['text', 'json', 'bytes'] as const
+type BodyType = (typeof BODY_TYPES)[number]
+
+/** What may be published and not yet confirmed. */
+const IN_FLIGHT_MESSAGES_MAX = 5_000
+const IN_FLIGHT_BYTES_MAX = 16 << 20
+const PROGRESS_MS = 200
+
+interface PublishOptions {
+  readonly queue: string
+  readonly body: string | undefined
+  readonly file: string | undefined
+  readonly bodyType: string
+  readonly header: readonly string[] | undefined
+}
+
+export const publish = command<PublishOptions>({
+  builder: (yargs) =>
+    yargs
+      .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
+      .positional('body', { type: 'string', describe: 'The message; without it each line of stdin is one' })
+      .option('file', {
+        type: 'string',
+        requiresArg: true,
+        describe: 'Publish the whole of a file as one message; - is stdin',
+      })
+      .option('body-type', {
+        type: 'string',
+        requiresArg: true,
+        default: 'text',
+        describe: 'text, json (parsed, and published as data) or bytes',
+      })
+      .option('header', {
+        type: 'string',
+        array: true,
+        requiresArg: true,
+        describe: 'A header name=value; can be given several times',
+      })
+      .epilogue(
+        'Prints the offset of a single message; for lines the count on stderr; with --json a receipt for each message. ' +
+          'A body that begins with a dash comes after --, as in: sluice publish orders -- -5',
+      ),
+  handler: async (options) => {
+    const queue = queueName(options.queue)
+    const bodyType = bodyTypeOf(options.bodyType)
+    const headers = headersOf(options.header ?? [])
+    const { body, file } = options
+    if (body !== undefined && file !== undefined) {
+      throw new UsageError('There are two bodies: an argument and --file.', 'Give one of them.')
+    }
+    const single =
+      body !== undefined
+        ? decode(Buffer.from(body), bodyType, 'The body')
+        : file !== undefined
+          ? decode(await wholeFile(file), bodyType, file === '-' ? 'stdin' : `The file ${file}`)
+          : undefined
+    await withBroker(options, 'publish', async (sluice) => {
+      const send = (message: unknown): Promise<Receipt> =>
+        sluice.publish(queue, message, {
+          ...(headers === undefined ? {} : { headers }),
+          ...(options.timeout === undefined ? {} : { timeout: durationMs(options.timeout, '--timeout') }),
+        })
+      if (single === undefined) return publishLines(sluice, queue, bodyType, options.json, send)
+      const receipt = await send(single)
+      if (options.json) await printJson({ queue, ...receipt })
+      else await print(`offset ${receipt.offset}${receipt.duplicate ? ' (duplicate)' : ''}\n`)
+    })
+  },
+})
+
+async function publishLines(
+  _sluice: Sluice,
+  queue: string,
+  bodyType: BodyType,
+  json: boolean,
+  send: (message: unknown) => Promise<Receipt>,
+): Promise<void> {
+  if (process.stdin.isTTY) notice(`Each line is a message for ${queue}; Ctrl-D ends.`)
+  const beganMs = performance.now()
+  const shipment = new Shipment(json ? (receipt) => printJson({ queue, ...receipt }) : undefined)
+  let stopped: StopSignal | undefined
+  const forget = onStop((signal) => {
+    stopped = signal
+    process.stdin.destroy()
+  })
+  const progress = showProgress(shipment)
+  let failure: unknown
+  let line = 0
+  try {
+    for await (const lines of linesOf(process.stdin, LIMITS.messageBytesMax)) {
+      for (const bytes of lines) {
+        line++
+        const trimmed = bodyType === 'bytes' || bytes.at(-1) !== CARRIAGE_RETURN ? bytes : bytes.subarray(0, -1)
+        if (bodyType === 'json' && isBlank(trimmed)) continue
+        // A copy: the bytes are the stream's.
+        const message = decode(bodyType === 'bytes' ? Uint8Array.from(trimmed) : trimmed, bodyType, `Line ${line}`)
+        if (!shipment.hasRoom) await shipment.room()
+        if (shipment.failure !== undefined) break
+        shipment.add(send(message), trimmed.length, line)
+      }
+      if (shipment.failure !== undefined || stopped !== undefined) break
+    }
+  } catch (error) {
+    // Ctrl-C destroys stdin under the loop.
+    if (stopped === undefined) failure = error
+  }
+  // Otherwise a terminal, or a writer that stays, keeps the process.
+  process.stdin.destroy()
+  await shipment.done()
+  progress()
+  forget()
+  const elapsedMs = performance.now() - beganMs
+  failure ??= shipment.failure?.error
+  notice(summary(shipment, queue, elapsedMs, failure !== undefined))
+  if (failure !== undefined) throw failure
+  if (stopped !== undefined) process.exitCode = signalExit(stopped)
+}
+
+const CARRIAGE_RETURN = 13
+
+function isBlank(bytes: Uint8Array): boolean {
+  return bytes.every((byte) => byte === 32 || byte === 9)
+}
+
+/** Publishes that are under way: bounded, and confirmed to the user in their order. */
+class Shipment {
+  confirmed = 0
+  firstOffset: number | undefined
+  lastOffset: number | undefined
+  /** The first that failed; what came after it may still succeed. */
+  failure: { readonly error: unknown; readonly line: number } | undefined
+  readonly #tell: ((receipt: Receipt) => Promise<void>) | undefined
+  #messages = 0
+  #bytes = 0
+  #tail: Promise<void> = Promise.resolve()
+  #roomWaiter: (() => void) | undefined
+
+  constructor(tell: ((receipt: Receipt) => Promise<void>) | undefined) {
+    this.#tell = tell
+  }
+
+  get hasRoom(): boolean {
+    return this.#messages < IN_FLIGHT_MESSAGES_MAX && this.#bytes < IN_FLIGHT_BYTES_MAX
+  }
+
+  /** Resolves when there is room, or nothing more is wanted. */
+  room(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#roomWaiter = resolve
+    })
+  }
+
+  add(sent: Promise<Receipt>, bytes: number, line: number): void {
+    this.#messages++
+    this.#bytes += bytes
+    const outcome = sent.then(
+      (receipt) => ({ receipt }),
+      (error: unknown) => ({ error }),
+    )
+    this.#tail = this.#tail.then(async () => {
+      const result = await outcome
+      try {
+        if ('error' in result) throw result.error
+        this.confirmed++
+        this.firstOffset ??= result.receipt.offset
+        this.lastOffset = result.receipt.offset
+        await this.#tell?.(result.receipt)
+      } catch (error) {
+        this.failure ??= { error, line }
+      }
+      this.#messages--
+      this.#bytes -= bytes
+      if (this.hasRoom || this.failure !== undefined) {
+        const waiter = this.#roomWaiter
+        this.#roomWaiter = undefined
+        waiter?.()
+      }
+    })
+  }
+
+  /** Resolves when everything has been answered. */
+  done(): Promise<void> {
+    return this.#tail
+  }
+}
+
+function summary(shipment: Shipment, queue: string, elapsedMs: number, failed: boolean): string {
+  const { confirmed, firstOffset, lastOffset, failure } = shipment
+  const range =
+    firstOffset === undefined
+      ? ''
+      : firstOffset === lastOffset
+        ? `, offset ${firstOffset}`
+        : `, offsets ${firstOffset} to ${lastOffset}`
+  const rate = confirmed === 0 ? '' : `, ${grouped(Math.round((confirmed / Math.max(1, elapsedMs)) * 1000))} a second`
+  const text = `Published ${counted(confirmed, 'message')} to ${queue}${range}${rate}.`
+  if (!failed) return text
+  return failure === undefined ? `${text} Then:` : `${text} The first that failed is line ${grouped(failure.line)}:`
+}
+
+/** A line that is written again and again; only on a terminal. Returns what takes it away. */
+function showProgress(shipment: Shipment): () => void {
+  if (!process.stderr.isTTY || process.stdin.isTTY) return () => {}
+  const timer = setInterval(() => {
+    process.stderr.write(`\r${counted(shipment.confirmed, 'message')} published`)
+  }, PROGRESS_MS)
+  return () => {
+    clearInterval(timer)
+    process.stderr.write('\r\u001B[K')
+  }
+}
+
+async function wholeFile(path: string): Promise<Uint8Array> {
+  const handle = path === '-' ? undefined : await open(path)
+  const chunks: Uint8Array[] = []
+  let bytes = 0
+  for await (const chunk of (handle?.createReadStream() ?? process.stdin) as AsyncIterable<Uint8Array>) {
+    chunks.push(chunk)
+    bytes += chunk.length
+    if (bytes > LIMITS.messageBytesMax) {
+      throw new SluiceError(
+        'MESSAGE_TOO_LARGE',
+        `${path === '-' ? 'stdin' : `The file ${path}`} has more than ${LIMITS.messageBytesMax} bytes, the most that a message can have.`,
+      )
+    }
+  }
+  return Buffer.concat(chunks)
+}
+
+// A byte order mark is a part of a text.
+const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
+
+/** @throws SluiceError INVALID_BODY, without a word of the body itself */
+function decode(bytes: Uint8Array, bodyType: BodyType, what: string): unknown {
+  if (bodyType === 'bytes') return bytes
+  let text: string
+  try {
+    text = utf8.decode(bytes)
+  } catch (cause) {
+    throw new SluiceError('INVALID_BODY', `${what} is not UTF-8; --body-type bytes publishes it as it is.`, { cause })
+  }
+  if (bodyType === 'text') return text
+  try {
+    return JSON.parse(text.replace(/^\uFEFF/, '')) as unknown
+  } catch (cause) {
+    throw new SluiceError('INVALID_BODY', `${what} is not JSON: ${(cause as Error).message.slice(0, 120)}.`, { cause })
+  }
+}
+
+function bodyTypeOf(text: string): BodyType {
+  const found = BODY_TYPES.find((type) => type === text)
+  if (found !== undefined) return found
+  throw new UsageError(`--body-type is ${JSON.stringify(text)}.`, `Give one of ${BODY_TYPES.join(', ')}.`)
+}
+
+function headersOf(texts: readonly string[]): Record<string, string> | undefined {
+  if (texts.length === 0) return undefined
+  const headers = new Map<string, string>()
+  for (const text of texts) {
+    const at = text.indexOf('=')
+    if (at <= 0) {
+      throw new UsageError(`--header is ${JSON.stringify(text.slice(0, 60))}.`, 'Write it as name=value.')
+    }
+    const name = text.slice(0, at)
+    if (headers.has(name)) {
+      throw new UsageError(`The header ${JSON.stringify(name.slice(0, 60))} is given twice.`, 'Give it once.')
+    }
+    headers.set(name, text.slice(at + 1))
+  }
+  return Object.fromEntries(headers)
+}

@@ -1,0 +1,151 @@
+/**
+ * `sluice serve`: the broker as a process. Settings in, log out; a signal stops it in order, a second one at once; a
+ * log that fails ends it with exit code 70, because nothing may be confirmed any more.
+ */
+import { LIMITS, MESSAGE_OVERHEAD_BYTES } from '@sluice/protocol'
+import { startServer, type RunningServer } from '../server.js'
+import { command } from './command.js'
+import { EXIT, UsageError } from './failure.js'
+import { Journal } from './journal.js'
+import { counted } from './output.js'
+import { SETTINGS, SETTING_NAMES, readSettings, unknownVariables, variableOf, type Settings } from './settings.js'
+import { onStop } from './signals.js'
+import { list } from './table.js'
+import { version } from './version.js'
+
+/** The longest that stopping in order may take. */
+const STOP_MS_MAX = 9_500
+
+export const serve = command({
+  builder: (yargs) => {
+    for (const name of SETTING_NAMES) {
+      const { describe, default: fallback } = SETTINGS[name]
+      yargs.option(name, {
+        type: 'string',
+        requiresArg: true,
+        describe: `${describe} (${variableOf(name)}) [default: ${fallback}]`,
+      })
+    }
+    return yargs
+      .hide('url')
+      .hide('timeout')
+      .describe('json', 'Log JSON on a terminal too')
+      .epilogue(
+        'A flag goes before its variable, that before the default. SIGTERM and SIGINT stop the broker in order, within ' +
+          '10 seconds and with exit code 0; a second one at once. Exit code 70: the log could not be written to; ' +
+          'nothing that was confirmed is lost.',
+      )
+  },
+  handler: async (options) => {
+    if (options.url !== undefined || options.timeout !== undefined) {
+      const flag = options.url === undefined ? '--timeout' : '--url'
+      throw new UsageError(`\`sluice serve\` has no option ${flag}.`, 'Say where to listen with --host and --port.')
+    }
+    const settings = readSettings(options, process.env)
+    const strangers = unknownVariables(process.env)
+    for (const { name, meant } of strangers) {
+      if (meant !== undefined) throw new UsageError(`There is no setting ${name}.`, `Did you mean ${meant}?`)
+    }
+    const isForPeople = process.stderr.isTTY && !options.json
+    const journal = await Journal.open(settings['log-level'], isForPeople)
+    for (const { name } of strangers) journal.event('variable is not a setting', { name }, 'warn')
+    await run(settings, journal, isForPeople)
+  },
+})
+
+async function run(settings: Settings, journal: Journal, isForPeople: boolean): Promise<void> {
+  const starting = startServer({
+    dataDir: settings['data-dir'],
+    host: settings.host,
+    port: settings.port,
+    segmentBytes: settings['segment-bytes'],
+    messageBytesMax: settings['max-message-bytes'],
+    connectionsMax: settings['max-connections'],
+    session: {
+      serverVersion: version(),
+      heartbeatMs: settings.heartbeat,
+      frameBytesMax: Math.max(LIMITS.frameBytesDefault, settings['max-message-bytes'] + MESSAGE_OVERHEAD_BYTES),
+    },
+    onEvent: (event, details) => {
+      // `onFatal` tells of it.
+      if (event !== 'log failed') journal.event(event, details)
+    },
+    onFatal: (error) => fatal(journal, error),
+  })
+  // Even before it has started: then it starts and stops again.
+  const forget = onStop((signal) => {
+    journal.event('stopping', { signal })
+    void stop(starting, journal)
+  })
+  let server: RunningServer
+  try {
+    server = await starting
+  } catch (error) {
+    forget()
+    throw error
+  }
+  process.on('uncaughtException', (error) => fatal(journal, error))
+  announce(server, settings, journal, isForPeople)
+}
+
+async function stop(starting: Promise<RunningServer>, journal: Journal): Promise<void> {
+  const beganMs = performance.now()
+  const overdue = setTimeout(() => {
+    journal.event('stopping takes too long, ended', { afterMs: STOP_MS_MAX }, 'error')
+    process.exit(EXIT.failure)
+  }, STOP_MS_MAX)
+  let server: RunningServer
+  try {
+    server = await starting
+  } catch {
+    // The start has failed, and says so itself.
+    clearTimeout(overdue)
+    return
+  }
+  try {
+    await server.stop()
+  } catch (error) {
+    fatal(journal, error)
+  }
+  journal.event('stopped', { afterMs: Math.round(performance.now() - beganMs) })
+  process.exit(EXIT.ok)
+}
+
+// Nothing that happens from here on may be confirmed: no turn of the event loop is left to do it.
+function fatal(journal: Journal, error: unknown): never {
+  journal.event('the broker has failed and ends', { error: error instanceof Error ? error : new Error(String(error)) }, 'fatal')
+  process.exit(EXIT.fatal)
+}
+
+function announce(server: RunningServer, settings: Settings, journal: Journal, isForPeople: boolean): void {
+  const { status } = server
+  const host = server.host.includes(':') ? `[${server.host}]` : server.host
+  const address = `sluice://${host}:${server.port}`
+  if (!isForPeople) {
+    journal.event('listening', {
+      version: version(),
+      address,
+      port: server.port,
+      dataDir: server.dataDir,
+      startedMs: Math.round(server.startedMs),
+      recoveryMs: Math.round(status.recoveryMs),
+      queues: status.queues,
+      messages: status.messages,
+      entries: status.entries,
+      cutBytes: status.cutBytes,
+      afterCrash: status.afterCrash && status.boot > 1,
+    })
+    return
+  }
+  if (settings['log-level'] === 'silent') return
+  const recovered = `${counted(status.queues, 'queue')}, ${counted(status.messages, 'message')} in ${Math.round(status.recoveryMs)} ms`
+  const lines: [string, string][] = [
+    ['version', version()],
+    ['address', address],
+    ['data', server.dataDir],
+    ['recovered', status.boot === 1 ? 'nothing: the data directory is new' : recovered],
+  ]
+  if (status.afterCrash && status.boot > 1) lines.push(['', 'the last run ended without a stop; nothing confirmed is lost'])
+  lines.push(['ready', `after ${Math.round(server.startedMs)} ms; Ctrl-C stops`])
+  process.stderr.write(`Sluice\n${list(lines, '  ')}\n`)
+}

@@ -1,0 +1,163 @@
+/**
+ * The settings of a broker, in one table: flag, variable and default. A flag goes before the variable SLUICE_<NAME>,
+ * that before the default. Whoever reads them gets whole, checked values.
+ */
+import { BlockList, isIPv6 } from 'node:net'
+import { parseDuration } from '@sluice/client'
+import { LIMITS } from '@sluice/protocol'
+import { SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, segmentBytesFit } from '../log/segment.js'
+import { UsageError } from './failure.js'
+import { nearest } from './spelling.js'
+
+interface Setting<Value> {
+  readonly describe: string
+  /** As a flag would say it. */
+  readonly default: string
+  /** What the value must be, as the end of a sentence. */
+  readonly form: string
+  /** The value, or undefined when the text is not of this form. */
+  readonly parse: (text: string) => Value | undefined
+}
+
+function setting<Value>(describe: string, fallback: string, form: string, parse: (text: string) => Value | undefined): Setting<Value> {
+  return { describe, default: fallback, form, parse }
+}
+
+export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const
+export type LogLevel = (typeof LOG_LEVELS)[number]
+
+const CONNECTIONS_MAX = 1_000_000
+
+export const SETTINGS = {
+  port: setting('TCP port; 0 takes any that is free', '7420', 'a whole number from 0 to 65535', (text) =>
+    whole(text, 0, 65_535),
+  ),
+  host: setting('Address to listen on; loopback only', '127.0.0.1', 'an address or a host name', (text) =>
+    /^[\w.:%-]+$/.test(text) ? text : undefined,
+  ),
+  'data-dir': setting('Directory of the log; made if it is missing', './data', 'a path', (text) =>
+    text === '' || text.includes('\0') ? undefined : text,
+  ),
+  'segment-bytes': setting(
+    'Size of a file of the log; a log that exists keeps its own',
+    `${SEGMENT_BYTES_DEFAULT / 1024 ** 2}MiB`,
+    `a size from ${SEGMENT_BYTES_MIN / 1024}KiB to ${SEGMENT_BYTES_MAX / 1024 ** 2}MiB in whole blocks of 4KiB`,
+    (text) => {
+      const bytes = size(text)
+      return bytes !== undefined && segmentBytesFit(bytes) ? bytes : undefined
+    },
+  ),
+  'max-message-bytes': setting(
+    'Largest message; at most a quarter of a segment',
+    `${LIMITS.messageBytesDefault / 1024 ** 2}MiB`,
+    `a size from 1 to ${LIMITS.messageBytesMax / 1024 ** 2}MiB`,
+    (text) => {
+      const bytes = size(text)
+      return bytes !== undefined && bytes >= 1 && bytes <= LIMITS.messageBytesMax ? bytes : undefined
+    },
+  ),
+  'max-connections': setting(
+    'Connections at a time',
+    '10000',
+    `a whole number from 1 to ${CONNECTIONS_MAX}`,
+    (text) => whole(text, 1, CONNECTIONS_MAX),
+  ),
+  heartbeat: setting(
+    'Longest silence of a healthy connection; twice that ends it',
+    `${LIMITS.heartbeatMsDefault / 1000}s`,
+    'a time from 100ms to 5m',
+    (text) => duration(text, LIMITS.heartbeatMsMin, LIMITS.heartbeatMsMax),
+  ),
+  'log-level': setting<LogLevel>('What is logged', 'info', `one of ${LOG_LEVELS.join(', ')}`, (text) =>
+    LOG_LEVELS.find((level) => level === text),
+  ),
+} as const satisfies Record<string, Setting<unknown>>
+
+export type SettingName = keyof typeof SETTINGS
+export type Settings = { readonly [Name in SettingName]: (typeof SETTINGS)[Name] extends Setting<infer Value> ? Value : never }
+
+export const SETTING_NAMES = Object.keys(SETTINGS) as SettingName[]
+
+export function variableOf(name: SettingName): string {
+  return `SLUICE_${name.toUpperCase().replaceAll('-', '_')}`
+}
+
+/** @throws UsageError naming the flag or variable */
+export function readSettings(
+  flags: Readonly<Record<string, unknown>>,
+  environment: Readonly<Record<string, string | undefined>>,
+): Settings {
+  const settings = Object.fromEntries(
+    SETTING_NAMES.map((name) => {
+      const flag = flags[name]
+      const variable = environment[variableOf(name)]
+      if (flag !== undefined) return [name, parsed(name, flag, `--${name}`)]
+      if (variable !== undefined && variable !== '') return [name, parsed(name, variable, variableOf(name))]
+      return [name, SETTINGS[name].parse(SETTINGS[name].default)]
+    }),
+  ) as unknown as Settings
+  if (!isLoopback(settings.host)) {
+    throw new UsageError(
+      `The broker does not listen on ${settings.host}: it has no users yet, so everybody who reaches it could do everything.`,
+      'Listen on 127.0.0.1, and let other machines in through a tunnel, such as `ssh -L 7420:127.0.0.1:7420 HOST`.',
+    )
+  }
+  return settings
+}
+
+function parsed(name: SettingName, text: unknown, source: string): unknown {
+  const { parse, form } = SETTINGS[name]
+  const value = typeof text === 'string' ? parse(text) : undefined
+  if (value !== undefined) return value
+  const shown = typeof text === 'string' ? JSON.stringify(text.slice(0, 60)) : String(text)
+  // A Kubernetes service by the name of `sluice` sets SLUICE_PORT in every container beside it.
+  const advice =
+    source.startsWith('SLUICE_') && typeof text === 'string' && /^\w+:\/\//.test(text)
+      ? `Kubernetes sets it for a service named sluice: pass --${name}, or set enableServiceLinks to false.`
+      : `Set ${source} to ${form}, or leave it out for ${SETTINGS[name].default}.`
+  throw new UsageError(`${source} is ${shown}; it must be ${form}.`, advice)
+}
+
+/** Variables that a client reads, and those that Kubernetes sets for a service by this name. */
+const FOREIGN = /^SLUICE_(URL|SERVICE_.*|PORT_\d+_.*)$/
+
+/** The variables that look like settings and are none, each with the one that was perhaps meant. */
+export function unknownVariables(
+  environment: Readonly<Record<string, string | undefined>>,
+): { readonly name: string; readonly meant: string | undefined }[] {
+  const known = SETTING_NAMES.map(variableOf)
+  return Object.keys(environment)
+    .filter((name) => name.startsWith('SLUICE_') && !known.includes(name) && !FOREIGN.test(name))
+    .map((name) => ({ name, meant: nearest(name, known) }))
+}
+
+const LOOPBACK = new BlockList()
+LOOPBACK.addSubnet('127.0.0.0', 8, 'ipv4')
+LOOPBACK.addAddress('::1', 'ipv6')
+
+function isLoopback(host: string): boolean {
+  return host === 'localhost' || LOOPBACK.check(host, isIPv6(host) ? 'ipv6' : 'ipv4')
+}
+
+/** A whole number as text, within bounds. */
+export function whole(text: string, min: number, max: number): number | undefined {
+  if (!/^\d{1,15}$/.test(text)) return undefined
+  const value = Number(text)
+  return value >= min && value <= max ? value : undefined
+}
+
+const UNITS = { '': 1, KiB: 1024, MiB: 1024 ** 2, GiB: 1024 ** 3 } as const
+
+function size(text: string): number | undefined {
+  const match = /^(\d{1,12})(KiB|MiB|GiB|)$/.exec(text)
+  return match === null ? undefined : Number(match[1]) * UNITS[match[2] as keyof typeof UNITS]
+}
+
+function duration(text: string, minMs: number, maxMs: number): number | undefined {
+  try {
+    const ms = parseDuration(/^\d+$/.test(text) ? Number(text) : text)
+    return ms >= minMs && ms <= maxMs ? ms : undefined
+  } catch {
+    return undefined
+  }
+}

@@ -1,0 +1,339 @@
+import { QUEUE_OPTION_DEFAULTS } from '@sluice/protocol'
+import fc from 'fast-check'
+import { describe, expect, it } from 'vitest'
+import { DEATH } from './chunk.js'
+import { decodeChunkPage, encodeChunkPage } from './pages.js'
+import { Queue, type LogUse, type Run } from './queue.js'
+
+/** Live messages by place in the log, counted independently of the queue. */
+class Use implements LogUse {
+  readonly live = new Map<number, number>()
+  add(position: number, messages: number): void {
+    this.live.set(position, (this.live.get(position) ?? 0) + messages)
+  }
+  remove(position: number, messages: number): void {
+    this.live.set(position, (this.live.get(position) ?? 0) - messages)
+  }
+}
+
+interface Message {
+  readonly offset: number
+  readonly position: number
+  state: 'ready' | 'leased' | 'scheduled' | 'dead' | 'gone'
+  since: number
+  attempts: number
+  delivered: boolean
+  returned: boolean
+}
+
+const newRun = (): Run => ({
+  offset: 0,
+  count: 0,
+  batchPosition: 0,
+  publishedAtMs: 0,
+  attempt: 0,
+  redelivered: false,
+  sinceMs: -1,
+})
+
+/** The queue said plainly: a list of messages, searched from end to end. */
+class Model {
+  messages: Message[] = []
+  now = 1_000
+  maxDeliveries = QUEUE_OPTION_DEFAULTS.maxDeliveries
+
+  next(): Message | undefined {
+    let best: Message | undefined
+    for (const message of this.messages) {
+      if (message.state !== 'ready') continue
+      if (best === undefined || message.since < best.since || (message.since === best.since && message.offset < best.offset)) {
+        best = message
+      }
+    }
+    return best
+  }
+
+  advance(ms: number): void {
+    this.now += ms
+    for (const message of this.messages) {
+      if (message.state === 'scheduled' && message.since <= this.now) message.state = 'ready'
+    }
+  }
+
+  count(state: Message['state']): number {
+    return this.messages.filter((message) => message.state === state).length
+  }
+}
+
+type Step =
+  | { readonly kind: 'append'; readonly count: number }
+  | { readonly kind: 'lease'; readonly max: number; readonly take: number }
+  | { readonly kind: 'settle'; readonly how: 'ack' | 'retry' | 'release' | 'dead'; readonly pick: number; readonly delay: number }
+  | { readonly kind: 'ackMany'; readonly count: number }
+  | { readonly kind: 'advance'; readonly ms: number }
+  | { readonly kind: 'purge' }
+  | { readonly kind: 'restart' }
+
+const steps: fc.Arbitrary<Step[]> = fc.array(
+  fc.oneof(
+    { weight: 4, arbitrary: fc.record({ kind: fc.constant('append' as const), count: fc.oneof(fc.integer({ min: 1, max: 8 }), fc.integer({ min: 500, max: 1500 })) }) },
+    { weight: 6, arbitrary: fc.record({ kind: fc.constant('lease' as const), max: fc.integer({ min: 1, max: 700 }), take: fc.integer({ min: 1, max: 700 }) }) },
+    {
+      weight: 8,
+      arbitrary: fc.record({
+        kind: fc.constant('settle' as const),
+        how: fc.constantFrom('ack' as const, 'retry' as const, 'release' as const, 'dead' as const),
+        pick: fc.nat(),
+        delay: fc.integer({ min: 0, max: 50 }),
+      }),
+    },
+    { weight: 3, arbitrary: fc.record({ kind: fc.constant('ackMany' as const), count: fc.integer({ min: 1, max: 900 }) }) },
+    { weight: 3, arbitrary: fc.record({ kind: fc.constant('advance' as const), ms: fc.integer({ min: 0, max: 60 }) }) },
+    { weight: 1, arbitrary: fc.constant({ kind: 'purge' as const }) },
+    { weight: 1, arbitrary: fc.constant({ kind: 'restart' as const }) },
+  ),
+  { minLength: 10, maxLength: 60, size: 'max' },
+)
+
+/** Drives queue and model side by side; every dispatch is compared message by message. */
+class Pair {
+  use = new Use()
+  queue = new Queue(1, 'q', { ...QUEUE_OPTION_DEFAULTS, maxDeliveries: 4 }, 0, this.use)
+  readonly model = new Model()
+  readonly leased: { message: Message; since: number }[] = []
+  dispatched = 0
+  #position = 0
+
+  constructor() {
+    this.model.maxDeliveries = 4
+  }
+
+  apply(step: Step): void {
+    const { queue, model } = this
+    if (step.kind === 'append') {
+      const position = (this.#position += 512)
+      for (let i = 0; i < step.count; i++) {
+        model.messages.push({ offset: queue.next + i, position, state: 'ready', since: model.now, attempts: 0, delivered: false, returned: false })
+      }
+      queue.append(queue.next, step.count, position, model.now, step.count * 100)
+    } else if (step.kind === 'lease') this.#lease(step.max, step.take)
+    else if (step.kind === 'settle') this.#settle(step.how, step.pick, step.delay)
+    else if (step.kind === 'ackMany') this.#ackMany(step.count)
+    else if (step.kind === 'advance') {
+      model.advance(step.ms)
+      queue.advance(model.now)
+    } else if (step.kind === 'purge') {
+      const expected = model.messages.filter(({ state }) => state !== 'gone' && state !== 'dead').length
+      expect(queue.purge()).toBe(expected)
+      for (const message of model.messages) if (message.state !== 'dead') message.state = 'gone'
+      this.leased.length = 0
+    } else this.#restart()
+  }
+
+  #lease(max: number, take: number): void {
+    const run = newRun()
+    if (!this.queue.nextRun(max, run)) {
+      expect(this.model.next()).toBeUndefined()
+      return
+    }
+    expect(run.count).toBeGreaterThan(0)
+    expect(run.count).toBeLessThanOrEqual(max)
+    const count = Math.min(run.count, take)
+    for (let i = 0; i < count; i++) {
+      const message = this.model.next()
+      expect(message?.offset).toBe(run.offset + i)
+      expect(run.batchPosition).toBe(message!.position)
+      expect(run.attempt).toBe(message!.attempts + 1)
+      expect(run.redelivered).toBe(message!.delivered)
+      message!.state = 'leased'
+      message!.delivered = true
+      this.leased.push({ message: message!, since: run.sinceMs })
+      this.dispatched++
+    }
+    this.queue.lease(run, count)
+  }
+
+  #settle(how: 'ack' | 'retry' | 'release' | 'dead', pick: number, delay: number): void {
+    if (this.leased.length === 0) return
+    const [{ message, since }] = this.leased.splice(pick % this.leased.length, 1) as [{ message: Message; since: number }]
+    const { queue, model } = this
+    if (how === 'ack') {
+      queue.ack(message.offset, 1)
+      message.state = 'gone'
+    } else if (how === 'release') {
+      queue.release(message.offset, since)
+      message.state = 'ready'
+    } else if (how === 'dead') {
+      queue.deadLetter(message.offset, DEATH.rejected, model.now, 'no such customer')
+      message.state = 'dead'
+    } else {
+      queue.retry(message.offset, model.now + delay, model.now, '')
+      message.attempts++
+      message.returned = true
+      message.since = model.now + delay
+      if (message.attempts >= model.maxDeliveries) message.state = 'dead'
+      else message.state = delay === 0 ? 'ready' : 'scheduled'
+    }
+  }
+
+  #ackMany(most: number): void {
+    // Runs of consecutive offsets, as settles name them.
+    const first = this.leased[0]
+    if (first === undefined) return
+    let count = 1
+    while (count < most && this.leased[count]?.message.offset === first.message.offset + count) count++
+    for (const { message } of this.leased.splice(0, count)) message.state = 'gone'
+    this.queue.ack(first.message.offset, count)
+  }
+
+  // All that is volatile is lost: the queue is built anew from its pages, as recovery does it.
+  #restart(): void {
+    const old = this.queue
+    const use = new Use()
+    const queue = new Queue(1, 'q', old.options, 0, use)
+    queue.next = old.next
+    queue.purged = old.purged
+    queue.redeliveredBelow = old.deliveredBelow
+    for (const chunk of old.chunks()) queue.restore(decodeChunkPage(encodeChunkPage(chunk), 0))
+    queue.open(this.model.now)
+    this.queue = queue
+    this.use = use
+    this.leased.length = 0
+    let highest = -1
+    for (const message of this.model.messages) if (message.delivered) highest = message.offset
+    for (const message of this.model.messages) {
+      if (message.state === 'leased') message.state = message.since <= this.model.now ? 'ready' : 'scheduled'
+      if (message.offset <= highest) message.delivered = true
+    }
+  }
+
+  check(): void {
+    const { queue, model } = this
+    let held = 0
+    queue.subscriptions.length = 0
+    // The leases of this test are in no subscription; the audit counts those.
+    queue.subscriptions.push({ unsettled: (held = this.leased.length) } as never)
+    queue.audit()
+    queue.subscriptions.length = 0
+    expect(held).toBe(model.count('leased'))
+    expect(queue.ready).toBe(model.count('ready'))
+    expect(queue.scheduled).toBe(model.count('scheduled'))
+    expect(queue.leased).toBe(model.count('leased'))
+    expect(queue.deadCount).toBe(model.count('dead'))
+    expect(queue.live).toBe(model.messages.length - model.count('gone'))
+    const live = new Map<number, number>()
+    for (const message of model.messages) {
+      if (message.state !== 'gone') live.set(message.position, (live.get(message.position) ?? 0) + 1)
+    }
+    for (const [position, count] of this.use.live) expect(count, `live at ${position}`).toBe(live.get(position) ?? 0)
+  }
+}
+
+describe('queue against a plain model', () => {
+  it('hands out, takes back and counts as the model does', () => {
+    let dispatched = 0
+    let stepsRun = 0
+    fc.assert(
+      fc.property(steps, (list) => {
+        const pair = new Pair()
+        for (const step of list) {
+          pair.apply(step)
+          stepsRun++
+        }
+        pair.check()
+        dispatched += pair.dispatched
+      }),
+      { numRuns: 200 },
+    )
+    expect(stepsRun).toBeGreaterThan(5_000)
+    expect(dispatched).toBeGreaterThan(20_000)
+  })
+
+  it('drains in order what is left after any history', () => {
+    let drained = 0
+    fc.assert(
+      fc.property(steps, (list) => {
+        const pair = new Pair()
+        for (const step of list) pair.apply(step)
+        pair.apply({ kind: 'advance', ms: 10_000 })
+        for (let i = pair.model.messages.length + 1; i > 0 && pair.queue.ready > 0; i--) {
+          pair.apply({ kind: 'lease', max: 64, take: 64 })
+          pair.apply({ kind: 'ackMany', count: 64 })
+        }
+        expect(pair.queue.ready).toBe(0)
+        pair.check()
+        drained += pair.dispatched
+      }),
+      { numRuns: 60 },
+    )
+    expect(drained).toBeGreaterThan(20_000)
+  })
+})
+
+describe('queue', () => {
+  const make = (): { queue: Queue; use: Use } => {
+    const use = new Use()
+    return { queue: new Queue(1, 'q', QUEUE_OPTION_DEFAULTS, 0, use), use }
+  }
+
+  it('forgets chunks whose messages are all gone', () => {
+    const { queue } = make()
+    const run = newRun()
+    for (let i = 0; i < 300; i++) queue.append(queue.next, 1000, i * 512, 1, 100_000)
+    let chunksBefore = 0
+    for (const _ of queue.chunks()) chunksBefore++
+    expect(chunksBefore).toBe(293)
+    while (queue.nextRun(100_000, run)) {
+      queue.lease(run, run.count)
+      queue.ack(run.offset, run.count)
+    }
+    let chunksAfter = 0
+    for (const _ of queue.chunks()) chunksAfter++
+    expect(chunksAfter).toBe(1)
+    expect(queue.live).toBe(0)
+    expect(queue.bytes).toBeCloseTo(0)
+  })
+
+  it('doubles the wait between tries within a fifth and never beyond its longest', () => {
+    const { queue } = make()
+    let checked = 0
+    for (let attempts = 1; attempts < 60; attempts++) {
+      for (const chance of [0, 0.5, 0.999_999]) {
+        const nominal = Math.min(1_000 * 2 ** (attempts - 1), 300_000)
+        const waitMs = queue.backoffMs(attempts, chance)
+        expect(waitMs).toBeGreaterThanOrEqual(Math.floor(nominal * 0.8))
+        expect(waitMs).toBeLessThanOrEqual(Math.min(Math.ceil(nominal * 1.2), 300_000))
+        checked++
+      }
+    }
+    expect(checked).toBe(177)
+  })
+
+  it('keeps a chunk that begins in its middle', () => {
+    const { queue } = make()
+    queue.append(5_000, 10, 512, 1, 1_000)
+    queue.open(1)
+    const run = newRun()
+    expect(queue.nextRun(100, run)).toBe(true)
+    expect([run.offset, run.count]).toEqual([5_000, 10])
+    expect(queue.live).toBe(10)
+    queue.lease(run, 10)
+    queue.ack(5_000, 10)
+    expect(queue.nextRun(100, run)).toBe(false)
+  })
+
+  it('passes over facts that the page of a chunk holds already', () => {
+    const { queue } = make()
+    queue.append(0, 10, 512, 1, 1_000)
+    const chunk = queue.chunkAt(0)!
+    chunk.pagePosition = 5_000
+    queue.appliedFrom = 4_000
+    queue.remove(0, 5)
+    queue.purgeFact(10)
+    queue.append(10, 5, 4_000, 1, 500)
+    expect(queue.live).toBe(10)
+    queue.appliedFrom = 6_000
+    queue.remove(0, 5)
+    expect(queue.live).toBe(5)
+  })
+})

@@ -1,0 +1,201 @@
+/** Every verdict of the checker is found in a history that deserves it, and none in one that does not. */
+import { afterAll, describe, expect, test } from 'vitest'
+import { VERDICTS, checkHistory, findingLines, violations } from './history.js'
+import type { CheckOptions, DeliverEvent, HistoryEvent, OperationOutcome, SettleEvent, Verdict } from './history.js'
+
+const found = new Set<Verdict>()
+
+const attempt = (message: string, sequence?: number): HistoryEvent => ({
+  kind: 'attempt',
+  queue: 'q',
+  message,
+  producer: 'p',
+  body: `body of ${message}`,
+  ...(sequence === undefined ? {} : { sequence }),
+})
+const outcome = (message: string, result: OperationOutcome, offset?: number): HistoryEvent => ({
+  kind: 'outcome',
+  message,
+  outcome: result,
+  ...(offset === undefined ? {} : { offset }),
+})
+const deliver = (message: string, more: Partial<DeliverEvent> = {}): HistoryEvent => ({
+  kind: 'deliver',
+  queue: 'q',
+  message,
+  consumer: 'c',
+  redelivered: false,
+  ...more,
+})
+const settle = (message: string, more: Partial<SettleEvent> = {}): HistoryEvent => ({
+  kind: 'settle',
+  queue: 'q',
+  message,
+  consumer: 'c',
+  action: 'ack',
+  outcome: 'ok',
+  ...more,
+})
+const end = (left = 0, dead = 0): HistoryEvent => ({ kind: 'end', queue: 'q', left, dead })
+const ok = (message: string): HistoryEvent[] => [attempt(message), outcome(message, 'ok')]
+
+function verdicts(events: HistoryEvent[], options?: CheckOptions): string[] {
+  const report = checkHistory(events, options)
+  for (const { verdict } of report.findings) found.add(verdict)
+  expect(report.findings).toHaveLength(Object.values(report.counts).reduce((sum, count) => sum + count, 0))
+  return report.findings.map(({ verdict, subject }) => `${verdict} ${subject}`)
+}
+
+describe('no findings', () => {
+  test('published, delivered, acknowledged, drained', () => {
+    const events = [...ok('a'), ...ok('b'), deliver('a'), deliver('b'), settle('a'), settle('b'), end()]
+    expect(verdicts(events)).toEqual([])
+    expect(checkHistory(events)).toMatchObject({
+      attempted: 2,
+      confirmed: 2,
+      refused: 0,
+      unknown: 0,
+      deliveries: 2,
+      delivered: 2,
+      settles: 2,
+      queues: 1,
+    })
+  })
+
+  test('unknown and refused messages that never come', () => {
+    expect(verdicts([attempt('a'), attempt('b'), outcome('b', 'fail'), attempt('c'), outcome('c', 'unknown'), end()])).toEqual([])
+  })
+
+  test('a marked repeat, also to another consumer and before the unmarked one is read there', () => {
+    expect(verdicts([...ok('a'), deliver('a'), deliver('a', { redelivered: true }), end()])).toEqual([])
+    expect(verdicts([...ok('a'), deliver('a', { redelivered: true }), deliver('a', { consumer: 'd' }), end()])).toEqual([])
+  })
+
+  test('what came before a purge may be gone', () => {
+    expect(verdicts([...ok('a'), { kind: 'remove', queue: 'q', outcome: 'unknown' }, end()])).toEqual([])
+  })
+
+  test('what was tried and not finished may be dead', () => {
+    const events = [...ok('a'), deliver('a'), settle('a', { action: 'retry' }), end(0, 1)]
+    expect(verdicts(events)).toEqual([])
+  })
+
+  test('two consumers may see two lines of one queue', () => {
+    const events = [...ok('a'), ...ok('b'), deliver('b', { offset: 1 }), deliver('a', { offset: 0, consumer: 'd' }), end()]
+    expect(verdicts(events)).toEqual([])
+  })
+})
+
+describe('lost', () => {
+  test('confirmed and never delivered', () => {
+    expect(verdicts([...ok('a'), ...ok('b'), deliver('b'), end()])).toEqual(['lost a'])
+  })
+
+  test('published after a purge, or with a purge that was refused', () => {
+    expect(verdicts([{ kind: 'remove', queue: 'q', outcome: 'ok' }, ...ok('a'), end()])).toEqual(['lost a'])
+    expect(verdicts([...ok('a'), { kind: 'remove', queue: 'q', outcome: 'fail' }, end()])).toEqual(['lost a'])
+  })
+
+  test('delivered, given back and never seen again', () => {
+    const events = [...ok('a'), ...ok('b'), deliver('a'), deliver('b'), settle('b'), settle('a', { action: 'release' }), end()]
+    expect(verdicts(events)).toEqual(['lost a'])
+  })
+
+  test('delivered, and the ack came too late', () => {
+    expect(verdicts([...ok('a'), deliver('a'), settle('a', { outcome: 'fail' }), end()])).toEqual(['lost a'])
+  })
+})
+
+test('recovered: of unknown outcome and delivered, which is no violation', () => {
+  const events = [attempt('a'), deliver('a'), end()]
+  expect(verdicts(events)).toEqual(['recovered a'])
+  expect(violations(checkHistory(events))).toEqual([])
+})
+
+describe('unexpected', () => {
+  test('never attempted', () => {
+    expect(verdicts([deliver('a'), end()])).toEqual(['unexpected a'])
+  })
+
+  test('refused', () => {
+    expect(verdicts([attempt('a'), outcome('a', 'fail'), deliver('a'), end()])).toEqual(['unexpected a'])
+  })
+
+  test('on another queue, or with another body', () => {
+    expect(verdicts([...ok('a'), deliver('a'), deliver('a', { queue: 'r' }), end()])).toEqual(['unexpected a'])
+    expect(verdicts([...ok('a'), deliver('a', { body: 'body of b' }), end()])).toEqual(['unexpected a'])
+  })
+
+  test('after its ack was confirmed: to the same consumer, and to any where the order of events is known', () => {
+    const again = { redelivered: true }
+    expect(verdicts([...ok('a'), deliver('a'), settle('a'), deliver('a', again), end()])).toEqual(['unexpected a'])
+    const other = [...ok('a'), deliver('a'), settle('a'), deliver('a', { ...again, consumer: 'd' }), end()]
+    expect(verdicts(other)).toEqual([])
+    expect(verdicts(other, { totalOrder: true })).toEqual(['unexpected a'])
+  })
+})
+
+describe('duplicated', () => {
+  test('twice without the mark', () => {
+    expect(verdicts([...ok('a'), deliver('a'), deliver('a'), end()])).toEqual(['duplicated a'])
+    expect(verdicts([...ok('a'), deliver('a'), deliver('a', { consumer: 'd' }), end()])).toEqual(['duplicated a'])
+  })
+
+  test('first with the mark, then without', () => {
+    const events = [...ok('a'), deliver('a', { redelivered: true }), deliver('a'), end()]
+    expect(verdicts(events)).toEqual(['duplicated a'])
+  })
+
+  test('accepted at two offsets', () => {
+    const again = deliver('a', { offset: 1, redelivered: true })
+    expect(verdicts([...ok('a'), deliver('a', { offset: 0 }), again, end()])).toEqual(['duplicated a'])
+    expect(verdicts([attempt('a'), outcome('a', 'ok', 0), deliver('a', { offset: 1 }), end()])).toEqual(['duplicated a'])
+    expect(verdicts([attempt('a'), deliver('a', { offset: 1 }), outcome('a', 'ok', 0), end()])).toEqual(['duplicated a'])
+  })
+})
+
+describe('reordered', () => {
+  test('by offset', () => {
+    const events = [...ok('a'), ...ok('b'), deliver('b', { offset: 1 }), deliver('a', { offset: 0 }), end()]
+    expect(verdicts(events)).toEqual(['reordered a'])
+  })
+
+  test('by the order of sending', () => {
+    const events = [attempt('a', 1), attempt('b', 2), deliver('b'), deliver('a'), end()]
+    expect(verdicts(events)).toEqual(['reordered a', 'recovered a', 'recovered b'])
+  })
+
+  test('not by repeats', () => {
+    const repeat = deliver('a', { offset: 0, redelivered: true })
+    expect(verdicts([...ok('a'), ...ok('b'), deliver('b', { offset: 1 }), repeat, end()])).toEqual([])
+  })
+})
+
+describe('stuck', () => {
+  test('messages are left', () => {
+    expect(verdicts([...ok('a'), end(1)])).toEqual(['stuck q'])
+  })
+
+  test('never drained', () => {
+    expect(verdicts([...ok('a'), deliver('a')])).toEqual(['stuck q'])
+  })
+})
+
+test('the history itself is checked', () => {
+  expect(() => checkHistory([attempt('a'), attempt('a')])).toThrow('names message a twice')
+  expect(() => checkHistory([outcome('a', 'ok')])).toThrow('does not attempt')
+})
+
+test('findings are told in lines, the first ones only', () => {
+  const events = [...Array.from({ length: 12 }, (_, index) => deliver(`m${index}`)), end()]
+  const lines = findingLines(checkHistory(events).findings, 2).split('\n')
+  expect(lines).toEqual([
+    'unexpected q m0: it was delivered and never attempted',
+    'unexpected q m1: it was delivered and never attempted',
+    'and 10 more',
+  ])
+})
+
+afterAll(() => {
+  expect([...found].sort()).toEqual([...VERDICTS].sort())
+})

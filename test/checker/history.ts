@@ -1,0 +1,349 @@
+/**
+ * The checker: what clients saw, judged. One pure function over the events that producers and consumers wrote down;
+ * it knows no broker and shares no code with one, and serves the simulation and the tests with real processes alike.
+ *
+ * Events stand in the order in which they happened, as far as that is known: those of one client always do. A message
+ * is named by whoever published it; a name is used once in a history.
+ */
+
+/** How an operation ended for its caller; without an answer it is `unknown`: it may have taken effect or not. */
+export type OperationOutcome = 'ok' | 'fail' | 'unknown'
+
+/** A producer began to publish a message. */
+export interface AttemptEvent {
+  readonly kind: 'attempt'
+  readonly queue: string
+  readonly message: string
+  readonly producer: string
+  /** What the body was, as text or digest; compared with deliveries that tell theirs. */
+  readonly body?: string
+  /**
+   * Ascending over the messages of one producer that were sent to one queue in this order. Leave it out where the
+   * order of sending is not known, or not kept.
+   */
+  readonly sequence?: number
+}
+
+/** The answer to an attempt. An attempt without one has an unknown outcome; the last one counts. */
+export interface OutcomeEvent {
+  readonly kind: 'outcome'
+  readonly message: string
+  readonly outcome: OperationOutcome
+  /** Where the message was accepted. */
+  readonly offset?: number
+}
+
+/** A consumer received a message. */
+export interface DeliverEvent {
+  readonly kind: 'deliver'
+  readonly queue: string
+  readonly message: string
+  /** One who receives in order: a subscription, or a client that reconnects. */
+  readonly consumer: string
+  readonly redelivered: boolean
+  readonly offset?: number
+  readonly body?: string
+}
+
+/** A consumer settled a message that it held. `fail`: it was told that its lease was gone. */
+export interface SettleEvent {
+  readonly kind: 'settle'
+  readonly queue: string
+  readonly message: string
+  readonly consumer: string
+  readonly action: 'ack' | 'retry' | 'release' | 'deadLetter'
+  readonly outcome: OperationOutcome
+}
+
+/** A queue was purged or deleted, or that was tried: what was attempted before this event may be gone. */
+export interface RemoveEvent {
+  readonly kind: 'remove'
+  readonly queue: string
+  readonly outcome: OperationOutcome
+}
+
+/** After healing and draining: what the queue still held, apart from the dead, and how many were dead. */
+export interface EndEvent {
+  readonly kind: 'end'
+  readonly queue: string
+  readonly left: number
+  readonly dead: number
+}
+
+export type HistoryEvent = AttemptEvent | OutcomeEvent | DeliverEvent | SettleEvent | RemoveEvent | EndEvent
+
+/**
+ * `lost`: confirmed, and neither delivered nor removed after a full drain; or delivered, never finished, and gone.
+ * `recovered`: of unknown outcome, and delivered; that is fine.
+ * `unexpected`: delivered, but never attempted on that queue, or refused, or with another body, or after its ack.
+ * `duplicated`: delivered again without the redelivered mark, or accepted twice.
+ * `reordered`: among the first deliveries of a queue to one consumer, a later message came before an earlier one.
+ * `stuck`: the queue was not drained after healing.
+ */
+export const VERDICTS = ['lost', 'recovered', 'unexpected', 'duplicated', 'reordered', 'stuck'] as const
+export type Verdict = (typeof VERDICTS)[number]
+
+export interface Finding {
+  readonly verdict: Verdict
+  readonly queue: string
+  /** The message, or the queue where it is about no single one. */
+  readonly subject: string
+  readonly why: string
+}
+
+export interface Report {
+  readonly findings: readonly Finding[]
+  readonly counts: Readonly<Record<Verdict, number>>
+  /** What was looked at. */
+  readonly attempted: number
+  readonly confirmed: number
+  readonly refused: number
+  readonly unknown: number
+  /** Deliveries, and how many different messages they were of. */
+  readonly deliveries: number
+  readonly delivered: number
+  readonly settles: number
+  readonly queues: number
+}
+
+export interface CheckOptions {
+  /**
+   * Events of different consumers stand in their true order too. Then a delivery to anyone after a confirmed ack is
+   * unexpected; without it only one to the same consumer is, since bytes can lie unread in a stopped process.
+   */
+  readonly totalOrder?: boolean
+}
+
+interface Message {
+  readonly name: string
+  readonly attempt: AttemptEvent
+  outcome: OperationOutcome
+  offset: number | undefined
+  /** A purge or delete came after the attempt. */
+  mayBeRemoved: boolean
+  deliveries: number
+  unmarked: number
+  readonly consumers: Set<string>
+  /** An ack or dead-letter that was, or may have been, applied. */
+  finished: boolean
+  deadLettered: boolean
+  /** Consumer whose ack was confirmed. */
+  ackedBy: string | undefined
+}
+
+interface QueueView {
+  readonly name: string
+  readonly messages: Message[]
+  settles: number
+  end: EndEvent | undefined
+}
+
+/** What one consumer received first of one queue: the highest offset, and the highest sequence of each producer. */
+interface Line {
+  offset: number
+  readonly sequences: Map<string, number>
+}
+
+/** Judges a history. Pure: the same events give the same report. */
+export function checkHistory(events: readonly HistoryEvent[], options: CheckOptions = {}): Report {
+  const findings: Finding[] = []
+  const find = (verdict: Verdict, queue: string, subject: string, why: string): void => {
+    findings.push({ verdict, queue, subject, why })
+  }
+  const messages = new Map<string, Message>()
+  const queues = new Map<string, QueueView>()
+  const lines = new Map<string, Line>()
+  let deliveries = 0
+  let settles = 0
+
+  const queueOf = (name: string): QueueView => {
+    let queue = queues.get(name)
+    if (queue === undefined) {
+      queue = { name, messages: [], settles: 0, end: undefined }
+      queues.set(name, queue)
+    }
+    return queue
+  }
+
+  const deliver = (event: DeliverEvent): void => {
+    deliveries++
+    const { queue, consumer } = event
+    const message = messages.get(event.message)
+    if (message === undefined) {
+      find('unexpected', queue, event.message, 'it was delivered and never attempted')
+      return
+    }
+    const { attempt } = message
+    if (attempt.queue !== queue) {
+      find('unexpected', queue, message.name, `it was published to ${attempt.queue}`)
+      return
+    }
+    if (event.body !== undefined && attempt.body !== undefined && event.body !== attempt.body) {
+      find('unexpected', queue, message.name, 'its body is not the one that was published')
+    }
+    if (message.ackedBy !== undefined && (options.totalOrder === true || message.ackedBy === consumer)) {
+      find('unexpected', queue, message.name, `it was delivered after its ack by ${message.ackedBy} was confirmed`)
+    }
+    if (event.offset !== undefined) {
+      if (message.offset !== undefined && message.offset !== event.offset) {
+        find('duplicated', queue, message.name, `it is at offset ${message.offset} and at offset ${event.offset}`)
+      }
+      message.offset ??= event.offset
+    }
+    if (!event.redelivered) {
+      if (message.unmarked > 0) {
+        find('duplicated', queue, message.name, 'two deliveries of it are without the redelivered mark')
+      } else if (message.consumers.has(consumer) || (options.totalOrder === true && message.deliveries > 0)) {
+        find('duplicated', queue, message.name, 'it was delivered again without the redelivered mark')
+      } else {
+        order(event, attempt)
+      }
+      message.unmarked++
+    }
+    message.deliveries++
+    message.consumers.add(consumer)
+  }
+
+  const order = (event: DeliverEvent, attempt: AttemptEvent): void => {
+    const key = JSON.stringify([event.queue, event.consumer])
+    let line = lines.get(key)
+    if (line === undefined) {
+      line = { offset: -1, sequences: new Map() }
+      lines.set(key, line)
+    }
+    const latest = line.sequences.get(attempt.producer) ?? -Infinity
+    if (event.offset !== undefined && event.offset <= line.offset) {
+      find('reordered', event.queue, event.message, `${event.consumer} got offset ${event.offset} after ${line.offset}`)
+    } else if (attempt.sequence !== undefined && attempt.sequence <= latest) {
+      find(
+        'reordered',
+        event.queue,
+        event.message,
+        `${event.consumer} got message ${attempt.sequence} of ${attempt.producer} after its message ${latest}`,
+      )
+    }
+    line.offset = Math.max(line.offset, event.offset ?? -1)
+    if (attempt.sequence !== undefined) line.sequences.set(attempt.producer, Math.max(latest, attempt.sequence))
+  }
+
+  const settle = (event: SettleEvent): void => {
+    settles++
+    queueOf(event.queue).settles++
+    const message = messages.get(event.message)
+    if (message === undefined || event.outcome === 'fail') return
+    if (event.action === 'ack' || event.action === 'deadLetter') message.finished = true
+    if (event.action === 'deadLetter') message.deadLettered = true
+    if (event.action === 'ack' && event.outcome === 'ok') message.ackedBy = event.consumer
+  }
+
+  for (const event of events) {
+    switch (event.kind) {
+      case 'attempt': {
+        if (messages.has(event.message)) throw new Error(`the history names message ${event.message} twice`)
+        const message: Message = {
+          name: event.message,
+          attempt: event,
+          outcome: 'unknown',
+          offset: undefined,
+          mayBeRemoved: false,
+          deliveries: 0,
+          unmarked: 0,
+          consumers: new Set(),
+          finished: false,
+          deadLettered: false,
+          ackedBy: undefined,
+        }
+        messages.set(event.message, message)
+        queueOf(event.queue).messages.push(message)
+        break
+      }
+      case 'outcome': {
+        const message = messages.get(event.message)
+        if (message === undefined) throw new Error(`the history answers message ${event.message}, which it does not attempt`)
+        if (event.offset !== undefined) {
+          if (message.offset !== undefined && message.offset !== event.offset) {
+            const { queue } = message.attempt
+            find('duplicated', queue, message.name, `it is at offset ${message.offset} and at offset ${event.offset}`)
+          }
+          message.offset ??= event.offset
+        }
+        // A number has one result for ever: "unknown" is no result, and takes none back.
+        if (event.outcome !== 'unknown') message.outcome = event.outcome
+        break
+      }
+      case 'deliver':
+        deliver(event)
+        break
+      case 'settle':
+        settle(event)
+        break
+      case 'remove':
+        if (event.outcome !== 'fail') for (const message of queueOf(event.queue).messages) message.mayBeRemoved = true
+        break
+      case 'end':
+        queueOf(event.queue).end = event
+        break
+    }
+  }
+
+  for (const queue of queues.values()) judgeQueue(queue, find)
+
+  const all = [...messages.values()]
+  const counts = Object.fromEntries(
+    VERDICTS.map((verdict) => [verdict, findings.filter((finding) => finding.verdict === verdict).length]),
+  ) as Record<Verdict, number>
+  return {
+    findings,
+    counts,
+    attempted: all.length,
+    confirmed: all.filter(({ outcome }) => outcome === 'ok').length,
+    refused: all.filter(({ outcome }) => outcome === 'fail').length,
+    unknown: all.filter(({ outcome }) => outcome === 'unknown').length,
+    deliveries,
+    delivered: all.filter((message) => message.deliveries > 0).length,
+    settles,
+    queues: queues.size,
+  }
+}
+
+/** Everything that must not be: all findings but `recovered`. */
+export function violations(report: Report): readonly Finding[] {
+  return report.findings.filter(({ verdict }) => verdict !== 'recovered')
+}
+
+/** The first findings as lines of text, for a failure message. */
+export function findingLines(findings: readonly Finding[], most = 10): string {
+  const lines = findings.slice(0, most).map(({ verdict, queue, subject, why }) => `${verdict} ${queue} ${subject}: ${why}`)
+  if (findings.length > most) lines.push(`and ${findings.length - most} more`)
+  return lines.join('\n')
+}
+
+function judgeQueue(queue: QueueView, find: (verdict: Verdict, queue: string, subject: string, why: string) => void): void {
+  const { name, end, messages } = queue
+  for (const message of messages) {
+    if (message.deliveries === 0) continue
+    if (message.outcome === 'fail') find('unexpected', name, message.name, 'it was refused and delivered')
+    if (message.outcome === 'unknown') find('recovered', name, message.name, 'its producer did not learn that it was accepted')
+  }
+  if (end === undefined) {
+    if (messages.length > 0) find('stuck', name, name, 'it was never drained')
+    return
+  }
+  if (end.left > 0) {
+    find('stuck', name, name, `${end.left} messages are left after healing`)
+    return
+  }
+  for (const message of messages) {
+    if (message.outcome === 'ok' && message.deliveries === 0 && !message.mayBeRemoved) {
+      find('lost', name, message.name, 'it was confirmed and is not there')
+    }
+  }
+  // What was delivered and not finished comes back, or is dead: who those are only their number can tell.
+  if (queue.settles === 0) return
+  const unfinished = messages.filter((message) => message.deliveries > 0 && !message.finished && !message.mayBeRemoved)
+  if (unfinished.length > end.dead) {
+    for (const message of unfinished) {
+      find('lost', name, message.name, `it was delivered, not finished, and is gone; only ${end.dead} are dead`)
+    }
+  }
+}

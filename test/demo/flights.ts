@@ -1,0 +1,40 @@
+/** The records that the demo carries: US flights of 2001, from npm's `vega-datasets`, and the queue they go through. */
+import { queue } from '@sluice/client'
+import { readFile } from 'node:fs/promises'
+
+export interface Flight {
+  /** `2001/01/31 23:59`, local time. */
+  readonly date: string
+  /** Minutes after the timetable; negative: early. */
+  readonly delay: number
+  /** Miles. */
+  readonly distance: number
+  /** IATA code of the airport. */
+  readonly origin: string
+  readonly destination: string
+}
+
+/** Body of a message. `index` counts a producer's records from 0, in the order in which it publishes them. */
+export interface FlightMessage {
+  readonly producer: number
+  readonly index: number
+  readonly flight: Flight
+}
+
+export const Flights = queue<FlightMessage>('flights')
+
+export const FLIGHTS_MAX = 20_000
+export const PRODUCERS = 2
+
+/** The first `count` records, in the order of the file. */
+export async function readFlights(count: number): Promise<Flight[]> {
+  const file = new URL('../data/flights-20k.json', import.meta.resolve('vega-datasets'))
+  const flights = JSON.parse(await readFile(file, 'utf8')) as Flight[]
+  if (flights.length < count) throw new Error(`${file.pathname} has ${flights.length} records, not ${count}`)
+  return flights.slice(0, count)
+}
+
+/** Position in the file of the first record of a producer; that of the one after the last is `count`. */
+export function firstRecord(producer: number, count: number): number {
+  return Math.floor((producer * count) / PRODUCERS)
+}

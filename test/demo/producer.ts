@@ -1,0 +1,90 @@
+/**
+ * A producer process: publishes its half of the records, several hundred in flight, as far as it is allowed, and
+ * reports what was confirmed. It does nothing about a lost connection: the client sends again what is unanswered.
+ *
+ * Arguments: url, number of this producer, count of all records.
+ */
+import { connect, SluiceError } from '@sluice/client'
+import { firstRecord, Flights, readFlights, type FlightMessage } from './flights.js'
+import { tell, type Grant, type Refusal } from './reports.js'
+
+const IN_FLIGHT_MAX = 400
+
+const [url, producerText, countText] = process.argv.slice(2)
+const producer = Number(producerText)
+const count = Number(countText)
+
+// Ctrl-C reaches every process of the terminal; the parent ends the others in its order.
+process.on('SIGINT', () => {})
+process.on('disconnect', () => process.exit(1))
+
+const flights = (await readFlights(count)).slice(
+  firstRecord(producer, count),
+  firstRecord(producer + 1, count),
+)
+const sluice = await connect(url, { name: `producer ${producer + 1}`, timeout: '30s' })
+
+let allowed = 0
+let published = 0
+let confirmed = 0
+const offsets = flights.map(() => -1)
+const refusals: Refusal[] = []
+let isReporting = false
+let wake = (): void => {}
+
+process.on('message', (grant: Grant) => {
+  allowed = grant.allowed
+  wake()
+})
+sluice.on('disconnected', () => {
+  void tell({ kind: 'cut', unanswered: unanswered() })
+})
+await tell({ kind: 'ready' })
+
+for (const [index, flight] of flights.entries()) {
+  while (index >= allowed || unanswered() >= IN_FLIGHT_MAX) await woken()
+  publish(index, { producer, index, flight })
+}
+while (unanswered() > 0) await woken()
+await tell({ kind: 'progress', published, confirmed })
+await tell({ kind: 'done', offsets, refusals })
+await sluice.close()
+process.removeAllListeners('disconnect')
+process.disconnect()
+
+function publish(index: number, body: FlightMessage): void {
+  published++
+  sluice.publish(Flights, body).then(
+    ({ offset }) => {
+      offsets[index] = offset
+      confirmed++
+      report()
+      wake()
+    },
+    (error: unknown) => {
+      const code = error instanceof SluiceError ? error.code : 'INTERNAL'
+      refusals.push({ index, code, message: String(error) })
+      wake()
+    },
+  )
+}
+
+// What is confirmed in one turn of the event loop travels in one report.
+function report(): void {
+  if (isReporting) return
+  isReporting = true
+  setImmediate(() => {
+    isReporting = false
+    void tell({ kind: 'progress', published, confirmed })
+  })
+}
+
+function unanswered(): number {
+  return published - confirmed - refusals.length
+}
+
+function woken(): Promise<void> {
+  return new Promise((resolve) => {
+    wake = resolve
+  })
+}

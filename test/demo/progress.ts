@@ -1,0 +1,81 @@
+/**
+ * Where the run stands, on stderr: a bar that is redrawn where that is a terminal, else a few plain lines. What happens
+ * stays on the screen as a line of its own.
+ */
+import type { WriteStream } from 'node:tty'
+import { styleText } from 'node:util'
+
+export interface Counts {
+  readonly published: number
+  readonly confirmed: number
+  readonly acked: number
+}
+
+const BAR_WIDTH = 24
+const REDRAW_MS = 80
+const PLAIN_LINES = 4
+
+export class Progress {
+  readonly #stream: WriteStream
+  readonly #total: number
+  readonly #colour: boolean
+  readonly #beganMs = performance.now()
+  #counts: Counts = { published: 0, confirmed: 0, acked: 0 }
+  #now = 'starting'
+  #drawnMs = 0
+  #plainLines = 0
+
+  constructor(stream: WriteStream, total: number) {
+    this.#stream = stream
+    this.#total = total
+    this.#colour = stream.isTTY && !process.env['NO_COLOR']
+  }
+
+  update(counts: Counts): void {
+    this.#counts = counts
+    if (this.#stream.isTTY) {
+      if (performance.now() - this.#drawnMs >= REDRAW_MS) this.#draw()
+      return
+    }
+    const part = Math.floor((counts.acked / this.#total) * PLAIN_LINES)
+    if (part <= this.#plainLines) return
+    this.#plainLines = part
+    this.#stream.write(`${this.#line()}\n`)
+  }
+
+  /** Something happened; `now` is what goes on from here, in few words. */
+  say(text: string, now: string): void {
+    this.#now = now
+    this.clear()
+    const line = `${((performance.now() - this.#beganMs) / 1000).toFixed(1)} s  ${text}`
+    this.#stream.write(`${this.#colour ? styleText('bold', line) : line}\n`)
+    if (this.#stream.isTTY) this.#draw()
+  }
+
+  /** Takes the bar off the screen. */
+  clear(): void {
+    if (this.#stream.isTTY) this.#stream.write('\r\x1b[K')
+  }
+
+  #line(): string {
+    const { published, confirmed, acked } = this.#counts
+    const percent = Math.floor((acked / this.#total) * 100)
+    return `${percent} %  published ${grouped(published)}  confirmed ${grouped(confirmed)}  acked ${grouped(acked)}  ${this.#now}`
+  }
+
+  #draw(): void {
+    this.#drawnMs = performance.now()
+    const full = Math.round(Math.min(1, this.#counts.acked / this.#total) * BAR_WIDTH)
+    // A line that wraps could not be taken back.
+    const room = Math.max(0, this.#stream.columns - BAR_WIDTH - 2)
+    const rest = ` ${this.#line()}`.slice(0, room)
+    const bar = '█'.repeat(full)
+    const empty = '░'.repeat(BAR_WIDTH - full)
+    this.#stream.write(`\r\x1b[K${this.#colour ? styleText('green', bar) : bar}${empty}${rest}`)
+  }
+}
+
+/** 12345 as 12,345. */
+export function grouped(count: number): string {
+  return count.toLocaleString('en-US')
+}

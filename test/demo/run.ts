@@ -1,0 +1,134 @@
+/**
+ * The demo: 20,000 flight records through a broker that is killed on the way. Prints what became of them.
+ *
+ * Options: `--records <n>`, the first n records only. Exit code: 0 when all went well, 1 when not, 2 for wrong options.
+ * Leaves no process and no file behind; after a failure it keeps the directory with the logs, and names it.
+ */
+import { mkdtemp, rm } from 'node:fs/promises'
+import { constants, tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { parseArgs } from 'node:util'
+import { Delays } from './delays.js'
+import { FLIGHTS_MAX, readFlights } from './flights.js'
+import type { Tally } from './ledger.js'
+import { Processes } from './processes.js'
+import { grouped, Progress } from './progress.js'
+import { Scenario, type Outcome } from './scenario.js'
+
+const RUN_MS_MAX = 120_000
+// Fewer would be through before anything can be killed.
+const RECORDS_MIN = 2_000
+/** An airport must have this share of the flights to be ranked. */
+const RANKED_SHARE = 0.005
+
+class Interrupted extends Error {
+  readonly exitCode: number
+
+  constructor(signal: 'SIGINT' | 'SIGTERM' | 'SIGHUP') {
+    super(`interrupted by ${signal}`)
+    this.exitCode = 128 + constants.signals[signal]
+  }
+}
+
+process.exitCode = await main()
+
+async function main(): Promise<number> {
+  const count = recordsWanted()
+  if (count === undefined) return 2
+  const progress = new Progress(process.stderr, count)
+  const directory = await mkdtemp(join(tmpdir(), 'sluice-demo-'))
+  let fail!: (error: Error) => void
+  const failed = new Promise<never>((_, reject) => {
+    fail = reject
+  })
+  failed.catch(() => {})
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    process.on(signal, () => fail(new Interrupted(signal)))
+  }
+  const processes = new Processes(fail)
+  const scenario = new Scenario({ count, directory, processes, progress })
+  const overdue = setTimeout(() => {
+    const { published, confirmed, acked } = scenario.counts
+    fail(
+      new Error(
+        `Not done after ${RUN_MS_MAX / 1000} s: ${published} published, ${confirmed} confirmed, ${acked} acked.`,
+      ),
+    )
+  }, RUN_MS_MAX)
+  let keep = true
+  try {
+    const truth = new Delays()
+    for (const { origin, delay } of await readFlights(count)) truth.add(origin, delay)
+    const outcome = await Promise.race([scenario.play(), failed])
+    progress.clear()
+    const problems = judge(outcome, count, truth)
+    for (const problem of problems) console.error(problem)
+    keep = problems.length > 0
+    return keep ? 1 : 0
+  } catch (error) {
+    progress.clear()
+    if (error instanceof Interrupted) {
+      keep = false
+      return error.exitCode
+    }
+    console.error(`The demo failed. ${error instanceof Error ? error.message : String(error)}`)
+    return 1
+  } finally {
+    clearTimeout(overdue)
+    await processes.killAll()
+    if (keep) console.error(`The logs of the broker and its clients are in ${directory}.`)
+    else await rm(directory, { recursive: true, force: true })
+  }
+}
+
+/** Prints the result; returns what is wrong with it. */
+function judge(
+  { ledger, published, queue, refusals, seconds, awaySeconds }: Outcome,
+  count: number,
+  truth: Delays,
+): string[] {
+  const tally = ledger.close(published, queue)
+  const problems = ledger.problems(tally, queue, truth)
+  for (const code of new Set(refusals.map((refusal) => refusal.code))) {
+    const same = refusals.filter((refusal) => refusal.code === code)
+    problems.push(`${same.length} publishes were refused with ${code}, such as: ${same[0]!.message}`)
+  }
+  console.log(table(tally))
+  console.log(
+    `\n${grouped(Math.round(count / seconds))} messages per second overall (${seconds.toFixed(1)} s, ${awaySeconds.toFixed(1)} s of them without a broker)`,
+  )
+  console.log('\nWorst mean delay by origin, as the workers summed it:')
+  for (const { origin, flights, mean } of ledger.delays.worst(3, Math.ceil(count * RANKED_SHARE))) {
+    console.log(`${origin}  ${mean.toFixed(1).padStart(5)} min  of ${grouped(flights)} flights`)
+  }
+  return problems
+}
+
+function table(tally: Tally): string {
+  const rows: readonly (readonly [string, number, string])[] = [
+    ['published', tally.published, 'by the producers'],
+    ['confirmed', tally.confirmed, 'durable, says the broker'],
+    ['delivered', tally.delivered, 'calls of handlers'],
+    ['redelivered', tally.redelivered, 'of these, marked: may have been delivered before'],
+    ['acked', tally.acked, 'on record at the broker'],
+    ['lost', tally.lost, 'confirmed and never acknowledged'],
+    ['out of order', tally.outOfOrder, 'first deliveries of a producer on a connection'],
+  ]
+  return rows
+    .map(([name, count, what]) => `${name.padEnd(12)}  ${grouped(count).padStart(7)}  ${what}`)
+    .join('\n')
+}
+
+function recordsWanted(): number | undefined {
+  try {
+    const { values } = parseArgs({ options: { records: { type: 'string', default: String(FLIGHTS_MAX) } } })
+    const count = Number(values.records)
+    if (Number.isInteger(count) && count >= RECORDS_MIN && count <= FLIGHTS_MAX) return count
+    console.error(
+      `--records is ${values.records}; it must be a whole number from ${RECORDS_MIN} to ${FLIGHTS_MAX}.`,
+    )
+  } catch (error) {
+    console.error((error as Error).message)
+  }
+  return undefined
+}

@@ -1,0 +1,283 @@
+/**
+ * What happens in the demo: two producers and three workers on one queue; half-way a worker is killed and started
+ * again, then the broker is, in the midst of publishing. Nothing here helps anybody to reconnect.
+ *
+ * Producers are held at a distance from the workers, or they would be done before the first kill.
+ */
+import { connect, type QueueInfo, type Sluice } from '@sluice/client'
+import { join } from 'node:path'
+import { setTimeout as pause } from 'node:timers/promises'
+import { firstRecord, Flights, PRODUCERS } from './flights.js'
+import { Ledger } from './ledger.js'
+import { freePort, Processes, type Process } from './processes.js'
+import { grouped, type Progress } from './progress.js'
+import type { Grant, ProducerReport, Refusal, Stop, WorkerReport } from './reports.js'
+
+const WORKERS = 3
+/** Share of all records that may be published and not acknowledged. */
+const LEAD_SHARE = 0.25
+/** Share that is acknowledged when the worker is killed. */
+const WORKER_KILL_SHARE = 0.5
+/** The broker is not kept waiting beyond this share: there must be records left to publish. */
+const BROKER_KILL_SHARE_MAX = 0.65
+const UNANSWERED_AT_KILL_MIN = 200
+const POLL_MS = 5
+
+const BROKER_PROGRAM = new URL('./cli/main.js', import.meta.resolve('@sluice/server'))
+const PRODUCER_PROGRAM = new URL('./producer.js', import.meta.url)
+const WORKER_PROGRAM = new URL('./worker.js', import.meta.url)
+
+export interface Settings {
+  readonly count: number
+  /** For the broker's data and all logs. */
+  readonly directory: string
+  readonly processes: Processes
+  readonly progress: Progress
+}
+
+export interface Outcome {
+  readonly ledger: Ledger
+  readonly published: number
+  /** The queue after the end. */
+  readonly queue: QueueInfo
+  readonly refusals: readonly Refusal[]
+  /** From the first publish until the queue was empty. */
+  readonly seconds: number
+  /** Of these: from the end of the broker until it took connections again. */
+  readonly awaySeconds: number
+}
+
+interface ProducerState {
+  process: Process
+  readonly count: number
+  isReady: boolean
+  isDone: boolean
+  allowed: number
+  published: number
+  confirmed: number
+}
+
+interface WorkerState {
+  process: Process
+  isReady: boolean
+  isStopped: boolean
+  handled: number
+}
+
+export class Scenario {
+  readonly #settings: Settings
+  readonly #ledger: Ledger
+  readonly #producers: ProducerState[] = []
+  readonly #refusals: Refusal[] = []
+  #workersStarted = 0
+  #url = ''
+  #acked = 0
+  #unansweredAtCut = 0
+  #waiters: { readonly condition: () => boolean; readonly resolve: () => void }[] = []
+
+  constructor(settings: Settings) {
+    this.#settings = settings
+    this.#ledger = new Ledger(settings.count)
+  }
+
+  get counts(): { published: number; confirmed: number; acked: number } {
+    let published = 0
+    let confirmed = 0
+    for (const producer of this.#producers) {
+      published += producer.published
+      confirmed += producer.confirmed
+    }
+    return { published, confirmed, acked: this.#acked }
+  }
+
+  async play(): Promise<Outcome> {
+    const { count, progress, processes } = this.#settings
+    const port = await freePort()
+    this.#url = `sluice://127.0.0.1:${port}`
+    let broker = this.#startBroker(port)
+    const sluice = await connect(this.#url, { name: 'demo', timeout: '30s' })
+    try {
+      await sluice.queues.ensure(Flights)
+      const workers = Array.from({ length: WORKERS }, () => this.#startWorker())
+      for (let number = 0; number < PRODUCERS; number++) this.#startProducer(number)
+      await this.#until(() => [...workers, ...this.#producers].every(({ isReady }) => isReady))
+      progress.say(
+        `${grouped(count)} flight records, ${PRODUCERS} producers, ${WORKERS} workers, 1 broker on port ${port}`,
+        'in full flow',
+      )
+
+      const beganMs = performance.now()
+      const drained = this.#watch(sluice)
+      await this.#until(() => this.#acked >= count * WORKER_KILL_SHARE)
+      progress.say('killing worker 2 (SIGKILL) and starting it again', 'worker 2 is starting again')
+      await workers[1]!.process.kill()
+      const again = (workers[1] = this.#startWorker())
+
+      await this.#until(() => again.handled > 0 || this.#acked >= count * BROKER_KILL_SHARE_MAX)
+      await this.#until(
+        () => this.#unanswered >= UNANSWERED_AT_KILL_MIN || this.#acked >= count * BROKER_KILL_SHARE_MAX,
+      )
+      const back = new Promise<void>((resolve) => {
+        sluice.on('connected', () => resolve())
+      })
+      await broker.kill()
+      const killedMs = performance.now()
+      progress.say(
+        'killed the broker (SIGKILL), starting it again on the same data',
+        'the broker is starting again',
+      )
+      broker = this.#startBroker(port)
+      await back
+      const awaySeconds = (performance.now() - killedMs) / 1000
+      progress.say(
+        `the broker is back; ${grouped(this.#unansweredAtCut)} unanswered publishes are sent again`,
+        'in full flow again',
+      )
+
+      const queue = await drained
+      const seconds = (performance.now() - beganMs) / 1000
+      progress.say('the queue is drained', 'closing')
+      for (const { process } of workers) {
+        process.mayEnd = true
+        process.child.send({ stop: true } satisfies Stop)
+      }
+      await Promise.all(workers.map(({ process }) => process.ended))
+      const { published } = this.counts
+      return { ledger: this.#ledger, published, queue, refusals: this.#refusals, seconds, awaySeconds }
+    } finally {
+      await processes.killAll()
+      // Without a broker there is nobody to say goodbye to.
+      await sluice.close({ timeout: 0 }).catch(() => {})
+    }
+  }
+
+  /** Publishes that are known to be sent and not answered. */
+  get #unanswered(): number {
+    const { published, confirmed } = this.counts
+    return published - confirmed
+  }
+
+  #startBroker(port: number): Process {
+    const { directory, processes } = this.#settings
+    const args = ['serve', '--port', String(port), '--data-dir', join(directory, 'data')]
+    return processes.start('broker', BROKER_PROGRAM, args, join(directory, 'broker.log'))
+  }
+
+  #startProducer(number: number): void {
+    const { count, directory, processes } = this.#settings
+    const name = `producer ${number + 1}`
+    const args = [this.#url, String(number), String(count)]
+    const process = processes.startReporting(
+      name,
+      PRODUCER_PROGRAM,
+      args,
+      join(directory, 'clients.log'),
+      (report) => this.#producerReported(number, report as ProducerReport),
+    )
+    const records = firstRecord(number + 1, count) - firstRecord(number, count)
+    this.#producers[number] = {
+      process,
+      count: records,
+      isReady: false,
+      isDone: false,
+      allowed: 0,
+      published: 0,
+      confirmed: 0,
+    }
+  }
+
+  #producerReported(number: number, report: ProducerReport): void {
+    const producer = this.#producers[number]!
+    switch (report.kind) {
+      case 'ready':
+        producer.isReady = true
+        break
+      case 'progress':
+        producer.published = report.published
+        producer.confirmed = report.confirmed
+        break
+      case 'cut':
+        this.#unansweredAtCut += report.unanswered
+        break
+      case 'done':
+        producer.isDone = true
+        producer.process.mayEnd = true
+        this.#ledger.confirmed(number, report.offsets)
+        this.#refusals.push(...report.refusals)
+        break
+    }
+    this.#changed()
+  }
+
+  #startWorker(): WorkerState {
+    const { directory, processes } = this.#settings
+    const id = this.#workersStarted++
+    const name = `worker ${(id % WORKERS) + 1}`
+    const process = processes.startReporting(
+      name,
+      WORKER_PROGRAM,
+      [this.#url, name],
+      join(directory, 'clients.log'),
+      (report) => this.#workerReported(id, state, report as WorkerReport),
+    )
+    const state: WorkerState = { process, isReady: false, isStopped: false, handled: 0 }
+    return state
+  }
+
+  #workerReported(id: number, worker: WorkerState, report: WorkerReport): void {
+    switch (report.kind) {
+      case 'ready':
+        worker.isReady = true
+        break
+      case 'handled':
+        worker.handled += report.records.length
+        for (const record of report.records) this.#ledger.handled(id, record)
+        break
+      case 'stopped':
+        worker.isStopped = true
+        break
+    }
+    this.#changed()
+  }
+
+  /** Follows the broker's count of acknowledged messages, and lets producers go on, until all is drained. */
+  async #watch(sluice: Sluice): Promise<QueueInfo> {
+    for (;;) {
+      const isPublished = this.#producers.every(({ isDone }) => isDone)
+      const queue = await sluice.queues.get(Flights)
+      this.#acked = queue.acked
+      this.#grant()
+      this.#changed()
+      if (isPublished && queue.ready + queue.scheduled + queue.leased === 0) return queue
+      await pause(POLL_MS)
+    }
+  }
+
+  /** Lets producers run ahead of the workers by so much; in portions, so that they run at full speed in between. */
+  #grant(): void {
+    const { count } = this.#settings
+    const ahead = count * LEAD_SHARE
+    for (const producer of this.#producers) {
+      const allowed = Math.min(Math.ceil((this.#acked + ahead) / PRODUCERS), producer.count)
+      const isEnough = allowed - producer.allowed >= ahead / PRODUCERS / 2 || allowed === producer.count
+      if (producer.isDone || !isEnough || allowed === producer.allowed) continue
+      producer.allowed = allowed
+      producer.process.child.send({ allowed } satisfies Grant)
+    }
+  }
+
+  /** Resolves when the condition is met; it is looked at whenever something was reported. */
+  #until(condition: () => boolean): Promise<void> {
+    if (condition()) return Promise.resolve()
+    return new Promise((resolve) => this.#waiters.push({ condition, resolve }))
+  }
+
+  #changed(): void {
+    this.#settings.progress.update(this.counts)
+    this.#waiters = this.#waiters.filter(({ condition, resolve }) => {
+      const isMet = condition()
+      if (isMet) resolve()
+      return !isMet
+    })
+  }
+}

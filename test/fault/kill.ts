@@ -1,0 +1,302 @@
+/**
+ * Kills a broker at random moments under load and starts it again on the same data, many times; then heals, drains and
+ * checks what the clients saw. `kill -9` leaves the page cache alone, so this proves recovery from any point in the
+ * program, not that bytes reach the disk: see trace.ts and the simulated disk for that.
+ *
+ * As a script: node test/dist/fault/kill.js --kills 200 [--seed 1]
+ */
+import { connect } from '@sluice/client'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { checkHistory, findingLines, violations, type HistoryEvent, type Report } from '../checker/history.js'
+import { LoadProcess, readHistories } from './load.js'
+import type { TimedEvent } from './load-process.js'
+import { BrokerProcess, delay, freePort, scratchDirectory, segmentNumbers, until } from './processes.js'
+import { Random } from './random.js'
+
+export interface KillOptions {
+  readonly kills: number
+  readonly seed: number
+  readonly segmentBytes?: number
+  /** Mean life of a broker under load before it is killed. */
+  readonly meanLifeMs?: number
+  readonly say?: (line: string) => void
+}
+
+export interface KillResult {
+  readonly seed: number
+  readonly kills: number
+  /** How many of them came under load, soon after the start, and during recovery. */
+  readonly moments: Readonly<Record<Moment, number>>
+  readonly report: Report
+  /** First deliveries that were out of order on the queue with one consumer, marked ones included. */
+  readonly overtaken: readonly string[]
+  /** Publishes without an answer although their client lived on. */
+  readonly unresolved: number
+  readonly failures: Readonly<Record<string, number>>
+  /** From spawning until connections were accepted, ms, sorted. */
+  readonly readyMs: readonly number[]
+  /** The part of it that the broker itself took. */
+  readonly startedMs: readonly number[]
+  /** Of segments: how often a new one was begun, and how many were given back. */
+  readonly rolls: number
+  readonly removed: number
+  readonly tookMs: number
+}
+
+export type Moment = 'load' | 'start' | 'recovery'
+
+/** One consumer; its first deliveries have one order. */
+const STRICT = 'strict'
+/** Two consumers. */
+const SHARED = 'shared'
+/** Published at the beginning, consumed at the end: records that have to be carried forward. */
+const COLD = 'cold'
+const QUEUES = [STRICT, SHARED, COLD] as const
+
+const READY_MS_MAX = 20_000
+
+export async function killRepeatedly(options: KillOptions): Promise<KillResult> {
+  const { kills, seed, segmentBytes = 256 << 10, meanLifeMs = 500, say = () => undefined } = options
+  const random = new Random(seed)
+  const begunMs = performance.now()
+  const scratch = await scratchDirectory('kill')
+  const dataDir = join(scratch.path, 'data')
+  const port = await freePort()
+  const url = `sluice://127.0.0.1:${port}`
+  const start = (): BrokerProcess =>
+    new BrokerProcess({ port, dataDir, segmentBytes, messageBytesMax: segmentBytes / 8, lowFreeBytes: 1 << 20 })
+  const running: { dispose: () => Promise<void> }[] = []
+  let broker = start()
+  const moments = { load: 0, start: 0, recovery: 0 }
+  const readyMs: number[] = []
+  const startedMs: number[] = []
+  const readied = async (): Promise<void> => {
+    const ready = await withDeadline(broker.ready(), `the broker to be ready (seed ${seed})`, READY_MS_MAX)
+    readyMs.push(broker.readyMs)
+    startedMs.push(ready.startedMs)
+  }
+  try {
+    await readied()
+    const admin = await connect(url)
+    for (const queue of QUEUES) await admin.queues.ensure(queue, { maxDeliveries: 255 })
+    await admin.close()
+    const common = { url, queues: [STRICT, SHARED], coldQueue: COLD, bodyBytesMax: segmentBytes / 10, patienceMs: 1_500 }
+    const producers = new LoadProcess({
+      ...common,
+      role: 'produce',
+      name: 'p',
+      seed: seed + 1,
+      history: join(scratch.path, 'produced.ndjson'),
+      clients: [2],
+      rate: 1_000,
+      coldMessages: 100,
+    })
+    const consumers = new LoadProcess({
+      ...common,
+      role: 'consume',
+      name: 'c',
+      seed: seed + 2,
+      history: join(scratch.path, 'consumed.ndjson'),
+      clients: [1, 2],
+      otherSettles: 80,
+    })
+    running.push(producers, consumers)
+    const untilBothWork = (): Promise<true> => {
+      const { confirmed } = producers.progress
+      const { settled } = consumers.progress
+      return until(
+        `confirms and settles to go on (seed ${seed})`,
+        () => {
+          if (producers.exit !== undefined || consumers.exit !== undefined) {
+            throw new Error(`a load process ended: ${producers.stderr} ${consumers.stderr}`)
+          }
+          return producers.progress.confirmed > confirmed && consumers.progress.settled > settled
+        },
+        READY_MS_MAX,
+      )
+    }
+    await untilBothWork()
+    const before = await segmentNumbers(dataDir)
+
+    for (let kill = 1; kill <= kills; kill++) {
+      const chance = random.next()
+      const moment: Moment = chance < 0.6 ? 'load' : chance < 0.8 ? 'start' : 'recovery'
+      moments[moment]++
+      if (moment === 'recovery') {
+        await broker.beginning()
+        await delay(random.next() * 25)
+      } else {
+        await readied()
+        if (moment === 'load') await untilBothWork()
+        await delay(random.exponential(moment === 'load' ? meanLifeMs : 30))
+      }
+      if (broker.exit !== undefined) {
+        throw new Error(`the broker ended by itself (seed ${seed}, kill ${kill}): ${broker.lines.join('\n')} ${broker.stderr}`)
+      }
+      broker.signal('SIGKILL')
+      await broker.exited
+      broker = start()
+      if (kill % 50 === 0) say(`${kill} kills, ${producers.progress.confirmed} confirmed, ${consumers.progress.delivered} delivered`)
+    }
+
+    await readied()
+    await untilBothWork()
+    const producing = producers.stop()
+    consumers.drain()
+    await withDeadline(producing, `the producers to end (seed ${seed})`, 60_000)
+    const ends = await drained(url)
+    await withDeadline(consumers.stop(), `the consumers to end (seed ${seed})`, 60_000)
+    for (const load of [producers, consumers]) {
+      if (load.exit?.code !== 0) throw new Error(`a load process ended with ${JSON.stringify(load.exit)}: ${load.stderr}`)
+    }
+    const after = await segmentNumbers(dataDir)
+    const events = await readHistories([producers.history, consumers.history])
+    // All consumers were in one process that nobody stopped: their events stand in their true order.
+    const report = checkHistory([...events, ...ends], { totalOrder: true })
+    const sorted = (times: number[]): number[] => times.sort((a, b) => a - b)
+    return {
+      seed,
+      kills,
+      moments,
+      report,
+      overtaken: overtakings(events),
+      unresolved: producers.progress.unresolved,
+      failures: added([producers.progress.failures, consumers.progress.failures]),
+      readyMs: sorted(readyMs),
+      startedMs: sorted(startedMs),
+      rolls: after.last - before.last,
+      removed: after.first - before.first,
+      tookMs: performance.now() - begunMs,
+    }
+  } finally {
+    await Promise.all([broker, ...running].map((process) => process.dispose()))
+    await scratch.dispose()
+  }
+}
+
+/** Waits until the queues are empty, or no longer become emptier, and tells what they hold. */
+async function drained(url: string): Promise<HistoryEvent[]> {
+  const admin = await connect(url)
+  try {
+    const left = async (): Promise<{ queue: string; left: number; dead: number }[]> =>
+      Promise.all(
+        QUEUES.map(async (queue) => {
+          const { ready, scheduled, leased, dead } = await admin.queues.get(queue)
+          return { queue, left: ready + scheduled + leased, dead }
+        }),
+      )
+    await until('the queues to be drained', async () => (await left()).every((queue) => queue.left === 0), 60_000).catch(
+      () => undefined,
+    )
+    return (await left()).map((queue) => ({ kind: 'end', ...queue }))
+  } finally {
+    await admin.close()
+  }
+}
+
+/**
+ * Where one consumer has a queue for itself, what it gets for the first time is in the order of offsets, whether the
+ * broker marks it or not: what comes again was seen before.
+ */
+function overtakings(events: readonly TimedEvent[]): string[] {
+  const found: string[] = []
+  const seen = new Set<number>()
+  let highest = -1
+  for (const event of events) {
+    if (event.kind !== 'deliver' || event.queue !== STRICT || event.offset === undefined) continue
+    if (seen.has(event.offset)) continue
+    seen.add(event.offset)
+    if (event.offset < highest) found.push(`${event.message} at offset ${event.offset} came first after offset ${highest}`)
+    highest = Math.max(highest, event.offset)
+  }
+  return found
+}
+
+async function withDeadline<T>(work: Promise<T>, what: string, timeoutMs: number): Promise<T> {
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`after ${timeoutMs} ms still waiting for ${what}`)), timeoutMs)
+  })
+  try {
+    return await Promise.race([work, late])
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
+/** What clients may be told when a broker dies, or when they are closed by us. */
+const EXPECTED_FAILURES = new Set(['CONNECTION_LOST', 'LEASE_LOST', 'UNREACHABLE', 'ABORTED', 'CLOSED', 'TIMEOUT'])
+
+/** What is wrong, as text for a failure message; empty when nothing is. */
+export function complaints({ report, overtaken, unresolved, failures, seed, kills }: KillResult): string {
+  const lines = [findingLines(violations(report)), ...overtaken.slice(0, 10)].filter((line) => line !== '')
+  if (unresolved > 0) {
+    lines.push(`${unresolved} publishes of clients that lived on had no outcome: ${JSON.stringify(failures)}`)
+  }
+  const refusals = Object.keys(failures).filter((code) => !EXPECTED_FAILURES.has(code))
+  if (refusals.length > 0) lines.push(`clients were told ${refusals.join(', ')}: ${JSON.stringify(failures)}`)
+  if (lines.length > 0) lines.push(`repeat with: node test/dist/fault/kill.js --kills ${kills} --seed ${seed}`)
+  return lines.join('\n')
+}
+
+export function summary(results: readonly KillResult[]): string {
+  const sum = (pick: (result: KillResult) => number): number => results.reduce((total, one) => total + pick(one), 0)
+  const ready = results.flatMap(({ readyMs }) => readyMs).sort((a, b) => a - b)
+  const started = results.flatMap(({ startedMs }) => startedMs).sort((a, b) => a - b)
+  const at = (times: readonly number[], share: number): string => {
+    const index = Math.min(times.length - 1, Math.floor(times.length * share))
+    return `${Math.round(times[index] ?? Number.NaN)} ms`
+  }
+  const kills = sum((one) => one.kills)
+  const verdicts = ['lost', 'unexpected', 'duplicated', 'reordered', 'stuck', 'recovered'] as const
+  return [
+    `${kills} kills (${sum((one) => one.moments.load)} under load, ${sum((one) => one.moments.start)} just started, ` +
+      `${sum((one) => one.moments.recovery)} recovering), seeds ${results.map(({ seed }) => seed).join(' ')}`,
+    `${sum(({ report }) => report.attempted)} published: ${sum(({ report }) => report.confirmed)} confirmed, ` +
+      `${sum(({ report }) => report.refused)} refused, ${sum(({ report }) => report.unknown)} unknown; ` +
+      `${sum(({ report }) => report.deliveries)} deliveries, ${sum(({ report }) => report.settles)} settles`,
+    `${verdicts.map((verdict) => `${verdict} ${sum(({ report }) => report.counts[verdict])}`).join(', ')}, ` +
+      `overtaken ${sum(({ overtaken }) => overtaken.length)}, unresolved ${sum(({ unresolved }) => unresolved)}`,
+    `errors that clients were told: ${JSON.stringify(added(results.map(({ failures }) => failures)))}`,
+    `ready again p50 ${at(ready, 0.5)}, p99 ${at(ready, 0.99)} (the broker's own part p50 ${at(started, 0.5)}, p99 ${at(started, 0.99)})`,
+    `${sum(({ rolls }) => rolls)} segments begun, ${sum(({ removed }) => removed)} given back; ${Math.round(sum(({ tookMs }) => tookMs) / 1000)} s`,
+    `a fault that shows in more than ${((3 / kills) * 100).toPrecision(2)} % of kills would have shown here, at 95 %`,
+  ].join('\n')
+}
+
+function added(counts: readonly Readonly<Record<string, number>>[]): Record<string, number> {
+  const total: Record<string, number> = {}
+  for (const one of counts) for (const [name, count] of Object.entries(one)) total[name] = (total[name] ?? 0) + count
+  return total
+}
+
+/** Kills in one history; more are done in several, each drained and checked. */
+const KILLS_A_HISTORY = 200
+
+async function main(args: readonly string[]): Promise<void> {
+  const option = (name: string, fallback: number): number => {
+    const at = args.indexOf(`--${name}`)
+    return at === -1 ? fallback : Number(args[at + 1])
+  }
+  const kills = option('kills', 200)
+  const seed = option('seed', Date.now() % 1_000_000)
+  const results: KillResult[] = []
+  for (let done = 0, round = 0; done < kills; round++) {
+    const result = await killRepeatedly({
+      kills: Math.min(KILLS_A_HISTORY, kills - done),
+      seed: seed + round,
+      say: (line) => console.log(line),
+    })
+    results.push(result)
+    done += result.kills
+    const wrong = complaints(result)
+    if (wrong !== '') {
+      console.log(wrong)
+      process.exitCode = 1
+    }
+  }
+  console.log(summary(results))
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) await main(process.argv.slice(2))

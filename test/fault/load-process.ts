@@ -1,0 +1,310 @@
+/**
+ * Producers or consumers in a process of their own, which outlives the broker and writes down all that they see: one
+ * JSON event of the checker a line, with the time of the machine's monotonic clock. The parent says `drain` and `stop`
+ * over IPC and is told how far it has come.
+ *
+ * A client is kept across reconnects, and replaced when it waited longer than its patience for one: so both the
+ * resending of unanswered batches and outcomes that stay unknown occur.
+ */
+import { connect, SluiceError, type Message, type Sluice } from '@sluice/client'
+import { closeSync, openSync, writeSync } from 'node:fs'
+import { setTimeout as delay } from 'node:timers/promises'
+import { crc32 } from 'node:zlib'
+import type { HistoryEvent, SettleEvent } from '../checker/history.js'
+import { Random } from './random.js'
+
+export type TimedEvent = HistoryEvent & { readonly atUs: number }
+
+export interface LoadArguments {
+  readonly role: 'produce' | 'consume'
+  readonly url: string
+  readonly history: string
+  readonly seed: number
+  /** Begins the names of clients and messages. */
+  readonly name: string
+  readonly queues: readonly string[]
+  /** Filled once at the beginning, and consumed only after `drain`: old messages that stay. */
+  readonly coldQueue?: string
+  readonly coldMessages?: number
+  /** Clients: producers in all, or consumers of each queue in the order of `queues`. */
+  readonly clients: readonly number[]
+  /** Messages a second that one producer aims at. */
+  readonly rate?: number
+  readonly bodyBytesMax: number
+  readonly heartbeatMs?: number
+  /** A client waits at most so long for the broker before it is replaced, and at least a tenth. */
+  readonly patienceMs: number
+  /** Settles other than ack, in a thousand. */
+  readonly otherSettles?: number
+}
+
+export interface Progress {
+  readonly is: 'progress'
+  readonly attempted: number
+  readonly confirmed: number
+  readonly refused: number
+  readonly unknown: number
+  /** Unknown although the client lived on: its resending should have found out. */
+  readonly unresolved: number
+  readonly delivered: number
+  readonly settled: number
+  /** By error code. */
+  readonly failures: Readonly<Record<string, number>>
+}
+
+const load = JSON.parse(process.argv[2]!) as LoadArguments
+const random = new Random(load.seed)
+let stopping = false
+let draining = false
+const wakers = new Set<() => void>()
+
+class History {
+  readonly #descriptor: number
+  #lines: string[] = []
+  #bytes = 0
+
+  constructor(path: string) {
+    this.#descriptor = openSync(path, 'a', 0o600)
+  }
+
+  add(event: HistoryEvent): void {
+    const atUs = Number(process.hrtime.bigint() / 1000n)
+    const line = JSON.stringify({ ...event, atUs })
+    this.#lines.push(line)
+    this.#bytes += line.length
+    if (this.#bytes > 64 << 10) this.flush()
+  }
+
+  flush(): void {
+    if (this.#lines.length === 0) return
+    const bytes = Buffer.from(`${this.#lines.join('\n')}\n`)
+    for (let at = 0; at < bytes.length; ) at += writeSync(this.#descriptor, bytes, at)
+    this.#lines = []
+    this.#bytes = 0
+  }
+
+  close(): void {
+    this.flush()
+    closeSync(this.#descriptor)
+  }
+}
+
+const history = new History(load.history)
+const progress = {
+  is: 'progress' as const,
+  attempted: 0,
+  confirmed: 0,
+  refused: 0,
+  unknown: 0,
+  unresolved: 0,
+  delivered: 0,
+  settled: 0,
+  failures: {} as Record<string, number>,
+}
+
+function count(error: unknown): void {
+  const code = error instanceof SluiceError ? error.code : String(error)
+  progress.failures[code] = (progress.failures[code] ?? 0) + 1
+}
+
+/** A client, until its patience ended. */
+class Client {
+  readonly sluice: Sluice
+  #isRetired = false
+  #patience: NodeJS.Timeout | undefined
+  readonly #onRetired = new Set<() => void>()
+
+  constructor(sluice: Sluice) {
+    this.sluice = sluice
+    sluice.on('connected', () => clearTimeout(this.#patience))
+    sluice.on('disconnected', () => {
+      this.#patience = setTimeout(() => this.#retire(), load.patienceMs * (0.1 + 0.9 * random.next()))
+    })
+  }
+
+  get isRetired(): boolean {
+    return this.#isRetired
+  }
+
+  /** Resolves when it is retired. */
+  retired(): Promise<void> {
+    if (this.#isRetired) return Promise.resolve()
+    return new Promise((resolve) => this.#onRetired.add(resolve))
+  }
+
+  #retire(): void {
+    this.#isRetired = true
+    for (const resolve of this.#onRetired) resolve()
+  }
+
+  async close(timeoutMs: number): Promise<void> {
+    clearTimeout(this.#patience)
+    await this.sluice.close({ timeout: timeoutMs }).catch(count)
+  }
+}
+
+async function dial(name: string): Promise<Client | undefined> {
+  const heartbeat = load.heartbeatMs === undefined ? {} : { heartbeat: load.heartbeatMs }
+  while (!stopping) {
+    try {
+      const signal = AbortSignal.timeout(load.patienceMs)
+      return new Client(await connect(load.url, { name, signal, ...heartbeat }))
+    } catch (error) {
+      count(error)
+      // A broker that is stopped refuses at once.
+      await delay(20)
+    }
+  }
+  return undefined
+}
+
+// --- producing ---
+
+const OUTSTANDING_MAX = 256
+
+function bodyOf(message: string): string {
+  // Mostly small, some large: entries of one batch and of many, and batches that fill a segment's rest exactly or not.
+  const bytes = random.below(50) === 0 ? random.below(load.bodyBytesMax) : random.below(Math.min(1_000, load.bodyBytesMax))
+  const head = `${message} `
+  return head + 'x'.repeat(Math.max(0, bytes - head.length))
+}
+
+async function produce(slot: number): Promise<void> {
+  for (let generation = 0; !stopping; generation++) {
+    const producer = `${load.name}${slot}.${generation}`
+    const client = await dial(producer)
+    if (client === undefined) return
+    const outstanding = new Set<Promise<void>>()
+    let sequence = 0
+    const publish = (queue: string, alone: boolean): void => {
+      const message = `${producer}-${++sequence}`
+      const body = bodyOf(message)
+      history.add({ kind: 'attempt', queue, message, producer, sequence, body: digest(body) })
+      progress.attempted++
+      const receipt = alone
+        ? client.sluice.publishBatch(queue, [{ body }]).then(([first]) => first!)
+        : client.sluice.publish(queue, body)
+      const done = receipt.then(
+        ({ offset }) => {
+          progress.confirmed++
+          history.add({ kind: 'outcome', message, outcome: 'ok', offset })
+        },
+        (error: unknown) => {
+          count(error)
+          const isUnknown = !(error instanceof SluiceError) || error.outcome === 'unknown'
+          if (isUnknown) progress.unknown++
+          else progress.refused++
+          if (isUnknown && !client.isRetired) progress.unresolved++
+          history.add({ kind: 'outcome', message, outcome: isUnknown ? 'unknown' : 'fail' })
+        },
+      )
+      outstanding.add(done)
+      void done.then(() => outstanding.delete(done))
+    }
+    if (slot === 0 && generation === 0 && load.coldQueue !== undefined) {
+      for (let i = 0; i < (load.coldMessages ?? 0); i++) publish(load.coldQueue, false)
+    }
+    while (!stopping && !client.isRetired) {
+      const queue = load.queues[random.below(load.queues.length)]!
+      const burst = 1 + random.below(32)
+      // Together they travel as one batch, alone as many: then a whole window of numbers is unanswered at a kill.
+      const alone = random.below(3) === 0
+      for (let i = 0; i < burst; i++) publish(queue, alone)
+      await Promise.race([delay((burst * 1000) / (load.rate ?? 1000)), client.retired()])
+      while (outstanding.size > OUTSTANDING_MAX && !client.isRetired) {
+        await Promise.race([...outstanding, client.retired()])
+      }
+    }
+    if (!client.isRetired) await Promise.race([Promise.all(outstanding), client.retired()])
+    await client.close(client.isRetired ? 1 : 10_000)
+    await Promise.all(outstanding)
+  }
+}
+
+// --- consuming ---
+
+async function settle(message: Message, text: string, consumer: string): Promise<void> {
+  const chance = random.below(1000)
+  const others = load.otherSettles ?? 0
+  const action: SettleEvent['action'] = chance >= others || draining ? 'ack' : chance % 2 === 0 ? 'retry' : 'release'
+  // Some are handled at once, some keep their lease a while.
+  if (random.below(20) === 0) await delay(random.below(40))
+  const event = { kind: 'settle', queue: message.queue, message: text, consumer, action } as const
+  try {
+    if (action === 'ack') await message.ack()
+    else if (action === 'retry') await message.retry({ delay: random.below(200) })
+    else await message.release()
+    progress.settled++
+    history.add({ ...event, outcome: 'ok' })
+  } catch (error) {
+    count(error)
+    const isUnknown = !(error instanceof SluiceError) || error.outcome === 'unknown'
+    history.add({ ...event, outcome: isUnknown ? 'unknown' : 'fail' })
+  }
+}
+
+async function consume(queue: string, slot: number): Promise<void> {
+  const consumer = `${load.name}-${queue}-${slot}`
+  while (!stopping) {
+    const client = await dial(consumer)
+    if (client === undefined) return
+    client.sluice.consume<string>(queue, { concurrency: 16, prefetch: 64 }, async (message) => {
+      const { body, redelivered, offset } = message
+      const text = body.slice(0, body.indexOf(' '))
+      history.add({ kind: 'deliver', queue, message: text, consumer, redelivered, offset, body: digest(body) })
+      progress.delivered++
+      await settle(message, text, consumer)
+    })
+    await Promise.race([client.retired(), asked(() => stopping)])
+    await client.close(client.isRetired ? 1 : 10_000)
+  }
+}
+
+function digest(body: string): string {
+  return crc32(body).toString(16)
+}
+
+function asked(condition: () => boolean): Promise<void> {
+  return new Promise((resolve) => {
+    const look = (): void => {
+      if (!condition()) return
+      wakers.delete(look)
+      resolve()
+    }
+    wakers.add(look)
+    look()
+  })
+}
+
+// --- the parent ---
+
+process.on('message', (word: unknown) => {
+  if (word === 'drain') draining = true
+  if (word === 'stop') stopping = true
+  for (const look of wakers) look()
+})
+// Nobody is left to write for.
+process.on('disconnect', () => process.exit(1))
+
+let told = ''
+const ticker = setInterval(() => {
+  const now = JSON.stringify(progress)
+  if (now !== told) process.send?.(progress)
+  told = now
+}, 20)
+
+const running: Promise<void>[] = []
+if (load.role === 'produce') {
+  for (let slot = 0; slot < (load.clients[0] ?? 1); slot++) running.push(produce(slot))
+} else {
+  load.queues.forEach((queue, index) => {
+    for (let slot = 0; slot < (load.clients[index] ?? 1); slot++) running.push(consume(queue, slot))
+  })
+  const { coldQueue } = load
+  if (coldQueue !== undefined) running.push(asked(() => draining || stopping).then(() => consume(coldQueue, 0)))
+}
+await Promise.all(running)
+clearInterval(ticker)
+history.close()
+process.send?.(progress, () => process.disconnect())
+process.removeAllListeners('disconnect')

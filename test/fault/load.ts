@@ -1,0 +1,52 @@
+/** Load processes as their parent sees them, and the reading of the histories that they leave. */
+import { createReadStream } from 'node:fs'
+import { createInterface } from 'node:readline'
+import type { LoadArguments, Progress, TimedEvent } from './load-process.js'
+import { ScriptProcess, type Exit } from './processes.js'
+
+const NOTHING: Progress = {
+  is: 'progress',
+  attempted: 0,
+  confirmed: 0,
+  refused: 0,
+  unknown: 0,
+  unresolved: 0,
+  delivered: 0,
+  settled: 0,
+  failures: {},
+}
+
+export class LoadProcess extends ScriptProcess {
+  progress: Progress = NOTHING
+  readonly history: string
+
+  constructor(load: LoadArguments) {
+    super('load-process', load, { ipc: true })
+    this.history = load.history
+    this.child.on('message', (message) => {
+      this.progress = message as Progress
+    })
+  }
+
+  /** From now on everything is acknowledged, the cold queue too. */
+  drain(): void {
+    this.child.send('drain')
+  }
+
+  /** Begins nothing more, waits for the answers and ends. */
+  async stop(): Promise<Exit> {
+    if (this.exit === undefined && this.child.connected) this.child.send('stop')
+    return this.exited
+  }
+}
+
+/** The events of all files, in the order of the monotonic clock; those of one process keep theirs. */
+export async function readHistories(paths: readonly string[]): Promise<TimedEvent[]> {
+  const events: TimedEvent[] = []
+  for (const path of paths) {
+    for await (const line of createInterface({ input: createReadStream(path) })) {
+      if (line !== '') events.push(JSON.parse(line) as TimedEvent)
+    }
+  }
+  return events.sort((a, b) => a.atUs - b.atUs)
+}

@@ -1,0 +1,35 @@
+/** Everything that a simulated run leaves to chance, drawn from one seed: the same seed gives the same draws. */
+import { randomFrom, type Random } from './disk.js'
+
+export class Chance {
+  readonly random: Random
+
+  constructor(seed: number) {
+    // Neighbouring seeds must not begin alike.
+    this.random = randomFrom(Math.imul(seed, 0x9e37_79b1) ^ 0x51_01_ce)
+  }
+
+  /** A whole number from `min` to `max`, both included. */
+  int(min: number, max: number): number {
+    return min + Math.floor(this.random() * (max - min + 1))
+  }
+
+  /** Mostly small, up to `max`: each doubling is as likely as the one before. */
+  skewed(max: number): number {
+    return Math.floor(2 ** (this.random() * Math.log2(max + 1))) - 1
+  }
+
+  hit(probability: number): boolean {
+    return this.random() < probability
+  }
+
+  pick<T>(items: readonly T[]): T {
+    return items[Math.floor(this.random() * items.length)]!
+  }
+
+  bytes(length: number): Uint8Array {
+    const bytes = new Uint8Array(length)
+    for (let at = 0; at < length; at++) bytes[at] = Math.floor(this.random() * 256)
+    return bytes
+  }
+}

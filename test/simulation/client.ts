@@ -1,0 +1,183 @@
+/**
+ * A simulated client: the handshake, heartbeats, frames in and out, and when to come back. It speaks the protocol
+ * package and knows nothing of the broker. What it does with an open connection is its subclass's business.
+ */
+import {
+  FrameDecoder,
+  LIMITS,
+  MECHANISM,
+  OP,
+  PRODUCER_IDENTITY_BYTES,
+  PROTOCOL_VERSION,
+  decodeFault,
+  decodeHelloOk,
+  encodeAuth,
+  encodeGoodbye,
+  encodeHello,
+  encodePreface,
+  FRAME_HEADER_BYTES,
+  writeFrameHeader,
+  type HelloOk,
+} from '@sluice/protocol'
+import type { HistoryEvent } from '../checker/history.js'
+import type { Attempts } from './attempts.js'
+import type { Chance } from './chance.js'
+import type { Link, LinkEnd } from './link.js'
+import type { Conversation } from './witness.js'
+
+/** What a client finds around it. */
+export interface Surroundings {
+  readonly chance: Chance
+  readonly attempts: Attempts
+  readonly history: HistoryEvent[]
+  readonly queueNames: readonly string[]
+  readonly nowMs: number
+  /** Nobody makes trouble any more: finish what is open. */
+  readonly isHealing: boolean
+  readonly heartbeatMs: number
+  /** Largest payload of one message, and largest batch. */
+  readonly messageBytesMax: number
+  readonly batchBytesMax: number
+  /** A new connection, or undefined while the broker is down. */
+  connect(client: Client): { link: Link; conversation: Conversation } | undefined
+  count(what: string): void
+}
+
+export abstract class Client implements LinkEnd {
+  readonly name: string
+  readonly identity: Uint8Array
+  protected readonly around: Surroundings
+  link: Link | undefined
+  protected conversation: Conversation | undefined
+  protected isOpen = false
+  /** Stopped by its machine: it neither reads nor writes until then. */
+  stalledUntilMs = 0
+  #decoder: FrameDecoder | undefined
+  #reconnectMs = 0
+  #spokeMs = 0
+  #heartbeatMs = 0
+  #correlation = 0
+
+  constructor(name: string, around: Surroundings) {
+    this.name = name
+    this.around = around
+    this.identity = around.chance.bytes(PRODUCER_IDENTITY_BYTES)
+  }
+
+  get identityText(): string {
+    return Buffer.from(this.identity).toString('hex')
+  }
+
+  /** Nothing is open on its side. */
+  abstract get isDone(): boolean
+  protected abstract opened(ok: HelloOk): void
+  protected abstract frame(opcode: number, channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void
+  protected abstract lost(): void
+  /** Does one thing, if there is one to do. */
+  protected abstract work(): void
+
+  protected get acceptedNumber(): number {
+    return 0
+  }
+
+  protected get inFlightBatches(): number {
+    return 0
+  }
+
+  act(): void {
+    if (this.link === undefined) {
+      if (this.around.nowMs >= this.#reconnectMs) this.#connect()
+    } else if (this.isOpen) {
+      this.work()
+    }
+  }
+
+  /** Says that it lives when it has said nothing for half a heartbeat. */
+  tick(): void {
+    if (this.isOpen && this.around.nowMs - this.#spokeMs >= this.#heartbeatMs / 2) this.send(OP.PING, 0, 0)
+  }
+
+  receive(bytes: Uint8Array): void {
+    this.#decoder?.push(bytes)
+  }
+
+  closed(link: Link): void {
+    if (link === this.link) this.abandon()
+  }
+
+  /** Leaves the connection as it is and comes back on another, later. */
+  abandon(): void {
+    if (this.link !== undefined) this.link.client = undefined
+    this.link = undefined
+    this.conversation = undefined
+    this.isOpen = false
+    this.#decoder?.stop()
+    this.#reconnectMs = this.around.nowMs + (this.around.isHealing ? 5 : this.around.chance.skewed(400))
+    this.lost()
+  }
+
+  protected send(opcode: number, channel: number, correlation: number, payload: Uint8Array = NO_BYTES): void {
+    const bytes = new Uint8Array(FRAME_HEADER_BYTES + payload.length)
+    bytes.set(payload, writeFrameHeader(bytes, 0, payload.length, opcode, channel, correlation))
+    this.sendBytes(bytes)
+  }
+
+  protected sendBytes(bytes: Uint8Array): void {
+    this.link?.send(bytes)
+    this.#spokeMs = this.around.nowMs
+  }
+
+  protected goodbye(): void {
+    this.send(OP.GOODBYE, 0, 0, encodeGoodbye(0, ''))
+    this.isOpen = false
+  }
+
+  /** Unique on a connection. */
+  protected nextCorrelation(): number {
+    return ++this.#correlation
+  }
+
+  #connect(): void {
+    const connection = this.around.connect(this)
+    if (connection === undefined) return
+    this.link = connection.link
+    this.link.client = this
+    this.conversation = connection.conversation
+    this.#heartbeatMs = this.around.heartbeatMs
+    this.#decoder = new FrameDecoder((opcode, _flags, channel, correlation, bytes, start, end) => {
+      this.#frame(opcode, channel, correlation, bytes, start, end)
+    })
+    this.#decoder.frameBytesMax = LIMITS.frameBytesDefault
+    this.sendBytes(encodePreface())
+    const hello = encodeHello({
+      versionMin: PROTOCOL_VERSION,
+      versionMax: PROTOCOL_VERSION,
+      features: 0,
+      frameBytesMax: LIMITS.frameBytesDefault,
+      heartbeatMs: this.around.heartbeatMs,
+      producer: this.identity,
+      acceptedNumber: this.acceptedNumber,
+      inFlightBatches: this.inFlightBatches,
+      name: this.name,
+    })
+    this.send(OP.HELLO, 0, 0, hello)
+    this.send(OP.AUTH, 0, 0, encodeAuth({ mechanism: MECHANISM.anonymous, identity: '', secret: NO_BYTES }))
+  }
+
+  #frame(opcode: number, channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    if (opcode === OP.HELLO_OK) {
+      const ok = decodeHelloOk(bytes, start, end)
+      this.#heartbeatMs = ok.heartbeatMs
+      this.isOpen = true
+      this.opened(ok)
+    } else if (opcode === OP.PING) {
+      this.send(OP.PONG, 0, correlation)
+    } else if (opcode === OP.ERROR && decodeFault(bytes, start, end).scope === 'connection') {
+      this.around.count(`closed with ${decodeFault(bytes, start, end).code}`)
+    } else if (opcode !== OP.PONG) {
+      this.frame(opcode, channel, correlation, bytes, start, end)
+    }
+  }
+}
+
+const NO_BYTES = new Uint8Array(0)

@@ -1,0 +1,286 @@
+/**
+ * A simulated consumer: several subscriptions, credit that goes up and down, every way to settle, late and repeated
+ * settles, drains, and leaving with and without a word.
+ */
+import {
+  DELIVER_FLAG,
+  DELIVER_HEADER_BYTES,
+  OP,
+  OUTCOME,
+  decodeDeliverHead,
+  decodeDrained,
+  decodeRanges,
+  decodeSubscriptionId,
+  encodeControl,
+  encodeCredit,
+  encodeRanges,
+  encodeSettle,
+  encodeSubscriptionId,
+  type HelloOk,
+  type Outcome,
+  type SettleItem,
+  type TagRange,
+} from '@sluice/protocol'
+import { crc32 } from 'node:zlib'
+import type { SettleEvent } from '../checker/history.js'
+import { nameOf, splitRecords } from './attempts.js'
+import { Client } from './client.js'
+import { Violation } from './trace.js'
+
+const ACTIONS: Readonly<Record<Outcome, SettleEvent['action']>> = { 1: 'ack', 2: 'retry', 3: 'release', 4: 'deadLetter' }
+const HEALING_CREDIT = 64
+
+interface Held {
+  readonly message: string
+}
+
+interface Pending {
+  readonly held: Held
+  readonly tag: number
+  readonly outcome: Outcome
+}
+
+interface Reader {
+  readonly channel: number
+  readonly queue: string
+  /** -1 until the broker has said it. */
+  id: number
+  readonly held: Map<number, Held>
+  /** Tags that were settled, for one who does it again. */
+  readonly settled: number[]
+  credit: number
+  isDrained: boolean
+  isLeaving: boolean
+}
+
+export class Consumer extends Client {
+  readonly #readers = new Map<number, Reader>()
+  readonly #settles = new Map<number, { readonly reader: Reader; readonly pending: Pending[] }>()
+  #channel = 0
+  readonly #readersMax: number
+
+  get isDone(): boolean {
+    return this.#settles.size === 0 && [...this.#readers.values()].every(({ held }) => held.size === 0)
+  }
+
+  constructor(...args: ConstructorParameters<typeof Client>) {
+    super(...args)
+    this.#readersMax = this.around.chance.int(1, 3)
+  }
+
+  protected opened(_ok: HelloOk): void {}
+
+  protected lost(): void {
+    for (const { reader, pending } of this.#settles.values()) for (const one of pending) this.#note(reader, one, 'unknown')
+    this.#settles.clear()
+    this.#readers.clear()
+  }
+
+  protected work(): void {
+    const { chance, isHealing } = this.around
+    if (isHealing) {
+      this.#finish()
+      return
+    }
+    const readers = [...this.#readers.values()].filter(({ id, isLeaving }) => id !== -1 && !isLeaving)
+    if (this.#readers.size < this.#readersMax && chance.hit(readers.length === 0 ? 0.5 : 0.05)) {
+      this.#subscribe(chance.pick(this.around.queueNames), chance.int(0, 20), chance.skewed(20_000), chance.hit(0.1) ? chance.int(0, 30) : undefined)
+      return
+    }
+    if (readers.length === 0) return
+    const reader = chance.pick(readers)
+    const kind = chance.random()
+    if (reader.isDrained || kind < 0.06) this.#credit(reader)
+    else if (kind < 0.2) this.#start(reader)
+    else if (kind < 0.215) this.#unsubscribe(reader)
+    else if (kind < 0.22) this.goodbye()
+    else if (kind < 0.23 && reader.settled.length > 0) this.#settleAgain(reader)
+    else if (reader.held.size > 0) this.#settle(reader)
+  }
+
+  /** Takes everything that is left. */
+  #finish(): void {
+    const { queueNames } = this.around
+    for (const queue of queueNames) {
+      if ([...this.#readers.values()].some((reader) => reader.queue === queue)) continue
+      this.#subscribe(queue, HEALING_CREDIT, 0xffff_ffff, undefined)
+      return
+    }
+    for (const reader of this.#readers.values()) {
+      if (reader.id === -1 || reader.isLeaving) continue
+      if (reader.credit !== HEALING_CREDIT || reader.isDrained) {
+        reader.credit = HEALING_CREDIT
+        reader.isDrained = false
+        this.#sendCredit(reader, HEALING_CREDIT, 0xffff_ffff, undefined, false)
+      }
+      if (reader.held.size > 0) this.#send(reader, [...reader.held.keys()].map((tag) => ({ firstTag: tag, count: 1, outcome: OUTCOME.ack })))
+    }
+  }
+
+  #subscribe(queue: string, messages: number, bytes: number, limit: number | undefined): void {
+    const channel = ++this.#channel
+    this.#readers.set(channel, { channel, queue, id: -1, held: new Map(), settled: [], credit: messages, isDrained: false, isLeaving: false })
+    this.send(OP.SUBSCRIBE, channel, this.nextCorrelation(), encodeControl({ queue, messages, bytes, limit }))
+  }
+
+  #credit(reader: Reader): void {
+    const { chance } = this.around
+    const messages = chance.hit(0.2) ? 0 : chance.int(1, 40)
+    const bytes = chance.hit(0.3) ? chance.skewed(3000) : 0xffff_ffff
+    const drain = chance.hit(0.15)
+    reader.credit = messages
+    reader.isDrained = false
+    this.#sendCredit(reader, messages, bytes, chance.hit(0.1) ? chance.int(0, 100) : undefined, drain)
+  }
+
+  #sendCredit(reader: Reader, messages: number, bytes: number, limit: number | undefined, drain: boolean): void {
+    this.send(OP.CREDIT, reader.channel, 0, encodeCredit({ subscriptionId: reader.id, messages, bytes, limit, drain }))
+  }
+
+  /** One message is about to be handled; sometimes several. */
+  #start(reader: Reader): void {
+    const { chance } = this.around
+    const tags = [...reader.held.keys()]
+    if (tags.length === 0) return
+    const from = chance.int(0, tags.length - 1)
+    const chosen = tags.slice(from, from + (chance.hit(0.8) ? 1 : chance.int(2, 5)))
+    const ranges: TagRange[] = chosen.map((firstTag) => ({ firstTag, count: 1 }))
+    this.send(OP.STARTED, reader.channel, 0, encodeRanges(reader.id, ranges))
+  }
+
+  #unsubscribe(reader: Reader): void {
+    reader.isLeaving = true
+    this.send(OP.UNSUBSCRIBE, reader.channel, this.nextCorrelation(), encodeSubscriptionId(reader.id))
+  }
+
+  /** Some of what is held, in ranges where the tags allow it, by any of the ways. */
+  #settle(reader: Reader): void {
+    const { chance } = this.around
+    const tags = [...reader.held.keys()]
+    const from = chance.hit(0.7) ? 0 : chance.int(0, tags.length - 1)
+    const chosen = tags.slice(from, from + chance.int(1, 16))
+    const items: SettleItem[] = []
+    for (let i = 0; i < chosen.length; ) {
+      const firstTag = chosen[i]!
+      let count = 1
+      while (i + count < chosen.length && chosen[i + count] === firstTag + count && chance.hit(0.8)) count++
+      items.push(this.#item(firstTag, count))
+      i += count
+    }
+    this.#send(reader, items)
+  }
+
+  #item(firstTag: number, count: number): SettleItem {
+    const { chance } = this.around
+    const kind = chance.random()
+    if (kind < 0.68) return { firstTag, count, outcome: OUTCOME.ack }
+    if (kind < 0.76) return { firstTag, count, outcome: OUTCOME.retry, reason: chance.hit(0.5) ? 'it failed' : undefined }
+    if (kind < 0.84) return { firstTag, count, outcome: OUTCOME.retry, delayMs: chance.hit(0.3) ? 0 : chance.skewed(2000) }
+    if (kind < 0.96) return { firstTag, count, outcome: OUTCOME.release }
+    return { firstTag, count, outcome: OUTCOME.deadLetter, reason: 'no such customer' }
+  }
+
+  /** What was settled before, or was never granted: it must change nothing. */
+  #settleAgain(reader: Reader): void {
+    const { chance } = this.around
+    const firstTag = chance.hit(0.8) ? chance.pick(reader.settled) : chance.int(0, 10_000) + 1_000_000
+    this.around.count('settled again')
+    this.#send(reader, [{ firstTag, count: 1, outcome: chance.pick([1, 2, 3, 4] as const) }])
+  }
+
+  #send(reader: Reader, items: readonly SettleItem[]): void {
+    const correlation = this.nextCorrelation()
+    const pending: Pending[] = []
+    for (const { firstTag, count, outcome } of items) {
+      for (let i = 0; i < count; i++) {
+        const tag = (firstTag + i) >>> 0
+        const held = reader.held.get(tag)
+        if (held === undefined) continue
+        reader.held.delete(tag)
+        reader.settled.push(tag)
+        pending.push({ held, tag, outcome })
+      }
+    }
+    this.#settles.set(correlation, { reader, pending })
+    this.conversation?.settles.set(correlation, { subscriptionId: reader.id, items })
+    this.send(OP.SETTLE, reader.channel, correlation, encodeSettle(reader.id, items))
+  }
+
+  protected frame(opcode: number, channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    const reader = this.#readers.get(channel)
+    switch (opcode) {
+      case OP.SUBSCRIBE_OK:
+        if (reader !== undefined) reader.id = decodeSubscriptionId('SUBSCRIBE_OK', bytes, start, end)
+        return
+      case OP.DELIVER:
+        this.#delivered(reader, bytes, start, end)
+        return
+      case OP.SETTLE_OK:
+        this.#settled(correlation, decodeRanges('SETTLE_OK', bytes, start, end).ranges)
+        return
+      case OP.DRAINED:
+        if (reader !== undefined && reader.id === decodeDrained(bytes, start, end).subscriptionId) reader.isDrained = true
+        return
+      case OP.RESULT:
+        // Of UNSUBSCRIBE.
+        for (const leaving of this.#readers.values()) {
+          if (!leaving.isLeaving) continue
+          this.#readers.delete(leaving.channel)
+          return
+        }
+        return
+      case OP.ERROR:
+        // The queue is not there, or was deleted, or the subscription was over before it was left.
+        if (reader !== undefined) this.#readers.delete(channel)
+        else for (const leaving of this.#readers.values()) if (leaving.isLeaving) this.#readers.delete(leaving.channel)
+        return
+      default:
+        throw new Violation(21, `${this.name} is sent frame ${opcode}`)
+    }
+  }
+
+  #delivered(reader: Reader | undefined, bytes: Uint8Array, start: number, end: number): void {
+    const { subscriptionId, firstTag, firstOffset, flags, attempt, count } = decodeDeliverHead(bytes, start, end)
+    if (reader === undefined) return
+    if (reader.id !== subscriptionId) throw new Violation(7, `${this.name} is delivered to subscription ${subscriptionId}, which it does not have on that channel`)
+    const records = splitRecords(bytes, start + DELIVER_HEADER_BYTES, end)
+    if (records.length !== count || attempt === 0) throw new Violation(2, `${this.name} is delivered ${records.length} records of ${count}`)
+    for (const [i, record] of records.entries()) {
+      const tag = (firstTag + i) >>> 0
+      // 7, 14: what is held is not delivered once more.
+      if (reader.held.has(tag)) throw new Violation(7, `${this.name} holds tag ${tag} and is delivered it again`)
+      const message = nameOf(record)
+      reader.held.set(tag, { message })
+      this.around.history.push({
+        kind: 'deliver',
+        queue: reader.queue,
+        message,
+        consumer: `${this.name}/${subscriptionId}`,
+        redelivered: (flags & DELIVER_FLAG.redelivered) !== 0,
+        offset: firstOffset + i,
+        body: String(crc32(record)),
+      })
+    }
+  }
+
+  #settled(correlation: number, stale: readonly TagRange[]): void {
+    const settle = this.#settles.get(correlation)
+    if (settle === undefined) throw new Violation(21, `${this.name} is told of settle ${correlation}, which it did not ask for`)
+    this.#settles.delete(correlation)
+    for (const one of settle.pending) {
+      const isStale = stale.some(({ firstTag, count }) => ((one.tag - firstTag) >>> 0) < count)
+      this.#note(settle.reader, one, isStale ? 'fail' : 'ok')
+    }
+  }
+
+  #note(reader: Reader, { held, outcome }: Pending, result: SettleEvent['outcome']): void {
+    this.around.history.push({
+      kind: 'settle',
+      queue: reader.queue,
+      message: held.message,
+      consumer: `${this.name}/${reader.id}`,
+      action: ACTIONS[outcome],
+      outcome: result,
+    })
+  }
+}

@@ -1,0 +1,147 @@
+/**
+ * Sees every byte that leaves the broker, at the moment at which it leaves, and holds it against what is on disk then:
+ * a confirm, a delivery or an answer that goes out before its entry is durable is found here, whether or not anybody
+ * ever reads it.
+ */
+import {
+  FrameDecoder,
+  LIMITS,
+  OP,
+  OUTCOME,
+  decodeDeliverHead,
+  decodeFault,
+  decodePublishErr,
+  decodePublishOk,
+  decodeRanges,
+  DELIVER_HEADER_BYTES,
+  type SettleItem,
+} from '@sluice/protocol'
+import { splitRecords, type Attempts } from './attempts.js'
+import type { Ledger } from './ledger.js'
+import type { Model } from './model.js'
+import { Violation } from './trace.js'
+
+/** What one connection has asked for, and so may be told. */
+export class Conversation {
+  readonly identity: string
+  /** Settles by their correlation. */
+  readonly settles = new Map<number, { readonly subscriptionId: number; readonly items: readonly SettleItem[] }>()
+  /** For each RESULT that the broker owes, in order: what the disk must say when it goes out. */
+  readonly promises: (() => string | undefined)[] = []
+
+  constructor(identity: string) {
+    this.identity = identity
+  }
+}
+
+export class Witness {
+  readonly #ledger: Ledger
+  readonly #model: Model
+  readonly #attempts: Attempts
+  /** The log has failed: nothing may be promised any more. */
+  isDead = false
+  readonly counts = { confirmed: 0, refused: 0, settled: 0, results: 0, delivered: 0, errors: new Map<string, number>() }
+
+  constructor(ledger: Ledger, model: Model, attempts: Attempts) {
+    this.#ledger = ledger
+    this.#model = model
+    this.#attempts = attempts
+  }
+
+  /** Returns what has to see each write of the connection, in order. */
+  watch(conversation: Conversation): (bytes: Uint8Array) => void {
+    const decoder = new FrameDecoder((opcode, _flags, _channel, correlation, bytes, start, end) => {
+      this.#frame(conversation, opcode, correlation, bytes, start, end)
+    })
+    decoder.frameBytesMax = LIMITS.frameBytesMax
+    return (bytes) => decoder.push(bytes)
+  }
+
+  #frame(conversation: Conversation, opcode: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    const isPromise = opcode === OP.PUBLISH_OK || opcode === OP.SETTLE_OK || opcode === OP.RESULT || opcode === OP.DELIVER
+    // 20: after a write has failed nothing leaves as confirmed.
+    if (this.isDead && isPromise) throw new Violation(20, `frame ${opcode} left after the log had failed`)
+    if (opcode === OP.PUBLISH_OK) {
+      decodePublishOk(bytes, start, end, (number, base) => this.#confirmed(conversation, number, base))
+    } else if (opcode === OP.PUBLISH_ERR) {
+      this.counts.refused++
+      this.#error(decodePublishErr(bytes, start, end).fault.code)
+    } else if (opcode === OP.SETTLE_OK) {
+      this.#settled(conversation, correlation, bytes, start, end)
+    } else if (opcode === OP.DELIVER) {
+      this.#delivered(bytes, start, end)
+    } else if (opcode === OP.RESULT) {
+      this.counts.results++
+      const promise = conversation.promises.shift()
+      if (promise === undefined) throw new Violation(21, 'a RESULT went out that nobody asked for')
+      const broken = promise()
+      if (broken !== undefined) throw new Violation(1, broken)
+    } else if (opcode === OP.ERROR) {
+      const { code, message } = decodeFault(bytes, start, end)
+      this.#error(code)
+      // Its disk is honest: the broker knows whoever it confirmed anything to, and reads back what it wrote.
+      if (code === 'PRODUCER_UNKNOWN' || code === 'CORRUPT') throw new Violation(3, `the broker says ${code}: ${message}`)
+    }
+  }
+
+  #error(code: string): void {
+    this.counts.errors.set(code, (this.counts.errors.get(code) ?? 0) + 1)
+  }
+
+  // 1: confirmed means on disk.
+  #confirmed({ identity }: Conversation, number: number, base: number): void {
+    this.counts.confirmed++
+    const accepted = this.#ledger.durable.producers.get(identity)?.accepted.get(number)
+    if (accepted === undefined) throw new Violation(1, `batch ${number} of ${identity} is confirmed and not on disk`)
+    if (accepted.base !== base) throw new Violation(3, `batch ${number} of ${identity} is confirmed at ${base} and stands at ${accepted.base}`)
+  }
+
+  // 8: a settle that was confirmed is on disk.
+  #settled(conversation: Conversation, correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    const { subscriptionId, ranges } = decodeRanges('SETTLE_OK', bytes, start, end)
+    const asked = conversation.settles.get(correlation)
+    if (asked === undefined || asked.subscriptionId !== subscriptionId) throw new Violation(21, `SETTLE_OK ${correlation} of subscription ${subscriptionId} answers nothing`)
+    conversation.settles.delete(correlation)
+    const stale = new Set<number>()
+    for (const { firstTag, count } of ranges) for (let i = 0; i < count; i++) stale.add((firstTag + i) >>> 0)
+    const subscription = this.#model.subscriptionById(subscriptionId)
+    for (const { firstTag, count, outcome } of asked.items) {
+      for (let i = 0; i < count; i++) {
+        const tag = (firstTag + i) >>> 0
+        if (stale.has(tag)) continue
+        this.counts.settled++
+        const offset = subscription?.granted.get(tag)
+        if (subscription === undefined || offset === undefined) throw new Violation(7, `tag ${tag} of subscription ${subscriptionId} is settled and was never granted`)
+        const message = this.#ledger.durable.queues.get(subscription.queue.id)?.live.get(offset)
+        if (message === undefined || message.dead !== undefined) continue
+        const what = `offset ${offset} of ${subscription.queue.name}`
+        if (outcome === OUTCOME.ack) throw new Violation(8, `the ack of ${what} is confirmed and not on disk`)
+        if (outcome === OUTCOME.deadLetter) throw new Violation(8, `${what} is said to be dead and is not on disk as dead`)
+        const charged = subscription.charged.get(tag) ?? 0
+        if (outcome === OUTCOME.retry && message.attempts < charged) throw new Violation(8, `the retry of ${what} is confirmed and not on disk`)
+      }
+    }
+  }
+
+  // 2: delivered means on disk, and published there byte for byte.
+  #delivered(bytes: Uint8Array, start: number, end: number): void {
+    const { subscriptionId, firstTag, firstOffset, count } = decodeDeliverHead(bytes, start, end)
+    const subscription = this.#model.subscriptionById(subscriptionId)
+    if (subscription === undefined) throw new Violation(7, `a delivery for subscription ${subscriptionId}, which there is not`)
+    const { queue } = subscription
+    const records = splitRecords(bytes, start + DELIVER_HEADER_BYTES, end)
+    if (records.length !== count) throw new Violation(2, `a delivery of ${count} messages carries ${records.length} records`)
+    const saved = this.#ledger.durable.queues.get(queue.id)
+    for (const [i, record] of records.entries()) {
+      this.counts.delivered++
+      const offset = firstOffset + i
+      const tag = (firstTag + i) >>> 0
+      if (subscription.granted.get(tag) !== offset) throw new Violation(14, `offset ${offset} of ${queue.name} is delivered under tag ${tag}, which was not granted for it`)
+      if (!this.#attempts.knows(queue.name, record)) throw new Violation(2, `offset ${offset} of ${queue.name} is delivered with bytes that nobody published there`)
+      const isOnDisk = saved === undefined ? this.#ledger.durable.queues.size > 0 || this.#model.queues.get(queue.id) === undefined : saved.next > offset
+      if (!isOnDisk) throw new Violation(2, `offset ${offset} of ${queue.name} is delivered and not on disk`)
+      const message = queue.live.get(offset)
+      if (message !== undefined) message.left = true
+    }
+  }
+}
