@@ -45,8 +45,7 @@ for (const [index, flight] of flights.entries()) {
   while (index >= allowed || unanswered() >= IN_FLIGHT_MAX) await woken()
   publish(index, { producer, index, flight })
 }
-while (unanswered() > 0) await woken()
-await tell({ kind: 'progress', published, confirmed })
+while (unanswered() > 0 || isReporting) await woken()
 await tell({ kind: 'done', offsets, refusals })
 await sluice.close()
 process.removeAllListeners('disconnect')
@@ -76,6 +75,7 @@ function report(): void {
   setImmediate(() => {
     isReporting = false
     void tell({ kind: 'progress', published, confirmed })
+    wake()
   })
 }
 

@@ -1,7 +1,7 @@
 /**
- * What the log says: every entry that the broker ever appended, read by the layouts of docs/STORAGE.md into plain Maps.
- * It skips state pages and forgets nothing with truncated segments, so it is what a full replay of a whole log gives.
- * A recovered broker is compared with it.
+ * What the log says: every entry that the broker ever appended, read by its documented layouts into plain Maps. It skips
+ * state pages and forgets nothing with truncated segments, so it is what a full replay of a whole log gives. A
+ * recovered broker is compared with it.
  *
  * `durable` is the state after the last entry whose append resolved, `written` the one after the last that was begun:
  * with one write in flight a crash leaves one or the other.
@@ -65,6 +65,7 @@ export class LedgerState {
   closed = true
   nextPosition = 0
   lastCrc = 0
+  lastQueueId = 0
   readonly queues = new Map<number, LedgerQueue>()
   readonly producers = new Map<string, LedgerProducer>()
   readonly producersById = new Map<number, LedgerProducer>()
@@ -72,7 +73,6 @@ export class LedgerState {
   pages = 0
   directories = 0
   relocated = 0
-  torn = 0
 
   queueNamed(name: string): LedgerQueue | undefined {
     for (const queue of this.queues.values()) if (queue.name === name) return queue
@@ -183,6 +183,8 @@ export class LedgerState {
     const queue = this.queues.get(id)
     if (queue !== undefined) queue.options = definition.options
     else {
+      if (id <= this.lastQueueId) throw new Violation(5, `queue ${definition.name} has id ${id}; ${this.lastQueueId} was used`)
+      this.lastQueueId = id
       this.queues.set(id, {
         id,
         ...definition,
@@ -256,6 +258,7 @@ export class LedgerState {
     copy.closed = this.closed
     copy.nextPosition = this.nextPosition
     copy.lastCrc = this.lastCrc
+    copy.lastQueueId = this.lastQueueId
     copy.pages = this.pages
     copy.directories = this.directories
     copy.relocated = this.relocated

@@ -66,6 +66,12 @@ export interface Output {
   release(durableLsn: number): boolean
 }
 
+/**
+ * What a lost connection means for the messages that were being handled on it: nothing; a try, for the only one; or
+ * suspicion, for several.
+ */
+export type Blame = 'nobody' | 'started' | 'suspects'
+
 /** How often the use of the log is looked at. */
 const MAINTAIN_MS = 20
 /** How long after the last entry an empty one is put behind it. */
@@ -390,18 +396,15 @@ export class Broker {
     }
   }
 
-  /**
-   * The subscription is over. By its consumer's wish everything it holds is released; when its connection died, the
-   * one message that was being handled is charged a try, and where several were, none is: nobody can tell which.
-   */
-  unsubscribe(subscription: Subscription, connectionDied: boolean): void {
+  /** The subscription is over: what it holds is released, and what was being handled bears the blame that is due. */
+  unsubscribe(subscription: Subscription, blame: Blame): void {
     const queue = subscription.queue
-    const charged = connectionDied && subscription.startedCount() === 1
     subscription.takeAll(this.#lease, (lease) => {
-      if (charged && lease.started) {
+      if (blame === 'started' && lease.started) {
         const delayMs = queue.backoffMs(queue.attemptsOf(lease.offset) + 1, this.#options.random())
         queue.retry(lease.offset, this.nowMs + delayMs, this.nowMs, 'the connection of its consumer was lost')
       } else {
+        if (blame === 'suspects' && lease.started) queue.suspect(lease.offset)
         queue.release(lease.offset, lease.sinceMs)
       }
     })
@@ -646,7 +649,7 @@ export class Broker {
   #endSubscriptions(queue: Queue, error: SluiceError): void {
     this.#options.onNotice?.('subscriptions ended', { queue: queue.name, error: error.message })
     for (const subscription of [...queue.subscriptions]) {
-      this.unsubscribe(subscription, false)
+      this.unsubscribe(subscription, 'nobody')
       subscription.consumer.ended(subscription, error)
     }
   }

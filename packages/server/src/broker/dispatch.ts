@@ -26,6 +26,7 @@ export class Dispatcher {
     publishedAtMs: 0,
     attempt: 0,
     redelivered: false,
+    alone: false,
     sinceMs: -1,
   }
   readonly #places = new WeakMap<Queue, Place>()

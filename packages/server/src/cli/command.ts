@@ -59,7 +59,8 @@ export function addCommands(yargs: Argv, path: readonly string[], entries: reado
         inner.group(ownOptions(inner, positionals), 'Options:')
         return inner
       },
-      handler: async (options) => {
+      handler: async (shielded) => {
+        const options = unshielded(shielded)
         refuseExtra(options, words, positionals.length)
         await body!.handler(options as never)
       },
@@ -72,6 +73,27 @@ export function addCommands(yargs: Argv, path: readonly string[], entries: reado
     (options) => refuseWord(options, path, entries),
   )
   return yargs
+}
+
+const SHIELD = '\0'
+
+/**
+ * Arguments behind `--`, which yargs would leave over: with a character before them that no argument can have they are
+ * words like others, whatever they begin with.
+ */
+export function shieldWords(args: readonly string[]): string[] {
+  const end = args.indexOf('--')
+  return end === -1 ? [...args] : [...args.slice(0, end), ...args.slice(end + 1).map((word) => SHIELD + word)]
+}
+
+function unshielded(options: ArgumentsCamelCase): ArgumentsCamelCase {
+  const bare = (value: unknown): unknown =>
+    typeof value === 'string' && value.startsWith(SHIELD)
+      ? value.slice(SHIELD.length)
+      : Array.isArray(value)
+        ? value.map(bare)
+        : value
+  return Object.fromEntries(Object.entries(options).map(([name, value]) => [name, bare(value)])) as typeof options
 }
 
 /** What a command has besides its arguments and what all of them have: that goes first in its help. */

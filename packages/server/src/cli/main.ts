@@ -4,7 +4,7 @@
  * command is imported when it is called.
  */
 import yargs, { type Argv } from 'yargs'
-import { GLOBAL_OPTIONS, addCommands, helpAdvice, refuseOptions, type CommandEntry } from './command.js'
+import { GLOBAL_OPTIONS, addCommands, helpAdvice, refuseOptions, shieldWords, type CommandEntry } from './command.js'
 import { UsageError, failureOf, failureText } from './failure.js'
 import { OutputClosed, guardOutput } from './output.js'
 import { version } from './version.js'
@@ -60,7 +60,7 @@ function plural(text: string): object {
 
 function program(args: readonly string[]): Argv {
   const wantsHelp = asksForHelp(args)
-  const instance = yargs([...args])
+  const instance = yargs(shieldWords(args))
     .scriptName('sluice')
     .locale('en')
     .updateStrings(WORDING)

@@ -33,6 +33,7 @@ const newRun = (): Run => ({
   publishedAtMs: 0,
   attempt: 0,
   redelivered: false,
+  alone: false,
   sinceMs: -1,
 })
 
@@ -307,6 +308,37 @@ describe('queue', () => {
       }
     }
     expect(checked).toBe(177)
+  })
+
+  it('hands out suspects alone until they are settled', () => {
+    const { queue } = make()
+    queue.append(0, 10, 512, 1, 1_000)
+    const run = newRun()
+    expect(queue.nextRun(10, run)).toBe(true)
+    queue.lease(run, 10)
+    for (const offset of [3, 4, 7]) queue.suspect(offset)
+    for (let offset = 0; offset < 10; offset++) queue.release(offset, -1)
+    const runs: [number, number, boolean][] = []
+    while (queue.nextRun(10, run)) {
+      runs.push([run.offset, run.count, run.alone])
+      queue.lease(run, run.count)
+    }
+    expect(runs).toEqual([
+      [0, 3, false],
+      [3, 1, true],
+      [4, 1, true],
+      [5, 2, false],
+      [7, 1, true],
+      [8, 2, false],
+    ])
+    queue.ack(3, 1)
+    for (const offset of [4, 7]) queue.release(offset, -1)
+    queue.nextRun(10, run)
+    expect([run.offset, run.count, run.alone]).toEqual([4, 1, true])
+    queue.lease(run, 1)
+    queue.retry(4, 1, 1, '')
+    queue.nextRun(10, run)
+    expect([run.offset, run.alone]).toEqual([4, false])
   })
 
   it('keeps a chunk that begins in its middle', () => {

@@ -27,6 +27,8 @@ export interface Run {
   publishedAtMs: number
   attempt: number
   redelivered: boolean
+  /** A suspect: whoever gets it handles nothing else meanwhile. */
+  alone: boolean
   /** -1: from the plain line. */
   sinceMs: number
 }
@@ -77,6 +79,8 @@ export class Queue {
   #cursor = 0
   /** Highest offset handed out by this run of the broker, + 1. */
   #deliveredBelow = 0
+  /** Offsets that were being handled, among others, when a connection died; one of them may have killed it. */
+  readonly #suspects = new Set<number>()
   readonly #scheduled = new TimeHeap()
   readonly #due = new TimeHeap()
 
@@ -286,12 +290,14 @@ export class Queue {
     if (this.redeliveredBelow > this.#cursor) end = Math.min(end, this.redeliveredBelow - chunk.base)
     else if (marked) end = firstOutside(chunk.seen, undefined, index, end)
     else end = firstInside(chunk.seen, undefined, index, end)
+    if (this.#suspects.size > 0) end = this.#untilSuspect(chunk, index, end)
     run.offset = this.#cursor
     run.count = end - index
     run.batchPosition = chunk.batchPosition(batch)
     run.publishedAtMs = chunk.batchTime(batch)
     run.attempt = 1
     run.redelivered = marked
+    run.alone = this.#suspects.has(run.offset)
     run.sinceMs = -1
     return true
   }
@@ -313,6 +319,7 @@ export class Queue {
   /** Leased messages are done. */
   ack(offset: number, count: number): void {
     this.leased -= count
+    for (let i = 0; i < count && this.#suspects.size > 0; i++) this.#suspects.delete(offset + i)
     this.facts.ack(offset, count)
     this.remove(offset, count)
   }
@@ -325,6 +332,7 @@ export class Queue {
       return
     }
     this.leased--
+    this.#suspects.delete(offset)
     this.facts.retry(offset, attempts, dueMs)
     this.retryFact(offset, attempts, dueMs)
     this.#mark(offset)
@@ -345,10 +353,16 @@ export class Queue {
     if (offset < this.#cursor) this.#cursor = offset
   }
 
+  /** A leased message, about to be released, may have killed its consumer: it is handed out alone from now on. */
+  suspect(offset: number): void {
+    this.#suspects.add(offset)
+  }
+
   /** A leased message is given up; this try counts. */
   deadLetter(offset: number, death: Death, nowMs: number, reason: string): void {
     const attempts = this.attemptsOf(offset) + 1
     this.leased--
+    this.#suspects.delete(offset)
     this.facts.dead(offset, attempts, death, nowMs, reason)
     this.deadFact(offset, { attempts, death, timeMs: nowMs, reason })
   }
@@ -362,6 +376,7 @@ export class Queue {
     this.dirty = true
     this.#scheduled.clear()
     this.#due.clear()
+    this.#suspects.clear()
     this.leased = 0
     return messages
   }
@@ -443,6 +458,7 @@ export class Queue {
     run.publishedAtMs = chunk.batchTime(batch)
     run.attempt = this.attemptsOf(offset) + 1
     run.redelivered = true
+    run.alone = this.#suspects.has(offset)
     run.sinceMs = this.#due.firstTime
     return true
   }
@@ -461,6 +477,13 @@ export class Queue {
       this.#cursor = Math.min(chunkEndAfter(this.#cursor), this.next)
     }
     return undefined
+  }
+
+  // A suspect is a run by itself, and the run before it ends there.
+  #untilSuspect(chunk: Chunk, from: number, to: number): number {
+    if (this.#suspects.has(chunk.base + from)) return from + 1
+    for (let index = from + 1; index < to; index++) if (this.#suspects.has(chunk.base + index)) return index
+    return to
   }
 
   #plainTime(chunk: Chunk): number {

@@ -21,6 +21,7 @@ import {
   PUBLISH_OK_ITEM_BYTES,
   SluiceError,
   clipText,
+  copyBytes,
   decodeAuth,
   decodeControl,
   decodeCredit,
@@ -118,6 +119,7 @@ export class Session implements Output, Consumer {
   #hello: Hello | undefined
   #producer: Producer | undefined
   #heartbeatMs: number
+  #inFlightBatches = 0
   /** The client said that it is done; or the broker stops and hands out nothing more. */
   #saidGoodbye = false
   #isStopping = false
@@ -158,8 +160,8 @@ export class Session implements Output, Consumer {
       },
     }
     this.#outbox = new Outbox(outgoing, () => this.#progressed())
-    this.#decoder = new FrameDecoder((opcode, _flags, channel, correlation, bytes, start, end) => {
-      this.#frame(opcode, channel, correlation, bytes, start, end)
+    this.#decoder = new FrameDecoder((opcode, flags, channel, correlation, bytes, start, end) => {
+      this.#frame(opcode, flags, channel, correlation, bytes, start, end)
     })
   }
 
@@ -281,7 +283,7 @@ export class Session implements Output, Consumer {
   deliver(subscription: Subscription, run: Run, firstTag: number, count: number, bytes: Uint8Array, start: number, end: number): void {
     const outbox = this.#outbox
     const at = outbox.begin(OP.DELIVER, subscription.channel, 0, DELIVER_HEADER_BYTES + end - start)
-    const flags = run.redelivered ? DELIVER_FLAG.redelivered : 0
+    const flags = (run.redelivered ? DELIVER_FLAG.redelivered : 0) | (run.alone ? DELIVER_FLAG.alone : 0)
     const recordsAt = writeDeliverHead(
       outbox.bytes,
       at,
@@ -310,11 +312,12 @@ export class Session implements Output, Consumer {
 
   // --- frames ---
 
-  #frame(opcode: number, channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
+  #frame(opcode: number, flags: number, channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
     try {
       const name = opcodeName(opcode)
       if (name === undefined) throw new SluiceError('UNKNOWN_OPCODE', `No frame kind has the number ${opcode}.`)
       const kind = OPCODES[name]
+      if (flags !== 0) throw new SluiceError('MALFORMED_FRAME', `${name} has the frame flags ${flags}; this version has none.`)
       if (kind.layout === 'reserved') throw new SluiceError('NOT_SUPPORTED', `The frame ${name} is not supported by this version.`)
       const handler = (HANDLERS as Partial<Record<OpcodeName, Handler>>)[name]
       if (handler === undefined || !this.#expects(name)) {
@@ -373,7 +376,8 @@ export class Session implements Output, Consumer {
       throw new SluiceError('AUTH_FAILED', `The authentication mechanism ${auth.mechanism} is not offered; this broker has no users.`)
     }
     const hello = this.#hello!
-    const { heartbeatMs, frameBytesMax, inFlightBatches, inFlightBytes, serverVersion } = this.#settings
+    const { heartbeatMs, frameBytesMax, inFlightBytes, serverVersion } = this.#settings
+    this.#inFlightBatches = Math.min(hello.inFlightBatches || Infinity, this.#settings.inFlightBatches)
     this.#producer = this.#broker.attachProducer(Buffer.from(hello.producer).toString('hex'), hello.acceptedNumber)
     this.#heartbeatMs = hello.heartbeatMs === 0 ? heartbeatMs : Math.max(LIMITS.heartbeatMsMin, Math.min(hello.heartbeatMs, heartbeatMs))
     this.#stage = 'open'
@@ -384,7 +388,7 @@ export class Session implements Output, Consumer {
       frameBytesMax,
       heartbeatMs: this.#heartbeatMs,
       messageBytesMax: this.#broker.messageBytesMax,
-      inFlightBatches: Math.min(hello.inFlightBatches || inFlightBatches, inFlightBatches),
+      inFlightBatches: this.#inFlightBatches,
       inFlightBytes,
       boot: this.#broker.boot,
       durability: DURABILITY.disk,
@@ -404,16 +408,15 @@ export class Session implements Output, Consumer {
   takeGoodbye(bytes: Uint8Array, start: number, end: number): void {
     decodeGoodbye(bytes, start, end)
     // Its leases end here, and nothing that it was handling is held against anybody.
-    for (const subscription of this.#subscriptions.values()) this.#broker.unsubscribe(subscription, false)
-    this.#subscriptions.clear()
+    this.#unsubscribeAll(false)
     this.#saidGoodbye = true
     this.#broker.hold(this)
   }
 
   publish(correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const batchAt = publishBatchStart(bytes, start, end)
-    if (correlation >= this.#settings.inFlightBatches) {
-      throw new SluiceError('IN_FLIGHT_EXCEEDED', `${correlation + 1} batches are unanswered; at most ${this.#settings.inFlightBatches} may be.`)
+    if (correlation >= this.#inFlightBatches) {
+      throw new SluiceError('IN_FLIGHT_EXCEEDED', `${correlation + 1} batches are unanswered; at most ${this.#inFlightBatches} may be.`)
     }
     try {
       const name = this.#name(bytes, start + 1, batchAt)
@@ -450,13 +453,14 @@ export class Session implements Output, Consumer {
       while (i < last.length && last[i] === bytes[start + i]) i++
       if (i === last.length) return this.#queueName
     }
-    this.#queueNameBytes = bytes.slice(start, end)
+    this.#queueNameBytes = copyBytes(bytes, start, end)
     this.#queueName = readText(bytes, start, end)
     return this.#queueName
   }
 
   subscribe(channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const request = subscribeRequest(decodeControl(bytes, start, end))
+    if (this.#isStopping) throw new SluiceError('SHUTTING_DOWN', 'The broker is stopping.', { scope: 'request' })
     if (channel === 0) throw new SluiceError('INVALID_ARGUMENT', 'A subscription needs a channel from 1 to 65535; 0 is the connection itself.')
     if (this.#subscriptions.has(channel)) throw new SluiceError('CHANNEL_IN_USE', `A subscription is open on channel ${channel}.`)
     if (this.#subscriptions.size >= this.#settings.subscriptionsMax) {
@@ -496,7 +500,7 @@ export class Session implements Output, Consumer {
     if (subscription === undefined) {
       throw new SluiceError('SUBSCRIPTION_NOT_FOUND', `No subscription ${subscriptionId} is open on channel ${channel}.`)
     }
-    this.#broker.unsubscribe(subscription, false)
+    this.#broker.unsubscribe(subscription, 'nobody')
     this.#subscriptions.delete(channel)
     this.result(correlation, {})
   }
@@ -582,14 +586,23 @@ export class Session implements Output, Consumer {
     this.#transport.resume()
   }
 
+  // The one message that was being handled when its connection died is charged a try. Of several, of whatever
+  // subscription, nobody can tell which was to blame: they come back one at a time until it shows.
+  #unsubscribeAll(connectionDied: boolean): void {
+    let started = 0
+    for (const subscription of this.#subscriptions.values()) started += subscription.startedCount()
+    const blame = !connectionDied || started === 0 ? 'nobody' : started === 1 ? 'started' : 'suspects'
+    for (const subscription of this.#subscriptions.values()) this.#broker.unsubscribe(subscription, blame)
+    this.#subscriptions.clear()
+  }
+
   #close(why: SluiceError | undefined): void {
     if (this.#stage === 'closed') return
     this.#stage = 'closed'
     this.#decoder.stop()
     this.#outbox.clear()
     this.#okPage = NO_BYTES
-    for (const subscription of this.#subscriptions.values()) this.#broker.unsubscribe(subscription, !this.#saidGoodbye)
-    this.#subscriptions.clear()
+    this.#unsubscribeAll(!this.#saidGoodbye)
     if (this.#producer !== undefined) this.#broker.detachProducer(this.#producer)
     this.#onClosed(this, why)
   }
