@@ -81,7 +81,8 @@ export class Processes {
     const process = new Process(child)
     this.#running.add(process)
     child.once('error', (error) => this.#failed(new Error(`The ${name} failed: ${error.message}`)))
-    child.once('exit', (code, signal) => {
+    // Not 'exit': reports can still be unread then.
+    child.once('close', (code, signal) => {
       if (process.mayEnd && (code === 0 || signal === 'SIGKILL')) return
       this.#failed(new Error(`The ${name} ended by itself, with ${signal ?? `exit code ${code}`}.`))
     })

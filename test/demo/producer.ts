@@ -42,10 +42,10 @@ sluice.on('disconnected', () => {
 await tell({ kind: 'ready' })
 
 for (const [index, flight] of flights.entries()) {
-  while (index >= allowed || unanswered() >= IN_FLIGHT_MAX) await woken()
+  while (!mayPublish(index)) await woken()
   publish(index, { producer, index, flight })
 }
-while (unanswered() > 0 || isReporting) await woken()
+while (!isDone()) await woken()
 await tell({ kind: 'done', offsets, refusals })
 await sluice.close()
 process.removeAllListeners('disconnect')
@@ -53,6 +53,7 @@ process.disconnect()
 
 function publish(index: number, body: FlightMessage): void {
   published++
+  report()
   sluice.publish(Flights, body).then(
     ({ offset }) => {
       offsets[index] = offset
@@ -68,7 +69,7 @@ function publish(index: number, body: FlightMessage): void {
   )
 }
 
-// What is confirmed in one turn of the event loop travels in one report.
+// What is published and confirmed in one turn of the event loop travels in one report.
 function report(): void {
   if (isReporting) return
   isReporting = true
@@ -77,6 +78,15 @@ function report(): void {
     void tell({ kind: 'progress', published, confirmed })
     wake()
   })
+}
+
+function mayPublish(index: number): boolean {
+  return index < allowed && unanswered() < IN_FLIGHT_MAX
+}
+
+/** Everything is answered and told. */
+function isDone(): boolean {
+  return unanswered() === 0 && !isReporting
 }
 
 function unanswered(): number {

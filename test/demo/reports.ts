@@ -28,7 +28,6 @@ export interface Refusal {
 export type WorkerReport =
   | { readonly kind: 'ready' }
   | { readonly kind: 'handled'; readonly records: readonly Handled[] }
-  | { readonly kind: 'stopped' }
 
 /** One call of a worker's handler. Calls are reported in the order in which they began. */
 export interface Handled {

@@ -37,16 +37,17 @@ async function main(): Promise<number> {
   if (count === undefined) return 2
   const progress = new Progress(process.stderr, count)
   const directory = await mkdtemp(join(tmpdir(), 'sluice-demo-'))
-  let fail!: (error: Error) => void
+  const end = new AbortController()
+  const fail = (error: unknown): void => end.abort(error)
   const failed = new Promise<never>((_, reject) => {
-    fail = reject
+    end.signal.addEventListener('abort', () => reject(end.signal.reason as Error))
   })
   failed.catch(() => {})
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     process.on(signal, () => fail(new Interrupted(signal)))
   }
   const processes = new Processes(fail)
-  const scenario = new Scenario({ count, directory, processes, progress })
+  const scenario = new Scenario({ count, directory, processes, progress, signal: end.signal, fail })
   const overdue = setTimeout(() => {
     const { published, confirmed, acked } = scenario.counts
     fail(
@@ -75,6 +76,8 @@ async function main(): Promise<number> {
     return 1
   } finally {
     clearTimeout(overdue)
+    end.abort()
+    await scenario.close()
     await processes.killAll()
     if (keep) console.error(`The logs of the broker and its clients are in ${directory}.`)
     else await rm(directory, { recursive: true, force: true })

@@ -9,7 +9,7 @@ import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import { firstRecord, Flights, PRODUCERS } from './flights.js'
 import { Ledger } from './ledger.js'
-import { freePort, Processes, type Process } from './processes.js'
+import { freePort, type Process, type Processes } from './processes.js'
 import { grouped, type Progress } from './progress.js'
 import type { Grant, ProducerReport, Refusal, Stop, WorkerReport } from './reports.js'
 
@@ -18,9 +18,12 @@ const WORKERS = 3
 const LEAD_SHARE = 0.25
 /** Share that is acknowledged when the worker is killed. */
 const WORKER_KILL_SHARE = 0.5
-/** The broker is not kept waiting beyond this share: there must be records left to publish. */
-const BROKER_KILL_SHARE_MAX = 0.65
+/** The broker is killed once that worker is back, at the latest from this share on; */
+const BROKER_KILL_SHARE = 0.6
+/** at a moment at which so many publishes are unanswered; */
 const UNANSWERED_AT_KILL_MIN = 200
+/** but it is not waited for beyond this share: there must be records left to publish. */
+const BROKER_KILL_SHARE_MAX = 0.72
 const POLL_MS = 5
 
 const BROKER_PROGRAM = new URL('./cli/main.js', import.meta.resolve('@sluice/server'))
@@ -33,6 +36,10 @@ export interface Settings {
   readonly directory: string
   readonly processes: Processes
   readonly progress: Progress
+  /** Aborted when the run is over. */
+  readonly signal: AbortSignal
+  /** Ends the run. */
+  readonly fail: (error: unknown) => void
 }
 
 export interface Outcome {
@@ -60,8 +67,7 @@ interface ProducerState {
 interface WorkerState {
   process: Process
   isReady: boolean
-  isStopped: boolean
-  handled: number
+  isAtWork: boolean
 }
 
 export class Scenario {
@@ -69,6 +75,7 @@ export class Scenario {
   readonly #ledger: Ledger
   readonly #producers: ProducerState[] = []
   readonly #refusals: Refusal[] = []
+  #sluice: Sluice | undefined
   #workersStarted = 0
   #url = ''
   #acked = 0
@@ -91,64 +98,67 @@ export class Scenario {
   }
 
   async play(): Promise<Outcome> {
-    const { count, progress, processes } = this.#settings
+    const { count, progress, signal, fail } = this.#settings
     const port = await freePort()
     this.#url = `sluice://127.0.0.1:${port}`
-    let broker = this.#startBroker(port)
-    const sluice = await connect(this.#url, { name: 'demo', timeout: '30s' })
-    try {
-      await sluice.queues.ensure(Flights)
-      const workers = Array.from({ length: WORKERS }, () => this.#startWorker())
-      for (let number = 0; number < PRODUCERS; number++) this.#startProducer(number)
-      await this.#until(() => [...workers, ...this.#producers].every(({ isReady }) => isReady))
-      progress.say(
-        `${grouped(count)} flight records, ${PRODUCERS} producers, ${WORKERS} workers, 1 broker on port ${port}`,
-        'in full flow',
-      )
+    const broker = this.#startBroker(port)
+    const sluice = (this.#sluice = await connect(this.#url, { name: 'demo', timeout: '30s', signal }))
+    await sluice.queues.ensure(Flights)
+    const workers = Array.from({ length: WORKERS }, () => this.#startWorker())
+    for (let number = 0; number < PRODUCERS; number++) this.#startProducer(number)
+    await this.#until(() => [...workers, ...this.#producers].every(({ isReady }) => isReady))
+    const cast = `${PRODUCERS} producers, ${WORKERS} workers, 1 broker on port ${port}`
+    progress.say(`${grouped(count)} flight records, ${cast}`, 'in full flow')
 
-      const beganMs = performance.now()
-      const drained = this.#watch(sluice)
-      await this.#until(() => this.#acked >= count * WORKER_KILL_SHARE)
-      progress.say('killing worker 2 (SIGKILL) and starting it again', 'worker 2 is starting again')
-      await workers[1]!.process.kill()
-      const again = (workers[1] = this.#startWorker())
-
-      await this.#until(() => again.handled > 0 || this.#acked >= count * BROKER_KILL_SHARE_MAX)
-      await this.#until(
-        () => this.#unanswered >= UNANSWERED_AT_KILL_MIN || this.#acked >= count * BROKER_KILL_SHARE_MAX,
-      )
-      const back = new Promise<void>((resolve) => {
-        sluice.on('connected', () => resolve())
-      })
-      await broker.kill()
-      const killedMs = performance.now()
-      progress.say(
-        'killed the broker (SIGKILL), starting it again on the same data',
-        'the broker is starting again',
-      )
-      broker = this.#startBroker(port)
-      await back
-      const awaySeconds = (performance.now() - killedMs) / 1000
-      progress.say(
-        `the broker is back; ${grouped(this.#unansweredAtCut)} unanswered publishes are sent again`,
-        'in full flow again',
-      )
-
-      const queue = await drained
-      const seconds = (performance.now() - beganMs) / 1000
-      progress.say('the queue is drained', 'closing')
-      for (const { process } of workers) {
-        process.mayEnd = true
-        process.child.send({ stop: true } satisfies Stop)
-      }
-      await Promise.all(workers.map(({ process }) => process.ended))
-      const { published } = this.counts
-      return { ledger: this.#ledger, published, queue, refusals: this.#refusals, seconds, awaySeconds }
-    } finally {
-      await processes.killAll()
-      // Without a broker there is nobody to say goodbye to.
-      await sluice.close({ timeout: 0 }).catch(() => {})
+    const beganMs = performance.now()
+    const drained = this.#watch(sluice)
+    drained.catch(fail)
+    await this.#until(() => this.#acked >= count * WORKER_KILL_SHARE)
+    workers[1] = await this.#restartWorker(workers[1]!)
+    const awaySeconds = await this.#restartBroker(broker, port, sluice, workers[1])
+    const queue = await drained
+    const seconds = (performance.now() - beganMs) / 1000
+    progress.say('the queue is drained', 'closing')
+    for (const { process } of workers) {
+      process.mayEnd = true
+      process.child.send({ stop: true } satisfies Stop)
     }
+    await Promise.all(workers.map(({ process }) => process.ended))
+    const { published } = this.counts
+    return { ledger: this.#ledger, published, queue, refusals: this.#refusals, seconds, awaySeconds }
+  }
+
+  /** Lets go of the connection, whatever became of the run. */
+  async close(): Promise<void> {
+    // Whether there still is a broker to say goodbye to does not matter.
+    await this.#sluice?.close({ timeout: 0 }).catch(() => {})
+  }
+
+  async #restartWorker(worker: WorkerState): Promise<WorkerState> {
+    await worker.process.kill()
+    this.#settings.progress.say('killed worker 2 (SIGKILL), starting it again', 'worker 2 is starting again')
+    return this.#startWorker()
+  }
+
+  /** Returns for how many seconds there was no broker. */
+  async #restartBroker(broker: Process, port: number, sluice: Sluice, worker: WorkerState): Promise<number> {
+    const { count, progress } = this.#settings
+    await this.#until(() => worker.isAtWork || this.#acked >= count * BROKER_KILL_SHARE)
+    await this.#until(
+      () => this.#unanswered >= UNANSWERED_AT_KILL_MIN || this.#acked >= count * BROKER_KILL_SHARE_MAX,
+    )
+    const back = new Promise<void>((resolve) => {
+      sluice.on('connected', () => resolve())
+    })
+    await broker.kill()
+    const beganMs = performance.now()
+    progress.say('killed the broker (SIGKILL), starting it again on the same data', 'the broker is away')
+    this.#startBroker(port)
+    await back
+    const awaySeconds = (performance.now() - beganMs) / 1000
+    const again = `${grouped(this.#unansweredAtCut)} unanswered publishes are sent again`
+    progress.say(`the broker is back after ${awaySeconds.toFixed(1)} s; ${again}`, 'in full flow again')
+    return awaySeconds
   }
 
   /** Publishes that are known to be sent and not answered. */
@@ -220,7 +230,7 @@ export class Scenario {
       join(directory, 'clients.log'),
       (report) => this.#workerReported(id, state, report as WorkerReport),
     )
-    const state: WorkerState = { process, isReady: false, isStopped: false, handled: 0 }
+    const state: WorkerState = { process, isReady: false, isAtWork: false }
     return state
   }
 
@@ -230,11 +240,8 @@ export class Scenario {
         worker.isReady = true
         break
       case 'handled':
-        worker.handled += report.records.length
+        worker.isAtWork = true
         for (const record of report.records) this.#ledger.handled(id, record)
-        break
-      case 'stopped':
-        worker.isStopped = true
         break
     }
     this.#changed()

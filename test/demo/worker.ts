@@ -40,13 +40,8 @@ worker.closed.catch((error: unknown) => {
   process.exit(1)
 })
 
-process.on('message', (_: Stop) => {
-  void (async () => {
-    await sluice.close()
-    await tell({ kind: 'stopped' })
-    process.removeAllListeners('disconnect')
-    process.disconnect()
-  })()
+process.on('message', ({ stop }: Stop) => {
+  if (stop) void leave()
 })
 await tell({ kind: 'ready' })
 
@@ -65,4 +60,10 @@ function report(record: Handled): Promise<void> {
     })
   })
   return sent
+}
+
+async function leave(): Promise<void> {
+  await sluice.close()
+  process.removeAllListeners('disconnect')
+  process.disconnect()
 }

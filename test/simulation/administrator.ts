@@ -32,7 +32,13 @@ export class Administrator extends Client {
     const kind = chance.random()
     if (kind < 0.45) {
       const initial = chance.int(0, 300)
-      const options = chance.hit(0.5) ? {} : { maxDeliveries: chance.int(1, 5), retryInitialMs: initial, retryMaxMs: initial + chance.int(0, 2000) }
+      const options = chance.hit(0.5)
+        ? {}
+        : {
+            maxDeliveries: chance.int(1, 5),
+            retryInitialMs: initial,
+            retryMaxMs: initial + chance.int(0, 2000),
+          }
       this.#ask(OP.ENSURE, { name, options, update: chance.hit(0.7) }, '')
     } else if (kind < 0.47) {
       this.#ask(OP.DELETE, { name }, '')
@@ -51,10 +57,19 @@ export class Administrator extends Client {
     this.send(opcode, 0, correlation, encodeControl(body))
   }
 
-  protected frame(opcode: number, _channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
-    if (opcode !== OP.RESULT && opcode !== OP.ERROR) throw new Violation(21, `${this.name} is sent frame ${opcode}`)
+  protected frame(
+    opcode: number,
+    _channel: number,
+    correlation: number,
+    bytes: Uint8Array,
+    start: number,
+    end: number,
+  ): void {
+    if (opcode !== OP.RESULT && opcode !== OP.ERROR)
+      throw new Violation(21, `${this.name} is sent frame ${opcode}`)
     const made = this.#waiting.get(correlation)
-    if (made === undefined) throw new Violation(21, `${this.name} is answered request ${correlation}, which is not open`)
+    if (made === undefined)
+      throw new Violation(21, `${this.name} is answered request ${correlation}, which is not open`)
     this.#waiting.delete(correlation)
     if (opcode === OP.RESULT) {
       decodeControl(bytes, start, end)

@@ -39,7 +39,11 @@ export interface RecordDraft {
 const encoder = new TextEncoder()
 
 /** A batch as a client seals it. */
-export function buildBatch(number: number, drafts: readonly RecordDraft[], atomic: boolean): { batch: Uint8Array; records: Uint8Array[] } {
+export function buildBatch(
+  number: number,
+  drafts: readonly RecordDraft[],
+  atomic: boolean,
+): { batch: Uint8Array; records: Uint8Array[] } {
   const records = drafts.map(({ name, padding, options }) => {
     const payload = encoder.encode(`${name}|${'.'.repeat(padding)}`)
     const record = new Uint8Array(recordBytes(options, payload.length))
@@ -72,9 +76,10 @@ export function nameOf(record: Uint8Array): string {
 /** Cuts a records region into its records. */
 export function splitRecords(bytes: Uint8Array, start: number, end: number): Uint8Array[] {
   const records: Uint8Array[] = []
-  for (let at = start; at < end; ) {
+  for (let at = start; at < end;) {
     const size = readU32(bytes, at)
-    if (size < 8 || at + size > end) throw new Violation(2, `a record of ${size} bytes does not fit the ${end - at} that are left`)
+    if (size < 8 || at + size > end)
+      throw new Violation(2, `a record of ${size} bytes does not fit the ${end - at} that are left`)
     records.push(new Uint8Array(bytes.subarray(at, at + size)))
     at += size
   }
@@ -102,14 +107,21 @@ export class Attempts {
 
   /** The attempt that these bytes are. @throws Violation 21 when nobody sent them like this */
   matching(identity: string, number: number, batch: Uint8Array): Attempt {
-    const found = this.#byNumber.get(`${identity}:${number}`)?.find((attempt) => sameBytes(attempt.batch, batch))
-    if (found === undefined) throw new Violation(21, `batch ${number} of ${identity} came in bytes that were not sent`)
+    const found = this.#byNumber
+      .get(`${identity}:${number}`)
+      ?.find((attempt) => sameBytes(attempt.batch, batch))
+    if (found === undefined)
+      throw new Violation(21, `batch ${number} of ${identity} came in bytes that were not sent`)
     return found
   }
 
   /** Whether the record is one that was attempted on that queue, byte for byte. */
   knows(queue: string, record: Uint8Array): boolean {
     const found = this.#byName.get(nameOf(record))
-    return found !== undefined && found.attempt.queue === queue && sameBytes(found.attempt.records[found.index]!, record)
+    return (
+      found !== undefined &&
+      found.attempt.queue === queue &&
+      sameBytes(found.attempt.records[found.index]!, record)
+    )
   }
 }

@@ -71,7 +71,14 @@ export abstract class Client implements LinkEnd {
   /** Nothing is open on its side. */
   abstract get isDone(): boolean
   protected abstract opened(ok: HelloOk): void
-  protected abstract frame(opcode: number, channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void
+  protected abstract frame(
+    opcode: number,
+    channel: number,
+    correlation: number,
+    bytes: Uint8Array,
+    start: number,
+    end: number,
+  ): void
   protected abstract lost(): void
   /** Does one thing, if there is one to do. */
   protected abstract work(): void
@@ -164,7 +171,14 @@ export abstract class Client implements LinkEnd {
     this.send(OP.AUTH, 0, 0, encodeAuth({ mechanism: MECHANISM.anonymous, identity: '', secret: NO_BYTES }))
   }
 
-  #frame(opcode: number, channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
+  #frame(
+    opcode: number,
+    channel: number,
+    correlation: number,
+    bytes: Uint8Array,
+    start: number,
+    end: number,
+  ): void {
     if (opcode === OP.HELLO_OK) {
       const ok = decodeHelloOk(bytes, start, end)
       this.#heartbeatMs = ok.heartbeatMs
@@ -174,6 +188,9 @@ export abstract class Client implements LinkEnd {
       this.send(OP.PONG, 0, correlation)
     } else if (opcode === OP.ERROR && decodeFault(bytes, start, end).scope === 'connection') {
       this.around.count(`closed with ${decodeFault(bytes, start, end).code}`)
+    } else if (opcode === OP.GOODBYE) {
+      // The broker is stopping. Some answer, some stay until they are cut off.
+      if (this.around.chance.hit(0.5)) this.goodbye()
     } else if (opcode !== OP.PONG) {
       this.frame(opcode, channel, correlation, bytes, start, end)
     }

@@ -27,7 +27,12 @@ import { nameOf, splitRecords } from './attempts.js'
 import { Client } from './client.js'
 import { Violation } from './trace.js'
 
-const ACTIONS: Readonly<Record<Outcome, SettleEvent['action']>> = { 1: 'ack', 2: 'retry', 3: 'release', 4: 'deadLetter' }
+const ACTIONS: Readonly<Record<Outcome, SettleEvent['action']>> = {
+  1: 'ack',
+  2: 'retry',
+  3: 'release',
+  4: 'deadLetter',
+}
 const HEALING_CREDIT = 64
 
 interface Held {
@@ -71,7 +76,8 @@ export class Consumer extends Client {
   protected opened(_ok: HelloOk): void {}
 
   protected lost(): void {
-    for (const { reader, pending } of this.#settles.values()) for (const one of pending) this.#note(reader, one, 'unknown')
+    for (const { reader, pending } of this.#settles.values())
+      for (const one of pending) this.#note(reader, one, 'unknown')
     this.#settles.clear()
     this.#readers.clear()
   }
@@ -84,7 +90,12 @@ export class Consumer extends Client {
     }
     const readers = [...this.#readers.values()].filter(({ id, isLeaving }) => id !== -1 && !isLeaving)
     if (this.#readers.size < this.#readersMax && chance.hit(readers.length === 0 ? 0.5 : 0.05)) {
-      this.#subscribe(chance.pick(this.around.queueNames), chance.int(0, 20), chance.skewed(20_000), chance.hit(0.1) ? chance.int(0, 30) : undefined)
+      this.#subscribe(
+        chance.pick(this.around.queueNames),
+        chance.int(0, 20),
+        chance.skewed(20_000),
+        chance.hit(0.1) ? chance.int(0, 30) : undefined,
+      )
       return
     }
     if (readers.length === 0) return
@@ -113,13 +124,26 @@ export class Consumer extends Client {
         reader.isDrained = false
         this.#sendCredit(reader, HEALING_CREDIT, 0xffff_ffff, undefined, false)
       }
-      if (reader.held.size > 0) this.#send(reader, [...reader.held.keys()].map((tag) => ({ firstTag: tag, count: 1, outcome: OUTCOME.ack })))
+      if (reader.held.size > 0)
+        this.#send(
+          reader,
+          [...reader.held.keys()].map((tag) => ({ firstTag: tag, count: 1, outcome: OUTCOME.ack })),
+        )
     }
   }
 
   #subscribe(queue: string, messages: number, bytes: number, limit: number | undefined): void {
     const channel = ++this.#channel
-    this.#readers.set(channel, { channel, queue, id: -1, held: new Map(), settled: [], credit: messages, isDrained: false, isLeaving: false })
+    this.#readers.set(channel, {
+      channel,
+      queue,
+      id: -1,
+      held: new Map(),
+      settled: [],
+      credit: messages,
+      isDrained: false,
+      isLeaving: false,
+    })
     this.send(OP.SUBSCRIBE, channel, this.nextCorrelation(), encodeControl({ queue, messages, bytes, limit }))
   }
 
@@ -133,8 +157,19 @@ export class Consumer extends Client {
     this.#sendCredit(reader, messages, bytes, chance.hit(0.1) ? chance.int(0, 100) : undefined, drain)
   }
 
-  #sendCredit(reader: Reader, messages: number, bytes: number, limit: number | undefined, drain: boolean): void {
-    this.send(OP.CREDIT, reader.channel, 0, encodeCredit({ subscriptionId: reader.id, messages, bytes, limit, drain }))
+  #sendCredit(
+    reader: Reader,
+    messages: number,
+    bytes: number,
+    limit: number | undefined,
+    drain: boolean,
+  ): void {
+    this.send(
+      OP.CREDIT,
+      reader.channel,
+      0,
+      encodeCredit({ subscriptionId: reader.id, messages, bytes, limit, drain }),
+    )
   }
 
   /** One message is about to be handled; sometimes several. */
@@ -160,7 +195,7 @@ export class Consumer extends Client {
     const from = chance.hit(0.7) ? 0 : chance.int(0, tags.length - 1)
     const chosen = tags.slice(from, from + chance.int(1, 16))
     const items: SettleItem[] = []
-    for (let i = 0; i < chosen.length; ) {
+    for (let i = 0; i < chosen.length;) {
       const firstTag = chosen[i]!
       let count = 1
       while (i + count < chosen.length && chosen[i + count] === firstTag + count && chance.hit(0.8)) count++
@@ -174,8 +209,10 @@ export class Consumer extends Client {
     const { chance } = this.around
     const kind = chance.random()
     if (kind < 0.68) return { firstTag, count, outcome: OUTCOME.ack }
-    if (kind < 0.76) return { firstTag, count, outcome: OUTCOME.retry, reason: chance.hit(0.5) ? 'it failed' : undefined }
-    if (kind < 0.84) return { firstTag, count, outcome: OUTCOME.retry, delayMs: chance.hit(0.3) ? 0 : chance.skewed(2000) }
+    if (kind < 0.76)
+      return { firstTag, count, outcome: OUTCOME.retry, reason: chance.hit(0.5) ? 'it failed' : undefined }
+    if (kind < 0.84)
+      return { firstTag, count, outcome: OUTCOME.retry, delayMs: chance.hit(0.3) ? 0 : chance.skewed(2000) }
     if (kind < 0.96) return { firstTag, count, outcome: OUTCOME.release }
     return { firstTag, count, outcome: OUTCOME.deadLetter, reason: 'no such customer' }
   }
@@ -206,7 +243,14 @@ export class Consumer extends Client {
     this.send(OP.SETTLE, reader.channel, correlation, encodeSettle(reader.id, items))
   }
 
-  protected frame(opcode: number, channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
+  protected frame(
+    opcode: number,
+    channel: number,
+    correlation: number,
+    bytes: Uint8Array,
+    start: number,
+    end: number,
+  ): void {
     const reader = this.#readers.get(channel)
     switch (opcode) {
       case OP.SUBSCRIBE_OK:
@@ -219,7 +263,8 @@ export class Consumer extends Client {
         this.#settled(correlation, decodeRanges('SETTLE_OK', bytes, start, end).ranges)
         return
       case OP.DRAINED:
-        if (reader !== undefined && reader.id === decodeDrained(bytes, start, end).subscriptionId) reader.isDrained = true
+        if (reader !== undefined && reader.id === decodeDrained(bytes, start, end).subscriptionId)
+          reader.isDrained = true
         return
       case OP.RESULT:
         // Of UNSUBSCRIBE.
@@ -232,7 +277,9 @@ export class Consumer extends Client {
       case OP.ERROR:
         // The queue is not there, or was deleted, or the subscription was over before it was left.
         if (reader !== undefined) this.#readers.delete(channel)
-        else for (const leaving of this.#readers.values()) if (leaving.isLeaving) this.#readers.delete(leaving.channel)
+        else
+          for (const leaving of this.#readers.values())
+            if (leaving.isLeaving) this.#readers.delete(leaving.channel)
         return
       default:
         throw new Violation(21, `${this.name} is sent frame ${opcode}`)
@@ -240,15 +287,25 @@ export class Consumer extends Client {
   }
 
   #delivered(reader: Reader | undefined, bytes: Uint8Array, start: number, end: number): void {
-    const { subscriptionId, firstTag, firstOffset, flags, attempt, count } = decodeDeliverHead(bytes, start, end)
+    const { subscriptionId, firstTag, firstOffset, flags, attempt, count } = decodeDeliverHead(
+      bytes,
+      start,
+      end,
+    )
     if (reader === undefined) return
-    if (reader.id !== subscriptionId) throw new Violation(7, `${this.name} is delivered to subscription ${subscriptionId}, which it does not have on that channel`)
+    if (reader.id !== subscriptionId)
+      throw new Violation(
+        7,
+        `${this.name} is delivered to subscription ${subscriptionId}, which it does not have on that channel`,
+      )
     const records = splitRecords(bytes, start + DELIVER_HEADER_BYTES, end)
-    if (records.length !== count || attempt === 0) throw new Violation(2, `${this.name} is delivered ${records.length} records of ${count}`)
+    if (records.length !== count || attempt === 0)
+      throw new Violation(2, `${this.name} is delivered ${records.length} records of ${count}`)
     for (const [i, record] of records.entries()) {
       const tag = (firstTag + i) >>> 0
       // 7, 14: what is held is not delivered once more.
-      if (reader.held.has(tag)) throw new Violation(7, `${this.name} holds tag ${tag} and is delivered it again`)
+      if (reader.held.has(tag))
+        throw new Violation(7, `${this.name} holds tag ${tag} and is delivered it again`)
       const message = nameOf(record)
       reader.held.set(tag, { message })
       this.around.history.push({
@@ -265,10 +322,11 @@ export class Consumer extends Client {
 
   #settled(correlation: number, stale: readonly TagRange[]): void {
     const settle = this.#settles.get(correlation)
-    if (settle === undefined) throw new Violation(21, `${this.name} is told of settle ${correlation}, which it did not ask for`)
+    if (settle === undefined)
+      throw new Violation(21, `${this.name} is told of settle ${correlation}, which it did not ask for`)
     this.#settles.delete(correlation)
     for (const one of settle.pending) {
-      const isStale = stale.some(({ firstTag, count }) => ((one.tag - firstTag) >>> 0) < count)
+      const isStale = stale.some(({ firstTag, count }) => (one.tag - firstTag) >>> 0 < count)
       this.#note(settle.reader, one, isStale ? 'fail' : 'ok')
     }
   }

@@ -454,7 +454,7 @@ class SimulatedFile implements DiskFile {
         land(inode, write)
         if (fault?.lie === true) write.unreliable = true
         else if (this.#durable) {
-          settle(inode, [write])
+          settle(inode, write)
           inode.pending = inode.pending.filter((other) => other !== write)
         }
       },
@@ -469,13 +469,25 @@ class SimulatedFile implements DiskFile {
   sync(): Promise<void> {
     this.#checkOpen()
     const inode = this.#inode
-    const covered = inode.pending.filter(({ landed, unreliable }) => landed && !unreliable)
+    const landed = inode.pending.filter((write) => write.landed)
+    const covered = landed.filter(({ unreliable }) => !unreliable)
+    // As they are now: what lands while the sync is under way may come too late for it.
+    const sectors = covered.map((write) => ({ write, ...sectorsOf(inode, write) }))
     return this.#host.operate(
       'sync',
       (fault) => {
         this.#checkOpen()
         if (fault?.lie === true) return
-        settle(inode, covered)
+        for (const { write, first, bytes } of sectors) {
+          for (let at = 0; at < bytes.length; at += SECTOR_BYTES) {
+            const sector = first + at / SECTOR_BYTES
+            // A durable write was faster, with newer bytes.
+            if (write.settled.has(sector)) continue
+            writePages(inode.stable, sector * SECTOR_BYTES, bytes.subarray(at, at + SECTOR_BYTES))
+            for (const other of landed) if (other !== write) other.settled.add(sector)
+          }
+          inode.stableBytes = Math.max(inode.stableBytes, write.position + write.bytes.length)
+        }
         inode.pending = inode.pending.filter((write) => !covered.includes(write))
       },
       () => {
@@ -515,18 +527,21 @@ function land(inode: Inode, write: PendingWrite): void {
   inode.cacheBytes = Math.max(inode.cacheBytes, write.position + write.bytes.length)
 }
 
-/** Makes the sectors of these writes stable as reads see them now. */
-function settle(inode: Inode, writes: readonly PendingWrite[]): void {
-  for (const { position, bytes } of writes) {
-    const first = Math.floor(position / SECTOR_BYTES)
-    const end = Math.ceil((position + bytes.length) / SECTOR_BYTES)
-    const from = first * SECTOR_BYTES
-    writePages(inode.stable, from, readPages(inode.cache, from, (end - first) * SECTOR_BYTES))
-    inode.stableBytes = Math.max(inode.stableBytes, position + bytes.length)
-    for (const other of inode.pending) {
-      if (!other.landed || writes.includes(other)) continue
-      for (let sector = first; sector < end; sector++) other.settled.add(sector)
-    }
+/** The whole sectors that a write touches, as reads see them now. */
+function sectorsOf(inode: Inode, { position, bytes }: PendingWrite): { first: number; bytes: Uint8Array } {
+  const first = Math.floor(position / SECTOR_BYTES)
+  const end = Math.ceil((position + bytes.length) / SECTOR_BYTES)
+  return { first, bytes: readPages(inode.cache, first * SECTOR_BYTES, (end - first) * SECTOR_BYTES) }
+}
+
+/** Makes the sectors of a durable write stable, with all that has landed in them. */
+function settle(inode: Inode, write: PendingWrite): void {
+  const { first, bytes } = sectorsOf(inode, write)
+  writePages(inode.stable, first * SECTOR_BYTES, bytes)
+  inode.stableBytes = Math.max(inode.stableBytes, write.position + write.bytes.length)
+  for (const other of inode.pending) {
+    if (!other.landed || other === write) continue
+    for (let at = 0; at < bytes.length; at += SECTOR_BYTES) other.settled.add(first + at / SECTOR_BYTES)
   }
 }
 

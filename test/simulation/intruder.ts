@@ -42,7 +42,12 @@ export class Intruder extends Client {
     } else if (kind === 2) {
       this.send(chance.int(0, 255), chance.int(0, 3), chance.int(0, 9), chance.bytes(chance.int(0, 40)))
     } else {
-      this.send(chance.pick([OP.SETTLE, OP.CREDIT, OP.STARTED, OP.SUBSCRIBE, OP.UNSUBSCRIBE]), 1, 1, chance.bytes(24))
+      this.send(
+        chance.pick([OP.SETTLE, OP.CREDIT, OP.STARTED, OP.SUBSCRIBE, OP.UNSUBSCRIBE]),
+        1,
+        1,
+        chance.bytes(24),
+      )
     }
   }
 

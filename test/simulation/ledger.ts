@@ -15,7 +15,9 @@ export interface LedgerMessage {
   readonly batchBase: number
   attempts: number
   dueMs: number | undefined
-  dead: { readonly attempts: number; readonly death: number; readonly timeMs: number; readonly reason: string } | undefined
+  dead:
+    | { readonly attempts: number; readonly death: number; readonly timeMs: number; readonly reason: string }
+    | undefined
 }
 
 export interface LedgerQueue {
@@ -53,7 +55,16 @@ interface Definition {
 }
 
 const TYPE = { messages: 1, facts: 2, page: 3, boot: 4, directory: 5, close: 6 } as const
-const FACT = { ack: 1, retry: 2, dead: 3, purge: 4, delivered: 5, ensure: 16, delete: 17, producer: 32 } as const
+const FACT = {
+  ack: 1,
+  retry: 2,
+  dead: 3,
+  purge: 4,
+  delivered: 5,
+  ensure: 16,
+  delete: 17,
+  producer: 32,
+} as const
 const ENTRY_HEADER = 64
 const BATCH_HEADER = 48
 const RELOCATED = 2
@@ -83,16 +94,20 @@ export class LedgerState {
   apply(entry: Uint8Array, position: number): void {
     const lsn = readU64(entry, 8)
     if (lsn !== this.lsn + 1) throw new Violation(5, `entry ${lsn} follows entry ${this.lsn}`)
-    if (readU32(entry, 20) !== this.lastCrc) throw new Violation(5, `entry ${lsn} does not name the one before it`)
-    if (position < this.nextPosition) throw new Violation(5, `entry ${lsn} is at ${position}, before ${this.nextPosition}`)
-    if (readU64(entry, 40) !== position) throw new Violation(5, `entry ${lsn} names position ${readU64(entry, 40)}, not ${position}`)
+    if (readU32(entry, 20) !== this.lastCrc)
+      throw new Violation(5, `entry ${lsn} does not name the one before it`)
+    if (position < this.nextPosition)
+      throw new Violation(5, `entry ${lsn} is at ${position}, before ${this.nextPosition}`)
+    if (readU64(entry, 40) !== position)
+      throw new Violation(5, `entry ${lsn} names position ${readU64(entry, 40)}, not ${position}`)
     const end = readU32(entry, 4)
     let batches = 0
     for (let at = ENTRY_HEADER; at < end; at += readU32(entry, at)) {
       this.#applyBatch(entry, at, position + at)
       batches++
     }
-    if (batches !== readU32(entry, 32)) throw new Violation(5, `entry ${lsn} has ${batches} batches, not ${readU32(entry, 32)}`)
+    if (batches !== readU32(entry, 32))
+      throw new Violation(5, `entry ${lsn} has ${batches} batches, not ${readU32(entry, 32)}`)
     this.lsn = lsn
     this.lastCrc = readU32(entry, 36)
     this.nextPosition = position + entry.length
@@ -124,10 +139,14 @@ export class LedgerState {
       return
     }
     const producer = this.producersById.get(readU32(bytes, at + 40))
-    if (queue === undefined) throw new Violation(5, `a batch for queue ${readU32(bytes, at + 8)}, which there is not`)
-    if (producer === undefined) throw new Violation(3, `a batch of producer ${readU32(bytes, at + 40)}, which there is not`)
-    if (base !== queue.next) throw new Violation(5, `a batch at offset ${base} of ${queue.name}, whose next one is ${queue.next}`)
-    if (producer.accepted.has(number)) throw new Violation(3, `batch ${number} of ${producer.identity} was accepted twice`)
+    if (queue === undefined)
+      throw new Violation(5, `a batch for queue ${readU32(bytes, at + 8)}, which there is not`)
+    if (producer === undefined)
+      throw new Violation(3, `a batch of producer ${readU32(bytes, at + 40)}, which there is not`)
+    if (base !== queue.next)
+      throw new Violation(5, `a batch at offset ${base} of ${queue.name}, whose next one is ${queue.next}`)
+    if (producer.accepted.has(number))
+      throw new Violation(3, `batch ${number} of ${producer.identity} was accepted twice`)
     producer.accepted.set(number, { queueId: queue.id, base, count, crc: readU32(bytes, at + 44) })
     producer.highest = Math.max(producer.highest, number)
     queue.places.set(base, [position])
@@ -153,7 +172,7 @@ export class LedgerState {
     const end = batchAt + readU32(bytes, batchAt)
     const queueId = readU32(bytes, batchAt + 8)
     const queue = this.queues.get(queueId)
-    for (let at = batchAt + BATCH_HEADER; at < end; ) {
+    for (let at = batchAt + BATCH_HEADER; at < end;) {
       const kind = bytes[at]!
       const attempts = bytes[at + 1]!
       const textBytes = readU16(bytes, at + 2)
@@ -183,7 +202,8 @@ export class LedgerState {
     const queue = this.queues.get(id)
     if (queue !== undefined) queue.options = definition.options
     else {
-      if (id <= this.lastQueueId) throw new Violation(5, `queue ${definition.name} has id ${id}; ${this.lastQueueId} was used`)
+      if (id <= this.lastQueueId)
+        throw new Violation(5, `queue ${definition.name} has id ${id}; ${this.lastQueueId} was used`)
       this.lastQueueId = id
       this.queues.set(id, {
         id,
@@ -211,19 +231,30 @@ export class LedgerState {
       case FACT.ack:
         for (let i = offset; i < offset + count; i++) {
           // 6: what leaves was there.
-          if (!queue.live.delete(i)) throw new Violation(6, `offset ${i} of ${queue.name} is acknowledged and was gone`)
+          if (!queue.live.delete(i))
+            throw new Violation(6, `offset ${i} of ${queue.name} is acknowledged and was gone`)
         }
         return
       case FACT.retry:
-        if (message === undefined || message.dead !== undefined) throw new Violation(6, `offset ${offset} of ${queue.name} comes back and was gone or dead`)
+        if (message === undefined || message.dead !== undefined)
+          throw new Violation(6, `offset ${offset} of ${queue.name} comes back and was gone or dead`)
         // 10: attempts never decrease.
-        if (attempts !== message.attempts + 1) throw new Violation(10, `offset ${offset} of ${queue.name} had ${message.attempts} attempts and has ${attempts}`)
+        if (attempts !== message.attempts + 1)
+          throw new Violation(
+            10,
+            `offset ${offset} of ${queue.name} had ${message.attempts} attempts and has ${attempts}`,
+          )
         message.attempts = attempts
         message.dueMs = timeMs
         return
       case FACT.dead:
-        if (message === undefined || message.dead !== undefined) throw new Violation(6, `offset ${offset} of ${queue.name} dies and was gone or dead`)
-        if (attempts !== message.attempts + 1) throw new Violation(10, `offset ${offset} of ${queue.name} had ${message.attempts} attempts and dies with ${attempts}`)
+        if (message === undefined || message.dead !== undefined)
+          throw new Violation(6, `offset ${offset} of ${queue.name} dies and was gone or dead`)
+        if (attempts !== message.attempts + 1)
+          throw new Violation(
+            10,
+            `offset ${offset} of ${queue.name} had ${message.attempts} attempts and dies with ${attempts}`,
+          )
         message.dead = { attempts, death: count, timeMs, reason: text }
         message.attempts = 0
         message.dueMs = undefined
@@ -235,7 +266,8 @@ export class LedgerState {
           queue.live.delete(at)
           purged++
         }
-        if (purged !== count) throw new Violation(6, `a purge of ${queue.name} says ${count} messages; there were ${purged}`)
+        if (purged !== count)
+          throw new Violation(6, `a purge of ${queue.name} says ${count} messages; there were ${purged}`)
         queue.purged += purged
         return
       }
@@ -313,8 +345,10 @@ export class Ledger {
 
   /** The state that a log which ends with entry `lsn` must have. */
   allows(lsn: number): LedgerState {
-    if (lsn < this.durable.lsn) throw new Violation(1, `the log ends with entry ${lsn}; entry ${this.durable.lsn} was durable`)
-    if (lsn > this.written.lsn) throw new Violation(18, `the log ends with entry ${lsn}; only ${this.written.lsn} were written`)
+    if (lsn < this.durable.lsn)
+      throw new Violation(1, `the log ends with entry ${lsn}; entry ${this.durable.lsn} was durable`)
+    if (lsn > this.written.lsn)
+      throw new Violation(18, `the log ends with entry ${lsn}; only ${this.written.lsn} were written`)
     return lsn === this.durable.lsn ? this.durable : this.written
   }
 }

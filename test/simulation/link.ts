@@ -112,7 +112,9 @@ export class Link implements Transport {
   }
 
   get canReachServer(): boolean {
-    return !this.frozen && !this.paused && !this.severed && this.session !== undefined && this.toServer.length > 0
+    return (
+      !this.frozen && !this.paused && !this.severed && this.session !== undefined && this.toServer.length > 0
+    )
   }
 
   get canBeAccepted(): boolean {
@@ -132,7 +134,9 @@ export class Link implements Transport {
   accept(chance: Chance): void {
     const head = this.#unsent[0]!
     const room = this.kernelBytes - this.#toClient.length
-    const count = chance.hit(0.7) ? Math.min(room, head.bytes.length) : chance.int(1, Math.min(room, head.bytes.length))
+    const count = chance.hit(0.7)
+      ? Math.min(room, head.bytes.length)
+      : chance.int(1, Math.min(room, head.bytes.length))
     this.#toClient.push(head.bytes.slice(0, count))
     if (count < head.bytes.length) {
       head.bytes = head.bytes.subarray(count)

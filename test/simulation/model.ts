@@ -24,6 +24,8 @@ export interface ModelMessage {
   mayMark: boolean
   /** A delivery of it left the broker. */
   left: boolean
+  /** It was being handled, among others, when a connection died: it goes alone until it is settled. */
+  isSuspect: boolean
 }
 
 export interface ModelQueue {
@@ -39,10 +41,16 @@ export interface ModelQueue {
   handedBelow: number
 }
 
+/** What the model needs of a connection. */
+export interface ModelConsumer {
+  readonly isReady: boolean
+}
+
 export interface ModelSubscription {
   readonly id: number
   readonly queue: ModelQueue
-  readonly isReady: () => boolean
+  /** Whose it is: the connection. */
+  readonly consumer: ModelConsumer
   messages: number
   bytes: number
   limit: number
@@ -81,8 +89,24 @@ export class Model {
   readonly #byId = new Map<number, ModelSubscription>()
   readonly #producers = new Map<string, ModelProducer>()
   readonly #view: ModelView
+  /** How many messages were being handled on a connection when it died. */
+  readonly #blamed = new WeakMap<ModelConsumer, number>()
   /** What was checked, for tests that want to know. */
-  readonly counts = { dispatched: 0, order: 0, stale: 0, retried: 0, released: 0, died: 0, acked: 0, charged: 0, drained: 0, repeated: 0, calm: 0, duplicates: 0 }
+  readonly counts = {
+    dispatched: 0,
+    order: 0,
+    stale: 0,
+    retried: 0,
+    released: 0,
+    died: 0,
+    acked: 0,
+    charged: 0,
+    suspected: 0,
+    drained: 0,
+    repeated: 0,
+    calm: 0,
+    duplicates: 0,
+  }
 
   constructor(view: ModelView) {
     this.#view = view
@@ -115,13 +139,19 @@ export class Model {
           offset,
           record: message.record,
           publishedMs: message.timeMs,
-          state: message.dead !== undefined ? 'dead' : message.dueMs !== undefined && message.dueMs > nowMs ? 'scheduled' : 'ready',
+          state:
+            message.dead !== undefined
+              ? 'dead'
+              : message.dueMs !== undefined && message.dueMs > nowMs
+                ? 'scheduled'
+                : 'ready',
           sinceMs,
           attempts: message.attempts,
           // 22: after an unclean stop every unsettled older message is marked.
           mustMark: afterCrash || left || message.attempts > 0,
           mayMark: afterCrash || offset < saved.redeliveredBelow || message.attempts > 0,
           left,
+          isSuspect: false,
         })
       }
       this.queues.set(queue.id, queue)
@@ -133,7 +163,8 @@ export class Model {
     }
     for (const saved of state.producers.values()) {
       const producer = this.#producer(saved.identity)
-      for (const [number, { base, queueId, crc }] of saved.accepted) producer.accepted.set(number, { base, queueId, crc })
+      for (const [number, { base, queueId, crc }] of saved.accepted)
+        producer.accepted.set(number, { base, queueId, crc })
     }
   }
 
@@ -151,13 +182,16 @@ export class Model {
     // 3: one number, one result.
     if (typeof answer === 'number') {
       if (known !== undefined) {
-        if (known.crc !== crc || known.base !== answer) throw new Violation(3, `${what} is answered ${answer}; it was accepted at ${known.base}`)
+        if (known.crc !== crc || known.base !== answer)
+          throw new Violation(3, `${what} is answered ${answer}; it was accepted at ${known.base}`)
         this.counts.duplicates++
         return
       }
-      if (refused !== undefined && !isOld) throw new Violation(3, `${what} is accepted and was refused with ${refused}`)
+      if (refused !== undefined && !isOld)
+        throw new Violation(3, `${what} is accepted and was refused with ${refused}`)
       if (isOld) throw new Violation(3, `${what} is accepted although it is older than its window`)
-      if (attempt.expects !== undefined) throw new Violation(21, `${what} is accepted and deserves ${attempt.expects.join()}`)
+      if (attempt.expects !== undefined)
+        throw new Violation(21, `${what} is accepted and deserves ${attempt.expects.join()}`)
       this.#accept(attempt, answer, nowMs)
       producer.accepted.set(number, { base: answer, queueId: this.names.get(attempt.queue)!.id, crc })
       return
@@ -167,22 +201,30 @@ export class Model {
     if (known !== undefined) {
       if (known.crc !== crc) allowed.push('NUMBER_REUSED')
       // What is known is answered, whatever became of its queue.
-      else if (!isOld) throw new Violation(3, `${what} is refused with ${answer} and was accepted at ${known.base}`)
+      else if (!isOld)
+        throw new Violation(3, `${what} is refused with ${answer} and was accepted at ${known.base}`)
     } else if (refused !== undefined) {
       allowed.push(refused)
     } else {
       if (!this.names.has(attempt.queue)) allowed.push('QUEUE_NOT_FOUND')
       if (this.#view.diskMayBeLow()) allowed.push('DISK_LOW')
     }
-    if (!allowed.includes(answer)) throw new Violation(3, `${what} is refused with ${answer}; it deserves ${allowed.join() || 'to be taken'}`)
-    if (answer !== 'UNKNOWN_OUTCOME' && answer !== 'NUMBER_REUSED' && known === undefined) producer.refused.set(number, answer)
+    if (!allowed.includes(answer))
+      throw new Violation(
+        3,
+        `${what} is refused with ${answer}; it deserves ${allowed.join() || 'to be taken'}`,
+      )
+    if (answer !== 'UNKNOWN_OUTCOME' && answer !== 'NUMBER_REUSED' && known === undefined)
+      producer.refused.set(number, answer)
   }
 
   #accept(attempt: Attempt, base: number, nowMs: number): void {
     const queue = this.names.get(attempt.queue)
-    if (queue === undefined) throw new Violation(2, `${attempt.queue} takes a batch, and there is no such queue`)
+    if (queue === undefined)
+      throw new Violation(2, `${attempt.queue} takes a batch, and there is no such queue`)
     // 5: offsets are dense.
-    if (base !== queue.next) throw new Violation(5, `${queue.name} gives offset ${base}; its next one is ${queue.next}`)
+    if (base !== queue.next)
+      throw new Violation(5, `${queue.name} gives offset ${base}; its next one is ${queue.next}`)
     for (const record of attempt.records) {
       queue.live.set(queue.next, {
         offset: queue.next,
@@ -194,6 +236,7 @@ export class Model {
         mustMark: false,
         mayMark: false,
         left: false,
+        isSuspect: false,
       })
       queue.next++
     }
@@ -210,14 +253,22 @@ export class Model {
 
   // --- consuming ---
 
-  subscribed(key: object, id: number, queueName: string, isReady: () => boolean, messages: number, bytes: number, limit: number | undefined): void {
+  subscribed(
+    key: object,
+    id: number,
+    queueName: string,
+    consumer: ModelConsumer,
+    messages: number,
+    bytes: number,
+    limit: number | undefined,
+  ): void {
     const queue = this.#named(queueName)
     // 7: a tag from another life must not mean anything in this one.
     if (this.#byId.has(id)) throw new Violation(7, `two subscriptions have the id ${id}`)
     const subscription: ModelSubscription = {
       id,
       queue,
-      isReady,
+      consumer,
       messages,
       bytes,
       limit: limit ?? Infinity,
@@ -246,7 +297,7 @@ export class Model {
   /** A run was handed out, at this moment. */
   dispatched(
     key: object,
-    run: { offset: number; count: number; publishedAtMs: number; attempt: number; redelivered: boolean },
+    run: { offset: number; publishedAtMs: number; attempt: number; redelivered: boolean; alone: boolean },
     firstTag: number,
     count: number,
     records: Uint8Array,
@@ -255,7 +306,8 @@ export class Model {
     const subscription = this.#subscription(key)
     const { queue } = subscription
     const parts = splitRecords(records, 0, records.length)
-    if (parts.length !== count) throw new Violation(2, `a run of ${count} messages of ${queue.name} carries ${parts.length} records`)
+    if (parts.length !== count)
+      throw new Violation(2, `a run of ${count} messages of ${queue.name} carries ${parts.length} records`)
     for (let i = 0; i < count; i++) {
       const offset = run.offset + i
       const what = `offset ${offset} of ${queue.name}`
@@ -263,22 +315,37 @@ export class Model {
       this.counts.dispatched++
       // 2: what is delivered was published there, byte for byte.
       if (message === undefined) throw new Violation(2, `${what} is handed out and is not there`)
-      if (!sameBytes(message.record, parts[i]!)) throw new Violation(2, `${what} is handed out with other bytes`)
-      if (run.publishedAtMs !== message.publishedMs) throw new Violation(2, `${what} was published at ${message.publishedMs}, not ${run.publishedAtMs}`)
+      if (!sameBytes(message.record, parts[i]!))
+        throw new Violation(2, `${what} is handed out with other bytes`)
+      if (run.publishedAtMs !== message.publishedMs)
+        throw new Violation(2, `${what} was published at ${message.publishedMs}, not ${run.publishedAtMs}`)
       // 7, 11: one owner at a time, and nothing early.
       if (message.state === 'leased') throw new Violation(7, `${what} is handed out and belongs to another`)
-      if (message.state === 'scheduled') throw new Violation(11, `${what} is handed out at ${nowMs} and is due at ${message.sinceMs}`)
+      if (message.state === 'scheduled')
+        throw new Violation(11, `${what} is handed out at ${nowMs} and is due at ${message.sinceMs}`)
       if (message.state === 'dead') throw new Violation(6, `${what} is handed out and is dead`)
       // 12: none that comes before it is passed over.
       const first = firstReady(queue)!
       this.counts.order++
-      if (first !== message) throw new Violation(12, `${what} (since ${message.sinceMs}) passes over offset ${first.offset} (since ${first.sinceMs})`)
+      if (first !== message)
+        throw new Violation(
+          12,
+          `${what} (since ${message.sinceMs}) passes over offset ${first.offset} (since ${first.sinceMs})`,
+        )
       // 10: the attempt is one more than was charged.
-      if (run.attempt !== message.attempts + 1) throw new Violation(10, `${what} is attempt ${run.attempt}; ${message.attempts} were charged`)
+      if (run.attempt !== message.attempts + 1)
+        throw new Violation(10, `${what} is attempt ${run.attempt}; ${message.attempts} were charged`)
       // 22: every repeat is marked, and nothing else is.
-      if (message.mustMark && !run.redelivered) throw new Violation(22, `${what} is handed out again without the mark`)
-      if (run.redelivered && !message.mayMark) throw new Violation(22, `${what} is marked as redelivered and never was out`)
+      if (message.mustMark && !run.redelivered)
+        throw new Violation(22, `${what} is handed out again without the mark`)
+      if (run.redelivered && !message.mayMark)
+        throw new Violation(22, `${what} is marked as redelivered and never was out`)
       if (run.redelivered) this.counts.repeated++
+      if (run.alone !== message.isSuspect || (run.alone && count > 1))
+        throw new Violation(
+          'O8',
+          `${what} goes alone: ${run.alone}, in a run of ${count}; it is a suspect: ${message.isSuspect}`,
+        )
       this.#grant(subscription, message, (firstTag + i) >>> 0, parts[i]!.length)
     }
   }
@@ -287,12 +354,18 @@ export class Model {
     const { queue } = subscription
     const what = `offset ${message.offset} of ${queue.name}`
     // 14: within the credit, or alone.
-    if (subscription.held.size >= subscription.messages) throw new Violation(14, `${what} exceeds a credit of ${subscription.messages} messages`)
-    if (subscription.delivered >= subscription.limit) throw new Violation(14, `${what} exceeds a limit of ${subscription.limit} deliveries`)
+    if (subscription.held.size >= subscription.messages)
+      throw new Violation(14, `${what} exceeds a credit of ${subscription.messages} messages`)
+    if (subscription.delivered >= subscription.limit)
+      throw new Violation(14, `${what} exceeds a limit of ${subscription.limit} deliveries`)
     if (subscription.held.size > 0 && subscription.heldBytes + bytes > subscription.bytes) {
-      throw new Violation(14, `${what} of ${bytes} bytes exceeds a credit of ${subscription.bytes} bytes, of which ${subscription.heldBytes} are held`)
+      throw new Violation(
+        14,
+        `${what} of ${bytes} bytes exceeds a credit of ${subscription.bytes} bytes, of which ${subscription.heldBytes} are held`,
+      )
     }
-    if (subscription.held.has(tag) || tag <= subscription.lastTag) throw new Violation(7, `${what} has tag ${tag} after ${subscription.lastTag}`)
+    if (subscription.held.has(tag) || tag <= subscription.lastTag)
+      throw new Violation(7, `${what} has tag ${tag} after ${subscription.lastTag}`)
     subscription.lastTag = tag
     subscription.held.set(tag, message)
     subscription.heldBytes += bytes
@@ -307,7 +380,8 @@ export class Model {
   settled(key: object, items: readonly SettleItem[], stale: readonly TagRange[], nowMs: number): void {
     const subscription = this.#subscription(key)
     const staleTags = new Set<number>()
-    for (const { firstTag, count } of stale) for (let i = 0; i < count; i++) staleTags.add((firstTag + i) >>> 0)
+    for (const { firstTag, count } of stale)
+      for (let i = 0; i < count; i++) staleTags.add((firstTag + i) >>> 0)
     let expectedStale = 0
     const named = new Set<number>()
     for (const item of items) {
@@ -317,13 +391,19 @@ export class Model {
         // 7: a stale settle changes nothing, and is told; one that holds is not.
         if (message === undefined) {
           expectedStale++
-          if (!staleTags.has(tag)) throw new Violation(7, `tag ${tag} of subscription ${subscription.id} is stale and was settled`)
+          if (!staleTags.has(tag))
+            throw new Violation(7, `tag ${tag} of subscription ${subscription.id} is stale and was settled`)
           continue
         }
         if (staleTags.has(tag) && !named.has(tag)) {
           // Named twice in one frame: the first wins, the second is stale.
-          const again = items.flatMap(({ firstTag, count }) => (((tag - firstTag) >>> 0) < count ? [1] : [])).length > 1
-          if (!again) throw new Violation(7, `tag ${tag} of subscription ${subscription.id} is held and was called stale`)
+          const again =
+            items.flatMap(({ firstTag, count }) => ((tag - firstTag) >>> 0 < count ? [1] : [])).length > 1
+          if (!again)
+            throw new Violation(
+              7,
+              `tag ${tag} of subscription ${subscription.id} is held and was called stale`,
+            )
         }
         named.add(tag)
         this.#settle(subscription, tag, message, item, nowMs)
@@ -334,7 +414,13 @@ export class Model {
     if (told !== expectedStale) throw new Violation(7, `${told} tags are called stale; ${expectedStale} are`)
   }
 
-  #settle(subscription: ModelSubscription, tag: number, message: ModelMessage, item: SettleItem, nowMs: number): void {
+  #settle(
+    subscription: ModelSubscription,
+    tag: number,
+    message: ModelMessage,
+    item: SettleItem,
+    nowMs: number,
+  ): void {
     const { queue } = subscription
     this.#letGo(subscription, tag, message)
     switch (item.outcome) {
@@ -369,12 +455,14 @@ export class Model {
       return
     }
     message.attempts++
+    message.isSuspect = false
     this.counts.retried++
     const dueMs = this.#view.dueMs(queue.id, message.offset)
     const what = `offset ${message.offset} of ${queue.name} after attempt ${message.attempts}`
     if (dueMs === undefined) throw new Violation(6, `${what} does not come back`)
     if (delayMs !== undefined) {
-      if (dueMs !== nowMs + delayMs) throw new Violation(11, `${what} comes back at ${dueMs}, not at ${nowMs} + ${delayMs}`)
+      if (dueMs !== nowMs + delayMs)
+        throw new Violation(11, `${what} comes back at ${dueMs}, not at ${nowMs} + ${delayMs}`)
     } else {
       const nominal = Math.min(retryInitialMs * 2 ** (message.attempts - 1), retryMaxMs)
       const waitMs = dueMs - nowMs
@@ -389,6 +477,7 @@ export class Model {
   #die(message: ModelMessage): void {
     message.state = 'dead'
     message.attempts = 0
+    message.isSuspect = false
     this.counts.died++
   }
 
@@ -403,29 +492,54 @@ export class Model {
   }
 
   /** To be told after the broker has done it. */
-  unsubscribed(key: object, connectionDied: boolean, nowMs: number): void {
+  unsubscribed(key: object, blame: 'nobody' | 'started' | 'suspects', nowMs: number): void {
     const subscription = this.#subscription(key)
-    const { queue, started } = subscription
-    const isCharged = connectionDied && started.size === 1
+    const { queue, started, consumer } = subscription
+    if (blame !== 'nobody') this.#judgeBlame(consumer, blame)
     for (const [tag, message] of [...subscription.held]) {
-      const isGuilty = isCharged && started.has(tag)
+      const wasStarted = started.has(tag)
       this.#letGo(subscription, tag, message)
-      if (isGuilty) {
+      if (blame === 'started' && wasStarted) {
         this.counts.charged++
         this.#retry(queue, message, undefined, nowMs)
-      } else {
-        message.state = 'ready'
+        continue
       }
+      if (blame === 'suspects' && wasStarted) {
+        this.counts.suspected++
+        message.isSuspect = true
+      }
+      message.state = 'ready'
     }
     queue.subscriptions.delete(subscription)
     this.subscriptions.delete(key)
   }
 
+  // O8: exactly one that was being handled is charged; of several none is, and they are suspects.
+  #judgeBlame(consumer: ModelConsumer, blame: 'started' | 'suspects'): void {
+    let started = this.#blamed.get(consumer)
+    if (started === undefined) {
+      started = 0
+      for (const subscription of this.subscriptions.values())
+        if (subscription.consumer === consumer) started += subscription.started.size
+      this.#blamed.set(consumer, started)
+    }
+    if ((blame === 'started') !== (started === 1))
+      throw new Violation(
+        'O8',
+        `${started} messages were being handled when a connection died, and the blame goes to ${blame}`,
+      )
+  }
+
   drained(key: object): void {
     const subscription = this.#subscription(key)
-    if (!subscription.draining) throw new Violation(16, `subscription ${subscription.id} is drained and did not ask`)
+    if (!subscription.draining)
+      throw new Violation(16, `subscription ${subscription.id} is drained and did not ask`)
     const waiting = this.#handedNext(subscription)
-    if (waiting !== undefined) throw new Violation(16, `subscription ${subscription.id} is drained while offset ${waiting.offset} of ${subscription.queue.name} can go`)
+    if (waiting !== undefined)
+      throw new Violation(
+        16,
+        `subscription ${subscription.id} is drained while offset ${waiting.offset} of ${subscription.queue.name} can go`,
+      )
     subscription.draining = false
     subscription.limit = subscription.delivered
     this.counts.drained++
@@ -457,14 +571,16 @@ export class Model {
 
   deleted(name: string, messages: number): void {
     const queue = this.#named(name)
-    if (messages !== queue.live.size) throw new Violation(6, `${name} is deleted with ${messages} messages; it had ${queue.live.size}`)
+    if (messages !== queue.live.size)
+      throw new Violation(6, `${name} is deleted with ${messages} messages; it had ${queue.live.size}`)
     for (const subscription of queue.subscriptions) this.#end(subscription)
     this.queues.delete(queue.id)
     this.names.delete(name)
   }
 
   #end(ended: ModelSubscription): void {
-    for (const [key, subscription] of this.subscriptions) if (subscription === ended) this.subscriptions.delete(key)
+    for (const [key, subscription] of this.subscriptions)
+      if (subscription === ended) this.subscriptions.delete(key)
   }
 
   purged(name: string, messages: number): void {
@@ -481,7 +597,8 @@ export class Model {
       count++
     }
     queue.purged += count
-    if (messages !== count) throw new Violation(6, `a purge of ${name} removes ${messages} messages; there were ${count}`)
+    if (messages !== count)
+      throw new Violation(6, `a purge of ${name} removes ${messages} messages; there were ${count}`)
   }
 
   /** 6: each message is in one state, and the broker counts the same. */
@@ -522,41 +639,69 @@ export class Model {
     for (const queue of this.queues.values()) {
       for (const subscription of queue.subscriptions) {
         const waiting = this.#handedNext(subscription)
-        if (waiting !== undefined) throw new Violation(16, `offset ${waiting.offset} of ${queue.name} waits, and subscription ${subscription.id} has credit for it`)
-        if (subscription.draining && subscription.isReady()) throw new Violation(16, `subscription ${subscription.id} waits to be told that it is drained`)
+        if (waiting !== undefined)
+          throw new Violation(
+            16,
+            `offset ${waiting.offset} of ${queue.name} waits, and subscription ${subscription.id} has credit for it`,
+          )
+        if (subscription.draining && subscription.consumer.isReady)
+          throw new Violation(16, `subscription ${subscription.id} waits to be told that it is drained`)
       }
       for (const message of queue.live.values()) {
         // 11: in time, too.
-        if (message.state === 'scheduled' && message.sinceMs < nowMs - TIMER_SLACK_MS) throw new Violation(11, `offset ${message.offset} of ${queue.name} was due at ${message.sinceMs}, it is ${nowMs}`)
+        if (message.state === 'scheduled' && message.sinceMs < nowMs - TIMER_SLACK_MS)
+          throw new Violation(
+            11,
+            `offset ${message.offset} of ${queue.name} was due at ${message.sinceMs}, it is ${nowMs}`,
+          )
       }
     }
   }
 
   #handedNext(subscription: ModelSubscription): ModelMessage | undefined {
-    if (!subscription.isReady() || subscription.held.size >= subscription.messages || subscription.delivered >= subscription.limit) return undefined
+    if (
+      !subscription.consumer.isReady ||
+      subscription.held.size >= subscription.messages ||
+      subscription.delivered >= subscription.limit
+    )
+      return undefined
     const first = firstReady(subscription.queue)
     if (first === undefined) return undefined
-    const fits = subscription.held.size === 0 || subscription.heldBytes + first.record.length <= subscription.bytes
+    const fits =
+      subscription.held.size === 0 || subscription.heldBytes + first.record.length <= subscription.bytes
     return fits ? first : undefined
   }
 
   /** 8, 17: with everything on disk, the log says what was done. */
   agreesWith(state: LedgerState): void {
-    if (state.queues.size !== this.queues.size) throw new Violation(17, `the log has ${state.queues.size} queues, there are ${this.queues.size}`)
+    if (state.queues.size !== this.queues.size)
+      throw new Violation(17, `the log has ${state.queues.size} queues, there are ${this.queues.size}`)
     for (const queue of this.queues.values()) {
       const saved = state.queues.get(queue.id)
-      if (saved === undefined || saved.name !== queue.name) throw new Violation(17, `the log does not have queue ${queue.name}`)
+      if (saved === undefined || saved.name !== queue.name)
+        throw new Violation(17, `the log does not have queue ${queue.name}`)
       if (saved.next !== queue.next || saved.purged !== queue.purged || saved.live.size !== queue.live.size) {
-        throw new Violation(17, `of ${queue.name} the log has ${saved.live.size} of ${saved.next} messages, there are ${queue.live.size} of ${queue.next}`)
+        throw new Violation(
+          17,
+          `of ${queue.name} the log has ${saved.live.size} of ${saved.next} messages, there are ${queue.live.size} of ${queue.next}`,
+        )
       }
       for (const [offset, message] of queue.live) {
         const written = saved.live.get(offset)
         const what = `offset ${offset} of ${queue.name}`
-        if (written === undefined || !sameBytes(written.record, message.record)) throw new Violation(17, `the log does not have ${what}`)
-        if ((written.dead !== undefined) !== (message.state === 'dead') || written.attempts !== message.attempts) {
-          throw new Violation(17, `the log has ${what} with ${written.attempts} attempts, dead ${written.dead !== undefined}; it has ${message.attempts} and is ${message.state}`)
+        if (written === undefined || !sameBytes(written.record, message.record))
+          throw new Violation(17, `the log does not have ${what}`)
+        if (
+          (written.dead !== undefined) !== (message.state === 'dead') ||
+          written.attempts !== message.attempts
+        ) {
+          throw new Violation(
+            17,
+            `the log has ${what} with ${written.attempts} attempts, dead ${written.dead !== undefined}; it has ${message.attempts} and is ${message.state}`,
+          )
         }
-        if (message.attempts > 0 && written.dueMs !== message.sinceMs) throw new Violation(17, `the log has ${what} due at ${written.dueMs}, not ${message.sinceMs}`)
+        if (message.attempts > 0 && written.dueMs !== message.sinceMs)
+          throw new Violation(17, `the log has ${what} due at ${written.dueMs}, not ${message.sinceMs}`)
       }
     }
   }
@@ -568,7 +713,8 @@ export class Model {
 
   #subscription(key: object): ModelSubscription {
     const subscription = this.subscriptions.get(key)
-    if (subscription === undefined) throw new Violation(7, 'a subscription is used that was never made, or is over')
+    if (subscription === undefined)
+      throw new Violation(7, 'a subscription is used that was never made, or is over')
     return subscription
   }
 
@@ -587,7 +733,12 @@ function firstReady(queue: ModelQueue): ModelMessage | undefined {
   let first: ModelMessage | undefined
   for (const message of queue.live.values()) {
     if (message.state !== 'ready') continue
-    if (first === undefined || message.sinceMs < first.sinceMs || (message.sinceMs === first.sinceMs && message.offset < first.offset)) first = message
+    if (
+      first === undefined ||
+      message.sinceMs < first.sinceMs ||
+      (message.sinceMs === first.sinceMs && message.offset < first.offset)
+    )
+      first = message
   }
   return first
 }

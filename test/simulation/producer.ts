@@ -87,26 +87,43 @@ export class Producer extends Client {
 
   /** Something that is refused for what it is. */
   #offend(): void {
-    const { chance, queueNames, count } = this.around
+    const { chance, queueNames } = this.around
     const number = ++this.#number
     const drafts = this.#drafts(number, chance.int(1, 4))
     const kind = chance.int(0, 4)
-    count(`offence ${kind}`)
+    this.around.count(`offence ${kind}`)
     if (kind === 0) {
       this.#attempt('nowhere', number, drafts, false, ['QUEUE_NOT_FOUND'])
     } else if (kind === 1) {
-      const options = chance.pick([{ delayMs: 5 }, { priority: 3 }, { key: 'k' }, { ttlMs: 9 }, { id: 'i' }, { atMs: 7 }])
+      const options = chance.pick([
+        { delayMs: 5 },
+        { priority: 3 },
+        { key: 'k' },
+        { ttlMs: 9 },
+        { id: 'i' },
+        { atMs: 7 },
+      ])
       const draft = { ...drafts[0]!, options }
-      this.#attempt(chance.pick(queueNames), number, [...drafts.slice(1), draft], false, ['NOT_SUPPORTED', 'QUEUE_NOT_FOUND'])
+      this.#attempt(chance.pick(queueNames), number, [...drafts.slice(1), draft], false, [
+        'NOT_SUPPORTED',
+        'QUEUE_NOT_FOUND',
+      ])
     } else if (kind === 2) {
       this.#attempt(chance.pick(queueNames), number, drafts, false, ['BATCH_CORRUPT'], (batch) => {
         batch[batch.length - 1] = batch[batch.length - 1]! ^ 1
       })
     } else if (kind === 3) {
-      this.#attempt(chance.pick(queueNames), number, drafts, false, ['BATCH_MALFORMED', 'QUEUE_NOT_FOUND'], (batch) => {
-        // One message more than there is.
-        batch[12] = batch[12]! + 1
-      })
+      this.#attempt(
+        chance.pick(queueNames),
+        number,
+        drafts,
+        false,
+        ['BATCH_MALFORMED', 'QUEUE_NOT_FOUND'],
+        (batch) => {
+          // One message more than there is.
+          batch[12] = batch[12]! + 1
+        },
+      )
     } else {
       const draft = { name: this.#name(number, 0, 'x'), padding: this.around.messageBytesMax + 1 }
       this.#attempt(chance.pick(queueNames), number, [draft], false, ['MESSAGE_TOO_LARGE', 'QUEUE_NOT_FOUND'])
@@ -115,10 +132,14 @@ export class Producer extends Client {
 
   /** A number that was confirmed, with other bytes. */
   #reuse(): void {
-    const { chance, queueNames, attempts, count } = this.around
+    const { chance, queueNames, attempts } = this.around
     const number = chance.pick(this.#confirmed.slice(-30))
-    count('number reused')
-    const { batch, records } = buildBatch(number, [{ name: this.#name(number, 0, `r${++this.#reuses}`), padding: 3 }], false)
+    this.around.count('number reused')
+    const { batch, records } = buildBatch(
+      number,
+      [{ name: this.#name(number, 0, `r${++this.#reuses}`), padding: 3 }],
+      false,
+    )
     const queue = chance.pick(queueNames)
     const attempt: Attempt = {
       identity: this.identityText,
@@ -147,7 +168,15 @@ export class Producer extends Client {
   ): void {
     const { batch, records } = buildBatch(number, drafts, atomic)
     spoil?.(batch)
-    const attempt: Attempt = { identity: this.identityText, number, queue, batch, records, names: drafts.map(({ name }) => name), expects }
+    const attempt: Attempt = {
+      identity: this.identityText,
+      number,
+      queue,
+      batch,
+      records,
+      names: drafts.map(({ name }) => name),
+      expects,
+    }
     this.around.attempts.add(attempt)
     this.#remember(attempt)
     const payload = payloadOf(queue, batch)
@@ -191,7 +220,14 @@ export class Producer extends Client {
     return `${this.name}:${number}:${index}:${kind}`
   }
 
-  protected frame(opcode: number, _channel: number, _correlation: number, bytes: Uint8Array, start: number, end: number): void {
+  protected frame(
+    opcode: number,
+    _channel: number,
+    _correlation: number,
+    bytes: Uint8Array,
+    start: number,
+    end: number,
+  ): void {
     if (opcode === OP.PUBLISH_OK) {
       decodePublishOk(bytes, start, end, (number, base) => this.#answered(number, base))
     } else if (opcode === OP.PUBLISH_ERR) {
@@ -205,8 +241,13 @@ export class Producer extends Client {
   #answered(number: number, base: number): void {
     const unanswered = this.#unanswered.get(number)
     // 3: one answer for each number.
-    if (unanswered === undefined) throw new Violation(3, `${this.name} is told that batch ${number} is accepted, and does not wait for it`)
-    if (unanswered.attempt.expects !== undefined) throw new Violation(3, `${this.name} is told that its bad batch ${number} is accepted`)
+    if (unanswered === undefined)
+      throw new Violation(
+        3,
+        `${this.name} is told that batch ${number} is accepted, and does not wait for it`,
+      )
+    if (unanswered.attempt.expects !== undefined)
+      throw new Violation(3, `${this.name} is told that its bad batch ${number} is accepted`)
     this.#unanswered.delete(number)
     this.#acceptedNumber = Math.max(this.#acceptedNumber, number)
     this.#confirmed.push(number)
@@ -219,10 +260,16 @@ export class Producer extends Client {
     this.around.count(`refused with ${code}`)
     const unanswered = this.#unanswered.get(number)
     const attempt = unanswered?.attempt ?? this.#reused.get(number)?.shift()
-    if (attempt === undefined) throw new Violation(3, `${this.name} is told that batch ${number} is refused with ${code}, and does not wait for it`)
-    if (unanswered !== undefined && code === 'UNKNOWN_OUTCOME') throw new Violation(3, `${this.name} waits for batch ${number} and is told ${code}`)
+    if (attempt === undefined)
+      throw new Violation(
+        3,
+        `${this.name} is told that batch ${number} is refused with ${code}, and does not wait for it`,
+      )
+    if (unanswered !== undefined && code === 'UNKNOWN_OUTCOME')
+      throw new Violation(3, `${this.name} waits for batch ${number} and is told ${code}`)
     this.#unanswered.delete(number)
-    for (const message of attempt.names) this.around.history.push({ kind: 'outcome', message, outcome: 'fail' })
+    for (const message of attempt.names)
+      this.around.history.push({ kind: 'outcome', message, outcome: 'fail' })
   }
 }
 

@@ -114,7 +114,7 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
   const subscribe = broker.subscribe.bind(broker)
   broker.subscribe = (name, channel, consumer, messages, bytes, limit) => {
     const subscription = subscribe(name, channel, consumer, messages, bytes, limit)
-    to.guard(() => model.subscribed(subscription, subscription.id, name, () => consumer.isReady, messages, bytes, limit))
+    to.guard(() => model.subscribed(subscription, subscription.id, name, consumer, messages, bytes, limit))
     return subscription
   }
 
@@ -138,9 +138,9 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
   }
 
   const unsubscribe = broker.unsubscribe.bind(broker)
-  broker.unsubscribe = (subscription, connectionDied) => {
-    unsubscribe(subscription, connectionDied)
-    to.guard(() => model.unsubscribed(subscription, connectionDied, broker.nowMs))
+  broker.unsubscribe = (subscription, blame) => {
+    unsubscribe(subscription, blame)
+    to.guard(() => model.unsubscribed(subscription, blame, broker.nowMs))
   }
 
   const ensure = broker.ensure.bind(broker)
@@ -148,7 +148,10 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
     const answer = ensure(request)
     const { id } = broker.queue(request.name)
     to.guard(() => model.ensured(id, answer.queue))
-    owed.promise = () => (ledger.durable.lastQueueId < id ? `queue ${request.name} is said to be there and is not on disk` : undefined)
+    owed.promise = () =>
+      ledger.durable.lastQueueId < id
+        ? `queue ${request.name} is said to be there and is not on disk`
+        : undefined
     return answer
   }
 
@@ -158,7 +161,8 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
     const messages = remove(name)
     to.guard(() => model.deleted(name, messages))
     to.removed(name)
-    owed.promise = () => (ledger.durable.queues.has(id) ? `queue ${name} is said to be deleted and is on disk` : undefined)
+    owed.promise = () =>
+      ledger.durable.queues.has(id) ? `queue ${name} is said to be deleted and is on disk` : undefined
     return messages
   }
 
@@ -170,7 +174,8 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
     to.removed(name)
     owed.promise = () => {
       for (const [offset, { dead }] of ledger.durable.queues.get(id)?.live ?? []) {
-        if (offset < next && dead === undefined) return `offset ${offset} of ${name} is said to be purged and is on disk`
+        if (offset < next && dead === undefined)
+          return `offset ${offset} of ${name} is said to be purged and is on disk`
       }
       return undefined
     }
@@ -201,10 +206,18 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
   return owed
 }
 
-export function tapSession(session: Session, broker: Broker, conversation: Conversation, owed: Owed, to: Listening): void {
+export function tapSession(
+  session: Session,
+  broker: Broker,
+  conversation: Conversation,
+  owed: Owed,
+  to: Listening,
+): void {
   const deliver = session.deliver.bind(session)
   session.deliver = (subscription, run, firstTag, count, bytes, start, end) => {
-    to.guard(() => to.model.dispatched(subscription, run, firstTag, count, bytes.subarray(start, end), broker.nowMs))
+    to.guard(() =>
+      to.model.dispatched(subscription, run, firstTag, count, bytes.subarray(start, end), broker.nowMs),
+    )
     deliver(subscription, run, firstTag, count, bytes, start, end)
   }
 

@@ -24,7 +24,10 @@ export class Trace {
   /** The last events, oldest first, each with its number. */
   lines(): string[] {
     const from = Math.max(0, this.count - KEPT_EVENTS)
-    return Array.from({ length: this.count - from }, (_, i) => `${from + i} ${this.#last[(from + i) % KEPT_EVENTS]!}`)
+    return Array.from(
+      { length: this.count - from },
+      (_, i) => `${from + i} ${this.#last[(from + i) % KEPT_EVENTS]!}`,
+    )
   }
 }
 

@@ -25,7 +25,10 @@ import { Violation } from './trace.js'
 export class Conversation {
   readonly identity: string
   /** Settles by their correlation. */
-  readonly settles = new Map<number, { readonly subscriptionId: number; readonly items: readonly SettleItem[] }>()
+  readonly settles = new Map<
+    number,
+    { readonly subscriptionId: number; readonly items: readonly SettleItem[] }
+  >()
   /** For each RESULT that the broker owes, in order: what the disk must say when it goes out. */
   readonly promises: (() => string | undefined)[] = []
 
@@ -40,7 +43,14 @@ export class Witness {
   readonly #attempts: Attempts
   /** The log has failed: nothing may be promised any more. */
   isDead = false
-  readonly counts = { confirmed: 0, refused: 0, settled: 0, results: 0, delivered: 0, errors: new Map<string, number>() }
+  readonly counts = {
+    confirmed: 0,
+    refused: 0,
+    settled: 0,
+    results: 0,
+    delivered: 0,
+    errors: new Map<string, number>(),
+  }
 
   constructor(ledger: Ledger, model: Model, attempts: Attempts) {
     this.#ledger = ledger
@@ -57,8 +67,16 @@ export class Witness {
     return (bytes) => decoder.push(bytes)
   }
 
-  #frame(conversation: Conversation, opcode: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
-    const isPromise = opcode === OP.PUBLISH_OK || opcode === OP.SETTLE_OK || opcode === OP.RESULT || opcode === OP.DELIVER
+  #frame(
+    conversation: Conversation,
+    opcode: number,
+    correlation: number,
+    bytes: Uint8Array,
+    start: number,
+    end: number,
+  ): void {
+    const isPromise =
+      opcode === OP.PUBLISH_OK || opcode === OP.SETTLE_OK || opcode === OP.RESULT || opcode === OP.DELIVER
     // 20: after a write has failed nothing leaves as confirmed.
     if (this.isDead && isPromise) throw new Violation(20, `frame ${opcode} left after the log had failed`)
     if (opcode === OP.PUBLISH_OK) {
@@ -80,7 +98,8 @@ export class Witness {
       const { code, message } = decodeFault(bytes, start, end)
       this.#error(code)
       // Its disk is honest: the broker knows whoever it confirmed anything to, and reads back what it wrote.
-      if (code === 'PRODUCER_UNKNOWN' || code === 'CORRUPT') throw new Violation(3, `the broker says ${code}: ${message}`)
+      if (code === 'PRODUCER_UNKNOWN' || code === 'CORRUPT')
+        throw new Violation(3, `the broker says ${code}: ${message}`)
     }
   }
 
@@ -92,15 +111,27 @@ export class Witness {
   #confirmed({ identity }: Conversation, number: number, base: number): void {
     this.counts.confirmed++
     const accepted = this.#ledger.durable.producers.get(identity)?.accepted.get(number)
-    if (accepted === undefined) throw new Violation(1, `batch ${number} of ${identity} is confirmed and not on disk`)
-    if (accepted.base !== base) throw new Violation(3, `batch ${number} of ${identity} is confirmed at ${base} and stands at ${accepted.base}`)
+    if (accepted === undefined)
+      throw new Violation(1, `batch ${number} of ${identity} is confirmed and not on disk`)
+    if (accepted.base !== base)
+      throw new Violation(
+        3,
+        `batch ${number} of ${identity} is confirmed at ${base} and stands at ${accepted.base}`,
+      )
   }
 
   // 8: a settle that was confirmed is on disk.
-  #settled(conversation: Conversation, correlation: number, bytes: Uint8Array, start: number, end: number): void {
+  #settled(
+    conversation: Conversation,
+    correlation: number,
+    bytes: Uint8Array,
+    start: number,
+    end: number,
+  ): void {
     const { subscriptionId, ranges } = decodeRanges('SETTLE_OK', bytes, start, end)
     const asked = conversation.settles.get(correlation)
-    if (asked === undefined || asked.subscriptionId !== subscriptionId) throw new Violation(21, `SETTLE_OK ${correlation} of subscription ${subscriptionId} answers nothing`)
+    if (asked === undefined || asked.subscriptionId !== subscriptionId)
+      throw new Violation(21, `SETTLE_OK ${correlation} of subscription ${subscriptionId} answers nothing`)
     conversation.settles.delete(correlation)
     const stale = new Set<number>()
     for (const { firstTag, count } of ranges) for (let i = 0; i < count; i++) stale.add((firstTag + i) >>> 0)
@@ -111,14 +142,20 @@ export class Witness {
         if (stale.has(tag)) continue
         this.counts.settled++
         const offset = subscription?.granted.get(tag)
-        if (subscription === undefined || offset === undefined) throw new Violation(7, `tag ${tag} of subscription ${subscriptionId} is settled and was never granted`)
+        if (subscription === undefined || offset === undefined)
+          throw new Violation(
+            7,
+            `tag ${tag} of subscription ${subscriptionId} is settled and was never granted`,
+          )
         const message = this.#ledger.durable.queues.get(subscription.queue.id)?.live.get(offset)
         if (message === undefined || message.dead !== undefined) continue
         const what = `offset ${offset} of ${subscription.queue.name}`
         if (outcome === OUTCOME.ack) throw new Violation(8, `the ack of ${what} is confirmed and not on disk`)
-        if (outcome === OUTCOME.deadLetter) throw new Violation(8, `${what} is said to be dead and is not on disk as dead`)
+        if (outcome === OUTCOME.deadLetter)
+          throw new Violation(8, `${what} is said to be dead and is not on disk as dead`)
         const charged = subscription.charged.get(tag) ?? 0
-        if (outcome === OUTCOME.retry && message.attempts < charged) throw new Violation(8, `the retry of ${what} is confirmed and not on disk`)
+        if (outcome === OUTCOME.retry && message.attempts < charged)
+          throw new Violation(8, `the retry of ${what} is confirmed and not on disk`)
       }
     }
   }
@@ -127,18 +164,31 @@ export class Witness {
   #delivered(bytes: Uint8Array, start: number, end: number): void {
     const { subscriptionId, firstTag, firstOffset, count } = decodeDeliverHead(bytes, start, end)
     const subscription = this.#model.subscriptionById(subscriptionId)
-    if (subscription === undefined) throw new Violation(7, `a delivery for subscription ${subscriptionId}, which there is not`)
+    if (subscription === undefined)
+      throw new Violation(7, `a delivery for subscription ${subscriptionId}, which there is not`)
     const { queue } = subscription
     const records = splitRecords(bytes, start + DELIVER_HEADER_BYTES, end)
-    if (records.length !== count) throw new Violation(2, `a delivery of ${count} messages carries ${records.length} records`)
+    if (records.length !== count)
+      throw new Violation(2, `a delivery of ${count} messages carries ${records.length} records`)
     const saved = this.#ledger.durable.queues.get(queue.id)
     for (const [i, record] of records.entries()) {
       this.counts.delivered++
       const offset = firstOffset + i
       const tag = (firstTag + i) >>> 0
-      if (subscription.granted.get(tag) !== offset) throw new Violation(14, `offset ${offset} of ${queue.name} is delivered under tag ${tag}, which was not granted for it`)
-      if (!this.#attempts.knows(queue.name, record)) throw new Violation(2, `offset ${offset} of ${queue.name} is delivered with bytes that nobody published there`)
-      const isOnDisk = saved === undefined ? this.#ledger.durable.queues.size > 0 || this.#model.queues.get(queue.id) === undefined : saved.next > offset
+      if (subscription.granted.get(tag) !== offset)
+        throw new Violation(
+          14,
+          `offset ${offset} of ${queue.name} is delivered under tag ${tag}, which was not granted for it`,
+        )
+      if (!this.#attempts.knows(queue.name, record))
+        throw new Violation(
+          2,
+          `offset ${offset} of ${queue.name} is delivered with bytes that nobody published there`,
+        )
+      const isOnDisk =
+        saved === undefined
+          ? this.#ledger.durable.queues.size > 0 || this.#model.queues.get(queue.id) === undefined
+          : saved.next > offset
       if (!isOnDisk) throw new Violation(2, `offset ${offset} of ${queue.name} is delivered and not on disk`)
       const message = queue.live.get(offset)
       if (message !== undefined) message.left = true

@@ -120,6 +120,7 @@ export class Broker {
   #truncating = false
   #lastIsEmpty = true
   #failed = false
+  #stopped = false
   #idleWaiters: (() => void)[] = []
 
   /** Recovers from the log and begins a new boot; resolves when that is on disk. @throws SluiceError LOG_CORRUPT */
@@ -215,7 +216,7 @@ export class Broker {
 
   /** Something was taken in: the turn will be ended. */
   wake(): void {
-    if (this.#turnIsDue || this.#failed) return
+    if (this.#turnIsDue || this.#failed || this.#stopped) return
     this.#turnIsDue = true
     this.#options.defer(() => this.#endTurn())
   }
@@ -487,7 +488,10 @@ export class Broker {
   /** Stops in order: writes down what was delivered, marks the end, and waits until all is on disk. */
   async close(): Promise<void> {
     if (this.#failed) return
-    this.beginTurn()
+    this.#endTurn()
+    // Nothing may stand behind the mark of the end: no further turn, and no copy that is being read.
+    this.#stopped = true
+    this.#relocation.stop()
     for (const queue of this.#state.queues.values()) {
       if (queue.deliveredBelow > queue.redeliveredBelow) {
         queue.redeliveredBelow = queue.deliveredBelow
@@ -530,6 +534,7 @@ export class Broker {
     if (this.#waitingForDisk.length > 0 && !this.isBehind) {
       for (const resume of this.#waitingForDisk.splice(0)) resume()
     }
+    if (this.#stopped) this.#tail.flush(this.nowMs)
     if (!this.#tail.isIdle) this.wake()
     else for (const waiter of this.#idleWaiters.splice(0)) waiter()
   }
@@ -544,7 +549,7 @@ export class Broker {
 
   #endTurn(): void {
     this.#turnIsDue = false
-    if (this.#failed) return
+    if (this.#failed || this.#stopped) return
     this.beginTurn()
     try {
       for (const queue of this.#active.splice(0)) {

@@ -28,6 +28,7 @@ export class Dispatcher {
     redelivered: false,
     alone: false,
     sinceMs: -1,
+    durable: false,
   }
   readonly #places = new WeakMap<Queue, Place>()
 
@@ -82,6 +83,8 @@ export class Dispatcher {
       tag = (tag + 1) >>> 0
     }
     if (count === 0) return false
+    // A first try is described by its batch alone; a further one also by facts, which may not be durable yet.
+    run.durable = run.sinceMs === -1 && run.batchPosition < this.#blocks.durablePosition
     queue.lease(run, count)
     place.index += count
     place.byte += at - start

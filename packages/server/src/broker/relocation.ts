@@ -20,6 +20,7 @@ export class Relocation {
   readonly #state: State
   #entries: AsyncIterator<LogEntry> | undefined
   #reading = false
+  #stopped = false
   #segmentEnd = 0
   #allowance = 0
   #countedBytes = 0
@@ -53,6 +54,7 @@ export class Relocation {
     void this.#entries!.next().then(
       (result) => {
         this.#reading = false
+        if (this.#stopped) return
         if (result.done === true || result.value.position >= this.#segmentEnd) this.#finish()
         else this.#copy(result.value, nowMs)
         wake()
@@ -63,6 +65,12 @@ export class Relocation {
         this.#finish()
       },
     )
+  }
+
+  /** Nothing is copied any more, also not what is being read. */
+  stop(): void {
+    this.#stopped = true
+    this.#finish()
   }
 
   #begin(): boolean {

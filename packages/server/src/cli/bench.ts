@@ -117,6 +117,10 @@ async function measure(options: Options, sluice: Sluice, name: string, children:
   }
   const publish = start('publish', options, name, options.producers, { endToEnd, rate: options.rate / options.producers }, children)
   sides.push(publish)
+  while (publish.loads.some((load) => (publish.reports.get(load)?.count ?? 0) === 0)) {
+    if (publish.loads.some((load) => load.exitCode !== null)) throw new Error('a load process ended before it began')
+    await pause(20)
+  }
   await pause(warmupMs)
   for (const side of sides) {
     side.fromMs = latest(side)

@@ -39,6 +39,7 @@ async function dial({ url, timeout }: GlobalOptions, label: string): Promise<Slu
     })
     let isLost = false
     sluice.on('disconnected', ({ error }) => {
+      if (error.code === 'CLOSED') return
       isLost = true
       notice(`The connection was lost: ${error.message} Connecting again.`)
     })

@@ -70,7 +70,7 @@ async function consumeAll(sluice: Sluice, { queue, count, waitMs, ack, json }: W
     stream.return?.().catch(() => {})
   }
   const forget = onStop(end)
-  const idle = waitMs === undefined ? undefined : setTimeout(end, Math.min(waitMs, TIMER_MS_MAX))
+  const idle = waitMs === undefined ? undefined : await idleTimer(sluice, queue, waitMs, end)
   if (process.stdout.isTTY && count === Infinity && waitMs === undefined) {
     notice(`Messages of ${queue} as they come; Ctrl-C ends.`)
   }
@@ -109,7 +109,15 @@ async function consumeAll(sluice: Sluice, { queue, count, waitMs, ack, json }: W
   }
 }
 
+/** A message that is ready may take so long to arrive. */
+const WAIT_MS_MIN = 100
 const TIMER_MS_MAX = 2 ** 31 - 1
+
+/** Runs from when the broker has taken the subscription: requests are answered in their order. */
+async function idleTimer(sluice: Sluice, queue: string, waitMs: number, end: () => void): Promise<NodeJS.Timeout> {
+  await sluice.queues.get(queue)
+  return setTimeout(end, Math.min(Math.max(waitMs, WAIT_MS_MIN), TIMER_MS_MAX))
+}
 
 /** Writes messages to stdout and acknowledges what has left. */
 class Printer {

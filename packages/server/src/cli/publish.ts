@@ -3,7 +3,7 @@
  * so much is read ahead of the broker's confirmations.
  */
 import { open } from 'node:fs/promises'
-import type { Receipt, Sluice } from '@sluice/client'
+import type { Receipt } from '@sluice/client'
 import { LIMITS, SluiceError, queueName } from '@sluice/protocol'
 import { command } from './command.js'
 import { durationMs, withBroker } from './connection.js'
@@ -19,6 +19,8 @@ type BodyType = (typeof BODY_TYPES)[number]
 const IN_FLIGHT_MESSAGES_MAX = 5_000
 const IN_FLIGHT_BYTES_MAX = 16 << 20
 const PROGRESS_MS = 200
+/** Of fewer messages a rate says nothing. */
+const RATE_MESSAGES_MIN = 1_000
 
 interface PublishOptions {
   readonly queue: string
@@ -74,7 +76,7 @@ export const publish = command<PublishOptions>({
           ...(headers === undefined ? {} : { headers }),
           ...(options.timeout === undefined ? {} : { timeout: durationMs(options.timeout, '--timeout') }),
         })
-      if (single === undefined) return publishLines(sluice, queue, bodyType, options.json, send)
+      if (single === undefined) return publishLines(queue, bodyType, options.json, send)
       const receipt = await send(single)
       if (options.json) await printJson({ queue, ...receipt })
       else await print(`offset ${receipt.offset}${receipt.duplicate ? ' (duplicate)' : ''}\n`)
@@ -83,7 +85,6 @@ export const publish = command<PublishOptions>({
 })
 
 async function publishLines(
-  _sluice: Sluice,
   queue: string,
   bodyType: BodyType,
   json: boolean,
@@ -206,7 +207,7 @@ function summary(shipment: Shipment, queue: string, elapsedMs: number, failed: b
       : firstOffset === lastOffset
         ? `, offset ${firstOffset}`
         : `, offsets ${firstOffset} to ${lastOffset}`
-  const rate = confirmed === 0 ? '' : `, ${grouped(Math.round((confirmed / Math.max(1, elapsedMs)) * 1000))} a second`
+  const rate = confirmed < RATE_MESSAGES_MIN ? '' : `, ${grouped(Math.round((confirmed / Math.max(1, elapsedMs)) * 1000))} a second`
   const text = `Published ${counted(confirmed, 'message')} to ${queue}${range}${rate}.`
   if (!failed) return text
   return failure === undefined ? `${text} Then:` : `${text} The first that failed is line ${grouped(failure.line)}:`

@@ -68,6 +68,11 @@ export class Blocks {
     return block
   }
 
+  /** Everything before this is on disk. */
+  get durablePosition(): number {
+    return this.#durable
+  }
+
   /** Everything before `position` is durable. */
   setDurable(position: number): void {
     this.#durable = position

@@ -292,6 +292,12 @@ describe('decision tables', () => {
     if (state.refuses === undefined) {
       const bounds = await log.open()
       expect(log.recovery).toEqual({ directory: state.directory, tail: state.tail })
+      expect(bounds.cutBytes > 0).toBe(state.tail === 'torn' || state.tail === 'torn-in-next')
+      // What was cut or written again is so for good.
+      const second = await openLog(disk.clone())
+      expect(second.log.recovery.directory).toBe('ordinary')
+      expect(second.bounds).toEqual({ ...bounds, cutBytes: 0 })
+      await second.log.close()
       // Whatever was found, the log goes on from there.
       const writer = new EntryWriter(log, bounds)
       for (let n = 0; n < 4; n++) await writer.append(sectors(7))
@@ -1079,7 +1085,7 @@ async function live(disk: SimulatedDisk, history: History, random: Random, what:
       settled = true
     }
     work.then(mark, mark)
-    for (let idle = 0; ; ) {
+    for (let idle = 0; ;) {
       await tick()
       if (settled) return work
       if (random() < share) await checkCrash(disk, history, random, what)
@@ -1131,7 +1137,6 @@ describe('crashes', () => {
     'what any power cut leaves is what was promised, in order, and at most one entry more',
     { timeout: 60_000 + SEEDS * 1000 },
     async () => {
-      const before = checked.images
       for (let seed = FIRST_SEED; seed < FIRST_SEED + SEEDS; seed++) {
         const random = randomFrom(seed)
         const options: SimulatedDiskOptions = { mode: 'queued', random }
@@ -1142,10 +1147,12 @@ describe('crashes', () => {
           disk = random() < 0.5 ? disk.kill(random, options) : disk.crash(random, options)
         }
       }
-      expect(checked.images - before).toBeGreaterThan(80 * SEEDS)
+      // One seed, run again to look into it, need not meet everything.
+      if (SEEDS < 40) return
+      expect(checked.images).toBeGreaterThan(90 * SEEDS)
       expect(checked.entries).toBeGreaterThan(1000 * SEEDS)
-      expect(checked.torn).toBeGreaterThan(4 * SEEDS)
-      expect(checked.partial).toBeGreaterThan(4 * SEEDS)
+      expect(checked.torn).toBeGreaterThan(2 * SEEDS)
+      expect(checked.partial).toBeGreaterThan(10 * SEEDS)
       expect([...checked.tails].sort()).toEqual(['bare', 'clean', 'torn', 'torn-in-next'])
     },
   )

@@ -35,6 +35,7 @@ const newRun = (): Run => ({
   redelivered: false,
   alone: false,
   sinceMs: -1,
+  durable: false,
 })
 
 /** The queue said plainly: a list of messages, searched from end to end. */

@@ -31,6 +31,8 @@ export interface Run {
   alone: boolean
   /** -1: from the plain line. */
   sinceMs: number
+  /** All that a delivery of it says is on disk already; set by whoever knows where the disk is. */
+  durable: boolean
 }
 
 export class Queue {

@@ -4,7 +4,7 @@
  *
  * Invariant: nothing reaches the transport before `release` was called with an LSN at or above its gate.
  */
-import { FRAME_HEADER_BYTES, writeFrameHeader } from '@sluice/protocol'
+import { FRAME_HEADER_BYTES, OP, writeFrameHeader } from '@sluice/protocol'
 
 /** Where released bytes go. `bytes` stay untouched until `written` is called. */
 export interface OutboxTransport {
@@ -17,6 +17,8 @@ interface Page {
   readonly length: number
   /** Bytes of published batches that are answered in this page. */
   readonly answersBytes: number
+  /** Frames in this page that no delivery may overtake. */
+  readonly barriers: number
 }
 
 const PAGE_BYTES_MIN = 4 << 10
@@ -30,7 +32,10 @@ export class Outbox {
   outstandingBytes = 0
   /** Bytes of published batches whose answers wait for the disk. */
   inFlightBytes = 0
+  /** Frames held that no delivery may overtake: all but confirms, which stand for themselves. */
+  barriers = 0
   #answersBytes = 0
+  #pageBarriers = 0
   #length = 0
   /** Pages of this turn that are full, then those of earlier turns that wait for their entry. */
   #filled: Page[] = []
@@ -55,6 +60,10 @@ export class Outbox {
     const at = writeFrameHeader(this.bytes, this.#length, payloadBytes, opcode, channel, correlation)
     this.#length += total
     this.outstandingBytes += total
+    if (opcode !== OP.PUBLISH_OK && opcode !== OP.PUBLISH_ERR && opcode !== OP.SETTLE_OK) {
+      this.barriers++
+      this.#pageBarriers++
+    }
     return at
   }
 
@@ -109,6 +118,7 @@ export class Outbox {
   #send(page: Page): void {
     const { bytes, length } = page
     this.inFlightBytes -= page.answersBytes
+    this.barriers -= page.barriers
     this.#transport.write(length === bytes.length ? bytes : bytes.subarray(0, length), () => {
       this.outstandingBytes -= length
       giveBack(bytes)
@@ -117,10 +127,17 @@ export class Outbox {
   }
 
   #fill(): void {
-    this.#filled.push({ gate: Infinity, bytes: this.bytes, length: this.#length, answersBytes: this.#answersBytes })
+    this.#filled.push({
+      gate: Infinity,
+      bytes: this.bytes,
+      length: this.#length,
+      answersBytes: this.#answersBytes,
+      barriers: this.#pageBarriers,
+    })
     this.bytes = NO_BYTES
     this.#length = 0
     this.#answersBytes = 0
+    this.#pageBarriers = 0
   }
 
   #makeRoom(total: number): void {

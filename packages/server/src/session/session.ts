@@ -112,7 +112,9 @@ export class Session implements Output, Consumer {
   readonly #transport: Transport
   readonly #settings: SessionSettings
   readonly #decoder: FrameDecoder
+  /** What waits at the gate, and deliveries that need not: they tell of nothing that is not on disk. */
   readonly #outbox: Outbox
+  readonly #freeOutbox: Outbox
   readonly #onClosed: (session: Session, why: SluiceError | undefined) => void
   readonly #subscriptions = new Map<number, Subscription>()
   #stage: Stage = 'hello'
@@ -160,6 +162,7 @@ export class Session implements Output, Consumer {
       },
     }
     this.#outbox = new Outbox(outgoing, () => this.#progressed())
+    this.#freeOutbox = new Outbox(outgoing, () => this.#progressed())
     this.#decoder = new FrameDecoder((opcode, flags, channel, correlation, bytes, start, end) => {
       this.#frame(opcode, flags, channel, correlation, bytes, start, end)
     })
@@ -181,6 +184,10 @@ export class Session implements Output, Consumer {
   /** Whether it takes deliveries: it has read most of what was sent to it. */
   get isReady(): boolean {
     return !this.#isCongested && !this.#isStopping && this.#stage === 'open'
+  }
+
+  get #outstandingBytes(): number {
+    return this.#outbox.outstandingBytes + this.#freeOutbox.outstandingBytes
   }
 
   /** Bytes of half-received frames that this connection keeps. */
@@ -220,7 +227,7 @@ export class Session implements Output, Consumer {
       return
     }
     if (this.#stalledSinceMs > 0 && nowMs - this.#stalledSinceMs - stallMs > this.#settings.stalledMs) {
-      this.fail(new SluiceError('SLOW_CONSUMER', `${this.#outbox.outstandingBytes} bytes were not read for ${this.#settings.stalledMs} ms.`))
+      this.fail(new SluiceError('SLOW_CONSUMER', `${this.#outstandingBytes} bytes were not read for ${this.#settings.stalledMs} ms.`))
       return
     }
     if (nowMs - this.#spokeMs >= this.#heartbeatMs / 2) this.#urgent(OP.PING, 0)
@@ -263,14 +270,16 @@ export class Session implements Output, Consumer {
 
   endTurn(gate: number): void {
     this.#outbox.endTurn(gate)
+    this.#freeOutbox.endTurn(0)
     const { outboundBytesSoft, outboundBytesHard } = this.#settings
     const most = outboundBytesSoft + outboundBytesHard
-    if (this.#outbox.outstandingBytes > most) {
-      this.fail(new SluiceError('SLOW_CONSUMER', `${this.#outbox.outstandingBytes} bytes are unread; at most ${most} are kept.`))
+    if (this.#outstandingBytes > most) {
+      this.fail(new SluiceError('SLOW_CONSUMER', `${this.#outstandingBytes} bytes are unread; at most ${most} are kept.`))
     }
   }
 
   release(durableLsn: number): boolean {
+    this.#freeOutbox.release(durableLsn)
     const holds = this.#outbox.release(durableLsn)
     if (this.#stage !== 'open') return false
     if (!holds && this.#saidGoodbye) this.end()
@@ -281,7 +290,8 @@ export class Session implements Output, Consumer {
   // --- Consumer ---
 
   deliver(subscription: Subscription, run: Run, firstTag: number, count: number, bytes: Uint8Array, start: number, end: number): void {
-    const outbox = this.#outbox
+    // It may overtake confirms, but neither the answer to SUBSCRIBE nor a delivery that waits.
+    const outbox = run.durable && this.#outbox.barriers === 0 ? this.#freeOutbox : this.#outbox
     const at = outbox.begin(OP.DELIVER, subscription.channel, 0, DELIVER_HEADER_BYTES + end - start)
     const flags = (run.redelivered ? DELIVER_FLAG.redelivered : 0) | (run.alone ? DELIVER_FLAG.alone : 0)
     const recordsAt = writeDeliverHead(
@@ -297,7 +307,7 @@ export class Session implements Output, Consumer {
     )
     outbox.bytes.set(bytes.subarray(start, end), recordsAt)
     this.#broker.hold(this)
-    if (outbox.outstandingBytes > this.#settings.outboundBytesSoft) this.#congested()
+    if (this.#outstandingBytes > this.#settings.outboundBytesSoft) this.#congested()
   }
 
   drained(subscription: Subscription): void {
@@ -564,7 +574,7 @@ export class Session implements Output, Consumer {
   #progressed(): void {
     if (!this.#isCongested || this.#stage !== 'open') return
     this.#stalledSinceMs = this.#broker.nowMs
-    if (this.#outbox.outstandingBytes > this.#settings.outboundBytesSoft / 2) return
+    if (this.#outstandingBytes > this.#settings.outboundBytesSoft / 2) return
     this.#isCongested = false
     this.#stalledSinceMs = 0
     for (const subscription of this.#subscriptions.values()) this.#broker.resume(subscription.queue)
@@ -601,6 +611,7 @@ export class Session implements Output, Consumer {
     this.#stage = 'closed'
     this.#decoder.stop()
     this.#outbox.clear()
+    this.#freeOutbox.clear()
     this.#okPage = NO_BYTES
     this.#unsubscribeAll(!this.#saidGoodbye)
     if (this.#producer !== undefined) this.#broker.detachProducer(this.#producer)

@@ -1,0 +1,64 @@
+import { execFile } from 'node:child_process'
+import { mkdtemp, readdir, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { expect, test } from 'vitest'
+
+const RECORDS = 4000
+const TEST_MS_MAX = 130_000
+const ROWS = ['published', 'confirmed', 'delivered', 'redelivered', 'acked', 'lost', 'out of order']
+const PROGRAM = fileURLToPath(new URL('../dist/demo/run.js', import.meta.url))
+
+interface Run {
+  readonly exitCode: number | string | null
+  readonly stdout: string
+  readonly stderr: string
+}
+
+function runDemo(args: readonly string[], directory: string): Promise<Run> {
+  const options = { env: { ...process.env, TMPDIR: directory }, timeout: TEST_MS_MAX }
+  return new Promise((resolve) => {
+    execFile(process.execPath, [PROGRAM, ...args], options, (error, stdout, stderr) => {
+      resolve({ exitCode: error === null ? 0 : (error.code ?? null), stdout, stderr })
+    })
+  })
+}
+
+function numberAt(name: string, stdout: string): number {
+  const found = new RegExp(`^${name} +([\\d,]+) `, 'm').exec(stdout)
+  return Number(found?.[1]?.replaceAll(',', ''))
+}
+
+test(
+  'the demo loses nothing and leaves nothing behind',
+  async () => {
+    const directory = await mkdtemp(join(tmpdir(), 'sluice-demo-test-'))
+    try {
+      const { exitCode, stdout, stderr } = await runDemo(['--records', String(RECORDS)], directory)
+      expect(exitCode, `${stdout}\n${stderr}`).toBe(0)
+      const tally = Object.fromEntries(ROWS.map((name) => [name, numberAt(name, stdout)]))
+      expect(tally).toMatchObject({
+        published: RECORDS,
+        confirmed: RECORDS,
+        acked: RECORDS,
+        lost: 0,
+        'out of order': 0,
+      })
+      expect(tally['redelivered']).toBeGreaterThan(0)
+      expect(tally['delivered']).toBeGreaterThanOrEqual(RECORDS)
+      expect(stderr).toMatch(/killed worker 2.*\n(.*\n)*.*killed the broker/)
+      expect(await readdir(directory)).toEqual([])
+    } finally {
+      await rm(directory, { recursive: true, force: true })
+    }
+  },
+  TEST_MS_MAX,
+)
+
+test('the demo refuses a count of records that it does not have', async () => {
+  const { exitCode, stdout, stderr } = await runDemo(['--records', '20001'], tmpdir())
+  expect(exitCode).toBe(2)
+  expect(stdout).toBe('')
+  expect(stderr).toBe('--records is 20001; it must be a whole number from 2000 to 20000.\n')
+})

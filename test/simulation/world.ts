@@ -1,0 +1,762 @@
+/**
+ * One seeded run: a simulated clock, disk and network, the production log, broker and sessions, and clients that make
+ * trouble. The world alone decides what happens next, and lets all promises run out before it decides again, so a
+ * seed has one history.
+ *
+ * A run has several lives of the broker, each ended by a loss of power, a kill, a failing disk or an orderly stop. At
+ * the end everything is healed, drained and judged.
+ */
+import { MESSAGE_OVERHEAD_BYTES, SluiceError } from '@sluice/protocol'
+import { crc32 } from 'node:zlib'
+import { Broker } from '../../packages/server/src/broker/broker.js'
+import { FileLog } from '../../packages/server/src/log/file-log.js'
+import type { Disk } from '../../packages/server/src/log/log.js'
+import { SESSION_DEFAULTS, Session, type SessionSettings } from '../../packages/server/src/session/session.js'
+import { checkHistory, findingLines, violations, type HistoryEvent, type Report } from '../checker/history.js'
+import { Administrator } from './administrator.js'
+import { Attempts } from './attempts.js'
+import { Chance } from './chance.js'
+import type { Client, Surroundings } from './client.js'
+import { Consumer } from './consumer.js'
+import type { Defect } from './defect.js'
+import { SimulatedDisk, type Fault, type Operation, type SimulatedDiskOptions } from './disk.js'
+import { Intruder } from './intruder.js'
+import { Ledger } from './ledger.js'
+import { Link } from './link.js'
+import { Model } from './model.js'
+import { Producer } from './producer.js'
+import { compareRecovered } from './recovery.js'
+import { TappedLog, tapBroker, tapSession, type Listening } from './taps.js'
+import { SimulationFailure, Trace, Violation } from './trace.js'
+import { Conversation, Witness } from './witness.js'
+
+export interface WorldOptions {
+  readonly seed: number
+  /** Lives of the broker before the last one, and steps in each. */
+  readonly lives?: number
+  readonly steps?: number
+  readonly defect?: Defect
+  /** Called between steps whenever the disk has been used; may look at images of it, and must not change it. */
+  readonly onDiskUse?: (world: World) => Promise<void>
+  /** The test file that runs this seed again. */
+  readonly file?: string
+}
+
+/** What a run did, for tests that want to know that it did something. */
+export interface WorldReport {
+  readonly seed: number
+  readonly hash: number
+  readonly events: number
+  readonly counts: ReadonlyMap<string, number>
+  readonly history: Report
+}
+
+type Ending = 'power' | 'kill' | 'close' | 'fault'
+
+interface Sleeper {
+  readonly atMs: number
+  readonly wake: () => void
+}
+
+/** Sessions are looked at so often, as the listener does. */
+const TICK_MS = 50
+const LINGER_MS = 1_000
+const HEALING_STEPS_MAX = 150_000
+const SLACK_MS = 200
+
+export class World implements Surroundings {
+  readonly seed: number
+  readonly chance: Chance
+  readonly trace = new Trace()
+  readonly ledger = new Ledger()
+  readonly attempts = new Attempts()
+  readonly history: HistoryEvent[] = []
+  readonly model: Model
+  readonly queueNames: readonly string[]
+  readonly segmentBytes: number
+  readonly messageBytesMax: number
+  readonly batchBytesMax: number
+  readonly heartbeatMs: number
+  readonly counts = new Map<string, number>()
+  nowMs = 1_700_000_000_000
+  isHealing = false
+  disk: SimulatedDisk
+  broker: Broker | undefined
+  log: TappedLog | undefined
+  witness: Witness
+  readonly producers: Producer[] = []
+  readonly #clients: Client[] = []
+  readonly #options: WorldOptions
+  readonly #settings: SessionSettings
+  readonly #checkpointBytes: number
+  readonly #blockBytes: number
+  readonly #recentBytes: number
+  readonly #kernelBytes: number
+  readonly #diskWeight: number
+  readonly #troubleWeight: number
+  #links: Link[] = []
+  #conversations = new Map<Link, { conversation: Conversation; silentMs: number; lastMs: number }>()
+  #turns: (() => void)[] = []
+  #sleepers: Sleeper[] = []
+  #tickedMs = 0
+  #linksMade = 0
+  #violation: unknown
+  #fatal: unknown
+  #faultIsDue: ((operation: Operation) => Fault | undefined) | undefined
+  #faulted = false
+  #diskUses = 0
+  #fullUntilMs = 0
+  /** The log hears late that there is room again. */
+  #lowUntilMs = 0
+  /** Operations that the disk completed. */
+  #stepped = 0
+
+  constructor(options: WorldOptions) {
+    this.#options = options
+    this.seed = options.seed
+    const chance = new Chance(options.seed)
+    this.chance = chance
+    this.segmentBytes = chance.pick([16, 16, 20, 32, 64]) * 1024
+    this.messageBytesMax = chance.int(1000, this.segmentBytes / 4 - MESSAGE_OVERHEAD_BYTES)
+    this.batchBytesMax = this.segmentBytes / 4 - MESSAGE_OVERHEAD_BYTES
+    this.heartbeatMs = chance.int(300, 1500)
+    this.queueNames = ['alpha', 'beta', 'gamma', 'delta'].slice(0, chance.int(1, 4))
+    this.#checkpointBytes = chance.int(4096, this.segmentBytes)
+    this.#blockBytes = chance.pick([4, 16, 64, 300]) * 1024
+    this.#recentBytes = this.#blockBytes * chance.int(1, 6)
+    this.#kernelBytes = chance.pick([2, 8, 64]) * 1024
+    this.#diskWeight = chance.pick([4, 20, 40])
+    this.#troubleWeight = chance.pick([0.1, 0.3, 0.6])
+    this.#settings = {
+      ...SESSION_DEFAULTS,
+      serverVersion: 'simulated',
+      heartbeatMs: this.heartbeatMs,
+      handshakeMs: 2_000,
+      inFlightBytes: chance.pick([4, 64, 1024]) * 1024,
+      outboundBytesSoft: chance.int(2, 32) * 1024,
+      outboundBytesHard: 256 * 1024,
+      stalledMs: 3_000,
+    }
+    this.disk = new SimulatedDisk(this.#diskOptions())
+    this.model = new Model({
+      dueMs: (queueId, offset) => this.#dueMs(queueId, offset),
+      diskMayBeLow: () => this.#fullUntilMs > 0 || this.nowMs < this.#lowUntilMs || this.#faulted,
+    })
+    this.witness = new Witness(this.ledger, this.model, this.attempts)
+    this.#clients.push(new Administrator('admin', this))
+    for (let i = chance.int(1, 4); i > 0; i--) {
+      const producer = new Producer(`p${i}`, this, chance.hit(0.4))
+      this.producers.push(producer)
+      this.#clients.push(producer)
+    }
+    for (let i = chance.int(1, 4); i > 0; i--) this.#clients.push(new Consumer(`c${i}`, this))
+    if (chance.hit(0.3)) this.#clients.push(new Intruder('x1', this))
+  }
+
+  // ------------------------------------------------------------------------------------------------ the whole run
+
+  /** @throws SimulationFailure */
+  async run(): Promise<WorldReport> {
+    const { lives = 3, steps = 1500 } = this.#options
+    try {
+      await this.#boot()
+      for (let life = 1; life <= lives; life++) {
+        await this.#live(steps)
+        await this.#end(this.chance.pick(['power', 'power', 'kill', 'close', 'fault'] as const))
+        await this.#boot()
+      }
+      await this.#heal()
+      const history = await this.#judge()
+      return {
+        seed: this.seed,
+        hash: this.trace.hash,
+        events: this.trace.count,
+        counts: this.counts,
+        history,
+      }
+    } catch (error) {
+      throw new SimulationFailure(
+        this.seed,
+        this.#options.file ?? 'test/simulation/world.test.ts',
+        error,
+        this.trace,
+      )
+    }
+  }
+
+  async #live(steps: number): Promise<void> {
+    for (let step = 0; step < steps; step++) {
+      await this.#step()
+      if (this.chance.hit(0.004)) await this.#calm()
+      if (this.#fatal !== undefined) return
+    }
+  }
+
+  // ---------------------------------------------------------------------------------------------------- one step
+
+  async #step(): Promise<void> {
+    const { chance } = this
+    const trouble = this.isHealing ? 0 : this.#troubleWeight
+    const flows = this.#flows()
+    const weights = [
+      this.#turns.length > 0 ? 20 : 0,
+      this.disk.queued > 0 ? (this.isHealing ? 20 : this.#diskWeight) : 0,
+      flows.length > 0 ? 40 : 0,
+      20,
+      6,
+      trouble,
+    ]
+    let draw = chance.random() * weights.reduce((sum, weight) => sum + weight, 0)
+    let kind = 0
+    while (draw >= weights[kind]!) draw -= weights[kind++]!
+    if (kind === 0) this.#turn()
+    else if (kind === 1) this.#stepDisk()
+    else if (kind === 2) chance.pick(flows)()
+    else if (kind === 3) this.#act()
+    else if (kind === 4) this.#pass(chance.skewed(12))
+    else this.#trouble()
+    await this.#settle()
+  }
+
+  /** Everything that can run by itself has run. */
+  async #settle(): Promise<void> {
+    await drained()
+    this.#check()
+    const { counts } = this.disk
+    const uses =
+      counts.write + counts.sync + counts.rename + counts.remove + counts.syncDirectory + this.#stepped
+    if (uses !== this.#diskUses) {
+      this.#diskUses = uses
+      await this.#options.onDiskUse?.(this)
+    }
+  }
+
+  #stepDisk(): void {
+    if (this.disk.step()) this.#stepped++
+    this.trace.note('disk')
+  }
+
+  #turn(): void {
+    const turn = this.#turns.shift()!
+    this.trace.note('turn')
+    turn()
+  }
+
+  #act(): void {
+    const client = this.chance.pick(this.#clients)
+    if (client.stalledUntilMs <= this.nowMs) client.act()
+  }
+
+  /** Time goes by, and whoever waits for a time gets its turn. */
+  #pass(ms: number): void {
+    this.nowMs += ms
+    const { broker } = this
+    for (const sleeper of this.#sleepers.filter(({ atMs }) => atMs <= this.nowMs)) {
+      this.#sleepers.splice(this.#sleepers.indexOf(sleeper), 1)
+      sleeper.wake()
+    }
+    if (this.#fullUntilMs > 0 && this.nowMs >= this.#fullUntilMs) this.#unfill()
+    if (broker === undefined || this.#fatal !== undefined) return
+    if (this.nowMs >= broker.nextDeadline && this.chance.hit(0.7)) broker.tick()
+    if (this.nowMs - this.#tickedMs >= TICK_MS) this.#tick(broker)
+  }
+
+  // As the listener does it: late calls are told how late they come, and sockets are read before anybody is judged.
+  #tick(broker: Broker): void {
+    const stallMs = Math.max(0, this.nowMs - this.#tickedMs - 2 * TICK_MS)
+    const passedMs = this.nowMs - this.#tickedMs - stallMs
+    this.#tickedMs = this.nowMs
+    this.trace.note(`tick ${this.nowMs} ${stallMs}`)
+    if (this.nowMs >= broker.nextDeadline) broker.tick()
+    for (const link of [...this.#links]) if (link.canReachServer) this.#toServer(link)
+    broker.beginTurn()
+    for (const link of [...this.#links]) {
+      const heard = this.#conversations.get(link)!
+      heard.silentMs += passedMs
+      const wasOpen = link.session!.isOpen
+      link.session!.tick(this.nowMs, stallMs)
+      // N1: whoever is silent for two heartbeats is let go.
+      if (wasOpen && link.session!.isOpen && heard.silentMs > this.heartbeatMs * 2 + SLACK_MS) {
+        throw new Violation('N1', `${link.peer} was silent for ${heard.silentMs} ms and is still connected`)
+      }
+      if (link.ended && this.nowMs - heard.lastMs > LINGER_MS + this.heartbeatMs * 2) this.#sever(link)
+    }
+    for (const client of this.#clients) if (client.stalledUntilMs <= this.nowMs) client.tick()
+  }
+
+  #dueMs(queueId: number, offset: number): number | undefined {
+    const queue = this.model.queues.get(queueId)
+    const chunk = queue === undefined ? undefined : this.broker?.queue(queue.name).chunkAt(offset)
+    return chunk?.returned?.get(offset - chunk.base)?.dueMs
+  }
+
+  // ------------------------------------------------------------------------------------------------- the network
+
+  connect(client: Client): { link: Link; conversation: Conversation } | undefined {
+    const { broker } = this
+    if (broker === undefined || this.#fatal !== undefined) return undefined
+    const link = new Link(++this.#linksMade, `${client.name}#${this.#linksMade}`, this.#kernelBytes)
+    const conversation = new Conversation(client.identityText)
+    const watch = this.witness.watch(conversation)
+    link.onWrite = (bytes) => {
+      this.trace.note(`${link.peer} < ${bytes.length} ${crc32(bytes)}`)
+      this.guard(() => watch(bytes))
+    }
+    const { defect } = this.#options
+    const transport = defect?.transport?.(link) ?? link
+    const session = new Session(broker, transport, this.#settings, this.nowMs, (_session, why) =>
+      this.#closed(link, why),
+    )
+    defect?.session?.(session)
+    tapSession(session, broker, conversation, this.#owed, this.#listening)
+    link.session = session
+    link.slow = !this.isHealing && this.chance.hit(0.08)
+    this.#links.push(link)
+    this.#conversations.set(link, { conversation, silentMs: 0, lastMs: this.nowMs })
+    this.trace.note(`${link.peer} connects`)
+    this.count('connections')
+    return { link, conversation }
+  }
+
+  #closed(link: Link, why: SluiceError | undefined): void {
+    this.count(`session closed: ${why?.code ?? 'no error'}`)
+    this.trace.note(`${link.peer} closed ${why?.code ?? ''}`)
+    const { silentMs } = this.#conversations.get(link)!
+    if (why?.code === 'HEARTBEAT_TIMEOUT' && silentMs <= this.heartbeatMs * 2 - TICK_MS) {
+      this.guard(() => {
+        throw new Violation('N1', `${link.peer} is called silent and was heard ${silentMs} ms ago`)
+      })
+    }
+  }
+
+  /** What can move now. */
+  #flows(): (() => void)[] {
+    const flows: (() => void)[] = []
+    for (const link of this.#links) {
+      const { client } = link
+      if (link.canReachServer) flows.push(() => this.#toServer(link))
+      else if (client === undefined && !link.frozen && link.toServer.length === 0)
+        flows.push(() => this.#sever(link))
+      if (link.canBeAccepted) {
+        flows.push(() => {
+          this.broker!.beginTurn()
+          link.accept(this.chance)
+        })
+      }
+      if (
+        link.canReachClient &&
+        (client as Client).stalledUntilMs <= this.nowMs &&
+        (!link.slow || this.chance.hit(0.02))
+      ) {
+        flows.push(() => this.#toClient(link))
+      }
+    }
+    return flows
+  }
+
+  #toServer(link: Link): void {
+    const bytes = link.takeForServer(this.chance)
+    this.trace.note(`${link.peer} > ${bytes.length} ${crc32(bytes)}`)
+    const heard = this.#conversations.get(link)!
+    heard.silentMs = 0
+    heard.lastMs = this.nowMs
+    link.session!.receive(bytes, this.nowMs)
+  }
+
+  #toClient(link: Link): void {
+    const { client } = link
+    if (client === undefined) return
+    if (link.bytesForClient === 0) {
+      this.#sever(link)
+      return
+    }
+    client.receive(link.takeForClient(this.chance))
+  }
+
+  /** Nothing more goes either way, and both sides know it. */
+  #sever(link: Link): void {
+    this.trace.note(`${link.peer} severed`)
+    const { client } = link
+    link.sever()
+    this.#links = this.#links.filter((other) => other !== link)
+    this.broker?.beginTurn()
+    link.session?.disconnected()
+    client?.closed(link)
+  }
+
+  // ------------------------------------------------------------------------------------------------------ trouble
+
+  #trouble(): void {
+    const { chance } = this
+    const link = this.#links.length > 0 ? chance.pick(this.#links) : undefined
+    const client = link?.client as Client | undefined
+    const kind = chance.int(0, 8)
+    if (kind <= 2 && link !== undefined) {
+      this.#make('connection cut', link)
+      this.#sever(link)
+    } else if (kind === 3 && client !== undefined) {
+      // What it sent still arrives, and then its end.
+      this.#make('connection left', link)
+      client.abandon()
+    } else if (kind === 4 && link !== undefined) {
+      // Half open: the client is somewhere else, and nobody tells the broker.
+      this.#make('half open', link)
+      link.frozen = true
+      client?.abandon()
+    } else if (kind === 5 && client !== undefined) {
+      this.#make('client stalled', link)
+      client.stalledUntilMs = this.nowMs + chance.skewed(this.heartbeatMs * 4)
+    } else if (kind === 6) {
+      // Late packets.
+      for (const frozen of this.#links) {
+        if (!frozen.frozen || !chance.hit(0.5)) continue
+        this.#make('thawed', frozen)
+        frozen.frozen = false
+      }
+    } else if (kind === 7) {
+      this.#make('broker stalled', undefined)
+      this.#pass(chance.skewed(this.heartbeatMs * 6))
+    } else if (kind === 8 && this.#fullUntilMs === 0 && chance.hit(0.3)) {
+      this.#make('disk full', undefined)
+      this.disk.capacityBytes = this.disk.usedBytes + chance.int(0, 1) * this.segmentBytes
+      this.#fullUntilMs = this.nowMs + chance.skewed(3_000)
+    }
+  }
+
+  #make(what: string, link: Link | undefined): void {
+    this.trace.note(`${what} ${link?.peer ?? ''}`)
+    this.count(what)
+  }
+
+  #unfill(): void {
+    this.disk.capacityBytes = Number.POSITIVE_INFINITY
+    this.trace.note('disk has room')
+    this.#fullUntilMs = 0
+    this.#lowUntilMs = this.nowMs + 3_000
+  }
+
+  // ----------------------------------------------------------------------------------------------- birth and death
+
+  readonly #listening: Listening = (() => {
+    const world = this
+    return {
+      get model() {
+        return world.model
+      },
+      get ledger() {
+        return world.ledger
+      },
+      get attempts() {
+        return world.attempts
+      },
+      guard: (work) => this.guard(work),
+      removed: (queue) => this.history.push({ kind: 'remove', queue, outcome: 'ok' }),
+    } satisfies Listening
+  })()
+
+  #owed: ReturnType<typeof tapBroker> = { promise: undefined }
+
+  #diskOptions(): SimulatedDiskOptions {
+    return { random: this.chance.random, mode: 'queued', fault: (operation) => this.#fault(operation) }
+  }
+
+  #fault(operation: Operation): Fault | undefined {
+    const fault = this.#faultIsDue?.(operation)
+    if (fault !== undefined) {
+      this.#faulted = true
+      this.trace.note(`fault ${operation.kind} ${operation.name}`)
+      return fault
+    }
+    return this.chance.hit(0.03) ? { slow: true } : undefined
+  }
+
+  /** A log on this disk, as the broker uses it. */
+  openLog(disk: Disk): FileLog {
+    const { defect } = this.#options
+    return new FileLog({
+      disk: defect?.disk?.(disk) ?? disk,
+      segmentBytes: this.segmentBytes,
+      lowFreeBytes: 0,
+      now: () => this.nowMs,
+      random32: () => 0x5eed_0000 + this.seed,
+      sleep: (ms) => new Promise((wake) => this.#sleepers.push({ atMs: this.nowMs + ms, wake })),
+      onNotice: (notice) => this.count(`log ${notice.kind}`),
+    })
+  }
+
+  async #boot(): Promise<void> {
+    const { defect } = this.#options
+    this.#turns = []
+    this.#sleepers = []
+    this.#fatal = undefined
+    this.#faulted = false
+    this.#owed = { promise: undefined }
+    this.witness.isDead = false
+    await defect?.beforeOpen?.(this.disk)
+    const files = this.openLog(this.disk)
+    const log = new TappedLog(defect?.log?.(files) ?? files, this.#listening)
+    this.log = log
+    const wasClosed = (): boolean => this.ledger.written.closed
+    let afterClose = true
+    const broker = await this.#drive(
+      Broker.open({
+        log,
+        now: () => this.nowMs,
+        random: this.chance.random,
+        defer: (turn) => this.#turns.push(turn),
+        onFatal: (error) => this.#failed(error),
+        onNotice: (event, details) => this.#noticed(event, details),
+        messageBytesMax: this.messageBytesMax,
+        blocks: {
+          blockBytes: this.#blockBytes,
+          recentBytes: this.#recentBytes,
+          coldBytes: 64 * 1024,
+          readAheadBytes: 8 * 1024,
+        },
+        checkpointBytes: this.#checkpointBytes,
+      }),
+      () => {
+        // Until the boot mark is written, the log says how the last life ended.
+        if (log.bounds !== undefined && this.ledger.written.lsn < log.bounds.nextLsn) afterClose = wasClosed()
+      },
+    )
+    if (this.#fatal !== undefined)
+      throw new Violation('R5', `the broker failed while it started: ${String(this.#fatal)}`)
+    this.count(files.recovery.tail === undefined ? 'tail unknown' : `tail ${files.recovery.tail}`)
+    if (broker.status.afterCrash === afterClose)
+      throw new Violation(22, `after ${afterClose ? 'a stop' : 'a crash'} the broker believes the contrary`)
+    defect?.broker?.(broker)
+    this.model.recover(this.ledger.written, broker.status.afterCrash, this.nowMs)
+    compareRecovered(broker, log, this.ledger.written, broker.status.afterCrash, (identity) =>
+      this.lowestUnanswered(identity),
+    )
+    this.#owed = tapBroker(broker, this.#listening)
+    this.broker = broker
+    this.#tickedMs = this.nowMs
+    this.trace.note(`boot ${broker.boot} entries ${broker.status.entries}`)
+    this.count('boots')
+    if (log.bounds!.checkpoint !== undefined) this.count('recovered from a checkpoint')
+    if (broker.status.cutBytes > 0) this.count('torn tail cut')
+  }
+
+  /** Lets the disk work until `work` is done. */
+  async #drive<T>(work: Promise<T>, look = (): void => {}): Promise<T> {
+    let isDone = false
+    const done = (): void => {
+      isDone = true
+    }
+    work.then(done, done)
+    for (let idle = 0; ;) {
+      look()
+      await this.#settle()
+      look()
+      if (isDone) return work
+      if (this.disk.queued > 0) {
+        this.#stepDisk()
+        idle = 0
+      } else if (this.#turns.length > 0) {
+        this.#turn()
+      } else {
+        this.#pass(10)
+        if (++idle > 1_000) throw new Violation(16, 'the broker waits for something that never comes')
+      }
+    }
+  }
+
+  lowestUnanswered(identity: string): number {
+    return this.producers.find((producer) => producer.identityText === identity)?.lowestUnanswered ?? 1
+  }
+
+  async #end(ending: Ending): Promise<void> {
+    const how = this.#fatal === undefined ? ending : 'fault'
+    this.trace.note(`end ${how}`)
+    this.count(`end ${how}`)
+    if (how === 'fault') await this.#failDisk()
+    else if (how === 'close') await this.#stop()
+    const isPowerLost =
+      how === 'power' ||
+      (how === 'fault' && this.chance.hit(0.5)) ||
+      (how === 'close' && this.chance.hit(0.5))
+    this.broker = undefined
+    this.#turns = []
+    for (const link of [...this.#links]) {
+      link.session = undefined
+      this.#sever(link)
+    }
+    this.#faultIsDue = undefined
+    if (this.#fullUntilMs > 0) this.#unfill()
+    this.disk = isPowerLost
+      ? this.disk.crash(this.chance.random, this.#diskOptions())
+      : this.disk.kill(this.chance.random, this.#diskOptions())
+    this.#diskUses = 0
+    this.#stepped = 0
+    this.nowMs += this.chance.skewed(5_000)
+  }
+
+  /** One write or sync fails. What was not confirmed until then never is. */
+  async #failDisk(): Promise<void> {
+    const { chance } = this
+    const partial = chance.hit(0.3)
+    this.#faultIsDue = ({ kind }) => {
+      if (kind !== 'write' && kind !== 'sync' && kind !== 'syncDirectory') return undefined
+      if (this.#faulted && chance.hit(0.5)) return undefined
+      return partial && kind === 'write'
+        ? { short: chance.int(0, 40) * 100 }
+        : { error: chance.pick(['EIO', 'ENOSPC'] as const) }
+    }
+    // The world goes on for a while, so that what should not leave has its chance.
+    let after = 0
+    for (let step = 0; step < 2_000 && after < 40; step++) {
+      await this.#step()
+      if (this.#fatal !== undefined) after++
+    }
+    if (this.#fatal !== undefined) this.count('log failed')
+  }
+
+  async #stop(): Promise<void> {
+    const broker = this.broker!
+    broker.beginTurn()
+    for (const link of [...this.#links]) link.session!.goodbye('The broker is stopping.')
+    for (let step = this.chance.int(0, 60); step > 0; step--) await this.#step()
+    if (this.#fatal !== undefined) return
+    broker.beginTurn()
+    for (const link of [...this.#links]) link.session!.end()
+    for (let step = this.chance.int(0, 60); step > 0; step--) await this.#step()
+    if (this.#fatal !== undefined) return
+    for (const link of [...this.#links]) this.#sever(link)
+    await this.#drive(broker.close())
+    if (!this.ledger.durable.closed && this.#fatal === undefined) {
+      // An empty entry stands behind the mark; it changes nothing.
+      throw new Violation(22, 'the broker has stopped and the log does not say so')
+    }
+  }
+
+  #failed(error: unknown): void {
+    this.#fatal = error
+    this.witness.isDead = true
+    this.trace.note(`fatal ${error instanceof Error ? error.message : String(error)}`)
+    const isDisk = error instanceof SluiceError && error.code === 'LOG_FAILED'
+    if (!isDisk || !this.#faulted) this.#violation ??= error
+  }
+
+  #noticed(event: string, details: object): void {
+    this.count(`notice ${event}`)
+    // On an honest disk nothing that was stored is unreadable.
+    if (event !== 'truncation failed')
+      this.#violation ??= new Violation(16, `the broker says: ${event} ${JSON.stringify(details, errorText)}`)
+  }
+
+  guard(work: () => void): void {
+    if (this.#violation !== undefined) return
+    try {
+      work()
+    } catch (error) {
+      this.#violation = error
+    }
+  }
+
+  #check(): void {
+    if (this.#violation !== undefined) throw this.#violation
+  }
+
+  count(what: string): void {
+    this.counts.set(what, (this.counts.get(what) ?? 0) + 1)
+  }
+
+  // ------------------------------------------------------------------------------------------------ calm and the end
+
+  /** Lets everything that is under way in the broker come to an end, and compares the whole state. */
+  async #calm(): Promise<void> {
+    const { broker } = this
+    if (broker === undefined) return
+    this.trace.note('calm')
+    broker.tick()
+    for (let rounds = 0; this.#turns.length > 0 || this.disk.queued > 0; rounds++) {
+      if (rounds > 5_000) throw new Violation(16, 'the broker never comes to rest')
+      if (this.#turns.length > 0) this.#turn()
+      else this.#stepDisk()
+      await this.#settle()
+      if (this.#fatal !== undefined) return
+    }
+    if (this.#fullUntilMs > 0) return
+    this.model.calm(this.nowMs)
+    this.model.agreesWith(this.ledger.durable)
+    broker.audit()
+    broker.list()
+    this.#check()
+  }
+
+  async #heal(): Promise<void> {
+    this.isHealing = true
+    this.trace.note('heal')
+    for (const link of [...this.#links]) {
+      link.frozen = false
+      link.slow = false
+    }
+    for (const client of this.#clients) client.stalledUntilMs = 0
+    for (let step = 0; ; step++) {
+      await this.#step()
+      if (step % 50 === 0 && this.#isDrained()) break
+      if (step > HEALING_STEPS_MAX)
+        throw new Violation(
+          'stuck',
+          `not drained after ${HEALING_STEPS_MAX} steps: ${JSON.stringify(this.broker!.list().map(({ name, ready, scheduled, leased }) => ({ name, ready, scheduled, leased })))}`,
+        )
+    }
+    await this.#calm()
+  }
+
+  #isDrained(): boolean {
+    if (this.#fatal !== undefined) this.#check()
+    if (!this.#clients.every((client) => client.isDone)) return false
+    return this.broker!.list().every(({ ready, scheduled, leased }) => ready + scheduled + leased === 0)
+  }
+
+  async #judge(): Promise<Report> {
+    for (const { name, ready, scheduled, leased, dead } of this.broker!.list()) {
+      this.history.push({ kind: 'end', queue: name, left: ready + scheduled + leased, dead })
+    }
+    for (const name of ['nowhere', ...this.queueNames]) {
+      if (!this.model.names.has(name)) this.history.push({ kind: 'end', queue: name, left: 0, dead: 0 })
+    }
+    const report = checkHistory(this.history)
+    const wrong = violations(report)
+    if (wrong.length > 0) throw new Violation(wrong[0]!.verdict, findingLines(wrong))
+    await this.#stop()
+    this.broker = undefined
+    this.#turns = []
+    this.disk = this.disk.crash(this.chance.random, this.#diskOptions())
+    await this.#boot()
+    this.#tally()
+    return report
+  }
+
+  #tally(): void {
+    const { durable } = this.ledger
+    const add = (what: string, more: number): void => {
+      this.counts.set(what, (this.counts.get(what) ?? 0) + more)
+    }
+    add('directories', durable.directories)
+    add('state pages', durable.pages)
+    add('relocated batches', durable.relocated)
+    add('segments begun', Math.floor(durable.nextPosition / this.segmentBytes))
+    for (const [what, count] of Object.entries(this.model.counts)) add(what, count)
+    for (const [what, count] of Object.entries(this.witness.counts))
+      if (typeof count === 'number') add(`witnessed ${what}`, count)
+    for (const [code, count] of this.witness.counts.errors) add(`error ${code}`, count)
+  }
+}
+
+function errorText(_name: string, value: unknown): unknown {
+  return value instanceof Error ? value.message : value
+}
+
+/** Every promise that can be settled without the world has been. */
+function drained(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve))
+}
+
+/** @throws SimulationFailure */
+export function runWorld(options: WorldOptions): Promise<WorldReport> {
+  return new World(options).run()
+}
