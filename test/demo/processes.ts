@@ -22,6 +22,11 @@ export class Process {
     })
   }
 
+  /** Over the IPC channel. A process that is gone already is told of by its end. */
+  send(message: object): void {
+    this.child.send(message, () => {})
+  }
+
   kill(): Promise<void> {
     this.mayEnd = true
     this.child.kill('SIGKILL')
@@ -80,11 +85,11 @@ export class Processes {
   #watch(name: string, child: ChildProcess): Process {
     const process = new Process(child)
     this.#running.add(process)
-    child.once('error', (error) => this.#failed(new Error(`The ${name} failed: ${error.message}`)))
+    child.once('error', (error) => this.#failed(new Error(`A process failed: ${name}: ${error.message}`)))
     // Not 'exit': reports can still be unread then.
     child.once('close', (code, signal) => {
       if (process.mayEnd && (code === 0 || signal === 'SIGKILL')) return
-      this.#failed(new Error(`The ${name} ended by itself, with ${signal ?? `exit code ${code}`}.`))
+      this.#failed(new Error(`A process ended by itself, with ${signal ?? `exit code ${code}`}: ${name}.`))
     })
     void process.ended.then(() => this.#running.delete(process))
     return process

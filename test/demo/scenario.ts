@@ -121,7 +121,7 @@ export class Scenario {
     progress.say('the queue is drained', 'closing')
     for (const { process } of workers) {
       process.mayEnd = true
-      process.child.send({ stop: true } satisfies Stop)
+      process.send({ stop: true } satisfies Stop)
     }
     await Promise.all(workers.map(({ process }) => process.ended))
     const { published } = this.counts
@@ -269,7 +269,7 @@ export class Scenario {
       const isEnough = allowed - producer.allowed >= ahead / PRODUCERS / 2 || allowed === producer.count
       if (producer.isDone || !isEnough || allowed === producer.allowed) continue
       producer.allowed = allowed
-      producer.process.child.send({ allowed } satisfies Grant)
+      producer.process.send({ allowed } satisfies Grant)
     }
   }
 

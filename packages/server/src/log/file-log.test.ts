@@ -547,6 +547,11 @@ describe('giving back', () => {
     const made = [...writer.durable]
     const reading = log.read(bounds.firstPosition)
     const head = await reading.next()
+    const gone: string[] = []
+    disk.fault = ({ kind, name }) => {
+      if (kind === 'rename' || kind === 'remove') gone.push(`${kind} ${name}`)
+      return undefined
+    }
     for (let n = 0; n < 8; n++) {
       await writer.append(sectors(20))
       await log.truncateBefore(writer.durable.at(-1)!.position)
@@ -556,6 +561,10 @@ describe('giving back', () => {
       expect(Buffer.compare((value as LogEntry).bytes, made[index]!.bytes)).toBe(0)
     }
     await expect(reading.next()).rejects.toThrow('was given back')
+    // Only a file that nobody reads is used again.
+    expect(gone).toContain(`remove ${segmentName(1)}`)
+    expect(gone).not.toContain(`rename ${segmentName(1)}`)
+    expect(gone).toContain(`rename ${segmentName(2)}`)
     await log.close()
     expect(disk.openFiles).toBe(0)
   })
@@ -641,67 +650,84 @@ describe('damage', () => {
     await log.close()
   })
 
-  test('a flipped bit is cut at the tail, refused, or harmless; never served', async () => {
-    const { disk, made } = await diskWith([[200, 1900, 30], sectors(18), [90, 0, 700], sectors(2), [40, 20]])
-    const last = made.at(-1)!
-    const outcomes = { cut: 0, refusedAtOpen: 0, refusedAtRead: 0, harmless: 0 }
-    const flip = async (name: string, byte: number, bit: number): Promise<keyof typeof outcomes> => {
-      const image = disk.clone()
-      image.damage(name, byte, Uint8Array.of(image.bytesOf(name)[byte]! ^ (1 << bit)))
-      const log = fileLog(image)
-      const where = `bit ${bit} of byte ${byte} of ${name}`
-      let error: unknown
-      let bounds: LogBounds | undefined
-      const found: LogEntry[] = []
-      try {
-        bounds = await log.open()
-        for await (const entry of log.read(bounds.firstPosition)) found.push(entry)
-      } catch (thrown) {
-        error = thrown
+  test(
+    'a flipped bit is cut at the tail, refused, or harmless; never served',
+    { timeout: 120_000 },
+    async () => {
+      const { disk, made } = await diskWith([
+        [200, 1900, 30],
+        sectors(18),
+        [90, 0, 700],
+        sectors(2),
+        [40, 20],
+      ])
+      const last = made.at(-1)!
+      const whole = new Map(disk.names().map((name) => [name, disk.bytesOf(name)]))
+      const outcomes = { cut: 0, refusedAtOpen: 0, refusedAtRead: 0, harmless: 0 }
+      const flip = async (name: string, byte: number, bit: number): Promise<keyof typeof outcomes> => {
+        const image = disk.clone()
+        image.damage(name, byte, Uint8Array.of(whole.get(name)![byte]! ^ (1 << bit)))
+        const log = fileLog(image)
+        const where = `bit ${bit} of byte ${byte} of ${name}`
+        let error: unknown
+        let bounds: LogBounds | undefined
+        const found: LogEntry[] = []
+        try {
+          bounds = await log.open()
+          for await (const entry of log.read(bounds.firstPosition)) found.push(entry)
+        } catch (thrown) {
+          error = thrown
+        }
+        await log.close()
+        for (const [index, entry] of found.entries()) {
+          if (!sameEntry(made[index]!, entry)) {
+            throw new Error(`${where}: entry ${entry.lsn} was served damaged`)
+          }
+        }
+        if (error !== undefined) {
+          if (!(error instanceof SluiceError) || error.code !== 'LOG_CORRUPT') throw error
+          if (!/in (log\.meta|\d{20}\.segment) at byte \d+/.test(error.message)) throw error
+          return bounds === undefined ? 'refusedAtOpen' : 'refusedAtRead'
+        }
+        if (found.length === made.length) return 'harmless'
+        const at = last.position % SEGMENT
+        const isInLast = name === segmentName(2) && byte >= at && byte < at + last.bytes.length
+        if (found.length !== made.length - 1 || !isInLast)
+          throw new Error(`${where}: ${found.length} entries`)
+        if (bounds!.cutBytes === 0) throw new Error(`${where}: cut without a word`)
+        return 'cut'
       }
-      await log.close()
-      for (const [index, entry] of found.entries()) {
-        if (!sameEntry(made[index]!, entry)) {
-          throw new Error(`${where}: entry ${entry.lsn} was served damaged`)
+      let flips = 0
+      const every = async (
+        name: string,
+        from: number,
+        to: number,
+        bits: readonly number[],
+      ): Promise<void> => {
+        for (let byte = from; byte < to; byte++) {
+          for (const bit of bits) {
+            outcomes[await flip(name, byte, bit)]++
+            flips++
+          }
         }
       }
-      if (error !== undefined) {
-        if (!(error instanceof SluiceError) || error.code !== 'LOG_CORRUPT') throw error
-        if (!/in (log\.meta|\d{20}\.segment) at byte \d+/.test(error.message)) throw error
-        return bounds === undefined ? 'refusedAtOpen' : 'refusedAtRead'
+      const allBits = [0, 1, 2, 3, 4, 5, 6, 7]
+      await every(META_NAME, 0, 512, [3])
+      for (const number of [1, 2, 3]) await every(segmentName(number), 0, 64, allBits)
+      for (const entry of made) {
+        const name = segmentName(Math.floor(entry.position / SEGMENT))
+        const at = entry.position % SEGMENT
+        // Every bit of the headers, one in each byte of the rest.
+        await every(name, at, at + 64 + 48, allBits)
+        await every(name, at + 64 + 48, at + Math.min(entry.bytes.length, 3000), [entry.lsn % 8])
       }
-      if (found.length === made.length) return 'harmless'
-      const at = last.position % SEGMENT
-      const isInLast = name === segmentName(2) && byte >= at && byte < at + last.bytes.length
-      if (found.length !== made.length - 1 || !isInLast) throw new Error(`${where}: ${found.length} entries`)
-      if (bounds!.cutBytes === 0) throw new Error(`${where}: cut without a word`)
-      return 'cut'
-    }
-    let flips = 0
-    const every = async (name: string, from: number, to: number, bits: readonly number[]): Promise<void> => {
-      for (let byte = from; byte < to; byte++) {
-        for (const bit of bits) {
-          outcomes[await flip(name, byte, bit)]++
-          flips++
-        }
-      }
-    }
-    const allBits = [0, 1, 2, 3, 4, 5, 6, 7]
-    await every(META_NAME, 0, 512, [3])
-    for (const number of [1, 2, 3]) await every(segmentName(number), 0, 64, allBits)
-    for (const entry of made) {
-      const name = segmentName(Math.floor(entry.position / SEGMENT))
-      const at = entry.position % SEGMENT
-      // Every bit of the headers, one in each byte of the rest.
-      await every(name, at, at + 64 + 48, allBits)
-      await every(name, at + 64 + 48, at + Math.min(entry.bytes.length, 3000), [entry.lsn % 8])
-    }
-    expect(flips).toBe(outcomes.cut + outcomes.refusedAtOpen + outcomes.refusedAtRead + outcomes.harmless)
-    expect(flips).toBeGreaterThan(14_000)
-    expect(outcomes.cut).toBeGreaterThan(900)
-    expect(outcomes.refusedAtOpen).toBeGreaterThan(900)
-    expect(outcomes.refusedAtRead).toBeGreaterThan(4000)
-  })
+      expect(flips).toBe(outcomes.cut + outcomes.refusedAtOpen + outcomes.refusedAtRead + outcomes.harmless)
+      expect(flips).toBeGreaterThan(14_000)
+      expect(outcomes.cut).toBeGreaterThan(900)
+      expect(outcomes.refusedAtOpen).toBeGreaterThan(900)
+      expect(outcomes.refusedAtRead).toBeGreaterThan(4000)
+    },
+  )
 
   test('a segment that does not continue the one before it is refused', async () => {
     const { disk } = await diskWith([sectors(9), sectors(9), sectors(20), sectors(3)])

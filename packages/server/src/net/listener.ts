@@ -55,7 +55,7 @@ export class Listener {
     })
   }
 
-  /** Accepts nothing more, tells every client, gives them `graceMs` to finish, and closes what is left. */
+  /** Accepts nothing more, tells every client, gives those that hold leases `graceMs` to settle, and closes. */
   async stop(graceMs: number): Promise<void> {
     const closed = new Promise<void>((resolve) => {
       this.#server.close(() => resolve())
@@ -63,7 +63,11 @@ export class Listener {
     this.#broker.beginTurn()
     for (const session of this.#sessions.keys()) session.goodbye('The broker is stopping.')
     const untilMs = this.#options.now() + graceMs
-    while (this.#sessions.size > 0 && this.#options.now() < untilMs) await pause(10)
+    while (this.#sessions.size > 0 && this.#options.now() < untilMs) {
+      this.#broker.beginTurn()
+      for (const session of this.#sessions.keys()) if (session.isIdle) session.end()
+      await pause(10)
+    }
     for (const session of this.#sessions.keys()) session.end()
     const hardMs = this.#options.now() + graceMs
     while (this.#sessions.size > 0 && this.#options.now() < hardMs) await pause(10)

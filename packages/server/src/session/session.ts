@@ -244,6 +244,12 @@ export class Session implements Output, Consumer {
     this.#broker.hold(this)
   }
 
+  /** It holds no lease and waits for nothing: closing it takes nothing from anybody. */
+  get isIdle(): boolean {
+    for (const subscription of this.#subscriptions.values()) if (subscription.unsettled > 0) return false
+    return this.#outbox.isEmpty && this.#freeOutbox.isEmpty
+  }
+
   /** Closes once everything that is held has gone out. Nobody is charged for what was being handled. */
   end(): void {
     this.#saidGoodbye = true

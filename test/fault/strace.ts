@@ -1,0 +1,229 @@
+/**
+ * Reads what strace saw of a broker: which bytes it wrote through to disk, which frames it sent, and in what order.
+ *
+ * Order is the order of lines: strace prints one when a call begins and another when it ends, unless nothing else of
+ * the process happened in between. So whatever stands above the beginning of a write to a socket was over by then.
+ * The layout of log entries is written down here once more, so that a mistake in the broker's own reader cannot hide.
+ */
+import {
+  BATCH_HEADER_BYTES,
+  BATCH_TYPE,
+  FrameDecoder,
+  LIMITS,
+  OP,
+  batchIsIntact,
+  decodeDeliverHead,
+  decodePublishOk,
+  readBatchHeader,
+  readU32,
+} from '@sluice/protocol'
+import { spawnSync } from 'node:child_process'
+import { createReadStream } from 'node:fs'
+import { createInterface } from 'node:readline'
+
+/** Why strace cannot be used here, or undefined if it can. */
+export function straceIsMissing(): string | undefined {
+  const tried = spawnSync('strace', ['-f', '--seccomp-bpf', '-D', '-e', 'trace=write', '-o', '/dev/null', 'true'], {
+    timeout: 10_000,
+  })
+  if (tried.error !== undefined) return 'strace is not installed'
+  if (tried.status !== 0) return 'strace may not trace here'
+  return undefined
+}
+
+/** The command in front of the broker. It stays our direct child, and strace ends with it. */
+export function traced(file: string, injections: readonly string[] = []): string[] {
+  return [
+    'strace',
+    '-D',
+    '-f',
+    '--seccomp-bpf',
+    '-ttt',
+    ...['-e', 'trace=openat,close,accept4,pwrite64,write,writev,sendmsg'],
+    ...injections.flatMap((injection) => ['-e', `inject=${injection}`]),
+    '-xx',
+    ...['-s', String(8 << 20)],
+    ...['-o', file],
+  ]
+}
+
+export interface Sighting {
+  /** What the frame says: a number confirmed at an offset, or offsets delivered. */
+  readonly what: string
+  readonly why: string
+}
+
+export interface TraceReport {
+  /** Writes to segment files that were opened to be durable, and the batches of messages in them. */
+  readonly durableWrites: number
+  readonly durableBatches: number
+  /** Writes to sockets that carried at least one of the frames below. */
+  readonly socketWrites: number
+  readonly confirms: number
+  readonly deliveries: number
+  readonly violations: readonly Sighting[]
+  /** The first write that was made to fail: to what, and when, seconds since the epoch. */
+  readonly failure: { readonly durable: boolean; readonly atS: number } | undefined
+}
+
+interface Call {
+  readonly name: string
+  /** Everything between the parentheses. */
+  text: string
+  readonly beganAt: number
+}
+
+interface Stream {
+  readonly decoder: FrameDecoder
+  /** When the write began that carries the first byte of the frame being decoded. */
+  writeBeganAt: number
+  frameBeganAt: number | undefined
+}
+
+const ENTRY_HEADER_BYTES = 64
+const ENTRY_MAGIC = 0x4e_45_4c_53
+const SEGMENT_HEADER_BYTES = 4096
+
+/** Reads a trace of one broker with one queue, in which base offsets are therefore unique. */
+export async function readTrace(path: string): Promise<TraceReport> {
+  const violations: Sighting[] = []
+  const durableFiles = new Set<number>()
+  const streams = new Map<number, Stream>()
+  const unfinished = new Map<string, Call>()
+  /** Line on which the write was over that made the batch at this base offset durable. */
+  const durableBatches = new Map<number, { readonly at: number; readonly number: number; readonly end: number }>()
+  const durableOffsets: number[] = []
+  let line = 0
+  let durableWrites = 0
+  let socketWrites = 0
+  let confirms = 0
+  let deliveries = 0
+  let failure: TraceReport['failure']
+  let failedAt = Infinity
+
+  const sawFrame = (stream: Stream, opcode: number, bytes: Uint8Array, start: number, end: number): void => {
+    const beganAt = stream.frameBeganAt ?? stream.writeBeganAt
+    stream.frameBeganAt = undefined
+    if (opcode === OP.PUBLISH_OK) {
+      decodePublishOk(bytes, start, end, (number, base) => {
+        confirms++
+        const what = `confirm of batch ${number} at offset ${base}`
+        const batch = durableBatches.get(base)
+        if (batch === undefined || batch.at >= beganAt) violations.push({ what, why: 'its batch was not yet on disk' })
+        else if (batch.number !== number) violations.push({ what, why: `batch ${batch.number} stands there` })
+        if (beganAt > failedAt) violations.push({ what, why: 'it left after a write had failed' })
+      })
+    } else if (opcode === OP.DELIVER) {
+      const { firstOffset, count } = decodeDeliverHead(bytes, start, end)
+      deliveries += count
+      for (let offset = firstOffset; offset < firstOffset + count; offset++) {
+        const at = durableOffsets[offset]
+        if (at === undefined || at >= beganAt) {
+          violations.push({ what: `delivery of offset ${offset}`, why: 'it was not yet on disk' })
+        }
+      }
+    }
+  }
+
+  const sawDurable = (bytes: Uint8Array, position: number): void => {
+    durableWrites++
+    let at = position === 0 && readU32(bytes, 0) !== ENTRY_MAGIC ? SEGMENT_HEADER_BYTES : 0
+    if (bytes.length - at < ENTRY_HEADER_BYTES || readU32(bytes, at) !== ENTRY_MAGIC) return
+    const end = at + readU32(bytes, at + 4)
+    let left = readU32(bytes, at + 32)
+    for (at += ENTRY_HEADER_BYTES; at < end; left--) {
+      const header = readBatchHeader(bytes, at)
+      if (!batchIsIntact(bytes, at, at + header.length)) throw new Error(`line ${line}: a batch of the entry is not intact`)
+      // Relocated ones were durable before.
+      if (header.type === BATCH_TYPE.messages && !durableBatches.has(header.baseOffset)) {
+        durableBatches.set(header.baseOffset, { at: line, number: header.batchNumber, end: header.baseOffset + header.count })
+        for (let i = 0; i < header.count; i++) durableOffsets[header.baseOffset + i] = line
+      }
+      if (header.length < BATCH_HEADER_BYTES) throw new Error(`line ${line}: a batch of ${header.length} bytes`)
+      at += header.length
+    }
+    if (left !== 0) throw new Error(`line ${line}: the entry has ${left} batches more or less than it says`)
+  }
+
+  const ended = (call: Call, result: string, atS: number): void => {
+    const { name, text } = call
+    const returned = Number(/^-?\d+/.exec(result)?.[0] ?? Number.NaN)
+    const descriptor = Number(/^\d+/.exec(text)?.[0] ?? -1)
+    if (result.includes('(INJECTED)') && failure === undefined) {
+      failure = { durable: durableFiles.has(descriptor), atS }
+      failedAt = line
+      return
+    }
+    if (name === 'openat') {
+      if (returned >= 0 && text.includes('O_DSYNC')) durableFiles.add(returned)
+    } else if (name === 'close') {
+      durableFiles.delete(descriptor)
+      streams.delete(descriptor)
+    } else if (name === 'accept4') {
+      if (returned < 0) return
+      const stream: Stream = {
+        writeBeganAt: 0,
+        frameBeganAt: undefined,
+        decoder: new FrameDecoder((opcode, _flags, _channel, _correlation, bytes, start, end) =>
+          sawFrame(stream, opcode, bytes, start, end),
+        ),
+      }
+      stream.decoder.frameBytesMax = LIMITS.frameBytesMax
+      streams.set(returned, stream)
+    } else if (returned > 0) {
+      if (name === 'pwrite64') {
+        if (durableFiles.has(descriptor)) sawDurable(textBytes(text).subarray(0, returned), Number(/(\d+)$/.exec(text)?.[1]))
+        return
+      }
+      const stream = streams.get(descriptor)
+      if (stream === undefined) return
+      const seen = confirms + deliveries
+      stream.writeBeganAt = call.beganAt
+      const bytes = textBytes(text).subarray(0, returned)
+      stream.decoder.push(bytes)
+      // What is left is the beginning of a frame that ends with a later write.
+      if (stream.decoder.heldBytes > 0) stream.frameBeganAt ??= call.beganAt
+      if (confirms + deliveries > seen) socketWrites++
+    }
+  }
+
+  for await (const printed of createInterface({ input: createReadStream(path, { encoding: 'latin1' }) })) {
+    line++
+    const head = /^(\d+) +(\d+\.\d+) (.*)$/s.exec(printed)
+    if (head === null) continue
+    const [, pid, time, rest] = head as unknown as [string, string, string, string]
+    const resumed = /^<\.\.\. (\w+) resumed>(.*)$/s.exec(rest)
+    let call: Call | undefined
+    let tail: string
+    if (resumed !== null) {
+      call = unfinished.get(pid)
+      unfinished.delete(pid)
+      if (call === undefined) continue
+      tail = resumed[2]!
+    } else {
+      const began = /^(\w+)\((.*)$/s.exec(rest)
+      if (began === null) continue
+      call = { name: began[1]!, text: '', beganAt: line }
+      tail = began[2]!
+    }
+    if (tail.endsWith('<unfinished ...>')) {
+      call.text += tail.slice(0, -'<unfinished ...>'.length)
+      unfinished.set(pid, call)
+      continue
+    }
+    const at = tail.lastIndexOf(') = ')
+    const last = at === -1 ? /^(.*)\) += (.*)$/s.exec(tail) : undefined
+    const args = last === undefined ? tail.slice(0, at) : (last?.[1] ?? tail)
+    call.text += args
+    ended(call, last === undefined ? tail.slice(at + 4) : (last?.[2] ?? ''), Number(time))
+  }
+  return { durableWrites, durableBatches: durableBatches.size, socketWrites, confirms, deliveries, violations, failure }
+}
+
+/** The bytes of all strings in the arguments of a call, one behind the other. */
+function textBytes(text: string): Uint8Array {
+  if (text.includes('"...')) throw new Error('strace cut a string off')
+  const parts: Buffer[] = []
+  for (const [, hex] of text.matchAll(/"((?:\\x[0-9a-f]{2})*)"/g)) parts.push(Buffer.from(hex!.replaceAll('\\x', ''), 'hex'))
+  return Buffer.concat(parts)
+}

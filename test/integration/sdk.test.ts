@@ -1,0 +1,334 @@
+/** The SDK against a broker in this process, over TCP: what a user does first, and what happens when things end. */
+import { mkdtemp, rm } from 'node:fs/promises'
+import { createConnection, type Socket } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { DeadLetter, Retry, SluiceError, connect, queue, type Message, type Sluice } from '@sluice/client'
+import { startServer, type RunningServer, type ServerOptions } from '@sluice/server'
+import { afterEach, describe, expect, it } from 'vitest'
+
+const cleanups: (() => Promise<unknown>)[] = []
+afterEach(async () => {
+  for (const cleanup of cleanups.splice(0).toReversed()) await cleanup()
+})
+
+async function directory(): Promise<string> {
+  const path = await mkdtemp(join(tmpdir(), 'sluice-'))
+  cleanups.push(() => rm(path, { recursive: true, force: true }))
+  return path
+}
+
+async function start(options: ServerOptions = {}): Promise<RunningServer> {
+  const server = await startServer({
+    port: 0,
+    segmentBytes: 8 << 20,
+    lowFreeBytes: 0,
+    ...options,
+    dataDir: options.dataDir ?? (await directory()),
+  })
+  cleanups.push(() => server.stop())
+  return server
+}
+
+async function client(server: { readonly port: number }, name = 'test'): Promise<Sluice> {
+  const sluice = await connect(`sluice://127.0.0.1:${server.port}`, { name })
+  cleanups.push(() => sluice.close({ timeout: 1_000 }))
+  return sluice
+}
+
+async function until(what: string, holds: () => boolean | Promise<boolean>): Promise<void> {
+  for (const end = Date.now() + 15_000; !(await holds()); ) {
+    if (Date.now() > end) throw new Error(`waited in vain until ${what}`)
+    await new Promise((resolve) => setTimeout(resolve, 5))
+  }
+}
+
+const Orders = queue<unknown>('orders')
+
+describe('publishing', () => {
+  it('gives dense offsets, in order, for publishes of one turn and for atomic batches', async () => {
+    const sluice = await client(await start())
+    await sluice.queues.ensure(Orders)
+    const receipts = await Promise.all(Array.from({ length: 500 }, (_, i) => sluice.publish(Orders, { i })))
+    expect(receipts.map(({ offset }) => offset)).toEqual(Array.from({ length: 500 }, (_, i) => i))
+    const batch = await sluice.publishBatch(Orders, [{ body: 'a' }, { body: 'b', headers: { trace: 'x' } }])
+    expect(batch.map(({ offset }) => offset)).toEqual([500, 501])
+    const info = await sluice.queues.get(Orders)
+    expect(info).toMatchObject({ name: 'orders', ready: 502, published: 502, leased: 0, dead: 0 })
+  })
+
+  it('refuses an unknown queue, options that are not built, and what is too large, by name', async () => {
+    const sluice = await client(await start())
+    await sluice.queues.ensure(Orders)
+    const refused = async (call: Promise<unknown>): Promise<SluiceError> =>
+      call.then(
+        () => Promise.reject(new Error('was accepted')),
+        (error: unknown) => error as SluiceError,
+      )
+    expect((await refused(sluice.publish(queue('nowhere'), 1))).code).toBe('QUEUE_NOT_FOUND')
+    const named: string[] = []
+    for (const options of [{ priority: 3 }, { delay: '10s' as const }, { ttl: 1000 }, { key: 'k' }, { id: 'i' }, { at: new Date(Date.now() + 5000) }]) {
+      const error = await refused(sluice.publish(Orders, 1, options))
+      expect(error.code).toBe('NOT_SUPPORTED')
+      expect(error.message).toContain(`\`${Object.keys(options)[0]}\``)
+      named.push(error.message)
+    }
+    expect(named).toHaveLength(6)
+    const large = await refused(sluice.publish(Orders, new Uint8Array((1 << 20) + 1)))
+    expect(large.code).toBe('MESSAGE_TOO_LARGE')
+    await sluice.publish(Orders, new Uint8Array(1 << 20))
+    expect((await sluice.queues.get(Orders)).published).toBe(1)
+  })
+
+  it('keeps independent publishes of one turn independent', async () => {
+    const sluice = await client(await start())
+    await sluice.queues.ensure(Orders)
+    const results = await Promise.allSettled([
+      sluice.publish(Orders, 1),
+      sluice.publish(Orders, 2, { priority: 9 }),
+      sluice.publish(Orders, 3),
+    ])
+    expect(results.map(({ status }) => status)).toEqual(['fulfilled', 'rejected', 'fulfilled'])
+    expect((await sluice.queues.get(Orders)).published).toBe(2)
+  })
+})
+
+describe('consuming', () => {
+  it('delivers in order, bytes as bytes, text as text, data as data', async () => {
+    const sluice = await client(await start())
+    await sluice.queues.ensure(Orders)
+    const bodies = [new Uint8Array([1, 2, 3]), 'text ✓', { a: [1, null, 'x'], b: new Date(5) }, 42, null]
+    for (const body of bodies) await sluice.publish(Orders, body, { headers: { kind: typeof body } })
+    const seen: Message<unknown>[] = []
+    const worker = sluice.consume(Orders, {}, (message) => {
+      seen.push(message)
+    })
+    await until('all came', () => seen.length === bodies.length)
+    expect(seen.map(({ body }) => body)).toEqual(bodies)
+    expect(seen.map(({ offset, attempt, redelivered }) => [offset, attempt, redelivered])).toEqual(bodies.map((_, i) => [i, 1, false]))
+    expect(seen.map(({ headers }) => headers['kind'])).toEqual(bodies.map((body) => typeof body))
+    await worker.close()
+    expect(await sluice.queues.get(Orders)).toMatchObject({ ready: 0, leased: 0, acked: 5, consumers: 0 })
+  })
+
+  it('retries what throws, with back-off, and keeps what failed too often as dead', async () => {
+    const sluice = await client(await start())
+    await sluice.queues.ensure(Orders, { maxDeliveries: 3, retry: { initial: 10, max: 20 } })
+    await sluice.publish(Orders, 'bad')
+    await sluice.publish(Orders, 'good')
+    await sluice.publish(Orders, 'rejected')
+    const tries: [unknown, number, boolean][] = []
+    const worker = sluice.consume(Orders, { concurrency: 2 }, (message) => {
+      tries.push([message.body, message.attempt, message.redelivered])
+      if (message.body === 'bad') throw message.attempt === 1 ? new Error('first') : new Retry({ delay: 5 })
+      if (message.body === 'rejected') throw new DeadLetter('no such customer')
+    })
+    await until('it is dead', async () => (await sluice.queues.get(Orders)).dead === 2)
+    expect(tries.filter(([body]) => body === 'bad')).toEqual([
+      ['bad', 1, false],
+      ['bad', 2, true],
+      ['bad', 3, true],
+    ])
+    await worker.close()
+    expect(await sluice.queues.get(Orders)).toMatchObject({ ready: 0, scheduled: 0, dead: 2, acked: 1 })
+  })
+
+  it('shares a queue among consumers, each message to one of them', async () => {
+    const server = await start()
+    const sluice = await client(server)
+    await sluice.queues.ensure(Orders)
+    const counts = [0, 0, 0]
+    const seen = new Set<number>()
+    for (const i of counts.keys()) {
+      ;(await client(server, `worker ${i}`)).consume(Orders, { concurrency: 4 }, async (message) => {
+        seen.add(message.offset)
+        counts[i]!++
+        await new Promise((resolve) => setImmediate(resolve))
+      })
+    }
+    await until('all are there', async () => (await sluice.queues.get(Orders)).consumers === 3)
+    await Promise.all(Array.from({ length: 3_000 }, (_, i) => sluice.publish(Orders, i)))
+    await until('all are done', async () => (await sluice.queues.get(Orders)).acked === 3_000)
+    expect(seen.size).toBe(3_000)
+    for (const count of counts) expect(count).toBeGreaterThan(300)
+    expect(counts.reduce((a, b) => a + b)).toBe(3_000)
+  })
+
+  it('holds no more than its credit, in messages and in bytes', async () => {
+    const sluice = await client(await start())
+    await sluice.queues.ensure(Orders)
+    for (let i = 0; i < 20; i++) await sluice.publish(Orders, new Uint8Array(1_000))
+    const held: Message<unknown>[] = []
+    const abort = new AbortController()
+    const reading = (async () => {
+      for await (const message of sluice.messages(Orders, { prefetch: 7, signal: abort.signal })) held.push(message)
+    })().catch((error: unknown) => (error as SluiceError).code)
+    await until('the credit is used', () => held.length === 7)
+    expect((await sluice.queues.get(Orders)).leased).toBe(7)
+    await held[3]!.ack()
+    await until('one more came', () => held.length === 8)
+    expect((await sluice.queues.get(Orders)).leased).toBe(7)
+    abort.abort()
+    expect(await reading).toBe('ABORTED')
+  })
+
+  it('pulls what is there, waits for what is not, and gives up at the end of the wait', async () => {
+    const sluice = await client(await start())
+    await sluice.queues.ensure(Orders)
+    expect(await sluice.pull(Orders, { max: 5 })).toEqual([])
+    for (let i = 0; i < 8; i++) await sluice.publish(Orders, i)
+    const first = await sluice.pull(Orders, { max: 5, wait: '5s' })
+    expect(first.map(({ body }) => body)).toEqual([0, 1, 2, 3, 4])
+    await Promise.all(first.map((message) => message.ack()))
+    const second = await sluice.pull(Orders, { max: 5, wait: '5s' })
+    expect(second.map(({ body }) => body)).toEqual([5, 6, 7])
+    await second[0]!.release()
+    await second[1]!.deadLetter('no')
+    await second[2]!.ack()
+    const again = await sluice.pull(Orders, { max: 5, wait: '5s' })
+    expect(again.map(({ body, redelivered, attempt }) => [body, redelivered, attempt])).toEqual([[5, true, 1]])
+    await again[0]!.ack()
+    expect(await sluice.pull(Orders, { max: 1, wait: 30 })).toEqual([])
+    const late = sluice.pull(Orders, { max: 1, wait: '10s' })
+    await sluice.publish(Orders, 'late')
+    expect((await late).map(({ body }) => body)).toEqual(['late'])
+  })
+})
+
+describe('queues', () => {
+  it('are made once, changed only on demand, listed, purged and deleted', async () => {
+    const sluice = await client(await start())
+    expect((await sluice.queues.ensure(Orders, { maxDeliveries: 4 })).created).toBe(true)
+    expect((await sluice.queues.ensure(Orders)).created).toBe(false)
+    await expect(sluice.queues.ensure(Orders, { maxDeliveries: 5 })).rejects.toMatchObject({ code: 'QUEUE_CONFLICT' })
+    const changed = await sluice.queues.ensure(Orders, { maxDeliveries: 5, update: true })
+    expect(changed.queue.options.maxDeliveries).toBe(5)
+    for (let i = 0; i < 120; i++) await sluice.queues.ensure(queue(`q/${String(i).padStart(3, '0')}`))
+    expect((await sluice.queues.list()).map(({ name }) => name)).toHaveLength(121)
+    await sluice.publish(Orders, 1)
+    expect(await sluice.queues.purge(Orders)).toMatchObject({ messages: 1 })
+    await sluice.publish(Orders, 2)
+    expect(await sluice.queues.delete(Orders)).toMatchObject({ messages: 1 })
+    await expect(sluice.queues.get(Orders)).rejects.toMatchObject({ code: 'QUEUE_NOT_FOUND' })
+  })
+
+  it('end their workers when they are deleted, and reject one on a queue that is not there', async () => {
+    const sluice = await client(await start())
+    await sluice.queues.ensure(Orders)
+    const worker = sluice.consume(Orders, {}, () => {})
+    const closed = worker.closed.catch((error: unknown) => (error as SluiceError).code)
+    await until('it consumes', async () => (await sluice.queues.get(Orders)).consumers === 1)
+    await sluice.queues.delete(Orders)
+    expect(await closed).toBe('QUEUE_DELETED')
+    const missing = sluice.consume(queue('missing'), {}, () => {})
+    await expect(missing.closed).rejects.toMatchObject({ code: 'QUEUE_NOT_FOUND' })
+  })
+})
+
+describe('connections and restarts', () => {
+  it('keeps everything across an orderly stop, and marks what may have been delivered', async () => {
+    const dataDir = await directory()
+    const server = await start({ dataDir })
+    const sluice = await client(server)
+    await sluice.queues.ensure(Orders, { retry: { initial: '1h', max: '1h' } })
+    for (let i = 0; i < 10; i++) await sluice.publish(Orders, i)
+    const held = await sluice.pull(Orders, { max: 5 })
+    await held[0]!.ack()
+    await held[1]!.deadLetter('no')
+    await held[2]!.retry()
+    await server.stop()
+    const again = await start({ dataDir, port: server.port })
+    expect(again.status).toMatchObject({ afterCrash: false, cutBytes: 0, boot: 2, messages: 9 })
+    expect(await sluice.queues.get(Orders)).toMatchObject({ ready: 7, scheduled: 1, dead: 1, leased: 0, acked: 1 })
+    const rest = await sluice.pull(Orders, { max: 10, wait: '5s' })
+    expect(rest.map(({ body, redelivered }) => [body, redelivered])).toEqual([
+      [3, true],
+      [4, true],
+      [5, false],
+      [6, false],
+      [7, false],
+      [8, false],
+      [9, false],
+    ])
+    again.broker.audit()
+  })
+
+  it('charges the one message that was being handled when its connection died, and no other', async () => {
+    const server = await start()
+    const sluice = await client(server)
+    await sluice.queues.ensure(Orders, { retry: { initial: 1, max: 1 } })
+    for (let i = 0; i < 10; i++) await sluice.publish(Orders, i)
+    const proxy = await breakable(server.port)
+    const fragile = await client(proxy, 'fragile')
+    let begun = 0
+    fragile.consume(Orders, { concurrency: 1, prefetch: 10 }, (_message, { signal }) => {
+      begun++
+      return new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve()))
+    })
+    await until('it handles one', async () => begun === 1 && (await sluice.queues.get(Orders)).leased === 10)
+    await proxy.cut()
+    await until('all are back', async () => (await sluice.queues.get(Orders)).ready === 10)
+    const back = await sluice.pull(Orders, { max: 10 })
+    expect(back.map(({ body, attempt, redelivered }) => [body, attempt, redelivered]).toSorted((a, b) => Number(a[0]) - Number(b[0]))).toEqual(
+      Array.from({ length: 10 }, (_, i) => [i, i === 0 ? 2 : 1, true]),
+    )
+    server.broker.audit()
+  })
+
+  it('publishes each message once across broken connections', async () => {
+    const server = await start()
+    const sluice = await client(server)
+    await sluice.queues.ensure(Orders)
+    const proxy = await breakable(server.port)
+    const fragile = await client(proxy, 'fragile')
+    const confirmed: Promise<{ offset: number }>[] = []
+    for (let round = 0; round < 20; round++) {
+      for (let i = 0; i < 200; i++) confirmed.push(fragile.publish(Orders, round * 200 + i))
+      await new Promise((resolve) => setImmediate(resolve))
+      if (round % 4 === 1) proxy.break()
+    }
+    const receipts = await Promise.all(confirmed)
+    expect(new Set(receipts.map(({ offset }) => offset)).size).toBe(4_000)
+    expect((await sluice.queues.get(Orders)).published).toBe(4_000)
+    expect(proxy.broken()).toBe(5)
+  })
+})
+
+/** A port in front of the broker whose connections can be broken at will. */
+async function breakable(target: number): Promise<{ port: number; break(): void; broken(): number; cut(): Promise<void> }> {
+  const { createServer } = await import('node:net')
+  const sockets = new Set<Socket>()
+  let broken = 0
+  const server = createServer((near) => {
+    const far = createConnection(target, '127.0.0.1')
+    for (const [one, other] of [
+      [near, far],
+      [far, near],
+    ] as const) {
+      sockets.add(one)
+      one.on('error', () => {})
+      one.on('close', () => {
+        sockets.delete(one)
+        other.destroy()
+      })
+      one.pipe(other)
+    }
+  })
+  await new Promise<void>((resolve) => {
+    server.listen(0, '127.0.0.1', resolve)
+  })
+  const address = server.address()
+  const breakAll = (): void => {
+    broken++
+    for (const socket of sockets) socket.resetAndDestroy()
+  }
+  const cut = async (): Promise<void> => {
+    const closed = new Promise((resolve) => server.close(resolve))
+    breakAll()
+    await closed
+  }
+  cleanups.push(async () => {
+    if (server.listening) await cut()
+  })
+  return { port: (address as { port: number }).port, break: breakAll, broken: () => broken, cut }
+}
