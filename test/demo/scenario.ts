@@ -20,8 +20,9 @@ const LEAD_SHARE = 0.25
 const WORKER_KILL_SHARE = 0.5
 /** The broker is killed once that worker is back, at the latest from this share on; */
 const BROKER_KILL_SHARE = 0.6
-/** at a moment at which so many publishes are unanswered; */
+/** at a moment at which so many publishes are unanswered and so many confirmed records not yet handled; */
 const UNANSWERED_AT_KILL_MIN = 200
+const UNHANDLED_AT_KILL_MIN = 100
 /** but it is not waited for beyond this share: there must be records left to publish. */
 const BROKER_KILL_SHARE_MAX = 0.72
 const POLL_MS = 5
@@ -144,9 +145,7 @@ export class Scenario {
   async #restartBroker(broker: Process, port: number, sluice: Sluice, worker: WorkerState): Promise<number> {
     const { count, progress } = this.#settings
     await this.#until(() => worker.isAtWork || this.#acked >= count * BROKER_KILL_SHARE)
-    await this.#until(
-      () => this.#unanswered >= UNANSWERED_AT_KILL_MIN || this.#acked >= count * BROKER_KILL_SHARE_MAX,
-    )
+    await this.#until(() => this.#isInFullFlow || this.#acked >= count * BROKER_KILL_SHARE_MAX)
     const back = new Promise<void>((resolve) => {
       sluice.on('connected', () => resolve())
     })
@@ -161,10 +160,11 @@ export class Scenario {
     return awaySeconds
   }
 
-  /** Publishes that are known to be sent and not answered. */
-  get #unanswered(): number {
+  /** As far as was reported. */
+  get #isInFullFlow(): boolean {
     const { published, confirmed } = this.counts
-    return published - confirmed
+    const unhandled = confirmed - this.#ledger.handledRecords
+    return published - confirmed >= UNANSWERED_AT_KILL_MIN && unhandled >= UNHANDLED_AT_KILL_MIN
   }
 
   #startBroker(port: number): Process {

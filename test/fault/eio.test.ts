@@ -13,6 +13,8 @@ const SEED = Number(process.env['SLUICE_SEED'] ?? Date.now() % 1_000_000)
 const ROUNDS = process.env['SLUICE_LONG'] === undefined ? 20 : 500
 const EXIT_LOG_FAILED = 70
 const EXIT_MS_MAX = 1_000
+/** Many more than it takes until the write that fails. */
+const MESSAGES_MAX = 4_000
 
 interface Round {
   /** Whether it was the log's own write that failed, not the preparation of a file. */
@@ -37,7 +39,7 @@ async function round(kind: string, when: number, random: Random): Promise<Round>
     await sluice.queues.ensure('q').catch(() => undefined)
     let sequence = 0
     const answers: Promise<void>[] = []
-    while (broker.exit === undefined && sequence < 20_000) {
+    while (broker.exit === undefined && sequence < MESSAGES_MAX) {
       const burst = 1 + random.below(10)
       for (let i = 0; i < burst; i++) {
         const message = `m${sequence++}`
@@ -54,6 +56,8 @@ async function round(kind: string, when: number, random: Random): Promise<Round>
       }
       await Promise.race([answers.at(-1), broker.exited])
     }
+    // What failed was the preparation of a file, which is tried again.
+    if (broker.exit === undefined && sequence >= MESSAGES_MAX) broker.signal('SIGKILL')
     const exit = await broker.exited
     const exitedS = Date.now() / 1000
     await sluice.close({ timeout: 1 }).catch(() => undefined)

@@ -3,7 +3,7 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { createConnection, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { DeadLetter, Retry, SluiceError, connect, queue, type Message, type Sluice } from '@sluice/client'
+import { DeadLetter, Retry, type SluiceError, connect, queue, type Message, type Sluice } from '@sluice/client'
 import { startServer, type RunningServer, type ServerOptions } from '@sluice/server'
 import { afterEach, describe, expect, it } from 'vitest'
 
@@ -37,13 +37,13 @@ async function client(server: { readonly port: number }, name = 'test'): Promise
 }
 
 async function until(what: string, holds: () => boolean | Promise<boolean>): Promise<void> {
-  for (const end = Date.now() + 15_000; !(await holds()); ) {
+  for (const end = Date.now() + 15_000; !(await holds());) {
     if (Date.now() > end) throw new Error(`waited in vain until ${what}`)
     await new Promise((resolve) => setTimeout(resolve, 5))
   }
 }
 
-const Orders = queue<unknown>('orders')
+const Orders = queue('orders')
 
 describe('publishing', () => {
   it('gives dense offsets, in order, for publishes of one turn and for atomic batches', async () => {
@@ -67,7 +67,14 @@ describe('publishing', () => {
       )
     expect((await refused(sluice.publish(queue('nowhere'), 1))).code).toBe('QUEUE_NOT_FOUND')
     const named: string[] = []
-    for (const options of [{ priority: 3 }, { delay: '10s' as const }, { ttl: 1000 }, { key: 'k' }, { id: 'i' }, { at: new Date(Date.now() + 5000) }]) {
+    for (const options of [
+      { priority: 3 },
+      { delay: '10s' as const },
+      { ttl: 1000 },
+      { key: 'k' },
+      { id: 'i' },
+      { at: new Date(Date.now() + 5000) },
+    ]) {
       const error = await refused(sluice.publish(Orders, 1, options))
       expect(error.code).toBe('NOT_SUPPORTED')
       expect(error.message).toContain(`\`${Object.keys(options)[0]}\``)
@@ -99,13 +106,15 @@ describe('consuming', () => {
     await sluice.queues.ensure(Orders)
     const bodies = [new Uint8Array([1, 2, 3]), 'text ✓', { a: [1, null, 'x'], b: new Date(5) }, 42, null]
     for (const body of bodies) await sluice.publish(Orders, body, { headers: { kind: typeof body } })
-    const seen: Message<unknown>[] = []
+    const seen: Message[] = []
     const worker = sluice.consume(Orders, {}, (message) => {
       seen.push(message)
     })
     await until('all came', () => seen.length === bodies.length)
     expect(seen.map(({ body }) => body)).toEqual(bodies)
-    expect(seen.map(({ offset, attempt, redelivered }) => [offset, attempt, redelivered])).toEqual(bodies.map((_, i) => [i, 1, false]))
+    expect(seen.map(({ offset, attempt, redelivered }) => [offset, attempt, redelivered])).toEqual(
+      bodies.map((_, i) => [i, 1, false]),
+    )
     expect(seen.map(({ headers }) => headers['kind'])).toEqual(bodies.map((body) => typeof body))
     await worker.close()
     expect(await sluice.queues.get(Orders)).toMatchObject({ ready: 0, leased: 0, acked: 5, consumers: 0 })
@@ -158,10 +167,11 @@ describe('consuming', () => {
     const sluice = await client(await start())
     await sluice.queues.ensure(Orders)
     for (let i = 0; i < 20; i++) await sluice.publish(Orders, new Uint8Array(1_000))
-    const held: Message<unknown>[] = []
+    const held: Message[] = []
     const abort = new AbortController()
     const reading = (async () => {
-      for await (const message of sluice.messages(Orders, { prefetch: 7, signal: abort.signal })) held.push(message)
+      for await (const message of sluice.messages(Orders, { prefetch: 7, signal: abort.signal }))
+        held.push(message)
     })().catch((error: unknown) => (error as SluiceError).code)
     await until('the credit is used', () => held.length === 7)
     expect((await sluice.queues.get(Orders)).leased).toBe(7)
@@ -186,7 +196,9 @@ describe('consuming', () => {
     await second[1]!.deadLetter('no')
     await second[2]!.ack()
     const again = await sluice.pull(Orders, { max: 5, wait: '5s' })
-    expect(again.map(({ body, redelivered, attempt }) => [body, redelivered, attempt])).toEqual([[5, true, 1]])
+    expect(again.map(({ body, redelivered, attempt }) => [body, redelivered, attempt])).toEqual([
+      [5, true, 1],
+    ])
     await again[0]!.ack()
     expect(await sluice.pull(Orders, { max: 1, wait: 30 })).toEqual([])
     const late = sluice.pull(Orders, { max: 1, wait: '10s' })
@@ -200,7 +212,9 @@ describe('queues', () => {
     const sluice = await client(await start())
     expect((await sluice.queues.ensure(Orders, { maxDeliveries: 4 })).created).toBe(true)
     expect((await sluice.queues.ensure(Orders)).created).toBe(false)
-    await expect(sluice.queues.ensure(Orders, { maxDeliveries: 5 })).rejects.toMatchObject({ code: 'QUEUE_CONFLICT' })
+    await expect(sluice.queues.ensure(Orders, { maxDeliveries: 5 })).rejects.toMatchObject({
+      code: 'QUEUE_CONFLICT',
+    })
     const changed = await sluice.queues.ensure(Orders, { maxDeliveries: 5, update: true })
     expect(changed.queue.options.maxDeliveries).toBe(5)
     for (let i = 0; i < 120; i++) await sluice.queues.ensure(queue(`q/${String(i).padStart(3, '0')}`))
@@ -239,7 +253,13 @@ describe('connections and restarts', () => {
     await server.stop()
     const again = await start({ dataDir, port: server.port })
     expect(again.status).toMatchObject({ afterCrash: false, cutBytes: 0, boot: 2, messages: 9 })
-    expect(await sluice.queues.get(Orders)).toMatchObject({ ready: 7, scheduled: 1, dead: 1, leased: 0, acked: 1 })
+    expect(await sluice.queues.get(Orders)).toMatchObject({
+      ready: 7,
+      scheduled: 1,
+      dead: 1,
+      leased: 0,
+      acked: 1,
+    })
     const rest = await sluice.pull(Orders, { max: 10, wait: '5s' })
     expect(rest.map(({ body, redelivered }) => [body, redelivered])).toEqual([
       [3, true],
@@ -269,9 +289,11 @@ describe('connections and restarts', () => {
     await proxy.cut()
     await until('all are back', async () => (await sluice.queues.get(Orders)).ready === 10)
     const back = await sluice.pull(Orders, { max: 10 })
-    expect(back.map(({ body, attempt, redelivered }) => [body, attempt, redelivered]).toSorted((a, b) => Number(a[0]) - Number(b[0]))).toEqual(
-      Array.from({ length: 10 }, (_, i) => [i, i === 0 ? 2 : 1, true]),
-    )
+    expect(
+      back
+        .map(({ body, attempt, redelivered }) => [body, attempt, redelivered])
+        .toSorted((a, b) => Number(a[0]) - Number(b[0])),
+    ).toEqual(Array.from({ length: 10 }, (_, i) => [i, i === 0 ? 2 : 1, true]))
     server.broker.audit()
   })
 
@@ -295,7 +317,9 @@ describe('connections and restarts', () => {
 })
 
 /** A port in front of the broker whose connections can be broken at will. */
-async function breakable(target: number): Promise<{ port: number; break(): void; broken(): number; cut(): Promise<void> }> {
+async function breakable(
+  target: number,
+): Promise<{ port: number; break(): void; broken(): number; cut(): Promise<void> }> {
   const { createServer } = await import('node:net')
   const sockets = new Set<Socket>()
   let broken = 0

@@ -5,7 +5,7 @@ import { Violation } from './trace.js'
 
 export class Administrator extends Client {
   readonly #waiting = new Map<number, string>()
-  /** Queues that are known to be there since the healing began. */
+  /** Queues that it knows to be there. */
   readonly #made = new Set<string>()
 
   get isDone(): boolean {
@@ -27,9 +27,9 @@ export class Administrator extends Client {
       }
       return
     }
-    this.#made.clear()
-    const name = chance.pick(queueNames)
-    const kind = chance.random()
+    const missing = queueNames.find((one) => !this.#made.has(one))
+    const name = missing !== undefined && chance.hit(0.6) ? missing : chance.pick(queueNames)
+    const kind = name === missing ? 0 : chance.random()
     if (kind < 0.45) {
       const initial = chance.int(0, 300)
       const options = chance.hit(0.5)
@@ -39,10 +39,11 @@ export class Administrator extends Client {
             retryInitialMs: initial,
             retryMaxMs: initial + chance.int(0, 2000),
           }
-      this.#ask(OP.ENSURE, { name, options, update: chance.hit(0.7) }, '')
-    } else if (kind < 0.47) {
+      this.#ask(OP.ENSURE, { name, options, update: chance.hit(0.7) }, name)
+    } else if (kind < 0.46) {
+      this.#made.delete(name)
       this.#ask(OP.DELETE, { name }, '')
-    } else if (kind < 0.49) {
+    } else if (kind < 0.48) {
       this.#ask(OP.PURGE, { name }, '')
     } else if (kind < 0.9) {
       this.#ask(OP.GET, { name }, '')

@@ -375,7 +375,7 @@ export class SimulatedDisk implements Disk {
           }
           resolve(work(fault))
         } catch (error) {
-          reject(error as Error)
+          reject(error)
         }
       }
       if (this.#options.mode === 'queued') this.#queue.push({ slow: fault?.slow ?? false, complete })
@@ -577,8 +577,8 @@ function crashImage(inode: Inode, random: Random): Inode {
     }
   }
   // What a file grew by holds zeros, or what the disk held there before.
-  const isJunky = random() < 0.5
-  for (let at = inode.stableBytes; isJunky && at < bytes; at += SECTOR_BYTES) {
+  const junkFrom = random() < 0.5 ? inode.stableBytes : bytes
+  for (let at = junkFrom; at < bytes; at += SECTOR_BYTES) {
     if (random() < 0.5) writePages(pages, at, junk(random, Math.min(SECTOR_BYTES, bytes - at)))
   }
   for (const part of kept) writePages(pages, part.position, part.bytes)

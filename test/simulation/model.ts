@@ -218,6 +218,17 @@ export class Model {
       producer.refused.set(number, answer)
   }
 
+  /**
+   * A producer that never had a batch accepted has left. Its refusals go with it: no byte of it is under way any more,
+   * so whoever did not hear of a refusal cannot tell that the batch is judged anew.
+   */
+  forgotten(identity: string): void {
+    const producer = this.#producer(identity)
+    if (producer.accepted.size > 0) throw new Violation(3, `producer ${identity} is forgotten, and had batches accepted`)
+    producer.refused.clear()
+    producer.told = 0
+  }
+
   #accept(attempt: Attempt, base: number, nowMs: number): void {
     const queue = this.names.get(attempt.queue)
     if (queue === undefined)

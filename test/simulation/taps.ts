@@ -111,6 +111,12 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
     }
   }
 
+  const detachProducer = broker.detachProducer.bind(broker)
+  broker.detachProducer = (producer) => {
+    detachProducer(producer)
+    if (producer.connections === 0 && producer.id === 0) to.guard(() => model.forgotten(producer.identity))
+  }
+
   const subscribe = broker.subscribe.bind(broker)
   broker.subscribe = (name, channel, consumer, messages, bytes, limit) => {
     const subscription = subscribe(name, channel, consumer, messages, bytes, limit)

@@ -104,6 +104,7 @@ export class World implements Surroundings {
   #fatal: unknown
   #faultIsDue: ((operation: Operation) => Fault | undefined) | undefined
   #faulted = false
+  #directoryFailed = false
   #diskUses = 0
   #fullUntilMs = 0
   /** The log hears late that there is room again. */
@@ -135,7 +136,7 @@ export class World implements Surroundings {
       inFlightBytes: chance.pick([4, 64, 1024]) * 1024,
       outboundBytesSoft: chance.int(2, 32) * 1024,
       outboundBytesHard: 256 * 1024,
-      stalledMs: 3_000,
+      stalledMs: 1_000,
     }
     this.disk = new SimulatedDisk(this.#diskOptions())
     this.model = new Model({
@@ -203,7 +204,7 @@ export class World implements Surroundings {
       this.disk.queued > 0 ? (this.isHealing ? 20 : this.#diskWeight) : 0,
       flows.length > 0 ? 40 : 0,
       20,
-      6,
+      8,
       trouble,
     ]
     let draw = chance.random() * weights.reduce((sum, weight) => sum + weight, 0)
@@ -213,7 +214,7 @@ export class World implements Surroundings {
     else if (kind === 1) this.#stepDisk()
     else if (kind === 2) chance.pick(flows)()
     else if (kind === 3) this.#act()
-    else if (kind === 4) this.#pass(chance.skewed(12))
+    else if (kind === 4) this.#pass(chance.skewed(60))
     else this.#trouble()
     await this.#settle()
   }
@@ -310,7 +311,7 @@ export class World implements Surroundings {
     defect?.session?.(session)
     tapSession(session, broker, conversation, this.#owed, this.#listening)
     link.session = session
-    link.slow = !this.isHealing && this.chance.hit(0.08)
+    link.slow = !this.isHealing && this.chance.hit(0.15)
     this.#links.push(link)
     this.#conversations.set(link, { conversation, silentMs: 0, lastMs: this.nowMs })
     this.trace.note(`${link.peer} connects`)
@@ -464,9 +465,11 @@ export class World implements Surroundings {
     const fault = this.#faultIsDue?.(operation)
     if (fault !== undefined) {
       this.#faulted = true
+      if (operation.kind === 'syncDirectory') this.#directoryFailed = true
       this.trace.note(`fault ${operation.kind} ${operation.name}`)
       return fault
     }
+    if (operation.kind === 'rename' && operation.name.endsWith('.segment')) this.count('segments recycled')
     return this.chance.hit(0.03) ? { slow: true } : undefined
   }
 
@@ -490,6 +493,7 @@ export class World implements Surroundings {
     this.#sleepers = []
     this.#fatal = undefined
     this.#faulted = false
+    this.#directoryFailed = false
     this.#owed = { promise: undefined }
     this.witness.isDead = false
     await defect?.beforeOpen?.(this.disk)
@@ -573,8 +577,10 @@ export class World implements Surroundings {
     this.count(`end ${how}`)
     if (how === 'fault') await this.#failDisk()
     else if (how === 'close') await this.#stop()
+    // A file system that could not write its directory does not go on: the machine has to start anew.
     const isPowerLost =
       how === 'power' ||
+      this.#directoryFailed ||
       (how === 'fault' && this.chance.hit(0.5)) ||
       (how === 'close' && this.chance.hit(0.5))
     this.broker = undefined
@@ -585,6 +591,7 @@ export class World implements Surroundings {
     }
     this.#faultIsDue = undefined
     if (this.#fullUntilMs > 0) this.#unfill()
+    this.#tallyLife()
     this.disk = isPowerLost
       ? this.disk.crash(this.chance.random, this.#diskOptions())
       : this.disk.kill(this.chance.random, this.#diskOptions())
@@ -723,6 +730,7 @@ export class World implements Surroundings {
     const wrong = violations(report)
     if (wrong.length > 0) throw new Violation(wrong[0]!.verdict, findingLines(wrong))
     await this.#stop()
+    this.#tallyLife()
     this.broker = undefined
     this.#turns = []
     this.disk = this.disk.crash(this.chance.random, this.#diskOptions())
@@ -731,11 +739,18 @@ export class World implements Surroundings {
     return report
   }
 
+  /** What is counted by the parts of one life. */
+  #tallyLife(): void {
+    const { log } = this
+    for (const [what, count] of Object.entries(log?.counts ?? {})) this.counts.set(what, (this.counts.get(what) ?? 0) + count)
+  }
+
   #tally(): void {
     const { durable } = this.ledger
     const add = (what: string, more: number): void => {
       this.counts.set(what, (this.counts.get(what) ?? 0) + more)
     }
+    add('crash blame', this.model.counts.charged + this.model.counts.suspected)
     add('directories', durable.directories)
     add('state pages', durable.pages)
     add('relocated batches', durable.relocated)

@@ -4,7 +4,7 @@
  */
 import { randomInt } from 'node:crypto'
 import { resolve } from 'node:path'
-import { SluiceError } from '@sluice/protocol'
+import type { SluiceError } from '@sluice/protocol'
 import { Broker, type BrokerStatus } from './broker/broker.js'
 import { NodeDisk } from './log/disk.js'
 import { FileLog } from './log/file-log.js'

@@ -31,12 +31,20 @@ import {
 import { BLOCKS_DEFAULTS, Blocks, type BlocksOptions } from '../log/blocks.js'
 import type { Log } from '../log/log.js'
 import { Tail } from '../log/tail.js'
-import { DEATH, FactBuffer, Subscription, TimeHeap, encodeDefinition, type Consumer, type Lease, type Queue } from '../queue/index.js'
-import { Checkpoints } from './checkpoint.js'
+import {
+  DEATH,
+  FactBuffer,
+  Subscription,
+  TimeHeap,
+  encodeDefinition,
+  type Consumer,
+  type Lease,
+  type Queue,
+} from '../queue/index.js'
 import { Dispatcher } from './dispatch.js'
 import { Producer } from './producers.js'
 import { recover } from './recovery.js'
-import { Relocation } from './relocation.js'
+import { Space } from './space.js'
 import { BOOT_AFTER_CLOSE, sameOptions, type State } from './state.js'
 
 export interface BrokerOptions {
@@ -72,8 +80,6 @@ export interface Output {
  */
 export type Blame = 'nobody' | 'started' | 'suspects'
 
-/** How often the use of the log is looked at. */
-const MAINTAIN_MS = 20
 /** How long after the last entry an empty one is put behind it. */
 const IDLE_MS = 1_000
 /** Beyond so many bytes that wait for the disk, connections are not read from. */
@@ -101,8 +107,7 @@ export class Broker {
   readonly #blocks: Blocks
   readonly #tail: Tail
   readonly #dispatcher: Dispatcher
-  readonly #checkpoints: Checkpoints
-  readonly #relocation: Relocation
+  readonly #space: Space
   readonly #active: Queue[] = []
   readonly #withFacts: Queue[] = []
   readonly #facts = new FactBuffer()
@@ -114,10 +119,6 @@ export class Broker {
   #nextSubscription: number
   #turnIsDue = false
   #endedAtMs = 0
-  #maintainedAtMs = 0
-  /** Segments below `floor` are not needed once `gate` is durable. */
-  #truncation: { readonly floor: number; readonly gate: number } | undefined
-  #truncating = false
   #lastIsEmpty = true
   #failed = false
   #stopped = false
@@ -130,7 +131,10 @@ export class Broker {
     const recovered = await recover(log)
     const { state, bounds } = recovered
     const messageBytesMax = options.messageBytesMax ?? LIMITS.messageBytesDefault
-    if (messageBytesMax > LIMITS.messageBytesMax || messageBytesMax + MESSAGE_OVERHEAD_BYTES > log.segmentBytes / 4) {
+    if (
+      messageBytesMax > LIMITS.messageBytesMax ||
+      messageBytesMax + MESSAGE_OVERHEAD_BYTES > log.segmentBytes / 4
+    ) {
       throw new SluiceError(
         'INVALID_ARGUMENT',
         `Messages of ${messageBytesMax} bytes do not fit a quarter of a segment of ${log.segmentBytes} bytes.`,
@@ -155,17 +159,12 @@ export class Broker {
       afterCrash,
     }
     const blocks = new Blocks(log, { ...BLOCKS_DEFAULTS, ...options.blocks })
-    let broker: Broker | undefined
-    const tail = new Tail(log, bounds, blocks, {
-      durable: (lsn) => broker?.durable(lsn),
-      failed: (error) => broker?.fail(error),
-    })
+    const tail = new Tail(log, bounds, blocks)
     tail.epoch = state.boot
     let floor = recovered.directory?.replayFrom ?? bounds.firstPosition
     for (const page of recovered.directory?.pages ?? []) floor = Math.min(floor, page.position)
-    const interval = options.checkpointBytes ?? log.segmentBytes / 2
-    const checkpoints = new Checkpoints(log, tail, state, interval, floor)
-    broker = new Broker(options, state, blocks, tail, checkpoints, status, nowMs, messageBytesMax)
+    const space = new Space(log, tail, state, options.checkpointBytes ?? log.segmentBytes / 2, floor)
+    const broker = new Broker(options, state, blocks, tail, space, status, nowMs, messageBytesMax)
     broker.#appendMark(BATCH_TYPE.boot, state.boot, afterCrash ? 0 : BOOT_AFTER_CLOSE)
     await broker.#untilIdle()
     return broker
@@ -176,7 +175,7 @@ export class Broker {
     state: State,
     blocks: Blocks,
     tail: Tail,
-    checkpoints: Checkpoints,
+    space: Space,
     status: BrokerStatus,
     nowMs: number,
     messageBytesMax: number,
@@ -187,8 +186,8 @@ export class Broker {
     this.#blocks = blocks
     this.#tail = tail
     this.#dispatcher = new Dispatcher(blocks)
-    this.#checkpoints = checkpoints
-    this.#relocation = new Relocation(options.log, tail, state)
+    this.#space = space
+    tail.report({ durable: (lsn) => this.#durable(lsn), failed: (error) => this.fail(error) })
     this.messageBytesMax = messageBytesMax
     this.status = status
     this.boot = state.boot
@@ -213,6 +212,8 @@ export class Broker {
   beginTurn(): void {
     this.nowMs = this.#options.now()
   }
+
+  readonly #wake = (): void => this.wake()
 
   /** Something was taken in: the turn will be ended. */
   wake(): void {
@@ -277,7 +278,8 @@ export class Broker {
   /** @throws SluiceError QUEUE_NOT_FOUND */
   queue(name: string): Queue {
     const queue = this.#state.queues.get(name)
-    if (queue === undefined) throw new SluiceError('QUEUE_NOT_FOUND', `There is no queue ${JSON.stringify(name)}.`)
+    if (queue === undefined)
+      throw new SluiceError('QUEUE_NOT_FOUND', `There is no queue ${JSON.stringify(name)}.`)
     return queue
   }
 
@@ -286,7 +288,14 @@ export class Broker {
    * producer still waits for. A refusal is remembered under the batch's number.
    * @throws SluiceError the refusal
    */
-  publish(producer: Producer, queueName: string, bytes: Uint8Array, at: number, end: number, unanswered: number): number {
+  publish(
+    producer: Producer,
+    queueName: string,
+    bytes: Uint8Array,
+    at: number,
+    end: number,
+    unanswered: number,
+  ): number {
     checkBatch(bytes, at, end)
     const number = readU64(bytes, at + 24)
     const crc = readU32(bytes, at + 44)
@@ -294,7 +303,11 @@ export class Broker {
     const accepted = producer.acceptedAt(number, crc)
     if (accepted !== -1) return accepted
     if (number < producer.floor) {
-      throw new SluiceError('UNKNOWN_OUTCOME', `Batch ${number} is older than the window of its producer, which begins at ${producer.floor}.`, { outcome: 'unknown' })
+      throw new SluiceError(
+        'UNKNOWN_OUTCOME',
+        `Batch ${number} is older than the window of its producer, which begins at ${producer.floor}.`,
+        { outcome: 'unknown' },
+      )
     }
     const refusal = producer.refusalOf(number)
     if (refusal !== undefined) throw new SluiceError(refusal.code, refusal.message, refusal)
@@ -306,14 +319,26 @@ export class Broker {
     }
   }
 
-  #accept(producer: Producer, queue: Queue, bytes: Uint8Array, at: number, end: number, number: number, crc: number): number {
+  #accept(
+    producer: Producer,
+    queue: Queue,
+    bytes: Uint8Array,
+    at: number,
+    end: number,
+    number: number,
+    crc: number,
+  ): number {
     const length = end - at
     const count = readU32(bytes, at + 12)
     const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, this.messageBytesMax)
     if (typeof checked !== 'number') throw new SluiceError(checked.code, checked.message)
     if ((checked & ~RECORD_FLAG.headers) !== 0) throw optionNotSupported(checked)
     if (!this.#log.reserve(length)) {
-      throw new SluiceError('DISK_LOW', 'Too little disk space is left to accept messages; consumers can go on.', { retryAfterMs: 1_000 })
+      throw new SluiceError(
+        'DISK_LOW',
+        'Too little disk space is left to accept messages; consumers can go on.',
+        { retryAfterMs: 1_000 },
+      )
     }
     if (producer.id === 0) this.#declare(producer)
     const to = this.#tail.reserve(length, this.nowMs)
@@ -338,7 +363,14 @@ export class Broker {
   // --- consuming ---
 
   /** @throws SluiceError QUEUE_NOT_FOUND */
-  subscribe(name: QueueName, channel: number, consumer: Consumer, messages: number, bytes: number, limit: number | undefined): Subscription {
+  subscribe(
+    name: QueueName,
+    channel: number,
+    consumer: Consumer,
+    messages: number,
+    bytes: number,
+    limit: number | undefined,
+  ): Subscription {
     const queue = this.queue(name)
     const subscription = new Subscription(this.#nextSubscription, channel, queue, consumer)
     this.#nextSubscription = (this.#nextSubscription + 1) >>> 0
@@ -348,7 +380,13 @@ export class Broker {
     return subscription
   }
 
-  credit(subscription: Subscription, messages: number, bytes: number, limit: number | undefined, drain: boolean): void {
+  credit(
+    subscription: Subscription,
+    messages: number,
+    bytes: number,
+    limit: number | undefined,
+    drain: boolean,
+  ): void {
     subscription.setCredit(messages, bytes, limit, drain)
     this.#activate(subscription.queue)
   }
@@ -384,9 +422,11 @@ export class Broker {
   #end(queue: Queue, lease: Lease, item: SettleItem): void {
     const reason = item.reason ?? ''
     if (item.outcome === OUTCOME.release) queue.release(lease.offset, lease.sinceMs)
-    else if (item.outcome === OUTCOME.deadLetter) queue.deadLetter(lease.offset, DEATH.rejected, this.nowMs, reason)
+    else if (item.outcome === OUTCOME.deadLetter)
+      queue.deadLetter(lease.offset, DEATH.rejected, this.nowMs, reason)
     else {
-      const delayMs = item.delayMs ?? queue.backoffMs(queue.attemptsOf(lease.offset) + 1, this.#options.random())
+      const delayMs =
+        item.delayMs ?? queue.backoffMs(queue.attemptsOf(lease.offset) + 1, this.#options.random())
       queue.retry(lease.offset, this.nowMs + delayMs, this.nowMs, reason)
     }
   }
@@ -426,7 +466,10 @@ export class Broker {
     const existing = this.#state.queues.get(request.name)
     const options = { ...(existing?.options ?? QUEUE_OPTION_DEFAULTS), ...request.options }
     if (options.retryInitialMs > options.retryMaxMs) {
-      throw new SluiceError('INVALID_ARGUMENT', `\`retryInitialMs\` is ${options.retryInitialMs}, above \`retryMaxMs\` of ${options.retryMaxMs}.`)
+      throw new SluiceError(
+        'INVALID_ARGUMENT',
+        `\`retryInitialMs\` is ${options.retryInitialMs}, above \`retryMaxMs\` of ${options.retryMaxMs}.`,
+      )
     }
     if (existing !== undefined) {
       if (!sameOptions(existing.options, options)) {
@@ -440,9 +483,16 @@ export class Broker {
     }
     const queuesMax = this.#options.queuesMax ?? 100_000
     if (this.#state.queues.size >= queuesMax) {
-      throw new SluiceError('TOO_MANY_QUEUES', `There are ${this.#state.queues.size} queues; at most ${queuesMax} are allowed.`)
+      throw new SluiceError(
+        'TOO_MANY_QUEUES',
+        `There are ${this.#state.queues.size} queues; at most ${queuesMax} are allowed.`,
+      )
     }
-    const queue = this.#state.addQueue(this.#state.nextQueueId, { name: request.name, options, createdAtMs: this.nowMs })
+    const queue = this.#state.addQueue(this.#state.nextQueueId, {
+      name: request.name,
+      options,
+      createdAtMs: this.nowMs,
+    })
     this.#facts.ensure(encodeDefinition(queue))
     this.#appendFacts(queue.id, this.#facts)
     return { created: true, queue: queue.info(this.nowMs) }
@@ -491,7 +541,7 @@ export class Broker {
     this.#endTurn()
     // Nothing may stand behind the mark of the end: no further turn, and no copy that is being read.
     this.#stopped = true
-    this.#relocation.stop()
+    this.#space.stop()
     for (const queue of this.#state.queues.values()) {
       if (queue.deliveredBelow > queue.redeliveredBelow) {
         queue.redeliveredBelow = queue.deliveredBelow
@@ -511,9 +561,19 @@ export class Broker {
   }
 
   /** What memory and disk hold, for people and tests. */
-  usage(): { readonly blockBytes: number; readonly liveBytes: number; readonly logBytes: number; readonly segments: number } {
+  usage(): {
+    readonly blockBytes: number
+    readonly liveBytes: number
+    readonly logBytes: number
+    readonly segments: number
+  } {
     const { bytes, segments } = this.#log.usage()
-    return { blockBytes: this.#blocks.memoryBytes, liveBytes: this.#state.segments.liveBytes, logBytes: bytes, segments }
+    return {
+      blockBytes: this.#blocks.memoryBytes,
+      liveBytes: this.#state.segments.liveBytes,
+      logBytes: bytes,
+      segments,
+    }
   }
 
   /** Counts everything anew and compares (invariant 6). @throws Error naming what differs */
@@ -528,8 +588,8 @@ export class Broker {
     }
   }
 
-  durable(lsn: number): void {
-    this.#checkpoints.durable(lsn)
+  #durable(lsn: number): void {
+    this.#space.durable(lsn)
     this.#release(lsn)
     if (this.#waitingForDisk.length > 0 && !this.isBehind) {
       for (const resume of this.#waitingForDisk.splice(0)) resume()
@@ -557,7 +617,7 @@ export class Broker {
         this.#dispatch(queue)
       }
       this.#flushFacts()
-      this.#maintain()
+      this.#space.step(this.nowMs, this.#wake)
     } catch (error) {
       // A defect of ours: the state may be half changed, and must not be confirmed.
       this.fail(error)
@@ -578,44 +638,6 @@ export class Broker {
 
   #release(durableLsn: number): void {
     for (const output of this.#outputs) if (!output.release(durableLsn)) this.#outputs.delete(output)
-  }
-
-  #maintain(): void {
-    if (this.#checkpoints.step(this.nowMs)) this.wake()
-    if (this.#relocation.isRunning) this.#relocation.step(this.nowMs, () => this.wake())
-    if (this.nowMs < this.#maintainedAtMs + MAINTAIN_MS) return
-    this.#maintainedAtMs = this.nowMs
-    const { firstPosition } = this.#log.usage()
-    const live = this.#state.segments.oldestLive(firstPosition)
-    this.#checkpoints.evacuateBefore = Math.max(this.#relocation.before, Math.min(live, this.#tail.position - this.#log.segmentBytes))
-    const floor = Math.min(this.#checkpoints.floor, live)
-    if (this.#truncation === undefined && floor - firstPosition >= this.#log.segmentBytes) {
-      this.#truncation = { floor, gate: this.#tail.gate }
-    }
-    this.#truncate()
-    if (!this.#relocation.isRunning && this.#relocation.isWanted) this.#relocation.step(this.nowMs, () => this.wake())
-  }
-
-  // What made the segments dead (settles, copies further on) has to be durable before they go: after a crash it may
-  // not have happened, and then they are needed.
-  #truncate(): void {
-    const truncation = this.#truncation
-    if (truncation === undefined || this.#truncating || this.#tail.durableLsn < truncation.gate) return
-    this.#truncating = true
-    const done = (): void => {
-      this.#truncating = false
-      this.#truncation = undefined
-    }
-    this.#log.truncateBefore(truncation.floor).then(
-      () => {
-        this.#state.segments.forgetBefore(truncation.floor)
-        done()
-      },
-      (error: unknown) => {
-        this.#options.onNotice?.('truncation failed', { error })
-        done()
-      },
-    )
   }
 
   #dispatch(queue: Queue): void {
@@ -645,7 +667,12 @@ export class Broker {
         }
         this.#options.onNotice?.('stored messages could not be read', { queue: queue.name, position, error })
         const cause = error instanceof SluiceError ? error.message : 'They could not be read from disk.'
-        this.#endSubscriptions(queue, new SluiceError('CORRUPT', `Messages of the queue ${queue.name} cannot be delivered. ${cause}`, { cause: error }))
+        this.#endSubscriptions(
+          queue,
+          new SluiceError('CORRUPT', `Messages of the queue ${queue.name} cannot be delivered. ${cause}`, {
+            cause: error,
+          }),
+        )
       },
     )
   }
@@ -700,7 +727,12 @@ export class Broker {
     const length = BATCH_HEADER_BYTES + facts.length
     const at = this.#tail.reserve(length, this.nowMs)
     this.#tail.bytes.set(facts.bytes, at + BATCH_HEADER_BYTES)
-    sealBatch(this.#tail.bytes, at, at + length, { type: BATCH_TYPE.facts, queueId, count: facts.count, timeMs: this.nowMs })
+    sealBatch(this.#tail.bytes, at, at + length, {
+      type: BATCH_TYPE.facts,
+      queueId,
+      count: facts.count,
+      timeMs: this.nowMs,
+    })
     this.#tail.add(length)
     facts.clear()
     this.wake()
@@ -724,7 +756,7 @@ export class Broker {
 
 function addStale(stale: TagRange[], tag: number): void {
   const last = stale.at(-1)
-  if (last !== undefined && ((last.firstTag + last.count) >>> 0) === tag) {
+  if (last !== undefined && (last.firstTag + last.count) >>> 0 === tag) {
     stale[stale.length - 1] = { firstTag: last.firstTag, count: last.count + 1 }
   } else {
     stale.push({ firstTag: tag, count: 1 })
@@ -740,6 +772,11 @@ function optionNotSupported(seen: number): SluiceError {
 function conflict(queue: Queue, request: EnsureRequest): SluiceError {
   const differing = Object.entries(request.options)
     .filter(([name, value]) => queue.options[name as keyof typeof queue.options] !== value)
-    .map(([name, value]) => `\`${name}\` is ${queue.options[name as keyof typeof queue.options]}, not ${value}`)
-  return new SluiceError('QUEUE_CONFLICT', `The queue ${queue.name} exists with other options: ${differing.join(', ')}. Pass update to change them.`)
+    .map(
+      ([name, value]) => `\`${name}\` is ${queue.options[name as keyof typeof queue.options]}, not ${value}`,
+    )
+  return new SluiceError(
+    'QUEUE_CONFLICT',
+    `The queue ${queue.name} exists with other options: ${differing.join(', ')}. Pass update to change them.`,
+  )
 }

@@ -123,7 +123,13 @@ export class Checkpoints {
     this.#finished = { lsn: this.#tail.openLsn, position, floor }
   }
 
-  #append(kind: number, id: number, payload: Uint8Array, timeMs: number, type: number = BATCH_TYPE.page): number {
+  #append(
+    kind: number,
+    id: number,
+    payload: Uint8Array,
+    timeMs: number,
+    type: number = BATCH_TYPE.page,
+  ): number {
     const length = BATCH_HEADER_BYTES + payload.length
     const at = this.#tail.reserve(length, timeMs)
     this.#tail.bytes.set(payload, at + BATCH_HEADER_BYTES)
@@ -149,4 +155,3 @@ function pagesOf(state: State): PageAt[] {
   for (const producer of state.producers.values()) list(PAGE.producer, producer.id, producer.pagePosition)
   return pages
 }
-

@@ -47,10 +47,16 @@ async function restorePages(log: Log, state: State, directory: Directory): Promi
   const byKind = [PAGE.queue, PAGE.chunk, PAGE.producer]
   let held: { position: number; bytes: Uint8Array } = { position: 0, bytes: new Uint8Array(0) }
   for (const kind of byKind) {
-    const pages = directory.pages.filter((page) => page.kind === kind).toSorted((a, b) => a.position - b.position)
+    const pages = directory.pages
+      .filter((page) => page.kind === kind)
+      .toSorted((a, b) => a.position - b.position)
     for (const { position } of pages) {
       let at = position - held.position
-      if (at < 0 || at + BATCH_HEADER_BYTES > held.bytes.length || at + readU32(held.bytes, at) > held.bytes.length) {
+      if (
+        at < 0 ||
+        at + BATCH_HEADER_BYTES > held.bytes.length ||
+        at + readU32(held.bytes, at) > held.bytes.length
+      ) {
         held = { position, bytes: await readAhead(log, position) }
         at = 0
       }

@@ -145,7 +145,11 @@ export class State {
     const queue = this.queuesById.get(header.queueId)
     if ((header.attributes & BATCH_ATTRIBUTE.relocated) === 0) {
       const producer = this.producersById.get(header.producerId)
-      if (producer !== undefined && producer.pagePosition < position && header.batchNumber >= producer.floor) {
+      if (
+        producer !== undefined &&
+        producer.pagePosition < position &&
+        header.batchNumber >= producer.floor
+      ) {
         producer.accept(header.batchNumber, header.baseOffset, header.recordsCrc)
         producer.lastUsedMs = header.timeMs
       }
@@ -155,7 +159,13 @@ export class State {
     if (header.attributes & BATCH_ATTRIBUTE.relocated) {
       queue.relocateFact(header.baseOffset, header.count, position)
     } else {
-      queue.append(header.baseOffset, header.count, position, header.timeMs, header.length - BATCH_HEADER_BYTES)
+      queue.append(
+        header.baseOffset,
+        header.count,
+        position,
+        header.timeMs,
+        header.length - BATCH_HEADER_BYTES,
+      )
     }
     queue.appliedFrom = Infinity
   }

@@ -57,12 +57,27 @@ export const bench: CommandModule<object, Options> = {
       .option('producers', { type: 'number', default: 1, describe: 'Producer processes' })
       .option('consumers', { type: 'number', default: 1, describe: 'Consumer processes' })
       .option('size', { type: 'number', default: 128, describe: 'Bytes of a body' })
-      .option('in-flight', { type: 'number', default: 1_000, describe: 'Unanswered publishes, or messages held, of each process' })
-      .option('rate', { type: 'number', default: 0, describe: 'Messages a second of all producers, open loop; 0: as fast as they are confirmed' })
+      .option('in-flight', {
+        type: 'number',
+        default: 1_000,
+        describe: 'Unanswered publishes, or messages held, of each process',
+      })
+      .option('rate', {
+        type: 'number',
+        default: 0,
+        describe: 'Messages a second of all producers, open loop; 0: as fast as they are confirmed',
+      })
       .option('duration', { type: 'string', default: '10s', describe: 'How long to measure' })
       .option('warmup', { type: 'string', default: '1s', describe: 'How long to run before measuring' })
-      .option('messages', { type: 'number', default: 2_000_000, describe: 'With no producers: what is published first and then consumed' })
-      .option('queue', { type: 'string', describe: 'Queue to use; default: one of its own, deleted at the end' }) as unknown as Argv<Options>,
+      .option('messages', {
+        type: 'number',
+        default: 2_000_000,
+        describe: 'With no producers: what is published first and then consumed',
+      })
+      .option('queue', {
+        type: 'string',
+        describe: 'Queue to use; default: one of its own, deleted at the end',
+      }) as unknown as Argv<Options>,
   handler: async (options) => {
     await runBench(options)
   },
@@ -94,13 +109,25 @@ interface Figures {
   readonly consume: Figure | undefined
 }
 
-async function measure(options: Options, sluice: Sluice, name: string, children: ChildProcess[]): Promise<Figures> {
+async function measure(
+  options: Options,
+  sluice: Sluice,
+  name: string,
+  children: ChildProcess[],
+): Promise<Figures> {
   const durationMs = parseDuration(options.duration)
   const warmupMs = parseDuration(options.warmup)
   if (options.producers === 0) {
     await fill(options, name, children)
     const { ready } = await sluice.queues.get(queue(name))
-    const consume = start('consume', options, name, options.consumers, { messages: Math.floor(ready / options.consumers) }, children)
+    const consume = start(
+      'consume',
+      options,
+      name,
+      options.consumers,
+      { messages: Math.floor(ready / options.consumers) },
+      children,
+    )
     const progress = showProgress([consume], options)
     await Promise.all(consume.loads.map((load) => exited(load)))
     progress()
@@ -110,15 +137,26 @@ async function measure(options: Options, sluice: Sluice, name: string, children:
   }
   const endToEnd = options.rate > 0 && options.consumers > 0
   const sides: Side[] = []
-  const consume = options.consumers === 0 ? undefined : start('consume', options, name, options.consumers, { endToEnd }, children)
+  const consume =
+    options.consumers === 0
+      ? undefined
+      : start('consume', options, name, options.consumers, { endToEnd }, children)
   if (consume !== undefined) {
     sides.push(consume)
     while ((await sluice.queues.get(queue(name))).consumers < options.consumers) await pause(20)
   }
-  const publish = start('publish', options, name, options.producers, { endToEnd, rate: options.rate / options.producers }, children)
+  const publish = start(
+    'publish',
+    options,
+    name,
+    options.producers,
+    { endToEnd, rate: options.rate / options.producers },
+    children,
+  )
   sides.push(publish)
   while (publish.loads.some((load) => (publish.reports.get(load)?.count ?? 0) === 0)) {
-    if (publish.loads.some((load) => load.exitCode !== null)) throw new Error('a load process ended before it began')
+    if (publish.loads.some((load) => load.exitCode !== null))
+      throw new Error('a load process ended before it began')
     await pause(20)
   }
   await pause(warmupMs)
@@ -141,7 +179,14 @@ async function measure(options: Options, sluice: Sluice, name: string, children:
 
 /** Publishes what a run with consumers only is to take. */
 async function fill(options: Options, name: string, children: ChildProcess[]): Promise<void> {
-  const side = start('publish', { ...options, inFlight: 5_000 }, name, 1, { messages: options.messages }, children)
+  const side = start(
+    'publish',
+    { ...options, inFlight: 5_000 },
+    name,
+    1,
+    { messages: options.messages },
+    children,
+  )
   const progress = showProgress([side], options)
   await Promise.all(side.loads.map((load) => exited(load)))
   progress()
@@ -165,7 +210,9 @@ function start(
     fromMs: 0,
   }
   for (let i = 0; i < count; i++) {
-    const load = fork(fileURLToPath(new URL('load.js', import.meta.url)), [], { stdio: ['ignore', 'ignore', 'inherit', 'ipc'] })
+    const load = fork(fileURLToPath(new URL('load.js', import.meta.url)), [], {
+      stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
+    })
     children.push(load)
     side.loads.push(load)
     load.on('message', (report: LoadReport) => {
@@ -251,17 +298,32 @@ function showProgress(sides: readonly Side[], options: Options): () => void {
 function print(options: Options, figures: Figures): void {
   const { producers, consumers, size, inFlight, rate, duration } = options
   if (options.json) {
-    process.stdout.write(`${JSON.stringify({ settings: { producers, consumers, size, inFlight, rate, duration }, ...figures })}\n`)
+    process.stdout.write(
+      `${JSON.stringify({ settings: { producers, consumers, size, inFlight, rate, duration }, ...figures })}\n`,
+    )
     return
   }
   const rows = [['', 'messages', 'per second', 'p50 ms', 'p99 ms', 'p99.9 ms', 'max ms']]
-  for (const [name, of] of [['publish', figures.publish], ['consume', figures.consume]] as const) {
+  for (const [name, of] of [
+    ['publish', figures.publish],
+    ['consume', figures.consume],
+  ] as const) {
     if (of === undefined) continue
-    rows.push([name, of.messages.toLocaleString('en'), of.perSecond.toLocaleString('en'), ms(of.p50), ms(of.p99), ms(of.p999), ms(of.max)])
+    rows.push([
+      name,
+      of.messages.toLocaleString('en'),
+      of.perSecond.toLocaleString('en'),
+      ms(of.p50),
+      ms(of.p99),
+      ms(of.p999),
+      ms(of.max),
+    ])
   }
   const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)))
   for (const row of rows) {
-    const cells = row.map((cell, column) => (column === 0 ? cell.padEnd(widths[column]!) : cell.padStart(widths[column]!)))
+    const cells = row.map((cell, column) =>
+      column === 0 ? cell.padEnd(widths[column]!) : cell.padStart(widths[column]!),
+    )
     process.stdout.write(`${cells.join('  ').trimEnd()}\n`)
   }
   const failed = (figures.publish?.failed ?? 0) + (figures.consume?.failed ?? 0)

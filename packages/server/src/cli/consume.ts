@@ -70,14 +70,15 @@ async function consumeAll(sluice: Sluice, { queue, count, waitMs, ack, json }: W
     stream.return?.().catch(() => {})
   }
   const forget = onStop(end)
-  const idle = waitMs === undefined ? undefined : await idleTimer(sluice, queue, waitMs, end)
   if (process.stdout.isTTY && count === Infinity && waitMs === undefined) {
     notice(`Messages of ${queue} as they come; Ctrl-C ends.`)
   }
   const printer = new Printer(end, ack)
+  let idle: NodeJS.Timeout | undefined
   let taken = 0
   let unreadable = 0
   try {
+    if (waitMs !== undefined) idle = await idleTimer(sluice, queue, waitMs, printer, end)
     for await (const message of stream) {
       idle?.refresh()
       const text = rendered(message, json)
@@ -113,10 +114,26 @@ async function consumeAll(sluice: Sluice, { queue, count, waitMs, ack, json }: W
 const WAIT_MS_MIN = 100
 const TIMER_MS_MAX = 2 ** 31 - 1
 
-/** Runs from when the broker has taken the subscription: requests are answered in their order. */
-async function idleTimer(sluice: Sluice, queue: string, waitMs: number, end: () => void): Promise<NodeJS.Timeout> {
+/**
+ * Runs from when the broker has taken the subscription, because requests are answered in their order; not while stdout
+ * is what is waited for.
+ */
+async function idleTimer(
+  sluice: Sluice,
+  queue: string,
+  waitMs: number,
+  printer: Printer,
+  end: () => void,
+): Promise<NodeJS.Timeout> {
   await sluice.queues.get(queue)
-  return setTimeout(end, Math.min(Math.max(waitMs, WAIT_MS_MIN), TIMER_MS_MAX))
+  const timer = setTimeout(
+    () => {
+      if (printer.isFull) timer.refresh()
+      else end()
+    },
+    Math.min(Math.max(waitMs, WAIT_MS_MIN), TIMER_MS_MAX),
+  )
+  return timer
 }
 
 /** Writes messages to stdout and acknowledges what has left. */

@@ -129,7 +129,9 @@ class Load {
     const timed = this.#sent++ % TIMED_EVERY === 0
     this.#outstanding++
     if (!timed) {
-      this.#sluice.publish(this.#queue, endToEnd ? this.#body(nowMs()) : this.#plainBody).then(this.#confirmed, this.#refused)
+      this.#sluice
+        .publish(this.#queue, endToEnd ? this.#body(nowMs()) : this.#plainBody)
+        .then(this.#confirmed, this.#refused)
       return
     }
     const at = nowMs()
@@ -233,7 +235,10 @@ for (;;) {
 `
 
 async function start(task: LoadTask): Promise<void> {
-  const sluice = await connect(task.url, { name: `bench ${task.role}`, maxInFlight: Math.max(task.inFlight, 1_000) })
+  const sluice = await connect(task.url, {
+    name: `bench ${task.role}`,
+    maxInFlight: Math.max(task.inFlight, 1_000),
+  })
   await new Load(task, sluice).run()
 }
 

@@ -5,9 +5,10 @@ import { LIMITS, queueName } from '@sluice/protocol'
 import type { Argv } from 'yargs'
 import { addCommands, command, type CommandEntry } from './command.js'
 import { durationMs, withBroker } from './connection.js'
-import { UsageError } from './failure.js'
+import { EXIT, UsageError } from './failure.js'
 import { counted, notice, print, printJson } from './output.js'
 import { whole } from './settings.js'
+import { signalExit } from './signals.js'
 import { list, table, type Column } from './table.js'
 
 interface NamedOptions {
@@ -112,7 +113,7 @@ function removal(verb: 'delete' | 'purge', done: string): ReturnType<typeof comm
       await withBroker(options, `queue ${verb}`, async (sluice) => {
         if (isAsked) {
           const info = await sluice.queues.get(name)
-          await confirm(question(verb, info))
+          if (!(await isConfirmed(question(verb, info)))) return
         }
         const { messages } = await sluice.queues[verb](name)
         if (options.json) await printJson({ name, messages })
@@ -130,23 +131,24 @@ function question(verb: 'delete' | 'purge', { name, ready, scheduled, leased, de
     : `Take ${counted(live, 'message')} out of the queue ${name}?`
 }
 
-class Declined extends Error {
-  constructor() {
-    super('Nothing was changed.')
-    this.name = 'Declined'
-  }
-}
-
-/** Waits for a yes. @throws Declined */
-async function confirm(text: string): Promise<void> {
+/** Waits for a yes; without one says that nothing was changed and sets the exit code. */
+async function isConfirmed(text: string): Promise<boolean> {
   const terminal = createInterface({ input: process.stdin, output: process.stderr })
+  let interrupted = false
   try {
-    const answer = await new Promise<string>((resolve, reject) => {
-      terminal.once('close', () => reject(new Declined()))
-      terminal.once('SIGINT', () => terminal.close())
+    const answer = await new Promise<string | undefined>((resolve, reject) => {
+      terminal.once('close', () => resolve(undefined))
+      terminal.once('SIGINT', () => {
+        interrupted = true
+        terminal.close()
+      })
       terminal.question(`${text} [y/N] `).then(resolve, reject)
     })
-    if (!/^y(es)?$/i.test(answer.trim())) throw new Declined()
+    if (answer !== undefined && /^y(es)?$/i.test(answer.trim())) return true
+    if (answer === undefined) process.stderr.write('\n')
+    notice('Nothing was changed.')
+    process.exitCode = interrupted ? signalExit('SIGINT') : EXIT.failure
+    return false
   } finally {
     terminal.close()
   }

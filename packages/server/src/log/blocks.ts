@@ -122,7 +122,8 @@ export class Blocks {
     )
     if (bytes.length >= BATCH_HEADER_BYTES) {
       const length = readU32(bytes, 0)
-      if (length > bytes.length && length <= end - position) bytes = await this.#log.readRange(position, length)
+      if (length > bytes.length && length <= end - position)
+        bytes = await this.#log.readRange(position, length)
     }
     this.#cold.push({ position, bytes, used: bytes.length, checkedPosition: -1 })
     this.#coldBytes += bytes.length
@@ -163,7 +164,8 @@ export class Blocks {
       this.#recent.shift()
       this.#recentBytes -= oldest.bytes.length
       if (this.#last === oldest) this.#last = undefined
-      if (oldest.bytes.length === this.#options.blockBytes && this.#spare.length === 0) this.#spare.push(oldest.bytes)
+      if (oldest.bytes.length === this.#options.blockBytes && this.#spare.length === 0)
+        this.#spare.push(oldest.bytes)
     }
   }
 }
@@ -176,5 +178,8 @@ const RECENT = -2
 const EXACT_BYTES = 64 << 10
 
 function corrupt(position: number): SluiceError {
-  return new SluiceError('CORRUPT', `The bytes at position ${position} of the log do not match their checksum.`)
+  return new SluiceError(
+    'CORRUPT',
+    `The bytes at position ${position} of the log do not match their checksum.`,
+  )
 }

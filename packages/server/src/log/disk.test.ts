@@ -1,6 +1,7 @@
-import { mkdtemp, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises'
+import { constants } from 'node:fs'
+import { mkdtemp, readFile, readdir, readlink, rm, stat, symlink, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import { EntryWriter } from '../../../../test/simulation/entries.js'
 import { NodeDisk } from './disk.js'
@@ -50,6 +51,28 @@ test.each([false, true])('what is written is read, synced and listed (durable: %
   await disk.remove('two')
   expect(await disk.list()).toEqual([])
 })
+
+test.runIf(process.platform === 'linux')(
+  'a durable file is opened with O_DSYNC, and only that one',
+  async () => {
+    const disk = await NodeDisk.at(root)
+    const files = [
+      await disk.open('plain', { create: true }),
+      await disk.open('durable', { create: true, durable: true }),
+    ]
+    const flags = new Map<string, number>()
+    for (const descriptor of await readdir('/proc/self/fd')) {
+      const target = await readlink(`/proc/self/fd/${descriptor}`).catch(() => '')
+      if (!target.startsWith(root)) continue
+      const info = await readFile(`/proc/self/fdinfo/${descriptor}`, 'utf8')
+      flags.set(basename(target), Number.parseInt(/flags:\s*(\d+)/.exec(info)![1]!, 8))
+    }
+    expect([...flags.keys()].sort()).toEqual(['durable', 'plain'])
+    expect(flags.get('durable')! & constants.O_DSYNC).toBe(constants.O_DSYNC)
+    expect(flags.get('plain')! & constants.O_DSYNC).toBe(0)
+    for (const file of files) await file.close()
+  },
+)
 
 test('reads past the end, second creations and use after closing are errors', async () => {
   const disk = await NodeDisk.at(root)

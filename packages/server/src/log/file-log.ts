@@ -550,7 +550,7 @@ export class FileLog implements Log {
     try {
       this.#checkAppend(position, lsn, entry)
     } catch (error) {
-      return Promise.reject(error as Error)
+      return Promise.reject(error)
     }
     // Before anything is awaited, so that `place` already answers for the entry after this one.
     this.#headSegment = Math.floor(position / this.#segmentBytes)
@@ -1000,7 +1000,7 @@ export class FileLog implements Log {
     this.#spares = []
     this.#activeFile = undefined
     for (const [number, reader] of this.#readers) this.#doom(number, reader)
-    await Promise.all(files.map((file) => file?.close()))
+    for (const file of files) await file?.close()
   }
 
   #stopped(): boolean {

@@ -19,10 +19,8 @@ async function open(options: { beforeAppend?: () => Promise<void> } = {}): Promi
   const blocks = new Blocks(log, { ...BLOCKS_DEFAULTS, blockBytes: 4096, recentBytes: 8192 })
   const durable: number[] = []
   const failures: unknown[] = []
-  const tail = new Tail(log, await log.open(), blocks, {
-    durable: (lsn) => durable.push(lsn),
-    failed: (error) => failures.push(error),
-  })
+  const tail = new Tail(log, await log.open(), blocks)
+  tail.report({ durable: (lsn) => durable.push(lsn), failed: (error) => failures.push(error) })
   return { log, tail, blocks, durable, failures }
 }
 
@@ -64,7 +62,11 @@ describe('tail', () => {
     await fc.assert(
       fc.asyncProperty(
         fc.array(
-          fc.record({ bytes: fc.integer({ min: BATCH_HEADER_BYTES, max: 12_000 }), flush: fc.boolean(), wait: fc.boolean() }),
+          fc.record({
+            bytes: fc.integer({ min: BATCH_HEADER_BYTES, max: 12_000 }),
+            flush: fc.boolean(),
+            wait: fc.boolean(),
+          }),
           { minLength: 5, maxLength: 60, size: 'max' },
         ),
         async (steps) => {
@@ -85,7 +87,8 @@ describe('tail', () => {
           expect(durable).toEqual(durable.map((_, i) => durable[0]! + i))
           expect(tail.durableLsn).toBe(tail.openLsn - 1)
           const found: number[] = []
-          for (const entry of log.entries) for (const at of entryBatches(entry.bytes, 0)) found.push(entry.position + at)
+          for (const entry of log.entries)
+            for (const at of entryBatches(entry.bytes, 0)) found.push(entry.position + at)
           expect(found).toEqual(placed.map(({ position }) => position))
           for (const { position, bytes, fill } of placed) {
             const stored = await log.readRange(position, bytes)

@@ -39,7 +39,7 @@ export class Tail {
 
   readonly #log: Log
   readonly #blocks: Blocks
-  readonly #events: TailEvents
+  #events: TailEvents | undefined
   readonly #salt: number
   #previousCrc: number
   /** Where the entry after the last sealed one begins, if it fits the segment. */
@@ -54,16 +54,20 @@ export class Tail {
   #writing = false
   #stopped = false
 
-  constructor(log: Log, bounds: LogBounds, blocks: Blocks, events: TailEvents) {
+  constructor(log: Log, bounds: LogBounds, blocks: Blocks) {
     this.#log = log
     this.#blocks = blocks
-    this.#events = events
     this.#salt = bounds.salt
     this.#previousCrc = bounds.lastCrc
     this.#next = bounds.nextPosition
     this.openLsn = bounds.nextLsn
     this.durableLsn = bounds.nextLsn - 1
     blocks.setDurable(bounds.nextPosition)
+  }
+
+  /** Whom it tells; set once, before the first entry. */
+  report(events: TailEvents): void {
+    this.#events = events
   }
 
   /** The entry that an answer computed now has to wait for. */
@@ -161,7 +165,11 @@ export class Tail {
     }
     let block = this.#block
     let start = block === undefined ? -1 : position - block.position
-    if (block === undefined || start !== block.used || block.bytes.length - start < Math.max(needed, BLOCK_REST_BYTES)) {
+    if (
+      block === undefined ||
+      start !== block.used ||
+      block.bytes.length - start < Math.max(needed, BLOCK_REST_BYTES)
+    ) {
       block = this.#blocks.begin(position, needed)
       start = 0
     }
@@ -186,11 +194,11 @@ export class Tail {
         this.durableLsn = entry.lsn
         this.#blocks.setDurable(entry.position + entry.bytes.length)
         this.#write()
-        this.#events.durable(entry.lsn)
+        this.#events?.durable(entry.lsn)
       },
       (error: unknown) => {
         this.#stopped = true
-        this.#events.failed(error)
+        this.#events?.failed(error)
       },
     )
   }

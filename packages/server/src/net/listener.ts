@@ -99,7 +99,10 @@ export class Listener {
     })
     this.#sessions.set(session, socket)
     if (this.#sessions.size > this.#options.connectionsMax) {
-      const error = new SluiceError('TOO_MANY_CONNECTIONS', `There are ${this.#sessions.size - 1} connections; at most ${this.#options.connectionsMax} are allowed.`)
+      const error = new SluiceError(
+        'TOO_MANY_CONNECTIONS',
+        `There are ${this.#sessions.size - 1} connections; at most ${this.#options.connectionsMax} are allowed.`,
+      )
       this.#options.onEvent('refused', session, error)
       session.fail(error)
       return
@@ -109,7 +112,8 @@ export class Listener {
       session.receive(chunk, this.#options.now())
       this.#receiveBytes += session.heldBytes - held
       held = session.heldBytes
-      if (held > 0 && this.#receiveBytes > this.#options.receiveBytesMax) session.fail(this.#receiveBudgetError())
+      if (held > 0 && this.#receiveBytes > this.#options.receiveBytesMax)
+        session.fail(this.#receiveBudgetError())
     })
     socket.on('close', () => (this.#receiveBytes -= held))
     // The peer has ended its side: whatever it still wanted to hear, it says GOODBYE first and reads on.

@@ -1,38 +1,56 @@
 import fc from 'fast-check'
 import { expect, it } from 'vitest'
-import { CHUNK_MESSAGES, CHUNK_WORDS, addBits, countRange, firstInside, firstOutside, hasBit, removeBits } from './bits.js'
+import {
+  CHUNK_MESSAGES,
+  CHUNK_WORDS,
+  addBits,
+  countRange,
+  firstInside,
+  firstOutside,
+  hasBit,
+  removeBits,
+} from './bits.js'
 
-const range = fc.tuple(fc.integer({ min: 0, max: CHUNK_MESSAGES }), fc.integer({ min: 0, max: CHUNK_MESSAGES })).map(([a, b]) => [Math.min(a, b), Math.max(a, b)] as const)
+const range = fc
+  .tuple(fc.integer({ min: 0, max: CHUNK_MESSAGES }), fc.integer({ min: 0, max: CHUNK_MESSAGES }))
+  .map(([a, b]) => [Math.min(a, b), Math.max(a, b)] as const)
 
 it('does what a set of numbers does', () => {
   let compared = 0
   fc.assert(
-    fc.property(fc.array(fc.record({ add: fc.boolean(), range }), { maxLength: 12 }), range, (steps, [from, to]) => {
-      const words = new Uint32Array(CHUNK_WORDS)
-      const set = new Set<number>()
-      for (const step of steps) {
-        const before = set.size
-        for (let i = step.range[0]; i < step.range[1]; i++) step.add ? set.add(i) : set.delete(i)
-        if (step.add) expect(addBits(words, ...step.range)).toBe(set.size - before)
-        else removeBits(words, ...step.range)
-      }
-      let count = 0
-      let inside = to
-      let outside = to
-      for (let i = to - 1; i >= from; i--) {
-        if (set.has(i)) {
-          count++
-          inside = i
-        } else outside = i
-        expect(hasBit(words, i)).toBe(set.has(i))
-        compared++
-      }
-      expect(countRange(words, from, to)).toBe(count)
-      expect(firstInside(words, undefined, from, to)).toBe(inside)
-      expect(firstOutside(undefined, words, from, to)).toBe(outside)
-      expect(firstInside(undefined, undefined, from, to)).toBe(to)
-      expect(firstOutside(undefined, undefined, from, to)).toBe(from)
-    }),
+    fc.property(
+      fc.array(fc.record({ add: fc.boolean(), range }), { maxLength: 12 }),
+      range,
+      (steps, [from, to]) => {
+        const words = new Uint32Array(CHUNK_WORDS)
+        const set = new Set<number>()
+        for (const step of steps) {
+          const before = set.size
+          for (let i = step.range[0]; i < step.range[1]; i++) {
+            if (step.add) set.add(i)
+            else set.delete(i)
+          }
+          if (step.add) expect(addBits(words, ...step.range)).toBe(set.size - before)
+          else removeBits(words, ...step.range)
+        }
+        let count = 0
+        let inside = to
+        let outside = to
+        for (let i = to - 1; i >= from; i--) {
+          if (set.has(i)) {
+            count++
+            inside = i
+          } else outside = i
+          expect(hasBit(words, i)).toBe(set.has(i))
+          compared++
+        }
+        expect(countRange(words, from, to)).toBe(count)
+        expect(firstInside(words, undefined, from, to)).toBe(inside)
+        expect(firstOutside(undefined, words, from, to)).toBe(outside)
+        expect(firstInside(undefined, undefined, from, to)).toBe(to)
+        expect(firstOutside(undefined, undefined, from, to)).toBe(from)
+      },
+    ),
     { numRuns: 300 },
   )
   expect(compared).toBeGreaterThan(10_000)

@@ -12,7 +12,7 @@ export function hasBit(words: Uint32Array, index: number): boolean {
 /** Adds `[from, to)`; returns how many were not in the set before. */
 export function addBits(words: Uint32Array, from: number, to: number): number {
   let added = 0
-  for (let index = from; index < to; ) {
+  for (let index = from; index < to;) {
     const word = index >>> 5
     const mask = wordMask(index, to)
     const before = words[word]!
@@ -24,7 +24,7 @@ export function addBits(words: Uint32Array, from: number, to: number): number {
 }
 
 export function removeBits(words: Uint32Array, from: number, to: number): void {
-  for (let index = from; index < to; ) {
+  for (let index = from; index < to;) {
     const word = index >>> 5
     words[word] = words[word]! & ~wordMask(index, to)
     index = (word + 1) << 5
@@ -34,7 +34,7 @@ export function removeBits(words: Uint32Array, from: number, to: number): void {
 /** Number of members in `[from, to)`. */
 export function countRange(words: Uint32Array, from: number, to: number): number {
   let count = 0
-  for (let index = from; index < to; ) {
+  for (let index = from; index < to;) {
     const word = index >>> 5
     count += countBits(words[word]! & wordMask(index, to))
     index = (word + 1) << 5
@@ -43,9 +43,14 @@ export function countRange(words: Uint32Array, from: number, to: number): number
 }
 
 /** First index in `[from, to)` that is in neither set, or `to`. An absent set is empty. */
-export function firstOutside(a: Uint32Array | undefined, b: Uint32Array | undefined, from: number, to: number): number {
+export function firstOutside(
+  a: Uint32Array | undefined,
+  b: Uint32Array | undefined,
+  from: number,
+  to: number,
+): number {
   if (a === undefined && b === undefined) return from
-  for (let index = from; index < to; ) {
+  for (let index = from; index < to;) {
     const word = index >>> 5
     const taken = (a === undefined ? 0 : a[word]!) | (b === undefined ? 0 : b[word]!)
     const free = ~taken & wordMask(index, to)
@@ -56,9 +61,14 @@ export function firstOutside(a: Uint32Array | undefined, b: Uint32Array | undefi
 }
 
 /** First index in `[from, to)` that is in either set, or `to`. An absent set is empty. */
-export function firstInside(a: Uint32Array | undefined, b: Uint32Array | undefined, from: number, to: number): number {
+export function firstInside(
+  a: Uint32Array | undefined,
+  b: Uint32Array | undefined,
+  from: number,
+  to: number,
+): number {
   if (a === undefined && b === undefined) return to
-  for (let index = from; index < to; ) {
+  for (let index = from; index < to;) {
     const word = index >>> 5
     const taken = ((a === undefined ? 0 : a[word]!) | (b === undefined ? 0 : b[word]!)) & wordMask(index, to)
     if (taken !== 0) return (word << 5) + trailingZeros(taken)

@@ -5,7 +5,16 @@
  * Item: u8 kind · u8 attempts · u16 text bytes · u32 count · u64 offset · [u64 time, ms] · text.
  * The time is there for the kinds that have one.
  */
-import { readText, readU16, readU32, readU64, writeText, writeU16, writeU32, writeU64 } from '@sluice/protocol'
+import {
+  readText,
+  readU16,
+  readU32,
+  readU64,
+  writeText,
+  writeU16,
+  writeU32,
+  writeU64,
+} from '@sluice/protocol'
 
 export const FACT = {
   /** Done: `count` messages from `offset` are gone. */

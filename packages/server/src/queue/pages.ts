@@ -135,7 +135,11 @@ export interface QueuePage extends QueueDefinition {
 }
 
 export function encodeDefinition(queue: Queue): string {
-  const definition: QueueDefinition = { name: queue.name, options: queue.options, createdAtMs: queue.createdAtMs }
+  const definition: QueueDefinition = {
+    name: queue.name,
+    options: queue.options,
+    createdAtMs: queue.createdAtMs,
+  }
   return JSON.stringify(definition)
 }
 

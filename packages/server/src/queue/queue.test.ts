@@ -48,7 +48,11 @@ class Model {
     let best: Message | undefined
     for (const message of this.messages) {
       if (message.state !== 'ready') continue
-      if (best === undefined || message.since < best.since || (message.since === best.since && message.offset < best.offset)) {
+      if (
+        best === undefined ||
+        message.since < best.since ||
+        (message.since === best.since && message.offset < best.offset)
+      ) {
         best = message
       }
     }
@@ -70,7 +74,12 @@ class Model {
 type Step =
   | { readonly kind: 'append'; readonly count: number }
   | { readonly kind: 'lease'; readonly max: number; readonly take: number }
-  | { readonly kind: 'settle'; readonly how: 'ack' | 'retry' | 'release' | 'dead'; readonly pick: number; readonly delay: number }
+  | {
+      readonly kind: 'settle'
+      readonly how: 'ack' | 'retry' | 'release' | 'dead'
+      readonly pick: number
+      readonly delay: number
+    }
   | { readonly kind: 'ackMany'; readonly count: number }
   | { readonly kind: 'advance'; readonly ms: number }
   | { readonly kind: 'purge' }
@@ -78,8 +87,21 @@ type Step =
 
 const steps: fc.Arbitrary<Step[]> = fc.array(
   fc.oneof(
-    { weight: 4, arbitrary: fc.record({ kind: fc.constant('append' as const), count: fc.oneof(fc.integer({ min: 1, max: 8 }), fc.integer({ min: 500, max: 1500 })) }) },
-    { weight: 6, arbitrary: fc.record({ kind: fc.constant('lease' as const), max: fc.integer({ min: 1, max: 700 }), take: fc.integer({ min: 1, max: 700 }) }) },
+    {
+      weight: 4,
+      arbitrary: fc.record({
+        kind: fc.constant('append' as const),
+        count: fc.oneof(fc.integer({ min: 1, max: 8 }), fc.integer({ min: 500, max: 1500 })),
+      }),
+    },
+    {
+      weight: 6,
+      arbitrary: fc.record({
+        kind: fc.constant('lease' as const),
+        max: fc.integer({ min: 1, max: 700 }),
+        take: fc.integer({ min: 1, max: 700 }),
+      }),
+    },
     {
       weight: 8,
       arbitrary: fc.record({
@@ -89,8 +111,17 @@ const steps: fc.Arbitrary<Step[]> = fc.array(
         delay: fc.integer({ min: 0, max: 50 }),
       }),
     },
-    { weight: 3, arbitrary: fc.record({ kind: fc.constant('ackMany' as const), count: fc.integer({ min: 1, max: 900 }) }) },
-    { weight: 3, arbitrary: fc.record({ kind: fc.constant('advance' as const), ms: fc.integer({ min: 0, max: 60 }) }) },
+    {
+      weight: 3,
+      arbitrary: fc.record({
+        kind: fc.constant('ackMany' as const),
+        count: fc.integer({ min: 1, max: 900 }),
+      }),
+    },
+    {
+      weight: 3,
+      arbitrary: fc.record({ kind: fc.constant('advance' as const), ms: fc.integer({ min: 0, max: 60 }) }),
+    },
     { weight: 1, arbitrary: fc.constant({ kind: 'purge' as const }) },
     { weight: 1, arbitrary: fc.constant({ kind: 'restart' as const }) },
   ),
@@ -115,7 +146,15 @@ class Pair {
     if (step.kind === 'append') {
       const position = (this.#position += 512)
       for (let i = 0; i < step.count; i++) {
-        model.messages.push({ offset: queue.next + i, position, state: 'ready', since: model.now, attempts: 0, delivered: false, returned: false })
+        model.messages.push({
+          offset: queue.next + i,
+          position,
+          state: 'ready',
+          since: model.now,
+          attempts: 0,
+          delivered: false,
+          returned: false,
+        })
       }
       queue.append(queue.next, step.count, position, model.now, step.count * 100)
     } else if (step.kind === 'lease') this.#lease(step.max, step.take)
@@ -157,7 +196,9 @@ class Pair {
 
   #settle(how: 'ack' | 'retry' | 'release' | 'dead', pick: number, delay: number): void {
     if (this.leased.length === 0) return
-    const [{ message, since }] = this.leased.splice(pick % this.leased.length, 1) as [{ message: Message; since: number }]
+    const [{ message, since }] = this.leased.splice(pick % this.leased.length, 1) as [
+      { message: Message; since: number },
+    ]
     const { queue, model } = this
     if (how === 'ack') {
       queue.ack(message.offset, 1)
@@ -227,7 +268,8 @@ class Pair {
     for (const message of model.messages) {
       if (message.state !== 'gone') live.set(message.position, (live.get(message.position) ?? 0) + 1)
     }
-    for (const [position, count] of this.use.live) expect(count, `live at ${position}`).toBe(live.get(position) ?? 0)
+    for (const [position, count] of this.use.live)
+      expect(count, `live at ${position}`).toBe(live.get(position) ?? 0)
   }
 }
 

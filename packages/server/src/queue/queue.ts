@@ -7,7 +7,16 @@
  * dead (in `out` and `dead`), or gone. Messages are handed out by eligible since, then offset (invariant 12).
  */
 import type { QueueInfo, QueueOptions } from '@sluice/protocol'
-import { CHUNK_MESSAGES, CHUNK_WORDS, addBits, countRange, firstInside, firstOutside, hasBit, removeBits } from './bits.js'
+import {
+  CHUNK_MESSAGES,
+  CHUNK_WORDS,
+  addBits,
+  countRange,
+  firstInside,
+  firstOutside,
+  hasBit,
+  removeBits,
+} from './bits.js'
 import { Chunk, DEATH, type Dead, type Death } from './chunk.js'
 import { FactBuffer } from './facts.js'
 import { TimeHeap } from './heap.js'
@@ -116,7 +125,7 @@ export class Queue {
   /** Messages `[base, base + count)` were accepted; their batch stands at `position`. In service, base is `next`. */
   append(base: number, count: number, position: number, timeMs: number, recordsBytes: number): void {
     const end = base + count
-    for (let from = base; from < end; ) {
+    for (let from = base; from < end;) {
       const to = Math.min(end, chunkEndAfter(from))
       const chunk = this.#chunkToFill(from)
       const index = from - chunk.base
@@ -137,7 +146,7 @@ export class Queue {
   remove(offset: number, count: number): number {
     let removed = 0
     const end = Math.min(offset + count, this.next)
-    for (let from = offset; from < end; ) {
+    for (let from = offset; from < end;) {
       const chunk = this.#chunkToApply(from)
       const to = Math.min(end, chunkEndAfter(from))
       if (chunk !== undefined) removed += this.#removeIn(chunk, from - chunk.base, to - chunk.base)
@@ -183,7 +192,7 @@ export class Queue {
 
   /** The batch that begins with `offset` was copied to `position`. */
   relocateFact(offset: number, count: number, position: number): void {
-    for (let from = offset; from < offset + count; ) {
+    for (let from = offset; from < offset + count;) {
       const to = Math.min(offset + count, chunkEndAfter(from))
       const chunk = this.#chunkToApply(from)
       if (chunk !== undefined) {
@@ -204,7 +213,7 @@ export class Queue {
   /** Live messages of the batch of `[offset, offset + count)`, if it still stands at `position`. */
   liveAt(offset: number, count: number, position: number): number {
     let live = 0
-    for (let from = offset; from < offset + count; ) {
+    for (let from = offset; from < offset + count;) {
       const to = Math.min(offset + count, chunkEndAfter(from))
       const chunk = this.chunkAt(from)
       if (chunk !== undefined && from - chunk.base < chunk.count) {
@@ -428,14 +437,16 @@ export class Queue {
     let plain = 0
     for (const chunk of this.chunks()) {
       const gone = chunk.gone === undefined ? 0 : countRange(chunk.gone, 0, chunk.count)
-      if (chunk.live !== chunk.count - gone) throw new Error(`chunk ${chunk.base}: live ${chunk.live}, counted ${chunk.count - gone}`)
+      if (chunk.live !== chunk.count - gone)
+        throw new Error(`chunk ${chunk.base}: live ${chunk.live}, counted ${chunk.count - gone}`)
       live += chunk.live
       dead += chunk.dead?.size ?? 0
       for (let index = 0; index < chunk.count; index++) {
         const out = chunk.out !== undefined && hasBit(chunk.out, index)
         if (!chunk.isGone(index) && !out) {
           plain++
-          if (chunk.base + index < this.#cursor) throw new Error(`offset ${chunk.base + index} is ready behind the cursor ${this.#cursor}`)
+          if (chunk.base + index < this.#cursor)
+            throw new Error(`offset ${chunk.base + index} is ready behind the cursor ${this.#cursor}`)
         }
       }
     }
@@ -493,7 +504,9 @@ export class Queue {
   }
 
   #isMarked(chunk: Chunk, index: number): boolean {
-    return chunk.base + index < this.redeliveredBelow || (chunk.seen !== undefined && hasBit(chunk.seen, index))
+    return (
+      chunk.base + index < this.redeliveredBelow || (chunk.seen !== undefined && hasBit(chunk.seen, index))
+    )
   }
 
   #mark(offset: number): void {
@@ -538,7 +551,7 @@ export class Queue {
   #removeIn(chunk: Chunk, from: number, to: number): number {
     let removed = 0
     const end = Math.min(to, chunk.count)
-    for (let index = from; index < end; ) {
+    for (let index = from; index < end;) {
       const batch = chunk.batchAt(index)
       const batchEnd = Math.min(chunk.batchEnd(batch), end)
       const bytesBefore = chunk.bytes
@@ -588,5 +601,7 @@ function takeOut(chunk: Chunk, from: number, to: number): void {
 }
 
 function liveIn(chunk: Chunk, from: number, to: number): number {
-  return chunk.gone === undefined ? to - from : to - from - countRange(chunk.gone, from, Math.min(to, chunk.count))
+  return chunk.gone === undefined
+    ? to - from
+    : to - from - countRange(chunk.gone, from, Math.min(to, chunk.count))
 }

@@ -101,7 +101,8 @@ export class Outbox {
   /** Sends what waited for entries up to `durableLsn`; returns whether anything still waits. */
   release(durableLsn: number): boolean {
     let sent = 0
-    while (sent < this.#gated.length && this.#gated[sent]!.gate <= durableLsn) this.#send(this.#gated[sent++]!)
+    while (sent < this.#gated.length && this.#gated[sent]!.gate <= durableLsn)
+      this.#send(this.#gated[sent++]!)
     if (sent > 0) this.#gated.splice(0, sent)
     return !this.isEmpty
   }

@@ -102,10 +102,21 @@ type Stage = 'hello' | 'auth' | 'open' | 'closed'
 
 /** Frames that a client may send. */
 type ClientOpcode = {
-  [Name in OpcodeName]: (typeof OPCODES)[Name]['sender'] extends 'server' ? never : (typeof OPCODES)[Name]['layout'] extends 'reserved' ? never : Name
+  [Name in OpcodeName]: (typeof OPCODES)[Name]['sender'] extends 'server'
+    ? never
+    : (typeof OPCODES)[Name]['layout'] extends 'reserved'
+      ? never
+      : Name
 }[OpcodeName]
 
-type Handler = (session: Session, channel: number, correlation: number, bytes: Uint8Array, start: number, end: number) => void
+type Handler = (
+  session: Session,
+  channel: number,
+  correlation: number,
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+) => void
 
 export class Session implements Output, Consumer {
   readonly #broker: Broker
@@ -218,16 +229,31 @@ export class Session implements Output, Consumer {
     this.#heardMs = Math.min(nowMs, this.#heardMs + stallMs)
     if (this.#stage !== 'open') {
       if (nowMs - this.#begunMs - stallMs > this.#settings.handshakeMs) {
-        this.fail(new SluiceError('HANDSHAKE_TIMEOUT', `The handshake was not finished within ${this.#settings.handshakeMs} ms.`))
+        this.fail(
+          new SluiceError(
+            'HANDSHAKE_TIMEOUT',
+            `The handshake was not finished within ${this.#settings.handshakeMs} ms.`,
+          ),
+        )
       }
       return
     }
     if (nowMs - this.#heardMs > this.#heartbeatMs * 2) {
-      this.fail(new SluiceError('HEARTBEAT_TIMEOUT', `Nothing was heard for ${nowMs - this.#heardMs} ms; the heartbeat is ${this.#heartbeatMs} ms.`))
+      this.fail(
+        new SluiceError(
+          'HEARTBEAT_TIMEOUT',
+          `Nothing was heard for ${nowMs - this.#heardMs} ms; the heartbeat is ${this.#heartbeatMs} ms.`,
+        ),
+      )
       return
     }
     if (this.#stalledSinceMs > 0 && nowMs - this.#stalledSinceMs - stallMs > this.#settings.stalledMs) {
-      this.fail(new SluiceError('SLOW_CONSUMER', `${this.#outstandingBytes} bytes were not read for ${this.#settings.stalledMs} ms.`))
+      this.fail(
+        new SluiceError(
+          'SLOW_CONSUMER',
+          `${this.#outstandingBytes} bytes were not read for ${this.#settings.stalledMs} ms.`,
+        ),
+      )
       return
     }
     if (nowMs - this.#spokeMs >= this.#heartbeatMs / 2) this.#urgent(OP.PING, 0)
@@ -280,7 +306,12 @@ export class Session implements Output, Consumer {
     const { outboundBytesSoft, outboundBytesHard } = this.#settings
     const most = outboundBytesSoft + outboundBytesHard
     if (this.#outstandingBytes > most) {
-      this.fail(new SluiceError('SLOW_CONSUMER', `${this.#outstandingBytes} bytes are unread; at most ${most} are kept.`))
+      this.fail(
+        new SluiceError(
+          'SLOW_CONSUMER',
+          `${this.#outstandingBytes} bytes are unread; at most ${most} are kept.`,
+        ),
+      )
     }
   }
 
@@ -289,13 +320,22 @@ export class Session implements Output, Consumer {
     const holds = this.#outbox.release(durableLsn)
     if (this.#stage !== 'open') return false
     if (!holds && this.#saidGoodbye) this.end()
-    else if (this.#isPaused && this.#outbox.inFlightBytes <= this.#settings.inFlightBytes / 2) this.#resumeReading()
+    else if (this.#isPaused && this.#outbox.inFlightBytes <= this.#settings.inFlightBytes / 2)
+      this.#resumeReading()
     return holds
   }
 
   // --- Consumer ---
 
-  deliver(subscription: Subscription, run: Run, firstTag: number, count: number, bytes: Uint8Array, start: number, end: number): void {
+  deliver(
+    subscription: Subscription,
+    run: Run,
+    firstTag: number,
+    count: number,
+    bytes: Uint8Array,
+    start: number,
+    end: number,
+  ): void {
     // It may overtake confirms, but neither the answer to SUBSCRIBE nor a delivery that waits.
     const outbox = run.durable && this.#outbox.barriers === 0 ? this.#freeOutbox : this.#outbox
     const at = outbox.begin(OP.DELIVER, subscription.channel, 0, DELIVER_HEADER_BYTES + end - start)
@@ -317,7 +357,12 @@ export class Session implements Output, Consumer {
   }
 
   drained(subscription: Subscription): void {
-    this.#outbox.frame(OP.DRAINED, subscription.channel, 0, encodeDrained(subscription.id, subscription.delivered))
+    this.#outbox.frame(
+      OP.DRAINED,
+      subscription.channel,
+      0,
+      encodeDrained(subscription.id, subscription.delivered),
+    )
     this.#broker.hold(this)
   }
 
@@ -328,16 +373,33 @@ export class Session implements Output, Consumer {
 
   // --- frames ---
 
-  #frame(opcode: number, flags: number, channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
+  #frame(
+    opcode: number,
+    flags: number,
+    channel: number,
+    correlation: number,
+    bytes: Uint8Array,
+    start: number,
+    end: number,
+  ): void {
     try {
       const name = opcodeName(opcode)
-      if (name === undefined) throw new SluiceError('UNKNOWN_OPCODE', `No frame kind has the number ${opcode}.`)
+      if (name === undefined)
+        throw new SluiceError('UNKNOWN_OPCODE', `No frame kind has the number ${opcode}.`)
       const kind = OPCODES[name]
-      if (flags !== 0) throw new SluiceError('MALFORMED_FRAME', `${name} has the frame flags ${flags}; this version has none.`)
-      if (kind.layout === 'reserved') throw new SluiceError('NOT_SUPPORTED', `The frame ${name} is not supported by this version.`)
+      if (flags !== 0)
+        throw new SluiceError(
+          'MALFORMED_FRAME',
+          `${name} has the frame flags ${flags}; this version has none.`,
+        )
+      if (kind.layout === 'reserved')
+        throw new SluiceError('NOT_SUPPORTED', `The frame ${name} is not supported by this version.`)
       const handler = (HANDLERS as Partial<Record<OpcodeName, Handler>>)[name]
       if (handler === undefined || !this.#expects(name)) {
-        throw new SluiceError('UNEXPECTED_FRAME', `The frame ${name} may not be sent by a client at the stage ${this.#stage}.`)
+        throw new SluiceError(
+          'UNEXPECTED_FRAME',
+          `The frame ${name} may not be sent by a client at the stage ${this.#stage}.`,
+        )
       }
       if (kind.layout === 'empty' && end !== start) {
         throw new SluiceError('MALFORMED_FRAME', `${name} has ${end - start} bytes; it must have none.`)
@@ -376,11 +438,18 @@ export class Session implements Output, Consumer {
     const hello = decodeHello(bytes, start, end)
     if (hello.versionMin > PROTOCOL_VERSION || hello.versionMax < PROTOCOL_VERSION) {
       this.#hello = hello
-      throw new SluiceError('PROTOCOL_VERSION', `The client speaks versions ${hello.versionMin} to ${hello.versionMax}; this broker speaks ${PROTOCOL_VERSION}.`)
+      throw new SluiceError(
+        'PROTOCOL_VERSION',
+        `The client speaks versions ${hello.versionMin} to ${hello.versionMax}; this broker speaks ${PROTOCOL_VERSION}.`,
+      )
     }
     const least = Math.max(this.#broker.messageBytesMax, LIMITS.batchBytesMax) + MESSAGE_OVERHEAD_BYTES
     if (hello.frameBytesMax < least) {
-      throw new SluiceError('INVALID_ARGUMENT', `The client takes frames of ${hello.frameBytesMax} bytes; messages of this broker need ${least}.`, { scope: 'connection' })
+      throw new SluiceError(
+        'INVALID_ARGUMENT',
+        `The client takes frames of ${hello.frameBytesMax} bytes; messages of this broker need ${least}.`,
+        { scope: 'connection' },
+      )
     }
     this.#hello = hello
     this.#stage = 'auth'
@@ -389,13 +458,22 @@ export class Session implements Output, Consumer {
   takeAuth(bytes: Uint8Array, start: number, end: number): void {
     const auth = decodeAuth(bytes, start, end)
     if (auth.mechanism !== MECHANISM.anonymous || auth.identity !== '' || auth.secret.length > 0) {
-      throw new SluiceError('AUTH_FAILED', `The authentication mechanism ${auth.mechanism} is not offered; this broker has no users.`)
+      throw new SluiceError(
+        'AUTH_FAILED',
+        `The authentication mechanism ${auth.mechanism} is not offered; this broker has no users.`,
+      )
     }
     const hello = this.#hello!
     const { heartbeatMs, frameBytesMax, inFlightBytes, serverVersion } = this.#settings
     this.#inFlightBatches = Math.min(hello.inFlightBatches || Infinity, this.#settings.inFlightBatches)
-    this.#producer = this.#broker.attachProducer(Buffer.from(hello.producer).toString('hex'), hello.acceptedNumber)
-    this.#heartbeatMs = hello.heartbeatMs === 0 ? heartbeatMs : Math.max(LIMITS.heartbeatMsMin, Math.min(hello.heartbeatMs, heartbeatMs))
+    this.#producer = this.#broker.attachProducer(
+      Buffer.from(hello.producer).toString('hex'),
+      hello.acceptedNumber,
+    )
+    this.#heartbeatMs =
+      hello.heartbeatMs === 0
+        ? heartbeatMs
+        : Math.max(LIMITS.heartbeatMsMin, Math.min(hello.heartbeatMs, heartbeatMs))
     this.#stage = 'open'
     this.#decoder.frameBytesMax = frameBytesMax
     const ok = encodeHelloOk({
@@ -432,16 +510,21 @@ export class Session implements Output, Consumer {
   publish(correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const batchAt = publishBatchStart(bytes, start, end)
     if (correlation >= this.#inFlightBatches) {
-      throw new SluiceError('IN_FLIGHT_EXCEEDED', `${correlation + 1} batches are unanswered; at most ${this.#inFlightBatches} may be.`)
+      throw new SluiceError(
+        'IN_FLIGHT_EXCEEDED',
+        `${correlation + 1} batches are unanswered; at most ${this.#inFlightBatches} may be.`,
+      )
     }
     try {
       const name = this.#name(bytes, start + 1, batchAt)
       const base = this.#broker.publish(this.#producer!, name, bytes, batchAt, end, correlation)
       this.#confirm(readU64(bytes, batchAt + 24), base)
       this.#outbox.answers(end - start)
-      if (this.#outbox.inFlightBytes > this.#settings.inFlightBytes || this.#broker.isBehind) this.#pauseReading()
+      if (this.#outbox.inFlightBytes > this.#settings.inFlightBytes || this.#broker.isBehind)
+        this.#pauseReading()
     } catch (error) {
-      if (!(error instanceof SluiceError) || error.scope !== 'request' || end - batchAt < BATCH_HEADER_BYTES) throw error
+      if (!(error instanceof SluiceError) || error.scope !== 'request' || end - batchAt < BATCH_HEADER_BYTES)
+        throw error
       this.#outbox.frame(OP.PUBLISH_ERR, 0, 0, encodePublishErr(readU64(bytes, batchAt + 24), faultOf(error)))
       this.#broker.hold(this)
     }
@@ -476,13 +559,29 @@ export class Session implements Output, Consumer {
 
   subscribe(channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const request = subscribeRequest(decodeControl(bytes, start, end))
-    if (this.#isStopping) throw new SluiceError('SHUTTING_DOWN', 'The broker is stopping.', { scope: 'request' })
-    if (channel === 0) throw new SluiceError('INVALID_ARGUMENT', 'A subscription needs a channel from 1 to 65535; 0 is the connection itself.')
-    if (this.#subscriptions.has(channel)) throw new SluiceError('CHANNEL_IN_USE', `A subscription is open on channel ${channel}.`)
+    if (this.#isStopping)
+      throw new SluiceError('SHUTTING_DOWN', 'The broker is stopping.', { scope: 'request' })
+    if (channel === 0)
+      throw new SluiceError(
+        'INVALID_ARGUMENT',
+        'A subscription needs a channel from 1 to 65535; 0 is the connection itself.',
+      )
+    if (this.#subscriptions.has(channel))
+      throw new SluiceError('CHANNEL_IN_USE', `A subscription is open on channel ${channel}.`)
     if (this.#subscriptions.size >= this.#settings.subscriptionsMax) {
-      throw new SluiceError('TOO_MANY_SUBSCRIPTIONS', `The connection has ${this.#subscriptions.size} subscriptions; it may have ${this.#settings.subscriptionsMax}.`)
+      throw new SluiceError(
+        'TOO_MANY_SUBSCRIPTIONS',
+        `The connection has ${this.#subscriptions.size} subscriptions; it may have ${this.#settings.subscriptionsMax}.`,
+      )
     }
-    const subscription = this.#broker.subscribe(request.queue, channel, this, request.messages, request.bytes, request.limit)
+    const subscription = this.#broker.subscribe(
+      request.queue,
+      channel,
+      this,
+      request.messages,
+      request.bytes,
+      request.limit,
+    )
     this.#subscriptions.set(channel, subscription)
     this.#outbox.frame(OP.SUBSCRIBE_OK, channel, correlation, encodeSubscriptionId(subscription.id))
     this.#broker.hold(this)
@@ -514,7 +613,10 @@ export class Session implements Output, Consumer {
     const subscriptionId = decodeSubscriptionId('UNSUBSCRIBE', bytes, start, end)
     const subscription = this.#subscription(channel, subscriptionId)
     if (subscription === undefined) {
-      throw new SluiceError('SUBSCRIPTION_NOT_FOUND', `No subscription ${subscriptionId} is open on channel ${channel}.`)
+      throw new SluiceError(
+        'SUBSCRIPTION_NOT_FOUND',
+        `No subscription ${subscriptionId} is open on channel ${channel}.`,
+      )
     }
     this.#broker.unsubscribe(subscription, 'nobody')
     this.#subscriptions.delete(channel)
@@ -526,25 +628,32 @@ export class Session implements Output, Consumer {
   }
 
   get(correlation: number, bytes: Uint8Array, start: number, end: number): void {
-    this.result(correlation, { queue: this.#broker.info(nameRequest('GET', decodeControl(bytes, start, end))) })
+    this.result(correlation, {
+      queue: this.#broker.info(nameRequest('GET', decodeControl(bytes, start, end))),
+    })
   }
 
   list(correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const body = decodeControl(bytes, start, end)
     onlyFields('LIST', body, ['after'])
     const after = body['after'] ?? ''
-    if (typeof after !== 'string') throw new SluiceError('INVALID_ARGUMENT', '`after` must be the name of a queue.')
+    if (typeof after !== 'string')
+      throw new SluiceError('INVALID_ARGUMENT', '`after` must be the name of a queue.')
     const queues = this.#broker.list().filter(({ name }) => name > after)
     const page = queues.slice(0, LIST_PAGE)
     this.result(correlation, { queues: page, more: queues.length > page.length })
   }
 
   delete(correlation: number, bytes: Uint8Array, start: number, end: number): void {
-    this.result(correlation, { messages: this.#broker.delete(nameRequest('DELETE', decodeControl(bytes, start, end))) })
+    this.result(correlation, {
+      messages: this.#broker.delete(nameRequest('DELETE', decodeControl(bytes, start, end))),
+    })
   }
 
   purge(correlation: number, bytes: Uint8Array, start: number, end: number): void {
-    this.result(correlation, { messages: this.#broker.purge(nameRequest('PURGE', decodeControl(bytes, start, end))) })
+    this.result(correlation, {
+      messages: this.#broker.purge(nameRequest('PURGE', decodeControl(bytes, start, end))),
+    })
   }
 
   result(correlation: number, body: { readonly [name: string]: unknown }): void {
@@ -636,20 +745,32 @@ const HANDLERS: { readonly [Name in ClientOpcode]: Handler } = {
   PING: (session, _channel, correlation) => session.ping(correlation),
   PONG: () => {},
   GOODBYE: (session, _channel, _correlation, bytes, start, end) => session.takeGoodbye(bytes, start, end),
-  PUBLISH: (session, _channel, correlation, bytes, start, end) => session.publish(correlation, bytes, start, end),
-  SUBSCRIBE: (session, channel, correlation, bytes, start, end) => session.subscribe(channel, correlation, bytes, start, end),
+  PUBLISH: (session, _channel, correlation, bytes, start, end) =>
+    session.publish(correlation, bytes, start, end),
+  SUBSCRIBE: (session, channel, correlation, bytes, start, end) =>
+    session.subscribe(channel, correlation, bytes, start, end),
   CREDIT: (session, channel, _correlation, bytes, start, end) => session.credit(channel, bytes, start, end),
   STARTED: (session, channel, _correlation, bytes, start, end) => session.started(channel, bytes, start, end),
-  SETTLE: (session, channel, correlation, bytes, start, end) => session.settle(channel, correlation, bytes, start, end),
-  UNSUBSCRIBE: (session, channel, correlation, bytes, start, end) => session.unsubscribe(channel, correlation, bytes, start, end),
-  ENSURE: (session, _channel, correlation, bytes, start, end) => session.ensure(correlation, bytes, start, end),
+  SETTLE: (session, channel, correlation, bytes, start, end) =>
+    session.settle(channel, correlation, bytes, start, end),
+  UNSUBSCRIBE: (session, channel, correlation, bytes, start, end) =>
+    session.unsubscribe(channel, correlation, bytes, start, end),
+  ENSURE: (session, _channel, correlation, bytes, start, end) =>
+    session.ensure(correlation, bytes, start, end),
   GET: (session, _channel, correlation, bytes, start, end) => session.get(correlation, bytes, start, end),
   LIST: (session, _channel, correlation, bytes, start, end) => session.list(correlation, bytes, start, end),
-  DELETE: (session, _channel, correlation, bytes, start, end) => session.delete(correlation, bytes, start, end),
+  DELETE: (session, _channel, correlation, bytes, start, end) =>
+    session.delete(correlation, bytes, start, end),
   PURGE: (session, _channel, correlation, bytes, start, end) => session.purge(correlation, bytes, start, end),
 }
 
-function faultOf(error: SluiceError): { code: SluiceError['code']; scope: SluiceError['scope']; retryable: boolean; retryAfterMs: number; message: string } {
+function faultOf(error: SluiceError): {
+  code: SluiceError['code']
+  scope: SluiceError['scope']
+  retryable: boolean
+  retryAfterMs: number
+  message: string
+} {
   const { code, scope, retryable, retryAfterMs } = error
   return { code, scope, retryable, retryAfterMs, message: clipText(error.message, LIMITS.reasonBytesMax) }
 }

@@ -1,0 +1,84 @@
+/**
+ * What the log takes on disk: checkpoints, copies of what is still live, and giving back the segments in front. Called
+ * once a turn; each call does a little.
+ *
+ * Invariant: a segment goes only when nothing that recovery could need stands in it, and only once the facts that made
+ * it so are durable. After a crash they may not have happened, and then the segment is needed.
+ */
+import type { Log } from '../log/log.js'
+import type { Tail } from '../log/tail.js'
+import { Checkpoints } from './checkpoint.js'
+import { Relocation } from './relocation.js'
+import type { State } from './state.js'
+
+/** How often the use of the log is looked at. */
+const LOOK_MS = 20
+
+export class Space {
+  readonly #log: Log
+  readonly #tail: Tail
+  readonly #state: State
+  readonly #checkpoints: Checkpoints
+  readonly #relocation: Relocation
+  #lookedMs = 0
+  /** Segments below `floor` are not needed once `gate` is durable. */
+  #truncation: { readonly floor: number; readonly gate: number } | undefined
+  #truncating = false
+
+  /** `floor`: nothing before this position is needed for the state as recovered. */
+  constructor(log: Log, tail: Tail, state: State, checkpointBytes: number, floor: number) {
+    this.#log = log
+    this.#tail = tail
+    this.#state = state
+    this.#checkpoints = new Checkpoints(log, tail, state, checkpointBytes, floor)
+    this.#relocation = new Relocation(log, tail, state)
+  }
+
+  /** All facts that are applied must be in the open entry. `wake` asks for another turn. */
+  step(nowMs: number, wake: () => void): void {
+    if (this.#checkpoints.step(nowMs)) wake()
+    if (this.#relocation.isRunning) this.#relocation.step(nowMs, wake)
+    if (nowMs < this.#lookedMs + LOOK_MS) return
+    this.#lookedMs = nowMs
+    const { firstPosition } = this.#log.usage()
+    const { segmentBytes } = this.#log
+    const live = this.#state.segments.oldestLive(firstPosition)
+    // Pages that stand in front of everything live would be all that holds their segments.
+    this.#checkpoints.evacuateBefore = Math.max(
+      this.#relocation.before,
+      Math.min(live, this.#tail.position - segmentBytes),
+    )
+    const floor = Math.min(this.#checkpoints.floor, live)
+    if (this.#truncation === undefined && floor - firstPosition >= segmentBytes) {
+      this.#truncation = { floor, gate: this.#tail.gate }
+    }
+    this.#truncate(wake)
+    if (!this.#relocation.isRunning && this.#relocation.isWanted) this.#relocation.step(nowMs, wake)
+  }
+
+  /** Entries up to `lsn` are durable. */
+  durable(lsn: number): void {
+    this.#checkpoints.durable(lsn)
+  }
+
+  /** Nothing is copied any more, also not what is being read. */
+  stop(): void {
+    this.#relocation.stop()
+  }
+
+  #truncate(wake: () => void): void {
+    const truncation = this.#truncation
+    if (truncation === undefined || this.#truncating || this.#tail.durableLsn < truncation.gate) return
+    this.#truncating = true
+    const done = (): void => {
+      this.#truncating = false
+      this.#truncation = undefined
+      wake()
+    }
+    this.#log.truncateBefore(truncation.floor).then(() => {
+      this.#state.segments.forgetBefore(truncation.floor)
+      done()
+      // What could not be given back is still there and is tried again; the log says why by itself.
+    }, done)
+  }
+}
