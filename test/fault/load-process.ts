@@ -13,7 +13,8 @@ import { crc32 } from 'node:zlib'
 import type { HistoryEvent, SettleEvent } from '../checker/history.js'
 import { Random } from './random.js'
 
-export type TimedEvent = HistoryEvent & { readonly atUs: number }
+/** `sentUs`, of a settle: when it was asked for; `atUs` is when its answer came. */
+export type TimedEvent = HistoryEvent & { readonly atUs: number; readonly sentUs?: number }
 
 export interface LoadArguments {
   readonly role: 'produce' | 'consume'
@@ -67,9 +68,8 @@ class History {
     this.#descriptor = openSync(path, 'a', 0o600)
   }
 
-  add(event: HistoryEvent): void {
-    const atUs = Number(process.hrtime.bigint() / 1000n)
-    const line = JSON.stringify({ ...event, atUs })
+  add(event: HistoryEvent, sentUs?: number): void {
+    const line = JSON.stringify({ ...event, atUs: nowUs(), sentUs })
     this.#lines.push(line)
     this.#bytes += line.length
     if (this.#bytes > 64 << 10) this.flush()
@@ -87,6 +87,10 @@ class History {
     this.flush()
     closeSync(this.#descriptor)
   }
+}
+
+function nowUs(): number {
+  return Number(process.hrtime.bigint() / 1000n)
 }
 
 const history = new History(load.history)
@@ -230,16 +234,17 @@ async function settle(message: Message, text: string, consumer: string): Promise
   // Some are handled at once, some keep their lease a while.
   if (random.below(20) === 0) await delay(random.below(40))
   const event = { kind: 'settle', queue: message.queue, message: text, consumer, action } as const
+  const sentUs = nowUs()
   try {
     if (action === 'ack') await message.ack()
     else if (action === 'retry') await message.retry({ delay: random.below(200) })
     else await message.release()
     progress.settled++
-    history.add({ ...event, outcome: 'ok' })
+    history.add({ ...event, outcome: 'ok' }, sentUs)
   } catch (error) {
     count(error)
     const isUnknown = !(error instanceof SluiceError) || error.outcome === 'unknown'
-    history.add({ ...event, outcome: isUnknown ? 'unknown' : 'fail' })
+    history.add({ ...event, outcome: isUnknown ? 'unknown' : 'fail' }, sentUs)
   }
 }
 

@@ -86,6 +86,8 @@ export class Model {
   readonly queues = new Map<number, ModelQueue>()
   readonly names = new Map<string, ModelQueue>()
   readonly subscriptions = new Map<object, ModelSubscription>()
+  /** Messages that were refused at least once; after a restart the broker may take them. */
+  readonly judgedAnew = new Set<string>()
   readonly #byId = new Map<number, ModelSubscription>()
   readonly #producers = new Map<string, ModelProducer>()
   readonly #view: ModelView
@@ -216,6 +218,7 @@ export class Model {
       )
     if (answer !== 'UNKNOWN_OUTCOME' && answer !== 'NUMBER_REUSED' && known === undefined)
       producer.refused.set(number, answer)
+      for (const name of attempt.names) this.judgedAnew.add(name)
   }
 
   /**

@@ -77,8 +77,9 @@ export class Checkpoints {
     this.#marked = undefined
   }
 
+  // An entry that ends with its segment has not begun the next one: no header there says anything yet.
   #segmentOf(position: number): number {
-    return Math.floor(position / this.#log.segmentBytes)
+    return Math.floor((position - 1) / this.#log.segmentBytes)
   }
 
   *#run(nowMs: number): Generator<void, void> {

@@ -93,14 +93,22 @@ function unshielded(options: ArgumentsCamelCase): ArgumentsCamelCase {
       : Array.isArray(value)
         ? value.map(bare)
         : value
-  return Object.fromEntries(Object.entries(options).map(([name, value]) => [name, bare(value)])) as typeof options
+  return Object.fromEntries(
+    Object.entries(options).map(([name, value]) => [name, bare(value)]),
+  ) as typeof options
 }
 
 /** What a command has besides its arguments and what all of them have: that goes first in its help. */
 function ownOptions(yargs: Argv, positionals: readonly string[]): string[] {
   const { key } = (yargs as unknown as { getOptions(): KnownOptions }).getOptions()
   // Letters are other names of what is listed.
-  return Object.keys(key).filter((name) => name.length > 1 && !GLOBAL_OPTIONS.includes(name) && !positionals.includes(`<${name}>`) && !positionals.includes(`[${name}]`))
+  return Object.keys(key).filter(
+    (name) =>
+      name.length > 1 &&
+      !GLOBAL_OPTIONS.includes(name) &&
+      !positionals.includes(`<${name}>`) &&
+      !positionals.includes(`[${name}]`),
+  )
 }
 
 /** `orders hello world`: three words where two are taken. */
@@ -114,7 +122,11 @@ function refuseExtra(options: ArgumentsCamelCase, words: readonly string[], posi
   throw new UsageError(`There is one argument too many: ${JSON.stringify(extra[0])}.`, advice)
 }
 
-function refuseWord(options: ArgumentsCamelCase, path: readonly string[], entries: readonly CommandEntry[]): void {
+function refuseWord(
+  options: ArgumentsCamelCase,
+  path: readonly string[],
+  entries: readonly CommandEntry[],
+): void {
   const word = options._[path.length]
   const names = entries.map(({ command }) => command.split(' ')[0]!)
   if (word === undefined) {

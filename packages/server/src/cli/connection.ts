@@ -30,7 +30,8 @@ export async function withBroker<Result>(
 
 async function dial({ url, timeout }: GlobalOptions, label: string): Promise<Sluice> {
   const timer = setTimeout(() => {
-    if (process.stderr.isTTY) notice(`Waiting for ${url ?? process.env['SLUICE_URL'] ?? 'the broker on this machine'} …`)
+    if (process.stderr.isTTY)
+      notice(`Waiting for ${url ?? process.env['SLUICE_URL'] ?? 'the broker on this machine'} …`)
   }, PATIENCE_MS)
   try {
     const sluice = await connect(url, {

@@ -106,7 +106,10 @@ async function consumeAll(sluice: Sluice, { queue, count, waitMs, ack, json }: W
     throw new SluiceError('LEASE_LOST', `${were} could not be acknowledged: ${printer.reason}`)
   }
   if (unreadable > 0) {
-    throw new SluiceError('INVALID_BODY', `${counted(unreadable, 'message')} could not be decoded and went back.`)
+    throw new SluiceError(
+      'INVALID_BODY',
+      `${counted(unreadable, 'message')} could not be decoded and went back.`,
+    )
   }
 }
 
@@ -115,8 +118,8 @@ const WAIT_MS_MIN = 100
 const TIMER_MS_MAX = 2 ** 31 - 1
 
 /**
- * Runs from when the broker has taken the subscription, because requests are answered in their order; not while stdout
- * is what is waited for.
+ * Runs from when the broker has taken the subscription, because requests are answered in their order; not while
+ * it is stdout that is waited for.
  */
 async function idleTimer(
   sluice: Sluice,
@@ -128,7 +131,7 @@ async function idleTimer(
   await sluice.queues.get(queue)
   const timer = setTimeout(
     () => {
-      if (printer.isFull) timer.refresh()
+      if (printer.isBusy) timer.refresh()
       else end()
     },
     Math.min(Math.max(waitMs, WAIT_MS_MIN), TIMER_MS_MAX),
@@ -156,18 +159,21 @@ class Printer {
     return process.stdout.writableNeedDrain && this.failure === undefined
   }
 
+  /** Something has not been written and acknowledged yet: the broker may be waiting for that. */
+  get isBusy(): boolean {
+    return this.#open > 0
+  }
+
   write(message: Message, text: string | Uint8Array): void {
     this.bytes += typeof text === 'string' ? Buffer.byteLength(text) : text.length
     this.#open++
     process.stdout.write(text, (error) => {
-      if (error == null) {
-        if (this.#ack) this.#acknowledge(message)
-        else this.#closed()
-        return
-      }
-      this.failure ??= outputError(error)
-      this.#end()
-      this.#closed()
+      if (error) {
+        this.failure ??= outputError(error)
+        this.#end()
+        this.#closed()
+      } else if (this.#ack) this.#acknowledge(message)
+      else this.#closed()
     })
   }
 
@@ -227,14 +233,27 @@ const NEWLINE = Buffer.from('\n')
 function document(message: Message, body: unknown): object {
   const { queue, offset, id, key, priority, attempt, redelivered, publishedAt, headers } = message
   const bodyType = typeof body === 'string' ? 'text' : body instanceof Uint8Array ? 'bytes' : 'data'
-  return { queue, offset, id, key, priority, attempt, redelivered, publishedAt, headers, bodyType, body: plain(body) }
+  return {
+    queue,
+    offset,
+    id,
+    key,
+    priority,
+    attempt,
+    redelivered,
+    publishedAt,
+    headers,
+    bodyType,
+    body: plain(body),
+  }
 }
 
 /** A body as JSON can say it: bytes as base64, a bigint as its digits, a date as ISO text. */
 function plain(value: unknown): unknown {
   if (typeof value === 'bigint') return value.toString()
   if (typeof value !== 'object' || value === null || value instanceof Date) return value
-  if (value instanceof Uint8Array) return Buffer.from(value.buffer, value.byteOffset, value.length).toString('base64')
+  if (value instanceof Uint8Array)
+    return Buffer.from(value.buffer, value.byteOffset, value.length).toString('base64')
   if (Array.isArray(value)) return value.map(plain)
   const object: Record<string, unknown> = Object.create(null) as Record<string, unknown>
   for (const [name, item] of Object.entries(value)) object[name] = plain(item)

@@ -36,7 +36,8 @@ interface Row {
 
 const DEFECT: Row = {
   exit: EXIT.failure,
-  advice: 'Client and broker misunderstand each other: use the same version of both, and report this if you do.',
+  advice:
+    'Client and broker misunderstand each other: use the same version of both, and report this if you do.',
 }
 const LATER = 'Try again in a moment.'
 const ADDRESS = 'Start a broker with `sluice serve`, or name its address with --url or SLUICE_URL.'
@@ -56,7 +57,8 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   AUTH_FAILED: { exit: EXIT.denied, advice: 'Check the credentials that you use for this broker.' },
   HANDSHAKE_TIMEOUT: {
     exit: EXIT.unreachable,
-    advice: 'Make sure that --url names the port of a Sluice broker; if it is busy, allow more time with --timeout.',
+    advice:
+      'Make sure that --url names the port of a Sluice broker; if it is busy, allow more time with --timeout.',
   },
   HEARTBEAT_TIMEOUT: {
     exit: EXIT.unreachable,
@@ -70,10 +72,14 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   SHUTTING_DOWN: { exit: EXIT.unreachable, advice: 'Try again when the broker has been started again.' },
   PRODUCER_UNKNOWN: { exit: EXIT.failure, advice: LATER },
   NOT_SUPPORTED: { exit: EXIT.usage, advice: 'Leave it out, or use a version that has it.' },
-  INVALID_ARGUMENT: { exit: EXIT.usage, advice: 'Give a value within these bounds; --help lists the options.' },
+  INVALID_ARGUMENT: {
+    exit: EXIT.usage,
+    advice: 'Give a value within these bounds; --help lists the options.',
+  },
   INVALID_NAME: {
     exit: EXIT.usage,
-    advice: 'Use up to 255 letters, digits and . _ - : / and begin with a letter, a digit or _ such as in orders/new.',
+    advice:
+      'Use up to 255 letters, digits and . _ - : / and begin with a letter, a digit or _ such as in orders/new.',
   },
   QUEUE_NOT_FOUND: {
     exit: EXIT.notFound,
@@ -87,21 +93,30 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
     exit: EXIT.notFound,
     advice: 'Make it again with `sluice queue ensure NAME` if it is still wanted.',
   },
-  TOO_MANY_QUEUES: { exit: EXIT.failure, advice: 'Delete queues that are no longer used: `sluice queue delete NAME`.' },
+  TOO_MANY_QUEUES: {
+    exit: EXIT.failure,
+    advice: 'Delete queues that are no longer used: `sluice queue delete NAME`.',
+  },
   MESSAGE_TOO_LARGE: {
     exit: EXIT.failure,
     advice: 'Send a smaller message, or start the broker with a higher --max-message-bytes.',
   },
   BATCH_TOO_LARGE: { exit: EXIT.failure, advice: 'Send fewer or smaller messages at a time.' },
   BATCH_MALFORMED: DEFECT,
-  BATCH_CORRUPT: { exit: EXIT.failure, advice: 'Send it again; if it happens often, test memory and network.' },
+  BATCH_CORRUPT: {
+    exit: EXIT.failure,
+    advice: 'Send it again; if it happens often, test memory and network.',
+  },
   UNKNOWN_OUTCOME: {
     exit: EXIT.failure,
     advice: 'Look with `sluice queue get NAME` whether the message has arrived before you send it again.',
   },
   NUMBER_REUSED: DEFECT,
   DISK_LOW: { exit: EXIT.failure, advice: "Free space on the broker's disk; consumers can go on." },
-  MEMORY_FULL: { exit: EXIT.failure, advice: 'Let consumers catch up, or purge what is not needed, then try again.' },
+  MEMORY_FULL: {
+    exit: EXIT.failure,
+    advice: 'Let consumers catch up, or purge what is not needed, then try again.',
+  },
   LEASE_LOST: { exit: EXIT.failure, advice: 'Nothing is lost: the message is delivered again.' },
   SUBSCRIPTION_NOT_FOUND: DEFECT,
   CHANNEL_IN_USE: DEFECT,
@@ -117,9 +132,15 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
     advice: 'The command may have taken effect: look with `sluice queue get NAME` before you repeat it.',
   },
   CLOSED: { exit: EXIT.failure, advice: LATER },
-  TIMEOUT: { exit: EXIT.unreachable, advice: 'Allow more time with --timeout, or see what keeps the broker busy.' },
+  TIMEOUT: {
+    exit: EXIT.unreachable,
+    advice: 'Allow more time with --timeout, or see what keeps the broker busy.',
+  },
   ABORTED: { exit: EXIT.failure, advice: LATER },
-  INVALID_BODY: { exit: EXIT.failure, advice: 'Mend the input, or choose another --body-type: text, json or bytes.' },
+  INVALID_BODY: {
+    exit: EXIT.failure,
+    advice: 'Mend the input, or choose another --body-type: text, json or bytes.',
+  },
   INVALID_URL: { exit: EXIT.usage, advice: 'Write it as sluice://host:port, in --url or SLUICE_URL.' },
   ALREADY_SETTLED: DEFECT,
   DATA_DIR_LOCKED: {
@@ -142,8 +163,14 @@ const SYSTEM_ROWS: Readonly<Record<string, Row>> = {
     exit: EXIT.failure,
     advice: 'Stop what listens there, or choose another port with --port; 0 takes any that is free.',
   },
-  EADDRNOTAVAIL: { exit: EXIT.failure, advice: 'Use an address that this machine has, such as --host 127.0.0.1.' },
-  ENOTFOUND: { exit: EXIT.failure, advice: 'Use an address that this machine has, such as --host 127.0.0.1.' },
+  EADDRNOTAVAIL: {
+    exit: EXIT.failure,
+    advice: 'Use an address that this machine has, such as --host 127.0.0.1.',
+  },
+  ENOTFOUND: {
+    exit: EXIT.failure,
+    advice: 'Use an address that this machine has, such as --host 127.0.0.1.',
+  },
   EACCES: { exit: EXIT.failure, advice: 'Use a file, directory or port that you have the rights for.' },
   EPERM: { exit: EXIT.failure, advice: 'Use a file, directory or port that you have the rights for.' },
   EROFS: { exit: EXIT.failure, advice: 'Use a directory on a file system that can be written to.' },

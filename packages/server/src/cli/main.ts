@@ -4,7 +4,14 @@
  * command is imported when it is called.
  */
 import yargs, { type Argv } from 'yargs'
-import { GLOBAL_OPTIONS, addCommands, helpAdvice, refuseOptions, shieldWords, type CommandEntry } from './command.js'
+import {
+  GLOBAL_OPTIONS,
+  addCommands,
+  helpAdvice,
+  refuseOptions,
+  shieldWords,
+  type CommandEntry,
+} from './command.js'
 import { UsageError, failureOf, failureText } from './failure.js'
 import { OutputClosed, guardOutput } from './output.js'
 import { version } from './version.js'
@@ -50,7 +57,9 @@ const WIDTH_MAX = 100
 
 /** Texts of yargs that are not plain enough. */
 const WORDING = {
-  'Not enough non-option arguments: got %s, need at least %s': plural('An argument is missing: %s given, %s needed.'),
+  'Not enough non-option arguments: got %s, need at least %s': plural(
+    'An argument is missing: %s given, %s needed.',
+  ),
   'Not enough arguments following: %s': 'The option --%s needs a value.',
 } as unknown as Record<string, string>
 
@@ -87,7 +96,11 @@ function program(args: readonly string[]): Argv {
     })
     .check(refuseOptions as Parameters<Argv['check']>[0])
   // Where help is known to yargs, the word `help` asks for it too, even as the body of a message.
-  if (wantsHelp) instance.help('help').alias('help', 'h').epilogue(args.length === 1 ? EPILOGUE : '')
+  if (wantsHelp)
+    instance
+      .help('help')
+      .alias('help', 'h')
+      .epilogue(args.length === 1 ? EPILOGUE : '')
   else instance.help(false)
   return addCommands(instance, [], COMMANDS)
 }
@@ -114,10 +127,13 @@ async function main(args: readonly string[]): Promise<void> {
   } catch (error) {
     // Whoever read stdout has had enough.
     if (error instanceof OutputClosed) return
-    const failure = failureOf(isYargsError(error) ? new UsageError(error.message, helpAdvice(commandWord(args))) : error)
+    const failure = failureOf(
+      isYargsError(error) ? new UsageError(error.message, helpAdvice(commandWord(args))) : error,
+    )
     process.exitCode = failure.exit
     process.stderr.write(failureText(failure, args.includes('--json')))
-    if (failure.code === 'UNEXPECTED' && error instanceof Error) process.stderr.write(`${error.stack ?? ''}\n`)
+    if (failure.code === 'UNEXPECTED' && error instanceof Error)
+      process.stderr.write(`${error.stack ?? ''}\n`)
   }
 }
 

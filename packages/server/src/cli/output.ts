@@ -22,8 +22,8 @@ export function guardOutput(): void {
 export function print(text: string | Uint8Array): Promise<void> {
   return new Promise((resolve, reject) => {
     process.stdout.write(text, (error) => {
-      if (error == null) resolve()
-      else reject(outputError(error))
+      if (error) reject(outputError(error))
+      else resolve()
     })
   })
 }

@@ -99,16 +99,21 @@ async function publishLines(
     process.stdin.destroy()
   })
   const progress = showProgress(shipment)
-  let failure: unknown
+  let failure: Error | undefined
   let line = 0
   try {
     for await (const lines of linesOf(process.stdin, LIMITS.messageBytesMax)) {
       for (const bytes of lines) {
         line++
-        const trimmed = bodyType === 'bytes' || bytes.at(-1) !== CARRIAGE_RETURN ? bytes : bytes.subarray(0, -1)
+        const trimmed =
+          bodyType === 'bytes' || bytes.at(-1) !== CARRIAGE_RETURN ? bytes : bytes.subarray(0, -1)
         if (bodyType === 'json' && isBlank(trimmed)) continue
         // A copy: the bytes are the stream's.
-        const message = decode(bodyType === 'bytes' ? Uint8Array.from(trimmed) : trimmed, bodyType, `Line ${line}`)
+        const message = decode(
+          bodyType === 'bytes' ? Uint8Array.from(trimmed) : trimmed,
+          bodyType,
+          `Line ${line}`,
+        )
         if (!shipment.hasRoom) await shipment.room()
         if (shipment.failure !== undefined) break
         shipment.add(send(message), trimmed.length, line)
@@ -117,7 +122,7 @@ async function publishLines(
     }
   } catch (error) {
     // Ctrl-C destroys stdin under the loop.
-    if (stopped === undefined) failure = error
+    if (stopped === undefined) failure = error as Error
   }
   // Otherwise a terminal, or a writer that stays, keeps the process.
   process.stdin.destroy()
@@ -143,7 +148,7 @@ class Shipment {
   firstOffset: number | undefined
   lastOffset: number | undefined
   /** The first that failed; what came after it may still succeed. */
-  failure: { readonly error: unknown; readonly line: number } | undefined
+  failure: { readonly error: Error; readonly line: number } | undefined
   readonly #tell: ((receipt: Receipt) => Promise<void>) | undefined
   #messages = 0
   #bytes = 0
@@ -170,7 +175,7 @@ class Shipment {
     this.#bytes += bytes
     const outcome = sent.then(
       (receipt) => ({ receipt }),
-      (error: unknown) => ({ error }),
+      (error: Error) => ({ error }),
     )
     this.#tail = this.#tail.then(async () => {
       const result = await outcome
@@ -181,7 +186,7 @@ class Shipment {
         this.lastOffset = result.receipt.offset
         await this.#tell?.(result.receipt)
       } catch (error) {
-        this.failure ??= { error, line }
+        this.failure ??= { error: error as Error, line }
       }
       this.#messages--
       this.#bytes -= bytes
@@ -207,10 +212,15 @@ function summary(shipment: Shipment, queue: string, elapsedMs: number, failed: b
       : firstOffset === lastOffset
         ? `, offset ${firstOffset}`
         : `, offsets ${firstOffset} to ${lastOffset}`
-  const rate = confirmed < RATE_MESSAGES_MIN ? '' : `, ${grouped(Math.round((confirmed / Math.max(1, elapsedMs)) * 1000))} a second`
+  const rate =
+    confirmed < RATE_MESSAGES_MIN
+      ? ''
+      : `, ${grouped(Math.round((confirmed / Math.max(1, elapsedMs)) * 1000))} a second`
   const text = `Published ${counted(confirmed, 'message')} to ${queue}${range}${rate}.`
   if (!failed) return text
-  return failure === undefined ? `${text} Then:` : `${text} The first that failed is line ${grouped(failure.line)}:`
+  return failure === undefined
+    ? `${text} Then:`
+    : `${text} The first that failed is line ${grouped(failure.line)}:`
 }
 
 /** A line that is written again and again; only on a terminal. Returns what takes it away. */
@@ -252,13 +262,17 @@ function decode(bytes: Uint8Array, bodyType: BodyType, what: string): unknown {
   try {
     text = utf8.decode(bytes)
   } catch (cause) {
-    throw new SluiceError('INVALID_BODY', `${what} is not UTF-8; --body-type bytes publishes it as it is.`, { cause })
+    throw new SluiceError('INVALID_BODY', `${what} is not UTF-8; --body-type bytes publishes it as it is.`, {
+      cause,
+    })
   }
   if (bodyType === 'text') return text
   try {
     return JSON.parse(text.replace(/^\uFEFF/, '')) as unknown
   } catch (cause) {
-    throw new SluiceError('INVALID_BODY', `${what} is not JSON: ${(cause as Error).message.slice(0, 120)}.`, { cause })
+    throw new SluiceError('INVALID_BODY', `${what} is not JSON: ${(cause as Error).message.slice(0, 120)}.`, {
+      cause,
+    })
   }
 }
 

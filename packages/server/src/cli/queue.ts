@@ -57,7 +57,10 @@ const ensure = command<EnsureOptions>({
   handler: async (options) => {
     const { maxDeliveries, retryInitial, retryMax, update } = options
     const name = queueName(options.name)
-    const tries = maxDeliveries === undefined ? undefined : numberFlag(maxDeliveries, '--max-deliveries', 1, LIMITS.maxDeliveriesMax)
+    const tries =
+      maxDeliveries === undefined
+        ? undefined
+        : numberFlag(maxDeliveries, '--max-deliveries', 1, LIMITS.maxDeliveriesMax)
     const retry = {
       ...(retryInitial === undefined ? {} : { initial: durationMs(retryInitial, '--retry-initial') }),
       ...(retryMax === undefined ? {} : { max: durationMs(retryMax, '--retry-max') }),

@@ -8,7 +8,14 @@ import { command } from './command.js'
 import { EXIT, UsageError } from './failure.js'
 import { Journal } from './journal.js'
 import { counted } from './output.js'
-import { SETTINGS, SETTING_NAMES, readSettings, unknownVariables, variableOf, type Settings } from './settings.js'
+import {
+  SETTINGS,
+  SETTING_NAMES,
+  readSettings,
+  unknownVariables,
+  variableOf,
+  type Settings,
+} from './settings.js'
 import { onStop } from './signals.js'
 import { list } from './table.js'
 import { version } from './version.js'
@@ -39,7 +46,10 @@ export const serve = command({
   handler: async (options) => {
     if (options.url !== undefined || options.timeout !== undefined) {
       const flag = options.url === undefined ? '--timeout' : '--url'
-      throw new UsageError(`\`sluice serve\` has no option ${flag}.`, 'Say where to listen with --host and --port.')
+      throw new UsageError(
+        `\`sluice serve\` has no option ${flag}.`,
+        'Say where to listen with --host and --port.',
+      )
     }
     const settings = readSettings(options, process.env)
     const strangers = unknownVariables(process.env)
@@ -64,7 +74,10 @@ async function run(settings: Settings, journal: Journal, isForPeople: boolean): 
     session: {
       serverVersion: version(),
       heartbeatMs: settings.heartbeat,
-      frameBytesMax: Math.max(LIMITS.frameBytesDefault, settings['max-message-bytes'] + MESSAGE_OVERHEAD_BYTES),
+      frameBytesMax: Math.max(
+        LIMITS.frameBytesDefault,
+        settings['max-message-bytes'] + MESSAGE_OVERHEAD_BYTES,
+      ),
     },
     onEvent: (event, details) => {
       // `onFatal` tells of it.
@@ -113,7 +126,11 @@ async function stop(starting: Promise<RunningServer>, journal: Journal): Promise
 
 // Nothing that happens from here on may be confirmed: no turn of the event loop is left to do it.
 function fatal(journal: Journal, error: unknown): never {
-  journal.event('the broker has failed and ends', { error: error instanceof Error ? error : new Error(String(error)) }, 'fatal')
+  journal.event(
+    'the broker has failed and ends',
+    { error: error instanceof Error ? error : new Error(String(error)) },
+    'fatal',
+  )
   process.exit(EXIT.fatal)
 }
 
@@ -145,7 +162,8 @@ function announce(server: RunningServer, settings: Settings, journal: Journal, i
     ['data', server.dataDir],
     ['recovered', status.boot === 1 ? 'nothing: the data directory is new' : recovered],
   ]
-  if (status.afterCrash && status.boot > 1) lines.push(['', 'the last run ended without a stop; nothing confirmed is lost'])
+  if (status.afterCrash && status.boot > 1)
+    lines.push(['', 'the last run ended without a stop; nothing confirmed is lost'])
   lines.push(['ready', `after ${Math.round(server.startedMs)} ms; Ctrl-C stops`])
   process.stderr.write(`Sluice\n${list(lines, '  ')}\n`)
 }

@@ -5,7 +5,12 @@
 import { BlockList, isIPv6 } from 'node:net'
 import { parseDuration } from '@sluice/client'
 import { LIMITS } from '@sluice/protocol'
-import { SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, segmentBytesFit } from '../log/segment.js'
+import {
+  SEGMENT_BYTES_DEFAULT,
+  SEGMENT_BYTES_MAX,
+  SEGMENT_BYTES_MIN,
+  segmentBytesFit,
+} from '../log/segment.js'
 import { UsageError } from './failure.js'
 import { nearest } from './spelling.js'
 
@@ -19,7 +24,12 @@ interface Setting<Value> {
   readonly parse: (text: string) => Value | undefined
 }
 
-function setting<Value>(describe: string, fallback: string, form: string, parse: (text: string) => Value | undefined): Setting<Value> {
+function setting<Value>(
+  describe: string,
+  fallback: string,
+  form: string,
+  parse: (text: string) => Value | undefined,
+): Setting<Value> {
   return { describe, default: fallback, form, parse }
 }
 
@@ -74,7 +84,9 @@ export const SETTINGS = {
 } as const satisfies Record<string, Setting<unknown>>
 
 export type SettingName = keyof typeof SETTINGS
-export type Settings = { readonly [Name in SettingName]: (typeof SETTINGS)[Name] extends Setting<infer Value> ? Value : never }
+export type Settings = {
+  readonly [Name in SettingName]: (typeof SETTINGS)[Name] extends Setting<infer Value> ? Value : never
+}
 
 export const SETTING_NAMES = Object.keys(SETTINGS) as SettingName[]
 

@@ -11,7 +11,10 @@ const GAP = '  '
 /** A line of titles, then one for each row. */
 export function table<Row>(columns: readonly Column<Row>[], rows: readonly Row[]): string {
   const numeric = columns.map(({ value }) => rows.length > 0 && typeof value(rows[0]!) === 'number')
-  const lines = [columns.map(({ title }) => title), ...rows.map((row) => columns.map(({ value }) => cell(value(row))))]
+  const lines = [
+    columns.map(({ title }) => title),
+    ...rows.map((row) => columns.map(({ value }) => cell(value(row)))),
+  ]
   const widths = columns.map((_, index) => Math.max(...lines.map((line) => line[index]!.length)))
   return lines
     .map((line) => {
@@ -24,7 +27,10 @@ export function table<Row>(columns: readonly Column<Row>[], rows: readonly Row[]
 }
 
 /** One line for each entry: its name, then its value. */
-export function list(entries: readonly (readonly [name: string, value: string | number])[], indent = ''): string {
+export function list(
+  entries: readonly (readonly [name: string, value: string | number])[],
+  indent = '',
+): string {
   const width = Math.max(...entries.map(([name]) => name.length))
   return entries.map(([name, value]) => `${indent}${name.padEnd(width)}${GAP}${cell(value)}\n`).join('')
 }

@@ -1,4 +1,5 @@
 import { BATCH_HEADER_BYTES, SluiceError } from '@sluice/protocol'
+import { readFile } from 'node:fs/promises'
 import { describe, expect, test } from 'vitest'
 import { SimulatedDisk, randomFrom } from '../../../../test/simulation/disk.js'
 import type { Fault, Random, SimulatedDiskOptions } from '../../../../test/simulation/disk.js'
@@ -113,6 +114,38 @@ describe('decision tables', () => {
     expect(checked).toBe(3 * 5 * 2 * 2 * 3 + 16)
     expect(met.size).toBe(DIRECTORY_ROWS.length + TAIL_ROWS.length)
   })
+
+  test('STORAGE.md has the same rows, in the same order, with the same values', async () => {
+    const page = await readFile(new URL('../../../../docs/STORAGE.md', import.meta.url), 'utf8')
+    const section = page.slice(page.indexOf('## Finding the end'))
+    const rows = [...section.matchAll(/^\| `([a-z-]+)` \|(.*)\|$/gm)].map(([, row, cells]) => [
+      row,
+      ...cells!.split('|').map((cell) => cell.trim()),
+    ])
+    const said = (values: readonly string[] | undefined): string => values?.join(', ') ?? ''
+    expect(rows.map((row) => row.slice(0, -1))).toEqual([
+      ...DIRECTORY_ROWS.map(({ row, meta, files, numbers, sizes, headers }) => [
+        row,
+        ...[meta, files, numbers, sizes, headers].map(said),
+      ]),
+      ...TAIL_ROWS.map(({ row, entries, behind, next, later }) => [
+        row,
+        ...[entries, behind, next, later].map(said),
+      ]),
+    ])
+    for (const row of rows) expect(row.at(-1)!.startsWith('refuse')).toBe(REFUSED.has(row[0]!))
+  })
+
+  const REFUSED = new Set<string>([
+    'gap',
+    'wrong-size',
+    'foreign',
+    'displaced',
+    'segments-lost',
+    'salt-lost',
+    'head-lost',
+    'later-entry',
+  ])
 
   /** Two used segments and a spare: 1 is full, 2 has two entries, 3 is blank. */
   const twoSegments = [sectors(20), sectors(3), sectors(2), sectors(5)]
@@ -321,6 +354,8 @@ describe('decision tables', () => {
   })
 
   test('the states above meet every row', () => {
+    const refusing = Object.values(states).filter(({ refuses }) => refuses !== undefined)
+    expect(new Set(refusing.map(({ directory, tail }) => tail ?? directory))).toEqual(REFUSED)
     const met = new Set(Object.values(states).flatMap(({ directory, tail }) => [directory, tail]))
     met.delete(undefined)
     expect(met.size).toBe(DIRECTORY_ROWS.length + TAIL_ROWS.length)
@@ -1178,6 +1213,7 @@ describe('crashes', () => {
       }
       // One seed, run again to look into it, need not meet everything.
       if (SEEDS < 40) return
+      if (SEEDS > 1000) console.log(checked)
       expect(checked.images).toBeGreaterThan(90 * SEEDS)
       expect(checked.entries).toBeGreaterThan(1000 * SEEDS)
       expect(checked.torn).toBeGreaterThan(2 * SEEDS)

@@ -301,6 +301,8 @@ export class Session implements Output, Consumer {
   // --- Output ---
 
   endTurn(gate: number): void {
+    // The page goes; when it comes again, something else stands where the last confirm stood.
+    this.#okPage = NO_BYTES
     this.#outbox.endTurn(gate)
     this.#freeOutbox.endTurn(0)
     const { outboundBytesSoft, outboundBytesHard } = this.#settings

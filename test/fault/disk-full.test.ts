@@ -1,0 +1,143 @@
+/** R8: a full disk refuses publishes by name, goes on draining, and takes messages again once there is room. */
+import { SluiceError, connect } from '@sluice/client'
+import { spawnSync } from 'node:child_process'
+import { rm, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { expect, test } from 'vitest'
+import { checkHistory, findingLines, violations, type HistoryEvent } from '../checker/history.js'
+import { BrokerProcess, scratchDirectory, until } from './processes.js'
+
+const DISK_BYTES = 32 << 20
+const SEGMENT_BYTES = 1 << 20
+const LOW_FREE_BYTES = 4 << 20
+const RECOVERY_MS_MAX = 5_000
+
+async function mountIsMissing(): Promise<string | undefined> {
+  if (process.platform !== 'linux' || process.getuid?.() !== 0) return 'a small file system can only be mounted by root on Linux'
+  const scratch = await scratchDirectory('mount')
+  try {
+    if (spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', scratch.path]).status !== 0) return 'nothing may be mounted here'
+    spawnSync('umount', [scratch.path])
+    return undefined
+  } finally {
+    await scratch.dispose()
+  }
+}
+
+const missing = await mountIsMissing()
+const because = missing === undefined ? '' : `: skipped, ${missing}`
+
+test.skipIf(missing !== undefined)(
+  `a full disk refuses publishes, drains, and recovers without a restart${because}`,
+  async () => {
+    const scratch = await scratchDirectory('full')
+    expect(spawnSync('mount', ['-t', 'tmpfs', '-o', `size=${DISK_BYTES}`, 'tmpfs', scratch.path]).status).toBe(0)
+    const ballast = join(scratch.path, 'ballast')
+    const broker = new BrokerProcess({
+      port: 0,
+      dataDir: join(scratch.path, 'data'),
+      segmentBytes: SEGMENT_BYTES,
+      messageBytesMax: 64 << 10,
+      lowFreeBytes: LOW_FREE_BYTES,
+    })
+    const events: HistoryEvent[] = []
+    try {
+      const { port } = await broker.ready()
+      const url = `sluice://127.0.0.1:${port}`
+      const producer = await connect(url)
+      const consumer = await connect(url)
+      const troubles: string[] = []
+      for (const client of [producer, consumer]) client.on('disconnected', ({ error }) => troubles.push(String(error)))
+      await producer.queues.ensure('q')
+      let sequence = 0
+      const padding = 'x'.repeat(10_000)
+      const publish = async (): Promise<SluiceError | undefined> => {
+        const message = `m${sequence++}`
+        events.push({ kind: 'attempt', queue: 'q', message, producer: 'p', sequence })
+        try {
+          const { offset } = await producer.publish('q', `${message} ${padding}`)
+          events.push({ kind: 'outcome', message, outcome: 'ok', offset })
+          return undefined
+        } catch (error) {
+          if (!(error instanceof SluiceError)) throw error
+          events.push({ kind: 'outcome', message, outcome: error.outcome === 'unknown' ? 'unknown' : 'fail' })
+          return error
+        }
+      }
+      const fill = (): Promise<SluiceError> =>
+        until('publishes to be refused', async () => (await Promise.all(Array.from({ length: 20 }, publish))).find((error) => error !== undefined), 30_000)
+      const accepted = async (): Promise<boolean> => (await publish()) === undefined
+      const expectRefusal = (error: SluiceError): void => {
+        expect(error.code).toBe('DISK_LOW')
+        expect(error.retryable).toBe(true)
+        expect(error.message).toMatch(/^[^\n]+\.$/)
+      }
+
+      // 1. It is full of messages.
+      expectRefusal(await fill())
+      const { ready: full } = await producer.queues.get('q')
+      expect(full).toBeGreaterThan(1_000)
+      expect(full).toBe(events.filter((event) => event.kind === 'outcome' && event.outcome === 'ok').length)
+
+      // 2. Settles go on while it is: a part is drained, with its acks confirmed.
+      let settled = 0
+      const take = async (wanted: number): Promise<void> => {
+        while (wanted > 0) {
+          const messages = await consumer.pull<string>('q', { max: Math.min(wanted, 50), wait: 5_000 })
+          if (messages.length === 0) throw new Error(`${wanted} more messages were expected`)
+          wanted -= messages.length
+          await Promise.all(
+            messages.map(async (message) => {
+              const name = message.body.slice(0, message.body.indexOf(' '))
+              const { redelivered, offset } = message
+              events.push({ kind: 'deliver', queue: 'q', message: name, consumer: 'c', redelivered, offset })
+              await message.ack()
+              events.push({ kind: 'settle', queue: 'q', message: name, consumer: 'c', action: 'ack', outcome: 'ok' })
+              settled++
+            }),
+          )
+        }
+      }
+      await take(full - 100)
+      const drainedMs = performance.now()
+      await until('publishes to be accepted after draining', accepted, RECOVERY_MS_MAX)
+      const afterDrainMs = performance.now() - drainedMs
+
+      // 3. Something else takes the last byte; settles go on even so, and do not free enough; then that is gone.
+      for (let i = 0; i < 20; i++) await Promise.all(Array.from({ length: 20 }, publish))
+      await expect(writeFile(ballast, new Uint8Array(DISK_BYTES))).rejects.toThrow('ENOSPC')
+      expectRefusal(await fill())
+      await take(100)
+      expect(await accepted()).toBe(false)
+      await rm(ballast)
+      const freedMs = performance.now()
+      await until('publishes to be accepted after space was freed', accepted, RECOVERY_MS_MAX)
+      const afterFreeMs = performance.now() - freedMs
+
+      // 4. All is there, and the same process did it all.
+      const { ready: rest } = await producer.queues.get('q')
+      await take(rest)
+      const { ready: left, dead, acked } = await producer.queues.get('q')
+      expect(acked).toBe(settled)
+      events.push({ kind: 'end', queue: 'q', left, dead })
+      const report = checkHistory(events, { totalOrder: true })
+      console.log(
+        `${full} messages until full; accepted again ${Math.round(afterDrainMs)} ms after draining and ${Math.round(afterFreeMs)} ms after ` +
+          `space was freed; ${report.confirmed} confirmed, ${report.refused} refused, ${report.settles} settled`,
+      )
+      expect(findingLines(violations(report))).toBe('')
+      expect(report.unknown).toBe(0)
+      expect(report.refused).toBeGreaterThan(1)
+      expect(troubles).toEqual([])
+      await producer.close()
+      await consumer.close()
+      broker.signal('SIGTERM')
+      expect(await broker.exited).toEqual({ code: 0, signal: null })
+    } finally {
+      await broker.dispose()
+      spawnSync('umount', [scratch.path])
+      await scratch.dispose()
+    }
+  },
+  90_000,
+)

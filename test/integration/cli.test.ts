@@ -1,0 +1,583 @@
+/**
+ * The built command line as its users meet it: processes, pipes, signals and exit codes. Each command is run against a
+ * broker that `sluice serve` started on a port of its own.
+ */
+import { spawn, type ChildProcessWithoutNullStreams } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtemp, open, readdir, rm, writeFile } from 'node:fs/promises'
+import { connect as connectSocket, createServer, type AddressInfo, type Socket } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { connect } from '@sluice/client'
+import {
+  FRAME_HEADER_BYTES,
+  LIMITS,
+  OP,
+  encodeFault,
+  encodePreface,
+  writeFrameHeader,
+} from '@sluice/protocol'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+
+const BINARY = fileURLToPath(new URL('../../packages/server/bin/sluice.js', import.meta.url))
+const SMALL_LOG = ['--segment-bytes', '8MiB']
+
+interface Result {
+  readonly code: number | null
+  readonly stdout: string
+  readonly stderr: string
+}
+
+/** The environment without settings of whoever runs the tests. */
+function environment(more: Readonly<Record<string, string>> = {}): Record<string, string> {
+  const own = Object.entries(process.env).filter(([name]) => !name.startsWith('SLUICE_'))
+  return { ...(Object.fromEntries(own) as Record<string, string>), ...more }
+}
+
+const children = new Set<ChildProcessWithoutNullStreams>()
+
+function start(
+  args: readonly string[],
+  more: Readonly<Record<string, string>> = {},
+): ChildProcessWithoutNullStreams {
+  const child = spawn(process.execPath, [BINARY, ...args], { cwd: directory, env: environment(more) })
+  // A command that does not read its stdin closes it early.
+  child.stdin.on('error', () => {})
+  children.add(child)
+  child.once('close', () => children.delete(child))
+  return child
+}
+
+async function ended(child: ChildProcessWithoutNullStreams): Promise<Result> {
+  let stdout = ''
+  let stderr = ''
+  child.stdout.setEncoding('utf8').on('data', (text: string) => (stdout += text))
+  child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr += text))
+  const [code] = (await once(child, 'close')) as [number | null]
+  return { code, stdout, stderr }
+}
+
+/** Runs a command to its end. `input` is its whole stdin. */
+function run(
+  args: readonly string[],
+  options: { readonly input?: string | Uint8Array; readonly env?: Readonly<Record<string, string>> } = {},
+): Promise<Result> {
+  const child = start(args, { SLUICE_URL: broker.url, ...options.env })
+  child.stdin.end(options.input ?? '')
+  return ended(child)
+}
+
+interface RunningBroker {
+  readonly child: ChildProcessWithoutNullStreams
+  readonly url: string
+  readonly port: number
+  readonly dataDir: string
+  /** Lines of stderr so far. */
+  readonly lines: string[]
+  readonly closed: Promise<number | null>
+}
+
+async function startBroker(dataDir: string, args: readonly string[] = []): Promise<RunningBroker> {
+  const child = start(['serve', '--port', '0', '--data-dir', dataDir, ...SMALL_LOG, ...args])
+  const lines: string[] = []
+  let rest = ''
+  const closed = once(child, 'close').then(([code]) => code as number | null)
+  const port = await new Promise<number>((resolve, reject) => {
+    child.stderr.setEncoding('utf8').on('data', (text: string) => {
+      const parts = (rest + text).split('\n')
+      rest = parts.pop()!
+      for (const line of parts) {
+        lines.push(line)
+        if (line.includes('"msg":"listening"')) resolve((JSON.parse(line) as { port: number }).port)
+      }
+    })
+    void closed.then(() => reject(new Error(`the broker ended: ${lines.join('\n')}${rest}`)))
+  })
+  return { child, url: `sluice://127.0.0.1:${port}`, port, dataDir, lines, closed }
+}
+
+async function until(condition: () => boolean | Promise<boolean>): Promise<void> {
+  while (!(await condition())) await new Promise((resolve) => setTimeout(resolve, 10))
+}
+
+let directory: string
+let broker: RunningBroker
+
+beforeAll(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'sluice-cli-'))
+  broker = await startBroker(join(directory, 'data'), ['--log-level', 'debug'])
+})
+
+afterAll(async () => {
+  const all = [...children].map((child) => once(child, 'close'))
+  for (const child of children) child.kill('SIGKILL')
+  await Promise.all(all)
+  await rm(directory, { recursive: true, force: true })
+})
+
+/** Error and hint, each on its line. */
+function expectFailure(result: Result, code: number, what: RegExp, hint = /\S/): void {
+  expect(result.stderr).toMatch(/^error: .*\n hint: .*\n$/)
+  const [first, second] = result.stderr.split('\n')
+  expect(first).toMatch(what)
+  expect(second).toMatch(hint)
+  expect(result.code).toBe(code)
+  expect(result.stdout).toBe('')
+}
+
+describe.concurrent('usage', () => {
+  test('help goes to stdout: alone, by flag and by word', async () => {
+    const [bare, flag, word, command] = await Promise.all([
+      run([]),
+      run(['--help']),
+      run(['help']),
+      run(['queue', 'ensure', '--help']),
+    ])
+    for (const { code, stderr } of [bare, flag, word, command]) {
+      expect(stderr).toBe('')
+      expect(code).toBe(0)
+    }
+    expect(bare.stdout).toContain('sluice publish <queue> [body]')
+    expect(bare.stdout).toContain(
+      'Exit codes: 0 ok, 1 failure, 2 usage, 4 not found, 5 denied, 6 unreachable.',
+    )
+    expect(flag.stdout).toBe(bare.stdout)
+    expect(word.stdout).toBe(bare.stdout)
+    expect(command.stdout).toContain('--max-deliveries')
+  })
+
+  test('the version is a line of stdout', async () => {
+    const { code, stdout } = await run(['--version'])
+    expect(stdout).toMatch(/^\d+\.\d+\.\d+\S*\n$/)
+    expect(code).toBe(0)
+  })
+
+  const mistakes: readonly (readonly [string, readonly string[], RegExp, RegExp])[] = [
+    ['a typo of a command', ['consum', 'q'], /no command "consum"/, /`sluice consume`/],
+    ['a typo of a command of queue', ['queue', 'lsit'], /no command "queue lsit"/, /`sluice queue list`/],
+    ['no command of queue', ['queue'], /needs a command/, /ensure, get, list, delete, purge/],
+    ['a typo of an option', ['serve', '--prot', '1'], /no option --prot/, /--port/],
+    [
+      'an option of a later version',
+      ['publish', 'q', 'b', '--key', 'k'],
+      /no option --key/,
+      /publish --help/,
+    ],
+    ['a missing name', ['queue', 'get'], /argument is missing/, /queue get --help/],
+    ['one argument too many', ['publish', 'q', 'a', 'b'], /too many: "b"/, /quotes/],
+    ['an option without its value', ['consume', 'q', '--count'], /--count needs a value/, /\S/],
+    ['an option given twice', ['serve', '--port', '1', '--port', '2'], /--port was given twice/, /\S/],
+    ['a count that is none', ['consume', 'q', '--count', '0'], /--count is "0"/, /\S/],
+    ['a duration that is none', ['queue', 'list', '--timeout', 'soon'], /"soon"/, /\S/],
+    [
+      'an option out of bounds',
+      ['queue', 'ensure', 'q', '--max-deliveries', '256'],
+      /"256".* 1 to 255/,
+      /\S/,
+    ],
+    ['an address that is none', ['queue', 'list', '--url', 'http://x'], /"http:\/\/x"/, /sluice:\/\//],
+    ['a body twice', ['publish', 'q', 'b', '--file', 'f'], /two bodies/, /\S/],
+    ['an unknown type of body', ['publish', 'q', 'b', '--body-type', 'xml'], /"xml"/, /text, json, bytes/],
+    ['a header without a value', ['publish', 'q', 'b', '--header', 'a'], /"a"/, /name=value/],
+    ['a delete that nobody confirms', ['queue', 'rm', 'q'], /not a terminal/, /--yes/],
+    ['a purge that nobody confirms', ['queue', 'purge', 'q'], /not a terminal/, /--yes/],
+    ['another host than this one', ['serve', '--host', '0.0.0.0'], /no users/, /127\.0\.0\.1/],
+    ['a port that is none', ['serve', '--port', '65536'], /--port is "65536"/, /0 to 65535/],
+    [
+      'messages larger than segments',
+      ['serve', '--data-dir', 'x', '--segment-bytes', '1MiB'],
+      /quarter/,
+      /\S/,
+    ],
+  ]
+  test.each(mistakes)('%s is an error of usage', async (_name, args, what, hint) => {
+    expectFailure(await run(args), 2, what, hint)
+  })
+
+  test('settings come from variables too, and unknown ones are refused', async () => {
+    const [bad, typo, kubernetes] = await Promise.all([
+      run(['serve'], { env: { SLUICE_PORT: 'x' } }),
+      run(['serve'], { env: { SLUICE_DATADIR: 'x' } }),
+      run(['serve'], { env: { SLUICE_PORT: 'tcp://10.0.0.1:7420' } }),
+    ])
+    expectFailure(bad, 2, /SLUICE_PORT is "x"/)
+    expectFailure(typo, 2, /SLUICE_DATADIR/, /SLUICE_DATA_DIR/)
+    expectFailure(kubernetes, 2, /SLUICE_PORT/, /Kubernetes/)
+  })
+
+  test('hostile names of queues are refused, on one line', async () => {
+    const names = ['', '-x', '../x y', 'a\nb', '\u001b[31mred', 'x'.repeat(256), 'ä']
+    const results = await Promise.all(names.map((name) => run(['queue', 'ensure', '--', name])))
+    for (const result of results) expectFailure(result, 2, /queue name/)
+    expect(results).toHaveLength(names.length)
+  })
+
+  test('with --json an error is a document', async () => {
+    const { code, stdout, stderr } = await run(['queue', 'get', 'missing', '--json'])
+    expect(JSON.parse(stderr)).toEqual({
+      error: {
+        code: 'QUEUE_NOT_FOUND',
+        message: expect.stringContaining('missing') as string,
+        advice: expect.stringContaining('queue ensure') as string,
+      },
+    })
+    expect(stdout).toBe('')
+    expect(code).toBe(4)
+  })
+})
+
+describe.concurrent('queues', () => {
+  test('are made, shown, changed and deleted', async () => {
+    const made = await run(['queue', 'ensure', 'life', '--max-deliveries', '5', '--retry-initial', '2s'])
+    expect(made).toEqual({ code: 0, stdout: '', stderr: 'Made the queue life.\n' })
+    const again = await run(['queue', 'ensure', 'life'])
+    expect(again).toEqual({ code: 0, stdout: '', stderr: 'The queue life is there.\n' })
+    expectFailure(
+      await run(['queue', 'ensure', 'life', '--max-deliveries', '6']),
+      1,
+      /other options/,
+      /--update/,
+    )
+
+    const updated = await run(['queue', 'ensure', 'life', '--retry-max', '1m', '--update', '--json'])
+    expect(JSON.parse(updated.stdout)).toMatchObject({
+      created: false,
+      queue: { name: 'life', options: { maxDeliveries: 5, retry: { initial: 2_000, max: 60_000 } } },
+    })
+    const shown = await run(['queue', 'get', 'life'])
+    expect(shown.stdout).toContain('max deliveries  5\nretry initial   2s\nretry max       1m\n')
+    expect(JSON.parse((await run(['queue', 'info', 'life', '--json'])).stdout)).toMatchObject({
+      name: 'life',
+      ready: 0,
+    })
+
+    await run(['publish', 'life', 'hello'])
+    expect(await run(['queue', 'purge', 'life', '--yes'])).toMatchObject({
+      code: 0,
+      stderr: 'Took 1 message out of the queue life.\n',
+    })
+    const deleted = await run(['queue', 'rm', 'life', '-y', '--json'])
+    expect(JSON.parse(deleted.stdout)).toEqual({ name: 'life', messages: 0 })
+    expectFailure(await run(['queue', 'delete', 'life', '--yes']), 4, /life/)
+  })
+
+  test('are listed as a table and as a document', async () => {
+    await Promise.all([run(['queue', 'ensure', 'list/b']), run(['queue', 'ensure', 'list/a'])])
+    const [table, json] = await Promise.all([run(['queue', 'list']), run(['queue', 'ls', '--json'])])
+    const lines = table.stdout.split('\n')
+    expect(lines[0]).toMatch(/^NAME +READY {2}SCHEDULED {2}LEASED {2}DEAD +BYTES {2}CONSUMERS {2}OLDEST$/)
+    const row = lines.find((line) => line.startsWith('list/a'))!
+    expect(row.indexOf('0') + 1, 'numbers stand under the end of their title').toBe(
+      lines[0]!.indexOf('READY') + 'READY'.length,
+    )
+    const names = (JSON.parse(json.stdout) as { name: string }[]).map(({ name }) => name)
+    expect(names).toEqual(names.toSorted())
+    expect(names).toContain('list/b')
+  })
+})
+
+describe.concurrent('messages', () => {
+  test('go from an argument, whatever it looks like, to stdout', async () => {
+    await run(['queue', 'ensure', 'words'])
+    const bodies = ['hello', 'help', '-5', '007', '', '--help', 'grüße']
+    for (const [offset, body] of bodies.entries()) {
+      expect(await run(['publish', 'words', '--', body])).toEqual({
+        code: 0,
+        stdout: `offset ${offset}\n`,
+        stderr: '',
+      })
+    }
+    const { code, stdout, stderr } = await run(['consume', 'words', '--count', String(bodies.length)])
+    expect(stdout).toBe(bodies.map((body) => `${body}\n`).join(''))
+    expect(stderr).toBe('')
+    expect(code).toBe(0)
+  })
+
+  test('of each type come back as they were, with what belongs to them', async () => {
+    await run(['queue', 'ensure', 'types'])
+    const file = join(directory, 'bytes')
+    await writeFile(file, Uint8Array.of(0, 255, 10))
+    const receipt = await run([
+      'publish',
+      'types',
+      'text',
+      '--header',
+      'a=b',
+      '--header',
+      'c.d=e=f',
+      '--json',
+    ])
+    expect(JSON.parse(receipt.stdout)).toEqual({ queue: 'types', offset: 0, duplicate: false })
+    await run(['publish', 'types', '{"n":[1,null]}', '--body-type', 'json'])
+    await run(['publish', 'types', '--file', file, '--body-type', 'bytes'])
+    await run(['publish', 'types', '--file', '-'], { input: 'two\nlines\n' })
+    const held = await run(['consume', 'types', '--count', '4', '--no-ack', '--json'])
+    const messages = held.stdout
+      .trimEnd()
+      .split('\n')
+      .map((line) => JSON.parse(line) as object)
+    expect(messages).toMatchObject([
+      {
+        queue: 'types',
+        offset: 0,
+        attempt: 1,
+        redelivered: false,
+        bodyType: 'text',
+        body: 'text',
+        headers: { a: 'b', 'c.d': 'e=f' },
+      },
+      { offset: 1, bodyType: 'data', body: { n: [1, null] } },
+      { offset: 2, bodyType: 'bytes', body: 'AP8K' },
+      { offset: 3, bodyType: 'text', body: 'two\nlines\n' },
+    ])
+    // They were given back in their order.
+    const again = await run(['consume', 'types', '--count', '2'])
+    expect(again.stdout).toBe('text\n{"n":[1,null]}\n')
+    expect(JSON.parse((await run(['queue', 'get', 'types', '--json'])).stdout)).toMatchObject({
+      ready: 2,
+      leased: 0,
+      acked: 2,
+    })
+  })
+
+  test('that cannot be read are refused with their line, after what came before', async () => {
+    await run(['queue', 'ensure', 'broken'])
+    const [json, text, single, missing, file, large] = await Promise.all([
+      run(['publish', 'broken', '--body-type', 'json'], { input: '1\n\n{\n2\n' }),
+      run(['publish', 'broken'], { input: Uint8Array.of(97, 10, 255, 10) }),
+      run(['publish', 'broken', '{', '--body-type', 'json']),
+      run(['publish', 'nowhere'], { input: 'a\nb\n' }),
+      run(['publish', 'broken', '--file', 'not-there']),
+      run(['publish', 'broken', '--file', '-'], { input: 'x'.repeat(LIMITS.messageBytesDefault + 1) }),
+    ])
+    expect(json.stderr).toMatch(
+      /^Published 1 message to broken, offset \d\. Then:\nerror: Line 3 is not JSON.*\n hint: .*\n$/,
+    )
+    expect(json.code).toBe(1)
+    expect(text.stderr).toMatch(/Published 1 message .*\nerror: Line 2 is not UTF-8/)
+    expect(text.code).toBe(1)
+    expectFailure(single, 1, /not JSON/)
+    expect(missing.stderr).toMatch(/^Published 0 messages.* line 1:\nerror: .*nowhere/)
+    expect(missing.code).toBe(4)
+    expectFailure(file, 1, /not-there/, /path/)
+    expectFailure(large, 1, /1048576/, /--max-message-bytes/)
+  })
+
+  test('10,000 lines of stdin are as many messages, in their order', async () => {
+    await run(['queue', 'ensure', 'lines'])
+    const count = 10_000
+    const input = Array.from({ length: count }, (_, index) => `line ${index}\n`).join('')
+    const published = await run(['publish', 'lines'], { input })
+    expect(published.stdout).toBe('')
+    expect(published.stderr).toMatch(
+      /^Published 10,000 messages to lines, offsets 0 to 9999, [\d,]+ a second\.\n$/,
+    )
+    const receipts = await run(['publish', 'lines', '--json'], { input: 'a\r\n\nb' })
+    expect(
+      receipts.stdout
+        .trimEnd()
+        .split('\n')
+        .map((line) => (JSON.parse(line) as { offset: number }).offset),
+    ).toEqual([count, count + 1, count + 2])
+    const consumed = await run(['consume', 'lines', '--wait', '0'])
+    expect(consumed.stdout).toBe(`${input}a\n\nb\n`)
+    expect(consumed.code).toBe(0)
+  })
+
+  test('go back when the reader of stdout has had enough', async () => {
+    await run(['queue', 'ensure', 'early'])
+    const count = 20_000
+    await run(['publish', 'early'], { input: `${'x'.repeat(20)}\n`.repeat(count) })
+    const child = start(['consume', 'early'], { SLUICE_URL: broker.url })
+    child.stdout.once('data', () => child.stdout.destroy())
+    const { code, stderr } = await ended(child)
+    expect(stderr).toBe('')
+    expect(code).toBe(0)
+    const info = JSON.parse((await run(['queue', 'get', 'early', '--json'])).stdout) as Record<string, number>
+    expect(info).toMatchObject({ leased: 0, consumers: 0 })
+    expect(info['acked']).toBeGreaterThan(0)
+    expect(info['ready']).toBe(count - info['acked']!)
+    expect(info['ready']).toBeGreaterThan(0)
+  })
+
+  test('that cannot be written are not acknowledged', async () => {
+    await run(['queue', 'ensure', 'full'])
+    await run(['publish', 'full', 'hello'])
+    const full = await open('/dev/full', 'w')
+    const child = spawn(process.execPath, [BINARY, 'consume', 'full', '--count', '1'], {
+      env: environment({ SLUICE_URL: broker.url }),
+      stdio: ['ignore', full.fd, 'pipe'],
+    })
+    let stderr = ''
+    child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr += text))
+    const [code] = (await once(child, 'close')) as [number]
+    await full.close()
+    expect(stderr).toMatch(/^error: No space left.*\n hint: .*\n$/)
+    expect(code).toBe(1)
+    expect((await run(['consume', 'full', '--count', '1'])).stdout).toBe('hello\n')
+  })
+
+  test('are consumed until Ctrl-C, which exits with 0', async () => {
+    await run(['queue', 'ensure', 'endless'])
+    const child = start(['consume', 'endless'], { SLUICE_URL: broker.url })
+    const result = ended(child)
+    const received = once(child.stdout, 'data')
+    await run(['publish', 'endless', 'hello'])
+    await received
+    child.kill('SIGINT')
+    expect(await result).toEqual({ code: 0, stdout: 'hello\n', stderr: '' })
+    expect(JSON.parse((await run(['queue', 'get', 'endless', '--json'])).stdout)).toMatchObject({
+      acked: 1,
+      consumers: 0,
+    })
+  })
+
+  test('published from a stdin that stays open are counted at Ctrl-C', async () => {
+    await run(['queue', 'ensure', 'typed'])
+    const child = start(['publish', 'typed', '--json'], { SLUICE_URL: broker.url })
+    const result = ended(child)
+    const received = once(child.stdout, 'data')
+    child.stdin.write('one\n')
+    await received
+    child.kill('SIGINT')
+    expect(await result).toMatchObject({ code: 130, stderr: 'Published 1 message to typed, offset 0.\n' })
+  })
+
+  test('end when their queue is deleted, or is not there', async () => {
+    expectFailure(await run(['consume', 'nowhere']), 4, /nowhere/, /queue ensure/)
+    expectFailure(await run(['consume', 'nowhere', '--wait', '1s']), 4, /nowhere/, /queue ensure/)
+    await run(['queue', 'ensure', 'doomed'])
+    const consuming = run(['consume', 'doomed'])
+    const sluice = await connect(broker.url)
+    await until(async () => (await sluice.queues.get('doomed')).consumers === 1)
+    await sluice.queues.delete('doomed')
+    await sluice.close()
+    expectFailure(await consuming, 4, /doomed/)
+  })
+})
+
+describe.concurrent('connections', () => {
+  test('a broker that is not there', async () => {
+    const result = await run(['queue', 'list', '--url', 'sluice://127.0.0.1:1', '--timeout', '200ms'])
+    expectFailure(result, 6, /127\.0\.0\.1:1/, /sluice serve/)
+  })
+
+  test('a broker that refuses', async () => {
+    const payload = encodeFault({
+      code: 'AUTH_FAILED',
+      scope: 'connection',
+      retryable: false,
+      retryAfterMs: 0,
+      message: 'Who are you?\u001b[31m',
+    })
+    const frame = new Uint8Array(FRAME_HEADER_BYTES + payload.length)
+    frame.set(payload, writeFrameHeader(frame, 0, payload.length, OP.ERROR, 0, 0))
+    const sockets = new Set<Socket>()
+    const server = createServer((socket) => {
+      sockets.add(socket)
+      socket.on('error', () => {})
+      socket.write(encodePreface())
+      socket.end(frame)
+    })
+    await once(server.listen(0, '127.0.0.1'), 'listening')
+    const { port } = server.address() as AddressInfo
+    const result = await run(['queue', 'list', '--url', `sluice://127.0.0.1:${port}`])
+    for (const socket of sockets) socket.destroy()
+    server.close()
+    expectFailure(result, 5, /Who are you\?\\u\{1b\}\[31m/)
+  })
+
+  test('hostile names of clients stay one line of the log', async () => {
+    const name = 'evil\n{"level":"fatal"}\u001b[31m\u009b31m\u2028end'
+    const sluice = await connect(broker.url, { name })
+    await sluice.close()
+    await until(() => broker.lines.some((line) => line.includes('evil')))
+    const line = broker.lines.find((line) => line.includes('evil'))!
+    expect(JSON.parse(line)).toMatchObject({ msg: 'connection closed' })
+    expect(line).not.toMatch(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u)
+    for (const other of broker.lines) expect(JSON.parse(other)).toHaveProperty('msg')
+  })
+})
+
+describe.concurrent('serve', () => {
+  test('a second broker on the same directory, or on the same port', async () => {
+    const [locked, taken] = await Promise.all([
+      run(['serve', '--port', '0', '--data-dir', broker.dataDir]),
+      run(['serve', '--port', String(broker.port), '--data-dir', 'taken', ...SMALL_LOG]),
+    ])
+    expectFailure(locked, 1, new RegExp(`process id ${broker.child.pid} .*${broker.dataDir}`), /--data-dir/)
+    expectFailure(taken, 1, new RegExp(`127\\.0\\.0\\.1:${broker.port}: the port is in use`), /--port/)
+  })
+
+  test('stops in order at SIGTERM, and knows its messages when it starts again', async () => {
+    const dataDir = join(directory, 'again')
+    const first = await startBroker(dataDir)
+    await run(['queue', 'ensure', 'kept', '--url', first.url])
+    await run(['publish', 'kept', 'still here', '--url', first.url])
+    first.child.kill('SIGTERM')
+    expect(await first.closed).toBe(0)
+    expect(first.lines.map((line) => (JSON.parse(line) as { msg: string }).msg)).toEqual([
+      'listening',
+      'stopping',
+      'stopped',
+    ])
+
+    const second = await startBroker(dataDir)
+    expect(JSON.parse(second.lines[0]!)).toMatchObject({
+      msg: 'listening',
+      level: 'info',
+      dataDir,
+      address: second.url,
+      queues: 1,
+      messages: 1,
+      afterCrash: false,
+    })
+    expect((await run(['consume', 'kept', '--count', '1', '--url', second.url])).stdout).toBe('still here\n')
+    second.child.kill('SIGINT')
+    expect(await second.closed).toBe(0)
+  })
+
+  test('ends at once at a second signal', async () => {
+    const stubborn = await startBroker(join(directory, 'stubborn'))
+    // It never closes its side, so that stopping in order takes a while.
+    const socket = connectSocket({ port: stubborn.port, host: '127.0.0.1', allowHalfOpen: true })
+    socket.on('error', () => {})
+    await once(socket, 'connect')
+    stubborn.child.kill('SIGTERM')
+    await until(() => stubborn.lines.some((line) => line.includes('"stopping"')))
+    // The first ones arrive within the moment in which they count as the same.
+    await until(
+      () => !stubborn.child.kill('SIGTERM') || stubborn.lines.some((line) => line.includes('second')),
+    )
+    expect(await stubborn.closed).toBe(143)
+    expect(stubborn.lines.at(-1)).toBe('Ended at once by a second SIGTERM.')
+    socket.destroy()
+  })
+
+  test('does not start on a damaged log', async () => {
+    const dataDir = join(directory, 'damaged')
+    const healthy = await startBroker(dataDir)
+    await run(['queue', 'ensure', 'q', '--url', healthy.url])
+    healthy.child.kill('SIGTERM')
+    await healthy.closed
+    const segment = (await readdir(dataDir)).filter((name) => name.endsWith('.segment')).sort()[0]!
+    const file = await open(join(dataDir, segment), 'r+')
+    await file.write(Buffer.from('damage'), 0, 6, 4096 + 100)
+    await file.close()
+    expectFailure(await run(['serve', '--port', '0', '--data-dir', dataDir]), 1, /damaged/, /backup/)
+  })
+
+  test('ends with 70 when its log cannot be written', async () => {
+    const failing = await startBroker(join(directory, 'failing'))
+    await run(['queue', 'ensure', 'q', '--url', failing.url])
+    const limit = spawn('prlimit', ['--pid', String(failing.child.pid), '--fsize=4096'])
+    expect(await once(limit, 'close')).toEqual([0, null])
+    const published = await run(['publish', 'q', 'x', '--url', failing.url, '--timeout', '500ms'])
+    expect(published.code).toBe(6)
+    expect(await failing.closed).toBe(70)
+    const fatal = failing.lines.map((line) => JSON.parse(line) as { level: string; code?: string })
+    expect(fatal.filter(({ level }) => level === 'fatal')).toMatchObject([{ code: 'LOG_FAILED' }])
+    expect(fatal.at(-1)).toMatchObject({ level: 'fatal' })
+  })
+})

@@ -1,0 +1,323 @@
+/**
+ * Planted bugs: each is put between the parts of a world through a seam, and each must be found. A simulation that
+ * finds none of its own bugs proves nothing by finding none of others.
+ */
+import { FRAME_HEADER_BYTES, OP, OUTCOME, readU32 } from '@sluice/protocol'
+import type { Broker } from '../../packages/server/src/broker/broker.js'
+import { Producer as BrokerProducer } from '../../packages/server/src/broker/producers.js'
+import { ENTRY_HEADER_BYTES, readEntryHeader, sealEntry } from '../../packages/server/src/log/entry.js'
+import { FileLog } from '../../packages/server/src/log/file-log.js'
+import type { Disk, DiskFile, Log } from '../../packages/server/src/log/log.js'
+import { segmentName } from '../../packages/server/src/log/segment.js'
+import type { Queue } from '../../packages/server/src/queue/index.js'
+import type { Transport } from '../../packages/server/src/session/session.js'
+import type { Defect } from './defect.js'
+import type { SimulatedDisk } from './disk.js'
+
+// ------------------------------------------------------------------------------------------------------ the disk
+
+/** A disk whose files, or itself, do some things differently. */
+function otherDisk(disk: Disk, change: Partial<Disk>, file: (file: DiskFile, durable: boolean) => Partial<DiskFile> = () => ({})): Disk {
+  return {
+    list: () => disk.list(),
+    open: async (name, options) => {
+      const opened = await disk.open(name, options)
+      const other: DiskFile = {
+        get bytes() {
+          return opened.bytes
+        },
+        read: (position, length) => opened.read(position, length),
+        write: (position, bytes) => opened.write(position, bytes),
+        sync: () => opened.sync(),
+        close: () => opened.close(),
+      }
+      return Object.assign(other, file(opened, options.durable === true))
+    },
+    rename: (from, to) => disk.rename(from, to),
+    remove: (name) => disk.remove(name),
+    syncDirectory: () => disk.syncDirectory(),
+    space: () => disk.space(),
+    ...change,
+  }
+}
+
+const isNames = (name: string): boolean => name.endsWith('.segment')
+
+// ------------------------------------------------------------------------------------------------------- the log
+
+/** A log that does some things differently. */
+function otherLog(log: Log, change: Partial<Log>): Log {
+  return {
+    get segmentBytes() {
+      return log.segmentBytes
+    },
+    open: () => log.open(),
+    read: (position) => log.read(position),
+    reserve: (bytes) => log.reserve(bytes),
+    place: (bytes) => log.place(bytes),
+    append: (position, lsn, entry) => log.append(position, lsn, entry),
+    readRange: (position, length) => log.readRange(position, length),
+    markCheckpoint: (position) => log.markCheckpoint(position),
+    truncateBefore: (position) => log.truncateBefore(position),
+    usage: () => log.usage(),
+    close: () => log.close(),
+    ...change,
+  }
+}
+
+/** Where the log on this disk ends, without touching it. */
+async function endOf(disk: SimulatedDisk): Promise<{ log: FileLog; bounds: Awaited<ReturnType<FileLog['open']>>; copy: SimulatedDisk } | undefined> {
+  if (disk.names().length === 0) return undefined
+  const copy = disk.clone({})
+  const log = new FileLog({ disk: copy, segmentBytes: 16 * 1024, lowFreeBytes: 0, now: () => 0, random32: () => 0, sleep: () => new Promise(() => {}) })
+  return { log, bounds: await log.open(), copy }
+}
+
+async function lastEntry(disk: SimulatedDisk): Promise<{ log: FileLog; position: number; bytes: Uint8Array; nextPosition: number; lastCrc: number; nextLsn: number; salt: number } | undefined> {
+  const end = await endOf(disk)
+  if (end === undefined) return undefined
+  let last: { position: number; bytes: Uint8Array } | undefined
+  for await (const { position, bytes } of end.log.read(end.bounds.firstPosition)) last = { position, bytes: bytes.slice() }
+  return last === undefined ? undefined : { log: end.log, ...last, ...end.bounds }
+}
+
+function damageAt(disk: SimulatedDisk, segmentBytes: number, position: number, bytes: Uint8Array): void {
+  disk.damage(segmentName(Math.floor(position / segmentBytes)), position % segmentBytes, bytes)
+}
+
+// --------------------------------------------------------------------------------------------------- the sessions
+
+/** Passes on what the broker writes, frame by frame; `change` gives what goes out instead. */
+function otherFrames(transport: Transport, change: (opcode: number, frame: Uint8Array) => Uint8Array[]): Transport {
+  return {
+    get peer() {
+      return transport.peer
+    },
+    pause: () => transport.pause(),
+    resume: () => transport.resume(),
+    end: () => transport.end(),
+    write: (bytes, written) => {
+      const parts: Uint8Array[] = []
+      // Frames are never cut by the outbox; only the greeting stands before the first one.
+      let at = bytes[0] === 0x53 && bytes[1] === 0x4c && bytes[2] === 0x43 && bytes[3] === 0x45 ? 8 : 0
+      parts.push(bytes.subarray(0, at))
+      while (at < bytes.length) {
+        const end = at + FRAME_HEADER_BYTES + readU32(bytes, at)
+        parts.push(...change(bytes[at + 4]!, bytes.slice(at, end)))
+        at = end
+      }
+      transport.write(new Uint8Array(Buffer.concat(parts)), written)
+    },
+  }
+}
+
+/** Every queue of the broker is changed before it is used. */
+function onQueues(broker: Broker, change: (queue: Queue) => void): void {
+  const seen = new WeakSet<Queue>()
+  const find = broker.queue.bind(broker)
+  broker.queue = (name) => {
+    const queue = find(name)
+    if (!seen.has(queue)) {
+      seen.add(queue)
+      change(queue)
+    }
+    return queue
+  }
+}
+
+export const DEFECTS: readonly Defect[] = [
+  {
+    name: 'an append resolves before it is written',
+    log: (log) =>
+      otherLog(log, {
+        append: (position, lsn, entry) => {
+          void log.append(position, lsn, entry).catch(() => {})
+          return Promise.resolve()
+        },
+      }),
+  },
+  {
+    name: 'a write is called durable when it is only in memory',
+    disk: (disk) =>
+      otherDisk(disk, { open: (name, options) => disk.open(name, { ...options, durable: false }) }),
+  },
+  {
+    name: 'the directory is never synced',
+    disk: (disk) => otherDisk(disk, { syncDirectory: () => Promise.resolve() }),
+  },
+  {
+    name: 'a short write is taken for a whole one',
+    disk: (disk) =>
+      otherDisk(disk, {}, (file, durable) =>
+        durable && isNames('x.segment')
+          ? { write: (position, bytes) => file.write(position, bytes.length > 2048 ? bytes.subarray(0, bytes.length - 1024) : bytes) }
+          : {},
+      ),
+  },
+  {
+    name: 'the last sector of a write is dropped',
+    disk: (disk) =>
+      otherDisk(disk, {}, (file, durable) =>
+        durable ? { write: (position, bytes) => file.write(position, bytes.length > 512 ? bytes.subarray(0, bytes.length - 512) : bytes) } : {},
+      ),
+  },
+  {
+    name: 'a failed write is called a success',
+    disk: (disk) =>
+      otherDisk(disk, {}, (file) => ({ write: (position, bytes) => file.write(position, bytes).catch(() => {}) })),
+  },
+  {
+    name: 'the newest entry is forgotten at the start',
+    beforeOpen: async (disk) => {
+      const last = await lastEntry(disk)
+      if (last !== undefined) damageAt(disk, last.log.segmentBytes, last.position, new Uint8Array(last.bytes.length))
+    },
+  },
+  {
+    name: 'bytes of a former life are taken for the next entry',
+    beforeOpen: async (disk) => {
+      const last = await lastEntry(disk)
+      if (last === undefined) return
+      // As if nothing but the layout of an entry was looked at: an old one fits behind the newest.
+      const stale = last.bytes.slice()
+      const { length, epoch, timeMs, batches } = readEntryHeader(stale, 0)
+      const { segmentBytes } = last.log
+      if (length <= ENTRY_HEADER_BYTES || (last.nextPosition % segmentBytes) + stale.length > segmentBytes) return
+      sealEntry(stale, 0, length, { lsn: last.nextLsn, position: last.nextPosition, epoch, previousCrc: last.lastCrc, timeMs, salt: last.salt, batches })
+      damageAt(disk, segmentBytes, last.nextPosition, stale)
+    },
+  },
+  {
+    name: 'a segment is given back too early',
+    log: (log) =>
+      otherLog(log, { truncateBefore: (position) => log.truncateBefore(position + log.segmentBytes) }),
+  },
+  {
+    name: 'answers do not wait for the disk',
+    session: (session) => {
+      const endTurn = session.endTurn.bind(session)
+      session.endTurn = () => endTurn(0)
+    },
+  },
+  {
+    name: 'bytes are sent twice',
+    transport: (transport) => otherFrames(transport, (opcode, frame) => (opcode === OP.PUBLISH_OK ? [frame, frame] : [frame])),
+  },
+  {
+    name: 'a delivery is sent twice, beyond the credit',
+    transport: (transport) => otherFrames(transport, (opcode, frame) => (opcode === OP.DELIVER ? [frame, frame] : [frame])),
+  },
+  {
+    name: 'the redelivered mark is lost on the way',
+    transport: (transport) =>
+      otherFrames(transport, (opcode, frame) => {
+        if (opcode === OP.DELIVER) frame[FRAME_HEADER_BYTES + 30] = 0
+        return [frame]
+      }),
+  },
+  {
+    name: 'a byte of a message is changed on the way',
+    transport: (transport) =>
+      otherFrames(transport, (opcode, frame) => {
+        if (opcode === OP.DELIVER) frame[frame.length - 1] = frame[frame.length - 1]! ^ 4
+        return [frame]
+      }),
+  },
+  {
+    name: 'an ack is confirmed and not applied',
+    broker: (broker) => {
+      const settle = broker.settle.bind(broker)
+      broker.settle = (subscription, items) =>
+        settle(
+          subscription,
+          items.map((item) => (item.outcome === OUTCOME.ack ? { ...item, outcome: OUTCOME.release } : item)),
+        )
+    },
+  },
+  {
+    name: 'a settle of another is not called stale',
+    broker: (broker) => {
+      const settle = broker.settle.bind(broker)
+      broker.settle = (subscription, items) => {
+        settle(subscription, items)
+        return []
+      }
+    },
+  },
+  {
+    name: 'a released message goes to the end of the line',
+    broker: (broker) =>
+      onQueues(broker, (queue) => {
+        const release = queue.release.bind(queue)
+        queue.release = (offset) => release(offset, broker.nowMs)
+      }),
+  },
+  {
+    name: 'a retry does not count',
+    broker: (broker) =>
+      onQueues(broker, (queue) => {
+        queue.attemptsOf = () => 0
+      }),
+  },
+  {
+    name: 'what is scheduled is ready too early',
+    broker: (broker) =>
+      onQueues(broker, (queue) => {
+        const advance = queue.advance.bind(queue)
+        queue.advance = (nowMs) => advance(nowMs + 400)
+      }),
+  },
+  {
+    name: 'the timer is lost',
+    broker: (broker) => {
+      broker.tick = () => {
+        broker.beginTurn()
+        broker.wake()
+      }
+    },
+  },
+  {
+    name: 'credit wakes nobody',
+    broker: (broker) => {
+      broker.credit = (subscription, messages, bytes, limit, drain) => {
+        subscription.setCredit(messages, bytes, limit, drain)
+      }
+    },
+  },
+  {
+    name: 'one message more than the credit is granted',
+    broker: (broker) => {
+      const subscribe = broker.subscribe.bind(broker)
+      broker.subscribe = (name, channel, consumer, messages, bytes, limit) =>
+        subscribe(name, channel, consumer, messages + 1, bytes, limit)
+    },
+  },
+  {
+    name: 'a producer is not known again after a restart',
+    broker: (broker) => {
+      const attach = broker.attachProducer.bind(broker)
+      const known = new Set<string>()
+      broker.attachProducer = (identity, accepted) => {
+        const producer = attach(identity, accepted)
+        if (!known.has(identity)) {
+          known.add(identity)
+          producer.acceptedAt = (...args) => (producer.highest >= args[0] && args[0] < 4 ? -1 : BrokerProducer.prototype.acceptedAt.apply(producer, args))
+        }
+        return producer
+      }
+    },
+  },
+  {
+    name: 'a purge forgets what is leased',
+    broker: (broker) => {
+      const purge = broker.purge.bind(broker)
+      broker.purge = (name) => {
+        const queue = broker.queue(name)
+        const subscriptions = queue.subscriptions.splice(0)
+        const messages = purge(name)
+        queue.subscriptions.push(...subscriptions)
+        return messages
+      }
+    },
+  },
+]
