@@ -13,10 +13,12 @@ const LOW_FREE_BYTES = 4 << 20
 const RECOVERY_MS_MAX = 5_000
 
 async function mountIsMissing(): Promise<string | undefined> {
-  if (process.platform !== 'linux' || process.getuid?.() !== 0) return 'a small file system can only be mounted by root on Linux'
+  if (process.platform !== 'linux' || process.getuid?.() !== 0)
+    return 'a small file system can only be mounted by root on Linux'
   const scratch = await scratchDirectory('mount')
   try {
-    if (spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', scratch.path]).status !== 0) return 'nothing may be mounted here'
+    if (spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', scratch.path]).status !== 0)
+      return 'nothing may be mounted here'
     spawnSync('umount', [scratch.path])
     return undefined
   } finally {
@@ -31,7 +33,9 @@ test.skipIf(missing !== undefined)(
   `a full disk refuses publishes, drains, and recovers without a restart${because}`,
   async () => {
     const scratch = await scratchDirectory('full')
-    expect(spawnSync('mount', ['-t', 'tmpfs', '-o', `size=${DISK_BYTES}`, 'tmpfs', scratch.path]).status).toBe(0)
+    expect(
+      spawnSync('mount', ['-t', 'tmpfs', '-o', `size=${DISK_BYTES}`, 'tmpfs', scratch.path]).status,
+    ).toBe(0)
     const ballast = join(scratch.path, 'ballast')
     const broker = new BrokerProcess({
       port: 0,
@@ -47,7 +51,8 @@ test.skipIf(missing !== undefined)(
       const producer = await connect(url)
       const consumer = await connect(url)
       const troubles: string[] = []
-      for (const client of [producer, consumer]) client.on('disconnected', ({ error }) => troubles.push(String(error)))
+      for (const client of [producer, consumer])
+        client.on('disconnected', ({ error }) => troubles.push(String(error)))
       await producer.queues.ensure('q')
       let sequence = 0
       const padding = 'x'.repeat(10_000)
@@ -65,7 +70,12 @@ test.skipIf(missing !== undefined)(
         }
       }
       const fill = (): Promise<SluiceError> =>
-        until('publishes to be refused', async () => (await Promise.all(Array.from({ length: 20 }, publish))).find((error) => error !== undefined), 30_000)
+        until(
+          'publishes to be refused',
+          async () =>
+            (await Promise.all(Array.from({ length: 20 }, publish))).find((error) => error !== undefined),
+          30_000,
+        )
       const accepted = async (): Promise<boolean> => (await publish()) === undefined
       const expectRefusal = (error: SluiceError): void => {
         expect(error.code).toBe('DISK_LOW')
@@ -92,7 +102,14 @@ test.skipIf(missing !== undefined)(
               const { redelivered, offset } = message
               events.push({ kind: 'deliver', queue: 'q', message: name, consumer: 'c', redelivered, offset })
               await message.ack()
-              events.push({ kind: 'settle', queue: 'q', message: name, consumer: 'c', action: 'ack', outcome: 'ok' })
+              events.push({
+                kind: 'settle',
+                queue: 'q',
+                message: name,
+                consumer: 'c',
+                action: 'ack',
+                outcome: 'ok',
+              })
               settled++
             }),
           )

@@ -68,7 +68,13 @@ async function round(kind: string, when: number, random: Random): Promise<Round>
     expect(trace.violations).toEqual([])
 
     // What is left opens, and holds all that was confirmed.
-    const server = await startServer({ port: 0, dataDir, segmentBytes: 1 << 20, messageBytesMax: 64 << 10, lowFreeBytes: 1 << 20 })
+    const server = await startServer({
+      port: 0,
+      dataDir,
+      segmentBytes: 1 << 20,
+      messageBytesMax: 64 << 10,
+      lowFreeBytes: 1 << 20,
+    })
     try {
       const reader = await connect(`sluice://127.0.0.1:${server.port}`)
       // It died before the queue was durable: then nothing can have been confirmed.

@@ -65,7 +65,13 @@ export async function killRepeatedly(options: KillOptions): Promise<KillResult> 
   const port = await freePort()
   const url = `sluice://127.0.0.1:${port}`
   const start = (): BrokerProcess =>
-    new BrokerProcess({ port, dataDir, segmentBytes, messageBytesMax: segmentBytes / 8, lowFreeBytes: 1 << 20 })
+    new BrokerProcess({
+      port,
+      dataDir,
+      segmentBytes,
+      messageBytesMax: segmentBytes / 8,
+      lowFreeBytes: 1 << 20,
+    })
   const running: { dispose: () => Promise<void> }[] = []
   let broker = start()
   const moments = { load: 0, start: 0, recovery: 0 }
@@ -81,7 +87,13 @@ export async function killRepeatedly(options: KillOptions): Promise<KillResult> 
     const admin = await connect(url)
     for (const queue of QUEUES) await admin.queues.ensure(queue, { maxDeliveries: 255 })
     await admin.close()
-    const common = { url, queues: [STRICT, SHARED], coldQueue: COLD, bodyBytesMax: segmentBytes / 10, patienceMs: 1_500 }
+    const common = {
+      url,
+      queues: [STRICT, SHARED],
+      coldQueue: COLD,
+      bodyBytesMax: segmentBytes / 10,
+      patienceMs: 1_500,
+    }
     const producers = new LoadProcess({
       ...common,
       role: 'produce',
@@ -132,12 +144,17 @@ export async function killRepeatedly(options: KillOptions): Promise<KillResult> 
         await delay(random.exponential(moment === 'load' ? meanLifeMs : 30))
       }
       if (broker.exit !== undefined) {
-        throw new Error(`the broker ended by itself (seed ${seed}, kill ${kill}): ${broker.lines.join('\n')} ${broker.stderr}`)
+        throw new Error(
+          `the broker ended by itself (seed ${seed}, kill ${kill}): ${broker.lines.join('\n')} ${broker.stderr}`,
+        )
       }
       broker.signal('SIGKILL')
       await broker.exited
       broker = start()
-      if (kill % 50 === 0) say(`${kill} kills, ${producers.progress.confirmed} confirmed, ${consumers.progress.delivered} delivered`)
+      if (kill % 50 === 0)
+        say(
+          `${kill} kills, ${producers.progress.confirmed} confirmed, ${consumers.progress.delivered} delivered`,
+        )
     }
 
     await readied()
@@ -148,7 +165,8 @@ export async function killRepeatedly(options: KillOptions): Promise<KillResult> 
     const ends = await drained(url)
     await withDeadline(consumers.stop(), `the consumers to end (seed ${seed})`, 60_000)
     for (const load of [producers, consumers]) {
-      if (load.exit?.code !== 0) throw new Error(`a load process ended with ${JSON.stringify(load.exit)}: ${load.stderr}`)
+      if (load.exit?.code !== 0)
+        throw new Error(`a load process ended with ${JSON.stringify(load.exit)}: ${load.stderr}`)
     }
     const after = await segmentNumbers(dataDir)
     const events = await readHistories([producers.history, consumers.history])
@@ -186,9 +204,11 @@ async function drained(url: string): Promise<HistoryEvent[]> {
           return { queue, left: ready + scheduled + leased, dead }
         }),
       )
-    await until('the queues to be drained', async () => (await left()).every((queue) => queue.left === 0), 60_000).catch(
-      () => undefined,
-    )
+    await until(
+      'the queues to be drained',
+      async () => (await left()).every((queue) => queue.left === 0),
+      60_000,
+    ).catch(() => undefined)
     return (await left()).map((queue) => ({ kind: 'end', ...queue }))
   } finally {
     await admin.close()
@@ -207,7 +227,8 @@ function overtakings(events: readonly TimedEvent[]): string[] {
     if (event.kind !== 'deliver' || event.queue !== STRICT || event.offset === undefined) continue
     if (seen.has(event.offset)) continue
     seen.add(event.offset)
-    if (event.offset < highest) found.push(`${event.message} at offset ${event.offset} came first after offset ${highest}`)
+    if (event.offset < highest)
+      found.push(`${event.message} at offset ${event.offset} came first after offset ${highest}`)
     highest = Math.max(highest, event.offset)
   }
   return found
@@ -226,7 +247,14 @@ async function withDeadline<T>(work: Promise<T>, what: string, timeoutMs: number
 }
 
 /** What clients may be told when a broker dies, or when they are closed by us. */
-const EXPECTED_FAILURES = new Set(['CONNECTION_LOST', 'LEASE_LOST', 'UNREACHABLE', 'ABORTED', 'CLOSED', 'TIMEOUT'])
+const EXPECTED_FAILURES = new Set([
+  'CONNECTION_LOST',
+  'LEASE_LOST',
+  'UNREACHABLE',
+  'ABORTED',
+  'CLOSED',
+  'TIMEOUT',
+])
 
 /** What is wrong, as text for a failure message; empty when nothing is. */
 export function complaints({ report, overtaken, unresolved, failures, seed, kills }: KillResult): string {
@@ -236,12 +264,14 @@ export function complaints({ report, overtaken, unresolved, failures, seed, kill
   }
   const refusals = Object.keys(failures).filter((code) => !EXPECTED_FAILURES.has(code))
   if (refusals.length > 0) lines.push(`clients were told ${refusals.join(', ')}: ${JSON.stringify(failures)}`)
-  if (lines.length > 0) lines.push(`repeat with: node test/dist/fault/kill.js --kills ${kills} --seed ${seed}`)
+  if (lines.length > 0)
+    lines.push(`repeat with: node test/dist/fault/kill.js --kills ${kills} --seed ${seed}`)
   return lines.join('\n')
 }
 
 export function summary(results: readonly KillResult[]): string {
-  const sum = (pick: (result: KillResult) => number): number => results.reduce((total, one) => total + pick(one), 0)
+  const sum = (pick: (result: KillResult) => number): number =>
+    results.reduce((total, one) => total + pick(one), 0)
   const ready = results.flatMap(({ readyMs }) => readyMs).sort((a, b) => a - b)
   const started = results.flatMap(({ startedMs }) => startedMs).sort((a, b) => a - b)
   const at = (times: readonly number[], share: number): string => {
@@ -267,7 +297,8 @@ export function summary(results: readonly KillResult[]): string {
 
 function added(counts: readonly Readonly<Record<string, number>>[]): Record<string, number> {
   const total: Record<string, number> = {}
-  for (const one of counts) for (const [name, count] of Object.entries(one)) total[name] = (total[name] ?? 0) + count
+  for (const one of counts)
+    for (const [name, count] of Object.entries(one)) total[name] = (total[name] ?? 0) + count
   return total
 }
 

@@ -55,8 +55,8 @@ export interface Progress {
 
 const load = JSON.parse(process.argv[2]!) as LoadArguments
 const random = new Random(load.seed)
-let stopping = false
-let draining = false
+/** What the parent has asked for. */
+const asked = { draining: false, stopping: false }
 const wakers = new Set<() => void>()
 
 class History {
@@ -78,7 +78,7 @@ class History {
   flush(): void {
     if (this.#lines.length === 0) return
     const bytes = Buffer.from(`${this.#lines.join('\n')}\n`)
-    for (let at = 0; at < bytes.length; ) at += writeSync(this.#descriptor, bytes, at)
+    for (let at = 0; at < bytes.length;) at += writeSync(this.#descriptor, bytes, at)
     this.#lines = []
     this.#bytes = 0
   }
@@ -149,7 +149,7 @@ class Client {
 
 async function dial(name: string): Promise<Client | undefined> {
   const heartbeat = load.heartbeatMs === undefined ? {} : { heartbeat: load.heartbeatMs }
-  while (!stopping) {
+  while (!asked.stopping) {
     try {
       const signal = AbortSignal.timeout(load.patienceMs)
       return new Client(await connect(load.url, { name, signal, ...heartbeat }))
@@ -168,13 +168,16 @@ const OUTSTANDING_MAX = 256
 
 function bodyOf(message: string): string {
   // Mostly small, some large: entries of one batch and of many, and batches that fill a segment's rest exactly or not.
-  const bytes = random.below(50) === 0 ? random.below(load.bodyBytesMax) : random.below(Math.min(1_000, load.bodyBytesMax))
+  const bytes =
+    random.below(50) === 0
+      ? random.below(load.bodyBytesMax)
+      : random.below(Math.min(1_000, load.bodyBytesMax))
   const head = `${message} `
   return head + 'x'.repeat(Math.max(0, bytes - head.length))
 }
 
 async function produce(slot: number): Promise<void> {
-  for (let generation = 0; !stopping; generation++) {
+  for (let generation = 0; !asked.stopping; generation++) {
     const producer = `${load.name}${slot}.${generation}`
     const client = await dial(producer)
     if (client === undefined) return
@@ -208,7 +211,7 @@ async function produce(slot: number): Promise<void> {
     if (slot === 0 && generation === 0 && load.coldQueue !== undefined) {
       for (let i = 0; i < (load.coldMessages ?? 0); i++) publish(load.coldQueue, false)
     }
-    while (!stopping && !client.isRetired) {
+    while (!asked.stopping && !client.isRetired) {
       const queue = load.queues[random.below(load.queues.length)]!
       const burst = 1 + random.below(32)
       // Together they travel as one batch, alone as many: then a whole window of numbers is unanswered at a kill.
@@ -230,7 +233,8 @@ async function produce(slot: number): Promise<void> {
 async function settle(message: Message, text: string, consumer: string): Promise<void> {
   const chance = random.below(1000)
   const others = load.otherSettles ?? 0
-  const action: SettleEvent['action'] = chance >= others || draining ? 'ack' : chance % 2 === 0 ? 'retry' : 'release'
+  const action: SettleEvent['action'] =
+    chance >= others || asked.draining ? 'ack' : chance % 2 === 0 ? 'retry' : 'release'
   // Some are handled at once, some keep their lease a while.
   if (random.below(20) === 0) await delay(random.below(40))
   const event = { kind: 'settle', queue: message.queue, message: text, consumer, action } as const
@@ -250,17 +254,25 @@ async function settle(message: Message, text: string, consumer: string): Promise
 
 async function consume(queue: string, slot: number): Promise<void> {
   const consumer = `${load.name}-${queue}-${slot}`
-  while (!stopping) {
+  while (!asked.stopping) {
     const client = await dial(consumer)
     if (client === undefined) return
     client.sluice.consume<string>(queue, { concurrency: 16, prefetch: 64 }, async (message) => {
       const { body, redelivered, offset } = message
       const text = body.slice(0, body.indexOf(' '))
-      history.add({ kind: 'deliver', queue, message: text, consumer, redelivered, offset, body: digest(body) })
+      history.add({
+        kind: 'deliver',
+        queue,
+        message: text,
+        consumer,
+        redelivered,
+        offset,
+        body: digest(body),
+      })
       progress.delivered++
       await settle(message, text, consumer)
     })
-    await Promise.race([client.retired(), asked(() => stopping)])
+    await Promise.race([client.retired(), whenAsked(() => asked.stopping)])
     await client.close(client.isRetired ? 1 : 10_000)
   }
 }
@@ -269,7 +281,7 @@ function digest(body: string): string {
   return crc32(body).toString(16)
 }
 
-function asked(condition: () => boolean): Promise<void> {
+function whenAsked(condition: () => boolean): Promise<void> {
   return new Promise((resolve) => {
     const look = (): void => {
       if (!condition()) return
@@ -284,8 +296,8 @@ function asked(condition: () => boolean): Promise<void> {
 // --- the parent ---
 
 process.on('message', (word: unknown) => {
-  if (word === 'drain') draining = true
-  if (word === 'stop') stopping = true
+  if (word === 'drain') asked.draining = true
+  if (word === 'stop') asked.stopping = true
   for (const look of wakers) look()
 })
 // Nobody is left to write for.
@@ -306,7 +318,8 @@ if (load.role === 'produce') {
     for (let slot = 0; slot < (load.clients[index] ?? 1); slot++) running.push(consume(queue, slot))
   })
   const { coldQueue } = load
-  if (coldQueue !== undefined) running.push(asked(() => draining || stopping).then(() => consume(coldQueue, 0)))
+  if (coldQueue !== undefined)
+    running.push(whenAsked(() => asked.draining || asked.stopping).then(() => consume(coldQueue, 0)))
 }
 await Promise.all(running)
 clearInterval(ticker)

@@ -109,7 +109,10 @@ export class Peer {
         const frame = this.frames[this.#taken++]!
         if (accepts(frame)) return frame
       }
-      if (this.#isClosed) throw new Error(`the connection was closed after ${this.frames.length} frames, without the one waited for`)
+      if (this.#isClosed)
+        throw new Error(
+          `the connection was closed after ${this.frames.length} frames, without the one waited for`,
+        )
       await new Promise<void>((resolve) => this.#waiters.add(resolve))
     }
   }
@@ -117,7 +120,9 @@ export class Peer {
   /** The next ERROR or PUBLISH_ERR. */
   async fault(): Promise<Fault> {
     const { opcode, payload } = await this.frame(OP.ERROR, OP.PUBLISH_ERR)
-    return opcode === OP.ERROR ? decodeFault(payload, 0, payload.length) : decodePublishErr(payload, 0, payload.length).fault
+    return opcode === OP.ERROR
+      ? decodeFault(payload, 0, payload.length)
+      : decodePublishErr(payload, 0, payload.length).fault
   }
 
   /** Whether the broker still answers here. */
@@ -144,7 +149,12 @@ export class Peer {
   }
 }
 
-export function frame(opcode: number, channel: number, correlation: number, payload: Uint8Array = new Uint8Array(0)): Uint8Array {
+export function frame(
+  opcode: number,
+  channel: number,
+  correlation: number,
+  payload: Uint8Array = new Uint8Array(0),
+): Uint8Array {
   const bytes = new Uint8Array(FRAME_HEADER_BYTES + payload.length)
   bytes.set(payload, writeFrameHeader(bytes, 0, payload.length, opcode, channel, correlation))
   return bytes
@@ -176,7 +186,11 @@ export interface RecordOf {
 }
 
 /** A batch whose checksum is right, whatever its header says. */
-export function batch(batchNumber: number, records: readonly RecordOf[], stamp: Partial<BatchStamp> = {}): Uint8Array {
+export function batch(
+  batchNumber: number,
+  records: readonly RecordOf[],
+  stamp: Partial<BatchStamp> = {},
+): Uint8Array {
   const sizes = records.map(({ payload, options }) => recordBytes(options, payload.length))
   const bytes = new Uint8Array(BATCH_HEADER_BYTES + sizes.reduce((sum, size) => sum + size, 0))
   let at = BATCH_HEADER_BYTES
@@ -184,13 +198,19 @@ export function batch(batchNumber: number, records: readonly RecordOf[], stamp: 
     bytes.set(payload, writeRecordHead(bytes, at, options, CONTENT_TYPE.bytes, payload.length))
     at += sizes[index]!
   })
-  sealBatch(bytes, 0, bytes.length, { type: BATCH_TYPE.messages, count: records.length, batchNumber, ...stamp })
+  sealBatch(bytes, 0, bytes.length, {
+    type: BATCH_TYPE.messages,
+    count: records.length,
+    batchNumber,
+    ...stamp,
+  })
   return bytes
 }
 
-export function publishFrame(queue: string, batchBytes: Uint8Array): Uint8Array {
+/** `unanswered`: how many numbers below its own still are. */
+export function publishFrame(queue: string, batchBytes: Uint8Array, unanswered = 0): Uint8Array {
   const payload = new Uint8Array(1 + textBytes(queue) + batchBytes.length)
   payload[0] = writeText(payload, 1, queue)
   payload.set(batchBytes, 1 + payload[0])
-  return frame(OP.PUBLISH, 0, 0, payload)
+  return frame(OP.PUBLISH, 0, unanswered, payload)
 }

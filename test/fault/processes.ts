@@ -87,13 +87,15 @@ export class ScriptProcess {
 
   /** The first line that `find` accepts, now or later. Rejects when the process ends without one. */
   async line<T>(find: (line: string) => T | undefined): Promise<T> {
-    for (let at = 0; ; ) {
+    for (let at = 0; ;) {
       while (at < this.lines.length) {
         const found = find(this.lines[at++]!)
         if (found !== undefined) return found
       }
       if (this.#exit !== undefined) {
-        throw new Error(`the process ended with ${JSON.stringify(this.#exit)}: ${this.lines.slice(-5).join(' ')} ${this.stderr}`)
+        throw new Error(
+          `the process ended with ${JSON.stringify(this.#exit)}: ${this.lines.slice(-5).join(' ')} ${this.stderr}`,
+        )
       }
       await new Promise<void>((resolve) => this.#lineWaiters.add(resolve))
     }
@@ -150,7 +152,9 @@ function parse(text: string): BrokerLine {
 }
 
 /** A new directory of the test's own; `dispose` removes it. */
-export async function scratchDirectory(name: string): Promise<{ path: string; dispose: () => Promise<void> }> {
+export async function scratchDirectory(
+  name: string,
+): Promise<{ path: string; dispose: () => Promise<void> }> {
   const path = await mkdtemp(join(tmpdir(), `sluice-${name}-`))
   return { path, dispose: () => rm(path, { recursive: true, force: true }) }
 }
@@ -173,7 +177,9 @@ export async function freePort(): Promise<number> {
 /** Numbers of the first and the last segment file in a data directory. */
 export async function segmentNumbers(dataDir: string): Promise<{ first: number; last: number }> {
   const names = await readdir(dataDir).catch(() => [])
-  const numbers = names.filter((name) => /^\d{20}\.segment$/.test(name)).map((name) => Number(name.slice(0, 20)))
+  const numbers = names
+    .filter((name) => /^\d{20}\.segment$/.test(name))
+    .map((name) => Number(name.slice(0, 20)))
   return { first: Math.min(...numbers), last: Math.max(...numbers) }
 }
 
@@ -186,7 +192,8 @@ export async function until<T>(
   const untilMs = performance.now() + timeoutMs
   for (;;) {
     const value = await condition()
-    if (value !== false && value !== undefined && value !== null) return value as Exclude<T, false | undefined | null>
+    if (value !== false && value !== undefined && value !== null)
+      return value as Exclude<T, false | undefined | null>
     if (performance.now() > untilMs) throw new Error(`after ${timeoutMs} ms still waiting for: ${what}`)
     await delay(10)
   }

@@ -57,7 +57,8 @@ test(
         const { settled } = consumers.progress
         await until(
           `load in round ${round}, seed ${SEED}`,
-          () => producers.progress.confirmed > confirmed + 2_000 && consumers.progress.settled > settled + 500,
+          () =>
+            producers.progress.confirmed > confirmed + 2_000 && consumers.progress.settled > settled + 500,
           30_000,
         )
         const toldMs = performance.now()
@@ -76,8 +77,15 @@ test(
         const { ready, scheduled, leased } = await reader.queues.get('q')
         return ready + scheduled + leased
       }
-      await until(`the queue to be drained, seed ${SEED}`, async () => (await left()) === 0, 60_000).catch(() => undefined)
-      const end: HistoryEvent = { kind: 'end', queue: 'q', left: await left(), dead: (await reader.queues.get('q')).dead }
+      await until(`the queue to be drained, seed ${SEED}`, async () => (await left()) === 0, 60_000).catch(
+        () => undefined,
+      )
+      const end: HistoryEvent = {
+        kind: 'end',
+        queue: 'q',
+        left: await left(),
+        dead: (await reader.queues.get('q')).dead,
+      }
       await reader.close()
       await consumers.stop()
       expect([producers.exit?.code, consumers.exit?.code]).toEqual([0, 0])

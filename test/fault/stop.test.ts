@@ -34,9 +34,16 @@ test(
     try {
       await broker.ready()
       const admin = await connect(url)
-      await admin.queues.ensure('q', { maxDeliveries: 255, retryInitialMs: 10, retryMaxMs: 50 })
+      await admin.queues.ensure('q', { maxDeliveries: 255 })
       await admin.close()
-      const common = { url, queues: ['q'], bodyBytesMax: 2_000, patienceMs: 800, heartbeatMs: HEARTBEAT_MS, otherSettles: 50 }
+      const common = {
+        url,
+        queues: ['q'],
+        bodyBytesMax: 2_000,
+        patienceMs: 800,
+        heartbeatMs: HEARTBEAT_MS,
+        otherSettles: 50,
+      }
       const producers = new LoadProcess({
         ...common,
         role: 'produce',
@@ -88,8 +95,15 @@ test(
         const { ready, scheduled, leased } = await reader.queues.get('q')
         return ready + scheduled + leased
       }
-      await until(`the queue to be drained, seed ${SEED}`, async () => (await left()) === 0, 30_000).catch(() => undefined)
-      const end: HistoryEvent = { kind: 'end', queue: 'q', left: await left(), dead: (await reader.queues.get('q')).dead }
+      await until(`the queue to be drained, seed ${SEED}`, async () => (await left()) === 0, 30_000).catch(
+        () => undefined,
+      )
+      const end: HistoryEvent = {
+        kind: 'end',
+        queue: 'q',
+        left: await left(),
+        dead: (await reader.queues.get('q')).dead,
+      }
       await reader.close()
       await Promise.all(consumers.map((consumer) => consumer.stop()))
       expect(loads.map((load) => load.exit?.code)).toEqual([0, 0, 0])
@@ -98,7 +112,8 @@ test(
       const { checked, overlaps } = ownerships(events)
       const failures = consumers.map(({ progress }) => progress.failures)
       const ended = consumers.reduce(
-        (sum, { progress }) => sum + (progress.failures['LEASE_LOST'] ?? 0) + (progress.failures['CONNECTION_LOST'] ?? 0),
+        (sum, { progress }) =>
+          sum + (progress.failures['LEASE_LOST'] ?? 0) + (progress.failures['CONNECTION_LOST'] ?? 0),
         0,
       )
       console.log(
@@ -140,13 +155,18 @@ function ownerships(events: readonly TimedEvent[]): { checked: number; overlaps:
     if (event.kind === 'deliver') received.set(`${event.consumer} ${event.message}`, event.atUs)
     if (event.kind !== 'settle' || event.outcome !== 'ok') continue
     const { consumer, message, action } = event
-    const own = { consumer, fromUs: received.get(`${consumer} ${message}`) ?? Number.NaN, toUs: event.sentUs ?? Number.NaN }
+    const own = {
+      consumer,
+      fromUs: received.get(`${consumer} ${message}`) ?? Number.NaN,
+      toUs: event.sentUs ?? Number.NaN,
+    }
     const others = owned.get(message)
     if (others === undefined) owned.set(message, [own])
     else others.push(own)
     if (action === 'ack') acks.set(message, (acks.get(message) ?? 0) + 1)
   }
-  for (const [message, count] of acks) if (count > 1) overlaps.push(`${message} was acknowledged ${count} times`)
+  for (const [message, count] of acks)
+    if (count > 1) overlaps.push(`${message} was acknowledged ${count} times`)
   let checked = 0
   for (const [message, owners] of owned) {
     if (owners.length < 2) continue
@@ -154,7 +174,8 @@ function ownerships(events: readonly TimedEvent[]): { checked: number; overlaps:
     owners.sort((a, b) => a.fromUs - b.fromUs)
     for (let i = 1; i < owners.length; i++) {
       const [before, after] = [owners[i - 1]!, owners[i]!]
-      if (!(after.fromUs >= before.toUs)) overlaps.push(`${message} belonged to ${before.consumer} and ${after.consumer} at once`)
+      if (!(after.fromUs >= before.toUs))
+        overlaps.push(`${message} belonged to ${before.consumer} and ${after.consumer} at once`)
     }
   }
   return { checked, overlaps }

@@ -23,9 +23,13 @@ import { createInterface } from 'node:readline'
 
 /** Why strace cannot be used here, or undefined if it can. */
 export function straceIsMissing(): string | undefined {
-  const tried = spawnSync('strace', ['-f', '--seccomp-bpf', '-D', '-e', 'trace=write', '-o', '/dev/null', 'true'], {
-    timeout: 10_000,
-  })
+  const tried = spawnSync(
+    'strace',
+    ['-f', '--seccomp-bpf', '-D', '-e', 'trace=write', '-o', '/dev/null', 'true'],
+    {
+      timeout: 10_000,
+    },
+  )
   if (tried.error !== undefined) return 'strace is not installed'
   if (tried.status !== 0) return 'strace may not trace here'
   return undefined
@@ -91,7 +95,10 @@ export async function readTrace(path: string): Promise<TraceReport> {
   const streams = new Map<number, Stream>()
   const unfinished = new Map<string, Call>()
   /** Line on which the write was over that made the batch at this base offset durable. */
-  const durableBatches = new Map<number, { readonly at: number; readonly number: number; readonly end: number }>()
+  const durableBatches = new Map<
+    number,
+    { readonly at: number; readonly number: number; readonly end: number }
+  >()
   const durableOffsets: number[] = []
   let line = 0
   let durableWrites = 0
@@ -109,7 +116,8 @@ export async function readTrace(path: string): Promise<TraceReport> {
         confirms++
         const what = `confirm of batch ${number} at offset ${base}`
         const batch = durableBatches.get(base)
-        if (batch === undefined || batch.at >= beganAt) violations.push({ what, why: 'its batch was not yet on disk' })
+        if (batch === undefined || batch.at >= beganAt)
+          violations.push({ what, why: 'its batch was not yet on disk' })
         else if (batch.number !== number) violations.push({ what, why: `batch ${batch.number} stands there` })
         if (beganAt > failedAt) violations.push({ what, why: 'it left after a write had failed' })
       })
@@ -133,13 +141,19 @@ export async function readTrace(path: string): Promise<TraceReport> {
     let left = readU32(bytes, at + 32)
     for (at += ENTRY_HEADER_BYTES; at < end; left--) {
       const header = readBatchHeader(bytes, at)
-      if (!batchIsIntact(bytes, at, at + header.length)) throw new Error(`line ${line}: a batch of the entry is not intact`)
+      if (!batchIsIntact(bytes, at, at + header.length))
+        throw new Error(`line ${line}: a batch of the entry is not intact`)
       // Relocated ones were durable before.
       if (header.type === BATCH_TYPE.messages && !durableBatches.has(header.baseOffset)) {
-        durableBatches.set(header.baseOffset, { at: line, number: header.batchNumber, end: header.baseOffset + header.count })
+        durableBatches.set(header.baseOffset, {
+          at: line,
+          number: header.batchNumber,
+          end: header.baseOffset + header.count,
+        })
         for (let i = 0; i < header.count; i++) durableOffsets[header.baseOffset + i] = line
       }
-      if (header.length < BATCH_HEADER_BYTES) throw new Error(`line ${line}: a batch of ${header.length} bytes`)
+      if (header.length < BATCH_HEADER_BYTES)
+        throw new Error(`line ${line}: a batch of ${header.length} bytes`)
       at += header.length
     }
     if (left !== 0) throw new Error(`line ${line}: the entry has ${left} batches more or less than it says`)
@@ -172,7 +186,8 @@ export async function readTrace(path: string): Promise<TraceReport> {
       streams.set(returned, stream)
     } else if (returned > 0) {
       if (name === 'pwrite64') {
-        if (durableFiles.has(descriptor)) sawDurable(textBytes(text).subarray(0, returned), Number(/(\d+)$/.exec(text)?.[1]))
+        if (durableFiles.has(descriptor))
+          sawDurable(textBytes(text).subarray(0, returned), Number(/(\d+)$/.exec(text)?.[1]))
         return
       }
       const stream = streams.get(descriptor)
@@ -217,13 +232,22 @@ export async function readTrace(path: string): Promise<TraceReport> {
     call.text += args
     ended(call, last === undefined ? tail.slice(at + 4) : (last?.[2] ?? ''), Number(time))
   }
-  return { durableWrites, durableBatches: durableBatches.size, socketWrites, confirms, deliveries, violations, failure }
+  return {
+    durableWrites,
+    durableBatches: durableBatches.size,
+    socketWrites,
+    confirms,
+    deliveries,
+    violations,
+    failure,
+  }
 }
 
 /** The bytes of all strings in the arguments of a call, one behind the other. */
 function textBytes(text: string): Uint8Array {
   if (text.includes('"...')) throw new Error('strace cut a string off')
   const parts: Buffer[] = []
-  for (const [, hex] of text.matchAll(/"((?:\\x[0-9a-f]{2})*)"/g)) parts.push(Buffer.from(hex!.replaceAll('\\x', ''), 'hex'))
+  for (const [, hex] of text.matchAll(/"((?:\\x[0-9a-f]{2})*)"/g))
+    parts.push(Buffer.from(hex!.replaceAll('\\x', ''), 'hex'))
   return Buffer.concat(parts)
 }

@@ -1,5 +1,12 @@
 /** Nothing is confirmed or delivered before it is on disk, seen from outside the process. */
-import { OP, PUBLISH_OK_ITEM_BYTES, encodePreface, stampBatch, writePublishOkItem, writeU32 } from '@sluice/protocol'
+import {
+  OP,
+  PUBLISH_OK_ITEM_BYTES,
+  encodePreface,
+  stampBatch,
+  writePublishOkItem,
+  writeU32,
+} from '@sluice/protocol'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
@@ -27,7 +34,8 @@ test.skipIf(missing !== undefined)(
 )
 
 test('a broker that confirms too early would be found', async () => {
-  const hex = (bytes: Uint8Array): string => `"${Array.from(bytes, (byte) => `\\x${byte.toString(16).padStart(2, '0')}`).join('')}"`
+  const hex = (bytes: Uint8Array): string =>
+    `"${Array.from(bytes, (byte) => `\\x${byte.toString(16).padStart(2, '0')}`).join('')}"`
   const ok = new Uint8Array(PUBLISH_OK_ITEM_BYTES)
   writePublishOkItem(ok, 0, 7, 40)
   const confirm = frame(OP.PUBLISH_OK, 0, 0, ok)
@@ -46,8 +54,7 @@ test('a broker that confirms too early would be found', async () => {
   const finished = '2 10.5 <... pwrite64 resumed>) = 512\n'
   const failed = '2 10.3 pwrite64(18, "\\x00", 1, 8192) = -1 EIO (Input/output error) (INJECTED)\n'
   const sent = `1 10.4 writev(22, [{iov_base=${hex(confirm.subarray(0, 9))}, iov_len=9}, {iov_base=${hex(confirm.subarray(9))}, iov_len=23}], 2) = 32\n`
-  const inTwo =
-    `1 10.4 write(22, ${hex(confirm.subarray(0, 20))}, 20) = 20\n` + `${wrote}1 10.6 write(22, ${hex(confirm.subarray(20))}, 12) = 12\n`
+  const inTwo = `1 10.4 write(22, ${hex(confirm.subarray(0, 20))}, 20) = 20\n${wrote}1 10.6 write(22, ${hex(confirm.subarray(20))}, 12) = 12\n`
   const histories: readonly (readonly [trace: string, whys: readonly string[]])[] = [
     [opened + wrote + sent, []],
     [opened + began + finished + sent, []],

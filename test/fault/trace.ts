@@ -21,7 +21,13 @@ export async function traceUnderLoad({ messages, seed }: TraceOptions): Promise<
   const scratch = await scratchDirectory('trace')
   const file = join(scratch.path, 'trace')
   const broker = new BrokerProcess(
-    { port: 0, dataDir: join(scratch.path, 'data'), segmentBytes: 1 << 20, messageBytesMax: 64 << 10, lowFreeBytes: 1 << 20 },
+    {
+      port: 0,
+      dataDir: join(scratch.path, 'data'),
+      segmentBytes: 1 << 20,
+      messageBytesMax: 64 << 10,
+      lowFreeBytes: 1 << 20,
+    },
     { under: traced(file) },
   )
   try {
@@ -34,10 +40,12 @@ export async function traceUnderLoad({ messages, seed }: TraceOptions): Promise<
     consumer.consume('q', { concurrency: 100, prefetch: 500 }, () => {
       handled++
     })
-    for (let sent = 0; sent < messages; ) {
+    for (let sent = 0; sent < messages;) {
       const burst = Math.min(1 + random.below(100), messages - sent)
       sent += burst
-      const confirms = Array.from({ length: burst }, () => producer.publish('q', 'x'.repeat(random.below(300))))
+      const confirms = Array.from({ length: burst }, () =>
+        producer.publish('q', 'x'.repeat(random.below(300))),
+      )
       // Sometimes the next burst comes while this one is still being written.
       if (random.below(2) === 0) await Promise.all(confirms)
       else await confirms[0]

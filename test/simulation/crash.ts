@@ -138,7 +138,7 @@ export class CrashPoints {
       disk,
       segmentBytes: world.segmentBytes,
       lowFreeBytes: 0,
-      now: () => world.nowMs,
+      now: () => world.brokerMs,
       random32: () => 0x5eed_0000 + world.seed,
       sleep: () => new Promise(() => {}),
     })
@@ -153,7 +153,7 @@ export class CrashPoints {
     const turns: (() => void)[] = []
     const broker = Broker.open({
       log,
-      now: () => world.nowMs,
+      now: () => world.brokerMs,
       random: () => 0.5,
       defer: (turn) => turns.push(turn),
       onFatal: () => {},

@@ -742,17 +742,27 @@ export class Model {
 /** How late a timer may be; the world looks at it at least every 50 ms. */
 const TIMER_SLACK_MS = 120
 
-/** What goes first: eligible since, then offset. */
+/**
+ * What goes first: eligible since, then offset. Messages that were never tried go by offset alone: their times ascend
+ * with it, but for a clock that was set back between two lives.
+ */
 function firstReady(queue: ModelQueue): ModelMessage | undefined {
-  let first: ModelMessage | undefined
+  let plain: ModelMessage | undefined
+  let tried: ModelMessage | undefined
   for (const message of queue.live.values()) {
     if (message.state !== 'ready') continue
-    if (
-      first === undefined ||
-      message.sinceMs < first.sinceMs ||
-      (message.sinceMs === first.sinceMs && message.offset < first.offset)
-    )
-      first = message
+    if (message.attempts === 0) {
+      if (plain === undefined || message.offset < plain.offset) plain = message
+    } else if (
+      tried === undefined ||
+      message.sinceMs < tried.sinceMs ||
+      (message.sinceMs === tried.sinceMs && message.offset < tried.offset)
+    ) {
+      tried = message
+    }
   }
-  return first
+  if (plain === undefined || tried === undefined) return plain ?? tried
+  const isTried =
+    tried.sinceMs < plain.sinceMs || (tried.sinceMs === plain.sinceMs && tried.offset < plain.offset)
+  return isTried ? tried : plain
 }

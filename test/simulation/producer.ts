@@ -90,7 +90,7 @@ export class Producer extends Client {
     const { chance, queueNames } = this.around
     const number = ++this.#number
     const drafts = this.#drafts(number, chance.int(1, 4))
-    const kind = chance.int(0, 4)
+    const kind = chance.int(0, 5)
     this.around.count(`offence ${kind}`)
     if (kind === 0) {
       this.#attempt('nowhere', number, drafts, false, ['QUEUE_NOT_FOUND'])
@@ -124,9 +124,15 @@ export class Producer extends Client {
           batch[12] = batch[12]! + 1
         },
       )
-    } else {
+    } else if (kind === 4) {
       const draft = { name: this.#name(number, 0, 'x'), padding: this.around.messageBytesMax + 1 }
       this.#attempt(chance.pick(queueNames), number, [draft], false, ['MESSAGE_TOO_LARGE', 'QUEUE_NOT_FOUND'])
+    } else {
+      // Each message fits, and all of them together fit no segment.
+      const padding = this.around.messageBytesMax - 100
+      const count = Math.ceil((this.around.batchBytesMax * 5) / padding)
+      const many = Array.from({ length: count }, (_, i) => ({ name: this.#name(number, i, 'b'), padding }))
+      this.#attempt(chance.pick(queueNames), number, many, false, ['BATCH_TOO_LARGE', 'QUEUE_NOT_FOUND'])
     }
   }
 

@@ -61,6 +61,7 @@ interface Sleeper {
 /** Sessions are looked at so often, as the listener does. */
 const TICK_MS = 50
 const LINGER_MS = 1_000
+const HOUR_MS = 3_600_000
 const HEALING_STEPS_MAX = 150_000
 const SLACK_MS = 200
 
@@ -79,6 +80,8 @@ export class World implements Surroundings {
   readonly heartbeatMs: number
   readonly counts = new Map<string, number>()
   nowMs = 1_700_000_000_000
+  /** How far the broker's clock is from the world's: its machine's was set between two lives. */
+  #offMs = 0
   isHealing = false
   disk: SimulatedDisk
   broker: Broker | undefined
@@ -152,6 +155,11 @@ export class World implements Surroundings {
     }
     for (let i = chance.int(1, 4); i > 0; i--) this.#clients.push(new Consumer(`c${i}`, this))
     if (chance.hit(0.3)) this.#clients.push(new Intruder('x1', this))
+  }
+
+  /** What the broker's clock says. It never goes back within a life. */
+  get brokerMs(): number {
+    return this.nowMs + this.#offMs
   }
 
   // ------------------------------------------------------------------------------------------------ the whole run
@@ -258,7 +266,7 @@ export class World implements Surroundings {
     }
     if (this.#fullUntilMs > 0 && this.nowMs >= this.#fullUntilMs) this.#unfill()
     if (broker === undefined || this.#fatal !== undefined) return
-    if (this.nowMs >= broker.nextDeadline && this.chance.hit(0.7)) broker.tick()
+    if (this.brokerMs >= broker.nextDeadline && this.chance.hit(0.7)) broker.tick()
     if (this.nowMs - this.#tickedMs >= TICK_MS) this.#tick(broker)
   }
 
@@ -268,14 +276,14 @@ export class World implements Surroundings {
     const passedMs = this.nowMs - this.#tickedMs - stallMs
     this.#tickedMs = this.nowMs
     this.trace.note(`tick ${this.nowMs} ${stallMs}`)
-    if (this.nowMs >= broker.nextDeadline) broker.tick()
+    if (this.brokerMs >= broker.nextDeadline) broker.tick()
     for (const link of [...this.#links]) if (link.canReachServer) this.#toServer(link)
     broker.beginTurn()
     for (const link of [...this.#links]) {
       const heard = this.#conversations.get(link)!
       heard.silentMs += passedMs
       const wasOpen = link.session!.isOpen
-      link.session!.tick(this.nowMs, stallMs)
+      link.session!.tick(this.brokerMs, stallMs)
       // N1: whoever is silent for two heartbeats is let go.
       if (wasOpen && link.session!.isOpen && heard.silentMs > this.heartbeatMs * 2 + SLACK_MS) {
         throw new Violation('N1', `${link.peer} was silent for ${heard.silentMs} ms and is still connected`)
@@ -305,7 +313,7 @@ export class World implements Surroundings {
     }
     const { defect } = this.#options
     const transport = defect?.transport?.(link) ?? link
-    const session = new Session(broker, transport, this.#settings, this.nowMs, (_session, why) =>
+    const session = new Session(broker, transport, this.#settings, this.brokerMs, (_session, why) =>
       this.#closed(link, why),
     )
     defect?.session?.(session)
@@ -361,7 +369,7 @@ export class World implements Surroundings {
     const heard = this.#conversations.get(link)!
     heard.silentMs = 0
     heard.lastMs = this.nowMs
-    link.session!.receive(bytes, this.nowMs)
+    link.session!.receive(bytes, this.brokerMs)
   }
 
   #toClient(link: Link): void {
@@ -480,7 +488,7 @@ export class World implements Surroundings {
       disk: defect?.disk?.(disk) ?? disk,
       segmentBytes: this.segmentBytes,
       lowFreeBytes: 0,
-      now: () => this.nowMs,
+      now: () => this.brokerMs,
       random32: () => 0x5eed_0000 + this.seed,
       sleep: (ms) => new Promise((wake) => this.#sleepers.push({ atMs: this.nowMs + ms, wake })),
       onNotice: (notice) => this.count(`log ${notice.kind}`),
@@ -505,7 +513,7 @@ export class World implements Surroundings {
     const broker = await this.#drive(
       Broker.open({
         log,
-        now: () => this.nowMs,
+        now: () => this.brokerMs,
         random: this.chance.random,
         defer: (turn) => this.#turns.push(turn),
         onFatal: (error) => this.#failed(error),
@@ -530,7 +538,7 @@ export class World implements Surroundings {
     if (broker.status.afterCrash === afterClose)
       throw new Violation(22, `after ${afterClose ? 'a stop' : 'a crash'} the broker believes the contrary`)
     defect?.broker?.(broker)
-    this.model.recover(this.ledger.written, broker.status.afterCrash, this.nowMs)
+    this.model.recover(this.ledger.written, broker.status.afterCrash, this.brokerMs)
     compareRecovered(broker, log, this.ledger.written, broker.status.afterCrash, (identity) =>
       this.lowestUnanswered(identity),
     )
@@ -598,6 +606,10 @@ export class World implements Surroundings {
     this.#diskUses = 0
     this.#stepped = 0
     this.nowMs += this.chance.skewed(5_000)
+    if (this.chance.hit(0.2)) {
+      this.#offMs += this.chance.pick([-1, 1]) * HOUR_MS
+      this.count('clock set')
+    }
   }
 
   /** One write or sync fails. What was not confirmed until then never is. */
@@ -687,7 +699,7 @@ export class World implements Surroundings {
     }
     // An entry can wait for a segment that the disk has no room for.
     if (this.#fullUntilMs > 0 || this.ledger.written.lsn !== this.ledger.durable.lsn) return
-    this.model.calm(this.nowMs)
+    this.model.calm(this.brokerMs)
     this.model.agreesWith(this.ledger.durable)
     broker.audit()
     broker.list()
@@ -705,6 +717,7 @@ export class World implements Surroundings {
     for (let step = 0; ; step++) {
       await this.#step()
       if (step % 50 === 0 && this.#isDrained()) break
+      if (step % 500 === 499) this.#leap()
       if (step > HEALING_STEPS_MAX)
         throw new Violation(
           'stuck',
@@ -712,6 +725,13 @@ export class World implements Surroundings {
         )
     }
     await this.#calm()
+  }
+
+  // After a clock was set back, what is scheduled is due much later than anybody wants to wait here.
+  #leap(): void {
+    const queues = this.broker?.list() ?? []
+    const isWaiting = queues.every(({ ready, leased }) => ready + leased === 0)
+    if (isWaiting && queues.some(({ scheduled }) => scheduled > 0)) this.#pass(HOUR_MS / 4)
   }
 
   #isDrained(): boolean {

@@ -333,7 +333,15 @@ export class Broker {
     const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, this.messageBytesMax)
     if (typeof checked !== 'number') throw new SluiceError(checked.code, checked.message)
     if ((checked & ~RECORD_FLAG.headers) !== 0) throw optionNotSupported(checked)
-    if (!this.#log.reserve(length)) {
+    // With small segments less fits than the protocol allows.
+    const most = this.#log.segmentBytes / 2
+    if (length > most) {
+      throw new SluiceError(
+        'BATCH_TOO_LARGE',
+        `A batch of ${count} messages has ${length} bytes; the segments of this broker take at most ${most}.`,
+      )
+    }
+    if (!this.#log.reserve(this.#tail.pendingBytes + length)) {
       throw new SluiceError(
         'DISK_LOW',
         'Too little disk space is left to accept messages; consumers can go on.',
@@ -701,7 +709,13 @@ export class Broker {
   }
 
   #noteFacts(queue: Queue): void {
-    if (queue.facts.isEmpty || queue.hasPendingFacts) return
+    if (queue.facts.isEmpty) return
+    // Many settles in one turn must not make a batch that fits no segment.
+    if (queue.facts.length > this.#log.segmentBytes / 8) {
+      this.#appendFacts(queue.id, queue.facts)
+      return
+    }
+    if (queue.hasPendingFacts) return
     queue.hasPendingFacts = true
     this.#withFacts.push(queue)
     this.wake()

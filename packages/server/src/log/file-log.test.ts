@@ -1213,7 +1213,6 @@ describe('crashes', () => {
       }
       // One seed, run again to look into it, need not meet everything.
       if (SEEDS < 40) return
-      if (SEEDS > 1000) console.log(checked)
       expect(checked.images).toBeGreaterThan(90 * SEEDS)
       expect(checked.entries).toBeGreaterThan(1000 * SEEDS)
       expect(checked.torn).toBeGreaterThan(2 * SEEDS)

@@ -10,7 +10,7 @@ export interface LogEntry {
   /** Where the entry's header begins. */
   readonly position: number
   readonly lsn: number
-  /** The whole entry: header, batches, padding. Verified: header chain and entry CRC (not the records' own CRCs). */
+  /** The whole entry: header, batches, padding. Verified: header chain, entry CRC, and the records' own CRCs. */
   readonly bytes: Uint8Array
 }
 
@@ -40,7 +40,7 @@ export interface Log {
   open(): Promise<LogBounds>
   /** Every entry from the one that begins at `position` to the end, in order. @throws SluiceError LOG_CORRUPT */
   read(position: number): AsyncIterable<LogEntry>
-  /** Whether `bytes` more can be accepted while the reserve for settles, state pages and relocation stays whole. */
+  /** Whether `bytes`, all that is accepted and not yet appended, has room while the reserve for settles, state pages and relocation stays whole. */
   reserve(bytes: number): boolean
   /**
    * Where an entry of at most `bytes` begins if it is the next one: in the active segment, else at the start of the

@@ -306,7 +306,9 @@ export class Session implements Output, Consumer {
     this.#outbox.endTurn(gate)
     this.#freeOutbox.endTurn(0)
     const { outboundBytesSoft, outboundBytesHard } = this.#settings
-    const most = outboundBytesSoft + outboundBytesHard
+    // One message may be larger than all that is kept else.
+    const most =
+      Math.max(outboundBytesSoft, this.#broker.messageBytesMax + MESSAGE_OVERHEAD_BYTES) + outboundBytesHard
     if (this.#outstandingBytes > most) {
       this.fail(
         new SluiceError(

@@ -1,0 +1,101 @@
+import { describe, expect, test } from 'vitest'
+import { UsageError } from './failure.js'
+import { SETTINGS, SETTING_NAMES, readSettings, unknownVariables, variableOf } from './settings.js'
+
+function refused(flags: Record<string, unknown>, environment: Record<string, string> = {}): UsageError {
+  try {
+    readSettings(flags, environment)
+  } catch (error) {
+    if (error instanceof UsageError) return error
+    throw error
+  }
+  throw new Error('the settings were accepted')
+}
+
+test('defaults are valid values of their settings', () => {
+  expect(readSettings({}, {})).toEqual({
+    port: 7420,
+    host: '127.0.0.1',
+    'data-dir': './data',
+    'segment-bytes': 64 * 1024 * 1024,
+    'max-message-bytes': 1024 * 1024,
+    'max-connections': 10_000,
+    heartbeat: 10_000,
+    'log-level': 'info',
+  })
+  expect(SETTING_NAMES).toHaveLength(8)
+})
+
+test('a flag goes before its variable, that before the default', () => {
+  const environment = { SLUICE_PORT: '1', SLUICE_DATA_DIR: '/var/sluice', SLUICE_HOST: '' }
+  expect(readSettings({ port: '0' }, environment)).toMatchObject({
+    port: 0,
+    'data-dir': '/var/sluice',
+    host: '127.0.0.1',
+  })
+})
+
+describe('bounds', () => {
+  const good: readonly (readonly [keyof typeof SETTINGS, string, unknown])[] = [
+    ['port', '65535', 65_535],
+    ['host', '127.9.9.9', '127.9.9.9'],
+    ['host', '::1', '::1'],
+    ['host', 'localhost', 'localhost'],
+    ['segment-bytes', '16KiB', 16_384],
+    ['segment-bytes', '1GiB', 2 ** 30],
+    ['max-message-bytes', '15MiB', 15 * 1024 * 1024],
+    ['max-message-bytes', '1', 1],
+    ['max-connections', '1', 1],
+    ['heartbeat', '100', 100],
+    ['heartbeat', '5m', 300_000],
+    ['log-level', 'silent', 'silent'],
+  ]
+  test.each(good)('--%s %s', (name, text, value) => {
+    expect(readSettings({ [name]: text }, {})[name]).toBe(value)
+  })
+
+  const bad: readonly (readonly [keyof typeof SETTINGS, unknown])[] = [
+    ['port', '65536'],
+    ['port', '-1'],
+    ['port', '7420x'],
+    ['port', ''],
+    ['port', false],
+    ['host', 'a b'],
+    ['data-dir', ''],
+    ['segment-bytes', '16383'],
+    ['segment-bytes', '1025MiB'],
+    ['segment-bytes', '64MB'],
+    ['max-message-bytes', '0'],
+    ['max-message-bytes', '15729KiB'],
+    ['max-connections', '0'],
+    ['heartbeat', '99'],
+    ['heartbeat', '301s'],
+    ['heartbeat', 'soon'],
+    ['log-level', 'loud'],
+  ]
+  test.each(bad)('not --%s %s', (name, value) => {
+    expect(refused({ [name]: value }).message).toContain(`--${name} is `)
+    if (typeof value === 'string' && value !== '') {
+      expect(refused({}, { [variableOf(name)]: value }).message).toContain(`${variableOf(name)} is `)
+    }
+  })
+})
+
+test.each(['0.0.0.0', '::', '10.0.0.1', 'example.com', '127.0.0.1.example.com'])(
+  '%s is not this machine alone',
+  (host) => {
+    expect(refused({ host }).message).toContain('no users')
+  },
+)
+
+test('what Kubernetes sets for a service named sluice is explained', () => {
+  expect(refused({}, { SLUICE_PORT: 'tcp://10.0.0.1:7420' }).advice).toContain('Kubernetes')
+  expect(unknownVariables({ SLUICE_SERVICE_HOST: '', SLUICE_PORT_7420_TCP: '', SLUICE_URL: '' })).toEqual([])
+})
+
+test('variables that look like settings are named', () => {
+  expect(unknownVariables({ SLUICE_DATADIR: '', SLUICE_COLOUR: '', HOME: '' })).toEqual([
+    { name: 'SLUICE_DATADIR', meant: 'SLUICE_DATA_DIR' },
+    { name: 'SLUICE_COLOUR', meant: undefined },
+  ])
+})

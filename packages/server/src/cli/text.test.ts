@@ -1,0 +1,95 @@
+/** What the command line writes: tables, names that were mistyped, text from outside. */
+import { ERRORS, SluiceError, type ErrorCode } from '@sluice/protocol'
+import { describe, expect, test } from 'vitest'
+import { EXIT, UsageError, failureOf, failureText } from './failure.js'
+import { counted, printable } from './output.js'
+import { editDistance, nearest } from './spelling.js'
+import { list, table } from './table.js'
+
+test('a table has its numbers to the right and no spaces at the ends of lines', () => {
+  const columns = [
+    { title: 'NAME', value: ({ name }: { name: string; ready: number }) => name },
+    { title: 'READY', value: ({ ready }: { ready: number }) => ready },
+  ]
+  const rows = [
+    { name: 'orders', ready: 7 },
+    { name: 'a\u001b[31m', ready: 1_234_567 },
+  ]
+  expect(table(columns, rows)).toBe('NAME          READY\norders            7\na\\u{1b}[31m  1234567\n')
+  expect(
+    list([
+      ['name', 'a'],
+      ['consumers', 12],
+    ]),
+  ).toBe('name       a\nconsumers  12\n')
+})
+
+test('the nearest word is suggested only when it is near', () => {
+  const words = ['serve', 'queue', 'publish', 'consume', 'bench']
+  expect(nearest('consum', words)).toBe('consume')
+  expect(nearest('qeueu', words)).toBe('queue')
+  expect(nearest('Publsih', words)).toBe('publish')
+  expect(nearest('frobnicate', words)).toBeUndefined()
+  expect(nearest('x', [])).toBeUndefined()
+  expect(editDistance('', 'abc')).toBe(3)
+  expect(editDistance('lsit', 'list')).toBe(1)
+})
+
+test('text from outside stays on its line and moves no cursor', () => {
+  expect(printable('a\nb\u001b[31m\u009b\u2028\u202eä漢')).toBe(
+    'a\\u{a}b\\u{1b}[31m\\u{9b}\\u{2028}\\u{202e}ä漢',
+  )
+  expect(counted(1, 'message')).toBe('1 message')
+  expect(counted(12_345, 'queue')).toBe('12,345 queues')
+})
+
+describe('failures', () => {
+  const codes = Object.keys(ERRORS) as ErrorCode[]
+
+  test('every error code has an exit code and one line of advice', () => {
+    const exits = new Set<number>(Object.values(EXIT))
+    for (const code of codes) {
+      const failure = failureOf(new SluiceError(code, 'What happened.'))
+      expect(exits).toContain(failure.exit)
+      expect(failure.exit).not.toBe(EXIT.ok)
+      expect(failure.advice).toMatch(/^\S.*\.$/)
+    }
+    expect(codes.length).toBeGreaterThan(40)
+  })
+
+  test('an exit code for each class', () => {
+    const exit = (code: ErrorCode): number => failureOf(new SluiceError(code, '')).exit
+    expect(exit('INVALID_NAME')).toBe(2)
+    expect(exit('QUEUE_NOT_FOUND')).toBe(4)
+    expect(exit('AUTH_FAILED')).toBe(5)
+    expect(exit('UNREACHABLE')).toBe(6)
+    expect(exit('CONNECTION_LOST')).toBe(6)
+    expect(exit('QUEUE_CONFLICT')).toBe(1)
+    expect(failureOf(new UsageError('What.', 'How.')).exit).toBe(2)
+  })
+
+  test('what the system says becomes a sentence', () => {
+    const taken = Object.assign(new Error('listen EADDRINUSE: address already in use 127.0.0.1:7420'), {
+      code: 'EADDRINUSE',
+      syscall: 'listen',
+      address: '127.0.0.1',
+      port: 7420,
+    })
+    expect(failureOf(taken)).toMatchObject({
+      exit: 1,
+      what: 'The broker cannot listen on 127.0.0.1:7420: the port is in use.',
+    })
+    const missing = Object.assign(new Error("ENOENT: no such file or directory, open 'x'"), {
+      code: 'ENOENT',
+    })
+    expect(failureOf(missing).what).toBe("No such file or directory: open 'x'.")
+  })
+
+  test('anything else is said to be unforeseen, and stays two lines', () => {
+    const failure = failureOf(new TypeError('a\nb'))
+    expect(failure).toMatchObject({ exit: 1, code: 'UNEXPECTED', what: 'TypeError: a\\u{a}b' })
+    expect(failureText(failure, false)).toMatch(/^error: .*\n hint: .*\n$/)
+    expect(JSON.parse(failureText(failure, true))).toMatchObject({ error: { code: 'UNEXPECTED' } })
+    expect(failureOf('thrown text').what).toBe('Error: thrown text')
+  })
+})
