@@ -3,7 +3,7 @@
  * checks what the clients saw. `kill -9` leaves the page cache alone, so this proves recovery from any point in the
  * program, not that bytes reach the disk: see trace.ts and the simulated disk for that.
  *
- * As a script: node test/dist/fault/kill.js --kills 200 [--seed 1]
+ * As a script: node test/dist/fault/kill.js --kills 200 [--seed 1] [--segment-mib 64] [--backlog-mib 1024]
  */
 import { connect } from '@sluice/client'
 import { join } from 'node:path'
@@ -20,6 +20,8 @@ export interface KillOptions {
   readonly segmentBytes?: number
   /** Mean life of a broker under load before it is killed. */
   readonly meanLifeMs?: number
+  /** Published before the first kill and consumed at the end: what each start has to find again. Default 100 messages. */
+  readonly backlogBytes?: number
   readonly say?: (line: string) => void
 }
 
@@ -57,7 +59,16 @@ const QUEUES = [STRICT, SHARED, COLD] as const
 const READY_MS_MAX = 20_000
 
 export async function killRepeatedly(options: KillOptions): Promise<KillResult> {
-  const { kills, seed, segmentBytes = 256 << 10, meanLifeMs = 500, say = () => undefined } = options
+  const {
+    kills,
+    seed,
+    segmentBytes = 256 << 10,
+    meanLifeMs = 500,
+    backlogBytes,
+    say = () => undefined,
+  } = options
+  const messageBytesMax = Math.min(segmentBytes / 8, 1 << 20)
+  const bodyBytesMax = Math.floor(messageBytesMax / 2)
   const random = new Random(seed)
   const begunMs = performance.now()
   const scratch = await scratchDirectory('kill')
@@ -69,7 +80,7 @@ export async function killRepeatedly(options: KillOptions): Promise<KillResult> 
       port,
       dataDir,
       segmentBytes,
-      messageBytesMax: segmentBytes / 8,
+      messageBytesMax,
       lowFreeBytes: 1 << 20,
     })
   const running: { dispose: () => Promise<void> }[] = []
@@ -91,9 +102,10 @@ export async function killRepeatedly(options: KillOptions): Promise<KillResult> 
       url,
       queues: [STRICT, SHARED],
       coldQueue: COLD,
-      bodyBytesMax: segmentBytes / 10,
+      bodyBytesMax,
       patienceMs: 1_500,
     }
+    const coldMessages = backlogBytes === undefined ? 100 : Math.ceil(backlogBytes / bodyBytesMax)
     const producers = new LoadProcess({
       ...common,
       role: 'produce',
@@ -102,7 +114,8 @@ export async function killRepeatedly(options: KillOptions): Promise<KillResult> 
       history: join(scratch.path, 'produced.ndjson'),
       clients: [2],
       rate: 1_000,
-      coldMessages: 100,
+      coldMessages,
+      ...(backlogBytes === undefined ? {} : { coldBodyBytes: bodyBytesMax }),
     })
     const consumers = new LoadProcess({
       ...common,
@@ -128,6 +141,7 @@ export async function killRepeatedly(options: KillOptions): Promise<KillResult> 
         READY_MS_MAX,
       )
     }
+    await until('the backlog to be confirmed', () => producers.progress.confirmed >= coldMessages, 300_000)
     await untilBothWork()
     const before = await segmentNumbers(dataDir)
 
@@ -312,11 +326,19 @@ async function main(args: readonly string[]): Promise<void> {
   }
   const kills = option('kills', 200)
   const seed = option('seed', Date.now() % 1_000_000)
+  const mebibytes = (name: string): number | undefined => {
+    const count = option(name, Number.NaN)
+    return Number.isNaN(count) ? undefined : count * 2 ** 20
+  }
+  const segmentBytes = mebibytes('segment-mib')
+  const backlogBytes = mebibytes('backlog-mib')
   const results: KillResult[] = []
   for (let done = 0, round = 0; done < kills; round++) {
     const result = await killRepeatedly({
       kills: Math.min(KILLS_A_HISTORY, kills - done),
       seed: seed + round,
+      ...(segmentBytes === undefined ? {} : { segmentBytes }),
+      ...(backlogBytes === undefined ? {} : { backlogBytes }),
       say: (line) => console.log(line),
     })
     results.push(result)

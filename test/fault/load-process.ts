@@ -27,6 +27,8 @@ export interface LoadArguments {
   /** Filled once at the beginning, and consumed only after `drain`: old messages that stay. */
   readonly coldQueue?: string
   readonly coldMessages?: number
+  /** Size of each of them; as others by default. */
+  readonly coldBodyBytes?: number
   /** Clients: producers in all, or consumers of each queue in the order of `queues`. */
   readonly clients: readonly number[]
   /** Messages a second that one producer aims at. */
@@ -165,15 +167,16 @@ async function dial(name: string): Promise<Client | undefined> {
 // --- producing ---
 
 const OUTSTANDING_MAX = 256
+const COLD_OUTSTANDING_MAX = 64
 
-function bodyOf(message: string): string {
+function bodyOf(message: string, size?: number): string {
   // Mostly small, some large: entries of one batch and of many, and batches that fill a segment's rest exactly or not.
-  const bytes =
+  const usual =
     random.below(50) === 0
       ? random.below(load.bodyBytesMax)
       : random.below(Math.min(1_000, load.bodyBytesMax))
   const head = `${message} `
-  return head + 'x'.repeat(Math.max(0, bytes - head.length))
+  return head + 'x'.repeat(Math.max(0, (size ?? usual) - head.length))
 }
 
 async function produce(slot: number): Promise<void> {
@@ -183,9 +186,9 @@ async function produce(slot: number): Promise<void> {
     if (client === undefined) return
     const outstanding = new Set<Promise<void>>()
     let sequence = 0
-    const publish = (queue: string, alone: boolean): void => {
+    const publish = (queue: string, alone: boolean, size?: number): void => {
       const message = `${producer}-${++sequence}`
-      const body = bodyOf(message)
+      const body = bodyOf(message, size)
       history.add({ kind: 'attempt', queue, message, producer, sequence, body: digest(body) })
       progress.attempted++
       const receipt = alone
@@ -209,7 +212,10 @@ async function produce(slot: number): Promise<void> {
       void done.then(() => outstanding.delete(done))
     }
     if (slot === 0 && generation === 0 && load.coldQueue !== undefined) {
-      for (let i = 0; i < (load.coldMessages ?? 0); i++) publish(load.coldQueue, false)
+      for (let i = 0; i < (load.coldMessages ?? 0); i++) {
+        publish(load.coldQueue, false, load.coldBodyBytes)
+        if (outstanding.size >= COLD_OUTSTANDING_MAX) await Promise.all(outstanding)
+      }
     }
     while (!asked.stopping && !client.isRetired) {
       const queue = load.queues[random.below(load.queues.length)]!

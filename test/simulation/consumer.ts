@@ -178,7 +178,7 @@ export class Consumer extends Client {
     const tags = [...reader.held.keys()]
     if (tags.length === 0) return
     const from = chance.int(0, tags.length - 1)
-    const chosen = tags.slice(from, from + (chance.hit(0.8) ? 1 : chance.int(2, 5)))
+    const chosen = tags.slice(from, from + (chance.hit(0.7) ? 1 : chance.int(2, 5)))
     const ranges: TagRange[] = chosen.map((firstTag) => ({ firstTag, count: 1 }))
     this.send(OP.STARTED, reader.channel, 0, encodeRanges(reader.id, ranges))
   }

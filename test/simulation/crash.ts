@@ -203,17 +203,21 @@ export class CrashPoints {
     this.counts.drained++
     for (const saved of state.queues.values()) {
       const got = new Map<number, { readonly record: Uint8Array; readonly redelivered: boolean }>()
-      let last = { since: -1, offset: -1 }
+      let plain = -1
+      let tried = { dueMs: -1, offset: -1 }
       let wrong: Violation | undefined
       const consumer: Consumer = {
         isReady: true,
         deliver: (_subscription: Subscription, run: Run, _firstTag: number, count: number, bytes: Uint8Array, start: number, end: number) => {
           for (const [i, record] of splitRecords(bytes, start, end).entries()) {
             const offset = run.offset + i
-            const since = saved.live.get(offset)?.dueMs ?? run.publishedAtMs
+            // Those that were tried go by due time, the others by offset; a clock can have been set back between them.
+            const dueMs = saved.live.get(offset)?.dueMs
             if (got.has(offset)) wrong ??= new Violation(7, `offset ${offset} of ${saved.name} is handed out twice`)
-            if (since < last.since || (since === last.since && offset < last.offset)) wrong ??= new Violation(12, `offset ${offset} of ${saved.name} comes after offset ${last.offset}`)
-            last = { since, offset }
+            const isBehind = dueMs === undefined ? offset < plain : dueMs < tried.dueMs || (dueMs === tried.dueMs && offset < tried.offset)
+            if (isBehind) wrong ??= new Violation(12, `offset ${offset} of ${saved.name} comes too late after recovery`)
+            if (dueMs === undefined) plain = offset
+            else tried = { dueMs, offset }
             got.set(offset, { record, redelivered: run.redelivered })
           }
           if (count !== splitRecords(bytes, start, end).length) wrong ??= new Violation(2, `a run of ${count} of ${saved.name} is not whole`)

@@ -1,29 +1,109 @@
-import { expect, test } from 'vitest'
+/**
+ * Whole runs, one a seed: several lives of a broker with hostile, slow and dying clients, then healing, draining and
+ * judgement. `SLUICE_SEED=n` runs one seed, `SLUICE_LONG=1` fifty times as many.
+ */
+import { describe, expect, test } from 'vitest'
+import { CrashPoints, noCrashes } from './crash.js'
+import { ONE_SEED, seedsFrom } from './seeds.js'
 import { runWorld } from './world.js'
 
-test('a run', async () => {
-  const from = Number(process.env['SLUICE_SEED'] ?? 1)
-  const count = Number(process.env['SEEDS'] ?? 1)
-  const total = new Map<string, number>()
-  const t = performance.now()
-  let failed = 0
-  for (let seed = from; seed < from + count; seed++) {
-    try {
-      const report = await runWorld({ seed })
-      for (const [k, v] of report.counts) total.set(k, (total.get(k) ?? 0) + v)
-      total.set('events', (total.get('events') ?? 0) + report.events)
-    } catch (error) {
-      if (count === 1) throw error
-      failed++
-      console.log((error as Error).message.split('\n').slice(0, 4).join('\n'))
+const FILE = 'test/simulation/world.test.ts'
+const SEEDS = seedsFrom(1, 60, 50)
+const TIMEOUT_MS = 600_000
+
+/** What has to happen in the runs, or they test less than they seem to; and how often at least, in 60 of them. */
+const MUST_HAPPEN: Readonly<Record<string, number>> = {
+  // The log.
+  'segments begun': 1000,
+  'segments recycled': 300,
+  directories: 1000,
+  'state pages': 5000,
+  'recovered from a checkpoint': 100,
+  'relocated batches': 1000,
+  truncations: 300,
+  coldReads: 1000,
+  'torn tail cut': 3,
+  'end power': 20,
+  'end kill': 10,
+  'end close': 10,
+  'end fault': 10,
+  'log failed': 10,
+  'disk full': 5,
+  'clock set': 10,
+  // Producers.
+  'witnessed confirmed': 5000,
+  resent: 500,
+  duplicates: 200,
+  'number reused': 200,
+  'error NUMBER_REUSED': 100,
+  'error UNKNOWN_OUTCOME': 50,
+  'error BATCH_CORRUPT': 50,
+  'error BATCH_MALFORMED': 50,
+  'error BATCH_TOO_LARGE': 50,
+  'error MESSAGE_TOO_LARGE': 50,
+  'error NOT_SUPPORTED': 50,
+  'error QUEUE_NOT_FOUND': 50,
+  'error DISK_LOW': 5,
+  // Consumers.
+  order: 20_000,
+  repeated: 5000,
+  acked: 10_000,
+  retried: 500,
+  released: 500,
+  died: 200,
+  charged: 5,
+  suspected: 2,
+  stale: 100,
+  'settled again': 50,
+  drained: 30,
+  // Queues and connections.
+  'witnessed results': 2000,
+  'error QUEUE_DELETED': 20,
+  'error QUEUE_CONFLICT': 100,
+  'session closed: HEARTBEAT_TIMEOUT': 10,
+  'session closed: FRAME_TOO_LARGE': 10,
+  'session closed: MALFORMED_FRAME': 10,
+  'half open': 30,
+  thawed: 5,
+  'connection cut': 100,
+  'broker stalled': 30,
+  calm: 1000,
+}
+
+describe('a broker with trouble on all sides', () => {
+  test(`keeps its promises in ${SEEDS.length} runs`, { timeout: TIMEOUT_MS * 6 }, async () => {
+    const total = new Map<string, number>()
+    const checked = { runs: 0, events: 0, attempted: 0, confirmed: 0, delivered: 0 }
+    for (const seed of SEEDS) {
+      const { counts, events, history } = await runWorld({ seed, file: FILE })
+      for (const [what, count] of counts) total.set(what, (total.get(what) ?? 0) + count)
+      checked.runs++
+      checked.events += events
+      checked.attempted += history.attempted
+      checked.confirmed += history.confirmed
+      checked.delivered += history.delivered
     }
-  }
-  console.log(
-    [...total]
-      .sort()
-      .map(([k, v]) => `${k}: ${v}`)
-      .join('\n'),
-    performance.now() - t,
-  )
-  expect(failed).toBe(0)
-}, 600_000)
+    expect(checked.runs).toBe(SEEDS.length)
+    if (ONE_SEED !== undefined) return
+    expect(checked.confirmed).toBeGreaterThan(300 * SEEDS.length)
+    expect(checked.delivered).toBeGreaterThan(300 * SEEDS.length)
+    expect(checked.events).toBeGreaterThan(2000 * SEEDS.length)
+    const missing = Object.entries(MUST_HAPPEN).filter(([what, least]) => (total.get(what) ?? 0) < least)
+    expect(missing.map(([what, least]) => `${what}: ${total.get(what) ?? 0} of ${least}`)).toEqual([])
+  })
+
+  test('does the same again for the same seed, watched or not', { timeout: TIMEOUT_MS }, async () => {
+    const hashes = new Set<number>()
+    let compared = 0
+    for (const seed of seedsFrom(901, 4, 10)) {
+      const first = await runWorld({ seed, file: FILE })
+      const points = new CrashPoints(seed, noCrashes(), 0.02, () => false)
+      const second = await runWorld({ seed, file: FILE, onDiskUse: (world) => points.look(world) })
+      expect([second.hash, second.events], `seed ${seed}`).toEqual([first.hash, first.events])
+      hashes.add(first.hash)
+      compared++
+    }
+    expect(hashes.size).toBe(compared)
+    expect(compared).toBeGreaterThan(ONE_SEED === undefined ? 3 : 0)
+  })
+})

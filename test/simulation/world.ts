@@ -36,6 +36,8 @@ export interface WorldOptions {
   readonly lives?: number
   readonly steps?: number
   readonly defect?: Defect
+  /** The only trouble is that the broker's process is stopped now and then, for seconds or for hours. */
+  readonly onlyStalls?: boolean
   /** Called between steps whenever the disk has been used; may look at images of it, and must not change it. */
   readonly onDiskUse?: (world: World) => Promise<void>
   /** The test file that runs this seed again. */
@@ -196,7 +198,7 @@ export class World implements Surroundings {
   async #live(steps: number): Promise<void> {
     for (let step = 0; step < steps; step++) {
       await this.#step()
-      if (this.chance.hit(0.004)) await this.#calm()
+      if (this.chance.hit(0.008)) await this.#calm()
       if (this.#fatal !== undefined) return
     }
   }
@@ -281,7 +283,8 @@ export class World implements Surroundings {
     broker.beginTurn()
     for (const link of [...this.#links]) {
       const heard = this.#conversations.get(link)!
-      heard.silentMs += passedMs
+      // What the broker does not read, it cannot miss.
+      heard.silentMs = link.paused ? 0 : heard.silentMs + passedMs
       const wasOpen = link.session!.isOpen
       link.session!.tick(this.brokerMs, stallMs)
       // N1: whoever is silent for two heartbeats is let go.
@@ -319,7 +322,7 @@ export class World implements Surroundings {
     defect?.session?.(session)
     tapSession(session, broker, conversation, this.#owed, this.#listening)
     link.session = session
-    link.slow = !this.isHealing && this.chance.hit(0.15)
+    link.slow = !this.isHealing && this.#options.onlyStalls !== true && this.chance.hit(0.15)
     this.#links.push(link)
     this.#conversations.set(link, { conversation, silentMs: 0, lastMs: this.nowMs })
     this.trace.note(`${link.peer} connects`)
@@ -397,6 +400,11 @@ export class World implements Surroundings {
 
   #trouble(): void {
     const { chance } = this
+    if (this.#options.onlyStalls === true) {
+      this.#make('broker stalled', undefined)
+      this.#pass(chance.skewed(chance.hit(0.1) ? HOUR_MS : this.heartbeatMs * 10))
+      return
+    }
     const link = this.#links.length > 0 ? chance.pick(this.#links) : undefined
     const client = link?.client as Client | undefined
     const kind = chance.int(0, 8)

@@ -1,4 +1,3 @@
-#!/usr/bin/env node
 /**
  * The command line: which commands there are, what they have in common, and how a failure ends the process. Each
  * command is imported when it is called.

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import { UsageError } from './failure.js'
-import { SETTINGS, SETTING_NAMES, readSettings, unknownVariables, variableOf } from './settings.js'
+import { SETTING_NAMES, readSettings, unknownVariables, variableOf, type SettingName } from './settings.js'
 
 function refused(flags: Record<string, unknown>, environment: Record<string, string> = {}): UsageError {
   try {
@@ -36,7 +36,7 @@ test('a flag goes before its variable, that before the default', () => {
 })
 
 describe('bounds', () => {
-  const good: readonly (readonly [keyof typeof SETTINGS, string, unknown])[] = [
+  const good: readonly (readonly [SettingName, string, unknown])[] = [
     ['port', '65535', 65_535],
     ['host', '127.9.9.9', '127.9.9.9'],
     ['host', '::1', '::1'],
@@ -54,7 +54,7 @@ describe('bounds', () => {
     expect(readSettings({ [name]: text }, {})[name]).toBe(value)
   })
 
-  const bad: readonly (readonly [keyof typeof SETTINGS, unknown])[] = [
+  const bad: readonly (readonly [SettingName, unknown])[] = [
     ['port', '65536'],
     ['port', '-1'],
     ['port', '7420x'],
@@ -94,8 +94,9 @@ test('what Kubernetes sets for a service named sluice is explained', () => {
 })
 
 test('variables that look like settings are named', () => {
-  expect(unknownVariables({ SLUICE_DATADIR: '', SLUICE_COLOUR: '', HOME: '' })).toEqual([
+  expect(unknownVariables({ SLUICE_DATADIR: '', SLUICE_COLOUR: '', SLUICE_LONG: '', HOME: '' })).toEqual([
     { name: 'SLUICE_DATADIR', meant: 'SLUICE_DATA_DIR' },
     { name: 'SLUICE_COLOUR', meant: undefined },
+    { name: 'SLUICE_LONG', meant: undefined },
   ])
 })

@@ -90,8 +90,10 @@ export type Settings = {
 
 export const SETTING_NAMES = Object.keys(SETTINGS) as SettingName[]
 
+const PREFIX = 'SLUICE_'
+
 export function variableOf(name: SettingName): string {
-  return `SLUICE_${name.toUpperCase().replaceAll('-', '_')}`
+  return `${PREFIX}${name.toUpperCase().replaceAll('-', '_')}`
 }
 
 /** @throws UsageError naming the flag or variable */
@@ -124,7 +126,7 @@ function parsed(name: SettingName, text: unknown, source: string): unknown {
   const shown = typeof text === 'string' ? JSON.stringify(text.slice(0, 60)) : String(text)
   // A Kubernetes service by the name of `sluice` sets SLUICE_PORT in every container beside it.
   const advice =
-    source.startsWith('SLUICE_') && typeof text === 'string' && /^\w+:\/\//.test(text)
+    source.startsWith(PREFIX) && typeof text === 'string' && /^\w+:\/\//.test(text)
       ? `Kubernetes sets it for a service named sluice: pass --${name}, or set enableServiceLinks to false.`
       : `Set ${source} to ${form}, or leave it out for ${SETTINGS[name].default}.`
   throw new UsageError(`${source} is ${shown}; it must be ${form}.`, advice)
@@ -137,10 +139,15 @@ const FOREIGN = /^SLUICE_(URL|SERVICE_.*|PORT_\d+_.*)$/
 export function unknownVariables(
   environment: Readonly<Record<string, string | undefined>>,
 ): { readonly name: string; readonly meant: string | undefined }[] {
-  const known = SETTING_NAMES.map(variableOf)
+  const known = SETTING_NAMES.map((name) => variableOf(name).slice(PREFIX.length))
   return Object.keys(environment)
-    .filter((name) => name.startsWith('SLUICE_') && !known.includes(name) && !FOREIGN.test(name))
-    .map((name) => ({ name, meant: nearest(name, known) }))
+    .filter((name) => name.startsWith(PREFIX) && !FOREIGN.test(name))
+    .map((name) => ({ name, own: name.slice(PREFIX.length) }))
+    .filter(({ own }) => !known.includes(own))
+    .map(({ name, own }) => {
+      const meant = nearest(own, known)
+      return { name, meant: meant === undefined ? undefined : `${PREFIX}${meant}` }
+    })
 }
 
 const LOOPBACK = new BlockList()

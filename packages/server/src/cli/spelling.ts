@@ -1,5 +1,8 @@
 /** What somebody may have meant who mistyped one of a few known words. */
 
+/** Words of so many letters are near only by one edit: two of them would be half the word. */
+const SHORT = 4
+
 /** The known word that is fewest edits away; undefined when even that one is not much like it. */
 export function nearest(word: string, known: Iterable<string>): string | undefined {
   let best: string | undefined
@@ -11,7 +14,8 @@ export function nearest(word: string, known: Iterable<string>): string | undefin
       bestDistance = distance
     }
   }
-  return best !== undefined && bestDistance <= Math.max(1, Math.floor(best.length / 3)) ? best : undefined
+  if (best === undefined) return undefined
+  return bestDistance <= (best.length <= SHORT ? 1 : Math.ceil(best.length / 3)) ? best : undefined
 }
 
 /** Letters to insert, delete, replace or swap with their neighbour. */

@@ -15,7 +15,7 @@ test('a table has its numbers to the right and no spaces at the ends of lines', 
     { name: 'orders', ready: 7 },
     { name: 'a\u001b[31m', ready: 1_234_567 },
   ]
-  expect(table(columns, rows)).toBe('NAME          READY\norders            7\na\\u{1b}[31m  1234567\n')
+  expect(table(columns, rows)).toBe('NAME           READY\norders             7\na\\u{1b}[31m  1234567\n')
   expect(
     list([
       ['name', 'a'],
@@ -30,6 +30,7 @@ test('the nearest word is suggested only when it is near', () => {
   expect(nearest('qeueu', words)).toBe('queue')
   expect(nearest('Publsih', words)).toBe('publish')
   expect(nearest('frobnicate', words)).toBeUndefined()
+  expect(nearest('test', ['host'])).toBeUndefined()
   expect(nearest('x', [])).toBeUndefined()
   expect(editDistance('', 'abc')).toBe(3)
   expect(editDistance('lsit', 'list')).toBe(1)

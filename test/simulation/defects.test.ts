@@ -1,0 +1,29 @@
+/** H1: every planted bug is found, within few seeds. */
+import { expect, test } from 'vitest'
+import { CrashPoints, noCrashes } from './crash.js'
+import { DEFECTS } from './defects.js'
+import { SimulationFailure } from './trace.js'
+import { runWorld } from './world.js'
+
+const SEEDS_MAX = 24
+/** A share of the crash points of each run is looked at. */
+const SHARE = 0.05
+
+const found: string[] = []
+
+test.each(DEFECTS)('found: $name', { timeout: 300_000 }, async (defect) => {
+  let failure: unknown
+  for (let seed = 1; seed <= SEEDS_MAX && failure === undefined; seed++) {
+    const points = new CrashPoints(seed, noCrashes(), SHARE, () => false)
+    await runWorld({ seed, defect, onDiskUse: (world) => points.look(world) }).catch((error: unknown) => {
+      failure = error
+    })
+  }
+  expect(failure, `not found in ${SEEDS_MAX} seeds`).toBeInstanceOf(SimulationFailure)
+  found.push(defect.name)
+})
+
+test('as many were found as were planted', () => {
+  expect(DEFECTS.length).toBeGreaterThanOrEqual(20)
+  expect(new Set(found).size).toBe(DEFECTS.length)
+})
