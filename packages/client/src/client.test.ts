@@ -41,9 +41,16 @@ describe('connecting', () => {
 
   it('gives up with UNREACHABLE after its timeout', async () => {
     peer.refusals = 1000
-    const error: unknown = await peer.connect({ timeout: 100 }).catch((error: unknown) => error)
+    const error: unknown = await peer.connect({ connectTimeout: 100 }).catch((error: unknown) => error)
     expect(error).toMatchObject({ code: 'UNREACHABLE' })
     expect((error as SluiceError).message).toContain('ECONNREFUSED')
+  })
+
+  it('tries once when it is told to', async () => {
+    peer.refusals = 1
+    await expect(peer.connect({ connectTimeout: 0 })).rejects.toMatchObject({ code: 'UNREACHABLE' })
+    sluice = await peer.connect({ connectTimeout: 0 })
+    expect(peer.links.length).toBe(1)
   })
 
   it('fails at once where dialling again would not help', async () => {
@@ -164,7 +171,7 @@ describe('a hostile broker', () => {
     for (const offer of offers) {
       peer = new Peer()
       peer.replies[OP.HELLO] = (_frame, link) => link.helloOk(offer)
-      await expect(peer.connect({ timeout: 30 })).rejects.toMatchObject({ code: 'MALFORMED_FRAME' })
+      await expect(peer.connect({ connectTimeout: 30 })).rejects.toMatchObject({ code: 'MALFORMED_FRAME' })
     }
   })
 
@@ -173,7 +180,7 @@ describe('a hostile broker', () => {
       link.sendBytes(PREFACE)
       link.sendBytes(frame(OP.HELLO_OK, new Uint8Array(0), LIMITS.frameBytesUnauthenticated))
     }
-    await expect(peer.connect({ timeout: 30 })).rejects.toMatchObject({ code: 'FRAME_TOO_LARGE' })
+    await expect(peer.connect({ connectTimeout: 30 })).rejects.toMatchObject({ code: 'FRAME_TOO_LARGE' })
   })
 })
 

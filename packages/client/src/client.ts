@@ -423,7 +423,9 @@ export class Sluice {
         reject(aborted(signal, false))
         return
       }
-      const timer = setTimeout(() => this.#shut(this.#unreachable()), this.#settings.connectTimeoutMs)
+      const { connectTimeoutMs, timeoutMs } = this.#settings
+      // One try alone still has to end when somebody listens there and says nothing.
+      const timer = setTimeout(() => this.#shut(this.#unreachable()), connectTimeoutMs || timeoutMs)
       const onAbort = (): void => this.#shut(aborted(signal!, false))
       signal?.addEventListener('abort', onAbort, { once: true })
       const done = (): void => {
@@ -452,7 +454,7 @@ export class Sluice {
     const why = last === undefined ? `No broker answers at ${address.text}.` : last.message
     return new SluiceError(
       'UNREACHABLE',
-      `${why} Gave up after ${connectTimeoutMs} ms. Is the broker running, and is that its address?`,
+      `${why}${connectTimeoutMs === 0 ? '' : ` Gave up after ${connectTimeoutMs} ms.`} Is the broker running, and is that its address?`,
       { cause: last },
     )
   }
@@ -509,6 +511,10 @@ export class Sluice {
     if (this.#closed !== undefined) return
     if (FATAL.has(error.code)) {
       this.#shut(error)
+      return
+    }
+    if (this.#opening !== undefined && this.#settings.connectTimeoutMs === 0) {
+      this.#shut(this.#unreachable())
       return
     }
     if (error.code === 'PRODUCER_UNKNOWN') this.#producer.renew()

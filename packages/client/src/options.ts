@@ -29,8 +29,10 @@ export interface ConnectOptions {
   readonly maxInFlight?: number
   /** Most bytes that may be published and not yet confirmed. Default 16 MiB. */
   readonly maxInFlightBytes?: number
-  /** Deadline of each call. Default 30 s; `connect` itself gives up after 5 s unless this is given. */
+  /** Deadline of each call. Default 30 s. */
   readonly timeout?: Duration
+  /** How long `connect` goes on trying where no broker answers; 0: it tries once. Default 5 s. */
+  readonly connectTimeout?: Duration
   /** Interval in which either side must be heard, 100 ms to 5 min. Default 10 s. */
   readonly heartbeat?: Duration
   /** Aborts `connect`; it means nothing once connected. */
@@ -51,12 +53,20 @@ const TIMEOUT_MS_DEFAULT = 30_000
 const CONNECT_TIMEOUT_MS_DEFAULT = 5_000
 const MAX_IN_FLIGHT_DEFAULT = 10_000
 
-const CONNECT_OPTIONS = ['name', 'maxInFlight', 'maxInFlightBytes', 'timeout', 'heartbeat', 'signal'] as const
+const CONNECT_OPTIONS = [
+  'name',
+  'maxInFlight',
+  'maxInFlightBytes',
+  'timeout',
+  'connectTimeout',
+  'heartbeat',
+  'signal',
+] as const
 
 /** @throws SluiceError INVALID_URL, INVALID_ARGUMENT, NOT_SUPPORTED */
 export function connectSettings(url: string | undefined, options: ConnectOptions): Settings {
   onlyKnown('connect', options, CONNECT_OPTIONS, ['tls'])
-  const { name = '', maxInFlight, maxInFlightBytes, timeout, heartbeat } = options
+  const { name = '', maxInFlight, maxInFlightBytes, timeout, connectTimeout, heartbeat } = options
   if (typeof name !== 'string' || textBytes(name) > LIMITS.clientNameBytesMax) {
     throw new SluiceError(
       'INVALID_ARGUMENT',
@@ -75,7 +85,10 @@ export function connectSettings(url: string | undefined, options: ConnectOptions
       0xffff_ffff,
     ),
     timeoutMs: timeout === undefined ? TIMEOUT_MS_DEFAULT : parseDuration(timeout, 'timeout'),
-    connectTimeoutMs: timeout === undefined ? CONNECT_TIMEOUT_MS_DEFAULT : parseDuration(timeout, 'timeout'),
+    connectTimeoutMs:
+      connectTimeout === undefined
+        ? CONNECT_TIMEOUT_MS_DEFAULT
+        : parseDuration(connectTimeout, 'connectTimeout'),
     heartbeatMs: whole(
       'heartbeat',
       heartbeat === undefined ? LIMITS.heartbeatMsDefault : parseDuration(heartbeat, 'heartbeat'),

@@ -4,7 +4,7 @@
  */
 import { randomInt } from 'node:crypto'
 import { resolve } from 'node:path'
-import type { SluiceError } from '@sluice/protocol'
+import { MESSAGE_OVERHEAD_BYTES, type SluiceError } from '@sluice/protocol'
 import { Broker, type BrokerStatus } from './broker/broker.js'
 import { NodeDisk } from './log/disk.js'
 import { FileLog } from './log/file-log.js'
@@ -12,6 +12,7 @@ import { lockDirectory } from './log/lock.js'
 import { Clock } from './net/clock.js'
 import { Listener, type ListenerEvent } from './net/listener.js'
 import { SESSION_DEFAULTS, type Session, type SessionSettings } from './session/session.js'
+import { version } from './version.js'
 
 export interface ServerOptions {
   /** Default './data'. Made if it is missing. */
@@ -112,7 +113,12 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
       port: options.port ?? 7420,
       connectionsMax: options.connectionsMax ?? 10_000,
       receiveBytesMax: options.receiveBytesMax ?? 256 << 20,
-      settings: { ...SESSION_DEFAULTS, ...options.session },
+      settings: {
+        ...SESSION_DEFAULTS,
+        frameBytesMax: Math.max(SESSION_DEFAULTS.frameBytesMax, broker.messageBytesMax + MESSAGE_OVERHEAD_BYTES),
+        serverVersion: version(),
+        ...options.session,
+      },
       now: () => clock.now(),
       onEvent: (event, session, error) => onEvent(eventName(event), describe(session, error)),
     })

@@ -344,7 +344,7 @@ export class Broker {
     if (!this.#log.reserve(this.#tail.pendingBytes + length)) {
       throw new SluiceError(
         'DISK_LOW',
-        'Too little disk space is left to accept messages; consumers can go on.',
+        'The log has no room for more messages: too little disk space is free, or no further segment could be made. Consumers can go on.',
         { retryAfterMs: 1_000 },
       )
     }

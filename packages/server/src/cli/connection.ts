@@ -36,6 +36,8 @@ async function dial({ url, timeout }: GlobalOptions, label: string): Promise<Slu
   try {
     const sluice = await connect(url, {
       name: `sluice ${label}`,
+      // Somebody is looking on: what does not answer at once is said at once.
+      connectTimeout: 0,
       ...(timeout === undefined ? {} : { timeout: durationMs(timeout, '--timeout') }),
     })
     let isLost = false

@@ -13,7 +13,7 @@ import {
 } from './command.js'
 import { UsageError, failureOf, failureText } from './failure.js'
 import { OutputClosed, guardOutput } from './output.js'
-import { version } from './version.js'
+import { version } from '../version.js'
 
 const COMMANDS: readonly CommandEntry[] = [
   {

@@ -2,7 +2,6 @@
  * `sluice serve`: the broker as a process. Settings in, log out; a signal stops it in order, a second one at once; a
  * log that fails ends it with exit code 70, because nothing may be confirmed any more.
  */
-import { LIMITS, MESSAGE_OVERHEAD_BYTES } from '@sluice/protocol'
 import { startServer, type RunningServer } from '../server.js'
 import { command } from './command.js'
 import { EXIT, UsageError } from './failure.js'
@@ -18,7 +17,7 @@ import {
 } from './settings.js'
 import { onStop } from './signals.js'
 import { list } from './table.js'
-import { version } from './version.js'
+import { version } from '../version.js'
 
 /** The longest that stopping in order may take. */
 const STOP_MS_MAX = 9_500
@@ -71,14 +70,7 @@ async function run(settings: Settings, journal: Journal, isForPeople: boolean): 
     segmentBytes: settings['segment-bytes'],
     messageBytesMax: settings['max-message-bytes'],
     connectionsMax: settings['max-connections'],
-    session: {
-      serverVersion: version(),
-      heartbeatMs: settings.heartbeat,
-      frameBytesMax: Math.max(
-        LIMITS.frameBytesDefault,
-        settings['max-message-bytes'] + MESSAGE_OVERHEAD_BYTES,
-      ),
-    },
+    session: { heartbeatMs: settings.heartbeat },
     onEvent: (event, details) => {
       // `onFatal` tells of it.
       if (event !== 'log failed') journal.event(event, details)

@@ -226,7 +226,8 @@ export class Session implements Output, Consumer {
   /** Judges deadlines. `stallMs` is how late this call comes: nobody is blamed for what this process slept through. */
   tick(nowMs: number, stallMs: number): void {
     if (this.#stage === 'closed') return
-    this.#heardMs = Math.min(nowMs, this.#heardMs + stallMs)
+    // What is not read because of the disk cannot be heard either.
+    this.#heardMs = this.#isPaused ? nowMs : Math.min(nowMs, this.#heardMs + stallMs)
     if (this.#stage !== 'open') {
       if (nowMs - this.#begunMs - stallMs > this.#settings.handshakeMs) {
         this.fail(
