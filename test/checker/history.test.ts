@@ -1,7 +1,14 @@
 /** Every verdict of the checker is found in a history that deserves it, and none in one that does not. */
 import { afterAll, describe, expect, test } from 'vitest'
 import { VERDICTS, checkHistory, findingLines, violations } from './history.js'
-import type { CheckOptions, DeliverEvent, HistoryEvent, OperationOutcome, SettleEvent, Verdict } from './history.js'
+import type {
+  CheckOptions,
+  DeliverEvent,
+  HistoryEvent,
+  OperationOutcome,
+  SettleEvent,
+  Verdict,
+} from './history.js'
 
 const found = new Set<Verdict>()
 
@@ -63,12 +70,23 @@ describe('no findings', () => {
   })
 
   test('unknown and refused messages that never come', () => {
-    expect(verdicts([attempt('a'), attempt('b'), outcome('b', 'fail'), attempt('c'), outcome('c', 'unknown'), end()])).toEqual([])
+    expect(
+      verdicts([
+        attempt('a'),
+        attempt('b'),
+        outcome('b', 'fail'),
+        attempt('c'),
+        outcome('c', 'unknown'),
+        end(),
+      ]),
+    ).toEqual([])
   })
 
   test('a marked repeat, also to another consumer and before the unmarked one is read there', () => {
     expect(verdicts([...ok('a'), deliver('a'), deliver('a', { redelivered: true }), end()])).toEqual([])
-    expect(verdicts([...ok('a'), deliver('a', { redelivered: true }), deliver('a', { consumer: 'd' }), end()])).toEqual([])
+    expect(
+      verdicts([...ok('a'), deliver('a', { redelivered: true }), deliver('a', { consumer: 'd' }), end()]),
+    ).toEqual([])
   })
 
   test('what came before a purge may be gone', () => {
@@ -81,7 +99,13 @@ describe('no findings', () => {
   })
 
   test('two consumers may see two lines of one queue', () => {
-    const events = [...ok('a'), ...ok('b'), deliver('b', { offset: 1 }), deliver('a', { offset: 0, consumer: 'd' }), end()]
+    const events = [
+      ...ok('a'),
+      ...ok('b'),
+      deliver('b', { offset: 1 }),
+      deliver('a', { offset: 0, consumer: 'd' }),
+      end(),
+    ]
     expect(verdicts(events)).toEqual([])
   })
 })
@@ -97,7 +121,15 @@ describe('lost', () => {
   })
 
   test('delivered, given back and never seen again', () => {
-    const events = [...ok('a'), ...ok('b'), deliver('a'), deliver('b'), settle('b'), settle('a', { action: 'release' }), end()]
+    const events = [
+      ...ok('a'),
+      ...ok('b'),
+      deliver('a'),
+      deliver('b'),
+      settle('b'),
+      settle('a', { action: 'release' }),
+      end(),
+    ]
     expect(verdicts(events)).toEqual(['lost a'])
   })
 
@@ -122,13 +154,17 @@ describe('unexpected', () => {
   })
 
   test('on another queue, or with another body', () => {
-    expect(verdicts([...ok('a'), deliver('a'), deliver('a', { queue: 'r' }), end()])).toEqual(['unexpected a'])
+    expect(verdicts([...ok('a'), deliver('a'), deliver('a', { queue: 'r' }), end()])).toEqual([
+      'unexpected a',
+    ])
     expect(verdicts([...ok('a'), deliver('a', { body: 'body of b' }), end()])).toEqual(['unexpected a'])
   })
 
   test('after its ack was confirmed: to the same consumer, and to any where the order of events is known', () => {
     const again = { redelivered: true }
-    expect(verdicts([...ok('a'), deliver('a'), settle('a'), deliver('a', again), end()])).toEqual(['unexpected a'])
+    expect(verdicts([...ok('a'), deliver('a'), settle('a'), deliver('a', again), end()])).toEqual([
+      'unexpected a',
+    ])
     const other = [...ok('a'), deliver('a'), settle('a'), deliver('a', { ...again, consumer: 'd' }), end()]
     expect(verdicts(other)).toEqual([])
     expect(verdicts(other, { totalOrder: true })).toEqual(['unexpected a'])
@@ -138,7 +174,9 @@ describe('unexpected', () => {
 describe('duplicated', () => {
   test('twice without the mark', () => {
     expect(verdicts([...ok('a'), deliver('a'), deliver('a'), end()])).toEqual(['duplicated a'])
-    expect(verdicts([...ok('a'), deliver('a'), deliver('a', { consumer: 'd' }), end()])).toEqual(['duplicated a'])
+    expect(verdicts([...ok('a'), deliver('a'), deliver('a', { consumer: 'd' }), end()])).toEqual([
+      'duplicated a',
+    ])
   })
 
   test('first with the mark, then without', () => {
@@ -149,8 +187,12 @@ describe('duplicated', () => {
   test('accepted at two offsets', () => {
     const again = deliver('a', { offset: 1, redelivered: true })
     expect(verdicts([...ok('a'), deliver('a', { offset: 0 }), again, end()])).toEqual(['duplicated a'])
-    expect(verdicts([attempt('a'), outcome('a', 'ok', 0), deliver('a', { offset: 1 }), end()])).toEqual(['duplicated a'])
-    expect(verdicts([attempt('a'), deliver('a', { offset: 1 }), outcome('a', 'ok', 0), end()])).toEqual(['duplicated a'])
+    expect(verdicts([attempt('a'), outcome('a', 'ok', 0), deliver('a', { offset: 1 }), end()])).toEqual([
+      'duplicated a',
+    ])
+    expect(verdicts([attempt('a'), deliver('a', { offset: 1 }), outcome('a', 'ok', 0), end()])).toEqual([
+      'duplicated a',
+    ])
   })
 })
 

@@ -182,11 +182,21 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
       find('unexpected', queue, message.name, 'its body is not the one that was published')
     }
     if (message.ackedBy !== undefined && (options.totalOrder === true || message.ackedBy === consumer)) {
-      find('unexpected', queue, message.name, `it was delivered after its ack by ${message.ackedBy} was confirmed`)
+      find(
+        'unexpected',
+        queue,
+        message.name,
+        `it was delivered after its ack by ${message.ackedBy} was confirmed`,
+      )
     }
     if (event.offset !== undefined) {
       if (message.offset !== undefined && message.offset !== event.offset) {
-        find('duplicated', queue, message.name, `it is at offset ${message.offset} and at offset ${event.offset}`)
+        find(
+          'duplicated',
+          queue,
+          message.name,
+          `it is at offset ${message.offset} and at offset ${event.offset}`,
+        )
       }
       message.offset ??= event.offset
     }
@@ -213,7 +223,12 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
     }
     const latest = line.sequences.get(attempt.producer) ?? -Infinity
     if (event.offset !== undefined && event.offset <= line.offset) {
-      find('reordered', event.queue, event.message, `${event.consumer} got offset ${event.offset} after ${line.offset}`)
+      find(
+        'reordered',
+        event.queue,
+        event.message,
+        `${event.consumer} got offset ${event.offset} after ${line.offset}`,
+      )
     } else if (attempt.sequence !== undefined && attempt.sequence <= latest) {
       find(
         'reordered',
@@ -223,7 +238,8 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
       )
     }
     line.offset = Math.max(line.offset, event.offset ?? -1)
-    if (attempt.sequence !== undefined) line.sequences.set(attempt.producer, Math.max(latest, attempt.sequence))
+    if (attempt.sequence !== undefined)
+      line.sequences.set(attempt.producer, Math.max(latest, attempt.sequence))
   }
 
   const settle = (event: SettleEvent): void => {
@@ -259,11 +275,17 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
       }
       case 'outcome': {
         const message = messages.get(event.message)
-        if (message === undefined) throw new Error(`the history answers message ${event.message}, which it does not attempt`)
+        if (message === undefined)
+          throw new Error(`the history answers message ${event.message}, which it does not attempt`)
         if (event.offset !== undefined) {
           if (message.offset !== undefined && message.offset !== event.offset) {
             const { queue } = message.attempt
-            find('duplicated', queue, message.name, `it is at offset ${message.offset} and at offset ${event.offset}`)
+            find(
+              'duplicated',
+              queue,
+              message.name,
+              `it is at offset ${message.offset} and at offset ${event.offset}`,
+            )
           }
           message.offset ??= event.offset
         }
@@ -278,7 +300,8 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
         settle(event)
         break
       case 'remove':
-        if (event.outcome !== 'fail') for (const message of queueOf(event.queue).messages) message.mayBeRemoved = true
+        if (event.outcome !== 'fail')
+          for (const message of queueOf(event.queue).messages) message.mayBeRemoved = true
         break
       case 'end':
         queueOf(event.queue).end = event
@@ -313,17 +336,23 @@ export function violations(report: Report): readonly Finding[] {
 
 /** The first findings as lines of text, for a failure message. */
 export function findingLines(findings: readonly Finding[], most = 10): string {
-  const lines = findings.slice(0, most).map(({ verdict, queue, subject, why }) => `${verdict} ${queue} ${subject}: ${why}`)
+  const lines = findings
+    .slice(0, most)
+    .map(({ verdict, queue, subject, why }) => `${verdict} ${queue} ${subject}: ${why}`)
   if (findings.length > most) lines.push(`and ${findings.length - most} more`)
   return lines.join('\n')
 }
 
-function judgeQueue(queue: QueueView, find: (verdict: Verdict, queue: string, subject: string, why: string) => void): void {
+function judgeQueue(
+  queue: QueueView,
+  find: (verdict: Verdict, queue: string, subject: string, why: string) => void,
+): void {
   const { name, end, messages } = queue
   for (const message of messages) {
     if (message.deliveries === 0) continue
     if (message.outcome === 'fail') find('unexpected', name, message.name, 'it was refused and delivered')
-    if (message.outcome === 'unknown') find('recovered', name, message.name, 'its producer did not learn that it was accepted')
+    if (message.outcome === 'unknown')
+      find('recovered', name, message.name, 'its producer did not learn that it was accepted')
   }
   if (end === undefined) {
     if (messages.length > 0) find('stuck', name, name, 'it was never drained')
@@ -340,10 +369,17 @@ function judgeQueue(queue: QueueView, find: (verdict: Verdict, queue: string, su
   }
   // What was delivered and not finished comes back, or is dead: who those are only their number can tell.
   if (queue.settles === 0) return
-  const unfinished = messages.filter((message) => message.deliveries > 0 && !message.finished && !message.mayBeRemoved)
+  const unfinished = messages.filter(
+    (message) => message.deliveries > 0 && !message.finished && !message.mayBeRemoved,
+  )
   if (unfinished.length > end.dead) {
     for (const message of unfinished) {
-      find('lost', name, message.name, `it was delivered, not finished, and is gone; only ${end.dead} are dead`)
+      find(
+        'lost',
+        name,
+        message.name,
+        `it was delivered, not finished, and is gone; only ${end.dead} are dead`,
+      )
     }
   }
 }

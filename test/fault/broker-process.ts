@@ -26,6 +26,9 @@ function codeOf(error: unknown): string {
   return error instanceof Error && 'code' in error ? String(error.code) : ''
 }
 
+// Standard input is the parent's end of a pipe: a broker that a test forgets, or cannot end any more, ends with it.
+process.stdin.on('end', () => process.exit(1)).resume()
+
 try {
   const options = JSON.parse(process.argv[2] ?? '{}') as BrokerArguments
   say({ is: 'beginning' })

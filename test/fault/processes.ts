@@ -49,7 +49,7 @@ export class ScriptProcess {
     const command = [...(options.under ?? []), process.execPath, scriptPath(script), JSON.stringify(argument)]
     this.child = spawn(command[0]!, command.slice(1), {
       env: { ...process.env, NODE_OPTIONS: '', ...options.env },
-      stdio: ['ignore', 'pipe', 'pipe', ...(options.ipc === true ? ['ipc' as const] : [])],
+      stdio: ['pipe', 'pipe', 'pipe', ...(options.ipc === true ? ['ipc' as const] : [])],
     })
     this.exited = new Promise((resolve) => {
       const done = (exit: Exit): void => {

@@ -43,7 +43,13 @@ describe('a broker whose process is stopped now and then', () => {
     const total = new Map<string, number>()
     const seeds = seedsFrom(5_001, 20, 50)
     for (const seed of seeds) {
-      const { counts } = await runWorld({ seed, onlyStalls: true, lives: 1, steps: 3000, file: 'test/simulation/clock.test.ts' })
+      const { counts } = await runWorld({
+        seed,
+        onlyStalls: true,
+        lives: 1,
+        steps: 3000,
+        file: 'test/simulation/clock.test.ts',
+      })
       for (const [what, count] of counts) total.set(what, (total.get(what) ?? 0) + count)
     }
     if (ONE_SEED !== undefined) return

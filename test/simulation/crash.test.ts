@@ -19,14 +19,21 @@ test(
     const isFull = (): boolean => ONE_SEED === undefined && counts.images >= WANTED
     const begun = process.cpuUsage()
     let runs = 0
-    for (let seed = ONE_SEED ?? FIRST_SEED; runs === 0 || !(isFull() || ONE_SEED !== undefined); seed++) {
+    for (let seed = ONE_SEED ?? FIRST_SEED; ; seed++) {
       const points = new CrashPoints(seed, counts, 1, isFull)
-      await runWorld({ seed, file: 'test/simulation/crash.test.ts', onDiskUse: (world) => points.look(world) })
+      await runWorld({
+        seed,
+        file: 'test/simulation/crash.test.ts',
+        onDiskUse: (world) => points.look(world),
+      })
       runs++
-      expect(counts.images, `seed ${seed}`).toBeGreaterThan(ONE_SEED === undefined && !isFull() ? runs * IMAGES_PER_RUN_LEAST : 0)
+      if (ONE_SEED !== undefined || isFull()) break
+      expect(counts.images, `seed ${seed}`).toBeGreaterThan(runs * IMAGES_PER_RUN_LEAST)
     }
     const { user, system } = process.cpuUsage(begun)
-    console.log(`${JSON.stringify(counts)} in ${runs} runs, ${Math.round((user + system) / 1e6)} s of processor time`)
+    console.log(
+      `${JSON.stringify(counts)} in ${runs} runs, ${Math.round((user + system) / 1e6)} s of processor time`,
+    )
     if (ONE_SEED !== undefined) return
     expect(counts.images).toBe(WANTED)
     // Each kind of image and of recovery has its share.

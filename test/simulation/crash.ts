@@ -36,7 +36,20 @@ export interface CrashCounts {
 }
 
 export function noCrashes(): CrashCounts {
-  return { images: 0, withUnfinished: 0, torn: 0, afterStop: 0, fromCheckpoint: 0, messages: 0, batches: 0, again: 0, interrupted: 0, resent: 0, drained: 0, drainedMessages: 0 }
+  return {
+    images: 0,
+    withUnfinished: 0,
+    torn: 0,
+    afterStop: 0,
+    fromCheckpoint: 0,
+    messages: 0,
+    batches: 0,
+    again: 0,
+    interrupted: 0,
+    resent: 0,
+    drained: 0,
+    drainedMessages: 0,
+  }
 }
 
 interface Recovered {
@@ -79,7 +92,9 @@ export class CrashPoints {
   async #check(world: World, image: SimulatedDisk): Promise<void> {
     const { counts } = this
     const chance = this.#chance
-    const interrupted = chance.hit(INTERRUPTED_SHARE) ? image.clone({ mode: 'queued', random: chance.random }) : undefined
+    const interrupted = chance.hit(INTERRUPTED_SHARE)
+      ? image.clone({ mode: 'queued', random: chance.random })
+      : undefined
     counts.images++
     const recovered = await this.#recover(world, image)
     const { broker, log, bounds } = recovered
@@ -95,7 +110,11 @@ export class CrashPoints {
       // 17: recovery is over and durable; recovering from there gives the same.
       counts.again++
       const again = await this.#recover(world, image.crash(chance.random))
-      if (again.bounds.nextLsn !== bounds.nextLsn + 1) throw new Violation(17, `after recovery the log ends with entry ${again.bounds.nextLsn - 1}, not ${bounds.nextLsn}`)
+      if (again.bounds.nextLsn !== bounds.nextLsn + 1)
+        throw new Violation(
+          17,
+          `after recovery the log ends with entry ${again.bounds.nextLsn - 1}, not ${bounds.nextLsn}`,
+        )
       this.#compare(world, again, state, true)
     }
     if (chance.hit(USED_SHARE)) {
@@ -107,7 +126,9 @@ export class CrashPoints {
   }
 
   #compare(world: World, { broker, log }: Recovered, state: LedgerState, afterCrash: boolean): void {
-    const compared = compareRecovered(broker, log, state, afterCrash, (identity) => world.lowestUnanswered(identity))
+    const compared = compareRecovered(broker, log, state, afterCrash, (identity) =>
+      world.lowestUnanswered(identity),
+    )
     this.counts.messages += compared.messages
     this.counts.batches += compared.batches
   }
@@ -128,12 +149,21 @@ export class CrashPoints {
     const ledger = world.ledger
     // At most the boot mark of the recovery that was cut short stands behind.
     const base = reported === undefined ? Math.min(last, ledger.written.lsn) : reported.nextLsn - 1
-    if (last < base || last > base + 1) throw new Violation(17, `recovery was cut short behind entry ${base}; the next one finds ${last}`)
+    if (last < base || last > base + 1)
+      throw new Violation(17, `recovery was cut short behind entry ${base}; the next one finds ${last}`)
     const state = ledger.allows(base)
     this.#compare(world, recovered, state, last > base || !state.closed)
   }
 
-  #begin(world: World, disk: SimulatedDisk): { readonly broker: Promise<Broker>; readonly log: FileLog; readonly bounds: Promise<LogBounds>; readonly turns: (() => void)[] } {
+  #begin(
+    world: World,
+    disk: SimulatedDisk,
+  ): {
+    readonly broker: Promise<Broker>
+    readonly log: FileLog
+    readonly bounds: Promise<LogBounds>
+    readonly turns: (() => void)[]
+  } {
     const log = new FileLog({
       disk,
       segmentBytes: world.segmentBytes,
@@ -168,7 +198,12 @@ export class CrashPoints {
 
   async #recover(world: World, disk: SimulatedDisk): Promise<Recovered> {
     const opening = this.#begin(world, disk)
-    return { broker: await opening.broker, log: opening.log, bounds: await opening.bounds, turns: opening.turns }
+    return {
+      broker: await opening.broker,
+      log: opening.log,
+      bounds: await opening.bounds,
+      turns: opening.turns,
+    }
   }
 
   /** 3: what producers would send again is answered as before, or taken now. */
@@ -185,15 +220,26 @@ export class CrashPoints {
         const what = `batch ${attempt.number} of ${sender.name}, sent again`
         let base: number
         try {
-          base = broker.publish(producer, attempt.queue, attempt.batch, 0, attempt.batch.length, attempt.number - lowest)
+          base = broker.publish(
+            producer,
+            attempt.queue,
+            attempt.batch,
+            0,
+            attempt.batch.length,
+            attempt.number - lowest,
+          )
         } catch (error) {
           const { code } = error as SluiceError
-          if (known !== undefined || code === 'UNKNOWN_OUTCOME') throw new Violation(3, `${what}, is refused with ${code}`)
-          if (queue !== undefined && !attempt.expects?.includes(code)) throw new Violation(3, `${what}, is refused with ${code}`)
+          if (known !== undefined || code === 'UNKNOWN_OUTCOME')
+            throw new Violation(3, `${what}, is refused with ${code}`)
+          if (queue !== undefined && !attempt.expects?.includes(code))
+            throw new Violation(3, `${what}, is refused with ${code}`)
           continue
         }
-        if (known !== undefined ? base !== known.base : base !== next) throw new Violation(3, `${what}, is accepted at ${base}; known at ${known?.base}, next ${next}`)
-        if (known === undefined && readU64(attempt.batch, 24) !== attempt.number) throw new Error('an attempt does not carry its number')
+        if (known !== undefined ? base !== known.base : base !== next)
+          throw new Violation(3, `${what}, is accepted at ${base}; known at ${known?.base}, next ${next}`)
+        if (known === undefined && readU64(attempt.batch, 24) !== attempt.number)
+          throw new Error('an attempt does not carry its number')
       }
     }
   }
@@ -208,19 +254,33 @@ export class CrashPoints {
       let wrong: Violation | undefined
       const consumer: Consumer = {
         isReady: true,
-        deliver: (_subscription: Subscription, run: Run, _firstTag: number, count: number, bytes: Uint8Array, start: number, end: number) => {
+        deliver: (
+          _subscription: Subscription,
+          run: Run,
+          _firstTag: number,
+          count: number,
+          bytes: Uint8Array,
+          start: number,
+          end: number,
+        ) => {
           for (const [i, record] of splitRecords(bytes, start, end).entries()) {
             const offset = run.offset + i
             // Those that were tried go by due time, the others by offset; a clock can have been set back between them.
             const dueMs = saved.live.get(offset)?.dueMs
-            if (got.has(offset)) wrong ??= new Violation(7, `offset ${offset} of ${saved.name} is handed out twice`)
-            const isBehind = dueMs === undefined ? offset < plain : dueMs < tried.dueMs || (dueMs === tried.dueMs && offset < tried.offset)
-            if (isBehind) wrong ??= new Violation(12, `offset ${offset} of ${saved.name} comes too late after recovery`)
+            if (got.has(offset))
+              wrong ??= new Violation(7, `offset ${offset} of ${saved.name} is handed out twice`)
+            const isBehind =
+              dueMs === undefined
+                ? offset < plain
+                : dueMs < tried.dueMs || (dueMs === tried.dueMs && offset < tried.offset)
+            if (isBehind)
+              wrong ??= new Violation(12, `offset ${offset} of ${saved.name} comes too late after recovery`)
             if (dueMs === undefined) plain = offset
             else tried = { dueMs, offset }
             got.set(offset, { record, redelivered: run.redelivered })
           }
-          if (count !== splitRecords(bytes, start, end).length) wrong ??= new Violation(2, `a run of ${count} of ${saved.name} is not whole`)
+          if (count !== splitRecords(bytes, start, end).length)
+            wrong ??= new Violation(2, `a run of ${count} of ${saved.name} is not whole`)
         },
         drained: () => {},
         ended: (_subscription, error) => {
@@ -228,7 +288,7 @@ export class CrashPoints {
         },
       }
       broker.subscribe(saved.name as never, 1, consumer, 65_535, 0xffff_ffff, undefined)
-      for (let quiet = 0; quiet < 3; ) {
+      for (let quiet = 0; quiet < 3;) {
         const turn = turns.shift()
         turn?.()
         await new Promise((resolve) => setImmediate(resolve))
@@ -236,7 +296,11 @@ export class CrashPoints {
       }
       if (wrong !== undefined) throw wrong
       const { ready, scheduled } = broker.info(saved.name as never)
-      if (ready > 0) throw new Violation(16, `${ready} messages of ${saved.name} wait after recovery although there is credit`)
+      if (ready > 0)
+        throw new Violation(
+          16,
+          `${ready} messages of ${saved.name} wait after recovery although there is credit`,
+        )
       let waiting = 0
       for (const [offset, message] of saved.live) {
         if (message.dead !== undefined) continue
@@ -246,10 +310,22 @@ export class CrashPoints {
           continue
         }
         this.counts.drainedMessages++
-        if (!sameBytes(found.record, message.record)) throw new Violation(2, `offset ${offset} of ${saved.name} is handed out with other bytes after recovery`)
-        if (afterCrash && !found.redelivered) throw new Violation(22, `offset ${offset} of ${saved.name} is handed out after a crash without the mark`)
+        if (!sameBytes(found.record, message.record))
+          throw new Violation(
+            2,
+            `offset ${offset} of ${saved.name} is handed out with other bytes after recovery`,
+          )
+        if (afterCrash && !found.redelivered)
+          throw new Violation(
+            22,
+            `offset ${offset} of ${saved.name} is handed out after a crash without the mark`,
+          )
       }
-      if (waiting !== scheduled) throw new Violation(1, `${waiting} messages of ${saved.name} are not handed out after recovery; ${scheduled} are scheduled`)
+      if (waiting !== scheduled)
+        throw new Violation(
+          1,
+          `${waiting} messages of ${saved.name} are not handed out after recovery; ${scheduled} are scheduled`,
+        )
     }
   }
 }

@@ -1,6 +1,7 @@
 /** H1: every planted bug is found, within few seeds. */
 import { expect, test } from 'vitest'
 import { CrashPoints, noCrashes } from './crash.js'
+import type { Defect } from './defect.js'
 import { DEFECTS } from './defects.js'
 import { SimulationFailure } from './trace.js'
 import { runWorld } from './world.js'
@@ -11,14 +12,20 @@ const SHARE = 0.05
 
 const found: string[] = []
 
-test.each(DEFECTS)('found: $name', { timeout: 300_000 }, async (defect) => {
-  let failure: unknown
-  for (let seed = 1; seed <= SEEDS_MAX && failure === undefined; seed++) {
+async function firstFailure(defect: Defect): Promise<unknown> {
+  for (let seed = 1; seed <= SEEDS_MAX; seed++) {
     const points = new CrashPoints(seed, noCrashes(), SHARE, () => false)
-    await runWorld({ seed, defect, onDiskUse: (world) => points.look(world) }).catch((error: unknown) => {
-      failure = error
-    })
+    try {
+      await runWorld({ seed, defect, onDiskUse: (world) => points.look(world) })
+    } catch (error) {
+      return error
+    }
   }
+  return undefined
+}
+
+test.each(DEFECTS)('found: $name', { timeout: 300_000 }, async (defect) => {
+  const failure = await firstFailure(defect)
   expect(failure, `not found in ${SEEDS_MAX} seeds`).toBeInstanceOf(SimulationFailure)
   found.push(defect.name)
 })

@@ -17,7 +17,11 @@ import type { SimulatedDisk } from './disk.js'
 // ------------------------------------------------------------------------------------------------------ the disk
 
 /** A disk whose files, or itself, do some things differently. */
-function otherDisk(disk: Disk, change: Partial<Disk>, file: (file: DiskFile, durable: boolean) => Partial<DiskFile> = () => ({})): Disk {
+function otherDisk(
+  disk: Disk,
+  change: Partial<Disk>,
+  file: (file: DiskFile, durable: boolean) => Partial<DiskFile> = () => ({}),
+): Disk {
   return {
     list: () => disk.list(),
     open: async (name, options) => {
@@ -66,18 +70,39 @@ function otherLog(log: Log, change: Partial<Log>): Log {
 }
 
 /** Where the log on this disk ends, without touching it. */
-async function endOf(disk: SimulatedDisk): Promise<{ log: FileLog; bounds: Awaited<ReturnType<FileLog['open']>>; copy: SimulatedDisk } | undefined> {
+async function endOf(
+  disk: SimulatedDisk,
+): Promise<{ log: FileLog; bounds: Awaited<ReturnType<FileLog['open']>>; copy: SimulatedDisk } | undefined> {
   if (disk.names().length === 0) return undefined
   const copy = disk.clone({})
-  const log = new FileLog({ disk: copy, segmentBytes: 16 * 1024, lowFreeBytes: 0, now: () => 0, random32: () => 0, sleep: () => new Promise(() => {}) })
+  const log = new FileLog({
+    disk: copy,
+    segmentBytes: 16 * 1024,
+    lowFreeBytes: 0,
+    now: () => 0,
+    random32: () => 0,
+    sleep: () => new Promise(() => {}),
+  })
   return { log, bounds: await log.open(), copy }
 }
 
-async function lastEntry(disk: SimulatedDisk): Promise<{ log: FileLog; position: number; bytes: Uint8Array; nextPosition: number; lastCrc: number; nextLsn: number; salt: number } | undefined> {
+async function lastEntry(disk: SimulatedDisk): Promise<
+  | {
+      log: FileLog
+      position: number
+      bytes: Uint8Array
+      nextPosition: number
+      lastCrc: number
+      nextLsn: number
+      salt: number
+    }
+  | undefined
+> {
   const end = await endOf(disk)
   if (end === undefined) return undefined
   let last: { position: number; bytes: Uint8Array } | undefined
-  for await (const { position, bytes } of end.log.read(end.bounds.firstPosition)) last = { position, bytes: bytes.slice() }
+  for await (const { position, bytes } of end.log.read(end.bounds.firstPosition))
+    last = { position, bytes: bytes.slice() }
   return last === undefined ? undefined : { log: end.log, ...last, ...end.bounds }
 }
 
@@ -88,7 +113,10 @@ function damageAt(disk: SimulatedDisk, segmentBytes: number, position: number, b
 // --------------------------------------------------------------------------------------------------- the sessions
 
 /** Passes on what the broker writes, frame by frame; `change` gives what goes out instead. */
-function otherFrames(transport: Transport, change: (opcode: number, frame: Uint8Array) => Uint8Array[]): Transport {
+function otherFrames(
+  transport: Transport,
+  change: (opcode: number, frame: Uint8Array) => Uint8Array[],
+): Transport {
   return {
     get peer() {
       return transport.peer
@@ -150,7 +178,10 @@ export const DEFECTS: readonly Defect[] = [
     disk: (disk) =>
       otherDisk(disk, {}, (file, durable) =>
         durable && isNames('x.segment')
-          ? { write: (position, bytes) => file.write(position, bytes.length > 2048 ? bytes.subarray(0, bytes.length - 1024) : bytes) }
+          ? {
+              write: (position, bytes) =>
+                file.write(position, bytes.length > 2048 ? bytes.subarray(0, bytes.length - 1024) : bytes),
+            }
           : {},
       ),
   },
@@ -158,19 +189,27 @@ export const DEFECTS: readonly Defect[] = [
     name: 'the last sector of a write is dropped',
     disk: (disk) =>
       otherDisk(disk, {}, (file, durable) =>
-        durable ? { write: (position, bytes) => file.write(position, bytes.length > 512 ? bytes.subarray(0, bytes.length - 512) : bytes) } : {},
+        durable
+          ? {
+              write: (position, bytes) =>
+                file.write(position, bytes.length > 512 ? bytes.subarray(0, bytes.length - 512) : bytes),
+            }
+          : {},
       ),
   },
   {
     name: 'a failed write is called a success',
     disk: (disk) =>
-      otherDisk(disk, {}, (file) => ({ write: (position, bytes) => file.write(position, bytes).catch(() => {}) })),
+      otherDisk(disk, {}, (file) => ({
+        write: (position, bytes) => file.write(position, bytes).catch(() => {}),
+      })),
   },
   {
     name: 'the newest entry is forgotten at the start',
     beforeOpen: async (disk) => {
       const last = await lastEntry(disk)
-      if (last !== undefined) damageAt(disk, last.log.segmentBytes, last.position, new Uint8Array(last.bytes.length))
+      if (last !== undefined)
+        damageAt(disk, last.log.segmentBytes, last.position, new Uint8Array(last.bytes.length))
     },
   },
   {
@@ -182,8 +221,17 @@ export const DEFECTS: readonly Defect[] = [
       const stale = last.bytes.slice()
       const { length, epoch, timeMs, batches } = readEntryHeader(stale, 0)
       const { segmentBytes } = last.log
-      if (length <= ENTRY_HEADER_BYTES || (last.nextPosition % segmentBytes) + stale.length > segmentBytes) return
-      sealEntry(stale, 0, length, { lsn: last.nextLsn, position: last.nextPosition, epoch, previousCrc: last.lastCrc, timeMs, salt: last.salt, batches })
+      if (length <= ENTRY_HEADER_BYTES || (last.nextPosition % segmentBytes) + stale.length > segmentBytes)
+        return
+      sealEntry(stale, 0, length, {
+        lsn: last.nextLsn,
+        position: last.nextPosition,
+        epoch,
+        previousCrc: last.lastCrc,
+        timeMs,
+        salt: last.salt,
+        batches,
+      })
       damageAt(disk, segmentBytes, last.nextPosition, stale)
     },
   },
@@ -201,11 +249,13 @@ export const DEFECTS: readonly Defect[] = [
   },
   {
     name: 'bytes are sent twice',
-    transport: (transport) => otherFrames(transport, (opcode, frame) => (opcode === OP.PUBLISH_OK ? [frame, frame] : [frame])),
+    transport: (transport) =>
+      otherFrames(transport, (opcode, frame) => (opcode === OP.PUBLISH_OK ? [frame, frame] : [frame])),
   },
   {
     name: 'a delivery is sent twice, beyond the credit',
-    transport: (transport) => otherFrames(transport, (opcode, frame) => (opcode === OP.DELIVER ? [frame, frame] : [frame])),
+    transport: (transport) =>
+      otherFrames(transport, (opcode, frame) => (opcode === OP.DELIVER ? [frame, frame] : [frame])),
   },
   {
     name: 'the redelivered mark is lost on the way',
@@ -301,7 +351,10 @@ export const DEFECTS: readonly Defect[] = [
         const producer = attach(identity, accepted)
         if (!known.has(identity)) {
           known.add(identity)
-          producer.acceptedAt = (...args) => (producer.highest >= args[0] && args[0] < 4 ? -1 : BrokerProducer.prototype.acceptedAt.apply(producer, args))
+          producer.acceptedAt = (...args) =>
+            producer.highest >= args[0] && args[0] < 4
+              ? -1
+              : BrokerProducer.prototype.acceptedAt.apply(producer, args)
         }
         return producer
       }

@@ -218,7 +218,7 @@ export class Model {
       )
     if (answer !== 'UNKNOWN_OUTCOME' && answer !== 'NUMBER_REUSED' && known === undefined)
       producer.refused.set(number, answer)
-      for (const name of attempt.names) this.judgedAnew.add(name)
+    for (const name of attempt.names) this.judgedAnew.add(name)
   }
 
   /**
@@ -227,7 +227,8 @@ export class Model {
    */
   forgotten(identity: string): void {
     const producer = this.#producer(identity)
-    if (producer.accepted.size > 0) throw new Violation(3, `producer ${identity} is forgotten, and had batches accepted`)
+    if (producer.accepted.size > 0)
+      throw new Violation(3, `producer ${identity} is forgotten, and had batches accepted`)
     producer.refused.clear()
     producer.told = 0
   }

@@ -67,7 +67,7 @@ const HOUR_MS = 3_600_000
 const HEALING_STEPS_MAX = 150_000
 const SLACK_MS = 200
 
-export class World implements Surroundings {
+export class World implements Surroundings, Listening {
   readonly seed: number
   readonly chance: Chance
   readonly trace = new Trace()
@@ -320,7 +320,7 @@ export class World implements Surroundings {
       this.#closed(link, why),
     )
     defect?.session?.(session)
-    tapSession(session, broker, conversation, this.#owed, this.#listening)
+    tapSession(session, broker, conversation, this.#owed, this)
     link.session = session
     link.slow = !this.isHealing && this.#options.onlyStalls !== true && this.chance.hit(0.15)
     this.#links.push(link)
@@ -454,23 +454,6 @@ export class World implements Surroundings {
 
   // ----------------------------------------------------------------------------------------------- birth and death
 
-  readonly #listening: Listening = (() => {
-    const world = this
-    return {
-      get model() {
-        return world.model
-      },
-      get ledger() {
-        return world.ledger
-      },
-      get attempts() {
-        return world.attempts
-      },
-      guard: (work) => this.guard(work),
-      removed: (queue) => this.history.push({ kind: 'remove', queue, outcome: 'ok' }),
-    } satisfies Listening
-  })()
-
   #owed: ReturnType<typeof tapBroker> = { promise: undefined }
 
   #diskOptions(): SimulatedDiskOptions {
@@ -514,7 +497,7 @@ export class World implements Surroundings {
     this.witness.isDead = false
     await defect?.beforeOpen?.(this.disk)
     const files = this.openLog(this.disk)
-    const log = new TappedLog(defect?.log?.(files) ?? files, this.#listening)
+    const log = new TappedLog(defect?.log?.(files) ?? files, this)
     this.log = log
     const wasClosed = (): boolean => this.ledger.written.closed
     let afterClose = true
@@ -541,7 +524,7 @@ export class World implements Surroundings {
       },
     )
     if (this.#fatal !== undefined)
-      throw new Violation('R5', `the broker failed while it started: ${String(this.#fatal)}`)
+      throw new Violation('R5', `the broker failed while it started: ${textOf(this.#fatal)}`)
     this.count(files.recovery.tail === undefined ? 'tail unknown' : `tail ${files.recovery.tail}`)
     if (broker.status.afterCrash === afterClose)
       throw new Violation(22, `after ${afterClose ? 'a stop' : 'a crash'} the broker believes the contrary`)
@@ -550,7 +533,7 @@ export class World implements Surroundings {
     compareRecovered(broker, log, this.ledger.written, broker.status.afterCrash, (identity) =>
       this.lowestUnanswered(identity),
     )
-    this.#owed = tapBroker(broker, this.#listening)
+    this.#owed = tapBroker(broker, this)
     this.broker = broker
     this.#tickedMs = this.nowMs
     this.trace.note(`boot ${broker.boot} entries ${broker.status.entries}`)
@@ -661,7 +644,7 @@ export class World implements Surroundings {
   #failed(error: unknown): void {
     this.#fatal = error
     this.witness.isDead = true
-    this.trace.note(`fatal ${error instanceof Error ? error.message : String(error)}`)
+    this.trace.note(`fatal ${textOf(error)}`)
     const isDisk = error instanceof SluiceError && error.code === 'LOG_FAILED'
     if (!isDisk || !this.#faulted) this.#violation ??= error
   }
@@ -683,7 +666,12 @@ export class World implements Surroundings {
   }
 
   #check(): void {
-    if (this.#violation !== undefined) throw this.#violation
+    const violation = this.#violation
+    if (violation !== undefined) throw violation instanceof Error ? violation : new Error(textOf(violation))
+  }
+
+  removed(queue: string): void {
+    this.history.push({ kind: 'remove', queue, outcome: 'ok' })
   }
 
   count(what: string): void {
@@ -780,7 +768,8 @@ export class World implements Surroundings {
   /** What is counted by the parts of one life. */
   #tallyLife(): void {
     const { log } = this
-    for (const [what, count] of Object.entries(log?.counts ?? {})) this.counts.set(what, (this.counts.get(what) ?? 0) + count)
+    for (const [what, count] of Object.entries(log?.counts ?? {}))
+      this.counts.set(what, (this.counts.get(what) ?? 0) + count)
   }
 
   #tally(): void {
@@ -798,6 +787,10 @@ export class World implements Surroundings {
       if (typeof count === 'number') add(`witnessed ${what}`, count)
     for (const [code, count] of this.witness.counts.errors) add(`error ${code}`, count)
   }
+}
+
+function textOf(error: unknown): string {
+  return error instanceof Error ? error.message : JSON.stringify(error)
 }
 
 function errorText(_name: string, value: unknown): unknown {

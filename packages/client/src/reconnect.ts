@@ -2,7 +2,7 @@
  * When to dial again after a connection failed or was lost. Pure: time and randomness come as arguments.
  */
 
-export const RECONNECT = { delayMsMin: 50, delayMsMax: 5_000, stableMs: 5_000 } as const
+export const RECONNECT = { delayMsMin: 50, delayMsMax: 5_000, stableMs: 1_000 } as const
 
 /**
  * Wait before attempt `failures` + 1: doubles with each failure in a row, half of it random, so that the clients of a

@@ -5,11 +5,15 @@ import { SimulatedDisk, randomFrom } from '../../../../test/simulation/disk.js'
 import type { Fault, Random, SimulatedDiskOptions } from '../../../../test/simulation/disk.js'
 import { EntryWriter } from '../../../../test/simulation/entries.js'
 import type { MadeEntry } from '../../../../test/simulation/entries.js'
+import { DIRECTORY_ROWS, TAIL_ROWS, matchingRows } from './decisions.js'
+import type { DirectoryRow, TailRow } from './decisions.js'
 import { ENTRY_HEADER_BYTES, readEntryHeader } from './entry.js'
-import { DIRECTORY_ROWS, FileLog, TAIL_ROWS, defaultLowFreeBytes, matchingRows } from './file-log.js'
-import type { DirectoryRow, FileLogOptions, LogNotice, TailRow } from './file-log.js'
+import { FileLog } from './file-log.js'
+import type { FileLogOptions } from './file-log.js'
+import type { LogNotice } from './fuse.js'
 import type { Log, LogBounds, LogEntry } from './log.js'
 import { META_NAME, SEGMENT_HEADER_BYTES, segmentName } from './segment.js'
+import { defaultLowFreeBytes } from './supply.js'
 
 const SEGMENT = 16 * 1024
 const ROOM = SEGMENT - SEGMENT_HEADER_BYTES

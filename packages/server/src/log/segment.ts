@@ -1,7 +1,7 @@
 /**
- * What stands in the files of a log: their names, the header of a segment, the small file that names the log, and how
- * entries are found in a segment. A segment whose header does not name the number in its file name is unused, whatever
- * else stands in it. Formats and searching only: which file is judged how is the file log's business.
+ * What stands in the files of a log: their names, the header of a segment, the small file that names the log, the zeros
+ * of one that was never written to, and how entries are found in a segment. A segment whose header does not name the
+ * number in its file name is unused, whatever else stands in it. Which file is judged how is the survey's business.
  */
 import { crc32 } from 'node:zlib'
 import {
@@ -64,6 +64,17 @@ export interface LogMeta {
   readonly salt: number
   readonly segmentBytes: number
   readonly createdMs: number
+}
+
+/** A segment whose file is open with `durable`, to be written to. */
+export interface OpenSegment {
+  readonly number: number
+  readonly file: DiskFile
+}
+
+/** The refusal of a file that is not as it must be. */
+export function corrupt(name: string, at: number, what: string): SluiceError {
+  return new SluiceError('LOG_CORRUPT', `The log is damaged in ${name} at byte ${at}: ${what}.`)
 }
 
 export function segmentName(number: number): string {
@@ -264,6 +275,25 @@ export async function findLaterEntry(
     }
   }
   return undefined
+}
+
+/** Written and synced at once, so that an entry never waits for more than this. */
+export const FILL_BYTES = 1024 * 1024
+
+/** Makes a segment of zeros, on disk. Piece by piece, so that entries get their turn. @returns false when stopped */
+export async function fillWithZeros(
+  file: DiskFile,
+  segmentBytes: number,
+  isStopped: () => boolean,
+): Promise<boolean> {
+  const zeros = new Uint8Array(Math.min(FILL_BYTES, segmentBytes))
+  for (let at = 0; at < segmentBytes; at += FILL_BYTES) {
+    if (isStopped()) return false
+    await file.write(at, zeros.subarray(0, segmentBytes - at))
+    if (isStopped()) return false
+    await file.sync()
+  }
+  return true
 }
 
 /** Whether every byte of the file is zero, as of one that was prepared and never written to. */

@@ -1,0 +1,95 @@
+/**
+ * The decision tables of recovery: what is done with each state that a log's directory and the end of a log can be
+ * found in. Nothing but data and a look-up; the survey collects the facts and does what the row says.
+ *
+ * Invariant: each combination of facts fits exactly one row, and docs/STORAGE.md has the same rows in the same order.
+ */
+
+export interface DirectoryFacts {
+  readonly meta: 'missing' | 'damaged' | 'valid'
+  /**
+   * `blank`: from number 1 on, and nothing but zeros (looked at only without valid meta). `unstarted`: from number 1
+   * on, none in use. `headless`: from a higher number on, none in use. `used`: one or more in use.
+   */
+  readonly files: 'none' | 'blank' | 'unstarted' | 'headless' | 'used'
+  readonly numbers: 'consecutive' | 'gap'
+  /** Of the newest segment in use and those behind it, where the right size is known. */
+  readonly sizes: 'right' | 'wrong'
+  /** `foreign`: of another log. `displaced`: an unused file has the header of a segment that was not given back. */
+  readonly headers: 'agree' | 'foreign' | 'displaced'
+}
+
+export interface TailFacts {
+  readonly entries: 'none' | 'some'
+  /** What stands where the next entry goes: nothing of it (zeros, old bytes), or damaged bytes of it. */
+  readonly behind: 'nothing' | 'unfinished'
+  /** The same for the start of the next, unused segment. */
+  readonly next: 'nothing' | 'unfinished'
+  /** Whether a whole entry with a higher number than the next one stands anywhere behind. */
+  readonly later: 'none' | 'found'
+}
+
+type Row<Facts, Name> = { readonly row: Name } & { readonly [Key in keyof Facts]?: readonly Facts[Key][] }
+
+export type DirectoryRow =
+  | 'gap'
+  | 'wrong-size'
+  | 'foreign'
+  | 'displaced'
+  | 'create'
+  | 'create-again'
+  | 'segments-lost'
+  | 'salt-lost'
+  | 'head-lost'
+  | 'rebuild-meta'
+  | 'ordinary'
+
+const ORDERLY = { numbers: ['consecutive'], sizes: ['right'], headers: ['agree'] } as const
+
+/** A field that a row leaves out may have any value. Each combination of facts fits exactly one row. */
+export const DIRECTORY_ROWS: readonly Row<DirectoryFacts, DirectoryRow>[] = [
+  { row: 'gap', numbers: ['gap'] },
+  { row: 'wrong-size', numbers: ['consecutive'], sizes: ['wrong'] },
+  { row: 'foreign', numbers: ['consecutive'], sizes: ['right'], headers: ['foreign'] },
+  { row: 'displaced', numbers: ['consecutive'], sizes: ['right'], headers: ['displaced'] },
+  { row: 'create', ...ORDERLY, meta: ['missing'], files: ['none'] },
+  { row: 'create-again', ...ORDERLY, meta: ['missing', 'damaged'], files: ['blank'] },
+  { row: 'segments-lost', ...ORDERLY, meta: ['damaged', 'valid'], files: ['none'] },
+  { row: 'salt-lost', ...ORDERLY, meta: ['missing', 'damaged'], files: ['unstarted', 'headless'] },
+  { row: 'head-lost', ...ORDERLY, meta: ['valid'], files: ['headless'] },
+  { row: 'rebuild-meta', ...ORDERLY, meta: ['missing', 'damaged'], files: ['used'] },
+  { row: 'ordinary', ...ORDERLY, meta: ['valid'], files: ['blank', 'unstarted', 'used'] },
+]
+
+export type TailRow = 'later-entry' | 'clean' | 'bare' | 'torn' | 'torn-in-next'
+
+export const TAIL_ROWS: readonly Row<TailFacts, TailRow>[] = [
+  { row: 'later-entry', later: ['found'] },
+  { row: 'clean', entries: ['some'], behind: ['nothing'], next: ['nothing'], later: ['none'] },
+  { row: 'bare', entries: ['none'], behind: ['nothing'], next: ['nothing'], later: ['none'] },
+  { row: 'torn', behind: ['unfinished'], later: ['none'] },
+  { row: 'torn-in-next', behind: ['nothing'], next: ['unfinished'], later: ['none'] },
+]
+
+/** The rows that fit; every table is written so that it is one. */
+export function matchingRows<Facts extends object, Name>(
+  rows: readonly Row<Facts, Name>[],
+  facts: Facts,
+): Name[] {
+  const fits = (row: Row<Facts, Name>): boolean =>
+    (Object.keys(facts) as (keyof Facts)[]).every((key) => {
+      const allowed = row[key] as readonly unknown[] | undefined
+      return allowed === undefined || allowed.includes(facts[key])
+    })
+  return rows.filter(fits).map(({ row }) => row)
+}
+
+/** The row that decides. */
+export function theRow<Facts extends object, Name>(rows: readonly Row<Facts, Name>[], facts: Facts): Name {
+  const names = matchingRows(rows, facts)
+  const [name] = names
+  if (name === undefined || names.length > 1) {
+    throw new Error(`${names.length} rows fit ${JSON.stringify(facts)}`)
+  }
+  return name
+}
