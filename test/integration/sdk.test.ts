@@ -3,7 +3,15 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { createConnection, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { DeadLetter, Retry, type SluiceError, connect, queue, type Message, type Sluice } from '@sluice/client'
+import {
+  DeadLetter,
+  Retry,
+  type SluiceError,
+  connect,
+  queue,
+  type Message,
+  type Sluice,
+} from '@sluice/client'
 import { startServer, type RunningServer, type ServerOptions } from '@sluice/server'
 import { afterEach, describe, expect, it } from 'vitest'
 

@@ -115,7 +115,10 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
       receiveBytesMax: options.receiveBytesMax ?? 256 << 20,
       settings: {
         ...SESSION_DEFAULTS,
-        frameBytesMax: Math.max(SESSION_DEFAULTS.frameBytesMax, broker.messageBytesMax + MESSAGE_OVERHEAD_BYTES),
+        frameBytesMax: Math.max(
+          SESSION_DEFAULTS.frameBytesMax,
+          broker.messageBytesMax + MESSAGE_OVERHEAD_BYTES,
+        ),
         serverVersion: version(),
         ...options.session,
       },
