@@ -112,7 +112,9 @@ export class World implements Surroundings, Listening {
   #directoryFailed = false
   #diskUses = 0
   #fullUntilMs = 0
-  /** The log hears late that there is room again. */
+  /** There is room again, and the log has not looked since; it does so when a publish asks, and then takes a while. */
+  #isLowUnnoticed = false
+  #roomSinceMs = 0
   #lowUntilMs = 0
   /** Operations that the disk completed. */
   #stepped = 0
@@ -146,7 +148,7 @@ export class World implements Surroundings, Listening {
     this.disk = new SimulatedDisk(this.#diskOptions())
     this.model = new Model({
       dueMs: (queueId, offset) => this.#dueMs(queueId, offset),
-      diskMayBeLow: () => this.#fullUntilMs > 0 || this.nowMs < this.#lowUntilMs || this.#faulted,
+      diskMayBeLow: () => this.#diskMayBeLow(),
     })
     this.witness = new Witness(this.ledger, this.model, this.attempts)
     this.#clients.push(new Administrator('admin', this))
@@ -440,6 +442,16 @@ export class World implements Surroundings, Listening {
     }
   }
 
+  /** Asked when a publish was refused for want of space. */
+  #diskMayBeLow(): boolean {
+    // It looks at most once a second, and the publish that makes it look is refused itself.
+    if (this.#isLowUnnoticed) {
+      this.#lowUntilMs = this.nowMs + 3_000
+      if (this.nowMs > this.#roomSinceMs + 1_000) this.#isLowUnnoticed = false
+    }
+    return this.#fullUntilMs > 0 || this.nowMs < this.#lowUntilMs || this.#faulted
+  }
+
   #make(what: string, link: Link | undefined): void {
     this.trace.note(`${what} ${link?.peer ?? ''}`)
     this.count(what)
@@ -449,7 +461,8 @@ export class World implements Surroundings, Listening {
     this.disk.capacityBytes = Number.POSITIVE_INFINITY
     this.trace.note('disk has room')
     this.#fullUntilMs = 0
-    this.#lowUntilMs = this.nowMs + 3_000
+    this.#isLowUnnoticed = true
+    this.#roomSinceMs = this.nowMs
   }
 
   // ----------------------------------------------------------------------------------------------- birth and death
