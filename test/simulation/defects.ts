@@ -58,7 +58,6 @@ function otherLog(log: Log, change: Partial<Log>): Log {
     open: () => log.open(),
     read: (position) => log.read(position),
     reserve: (bytes) => log.reserve(bytes),
-    place: (bytes) => log.place(bytes),
     append: (position, lsn, entry) => log.append(position, lsn, entry),
     readRange: (position, length) => log.readRange(position, length),
     markCheckpoint: (position) => log.markCheckpoint(position),

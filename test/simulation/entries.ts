@@ -4,6 +4,7 @@
  */
 import { BATCH_HEADER_BYTES, BATCH_TYPE, sealBatch } from '@sluice/protocol'
 import { ENTRY_HEADER_BYTES, entryPaddedBytes, sealEntry } from '../../packages/server/src/log/entry.js'
+import { placeEntry } from '../../packages/server/src/log/segment.js'
 import type { Log, LogBounds } from '../../packages/server/src/log/log.js'
 
 export interface MadeEntry {
@@ -45,6 +46,8 @@ export function makeEntry(
 export class EntryWriter {
   readonly #log: Log
   readonly #salt: number
+  /** Where the entry after the last one begins, if it fits. */
+  next: number
   lsn: number
   previousCrc: number
   /** What `append` resolved for. */
@@ -55,13 +58,14 @@ export class EntryWriter {
   constructor(log: Log, bounds: LogBounds) {
     this.#log = log
     this.#salt = bounds.salt
+    this.next = bounds.nextPosition
     this.lsn = bounds.nextLsn
     this.previousCrc = bounds.lastCrc
   }
 
   make(recordBytes: readonly number[]): MadeEntry {
     const length = recordBytes.reduce((sum, bytes) => sum + BATCH_HEADER_BYTES + bytes, ENTRY_HEADER_BYTES)
-    const position = this.#log.place(length)
+    const position = placeEntry(this.next, length, this.#log.segmentBytes)
     return makeEntry(
       { lsn: this.lsn, previousCrc: this.previousCrc, position, salt: this.#salt },
       recordBytes,
@@ -74,8 +78,14 @@ export class EntryWriter {
     await this.#log.append(entry.position, entry.lsn, entry.bytes)
     this.underWay = undefined
     this.durable.push(entry)
-    this.lsn++
-    this.previousCrc = entry.crc
+    this.follow(entry)
     return entry
+  }
+
+  /** The next entry stands behind this one, which was appended. */
+  follow(entry: MadeEntry): void {
+    this.next = entry.position + entry.bytes.length
+    this.lsn = entry.lsn + 1
+    this.previousCrc = entry.crc
   }
 }

@@ -50,10 +50,6 @@ export class TappedLog implements Log {
     return this.inner.reserve(bytes)
   }
 
-  place(bytes: number): number {
-    return this.inner.place(bytes)
-  }
-
   async append(position: number, lsn: number, entry: Uint8Array): Promise<void> {
     this.#to.guard(() => this.#to.ledger.begin(entry, position))
     await this.inner.append(position, lsn, entry)

@@ -10,7 +10,7 @@ import { encodeChunkPage, encodeQueuePage } from '../queue/index.js'
 import type { Producer } from './producers.js'
 import { PAGE, encodeDirectory, type PageAt, type State } from './state.js'
 
-/** Most bytes of pages that one turn appends. */
+/** Most bytes of pages that one turn appends; of small segments, a sixteenth. */
 const SLICE_BYTES = 256 << 10
 /** A producer that was not heard of for so long is forgotten. */
 export const PRODUCER_IDLE_MS = 7 * 24 * 3600 * 1000
@@ -86,11 +86,12 @@ export class Checkpoints {
     const state = this.#state
     const replayFrom = this.#tail.position
     const { boot, nextQueueId, nextProducerId } = state
-    let sliceEnd = this.#tail.appendedBytes + this.#tail.pendingBytes + SLICE_BYTES
+    const sliceBytes = Math.min(SLICE_BYTES, this.#log.segmentBytes / 16)
+    let sliceEnd = this.#tail.appendedBytes + this.#tail.pendingBytes + sliceBytes
     const sliceIsFull = (): boolean => {
       const written = this.#tail.appendedBytes + this.#tail.pendingBytes
       if (written < sliceEnd) return false
-      sliceEnd = written + SLICE_BYTES
+      sliceEnd = written + sliceBytes
       return true
     }
     for (const queue of [...state.queues.values()]) {

@@ -48,7 +48,7 @@ export interface EntryHeader {
 
 export interface EntrySeal {
   readonly lsn: number
-  /** Where `Log.place` said that the entry begins. */
+  /** Where `placeEntry` says that the entry begins. */
   readonly position: number
   readonly epoch: number
   readonly previousCrc: number

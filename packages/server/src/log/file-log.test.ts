@@ -12,7 +12,7 @@ import { FileLog } from './file-log.js'
 import type { FileLogOptions } from './file-log.js'
 import type { LogNotice } from './fuse.js'
 import type { Log, LogBounds, LogEntry } from './log.js'
-import { META_NAME, SEGMENT_HEADER_BYTES, segmentName } from './segment.js'
+import { META_NAME, SEGMENT_HEADER_BYTES, placeEntry, segmentName } from './segment.js'
 import { defaultLowFreeBytes } from './supply.js'
 
 const SEGMENT = 16 * 1024
@@ -412,23 +412,21 @@ describe('appending and reading', () => {
     const { log, bounds, writer } = await openLog(disk)
     expect(bounds.nextPosition).toBe(4 * SEGMENT)
     expect(await entriesOf(log, bounds.nextPosition)).toEqual([])
-    expect(log.place(1)).toBe(4 * SEGMENT + SEGMENT_HEADER_BYTES)
+    expect(placeEntry(bounds.nextPosition, 1, SEGMENT)).toBe(4 * SEGMENT + SEGMENT_HEADER_BYTES)
     await writer.append([])
     expect((await entriesOf(log, bounds.nextPosition)).map(({ lsn }) => lsn)).toEqual([4])
     expect(await entriesOf(log, bounds.firstPosition)).toHaveLength(4)
-    expect(() => log.place(ROOM + 1)).toThrow(RangeError)
+    expect(() => placeEntry(bounds.nextPosition, ROOM + 1, SEGMENT)).toThrow(RangeError)
     await log.close()
   })
 
-  test('place answers for the next entry while one is being written', async () => {
+  test('one entry is written at a time, and read once it is durable', async () => {
     const disk = new SimulatedDisk({ mode: 'queued', random: randomFrom(1) })
     const log = fileLog(disk)
     const bounds = await disk.run(log.open())
     const writer = new EntryWriter(log, bounds)
     const first = writer.make(sectors(3))
     const appending = log.append(first.position, first.lsn, first.bytes)
-    expect(log.place(1)).toBe(first.position + 3 * 512)
-    expect(log.place(ROOM)).toBe(2 * SEGMENT + SEGMENT_HEADER_BYTES)
     await expect(log.append(first.position + 3 * 512, 2, first.bytes)).rejects.toThrow('one entry at a time')
     // What is not durable yet is not read.
     expect(await disk.run(entriesOf(log, bounds.firstPosition))).toEqual([])
@@ -439,8 +437,8 @@ describe('appending and reading', () => {
   test('a short entry may go to the next segment when a long one was placed there', async () => {
     const { log, writer } = await openLog(new SimulatedDisk())
     await writer.append(sectors(ROOM / 512 - 4))
-    expect(log.place(5 * 512)).toBe(2 * SEGMENT + SEGMENT_HEADER_BYTES)
-    expect(log.place(4 * 512)).toBe(2 * SEGMENT - 4 * 512)
+    expect(placeEntry(writer.next, 5 * 512, SEGMENT)).toBe(2 * SEGMENT + SEGMENT_HEADER_BYTES)
+    expect(placeEntry(writer.next, 4 * 512, SEGMENT)).toBe(2 * SEGMENT - 4 * 512)
     const entry = writer.make(sectors(5))
     await log.append(entry.position, entry.lsn, entry.bytes)
     expect(await entriesOf(log, SEGMENT)).toHaveLength(2)
@@ -1172,8 +1170,7 @@ async function live(disk: SimulatedDisk, history: History, random: Random, what:
     history.begun.push(entry)
     await drive(log.append(entry.position, entry.lsn, entry.bytes), 0.4)
     history.promised++
-    writer.lsn++
-    writer.previousCrc = entry.crc
+    writer.follow(entry)
     if (random() < 0.1) log.markCheckpoint(entry.position)
     if (random() < 0.08) {
       const target = history.begun[Math.floor(random() * history.begun.length)]!.position

@@ -148,16 +148,6 @@ export class FileLog implements Log {
 
   // --------------------------------------------------------------------------------------------------- appending
 
-  place(bytes: number): number {
-    const padded = entryPaddedBytes(bytes)
-    if (padded > this.#segmentBytes - SEGMENT_HEADER_BYTES) {
-      throw new RangeError(`an entry of ${bytes} bytes does not fit a segment of ${this.#segmentBytes}`)
-    }
-    return this.#headAt + padded <= this.#segmentBytes
-      ? this.#headSegment * this.#segmentBytes + this.#headAt
-      : (this.#headSegment + 1) * this.#segmentBytes + SEGMENT_HEADER_BYTES
-  }
-
   append(position: number, lsn: number, entry: Uint8Array): Promise<void> {
     if (this.#fuse.failure !== undefined) return Promise.reject(this.#fuse.failure)
     try {
@@ -165,7 +155,6 @@ export class FileLog implements Log {
     } catch (error) {
       return Promise.reject(error)
     }
-    // Before anything is awaited, so that `place` already answers for the entry after this one.
     this.#headSegment = Math.floor(position / this.#segmentBytes)
     this.#headAt = (position % this.#segmentBytes) + entry.length
     const appending = this.#write(position % this.#segmentBytes, entry).finally(() => {

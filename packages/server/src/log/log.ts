@@ -43,12 +43,7 @@ export interface Log {
   /** Whether `bytes`, all that is accepted and not yet appended, has room while the reserve for settles, state pages and relocation stays whole. */
   reserve(bytes: number): boolean
   /**
-   * Where an entry of at most `bytes` begins if it is the next one: in the active segment, else at the start of the
-   * next. The caller may then append a shorter entry there, but no longer one.
-   */
-  place(bytes: number): number
-  /**
-   * Writes one whole entry at the position that `place` gave and resolves when it is durable. One at a time.
+   * Writes one whole entry at the position that `placeEntry` gives (see segment.ts) and resolves when it is durable. One at a time.
    * @throws SluiceError LOG_FAILED: the process must stop, nothing may be confirmed any more, nothing is retried
    */
   append(position: number, lsn: number, entry: Uint8Array): Promise<void>

@@ -113,14 +113,6 @@ export class MemoryLog implements Log {
     return bytes + (reserveBytes ?? 0) <= room
   }
 
-  place(bytes: number): number {
-    if (bytes > this.segmentBytes - SEGMENT_HEADER_BYTES) {
-      throw new RangeError(`an entry of ${bytes} bytes does not fit a segment of ${this.segmentBytes}`)
-    }
-    if (entryPaddedBytes(bytes) <= this.#left()) return this.#writePosition
-    return this.#nextSegmentStart()
-  }
-
   async append(position: number, lsn: number, entry: Uint8Array): Promise<void> {
     if (this.#failure !== undefined) throw this.#failure
     if (this.#closed) throw new Error('the log is closed')

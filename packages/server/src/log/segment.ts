@@ -144,6 +144,23 @@ export function decodeLogMeta(bytes: Uint8Array): LogMeta | undefined {
   return segmentBytesFit(meta.segmentBytes) ? meta : undefined
 }
 
+/**
+ * Where the entry of at most `bytes` begins that follows one ending at `next`: there, if it fits the segment, else behind
+ * the header of the next one. A shorter entry may then be appended there, but no longer one.
+ * @throws RangeError when no segment is long enough
+ */
+export function placeEntry(next: number, bytes: number, segmentBytes: number): number {
+  const padded = entryPaddedBytes(bytes)
+  if (padded > segmentBytes - SEGMENT_HEADER_BYTES) {
+    throw new RangeError(`an entry of ${bytes} bytes does not fit a segment of ${segmentBytes}`)
+  }
+  const segment = Math.floor(next / segmentBytes)
+  const at = next - segment * segmentBytes
+  // An entry that ended with its segment leaves `next` at the very start of another one.
+  if (at < SEGMENT_HEADER_BYTES) return segment * segmentBytes + SEGMENT_HEADER_BYTES
+  return at + padded <= segmentBytes ? next : (segment + 1) * segmentBytes + SEGMENT_HEADER_BYTES
+}
+
 export function segmentBytesFit(bytes: number): boolean {
   return bytes >= SEGMENT_BYTES_MIN && bytes <= SEGMENT_BYTES_MAX && bytes % SEGMENT_HEADER_BYTES === 0
 }

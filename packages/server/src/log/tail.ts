@@ -8,7 +8,7 @@
 import type { Blocks, Block } from './blocks.js'
 import { ENTRY_HEADER_BYTES, entryPaddedBytes, sealEntry } from './entry.js'
 import type { Log, LogBounds } from './log.js'
-import { SEGMENT_HEADER_BYTES } from './segment.js'
+import { placeEntry } from './segment.js'
 
 export interface TailEvents {
   /** Every entry up to this LSN is on disk. */
@@ -154,15 +154,9 @@ export class Tail {
 
   #begin(length: number): void {
     const needed = entryPaddedBytes(ENTRY_HEADER_BYTES + length)
-    const segmentBytes = this.#log.segmentBytes
-    let segmentEnd = (Math.floor(this.#next / segmentBytes) + 1) * segmentBytes
-    let position = this.#next
-    // The last entry ended with its segment: the next one stands behind the header of the one that follows.
-    if (position % segmentBytes === 0) position += SEGMENT_HEADER_BYTES
-    if (position + needed > segmentEnd) {
-      position = segmentEnd + SEGMENT_HEADER_BYTES
-      segmentEnd += segmentBytes
-    }
+    const { segmentBytes } = this.#log
+    const position = placeEntry(this.#next, needed, segmentBytes)
+    const segmentEnd = (Math.floor(position / segmentBytes) + 1) * segmentBytes
     let block = this.#block
     let start = block === undefined ? -1 : position - block.position
     if (
