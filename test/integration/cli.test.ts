@@ -587,3 +587,51 @@ describe.concurrent('serve', () => {
     expect(fatal.at(-1)).toMatchObject({ level: 'fatal' })
   })
 })
+
+describe('bench', () => {
+  const QUICK = ['bench', '--duration', '100ms', '--warmup', '0']
+
+  async function queuesOfRuns(): Promise<string[]> {
+    return (await sluice.queues.list()).map(({ name }) => name).filter((name) => name.startsWith('bench-'))
+  }
+
+  test('measures, and leaves no queue behind', async () => {
+    const result = await run([...QUICK, '--json'])
+    expect(result, result.stderr).toMatchObject({ code: 0, stderr: '' })
+    const { publish, consume } = JSON.parse(result.stdout) as Record<string, { failed: number }>
+    expect([publish, consume]).toMatchObject([{ failed: 0 }, { failed: 0 }])
+    expect(await queuesOfRuns()).toEqual([])
+  })
+
+  test.each([
+    [['--producers', '-1'], /--producers must be a whole number from 0/],
+    [['--consumers', 'many'], /--consumers must be/],
+    [['--size', '7'], /--size must be a whole number from 8/],
+    [['--in-flight', '0'], /--in-flight must be a whole number from 1/],
+    [['--rate', '-5'], /--rate must be/],
+    [['--producers', '0', '--messages', '0'], /--messages must be/],
+    [['--producers', '0', '--consumers', '3', '--messages', '2'], /each consumer needs a message/],
+    [['--producers', '0', '--consumers', '0'], /nothing to measure/],
+    [['--duration', 'long'], /--duration/],
+    [['--queue', 'two words'], /queue name/],
+  ])('refuses %j', async (args, message) => {
+    expectFailure(await run([...QUICK.slice(0, 1), ...args]), 2, message, /./)
+  })
+
+  test('ends when the broker takes none of its messages', async () => {
+    expectFailure(await run([...QUICK, '--size', '2000000']), 1, /2000000 bytes/, /smaller/)
+    expect(await queuesOfRuns()).toEqual([])
+  })
+
+  test.each(['SIGINT', 'SIGTERM'] as const)('%s ends it at once and takes its queue away', async (signal) => {
+    const child = start(['bench', '--duration', '1h', '--url', broker.url])
+    const result = ended(child)
+    await until(async () => {
+      const [name] = await queuesOfRuns()
+      return name !== undefined && (await sluice.queues.get(name)).published > 0
+    })
+    child.kill(signal)
+    expect(await result).toEqual({ code: signal === 'SIGINT' ? 130 : 143, stdout: '', stderr: '' })
+    expect(await queuesOfRuns()).toEqual([])
+  })
+})

@@ -46,6 +46,12 @@ describe('connecting', () => {
     expect((error as SluiceError).message).toContain('ECONNREFUSED')
   })
 
+  it('refuses a signal that is none before anything is published', async () => {
+    sluice = await peer.connect()
+    await expect(sluice.publish('q', 1, { signal: {} as never })).rejects.toThrow('AbortSignal')
+    expect(peer.link.named('PUBLISH')).toEqual([])
+  })
+
   it('tries once when it is told to', async () => {
     peer.refusals = 1
     await expect(peer.connect({ connectTimeout: 0 })).rejects.toMatchObject({ code: 'UNREACHABLE' })
@@ -212,14 +218,21 @@ describe('requests', () => {
       maxDeliveries: 5,
       retry: { initial: '1s', max: '1m' },
       update: true,
-      ttlMs: 5,
-    } as never)
+    })
     expect(ensured).toEqual({ created: true, queue: shaped })
     expect(JSON.parse(JSON.stringify(control(peer.link.named('ENSURE')[0]!)))).toEqual({
       name: 'q',
-      options: { maxDeliveries: 5, retryInitialMs: 1000, retryMaxMs: 60_000, ttlMs: 5 },
+      options: { maxDeliveries: 5, retryInitialMs: 1000, retryMaxMs: 60_000 },
       update: true,
     })
+    for (const [named, code] of [
+      [{ maxDeliverys: 3 }, 'INVALID_ARGUMENT'],
+      [{ ttl: '3d' }, 'NOT_SUPPORTED'],
+    ] as const) {
+      const [name] = Object.keys(named)
+      const refused = sluice.queues.ensure('q', named as never)
+      await expect(refused).rejects.toMatchObject({ code, message: expect.stringContaining(name!) as string })
+    }
     expect(await sluice.queues.get('q')).toEqual(shaped)
     expect(await sluice.queues.list()).toEqual([shaped, shaped])
     peer.replies[OP.LIST] = (frame, link) => {

@@ -116,7 +116,8 @@ export class Sluice {
   readonly queues: Queues
   readonly #settings: Settings
   readonly #dial: Dial
-  readonly #events = new Events<SluiceEvents>()
+  readonly #events = new Events<SluiceEvents>((name, payload) => this.#warn(name, payload))
+  #toldOfHandlers = false
   readonly #deadlines = new Deadlines()
   readonly #turn: Turn
   readonly #producer: Producer
@@ -414,6 +415,21 @@ export class Sluice {
       this.#lastQueueRef = ref
     }
     return this.#lastQueue
+  }
+
+  // A typo in a queue's name, or a handler that always throws, must not look like a program with nothing to do.
+  #warn(name: keyof SluiceEvents, payload: SluiceEvents[keyof SluiceEvents]): void {
+    if (name === 'error') {
+      const { code, message } = payload as SluiceEvents['error']
+      process.emitWarning(message, { type: 'SluiceWarning', code })
+    } else if (name === 'handlerError' && !this.#toldOfHandlers) {
+      this.#toldOfHandlers = true
+      const { queue, offset, attempt, error } = payload as SluiceEvents['handlerError']
+      process.emitWarning(
+        `A handler of ${queue} failed for offset ${offset}, attempt ${attempt}: ${String(error)}`,
+        { type: 'SluiceWarning', detail: "Further ones are not told: listen to 'handlerError' for all." },
+      )
+    }
   }
 
   /** Dials until there is a connection, for as long as the settings say. @internal */

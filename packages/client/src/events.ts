@@ -1,9 +1,18 @@
-/** Typed events of the client. An `error` that nobody listens for is dropped, never thrown. */
+/**
+ * Typed events of the client. What goes wrong and nobody listens for becomes a warning of the process; it is never
+ * thrown.
+ */
 
 type Listener<Payload> = (payload: Payload) => void
 
 export class Events<Payloads extends object> {
   readonly #listeners = new Map<keyof Payloads, Set<Listener<never>>>()
+  readonly #unheard: (name: keyof Payloads, payload: Payloads[keyof Payloads]) => void
+
+  /** `unheard` is called for what nobody listens to. */
+  constructor(unheard: (name: keyof Payloads, payload: Payloads[keyof Payloads]) => void) {
+    this.#unheard = unheard
+  }
 
   on<Name extends keyof Payloads>(name: Name, listener: Listener<Payloads[Name]>): () => void {
     let listeners = this.#listeners.get(name)
@@ -18,7 +27,10 @@ export class Events<Payloads extends object> {
 
   emit<Name extends keyof Payloads>(name: Name, payload: Payloads[Name]): void {
     const listeners = this.#listeners.get(name)
-    if (listeners === undefined) return
+    if (listeners === undefined || listeners.size === 0) {
+      this.#unheard(name, payload)
+      return
+    }
     for (const listener of listeners) {
       try {
         ;(listener as Listener<Payloads[Name]>)(payload)

@@ -88,6 +88,8 @@ export interface Run extends Delivery {
 
 const UNREAD = Symbol('unread')
 
+const INSPECT = Symbol.for('nodejs.util.inspect.custom')
+
 export class DeliveredMessage implements Message, HandlerContext {
   readonly #run: Run
   readonly #index: number
@@ -159,6 +161,16 @@ export class DeliveredMessage implements Message, HandlerContext {
 
   get #tag(): number {
     return (this.#run.firstTag + this.#index) >>> 0
+  }
+
+  /** What a log should show of it. */
+  toJSON(): object {
+    const { queue, offset, id, key, priority, attempt, redelivered, publishedAt, headers, body } = this
+    return { queue, offset, id, key, priority, attempt, redelivered, publishedAt, headers, body }
+  }
+
+  [INSPECT](): object {
+    return this.toJSON()
   }
 
   ack(): Promise<void> {

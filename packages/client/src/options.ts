@@ -319,6 +319,10 @@ export function onlyKnown(
   if (typeof options !== 'object' || options === null) {
     throw new SluiceError('INVALID_ARGUMENT', `The options of \`${call}\` must be an object.`)
   }
+  const { signal } = options as { readonly signal?: unknown }
+  if (signal !== undefined && !(signal instanceof AbortSignal)) {
+    throw new SluiceError('INVALID_ARGUMENT', `The \`signal\` of \`${call}\` is not an AbortSignal.`)
+  }
   for (const name in options) {
     if (known.includes(name) || (options as Record<string, unknown>)[name] === undefined) continue
     if (reserved.includes(name)) {

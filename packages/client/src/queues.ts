@@ -1,5 +1,11 @@
 /** Queues at the broker: ensure, get, list, delete, purge. */
-import { LIMITS, OP, SluiceError, type QueueInfo as WireQueueInfo } from '@sluice/protocol'
+import {
+  LIMITS,
+  OP,
+  QUEUE_OPTIONS_RESERVED,
+  SluiceError,
+  type QueueInfo as WireQueueInfo,
+} from '@sluice/protocol'
 import { parseDuration, type Duration } from './duration.js'
 import { onlyKnown, queueOf, type CallOptions, type QueueRef } from './options.js'
 
@@ -123,9 +129,12 @@ export class Queues {
   }
 }
 
-/** The broker's names for the options; those it does not know are its to refuse. */
+/** Options that later versions give a meaning to. */
+const QUEUE_OPTIONS_LATER = QUEUE_OPTIONS_RESERVED.map((name) => name.replace(/Ms$/, ''))
+
+/** The broker's names for the options. */
 function wireOptions(named: QueueOptions): Body {
-  onlyObject(named)
+  onlyKnown('queues.ensure', named, ['maxDeliveries', 'retry', 'update'], QUEUE_OPTIONS_LATER)
   const { retry, ...rest } = named
   const options: Record<string, unknown> = { ...rest }
   if (retry === undefined) return withoutUndefined(options)
@@ -133,12 +142,6 @@ function wireOptions(named: QueueOptions): Body {
   if (retry.initial !== undefined) options['retryInitialMs'] = parseDuration(retry.initial, 'retry.initial')
   if (retry.max !== undefined) options['retryMaxMs'] = parseDuration(retry.max, 'retry.max')
   return withoutUndefined(options)
-}
-
-function onlyObject(value: unknown): void {
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-    throw new SluiceError('INVALID_ARGUMENT', 'The options of a queue must be an object.')
-  }
 }
 
 function withoutUndefined(options: Record<string, unknown>): Body {

@@ -292,9 +292,16 @@ export interface SluiceErrorOptions {
   readonly retryable?: boolean
 }
 
+// What moves a cursor or ends a line, and JSON leaves as it is.
+const UNESCAPED = /[\p{Cc}\p{Zl}\p{Zp}]/gu
+
+function escaped(character: string): string {
+  return `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`
+}
+
 /** A value of any kind as it stands in an error's sentence: short, and never failing as `String` does on some objects. */
 export function shown(value: unknown): string {
-  if (typeof value === 'string') return JSON.stringify(value.slice(0, 40))
+  if (typeof value === 'string') return JSON.stringify(value.slice(0, 40)).replace(UNESCAPED, escaped)
   if (typeof value === 'function') return 'a function'
   if (typeof value !== 'object' || value === null) return String(value).slice(0, 40)
   return Array.isArray(value) ? 'a list' : ArrayBuffer.isView(value) ? 'bytes' : 'an object'

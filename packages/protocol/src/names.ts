@@ -3,7 +3,7 @@
  * be harmless in logs, URLs and shells.
  */
 import { textBytes } from './bytes.js'
-import { SluiceError } from './errors.js'
+import { SluiceError, shown } from './errors.js'
 import { LIMITS } from './limits.js'
 
 /** A queue's name that has passed `queueName`. */
@@ -26,7 +26,7 @@ export function queueName(name: unknown): QueueName {
   if (!/^[A-Za-z0-9_][A-Za-z0-9._:/-]*$/.test(name)) {
     throw new SluiceError(
       'INVALID_NAME',
-      `The queue name ${JSON.stringify(name).slice(0, 80)} has characters other than letters, digits and . _ - : / or begins with one of . - : /`,
+      `The queue name ${shown(name)} has characters other than letters, digits and . _ - : / or begins with one of . - : /`,
     )
   }
   return name as QueueName

@@ -84,7 +84,7 @@ export function queueOptions(named: unknown): Partial<QueueOptions> {
       }
       throw new SluiceError(
         'INVALID_ARGUMENT',
-        `There is no queue option ${JSON.stringify(name).slice(0, 80)}; there are ${Object.keys(QUEUE_OPTIONS).join(', ')}.`,
+        `There is no queue option ${shown(name)}; there are ${Object.keys(QUEUE_OPTIONS).join(', ')}.`,
       )
     }
     if (typeof value !== 'number' || !Number.isInteger(value) || value < option.min || value > option.max) {
@@ -182,7 +182,7 @@ export function onlyFields(frame: string, body: Body, known: readonly string[]):
       const code = name === 'processingTimeoutMs' ? 'NOT_SUPPORTED' : 'INVALID_ARGUMENT'
       throw new SluiceError(
         code,
-        `${frame} has no field ${JSON.stringify(name).slice(0, 80)}; it has ${known.join(', ') || 'none'}.`,
+        `${frame} has no field ${shown(name)}; it has ${known.join(', ') || 'none'}.`,
       )
     }
   }

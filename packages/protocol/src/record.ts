@@ -150,7 +150,7 @@ function checkHeaders(headers: Readonly<Record<string, string>>): void {
   }
   for (const name of names) {
     checkText('header name', name, 1, 255)
-    checkText(`header ${JSON.stringify(name)}`, headers[name], 0, LIMITS.headersBytesMax)
+    checkText(`header ${shown(name)}`, headers[name], 0, LIMITS.headersBytesMax)
   }
   const bytes = headersBytes(headers)
   if (bytes > LIMITS.headersBytesMax) {

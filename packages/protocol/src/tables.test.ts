@@ -68,6 +68,7 @@ test('shown takes any value, briefly, on one line', () => {
     [true, 'true'],
     [Symbol('s'), 'Symbol(s)'],
     ['a\n"', '"a\\n\\""'],
+    ['\u007f\u009b\u2028', String.raw`"\u007f\u009b\u2028"`],
     ['x'.repeat(99), `"${'x'.repeat(40)}"`],
     [Object.create(null), 'an object'],
     [{ toString: null }, 'an object'],
@@ -76,7 +77,7 @@ test('shown takes any value, briefly, on one line', () => {
     [() => 1, 'a function'],
   ]
   for (const [value, text] of cases) expect(shown(value)).toBe(text)
-  expect(cases).toHaveLength(15)
+  expect(cases).toHaveLength(16)
 })
 
 test('limits are whole and positive, and what travels fits its field', () => {

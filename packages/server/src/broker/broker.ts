@@ -17,6 +17,7 @@ import {
   SluiceError,
   checkBatch,
   checkRecords,
+  clipText,
   readU32,
   readU64,
   sealBatch,
@@ -41,6 +42,7 @@ import {
   type Lease,
   type Queue,
 } from '../queue/index.js'
+import { CHUNK_MESSAGES } from '../queue/bits.js'
 import { Dispatcher } from './dispatch.js'
 import { Producer } from './producers.js'
 import { recover } from './recovery.js'
@@ -82,6 +84,8 @@ export type Blame = 'nobody' | 'started' | 'suspects'
 
 /** How long after the last entry an empty one is put behind it. */
 const IDLE_MS = 1_000
+/** Timers that were replaced are cleared away once there are so many more than twice the queues. */
+const TIMERS_SLACK = 64
 /** Beyond so many bytes that wait for the disk, connections are not read from. */
 const PENDING_BYTES_MAX = 32 << 20
 
@@ -112,6 +116,8 @@ export class Broker {
   readonly #withFacts: Queue[] = []
   readonly #facts = new FactBuffer()
   readonly #timers = new TimeHeap()
+  /** With small segments reasons are cut: those of a whole chunk of dead messages stand in one page. */
+  readonly #reasonBytesMax: number
   /** Those that hold something; in no particular order. */
   readonly #outputs = new Set<Output>()
   readonly #waitingForDisk: (() => void)[] = []
@@ -121,10 +127,11 @@ export class Broker {
   #endedAtMs = 0
   #lastIsEmpty = true
   #failed = false
+  #failure: unknown
   #stopped = false
   #idleWaiters: (() => void)[] = []
 
-  /** Recovers from the log and begins a new boot; resolves when that is on disk. @throws SluiceError LOG_CORRUPT */
+  /** Recovers from the log and begins a new boot; resolves when that is on disk. @throws SluiceError LOG_CORRUPT, LOG_FAILED */
   static async open(options: BrokerOptions): Promise<Broker> {
     const startedMs = options.now()
     const { log } = options
@@ -167,6 +174,7 @@ export class Broker {
     const broker = new Broker(options, state, blocks, tail, space, status, nowMs, messageBytesMax)
     broker.#appendMark(BATCH_TYPE.boot, state.boot, afterCrash ? 0 : BOOT_AFTER_CLOSE)
     await broker.#untilIdle()
+    if (broker.#failed) throw broker.#failure
     return broker
   }
 
@@ -189,6 +197,7 @@ export class Broker {
     this.#space = space
     tail.report({ durable: (lsn) => this.#durable(lsn), failed: (error) => this.fail(error) })
     this.messageBytesMax = messageBytesMax
+    this.#reasonBytesMax = Math.floor(options.log.segmentBytes / 4 / CHUNK_MESSAGES)
     this.status = status
     this.boot = state.boot
     this.nowMs = nowMs
@@ -272,6 +281,7 @@ export class Broker {
 
   detachProducer(producer: Producer): void {
     producer.connections--
+    producer.lastUsedMs = this.nowMs
     if (producer.connections === 0 && producer.id === 0) this.#state.removeProducer(producer)
   }
 
@@ -405,6 +415,7 @@ export class Broker {
     const queue = subscription.queue
     const lease = this.#lease
     for (const item of items) {
+      const reason = clipText(item.reason ?? '', this.#reasonBytesMax)
       let runOffset = -1
       let runCount = 0
       for (let i = 0; i < item.count; i++) {
@@ -412,7 +423,9 @@ export class Broker {
         if (!subscription.take(tag, lease)) {
           addStale(stale, tag)
         } else if (item.outcome !== OUTCOME.ack) {
-          this.#end(queue, lease, item)
+          this.#end(queue, lease, item, reason)
+          // One item can name many messages, and each of their facts has the reason: they must not wait for the last.
+          this.#noteFacts(queue)
         } else if (lease.offset === runOffset + runCount) {
           runCount++
         } else {
@@ -427,8 +440,7 @@ export class Broker {
     return stale
   }
 
-  #end(queue: Queue, lease: Lease, item: SettleItem): void {
-    const reason = item.reason ?? ''
+  #end(queue: Queue, lease: Lease, item: SettleItem, reason: string): void {
     if (item.outcome === OUTCOME.release) queue.release(lease.offset, lease.sinceMs)
     else if (item.outcome === OUTCOME.deadLetter)
       queue.deadLetter(lease.offset, DEATH.rejected, this.nowMs, reason)
@@ -610,6 +622,7 @@ export class Broker {
   fail(error: unknown): void {
     if (this.#failed) return
     this.#failed = true
+    this.#failure = error
     this.#outputs.clear()
     for (const waiter of this.#idleWaiters.splice(0)) waiter()
     this.#options.onFatal(error)
@@ -725,7 +738,18 @@ export class Broker {
     const deadline = queue.nextDeadline
     if (deadline >= queue.armedMs && queue.armedMs > this.nowMs) return
     queue.armedMs = deadline
-    if (deadline !== Infinity) this.#timers.push(deadline, queue.id)
+    if (deadline === Infinity) return
+    // What a nearer deadline replaced stays until its time, and is set anew behind each nearer one.
+    if (this.#timers.size > 2 * this.#state.queuesById.size + TIMERS_SLACK) this.#rearmAll()
+    else this.#timers.push(deadline, queue.id)
+  }
+
+  #rearmAll(): void {
+    this.#timers.clear()
+    for (const queue of this.#state.queuesById.values()) {
+      queue.armedMs = queue.nextDeadline
+      if (queue.armedMs !== Infinity) this.#timers.push(queue.armedMs, queue.id)
+    }
   }
 
   // Facts go to the log before anything that is computed from them leaves, at the latest at the end of the turn.

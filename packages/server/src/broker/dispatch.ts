@@ -2,8 +2,9 @@
  * Handing out: takes runs from a queue's line and gives them to its subscriptions in turn, within their credit. The
  * only place that joins what the queue knows (offsets) with the bytes (blocks of the log).
  */
-import { BATCH_HEADER_BYTES, readU32, readU64 } from '@sluice/protocol'
+import { BATCH_HEADER_BYTES, SluiceError, readU32, readU64 } from '@sluice/protocol'
 import type { Block, Blocks } from '../log/blocks.js'
+import { CHUNK_MESSAGES } from '../queue/bits.js'
 import type { Queue, Run, Subscription } from '../queue/index.js'
 
 /** Most messages in one run when several consumers share a queue. */
@@ -70,7 +71,7 @@ export class Dispatcher {
     const batchAt = run.batchPosition - block.position
     const place = this.#place(queue, bytes, batchAt)
     const start = batchAt + place.byte
-    const firstTag = subscription.claimTag()
+    const firstTag = subscription.claimTag(run.count)
     let at = start
     let count = 0
     let tag = firstTag
@@ -101,6 +102,7 @@ export class Dispatcher {
       this.#places.set(queue, place)
     }
     const index = run.offset - readU64(bytes, batchAt + 16)
+    if (place.batchPosition !== run.batchPosition) checkHeader(queue, run, bytes, batchAt)
     if (place.batchPosition !== run.batchPosition || place.index > index) {
       place.batchPosition = run.batchPosition
       place.index = 0
@@ -121,4 +123,22 @@ export class Dispatcher {
       subscription.consumer.drained(subscription)
     }
   }
+}
+
+// The checksum of a batch covers its records alone: whose they are is held against what the queue knows. A batch that
+// reaches over both ends of the chunk is known by its queue and by holding the offset.
+function checkHeader(queue: Queue, run: Run, bytes: Uint8Array, batchAt: number): void {
+  const chunk = queue.chunkAt(run.offset)!
+  const batch = chunk.batchAt(run.offset - chunk.base)
+  const start = chunk.batchStart(batch)
+  const end = chunk.batchEnd(batch)
+  const first = readU64(bytes, batchAt + 16) - chunk.base
+  const after = first + readU32(bytes, batchAt + 12)
+  const isFirst = start === 0 ? first <= 0 : first === start
+  const isLast = end === CHUNK_MESSAGES ? after >= end : after === end
+  if (isFirst && isLast && readU32(bytes, batchAt + 8) === queue.id) return
+  throw new SluiceError(
+    'CORRUPT',
+    `The batch at position ${run.batchPosition} of the log is not the one that the queue ${queue.name} has there.`,
+  )
 }

@@ -6,13 +6,16 @@ import { fork, type ChildProcess } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { createHistogram, type RecordableHistogram } from 'node:perf_hooks'
 import { fileURLToPath } from 'node:url'
-import { connect, parseDuration, queue, type Sluice } from '@sluice/client'
-import type { Argv, CommandModule } from 'yargs'
-import type { LoadReport, LoadTask } from './load.js'
+import { setTimeout as delay } from 'node:timers/promises'
+import { queue, type Sluice } from '@sluice/client'
+import { LIMITS, SluiceError, queueName } from '@sluice/protocol'
+import { command, type GlobalOptions } from './command.js'
+import { durationMs, withBroker } from './connection.js'
+import { UsageError } from './failure.js'
+import type { LoadFailure, LoadReport, LoadTask } from './load.js'
+import { onStop, signalExit, type StopSignal } from './signals.js'
 
-interface Options {
-  readonly url: string
-  readonly json: boolean
+interface BenchOptions {
   readonly producers: number
   readonly consumers: number
   readonly size: number
@@ -22,6 +25,44 @@ interface Options {
   readonly warmup: string
   readonly messages: number
   readonly queue: string | undefined
+}
+
+type Options = GlobalOptions & BenchOptions
+
+/** The processes of a run, and what ends it before its time: a signal, or one of them. */
+class Run {
+  readonly #children: ChildProcess[] = []
+  readonly #early = new AbortController()
+
+  get signal(): AbortSignal {
+    return this.#early.signal
+  }
+
+  add(child: ChildProcess): void {
+    this.#children.push(child)
+  }
+
+  endEarly(reason: Error): void {
+    this.#early.abort(reason)
+    this.kill()
+  }
+
+  kill(): void {
+    for (const child of this.#children) child.kill('SIGKILL')
+  }
+
+  async pause(milliseconds: number): Promise<void> {
+    await delay(milliseconds, undefined, { signal: this.signal })
+  }
+}
+
+class Interrupted extends Error {
+  readonly signal: StopSignal
+
+  constructor(signal: StopSignal) {
+    super(`interrupted by ${signal}`)
+    this.signal = signal
+  }
 }
 
 /** Latencies are recorded in microseconds. */
@@ -48,15 +89,25 @@ interface Figure {
 }
 
 const PROGRESS_MS = 1_000
+/** How long the queue of a run may take to be deleted. */
+const FAREWELL_MS = 3_000
 
-export const bench: CommandModule<object, Options> = {
-  command: 'bench',
-  describe: 'Put load on a running broker and measure it',
+/** Bounds of what is given as a number. A body has room for its time of sending. */
+const BOUNDS = {
+  producers: [0, 1_000],
+  consumers: [0, 1_000],
+  size: [8, LIMITS.messageBytesMax],
+  inFlight: [1, LIMITS.creditMessagesMax],
+  rate: [0, 10_000_000],
+  messages: [1, 1_000_000_000],
+} as const satisfies Partial<Record<keyof BenchOptions, readonly [min: number, max: number]>>
+
+export const bench = command<BenchOptions>({
   builder: (yargs) =>
     yargs
       .option('producers', { type: 'number', default: 1, describe: 'Producer processes' })
       .option('consumers', { type: 'number', default: 1, describe: 'Consumer processes' })
-      .option('size', { type: 'number', default: 128, describe: 'Bytes of a body' })
+      .option('size', { type: 'number', default: 128, describe: 'Bytes of a body, at least 8' })
       .option('in-flight', {
         type: 'number',
         default: 1_000,
@@ -76,31 +127,67 @@ export const bench: CommandModule<object, Options> = {
       })
       .option('queue', {
         type: 'string',
+        requiresArg: true,
         describe: 'Queue to use; default: one of its own, deleted at the end',
-      }) as unknown as Argv<Options>,
+      }),
   handler: async (options) => {
-    await runBench(options)
+    checkNumbers(options)
+    const times = {
+      durationMs: durationMs(options.duration, '--duration'),
+      warmupMs: durationMs(options.warmup, '--warmup'),
+    }
+    const name = queueName(options.queue ?? `bench-${randomBytes(4).toString('hex')}`)
+    await withBroker(options, 'bench', (sluice) => runBench(options, times, sluice, name))
   },
+})
+
+/** @throws UsageError */
+function checkNumbers(options: BenchOptions): void {
+  for (const [name, [min, max]] of Object.entries(BOUNDS)) {
+    const value = options[name as keyof typeof BOUNDS]
+    if (Number.isInteger(value) && value >= min && value <= max) continue
+    const flag = name.replace(/[A-Z]/, (letter) => `-${letter.toLowerCase()}`)
+    throw new UsageError(
+      `--${flag} must be a whole number from ${min} to ${max}.`,
+      '`sluice bench --help` tells more.',
+    )
+  }
+  if (options.producers === 0 && options.messages < options.consumers) {
+    throw new UsageError(
+      'Without producers each consumer needs a message to take.',
+      'Give more --messages or fewer --consumers.',
+    )
+  }
+  if (options.producers === 0 && options.consumers === 0) {
+    throw new UsageError(
+      'Without producers and without consumers there is nothing to measure.',
+      'Leave out --producers 0 or --consumers 0.',
+    )
+  }
 }
 
-async function runBench(options: Options): Promise<void> {
-  const sluice = await connect(options.url, { name: 'bench' })
-  const name = options.queue ?? `bench-${randomBytes(4).toString('hex')}`
-  const children: ChildProcess[] = []
-  const interrupted = (): void => {
-    for (const child of children) child.kill('SIGKILL')
-    process.exitCode = 130
-  }
-  process.once('SIGINT', interrupted)
+interface Times {
+  readonly durationMs: number
+  readonly warmupMs: number
+}
+
+async function runBench(options: Options, times: Times, sluice: Sluice, name: string): Promise<void> {
+  const run = new Run()
+  const forget = onStop((signal) => run.endEarly(new Interrupted(signal)))
   try {
-    await sluice.queues.ensure(queue(name))
-    const figures = await measure(options, sluice, name, children)
-    print(options, figures)
+    await sluice.queues.ensure(name)
+    print(options, await measure(options, times, sluice, name, run))
+  } catch (error) {
+    const reason: unknown = run.signal.aborted ? run.signal.reason : error
+    if (!(reason instanceof Interrupted)) throw reason
+    process.exitCode = signalExit(reason.signal)
   } finally {
-    process.off('SIGINT', interrupted)
-    for (const child of children) child.kill('SIGKILL')
-    if (options.queue === undefined) await sluice.queues.delete(queue(name))
-    await sluice.close()
+    run.kill()
+    if (options.queue === undefined) {
+      // What has failed before matters more.
+      await sluice.queues.delete(name, { timeout: FAREWELL_MS }).catch(() => {})
+    }
+    forget()
   }
 }
 
@@ -111,14 +198,13 @@ interface Figures {
 
 async function measure(
   options: Options,
+  { durationMs, warmupMs }: Times,
   sluice: Sluice,
   name: string,
-  children: ChildProcess[],
+  run: Run,
 ): Promise<Figures> {
-  const durationMs = parseDuration(options.duration)
-  const warmupMs = parseDuration(options.warmup)
   if (options.producers === 0) {
-    await fill(options, name, children)
+    await fill(options, name, run)
     const { ready } = await sluice.queues.get(queue(name))
     const consume = start(
       'consume',
@@ -126,9 +212,9 @@ async function measure(
       name,
       options.consumers,
       { messages: Math.floor(ready / options.consumers) },
-      children,
+      run,
     )
-    const progress = showProgress([consume], options)
+    const progress = showProgress([consume], options, run)
     await Promise.all(consume.loads.map((load) => exited(load)))
     progress()
     // From the first message on: the start of a process is no part of it.
@@ -140,10 +226,10 @@ async function measure(
   const consume =
     options.consumers === 0
       ? undefined
-      : start('consume', options, name, options.consumers, { endToEnd }, children)
+      : start('consume', options, name, options.consumers, { endToEnd }, run)
   if (consume !== undefined) {
     sides.push(consume)
-    while ((await sluice.queues.get(queue(name))).consumers < options.consumers) await pause(20)
+    while ((await sluice.queues.get(queue(name))).consumers < options.consumers) await run.pause(20)
   }
   const publish = start(
     'publish',
@@ -151,22 +237,18 @@ async function measure(
     name,
     options.producers,
     { endToEnd, rate: options.rate / options.producers },
-    children,
+    run,
   )
   sides.push(publish)
-  while (publish.loads.some((load) => (publish.reports.get(load)?.count ?? 0) === 0)) {
-    if (publish.loads.some((load) => load.exitCode !== null))
-      throw new Error('a load process ended before it began')
-    await pause(20)
-  }
-  await pause(warmupMs)
+  while (publish.loads.some((load) => (publish.reports.get(load)?.count ?? 0) === 0)) await run.pause(20)
+  await run.pause(warmupMs)
   for (const side of sides) {
     side.fromMs = latest(side)
     side.fromCount = total(side)
     side.latency.reset()
   }
-  const progress = showProgress(sides, options)
-  await pause(durationMs)
+  const progress = showProgress(sides, options, run)
+  await run.pause(durationMs)
   const figures = { publish: figure(publish), consume: consume && figure(consume) }
   progress()
   for (const side of [publish, consume]) {
@@ -178,16 +260,9 @@ async function measure(
 }
 
 /** Publishes what a run with consumers only is to take. */
-async function fill(options: Options, name: string, children: ChildProcess[]): Promise<void> {
-  const side = start(
-    'publish',
-    { ...options, inFlight: 5_000 },
-    name,
-    1,
-    { messages: options.messages },
-    children,
-  )
-  const progress = showProgress([side], options)
+async function fill(options: Options, name: string, run: Run): Promise<void> {
+  const side = start('publish', { ...options, inFlight: 5_000 }, name, 1, { messages: options.messages }, run)
+  const progress = showProgress([side], options, run)
   await Promise.all(side.loads.map((load) => exited(load)))
   progress()
 }
@@ -198,7 +273,7 @@ function start(
   queueName: string,
   count: number,
   task: Partial<LoadTask>,
-  children: ChildProcess[],
+  run: Run,
 ): Side {
   const side: Side = {
     name,
@@ -213,9 +288,18 @@ function start(
     const load = fork(fileURLToPath(new URL('load.js', import.meta.url)), [], {
       stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
     })
-    children.push(load)
+    run.add(load)
     side.loads.push(load)
-    load.on('message', (report: LoadReport) => {
+    // A load that has ended cannot be told; its exit says why.
+    load.on('error', () => {})
+    load.once('exit', (code) => {
+      if (code !== 0) run.endEarly(new Error(`A load process ended with code ${code}.`))
+    })
+    load.on('message', (report: LoadReport | LoadFailure) => {
+      if ('failure' in report) {
+        run.endEarly(new SluiceError(report.failure.code, report.failure.message))
+        return
+      }
       side.reports.set(load, report)
       side.failed += report.failed
       for (const ms of report.latencies) side.latency.record(Math.max(1, Math.round(ms * 1000)))
@@ -224,7 +308,7 @@ function start(
       role: name === 'publish' ? 'producer' : 'consumer',
       url: options.url,
       queue: queueName,
-      size: Math.max(options.size, 8),
+      size: options.size,
       inFlight: options.inFlight,
       rate: 0,
       messages: 0,
@@ -275,7 +359,7 @@ function figure(side: Side): Figure {
 }
 
 /** One line on stderr while it runs, on a terminal only. Returns what ends it. */
-function showProgress(sides: readonly Side[], options: Options): () => void {
+function showProgress(sides: readonly Side[], options: Options, run: Run): () => void {
   if (!process.stderr.isTTY || options.json) return () => {}
   const before = new Map(sides.map((side) => [side, total(side)]))
   const timer = setInterval(() => {
@@ -289,9 +373,14 @@ function showProgress(sides: readonly Side[], options: Options): () => void {
     })
     process.stderr.write(`\r\u001B[K${parts.join('  ·  ')}`)
   }, PROGRESS_MS)
-  return () => {
+  const end = (): void => {
     clearInterval(timer)
     process.stderr.write('\r\u001B[K')
+  }
+  run.signal.addEventListener('abort', end, { once: true })
+  return () => {
+    run.signal.removeEventListener('abort', end)
+    end()
   }
 }
 
@@ -335,10 +424,4 @@ function print(options: Options, figures: Figures): void {
 
 function ms(value: number | null): string {
   return value === null ? '–' : value.toFixed(2)
-}
-
-function pause(milliseconds: number): Promise<void> {
-  return new Promise((resolve) => {
-    setTimeout(resolve, milliseconds)
-  })
 }

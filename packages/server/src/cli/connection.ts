@@ -44,7 +44,7 @@ async function dial({ url, timeout }: GlobalOptions, label: string): Promise<Slu
     sluice.on('disconnected', ({ error }) => {
       if (error.code === 'CLOSED') return
       isLost = true
-      notice(`The connection was lost: ${error.message} Connecting again.`)
+      notice(`${error.message} Connecting again.`)
     })
     sluice.on('connected', ({ address }) => {
       if (isLost) notice(`Connected to ${address} again.`)

@@ -45,7 +45,7 @@ const ADDRESS = 'Start a broker with `sluice serve`, or name its address with --
 const ROWS: Readonly<Record<ErrorCode, Row>> = {
   PROTOCOL_VERSION: {
     exit: EXIT.failure,
-    advice: 'Use a `sluice` of the same version as the broker.',
+    advice: 'Make sure that --url names the port of a Sluice broker, and that it is of the same version.',
   },
   MALFORMED_FRAME: {
     exit: EXIT.unreachable,

@@ -6,11 +6,19 @@
  * shows), else from the call. Times are of the system's monotonic clock, which all processes share.
  */
 import { Worker as Thread } from 'node:worker_threads'
-import { connect, queue, type Message, type Queue, type Sluice } from '@sluice/client'
+import {
+  connect,
+  queue,
+  SluiceError,
+  type ErrorCode,
+  type Message,
+  type Queue,
+  type Sluice,
+} from '@sluice/client'
 
 export interface LoadTask {
   readonly role: 'producer' | 'consumer'
-  readonly url: string
+  readonly url: string | undefined
   readonly queue: string
   /** Bytes of a body; at least 8, for the time of sending. */
   readonly size: number
@@ -33,6 +41,11 @@ export interface LoadReport {
   /** Since the last report: publishes that failed, and latencies in ms, a sample when there are many. */
   readonly failed: number
   readonly latencies: readonly number[]
+}
+
+/** Why it cannot go on. */
+export interface LoadFailure {
+  readonly failure: { readonly code: ErrorCode; readonly message: string }
 }
 
 const REPORT_MS = 200
@@ -157,7 +170,9 @@ class Load {
   #tell(error: unknown): void {
     if (this.#toldOfFailure) return
     this.#toldOfFailure = true
-    process.stderr.write(`a publish failed: ${String(error)}\n`)
+    // The next would be refused as well.
+    if (error instanceof SluiceError && !error.retryable && error.outcome === undefined) giveUp(error)
+    else process.stderr.write(`a publish failed: ${String(error)}\n`)
   }
 
   // Open loop: a thread waits for each time of sending, because timers of the event loop are late by themselves.
@@ -242,9 +257,19 @@ async function start(task: LoadTask): Promise<void> {
   await new Load(task, sluice).run()
 }
 
-process.once('message', (task: LoadTask) => {
-  start(task).catch((error: unknown) => {
-    process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n`)
+function giveUp(error: unknown): void {
+  if (!(error instanceof SluiceError)) {
+    process.stderr.write(`${String(error)}\n`)
     process.exit(1)
-  })
+  }
+  const report: LoadFailure = { failure: { code: error.code, message: error.message } }
+  process.send?.(report, () => process.exit(1))
+}
+
+// Ctrl-C reaches the whole group; the parent ends this process, and this one ends when there is no parent any more.
+process.on('SIGINT', () => {})
+process.on('disconnect', () => process.exit())
+
+process.once('message', (task: LoadTask) => {
+  start(task).catch(giveUp)
 })

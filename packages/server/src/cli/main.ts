@@ -50,7 +50,8 @@ const EPILOGUE = `Start here:
   sluice publish orders hello      publish a message
   sluice consume orders            print and acknowledge what is there and what comes
 
-Exit codes: 0 ok, 1 failure, 2 usage, 4 not found, 5 denied, 6 unreachable.`
+Exit codes: 0 ok, 1 failure, 2 usage, 4 not found, 5 denied, 6 unreachable.
+A broker also has 70: its log failed. Commands that a signal ended have 130 or 143.`
 
 const WIDTH_MAX = 100
 

@@ -87,11 +87,9 @@ export class Blocks {
     const block = this.#find(position)
     if (block === undefined) return undefined
     const at = position - block.position
-    if (block.used - at < BATCH_HEADER_BYTES) return undefined
     const length = readU32(block.bytes, at)
     if (block.checkedPosition !== position && block.checkedPosition !== RECENT) {
       if (length < BATCH_HEADER_BYTES) throw corrupt(position)
-      if (block.used - at < length) return undefined
       if (!batchIsIntact(block.bytes, at, at + length)) throw corrupt(position)
       block.checkedPosition = position
     }
@@ -99,8 +97,8 @@ export class Blocks {
   }
 
   /**
-   * Reads the batch at `position` from disk, and what follows it if `ahead`.
-   * @throws whatever the log's `readRange` throws
+   * Reads the batch at `position` from disk, and what follows it if `ahead`. Then `findBatch` finds it.
+   * @throws SluiceError CORRUPT when it cannot be as long as it says; whatever the log's `readRange` throws
    */
   async load(position: number, ahead: boolean): Promise<void> {
     while (this.#loads >= LOADS_MAX) await new Promise<void>((resolve) => this.#loadWaiters.push(resolve))
@@ -120,11 +118,9 @@ export class Blocks {
       position,
       Math.min(ahead ? this.#options.readAheadBytes : EXACT_BYTES, end - position),
     )
-    if (bytes.length >= BATCH_HEADER_BYTES) {
-      const length = readU32(bytes, 0)
-      if (length > bytes.length && length <= end - position)
-        bytes = await this.#log.readRange(position, length)
-    }
+    const length = bytes.length < BATCH_HEADER_BYTES ? Infinity : readU32(bytes, 0)
+    if (length > end - position) throw corrupt(position)
+    if (length > bytes.length) bytes = await this.#log.readRange(position, length)
     this.#cold.push({ position, bytes, used: bytes.length, checkedPosition: -1 })
     this.#coldBytes += bytes.length
     while (this.#coldBytes > this.#options.coldBytes && this.#cold.length > 1) {
@@ -135,7 +131,7 @@ export class Blocks {
 
   #find(position: number): Block | undefined {
     const last = this.#last
-    if (last !== undefined && position >= last.position && position < last.position + last.used) return last
+    if (last !== undefined && holdsBatch(last, position)) return last
     for (let i = this.#recent.length - 1; i >= 0; i--) {
       const block = this.#recent[i]!
       if (position < block.position) continue
@@ -146,7 +142,7 @@ export class Blocks {
     }
     for (let i = this.#cold.length - 1; i >= 0; i--) {
       const block = this.#cold[i]!
-      if (position < block.position || position >= block.position + block.used) continue
+      if (!holdsBatch(block, position)) continue
       if (i < this.#cold.length - 1) {
         this.#cold.splice(i, 1)
         this.#cold.push(block)
@@ -176,6 +172,12 @@ const LOADS_MAX = 2
 const RECENT = -2
 /** Read when one message far from the others is needed: most batches are no longer. */
 const EXACT_BYTES = 64 << 10
+
+// A block that was read ahead can end within a batch, which is then in a block of its own.
+function holdsBatch(block: Block, position: number): boolean {
+  const at = position - block.position
+  return at >= 0 && at + BATCH_HEADER_BYTES <= block.used && at + readU32(block.bytes, at) <= block.used
+}
 
 function corrupt(position: number): SluiceError {
   return new SluiceError(

@@ -10,9 +10,16 @@ const SLEW = 0.0005
 export class Clock {
   #monotonicMs = performance.now()
   #nowMs = Date.now()
+  #toldMs = 0
 
   /** Whole milliseconds since the epoch; never goes back. */
   now(): number {
+    // Where a fraction of a millisecond is lost to the wall, the same one is told again.
+    this.#toldMs = Math.max(this.#toldMs, Math.floor(this.#preciseMs()))
+    return this.#toldMs
+  }
+
+  #preciseMs(): number {
     const monotonicMs = performance.now()
     const passedMs = monotonicMs - this.#monotonicMs
     if (passedMs >= 100) {
@@ -20,8 +27,8 @@ export class Clock {
       const most = passedMs * SLEW
       this.#nowMs += passedMs + Math.max(-most, Math.min(most, offMs))
       this.#monotonicMs = monotonicMs
-      return Math.floor(this.#nowMs)
+      return this.#nowMs
     }
-    return Math.floor(this.#nowMs + passedMs)
+    return this.#nowMs + passedMs
   }
 }

@@ -2,7 +2,8 @@
  * A subscription: one consumer's credit, and the ring that maps its delivery tags to the messages it holds.
  *
  * Invariants: a slot is held from grant to settle; its tag is congruent to it modulo the ring's size; the ring has
- * at least twice as many slots as the credit, so a free one is always found. `unsettled` counts the held slots and
+ * at least twice as many slots as are held, so a free one is always found. It grows with what is held, not with the
+ * credit, which costs its owner nothing to ask for. `unsettled` counts the held slots and
  * never exceeds the credit that was in force when they were granted (invariant 14).
  */
 import type { SluiceError } from '@sluice/protocol'
@@ -57,6 +58,8 @@ export class Subscription {
   draining = false
   unsettled = 0
   unsettledBytes = 0
+  /** How many of the held messages are being handled. */
+  startedCount = 0
   delivered = 0
   /** Tag of the next delivery that finds its slot free. */
   #nextTag = 0
@@ -79,7 +82,6 @@ export class Subscription {
     this.creditBytes = bytes
     this.limit = limit ?? Infinity
     this.draining = drain
-    if (messages * 2 > this.#states.length) this.#grow(messages * 2)
   }
 
   /** How many messages may be granted now, bytes aside. */
@@ -92,8 +94,13 @@ export class Subscription {
     return this.unsettled === 0 || this.unsettledBytes + bytes <= this.creditBytes
   }
 
-  /** The tag that the next grant uses: of a run, the tags that follow are free as long as `isFree` says so. */
-  claimTag(): number {
+  /**
+   * The tag that the next grant uses, with slots for `count` grants: of a run, the tags that follow are free as long as
+   * `isFree` says so.
+   */
+  claimTag(count: number): number {
+    const slots = (this.unsettled + count) * 2
+    if (slots > this.#states.length) this.#grow(slots)
     while (this.#states[this.#nextTag & this.#mask] !== FREE) this.#nextTag = (this.#nextTag + 1) >>> 0
     return this.#nextTag
   }
@@ -133,6 +140,7 @@ export class Subscription {
     lease.bytes = this.#sizes[slot]!
     lease.sinceMs = this.#sinces[slot]!
     lease.started = state === STARTED
+    if (lease.started) this.startedCount--
     this.#states[slot] = FREE
     this.unsettled--
     this.unsettledBytes -= lease.bytes
@@ -142,7 +150,9 @@ export class Subscription {
   /** The consumer is about to handle the message under `tag`. Stale tags are passed over. */
   start(tag: number): void {
     const slot = tag & this.#mask
-    if (this.#states[slot] === HELD && this.#tags[slot] === tag) this.#states[slot] = STARTED
+    if (this.#states[slot] !== HELD || this.#tags[slot] !== tag) return
+    this.#states[slot] = STARTED
+    this.startedCount++
   }
 
   /** Ends every lease, in the order of tags, and hands each to `ended`. */
@@ -152,13 +162,6 @@ export class Subscription {
       const slot = (this.#nextTag + step) & this.#mask
       if (this.#states[slot] !== FREE && this.take(this.#tags[slot]!, lease)) ended(lease)
     }
-  }
-
-  /** How many of the held messages are being handled. */
-  startedCount(): number {
-    let count = 0
-    for (const state of this.#states) if (state === STARTED) count++
-    return count
   }
 
   // Tags keep their meaning: each held slot moves to where its tag belongs in the larger ring.

@@ -28,8 +28,12 @@ const PAGE_BYTES_GROWN = 256 << 10
 export class Outbox {
   /** The page that frames are written to: the payload of the frame from `begin` goes here. */
   bytes: Uint8Array = NO_BYTES
+  /** Number of that page; the bytes of an earlier one can come again. */
+  page = 0
   /** Bytes that wait for the disk or for the peer. */
   outstandingBytes = 0
+  /** Of these, bytes that wait for the peer alone. */
+  unreadBytes = 0
   /** Bytes of published batches whose answers wait for the disk. */
   inFlightBytes = 0
   /** Frames held that no delivery may overtake: all but confirms, which stand for themselves. */
@@ -76,8 +80,8 @@ export class Outbox {
    * Makes the last frame longer by `bytes` and returns where they go; -1 if the page is another by now, or full, or
    * the frame is not the last one.
    */
-  extend(page: Uint8Array, frameEnd: number, bytes: number): number {
-    if (page !== this.bytes || frameEnd !== this.#length || frameEnd + bytes > page.length) return -1
+  extend(page: number, frameEnd: number, bytes: number): number {
+    if (page !== this.page || frameEnd !== this.#length || frameEnd + bytes > this.bytes.length) return -1
     this.#length += bytes
     this.outstandingBytes += bytes
     return frameEnd
@@ -120,8 +124,10 @@ export class Outbox {
     const { bytes, length } = page
     this.inFlightBytes -= page.answersBytes
     this.barriers -= page.barriers
+    this.unreadBytes += length
     this.#transport.write(length === bytes.length ? bytes : bytes.subarray(0, length), () => {
       this.outstandingBytes -= length
+      this.unreadBytes -= length
       giveBack(bytes)
       this.#written()
     })
@@ -148,6 +154,7 @@ export class Outbox {
     larger.set(this.bytes.subarray(0, held))
     if (this.bytes.length > 0) giveBack(this.bytes)
     this.bytes = larger
+    this.page++
   }
 }
 

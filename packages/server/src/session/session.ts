@@ -137,14 +137,17 @@ export class Session implements Output, Consumer {
   #saidGoodbye = false
   #isStopping = false
   /** Times in ms: begun, last byte heard, last byte sent, since when too much is unread (0: it is not). */
-  readonly #begunMs: number
+  #begunMs: number
   #heardMs: number
   #spokeMs: number
   #stalledSinceMs = 0
+  /** Frames that went past the outboxes and that the transport has not passed on. */
+  #urgentUnread = 0
   #isCongested = false
   #isPaused = false
+  #waitsForDisk = false
   /** The PUBLISH_OK that was written last: its page, and where its payload begins and ends there. */
-  #okPage: Uint8Array = NO_BYTES
+  #okPage = NO_PAGE
   #okAt = 0
   #okEnd = 0
   /** The queue name of the last PUBLISH, and its bytes. */
@@ -228,8 +231,12 @@ export class Session implements Output, Consumer {
     if (this.#stage === 'closed') return
     // What is not read because of the disk cannot be heard either.
     this.#heardMs = this.#isPaused ? nowMs : Math.min(nowMs, this.#heardMs + stallMs)
+    this.#begunMs = Math.min(nowMs, this.#begunMs + stallMs)
+    // What waits for the disk cannot be read yet.
+    if (this.#outbox.unreadBytes + this.#freeOutbox.unreadBytes === 0) this.#stalledSinceMs &&= nowMs
+    if (this.#stalledSinceMs > 0) this.#stalledSinceMs = Math.min(nowMs, this.#stalledSinceMs + stallMs)
     if (this.#stage !== 'open') {
-      if (nowMs - this.#begunMs - stallMs > this.#settings.handshakeMs) {
+      if (nowMs - this.#begunMs > this.#settings.handshakeMs) {
         this.fail(
           new SluiceError(
             'HANDSHAKE_TIMEOUT',
@@ -248,7 +255,7 @@ export class Session implements Output, Consumer {
       )
       return
     }
-    if (this.#stalledSinceMs > 0 && nowMs - this.#stalledSinceMs - stallMs > this.#settings.stalledMs) {
+    if (this.#stalledSinceMs > 0 && nowMs - this.#stalledSinceMs > this.#settings.stalledMs) {
       this.fail(
         new SluiceError(
           'SLOW_CONSUMER',
@@ -302,8 +309,6 @@ export class Session implements Output, Consumer {
   // --- Output ---
 
   endTurn(gate: number): void {
-    // The page goes; when it comes again, something else stands where the last confirm stood.
-    this.#okPage = NO_BYTES
     this.#outbox.endTurn(gate)
     this.#freeOutbox.endTurn(0)
     const { outboundBytesSoft, outboundBytesHard } = this.#settings
@@ -502,6 +507,13 @@ export class Session implements Output, Consumer {
 
   ping(correlation: number): void {
     this.#urgent(OP.PONG, correlation)
+    if (this.#urgentUnread <= URGENT_UNREAD_MAX) return
+    this.fail(
+      new SluiceError(
+        'SLOW_CONSUMER',
+        `${this.#urgentUnread} answers to PING are unread; at most ${URGENT_UNREAD_MAX} are kept.`,
+      ),
+    )
   }
 
   takeGoodbye(bytes: Uint8Array, start: number, end: number): void {
@@ -541,7 +553,7 @@ export class Session implements Output, Consumer {
     let at = outbox.extend(this.#okPage, this.#okEnd, PUBLISH_OK_ITEM_BYTES)
     if (at === -1) {
       at = outbox.begin(OP.PUBLISH_OK, 0, 0, PUBLISH_OK_ITEM_BYTES)
-      this.#okPage = outbox.bytes
+      this.#okPage = outbox.page
       this.#okAt = at
       this.#broker.hold(this)
     }
@@ -682,7 +694,10 @@ export class Session implements Output, Consumer {
 
   #send(bytes: Uint8Array): void {
     this.#spokeMs = this.#broker.nowMs
-    this.#transport.write(bytes, () => {})
+    this.#urgentUnread++
+    this.#transport.write(bytes, () => {
+      this.#urgentUnread--
+    })
   }
 
   #congested(): void {
@@ -708,7 +723,12 @@ export class Session implements Output, Consumer {
 
   #resumeReading(): void {
     if (this.#broker.isBehind) {
-      this.#broker.whenNotBehind(() => this.#resumeReading())
+      if (this.#waitsForDisk) return
+      this.#waitsForDisk = true
+      this.#broker.whenNotBehind(() => {
+        this.#waitsForDisk = false
+        this.#resumeReading()
+      })
       return
     }
     if (this.#stage === 'closed') return
@@ -720,7 +740,7 @@ export class Session implements Output, Consumer {
   // subscription, nobody can tell which was to blame: they come back one at a time until it shows.
   #unsubscribeAll(connectionDied: boolean): void {
     let started = 0
-    for (const subscription of this.#subscriptions.values()) started += subscription.startedCount()
+    for (const subscription of this.#subscriptions.values()) started += subscription.startedCount
     const blame = !connectionDied || started === 0 ? 'nobody' : started === 1 ? 'started' : 'suspects'
     for (const subscription of this.#subscriptions.values()) this.#broker.unsubscribe(subscription, blame)
     this.#subscriptions.clear()
@@ -732,7 +752,6 @@ export class Session implements Output, Consumer {
     this.#decoder.stop()
     this.#outbox.clear()
     this.#freeOutbox.clear()
-    this.#okPage = NO_BYTES
     this.#unsubscribeAll(!this.#saidGoodbye)
     if (this.#producer !== undefined) this.#broker.detachProducer(this.#producer)
     this.#onClosed(this, why)
@@ -740,6 +759,9 @@ export class Session implements Output, Consumer {
 }
 
 const NO_BYTES = new Uint8Array(0)
+const NO_PAGE = -1
+/** Answers to PING that are kept for a peer that does not read; nobody else asks so often. */
+const URGENT_UNREAD_MAX = 10_000
 /** Queues in one answer to LIST, so that it stays within a control frame. */
 const LIST_PAGE = 100
 

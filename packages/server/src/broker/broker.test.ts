@@ -1,0 +1,214 @@
+/** What the simulator cannot see of the broker: what one frame may cost, what is kept for ever, and damage at rest. */
+import {
+  BATCH_HEADER_BYTES,
+  BATCH_TYPE,
+  LIMITS,
+  OUTCOME,
+  queueName,
+  sealBatch,
+  writeRecordHead,
+} from '@sluice/protocol'
+import { afterEach, describe, expect, test, vi } from 'vitest'
+import { MemoryLog } from '../log/memory-log.js'
+import { TimeHeap, type Consumer, type Subscription } from '../queue/index.js'
+import { Broker } from './broker.js'
+import { PRODUCER_IDLE_MS } from './checkpoint.js'
+import type { Producer } from './producers.js'
+
+const MIB = 1 << 20
+const JOBS = queueName('jobs')
+
+class Rig {
+  readonly log: MemoryLog
+  readonly fatal: unknown[] = []
+  readonly ended: string[] = []
+  readonly got: { readonly offset: number; readonly tag: number; readonly text: string }[] = []
+  nowMs = 1_700_000_000_000
+  broker!: Broker
+  producer!: Producer
+  number = 0
+
+  constructor(log: MemoryLog) {
+    this.log = log
+  }
+
+  async open(): Promise<void> {
+    this.broker = await Broker.open({
+      log: this.log,
+      now: () => this.nowMs,
+      random: () => 0.5,
+      defer: (endTurn) => void setImmediate(endTurn),
+      onFatal: (error) => this.fatal.push(error),
+      messageBytesMax: 65_536,
+      // So that what was published before the last few batches is read back.
+      blocks: { blockBytes: 65_536, recentBytes: 65_536 },
+    })
+    this.broker.ensure({ name: JOBS, options: { maxDeliveries: 255 }, update: false })
+    this.producer = this.broker.attachProducer('0'.repeat(32), 0)
+    await turns()
+  }
+
+  async publish(texts: readonly string[]): Promise<void> {
+    let length = BATCH_HEADER_BYTES
+    for (const text of texts) length += 8 + text.length
+    const bytes = new Uint8Array(length)
+    let at = BATCH_HEADER_BYTES
+    for (const text of texts) {
+      at = writeRecordHead(bytes, at, undefined, 1, text.length)
+      bytes.set(Buffer.from(text), at)
+      at += text.length
+    }
+    sealBatch(bytes, 0, length, {
+      type: BATCH_TYPE.messages,
+      count: texts.length,
+      batchNumber: ++this.number,
+    })
+    this.broker.publish(this.producer, 'jobs', bytes, 0, length, 0)
+    await turns()
+  }
+
+  subscribe(messages: number): Subscription {
+    const consumer: Consumer = {
+      isReady: true,
+      deliver: (_subscription, run, firstTag, count, bytes, start) => {
+        let at = start
+        for (let i = 0; i < count; i++) {
+          const size = Buffer.from(bytes).readUInt32LE(at)
+          const text = Buffer.from(bytes.subarray(at + 8, at + size)).toString()
+          this.got.push({ offset: run.offset + i, tag: firstTag + i, text })
+          at += size
+        }
+      },
+      drained: () => {},
+      ended: (_subscription, error) => this.ended.push(error.code),
+    }
+    return this.broker.subscribe(JOBS, 1, consumer, messages, 2 ** 32 - 1, undefined)
+  }
+}
+
+async function turns(count = 8): Promise<void> {
+  for (let i = 0; i < count; i++) await new Promise((resolve) => setImmediate(resolve))
+}
+
+afterEach(() => {
+  vi.restoreAllMocks()
+})
+
+describe('what one frame may cost', () => {
+  test('one settle with a reason, of more messages than fit a segment with it', async () => {
+    const rig = new Rig(new MemoryLog({ segmentBytes: MIB }))
+    await rig.open()
+    await rig.publish(Array.from({ length: 2000 }, () => ''))
+    const subscription = rig.subscribe(2000)
+    await turns()
+    expect(rig.got).toHaveLength(2000)
+    const item = { firstTag: 0, count: 2000, outcome: OUTCOME.deadLetter, reason: 'x'.repeat(1000) }
+    rig.broker.beginTurn()
+    expect(rig.broker.settle(subscription, [item])).toEqual([])
+    await turns(20)
+    expect(rig.fatal).toEqual([])
+    expect(rig.broker.info(JOBS)).toMatchObject({ dead: 2000, leased: 0 })
+    rig.broker.audit()
+  })
+
+  test('dead messages with the longest reason, all in one chunk, and a checkpoint', async () => {
+    const rig = new Rig(new MemoryLog({ segmentBytes: MIB }))
+    await rig.open()
+    await rig.publish(Array.from({ length: 1024 }, () => ''))
+    const subscription = rig.subscribe(1024)
+    await turns()
+    rig.broker.beginTurn()
+    const reason = 'x'.repeat(LIMITS.reasonBytesMax)
+    rig.broker.settle(subscription, [{ firstTag: 0, count: 1024, outcome: OUTCOME.deadLetter, reason }])
+    for (let i = 0; i < 30; i++) await rig.publish(['x'.repeat(60_000)])
+    expect(rig.fatal).toEqual([])
+    expect((await rig.log.reopened().open()).checkpoint).toBeDefined()
+  })
+
+  test('credit that is asked for and not used takes no memory', async () => {
+    const rig = new Rig(new MemoryLog({ segmentBytes: MIB }))
+    await rig.open()
+    const before = process.memoryUsage().arrayBuffers
+    for (let i = 0; i < 100; i++) rig.subscribe(65_535)
+    expect(process.memoryUsage().arrayBuffers - before).toBeLessThan(10 * MIB)
+  })
+})
+
+test('timers that were replaced by nearer ones do not gather', async () => {
+  const pushes = vi.spyOn(TimeHeap.prototype, 'push')
+  const rig = new Rig(new MemoryLog({ segmentBytes: MIB }))
+  await rig.open()
+  await rig.publish(['far', 'near'])
+  const subscription = rig.subscribe(10)
+  await turns()
+  const retry = (tag: number, delayMs: number): void => {
+    rig.broker.beginTurn()
+    rig.broker.settle(subscription, [{ firstTag: tag, count: 1, outcome: OUTCOME.retry, delayMs }])
+  }
+  retry(0, 1e10)
+  for (let cycle = 0; cycle < 250; cycle++) {
+    retry(rig.got.at(-1)!.tag, 10)
+    await turns(2)
+    rig.nowMs += 10
+    rig.broker.tick()
+    await turns(2)
+  }
+  expect(rig.got).toHaveLength(252)
+  expect(Math.max(...pushes.mock.contexts.map((heap) => (heap as TimeHeap).size))).toBeLessThan(100)
+})
+
+test('a producer is remembered for a week after its connection ended, not after its last message', async () => {
+  const rig = new Rig(new MemoryLog({ segmentBytes: MIB }))
+  await rig.open()
+  const other = rig.broker.attachProducer('1'.repeat(32), 0)
+  await rig.publish(['hello'])
+  rig.nowMs += PRODUCER_IDLE_MS + 1
+  rig.broker.beginTurn()
+  rig.broker.detachProducer(rig.producer)
+  rig.producer = other
+  rig.number = 0
+  for (let i = 0; i < 30; i++) await rig.publish(['x'.repeat(60_000)])
+  expect((await rig.log.reopened().open()).checkpoint).toBeDefined()
+  expect(rig.broker.attachProducer('0'.repeat(32), 1).highest).toBe(1)
+})
+
+test('does not open on a log that cannot be written', async () => {
+  const log = new MemoryLog({ segmentBytes: MIB, beforeAppend: () => Promise.reject(new Error('EIO')) })
+  await expect(new Rig(log).open()).rejects.toMatchObject({ code: 'LOG_FAILED' })
+})
+
+describe('damage at rest to the header of a batch', () => {
+  // Byte and bit that flip: of its length, its queue, its count and its base offset, both ways.
+  const flips: readonly (readonly [string, number, number])[] = [
+    ['length', 3, 0x10],
+    ['queue', 8, 1],
+    ['count', 12, 4],
+    ['base offset, up', 16, 2],
+    ['base offset, far up', 20, 1],
+  ]
+  test.each(flips)('%s: nothing of it is delivered', async (_what, byte, bit) => {
+    const log = new MemoryLog({ segmentBytes: MIB })
+    const rig = new Rig(log)
+    await rig.open()
+    for (let i = 0; i < 20; i++)
+      await rig.publish(Array.from({ length: 10 }, (_, j) => `m${i * 10 + j}`.padEnd(1000, '.')))
+    const entry = log.entries.find(({ bytes }) => Buffer.from(bytes).includes('m10.'))!
+    const at = entry.position + Buffer.from(entry.bytes).indexOf('m10.') - 8 - BATCH_HEADER_BYTES + byte
+    const readRange = log.readRange.bind(log)
+    let reads = 0
+    log.readRange = async (position, length) => {
+      reads++
+      const bytes = Uint8Array.from(await readRange(position, length))
+      if (at >= position && at < position + length) bytes[at - position]! ^= bit
+      return bytes
+    }
+    const subscription = rig.subscribe(15)
+    await turns(50)
+    expect(subscription.unsettled).toBe(0)
+    expect(rig.got.map(({ offset }) => offset)).toEqual([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    for (const { offset, text } of rig.got) expect(text).toBe(`m${offset}`.padEnd(1000, '.'))
+    expect(rig.ended).toEqual(['CORRUPT'])
+    expect(reads).toBeLessThan(10)
+    expect(rig.fatal).toEqual([])
+  })
+})

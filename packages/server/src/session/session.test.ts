@@ -1,0 +1,164 @@
+/** What a session does with peers that no client is: who never reads, and who is judged while the broker slept. */
+import {
+  BATCH_HEADER_BYTES,
+  BATCH_TYPE,
+  FRAME_HEADER_BYTES,
+  MECHANISM,
+  OP,
+  encodeAuth,
+  encodeControl,
+  encodeHello,
+  encodePreface,
+  queueName,
+  sealBatch,
+  writeFrameHeader,
+  writeRecordHead,
+} from '@sluice/protocol'
+import { beforeEach, describe, expect, test, vi } from 'vitest'
+import { Broker } from '../broker/broker.js'
+import { MemoryLog } from '../log/memory-log.js'
+import { SESSION_DEFAULTS, Session } from './session.js'
+
+let nowMs = 0
+let sentBytes = 0
+let paused = false
+let closed: (string | undefined)[] = []
+let session: Session
+let broker: Broker
+let disk: Promise<void> | undefined
+
+function frame(opcode: number, payload: Uint8Array = new Uint8Array(0), channel = 0): Uint8Array {
+  const bytes = new Uint8Array(FRAME_HEADER_BYTES + payload.length)
+  bytes.set(payload, writeFrameHeader(bytes, 0, payload.length, opcode, channel, 0))
+  return bytes
+}
+
+const GREETING = Buffer.concat([
+  encodePreface(),
+  frame(
+    OP.HELLO,
+    encodeHello({
+      versionMin: 1,
+      versionMax: 1,
+      features: 0,
+      frameBytesMax: SESSION_DEFAULTS.frameBytesMax,
+      heartbeatMs: 0,
+      producer: new Uint8Array(16),
+      acceptedNumber: 0,
+      inFlightBatches: 0,
+      name: '',
+    }),
+  ),
+  frame(OP.AUTH, encodeAuth({ mechanism: MECHANISM.anonymous, identity: '', secret: new Uint8Array(0) })),
+])
+
+beforeEach(async () => {
+  nowMs = 1_700_000_000_000
+  sentBytes = 0
+  closed = []
+  paused = false
+  disk = undefined
+  broker = await Broker.open({
+    log: new MemoryLog({ segmentBytes: 8 << 20, beforeAppend: () => disk }),
+    now: () => nowMs,
+    random: () => 0.5,
+    defer: (endTurn) => void setImmediate(endTurn),
+    onFatal: (error) => {
+      throw error
+    },
+  })
+  const transport = {
+    peer: '',
+    write: (bytes: Uint8Array) => (sentBytes += bytes.length),
+    pause: () => (paused = true),
+    resume: () => (paused = false),
+    end: () => {},
+  }
+  session = new Session(broker, transport, SESSION_DEFAULTS, nowMs, (_session, why) => closed.push(why?.code))
+})
+
+function batch(number: number, payloadBytes: number): Uint8Array {
+  const bytes = new Uint8Array(BATCH_HEADER_BYTES + 8 + payloadBytes)
+  writeRecordHead(bytes, BATCH_HEADER_BYTES, undefined, 0, payloadBytes)
+  sealBatch(bytes, 0, bytes.length, { type: BATCH_TYPE.messages, count: 1, batchNumber: number })
+  return bytes
+}
+
+async function turns(count: number): Promise<void> {
+  for (let i = 0; i < count; i++) {
+    broker.wake()
+    await new Promise((resolve) => setImmediate(resolve))
+  }
+}
+
+describe('while the disk does not answer', () => {
+  let answer = (): void => {}
+  beforeEach(async () => {
+    session.receive(GREETING, nowMs)
+    broker.ensure({ name: queueName('q'), options: {}, update: false })
+    await turns(5)
+    disk = new Promise((resolve) => (answer = resolve))
+  })
+
+  test('a connection that is not read waits once, and is read again', async () => {
+    const waits = vi.spyOn(broker, 'whenNotBehind')
+    const producer = broker.attachProducer('1'.repeat(32), 0)
+    for (let i = 1; i <= 40; i++) broker.publish(producer, 'q', batch(i, 1 << 20), 0, 56 + (1 << 20), 0)
+    expect(broker.isBehind).toBe(true)
+    session.receive(frame(OP.PUBLISH, Buffer.concat([Buffer.from([1, 0x71]), batch(1, 1)])), nowMs)
+    expect(paused).toBe(true)
+    await turns(100)
+    expect(waits.mock.calls.length).toBeLessThan(2)
+    answer()
+    await turns(100)
+    expect(paused).toBe(false)
+  })
+
+  test('no consumer is blamed for what was not sent to it', async () => {
+    const producer = broker.attachProducer('1'.repeat(32), 0)
+    const body = { queue: 'q', messages: 10, bytes: 1 << 24 }
+    session.receive(frame(OP.SUBSCRIBE, encodeControl(body), 1), nowMs)
+    for (let i = 1; i <= 3; i++) broker.publish(producer, 'q', batch(i, 1 << 20), 0, 56 + (1 << 20), 0)
+    await turns(5)
+    nowMs += SESSION_DEFAULTS.stalledMs + 1
+    session.tick(nowMs, 0)
+    expect(closed).toEqual([])
+    answer()
+    await turns(5)
+    expect(sentBytes).toBeGreaterThan(1 << 20)
+    // Nobody calls back: now it is the peer that does not read.
+    nowMs += SESSION_DEFAULTS.stalledMs + 1
+    session.receive(frame(OP.PING), nowMs)
+    session.tick(nowMs, 0)
+    expect(closed).toEqual(['SLOW_CONSUMER'])
+  })
+})
+
+test('a peer that asks and never reads is given up', () => {
+  session.receive(GREETING, nowMs)
+  const pings = Buffer.concat(Array.from({ length: 1000 }, () => frame(OP.PING)))
+  for (let i = 0; i < 9; i++) session.receive(pings, nowMs)
+  expect(closed).toEqual([])
+  for (let i = 0; i < 100; i++) session.receive(pings, nowMs)
+  expect(closed).toEqual(['SLOW_CONSUMER'])
+  expect(sentBytes).toBeLessThan(200_000)
+})
+
+describe('the deadline of the handshake', () => {
+  test('is as long as it says', () => {
+    session.receive(GREETING.subarray(0, 20), nowMs)
+    session.tick((nowMs += SESSION_DEFAULTS.handshakeMs), 0)
+    expect(closed).toEqual([])
+    session.tick((nowMs += 1), 0)
+    expect(closed).toEqual(['HANDSHAKE_TIMEOUT'])
+  })
+
+  test('comes later by what the process slept, not only for the moment', () => {
+    session.receive(GREETING.subarray(0, 20), nowMs)
+    session.tick((nowMs += 20_000), 19_900)
+    session.tick((nowMs += 50), 0)
+    expect(closed).toEqual([])
+    session.receive(GREETING.subarray(20), nowMs)
+    expect(session.isOpen).toBe(true)
+  })
+})
