@@ -656,18 +656,19 @@ describe('after the handshake', () => {
       names: ['nowhere'],
     },
   }
-  for (const [option, value] of Object.entries({
-    delayMs: 5,
-    atMs: 5,
-    ttlMs: 5,
-    key: 'k',
-    id: 'i',
-    priority: 1,
-  })) {
+  for (const [option, value] of Object.entries({ key: 'k', id: 'i' })) {
     cases[`a message with the option ${option}`] = {
       sends: () => [publishFrame(QUEUE, batch(1, [{ payload: BODY, options: { [option]: value } }]))],
       code: 'NOT_SUPPORTED',
-      names: [option.replace('Ms', '')],
+      names: [option],
+    }
+  }
+  // A hundred years and a millisecond; a time long past; no time to live at all.
+  for (const [option, value] of Object.entries({ delayMs: LIMITS.delayMsMax + 1, atMs: 5, ttlMs: 0 })) {
+    cases[`a message with ${option} ${value}`] = {
+      sends: () => [publishFrame(QUEUE, batch(1, [{ payload: BODY, options: { [option]: value } }]))],
+      code: 'INVALID_ARGUMENT',
+      names: [option.replace('Ms', ''), value],
     }
   }
   for (const [name, { sender, layout, code }] of Object.entries(OPCODES)) {

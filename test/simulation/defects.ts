@@ -298,7 +298,7 @@ export const DEFECTS: readonly Defect[] = [
     broker: (broker) =>
       onQueues(broker, (queue) => {
         const release = queue.release.bind(queue)
-        queue.release = (offset) => release(offset, broker.nowMs)
+        queue.release = (offset) => release(offset, broker.nowMs, broker.nowMs)
       }),
   },
   {

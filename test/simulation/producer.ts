@@ -95,17 +95,11 @@ export class Producer extends Client {
     if (kind === 0) {
       this.#attempt('nowhere', number, drafts, false, ['QUEUE_NOT_FOUND'])
     } else if (kind === 1) {
-      const options = chance.pick([
-        { delayMs: 5 },
-        { priority: 3 },
-        { key: 'k' },
-        { ttlMs: 9 },
-        { id: 'i' },
-        { atMs: 7 },
-      ])
+      const options = chance.pick([{ key: 'k' }, { id: 'i' }, { atMs: 7 }])
       const draft = { ...drafts[0]!, options }
       this.#attempt(chance.pick(queueNames), number, [...drafts.slice(1), draft], false, [
         'NOT_SUPPORTED',
+        'INVALID_ARGUMENT',
         'QUEUE_NOT_FOUND',
       ])
     } else if (kind === 2) {

@@ -103,7 +103,9 @@ function compareQueue(
     const index = chunk === undefined ? 0 : offset - chunk.base
     if (chunk === undefined || index >= chunk.count || chunk.isGone(index))
       throw new Violation(1, `${what} is gone after recovery`)
-    compareMessage(what, message, chunk.returned?.get(index), chunk.dead?.get(index))
+    const dueMs = chunk.dead?.has(index) === true ? 0 : chunk.dueAt(index)
+    const returned = dueMs === 0 ? undefined : { attempts: chunk.attemptsAt(index), dueMs }
+    compareMessage(what, message, returned, chunk.dead?.get(index))
     const position = chunk.batchPosition(chunk.batchAt(index))
     if (position < firstPosition || !saved.places.get(message.batchBase)!.includes(position)) {
       throw new Violation(

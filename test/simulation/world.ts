@@ -301,7 +301,8 @@ export class World implements Surroundings, Listening {
   #dueMs(queueId: number, offset: number): number | undefined {
     const queue = this.model.queues.get(queueId)
     const chunk = queue === undefined ? undefined : this.broker?.queue(queue.name).chunkAt(offset)
-    return chunk?.returned?.get(offset - chunk.base)?.dueMs
+    if (chunk === undefined || chunk.dead?.has(offset - chunk.base) === true) return undefined
+    return chunk.dueAt(offset - chunk.base) || undefined
   }
 
   // ------------------------------------------------------------------------------------------------- the network

@@ -17,8 +17,9 @@ export const BATCH_VERSION = 1
 /** Type of a batch. Only `messages` travels; the others are facts that the broker writes to its log. */
 export const BATCH_TYPE = { messages: 1, facts: 2, page: 3, boot: 4, directory: 5, close: 6 } as const
 
-/** `atomic`: all or none of the messages are taken. `relocated`: copied forward by the broker, original header. */
-export const BATCH_ATTRIBUTE = { atomic: 1, relocated: 2 } as const
+/** `atomic`: all or none of the messages are taken. `relocated`: copied forward by the broker, original header.
+ * `traits`: stamped by the broker where a record has a priority, a delay, a time or a time to live. */
+export const BATCH_ATTRIBUTE = { atomic: 1, relocated: 2, traits: 4 } as const
 
 export interface BatchHeader {
   readonly length: number

@@ -127,6 +127,8 @@ export interface QueueInfo {
   readonly acked: number
   readonly redelivered: number
   readonly purged: number
+  /** Their time to live was over before they were handled. */
+  readonly expired: number
   readonly createdAtMs: number
 }
 

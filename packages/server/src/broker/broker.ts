@@ -7,6 +7,7 @@
  */
 import {
   ANY_PRIORITY,
+  BATCH_ATTRIBUTE,
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
   LIMITS,
@@ -47,6 +48,7 @@ import { Dispatcher } from './dispatch.js'
 import { Producer } from './producers.js'
 import { recover } from './recovery.js'
 import { Space } from './space.js'
+import { checkTraits, readTraits } from './traits.js'
 import { BOOT_AFTER_CLOSE, sameOptions, type State } from './state.js'
 
 export interface BrokerOptions {
@@ -81,6 +83,10 @@ export interface Output {
  * suspicion, for several.
  */
 export type Blame = 'nobody' | 'started' | 'suspects'
+
+/** What records may ask for, and what this version refuses by name. */
+const WITH_TRAITS = RECORD_FLAG.delay | RECORD_FLAG.at | RECORD_FLAG.ttl | ANY_PRIORITY
+const NOT_BUILT = RECORD_FLAG.key | RECORD_FLAG.id
 
 /** How long after the last entry an empty one is put behind it. */
 const IDLE_MS = 1_000
@@ -342,7 +348,9 @@ export class Broker {
     const count = readU32(bytes, at + 12)
     const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, this.messageBytesMax)
     if (typeof checked !== 'number') throw new SluiceError(checked.code, checked.message)
-    if ((checked & ~RECORD_FLAG.headers) !== 0) throw optionNotSupported(checked)
+    if ((checked & NOT_BUILT) !== 0) throw optionNotSupported(checked)
+    const hasTraits = (checked & WITH_TRAITS) !== 0
+    if (hasTraits) checkTraits(bytes, at, count, this.nowMs)
     // With small segments less fits than the protocol allows.
     const most = this.#log.segmentBytes / 2
     if (length > most) {
@@ -363,8 +371,11 @@ export class Broker {
     this.#tail.bytes.set(bytes.subarray(at, end), to)
     const base = queue.next
     stampBatch(this.#tail.bytes, to, queue.id, base, this.nowMs, producer.id)
+    if (hasTraits) this.#tail.bytes[to + 5] = bytes[at + 5]! | BATCH_ATTRIBUTE.traits
     const position = this.#tail.add(length)
-    queue.append(base, count, position, this.nowMs, length - BATCH_HEADER_BYTES)
+    const traits = hasTraits ? readTraits(this.#tail.bytes, to, count, this.nowMs) : undefined
+    queue.append(base, count, position, this.nowMs, length - BATCH_HEADER_BYTES, traits)
+    if (hasTraits) this.#armTimer(queue)
     producer.accept(number, base, crc)
     producer.lastUsedMs = this.nowMs
     this.#activate(queue)
@@ -441,7 +452,7 @@ export class Broker {
   }
 
   #end(queue: Queue, lease: Lease, item: SettleItem, reason: string): void {
-    if (item.outcome === OUTCOME.release) queue.release(lease.offset, lease.sinceMs)
+    if (item.outcome === OUTCOME.release) queue.release(lease.offset, lease.sinceMs, this.nowMs)
     else if (item.outcome === OUTCOME.deadLetter)
       queue.deadLetter(lease.offset, DEATH.rejected, this.nowMs, reason)
     else {
@@ -466,7 +477,7 @@ export class Broker {
         queue.retry(lease.offset, this.nowMs + delayMs, this.nowMs, 'the connection of its consumer was lost')
       } else {
         if (blame === 'suspects' && lease.started) queue.suspect(lease.offset)
-        queue.release(lease.offset, lease.sinceMs)
+        queue.release(lease.offset, lease.sinceMs, this.nowMs)
       }
     })
     const at = queue.subscriptions.indexOf(subscription)
@@ -513,6 +524,7 @@ export class Broker {
       options,
       createdAtMs: this.nowMs,
     })
+    queue.open(this.nowMs)
     this.#facts.ensure(encodeDefinition(queue))
     this.#appendFacts(queue.id, this.#facts)
     return { created: true, queue: queue.info(this.nowMs) }
@@ -665,7 +677,7 @@ export class Broker {
     if (queue.loading || queue.subscriptions.length === 0) return
     let position: number
     try {
-      position = this.#dispatcher.dispatch(queue)
+      position = this.#dispatcher.dispatch(queue, this.nowMs)
     } catch (error) {
       if (!(error instanceof SluiceError)) throw error
       this.#endSubscriptions(queue, error)
@@ -802,8 +814,7 @@ function addStale(stale: TagRange[], tag: number): void {
 }
 
 function optionNotSupported(seen: number): SluiceError {
-  const names = Object.entries(RECORD_FLAG).filter(([name, flag]) => name !== 'headers' && seen & flag)
-  const name = names[0]?.[0] ?? (seen & ANY_PRIORITY ? 'priority' : 'unknown')
+  const name = Object.entries(RECORD_FLAG).find(([, flag]) => seen & NOT_BUILT & flag)![0]
   return new SluiceError('NOT_SUPPORTED', `The message option \`${name}\` is not supported by this version.`)
 }
 

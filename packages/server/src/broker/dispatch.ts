@@ -29,6 +29,7 @@ export class Dispatcher {
     redelivered: false,
     alone: false,
     sinceMs: -1,
+    expired: false,
     durable: false,
   }
   readonly #places = new WeakMap<Queue, Place>()
@@ -41,7 +42,7 @@ export class Dispatcher {
    * Hands out what can go now. Returns a position in the log that has to be loaded first, or -1.
    * @throws SluiceError CORRUPT
    */
-  dispatch(queue: Queue): number {
+  dispatch(queue: Queue, nowMs: number): number {
     const run = this.#run
     const shared = queue.subscriptions.length > 1
     // A subscription whose byte credit is too small for the message at the head is passed over once.
@@ -54,7 +55,7 @@ export class Dispatcher {
         passed++
         continue
       }
-      if (!queue.nextRun(shared ? Math.min(room, SHARED_RUN_MESSAGES) : room, run)) break
+      if (!queue.nextRun(shared ? Math.min(room, SHARED_RUN_MESSAGES) : room, nowMs, run)) break
       const block = this.#blocks.findBatch(run.batchPosition)
       if (block === undefined) return run.batchPosition
       if (this.#deliver(queue, subscription, block)) passed = 0

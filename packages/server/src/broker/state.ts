@@ -25,6 +25,7 @@ import {
 } from '../queue/index.js'
 import { Producer } from './producers.js'
 import { Segments } from './segments.js'
+import { readTraits } from './traits.js'
 
 /** Kinds of state pages; a page batch has the kind as its count and the queue's or producer's id. */
 export const PAGE = { queue: 1, chunk: 2, producer: 3 } as const
@@ -117,6 +118,7 @@ export class State {
       queue.next = page.next
       queue.redeliveredBelow = page.redeliveredBelow
       queue.purged = page.purged
+      queue.expired = page.expired
       queue.redelivered = page.redelivered
       queue.dirty = false
       queue.pagePosition = position
@@ -159,13 +161,10 @@ export class State {
     if (header.attributes & BATCH_ATTRIBUTE.relocated) {
       queue.relocateFact(header.baseOffset, header.count, position)
     } else {
-      queue.append(
-        header.baseOffset,
-        header.count,
-        position,
-        header.timeMs,
-        header.length - BATCH_HEADER_BYTES,
-      )
+      const { baseOffset, count, timeMs, length } = header
+      const traits =
+        header.attributes & BATCH_ATTRIBUTE.traits ? readTraits(bytes, at, count, timeMs) : undefined
+      queue.append(baseOffset, count, position, timeMs, length - BATCH_HEADER_BYTES, traits)
     }
     queue.appliedFrom = Infinity
   }
@@ -215,6 +214,10 @@ export class State {
       case FACT.purge:
         queue.purgeFact(fact.offset)
         if (queue.pagePosition < position) queue.purged += fact.count
+        break
+      case FACT.expire:
+        queue.remove(fact.offset, fact.count)
+        if (queue.pagePosition < position) queue.expired += fact.count
         break
       case FACT.delivered:
         if (fact.offset > queue.redeliveredBelow) {

@@ -159,18 +159,23 @@ export class MemoryLog implements Log {
 
   readRange(position: number, length: number): Promise<Uint8Array> {
     const entries = this.#kept.entries
-    const next = this.#indexFrom(position + 1)
     const out = new Uint8Array(length)
-    let filled = 0
-    for (let index = next - 1; filled < length; index++) {
+    const end = position + length
+    const segment = Math.floor(position / this.segmentBytes)
+    let filled = position
+    for (let index = Math.max(0, this.#indexFrom(position + 1) - 1); filled < end; index++) {
       const entry = entries[index]
-      const from = position + filled - (entry?.position ?? Number.NaN)
-      if (entry === undefined || !(from >= 0 && from < entry.bytes.length)) {
-        return Promise.reject(new RangeError(`no durable bytes stand at position ${position + filled}`))
-      }
-      const part = entry.bytes.subarray(from, from + length - filled)
-      out.set(part, filled)
-      filled += part.length
+      if (entry === undefined || entry.position >= end) break
+      const from = Math.max(filled, entry.position)
+      const to = Math.min(end, entry.position + entry.bytes.length)
+      if (to <= from) continue
+      out.set(entry.bytes.subarray(from - entry.position, to - entry.position), from - position)
+      filled = to
+    }
+    // Behind the last entry of a segment that is full there are zeros, as in a file.
+    const isFull = segment >= this.#kept.firstSegment && segment < this.#kept.lastSegment
+    if (filled < end && !isFull) {
+      return Promise.reject(new RangeError(`no durable bytes stand at position ${filled}`))
     }
     return Promise.resolve(out)
   }

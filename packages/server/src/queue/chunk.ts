@@ -11,11 +11,13 @@ import { CHUNK_MESSAGES, CHUNK_WORDS, addBits, hasBit } from './bits.js'
 export const DEATH = { rejected: 1, maxDeliveries: 2 } as const
 export type Death = (typeof DEATH)[keyof typeof DEATH]
 
-/** A message that was tried and came back. It stays recorded until the message is gone, also while it is leased. */
-export interface Returned {
-  /** Tries that were charged so far. */
-  readonly attempts: number
-  readonly dueMs: number
+/** What the records of a batch ask for, by index in the batch; kept and filled again for each batch. */
+export interface Traits {
+  readonly priorities: Uint8Array
+  /** Time at which a delayed message is due, ms since the epoch; 0: at once. */
+  readonly dues: Float64Array
+  /** Time at which a message expires; 0: never. */
+  readonly expiries: Float64Array
 }
 
 export interface Dead {
@@ -35,11 +37,22 @@ export class Chunk {
   /** Bytes of the records that were appended here; of a batch across chunks, its share by count. */
   bytes = 0
   gone: Uint32Array | undefined
-  returned: Map<number, Returned> | undefined
   dead: Map<number, Dead> | undefined
+  /** By index, where any message here has one. Due: 0 for a message that has not to wait for its time. */
+  priorities: Uint8Array | undefined
+  dues: Float64Array | undefined
+  expiries: Float64Array | undefined
+  /** Tries that were charged so far. */
+  attempts: Uint8Array | undefined
+  /** Bit by priority: some message here was appended with it. */
+  priorityMask = 0
+  /** No message here expires before this. */
+  earliestExpiryMs = Infinity
 
   /** Volatile: leased, waiting for their time, or dead; not in the plain line. Not part of the durable state. */
   out: Uint32Array | undefined
+  /** Volatile: in a heap of the line, for their time or for their turn. */
+  waiting: Uint32Array | undefined
   /** Volatile: handed out at least once since the broker started. */
   seen: Uint32Array | undefined
 
@@ -61,13 +74,63 @@ export class Chunk {
     return this.count === CHUNK_MESSAGES
   }
 
-  /** Takes note of a batch whose messages have the indexes `[count, end)`. */
+  priorityAt(index: number): number {
+    return this.priorities === undefined ? 0 : this.priorities[index]!
+  }
+
+  attemptsAt(index: number): number {
+    return this.attempts === undefined ? 0 : this.attempts[index]!
+  }
+
+  dueAt(index: number): number {
+    return this.dues === undefined ? 0 : this.dues[index]!
+  }
+
+  isExpired(index: number, nowMs: number): boolean {
+    const expiryMs = this.expiries === undefined ? 0 : this.expiries[index]!
+    return expiryMs !== 0 && expiryMs <= nowMs
+  }
+
+  /** Sets what the messages at `[from, to)` ask for; `traitsFrom` is the index of the first in its batch. */
+  setTraits(from: number, to: number, traits: Traits, traitsFrom: number): void {
+    for (let index = from, at = traitsFrom; index < to; index++, at++) {
+      this.setPriority(index, traits.priorities[at]!)
+      if (traits.dues[at] !== 0) this.setDue(index, 0, traits.dues[at]!)
+      if (traits.expiries[at] !== 0) this.setExpiry(index, traits.expiries[at]!)
+    }
+  }
+
+  setPriority(index: number, priority: number): void {
+    this.priorityMask |= 1 << priority
+    if (priority === 0 && this.priorities === undefined) return
+    this.priorities ??= new Uint8Array(CHUNK_MESSAGES)
+    this.priorities[index] = priority
+  }
+
+  /** The message has to wait until `dueMs`, after `attempts` tries. */
+  setDue(index: number, attempts: number, dueMs: number): void {
+    this.dues ??= new Float64Array(CHUNK_MESSAGES)
+    this.dues[index] = dueMs
+    if (attempts > 0) {
+      this.attempts ??= new Uint8Array(CHUNK_MESSAGES)
+      this.attempts[index] = attempts
+    }
+  }
+
+  setExpiry(index: number, expiryMs: number): void {
+    this.expiries ??= new Float64Array(CHUNK_MESSAGES)
+    this.expiries[index] = expiryMs
+    if (expiryMs < this.earliestExpiryMs) this.earliestExpiryMs = expiryMs
+  }
+
+  /** Takes note of a batch whose messages have the indexes `[count, end)`; their priority is 0 unless traits say more. */
   append(end: number, position: number, timeMs: number, bytes: number): void {
     if (this.batches === this.#starts.length) this.#grow()
     this.#starts[this.batches] = this.count
     this.#positions[this.batches] = position
     this.#times[this.batches] = timeMs
     this.batches++
+    this.priorityMask |= 1
     this.live += end - this.count
     this.bytes += bytes
     this.count = end

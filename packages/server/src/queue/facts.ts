@@ -27,6 +27,8 @@ export const FACT = {
   purge: 4,
   /** Everything below `offset` may have been delivered before; written when the broker stops. */
   delivered: 5,
+  /** Their time to live is over: `count` messages from `offset` are gone. */
+  expire: 6,
   /** A queue was made or its options changed; the text is its definition. */
   ensure: 16,
   /** The queue is gone with all its messages. */
@@ -92,6 +94,10 @@ export class FactBuffer {
 
   purge(below: number, messages: number): void {
     this.#item(FACT.purge, 0, messages, below, 0)
+  }
+
+  expire(offset: number, count: number): void {
+    this.#item(FACT.expire, 0, count, offset, 0)
   }
 
   delivered(below: number): void {

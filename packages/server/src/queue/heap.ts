@@ -17,6 +17,11 @@ export class TimeHeap {
     return this.#offsets[0]!
   }
 
+  /** Every offset in it, in no particular order. */
+  offsets(): Float64Array {
+    return this.#offsets.subarray(0, this.size)
+  }
+
   clear(): void {
     this.size = 0
   }

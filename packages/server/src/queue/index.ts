@@ -2,6 +2,7 @@
 export * from './chunk.js'
 export * from './facts.js'
 export * from './heap.js'
+export * from './line.js'
 export * from './pages.js'
 export * from './queue.js'
 export * from './subscription.js'

@@ -1,9 +1,10 @@
 import { QUEUE_OPTION_DEFAULTS } from '@sluice/protocol'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { DEATH } from './chunk.js'
+import { DEATH, type Traits } from './chunk.js'
+import type { Run } from './line.js'
 import { decodeChunkPage, encodeChunkPage } from './pages.js'
-import { Queue, type LogUse, type Run } from './queue.js'
+import { Queue, type LogUse } from './queue.js'
 
 /** Live messages by place in the log, counted independently of the queue. */
 class Use implements LogUse {
@@ -16,8 +17,26 @@ class Use implements LogUse {
   }
 }
 
+/** What the messages of a batch ask for: some a priority, some a delay, some a time to live. */
+function traitsOf(seed: number, count: number, now: number): Traits {
+  const traits = {
+    priorities: new Uint8Array(count),
+    dues: new Float64Array(count),
+    expiries: new Float64Array(count),
+  }
+  for (let i = 0; i < count; i++) {
+    traits.priorities[i] = [0, 0, 3, 31][(seed + i * 7) % 4]!
+    if ((seed + i) % 5 === 0) traits.dues[i] = now + 1 + (i % 40)
+    if ((seed + i * 3) % 6 === 0) traits.expiries[i] = (traits.dues[i] || now) + 5 + (i % 70)
+  }
+  return traits
+}
+
 interface Message {
   readonly offset: number
+  readonly priority: number
+  /** 0: never. */
+  readonly expiry: number
   readonly position: number
   state: 'ready' | 'leased' | 'scheduled' | 'dead' | 'gone'
   since: number
@@ -35,8 +54,15 @@ const newRun = (): Run => ({
   redelivered: false,
   alone: false,
   sinceMs: -1,
+  expired: false,
   durable: false,
 })
+
+/** Who comes first: by priority, then by eligible since, then by offset. */
+function isBefore(a: Message, b: Message): boolean {
+  if (a.priority !== b.priority) return a.priority > b.priority
+  return a.since < b.since || (a.since === b.since && a.offset < b.offset)
+}
 
 /** The queue said plainly: a list of messages, searched from end to end. */
 class Model {
@@ -48,13 +74,8 @@ class Model {
     let best: Message | undefined
     for (const message of this.messages) {
       if (message.state !== 'ready') continue
-      if (
-        best === undefined ||
-        message.since < best.since ||
-        (message.since === best.since && message.offset < best.offset)
-      ) {
-        best = message
-      }
+      if (this.isExpired(message)) continue
+      if (best === undefined || isBefore(message, best)) best = message
     }
     return best
   }
@@ -66,13 +87,24 @@ class Model {
     }
   }
 
+  isExpired(message: Message): boolean {
+    return message.expiry !== 0 && message.expiry <= this.now
+  }
+
+  /** What could be handed out and has expired is gone. */
+  sweep(): void {
+    for (const message of this.messages) {
+      if (message.state === 'ready' && this.isExpired(message)) message.state = 'gone'
+    }
+  }
+
   count(state: Message['state']): number {
     return this.messages.filter((message) => message.state === state).length
   }
 }
 
 type Step =
-  | { readonly kind: 'append'; readonly count: number }
+  | { readonly kind: 'append'; readonly count: number; readonly traits: number }
   | { readonly kind: 'lease'; readonly max: number; readonly take: number }
   | {
       readonly kind: 'settle'
@@ -92,6 +124,8 @@ const steps: fc.Arbitrary<Step[]> = fc.array(
       arbitrary: fc.record({
         kind: fc.constant('append' as const),
         count: fc.oneof(fc.integer({ min: 1, max: 8 }), fc.integer({ min: 500, max: 1500 })),
+        // 0: plain messages; else what each asks for follows from this and its index.
+        traits: fc.oneof(fc.constant(0), fc.integer({ min: 1, max: 1000 })),
       }),
     },
     {
@@ -139,24 +173,29 @@ class Pair {
 
   constructor() {
     this.model.maxDeliveries = 4
+    this.queue.open(this.model.now)
   }
 
   apply(step: Step): void {
     const { queue, model } = this
     if (step.kind === 'append') {
       const position = (this.#position += 512)
+      const traits = step.traits === 0 ? undefined : traitsOf(step.traits, step.count, model.now)
       for (let i = 0; i < step.count; i++) {
+        const dueMs = traits?.dues[i] ?? 0
         model.messages.push({
+          priority: traits?.priorities[i] ?? 0,
+          expiry: traits?.expiries[i] ?? 0,
           offset: queue.next + i,
           position,
-          state: 'ready',
-          since: model.now,
+          state: dueMs === 0 ? 'ready' : 'scheduled',
+          since: dueMs === 0 ? model.now : dueMs,
           attempts: 0,
           delivered: false,
           returned: false,
         })
       }
-      queue.append(queue.next, step.count, position, model.now, step.count * 100)
+      queue.append(queue.next, step.count, position, model.now, step.count * 100, traits)
     } else if (step.kind === 'lease') this.#lease(step.max, step.take)
     else if (step.kind === 'settle') this.#settle(step.how, step.pick, step.delay)
     else if (step.kind === 'ackMany') this.#ackMany(step.count)
@@ -164,7 +203,7 @@ class Pair {
       model.advance(step.ms)
       queue.advance(model.now)
     } else if (step.kind === 'purge') {
-      const expected = model.messages.filter(({ state }) => state !== 'gone' && state !== 'dead').length
+      const expected = queue.live - queue.deadCount
       expect(queue.purge()).toBe(expected)
       for (const message of model.messages) if (message.state !== 'dead') message.state = 'gone'
       this.leased.length = 0
@@ -173,7 +212,7 @@ class Pair {
 
   #lease(max: number, take: number): void {
     const run = newRun()
-    if (!this.queue.nextRun(max, run)) {
+    if (!this.queue.nextRun(max, this.model.now, run)) {
       expect(this.model.next()).toBeUndefined()
       return
     }
@@ -204,18 +243,21 @@ class Pair {
       queue.ack(message.offset, 1)
       message.state = 'gone'
     } else if (how === 'release') {
-      queue.release(message.offset, since)
-      message.state = 'ready'
+      queue.release(message.offset, since, model.now)
+      message.state = model.isExpired(message) ? 'gone' : 'ready'
     } else if (how === 'dead') {
       queue.deadLetter(message.offset, DEATH.rejected, model.now, 'no such customer')
       message.state = 'dead'
     } else {
       queue.retry(message.offset, model.now + delay, model.now, '')
       message.attempts++
-      message.returned = true
-      message.since = model.now + delay
       if (message.attempts >= model.maxDeliveries) message.state = 'dead'
-      else message.state = delay === 0 ? 'ready' : 'scheduled'
+      else if (model.isExpired(message)) message.state = 'gone'
+      else {
+        message.returned = true
+        message.since = model.now + delay
+        message.state = delay === 0 ? 'ready' : 'scheduled'
+      }
     }
   }
 
@@ -252,6 +294,9 @@ class Pair {
 
   check(): void {
     const { queue, model } = this
+    // Past the next sweep, so that nothing is left that has expired and could be handed out.
+    this.apply({ kind: 'advance', ms: 3_000 })
+    model.sweep()
     let held = 0
     queue.subscriptions.length = 0
     // The leases of this test are in no subscription; the audit counts those.
@@ -317,7 +362,9 @@ describe('queue against a plain model', () => {
 describe('queue', () => {
   const make = (): { queue: Queue; use: Use } => {
     const use = new Use()
-    return { queue: new Queue(1, 'q', QUEUE_OPTION_DEFAULTS, 0, use), use }
+    const queue = new Queue(1, 'q', QUEUE_OPTION_DEFAULTS, 0, use)
+    queue.open(0)
+    return { queue, use }
   }
 
   it('forgets chunks whose messages are all gone', () => {
@@ -327,7 +374,7 @@ describe('queue', () => {
     let chunksBefore = 0
     for (const _ of queue.chunks()) chunksBefore++
     expect(chunksBefore).toBe(293)
-    while (queue.nextRun(100_000, run)) {
+    while (queue.nextRun(100_000, 1, run)) {
       queue.lease(run, run.count)
       queue.ack(run.offset, run.count)
     }
@@ -357,12 +404,12 @@ describe('queue', () => {
     const { queue } = make()
     queue.append(0, 10, 512, 1, 1_000)
     const run = newRun()
-    expect(queue.nextRun(10, run)).toBe(true)
+    expect(queue.nextRun(10, 1, run)).toBe(true)
     queue.lease(run, 10)
     for (const offset of [3, 4, 7]) queue.suspect(offset)
-    for (let offset = 0; offset < 10; offset++) queue.release(offset, -1)
+    for (let offset = 0; offset < 10; offset++) queue.release(offset, -1, 1)
     const runs: [number, number, boolean][] = []
-    while (queue.nextRun(10, run)) {
+    while (queue.nextRun(10, 1, run)) {
       runs.push([run.offset, run.count, run.alone])
       queue.lease(run, run.count)
     }
@@ -375,26 +422,26 @@ describe('queue', () => {
       [8, 2, false],
     ])
     queue.ack(3, 1)
-    for (const offset of [4, 7]) queue.release(offset, -1)
-    queue.nextRun(10, run)
+    for (const offset of [4, 7]) queue.release(offset, -1, 1)
+    queue.nextRun(10, 1, run)
     expect([run.offset, run.count, run.alone]).toEqual([4, 1, true])
     queue.lease(run, 1)
     queue.retry(4, 1, 1, '')
-    queue.nextRun(10, run)
+    queue.nextRun(10, 1, run)
     expect([run.offset, run.alone]).toEqual([4, false])
   })
 
   it('keeps a chunk that begins in its middle', () => {
-    const { queue } = make()
+    const queue = new Queue(1, 'q', QUEUE_OPTION_DEFAULTS, 0, new Use())
     queue.append(5_000, 10, 512, 1, 1_000)
     queue.open(1)
     const run = newRun()
-    expect(queue.nextRun(100, run)).toBe(true)
+    expect(queue.nextRun(100, 1, run)).toBe(true)
     expect([run.offset, run.count]).toEqual([5_000, 10])
     expect(queue.live).toBe(10)
     queue.lease(run, 10)
     queue.ack(5_000, 10)
-    expect(queue.nextRun(100, run)).toBe(false)
+    expect(queue.nextRun(100, 1, run)).toBe(false)
   })
 
   it('passes over facts that the page of a chunk holds already', () => {

@@ -2,24 +2,16 @@
  * A queue: the durable state of its messages, and the line in which they are handed out. Pure: time and chance come
  * as arguments, bytes stay outside (the queue knows where a batch stands in the log, not what it says).
  *
- * Each message is in exactly one state (invariant 6): ready in the plain line (in neither `gone` nor `out` of its
- * chunk), due or scheduled (in `out`, and in one heap), leased (in `out`, and in one slot of one subscription),
- * dead (in `out` and `dead`), or gone. Messages are handed out by eligible since, then offset (invariant 12).
+ * Each message is in exactly one state (invariant 6): ready in a plain line (in neither `gone` nor `out` of its
+ * chunk), scheduled or due (in `out` and `waiting`, and in one heap), leased (in `out`, and in one slot of one
+ * subscription), dead (in `out` and `dead`), or gone.
  */
 import type { QueueInfo, QueueOptions } from '@sluice/protocol'
-import {
-  CHUNK_MESSAGES,
-  CHUNK_WORDS,
-  addBits,
-  countRange,
-  firstInside,
-  firstOutside,
-  hasBit,
-  removeBits,
-} from './bits.js'
-import { Chunk, DEATH, type Dead, type Death } from './chunk.js'
+import { countRange, hasBit } from './bits.js'
+import { DEATH, type Chunk, type Dead, type Death, type Traits } from './chunk.js'
+import { Chunks, chunkEndAfter } from './chunks.js'
 import { FactBuffer } from './facts.js'
-import { TimeHeap } from './heap.js'
+import { Line, type Run } from './line.js'
 import type { Subscription } from './subscription.js'
 
 /** Told which places in the log gain and lose live messages, so that it knows which segments are still needed. */
@@ -28,21 +20,8 @@ export interface LogUse {
   remove(position: number, messages: number): void
 }
 
-/** Consecutive messages of one batch that can be handed out together: same attempt, same mark. */
-export interface Run {
-  offset: number
-  count: number
-  batchPosition: number
-  publishedAtMs: number
-  attempt: number
-  redelivered: boolean
-  /** A suspect: whoever gets it handles nothing else meanwhile. */
-  alone: boolean
-  /** -1: from the plain line. */
-  sinceMs: number
-  /** All that a delivery of it says is on disk already; set by whoever knows where the disk is. */
-  durable: boolean
-}
+/** How often messages are looked for whose time to live is over. */
+const SWEEP_MS = 1_000
 
 export class Queue {
   readonly id: number
@@ -51,9 +30,8 @@ export class Queue {
   options: QueueOptions
   /** Offset of the next message. */
   next = 0
-  /** Offsets below this may have been delivered by an earlier run of the broker. */
-  redeliveredBelow = 0
   purged = 0
+  expired = 0
   redelivered = 0
   live = 0
   deadCount = 0
@@ -73,27 +51,27 @@ export class Queue {
    * and passes it over.
    */
   appliedFrom = Infinity
-  /** In the broker's list of queues that may have something to hand out. */
-  active = false
   /** In the broker's list of queues whose facts wait to be written. */
   hasPendingFacts = false
   /** For when the broker's timer is set. */
   armedMs = Infinity
+  /** In the broker's list of queues that may have something to hand out. */
+  active = false
   /** Waiting for bytes from the disk; handing out goes on when they are there. */
   loading = false
   /** Place in the log that could not be read; -1: none. */
   unreadablePosition = -1
 
   readonly #use: LogUse
-  #chunks: (Chunk | undefined)[] = []
-  #firstChunk = 0
-  #cursor = 0
+  readonly #chunks = new Chunks()
+  readonly #line = new Line(this.#chunks)
+  /** The line exists: recovery is over. */
+  #isOpen = false
   /** Highest offset handed out by this run of the broker, + 1. */
   #deliveredBelow = 0
-  /** Offsets that were being handled, among others, when a connection died; one of them may have killed it. */
-  readonly #suspects = new Set<number>()
-  readonly #scheduled = new TimeHeap()
-  readonly #due = new TimeHeap()
+  /** No message expires before this. */
+  #earliestExpiryMs = Infinity
+  #sweptMs = 0
 
   constructor(id: number, name: string, options: QueueOptions, createdAtMs: number, use: LogUse) {
     this.id = id
@@ -104,16 +82,25 @@ export class Queue {
   }
 
   get scheduled(): number {
-    return this.#scheduled.size
+    return this.#line.scheduled
   }
 
   get ready(): number {
-    return this.live - this.deadCount - this.leased - this.#scheduled.size
+    return this.live - this.deadCount - this.leased - this.#line.scheduled
   }
 
   /** Messages that were acknowledged, or given up and removed. */
   get acked(): number {
-    return this.next - this.live - this.purged
+    return this.next - this.live - this.purged - this.expired
+  }
+
+  /** Offsets below this may have been delivered by an earlier run of the broker. */
+  get redeliveredBelow(): number {
+    return this.#line.redeliveredBelow
+  }
+
+  set redeliveredBelow(offset: number) {
+    this.#line.redeliveredBelow = offset
   }
 
   get deliveredBelow(): number {
@@ -122,19 +109,34 @@ export class Queue {
 
   // --- durable state: the same in service and in recovery ---
 
-  /** Messages `[base, base + count)` were accepted; their batch stands at `position`. In service, base is `next`. */
-  append(base: number, count: number, position: number, timeMs: number, recordsBytes: number): void {
+  /**
+   * Messages `[base, base + count)` were accepted; their batch stands at `position`. In service, base is `next`.
+   * `traits`: what they ask for, where any of them asks for anything.
+   */
+  append(
+    base: number,
+    count: number,
+    position: number,
+    timeMs: number,
+    recordsBytes: number,
+    traits?: Traits,
+  ): void {
     const end = base + count
     for (let from = base; from < end;) {
       const to = Math.min(end, chunkEndAfter(from))
-      const chunk = this.#chunkToFill(from)
+      const chunk = this.#chunks.toFill(from)
       const index = from - chunk.base
       if (chunk.pagePosition <= this.appliedFrom && index >= chunk.count) {
         const bytes = (recordsBytes * (to - from)) / count
         chunk.append(to - chunk.base, position, timeMs, bytes)
+        if (traits !== undefined) {
+          chunk.setTraits(index, to - chunk.base, traits, from - base)
+          if (chunk.earliestExpiryMs < this.#earliestExpiryMs) this.#earliestExpiryMs = chunk.earliestExpiryMs
+        }
         this.live += to - from
         this.bytes += bytes
         this.#use.add(position, to - from, bytes)
+        if (this.#isOpen) this.#line.add(chunk, index, to - chunk.base)
       }
       from = to
     }
@@ -159,8 +161,7 @@ export class Queue {
     const chunk = this.#chunkToApply(offset)
     const index = chunk === undefined ? 0 : offset - chunk.base
     if (chunk === undefined || chunk.isGone(index)) return
-    chunk.returned ??= new Map()
-    chunk.returned.set(index, { attempts, dueMs })
+    chunk.setDue(index, attempts, dueMs)
     chunk.dirty = true
   }
 
@@ -171,7 +172,6 @@ export class Queue {
     chunk.dead ??= new Map()
     if (!chunk.dead.has(index)) this.deadCount++
     chunk.dead.set(index, dead)
-    chunk.returned?.delete(index)
     chunk.dirty = true
   }
 
@@ -232,19 +232,20 @@ export class Queue {
   }
 
   chunkAt(offset: number): Chunk | undefined {
-    return this.#chunks[Math.floor(offset / CHUNK_MESSAGES) - this.#firstChunk]
+    return this.#chunks.at(offset)
   }
 
-  *chunks(): IterableIterator<Chunk> {
-    for (const chunk of this.#chunks.slice()) if (chunk !== undefined) yield chunk
+  chunks(): IterableIterator<Chunk> {
+    return this.#chunks[Symbol.iterator]()
   }
 
   /** Puts a chunk in that was read from a page. */
   restore(chunk: Chunk): void {
-    this.#place(chunk)
+    this.#chunks.place(chunk)
     this.live += chunk.live
     this.bytes += chunk.bytes
     this.deadCount += chunk.dead?.size ?? 0
+    this.#earliestExpiryMs = Math.min(this.#earliestExpiryMs, chunk.earliestExpiryMs)
     for (let batch = 0; batch < chunk.batches; batch++) {
       const start = chunk.batchStart(batch)
       const live = liveIn(chunk, start, chunk.batchEnd(batch))
@@ -254,74 +255,41 @@ export class Queue {
 
   // --- the line ---
 
-  /** Recovery is over: puts every message in its place in the line. */
+  /** Recovery is over: every message takes its place in the line. */
   open(nowMs: number): void {
-    this.#cursor = this.#firstChunk * CHUNK_MESSAGES
-    for (const chunk of this.chunks()) {
-      if (chunk.returned !== undefined) {
-        for (const [index, { dueMs }] of chunk.returned) {
-          takeOut(chunk, index, index + 1)
-          this.#scheduled.push(dueMs, chunk.base + index)
-        }
-      }
-      if (chunk.dead !== undefined) for (const index of chunk.dead.keys()) takeOut(chunk, index, index + 1)
-    }
-    this.advance(nowMs)
+    this.#isOpen = true
+    this.#line.rebuild(this.next)
+    this.#line.advance(nowMs)
   }
 
-  /** What was scheduled for `nowMs` or before is ready now. */
+  /** Time passed: what was scheduled becomes due, and what has expired goes. */
   advance(nowMs: number): void {
-    while (this.#scheduled.firstTime <= nowMs) {
-      this.#due.push(this.#scheduled.firstTime, this.#scheduled.firstOffset)
-      this.#scheduled.pop()
-    }
+    this.#line.advance(nowMs)
+    if (nowMs >= this.#nextSweepMs) this.#sweep(nowMs)
   }
 
-  /** When `advance` has something to do next; Infinity when nothing is scheduled. */
+  /** When `advance` has something to do next; Infinity when nothing waits for its time. */
   get nextDeadline(): number {
-    return this.#scheduled.firstTime
+    return Math.min(this.#line.nextDeadline, this.#nextSweepMs)
+  }
+
+  get #nextSweepMs(): number {
+    return Math.max(this.#earliestExpiryMs, this.#sweptMs + SWEEP_MS)
   }
 
   /** Fills `run` with what goes next, at most `max` messages; false when nothing is ready. */
-  nextRun(max: number, run: Run): boolean {
-    const chunk = this.#plainHead()
-    if (this.#due.size > 0) {
-      const plainSince = chunk === undefined ? Infinity : this.#plainTime(chunk)
-      const first = this.#due.firstTime
-      if (first < plainSince || (first === plainSince && this.#due.firstOffset < this.#cursor)) {
-        return this.#dueRun(run)
-      }
+  nextRun(max: number, nowMs: number, run: Run): boolean {
+    while (this.#line.next(max, nowMs, run)) {
+      if (!run.expired) return true
+      this.#line.take(run, 1)
+      this.#expire(run.offset, 1)
     }
-    if (chunk === undefined) return false
-    const index = this.#cursor - chunk.base
-    const batch = chunk.batchAt(index)
-    let end = Math.min(chunk.batchEnd(batch), index + max)
-    end = firstInside(chunk.gone, chunk.out, index, end)
-    const marked = this.#isMarked(chunk, index)
-    if (this.redeliveredBelow > this.#cursor) end = Math.min(end, this.redeliveredBelow - chunk.base)
-    else if (marked) end = firstOutside(chunk.seen, undefined, index, end)
-    else end = firstInside(chunk.seen, undefined, index, end)
-    if (this.#suspects.size > 0) end = this.#untilSuspect(chunk, index, end)
-    run.offset = this.#cursor
-    run.count = end - index
-    run.batchPosition = chunk.batchPosition(batch)
-    run.publishedAtMs = chunk.batchTime(batch)
-    run.attempt = 1
-    run.redelivered = marked
-    run.alone = this.#suspects.has(run.offset)
-    run.sinceMs = -1
-    return true
+    return false
   }
 
   /** The first `count` messages of `run`, the newest from `nextRun`, are leased. */
   lease(run: Run, count: number): void {
-    if (run.sinceMs === -1) {
-      const chunk = this.chunkAt(run.offset)!
-      takeOut(chunk, run.offset - chunk.base, run.offset - chunk.base + count)
-      this.#cursor = run.offset + count
-    } else {
-      this.#due.pop()
-    }
+    this.#line.take(run, count)
     this.leased += count
     if (run.redelivered) this.redelivered += count
     if (run.offset + count > this.#deliveredBelow) this.#deliveredBelow = run.offset + count
@@ -330,50 +298,51 @@ export class Queue {
   /** Leased messages are done. */
   ack(offset: number, count: number): void {
     this.leased -= count
-    for (let i = 0; i < count && this.#suspects.size > 0; i++) this.#suspects.delete(offset + i)
+    this.#line.forget(offset, count)
     this.facts.ack(offset, count)
     this.remove(offset, count)
   }
 
-  /** A leased message was tried in vain and comes back at `dueMs`, or is dead if that was its last try. */
+  /**
+   * A leased message was tried in vain and comes back at `dueMs`. If that was its last try it is dead; if its time to
+   * live is over it is gone.
+   */
   retry(offset: number, dueMs: number, nowMs: number, reason: string): void {
     const attempts = this.attemptsOf(offset) + 1
     if (attempts >= this.options.maxDeliveries) {
       this.deadLetter(offset, DEATH.maxDeliveries, nowMs, reason)
       return
     }
+    if (this.#isExpired(offset, nowMs)) {
+      this.#expireLeased(offset)
+      return
+    }
     this.leased--
-    this.#suspects.delete(offset)
     this.facts.retry(offset, attempts, dueMs)
     this.retryFact(offset, attempts, dueMs)
-    this.#mark(offset)
-    if (dueMs <= nowMs) this.#due.push(dueMs, offset)
-    else this.#scheduled.push(dueMs, offset)
+    this.#line.comeBack(this.chunkAt(offset)!, offset, dueMs, nowMs)
   }
 
   /** A leased message was not tried: it takes its old place, and nothing is recorded. */
-  release(offset: number, sinceMs: number): void {
-    this.leased--
-    this.#mark(offset)
-    if (sinceMs !== -1) {
-      this.#due.push(sinceMs, offset)
+  release(offset: number, sinceMs: number, nowMs: number): void {
+    if (this.#isExpired(offset, nowMs)) {
+      this.#expireLeased(offset)
       return
     }
-    const chunk = this.chunkAt(offset)!
-    removeBits(chunk.out!, offset - chunk.base, offset - chunk.base + 1)
-    if (offset < this.#cursor) this.#cursor = offset
+    this.leased--
+    this.#line.giveBack(this.chunkAt(offset)!, offset, sinceMs)
   }
 
   /** A leased message, about to be released, may have killed its consumer: it is handed out alone from now on. */
   suspect(offset: number): void {
-    this.#suspects.add(offset)
+    this.#line.suspect(offset)
   }
 
   /** A leased message is given up; this try counts. */
   deadLetter(offset: number, death: Death, nowMs: number, reason: string): void {
     const attempts = this.attemptsOf(offset) + 1
     this.leased--
-    this.#suspects.delete(offset)
+    this.#line.forget(offset, 1)
     this.facts.dead(offset, attempts, death, nowMs, reason)
     this.deadFact(offset, { attempts, death, timeMs: nowMs, reason })
   }
@@ -385,9 +354,7 @@ export class Queue {
     this.purgeFact(this.next)
     this.purged += messages
     this.dirty = true
-    this.#scheduled.clear()
-    this.#due.clear()
-    this.#suspects.clear()
+    this.#line.clear()
     this.leased = 0
     return messages
   }
@@ -395,7 +362,7 @@ export class Queue {
   /** Tries of the message that were charged so far. */
   attemptsOf(offset: number): number {
     const chunk = this.chunkAt(offset)
-    return chunk?.returned?.get(offset - chunk.base)?.attempts ?? 0
+    return chunk === undefined ? 0 : chunk.attemptsAt(offset - chunk.base)
   }
 
   /**
@@ -409,9 +376,7 @@ export class Queue {
   }
 
   info(nowMs: number): QueueInfo {
-    let oldest = this.#due.firstTime
-    const chunk = this.#plainHead()
-    if (chunk !== undefined) oldest = Math.min(oldest, this.#plainTime(chunk))
+    const oldest = this.#line.oldestSince
     return {
       name: this.name,
       options: this.options,
@@ -426,6 +391,7 @@ export class Queue {
       acked: this.acked,
       redelivered: this.redelivered,
       purged: this.purged,
+      expired: this.expired,
       createdAtMs: this.createdAtMs,
     }
   }
@@ -442,109 +408,73 @@ export class Queue {
       live += chunk.live
       dead += chunk.dead?.size ?? 0
       for (let index = 0; index < chunk.count; index++) {
-        const out = chunk.out !== undefined && hasBit(chunk.out, index)
-        if (!chunk.isGone(index) && !out) {
-          plain++
-          if (chunk.base + index < this.#cursor)
-            throw new Error(`offset ${chunk.base + index} is ready behind the cursor ${this.#cursor}`)
-        }
+        if (!chunk.isGone(index) && !(chunk.out !== undefined && hasBit(chunk.out, index))) plain++
       }
     }
     let held = 0
     for (const subscription of this.subscriptions) held += subscription.unsettled
-    const counted = plain + this.#due.size + this.#scheduled.size + this.leased + dead
-    if (live !== this.live || dead !== this.deadCount || counted !== live || held !== this.leased) {
+    const line = this.#line.counts()
+    const counted = plain + line.waiting + this.leased + dead
+    if (
+      live !== this.live ||
+      dead !== this.deadCount ||
+      counted !== live ||
+      held !== this.leased ||
+      plain !== line.plain
+    ) {
       throw new Error(
         `queue ${this.name}: live ${this.live}/${live}, dead ${this.deadCount}/${dead}, leased ${this.leased}/${held}, ` +
-          `plain ${plain} + due ${this.#due.size} + scheduled ${this.#scheduled.size} + leased + dead = ${counted}`,
+          `plain ${line.plain}/${plain} + waiting ${line.waiting} + leased + dead = ${counted}`,
       )
     }
   }
 
-  #dueRun(run: Run): boolean {
-    const offset = this.#due.firstOffset
+  #isExpired(offset: number, nowMs: number): boolean {
     const chunk = this.chunkAt(offset)!
-    const batch = chunk.batchAt(offset - chunk.base)
-    run.offset = offset
-    run.count = 1
-    run.batchPosition = chunk.batchPosition(batch)
-    run.publishedAtMs = chunk.batchTime(batch)
-    run.attempt = this.attemptsOf(offset) + 1
-    run.redelivered = true
-    run.alone = this.#suspects.has(offset)
-    run.sinceMs = this.#due.firstTime
-    return true
+    return chunk.isExpired(offset - chunk.base, nowMs)
   }
 
-  // Moves the cursor to the first plain message and returns its chunk; undefined when there is none.
-  #plainHead(): Chunk | undefined {
-    while (this.#cursor < this.next) {
-      const chunk = this.chunkAt(this.#cursor)
-      if (chunk !== undefined) {
-        const index = firstOutside(chunk.gone, chunk.out, this.#cursor - chunk.base, chunk.count)
-        if (index < chunk.count) {
-          this.#cursor = chunk.base + index
-          return chunk
-        }
-      }
-      this.#cursor = Math.min(chunkEndAfter(this.#cursor), this.next)
+  #expireLeased(offset: number): void {
+    this.leased--
+    this.#line.forget(offset, 1)
+    this.#expire(offset, 1)
+  }
+
+  // The messages are out of the line.
+  #expire(offset: number, count: number): void {
+    this.facts.expire(offset, count)
+    this.expired += this.remove(offset, count)
+  }
+
+  // What is leased is looked at when it comes back.
+  #sweep(nowMs: number): void {
+    this.#sweptMs = nowMs
+    this.#earliestExpiryMs = Infinity
+    for (const chunk of this.#chunks) {
+      if (chunk.earliestExpiryMs <= nowMs) this.#sweepChunk(chunk, nowMs)
+      this.#earliestExpiryMs = Math.min(this.#earliestExpiryMs, chunk.earliestExpiryMs)
     }
-    return undefined
   }
 
-  // A suspect is a run by itself, and the run before it ends there.
-  #untilSuspect(chunk: Chunk, from: number, to: number): number {
-    if (this.#suspects.has(chunk.base + from)) return from + 1
-    for (let index = from + 1; index < to; index++) if (this.#suspects.has(chunk.base + index)) return index
-    return to
-  }
-
-  #plainTime(chunk: Chunk): number {
-    return chunk.batchTime(chunk.batchAt(this.#cursor - chunk.base))
-  }
-
-  #isMarked(chunk: Chunk, index: number): boolean {
-    return (
-      chunk.base + index < this.redeliveredBelow || (chunk.seen !== undefined && hasBit(chunk.seen, index))
-    )
-  }
-
-  #mark(offset: number): void {
-    const chunk = this.chunkAt(offset)!
-    chunk.seen ??= new Uint32Array(CHUNK_WORDS)
-    addBits(chunk.seen, offset - chunk.base, offset - chunk.base + 1)
+  #sweepChunk(chunk: Chunk, nowMs: number): void {
+    chunk.earliestExpiryMs = Infinity
+    for (let index = 0; index < chunk.count; index++) {
+      const expiryMs = chunk.expiries![index]!
+      if (expiryMs === 0 || chunk.isGone(index) || chunk.dead?.has(index) === true) continue
+      if (expiryMs <= nowMs && this.#line.leaveIfEligible(chunk, index, nowMs)) {
+        this.#expire(chunk.base + index, 1)
+        continue
+      }
+      // What has expired and is not due again is looked at when it is.
+      const lookAtMs = expiryMs > nowMs ? expiryMs : chunk.dueAt(index)
+      if (lookAtMs > nowMs && lookAtMs < chunk.earliestExpiryMs) chunk.earliestExpiryMs = lookAtMs
+    }
   }
 
   // The chunk that a fact about `offset` changes; undefined when it is gone or its page holds the fact already.
   #chunkToApply(offset: number): Chunk | undefined {
-    const chunk = this.chunkAt(offset)
+    const chunk = this.#chunks.at(offset)
     return chunk === undefined || chunk.pagePosition > this.appliedFrom ? undefined : chunk
-  }
-
-  #chunkToFill(offset: number): Chunk {
-    const found = this.chunkAt(offset)
-    if (found !== undefined) return found
-    const base = chunkEndAfter(offset) - CHUNK_MESSAGES
-    const chunk = new Chunk(base)
-    if (offset > base) {
-      // What stood before in this chunk is known to be gone: recovery found no page of it.
-      chunk.gone = new Uint32Array(CHUNK_WORDS)
-      addBits(chunk.gone, 0, offset - base)
-      chunk.count = offset - base
-    }
-    this.#place(chunk)
-    return chunk
-  }
-
-  #place(chunk: Chunk): void {
-    const at = chunk.base / CHUNK_MESSAGES
-    if (this.#chunks.length === 0) this.#firstChunk = at
-    while (at < this.#firstChunk) {
-      this.#chunks.unshift(undefined)
-      this.#firstChunk--
-    }
-    while (at - this.#firstChunk > this.#chunks.length) this.#chunks.push(undefined)
-    this.#chunks[at - this.#firstChunk] = chunk
   }
 
   // Batch by batch, because each stands in a segment of its own that loses live messages.
@@ -566,38 +496,15 @@ export class Queue {
     if (removed === 0) return 0
     this.live -= removed
     this.dirty = true
-    if (chunk.returned !== undefined || chunk.dead !== undefined) this.#forget(chunk, from, end)
-    if (chunk.live === 0 && chunk.full) this.#free(chunk)
+    if (chunk.dead !== undefined) this.#bury(chunk, from, end)
+    if (chunk.live === 0 && chunk.full) this.#chunks.drop(chunk)
     return removed
   }
 
-  #forget(chunk: Chunk, from: number, to: number): void {
-    for (let index = from; index < to; index++) {
-      chunk.returned?.delete(index)
-      if (chunk.dead?.delete(index) === true) this.deadCount--
-    }
+  // Dead messages that are gone are not dead any more.
+  #bury(chunk: Chunk, from: number, to: number): void {
+    for (let index = from; index < to; index++) if (chunk.dead!.delete(index)) this.deadCount--
   }
-
-  #free(chunk: Chunk): void {
-    this.#chunks[chunk.base / CHUNK_MESSAGES - this.#firstChunk] = undefined
-    let empty = 0
-    while (empty < this.#chunks.length && this.#chunks[empty] === undefined) empty++
-    // The front is cut off in pieces, so that freeing stays cheap for a long line.
-    if (empty === this.#chunks.length || (empty >= 64 && empty * 2 >= this.#chunks.length)) {
-      this.#chunks.splice(0, empty)
-      this.#firstChunk += empty
-    }
-  }
-}
-
-// Offset after the last one of the chunk that holds `offset`.
-function chunkEndAfter(offset: number): number {
-  return (Math.floor(offset / CHUNK_MESSAGES) + 1) * CHUNK_MESSAGES
-}
-
-function takeOut(chunk: Chunk, from: number, to: number): void {
-  chunk.out ??= new Uint32Array(CHUNK_WORDS)
-  addBits(chunk.out, from, to)
 }
 
 function liveIn(chunk: Chunk, from: number, to: number): number {

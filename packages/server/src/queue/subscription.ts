@@ -7,7 +7,8 @@
  * never exceeds the credit that was in force when they were granted (invariant 14).
  */
 import type { SluiceError } from '@sluice/protocol'
-import type { Queue, Run } from './queue.js'
+import type { Run } from './line.js'
+import type { Queue } from './queue.js'
 
 const FREE = 0
 const HELD = 1
