@@ -722,7 +722,12 @@ describe('after the handshake', () => {
 
   test('what was refused left nothing behind', async () => {
     expect(Object.keys(cases).length).toBeGreaterThan(100)
-    expect(server.broker.list().map(({ name }) => name)).toEqual(['fuzz', 'honest', 'slow', QUEUE])
+    expect(server.broker.list('', Infinity).queues.map(({ name }) => name)).toEqual([
+      'fuzz',
+      'honest',
+      'slow',
+      QUEUE,
+    ])
     expect(server.broker.info(QUEUE as never)).toMatchObject({ published: 0, ready: 0, bytes: 0 })
   })
 

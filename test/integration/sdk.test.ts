@@ -331,6 +331,37 @@ describe('connections and restarts', () => {
     server.broker.audit()
   })
 
+  it('hands out one at a time what was being handled when a connection died, and charges none of them', async () => {
+    const server = await start()
+    const sluice = await client(server)
+    await sluice.queues.ensure(Orders)
+    for (let i = 0; i < 10; i++) await sluice.publish(Orders, i)
+    const proxy = await breakable(server.port)
+    const fragile = await client(proxy, 'fragile')
+    let begun = 0
+    fragile.consume(Orders, { concurrency: 4, prefetch: 10 }, (_message, { signal }) => {
+      begun++
+      return new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve()))
+    })
+    await until('it handles four', async () => begun === 4 && (await sluice.queues.get(Orders)).leased === 10)
+    await proxy.cut()
+    await until('all are back', async () => (await sluice.queues.get(Orders)).ready === 10)
+    let running = 0
+    const together = new Map<unknown, number>()
+    const worker = sluice.consume(Orders, { concurrency: 4, prefetch: 10 }, async (message) => {
+      running++
+      expect(message.attempt).toBe(1)
+      await new Promise((resolve) => setTimeout(resolve, 5))
+      together.set(message.body, running)
+      running--
+    })
+    await until('all are done', async () => (await sluice.queues.get(Orders)).acked === 10)
+    await worker.close()
+    expect(together.size).toBe(10)
+    for (let i = 0; i < 4; i++) expect(together.get(i), `offset ${i}`).toBe(1)
+    server.broker.audit()
+  })
+
   it('publishes each message once across broken connections', async () => {
     const server = await start()
     const sluice = await client(server)

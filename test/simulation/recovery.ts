@@ -28,7 +28,7 @@ export function compareRecovered(
 ): Compared {
   const compared: Compared = { messages: 0, batches: 0 }
   const { firstPosition } = log.usage()
-  const infos = broker.list()
+  const infos = broker.list('', Infinity).queues
   if (infos.length !== state.queues.size)
     throw new Violation(
       17,

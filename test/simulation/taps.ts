@@ -192,10 +192,10 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
   }
 
   const list = broker.list.bind(broker)
-  broker.list = () => {
-    const answer = list()
+  broker.list = (after, limit) => {
+    const answer = list(after, limit)
     to.guard(() => {
-      for (const queue of answer) model.counted(queue)
+      for (const queue of answer.queues) model.counted(queue)
     })
     return answer
   }

@@ -52,7 +52,6 @@ const MUST_HAPPEN: Readonly<Record<string, number>> = {
   released: 500,
   died: 200,
   charged: 5,
-  suspected: 2,
   stale: 100,
   'settled again': 50,
   drained: 30,

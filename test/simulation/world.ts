@@ -712,7 +712,7 @@ export class World implements Surroundings, Listening {
     this.model.calm(this.brokerMs)
     this.model.agreesWith(this.ledger.durable)
     broker.audit()
-    broker.list()
+    broker.list('', Infinity)
     this.#check()
   }
 
@@ -731,7 +731,7 @@ export class World implements Surroundings, Listening {
       if (step > HEALING_STEPS_MAX)
         throw new Violation(
           'stuck',
-          `not drained after ${HEALING_STEPS_MAX} steps: ${JSON.stringify(this.broker!.list().map(({ name, ready, scheduled, leased }) => ({ name, ready, scheduled, leased })))}`,
+          `not drained after ${HEALING_STEPS_MAX} steps: ${JSON.stringify(this.broker!.list('', Infinity).queues.map(({ name, ready, scheduled, leased }) => ({ name, ready, scheduled, leased })))}`,
         )
     }
     await this.#calm()
@@ -739,7 +739,7 @@ export class World implements Surroundings, Listening {
 
   // After a clock was set back, what is scheduled is due much later than anybody wants to wait here.
   #leap(): void {
-    const queues = this.broker?.list() ?? []
+    const queues = this.broker?.list('', Infinity).queues ?? []
     const isWaiting = queues.every(({ ready, leased }) => ready + leased === 0)
     if (isWaiting && queues.some(({ scheduled }) => scheduled > 0)) this.#pass(HOUR_MS / 4)
   }
@@ -747,11 +747,13 @@ export class World implements Surroundings, Listening {
   #isDrained(): boolean {
     if (this.#fatal !== undefined) this.#check()
     if (!this.#clients.every((client) => client.isDone)) return false
-    return this.broker!.list().every(({ ready, scheduled, leased }) => ready + scheduled + leased === 0)
+    return this.broker!.list('', Infinity).queues.every(
+      ({ ready, scheduled, leased }) => ready + scheduled + leased === 0,
+    )
   }
 
   async #judge(): Promise<Report> {
-    for (const { name, ready, scheduled, leased, dead } of this.broker!.list()) {
+    for (const { name, ready, scheduled, leased, dead } of this.broker!.list('', Infinity).queues) {
       this.history.push({ kind: 'end', queue: name, left: ready + scheduled + leased, dead })
     }
     for (const name of ['nowhere', ...this.queueNames]) {

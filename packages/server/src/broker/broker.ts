@@ -88,6 +88,9 @@ export type Blame = 'nobody' | 'started' | 'suspects'
 const WITH_TRAITS = RECORD_FLAG.delay | RECORD_FLAG.at | RECORD_FLAG.ttl | ANY_PRIORITY
 const NOT_BUILT = RECORD_FLAG.key | RECORD_FLAG.id
 
+/** Producers whose numbers are remembered; a directory of pages must list them all in a part of a segment. */
+const PRODUCERS_MAX = 100_000
+
 /** How long after the last entry an empty one is put behind it. */
 const IDLE_MS = 1_000
 /** Timers that were replaced are cleared away once there are so many more than twice the queues. */
@@ -122,6 +125,8 @@ export class Broker {
   readonly #withFacts: Queue[] = []
   readonly #facts = new FactBuffer()
   readonly #timers = new TimeHeap()
+  /** Names of all queues, sorted; made when it is asked for. */
+  #names: string[] | undefined
   /** With small segments reasons are cut: those of a whole chunk of dead messages stand in one page. */
   readonly #reasonBytesMax: number
   /** Those that hold something; in no particular order. */
@@ -135,6 +140,7 @@ export class Broker {
   #failed = false
   #failure: unknown
   #stopped = false
+  #closing: Promise<void> | undefined
   #idleWaiters: (() => void)[] = []
 
   /** Recovers from the log and begins a new boot; resolves when that is on disk. @throws SluiceError LOG_CORRUPT, LOG_FAILED */
@@ -277,6 +283,7 @@ export class Broker {
       )
     }
     if (producer === undefined) {
+      this.#makeRoomForProducer()
       producer = new Producer(0, identity)
       this.#state.addProducer(producer)
     }
@@ -285,10 +292,25 @@ export class Broker {
     return producer
   }
 
+  /** A connection of the producer is over; it may come back with what was not answered. */
   detachProducer(producer: Producer): void {
     producer.connections--
     producer.lastUsedMs = this.nowMs
-    if (producer.connections === 0 && producer.id === 0) this.#state.removeProducer(producer)
+    if (producer.connections > 0) return
+    this.#state.removeProducer(producer)
+    // Put in anew, it stands behind all that have been away for longer.
+    if (producer.id !== 0) this.#state.addProducer(producer)
+  }
+
+  // Those that are away are kept until there are too many: then the one that is away longest goes.
+  #makeRoomForProducer(): void {
+    const { producers } = this.#state
+    if (producers.size < Math.min(PRODUCERS_MAX, this.#log.segmentBytes / 64)) return
+    for (const producer of producers.values()) {
+      if (producer.connections > 0) continue
+      this.#state.removeProducer(producer)
+      return
+    }
   }
 
   /** @throws SluiceError QUEUE_NOT_FOUND */
@@ -330,7 +352,8 @@ export class Broker {
     try {
       return this.#accept(producer, this.queue(queueName), bytes, at, end, number, crc)
     } catch (error) {
-      if (error instanceof SluiceError) producer.refuse(number, error satisfies Fault)
+      // What can succeed later, unchanged, is judged anew when it comes again.
+      if (error instanceof SluiceError && !error.retryable) producer.refuse(number, error satisfies Fault)
       throw error
     }
   }
@@ -525,6 +548,7 @@ export class Broker {
       createdAtMs: this.nowMs,
     })
     queue.open(this.nowMs)
+    this.#names = undefined
     this.#facts.ensure(encodeDefinition(queue))
     this.#appendFacts(queue.id, this.#facts)
     return { created: true, queue: queue.info(this.nowMs) }
@@ -535,9 +559,20 @@ export class Broker {
     return this.queue(name).info(this.nowMs)
   }
 
-  list(): QueueInfo[] {
-    const queues = [...this.#state.queues.values()].toSorted((a, b) => (a.name < b.name ? -1 : 1))
-    return queues.map((queue) => queue.info(this.nowMs))
+  /** At most `limit` queues by name, those behind the name `after`; `more`: there are others behind them. */
+  list(after: string, limit: number): { readonly queues: QueueInfo[]; readonly more: boolean } {
+    const names = (this.#names ??= [...this.#state.queues.keys()].sort())
+    let from = 0
+    for (let to = names.length; from < to;) {
+      const middle = (from + to) >>> 1
+      if (names[middle]! <= after) from = middle + 1
+      else to = middle
+    }
+    const page = names.slice(from, from + limit)
+    return {
+      queues: page.map((name) => this.queue(name).info(this.nowMs)),
+      more: from + limit < names.length,
+    }
   }
 
   /** Deletes the queue and all its messages; returns how many. @throws SluiceError QUEUE_NOT_FOUND */
@@ -553,6 +588,7 @@ export class Broker {
       subscription.consumer.ended(subscription, error)
     }
     this.#state.removeQueue(queue)
+    this.#names = undefined
     return messages
   }
 
@@ -568,7 +604,11 @@ export class Broker {
   // --- the turn ---
 
   /** Stops in order: writes down what was delivered, marks the end, and waits until all is on disk. */
-  async close(): Promise<void> {
+  close(): Promise<void> {
+    return (this.#closing ??= this.#close())
+  }
+
+  async #close(): Promise<void> {
     if (this.#failed) return
     this.#endTurn()
     // Nothing may stand behind the mark of the end: no further turn, and no copy that is being read.

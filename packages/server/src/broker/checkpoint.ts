@@ -29,6 +29,8 @@ export class Checkpoints {
   readonly #intervalBytes: number
   #begunAtBytes = 0
   #running: Generator<void, void> | undefined
+  /** Bytes of pages and directories, since the broker started. */
+  #writtenBytes = 0
   #finished: Finished | undefined
   /** Durable and told to the log; counts when the next segment begins. */
   #marked: { readonly segment: number; readonly floor: number } | undefined
@@ -87,11 +89,10 @@ export class Checkpoints {
     const replayFrom = this.#tail.position
     const { boot, nextQueueId, nextProducerId } = state
     const sliceBytes = Math.min(SLICE_BYTES, this.#log.segmentBytes / 16)
-    let sliceEnd = this.#tail.appendedBytes + this.#tail.pendingBytes + sliceBytes
+    let sliceEnd = this.#writtenBytes + sliceBytes
     const sliceIsFull = (): boolean => {
-      const written = this.#tail.appendedBytes + this.#tail.pendingBytes
-      if (written < sliceEnd) return false
-      sliceEnd = written + sliceBytes
+      if (this.#writtenBytes < sliceEnd) return false
+      sliceEnd = this.#writtenBytes + sliceBytes
       return true
     }
     for (const queue of [...state.queues.values()]) {
@@ -133,6 +134,7 @@ export class Checkpoints {
     type: number = BATCH_TYPE.page,
   ): number {
     const length = BATCH_HEADER_BYTES + payload.length
+    this.#writtenBytes += length
     const at = this.#tail.reserve(length, timeMs)
     this.#tail.bytes.set(payload, at + BATCH_HEADER_BYTES)
     sealBatch(this.#tail.bytes, at, at + length, { type, queueId: id, count: kind, timeMs })

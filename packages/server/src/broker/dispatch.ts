@@ -118,10 +118,7 @@ export class Dispatcher {
 
   #answerDrains(queue: Queue): void {
     for (const subscription of queue.subscriptions) {
-      if (!subscription.draining || !subscription.consumer.isReady) continue
-      subscription.draining = false
-      subscription.limit = subscription.delivered
-      subscription.consumer.drained(subscription)
+      if (subscription.draining && subscription.consumer.isReady) subscription.answerDrain()
     }
   }
 }

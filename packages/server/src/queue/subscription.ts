@@ -85,6 +85,13 @@ export class Subscription {
     this.draining = drain
   }
 
+  /** Nothing more goes out until the next credit, and the consumer is told so. */
+  answerDrain(): void {
+    this.draining = false
+    this.limit = this.delivered
+    this.consumer.drained(this)
+  }
+
   /** How many messages may be granted now, bytes aside. */
   get room(): number {
     return Math.min(this.creditMessages - this.unsettled, this.limit - this.delivered)

@@ -610,6 +610,8 @@ export class Session implements Output, Consumer {
     // A subscription that ended while this was under way: its end was told already.
     if (subscription === undefined) return
     this.#broker.credit(subscription, credit.messages, credit.bytes, credit.limit, credit.drain)
+    // Nothing is handed out any more, so nothing more can come.
+    if (this.#isStopping && credit.drain) subscription.answerDrain()
   }
 
   started(channel: number, bytes: Uint8Array, start: number, end: number): void {
@@ -656,9 +658,7 @@ export class Session implements Output, Consumer {
     const after = body['after'] ?? ''
     if (typeof after !== 'string')
       throw new SluiceError('INVALID_ARGUMENT', '`after` must be the name of a queue.')
-    const queues = this.#broker.list().filter(({ name }) => name > after)
-    const page = queues.slice(0, LIST_PAGE)
-    this.result(correlation, { queues: page, more: queues.length > page.length })
+    this.result(correlation, this.#broker.list(after, LIST_PAGE))
   }
 
   delete(correlation: number, bytes: Uint8Array, start: number, end: number): void {
