@@ -388,7 +388,7 @@ export class Sluice {
     for (const stream of this.#streams) closing.push(stream.return())
     const outcomes = await Promise.allSettled(closing)
     // Settles of the caller's own, such as after a pull, are made durable too.
-    this.#turn.flush()
+    this.#turn.flushAll()
     await Promise.all([this.#producer.idle(), this.#connection?.answered()])
     return outcomes.every(({ status }) => status === 'fulfilled')
   }

@@ -47,6 +47,33 @@ describe('a worker', () => {
     expect(seen).toEqual(texts(10).flatMap((body, i) => [body, 5 + i]))
   })
 
+  it('gathers acknowledgements that nobody waits for, and sends at once what somebody does', async () => {
+    let wait = false
+    const waited: Promise<void>[] = []
+    sluice.consume('q', { concurrency: 100 }, (message) => {
+      if (wait) waited.push(message.ack().then(() => {}))
+      else void message.ack()
+    })
+    const channel = await subscribed()
+    for (let i = 0; i < 3; i++) {
+      peer.link.deliver(channel, 101, texts(1), { offset: i })
+      await turns()
+    }
+    expect(peer.link.named('STARTED')).toHaveLength(3)
+    await until(() => peer.link.settles.reduce((sum, { count }) => sum + count, 0) === 3)
+    const frames = peer.link.named('SETTLE').length
+    wait = true
+    peer.link.deliver(channel, 101, texts(1), { offset: 3 })
+    await turns()
+    expect(peer.link.named('SETTLE')).toHaveLength(frames + 1)
+    await Promise.all(waited)
+    // A quarter of the credit is not held back either.
+    wait = false
+    peer.link.deliver(channel, 101, texts(50), { offset: 4 })
+    await turns()
+    expect(peer.link.settles.reduce((sum, { count }) => sum + count, 0)).toBe(54)
+  })
+
   it('merges what settles out of order, also where tags wrap', async () => {
     const ends: (() => void)[] = []
     sluice.consume('q', { concurrency: 6 }, () => new Promise<void>((resolve) => ends.push(resolve)))

@@ -19,7 +19,7 @@ describe('a group of settles', () => {
       tags.toSorted((a, b) => ((a * 7919) % 1009) - ((b * 7919) % 1009)),
     ]
     for (const order of orders) {
-      const group = new SettleGroup()
+      const group = new SettleGroup(() => {})
       for (const tag of order) ack(group, tag)
       expect(frames(group)).toMatchObject([[{ firstTag: 0xffff_ff00, count: 1000 }]])
     }
@@ -27,7 +27,7 @@ describe('a group of settles', () => {
   })
 
   it('keeps apart what differs in outcome, delay or reason', () => {
-    const group = new SettleGroup()
+    const group = new SettleGroup(() => {})
     ack(group, 1)
     group.add(2, 1, OUTCOME.retry, 5, undefined)
     group.add(3, 1, OUTCOME.retry, 5, undefined)
@@ -46,16 +46,16 @@ describe('a group of settles', () => {
   })
 
   it('takes several frames where one would have too many tags, ranges or bytes', () => {
-    const many = new SettleGroup()
+    const many = new SettleGroup(() => {})
     for (let tag = 0; tag < LIMITS.creditMessagesMax + 10; tag++) ack(many, tag)
     expect(frames(many).map((items) => items.map(({ count }) => count))).toEqual([
       [LIMITS.creditMessagesMax],
       [10],
     ])
-    const scattered = new SettleGroup()
+    const scattered = new SettleGroup(() => {})
     for (let i = 0; i < LIMITS.rangesMax + 1; i++) ack(scattered, i * 2)
     expect(frames(scattered).map((items) => items.length)).toEqual([LIMITS.rangesMax, 1])
-    const wordy = new SettleGroup()
+    const wordy = new SettleGroup(() => {})
     for (let i = 0; i < 40; i++)
       wordy.add(i, 1, OUTCOME.deadLetter, undefined, 'x'.repeat(LIMITS.reasonBytesMax))
     const parts = frames(wordy, LIMITS.frameBytesMin)
@@ -64,7 +64,7 @@ describe('a group of settles', () => {
   })
 
   it('tells each waiter about its own tag, before and after the answer', async () => {
-    const group = new SettleGroup()
+    const group = new SettleGroup(() => {})
     ack(group, 1)
     ack(group, 2)
     const early = [group.answer(1), group.answer(2)]

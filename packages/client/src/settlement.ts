@@ -22,12 +22,18 @@ interface Waiter {
 
 /** The settles of one subscription in one turn, from the first of them to the broker's answer for all. */
 export class SettleGroup {
+  readonly #hurry: () => void
   items: Item[] = []
   #sorted = true
   #done = false
   #failure: SluiceError | undefined
   #stale: TagRange[] = []
   #waiters: Waiter[] | undefined
+
+  /** `hurry` is called when somebody waits for the answer. */
+  constructor(hurry: () => void) {
+    this.#hurry = hurry
+  }
 
   add(
     firstTag: number,
@@ -97,7 +103,10 @@ export class SettleGroup {
     return new Promise((resolve, reject) => {
       const waiter = { tag, resolve, reject }
       if (this.#done) this.#tell(waiter)
-      else (this.#waiters ??= []).push(waiter)
+      else {
+        ;(this.#waiters ??= []).push(waiter)
+        this.#hurry()
+      }
     })
   }
 

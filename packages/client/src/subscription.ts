@@ -105,6 +105,11 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   #index = 0
   #at = 0
   #group: SettleGroup | undefined
+  /** The settles of `#group` go out with the turn; else they may be gathered for a while. */
+  #isUrgent = false
+  /** Settles in `#group`, and bytes delivered since the one before went out. */
+  #gathered = 0
+  #bytesSince = 0
   #unanswered = 0
   #settledWaiters: (() => void)[] = []
   #emptyWaiters: (() => void)[] = []
@@ -188,6 +193,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     this.#runs.push({ ...head, lessor: this, records })
     this.buffered += count
     this.#bufferedBytes += records.length
+    this.#bytesSince += records.length
     this.unsettled += count
     this.deliveries += count
     this.#owner.delivered()
@@ -297,6 +303,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     for (let r = this.#runsAt; r < this.#runs.length; r++, index = 0) {
       const { firstTag, count } = this.#runs[r]!
       this.#gather().add((firstTag + index) >>> 0, count - index, OUTCOME.release, undefined, undefined)
+      this.#hurry()
     }
     this.unsettled -= this.buffered
     const { announced } = this
@@ -322,6 +329,8 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   ): SettleGroup {
     const group = this.#group ?? this.#gather()
     group.add(tag, 1, outcome, delayMs, reason)
+    this.#gathered++
+    if (!this.#isUrgent && !this.#mayWait(outcome)) this.#hurry()
     this.unsettled--
     this.#session.floor.leave(1)
     if (this.unsettled === 0 && this.#emptyWaiters.length > 0) this.#tellEmpty()
@@ -342,16 +351,38 @@ export class Subscription implements ChannelSink, Settling, Lessor {
 
   #gather(): SettleGroup {
     if (this.#group === undefined) {
-      this.#group = new SettleGroup()
-      this.#session.turn.settle(this)
+      const group = new SettleGroup(() => {
+        if (this.#group === group) this.#hurry()
+      })
+      this.#group = group
+      this.#session.turn.gather(this)
     }
     return this.#group
+  }
+
+  // Only what cost no time to handle, and never so much that the broker runs out of credit meanwhile.
+  #mayWait(outcome: Outcome): boolean {
+    return (
+      outcome === OUTCOME.ack &&
+      this.#session.turn.isStarting &&
+      this.#gathered * 4 < this.#creditMessages &&
+      this.#bytesSince * 4 < this.#creditBytes
+    )
+  }
+
+  #hurry(): void {
+    if (this.#isUrgent) return
+    this.#isUrgent = true
+    this.#session.turn.settle(this)
   }
 
   flushSettles(): void {
     const group = this.#group
     this.#group = undefined
+    this.#isUrgent = false
     if (group === undefined) return
+    this.#gathered = 0
+    this.#bytesSince = 0
     if (!this.live) {
       group.finish(leaseLost())
       return
@@ -384,6 +415,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   /** Resolves when every settle so far has been answered. */
   settled(): Promise<void> {
     if (this.#unanswered === 0 && this.#group === undefined) return Promise.resolve()
+    if (this.#group !== undefined) this.#hurry()
     return new Promise((resolve) => this.#settledWaiters.push(resolve))
   }
 

@@ -18,12 +18,22 @@ export interface Starting {
   startHandlers(): void
 }
 
+/**
+ * Acknowledgements that nobody waits for, by handlers that ended as soon as they began, are gathered for so long: at a
+ * moderate rate that is one frame, one commit and one answer for several messages instead of one.
+ */
+const GATHER_MS = 4
+
 export class Turn {
   readonly #flushPublishes: () => void
   readonly #write: () => void
   #settling: Settling[] = []
   #starting: Starting[] = []
   #scheduled = false
+  #gathering: Settling[] = []
+  #gatherTimer: NodeJS.Timeout | undefined
+  /** Handlers are being called: what is settled now was settled by one before it returned. */
+  isStarting = false
 
   constructor(flushPublishes: () => void, write: () => void) {
     this.#flushPublishes = flushPublishes
@@ -40,6 +50,23 @@ export class Turn {
   settle(settling: Settling): void {
     this.#settling.push(settling)
     this.schedule()
+  }
+
+  /** Its settles may wait a little for others; `settle` is for when they may not. */
+  gather(settling: Settling): void {
+    this.#gathering.push(settling)
+    this.#gatherTimer ??= setTimeout(this.#gathered, GATHER_MS)
+  }
+
+  readonly #gathered = (): void => this.flushAll()
+
+  /** Sends at once everything, also what was still being gathered. */
+  flushAll(): void {
+    clearTimeout(this.#gatherTimer)
+    this.#gatherTimer = undefined
+    for (const settling of this.#gathering) this.#settling.push(settling)
+    this.#gathering = []
+    this.flush()
   }
 
   /** At most once a turn for each; the caller remembers that it is listed. */
@@ -63,6 +90,11 @@ export class Turn {
     this.#starting = []
     for (const each of starting) each.announce()
     this.#write()
-    for (const each of starting) each.startHandlers()
+    this.isStarting = true
+    try {
+      for (const each of starting) each.startHandlers()
+    } finally {
+      this.isStarting = false
+    }
   }
 }
