@@ -6,9 +6,11 @@
  * DELIVER: u32 subscription id · u32 first tag · u64 first offset · u64 published at, ms · u32 count · u16 attempt ·
  *   u8 flags (1 redelivered, 2 alone) · u8 0 · records. One run: consecutive tags and consecutive offsets.
  * STARTED: u32 subscription id · ranges of u32 first tag · u32 count.
- * SETTLE: u32 subscription id · items of u32 first tag · u32 count · u8 outcome · u8 flags (1 delay given) ·
+ * SETTLE: u32 subscription id · items of u32 first tag · u32 count · u8 outcome · u8 flags (1 delay given, 2 invalid) ·
  *   u16 reason length · u48 delay, ms · u16 0 · reason.
- * SETTLE_OK: u32 subscription id · ranges that were stale.
+ * EXTEND: u32 subscription id · u32 first tag · u32 count · u48 duration, ms (0: the subscription's own) · u16 0.
+ * SETTLE_OK: u32 subscription id · ranges that were stale. It answers SETTLE and EXTEND.
+ * LEASES_LOST: u32 subscription id · ranges that are no longer the consumer's.
  * DRAINED: u32 subscription id · u64 deliveries of this subscription so far.
  *
  * Tags wrap at 2^32: the range (first, count) means first, first + 1, … modulo 2^32. All ranges of one frame together
@@ -143,6 +145,8 @@ export interface SettleItem extends TagRange {
   readonly delayMs?: number | undefined
   /** For `retry` and `deadLetter`: what went wrong, for a person. */
   readonly reason?: string | undefined
+  /** For `deadLetter`: the body is not what its queue is for, and no try can mend that. */
+  readonly invalid?: boolean | undefined
 }
 
 export const SETTLE_ITEM_BYTES = 20
@@ -161,7 +165,7 @@ export function encodeSettle(subscriptionId: number, items: readonly SettleItem[
     writeU32(bytes, at, item.firstTag)
     writeU32(bytes, at + 4, item.count)
     bytes[at + 8] = item.outcome
-    bytes[at + 9] = item.delayMs === undefined ? 0 : 1
+    bytes[at + 9] = (item.delayMs === undefined ? 0 : 1) | (item.invalid === true ? 2 : 0)
     writeU48(bytes, at + 12, item.delayMs ?? 0)
     const reason = reasons[index]
     const reasonBytes = reason === undefined ? 0 : writeText(bytes, at + SETTLE_ITEM_BYTES, reason)
@@ -195,7 +199,7 @@ export function decodeSettle(
     const delayMs = readU48(bytes, at + 12)
     if (outcome < OUTCOME.ack || outcome > OUTCOME.deadLetter)
       throw new SluiceError('MALFORMED_FRAME', `SETTLE has unknown outcome ${outcome}.`)
-    if (flags > 1) throw new SluiceError('MALFORMED_FRAME', `SETTLE has unknown flags ${flags}.`)
+    if (flags > 3) throw new SluiceError('MALFORMED_FRAME', `SETTLE has unknown flags ${flags}.`)
     tags += count
     checkRange('SETTLE', count, tags)
     if (reasonBytes > LIMITS.reasonBytesMax) {
@@ -218,13 +222,50 @@ export function decodeSettle(
       outcome: outcome as Outcome,
       delayMs: flags & 1 ? delayMs : undefined,
       reason: reasonBytes === 0 ? undefined : readText(bytes, reasonAt, reasonAt + reasonBytes),
+      ...(flags & 2 ? { invalid: true } : {}),
     })
     at = reasonAt + reasonBytes
   }
   return { subscriptionId: readU32(bytes, start), items }
 }
 
-/** STARTED, and SETTLE_OK with the stale ranges. */
+export interface Extend extends TagRange {
+  readonly subscriptionId: number
+  /** From now on; 0: as long as the subscription's messages may take. */
+  readonly durationMs: number
+}
+
+export function encodeExtend(extend: Extend): Uint8Array {
+  const bytes = new Uint8Array(20)
+  writeU32(bytes, 0, extend.subscriptionId)
+  writeU32(bytes, 4, extend.firstTag)
+  writeU32(bytes, 8, extend.count)
+  writeU48(bytes, 12, extend.durationMs)
+  return bytes
+}
+
+/** @throws SluiceError MALFORMED_FRAME, INVALID_ARGUMENT */
+export function decodeExtend(bytes: Uint8Array, start: number, end: number): Extend {
+  exact('EXTEND', end - start, 20)
+  const count = readU32(bytes, start + 8)
+  checkRange('EXTEND', count, count)
+  const durationMs = readU48(bytes, start + 12)
+  const { processingTimeoutMsMin, delayMsMax } = LIMITS
+  if (durationMs !== 0 && (durationMs < processingTimeoutMsMin || durationMs > delayMsMax)) {
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `A lease was to be extended by ${durationMs} ms; it must be from ${processingTimeoutMsMin} to ${delayMsMax} ms.`,
+    )
+  }
+  return {
+    subscriptionId: readU32(bytes, start),
+    firstTag: readU32(bytes, start + 4),
+    count,
+    durationMs,
+  }
+}
+
+/** STARTED, SETTLE_OK with the stale ranges, and LEASES_LOST. */
 export function encodeRanges(subscriptionId: number, ranges: readonly TagRange[]): Uint8Array {
   const bytes = new Uint8Array(4 + ranges.length * 8)
   writeU32(bytes, 0, subscriptionId)

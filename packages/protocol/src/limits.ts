@@ -50,7 +50,19 @@ export const LIMITS = {
   inFlightBytesDefault: 16 * MIB,
   /** 100 years. */
   delayMsMax: 100 * 365.25 * 24 * 3600 * 1000,
+  /** An `at` that is so long past, at most, means now. */
+  atPastMsMax: 60_000,
   maxDeliveriesMax: 255,
+  keyConcurrencyMax: 65_535,
+  dedupMaxIdsMax: 16_000_000,
+  processingTimeoutMsMin: 100,
+  /** Acknowledgements, taken together, and batches of one atomic step. */
+  atomicAcksMax: 65_535,
+  atomicBatchesMax: 1_024,
+  /** Messages that one PEEK, REDRIVE, DISCARD or REPLAY is answered with, or acts on. */
+  pageMessagesMax: 1_000,
+  /** How often one message is brought back from the dead, unless it is forced. */
+  redrivesMax: 10,
 } as const
 
 /** The numbers that bound one frame, as agreed in a handshake. */

@@ -1,13 +1,13 @@
 /**
  * The one table of frame kinds: number, who may send it, at which stage, and how its payload is laid out.
- * Numbers are never reused. `reserved` ones have their number and are answered NOT_SUPPORTED.
+ * Numbers are never reused.
  */
 
 /** `both`: either side may send it. */
 export type Sender = 'client' | 'server' | 'both'
 /** `handshake`: before HELLO_OK; `open`: after it; `any`: at both. */
 export type Stage = 'handshake' | 'open' | 'any'
-export type Layout = 'fixed' | 'msgpack' | 'empty' | 'reserved'
+export type Layout = 'fixed' | 'msgpack' | 'empty'
 
 export interface Opcode {
   readonly code: number
@@ -29,8 +29,8 @@ export const OPCODES = {
   PUBLISH: { code: 16, sender: 'client', stage: 'open', layout: 'fixed' },
   PUBLISH_OK: { code: 17, sender: 'server', stage: 'open', layout: 'fixed' },
   PUBLISH_ERR: { code: 18, sender: 'server', stage: 'open', layout: 'fixed' },
-  ATOMIC: { code: 19, sender: 'client', stage: 'open', layout: 'reserved' },
-  ATOMIC_OK: { code: 20, sender: 'server', stage: 'open', layout: 'reserved' },
+  ATOMIC: { code: 19, sender: 'client', stage: 'open', layout: 'fixed' },
+  ATOMIC_OK: { code: 20, sender: 'server', stage: 'open', layout: 'fixed' },
 
   SUBSCRIBE: { code: 32, sender: 'client', stage: 'open', layout: 'msgpack' },
   SUBSCRIBE_OK: { code: 33, sender: 'server', stage: 'open', layout: 'fixed' },
@@ -39,22 +39,29 @@ export const OPCODES = {
   STARTED: { code: 36, sender: 'client', stage: 'open', layout: 'fixed' },
   SETTLE: { code: 37, sender: 'client', stage: 'open', layout: 'fixed' },
   SETTLE_OK: { code: 38, sender: 'server', stage: 'open', layout: 'fixed' },
-  EXTEND: { code: 39, sender: 'client', stage: 'open', layout: 'reserved' },
+  EXTEND: { code: 39, sender: 'client', stage: 'open', layout: 'fixed' },
   UNSUBSCRIBE: { code: 40, sender: 'client', stage: 'open', layout: 'fixed' },
   DRAINED: { code: 41, sender: 'server', stage: 'open', layout: 'fixed' },
+  LEASES_LOST: { code: 42, sender: 'server', stage: 'open', layout: 'fixed' },
 
   ENSURE: { code: 64, sender: 'client', stage: 'open', layout: 'msgpack' },
   GET: { code: 65, sender: 'client', stage: 'open', layout: 'msgpack' },
   LIST: { code: 66, sender: 'client', stage: 'open', layout: 'msgpack' },
   DELETE: { code: 67, sender: 'client', stage: 'open', layout: 'msgpack' },
   PURGE: { code: 68, sender: 'client', stage: 'open', layout: 'msgpack' },
-  PAUSE: { code: 69, sender: 'client', stage: 'open', layout: 'reserved' },
-  RESUME: { code: 70, sender: 'client', stage: 'open', layout: 'reserved' },
-  PEEK: { code: 71, sender: 'client', stage: 'open', layout: 'reserved' },
-  REDRIVE: { code: 72, sender: 'client', stage: 'open', layout: 'reserved' },
-  CANCEL: { code: 73, sender: 'client', stage: 'open', layout: 'reserved' },
-  RESCHEDULE: { code: 74, sender: 'client', stage: 'open', layout: 'reserved' },
+  PAUSE: { code: 69, sender: 'client', stage: 'open', layout: 'msgpack' },
+  RESUME: { code: 70, sender: 'client', stage: 'open', layout: 'msgpack' },
+  PEEK: { code: 71, sender: 'client', stage: 'open', layout: 'msgpack' },
+  REDRIVE: { code: 72, sender: 'client', stage: 'open', layout: 'msgpack' },
+  CANCEL: { code: 73, sender: 'client', stage: 'open', layout: 'msgpack' },
+  RESCHEDULE: { code: 74, sender: 'client', stage: 'open', layout: 'msgpack' },
+  REPLAY: { code: 75, sender: 'client', stage: 'open', layout: 'msgpack' },
+  HISTORY: { code: 76, sender: 'client', stage: 'open', layout: 'msgpack' },
+  CONSUMERS: { code: 77, sender: 'client', stage: 'open', layout: 'msgpack' },
+  CLOSE_CONSUMER: { code: 78, sender: 'client', stage: 'open', layout: 'msgpack' },
   RESULT: { code: 79, sender: 'server', stage: 'open', layout: 'msgpack' },
+  DISCARD: { code: 80, sender: 'client', stage: 'open', layout: 'msgpack' },
+  MESSAGES: { code: 81, sender: 'server', stage: 'open', layout: 'fixed' },
 } as const satisfies Record<string, Opcode>
 
 export type OpcodeName = keyof typeof OPCODES

@@ -1,33 +1,78 @@
 /**
- * The payloads of PUBLISH, PUBLISH_OK and PUBLISH_ERR.
+ * The payloads of PUBLISH, PUBLISH_OK and PUBLISH_ERR, and of ATOMIC and ATOMIC_OK.
  *
  * PUBLISH: u8 queue name length · queue name · batch (see batch.ts).
  * PUBLISH_OK: for each batch u64 number · u64 base offset · u32 duplicates, then for each duplicate
  *   u32 index in the batch · u64 offset of the first acceptance. Other messages have offset base + index.
- * PUBLISH_ERR: u64 number · fault (see handshake.ts).
+ * PUBLISH_ERR: u64 number · fault (see handshake.ts). It also refuses an ATOMIC.
+ * ATOMIC: u64 number · u32 CRC-32 of everything behind it · u16 ranges · u16 batches · ranges of u16 channel · u16 0 ·
+ *   u32 subscription id · u32 first tag · u32 count, which are acknowledged · batches, each as PUBLISH has it but with a
+ *   length of its own, and with the number of the ATOMIC.
+ * ATOMIC_OK: u64 number · u32 batches · of each u64 base offset · u32 duplicates · duplicates as in PUBLISH_OK.
  */
+import { crc32 } from 'node:zlib'
 import { BATCH_HEADER_BYTES } from './batch.js'
-import { readU32, readU64, writeU64, writeU32 } from './bytes.js'
+import {
+  readText,
+  readU16,
+  readU32,
+  readU64,
+  textBytes,
+  writeText,
+  writeU16,
+  writeU32,
+  writeU64,
+} from './bytes.js'
 import { SluiceError } from './errors.js'
 import { decodeFault, encodeFault, need, type Fault } from './handshake.js'
+import { LIMITS } from './limits.js'
 
 export const PUBLISH_OK_ITEM_BYTES = 20
 
-/** Writes one item without duplicates; returns the position after it. */
+const DUPLICATE_BYTES = 12
+
+/** Bytes of one item of PUBLISH_OK. */
+export function publishOkItemBytes(duplicates: Duplicates | undefined): number {
+  return PUBLISH_OK_ITEM_BYTES + (duplicates === undefined ? 0 : duplicates.size * DUPLICATE_BYTES)
+}
+
+/** Writes one item; returns the position after it. */
 export function writePublishOkItem(
   bytes: Uint8Array,
   at: number,
   batchNumber: number,
   baseOffset: number,
+  duplicates?: Duplicates,
 ): number {
   writeU64(bytes, at, batchNumber)
-  writeU64(bytes, at + 8, baseOffset)
-  writeU32(bytes, at + 16, 0)
-  return at + PUBLISH_OK_ITEM_BYTES
+  return writePlace(bytes, at + 8, baseOffset, duplicates)
+}
+
+function writePlace(
+  bytes: Uint8Array,
+  at: number,
+  baseOffset: number,
+  duplicates: Duplicates | undefined,
+): number {
+  writeU64(bytes, at, baseOffset)
+  writeU32(bytes, at + 8, duplicates?.size ?? 0)
+  let next = at + 12
+  for (const [index, first] of duplicates ?? []) {
+    writeU32(bytes, next, index)
+    writeU64(bytes, next + 4, first)
+    next += DUPLICATE_BYTES
+  }
+  return next
 }
 
 /** Duplicates of a batch: index in the batch → offset at which that message was accepted before. */
 export type Duplicates = ReadonlyMap<number, number>
+
+/** Where the messages of one batch went. */
+export interface Placed {
+  readonly baseOffset: number
+  readonly duplicates: Duplicates | undefined
+}
 
 /** @throws SluiceError MALFORMED_FRAME */
 export function decodePublishOk(
@@ -45,12 +90,25 @@ export function decodePublishOk(
     at += PUBLISH_OK_ITEM_BYTES
     let duplicates: Map<number, number> | undefined
     if (count > 0) {
-      need('PUBLISH_OK', end - at, count * 12)
-      duplicates = new Map()
-      for (let i = 0; i < count; i++, at += 12) duplicates.set(readU32(bytes, at), readU64(bytes, at + 4))
+      duplicates = readDuplicates('PUBLISH_OK', bytes, at, end, count)
+      at += count * DUPLICATE_BYTES
     }
     item(batchNumber, baseOffset, duplicates)
   }
+}
+
+function readDuplicates(
+  frame: string,
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+  count: number,
+): Map<number, number> {
+  need(frame, end - start, count * DUPLICATE_BYTES)
+  const duplicates = new Map<number, number>()
+  for (let at = start; at < start + count * DUPLICATE_BYTES; at += DUPLICATE_BYTES)
+    duplicates.set(readU32(bytes, at), readU64(bytes, at + 4))
+  return duplicates
 }
 
 export function encodePublishErr(batchNumber: number, fault: Fault): Uint8Array {
@@ -85,4 +143,168 @@ export function publishBatchStart(bytes: Uint8Array, start: number, end: number)
     )
   need('The batch of PUBLISH', end - at, BATCH_HEADER_BYTES)
   return at
+}
+
+/** Consecutive deliveries of one subscription, as an atomic step acknowledges them. */
+export interface AtomicAck {
+  readonly channel: number
+  readonly subscriptionId: number
+  readonly firstTag: number
+  readonly count: number
+}
+
+/** One batch of an atomic step: `bytes[at, end)`. */
+export interface AtomicBatch {
+  readonly queue: string
+  readonly bytes: Uint8Array
+  readonly at: number
+  readonly end: number
+}
+
+export interface Atomic {
+  readonly number: number
+  readonly crc: number
+  readonly acks: readonly AtomicAck[]
+  readonly batches: readonly AtomicBatch[]
+}
+
+const ATOMIC_HEAD_BYTES = 16
+const ATOMIC_ACK_BYTES = 16
+
+export function encodeAtomic(
+  number: number,
+  acks: readonly AtomicAck[],
+  batches: readonly AtomicBatch[],
+): Uint8Array {
+  let size = ATOMIC_HEAD_BYTES + acks.length * ATOMIC_ACK_BYTES
+  for (const { queue, at, end } of batches) size += 1 + textBytes(queue) + end - at
+  const bytes = new Uint8Array(size)
+  writeU64(bytes, 0, number)
+  writeU16(bytes, 12, acks.length)
+  writeU16(bytes, 14, batches.length)
+  let next = ATOMIC_HEAD_BYTES
+  for (const ack of acks) {
+    writeU16(bytes, next, ack.channel)
+    writeU32(bytes, next + 4, ack.subscriptionId)
+    writeU32(bytes, next + 8, ack.firstTag)
+    writeU32(bytes, next + 12, ack.count)
+    next += ATOMIC_ACK_BYTES
+  }
+  for (const batch of batches) {
+    const nameBytes = writeText(bytes, next + 1, batch.queue)
+    bytes[next] = nameBytes
+    next += 1 + nameBytes
+    bytes.set(batch.bytes.subarray(batch.at, batch.end), next)
+    next += batch.end - batch.at
+  }
+  writeU32(bytes, 8, crc32(bytes.subarray(12)))
+  return bytes
+}
+
+/** The number of an ATOMIC, for refusing what follows it. @throws SluiceError MALFORMED_FRAME */
+export function atomicNumber(bytes: Uint8Array, start: number, end: number): number {
+  need('ATOMIC', end - start, ATOMIC_HEAD_BYTES)
+  return readU64(bytes, start)
+}
+
+/**
+ * The batches are not looked into beyond their length.
+ * @throws SluiceError MALFORMED_FRAME, BATCH_CORRUPT, TRANSACTION_TOO_LARGE
+ */
+export function decodeAtomic(bytes: Uint8Array, start: number, end: number): Atomic {
+  const number = atomicNumber(bytes, start, end)
+  if (number === 0 || !Number.isSafeInteger(number)) {
+    throw new SluiceError(
+      'BATCH_MALFORMED',
+      `The number ${number} of an atomic step is out of range; numbers begin at 1 and stay below 2^53.`,
+    )
+  }
+  const crc = readU32(bytes, start + 8)
+  if (crc !== crc32(bytes.subarray(start + 12, end))) {
+    throw new SluiceError(
+      'BATCH_CORRUPT',
+      `The checksum of the atomic step ${number} does not match its bytes.`,
+    )
+  }
+  const ackCount = readU16(bytes, start + 12)
+  const batchCount = readU16(bytes, start + 14)
+  if (batchCount > LIMITS.atomicBatchesMax) {
+    throw new SluiceError(
+      'TRANSACTION_TOO_LARGE',
+      `An atomic step has ${batchCount} batches; at most ${LIMITS.atomicBatchesMax} are accepted.`,
+    )
+  }
+  let at = start + ATOMIC_HEAD_BYTES
+  need('ATOMIC', end - at, ackCount * ATOMIC_ACK_BYTES)
+  const acks: AtomicAck[] = []
+  let tags = 0
+  for (let i = 0; i < ackCount; i++, at += ATOMIC_ACK_BYTES) {
+    const count = readU32(bytes, at + 12)
+    tags += count
+    if (count === 0 || tags > LIMITS.atomicAcksMax) {
+      throw new SluiceError(
+        'TRANSACTION_TOO_LARGE',
+        `An atomic step acknowledges ${tags} messages, ${count} of them in one range; there must be 1 to ${LIMITS.atomicAcksMax}.`,
+      )
+    }
+    acks.push({
+      channel: readU16(bytes, at),
+      subscriptionId: readU32(bytes, at + 4),
+      firstTag: readU32(bytes, at + 8),
+      count,
+    })
+  }
+  const batches: AtomicBatch[] = []
+  for (let i = 0; i < batchCount; i++) {
+    const batchAt = publishBatchStart(bytes, at, end)
+    const queue = readText(bytes, at + 1, batchAt)
+    const length = readU32(bytes, batchAt)
+    if (length < BATCH_HEADER_BYTES || length > end - batchAt) {
+      throw new SluiceError(
+        'MALFORMED_FRAME',
+        `Batch ${i} of ATOMIC says that it has ${length} bytes; ${end - batchAt} are left.`,
+      )
+    }
+    batches.push({ queue, bytes, at: batchAt, end: batchAt + length })
+    at = batchAt + length
+  }
+  if (at !== end)
+    throw new SluiceError('MALFORMED_FRAME', `ATOMIC has ${end - at} bytes behind its last batch.`)
+  return { number, crc, acks, batches }
+}
+
+export function encodeAtomicOk(number: number, places: readonly Placed[]): Uint8Array {
+  let size = 12
+  for (const { duplicates } of places) size += 12 + (duplicates?.size ?? 0) * DUPLICATE_BYTES
+  const bytes = new Uint8Array(size)
+  writeU64(bytes, 0, number)
+  writeU32(bytes, 8, places.length)
+  let at = 12
+  for (const { baseOffset, duplicates } of places) at = writePlace(bytes, at, baseOffset, duplicates)
+  return bytes
+}
+
+/** @throws SluiceError MALFORMED_FRAME */
+export function decodeAtomicOk(
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+): { readonly number: number; readonly places: readonly Placed[] } {
+  need('ATOMIC_OK', end - start, 12)
+  const count = readU32(bytes, start + 8)
+  let at = start + 12
+  need('ATOMIC_OK', end - at, count * 12)
+  const places: Placed[] = []
+  for (let i = 0; i < count; i++) {
+    need('ATOMIC_OK', end - at, 12)
+    const baseOffset = readU64(bytes, at)
+    const duplicateCount = readU32(bytes, at + 8)
+    at += 12
+    const duplicates =
+      duplicateCount === 0 ? undefined : readDuplicates('ATOMIC_OK', bytes, at, end, duplicateCount)
+    at += duplicateCount * DUPLICATE_BYTES
+    places.push({ baseOffset, duplicates })
+  }
+  if (at !== end) throw new SluiceError('MALFORMED_FRAME', `ATOMIC_OK has ${end - at} bytes too many.`)
+  return { number: readU64(bytes, start), places }
 }

@@ -2,116 +2,272 @@
  * What control frames say about queues: options with their defaults and bounds, requests, and answers.
  *
  * ENSURE { name, options?, update? } → { created, queue }. GET { name } → { queue }. LIST { after? } → { queues, more }.
- * DELETE { name } → { messages }. PURGE { name } → { messages }. SUBSCRIBE { queue, messages, bytes, limit? } →
- * SUBSCRIBE_OK. UNSUBSCRIBE → RESULT { }. Unknown fields are refused by name.
+ * DELETE { name } → { messages }. PURGE { name } → { messages }. PAUSE, RESUME { name } → { changed }.
+ * SUBSCRIBE { queue, messages, bytes, limit?, processingTimeoutMs? } → SUBSCRIBE_OK. UNSUBSCRIBE → RESULT { }.
+ * Unknown fields are refused by name. What is asked about single messages stands in managing.ts.
  */
 import { SluiceError, shown } from './errors.js'
 import { LIMITS } from './limits.js'
 import { queueName, type QueueName } from './names.js'
 
 interface NumberOption {
+  readonly kind: 'number'
   readonly default: number
   readonly min: number
   readonly max: number
   readonly meaning: string
 }
 
-/** The options of a queue, all whole numbers. Durations are milliseconds. */
+interface ChoiceOption {
+  readonly kind: 'choice'
+  readonly choices: readonly string[]
+  readonly default: string
+  readonly meaning: string
+}
+
+interface FlagOption {
+  readonly kind: 'flag'
+  readonly default: boolean
+  readonly meaning: string
+}
+
+/** The name of another queue, or '' for none. */
+interface NameOption {
+  readonly kind: 'name'
+  readonly default: string
+  readonly meaning: string
+}
+
+type QueueOption = NumberOption | ChoiceOption | FlagOption | NameOption
+
+/** The options of a queue. Durations are milliseconds, sizes bytes; 0 means none where the bounds permit it. */
 export const QUEUE_OPTIONS = {
   maxDeliveries: {
+    kind: 'number',
     default: 10,
     min: 1,
     max: LIMITS.maxDeliveriesMax,
     meaning: 'Tries after which a message is dead.',
   },
   retryInitialMs: {
+    kind: 'number',
     default: 1_000,
     min: 0,
     max: LIMITS.delayMsMax,
     meaning: 'Wait before the second try; doubles with each further one.',
   },
   retryMaxMs: {
+    kind: 'number',
     default: 300_000,
     min: 0,
     max: LIMITS.delayMsMax,
     meaning: 'Longest wait between two tries.',
   },
-} as const satisfies Record<string, NumberOption>
+  processingTimeoutMs: {
+    kind: 'number',
+    default: 1_800_000,
+    min: LIMITS.processingTimeoutMsMin,
+    max: LIMITS.delayMsMax,
+    meaning: 'How long a message may be handled before it is taken away and tried again.',
+  },
+  ttlMs: {
+    kind: 'number',
+    default: 0,
+    min: 0,
+    max: LIMITS.delayMsMax,
+    meaning: 'Time to live of messages that name none; 0: for ever.',
+  },
+  keyConcurrency: {
+    kind: 'number',
+    default: 1,
+    min: 1,
+    max: LIMITS.keyConcurrencyMax,
+    meaning: 'Messages of one key that may be leased at a time.',
+  },
+  onFail: {
+    kind: 'choice',
+    choices: ['block', 'skip'],
+    default: 'block',
+    meaning: 'Whether a failed message holds its key until it is done, or lets the next ones pass.',
+  },
+  unique: {
+    kind: 'choice',
+    choices: ['window', 'pending'],
+    default: 'window',
+    meaning: 'How long an id counts: for `dedupWindowMs`, or while its message is not done. Fixed once made.',
+  },
+  dedupWindowMs: {
+    kind: 'number',
+    default: 600_000,
+    min: 0,
+    max: LIMITS.delayMsMax,
+    meaning: 'How long an id is remembered after it was first accepted; 0: not at all.',
+  },
+  dedupMaxIds: {
+    kind: 'number',
+    default: 1_000_000,
+    min: 1,
+    max: LIMITS.dedupMaxIdsMax,
+    meaning: 'Ids that are remembered at most; more are refused, never forgotten early.',
+  },
+  maxMessages: {
+    kind: 'number',
+    default: 0,
+    min: 0,
+    max: Number.MAX_SAFE_INTEGER,
+    meaning: 'Messages that may be scheduled, ready and leased; 0: any number.',
+  },
+  maxBytes: {
+    kind: 'number',
+    default: 0,
+    min: 0,
+    max: Number.MAX_SAFE_INTEGER,
+    meaning: 'Bytes of records that may be scheduled, ready and leased; 0: any number.',
+  },
+  overflow: {
+    kind: 'choice',
+    choices: ['reject', 'drop-oldest', 'dead-letter'],
+    default: 'reject',
+    meaning: 'At a limit: refuse what is new, drop what is oldest, or make what is oldest a dead letter.',
+  },
+  deadLetter: {
+    kind: 'name',
+    default: '',
+    meaning: 'Queue that dead messages are moved to; none: they are kept at home.',
+  },
+  single: {
+    kind: 'flag',
+    default: false,
+    meaning: 'Only the consumer that came first gets messages; the next one takes over when it goes.',
+  },
+  retainAgeMs: {
+    kind: 'number',
+    default: 0,
+    min: 0,
+    max: LIMITS.delayMsMax,
+    meaning: 'How long settled messages are kept for replay; 0: not by age.',
+  },
+  retainBytes: {
+    kind: 'number',
+    default: 0,
+    min: 0,
+    max: Number.MAX_SAFE_INTEGER,
+    meaning: 'Bytes of settled messages that are kept for replay at most; 0: as `retainAgeMs` says.',
+  },
+} as const satisfies Record<string, QueueOption>
 
-/** Names that later versions give a meaning to: refused by name until then, never accepted and ignored. */
-export const QUEUE_OPTIONS_RESERVED = [
-  'processingTimeoutMs',
-  'ttlMs',
-  'keyConcurrency',
-  'onFail',
-  'dedupWindowMs',
-  'dedupMaxIds',
-  'unique',
-  'maxMessages',
-  'maxBytes',
-  'overflow',
-  'deadLetter',
-  'single',
-  'retain',
-] as const
+export type QueueOptionName = keyof typeof QUEUE_OPTIONS
 
-export type QueueOptions = { readonly [Name in keyof typeof QUEUE_OPTIONS]: number }
+type ValueOf<Option extends QueueOption> = Option extends { readonly kind: 'number' }
+  ? number
+  : Option extends { readonly choices: readonly (infer Choice)[] }
+    ? Choice
+    : Option extends { readonly kind: 'flag' }
+      ? boolean
+      : string
 
-export const QUEUE_OPTION_DEFAULTS: QueueOptions = {
-  maxDeliveries: QUEUE_OPTIONS.maxDeliveries.default,
-  retryInitialMs: QUEUE_OPTIONS.retryInitialMs.default,
-  retryMaxMs: QUEUE_OPTIONS.retryMaxMs.default,
-}
+export type QueueOptions = { readonly [Name in QueueOptionName]: ValueOf<(typeof QUEUE_OPTIONS)[Name]> }
+
+export const QUEUE_OPTION_DEFAULTS = Object.fromEntries(
+  Object.entries(QUEUE_OPTIONS).map(([name, option]) => [name, option.default]),
+) as QueueOptions
 
 /**
- * Checks the options that were named.
- * @throws SluiceError INVALID_ARGUMENT, NOT_SUPPORTED
+ * Checks the options that were named, each by itself and against each other.
+ * @throws SluiceError INVALID_ARGUMENT, INVALID_OPTION, INVALID_NAME, OPTION_CONFLICT
  */
 export function queueOptions(named: unknown): Partial<QueueOptions> {
   if (named === undefined) return {}
   if (typeof named !== 'object' || named === null || Array.isArray(named) || ArrayBuffer.isView(named)) {
     throw new SluiceError('INVALID_ARGUMENT', '`options` must be a map of option names to values.')
   }
-  const options: Partial<Record<keyof QueueOptions, number>> = {}
+  const options: Record<string, unknown> = {}
   for (const [name, value] of Object.entries(named)) {
-    const option = (QUEUE_OPTIONS as Record<string, NumberOption>)[name]
-    if (option === undefined || !Object.hasOwn(QUEUE_OPTIONS, name)) {
-      if ((QUEUE_OPTIONS_RESERVED as readonly string[]).includes(name)) {
-        throw new SluiceError(
-          'NOT_SUPPORTED',
-          `The queue option \`${name}\` is not supported by this version.`,
-        )
-      }
+    if (!Object.hasOwn(QUEUE_OPTIONS, name)) {
       throw new SluiceError(
-        'INVALID_ARGUMENT',
+        'INVALID_OPTION',
         `There is no queue option ${shown(name)}; there are ${Object.keys(QUEUE_OPTIONS).join(', ')}.`,
       )
     }
-    if (typeof value !== 'number' || !Number.isInteger(value) || value < option.min || value > option.max) {
-      throw new SluiceError(
-        'INVALID_ARGUMENT',
-        `The queue option \`${name}\` is ${shown(value)}; it must be a whole number from ${option.min} to ${option.max}.`,
-      )
-    }
-    options[name as keyof QueueOptions] = value
+    checkOption(name, QUEUE_OPTIONS[name as QueueOptionName], value)
+    options[name] = value
   }
-  if (
-    options.retryInitialMs !== undefined &&
-    options.retryMaxMs !== undefined &&
-    options.retryInitialMs > options.retryMaxMs
-  ) {
+  const known = options as Partial<QueueOptions>
+  checkOptionsTogether(known)
+  if (known.unique === 'pending' && known.dedupWindowMs !== undefined) {
     throw new SluiceError(
-      'INVALID_ARGUMENT',
-      `\`retryInitialMs\` is ${options.retryInitialMs}, above \`retryMaxMs\` of ${options.retryMaxMs}.`,
+      'OPTION_CONFLICT',
+      '`dedupWindowMs` was given with `unique` of "pending": an id then counts for as long as its message is not done.',
     )
   }
-  return options
+  return known
 }
 
+function checkOption(name: string, option: QueueOption, value: unknown): void {
+  let must: string
+  if (option.kind === 'number') {
+    if (typeof value === 'number' && Number.isInteger(value) && value >= option.min && value <= option.max)
+      return
+    must = `a whole number from ${option.min} to ${option.max}`
+  } else if (option.kind === 'choice') {
+    if ((option.choices as readonly unknown[]).includes(value)) return
+    must = `one of ${option.choices.join(', ')}`
+  } else if (option.kind === 'flag') {
+    if (typeof value === 'boolean') return
+    must = 'true or false'
+  } else {
+    if (value !== '') queueName(value)
+    return
+  }
+  throw new SluiceError(
+    'INVALID_OPTION',
+    `The queue option \`${name}\` is ${shown(value)}; it must be ${must}.`,
+  )
+}
+
+/**
+ * What a whole set of options must not say; of a part, what is there is compared.
+ * @throws SluiceError OPTION_CONFLICT
+ */
+export function checkOptionsTogether(options: Partial<QueueOptions>): void {
+  const { retryInitialMs, retryMaxMs, overflow, maxMessages, maxBytes } = options
+  if (retryInitialMs !== undefined && retryMaxMs !== undefined && retryInitialMs > retryMaxMs) {
+    throw new SluiceError(
+      'OPTION_CONFLICT',
+      `\`retryInitialMs\` is ${retryInitialMs}, above \`retryMaxMs\` of ${retryMaxMs}.`,
+    )
+  }
+  if (overflow !== undefined && overflow !== 'reject' && maxMessages === 0 && maxBytes === 0) {
+    throw new SluiceError(
+      'OPTION_CONFLICT',
+      `\`overflow\` is "${overflow}", and neither \`maxMessages\` nor \`maxBytes\` is set: nothing can overflow.`,
+    )
+  }
+}
+
+/** Counters of a queue: events since it was made. All but the last two survive every restart. */
+export const QUEUE_COUNTERS = {
+  purged: 'Taken out by a purge.',
+  expired: 'Their time to live was over before they were handled.',
+  dropped: 'Made room for newer ones at a limit.',
+  cancelled: 'Cancelled by id or offset.',
+  duplicates: 'Had the id of another message and were not kept.',
+  moved: 'Dead, and moved to another queue.',
+  discarded: 'Dead, and deleted.',
+  redriven: 'Dead, and brought back.',
+  released: 'Given back untried, by a consumer or by its end.',
+  redelivered: 'Handed out again.',
+} as const
+
+export type QueueCounter = keyof typeof QUEUE_COUNTERS
+export type QueueCounts = { readonly [Name in QueueCounter]: number }
+
 /** What a queue holds at one moment, as GET and LIST tell it. Counts are messages unless named otherwise. */
-export interface QueueInfo {
+export interface QueueInfo extends QueueCounts {
   readonly name: string
   readonly options: QueueOptions
+  /** Nothing is handed out until it is resumed. */
+  readonly paused: boolean
   readonly ready: number
   /** Waiting for their time, retries included. */
   readonly scheduled: number
@@ -122,13 +278,11 @@ export interface QueueInfo {
   readonly consumers: number
   /** Age of the oldest ready message; null when none is ready. */
   readonly oldestReadyMs: number | null
-  /** Since the queue was made: accepted, acknowledged, handed out again, given up. */
+  /** Since the queue was made: accepted, and done. */
   readonly published: number
   readonly acked: number
-  readonly redelivered: number
-  readonly purged: number
-  /** Their time to live was over before they were handled. */
-  readonly expired: number
+  /** Record bytes of settled messages that are kept for replay. */
+  readonly retainedBytes: number
   readonly createdAtMs: number
 }
 
@@ -143,9 +297,11 @@ export interface SubscribeRequest {
   readonly messages: number
   readonly bytes: number
   readonly limit: number | undefined
+  /** Instead of the queue's own. */
+  readonly processingTimeoutMs: number | undefined
 }
 
-type Body = { readonly [name: string]: unknown }
+export type Body = { readonly [name: string]: unknown }
 
 /** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME, NOT_SUPPORTED */
 export function ensureRequest(body: Body): EnsureRequest {
@@ -160,7 +316,7 @@ export function ensureRequest(body: Body): EnsureRequest {
   }
 }
 
-/** The body of GET, DELETE and PURGE. @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
+/** The body of GET, DELETE, PURGE, PAUSE, RESUME and CONSUMERS. @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
 export function nameRequest(frame: string, body: Body): QueueName {
   onlyFields(frame, body, ['name'])
   return queueName(body['name'])
@@ -168,12 +324,17 @@ export function nameRequest(frame: string, body: Body): QueueName {
 
 /** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME, NOT_SUPPORTED */
 export function subscribeRequest(body: Body): SubscribeRequest {
-  onlyFields('SUBSCRIBE', body, ['queue', 'messages', 'bytes', 'limit'])
+  onlyFields('SUBSCRIBE', body, ['queue', 'messages', 'bytes', 'limit', 'processingTimeoutMs'])
+  const { processingTimeoutMs } = body
   return {
     queue: queueName(body['queue']),
     messages: whole('messages', body['messages'], LIMITS.creditMessagesMax),
     bytes: whole('bytes', body['bytes'], LIMITS.creditBytesMax),
     limit: body['limit'] === undefined ? undefined : whole('limit', body['limit'], Number.MAX_SAFE_INTEGER),
+    processingTimeoutMs:
+      processingTimeoutMs === undefined
+        ? undefined
+        : whole('processingTimeoutMs', processingTimeoutMs, LIMITS.delayMsMax, LIMITS.processingTimeoutMsMin),
   }
 }
 
@@ -181,20 +342,20 @@ export function subscribeRequest(body: Body): SubscribeRequest {
 export function onlyFields(frame: string, body: Body, known: readonly string[]): void {
   for (const name of Object.keys(body)) {
     if (!known.includes(name)) {
-      const code = name === 'processingTimeoutMs' ? 'NOT_SUPPORTED' : 'INVALID_ARGUMENT'
       throw new SluiceError(
-        code,
+        'INVALID_ARGUMENT',
         `${frame} has no field ${shown(name)}; it has ${known.join(', ') || 'none'}.`,
       )
     }
   }
 }
 
-function whole(name: string, value: unknown, max: number): number {
-  if (typeof value !== 'number' || !Number.isInteger(value) || value < 0 || value > max) {
+/** @throws SluiceError INVALID_ARGUMENT */
+export function whole(name: string, value: unknown, max: number, min = 0): number {
+  if (typeof value !== 'number' || !Number.isInteger(value) || value < min || value > max) {
     throw new SluiceError(
       'INVALID_ARGUMENT',
-      `\`${name}\` is ${shown(value)}; it must be a whole number from 0 to ${max}.`,
+      `\`${name}\` is ${shown(value)}; it must be a whole number from ${min} to ${max}.`,
     )
   }
   return value

@@ -17,7 +17,7 @@ import {
   writeU32,
   writeU48,
 } from './bytes.js'
-import { SluiceError, shown } from './errors.js'
+import { SluiceError, shown, type ErrorCode } from './errors.js'
 import { LIMITS } from './limits.js'
 
 export const RECORD_HEADER_BYTES = 8
@@ -122,21 +122,24 @@ function writeShortText(bytes: Uint8Array, at: number, text: string): number {
   return at + 1 + length
 }
 
-/** @throws SluiceError INVALID_ARGUMENT naming the option, its value and its limit */
+/**
+ * @throws SluiceError INVALID_PRIORITY, INVALID_DELAY, INVALID_TTL, INVALID_KEY, INVALID_ID, INVALID_HEADERS,
+ * OPTION_CONFLICT: naming the option, its value and its limit
+ */
 export function checkRecordOptions(options: RecordOptions): void {
   const { priority, delayMs, atMs, ttlMs, key, id, headers } = options
-  if (priority !== undefined) checkInteger('priority', priority, 0, LIMITS.priorityMax)
-  if (delayMs !== undefined) checkInteger('delay', delayMs, 0, LIMITS.delayMsMax, ' ms')
-  if (ttlMs !== undefined) checkInteger('ttl', ttlMs, 1, LIMITS.delayMsMax, ' ms')
-  if (atMs !== undefined) checkInteger('at', atMs, 0, 2 ** 48 - 1, ' ms')
+  if (priority !== undefined) checkInteger('INVALID_PRIORITY', 'priority', priority, 0, LIMITS.priorityMax)
+  if (delayMs !== undefined) checkInteger('INVALID_DELAY', 'delay', delayMs, 0, LIMITS.delayMsMax, ' ms')
+  if (ttlMs !== undefined) checkInteger('INVALID_TTL', 'ttl', ttlMs, 1, LIMITS.delayMsMax, ' ms')
+  if (atMs !== undefined) checkInteger('INVALID_DELAY', 'at', atMs, 0, 2 ** 48 - 1, ' ms')
   if (delayMs !== undefined && atMs !== undefined) {
     throw new SluiceError(
-      'INVALID_ARGUMENT',
+      'OPTION_CONFLICT',
       '`delay` and `at` were given together; a message has one due time.',
     )
   }
-  if (key !== undefined) checkText('key', key, 1, LIMITS.keyBytesMax)
-  if (id !== undefined) checkText('id', id, 1, LIMITS.idBytesMax)
+  if (key !== undefined) checkText('INVALID_KEY', 'key', key, 1, LIMITS.keyBytesMax)
+  if (id !== undefined) checkText('INVALID_ID', 'id', id, 1, LIMITS.idBytesMax)
   if (headers !== undefined) checkHeaders(headers)
 }
 
@@ -144,39 +147,46 @@ function checkHeaders(headers: Readonly<Record<string, string>>): void {
   const names = Object.keys(headers)
   if (names.length > LIMITS.headersMax) {
     throw new SluiceError(
-      'INVALID_ARGUMENT',
+      'INVALID_HEADERS',
       `A message has ${names.length} headers; at most ${LIMITS.headersMax} fit.`,
     )
   }
   for (const name of names) {
-    checkText('header name', name, 1, 255)
-    checkText(`header ${shown(name)}`, headers[name], 0, LIMITS.headersBytesMax)
+    checkText('INVALID_HEADERS', 'header name', name, 1, 255)
+    checkText('INVALID_HEADERS', `header ${shown(name)}`, headers[name], 0, LIMITS.headersBytesMax)
   }
   const bytes = headersBytes(headers)
   if (bytes > LIMITS.headersBytesMax) {
     throw new SluiceError(
-      'INVALID_ARGUMENT',
+      'INVALID_HEADERS',
       `The headers take ${bytes} bytes; at most ${LIMITS.headersBytesMax} fit.`,
     )
   }
 }
 
-function checkInteger(name: string, value: unknown, min: number, max: number, unit = ''): void {
+function checkInteger(
+  code: ErrorCode,
+  name: string,
+  value: unknown,
+  min: number,
+  max: number,
+  unit = '',
+): void {
   if (typeof value !== 'number' || !Number.isInteger(value) || value < min || value > max) {
     throw new SluiceError(
-      'INVALID_ARGUMENT',
+      code,
       `\`${name}\` is ${shown(value)}${unit}; it must be a whole number from ${min} to ${max}${unit}.`,
     )
   }
 }
 
-function checkText(name: string, value: unknown, min: number, max: number): void {
+function checkText(code: ErrorCode, name: string, value: unknown, min: number, max: number): void {
   if (typeof value !== 'string') {
-    throw new SluiceError('INVALID_ARGUMENT', `${name} is a ${typeof value}; it must be text.`)
+    throw new SluiceError(code, `${name} is a ${typeof value}; it must be text.`)
   }
   const bytes = textBytes(value)
   if (bytes < min || bytes > max) {
-    throw new SluiceError('INVALID_ARGUMENT', `${name} takes ${bytes} bytes; it must take ${min} to ${max}.`)
+    throw new SluiceError(code, `${name} takes ${bytes} bytes; it must take ${min} to ${max}.`)
   }
 }
 

@@ -1,0 +1,517 @@
+/**
+ * What operators ask about single messages and consumers: requests of control frames, and the answer to PEEK.
+ *
+ * PEEK { name, state?, from?, limit?, filter? } → MESSAGES. REDRIVE { name, from?, limit?, offsets?, filter?, to?,
+ * dryRun?, force? } → { matched, redriven, guarded, next }. DISCARD { name, from?, limit?, offsets?, filter?, dryRun? }
+ * → { matched, discarded, next }. CANCEL { name, offset? | id? } → { offset }. RESCHEDULE { name, offset? | id?,
+ * delayMs? | atMs? } → { offset, dueMs }. REPLAY { name, fromOffset? | fromMs?, untilMs?, limit?, cursor?, filter?, to?,
+ * dryRun? } → { matched, replayed, cursor }. HISTORY { name, offset, cursor? } → { events, complete, cursor }.
+ * CONSUMERS { name } → { consumers }. CLOSE_CONSUMER { name, id } → { messages }.
+ * `next` and `cursor` are null when there is nothing behind; else they go into the next request, as `from` or `cursor`.
+ *
+ * MESSAGES: u8 flags (1: more behind `next`) · u8 0 · u16 0 · u32 count · u64 next offset · messages of u8 state ·
+ *   u8 death · u16 attempts · u16 total attempts · u16 redrives · u64 offset · u64 published at · u64 time ·
+ *   u64 expires at (0: never) · u16 reason bytes · u16 holder bytes · reason · holder · record.
+ */
+import {
+  copyBytes,
+  readText,
+  readU16,
+  readU32,
+  readU64,
+  textBytes,
+  writeText,
+  writeU16,
+  writeU32,
+  writeU64,
+} from './bytes.js'
+import { SluiceError, shown } from './errors.js'
+import { need } from './handshake.js'
+import { LIMITS } from './limits.js'
+import { queueName, type QueueName } from './names.js'
+import { onlyFields, whole, type Body } from './queues.js'
+import { RECORD_HEADER_BYTES } from './record.js'
+
+/** States of a message that is in its queue. */
+export const MESSAGE_STATE = { ready: 1, scheduled: 2, leased: 3, dead: 4 } as const
+export type MessageState = keyof typeof MESSAGE_STATE
+
+/** Why a message is dead. */
+export const DEATH = { rejected: 1, maxDeliveries: 2, overflow: 3, invalid: 4 } as const
+export type Death = (typeof DEATH)[keyof typeof DEATH]
+export type DeathName = keyof typeof DEATH
+
+const STATE_NAMES = Object.keys(MESSAGE_STATE) as MessageState[]
+const DEATH_NAMES = Object.keys(DEATH) as DeathName[]
+
+export function deathName(death: number): DeathName | undefined {
+  return DEATH_NAMES.find((name) => DEATH[name] === death)
+}
+
+/** Headers that the broker writes on a message that it moves or copies to another queue; all are text. */
+export const ORIGIN_HEADERS = {
+  queue: 'sluice-origin-queue',
+  offset: 'sluice-origin-offset',
+  publishedMs: 'sluice-origin-published',
+  reason: 'sluice-dead-reason',
+  error: 'sluice-dead-error',
+  diedMs: 'sluice-dead-at',
+  attempts: 'sluice-attempts',
+  redrives: 'sluice-redrives',
+} as const
+
+/** What a message must be to be chosen; of what is given, all. */
+export interface MessageFilter {
+  /** Of a dead one: why. */
+  readonly reason?: DeathName | undefined
+  /** Of a dead one: text that its error contains. */
+  readonly error?: string | undefined
+  readonly key?: string | undefined
+  readonly id?: string | undefined
+  /** Header names and the values that they must have. */
+  readonly headers?: Readonly<Record<string, string>> | undefined
+  /** Tries in this life, at least. */
+  readonly minAttempts?: number | undefined
+  /** Died, or was published if it is not dead, at least so long ago. */
+  readonly olderThanMs?: number | undefined
+  /** Died, or was published if it is not dead, at most so long ago. */
+  readonly youngerThanMs?: number | undefined
+}
+
+/** @throws SluiceError INVALID_ARGUMENT */
+function messageFilter(frame: string, value: unknown): MessageFilter {
+  if (value === undefined) return {}
+  if (typeof value !== 'object' || value === null || Array.isArray(value) || ArrayBuffer.isView(value))
+    throw new SluiceError('INVALID_ARGUMENT', '`filter` must be a map.')
+  const body = value as Body
+  onlyFields(`The filter of ${frame}`, body, [
+    'reason',
+    'error',
+    'key',
+    'id',
+    'headers',
+    'minAttempts',
+    'olderThanMs',
+    'youngerThanMs',
+  ])
+  const { reason, headers } = body
+  if (reason !== undefined && !(DEATH_NAMES as unknown[]).includes(reason)) {
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `\`reason\` is ${shown(reason)}; it must be one of ${DEATH_NAMES.join(', ')}.`,
+    )
+  }
+  return {
+    reason: reason as DeathName | undefined,
+    error: optionalText('error', body['error'], LIMITS.reasonBytesMax),
+    key: optionalText('key', body['key'], LIMITS.keyBytesMax),
+    id: optionalText('id', body['id'], LIMITS.idBytesMax),
+    headers: headers === undefined ? undefined : headersOf(headers),
+    minAttempts: optionalWhole('minAttempts', body['minAttempts'], LIMITS.maxDeliveriesMax),
+    olderThanMs: optionalWhole('olderThanMs', body['olderThanMs'], LIMITS.delayMsMax),
+    youngerThanMs: optionalWhole('youngerThanMs', body['youngerThanMs'], LIMITS.delayMsMax),
+  }
+}
+
+function headersOf(value: unknown): Readonly<Record<string, string>> {
+  if (typeof value !== 'object' || value === null || Array.isArray(value) || ArrayBuffer.isView(value))
+    throw new SluiceError('INVALID_ARGUMENT', '`headers` must be a map of text to text.')
+  const entries = Object.entries(value)
+  if (entries.length > LIMITS.headersMax) {
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `\`headers\` names ${entries.length} headers; at most ${LIMITS.headersMax} can be on a message.`,
+    )
+  }
+  const headers = Object.create(null) as Record<string, string>
+  for (const [name, text] of entries)
+    headers[name] = optionalText(`headers.${name}`, text, LIMITS.headersBytesMax) ?? ''
+  return headers
+}
+
+function optionalText(name: string, value: unknown, max: number): string | undefined {
+  if (value === undefined) return undefined
+  if (typeof value !== 'string' || textBytes(value) > max) {
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `\`${name}\` is ${shown(value)}; it must be text of at most ${max} bytes.`,
+    )
+  }
+  return value
+}
+
+function optionalWhole(name: string, value: unknown, max: number): number | undefined {
+  return value === undefined ? undefined : whole(name, value, max)
+}
+
+function optionalFlag(name: string, value: unknown): boolean {
+  if (value !== undefined && typeof value !== 'boolean')
+    throw new SluiceError('INVALID_ARGUMENT', `\`${name}\` is ${shown(value)}; it must be true or false.`)
+  return value === true
+}
+
+function pageLimit(body: Body): number {
+  return body['limit'] === undefined
+    ? LIMITS.pageMessagesMax
+    : whole('limit', body['limit'], LIMITS.pageMessagesMax, 1)
+}
+
+export interface PeekRequest {
+  readonly name: QueueName
+  /** Undefined: any. */
+  readonly state: MessageState | undefined
+  /** First offset that is looked at. */
+  readonly from: number
+  readonly limit: number
+  readonly filter: MessageFilter
+}
+
+/** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
+export function peekRequest(body: Body): PeekRequest {
+  onlyFields('PEEK', body, ['name', 'state', 'from', 'limit', 'filter'])
+  const { state } = body
+  if (state !== undefined && !(STATE_NAMES as unknown[]).includes(state)) {
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `\`state\` is ${shown(state)}; it must be one of ${STATE_NAMES.join(', ')}.`,
+    )
+  }
+  return {
+    name: queueName(body['name']),
+    state: state as MessageState | undefined,
+    from: optionalWhole('from', body['from'], Number.MAX_SAFE_INTEGER) ?? 0,
+    limit: pageLimit(body),
+    filter: messageFilter('PEEK', body['filter']),
+  }
+}
+
+/** Which dead messages are meant: those at `offsets`, or all from `from` on; of these, what the filter leaves. */
+export interface DeadSelection {
+  readonly name: QueueName
+  readonly from: number
+  readonly limit: number
+  readonly offsets: readonly number[] | undefined
+  readonly filter: MessageFilter
+  /** Only says what it would do. */
+  readonly dryRun: boolean
+}
+
+function deadSelection(frame: string, body: Body): DeadSelection {
+  const { offsets } = body
+  if (offsets !== undefined && (!Array.isArray(offsets) || offsets.length > LIMITS.pageMessagesMax)) {
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `\`offsets\` must be a list of at most ${LIMITS.pageMessagesMax} offsets.`,
+    )
+  }
+  return {
+    name: queueName(body['name']),
+    from: optionalWhole('from', body['from'], Number.MAX_SAFE_INTEGER) ?? 0,
+    limit: pageLimit(body),
+    offsets: (offsets as unknown[] | undefined)?.map((offset) =>
+      whole('offsets', offset, Number.MAX_SAFE_INTEGER),
+    ),
+    filter: messageFilter(frame, body['filter']),
+    dryRun: optionalFlag('dryRun', body['dryRun']),
+  }
+}
+
+export interface RedriveRequest extends DeadSelection {
+  /** Another queue that they go to; undefined: back into their own. */
+  readonly to: QueueName | undefined
+  /** Also those that were brought back as often as is allowed. */
+  readonly force: boolean
+}
+
+/** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
+export function redriveRequest(body: Body): RedriveRequest {
+  onlyFields('REDRIVE', body, ['name', 'from', 'limit', 'offsets', 'filter', 'to', 'dryRun', 'force'])
+  return {
+    ...deadSelection('REDRIVE', body),
+    to: body['to'] === undefined ? undefined : queueName(body['to']),
+    force: optionalFlag('force', body['force']),
+  }
+}
+
+/** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
+export function discardRequest(body: Body): DeadSelection {
+  onlyFields('DISCARD', body, ['name', 'from', 'limit', 'offsets', 'filter', 'dryRun'])
+  return deadSelection('DISCARD', body)
+}
+
+/** One message: its offset, or its id. */
+export interface MessageRef {
+  readonly name: QueueName
+  readonly offset: number | undefined
+  readonly id: string | undefined
+}
+
+function messageRef(frame: string, body: Body): MessageRef {
+  const offset = optionalWhole('offset', body['offset'], Number.MAX_SAFE_INTEGER)
+  const id = optionalText('id', body['id'], LIMITS.idBytesMax)
+  if ((offset === undefined) === (id === undefined))
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `${frame} names its message by \`offset\` or by \`id\`, one of them.`,
+    )
+  return { name: queueName(body['name']), offset, id }
+}
+
+/** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
+export function cancelRequest(body: Body): MessageRef {
+  onlyFields('CANCEL', body, ['name', 'offset', 'id'])
+  return messageRef('CANCEL', body)
+}
+
+export interface RescheduleRequest extends MessageRef {
+  readonly delayMs: number | undefined
+  readonly atMs: number | undefined
+}
+
+/** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME, INVALID_DELAY */
+export function rescheduleRequest(body: Body): RescheduleRequest {
+  onlyFields('RESCHEDULE', body, ['name', 'offset', 'id', 'delayMs', 'atMs'])
+  const { delayMs, atMs } = body
+  if ((delayMs === undefined) === (atMs === undefined))
+    throw new SluiceError('INVALID_ARGUMENT', 'RESCHEDULE takes `delayMs` or `atMs`, one of them.')
+  if (delayMs !== undefined && !isWhole(delayMs, LIMITS.delayMsMax)) {
+    throw new SluiceError(
+      'INVALID_DELAY',
+      `\`delayMs\` is ${shown(delayMs)}; it must be a whole number from 0 to ${LIMITS.delayMsMax}.`,
+    )
+  }
+  return {
+    ...messageRef('RESCHEDULE', body),
+    delayMs,
+    atMs: optionalWhole('atMs', atMs, 2 ** 48 - 1),
+  }
+}
+
+function isWhole(value: unknown, max: number): value is number {
+  return typeof value === 'number' && Number.isInteger(value) && value >= 0 && value <= max
+}
+
+export interface ReplayRequest {
+  readonly name: QueueName
+  readonly fromOffset: number | undefined
+  /** Published at or after this. */
+  readonly fromMs: number | undefined
+  /** Published before this. */
+  readonly untilMs: number | undefined
+  readonly limit: number
+  /** Where an earlier page ended. */
+  readonly cursor: number | undefined
+  readonly filter: MessageFilter
+  readonly to: QueueName | undefined
+  readonly dryRun: boolean
+}
+
+/** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
+export function replayRequest(body: Body): ReplayRequest {
+  onlyFields('REPLAY', body, [
+    'name',
+    'fromOffset',
+    'fromMs',
+    'untilMs',
+    'limit',
+    'cursor',
+    'filter',
+    'to',
+    'dryRun',
+  ])
+  if (body['fromOffset'] !== undefined && body['fromMs'] !== undefined)
+    throw new SluiceError('INVALID_ARGUMENT', 'REPLAY begins at `fromOffset` or at `fromMs`, not both.')
+  return {
+    name: queueName(body['name']),
+    fromOffset: optionalWhole('fromOffset', body['fromOffset'], Number.MAX_SAFE_INTEGER),
+    fromMs: optionalWhole('fromMs', body['fromMs'], 2 ** 48 - 1),
+    untilMs: optionalWhole('untilMs', body['untilMs'], 2 ** 48 - 1),
+    limit: pageLimit(body),
+    cursor: optionalWhole('cursor', body['cursor'], Number.MAX_SAFE_INTEGER),
+    filter: messageFilter('REPLAY', body['filter']),
+    to: body['to'] === undefined ? undefined : queueName(body['to']),
+    dryRun: optionalFlag('dryRun', body['dryRun']),
+  }
+}
+
+export interface HistoryRequest {
+  readonly name: QueueName
+  readonly offset: number
+  readonly cursor: number | undefined
+}
+
+/** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
+export function historyRequest(body: Body): HistoryRequest {
+  onlyFields('HISTORY', body, ['name', 'offset', 'cursor'])
+  return {
+    name: queueName(body['name']),
+    offset: whole('offset', body['offset'], Number.MAX_SAFE_INTEGER),
+    cursor: optionalWhole('cursor', body['cursor'], Number.MAX_SAFE_INTEGER),
+  }
+}
+
+/** One thing that happened to a message, as HISTORY tells it. */
+export interface HistoryEvent {
+  readonly event: HistoryEventName
+  readonly atMs: number
+  /** Tries so far, where the event says. */
+  readonly attempts?: number
+  /** When it comes back. */
+  readonly dueMs?: number
+  /** What went wrong; or where it was moved to, or who had it, or who brought it back. */
+  readonly text?: string
+}
+
+export const HISTORY_EVENTS = {
+  published: 'Accepted; `text` says by which producer.',
+  delivered: 'Handed to the consumer that `text` names. Recorded where the queue retains history.',
+  retried: 'Tried in vain; comes back at `dueMs`.',
+  acked: 'Done.',
+  dead: 'Given up; `text` says why.',
+  moved: 'Moved to the queue that `text` names.',
+  redriven: 'Brought back from the dead by the client that `text` names.',
+  rescheduled: 'Its time was changed to `dueMs`.',
+  cancelled: 'Cancelled.',
+  expired: 'Its time to live was over.',
+  dropped: 'Made room for newer ones.',
+  duplicate: 'Had the id of another message.',
+  discarded: 'Deleted from the dead.',
+  purged: 'Taken out by a purge.',
+} as const
+export type HistoryEventName = keyof typeof HISTORY_EVENTS
+
+/** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
+export function closeConsumerRequest(body: Body): { readonly name: QueueName; readonly id: number } {
+  onlyFields('CLOSE_CONSUMER', body, ['name', 'id'])
+  return { name: queueName(body['name']), id: whole('id', body['id'], 0xffff_ffff) }
+}
+
+/** A consumer of a queue, as CONSUMERS tells it. */
+export interface ConsumerInfo {
+  /** Of its subscription. */
+  readonly id: number
+  /** Label that its client gave itself. */
+  readonly client: string
+  readonly peer: string
+  /** With `single`: whether it is the one that gets messages; else true. */
+  readonly active: boolean
+  readonly sinceMs: number
+  readonly creditMessages: number
+  readonly creditBytes: number
+  readonly leased: number
+  readonly leasedBytes: number
+  /** Of these, how many are being handled. */
+  readonly started: number
+  /** Since when it has held the message that it has held longest; null when it holds none. */
+  readonly oldestLeaseMs: number | null
+  readonly delivered: number
+}
+
+/** A message as MESSAGES shows it. Times are ms since the epoch. */
+export interface PeekedMessage {
+  readonly state: MessageState
+  /** Undefined unless dead. */
+  readonly death: DeathName | undefined
+  readonly attempts: number
+  /** Tries in all its lives. */
+  readonly totalAttempts: number
+  readonly redrives: number
+  readonly offset: number
+  readonly publishedAtMs: number
+  /** Ready: eligible since; scheduled: due; leased: handed out; dead: died. */
+  readonly timeMs: number
+  /** 0: never. */
+  readonly expiresAtMs: number
+  readonly reason: string
+  /** Leased: the client's label. */
+  readonly holder: string
+  readonly record: Uint8Array
+}
+
+export interface PeekPage {
+  readonly messages: readonly PeekedMessage[]
+  /** Where to go on; undefined: nothing is behind. */
+  readonly next: number | undefined
+}
+
+const PAGE_HEAD_BYTES = 16
+const PEEKED_HEAD_BYTES = 44
+
+/** Bytes that a message takes in MESSAGES. */
+export function peekedBytes({ reason, holder, record }: PeekedMessage): number {
+  return PEEKED_HEAD_BYTES + textBytes(reason) + textBytes(holder) + record.length
+}
+
+/** Bytes around the record of a message that is alone in its MESSAGES, at most. */
+export const MESSAGES_OVERHEAD_BYTES =
+  12 + PAGE_HEAD_BYTES + PEEKED_HEAD_BYTES + LIMITS.reasonBytesMax + LIMITS.clientNameBytesMax
+
+export function encodeMessages({ messages, next }: PeekPage): Uint8Array {
+  let size = PAGE_HEAD_BYTES
+  for (const message of messages) size += peekedBytes(message)
+  const bytes = new Uint8Array(size)
+  bytes[0] = next === undefined ? 0 : 1
+  writeU32(bytes, 4, messages.length)
+  writeU64(bytes, 8, next ?? 0)
+  let at = PAGE_HEAD_BYTES
+  for (const message of messages) {
+    bytes[at] = MESSAGE_STATE[message.state]
+    bytes[at + 1] = message.death === undefined ? 0 : DEATH[message.death]
+    writeU16(bytes, at + 2, message.attempts)
+    writeU16(bytes, at + 4, message.totalAttempts)
+    writeU16(bytes, at + 6, message.redrives)
+    writeU64(bytes, at + 8, message.offset)
+    writeU64(bytes, at + 16, message.publishedAtMs)
+    writeU64(bytes, at + 24, message.timeMs)
+    writeU64(bytes, at + 32, message.expiresAtMs)
+    const reasonBytes = writeText(bytes, at + PEEKED_HEAD_BYTES, message.reason)
+    const holderBytes = writeText(bytes, at + PEEKED_HEAD_BYTES + reasonBytes, message.holder)
+    writeU16(bytes, at + 40, reasonBytes)
+    writeU16(bytes, at + 42, holderBytes)
+    at += PEEKED_HEAD_BYTES + reasonBytes + holderBytes
+    bytes.set(message.record, at)
+    at += message.record.length
+  }
+  return bytes
+}
+
+/** Records are copies; their layout is not checked. @throws SluiceError MALFORMED_FRAME */
+export function decodeMessages(bytes: Uint8Array, start: number, end: number): PeekPage {
+  need('MESSAGES', end - start, PAGE_HEAD_BYTES)
+  const count = readU32(bytes, start + 4)
+  const messages: PeekedMessage[] = []
+  let at = start + PAGE_HEAD_BYTES
+  for (let i = 0; i < count; i++) {
+    need('MESSAGES', end - at, PEEKED_HEAD_BYTES)
+    const reasonAt = at + PEEKED_HEAD_BYTES
+    const holderAt = reasonAt + readU16(bytes, at + 40)
+    const recordAt = holderAt + readU16(bytes, at + 42)
+    need('MESSAGES', end - recordAt, RECORD_HEADER_BYTES)
+    const recordEnd = recordAt + readU32(bytes, recordAt)
+    if (recordEnd < recordAt + RECORD_HEADER_BYTES || recordEnd > end)
+      throw new SluiceError(
+        'MALFORMED_FRAME',
+        `The record of message ${i} in MESSAGES does not fit its frame.`,
+      )
+    const state = STATE_NAMES.find((name) => MESSAGE_STATE[name] === bytes[at])
+    if (state === undefined)
+      throw new SluiceError('MALFORMED_FRAME', `MESSAGES has the unknown state ${bytes[at]}.`)
+    messages.push({
+      state,
+      death: deathName(bytes[at + 1]!),
+      attempts: readU16(bytes, at + 2),
+      totalAttempts: readU16(bytes, at + 4),
+      redrives: readU16(bytes, at + 6),
+      offset: readU64(bytes, at + 8),
+      publishedAtMs: readU64(bytes, at + 16),
+      timeMs: readU64(bytes, at + 24),
+      expiresAtMs: readU64(bytes, at + 32),
+      reason: readText(bytes, reasonAt, holderAt),
+      holder: readText(bytes, holderAt, recordAt),
+      record: copyBytes(bytes, recordAt, recordEnd),
+    })
+    at = recordEnd
+  }
+  if (at !== end) throw new SluiceError('MALFORMED_FRAME', `MESSAGES has ${end - at} bytes too many.`)
+  return { messages, next: bytes[start]! & 1 ? readU64(bytes, start + 8) : undefined }
+}
