@@ -43,6 +43,8 @@ export type DeathName = keyof typeof DEATH
 
 const STATE_NAMES = Object.keys(MESSAGE_STATE) as MessageState[]
 const DEATH_NAMES = Object.keys(DEATH) as DeathName[]
+/** Longest text of a cursor. */
+const CURSOR_BYTES_MAX = 64
 
 export function deathName(death: number): DeathName | undefined {
   return DEATH_NAMES.find((name) => DEATH[name] === death)
@@ -299,8 +301,8 @@ export interface ReplayRequest {
   /** Published before this. */
   readonly untilMs: number | undefined
   readonly limit: number
-  /** Where an earlier page ended. */
-  readonly cursor: number | undefined
+  /** Where an earlier page ended; its text means something to the broker alone. */
+  readonly cursor: string | undefined
   readonly filter: MessageFilter
   readonly to: QueueName | undefined
   readonly dryRun: boolean
@@ -327,7 +329,7 @@ export function replayRequest(body: Body): ReplayRequest {
     fromMs: optionalWhole('fromMs', body['fromMs'], 2 ** 48 - 1),
     untilMs: optionalWhole('untilMs', body['untilMs'], 2 ** 48 - 1),
     limit: pageLimit(body),
-    cursor: optionalWhole('cursor', body['cursor'], Number.MAX_SAFE_INTEGER),
+    cursor: optionalText('cursor', body['cursor'], CURSOR_BYTES_MAX),
     filter: messageFilter('REPLAY', body['filter']),
     to: body['to'] === undefined ? undefined : queueName(body['to']),
     dryRun: optionalFlag('dryRun', body['dryRun']),
@@ -337,7 +339,7 @@ export function replayRequest(body: Body): ReplayRequest {
 export interface HistoryRequest {
   readonly name: QueueName
   readonly offset: number
-  readonly cursor: number | undefined
+  readonly cursor: string | undefined
 }
 
 /** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
@@ -346,7 +348,7 @@ export function historyRequest(body: Body): HistoryRequest {
   return {
     name: queueName(body['name']),
     offset: whole('offset', body['offset'], Number.MAX_SAFE_INTEGER),
-    cursor: optionalWhole('cursor', body['cursor'], Number.MAX_SAFE_INTEGER),
+    cursor: optionalText('cursor', body['cursor'], CURSOR_BYTES_MAX),
   }
 }
 
