@@ -344,7 +344,7 @@ export function replayRequest(body: Body): ReplayRequest {
     fromMs: optionalWhole('fromMs', body['fromMs'], 2 ** 48 - 1),
     untilMs: optionalWhole('untilMs', body['untilMs'], 2 ** 48 - 1),
     limit: pageLimit(body),
-    cursor: optionalText('cursor', body['cursor'], CURSOR_BYTES_MAX),
+    cursor: optionalText('cursor', body['cursor'], 1, CURSOR_BYTES_MAX),
     filter: messageFilter('REPLAY', body['filter']),
     to: body['to'] === undefined ? undefined : queueName(body['to']),
     dryRun: optionalFlag('dryRun', body['dryRun']),
@@ -363,7 +363,7 @@ export function historyRequest(body: Body): HistoryRequest {
   return {
     name: queueName(body['name']),
     offset: whole('offset', body['offset'], Number.MAX_SAFE_INTEGER),
-    cursor: optionalText('cursor', body['cursor'], CURSOR_BYTES_MAX),
+    cursor: optionalText('cursor', body['cursor'], 1, CURSOR_BYTES_MAX),
   }
 }
 
