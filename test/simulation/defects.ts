@@ -350,10 +350,10 @@ export const DEFECTS: readonly Defect[] = [
         const producer = attach(identity, accepted)
         if (!known.has(identity)) {
           known.add(identity)
-          producer.acceptedAt = (...args) =>
-            producer.highest >= args[0] && args[0] < 4
-              ? -1
-              : BrokerProducer.prototype.acceptedAt.apply(producer, args)
+          producer.resultOf = (number, crc, unanswered) =>
+            producer.highest >= number && number < 4
+              ? undefined
+              : BrokerProducer.prototype.resultOf.call(producer, number, crc, unanswered)
         }
         return producer
       }

@@ -197,10 +197,13 @@ test('more settles in one turn than one segment can hold are written in parts', 
   bench.broker.ensure({ name: NAME, options: {}, update: false })
   const tags: number[] = []
   const consumer: Consumer = {
+    label: '',
+    peer: '',
     isReady: true,
     deliver: (_subscription: Subscription, _run, firstTag, count) => {
       for (let i = 0; i < count; i++) tags.push(firstTag + i)
     },
+    lost: () => {},
     drained: () => {},
     ended: () => {},
   }
