@@ -9,6 +9,7 @@ import { Deadlines } from './deadlines.js'
 import { parseDuration, type Duration } from './duration.js'
 import { Events } from './events.js'
 import { Floor } from './floor.js'
+import { GroupWorker, type GroupHandler } from './groups.js'
 import type { Message } from './message.js'
 import {
   batchRecordOptions,
@@ -20,6 +21,7 @@ import {
   queueOf,
   recordOptions,
   timeoutOf,
+  type BatchConsumeOptions,
   type BatchMessage,
   type CallOptions,
   type ConnectOptions,
@@ -38,12 +40,13 @@ import { failuresAfterLoss, reconnectDelayMs } from './reconnect.js'
 import { Requests } from './requests.js'
 import { checkBody, type Schema } from './schema.js'
 import type { Receipt } from './sending.js'
+import { SingleWorker, type SingleHandler } from './singles.js'
 import { MessageStream } from './stream.js'
 import type { Consumer, HandlerFailure, Session } from './subscription.js'
 import { Draft, type Transaction } from './transaction.js'
 import { dialTcp, type Dial } from './transport.js'
 import { Turn } from './turn.js'
-import { HandlerWorker, type Handler, type Worker } from './worker.js'
+import type { BatchHandler, ConsumingWorker, Handler, Worker } from './worker.js'
 
 /** The connection to the broker was made. */
 export interface Connected {
@@ -116,7 +119,7 @@ export class Sluice {
   readonly #producer: Producer
   readonly #session: Session
   readonly #consumers = new Set<Consumer>()
-  readonly #workers = new Set<HandlerWorker>()
+  readonly #workers = new Set<ConsumingWorker>()
   readonly #streams = new Set<MessageStream>()
   readonly #pullers = new Map<string, Puller>()
   readonly #requests: Requests
@@ -296,19 +299,29 @@ export class Sluice {
   }
 
   /**
-   * Calls `handler` for each message of the queue, until the worker is closed.
+   * Calls `handler` for each message of the queue, or with `batch` for several at a time, until the worker is closed.
    *
-   * @param options `concurrency`, default 1; `prefetch`, default twice that; `prefetchBytes`; `signal` closes it.
-   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, NOT_SUPPORTED. A missing queue rejects `worker.closed`.
+   * @param options `concurrency`, default 1; `prefetch`, default twice what the handlers take at a time;
+   * `prefetchBytes`; `processingTimeout`; `ordering: 'key'`; `batch`; `signal` closes it.
+   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, OPTION_CONFLICT. A missing queue rejects `worker.closed`.
    * @example
    * const worker = sluice.consume('orders', { concurrency: 16 }, async (message) => ship(message.body))
+   * @example
+   * sluice.consume('events', { batch: { size: 500, wait: '200ms' } }, async (messages) => {
+   *   await insert(messages.map(({ body }) => body))
+   * })
    */
   consume<Output>(ref: QueueRef<unknown, Output>, handler: Handler<Output>): Worker
+  consume<Output>(
+    ref: QueueRef<unknown, Output>,
+    options: BatchConsumeOptions,
+    handler: BatchHandler<Output>,
+  ): Worker
   consume<Output>(ref: QueueRef<unknown, Output>, options: ConsumeOptions, handler: Handler<Output>): Worker
   consume<Output>(
     ref: QueueRef<unknown, Output>,
-    second: ConsumeOptions | Handler<Output>,
-    third?: Handler<Output>,
+    second: ConsumeOptions | BatchConsumeOptions | Handler<Output>,
+    third?: Handler<Output> | BatchHandler<Output>,
   ): Worker {
     const options = typeof second === 'function' ? {} : second
     const handler = typeof second === 'function' ? second : third
@@ -322,11 +335,26 @@ export class Sluice {
     const close = (): void => {
       worker.close().catch((error: unknown) => this.#events.emit('error', error as SluiceError))
     }
-    const worker = new HandlerWorker(this.#session, name, intake, handler, (worker) => {
+    const forget = (worker: ConsumingWorker): void => {
       this.#workers.delete(worker)
       this.#consumers.delete(worker)
       signal?.removeEventListener('abort', close)
-    })
+    }
+    let worker: ConsumingWorker
+    // The types of bodies are the caller's word; a handler gets what is there.
+    if (intake.batch !== undefined) {
+      const group = handler as unknown as GroupHandler
+      worker = new GroupWorker(this.#session, name, intake, group, forget)
+    } else {
+      const single = handler as unknown as SingleHandler
+      // One at a time are in order anyway.
+      if (!intake.ordered || intake.concurrency === 1)
+        worker = new SingleWorker(this.#session, name, intake, single, forget)
+      else {
+        const group: GroupHandler = ([message]) => single(message!, message!)
+        worker = new GroupWorker(this.#session, name, intake, group, forget)
+      }
+    }
     this.#workers.add(worker)
     this.#add(worker)
     if (signal?.aborted === true) close()
@@ -351,9 +379,10 @@ export class Sluice {
       this.#streams.delete(stream)
       this.#consumers.delete(stream)
     })
-    if (options.signal?.aborted === true) return stream as unknown as MessageIterator<Output>
-    this.#streams.add(stream)
-    this.#add(stream)
+    if (options.signal?.aborted !== true) {
+      this.#streams.add(stream)
+      this.#add(stream)
+    }
     return stream as unknown as MessageIterator<Output>
   }
 
