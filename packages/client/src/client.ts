@@ -10,7 +10,7 @@ import { parseDuration, type Duration } from './duration.js'
 import { Events } from './events.js'
 import { Floor } from './floor.js'
 import { GroupWorker, type GroupHandler } from './groups.js'
-import type { Message } from './message.js'
+import type { DeliveredMessage, Message } from './message.js'
 import {
   batchRecordOptions,
   connectSettings,
@@ -29,6 +29,7 @@ import {
   type MessagesOptions,
   type PublishOptions,
   type PullOptions,
+  type PullSettings,
   type Queue,
   type QueueRef,
   type Settings,
@@ -38,7 +39,7 @@ import { Puller } from './pull.js'
 import { Queues } from './queues.js'
 import { failuresAfterLoss, reconnectDelayMs } from './reconnect.js'
 import { Requests } from './requests.js'
-import { checkBody, type Schema } from './schema.js'
+import { checkBody, Reader, ReadStream, type Schema } from './schema.js'
 import type { Receipt } from './sending.js'
 import { SingleWorker, type SingleHandler } from './singles.js'
 import { MessageStream } from './stream.js'
@@ -301,6 +302,9 @@ export class Sluice {
   /**
    * Calls `handler` for each message of the queue, or with `batch` for several at a time, until the worker is closed.
    *
+   * Where the queue has a schema, a handler gets what the schema made of the body; a message whose body does not match
+   * becomes a dead letter and no handler sees it.
+   *
    * @param options `concurrency`, default 1; `prefetch`, default twice what the handlers take at a time;
    * `prefetchBytes`; `processingTimeout`; `ordering: 'key'`; `batch`; `signal` closes it.
    * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, OPTION_CONFLICT. A missing queue rejects `worker.closed`.
@@ -328,7 +332,7 @@ export class Sluice {
     if (typeof handler !== 'function') {
       throw new SluiceError('INVALID_ARGUMENT', '`consume` needs a handler function.')
     }
-    const { name } = queueOf(ref)
+    const { name, schema } = queueOf(ref)
     const intake = consumeIntake(options)
     this.#refuseWhenClosed()
     const { signal } = options
@@ -340,13 +344,16 @@ export class Sluice {
       this.#consumers.delete(worker)
       signal?.removeEventListener('abort', close)
     }
+    const reader = schema === undefined ? undefined : new Reader(schema, this.#session)
     let worker: ConsumingWorker
     // The types of bodies are the caller's word; a handler gets what is there.
     if (intake.batch !== undefined) {
-      const group = handler as unknown as GroupHandler
+      const whole = handler as unknown as GroupHandler
+      const group = reader === undefined ? whole : reader.forGroups(whole)
       worker = new GroupWorker(this.#session, name, intake, group, forget)
     } else {
-      const single = handler as unknown as SingleHandler
+      const whole = handler as unknown as SingleHandler
+      const single = reader === undefined ? whole : reader.forSingles(whole)
       // One at a time are in order anyway.
       if (!intake.ordered || intake.concurrency === 1)
         worker = new SingleWorker(this.#session, name, intake, single, forget)
@@ -372,7 +379,7 @@ export class Sluice {
    * for await (const message of sluice.messages('orders', { prefetch: 10 })) await message.ack()
    */
   messages<Output>(ref: QueueRef<unknown, Output>, options: MessagesOptions = {}): MessageIterator<Output> {
-    const { name } = queueOf(ref)
+    const { name, schema } = queueOf(ref)
     const intake = messagesIntake(options)
     this.#refuseWhenClosed()
     const stream = new MessageStream(this.#session, name, intake, options.signal, (stream) => {
@@ -383,7 +390,8 @@ export class Sluice {
       this.#streams.add(stream)
       this.#add(stream)
     }
-    return stream as unknown as MessageIterator<Output>
+    const read = schema === undefined ? stream : new ReadStream(stream, new Reader(schema, this.#session))
+    return read as unknown as MessageIterator<Output>
   }
 
   /**
@@ -396,7 +404,7 @@ export class Sluice {
    * for (const message of await sluice.pull('orders', { max: 10, wait: '20s' })) await message.ack()
    */
   async pull<Output>(ref: QueueRef<unknown, Output>, options: PullOptions = {}): Promise<Message<Output>[]> {
-    const { name } = queueOf(ref)
+    const { name, schema } = queueOf(ref)
     const settings = pullSettings(options, this.#settings.timeoutMs)
     this.#refuseWhenClosed()
     let puller = this.#pullers.get(name)
@@ -405,7 +413,11 @@ export class Sluice {
       this.#pullers.set(name, puller)
       this.#consumers.add(puller)
     }
-    return puller.pull(settings) as Promise<Message<Output>[]>
+    const pulled =
+      schema === undefined
+        ? puller.pull(settings)
+        : pullThrough(new Reader(schema, this.#session), puller, settings)
+    return pulled as Promise<Message<Output>[]>
   }
 
   /**
@@ -618,6 +630,21 @@ export class Sluice {
     const opening = this.#opening
     if (opening !== undefined) opening.reject(error)
     else if (error.code !== 'CLOSED') this.#events.emit('error', error)
+  }
+}
+
+/** Pulls until there are messages for the caller, or the wait is over. */
+async function pullThrough(
+  reader: Reader,
+  puller: Puller,
+  settings: PullSettings,
+): Promise<DeliveredMessage[]> {
+  const untilMs = performance.now() + settings.waitMs
+  for (;;) {
+    const waitMs = Math.max(0, untilMs - performance.now())
+    const pulled = await puller.pull({ ...settings, waitMs })
+    const messages = await reader.admitted(pulled)
+    if (messages.length > 0 || pulled.length === 0) return messages
   }
 }
 
