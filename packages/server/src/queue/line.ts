@@ -230,6 +230,15 @@ export class Line {
     return false
   }
 
+  /** Calls `each` with places in the log where batches stand whose messages are among the next that are due. */
+  upcoming(count: number, each: (batchPosition: number) => void): void {
+    if (this.#dueMask === 0) return
+    for (const offset of this.#due[31 - Math.clz32(this.#dueMask)]!.early(count)) {
+      const chunk = this.#chunks.at(offset)
+      if (chunk !== undefined) each(chunk.batchPosition(chunk.batchAt(offset - chunk.base)))
+    }
+  }
+
   /** The first `count` messages of `run`, the newest from `next`, are handed out. */
   take(run: Run, count: number, nowMs: number): void {
     const chunk = this.#chunks.at(run.offset)!
