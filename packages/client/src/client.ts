@@ -31,13 +31,16 @@ import {
   type QueueRef,
   type Settings,
 } from './options.js'
-import { aborted, Producer, type Receipt } from './producer.js'
+import { aborted, Producer } from './producer.js'
 import { Puller } from './pull.js'
 import { Queues } from './queues.js'
 import { failuresAfterLoss, reconnectDelayMs } from './reconnect.js'
 import { Requests } from './requests.js'
+import { checkBody, type Schema } from './schema.js'
+import type { Receipt } from './sending.js'
 import { MessageStream } from './stream.js'
 import type { Consumer, HandlerFailure, Session } from './subscription.js'
+import { Draft, type Transaction } from './transaction.js'
 import { dialTcp, type Dial } from './transport.js'
 import { Turn } from './turn.js'
 import { HandlerWorker, type Handler, type Worker } from './worker.js'
@@ -221,7 +224,8 @@ export class Sluice {
     body: unknown,
     options: PublishOptions | undefined,
   ): Promise<Receipt> {
-    return this.#publish(name, await conforming(schema, body, 'body'), options)
+    await checkBody(schema, body, 'body')
+    return this.#publish(name, body, options)
   }
 
   /**
@@ -244,12 +248,51 @@ export class Sluice {
     }))
     if (schema !== undefined) {
       let index = 0
-      for (const record of records)
-        record.body = await conforming(schema, record.body, `body of message ${index++}`)
+      for (const { body } of records) await checkBody(schema, body, `body of message ${index++}`)
     }
     if (records.length === 0) return []
     const timeoutMs = timeoutOf(options, this.#settings.timeoutMs)
     return this.#producer.publishBatch(name, records, timeoutMs, options.signal)
+  }
+
+  /**
+   * Acknowledges messages and publishes others, to any queues, all or nothing: `fill` says what, and when it has ended
+   * that is sent. Resolves, when all of it is durable, with the receipts of the publishes in their order.
+   *
+   * A message counts as settled as soon as it is sent. When the step is refused it has had no effect, and messages that
+   * still belong to this client can be settled again; a handler that throws then has its message tried again, as ever.
+   *
+   * @param fill May be async. When it throws, nothing happens and `atomic` rejects with what it threw.
+   * @throws SluiceError LEASE_LOST, ALREADY_SETTLED of a message; QUEUE_NOT_FOUND, QUEUE_FULL, DEDUP_FULL, DISK_LOW of a
+   * publish; TRANSACTION_TOO_LARGE; TIMEOUT and ABORTED, with `outcome: 'unknown'` when it had been sent; CLOSED;
+   * otherwise as `publish`
+   * @example
+   * sluice.consume('orders', async (message) => {
+   *   await sluice.atomic((tx) => {
+   *     tx.ack(message)
+   *     tx.publish('shipments', { order: message.body })
+   *   })
+   * })
+   */
+  async atomic(fill: (tx: Transaction) => unknown, options: CallOptions = {}): Promise<Receipt[]> {
+    onlyKnown('atomic', options, ['timeout', 'signal'])
+    const timeoutMs = timeoutOf(options, this.#settings.timeoutMs)
+    if (typeof fill !== 'function')
+      throw new SluiceError('INVALID_ARGUMENT', '`atomic` needs a function that says what it should do.')
+    const producer = this.#producer
+    const draft = new Draft(this.#session, (body, record) => producer.record(body, record))
+    let receipts: Promise<Receipt[]>
+    try {
+      await fill(draft)
+      const step = await draft.complete()
+      if (step === undefined) return []
+      receipts = producer.perform(step, timeoutMs, options.signal)
+    } catch (error) {
+      draft.abandon()
+      throw error
+    }
+    // From here on the step answers for its messages.
+    return receipts
   }
 
   /**
@@ -480,6 +523,7 @@ export class Sluice {
         opened: (ok) => this.#opened(connection, ok),
         publishOk: (bytes, start, end) => producer.publishOk(bytes, start, end),
         publishErr: (bytes, start, end) => producer.publishErr(bytes, start, end),
+        atomicOk: (bytes, start, end) => producer.atomicOk(bytes, start, end),
         notice: ({ code, message }) => this.#events.emit('notice', { code, message }),
         stray: (error) => this.#events.emit('error', error),
         stopping: (message) => this.#events.emit('notice', { code: 'SHUTTING_DOWN', message }),
@@ -550,22 +594,6 @@ export class Sluice {
 
 // What this side can hold; the broker tells what it allows.
 const IN_FLIGHT_BATCHES = LIMITS.inFlightBatchesMax
-
-type Schema = NonNullable<Queue['schema']>
-
-/** @throws SluiceError INVALID_BODY naming the first things that the schema does not like */
-async function conforming(schema: Schema, body: unknown, what: string): Promise<unknown> {
-  const result = await schema['~standard'].validate(body)
-  if (result.issues === undefined) return result.value
-  const issues = result.issues.slice(0, 3).map(({ message, path }) => {
-    const steps = (path ?? []).map((step) => String(typeof step === 'object' ? step.key : step))
-    return steps.length === 0 ? message : `${steps.join('.')}: ${message}`
-  })
-  throw new SluiceError(
-    'INVALID_BODY',
-    `The ${what} does not match the schema of its queue: ${issues.join('; ')}.`,
-  )
-}
 
 /** `connect`, with the transport as an argument. */
 export async function connectThrough(

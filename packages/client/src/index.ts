@@ -36,7 +36,6 @@ export type {
   QueueRef,
 } from './options.js'
 export type { MessagePage, Origin, PeekedMessage } from './peeked.js'
-export type { Receipt } from './producer.js'
 export type {
   Due,
   EnsureOptions,
@@ -51,7 +50,9 @@ export type {
   ReplayOptions,
 } from './queues.js'
 export type { MessageFilter, MessageRef, Pace } from './selection.js'
+export type { Receipt } from './sending.js'
 export type { HandlerFailure } from './subscription.js'
+export type { Transaction } from './transaction.js'
 export type { Handler, Worker } from './worker.js'
 export { SluiceError } from '@sluice/protocol'
 export type {

@@ -10,10 +10,12 @@ import {
   readRecordOptions,
   RECORD_FLAG,
   SluiceError,
+  type AtomicAck,
   type Delivery,
   type Outcome,
   type RecordOptions,
 } from '@sluice/protocol'
+import type { Connection } from './connection.js'
 import { durationMs, type Duration } from './duration.js'
 import { INSPECT, NO_HEADERS, recordBody } from './records.js'
 import { leaseLost, Settlement, type SettleGroup } from './settlement.js'
@@ -80,6 +82,14 @@ export interface Lessor {
   forget(tag: number): void
   settle(tag: number, outcome: Outcome, delayMs: number | undefined, reason: string | undefined): SettleGroup
   extend(tag: number, durationMs: number): Promise<void>
+  /** Whether it was made on this connection. */
+  isOn(connection: Connection): boolean
+  acknowledgement(tag: number): AtomicAck
+  /** An atomic step is sent that acknowledges the message: until it is answered that counts as settled. */
+  claim(tag: number): void
+  settleClaim(tag: number): void
+  /** The step had no effect. */
+  reopenClaim(tag: number, alone: boolean): void
   /** Tells the message when its lease is lost. */
   watch(message: DeliveredMessage): void
   unwatch(message: DeliveredMessage): void
@@ -96,7 +106,19 @@ const UNREAD = Symbol('unread')
 const OPEN = 0
 const SETTLED = 1
 const LOST = 2
-type LeaseState = typeof OPEN | typeof SETTLED | typeof LOST
+/** By an atomic step, before it is sent and after. */
+const CLAIMED = 3
+const SENT = 4
+type LeaseState = typeof OPEN | typeof SETTLED | typeof LOST | typeof CLAIMED | typeof SENT
+
+interface Ending {
+  readonly outcome: Outcome
+  readonly delayMs: number | undefined
+  readonly reason: string | undefined
+}
+
+/** How the handlers of messages ended that are claimed by an atomic step. */
+const ENDINGS = new WeakMap<DeliveredMessage, Ending>()
 
 export class DeliveredMessage implements Message, HandlerContext {
   readonly #run: Run
@@ -230,11 +252,70 @@ export class DeliveredMessage implements Message, HandlerContext {
 
   /** Settles as the handler's end says, unless it was settled before or is lost; nobody waits for it. */
   finish(outcome: Outcome, delayMs?: number, reason?: string): void {
-    if (!this.#isOpen()) return
+    if (!this.#isOpen()) {
+      if (this.#state >= CLAIMED) ENDINGS.set(this, { outcome, delayMs, reason })
+      return
+    }
     const { lessor } = this.#run
     this.#state = SETTLED
     if (this.#abort !== undefined) lessor.unwatch(this)
     lessor.settle(this.tag, outcome, delayMs, reason)
+  }
+
+  /**
+   * An atomic step on this connection is going to acknowledge it; until `accepted` or `reopen` nothing else settles it.
+   * @throws SluiceError ALREADY_SETTLED, LEASE_LOST
+   */
+  claim(connection: Connection | undefined): void {
+    if (!this.#isOpen()) throw this.#refusal()
+    if (connection === undefined || !this.#run.lessor.isOn(connection)) throw leaseLost()
+    this.#state = CLAIMED
+  }
+
+  /** Why an atomic step cannot acknowledge it on this connection, though it has claimed it. */
+  obstacle(connection: Connection): SluiceError | undefined {
+    const { lessor } = this.#run
+    return lessor.isOn(connection) && lessor.holds(this.tag) ? undefined : leaseLost()
+  }
+
+  acknowledgement(): AtomicAck {
+    return this.#run.lessor.acknowledgement(this.tag)
+  }
+
+  /** The step that has claimed it is sent: from now on it counts as settled. */
+  sent(): void {
+    const { lessor } = this.#run
+    this.#state = SENT
+    if (this.#abort !== undefined) lessor.unwatch(this)
+    lessor.claim(this.tag)
+  }
+
+  /** The step took effect. */
+  accepted(): void {
+    this.#state = SETTLED
+    ENDINGS.delete(this)
+    this.#run.lessor.settleClaim(this.tag)
+  }
+
+  /** The step had no effect: the message is as it was before, if it still belongs to the consumer. */
+  reopen(): void {
+    if (this.#state !== CLAIMED && this.#state !== SENT) return
+    if (this.#state === SENT) this.#run.lessor.reopenClaim(this.tag, this.alone)
+    this.#state = OPEN
+    if (this.#isOpen()) {
+      if (this.#abort !== undefined) this.#run.lessor.watch(this)
+    } else this.abort(leaseLost())
+    const ending = ENDINGS.get(this)
+    if (ending === undefined) return
+    ENDINGS.delete(this)
+    // Its handler did not wait for the step. What it meant to do with the message was not done.
+    if (ending.outcome === OUTCOME.ack) this.finish(OUTCOME.retry, undefined, STEP_REFUSED)
+    else this.finish(ending.outcome, ending.delayMs, ending.reason)
+  }
+
+  /** The broker wants it handled with nothing beside it. */
+  get alone(): boolean {
+    return (this.#run.flags & DELIVER_FLAG.alone) !== 0
   }
 
   get signal(): AbortSignal {
@@ -251,6 +332,8 @@ export class DeliveredMessage implements Message, HandlerContext {
     this.#abort?.abort(reason)
   }
 }
+
+const STEP_REFUSED = 'its atomic step had no effect'
 
 /** The reason that is sent: text, and no longer than the broker keeps. */
 export function clip(reason: string | undefined): string | undefined {

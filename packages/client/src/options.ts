@@ -176,7 +176,7 @@ export interface MessageOptions {
 /** Options of `publish`. */
 export interface PublishOptions extends MessageOptions, CallOptions {}
 
-const MESSAGE_OPTIONS = ['id', 'key', 'priority', 'delay', 'at', 'ttl', 'headers'] as const
+export const MESSAGE_OPTIONS = ['id', 'key', 'priority', 'delay', 'at', 'ttl', 'headers'] as const
 const PUBLISH_OPTIONS = [...MESSAGE_OPTIONS, 'timeout', 'signal'] as const
 const BATCH_MESSAGE_OPTIONS = ['body', ...MESSAGE_OPTIONS] as const
 

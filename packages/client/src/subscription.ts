@@ -22,6 +22,7 @@ import {
   OUTCOME,
   readU32,
   SluiceError,
+  type AtomicAck,
   type Outcome,
   type TagRange,
 } from '@sluice/protocol'
@@ -125,6 +126,8 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   readonly #watched = new Set<DeliveredMessage>()
   /** Tags of messages that were taken, and lost before they were settled; undefined: none. */
   #lost: Set<number> | undefined
+  /** Tags that atomic steps acknowledge, which are under way; undefined: none. They are not unsettled. */
+  #claimed: Set<number> | undefined
 
   /** @throws SluiceError TOO_MANY_SUBSCRIPTIONS */
   constructor(
@@ -240,6 +243,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     this.#group?.exclude(lost)
     for (const group of this.#unanswered) group.exclude(lost)
     for (const tag of this.#lost ?? []) lost.delete(tag)
+    for (const tag of this.#claimed ?? []) if (lost.delete(tag)) (this.#lost ??= new Set()).add(tag)
     this.#dropFromBuffer(lost)
     const taken = this.unsettled - this.buffered
     if (lost.size > taken)
@@ -256,7 +260,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
         message.abort(reason)
       }
     }
-    if (this.unsettled === 0 && this.#emptyWaiters.length > 0) this.#tellEmpty()
+    if (this.#emptyWaiters.length > 0 && this.#isEmpty()) this.#tellEmpty()
     // The one that could not begin may have been among them.
     if (this.live && this.buffered > 0) this.#owner.delivered()
   }
@@ -304,6 +308,44 @@ export class Subscription implements ChannelSink, Settling, Lessor {
 
   forget(tag: number): void {
     if (this.#lost?.delete(tag) === true && this.#lost.size === 0) this.#lost = undefined
+  }
+
+  isOn(connection: Connection): boolean {
+    return this.#connection === connection
+  }
+
+  acknowledgement(tag: number): AtomicAck {
+    return { channel: this.#channel, subscriptionId: this.#id, firstTag: tag, count: 1 }
+  }
+
+  claim(tag: number): void {
+    this.#claimed ??= new Set()
+    this.#claimed.add(tag)
+    this.unsettled--
+    this.#session.floor.leave(1)
+  }
+
+  settleClaim(tag: number): void {
+    this.#unclaim(tag)
+    this.forget(tag)
+    if (this.#isEmpty() && this.#emptyWaiters.length > 0) this.#tellEmpty()
+  }
+
+  reopenClaim(tag: number, alone: boolean): void {
+    this.#unclaim(tag)
+    if (this.holds(tag)) {
+      this.unsettled++
+      this.#session.floor.enter(1, alone)
+    } else if (this.#isEmpty() && this.#emptyWaiters.length > 0) this.#tellEmpty()
+  }
+
+  #unclaim(tag: number): void {
+    if (this.#claimed?.delete(tag) === true && this.#claimed.size === 0) this.#claimed = undefined
+  }
+
+  /** Nothing that was delivered may still have to be settled. */
+  #isEmpty(): boolean {
+    return this.unsettled === 0 && this.#claimed === undefined
   }
 
   extend(tag: number, durationMs: number): Promise<void> {
@@ -453,13 +495,13 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     if (!this.#isUrgent && !this.#mayWait(outcome)) this.#hurry()
     this.unsettled--
     this.#session.floor.leave(1)
-    if (this.unsettled === 0 && this.#emptyWaiters.length > 0) this.#tellEmpty()
+    if (this.#emptyWaiters.length > 0 && this.#isEmpty()) this.#tellEmpty()
     return group
   }
 
   /** Resolves when nothing that was delivered is unsettled. */
   emptied(): Promise<void> {
-    if (this.unsettled === 0 || !this.live) return Promise.resolve()
+    if (this.#isEmpty() || !this.live) return Promise.resolve()
     return new Promise((resolve) => this.#emptyWaiters.push(resolve))
   }
 
