@@ -52,6 +52,8 @@ export async function perform(name: string, runMsMax: number, cast: (stage: Stag
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     process.on(signal, () => fail(new Interrupted(signal)))
   }
+  // Also what nobody waits for any more must not end this process before the others.
+  process.on('uncaughtException', fail)
   const processes = new Processes(fail)
   const play = cast({ directory, processes, signal: end.signal, fail })
   const overdue = setTimeout(() => {

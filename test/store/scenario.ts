@@ -165,6 +165,7 @@ export class Store {
     const areHelping = (): boolean => helpers.every((name) => this.#members.get(name)?.isAtWork)
     let isOver = false
     const watched = this.#watch(sluice, (info) => isOver && isEmpty(info))
+    watched.catch(this.#settings.fail)
     let hired: Promise<void> | undefined
     for (let wave = 0; wave < WAVES_MAX && !(wave * WAVE_ORDERS >= flood && areHelping()); wave++) {
       if (wave === WAVES_ALONE) {
