@@ -26,8 +26,9 @@ const WAVES_ALONE = 3
 const WAVES_MAX = 40
 const LOOK_MS = 350
 const POLL_MS = 20
-/** An order in the flood is not urgent; the customers before it are asked sooner. */
+/** Nobody is to be asked for money that is on its way, however slow the machine. */
 const REMIND_LATE = '10m'
+/** For the order that is not going to be paid before. */
 const REMIND_SOON = '3s'
 
 const ITEMS = ['a lamp', 'a kettle', 'a chair', 'a clock', 'two mugs', 'a rug', 'a mirror']
@@ -120,10 +121,10 @@ export class Store {
   async #oneOrder(): Promise<void> {
     const { lines } = this.#settings
     lines.heading('An order')
-    const order = this.#order('Ada', { remindAfter: REMIND_SOON })
+    const order = this.#order('Ada')
     this.#place([order], true)
     await this.#conditions.until(() => this.#isMailed([order]))
-    lines.say('shop', `saw no answer for ${order.id}, it thinks, and sends it again`)
+    lines.say('shop', `did not see the answer for ${order.id} and sends it again`)
     this.#member('shop').process.send({ orders: [order] } satisfies Place)
     await this.#conditions.until(() =>
       this.#reports.some((report) => report.kind === 'placed' && report.duplicate),
@@ -134,11 +135,10 @@ export class Store {
   async #badCards(sluice: Sluice): Promise<number> {
     const { directory, lines } = this.#settings
     lines.heading('Bad cards')
-    const remindAfter = REMIND_SOON
-    const declined = this.#order('Ben', { card: 'declined once', remindAfter })
-    const behind = this.#order('Ben', { remindAfter })
-    const beside = this.#order('Cleo', { remindAfter })
-    const expired = this.#order('Dora', { card: 'expired', remindAfter })
+    const declined = this.#order('Ben', { card: 'declined once' })
+    const behind = this.#order('Ben')
+    const beside = this.#order('Cleo')
+    const expired = this.#order('Dora', { card: 'expired', remindAfter: REMIND_SOON })
     this.#place([declined, behind, beside, expired], true)
     await this.#conditions.until(
       () =>
@@ -153,7 +153,7 @@ export class Store {
     lines.say('Dora', 'has a new card')
     new Book(directory, 'new cards').enter('Dora', 'operator')
     const { redriven } = await sluice.dead.redrive(Payments, { id: expired.id })
-    lines.say('operator', `redrives ${expired.id}: dead letters brought back, ${redriven}`)
+    lines.say('operator', `redrives ${expired.id}: ${redriven} dead letter is back in its queue`)
     await this.#conditions.until(() => this.#isMailed([expired]))
     return redriven
   }
