@@ -197,7 +197,7 @@ export class Line {
     return this.#scheduled.firstTime
   }
 
-  /** Since when the message has waited that was eligible first; Infinity when none is. */
+  /** Since when the message has waited, published or due, that has waited longest, also behind its key; Infinity when none has. */
   get oldestSince(): number {
     let oldest = Infinity
     for (let mask = this.#plainMask | this.#dueMask; mask !== 0; mask &= mask - 1) {
@@ -205,6 +205,13 @@ export class Line {
       const chunk = this.#head(priority)
       if (chunk !== undefined) oldest = Math.min(oldest, plainTime(chunk, this.#cursors[priority]!))
       oldest = Math.min(oldest, this.#dueHeap(priority)?.firstTime ?? Infinity)
+    }
+    if (this.#keys.size === 0) return oldest
+    for (const slot of this.#keys.slots()) {
+      const head = this.#keys.heads[slot]!
+      if (head === NONE) continue
+      const chunk = this.#chunks.at(head)!
+      oldest = Math.min(oldest, chunk.lineTimeAt(head - chunk.base))
     }
     return oldest
   }
