@@ -10,6 +10,7 @@ import {
   readRecordOptions,
   readU32,
   RECORD_FLAG,
+  readU64,
   SluiceError,
   type AtomicAck,
   type Delivery,
@@ -114,6 +115,8 @@ export interface Watcher {
 
 /** Messages that came in one frame: consecutive tags, consecutive offsets, one copy of their records. */
 export interface Run extends Delivery {
+  /** Bytes before each record: 0, or where the run is scattered its offset and time. */
+  readonly gap: number
   readonly lessor: Lessor
   readonly records: Uint8Array
 }
@@ -168,7 +171,8 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
   }
 
   get offset(): number {
-    return this.#run.firstOffset + this.#index
+    const { gap, records, firstOffset } = this.#run
+    return gap === 0 ? firstOffset + this.#index : readU64(records, this.#at - gap)
   }
 
   get priority(): number {
@@ -184,7 +188,8 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
   }
 
   get publishedAt(): Date {
-    return new Date(this.#run.publishedAtMs)
+    const { gap, records, publishedAtMs } = this.#run
+    return new Date(gap === 0 ? publishedAtMs : readU64(records, this.#at - gap + 8))
   }
 
   get headers(): Readonly<Record<string, string>> {

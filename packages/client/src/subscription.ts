@@ -21,6 +21,7 @@ import {
   OP,
   OUTCOME,
   readU32,
+  SCATTERED_BYTES,
   SluiceError,
   type AtomicAck,
   type Outcome,
@@ -116,7 +117,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   #limit: number
   /** Of these, and of those that are held. */
   #bufferedBytes = 0
-  /** The buffer: `#runs[#runsAt…]`, the first of them from message `#index`, which begins at byte `#at`. */
+  /** The buffer: `#runs[#runsAt…]`, the first of them from message `#index`, whose part of it begins at byte `#at`. */
   #runs: Run[] = []
   #runsAt = 0
   #index = 0
@@ -200,7 +201,8 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     if (!this.open || !this.live || head.subscriptionId !== this.#id) return
     const { count, firstOffset, publishedAtMs } = head
     const from = start + DELIVER_HEADER_BYTES
-    const found = checkRecords(bytes, from, end, count, LIMITS.messageBytesMax)
+    const gap = head.flags & DELIVER_FLAG.scattered ? SCATTERED_BYTES : 0
+    const found = checkRecords(bytes, from, end, count, LIMITS.messageBytesMax, gap)
     if (typeof found !== 'number') throw malformed(found.message)
     if (count === 0 || !Number.isSafeInteger(firstOffset + count) || !Number.isSafeInteger(publishedAtMs))
       throw malformed(`It has ${count} messages from offset ${firstOffset}, published at ${publishedAtMs}.`)
@@ -209,19 +211,20 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       throw malformed(
         `It brings ${this.unsettled + count} unsettled messages; the credit is ${this.#creditMessages}.`,
       )
+    const recordsBytes = end - from - count * gap
     if (
-      this.#bufferedBytes + end - from > this.#creditBytes + LIMITS.messageBytesMax ||
+      this.#bufferedBytes + recordsBytes > this.#creditBytes + LIMITS.messageBytesMax ||
       this.deliveries + count > this.#limit
     )
       throw malformed('It brings more bytes or messages than were asked for.')
     // The frame's bytes are overwritten by the next read: one copy for the run, which its messages share.
     const records = new Uint8Array(end - from)
     records.set(bytes.subarray(from, end))
-    this.#runs.push({ ...head, lessor: this, records })
+    this.#runs.push({ ...head, lessor: this, gap, records })
     if (this.#lost !== undefined) this.#reuse(head)
     this.buffered += count
-    this.#bufferedBytes += records.length
-    this.#bytesSince += records.length
+    this.#bufferedBytes += recordsBytes
+    this.#bytesSince += recordsBytes
     this.unsettled += count
     this.deliveries += count
     this.#owner.delivered()
@@ -293,16 +296,17 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       let keptIndex = index
       let keptAt = at
       for (; index < run.count; index++, seen++) {
-        const size = readU32(run.records, at)
+        const size = readU32(run.records, at + run.gap)
+        const next = at + run.gap + size
         if (tags.delete((run.firstTag + index) >>> 0)) {
           pushPart(runs, run, keptIndex, index, keptAt, at)
           keptIndex = index + 1
-          keptAt = at + size
+          keptAt = next
           dropped++
           if (seen < this.announced) announced++
           this.#bufferedBytes -= size
         }
-        at += size
+        at = next
       }
       pushPart(runs, run, keptIndex, index, keptAt, at)
     }
@@ -498,13 +502,14 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   /** The next announced message. */
   take(): DeliveredMessage {
     const run = this.#runs[this.#runsAt]!
-    const message = new DeliveredMessage(run, this.#index, this.#at)
-    const size = readU32(run.records, this.#at)
+    const at = this.#at + run.gap
+    const message = new DeliveredMessage(run, this.#index, at)
+    const size = readU32(run.records, at)
     this.buffered--
     this.announced--
     this.#bufferedBytes -= size
     if (++this.#index < run.count) {
-      this.#at += size
+      this.#at = at + size
       return message
     }
     this.#index = 0

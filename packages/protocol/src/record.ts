@@ -144,6 +144,12 @@ export function checkRecordOptions(options: RecordOptions): void {
 }
 
 function checkHeaders(headers: Readonly<Record<string, string>>): void {
+  // Text, lists and maps have no names, or other names than they seem to have.
+  if (typeof headers !== 'object' || headers === null || Array.isArray(headers) || headers instanceof Map)
+    throw new SluiceError(
+      'INVALID_HEADERS',
+      `\`headers\` is ${shown(headers)}; it must be an object of text.`,
+    )
   const names = Object.keys(headers)
   if (names.length > LIMITS.headersMax) {
     throw new SluiceError(
@@ -240,7 +246,7 @@ export interface RecordFault {
 }
 
 /**
- * Walks the records in `bytes[start, end)` and checks every length in them against what encloses it. No count is
+ * Walks the records in `bytes[start, end)`, before each of which stand `gap` bytes of something else, and checks every length in them against what encloses it. No count is
  * trusted: there must be exactly `count` records, and they must fill the range.
  * `flagsSeen` gathers the union of the records' flags, with bit 6 set when any has a priority, so that the caller
  * can tell at once whether a batch is plain.
@@ -251,10 +257,12 @@ export function checkRecords(
   end: number,
   count: number,
   messageBytesMax: number,
+  gap = 0,
 ): RecordFault | number {
   let at = start
   let flagsSeen = 0
   for (let index = 0; index < count; index++) {
+    at += gap
     if (end - at < RECORD_HEADER_BYTES)
       return malformed(index, `record header is cut off at byte ${at - start}`)
     const size = readU32(bytes, at)

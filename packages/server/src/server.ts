@@ -21,7 +21,10 @@ export interface ServerOptions {
   readonly host?: string
   /** Default 7420; 0 lets the system choose. */
   readonly port?: number
-  /** Default 64 MiB. Messages may be at most a quarter of it. */
+  /**
+   * Default 64 MiB. Messages may be at most a quarter of it. Below 256 KiB the state of queues with keys, ids and times to
+   * live does not fit: for tests of the log alone.
+   */
   readonly segmentBytes?: number
   /** Default 1 MiB. */
   readonly messageBytesMax?: number
@@ -83,7 +86,7 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
     const broker = await Broker.open({
       log,
       now: () => clock.now(),
-      random: Math.random,
+      random,
       defer: (endTurn) => {
         setImmediate(() => {
           endTurn()
@@ -155,6 +158,11 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
   }
 }
 
+/** In [0, 1), from the system's generator: the keys of hashes come from it, and nobody shall guess them. */
+function random(): number {
+  return randomInt(2 ** 47) / 2 ** 47
+}
+
 function eventName(event: ListenerEvent): string {
   return `connection ${event}`
 }
@@ -162,7 +170,7 @@ function eventName(event: ListenerEvent): string {
 function describe(session: Session, error: SluiceError | undefined): Readonly<Record<string, unknown>> {
   return {
     peer: session.peer,
-    client: session.name,
+    client: session.label,
     ...(error === undefined ? {} : { code: error.code, reason: error.message }),
   }
 }

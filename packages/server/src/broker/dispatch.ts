@@ -10,6 +10,9 @@ import type { Queue, Run, Subscription } from '../queue/index.js'
 /** Most messages in one run when several consumers share a queue. */
 const SHARED_RUN_MESSAGES = 64
 
+/** Messages that are looked at for what to read with the one that is needed. */
+const UPCOMING = 16
+
 /** Where a message was found last: the next one of the same batch is found from there, not from the batch's start. */
 interface Place {
   batchPosition: number
@@ -39,34 +42,59 @@ export class Dispatcher {
   }
 
   /**
+   * Reads what `dispatch` could not do without. In a line that is read in order that is the batch and what follows it;
+   * what is due stands scattered, and is read batch by batch, those of the next ones with it.
+   * @throws SluiceError CORRUPT; whatever the log's `readRange` throws
+   */
+  async load(queue: Queue, position: number): Promise<void> {
+    if (this.#run.sinceMs === -1) return this.#blocks.load(position, true)
+    const others = new Set<number>()
+    queue.upcoming(UPCOMING, (other) => {
+      if (other !== position && !this.#blocks.has(other)) others.add(other)
+    })
+    const loads = [...others].map((other) => this.#blocks.load(other, false))
+    // Whether one of these can be read shows when it is needed.
+    const rest = Promise.allSettled(loads)
+    await this.#blocks.load(position, false)
+    await rest
+  }
+
+  /**
    * Hands out what can go now. Returns a position in the log that has to be loaded first, or -1.
    * @throws SluiceError CORRUPT
    */
   dispatch(queue: Queue, nowMs: number): number {
     const run = this.#run
-    const shared = queue.subscriptions.length > 1
+    // With `single`, the one that came first, for as long as it is there.
+    const served = queue.options.single ? Math.min(1, queue.subscriptions.length) : queue.subscriptions.length
+    const shared = served > 1
     // A subscription whose byte credit is too small for the message at the head is passed over once.
     let passed = 0
-    while (passed < queue.subscriptions.length) {
-      const subscription = queue.subscriptions[queue.turn % queue.subscriptions.length]!
-      queue.turn = (queue.turn + 1) % queue.subscriptions.length
+    while (passed < served) {
+      const subscription = queue.subscriptions[queue.turn % served]!
+      queue.turn = (queue.turn + 1) % served
       const room = subscription.consumer.isReady ? subscription.room : 0
       if (room <= 0) {
         passed++
         continue
       }
       if (!queue.nextRun(shared ? Math.min(room, SHARED_RUN_MESSAGES) : room, nowMs, run)) break
+      // A suspect goes to whoever holds nothing else, and nothing else goes there until it is settled.
+      if (run.alone && subscription.unsettled > 0) {
+        passed++
+        continue
+      }
       const block = this.#blocks.findBatch(run.batchPosition)
       if (block === undefined) return run.batchPosition
-      if (this.#deliver(queue, subscription, block)) passed = 0
+      if (this.#deliver(queue, subscription, block, nowMs)) passed = 0
       else passed++
     }
-    this.#answerDrains(queue)
+    this.answerDrains(queue)
     return -1
   }
 
   /** Delivers the first part of the run that fits; false when not even one message does. */
-  #deliver(queue: Queue, subscription: Subscription, block: Block): boolean {
+  #deliver(queue: Queue, subscription: Subscription, block: Block, nowMs: number): boolean {
     const run = this.#run
     const bytes = block.bytes
     const batchAt = run.batchPosition - block.position
@@ -79,15 +107,16 @@ export class Dispatcher {
     while (count < run.count && (count === 0 || subscription.isFree(tag))) {
       const size = readU32(bytes, at)
       if (!subscription.takes(size)) break
-      subscription.grant(tag, run.offset + count, size, run.sinceMs)
+      subscription.grant(tag, run.offset + count, size, run.sinceMs, nowMs)
       at += size
       count++
       tag = (tag + 1) >>> 0
     }
     if (count === 0) return false
+    if (run.alone) subscription.holdsSuspect = true
     // A first try is described by its batch alone; a further one also by facts, which may not be durable yet.
     run.durable = run.sinceMs === -1 && run.batchPosition < this.#blocks.durablePosition
-    queue.lease(run, count)
+    queue.lease(run, count, nowMs, subscription.consumer.label)
     place.index += count
     place.byte += at - start
     subscription.consumer.deliver(subscription, run, firstTag, count, bytes, start, at)
@@ -116,7 +145,8 @@ export class Dispatcher {
     return place
   }
 
-  #answerDrains(queue: Queue): void {
+  /** Tells those that asked for it that nothing more goes out now. */
+  answerDrains(queue: Queue): void {
     for (const subscription of queue.subscriptions) {
       if (subscription.draining && subscription.consumer.isReady) subscription.answerDrain()
     }
