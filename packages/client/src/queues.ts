@@ -117,11 +117,11 @@ export interface ReplayOptions extends MessageFilter, Pace {
   readonly until?: Date
   /** Another queue that the copies go to. Default: the same. */
   readonly to?: QueueRef
-  /** Only counts what it would do. */
+  /** Does nothing, and counts what matches. Default false. */
   readonly dryRun?: boolean
 }
 
-/** What a replay did; with `dryRun`, what it would do. */
+/** What a replay did. With `dryRun` nothing is published, and `matched` says what would be. */
 export interface Replayed {
   /** Were chosen. */
   readonly matched: number
