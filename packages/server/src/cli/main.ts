@@ -23,7 +23,7 @@ const COMMANDS: readonly CommandEntry[] = [
   },
   {
     command: 'queue',
-    describe: 'Make, look at, empty and delete queues',
+    describe: 'Make, look at, change, pause, empty and delete queues',
     isGroup: true,
     load: async () => (await import('./queue.js')).queue,
   },
@@ -112,11 +112,14 @@ function asksForHelp(args: readonly string[]): boolean {
 }
 
 function commandWord(args: readonly string[]): string[] {
-  const names = COMMANDS.map(({ command }) => command.split(' ')[0]!)
-  const at = args.findIndex((arg) => names.includes(arg))
+  const entryOf = (arg: string): CommandEntry | undefined =>
+    COMMANDS.find(({ command }) => command.split(' ')[0] === arg)
+  const at = args.findIndex((arg) => entryOf(arg) !== undefined)
   if (at === -1) return []
-  const next = args[at + 1]
-  return args[at] === 'queue' && next !== undefined && !next.startsWith('-') ? ['queue', next] : [args[at]!]
+  const [word, next] = args.slice(at) as [string, string?]
+  return entryOf(word)!.isGroup === true && next !== undefined && !next.startsWith('-')
+    ? [word, next]
+    : [word]
 }
 
 async function main(args: readonly string[]): Promise<void> {
