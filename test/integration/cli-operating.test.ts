@@ -414,6 +414,9 @@ describe.concurrent('messages that are done', () => {
       matched: 1,
       replayed: 1,
     })
+    expect((await run([...replay, '--limit', '2', '--rate', '100'])).stderr).toBe(
+      'Published 2 messages of the queue done to the queue copies again.\n',
+    )
     expect((await run(['replay', 'done', '--from', '2020-01-01', '--header', 'x=y'])).stderr).toMatch(
       /no message/,
     )
