@@ -9,7 +9,8 @@ import { Deadlines } from './deadlines.js'
 import { parseDuration, type Duration } from './duration.js'
 import { Events } from './events.js'
 import { Floor } from './floor.js'
-import type { Message } from './message.js'
+import { GroupWorker, type GroupHandler } from './groups.js'
+import type { DeliveredMessage, Message } from './message.js'
 import {
   batchRecordOptions,
   connectSettings,
@@ -20,6 +21,7 @@ import {
   queueOf,
   recordOptions,
   timeoutOf,
+  type BatchConsumeOptions,
   type BatchMessage,
   type CallOptions,
   type ConnectOptions,
@@ -27,6 +29,7 @@ import {
   type MessagesOptions,
   type PublishOptions,
   type PullOptions,
+  type PullSettings,
   type Queue,
   type QueueRef,
   type Settings,
@@ -36,14 +39,15 @@ import { Puller } from './pull.js'
 import { Queues } from './queues.js'
 import { failuresAfterLoss, reconnectDelayMs } from './reconnect.js'
 import { Requests } from './requests.js'
-import { checkBody, type Schema } from './schema.js'
+import { checkBody, Reader, ReadStream, type Schema } from './schema.js'
 import type { Receipt } from './sending.js'
+import { SingleWorker, type SingleHandler } from './singles.js'
 import { MessageStream } from './stream.js'
 import type { Consumer, HandlerFailure, Session } from './subscription.js'
 import { Draft, type Transaction } from './transaction.js'
 import { dialTcp, type Dial } from './transport.js'
 import { Turn } from './turn.js'
-import { HandlerWorker, type Handler, type Worker } from './worker.js'
+import type { BatchHandler, ConsumingWorker, Handler, Worker } from './worker.js'
 
 /** The connection to the broker was made. */
 export interface Connected {
@@ -116,7 +120,7 @@ export class Sluice {
   readonly #producer: Producer
   readonly #session: Session
   readonly #consumers = new Set<Consumer>()
-  readonly #workers = new Set<HandlerWorker>()
+  readonly #workers = new Set<ConsumingWorker>()
   readonly #streams = new Set<MessageStream>()
   readonly #pullers = new Map<string, Puller>()
   readonly #requests: Requests
@@ -296,37 +300,68 @@ export class Sluice {
   }
 
   /**
-   * Calls `handler` for each message of the queue, until the worker is closed.
+   * Calls `handler` for each message of the queue, or with `batch` for several at a time, until the worker is closed.
    *
-   * @param options `concurrency`, default 1; `prefetch`, default twice that; `prefetchBytes`; `signal` closes it.
-   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, NOT_SUPPORTED. A missing queue rejects `worker.closed`.
+   * Where the queue has a schema, a handler gets what the schema made of the body; a message whose body does not match
+   * becomes a dead letter and no handler sees it.
+   *
+   * @param options `concurrency`, default 1; `prefetch`, default twice what the handlers take at a time;
+   * `prefetchBytes`; `processingTimeout`; `ordering: 'key'`; `batch`; `signal` closes it.
+   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, OPTION_CONFLICT. A missing queue rejects `worker.closed`.
    * @example
    * const worker = sluice.consume('orders', { concurrency: 16 }, async (message) => ship(message.body))
+   * @example
+   * sluice.consume('events', { batch: { size: 500, wait: '200ms' } }, async (messages) => {
+   *   await insert(messages.map(({ body }) => body))
+   * })
    */
   consume<Output>(ref: QueueRef<unknown, Output>, handler: Handler<Output>): Worker
+  consume<Output>(
+    ref: QueueRef<unknown, Output>,
+    options: BatchConsumeOptions,
+    handler: BatchHandler<Output>,
+  ): Worker
   consume<Output>(ref: QueueRef<unknown, Output>, options: ConsumeOptions, handler: Handler<Output>): Worker
   consume<Output>(
     ref: QueueRef<unknown, Output>,
-    second: ConsumeOptions | Handler<Output>,
-    third?: Handler<Output>,
+    second: ConsumeOptions | BatchConsumeOptions | Handler<Output>,
+    third?: Handler<Output> | BatchHandler<Output>,
   ): Worker {
     const options = typeof second === 'function' ? {} : second
     const handler = typeof second === 'function' ? second : third
     if (typeof handler !== 'function') {
       throw new SluiceError('INVALID_ARGUMENT', '`consume` needs a handler function.')
     }
-    const { name } = queueOf(ref)
+    const { name, schema } = queueOf(ref)
     const intake = consumeIntake(options)
     this.#refuseWhenClosed()
     const { signal } = options
     const close = (): void => {
       worker.close().catch((error: unknown) => this.#events.emit('error', error as SluiceError))
     }
-    const worker = new HandlerWorker(this.#session, name, intake, handler, (worker) => {
+    const forget = (worker: ConsumingWorker): void => {
       this.#workers.delete(worker)
       this.#consumers.delete(worker)
       signal?.removeEventListener('abort', close)
-    })
+    }
+    const reader = schema === undefined ? undefined : new Reader(schema, this.#session)
+    let worker: ConsumingWorker
+    // The types of bodies are the caller's word; a handler gets what is there.
+    if (intake.batch !== undefined) {
+      const whole = handler as unknown as GroupHandler
+      const group = reader === undefined ? whole : reader.forGroups(whole)
+      worker = new GroupWorker(this.#session, name, intake, group, forget)
+    } else {
+      const whole = handler as unknown as SingleHandler
+      const single = reader === undefined ? whole : reader.forSingles(whole)
+      // One at a time are in order anyway.
+      if (!intake.ordered || intake.concurrency === 1)
+        worker = new SingleWorker(this.#session, name, intake, single, forget)
+      else {
+        const group: GroupHandler = ([message]) => single(message!, message!)
+        worker = new GroupWorker(this.#session, name, intake, group, forget)
+      }
+    }
     this.#workers.add(worker)
     this.#add(worker)
     if (signal?.aborted === true) close()
@@ -344,17 +379,19 @@ export class Sluice {
    * for await (const message of sluice.messages('orders', { prefetch: 10 })) await message.ack()
    */
   messages<Output>(ref: QueueRef<unknown, Output>, options: MessagesOptions = {}): MessageIterator<Output> {
-    const { name } = queueOf(ref)
+    const { name, schema } = queueOf(ref)
     const intake = messagesIntake(options)
     this.#refuseWhenClosed()
     const stream = new MessageStream(this.#session, name, intake, options.signal, (stream) => {
       this.#streams.delete(stream)
       this.#consumers.delete(stream)
     })
-    if (options.signal?.aborted === true) return stream as unknown as MessageIterator<Output>
-    this.#streams.add(stream)
-    this.#add(stream)
-    return stream as unknown as MessageIterator<Output>
+    if (options.signal?.aborted !== true) {
+      this.#streams.add(stream)
+      this.#add(stream)
+    }
+    const read = schema === undefined ? stream : new ReadStream(stream, new Reader(schema, this.#session))
+    return read as unknown as MessageIterator<Output>
   }
 
   /**
@@ -367,7 +404,7 @@ export class Sluice {
    * for (const message of await sluice.pull('orders', { max: 10, wait: '20s' })) await message.ack()
    */
   async pull<Output>(ref: QueueRef<unknown, Output>, options: PullOptions = {}): Promise<Message<Output>[]> {
-    const { name } = queueOf(ref)
+    const { name, schema } = queueOf(ref)
     const settings = pullSettings(options, this.#settings.timeoutMs)
     this.#refuseWhenClosed()
     let puller = this.#pullers.get(name)
@@ -376,7 +413,11 @@ export class Sluice {
       this.#pullers.set(name, puller)
       this.#consumers.add(puller)
     }
-    return puller.pull(settings) as Promise<Message<Output>[]>
+    const pulled =
+      schema === undefined
+        ? puller.pull(settings)
+        : pullThrough(new Reader(schema, this.#session), puller, settings)
+    return pulled as Promise<Message<Output>[]>
   }
 
   /**
@@ -589,6 +630,21 @@ export class Sluice {
     const opening = this.#opening
     if (opening !== undefined) opening.reject(error)
     else if (error.code !== 'CLOSED') this.#events.emit('error', error)
+  }
+}
+
+/** Pulls until there are messages for the caller, or the wait is over. */
+async function pullThrough(
+  reader: Reader,
+  puller: Puller,
+  settings: PullSettings,
+): Promise<DeliveredMessage[]> {
+  const untilMs = performance.now() + settings.waitMs
+  for (;;) {
+    const waitMs = Math.max(0, untilMs - performance.now())
+    const pulled = await puller.pull({ ...settings, waitMs })
+    const messages = await reader.admitted(pulled)
+    if (messages.length > 0 || pulled.length === 0) return messages
   }
 }
 

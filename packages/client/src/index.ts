@@ -23,6 +23,7 @@ export { DeadLetter, Retry } from './message.js'
 export type { HandlerContext, Message, RetryOptions } from './message.js'
 export { queue } from './options.js'
 export type {
+  BatchConsumeOptions,
   BatchMessage,
   CallOptions,
   ConnectOptions,
@@ -53,7 +54,7 @@ export type { MessageFilter, MessageRef, Pace } from './selection.js'
 export type { Receipt } from './sending.js'
 export type { HandlerFailure } from './subscription.js'
 export type { Transaction } from './transaction.js'
-export type { Handler, Worker } from './worker.js'
+export type { BatchHandler, Handler, Worker } from './worker.js'
 export { SluiceError } from '@sluice/protocol'
 export type {
   ConsumerInfo,

@@ -8,6 +8,7 @@ import {
   LIMITS,
   OUTCOME,
   readRecordOptions,
+  readU32,
   RECORD_FLAG,
   readU64,
   SluiceError,
@@ -70,7 +71,10 @@ export interface Message<Body = unknown> {
 
 /** The second argument of a handler. */
 export interface HandlerContext {
-  /** Aborted when the message no longer belongs to this consumer, or the worker stops waiting for the handler. */
+  /**
+   * Aborted when the message, or one of the batch, no longer belongs to this consumer, or the worker stops waiting for
+   * the handler.
+   */
   readonly signal: AbortSignal
 }
 
@@ -81,7 +85,13 @@ export interface Lessor {
   holds(tag: number): boolean
   /** The message with this tag, which is not held, knows that and is not going to ask again. */
   forget(tag: number): void
-  settle(tag: number, outcome: Outcome, delayMs: number | undefined, reason: string | undefined): SettleGroup
+  settle(
+    tag: number,
+    outcome: Outcome,
+    delayMs: number | undefined,
+    reason: string | undefined,
+    invalid?: boolean,
+  ): SettleGroup
   extend(tag: number, durationMs: number): Promise<void>
   /** Whether it was made on this connection. */
   isOn(connection: Connection): boolean
@@ -91,9 +101,16 @@ export interface Lessor {
   settleClaim(tag: number): void
   /** The step had no effect. */
   reopenClaim(tag: number, alone: boolean): void
-  /** Tells the message when its lease is lost. */
-  watch(message: DeliveredMessage): void
-  unwatch(message: DeliveredMessage): void
+  /** Tells when a lease is lost. */
+  watch(watcher: Watcher): void
+  unwatch(watcher: Watcher): void
+}
+
+/** Wants to know when a lease of its own is lost. */
+export interface Watcher {
+  isAmong(tags: ReadonlySet<number>): boolean
+  /** It was; or all that its subscription had were. */
+  abort(reason: SluiceError): void
 }
 
 /** Messages that came in one frame: consecutive tags, consecutive offsets, one copy of their records. */
@@ -123,7 +140,7 @@ interface Ending {
 /** How the handlers of messages ended that are claimed by an atomic step. */
 const ENDINGS = new WeakMap<DeliveredMessage, Ending>()
 
-export class DeliveredMessage implements Message, HandlerContext {
+export class DeliveredMessage implements Message, HandlerContext, Watcher {
   readonly #run: Run
   readonly #index: number
   readonly #at: number
@@ -256,7 +273,7 @@ export class DeliveredMessage implements Message, HandlerContext {
   }
 
   /** Settles as the handler's end says, unless it was settled before or is lost; nobody waits for it. */
-  finish(outcome: Outcome, delayMs?: number, reason?: string): void {
+  finish(outcome: Outcome, delayMs?: number, reason?: string, invalid?: boolean): void {
     if (!this.#isOpen()) {
       if (this.#state >= CLAIMED) ENDINGS.set(this, { outcome, delayMs, reason })
       return
@@ -264,7 +281,12 @@ export class DeliveredMessage implements Message, HandlerContext {
     const { lessor } = this.#run
     this.#state = SETTLED
     if (this.#abort !== undefined) lessor.unwatch(this)
-    lessor.settle(this.tag, outcome, delayMs, reason)
+    lessor.settle(this.tag, outcome, delayMs, reason, invalid)
+  }
+
+  /** Its body was read through a schema. */
+  read(body: unknown): void {
+    this.#body = body
   }
 
   /**
@@ -318,6 +340,10 @@ export class DeliveredMessage implements Message, HandlerContext {
     else this.finish(ending.outcome, ending.delayMs, ending.reason)
   }
 
+  get recordBytes(): number {
+    return readU32(this.#run.records, this.#at)
+  }
+
   /** The broker wants it handled with nothing beside it. */
   get alone(): boolean {
     return (this.#run.flags & DELIVER_FLAG.alone) !== 0
@@ -332,6 +358,15 @@ export class DeliveredMessage implements Message, HandlerContext {
     return this.#abort.signal
   }
 
+  /** It was not settled, and no longer belongs to the consumer. */
+  get isLost(): boolean {
+    return !this.#isOpen() && this.#state === LOST
+  }
+
+  isAmong(tags: ReadonlySet<number>): boolean {
+    return tags.has(this.tag)
+  }
+
   /** Aborts `signal`. */
   abort(reason: SluiceError): void {
     this.#abort?.abort(reason)
@@ -343,6 +378,15 @@ const STEP_REFUSED = 'its atomic step had no effect'
 /** The reason that is sent: text, and no longer than the broker keeps. */
 export function clip(reason: string | undefined): string | undefined {
   return reason === undefined ? undefined : clipText(reason, LIMITS.reasonBytesMax)
+}
+
+/** What went wrong, of whatever was thrown. */
+export function reasonOf(error: unknown): string {
+  try {
+    return error instanceof Error && error.message !== '' ? error.message : String(error)
+  } catch {
+    return 'the handler threw something that has no text'
+  }
 }
 
 function retryDelayMs({ delay }: RetryOptions): number | undefined {

@@ -235,14 +235,30 @@ export function batchRecordOptions(message: BatchMessage): RecordOptions | undef
 export interface ConsumeOptions {
   /** Most handlers at a time, 1 to 65,535. Default 1. */
   readonly concurrency?: number
-  /** Most messages held and not settled, those in handlers included. Default twice the concurrency. */
+  /** Most messages held and not settled, those in handlers included. Default twice what the handlers take at a time. */
   readonly prefetch?: number
   /** Most bytes held and not settled; a larger message comes alone. Default 16 MiB. */
   readonly prefetchBytes?: number
   /** How long a message may be handled before it is taken away, from 100 ms. Default: as its queue says. */
   readonly processingTimeout?: Duration
+  /**
+   * `'key'`: messages of one key are handled one after the other, in their order, also when several of them are held;
+   * other keys go past them. Default: in any order.
+   */
+  readonly ordering?: 'key'
+  readonly batch?: undefined
   /** Closes the worker when it is aborted. */
   readonly signal?: AbortSignal
+}
+
+/** Options of `consume` with a handler that takes several messages at a time. */
+export interface BatchConsumeOptions extends Omit<ConsumeOptions, 'batch'> {
+  readonly batch: {
+    /** Most messages that a handler gets, 1 to 65,535. With `ordering: 'key'` they have different keys. */
+    readonly size: number
+    /** How long the first of them may wait for others. Default 0: a handler that is free takes what is there. */
+    readonly wait?: Duration
+  }
 }
 
 /** Options of `messages`. */
@@ -279,17 +295,47 @@ const PREFETCH_BYTES_DEFAULT = 16 * 1024 * 1024
 const MESSAGES_PREFETCH_DEFAULT = 10
 const INTAKE_OPTIONS = ['prefetch', 'prefetchBytes', 'processingTimeout', 'signal'] as const
 
-/** @throws SluiceError INVALID_ARGUMENT */
-export function consumeIntake(options: ConsumeOptions): Intake {
-  onlyKnown('consume', options, [...INTAKE_OPTIONS, 'concurrency'])
+/** What a worker takes, and how it hands it out. */
+export interface ConsumeIntake extends Intake {
+  /** Messages of one key go one after the other. */
+  readonly ordered: boolean
+  readonly batch: { readonly size: number; readonly waitMs: number } | undefined
+}
+
+/** @throws SluiceError INVALID_ARGUMENT, OPTION_CONFLICT */
+export function consumeIntake(options: ConsumeOptions | BatchConsumeOptions): ConsumeIntake {
+  onlyKnown('consume', options, [...INTAKE_OPTIONS, 'concurrency', 'ordering', 'batch'])
   const max = LIMITS.creditMessagesMax
   const concurrency = whole('concurrency', options.concurrency ?? 1, 1, max)
-  const prefetch = whole('prefetch', options.prefetch ?? Math.min(concurrency * 2, max), 1, max)
+  const batch = batchIntake(options.batch)
+  const atATime = concurrency * (batch?.size ?? 1)
+  const prefetch = whole('prefetch', options.prefetch ?? Math.min(atATime * 2, max), 1, max)
+  if (batch !== undefined && prefetch < batch.size) {
+    throw new SluiceError(
+      'OPTION_CONFLICT',
+      `\`prefetch\` is ${prefetch}, below the \`batch.size\` of ${batch.size}: a batch could never be full.`,
+    )
+  }
+  const { ordering } = options
+  if (ordering !== undefined && ordering !== 'key') {
+    throw new SluiceError('INVALID_ARGUMENT', `\`ordering\` is ${shown(ordering)}; it must be "key".`)
+  }
   return {
+    ordered: ordering === 'key',
+    batch,
     concurrency,
     messages: prefetch,
     bytes: prefetchBytes(options.prefetchBytes),
     processingTimeoutMs: processingTimeoutMs(options.processingTimeout),
+  }
+}
+
+function batchIntake(batch: BatchConsumeOptions['batch'] | undefined): ConsumeIntake['batch'] {
+  if (batch === undefined) return undefined
+  onlyKnown('consume.batch', batch, ['size', 'wait'])
+  return {
+    size: whole('batch.size', batch.size, 1, LIMITS.creditMessagesMax),
+    waitMs: batch.wait === undefined ? 0 : parseDuration(batch.wait, 'batch.wait'),
   }
 }
 

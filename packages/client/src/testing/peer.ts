@@ -41,6 +41,7 @@ import {
   writePublishOkItem,
   writeRecordHead,
   type AtomicAck,
+  type ContentType,
   type ErrorCode,
   type ErrorScope,
   type Hello,
@@ -215,9 +216,14 @@ export class Link {
       flags = 0,
       tag = this.#tag,
       options = undefined as RecordOptions | undefined,
+      /** Of each message; instead of `options`. */
+      each = undefined as readonly (RecordOptions | undefined)[] | undefined,
+      contentType = undefined as ContentType | undefined,
     } = {},
   ): number {
-    const records = bodies.map((body) => textRecord(body, options))
+    const records = bodies.map((body, i) =>
+      textRecord(body, each === undefined ? options : each[i], contentType),
+    )
     const bytes = new Uint8Array(32 + records.reduce((sum, record) => sum + record.length, 0))
     let at = writeDeliverHead(
       bytes,
@@ -355,10 +361,14 @@ export function fault(code: ErrorCode, scope: ErrorScope): Uint8Array {
 }
 
 /** A record of text. */
-export function textRecord(body: string, options?: RecordOptions): Uint8Array {
+export function textRecord(
+  body: string,
+  options?: RecordOptions,
+  contentType: ContentType = CONTENT_TYPE.text,
+): Uint8Array {
   const payload = new TextEncoder().encode(body)
   const bytes = new Uint8Array(recordBytes(options, payload.length))
-  bytes.set(payload, writeRecordHead(bytes, 0, options, CONTENT_TYPE.text, payload.length))
+  bytes.set(payload, writeRecordHead(bytes, 0, options, contentType, payload.length))
   return bytes
 }
 
