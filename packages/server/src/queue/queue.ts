@@ -206,7 +206,7 @@ export class Queue {
         if (duplicates !== undefined) {
           for (const duplicate of duplicates.keys()) {
             const at = base + duplicate
-            if (at >= from && at < to) this.#removeIn(chunk, at - chunk.base, at - chunk.base + 1, timeMs)
+            if (at >= from && at < to) this.#removeIn(chunk, at - chunk.base, at - chunk.base + 1, NEVER)
           }
         }
         if (this.#isOpen) this.#place(chunk, index, to - chunk.base, duplicates !== undefined)
@@ -919,7 +919,7 @@ export class Queue {
         removed += count
         this.bytes -= bytesBefore - chunk.bytes
         this.#use.remove(chunk.batchPosition(batch), count)
-        if (this.retains)
+        if (this.retains && timeMs !== NEVER)
           this.#use.retain(this.id, chunk.batchPosition(batch), bytesBefore - chunk.bytes, timeMs)
       }
       index = batchEnd
@@ -949,6 +949,8 @@ export class Queue {
   }
 }
 
+/** In the place of a time of settling: of what was never there for anybody, nothing is retained. */
+const NEVER = -1
 const FIRST_LIFE: Lives = { redrives: 0, attempts: 0 }
 
 function isId(words: Uint32Array, at: number): boolean {
