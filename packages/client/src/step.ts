@@ -48,6 +48,7 @@ export class Step extends Sending {
     const acks = rangesOf(messages)
     const { batches, places } = batchesOf(records)
     limit('acknowledges', messages.length, 'messages', LIMITS.atomicAcksMax)
+    limit('publishes', records.length, 'messages', LIMITS.atomicMessagesMax)
     limit('publishes', batches.length, 'batches', LIMITS.atomicBatchesMax)
     let bytes = FRAME_HEADER_BYTES + HEAD_BYTES + acks.length * ACK_BYTES
     for (const { queue, end } of batches) bytes += 1 + textBytes(queue) + end

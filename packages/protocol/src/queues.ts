@@ -276,9 +276,9 @@ export interface QueueInfo extends QueueCounts {
   /** Records of all messages that are not gone. */
   readonly bytes: number
   readonly consumers: number
-  /** Age of the oldest ready message; null when none is ready. */
+  /** How long the oldest ready message has waited since it was published or due; null when none is ready. */
   readonly oldestReadyMs: number | null
-  /** Since the queue was made: accepted, and done. */
+  /** Since the queue was made: accepted, duplicates aside, and done. */
   readonly published: number
   readonly acked: number
   /** Record bytes of settled messages that are kept for replay. */

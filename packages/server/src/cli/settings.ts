@@ -5,14 +5,12 @@
 import { BlockList, isIPv6 } from 'node:net'
 import { parseDuration } from '@sluice/client'
 import { LIMITS } from '@sluice/protocol'
-import {
-  SEGMENT_BYTES_DEFAULT,
-  SEGMENT_BYTES_MAX,
-  SEGMENT_BYTES_MIN,
-  segmentBytesFit,
-} from '../log/segment.js'
+import { SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, segmentBytesFit } from '../log/segment.js'
 import { UsageError } from './failure.js'
 import { nearest } from './spelling.js'
+
+/** What the log takes is smaller; state pages of queues with keys, ids and times to live need more. */
+const SEGMENT_BYTES_LEAST = 1024 ** 2
 
 interface Setting<Value> {
   readonly describe: string
@@ -51,10 +49,10 @@ export const SETTINGS = {
   'segment-bytes': setting(
     'Size of a file of the log; a log that exists keeps its own',
     `${SEGMENT_BYTES_DEFAULT / 1024 ** 2}MiB`,
-    `a size from ${SEGMENT_BYTES_MIN / 1024}KiB to ${SEGMENT_BYTES_MAX / 1024 ** 2}MiB in whole blocks of 4KiB`,
+    `a size from ${SEGMENT_BYTES_LEAST / 1024 ** 2}MiB to ${SEGMENT_BYTES_MAX / 1024 ** 2}MiB in whole blocks of 4KiB`,
     (text) => {
       const bytes = size(text)
-      return bytes !== undefined && segmentBytesFit(bytes) ? bytes : undefined
+      return bytes !== undefined && bytes >= SEGMENT_BYTES_LEAST && segmentBytesFit(bytes) ? bytes : undefined
     },
   ),
   'max-message-bytes': setting(

@@ -197,7 +197,7 @@ export class Line {
     return this.#scheduled.firstTime
   }
 
-  /** Since when the message has waited that was eligible first; Infinity when none is. */
+  /** Since when the message has waited, published or due, that has waited longest, also behind its key; Infinity when none has. */
   get oldestSince(): number {
     let oldest = Infinity
     for (let mask = this.#plainMask | this.#dueMask; mask !== 0; mask &= mask - 1) {
@@ -205,6 +205,13 @@ export class Line {
       const chunk = this.#head(priority)
       if (chunk !== undefined) oldest = Math.min(oldest, plainTime(chunk, this.#cursors[priority]!))
       oldest = Math.min(oldest, this.#dueHeap(priority)?.firstTime ?? Infinity)
+    }
+    if (this.#keys.size === 0) return oldest
+    for (const slot of this.#keys.slots()) {
+      const head = this.#keys.heads[slot]!
+      if (head === NONE) continue
+      const chunk = this.#chunks.at(head)!
+      oldest = Math.min(oldest, chunk.lineTimeAt(head - chunk.base))
     }
     return oldest
   }
@@ -228,6 +235,15 @@ export class Line {
       return true
     }
     return false
+  }
+
+  /** Calls `each` with places in the log where batches stand whose messages are among the next that are due. */
+  upcoming(count: number, each: (batchPosition: number) => void): void {
+    if (this.#dueMask === 0) return
+    for (const offset of this.#due[31 - Math.clz32(this.#dueMask)]!.early(count)) {
+      const chunk = this.#chunks.at(offset)
+      if (chunk !== undefined) each(chunk.batchPosition(chunk.batchAt(offset - chunk.base)))
+    }
   }
 
   /** The first `count` messages of `run`, the newest from `next`, are handed out. */
