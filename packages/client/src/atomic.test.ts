@@ -392,8 +392,12 @@ describe('an atomic step that is not sent', () => {
     })
     await expect(wide).rejects.toMatchObject({ code: 'TRANSACTION_TOO_LARGE' })
     expect(await codeOf(messages[0]!.ack())).toBe('done')
+    const two = sluice.atomic((tx) => {
+      for (let i = 0; i < 2; i++) tx.publish('x', 'x'.repeat(600_000))
+    })
+    await expect(two).rejects.toMatchObject({ code: 'TRANSACTION_TOO_LARGE' })
     const fits = sluice.atomic((tx) => {
-      for (let i = 0; i < 3; i++) tx.publish('x', 'x'.repeat(600_000))
+      for (let i = 0; i < 3; i++) tx.publish(`x${i}`, 'x'.repeat(600_000))
     })
     await stepped()
     expect(peer.link.atomics[0]!.batches.map(({ count }) => count)).toEqual([1, 1, 1])

@@ -196,10 +196,10 @@ export class Operator {
         guarded++
         return
       }
+      redriven++
       if (dryRun) return
       if (target === undefined) queue.redrive(offset, this.#premises.nowMs, by)
       else if (!this.#moves.move(queue, offset, record!, this.#premises.queue(to!), 'carry')) throw diskLow()
-      redriven++
     })
     return { matched, redriven, guarded, next }
   }
@@ -208,9 +208,8 @@ export class Operator {
   async discard(request: DeadSelection): Promise<DiscardResult> {
     let discarded = 0
     const { matched, next } = await this.#forDead(request, (queue, offset) => {
-      if (request.dryRun) return
-      queue.discard(offset, this.#premises.nowMs)
       discarded++
+      if (!request.dryRun) queue.discard(offset, this.#premises.nowMs)
     })
     return { matched, discarded, next }
   }
@@ -297,6 +296,7 @@ export class Operator {
           if (matched === limit)
             return { matched, replayed, cursor: cursorText({ ...from, position, index }) }
           matched++
+          replayed++
           if (dryRun) continue
           this.#premises.beginTurn()
           const target = this.#premises.queue(request.to ?? request.name)
@@ -309,7 +309,6 @@ export class Operator {
             dead: undefined,
           }
           if (!this.#moves.copy(copy, origin, target)) throw diskLow()
-          replayed++
         }
       }
     }
@@ -353,12 +352,18 @@ export class Operator {
 
   /**
    * What the log says of a message. A page reads a part of the log; the next one goes on at its cursor.
-   * @throws SluiceError QUEUE_NOT_FOUND, LOG_CORRUPT
+   * @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND, INVALID_ARGUMENT, LOG_CORRUPT
    */
   async history(request: HistoryRequest): Promise<HistoryResult> {
     const queue = this.#premises.queue(request.name)
     const { offset } = request
     const cursor = historyCursor(request.cursor)
+    if (offset >= queue.next) {
+      throw new SluiceError(
+        'MESSAGE_NOT_FOUND',
+        `There was no message ${offset} in the queue ${queue.name} yet; the next one is ${queue.next}.`,
+      )
+    }
     const events: HistoryEvent[] = []
     let complete = cursor.index > 0
     let readBytes = 0
@@ -377,6 +382,8 @@ export class Operator {
           const holds = offset >= header.baseOffset && offset < header.baseOffset + header.count
           if (!holds || header.attributes & BATCH_ATTRIBUTE.relocated) continue
           complete = true
+          // What was a duplicate was never there for anybody.
+          if (events[first]?.event === 'duplicate') continue
           events.splice(first, 0, { event: 'published', atMs: header.timeMs })
         } else if (header.type === BATCH_TYPE.facts) {
           readFacts(entry.bytes, at + BATCH_HEADER_BYTES, at + header.length, (fact) => {
