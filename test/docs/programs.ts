@@ -1,4 +1,7 @@
-/** Compiles the programs of the pages, and runs them: what each prints is noted by page and line. */
+/**
+ * Compiles the programs of the pages, and runs them: what each prints is noted by page and line. And asks the command
+ * line what it has.
+ */
 import { execFile } from 'node:child_process'
 import { mkdir, rm, writeFile } from 'node:fs/promises'
 import { createRequire } from 'node:module'
@@ -77,6 +80,17 @@ export function compilePrograms(): Promise<string> {
     execFile(process.execPath, [compiler, '-p', directory, '--pretty', 'false'], (error, stdout, stderr) =>
       resolve(error === null ? '' : stdout + stderr || error.message),
     )
+  })
+}
+
+/** What the command line says of a command. */
+export function helpOf(command: readonly string[]): Promise<string> {
+  const sluice = join(root, 'packages/server/bin/sluice.js')
+  return new Promise((resolve, reject) => {
+    execFile(process.execPath, [sluice, ...command, '--help'], (error, stdout, stderr) => {
+      if (error === null) resolve(stdout)
+      else reject(new Error(`sluice ${command.join(' ')} --help: ${stderr}`))
+    })
   })
 }
 
