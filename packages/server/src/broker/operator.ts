@@ -365,13 +365,15 @@ export class Operator {
       )
     }
     const events: HistoryEvent[] = []
-    let complete = cursor.index > 0
+    let complete = (cursor.index & COMPLETE) !== 0
+    // A purge takes what is there: it says nothing of a message that was done, or dead, before.
+    let isPending = (cursor.index & PENDING) !== 0
     let readBytes = 0
     let eventsBytes = 0
     for await (const entry of this.#log.read(this.#readableFrom(cursor.position))) {
       if (entry.position < cursor.position) continue
       if (readBytes > READ_BYTES_MAX || eventsBytes > EVENTS_BYTES_MAX)
-        return { events, complete, cursor: `${entry.position}:${complete ? 1 : 0}` }
+        return { events, complete, cursor: historyCursorText(entry.position, complete, isPending) }
       readBytes += entry.bytes.length
       // Some facts stand in front of the batch of their message.
       const first = events.length
@@ -382,13 +384,15 @@ export class Operator {
           const holds = offset >= header.baseOffset && offset < header.baseOffset + header.count
           if (!holds || header.attributes & BATCH_ATTRIBUTE.relocated) continue
           complete = true
+          isPending = true
           // What was a duplicate was never there for anybody.
           if (events[first]?.event === 'duplicate') continue
           events.splice(first, 0, { event: 'published', atMs: header.timeMs })
         } else if (header.type === BATCH_TYPE.facts) {
           readFacts(entry.bytes, at + BATCH_HEADER_BYTES, at + header.length, (fact) => {
             const event = eventOf(fact, offset, header.timeMs)
-            if (event === undefined) return
+            if (event === undefined || (fact.kind === FACT.purge && !isPending)) return
+            isPending = KEEPS_PENDING.has(event.event) && fact.kind !== FACT.carry
             events.push(event)
             eventsBytes += EVENT_BYTES + textBytes(fact.text)
           })
@@ -508,6 +512,22 @@ function* deadFrom(queue: Queue, from: number): IterableIterator<number> {
 function deadIn(chunk: Chunk): number[] {
   return [...chunk.dead!.keys()].sort((a, b) => a - b).map((index) => chunk.base + index)
 }
+
+const COMPLETE = 1
+const PENDING = 2
+
+function historyCursorText(position: number, complete: boolean, isPending: boolean): string {
+  return `${position}:${(complete ? COMPLETE : 0) | (isPending ? PENDING : 0)}`
+}
+
+/** Events after which a message is still there, and not dead. */
+const KEEPS_PENDING: ReadonlySet<HistoryEventName> = new Set<HistoryEventName>([
+  'published',
+  'delivered',
+  'retried',
+  'redriven',
+  'rescheduled',
+])
 
 const EVENTS: Readonly<Record<number, HistoryEventName>> = {
   [FACT.ack]: 'acked',
