@@ -7,11 +7,17 @@ import {
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
   CONTENT_TYPE,
+  DELIVER_FLAG,
+  DELIVER_HEADER_BYTES,
+  SCATTERED_BYTES,
+  decodeDeliverHead,
   readU16,
   readU32,
+  readU64,
   recordBytes,
   sealBatch,
   writeRecordHead,
+  type Delivery,
   type Duplicates,
   type ErrorCode,
   type RecordOptions,
@@ -97,6 +103,33 @@ export function splitRecords(bytes: Uint8Array, start: number, end: number): Uin
     at += size
   }
   return records
+}
+
+/** The messages of a DELIVER frame: side by side, or each with its own offset and time in front. */
+export function deliveredIn(
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+): Delivery & { readonly messages: { readonly offset: number; readonly record: Uint8Array }[] } {
+  const head = decodeDeliverHead(bytes, start, end)
+  const at = start + DELIVER_HEADER_BYTES
+  if ((head.flags & DELIVER_FLAG.scattered) === 0) {
+    const messages = splitRecords(bytes, at, end).map((record, i) => ({
+      offset: head.firstOffset + i,
+      record,
+    }))
+    return { ...head, messages }
+  }
+  const messages = []
+  for (let next = at; next < end;) {
+    const recordAt = next + SCATTERED_BYTES
+    const recordEnd = recordAt + 8 > end ? end : recordAt + readU32(bytes, recordAt)
+    messages.push({ offset: readU64(bytes, next), record: splitRecords(bytes, recordAt, recordEnd)[0]! })
+    next = recordEnd
+  }
+  if (messages[0]?.offset !== head.firstOffset || readU64(bytes, at + 8) !== head.publishedAtMs)
+    throw new Violation(2, 'the head of a scattered delivery is not that of its first message')
+  return { ...head, messages }
 }
 
 export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {

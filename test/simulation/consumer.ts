@@ -4,12 +4,10 @@
  */
 import {
   DELIVER_FLAG,
-  DELIVER_HEADER_BYTES,
   OP,
   LIMITS,
   OUTCOME,
   decodeAtomicOk,
-  decodeDeliverHead,
   decodeDrained,
   decodePublishErr,
   decodeRanges,
@@ -27,7 +25,7 @@ import {
 } from '@sluice/protocol'
 import { crc32 } from 'node:zlib'
 import type { SettleEvent } from '../checker/history.js'
-import { messageName, splitRecords, type RecordDraft } from './attempts.js'
+import { deliveredIn, messageName, type RecordDraft } from './attempts.js'
 import { wishFor } from './characters.js'
 import { Client } from './client.js'
 import { Steps, type Step } from './steps.js'
@@ -452,21 +450,16 @@ export class Consumer extends Client {
   }
 
   #delivered(reader: Reader | undefined, bytes: Uint8Array, start: number, end: number): void {
-    const { subscriptionId, firstTag, firstOffset, flags, attempt, count } = decodeDeliverHead(
-      bytes,
-      start,
-      end,
-    )
+    const { subscriptionId, firstTag, flags, attempt, count, messages } = deliveredIn(bytes, start, end)
     if (reader === undefined) return
     if (reader.id !== subscriptionId)
       throw new Violation(
         7,
         `${this.name} is delivered to subscription ${subscriptionId}, which it does not have on that channel`,
       )
-    const records = splitRecords(bytes, start + DELIVER_HEADER_BYTES, end)
-    if (records.length !== count || attempt === 0)
-      throw new Violation(2, `${this.name} is delivered ${records.length} records of ${count}`)
-    for (const [i, record] of records.entries()) {
+    if (messages.length !== count || attempt === 0)
+      throw new Violation(2, `${this.name} is delivered ${messages.length} records of ${count}`)
+    for (const [i, { offset, record }] of messages.entries()) {
       const tag = (firstTag + i) >>> 0
       // 7, 14: what is held is not delivered once more.
       if (reader.held.has(tag))
@@ -479,7 +472,7 @@ export class Consumer extends Client {
         message,
         consumer: `${this.name}/${subscriptionId}`,
         redelivered: (flags & DELIVER_FLAG.redelivered) !== 0,
-        offset: firstOffset + i,
+        offset,
         body: String(crc32(record)),
       })
     }

@@ -2,7 +2,7 @@
  * Planted bugs: each is put between the parts of a world through a seam, and each must be found. A simulation that
  * finds none of its own bugs proves nothing by finding none of others.
  */
-import { FRAME_HEADER_BYTES, OP, OUTCOME, readU32 } from '@sluice/protocol'
+import { DELIVER_FLAG, FRAME_HEADER_BYTES, OP, OUTCOME, readU32 } from '@sluice/protocol'
 import type { Broker } from '../../packages/server/src/broker/broker.js'
 import { Producer as BrokerProducer } from '../../packages/server/src/broker/producers.js'
 import { ENTRY_HEADER_BYTES, readEntryHeader, sealEntry } from '../../packages/server/src/log/entry.js'
@@ -260,7 +260,7 @@ export const DEFECTS: readonly Defect[] = [
     name: 'the redelivered mark is lost on the way',
     transport: (transport) =>
       otherFrames(transport, (opcode, frame) => {
-        if (opcode === OP.DELIVER) frame[FRAME_HEADER_BYTES + 30] = 0
+        if (opcode === OP.DELIVER) frame[FRAME_HEADER_BYTES + 30]! &= ~DELIVER_FLAG.redelivered
         return [frame]
       }),
   },

@@ -71,10 +71,4 @@ export class PendingIds {
   entries(): IterableIterator<[string, number]> {
     return this.#offsets.entries()
   }
-
-  clone(): PendingIds {
-    const copy = new PendingIds()
-    for (const [id, offset] of this.#offsets) copy.#offsets.set(id, offset)
-    return copy
-  }
 }

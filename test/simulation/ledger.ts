@@ -8,7 +8,7 @@
  */
 import { readText, readU16, readU32, readU48, readU64 } from '@sluice/protocol'
 import { sameBytes } from './attempts.js'
-import { PendingIds, RememberedIds } from './identifiers.js'
+import { RememberedIds } from './identifiers.js'
 import { Violation } from './trace.js'
 import { OVERFLOW, copyOf, dueMsOf, redrivesBefore, wishesOf, type Wishes } from './wishes.js'
 
@@ -73,7 +73,6 @@ export interface LedgerQueue {
   readonly places: Map<number, number[]>
   /** Every id that was ever accepted. */
   readonly remembered: RememberedIds
-  readonly pending: PendingIds
 }
 
 /** Where one batch went. */
@@ -366,7 +365,6 @@ export class LedgerState {
         dead: undefined,
         isListed,
       })
-      if (isListed) queue.pending.add(wishes.id!, offset)
       if (windowMs > 0 && wishes.id !== undefined) queue.remembered.remember(wishes.id, offset, timeMs)
     }
     queue.counts.duplicates += duplicates.size
@@ -416,7 +414,7 @@ export class LedgerState {
     if (producer === undefined) throw new Violation(3, `a step of producer ${producerId}, which there is not`)
     const steps = this.#together.steps.splice(0)
     const places = steps.map(({ place }) => place)
-    const has = JSON.stringify(places.map(({ base, duplicates }) => [base, ...duplicates]))
+    const has = JSON.stringify(places.map(({ queueId, base }) => [queueId, base]))
     if (steps.some((step) => step.number !== number) || has !== text)
       throw new Violation(
         9,
@@ -447,7 +445,6 @@ export class LedgerState {
       live: new Map(),
       places: new Map(),
       remembered: new RememberedIds(),
-      pending: new PendingIds(),
     })
   }
 
@@ -525,7 +522,6 @@ export class LedgerState {
         message.attempts = 0
         message.dueMs = timeMs
         message.expiresMs = 0
-        if (message.isListed) queue.pending.add(message.wishes.id!, offset)
         queue.counts.redriven++
         return
       }
@@ -572,7 +568,6 @@ export class LedgerState {
     if (death === OVERFLOW) this.onDeparture?.({ queue: queue.name, record: message.record, why: 'overflow' })
     message.attempts = 0
     message.dueMs = undefined
-    if (message.isListed) queue.pending.done(message.wishes.id!, offset)
   }
 
   // Dead here, and in the same entry it is in another queue.
@@ -633,8 +628,6 @@ export class LedgerState {
   }
 
   #remove(queue: LedgerQueue, offset: number): void {
-    const { isListed, wishes } = queue.live.get(offset)!
-    if (isListed) queue.pending.done(wishes.id!, offset)
     queue.live.delete(offset)
   }
 
@@ -658,7 +651,6 @@ export class LedgerState {
         live: new Map([...queue.live].map(([offset, message]) => [offset, { ...message }])),
         places: new Map([...queue.places].map(([base, positions]) => [base, [...positions]])),
         remembered: queue.remembered.clone(),
-        pending: queue.pending.clone(),
       })
     }
     for (const producer of this.producers.values()) {

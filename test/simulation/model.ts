@@ -20,7 +20,6 @@ import { OVERFLOW, copyOf, dueMsOf, redrivesBefore, wishesOf } from './wishes.js
 const REJECTED = 1
 const MAX_DELIVERIES = 2
 const INVALID = 4
-const REDRIVES_MAX = 10
 const AT_PAST_MS_MAX = 60_000
 const UNEXPLAINED_MAX = 3
 
@@ -99,7 +98,11 @@ export interface ModelAck {
 interface Freed {
   messages: number
   bytes: number
+  /** Whose ids are free by then. */
+  readonly offsets: Set<number>
 }
+
+const NOTHING_FREED: Freed = { messages: 0, bytes: 0, offsets: new Set() }
 
 export type ModelBlame = 'nobody' | 'started' | 'suspects' | 'unexplained'
 
@@ -222,7 +225,7 @@ export class Model {
       line: new ModelLine(options),
       remembered: saved.remembered.clone(),
       unsure: new Set(),
-      pending: saved.pending.clone(),
+      pending: new PendingIds(),
       subscriptions: new Set(),
       expiring: new Set(),
     }
@@ -259,6 +262,7 @@ export class Model {
       }
       queue.live.set(offset, known)
       if (dead !== undefined) continue
+      if (isListed) queue.pending.add(wishes.id!, offset)
       // A plain message has no time to wait for, whatever the clock was set to since.
       if (known.isPlain || lineMs <= nowMs) known.state = 'ready'
       else {
@@ -279,9 +283,7 @@ export class Model {
     const places = answer instanceof SluiceError ? answer : [answer]
     const isFresh = this.#answered(identity, number, crc, unanswered, what, places, [attempt], () => {
       const queue = this.names.get(attempt.queue)
-      return queue === undefined
-        ? 'QUEUE_NOT_FOUND'
-        : this.#refusal(queue, attempt, { messages: 0, bytes: 0 }, nowMs)
+      return queue === undefined ? 'QUEUE_NOT_FOUND' : this.#refusal(queue, attempt, NOTHING_FREED, nowMs)
     })
     if (!isFresh) return
     const duplicates = this.#duplicatesOf(attempt, answer as Placed)
@@ -319,7 +321,8 @@ export class Model {
       held!.map(({ subscription, message }) => `${subscription.queue.id}:${message.offset}`),
     )
     // What is a duplicate is judged before anything of the step is done.
-    const duplicates = attempts.map((attempt, i) => this.#duplicatesOf(attempt, places[i]!))
+    const freed = freedBy(held!)
+    const duplicates = attempts.map((attempt, i) => this.#duplicatesOf(attempt, places[i]!, freed))
     for (const { subscription, tag, message } of held!) {
       this.counts['step acks']++
       this.#letGo(subscription, tag, message)
@@ -368,17 +371,11 @@ export class Model {
     attempts: readonly Attempt[],
     nowMs: number,
   ): ErrorCode | undefined {
-    const freed = new Map<ModelQueue, Freed>()
-    for (const { subscription, message } of held) {
-      const sum = freed.get(subscription.queue) ?? { messages: 0, bytes: 0 }
-      sum.messages++
-      sum.bytes += message.record.length
-      freed.set(subscription.queue, sum)
-    }
+    const freed = freedBy(held)
     for (const attempt of attempts) {
       const queue = this.names.get(attempt.queue)
       if (queue === undefined) return 'QUEUE_NOT_FOUND'
-      const refusal = this.#refusal(queue, attempt, freed.get(queue) ?? { messages: 0, bytes: 0 }, nowMs)
+      const refusal = this.#refusal(queue, attempt, freed.get(queue) ?? NOTHING_FREED, nowMs)
       if (refusal !== undefined) return refusal
     }
     const bytes = attempts.reduce((sum, { batch }) => sum + batch.length, 48)
@@ -472,7 +469,7 @@ export class Model {
   }
 
   /** Index in the batch → offset of the first. Of ids that it is not sure about, what the broker says. */
-  #duplicatesIn(queue: ModelQueue, attempt: Attempt, hint?: Placed): Map<number, number> {
+  #duplicatesIn(queue: ModelQueue, attempt: Attempt, freed: Freed, hint?: Placed): Map<number, number> {
     const { unique, dedupWindowMs } = queue.options
     const duplicates = new Map<number, number>()
     if (unique === 'window' && dedupWindowMs === 0) return duplicates
@@ -481,6 +478,7 @@ export class Model {
       const { id } = wishesOf(record)
       if (id === undefined) continue
       let first = unique === 'window' ? queue.remembered.find(id)?.offset : queue.pending.find(id)
+      if (unique === 'pending' && first !== undefined && freed.offsets.has(first)) first = undefined
       if (first !== undefined && queue.unsure.has(id) && hint?.duplicates?.get(index) !== first)
         first = undefined
       if (first === undefined && !fresh.has(id)) fresh.set(id, index)
@@ -493,7 +491,7 @@ export class Model {
     const { unique, dedupWindowMs, dedupMaxIds, maxMessages, maxBytes, overflow } = queue.options
     for (const record of attempt.records)
       if ((wishesOf(record).atMs ?? nowMs) < nowMs - AT_PAST_MS_MAX) return 'AT_IN_THE_PAST'
-    const duplicates = this.#duplicatesIn(queue, attempt)
+    const duplicates = this.#duplicatesIn(queue, attempt, freed)
     if (unique === 'pending' || dedupWindowMs > 0) {
       const known = unique === 'window' ? queue.remembered : queue.pending
       const ids = new Set<string>()
@@ -519,7 +517,7 @@ export class Model {
   }
 
   #admitted(attempt: Attempt, duplicates: ReadonlyMap<number, number>): Freed {
-    const admitted = { messages: 0, bytes: 0 }
+    const admitted = { messages: 0, bytes: 0, offsets: new Set<number>() }
     for (const [index, record] of attempt.records.entries()) {
       if (duplicates.has(index)) continue
       admitted.messages++
@@ -563,10 +561,14 @@ export class Model {
   }
 
   /** S7: of an accepted batch. */
-  #duplicatesOf(attempt: Attempt, placed: Placed): ReadonlyMap<number, number> {
+  #duplicatesOf(
+    attempt: Attempt,
+    placed: Placed,
+    freed = new Map<ModelQueue, Freed>(),
+  ): ReadonlyMap<number, number> {
     const queue = this.names.get(attempt.queue)
     if (queue === undefined) return new Map()
-    const duplicates = this.#duplicatesIn(queue, attempt, placed)
+    const duplicates = this.#duplicatesIn(queue, attempt, freed.get(queue) ?? NOTHING_FREED, placed)
     const is = JSON.stringify([...(placed.duplicates ?? [])])
     const must = JSON.stringify([...duplicates])
     if (is !== must)
@@ -1256,7 +1258,10 @@ export class Model {
   redriven(id: number, offset: number, nowMs: number): void {
     const queue = this.#numbered(id)
     const message = this.#deadAt(queue, offset, 'brought back')
-    const { dead, lives } = message
+    const { dead, lives, wishes } = message
+    const other = queue.options.unique === 'pending' ? queue.pending.find(wishes.id ?? '') : undefined
+    if (other !== undefined)
+      throw new Violation('S7', `offset ${offset} of ${queue.name} is brought back, and ${other} has its id`)
     message.lives = { redrives: lives.redrives + 1, attempts: lives.attempts + dead!.attempts }
     message.dead = undefined
     message.attempts = 0
@@ -1271,12 +1276,6 @@ export class Model {
     // It was not in the line.
     message.state = 'leased'
     queue.line.enter(message, nowMs)
-  }
-
-  /** Messages that were brought back `REDRIVES_MAX` times are left alone. */
-  mayRedrive(id: number, offset: number): boolean {
-    const message = this.#numbered(id).live.get(offset)
-    return message !== undefined && message.lives.redrives < REDRIVES_MAX
   }
 
   discarded(id: number, offset: number): void {
@@ -1344,7 +1343,7 @@ export class Model {
     const must = {
       ...states,
       ...queue.counts,
-      published: queue.next,
+      published: queue.next - queue.counts.duplicates,
       acked: queue.acked,
       consumers: queue.subscriptions.size,
       paused: queue.paused,
@@ -1550,10 +1549,23 @@ function goneOtherwise({ counts, carried }: { readonly counts: Counters; readonl
   return gone
 }
 
-function sayQueue(queue: ModelQueue | LedgerQueue): object {
-  const { next, live, counts, carried, paused, options } = queue
-  const pending = [...queue.pending.entries()].sort()
-  return { next, live: live.size, counts, carried, paused, options, pending }
+function sayQueue({ next, live, counts, carried, paused, options }: ModelQueue | LedgerQueue): object {
+  return { next, live: live.size, counts, carried, paused, options }
+}
+
+/** What leaves the queues with these. */
+function freedBy(
+  held: readonly { readonly subscription: ModelSubscription; readonly message: ModelMessage }[],
+): Map<ModelQueue, Freed> {
+  const freed = new Map<ModelQueue, Freed>()
+  for (const { subscription, message } of held) {
+    const sum = freed.get(subscription.queue) ?? { messages: 0, bytes: 0, offsets: new Set() }
+    freed.set(subscription.queue, sum)
+    sum.messages++
+    sum.bytes += message.record.length
+    sum.offsets.add(message.offset)
+  }
+  return freed
 }
 
 function compare(what: string, is: object, must: object): void {

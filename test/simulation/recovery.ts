@@ -7,7 +7,14 @@ import type { Broker } from '../../packages/server/src/broker/broker.js'
 import { hashId } from '../../packages/server/src/broker/traits.js'
 import type { Log } from '../../packages/server/src/log/log.js'
 import { ID_WORDS, hashInto, type Chunk, type Queue } from '../../packages/server/src/queue/index.js'
-import { COUNTERS, type LedgerMessage, type LedgerQueue, type LedgerState } from './ledger.js'
+import { PendingIds } from './identifiers.js'
+import {
+  COUNTERS,
+  type LedgerDead,
+  type LedgerMessage,
+  type LedgerQueue,
+  type LedgerState,
+} from './ledger.js'
 import { Violation } from './trace.js'
 
 /** From which number on a producer may still send again. */
@@ -141,7 +148,7 @@ function compareMessage(
       key: keyWords(chunk, index, queue),
       id: idWords(chunk, index),
       lives: chunk.lives?.get(index),
-      dead: chunk.dead?.get(index),
+      dead: deadOf(chunk, index),
     },
     {
       priority: wishes.priority,
@@ -173,11 +180,22 @@ function compareIds(queue: Queue, saved: LedgerQueue, latestMs: number, compared
     compare(17, `the offset of id ${id} in ${saved.name}`, found, offset)
   }
   if (saved.options['unique'] !== 'pending') return
-  for (const [id, offset] of saved.pending.entries()) {
+  // Of several with one id, that of the first.
+  const pending = new PendingIds()
+  for (const [offset, { dead, wishes }] of saved.live)
+    if (dead === undefined && wishes.id !== undefined) pending.add(wishes.id, offset)
+  for (const [id, offset] of pending.entries()) {
     compared.ids++
     const found = queue.offsetOf(Uint32Array.from(hashOfId(id, queue.seed)))
     compare(17, `the offset of the pending id ${id} in ${saved.name}`, found, offset)
   }
+}
+
+function deadOf(chunk: Chunk, index: number): LedgerDead | undefined {
+  const dead = chunk.dead?.get(index)
+  if (dead === undefined) return undefined
+  const { attempts, death, timeMs, reason, isMoving } = dead
+  return { attempts, death, timeMs, reason, isMoving }
 }
 
 function keyWords(chunk: Chunk, index: number, queue: Queue): number[] | undefined {

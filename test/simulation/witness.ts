@@ -9,17 +9,15 @@ import {
   OP,
   OUTCOME,
   decodeAtomicOk,
-  decodeDeliverHead,
   decodeFault,
   decodeMessages,
   decodePublishErr,
   decodePublishOk,
   decodeRanges,
-  DELIVER_HEADER_BYTES,
   type Placed,
   type SettleItem,
 } from '@sluice/protocol'
-import { splitRecords, type Attempts } from './attempts.js'
+import { deliveredIn, type Attempts } from './attempts.js'
 import type { Ledger } from './ledger.js'
 import type { Model } from './model.js'
 import { Violation } from './trace.js'
@@ -225,18 +223,16 @@ export class Witness {
 
   // 2: delivered means on disk, and published there byte for byte.
   #delivered(bytes: Uint8Array, start: number, end: number): void {
-    const { subscriptionId, firstTag, firstOffset, count } = decodeDeliverHead(bytes, start, end)
+    const { subscriptionId, firstTag, count, messages } = deliveredIn(bytes, start, end)
     const subscription = this.#model.subscriptionById(subscriptionId)
     if (subscription === undefined)
       throw new Violation(7, `a delivery for subscription ${subscriptionId}, which there is not`)
     const { queue } = subscription
-    const records = splitRecords(bytes, start + DELIVER_HEADER_BYTES, end)
-    if (records.length !== count)
-      throw new Violation(2, `a delivery of ${count} messages carries ${records.length} records`)
+    if (messages.length !== count)
+      throw new Violation(2, `a delivery of ${count} messages carries ${messages.length} records`)
     const saved = this.#ledger.durable.queues.get(queue.id)
-    for (const [i, record] of records.entries()) {
+    for (const [i, { offset, record }] of messages.entries()) {
       this.counts.delivered++
-      const offset = firstOffset + i
       const tag = (firstTag + i) >>> 0
       if (subscription.granted.get(tag) !== offset)
         throw new Violation(
