@@ -307,8 +307,7 @@ describe('a producer that asks again', () => {
     for (const restarts of [false, true]) {
       await bench.settle()
       if (restarts) await bench.crash()
-      const { producer } = bench
-      expect(producer.call(bench).highest).toBe(2)
+      expect(bench.producer().highest).toBe(2)
       expect(() => bench.send(batchOf([{}], 1), Q, undefined, 1)).toThrow(reused)
       expect(() => step(2, 5)).toThrow(reused)
     }
