@@ -359,6 +359,27 @@ describe('an atomic step that is not sent', () => {
     expect(peer.link.named('ATOMIC')).toEqual([])
   })
 
+  it('is refused when a lease is lost before it is sent, and leaves the others', async () => {
+    const { messages, channel, tag } = await pulled('a', 'b')
+    peer.link.flowing = false
+    void sluice.publish('x', 'fills the socket').catch(() => {})
+    await turns()
+    const step = codeOf(
+      sluice.atomic((tx) => {
+        for (const message of messages) tx.ack(message)
+      }),
+    )
+    await turns()
+    peer.link.leasesLost(channel, 101, { firstTag: tag, count: 1 })
+    await turns()
+    peer.link.flowing = true
+    peer.link.drained()
+    expect(await step).toBe('LEASE_LOST')
+    expect(peer.link.named('ATOMIC')).toEqual([])
+    expect(await codeOf(messages[0]!.ack())).toBe('LEASE_LOST')
+    expect(await codeOf(messages[1]!.ack())).toBe('done')
+  })
+
   it('is refused when it is too large', async () => {
     const { messages } = await pulled('a')
     const large = sluice.atomic((tx) => {
@@ -371,8 +392,12 @@ describe('an atomic step that is not sent', () => {
     })
     await expect(wide).rejects.toMatchObject({ code: 'TRANSACTION_TOO_LARGE' })
     expect(await codeOf(messages[0]!.ack())).toBe('done')
+    const two = sluice.atomic((tx) => {
+      for (let i = 0; i < 2; i++) tx.publish('x', 'x'.repeat(600_000))
+    })
+    await expect(two).rejects.toMatchObject({ code: 'TRANSACTION_TOO_LARGE' })
     const fits = sluice.atomic((tx) => {
-      for (let i = 0; i < 3; i++) tx.publish('x', 'x'.repeat(600_000))
+      for (let i = 0; i < 3; i++) tx.publish(`x${i}`, 'x'.repeat(600_000))
     })
     await stepped()
     expect(peer.link.atomics[0]!.batches.map(({ count }) => count)).toEqual([1, 1, 1])

@@ -191,8 +191,10 @@ export class Sluice {
    * together and stay independent of each other. Beyond `maxInFlight` it waits for its place, in order.
    *
    * @param body A `Uint8Array` stays bytes, a string text, anything else must be plain data.
-   * @throws SluiceError INVALID_BODY, INVALID_ARGUMENT, MESSAGE_TOO_LARGE, QUEUE_NOT_FOUND, NOT_SUPPORTED, DISK_LOW;
-   * TIMEOUT and ABORTED, with `outcome: 'unknown'` when it had been sent; CLOSED
+   * @throws SluiceError INVALID_BODY, MESSAGE_TOO_LARGE, QUEUE_NOT_FOUND; INVALID_PRIORITY, INVALID_DELAY, AT_IN_THE_PAST,
+   * INVALID_TTL, INVALID_KEY, INVALID_ID, INVALID_HEADERS, OPTION_CONFLICT, INVALID_ARGUMENT of an option; QUEUE_FULL,
+   * DEDUP_FULL, DISK_LOW, MEMORY_FULL, which are `retryable`; TIMEOUT and ABORTED, with `outcome: 'unknown'` when it had
+   * been sent; CLOSED
    * @example
    * const { offset } = await sluice.publish('orders', { total: 12 })
    */
@@ -371,10 +373,11 @@ export class Sluice {
 
   /**
    * The messages of the queue as an async iterator; each is settled by its own methods. Leaving the loop gives back
-   * what was not yielded.
+   * what was not yielded. Where the queue has a schema, only messages that match it are yielded.
    *
-   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, NOT_SUPPORTED; while iterating QUEUE_NOT_FOUND,
-   * QUEUE_DELETED, ABORTED
+   * @param options `prefetch`, default 10; `prefetchBytes`; `processingTimeout`; `signal` ends it.
+   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT; while iterating QUEUE_NOT_FOUND, QUEUE_DELETED, CONSUMER_CLOSED,
+   * ABORTED
    * @example
    * for await (const message of sluice.messages('orders', { prefetch: 10 })) await message.ack()
    */
@@ -396,9 +399,9 @@ export class Sluice {
 
   /**
    * Takes up to `max` messages: as soon as there is one it resolves with what is ready, and with none at the end of
-   * `wait`.
+   * `wait`. Where the queue has a schema, only messages that match it count.
    *
-   * @param options `max`, default 1; `wait`, default 0; the deadline is `wait` plus `timeout`.
+   * @param options `max`, default 1; `wait`, default 0; `processingTimeout`; the deadline is `wait` plus `timeout`.
    * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, QUEUE_NOT_FOUND, TIMEOUT, ABORTED, CLOSED
    * @example
    * for (const message of await sluice.pull('orders', { max: 10, wait: '20s' })) await message.ack()

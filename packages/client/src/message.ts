@@ -241,22 +241,27 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
   }
 
   #settle(outcome: Outcome, delayMs: number | undefined, reason: string | undefined): Promise<void> {
-    if (!this.#isOpen()) return new Settlement(this.#refusal(), 0)
     const { lessor } = this.#run
+    const { tag } = this
+    if (this.#state !== OPEN || !lessor.holds(tag)) {
+      if (this.#state === OPEN) this.#lose()
+      return new Settlement(this.#refusal(), 0)
+    }
     this.#state = SETTLED
     if (this.#abort !== undefined) lessor.unwatch(this)
-    const { tag } = this
     return new Settlement(lessor.settle(tag, outcome, delayMs, reason), tag)
   }
 
   #isOpen(): boolean {
     if (this.#state !== OPEN) return false
-    const { lessor } = this.#run
-    const { tag } = this
-    if (lessor.holds(tag)) return true
-    this.#state = LOST
-    lessor.forget(tag)
+    if (this.#run.lessor.holds(this.tag)) return true
+    this.#lose()
     return false
+  }
+
+  #lose(): void {
+    this.#state = LOST
+    this.#run.lessor.forget(this.tag)
   }
 
   /** Why it cannot be settled. */
@@ -274,14 +279,16 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
 
   /** Settles as the handler's end says, unless it was settled before or is lost; nobody waits for it. */
   finish(outcome: Outcome, delayMs?: number, reason?: string, invalid?: boolean): void {
-    if (!this.#isOpen()) {
+    const { lessor } = this.#run
+    const { tag } = this
+    if (this.#state !== OPEN || !lessor.holds(tag)) {
       if (this.#state >= CLAIMED) ENDINGS.set(this, { outcome, delayMs, reason })
+      else if (this.#state === OPEN) this.#lose()
       return
     }
-    const { lessor } = this.#run
     this.#state = SETTLED
     if (this.#abort !== undefined) lessor.unwatch(this)
-    lessor.settle(this.tag, outcome, delayMs, reason, invalid)
+    lessor.settle(tag, outcome, delayMs, reason, invalid)
   }
 
   /** Its body was read through a schema. */

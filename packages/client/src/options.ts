@@ -120,7 +120,10 @@ class QueueValue implements Queue {
 
 /** Options of `queue`. */
 export interface QueueDeclaration<Schema extends StandardSchemaV1 = StandardSchemaV1> {
-  /** Any Standard Schema (Zod, Valibot, ArkType, …). Bodies are validated when they are published. */
+  /**
+   * Any Standard Schema (Zod, Valibot, ArkType, …). A body is checked when it is published and travels as it was given;
+   * whoever consumes it gets what the schema makes of it. One that does not match becomes a dead letter.
+   */
   readonly schema?: Schema
 }
 
@@ -157,9 +160,9 @@ export function queueOf(ref: QueueRef): Queue {
 
 /** Options of one message. */
 export interface MessageOptions {
-  /** Deduplicates: a second message with the same id is not accepted again. 1 to 255 bytes. */
+  /** Deduplicates, as the queue's `unique` says: a second message with the same id is not accepted again. 1 to 255 bytes. */
   readonly id?: string
-  /** Orders: messages of one key are handled one after the other. 1 to 255 bytes. */
+  /** Orders: messages of one key are handed out one after the other; see `keyConcurrency`. 1 to 255 bytes. */
   readonly key?: string
   /** 0 to 31, higher goes first. Default 0. */
   readonly priority?: number
@@ -167,7 +170,7 @@ export interface MessageOptions {
   readonly delay?: Duration
   /** Delivered no earlier than this; a number is milliseconds since the epoch. */
   readonly at?: Date | number
-  /** Expires this long after it became due. */
+  /** Expires this long after it became due, from 1 ms. Default: the queue's `ttl`. */
   readonly ttl?: Duration
   /** Text to text, at most 64 of them and 16 KiB. */
   readonly headers?: Readonly<Record<string, string>>

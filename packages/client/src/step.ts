@@ -48,6 +48,7 @@ export class Step extends Sending {
     const acks = rangesOf(messages)
     const { batches, places } = batchesOf(records)
     limit('acknowledges', messages.length, 'messages', LIMITS.atomicAcksMax)
+    limit('publishes', records.length, 'messages', LIMITS.atomicMessagesMax)
     limit('publishes', batches.length, 'batches', LIMITS.atomicBatchesMax)
     let bytes = FRAME_HEADER_BYTES + HEAD_BYTES + acks.length * ACK_BYTES
     for (const { queue, end } of batches) bytes += 1 + textBytes(queue) + end
@@ -153,25 +154,27 @@ function rangesOf(messages: readonly DeliveredMessage[]): AtomicAck[] {
   return ranges
 }
 
-/** The records of one queue share a batch for as long as they fit one. */
+/** The records of one queue share a batch. @throws SluiceError TRANSACTION_TOO_LARGE where they do not fit one */
 function batchesOf(records: readonly StepRecord[]): {
   readonly batches: StepBatch[]
   readonly places: (readonly [number, number])[]
 } {
   const drafts: { queue: string; records: Uint8Array[]; bytes: number }[] = []
-  const open = new Map<string, number>()
+  const byQueue = new Map<string, number>()
   const places = records.map(({ queue, record }): readonly [number, number] => {
-    let at = open.get(queue)
-    const full =
-      at === undefined ||
-      drafts[at]!.bytes + record.length > LIMITS.batchBytesMax ||
-      drafts[at]!.records.length === LIMITS.batchCountMax
-    if (at === undefined || full) {
+    let at = byQueue.get(queue)
+    if (at === undefined) {
       at = drafts.push({ queue, records: [], bytes: BATCH_HEADER_BYTES }) - 1
-      open.set(queue, at)
+      byQueue.set(queue, at)
     }
     const draft = drafts[at]!
     draft.bytes += record.length
+    if (draft.records.length > 0 && draft.bytes > LIMITS.batchBytesMax) {
+      throw new SluiceError(
+        'TRANSACTION_TOO_LARGE',
+        `An atomic step publishes ${draft.bytes} bytes to the queue ${queue}; at most ${LIMITS.batchBytesMax} go to one queue.`,
+      )
+    }
     return [at, draft.records.push(record) - 1]
   })
   const batches = drafts.map(({ queue, records, bytes: end }): StepBatch => {

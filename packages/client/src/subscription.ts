@@ -452,15 +452,10 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     if (this.live) this.#owner.delivered()
   }
 
-  /** The next announced message. */
-  take(): DeliveredMessage {
-    this.announced--
-    return this.#shift()
-  }
-
   /** The next message, without naming it as started: only where none is announced. */
   hold(): DeliveredMessage {
-    const message = this.#shift()
+    this.announced++
+    const message = this.take()
     this.held++
     this.#bufferedBytes += message.recordBytes
     return message
@@ -504,12 +499,14 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     if (messages.length > 0) this.#hurry()
   }
 
-  #shift(): DeliveredMessage {
+  /** The next announced message. */
+  take(): DeliveredMessage {
     const run = this.#runs[this.#runsAt]!
     const at = this.#at + run.gap
     const message = new DeliveredMessage(run, this.#index, at)
     const size = readU32(run.records, at)
     this.buffered--
+    this.announced--
     this.#bufferedBytes -= size
     if (++this.#index < run.count) {
       this.#at = at + size

@@ -12,6 +12,7 @@ import {
   decodeRanges,
   decodeSettle,
   decodeSubscriptionId,
+  DELIVER_FLAG,
   encodeAtomicOk,
   encodeControl,
   encodeDrained,
@@ -36,10 +37,12 @@ import {
   readU32,
   RECORD_HEADER_BYTES,
   recordBytes,
+  SCATTERED_BYTES,
   writeDeliverHead,
   writeFrameHeader,
   writePublishOkItem,
   writeRecordHead,
+  writeU64,
   type AtomicAck,
   type ContentType,
   type ErrorCode,
@@ -219,26 +222,33 @@ export class Link {
       /** Of each message; instead of `options`. */
       each = undefined as readonly (RecordOptions | undefined)[] | undefined,
       contentType = undefined as ContentType | undefined,
+      /** Offsets that do not follow each other: a scattered delivery. */
+      offsets = undefined as readonly number[] | undefined,
     } = {},
   ): number {
     const records = bodies.map((body, i) =>
       textRecord(body, each === undefined ? options : each[i], contentType),
     )
-    const bytes = new Uint8Array(32 + records.reduce((sum, record) => sum + record.length, 0))
+    const gap = offsets === undefined ? 0 : SCATTERED_BYTES
+    const bytes = new Uint8Array(32 + records.reduce((sum, record) => sum + gap + record.length, 0))
     let at = writeDeliverHead(
       bytes,
       0,
       subscriptionId,
       tag,
-      offset,
+      offsets?.[0] ?? offset,
       1_700_000_000_000,
       bodies.length,
       attempt,
-      flags,
+      offsets === undefined ? flags : flags | DELIVER_FLAG.scattered,
     )
-    for (const record of records) {
-      bytes.set(record, at)
-      at += record.length
+    for (const [i, record] of records.entries()) {
+      if (offsets !== undefined) {
+        writeU64(bytes, at, offsets[i] ?? 0)
+        writeU64(bytes, at + 8, 1_700_000_000_000 + i)
+      }
+      bytes.set(record, at + gap)
+      at += gap + record.length
     }
     this.send(OP.DELIVER, channel, 0, bytes)
     this.#tag = (tag + bodies.length) >>> 0

@@ -997,6 +997,6 @@ function conflict(queue: Queue, request: EnsureRequest): SluiceError {
     .map(([name, value]) => `\`${name}\` is ${queue.options[name as QueueOptionName]}, not ${value}`)
   return new SluiceError(
     'QUEUE_CONFLICT',
-    `The queue ${queue.name} exists with other options: ${differing.join(', ')}. Pass update to change them.`,
+    `The queue ${queue.name} exists with other options: ${differing.join(', ')}.`,
   )
 }

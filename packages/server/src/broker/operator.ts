@@ -196,10 +196,10 @@ export class Operator {
         guarded++
         return
       }
+      redriven++
       if (dryRun) return
       if (target === undefined) queue.redrive(offset, this.#premises.nowMs, by)
       else if (!this.#moves.move(queue, offset, record!, this.#premises.queue(to!), 'carry')) throw diskLow()
-      redriven++
     })
     return { matched, redriven, guarded, next }
   }
@@ -208,9 +208,8 @@ export class Operator {
   async discard(request: DeadSelection): Promise<DiscardResult> {
     let discarded = 0
     const { matched, next } = await this.#forDead(request, (queue, offset) => {
-      if (request.dryRun) return
-      queue.discard(offset, this.#premises.nowMs)
       discarded++
+      if (!request.dryRun) queue.discard(offset, this.#premises.nowMs)
     })
     return { matched, discarded, next }
   }
@@ -297,6 +296,7 @@ export class Operator {
           if (matched === limit)
             return { matched, replayed, cursor: cursorText({ ...from, position, index }) }
           matched++
+          replayed++
           if (dryRun) continue
           this.#premises.beginTurn()
           const target = this.#premises.queue(request.to ?? request.name)
@@ -309,7 +309,6 @@ export class Operator {
             dead: undefined,
           }
           if (!this.#moves.copy(copy, origin, target)) throw diskLow()
-          replayed++
         }
       }
     }
@@ -353,20 +352,28 @@ export class Operator {
 
   /**
    * What the log says of a message. A page reads a part of the log; the next one goes on at its cursor.
-   * @throws SluiceError QUEUE_NOT_FOUND, LOG_CORRUPT
+   * @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND, INVALID_ARGUMENT, LOG_CORRUPT
    */
   async history(request: HistoryRequest): Promise<HistoryResult> {
     const queue = this.#premises.queue(request.name)
     const { offset } = request
     const cursor = historyCursor(request.cursor)
+    if (offset >= queue.next) {
+      throw new SluiceError(
+        'MESSAGE_NOT_FOUND',
+        `There was no message ${offset} in the queue ${queue.name} yet; the next one is ${queue.next}.`,
+      )
+    }
     const events: HistoryEvent[] = []
-    let complete = cursor.index > 0
+    let complete = (cursor.index & COMPLETE) !== 0
+    // A purge takes what is there: it says nothing of a message that was done, or dead, before.
+    let isPending = (cursor.index & PENDING) !== 0
     let readBytes = 0
     let eventsBytes = 0
     for await (const entry of this.#log.read(this.#readableFrom(cursor.position))) {
       if (entry.position < cursor.position) continue
       if (readBytes > READ_BYTES_MAX || eventsBytes > EVENTS_BYTES_MAX)
-        return { events, complete, cursor: `${entry.position}:${complete ? 1 : 0}` }
+        return { events, complete, cursor: historyCursorText(entry.position, complete, isPending) }
       readBytes += entry.bytes.length
       // Some facts stand in front of the batch of their message.
       const first = events.length
@@ -377,11 +384,15 @@ export class Operator {
           const holds = offset >= header.baseOffset && offset < header.baseOffset + header.count
           if (!holds || header.attributes & BATCH_ATTRIBUTE.relocated) continue
           complete = true
+          isPending = true
+          // What was a duplicate was never there for anybody.
+          if (events[first]?.event === 'duplicate') continue
           events.splice(first, 0, { event: 'published', atMs: header.timeMs })
         } else if (header.type === BATCH_TYPE.facts) {
           readFacts(entry.bytes, at + BATCH_HEADER_BYTES, at + header.length, (fact) => {
             const event = eventOf(fact, offset, header.timeMs)
-            if (event === undefined) return
+            if (event === undefined || (fact.kind === FACT.purge && !isPending)) return
+            isPending = KEEPS_PENDING.has(event.event) && fact.kind !== FACT.carry
             events.push(event)
             eventsBytes += EVENT_BYTES + textBytes(fact.text)
           })
@@ -501,6 +512,22 @@ function* deadFrom(queue: Queue, from: number): IterableIterator<number> {
 function deadIn(chunk: Chunk): number[] {
   return [...chunk.dead!.keys()].sort((a, b) => a - b).map((index) => chunk.base + index)
 }
+
+const COMPLETE = 1
+const PENDING = 2
+
+function historyCursorText(position: number, complete: boolean, isPending: boolean): string {
+  return `${position}:${(complete ? COMPLETE : 0) | (isPending ? PENDING : 0)}`
+}
+
+/** Events after which a message is still there, and not dead. */
+const KEEPS_PENDING: ReadonlySet<HistoryEventName> = new Set<HistoryEventName>([
+  'published',
+  'delivered',
+  'retried',
+  'redriven',
+  'rescheduled',
+])
 
 const EVENTS: Readonly<Record<number, HistoryEventName>> = {
   [FACT.ack]: 'acked',

@@ -811,7 +811,7 @@ export class Queue {
       bytes: Math.round(this.bytes),
       consumers: this.subscriptions.length,
       oldestReadyMs: oldest === Infinity ? null : Math.max(0, nowMs - oldest),
-      published: this.next,
+      published: this.next - this.counts.duplicates,
       acked: this.acked,
       ...this.counts,
       retainedBytes: Math.round(retainedBytes),
