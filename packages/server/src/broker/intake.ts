@@ -269,6 +269,13 @@ export class Intake {
     this.#writer.note(queue)
     const traits = hasTraits ? readTraits(bytes, at, count, nowMs, queue.traitRules) : undefined
     const admission = queue.admit(count, end - at - BATCH_HEADER_BYTES, traits, freed)
+    const factsBytes = (admission.duplicates?.size ?? 0) * DUPLICATE_FACT_BYTES
+    if (factsBytes > segmentBytes / 4) {
+      throw new SluiceError(
+        'BATCH_TOO_LARGE',
+        `A batch has ${admission.duplicates!.size} duplicates; the segments of this broker take note of at most ${Math.floor(segmentBytes / 4 / DUPLICATE_FACT_BYTES)} in one batch.`,
+      )
+    }
     return { ...judged, lacksTtl: traits?.lacksTtl === true, admission }
   }
 

@@ -219,7 +219,7 @@ describe('what is retained', () => {
   })
 
   // What is retained is looked at once a second, segments are given back within a few milliseconds.
-  it.fails('stays where it was the last that was live in its segment', async () => {
+  it('stays where it was the last that was live in its segment', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure({ retainAgeMs: HOUR })
     await bench.publish([{ key: 'first', priority: 1 }])
@@ -260,7 +260,7 @@ describe('replay', () => {
       const page: ReplayResult = await replay(bench, { limit: 5, cursor })
       replayed += page.replayed
       cursor = page.cursor
-      expect(cursor ?? '1:2:3:4').toMatch(/^\d+:\d+:\d+:\d+$/)
+      expect(cursor ?? '1:2:3:4:5').toMatch(/^\d+(:\d+){4}$/)
       // What comes is done, and could be replayed itself.
       expect(await drain(bench)).toHaveLength(page.replayed)
       if (pages === 1) await bench.crash()
@@ -334,7 +334,7 @@ describe('replay', () => {
     })
 
     // Of two copies of a batch, both in the log, each is said if a page ends between them.
-    it.fails('says each message once in many pages', async () => {
+    it('says each message once in many pages', async () => {
       const bench = await copiedTwice()
       let pages = 0
       for (let cursor: string | null | undefined; cursor !== null; pages++) {

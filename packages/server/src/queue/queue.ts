@@ -719,17 +719,17 @@ export class Queue {
       for (const subscription of this.subscriptions) firmBytes += subscription.unsettledBytes
     }
     if (maxMessages > 0 && firmMessages + admission.messages > maxMessages)
-      throw this.#full(`${messages} messages`, `${admission.messages} more`, `${maxMessages}`, firmMessages)
+      throw this.#full('messages', messages, admission.messages, maxMessages)
     if (maxBytes > 0 && Math.round(firmBytes) + admission.bytes > maxBytes)
-      throw this.#full(`${Math.round(bytes)} bytes`, `${admission.bytes} more`, `${maxBytes}`, firmMessages)
+      throw this.#full('bytes', Math.round(bytes), admission.bytes, maxBytes)
   }
 
-  #full(has: string, more: string, most: string, firm: number): SluiceError {
+  #full(what: string, has: number, more: number, most: number): SluiceError {
     return new SluiceError(
       'QUEUE_FULL',
-      `The queue ${this.name} holds ${has}, and ${more} came; it holds at most ${most}.`,
-      // Where nothing is in the way, no waiting helps.
-      firm === 0 ? { retryable: false } : { retryAfterMs: 100 },
+      `The queue ${this.name} holds ${has} ${what}, and ${more} more came; it holds at most ${most}.`,
+      // What would not fit an empty queue will never fit.
+      more > most ? { retryable: false } : { retryAfterMs: 100 },
     )
   }
 
