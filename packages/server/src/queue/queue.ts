@@ -58,6 +58,8 @@ export interface Admission {
   readonly bytes: number
 }
 
+/** Texts of why messages died that are looked up before another one is kept. */
+const REASONS_SHARED = 256
 /** How often messages are looked for whose time to live is over. */
 const SWEEP_MS = 1_000
 
@@ -118,6 +120,7 @@ export class Queue {
   readonly #use: LogUse
   readonly #chunks = new Chunks()
   readonly #line = new Line(this.#chunks, this.keys)
+  readonly #reasons = new Map<string, string>()
   #options!: QueueOptions
   /** The line exists: recovery is over. */
   #isOpen = false
@@ -304,8 +307,17 @@ export class Queue {
       this.deadCount++
       this.deadBytes += bytes
     }
-    chunk.dead.set(index, { ...dead, bytes })
+    chunk.dead.set(index, { ...dead, reason: this.#shared(dead.reason), bytes })
     chunk.dirty = true
+  }
+
+  // Many die of the same: one text for all of them.
+  #shared(reason: string): string {
+    const known = this.#reasons.get(reason)
+    if (known !== undefined) return known
+    if (this.#reasons.size === REASONS_SHARED) this.#reasons.clear()
+    this.#reasons.set(reason, reason)
+    return reason
   }
 
   /** A dead message begins a new life in its queue: it is due at `timeMs`, untried, and no time to live ends it. */
@@ -426,7 +438,10 @@ export class Queue {
     this.live += chunk.live
     this.bytes += chunk.bytes
     this.deadCount += chunk.dead?.size ?? 0
-    for (const { bytes } of chunk.dead?.values() ?? []) this.deadBytes += bytes
+    for (const [index, dead] of chunk.dead ?? []) {
+      this.deadBytes += dead.bytes
+      chunk.dead!.set(index, { ...dead, reason: this.#shared(dead.reason) })
+    }
     this.#earliestExpiryMs = Math.min(this.#earliestExpiryMs, chunk.earliestExpiryMs)
     for (let batch = 0; batch < chunk.batches; batch++) {
       const start = chunk.batchStart(batch)
