@@ -521,7 +521,7 @@ function* deadFrom(queue: Queue, from: number): IterableIterator<number> {
 }
 
 function deadIn(chunk: Chunk): number[] {
-  return [...chunk.dead!.keys()].sort((a, b) => a - b).map((index) => chunk.base + index)
+  return [...chunk.dead!.indexes()].map((index) => chunk.base + index)
 }
 
 const COMPLETE = 1

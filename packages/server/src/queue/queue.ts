@@ -16,7 +16,8 @@ import {
   type QueueOptions,
 } from '@sluice/protocol'
 import { countRange, hasBit } from './bits.js'
-import { DEATH, type Chunk, type Dead, type Death, type Lives, type Traits } from './chunk.js'
+import { DEATH, type Chunk, type Death, type Lives, type Traits } from './chunk.js'
+import { DeadMessages, type Dead } from './dead.js'
 import { Chunks, chunkEndAfter } from './chunks.js'
 import { FactBuffer, type GoneFact } from './facts.js'
 import { ID_WORDS } from './hash.js'
@@ -301,8 +302,9 @@ export class Queue {
     if (chunk === undefined) return
     const index = offset - chunk.base
     if (this.#isOpen && chunk.hasId(index)) this.#pending.done(offset)
-    chunk.dead ??= new Map()
-    const bytes = chunk.dead.get(index)?.bytes ?? chunk.bytesAt(index)
+    chunk.dead ??= new DeadMessages()
+    // As exact as it is kept, so that what is added here is what is taken away later.
+    const bytes = chunk.dead.get(index)?.bytes ?? Math.fround(chunk.bytesAt(index))
     if (!chunk.dead.has(index)) {
       this.deadCount++
       this.deadBytes += bytes
@@ -364,8 +366,7 @@ export class Queue {
       const end = Math.min(chunk.count, below - chunk.base)
       if (end <= 0) continue
       let from = 0
-      const dead = [...(chunk.dead?.keys() ?? [])].toSorted((a, b) => a - b)
-      for (const index of [...dead, end]) {
+      for (const index of [...(chunk.dead?.indexes() ?? []), end]) {
         if (index > from) this.#removeIn(chunk, from, Math.min(index, end), timeMs)
         from = index + 1
       }
@@ -438,7 +439,8 @@ export class Queue {
     this.live += chunk.live
     this.bytes += chunk.bytes
     this.deadCount += chunk.dead?.size ?? 0
-    for (const [index, dead] of chunk.dead ?? []) {
+    for (const index of chunk.dead?.indexes() ?? []) {
+      const dead = chunk.dead!.get(index)!
       this.deadBytes += dead.bytes
       chunk.dead!.set(index, { ...dead, reason: this.#shared(dead.reason) })
     }
@@ -456,7 +458,8 @@ export class Queue {
   open(nowMs: number): void {
     this.#isOpen = true
     for (const chunk of this.chunks()) {
-      for (const [index, dead] of chunk.dead ?? []) if (dead.isMoving) this.moving.push(chunk.base + index)
+      for (const index of chunk.dead?.indexes() ?? [])
+        if (chunk.dead!.get(index)!.isMoving) this.moving.push(chunk.base + index)
       if (chunk.ids === undefined) continue
       for (let index = 0; index < chunk.count; index++) {
         if (chunk.hasId(index) && !chunk.isGone(index) && !chunk.isDead(index))
