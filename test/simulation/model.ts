@@ -1413,7 +1413,8 @@ export class Model {
     for (const queue of this.queues.values()) {
       for (const subscription of queue.subscriptions) {
         const waiting = this.#handedNext(subscription)
-        if (waiting !== undefined)
+        // That of one its time is over shows when it would go.
+        if (waiting !== undefined && !isExpired(waiting, nowMs))
           throw new Violation(
             16,
             `offset ${waiting.offset} of ${queue.name} waits, and subscription ${subscription.id} has credit for it`,

@@ -767,14 +767,17 @@ export class World implements Surroundings, Listening, LogListening {
     this.trace.note('calm')
     broker.tick()
     await this.#rest()
-    if (this.#fatal !== undefined) return
+    // An entry can wait for a segment that the disk has no room for.
+    const isWaiting = (): boolean =>
+      this.#fatal !== undefined ||
+      this.#fullUntilMs > 0 ||
+      this.ledger.written.lsn !== this.ledger.durable.lsn
+    if (isWaiting()) return
+    this.model.calm(this.brokerMs)
     // Whoever asks notices what has expired.
     broker.list('', Infinity)
     await this.#rest()
-    if (this.#fatal !== undefined) return
-    // An entry can wait for a segment that the disk has no room for.
-    if (this.#fullUntilMs > 0 || this.ledger.written.lsn !== this.ledger.durable.lsn) return
-    this.model.calm(this.brokerMs)
+    if (isWaiting()) return
     this.model.agreesWith(this.ledger.durable)
     broker.audit()
     broker.list('', Infinity)
