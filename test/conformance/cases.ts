@@ -6,20 +6,24 @@ import {
   FRAME_HEADER_BYTES,
   OP,
   OUTCOME,
-  PUBLISH_OK_ITEM_BYTES,
+  encodeAtomic,
+  encodeAtomicOk,
   encodeAuth,
   encodeControl,
   encodeCredit,
   encodeDrained,
+  encodeExtend,
   encodeFault,
   encodeGoodbye,
   encodeHello,
   encodeHelloOk,
+  encodeMessages,
   encodePreface,
   encodePublishErr,
   encodeRanges,
   encodeSettle,
   encodeSubscriptionId,
+  publishOkItemBytes,
   recordBytes,
   sealBatch,
   stampBatch,
@@ -27,15 +31,20 @@ import {
   writeFrameHeader,
   writePublishOkItem,
   writeRecordHead,
-  writeU32,
-  writeU64,
+  type AtomicAck,
   type Auth,
+  type ConsumerInfo,
   type ContentType,
   type Credit,
   type Delivery,
+  type Extend,
   type Fault,
   type Hello,
   type HelloOk,
+  type HistoryEvent,
+  type PeekPage,
+  type Placed,
+  type QueueInfo,
   type RecordOptions,
   type SettleItem,
   type TagRange,
@@ -49,6 +58,7 @@ export interface Case {
 }
 
 const NEW_YEAR_MS = 1_767_225_600_000
+const TWO_32 = 2 ** 32
 const PRODUCER = fromHex('a0 a1 a2 a3 a4 a5 a6 a7 a8 a9 aa ab ac ad ae af')
 const SUBSCRIPTION = 0x0007_0001
 const NOTHING = new Uint8Array(0)
@@ -117,6 +127,33 @@ function publish(queue: string, of: Case, unansweredBelow: number): Case {
   }
 }
 
+/** Of one batch for each queue; `crc` is from python3's zlib.crc32. */
+function atomicStep(
+  number: number,
+  correlation: number,
+  crc: number,
+  acks: readonly AtomicAck[],
+  queues: readonly (readonly [string, Case])[],
+): Case {
+  const batches = queues.map(([queue, { bytes }]) => ({ queue, bytes, at: 0, end: bytes.length }))
+  return {
+    bytes: frame(OP.ATOMIC, 0, correlation, encodeAtomic(number, acks, batches)),
+    value: { number, crc, acks, batches: queues.map(([queue, { value }]) => ({ queue, batch: value })) },
+  }
+}
+
+function atomicOk(number: number, places: readonly Placed[]): Case {
+  return { bytes: frame(OP.ATOMIC_OK, 0, 0, encodeAtomicOk(number, places)), value: { number, places } }
+}
+
+function extend(correlation: number, value: Extend): Case {
+  return { bytes: frame(OP.EXTEND, 1, correlation, encodeExtend(value)), value }
+}
+
+function messages(correlation: number, value: PeekPage): Case {
+  return { bytes: frame(OP.MESSAGES, 0, correlation, encodeMessages(value)), value }
+}
+
 function helloCase(value: Hello): Case {
   return { bytes: frame(OP.HELLO, 0, 0, encodeHello(value)), value }
 }
@@ -182,9 +219,14 @@ function control(
 }
 
 function bare(value: unknown): unknown {
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) return value
+  if (Array.isArray(value)) return value.map(bare)
+  if (typeof value !== 'object' || value === null) return value
   const entries = Object.entries(value).map(([name, item]) => [name, bare(item)] as const)
   return Object.assign(Object.create(null), Object.fromEntries(entries))
+}
+
+function result(correlation: number, body: { readonly [name: string]: unknown }): Case {
+  return control(OP.RESULT, 0, correlation, body, bare(body))
 }
 
 function publishOk(
@@ -195,22 +237,37 @@ function publishOk(
   }[],
 ): Case {
   const parts = items.map(({ batchNumber, baseOffset, duplicates }) => {
-    const bytes = new Uint8Array(PUBLISH_OK_ITEM_BYTES + duplicates.length * 12)
-    let at = writePublishOkItem(bytes, 0, batchNumber, baseOffset)
-    writeU32(bytes, 16, duplicates.length)
-    for (const [index, offset] of duplicates) {
-      writeU32(bytes, at, index)
-      writeU64(bytes, at + 4, offset)
-      at += 12
-    }
+    const map = new Map(duplicates)
+    const bytes = new Uint8Array(publishOkItemBytes(map))
+    writePublishOkItem(bytes, 0, batchNumber, baseOffset, map)
     return bytes
   })
   return { bytes: frame(OP.PUBLISH_OK, 0, 0, concat(parts)), value: { items } }
 }
 
-const queueInfo = {
+/** Its fields stand in the order of the document. */
+export const queueInfo: QueueInfo = {
   name: 'orders',
-  options: { maxDeliveries: 5, retryInitialMs: 1_000, retryMaxMs: 300_000 },
+  options: {
+    maxDeliveries: 5,
+    retryInitialMs: 1_000,
+    retryMaxMs: 300_000,
+    processingTimeoutMs: 1_800_000,
+    ttlMs: 0,
+    keyConcurrency: 1,
+    onFail: 'block',
+    unique: 'window',
+    dedupWindowMs: 600_000,
+    dedupMaxIds: 1_000_000,
+    maxMessages: 0,
+    maxBytes: 0,
+    overflow: 'reject',
+    deadLetter: '',
+    single: false,
+    retainAgeMs: 0,
+    retainBytes: 0,
+  },
+  paused: false,
   ready: 0,
   scheduled: 0,
   leased: 0,
@@ -220,10 +277,79 @@ const queueInfo = {
   oldestReadyMs: null,
   published: 0,
   acked: 0,
-  redelivered: 0,
-  purged: 0,
+  retainedBytes: 0,
   createdAtMs: NEW_YEAR_MS,
+  purged: 0,
+  expired: 0,
+  dropped: 0,
+  cancelled: 0,
+  duplicates: 0,
+  moved: 0,
+  discarded: 0,
+  redriven: 0,
+  released: 0,
+  redelivered: 0,
 }
+
+export const consumer: ConsumerInfo = {
+  id: SUBSCRIPTION,
+  client: 'checkout',
+  peer: '127.0.0.1:50000',
+  active: true,
+  sinceMs: NEW_YEAR_MS,
+  creditMessages: 10,
+  creditBytes: 1_048_576,
+  leased: 2,
+  leasedBytes: 26,
+  started: 1,
+  oldestLeaseMs: NEW_YEAR_MS + 7,
+  delivered: 12,
+}
+
+const history: readonly HistoryEvent[] = [
+  { event: 'published', atMs: NEW_YEAR_MS, text: 'checkout' },
+  { event: 'retried', atMs: NEW_YEAR_MS + 5, attempts: 1, dueMs: NEW_YEAR_MS + 1_005, text: 'busy' },
+  { event: 'acked', atMs: NEW_YEAR_MS + 1_010 },
+]
+
+const everyFilter = {
+  reason: 'rejected',
+  error: 'no',
+  key: 'k',
+  id: '77',
+  headers: JSON.parse('{"__proto__":"1","t":""}') as Readonly<Record<string, string>>,
+  minAttempts: 2,
+  olderThanMs: 60_000,
+  youngerThanMs: TWO_32,
+}
+const ofEveryKind = {
+  ttlMs: 3_155_760_000_000,
+  maxBytes: 1_048_576,
+  overflow: 'drop-oldest',
+  deadLetter: 'dead',
+  single: true,
+}
+const noFilterFields = {
+  reason: undefined,
+  error: undefined,
+  key: undefined,
+  id: undefined,
+  headers: undefined,
+  minAttempts: undefined,
+  olderThanMs: undefined,
+  youngerThanMs: undefined,
+}
+const peeked = {
+  death: undefined,
+  attempts: 0,
+  totalAttempts: 0,
+  redrives: 0,
+  publishedAtMs: NEW_YEAR_MS,
+  timeMs: NEW_YEAR_MS,
+  expiresAtMs: 0,
+  reason: '',
+  holder: '',
+} as const
 
 const newHello: Hello = {
   versionMin: 1,
@@ -254,6 +380,13 @@ const diskLow: Fault = {
   retryable: true,
   retryAfterMs: 5000,
   message: 'disk low',
+}
+const leaseLost: Fault = {
+  code: 'LEASE_LOST',
+  scope: 'request',
+  retryable: false,
+  retryAfterMs: 0,
+  message: 'gone',
 }
 
 export const CASES: Readonly<Record<string, Case>> = {
@@ -289,6 +422,13 @@ export const CASES: Readonly<Record<string, Case>> = {
     retryable: false,
     retryAfterMs: 0,
     message: 'gone',
+  }),
+  'ERROR of a closed consumer': fault(OP.ERROR, 2, 0, {
+    code: 'CONSUMER_CLOSED',
+    scope: 'channel',
+    retryable: false,
+    retryAfterMs: 0,
+    message: 'closed',
   }),
   'ERROR of a connection': fault(OP.ERROR, 0, 0, {
     code: 'SHUTTING_DOWN',
@@ -348,20 +488,64 @@ export const CASES: Readonly<Record<string, Case>> = {
     bytes: frame(OP.PUBLISH_ERR, 0, 0, encodePublishErr(4, diskLow)),
     value: { batchNumber: 4, fault: diskLow },
   },
+  ATOMIC: atomicStep(
+    2,
+    0,
+    0x26a8_2bf2,
+    [{ channel: 1, subscriptionId: SUBSCRIPTION, firstTag: 0, count: 1 }],
+    [['log', batch([hello], { batchNumber: 2 })]],
+  ),
+  'ATOMIC, two queues': atomicStep(
+    TWO_32 + 2,
+    2,
+    0x274e_1970,
+    [
+      { channel: 1, subscriptionId: SUBSCRIPTION, firstTag: 0xffff_ffff, count: 3 },
+      { channel: 65_535, subscriptionId: SUBSCRIPTION + 1, firstTag: 7, count: 1 },
+    ],
+    [
+      ['q', atomic],
+      ['log', batch([hello], { batchNumber: TWO_32 + 2 })],
+    ],
+  ),
+  'ATOMIC, acknowledgements alone': atomicStep(
+    3,
+    1,
+    0x46d7_96e0,
+    [{ channel: 1, subscriptionId: SUBSCRIPTION, firstTag: 1, count: 5 }],
+    [],
+  ),
+  ATOMIC_OK: atomicOk(2, [{ baseOffset: 0, duplicates: undefined }]),
+  'ATOMIC_OK with duplicates': atomicOk(TWO_32 + 2, [
+    { baseOffset: TWO_32, duplicates: new Map([[1, 9]]) },
+    { baseOffset: 5, duplicates: undefined },
+  ]),
+  'ATOMIC_OK without batches': atomicOk(3, []),
+  'PUBLISH_ERR of an atomic step': {
+    bytes: frame(OP.PUBLISH_ERR, 0, 0, encodePublishErr(3, leaseLost)),
+    value: { batchNumber: 3, fault: leaseLost },
+  },
 
   SUBSCRIBE: control(
     OP.SUBSCRIBE,
     1,
     2,
     { queue: 'orders', messages: 10, bytes: 1_048_576 },
-    { queue: 'orders', messages: 10, bytes: 1_048_576, limit: undefined },
+    { queue: 'orders', messages: 10, bytes: 1_048_576, limit: undefined, processingTimeoutMs: undefined },
   ),
   'SUBSCRIBE with a limit': control(
     OP.SUBSCRIBE,
     65_535,
     6,
     { queue: 'q', messages: 1, bytes: 0, limit: 1 },
-    { queue: 'q', messages: 1, bytes: 0, limit: 1 },
+    { queue: 'q', messages: 1, bytes: 0, limit: 1, processingTimeoutMs: undefined },
+  ),
+  'SUBSCRIBE with a time for handling': control(
+    OP.SUBSCRIBE,
+    1,
+    13,
+    { queue: 'q', messages: 1, bytes: 0, processingTimeoutMs: 60_000 },
+    { queue: 'q', messages: 1, bytes: 0, limit: undefined, processingTimeoutMs: 60_000 },
   ),
   SUBSCRIBE_OK: subscription(OP.SUBSCRIBE_OK, 2),
   CREDIT: credit({
@@ -422,8 +606,27 @@ export const CASES: Readonly<Record<string, Case>> = {
     { firstTag: 5, count: 4, outcome: OUTCOME.release },
     { firstTag: 9, count: 1, outcome: OUTCOME.deadLetter, reason: 'no one' },
   ]),
+  'SETTLE, invalid': settle(14, [
+    { firstTag: 10, count: 1, outcome: OUTCOME.deadLetter, reason: 'no name', invalid: true },
+  ]),
   SETTLE_OK: ranges(OP.SETTLE_OK, 3, []),
   'SETTLE_OK with a stale range': ranges(OP.SETTLE_OK, 6, [{ firstTag: 5, count: 4 }]),
+  EXTEND: extend(15, {
+    subscriptionId: SUBSCRIPTION,
+    firstTag: 0xffff_ffff,
+    count: 2,
+    durationMs: 600_000,
+  }),
+  'EXTEND, as long as usual': extend(16, {
+    subscriptionId: SUBSCRIPTION,
+    firstTag: 7,
+    count: 1,
+    durationMs: 0,
+  }),
+  LEASES_LOST: ranges(OP.LEASES_LOST, 0, [
+    { firstTag: 0xffff_ffff, count: 3 },
+    { firstTag: 7, count: 1 },
+  ]),
   UNSUBSCRIBE: subscription(OP.UNSUBSCRIBE, 7),
   DRAINED: {
     bytes: frame(OP.DRAINED, 1, 0, encodeDrained(SUBSCRIPTION, 2 ** 32 + 3)),
@@ -444,19 +647,231 @@ export const CASES: Readonly<Record<string, Case>> = {
     { name: 'q', options: { retryMaxMs: 60_000 }, update: true },
     { name: 'q', options: { retryMaxMs: 60_000 }, update: true },
   ),
+  'ENSURE with options of every kind': control(
+    OP.ENSURE,
+    0,
+    17,
+    { name: 'q', options: ofEveryKind },
+    { name: 'q', options: ofEveryKind, update: false },
+  ),
   GET: control(OP.GET, 0, 9, { name: 'q' }, 'q'),
   LIST: control(OP.LIST, 0, 10, {}, bare({})),
   'LIST, further': control(OP.LIST, 0, 10, { after: 'b' }, bare({ after: 'b' })),
   DELETE: control(OP.DELETE, 0, 11, { name: 'q' }, 'q'),
   PURGE: control(OP.PURGE, 0, 12, { name: 'q' }, 'q'),
-  'RESULT of ENSURE': control(
-    OP.RESULT,
+  PAUSE: control(OP.PAUSE, 0, 18, { name: 'q' }, 'q'),
+  RESUME: control(OP.RESUME, 0, 19, { name: 'q' }, 'q'),
+  PEEK: control(
+    OP.PEEK,
     0,
-    1,
-    { created: true, queue: queueInfo },
-    bare({ created: true, queue: queueInfo }),
+    20,
+    { name: 'q' },
+    { name: 'q', state: undefined, from: 0, limit: 1_000, filter: {} },
   ),
-  'RESULT of LIST': control(OP.RESULT, 0, 10, { queues: [], more: false }, bare({ queues: [], more: false })),
-  'RESULT of PURGE': control(OP.RESULT, 0, 12, { messages: 70_000 }, bare({ messages: 70_000 })),
-  'RESULT of UNSUBSCRIBE': control(OP.RESULT, 0, 7, {}, bare({})),
+  'PEEK with a filter': control(
+    OP.PEEK,
+    0,
+    21,
+    { name: 'q', state: 'dead', from: TWO_32, limit: 2, filter: everyFilter },
+    {
+      name: 'q',
+      state: 'dead',
+      from: TWO_32,
+      limit: 2,
+      filter: { ...everyFilter, headers: bare(everyFilter.headers) },
+    },
+  ),
+  MESSAGES: messages(20, { messages: [], next: undefined }),
+  'MESSAGES in every state': messages(21, {
+    messages: [
+      { ...peeked, state: 'ready', offset: 1, record: hello.bytes },
+      {
+        ...peeked,
+        state: 'scheduled',
+        attempts: 1,
+        totalAttempts: 1,
+        offset: 2,
+        timeMs: NEW_YEAR_MS + 60_000,
+        expiresAtMs: NEW_YEAR_MS + 120_000,
+        reason: 'busy',
+        record: two[1]!.bytes,
+      },
+      {
+        ...peeked,
+        state: 'leased',
+        attempts: 2,
+        totalAttempts: 2,
+        offset: 3,
+        timeMs: NEW_YEAR_MS + 5,
+        holder: 'w1',
+        record: two[0]!.bytes,
+      },
+      {
+        ...peeked,
+        state: 'dead',
+        death: 'maxDeliveries',
+        attempts: 255,
+        totalAttempts: 258,
+        redrives: 2,
+        offset: TWO_32 + 4,
+        timeMs: NEW_YEAR_MS + 9,
+        reason: 'état',
+        record: record(text('x'), CONTENT_TYPE.bytes, { key: 'k' }).bytes,
+      },
+    ],
+    next: TWO_32 + 5,
+  }),
+  REDRIVE: control(
+    OP.REDRIVE,
+    0,
+    22,
+    { name: 'q' },
+    {
+      name: 'q',
+      from: 0,
+      limit: 1_000,
+      offsets: undefined,
+      filter: {},
+      dryRun: false,
+      to: undefined,
+      force: false,
+    },
+  ),
+  'REDRIVE of some': control(
+    OP.REDRIVE,
+    0,
+    23,
+    { name: 'q', offsets: [5, 70_000, TWO_32], to: 'other', dryRun: true, force: true },
+    {
+      name: 'q',
+      from: 0,
+      limit: 1_000,
+      offsets: [5, 70_000, TWO_32],
+      filter: {},
+      dryRun: true,
+      to: 'other',
+      force: true,
+    },
+  ),
+  DISCARD: control(
+    OP.DISCARD,
+    0,
+    24,
+    { name: 'q', from: 9, limit: 10, filter: { reason: 'rejected' } },
+    {
+      name: 'q',
+      from: 9,
+      limit: 10,
+      offsets: undefined,
+      filter: { ...noFilterFields, reason: 'rejected' },
+      dryRun: false,
+    },
+  ),
+  CANCEL: control(
+    OP.CANCEL,
+    0,
+    25,
+    { name: 'q', offset: TWO_32 + 1 },
+    { name: 'q', offset: TWO_32 + 1, id: undefined },
+  ),
+  'CANCEL by id': control(
+    OP.CANCEL,
+    0,
+    26,
+    { name: 'q', id: '77' },
+    { name: 'q', offset: undefined, id: '77' },
+  ),
+  RESCHEDULE: control(
+    OP.RESCHEDULE,
+    0,
+    27,
+    { name: 'q', offset: 1, delayMs: 600_000 },
+    { name: 'q', offset: 1, id: undefined, delayMs: 600_000, atMs: undefined },
+  ),
+  'RESCHEDULE to a time': control(
+    OP.RESCHEDULE,
+    0,
+    28,
+    { name: 'q', id: '77', atMs: NEW_YEAR_MS },
+    { name: 'q', offset: undefined, id: '77', delayMs: undefined, atMs: NEW_YEAR_MS },
+  ),
+  REPLAY: control(
+    OP.REPLAY,
+    0,
+    29,
+    { name: 'q', fromOffset: 0 },
+    {
+      name: 'q',
+      fromOffset: 0,
+      fromMs: undefined,
+      untilMs: undefined,
+      limit: 1_000,
+      cursor: undefined,
+      filter: {},
+      to: undefined,
+      dryRun: false,
+    },
+  ),
+  'REPLAY of a span': control(
+    OP.REPLAY,
+    0,
+    30,
+    {
+      name: 'q',
+      fromMs: NEW_YEAR_MS,
+      untilMs: NEW_YEAR_MS + 3_600_000,
+      limit: 100,
+      cursor: 77,
+      filter: { key: 'k' },
+      to: 'other',
+      dryRun: false,
+    },
+    {
+      name: 'q',
+      fromOffset: undefined,
+      fromMs: NEW_YEAR_MS,
+      untilMs: NEW_YEAR_MS + 3_600_000,
+      limit: 100,
+      cursor: 77,
+      filter: { ...noFilterFields, key: 'k' },
+      to: 'other',
+      dryRun: false,
+    },
+  ),
+  HISTORY: control(OP.HISTORY, 0, 31, { name: 'q', offset: 4 }, { name: 'q', offset: 4, cursor: undefined }),
+  'HISTORY, further': control(
+    OP.HISTORY,
+    0,
+    31,
+    { name: 'q', offset: 4, cursor: TWO_32 },
+    { name: 'q', offset: 4, cursor: TWO_32 },
+  ),
+  CONSUMERS: control(OP.CONSUMERS, 0, 32, { name: 'q' }, { name: 'q', from: 0 }),
+  'CONSUMERS, further': control(
+    OP.CONSUMERS,
+    0,
+    32,
+    { name: 'q', from: SUBSCRIPTION + 1 },
+    { name: 'q', from: SUBSCRIPTION + 1 },
+  ),
+  CLOSE_CONSUMER: control(
+    OP.CLOSE_CONSUMER,
+    0,
+    33,
+    { name: 'q', id: SUBSCRIPTION },
+    { name: 'q', id: SUBSCRIPTION },
+  ),
+  'RESULT of ENSURE': result(1, { created: true, queue: queueInfo }),
+  'RESULT of LIST': result(10, { queues: [], more: false }),
+  'RESULT of PURGE': result(12, { messages: 70_000 }),
+  'RESULT of PAUSE': result(18, { changed: true }),
+  'RESULT of REDRIVE': result(22, { matched: 3, redriven: 2, guarded: 1, next: null }),
+  'RESULT of DISCARD': result(24, { matched: 10, discarded: 10, next: 70_000 }),
+  'RESULT of CANCEL': result(25, { offset: TWO_32 + 1 }),
+  'RESULT of RESCHEDULE': result(27, { offset: 1, dueMs: NEW_YEAR_MS + 600_000 }),
+  'RESULT of REPLAY': result(29, { matched: 1, replayed: 1, cursor: 300 }),
+  'RESULT of HISTORY': result(31, { events: history, complete: true, cursor: null }),
+  'RESULT of CONSUMERS': result(32, { consumers: [consumer], next: null }),
+  'RESULT of CLOSE_CONSUMER': result(33, { messages: 2 }),
+  'RESULT of UNSUBSCRIBE': result(7, {}),
 }

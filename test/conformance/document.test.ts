@@ -3,21 +3,26 @@ import {
   BATCH_ATTRIBUTE,
   BATCH_TYPE,
   CONTENT_TYPE,
+  DEATH,
   DELIVER_FLAG,
   DURABILITY,
   ERRORS,
   FEATURES,
   GOODBYE_REASON,
+  HISTORY_EVENTS,
   LIMITS,
   MECHANISM,
   MESSAGE_OVERHEAD_BYTES,
+  MESSAGE_STATE,
   OPCODES,
+  ORIGIN_HEADERS,
   OUTCOME,
+  QUEUE_COUNTERS,
   QUEUE_OPTIONS,
-  QUEUE_OPTIONS_RESERVED,
   RECORD_FLAG,
 } from '@sluice/protocol'
 import { describe, expect, test } from 'vitest'
+import { consumer, queueInfo } from './cases.js'
 import { VECTORS, fromHex } from './vectors.js'
 
 const DOCUMENT = readFileSync(new URL('../../docs/PROTOCOL.md', import.meta.url), 'utf8')
@@ -61,7 +66,7 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
       layout,
     }))
     expect(written).toStrictEqual(OPCODES)
-    expect(Object.keys(written).length).toBeGreaterThanOrEqual(35)
+    expect(Object.keys(written).length).toBeGreaterThanOrEqual(42)
   })
 
   test('error codes', () => {
@@ -72,30 +77,47 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
       meaning: row['meaning'],
     }))
     expect(written).toStrictEqual(ERRORS)
-    expect(Object.keys(written).length).toBeGreaterThanOrEqual(44)
+    expect(Object.keys(written).length).toBeGreaterThanOrEqual(62)
   })
 
   test('limits', () => {
     const written = byName('Limits', ({ value }) => number(value))
     expect(written).toStrictEqual(LIMITS)
-    expect(Object.keys(written).length).toBeGreaterThanOrEqual(33)
+    expect(Object.keys(written).length).toBeGreaterThanOrEqual(42)
     expect(DOCUMENT).toContain(`room for ${MESSAGE_OVERHEAD_BYTES} bytes more than the largest message`)
   })
 
   test('queue options', () => {
-    const written = byName('Queue options', (row) => ({
-      default: number(row['default']),
-      min: number(row['min']),
-      max: number(row['max']),
-      meaning: row['meaning'],
-    }))
+    const written = byName('Queue options', ({ kind, default: value, values, meaning }) => {
+      const option = { kind, default: JSON.parse(value!) as unknown, meaning }
+      if (kind === 'number') {
+        const [min, max] = values!.split(' to ')
+        return { ...option, min: number(min), max: number(max) }
+      }
+      if (kind === 'choice') return { ...option, choices: values!.split(', ') }
+      expect(values).toBe(kind === 'flag' ? 'false, true' : 'a queue, or empty')
+      return option
+    })
     expect(written).toStrictEqual(QUEUE_OPTIONS)
-    expect(Object.keys(written).length).toBeGreaterThanOrEqual(3)
+    expect(Object.keys(written)).toStrictEqual(Object.keys(QUEUE_OPTIONS))
+    expect(Object.keys(written).length).toBeGreaterThanOrEqual(17)
   })
 
-  test('reserved queue options', () => {
-    expect(table('Reserved queue options').map(({ name }) => name)).toStrictEqual([...QUEUE_OPTIONS_RESERVED])
-    expect(QUEUE_OPTIONS_RESERVED.length).toBeGreaterThan(0)
+  test.each([
+    ['Queue counters', QUEUE_COUNTERS, 'meaning', 10],
+    ['Origin headers', ORIGIN_HEADERS, 'header', 8],
+    ['History events', HISTORY_EVENTS, 'meaning', 14],
+  ] as const)('%s', (title, registry, column, count) => {
+    expect(byName(title, (row) => row[column])).toStrictEqual(registry)
+    expect(table(title)).toHaveLength(count)
+  })
+
+  // The types of the two hold them against the code, and the golden vectors against their bytes.
+  test('fields of a queue and of a consumer', () => {
+    const names = (title: string): string[] => table(title).map(({ name }) => name!)
+    expect([...names('Fields of a queue'), ...names('Queue counters')]).toStrictEqual(Object.keys(queueInfo))
+    expect(names('Fields of a consumer')).toStrictEqual(Object.keys(consumer))
+    expect(Object.keys(queueInfo.options)).toStrictEqual(Object.keys(QUEUE_OPTIONS))
   })
 
   test.each([
@@ -105,6 +127,8 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
     ['Batch attributes', BATCH_ATTRIBUTE, 2],
     ['Delivery flags', DELIVER_FLAG, 2],
     ['Outcomes', OUTCOME, 4],
+    ['Message states', MESSAGE_STATE, 4],
+    ['Deaths', DEATH, 4],
     ['Durability', DURABILITY, 2],
     ['Mechanisms', MECHANISM, 1],
     ['Goodbye reasons', GOODBYE_REASON, 2],
@@ -125,7 +149,11 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
       'Error codes',
       'Limits',
       'Queue options',
-      'Reserved queue options',
+      'Queue counters',
+      'Message states',
+      'Deaths',
+      'Origin headers',
+      'History events',
       'Content types',
       'Record flags',
       'Batch types',
@@ -181,6 +209,8 @@ describe('the example of PROTOCOL.md', () => {
       '> SETTLE',
       '< SETTLE_OK',
       '> GOODBYE',
+      '> ATOMIC',
+      '< ATOMIC_OK',
     ])
   })
 

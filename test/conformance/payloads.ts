@@ -5,26 +5,36 @@ import {
   OP,
   RECORD_HEADER_BYTES,
   SluiceError,
+  cancelRequest,
   checkBatch,
   checkRecords,
+  closeConsumerRequest,
+  consumersRequest,
+  decodeAtomic,
+  decodeAtomicOk,
   decodeAuth,
   decodeControl,
   decodeCredit,
   decodeDeliverHead,
   decodeDrained,
+  decodeExtend,
   decodeFault,
   decodeGoodbye,
   decodeHello,
   decodeHelloOk,
+  decodeMessages,
   decodePublishErr,
   decodePublishOk,
   decodeRanges,
   decodeSettle,
   decodeSubscriptionId,
+  discardRequest,
   ensureRequest,
   exact,
+  historyRequest,
   nameRequest,
   onlyFields,
+  peekRequest,
   publishBatchStart,
   queueName,
   readBatchHeader,
@@ -32,7 +42,11 @@ import {
   readText,
   readU16,
   readU32,
+  redriveRequest,
+  replayRequest,
+  rescheduleRequest,
   subscribeRequest,
+  type Body,
 } from '@sluice/protocol'
 
 type Reader = (bytes: Uint8Array, start: number, end: number) => unknown
@@ -51,22 +65,42 @@ export const READERS: ReadonlyMap<number, Reader> = new Map<number, Reader>([
   [OP.PUBLISH, readPublish],
   [OP.PUBLISH_OK, readPublishOk],
   [OP.PUBLISH_ERR, decodePublishErr],
-  [OP.SUBSCRIBE, (...payload) => subscribeRequest(decodeControl(...payload))],
+  [OP.ATOMIC, readAtomic],
+  [OP.ATOMIC_OK, decodeAtomicOk],
+  [OP.SUBSCRIBE, request(subscribeRequest)],
   [OP.SUBSCRIBE_OK, (...payload) => decodeSubscriptionId('SUBSCRIBE_OK', ...payload)],
   [OP.CREDIT, decodeCredit],
   [OP.DELIVER, readDeliver],
   [OP.STARTED, (...payload) => decodeRanges('STARTED', ...payload)],
   [OP.SETTLE, decodeSettle],
   [OP.SETTLE_OK, (...payload) => decodeRanges('SETTLE_OK', ...payload)],
+  [OP.EXTEND, decodeExtend],
+  [OP.LEASES_LOST, (...payload) => decodeRanges('LEASES_LOST', ...payload)],
   [OP.UNSUBSCRIBE, (...payload) => decodeSubscriptionId('UNSUBSCRIBE', ...payload)],
   [OP.DRAINED, decodeDrained],
-  [OP.ENSURE, (...payload) => ensureRequest(decodeControl(...payload))],
-  [OP.GET, (...payload) => nameRequest('GET', decodeControl(...payload))],
+  [OP.ENSURE, request(ensureRequest)],
+  [OP.GET, request((body) => nameRequest('GET', body))],
   [OP.LIST, readList],
-  [OP.DELETE, (...payload) => nameRequest('DELETE', decodeControl(...payload))],
-  [OP.PURGE, (...payload) => nameRequest('PURGE', decodeControl(...payload))],
+  [OP.DELETE, request((body) => nameRequest('DELETE', body))],
+  [OP.PURGE, request((body) => nameRequest('PURGE', body))],
+  [OP.PAUSE, request((body) => nameRequest('PAUSE', body))],
+  [OP.RESUME, request((body) => nameRequest('RESUME', body))],
+  [OP.PEEK, request(peekRequest)],
+  [OP.MESSAGES, decodeMessages],
+  [OP.REDRIVE, request(redriveRequest)],
+  [OP.DISCARD, request(discardRequest)],
+  [OP.CANCEL, request(cancelRequest)],
+  [OP.RESCHEDULE, request(rescheduleRequest)],
+  [OP.REPLAY, request(replayRequest)],
+  [OP.HISTORY, request(historyRequest)],
+  [OP.CONSUMERS, request(consumersRequest)],
+  [OP.CLOSE_CONSUMER, request(closeConsumerRequest)],
   [OP.RESULT, decodeControl],
 ])
+
+function request(read: (body: Body) => unknown): Reader {
+  return (...payload) => read(decodeControl(...payload))
+}
 
 /** The records in `bytes[start, end)`: options, content type and payload of each. */
 export function readRecords(bytes: Uint8Array, start: number, end: number, count: number): unknown[] {
@@ -100,6 +134,17 @@ function readPublish(bytes: Uint8Array, start: number, end: number): unknown {
   const batchAt = publishBatchStart(bytes, start, end)
   const queue = queueName(readText(bytes, start + 1, batchAt))
   return { queue, batch: readBatch(bytes, batchAt, end) }
+}
+
+function readAtomic(bytes: Uint8Array, start: number, end: number): unknown {
+  const { batches, ...step } = decodeAtomic(bytes, start, end)
+  return {
+    ...step,
+    batches: batches.map((of) => ({
+      queue: queueName(of.queue),
+      batch: readBatch(of.bytes, of.at, of.end),
+    })),
+  }
 }
 
 function readPublishOk(bytes: Uint8Array, start: number, end: number): unknown {

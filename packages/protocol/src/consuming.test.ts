@@ -8,15 +8,18 @@ import {
   decodeCredit,
   decodeDeliverHead,
   decodeDrained,
+  decodeExtend,
   decodeRanges,
   decodeSettle,
   decodeSubscriptionId,
   encodeCredit,
   encodeDrained,
+  encodeExtend,
   encodeRanges,
   encodeSettle,
   encodeSubscriptionId,
   writeDeliverHead,
+  type Extend,
   type SettleItem,
   type TagRange,
 } from './consuming.js'
@@ -27,6 +30,7 @@ const u32 = fc.integer({ min: 0, max: 0xffff_ffff })
 const u64 = fc.integer({ min: 0, max: Number.MAX_SAFE_INTEGER })
 const tagCount = fc.integer({ min: 1, max: 6_000 })
 const RANGES_ALL_MAX = LIMITS.creditMessagesMax
+const TWO_53 = [0, 0, 0, 0, 0, 0, 0x20, 0]
 
 function refusal(code: string, message: string): Error {
   return expect.objectContaining({ code, message: expect.stringContaining(message) as string }) as Error
@@ -79,8 +83,8 @@ describe('CREDIT', () => {
     }
     expect(refused).toBe(252)
     const high = encodeCredit({ ...credit, limit: 1 })
-    high.set([0, 0, 0, 0, 0, 0, 0x20, 0], 16)
-    expect(() => decodeCredit(high, 0, 24)).toThrow(malformed('above 2^53'))
+    high.set(TWO_53, 16)
+    expect(() => decodeCredit(high, 0, 24)).toThrow(malformed('CREDIT has a number of 9007199254740992'))
   })
 
   test('reserved bytes are ignored', () => {
@@ -106,6 +110,21 @@ describe('DELIVER', () => {
       { numRuns: 300 },
     )
   })
+
+  test('an offset or a time of 2^53 is refused, and so is a head that is cut off', () => {
+    const bytes = new Uint8Array(DELIVER_HEADER_BYTES)
+    for (const at of [8, 16]) {
+      writeDeliverHead(bytes, 0, 1, 2, 3, 4, 5, 6, 1)
+      bytes.set(TWO_53, at)
+      expect(() => decodeDeliverHead(bytes, 0, 32)).toThrow(
+        malformed('DELIVER has a number of 9007199254740992; it must be below 2^53.'),
+      )
+    }
+    let cuts = 0
+    for (let end = 0; end < DELIVER_HEADER_BYTES; end++, cuts++)
+      expect(() => decodeDeliverHead(bytes, 0, end)).toThrow(malformed('DELIVER has'))
+    expect(cuts).toBe(32)
+  })
 })
 
 describe('SETTLE', () => {
@@ -116,8 +135,9 @@ describe('SETTLE', () => {
       outcome: fc.constantFrom(...Object.values(OUTCOME)),
       delayMs: fc.option(fc.integer({ min: 0, max: LIMITS.delayMsMax }), { nil: undefined }),
       reason: fc.option(fc.string({ unit: 'grapheme', minLength: 1, maxLength: 30 }), { nil: undefined }),
+      invalid: fc.constant(true),
     },
-    PLAIN,
+    { ...PLAIN, requiredKeys: ['firstTag', 'count', 'outcome', 'delayMs', 'reason'] },
   )
   const settled = (items: readonly SettleItem[]): SettleItem[] => {
     const bytes = encodeSettle(9, items)
@@ -149,7 +169,7 @@ describe('SETTLE', () => {
     ['outcome 0', (b) => (b[12] = 0), malformed('unknown outcome 0')],
     ['outcome 5', (b) => (b[12] = 5), malformed('unknown outcome 5')],
     ['outcome 255', (b) => (b[12] = 255), malformed('unknown outcome 255')],
-    ['flags 2', (b) => (b[13] = 2), malformed('unknown flags 2')],
+    ['flags 4', (b) => (b[13] = 4), malformed('unknown flags 4')],
     ['flags 255', (b) => (b[13] = 255), malformed('unknown flags 255')],
     ['count 0', (b) => writeU32(b, 8, 0), malformed('a range of 0 tags')],
     ['count 65,536', (b) => writeU32(b, 8, 65_536), malformed('a range of 65536 tags')],
@@ -172,6 +192,23 @@ describe('SETTLE', () => {
     expect(() => decodeSettle(bytes, 0, bytes.length)).toThrow(error)
   })
 
+  // u32 subscription · u32 tag · u32 count · u8 outcome · u8 flags · u16 reason length · u48 delay · u16 0 · reason
+  test('an invalid body has its flag, which stands beside that of a delay', () => {
+    const item = { firstTag: 3, count: 2, outcome: OUTCOME.deadLetter, reason: 'no', invalid: true } as const
+    const bytes = encodeSettle(9, [item])
+    expect(Array.from(bytes)).toStrictEqual([
+      ...[9, 0, 0, 0, 3, 0, 0, 0, 2, 0, 0, 0],
+      ...[4, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x6e, 0x6f],
+    ])
+    expect(settled([item])).toStrictEqual([{ ...item, delayMs: undefined }])
+    const both = encodeSettle(9, [{ ...item, delayMs: 0 }])
+    expect(both[13]).toBe(3)
+    expect(decodeSettle(both, 0, both.length).items).toStrictEqual([{ ...item, delayMs: 0 }])
+    expect(settled([{ ...item, invalid: false }])).toStrictEqual([
+      { firstTag: 3, count: 2, outcome: 4, delayMs: undefined, reason: 'no' },
+    ])
+  })
+
   test('takes bounds at their limit, and ignores reserved bytes', () => {
     const item = { firstTag: 0xffff_ffff, count: 65_535, outcome: OUTCOME.retry, delayMs: LIMITS.delayMsMax }
     const bytes = encodeSettle(9, [item])
@@ -183,7 +220,7 @@ describe('SETTLE', () => {
     expect(settled(repeated(ack, LIMITS.rangesMax))).toHaveLength(LIMITS.rangesMax)
     const bytes = encodeSettle(9, repeated(ack, LIMITS.rangesMax + 1))
     expect(bytes.length).toBe(4 + SETTLE_ITEM_BYTES * (LIMITS.rangesMax + 1))
-    expect(() => decodeSettle(bytes, 0, bytes.length)).toThrow(malformed('SETTLE has more than 16384 ranges'))
+    expect(() => decodeSettle(bytes, 0, bytes.length)).toThrow(malformed('SETTLE has more than 16384 items'))
   })
 
   // Otherwise 330 KB of items could make a broker walk a billion tags.
@@ -194,7 +231,64 @@ describe('SETTLE', () => {
   })
 })
 
-describe('STARTED and SETTLE_OK', () => {
+describe('EXTEND', () => {
+  const extend: Extend = { subscriptionId: 9, firstTag: 0xffff_ffff, count: 2, durationMs: 60_000 }
+
+  test('has its bytes, and any comes back', () => {
+    expect(Array.from(encodeExtend(extend))).toStrictEqual([
+      ...[9, 0, 0, 0, 255, 255, 255, 255, 2, 0, 0, 0, 0x60, 0xea, 0, 0, 0, 0, 0, 0],
+    ])
+    const anyExtend = fc.record(
+      {
+        subscriptionId: u32,
+        firstTag: u32,
+        count: tagCount,
+        durationMs: fc.oneof(fc.constant(0), fc.integer({ min: 100, max: LIMITS.delayMsMax })),
+      },
+      PLAIN,
+    )
+    fc.assert(
+      fc.property(anyExtend, fc.nat(0xffff), (any, reserved) => {
+        const bytes = encodeExtend(any)
+        writeU16(bytes, 18, reserved)
+        expect(decodeExtend(bytes, 0, bytes.length)).toStrictEqual(any)
+      }),
+      { numRuns: 300 },
+    )
+  })
+
+  test('its bounds at the limit and one beyond', () => {
+    const decoded = (change: Partial<Extend>): Extend => {
+      const bytes = encodeExtend({ ...extend, ...change })
+      return decodeExtend(bytes, 0, bytes.length)
+    }
+    for (const durationMs of [0, LIMITS.processingTimeoutMsMin, LIMITS.delayMsMax])
+      expect(decoded({ durationMs }).durationMs).toBe(durationMs)
+    for (const durationMs of [1, LIMITS.processingTimeoutMsMin - 1, LIMITS.delayMsMax + 1, 2 ** 48 - 1]) {
+      expect(() => decoded({ durationMs })).toThrow(
+        refusal('INVALID_ARGUMENT', `extended by ${durationMs} ms; it must be from 100 to 3155760000000 ms`),
+      )
+    }
+    expect(decoded({ count: RANGES_ALL_MAX }).count).toBe(RANGES_ALL_MAX)
+    for (const count of [0, RANGES_ALL_MAX + 1, 0xffff_ffff])
+      expect(() => decoded({ count })).toThrow(malformed(`EXTEND has a range of ${count} tags`))
+  })
+
+  test('cut off at every byte, and one byte too long', () => {
+    const bytes = new Uint8Array([...encodeExtend(extend), 0])
+    let refused = 0
+    for (let end = 0; end <= bytes.length; end++) {
+      if (end === 20) continue
+      expect(() => decodeExtend(bytes, 0, end)).toThrow(
+        malformed(`EXTEND has ${end} bytes; it must have 20.`),
+      )
+      refused++
+    }
+    expect(refused).toBe(21)
+  })
+})
+
+describe('STARTED, SETTLE_OK and LEASES_LOST', () => {
   const anyRanges: fc.Arbitrary<TagRange[]> = fc.array(fc.record({ firstTag: u32, count: tagCount }, PLAIN), {
     maxLength: 10,
   })
@@ -216,8 +310,8 @@ describe('STARTED and SETTLE_OK', () => {
   })
 
   test('bounds the ranges, the tags of each, and the tags of all together', () => {
-    expect(decoded(repeated(one, LIMITS.rangesMax))).toHaveLength(LIMITS.rangesMax)
-    expect(() => decoded(repeated(one, LIMITS.rangesMax + 1))).toThrow(malformed('more than 16384 ranges'))
+    expect(decoded(repeated(one, RANGES_ALL_MAX))).toHaveLength(RANGES_ALL_MAX)
+    expect(() => decoded(repeated(one, RANGES_ALL_MAX + 1))).toThrow(malformed('more than 65535 ranges'))
     expect(decoded([{ firstTag: 0, count: RANGES_ALL_MAX }])).toHaveLength(1)
     expect(() => decoded([{ firstTag: 0, count: 0 }])).toThrow(malformed('a range of 0 tags'))
     expect(() => decoded([{ firstTag: 0, count: RANGES_ALL_MAX + 1 }])).toThrow(
@@ -255,4 +349,7 @@ test('SUBSCRIBE_OK, UNSUBSCRIBE and DRAINED come back', () => {
     malformed('UNSUBSCRIBE has 5'),
   )
   expect(() => decodeDrained(new Uint8Array(13), 0, 13)).toThrow(malformed('DRAINED has 13 bytes'))
+  expect(() => decodeDrained(Uint8Array.of(1, 0, 0, 0, ...TWO_53), 0, 12)).toThrow(
+    malformed('DRAINED has a number'),
+  )
 })

@@ -22,7 +22,6 @@ import {
   readU16,
   readU32,
   readU48,
-  readU64,
   textBytes,
   writeText,
   writeU16,
@@ -31,7 +30,7 @@ import {
   writeU64,
 } from './bytes.js'
 import { SluiceError } from './errors.js'
-import { exact, need } from './handshake.js'
+import { exact, need, u64 } from './handshake.js'
 import { LIMITS } from './limits.js'
 
 export const OUTCOME = { ack: 1, retry: 2, release: 3, deadLetter: 4 } as const
@@ -74,9 +73,7 @@ export function decodeCredit(bytes: Uint8Array, start: number, end: number): Cre
   }
   const flags = bytes[start + 12]!
   if (flags > 3) throw new SluiceError('MALFORMED_FRAME', `CREDIT has unknown flags ${flags}.`)
-  const limit = readU64(bytes, start + 16)
-  if (!Number.isSafeInteger(limit))
-    throw new SluiceError('MALFORMED_FRAME', `CREDIT has a limit of ${limit}, above 2^53.`)
+  const limit = u64('CREDIT', bytes, start + 16)
   return {
     subscriptionId: readU32(bytes, start),
     messages,
@@ -125,8 +122,8 @@ export function decodeDeliverHead(bytes: Uint8Array, start: number, end: number)
   return {
     subscriptionId: readU32(bytes, start),
     firstTag: readU32(bytes, start + 4),
-    firstOffset: readU64(bytes, start + 8),
-    publishedAtMs: readU64(bytes, start + 16),
+    firstOffset: u64('DELIVER', bytes, start + 8),
+    publishedAtMs: u64('DELIVER', bytes, start + 16),
     count: readU32(bytes, start + 24),
     attempt: readU16(bytes, start + 28),
     flags: bytes[start + 30]!,
@@ -190,7 +187,8 @@ export function decodeSettle(
   let tags = 0
   let at = start + 4
   while (at < end) {
-    if (items.length === LIMITS.rangesMax) throw tooManyRanges('SETTLE')
+    if (items.length === LIMITS.rangesMax)
+      throw new SluiceError('MALFORMED_FRAME', `SETTLE has more than ${LIMITS.rangesMax} items.`)
     need('SETTLE', end - at, SETTLE_ITEM_BYTES)
     const count = readU32(bytes, at + 4)
     const outcome = bytes[at + 8]!
@@ -288,7 +286,9 @@ export function decodeRanges(
   need(frame, end - start, 4)
   if ((end - start - 4) % 8 !== 0)
     throw new SluiceError('MALFORMED_FRAME', `${frame} has ${end - start} bytes; its ranges take 8 each.`)
-  if ((end - start - 4) / 8 > LIMITS.rangesMax) throw tooManyRanges(frame)
+  // A range has a tag at least. An item of SETTLE can be stale in many ranges, so no lower bound would do.
+  if ((end - start - 4) / 8 > LIMITS.creditMessagesMax)
+    throw new SluiceError('MALFORMED_FRAME', `${frame} has more than ${LIMITS.creditMessagesMax} ranges.`)
   const ranges: TagRange[] = []
   let tags = 0
   for (let at = start + 4; at < end; at += 8) {
@@ -315,10 +315,6 @@ function checkRange(frame: string, count: number, tags: number): void {
       `${frame} names ${tags} tags; at most ${LIMITS.creditMessagesMax} are read.`,
     )
   }
-}
-
-function tooManyRanges(frame: string): SluiceError {
-  return new SluiceError('MALFORMED_FRAME', `${frame} has more than ${LIMITS.rangesMax} ranges.`)
 }
 
 /** SUBSCRIBE_OK and UNSUBSCRIBE. */
@@ -348,5 +344,5 @@ export function decodeDrained(
   end: number,
 ): { subscriptionId: number; delivered: number } {
   exact('DRAINED', end - start, 12)
-  return { subscriptionId: readU32(bytes, start), delivered: readU64(bytes, start + 4) }
+  return { subscriptionId: readU32(bytes, start), delivered: u64('DRAINED', bytes, start + 4) }
 }

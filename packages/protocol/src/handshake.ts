@@ -268,6 +268,14 @@ export function need(frame: string, got: number, bytes: number): void {
   if (got < bytes) throw new SluiceError('MALFORMED_FRAME', `${frame} has ${got} bytes; it needs ${bytes}.`)
 }
 
+/** A u64 of a frame. @throws SluiceError MALFORMED_FRAME unless it is below 2^53 */
+export function u64(frame: string, bytes: Uint8Array, at: number): number {
+  const value = readU64(bytes, at)
+  if (!Number.isSafeInteger(value))
+    throw new SluiceError('MALFORMED_FRAME', `${frame} has a number of ${value}; it must be below 2^53.`)
+  return value
+}
+
 /** @throws SluiceError MALFORMED_FRAME unless exactly `bytes` came */
 export function exact(frame: string, got: number, bytes: number): void {
   if (got !== bytes)

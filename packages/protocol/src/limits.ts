@@ -36,7 +36,7 @@ export const LIMITS = {
   channelMax: 65_535,
   creditMessagesMax: 65_535,
   creditBytesMax: 0xffff_ffff,
-  /** Most tag ranges that one SETTLE, SETTLE_OK or STARTED frame names. */
+  /** Most items of one SETTLE frame. */
   rangesMax: 16_384,
   /** Longest text of an error, a notice, or a reason given with a settle. */
   reasonBytesMax: 4 * KIB,
@@ -56,9 +56,10 @@ export const LIMITS = {
   keyConcurrencyMax: 65_535,
   dedupMaxIdsMax: 16_000_000,
   processingTimeoutMsMin: 100,
-  /** Acknowledgements, taken together, and batches of one atomic step. */
+  /** Of one atomic step: acknowledged messages, batches, and messages in all batches together. */
   atomicAcksMax: 65_535,
   atomicBatchesMax: 1_024,
+  atomicMessagesMax: 65_535,
   /** Messages that one PEEK, REDRIVE, DISCARD or REPLAY is answered with, or acts on. */
   pageMessagesMax: 1_000,
   /** How often one message is brought back from the dead, unless it is forced. */
@@ -89,7 +90,18 @@ relation(
 )
 relation(LIMITS.batchBytesTarget <= LIMITS.batchBytesMax, 'batch target within batch limit')
 relation(LIMITS.controlBytesMax + 12 <= LIMITS.frameBytesDefault, 'control body fits a frame')
-relation(LIMITS.rangesMax * 20 + 16 <= LIMITS.frameBytesDefault, 'settle ranges fit a frame')
+relation(LIMITS.rangesMax * 20 + 16 <= LIMITS.frameBytesDefault, 'settle items fit a frame')
+// Every frame that is agreed has room for the largest batch, so what must fit each of them is held against that.
+relation(LIMITS.creditMessagesMax * 8 + 16 <= LIMITS.batchBytesMax, 'ranges fit every agreed frame')
+relation(LIMITS.batchCountMax * 12 + 32 <= LIMITS.batchBytesMax, 'duplicates fit every agreed frame')
+relation(
+  LIMITS.atomicBatchesMax * 12 + LIMITS.atomicMessagesMax * 12 + 24 <= LIMITS.batchBytesMax,
+  'places and duplicates of an atomic step fit every agreed frame',
+)
+relation(
+  LIMITS.pageMessagesMax * 9 + 3 * LIMITS.queueNameBytesMax + 8192 <= LIMITS.controlBytesMax,
+  'a list of offsets fits a control body',
+)
 relation(
   LIMITS.keyBytesMax + LIMITS.idBytesMax + LIMITS.headersBytesMax + 32 <= 0xffff,
   'options fit their u16 length',

@@ -6,7 +6,7 @@
  * → { matched, discarded, next }. CANCEL { name, offset? | id? } → { offset }. RESCHEDULE { name, offset? | id?,
  * delayMs? | atMs? } → { offset, dueMs }. REPLAY { name, fromOffset? | fromMs?, untilMs?, limit?, cursor?, filter?, to?,
  * dryRun? } → { matched, replayed, cursor }. HISTORY { name, offset, cursor? } → { events, complete, cursor }.
- * CONSUMERS { name } → { consumers }. CLOSE_CONSUMER { name, id } → { messages }.
+ * CONSUMERS { name, from? } → { consumers, next }. CLOSE_CONSUMER { name, id } → { messages }.
  * `next` and `cursor` are null when there is nothing behind; else they go into the next request, as `from` or `cursor`.
  *
  * MESSAGES: u8 flags (1: more behind `next`) · u8 0 · u16 0 · u32 count · u64 next offset · messages of u8 state ·
@@ -14,11 +14,11 @@
  *   u64 expires at (0: never) · u16 reason bytes · u16 holder bytes · reason · holder · record.
  */
 import {
+  clipText,
   copyBytes,
   readText,
   readU16,
   readU32,
-  readU64,
   textBytes,
   writeText,
   writeU16,
@@ -26,7 +26,7 @@ import {
   writeU64,
 } from './bytes.js'
 import { SluiceError, shown } from './errors.js'
-import { need } from './handshake.js'
+import { need, u64 } from './handshake.js'
 import { LIMITS } from './limits.js'
 import { queueName, type QueueName } from './names.js'
 import { onlyFields, whole, type Body } from './queues.js'
@@ -43,6 +43,8 @@ export type DeathName = keyof typeof DEATH
 
 const STATE_NAMES = Object.keys(MESSAGE_STATE) as MessageState[]
 const DEATH_NAMES = Object.keys(DEATH) as DeathName[]
+/** Longest text of a cursor. */
+const CURSOR_BYTES_MAX = 64
 
 export function deathName(death: number): DeathName | undefined {
   return DEATH_NAMES.find((name) => DEATH[name] === death)
@@ -103,9 +105,10 @@ function messageFilter(frame: string, value: unknown): MessageFilter {
   }
   return {
     reason: reason as DeathName | undefined,
-    error: optionalText('error', body['error'], LIMITS.reasonBytesMax),
-    key: optionalText('key', body['key'], LIMITS.keyBytesMax),
-    id: optionalText('id', body['id'], LIMITS.idBytesMax),
+    // An empty one is refused: what was meant to choose a few would choose none, or all.
+    error: optionalText('error', body['error'], 1, LIMITS.reasonBytesMax),
+    key: optionalText('key', body['key'], 1, LIMITS.keyBytesMax),
+    id: optionalText('id', body['id'], 1, LIMITS.idBytesMax),
     headers: headers === undefined ? undefined : headersOf(headers),
     minAttempts: optionalWhole('minAttempts', body['minAttempts'], LIMITS.maxDeliveriesMax),
     olderThanMs: optionalWhole('olderThanMs', body['olderThanMs'], LIMITS.delayMsMax),
@@ -124,20 +127,39 @@ function headersOf(value: unknown): Readonly<Record<string, string>> {
     )
   }
   const headers = Object.create(null) as Record<string, string>
-  for (const [name, text] of entries)
-    headers[name] = optionalText(`headers.${name}`, text, LIMITS.headersBytesMax) ?? ''
+  for (const [name, value] of entries) {
+    if (!isText(name, 1, 255)) {
+      throw new SluiceError(
+        'INVALID_ARGUMENT',
+        `\`headers\` names ${shown(name)}; a header's name takes 1 to 255 bytes.`,
+      )
+    }
+    if (!isText(value, 0, LIMITS.headersBytesMax)) {
+      throw new SluiceError(
+        'INVALID_ARGUMENT',
+        `\`headers\` has ${shown(value)} for ${shown(name)}; it must be text of at most ${LIMITS.headersBytesMax} bytes.`,
+      )
+    }
+    headers[name] = value
+  }
   return headers
 }
 
-function optionalText(name: string, value: unknown, max: number): string | undefined {
+function optionalText(name: string, value: unknown, min: number, max: number): string | undefined {
   if (value === undefined) return undefined
-  if (typeof value !== 'string' || textBytes(value) > max) {
+  if (!isText(value, min, max)) {
     throw new SluiceError(
       'INVALID_ARGUMENT',
-      `\`${name}\` is ${shown(value)}; it must be text of at most ${max} bytes.`,
+      `\`${name}\` is ${shown(value)}; it must be text of ${min} to ${max} bytes.`,
     )
   }
   return value
+}
+
+function isText(value: unknown, min: number, max: number): value is string {
+  if (typeof value !== 'string') return false
+  const bytes = textBytes(value)
+  return bytes >= min && bytes <= max
 }
 
 function optionalWhole(name: string, value: unknown, max: number): number | undefined {
@@ -190,6 +212,7 @@ export interface DeadSelection {
   readonly name: QueueName
   readonly from: number
   readonly limit: number
+  /** Ascending, each once. */
   readonly offsets: readonly number[] | undefined
   readonly filter: MessageFilter
   /** Only says what it would do. */
@@ -208,12 +231,15 @@ function deadSelection(frame: string, body: Body): DeadSelection {
     name: queueName(body['name']),
     from: optionalWhole('from', body['from'], Number.MAX_SAFE_INTEGER) ?? 0,
     limit: pageLimit(body),
-    offsets: (offsets as unknown[] | undefined)?.map((offset) =>
-      whole('offsets', offset, Number.MAX_SAFE_INTEGER),
-    ),
+    offsets: offsets === undefined ? undefined : ascending(offsets),
     filter: messageFilter(frame, body['filter']),
     dryRun: optionalFlag('dryRun', body['dryRun']),
   }
+}
+
+function ascending(offsets: readonly unknown[]): number[] {
+  const known = new Set(offsets.map((offset) => whole('offsets', offset, Number.MAX_SAFE_INTEGER)))
+  return [...known].toSorted((a, b) => a - b)
 }
 
 export interface RedriveRequest extends DeadSelection {
@@ -248,7 +274,7 @@ export interface MessageRef {
 
 function messageRef(frame: string, body: Body): MessageRef {
   const offset = optionalWhole('offset', body['offset'], Number.MAX_SAFE_INTEGER)
-  const id = optionalText('id', body['id'], LIMITS.idBytesMax)
+  const id = optionalText('id', body['id'], 1, LIMITS.idBytesMax)
   if ((offset === undefined) === (id === undefined))
     throw new SluiceError(
       'INVALID_ARGUMENT',
@@ -274,21 +300,12 @@ export function rescheduleRequest(body: Body): RescheduleRequest {
   const { delayMs, atMs } = body
   if ((delayMs === undefined) === (atMs === undefined))
     throw new SluiceError('INVALID_ARGUMENT', 'RESCHEDULE takes `delayMs` or `atMs`, one of them.')
-  if (delayMs !== undefined && !isWhole(delayMs, LIMITS.delayMsMax)) {
-    throw new SluiceError(
-      'INVALID_DELAY',
-      `\`delayMs\` is ${shown(delayMs)}; it must be a whole number from 0 to ${LIMITS.delayMsMax}.`,
-    )
-  }
   return {
     ...messageRef('RESCHEDULE', body),
-    delayMs,
-    atMs: optionalWhole('atMs', atMs, 2 ** 48 - 1),
+    delayMs:
+      delayMs === undefined ? undefined : whole('delayMs', delayMs, LIMITS.delayMsMax, 0, 'INVALID_DELAY'),
+    atMs: atMs === undefined ? undefined : whole('atMs', atMs, 2 ** 48 - 1, 0, 'INVALID_DELAY'),
   }
-}
-
-function isWhole(value: unknown, max: number): value is number {
-  return typeof value === 'number' && Number.isInteger(value) && value >= 0 && value <= max
 }
 
 export interface ReplayRequest {
@@ -299,8 +316,8 @@ export interface ReplayRequest {
   /** Published before this. */
   readonly untilMs: number | undefined
   readonly limit: number
-  /** Where an earlier page ended. */
-  readonly cursor: number | undefined
+  /** Where an earlier page ended; its text means something to the broker alone. */
+  readonly cursor: string | undefined
   readonly filter: MessageFilter
   readonly to: QueueName | undefined
   readonly dryRun: boolean
@@ -327,7 +344,7 @@ export function replayRequest(body: Body): ReplayRequest {
     fromMs: optionalWhole('fromMs', body['fromMs'], 2 ** 48 - 1),
     untilMs: optionalWhole('untilMs', body['untilMs'], 2 ** 48 - 1),
     limit: pageLimit(body),
-    cursor: optionalWhole('cursor', body['cursor'], Number.MAX_SAFE_INTEGER),
+    cursor: optionalText('cursor', body['cursor'], 1, CURSOR_BYTES_MAX),
     filter: messageFilter('REPLAY', body['filter']),
     to: body['to'] === undefined ? undefined : queueName(body['to']),
     dryRun: optionalFlag('dryRun', body['dryRun']),
@@ -337,7 +354,7 @@ export function replayRequest(body: Body): ReplayRequest {
 export interface HistoryRequest {
   readonly name: QueueName
   readonly offset: number
-  readonly cursor: number | undefined
+  readonly cursor: string | undefined
 }
 
 /** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
@@ -346,7 +363,7 @@ export function historyRequest(body: Body): HistoryRequest {
   return {
     name: queueName(body['name']),
     offset: whole('offset', body['offset'], Number.MAX_SAFE_INTEGER),
-    cursor: optionalWhole('cursor', body['cursor'], Number.MAX_SAFE_INTEGER),
+    cursor: optionalText('cursor', body['cursor'], 1, CURSOR_BYTES_MAX),
   }
 }
 
@@ -380,6 +397,18 @@ export const HISTORY_EVENTS = {
 } as const
 export type HistoryEventName = keyof typeof HISTORY_EVENTS
 
+export interface ConsumersRequest {
+  readonly name: QueueName
+  /** First subscription id that is told; they are told in the order of their ids. */
+  readonly from: number
+}
+
+/** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
+export function consumersRequest(body: Body): ConsumersRequest {
+  onlyFields('CONSUMERS', body, ['name', 'from'])
+  return { name: queueName(body['name']), from: optionalWhole('from', body['from'], 0xffff_ffff) ?? 0 }
+}
+
 /** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
 export function closeConsumerRequest(body: Body): { readonly name: QueueName; readonly id: number } {
   onlyFields('CLOSE_CONSUMER', body, ['name', 'id'])
@@ -412,6 +441,7 @@ export interface PeekedMessage {
   readonly state: MessageState
   /** Undefined unless dead. */
   readonly death: DeathName | undefined
+  /** Tries in this life. On the wire these three counts stop at 65,535. */
   readonly attempts: number
   /** Tries in all its lives. */
   readonly totalAttempts: number
@@ -436,19 +466,36 @@ export interface PeekPage {
 
 const PAGE_HEAD_BYTES = 16
 const PEEKED_HEAD_BYTES = 44
+// What is brought back by force, again and again, can have been tried more often than a u16 counts.
+const COUNT_MAX = 0xffff
 
-/** Bytes that a message takes in MESSAGES. */
+/** Bytes that a message takes in MESSAGES; less if its texts are cut there. */
 export function peekedBytes({ reason, holder, record }: PeekedMessage): number {
   return PEEKED_HEAD_BYTES + textBytes(reason) + textBytes(holder) + record.length
 }
 
-/** Bytes around the record of a message that is alone in its MESSAGES, at most. */
+/** Bytes of the frame around the record of a message that is alone in its MESSAGES, at most. */
 export const MESSAGES_OVERHEAD_BYTES =
   12 + PAGE_HEAD_BYTES + PEEKED_HEAD_BYTES + LIMITS.reasonBytesMax + LIMITS.clientNameBytesMax
 
-export function encodeMessages({ messages, next }: PeekPage): Uint8Array {
+/**
+ * Texts are cut to their limits. A message that is alone has them cut further, the reason first, where the payload
+ * would have more than `payloadBytesMax`: an agreed frame has room for the largest record, but not for all around it.
+ */
+export function encodeMessages(page: PeekPage, payloadBytesMax = Infinity): Uint8Array {
+  const { next } = page
   let size = PAGE_HEAD_BYTES
+  let messages = page.messages.map((message) =>
+    withTexts(message, LIMITS.reasonBytesMax, LIMITS.clientNameBytesMax),
+  )
   for (const message of messages) size += peekedBytes(message)
+  if (messages.length === 1 && size > payloadBytesMax) {
+    const [{ reason, holder, record }] = messages as [PeekedMessage]
+    const room = Math.max(payloadBytesMax - PAGE_HEAD_BYTES - PEEKED_HEAD_BYTES - record.length, 0)
+    const holderBytes = Math.min(textBytes(holder), room)
+    messages = [withTexts(messages[0]!, Math.min(textBytes(reason), room - holderBytes), holderBytes)]
+    size = PAGE_HEAD_BYTES + peekedBytes(messages[0]!)
+  }
   const bytes = new Uint8Array(size)
   bytes[0] = next === undefined ? 0 : 1
   writeU32(bytes, 4, messages.length)
@@ -457,9 +504,9 @@ export function encodeMessages({ messages, next }: PeekPage): Uint8Array {
   for (const message of messages) {
     bytes[at] = MESSAGE_STATE[message.state]
     bytes[at + 1] = message.death === undefined ? 0 : DEATH[message.death]
-    writeU16(bytes, at + 2, message.attempts)
-    writeU16(bytes, at + 4, message.totalAttempts)
-    writeU16(bytes, at + 6, message.redrives)
+    writeU16(bytes, at + 2, Math.min(message.attempts, COUNT_MAX))
+    writeU16(bytes, at + 4, Math.min(message.totalAttempts, COUNT_MAX))
+    writeU16(bytes, at + 6, Math.min(message.redrives, COUNT_MAX))
     writeU64(bytes, at + 8, message.offset)
     writeU64(bytes, at + 16, message.publishedAtMs)
     writeU64(bytes, at + 24, message.timeMs)
@@ -475,7 +522,15 @@ export function encodeMessages({ messages, next }: PeekPage): Uint8Array {
   return bytes
 }
 
-/** Records are copies; their layout is not checked. @throws SluiceError MALFORMED_FRAME */
+function withTexts(message: PeekedMessage, reasonBytesMax: number, holderBytesMax: number): PeekedMessage {
+  return {
+    ...message,
+    reason: clipText(message.reason, reasonBytesMax),
+    holder: clipText(message.holder, holderBytesMax),
+  }
+}
+
+/** Records are copies; their layout is not checked, beyond their size. @throws SluiceError MALFORMED_FRAME */
 export function decodeMessages(bytes: Uint8Array, start: number, end: number): PeekPage {
   need('MESSAGES', end - start, PAGE_HEAD_BYTES)
   const count = readU32(bytes, start + 4)
@@ -502,10 +557,10 @@ export function decodeMessages(bytes: Uint8Array, start: number, end: number): P
       attempts: readU16(bytes, at + 2),
       totalAttempts: readU16(bytes, at + 4),
       redrives: readU16(bytes, at + 6),
-      offset: readU64(bytes, at + 8),
-      publishedAtMs: readU64(bytes, at + 16),
-      timeMs: readU64(bytes, at + 24),
-      expiresAtMs: readU64(bytes, at + 32),
+      offset: u64('MESSAGES', bytes, at + 8),
+      publishedAtMs: u64('MESSAGES', bytes, at + 16),
+      timeMs: u64('MESSAGES', bytes, at + 24),
+      expiresAtMs: u64('MESSAGES', bytes, at + 32),
       reason: readText(bytes, reasonAt, holderAt),
       holder: readText(bytes, holderAt, recordAt),
       record: copyBytes(bytes, recordAt, recordEnd),
@@ -513,5 +568,5 @@ export function decodeMessages(bytes: Uint8Array, start: number, end: number): P
     at = recordEnd
   }
   if (at !== end) throw new SluiceError('MALFORMED_FRAME', `MESSAGES has ${end - at} bytes too many.`)
-  return { messages, next: bytes[start]! & 1 ? readU64(bytes, start + 8) : undefined }
+  return { messages, next: bytes[start]! & 1 ? u64('MESSAGES', bytes, start + 8) : undefined }
 }

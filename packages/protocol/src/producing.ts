@@ -6,8 +6,8 @@
  *   u32 index in the batch · u64 offset of the first acceptance. Other messages have offset base + index.
  * PUBLISH_ERR: u64 number · fault (see handshake.ts). It also refuses an ATOMIC.
  * ATOMIC: u64 number · u32 CRC-32 of everything behind it · u16 ranges · u16 batches · ranges of u16 channel · u16 0 ·
- *   u32 subscription id · u32 first tag · u32 count, which are acknowledged · batches, each as PUBLISH has it but with a
- *   length of its own, and with the number of the ATOMIC.
+ *   u32 subscription id · u32 first tag · u32 count, which are acknowledged · batches, each as PUBLISH has it, with the
+ *   number of the ATOMIC; the length in its header says where the next one begins.
  * ATOMIC_OK: u64 number · u32 batches · of each u64 base offset · u32 duplicates · duplicates as in PUBLISH_OK.
  */
 import { crc32 } from 'node:zlib'
@@ -24,8 +24,9 @@ import {
   writeU64,
 } from './bytes.js'
 import { SluiceError } from './errors.js'
-import { decodeFault, encodeFault, need, type Fault } from './handshake.js'
+import { decodeFault, encodeFault, need, u64, type Fault } from './handshake.js'
 import { LIMITS } from './limits.js'
+import { queueName } from './names.js'
 
 export const PUBLISH_OK_ITEM_BYTES = 20
 
@@ -84,8 +85,8 @@ export function decodePublishOk(
   let at = start
   while (at < end) {
     need('PUBLISH_OK', end - at, PUBLISH_OK_ITEM_BYTES)
-    const batchNumber = readU64(bytes, at)
-    const baseOffset = readU64(bytes, at + 8)
+    const batchNumber = u64('PUBLISH_OK', bytes, at)
+    const baseOffset = u64('PUBLISH_OK', bytes, at + 8)
     const count = readU32(bytes, at + 16)
     at += PUBLISH_OK_ITEM_BYTES
     let duplicates: Map<number, number> | undefined
@@ -107,7 +108,7 @@ function readDuplicates(
   need(frame, end - start, count * DUPLICATE_BYTES)
   const duplicates = new Map<number, number>()
   for (let at = start; at < start + count * DUPLICATE_BYTES; at += DUPLICATE_BYTES)
-    duplicates.set(readU32(bytes, at), readU64(bytes, at + 4))
+    duplicates.set(readU32(bytes, at), u64(frame, bytes, at + 4))
   return duplicates
 }
 
@@ -126,7 +127,7 @@ export function decodePublishErr(
   end: number,
 ): { batchNumber: number; fault: Fault } {
   need('PUBLISH_ERR', end - start, 8)
-  return { batchNumber: readU64(bytes, start), fault: decodeFault(bytes, start + 8, end) }
+  return { batchNumber: u64('PUBLISH_ERR', bytes, start), fault: decodeFault(bytes, start + 8, end) }
 }
 
 /**
@@ -170,14 +171,30 @@ export interface Atomic {
 
 const ATOMIC_HEAD_BYTES = 16
 const ATOMIC_ACK_BYTES = 16
+const BATCH_COUNT_AT = 12
+const BATCH_NUMBER_AT = 24
 
+/**
+ * The batches must be sealed, with `number` as theirs.
+ * @throws SluiceError TRANSACTION_TOO_LARGE, INVALID_NAME
+ */
 export function encodeAtomic(
   number: number,
   acks: readonly AtomicAck[],
   batches: readonly AtomicBatch[],
 ): Uint8Array {
+  checkAtMost('batches', batches.length, LIMITS.atomicBatchesMax)
+  let acknowledged = 0
+  for (const { count } of acks) acknowledged += count
+  // A range has a message at least, so that their number fits its field too.
+  checkAtMost('acknowledgements', Math.max(acknowledged, acks.length), LIMITS.atomicAcksMax)
   let size = ATOMIC_HEAD_BYTES + acks.length * ATOMIC_ACK_BYTES
-  for (const { queue, at, end } of batches) size += 1 + textBytes(queue) + end - at
+  let messages = 0
+  for (const { queue, bytes, at, end } of batches) {
+    size += 1 + textBytes(queueName(queue)) + end - at
+    messages += readU32(bytes, at + BATCH_COUNT_AT)
+  }
+  checkAtMost('messages', messages, LIMITS.atomicMessagesMax)
   const bytes = new Uint8Array(size)
   writeU64(bytes, 0, number)
   writeU16(bytes, 12, acks.length)
@@ -201,15 +218,24 @@ export function encodeAtomic(
   return bytes
 }
 
-/** The number of an ATOMIC, for refusing what follows it. @throws SluiceError MALFORMED_FRAME */
+function checkAtMost(what: string, count: number, max: number): void {
+  if (count > max) {
+    throw new SluiceError(
+      'TRANSACTION_TOO_LARGE',
+      `An atomic step has ${count} ${what}; at most ${max} are accepted.`,
+    )
+  }
+}
+
+/** The number of an ATOMIC, for refusing what follows it. It may be out of range. @throws SluiceError MALFORMED_FRAME */
 export function atomicNumber(bytes: Uint8Array, start: number, end: number): number {
   need('ATOMIC', end - start, ATOMIC_HEAD_BYTES)
   return readU64(bytes, start)
 }
 
 /**
- * The batches are not looked into beyond their length.
- * @throws SluiceError MALFORMED_FRAME, BATCH_CORRUPT, TRANSACTION_TOO_LARGE
+ * Of the batches only length, count and number are looked at, so that nothing in them is known to be right.
+ * @throws SluiceError MALFORMED_FRAME, BATCH_MALFORMED, BATCH_CORRUPT, TRANSACTION_TOO_LARGE
  */
 export function decodeAtomic(bytes: Uint8Array, start: number, end: number): Atomic {
   const number = atomicNumber(bytes, start, end)
@@ -228,25 +254,16 @@ export function decodeAtomic(bytes: Uint8Array, start: number, end: number): Ato
   }
   const ackCount = readU16(bytes, start + 12)
   const batchCount = readU16(bytes, start + 14)
-  if (batchCount > LIMITS.atomicBatchesMax) {
-    throw new SluiceError(
-      'TRANSACTION_TOO_LARGE',
-      `An atomic step has ${batchCount} batches; at most ${LIMITS.atomicBatchesMax} are accepted.`,
-    )
-  }
+  checkAtMost('batches', batchCount, LIMITS.atomicBatchesMax)
   let at = start + ATOMIC_HEAD_BYTES
   need('ATOMIC', end - at, ackCount * ATOMIC_ACK_BYTES)
   const acks: AtomicAck[] = []
-  let tags = 0
+  let acknowledged = 0
   for (let i = 0; i < ackCount; i++, at += ATOMIC_ACK_BYTES) {
     const count = readU32(bytes, at + 12)
-    tags += count
-    if (count === 0 || tags > LIMITS.atomicAcksMax) {
-      throw new SluiceError(
-        'TRANSACTION_TOO_LARGE',
-        `An atomic step acknowledges ${tags} messages, ${count} of them in one range; there must be 1 to ${LIMITS.atomicAcksMax}.`,
-      )
-    }
+    if (count === 0) throw new SluiceError('MALFORMED_FRAME', 'ATOMIC has a range of 0 tags.')
+    acknowledged += count
+    checkAtMost('acknowledgements', acknowledged, LIMITS.atomicAcksMax)
     acks.push({
       channel: readU16(bytes, at),
       subscriptionId: readU32(bytes, at + 4),
@@ -255,6 +272,7 @@ export function decodeAtomic(bytes: Uint8Array, start: number, end: number): Ato
     })
   }
   const batches: AtomicBatch[] = []
+  let messages = 0
   for (let i = 0; i < batchCount; i++) {
     const batchAt = publishBatchStart(bytes, at, end)
     const queue = readText(bytes, at + 1, batchAt)
@@ -265,6 +283,14 @@ export function decodeAtomic(bytes: Uint8Array, start: number, end: number): Ato
         `Batch ${i} of ATOMIC says that it has ${length} bytes; ${end - batchAt} are left.`,
       )
     }
+    if (readU64(bytes, batchAt + BATCH_NUMBER_AT) !== number) {
+      throw new SluiceError(
+        'BATCH_MALFORMED',
+        `Batch ${i} of the atomic step ${number} does not have its number.`,
+      )
+    }
+    messages += readU32(bytes, batchAt + BATCH_COUNT_AT)
+    checkAtMost('messages', messages, LIMITS.atomicMessagesMax)
     batches.push({ queue, bytes, at: batchAt, end: batchAt + length })
     at = batchAt + length
   }
@@ -297,7 +323,7 @@ export function decodeAtomicOk(
   const places: Placed[] = []
   for (let i = 0; i < count; i++) {
     need('ATOMIC_OK', end - at, 12)
-    const baseOffset = readU64(bytes, at)
+    const baseOffset = u64('ATOMIC_OK', bytes, at)
     const duplicateCount = readU32(bytes, at + 8)
     at += 12
     const duplicates =
@@ -306,5 +332,5 @@ export function decodeAtomicOk(
     places.push({ baseOffset, duplicates })
   }
   if (at !== end) throw new SluiceError('MALFORMED_FRAME', `ATOMIC_OK has ${end - at} bytes too many.`)
-  return { number: readU64(bytes, start), places }
+  return { number: u64('ATOMIC_OK', bytes, start), places }
 }

@@ -3,9 +3,10 @@ import { decodeControl, encodeControl } from './control.js'
 import { SluiceError } from './errors.js'
 import { LIMITS } from './limits.js'
 import {
+  QUEUE_COUNTERS,
   QUEUE_OPTIONS,
-  QUEUE_OPTIONS_RESERVED,
   QUEUE_OPTION_DEFAULTS,
+  checkOptionsTogether,
   ensureRequest,
   nameRequest,
   onlyFields,
@@ -54,39 +55,75 @@ describe('queueOptions', () => {
     expect(queueOptions({})).toStrictEqual({})
   })
 
-  test('each option at its bounds and one beyond', () => {
+  test('each number at its bounds and one beyond', () => {
     let checked = 0
-    for (const [name, { min, max }] of Object.entries(QUEUE_OPTIONS)) {
+    for (const [name, option] of Object.entries(QUEUE_OPTIONS)) {
+      if (option.kind !== 'number') continue
+      const { min, max } = option
       for (const value of [min, max]) expect(queueOptions({ [name]: value })).toStrictEqual({ [name]: value })
       for (const value of [min - 1, max + 1]) {
         const refused = refusal(
-          'INVALID_ARGUMENT',
+          'INVALID_OPTION',
           `The queue option \`${name}\` is ${value}; it must be a whole number from ${min} to ${max}.`,
         )
         expect(() => queueOptions({ [name]: value })).toThrow(refused)
       }
       checked++
     }
-    expect(checked).toBeGreaterThanOrEqual(3)
+    expect(checked).toBe(12)
+  })
+
+  test('each choice, flag and name, and what is none of them', () => {
+    let checked = 0
+    const refused = (name: string, value: unknown, code: string, message: string): void => {
+      expect(() => queueOptions({ [name]: value })).toThrow(refusal(code, message))
+    }
+    for (const [name, option] of Object.entries(QUEUE_OPTIONS)) {
+      if (option.kind === 'number') continue
+      const values =
+        option.kind === 'choice'
+          ? option.choices
+          : option.kind === 'flag'
+            ? [true, false]
+            : ['', 'q', 'q'.repeat(255)]
+      for (const value of values) expect(queueOptions({ [name]: value })).toStrictEqual({ [name]: value })
+      if (option.kind === 'choice') {
+        for (const value of ['', 'BLOCK', ' reject', 0, option.choices])
+          refused(name, value, 'INVALID_OPTION', `it must be one of ${option.choices.join(', ')}.`)
+      } else if (option.kind === 'flag') {
+        for (const value of [0, 1, 'true', ''])
+          refused(name, value, 'INVALID_OPTION', 'must be true or false.')
+      } else {
+        for (const value of [' ', '-q', 'a b', 'q'.repeat(256), 5, null, false])
+          refused(name, value, 'INVALID_NAME', 'queue name')
+      }
+      checked++
+    }
+    expect(checked).toBe(5)
   })
 
   test('values of every wrong kind, as they arrive, are refused by type and in a short sentence', () => {
     let refused = 0
-    for (const value of HOSTILE) {
-      for (const body of [sent({ maxDeliveries: value }), { maxDeliveries: value }]) {
-        let error: unknown
-        try {
-          queueOptions(body)
-        } catch (thrown) {
-          error = thrown
+    for (const [name, { kind }] of Object.entries(QUEUE_OPTIONS)) {
+      for (const value of HOSTILE) {
+        if (kind === 'flag' && value === true) continue
+        // Both are names of queues.
+        if (kind === 'name' && typeof value === 'string' && value.length < 256) continue
+        for (const body of [sent({ [name]: value }), { [name]: value }]) {
+          let error: unknown
+          try {
+            queueOptions(body)
+          } catch (thrown) {
+            error = thrown
+          }
+          expect(error, `${name} of ${kind}`).toBeInstanceOf(SluiceError)
+          expect(error).toMatchObject({ code: kind === 'name' ? 'INVALID_NAME' : 'INVALID_OPTION' })
+          expect((error as SluiceError).message.length).toBeLessThan(200)
+          refused++
         }
-        expect(error).toBeInstanceOf(SluiceError)
-        expect(error).toMatchObject({ code: 'INVALID_ARGUMENT' })
-        expect((error as SluiceError).message.length).toBeLessThan(200)
-        refused++
       }
     }
-    expect(refused).toBe(HOSTILE.length * 2)
+    expect(refused).toBe((HOSTILE.length * 17 - 2) * 2)
   })
 
   test('options that are not a map', () => {
@@ -97,36 +134,64 @@ describe('queueOptions', () => {
     expect(others).toHaveLength(8)
   })
 
-  test('reserved and unknown names', () => {
-    for (const name of QUEUE_OPTIONS_RESERVED) {
-      expect(() => queueOptions({ [name]: 1 })).toThrow(
-        refusal('NOT_SUPPORTED', `\`${name}\` is not supported`),
-      )
-    }
+  test('unknown names', () => {
     const unknown = [
       'maxdeliveries',
       '',
       '__proto__',
       'toString',
       'constructor',
+      'retain',
       'x'.repeat(60_000),
       '\u001b[31m\n',
     ]
     for (const name of unknown) {
       const body = sent(JSON.parse(`{${JSON.stringify(name)}:1}`) as Body)
-      expect(() => queueOptions(body)).toThrow(refusal('INVALID_ARGUMENT', 'There is no queue option "'))
+      expect(() => queueOptions(body)).toThrow(refusal('INVALID_OPTION', 'There is no queue option "'))
     }
-    expect(unknown).toHaveLength(7)
+    expect(unknown).toHaveLength(8)
+  })
+})
+
+describe('options that contradict each other', () => {
+  test('a first wait above the longest wait', () => {
+    const equal = { retryInitialMs: 5, retryMaxMs: 5 }
+    expect(queueOptions(equal)).toStrictEqual(equal)
+    expect(() => queueOptions({ retryInitialMs: 6, retryMaxMs: 5 })).toThrow(
+      refusal('OPTION_CONFLICT', '`retryInitialMs` is 6, above `retryMaxMs` of 5.'),
+    )
+    // Alone it is only known to contradict once it stands beside the other one.
+    expect(queueOptions({ retryInitialMs: 300_001 })).toStrictEqual({ retryInitialMs: 300_001 })
+    expect(() => checkOptionsTogether({ ...QUEUE_OPTION_DEFAULTS, retryInitialMs: 300_001 })).toThrow(
+      refusal('OPTION_CONFLICT', 'above `retryMaxMs` of 300000'),
+    )
   })
 
-  test('a first wait above the longest wait', () => {
-    expect(queueOptions({ retryInitialMs: 5, retryMaxMs: 5 })).toStrictEqual({
-      retryInitialMs: 5,
-      retryMaxMs: 5,
-    })
-    expect(() => queueOptions({ retryInitialMs: 6, retryMaxMs: 5 })).toThrow(
-      refusal('INVALID_ARGUMENT', '`retryInitialMs` is 6, above `retryMaxMs` of 5.'),
+  test('an overflow without a limit', () => {
+    expect(() => checkOptionsTogether(QUEUE_OPTION_DEFAULTS)).not.toThrow()
+    let refused = 0
+    for (const overflow of ['drop-oldest', 'dead-letter'] as const) {
+      const conflict = refusal('OPTION_CONFLICT', `\`overflow\` is "${overflow}", and neither`)
+      expect(queueOptions({ overflow })).toStrictEqual({ overflow })
+      expect(queueOptions({ overflow, maxBytes: 0 })).toStrictEqual({ overflow, maxBytes: 0 })
+      expect(() => queueOptions({ overflow, maxMessages: 0, maxBytes: 0 })).toThrow(conflict)
+      expect(() => checkOptionsTogether({ ...QUEUE_OPTION_DEFAULTS, overflow })).toThrow(conflict)
+      for (const limit of ['maxMessages', 'maxBytes'])
+        expect(() => checkOptionsTogether({ ...QUEUE_OPTION_DEFAULTS, overflow, [limit]: 1 })).not.toThrow()
+      refused++
+    }
+    expect(refused).toBe(2)
+    expect(queueOptions({ overflow: 'reject', maxMessages: 0, maxBytes: 0 })).toBeDefined()
+  })
+
+  test('a window of ids that count while they are pending', () => {
+    expect(() => queueOptions({ unique: 'pending', dedupWindowMs: 600_000 })).toThrow(
+      refusal('OPTION_CONFLICT', '`dedupWindowMs` was given with `unique` of "pending"'),
     )
+    for (const named of [{ unique: 'pending' }, { unique: 'window', dedupWindowMs: 0 }, { dedupWindowMs: 5 }])
+      expect(queueOptions(named)).toStrictEqual(named)
+    // What was not named is not a contradiction: the default of the window stands in every queue.
+    expect(() => checkOptionsTogether({ ...QUEUE_OPTION_DEFAULTS, unique: 'pending' })).not.toThrow()
   })
 })
 
@@ -146,7 +211,7 @@ describe('requests', () => {
     expect(() => ensureRequest(sent({}))).toThrow(refusal('INVALID_NAME', 'A queue name is a undefined'))
   })
 
-  test('GET, DELETE and PURGE', () => {
+  test('GET, DELETE, PURGE, PAUSE and RESUME', () => {
     expect(nameRequest('GET', sent({ name: 'q' }))).toBe('q')
     expect(() => nameRequest('GET', sent({ name: 'q', queue: 'q' }))).toThrow(
       refusal('INVALID_ARGUMENT', 'GET has no field "queue"; it has name.'),
@@ -162,6 +227,7 @@ describe('requests', () => {
       messages: LIMITS.creditMessagesMax,
       bytes: LIMITS.creditBytesMax,
       limit: Number.MAX_SAFE_INTEGER,
+      processingTimeoutMs: LIMITS.delayMsMax,
     }
     expect(subscribeRequest(sent(most))).toStrictEqual(most)
     expect(subscribeRequest(sent({ queue: 'q', messages: 0, bytes: 0 }))).toStrictEqual({
@@ -169,9 +235,15 @@ describe('requests', () => {
       messages: 0,
       bytes: 0,
       limit: undefined,
+      processingTimeoutMs: undefined,
     })
+    const least = { ...most, processingTimeoutMs: LIMITS.processingTimeoutMsMin }
+    expect(subscribeRequest(sent(least))).toStrictEqual(least)
+    expect(() => subscribeRequest(sent({ ...most, processingTimeoutMs: 99 }))).toThrow(
+      refusal('INVALID_ARGUMENT', '`processingTimeoutMs` is 99; it must be a whole number from 100 to'),
+    )
     let refused = 0
-    for (const name of ['messages', 'bytes', 'limit'] as const) {
+    for (const name of ['messages', 'bytes', 'limit', 'processingTimeoutMs'] as const) {
       for (const value of [...HOSTILE, most[name] + 1]) {
         expect(() => subscribeRequest(sent({ ...most, [name]: value }))).toThrow(
           refusal('INVALID_ARGUMENT', `\`${name}\` is `),
@@ -179,23 +251,32 @@ describe('requests', () => {
         refused++
       }
     }
-    expect(refused).toBe(3 * (HOSTILE.length + 1))
+    expect(refused).toBe(4 * (HOSTILE.length + 1))
     expect(() => subscribeRequest(sent({ queue: 'q', messages: 1 }))).toThrow(
       refusal('INVALID_ARGUMENT', '`bytes` is'),
     )
   })
 
-  test('unknown fields are refused by name, and a later version’s as not supported', () => {
+  test('unknown fields are refused by name', () => {
     expect(() => onlyFields('LIST', sent({}), [])).not.toThrow()
     expect(() => onlyFields('LIST', sent({ a: 1 }), [])).toThrow(
       refusal('INVALID_ARGUMENT', 'LIST has no field "a"; it has none.'),
     )
-    expect(() =>
-      subscribeRequest(sent({ queue: 'q', messages: 1, bytes: 1, processingTimeoutMs: 5 })),
-    ).toThrow(refusal('NOT_SUPPORTED', 'processingTimeoutMs'))
+    expect(() => subscribeRequest(sent({ queue: 'q', messages: 1, bytes: 1, processingTimeout: 5 }))).toThrow(
+      refusal('INVALID_ARGUMENT', 'SUBSCRIBE has no field "processingTimeout"; it has queue, messages'),
+    )
     const proto = sent(JSON.parse('{"__proto__":{"name":"q"}}') as Body)
     expect(() => nameRequest('GET', proto)).toThrow(
       refusal('INVALID_ARGUMENT', 'GET has no field "__proto__"'),
     )
   })
+})
+
+test('each option and each counter says what it is in a sentence', () => {
+  const meanings = [
+    ...Object.values(QUEUE_OPTIONS).map(({ meaning }) => meaning),
+    ...Object.values(QUEUE_COUNTERS),
+  ]
+  for (const meaning of meanings) expect(meaning).toMatch(/^[A-Z].*\.$/)
+  expect(meanings).toHaveLength(17 + 10)
 })

@@ -4,9 +4,9 @@
  * ENSURE { name, options?, update? } → { created, queue }. GET { name } → { queue }. LIST { after? } → { queues, more }.
  * DELETE { name } → { messages }. PURGE { name } → { messages }. PAUSE, RESUME { name } → { changed }.
  * SUBSCRIBE { queue, messages, bytes, limit?, processingTimeoutMs? } → SUBSCRIBE_OK. UNSUBSCRIBE → RESULT { }.
- * Unknown fields are refused by name. What is asked about single messages stands in managing.ts.
+ * Unknown fields are refused by name. What is asked about single messages and consumers stands in managing.ts.
  */
-import { SluiceError, shown } from './errors.js'
+import { SluiceError, shown, type ErrorCode } from './errors.js'
 import { LIMITS } from './limits.js'
 import { queueName, type QueueName } from './names.js'
 
@@ -303,7 +303,7 @@ export interface SubscribeRequest {
 
 export type Body = { readonly [name: string]: unknown }
 
-/** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME, NOT_SUPPORTED */
+/** @throws SluiceError INVALID_ARGUMENT, INVALID_OPTION, INVALID_NAME, OPTION_CONFLICT */
 export function ensureRequest(body: Body): EnsureRequest {
   onlyFields('ENSURE', body, ['name', 'options', 'update'])
   if (body['update'] !== undefined && typeof body['update'] !== 'boolean') {
@@ -316,13 +316,13 @@ export function ensureRequest(body: Body): EnsureRequest {
   }
 }
 
-/** The body of GET, DELETE, PURGE, PAUSE, RESUME and CONSUMERS. @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
+/** The body of GET, DELETE, PURGE, PAUSE and RESUME. @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
 export function nameRequest(frame: string, body: Body): QueueName {
   onlyFields(frame, body, ['name'])
   return queueName(body['name'])
 }
 
-/** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME, NOT_SUPPORTED */
+/** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
 export function subscribeRequest(body: Body): SubscribeRequest {
   onlyFields('SUBSCRIBE', body, ['queue', 'messages', 'bytes', 'limit', 'processingTimeoutMs'])
   const { processingTimeoutMs } = body
@@ -350,11 +350,17 @@ export function onlyFields(frame: string, body: Body, known: readonly string[]):
   }
 }
 
-/** @throws SluiceError INVALID_ARGUMENT */
-export function whole(name: string, value: unknown, max: number, min = 0): number {
+/** @throws SluiceError INVALID_ARGUMENT, or `code` */
+export function whole(
+  name: string,
+  value: unknown,
+  max: number,
+  min = 0,
+  code: ErrorCode = 'INVALID_ARGUMENT',
+): number {
   if (typeof value !== 'number' || !Number.isInteger(value) || value < min || value > max) {
     throw new SluiceError(
-      'INVALID_ARGUMENT',
+      code,
       `\`${name}\` is ${shown(value)}; it must be a whole number from ${min} to ${max}.`,
     )
   }

@@ -1,7 +1,7 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { readU16, writeU16, writeU32 } from './bytes.js'
-import { SluiceError } from './errors.js'
+import { SluiceError, type ErrorCode } from './errors.js'
 import { LIMITS } from './limits.js'
 import {
   ANY_PRIORITY,
@@ -170,32 +170,45 @@ describe('checkRecordOptions', () => {
     { headers: { a: 'v'.repeat(LIMITS.headersBytesMax - 4) } },
     { headers: manyHeaders(LIMITS.headersMax) },
   ]
-  const bad: readonly [RecordOptions, string][] = [
-    [{ priority: 32 }, '`priority` is 32; it must be a whole number from 0 to 31.'],
-    [{ priority: -1 }, '`priority` is -1;'],
-    [{ priority: 1.5 }, '`priority` is 1.5;'],
-    [{ priority: NaN }, '`priority` is NaN;'],
-    [{ priority: '5' as never }, '`priority` is "5";'],
-    [{ priority: Object.create(null) as never }, '`priority` is an object;'],
-    [{ delayMs: LIMITS.delayMsMax + 1 }, '`delay` is 3155760000001 ms;'],
-    [{ delayMs: -1 }, '`delay` is -1 ms;'],
-    [{ ttlMs: 0 }, '`ttl` is 0 ms;'],
-    [{ ttlMs: LIMITS.delayMsMax + 1 }, '`ttl` is 3155760000001 ms;'],
-    [{ atMs: 2 ** 48 }, '`at` is 281474976710656 ms;'],
-    [{ delayMs: 1, atMs: 1 }, '`delay` and `at` were given together'],
-    [{ key: '' }, 'key takes 0 bytes; it must take 1 to 255.'],
-    [{ key: 'k'.repeat(256) }, 'key takes 256 bytes;'],
-    [{ key: 5 as never }, 'key is a number; it must be text.'],
-    [{ id: '' }, 'id takes 0 bytes;'],
-    [{ id: 'é'.repeat(128) }, 'id takes 256 bytes;'],
-    [{ headers: { '': 'x' } }, 'header name takes 0 bytes;'],
-    [{ headers: { ['n'.repeat(256)]: '' } }, 'header name takes 256 bytes;'],
-    [{ headers: { a: 5 as never } }, 'header "a" is a number;'],
+  const bad: readonly [ErrorCode, RecordOptions, string][] = [
+    ['INVALID_PRIORITY', { priority: 32 }, '`priority` is 32; it must be a whole number from 0 to 31.'],
+    ['INVALID_PRIORITY', { priority: -1 }, '`priority` is -1;'],
+    ['INVALID_PRIORITY', { priority: 1.5 }, '`priority` is 1.5;'],
+    ['INVALID_PRIORITY', { priority: NaN }, '`priority` is NaN;'],
+    ['INVALID_PRIORITY', { priority: '5' as never }, '`priority` is "5";'],
+    ['INVALID_PRIORITY', { priority: Object.create(null) as never }, '`priority` is an object;'],
+    ['INVALID_DELAY', { delayMs: LIMITS.delayMsMax + 1 }, '`delay` is 3155760000001 ms;'],
+    ['INVALID_DELAY', { delayMs: -1 }, '`delay` is -1 ms;'],
+    ['INVALID_TTL', { ttlMs: 0 }, '`ttl` is 0 ms;'],
+    ['INVALID_TTL', { ttlMs: LIMITS.delayMsMax + 1 }, '`ttl` is 3155760000001 ms;'],
+    ['INVALID_DELAY', { atMs: 2 ** 48 }, '`at` is 281474976710656 ms;'],
+    ['INVALID_DELAY', { atMs: -1 }, '`at` is -1 ms;'],
+    ['INVALID_DELAY', { atMs: 1.5 }, '`at` is 1.5 ms;'],
+    ['INVALID_DELAY', { delayMs: '5' as never }, '`delay` is "5" ms;'],
+    ['INVALID_TTL', { ttlMs: Infinity }, '`ttl` is Infinity ms;'],
+    ['OPTION_CONFLICT', { delayMs: 1, atMs: 1 }, '`delay` and `at` were given together'],
+    ['INVALID_KEY', { key: '' }, 'key takes 0 bytes; it must take 1 to 255.'],
+    ['INVALID_KEY', { key: 'k'.repeat(256) }, 'key takes 256 bytes;'],
+    ['INVALID_KEY', { key: 5 as never }, 'key is a number; it must be text.'],
+    ['INVALID_ID', { id: '' }, 'id takes 0 bytes;'],
+    ['INVALID_ID', { id: 'é'.repeat(128) }, 'id takes 256 bytes;'],
+    ['INVALID_HEADERS', { headers: 'abc' as never }, '`headers` is "abc"; it must be an object of text.'],
+    ['INVALID_HEADERS', { headers: null as never }, '`headers` is null;'],
+    ['INVALID_HEADERS', { headers: ['a'] as never }, '`headers` is a list;'],
+    ['INVALID_HEADERS', { headers: new Map([['a', 'b']]) as never }, '`headers` is an object;'],
+    ['INVALID_HEADERS', { headers: { '': 'x' } }, 'header name takes 0 bytes;'],
+    ['INVALID_HEADERS', { headers: { ['n'.repeat(256)]: '' } }, 'header name takes 256 bytes;'],
+    ['INVALID_HEADERS', { headers: { a: 5 as never } }, 'header "a" is a number;'],
     [
+      'INVALID_HEADERS',
       { headers: { a: 'v'.repeat(LIMITS.headersBytesMax - 3) } },
       'The headers take 16385 bytes; at most 16384 fit.',
     ],
-    [{ headers: manyHeaders(LIMITS.headersMax + 1) }, 'A message has 65 headers; at most 64 fit.'],
+    [
+      'INVALID_HEADERS',
+      { headers: manyHeaders(LIMITS.headersMax + 1) },
+      'A message has 65 headers; at most 64 fit.',
+    ],
   ]
 
   test.each(good.map((options) => [Object.keys(options).join(), options] as const))(
@@ -208,7 +221,7 @@ describe('checkRecordOptions', () => {
     },
   )
 
-  test.each(bad)('refuses case %#: %s', (options, message) => {
+  test.each(bad)('refuses with %s: case %#, %s', (code, options, message) => {
     let error: unknown
     try {
       checkRecordOptions(options)
@@ -216,7 +229,7 @@ describe('checkRecordOptions', () => {
       error = thrown
     }
     expect(error).toBeInstanceOf(SluiceError)
-    expect(error).toMatchObject({ code: 'INVALID_ARGUMENT' })
+    expect(error).toMatchObject({ code })
     expect((error as SluiceError).message).toContain(message)
   })
 

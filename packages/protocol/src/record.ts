@@ -144,6 +144,12 @@ export function checkRecordOptions(options: RecordOptions): void {
 }
 
 function checkHeaders(headers: Readonly<Record<string, string>>): void {
+  // Text, lists and maps have no names, or other names than they seem to have.
+  if (typeof headers !== 'object' || headers === null || Array.isArray(headers) || headers instanceof Map)
+    throw new SluiceError(
+      'INVALID_HEADERS',
+      `\`headers\` is ${shown(headers)}; it must be an object of text.`,
+    )
   const names = Object.keys(headers)
   if (names.length > LIMITS.headersMax) {
     throw new SluiceError(

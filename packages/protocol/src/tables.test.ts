@@ -43,7 +43,7 @@ describe('errors', () => {
     const cause = new Error('why')
     const told = { scope: 'connection', retryable: true, retryAfterMs: 5, outcome: 'unknown', cause } as const
     expect(new SluiceError('INVALID_ARGUMENT', 'text', told)).toMatchObject(told)
-    expect(Object.keys(ERRORS).length).toBeGreaterThanOrEqual(44)
+    expect(Object.keys(ERRORS).length).toBeGreaterThanOrEqual(62)
   })
 
   test('numbers are of 16 bits, and unknown ones have no code', () => {
@@ -95,10 +95,13 @@ test('limits are whole and positive, and what travels fits its field', () => {
     ['headersBytesMax', 0xffff],
     ['channelMax', 0xffff],
     ['maxDeliveriesMax', 0xffff],
+    ['atomicAcksMax', 0xffff],
+    ['atomicBatchesMax', 0xffff],
+    ['keyConcurrencyMax', 0xffff],
     ['creditBytesMax', 0xffff_ffff],
     ['frameBytesMax', 0xffff_ffff],
     ['delayMsMax', 2 ** 48 - 1],
   ]
   for (const [name, max] of fields) expect(LIMITS[name], `of ${name}`).toBeLessThanOrEqual(max)
-  expect(fields).toHaveLength(13)
+  expect(fields).toHaveLength(16)
 })

@@ -6,27 +6,29 @@
  * Once a turn of the event loop `#endTurn` hands out what became ready, writes the open entry and lets answers go.
  */
 import {
-  ANY_PRIORITY,
-  BATCH_ATTRIBUTE,
-  BATCH_HEADER_BYTES,
   BATCH_TYPE,
   LIMITS,
   MESSAGE_OVERHEAD_BYTES,
   OUTCOME,
   QUEUE_OPTION_DEFAULTS,
-  RECORD_FLAG,
   SluiceError,
-  checkBatch,
-  checkRecords,
+  checkOptionsTogether,
   clipText,
-  readU32,
-  readU64,
-  sealBatch,
-  stampBatch,
+  type ConsumerInfo,
+  type DeadSelection,
   type EnsureRequest,
-  type Fault,
+  type HistoryRequest,
+  type MessageRef,
+  type PeekPage,
+  type PeekRequest,
+  type Placed,
   type QueueInfo,
   type QueueName,
+  type QueueOptionName,
+  type QueueOptions,
+  type RedriveRequest,
+  type ReplayRequest,
+  type RescheduleRequest,
   type SettleItem,
   type TagRange,
 } from '@sluice/protocol'
@@ -36,6 +38,7 @@ import { Tail } from '../log/tail.js'
 import {
   DEATH,
   FactBuffer,
+  ID_WORDS,
   Subscription,
   TimeHeap,
   encodeDefinition,
@@ -45,11 +48,22 @@ import {
 } from '../queue/index.js'
 import { CHUNK_MESSAGES } from '../queue/bits.js'
 import { Dispatcher } from './dispatch.js'
+import { Intake, type AtomicStep } from './intake.js'
+import { Moves } from './moves.js'
+import {
+  Operator,
+  type DiscardResult,
+  type HistoryResult,
+  type RedriveResult,
+  type ReplayResult,
+} from './operator.js'
 import { Producer } from './producers.js'
+import { Records } from './records.js'
 import { recover } from './recovery.js'
 import { Space } from './space.js'
-import { checkTraits, readTraits } from './traits.js'
 import { BOOT_AFTER_CLOSE, sameOptions, type State } from './state.js'
+import { checkAt, hashId } from './traits.js'
+import { Writer } from './writer.js'
 
 export interface BrokerOptions {
   readonly log: Log
@@ -79,14 +93,10 @@ export interface Output {
 }
 
 /**
- * What a lost connection means for the messages that were being handled on it: nothing; a try, for the only one; or
- * suspicion, for several.
+ * What the end of a subscription means for the messages that it held: nothing; a try, for the only one that was being
+ * handled; suspicion, for several; or a death that none of them explains.
  */
-export type Blame = 'nobody' | 'started' | 'suspects'
-
-/** What records may ask for, and what this version refuses by name. */
-const WITH_TRAITS = RECORD_FLAG.delay | RECORD_FLAG.at | RECORD_FLAG.ttl | ANY_PRIORITY
-const NOT_BUILT = RECORD_FLAG.key | RECORD_FLAG.id
+export type Blame = 'nobody' | 'started' | 'suspects' | 'unexplained'
 
 /** Producers whose numbers are remembered; a directory of pages must list them all in a part of a segment. */
 const PRODUCERS_MAX = 100_000
@@ -122,8 +132,11 @@ export class Broker {
   readonly #dispatcher: Dispatcher
   readonly #space: Space
   readonly #active: Queue[] = []
-  readonly #withFacts: Queue[] = []
   readonly #facts = new FactBuffer()
+  readonly #writer: Writer
+  readonly #intake: Intake
+  readonly #moves: Moves
+  readonly #operator: Operator
   readonly #timers = new TimeHeap()
   /** Names of all queues, sorted; made when it is asked for. */
   #names: string[] | undefined
@@ -132,7 +145,7 @@ export class Broker {
   /** Those that hold something; in no particular order. */
   readonly #outputs = new Set<Output>()
   readonly #waitingForDisk: (() => void)[] = []
-  readonly #lease: Lease = { offset: 0, bytes: 0, sinceMs: -1, started: false }
+  readonly #lease: Lease = { offset: 0, bytes: 0, sinceMs: -1, started: false, alone: false }
   #nextSubscription: number
   #turnIsDue = false
   #endedAtMs = 0
@@ -184,7 +197,7 @@ export class Broker {
     for (const page of recovered.directory?.pages ?? []) floor = Math.min(floor, page.position)
     const space = new Space(log, tail, state, options.checkpointBytes ?? log.segmentBytes / 2, floor)
     const broker = new Broker(options, state, blocks, tail, space, status, nowMs, messageBytesMax)
-    broker.#appendMark(BATCH_TYPE.boot, state.boot, afterCrash ? 0 : BOOT_AFTER_CLOSE)
+    broker.#writer.mark(BATCH_TYPE.boot, state.boot, afterCrash ? 0 : BOOT_AFTER_CLOSE)
     await broker.#untilIdle()
     if (broker.#failed) throw broker.#failure
     return broker
@@ -213,6 +226,13 @@ export class Broker {
     this.status = status
     this.boot = state.boot
     this.nowMs = nowMs
+    const changed = (queue: Queue): void => this.#changed(queue)
+    const records = new Records(blocks)
+    this.#writer = new Writer(options.log, tail, this.#wake)
+    this.#writer.nowMs = nowMs
+    this.#intake = new Intake(state, this.#writer, messageBytesMax, changed)
+    this.#moves = new Moves(state, this.#writer, records, changed)
+    this.#operator = new Operator(options.log, records, this.#moves, this)
     // 4,096 boots apart before an id can come again, and a million subscriptions within each.
     this.#nextSubscription = ((state.boot % 4096) << 20) >>> 0
     for (const queue of state.queues.values()) this.#armTimer(queue)
@@ -232,6 +252,7 @@ export class Broker {
   /** Begins a turn: everything until its end happens at this time. */
   beginTurn(): void {
     this.nowMs = this.#options.now()
+    this.#writer.nowMs = this.nowMs
   }
 
   readonly #wake = (): void => this.wake()
@@ -262,8 +283,8 @@ export class Broker {
       this.#timers.pop()
       if (queue === undefined) continue
       queue.advance(this.nowMs)
-      this.#armTimer(queue)
-      this.#activate(queue)
+      if (queue.earliestDeadlineMs <= this.nowMs) this.#endOverdue(queue)
+      this.#changed(queue)
     }
     this.wake()
   }
@@ -315,17 +336,10 @@ export class Broker {
 
   /** @throws SluiceError QUEUE_NOT_FOUND */
   queue(name: string): Queue {
-    const queue = this.#state.queues.get(name)
-    if (queue === undefined)
-      throw new SluiceError('QUEUE_NOT_FOUND', `There is no queue ${JSON.stringify(name)}.`)
-    return queue
+    return this.#intake.queue(name)
   }
 
-  /**
-   * Takes the batch at `[at, end)` and returns its base offset. `unanswered` is how many numbers below its own the
-   * producer still waits for. A refusal is remembered under the batch's number.
-   * @throws SluiceError the refusal
-   */
+  /** See `Intake.publish`. */
   publish(
     producer: Producer,
     queueName: string,
@@ -333,83 +347,13 @@ export class Broker {
     at: number,
     end: number,
     unanswered: number,
-  ): number {
-    checkBatch(bytes, at, end)
-    const number = readU64(bytes, at + 24)
-    const crc = readU32(bytes, at + 44)
-    producer.forgetBelow(number - unanswered)
-    const accepted = producer.acceptedAt(number, crc)
-    if (accepted !== -1) return accepted
-    if (number < producer.floor) {
-      throw new SluiceError(
-        'UNKNOWN_OUTCOME',
-        `Batch ${number} is older than the window of its producer, which begins at ${producer.floor}.`,
-        { outcome: 'unknown' },
-      )
-    }
-    const refusal = producer.refusalOf(number)
-    if (refusal !== undefined) throw new SluiceError(refusal.code, refusal.message, refusal)
-    try {
-      return this.#accept(producer, this.queue(queueName), bytes, at, end, number, crc)
-    } catch (error) {
-      // What can succeed later, unchanged, is judged anew when it comes again.
-      if (error instanceof SluiceError && !error.retryable) producer.refuse(number, error satisfies Fault)
-      throw error
-    }
+  ): Placed {
+    return this.#intake.publish(producer, queueName, bytes, at, end, unanswered)
   }
 
-  #accept(
-    producer: Producer,
-    queue: Queue,
-    bytes: Uint8Array,
-    at: number,
-    end: number,
-    number: number,
-    crc: number,
-  ): number {
-    const length = end - at
-    const count = readU32(bytes, at + 12)
-    const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, this.messageBytesMax)
-    if (typeof checked !== 'number') throw new SluiceError(checked.code, checked.message)
-    if ((checked & NOT_BUILT) !== 0) throw optionNotSupported(checked)
-    const hasTraits = (checked & WITH_TRAITS) !== 0
-    if (hasTraits) checkTraits(bytes, at, count, this.nowMs)
-    // With small segments less fits than the protocol allows.
-    const most = this.#log.segmentBytes / 2
-    if (length > most) {
-      throw new SluiceError(
-        'BATCH_TOO_LARGE',
-        `A batch of ${count} messages has ${length} bytes; the segments of this broker take at most ${most}.`,
-      )
-    }
-    if (!this.#log.reserve(this.#tail.pendingBytes + length)) {
-      throw new SluiceError(
-        'DISK_LOW',
-        'The log has no room for more messages: too little disk space is free, or no further segment could be made. Consumers can go on.',
-        { retryAfterMs: 1_000 },
-      )
-    }
-    if (producer.id === 0) this.#declare(producer)
-    const to = this.#tail.reserve(length, this.nowMs)
-    this.#tail.bytes.set(bytes.subarray(at, end), to)
-    const base = queue.next
-    stampBatch(this.#tail.bytes, to, queue.id, base, this.nowMs, producer.id)
-    if (hasTraits) this.#tail.bytes[to + 5] = bytes[at + 5]! | BATCH_ATTRIBUTE.traits
-    const position = this.#tail.add(length)
-    const traits = hasTraits ? readTraits(this.#tail.bytes, to, count, this.nowMs) : undefined
-    queue.append(base, count, position, this.nowMs, length - BATCH_HEADER_BYTES, traits)
-    if (hasTraits) this.#armTimer(queue)
-    producer.accept(number, base, crc)
-    producer.lastUsedMs = this.nowMs
-    this.#activate(queue)
-    this.wake()
-    return base
-  }
-
-  #declare(producer: Producer): void {
-    this.#state.declareProducer(producer)
-    this.#facts.producer(producer.id, producer.identity)
-    this.#appendFacts(0, this.#facts)
+  /** See `Intake.atomic`. */
+  atomic(producer: Producer, step: AtomicStep, unanswered: number): readonly Placed[] {
+    return this.#intake.atomic(producer, step, unanswered)
   }
 
   // --- consuming ---
@@ -422,9 +366,17 @@ export class Broker {
     messages: number,
     bytes: number,
     limit: number | undefined,
+    processingTimeoutMs?: number,
   ): Subscription {
     const queue = this.queue(name)
-    const subscription = new Subscription(this.#nextSubscription, channel, queue, consumer)
+    const subscription = new Subscription(
+      this.#nextSubscription,
+      channel,
+      queue,
+      consumer,
+      this.nowMs,
+      processingTimeoutMs,
+    )
     this.#nextSubscription = (this.#nextSubscription + 1) >>> 0
     subscription.setCredit(messages, bytes, limit, false)
     queue.subscriptions.push(subscription)
@@ -446,29 +398,24 @@ export class Broker {
   /** Settles what is still leased of the named tags; returns the ranges that were stale. */
   settle(subscription: Subscription, items: readonly SettleItem[]): TagRange[] {
     const stale: TagRange[] = []
-    const queue = subscription.queue
-    const lease = this.#lease
+    const { queue } = subscription
+    const noteStale = (tag: number): void => addTag(stale, tag)
     for (const item of items) {
+      if (item.outcome === OUTCOME.ack) {
+        subscription.ack(item.firstTag, item.count, this.nowMs, noteStale)
+        continue
+      }
       const reason = clipText(item.reason ?? '', this.#reasonBytesMax)
-      let runOffset = -1
-      let runCount = 0
       for (let i = 0; i < item.count; i++) {
         const tag = (item.firstTag + i) >>> 0
-        if (!subscription.take(tag, lease)) {
-          addStale(stale, tag)
-        } else if (item.outcome !== OUTCOME.ack) {
-          this.#end(queue, lease, item, reason)
-          // One item can name many messages, and each of their facts has the reason: they must not wait for the last.
-          this.#noteFacts(queue)
-        } else if (lease.offset === runOffset + runCount) {
-          runCount++
-        } else {
-          if (runCount > 0) queue.ack(runOffset, runCount)
-          runOffset = lease.offset
-          runCount = 1
+        if (!subscription.take(tag, this.#lease)) {
+          noteStale(tag)
+          continue
         }
+        this.#end(queue, this.#lease, item, reason)
+        // One item can name many messages, and each of their facts has the reason: they must not wait for the last.
+        this.#writer.note(queue)
       }
-      if (runCount > 0) queue.ack(runOffset, runCount)
     }
     this.#changed(queue)
     return stale
@@ -476,32 +423,87 @@ export class Broker {
 
   #end(queue: Queue, lease: Lease, item: SettleItem, reason: string): void {
     if (item.outcome === OUTCOME.release) queue.release(lease.offset, lease.sinceMs, this.nowMs)
-    else if (item.outcome === OUTCOME.deadLetter)
-      queue.deadLetter(lease.offset, DEATH.rejected, this.nowMs, reason)
-    else {
-      const delayMs =
-        item.delayMs ?? queue.backoffMs(queue.attemptsOf(lease.offset) + 1, this.#options.random())
-      queue.retry(lease.offset, this.nowMs + delayMs, this.nowMs, reason)
+    else if (item.outcome === OUTCOME.deadLetter) {
+      const death = item.invalid === true ? DEATH.invalid : DEATH.rejected
+      queue.deadLetter(lease.offset, death, this.nowMs, reason)
+    } else this.#retry(queue, lease.offset, reason, item.delayMs)
+  }
+
+  #retry(queue: Queue, offset: number, reason: string, delayMs?: number): void {
+    const waitMs = delayMs ?? queue.backoffMs(queue.attemptsOf(offset) + 1, this.#options.random())
+    queue.retry(offset, this.nowMs + waitMs, this.nowMs, reason)
+  }
+
+  /** The consumer is about to handle these messages: from now on each may take as long as the queue or it allows. */
+  started(subscription: Subscription, ranges: readonly TagRange[]): void {
+    const deadlineMs = this.nowMs + processingTimeoutMs(subscription)
+    for (const { firstTag, count } of ranges) {
+      for (let i = 0; i < count; i++) subscription.start((firstTag + i) >>> 0, deadlineMs)
+    }
+    this.#noteDeadline(subscription)
+  }
+
+  /** These messages may take `durationMs` from now, 0: as long as any; returns the ranges that were stale. */
+  extend(subscription: Subscription, firstTag: number, count: number, durationMs: number): TagRange[] {
+    const deadlineMs = this.nowMs + (durationMs || processingTimeoutMs(subscription))
+    const stale: TagRange[] = []
+    for (let i = 0; i < count; i++) {
+      const tag = (firstTag + i) >>> 0
+      if (!subscription.extend(tag, deadlineMs)) addTag(stale, tag)
+    }
+    this.#noteDeadline(subscription)
+    return stale
+  }
+
+  #noteDeadline(subscription: Subscription): void {
+    const { queue, earliestDeadlineMs } = subscription
+    if (earliestDeadlineMs >= queue.earliestDeadlineMs) return
+    queue.earliestDeadlineMs = earliestDeadlineMs
+    this.#armTimer(queue)
+    this.wake()
+  }
+
+  // What took too long is tried again, by whoever comes next; whoever had it is told.
+  #endOverdue(queue: Queue): void {
+    queue.earliestDeadlineMs = Infinity
+    for (const subscription of queue.subscriptions) {
+      if (subscription.earliestDeadlineMs <= this.nowMs) {
+        const lost: TagRange[] = []
+        for (const tag of subscription.overdue(this.nowMs).sort((a, b) => a - b)) {
+          if (!subscription.take(tag, this.#lease)) continue
+          this.#retry(queue, this.#lease.offset, 'the processing timeout passed')
+          addTag(lost, tag)
+        }
+        if (lost.length > 0) subscription.consumer.lost(subscription, lost)
+      }
+      queue.earliestDeadlineMs = Math.min(queue.earliestDeadlineMs, subscription.earliestDeadlineMs)
     }
   }
 
-  started(subscription: Subscription, ranges: readonly TagRange[]): void {
-    for (const { firstTag, count } of ranges) {
-      for (let i = 0; i < count; i++) subscription.start((firstTag + i) >>> 0)
-    }
+  /**
+   * A connection died with these subscriptions. The one message that was being handled is charged a try; of several,
+   * of whatever subscription, nobody can tell which was to blame: they come back one at a time until it shows. Where
+   * nothing had been begun with, a message that was handed out alone is to blame; and others become suspects when that
+   * has happened to them often enough.
+   */
+  disconnect(subscriptions: Iterable<Subscription>): void {
+    const all = [...subscriptions]
+    const started = all.reduce((sum, { startedCount }) => sum + startedCount, 0)
+    const blame = started === 1 ? 'started' : started > 1 ? 'suspects' : 'unexplained'
+    for (const subscription of all) this.unsubscribe(subscription, blame)
   }
 
   /** The subscription is over: what it holds is released, and what was being handled bears the blame that is due. */
   unsubscribe(subscription: Subscription, blame: Blame): void {
     const queue = subscription.queue
-    subscription.takeAll(this.#lease, (lease) => {
-      if (blame === 'started' && lease.started) {
-        const delayMs = queue.backoffMs(queue.attemptsOf(lease.offset) + 1, this.#options.random())
-        queue.retry(lease.offset, this.nowMs + delayMs, this.nowMs, 'the connection of its consumer was lost')
-      } else {
-        if (blame === 'suspects' && lease.started) queue.suspect(lease.offset)
-        queue.release(lease.offset, lease.sinceMs, this.nowMs)
+    subscription.takeAll(this.#lease, ({ offset, started, alone, sinceMs }) => {
+      if ((blame === 'started' && started) || (blame === 'unexplained' && alone)) {
+        this.#retry(queue, offset, 'the connection of its consumer was lost')
+        return
       }
+      if (blame === 'suspects' && started) queue.suspect(offset)
+      else if (blame === 'unexplained') queue.unexplained(offset)
+      queue.release(offset, sinceMs, this.nowMs)
     })
     const at = queue.subscriptions.indexOf(subscription)
     if (at !== -1) queue.subscriptions.splice(at, 1)
@@ -509,31 +511,30 @@ export class Broker {
   }
 
   /** A consumer that was not ready takes deliveries again. */
-  resume(queue: Queue): void {
+  ready(queue: Queue): void {
     this.#activate(queue)
   }
 
   // --- queues ---
 
-  /** @throws SluiceError QUEUE_CONFLICT, TOO_MANY_QUEUES */
+  /**
+   * @throws SluiceError QUEUE_CONFLICT, OPTION_CONFLICT, OPTION_FIXED, DEAD_LETTER_CYCLE, QUEUE_NOT_FOUND of a
+   * dead-letter queue, TOO_MANY_QUEUES
+   */
   ensure(request: EnsureRequest): { created: boolean; queue: QueueInfo } {
     const existing = this.#state.queues.get(request.name)
     const options = { ...(existing?.options ?? QUEUE_OPTION_DEFAULTS), ...request.options }
-    if (options.retryInitialMs > options.retryMaxMs) {
-      throw new SluiceError(
-        'INVALID_ARGUMENT',
-        `\`retryInitialMs\` is ${options.retryInitialMs}, above \`retryMaxMs\` of ${options.retryMaxMs}.`,
-      )
-    }
+    const differs = existing === undefined || !sameOptions(existing.options, options)
+    if (existing !== undefined && differs && !request.update) throw conflict(existing, request)
+    if (differs) this.#checkOptions(request, options, existing)
     if (existing !== undefined) {
-      if (!sameOptions(existing.options, options)) {
-        if (!request.update) throw conflict(existing, request)
-        existing.options = options
-        existing.dirty = true
-        this.#facts.ensure(encodeDefinition(existing))
-        this.#appendFacts(existing.id, this.#facts)
+      if (differs) {
+        existing.applyOptions(options, this.nowMs)
+        this.#declare(existing)
+        this.#moves.note(existing)
+        this.#changed(existing)
       }
-      return { created: false, queue: existing.info(this.nowMs) }
+      return { created: false, queue: this.#info(existing) }
     }
     const queuesMax = this.#options.queuesMax ?? 100_000
     if (this.#state.queues.size >= queuesMax) {
@@ -542,21 +543,85 @@ export class Broker {
         `There are ${this.#state.queues.size} queues; at most ${queuesMax} are allowed.`,
       )
     }
+    const { random } = this.#options
     const queue = this.#state.addQueue(this.#state.nextQueueId, {
       name: request.name,
       options,
       createdAtMs: this.nowMs,
+      paused: false,
+      seed: Array.from({ length: ID_WORDS }, () => Math.floor(random() * 2 ** 32)),
     })
     queue.open(this.nowMs)
     this.#names = undefined
+    this.#declare(queue)
+    this.#moves.made(queue.name)
+    return { created: true, queue: this.#info(queue) }
+  }
+
+  #checkOptions(request: EnsureRequest, options: QueueOptions, existing: Queue | undefined): void {
+    checkOptionsTogether(options)
+    if (existing !== undefined && existing.options.unique !== options.unique) {
+      throw new SluiceError(
+        'OPTION_FIXED',
+        `\`unique\` of the queue ${existing.name} is "${existing.options.unique}" since it was made and cannot be changed.`,
+      )
+    }
+    if (request.options.deadLetter === undefined) return
+    const path: string[] = [request.name]
+    for (let name = options.deadLetter; name !== '';) {
+      path.push(name)
+      if (name === request.name) {
+        throw new SluiceError(
+          'DEAD_LETTER_CYCLE',
+          `Dead messages of the queue ${request.name} would come back to it: ${path.join(' → ')}.`,
+        )
+      }
+      const next = this.#state.queues.get(name)
+      if (next === undefined && name === options.deadLetter)
+        throw new SluiceError(
+          'QUEUE_NOT_FOUND',
+          `There is no queue ${JSON.stringify(name)} for dead messages.`,
+        )
+      name = next?.options.deadLetter ?? ''
+    }
+  }
+
+  // What the queue is, as it is now, stands in the log.
+  #declare(queue: Queue): void {
+    this.#writer.note(queue)
     this.#facts.ensure(encodeDefinition(queue))
-    this.#appendFacts(queue.id, this.#facts)
-    return { created: true, queue: queue.info(this.nowMs) }
+    this.#writer.facts(queue.id, this.#facts)
+    queue.dirty = true
+  }
+
+  /** Nothing is handed out any more, until it is resumed; false if it was so before. @throws SluiceError QUEUE_NOT_FOUND */
+  pause(name: QueueName): boolean {
+    return this.#setPaused(this.queue(name), true)
+  }
+
+  /** Messages are handed out again; false if they were. @throws SluiceError QUEUE_NOT_FOUND */
+  resume(name: QueueName): boolean {
+    return this.#setPaused(this.queue(name), false)
+  }
+
+  #setPaused(queue: Queue, paused: boolean): boolean {
+    if (queue.paused === paused) return false
+    queue.paused = paused
+    this.#declare(queue)
+    this.#activate(queue)
+    return true
   }
 
   /** @throws SluiceError QUEUE_NOT_FOUND */
   info(name: QueueName): QueueInfo {
-    return this.queue(name).info(this.nowMs)
+    return this.#info(this.queue(name))
+  }
+
+  // What has expired is not there any more, whether or not somebody noticed.
+  #info(queue: Queue): QueueInfo {
+    queue.settleTime(this.nowMs)
+    this.#changed(queue)
+    return queue.info(this.nowMs, this.#state.segments.retainedBytes(queue.id))
   }
 
   /** At most `limit` queues by name, those behind the name `after`; `more`: there are others behind them. */
@@ -570,7 +635,7 @@ export class Broker {
     }
     const page = names.slice(from, from + limit)
     return {
-      queues: page.map((name) => this.queue(name).info(this.nowMs)),
+      queues: page.map((name) => this.info(name as QueueName)),
       more: from + limit < names.length,
     }
   }
@@ -581,7 +646,7 @@ export class Broker {
     const messages = queue.live
     queue.facts.clear()
     this.#facts.delete()
-    this.#appendFacts(queue.id, this.#facts)
+    this.#writer.facts(queue.id, this.#facts)
     const error = new SluiceError('QUEUE_DELETED', `The queue ${name} was deleted.`)
     for (const subscription of queue.subscriptions.splice(0)) {
       subscription.takeAll(this.#lease, () => {})
@@ -595,10 +660,101 @@ export class Broker {
   /** Removes all that is scheduled, ready and leased; returns how many. @throws SluiceError QUEUE_NOT_FOUND */
   purge(name: QueueName): number {
     const queue = this.queue(name)
-    for (const subscription of queue.subscriptions) subscription.takeAll(this.#lease, () => {})
-    const messages = queue.purge()
+    queue.settleTime(this.nowMs)
+    for (const subscription of queue.subscriptions) {
+      const lost: TagRange[] = []
+      const tags = [...subscription.held()].map(({ tag }) => tag).sort((a, b) => a - b)
+      for (const tag of tags) if (subscription.take(tag, this.#lease)) addTag(lost, tag)
+      if (lost.length > 0) subscription.consumer.lost(subscription, lost)
+    }
+    const messages = queue.purge(this.nowMs)
     this.#changed(queue)
     return messages
+  }
+
+  /**
+   * Takes out a message that is scheduled or ready.
+   * @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND, MESSAGE_LEASED
+   */
+  cancel(ref: MessageRef): { readonly offset: number } {
+    const queue = this.queue(ref.name)
+    const offset = this.#offsetOf(queue, ref)
+    queue.cancel(offset, this.nowMs)
+    this.#changed(queue)
+    return { offset }
+  }
+
+  /**
+   * A message that is scheduled or ready is due at another time.
+   * @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND, MESSAGE_LEASED, AT_IN_THE_PAST, INVALID_DELAY
+   */
+  reschedule(request: RescheduleRequest): { readonly offset: number; readonly dueMs: number } {
+    const { delayMs, atMs } = request
+    if (atMs !== undefined) checkAt('`at`', atMs, this.nowMs)
+    const queue = this.queue(request.name)
+    const offset = this.#offsetOf(queue, request)
+    const dueMs = Math.max(this.nowMs, atMs ?? this.nowMs + delayMs!)
+    queue.reschedule(offset, dueMs, this.nowMs)
+    this.#changed(queue)
+    return { offset, dueMs }
+  }
+
+  #offsetOf(queue: Queue, { offset, id }: MessageRef): number {
+    queue.settleTime(this.nowMs)
+    this.#changed(queue)
+    if (offset !== undefined) return offset
+    const bytes = Buffer.from(id!)
+    const words = new Uint32Array(ID_WORDS)
+    hashId(bytes, 0, bytes.length, queue.seed, words, 0)
+    const found = queue.offsetOf(words)
+    if (found !== -1) return found
+    throw new SluiceError(
+      'MESSAGE_NOT_FOUND',
+      `No message with the id ${JSON.stringify(id)} is known in the queue ${queue.name}.`,
+    )
+  }
+
+  /** See `Operator`. */
+  peek(request: PeekRequest): Promise<PeekPage> {
+    return this.#operator.peek(request)
+  }
+
+  redrive(request: RedriveRequest, by: string): Promise<RedriveResult> {
+    return this.#operator.redrive(request, by)
+  }
+
+  discard(request: DeadSelection): Promise<DiscardResult> {
+    return this.#operator.discard(request)
+  }
+
+  replay(request: ReplayRequest): Promise<ReplayResult> {
+    return this.#operator.replay(request)
+  }
+
+  history(request: HistoryRequest): Promise<HistoryResult> {
+    return this.#operator.history(request)
+  }
+
+  consumers(name: QueueName): ConsumerInfo[] {
+    return this.#operator.consumers(name)
+  }
+
+  /**
+   * Ends a subscription; what it holds goes back, and nobody is blamed. Returns how many messages.
+   * @throws SluiceError QUEUE_NOT_FOUND, CONSUMER_NOT_FOUND
+   */
+  closeConsumer(name: QueueName, id: number): { readonly messages: number } {
+    const queue = this.queue(name)
+    const subscription = queue.subscriptions.find((subscription) => subscription.id === id)
+    if (subscription === undefined)
+      throw new SluiceError('CONSUMER_NOT_FOUND', `The queue ${name} has no consumer with the id ${id}.`)
+    const messages = subscription.unsettled
+    this.unsubscribe(subscription, 'nobody')
+    subscription.consumer.ended(
+      subscription,
+      new SluiceError('CONSUMER_CLOSED', `An operator closed the consumer ${id} of the queue ${name}.`),
+    )
+    return { messages }
   }
 
   // --- the turn ---
@@ -619,11 +775,11 @@ export class Broker {
         queue.redeliveredBelow = queue.deliveredBelow
         queue.dirty = true
         queue.facts.delivered(queue.deliveredBelow)
-        this.#noteFacts(queue)
+        this.#writer.note(queue)
       }
     }
-    this.#flushFacts()
-    this.#appendMark(BATCH_TYPE.close, 0, 0)
+    this.#writer.flush()
+    this.#writer.mark(BATCH_TYPE.close, 0, 0)
     await this.#untilIdle()
     if (!this.#failed) {
       this.#tail.sealEmpty(this.nowMs)
@@ -689,7 +845,8 @@ export class Broker {
         queue.active = false
         this.#dispatch(queue)
       }
-      this.#flushFacts()
+      if (this.#moves.isWanted) this.#moves.step(this.#wake)
+      this.#writer.flush()
       this.#space.step(this.nowMs, this.#wake)
     } catch (error) {
       // A defect of ours: the state may be half changed, and must not be confirmed.
@@ -714,7 +871,10 @@ export class Broker {
   }
 
   #dispatch(queue: Queue): void {
-    if (queue.loading || queue.subscriptions.length === 0) return
+    if (queue.loading || queue.subscriptions.length === 0 || queue.paused) {
+      if (queue.paused) this.#dispatcher.answerDrains(queue)
+      return
+    }
     let position: number
     try {
       position = this.#dispatcher.dispatch(queue, this.nowMs)
@@ -723,6 +883,8 @@ export class Broker {
       this.#endSubscriptions(queue, error)
       return
     }
+    this.#writer.note(queue)
+    this.#armTimer(queue)
     if (position === -1) return
     queue.loading = true
     this.#blocks.load(position, true).then(
@@ -766,23 +928,19 @@ export class Broker {
     this.wake()
   }
 
-  // Facts of the queue may wait to be written, its line may have moved, and its next deadline with it.
-  #changed(queue: Queue): void {
-    this.#noteFacts(queue)
-    this.#armTimer(queue)
-    this.#activate(queue)
+  /** Facts of the queue may wait to be written, its line may have moved, and its next deadline with it. */
+  changed(queue: Queue): void {
+    this.#changed(queue)
   }
 
-  #noteFacts(queue: Queue): void {
-    if (queue.facts.isEmpty) return
-    // Many settles in one turn must not make a batch that fits no segment.
-    if (queue.facts.length > this.#log.segmentBytes / 8) {
-      this.#appendFacts(queue.id, queue.facts)
-      return
+  #changed(queue: Queue): void {
+    this.#writer.note(queue)
+    if (queue.moving.length > 0) {
+      this.#moves.note(queue)
+      this.wake()
     }
-    if (queue.hasPendingFacts) return
-    queue.hasPendingFacts = true
-    this.#withFacts.push(queue)
+    this.#armTimer(queue)
+    this.#activate(queue)
     this.wake()
   }
 
@@ -804,37 +962,6 @@ export class Broker {
     }
   }
 
-  // Facts go to the log before anything that is computed from them leaves, at the latest at the end of the turn.
-  #flushFacts(): void {
-    for (const queue of this.#withFacts) {
-      queue.hasPendingFacts = false
-      if (!queue.facts.isEmpty) this.#appendFacts(queue.id, queue.facts)
-    }
-    this.#withFacts.length = 0
-  }
-
-  #appendFacts(queueId: number, facts: FactBuffer): void {
-    const length = BATCH_HEADER_BYTES + facts.length
-    const at = this.#tail.reserve(length, this.nowMs)
-    this.#tail.bytes.set(facts.bytes, at + BATCH_HEADER_BYTES)
-    sealBatch(this.#tail.bytes, at, at + length, {
-      type: BATCH_TYPE.facts,
-      queueId,
-      count: facts.count,
-      timeMs: this.nowMs,
-    })
-    this.#tail.add(length)
-    facts.clear()
-    this.wake()
-  }
-
-  #appendMark(type: number, count: number, attributes: number): void {
-    const at = this.#tail.reserve(BATCH_HEADER_BYTES, this.nowMs)
-    sealBatch(this.#tail.bytes, at, at + BATCH_HEADER_BYTES, { type, count, attributes, timeMs: this.nowMs })
-    this.#tail.add(BATCH_HEADER_BYTES)
-    this.#tail.flush(this.nowMs)
-  }
-
   async #untilIdle(): Promise<void> {
     while (!this.#tail.isIdle && !this.#failed) {
       await new Promise<void>((resolve) => {
@@ -844,26 +971,24 @@ export class Broker {
   }
 }
 
-function addStale(stale: TagRange[], tag: number): void {
-  const last = stale.at(-1)
-  if (last !== undefined && (last.firstTag + last.count) >>> 0 === tag) {
-    stale[stale.length - 1] = { firstTag: last.firstTag, count: last.count + 1 }
-  } else {
-    stale.push({ firstTag: tag, count: 1 })
-  }
+function processingTimeoutMs(subscription: Subscription): number {
+  return subscription.processingTimeoutMs ?? subscription.queue.options.processingTimeoutMs
 }
 
-function optionNotSupported(seen: number): SluiceError {
-  const name = Object.entries(RECORD_FLAG).find(([, flag]) => seen & NOT_BUILT & flag)![0]
-  return new SluiceError('NOT_SUPPORTED', `The message option \`${name}\` is not supported by this version.`)
+/** Tags come in their order. */
+function addTag(ranges: TagRange[], tag: number): void {
+  const last = ranges.at(-1)
+  if (last !== undefined && (last.firstTag + last.count) >>> 0 === tag) {
+    ranges[ranges.length - 1] = { firstTag: last.firstTag, count: last.count + 1 }
+  } else {
+    ranges.push({ firstTag: tag, count: 1 })
+  }
 }
 
 function conflict(queue: Queue, request: EnsureRequest): SluiceError {
   const differing = Object.entries(request.options)
-    .filter(([name, value]) => queue.options[name as keyof typeof queue.options] !== value)
-    .map(
-      ([name, value]) => `\`${name}\` is ${queue.options[name as keyof typeof queue.options]}, not ${value}`,
-    )
+    .filter(([name, value]) => queue.options[name as QueueOptionName] !== value)
+    .map(([name, value]) => `\`${name}\` is ${queue.options[name as QueueOptionName]}, not ${value}`)
   return new SluiceError(
     'QUEUE_CONFLICT',
     `The queue ${queue.name} exists with other options: ${differing.join(', ')}. Pass update to change them.`,

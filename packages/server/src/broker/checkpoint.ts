@@ -97,7 +97,12 @@ export class Checkpoints {
     }
     for (const queue of [...state.queues.values()]) {
       if (queue.dirty || queue.pagePosition < this.evacuateBefore) {
-        queue.pagePosition = this.#append(PAGE.queue, queue.id, encodeQueuePage(queue), nowMs)
+        queue.pagePosition = this.#append(
+          PAGE.queue,
+          queue.id,
+          encodeQueuePage(queue, state.segments.retained(queue.id)),
+          nowMs,
+        )
         queue.dirty = false
         if (sliceIsFull()) yield
       }
@@ -105,8 +110,12 @@ export class Checkpoints {
         // The list was made when the queue's turn came; a chunk can be freed while the checkpoint waits.
         if (queue.chunkAt(chunk.base) !== chunk) continue
         if (!chunk.dirty && chunk.pagePosition >= this.evacuateBefore) continue
-        chunk.pagePosition = this.#append(PAGE.chunk, queue.id, encodeChunkPage(chunk), nowMs)
+        chunk.pagePosition = this.#append(PAGE.chunk, queue.id, encodeChunkPage(chunk, queue.keys), nowMs)
         chunk.dirty = false
+        if (sliceIsFull()) yield
+      }
+      for (const page of queue.ids.pagesToWrite(this.evacuateBefore)) {
+        queue.ids.pageWritten(page, this.#append(PAGE.ids, queue.id, queue.ids.encodePage(page), nowMs))
         if (sliceIsFull()) yield
       }
     }
@@ -155,6 +164,7 @@ function pagesOf(state: State): PageAt[] {
   for (const queue of state.queues.values()) {
     list(PAGE.queue, queue.id, queue.pagePosition)
     for (const chunk of queue.chunks()) list(PAGE.chunk, queue.id, chunk.pagePosition)
+    for (const position of queue.ids.pagePositions()) list(PAGE.ids, queue.id, position)
   }
   for (const producer of state.producers.values()) list(PAGE.producer, producer.id, producer.pagePosition)
   return pages

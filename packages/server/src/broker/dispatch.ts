@@ -44,29 +44,36 @@ export class Dispatcher {
    */
   dispatch(queue: Queue, nowMs: number): number {
     const run = this.#run
-    const shared = queue.subscriptions.length > 1
+    // With `single`, the one that came first, for as long as it is there.
+    const served = queue.options.single ? Math.min(1, queue.subscriptions.length) : queue.subscriptions.length
+    const shared = served > 1
     // A subscription whose byte credit is too small for the message at the head is passed over once.
     let passed = 0
-    while (passed < queue.subscriptions.length) {
-      const subscription = queue.subscriptions[queue.turn % queue.subscriptions.length]!
-      queue.turn = (queue.turn + 1) % queue.subscriptions.length
+    while (passed < served) {
+      const subscription = queue.subscriptions[queue.turn % served]!
+      queue.turn = (queue.turn + 1) % served
       const room = subscription.consumer.isReady ? subscription.room : 0
       if (room <= 0) {
         passed++
         continue
       }
       if (!queue.nextRun(shared ? Math.min(room, SHARED_RUN_MESSAGES) : room, nowMs, run)) break
+      // A suspect goes to whoever holds nothing else, and nothing else goes there until it is settled.
+      if (run.alone && subscription.unsettled > 0) {
+        passed++
+        continue
+      }
       const block = this.#blocks.findBatch(run.batchPosition)
       if (block === undefined) return run.batchPosition
-      if (this.#deliver(queue, subscription, block)) passed = 0
+      if (this.#deliver(queue, subscription, block, nowMs)) passed = 0
       else passed++
     }
-    this.#answerDrains(queue)
+    this.answerDrains(queue)
     return -1
   }
 
   /** Delivers the first part of the run that fits; false when not even one message does. */
-  #deliver(queue: Queue, subscription: Subscription, block: Block): boolean {
+  #deliver(queue: Queue, subscription: Subscription, block: Block, nowMs: number): boolean {
     const run = this.#run
     const bytes = block.bytes
     const batchAt = run.batchPosition - block.position
@@ -79,15 +86,16 @@ export class Dispatcher {
     while (count < run.count && (count === 0 || subscription.isFree(tag))) {
       const size = readU32(bytes, at)
       if (!subscription.takes(size)) break
-      subscription.grant(tag, run.offset + count, size, run.sinceMs)
+      subscription.grant(tag, run.offset + count, size, run.sinceMs, nowMs)
       at += size
       count++
       tag = (tag + 1) >>> 0
     }
     if (count === 0) return false
+    if (run.alone) subscription.holdsSuspect = true
     // A first try is described by its batch alone; a further one also by facts, which may not be durable yet.
     run.durable = run.sinceMs === -1 && run.batchPosition < this.#blocks.durablePosition
-    queue.lease(run, count)
+    queue.lease(run, count, nowMs, subscription.consumer.label)
     place.index += count
     place.byte += at - start
     subscription.consumer.deliver(subscription, run, firstTag, count, bytes, start, at)
@@ -116,7 +124,8 @@ export class Dispatcher {
     return place
   }
 
-  #answerDrains(queue: Queue): void {
+  /** Tells those that asked for it that nothing more goes out now. */
+  answerDrains(queue: Queue): void {
     for (const subscription of queue.subscriptions) {
       if (subscription.draining && subscription.consumer.isReady) subscription.answerDrain()
     }

@@ -5,7 +5,20 @@
  * With each batch a producer says how many numbers below it are still unanswered. What is older than that is
  * forgotten, so a window is as long as what is really in flight.
  */
-import { LIMITS, SluiceError, readU32, readU64, writeU32, writeU64, type Fault } from '@sluice/protocol'
+import {
+  LIMITS,
+  SluiceError,
+  readText,
+  readU32,
+  readU64,
+  textBytes,
+  writeText,
+  writeU32,
+  writeU64,
+  type Duplicates,
+  type Fault,
+  type Placed,
+} from '@sluice/protocol'
 
 const IDENTITY_BYTES = 16
 const PAGE_HEAD_BYTES = IDENTITY_BYTES + 4 + 4 + 8 + 8 + 8
@@ -29,39 +42,58 @@ export class Producer {
   #bases = new Float64Array(16)
   #crcs = new Uint32Array(16)
   #refused: Map<number, Fault> | undefined
+  /** Results that are more than a base offset: of batches with duplicates, and of atomic steps. */
+  readonly #places = new Map<number, readonly Placed[]>()
 
   constructor(id: number, identity: string) {
     this.id = id
     this.identity = identity
   }
 
+  /**
+   * What became of `number`; undefined if it has not been here. `unanswered` is how many numbers below it the producer
+   * still waits for.
+   * @throws SluiceError NUMBER_REUSED, UNKNOWN_OUTCOME, or the refusal
+   */
+  resultOf(number: number, crc: number, unanswered: number): readonly Placed[] | undefined {
+    this.forgetBelow(number - unanswered)
+    const slot = number & (this.#numbers.length - 1)
+    if (this.#numbers[slot] === number) {
+      if (this.#crcs[slot] !== crc)
+        throw new SluiceError('NUMBER_REUSED', `Batch number ${number} was accepted before with other bytes.`)
+      return this.#places.get(number) ?? [{ baseOffset: this.#bases[slot]!, duplicates: undefined }]
+    }
+    if (number < this.floor) {
+      throw new SluiceError(
+        'UNKNOWN_OUTCOME',
+        `Batch ${number} is older than the window of its producer, which begins at ${this.floor}.`,
+        { outcome: 'unknown' },
+      )
+    }
+    const refusal = this.#refused?.get(number)
+    if (refusal !== undefined) throw new SluiceError(refusal.code, refusal.message, refusal)
+    return undefined
+  }
+
   /** The producer waits for no number below `floor`. */
   forgetBelow(floor: number): void {
     if (floor <= this.floor) return
     this.floor = floor
-    if (this.#refused === undefined) return
-    for (const number of this.#refused.keys()) if (number < floor) this.#refused.delete(number)
+    forgetKeysBelow(this.#places, floor)
+    if (this.#refused !== undefined) forgetKeysBelow(this.#refused, floor)
   }
 
-  /** Base offset at which `number` was accepted, -1 if it was not. @throws SluiceError NUMBER_REUSED */
-  acceptedAt(number: number, recordsCrc: number): number {
-    const slot = number & (this.#numbers.length - 1)
-    if (this.#numbers[slot] !== number) return -1
-    if (this.#crcs[slot] !== recordsCrc) {
-      throw new SluiceError('NUMBER_REUSED', `Batch number ${number} was accepted before with other bytes.`)
-    }
-    return this.#bases[slot]!
+  /** An atomic step was taken: its batches went to `places`. */
+  answer(number: number, crc: number, places: readonly Placed[]): void {
+    this.accept(number, 0, crc)
+    this.#places.set(number, places)
   }
 
-  refusalOf(number: number): Fault | undefined {
-    return this.#refused?.get(number)
-  }
-
-  accept(number: number, base: number, recordsCrc: number): void {
+  accept(number: number, base: number, crc: number, duplicates?: Duplicates): void {
     if (number > this.highest) this.highest = number
     while (number - this.floor >= this.#numbers.length) {
       if (this.#numbers.length >= LIMITS.inFlightBatchesMax) {
-        this.floor = number - LIMITS.inFlightBatchesMax + 1
+        this.forgetBelow(number - LIMITS.inFlightBatchesMax + 1)
       } else {
         this.#grow()
       }
@@ -69,7 +101,9 @@ export class Producer {
     const slot = number & (this.#numbers.length - 1)
     this.#numbers[slot] = number
     this.#bases[slot] = base
-    this.#crcs[slot] = recordsCrc
+    this.#crcs[slot] = crc
+    if (duplicates === undefined) this.#places.delete(number)
+    else this.#places.set(number, [{ baseOffset: base, duplicates }])
     this.#refused?.delete(number)
     this.dirty = true
   }
@@ -98,14 +132,18 @@ export class Producer {
 
   /**
    * State page: 16 B identity · u32 id · u32 count · u64 highest · u64 floor · u64 last used, ms ·
-   * items of u64 number, u64 base offset, u32 records CRC.
+   * items of u64 number, u64 base offset, u32 CRC · results of batches with duplicates and of atomic steps, as JSON
+   * text: pairs of number and places.
    */
   encodePage(): Uint8Array {
     const slots: number[] = []
     for (let slot = 0; slot < this.#numbers.length; slot++) {
       if (this.#numbers[slot]! >= this.floor) slots.push(slot)
     }
-    const bytes = new Uint8Array(PAGE_HEAD_BYTES + slots.length * PAGE_ITEM_BYTES)
+    const places = JSON.stringify([...this.#places].map(([number, places]) => [number, toPlain(places)]))
+    const itemsEnd = PAGE_HEAD_BYTES + slots.length * PAGE_ITEM_BYTES
+    const bytes = new Uint8Array(itemsEnd + textBytes(places))
+    writeText(bytes, itemsEnd, places)
     bytes.set(Buffer.from(this.identity, 'hex'))
     writeU32(bytes, 16, this.id)
     writeU32(bytes, 20, slots.length)
@@ -122,7 +160,7 @@ export class Producer {
     return bytes
   }
 
-  static decodePage(bytes: Uint8Array, start: number): Producer {
+  static decodePage(bytes: Uint8Array, start: number, end: number): Producer {
     const identity = Buffer.from(bytes.subarray(start, start + IDENTITY_BYTES)).toString('hex')
     const producer = new Producer(readU32(bytes, start + 16), identity)
     const count = readU32(bytes, start + 20)
@@ -131,9 +169,38 @@ export class Producer {
     for (let i = 0; i < count; i++, at += PAGE_ITEM_BYTES) {
       producer.accept(readU64(bytes, at), readU64(bytes, at + 8), readU32(bytes, at + 16))
     }
+    for (const [number, places] of JSON.parse(readText(bytes, at, end)) as [number, PlainPlace[]][])
+      producer.#places.set(number, fromPlain(places))
     producer.highest = readU64(bytes, start + 24)
     producer.lastUsedMs = readU64(bytes, start + 40)
     producer.dirty = false
     return producer
   }
+}
+
+/** Base offset, and pairs of index and first offset of duplicates. */
+type PlainPlace = [number, ...[number, number][]]
+
+function toPlain(places: readonly Placed[]): PlainPlace[] {
+  return places.map(({ baseOffset, duplicates }) => [baseOffset, ...(duplicates ?? [])])
+}
+
+function fromPlain(places: readonly PlainPlace[]): Placed[] {
+  return places.map(([baseOffset, ...duplicates]) => ({
+    baseOffset,
+    duplicates: duplicates.length === 0 ? undefined : new Map(duplicates),
+  }))
+}
+
+/** Where the batches of an atomic step went, as its fact says it. */
+export function encodePlaces(places: readonly Placed[]): string {
+  return JSON.stringify(toPlain(places))
+}
+
+export function decodePlaces(text: string): Placed[] {
+  return fromPlain(JSON.parse(text) as PlainPlace[])
+}
+
+function forgetKeysBelow(map: Map<number, unknown>, floor: number): void {
+  for (const number of map.keys()) if (number < floor) map.delete(number)
 }

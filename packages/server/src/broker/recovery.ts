@@ -27,6 +27,7 @@ export async function recover(log: Log): Promise<Recovered> {
     directory = decodeDirectory(bytes, BATCH_HEADER_BYTES)
     state.restoreDirectory(directory)
     await restorePages(log, state, directory)
+    state.pagesRestored()
     from = directory.replayFrom
   }
   let entries = 0
@@ -44,7 +45,7 @@ export async function recover(log: Log): Promise<Recovered> {
 const READ_BYTES = 1 << 20
 
 async function restorePages(log: Log, state: State, directory: Directory): Promise<void> {
-  const byKind = [PAGE.queue, PAGE.chunk, PAGE.producer]
+  const byKind = [PAGE.queue, PAGE.chunk, PAGE.producer, PAGE.ids]
   let held: { position: number; bytes: Uint8Array } = { position: 0, bytes: new Uint8Array(0) }
   for (const kind of byKind) {
     const pages = directory.pages

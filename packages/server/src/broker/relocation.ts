@@ -27,6 +27,8 @@ export class Relocation {
   #countedMs = 0
   /** Everything live before this position has been copied or is being copied. */
   before = 0
+  /** Everything from here on stays where it is: something in it is retained. */
+  retainedFrom = Infinity
 
   constructor(log: Log, tail: Tail, state: State) {
     this.#log = log
@@ -37,7 +39,11 @@ export class Relocation {
   /** Whether more of the disk is spent on what is gone than on what is live. */
   get isWanted(): boolean {
     const { bytes } = this.#log.usage()
-    return bytes > 2 * this.#state.segments.liveBytes + SLACK_SEGMENTS * this.#log.segmentBytes
+    const { segments } = this.#state
+    const kept = this.retainedFrom === Infinity ? 0 : Math.max(0, this.#tail.position - this.retainedFrom)
+    return (
+      bytes - kept > 2 * segments.liveBytesBefore(this.retainedFrom) + SLACK_SEGMENTS * this.#log.segmentBytes
+    )
   }
 
   /** A segment is half done. */
@@ -78,7 +84,7 @@ export class Relocation {
     const { firstPosition } = this.#log.usage()
     const start = this.#state.segments.oldestLive(Math.max(firstPosition, this.before))
     const active = Math.floor(this.#tail.position / this.#log.segmentBytes) * this.#log.segmentBytes
-    if (start >= active) return false
+    if (start >= active || start >= this.retainedFrom) return false
     this.#segmentEnd = start + this.#log.segmentBytes
     this.before = this.#segmentEnd
     this.#entries = this.#log.read(start)[Symbol.asyncIterator]()

@@ -1,8 +1,15 @@
 /**
- * What each segment of the log still holds: live messages, and so, by their share, live bytes. Derived while the
- * queues' state is built and changed; never stored.
+ * What each segment of the log still holds: live messages, and so, by their share, live bytes, derived while the
+ * queues' state is built and changed; and settled messages that their queues retain, which stand in the queues' pages.
  */
-import type { LogUse } from '../queue/index.js'
+import type { LogUse, Queue } from '../queue/index.js'
+
+/** Settled messages of one queue in one segment. */
+interface Retained {
+  /** When the last of them was settled. */
+  lastMs: number
+  bytes: number
+}
 
 interface Use {
   live: number
@@ -14,6 +21,8 @@ interface Use {
 export class Segments implements LogUse {
   readonly #segmentBytes: number
   readonly #uses = new Map<number, Use>()
+  /** By queue, then by segment number, oldest first. */
+  readonly #retained = new Map<number, Map<number, Retained>>()
   #last: Use | undefined
   #lastNumber = -1
 
@@ -32,10 +41,74 @@ export class Segments implements LogUse {
     this.#use(position).live -= messages
   }
 
+  retain(queueId: number, position: number, bytes: number, timeMs: number): void {
+    let segments = this.#retained.get(queueId)
+    if (segments === undefined) this.#retained.set(queueId, (segments = new Map()))
+    const number = Math.floor(position / this.#segmentBytes)
+    const retained = segments.get(number)
+    if (retained === undefined) segments.set(number, { lastMs: timeMs, bytes })
+    else {
+      retained.lastMs = Math.max(retained.lastMs, timeMs)
+      retained.bytes += bytes
+    }
+  }
+
+  retainedBytes(queueId: number): number {
+    let sum = 0
+    for (const { bytes } of this.#retained.get(queueId)?.values() ?? []) sum += bytes
+    return sum
+  }
+
+  /** For the page of a queue: number, last settle, bytes of each segment. */
+  retained(queueId: number): [number, number, number][] {
+    const segments = this.#retained.get(queueId)
+    return [...(segments ?? [])].map(([number, { lastMs, bytes }]) => [number, lastMs, Math.round(bytes)])
+  }
+
+  restoreRetained(queueId: number, list: readonly (readonly [number, number, number])[]): void {
+    if (list.length === 0) return
+    this.#retained.set(queueId, new Map(list.map(([number, lastMs, bytes]) => [number, { lastMs, bytes }])))
+  }
+
+  forgetQueue(queueId: number): void {
+    this.#retained.delete(queueId)
+  }
+
+  /**
+   * Start of the oldest segment that some queue still retains; Infinity when none does. What is retained no longer is
+   * forgotten: segments whose last settle is too long ago, and the oldest ones beyond the queue's bytes.
+   */
+  oldestRetained(queues: ReadonlyMap<number, Queue>, nowMs: number): number {
+    let oldest = Infinity
+    for (const [queueId, segments] of this.#retained) {
+      const queue = queues.get(queueId)
+      if (queue === undefined || !queue.retains) {
+        this.#retained.delete(queueId)
+        continue
+      }
+      const { retainAgeMs, retainBytes } = queue.options
+      let room = retainBytes === 0 ? Infinity : retainBytes
+      for (const number of [...segments.keys()].sort((a, b) => b - a)) {
+        const { lastMs, bytes } = segments.get(number)!
+        room -= bytes
+        const isOver = room < 0 || (retainAgeMs > 0 && lastMs + retainAgeMs <= nowMs)
+        if (isOver) segments.delete(number)
+        else oldest = Math.min(oldest, number)
+      }
+    }
+    return oldest * this.#segmentBytes
+  }
+
   /** Record bytes of live messages, in all segments. */
   get liveBytes(): number {
+    return this.liveBytesBefore(Infinity)
+  }
+
+  /** Record bytes of live messages in the segments that end at or before `position`. */
+  liveBytesBefore(position: number): number {
     let bytes = 0
-    for (const use of this.#uses.values()) bytes += liveBytes(use)
+    for (const [number, use] of this.#uses)
+      if ((number + 1) * this.#segmentBytes <= position) bytes += liveBytes(use)
     return bytes
   }
 

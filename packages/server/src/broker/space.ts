@@ -48,7 +48,9 @@ export class Space {
       this.#relocation.before,
       Math.min(live, this.#tail.position - segmentBytes),
     )
-    const floor = Math.min(this.#checkpoints.floor, live)
+    const retained = this.#state.segments.oldestRetained(this.#state.queuesById, nowMs)
+    this.#relocation.retainedFrom = retained
+    const floor = Math.min(this.#checkpoints.floor, live, retained)
     if (this.#truncation === undefined && floor - firstPosition >= segmentBytes) {
       this.#truncation = { floor, gate: this.#tail.gate }
     }

@@ -11,10 +11,12 @@ import {
   readU64,
   writeU32,
   writeU64,
+  type QueueCounter,
   type QueueOptions,
 } from '@sluice/protocol'
 import {
   FACT,
+  MOVING,
   Queue,
   decodeChunkPage,
   decodeQueuePage,
@@ -23,12 +25,12 @@ import {
   type Fact,
   type QueueDefinition,
 } from '../queue/index.js'
-import { Producer } from './producers.js'
+import { Producer, decodePlaces } from './producers.js'
 import { Segments } from './segments.js'
 import { readTraits } from './traits.js'
 
 /** Kinds of state pages; a page batch has the kind as its count and the queue's or producer's id. */
-export const PAGE = { queue: 1, chunk: 2, producer: 3 } as const
+export const PAGE = { queue: 1, chunk: 2, producer: 3, ids: 4 } as const
 
 /** Where the newest copy of one page stands. */
 export interface PageAt {
@@ -57,6 +59,8 @@ export class State {
   /** Ids below these that the directory does not list belong to what was gone when it was written. */
   #listedQueueIds = 0
   #listedProducerIds = 0
+  /** What facts have said about the batch that follows them. */
+  #ahead: Ahead | undefined
   /** How often the broker has started on this log. */
   boot = 0
   /** The log ends with the mark of an orderly stop. */
@@ -67,7 +71,7 @@ export class State {
   }
 
   addQueue(id: number, definition: QueueDefinition): Queue {
-    const queue = new Queue(id, definition.name, definition.options, definition.createdAtMs, this.segments)
+    const queue = new Queue(id, definition, this.segments)
     this.queues.set(queue.name, queue)
     this.queuesById.set(id, queue)
     if (id >= this.nextQueueId) this.nextQueueId = id + 1
@@ -76,6 +80,7 @@ export class State {
 
   removeQueue(queue: Queue): void {
     queue.drop()
+    this.segments.forgetQueue(queue.id)
     this.queues.delete(queue.name)
     this.queuesById.delete(queue.id)
   }
@@ -117,20 +122,29 @@ export class State {
       const queue = this.addQueue(header.queueId, page)
       queue.next = page.next
       queue.redeliveredBelow = page.redeliveredBelow
-      queue.purged = page.purged
-      queue.expired = page.expired
-      queue.redelivered = page.redelivered
+      queue.carried = page.carried
+      Object.assign(queue.counts, page.counts)
+      this.segments.restoreRetained(queue.id, page.retained)
       queue.dirty = false
       queue.pagePosition = position
     } else if (header.count === PAGE.chunk) {
-      const chunk = decodeChunkPage(bytes, start)
+      const queue = this.queuesById.get(header.queueId)
+      if (queue === undefined) return
+      const chunk = decodeChunkPage(bytes, start, queue.keys)
       chunk.pagePosition = position
-      this.queuesById.get(header.queueId)?.restore(chunk)
+      queue.restore(chunk)
+    } else if (header.count === PAGE.ids) {
+      this.queuesById.get(header.queueId)?.ids.restorePage(bytes, start, end, position)
     } else {
-      const producer = Producer.decodePage(bytes, start)
+      const producer = Producer.decodePage(bytes, start, end)
       producer.pagePosition = position
       this.addProducer(producer)
     }
+  }
+
+  /** All pages have been put in. */
+  pagesRestored(): void {
+    for (const queue of this.queues.values()) queue.ids.restored()
   }
 
   /** Recovery: applies the batch at `at`, which stands at `position` in the log. */
@@ -145,26 +159,33 @@ export class State {
   #applyMessages(bytes: Uint8Array, at: number, position: number): void {
     const header = readBatchHeader(bytes, at)
     const queue = this.queuesById.get(header.queueId)
-    if ((header.attributes & BATCH_ATTRIBUTE.relocated) === 0) {
+    const ahead = this.#ahead
+    this.#ahead = undefined
+    const relocated = (header.attributes & BATCH_ATTRIBUTE.relocated) !== 0
+    const duplicates = relocated ? undefined : byIndex(ahead?.duplicates, header.baseOffset)
+    if (!relocated) {
       const producer = this.producersById.get(header.producerId)
       if (
         producer !== undefined &&
         producer.pagePosition < position &&
         header.batchNumber >= producer.floor
       ) {
-        producer.accept(header.batchNumber, header.baseOffset, header.recordsCrc)
+        producer.accept(header.batchNumber, header.baseOffset, header.recordsCrc, duplicates)
         producer.lastUsedMs = header.timeMs
       }
     }
     if (queue === undefined) return
     queue.appliedFrom = position
-    if (header.attributes & BATCH_ATTRIBUTE.relocated) {
+    if (relocated) {
       queue.relocateFact(header.baseOffset, header.count, position)
     } else {
       const { baseOffset, count, timeMs, length } = header
+      const rules = { ...queue.traitRules, ttlMs: ahead?.ttlMs ?? 0 }
       const traits =
-        header.attributes & BATCH_ATTRIBUTE.traits ? readTraits(bytes, at, count, timeMs) : undefined
-      queue.append(baseOffset, count, position, timeMs, length - BATCH_HEADER_BYTES, traits)
+        header.attributes & BATCH_ATTRIBUTE.traits ? readTraits(bytes, at, count, timeMs, rules) : undefined
+      queue.append(baseOffset, count, position, timeMs, length - BATCH_HEADER_BYTES, traits, duplicates)
+      if (duplicates !== undefined && queue.pagePosition < position)
+        queue.counts.duplicates += duplicates.size
     }
     queue.appliedFrom = Infinity
   }
@@ -175,11 +196,17 @@ export class State {
     readFacts(bytes, at + BATCH_HEADER_BYTES, at + header.length, (fact) => {
       if (fact.kind === FACT.producer) {
         if (fact.offset >= this.#listedProducerIds) this.addProducer(new Producer(fact.offset, fact.text))
+      } else if (fact.kind === FACT.atomic) {
+        const producer = this.producersById.get(fact.offset)
+        if (producer === undefined || producer.pagePosition >= position || fact.timeMs < producer.floor)
+          return
+        producer.answer(fact.timeMs, fact.count, decodePlaces(fact.text))
+        producer.lastUsedMs = header.timeMs
       } else if (fact.kind === FACT.ensure) {
         this.#applyEnsure(id, fact, position)
       } else {
         const queue = this.queuesById.get(id)
-        if (queue !== undefined) this.#applyToQueue(queue, fact, position)
+        if (queue !== undefined) this.#applyToQueue(queue, fact, position, header.timeMs)
       }
     })
   }
@@ -191,39 +218,60 @@ export class State {
       if (id >= this.#listedQueueIds) this.addQueue(id, definition)
     } else if (queue.pagePosition < position) {
       queue.options = definition.options
+      queue.paused = definition.paused
     }
   }
 
-  #applyToQueue(queue: Queue, fact: Fact, position: number): void {
+  #applyToQueue(queue: Queue, fact: Fact, position: number, timeMs: number): void {
+    const { offset, count } = fact
     queue.appliedFrom = position
     switch (fact.kind) {
       case FACT.ack:
-        queue.remove(fact.offset, fact.count)
+      case FACT.expire:
+      case FACT.drop:
+      case FACT.cancel:
+      case FACT.discard:
+      case FACT.move:
+      case FACT.carry:
+        queue.remove(offset, count, timeMs)
         break
       case FACT.retry:
-        queue.retryFact(fact.offset, fact.attempts, fact.timeMs)
+        queue.retryFact(offset, fact.attempts, fact.timeMs)
         break
       case FACT.dead:
-        queue.deadFact(fact.offset, {
+        queue.deadFact(offset, {
           attempts: fact.attempts,
-          death: fact.count as Death,
+          death: (count & ~MOVING) as Death,
           timeMs: fact.timeMs,
           reason: fact.text,
+          isMoving: (count & MOVING) !== 0,
         })
         break
-      case FACT.purge:
-        queue.purgeFact(fact.offset)
-        if (queue.pagePosition < position) queue.purged += fact.count
+      case FACT.redrive:
+        queue.redriveFact(offset, count, fact.timeMs)
         break
-      case FACT.expire:
-        queue.remove(fact.offset, fact.count)
-        if (queue.pagePosition < position) queue.expired += fact.count
+      case FACT.reschedule:
+        queue.rescheduleFact(offset, fact.timeMs)
+        break
+      case FACT.duplicate: {
+        const ahead = (this.#ahead ??= { ttlMs: 0, duplicates: undefined })
+        ahead.duplicates ??= new Map()
+        ahead.duplicates.set(offset, fact.timeMs)
+        break
+      }
+      case FACT.ttl:
+        this.#ahead = { ttlMs: fact.timeMs, duplicates: undefined }
+        break
+      case FACT.purge:
+        queue.purgeFact(offset, timeMs)
         break
       case FACT.delivered:
-        if (fact.offset > queue.redeliveredBelow) {
-          queue.redeliveredBelow = fact.offset
+        if (offset > queue.redeliveredBelow) {
+          queue.redeliveredBelow = offset
           queue.dirty = true
         }
+        break
+      case FACT.hand:
         break
       case FACT.delete:
         this.removeQueue(queue)
@@ -232,6 +280,7 @@ export class State {
         throw new Error(`fact of unknown kind ${fact.kind} at position ${position}`)
     }
     queue.appliedFrom = Infinity
+    if (queue.pagePosition < position) countFact(queue, fact)
   }
 
   // After an orderly stop the facts say what was delivered. After any other, everything may have been.
@@ -258,6 +307,38 @@ export const BOOT_AFTER_CLOSE = 4
 /** What an option set says in the order of its table; for comparing. */
 export function sameOptions(a: QueueOptions, b: QueueOptions): boolean {
   return Object.entries(a).every(([name, value]) => b[name as keyof QueueOptions] === value)
+}
+
+interface Ahead {
+  ttlMs: number
+  duplicates: Map<number, number> | undefined
+}
+
+function byIndex(
+  duplicates: ReadonlyMap<number, number> | undefined,
+  base: number,
+): Map<number, number> | undefined {
+  if (duplicates === undefined) return undefined
+  return new Map([...duplicates].map(([offset, first]) => [offset - base, first]))
+}
+
+/** Which counter a fact raises. */
+const COUNTED: Readonly<Record<number, QueueCounter>> = {
+  [FACT.purge]: 'purged',
+  [FACT.expire]: 'expired',
+  [FACT.drop]: 'dropped',
+  [FACT.cancel]: 'cancelled',
+  [FACT.discard]: 'discarded',
+  [FACT.move]: 'moved',
+  [FACT.carry]: 'redriven',
+  [FACT.redrive]: 'redriven',
+}
+
+function countFact(queue: Queue, fact: Fact): void {
+  const counter = COUNTED[fact.kind]
+  if (counter === undefined) return
+  queue.counts[counter] += fact.kind === FACT.redrive ? 1 : fact.count
+  if (fact.kind === FACT.carry) queue.carried += fact.count
 }
 
 const DIRECTORY_HEAD_BYTES = 24

@@ -1,8 +1,10 @@
 /**
  * What the records of a batch ask for beside being delivered: priority, a time before which and one after which they
- * are not. Read from the records themselves, in service and in recovery, so nothing of it is written twice.
+ * are not, a key, an id. Read from the records themselves, in service and in recovery, so nothing of it is written
+ * twice.
  */
 import {
+  ANY_PRIORITY,
   BATCH_HEADER_BYTES,
   LIMITS,
   RECORD_FLAG,
@@ -10,23 +12,72 @@ import {
   SluiceError,
   readU32,
   readU48,
+  type ErrorCode,
 } from '@sluice/protocol'
-import type { Traits } from '../queue/index.js'
+import { ID_WORDS, hashInto, type Traits } from '../queue/index.js'
 
-/** An `at` that is so long past, at most, means now. */
-const AT_TOLERANCE_MS = 60_000
+/** What records may ask for. */
+const ANY_TRAIT =
+  RECORD_FLAG.delay | RECORD_FLAG.at | RECORD_FLAG.ttl | RECORD_FLAG.key | RECORD_FLAG.id | ANY_PRIORITY
 
+/** Whether what `checkRecords` saw has to be read one by one. */
+export function asksForAny(flagsSeen: number): boolean {
+  return (flagsSeen & ANY_TRAIT) !== 0
+}
+
+/** What of a queue its messages' traits depend on. */
+export interface TraitRules {
+  /** Key of the hashes: four words. */
+  readonly seed: readonly number[]
+  /** Time to live of messages that name none; 0: for ever. */
+  readonly ttlMs: number
+  /** Sizes are wanted one by one. */
+  readonly withSizes: boolean
+}
+
+// Filled again for each batch; grown once to what batches of this process need.
 const scratch = {
-  priorities: new Uint8Array(LIMITS.batchCountMax),
-  dues: new Float64Array(LIMITS.batchCountMax),
-  expiries: new Float64Array(LIMITS.batchCountMax),
+  priorities: new Uint8Array(0),
+  dues: new Float64Array(0),
+  expiries: new Float64Array(0),
+  isKeyed: false,
+  keys: new Uint32Array(0),
+  hasIds: false,
+  ids: new Uint32Array(0),
+  sizes: undefined as Uint32Array | undefined,
+  /** Some message has no time to live of its own. */
+  lacksTtl: false,
+}
+let sizes = new Uint32Array(0)
+
+function makeRoom(count: number): void {
+  if (count <= scratch.dues.length) return
+  const room = Math.min(LIMITS.batchCountMax, Math.max(count, scratch.dues.length * 2, 64))
+  scratch.priorities = new Uint8Array(room)
+  scratch.dues = new Float64Array(room)
+  scratch.expiries = new Float64Array(room)
+  scratch.keys = new Uint32Array(room * 2)
+  scratch.ids = new Uint32Array(room * ID_WORDS)
+  sizes = new Uint32Array(room)
 }
 
 /**
  * The traits of the batch at `at`, whose records have passed `checkRecords`; valid until the next call. `timeMs` is
  * when it was published.
  */
-export function readTraits(bytes: Uint8Array, at: number, count: number, timeMs: number): Traits {
+export function readTraits(
+  bytes: Uint8Array,
+  at: number,
+  count: number,
+  timeMs: number,
+  { seed, ttlMs, withSizes }: TraitRules,
+): Traits & { readonly lacksTtl: boolean } {
+  makeRoom(count)
+  const { priorities, dues, expiries, keys, ids } = scratch
+  scratch.isKeyed = false
+  scratch.hasIds = false
+  scratch.lacksTtl = false
+  scratch.sizes = withSizes ? sizes : undefined
   let record = at + BATCH_HEADER_BYTES
   for (let index = 0; index < count; index++) {
     const flags = bytes[record + 4]!
@@ -42,18 +93,54 @@ export function readTraits(bytes: Uint8Array, at: number, count: number, timeMs:
       if (atMs > timeMs) dueMs = atMs
       next += 6
     }
-    scratch.priorities[index] = bytes[record + 5]! & 31
-    scratch.dues[index] = dueMs
+    priorities[index] = bytes[record + 5]! & 31
+    dues[index] = dueMs
     // The time to live begins when the message is due.
-    scratch.expiries[index] = flags & RECORD_FLAG.ttl ? (dueMs || timeMs) + readU48(bytes, next) : 0
-    record += readU32(bytes, record)
+    let ownTtlMs = ttlMs
+    if (flags & RECORD_FLAG.ttl) {
+      ownTtlMs = readU48(bytes, next)
+      next += 6
+    } else scratch.lacksTtl = true
+    expiries[index] = ownTtlMs === 0 ? 0 : (dueMs || timeMs) + ownTtlMs
+    keys[index * 2] = 0
+    keys[index * 2 + 1] = 0
+    if (flags & RECORD_FLAG.key) {
+      const end = next + 1 + bytes[next]!
+      hashInto(bytes, next + 1, end, seed[0]!, seed[1]!, keys, index * 2)
+      // Two zeros mean that there is none.
+      if ((keys[index * 2]! | keys[index * 2 + 1]!) === 0) keys[index * 2] = 1
+      scratch.isKeyed = true
+      next = end
+    }
+    const idAt = index * ID_WORDS
+    if (flags & RECORD_FLAG.id) {
+      hashId(bytes, next + 1, next + 1 + bytes[next]!, seed, ids, idAt)
+      scratch.hasIds = true
+    } else ids.fill(0, idAt, idAt + ID_WORDS)
+    const size = readU32(bytes, record)
+    sizes[index] = size
+    record += size
   }
   return scratch
 }
 
+/** The hash of the id in `bytes[start, end)`: four words, not all 0, into `out` from `at`. */
+export function hashId(
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+  seed: readonly number[],
+  out: Uint32Array,
+  at: number,
+): void {
+  hashInto(bytes, start, end, seed[0]!, seed[2]!, out, at)
+  hashInto(bytes, start, end, seed[1]!, seed[3]!, out, at + 2)
+  if ((out[at]! | out[at + 1]! | out[at + 2]! | out[at + 3]!) === 0) out[at] = 1
+}
+
 /**
  * Checks the times that the records of the batch at `at` ask for.
- * @throws SluiceError INVALID_ARGUMENT naming the option, its value and its limit
+ * @throws SluiceError INVALID_DELAY, AT_IN_THE_PAST, INVALID_TTL: naming the message, the value and its limits
  */
 export function checkTraits(bytes: Uint8Array, at: number, count: number, nowMs: number): void {
   let record = at + BATCH_HEADER_BYTES
@@ -61,22 +148,27 @@ export function checkTraits(bytes: Uint8Array, at: number, count: number, nowMs:
     const flags = bytes[record + 4]!
     let next = record + RECORD_HEADER_BYTES
     if (flags & RECORD_FLAG.delay) {
-      checkTime('delay', index, readU48(bytes, next), 0, LIMITS.delayMsMax)
+      checkTime('INVALID_DELAY', `\`delay\` of message ${index}`, readU48(bytes, next), 0, LIMITS.delayMsMax)
       next += 6
     }
     if (flags & RECORD_FLAG.at) {
-      checkTime('at', index, readU48(bytes, next), nowMs - AT_TOLERANCE_MS, nowMs + LIMITS.delayMsMax)
+      checkAt(`\`at\` of message ${index}`, readU48(bytes, next), nowMs)
       next += 6
     }
-    if (flags & RECORD_FLAG.ttl) checkTime('ttl', index, readU48(bytes, next), 1, LIMITS.delayMsMax)
+    if (flags & RECORD_FLAG.ttl)
+      checkTime('INVALID_TTL', `\`ttl\` of message ${index}`, readU48(bytes, next), 1, LIMITS.delayMsMax)
     record += readU32(bytes, record)
   }
 }
 
-function checkTime(option: string, index: number, valueMs: number, minMs: number, maxMs: number): void {
+/** @throws SluiceError AT_IN_THE_PAST, INVALID_DELAY */
+export function checkAt(what: string, atMs: number, nowMs: number): void {
+  const minMs = nowMs - LIMITS.atPastMsMax
+  const maxMs = nowMs + LIMITS.delayMsMax
+  checkTime(atMs < minMs ? 'AT_IN_THE_PAST' : 'INVALID_DELAY', what, atMs, minMs, maxMs)
+}
+
+function checkTime(code: ErrorCode, what: string, valueMs: number, minMs: number, maxMs: number): void {
   if (valueMs >= minMs && valueMs <= maxMs) return
-  throw new SluiceError(
-    'INVALID_ARGUMENT',
-    `\`${option}\` of message ${index} is ${valueMs} ms; it must be from ${minMs} to ${maxMs} ms.`,
-  )
+  throw new SluiceError(code, `${what} is ${valueMs} ms; it must be from ${minMs} to ${maxMs} ms.`)
 }

@@ -5,11 +5,11 @@
  * Invariant: `live` counts the indexes in `[0, count)` that are not in `gone`; indexes below the chunk's first
  * message (a chunk can begin in its middle after recovery) are in `gone`.
  */
+import { DEATH, type Death } from '@sluice/protocol'
 import { CHUNK_MESSAGES, CHUNK_WORDS, addBits, hasBit } from './bits.js'
+import { ID_WORDS } from './hash.js'
 
-/** Why a message is dead. */
-export const DEATH = { rejected: 1, maxDeliveries: 2 } as const
-export type Death = (typeof DEATH)[keyof typeof DEATH]
+export { DEATH, type Death }
 
 /** What the records of a batch ask for, by index in the batch; kept and filled again for each batch. */
 export interface Traits {
@@ -18,6 +18,14 @@ export interface Traits {
   readonly dues: Float64Array
   /** Time at which a message expires; 0: never. */
   readonly expiries: Float64Array
+  /** Whether any has a key; the two words of each key's hash, both 0 for a message without one. */
+  readonly isKeyed: boolean
+  readonly keys: Uint32Array
+  /** Whether any has an id; the four words of each id's hash, all 0 for a message without one. */
+  readonly hasIds: boolean
+  readonly ids: Uint32Array
+  /** Sizes of the records; undefined where nobody needs them one by one. */
+  readonly sizes: Uint32Array | undefined
 }
 
 export interface Dead {
@@ -26,6 +34,16 @@ export interface Dead {
   readonly timeMs: number
   /** What the consumer said, at most `LIMITS.reasonBytesMax` bytes; '' when nothing. */
   readonly reason: string
+  /** It is to be moved to the dead-letter queue that its queue had when it died. */
+  readonly isMoving: boolean
+}
+
+/** What is known of a message's earlier lives. */
+export interface Lives {
+  /** How often it was brought back from the dead. */
+  readonly redrives: number
+  /** Tries in earlier lives. */
+  readonly attempts: number
 }
 
 export class Chunk {
@@ -44,6 +62,13 @@ export class Chunk {
   expiries: Float64Array | undefined
   /** Tries that were charged so far. */
   attempts: Uint8Array | undefined
+  /** Slot of the key + 1; 0: the message has none. */
+  keys: Uint32Array | undefined
+  /** Hashes of the ids that are needed while their messages are pending, `ID_WORDS` words each. */
+  ids: Uint32Array | undefined
+  /** Record sizes; 0 where the size is not known. */
+  sizes: Uint32Array | undefined
+  lives: Map<number, Lives> | undefined
   /** Bit by priority: some message here was appended with it. */
   priorityMask = 0
   /** No message here expires before this. */
@@ -51,8 +76,13 @@ export class Chunk {
 
   /** Volatile: leased, waiting for their time, or dead; not in the plain line. Not part of the durable state. */
   out: Uint32Array | undefined
-  /** Volatile: in a heap of the line, for their time or for their turn. */
+  /** Volatile: in a heap or in the line of a key, for their time or for their turn. */
   waiting: Uint32Array | undefined
+  /** Volatile: of these, those whose time has come. */
+  ripe: Uint32Array | undefined
+  /** Volatile: neighbours in the line of a key, by offset; set where `keys` is. */
+  nexts: Float64Array | undefined
+  previous: Float64Array | undefined
   /** Volatile: handed out at least once since the broker started. */
   seen: Uint32Array | undefined
 
@@ -86,9 +116,39 @@ export class Chunk {
     return this.dues === undefined ? 0 : this.dues[index]!
   }
 
+  /** Slot of the message's key, -1 if it has none. */
+  keyAt(index: number): number {
+    return this.keys === undefined ? -1 : this.keys[index]! - 1
+  }
+
+  expiryAt(index: number): number {
+    return this.expiries === undefined ? 0 : this.expiries[index]!
+  }
+
   isExpired(index: number, nowMs: number): boolean {
-    const expiryMs = this.expiries === undefined ? 0 : this.expiries[index]!
+    const expiryMs = this.expiryAt(index)
     return expiryMs !== 0 && expiryMs <= nowMs
+  }
+
+  /** Where the message stands in time: when it is or was due, or when it was published. */
+  lineTimeAt(index: number): number {
+    return this.dueAt(index) || this.batchTime(this.batchAt(index))
+  }
+
+  /** Size of the message's record; where it is not known, the mean of those that are here. */
+  bytesAt(index: number): number {
+    const size = this.sizes === undefined ? 0 : this.sizes[index]!
+    return size > 0 ? size : this.live === 0 ? 0 : this.bytes / this.live
+  }
+
+  isDead(index: number): boolean {
+    return this.dead?.has(index) === true
+  }
+
+  hasId(index: number): boolean {
+    if (this.ids === undefined) return false
+    const at = index * ID_WORDS
+    return (this.ids[at]! | this.ids[at + 1]! | this.ids[at + 2]! | this.ids[at + 3]!) !== 0
   }
 
   /** Sets what the messages at `[from, to)` ask for; `traitsFrom` is the index of the first in its batch. */
@@ -97,7 +157,25 @@ export class Chunk {
       this.setPriority(index, traits.priorities[at]!)
       if (traits.dues[at] !== 0) this.setDue(index, 0, traits.dues[at]!)
       if (traits.expiries[at] !== 0) this.setExpiry(index, traits.expiries[at]!)
+      if (traits.sizes !== undefined) this.setSize(index, traits.sizes[at]!)
     }
+  }
+
+  setSize(index: number, size: number): void {
+    this.sizes ??= new Uint32Array(CHUNK_MESSAGES)
+    this.sizes[index] = size
+  }
+
+  setKey(index: number, slot: number): void {
+    this.keys ??= new Uint32Array(CHUNK_MESSAGES)
+    this.nexts ??= new Float64Array(CHUNK_MESSAGES)
+    this.previous ??= new Float64Array(CHUNK_MESSAGES)
+    this.keys[index] = slot + 1
+  }
+
+  setId(index: number, words: Uint32Array, at: number): void {
+    this.ids ??= new Uint32Array(CHUNK_MESSAGES * ID_WORDS)
+    for (let word = 0; word < ID_WORDS; word++) this.ids[index * ID_WORDS + word] = words[at + word]!
   }
 
   setPriority(index: number, priority: number): void {
@@ -111,10 +189,8 @@ export class Chunk {
   setDue(index: number, attempts: number, dueMs: number): void {
     this.dues ??= new Float64Array(CHUNK_MESSAGES)
     this.dues[index] = dueMs
-    if (attempts > 0) {
-      this.attempts ??= new Uint8Array(CHUNK_MESSAGES)
-      this.attempts[index] = attempts
-    }
+    if (attempts > 0) this.attempts ??= new Uint8Array(CHUNK_MESSAGES)
+    if (this.attempts !== undefined) this.attempts[index] = attempts
   }
 
   setExpiry(index: number, expiryMs: number): void {
@@ -175,12 +251,12 @@ export class Chunk {
     return this.gone !== undefined && hasBit(this.gone, index)
   }
 
-  /** Marks `[from, to)` gone; returns how many were not before. */
-  remove(from: number, to: number): number {
+  /** Marks `[from, to)` gone; returns how many were not before. `bytes` is what they take, where that is known. */
+  remove(from: number, to: number, bytes?: number): number {
     this.gone ??= new Uint32Array(CHUNK_WORDS)
     const removed = addBits(this.gone, from, to)
     if (removed === 0) return 0
-    this.bytes -= this.live === removed ? this.bytes : (this.bytes * removed) / this.live
+    this.bytes -= this.live === removed ? this.bytes : (bytes ?? (this.bytes * removed) / this.live)
     this.live -= removed
     this.dirty = true
     return removed

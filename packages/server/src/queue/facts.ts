@@ -29,12 +29,34 @@ export const FACT = {
   delivered: 5,
   /** Their time to live is over: `count` messages from `offset` are gone. */
   expire: 6,
+  /** Made room for newer ones: `count` messages from `offset` are gone. */
+  drop: 7,
+  /** Cancelled: the message is gone. */
+  cancel: 8,
+  /** Stands before the batch of the message, which is gone at once: it has the id of the one accepted at `time`. */
+  duplicate: 9,
+  /** Dead and deleted: `count` messages from `offset` are gone. */
+  discard: 10,
+  /** Dead and gone to the queue that the text names, where it stands in the same entry. */
+  move: 11,
+  /** Dead, brought back at `time` by whom the text names; count says how often by now. */
+  redrive: 12,
+  /** Brought back by whom the text names, in the queue where it stands in the same entry. */
+  carry: 13,
+  /** Its time was changed to `time`. */
+  reschedule: 14,
+  /** Stands before a batch: messages without a time to live of their own have `time`, in milliseconds. */
+  ttl: 15,
   /** A queue was made or its options changed; the text is its definition. */
   ensure: 16,
   /** The queue is gone with all its messages. */
   delete: 17,
+  /** `count` messages from `offset` were handed to the client that the text names; only for people to look up. */
+  hand: 18,
   /** `offset` is the id of the producer whose identity is the text, in hex. */
   producer: 32,
+  /** An atomic step: `time` is its number, `offset` its producer's id, `count` its checksum, text where its batches went, as JSON. */
+  atomic: 33,
 } as const
 export type FactKind = (typeof FACT)[keyof typeof FACT]
 
@@ -42,8 +64,23 @@ const HEAD_BYTES = 16
 const TIME_BYTES = 8
 
 function hasTime(kind: number): boolean {
-  return kind === FACT.retry || kind === FACT.dead
+  return WITH_TIME.has(kind)
 }
+
+const WITH_TIME: ReadonlySet<number> = new Set([
+  FACT.retry,
+  FACT.dead,
+  FACT.duplicate,
+  FACT.redrive,
+  FACT.reschedule,
+  FACT.ttl,
+  FACT.atomic,
+])
+
+/** Bit of the count of a dead fact, beside the cause: it is to be moved to the dead-letter queue. */
+export const MOVING = 256
+
+export type GoneFact = 'expire' | 'drop' | 'cancel' | 'discard'
 
 /** Gathers facts of one queue until they are written to the open entry. Consecutive acks become one item. */
 export class FactBuffer {
@@ -81,13 +118,22 @@ export class FactBuffer {
     this.#ackEnd = offset + count
   }
 
-  retry(offset: number, attempts: number, dueMs: number): void {
-    const at = this.#item(FACT.retry, attempts, 1, offset, TIME_BYTES)
+  retry(offset: number, attempts: number, dueMs: number, reason: string): void {
+    const at = this.#item(FACT.retry, attempts, 1, offset, TIME_BYTES + reason.length * 3)
     writeU64(this.#bytes, at + HEAD_BYTES, dueMs)
+    if (reason !== '') this.#text(at, at + HEAD_BYTES + TIME_BYTES, reason)
   }
 
-  dead(offset: number, attempts: number, death: number, timeMs: number, reason: string): void {
-    const at = this.#item(FACT.dead, attempts, death, offset, TIME_BYTES + reason.length * 3)
+  dead(
+    offset: number,
+    attempts: number,
+    death: number,
+    isMoving: boolean,
+    timeMs: number,
+    reason: string,
+  ): void {
+    const count = death | (isMoving ? MOVING : 0)
+    const at = this.#item(FACT.dead, attempts, count, offset, TIME_BYTES + reason.length * 3)
     writeU64(this.#bytes, at + HEAD_BYTES, timeMs)
     this.#text(at, at + HEAD_BYTES + TIME_BYTES, reason)
   }
@@ -96,8 +142,46 @@ export class FactBuffer {
     this.#item(FACT.purge, 0, messages, below, 0)
   }
 
-  expire(offset: number, count: number): void {
-    this.#item(FACT.expire, 0, count, offset, 0)
+  /** Messages that are gone, for a reason that is all there is to say. */
+  gone(kind: GoneFact, offset: number, count: number): void {
+    this.#item(FACT[kind], 0, count, offset, 0)
+  }
+
+  duplicate(offset: number, first: number): void {
+    const at = this.#item(FACT.duplicate, 0, 1, offset, TIME_BYTES)
+    writeU64(this.#bytes, at + HEAD_BYTES, first)
+  }
+
+  move(kind: 'move' | 'carry', offset: number, text: string): void {
+    const at = this.#item(FACT[kind], 0, 1, offset, text.length * 3)
+    this.#text(at, at + HEAD_BYTES, text)
+  }
+
+  redrive(offset: number, redrives: number, timeMs: number, by: string): void {
+    const at = this.#item(FACT.redrive, 0, redrives, offset, TIME_BYTES + by.length * 3)
+    writeU64(this.#bytes, at + HEAD_BYTES, timeMs)
+    this.#text(at, at + HEAD_BYTES + TIME_BYTES, by)
+  }
+
+  reschedule(offset: number, dueMs: number): void {
+    const at = this.#item(FACT.reschedule, 0, 1, offset, TIME_BYTES)
+    writeU64(this.#bytes, at + HEAD_BYTES, dueMs)
+  }
+
+  ttl(base: number, count: number, ttlMs: number): void {
+    const at = this.#item(FACT.ttl, 0, count, base, TIME_BYTES)
+    writeU64(this.#bytes, at + HEAD_BYTES, ttlMs)
+  }
+
+  hand(offset: number, count: number, client: string): void {
+    const at = this.#item(FACT.hand, 0, count, offset, client.length * 3)
+    this.#text(at, at + HEAD_BYTES, client)
+  }
+
+  atomic(producerId: number, number: number, crc: number, places: string): void {
+    const at = this.#item(FACT.atomic, 0, crc, producerId, TIME_BYTES + places.length * 3)
+    writeU64(this.#bytes, at + HEAD_BYTES, number)
+    this.#text(at, at + HEAD_BYTES + TIME_BYTES, places)
   }
 
   delivered(below: number): void {

@@ -4,6 +4,8 @@
  */
 export class TimeHeap {
   size = 0
+  /** For its owner: the size at which it looks for entries that mean nothing any more. */
+  lookAt = 4096
   #times = new Float64Array(16)
   #offsets = new Float64Array(16)
 
@@ -17,9 +19,22 @@ export class TimeHeap {
     return this.#offsets[0]!
   }
 
-  /** Every offset in it, in no particular order. */
-  offsets(): Float64Array {
-    return this.#offsets.subarray(0, this.size)
+  /** Calls `each` for everything in it, in no particular order. */
+  forEach(each: (timeMs: number, offset: number) => void): void {
+    for (let at = 0; at < this.size; at++) each(this.#times[at]!, this.#offsets[at]!)
+  }
+
+  /** Removes what `isKept` denies. */
+  keep(isKept: (timeMs: number, offset: number) => boolean): void {
+    let kept = 0
+    for (let at = 0; at < this.size; at++) {
+      if (!isKept(this.#times[at]!, this.#offsets[at]!)) continue
+      this.#times[kept] = this.#times[at]!
+      this.#offsets[kept] = this.#offsets[at]!
+      kept++
+    }
+    this.size = kept
+    for (let at = (kept >>> 1) - 1; at >= 0; at--) this.#sink(at, this.#times[at]!, this.#offsets[at]!)
   }
 
   clear(): void {
@@ -43,12 +58,15 @@ export class TimeHeap {
   /** Removes the first. */
   pop(): void {
     const last = --this.size
-    const timeMs = this.#times[last]!
-    const offset = this.#offsets[last]!
-    let hole = 0
-    for (let child = 1; child < last; child = hole * 2 + 1) {
+    this.#sink(0, this.#times[last]!, this.#offsets[last]!)
+  }
+
+  // Puts an entry into the hole, or deeper, so that nothing below it comes before it.
+  #sink(from: number, timeMs: number, offset: number): void {
+    let hole = from
+    for (let child = hole * 2 + 1; child < this.size; child = hole * 2 + 1) {
       if (
-        child + 1 < last &&
+        child + 1 < this.size &&
         before(this.#times[child + 1]!, this.#offsets[child + 1]!, this.#times[child]!, this.#offsets[child]!)
       ) {
         child++

@@ -1,7 +1,10 @@
 /** The queue core: pure, synchronous, no clock, no chance, no I/O. */
 export * from './chunk.js'
 export * from './facts.js'
+export * from './hash.js'
 export * from './heap.js'
+export * from './ids.js'
+export * from './keys.js'
 export * from './line.js'
 export * from './pages.js'
 export * from './queue.js'

@@ -2,16 +2,32 @@
  * The line: in what order the messages of a queue are handed out. By priority, then by eligible since, then by offset
  * (invariant 12). Volatile; recovery builds it from the chunks.
  *
- * What came without a delay and was not tried yet stands in the plain line of its priority, which is nothing but a
- * cursor: no such message stands before it. Everything else is in one of two kinds of heap: scheduled, until its
- * time, then due, by priority. A heap can hold messages that are gone by now; they are passed over when they come up.
+ * What came without key and delay and was not tried yet stands in the plain line of its priority, which is nothing but
+ * a cursor: no such message stands before it. What waits for its time is scheduled, in one heap. What is due stands in
+ * the line of its key, or if it has none in the heap of its priority; there also stands the head of each key that is
+ * free, from the moment at which it became eligible, so that keys take turns (invariant 13).
+ *
+ * A heap can hold entries that mean nothing any more; each is looked at when it comes up, and all of them when they
+ * have become too many.
  */
 import { CHUNK_WORDS, addBits, firstInside, firstOutside, hasBit, removeBits } from './bits.js'
 import type { Chunk } from './chunk.js'
 import { chunkEndAfter, type Chunks } from './chunks.js'
 import { TimeHeap } from './heap.js'
+import { NONE, type Keys } from './keys.js'
 
 const PRIORITIES = 32
+/** Deaths of consumers that had a message and had begun with nothing, after which it is a suspect. */
+const UNEXPLAINED_MAX = 3
+/** A heap is cleared of what means nothing once that is more than half of it and more than this. */
+const STALE_SLACK = 1024
+
+/** How the keys of a queue are to be treated. */
+export interface KeyRules {
+  readonly keyConcurrency: number
+  /** A message that waits for a retry holds its key. */
+  readonly blocks: boolean
+}
 
 /** Consecutive messages of one batch that can be handed out together: same priority, same attempt, same mark. */
 export interface Run {
@@ -36,10 +52,14 @@ export class Line {
   redeliveredBelow = 0
   /** Messages that wait for their time. */
   scheduled = 0
+  rules: KeyRules = { keyConcurrency: 1, blocks: true }
   readonly #chunks: Chunks
+  readonly #keys: Keys
   /** Offset after the newest message. */
   #end = 0
   readonly #cursors = new Float64Array(PRIORITIES)
+  /** No message below this, by priority, stands in the line in whatever way. */
+  readonly #oldest = new Float64Array(PRIORITIES)
   readonly #plainCounts = new Float64Array(PRIORITIES)
   readonly #due: (TimeHeap | undefined)[] = []
   readonly #scheduled = new TimeHeap()
@@ -48,38 +68,115 @@ export class Line {
   #dueMask = 0
   /** Offsets that were being handled, among others, when a connection died; one of them may have killed it. */
   readonly #suspects = new Set<number>()
+  /** How many consumers died with a message that had begun with none. */
+  readonly #unexplained = new Map<number, number>()
 
-  constructor(chunks: Chunks) {
+  constructor(chunks: Chunks, keys: Keys) {
     this.#chunks = chunks
+    this.#keys = keys
   }
 
-  /** The messages of `chunk` at `[from, to)`, which are neither gone nor dead, take their places. */
+  /** The messages of `chunk` at `[from, to)`, the newest, take their places. All that is due has been told by `advance`. */
   add(chunk: Chunk, from: number, to: number): void {
     this.#end = Math.max(this.#end, chunk.base + to)
-    const { dues, priorities } = chunk
-    if (dues === undefined && priorities === undefined) {
+    const { dues, priorities, keys } = chunk
+    if (dues === undefined && priorities === undefined && keys === undefined) {
       this.#countPlain(0, to - from)
       return
     }
     for (let index = from; index < to; index++) {
       const dueMs = dues === undefined ? 0 : dues[index]!
-      if (dueMs === 0) this.#countPlain(chunk.priorityAt(index), 1)
-      else this.#schedule(chunk, index, dueMs)
+      const slot = keys === undefined ? NONE : keys[index]! - 1
+      if (dueMs !== 0) this.#schedule(chunk, index, dueMs)
+      else if (slot === NONE) this.#countPlain(chunk.priorityAt(index), 1)
+      else {
+        takeOut(chunk, index, index + 1)
+        this.#append(slot, chunk, index)
+        const timeMs = chunk.batchTime(chunk.batchAt(index))
+        this.#offer(slot, timeMs, chunk.base + index, timeMs)
+      }
     }
   }
 
+  /** Everything below `end` was added, or is gone. */
+  passed(end: number): void {
+    this.#end = Math.max(this.#end, end)
+  }
+
   /** Recovery is over: every message that is live and not dead takes its place. */
-  rebuild(end: number): void {
+  rebuild(end: number, nowMs: number): void {
     this.#end = end
+    const due: Placed[] = []
     for (const chunk of this.#chunks) {
       if (chunk.dead !== undefined) for (const index of chunk.dead.keys()) takeOut(chunk, index, index + 1)
+      if (chunk.keys === undefined) this.#placePlain(chunk)
+      if (chunk.dues !== undefined || chunk.keys !== undefined) this.#placeOthers(chunk, nowMs, due)
+    }
+    this.#placeKeyed(due)
+    for (const slot of this.#keys.slots()) this.#offerHead(slot)
+    this.advance(nowMs)
+  }
+
+  /** The rules of keys have changed: what stands in lines of keys stands there anew. */
+  reorder(rules: KeyRules, nowMs: number): void {
+    this.rules = rules
+    const due: Placed[] = []
+    for (const slot of this.#keys.slots()) {
+      this.#keys.offered[slot] = NONE
+      this.#keys.heads[slot] = NONE
+      this.#keys.tails[slot] = NONE
+    }
+    for (const chunk of this.#chunks) {
+      if (chunk.keys === undefined || chunk.waiting === undefined) continue
+      for (let index = 0; index < chunk.count; index++) {
+        if (chunk.keys[index] === 0 || chunk.isGone(index) || !isRipe(chunk, index)) continue
+        due.push({ chunk, index, timeMs: chunk.lineTimeAt(index) })
+      }
+    }
+    this.#placeKeyed(due)
+    for (const slot of this.#keys.slots()) this.#offerHead(slot)
+    this.advance(nowMs)
+  }
+
+  // Those without key and due time; those of a chunk that has neither are counted in runs.
+  #placePlain(chunk: Chunk): void {
+    if (chunk.dues === undefined) {
       for (let index = 0; index < chunk.count;) {
         const from = firstOutside(chunk.gone, chunk.out, index, chunk.count)
         const to = firstInside(chunk.gone, chunk.out, from, chunk.count)
         if (to > from) this.add(chunk, from, to)
         index = Math.max(to, index + 1)
       }
+      return
     }
+    for (let index = 0; index < chunk.count; index++) {
+      if (chunk.dues[index] === 0 && isFree(chunk, index)) this.#countPlain(chunk.priorityAt(index), 1)
+    }
+  }
+
+  #placeOthers(chunk: Chunk, nowMs: number, due: Placed[]): void {
+    for (let index = 0; index < chunk.count; index++) {
+      if (!isFree(chunk, index)) continue
+      const dueMs = chunk.dueAt(index)
+      const slot = chunk.keyAt(index)
+      if (slot === NONE) {
+        if (dueMs !== 0) this.#schedule(chunk, index, dueMs)
+        else if (chunk.keys !== undefined) this.#countPlain(chunk.priorityAt(index), 1)
+      } else if (dueMs > nowMs) this.#schedule(chunk, index, dueMs)
+      else {
+        takeOut(chunk, index, index + 1)
+        due.push({ chunk, index, timeMs: chunk.lineTimeAt(index) })
+      }
+    }
+  }
+
+  // Sorted first, so that each finds its place at the end of its line.
+  #placeKeyed(due: Placed[]): void {
+    const rank = ({ chunk, index }: Placed): number => this.#rank(chunk, index)
+    due.sort(
+      (a, b) => rank(a) - rank(b) || a.timeMs - b.timeMs || a.chunk.base + a.index - (b.chunk.base + b.index),
+    )
+    for (const { chunk, index } of due) this.#append(chunk.keyAt(index), chunk, index)
   }
 
   /** What was scheduled for `nowMs` or before is due now. */
@@ -88,10 +185,10 @@ export class Line {
       const dueMs = this.#scheduled.firstTime
       const offset = this.#scheduled.firstOffset
       this.#scheduled.pop()
-      const chunk = this.#waitingChunk(offset)
-      if (chunk === undefined) continue
-      this.scheduled--
-      this.#makeDue(chunk.priorityAt(offset - chunk.base), dueMs, offset)
+      const chunk = this.#chunks.at(offset)
+      if (chunk === undefined || !isScheduled(chunk, offset - chunk.base, dueMs)) continue
+      this.#unschedule(chunk, offset - chunk.base)
+      this.#arrive(chunk, offset - chunk.base, dueMs, nowMs)
     }
   }
 
@@ -134,75 +231,148 @@ export class Line {
   }
 
   /** The first `count` messages of `run`, the newest from `next`, are handed out. */
-  take(run: Run, count: number): void {
+  take(run: Run, count: number, nowMs: number): void {
     const chunk = this.#chunks.at(run.offset)!
     const index = run.offset - chunk.base
     const priority = chunk.priorityAt(index)
-    takeOut(chunk, index, index + count)
     if (run.sinceMs === -1) {
+      takeOut(chunk, index, index + count)
       this.#cursors[priority] = run.offset + count
       this.#countPlain(priority, -count)
-    } else {
-      removeBits(chunk.waiting!, index, index + 1)
-      this.#due[priority]!.pop()
-      this.#dueHeap(priority)
+      return
     }
+    this.#due[priority]!.pop()
+    removeBits(chunk.waiting!, index, index + 1)
+    removeBits(chunk.ripe!, index, index + 1)
+    const slot = chunk.keyAt(index)
+    if (slot !== NONE) {
+      this.#unlink(slot, chunk, index)
+      this.#keys.leased[slot]!++
+      this.#offer(slot, nowMs, NONE, 0)
+    }
+    this.#dueHeap(priority)
   }
 
   /** A message that was handed out takes its old place. */
-  giveBack(chunk: Chunk, offset: number, sinceMs: number): void {
+  giveBack(chunk: Chunk, offset: number, sinceMs: number, nowMs: number): void {
     const index = offset - chunk.base
     const priority = chunk.priorityAt(index)
     this.#mark(chunk, index)
-    if (sinceMs !== -1) {
-      this.#wait(chunk, index)
+    this.#stands(priority, offset)
+    if (sinceMs === -1) {
+      removeBits(chunk.out!, index, index + 1)
+      if (offset < this.#cursors[priority]!) this.#cursors[priority] = offset
+      this.#countPlain(priority, 1)
+      return
+    }
+    const slot = chunk.keyAt(index)
+    if (slot === NONE) {
+      this.#ripen(chunk, index)
       this.#makeDue(priority, sinceMs, offset)
       return
     }
-    removeBits(chunk.out!, index, index + 1)
-    if (offset < this.#cursors[priority]!) this.#cursors[priority] = offset
-    this.#countPlain(priority, 1)
+    this.#keys.leased[slot]!--
+    this.#insert(slot, chunk, index)
+    this.#offer(slot, nowMs, offset, sinceMs)
   }
 
-  /** A message that was handed out comes back at `dueMs`. */
+  /** A message that was handed out comes back at `dueMs`, which is in its chunk already. */
   comeBack(chunk: Chunk, offset: number, dueMs: number, nowMs: number): void {
     const index = offset - chunk.base
     this.#mark(chunk, index)
-    this.#suspects.delete(offset)
-    if (dueMs > nowMs) {
-      this.#schedule(chunk, index, dueMs)
+    this.#absolve(offset)
+    const slot = chunk.keyAt(index)
+    if (slot !== NONE) this.#keys.leased[slot]!--
+    this.enter(chunk, index, dueMs, nowMs)
+  }
+
+  /** A message that stands nowhere takes its place at `dueMs`, which is in its chunk already. */
+  enter(chunk: Chunk, index: number, dueMs: number, nowMs: number): void {
+    this.#stands(chunk.priorityAt(index), chunk.base + index)
+    const slot = chunk.keyAt(index)
+    if (dueMs <= nowMs) {
+      takeOut(chunk, index, index + 1)
+      this.#arrive(chunk, index, dueMs, nowMs)
       return
     }
-    this.#wait(chunk, index)
-    this.#makeDue(chunk.priorityAt(index), dueMs, offset)
+    this.#schedule(chunk, index, dueMs)
+    if (slot !== NONE) this.#offer(slot, nowMs, NONE, 0)
   }
 
-  /**
-   * Whether the message at `index`, which is not gone, could be handed out now; if so it leaves the line, as it is
-   * about to be gone.
-   */
-  leaveIfEligible(chunk: Chunk, index: number, nowMs: number): boolean {
-    if (chunk.waiting !== undefined && hasBit(chunk.waiting, index)) {
-      if (chunk.dues![index]! > nowMs) return false
-      removeBits(chunk.waiting, index, index + 1)
-      return true
+  /** Whether the message at `index`, which is not gone, stands in the line: it is neither leased nor dead. */
+  stands(chunk: Chunk, index: number): boolean {
+    return !isOut(chunk, index) || isWaiting(chunk, index)
+  }
+
+  /** Whether the message at `index` waits for its time. */
+  isScheduled(chunk: Chunk, index: number): boolean {
+    return isWaiting(chunk, index) && !isRipe(chunk, index)
+  }
+
+  /** A message that stands in the line leaves it, as of `timeMs`. */
+  leave(chunk: Chunk, index: number, timeMs: number): void {
+    const offset = chunk.base + index
+    this.#absolve(offset)
+    if (!isWaiting(chunk, index)) {
+      this.#countPlain(chunk.priorityAt(index), -1)
+      takeOut(chunk, index, index + 1)
+      return
     }
-    if (chunk.out !== undefined && hasBit(chunk.out, index)) return false
-    this.#countPlain(chunk.priorityAt(index), -1)
-    return true
+    const slot = chunk.keyAt(index)
+    if (!isRipe(chunk, index)) {
+      this.#unschedule(chunk, index)
+      removeBits(chunk.waiting!, index, index + 1)
+    } else {
+      removeBits(chunk.waiting!, index, index + 1)
+      removeBits(chunk.ripe!, index, index + 1)
+      if (slot !== NONE) this.#unlink(slot, chunk, index)
+    }
+    if (slot !== NONE) this.#offer(slot, timeMs, NONE, 0)
   }
 
-  /** Messages that were handed out are done with: nothing about them is remembered. */
-  forget(offset: number, count: number): void {
-    for (let i = 0; i < count && this.#suspects.size > 0; i++) this.#suspects.delete(offset + i)
+  /** Messages `[offset, offset + count)` that were handed out are done with. */
+  finish(offset: number, count: number, nowMs: number): void {
+    if (this.#suspects.size > 0 || this.#unexplained.size > 0)
+      for (let i = 0; i < count; i++) this.#absolve(offset + i)
+    if (this.#keys.size === 0) return
+    for (let at = offset; at < offset + count; at++) {
+      const chunk = this.#chunks.at(at)!
+      const slot = chunk.keyAt(at - chunk.base)
+      if (slot === NONE) continue
+      this.#keys.leased[slot]!--
+      this.#offer(slot, nowMs, NONE, 0)
+    }
+  }
+
+  /** The oldest message of the lowest priority that stands in the line; -1 when none does. */
+  oldest(): number {
+    for (let priority = 0; priority < PRIORITIES; priority++) {
+      const offset = this.#oldestOf(priority)
+      if (offset !== -1) return offset
+    }
+    return -1
   }
 
   /** A message that is about to be given back may have killed its consumer: it is handed out alone from now on. */
   suspect(offset: number): void {
     this.#suspects.add(offset)
+    this.#unexplained.delete(offset)
   }
 
-  /** Everything that stood in the line is gone. */
+  /** A message's consumer has died and had begun with nothing. The third time it is a suspect. */
+  unexplained(offset: number): void {
+    if (this.#suspects.has(offset)) return
+    const deaths = (this.#unexplained.get(offset) ?? 0) + 1
+    if (deaths >= UNEXPLAINED_MAX) this.suspect(offset)
+    else this.#unexplained.set(offset, deaths)
+  }
+
+  #absolve(offset: number): void {
+    this.#suspects.delete(offset)
+    this.#unexplained.delete(offset)
+  }
+
+  /** Everything that stood in the line, or was leased, is gone. */
   clear(): void {
     this.#plainCounts.fill(0)
     this.#plainMask = 0
@@ -211,15 +381,53 @@ export class Line {
     this.#scheduled.clear()
     this.scheduled = 0
     this.#suspects.clear()
+    this.#unexplained.clear()
+    this.#keys.clearLines()
   }
 
-  /** Messages in plain lines, and waiting in heaps, for comparing with a count of the chunks. */
-  counts(): { readonly plain: number; readonly waiting: number } {
-    let waiting = 0
-    for (const heap of [this.#scheduled, ...this.#due]) {
-      for (const offset of heap?.offsets() ?? []) if (this.#waitingChunk(offset) !== undefined) waiting++
+  /** Messages in plain lines, and waiting in heaps and lines of keys, for comparing with a count of the chunks. */
+  counts(): {
+    readonly plain: number
+    readonly scheduled: number
+    readonly due: number
+    readonly keyed: number
+  } {
+    const scheduled = new Set<number>()
+    this.#scheduled.forEach((timeMs, offset) => {
+      const chunk = this.#chunks.at(offset)
+      if (chunk !== undefined && isScheduled(chunk, offset - chunk.base, timeMs)) scheduled.add(offset)
+    })
+    const due = new Set<number>()
+    for (const heap of this.#due) {
+      heap?.forEach((timeMs, offset) => {
+        const chunk = this.#dueChunk(timeMs, offset)
+        if (chunk !== undefined && chunk.keyAt(offset - chunk.base) === NONE) due.add(offset)
+      })
     }
-    return { plain: this.#plainCounts.reduce((sum, count) => sum + count, 0), waiting }
+    let keyed = 0
+    for (const slot of this.#keys.slots()) {
+      let before = NONE
+      for (let offset = this.#keys.heads[slot]!; offset !== NONE;) {
+        const chunk = this.#chunks.at(offset)!
+        if (chunk.previous![offset - chunk.base] !== before)
+          throw new Error(`offset ${offset} follows ${before} in the line of its key and does not know it`)
+        keyed++
+        before = offset
+        offset = chunk.nexts![offset - chunk.base]!
+      }
+      const isOffered = this.#keys.offered[slot] !== NONE
+      const isEligible = this.#keys.heads[slot] !== NONE && this.#isFreeKey(slot)
+      if (isOffered !== isEligible || (isOffered && this.#keys.offered[slot] !== this.#keys.heads[slot]))
+        throw new Error(
+          `the head of a key is offset ${this.#keys.heads[slot]}, on offer is ${this.#keys.offered[slot]}`,
+        )
+    }
+    return {
+      plain: this.#plainCounts.reduce((sum, count) => sum + count, 0),
+      scheduled: scheduled.size,
+      due: due.size,
+      keyed,
+    }
   }
 
   #plainRun(chunk: Chunk, priority: number, max: number, nowMs: number, run: Run): void {
@@ -262,7 +470,7 @@ export class Line {
     run.batchPosition = chunk.batchPosition(batch)
     run.publishedAtMs = chunk.batchTime(batch)
     run.attempt = attempts + 1
-    run.redelivered = attempts > 0 || this.#isMarked(chunk, index)
+    run.redelivered = attempts > 0 || this.#isMarked(chunk, index) || chunk.lives?.has(index) === true
     run.alone = this.#suspects.has(offset)
     run.expired = chunk.isExpired(index, nowMs)
     run.sinceMs = due.firstTime
@@ -290,11 +498,11 @@ export class Line {
     throw new Error(`priority ${priority} counts ${this.#plainCounts[priority]} plain messages and has none`)
   }
 
-  // The due heap of the priority without what is gone at its front; undefined when nothing is left.
+  // The due heap of the priority without what means nothing at its front; undefined when nothing is left.
   #dueHeap(priority: number): TimeHeap | undefined {
     if ((this.#dueMask & (1 << priority)) === 0) return undefined
     const heap = this.#due[priority]!
-    while (heap.size > 0 && this.#waitingChunk(heap.firstOffset) === undefined) heap.pop()
+    while (heap.size > 0 && this.#dueChunk(heap.firstTime, heap.firstOffset) === undefined) heap.pop()
     if (heap.size > 0) return heap
     this.#dueMask &= ~(1 << priority)
     return undefined
@@ -312,12 +520,43 @@ export class Line {
     takeOut(chunk, index, index + 1)
     this.#scheduled.push(dueMs, chunk.base + index)
     this.scheduled++
+    if (this.#scheduled.size > 2 * this.scheduled + STALE_SLACK) {
+      this.#scheduled.keep((timeMs, offset) => {
+        const chunk = this.#chunks.at(offset)
+        return chunk !== undefined && isScheduled(chunk, offset - chunk.base, timeMs)
+      })
+    }
+    const slot = chunk.keyAt(index)
+    if (slot !== NONE && chunk.attemptsAt(index) > 0) this.#keys.retrying[slot]!++
+  }
+
+  // It is no longer scheduled; where it stands now is the caller's to say.
+  #unschedule(chunk: Chunk, index: number): void {
+    this.scheduled--
+    const slot = chunk.keyAt(index)
+    if (slot !== NONE && chunk.attemptsAt(index) > 0) this.#keys.retrying[slot]!--
+  }
+
+  // Its time has come.
+  #arrive(chunk: Chunk, index: number, dueMs: number, nowMs: number): void {
+    const slot = chunk.keyAt(index)
+    const offset = chunk.base + index
+    if (slot === NONE) {
+      this.#ripen(chunk, index)
+      this.#makeDue(chunk.priorityAt(index), dueMs, offset)
+      return
+    }
+    this.#insert(slot, chunk, index)
+    this.#offer(slot, nowMs, offset, dueMs)
   }
 
   #makeDue(priority: number, sinceMs: number, offset: number): void {
-    this.#due[priority] ??= new TimeHeap()
-    this.#due[priority].push(sinceMs, offset)
+    const heap = (this.#due[priority] ??= new TimeHeap())
+    heap.push(sinceMs, offset)
     this.#dueMask |= 1 << priority
+    if (heap.size < heap.lookAt) return
+    heap.keep((timeMs, other) => this.#dueChunk(timeMs, other) !== undefined)
+    heap.lookAt = heap.size * 2 + STALE_SLACK
   }
 
   #wait(chunk: Chunk, index: number): void {
@@ -325,12 +564,158 @@ export class Line {
     addBits(chunk.waiting, index, index + 1)
   }
 
-  // The chunk of a message that is in a heap; undefined when the heap holds it no longer in earnest.
-  #waitingChunk(offset: number): Chunk | undefined {
+  #ripen(chunk: Chunk, index: number): void {
+    this.#wait(chunk, index)
+    chunk.ripe ??= new Uint32Array(CHUNK_WORDS)
+    addBits(chunk.ripe, index, index + 1)
+  }
+
+  // The chunk of a message that a due heap holds since `timeMs`; undefined when that entry means nothing any more.
+  #dueChunk(timeMs: number, offset: number): Chunk | undefined {
     const chunk = this.#chunks.at(offset)
-    if (chunk?.waiting === undefined) return undefined
+    if (chunk === undefined) return undefined
     const index = offset - chunk.base
-    return hasBit(chunk.waiting, index) && !chunk.isGone(index) ? chunk : undefined
+    if (!isWaiting(chunk, index) || !isRipe(chunk, index) || chunk.isGone(index)) return undefined
+    const slot = chunk.keyAt(index)
+    if (slot === NONE) return chunk.dueAt(index) === timeMs ? chunk : undefined
+    return this.#keys.offered[slot] === offset && this.#keys.sinces[slot] === timeMs ? chunk : undefined
+  }
+
+  // --- lines of keys ---
+
+  #isFreeKey(slot: number): boolean {
+    const { keyConcurrency, blocks } = this.rules
+    return this.#keys.leased[slot]! < keyConcurrency && !(blocks && this.#keys.retrying[slot]! > 0)
+  }
+
+  // Where a failed message holds its key, it stays before all that were not tried.
+  #rank(chunk: Chunk, index: number): number {
+    return this.rules.blocks && chunk.attemptsAt(index) > 0 ? 0 : 1
+  }
+
+  /**
+   * Something about the key has changed at `timeMs`: its head is put on offer if the key is free. It is eligible since
+   * then, but not since before it was there; unless it is the one at `arrived`, which brings its own time. What made
+   * the change may have been noticed late, and after something later.
+   */
+  #offer(slot: number, timeMs: number, arrived: number, arrivedSinceMs: number): void {
+    const keys = this.#keys
+    const head = keys.heads[slot]!
+    if (head === NONE || !this.#isFreeKey(slot)) {
+      keys.offered[slot] = NONE
+      return
+    }
+    if (keys.offered[slot] === head) return
+    const chunk = this.#chunks.at(head)!
+    const sinceMs =
+      head === arrived
+        ? arrivedSinceMs
+        : Math.max(timeMs, keys.sinces[slot]!, chunk.lineTimeAt(head - chunk.base))
+    keys.offered[slot] = head
+    keys.sinces[slot] = sinceMs
+    this.#makeDue(chunk.priorityAt(head - chunk.base), sinceMs, head)
+  }
+
+  // After a rebuild: nobody knows when it became eligible.
+  #offerHead(slot: number): void {
+    const head = this.#keys.heads[slot]!
+    if (head === NONE) return
+    const chunk = this.#chunks.at(head)!
+    this.#offer(slot, 0, head, chunk.lineTimeAt(head - chunk.base))
+  }
+
+  #append(slot: number, chunk: Chunk, index: number): void {
+    this.#link(slot, chunk, index, this.#keys.tails[slot]!, NONE)
+  }
+
+  // Its place is mostly at the end; what comes back belongs among the few at the front.
+  #insert(slot: number, chunk: Chunk, index: number): void {
+    const tail = this.#keys.tails[slot]!
+    if (tail === NONE || this.#isBehind(tail, chunk, index)) {
+      this.#append(slot, chunk, index)
+      return
+    }
+    let next = this.#keys.heads[slot]!
+    while (this.#isBehind(next, chunk, index)) {
+      const other = this.#chunks.at(next)!
+      next = other.nexts![next - other.base]!
+    }
+    const other = this.#chunks.at(next)!
+    this.#link(slot, chunk, index, other.previous![next - other.base]!, next)
+  }
+
+  // Whether the message at `index` stands behind the one at `offset` in the line of their key.
+  #isBehind(offset: number, chunk: Chunk, index: number): boolean {
+    const other = this.#chunks.at(offset)!
+    const otherIndex = offset - other.base
+    const rank = this.#rank(chunk, index) - this.#rank(other, otherIndex)
+    if (rank !== 0) return rank > 0
+    const timeMs = chunk.lineTimeAt(index) - other.lineTimeAt(otherIndex)
+    return timeMs === 0 ? chunk.base + index > offset : timeMs > 0
+  }
+
+  #link(slot: number, chunk: Chunk, index: number, previous: number, next: number): void {
+    this.#ripen(chunk, index)
+    const offset = chunk.base + index
+    chunk.previous![index] = previous
+    chunk.nexts![index] = next
+    this.#setNext(slot, previous, offset)
+    this.#setPrevious(slot, next, offset)
+  }
+
+  #unlink(slot: number, chunk: Chunk, index: number): void {
+    const previous = chunk.previous![index]!
+    const next = chunk.nexts![index]!
+    this.#setNext(slot, previous, next)
+    this.#setPrevious(slot, next, previous)
+    if (this.#keys.offered[slot] === chunk.base + index) this.#keys.offered[slot] = NONE
+  }
+
+  #setNext(slot: number, offset: number, next: number): void {
+    if (offset === NONE) this.#keys.heads[slot] = next
+    else {
+      const chunk = this.#chunks.at(offset)!
+      chunk.nexts![offset - chunk.base] = next
+    }
+  }
+
+  #setPrevious(slot: number, offset: number, previous: number): void {
+    if (offset === NONE) this.#keys.tails[slot] = previous
+    else {
+      const chunk = this.#chunks.at(offset)!
+      chunk.previous![offset - chunk.base] = previous
+    }
+  }
+
+  // --- what is dropped first ---
+
+  #stands(priority: number, offset: number): void {
+    if (offset < this.#oldest[priority]!) this.#oldest[priority] = offset
+  }
+
+  #oldestOf(priority: number): number {
+    let offset = Math.max(this.#oldest[priority]!, this.#chunks.firstOffset)
+    let isFirst = true
+    for (; offset < this.#end; offset = Math.min(chunkEndAfter(offset), this.#end)) {
+      const chunk = this.#chunks.at(offset)
+      if (chunk === undefined || ((chunk.priorityMask >>> priority) & 1) === 0) continue
+      for (let index = offset - chunk.base; index < chunk.count; index++) {
+        index = firstOutside(chunk.gone, undefined, index, chunk.count)
+        if (index === chunk.count) break
+        if (chunk.priorityAt(index) !== priority) continue
+        if (this.stands(chunk, index)) {
+          if (isFirst) this.#oldest[priority] = chunk.base + index
+          return chunk.base + index
+        }
+        // What is leased can come back here by itself; it stays in sight of the cursor.
+        if (isFirst && !chunk.isDead(index)) {
+          this.#oldest[priority] = chunk.base + index
+          isFirst = false
+        }
+      }
+    }
+    if (isFirst) this.#oldest[priority] = this.#end
+    return -1
   }
 
   #countPlain(priority: number, count: number): void {
@@ -354,6 +739,35 @@ export class Line {
 
 function plainTime(chunk: Chunk, offset: number): number {
   return chunk.batchTime(chunk.batchAt(offset - chunk.base))
+}
+
+interface Placed {
+  readonly chunk: Chunk
+  readonly index: number
+  readonly timeMs: number
+}
+
+function isOut(chunk: Chunk, index: number): boolean {
+  return chunk.out !== undefined && hasBit(chunk.out, index)
+}
+
+function isWaiting(chunk: Chunk, index: number): boolean {
+  return chunk.waiting !== undefined && hasBit(chunk.waiting, index)
+}
+
+function isRipe(chunk: Chunk, index: number): boolean {
+  return chunk.ripe !== undefined && hasBit(chunk.ripe, index)
+}
+
+function isFree(chunk: Chunk, index: number): boolean {
+  return !chunk.isGone(index) && !isOut(chunk, index)
+}
+
+// Whether the message is scheduled, and for this time.
+function isScheduled(chunk: Chunk, index: number, dueMs: number): boolean {
+  return (
+    isWaiting(chunk, index) && !isRipe(chunk, index) && !chunk.isGone(index) && chunk.dueAt(index) === dueMs
+  )
 }
 
 function takeOut(chunk: Chunk, from: number, to: number): void {

@@ -2,11 +2,13 @@
  * State pages: one chunk or one queue as it stood at some position of the log. The newest page of each, together with
  * the facts behind it, is the whole state; so older parts of the log can go.
  *
- * Chunk: u64 base · u64 record bytes · u16 count · u16 batches · u16 waiting · u16 dead · u32 flags (1 gone,
- *   2 priorities, 4 expiries) · batches of u16 first index, u64 position, u48 time · 128 B of gone bits, index 0 in the
- *   lowest · count × u8 priority · count × u48 expiry · waiting of u16 index, u8 attempts, u8 0, u64 due · dead of u16 index, u8 attempts, u8 death, u16 reason bytes,
- *   u16 0, u64 time, reason.
- * Queue: the definition as JSON text.
+ * Chunk: u64 base · u64 record bytes · u16 count · u16 batches · u16 waiting · u16 dead · u16 lives · u16 0 · u32 flags
+ *   (1 gone, 2 priorities, 4 expiries, 8 keys, 16 ids, 32 sizes) · batches of u16 first index, u64 position, u48 time ·
+ *   128 B of gone bits, index 0 in the lowest · count × u8 priority · count × u48 expiry · count × two u32 of the key's
+ *   hash · count × four u32 of the id's hash · count × u32 record size · waiting of u16 index, u8 attempts, u8 0,
+ *   u64 due · lives of u16 index, u16 redrives, u32 attempts in earlier lives · dead of u16 index, u8 attempts,
+ *   u8 death (128: to be moved), u16 reason bytes, u16 0, u64 time, reason.
+ * Queue: the definition and the counters as JSON text.
  */
 import {
   readText,
@@ -20,22 +22,29 @@ import {
   writeU32,
   writeU48,
   writeU64,
-  type QueueOptions,
+  type QueueCounts,
 } from '@sluice/protocol'
 import { CHUNK_MESSAGES, CHUNK_WORDS, countRange } from './bits.js'
 import { Chunk, type Death } from './chunk.js'
-import type { Queue } from './queue.js'
+import { ID_WORDS } from './hash.js'
+import type { Keys } from './keys.js'
+import type { Queue, QueueDefinition } from './queue.js'
 
-const HEAD_BYTES = 28
+const HEAD_BYTES = 32
 const BATCH_BYTES = 16
 const GONE_BYTES = CHUNK_WORDS * 4
 const WAITING_BYTES = 12
 const EXPIRY_BYTES = 6
-const FLAG = { gone: 1, priorities: 2, expiries: 4 } as const
+const KEY_BYTES = 8
+const ID_BYTES = ID_WORDS * 4
+const SIZE_BYTES = 4
+const LIVES_BYTES = 8
+const FLAG = { gone: 1, priorities: 2, expiries: 4, keys: 8, ids: 16, sizes: 32 } as const
 const DEAD_BYTES = 16
+const MOVING = 128
 
-export function encodeChunkPage(chunk: Chunk): Uint8Array {
-  const { count, gone, priorities, expiries } = chunk
+export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
+  const { count, gone, priorities, expiries, ids, sizes } = chunk
   const waiting: number[] = []
   if (chunk.dues !== undefined) {
     for (let index = 0; index < count; index++) {
@@ -44,10 +53,15 @@ export function encodeChunkPage(chunk: Chunk): Uint8Array {
     }
   }
   const dead = chunk.dead?.size ?? 0
+  const lives = chunk.lives?.size ?? 0
   let size = HEAD_BYTES + chunk.batches * BATCH_BYTES + waiting.length * WAITING_BYTES + dead * DEAD_BYTES
+  size += lives * LIVES_BYTES
   if (gone !== undefined) size += GONE_BYTES
   if (priorities !== undefined) size += count
   if (expiries !== undefined) size += count * EXPIRY_BYTES
+  if (chunk.keys !== undefined) size += count * KEY_BYTES
+  if (ids !== undefined) size += count * ID_BYTES
+  if (sizes !== undefined) size += count * SIZE_BYTES
   if (chunk.dead !== undefined) for (const { reason } of chunk.dead.values()) size += textBytes(reason)
   const bytes = new Uint8Array(size)
   writeU64(bytes, 0, chunk.base)
@@ -56,12 +70,16 @@ export function encodeChunkPage(chunk: Chunk): Uint8Array {
   writeU16(bytes, 18, chunk.batches)
   writeU16(bytes, 20, waiting.length)
   writeU16(bytes, 22, dead)
+  writeU16(bytes, 24, lives)
   writeU32(
     bytes,
-    24,
+    28,
     (gone === undefined ? 0 : FLAG.gone) |
       (priorities === undefined ? 0 : FLAG.priorities) |
-      (expiries === undefined ? 0 : FLAG.expiries),
+      (expiries === undefined ? 0 : FLAG.expiries) |
+      (chunk.keys === undefined ? 0 : FLAG.keys) |
+      (ids === undefined ? 0 : FLAG.ids) |
+      (sizes === undefined ? 0 : FLAG.sizes),
   )
   let at = HEAD_BYTES
   for (let batch = 0; batch < chunk.batches; batch++, at += BATCH_BYTES) {
@@ -77,17 +95,33 @@ export function encodeChunkPage(chunk: Chunk): Uint8Array {
   if (expiries !== undefined) {
     for (let index = 0; index < count; index++, at += EXPIRY_BYTES) writeU48(bytes, at, expiries[index]!)
   }
+  if (chunk.keys !== undefined) {
+    for (let index = 0; index < count; index++, at += KEY_BYTES) {
+      // The slot of a message that is gone may be another key's by now.
+      const slot = chunk.isGone(index) ? -1 : chunk.keyAt(index)
+      writeU32(bytes, at, slot === -1 ? 0 : keys.low(slot))
+      writeU32(bytes, at + 4, slot === -1 ? 0 : keys.high(slot))
+    }
+  }
+  if (ids !== undefined) for (let i = 0; i < count * ID_WORDS; i++) at = writeWord(bytes, at, ids[i]!)
+  if (sizes !== undefined) for (let i = 0; i < count; i++) at = writeWord(bytes, at, sizes[i]!)
   for (const index of waiting) {
     writeU16(bytes, at, index)
     bytes[at + 2] = chunk.attemptsAt(index)
     writeU64(bytes, at + 4, chunk.dues![index]!)
     at += WAITING_BYTES
   }
+  for (const [index, { redrives, attempts }] of chunk.lives ?? []) {
+    writeU16(bytes, at, index)
+    writeU16(bytes, at + 2, Math.min(redrives, 0xffff))
+    writeU32(bytes, at + 4, attempts)
+    at += LIVES_BYTES
+  }
   if (chunk.dead !== undefined) {
-    for (const [index, { attempts, death, timeMs, reason }] of chunk.dead) {
+    for (const [index, { attempts, death, timeMs, reason, isMoving }] of chunk.dead) {
       writeU16(bytes, at, index)
       bytes[at + 2] = attempts
-      bytes[at + 3] = death
+      bytes[at + 3] = death | (isMoving ? MOVING : 0)
       writeU64(bytes, at + 8, timeMs)
       const reasonBytes = writeText(bytes, at + DEAD_BYTES, reason)
       writeU16(bytes, at + 4, reasonBytes)
@@ -102,14 +136,15 @@ function writeWord(bytes: Uint8Array, at: number, word: number): number {
   return at + 4
 }
 
-/** The bytes have passed their checksum. */
-export function decodeChunkPage(bytes: Uint8Array, start: number): Chunk {
+/** The bytes have passed their checksum. Each message that is not gone holds its key in `keys`. */
+export function decodeChunkPage(bytes: Uint8Array, start: number, keys: Keys): Chunk {
   const chunk = new Chunk(readU64(bytes, start))
   const recordBytes = readU64(bytes, start + 8)
   const count = readU16(bytes, start + 16)
   const batches = readU16(bytes, start + 18)
   const waiting = readU16(bytes, start + 20)
   const dead = readU16(bytes, start + 22)
+  const lives = readU16(bytes, start + 24)
   let at = start + HEAD_BYTES
   if (batches > 0) chunk.count = readU16(bytes, at)
   for (let batch = 0; batch < batches; batch++, at += BATCH_BYTES) {
@@ -117,7 +152,7 @@ export function decodeChunkPage(bytes: Uint8Array, start: number): Chunk {
     chunk.append(end, readU64(bytes, at + 2), readU48(bytes, at + 10), 0)
   }
   chunk.bytes = recordBytes
-  const flags = readU32(bytes, start + 24)
+  const flags = readU32(bytes, start + 28)
   if (flags & FLAG.gone) {
     chunk.gone = new Uint32Array(CHUNK_WORDS)
     for (let word = 0; word < CHUNK_WORDS; word++, at += 4) chunk.gone[word] = readU32(bytes, at)
@@ -132,8 +167,29 @@ export function decodeChunkPage(bytes: Uint8Array, start: number): Chunk {
       if (expiryMs !== 0) chunk.setExpiry(index, expiryMs)
     }
   }
+  if (flags & FLAG.keys) {
+    for (let index = 0; index < count; index++, at += KEY_BYTES) {
+      const low = readU32(bytes, at)
+      const high = readU32(bytes, at + 4)
+      if ((low | high) !== 0) chunk.setKey(index, keys.hold(low, high))
+    }
+  }
+  if (flags & FLAG.ids) {
+    chunk.ids = new Uint32Array(CHUNK_MESSAGES * ID_WORDS)
+    for (let i = 0; i < count * ID_WORDS; i++, at += 4) chunk.ids[i] = readU32(bytes, at)
+  }
+  if (flags & FLAG.sizes) {
+    for (let index = 0; index < count; index++, at += SIZE_BYTES) chunk.setSize(index, readU32(bytes, at))
+  }
   for (let i = 0; i < waiting; i++, at += WAITING_BYTES) {
     chunk.setDue(readU16(bytes, at), bytes[at + 2]!, readU64(bytes, at + 4))
+  }
+  if (lives > 0) chunk.lives = new Map()
+  for (let i = 0; i < lives; i++, at += LIVES_BYTES) {
+    chunk.lives!.set(readU16(bytes, at), {
+      redrives: readU16(bytes, at + 2),
+      attempts: readU32(bytes, at + 4),
+    })
   }
   if (dead > 0) chunk.dead = new Map()
   for (let i = 0; i < dead; i++) {
@@ -141,7 +197,8 @@ export function decodeChunkPage(bytes: Uint8Array, start: number): Chunk {
     const reasonAt = at + DEAD_BYTES
     chunk.dead!.set(readU16(bytes, at), {
       attempts: bytes[at + 2]!,
-      death: bytes[at + 3] as Death,
+      death: (bytes[at + 3]! & ~MOVING) as Death,
+      isMoving: (bytes[at + 3]! & MOVING) !== 0,
       timeMs: readU64(bytes, at + 8),
       reason: readText(bytes, reasonAt, reasonAt + reasonBytes),
     })
@@ -151,40 +208,31 @@ export function decodeChunkPage(bytes: Uint8Array, start: number): Chunk {
   return chunk
 }
 
-/** What makes a queue what it is, beside its messages. */
-export interface QueueDefinition {
-  readonly name: string
-  readonly options: QueueOptions
-  readonly createdAtMs: number
-}
-
 export interface QueuePage extends QueueDefinition {
   readonly next: number
   readonly redeliveredBelow: number
-  readonly purged: number
-  readonly expired: number
-  readonly redelivered: number
+  readonly carried: number
+  readonly counts: QueueCounts
+  /** Of segments with settled messages that are kept: number, last settle, bytes. */
+  readonly retained: readonly (readonly [number, number, number])[]
 }
 
 export function encodeDefinition(queue: Queue): string {
-  const definition: QueueDefinition = {
-    name: queue.name,
-    options: queue.options,
-    createdAtMs: queue.createdAtMs,
-  }
-  return JSON.stringify(definition)
+  return JSON.stringify(definitionOf(queue))
 }
 
-export function encodeQueuePage(queue: Queue): Uint8Array {
+function definitionOf({ name, options, createdAtMs, paused, seed }: Queue): QueueDefinition {
+  return { name, options, createdAtMs, paused, seed }
+}
+
+export function encodeQueuePage(queue: Queue, retained: QueuePage['retained']): Uint8Array {
   const page: QueuePage = {
-    name: queue.name,
-    options: queue.options,
-    createdAtMs: queue.createdAtMs,
+    ...definitionOf(queue),
     next: queue.next,
     redeliveredBelow: queue.redeliveredBelow,
-    purged: queue.purged,
-    expired: queue.expired,
-    redelivered: queue.redelivered,
+    carried: queue.carried,
+    counts: queue.counts,
+    retained,
   }
   const text = JSON.stringify(page)
   const bytes = new Uint8Array(textBytes(text))

@@ -3,14 +3,25 @@
  * as arguments, bytes stay outside (the queue knows where a batch stands in the log, not what it says).
  *
  * Each message is in exactly one state (invariant 6): ready in a plain line (in neither `gone` nor `out` of its
- * chunk), scheduled or due (in `out` and `waiting`, and in one heap), leased (in `out`, and in one slot of one
- * subscription), dead (in `out` and `dead`), or gone.
+ * chunk), scheduled (in `out` and `waiting`), due (in `ripe` as well, and in a heap or in the line of its key), leased
+ * (in `out`, and in one slot of one subscription), dead (in `out` and `dead`), or gone.
  */
-import type { QueueInfo, QueueOptions } from '@sluice/protocol'
+import {
+  QUEUE_COUNTERS,
+  SluiceError,
+  type Duplicates,
+  type MessageState,
+  type QueueCounter,
+  type QueueInfo,
+  type QueueOptions,
+} from '@sluice/protocol'
 import { countRange, hasBit } from './bits.js'
-import { DEATH, type Chunk, type Dead, type Death, type Traits } from './chunk.js'
+import { DEATH, type Chunk, type Dead, type Death, type Lives, type Traits } from './chunk.js'
 import { Chunks, chunkEndAfter } from './chunks.js'
-import { FactBuffer } from './facts.js'
+import { FactBuffer, type GoneFact } from './facts.js'
+import { ID_WORDS } from './hash.js'
+import { IdWindow, PendingIds } from './ids.js'
+import { Keys } from './keys.js'
 import { Line, type Run } from './line.js'
 import type { Subscription } from './subscription.js'
 
@@ -18,6 +29,26 @@ import type { Subscription } from './subscription.js'
 export interface LogUse {
   add(position: number, messages: number, bytes: number): void
   remove(position: number, messages: number): void
+  /** Messages of a queue that retains them were settled; they stay readable for a while. */
+  retain(queueId: number, position: number, bytes: number, timeMs: number): void
+}
+
+/** What makes a queue what it is, beside its messages. */
+export interface QueueDefinition {
+  readonly name: string
+  readonly options: QueueOptions
+  readonly createdAtMs: number
+  readonly paused: boolean
+  /** Key of the hashes of its ids and keys: four words. */
+  readonly seed: readonly number[]
+}
+
+/** What accepting a batch needs to know before it changes anything. */
+export interface Admission {
+  /** Messages that have the id of another one: index → offset of that one. */
+  readonly duplicates: Map<number, number> | undefined
+  readonly messages: number
+  readonly bytes: number
 }
 
 /** How often messages are looked for whose time to live is over. */
@@ -27,15 +58,21 @@ export class Queue {
   readonly id: number
   readonly name: string
   readonly createdAtMs: number
-  options: QueueOptions
+  readonly seed: readonly number[]
+  paused: boolean
   /** Offset of the next message. */
   next = 0
-  purged = 0
-  expired = 0
-  redelivered = 0
+  /** Messages that went to another queue when they were brought back. */
+  carried = 0
+  readonly counts = Object.fromEntries(Object.keys(QUEUE_COUNTERS).map((name) => [name, 0])) as Record<
+    QueueCounter,
+    number
+  >
   live = 0
   deadCount = 0
+  /** Of all messages that are not gone, and of those of them that are dead. */
   bytes = 0
+  deadBytes = 0
   /** Whether the definition or the counters differ from the newest page, and where that stands (-1: none). */
   dirty = true
   pagePosition = -1
@@ -61,10 +98,20 @@ export class Queue {
   loading = false
   /** Place in the log that could not be read; -1: none. */
   unreadablePosition = -1
+  /** No message that is being handled must be done before this. */
+  earliestDeadlineMs = Infinity
+  /** How what its messages ask for is read. */
+  traitRules!: { readonly seed: readonly number[]; readonly ttlMs: number; readonly withSizes: boolean }
+  /** Offsets of dead messages that are to be moved, as they died. */
+  readonly moving: number[] = []
 
+  readonly keys = new Keys()
+  readonly ids = new IdWindow()
+  readonly #pending: PendingIds
   readonly #use: LogUse
   readonly #chunks = new Chunks()
-  readonly #line = new Line(this.#chunks)
+  readonly #line = new Line(this.#chunks, this.keys)
+  #options!: QueueOptions
   /** The line exists: recovery is over. */
   #isOpen = false
   /** Highest offset handed out by this run of the broker, + 1. */
@@ -73,12 +120,25 @@ export class Queue {
   #earliestExpiryMs = Infinity
   #sweptMs = 0
 
-  constructor(id: number, name: string, options: QueueOptions, createdAtMs: number, use: LogUse) {
+  constructor(id: number, definition: QueueDefinition, use: LogUse) {
     this.id = id
-    this.name = name
-    this.options = options
-    this.createdAtMs = createdAtMs
+    this.name = definition.name
+    this.createdAtMs = definition.createdAtMs
+    this.seed = definition.seed
+    this.paused = definition.paused
     this.#use = use
+    this.#pending = new PendingIds(this.#chunks)
+    this.options = definition.options
+  }
+
+  get options(): QueueOptions {
+    return this.#options
+  }
+
+  set options(options: QueueOptions) {
+    this.#options = options
+    this.traitRules = { seed: this.seed, ttlMs: options.ttlMs, withSizes: options.maxBytes > 0 }
+    this.#line.rules = { keyConcurrency: options.keyConcurrency, blocks: options.onFail === 'block' }
   }
 
   get scheduled(): number {
@@ -89,9 +149,15 @@ export class Queue {
     return this.live - this.deadCount - this.leased - this.#line.scheduled
   }
 
-  /** Messages that were acknowledged, or given up and removed. */
+  /** Messages that were acknowledged. */
   get acked(): number {
-    return this.next - this.live - this.purged - this.expired
+    const { purged, expired, dropped, cancelled, duplicates, moved, discarded } = this.counts
+    const otherwise = purged + expired + dropped + cancelled + duplicates + moved + discarded + this.carried
+    return this.next - this.live - otherwise
+  }
+
+  get retains(): boolean {
+    return this.#options.retainAgeMs > 0 || this.#options.retainBytes > 0
   }
 
   /** Offsets below this may have been delivered by an earlier run of the broker. */
@@ -111,7 +177,7 @@ export class Queue {
 
   /**
    * Messages `[base, base + count)` were accepted; their batch stands at `position`. In service, base is `next`.
-   * `traits`: what they ask for, where any of them asks for anything.
+   * `traits`: what they ask for, where any of them asks for anything. `duplicates` are gone at once.
    */
   append(
     base: number,
@@ -120,6 +186,7 @@ export class Queue {
     timeMs: number,
     recordsBytes: number,
     traits?: Traits,
+    duplicates?: Duplicates,
   ): void {
     const end = base + count
     for (let from = base; from < end;) {
@@ -127,56 +194,150 @@ export class Queue {
       const chunk = this.#chunks.toFill(from)
       const index = from - chunk.base
       if (chunk.pagePosition <= this.appliedFrom && index >= chunk.count) {
-        const bytes = (recordsBytes * (to - from)) / count
+        const bytes =
+          traits?.sizes === undefined
+            ? (recordsBytes * (to - from)) / count
+            : sumOf(traits.sizes, from - base, to - base)
         chunk.append(to - chunk.base, position, timeMs, bytes)
-        if (traits !== undefined) {
-          chunk.setTraits(index, to - chunk.base, traits, from - base)
-          if (chunk.earliestExpiryMs < this.#earliestExpiryMs) this.#earliestExpiryMs = chunk.earliestExpiryMs
-        }
+        if (traits !== undefined) this.#setTraits(chunk, index, to - chunk.base, traits, from - base)
         this.live += to - from
         this.bytes += bytes
         this.#use.add(position, to - from, bytes)
-        if (this.#isOpen) this.#line.add(chunk, index, to - chunk.base)
+        if (duplicates !== undefined) {
+          for (const duplicate of duplicates.keys()) {
+            const at = base + duplicate
+            if (at >= from && at < to) this.#removeIn(chunk, at - chunk.base, at - chunk.base + 1, timeMs)
+          }
+        }
+        if (this.#isOpen) this.#place(chunk, index, to - chunk.base, duplicates !== undefined)
       }
       from = to
     }
+    if (traits?.hasIds === true && this.#options.dedupWindowMs > 0 && this.#options.unique === 'window')
+      this.#rememberIds(base, count, timeMs, traits, duplicates)
     if (end > this.next) this.next = end
     this.dirty = true
   }
 
+  #setTraits(chunk: Chunk, from: number, to: number, traits: Traits, traitsFrom: number): void {
+    chunk.setTraits(from, to, traits, traitsFrom)
+    if (chunk.earliestExpiryMs < this.#earliestExpiryMs) this.#earliestExpiryMs = chunk.earliestExpiryMs
+    const { isKeyed, keys, hasIds, ids, dues } = traits
+    if (isKeyed) {
+      for (let index = from, at = traitsFrom; index < to; index++, at++) {
+        const low = keys[at * 2]!
+        const high = keys[at * 2 + 1]!
+        if ((low | high) !== 0) chunk.setKey(index, this.keys.hold(low, high))
+      }
+    }
+    if (!hasIds) return
+    const all = this.#options.unique === 'pending'
+    for (let index = from, at = traitsFrom; index < to; index++, at++) {
+      // What is delayed can be cancelled by its id for as long as it waits.
+      if (!isId(ids, at * ID_WORDS) || (!all && dues[at] === 0)) continue
+      chunk.setId(index, ids, at * ID_WORDS)
+      this.#pending.add(chunk.base + index)
+    }
+  }
+
+  #rememberIds(
+    base: number,
+    count: number,
+    timeMs: number,
+    traits: Traits,
+    duplicates: Duplicates | undefined,
+  ): void {
+    if (this.ids.restoredUntil > this.appliedFrom) return
+    this.ids.forgetUntil(timeMs - this.#options.dedupWindowMs)
+    for (let i = 0; i < count; i++) {
+      if (isId(traits.ids, i * ID_WORDS) && duplicates?.has(i) !== true)
+        this.ids.remember(traits.ids, i * ID_WORDS, base + i, timeMs)
+    }
+  }
+
+  #place(chunk: Chunk, from: number, to: number, hasGone: boolean): void {
+    if (!hasGone) {
+      this.#line.add(chunk, from, to)
+      return
+    }
+    for (let index = from; index < to; index++)
+      if (!chunk.isGone(index)) this.#line.add(chunk, index, index + 1)
+    this.#line.passed(chunk.base + to)
+  }
+
   /** Messages `[offset, offset + count)` are gone; those that were gone before are passed over. Returns how many. */
-  remove(offset: number, count: number): number {
+  remove(offset: number, count: number, timeMs: number): number {
     let removed = 0
     const end = Math.min(offset + count, this.next)
     for (let from = offset; from < end;) {
       const chunk = this.#chunkToApply(from)
       const to = Math.min(end, chunkEndAfter(from))
-      if (chunk !== undefined) removed += this.#removeIn(chunk, from - chunk.base, to - chunk.base)
+      if (chunk !== undefined) removed += this.#removeIn(chunk, from - chunk.base, to - chunk.base, timeMs)
       from = to
     }
     return removed
   }
 
   retryFact(offset: number, attempts: number, dueMs: number): void {
-    const chunk = this.#chunkToApply(offset)
-    const index = chunk === undefined ? 0 : offset - chunk.base
-    if (chunk === undefined || chunk.isGone(index)) return
-    chunk.setDue(index, attempts, dueMs)
+    const chunk = this.#liveChunkToApply(offset)
+    if (chunk === undefined) return
+    chunk.setDue(offset - chunk.base, attempts, dueMs)
     chunk.dirty = true
   }
 
   deadFact(offset: number, dead: Dead): void {
-    const chunk = this.#chunkToApply(offset)
-    const index = chunk === undefined ? 0 : offset - chunk.base
-    if (chunk === undefined || chunk.isGone(index)) return
+    const chunk = this.#liveChunkToApply(offset)
+    if (chunk === undefined) return
+    const index = offset - chunk.base
+    if (chunk.hasId(index)) this.#pending.done(offset)
     chunk.dead ??= new Map()
-    if (!chunk.dead.has(index)) this.deadCount++
+    if (!chunk.dead.has(index)) {
+      this.deadCount++
+      this.deadBytes += chunk.bytesAt(index)
+    }
     chunk.dead.set(index, dead)
     chunk.dirty = true
   }
 
+  /** A dead message begins a new life in its queue: it is due at `timeMs`, untried, and no time to live ends it. */
+  redriveFact(offset: number, redrives: number, timeMs: number): void {
+    const chunk = this.#liveChunkToApply(offset)
+    if (chunk === undefined) return
+    const index = offset - chunk.base
+    const dead = chunk.dead?.get(index)
+    if (dead !== undefined) {
+      this.deadCount--
+      this.deadBytes -= chunk.bytesAt(index)
+      chunk.dead!.delete(index)
+      chunk.lives ??= new Map()
+      chunk.lives.set(index, {
+        redrives,
+        attempts: (chunk.lives.get(index)?.attempts ?? 0) + dead.attempts,
+      })
+    }
+    chunk.setDue(index, 0, timeMs)
+    if (chunk.expiries !== undefined) chunk.expiries[index] = 0
+    if (chunk.hasId(index)) this.#pending.add(offset)
+    chunk.dirty = true
+  }
+
+  /** The message is due at another time. As long as it was not tried, its time to live begins there. */
+  rescheduleFact(offset: number, dueMs: number): void {
+    const chunk = this.#liveChunkToApply(offset)
+    if (chunk === undefined) return
+    const index = offset - chunk.base
+    const attempts = chunk.attemptsAt(index)
+    const expiryMs = chunk.expiryAt(index)
+    if (attempts === 0 && expiryMs !== 0) {
+      chunk.setExpiry(index, expiryMs + dueMs - chunk.lineTimeAt(index))
+      this.#earliestExpiryMs = Math.min(this.#earliestExpiryMs, chunk.earliestExpiryMs)
+    }
+    chunk.setDue(index, attempts, dueMs)
+    chunk.dirty = true
+  }
+
   /** All below `below` but the dead are gone. */
-  purgeFact(below: number): void {
+  purgeFact(below: number, timeMs: number): void {
     for (const chunk of this.chunks()) {
       if (chunk.pagePosition > this.appliedFrom) continue
       const end = Math.min(chunk.count, below - chunk.base)
@@ -184,7 +345,7 @@ export class Queue {
       let from = 0
       const dead = [...(chunk.dead?.keys() ?? [])].toSorted((a, b) => a - b)
       for (const index of [...dead, end]) {
-        if (index > from) this.#removeIn(chunk, from, Math.min(index, end))
+        if (index > from) this.#removeIn(chunk, from, Math.min(index, end), timeMs)
         from = index + 1
       }
     }
@@ -227,7 +388,13 @@ export class Queue {
 
   /** The queue is gone: nothing in the log is needed for it any more. */
   drop(): void {
-    for (const chunk of this.chunks()) this.#removeIn(chunk, 0, chunk.count)
+    for (const chunk of this.chunks()) {
+      for (let batch = 0; batch < chunk.batches; batch++) {
+        const live = liveIn(chunk, chunk.batchStart(batch), chunk.batchEnd(batch))
+        if (live > 0) this.#use.remove(chunk.batchPosition(batch), live)
+      }
+    }
+    this.live = 0
     this.deadCount = 0
   }
 
@@ -239,17 +406,28 @@ export class Queue {
     return this.#chunks[Symbol.iterator]()
   }
 
+  /** Offset of the oldest chunk that is not all gone, and everything before it is. */
+  get firstOffset(): number {
+    return this.#chunks.firstOffset
+  }
+
   /** Puts a chunk in that was read from a page. */
   restore(chunk: Chunk): void {
     this.#chunks.place(chunk)
     this.live += chunk.live
     this.bytes += chunk.bytes
     this.deadCount += chunk.dead?.size ?? 0
+    for (const index of chunk.dead?.keys() ?? []) this.deadBytes += chunk.bytesAt(index)
     this.#earliestExpiryMs = Math.min(this.#earliestExpiryMs, chunk.earliestExpiryMs)
     for (let batch = 0; batch < chunk.batches; batch++) {
       const start = chunk.batchStart(batch)
       const live = liveIn(chunk, start, chunk.batchEnd(batch))
       if (live > 0) this.#use.add(chunk.batchPosition(batch), live, (chunk.bytes * live) / chunk.live)
+    }
+    if (chunk.ids === undefined) return
+    for (let index = 0; index < chunk.count; index++) {
+      if (chunk.hasId(index) && !chunk.isGone(index) && !chunk.isDead(index))
+        this.#pending.add(chunk.base + index)
     }
   }
 
@@ -258,8 +436,21 @@ export class Queue {
   /** Recovery is over: every message takes its place in the line. */
   open(nowMs: number): void {
     this.#isOpen = true
-    this.#line.rebuild(this.next)
-    this.#line.advance(nowMs)
+    for (const chunk of this.chunks()) {
+      if (chunk.dead === undefined) continue
+      for (const [index, dead] of chunk.dead) if (dead.isMoving) this.moving.push(chunk.base + index)
+    }
+    this.#line.rebuild(this.next, nowMs)
+  }
+
+  /** The options have changed: what follows from them for what is there already. */
+  applyOptions(options: QueueOptions, nowMs: number): void {
+    const { onFail, keyConcurrency } = this.#options
+    this.options = options
+    if (onFail !== options.onFail || keyConcurrency !== options.keyConcurrency)
+      this.#line.reorder(this.#line.rules, nowMs)
+    this.ids.forgetUntil(nowMs - options.dedupWindowMs)
+    this.dirty = true
   }
 
   /** Time passed: what was scheduled becomes due, and what has expired goes. */
@@ -268,9 +459,16 @@ export class Queue {
     if (nowMs >= this.#nextSweepMs) this.#sweep(nowMs)
   }
 
+  /** As `advance`, and nothing is left that has expired: for decisions that depend on what there is. */
+  settleTime(nowMs: number): void {
+    this.#line.advance(nowMs)
+    if (nowMs >= this.#earliestExpiryMs) this.#sweep(nowMs)
+    if (this.ids.size > 0) this.ids.forgetUntil(nowMs - this.#options.dedupWindowMs)
+  }
+
   /** When `advance` has something to do next; Infinity when nothing waits for its time. */
   get nextDeadline(): number {
-    return Math.min(this.#line.nextDeadline, this.#nextSweepMs)
+    return Math.min(this.#line.nextDeadline, this.#nextSweepMs, this.earliestDeadlineMs)
   }
 
   get #nextSweepMs(): number {
@@ -281,26 +479,26 @@ export class Queue {
   nextRun(max: number, nowMs: number, run: Run): boolean {
     while (this.#line.next(max, nowMs, run)) {
       if (!run.expired) return true
-      this.#line.take(run, 1)
-      this.#expire(run.offset, 1)
+      this.#expireInLine(this.chunkAt(run.offset)!, run.offset, nowMs)
     }
     return false
   }
 
-  /** The first `count` messages of `run`, the newest from `nextRun`, are leased. */
-  lease(run: Run, count: number): void {
-    this.#line.take(run, count)
+  /** The first `count` messages of `run`, the newest from `nextRun`, are leased to the client of this name. */
+  lease(run: Run, count: number, nowMs: number, client: string): void {
+    this.#line.take(run, count, nowMs)
     this.leased += count
-    if (run.redelivered) this.redelivered += count
+    if (run.redelivered) this.counts.redelivered += count
     if (run.offset + count > this.#deliveredBelow) this.#deliveredBelow = run.offset + count
+    if (this.retains) this.facts.hand(run.offset, count, client)
   }
 
   /** Leased messages are done. */
-  ack(offset: number, count: number): void {
+  ack(offset: number, count: number, nowMs: number): void {
     this.leased -= count
-    this.#line.forget(offset, count)
+    this.#line.finish(offset, count, nowMs)
     this.facts.ack(offset, count)
-    this.remove(offset, count)
+    this.remove(offset, count, nowMs)
   }
 
   /**
@@ -309,28 +507,29 @@ export class Queue {
    */
   retry(offset: number, dueMs: number, nowMs: number, reason: string): void {
     const attempts = this.attemptsOf(offset) + 1
-    if (attempts >= this.options.maxDeliveries) {
+    if (attempts >= this.#options.maxDeliveries) {
       this.deadLetter(offset, DEATH.maxDeliveries, nowMs, reason)
       return
     }
     if (this.#isExpired(offset, nowMs)) {
-      this.#expireLeased(offset)
+      this.#expireLeased(offset, nowMs)
       return
     }
     this.leased--
-    this.facts.retry(offset, attempts, dueMs)
+    this.facts.retry(offset, attempts, dueMs, reason)
     this.retryFact(offset, attempts, dueMs)
     this.#line.comeBack(this.chunkAt(offset)!, offset, dueMs, nowMs)
   }
 
   /** A leased message was not tried: it takes its old place, and nothing is recorded. */
   release(offset: number, sinceMs: number, nowMs: number): void {
+    this.counts.released++
     if (this.#isExpired(offset, nowMs)) {
-      this.#expireLeased(offset)
+      this.#expireLeased(offset, nowMs)
       return
     }
     this.leased--
-    this.#line.giveBack(this.chunkAt(offset)!, offset, sinceMs)
+    this.#line.giveBack(this.chunkAt(offset)!, offset, sinceMs, nowMs)
   }
 
   /** A leased message, about to be released, may have killed its consumer: it is handed out alone from now on. */
@@ -338,26 +537,205 @@ export class Queue {
     this.#line.suspect(offset)
   }
 
+  /** A leased message, about to be released, was with a consumer that died and had begun with nothing. */
+  unexplained(offset: number): void {
+    this.#line.unexplained(offset)
+  }
+
   /** A leased message is given up; this try counts. */
   deadLetter(offset: number, death: Death, nowMs: number, reason: string): void {
-    const attempts = this.attemptsOf(offset) + 1
     this.leased--
-    this.#line.forget(offset, 1)
-    this.facts.dead(offset, attempts, death, nowMs, reason)
-    this.deadFact(offset, { attempts, death, timeMs: nowMs, reason })
+    this.#line.finish(offset, 1, nowMs)
+    this.#die(offset, this.attemptsOf(offset) + 1, death, nowMs, reason)
+  }
+
+  #die(offset: number, attempts: number, death: Death, nowMs: number, reason: string): void {
+    const isMoving = this.#options.deadLetter !== ''
+    this.facts.dead(offset, attempts, death, isMoving, nowMs, reason)
+    this.deadFact(offset, { attempts, death, timeMs: nowMs, reason, isMoving })
+    if (isMoving) this.moving.push(offset)
   }
 
   /** All that is scheduled, ready or leased goes; the caller ends the leases. Returns how many messages. */
-  purge(): number {
+  purge(nowMs: number): number {
     const messages = this.live - this.deadCount
     this.facts.purge(this.next, messages)
-    this.purgeFact(this.next)
-    this.purged += messages
+    this.purgeFact(this.next, nowMs)
+    this.counts.purged += messages
     this.dirty = true
     this.#line.clear()
     this.leased = 0
     return messages
   }
+
+  /** The message at `offset` stands in the line, or nothing is done: takes it out for good. @throws SluiceError */
+  cancel(offset: number, nowMs: number): void {
+    const chunk = this.#standing(offset)
+    this.#line.leave(chunk, offset - chunk.base, nowMs)
+    this.#gone('cancel', offset)
+    this.counts.cancelled += this.remove(offset, 1, nowMs)
+  }
+
+  /** The message at `offset` stands in the line, or nothing is done: it is due at `dueMs`. @throws SluiceError */
+  reschedule(offset: number, dueMs: number, nowMs: number): void {
+    const chunk = this.#standing(offset)
+    this.#line.leave(chunk, offset - chunk.base, nowMs)
+    this.facts.reschedule(offset, dueMs)
+    this.rescheduleFact(offset, dueMs)
+    this.#line.enter(chunk, offset - chunk.base, dueMs, nowMs)
+  }
+
+  // @throws SluiceError MESSAGE_NOT_FOUND, MESSAGE_LEASED
+  #standing(offset: number): Chunk {
+    const state = this.stateOf(offset)
+    if (state === 'leased')
+      throw new SluiceError(
+        'MESSAGE_LEASED',
+        `Message ${offset} of the queue ${this.name} is with a consumer; it can be changed once it is back.`,
+      )
+    if (state === undefined || state === 'dead') {
+      throw new SluiceError(
+        'MESSAGE_NOT_FOUND',
+        state === 'dead'
+          ? `Message ${offset} of the queue ${this.name} is dead; it can be redriven or discarded.`
+          : `There is no message ${offset} in the queue ${this.name}.`,
+      )
+    }
+    return this.chunkAt(offset)!
+  }
+
+  /** A dead message begins a new life at the end of its line. */
+  redrive(offset: number, nowMs: number, by: string): void {
+    const redrives = this.livesOf(offset).redrives + 1
+    this.facts.redrive(offset, redrives, nowMs, by)
+    this.redriveFact(offset, redrives, nowMs)
+    this.counts.redriven++
+    this.dirty = true
+    const chunk = this.chunkAt(offset)!
+    this.#line.enter(chunk, offset - chunk.base, nowMs, nowMs)
+  }
+
+  /** A dead message is deleted. */
+  discard(offset: number, nowMs: number): void {
+    this.#gone('discard', offset)
+    this.counts.discarded += this.remove(offset, 1, nowMs)
+  }
+
+  /** A dead message is in another queue now; the fact that says so is the caller's. */
+  moved(offset: number, isRedrive: boolean, nowMs: number): void {
+    this.remove(offset, 1, nowMs)
+    if (isRedrive) {
+      this.carried++
+      this.counts.redriven++
+    } else this.counts.moved++
+    this.dirty = true
+  }
+
+  #gone(kind: GoneFact, offset: number): void {
+    this.facts.gone(kind, offset, 1)
+    this.dirty = true
+  }
+
+  // --- what may be accepted ---
+
+  /**
+   * What a batch would bring, after `settleTime`. Nothing is changed. `freed`: what leaves in the same atomic step.
+   * @throws SluiceError DEDUP_FULL, QUEUE_FULL
+   */
+  admit(
+    count: number,
+    recordsBytes: number,
+    traits: Traits | undefined,
+    freed: { readonly messages: number; readonly bytes: number },
+  ): Admission {
+    const duplicates = traits?.hasIds === true ? this.#findDuplicates(count, traits) : undefined
+    let bytes = recordsBytes
+    if (duplicates !== undefined) for (const index of duplicates.keys()) bytes -= traits!.sizes?.[index] ?? 0
+    const admission = { duplicates, messages: count - (duplicates?.size ?? 0), bytes }
+    const { maxMessages, maxBytes } = this.#options
+    if ((maxMessages > 0 || maxBytes > 0) && admission.messages > 0) this.#checkLimits(admission, freed)
+    return admission
+  }
+
+  #findDuplicates(count: number, traits: Traits): Map<number, number> | undefined {
+    const { unique, dedupWindowMs, dedupMaxIds } = this.#options
+    if (unique === 'window' && dedupWindowMs === 0) return undefined
+    const known = unique === 'window' ? this.ids : this.#pending
+    let duplicates: Map<number, number> | undefined
+    // Ids of this batch, for finding those that come twice in it.
+    const fresh = new Map<string, number>()
+    for (let index = 0; index < count; index++) {
+      const at = index * ID_WORDS
+      if (!isId(traits.ids, at)) continue
+      let first = known.find(traits.ids, at)
+      if (first === -1) {
+        const id = traits.ids.subarray(at, at + ID_WORDS).join()
+        const other = fresh.get(id)
+        if (other === undefined) {
+          fresh.set(id, index)
+          continue
+        }
+        first = this.next + other
+      }
+      duplicates ??= new Map()
+      duplicates.set(index, first)
+    }
+    if (fresh.size > 0 && known.size + fresh.size > dedupMaxIds) {
+      throw new SluiceError(
+        'DEDUP_FULL',
+        `The queue ${this.name} remembers ${known.size} ids, and ${fresh.size} more came; it remembers at most ${dedupMaxIds}.`,
+        { retryAfterMs: 1_000 },
+      )
+    }
+    return duplicates
+  }
+
+  #checkLimits(admission: Admission, freed: { readonly messages: number; readonly bytes: number }): void {
+    const { maxMessages, maxBytes, overflow } = this.#options
+    const messages = this.live - this.deadCount - freed.messages
+    const bytes = this.bytes - this.deadBytes - freed.bytes
+    // What consumers hold cannot make room; of the rest, all could.
+    const firmMessages = overflow === 'reject' ? messages : this.leased - freed.messages
+    let firmBytes = bytes
+    if (overflow !== 'reject') {
+      firmBytes = -freed.bytes
+      for (const subscription of this.subscriptions) firmBytes += subscription.unsettledBytes
+    }
+    if (maxMessages > 0 && firmMessages + admission.messages > maxMessages)
+      throw this.#full(`${messages} messages`, `${admission.messages} more`, `${maxMessages}`, firmMessages)
+    if (maxBytes > 0 && Math.round(firmBytes) + admission.bytes > maxBytes)
+      throw this.#full(`${Math.round(bytes)} bytes`, `${admission.bytes} more`, `${maxBytes}`, firmMessages)
+  }
+
+  #full(has: string, more: string, most: string, firm: number): SluiceError {
+    return new SluiceError(
+      'QUEUE_FULL',
+      `The queue ${this.name} holds ${has}, and ${more} came; it holds at most ${most}.`,
+      // Where nothing is in the way, no waiting helps.
+      firm === 0 ? { retryable: false } : { retryAfterMs: 100 },
+    )
+  }
+
+  /** Makes room for what was admitted. */
+  makeRoom({ messages, bytes }: Admission, nowMs: number): void {
+    const { maxMessages, maxBytes, overflow } = this.#options
+    if ((maxMessages === 0 && maxBytes === 0) || messages === 0 || overflow === 'reject') return
+    while (
+      (maxMessages > 0 && this.live - this.deadCount + messages > maxMessages) ||
+      (maxBytes > 0 && Math.round(this.bytes - this.deadBytes) + bytes > maxBytes)
+    ) {
+      const offset = this.#line.oldest()
+      if (offset === -1) return
+      const chunk = this.chunkAt(offset)!
+      this.#line.leave(chunk, offset - chunk.base, nowMs)
+      if (overflow === 'drop-oldest') {
+        this.#gone('drop', offset)
+        this.counts.dropped += this.remove(offset, 1, nowMs)
+      } else this.#die(offset, this.attemptsOf(offset), DEATH.overflow, nowMs, '')
+    }
+  }
+
+  // --- looking ---
 
   /** Tries of the message that were charged so far. */
   attemptsOf(offset: number): number {
@@ -365,21 +743,50 @@ export class Queue {
     return chunk === undefined ? 0 : chunk.attemptsAt(offset - chunk.base)
   }
 
+  livesOf(offset: number): Lives {
+    const chunk = this.chunkAt(offset)
+    return chunk?.lives?.get(offset - chunk.base) ?? FIRST_LIFE
+  }
+
+  deadAt(offset: number): Dead | undefined {
+    const chunk = this.chunkAt(offset)
+    return chunk?.dead?.get(offset - chunk.base)
+  }
+
+  /** Undefined for a message that is gone, or never was. */
+  stateOf(offset: number): MessageState | undefined {
+    const chunk = this.chunkAt(offset)
+    const index = chunk === undefined ? 0 : offset - chunk.base
+    if (chunk === undefined || index >= chunk.count || chunk.isGone(index)) return undefined
+    if (chunk.isDead(index)) return 'dead'
+    if (this.#line.isScheduled(chunk, index)) return 'scheduled'
+    return this.#line.stands(chunk, index) ? 'ready' : 'leased'
+  }
+
+  /** Offset of the message with this id, as far as ids are known; -1 if it is not here. */
+  offsetOf(id: Uint32Array): number {
+    const pending = this.#pending.find(id, 0)
+    if (pending !== -1 || this.#options.unique === 'pending') return pending
+    const offset = this.ids.find(id, 0)
+    return offset === -1 || this.stateOf(offset) === undefined ? -1 : offset
+  }
+
   /**
    * Wait before try `attempts + 1`: initial × 2^(attempts − 1), within ± 20 % by `chance` in [0, 1), at most the
    * queue's `retryMaxMs`.
    */
   backoffMs(attempts: number, chance: number): number {
-    const { retryInitialMs, retryMaxMs } = this.options
+    const { retryInitialMs, retryMaxMs } = this.#options
     const nominal = Math.min(retryInitialMs * 2 ** Math.min(attempts - 1, 50), retryMaxMs)
     return Math.min(Math.round(nominal * (0.8 + 0.4 * chance)), retryMaxMs)
   }
 
-  info(nowMs: number): QueueInfo {
+  info(nowMs: number, retainedBytes: number): QueueInfo {
     const oldest = this.#line.oldestSince
     return {
       name: this.name,
-      options: this.options,
+      options: this.#options,
+      paused: this.paused,
       ready: this.ready,
       scheduled: this.scheduled,
       leased: this.leased,
@@ -389,9 +796,8 @@ export class Queue {
       oldestReadyMs: oldest === Infinity ? null : Math.max(0, nowMs - oldest),
       published: this.next,
       acked: this.acked,
-      redelivered: this.redelivered,
-      purged: this.purged,
-      expired: this.expired,
+      ...this.counts,
+      retainedBytes: Math.round(retainedBytes),
       createdAtMs: this.createdAtMs,
     }
   }
@@ -401,6 +807,8 @@ export class Queue {
     let live = 0
     let dead = 0
     let plain = 0
+    let waiting = 0
+    let scheduled = 0
     for (const chunk of this.chunks()) {
       const gone = chunk.gone === undefined ? 0 : countRange(chunk.gone, 0, chunk.count)
       if (chunk.live !== chunk.count - gone)
@@ -408,23 +816,30 @@ export class Queue {
       live += chunk.live
       dead += chunk.dead?.size ?? 0
       for (let index = 0; index < chunk.count; index++) {
-        if (!chunk.isGone(index) && !(chunk.out !== undefined && hasBit(chunk.out, index))) plain++
+        if (chunk.isGone(index)) continue
+        if (!(chunk.out !== undefined && hasBit(chunk.out, index))) plain++
+        else if (this.#line.stands(chunk, index)) waiting++
+        if (this.#line.isScheduled(chunk, index)) scheduled++
       }
     }
     let held = 0
     for (const subscription of this.subscriptions) held += subscription.unsettled
     const line = this.#line.counts()
-    const counted = plain + line.waiting + this.leased + dead
+    const counted = plain + waiting + this.leased + dead
     if (
       live !== this.live ||
       dead !== this.deadCount ||
       counted !== live ||
       held !== this.leased ||
-      plain !== line.plain
+      plain !== line.plain ||
+      scheduled !== line.scheduled ||
+      scheduled !== this.#line.scheduled ||
+      waiting !== line.scheduled + line.due + line.keyed
     ) {
       throw new Error(
         `queue ${this.name}: live ${this.live}/${live}, dead ${this.deadCount}/${dead}, leased ${this.leased}/${held}, ` +
-          `plain ${line.plain}/${plain} + waiting ${line.waiting} + leased + dead = ${counted}`,
+          `plain ${line.plain}/${plain} + waiting ${line.scheduled} + ${line.due} + ${line.keyed}/${waiting} + leased + dead = ${counted}, ` +
+          `scheduled ${this.#line.scheduled}/${scheduled}`,
       )
     }
   }
@@ -434,16 +849,18 @@ export class Queue {
     return chunk.isExpired(offset - chunk.base, nowMs)
   }
 
-  #expireLeased(offset: number): void {
+  #expireLeased(offset: number, nowMs: number): void {
     this.leased--
-    this.#line.forget(offset, 1)
-    this.#expire(offset, 1)
+    this.#line.finish(offset, 1, nowMs)
+    this.#gone('expire', offset)
+    this.counts.expired += this.remove(offset, 1, nowMs)
   }
 
-  // The messages are out of the line.
-  #expire(offset: number, count: number): void {
-    this.facts.expire(offset, count)
-    this.expired += this.remove(offset, count)
+  #expireInLine(chunk: Chunk, offset: number, nowMs: number): void {
+    // It went when its time was over, however late that is noticed.
+    this.#line.leave(chunk, offset - chunk.base, chunk.expiryAt(offset - chunk.base))
+    this.#gone('expire', offset)
+    this.counts.expired += this.remove(offset, 1, nowMs)
   }
 
   // What is leased is looked at when it comes back.
@@ -460,14 +877,14 @@ export class Queue {
     chunk.earliestExpiryMs = Infinity
     for (let index = 0; index < chunk.count; index++) {
       const expiryMs = chunk.expiries![index]!
-      if (expiryMs === 0 || chunk.isGone(index) || chunk.dead?.has(index) === true) continue
-      if (expiryMs <= nowMs && this.#line.leaveIfEligible(chunk, index, nowMs)) {
-        this.#expire(chunk.base + index, 1)
-        continue
-      }
-      // What has expired and is not due again is looked at when it is.
-      const lookAtMs = expiryMs > nowMs ? expiryMs : chunk.dueAt(index)
-      if (lookAtMs > nowMs && lookAtMs < chunk.earliestExpiryMs) chunk.earliestExpiryMs = lookAtMs
+      if (expiryMs === 0 || chunk.isGone(index) || chunk.isDead(index)) continue
+      // What waits for its time is looked at when it is due.
+      const lookAtMs = this.#line.isScheduled(chunk, index)
+        ? Math.max(expiryMs, chunk.dueAt(index))
+        : expiryMs
+      if (lookAtMs > nowMs) {
+        if (lookAtMs < chunk.earliestExpiryMs) chunk.earliestExpiryMs = lookAtMs
+      } else if (this.#line.stands(chunk, index)) this.#expireInLine(chunk, chunk.base + index, nowMs)
     }
   }
 
@@ -477,34 +894,71 @@ export class Queue {
     return chunk === undefined || chunk.pagePosition > this.appliedFrom ? undefined : chunk
   }
 
+  #liveChunkToApply(offset: number): Chunk | undefined {
+    const chunk = this.#chunkToApply(offset)
+    return chunk === undefined || chunk.isGone(offset - chunk.base) ? undefined : chunk
+  }
+
   // Batch by batch, because each stands in a segment of its own that loses live messages.
-  #removeIn(chunk: Chunk, from: number, to: number): number {
+  #removeIn(chunk: Chunk, from: number, to: number, timeMs: number): number {
     let removed = 0
     const end = Math.min(to, chunk.count)
+    const hasMore =
+      chunk.keys !== undefined ||
+      chunk.ids !== undefined ||
+      chunk.sizes !== undefined ||
+      chunk.dead !== undefined ||
+      chunk.lives !== undefined
     for (let index = from; index < end;) {
       const batch = chunk.batchAt(index)
       const batchEnd = Math.min(chunk.batchEnd(batch), end)
+      const bytes = hasMore ? this.#forget(chunk, index, batchEnd) : undefined
       const bytesBefore = chunk.bytes
-      const count = chunk.remove(index, batchEnd)
+      const count = chunk.remove(index, batchEnd, bytes)
       if (count > 0) {
         removed += count
         this.bytes -= bytesBefore - chunk.bytes
         this.#use.remove(chunk.batchPosition(batch), count)
+        if (this.retains)
+          this.#use.retain(this.id, chunk.batchPosition(batch), bytesBefore - chunk.bytes, timeMs)
       }
       index = batchEnd
     }
     if (removed === 0) return 0
     this.live -= removed
     this.dirty = true
-    if (chunk.dead !== undefined) this.#bury(chunk, from, end)
     if (chunk.live === 0 && chunk.full) this.#chunks.drop(chunk)
     return removed
   }
 
-  // Dead messages that are gone are not dead any more.
-  #bury(chunk: Chunk, from: number, to: number): void {
-    for (let index = from; index < to; index++) if (chunk.dead!.delete(index)) this.deadCount--
+  // What is kept about single messages that are about to be gone goes with them. Returns their bytes.
+  #forget(chunk: Chunk, from: number, to: number): number {
+    let bytes = 0
+    for (let index = from; index < to; index++) {
+      if (chunk.isGone(index)) continue
+      const size = chunk.bytesAt(index)
+      bytes += size
+      if (chunk.keys !== undefined && chunk.keys[index] !== 0) this.keys.release(chunk.keys[index]! - 1)
+      if (chunk.hasId(index)) this.#pending.done(chunk.base + index)
+      chunk.lives?.delete(index)
+      if (chunk.dead?.delete(index) !== true) continue
+      this.deadCount--
+      this.deadBytes -= size
+    }
+    return bytes
   }
+}
+
+const FIRST_LIFE: Lives = { redrives: 0, attempts: 0 }
+
+function isId(words: Uint32Array, at: number): boolean {
+  return (words[at]! | words[at + 1]! | words[at + 2]! | words[at + 3]!) !== 0
+}
+
+function sumOf(sizes: Uint32Array, from: number, to: number): number {
+  let sum = 0
+  for (let at = from; at < to; at++) sum += sizes[at]!
+  return sum
 }
 
 function liveIn(chunk: Chunk, from: number, to: number): number {

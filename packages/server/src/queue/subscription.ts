@@ -6,7 +6,7 @@
  * credit, which costs its owner nothing to ask for. `unsettled` counts the held slots and
  * never exceeds the credit that was in force when they were granted (invariant 14).
  */
-import type { SluiceError } from '@sluice/protocol'
+import type { SluiceError, TagRange } from '@sluice/protocol'
 import type { Run } from './line.js'
 import type { Queue } from './queue.js'
 
@@ -21,10 +21,15 @@ export interface Lease {
   /** Since when the message was eligible when it was handed out; -1 for one that came from the plain line. */
   sinceMs: number
   started: boolean
+  /** Handed out alone, as a suspect. */
+  alone: boolean
 }
 
 /** What a subscription's owner does with what the queue decides. All of it waits at the durability gate. */
 export interface Consumer {
+  /** The label that its client gave itself, and where it is; for people. */
+  readonly label: string
+  readonly peer: string
   /** Whether it takes deliveries now: false while too much that was sent to it is unread. */
   readonly isReady: boolean
   /**
@@ -40,6 +45,8 @@ export interface Consumer {
     start: number,
     end: number,
   ): void
+  /** Messages under these tags were taken away from it. */
+  lost(subscription: Subscription, ranges: readonly TagRange[]): void
   /** A drain was asked for and nothing more goes out now. */
   drained(subscription: Subscription): void
   /** The subscription is over, all its leases with it. */
@@ -51,6 +58,9 @@ export class Subscription {
   readonly channel: number
   readonly queue: Queue
   readonly consumer: Consumer
+  readonly sinceMs: number
+  /** How long a message may be handled. */
+  processingTimeoutMs: number | undefined
   creditMessages = 0
   creditBytes = 0
   /** Deliveries after which it stops; Infinity: no end. */
@@ -62,6 +72,10 @@ export class Subscription {
   /** How many of the held messages are being handled. */
   startedCount = 0
   delivered = 0
+  /** What it holds is a suspect, which it gets alone. */
+  holdsSuspect = false
+  /** No message that is being handled must be done before this. */
+  earliestDeadlineMs = Infinity
   /** Tag of the next delivery that finds its slot free. */
   #nextTag = 0
   #mask = 0
@@ -70,12 +84,24 @@ export class Subscription {
   #sizes: Uint32Array = NO_WORDS
   #offsets: Float64Array = NO_NUMBERS
   #sinces: Float64Array = NO_NUMBERS
+  /** When it was handed out; and of a message that is being handled, when it has to be done. */
+  #times: Float64Array = NO_NUMBERS
+  #deadlines: Float64Array = NO_NUMBERS
 
-  constructor(id: number, channel: number, queue: Queue, consumer: Consumer) {
+  constructor(
+    id: number,
+    channel: number,
+    queue: Queue,
+    consumer: Consumer,
+    sinceMs: number,
+    processingTimeoutMs?: number,
+  ) {
     this.id = id
     this.channel = channel
     this.queue = queue
     this.consumer = consumer
+    this.sinceMs = sinceMs
+    this.processingTimeoutMs = processingTimeoutMs
   }
 
   setCredit(messages: number, bytes: number, limit: number | undefined, drain: boolean): void {
@@ -94,6 +120,7 @@ export class Subscription {
 
   /** How many messages may be granted now, bytes aside. */
   get room(): number {
+    if (this.holdsSuspect) return 0
     return Math.min(this.creditMessages - this.unsettled, this.limit - this.delivered)
   }
 
@@ -119,13 +146,14 @@ export class Subscription {
   }
 
   /** Leases a message under `tag`, which is the next one and free. */
-  grant(tag: number, offset: number, bytes: number, sinceMs: number): void {
+  grant(tag: number, offset: number, bytes: number, sinceMs: number, nowMs: number): void {
     const slot = tag & this.#mask
     this.#states[slot] = HELD
     this.#tags[slot] = tag
     this.#sizes[slot] = bytes
     this.#offsets[slot] = offset
     this.#sinces[slot] = sinceMs
+    this.#times[slot] = nowMs
     this.#nextTag = (tag + 1) >>> 0
     this.unsettled++
     this.unsettledBytes += bytes
@@ -148,19 +176,82 @@ export class Subscription {
     lease.bytes = this.#sizes[slot]!
     lease.sinceMs = this.#sinces[slot]!
     lease.started = state === STARTED
+    lease.alone = this.holdsSuspect
     if (lease.started) this.startedCount--
     this.#states[slot] = FREE
     this.unsettled--
+    this.holdsSuspect = false
     this.unsettledBytes -= lease.bytes
     return true
   }
 
-  /** The consumer is about to handle the message under `tag`. Stale tags are passed over. */
-  start(tag: number): void {
+  /** The consumer is about to handle the message under `tag`, which has until `deadlineMs`. Stale tags are passed over. */
+  start(tag: number, deadlineMs: number): void {
     const slot = tag & this.#mask
     if (this.#states[slot] !== HELD || this.#tags[slot] !== tag) return
     this.#states[slot] = STARTED
+    this.#deadlines[slot] = deadlineMs
     this.startedCount++
+    if (deadlineMs < this.earliestDeadlineMs) this.earliestDeadlineMs = deadlineMs
+  }
+
+  /** The message under `tag` may take until `deadlineMs`; false where the tag is stale. */
+  extend(tag: number, deadlineMs: number): boolean {
+    const slot = tag & this.#mask
+    const state = this.#states[slot]
+    if (state === undefined || state === FREE || this.#tags[slot] !== tag) return false
+    if (state === HELD) this.start(tag, deadlineMs)
+    this.#deadlines[slot] = deadlineMs
+    if (deadlineMs < this.earliestDeadlineMs) this.earliestDeadlineMs = deadlineMs
+    return true
+  }
+
+  /** Tags of messages that had to be done by now; sets the next deadline. */
+  overdue(nowMs: number): number[] {
+    const tags: number[] = []
+    this.earliestDeadlineMs = Infinity
+    for (let slot = 0; slot < this.#states.length; slot++) {
+      if (this.#states[slot] !== STARTED) continue
+      const deadlineMs = this.#deadlines[slot]!
+      if (deadlineMs <= nowMs) tags.push(this.#tags[slot]!)
+      else if (deadlineMs < this.earliestDeadlineMs) this.earliestDeadlineMs = deadlineMs
+    }
+    return tags
+  }
+
+  /** Every tag that is held, with its message. */
+  *held(): IterableIterator<{ readonly tag: number; readonly offset: number; readonly leasedAtMs: number }> {
+    for (let slot = 0; slot < this.#states.length; slot++) {
+      if (this.#states[slot] === FREE) continue
+      yield { tag: this.#tags[slot]!, offset: this.#offsets[slot]!, leasedAtMs: this.#times[slot]! }
+    }
+  }
+
+  /** Bytes of the message under `tag`; -1 where the tag is stale. */
+  bytesOf(tag: number): number {
+    const slot = tag & this.#mask
+    const state = this.#states[slot]
+    return state !== undefined && state !== FREE && this.#tags[slot] === tag ? this.#sizes[slot]! : -1
+  }
+
+  /** The messages under `[firstTag, firstTag + count)` are done. Calls `stale` for tags that mean nothing any more. */
+  ack(firstTag: number, count: number, nowMs: number, stale?: (tag: number) => void): void {
+    const lease = SCRATCH
+    let runOffset = -1
+    let runCount = 0
+    for (let i = 0; i < count; i++) {
+      const tag = (firstTag + i) >>> 0
+      if (!this.take(tag, lease)) {
+        stale?.(tag)
+      } else if (lease.offset === runOffset + runCount) {
+        runCount++
+      } else {
+        if (runCount > 0) this.queue.ack(runOffset, runCount, nowMs)
+        runOffset = lease.offset
+        runCount = 1
+      }
+    }
+    if (runCount > 0) this.queue.ack(runOffset, runCount, nowMs)
   }
 
   /** Ends every lease, in the order of tags, and hands each to `ended`. */
@@ -181,6 +272,8 @@ export class Subscription {
     const sizes = new Uint32Array(size)
     const offsets = new Float64Array(size)
     const sinces = new Float64Array(size)
+    const times = new Float64Array(size)
+    const deadlines = new Float64Array(size)
     for (let old = 0; old < this.#states.length; old++) {
       if (this.#states[old] === FREE) continue
       const slot = this.#tags[old]! & (size - 1)
@@ -189,16 +282,21 @@ export class Subscription {
       sizes[slot] = this.#sizes[old]!
       offsets[slot] = this.#offsets[old]!
       sinces[slot] = this.#sinces[old]!
+      times[slot] = this.#times[old]!
+      deadlines[slot] = this.#deadlines[old]!
     }
     this.#states = states
     this.#tags = tags
     this.#sizes = sizes
     this.#offsets = offsets
     this.#sinces = sinces
+    this.#times = times
+    this.#deadlines = deadlines
     this.#mask = size - 1
   }
 }
 
+const SCRATCH: Lease = { offset: 0, bytes: 0, sinceMs: -1, started: false, alone: false }
 const NO_BYTES = new Uint8Array(0)
 const NO_WORDS = new Uint32Array(0)
 const NO_NUMBERS = new Float64Array(0)

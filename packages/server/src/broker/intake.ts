@@ -1,0 +1,310 @@
+/**
+ * What comes in: batches and atomic steps of producers. Each is judged as a whole before anything is changed; then its
+ * facts and its messages are put into one entry, applied, and remembered under its number (invariants 3 and 9).
+ */
+import {
+  BATCH_ATTRIBUTE,
+  BATCH_HEADER_BYTES,
+  SluiceError,
+  checkBatch,
+  checkRecords,
+  readU32,
+  readU64,
+  type AtomicBatch,
+  type Fault,
+  type Placed,
+} from '@sluice/protocol'
+import { FactBuffer, type Admission, type Queue, type Subscription, type Traits } from '../queue/index.js'
+import { encodePlaces, type Producer } from './producers.js'
+import type { State } from './state.js'
+import { asksForAny, checkTraits, readTraits } from './traits.js'
+import type { Writer } from './writer.js'
+
+/** Consecutive deliveries that an atomic step acknowledges; no subscription: it is over. */
+export interface AckRange {
+  readonly subscription: Subscription | undefined
+  readonly firstTag: number
+  readonly count: number
+}
+
+export interface AtomicStep {
+  readonly number: number
+  readonly crc: number
+  readonly acks: readonly AckRange[]
+  readonly batches: readonly AtomicBatch[]
+}
+
+/** A batch that may be taken. */
+interface Judged {
+  readonly queue: Queue
+  readonly bytes: Uint8Array
+  readonly at: number
+  readonly end: number
+  readonly count: number
+  /** Its records are looked at one by one. */
+  readonly hasTraits: boolean
+  readonly lacksTtl: boolean
+  readonly admission: Admission
+}
+
+const NOTHING_FREED = { messages: 0, bytes: 0 } as const
+/** Facts about one acknowledged message, at most. */
+const ACK_FACT_BYTES = 16
+
+export class Intake {
+  readonly #state: State
+  readonly #writer: Writer
+  readonly #messageBytesMax: number
+  readonly #changed: (queue: Queue) => void
+  readonly #facts = new FactBuffer()
+
+  /** `changed` is told each queue that something was done to. */
+  constructor(state: State, writer: Writer, messageBytesMax: number, changed: (queue: Queue) => void) {
+    this.#state = state
+    this.#writer = writer
+    this.#messageBytesMax = messageBytesMax
+    this.#changed = changed
+  }
+
+  /** @throws SluiceError QUEUE_NOT_FOUND */
+  queue(name: string): Queue {
+    const queue = this.#state.queues.get(name)
+    if (queue === undefined)
+      throw new SluiceError('QUEUE_NOT_FOUND', `There is no queue ${JSON.stringify(name)}.`)
+    return queue
+  }
+
+  /**
+   * Takes the batch at `[at, end)` and returns where it went. `unanswered` is how many numbers below its own the
+   * producer still waits for. A refusal is remembered under the batch's number.
+   * @throws SluiceError the refusal
+   */
+  publish(
+    producer: Producer,
+    queueName: string,
+    bytes: Uint8Array,
+    at: number,
+    end: number,
+    unanswered: number,
+  ): Placed {
+    checkBatch(bytes, at, end)
+    const number = readU64(bytes, at + 24)
+    const crc = readU32(bytes, at + 44)
+    const known = producer.resultOf(number, crc, unanswered)
+    if (known !== undefined) return known[0]!
+    return remembering(producer, number, () => {
+      const batch = this.#judge(this.queue(queueName), bytes, at, end, NOTHING_FREED)
+      const { queue, admission } = batch
+      this.#checkRoom(end - at)
+      if (producer.id === 0) this.#declare(producer)
+      queue.makeRoom(admission, this.#writer.nowMs)
+      if (batch.hasTraits) {
+        this.#factsAhead(batch)
+        this.#writer.together(this.#writer.factsBytes(this.#facts) + end - at)
+        this.#writer.facts(queue.id, this.#facts)
+      }
+      const placed = this.#append(batch, producer.id)
+      producer.accept(number, placed.baseOffset, crc, placed.duplicates)
+      producer.lastUsedMs = this.#writer.nowMs
+      this.#changed(queue)
+      return placed
+    })
+  }
+
+  /**
+   * Takes all of an atomic step, or nothing.
+   * @throws SluiceError the refusal
+   */
+  atomic(producer: Producer, step: AtomicStep, unanswered: number): readonly Placed[] {
+    const { number, crc } = step
+    const known = producer.resultOf(number, crc, unanswered)
+    if (known !== undefined) return known
+    return remembering(producer, number, () => {
+      const freed = this.#checkLeases(step.acks)
+      const batches = this.#judgeAll(step, freed)
+      let bytes = BATCH_HEADER_BYTES
+      for (const { at, end } of batches) bytes += end - at
+      const acks = step.acks.reduce((sum, { count }) => sum + count, 0)
+      const most = this.#writer.segmentBytes / 4
+      if (bytes + acks * ACK_FACT_BYTES > most) {
+        throw new SluiceError(
+          'TRANSACTION_TOO_LARGE',
+          `An atomic step of ${acks} acknowledgements and ${bytes} bytes was asked for; the segments of this broker take at most ${most} bytes.`,
+        )
+      }
+      this.#checkRoom(bytes)
+      if (producer.id === 0) this.#declare(producer)
+      return this.#apply(producer, step, batches)
+    })
+  }
+
+  #apply(producer: Producer, step: AtomicStep, batches: readonly Judged[]): readonly Placed[] {
+    const writer = this.#writer
+    const { nowMs } = writer
+    const queues = new Set<Queue>()
+    for (const { subscription } of step.acks) queues.add(subscription!.queue)
+    for (const { queue } of batches) queues.add(queue)
+    // What was done before stands before.
+    for (const queue of queues) writer.facts(queue.id, queue.facts)
+    for (const { subscription, firstTag, count } of step.acks) subscription!.ack(firstTag, count, nowMs)
+    for (const { queue, admission } of batches) queue.makeRoom(admission, nowMs)
+    const ahead = batches.map((batch) => {
+      const facts = new FactBuffer()
+      if (batch.hasTraits) this.#factsAhead(batch, facts)
+      return facts
+    })
+    const result = new FactBuffer()
+    const places = batches.map(({ queue, admission }) => ({
+      baseOffset: queue.next,
+      duplicates: admission.duplicates,
+    }))
+    result.atomic(producer.id, step.number, step.crc, encodePlaces(places))
+    let bytes = writer.factsBytes(result)
+    for (const facts of ahead) bytes += writer.factsBytes(facts)
+    for (const queue of queues) bytes += writer.factsBytes(queue.facts)
+    for (const { at, end } of batches) bytes += end - at
+    writer.together(bytes)
+    for (const queue of queues) writer.facts(queue.id, queue.facts)
+    batches.forEach((batch, index) => {
+      writer.facts(batch.queue.id, ahead[index]!)
+      this.#append(batch, 0)
+    })
+    writer.facts(0, result)
+    producer.answer(step.number, step.crc, places)
+    producer.lastUsedMs = nowMs
+    for (const queue of queues) this.#changed(queue)
+    return places
+  }
+
+  // What the leases hold that are named, by queue. @throws SluiceError LEASE_LOST
+  #checkLeases(acks: readonly AckRange[]): Map<Queue, { messages: number; bytes: number }> {
+    const freed = new Map<Queue, { messages: number; bytes: number }>()
+    const seen = new Map<Subscription, Set<number>>()
+    for (const { subscription, firstTag, count } of acks) {
+      if (subscription === undefined) throw leaseLost(firstTag)
+      const tags = seen.get(subscription) ?? new Set()
+      seen.set(subscription, tags)
+      const sum = freed.get(subscription.queue) ?? { messages: 0, bytes: 0 }
+      freed.set(subscription.queue, sum)
+      for (let i = 0; i < count; i++) {
+        const tag = (firstTag + i) >>> 0
+        const bytes = subscription.bytesOf(tag)
+        if (bytes === -1 || tags.has(tag)) throw leaseLost(tag)
+        tags.add(tag)
+        sum.messages++
+        sum.bytes += bytes
+      }
+    }
+    return freed
+  }
+
+  #judgeAll(step: AtomicStep, freed: Map<Queue, { messages: number; bytes: number }>): Judged[] {
+    const seen = new Set<Queue>()
+    return step.batches.map((batch) => {
+      const { bytes, at, end } = batch
+      checkBatch(bytes, at, end)
+      const number = readU64(bytes, at + 24)
+      if (number !== step.number) {
+        throw new SluiceError(
+          'BATCH_MALFORMED',
+          `A batch of the atomic step ${step.number} has the number ${number}; it must have that of its step.`,
+        )
+      }
+      const queue = this.queue(batch.queue)
+      if (seen.has(queue)) {
+        throw new SluiceError(
+          'BATCH_MALFORMED',
+          `An atomic step has two batches for the queue ${queue.name}; it must have one.`,
+        )
+      }
+      seen.add(queue)
+      return this.#judge(queue, bytes, at, end, freed.get(queue) ?? NOTHING_FREED)
+    })
+  }
+
+  // Changes nothing but what time changes. @throws SluiceError
+  #judge(
+    queue: Queue,
+    bytes: Uint8Array,
+    at: number,
+    end: number,
+    freed: { readonly messages: number; readonly bytes: number },
+  ): Judged {
+    const { nowMs, segmentBytes } = this.#writer
+    const count = readU32(bytes, at + 12)
+    const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, this.#messageBytesMax)
+    if (typeof checked !== 'number') throw new SluiceError(checked.code, checked.message)
+    // With small segments less fits than the protocol allows.
+    const most = segmentBytes / 2
+    if (end - at > most) {
+      throw new SluiceError(
+        'BATCH_TOO_LARGE',
+        `A batch of ${count} messages has ${end - at} bytes; the segments of this broker take at most ${most}.`,
+      )
+    }
+    const { maxMessages, maxBytes, ttlMs } = queue.options
+    const hasTraits = asksForAny(checked) || ttlMs > 0 || maxBytes > 0
+    const judged = { queue, bytes, at, end, count, hasTraits }
+    if (!hasTraits && maxMessages === 0)
+      return { ...judged, lacksTtl: false, admission: { duplicates: undefined, messages: count, bytes: 0 } }
+    if (hasTraits) checkTraits(bytes, at, count, nowMs)
+    queue.settleTime(nowMs)
+    this.#writer.note(queue)
+    const traits = hasTraits ? readTraits(bytes, at, count, nowMs, queue.traitRules) : undefined
+    const admission = queue.admit(count, end - at - BATCH_HEADER_BYTES, traits, freed)
+    return { ...judged, lacksTtl: traits?.lacksTtl === true, admission }
+  }
+
+  #checkRoom(bytes: number): void {
+    if (this.#writer.hasRoom(bytes)) return
+    throw new SluiceError(
+      'DISK_LOW',
+      'The log has no room for more messages: too little disk space is free, or no further segment could be made. Consumers can go on.',
+      { retryAfterMs: 1_000 },
+    )
+  }
+
+  // What recovery has to know when it comes to the batch.
+  #factsAhead({ queue, count, lacksTtl, admission }: Judged, facts: FactBuffer = this.#facts): void {
+    if (lacksTtl && queue.options.ttlMs > 0) facts.ttl(queue.next, count, queue.options.ttlMs)
+    for (const [index, first] of admission.duplicates ?? []) facts.duplicate(queue.next + index, first)
+  }
+
+  #append(batch: Judged, producerId: number): Placed {
+    const { queue, bytes, at, end, count, hasTraits, admission } = batch
+    const { nowMs } = this.#writer
+    const { duplicates } = admission
+    const attributes = bytes[at + 5]! | (hasTraits ? BATCH_ATTRIBUTE.traits : 0)
+    const baseOffset = queue.next
+    const position = this.#writer.messages(bytes, at, end, queue, producerId, attributes)
+    const traits: Traits | undefined = hasTraits
+      ? readTraits(bytes, at, count, nowMs, queue.traitRules)
+      : undefined
+    queue.append(baseOffset, count, position, nowMs, end - at - BATCH_HEADER_BYTES, traits, duplicates)
+    if (duplicates !== undefined) queue.counts.duplicates += duplicates.size
+    return { baseOffset, duplicates }
+  }
+
+  #declare(producer: Producer): void {
+    this.#state.declareProducer(producer)
+    this.#facts.producer(producer.id, producer.identity)
+    this.#writer.facts(0, this.#facts)
+  }
+}
+
+function leaseLost(tag: number): SluiceError {
+  return new SluiceError(
+    'LEASE_LOST',
+    `Nothing of the atomic step was done: the message under tag ${tag} no longer belongs to the consumer that acknowledges it.`,
+  )
+}
+
+// What can succeed later, unchanged, is judged anew when it comes again.
+function remembering<Result>(producer: Producer, number: number, take: () => Result): Result {
+  try {
+    return take()
+  } catch (error) {
+    if (error instanceof SluiceError && !error.retryable) producer.refuse(number, error satisfies Fault)
+    throw error
+  }
+}

@@ -1,0 +1,163 @@
+/**
+ * Messages that go from one queue to another: the dead ones of a queue that has a dead-letter queue, and what is
+ * redriven or replayed elsewhere. That a message has left and that it is there are in one entry, so after any crash
+ * it is in exactly one of the two queues.
+ */
+import { ANY_PRIORITY, BATCH_ATTRIBUTE, BATCH_HEADER_BYTES, LIMITS } from '@sluice/protocol'
+import { FactBuffer, type Queue } from '../queue/index.js'
+import { copiedBatch, redrivesOf, type Origin, type Records } from './records.js'
+import type { State } from './state.js'
+import { asksForAny, readTraits } from './traits.js'
+import type { Writer } from './writer.js'
+
+/** Messages moved in one turn, at most; the rest follows in the next. */
+const TURN_MESSAGES = 256
+
+export class Moves {
+  readonly #state: State
+  readonly #writer: Writer
+  readonly #records: Records
+  readonly #changed: (queue: Queue) => void
+  readonly #facts = new FactBuffer()
+  /** Queues with messages that are to be moved. */
+  readonly #queues = new Set<Queue>()
+  /** Queues whose next message is being read from disk. */
+  readonly #loading = new Set<Queue>()
+
+  constructor(state: State, writer: Writer, records: Records, changed: (queue: Queue) => void) {
+    this.#state = state
+    this.#writer = writer
+    this.#records = records
+    this.#changed = changed
+    for (const queue of state.queues.values()) this.note(queue)
+  }
+
+  /** The queue may have messages that are to be moved. */
+  note(queue: Queue): void {
+    if (queue.moving.length > 0 && queue.options.deadLetter !== '') this.#queues.add(queue)
+  }
+
+  /** A queue was made: what waited for one of its name can go there. */
+  made(name: string): void {
+    for (const queue of this.#state.queues.values()) if (queue.options.deadLetter === name) this.note(queue)
+  }
+
+  /** Whether `step` has something to do. */
+  get isWanted(): boolean {
+    return this.#queues.size > 0
+  }
+
+  /** Moves what can be moved now; returns whether there is more. `wake` asks for another turn. */
+  step(wake: () => void): void {
+    let left = TURN_MESSAGES
+    for (const queue of [...this.#queues]) {
+      if (this.#loading.has(queue)) continue
+      const target = this.#state.queues.get(queue.options.deadLetter)
+      if (target === undefined || this.#state.queuesById.get(queue.id) !== queue) {
+        // They stay at home, until there is such a queue.
+        this.#queues.delete(queue)
+        continue
+      }
+      left = this.#moveFrom(queue, target, left, wake)
+      if (left === 0) {
+        wake()
+        return
+      }
+    }
+  }
+
+  #moveFrom(queue: Queue, target: Queue, most: number, wake: () => void): number {
+    let left = most
+    let done = 0
+    for (const offset of queue.moving) {
+      if (left === 0) break
+      if (queue.deadAt(offset)?.isMoving === true) {
+        const record = this.#records.find(queue, offset)
+        if (record === undefined) {
+          this.#load(queue, offset, wake)
+          break
+        }
+        if (!this.move(queue, offset, record, target, 'move')) break
+        left--
+      }
+      done++
+    }
+    queue.moving.splice(0, done)
+    if (queue.moving.length === 0) this.#queues.delete(queue)
+    return left
+  }
+
+  #load(queue: Queue, offset: number, wake: () => void): void {
+    this.#loading.add(queue)
+    const done = (): void => {
+      this.#loading.delete(queue)
+      wake()
+    }
+    this.#records.load(queue, offset).then(done, () => {
+      // It cannot be read: it stays where it is, dead, and the others go on.
+      const at = queue.moving.indexOf(offset)
+      if (at !== -1) queue.moving.splice(at, 1)
+      done()
+    })
+  }
+
+  /**
+   * The dead message at `offset` goes to `target`, which takes it whatever its limits and ids say. False: the log has
+   * no room, and nothing was done.
+   */
+  move(queue: Queue, offset: number, record: Uint8Array, target: Queue, kind: 'move' | 'carry'): boolean {
+    const { nowMs } = this.#writer
+    const dead = queue.deadAt(offset)!
+    const chunk = queue.chunkAt(offset)!
+    const batch = copiedBatch(record, {
+      queue: queue.name,
+      offset,
+      publishedMs: chunk.batchTime(chunk.batchAt(offset - chunk.base)),
+      attempts: queue.livesOf(offset).attempts + dead.attempts,
+      redrives: redrivesOf(queue, offset, record) + (kind === 'carry' ? 1 : 0),
+      dead,
+    })
+    // What was done to the message before stands before.
+    this.#writer.facts(queue.id, queue.facts)
+    this.#facts.move(kind, offset, target.name)
+    if (!this.#put(batch, target, () => this.#writer.facts(queue.id, this.#facts))) {
+      this.#facts.clear()
+      return false
+    }
+    queue.moved(offset, kind === 'carry', nowMs)
+    this.#changed(queue)
+    return true
+  }
+
+  /** A copy of a message that was settled is published to `target` again. False: the log has no room. */
+  copy(record: Uint8Array, origin: Origin, target: Queue): boolean {
+    return this.#put(copiedBatch(record, origin), target, () => {})
+  }
+
+  #put(batch: Uint8Array, target: Queue, before: () => void): boolean {
+    const writer = this.#writer
+    const { nowMs } = writer
+    const bytes = batch.length + writer.factsBytes(this.#facts) + 2 * BATCH_HEADER_BYTES
+    if (!writer.hasRoom(bytes)) return false
+    const { ttlMs, maxBytes } = target.options
+    const hasTraits = asksForTraits(batch) || ttlMs > 0 || maxBytes > 0
+    const ahead = new FactBuffer()
+    if (ttlMs > 0) ahead.ttl(target.next, 1, ttlMs)
+    target.settleTime(nowMs)
+    writer.together(bytes + writer.factsBytes(ahead))
+    before()
+    writer.facts(target.id, ahead)
+    const base = target.next
+    const attributes = hasTraits ? BATCH_ATTRIBUTE.traits : 0
+    const position = writer.messages(batch, 0, batch.length, target, 0, attributes)
+    const traits = hasTraits ? readTraits(batch, 0, 1, nowMs, target.traitRules) : undefined
+    target.append(base, 1, position, nowMs, batch.length - BATCH_HEADER_BYTES, traits)
+    this.#changed(target)
+    return true
+  }
+}
+
+function asksForTraits(batch: Uint8Array): boolean {
+  const at = BATCH_HEADER_BYTES
+  return asksForAny(batch[at + 4]! | (batch[at + 5]! & LIMITS.priorityMax ? ANY_PRIORITY : 0))
+}

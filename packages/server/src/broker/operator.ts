@@ -1,0 +1,501 @@
+/**
+ * What people ask of single messages and consumers: looking, bringing back the dead, deleting them, replaying what was
+ * settled, and telling what happened to a message. Reading can take a while; each page is done in as many turns as it
+ * takes, and what was chosen is looked at again after every wait.
+ */
+import {
+  BATCH_ATTRIBUTE,
+  BATCH_HEADER_BYTES,
+  BATCH_TYPE,
+  SluiceError,
+  copyBytes,
+  deathName,
+  peekedBytes,
+  readBatchHeader,
+  readU32,
+  type BatchHeader,
+  type ConsumerInfo,
+  type DeadSelection,
+  type HistoryEvent,
+  type HistoryEventName,
+  type HistoryRequest,
+  type MessageFilter,
+  type PeekPage,
+  type PeekRequest,
+  type PeekedMessage,
+  type RedriveRequest,
+  type ReplayRequest,
+} from '@sluice/protocol'
+import { entryBatches } from '../log/entry.js'
+import type { Log } from '../log/log.js'
+import { FACT, readFacts, type Chunk, type Fact, type Queue } from '../queue/index.js'
+import type { Moves } from './moves.js'
+import { choosesAmong, choosesRecord, needsRecord, redrivesOf, type Records } from './records.js'
+import { LIMITS } from '@sluice/protocol'
+
+/** Bytes of one answer, unless a single message is larger. */
+const PAGE_BYTES = 1 << 20
+/** Messages that one page looks at, chosen or not. */
+const LOOKED_AT_MAX = 100_000
+/** Log that one page of a replay or a history reads. */
+const READ_BYTES_MAX = 64 << 20
+
+/** What the operator needs of the broker. */
+export interface Premises {
+  readonly nowMs: number
+  /** A wait is over: a turn begins. */
+  beginTurn(): void
+  /** Something was done to the queue. */
+  changed(queue: Queue): void
+  /** @throws SluiceError QUEUE_NOT_FOUND */
+  queue(name: string): Queue
+}
+
+export interface RedriveResult {
+  readonly matched: number
+  readonly redriven: number
+  /** Left alone because they were brought back too often. */
+  readonly guarded: number
+  readonly next: number | null
+}
+
+export interface DiscardResult {
+  readonly matched: number
+  readonly discarded: number
+  readonly next: number | null
+}
+
+export interface ReplayResult {
+  readonly matched: number
+  readonly replayed: number
+  readonly cursor: string | null
+}
+
+export interface HistoryResult {
+  readonly events: HistoryEvent[]
+  /** The log reaches back to when the message was published. */
+  readonly complete: boolean
+  readonly cursor: string | null
+}
+
+export class Operator {
+  readonly #log: Log
+  readonly #records: Records
+  readonly #moves: Moves
+  readonly #premises: Premises
+
+  constructor(log: Log, records: Records, moves: Moves, premises: Premises) {
+    this.#log = log
+    this.#records = records
+    this.#moves = moves
+    this.#premises = premises
+  }
+
+  /** @throws SluiceError QUEUE_NOT_FOUND, CORRUPT */
+  async peek(request: PeekRequest): Promise<PeekPage> {
+    const queue = this.#premises.queue(request.name)
+    queue.settleTime(this.#premises.nowMs)
+    this.#premises.changed(queue)
+    const holders = new Map<number, { readonly holder: string; readonly sinceMs: number }>()
+    for (const subscription of queue.subscriptions) {
+      for (const { offset, leasedAtMs } of subscription.held())
+        holders.set(offset, { holder: subscription.consumer.label, sinceMs: leasedAtMs })
+    }
+    const messages: PeekedMessage[] = []
+    let bytes = 0
+    let looked = 0
+    for (const offset of offsetsFrom(queue, request.from)) {
+      if (messages.length === request.limit || bytes >= PAGE_BYTES || ++looked > LOOKED_AT_MAX)
+        return { messages, next: offset }
+      const state = queue.stateOf(offset)
+      if (state === undefined || (request.state !== undefined && state !== request.state)) continue
+      if (!this.#mayChoose(queue, offset, request.filter)) continue
+      // oxlint-disable-next-line no-await-in-loop -- one after the other: memory holds one page
+      const record = await this.#records.read(queue, offset)
+      if (record === undefined || !choosesRecord(request.filter, record)) continue
+      const message = this.#peeked(queue, offset, record, holders.get(offset))
+      if (message === undefined || (request.state !== undefined && message.state !== request.state)) continue
+      messages.push(message)
+      bytes += peekedBytes(message)
+    }
+    return { messages, next: undefined }
+  }
+
+  #mayChoose(queue: Queue, offset: number, filter: MessageFilter): boolean {
+    const dead = queue.deadAt(offset)
+    const chunk = queue.chunkAt(offset)!
+    const circumstances = {
+      dead,
+      attempts: dead?.attempts ?? queue.attemptsOf(offset),
+      timeMs: dead?.timeMs ?? chunk.batchTime(chunk.batchAt(offset - chunk.base)),
+    }
+    return choosesAmong(filter, circumstances, this.#premises.nowMs)
+  }
+
+  #peeked(
+    queue: Queue,
+    offset: number,
+    record: Uint8Array,
+    held: { readonly holder: string; readonly sinceMs: number } | undefined,
+  ): PeekedMessage | undefined {
+    const state = queue.stateOf(offset)
+    if (state === undefined) return undefined
+    const chunk = queue.chunkAt(offset)!
+    const index = offset - chunk.base
+    const dead = queue.deadAt(offset)
+    const attempts = dead?.attempts ?? queue.attemptsOf(offset)
+    return {
+      state,
+      death: dead === undefined ? undefined : deathName(dead.death),
+      attempts,
+      totalAttempts: queue.livesOf(offset).attempts + attempts,
+      redrives: redrivesOf(queue, offset, record),
+      offset,
+      publishedAtMs: chunk.batchTime(chunk.batchAt(index)),
+      timeMs: state === 'leased' ? (held?.sinceMs ?? 0) : (dead?.timeMs ?? chunk.lineTimeAt(index)),
+      expiresAtMs: dead === undefined ? chunk.expiryAt(index) : 0,
+      reason: dead?.reason ?? '',
+      holder: state === 'leased' ? (held?.holder ?? '') : '',
+      record,
+    }
+  }
+
+  /** `by`: who asks, for the history. @throws SluiceError QUEUE_NOT_FOUND, INVALID_ARGUMENT, DISK_LOW, CORRUPT */
+  async redrive(request: RedriveRequest, by: string): Promise<RedriveResult> {
+    const { to, force, dryRun } = request
+    const target = to === undefined ? undefined : this.#premises.queue(to)
+    if (to === request.name) throw sameQueue('REDRIVE', to)
+    let redriven = 0
+    let guarded = 0
+    const { matched, next } = await this.#forDead(request, async (queue, offset, read) => {
+      const needsBytes = target !== undefined
+      let redrives = queue.livesOf(offset).redrives
+      const record = needsBytes ? await read() : undefined
+      if (needsBytes && record === undefined) return
+      if (record !== undefined) redrives = redrivesOf(queue, offset, record)
+      if (redrives >= LIMITS.redrivesMax && !force) {
+        guarded++
+        return
+      }
+      if (dryRun) return
+      if (target === undefined) queue.redrive(offset, this.#premises.nowMs, by)
+      else if (!this.#moves.move(queue, offset, record!, this.#premises.queue(to!), 'carry')) throw diskLow()
+      redriven++
+    })
+    return { matched, redriven, guarded, next }
+  }
+
+  /** @throws SluiceError QUEUE_NOT_FOUND, CORRUPT */
+  async discard(request: DeadSelection): Promise<DiscardResult> {
+    let discarded = 0
+    const { matched, next } = await this.#forDead(request, (queue, offset) => {
+      if (request.dryRun) return
+      queue.discard(offset, this.#premises.nowMs)
+      discarded++
+    })
+    return { matched, discarded, next }
+  }
+
+  // Calls `act` for each dead message that is meant, at a moment at which it is dead.
+  async #forDead(
+    request: DeadSelection,
+    act: (queue: Queue, offset: number, read: () => Promise<Uint8Array | undefined>) => void | Promise<void>,
+  ): Promise<{ readonly matched: number; readonly next: number | null }> {
+    const queue = this.#premises.queue(request.name)
+    const { filter, limit, offsets } = request
+    let matched = 0
+    let looked = 0
+    for (const offset of offsets ?? deadFrom(queue, request.from)) {
+      if (matched === limit || ++looked > LOOKED_AT_MAX) {
+        this.#premises.changed(queue)
+        return { matched, next: offset }
+      }
+      if (queue.deadAt(offset) === undefined || !this.#mayChoose(queue, offset, filter)) continue
+      const read = async (): Promise<Uint8Array | undefined> => {
+        const record = await this.#records.read(queue, offset)
+        this.#premises.beginTurn()
+        return queue.deadAt(offset) === undefined || this.#isGone(queue) ? undefined : record
+      }
+      if (needsRecord(filter)) {
+        // oxlint-disable-next-line no-await-in-loop -- one after the other: memory holds one record
+        const record = await read()
+        if (record === undefined || !choosesRecord(filter, record)) continue
+      }
+      matched++
+      // oxlint-disable-next-line no-await-in-loop -- as above
+      await act(queue, offset, read)
+      this.#premises.changed(queue)
+    }
+    return { matched, next: null }
+  }
+
+  // Deleted, and perhaps another of its name was made.
+  #isGone(queue: Queue): boolean {
+    try {
+      return this.#premises.queue(queue.name) !== queue
+    } catch {
+      return true
+    }
+  }
+
+  /**
+   * Publishes messages again that were settled and that the log still holds, in the order in which they stand there.
+   * @throws SluiceError QUEUE_NOT_FOUND, INVALID_ARGUMENT, DISK_LOW, LOG_CORRUPT
+   */
+  async replay(request: ReplayRequest): Promise<ReplayResult> {
+    const queue = this.#premises.queue(request.name)
+    const { filter, limit, dryRun, fromMs = 0, untilMs = Infinity, fromOffset = 0 } = request
+    const cursor = cursorOf(request.cursor)
+    const stop = { position: Infinity }
+    let matched = 0
+    let replayed = 0
+    for await (const { header, bytes, at, position, index } of this.#batches(queue, cursor, stop)) {
+      let record = at + BATCH_HEADER_BYTES
+      for (let i = 0; i < header.count; i++, record += readU32(bytes, record)) {
+        if (i < index) continue
+        const offset = header.baseOffset + i
+        if (offset < fromOffset || header.timeMs < fromMs || header.timeMs >= untilMs) continue
+        if (queue.stateOf(offset) !== undefined) continue
+        const copy = copyBytes(bytes, record, record + readU32(bytes, record))
+        const circumstances = { dead: undefined, attempts: 0, timeMs: header.timeMs }
+        if (!choosesAmong(filter, circumstances, this.#premises.nowMs) || !choosesRecord(filter, copy))
+          continue
+        if (matched === limit) return { matched, replayed, cursor: `${position}:${i}` }
+        matched++
+        if (dryRun) continue
+        this.#premises.beginTurn()
+        const target = this.#premises.queue(request.to ?? request.name)
+        const origin = {
+          queue: queue.name,
+          offset,
+          publishedMs: header.timeMs,
+          attempts: 0,
+          redrives: 0,
+          dead: undefined,
+        }
+        if (!this.#moves.copy(copy, origin, target)) throw diskLow()
+        replayed++
+      }
+    }
+    return { matched, replayed, cursor: stop.position === Infinity ? null : `${stop.position}:0` }
+  }
+
+  /**
+   * Batches of the queue that the log holds, the first messages of the one at the cursor passed over. Ends after
+   * READ_BYTES_MAX, with the position to go on from in `stop`.
+   */
+  async *#batches(
+    queue: Queue,
+    cursor: { readonly position: number; readonly index: number } | undefined,
+    stop: { position: number },
+  ): AsyncGenerator<{
+    readonly header: BatchHeader
+    readonly bytes: Uint8Array
+    readonly at: number
+    readonly position: number
+    readonly index: number
+  }> {
+    const seen = new Set<number>()
+    const first = this.#log.usage().firstPosition
+    const from = cursor === undefined ? first : Math.max(first, segmentStart(cursor.position, this.#log))
+    let readBytes = 0
+    for await (const entry of this.#log.read(from)) {
+      if (cursor !== undefined && entry.position + entry.bytes.length <= cursor.position) continue
+      if (readBytes > READ_BYTES_MAX) {
+        stop.position = entry.position
+        return
+      }
+      readBytes += entry.bytes.length
+      const born = duplicatesIn(entry.bytes, queue.id)
+      for (const at of entryBatches(entry.bytes, 0)) {
+        const position = entry.position + at
+        if (entry.bytes[at + 4] !== BATCH_TYPE.messages || readU32(entry.bytes, at + 8) !== queue.id) continue
+        const header = readBatchHeader(entry.bytes, at)
+        // A copy whose original is still there says nothing new.
+        if (seen.has(header.baseOffset)) continue
+        seen.add(header.baseOffset)
+        if (cursor !== undefined && position < cursor.position) continue
+        if (born.size > 0 && (header.attributes & BATCH_ATTRIBUTE.relocated) === 0) {
+          yield* withoutDuplicates(entry.bytes, at, position, header, born, cursor)
+          continue
+        }
+        const index = position === cursor?.position ? cursor.index : 0
+        yield { header, bytes: entry.bytes, at, position, index }
+      }
+    }
+  }
+
+  /**
+   * What the log says of a message. A page reads a part of the log; the next one goes on at its cursor.
+   * @throws SluiceError QUEUE_NOT_FOUND, LOG_CORRUPT
+   */
+  async history(request: HistoryRequest): Promise<HistoryResult> {
+    const queue = this.#premises.queue(request.name)
+    const { offset } = request
+    const cursor = cursorOf(request.cursor)
+    const first = this.#log.usage().firstPosition
+    const events: HistoryEvent[] = []
+    let complete = cursor !== undefined && cursor.index > 0
+    let readBytes = 0
+    const from = cursor === undefined ? first : Math.max(first, segmentStart(cursor.position, this.#log))
+    for await (const entry of this.#log.read(from)) {
+      if (cursor !== undefined && entry.position < cursor.position) continue
+      if (readBytes > READ_BYTES_MAX)
+        return { events, complete, cursor: `${entry.position}:${complete ? 1 : 0}` }
+      readBytes += entry.bytes.length
+      for (const at of entryBatches(entry.bytes, 0)) {
+        if (readU32(entry.bytes, at + 8) !== queue.id) continue
+        const header = readBatchHeader(entry.bytes, at)
+        if (header.type === BATCH_TYPE.messages) {
+          const holds = offset >= header.baseOffset && offset < header.baseOffset + header.count
+          if (!holds || header.attributes & BATCH_ATTRIBUTE.relocated) continue
+          complete = true
+          events.push({ event: 'published', atMs: header.timeMs })
+        } else if (header.type === BATCH_TYPE.facts) {
+          readFacts(entry.bytes, at + BATCH_HEADER_BYTES, at + header.length, (fact) => {
+            const event = eventOf(fact, offset, header.timeMs)
+            if (event !== undefined) events.push(event)
+          })
+        }
+      }
+    }
+    return { events, complete, cursor: null }
+  }
+
+  /** @throws SluiceError QUEUE_NOT_FOUND */
+  consumers(name: string): ConsumerInfo[] {
+    const queue = this.#premises.queue(name)
+    return queue.subscriptions.map((subscription, index) => {
+      let oldestLeaseMs: number | null = null
+      for (const { leasedAtMs } of subscription.held())
+        oldestLeaseMs = oldestLeaseMs === null ? leasedAtMs : Math.min(oldestLeaseMs, leasedAtMs)
+      return {
+        id: subscription.id,
+        client: subscription.consumer.label,
+        peer: subscription.consumer.peer,
+        active: !queue.options.single || index === 0,
+        sinceMs: subscription.sinceMs,
+        creditMessages: subscription.creditMessages,
+        creditBytes: subscription.creditBytes,
+        leased: subscription.unsettled,
+        leasedBytes: subscription.unsettledBytes,
+        started: subscription.startedCount,
+        oldestLeaseMs,
+        delivered: subscription.delivered,
+      }
+    })
+  }
+}
+
+function segmentStart(position: number, log: Log): number {
+  return Math.floor(position / log.segmentBytes) * log.segmentBytes
+}
+
+/** Place in the log, and index of a message in the batch there. @throws SluiceError INVALID_ARGUMENT */
+function cursorOf(text: string | undefined): { position: number; index: number } | undefined {
+  if (text === undefined) return undefined
+  const match = /^(\d{1,15}):(\d{1,5})$/.exec(text)
+  if (match === null)
+    throw new SluiceError('INVALID_ARGUMENT', 'The `cursor` is not one that an earlier page ended with.')
+  return { position: Number(match[1]), index: Number(match[2]) }
+}
+
+/** Offsets that are not gone, from `from` on, as they are when they are come to. */
+function* offsetsFrom(queue: Queue, from: number): IterableIterator<number> {
+  for (const chunk of queue.chunks()) {
+    if (chunk.base + chunk.count <= from) continue
+    for (let index = Math.max(0, from - chunk.base); index < chunk.count; index++)
+      if (!chunk.isGone(index)) yield chunk.base + index
+  }
+}
+
+function* deadFrom(queue: Queue, from: number): IterableIterator<number> {
+  for (const chunk of queue.chunks()) {
+    if (chunk.dead === undefined || chunk.base + chunk.count <= from) continue
+    for (const offset of deadIn(chunk)) if (offset >= from) yield offset
+  }
+}
+
+function deadIn(chunk: Chunk): number[] {
+  return [...chunk.dead!.keys()].sort((a, b) => a - b).map((index) => chunk.base + index)
+}
+
+/** Offsets of the queue that an entry says are gone at once. */
+function duplicatesIn(bytes: Uint8Array, queueId: number): Set<number> {
+  const offsets = new Set<number>()
+  for (const at of entryBatches(bytes, 0)) {
+    if (bytes[at + 4] !== BATCH_TYPE.facts || readU32(bytes, at + 8) !== queueId) continue
+    readFacts(bytes, at + BATCH_HEADER_BYTES, at + readU32(bytes, at), ({ kind, offset }) => {
+      if (kind === FACT.duplicate) offsets.add(offset)
+    })
+  }
+  return offsets
+}
+
+// Hands out the messages between duplicates as batches of their own.
+function* withoutDuplicates(
+  bytes: Uint8Array,
+  at: number,
+  position: number,
+  header: BatchHeader,
+  born: ReadonlySet<number>,
+  cursor: { readonly position: number; readonly index: number } | undefined,
+): IterableIterator<{
+  readonly header: BatchHeader
+  readonly bytes: Uint8Array
+  readonly at: number
+  readonly position: number
+  readonly index: number
+}> {
+  const skipped = position === cursor?.position ? cursor.index : 0
+  for (let index = skipped; index < header.count; index++) {
+    if (born.has(header.baseOffset + index)) continue
+    yield { header: { ...header, count: index + 1 }, bytes, at, position, index }
+  }
+}
+
+const EVENTS: Readonly<Record<number, HistoryEventName>> = {
+  [FACT.ack]: 'acked',
+  [FACT.retry]: 'retried',
+  [FACT.dead]: 'dead',
+  [FACT.purge]: 'purged',
+  [FACT.expire]: 'expired',
+  [FACT.drop]: 'dropped',
+  [FACT.cancel]: 'cancelled',
+  [FACT.duplicate]: 'duplicate',
+  [FACT.discard]: 'discarded',
+  [FACT.move]: 'moved',
+  [FACT.redrive]: 'redriven',
+  [FACT.carry]: 'redriven',
+  [FACT.reschedule]: 'rescheduled',
+  [FACT.hand]: 'delivered',
+}
+
+function eventOf(fact: Fact, offset: number, atMs: number): HistoryEvent | undefined {
+  const event = EVENTS[fact.kind]
+  if (event === undefined) return undefined
+  const isRange =
+    fact.kind === FACT.ack || fact.kind === FACT.expire || fact.kind === FACT.hand || fact.kind === FACT.drop
+  const from = fact.kind === FACT.purge ? 0 : fact.offset
+  const end = fact.kind === FACT.purge ? fact.offset : fact.offset + (isRange ? fact.count : 1)
+  if (offset < from || offset >= end) return undefined
+  const comesBack = fact.kind === FACT.retry || fact.kind === FACT.reschedule
+  return {
+    event,
+    atMs,
+    ...(fact.attempts > 0 ? { attempts: fact.attempts } : {}),
+    ...(comesBack ? { dueMs: fact.timeMs } : {}),
+    ...(fact.text === '' ? {} : { text: fact.text }),
+  }
+}
+
+function sameQueue(frame: string, name: string): SluiceError {
+  return new SluiceError(
+    'INVALID_ARGUMENT',
+    `${frame} goes to the queue ${name}, where the messages are; without \`to\` they go back into their own.`,
+  )
+}
+
+function diskLow(): SluiceError {
+  return new SluiceError('DISK_LOW', 'The log has no room for more messages.', { retryAfterMs: 1_000 })
+}

@@ -1,0 +1,107 @@
+/**
+ * What goes into the open entry: the facts that queues gathered, and batches of messages. Facts of a queue that were
+ * applied and not written yet are listed here; they are written before anything that is computed from them leaves.
+ */
+import { BATCH_HEADER_BYTES, BATCH_TYPE, sealBatch, stampBatch } from '@sluice/protocol'
+import type { Log } from '../log/log.js'
+import type { Tail } from '../log/tail.js'
+import type { FactBuffer, Queue } from '../queue/index.js'
+
+export class Writer {
+  /** Time of this turn, ms. */
+  nowMs = 0
+  readonly tail: Tail
+  readonly #log: Log
+  readonly #wake: () => void
+  readonly #withFacts: Queue[] = []
+
+  constructor(log: Log, tail: Tail, wake: () => void) {
+    this.#log = log
+    this.tail = tail
+    this.#wake = wake
+  }
+
+  get segmentBytes(): number {
+    return this.#log.segmentBytes
+  }
+
+  /** Whether `bytes` more have room, while what must always be written keeps its own. */
+  hasRoom(bytes: number): boolean {
+    return this.#log.reserve(this.tail.pendingBytes + bytes)
+  }
+
+  /** The queue may have facts that are to be written by the end of the turn. */
+  note(queue: Queue): void {
+    if (queue.facts.isEmpty) return
+    // Many settles in one turn must not make a batch that fits no segment.
+    if (queue.facts.length > this.#log.segmentBytes / 8) {
+      this.facts(queue.id, queue.facts)
+      return
+    }
+    if (queue.hasPendingFacts) return
+    queue.hasPendingFacts = true
+    this.#withFacts.push(queue)
+    this.#wake()
+  }
+
+  /** Writes what queues have gathered. */
+  flush(): void {
+    for (const queue of this.#withFacts) {
+      queue.hasPendingFacts = false
+      if (!queue.facts.isEmpty) this.facts(queue.id, queue.facts)
+    }
+    this.#withFacts.length = 0
+  }
+
+  /** What is written next, `bytes` with its headers, stands in one entry: all of it is durable, or nothing. */
+  together(bytes: number): void {
+    this.tail.reserve(bytes, this.nowMs)
+  }
+
+  /** Bytes that the facts will take. */
+  factsBytes(facts: FactBuffer): number {
+    return facts.isEmpty ? 0 : BATCH_HEADER_BYTES + facts.length
+  }
+
+  facts(queueId: number, facts: FactBuffer): void {
+    if (facts.isEmpty) return
+    const length = BATCH_HEADER_BYTES + facts.length
+    const at = this.tail.reserve(length, this.nowMs)
+    this.tail.bytes.set(facts.bytes, at + BATCH_HEADER_BYTES)
+    sealBatch(this.tail.bytes, at, at + length, {
+      type: BATCH_TYPE.facts,
+      queueId,
+      count: facts.count,
+      timeMs: this.nowMs,
+    })
+    this.tail.add(length)
+    facts.clear()
+    this.#wake()
+  }
+
+  /** The batch `bytes[at, end)` of messages that are at `base` from now on; returns its place in the log. */
+  messages(
+    bytes: Uint8Array,
+    at: number,
+    end: number,
+    queue: Queue,
+    producerId: number,
+    attributes: number,
+  ): number {
+    const length = end - at
+    const to = this.tail.reserve(length, this.nowMs)
+    this.tail.bytes.set(bytes.subarray(at, end), to)
+    stampBatch(this.tail.bytes, to, queue.id, queue.next, this.nowMs, producerId)
+    this.tail.bytes[to + 5] = attributes
+    this.#wake()
+    return this.tail.add(length)
+  }
+
+  /** A batch that says something by its header alone. It is written at once. */
+  mark(type: number, count: number, attributes: number): void {
+    const at = this.tail.reserve(BATCH_HEADER_BYTES, this.nowMs)
+    sealBatch(this.tail.bytes, at, at + BATCH_HEADER_BYTES, { type, count, attributes, timeMs: this.nowMs })
+    this.tail.add(BATCH_HEADER_BYTES)
+    this.tail.flush(this.nowMs)
+  }
+}

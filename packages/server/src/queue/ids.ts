@@ -1,0 +1,216 @@
+/**
+ * Ids that were seen, for deduplication, each as a keyed 128-bit hash (see hash.ts): two ids never share one in practice,
+ * and nobody can make two that do.
+ *
+ * `IdWindow` remembers each for a time after it was first accepted, in the order of acceptance. `PendingIds` knows those
+ * of messages that are not done. Neither ever forgets early: whoever puts one in has looked at the count before.
+ */
+import { readU32, readU64, writeU32, writeU64 } from '@sluice/protocol'
+import type { Chunks } from './chunks.js'
+import { ID_WORDS } from './hash.js'
+import { HashIndex } from './hash-index.js'
+
+const NONE = -1
+
+/** Ids of one state page. */
+const PAGE_IDS = 1024
+const PAGE_HEAD_BYTES = 16
+const PAGE_ID_BYTES = 32
+
+/** Ids by acceptance: entry `n` stands in the ring at `n` modulo its capacity. */
+export class IdWindow extends HashIndex {
+  /** Entries `[#first, #next)` are remembered. */
+  #first = 0
+  #next = 0
+  #words = new Uint32Array(PAGE_IDS * ID_WORDS)
+  #offsets = new Float64Array(PAGE_IDS)
+  #times = new Float64Array(PAGE_IDS)
+  /** Where the newest state page of entries `[page × PAGE_IDS, …)` stands. */
+  readonly #pages = new Map<number, number>()
+  /** Entries from here on are in no page. */
+  #cleanUntil = 0
+  /** Ids that were accepted before this place in the log are in the pages that were read. */
+  restoredUntil = -1
+  #read: { readonly bytes: Uint8Array; readonly position: number }[] = []
+
+  protected override wordOf(entry: number): number {
+    return this.#words[this.#slot(entry) * ID_WORDS]!
+  }
+
+  protected override isHashOf(entry: number, h0: number, h1: number, h2: number, h3: number): boolean {
+    const at = this.#slot(entry) * ID_WORDS
+    const words = this.#words
+    return words[at] === h0 && words[at + 1] === h1 && words[at + 2] === h2 && words[at + 3] === h3
+  }
+
+  #slot(entry: number): number {
+    return entry % this.#offsets.length
+  }
+
+  /** Offset at which the id was accepted, -1 if it is not remembered. */
+  find(words: Uint32Array, at: number): number {
+    const entry = this.lookUp(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!)
+    return entry === NONE ? NONE : this.#offsets[this.#slot(entry)]!
+  }
+
+  /** Remembers an id as accepted now; should it be remembered already, that means nothing any more. */
+  remember(words: Uint32Array, at: number, offset: number, timeMs: number): void {
+    const older = this.lookUp(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!)
+    if (older !== NONE) this.remove(older)
+    this.#add(words, at, offset, timeMs)
+  }
+
+  #add(words: Uint32Array, at: number, offset: number, timeMs: number): void {
+    if (this.#next - this.#first === this.#offsets.length) this.#grow()
+    const entry = this.#next++
+    const slot = this.#slot(entry)
+    for (let word = 0; word < ID_WORDS; word++) this.#words[slot * ID_WORDS + word] = words[at + word]!
+    this.#offsets[slot] = offset
+    this.#times[slot] = timeMs
+    this.enter(entry)
+  }
+
+  /** Forgets what was accepted at `timeMs` or before. */
+  forgetUntil(timeMs: number): void {
+    while (this.#first < this.#next && this.#times[this.#slot(this.#first)]! <= timeMs) {
+      if (this.#isCurrent(this.#first)) this.remove(this.#first)
+      this.#first++
+      if (this.#first % PAGE_IDS === 0) this.#pages.delete(this.#first / PAGE_IDS - 1)
+    }
+    if (this.#first === this.#next) this.#pages.clear()
+  }
+
+  // Of an id that was forgotten and accepted anew, only the newer entry is in the index.
+  #isCurrent(entry: number): boolean {
+    const at = this.#slot(entry) * ID_WORDS
+    const words = this.#words
+    return this.lookUp(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!) === entry
+  }
+
+  #grow(): void {
+    const { length } = this.#offsets
+    const words = new Uint32Array(length * 2 * ID_WORDS)
+    const offsets = new Float64Array(length * 2)
+    const times = new Float64Array(length * 2)
+    for (let entry = this.#first; entry < this.#next; entry++) {
+      const from = entry % length
+      const to = entry % (length * 2)
+      for (let word = 0; word < ID_WORDS; word++)
+        words[to * ID_WORDS + word] = this.#words[from * ID_WORDS + word]!
+      offsets[to] = this.#offsets[from]!
+      times[to] = this.#times[from]!
+    }
+    this.#words = words
+    this.#offsets = offsets
+    this.#times = times
+  }
+
+  // --- state pages: u64 first entry · u32 count · u32 0 · entries of four u32 words, u64 offset, u64 time ---
+
+  /** Pages that are not in the log as they are now, or stand there before `evacuateBefore`. */
+  *pagesToWrite(evacuateBefore: number): IterableIterator<number> {
+    for (let page = Math.floor(this.#first / PAGE_IDS); page * PAGE_IDS < this.#next; page++) {
+      const position = this.#pages.get(page)
+      if (
+        position === undefined ||
+        position < evacuateBefore ||
+        Math.min((page + 1) * PAGE_IDS, this.#next) > this.#cleanUntil
+      )
+        yield page
+    }
+  }
+
+  encodePage(page: number): Uint8Array {
+    const first = Math.max(page * PAGE_IDS, this.#first)
+    const end = Math.min((page + 1) * PAGE_IDS, this.#next)
+    const bytes = new Uint8Array(PAGE_HEAD_BYTES + (end - first) * PAGE_ID_BYTES)
+    writeU64(bytes, 0, first)
+    writeU32(bytes, 8, end - first)
+    let at = PAGE_HEAD_BYTES
+    for (let entry = first; entry < end; entry++, at += PAGE_ID_BYTES) {
+      const slot = this.#slot(entry)
+      for (let word = 0; word < ID_WORDS; word++)
+        writeU32(bytes, at + word * 4, this.#words[slot * ID_WORDS + word]!)
+      writeU64(bytes, at + 16, this.#offsets[slot]!)
+      writeU64(bytes, at + 24, this.#times[slot]!)
+    }
+    return bytes
+  }
+
+  /** The page, with all that is in it now, was appended at `position`. Pages are written in their order. */
+  pageWritten(page: number, position: number): void {
+    // Forgotten while the checkpoint waited.
+    if (page < Math.floor(this.#first / PAGE_IDS)) return
+    this.#pages.set(page, position)
+    this.#cleanUntil = Math.max(this.#cleanUntil, Math.min((page + 1) * PAGE_IDS, this.#next))
+  }
+
+  pagePositions(): IterableIterator<number> {
+    return this.#pages.values()
+  }
+
+  /** Recovery: takes what a page holds; `restored` follows when all have come. */
+  restorePage(bytes: Uint8Array, start: number, end: number, position: number): void {
+    this.#read.push({ bytes: bytes.slice(start, end), position })
+    this.restoredUntil = Math.max(this.restoredUntil, position)
+  }
+
+  /** All pages have come, in whatever order. */
+  restored(): void {
+    const read = this.#read.toSorted((a, b) => readU64(a.bytes, 0) - readU64(b.bytes, 0))
+    this.#read = []
+    const words = new Uint32Array(ID_WORDS)
+    for (const { bytes, position } of read) {
+      const first = readU64(bytes, 0)
+      const count = readU32(bytes, 8)
+      if (this.#first === this.#next) this.#first = this.#next = first
+      let at = PAGE_HEAD_BYTES
+      for (let i = 0; i < count; i++, at += PAGE_ID_BYTES) {
+        for (let word = 0; word < ID_WORDS; word++) words[word] = readU32(bytes, at + word * 4)
+        // An old page can hold an id that had been forgotten when a newer one took it in again.
+        this.remember(words, 0, readU64(bytes, at + 16), readU64(bytes, at + 24))
+      }
+      this.#pages.set(Math.floor(first / PAGE_IDS), position)
+    }
+    this.#cleanUntil = this.#next
+  }
+}
+
+/** Ids of messages that are not done. The hashes stand in the chunks of their messages. */
+export class PendingIds extends HashIndex {
+  readonly #chunks: Chunks
+
+  constructor(chunks: Chunks) {
+    super()
+    this.#chunks = chunks
+  }
+
+  protected override wordOf(offset: number): number {
+    const chunk = this.#chunks.at(offset)!
+    return chunk.ids![(offset - chunk.base) * ID_WORDS]!
+  }
+
+  protected override isHashOf(offset: number, h0: number, h1: number, h2: number, h3: number): boolean {
+    const chunk = this.#chunks.at(offset)!
+    const at = (offset - chunk.base) * ID_WORDS
+    const words = chunk.ids!
+    return words[at] === h0 && words[at + 1] === h1 && words[at + 2] === h2 && words[at + 3] === h3
+  }
+
+  /** Offset of the message with this id, -1 if there is none. */
+  find(words: Uint32Array, at: number): number {
+    return this.lookUp(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!)
+  }
+
+  /** The message at `offset`, whose id stands in its chunk, is pending; unless another with that id is. */
+  add(offset: number): void {
+    const chunk = this.#chunks.at(offset)!
+    if (this.find(chunk.ids!, (offset - chunk.base) * ID_WORDS) === NONE) this.enter(offset)
+  }
+
+  /** The message at `offset` is done, and still in its chunk. */
+  done(offset: number): void {
+    const chunk = this.#chunks.at(offset)!
+    if (this.find(chunk.ids!, (offset - chunk.base) * ID_WORDS) === offset) this.remove(offset)
+  }
+}
