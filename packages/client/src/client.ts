@@ -2,16 +2,9 @@
  * The client: dials, keeps one connection to the broker and dials again when it is lost; hands each new connection to
  * the producer first, so that what is unanswered goes before what is new, then to the consumers.
  */
-import {
-  decodeControl,
-  encodeControl,
-  LIMITS,
-  OP,
-  SluiceError,
-  type ErrorCode,
-  type HelloOk,
-} from '@sluice/protocol'
+import { LIMITS, SluiceError, type ErrorCode, type HelloOk } from '@sluice/protocol'
 import { Connection } from './connection.js'
+import { DeadLetters } from './dead.js'
 import { Deadlines } from './deadlines.js'
 import { parseDuration, type Duration } from './duration.js'
 import { Events } from './events.js'
@@ -42,6 +35,7 @@ import { aborted, Producer, type Receipt } from './producer.js'
 import { Puller } from './pull.js'
 import { Queues } from './queues.js'
 import { failuresAfterLoss, reconnectDelayMs } from './reconnect.js'
+import { Requests } from './requests.js'
 import { MessageStream } from './stream.js'
 import type { Consumer, HandlerFailure, Session } from './subscription.js'
 import { dialTcp, type Dial } from './transport.js'
@@ -94,12 +88,6 @@ const FATAL: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['AUTH_FAILED', 'PROTOC
 export interface MessageIterator<Body>
   extends AsyncIterableIterator<Message<Body>, undefined>, AsyncDisposable {}
 
-interface PendingRequest {
-  readonly deadlineMs: number
-  readonly send: (connection: Connection) => void
-  readonly fail: (error: SluiceError) => void
-}
-
 interface Opening {
   readonly resolve: () => void
   readonly reject: (error: SluiceError) => void
@@ -112,8 +100,10 @@ interface Opening {
  * subscribes again. It is closed by `close`, or by a broker that refuses it for good (AUTH_FAILED, PROTOCOL_VERSION).
  */
 export class Sluice {
-  /** Queues at the broker: ensure, get, list, delete, purge. */
+  /** Queues at the broker, and single messages and consumers of theirs. */
   readonly queues: Queues
+  /** Dead letters: list, get, redrive, delete. */
+  readonly dead: DeadLetters
   readonly #settings: Settings
   readonly #dial: Dial
   readonly #events = new Events<SluiceEvents>((name, payload) => this.#warn(name, payload))
@@ -126,8 +116,7 @@ export class Sluice {
   readonly #workers = new Set<HandlerWorker>()
   readonly #streams = new Set<MessageStream>()
   readonly #pullers = new Map<string, Puller>()
-  /** Requests that wait for a connection. */
-  #requests = new Set<PendingRequest>()
+  readonly #requests: Requests
   /** Being dialled, or open. */
   #connection: Connection | undefined
   #openedMs = 0
@@ -150,7 +139,7 @@ export class Sluice {
       () => this.#connection?.flush(),
     )
     this.#producer = new Producer(settings, this.#deadlines, () => this.#turn.schedule())
-    this.#deadlines.add((nowMs) => this.#sweep(nowMs))
+    this.#deadlines.add((nowMs) => this.#connection?.sweep(nowMs) ?? Infinity)
     const openConnection = (): Connection | undefined =>
       this.#connection?.open === true ? this.#connection : undefined
     this.#session = {
@@ -164,9 +153,9 @@ export class Sluice {
       report: (error) => this.#events.emit('error', error),
       handlerFailed: (failure) => this.#events.emit('handlerError', failure),
     }
-    this.queues = new Queues((opcode, body, repeatable, options) =>
-      this.#request(opcode, body, repeatable, options),
-    )
+    this.#requests = new Requests(this.#session)
+    this.queues = new Queues(this.#requests)
+    this.dead = new DeadLetters(this.#requests)
   }
 
   /** Whether there is a connection to the broker now. */
@@ -336,7 +325,7 @@ export class Sluice {
    */
   async pull<Output>(ref: QueueRef<unknown, Output>, options: PullOptions = {}): Promise<Message<Output>[]> {
     const { name } = queueOf(ref)
-    const { max, waitMs } = pullSettings(options)
+    const settings = pullSettings(options, this.#settings.timeoutMs)
     this.#refuseWhenClosed()
     let puller = this.#pullers.get(name)
     if (puller === undefined) {
@@ -344,8 +333,7 @@ export class Sluice {
       this.#pullers.set(name, puller)
       this.#consumers.add(puller)
     }
-    const timeoutMs = timeoutOf(options, this.#settings.timeoutMs)
-    return puller.pull(max, waitMs, timeoutMs, options.signal) as Promise<Message<Output>[]>
+    return puller.pull(settings) as Promise<Message<Output>[]>
   }
 
   /**
@@ -506,9 +494,7 @@ export class Sluice {
     this.#openedMs = performance.now()
     this.#producer.attach(connection, ok)
     for (const consumer of this.#consumers) consumer.attach(connection)
-    const requests = this.#requests
-    this.#requests = new Set()
-    for (const request of requests) request.send(connection)
+    this.#requests.attach(connection)
     this.#turn.schedule()
     const again = this.#wasOpen
     this.#wasOpen = true
@@ -552,83 +538,13 @@ export class Sluice {
     this.#consumers.clear()
     this.#pullers.clear()
     this.#producer.close(error)
-    for (const request of this.#requests) request.fail(error)
-    this.#requests.clear()
+    this.#requests.close(error)
     this.#deadlines.stop()
     if (error.code === 'CLOSED') connection?.goodbye()
     else connection?.fail(error)
     const opening = this.#opening
     if (opening !== undefined) opening.reject(error)
     else if (error.code !== 'CLOSED') this.#events.emit('error', error)
-  }
-
-  #sweep(nowMs: number): number {
-    let nextMs = this.#connection?.sweep(nowMs) ?? Infinity
-    for (const request of this.#requests) {
-      if (request.deadlineMs > nowMs) nextMs = Math.min(nextMs, request.deadlineMs)
-      else {
-        this.#requests.delete(request)
-        request.fail(
-          new SluiceError('TIMEOUT', 'There was no connection before the deadline of the call passed.'),
-        )
-      }
-    }
-    return nextMs
-  }
-
-  #request(
-    opcode: number,
-    body: { readonly [name: string]: unknown },
-    repeatable: boolean,
-    options: CallOptions | undefined,
-  ): Promise<{ readonly [name: string]: unknown }> {
-    return new Promise((resolve, reject) => {
-      this.#refuseWhenShut()
-      const signal = options?.signal
-      if (signal?.aborted === true) throw aborted(signal, false)
-      const payload = encodeControl(body)
-      const deadlineMs = performance.now() + timeoutOf(options, this.#settings.timeoutMs)
-      let sent = false
-      const onAbort = (): void => {
-        this.#requests.delete(request)
-        reject(aborted(signal!, sent))
-      }
-      const fail = (error: SluiceError): void => {
-        signal?.removeEventListener('abort', onAbort)
-        reject(error)
-      }
-      const request: PendingRequest = {
-        deadlineMs,
-        fail,
-        send: (connection) => {
-          sent = true
-          connection.request(opcode, 0, payload, {
-            expects: OP.RESULT,
-            deadlineMs,
-            answered: (bytes, start, end) => {
-              const result = decodeControl(bytes, start, end)
-              signal?.removeEventListener('abort', onAbort)
-              resolve(result)
-            },
-            failed: (error) => {
-              const again = repeatable && error.code === 'CONNECTION_LOST' && this.#closed === undefined
-              if (again && signal?.aborted !== true) this.#requests.add(request)
-              else fail(error)
-            },
-          })
-        },
-      }
-      signal?.addEventListener('abort', onAbort, { once: true })
-      this.#deadlines.arm(deadlineMs)
-      const { connection } = this.#session
-      if (connection === undefined || connection.stopping) this.#requests.add(request)
-      else request.send(connection)
-      this.#turn.schedule()
-    })
-  }
-
-  #refuseWhenShut(): void {
-    if (this.#closed !== undefined) throw this.#closed
   }
 }
 

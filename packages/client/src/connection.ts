@@ -23,6 +23,7 @@ import {
   PROTOCOL_VERSION,
   SluiceError,
   writeFrameHeader,
+  type ErrorCode,
   type Fault,
   type HelloOk,
 } from '@sluice/protocol'
@@ -44,6 +45,8 @@ export interface Reply {
 export interface ChannelSink {
   delivered(bytes: Uint8Array, start: number, end: number): void
   drained(bytes: Uint8Array, start: number, end: number): void
+  /** Messages no longer belong to the subscription. */
+  leasesLost(bytes: Uint8Array, start: number, end: number): void
   /** The broker ended the subscription. */
   ended(error: SluiceError): void
   /** The connection ended, and the subscription with it. */
@@ -289,13 +292,7 @@ export class Connection {
     try {
       step()
     } catch (error) {
-      this.fail(
-        error instanceof SluiceError
-          ? error
-          : new SluiceError('CONNECTION_LOST', 'The client could not handle what the broker sent.', {
-              cause: error,
-            }),
-      )
+      this.fail(incomprehensible(error))
     }
   }
 
@@ -379,10 +376,14 @@ export class Connection {
       case OP.SETTLE_OK:
       case OP.SUBSCRIBE_OK:
       case OP.RESULT:
+      case OP.MESSAGES:
         this.#answer(opcode, correlation, bytes, start, end)
         return
       case OP.DRAINED:
         this.#channels.get(channel)?.drained(bytes, start, end)
+        return
+      case OP.LEASES_LOST:
+        this.#channels.get(channel)?.leasesLost(bytes, start, end)
         return
       case OP.PING:
         exact('PING', end - start, 0)
@@ -413,7 +414,13 @@ export class Connection {
     if (reply === undefined) return
     if (reply.expects !== opcode) throw unexpected(opcode, `as the answer to request ${correlation}`)
     this.#replies.delete(correlation)
-    reply.answered(bytes, start, end)
+    try {
+      reply.answered(bytes, start, end)
+    } catch (error) {
+      // The connection is going to end; who waits for just this answer must not wait on.
+      reply.failed(incomprehensible(error))
+      throw error
+    }
     this.#tellAnswered()
   }
 
@@ -434,7 +441,7 @@ export class Connection {
 
   #notice(channel: number, fault: Fault): void {
     this.#events.notice(fault)
-    if (fault.code === 'QUEUE_DELETED') this.#channels.get(channel)?.ended(faultError(fault))
+    if (ENDS_SUBSCRIPTION.has(fault.code)) this.#channels.get(channel)?.ended(faultError(fault))
   }
 
   #welcome(ok: HelloOk): void {
@@ -472,6 +479,17 @@ export class Connection {
 }
 
 const EMPTY = new Uint8Array(0)
+
+// Ends of a subscription that no request caused, however the broker tells them.
+const ENDS_SUBSCRIPTION: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['QUEUE_DELETED', 'CONSUMER_CLOSED'])
+
+function incomprehensible(error: unknown): SluiceError {
+  return error instanceof SluiceError
+    ? error
+    : new SluiceError('CONNECTION_LOST', 'The client could not handle what the broker sent.', {
+        cause: error,
+      })
+}
 
 function unexpected(opcode: number, where: string): SluiceError {
   const name = opcodeName(opcode)

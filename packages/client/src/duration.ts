@@ -1,5 +1,5 @@
 /** Lengths of time as users write them: milliseconds, or text such as '30s'. Everything inside counts milliseconds. */
-import { LIMITS, shown, SluiceError } from '@sluice/protocol'
+import { LIMITS, shown, SluiceError, type ErrorCode } from '@sluice/protocol'
 
 const UNIT_MS = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const
 
@@ -16,6 +16,11 @@ export type Duration = number | `${number}${keyof typeof UNIT_MS}`
  * parseDuration('1.5s') // 1500
  */
 export function parseDuration(value: unknown, name = 'duration'): number {
+  return durationMs(value, name, 'INVALID_ARGUMENT')
+}
+
+/** As `parseDuration`, refused with `code`. */
+export function durationMs(value: unknown, name: string, code: ErrorCode): number {
   let ms: number | undefined
   if (typeof value === 'number') ms = value
   else if (typeof value === 'string') {
@@ -24,16 +29,13 @@ export function parseDuration(value: unknown, name = 'duration'): number {
   }
   if (ms === undefined || !Number.isFinite(ms) || ms < 0) {
     throw new SluiceError(
-      'INVALID_ARGUMENT',
+      code,
       `\`${name}\` is ${shown(value)}; it must be milliseconds or text such as '250ms', '30s', '5m', '2h', '7d'.`,
     )
   }
   ms = Math.round(ms)
   if (ms > LIMITS.delayMsMax) {
-    throw new SluiceError(
-      'INVALID_ARGUMENT',
-      `\`${name}\` is ${shown(value)}; at most 100 years are allowed.`,
-    )
+    throw new SluiceError(code, `\`${name}\` is ${shown(value)}; at most 100 years are allowed.`)
   }
   return ms
 }

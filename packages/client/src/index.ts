@@ -9,6 +9,14 @@ export type {
   Sluice,
   SluiceEvents,
 } from './client.js'
+export type {
+  DeadDeleted,
+  DeadLetters,
+  DeadListOptions,
+  DeadSelection,
+  Redriven,
+  RedriveOptions,
+} from './dead.js'
 export { parseDuration } from './duration.js'
 export type { Duration } from './duration.js'
 export { DeadLetter, Retry } from './message.js'
@@ -27,9 +35,30 @@ export type {
   QueueDeclaration,
   QueueRef,
 } from './options.js'
+export type { MessagePage, Origin, PeekedMessage } from './peeked.js'
 export type { Receipt } from './producer.js'
-export type { EnsureOptions, QueueInfo, QueueOptions, Queues } from './queues.js'
+export type {
+  Due,
+  EnsureOptions,
+  History,
+  HistoryEvent,
+  PeekOptions,
+  QueueInfo,
+  QueueOptions,
+  Queues,
+  QueueSettings,
+  Replayed,
+  ReplayOptions,
+} from './queues.js'
+export type { MessageFilter, MessageRef, Pace } from './selection.js'
 export type { HandlerFailure } from './subscription.js'
 export type { Handler, Worker } from './worker.js'
 export { SluiceError } from '@sluice/protocol'
-export type { ErrorCode, ErrorScope } from '@sluice/protocol'
+export type {
+  ConsumerInfo,
+  DeathName,
+  ErrorCode,
+  ErrorScope,
+  HistoryEventName,
+  MessageState,
+} from '@sluice/protocol'

@@ -8,17 +8,14 @@ import {
   LIMITS,
   OUTCOME,
   readRecordOptions,
-  readU16,
-  readU32,
   RECORD_FLAG,
-  RECORD_HEADER_BYTES,
   SluiceError,
   type Delivery,
   type Outcome,
   type RecordOptions,
 } from '@sluice/protocol'
-import { decodeBody } from './body.js'
-import { parseDuration, type Duration } from './duration.js'
+import { durationMs, type Duration } from './duration.js'
+import { INSPECT, NO_HEADERS, recordBody } from './records.js'
 import { leaseLost, Settlement, type SettleGroup } from './settlement.js'
 
 /** Options of `message.retry` and `Retry`. */
@@ -33,8 +30,8 @@ export interface RetryOptions {
  * A message and the lease on it. It is settled once: the first of `ack`, `retry`, `release` and `deadLetter` counts.
  *
  * Each returns a promise that resolves when the outcome is durable. Not awaiting it is safe: it is made only when used.
- * It rejects with ALREADY_SETTLED; with LEASE_LOST when the message no longer belongs to this consumer; with
- * CONNECTION_LOST and `outcome: 'unknown'` when the answer never came.
+ * It rejects with ALREADY_SETTLED; with LEASE_LOST when the message no longer belongs to this consumer, such as after
+ * its processing timeout; with CONNECTION_LOST and `outcome: 'unknown'` when the answer never came.
  */
 export interface Message<Body = unknown> {
   /** Decoded when it is first read. Throws SluiceError INVALID_BODY where that fails. */
@@ -55,12 +52,17 @@ export interface Message<Body = unknown> {
   readonly queue: string
   /** Done: it leaves the queue. */
   ack(): Promise<void>
-  /** Failed: counts as a try and comes back later. Throws INVALID_ARGUMENT. */
+  /** Failed: counts as a try and comes back later. Throws INVALID_DELAY. */
   retry(options?: RetryOptions): Promise<void>
   /** Not tried: does not count and comes back at its old place. */
   release(): Promise<void>
   /** Given up: kept among the dead letters for a person. */
   deadLetter(reason?: string): Promise<void>
+  /**
+   * Not done yet: the processing timeout begins anew, with `duration` from now, at least 100 ms, or else with the time
+   * that messages of this consumer have. Not a settle. Throws INVALID_ARGUMENT.
+   */
+  extend(duration?: Duration): Promise<void>
 }
 
 /** The second argument of a handler. */
@@ -72,9 +74,12 @@ export interface HandlerContext {
 /** The subscription that a message was delivered on, as the message knows it. */
 export interface Lessor {
   readonly queue: string
-  /** False once its connection is lost or it was given up: nothing delivered on it can be settled. */
-  readonly live: boolean
+  /** Whether a message that was delivered with this tag, and was not settled, still belongs to the consumer. */
+  holds(tag: number): boolean
+  /** The message with this tag, which is not held, knows that and is not going to ask again. */
+  forget(tag: number): void
   settle(tag: number, outcome: Outcome, delayMs: number | undefined, reason: string | undefined): SettleGroup
+  extend(tag: number, durationMs: number): Promise<void>
   /** Tells the message when its lease is lost. */
   watch(message: DeliveredMessage): void
   unwatch(message: DeliveredMessage): void
@@ -88,13 +93,16 @@ export interface Run extends Delivery {
 
 const UNREAD = Symbol('unread')
 
-const INSPECT = Symbol.for('nodejs.util.inspect.custom')
+const OPEN = 0
+const SETTLED = 1
+const LOST = 2
+type LeaseState = typeof OPEN | typeof SETTLED | typeof LOST
 
 export class DeliveredMessage implements Message, HandlerContext {
   readonly #run: Run
   readonly #index: number
   readonly #at: number
-  #settled = false
+  #state: LeaseState = OPEN
   #body: unknown = UNREAD
   #options: RecordOptions | undefined
   #abort: AbortController | undefined
@@ -107,10 +115,7 @@ export class DeliveredMessage implements Message, HandlerContext {
 
   get body(): unknown {
     if (this.#body === UNREAD) {
-      const { records } = this.#run
-      const at = this.#at
-      const start = at + RECORD_HEADER_BYTES + readU16(records, at + 6)
-      this.#body = decodeBody(records[at + 5]! >> 5, records, start, at + readU32(records, at))
+      this.#body = recordBody(this.#run.records, this.#at)
     }
     return this.#body
   }
@@ -159,7 +164,8 @@ export class DeliveredMessage implements Message, HandlerContext {
     return (this.#options ??= readRecordOptions(this.#run.records, this.#at))
   }
 
-  get #tag(): number {
+  /** What it is called on its subscription. */
+  get tag(): number {
     return (this.#run.firstTag + this.#index) >>> 0
   }
 
@@ -178,7 +184,7 @@ export class DeliveredMessage implements Message, HandlerContext {
   }
 
   retry(options: RetryOptions = {}): Promise<void> {
-    const delayMs = options.delay === undefined ? undefined : parseDuration(options.delay, 'delay')
+    const delayMs = retryDelayMs(options)
     return this.#settle(OUTCOME.retry, delayMs, clip(options.reason))
   }
 
@@ -191,29 +197,51 @@ export class DeliveredMessage implements Message, HandlerContext {
   }
 
   #settle(outcome: Outcome, delayMs: number | undefined, reason: string | undefined): Promise<void> {
+    if (!this.#isOpen()) return new Settlement(this.#refusal(), 0)
     const { lessor } = this.#run
-    if (this.#settled) return new Settlement(alreadySettled(this), 0)
-    if (!lessor.live) return new Settlement(leaseLost(), 0)
-    this.#settled = true
+    this.#state = SETTLED
     if (this.#abort !== undefined) lessor.unwatch(this)
-    const tag = this.#tag
+    const { tag } = this
     return new Settlement(lessor.settle(tag, outcome, delayMs, reason), tag)
+  }
+
+  #isOpen(): boolean {
+    if (this.#state !== OPEN) return false
+    const { lessor } = this.#run
+    const { tag } = this
+    if (lessor.holds(tag)) return true
+    this.#state = LOST
+    lessor.forget(tag)
+    return false
+  }
+
+  /** Why it cannot be settled. */
+  #refusal(): SluiceError {
+    return this.#state === LOST ? leaseLost() : alreadySettled(this)
+  }
+
+  extend(duration?: Duration): Promise<void> {
+    const durationMs = duration === undefined ? 0 : extensionMs(duration)
+    if (this.#isOpen()) return this.#run.lessor.extend(this.tag, durationMs)
+    const refused = Promise.reject<void>(this.#refusal())
+    refused.catch(() => {})
+    return refused
   }
 
   /** Settles as the handler's end says, unless it was settled before or is lost; nobody waits for it. */
   finish(outcome: Outcome, delayMs?: number, reason?: string): void {
+    if (!this.#isOpen()) return
     const { lessor } = this.#run
-    if (this.#settled || !lessor.live) return
-    this.#settled = true
+    this.#state = SETTLED
     if (this.#abort !== undefined) lessor.unwatch(this)
-    lessor.settle(this.#tag, outcome, delayMs, reason)
+    lessor.settle(this.tag, outcome, delayMs, reason)
   }
 
   get signal(): AbortSignal {
     if (this.#abort === undefined) {
       this.#abort = new AbortController()
-      if (!this.#run.lessor.live) this.#abort.abort(leaseLost())
-      else if (!this.#settled) this.#run.lessor.watch(this)
+      if (this.#isOpen()) this.#run.lessor.watch(this)
+      else if (this.#state === LOST) this.#abort.abort(leaseLost())
     }
     return this.#abort.signal
   }
@@ -224,13 +252,22 @@ export class DeliveredMessage implements Message, HandlerContext {
   }
 }
 
-const NO_HEADERS: Readonly<Record<string, string>> = Object.freeze(
-  Object.create(null) as Record<string, string>,
-)
-
 /** The reason that is sent: text, and no longer than the broker keeps. */
 export function clip(reason: string | undefined): string | undefined {
   return reason === undefined ? undefined : clipText(reason, LIMITS.reasonBytesMax)
+}
+
+function retryDelayMs({ delay }: RetryOptions): number | undefined {
+  return delay === undefined ? undefined : durationMs(delay, 'delay', 'INVALID_DELAY')
+}
+
+function extensionMs(duration: Duration): number {
+  const ms = durationMs(duration, 'duration', 'INVALID_ARGUMENT')
+  if (ms >= LIMITS.processingTimeoutMsMin) return ms
+  throw new SluiceError(
+    'INVALID_ARGUMENT',
+    `\`duration\` is ${ms} ms; a message is extended by at least ${LIMITS.processingTimeoutMsMin} ms.`,
+  )
 }
 
 function alreadySettled(message: DeliveredMessage): SluiceError {
@@ -248,11 +285,11 @@ function alreadySettled(message: DeliveredMessage): SluiceError {
 export class Retry extends Error {
   readonly delayMs: number | undefined
 
-  /** @throws SluiceError INVALID_ARGUMENT */
+  /** @throws SluiceError INVALID_DELAY */
   constructor(options: RetryOptions = {}) {
     super(options.reason ?? '')
     this.name = 'Retry'
-    this.delayMs = options.delay === undefined ? undefined : parseDuration(options.delay, 'delay')
+    this.delayMs = retryDelayMs(options)
   }
 }
 

@@ -55,27 +55,32 @@ describe('queues as values', () => {
 
 describe('options', () => {
   it('have their defaults', () => {
-    expect(consumeIntake({})).toEqual({ concurrency: 1, messages: 2, bytes: 16 * 1024 * 1024 })
+    expect(consumeIntake({})).toEqual({
+      concurrency: 1,
+      messages: 2,
+      bytes: 16 * 1024 * 1024,
+      processingTimeoutMs: undefined,
+    })
     expect(consumeIntake({ concurrency: 60_000 }).messages).toBe(65_535)
     expect(messagesIntake({})).toMatchObject({ messages: 10 })
-    expect(pullSettings({})).toEqual({ max: 1, waitMs: 0 })
+    expect(pullSettings({}, 7)).toEqual({ max: 1, waitMs: 0, timeoutMs: 7 })
     expect(recordOptions({ timeout: 5 } as never)).toBe(undefined)
     expect(recordOptions({ at: 5 })).toMatchObject({ atMs: 5 })
   })
 
-  it('are refused by name where this version does not have them, or nobody does', () => {
-    for (const name of ['processingTimeout', 'ordering', 'batch']) {
-      expect(() => consumeIntake({ [name]: 1 })).toThrow(
-        expect.objectContaining({ code: 'NOT_SUPPORTED', message: expect.stringContaining(name) }),
-      )
+  it('are refused by name where nobody has them, or their value is out of bounds', () => {
+    for (const options of [{ processingTimeout: 99 }, { processingTimeout: 'long' as never }]) {
+      expect(() => consumeIntake(options)).toThrow('processingTimeout')
+      expect(() => messagesIntake(options)).toThrow('processingTimeout')
+      expect(() => pullSettings(options, 1)).toThrow('processingTimeout')
     }
     expect(() => consumeIntake({ concurency: 1 } as never)).toThrow('concurency')
     expect(() => consumeIntake({ concurrency: 0 })).toThrow('concurrency')
     expect(() => consumeIntake({ prefetch: 65_536 })).toThrow('prefetch')
-    expect(() => pullSettings({ max: 1.5 })).toThrow('max')
+    expect(() => pullSettings({ max: 1.5 }, 1)).toThrow('max')
     expect(() => recordOptions({ headers: [] as never })).toThrow('headers')
     expect(() => recordOptions({ headers: { a: 1 } as never })).toThrow('header')
     expect(() => recordOptions({ at: new Date(NaN) })).toThrow('at')
-    expect(consumeIntake({ processingTimeout: undefined } as never).concurrency).toBe(1)
+    expect(consumeIntake({ processingTimeout: '1s' }).processingTimeoutMs).toBe(1000)
   })
 })

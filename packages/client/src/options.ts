@@ -6,11 +6,12 @@ import {
   shown,
   SluiceError,
   textBytes,
+  type ErrorCode,
   type QueueName,
   type RecordOptions,
 } from '@sluice/protocol'
 import type { StandardSchemaV1 } from '@standard-schema/spec'
-import { parseDuration, type Duration } from './duration.js'
+import { durationMs, parseDuration, type Duration } from './duration.js'
 import { DEFAULT_URL, parseUrl, type Address } from './url.js'
 
 /** What every call takes. */
@@ -181,7 +182,8 @@ const BATCH_MESSAGE_OPTIONS = ['body', ...MESSAGE_OPTIONS] as const
 
 /**
  * The part of the options that travels with the message; undefined when that is nothing.
- * @throws SluiceError INVALID_ARGUMENT
+ * @throws SluiceError INVALID_ARGUMENT, INVALID_PRIORITY, INVALID_DELAY, INVALID_TTL, INVALID_KEY, INVALID_ID,
+ * INVALID_HEADERS, OPTION_CONFLICT
  */
 export function recordOptions(
   options: MessageOptions,
@@ -200,15 +202,15 @@ export function recordOptions(
   )
     return undefined
   if (headers !== undefined && (typeof headers !== 'object' || headers === null || Array.isArray(headers))) {
-    throw new SluiceError('INVALID_ARGUMENT', '`headers` must be an object of text to text.')
+    throw new SluiceError('INVALID_HEADERS', '`headers` must be an object of text to text.')
   }
   const record: RecordOptions = {
     id,
     key,
     priority,
-    delayMs: delay === undefined ? undefined : parseDuration(delay, 'delay'),
-    atMs: at === undefined ? undefined : at instanceof Date ? at.getTime() : at,
-    ttlMs: ttl === undefined ? undefined : parseDuration(ttl, 'ttl'),
+    delayMs: delay === undefined ? undefined : durationMs(delay, 'delay', 'INVALID_DELAY'),
+    atMs: at === undefined ? undefined : timeMs('at', at, 'INVALID_DELAY'),
+    ttlMs: ttl === undefined ? undefined : durationMs(ttl, 'ttl', 'INVALID_TTL'),
     // Own properties only, so that what is counted is what is written.
     headers: headers === undefined ? undefined : { ...headers },
   }
@@ -237,6 +239,8 @@ export interface ConsumeOptions {
   readonly prefetch?: number
   /** Most bytes held and not settled; a larger message comes alone. Default 16 MiB. */
   readonly prefetchBytes?: number
+  /** How long a message may be handled before it is taken away, from 100 ms. Default: as its queue says. */
+  readonly processingTimeout?: Duration
   /** Closes the worker when it is aborted. */
   readonly signal?: AbortSignal
 }
@@ -247,6 +251,8 @@ export interface MessagesOptions {
   readonly prefetch?: number
   /** Most bytes held and not settled; a larger message comes alone. Default 16 MiB. */
   readonly prefetchBytes?: number
+  /** How long a message may be handled before it is taken away, from 100 ms. Default: as its queue says. */
+  readonly processingTimeout?: Duration
   /** Ends the iteration with ABORTED. */
   readonly signal?: AbortSignal
 }
@@ -257,48 +263,94 @@ export interface PullOptions extends CallOptions {
   readonly max?: number
   /** How long to wait for the first message. Default 0: what is ready now. */
   readonly wait?: Duration
+  /** How long a message may be handled before it is taken away, from 100 ms. Default: as its queue says. */
+  readonly processingTimeout?: Duration
 }
 
 export interface Intake {
   readonly concurrency: number
   readonly messages: number
   readonly bytes: number
+  /** Undefined: the queue's own. */
+  readonly processingTimeoutMs: number | undefined
 }
 
 const PREFETCH_BYTES_DEFAULT = 16 * 1024 * 1024
 const MESSAGES_PREFETCH_DEFAULT = 10
-const RESERVED = ['processingTimeout', 'ordering', 'batch'] as const
+const INTAKE_OPTIONS = ['prefetch', 'prefetchBytes', 'processingTimeout', 'signal'] as const
 
-/** @throws SluiceError INVALID_ARGUMENT, NOT_SUPPORTED */
+/** @throws SluiceError INVALID_ARGUMENT */
 export function consumeIntake(options: ConsumeOptions): Intake {
-  onlyKnown('consume', options, ['concurrency', 'prefetch', 'prefetchBytes', 'signal'], RESERVED)
+  onlyKnown('consume', options, [...INTAKE_OPTIONS, 'concurrency'])
   const max = LIMITS.creditMessagesMax
   const concurrency = whole('concurrency', options.concurrency ?? 1, 1, max)
   const prefetch = whole('prefetch', options.prefetch ?? Math.min(concurrency * 2, max), 1, max)
-  return { concurrency, messages: prefetch, bytes: prefetchBytes(options.prefetchBytes) }
+  return {
+    concurrency,
+    messages: prefetch,
+    bytes: prefetchBytes(options.prefetchBytes),
+    processingTimeoutMs: processingTimeoutMs(options.processingTimeout),
+  }
 }
 
-/** @throws SluiceError INVALID_ARGUMENT, NOT_SUPPORTED */
+/** @throws SluiceError INVALID_ARGUMENT */
 export function messagesIntake(options: MessagesOptions): Intake {
-  onlyKnown('messages', options, ['prefetch', 'prefetchBytes', 'signal'], RESERVED)
+  onlyKnown('messages', options, INTAKE_OPTIONS)
   return {
     concurrency: 1,
     messages: whole('prefetch', options.prefetch ?? MESSAGES_PREFETCH_DEFAULT, 1, LIMITS.creditMessagesMax),
     bytes: prefetchBytes(options.prefetchBytes),
+    processingTimeoutMs: processingTimeoutMs(options.processingTimeout),
   }
 }
 
-/** @throws SluiceError INVALID_ARGUMENT, NOT_SUPPORTED */
-export function pullSettings(options: PullOptions): { max: number; waitMs: number } {
-  onlyKnown('pull', options, ['max', 'wait', 'timeout', 'signal'], RESERVED)
+/** What a pull asks for. */
+export interface PullSettings {
+  readonly max: number
+  readonly waitMs: number
+  /** Undefined: the queue's own. */
+  readonly processingTimeoutMs: number | undefined
+  /** How long the broker may be late. */
+  readonly timeoutMs: number
+  readonly signal: AbortSignal | undefined
+}
+
+/** @throws SluiceError INVALID_ARGUMENT */
+export function pullSettings(options: PullOptions, timeoutMs: number): PullSettings {
+  onlyKnown('pull', options, ['max', 'wait', 'processingTimeout', 'timeout', 'signal'])
   return {
     max: whole('max', options.max ?? 1, 1, LIMITS.creditMessagesMax),
     waitMs: options.wait === undefined ? 0 : parseDuration(options.wait, 'wait'),
+    processingTimeoutMs: processingTimeoutMs(options.processingTimeout),
+    timeoutMs: timeoutOf(options, timeoutMs),
+    signal: options.signal,
   }
+}
+
+function processingTimeoutMs(value: Duration | undefined): number | undefined {
+  if (value === undefined) return undefined
+  const ms = parseDuration(value, 'processingTimeout')
+  if (ms >= LIMITS.processingTimeoutMsMin) return ms
+  throw new SluiceError(
+    'INVALID_ARGUMENT',
+    `\`processingTimeout\` is ${ms} ms; it must be at least ${LIMITS.processingTimeoutMsMin} ms.`,
+  )
 }
 
 function prefetchBytes(value: number | undefined): number {
   return whole('prefetchBytes', value ?? PREFETCH_BYTES_DEFAULT, 1, LIMITS.creditBytesMax)
+}
+
+/** Milliseconds since the epoch of a time. @throws SluiceError `code` */
+export function timeMs(name: string, value: unknown, code: ErrorCode = 'INVALID_ARGUMENT'): number {
+  const ms = value instanceof Date ? value.getTime() : value
+  if (typeof ms !== 'number' || !Number.isInteger(ms) || ms < 0 || ms >= 2 ** 48) {
+    throw new SluiceError(
+      code,
+      `\`${name}\` is ${shown(value)}; it must be a Date, or a whole number of milliseconds since 1970.`,
+    )
+  }
+  return ms
 }
 
 /** The deadline that a call has by itself, or the client's. */

@@ -88,8 +88,17 @@ describe('batching', () => {
   it('refuses what is out of bounds before it is sent', async () => {
     sluice = await peer.connect()
     const refused: [Promise<unknown>, string][] = [
-      [sluice.publish('a', 'b', { priority: 32 }), 'INVALID_ARGUMENT'],
-      [sluice.publish('a', 'b', { delay: 1, at: 1 }), 'INVALID_ARGUMENT'],
+      [sluice.publish('a', 'b', { priority: 32 }), 'INVALID_PRIORITY'],
+      [sluice.publish('a', 'b', { delay: 1, at: 1 }), 'OPTION_CONFLICT'],
+      [sluice.publish('a', 'b', { delay: '5 parsecs' as never }), 'INVALID_DELAY'],
+      [sluice.publish('a', 'b', { delay: -1 }), 'INVALID_DELAY'],
+      [sluice.publish('a', 'b', { at: 1.5 }), 'INVALID_DELAY'],
+      [sluice.publish('a', 'b', { at: new Date(NaN) }), 'INVALID_DELAY'],
+      [sluice.publish('a', 'b', { ttl: 0 }), 'INVALID_TTL'],
+      [sluice.publish('a', 'b', { ttl: 'soon' as never }), 'INVALID_TTL'],
+      [sluice.publish('a', 'b', { key: '' }), 'INVALID_KEY'],
+      [sluice.publish('a', 'b', { id: 'i'.repeat(256) }), 'INVALID_ID'],
+      [sluice.publish('a', 'b', { headers: [] as never }), 'INVALID_HEADERS'],
       [sluice.publish('a', 'b', { colour: 'red' } as never), 'INVALID_ARGUMENT'],
       [sluice.publish('a b', 'b'), 'INVALID_NAME'],
       [sluice.publish('a', () => {}), 'INVALID_BODY'],
@@ -99,7 +108,7 @@ describe('batching', () => {
     for (const [promise, code] of refused) await expect(promise).rejects.toMatchObject({ code })
     await turns()
     expect(peer.link.named('PUBLISH')).toEqual([])
-    expect(refused.length).toBe(7)
+    expect(refused.length).toBe(16)
   })
 
   it('publishes a batch as one atomic batch, after what was published before', async () => {

@@ -7,13 +7,15 @@
  */
 import { LIMITS, SluiceError } from '@sluice/protocol'
 import type { DeliveredMessage } from './message.js'
+import type { PullSettings } from './options.js'
 import { aborted } from './producer.js'
 import { Subscription, type Consumer, type Session, type SubscriptionOwner } from './subscription.js'
 import type { Starting } from './turn.js'
 
-class Pull {
+class Pull implements PullSettings {
   readonly max: number
   readonly waitMs: number
+  readonly processingTimeoutMs: number | undefined
   readonly timeoutMs: number
   readonly signal: AbortSignal | undefined
   readonly resolve: (messages: DeliveredMessage[]) => void
@@ -25,17 +27,15 @@ class Pull {
   abandoned = false
 
   constructor(
-    max: number,
-    waitMs: number,
-    timeoutMs: number,
-    signal: AbortSignal | undefined,
+    settings: PullSettings,
     resolve: (messages: DeliveredMessage[]) => void,
     reject: (error: SluiceError) => void,
   ) {
-    this.max = max
-    this.waitMs = waitMs
-    this.timeoutMs = timeoutMs
-    this.signal = signal
+    this.max = settings.max
+    this.waitMs = settings.waitMs
+    this.processingTimeoutMs = settings.processingTimeoutMs
+    this.timeoutMs = settings.timeoutMs
+    this.signal = settings.signal
     this.resolve = resolve
     this.reject = reject
   }
@@ -53,6 +53,8 @@ export class Puller implements Consumer, SubscriptionOwner, Starting {
   readonly #session: Session
   readonly #queue: string
   #subscription: Subscription | undefined
+  /** The processing timeout that it was made with. */
+  #processingTimeoutMs: number | undefined
   #waiting: Pull[] = []
   #current: Pull | undefined
   #draining = false
@@ -63,18 +65,14 @@ export class Puller implements Consumer, SubscriptionOwner, Starting {
     this.#queue = queue
   }
 
-  pull(
-    max: number,
-    waitMs: number,
-    timeoutMs: number,
-    signal: AbortSignal | undefined,
-  ): Promise<DeliveredMessage[]> {
+  pull(settings: PullSettings): Promise<DeliveredMessage[]> {
+    const { waitMs, signal } = settings
     return new Promise((resolve, reject) => {
       if (signal?.aborted === true) {
         reject(aborted(signal, false))
         return
       }
-      const pull = new Pull(max, waitMs, timeoutMs, signal, resolve, reject)
+      const pull = new Pull(settings, resolve, reject)
       if (signal !== undefined) {
         pull.onAbort = () => this.#abandon(pull, aborted(signal, false))
         signal.addEventListener('abort', pull.onAbort, { once: true })
@@ -124,6 +122,12 @@ export class Puller implements Consumer, SubscriptionOwner, Starting {
   #grant(): void {
     const pull = this.#current!
     const { connection } = this.#session
+    const { processingTimeoutMs } = pull
+    if (this.#subscription !== undefined && this.#processingTimeoutMs !== processingTimeoutMs) {
+      // It lasts until what earlier pulls took from it is settled.
+      void this.#subscription.retire()
+      this.#subscription = undefined
+    }
     if (this.#subscription !== undefined) {
       if (!this.#subscription.open) return
       this.#subscription.credit({ ...CREDIT, limit: this.#subscription.deliveries + pull.max })
@@ -134,9 +138,10 @@ export class Puller implements Consumer, SubscriptionOwner, Starting {
           this.#session,
           connection,
           this.#queue,
-          { ...CREDIT, limit: pull.max },
+          { ...CREDIT, limit: pull.max, processingTimeoutMs },
           this,
         )
+        this.#processingTimeoutMs = processingTimeoutMs
       } catch (error) {
         this.ended(error as SluiceError)
       }

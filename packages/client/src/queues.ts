@@ -1,13 +1,32 @@
-/** Queues at the broker: ensure, get, list, delete, purge. */
+/** Queues at the broker, and what operators do with single messages and consumers of theirs. */
 import {
+  HISTORY_EVENTS,
   LIMITS,
   OP,
-  QUEUE_OPTIONS_RESERVED,
+  shown,
   SluiceError,
+  type ConsumerInfo,
+  type HistoryEventName,
+  type MessageState,
   type QueueInfo as WireQueueInfo,
+  type QueueOptionName,
+  type QueueOptions as WireQueueOptions,
 } from '@sluice/protocol'
-import { parseDuration, type Duration } from './duration.js'
-import { onlyKnown, queueOf, type CallOptions, type QueueRef } from './options.js'
+import { durationMs, type Duration } from './duration.js'
+import { onlyKnown, queueOf, timeMs, whole, type CallOptions, type QueueRef } from './options.js'
+import { messagesAnswer, type MessagePage } from './peeked.js'
+import { RESULT, type Body, type Requests } from './requests.js'
+import {
+  CALL_OPTIONS,
+  FILTER_FIELDS,
+  filterField,
+  refFields,
+  walk,
+  withoutUndefined,
+  type MessageFilter,
+  type MessageRef,
+  type Pace,
+} from './selection.js'
 
 /** Options of a queue. What is not named keeps its value, or gets its default when the queue is made. */
 export interface QueueOptions {
@@ -15,6 +34,38 @@ export interface QueueOptions {
   readonly maxDeliveries?: number
   /** Wait before the second try, doubled with each further one up to `max`. Default 1 s, at most 5 min. */
   readonly retry?: { readonly initial?: Duration; readonly max?: Duration }
+  /** How long a message may be handled before it is taken away and tried again, from 100 ms. Default 30 min. */
+  readonly processingTimeout?: Duration
+  /** Time to live of messages that name none; 0: for ever. Default 0. */
+  readonly ttl?: Duration
+  /** Messages of one key that may be leased at a time, 1 to 65,535. Default 1. */
+  readonly keyConcurrency?: number
+  /** Whether a failed message holds its key until it is done, or lets the next ones pass. Default `'block'`. */
+  readonly onFail?: 'block' | 'skip'
+  /**
+   * How long an `id` counts: for `dedupWindow`, or for as long as its message is scheduled, ready, leased or waiting
+   * for a retry. Fixed once the queue is made. Default `'window'`.
+   */
+  readonly unique?: 'window' | 'pending'
+  /** How long an id is remembered after it was first accepted; 0: not at all. Default 10 min. */
+  readonly dedupWindow?: Duration
+  /** Ids that are remembered at most; more are refused with DEDUP_FULL. Default 1,000,000. */
+  readonly dedupMaxIds?: number
+  /** Messages that may be scheduled, ready and leased; 0: any number. Default 0. */
+  readonly maxMessages?: number
+  /** Bytes that these may have; 0: any number. Default 0. */
+  readonly maxBytes?: number
+  /**
+   * At a limit: refuse what is new with QUEUE_FULL, drop the oldest of the lowest priority, or make that a dead letter.
+   * Default `'reject'`.
+   */
+  readonly overflow?: 'reject' | 'drop-oldest' | 'dead-letter'
+  /** Queue that dead messages are moved to; null: they are kept at home. Default null. */
+  readonly deadLetter?: QueueRef | null
+  /** Only the consumer that came first gets messages; the next one takes over when it goes. Default false. */
+  readonly single?: boolean
+  /** How long, and in how many bytes at most, settled messages are kept for `replay`; 0: not by it. Default 0. */
+  readonly retain?: { readonly age?: Duration; readonly bytes?: number }
 }
 
 /** Options of `queues.ensure`. */
@@ -23,43 +74,100 @@ export interface EnsureOptions extends QueueOptions {
   readonly update?: boolean
 }
 
-/** What a queue holds at one moment. Counts are messages unless named otherwise. */
-export interface QueueInfo extends Omit<WireQueueInfo, 'options'> {
-  readonly options: {
-    readonly maxDeliveries: number
-    /** In milliseconds. */
-    readonly retry: { readonly initial: number; readonly max: number }
-  }
+/** The options that a queue has. Durations are milliseconds, sizes bytes; 0 means what it means in `QueueOptions`. */
+export interface QueueSettings {
+  readonly maxDeliveries: number
+  readonly retry: { readonly initial: number; readonly max: number }
+  readonly processingTimeout: number
+  readonly ttl: number
+  readonly keyConcurrency: number
+  readonly onFail: 'block' | 'skip'
+  readonly unique: 'window' | 'pending'
+  readonly dedupWindow: number
+  readonly dedupMaxIds: number
+  readonly maxMessages: number
+  readonly maxBytes: number
+  readonly overflow: 'reject' | 'drop-oldest' | 'dead-letter'
+  /** Name of the queue that dead messages are moved to; null: they are kept at home. */
+  readonly deadLetter: string | null
+  readonly single: boolean
+  readonly retain: { readonly age: number; readonly bytes: number }
 }
 
-type Body = { readonly [name: string]: unknown }
+/** What a queue holds at one moment. Counts are messages unless named otherwise. */
+export interface QueueInfo extends Omit<WireQueueInfo, 'options'> {
+  readonly options: QueueSettings
+}
 
-/** Sends a control frame and waits for its RESULT. `repeatable`: sent again when the connection was lost meanwhile. */
-export type ControlRequest = (
-  opcode: number,
-  body: Body,
-  repeatable: boolean,
-  options: CallOptions | undefined,
-) => Promise<Body>
+/** Options of `queues.peek`. */
+export interface PeekOptions extends MessageFilter {
+  /** Default: any. */
+  readonly state?: MessageState
+  /** First offset that is looked at. Default 0. */
+  readonly from?: number
+  /** Most messages of the page, 1 to 1,000. Default 1,000; large messages make it shorter. */
+  readonly limit?: number
+}
 
-const CALL_OPTIONS = ['timeout', 'signal'] as const
+/** Options of `queues.replay`. */
+export interface ReplayOptions extends MessageFilter, Pace {
+  /** First offset, or first time of publishing. Default: the oldest that is kept. */
+  readonly from?: number | Date
+  /** Published before this. Default: now. */
+  readonly until?: Date
+  /** Another queue that the copies go to. Default: the same. */
+  readonly to?: QueueRef
+  /** Only counts what it would do. */
+  readonly dryRun?: boolean
+}
+
+/** What a replay did; with `dryRun`, what it would do. */
+export interface Replayed {
+  /** Were chosen. */
+  readonly matched: number
+  /** Of these, were published again. */
+  readonly replayed: number
+}
+
+/** One thing that happened to a message. */
+export interface HistoryEvent {
+  readonly event: HistoryEventName
+  readonly at: Date
+  /** Tries so far, where the event says. */
+  readonly attempts?: number
+  /** When it comes back, where the event says. */
+  readonly due?: Date
+  /** What went wrong; or where it was moved to, or who had it, or who brought it back. */
+  readonly text?: string
+}
+
+/** What happened to a message, oldest first. */
+export interface History {
+  readonly events: HistoryEvent[]
+  /** False: some of it is no longer kept. */
+  readonly complete: boolean
+}
+
+/** When a message is due: after a delay from now, or at a time; a number is milliseconds since the epoch. */
+export type Due = { readonly delay: Duration } | { readonly at: Date | number }
 
 /** `sluice.queues`. Every call rejects with a SluiceError: INVALID_NAME, TIMEOUT, ABORTED, CLOSED and those named. */
 export class Queues {
-  readonly #request: ControlRequest
+  readonly #requests: Requests
 
   /** @internal */
-  constructor(request: ControlRequest) {
-    this.#request = request
+  constructor(requests: Requests) {
+    this.#requests = requests
   }
 
   /**
    * Makes the queue unless it exists. Compares only the options that are named.
    *
-   * @throws SluiceError QUEUE_CONFLICT when it exists with other options and `update` is not true;
-   * INVALID_ARGUMENT, NOT_SUPPORTED naming the option; TOO_MANY_QUEUES
+   * @throws SluiceError QUEUE_CONFLICT when it exists with other options and `update` is not true; INVALID_OPTION
+   * naming the option; OPTION_CONFLICT, OPTION_FIXED, DEAD_LETTER_CYCLE, QUEUE_NOT_FOUND of the `deadLetter` queue,
+   * TOO_MANY_QUEUES
    * @example
-   * await sluice.queues.ensure('orders', { maxDeliveries: 5, retry: { initial: '1s', max: '1m' } })
+   * await sluice.queues.ensure('orders', { maxDeliveries: 5, retry: { initial: '1s', max: '1m' }, deadLetter: 'failed' })
    */
   async ensure(
     queue: QueueRef,
@@ -68,7 +176,7 @@ export class Queues {
   ): Promise<{ readonly created: boolean; readonly queue: QueueInfo }> {
     const { name } = queueOf(queue)
     const { update, ...named } = options
-    const body = { name, options: wireOptions(named), ...(update === undefined ? {} : { update }) }
+    const body = withoutUndefined({ name, options: wireOptions(named), update })
     const result = await this.#call(OP.ENSURE, body, true, call)
     if (typeof result['created'] !== 'boolean') throw malformed('ENSURE')
     return { created: result['created'], queue: queueInfo('ENSURE', result['queue']) }
@@ -101,7 +209,7 @@ export class Queues {
    * @throws SluiceError QUEUE_NOT_FOUND; CONNECTION_LOST with `outcome: 'unknown'`
    */
   delete(queue: QueueRef, call?: CallOptions): Promise<{ readonly messages: number }> {
-    return this.#removal('DELETE', queue, call)
+    return this.#removal('DELETE', { name: queueOf(queue).name }, call)
   }
 
   /**
@@ -109,43 +217,258 @@ export class Queues {
    * @throws SluiceError QUEUE_NOT_FOUND; CONNECTION_LOST with `outcome: 'unknown'`
    */
   purge(queue: QueueRef, call?: CallOptions): Promise<{ readonly messages: number }> {
-    return this.#removal('PURGE', queue, call)
+    return this.#removal('PURGE', { name: queueOf(queue).name }, call)
   }
 
+  // Not repeated after a lost connection: a second one could take what came since.
   async #removal(
-    frame: 'DELETE' | 'PURGE',
-    queue: QueueRef,
+    frame: 'DELETE' | 'PURGE' | 'CLOSE_CONSUMER',
+    body: Body,
     call: CallOptions | undefined,
   ): Promise<{ readonly messages: number }> {
-    // Not repeated after a lost connection: a second one could take what came since.
-    const { messages } = await this.#call(OP[frame], { name: queueOf(queue).name }, false, call)
+    const { messages } = await this.#call(OP[frame], body, false, call)
     if (typeof messages !== 'number') throw malformed(frame)
     return { messages }
   }
 
-  #call(opcode: number, body: Body, repeatable: boolean, call: CallOptions | undefined): Promise<Body> {
+  /**
+   * Hands nothing out until `resume`. Publishing and settling go on. `changed` is false when it was paused before.
+   * @throws SluiceError QUEUE_NOT_FOUND
+   */
+  pause(queue: QueueRef, call?: CallOptions): Promise<{ readonly changed: boolean }> {
+    return this.#turn('PAUSE', queue, call)
+  }
+
+  /**
+   * Ends `pause`. `changed` is false when it was not paused.
+   * @throws SluiceError QUEUE_NOT_FOUND
+   */
+  resume(queue: QueueRef, call?: CallOptions): Promise<{ readonly changed: boolean }> {
+    return this.#turn('RESUME', queue, call)
+  }
+
+  async #turn(
+    frame: 'PAUSE' | 'RESUME',
+    queue: QueueRef,
+    call: CallOptions | undefined,
+  ): Promise<{ readonly changed: boolean }> {
+    const { changed } = await this.#call(OP[frame], { name: queueOf(queue).name }, true, call)
+    if (typeof changed !== 'boolean') throw malformed(frame)
+    return { changed }
+  }
+
+  /**
+   * Looks at messages without taking them: a page of those that match, by offset.
+   *
+   * @param options `state` and the filter; `from` and `limit` choose the page, whose `next` is the `from` of the next.
+   * @throws SluiceError QUEUE_NOT_FOUND, INVALID_ARGUMENT
+   * @example
+   * const { messages, next } = await sluice.queues.peek('orders', { state: 'scheduled', key: 'customer-7', limit: 20 })
+   */
+  async peek<Input>(
+    queue: QueueRef<Input, unknown>,
+    options: PeekOptions = {},
+    call?: CallOptions,
+  ): Promise<MessagePage<Input>> {
+    onlyKnown('queues.peek', options, [...FILTER_FIELDS, 'state', 'from', 'limit'])
     if (call !== undefined) onlyKnown('queues', call, CALL_OPTIONS)
-    return this.#request(opcode, body, repeatable, call)
+    const { name } = queueOf(queue)
+    const { state, from, limit, ...filter } = options
+    const body = withoutUndefined({ name, state, from, limit, ...filterField(filter) })
+    return this.#requests.send(OP.PEEK, body, true, call, messagesAnswer<Input>(name))
+  }
+
+  /**
+   * Takes back a message that is scheduled or ready, also behind others of its key.
+   *
+   * @param ref By `id`: of a message that is delayed, or of a queue with `unique: 'pending'`, or whose id is still
+   * remembered.
+   * @throws SluiceError MESSAGE_LEASED when a consumer has it; MESSAGE_NOT_FOUND when it is gone, dead or unknown;
+   * QUEUE_NOT_FOUND; CONNECTION_LOST with `outcome: 'unknown'`
+   * @example
+   * await sluice.queues.cancel('reminders', { id: 'invoice-7' })
+   */
+  async cancel(queue: QueueRef, ref: MessageRef, call?: CallOptions): Promise<{ readonly offset: number }> {
+    const body = { name: queueOf(queue).name, ...refFields('queues.cancel', ref) }
+    const { offset } = await this.#call(OP.CANCEL, body, false, call)
+    return { offset: wholeIn('CANCEL', offset) }
+  }
+
+  /**
+   * Changes when a message that is scheduled or ready is due. Its tries stay; a time to live that runs from its due
+   * time moves with it.
+   *
+   * @param ref As for `cancel`.
+   * @throws SluiceError INVALID_DELAY, AT_IN_THE_PAST when `at` is more than a minute past; otherwise as `cancel`
+   * @example
+   * const { due } = await sluice.queues.reschedule('reminders', { id: 'invoice-7' }, { delay: '2d' })
+   */
+  async reschedule(
+    queue: QueueRef,
+    ref: MessageRef,
+    when: Due,
+    call?: CallOptions,
+  ): Promise<{ readonly offset: number; readonly due: Date }> {
+    onlyKnown('queues.reschedule', when, ['delay', 'at'])
+    const { delay, at } = when as { readonly delay?: Duration; readonly at?: Date | number }
+    if ((delay === undefined) === (at === undefined)) {
+      throw new SluiceError('OPTION_CONFLICT', '`queues.reschedule` takes a `delay` or a time in `at`.')
+    }
+    const body = withoutUndefined({
+      name: queueOf(queue).name,
+      ...refFields('queues.reschedule', ref),
+      delayMs: delay === undefined ? undefined : durationMs(delay, 'delay', 'INVALID_DELAY'),
+      atMs: at === undefined ? undefined : timeMs('at', at, 'INVALID_DELAY'),
+    })
+    const { offset, dueMs } = await this.#call(OP.RESCHEDULE, body, false, call)
+    return { offset: wholeIn('RESCHEDULE', offset), due: new Date(wholeIn('RESCHEDULE', dueMs)) }
+  }
+
+  /** Who consumes the queue, with what credit and how much in hand. @throws SluiceError QUEUE_NOT_FOUND */
+  async consumers(queue: QueueRef, call?: CallOptions): Promise<ConsumerInfo[]> {
+    const { consumers } = await this.#call(OP.CONSUMERS, { name: queueOf(queue).name }, true, call)
+    const known = (consumer: unknown): boolean =>
+      typeof consumer === 'object' && consumer !== null && Number.isSafeInteger((consumer as ConsumerInfo).id)
+    if (!Array.isArray(consumers) || !consumers.every(known)) throw malformed('CONSUMERS')
+    return consumers as ConsumerInfo[]
+  }
+
+  /**
+   * Ends a consumer: its worker or iterator is told CONSUMER_CLOSED and what it has goes back; says how much that was.
+   *
+   * @param id As `consumers` tells it.
+   * @throws SluiceError CONSUMER_NOT_FOUND, QUEUE_NOT_FOUND; CONNECTION_LOST with `outcome: 'unknown'`
+   */
+  async closeConsumer(
+    queue: QueueRef,
+    id: number,
+    call?: CallOptions,
+  ): Promise<{ readonly messages: number }> {
+    const body = { name: queueOf(queue).name, id: whole('id', id, 0, 0xffff_ffff) }
+    return this.#removal('CLOSE_CONSUMER', body, call)
+  }
+
+  /**
+   * Publishes messages again that were settled and that the queue still keeps; see `retain`. It goes page by page; when
+   * it is ended early, what it did until then stays done.
+   *
+   * @param options `from`, `until` and the filter; `to`; `rate`, messages a second; `limit`; `dryRun`.
+   * @param call `timeout` is the deadline of each page.
+   * @throws SluiceError QUEUE_NOT_FOUND, INVALID_ARGUMENT; CONNECTION_LOST with `outcome: 'unknown'`
+   * @example
+   * await sluice.queues.replay('orders', { from: new Date('2026-05-01'), key: 'customer-7', to: 'orders-check' })
+   */
+  async replay(queue: QueueRef, options: ReplayOptions = {}, call?: CallOptions): Promise<Replayed> {
+    onlyKnown('queues.replay', options, [...FILTER_FIELDS, 'from', 'until', 'to', 'limit', 'rate', 'dryRun'])
+    const { from, until, to, limit, rate, dryRun, ...filter } = options
+    const body = withoutUndefined({
+      name: queueOf(queue).name,
+      fromOffset: typeof from === 'number' ? whole('from', from, 0, Number.MAX_SAFE_INTEGER) : undefined,
+      fromMs: from === undefined || typeof from === 'number' ? undefined : timeMs('from', from),
+      untilMs: until === undefined ? undefined : timeMs('until', until),
+      to: to === undefined ? undefined : queueOf(to).name,
+      dryRun,
+      ...filterField(filter),
+    })
+    let matched = 0
+    let replayed = 0
+    const pace = withoutUndefined({ limit, rate: dryRun === true ? undefined : rate })
+    await walk<number>(pace, call, async (limit, cursor) => {
+      const place = withoutUndefined({ cursor, limit })
+      // Repeated after a lost connection, it could publish a page twice.
+      const answer = await this.#call(OP.REPLAY, { ...body, ...place }, dryRun === true, call)
+      const chosen = wholeIn('REPLAY', answer['matched'])
+      matched += chosen
+      replayed += wholeIn('REPLAY', answer['replayed'])
+      return { matched: chosen, next: cursorIn('REPLAY', answer, cursor) }
+    })
+    return { matched, replayed }
+  }
+
+  /**
+   * What happened to the message at an offset, as far as the log still has it.
+   *
+   * @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND
+   * @example
+   * const { events } = await sluice.queues.history('orders', 4711)
+   */
+  async history(queue: QueueRef, offset: number, call?: CallOptions): Promise<History> {
+    const body = { name: queueOf(queue).name, offset: whole('offset', offset, 0, Number.MAX_SAFE_INTEGER) }
+    const all: HistoryEvent[] = []
+    let cursor: number | undefined
+    for (;;) {
+      const place = cursor === undefined ? {} : { cursor }
+      const answer = await this.#call(OP.HISTORY, { ...body, ...place }, true, call)
+      const { events, complete } = answer
+      if (!Array.isArray(events) || typeof complete !== 'boolean') throw malformed('HISTORY')
+      for (const event of events) all.push(historyEvent(event))
+      cursor = cursorIn('HISTORY', answer, cursor)
+      if (cursor === undefined) return { events: all, complete }
+    }
+  }
+
+  async #call(opcode: number, body: Body, repeatable: boolean, call: CallOptions | undefined): Promise<Body> {
+    if (call !== undefined) onlyKnown('queues', call, CALL_OPTIONS)
+    return this.#requests.send(opcode, body, repeatable, call, RESULT)
   }
 }
 
-/** Options that later versions give a meaning to. */
-const QUEUE_OPTIONS_LATER = QUEUE_OPTIONS_RESERVED.map((name) => name.replace(/Ms$/, ''))
+/** Each option of a queue as it is called here, by the broker's name of it. Those that end in Ms are durations. */
+const OPTION_PATHS = {
+  maxDeliveries: ['maxDeliveries'],
+  retryInitialMs: ['retry', 'initial'],
+  retryMaxMs: ['retry', 'max'],
+  processingTimeoutMs: ['processingTimeout'],
+  ttlMs: ['ttl'],
+  keyConcurrency: ['keyConcurrency'],
+  onFail: ['onFail'],
+  unique: ['unique'],
+  dedupWindowMs: ['dedupWindow'],
+  dedupMaxIds: ['dedupMaxIds'],
+  maxMessages: ['maxMessages'],
+  maxBytes: ['maxBytes'],
+  overflow: ['overflow'],
+  deadLetter: ['deadLetter'],
+  single: ['single'],
+  retainAgeMs: ['retain', 'age'],
+  retainBytes: ['retain', 'bytes'],
+} as const satisfies Record<QueueOptionName, readonly [keyof QueueOptions, string?]>
 
-/** The broker's names for the options. */
+const PATHS = Object.entries(OPTION_PATHS) as [QueueOptionName, readonly [keyof QueueOptions, string?]][]
+
+/** The broker's names and units for the options. @throws SluiceError INVALID_OPTION, INVALID_NAME */
 function wireOptions(named: QueueOptions): Body {
-  onlyKnown('queues.ensure', named, ['maxDeliveries', 'retry', 'update'], QUEUE_OPTIONS_LATER)
-  const { retry, ...rest } = named
-  const options: Record<string, unknown> = { ...rest }
-  if (retry === undefined) return withoutUndefined(options)
-  onlyKnown('queues.ensure', retry, ['initial', 'max'])
-  if (retry.initial !== undefined) options['retryInitialMs'] = parseDuration(retry.initial, 'retry.initial')
-  if (retry.max !== undefined) options['retryMaxMs'] = parseDuration(retry.max, 'retry.max')
-  return withoutUndefined(options)
+  onlyOptions(named, '', [...new Set(PATHS.map(([, [name]]) => name))])
+  const options: Record<string, unknown> = {}
+  for (const [wireName, [name, part]] of PATHS) {
+    let value: unknown = named[name]
+    if (value === undefined) continue
+    if (part !== undefined) {
+      const parts = PATHS.flatMap(([, [of, part]]) => (of === name && part !== undefined ? [part] : []))
+      onlyOptions(value, `${name}.`, parts)
+      value = (value as Record<string, unknown>)[part]
+      if (value === undefined) continue
+    }
+    const path = part === undefined ? name : `${name}.${part}`
+    if (wireName.endsWith('Ms')) value = durationMs(value, path, 'INVALID_OPTION')
+    else if (name === 'deadLetter') value = value === null ? '' : queueOf(value as QueueRef).name
+    options[wireName] = value
+  }
+  return options
 }
 
-function withoutUndefined(options: Record<string, unknown>): Body {
-  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined))
+function onlyOptions(named: unknown, prefix: string, known: readonly string[]): void {
+  if (typeof named !== 'object' || named === null || Array.isArray(named)) {
+    const what = prefix === '' ? 'The options of a queue' : `The queue option \`${prefix.slice(0, -1)}\``
+    throw new SluiceError('INVALID_OPTION', `${what} must be an object; it is ${shown(named)}.`)
+  }
+  for (const [name, value] of Object.entries(named)) {
+    if (known.includes(name) || value === undefined) continue
+    throw new SluiceError(
+      'INVALID_OPTION',
+      `There is no queue option ${shown(prefix + name)}; there are ${known.map((name) => prefix + name).join(', ')}.`,
+    )
+  }
 }
 
 function queueInfo(frame: string, value: unknown): QueueInfo {
@@ -153,8 +476,45 @@ function queueInfo(frame: string, value: unknown): QueueInfo {
   const { options, ...rest } = value as WireQueueInfo
   if (typeof rest.name !== 'string' || rest.name.length > LIMITS.queueNameBytesMax) throw malformed(frame)
   if (typeof options !== 'object' || options === null) throw malformed(frame)
-  const { retryInitialMs, retryMaxMs, ...others } = options
-  return { ...rest, options: { ...others, retry: { initial: retryInitialMs, max: retryMaxMs } } }
+  return { ...rest, options: queueSettings(options) }
+}
+
+function queueSettings(options: WireQueueOptions): QueueSettings {
+  const settings: Record<string, unknown> = {}
+  for (const [wireName, [name, part]] of PATHS) {
+    let value: unknown = options[wireName]
+    if (value === undefined) continue
+    if (name === 'deadLetter' && value === '') value = null
+    if (part === undefined) settings[name] = value
+    else ((settings[name] ??= {}) as Record<string, unknown>)[part] = value
+  }
+  return settings as unknown as QueueSettings
+}
+
+function historyEvent(value: unknown): HistoryEvent {
+  if (typeof value !== 'object' || value === null) throw malformed('HISTORY')
+  const { event, atMs, attempts, dueMs, text } = value as Body
+  if (typeof event !== 'string' || !Object.hasOwn(HISTORY_EVENTS, event)) throw malformed('HISTORY')
+  return withoutUndefined({
+    event,
+    at: new Date(wholeIn('HISTORY', atMs)),
+    attempts: attempts === undefined ? undefined : wholeIn('HISTORY', attempts),
+    due: dueMs === undefined ? undefined : new Date(wholeIn('HISTORY', dueMs)),
+    text: typeof text === 'string' ? text : undefined,
+  }) as unknown as HistoryEvent
+}
+
+/** Where an answer says that the next page begins. One that does not go on would be asked for again for ever. */
+function cursorIn(frame: string, { cursor }: Body, before: number | undefined): number | undefined {
+  if (cursor === null || cursor === undefined) return undefined
+  const next = wholeIn(frame, cursor)
+  if (next === before) throw malformed(frame)
+  return next
+}
+
+function wholeIn(frame: string, value: unknown): number {
+  if (!Number.isSafeInteger(value)) throw malformed(frame)
+  return value as number
 }
 
 function malformed(frame: string): SluiceError {

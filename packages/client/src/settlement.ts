@@ -24,6 +24,8 @@ interface Waiter {
 export class SettleGroup {
   readonly #hurry: () => void
   items: Item[] = []
+  /** Those that were sent, until they are answered. */
+  #sent: Item[] = []
   #sorted = true
   #done = false
   #failure: SluiceError | undefined
@@ -58,6 +60,7 @@ export class SettleGroup {
   encode(subscriptionId: number, frameBytesMax: number): Uint8Array[] {
     const items = this.#sorted ? this.items : merged(this.items)
     this.items = []
+    this.#sent = items
     const bytesMax = Math.min(frameBytesMax, FRAME_BYTES_AIM) - FRAME_OVERHEAD_BYTES
     const payloads: Uint8Array[] = []
     let from = 0
@@ -83,6 +86,14 @@ export class SettleGroup {
     return payloads
   }
 
+  /** Takes out of `tags` those that it settles. */
+  exclude(tags: Set<number>): void {
+    for (const items of [this.items, this.#sent]) {
+      for (const { firstTag, count } of items)
+        for (let i = 0; i < count; i++) tags.delete((firstTag + i) >>> 0)
+    }
+  }
+
   /** Tags that the broker named as no longer this consumer's. */
   stale(ranges: readonly TagRange[]): void {
     for (const range of ranges) this.#stale.push(range)
@@ -92,6 +103,7 @@ export class SettleGroup {
   finish(failure: SluiceError | undefined): void {
     if (this.#done) return
     this.#done = true
+    this.#sent = []
     this.#failure = failure
     const waiters = this.#waiters
     this.#waiters = undefined
@@ -155,7 +167,7 @@ function merged(items: Item[]): Item[] {
 export function leaseLost(cause?: unknown): SluiceError {
   return new SluiceError(
     'LEASE_LOST',
-    'The message no longer belongs to this consumer: its connection was lost, or its queue purged or deleted.',
+    'The message no longer belongs to this consumer: its connection was lost, its processing timeout passed, or its queue was purged or deleted.',
     { cause },
   )
 }

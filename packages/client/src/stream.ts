@@ -57,9 +57,8 @@ export class MessageStream
 
   attach(connection: Connection): void {
     if (this.#ending !== undefined) return
-    const { messages, bytes } = this.#intake
     try {
-      this.#subscription = new Subscription(this.#session, connection, this.#queue, { messages, bytes }, this)
+      this.#subscription = new Subscription(this.#session, connection, this.#queue, this.#intake, this)
     } catch (error) {
       this.ended(error as SluiceError)
     }
@@ -185,12 +184,6 @@ export class MessageStream
     subscription.releaseBuffered()
     await subscription.settled()
     if (subscription.unsettled === 0) await subscription.unsubscribe()
-    else void linger(subscription)
+    else void subscription.retire()
   }
-}
-
-async function linger(subscription: Subscription): Promise<void> {
-  await subscription.emptied()
-  await subscription.settled()
-  await subscription.unsubscribe()
 }

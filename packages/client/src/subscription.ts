@@ -14,6 +14,7 @@ import {
   DELIVER_HEADER_BYTES,
   encodeControl,
   encodeCredit,
+  encodeExtend,
   encodeRanges,
   encodeSubscriptionId,
   LIMITS,
@@ -22,6 +23,7 @@ import {
   readU32,
   SluiceError,
   type Outcome,
+  type TagRange,
 } from '@sluice/protocol'
 import type { ChannelSink, Connection, Reply } from './connection.js'
 import type { Deadlines } from './deadlines.js'
@@ -76,6 +78,12 @@ export interface Credit {
   readonly drain?: boolean
 }
 
+/** What a subscription begins with. */
+export interface Terms extends Credit {
+  /** Instead of the queue's own. */
+  readonly processingTimeoutMs?: number | undefined
+}
+
 export class Subscription implements ChannelSink, Settling, Lessor {
   readonly queue: string
   live = true
@@ -92,7 +100,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   deliveries = 0
   readonly #session: Session
   readonly #connection: Connection
-  readonly #owner: SubscriptionOwner
+  #owner: SubscriptionOwner
   readonly #channel: number
   #id = 0
   #creditMessages: number
@@ -110,30 +118,36 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   /** Settles in `#group`, and bytes delivered since the one before went out. */
   #gathered = 0
   #bytesSince = 0
-  #unanswered = 0
+  readonly #unanswered = new Set<SettleGroup>()
   #settledWaiters: (() => void)[] = []
   #emptyWaiters: (() => void)[] = []
   #drainWaiters: (() => void)[] = []
   readonly #watched = new Set<DeliveredMessage>()
+  /** Tags of messages that were taken, and lost before they were settled; undefined: none. */
+  #lost: Set<number> | undefined
 
   /** @throws SluiceError TOO_MANY_SUBSCRIPTIONS */
   constructor(
     session: Session,
     connection: Connection,
     queue: string,
-    credit: Credit,
+    terms: Terms,
     owner: SubscriptionOwner,
   ) {
     this.#session = session
     this.#connection = connection
     this.queue = queue
     this.#owner = owner
-    this.#creditMessages = credit.messages
-    this.#creditBytes = credit.bytes
-    this.#limit = credit.limit ?? Infinity
+    this.#creditMessages = terms.messages
+    this.#creditBytes = terms.bytes
+    this.#limit = terms.limit ?? Infinity
     this.#channel = connection.openChannel(this)
-    const { messages, bytes, limit } = credit
-    const body = limit === undefined ? { queue, messages, bytes } : { queue, messages, bytes, limit }
+    const { messages, bytes, limit, processingTimeoutMs } = terms
+    const body = {
+      ...{ queue, messages, bytes },
+      ...(limit === undefined ? {} : { limit }),
+      ...(processingTimeoutMs === undefined ? {} : { processingTimeoutMs }),
+    }
     this.#request(OP.SUBSCRIBE, encodeControl(body), {
       expects: OP.SUBSCRIBE_OK,
       // A subscription that was forgotten would keep its leases: only the connection's end ends this wait.
@@ -141,7 +155,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       answered: (bytes, start, end) => {
         this.#id = decodeSubscriptionId('SUBSCRIBE_OK', bytes, start, end)
         this.open = true
-        if (this.live) owner.subscribed()
+        if (this.live) this.#owner.subscribed()
         else void this.#leave()
       },
       // A lost connection is told by `lost`.
@@ -191,6 +205,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     const records = new Uint8Array(end - from)
     records.set(bytes.subarray(from, end))
     this.#runs.push({ ...head, lessor: this, records })
+    if (this.#lost !== undefined) this.#reuse(head)
     this.buffered += count
     this.#bufferedBytes += records.length
     this.#bytesSince += records.length
@@ -205,6 +220,111 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     if (!this.open || !this.live || subscriptionId !== this.#id) return
     this.#owner.drained()
     this.#tellDrained()
+  }
+
+  // Tags come round again; what was lost under one of these is long out of anybody's hands.
+  #reuse({ firstTag, count }: TagRange): void {
+    for (let i = 0; i < count; i++) this.forget((firstTag + i) >>> 0)
+  }
+
+  /**
+   * The broker has taken messages away and has freed their credit. Those in the buffer vanish; those that were taken are
+   * told by their signal, and when they are settled. What this side has settled meanwhile is not concerned.
+   * @throws SluiceError MALFORMED_FRAME
+   */
+  leasesLost(bytes: Uint8Array, start: number, end: number): void {
+    const { subscriptionId, ranges } = decodeRanges('LEASES_LOST', bytes, start, end)
+    if (!this.open || !this.live || subscriptionId !== this.#id) return
+    const lost = new Set<number>()
+    for (const { firstTag, count } of ranges) for (let i = 0; i < count; i++) lost.add((firstTag + i) >>> 0)
+    this.#group?.exclude(lost)
+    for (const group of this.#unanswered) group.exclude(lost)
+    for (const tag of this.#lost ?? []) lost.delete(tag)
+    this.#dropFromBuffer(lost)
+    const taken = this.unsettled - this.buffered
+    if (lost.size > taken)
+      throw malformed(`LEASES_LOST names ${lost.size} messages that are being handled; there are ${taken}.`)
+    this.unsettled -= lost.size
+    if (lost.size > 0) {
+      this.#lost ??= new Set()
+      for (const tag of lost) this.#lost.add(tag)
+      this.#session.floor.leave(lost.size)
+      const reason = leaseLost()
+      for (const message of [...this.#watched]) {
+        if (!lost.has(message.tag)) continue
+        this.#watched.delete(message)
+        message.abort(reason)
+      }
+    }
+    if (this.unsettled === 0 && this.#emptyWaiters.length > 0) this.#tellEmpty()
+    // The one that could not begin may have been among them.
+    if (this.live && this.buffered > 0) this.#owner.delivered()
+  }
+
+  /** Takes the messages with these tags out of the buffer, and their tags out of `tags`. */
+  #dropFromBuffer(tags: Set<number>): void {
+    if (this.buffered === 0 || tags.size === 0) return
+    const runs: Run[] = []
+    let dropped = 0
+    let announced = 0
+    let seen = 0
+    let index = this.#index
+    let at = this.#at
+    for (let r = this.#runsAt; r < this.#runs.length; r++, index = 0, at = 0) {
+      const run = this.#runs[r]!
+      let keptIndex = index
+      let keptAt = at
+      for (; index < run.count; index++, seen++) {
+        const size = readU32(run.records, at)
+        if (tags.delete((run.firstTag + index) >>> 0)) {
+          pushPart(runs, run, keptIndex, index, keptAt, at)
+          keptIndex = index + 1
+          keptAt = at + size
+          dropped++
+          if (seen < this.announced) announced++
+          this.#bufferedBytes -= size
+        }
+        at += size
+      }
+      pushPart(runs, run, keptIndex, index, keptAt, at)
+    }
+    this.#runs = runs
+    this.#runsAt = 0
+    this.#index = 0
+    this.#at = 0
+    this.buffered -= dropped
+    this.unsettled -= dropped
+    this.announced -= announced
+    if (announced > 0) this.#session.floor.leave(announced)
+  }
+
+  holds(tag: number): boolean {
+    return this.live && (this.#lost === undefined || !this.#lost.has(tag))
+  }
+
+  forget(tag: number): void {
+    if (this.#lost?.delete(tag) === true && this.#lost.size === 0) this.#lost = undefined
+  }
+
+  extend(tag: number, durationMs: number): Promise<void> {
+    const extended = new Promise<void>((resolve, reject) => {
+      this.#request(
+        OP.EXTEND,
+        encodeExtend({ subscriptionId: this.#id, firstTag: tag, count: 1, durationMs }),
+        {
+          expects: OP.SETTLE_OK,
+          deadlineMs: this.#deadline(),
+          answered: (bytes, start, end) => {
+            if (decodeRanges('SETTLE_OK', bytes, start, end).ranges.length === 0) resolve()
+            else reject(leaseLost())
+          },
+          failed: (error) => reject(error.code === 'SUBSCRIPTION_NOT_FOUND' ? leaseLost(error) : error),
+        },
+      )
+    })
+    // Not awaiting it is safe, as it is with a settle.
+    extended.catch(() => {})
+    return extended
   }
 
   /** Grants credit; only once open. */
@@ -390,12 +510,12 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     const payloads = group.encode(this.#id, this.#connection.ok.frameBytesMax)
     let left = payloads.length
     let failure: SluiceError | undefined
-    this.#unanswered++
+    this.#unanswered.add(group)
     const done = (error: SluiceError | undefined): void => {
       failure ??= error
       if (--left > 0) return
       group.finish(failure)
-      this.#unanswered--
+      this.#unanswered.delete(group)
       this.#tellSettled()
     }
     const deadlineMs = this.#deadline()
@@ -414,16 +534,24 @@ export class Subscription implements ChannelSink, Settling, Lessor {
 
   /** Resolves when every settle so far has been answered. */
   settled(): Promise<void> {
-    if (this.#unanswered === 0 && this.#group === undefined) return Promise.resolve()
+    if (this.#unanswered.size === 0 && this.#group === undefined) return Promise.resolve()
     if (this.#group !== undefined) this.#hurry()
     return new Promise((resolve) => this.#settledWaiters.push(resolve))
   }
 
   #tellSettled(): void {
-    if (this.#unanswered > 0 || this.#group !== undefined) return
+    if (this.#unanswered.size > 0 || this.#group !== undefined) return
     const waiters = this.#settledWaiters
     this.#settledWaiters = []
     for (const resolve of waiters) resolve()
+  }
+
+  /** Leaves it to itself: it ends when everything that was delivered is settled, and tells nobody. */
+  async retire(): Promise<void> {
+    this.#owner = NOBODY
+    await this.emptied()
+    await this.settled()
+    await this.unsubscribe()
   }
 
   /** Ends the subscription; what is unsettled goes back to the queue. Resolves when the broker has done so. */
@@ -492,6 +620,26 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   }
 }
 
+const NOBODY: SubscriptionOwner = {
+  subscribed() {},
+  delivered() {},
+  drained() {},
+  ended() {},
+  lost() {},
+}
+
+/** Messages `[from, to)` of a run, bytes `[fromAt, toAt)`, as a run of their own. */
+function pushPart(runs: Run[], run: Run, from: number, to: number, fromAt: number, toAt: number): void {
+  if (from === to) return
+  runs.push({
+    ...run,
+    firstTag: (run.firstTag + from) >>> 0,
+    firstOffset: run.firstOffset + from,
+    count: to - from,
+    records: run.records.subarray(fromAt, toAt),
+  })
+}
+
 const STARTED_RANGES_MAX = 4_096
 
 function addRange(ranges: { firstTag: number; count: number }[], firstTag: number, count: number): void {
@@ -501,5 +649,5 @@ function addRange(ranges: { firstTag: number; count: number }[], firstTag: numbe
 }
 
 function malformed(what: string): SluiceError {
-  return new SluiceError('MALFORMED_FRAME', `A delivery is not acceptable. ${what}`)
+  return new SluiceError('MALFORMED_FRAME', `What the broker delivers is not acceptable. ${what}`)
 }

@@ -106,9 +106,8 @@ export class HandlerWorker implements Worker, Consumer, SubscriptionOwner, Start
 
   attach(connection: Connection): void {
     if (this.#closing !== undefined || this.#finished) return
-    const { messages, bytes } = this.#intake
     try {
-      this.#subscription = new Subscription(this.#session, connection, this.queue, { messages, bytes }, this)
+      this.#subscription = new Subscription(this.#session, connection, this.queue, this.#intake, this)
     } catch (error) {
       this.ended(error as SluiceError)
     }

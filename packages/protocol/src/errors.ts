@@ -311,6 +311,12 @@ export const ERRORS = {
     retryable: false,
     meaning: 'Headers are not text to text, are too many or take too many bytes.',
   },
+  TOO_MANY_REQUESTS: {
+    number: 52,
+    scope: 'request',
+    retryable: true,
+    meaning: 'The connection has as many requests that read from disk under way as it may have.',
+  },
 
   UNREACHABLE: {
     number: 1000,

@@ -162,7 +162,7 @@ function eventName(event: ListenerEvent): string {
 function describe(session: Session, error: SluiceError | undefined): Readonly<Record<string, unknown>> {
   return {
     peer: session.peer,
-    client: session.name,
+    client: session.label,
     ...(error === undefined ? {} : { code: error.code, reason: error.message }),
   }
 }

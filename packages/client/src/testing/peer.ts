@@ -6,6 +6,7 @@ import {
   checkBatch,
   CONTENT_TYPE,
   decodeControl,
+  decodeExtend,
   decodeHello,
   decodeRanges,
   decodeSettle,
@@ -14,6 +15,7 @@ import {
   encodeDrained,
   encodeFault,
   encodeHelloOk,
+  encodeMessages,
   encodePreface,
   encodePublishErr,
   encodeRanges,
@@ -40,6 +42,7 @@ import {
   type ErrorScope,
   type Hello,
   type HelloOk,
+  type PeekPage,
   type RecordOptions,
   type SettleItem,
   type TagRange,
@@ -162,6 +165,20 @@ export class Link {
     this.send(OP.ERROR, channel, correlation, fault(code, scope))
   }
 
+  /** Answers a control frame. */
+  result(frame: Frame, body: Record<string, unknown>): void {
+    this.send(OP.RESULT, 0, frame.correlation, encodeControl(body))
+  }
+
+  /** Answers a PEEK. */
+  messages(frame: Frame, page: PeekPage): void {
+    this.send(OP.MESSAGES, 0, frame.correlation, encodeMessages(page))
+  }
+
+  leasesLost(channel: number, subscriptionId: number, ...ranges: readonly TagRange[]): void {
+    this.send(OP.LEASES_LOST, channel, 0, encodeRanges(subscriptionId, ranges))
+  }
+
   confirm(...batches: readonly (readonly [number: number, baseOffset: number])[]): void {
     const bytes = new Uint8Array(batches.length * 20)
     batches.forEach(([number, base], i) => writePublishOkItem(bytes, i * 20, number, base))
@@ -253,6 +270,10 @@ export class Peer {
       const { subscriptionId } = decodeSettle(frame.payload, 0, frame.payload.length)
       link.send(OP.SETTLE_OK, frame.channel, frame.correlation, encodeRanges(subscriptionId, []))
     },
+    [OP.EXTEND]: (frame, link) => {
+      const { subscriptionId } = decodeExtend(frame.payload, 0, frame.payload.length)
+      link.send(OP.SETTLE_OK, frame.channel, frame.correlation, encodeRanges(subscriptionId, []))
+    },
     [OP.CREDIT]: (frame, link) => {
       const drain = ((frame.payload[12] ?? 0) & 2) !== 0
       if (drain) link.send(OP.DRAINED, frame.channel, 0, encodeDrained(readU32(frame.payload, 0), 0))
@@ -310,7 +331,8 @@ export function fault(code: ErrorCode, scope: ErrorScope): Uint8Array {
   return encodeFault({ code, scope, retryable, retryAfterMs: 0, message: `told: ${code}` })
 }
 
-function textRecord(body: string, options: RecordOptions | undefined): Uint8Array {
+/** A record of text. */
+export function textRecord(body: string, options?: RecordOptions): Uint8Array {
   const payload = new TextEncoder().encode(body)
   const bytes = new Uint8Array(recordBytes(options, payload.length))
   bytes.set(payload, writeRecordHead(bytes, 0, options, CONTENT_TYPE.text, payload.length))

@@ -69,6 +69,8 @@ class Rig {
 
   subscribe(messages: number): Subscription {
     const consumer: Consumer = {
+      label: '',
+      peer: '',
       isReady: true,
       deliver: (_subscription, run, firstTag, count, bytes, start) => {
         let at = start
@@ -79,6 +81,7 @@ class Rig {
           at += size
         }
       },
+      lost: () => {},
       drained: () => {},
       ended: (_subscription, error) => this.ended.push(error.code),
     }

@@ -14,7 +14,7 @@ import {
   SluiceError,
   checkOptionsTogether,
   clipText,
-  type ConsumerInfo,
+  type ConsumersRequest,
   type DeadSelection,
   type EnsureRequest,
   type HistoryRequest,
@@ -52,6 +52,7 @@ import { Intake, type AtomicStep } from './intake.js'
 import { Moves } from './moves.js'
 import {
   Operator,
+  type ConsumersResult,
   type DiscardResult,
   type HistoryResult,
   type RedriveResult,
@@ -735,8 +736,8 @@ export class Broker {
     return this.#operator.history(request)
   }
 
-  consumers(name: QueueName): ConsumerInfo[] {
-    return this.#operator.consumers(name)
+  consumers(request: ConsumersRequest): ConsumersResult {
+    return this.#operator.consumers(request)
   }
 
   /**

@@ -7,14 +7,17 @@ import {
   BATCH_ATTRIBUTE,
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
+  LIMITS,
   SluiceError,
   copyBytes,
   deathName,
   peekedBytes,
   readBatchHeader,
   readU32,
+  textBytes,
   type BatchHeader,
   type ConsumerInfo,
+  type ConsumersRequest,
   type DeadSelection,
   type HistoryEvent,
   type HistoryEventName,
@@ -31,12 +34,16 @@ import type { Log } from '../log/log.js'
 import { FACT, readFacts, type Chunk, type Fact, type Queue } from '../queue/index.js'
 import type { Moves } from './moves.js'
 import { choosesAmong, choosesRecord, needsRecord, redrivesOf, type Records } from './records.js'
-import { LIMITS } from '@sluice/protocol'
 
 /** Bytes of one answer, unless a single message is larger. */
 const PAGE_BYTES = 1 << 20
 /** Messages that one page looks at, chosen or not. */
 const LOOKED_AT_MAX = 100_000
+/** Consumers in one answer: with names of 255 bytes they fit a control frame. */
+const PAGE_CONSUMERS = 100
+/** Events of one page, and what one takes beside its text: a page fits a control frame. */
+const EVENTS_BYTES_MAX = 32 << 10
+const EVENT_BYTES = 64
 /** Log that one page of a replay or a history reads. */
 const READ_BYTES_MAX = 64 << 20
 
@@ -69,6 +76,11 @@ export interface ReplayResult {
   readonly matched: number
   readonly replayed: number
   readonly cursor: string | null
+}
+
+export interface ConsumersResult {
+  readonly consumers: ConsumerInfo[]
+  readonly next: number | null
 }
 
 export interface HistoryResult {
@@ -337,10 +349,11 @@ export class Operator {
     const events: HistoryEvent[] = []
     let complete = cursor !== undefined && cursor.index > 0
     let readBytes = 0
+    let eventsBytes = 0
     const from = cursor === undefined ? first : Math.max(first, segmentStart(cursor.position, this.#log))
     for await (const entry of this.#log.read(from)) {
       if (cursor !== undefined && entry.position < cursor.position) continue
-      if (readBytes > READ_BYTES_MAX)
+      if (readBytes > READ_BYTES_MAX || eventsBytes > EVENTS_BYTES_MAX)
         return { events, complete, cursor: `${entry.position}:${complete ? 1 : 0}` }
       readBytes += entry.bytes.length
       for (const at of entryBatches(entry.bytes, 0)) {
@@ -354,7 +367,9 @@ export class Operator {
         } else if (header.type === BATCH_TYPE.facts) {
           readFacts(entry.bytes, at + BATCH_HEADER_BYTES, at + header.length, (fact) => {
             const event = eventOf(fact, offset, header.timeMs)
-            if (event !== undefined) events.push(event)
+            if (event === undefined) return
+            events.push(event)
+            eventsBytes += EVENT_BYTES + textBytes(fact.text)
           })
         }
       }
@@ -362,10 +377,12 @@ export class Operator {
     return { events, complete, cursor: null }
   }
 
-  /** @throws SluiceError QUEUE_NOT_FOUND */
-  consumers(name: string): ConsumerInfo[] {
-    const queue = this.#premises.queue(name)
-    return queue.subscriptions.map((subscription, index) => {
+  /** A page of the queue's consumers, by id, from `request.from` on. @throws SluiceError QUEUE_NOT_FOUND */
+  consumers(request: ConsumersRequest): ConsumersResult {
+    const queue = this.#premises.queue(request.name)
+    const active = queue.subscriptions[0]
+    const all = queue.subscriptions.filter(({ id }) => id >= request.from).toSorted((a, b) => a.id - b.id)
+    const page = all.slice(0, PAGE_CONSUMERS).map((subscription) => {
       let oldestLeaseMs: number | null = null
       for (const { leasedAtMs } of subscription.held())
         oldestLeaseMs = oldestLeaseMs === null ? leasedAtMs : Math.min(oldestLeaseMs, leasedAtMs)
@@ -373,7 +390,7 @@ export class Operator {
         id: subscription.id,
         client: subscription.consumer.label,
         peer: subscription.consumer.peer,
-        active: !queue.options.single || index === 0,
+        active: !queue.options.single || subscription === active,
         sinceMs: subscription.sinceMs,
         creditMessages: subscription.creditMessages,
         creditBytes: subscription.creditBytes,
@@ -384,6 +401,7 @@ export class Operator {
         delivered: subscription.delivered,
       }
     })
+    return { consumers: page, next: all[PAGE_CONSUMERS]?.id ?? null }
   }
 }
 

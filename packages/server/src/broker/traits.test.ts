@@ -68,13 +68,15 @@ class Bench {
       count: messages.length,
       batchNumber: ++this.#number,
     })
-    const base = this.broker.publish(producer, Q, bytes, 0, at, 0)
+    const { baseOffset } = this.broker.publish(producer, Q, bytes, 0, at, 0)
     await this.settle()
-    return base
+    return baseOffset
   }
 
   consume(messages: number): Subscription {
     const consumer: Consumer = {
+      label: '',
+      peer: '',
       isReady: true,
       deliver: (_subscription, run: Run, firstTag, count) => {
         for (let i = 0; i < count; i++) {
@@ -88,6 +90,7 @@ class Bench {
           })
         }
       },
+      lost: () => {},
       drained: () => {},
       ended: (_subscription, error) => {
         throw error
@@ -205,15 +208,15 @@ describe('priority, delay and time to live', () => {
     await bench.open()
     bench.broker.ensure({ name: Q, options: {}, update: false })
     const hundredYears = 100 * 365.25 * 24 * 3600 * 1000
-    const refused: [RecordOptions, string][] = [
-      [{ delayMs: hundredYears + 1 }, 'delay'],
-      [{ atMs: bench.now - 60_001 }, 'at'],
-      [{ atMs: bench.now + hundredYears + 1 }, 'at'],
-      [{ ttlMs: 0 }, 'ttl'],
-      [{ ttlMs: hundredYears + 1 }, 'ttl'],
+    const refused: [RecordOptions, string, string][] = [
+      [{ delayMs: hundredYears + 1 }, 'delay', 'INVALID_DELAY'],
+      [{ atMs: bench.now - 60_001 }, 'at', 'AT_IN_THE_PAST'],
+      [{ atMs: bench.now + hundredYears + 1 }, 'at', 'INVALID_DELAY'],
+      [{ ttlMs: 0 }, 'ttl', 'INVALID_TTL'],
+      [{ ttlMs: hundredYears + 1 }, 'ttl', 'INVALID_TTL'],
     ]
-    for (const [options, name] of refused) {
-      await expect(bench.publish([{}, options])).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+    for (const [options, name, code] of refused) {
+      await expect(bench.publish([{}, options])).rejects.toMatchObject({ code })
       await expect(bench.publish([{}, options])).rejects.toThrow(`\`${name}\` of message 1`)
     }
     for (const options of [

@@ -42,6 +42,11 @@ const DEFECT: Row = {
 const LATER = 'Try again in a moment.'
 const ADDRESS = 'Start a broker with `sluice serve`, or name its address with --url or SLUICE_URL.'
 
+const BOUNDS: Row = {
+  exit: EXIT.usage,
+  advice: 'Give a value within these bounds; --help lists the options.',
+}
+
 const ROWS: Readonly<Record<ErrorCode, Row>> = {
   PROTOCOL_VERSION: {
     exit: EXIT.failure,
@@ -72,10 +77,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   SHUTTING_DOWN: { exit: EXIT.unreachable, advice: 'Try again when the broker has been started again.' },
   PRODUCER_UNKNOWN: { exit: EXIT.failure, advice: LATER },
   NOT_SUPPORTED: { exit: EXIT.usage, advice: 'Leave it out, or use a version that has it.' },
-  INVALID_ARGUMENT: {
-    exit: EXIT.usage,
-    advice: 'Give a value within these bounds; --help lists the options.',
-  },
+  INVALID_ARGUMENT: BOUNDS,
   INVALID_NAME: {
     exit: EXIT.usage,
     advice:
@@ -107,6 +109,40 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
     exit: EXIT.failure,
     advice: 'Send it again; if it happens often, test memory and network.',
   },
+  QUEUE_FULL: {
+    exit: EXIT.failure,
+    advice: 'Let consumers drain the queue, or raise its limits with `sluice queue edit`.',
+  },
+  DEDUP_FULL: {
+    exit: EXIT.failure,
+    advice: 'Wait until ids leave the window, or raise --dedup-max-ids with `sluice queue edit`.',
+  },
+  OPTION_CONFLICT: { exit: EXIT.usage, advice: 'Give one of the two, or values that go together.' },
+  DEAD_LETTER_CYCLE: { exit: EXIT.usage, advice: 'Name a queue whose own dead letters go elsewhere.' },
+  OPTION_FIXED: { exit: EXIT.usage, advice: 'Make another queue with this option, and move to it.' },
+  MESSAGE_NOT_FOUND: {
+    exit: EXIT.notFound,
+    advice: '`sluice peek QUEUE` shows the messages that are there, with their offsets.',
+  },
+  MESSAGE_LEASED: { exit: EXIT.failure, advice: 'Wait until its consumer is done with it, then try again.' },
+  CONSUMER_NOT_FOUND: {
+    exit: EXIT.notFound,
+    advice: '`sluice queue consumers QUEUE` shows the consumers that there are.',
+  },
+  CONSUMER_CLOSED: {
+    exit: EXIT.failure,
+    advice: 'An operator wanted it so; start it again if it may go on.',
+  },
+  TRANSACTION_TOO_LARGE: { exit: EXIT.failure, advice: 'Do less in one atomic step.' },
+  INVALID_OPTION: BOUNDS,
+  INVALID_PRIORITY: BOUNDS,
+  INVALID_DELAY: BOUNDS,
+  AT_IN_THE_PAST: { exit: EXIT.usage, advice: 'Give a time that is still to come, or leave it out.' },
+  INVALID_TTL: BOUNDS,
+  INVALID_KEY: BOUNDS,
+  INVALID_ID: BOUNDS,
+  INVALID_HEADERS: BOUNDS,
+  TOO_MANY_REQUESTS: { exit: EXIT.failure, advice: LATER },
   UNKNOWN_OUTCOME: {
     exit: EXIT.failure,
     advice: 'Look with `sluice queue get NAME` whether the message has arrived before you send it again.',

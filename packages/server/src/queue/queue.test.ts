@@ -1,10 +1,10 @@
-import { QUEUE_OPTION_DEFAULTS } from '@sluice/protocol'
+import { QUEUE_OPTION_DEFAULTS, type QueueOptions } from '@sluice/protocol'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { DEATH, type Traits } from './chunk.js'
 import type { Run } from './line.js'
 import { decodeChunkPage, encodeChunkPage } from './pages.js'
-import { Queue, type LogUse } from './queue.js'
+import { Queue, type LogUse, type QueueDefinition } from './queue.js'
 
 /** Live messages by place in the log, counted independently of the queue. */
 class Use implements LogUse {
@@ -15,6 +15,12 @@ class Use implements LogUse {
   remove(position: number, messages: number): void {
     this.live.set(position, (this.live.get(position) ?? 0) - messages)
   }
+  retain(): void {}
+}
+
+function definition(options: Partial<QueueOptions> = {}): QueueDefinition {
+  const seed = [1, 2, 3, 4]
+  return { name: 'q', options: { ...QUEUE_OPTION_DEFAULTS, ...options }, createdAtMs: 0, paused: false, seed }
 }
 
 /** What the messages of a batch ask for: some a priority, some a delay, some a time to live. */
@@ -23,6 +29,11 @@ function traitsOf(seed: number, count: number, now: number): Traits {
     priorities: new Uint8Array(count),
     dues: new Float64Array(count),
     expiries: new Float64Array(count),
+    isKeyed: false,
+    keys: new Uint32Array(0),
+    hasIds: false,
+    ids: new Uint32Array(0),
+    sizes: undefined,
   }
   for (let i = 0; i < count; i++) {
     traits.priorities[i] = [0, 0, 3, 31][(seed + i * 7) % 4]!
@@ -165,7 +176,7 @@ const steps: fc.Arbitrary<Step[]> = fc.array(
 /** Drives queue and model side by side; every dispatch is compared message by message. */
 class Pair {
   use = new Use()
-  queue = new Queue(1, 'q', { ...QUEUE_OPTION_DEFAULTS, maxDeliveries: 4 }, 0, this.use)
+  queue = new Queue(1, definition({ maxDeliveries: 4 }), this.use)
   readonly model = new Model()
   readonly leased: { message: Message; since: number }[] = []
   dispatched = 0
@@ -204,7 +215,7 @@ class Pair {
       queue.advance(model.now)
     } else if (step.kind === 'purge') {
       const expected = queue.live - queue.deadCount
-      expect(queue.purge()).toBe(expected)
+      expect(queue.purge(model.now)).toBe(expected)
       for (const message of model.messages) if (message.state !== 'dead') message.state = 'gone'
       this.leased.length = 0
     } else this.#restart()
@@ -230,7 +241,7 @@ class Pair {
       this.leased.push({ message: message!, since: run.sinceMs })
       this.dispatched++
     }
-    this.queue.lease(run, count)
+    this.queue.lease(run, count, this.model.now, '')
   }
 
   #settle(how: 'ack' | 'retry' | 'release' | 'dead', pick: number, delay: number): void {
@@ -240,7 +251,7 @@ class Pair {
     ]
     const { queue, model } = this
     if (how === 'ack') {
-      queue.ack(message.offset, 1)
+      queue.ack(message.offset, 1, model.now)
       message.state = 'gone'
     } else if (how === 'release') {
       queue.release(message.offset, since, model.now)
@@ -268,18 +279,18 @@ class Pair {
     let count = 1
     while (count < most && this.leased[count]?.message.offset === first.message.offset + count) count++
     for (const { message } of this.leased.splice(0, count)) message.state = 'gone'
-    this.queue.ack(first.message.offset, count)
+    this.queue.ack(first.message.offset, count, this.model.now)
   }
 
   // All that is volatile is lost: the queue is built anew from its pages, as recovery does it.
   #restart(): void {
     const old = this.queue
     const use = new Use()
-    const queue = new Queue(1, 'q', old.options, 0, use)
+    const queue = new Queue(1, definition(old.options), use)
     queue.next = old.next
-    queue.purged = old.purged
+    Object.assign(queue.counts, old.counts)
     queue.redeliveredBelow = old.deliveredBelow
-    for (const chunk of old.chunks()) queue.restore(decodeChunkPage(encodeChunkPage(chunk), 0))
+    for (const chunk of old.chunks()) queue.restore(decodeChunkPage(encodeChunkPage(chunk, old.keys), 0, queue.keys))
     queue.open(this.model.now)
     this.queue = queue
     this.use = use
@@ -362,7 +373,7 @@ describe('queue against a plain model', () => {
 describe('queue', () => {
   const make = (): { queue: Queue; use: Use } => {
     const use = new Use()
-    const queue = new Queue(1, 'q', QUEUE_OPTION_DEFAULTS, 0, use)
+    const queue = new Queue(1, definition(), use)
     queue.open(0)
     return { queue, use }
   }
@@ -375,8 +386,8 @@ describe('queue', () => {
     for (const _ of queue.chunks()) chunksBefore++
     expect(chunksBefore).toBe(293)
     while (queue.nextRun(100_000, 1, run)) {
-      queue.lease(run, run.count)
-      queue.ack(run.offset, run.count)
+      queue.lease(run, run.count, 1, '')
+      queue.ack(run.offset, run.count, 1)
     }
     let chunksAfter = 0
     for (const _ of queue.chunks()) chunksAfter++
@@ -405,13 +416,13 @@ describe('queue', () => {
     queue.append(0, 10, 512, 1, 1_000)
     const run = newRun()
     expect(queue.nextRun(10, 1, run)).toBe(true)
-    queue.lease(run, 10)
+    queue.lease(run, 10, 1, '')
     for (const offset of [3, 4, 7]) queue.suspect(offset)
     for (let offset = 0; offset < 10; offset++) queue.release(offset, -1, 1)
     const runs: [number, number, boolean][] = []
     while (queue.nextRun(10, 1, run)) {
       runs.push([run.offset, run.count, run.alone])
-      queue.lease(run, run.count)
+      queue.lease(run, run.count, 1, '')
     }
     expect(runs).toEqual([
       [0, 3, false],
@@ -421,26 +432,26 @@ describe('queue', () => {
       [7, 1, true],
       [8, 2, false],
     ])
-    queue.ack(3, 1)
+    queue.ack(3, 1, 1)
     for (const offset of [4, 7]) queue.release(offset, -1, 1)
     queue.nextRun(10, 1, run)
     expect([run.offset, run.count, run.alone]).toEqual([4, 1, true])
-    queue.lease(run, 1)
+    queue.lease(run, 1, 1, '')
     queue.retry(4, 1, 1, '')
     queue.nextRun(10, 1, run)
     expect([run.offset, run.alone]).toEqual([4, false])
   })
 
   it('keeps a chunk that begins in its middle', () => {
-    const queue = new Queue(1, 'q', QUEUE_OPTION_DEFAULTS, 0, new Use())
+    const queue = new Queue(1, definition(), new Use())
     queue.append(5_000, 10, 512, 1, 1_000)
     queue.open(1)
     const run = newRun()
     expect(queue.nextRun(100, 1, run)).toBe(true)
     expect([run.offset, run.count]).toEqual([5_000, 10])
     expect(queue.live).toBe(10)
-    queue.lease(run, 10)
-    queue.ack(5_000, 10)
+    queue.lease(run, 10, 1, '')
+    queue.ack(5_000, 10, 1)
     expect(queue.nextRun(100, 1, run)).toBe(false)
   })
 
@@ -450,12 +461,12 @@ describe('queue', () => {
     const chunk = queue.chunkAt(0)!
     chunk.pagePosition = 5_000
     queue.appliedFrom = 4_000
-    queue.remove(0, 5)
-    queue.purgeFact(10)
+    queue.remove(0, 5, 1)
+    queue.purgeFact(10, 1)
     queue.append(10, 5, 4_000, 1, 500)
     expect(queue.live).toBe(10)
     queue.appliedFrom = 6_000
-    queue.remove(0, 5)
+    queue.remove(0, 5, 1)
     expect(queue.live).toBe(5)
   })
 })

@@ -5,7 +5,6 @@
  * Errors end what their scope says: the request, the channel, or the connection. Nobody else notices.
  */
 import {
-  BATCH_HEADER_BYTES,
   DELIVER_FLAG,
   DELIVER_HEADER_BYTES,
   DURABILITY,
@@ -18,41 +17,58 @@ import {
   OP,
   OPCODES,
   PROTOCOL_VERSION,
-  PUBLISH_OK_ITEM_BYTES,
   SluiceError,
+  atomicNumber,
+  cancelRequest,
   clipText,
+  closeConsumerRequest,
+  consumersRequest,
   copyBytes,
+  decodeAtomic,
   decodeAuth,
   decodeControl,
   decodeCredit,
+  decodeExtend,
   decodeGoodbye,
   decodeHello,
   decodeRanges,
   decodeSettle,
   decodeSubscriptionId,
+  discardRequest,
+  encodeAtomicOk,
   encodeControl,
   encodeDrained,
   encodeFault,
   encodeGoodbye,
   encodeHelloOk,
+  encodeMessages,
   encodePreface,
   encodePublishErr,
   encodeRanges,
   encodeSubscriptionId,
   ensureRequest,
+  historyRequest,
   nameRequest,
   onlyFields,
   opcodeName,
+  peekRequest,
   publishBatchStart,
+  publishOkItemBytes,
   readText,
   readU64,
+  redriveRequest,
+  replayRequest,
+  rescheduleRequest,
   subscribeRequest,
   writeDeliverHead,
   writeFrameHeader,
   writePublishOkItem,
   writeU32,
+  type Body,
   type Hello,
   type OpcodeName,
+  type Placed,
+  type TagRange,
 } from '@sluice/protocol'
 import type { Broker, Output } from '../broker/broker.js'
 import type { Producer } from '../broker/producers.js'
@@ -102,11 +118,7 @@ type Stage = 'hello' | 'auth' | 'open' | 'closed'
 
 /** Frames that a client may send. */
 type ClientOpcode = {
-  [Name in OpcodeName]: (typeof OPCODES)[Name]['sender'] extends 'server'
-    ? never
-    : (typeof OPCODES)[Name]['layout'] extends 'reserved'
-      ? never
-      : Name
+  [Name in OpcodeName]: (typeof OPCODES)[Name]['sender'] extends 'server' ? never : Name
 }[OpcodeName]
 
 type Handler = (
@@ -133,6 +145,8 @@ export class Session implements Output, Consumer {
   #producer: Producer | undefined
   #heartbeatMs: number
   #inFlightBatches = 0
+  /** Requests that take several turns and are not answered yet. */
+  #working = 0
   /** The client said that it is done; or the broker stops and hands out nothing more. */
   #saidGoodbye = false
   #isStopping = false
@@ -187,7 +201,7 @@ export class Session implements Output, Consumer {
   }
 
   /** The label that the client gave itself; '' before the handshake. */
-  get name(): string {
+  get label(): string {
     return this.#hello?.name ?? ''
   }
 
@@ -366,6 +380,12 @@ export class Session implements Output, Consumer {
     if (this.#outstandingBytes > this.#settings.outboundBytesSoft) this.#congested()
   }
 
+  lost(subscription: Subscription, ranges: readonly TagRange[]): void {
+    const { id, channel } = subscription
+    this.#outbox.frame(OP.LEASES_LOST, channel, 0, encodeRanges(id, ranges))
+    this.#broker.hold(this)
+  }
+
   drained(subscription: Subscription): void {
     this.#outbox.frame(
       OP.DRAINED,
@@ -402,8 +422,6 @@ export class Session implements Output, Consumer {
           'MALFORMED_FRAME',
           `${name} has the frame flags ${flags}; this version has none.`,
         )
-      if (kind.layout === 'reserved')
-        throw new SluiceError('NOT_SUPPORTED', `The frame ${name} is not supported by this version.`)
       const handler = (HANDLERS as Partial<Record<OpcodeName, Handler>>)[name]
       if (handler === undefined || !this.#expects(name)) {
         throw new SluiceError(
@@ -526,38 +544,70 @@ export class Session implements Output, Consumer {
 
   publish(correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const batchAt = publishBatchStart(bytes, start, end)
-    if (correlation >= this.#inFlightBatches) {
-      throw new SluiceError(
-        'IN_FLIGHT_EXCEEDED',
-        `${correlation + 1} batches are unanswered; at most ${this.#inFlightBatches} may be.`,
-      )
-    }
+    this.#checkWindow(correlation)
     try {
       const name = this.#name(bytes, start + 1, batchAt)
-      const base = this.#broker.publish(this.#producer!, name, bytes, batchAt, end, correlation)
-      this.#confirm(readU64(bytes, batchAt + 24), base)
-      this.#outbox.answers(end - start)
-      if (this.#outbox.inFlightBytes > this.#settings.inFlightBytes || this.#broker.isBehind)
-        this.#pauseReading()
+      const placed = this.#broker.publish(this.#producer!, name, bytes, batchAt, end, correlation)
+      this.#confirm(readU64(bytes, batchAt + 24), placed)
+      this.#took(end - start)
     } catch (error) {
-      if (!(error instanceof SluiceError) || error.scope !== 'request' || end - batchAt < BATCH_HEADER_BYTES)
-        throw error
-      this.#outbox.frame(OP.PUBLISH_ERR, 0, 0, encodePublishErr(readU64(bytes, batchAt + 24), faultOf(error)))
-      this.#broker.hold(this)
+      this.#refuse(readU64(bytes, batchAt + 24), error)
     }
   }
 
+  atomic(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    const number = atomicNumber(bytes, start, end)
+    this.#checkWindow(correlation)
+    try {
+      const { crc, acks, batches } = decodeAtomic(bytes, start, end)
+      const ranges = acks.map(({ channel, subscriptionId, firstTag, count }) => ({
+        subscription: this.#subscription(channel, subscriptionId),
+        firstTag,
+        count,
+      }))
+      const step = { number, crc, acks: ranges, batches }
+      const places = this.#broker.atomic(this.#producer!, step, correlation)
+      this.#outbox.frame(OP.ATOMIC_OK, 0, 0, encodeAtomicOk(number, places))
+      this.#broker.hold(this)
+      this.#took(end - start)
+    } catch (error) {
+      this.#refuse(number, error)
+    }
+  }
+
+  #checkWindow(unanswered: number): void {
+    if (unanswered < this.#inFlightBatches) return
+    throw new SluiceError(
+      'IN_FLIGHT_EXCEEDED',
+      `${unanswered + 1} batches are unanswered; at most ${this.#inFlightBatches} may be.`,
+    )
+  }
+
+  // What was written last answers so many bytes of the producer's.
+  #took(bytes: number): void {
+    this.#outbox.answers(bytes)
+    if (this.#outbox.inFlightBytes > this.#settings.inFlightBytes || this.#broker.isBehind)
+      this.#pauseReading()
+  }
+
+  #refuse(number: number, error: unknown): void {
+    if (!(error instanceof SluiceError) || error.scope !== 'request') throw error
+    this.#outbox.frame(OP.PUBLISH_ERR, 0, 0, encodePublishErr(number, faultOf(error)))
+    this.#broker.hold(this)
+  }
+
   // Confirms of one turn share a frame for as long as nothing else comes between them.
-  #confirm(batchNumber: number, base: number): void {
+  #confirm(batchNumber: number, { baseOffset, duplicates }: Placed): void {
     const outbox = this.#outbox
-    let at = outbox.extend(this.#okPage, this.#okEnd, PUBLISH_OK_ITEM_BYTES)
+    const bytes = publishOkItemBytes(duplicates)
+    let at = outbox.extend(this.#okPage, this.#okEnd, bytes)
     if (at === -1) {
-      at = outbox.begin(OP.PUBLISH_OK, 0, 0, PUBLISH_OK_ITEM_BYTES)
+      at = outbox.begin(OP.PUBLISH_OK, 0, 0, bytes)
       this.#okPage = outbox.page
       this.#okAt = at
       this.#broker.hold(this)
     }
-    this.#okEnd = writePublishOkItem(outbox.bytes, at, batchNumber, base)
+    this.#okEnd = writePublishOkItem(outbox.bytes, at, batchNumber, baseOffset, duplicates)
     writeU32(outbox.bytes, this.#okAt - FRAME_HEADER_BYTES, this.#okEnd - this.#okAt)
   }
 
@@ -598,6 +648,7 @@ export class Session implements Output, Consumer {
       request.messages,
       request.bytes,
       request.limit,
+      request.processingTimeoutMs,
     )
     this.#subscriptions.set(channel, subscription)
     this.#outbox.frame(OP.SUBSCRIBE_OK, channel, correlation, encodeSubscriptionId(subscription.id))
@@ -624,6 +675,17 @@ export class Session implements Output, Consumer {
     const { subscriptionId, items } = decodeSettle(bytes, start, end)
     const subscription = this.#subscription(channel, subscriptionId)
     const stale = subscription === undefined ? items : this.#broker.settle(subscription, items)
+    this.#outbox.frame(OP.SETTLE_OK, channel, correlation, encodeRanges(subscriptionId, stale))
+    this.#broker.hold(this)
+  }
+
+  extend(channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    const { subscriptionId, firstTag, count, durationMs } = decodeExtend(bytes, start, end)
+    const subscription = this.#subscription(channel, subscriptionId)
+    const stale =
+      subscription === undefined
+        ? [{ firstTag, count }]
+        : this.#broker.extend(subscription, firstTag, count, durationMs)
     this.#outbox.frame(OP.SETTLE_OK, channel, correlation, encodeRanges(subscriptionId, stale))
     this.#broker.hold(this)
   }
@@ -673,8 +735,98 @@ export class Session implements Output, Consumer {
     })
   }
 
-  result(correlation: number, body: { readonly [name: string]: unknown }): void {
-    this.#outbox.frame(OP.RESULT, 0, correlation, encodeControl(body))
+  pause(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    const name = nameRequest('PAUSE', decodeControl(bytes, start, end))
+    this.result(correlation, { changed: this.#broker.pause(name) })
+  }
+
+  resume(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    const name = nameRequest('RESUME', decodeControl(bytes, start, end))
+    this.result(correlation, { changed: this.#broker.resume(name) })
+  }
+
+  cancel(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    this.result(correlation, this.#broker.cancel(cancelRequest(decodeControl(bytes, start, end))))
+  }
+
+  reschedule(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    this.result(correlation, this.#broker.reschedule(rescheduleRequest(decodeControl(bytes, start, end))))
+  }
+
+  consumers(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    this.result(correlation, this.#broker.consumers(consumersRequest(decodeControl(bytes, start, end))))
+  }
+
+  closeConsumer(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    const { name, id } = closeConsumerRequest(decodeControl(bytes, start, end))
+    this.result(correlation, this.#broker.closeConsumer(name, id))
+  }
+
+  peek(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    const request = peekRequest(decodeControl(bytes, start, end))
+    this.#later(correlation, this.#broker.peek(request), (page) => {
+      const most = this.#settings.frameBytesMax - FRAME_HEADER_BYTES
+      this.#outbox.frame(OP.MESSAGES, 0, correlation, encodeMessages(page, most))
+    })
+  }
+
+  redrive(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    const request = redriveRequest(decodeControl(bytes, start, end))
+    this.#resultLater(correlation, this.#broker.redrive(request, this.label))
+  }
+
+  discard(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    const request = discardRequest(decodeControl(bytes, start, end))
+    this.#resultLater(correlation, this.#broker.discard(request))
+  }
+
+  replay(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    const request = replayRequest(decodeControl(bytes, start, end))
+    this.#resultLater(correlation, this.#broker.replay(request))
+  }
+
+  history(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+    const request = historyRequest(decodeControl(bytes, start, end))
+    this.#resultLater(correlation, this.#broker.history(request))
+  }
+
+  result(correlation: number, body: object): void {
+    this.#outbox.frame(OP.RESULT, 0, correlation, encodeControl(body as Body))
+    this.#broker.hold(this)
+  }
+
+  #resultLater(correlation: number, work: Promise<object>): void {
+    this.#later(correlation, work, (body) => this.result(correlation, body))
+  }
+
+  // What has to read takes turns of its own; its answer is held like any other once it is there.
+  #later<Result>(correlation: number, work: Promise<Result>, answer: (result: Result) => void): void {
+    if (this.#working === WORKING_MAX) {
+      work.catch(() => {})
+      throw new SluiceError(
+        'TOO_MANY_REQUESTS',
+        `${WORKING_MAX} requests that read are under way on this connection; another has to wait.`,
+      )
+    }
+    this.#working++
+    work.then(
+      (result) => this.#worked(() => answer(result), correlation),
+      (error: unknown) =>
+        this.#worked(() => {
+          throw error
+        }, correlation),
+    )
+  }
+
+  #worked(answer: () => void, correlation: number): void {
+    this.#working--
+    if (this.#stage !== 'open') return
+    this.#broker.beginTurn()
+    try {
+      answer()
+    } catch (error) {
+      this.#failed(error, 0, correlation)
+    }
     this.#broker.hold(this)
   }
 
@@ -712,7 +864,7 @@ export class Session implements Output, Consumer {
     if (this.#outstandingBytes > this.#settings.outboundBytesSoft / 2) return
     this.#isCongested = false
     this.#stalledSinceMs = 0
-    for (const subscription of this.#subscriptions.values()) this.#broker.resume(subscription.queue)
+    for (const subscription of this.#subscriptions.values()) this.#broker.ready(subscription.queue)
   }
 
   #pauseReading(): void {
@@ -736,13 +888,11 @@ export class Session implements Output, Consumer {
     this.#transport.resume()
   }
 
-  // The one message that was being handled when its connection died is charged a try. Of several, of whatever
-  // subscription, nobody can tell which was to blame: they come back one at a time until it shows.
   #unsubscribeAll(connectionDied: boolean): void {
-    let started = 0
-    for (const subscription of this.#subscriptions.values()) started += subscription.startedCount
-    const blame = !connectionDied || started === 0 ? 'nobody' : started === 1 ? 'started' : 'suspects'
-    for (const subscription of this.#subscriptions.values()) this.#broker.unsubscribe(subscription, blame)
+    if (connectionDied) this.#broker.disconnect(this.#subscriptions.values())
+    else
+      for (const subscription of this.#subscriptions.values())
+        this.#broker.unsubscribe(subscription, 'nobody')
     this.#subscriptions.clear()
   }
 
@@ -760,10 +910,12 @@ export class Session implements Output, Consumer {
 
 const NO_BYTES = new Uint8Array(0)
 const NO_PAGE = -1
+/** Requests that take several turns, at a time on one connection. */
+const WORKING_MAX = 16
 /** Answers to PING that are kept for a peer that does not read; nobody else asks so often. */
 const URGENT_UNREAD_MAX = 10_000
-/** Queues in one answer to LIST, so that it stays within a control frame. */
-const LIST_PAGE = 100
+/** Queues in one answer to LIST: with names of 255 bytes, twice in each, they fit a control frame. */
+const LIST_PAGE = 40
 
 // A client's frame without a handler, or a handler without a frame, does not compile.
 const HANDLERS: { readonly [Name in ClientOpcode]: Handler } = {
@@ -774,12 +926,16 @@ const HANDLERS: { readonly [Name in ClientOpcode]: Handler } = {
   GOODBYE: (session, _channel, _correlation, bytes, start, end) => session.takeGoodbye(bytes, start, end),
   PUBLISH: (session, _channel, correlation, bytes, start, end) =>
     session.publish(correlation, bytes, start, end),
+  ATOMIC: (session, _channel, correlation, bytes, start, end) =>
+    session.atomic(correlation, bytes, start, end),
   SUBSCRIBE: (session, channel, correlation, bytes, start, end) =>
     session.subscribe(channel, correlation, bytes, start, end),
   CREDIT: (session, channel, _correlation, bytes, start, end) => session.credit(channel, bytes, start, end),
   STARTED: (session, channel, _correlation, bytes, start, end) => session.started(channel, bytes, start, end),
   SETTLE: (session, channel, correlation, bytes, start, end) =>
     session.settle(channel, correlation, bytes, start, end),
+  EXTEND: (session, channel, correlation, bytes, start, end) =>
+    session.extend(channel, correlation, bytes, start, end),
   UNSUBSCRIBE: (session, channel, correlation, bytes, start, end) =>
     session.unsubscribe(channel, correlation, bytes, start, end),
   ENSURE: (session, _channel, correlation, bytes, start, end) =>
@@ -789,6 +945,26 @@ const HANDLERS: { readonly [Name in ClientOpcode]: Handler } = {
   DELETE: (session, _channel, correlation, bytes, start, end) =>
     session.delete(correlation, bytes, start, end),
   PURGE: (session, _channel, correlation, bytes, start, end) => session.purge(correlation, bytes, start, end),
+  PAUSE: (session, _channel, correlation, bytes, start, end) => session.pause(correlation, bytes, start, end),
+  RESUME: (session, _channel, correlation, bytes, start, end) =>
+    session.resume(correlation, bytes, start, end),
+  PEEK: (session, _channel, correlation, bytes, start, end) => session.peek(correlation, bytes, start, end),
+  REDRIVE: (session, _channel, correlation, bytes, start, end) =>
+    session.redrive(correlation, bytes, start, end),
+  CANCEL: (session, _channel, correlation, bytes, start, end) =>
+    session.cancel(correlation, bytes, start, end),
+  RESCHEDULE: (session, _channel, correlation, bytes, start, end) =>
+    session.reschedule(correlation, bytes, start, end),
+  REPLAY: (session, _channel, correlation, bytes, start, end) =>
+    session.replay(correlation, bytes, start, end),
+  HISTORY: (session, _channel, correlation, bytes, start, end) =>
+    session.history(correlation, bytes, start, end),
+  CONSUMERS: (session, _channel, correlation, bytes, start, end) =>
+    session.consumers(correlation, bytes, start, end),
+  CLOSE_CONSUMER: (session, _channel, correlation, bytes, start, end) =>
+    session.closeConsumer(correlation, bytes, start, end),
+  DISCARD: (session, _channel, correlation, bytes, start, end) =>
+    session.discard(correlation, bytes, start, end),
 }
 
 function faultOf(error: SluiceError): {

@@ -1,0 +1,217 @@
+/** Dead letters: what gave up on its queue and is kept there for a person. */
+import { LIMITS, OP, SluiceError } from '@sluice/protocol'
+import { onlyKnown, queueOf, whole, type CallOptions, type QueueRef } from './options.js'
+import { messagesAnswer, type MessagePage, type PeekedMessage } from './peeked.js'
+import { RESULT, type Body, type Requests } from './requests.js'
+import {
+  CALL_OPTIONS,
+  FILTER_FIELDS,
+  filterField,
+  walk,
+  withoutUndefined,
+  type MessageFilter,
+  type Pace,
+} from './selection.js'
+
+/** Options of `dead.list`. */
+export interface DeadListOptions extends MessageFilter {
+  /** First offset that is looked at. Default 0. */
+  readonly from?: number
+  /** Most messages of the page, 1 to 1,000. Default 1,000; large messages make it shorter. */
+  readonly limit?: number
+}
+
+/** Which dead letters are meant: those that match the filter, or of these only the ones at `offsets`. */
+export interface DeadSelection extends MessageFilter {
+  /** Of these offsets only. */
+  readonly offsets?: readonly number[]
+  /** Most messages. Default: all. */
+  readonly limit?: number
+  /** Only counts what it would do. */
+  readonly dryRun?: boolean
+}
+
+/** Options of `dead.redrive`. */
+export interface RedriveOptions extends DeadSelection, Pace {
+  /** Another queue that they go to. Default: back into their own. */
+  readonly to?: QueueRef
+  /** Also those that were brought back ten times already. */
+  readonly force?: boolean
+}
+
+/** What a redrive did; with `dryRun`, what it would do. */
+export interface Redriven {
+  /** Were chosen. */
+  readonly matched: number
+  /** Of these, were brought back. */
+  readonly redriven: number
+  /** Of these, were left because they have been brought back too often; see `force`. */
+  readonly guarded: number
+}
+
+/** What a deletion of dead letters did; with `dryRun`, what it would do. */
+export interface DeadDeleted {
+  /** Were chosen. */
+  readonly matched: number
+  readonly deleted: number
+}
+
+const SELECTION_FIELDS = [...FILTER_FIELDS, 'offsets', 'limit', 'dryRun'] as const
+
+/** `sluice.dead`. Every call rejects with a SluiceError: QUEUE_NOT_FOUND, TIMEOUT, ABORTED, CLOSED and those named. */
+export class DeadLetters {
+  readonly #requests: Requests
+
+  /** @internal */
+  constructor(requests: Requests) {
+    this.#requests = requests
+  }
+
+  /**
+   * A page of the dead letters of a queue that match, by offset.
+   *
+   * @param options The filter; `from` and `limit` choose the page, whose `next` is the `from` of the next one.
+   * @throws SluiceError INVALID_ARGUMENT
+   * @example
+   * const { messages, next } = await sluice.dead.list('orders', { reason: 'rejected', olderThan: '1h' })
+   */
+  async list<Input>(
+    queue: QueueRef<Input, unknown>,
+    options: DeadListOptions = {},
+    call?: CallOptions,
+  ): Promise<MessagePage<Input>> {
+    onlyKnown('dead.list', options, [...FILTER_FIELDS, 'from', 'limit'])
+    const { from, limit, ...filter } = options
+    return this.#peek(queue, withoutUndefined({ from, limit, ...filterField(filter) }), call)
+  }
+
+  /**
+   * The dead letter at an offset.
+   *
+   * @throws SluiceError MESSAGE_NOT_FOUND
+   * @example
+   * const { reason, error, body } = await sluice.dead.get('orders', 4711)
+   */
+  async get<Input>(
+    queue: QueueRef<Input, unknown>,
+    offset: number,
+    call?: CallOptions,
+  ): Promise<PeekedMessage<Input>> {
+    whole('offset', offset, 0, Number.MAX_SAFE_INTEGER)
+    const { messages } = await this.#peek(queue, { from: offset, limit: 1 }, call)
+    const [message] = messages
+    if (message?.offset === offset) return message
+    throw new SluiceError(
+      'MESSAGE_NOT_FOUND',
+      `The queue ${queueOf(queue).name} has no dead message at offset ${offset}.`,
+    )
+  }
+
+  async #peek<Input>(
+    queue: QueueRef<Input, unknown>,
+    fields: Body,
+    call: CallOptions | undefined,
+  ): Promise<MessagePage<Input>> {
+    if (call !== undefined) onlyKnown('dead', call, CALL_OPTIONS)
+    const { name } = queueOf(queue)
+    const body = { name, state: 'dead', ...fields }
+    return this.#requests.send(OP.PEEK, body, true, call, messagesAnswer<Input>(name))
+  }
+
+  /**
+   * Brings dead letters back: into their own queue, each at its old offset and with attempt 1 next, or to another one,
+   * where each is a new message that knows its origin.
+   *
+   * It goes through the queue page by page. When it is ended early, by an error or its signal, what it did until then
+   * stays done, and it can simply be called again.
+   *
+   * @param options The filter or `offsets`; `to`; `rate`, messages a second; `limit`; `dryRun`; `force`.
+   * @param call `timeout` is the deadline of each page.
+   * @throws SluiceError INVALID_ARGUMENT; QUEUE_NOT_FOUND, also of `to`; CONNECTION_LOST with `outcome: 'unknown'`
+   * @example
+   * await sluice.dead.redrive('orders', { error: 'ECONNREFUSED', dryRun: true })   // { matched: 310, … }
+   * await sluice.dead.redrive('orders', { error: 'ECONNREFUSED', rate: 50 })
+   */
+  async redrive(queue: QueueRef, options: RedriveOptions = {}, call?: CallOptions): Promise<Redriven> {
+    onlyKnown('dead.redrive', options, [...SELECTION_FIELDS, 'to', 'rate', 'force'])
+    const { to, rate, force, ...selection } = options
+    const fields = { to: to === undefined ? undefined : queueOf(to).name, force }
+    const counts = { matched: 0, redriven: 0, guarded: 0 }
+    await this.#walk(OP.REDRIVE, 'REDRIVE', queue, selection, fields, rate, counts, call)
+    return counts
+  }
+
+  /**
+   * Deletes dead letters for good.
+   *
+   * @param options The filter or `offsets`; `limit`; `dryRun`.
+   * @param call `timeout` is the deadline of each page.
+   * @throws SluiceError INVALID_ARGUMENT; CONNECTION_LOST with `outcome: 'unknown'`
+   * @example
+   * await sluice.dead.delete('orders', { olderThan: '30d' })
+   */
+  async delete(queue: QueueRef, options: DeadSelection = {}, call?: CallOptions): Promise<DeadDeleted> {
+    onlyKnown('dead.delete', options, SELECTION_FIELDS)
+    const counts = { matched: 0, discarded: 0 }
+    await this.#walk(OP.DISCARD, 'DISCARD', queue, options, {}, undefined, counts, call)
+    return { matched: counts.matched, deleted: counts.discarded }
+  }
+
+  /** Adds up in `counts` what each page was answered with. */
+  async #walk(
+    opcode: number,
+    frame: string,
+    queue: QueueRef,
+    { offsets, limit, dryRun, ...filter }: DeadSelection,
+    fields: Record<string, unknown>,
+    rate: number | undefined,
+    counts: { matched: number; [name: string]: number },
+    call: CallOptions | undefined,
+  ): Promise<void> {
+    if (call !== undefined) onlyKnown('dead', call, CALL_OPTIONS)
+    const { name } = queueOf(queue)
+    const body = withoutUndefined({ name, dryRun, ...filterField(filter), ...fields })
+    const pace = withoutUndefined({ limit, rate: dryRun === true ? undefined : rate })
+    const list = offsets === undefined ? undefined : sorted(offsets)
+    await walk<number>(pace, call, async (limit, from = 0) => {
+      const chosen = list?.slice(firstFrom(list, from)).slice(0, Math.min(limit, LIMITS.pageMessagesMax))
+      if (chosen?.length === 0) return { matched: 0, next: undefined }
+      const place = chosen === undefined ? { from } : { offsets: chosen }
+      // Repeated after a lost connection, it could take what died anew since.
+      const answer = await this.#requests.send(
+        opcode,
+        { ...body, ...place, limit },
+        dryRun === true,
+        call,
+        RESULT,
+      )
+      for (const count of Object.keys(counts)) {
+        const value = answer[count]
+        if (!Number.isSafeInteger(value)) throw malformed(frame)
+        counts[count] = counts[count]! + (value as number)
+      }
+      const { next } = answer
+      if (next !== null && (!Number.isSafeInteger(next) || (next as number) <= from)) throw malformed(frame)
+      const matched = answer['matched'] as number
+      if (next !== null) return { matched, next: next as number }
+      return { matched, next: chosen === undefined ? undefined : chosen.at(-1)! + 1 }
+    })
+  }
+}
+
+/** @throws SluiceError INVALID_ARGUMENT */
+function sorted(offsets: readonly number[]): number[] {
+  if (!Array.isArray(offsets))
+    throw new SluiceError('INVALID_ARGUMENT', '`offsets` must be a list of offsets.')
+  const all = offsets.map((offset: unknown) => whole('offsets', offset, 0, Number.MAX_SAFE_INTEGER))
+  return [...new Set(all)].sort((a, b) => a - b)
+}
+
+function firstFrom(sorted: readonly number[], from: number): number {
+  const index = sorted.findIndex((offset) => offset >= from)
+  return index < 0 ? sorted.length : index
+}
+
+function malformed(frame: string): SluiceError {
+  return new SluiceError('MALFORMED_FRAME', `The broker's answer to ${frame} is not of the expected form.`)
+}

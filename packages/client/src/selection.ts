@@ -1,0 +1,140 @@
+/** Which messages of a queue an operator means, and the walk over many of them, page by page and no faster than asked. */
+import { LIMITS, SluiceError, type DeathName } from '@sluice/protocol'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { durationMs, type Duration } from './duration.js'
+import { onlyKnown, whole, type CallOptions } from './options.js'
+import { aborted } from './producer.js'
+import type { Body } from './requests.js'
+
+/** What a message must be to be chosen: all of what is given. */
+export interface MessageFilter {
+  /** Why it is dead. */
+  readonly reason?: DeathName
+  /** Text that its error contains. */
+  readonly error?: string
+  readonly key?: string
+  readonly id?: string
+  /** Headers and the values that they have. */
+  readonly header?: Readonly<Record<string, string>>
+  /** Tries at least. */
+  readonly attempts?: number
+  /** Dead, or else published, at least so long ago. */
+  readonly olderThan?: Duration
+  /** Dead, or else published, at most so long ago. */
+  readonly youngerThan?: Duration
+}
+
+export const FILTER_FIELDS = [
+  'reason',
+  'error',
+  'key',
+  'id',
+  'header',
+  'attempts',
+  'olderThan',
+  'youngerThan',
+] as const
+
+export const CALL_OPTIONS = ['timeout', 'signal'] as const
+
+/** The broker's `filter` field, if anything is filtered. @throws SluiceError INVALID_ARGUMENT */
+export function filterField(filter: MessageFilter): Body {
+  const { reason, error, key, id, header, attempts, olderThan, youngerThan } = filter
+  const fields = withoutUndefined({
+    reason,
+    error,
+    key,
+    id,
+    headers: header,
+    minAttempts: attempts,
+    olderThanMs: ageMs('olderThan', olderThan),
+    youngerThanMs: ageMs('youngerThan', youngerThan),
+  })
+  return Object.keys(fields).length === 0 ? {} : { filter: fields }
+}
+
+function ageMs(name: string, value: Duration | undefined): number | undefined {
+  return value === undefined ? undefined : durationMs(value, name, 'INVALID_ARGUMENT')
+}
+
+export function withoutUndefined(fields: Record<string, unknown>): Body {
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined))
+}
+
+/** One message of a queue: by its offset, or by the id that it was published with. */
+export type MessageRef = { readonly offset: number } | { readonly id: string }
+
+/** @throws SluiceError INVALID_ARGUMENT */
+export function refFields(call: string, ref: MessageRef): Body {
+  onlyKnown(call, ref, ['offset', 'id'])
+  const { offset, id } = ref as { readonly offset?: unknown; readonly id?: unknown }
+  if ((offset === undefined) === (id === undefined)) {
+    throw new SluiceError('INVALID_ARGUMENT', `\`${call}\` takes the \`offset\` or the \`id\` of a message.`)
+  }
+  return withoutUndefined({ offset, id })
+}
+
+/** How far and how fast a walk goes. */
+export interface Pace {
+  /** Most messages that it acts on. Default: all. */
+  readonly limit?: number
+  /** Most messages a second. Default: as fast as it goes. */
+  readonly rate?: number
+}
+
+/** What one page of a walk did. */
+export interface Step<Place> {
+  readonly matched: number
+  /** Where the next page begins; undefined: this was the last one. */
+  readonly next: Place | undefined
+}
+
+/** Pages a second of a walk that has a rate: short enough that the rate is even, long enough to be cheap. */
+const PACED_PAGES_A_SECOND = 4
+const RATE_MAX = 1_000_000
+
+/**
+ * Takes pages until there are no more, or `limit` messages matched. `take` is told how many messages its page may have.
+ * @throws SluiceError INVALID_ARGUMENT, ABORTED; what `take` throws
+ */
+export async function walk<Place>(
+  { limit, rate }: Pace,
+  call: CallOptions | undefined,
+  take: (limit: number, place: Place | undefined) => Promise<Step<Place>>,
+): Promise<void> {
+  let left = limit === undefined ? Infinity : whole('limit', limit, 0, Number.MAX_SAFE_INTEGER)
+  const page = rate === undefined ? LIMITS.pageMessagesMax : pageOf(rate)
+  const beganMs = performance.now()
+  let done = 0
+  let place: Place | undefined
+  while (left > 0) {
+    const { matched, next } = await take(Math.min(page, left), place)
+    done += matched
+    left -= matched
+    if (next === undefined || left <= 0) return
+    place = next
+    if (rate !== undefined) await until(beganMs + (done / rate) * 1000, call?.signal)
+  }
+}
+
+function pageOf(rate: number): number {
+  if (typeof rate !== 'number' || !(rate > 0 && rate <= RATE_MAX)) {
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `\`rate\` is ${String(rate)}; it must be a number above 0, at most ${RATE_MAX} messages a second.`,
+    )
+  }
+  return Math.min(LIMITS.pageMessagesMax, Math.max(1, Math.floor(rate / PACED_PAGES_A_SECOND)))
+}
+
+const SLEEP_MS_MAX = 0x7fff_ffff
+
+async function until(timeMs: number, signal: AbortSignal | undefined): Promise<void> {
+  for (let waitMs = timeMs - performance.now(); waitMs > 0; waitMs = timeMs - performance.now()) {
+    try {
+      await sleep(Math.min(waitMs, SLEEP_MS_MAX), undefined, signal === undefined ? {} : { signal })
+    } catch {
+      throw aborted(signal!, false)
+    }
+  }
+}
