@@ -32,6 +32,7 @@ import {
   type QueueOptions,
   type RecordOptions,
   type SettleItem,
+  type SluiceError,
   type TagRange,
 } from '@sluice/protocol'
 import type { Broker } from '../../packages/server/src/broker/broker.js'
@@ -42,11 +43,14 @@ import {
   Difference,
   Model,
   Refused,
+  redrivesOf,
+  type Answer,
   type Content,
   type ModelMessage,
   type ModelQueue,
   type ModelSettle,
   type ModelSubscription,
+  type Readings,
   type Transfer,
 } from './model.js'
 
@@ -69,6 +73,7 @@ export interface BenchOptions {
   readonly segmentBytes?: number
   readonly checkpointBytes?: number
   readonly defect?: Defect | undefined
+  readonly readings?: Readings | undefined
 }
 
 /** One subscription, as both sides know it. */
@@ -120,13 +125,16 @@ type Event =
       readonly redelivered: boolean
       readonly alone: boolean
       readonly content: Content
+      /** How many messages of the queue had expired by then. */
+      readonly expired: number
     }
   | { readonly kind: 'drained'; readonly pair: Pair }
 
 /** Numbers below its own for which a producer is said to wait: so many can be sent again. */
 export const RESENDABLE = 8
 
-const RETRYABLE = ['QUEUE_FULL', 'DEDUP_FULL']
+/** Rounds of turns after which an answer is taken to never come. */
+const WAIT_ROUNDS_MAX = 100
 
 const UNKNOWN: Pick<Pair, 'number'> = { number: -1 }
 
@@ -147,8 +155,8 @@ export class Bench {
   #ended: string[] = []
   #turns: (() => void)[] = []
   #fatal: unknown
-  /** Code of the last refusal. */
-  #refusal = ''
+  /** Whether what was refused last can be accepted later. */
+  #isRetryable = false
   #chance = 0.5
   #numbers = 0
   #bodies = 0
@@ -158,7 +166,7 @@ export class Bench {
   constructor(product: Product, options: BenchOptions = {}) {
     this.#product = product
     this.#options = options
-    this.model = new Model(this.nowMs)
+    this.model = new Model(this.nowMs, options.readings)
     this.log = new product.MemoryLog({ segmentBytes: options.segmentBytes ?? 256 * 1024 })
   }
 
@@ -231,7 +239,12 @@ export class Bench {
     this.#ended = []
     this.model.restart(isCrash)
     await this.open()
-    for (const queue of this.model.queues.values()) this.#followSweep(queue.name)
+    for (const { name, counters } of this.model.queues.values()) {
+      // These two do not survive a restart; what is left of them is not said.
+      const { released, redelivered } = this.broker.queue(name).counts
+      Object.assign(counters, { released, redelivered })
+      this.#followSweep(name)
+    }
     await this.endTurn()
   }
 
@@ -247,15 +260,13 @@ export class Bench {
     this.broker.beginTurn()
   }
 
-  // Ends turns until nothing more happens.
+  // Ends turns until nothing more happens. As in a server, a turn ends when all that arrived has been taken in.
   async #run(): Promise<void> {
-    for (let quiet = 0; quiet < 20;) {
-      const turns = this.#turns.splice(0)
-      for (const turn of turns) turn()
+    do {
+      for (const turn of this.#turns.splice(0)) turn()
       if (this.#fatal !== undefined) throw this.#fatal
-      quiet = turns.length > 0 ? 0 : quiet + 1
-      await Promise.resolve()
-    }
+      await new Promise(setImmediate)
+    } while (this.#turns.length > 0)
   }
 
   async #wait<T>(promise: Promise<T>): Promise<T> {
@@ -268,7 +279,7 @@ export class Bench {
         outcome = { error }
       },
     )
-    for (let round = 0; outcome === undefined && round < 10; round++) await this.#run()
+    for (let round = 0; outcome === undefined && round < WAIT_ROUNDS_MAX; round++) await this.#run()
     if (outcome === undefined) throw new Difference('an answer never came')
     if ('error' in outcome) throw outcome.error
     return outcome.value
@@ -280,7 +291,7 @@ export class Bench {
     const arrivals = await this.#arrivals()
     for (const event of this.#events.splice(0)) {
       if (event.kind === 'drained') {
-        this.model.quiet(event.pair.model.queue)
+        this.#quiet(event.pair.model.queue)
         event.pair.model.draining = false
         event.pair.model.limit = event.pair.model.delivered
         this.count('drains')
@@ -288,11 +299,15 @@ export class Bench {
       }
       const { queue } = event.pair.model
       if (event.offset >= queue.next) while (queue.next <= event.offset && this.#arrive(arrivals, queue));
+      const { returning } = this.model
+      const at = returning.findIndex((one) => one.queue === queue && one.message.offset === event.offset)
+      for (let count = 0; count <= at; count++) this.model.returned()
       this.#compareDelivery(event)
     }
+    while (this.model.returning.length > 0) this.model.returned()
     while (arrivals.length > 0) this.#arrive(arrivals, arrivals[0]!.transfer.to)
     for (const queue of this.model.queues.values()) {
-      this.model.quiet(queue)
+      this.#quiet(queue)
       for (const subscription of queue.subscriptions) {
         if (subscription.draining && !queue.paused)
           throw new Difference(`a drain of ${queue.name} was not answered`)
@@ -313,6 +328,11 @@ export class Bench {
     this.compareQueues()
   }
 
+  #quiet(queue: ModelQueue): void {
+    this.#followSweep(queue.name)
+    this.model.quiet(queue, this.broker.queue(queue.name).counts.expired)
+  }
+
   #nameOf({ subscription, tag }: { subscription: ModelSubscription; tag: number }): string {
     return `${this.#numberOf(subscription)} tag ${tag}`
   }
@@ -331,6 +351,7 @@ export class Bench {
     if (pair.lastTag !== undefined && (tag - pair.lastTag - 1) >>> 0 > 0x7fff_ffff)
       throw new Difference(`tag ${tag} came after tag ${pair.lastTag}`)
     pair.lastTag = tag
+    this.model.followSweep(pair.model.queue, event.expired)
     const message = this.model.delivered(pair.model, offset, tag, attempt, redelivered, alone)
     same(`published at, of message ${offset}`, event.publishedMs, message.publishedMs)
     same(`record of message ${offset}`, content, message.content)
@@ -354,12 +375,8 @@ export class Bench {
       for (const [index, { offset, record }] of page.messages.entries()) {
         same(`offset of a message that came to ${to.name}`, offset, to.next + index)
         const content = contentOf(record, 0)
-        const { queue, offset: from } = ORIGIN_HEADERS
-        const at = expected.findIndex(
-          (transfer) =>
-            transfer.from.name === content.headers[queue] &&
-            String(transfer.message.offset) === content.headers[from],
-        )
+        // Each message has a body of its own, and is in one queue at a time.
+        const at = expected.findIndex((transfer) => transfer.message.content.body === content.body)
         if (at === -1)
           throw new Difference(
             `message ${offset} of ${to.name} came from nowhere: ${JSON.stringify(content)}`,
@@ -393,11 +410,22 @@ export class Bench {
         headers: own(message.content.headers),
       },
     )
-    same('origin', headers[ORIGIN_HEADERS.publishedMs], String(message.publishedMs))
-    same('reason of origin', headers[ORIGIN_HEADERS.reason], message.death)
-    same('death of origin', headers[ORIGIN_HEADERS.diedMs], String(message.diedMs))
-    if (message.reason !== undefined)
-      same('error of origin', headers[ORIGIN_HEADERS.error] ?? '', message.reason)
+    const { queue, offset, publishedMs, reason, error, diedMs, attempts, redrives } = ORIGIN_HEADERS
+    const brought = this.model.readings.firstOriginStays ? message.content.headers : {}
+    same(
+      `origin of message ${message.offset} of ${from.name}`,
+      Object.fromEntries(origin.map((name) => [name, headers[name]])),
+      {
+        [queue]: brought[queue] ?? from.name,
+        [offset]: brought[offset] ?? String(message.offset),
+        [publishedMs]: brought[publishedMs] ?? String(message.publishedMs),
+        [reason]: message.death,
+        [error]: message.reason ?? headers[error],
+        [diedMs]: String(message.diedMs),
+        [attempts]: String(message.earlierAttempts + message.attempts),
+        [redrives]: String(redrivesOf(message) + (kind === 'redriven' ? 1 : 0)),
+      },
+    )
     this.count(`messages ${kind} to another queue`)
   }
 
@@ -413,7 +441,8 @@ export class Bench {
   compareQueues(): void {
     const { broker, model } = this
     for (const queue of model.queues.values()) {
-      const info = broker.info(queueName(queue.name))
+      // Unlike `info` of the broker, this changes nothing.
+      const info = broker.queue(queue.name).info(this.nowMs, 0)
       const states = { ready: 0, scheduled: 0, leased: 0, dead: 0 }
       for (const { state } of queue.messages) states[state]++
       const counters = Object.fromEntries(
@@ -454,6 +483,25 @@ export class Bench {
     this.count('audits')
   }
 
+  /** Asks for what is told about a queue: what has expired is not in it any more. */
+  look(name: string): void {
+    this.#both(
+      `info of ${name}`,
+      () => this.broker.info(queueName(name)),
+      () => {
+        const queue = this.model.queue(name)
+        this.model.sweep(queue)
+        return queue
+      },
+      ({ ready, expired }, queue) =>
+        same(
+          `info of ${name}`,
+          [ready, expired],
+          [queue.messages.filter(({ state }) => state === 'ready').length, queue.counters.expired],
+        ),
+    )
+  }
+
   /** The product's answer and the model's are the same, or both refuse. Undefined: they refused. */
   #both<T, U>(
     what: string,
@@ -468,6 +516,7 @@ export class Bench {
       answer = product()
     } catch (error) {
       code = codeOf(error)
+      this.#isRetryable = (error as SluiceError).retryable
     }
     return this.#judge(what, answer, code, model, compare)
   }
@@ -488,7 +537,6 @@ export class Bench {
         throw new Difference(`${what}: ${code ?? 'accepted'}, it had to be ${error.message}`)
       this.count('refusals')
       this.count(`refused ${code}`)
-      this.#refusal = code
       return undefined
     }
     if (code !== undefined) throw new Difference(`${what}: refused with ${code}, it had to be accepted`)
@@ -523,7 +571,10 @@ export class Bench {
     this.#both(
       `ensure ${name}`,
       () => this.broker.ensure({ name: queueName(name), options, update }),
-      () => this.model.ensure(name, options, update),
+      () => {
+        this.#followSweep(name)
+        return this.model.ensure(name, options, update)
+      },
       ({ created }, expected) => same(`created ${name}`, created, expected),
     )
   }
@@ -543,7 +594,10 @@ export class Bench {
     this.#both(
       `purge ${name}`,
       () => this.broker.purge(queueName(name)),
-      () => this.model.purge(name),
+      () => {
+        this.#followSweep(name)
+        return this.model.purge(name)
+      },
       (answer, expected) => same(`messages purged of ${name}`, answer, expected),
     )
   }
@@ -579,13 +633,13 @@ export class Bench {
   #tick(): void {
     this.model.nowMs = this.nowMs
     this.broker.tick()
-    this.model.tick((queue) => this.broker.info(queueName(queue.name)).expired)
+    this.model.tick(({ name }) => this.broker.queue(name).counts.expired)
     this.count('ticks')
   }
 
   #followSweep(name: string): void {
     const queue = this.model.queues.get(name)
-    if (queue !== undefined) this.model.followSweep(queue, this.broker.info(queueName(name)).expired)
+    if (queue !== undefined) this.model.followSweep(queue, this.broker.queue(name).counts.expired)
   }
 
   // --- producing ---
@@ -633,11 +687,11 @@ export class Bench {
       () => this.broker.publish(producer.attached, queue, bytes.slice(), 0, bytes.length, RESENDABLE),
       (answer) => {
         this.#beforePublish(queue, contents, answer !== undefined)
-        return this.model.publish(queue, contents)
+        return this.model.publish(queue, contents, answer && answerOf([queue], [answer]))
       },
       (answer, expected) => this.#comparePlaced(queue, contents, answer, expected),
     )
-    const isRetryable = placed === undefined && RETRYABLE.includes(this.#refusal)
+    const isRetryable = placed === undefined && this.#isRetryable
     this.#remember(producer, number, {
       ...sent,
       placed: placed === undefined ? undefined : [placed],
@@ -723,6 +777,11 @@ export class Bench {
         return this.model.atomic(
           acks.map(({ pair, tag }) => ({ subscription: pair.model, tag })),
           batches,
+          answer &&
+            answerOf(
+              batches.map(({ queue }) => queue),
+              answer,
+            ),
         )
       },
       (answer, expected) => {
@@ -773,6 +832,7 @@ export class Bench {
             redelivered,
             alone,
             content: contentOf(bytes, at),
+            expired: subscription.queue.counts.expired,
           })
           at += readU32(bytes, at)
         }
@@ -909,7 +969,7 @@ export class Bench {
   compareConsumers(name: string): void {
     this.#both(
       `consumers of ${name}`,
-      () => this.broker.consumers(queueName(name)),
+      () => this.broker.consumers({ name: queueName(name), from: 0 }).consumers,
       () => this.model.queue(name),
       (answer, queue) => {
         const pairs = queue.subscriptions.map((subscription) =>
@@ -955,7 +1015,10 @@ export class Bench {
     this.#both(
       `cancel ${id ?? offset} of ${name}`,
       () => this.broker.cancel({ name: queueName(name), offset, id }),
-      (answer) => this.model.cancel(name, offset, id, answer?.offset),
+      (answer) => {
+        this.#followSweep(name)
+        return this.model.cancel(name, offset, id, answer?.offset)
+      },
       (answer, expected) => same('offset that was cancelled', answer.offset, expected),
     )
   }
@@ -970,7 +1033,10 @@ export class Bench {
     this.#both(
       `reschedule ${id ?? offset} of ${name}`,
       () => this.broker.reschedule({ name: queueName(name), offset, id, delayMs, atMs }),
-      (answer) => this.model.reschedule(name, offset, id, delayMs, atMs, answer?.offset),
+      (answer) => {
+        this.#followSweep(name)
+        return this.model.reschedule(name, offset, id, delayMs, atMs, answer?.offset)
+      },
       (answer, expected) => same('what was rescheduled', answer, expected),
     )
   }
@@ -1006,6 +1072,7 @@ export class Bench {
 
   #page<T>(next: number | null, model: () => T): T {
     if (next !== null) this.count('pages that were not the last')
+    for (const name of this.model.queues.keys()) this.#followSweep(name)
     return model()
   }
 
@@ -1022,7 +1089,7 @@ export class Bench {
     const target = this.model.queue(to)
     const from = target.next
     let replayed = 0
-    for (let cursor: number | null | undefined; cursor !== null;) {
+    for (let cursor: string | null | undefined; cursor !== null;) {
       this.#begin()
       const page = await this.#wait(
         this.broker.replay({
@@ -1039,7 +1106,7 @@ export class Bench {
       )
       same('messages replayed', page.replayed, page.matched)
       replayed += page.replayed
-      cursor = page.cursor as number | null
+      cursor = page.cursor
     }
     const { messages } = await this.#wait(
       this.broker.peek({ name: queueName(to), state: undefined, from, limit: 1000, filter: {} }),
@@ -1085,7 +1152,7 @@ export class Bench {
       await this.#bothLater(
         `peek into ${name}`,
         () => this.broker.peek({ name: queueName(name), state, from: at, limit, filter }),
-        () => this.model.queue(name),
+        () => this.#followSweep(name),
         ({ messages, next }) => {
           if (messages.length > limit) throw new Difference(`a page of ${messages.length} messages was shown`)
           if (next !== undefined && next <= (messages.at(-1)?.offset ?? at - 1))
@@ -1109,14 +1176,7 @@ export class Bench {
 
   #comparePeeked(name: string, shown: PeekedMessage, message: ModelMessage): void {
     const { state, lease, attempts, earlierAttempts, content } = message
-    const timeMs =
-      state === 'dead'
-        ? message.diedMs
-        : state === 'leased'
-          ? lease!.atMs
-          : state === 'scheduled'
-            ? message.lineMs
-            : (message.sinceMs ?? shown.timeMs)
+    const timeMs = state === 'dead' ? message.diedMs : state === 'leased' ? lease!.atMs : message.lineMs
     const holder = [...this.#pairs.values()].find(({ model }) => model === lease?.subscription)
     same(
       `message ${message.offset} of ${name}`,
@@ -1126,11 +1186,11 @@ export class Bench {
         death: state === 'dead' ? message.death : undefined,
         attempts,
         totalAttempts: attempts + earlierAttempts,
-        redrives: message.redrives,
+        redrives: redrivesOf(message),
         offset: message.offset,
         publishedAtMs: message.publishedMs,
         timeMs,
-        expiresAtMs: message.expiresMs,
+        expiresAtMs: state === 'dead' ? 0 : message.expiresMs,
         reason: state === 'dead' ? (message.reason ?? shown.reason) : shown.reason,
         holder: holder?.connection.consumer.label ?? '',
         record: content,
@@ -1181,11 +1241,22 @@ export class Bench {
   }
 }
 
-/** @throws Difference */
+/** @throws Difference naming the fields that differ */
 export function same(what: string, product: unknown, model: unknown): void {
-  const one = stable(product)
-  const other = stable(model)
-  if (one !== other) throw new Difference(`${what}: ${one}, it had to be ${other}`)
+  if (stable(product) === stable(model)) return
+  const [one, other] = [product, model].map((value) =>
+    typeof value === 'object' && value !== null && !Array.isArray(value) ? Object.entries(value) : undefined,
+  )
+  const isOther = ([name, value]: [string, unknown], fields: [string, unknown][]): boolean =>
+    !fields.some(([field, same]) => field === name && stable(same) === stable(value))
+  const [differing, expected] =
+    one === undefined || other === undefined
+      ? [product, model]
+      : [
+          Object.fromEntries(one.filter((field) => isOther(field, other))),
+          Object.fromEntries(other.filter((field) => isOther(field, one))),
+        ]
+  throw new Difference(`${what}: ${stable(differing)}, it had to be ${stable(expected)}`)
 }
 
 // Text of a value that does not depend on the order of its fields.
@@ -1206,6 +1277,12 @@ function codeOf(error: unknown): string {
   )
     return error.code
   throw error
+}
+
+function answerOf(queues: readonly string[], places: readonly Placed[]): Answer {
+  return new Map(
+    queues.map((queue, index) => [queue, places[index]!.duplicates ?? new Map<number, number>()]),
+  )
 }
 
 function shownPlaces(places: readonly Placed[]): unknown {

@@ -24,7 +24,7 @@ import {
   type Pair,
   type Product,
 } from './bench.js'
-import type { Content, ModelSettle } from './model.js'
+import type { Content, ModelSettle, Readings } from './model.js'
 
 export interface HistoryOptions {
   readonly seed: number
@@ -32,6 +32,7 @@ export interface HistoryOptions {
   /** Only these operations, by number; all unless told. */
   readonly only?: readonly number[] | undefined
   readonly defect?: Defect | undefined
+  readonly readings?: Readings | undefined
   /** Told each operation before it is done. */
   readonly trace?: ((line: string) => void) | undefined
 }
@@ -100,7 +101,7 @@ export async function runHistory(product: Product, options: HistoryOptions): Pro
     at = options.operations
     await history.end()
   } catch (error) {
-    return { counts: history.counts, failure: { at, error } }
+    return { counts: history.counts, failure: { at, error }, model: history.model } as never
   }
   return { counts: history.counts, failure: undefined }
 }
@@ -118,9 +119,13 @@ class History {
     this.#bench = new Bench(product, {
       checkpointBytes: this.#chance.pick([8, 16, 64]) * 1024,
       defect: options.defect,
+      readings: options.readings,
     })
   }
 
+  get model() {
+    return this.#bench.model
+  }
   get counts(): ReadonlyMap<string, number> {
     const counts = new Map(this.#bench.counts)
     for (const [event, count] of this.#bench.model.events) counts.set(`event: ${event}`, count)
@@ -491,7 +496,8 @@ class History {
 
     redrive: async (): Promise<void> => {
       const name = this.#name()
-      const to = this.#chance.hit(0.3) ? this.#name() : undefined
+      const others = this.#names.filter((other) => other !== name)
+      const to = this.#chance.hit(0.3) ? this.#chance.pick(others) : undefined
       const request = { ...this.#deadSelection(name), to, force: this.#chance.hit(0.2) }
       this.#say(request)
       await this.#bench.redrive(request)
@@ -518,6 +524,8 @@ class History {
       // Ids that have left a window are not asked back into a longer one.
       if (queue?.options.unique === 'window' && (dedupWindowMs ?? Infinity) < queue.options.dedupWindowMs)
         options['dedupWindowMs'] = dedupWindowMs
+      // How many bytes a queue holds that had no limit of bytes before is not known to the byte.
+      if (queue?.options.maxBytes === 0) delete options['maxBytes']
       if (this.#chance.hit(0.05)) options['unique'] = unique ?? 'window'
       if (this.#chance.hit(0.1)) options['deadLetter'] = this.#chance.pick(['', ...this.#names])
       const update = this.#chance.hit(0.9)
@@ -538,6 +546,7 @@ class History {
       const name = this.#name()
       this.#say(name)
       this.#bench.compareConsumers(name)
+      if (this.#chance.hit(0.5)) this.#bench.look(name)
     },
 
     pause: async (): Promise<void> => {
@@ -672,14 +681,20 @@ export function commandOf({ seed, operations, only }: HistoryOptions): string {
 }
 
 /** Runs that a search for a shorter history may take. */
-const SHRINK_RUNS_MAX = 400
+const SHRINK_RUNS_MAX = 600
 
-/** The same history with as many operations left out as can be, so that there is still a difference. */
+/** What a difference is about, without the numbers of this one. */
+export function kindOf(failure: HistoryFailure | undefined): string {
+  return failure?.error instanceof Error ? failure.error.message.replaceAll(/\d+/g, '#').slice(0, 60) : ''
+}
+
+/** The same history with as many operations left out as can be, so that there is still such a difference. */
 export async function shrink(product: Product, options: HistoryOptions): Promise<HistoryOptions> {
-  const fails = async (only: readonly number[]): Promise<boolean> =>
-    (await runHistory(product, { ...options, only })).failure !== undefined
   const { failure } = await runHistory(product, options)
   if (failure === undefined) return options
+  const kind = kindOf(failure)
+  const fails = async (only: readonly number[]): Promise<boolean> =>
+    kindOf((await runHistory(product, { ...options, only })).failure) === kind
   let only = (options.only ?? Array.from({ length: options.operations }, (_, number) => number)).filter(
     (number) => number <= failure.at,
   )

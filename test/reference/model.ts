@@ -8,6 +8,7 @@
  */
 import {
   LIMITS,
+  ORIGIN_HEADERS,
   QUEUE_OPTION_DEFAULTS,
   type DeadSelection,
   type DeathName,
@@ -16,6 +17,46 @@ import {
   type QueueCounter,
   type QueueOptions,
 } from '@sluice/protocol'
+
+/** Points that the specification leaves open, or says nothing of; each can be read in two ways. */
+export interface Readings {
+  /** An extension of a lease that was not started begins the handling. */
+  readonly extensionStarts: boolean
+  /** `unique: 'pending'`: an id is free in the atomic step that acknowledges its message. */
+  readonly ackFreesId: boolean
+  /** The id of a message that comes from another queue counts in the window, as if it had been accepted now. */
+  readonly movedIdCounts: boolean
+  /** The dead of a queue whose dead-letter queue is not there are moved once there is one. */
+  readonly deadWaitForQueue: boolean
+  /** A dry run says what would be done; else that nothing was. */
+  readonly dryRunForetells: boolean
+  /** Of a message that goes to a third queue the headers of its first origin stay. */
+  readonly firstOriginStays: boolean
+  /** A message that is rescheduled is no suspect any more. */
+  readonly rescheduleAbsolves: boolean
+  /** A message that was delivered alone is charged though its connection held others, of other subscriptions. */
+  readonly aloneIsChargedAmongOthers: boolean
+  /** What is brought back into its own queue is guarded by how often that was done in this queue alone. */
+  readonly guardCountsHere: boolean
+  /**
+   * `unique: 'pending'`, and two messages with one id, as a move or a redrive can bring about: the id is free when the
+   * one that counted is done, unless a restart finds the other. Else the other one counts from then on.
+   */
+  readonly idIsFreeBesideOther: boolean
+}
+
+export const PLAIN_READINGS: Readings = {
+  extensionStarts: false,
+  ackFreesId: true,
+  movedIdCounts: false,
+  deadWaitForQueue: false,
+  dryRunForetells: true,
+  firstOriginStays: false,
+  rescheduleAbsolves: false,
+  aloneIsChargedAmongOthers: false,
+  guardCountsHere: false,
+  idIsFreeBesideOther: false,
+}
 
 /** What a message says. Times in milliseconds. */
 export interface Content {
@@ -77,6 +118,8 @@ export interface ModelMessage {
   silentDeaths: number
   lease: ModelLease | undefined
   death: DeathName | undefined
+  /** Its queue had a dead-letter queue when it died. */
+  isMoving: boolean
   diedMs: number
   /** Undefined: the broker's own words. */
   reason: string | undefined
@@ -128,6 +171,9 @@ export interface ModelPlaced {
   readonly duplicates: ReadonlyMap<number, number>
 }
 
+/** What the product answered: by queue, index of each duplicate → offset of the first. */
+export type Answer = ReadonlyMap<string, ReadonlyMap<number, number>>
+
 export interface ModelBatch {
   readonly queue: string
   readonly contents: readonly Content[]
@@ -143,6 +189,7 @@ export interface ModelSettle {
 
 export class Model {
   nowMs: number
+  readonly readings: Readings
   /** What the broker's source of chance says during this operation. */
   chance = 0.5
   readonly queues = new Map<string, ModelQueue>()
@@ -151,11 +198,14 @@ export class Model {
   /** Subscriptions that the broker ended, since this was emptied. */
   ended: ModelSubscription[] = []
   transfers: Transfer[] = []
+  /** Dead messages that are about to begin a new life. */
+  returning: { readonly queue: ModelQueue; readonly message: ModelMessage }[] = []
   /** How often each thing happened, for whoever wants to know whether a history was worth its time. */
   readonly events = new Map<string, number>()
 
-  constructor(nowMs: number) {
+  constructor(nowMs: number, readings: Readings = PLAIN_READINGS) {
     this.nowMs = nowMs
+    this.readings = readings
   }
 
   queue(name: string): ModelQueue {
@@ -183,11 +233,14 @@ export class Model {
     if (existing !== undefined && differs && !update) codes.push('QUEUE_CONFLICT')
     if (existing !== undefined && after.unique !== before.unique) codes.push('OPTION_FIXED')
     if (this.#isCycle(name, after.deadLetter)) codes.push('DEAD_LETTER_CYCLE')
+    if (named.deadLetter !== undefined && named.deadLetter !== '' && !this.queues.has(named.deadLetter))
+      codes.push('QUEUE_NOT_FOUND')
     if (codes.length > 0) throw new Refused(codes)
     if (existing !== undefined) {
       existing.options = after
       if (after.onFail !== before.onFail || after.keyConcurrency !== before.keyConcurrency)
         this.#lineUp(existing)
+      if (after.deadLetter !== before.deadLetter) this.#moveWaiting(existing)
       return false
     }
     this.queues.set(name, {
@@ -215,6 +268,7 @@ export class Model {
       subscriptions: [],
       deliveredBelow: 0,
     })
+    for (const queue of this.queues.values()) if (queue.options.deadLetter === name) this.#moveWaiting(queue)
     return true
   }
 
@@ -303,17 +357,25 @@ export class Model {
   }
 
   sweep(queue: ModelQueue): void {
-    for (const message of this.stale(queue)) this.#expire(queue, message)
+    const stale = this.stale(queue).toSorted(
+      (a, b) => this.#overMs(a) - this.#overMs(b) || a.offset - b.offset,
+    )
+    for (const message of stale) this.#expire(queue, message)
   }
 
   #isExpired(message: ModelMessage): boolean {
     return message.expiresMs !== 0 && message.expiresMs <= this.nowMs
   }
 
+  // It went when its time was over, or when it was due after that, whenever that is noticed.
   #expire(queue: ModelQueue, message: ModelMessage): void {
     this.#count('expired')
     queue.counters.expired++
-    this.#remove(queue, message)
+    this.#remove(queue, message, this.#overMs(message))
+  }
+
+  #overMs({ expiresMs, lineMs, sinceMs, state }: ModelMessage): number {
+    return state === 'leased' ? this.nowMs : Math.max(expiresMs, lineMs, sinceMs ?? 0)
   }
 
   // --- the line ---
@@ -338,16 +400,23 @@ export class Model {
   }
 
   /**
-   * Something happened to the key: its head, if the key is free, is eligible, and nothing else of it. `newcomer` became
-   * ready just now and, where it is the head thereby, is eligible since `sinceMs`; any other new head since now.
+   * Something happened to the key, at `atMs`: its head, if the key is free, is eligible, and nothing else of it.
+   * `newcomer` became ready just now and, where it is the head thereby, is eligible since `sinceMs`; any other new head
+   * since `atMs`, but not since before it was there.
    */
-  #rehead(queue: ModelQueue, key: string | undefined, newcomer?: ModelMessage, sinceMs?: number): void {
+  #rehead(
+    queue: ModelQueue,
+    key: string | undefined,
+    atMs: number,
+    newcomer?: ModelMessage,
+    sinceMs?: number,
+  ): void {
     if (key === undefined) return
     const line = this.#lineOf(queue, key)
     const head = this.#isFree(queue, key) ? line[0] : undefined
     for (const message of line) if (message !== head) message.sinceMs = undefined
     if (head !== undefined && head.sinceMs === undefined)
-      head.sinceMs = head === newcomer ? sinceMs : this.nowMs
+      head.sinceMs = head === newcomer ? sinceMs : Math.max(atMs, head.lineMs)
     if (line.length > (head === undefined ? 0 : 1)) this.#count('key held back')
   }
 
@@ -356,16 +425,28 @@ export class Model {
     message.state = 'ready'
     message.sinceMs = undefined
     if (message.content.key === undefined) message.sinceMs = sinceMs
-    this.#rehead(queue, message.content.key, message, sinceMs)
+    this.#rehead(queue, message.content.key, this.nowMs, message, sinceMs)
   }
 
   /** The message becomes something else than ready. */
-  #leave(queue: ModelQueue, message: ModelMessage, state: MessageState): void {
+  #leave(queue: ModelQueue, message: ModelMessage, state: MessageState, atMs = this.nowMs): void {
+    this.#vacate(message)
+    message.state = state
+    this.#rehead(queue, message.content.key, atMs)
+  }
+
+  /** It stands nowhere, for as long as it takes to put it where it belongs. */
+  #vacate(message: ModelMessage): void {
     if (message.lease !== undefined) message.lease.subscription.held.delete(message.lease.tag)
     message.lease = undefined
     message.sinceMs = undefined
-    message.state = state
-    this.#rehead(queue, message.content.key)
+  }
+
+  /** The message comes at its line time, which may be now. */
+  #comeAtLineTime(queue: ModelQueue, message: ModelMessage): void {
+    this.#vacate(message)
+    if (message.lineMs <= this.nowMs) this.#enter(queue, message, message.lineMs)
+    else this.#leave(queue, message, 'scheduled')
   }
 
   /** Lines and eligibility are built anew: every head is eligible since its line time. */
@@ -375,23 +456,30 @@ export class Model {
     for (const key of keys) {
       if (key !== undefined) {
         const head = this.#lineOf(queue, key)[0]
-        this.#rehead(queue, key, head, head?.lineMs)
+        this.#rehead(queue, key, this.nowMs, head, head?.lineMs)
       }
     }
     for (const message of queue.messages)
       if (message.state === 'ready' && message.content.key === undefined) message.sinceMs = message.lineMs
   }
 
-  #remove(queue: ModelQueue, message: ModelMessage): void {
+  #remove(queue: ModelQueue, message: ModelMessage, atMs = this.nowMs): void {
     queue.messages = queue.messages.filter((other) => other !== message)
     this.#noLongerPending(queue, message)
-    this.#leave(queue, message, 'dead')
+    this.#leave(queue, message, 'dead', atMs)
   }
 
   #noLongerPending(queue: ModelQueue, { content: { id } }: ModelMessage): void {
     const message = id === undefined ? undefined : queue.pending.get(id)
-    if (message !== undefined && message.content.id === id && !this.#isPending(queue, message))
-      queue.pending.delete(id!)
+    if (message === undefined || this.#isPending(queue, message)) return
+    queue.pending.delete(id!)
+    if (!this.readings.idIsFreeBesideOther) this.#findPending(queue, id!)
+  }
+
+  // Of several messages with an id that are not done, the oldest counts.
+  #findPending(queue: ModelQueue, id: string): void {
+    const other = queue.messages.find((message) => message.content.id === id && message.state !== 'dead')
+    if (other !== undefined) queue.pending.set(id, other)
   }
 
   #isPending(queue: ModelQueue, message: ModelMessage): boolean {
@@ -406,8 +494,8 @@ export class Model {
   // --- producing ---
 
   /** @throws Refused */
-  publish(name: string, contents: readonly Content[]): ModelPlaced {
-    return this.#publishAll([{ queue: name, contents }], [])[0]!
+  publish(name: string, contents: readonly Content[], answer?: Answer): ModelPlaced {
+    return this.#publishAll([{ queue: name, contents }], [], answer)[0]!
   }
 
   /**
@@ -417,6 +505,7 @@ export class Model {
   atomic(
     acks: readonly { readonly subscription: ModelSubscription; readonly tag: number }[],
     batches: readonly ModelBatch[],
+    answer?: Answer,
   ): ModelPlaced[] {
     const codes: string[] = []
     const done: ModelMessage[] = []
@@ -425,7 +514,7 @@ export class Model {
       if (message === undefined) codes.push('LEASE_LOST')
       else done.push(message)
     }
-    return this.#publishAll(batches, done, codes, () => {
+    return this.#publishAll(batches, done, answer, codes, () => {
       for (const { subscription, tag } of acks) this.#ack(subscription.queue, subscription.held.get(tag)!)
     })
   }
@@ -434,6 +523,7 @@ export class Model {
   #publishAll(
     batches: readonly ModelBatch[],
     done: readonly ModelMessage[],
+    answer: Answer | undefined,
     codes: string[] = [],
     first: () => void = () => {},
   ): ModelPlaced[] {
@@ -444,7 +534,7 @@ export class Model {
     for (const [name, contents] of byQueue) {
       const queue = this.queues.get(name)
       if (queue === undefined) codes.push('QUEUE_NOT_FOUND')
-      else plans.set(name, this.#judge(queue, contents, done, codes))
+      else plans.set(name, this.#judge(queue, contents, done, answer, codes))
     }
     if (codes.length > 0) throw new Refused(codes)
     first()
@@ -481,6 +571,7 @@ export class Model {
     queue: ModelQueue,
     contents: readonly Content[],
     done: readonly ModelMessage[],
+    answer: Answer | undefined,
     codes: string[],
   ): Plan {
     for (const { atMs, delayMs } of contents) {
@@ -493,6 +584,7 @@ export class Model {
     const newIds = new Map<string, number>()
     for (const [index, content] of contents.entries()) {
       const { id } = content
+      if (id !== undefined) this.#followPending(queue, id, answer?.get(queue.name)?.get(index))
       const first = id === undefined ? undefined : (newIds.get(id) ?? this.#firstOffset(queue, id, done))
       if (first !== undefined) duplicates.set(index, first)
       else {
@@ -500,8 +592,8 @@ export class Model {
         if (id !== undefined && this.#remembersIds(queue)) newIds.set(id, queue.next + index)
       }
     }
-    if (newIds.size > 0 && this.rememberedIds(queue, done) + newIds.size > queue.options.dedupMaxIds)
-      codes.push('DEDUP_FULL')
+    const remembered = this.rememberedIds(queue, done, answer === undefined)
+    if (newIds.size > 0 && remembered + newIds.size > queue.options.dedupMaxIds) codes.push('DEDUP_FULL')
     const victims: ModelMessage[] = []
     const { maxMessages, maxBytes, overflow } = queue.options
     const held = queue.messages.filter((message) => message.state !== 'dead' && !done.includes(message))
@@ -534,20 +626,37 @@ export class Model {
   #firstOffset(queue: ModelQueue, id: string, done: readonly ModelMessage[]): number | undefined {
     if (queue.options.unique === 'pending') {
       const message = queue.pending.get(id)
-      return message === undefined || done.includes(message) ? undefined : message.offset
+      const isFree = message === undefined || (this.readings.ackFreesId && done.includes(message))
+      return isFree ? undefined : message.offset
     }
     const accepted = queue.accepted.get(id)
     if (accepted === undefined || accepted.atMs + queue.options.dedupWindowMs <= this.nowMs) return undefined
     return accepted.offset
   }
 
-  rememberedIds(queue: ModelQueue, done: readonly ModelMessage[] = []): number {
-    if (queue.options.unique === 'pending')
-      return [...queue.pending.values()].filter((message) => !done.includes(message)).length
-    return [...queue.accepted.keys()].filter((id) => this.#firstOffset(queue, id, done) !== undefined).length
+  /** How many ids count; `atMost`: where that is not known, all that may. */
+  rememberedIds(queue: ModelQueue, done: readonly ModelMessage[] = [], atMost = false): number {
+    const known = queue.options.unique === 'pending' ? queue.pending : queue.accepted
+    const ids = new Set(known.keys())
+    if (atMost && queue.options.unique === 'pending' && this.readings.idIsFreeBesideOther)
+      for (const { state, content } of queue.messages)
+        if (state !== 'dead' && content.id !== undefined) ids.add(content.id)
+    return [...ids].filter(
+      (id) =>
+        (atMost && queue.options.unique === 'pending') || this.#firstOffset(queue, id, done) !== undefined,
+    ).length
   }
 
-  #append(queue: ModelQueue, content: Content, remember: boolean): ModelMessage {
+  // Which of several messages with one id counts, if any, is learnt from the product.
+  #followPending(queue: ModelQueue, id: string, told: number | undefined): void {
+    if (!this.readings.idIsFreeBesideOther || queue.options.unique !== 'pending') return
+    const message = queue.messages.find(
+      ({ offset, state, content }) => offset === told && state !== 'dead' && content.id === id,
+    )
+    if (message !== undefined) queue.pending.set(id, message)
+  }
+
+  #append(queue: ModelQueue, content: Content, isPublished: boolean): ModelMessage {
     const dueMs = Math.max(this.nowMs + (content.delayMs ?? 0), content.atMs ?? 0)
     const ttlMs = content.ttlMs ?? queue.options.ttlMs
     const message: ModelMessage = {
@@ -566,14 +675,17 @@ export class Model {
       silentDeaths: 0,
       lease: undefined,
       death: undefined,
+      isMoving: false,
       diedMs: 0,
       reason: undefined,
     }
     queue.messages.push(message)
-    if (remember && content.id !== undefined) {
-      if (queue.options.unique === 'pending') queue.pending.set(content.id, message)
-      else if (queue.options.dedupWindowMs > 0)
-        queue.accepted.set(content.id, { offset: message.offset, atMs: this.nowMs })
+    const { id } = content
+    if (id !== undefined && queue.options.unique === 'pending') {
+      if (!queue.pending.has(id)) queue.pending.set(id, message)
+    } else if (id !== undefined && queue.options.dedupWindowMs > 0) {
+      if (isPublished || this.readings.movedIdCounts)
+        queue.accepted.set(id, { offset: message.offset, atMs: this.nowMs })
     }
     if (dueMs <= this.nowMs) this.#enter(queue, message, dueMs)
     return message
@@ -696,7 +808,7 @@ export class Model {
       started: false,
       deadlineMs: Infinity,
     }
-    this.#rehead(queue, message.content.key)
+    this.#rehead(queue, message.content.key, this.nowMs)
     subscription.held.set(tag, message)
     subscription.delivered++
     queue.deliveredBelow = Math.max(queue.deliveredBelow, offset + 1)
@@ -704,21 +816,28 @@ export class Model {
     return message
   }
 
-  /** The turn is over. @throws Difference if something eligible could still go somewhere */
-  quiet(queue: ModelQueue): void {
+  /**
+   * The turn is over. `expired` is how many the product counts as expired: a head whose time is over may have gone
+   * unnoticed until the next sweep.
+   * @throws Difference if something eligible could still go somewhere
+   */
+  quiet(queue: ModelQueue, expired: number): void {
+    const takers = (message: ModelMessage): ModelSubscription[] =>
+      queue.subscriptions.filter((subscription) => this.#takes(subscription, message))
+    let head = this.head(queue)
     if (queue.paused) {
-      const waiting = this.head(queue)
-      if (waiting !== undefined && queue.subscriptions.some((one) => this.#takes(one, waiting)))
-        this.#count('held by pause')
+      if (head !== undefined && takers(head).length > 0) this.#count('held by pause')
       return
     }
     if (!queue.subscriptions.some((subscription) => this.#hasRoom(subscription))) return
-    const head = this.#liveHead(queue)
-    if (head === undefined) return
-    const takers = queue.subscriptions.filter((subscription) => this.#takes(subscription, head))
-    if (takers.length > 0)
+    while (head !== undefined && this.#isExpired(head)) {
+      if (queue.counters.expired >= expired) return
+      this.#expire(queue, head)
+      head = this.head(queue)
+    }
+    if (head !== undefined && takers(head).length > 0)
       throw new Difference(
-        `message ${head.offset} of ${queue.name} was not delivered: ${shownOf(head)}, takers ${takers.map(shownOf).join(' ')}`,
+        `message ${head.offset} of ${queue.name} was not delivered: ${shownOf(head)}, takers ${takers(head).map(shownOf).join(' ')}`,
       )
   }
 
@@ -741,8 +860,10 @@ export class Model {
     for (const tag of tags) {
       const lease = subscription.held.get(tag)?.lease
       if (lease === undefined) stale.push(tag)
-      else if (lease.started)
+      else if (lease.started || this.readings.extensionStarts) {
+        lease.started = true
         lease.deadlineMs = this.nowMs + (durationMs || this.#processingTimeoutMs(subscription))
+      }
     }
     return stale
   }
@@ -775,14 +896,13 @@ export class Model {
   }
 
   #release(queue: ModelQueue, message: ModelMessage): void {
+    queue.counters.released++
     if (this.#isExpired(message)) {
       this.#expire(queue, message)
       return
     }
-    queue.counters.released++
     const { sinceMs } = message.lease!
-    message.lease!.subscription.held.delete(message.lease!.tag)
-    message.lease = undefined
+    this.#vacate(message)
     this.#enter(queue, message, sinceMs)
   }
 
@@ -807,8 +927,7 @@ export class Model {
     }
     this.#count('retried')
     message.lineMs = this.nowMs + delayMs
-    this.#leave(queue, message, 'scheduled')
-    if (delayMs <= 0) this.#enter(queue, message, message.lineMs)
+    this.#comeAtLineTime(queue, message)
   }
 
   #die(queue: ModelQueue, message: ModelMessage, death: DeathName, reason: string | undefined): void {
@@ -820,8 +939,22 @@ export class Model {
     message.silentDeaths = 0
     this.#leave(queue, message, 'dead')
     this.#noLongerPending(queue, message)
+    message.isMoving = queue.options.deadLetter !== ''
+    this.#move(queue, message)
+  }
+
+  // A dead message goes to the dead-letter queue of its own.
+  #move(queue: ModelQueue, message: ModelMessage): void {
     const to = this.queues.get(queue.options.deadLetter)
-    if (to !== undefined) this.transfers.push({ kind: 'moved', from: queue, to, message })
+    if (to !== undefined && message.isMoving) this.transfers.push({ kind: 'moved', from: queue, to, message })
+  }
+
+  // There may be a dead-letter queue now for those that had none when they died.
+  #moveWaiting(queue: ModelQueue): void {
+    if (!this.readings.deadWaitForQueue) return
+    const onTheWay = this.transfers.map(({ message }) => message)
+    for (const message of queue.messages)
+      if (message.state === 'dead' && !onTheWay.includes(message)) this.#move(queue, message)
   }
 
   /** In order: nobody is to blame. Returns how many messages were held. */
@@ -844,14 +977,14 @@ export class Model {
       [...messages.values()].map((message) => ({ queue, message, lease: message.lease! })),
     )
     const started = held.filter(({ lease }) => lease.started)
-    const charged =
+    const isCharged = (one: (typeof held)[number]): boolean =>
       started.length === 1
-        ? started[0]
-        : started.length === 0 && held.length === 1 && held[0]!.lease.alone
-          ? held[0]
-          : undefined
+        ? one.lease.started
+        : started.length === 0 &&
+          one.lease.alone &&
+          (held.length === 1 || this.readings.aloneIsChargedAmongOthers)
     for (const one of held) {
-      if (one === charged) {
+      if (isCharged(one)) {
         this.#count('charged')
         this.#retry(one.queue, one.message, this.#backoffMs(one.queue, one.message), undefined)
         continue
@@ -884,7 +1017,10 @@ export class Model {
       const must = withId.filter(
         (message) =>
           message.offset === known ||
-          (message.state === 'scheduled' && message.attempts === 0 && queue.options.unique === 'window'),
+          (message.state === 'scheduled' &&
+            message.attempts === 0 &&
+            (message.content.delayMs ?? message.content.atMs) !== undefined &&
+            queue.options.unique === 'window'),
       )
       const answered = withId.filter((message) => message.offset === answer)
       found = answered.length > 0 ? answered : must
@@ -922,9 +1058,10 @@ export class Model {
     atMs: number | undefined,
     answer: number | undefined,
   ): { offset: number; dueMs: number } {
-    const queue = this.queue(name)
     const codes: string[] = []
     if (atMs !== undefined && atMs < this.nowMs - LIMITS.atPastMsMax) codes.push('AT_IN_THE_PAST')
+    const queue = this.queues.get(name)
+    if (queue === undefined) throw new Refused([...codes, 'QUEUE_NOT_FOUND'])
     let message: ModelMessage | undefined
     try {
       message = this.#find(queue, offset, id, answer)
@@ -936,8 +1073,11 @@ export class Model {
     const dueMs = Math.max(this.nowMs + (delayMs ?? 0), atMs ?? 0)
     if (message.attempts === 0 && message.expiresMs !== 0) message.expiresMs += dueMs - message.lineMs
     message.lineMs = dueMs
-    this.#leave(queue, message, 'scheduled')
-    if (dueMs <= this.nowMs) this.#enter(queue, message, dueMs)
+    if (this.readings.rescheduleAbsolves) {
+      message.suspect = false
+      message.silentDeaths = 0
+    }
+    this.#comeAtLineTime(queue, message)
     return { offset: message.offset, dueMs }
   }
 
@@ -974,7 +1114,8 @@ export class Model {
     { from, limit, offsets, filter }: DeadSelection,
     next: number | null,
   ): ModelMessage[] {
-    const all = this.select(queue, 'dead', from, Infinity, filter).filter(
+    const first = offsets === undefined ? from : 0
+    const all = this.select(queue, 'dead', first, Infinity, filter).filter(
       ({ offset }) => offsets === undefined || offsets.includes(offset),
     )
     const page = all.filter(({ offset }) => next === null || offset < next)
@@ -991,7 +1132,10 @@ export class Model {
     const queue = this.queue(request.name)
     const to = this.queue(request.to ?? request.name)
     const matched = this.#dead(queue, request, next)
-    const allowed = matched.filter(({ redrives }) => redrives < LIMITS.redrivesMax || request.force)
+    const countsHere = to === queue && this.readings.guardCountsHere
+    const allowed = matched.filter(
+      (one) => request.force || (countsHere ? one.redrives : redrivesOf(one)) < LIMITS.redrivesMax,
+    )
     if (!request.dryRun) {
       for (const message of allowed) {
         this.#count('redriven')
@@ -999,20 +1143,11 @@ export class Model {
           this.transfers.push({ kind: 'redriven', from: queue, to, message })
           continue
         }
-        queue.counters.redriven++
-        message.earlierAttempts += message.attempts
-        message.attempts = 0
-        message.redrives++
-        message.lineMs = this.nowMs
-        message.death = undefined
-        const { id } = message.content
-        if (id !== undefined && queue.options.unique === 'pending' && !queue.pending.has(id))
-          queue.pending.set(id, message)
-        this.#enter(queue, message, this.nowMs)
+        this.returning.push({ queue, message })
       }
     }
     const guarded = matched.length - allowed.length
-    return { matched: matched.length, redriven: allowed.length, guarded }
+    return { matched: matched.length, redriven: this.#done(request, allowed), guarded }
   }
 
   discard(request: DeadSelection, next: number | null): { matched: number; discarded: number } {
@@ -1024,7 +1159,33 @@ export class Model {
         this.#remove(queue, message)
       }
     }
-    return { matched: matched.length, discarded: matched.length }
+    return { matched: matched.length, discarded: this.#done(request, matched) }
+  }
+
+  #done({ dryRun }: DeadSelection, messages: readonly ModelMessage[]): number {
+    return dryRun && !this.readings.dryRunForetells ? 0 : messages.length
+  }
+
+  /**
+   * The first of those that are redriven into their own queue is back. They come one after the other, and something can
+   * be handed out between them.
+   */
+  returned(): void {
+    const { queue, message } = this.returning.shift()!
+    queue.counters.redriven++
+    message.earlierAttempts += message.attempts
+    message.attempts = 0
+    message.redrives++
+    message.lineMs = this.nowMs
+    // Whether a new life has a time to live is not said; none is what loses nothing.
+    message.expiresMs = 0
+    if (message.marked === 'no') message.marked = 'maybe'
+    message.death = undefined
+    message.isMoving = false
+    const { id } = message.content
+    if (id !== undefined && queue.options.unique === 'pending' && !queue.pending.has(id))
+      queue.pending.set(id, message)
+    this.#enter(queue, message, this.nowMs)
   }
 
   /** The product shows the message in its new queue: gone here, new there. */
@@ -1061,11 +1222,14 @@ export class Model {
         if (message.state === 'leased') message.state = 'ready'
         if (message.state === 'scheduled' && message.lineMs <= this.nowMs) message.state = 'ready'
       }
-      queue.counters.released = 0
-      queue.counters.redelivered = 0
       this.#lineUp(queue)
     }
   }
+}
+
+/** How often a message was brought back, over all queues that it has been in. */
+export function redrivesOf({ redrives, content }: ModelMessage): number {
+  return redrives + Number(content.headers[ORIGIN_HEADERS.redrives] ?? 0)
 }
 
 interface Plan {
