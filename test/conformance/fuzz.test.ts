@@ -86,7 +86,7 @@ test('mutated payloads through the reader of every frame kind', { timeout: RUNS_
   )
   expect(checked).toBeGreaterThanOrEqual(800 * 42)
   // Both ends of the readers were reached.
-  expect(read).toBeGreaterThan(1_000)
+  expect(read).toBeGreaterThan(500)
   expect(read).toBeLessThan(checked)
 })
 

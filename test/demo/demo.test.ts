@@ -1,29 +1,14 @@
-import { execFile } from 'node:child_process'
 import { mkdtemp, readdir, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { expect, test } from 'vitest'
+import { runProgram } from './program.js'
 
 const RECORDS = 4000
 const TEST_MS_MAX = 130_000
 const ROWS = ['published', 'confirmed', 'delivered', 'redelivered', 'acked', 'lost', 'out of order']
 const PROGRAM = fileURLToPath(new URL('../dist/demo/run.js', import.meta.url))
-
-interface Run {
-  readonly exitCode: number | string | null
-  readonly stdout: string
-  readonly stderr: string
-}
-
-function runDemo(args: readonly string[], directory: string): Promise<Run> {
-  const options = { env: { ...process.env, TMPDIR: directory }, timeout: TEST_MS_MAX }
-  return new Promise((resolve) => {
-    execFile(process.execPath, [PROGRAM, ...args], options, (error, stdout, stderr) => {
-      resolve({ exitCode: error === null ? 0 : (error.code ?? null), stdout, stderr })
-    })
-  })
-}
 
 function numberAt(name: string, stdout: string): number {
   const found = new RegExp(`^${name} +([\\d,]+) `, 'm').exec(stdout)
@@ -35,7 +20,12 @@ test(
   async () => {
     const directory = await mkdtemp(join(tmpdir(), 'sluice-demo-test-'))
     try {
-      const { exitCode, stdout, stderr } = await runDemo(['--records', String(RECORDS)], directory)
+      const { exitCode, stdout, stderr } = await runProgram(
+        PROGRAM,
+        ['--records', String(RECORDS)],
+        directory,
+        TEST_MS_MAX,
+      )
       expect(exitCode, `${stdout}\n${stderr}`).toBe(0)
       const tally = Object.fromEntries(ROWS.map((name) => [name, numberAt(name, stdout)]))
       expect(tally).toMatchObject({
@@ -57,7 +47,12 @@ test(
 )
 
 test('the demo refuses a count of records that it does not have', async () => {
-  const { exitCode, stdout, stderr } = await runDemo(['--records', '20001'], tmpdir())
+  const { exitCode, stdout, stderr } = await runProgram(
+    PROGRAM,
+    ['--records', '20001'],
+    tmpdir(),
+    TEST_MS_MAX,
+  )
   expect(exitCode).toBe(2)
   expect(stdout).toBe('')
   expect(stderr).toBe('--records is 20001; it must be a whole number from 2000 to 20000.\n')

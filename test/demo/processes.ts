@@ -1,11 +1,13 @@
 /**
- * The processes that the demo starts. Each that is running is in the list, and whoever ends the demo ends them all, by
+ * The processes that a demo starts. Each that is running is in the list, and whoever ends the demo ends them all, by
  * process id. One that ends without having been told to is a failure of the run.
  */
 import { fork, spawn, type ChildProcess } from 'node:child_process'
 import { closeSync, openSync } from 'node:fs'
 import { createServer, type AddressInfo } from 'node:net'
 import { fileURLToPath } from 'node:url'
+
+export const BROKER_PROGRAM = new URL('./cli/main.js', import.meta.resolve('@sluice/server'))
 
 export class Process {
   readonly child: ChildProcess

@@ -6,7 +6,8 @@
  */
 import { connect, SluiceError } from '@sluice/client'
 import { firstRecord, Flights, readFlights, type FlightMessage } from './flights.js'
-import { tell, type Grant, type Refusal } from './reports.js'
+import { leave, standBy, tell } from './part.js'
+import type { Grant, ProducerReport, Refusal } from './reports.js'
 
 const IN_FLIGHT_MAX = 400
 
@@ -14,9 +15,7 @@ const [url, producerText, countText] = process.argv.slice(2)
 const producer = Number(producerText)
 const count = Number(countText)
 
-// Ctrl-C reaches every process of the terminal; the parent ends the others in its order.
-process.on('SIGINT', () => {})
-process.on('disconnect', () => process.exit(1))
+standBy()
 
 const flights = (await readFlights(count)).slice(
   firstRecord(producer, count),
@@ -37,19 +36,18 @@ process.on('message', (grant: Grant) => {
   wake()
 })
 sluice.on('disconnected', () => {
-  void tell({ kind: 'cut', unanswered: unanswered() })
+  void tell({ kind: 'cut', unanswered: unanswered() } satisfies ProducerReport)
 })
-await tell({ kind: 'ready' })
+await tell({ kind: 'ready' } satisfies ProducerReport)
 
 for (const [index, flight] of flights.entries()) {
   while (!mayPublish(index)) await woken()
   publish(index, { producer, index, flight })
 }
 while (!isDone()) await woken()
-await tell({ kind: 'done', offsets, refusals })
+await tell({ kind: 'done', offsets, refusals } satisfies ProducerReport)
 await sluice.close()
-process.removeAllListeners('disconnect')
-process.disconnect()
+leave()
 
 function publish(index: number, body: FlightMessage): void {
   published++
@@ -75,7 +73,7 @@ function report(): void {
   isReporting = true
   setImmediate(() => {
     isReporting = false
-    void tell({ kind: 'progress', published, confirmed })
+    void tell({ kind: 'progress', published, confirmed } satisfies ProducerReport)
     wake()
   })
 }

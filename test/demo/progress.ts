@@ -28,7 +28,7 @@ export class Progress {
   constructor(stream: WriteStream, total: number) {
     this.#stream = stream
     this.#total = total
-    this.#colour = stream.isTTY && !process.env['NO_COLOR']
+    this.#colour = hasColour(stream)
   }
 
   update(counts: Counts): void {
@@ -47,7 +47,7 @@ export class Progress {
   say(text: string, now: string): void {
     this.#now = now
     this.clear()
-    const line = `${((performance.now() - this.#beganMs) / 1000).toFixed(1)} s  ${text}`
+    const line = `${secondsSince(this.#beganMs)}  ${text}`
     this.#stream.write(`${this.#colour ? styleText('bold', line) : line}\n`)
     if (this.#stream.isTTY) this.#draw()
   }
@@ -73,6 +73,15 @@ export class Progress {
     const empty = '░'.repeat(BAR_WIDTH - full)
     this.#stream.write(`\r\x1b[K${this.#colour ? styleText('green', bar) : bar}${empty}${rest}`)
   }
+}
+
+export function hasColour(stream: WriteStream): boolean {
+  return stream.isTTY && !process.env['NO_COLOR']
+}
+
+/** Since a value of `performance.now()`. */
+export function secondsSince(beganMs: number): string {
+  return `${((performance.now() - beganMs) / 1000).toFixed(1)} s`
 }
 
 /** 12345 as 12,345. */

@@ -6,11 +6,6 @@ export interface Grant {
   readonly allowed: number
 }
 
-/** From the demo to a worker: close and leave. */
-export interface Stop {
-  readonly stop: true
-}
-
 export type ProducerReport =
   | { readonly kind: 'ready' }
   | { readonly kind: 'progress'; readonly published: number; readonly confirmed: number }
@@ -40,13 +35,4 @@ export interface Handled {
   /** What the work made of the record. */
   readonly origin: string
   readonly delay: number
-}
-
-/** Sends to the parent; resolves once the report is out of this process, where a SIGKILL cannot take it back. */
-export function tell(report: ProducerReport | WorkerReport): Promise<void> {
-  return new Promise((resolve, reject) => {
-    if (process.send === undefined)
-      reject(new Error('This is a part of the demo; run test/dist/demo/run.js.'))
-    else process.send(report, undefined, undefined, (error) => (error === null ? resolve() : reject(error)))
-  })
 }

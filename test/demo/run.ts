@@ -4,16 +4,13 @@
  * Options: `--records <n>`, the first n records only. Exit code: 0 when all went well, 1 when not, 2 for wrong options.
  * Leaves no process and no file behind; after a failure it keeps the directory with the logs, and names it.
  */
-import { mkdtemp, rm } from 'node:fs/promises'
-import { constants, tmpdir } from 'node:os'
-import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { Delays } from './delays.js'
 import { FLIGHTS_MAX, readFlights } from './flights.js'
 import type { Tally } from './ledger.js'
-import { Processes } from './processes.js'
 import { grouped, Progress } from './progress.js'
 import { Scenario, type Outcome } from './scenario.js'
+import { perform } from './stage.js'
 
 const RUN_MS_MAX = 120_000
 // Fewer would be through before anything can be killed.
@@ -21,67 +18,30 @@ const RECORDS_MIN = 2_000
 /** An airport must have this share of the flights to be ranked. */
 const RANKED_SHARE = 0.005
 
-class Interrupted extends Error {
-  readonly exitCode: number
-
-  constructor(signal: 'SIGINT' | 'SIGTERM' | 'SIGHUP') {
-    super(`interrupted by ${signal}`)
-    this.exitCode = 128 + constants.signals[signal]
-  }
-}
-
 process.exitCode = await main()
 
 async function main(): Promise<number> {
   const count = recordsWanted()
   if (count === undefined) return 2
   const progress = new Progress(process.stderr, count)
-  const directory = await mkdtemp(join(tmpdir(), 'sluice-demo-'))
-  const end = new AbortController()
-  const fail = (error: unknown): void => end.abort(error)
-  const failed = new Promise<never>((_, reject) => {
-    end.signal.addEventListener('abort', () => reject(end.signal.reason as Error))
-  })
-  failed.catch(() => {})
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-    process.on(signal, () => fail(new Interrupted(signal)))
-  }
-  const processes = new Processes(fail)
-  const scenario = new Scenario({ count, directory, processes, progress, signal: end.signal, fail })
-  const overdue = setTimeout(() => {
-    const { published, confirmed, acked } = scenario.counts
-    fail(
-      new Error(
-        `Not done after ${RUN_MS_MAX / 1000} s: ${published} published, ${confirmed} confirmed, ${acked} acked.`,
-      ),
-    )
-  }, RUN_MS_MAX)
-  let keep = true
-  try {
-    const truth = new Delays()
-    for (const { origin, delay } of await readFlights(count)) truth.add(origin, delay)
-    const outcome = await Promise.race([scenario.play(), failed])
-    progress.clear()
-    const problems = judge(outcome, count, truth)
-    for (const problem of problems) console.error(problem)
-    keep = problems.length > 0
-    return keep ? 1 : 0
-  } catch (error) {
-    progress.clear()
-    if (error instanceof Interrupted) {
-      keep = false
-      return error.exitCode
+  return perform('demo', RUN_MS_MAX, (stage) => {
+    const scenario = new Scenario({ ...stage, count, progress })
+    return {
+      async play() {
+        const truth = new Delays()
+        for (const { origin, delay } of await readFlights(count)) truth.add(origin, delay)
+        const outcome = await scenario.play()
+        progress.clear()
+        return judge(outcome, count, truth)
+      },
+      whereabouts() {
+        const { published, confirmed, acked } = scenario.counts
+        return `${published} published, ${confirmed} confirmed, ${acked} acked`
+      },
+      clear: () => progress.clear(),
+      close: () => scenario.close(),
     }
-    console.error(`The demo failed. ${error instanceof Error ? error.message : String(error)}`)
-    return 1
-  } finally {
-    clearTimeout(overdue)
-    end.abort()
-    await scenario.close()
-    await processes.killAll()
-    if (keep) console.error(`The logs of the broker and its clients are in ${directory}.`)
-    else await rm(directory, { recursive: true, force: true })
-  }
+  })
 }
 
 /** Prints the result; returns what is wrong with it. */

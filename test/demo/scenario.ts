@@ -7,11 +7,14 @@
 import { connect, type QueueInfo, type Sluice } from '@sluice/client'
 import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
+import { Conditions } from './conditions.js'
 import { firstRecord, Flights, PRODUCERS } from './flights.js'
 import { Ledger } from './ledger.js'
-import { freePort, type Process, type Processes } from './processes.js'
+import type { Stop } from './part.js'
+import { BROKER_PROGRAM, freePort, type Process } from './processes.js'
 import { grouped, type Progress } from './progress.js'
-import type { Grant, ProducerReport, Refusal, Stop, WorkerReport } from './reports.js'
+import type { Grant, ProducerReport, Refusal, WorkerReport } from './reports.js'
+import type { Stage } from './stage.js'
 
 const WORKERS = 3
 /** Share of all records that may be published and not acknowledged. */
@@ -27,20 +30,12 @@ const UNHANDLED_AT_KILL_MIN = 100
 const BROKER_KILL_SHARE_MAX = 0.72
 const POLL_MS = 5
 
-const BROKER_PROGRAM = new URL('./cli/main.js', import.meta.resolve('@sluice/server'))
 const PRODUCER_PROGRAM = new URL('./producer.js', import.meta.url)
 const WORKER_PROGRAM = new URL('./worker.js', import.meta.url)
 
-export interface Settings {
+export interface Settings extends Stage {
   readonly count: number
-  /** For the broker's data and all logs. */
-  readonly directory: string
-  readonly processes: Processes
   readonly progress: Progress
-  /** Aborted when the run is over. */
-  readonly signal: AbortSignal
-  /** Ends the run. */
-  readonly fail: (error: unknown) => void
 }
 
 export interface Outcome {
@@ -81,7 +76,7 @@ export class Scenario {
   #url = ''
   #acked = 0
   #unansweredAtCut = 0
-  #waiters: { readonly condition: () => boolean; readonly resolve: () => void }[] = []
+  readonly #conditions = new Conditions()
 
   constructor(settings: Settings) {
     this.#settings = settings
@@ -107,14 +102,14 @@ export class Scenario {
     await sluice.queues.ensure(Flights)
     const workers = Array.from({ length: WORKERS }, () => this.#startWorker())
     for (let number = 0; number < PRODUCERS; number++) this.#startProducer(number)
-    await this.#until(() => [...workers, ...this.#producers].every(({ isReady }) => isReady))
+    await this.#conditions.until(() => [...workers, ...this.#producers].every(({ isReady }) => isReady))
     const cast = `${PRODUCERS} producers, ${WORKERS} workers, 1 broker on port ${port}`
     progress.say(`${grouped(count)} flight records, ${cast}`, 'in full flow')
 
     const beganMs = performance.now()
     const drained = this.#watch(sluice)
     drained.catch(fail)
-    await this.#until(() => this.#acked >= count * WORKER_KILL_SHARE)
+    await this.#conditions.until(() => this.#acked >= count * WORKER_KILL_SHARE)
     workers[1] = await this.#restartWorker(workers[1]!)
     const awaySeconds = await this.#restartBroker(broker, port, sluice, workers[1])
     const queue = await drained
@@ -144,8 +139,8 @@ export class Scenario {
   /** Returns for how many seconds there was no broker. */
   async #restartBroker(broker: Process, port: number, sluice: Sluice, worker: WorkerState): Promise<number> {
     const { count, progress } = this.#settings
-    await this.#until(() => worker.isAtWork || this.#acked >= count * BROKER_KILL_SHARE)
-    await this.#until(() => this.#isInFullFlow || this.#acked >= count * BROKER_KILL_SHARE_MAX)
+    await this.#conditions.until(() => worker.isAtWork || this.#acked >= count * BROKER_KILL_SHARE)
+    await this.#conditions.until(() => this.#isInFullFlow || this.#acked >= count * BROKER_KILL_SHARE_MAX)
     const back = new Promise<void>((resolve) => {
       sluice.on('connected', () => resolve())
     })
@@ -273,18 +268,8 @@ export class Scenario {
     }
   }
 
-  /** Resolves when the condition is met; it is looked at whenever something was reported. */
-  #until(condition: () => boolean): Promise<void> {
-    if (condition()) return Promise.resolve()
-    return new Promise((resolve) => this.#waiters.push({ condition, resolve }))
-  }
-
   #changed(): void {
     this.#settings.progress.update(this.counts)
-    this.#waiters = this.#waiters.filter(({ condition, resolve }) => {
-      const isMet = condition()
-      if (isMet) resolve()
-      return !isMet
-    })
+    this.#conditions.look()
   }
 }

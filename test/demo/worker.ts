@@ -9,7 +9,8 @@
  */
 import { connect } from '@sluice/client'
 import { Flights } from './flights.js'
-import { tell, type Handled, type Stop } from './reports.js'
+import { leave, standBy, tell, type Stop } from './part.js'
+import type { Handled, WorkerReport } from './reports.js'
 
 const CONCURRENCY = 8
 /** Held ready behind the handlers: an acknowledgement makes room only once it is on disk, and that takes its time. */
@@ -17,9 +18,7 @@ const PREFETCH = 256
 
 const [url, name] = process.argv.slice(2)
 
-// Ctrl-C reaches every process of the terminal; the parent ends the others in its order.
-process.on('SIGINT', () => {})
-process.on('disconnect', () => process.exit(1))
+standBy()
 
 const sluice = await connect(url, { name: name!, timeout: '30s' })
 let connection = 1
@@ -41,9 +40,9 @@ worker.closed.catch((error: unknown) => {
 })
 
 process.on('message', ({ stop }: Stop) => {
-  if (stop) void leave()
+  if (stop) void sluice.close().then(leave)
 })
-await tell({ kind: 'ready' })
+await tell({ kind: 'ready' } satisfies WorkerReport)
 
 let records: Handled[] = []
 let sent: Promise<void> | undefined
@@ -53,17 +52,11 @@ function report(record: Handled): Promise<void> {
   records.push(record)
   sent ??= new Promise((resolve, reject) => {
     setImmediate(() => {
-      const report = { kind: 'handled', records } as const
+      const report: WorkerReport = { kind: 'handled', records }
       records = []
       sent = undefined
       tell(report).then(resolve, reject)
     })
   })
   return sent
-}
-
-async function leave(): Promise<void> {
-  await sluice.close()
-  process.removeAllListeners('disconnect')
-  process.disconnect()
 }

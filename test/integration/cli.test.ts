@@ -2,14 +2,12 @@
  * The built command line as its users meet it: processes, pipes, signals and exit codes. Each command is run against a
  * broker that `sluice serve` started on a port of its own.
  */
-import { spawn, type ChildProcessWithoutNullStreams } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtemp, open, readdir, rm, writeFile } from 'node:fs/promises'
+import { open, readdir, writeFile } from 'node:fs/promises'
 import { connect as connectSocket, createServer, type AddressInfo, type Socket } from 'node:net'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
-import { connect, type Sluice } from '@sluice/client'
+import { connect } from '@sluice/client'
 import {
   FRAME_HEADER_BYTES,
   LIMITS,
@@ -18,117 +16,21 @@ import {
   encodePreface,
   writeFrameHeader,
 } from '@sluice/protocol'
-import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-
-const BINARY = fileURLToPath(new URL('../../packages/server/bin/sluice.js', import.meta.url))
-const SMALL_LOG = ['--segment-bytes', '8MiB']
-
-interface Result {
-  readonly code: number | null
-  readonly stdout: string
-  readonly stderr: string
-}
-
-/** The environment without settings of whoever runs the tests. */
-function environment(more: Readonly<Record<string, string>> = {}): Record<string, string> {
-  const own = Object.entries(process.env).filter(([name]) => !name.startsWith('SLUICE_'))
-  return { ...(Object.fromEntries(own) as Record<string, string>), ...more }
-}
-
-const children = new Set<ChildProcessWithoutNullStreams>()
-
-function start(
-  args: readonly string[],
-  more: Readonly<Record<string, string>> = {},
-): ChildProcessWithoutNullStreams {
-  const child = spawn(process.execPath, [BINARY, ...args], { cwd: directory, env: environment(more) })
-  // A command that does not read its stdin closes it early.
-  child.stdin.on('error', () => {})
-  children.add(child)
-  child.once('close', () => children.delete(child))
-  return child
-}
-
-async function ended(child: ChildProcessWithoutNullStreams): Promise<Result> {
-  let stdout = ''
-  let stderr = ''
-  child.stdout.setEncoding('utf8').on('data', (text: string) => (stdout += text))
-  child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr += text))
-  const [code] = (await once(child, 'close')) as [number | null]
-  return { code, stdout, stderr }
-}
-
-/** Runs a command to its end. `input` is its whole stdin. */
-function run(
-  args: readonly string[],
-  options: { readonly input?: string | Uint8Array; readonly env?: Readonly<Record<string, string>> } = {},
-): Promise<Result> {
-  const child = start(args, { SLUICE_URL: broker.url, ...options.env })
-  child.stdin.end(options.input ?? '')
-  return ended(child)
-}
-
-interface RunningBroker {
-  readonly child: ChildProcessWithoutNullStreams
-  readonly url: string
-  readonly port: number
-  readonly dataDir: string
-  /** Lines of stderr so far. */
-  readonly lines: string[]
-  readonly closed: Promise<number | null>
-}
-
-async function startBroker(dataDir: string, args: readonly string[] = []): Promise<RunningBroker> {
-  const child = start(['serve', '--port', '0', '--data-dir', dataDir, ...SMALL_LOG, ...args])
-  const lines: string[] = []
-  let rest = ''
-  const closed = once(child, 'close').then(([code]) => code as number | null)
-  const port = await new Promise<number>((resolve, reject) => {
-    child.stderr.setEncoding('utf8').on('data', (text: string) => {
-      const parts = (rest + text).split('\n')
-      rest = parts.pop()!
-      for (const line of parts) {
-        lines.push(line)
-        if (line.includes('"msg":"listening"')) resolve((JSON.parse(line) as { port: number }).port)
-      }
-    })
-    void closed.then(() => reject(new Error(`the broker ended: ${lines.join('\n')}${rest}`)))
-  })
-  return { child, url: `sluice://127.0.0.1:${port}`, port, dataDir, lines, closed }
-}
-
-async function until(condition: () => boolean | Promise<boolean>): Promise<void> {
-  while (!(await condition())) await new Promise((resolve) => setTimeout(resolve, 10))
-}
-
-let directory: string
-let broker: RunningBroker
-/** What a test needs and is not about goes through the SDK: a process takes longer. */
-let sluice: Sluice
-
-beforeAll(async () => {
-  directory = await mkdtemp(join(tmpdir(), 'sluice-cli-'))
-  broker = await startBroker(join(directory, 'data'), ['--log-level', 'debug'])
-  sluice = await connect(broker.url)
-})
-
-afterAll(async () => {
-  await sluice?.close()
-  const all = [...children].map((child) => once(child, 'close'))
-  for (const child of children) child.kill('SIGKILL')
-  await Promise.all(all)
-  await rm(directory, { recursive: true, force: true })
-})
-
-/** Error and hint, each on its line. */
-function expectFailure(result: Result, code: number, what: RegExp, hint = /\S/): void {
-  expect(result.stderr).toMatch(/^error: .*\n hint: .*\n$/)
-  const [first, second] = result.stderr.split('\n')
-  expect(first).toMatch(what)
-  expect(second).toMatch(hint)
-  expect(result.code).toBe(code)
-  expect(result.stdout).toBe('')
-}
+import { describe, expect, test } from 'vitest'
+import {
+  BINARY,
+  SMALL_LOG,
+  broker,
+  directory,
+  ended,
+  environment,
+  expectFailure,
+  run,
+  sluice,
+  start,
+  startBroker,
+  until,
+} from './cli.js'
 
 describe.concurrent('usage', () => {
   test('help goes to stdout: alone, by flag and by word', async () => {
@@ -159,13 +61,18 @@ describe.concurrent('usage', () => {
 
   const mistakes: readonly (readonly [string, readonly string[], RegExp, RegExp])[] = [
     ['a typo of a command', ['consum', 'q'], /no command "consum"/, /`sluice consume`/],
-    ['no command of queue', ['queue'], /needs a command/, /ensure, get, list, delete, purge/],
+    [
+      'no command of queue',
+      ['queue'],
+      /needs a command/,
+      /ensure, edit, get, list, delete, purge, pause, resume/,
+    ],
     ['a typo of an option', ['serve', '--prot', '1'], /no option --prot/, /--port/],
     [
-      'an option of a later version',
-      ['publish', 'q', 'b', '--key', 'k'],
-      /no option --key/,
-      /publish --help/,
+      'an option taken back that has a value',
+      ['publish', 'q', 'b', '--no-key'],
+      /no option --no-key/,
+      /--key/,
     ],
     ['a missing name', ['queue', 'get'], /argument is missing/, /queue get --help/],
     ['one argument too many', ['publish', 'q', 'a', 'b'], /too many: "b"/, /quotes/],
@@ -263,7 +170,9 @@ describe.concurrent('queues', () => {
     await sluice.queues.ensure('list/a')
     const [table, json] = await Promise.all([run(['queue', 'list']), run(['queue', 'ls', '--json'])])
     const lines = table.stdout.split('\n')
-    expect(lines[0]).toMatch(/^NAME +READY {2}SCHEDULED {2}LEASED {2}DEAD +BYTES {2}CONSUMERS {2}OLDEST$/)
+    expect(lines[0]).toMatch(
+      /^NAME +READY {2}SCHEDULED {2}LEASED {2}DEAD +BYTES {2}CONSUMERS {2}OLDEST {2}PAUSED$/,
+    )
     const row = lines.find((line) => line.startsWith('list/a'))!
     expect(row.indexOf('0') + 1, 'numbers stand under the end of their title').toBe(
       lines[0]!.indexOf('READY') + 'READY'.length,

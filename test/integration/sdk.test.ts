@@ -9,7 +9,9 @@ import {
   type SluiceError,
   connect,
   queue,
+  type EnsureOptions,
   type Message,
+  type PublishOptions,
   type Sluice,
 } from '@sluice/client'
 import { startServer, type RunningServer, type ServerOptions } from '@sluice/server'
@@ -65,7 +67,7 @@ describe('publishing', () => {
     expect(info).toMatchObject({ name: 'orders', ready: 502, published: 502, leased: 0, dead: 0 })
   })
 
-  it('refuses an unknown queue, options that are not built, and what is too large, by name', async () => {
+  it('refuses an unknown queue, options out of bounds or at odds, and what is too large, by name', async () => {
     const sluice = await client(await start())
     await sluice.queues.ensure(Orders)
     const refused = async (call: Promise<unknown>): Promise<SluiceError> =>
@@ -74,14 +76,36 @@ describe('publishing', () => {
         (error: unknown) => error as SluiceError,
       )
     expect((await refused(sluice.publish(queue('nowhere'), 1))).code).toBe('QUEUE_NOT_FOUND')
-    const named: string[] = []
-    for (const options of [{ key: 'k' }, { id: 'i' }]) {
-      const error = await refused(sluice.publish(Orders, 1, options))
-      expect(error.code).toBe('NOT_SUPPORTED')
-      expect(error.message).toContain(`\`${Object.keys(options)[0]}\``)
-      named.push(error.message)
+    const year = 365 * 24 * 3600 * 1000
+    const options: readonly [string, string, PublishOptions][] = [
+      ['priority', 'INVALID_PRIORITY', { priority: 32 }],
+      ['key', 'INVALID_KEY', { key: 'k'.repeat(256) }],
+      ['key', 'INVALID_KEY', { key: '' }],
+      ['id', 'INVALID_ID', { id: 'i'.repeat(256) }],
+      ['delay', 'INVALID_DELAY', { delay: 300 * year }],
+      ['at', 'INVALID_DELAY', { at: Date.now() + 300 * year }],
+      ['at', 'AT_IN_THE_PAST', { at: Date.now() - 61_000 }],
+      ['at', 'OPTION_CONFLICT', { at: Date.now(), delay: 1 }],
+      ['ttl', 'INVALID_TTL', { ttl: 0 }],
+      ['header', 'INVALID_HEADERS', { headers: { a: 'x'.repeat(20_000) } }],
+    ]
+    for (const [name, code, option] of options) {
+      const error = await refused(sluice.publish(Orders, 1, option))
+      expect(error.code, error.message).toBe(code)
+      expect(error.message).toContain(name)
     }
-    expect(named).toHaveLength(2)
+    const conflicts: readonly [string, EnsureOptions][] = [
+      ['OPTION_CONFLICT', { retry: { initial: '1h', max: '1m' } }],
+      ['OPTION_CONFLICT', { overflow: 'drop-oldest' }],
+      ['OPTION_CONFLICT', { unique: 'pending', dedupWindow: '1m' }],
+      ['DEAD_LETTER_CYCLE', { deadLetter: 'options' }],
+      ['QUEUE_NOT_FOUND', { deadLetter: 'nowhere' }],
+      ['INVALID_OPTION', { keyConcurrency: 0 }],
+      ['INVALID_OPTION', { maxDeliveries: 256 }],
+    ]
+    for (const [code, option] of conflicts)
+      expect((await refused(sluice.queues.ensure('options', option))).code).toBe(code)
+    expect((await sluice.queues.list()).map(({ name }) => name)).toEqual(['orders'])
     const large = await refused(sluice.publish(Orders, new Uint8Array((1 << 20) + 1)))
     expect(large.code).toBe('MESSAGE_TOO_LARGE')
     await sluice.publish(Orders, new Uint8Array(1 << 20))
@@ -93,7 +117,7 @@ describe('publishing', () => {
     await sluice.queues.ensure(Orders)
     const results = await Promise.allSettled([
       sluice.publish(Orders, 1),
-      sluice.publish(Orders, 2, { key: 'k' }),
+      sluice.publish(Orders, 2, { at: Date.now() - 120_000 }),
       sluice.publish(Orders, 3),
     ])
     expect(results.map(({ status }) => status)).toEqual(['fulfilled', 'rejected', 'fulfilled'])

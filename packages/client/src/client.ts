@@ -9,7 +9,8 @@ import { Deadlines } from './deadlines.js'
 import { parseDuration, type Duration } from './duration.js'
 import { Events } from './events.js'
 import { Floor } from './floor.js'
-import type { Message } from './message.js'
+import { GroupWorker, type GroupHandler } from './groups.js'
+import type { DeliveredMessage, Message } from './message.js'
 import {
   batchRecordOptions,
   connectSettings,
@@ -20,6 +21,7 @@ import {
   queueOf,
   recordOptions,
   timeoutOf,
+  type BatchConsumeOptions,
   type BatchMessage,
   type CallOptions,
   type ConnectOptions,
@@ -27,20 +29,25 @@ import {
   type MessagesOptions,
   type PublishOptions,
   type PullOptions,
+  type PullSettings,
   type Queue,
   type QueueRef,
   type Settings,
 } from './options.js'
-import { aborted, Producer, type Receipt } from './producer.js'
+import { aborted, Producer } from './producer.js'
 import { Puller } from './pull.js'
 import { Queues } from './queues.js'
 import { failuresAfterLoss, reconnectDelayMs } from './reconnect.js'
 import { Requests } from './requests.js'
+import { checkBody, Reader, ReadStream, type Schema } from './schema.js'
+import type { Receipt } from './sending.js'
+import { SingleWorker, type SingleHandler } from './singles.js'
 import { MessageStream } from './stream.js'
 import type { Consumer, HandlerFailure, Session } from './subscription.js'
+import { Draft, type Transaction } from './transaction.js'
 import { dialTcp, type Dial } from './transport.js'
 import { Turn } from './turn.js'
-import { HandlerWorker, type Handler, type Worker } from './worker.js'
+import type { BatchHandler, ConsumingWorker, Handler, Worker } from './worker.js'
 
 /** The connection to the broker was made. */
 export interface Connected {
@@ -113,7 +120,7 @@ export class Sluice {
   readonly #producer: Producer
   readonly #session: Session
   readonly #consumers = new Set<Consumer>()
-  readonly #workers = new Set<HandlerWorker>()
+  readonly #workers = new Set<ConsumingWorker>()
   readonly #streams = new Set<MessageStream>()
   readonly #pullers = new Map<string, Puller>()
   readonly #requests: Requests
@@ -184,8 +191,10 @@ export class Sluice {
    * together and stay independent of each other. Beyond `maxInFlight` it waits for its place, in order.
    *
    * @param body A `Uint8Array` stays bytes, a string text, anything else must be plain data.
-   * @throws SluiceError INVALID_BODY, INVALID_ARGUMENT, MESSAGE_TOO_LARGE, QUEUE_NOT_FOUND, NOT_SUPPORTED, DISK_LOW;
-   * TIMEOUT and ABORTED, with `outcome: 'unknown'` when it had been sent; CLOSED
+   * @throws SluiceError INVALID_BODY, MESSAGE_TOO_LARGE, QUEUE_NOT_FOUND; INVALID_PRIORITY, INVALID_DELAY, AT_IN_THE_PAST,
+   * INVALID_TTL, INVALID_KEY, INVALID_ID, INVALID_HEADERS, OPTION_CONFLICT, INVALID_ARGUMENT of an option; QUEUE_FULL,
+   * DEDUP_FULL, DISK_LOW, MEMORY_FULL, which are `retryable`; TIMEOUT and ABORTED, with `outcome: 'unknown'` when it had
+   * been sent; CLOSED
    * @example
    * const { offset } = await sluice.publish('orders', { total: 12 })
    */
@@ -221,7 +230,8 @@ export class Sluice {
     body: unknown,
     options: PublishOptions | undefined,
   ): Promise<Receipt> {
-    return this.#publish(name, await conforming(schema, body, 'body'), options)
+    await checkBody(schema, body, 'body')
+    return this.#publish(name, body, options)
   }
 
   /**
@@ -244,8 +254,7 @@ export class Sluice {
     }))
     if (schema !== undefined) {
       let index = 0
-      for (const record of records)
-        record.body = await conforming(schema, record.body, `body of message ${index++}`)
+      for (const { body } of records) await checkBody(schema, body, `body of message ${index++}`)
     }
     if (records.length === 0) return []
     const timeoutMs = timeoutOf(options, this.#settings.timeoutMs)
@@ -253,37 +262,108 @@ export class Sluice {
   }
 
   /**
-   * Calls `handler` for each message of the queue, until the worker is closed.
+   * Acknowledges messages and publishes others, to any queues, all or nothing: `fill` says what, and when it has ended
+   * that is sent. Resolves, when all of it is durable, with the receipts of the publishes in their order.
    *
-   * @param options `concurrency`, default 1; `prefetch`, default twice that; `prefetchBytes`; `signal` closes it.
-   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, NOT_SUPPORTED. A missing queue rejects `worker.closed`.
+   * A message counts as settled as soon as it is sent. When the step is refused it has had no effect, and messages that
+   * still belong to this client can be settled again; a handler that throws then has its message tried again, as ever.
+   *
+   * @param fill May be async. When it throws, nothing happens and `atomic` rejects with what it threw.
+   * @throws SluiceError LEASE_LOST, ALREADY_SETTLED of a message; QUEUE_NOT_FOUND, QUEUE_FULL, DEDUP_FULL, DISK_LOW of a
+   * publish; TRANSACTION_TOO_LARGE; TIMEOUT and ABORTED, with `outcome: 'unknown'` when it had been sent; CLOSED;
+   * otherwise as `publish`
+   * @example
+   * sluice.consume('orders', async (message) => {
+   *   await sluice.atomic((tx) => {
+   *     tx.ack(message)
+   *     tx.publish('shipments', { order: message.body })
+   *   })
+   * })
+   */
+  async atomic(fill: (tx: Transaction) => unknown, options: CallOptions = {}): Promise<Receipt[]> {
+    onlyKnown('atomic', options, ['timeout', 'signal'])
+    const timeoutMs = timeoutOf(options, this.#settings.timeoutMs)
+    if (typeof fill !== 'function')
+      throw new SluiceError('INVALID_ARGUMENT', '`atomic` needs a function that says what it should do.')
+    const producer = this.#producer
+    const draft = new Draft(this.#session, (body, record) => producer.record(body, record))
+    let receipts: Promise<Receipt[]>
+    try {
+      await fill(draft)
+      const step = await draft.complete()
+      if (step === undefined) return []
+      receipts = producer.perform(step, timeoutMs, options.signal)
+    } catch (error) {
+      draft.abandon()
+      throw error
+    }
+    // From here on the step answers for its messages.
+    return receipts
+  }
+
+  /**
+   * Calls `handler` for each message of the queue, or with `batch` for several at a time, until the worker is closed.
+   *
+   * Where the queue has a schema, a handler gets what the schema made of the body; a message whose body does not match
+   * becomes a dead letter and no handler sees it.
+   *
+   * @param options `concurrency`, default 1; `prefetch`, default twice what the handlers take at a time;
+   * `prefetchBytes`; `processingTimeout`; `ordering: 'key'`; `batch`; `signal` closes it.
+   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, OPTION_CONFLICT. A missing queue rejects `worker.closed`.
    * @example
    * const worker = sluice.consume('orders', { concurrency: 16 }, async (message) => ship(message.body))
+   * @example
+   * sluice.consume('events', { batch: { size: 500, wait: '200ms' } }, async (messages) => {
+   *   await insert(messages.map(({ body }) => body))
+   * })
    */
   consume<Output>(ref: QueueRef<unknown, Output>, handler: Handler<Output>): Worker
+  consume<Output>(
+    ref: QueueRef<unknown, Output>,
+    options: BatchConsumeOptions,
+    handler: BatchHandler<Output>,
+  ): Worker
   consume<Output>(ref: QueueRef<unknown, Output>, options: ConsumeOptions, handler: Handler<Output>): Worker
   consume<Output>(
     ref: QueueRef<unknown, Output>,
-    second: ConsumeOptions | Handler<Output>,
-    third?: Handler<Output>,
+    second: ConsumeOptions | BatchConsumeOptions | Handler<Output>,
+    third?: Handler<Output> | BatchHandler<Output>,
   ): Worker {
     const options = typeof second === 'function' ? {} : second
     const handler = typeof second === 'function' ? second : third
     if (typeof handler !== 'function') {
       throw new SluiceError('INVALID_ARGUMENT', '`consume` needs a handler function.')
     }
-    const { name } = queueOf(ref)
+    const { name, schema } = queueOf(ref)
     const intake = consumeIntake(options)
     this.#refuseWhenClosed()
     const { signal } = options
     const close = (): void => {
       worker.close().catch((error: unknown) => this.#events.emit('error', error as SluiceError))
     }
-    const worker = new HandlerWorker(this.#session, name, intake, handler, (worker) => {
+    const forget = (worker: ConsumingWorker): void => {
       this.#workers.delete(worker)
       this.#consumers.delete(worker)
       signal?.removeEventListener('abort', close)
-    })
+    }
+    const reader = schema === undefined ? undefined : new Reader(schema, this.#session)
+    let worker: ConsumingWorker
+    // The types of bodies are the caller's word; a handler gets what is there.
+    if (intake.batch !== undefined) {
+      const whole = handler as unknown as GroupHandler
+      const group = reader === undefined ? whole : reader.forGroups(whole)
+      worker = new GroupWorker(this.#session, name, intake, group, forget)
+    } else {
+      const whole = handler as unknown as SingleHandler
+      const single = reader === undefined ? whole : reader.forSingles(whole)
+      // One at a time are in order anyway.
+      if (!intake.ordered || intake.concurrency === 1)
+        worker = new SingleWorker(this.#session, name, intake, single, forget)
+      else {
+        const group: GroupHandler = ([message]) => single(message!, message!)
+        worker = new GroupWorker(this.#session, name, intake, group, forget)
+      }
+    }
     this.#workers.add(worker)
     this.#add(worker)
     if (signal?.aborted === true) close()
@@ -293,38 +373,41 @@ export class Sluice {
 
   /**
    * The messages of the queue as an async iterator; each is settled by its own methods. Leaving the loop gives back
-   * what was not yielded.
+   * what was not yielded. Where the queue has a schema, only messages that match it are yielded.
    *
-   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, NOT_SUPPORTED; while iterating QUEUE_NOT_FOUND,
-   * QUEUE_DELETED, ABORTED
+   * @param options `prefetch`, default 10; `prefetchBytes`; `processingTimeout`; `signal` ends it.
+   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT; while iterating QUEUE_NOT_FOUND, QUEUE_DELETED, CONSUMER_CLOSED,
+   * ABORTED
    * @example
    * for await (const message of sluice.messages('orders', { prefetch: 10 })) await message.ack()
    */
   messages<Output>(ref: QueueRef<unknown, Output>, options: MessagesOptions = {}): MessageIterator<Output> {
-    const { name } = queueOf(ref)
+    const { name, schema } = queueOf(ref)
     const intake = messagesIntake(options)
     this.#refuseWhenClosed()
     const stream = new MessageStream(this.#session, name, intake, options.signal, (stream) => {
       this.#streams.delete(stream)
       this.#consumers.delete(stream)
     })
-    if (options.signal?.aborted === true) return stream as unknown as MessageIterator<Output>
-    this.#streams.add(stream)
-    this.#add(stream)
-    return stream as unknown as MessageIterator<Output>
+    if (options.signal?.aborted !== true) {
+      this.#streams.add(stream)
+      this.#add(stream)
+    }
+    const read = schema === undefined ? stream : new ReadStream(stream, new Reader(schema, this.#session))
+    return read as unknown as MessageIterator<Output>
   }
 
   /**
    * Takes up to `max` messages: as soon as there is one it resolves with what is ready, and with none at the end of
-   * `wait`.
+   * `wait`. Where the queue has a schema, only messages that match it count.
    *
-   * @param options `max`, default 1; `wait`, default 0; the deadline is `wait` plus `timeout`.
+   * @param options `max`, default 1; `wait`, default 0; `processingTimeout`; the deadline is `wait` plus `timeout`.
    * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, QUEUE_NOT_FOUND, TIMEOUT, ABORTED, CLOSED
    * @example
    * for (const message of await sluice.pull('orders', { max: 10, wait: '20s' })) await message.ack()
    */
   async pull<Output>(ref: QueueRef<unknown, Output>, options: PullOptions = {}): Promise<Message<Output>[]> {
-    const { name } = queueOf(ref)
+    const { name, schema } = queueOf(ref)
     const settings = pullSettings(options, this.#settings.timeoutMs)
     this.#refuseWhenClosed()
     let puller = this.#pullers.get(name)
@@ -333,7 +416,11 @@ export class Sluice {
       this.#pullers.set(name, puller)
       this.#consumers.add(puller)
     }
-    return puller.pull(settings) as Promise<Message<Output>[]>
+    const pulled =
+      schema === undefined
+        ? puller.pull(settings)
+        : pullThrough(new Reader(schema, this.#session), puller, settings)
+    return pulled as Promise<Message<Output>[]>
   }
 
   /**
@@ -480,6 +567,7 @@ export class Sluice {
         opened: (ok) => this.#opened(connection, ok),
         publishOk: (bytes, start, end) => producer.publishOk(bytes, start, end),
         publishErr: (bytes, start, end) => producer.publishErr(bytes, start, end),
+        atomicOk: (bytes, start, end) => producer.atomicOk(bytes, start, end),
         notice: ({ code, message }) => this.#events.emit('notice', { code, message }),
         stray: (error) => this.#events.emit('error', error),
         stopping: (message) => this.#events.emit('notice', { code: 'SHUTTING_DOWN', message }),
@@ -548,24 +636,23 @@ export class Sluice {
   }
 }
 
+/** Pulls until there are messages for the caller, or the wait is over. */
+async function pullThrough(
+  reader: Reader,
+  puller: Puller,
+  settings: PullSettings,
+): Promise<DeliveredMessage[]> {
+  const untilMs = performance.now() + settings.waitMs
+  for (;;) {
+    const waitMs = Math.max(0, untilMs - performance.now())
+    const pulled = await puller.pull({ ...settings, waitMs })
+    const messages = await reader.admitted(pulled)
+    if (messages.length > 0 || pulled.length === 0) return messages
+  }
+}
+
 // What this side can hold; the broker tells what it allows.
 const IN_FLIGHT_BATCHES = LIMITS.inFlightBatchesMax
-
-type Schema = NonNullable<Queue['schema']>
-
-/** @throws SluiceError INVALID_BODY naming the first things that the schema does not like */
-async function conforming(schema: Schema, body: unknown, what: string): Promise<unknown> {
-  const result = await schema['~standard'].validate(body)
-  if (result.issues === undefined) return result.value
-  const issues = result.issues.slice(0, 3).map(({ message, path }) => {
-    const steps = (path ?? []).map((step) => String(typeof step === 'object' ? step.key : step))
-    return steps.length === 0 ? message : `${steps.join('.')}: ${message}`
-  })
-  throw new SluiceError(
-    'INVALID_BODY',
-    `The ${what} does not match the schema of its queue: ${issues.join('; ')}.`,
-  )
-}
 
 /** `connect`, with the transport as an argument. */
 export async function connectThrough(

@@ -57,6 +57,7 @@ export interface ConnectionEvents {
   opened(ok: HelloOk): void
   publishOk(bytes: Uint8Array, start: number, end: number): void
   publishErr(bytes: Uint8Array, start: number, end: number): void
+  atomicOk(bytes: Uint8Array, start: number, end: number): void
   notice(fault: Fault): void
   /** An error that belongs to no request. */
   stray(error: SluiceError): void
@@ -372,6 +373,9 @@ export class Connection {
         return
       case OP.PUBLISH_ERR:
         this.#events.publishErr(bytes, start, end)
+        return
+      case OP.ATOMIC_OK:
+        this.#events.atomicOk(bytes, start, end)
         return
       case OP.SETTLE_OK:
       case OP.SUBSCRIBE_OK:

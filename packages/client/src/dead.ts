@@ -27,7 +27,7 @@ export interface DeadSelection extends MessageFilter {
   readonly offsets?: readonly number[]
   /** Most messages. Default: all. */
   readonly limit?: number
-  /** Only counts what it would do. */
+  /** Does nothing, and counts what matches. Default false. */
   readonly dryRun?: boolean
 }
 
@@ -39,7 +39,7 @@ export interface RedriveOptions extends DeadSelection, Pace {
   readonly force?: boolean
 }
 
-/** What a redrive did; with `dryRun`, what it would do. */
+/** What a redrive did. With `dryRun` nothing is brought back, and `matched` says what would be chosen. */
 export interface Redriven {
   /** Were chosen. */
   readonly matched: number
@@ -49,7 +49,7 @@ export interface Redriven {
   readonly guarded: number
 }
 
-/** What a deletion of dead letters did; with `dryRun`, what it would do. */
+/** What a deletion of dead letters did. With `dryRun` none is, and `matched` says how many would be. */
 export interface DeadDeleted {
   /** Were chosen. */
   readonly matched: number

@@ -23,6 +23,7 @@ export { DeadLetter, Retry } from './message.js'
 export type { HandlerContext, Message, RetryOptions } from './message.js'
 export { queue } from './options.js'
 export type {
+  BatchConsumeOptions,
   BatchMessage,
   CallOptions,
   ConnectOptions,
@@ -36,7 +37,6 @@ export type {
   QueueRef,
 } from './options.js'
 export type { MessagePage, Origin, PeekedMessage } from './peeked.js'
-export type { Receipt } from './producer.js'
 export type {
   Due,
   EnsureOptions,
@@ -51,8 +51,10 @@ export type {
   ReplayOptions,
 } from './queues.js'
 export type { MessageFilter, MessageRef, Pace } from './selection.js'
+export type { Receipt } from './sending.js'
 export type { HandlerFailure } from './subscription.js'
-export type { Handler, Worker } from './worker.js'
+export type { Transaction } from './transaction.js'
+export type { BatchHandler, Handler, Worker } from './worker.js'
 export { SluiceError } from '@sluice/protocol'
 export type {
   ConsumerInfo,

@@ -191,6 +191,30 @@ describe('losing leases', () => {
     expect(peer.link.settles.some(({ outcome }) => outcome === OUTCOME.release)).toBe(false)
   })
 
+  it('takes what has not begun out of a scattered delivery, and leaves the places of the others', async () => {
+    const begun: unknown[] = []
+    const ends: (() => void)[] = []
+    sluice.consume('q', { concurrency: 1, prefetch: 20 }, ({ body, offset, publishedAt }) => {
+      begun.push([body, offset, publishedAt.getTime() - 1_700_000_000_000])
+      return new Promise<void>((resolve) => ends.push(resolve))
+    })
+    const channel = await subscribed()
+    const tag = peer.link.deliver(channel, 101, texts(5), { offsets: [70, 3, 900, 4, 60] })
+    await until(() => begun.length === 1)
+    peer.link.leasesLost(channel, 101, { firstTag: tag + 1, count: 1 }, { firstTag: tag + 3, count: 1 })
+    await turns()
+    for (let i = 0; i < 3; i++) {
+      await until(() => ends.length === i + 1)
+      ends[i]!()
+    }
+    await until(() => peer.link.settles.reduce((sum, { count }) => sum + count, 0) === 3)
+    expect(begun).toEqual([
+      ['0', 70, 0],
+      ['2', 900, 2],
+      ['4', 60, 4],
+    ])
+  })
+
   it('does not count what was settled before the loss was known', async () => {
     delete peer.replies[OP.SETTLE]
     const { messages, channel, tag } = await pulled(texts(4))

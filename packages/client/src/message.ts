@@ -8,12 +8,16 @@ import {
   LIMITS,
   OUTCOME,
   readRecordOptions,
+  readU32,
   RECORD_FLAG,
+  readU64,
   SluiceError,
+  type AtomicAck,
   type Delivery,
   type Outcome,
   type RecordOptions,
 } from '@sluice/protocol'
+import type { Connection } from './connection.js'
 import { durationMs, type Duration } from './duration.js'
 import { INSPECT, NO_HEADERS, recordBody } from './records.js'
 import { leaseLost, Settlement, type SettleGroup } from './settlement.js'
@@ -67,7 +71,10 @@ export interface Message<Body = unknown> {
 
 /** The second argument of a handler. */
 export interface HandlerContext {
-  /** Aborted when the message no longer belongs to this consumer, or the worker stops waiting for the handler. */
+  /**
+   * Aborted when the message, or one of the batch, no longer belongs to this consumer, or the worker stops waiting for
+   * the handler.
+   */
   readonly signal: AbortSignal
 }
 
@@ -78,15 +85,38 @@ export interface Lessor {
   holds(tag: number): boolean
   /** The message with this tag, which is not held, knows that and is not going to ask again. */
   forget(tag: number): void
-  settle(tag: number, outcome: Outcome, delayMs: number | undefined, reason: string | undefined): SettleGroup
+  settle(
+    tag: number,
+    outcome: Outcome,
+    delayMs: number | undefined,
+    reason: string | undefined,
+    invalid?: boolean,
+  ): SettleGroup
   extend(tag: number, durationMs: number): Promise<void>
-  /** Tells the message when its lease is lost. */
-  watch(message: DeliveredMessage): void
-  unwatch(message: DeliveredMessage): void
+  /** Whether it was made on this connection. */
+  isOn(connection: Connection): boolean
+  acknowledgement(tag: number): AtomicAck
+  /** An atomic step is sent that acknowledges the message: until it is answered that counts as settled. */
+  claim(tag: number): void
+  settleClaim(tag: number): void
+  /** The step had no effect. */
+  reopenClaim(tag: number, alone: boolean): void
+  /** Tells when a lease is lost. */
+  watch(watcher: Watcher): void
+  unwatch(watcher: Watcher): void
+}
+
+/** Wants to know when a lease of its own is lost. */
+export interface Watcher {
+  isAmong(tags: ReadonlySet<number>): boolean
+  /** It was; or all that its subscription had were. */
+  abort(reason: SluiceError): void
 }
 
 /** Messages that came in one frame: consecutive tags, consecutive offsets, one copy of their records. */
 export interface Run extends Delivery {
+  /** Bytes before each record: 0, or where the run is scattered its offset and time. */
+  readonly gap: number
   readonly lessor: Lessor
   readonly records: Uint8Array
 }
@@ -96,9 +126,21 @@ const UNREAD = Symbol('unread')
 const OPEN = 0
 const SETTLED = 1
 const LOST = 2
-type LeaseState = typeof OPEN | typeof SETTLED | typeof LOST
+/** By an atomic step, before it is sent and after. */
+const CLAIMED = 3
+const SENT = 4
+type LeaseState = typeof OPEN | typeof SETTLED | typeof LOST | typeof CLAIMED | typeof SENT
 
-export class DeliveredMessage implements Message, HandlerContext {
+interface Ending {
+  readonly outcome: Outcome
+  readonly delayMs: number | undefined
+  readonly reason: string | undefined
+}
+
+/** How the handlers of messages ended that are claimed by an atomic step. */
+const ENDINGS = new WeakMap<DeliveredMessage, Ending>()
+
+export class DeliveredMessage implements Message, HandlerContext, Watcher {
   readonly #run: Run
   readonly #index: number
   readonly #at: number
@@ -129,7 +171,8 @@ export class DeliveredMessage implements Message, HandlerContext {
   }
 
   get offset(): number {
-    return this.#run.firstOffset + this.#index
+    const { gap, records, firstOffset } = this.#run
+    return gap === 0 ? firstOffset + this.#index : readU64(records, this.#at - gap)
   }
 
   get priority(): number {
@@ -145,7 +188,8 @@ export class DeliveredMessage implements Message, HandlerContext {
   }
 
   get publishedAt(): Date {
-    return new Date(this.#run.publishedAtMs)
+    const { gap, records, publishedAtMs } = this.#run
+    return new Date(gap === 0 ? publishedAtMs : readU64(records, this.#at - gap + 8))
   }
 
   get headers(): Readonly<Record<string, string>> {
@@ -197,22 +241,27 @@ export class DeliveredMessage implements Message, HandlerContext {
   }
 
   #settle(outcome: Outcome, delayMs: number | undefined, reason: string | undefined): Promise<void> {
-    if (!this.#isOpen()) return new Settlement(this.#refusal(), 0)
     const { lessor } = this.#run
+    const { tag } = this
+    if (this.#state !== OPEN || !lessor.holds(tag)) {
+      if (this.#state === OPEN) this.#lose()
+      return new Settlement(this.#refusal(), 0)
+    }
     this.#state = SETTLED
     if (this.#abort !== undefined) lessor.unwatch(this)
-    const { tag } = this
     return new Settlement(lessor.settle(tag, outcome, delayMs, reason), tag)
   }
 
   #isOpen(): boolean {
     if (this.#state !== OPEN) return false
-    const { lessor } = this.#run
-    const { tag } = this
-    if (lessor.holds(tag)) return true
-    this.#state = LOST
-    lessor.forget(tag)
+    if (this.#run.lessor.holds(this.tag)) return true
+    this.#lose()
     return false
+  }
+
+  #lose(): void {
+    this.#state = LOST
+    this.#run.lessor.forget(this.tag)
   }
 
   /** Why it cannot be settled. */
@@ -229,12 +278,82 @@ export class DeliveredMessage implements Message, HandlerContext {
   }
 
   /** Settles as the handler's end says, unless it was settled before or is lost; nobody waits for it. */
-  finish(outcome: Outcome, delayMs?: number, reason?: string): void {
-    if (!this.#isOpen()) return
+  finish(outcome: Outcome, delayMs?: number, reason?: string, invalid?: boolean): void {
     const { lessor } = this.#run
+    const { tag } = this
+    if (this.#state !== OPEN || !lessor.holds(tag)) {
+      if (this.#state >= CLAIMED) ENDINGS.set(this, { outcome, delayMs, reason })
+      else if (this.#state === OPEN) this.#lose()
+      return
+    }
     this.#state = SETTLED
     if (this.#abort !== undefined) lessor.unwatch(this)
-    lessor.settle(this.tag, outcome, delayMs, reason)
+    lessor.settle(tag, outcome, delayMs, reason, invalid)
+  }
+
+  /** Its body was read through a schema. */
+  read(body: unknown): void {
+    this.#body = body
+  }
+
+  /**
+   * An atomic step on this connection is going to acknowledge it; until `accepted` or `reopen` nothing else settles it.
+   * @throws SluiceError ALREADY_SETTLED, LEASE_LOST
+   */
+  claim(connection: Connection | undefined): void {
+    if (!this.#isOpen()) throw this.#refusal()
+    if (connection === undefined || !this.#run.lessor.isOn(connection)) throw leaseLost()
+    this.#state = CLAIMED
+  }
+
+  /** Why an atomic step cannot acknowledge it on this connection, though it has claimed it. */
+  obstacle(connection: Connection): SluiceError | undefined {
+    const { lessor } = this.#run
+    return lessor.isOn(connection) && lessor.holds(this.tag) ? undefined : leaseLost()
+  }
+
+  acknowledgement(): AtomicAck {
+    return this.#run.lessor.acknowledgement(this.tag)
+  }
+
+  /** The step that has claimed it is sent: from now on it counts as settled. */
+  sent(): void {
+    const { lessor } = this.#run
+    this.#state = SENT
+    if (this.#abort !== undefined) lessor.unwatch(this)
+    lessor.claim(this.tag)
+  }
+
+  /** The step took effect. */
+  accepted(): void {
+    this.#state = SETTLED
+    ENDINGS.delete(this)
+    this.#run.lessor.settleClaim(this.tag)
+  }
+
+  /** The step had no effect: the message is as it was before, if it still belongs to the consumer. */
+  reopen(): void {
+    if (this.#state !== CLAIMED && this.#state !== SENT) return
+    if (this.#state === SENT) this.#run.lessor.reopenClaim(this.tag, this.alone)
+    this.#state = OPEN
+    if (this.#isOpen()) {
+      if (this.#abort !== undefined) this.#run.lessor.watch(this)
+    } else this.abort(leaseLost())
+    const ending = ENDINGS.get(this)
+    if (ending === undefined) return
+    ENDINGS.delete(this)
+    // Its handler did not wait for the step. What it meant to do with the message was not done.
+    if (ending.outcome === OUTCOME.ack) this.finish(OUTCOME.retry, undefined, STEP_REFUSED)
+    else this.finish(ending.outcome, ending.delayMs, ending.reason)
+  }
+
+  get recordBytes(): number {
+    return readU32(this.#run.records, this.#at)
+  }
+
+  /** The broker wants it handled with nothing beside it. */
+  get alone(): boolean {
+    return (this.#run.flags & DELIVER_FLAG.alone) !== 0
   }
 
   get signal(): AbortSignal {
@@ -246,15 +365,35 @@ export class DeliveredMessage implements Message, HandlerContext {
     return this.#abort.signal
   }
 
+  /** It was not settled, and no longer belongs to the consumer. */
+  get isLost(): boolean {
+    return !this.#isOpen() && this.#state === LOST
+  }
+
+  isAmong(tags: ReadonlySet<number>): boolean {
+    return tags.has(this.tag)
+  }
+
   /** Aborts `signal`. */
   abort(reason: SluiceError): void {
     this.#abort?.abort(reason)
   }
 }
 
+const STEP_REFUSED = 'its atomic step had no effect'
+
 /** The reason that is sent: text, and no longer than the broker keeps. */
 export function clip(reason: string | undefined): string | undefined {
   return reason === undefined ? undefined : clipText(reason, LIMITS.reasonBytesMax)
+}
+
+/** What went wrong, of whatever was thrown. */
+export function reasonOf(error: unknown): string {
+  try {
+    return error instanceof Error && error.message !== '' ? error.message : String(error)
+  } catch {
+    return 'the handler threw something that has no text'
+  }
 }
 
 function retryDelayMs({ delay }: RetryOptions): number | undefined {

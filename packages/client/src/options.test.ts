@@ -47,6 +47,20 @@ describe('queues as values', () => {
       sluice.consume('orders', { concurrency: 2 }, (message) =>
         expectTypeOf(message.body).toEqualTypeOf<unknown>(),
       )
+      sluice.consume(orders, { batch: { size: 5 } }, (messages) =>
+        expectTypeOf(messages).toEqualTypeOf<Message<Order>[]>(),
+      )
+      sluice.consume(orders, { ordering: 'key' }, (message) =>
+        expectTypeOf(message).toEqualTypeOf<Message<Order>>(),
+      )
+      const wait = '1s' as const
+      // @ts-expect-error -- a batch has a size
+      sluice.consume(orders, { batch: { wait } }, () => {})
+      void sluice.atomic((tx) => {
+        tx.publish(orders, { total: 1 })
+        // @ts-expect-error -- not an order
+        tx.publish(orders, { total: 'one' })
+      })
       expectTypeOf(sluice.pull(orders)).resolves.toEqualTypeOf<Message<Order>[]>()
     }
     expect(typed).toBeTypeOf('function')
@@ -56,6 +70,8 @@ describe('queues as values', () => {
 describe('options', () => {
   it('have their defaults', () => {
     expect(consumeIntake({})).toEqual({
+      ordered: false,
+      batch: undefined,
       concurrency: 1,
       messages: 2,
       bytes: 16 * 1024 * 1024,

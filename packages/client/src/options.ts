@@ -120,7 +120,10 @@ class QueueValue implements Queue {
 
 /** Options of `queue`. */
 export interface QueueDeclaration<Schema extends StandardSchemaV1 = StandardSchemaV1> {
-  /** Any Standard Schema (Zod, Valibot, ArkType, …). Bodies are validated when they are published. */
+  /**
+   * Any Standard Schema (Zod, Valibot, ArkType, …). A body is checked when it is published and travels as it was given;
+   * whoever consumes it gets what the schema makes of it. One that does not match becomes a dead letter.
+   */
   readonly schema?: Schema
 }
 
@@ -157,9 +160,9 @@ export function queueOf(ref: QueueRef): Queue {
 
 /** Options of one message. */
 export interface MessageOptions {
-  /** Deduplicates: a second message with the same id is not accepted again. 1 to 255 bytes. */
+  /** Deduplicates, as the queue's `unique` says: a second message with the same id is not accepted again. 1 to 255 bytes. */
   readonly id?: string
-  /** Orders: messages of one key are handled one after the other. 1 to 255 bytes. */
+  /** Orders: messages of one key are handed out one after the other; see `keyConcurrency`. 1 to 255 bytes. */
   readonly key?: string
   /** 0 to 31, higher goes first. Default 0. */
   readonly priority?: number
@@ -167,7 +170,7 @@ export interface MessageOptions {
   readonly delay?: Duration
   /** Delivered no earlier than this; a number is milliseconds since the epoch. */
   readonly at?: Date | number
-  /** Expires this long after it became due. */
+  /** Expires this long after it became due, from 1 ms. Default: the queue's `ttl`. */
   readonly ttl?: Duration
   /** Text to text, at most 64 of them and 16 KiB. */
   readonly headers?: Readonly<Record<string, string>>
@@ -176,7 +179,7 @@ export interface MessageOptions {
 /** Options of `publish`. */
 export interface PublishOptions extends MessageOptions, CallOptions {}
 
-const MESSAGE_OPTIONS = ['id', 'key', 'priority', 'delay', 'at', 'ttl', 'headers'] as const
+export const MESSAGE_OPTIONS = ['id', 'key', 'priority', 'delay', 'at', 'ttl', 'headers'] as const
 const PUBLISH_OPTIONS = [...MESSAGE_OPTIONS, 'timeout', 'signal'] as const
 const BATCH_MESSAGE_OPTIONS = ['body', ...MESSAGE_OPTIONS] as const
 
@@ -235,14 +238,30 @@ export function batchRecordOptions(message: BatchMessage): RecordOptions | undef
 export interface ConsumeOptions {
   /** Most handlers at a time, 1 to 65,535. Default 1. */
   readonly concurrency?: number
-  /** Most messages held and not settled, those in handlers included. Default twice the concurrency. */
+  /** Most messages held and not settled, those in handlers included. Default twice what the handlers take at a time. */
   readonly prefetch?: number
   /** Most bytes held and not settled; a larger message comes alone. Default 16 MiB. */
   readonly prefetchBytes?: number
   /** How long a message may be handled before it is taken away, from 100 ms. Default: as its queue says. */
   readonly processingTimeout?: Duration
+  /**
+   * `'key'`: messages of one key are handled one after the other, in their order, also when several of them are held;
+   * other keys go past them. Default: in any order.
+   */
+  readonly ordering?: 'key'
+  readonly batch?: undefined
   /** Closes the worker when it is aborted. */
   readonly signal?: AbortSignal
+}
+
+/** Options of `consume` with a handler that takes several messages at a time. */
+export interface BatchConsumeOptions extends Omit<ConsumeOptions, 'batch'> {
+  readonly batch: {
+    /** Most messages that a handler gets, 1 to 65,535. With `ordering: 'key'` they have different keys. */
+    readonly size: number
+    /** How long the first of them may wait for others. Default 0: a handler that is free takes what is there. */
+    readonly wait?: Duration
+  }
 }
 
 /** Options of `messages`. */
@@ -279,17 +298,47 @@ const PREFETCH_BYTES_DEFAULT = 16 * 1024 * 1024
 const MESSAGES_PREFETCH_DEFAULT = 10
 const INTAKE_OPTIONS = ['prefetch', 'prefetchBytes', 'processingTimeout', 'signal'] as const
 
-/** @throws SluiceError INVALID_ARGUMENT */
-export function consumeIntake(options: ConsumeOptions): Intake {
-  onlyKnown('consume', options, [...INTAKE_OPTIONS, 'concurrency'])
+/** What a worker takes, and how it hands it out. */
+export interface ConsumeIntake extends Intake {
+  /** Messages of one key go one after the other. */
+  readonly ordered: boolean
+  readonly batch: { readonly size: number; readonly waitMs: number } | undefined
+}
+
+/** @throws SluiceError INVALID_ARGUMENT, OPTION_CONFLICT */
+export function consumeIntake(options: ConsumeOptions | BatchConsumeOptions): ConsumeIntake {
+  onlyKnown('consume', options, [...INTAKE_OPTIONS, 'concurrency', 'ordering', 'batch'])
   const max = LIMITS.creditMessagesMax
   const concurrency = whole('concurrency', options.concurrency ?? 1, 1, max)
-  const prefetch = whole('prefetch', options.prefetch ?? Math.min(concurrency * 2, max), 1, max)
+  const batch = batchIntake(options.batch)
+  const atATime = concurrency * (batch?.size ?? 1)
+  const prefetch = whole('prefetch', options.prefetch ?? Math.min(atATime * 2, max), 1, max)
+  if (batch !== undefined && prefetch < batch.size) {
+    throw new SluiceError(
+      'OPTION_CONFLICT',
+      `\`prefetch\` is ${prefetch}, below the \`batch.size\` of ${batch.size}: a batch could never be full.`,
+    )
+  }
+  const { ordering } = options
+  if (ordering !== undefined && ordering !== 'key') {
+    throw new SluiceError('INVALID_ARGUMENT', `\`ordering\` is ${shown(ordering)}; it must be "key".`)
+  }
   return {
+    ordered: ordering === 'key',
+    batch,
     concurrency,
     messages: prefetch,
     bytes: prefetchBytes(options.prefetchBytes),
     processingTimeoutMs: processingTimeoutMs(options.processingTimeout),
+  }
+}
+
+function batchIntake(batch: BatchConsumeOptions['batch'] | undefined): ConsumeIntake['batch'] {
+  if (batch === undefined) return undefined
+  onlyKnown('consume.batch', batch, ['size', 'wait'])
+  return {
+    size: whole('batch.size', batch.size, 1, LIMITS.creditMessagesMax),
+    waitMs: batch.wait === undefined ? 0 : parseDuration(batch.wait, 'batch.wait'),
   }
 }
 

@@ -52,7 +52,7 @@ export interface PeekedMessage<Body = unknown> {
   readonly state: MessageState
   /** Why it is dead; undefined when it is not. */
   readonly reason: DeathName | undefined
-  /** What went wrong last, for a person; undefined when nothing was said. */
+  /** Of a dead message, what its consumer said, for a person; undefined when nothing was said. */
   readonly error: string | undefined
   /** Tries so far, since it was published or last brought back from the dead. */
   readonly attempts: number

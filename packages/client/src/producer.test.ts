@@ -297,6 +297,24 @@ describe('refusals', () => {
     expect(fine).toMatchObject({ value: { offset: 1 } })
   })
 
+  it('gives each message its own verdict where there is no room for all of them', async () => {
+    sluice = await peer.connect()
+    let number = 0
+    for (const code of ['QUEUE_FULL', 'DEDUP_FULL'] as const) {
+      const results = [sluice.publish('a', '1'), sluice.publish('a', '2')]
+      await turns()
+      peer.link.refuse(++number, code)
+      await turns()
+      peer.link.confirm([++number, 0])
+      peer.link.refuse(++number, code)
+      expect(await Promise.allSettled(results)).toMatchObject([
+        { value: { offset: 0 } },
+        { reason: { code, retryable: true } },
+      ])
+    }
+    expect(peer.link.published.map(({ bodies }) => bodies.length)).toEqual([2, 1, 1, 2, 1, 1])
+  })
+
   it('rejects the whole batch where each message would fare the same', async () => {
     sluice = await peer.connect()
     const codes = ['DISK_LOW', 'MEMORY_FULL', 'UNKNOWN_OUTCOME', 'QUEUE_NOT_FOUND'] as const

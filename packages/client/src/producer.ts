@@ -1,32 +1,26 @@
 /**
  * Publishing: records are encoded straight into the open batch of their queue; at the end of the turn batches are
- * numbered, sealed and sent, as far as the window allows.
+ * numbered, sealed and sent, as far as the window allows. Atomic steps take their turn among them.
  *
- * Invariants. A number is given once, to the bytes that carry it, for as long as the client lives. A batch that was
- * sent stays in `#sent`, byte for byte, until the broker has answered for it, whether or not anybody still waits.
- * `#waiting` holds what was not sent, oldest first; only its batches lose a message to a deadline or a signal.
+ * Invariants. A number is given once, to the bytes that carry it, for as long as the client lives. What was sent
+ * stays in `#sent`, byte for byte, until the broker has answered for it, whether or not anybody still waits.
+ * `#waiting` holds what was not sent, oldest first; only there a message is lost to a deadline or a signal.
  */
 import {
-  BATCH_ATTRIBUTE,
   BATCH_HEADER_BYTES,
-  BATCH_TYPE,
   CONTENT_TYPE,
+  decodeAtomicOk,
   decodePublishErr,
   decodePublishOk,
   faultError,
-  FRAME_HEADER_BYTES,
   LIMITS,
-  OP,
   PRODUCER_IDENTITY_BYTES,
   readU32,
   RECORD_HEADER_BYTES,
   recordBytes,
-  sealBatch,
   SluiceError,
   textBytes,
-  writeFrameHeader,
   writeRecordHead,
-  writeText,
   writeU32,
   type ContentType,
   type Duplicates,
@@ -35,72 +29,19 @@ import {
   type RecordOptions,
 } from '@sluice/protocol'
 import { randomBytes } from 'node:crypto'
+import { Batch, ENVELOPE_BYTES } from './batch.js'
 import { checkText, packBody } from './body.js'
 import type { Connection } from './connection.js'
 import type { Deadlines } from './deadlines.js'
 import type { Settings } from './options.js'
-
-/** Where a confirmed message stands. */
-export interface Receipt {
-  /** Its place in the queue. */
-  readonly offset: number
-  /** A message with the same id was accepted before; `offset` is that one's. */
-  readonly duplicate: boolean
-}
-
-type Resolve = (result: Receipt | Receipt[]) => void
-type Reject = (error: SluiceError) => void
-
-interface Watch {
-  batch: Batch
-  readonly signal: AbortSignal
-  readonly onAbort: () => void
-}
-
-/** Messages of one queue that travel together. Index `i` of the arrays is message `i`. */
-class Batch {
-  readonly queue: string
-  readonly atomic: boolean
-  /** Before it is sent: `bytes[0, end)` is the frame in the making, records from `recordsAt`. After: the frame. */
-  bytes: Buffer
-  end: number
-  readonly recordsAt: number
-  count = 0
-  number = 0
-  /** Whether further messages may join. */
-  open = true
-  // An atomic batch has one caller, at index 0. A hole means that the caller has had its answer.
-  readonly resolves: (Resolve | undefined)[] = []
-  readonly rejects: (Reject | undefined)[] = []
-  readonly deadlines: number[] = []
-  nextDeadlineMs = Infinity
-  /** Messages that were withdrawn before they were sent. */
-  withdrawn = 0
-  /** Callers that gave a signal, by their resolve function: an index changes when others withdraw. */
-  watches: Map<Resolve, Watch> | undefined
-
-  constructor(queue: string, atomic: boolean, bytes: Buffer) {
-    this.queue = queue
-    this.atomic = atomic
-    this.bytes = bytes
-    const nameBytes = writeText(bytes, FRAME_HEADER_BYTES + 1, queue)
-    bytes[FRAME_HEADER_BYTES] = nameBytes
-    this.recordsAt = FRAME_HEADER_BYTES + 1 + nameBytes + BATCH_HEADER_BYTES
-    this.end = this.recordsAt
-  }
-
-  get callers(): number {
-    return this.resolves.length
-  }
-}
+import type { Receipt, Reject, Resolve, Sending, Watch } from './sending.js'
+import { Step } from './step.js'
 
 /** Where the correlation stands in a frame. */
 const CORRELATION_AT = 8
 const SCRATCH_BYTES_FIRST = 2 * 1024
 const SCRATCH_POOL_MAX = 16
 const SCRATCH_BYTES_KEPT = 256 * 1024
-/** PUBLISH frame and batch header around the records, at most. */
-const ENVELOPE_BYTES = FRAME_HEADER_BYTES + 1 + LIMITS.queueNameBytesMax + BATCH_HEADER_BYTES
 
 // The executor of every publish: no closure is made per message.
 let takenResolve: Resolve
@@ -118,14 +59,14 @@ export class Producer {
   #identity = randomBytes(PRODUCER_IDENTITY_BYTES)
   #lastNumber = 0
   #acceptedNumber = 0
-  /** Unanswered batches by number; a Map keeps them in the order of their numbers. */
-  readonly #sent = new Map<number, Batch>()
+  /** What is unanswered, by number; a Map keeps it in the order of the numbers. */
+  readonly #sent = new Map<number, Sending>()
   #sentMessages = 0
   #sentBytes = 0
   /** Those of `#sent` that this connection has not carried yet, highest number first. */
-  #again: Batch[] = []
+  #again: Sending[] = []
   /** `#waiting[#waitingAt…]`, oldest first. */
-  #waiting: Batch[] = []
+  #waiting: Sending[] = []
   #waitingAt = 0
   readonly #open = new Map<string, Batch>()
   #last: Batch | undefined
@@ -162,8 +103,8 @@ export class Producer {
   /** Publishes that have not been answered, sent or not. */
   get pending(): number {
     let callers = 0
-    for (const batch of this.#sent.values()) callers += live(batch)
-    for (let i = this.#waitingAt; i < this.#waiting.length; i++) callers += live(this.#waiting[i]!)
+    for (const sending of this.#sent.values()) callers += sending.live
+    for (let i = this.#waitingAt; i < this.#waiting.length; i++) callers += this.#waiting[i]!.live
     return callers
   }
 
@@ -175,8 +116,7 @@ export class Producer {
     timeoutMs: number,
     signal: AbortSignal | undefined,
   ): Promise<Receipt> {
-    if (this.#closed !== undefined) throw this.#closed
-    if (signal?.aborted === true) throw aborted(signal, false)
+    this.#admit(signal)
     let batch = this.#last
     if (batch === undefined || !batch.open || batch.queue !== queue) batch = this.#openBatch(queue)
     const before = batch.end
@@ -206,8 +146,7 @@ export class Producer {
     timeoutMs: number,
     signal: AbortSignal | undefined,
   ): Promise<Receipt[]> {
-    if (this.#closed !== undefined) throw this.#closed
-    if (signal?.aborted === true) throw aborted(signal, false)
+    this.#admit(signal)
     if (messages.length > LIMITS.batchCountMax) {
       throw new SluiceError(
         'BATCH_TOO_LARGE',
@@ -228,15 +167,49 @@ export class Producer {
       }
     }
     if (batch.end > this.#frameBytesMax) throw this.#tooLarge(batch)
-    // What was published before goes before.
-    const earlier = this.#open.get(queue)
-    if (earlier !== undefined) this.#close(earlier)
-    batch.open = false
-    this.#waiting.push(batch)
-    return this.#wait(batch, timeoutMs, signal) as Promise<Receipt[]>
+    return this.#enqueue(batch, [queue], timeoutMs, signal) as Promise<Receipt[]>
   }
 
-  #wait(batch: Batch, timeoutMs: number, signal: AbortSignal | undefined): Promise<unknown> {
+  /** Takes an atomic step. @throws SluiceError */
+  perform(step: Step, timeoutMs: number, signal: AbortSignal | undefined): Promise<Receipt[]> {
+    this.#admit(signal)
+    if (step.end > this.#frameBytesMax) throw this.#tooLarge(step)
+    return this.#enqueue(step, step.queues, timeoutMs, signal) as Promise<Receipt[]>
+  }
+
+  #admit(signal: AbortSignal | undefined): void {
+    if (this.#closed !== undefined) throw this.#closed
+    if (signal?.aborted === true) throw aborted(signal, false)
+  }
+
+  #enqueue(
+    sending: Sending,
+    queues: Iterable<string>,
+    timeoutMs: number,
+    signal: AbortSignal | undefined,
+  ): Promise<unknown> {
+    // What was published before goes before.
+    for (const queue of queues) {
+      const earlier = this.#open.get(queue)
+      if (earlier !== undefined) this.#close(earlier)
+    }
+    sending.open = false
+    this.#waiting.push(sending)
+    return this.#wait(sending, timeoutMs, signal)
+  }
+
+  /** A record by itself, for an atomic step. @throws SluiceError */
+  record(body: unknown, options: RecordOptions | undefined): Uint8Array {
+    const draft = { bytes: this.#takeScratch(), end: 0 }
+    try {
+      const end = this.#append(draft, body, options)
+      return new Uint8Array(draft.bytes.subarray(0, end))
+    } finally {
+      this.#giveScratch(draft.bytes)
+    }
+  }
+
+  #wait(batch: Sending, timeoutMs: number, signal: AbortSignal | undefined): Promise<unknown> {
     if (this.#turnMs === 0) this.#turnMs = performance.now()
     const deadlineMs = this.#turnMs + timeoutMs
     const promise = newPromise()
@@ -252,19 +225,19 @@ export class Producer {
     return promise
   }
 
-  #watch(batch: Batch, resolve: Resolve, signal: AbortSignal): void {
+  #watch(sending: Sending, resolve: Resolve, signal: AbortSignal): void {
     const watch: Watch = {
-      batch,
+      sending,
       signal,
       onAbort: () => {
-        const { batch } = watch
-        const index = batch.resolves.indexOf(resolve)
-        if (index >= 0) this.#giveUp(batch, index, aborted(signal, batch.number !== 0))
+        const { sending } = watch
+        const index = sending.resolves.indexOf(resolve)
+        if (index >= 0) this.#giveUp(sending, index, aborted(signal, sending.number !== 0))
       },
     }
     signal.addEventListener('abort', watch.onAbort, { once: true })
-    batch.watches ??= new Map()
-    batch.watches.set(resolve, watch)
+    sending.watches ??= new Map()
+    sending.watches.set(resolve, watch)
   }
 
   #openBatch(queue: string): Batch {
@@ -278,8 +251,8 @@ export class Producer {
     return batch
   }
 
-  #close(batch: Batch): void {
-    if (!batch.open) return
+  #close(batch: Sending): void {
+    if (!batch.open || !(batch instanceof Batch)) return
     batch.open = false
     this.#open.delete(batch.queue)
     if (this.#last === batch) this.#last = undefined
@@ -295,7 +268,7 @@ export class Producer {
   }
 
   /** Writes a record behind the last one, without counting it yet; returns where it ends. */
-  #append(batch: Batch, body: unknown, options: RecordOptions | undefined): number {
+  #append(batch: Draft, body: unknown, options: RecordOptions | undefined): number {
     const at = batch.end
     const headBytes = options === undefined ? RECORD_HEADER_BYTES : recordBytes(options, 0)
     const payloadAt = at + headBytes
@@ -332,14 +305,18 @@ export class Producer {
     }
   }
 
-  #tooLarge(batch: Batch): SluiceError {
+  #tooLarge(sending: Sending): SluiceError {
+    const [code, what] =
+      sending instanceof Batch
+        ? (['BATCH_TOO_LARGE', 'A batch'] as const)
+        : (['TRANSACTION_TOO_LARGE', 'An atomic step'] as const)
     return new SluiceError(
-      'BATCH_TOO_LARGE',
-      `A batch takes a frame of ${batch.end} bytes; the broker takes at most ${this.#frameBytesMax}.`,
+      code,
+      `${what} takes a frame of ${sending.end} bytes; the broker takes at most ${this.#frameBytesMax}.`,
     )
   }
 
-  #room(batch: Batch, bytes: number): void {
+  #room(batch: Draft, bytes: number): void {
     const need = batch.end + bytes
     if (need <= batch.bytes.length) return
     const grown = Buffer.allocUnsafeSlow(Math.max(need, batch.bytes.length * 2))
@@ -361,16 +338,24 @@ export class Producer {
     }
     this.#again = [...this.#sent.values()].reverse()
     this.#resend(connection)
+    // Later there may be subscriptions on this connection, and a step names those of another by the same numbers.
+    for (const sending of this.#again.filter(({ isBound }) => isBound)) {
+      this.#forget(sending)
+      this.#refuse(sending, unknownOutcome('the broker now takes fewer unanswered batches than were sent'))
+    }
   }
 
   /** Byte for byte but for the correlation, which says how far below the lowest unanswered number is now. */
   #resend(connection: Connection): void {
     for (let batch = this.#again.at(-1); batch !== undefined; batch = this.#again.at(-1)) {
+      if (!this.#sent.has(batch.number)) {
+        this.#again.pop()
+        continue
+      }
       const below = this.#below(batch.number)
       // The broker may have come back with a smaller window than it had.
       if (below >= this.#inFlightBatches) return
       this.#again.pop()
-      if (!this.#sent.has(batch.number)) continue
       writeU32(batch.bytes, CORRELATION_AT, below)
       connection.sendFrames(batch.bytes)
     }
@@ -382,23 +367,26 @@ export class Producer {
     if (connection === undefined || !connection.takesWork) return
     if (this.#again.length > 0) this.#resend(connection)
     if (this.#again.length > 0) return
-    const batches: Batch[] = []
+    const batches: Sending[] = []
     let bytes = 0
     while (this.#waitingAt < this.#waiting.length) {
       const batch = this.#waiting[this.#waitingAt]!
-      if ((batch.count === 0 || batch.withdrawn > 0) && !this.#compact(batch)) {
+      if ((batch.count === 0 || batch.withdrawn > 0) && !batch.compact()) {
+        this.#close(batch)
+        this.#giveScratch(batch.bytes)
         this.#shiftWaiting()
         continue
       }
       if (!this.#fits(batch)) break
       this.#shiftWaiting()
-      if (batch.end > this.#frameBytesMax) {
-        this.#close(batch)
-        this.#refuse(batch, this.#tooLarge(batch))
+      this.#close(batch)
+      const obstacle = batch.end > this.#frameBytesMax ? this.#tooLarge(batch) : batch.obstacle(connection)
+      if (obstacle !== undefined) {
+        this.#refuse(batch, obstacle)
         continue
       }
-      this.#close(batch)
-      this.#seal(batch)
+      batch.number = ++this.#lastNumber
+      batch.seal(this.#below(batch.number))
       this.#sent.set(batch.number, batch)
       this.#sentMessages += batch.count
       this.#sentBytes += batch.end
@@ -423,7 +411,7 @@ export class Producer {
     return lowest === undefined || lowest > number ? 0 : number - lowest
   }
 
-  #fits(batch: Batch): boolean {
+  #fits(batch: Sending): boolean {
     // One alone always goes, or a message larger than the window would wait for ever.
     if (this.#sent.size === 0) return true
     return (
@@ -444,46 +432,6 @@ export class Producer {
     }
   }
 
-  #seal(batch: Batch): void {
-    batch.number = ++this.#lastNumber
-    writeFrameHeader(batch.bytes, 0, batch.end - FRAME_HEADER_BYTES, OP.PUBLISH, 0, this.#below(batch.number))
-    sealBatch(batch.bytes, batch.recordsAt - BATCH_HEADER_BYTES, batch.end, {
-      type: BATCH_TYPE.messages,
-      attributes: batch.atomic ? BATCH_ATTRIBUTE.atomic : 0,
-      count: batch.count,
-      batchNumber: batch.number,
-    })
-  }
-
-  /** Takes withdrawn messages out of a batch that was not sent. False: nothing is left of it. */
-  #compact(batch: Batch): boolean {
-    if (live(batch) === 0) {
-      this.#close(batch)
-      this.#giveScratch(batch.bytes)
-      return false
-    }
-    let from = batch.recordsAt
-    let to = batch.recordsAt
-    let kept = 0
-    for (let i = 0; i < batch.count; i++) {
-      const size = readU32(batch.bytes, from)
-      if (batch.resolves[i] !== undefined) {
-        batch.bytes.copyWithin(to, from, from + size)
-        to += size
-        batch.resolves[kept] = batch.resolves[i]
-        batch.rejects[kept] = batch.rejects[i]
-        batch.deadlines[kept] = batch.deadlines[i]!
-        kept++
-      }
-      from += size
-    }
-    batch.resolves.length = batch.rejects.length = batch.deadlines.length = kept
-    batch.count = kept
-    batch.end = to
-    batch.withdrawn = 0
-    return true
-  }
-
   /** @throws SluiceError MALFORMED_FRAME */
   publishOk(bytes: Uint8Array, start: number, end: number): void {
     decodePublishOk(bytes, start, end, this.#confirm)
@@ -493,25 +441,33 @@ export class Producer {
   readonly #confirm = (number: number, baseOffset: number, duplicates: Duplicates | undefined): void => {
     const batch = this.#sent.get(number)
     if (batch === undefined) return
+    if (!(batch instanceof Batch)) {
+      throw new SluiceError('MALFORMED_FRAME', `PUBLISH_OK names ${number}, which is an atomic step.`)
+    }
     if (!Number.isSafeInteger(baseOffset)) {
       throw new SluiceError('MALFORMED_FRAME', `PUBLISH_OK has an offset of ${baseOffset}, above 2^53.`)
     }
-    this.#forget(batch)
-    if (number > this.#acceptedNumber) this.#acceptedNumber = number
-    if (batch.watches !== undefined) unwatch(batch)
-    if (batch.atomic) {
-      const resolve = batch.resolves[0]
-      if (resolve === undefined) return
-      const receipts: Receipt[] = []
-      for (let i = 0; i < batch.count; i++) receipts.push(receipt(baseOffset, i, duplicates))
-      resolve(receipts)
-      return
+    this.#accepted(batch)
+    batch.confirm(baseOffset, duplicates)
+  }
+
+  /** @throws SluiceError MALFORMED_FRAME */
+  atomicOk(bytes: Uint8Array, start: number, end: number): void {
+    const { number, places } = decodeAtomicOk(bytes, start, end)
+    const step = this.#sent.get(number)
+    if (step === undefined) return
+    if (!(step instanceof Step) || !step.takes(places)) {
+      throw new SluiceError('MALFORMED_FRAME', `ATOMIC_OK does not fit what was sent as ${number}.`)
     }
-    const { resolves } = batch
-    for (let i = 0; i < resolves.length; i++) {
-      const resolve = resolves[i]
-      if (resolve !== undefined) resolve(receipt(baseOffset, i, duplicates))
-    }
+    this.#accepted(step)
+    step.confirm(places)
+    this.#answered()
+  }
+
+  #accepted(sending: Sending): void {
+    this.#forget(sending)
+    if (sending.number > this.#acceptedNumber) this.#acceptedNumber = sending.number
+    sending.unwatch()
   }
 
   /** @throws SluiceError MALFORMED_FRAME */
@@ -520,7 +476,7 @@ export class Producer {
     const batch = this.#sent.get(batchNumber)
     if (batch === undefined) return
     this.#forget(batch)
-    if (batch.callers > 1 && isAboutOneMessage(fault)) this.#split(batch)
+    if (batch instanceof Batch && batch.callers > 1 && isAboutOneMessage(fault)) this.#split(batch)
     else this.#refuse(batch, refusal(fault))
     this.#answered()
   }
@@ -544,7 +500,7 @@ export class Producer {
         one.nextDeadlineMs = batch.deadlines[i]!
         const watch = batch.watches?.get(resolve)
         if (watch !== undefined) {
-          watch.batch = one
+          watch.sending = one
           one.watches = new Map([[resolve, watch]])
         }
         alone.push(one)
@@ -555,7 +511,7 @@ export class Producer {
     this.#waitingAt = 0
   }
 
-  #forget(batch: Batch): void {
+  #forget(batch: Sending): void {
     this.#sent.delete(batch.number)
     this.#sentMessages -= batch.count
     this.#sentBytes -= batch.end
@@ -567,21 +523,22 @@ export class Producer {
     else if (this.#sent.size === 0) this.#tellIdle()
   }
 
-  #refuse(batch: Batch, error: SluiceError): void {
-    if (batch.watches !== undefined) unwatch(batch)
+  #refuse(batch: Sending, error: SluiceError): void {
+    batch.unwatch()
     for (let i = 0; i < batch.callers; i++) batch.rejects[i]?.(error)
     batch.resolves.fill(undefined)
     batch.rejects.fill(undefined)
+    batch.refused()
   }
 
   /** One caller has its answer; what was sent stays in the window, what was not sent is withdrawn. */
-  #giveUp(batch: Batch, index: number, error: SluiceError): void {
+  #giveUp(batch: Sending, index: number, error: SluiceError): void {
     const resolve = batch.resolves[index]
     const reject = batch.rejects[index]
     if (resolve === undefined || reject === undefined) return
     batch.resolves[index] = undefined
     batch.rejects[index] = undefined
-    if (batch.number === 0) batch.withdrawn++
+    if (batch.number === 0 && ++batch.withdrawn === batch.callers) batch.refused()
     const watch = batch.watches?.get(resolve)
     if (watch !== undefined) {
       watch.signal.removeEventListener('abort', watch.onAbort)
@@ -600,7 +557,7 @@ export class Producer {
     return nextMs
   }
 
-  #sweepBatch(batch: Batch, nowMs: number): number {
+  #sweepBatch(batch: Sending, nowMs: number): number {
     if (batch.nextDeadlineMs > nowMs) return batch.nextDeadlineMs
     let nextMs = Infinity
     for (let i = 0; i < batch.callers; i++) {
@@ -656,22 +613,10 @@ export class Producer {
   }
 }
 
-function live(batch: Batch): number {
-  let callers = 0
-  for (const resolve of batch.resolves) if (resolve !== undefined) callers++
-  return callers
-}
-
-function unwatch(batch: Batch): void {
-  for (const { signal, onAbort } of batch.watches!.values()) signal.removeEventListener('abort', onAbort)
-  batch.watches = undefined
-}
-
-function receipt(baseOffset: number, index: number, duplicates: Duplicates | undefined): Receipt {
-  const first = duplicates?.get(index)
-  return first === undefined
-    ? { offset: baseOffset + index, duplicate: false }
-    : { offset: first, duplicate: true }
+/** A record in the making. */
+interface Draft {
+  bytes: Buffer
+  end: number
 }
 
 // Refusals that hold for the queue or the number, whatever the messages are: no message fares better by itself.
@@ -683,8 +628,11 @@ const ABOUT_THE_BATCH: ReadonlySet<string> = new Set([
   'NUMBER_REUSED',
 ])
 
+// A limit that the batch is above, and that some of its messages may keep by themselves.
+const ABOUT_ROOM: ReadonlySet<string> = new Set(['QUEUE_FULL', 'DEDUP_FULL'])
+
 function isAboutOneMessage(fault: Fault): boolean {
-  return !fault.retryable && !ABOUT_THE_BATCH.has(fault.code)
+  return ABOUT_ROOM.has(fault.code) || (!fault.retryable && !ABOUT_THE_BATCH.has(fault.code))
 }
 
 function refusal(fault: Fault): SluiceError {
@@ -694,19 +642,19 @@ function refusal(fault: Fault): SluiceError {
 }
 
 function unknownOutcome(why: string): SluiceError {
-  return new SluiceError('UNKNOWN_OUTCOME', `The message may have been accepted or not: ${why}.`, {
+  return new SluiceError('UNKNOWN_OUTCOME', `What was sent may have been accepted or not: ${why}.`, {
     outcome: 'unknown',
   })
 }
 
 function notSentInTime(): SluiceError {
-  return new SluiceError('TIMEOUT', 'The message was not sent before the deadline of the call passed.')
+  return new SluiceError('TIMEOUT', 'Nothing was sent before the deadline of the call passed.')
 }
 
 function unansweredInTime(): SluiceError {
   return new SluiceError(
     'TIMEOUT',
-    'The broker did not answer before the deadline of the call passed; the message may have been accepted.',
+    'The broker did not answer before the deadline of the call passed; it may have accepted what was sent.',
     { outcome: 'unknown' },
   )
 }

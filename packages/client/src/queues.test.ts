@@ -147,14 +147,24 @@ describe('queues', () => {
 
   it('tell their consumers, and close one', async () => {
     const consumer = { id: 7, client: 'c', peer: 'p', active: true, leased: 2 }
-    answer(OP.CONSUMERS, { consumers: [consumer] })
+    answer(
+      OP.CONSUMERS,
+      { consumers: [consumer], next: 9 },
+      { consumers: [{ ...consumer, id: 9 }], next: null },
+    )
     answer(OP.CLOSE_CONSUMER, { messages: 2 })
-    expect(await sluice.queues.consumers('q')).toEqual([consumer])
+    expect(await sluice.queues.consumers('q')).toEqual([consumer, { ...consumer, id: 9 }])
+    expect(asked('CONSUMERS')).toEqual([{ name: 'q' }, { name: 'q', from: 9 }])
     expect(await sluice.queues.closeConsumer('q', 7)).toEqual({ messages: 2 })
     expect(asked('CLOSE_CONSUMER')).toEqual([{ name: 'q', id: 7 }])
     await expect(sluice.queues.closeConsumer('q', -1)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
-    answer(OP.CONSUMERS, { consumers: ['x'] })
-    await expect(sluice.queues.consumers('q')).rejects.toMatchObject({ code: 'MALFORMED_FRAME' })
+    for (const wrong of [
+      { consumers: ['x'], next: null },
+      { consumers: [consumer], next: 9 },
+    ]) {
+      answer(OP.CONSUMERS, wrong)
+      await expect(sluice.queues.consumers('q')).rejects.toMatchObject({ code: 'MALFORMED_FRAME' })
+    }
   })
 
   it('reject an answer that nobody can read at once, not at the deadline', async () => {
@@ -327,7 +337,7 @@ describe('single messages', () => {
   it('tell their history over its pages', async () => {
     answer(
       OP.HISTORY,
-      { events: [{ event: 'published', atMs: 1000, text: 'shop' }], complete: false, cursor: 8 },
+      { events: [{ event: 'published', atMs: 1000, text: 'shop' }], complete: false, cursor: 'p8' },
       { events: [{ event: 'retried', atMs: 2000, attempts: 1, dueMs: 3000 }], complete: true, cursor: null },
     )
     expect(await sluice.queues.history('q', 4)).toEqual({
@@ -339,9 +349,9 @@ describe('single messages', () => {
     })
     expect(asked('HISTORY')).toEqual([
       { name: 'q', offset: 4 },
-      { name: 'q', offset: 4, cursor: 8 },
+      { name: 'q', offset: 4, cursor: 'p8' },
     ])
-    answer(OP.HISTORY, { events: [], complete: true, cursor: 8 })
+    answer(OP.HISTORY, { events: [], complete: true, cursor: 'p8' })
     await expect(sluice.queues.history('q', 4)).rejects.toMatchObject({ code: 'MALFORMED_FRAME' })
   })
 })
@@ -350,8 +360,8 @@ describe('replaying', () => {
   it('goes over the pages and adds up', async () => {
     answer(
       OP.REPLAY,
-      { matched: 1000, replayed: 999, cursor: 50 },
-      { matched: 0, replayed: 0, cursor: 90 },
+      { matched: 1000, replayed: 999, cursor: 'a' },
+      { matched: 0, replayed: 0, cursor: 'b' },
       { matched: 5, replayed: 5, cursor: null },
     )
     const from = new Date(1_700_000_000_000)
@@ -366,16 +376,16 @@ describe('replaying', () => {
       filter: { key: 'k' },
       limit: 1000,
     }
-    expect(asked('REPLAY')).toEqual([common, { ...common, cursor: 50 }, { ...common, cursor: 90 }])
+    expect(asked('REPLAY')).toEqual([common, { ...common, cursor: 'a' }, { ...common, cursor: 'b' }])
   })
 
   it('stops at its limit, and says what it would do', async () => {
-    answer(OP.REPLAY, { matched: 1000, replayed: 0, cursor: 50 }, { matched: 200, replayed: 0, cursor: 70 })
+    answer(OP.REPLAY, { matched: 1000, replayed: 0, cursor: 'a' }, { matched: 200, replayed: 0, cursor: 'b' })
     const options = { from: 7, limit: 1200, dryRun: true }
     expect(await sluice.queues.replay('q', options)).toEqual({ matched: 1200, replayed: 0 })
     expect(asked('REPLAY')).toEqual([
       { name: 'q', fromOffset: 7, dryRun: true, limit: 1000 },
-      { name: 'q', fromOffset: 7, dryRun: true, limit: 200, cursor: 50 },
+      { name: 'q', fromOffset: 7, dryRun: true, limit: 200, cursor: 'a' },
     ])
   })
 })

@@ -117,11 +117,11 @@ export interface ReplayOptions extends MessageFilter, Pace {
   readonly until?: Date
   /** Another queue that the copies go to. Default: the same. */
   readonly to?: QueueRef
-  /** Only counts what it would do. */
+  /** Does nothing, and counts what matches. Default false. */
   readonly dryRun?: boolean
 }
 
-/** What a replay did; with `dryRun`, what it would do. */
+/** What a replay did. With `dryRun` nothing is published, and `matched` says what would be. */
 export interface Replayed {
   /** Were chosen. */
   readonly matched: number
@@ -324,13 +324,27 @@ export class Queues {
     return { offset: wholeIn('RESCHEDULE', offset), due: new Date(wholeIn('RESCHEDULE', dueMs)) }
   }
 
-  /** Who consumes the queue, with what credit and how much in hand. @throws SluiceError QUEUE_NOT_FOUND */
+  /**
+   * Who consumes the queue, with what credit and how much in hand. The deadline is that of each page of them.
+   * @throws SluiceError QUEUE_NOT_FOUND
+   */
   async consumers(queue: QueueRef, call?: CallOptions): Promise<ConsumerInfo[]> {
-    const { consumers } = await this.#call(OP.CONSUMERS, { name: queueOf(queue).name }, true, call)
-    const known = (consumer: unknown): boolean =>
-      typeof consumer === 'object' && consumer !== null && Number.isSafeInteger((consumer as ConsumerInfo).id)
-    if (!Array.isArray(consumers) || !consumers.every(known)) throw malformed('CONSUMERS')
-    return consumers as ConsumerInfo[]
+    const { name } = queueOf(queue)
+    const all: ConsumerInfo[] = []
+    for (let from = 0; ;) {
+      const { consumers, next } = await this.#call(
+        OP.CONSUMERS,
+        from === 0 ? { name } : { name, from },
+        true,
+        call,
+      )
+      if (!Array.isArray(consumers) || !consumers.every(isConsumer)) throw malformed('CONSUMERS')
+      all.push(...consumers)
+      if (next === null || next === undefined) return all
+      // A page that does not go on would be asked for again for ever.
+      if (wholeIn('CONSUMERS', next) <= from) throw malformed('CONSUMERS')
+      from = next as number
+    }
   }
 
   /**
@@ -373,7 +387,7 @@ export class Queues {
     let matched = 0
     let replayed = 0
     const pace = withoutUndefined({ limit, rate: dryRun === true ? undefined : rate })
-    await walk<number>(pace, call, async (limit, cursor) => {
+    await walk<string>(pace, call, async (limit, cursor) => {
       const place = withoutUndefined({ cursor, limit })
       // Repeated after a lost connection, it could publish a page twice.
       const answer = await this.#call(OP.REPLAY, { ...body, ...place }, dryRun === true, call)
@@ -395,7 +409,7 @@ export class Queues {
   async history(queue: QueueRef, offset: number, call?: CallOptions): Promise<History> {
     const body = { name: queueOf(queue).name, offset: whole('offset', offset, 0, Number.MAX_SAFE_INTEGER) }
     const all: HistoryEvent[] = []
-    let cursor: number | undefined
+    let cursor: string | undefined
     for (;;) {
       const place = cursor === undefined ? {} : { cursor }
       const answer = await this.#call(OP.HISTORY, { ...body, ...place }, true, call)
@@ -491,6 +505,10 @@ function queueSettings(options: WireQueueOptions): QueueSettings {
   return settings as unknown as QueueSettings
 }
 
+function isConsumer(value: unknown): value is ConsumerInfo {
+  return typeof value === 'object' && value !== null && Number.isSafeInteger((value as ConsumerInfo).id)
+}
+
 function historyEvent(value: unknown): HistoryEvent {
   if (typeof value !== 'object' || value === null) throw malformed('HISTORY')
   const { event, atMs, attempts, dueMs, text } = value as Body
@@ -505,11 +523,10 @@ function historyEvent(value: unknown): HistoryEvent {
 }
 
 /** Where an answer says that the next page begins. One that does not go on would be asked for again for ever. */
-function cursorIn(frame: string, { cursor }: Body, before: number | undefined): number | undefined {
+function cursorIn(frame: string, { cursor }: Body, before: string | undefined): string | undefined {
   if (cursor === null || cursor === undefined) return undefined
-  const next = wholeIn(frame, cursor)
-  if (next === before) throw malformed(frame)
-  return next
+  if (typeof cursor !== 'string' || cursor === before) throw malformed(frame)
+  return cursor
 }
 
 function wholeIn(frame: string, value: unknown): number {

@@ -12,6 +12,8 @@ export interface Item {
   readonly outcome: Outcome
   readonly delayMs: number | undefined
   readonly reason: string | undefined
+  /** Only where there is a reason. */
+  readonly invalid: boolean | undefined
 }
 
 interface Waiter {
@@ -43,6 +45,7 @@ export class SettleGroup {
     outcome: Outcome,
     delayMs: number | undefined,
     reason: string | undefined,
+    invalid?: boolean,
   ): void {
     const last = this.items[this.items.length - 1]
     if (last !== undefined) {
@@ -53,7 +56,7 @@ export class SettleGroup {
       }
       if (((firstTag - next) | 0) < 0) this.#sorted = false
     }
-    this.items.push({ firstTag, count, outcome, delayMs, reason })
+    this.items.push({ firstTag, count, outcome, delayMs, reason, invalid })
   }
 
   /** The payloads of the SETTLE frames, each within `frameBytesMax`. */

@@ -21,14 +21,16 @@ import {
   OP,
   OUTCOME,
   readU32,
+  SCATTERED_BYTES,
   SluiceError,
+  type AtomicAck,
   type Outcome,
   type TagRange,
 } from '@sluice/protocol'
 import type { ChannelSink, Connection, Reply } from './connection.js'
 import type { Deadlines } from './deadlines.js'
 import type { Floor } from './floor.js'
-import { DeliveredMessage, type Lessor, type Run } from './message.js'
+import { DeliveredMessage, type Lessor, type Run, type Watcher } from './message.js'
 import { leaseLost, SettleGroup } from './settlement.js'
 import type { Settling, Turn } from './turn.js'
 
@@ -49,8 +51,11 @@ export interface Session {
 /** A handler threw something other than `Retry` and `DeadLetter`; the message is tried again. */
 export interface HandlerFailure {
   readonly queue: string
+  /** Of a batch, its first message's. */
   readonly offset: number
   readonly attempt: number
+  /** How many messages the handler had. */
+  readonly messages: number
   readonly error: unknown
 }
 
@@ -69,6 +74,8 @@ export interface SubscriptionOwner {
   ended(error: SluiceError): void
   /** The connection is lost. */
   lost(): void
+  /** Messages are lost. Returns those of them that it holds and has not begun with, and forgets them. */
+  leasesLost?(tags: ReadonlySet<number>): readonly DeliveredMessage[]
 }
 
 export interface Credit {
@@ -94,6 +101,8 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   announced = 0
   /** What comes next waits until nothing else is being handled; the owner is told `delivered` then. */
   blocked = false
+  /** Taken and not yet named as started. */
+  held = 0
   /** Delivered and not settled. */
   unsettled = 0
   /** Delivered in all. */
@@ -106,12 +115,15 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   #creditMessages: number
   #creditBytes: number
   #limit: number
+  /** Of these, and of those that are held. */
   #bufferedBytes = 0
-  /** The buffer: `#runs[#runsAt…]`, the first of them from message `#index`, which begins at byte `#at`. */
+  /** The buffer: `#runs[#runsAt…]`, the first of them from message `#index`, whose part of it begins at byte `#at`. */
   #runs: Run[] = []
   #runsAt = 0
   #index = 0
   #at = 0
+  /** Begun, and not yet named as started. */
+  #begun: { firstTag: number; count: number }[] = []
   #group: SettleGroup | undefined
   /** The settles of `#group` go out with the turn; else they may be gathered for a while. */
   #isUrgent = false
@@ -122,9 +134,11 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   #settledWaiters: (() => void)[] = []
   #emptyWaiters: (() => void)[] = []
   #drainWaiters: (() => void)[] = []
-  readonly #watched = new Set<DeliveredMessage>()
+  readonly #watched = new Set<Watcher>()
   /** Tags of messages that were taken, and lost before they were settled; undefined: none. */
   #lost: Set<number> | undefined
+  /** Tags that atomic steps acknowledge, which are under way; undefined: none. They are not unsettled. */
+  #claimed: Set<number> | undefined
 
   /** @throws SluiceError TOO_MANY_SUBSCRIPTIONS */
   constructor(
@@ -187,7 +201,8 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     if (!this.open || !this.live || head.subscriptionId !== this.#id) return
     const { count, firstOffset, publishedAtMs } = head
     const from = start + DELIVER_HEADER_BYTES
-    const found = checkRecords(bytes, from, end, count, LIMITS.messageBytesMax)
+    const gap = head.flags & DELIVER_FLAG.scattered ? SCATTERED_BYTES : 0
+    const found = checkRecords(bytes, from, end, count, LIMITS.messageBytesMax, gap)
     if (typeof found !== 'number') throw malformed(found.message)
     if (count === 0 || !Number.isSafeInteger(firstOffset + count) || !Number.isSafeInteger(publishedAtMs))
       throw malformed(`It has ${count} messages from offset ${firstOffset}, published at ${publishedAtMs}.`)
@@ -196,19 +211,20 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       throw malformed(
         `It brings ${this.unsettled + count} unsettled messages; the credit is ${this.#creditMessages}.`,
       )
+    const recordsBytes = end - from - count * gap
     if (
-      this.#bufferedBytes + end - from > this.#creditBytes + LIMITS.messageBytesMax ||
+      this.#bufferedBytes + recordsBytes > this.#creditBytes + LIMITS.messageBytesMax ||
       this.deliveries + count > this.#limit
     )
       throw malformed('It brings more bytes or messages than were asked for.')
     // The frame's bytes are overwritten by the next read: one copy for the run, which its messages share.
     const records = new Uint8Array(end - from)
     records.set(bytes.subarray(from, end))
-    this.#runs.push({ ...head, lessor: this, records })
+    this.#runs.push({ ...head, lessor: this, gap, records })
     if (this.#lost !== undefined) this.#reuse(head)
     this.buffered += count
-    this.#bufferedBytes += records.length
-    this.#bytesSince += records.length
+    this.#bufferedBytes += recordsBytes
+    this.#bytesSince += recordsBytes
     this.unsettled += count
     this.deliveries += count
     this.#owner.delivered()
@@ -240,8 +256,13 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     this.#group?.exclude(lost)
     for (const group of this.#unanswered) group.exclude(lost)
     for (const tag of this.#lost ?? []) lost.delete(tag)
+    for (const tag of this.#claimed ?? []) if (lost.delete(tag)) (this.#lost ??= new Set()).add(tag)
     this.#dropFromBuffer(lost)
-    const taken = this.unsettled - this.buffered
+    const held = this.#owner.leasesLost?.(lost) ?? []
+    this.#letGo(held)
+    this.unsettled -= held.length
+    for (const { tag } of held) lost.delete(tag)
+    const taken = this.unsettled - this.buffered - this.held
     if (lost.size > taken)
       throw malformed(`LEASES_LOST names ${lost.size} messages that are being handled; there are ${taken}.`)
     this.unsettled -= lost.size
@@ -250,15 +271,15 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       for (const tag of lost) this.#lost.add(tag)
       this.#session.floor.leave(lost.size)
       const reason = leaseLost()
-      for (const message of [...this.#watched]) {
-        if (!lost.has(message.tag)) continue
-        this.#watched.delete(message)
-        message.abort(reason)
+      for (const watcher of [...this.#watched]) {
+        if (!watcher.isAmong(lost)) continue
+        this.#watched.delete(watcher)
+        watcher.abort(reason)
       }
     }
-    if (this.unsettled === 0 && this.#emptyWaiters.length > 0) this.#tellEmpty()
+    if (this.#emptyWaiters.length > 0 && this.#isEmpty()) this.#tellEmpty()
     // The one that could not begin may have been among them.
-    if (this.live && this.buffered > 0) this.#owner.delivered()
+    if (this.live && this.buffered + this.held > 0) this.#owner.delivered()
   }
 
   /** Takes the messages with these tags out of the buffer, and their tags out of `tags`. */
@@ -275,16 +296,17 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       let keptIndex = index
       let keptAt = at
       for (; index < run.count; index++, seen++) {
-        const size = readU32(run.records, at)
+        const size = readU32(run.records, at + run.gap)
+        const next = at + run.gap + size
         if (tags.delete((run.firstTag + index) >>> 0)) {
           pushPart(runs, run, keptIndex, index, keptAt, at)
           keptIndex = index + 1
-          keptAt = at + size
+          keptAt = next
           dropped++
           if (seen < this.announced) announced++
           this.#bufferedBytes -= size
         }
-        at += size
+        at = next
       }
       pushPart(runs, run, keptIndex, index, keptAt, at)
     }
@@ -304,6 +326,44 @@ export class Subscription implements ChannelSink, Settling, Lessor {
 
   forget(tag: number): void {
     if (this.#lost?.delete(tag) === true && this.#lost.size === 0) this.#lost = undefined
+  }
+
+  isOn(connection: Connection): boolean {
+    return this.#connection === connection
+  }
+
+  acknowledgement(tag: number): AtomicAck {
+    return { channel: this.#channel, subscriptionId: this.#id, firstTag: tag, count: 1 }
+  }
+
+  claim(tag: number): void {
+    this.#claimed ??= new Set()
+    this.#claimed.add(tag)
+    this.unsettled--
+    this.#session.floor.leave(1)
+  }
+
+  settleClaim(tag: number): void {
+    this.#unclaim(tag)
+    this.forget(tag)
+    if (this.#isEmpty() && this.#emptyWaiters.length > 0) this.#tellEmpty()
+  }
+
+  reopenClaim(tag: number, alone: boolean): void {
+    this.#unclaim(tag)
+    if (this.holds(tag)) {
+      this.unsettled++
+      this.#session.floor.enter(1, alone)
+    } else if (this.#isEmpty() && this.#emptyWaiters.length > 0) this.#tellEmpty()
+  }
+
+  #unclaim(tag: number): void {
+    if (this.#claimed?.delete(tag) === true && this.#claimed.size === 0) this.#claimed = undefined
+  }
+
+  /** Nothing that was delivered may still have to be settled. */
+  #isEmpty(): boolean {
+    return this.unsettled === 0 && this.#claimed === undefined
   }
 
   extend(tag: number, durationMs: number): Promise<void> {
@@ -392,16 +452,64 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     if (this.live) this.#owner.delivered()
   }
 
+  /** The next message, without naming it as started: only where none is announced. */
+  hold(): DeliveredMessage {
+    this.announced++
+    const message = this.take()
+    this.held++
+    this.#bufferedBytes += message.recordBytes
+    return message
+  }
+
+  #letGo(held: readonly DeliveredMessage[]): void {
+    this.held -= held.length
+    for (const { recordBytes } of held) this.#bufferedBytes -= recordBytes
+  }
+
+  /** Whether a held message may begin now; if not, the owner is told `delivered` when that may have changed. */
+  mayBegin({ alone }: DeliveredMessage): boolean {
+    const { floor } = this.#session
+    this.blocked = !floor.admits(alone)
+    if (this.blocked) floor.wait(this.#wake)
+    return !this.blocked
+  }
+
+  /** Held messages begin, of which `mayBegin` holds; `nameBegun` tells the broker. */
+  begin(messages: readonly DeliveredMessage[]): void {
+    this.#letGo(messages)
+    for (const { tag, alone } of messages) {
+      this.#session.floor.enter(1, alone)
+      addRange(this.#begun, tag, 1)
+    }
+  }
+
+  nameBegun(): void {
+    const ranges = this.#begun
+    this.#begun = []
+    for (let at = 0; at < ranges.length && this.live; at += STARTED_RANGES_MAX)
+      this.#send(OP.STARTED, encodeRanges(this.#id, ranges.slice(at, at + STARTED_RANGES_MAX)))
+  }
+
+  /** Gives back held messages. */
+  releaseHeld(messages: readonly DeliveredMessage[]): void {
+    if (!this.live) return
+    for (const { tag } of messages) this.#gather().add(tag, 1, OUTCOME.release, undefined, undefined)
+    this.#letGo(messages)
+    this.unsettled -= messages.length
+    if (messages.length > 0) this.#hurry()
+  }
+
   /** The next announced message. */
   take(): DeliveredMessage {
     const run = this.#runs[this.#runsAt]!
-    const message = new DeliveredMessage(run, this.#index, this.#at)
-    const size = readU32(run.records, this.#at)
+    const at = this.#at + run.gap
+    const message = new DeliveredMessage(run, this.#index, at)
+    const size = readU32(run.records, at)
     this.buffered--
     this.announced--
     this.#bufferedBytes -= size
     if (++this.#index < run.count) {
-      this.#at += size
+      this.#at = at + size
       return message
     }
     this.#index = 0
@@ -446,20 +554,21 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     outcome: Outcome,
     delayMs: number | undefined,
     reason: string | undefined,
+    invalid?: boolean,
   ): SettleGroup {
     const group = this.#group ?? this.#gather()
-    group.add(tag, 1, outcome, delayMs, reason)
+    group.add(tag, 1, outcome, delayMs, reason, invalid)
     this.#gathered++
     if (!this.#isUrgent && !this.#mayWait(outcome)) this.#hurry()
     this.unsettled--
     this.#session.floor.leave(1)
-    if (this.unsettled === 0 && this.#emptyWaiters.length > 0) this.#tellEmpty()
+    if (this.#emptyWaiters.length > 0 && this.#isEmpty()) this.#tellEmpty()
     return group
   }
 
   /** Resolves when nothing that was delivered is unsettled. */
   emptied(): Promise<void> {
-    if (this.unsettled === 0 || !this.live) return Promise.resolve()
+    if (this.#isEmpty() || !this.live) return Promise.resolve()
     return new Promise((resolve) => this.#emptyWaiters.push(resolve))
   }
 
@@ -577,19 +686,19 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     })
   }
 
-  watch(message: DeliveredMessage): void {
-    this.#watched.add(message)
+  watch(watcher: Watcher): void {
+    this.#watched.add(watcher)
   }
 
-  unwatch(message: DeliveredMessage): void {
-    this.#watched.delete(message)
+  unwatch(watcher: Watcher): void {
+    this.#watched.delete(watcher)
   }
 
   /** Aborts the signals of running handlers. */
   abortHandlers(reason: SluiceError): void {
     const watched = [...this.#watched]
     this.#watched.clear()
-    for (const message of watched) message.abort(reason)
+    for (const watcher of watched) watcher.abort(reason)
   }
 
   ended(error: SluiceError): void {
@@ -607,7 +716,8 @@ export class Subscription implements ChannelSink, Settling, Lessor {
 
   #die(reason: SluiceError): void {
     this.live = false
-    const started = this.unsettled - this.buffered + this.announced
+    const started = this.unsettled - this.buffered - this.held + this.announced
+    this.held = 0
     this.#dropBuffer()
     if (started > 0) this.#session.floor.leave(started)
     const group = this.#group

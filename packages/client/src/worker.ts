@@ -1,9 +1,6 @@
 /**
- * A consumer that calls a handler for each message and settles it as the handler ends.
- *
- * Messages are announced to the broker just before their handlers run. Where handlers take a millisecond or more that
- * is as many as have a free place, so that a crash is blamed on what was really running. Where a whole burst of them
- * is done within a millisecond, the next burst is twice as long: one frame announces it.
+ * A consumer that calls a handler for what is delivered: its life from the first subscription to its close, over as
+ * many connections as it takes. When which handler is called is the business of the kinds of workers that extend it.
  */
 import { OUTCOME, SluiceError } from '@sluice/protocol'
 import type { Connection } from './connection.js'
@@ -11,12 +8,13 @@ import { parseDuration, type Duration } from './duration.js'
 import {
   clip,
   DeadLetter,
+  reasonOf,
   Retry,
   type DeliveredMessage,
   type HandlerContext,
   type Message,
 } from './message.js'
-import type { Intake } from './options.js'
+import type { ConsumeIntake } from './options.js'
 import { Subscription, type Consumer, type Session, type SubscriptionOwner } from './subscription.js'
 import type { Starting } from './turn.js'
 
@@ -27,13 +25,19 @@ import type { Starting } from './turn.js'
  */
 export type Handler<Body = unknown> = (message: Message<Body>, context: HandlerContext) => unknown
 
+/**
+ * Handles some messages at a time. How it ends is the outcome, as with `Handler`, of all of them that it has not settled
+ * one by one.
+ */
+export type BatchHandler<Body = unknown> = (messages: Message<Body>[], context: HandlerContext) => unknown
+
 /** A running consumer, made by `consume`. */
 export interface Worker extends AsyncDisposable {
   /** Name of the queue. */
   readonly queue: string
   /**
-   * Resolves once the worker is closed; rejects with the SluiceError that ended it, such as QUEUE_NOT_FOUND or
-   * QUEUE_DELETED. Not listening to it is safe.
+   * Resolves once the worker is closed; rejects with the SluiceError that ended it, such as QUEUE_NOT_FOUND,
+   * QUEUE_DELETED, or CONSUMER_CLOSED when an operator did. Not listening to it is safe.
    */
   readonly closed: Promise<void>
   /**
@@ -47,35 +51,17 @@ export interface Worker extends AsyncDisposable {
   close(options?: { readonly timeout?: Duration }): Promise<void>
 }
 
-const BURST_MAX = 4096
-const BURST_MS = 1
-
-/** A place for one running handler; kept and used again, so that a message costs no closure. */
-class Place {
-  message!: DeliveredMessage
-  readonly done: () => void
-  readonly failed: (error: unknown) => void
-
-  constructor(worker: HandlerWorker) {
-    this.done = () => worker.handled(this, true, undefined)
-    this.failed = (error) => worker.handled(this, false, error)
-  }
-}
-
-export class HandlerWorker implements Worker, Consumer, SubscriptionOwner, Starting {
+export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionOwner, Starting {
   readonly queue: string
   readonly closed: Promise<void>
+  protected readonly intake: ConsumeIntake
+  protected subscription: Subscription | undefined
+  /** Handlers. */
+  protected running = 0
   readonly #session: Session
-  readonly #intake: Intake
-  readonly #handler: (message: DeliveredMessage, context: HandlerContext) => unknown
-  readonly #forget: (worker: HandlerWorker) => void
-  #subscription: Subscription | undefined
-  readonly #free: Place[] = []
-  #running = 0
+  readonly #forget: (worker: ConsumingWorker) => void
   /** In the list of the turn. */
   #listed = false
-  #burst: number
-  #burstBeganMs = 0
   #closing: Promise<void> | undefined
   #finished = false
   #idleWaiters: (() => void)[] = []
@@ -86,17 +72,13 @@ export class HandlerWorker implements Worker, Consumer, SubscriptionOwner, Start
   constructor(
     session: Session,
     queue: string,
-    intake: Intake,
-    handler: Handler<never>,
-    forget: (worker: HandlerWorker) => void,
+    intake: ConsumeIntake,
+    forget: (worker: ConsumingWorker) => void,
   ) {
     this.#session = session
     this.queue = queue
-    this.#intake = intake
-    // The types of bodies are the caller's word; a handler gets what is there.
-    this.#handler = handler as unknown as (message: DeliveredMessage, context: HandlerContext) => unknown
+    this.intake = intake
     this.#forget = forget
-    this.#burst = intake.concurrency
     this.closed = new Promise((resolve, reject) => {
       this.#resolveClosed = resolve
       this.#rejectClosed = reject
@@ -104,10 +86,14 @@ export class HandlerWorker implements Worker, Consumer, SubscriptionOwner, Start
     this.closed.catch(() => {})
   }
 
+  protected get isClosing(): boolean {
+    return this.#closing !== undefined
+  }
+
   attach(connection: Connection): void {
     if (this.#closing !== undefined || this.#finished) return
     try {
-      this.#subscription = new Subscription(this.#session, connection, this.queue, this.#intake, this)
+      this.subscription = new Subscription(this.#session, connection, this.queue, this.intake, this)
     } catch (error) {
       this.ended(error as SluiceError)
     }
@@ -124,12 +110,13 @@ export class HandlerWorker implements Worker, Consumer, SubscriptionOwner, Start
   }
 
   delivered(): void {
-    this.#list()
+    this.list()
   }
 
   drained(): void {}
 
-  #list(): void {
+  /** Asks for `announce` and `startHandlers` at the end of the turn. */
+  protected list(): void {
     if (this.#listed) return
     this.#listed = true
     this.#session.turn.start(this)
@@ -137,109 +124,57 @@ export class HandlerWorker implements Worker, Consumer, SubscriptionOwner, Start
 
   announce(): void {
     this.#listed = false
-    const subscription = this.#subscription
-    if (subscription === undefined || this.#closing !== undefined) return
-    const idle = this.#running === 0 && subscription.announced === 0
-    const free = this.#intake.concurrency - this.#running - subscription.announced
-    subscription.announce(idle ? Math.max(this.#burst, free) : free)
-    if (idle) this.#burstBeganMs = performance.now()
+    if (this.subscription !== undefined && this.#closing === undefined) this.choose(this.subscription)
   }
 
-  startHandlers(): void {
-    const subscription = this.#subscription
-    if (subscription === undefined) return
-    while (
-      subscription.announced > 0 &&
-      this.#running < this.#intake.concurrency &&
-      this.#closing === undefined
-    )
-      this.#start(subscription.take())
-    if (this.#running === 0) this.#rested(subscription)
-    else if (subscription.announced === 0 && this.#running < this.#intake.concurrency)
-      this.#more(subscription)
-  }
+  /** Names the messages whose handlers `startHandlers` is going to call. */
+  protected abstract choose(subscription: Subscription): void
 
-  #start(message: DeliveredMessage): void {
-    let result: unknown
-    try {
-      result = this.#handler(message, message)
-    } catch (error) {
-      this.#failed(message, error)
-      return
-    }
-    if (!isThenable(result)) {
-      message.finish(OUTCOME.ack)
-      return
-    }
-    const place = this.#free.pop() ?? new Place(this)
-    place.message = message
-    this.#running++
-    result.then(place.done, place.failed)
-  }
+  abstract startHandlers(): void
 
-  /** The handler in `place` has ended. */
-  handled(place: Place, succeeded: boolean, error: unknown): void {
-    const { message } = place
-    this.#free.push(place)
-    this.#running--
-    if (succeeded) message.finish(OUTCOME.ack)
-    else this.#failed(message, error)
-    const subscription = this.#subscription
-    if (subscription !== undefined && this.#closing === undefined) {
-      if (subscription.announced > 0) this.startHandlers()
-      else if (this.#running === 0) this.#rested(subscription)
-      else this.#more(subscription)
-    }
-    if (this.#running === 0 && this.#idleWaiters.length > 0) this.#tellIdle()
-  }
+  /** Nothing that its subscription had is its own any more. */
+  protected abstract forgetMessages(): void
 
-  /** Nothing runs and nothing is announced: the burst is over. */
-  #rested(subscription: Subscription): void {
-    if (this.#burstBeganMs > 0) {
-      const tookMs = performance.now() - this.#burstBeganMs
-      this.#burstBeganMs = 0
-      if (tookMs < BURST_MS) this.#burst = Math.min(this.#burst * 2, BURST_MAX)
-      else if (tookMs > BURST_MS * 2) {
-        const shorter = Math.floor((this.#burst * BURST_MS) / tookMs)
-        this.#burst = Math.max(shorter, this.#intake.concurrency)
-      }
-    }
-    this.#more(subscription)
-  }
+  /** Gives back what no handler has begun with. */
+  protected abstract giveBack(subscription: Subscription): void
 
-  // What is blocked is told by `delivered` when it may go on; asking again each turn would never let the loop rest.
-  #more(subscription: Subscription): void {
-    if (subscription.buffered > 0 && !subscription.blocked) this.#list()
-  }
-
-  #failed(message: DeliveredMessage, error: unknown): void {
+  /** A handler of these messages threw this. */
+  protected failed(messages: readonly DeliveredMessage[], error: unknown): void {
     if (error instanceof DeadLetter) {
-      message.finish(OUTCOME.deadLetter, undefined, clip(error.message))
+      for (const message of messages) message.finish(OUTCOME.deadLetter, undefined, clip(error.message))
       return
     }
     if (error instanceof Retry) {
-      message.finish(OUTCOME.retry, error.delayMs, error.message === '' ? undefined : clip(error.message))
+      const reason = error.message === '' ? undefined : clip(error.message)
+      for (const message of messages) message.finish(OUTCOME.retry, error.delayMs, reason)
       return
     }
-    message.finish(OUTCOME.retry, undefined, clip(reasonOf(error)))
-    const { queue, offset, attempt } = message
-    this.#session.handlerFailed({ queue, offset, attempt, error })
+    const reason = clip(reasonOf(error))
+    for (const message of messages) message.finish(OUTCOME.retry, undefined, reason)
+    const { queue, offset, attempt } = messages[0]!
+    this.#session.handlerFailed({ queue, offset, attempt, messages: messages.length, error })
   }
 
-  #tellIdle(): void {
+  /** A handler has ended. */
+  protected tellIdle(): void {
+    if (this.running > 0 || this.#idleWaiters.length === 0) return
     const waiters = this.#idleWaiters
     this.#idleWaiters = []
     for (const resolve of waiters) resolve()
   }
 
   lost(): void {
-    this.#subscription = undefined
-    this.#burst = this.#intake.concurrency
+    this.#leave()
     this.#tellSubscribed()
   }
 
+  #leave(): void {
+    this.subscription = undefined
+    this.forgetMessages()
+  }
+
   ended(error: SluiceError): void {
-    this.#subscription = undefined
+    this.#leave()
     this.#tellSubscribed()
     // While closing this is one more way to the same end.
     if (this.#closing !== undefined || this.#finished) return
@@ -248,7 +183,7 @@ export class HandlerWorker implements Worker, Consumer, SubscriptionOwner, Start
   }
 
   fail(error: SluiceError): void {
-    this.#subscription = undefined
+    this.#leave()
     if (error.code === 'CLOSED') this.#finish(undefined)
     else this.#finish(error)
   }
@@ -283,22 +218,22 @@ export class HandlerWorker implements Worker, Consumer, SubscriptionOwner, Start
     }
     const error = new SluiceError(
       'TIMEOUT',
-      `${this.#running} handlers of ${this.queue} were still running after ${timeoutMs} ms; their messages go back.`,
+      `${this.running} handlers of ${this.queue} were still running after ${timeoutMs} ms; their messages go back.`,
     )
-    this.#subscription?.abortHandlers(error)
-    void this.#subscription?.unsubscribe()
+    this.subscription?.abortHandlers(error)
+    void this.subscription?.unsubscribe()
     this.#finish(undefined)
     throw error
   }
 
   async #drain(): Promise<true> {
-    const subscription = this.#subscription
+    const { subscription } = this
     if (subscription !== undefined) {
       if (!subscription.open) await new Promise<void>((resolve) => this.#subscribedWaiters.push(resolve))
       await subscription.stop()
-      subscription.releaseBuffered()
+      this.giveBack(subscription)
     }
-    if (this.#running > 0) await new Promise<void>((resolve) => this.#idleWaiters.push(resolve))
+    if (this.running > 0) await new Promise<void>((resolve) => this.#idleWaiters.push(resolve))
     await subscription?.settled()
     await subscription?.unsubscribe()
     return true
@@ -309,16 +244,8 @@ export class HandlerWorker implements Worker, Consumer, SubscriptionOwner, Start
   }
 }
 
-function isThenable(value: unknown): value is PromiseLike<unknown> {
+export function isThenable(value: unknown): value is PromiseLike<unknown> {
   return (
     typeof value === 'object' && value !== null && typeof (value as { then?: unknown }).then === 'function'
   )
-}
-
-function reasonOf(error: unknown): string {
-  try {
-    return error instanceof Error && error.message !== '' ? error.message : String(error)
-  } catch {
-    return 'the handler threw something that has no text'
-  }
 }

@@ -4,7 +4,9 @@
  * SUBSCRIBE_OK, UNSUBSCRIBE: u32 subscription id.
  * CREDIT: u32 subscription id · u32 messages · u32 bytes · u8 flags (1 limit given, 2 drain) · u8 0 · u16 0 · u64 limit.
  * DELIVER: u32 subscription id · u32 first tag · u64 first offset · u64 published at, ms · u32 count · u16 attempt ·
- *   u8 flags (1 redelivered, 2 alone) · u8 0 · records. One run: consecutive tags and consecutive offsets.
+ *   u8 flags (1 redelivered, 2 alone, 4 scattered) · u8 0 · records. One run: consecutive tags and consecutive offsets.
+ *   Scattered: consecutive tags alone; before each record its u64 offset · u64 published at, ms, and those in front are
+ *   the first one's.
  * STARTED: u32 subscription id · ranges of u32 first tag · u32 count.
  * SETTLE: u32 subscription id · items of u32 first tag · u32 count · u8 outcome · u8 flags (1 delay given, 2 invalid) ·
  *   u16 reason length · u48 delay, ms · u16 0 · reason.
@@ -36,7 +38,9 @@ import { LIMITS } from './limits.js'
 export const OUTCOME = { ack: 1, retry: 2, release: 3, deadLetter: 4 } as const
 export type Outcome = (typeof OUTCOME)[keyof typeof OUTCOME]
 
-export const DELIVER_FLAG = { redelivered: 1, alone: 2 } as const
+export const DELIVER_FLAG = { redelivered: 1, alone: 2, scattered: 4 } as const
+/** Bytes before each record of a scattered delivery. */
+export const SCATTERED_BYTES = 16
 export const DELIVER_HEADER_BYTES = 32
 
 export interface Credit {

@@ -144,7 +144,7 @@ const REQUESTS: readonly {
       fromMs: AT_MAX,
       untilMs: AT_MAX,
       limit: 1_000,
-      cursor: SAFE,
+      cursor: 'c'.repeat(64),
       to: 'other',
       dryRun: true,
     },
@@ -154,7 +154,7 @@ const REQUESTS: readonly {
     read: historyRequest,
     least: { name: 'q', offset: 0 },
     means: { name: 'q', offset: 0, cursor: undefined },
-    most: { name: 'q', offset: SAFE, cursor: SAFE },
+    most: { name: 'q', offset: SAFE, cursor: 'é'.repeat(32) },
   },
   {
     frame: 'CONSUMERS',
@@ -239,7 +239,7 @@ describe('requests', () => {
       [peekRequest, { name: 'q' }, 'from', 0, SAFE],
       [redriveRequest, { name: 'q' }, 'from', 0, SAFE],
       [cancelRequest, { name: 'q' }, 'offset', 0, SAFE],
-      [historyRequest, { name: 'q', offset: 1 }, 'cursor', 0, SAFE],
+      [historyRequest, { name: 'q' }, 'offset', 0, SAFE],
       [rescheduleRequest, { name: 'q', id: 'i' }, 'delayMs', 0, LIMITS.delayMsMax],
       [rescheduleRequest, { name: 'q', id: 'i' }, 'atMs', 0, AT_MAX],
       [replayRequest, { name: 'q' }, 'fromOffset', 0, SAFE],
@@ -304,6 +304,17 @@ describe('requests', () => {
       expect(() => list(offsets)).toThrow(refusal('INVALID_ARGUMENT', '`offsets` must be a list'))
     for (const offset of [-1, 1.5, '1', null, SAFE + 1, [1]])
       expect(() => list([1, offset])).toThrow(refusal('INVALID_ARGUMENT', '`offsets` is '))
+  })
+
+  test('a cursor is any text of 1 to 64 bytes', () => {
+    for (const read of [
+      (cursor: unknown) => replayRequest(sent({ name: 'q', cursor })).cursor,
+      (cursor: unknown) => historyRequest(sent({ name: 'q', offset: 0, cursor })).cursor,
+    ]) {
+      for (const cursor of ['0', '300:0', 'c'.repeat(64), 'é'.repeat(32)]) expect(read(cursor)).toBe(cursor)
+      for (const cursor of ['', 'c'.repeat(65), 'é'.repeat(32) + 'c', 0, 300, SAFE, null])
+        expect(() => read(cursor)).toThrow(refusal('INVALID_ARGUMENT', 'it must be text of 1 to 64 bytes.'))
+    }
   })
 
   test('a message is named by its offset or by its id, and by one of them', () => {

@@ -380,7 +380,7 @@ export interface HistoryEvent {
 }
 
 export const HISTORY_EVENTS = {
-  published: 'Accepted; `text` says by which producer.',
+  published: 'Accepted.',
   delivered: 'Handed to the consumer that `text` names. Recorded where the queue retains history.',
   retried: 'Tried in vain; comes back at `dueMs`.',
   acked: 'Done.',

@@ -145,14 +145,15 @@ export const QUEUE_OPTIONS = {
     default: 0,
     min: 0,
     max: LIMITS.delayMsMax,
-    meaning: 'How long settled messages are kept for replay; 0: not by age.',
+    meaning: 'How long what was settled is kept in the log for replay; 0: not by age.',
   },
   retainBytes: {
     kind: 'number',
     default: 0,
     min: 0,
     max: Number.MAX_SAFE_INTEGER,
-    meaning: 'Bytes of settled messages that are kept for replay at most; 0: as `retainAgeMs` says.',
+    meaning:
+      'Bytes of what was settled that are kept for replay, in whole segments; 0: as `retainAgeMs` says.',
   },
 } as const satisfies Record<string, QueueOption>
 
@@ -276,9 +277,9 @@ export interface QueueInfo extends QueueCounts {
   /** Records of all messages that are not gone. */
   readonly bytes: number
   readonly consumers: number
-  /** Age of the oldest ready message; null when none is ready. */
+  /** How long the oldest ready message has waited since it was published or due; null when none is ready. */
   readonly oldestReadyMs: number | null
-  /** Since the queue was made: accepted, and done. */
+  /** Since the queue was made: accepted, duplicates aside, and done. */
   readonly published: number
   readonly acked: number
   /** Record bytes of settled messages that are kept for replay. */

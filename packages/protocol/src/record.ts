@@ -246,7 +246,7 @@ export interface RecordFault {
 }
 
 /**
- * Walks the records in `bytes[start, end)` and checks every length in them against what encloses it. No count is
+ * Walks the records in `bytes[start, end)`, before each of which stand `gap` bytes of something else, and checks every length in them against what encloses it. No count is
  * trusted: there must be exactly `count` records, and they must fill the range.
  * `flagsSeen` gathers the union of the records' flags, with bit 6 set when any has a priority, so that the caller
  * can tell at once whether a batch is plain.
@@ -257,10 +257,12 @@ export function checkRecords(
   end: number,
   count: number,
   messageBytesMax: number,
+  gap = 0,
 ): RecordFault | number {
   let at = start
   let flagsSeen = 0
   for (let index = 0; index < count; index++) {
+    at += gap
     if (end - at < RECORD_HEADER_BYTES)
       return malformed(index, `record header is cut off at byte ${at - start}`)
     const size = readU32(bytes, at)

@@ -21,7 +21,10 @@ export interface ServerOptions {
   readonly host?: string
   /** Default 7420; 0 lets the system choose. */
   readonly port?: number
-  /** Default 64 MiB. Messages may be at most a quarter of it. */
+  /**
+   * Default 64 MiB. Messages may be at most a quarter of it. Below 256 KiB the state of queues with keys, ids and times to
+   * live does not fit: for tests of the log alone.
+   */
   readonly segmentBytes?: number
   /** Default 1 MiB. */
   readonly messageBytesMax?: number
@@ -83,7 +86,7 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
     const broker = await Broker.open({
       log,
       now: () => clock.now(),
-      random: Math.random,
+      random,
       defer: (endTurn) => {
         setImmediate(() => {
           endTurn()
@@ -153,6 +156,11 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
     await lock.release()
     throw error
   }
+}
+
+/** In [0, 1), from the system's generator: the keys of hashes come from it, and nobody shall guess them. */
+function random(): number {
+  return randomInt(2 ** 47) / 2 ** 47
 }
 
 function eventName(event: ListenerEvent): string {

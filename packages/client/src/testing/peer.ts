@@ -5,12 +5,15 @@
 import {
   checkBatch,
   CONTENT_TYPE,
+  decodeAtomic,
   decodeControl,
   decodeExtend,
   decodeHello,
   decodeRanges,
   decodeSettle,
   decodeSubscriptionId,
+  DELIVER_FLAG,
+  encodeAtomicOk,
   encodeControl,
   encodeDrained,
   encodeFault,
@@ -34,15 +37,20 @@ import {
   readU32,
   RECORD_HEADER_BYTES,
   recordBytes,
+  SCATTERED_BYTES,
   writeDeliverHead,
   writeFrameHeader,
   writePublishOkItem,
   writeRecordHead,
+  writeU64,
+  type AtomicAck,
+  type ContentType,
   type ErrorCode,
   type ErrorScope,
   type Hello,
   type HelloOk,
   type PeekPage,
+  type Placed,
   type RecordOptions,
   type SettleItem,
   type TagRange,
@@ -185,6 +193,14 @@ export class Link {
     this.send(OP.PUBLISH_OK, 0, 0, bytes)
   }
 
+  /** Confirms an atomic step whose batches begin at these offsets. */
+  atomicOk(number: number, ...places: readonly (number | Placed)[]): void {
+    const all = places.map((place) =>
+      typeof place === 'number' ? { baseOffset: place, duplicates: undefined } : place,
+    )
+    this.send(OP.ATOMIC_OK, 0, 0, encodeAtomicOk(number, all))
+  }
+
   refuse(number: number, code: ErrorCode): void {
     const { retryable } = ERRORS[code]
     const message = `refused: ${code}`
@@ -203,24 +219,36 @@ export class Link {
       flags = 0,
       tag = this.#tag,
       options = undefined as RecordOptions | undefined,
+      /** Of each message; instead of `options`. */
+      each = undefined as readonly (RecordOptions | undefined)[] | undefined,
+      contentType = undefined as ContentType | undefined,
+      /** Offsets that do not follow each other: a scattered delivery. */
+      offsets = undefined as readonly number[] | undefined,
     } = {},
   ): number {
-    const records = bodies.map((body) => textRecord(body, options))
-    const bytes = new Uint8Array(32 + records.reduce((sum, record) => sum + record.length, 0))
+    const records = bodies.map((body, i) =>
+      textRecord(body, each === undefined ? options : each[i], contentType),
+    )
+    const gap = offsets === undefined ? 0 : SCATTERED_BYTES
+    const bytes = new Uint8Array(32 + records.reduce((sum, record) => sum + gap + record.length, 0))
     let at = writeDeliverHead(
       bytes,
       0,
       subscriptionId,
       tag,
-      offset,
+      offsets?.[0] ?? offset,
       1_700_000_000_000,
       bodies.length,
       attempt,
-      flags,
+      offsets === undefined ? flags : flags | DELIVER_FLAG.scattered,
     )
-    for (const record of records) {
-      bytes.set(record, at)
-      at += record.length
+    for (const [i, record] of records.entries()) {
+      if (offsets !== undefined) {
+        writeU64(bytes, at, offsets[i] ?? 0)
+        writeU64(bytes, at + 8, 1_700_000_000_000 + i)
+      }
+      bytes.set(record, at + gap)
+      at += gap + record.length
     }
     this.send(OP.DELIVER, channel, 0, bytes)
     this.#tag = (tag + bodies.length) >>> 0
@@ -244,6 +272,17 @@ export class Link {
 
   get published(): Published[] {
     return this.named('PUBLISH').map(({ payload }) => published(payload))
+  }
+
+  get atomics(): { number: number; acks: readonly AtomicAck[]; batches: Published[] }[] {
+    return this.named('ATOMIC').map(({ payload }) => {
+      const { number, acks, batches } = decodeAtomic(payload, 0, payload.length)
+      return {
+        number,
+        acks,
+        batches: batches.map(({ queue, bytes, at, end }) => publishedBatch(queue, bytes, at, end)),
+      }
+    })
   }
 
   get settles(): SettleItem[] {
@@ -332,16 +371,24 @@ export function fault(code: ErrorCode, scope: ErrorScope): Uint8Array {
 }
 
 /** A record of text. */
-export function textRecord(body: string, options?: RecordOptions): Uint8Array {
+export function textRecord(
+  body: string,
+  options?: RecordOptions,
+  contentType: ContentType = CONTENT_TYPE.text,
+): Uint8Array {
   const payload = new TextEncoder().encode(body)
   const bytes = new Uint8Array(recordBytes(options, payload.length))
-  bytes.set(payload, writeRecordHead(bytes, 0, options, CONTENT_TYPE.text, payload.length))
+  bytes.set(payload, writeRecordHead(bytes, 0, options, contentType, payload.length))
   return bytes
 }
 
 function published(payload: Uint8Array): Published {
   const at = publishBatchStart(payload, 0, payload.length)
-  checkBatch(payload, at, payload.length)
+  return publishedBatch(readText(payload, 1, at), payload, at, payload.length)
+}
+
+function publishedBatch(queue: string, payload: Uint8Array, at: number, end: number): Published {
+  checkBatch(payload, at, end)
   const { batchNumber, count, attributes } = readBatchHeader(payload, at)
   const bodies: string[] = []
   const options: RecordOptions[] = []
@@ -352,7 +399,7 @@ function published(payload: Uint8Array): Published {
     options.push(readRecordOptions(payload, record))
     record = end
   }
-  return { queue: readText(payload, 1, at), number: batchNumber, count, attributes, bodies, options }
+  return { queue, number: batchNumber, count, attributes, bodies, options }
 }
 
 /** The body of a control frame. */

@@ -58,7 +58,7 @@ import {
   type RedriveResult,
   type ReplayResult,
 } from './operator.js'
-import { Producer } from './producers.js'
+import type { Producer } from './producers.js'
 import { Records } from './records.js'
 import { recover } from './recovery.js'
 import { Space } from './space.js'
@@ -239,6 +239,11 @@ export class Broker {
     for (const queue of state.queues.values()) this.#armTimer(queue)
   }
 
+  /** Where what is written next will stand in the log, at the earliest. */
+  get endPosition(): number {
+    return this.#tail.position
+  }
+
   /** So much waits for the disk that connections should not be read from. */
   get isBehind(): boolean {
     return this.#tail.pendingBytes > PENDING_BYTES_MAX
@@ -306,7 +311,7 @@ export class Broker {
     }
     if (producer === undefined) {
       this.#makeRoomForProducer()
-      producer = new Producer(0, identity)
+      producer = this.#state.newProducer(0, identity)
       this.#state.addProducer(producer)
     }
     producer.connections++
@@ -888,7 +893,7 @@ export class Broker {
     this.#armTimer(queue)
     if (position === -1) return
     queue.loading = true
-    this.#blocks.load(position, true).then(
+    this.#dispatcher.load(queue, position).then(
       () => {
         queue.loading = false
         this.#activate(queue)
@@ -992,6 +997,6 @@ function conflict(queue: Queue, request: EnsureRequest): SluiceError {
     .map(([name, value]) => `\`${name}\` is ${queue.options[name as QueueOptionName]}, not ${value}`)
   return new SluiceError(
     'QUEUE_CONFLICT',
-    `The queue ${queue.name} exists with other options: ${differing.join(', ')}. Pass update to change them.`,
+    `The queue ${queue.name} exists with other options: ${differing.join(', ')}.`,
   )
 }

@@ -96,16 +96,6 @@ export class Checkpoints {
       return true
     }
     for (const queue of [...state.queues.values()]) {
-      if (queue.dirty || queue.pagePosition < this.evacuateBefore) {
-        queue.pagePosition = this.#append(
-          PAGE.queue,
-          queue.id,
-          encodeQueuePage(queue, state.segments.retained(queue.id)),
-          nowMs,
-        )
-        queue.dirty = false
-        if (sliceIsFull()) yield
-      }
       for (const chunk of queue.chunks()) {
         // The list was made when the queue's turn came; a chunk can be freed while the checkpoint waits.
         if (queue.chunkAt(chunk.base) !== chunk) continue
@@ -116,6 +106,17 @@ export class Checkpoints {
       }
       for (const page of queue.ids.pagesToWrite(this.evacuateBefore)) {
         queue.ids.pageWritten(page, this.#append(PAGE.ids, queue.id, queue.ids.encodePage(page), nowMs))
+        if (sliceIsFull()) yield
+      }
+      // Behind its chunks, so that what it counts is what they hold.
+      if (queue.dirty || queue.pagePosition < this.evacuateBefore) {
+        queue.pagePosition = this.#append(
+          PAGE.queue,
+          queue.id,
+          encodeQueuePage(queue, state.segments.retained(queue.id)),
+          nowMs,
+        )
+        queue.dirty = false
         if (sliceIsFull()) yield
       }
     }

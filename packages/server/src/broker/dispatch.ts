@@ -10,6 +10,9 @@ import type { Queue, Run, Subscription } from '../queue/index.js'
 /** Most messages in one run when several consumers share a queue. */
 const SHARED_RUN_MESSAGES = 64
 
+/** Messages that are looked at for what to read with the one that is needed. */
+const UPCOMING = 16
+
 /** Where a message was found last: the next one of the same batch is found from there, not from the batch's start. */
 interface Place {
   batchPosition: number
@@ -36,6 +39,24 @@ export class Dispatcher {
 
   constructor(blocks: Blocks) {
     this.#blocks = blocks
+  }
+
+  /**
+   * Reads what `dispatch` could not do without. In a line that is read in order that is the batch and what follows it;
+   * what is due stands scattered, and is read batch by batch, those of the next ones with it.
+   * @throws SluiceError CORRUPT; whatever the log's `readRange` throws
+   */
+  async load(queue: Queue, position: number): Promise<void> {
+    if (this.#run.sinceMs === -1) return this.#blocks.load(position, true)
+    const others = new Set<number>()
+    queue.upcoming(UPCOMING, (other) => {
+      if (other !== position && !this.#blocks.has(other)) others.add(other)
+    })
+    const loads = [...others].map((other) => this.#blocks.load(other, false))
+    // Whether one of these can be read shows when it is needed.
+    const rest = Promise.allSettled(loads)
+    await this.#blocks.load(position, false)
+    await rest
   }
 
   /**

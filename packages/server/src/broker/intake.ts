@@ -14,8 +14,15 @@ import {
   type Fault,
   type Placed,
 } from '@sluice/protocol'
-import { FactBuffer, type Admission, type Queue, type Subscription, type Traits } from '../queue/index.js'
-import { encodePlaces, type Producer } from './producers.js'
+import {
+  FactBuffer,
+  type Admission,
+  type Freed,
+  type Queue,
+  type Subscription,
+  type Traits,
+} from '../queue/index.js'
+import type { Producer } from './producers.js'
 import type { State } from './state.js'
 import { asksForAny, checkTraits, readTraits } from './traits.js'
 import type { Writer } from './writer.js'
@@ -47,9 +54,18 @@ interface Judged {
   readonly admission: Admission
 }
 
-const NOTHING_FREED = { messages: 0, bytes: 0 } as const
+/** What of a queue leaves in the same step, while it is added up. */
+interface Leaving {
+  messages: number
+  bytes: number
+  readonly offsets: Set<number>
+}
+
+const NOTHING_FREED: Freed = { messages: 0, bytes: 0, offsets: new Set() }
 /** Facts about one acknowledged message, at most. */
 const ACK_FACT_BYTES = 16
+/** A fact about one duplicate. */
+const DUPLICATE_FACT_BYTES = 24
 
 export class Intake {
   readonly #state: State
@@ -90,8 +106,8 @@ export class Intake {
     checkBatch(bytes, at, end)
     const number = readU64(bytes, at + 24)
     const crc = readU32(bytes, at + 44)
-    const known = producer.resultOf(number, crc, unanswered)
-    if (known !== undefined) return known[0]!
+    const known = producer.resultOf(number, crc, unanswered)?.[0]
+    if (known !== undefined) return known
     return remembering(producer, number, () => {
       const batch = this.#judge(this.queue(queueName), bytes, at, end, NOTHING_FREED)
       const { queue, admission } = batch
@@ -124,6 +140,7 @@ export class Intake {
       const batches = this.#judgeAll(step, freed)
       let bytes = BATCH_HEADER_BYTES
       for (const { at, end } of batches) bytes += end - at
+      for (const { admission } of batches) bytes += (admission.duplicates?.size ?? 0) * DUPLICATE_FACT_BYTES
       const acks = step.acks.reduce((sum, { count }) => sum + count, 0)
       const most = this.#writer.segmentBytes / 4
       if (bytes + acks * ACK_FACT_BYTES > most) {
@@ -144,10 +161,14 @@ export class Intake {
     const queues = new Set<Queue>()
     for (const { subscription } of step.acks) queues.add(subscription!.queue)
     for (const { queue } of batches) queues.add(queue)
-    // What was done before stands before.
+    // What was done before stands before; so does what makes room, which can be much and is no part of the step.
     for (const queue of queues) writer.facts(queue.id, queue.facts)
     for (const { subscription, firstTag, count } of step.acks) subscription!.ack(firstTag, count, nowMs)
-    for (const { queue, admission } of batches) queue.makeRoom(admission, nowMs)
+    const acked = [...queues].map((queue) => ({ queue, facts: queue.facts.take() }))
+    for (const { queue, admission } of batches) {
+      queue.makeRoom(admission, nowMs)
+      writer.facts(queue.id, queue.facts)
+    }
     const ahead = batches.map((batch) => {
       const facts = new FactBuffer()
       if (batch.hasTraits) this.#factsAhead(batch, facts)
@@ -158,13 +179,14 @@ export class Intake {
       baseOffset: queue.next,
       duplicates: admission.duplicates,
     }))
-    result.atomic(producer.id, step.number, step.crc, encodePlaces(places))
+    const where = batches.map(({ queue }) => [queue.id, queue.next])
+    result.atomic(producer.id, step.number, step.crc, JSON.stringify(where))
     let bytes = writer.factsBytes(result)
     for (const facts of ahead) bytes += writer.factsBytes(facts)
-    for (const queue of queues) bytes += writer.factsBytes(queue.facts)
+    for (const { facts } of acked) bytes += writer.factsBytes(facts)
     for (const { at, end } of batches) bytes += end - at
     writer.together(bytes)
-    for (const queue of queues) writer.facts(queue.id, queue.facts)
+    for (const { queue, facts } of acked) writer.facts(queue.id, facts)
     batches.forEach((batch, index) => {
       writer.facts(batch.queue.id, ahead[index]!)
       this.#append(batch, 0)
@@ -177,14 +199,14 @@ export class Intake {
   }
 
   // What the leases hold that are named, by queue. @throws SluiceError LEASE_LOST
-  #checkLeases(acks: readonly AckRange[]): Map<Queue, { messages: number; bytes: number }> {
-    const freed = new Map<Queue, { messages: number; bytes: number }>()
+  #checkLeases(acks: readonly AckRange[]): Map<Queue, Leaving> {
+    const freed = new Map<Queue, Leaving>()
     const seen = new Map<Subscription, Set<number>>()
     for (const { subscription, firstTag, count } of acks) {
       if (subscription === undefined) throw leaseLost(firstTag)
       const tags = seen.get(subscription) ?? new Set()
       seen.set(subscription, tags)
-      const sum = freed.get(subscription.queue) ?? { messages: 0, bytes: 0 }
+      const sum = freed.get(subscription.queue) ?? { messages: 0, bytes: 0, offsets: new Set() }
       freed.set(subscription.queue, sum)
       for (let i = 0; i < count; i++) {
         const tag = (firstTag + i) >>> 0
@@ -193,12 +215,13 @@ export class Intake {
         tags.add(tag)
         sum.messages++
         sum.bytes += bytes
+        sum.offsets.add(subscription.offsetOf(tag))
       }
     }
     return freed
   }
 
-  #judgeAll(step: AtomicStep, freed: Map<Queue, { messages: number; bytes: number }>): Judged[] {
+  #judgeAll(step: AtomicStep, freed: ReadonlyMap<Queue, Freed>): Judged[] {
     const seen = new Set<Queue>()
     return step.batches.map((batch) => {
       const { bytes, at, end } = batch
@@ -223,18 +246,12 @@ export class Intake {
   }
 
   // Changes nothing but what time changes. @throws SluiceError
-  #judge(
-    queue: Queue,
-    bytes: Uint8Array,
-    at: number,
-    end: number,
-    freed: { readonly messages: number; readonly bytes: number },
-  ): Judged {
+  #judge(queue: Queue, bytes: Uint8Array, at: number, end: number, freed: Freed): Judged {
     const { nowMs, segmentBytes } = this.#writer
     const count = readU32(bytes, at + 12)
     const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, this.#messageBytesMax)
     if (typeof checked !== 'number') throw new SluiceError(checked.code, checked.message)
-    // With small segments less fits than the protocol allows.
+    // With small segments less fits than the protocol allows; facts about each message must fit beside it.
     const most = segmentBytes / 2
     if (end - at > most) {
       throw new SluiceError(

@@ -3,7 +3,7 @@
  * redriven or replayed elsewhere. That a message has left and that it is there are in one entry, so after any crash
  * it is in exactly one of the two queues.
  */
-import { ANY_PRIORITY, BATCH_ATTRIBUTE, BATCH_HEADER_BYTES, LIMITS } from '@sluice/protocol'
+import { ANY_PRIORITY, BATCH_ATTRIBUTE, BATCH_HEADER_BYTES, LIMITS, SluiceError } from '@sluice/protocol'
 import { FactBuffer, type Queue } from '../queue/index.js'
 import { copiedBatch, redrivesOf, type Origin, type Records } from './records.js'
 import type { State } from './state.js'
@@ -72,7 +72,15 @@ export class Moves {
     for (const offset of queue.moving) {
       if (left === 0) break
       if (queue.deadAt(offset)?.isMoving === true) {
-        const record = this.#records.find(queue, offset)
+        let record: Uint8Array | undefined
+        try {
+          record = this.#records.find(queue, offset)
+        } catch (error) {
+          if (!(error instanceof SluiceError)) throw error
+          // It cannot be read: it stays at home, dead, and the others go on.
+          done++
+          continue
+        }
         if (record === undefined) {
           this.#load(queue, offset, wake)
           break
@@ -93,8 +101,8 @@ export class Moves {
       this.#loading.delete(queue)
       wake()
     }
-    this.#records.load(queue, offset).then(done, () => {
-      // It cannot be read: it stays where it is, dead, and the others go on.
+    this.#records.read(queue, offset).then(done, () => {
+      // As above.
       const at = queue.moving.indexOf(offset)
       if (at !== -1) queue.moving.splice(at, 1)
       done()

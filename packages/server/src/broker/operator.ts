@@ -29,11 +29,12 @@ import {
   type RedriveRequest,
   type ReplayRequest,
 } from '@sluice/protocol'
-import { entryBatches } from '../log/entry.js'
+import { entryBatches, readEntryHeader } from '../log/entry.js'
 import type { Log } from '../log/log.js'
+import { CHUNK_MESSAGES, CHUNK_WORDS, addBits, hasBit } from '../queue/bits.js'
 import { FACT, readFacts, type Chunk, type Fact, type Queue } from '../queue/index.js'
 import type { Moves } from './moves.js'
-import { choosesAmong, choosesRecord, needsRecord, redrivesOf, type Records } from './records.js'
+import { choosesAmong, choosesRecord, needsRecord, redrivesOf, type Origin, type Records } from './records.js'
 
 /** Bytes of one answer, unless a single message is larger. */
 const PAGE_BYTES = 1 << 20
@@ -41,6 +42,8 @@ const PAGE_BYTES = 1 << 20
 const LOOKED_AT_MAX = 100_000
 /** Consumers in one answer: with names of 255 bytes they fit a control frame. */
 const PAGE_CONSUMERS = 100
+/** Replays whose sets of acknowledged messages are kept between their pages. */
+const REPLAYS_KEPT = 4
 /** Events of one page, and what one takes beside its text: a page fits a control frame. */
 const EVENTS_BYTES_MAX = 32 << 10
 const EVENT_BYTES = 64
@@ -50,6 +53,8 @@ const READ_BYTES_MAX = 64 << 20
 /** What the operator needs of the broker. */
 export interface Premises {
   readonly nowMs: number
+  /** Where the log ends by now. */
+  readonly endPosition: number
   /** A wait is over: a turn begins. */
   beginTurn(): void
   /** Something was done to the queue. */
@@ -61,7 +66,7 @@ export interface Premises {
 export interface RedriveResult {
   readonly matched: number
   readonly redriven: number
-  /** Left alone because they were brought back too often. */
+  /** Left alone: brought back too often, or one with the same id is pending where only one may be. */
   readonly guarded: number
   readonly next: number | null
 }
@@ -95,6 +100,7 @@ export class Operator {
   readonly #records: Records
   readonly #moves: Moves
   readonly #premises: Premises
+  readonly #ackedSets = new Map<string, OffsetSet>()
 
   constructor(log: Log, records: Records, moves: Moves, premises: Premises) {
     this.#log = log
@@ -185,14 +191,15 @@ export class Operator {
       const record = needsBytes ? await read() : undefined
       if (needsBytes && record === undefined) return
       if (record !== undefined) redrives = redrivesOf(queue, offset, record)
-      if (redrives >= LIMITS.redrivesMax && !force) {
+      const isBarred = target === undefined && !queue.mayRedrive(offset)
+      if (isBarred || (redrives >= LIMITS.redrivesMax && !force)) {
         guarded++
         return
       }
+      redriven++
       if (dryRun) return
       if (target === undefined) queue.redrive(offset, this.#premises.nowMs, by)
       else if (!this.#moves.move(queue, offset, record!, this.#premises.queue(to!), 'carry')) throw diskLow()
-      redriven++
     })
     return { matched, redriven, guarded, next }
   }
@@ -201,9 +208,8 @@ export class Operator {
   async discard(request: DeadSelection): Promise<DiscardResult> {
     let discarded = 0
     const { matched, next } = await this.#forDead(request, (queue, offset) => {
-      if (request.dryRun) return
-      queue.discard(offset, this.#premises.nowMs)
       discarded++
+      if (!request.dryRun) queue.discard(offset, this.#premises.nowMs)
     })
     return { matched, discarded, next }
   }
@@ -251,111 +257,126 @@ export class Operator {
   }
 
   /**
-   * Publishes messages again that were settled and that the log still holds, in the order in which they stand there.
+   * Publishes messages again that were acknowledged and that the log still holds, in the order in which they stand
+   * there, up to where the log ended when the first page was asked for.
    * @throws SluiceError QUEUE_NOT_FOUND, INVALID_ARGUMENT, DISK_LOW, LOG_CORRUPT
    */
   async replay(request: ReplayRequest): Promise<ReplayResult> {
     const queue = this.#premises.queue(request.name)
     const { filter, limit, dryRun, fromMs = 0, untilMs = Infinity, fromOffset = 0 } = request
-    const cursor = cursorOf(request.cursor)
-    const stop = { position: Infinity }
+    const from = request.cursor === undefined ? await this.#replayFrom() : replayCursor(request.cursor)
+    const acked = await this.#acked(queue, from.end)
+    const seen = new Set<number>()
     let matched = 0
     let replayed = 0
-    for await (const { header, bytes, at, position, index } of this.#batches(queue, cursor, stop)) {
-      let record = at + BATCH_HEADER_BYTES
-      for (let i = 0; i < header.count; i++, record += readU32(bytes, record)) {
-        if (i < index) continue
-        const offset = header.baseOffset + i
-        if (offset < fromOffset || header.timeMs < fromMs || header.timeMs >= untilMs) continue
-        if (queue.stateOf(offset) !== undefined) continue
-        const copy = copyBytes(bytes, record, record + readU32(bytes, record))
-        const circumstances = { dead: undefined, attempts: 0, timeMs: header.timeMs }
-        if (!choosesAmong(filter, circumstances, this.#premises.nowMs) || !choosesRecord(filter, copy))
-          continue
-        if (matched === limit) return { matched, replayed, cursor: `${position}:${i}` }
-        matched++
-        if (dryRun) continue
-        this.#premises.beginTurn()
-        const target = this.#premises.queue(request.to ?? request.name)
-        const origin = {
-          queue: queue.name,
-          offset,
-          publishedMs: header.timeMs,
-          attempts: 0,
-          redrives: 0,
-          dead: undefined,
-        }
-        if (!this.#moves.copy(copy, origin, target)) throw diskLow()
-        replayed++
-      }
-    }
-    return { matched, replayed, cursor: stop.position === Infinity ? null : `${stop.position}:0` }
-  }
-
-  /**
-   * Batches of the queue that the log holds, the first messages of the one at the cursor passed over. Ends after
-   * READ_BYTES_MAX, with the position to go on from in `stop`.
-   */
-  async *#batches(
-    queue: Queue,
-    cursor: { readonly position: number; readonly index: number } | undefined,
-    stop: { position: number },
-  ): AsyncGenerator<{
-    readonly header: BatchHeader
-    readonly bytes: Uint8Array
-    readonly at: number
-    readonly position: number
-    readonly index: number
-  }> {
-    const seen = new Set<number>()
-    const first = this.#log.usage().firstPosition
-    const from = cursor === undefined ? first : Math.max(first, segmentStart(cursor.position, this.#log))
     let readBytes = 0
-    for await (const entry of this.#log.read(from)) {
-      if (cursor !== undefined && entry.position + entry.bytes.length <= cursor.position) continue
-      if (readBytes > READ_BYTES_MAX) {
-        stop.position = entry.position
-        return
-      }
+    for await (const entry of this.#log.read(this.#readableFrom(from.position))) {
+      if (entry.position >= from.end) break
+      if (entry.position + entry.bytes.length <= from.position) continue
+      if (readBytes > READ_BYTES_MAX)
+        return { matched, replayed, cursor: cursorText({ ...from, position: entry.position, index: 0 }) }
       readBytes += entry.bytes.length
-      const born = duplicatesIn(entry.bytes, queue.id)
       for (const at of entryBatches(entry.bytes, 0)) {
         const position = entry.position + at
+        if (position < from.position) continue
         if (entry.bytes[at + 4] !== BATCH_TYPE.messages || readU32(entry.bytes, at + 8) !== queue.id) continue
         const header = readBatchHeader(entry.bytes, at)
-        // A copy whose original is still there says nothing new.
-        if (seen.has(header.baseOffset)) continue
+        if (seen.has(header.baseOffset) || isCopyOfKept(header, from.firstMs)) continue
         seen.add(header.baseOffset)
-        if (cursor !== undefined && position < cursor.position) continue
-        if (born.size > 0 && (header.attributes & BATCH_ATTRIBUTE.relocated) === 0) {
-          yield* withoutDuplicates(entry.bytes, at, position, header, born, cursor)
-          continue
+        let record = at + BATCH_HEADER_BYTES
+        for (let index = 0; index < header.count; index++, record += readU32(entry.bytes, record)) {
+          if (position === from.position && index < from.index) continue
+          const offset = header.baseOffset + index
+          if (offset < fromOffset || header.timeMs < fromMs || header.timeMs >= untilMs) continue
+          if (!acked.has(offset)) continue
+          const copy = copyBytes(entry.bytes, record, record + readU32(entry.bytes, record))
+          const circumstances = { dead: undefined, attempts: 0, timeMs: header.timeMs }
+          if (!choosesAmong(filter, circumstances, this.#premises.nowMs) || !choosesRecord(filter, copy))
+            continue
+          if (matched === limit)
+            return { matched, replayed, cursor: cursorText({ ...from, position, index }) }
+          matched++
+          replayed++
+          if (dryRun) continue
+          this.#premises.beginTurn()
+          const target = this.#premises.queue(request.to ?? request.name)
+          const origin: Origin = {
+            queue: queue.name,
+            offset,
+            publishedMs: header.timeMs,
+            attempts: 0,
+            redrives: 0,
+            dead: undefined,
+          }
+          if (!this.#moves.copy(copy, origin, target)) throw diskLow()
         }
-        const index = position === cursor?.position ? cursor.index : 0
-        yield { header, bytes: entry.bytes, at, position, index }
       }
     }
+    return { matched, replayed, cursor: null }
+  }
+
+  // Where a replay begins that begins now.
+  async #replayFrom(): Promise<ReplayCursor> {
+    const position = this.#log.usage().firstPosition
+    const { endPosition } = this.#premises
+    for await (const entry of this.#log.read(position))
+      return { position, index: 0, end: endPosition, firstMs: readEntryHeader(entry.bytes, 0).timeMs }
+    return { position, index: 0, end: endPosition, firstMs: 0 }
+  }
+
+  // A position within an entry is read from the segment's first entry on; what is no longer there, from what is.
+  #readableFrom(position: number): number {
+    return Math.max(this.#log.usage().firstPosition, segmentStart(position, this.#log))
+  }
+
+  /** The messages of the queue whose acknowledgement stands in the log before `end`. */
+  async #acked(queue: Queue, end: number): Promise<OffsetSet> {
+    const name = `${queue.id}:${end}`
+    const known = this.#ackedSets.get(name)
+    if (known !== undefined) return known
+    const acked = new OffsetSet()
+    for await (const entry of this.#log.read(this.#log.usage().firstPosition)) {
+      if (entry.position >= end) break
+      for (const at of entryBatches(entry.bytes, 0)) {
+        if (entry.bytes[at + 4] !== BATCH_TYPE.facts || readU32(entry.bytes, at + 8) !== queue.id) continue
+        readFacts(entry.bytes, at + BATCH_HEADER_BYTES, at + readU32(entry.bytes, at), (fact) => {
+          if (fact.kind === FACT.ack) acked.add(fact.offset, fact.count)
+        })
+      }
+    }
+    // The pages of one replay ask for the same.
+    this.#ackedSets.set(name, acked)
+    if (this.#ackedSets.size > REPLAYS_KEPT) this.#ackedSets.delete(this.#ackedSets.keys().next().value!)
+    return acked
   }
 
   /**
    * What the log says of a message. A page reads a part of the log; the next one goes on at its cursor.
-   * @throws SluiceError QUEUE_NOT_FOUND, LOG_CORRUPT
+   * @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND, INVALID_ARGUMENT, LOG_CORRUPT
    */
   async history(request: HistoryRequest): Promise<HistoryResult> {
     const queue = this.#premises.queue(request.name)
     const { offset } = request
-    const cursor = cursorOf(request.cursor)
-    const first = this.#log.usage().firstPosition
+    const cursor = historyCursor(request.cursor)
+    if (offset >= queue.next) {
+      throw new SluiceError(
+        'MESSAGE_NOT_FOUND',
+        `There was no message ${offset} in the queue ${queue.name} yet; the next one is ${queue.next}.`,
+      )
+    }
     const events: HistoryEvent[] = []
-    let complete = cursor !== undefined && cursor.index > 0
+    let complete = (cursor.index & COMPLETE) !== 0
+    // A purge takes what is there: it says nothing of a message that was done, or dead, before.
+    let isPending = (cursor.index & PENDING) !== 0
     let readBytes = 0
     let eventsBytes = 0
-    const from = cursor === undefined ? first : Math.max(first, segmentStart(cursor.position, this.#log))
-    for await (const entry of this.#log.read(from)) {
-      if (cursor !== undefined && entry.position < cursor.position) continue
+    for await (const entry of this.#log.read(this.#readableFrom(cursor.position))) {
+      if (entry.position < cursor.position) continue
       if (readBytes > READ_BYTES_MAX || eventsBytes > EVENTS_BYTES_MAX)
-        return { events, complete, cursor: `${entry.position}:${complete ? 1 : 0}` }
+        return { events, complete, cursor: historyCursorText(entry.position, complete, isPending) }
       readBytes += entry.bytes.length
+      // Some facts stand in front of the batch of their message.
+      const first = events.length
       for (const at of entryBatches(entry.bytes, 0)) {
         if (readU32(entry.bytes, at + 8) !== queue.id) continue
         const header = readBatchHeader(entry.bytes, at)
@@ -363,11 +384,15 @@ export class Operator {
           const holds = offset >= header.baseOffset && offset < header.baseOffset + header.count
           if (!holds || header.attributes & BATCH_ATTRIBUTE.relocated) continue
           complete = true
-          events.push({ event: 'published', atMs: header.timeMs })
+          isPending = true
+          // What was a duplicate was never there for anybody.
+          if (events[first]?.event === 'duplicate') continue
+          events.splice(first, 0, { event: 'published', atMs: header.timeMs })
         } else if (header.type === BATCH_TYPE.facts) {
           readFacts(entry.bytes, at + BATCH_HEADER_BYTES, at + header.length, (fact) => {
             const event = eventOf(fact, offset, header.timeMs)
-            if (event === undefined) return
+            if (event === undefined || (fact.kind === FACT.purge && !isPending)) return
+            isPending = KEEPS_PENDING.has(event.event) && fact.kind !== FACT.carry
             events.push(event)
             eventsBytes += EVENT_BYTES + textBytes(fact.text)
           })
@@ -409,13 +434,63 @@ function segmentStart(position: number, log: Log): number {
   return Math.floor(position / log.segmentBytes) * log.segmentBytes
 }
 
-/** Place in the log, and index of a message in the batch there. @throws SluiceError INVALID_ARGUMENT */
-function cursorOf(text: string | undefined): { position: number; index: number } | undefined {
-  if (text === undefined) return undefined
-  const match = /^(\d{1,15}):(\d{1,5})$/.exec(text)
-  if (match === null)
-    throw new SluiceError('INVALID_ARGUMENT', 'The `cursor` is not one that an earlier page ended with.')
-  return { position: Number(match[1]), index: Number(match[2]) }
+/** Where a page of a replay begins, and what holds for all its pages. */
+interface ReplayCursor {
+  /** Place of a batch or an entry, and index of a message in the batch. */
+  readonly position: number
+  readonly index: number
+  /** The log ended here when the replay began, and began with an entry of this time. */
+  readonly end: number
+  readonly firstMs: number
+}
+
+function cursorText({ position, index, end, firstMs }: ReplayCursor): string {
+  return [position, index, end, firstMs].join(':')
+}
+
+/** @throws SluiceError INVALID_ARGUMENT */
+function replayCursor(text: string): ReplayCursor {
+  const [position, index, end, firstMs] = numbersOf(text, 4)
+  return { position: position!, index: index!, end: end!, firstMs: firstMs! }
+}
+
+/** @throws SluiceError INVALID_ARGUMENT */
+function historyCursor(text: string | undefined): { readonly position: number; readonly index: number } {
+  const [position, index] = text === undefined ? [0, 0] : numbersOf(text, 2)
+  return { position: position!, index: index! }
+}
+
+function numbersOf(text: string, count: number): number[] {
+  const numbers = text.split(':').map((part) => (/^\d{1,15}$/.test(part) ? Number(part) : Number.NaN))
+  if (numbers.length === count && !numbers.some(Number.isNaN)) return numbers
+  throw new SluiceError('INVALID_ARGUMENT', 'The `cursor` is not one that an earlier page ended with.')
+}
+
+// A copy that was made when space was given back, of a batch that stands in the log in its first place too.
+function isCopyOfKept(header: BatchHeader, firstMs: number): boolean {
+  return (header.attributes & BATCH_ATTRIBUTE.relocated) !== 0 && header.timeMs > firstMs
+}
+
+/** Offsets, as bits in pieces of 1,024. */
+class OffsetSet {
+  readonly #pieces = new Map<number, Uint32Array>()
+
+  add(offset: number, count: number): void {
+    for (let from = offset; from < offset + count;) {
+      const piece = Math.floor(from / CHUNK_MESSAGES)
+      const to = Math.min(offset + count, (piece + 1) * CHUNK_MESSAGES)
+      let words = this.#pieces.get(piece)
+      if (words === undefined) this.#pieces.set(piece, (words = new Uint32Array(CHUNK_WORDS)))
+      addBits(words, from - piece * CHUNK_MESSAGES, to - piece * CHUNK_MESSAGES)
+      from = to
+    }
+  }
+
+  has(offset: number): boolean {
+    const piece = Math.floor(offset / CHUNK_MESSAGES)
+    const words = this.#pieces.get(piece)
+    return words !== undefined && hasBit(words, offset - piece * CHUNK_MESSAGES)
+  }
 }
 
 /** Offsets that are not gone, from `from` on, as they are when they are come to. */
@@ -438,39 +513,21 @@ function deadIn(chunk: Chunk): number[] {
   return [...chunk.dead!.keys()].sort((a, b) => a - b).map((index) => chunk.base + index)
 }
 
-/** Offsets of the queue that an entry says are gone at once. */
-function duplicatesIn(bytes: Uint8Array, queueId: number): Set<number> {
-  const offsets = new Set<number>()
-  for (const at of entryBatches(bytes, 0)) {
-    if (bytes[at + 4] !== BATCH_TYPE.facts || readU32(bytes, at + 8) !== queueId) continue
-    readFacts(bytes, at + BATCH_HEADER_BYTES, at + readU32(bytes, at), ({ kind, offset }) => {
-      if (kind === FACT.duplicate) offsets.add(offset)
-    })
-  }
-  return offsets
+const COMPLETE = 1
+const PENDING = 2
+
+function historyCursorText(position: number, complete: boolean, isPending: boolean): string {
+  return `${position}:${(complete ? COMPLETE : 0) | (isPending ? PENDING : 0)}`
 }
 
-// Hands out the messages between duplicates as batches of their own.
-function* withoutDuplicates(
-  bytes: Uint8Array,
-  at: number,
-  position: number,
-  header: BatchHeader,
-  born: ReadonlySet<number>,
-  cursor: { readonly position: number; readonly index: number } | undefined,
-): IterableIterator<{
-  readonly header: BatchHeader
-  readonly bytes: Uint8Array
-  readonly at: number
-  readonly position: number
-  readonly index: number
-}> {
-  const skipped = position === cursor?.position ? cursor.index : 0
-  for (let index = skipped; index < header.count; index++) {
-    if (born.has(header.baseOffset + index)) continue
-    yield { header: { ...header, count: index + 1 }, bytes, at, position, index }
-  }
-}
+/** Events after which a message is still there, and not dead. */
+const KEEPS_PENDING: ReadonlySet<HistoryEventName> = new Set<HistoryEventName>([
+  'published',
+  'delivered',
+  'retried',
+  'redriven',
+  'rescheduled',
+])
 
 const EVENTS: Readonly<Record<number, HistoryEventName>> = {
   [FACT.ack]: 'acked',

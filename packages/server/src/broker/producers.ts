@@ -23,6 +23,8 @@ import {
 const IDENTITY_BYTES = 16
 const PAGE_HEAD_BYTES = IDENTITY_BYTES + 4 + 4 + 8 + 8 + 8
 const PAGE_ITEM_BYTES = 20
+/** Bytes of a page that a remembered duplicate, or the place of a batch, takes at most. */
+const PLACE_BYTES = 40
 
 export class Producer {
   /** Id in the log; 0 until the first batch is accepted. */
@@ -45,9 +47,15 @@ export class Producer {
   /** Results that are more than a base offset: of batches with duplicates, and of atomic steps. */
   readonly #places = new Map<number, readonly Placed[]>()
 
-  constructor(id: number, identity: string) {
+  readonly #pageBytesMax: number
+  /** Duplicates and places that are remembered. */
+  #remembered = 0
+
+  /** `pageBytesMax`: what results may take in its state page; older ones are forgotten early beyond it. */
+  constructor(id: number, identity: string, pageBytesMax: number) {
     this.id = id
     this.identity = identity
+    this.#pageBytesMax = pageBytesMax
   }
 
   /**
@@ -79,14 +87,29 @@ export class Producer {
   forgetBelow(floor: number): void {
     if (floor <= this.floor) return
     this.floor = floor
-    forgetKeysBelow(this.#places, floor)
+    for (const [number, places] of this.#places) if (number < floor) this.#forgetPlaces(number, places)
     if (this.#refused !== undefined) forgetKeysBelow(this.#refused, floor)
   }
 
   /** An atomic step was taken: its batches went to `places`. */
   answer(number: number, crc: number, places: readonly Placed[]): void {
     this.accept(number, 0, crc)
+    this.#remember(number, places)
+  }
+
+  #remember(number: number, places: readonly Placed[]): void {
     this.#places.set(number, places)
+    this.#remembered += sizeOf(places)
+    // A producer that leaves so much unanswered learns of the oldest only that their outcome is not known.
+    for (const oldest of this.#places.keys()) {
+      if (this.#remembered * PLACE_BYTES <= this.#pageBytesMax || oldest === number) break
+      this.forgetBelow(oldest + 1)
+    }
+  }
+
+  #forgetPlaces(number: number, places: readonly Placed[]): void {
+    this.#places.delete(number)
+    this.#remembered -= sizeOf(places)
   }
 
   accept(number: number, base: number, crc: number, duplicates?: Duplicates): void {
@@ -102,8 +125,7 @@ export class Producer {
     this.#numbers[slot] = number
     this.#bases[slot] = base
     this.#crcs[slot] = crc
-    if (duplicates === undefined) this.#places.delete(number)
-    else this.#places.set(number, [{ baseOffset: base, duplicates }])
+    if (duplicates !== undefined) this.#remember(number, [{ baseOffset: base, duplicates }])
     this.#refused?.delete(number)
     this.dirty = true
   }
@@ -160,9 +182,9 @@ export class Producer {
     return bytes
   }
 
-  static decodePage(bytes: Uint8Array, start: number, end: number): Producer {
+  static decodePage(bytes: Uint8Array, start: number, end: number, pageBytesMax: number): Producer {
     const identity = Buffer.from(bytes.subarray(start, start + IDENTITY_BYTES)).toString('hex')
-    const producer = new Producer(readU32(bytes, start + 16), identity)
+    const producer = new Producer(readU32(bytes, start + 16), identity, pageBytesMax)
     const count = readU32(bytes, start + 20)
     producer.floor = readU64(bytes, start + 32)
     let at = start + PAGE_HEAD_BYTES
@@ -170,12 +192,18 @@ export class Producer {
       producer.accept(readU64(bytes, at), readU64(bytes, at + 8), readU32(bytes, at + 16))
     }
     for (const [number, places] of JSON.parse(readText(bytes, at, end)) as [number, PlainPlace[]][])
-      producer.#places.set(number, fromPlain(places))
+      producer.#remember(number, fromPlain(places))
     producer.highest = readU64(bytes, start + 24)
     producer.lastUsedMs = readU64(bytes, start + 40)
     producer.dirty = false
     return producer
   }
+}
+
+function sizeOf(places: readonly Placed[]): number {
+  let size = places.length
+  for (const { duplicates } of places) size += duplicates?.size ?? 0
+  return size
 }
 
 /** Base offset, and pairs of index and first offset of duplicates. */
@@ -190,15 +218,6 @@ function fromPlain(places: readonly PlainPlace[]): Placed[] {
     baseOffset,
     duplicates: duplicates.length === 0 ? undefined : new Map(duplicates),
   }))
-}
-
-/** Where the batches of an atomic step went, as its fact says it. */
-export function encodePlaces(places: readonly Placed[]): string {
-  return JSON.stringify(toPlain(places))
-}
-
-export function decodePlaces(text: string): Placed[] {
-  return fromPlain(JSON.parse(text) as PlainPlace[])
 }
 
 function forgetKeysBelow(map: Map<number, unknown>, floor: number): void {

@@ -68,11 +68,6 @@ export class Records {
       }
     }
   }
-
-  /** Reads what stands at `position` ahead of its use. */
-  load(queue: Queue, offset: number): Promise<void> {
-    return this.#blocks.load(positionOf(queue, offset), false)
-  }
 }
 
 function positionOf(queue: Queue, offset: number): number {

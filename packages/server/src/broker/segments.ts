@@ -90,8 +90,9 @@ export class Segments implements LogUse {
       let room = retainBytes === 0 ? Infinity : retainBytes
       for (const number of [...segments.keys()].sort((a, b) => b - a)) {
         const { lastMs, bytes } = segments.get(number)!
+        // The one that crosses the limit stays whole.
+        const isOver = room <= 0 || (retainAgeMs > 0 && lastMs + retainAgeMs <= nowMs)
         room -= bytes
-        const isOver = room < 0 || (retainAgeMs > 0 && lastMs + retainAgeMs <= nowMs)
         if (isOver) segments.delete(number)
         else oldest = Math.min(oldest, number)
       }
@@ -132,6 +133,10 @@ export class Segments implements LogUse {
   forgetBefore(position: number): void {
     for (const number of this.#uses.keys()) {
       if ((number + 1) * this.#segmentBytes <= position) this.#uses.delete(number)
+    }
+    for (const segments of this.#retained.values()) {
+      for (const number of segments.keys())
+        if ((number + 1) * this.#segmentBytes <= position) segments.delete(number)
     }
     this.#last = undefined
     this.#lastNumber = -1

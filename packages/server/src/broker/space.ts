@@ -13,6 +13,8 @@ import type { State } from './state.js'
 
 /** How often the use of the log is looked at. */
 const LOOK_MS = 20
+/** How often it is looked at what queues retain. */
+const LOOK_RETAINED_MS = 1_000
 
 export class Space {
   readonly #log: Log
@@ -21,6 +23,7 @@ export class Space {
   readonly #checkpoints: Checkpoints
   readonly #relocation: Relocation
   #lookedMs = 0
+  #retainedLookedMs = 0
   /** Segments below `floor` are not needed once `gate` is durable. */
   #truncation: { readonly floor: number; readonly gate: number } | undefined
   #truncating = false
@@ -48,8 +51,11 @@ export class Space {
       this.#relocation.before,
       Math.min(live, this.#tail.position - segmentBytes),
     )
-    const retained = this.#state.segments.oldestRetained(this.#state.queuesById, nowMs)
-    this.#relocation.retainedFrom = retained
+    if (nowMs >= this.#retainedLookedMs + LOOK_RETAINED_MS) {
+      this.#retainedLookedMs = nowMs
+      this.#relocation.retainedFrom = this.#state.segments.oldestRetained(this.#state.queuesById, nowMs)
+    }
+    const retained = this.#relocation.retainedFrom
     const floor = Math.min(this.#checkpoints.floor, live, retained)
     if (this.#truncation === undefined && floor - firstPosition >= segmentBytes) {
       this.#truncation = { floor, gate: this.#tail.gate }

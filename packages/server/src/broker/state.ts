@@ -11,6 +11,8 @@ import {
   readU64,
   writeU32,
   writeU64,
+  type Duplicates,
+  type Placed,
   type QueueCounter,
   type QueueOptions,
 } from '@sluice/protocol'
@@ -25,7 +27,7 @@ import {
   type Fact,
   type QueueDefinition,
 } from '../queue/index.js'
-import { Producer, decodePlaces } from './producers.js'
+import { Producer } from './producers.js'
 import { Segments } from './segments.js'
 import { readTraits } from './traits.js'
 
@@ -61,12 +63,18 @@ export class State {
   #listedProducerIds = 0
   /** What facts have said about the batch that follows them. */
   #ahead: Ahead | undefined
+  /** Duplicates of batches that belong to an atomic step whose own fact is still to come, by queue and base offset. */
+  readonly #stepDuplicates = new Map<string, Duplicates>()
   /** How often the broker has started on this log. */
   boot = 0
   /** The log ends with the mark of an orderly stop. */
   closed = true
 
+  /** What the results of one producer may take in its page. */
+  readonly #producerPageBytes: number
+
   constructor(segmentBytes: number) {
+    this.#producerPageBytes = segmentBytes / 4
     this.segments = new Segments(segmentBytes)
   }
 
@@ -83,6 +91,10 @@ export class State {
     this.segments.forgetQueue(queue.id)
     this.queues.delete(queue.name)
     this.queuesById.delete(queue.id)
+  }
+
+  newProducer(id: number, identity: string): Producer {
+    return new Producer(id, identity, this.#producerPageBytes)
   }
 
   /** A producer with id 0 has not published yet: the log does not know it. */
@@ -136,7 +148,7 @@ export class State {
     } else if (header.count === PAGE.ids) {
       this.queuesById.get(header.queueId)?.ids.restorePage(bytes, start, end, position)
     } else {
-      const producer = Producer.decodePage(bytes, start, end)
+      const producer = Producer.decodePage(bytes, start, end, this.#producerPageBytes)
       producer.pagePosition = position
       this.addProducer(producer)
     }
@@ -163,6 +175,8 @@ export class State {
     this.#ahead = undefined
     const relocated = (header.attributes & BATCH_ATTRIBUTE.relocated) !== 0
     const duplicates = relocated ? undefined : byIndex(ahead?.duplicates, header.baseOffset)
+    if (duplicates !== undefined && header.producerId === 0)
+      this.#stepDuplicates.set(`${header.queueId}:${header.baseOffset}`, duplicates)
     if (!relocated) {
       const producer = this.producersById.get(header.producerId)
       if (
@@ -195,12 +209,14 @@ export class State {
     const id = header.queueId
     readFacts(bytes, at + BATCH_HEADER_BYTES, at + header.length, (fact) => {
       if (fact.kind === FACT.producer) {
-        if (fact.offset >= this.#listedProducerIds) this.addProducer(new Producer(fact.offset, fact.text))
+        if (fact.offset >= this.#listedProducerIds) this.addProducer(this.newProducer(fact.offset, fact.text))
       } else if (fact.kind === FACT.atomic) {
+        const places = this.#placesOf(fact.text)
+        this.#stepDuplicates.clear()
         const producer = this.producersById.get(fact.offset)
         if (producer === undefined || producer.pagePosition >= position || fact.timeMs < producer.floor)
           return
-        producer.answer(fact.timeMs, fact.count, decodePlaces(fact.text))
+        producer.answer(fact.timeMs, fact.count, places)
         producer.lastUsedMs = header.timeMs
       } else if (fact.kind === FACT.ensure) {
         this.#applyEnsure(id, fact, position)
@@ -211,6 +227,14 @@ export class State {
     })
   }
 
+  // Queue ids and base offsets of an atomic step's batches. Their duplicates were told with the batches.
+  #placesOf(text: string): Placed[] {
+    return (JSON.parse(text) as [number, number][]).map(([queueId, baseOffset]) => ({
+      baseOffset,
+      duplicates: this.#stepDuplicates.get(`${queueId}:${baseOffset}`),
+    }))
+  }
+
   #applyEnsure(id: number, fact: Fact, position: number): void {
     const definition = JSON.parse(fact.text) as QueueDefinition
     const queue = this.queuesById.get(id)
@@ -219,6 +243,7 @@ export class State {
     } else if (queue.pagePosition < position) {
       queue.options = definition.options
       queue.paused = definition.paused
+      queue.dirty = true
     }
   }
 
@@ -338,6 +363,7 @@ function countFact(queue: Queue, fact: Fact): void {
   const counter = COUNTED[fact.kind]
   if (counter === undefined) return
   queue.counts[counter] += fact.kind === FACT.redrive ? 1 : fact.count
+  queue.dirty = true
   if (fact.kind === FACT.carry) queue.carried += fact.count
 }
 

@@ -163,9 +163,18 @@ export function checkTraits(bytes: Uint8Array, at: number, count: number, nowMs:
 
 /** @throws SluiceError AT_IN_THE_PAST, INVALID_DELAY */
 export function checkAt(what: string, atMs: number, nowMs: number): void {
-  const minMs = nowMs - LIMITS.atPastMsMax
-  const maxMs = nowMs + LIMITS.delayMsMax
-  checkTime(atMs < minMs ? 'AT_IN_THE_PAST' : 'INVALID_DELAY', what, atMs, minMs, maxMs)
+  if (atMs < nowMs - LIMITS.atPastMsMax) {
+    throw new SluiceError(
+      'AT_IN_THE_PAST',
+      `${what} is ${nowMs - atMs} ms past; at most ${LIMITS.atPastMsMax} ms past it means now.`,
+    )
+  }
+  if (atMs > nowMs + LIMITS.delayMsMax) {
+    throw new SluiceError(
+      'INVALID_DELAY',
+      `${what} lies ${atMs - nowMs} ms ahead; it must be at most ${LIMITS.delayMsMax} ms.`,
+    )
+  }
 }
 
 function checkTime(code: ErrorCode, what: string, valueMs: number, minMs: number, maxMs: number): void {

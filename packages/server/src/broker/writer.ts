@@ -5,7 +5,7 @@
 import { BATCH_HEADER_BYTES, BATCH_TYPE, sealBatch, stampBatch } from '@sluice/protocol'
 import type { Log } from '../log/log.js'
 import type { Tail } from '../log/tail.js'
-import type { FactBuffer, Queue } from '../queue/index.js'
+import { factsUntil, type FactBuffer, type Queue } from '../queue/index.js'
 
 export class Writer {
   /** Time of this turn, ms. */
@@ -25,6 +25,10 @@ export class Writer {
     return this.#log.segmentBytes
   }
 
+  get #factsBytesMax(): number {
+    return this.#log.segmentBytes / 8
+  }
+
   /** Whether `bytes` more have room, while what must always be written keeps its own. */
   hasRoom(bytes: number): boolean {
     return this.#log.reserve(this.tail.pendingBytes + bytes)
@@ -33,8 +37,8 @@ export class Writer {
   /** The queue may have facts that are to be written by the end of the turn. */
   note(queue: Queue): void {
     if (queue.facts.isEmpty) return
-    // Many settles in one turn must not make a batch that fits no segment.
-    if (queue.facts.length > this.#log.segmentBytes / 8) {
+    // Many settles in one turn need not wait in memory.
+    if (queue.facts.length > this.#factsBytesMax) {
       this.facts(queue.id, queue.facts)
       return
     }
@@ -63,18 +67,27 @@ export class Writer {
     return facts.isEmpty ? 0 : BATCH_HEADER_BYTES + facts.length
   }
 
+  /** As one batch; more than fit a part of a segment as several, which may stand in several entries. */
   facts(queueId: number, facts: FactBuffer): void {
+    const { bytes } = facts
+    for (let from = 0; from < bytes.length;) {
+      const { end, count } =
+        bytes.length <= this.#factsBytesMax
+          ? { end: bytes.length, count: facts.count }
+          : factsUntil(bytes, from, this.#factsBytesMax)
+      const length = BATCH_HEADER_BYTES + end - from
+      const at = this.tail.reserve(length, this.nowMs)
+      this.tail.bytes.set(bytes.subarray(from, end), at + BATCH_HEADER_BYTES)
+      sealBatch(this.tail.bytes, at, at + length, {
+        type: BATCH_TYPE.facts,
+        queueId,
+        count,
+        timeMs: this.nowMs,
+      })
+      this.tail.add(length)
+      from = end
+    }
     if (facts.isEmpty) return
-    const length = BATCH_HEADER_BYTES + facts.length
-    const at = this.tail.reserve(length, this.nowMs)
-    this.tail.bytes.set(facts.bytes, at + BATCH_HEADER_BYTES)
-    sealBatch(this.tail.bytes, at, at + length, {
-      type: BATCH_TYPE.facts,
-      queueId,
-      count: facts.count,
-      timeMs: this.nowMs,
-    })
-    this.tail.add(length)
     facts.clear()
     this.#wake()
   }

@@ -46,6 +46,7 @@ export function addCommands(yargs: Argv, path: readonly string[], entries: reado
   for (const { command: text, aliases = [], describe, isGroup = false, load } of entries) {
     const [name, ...positionals] = text.split(' ')
     const words = [...path, name!]
+    if (isGroup) GROUPS.add(name!)
     const form = [...words, ...(isGroup ? ['<command>'] : positionals), '[options]'].join(' ')
     let body: CommandBody | undefined
     yargs.command({
@@ -146,6 +147,7 @@ function refuseWord(
 /** What yargs knows of the command that is running; the argument of a check, though its types say otherwise. */
 interface KnownOptions {
   readonly key: Readonly<Record<string, unknown>>
+  readonly boolean: readonly string[]
   readonly alias: Readonly<Record<string, readonly string[]>>
   readonly array: readonly string[]
 }
@@ -154,7 +156,7 @@ const ALWAYS = ['_', '$0', '--', 'help', 'h', 'version']
 
 /** A check for yargs: options that do not exist, and those that were given twice. */
 export function refuseOptions(options: ArgumentsCamelCase, known: unknown): true {
-  const { key: keys, alias: aliases, array } = known as KnownOptions
+  const { key: keys, alias: aliases, array, boolean: flags } = known as KnownOptions
   const names = new Set([...ALWAYS, ...Object.keys(keys), ...Object.values(aliases).flat()])
   for (const [name, value] of Object.entries(options)) {
     const dashed = name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)
@@ -167,6 +169,10 @@ export function refuseOptions(options: ArgumentsCamelCase, known: unknown): true
         meant === undefined ? helpAdvice(commandWords(options)) : `Did you mean --${meant}?`,
       )
     }
+    // `--no-NAME` is read as NAME of false: without sense where NAME has a value, unless the command says so.
+    if (isNegated(value) && !flags.includes(name) && !names.has(`no-${name}`)) {
+      throw new UsageError(`There is no option --no-${name}.`, `Leave out --${name} instead.`)
+    }
     if (Array.isArray(value) && !array.includes(name)) {
       throw new UsageError(`The option ${flag} was given twice.`, 'Give it once.')
     }
@@ -174,9 +180,16 @@ export function refuseOptions(options: ArgumentsCamelCase, known: unknown): true
   return true
 }
 
+function isNegated(value: unknown): boolean {
+  return value === false || (Array.isArray(value) && value.includes(false))
+}
+
+/** Words after which another one names the command. */
+const GROUPS = new Set<string>()
+
 // The words that name the command come first; what follows them in `_` is for `refuseExtra`.
 function commandWords(options: ArgumentsCamelCase): string[] {
-  return options._.slice(0, options._[0] === 'queue' ? 2 : 1).map(String)
+  return options._.slice(0, GROUPS.has(String(options._[0])) ? 2 : 1).map(String)
 }
 
 export function helpAdvice(words: readonly string[]): string {

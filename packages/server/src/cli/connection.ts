@@ -1,6 +1,7 @@
 /** The connection of a command to its broker: options to settings, and what is said when it is lost and made again. */
-import { connect, parseDuration, type Sluice } from '@sluice/client'
+import { connect, type Sluice } from '@sluice/client'
 import type { GlobalOptions } from './command.js'
+import { durationMs } from './flags.js'
 import { notice } from './output.js'
 
 /** How long a command that has failed, or was interrupted, still waits for the broker. */
@@ -54,9 +55,4 @@ async function dial({ url, timeout }: GlobalOptions, label: string): Promise<Slu
   } finally {
     clearTimeout(timer)
   }
-}
-
-/** Milliseconds of a flag: a number with a unit, or plain milliseconds. @throws SluiceError INVALID_ARGUMENT */
-export function durationMs(text: string, flag: string): number {
-  return parseDuration(/^\d+$/.test(text) ? Number(text) : text, flag)
 }

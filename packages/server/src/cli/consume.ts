@@ -4,11 +4,12 @@
  */
 import type { Message, Sluice } from '@sluice/client'
 import { LIMITS, SluiceError, queueName } from '@sluice/protocol'
+import { bodyFields, plain } from './body.js'
 import { command } from './command.js'
-import { durationMs, withBroker } from './connection.js'
-import { UsageError, failureOf } from './failure.js'
+import { withBroker } from './connection.js'
+import { countFlag, durationMs, given } from './flags.js'
+import { failureOf } from './failure.js'
 import { counted, notice, outputError } from './output.js'
-import { whole } from './settings.js'
 import { onStop } from './signals.js'
 
 const PREFETCH = 256
@@ -21,6 +22,7 @@ interface ConsumeOptions {
   readonly count: string | undefined
   readonly ack: boolean
   readonly wait: string | undefined
+  readonly processingTimeout: string | undefined
 }
 
 export const consume = command<ConsumeOptions>({
@@ -32,6 +34,11 @@ export const consume = command<ConsumeOptions>({
         type: 'string',
         requiresArg: true,
         describe: 'End when no message has come for so long, such as 2s [default: never]',
+      })
+      .option('processing-timeout', {
+        type: 'string',
+        requiresArg: true,
+        describe: 'Longest time in which a message is printed, such as 5m [default: as its queue says]',
       })
       .option('ack', {
         type: 'boolean',
@@ -45,10 +52,15 @@ export const consume = command<ConsumeOptions>({
       ),
   handler: async (options) => {
     const queue = queueName(options.queue)
-    const count = options.count === undefined ? Infinity : countOf(options.count)
+    const count = options.count === undefined ? Infinity : countFlag(options.count, '--count', 1)
     const waitMs = options.wait === undefined ? undefined : durationMs(options.wait, '--wait')
+    const { processingTimeout: timeout, ack, json } = options
+    const processingTimeout =
+      timeout === undefined
+        ? undefined
+        : durationMs(timeout, '--processing-timeout', LIMITS.processingTimeoutMsMin)
     await withBroker(options, 'consume', (sluice) =>
-      consumeAll(sluice, { queue, count, waitMs, ack: options.ack, json: options.json }),
+      consumeAll(sluice, { queue, count, waitMs, processingTimeout, ack, json }),
     )
   },
 })
@@ -57,14 +69,17 @@ interface Wishes {
   readonly queue: string
   readonly count: number
   readonly waitMs: number | undefined
+  readonly processingTimeout: number | undefined
   readonly ack: boolean
   readonly json: boolean
 }
 
-async function consumeAll(sluice: Sluice, { queue, count, waitMs, ack, json }: Wishes): Promise<void> {
+async function consumeAll(sluice: Sluice, wishes: Wishes): Promise<void> {
+  const { queue, count, waitMs, processingTimeout, ack, json } = wishes
   const stream = sluice.messages(queue, {
     prefetch: Math.min(count, ack ? PREFETCH : HELD_MESSAGES_MAX),
     ...(ack ? {} : { prefetchBytes: HELD_BYTES_MAX * 2 }),
+    ...given({ processingTimeout }),
   })
   const end = (): void => {
     stream.return?.().catch(() => {})
@@ -232,7 +247,6 @@ const NEWLINE = Buffer.from('\n')
 
 function document(message: Message, body: unknown): object {
   const { queue, offset, id, key, priority, attempt, redelivered, publishedAt, headers } = message
-  const bodyType = typeof body === 'string' ? 'text' : body instanceof Uint8Array ? 'bytes' : 'data'
   return {
     queue,
     offset,
@@ -243,28 +257,6 @@ function document(message: Message, body: unknown): object {
     redelivered,
     publishedAt,
     headers,
-    bodyType,
-    body: plain(body),
+    ...bodyFields(body),
   }
-}
-
-/** A body as JSON can say it: bytes as base64, a bigint as its digits, a date as ISO text. */
-function plain(value: unknown): unknown {
-  if (typeof value === 'bigint') return value.toString()
-  if (typeof value !== 'object' || value === null || value instanceof Date) return value
-  if (value instanceof Uint8Array)
-    return Buffer.from(value.buffer, value.byteOffset, value.length).toString('base64')
-  if (Array.isArray(value)) return value.map(plain)
-  const object: Record<string, unknown> = Object.create(null) as Record<string, unknown>
-  for (const [name, item] of Object.entries(value)) object[name] = plain(item)
-  return object
-}
-
-function countOf(text: string): number {
-  const count = whole(text, 1, Number.MAX_SAFE_INTEGER)
-  if (count !== undefined) return count
-  throw new UsageError(
-    `--count is ${JSON.stringify(text.slice(0, 60))}; it must be a whole number from 1.`,
-    'Leave it out to go on until Ctrl-C.',
-  )
 }

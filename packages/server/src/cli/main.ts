@@ -23,7 +23,7 @@ const COMMANDS: readonly CommandEntry[] = [
   },
   {
     command: 'queue',
-    describe: 'Make, look at, empty and delete queues',
+    describe: 'Make, look at, change, pause, empty and delete queues',
     isGroup: true,
     load: async () => (await import('./queue.js')).queue,
   },
@@ -38,6 +38,37 @@ const COMMANDS: readonly CommandEntry[] = [
     load: async () => (await import('./consume.js')).consume,
   },
   {
+    command: 'peek <queue>',
+    describe: 'Look at the messages of a queue without taking them',
+    load: async () => (await import('./peek.js')).peek,
+  },
+  {
+    command: 'cancel <queue>',
+    describe: 'Take back a message that is scheduled or ready',
+    load: async () => (await import('./pending.js')).cancel,
+  },
+  {
+    command: 'reschedule <queue>',
+    describe: 'Change when a message is due',
+    load: async () => (await import('./pending.js')).reschedule,
+  },
+  {
+    command: 'dead',
+    describe: 'Look at dead messages, bring them back, delete them',
+    isGroup: true,
+    load: async () => (await import('./dead.js')).dead,
+  },
+  {
+    command: 'replay <queue>',
+    describe: 'Publish messages again that were done',
+    load: async () => (await import('./replay.js')).replay,
+  },
+  {
+    command: 'history <queue> <offset>',
+    describe: 'Tell what happened to a message',
+    load: async () => (await import('./replay.js')).history,
+  },
+  {
     command: 'bench',
     describe: 'Put load on a running broker and measure it',
     load: async () => (await import('./bench.js')).bench,
@@ -49,6 +80,7 @@ const EPILOGUE = `Start here:
   sluice queue ensure orders       make a queue
   sluice publish orders hello      publish a message
   sluice consume orders            print and acknowledge what is there and what comes
+  sluice dead list orders          what was given up, and why
 
 Exit codes: 0 ok, 1 failure, 2 usage, 4 not found, 5 denied, 6 unreachable.
 A broker also has 70: its log failed. Commands that a signal ended have 130 or 143.`
@@ -112,11 +144,14 @@ function asksForHelp(args: readonly string[]): boolean {
 }
 
 function commandWord(args: readonly string[]): string[] {
-  const names = COMMANDS.map(({ command }) => command.split(' ')[0]!)
-  const at = args.findIndex((arg) => names.includes(arg))
+  const entryOf = (arg: string): CommandEntry | undefined =>
+    COMMANDS.find(({ command }) => command.split(' ')[0] === arg)
+  const at = args.findIndex((arg) => entryOf(arg) !== undefined)
   if (at === -1) return []
-  const next = args[at + 1]
-  return args[at] === 'queue' && next !== undefined && !next.startsWith('-') ? ['queue', next] : [args[at]!]
+  const [word, next] = args.slice(at) as [string, string?]
+  return entryOf(word)!.isGroup === true && next !== undefined && !next.startsWith('-')
+    ? [word, next]
+    : [word]
 }
 
 async function main(args: readonly string[]): Promise<void> {

@@ -3,13 +3,15 @@
  * so much is read ahead of the broker's confirmations.
  */
 import { open } from 'node:fs/promises'
-import type { Receipt } from '@sluice/client'
+import type { MessageOptions, Receipt } from '@sluice/client'
 import { LIMITS, SluiceError, queueName } from '@sluice/protocol'
 import { command } from './command.js'
-import { durationMs, withBroker } from './connection.js'
+import { withBroker } from './connection.js'
+import { durationMs, given, headersFlag, numberFlag, timeFlag } from './flags.js'
 import { UsageError } from './failure.js'
 import { linesOf } from './lines.js'
 import { counted, grouped, notice, print, printJson } from './output.js'
+import { headerFlag } from './selection.js'
 import { onStop, signalExit, type StopSignal } from './signals.js'
 
 const BODY_TYPES = ['text', 'json', 'bytes'] as const
@@ -27,11 +29,27 @@ interface PublishOptions {
   readonly body: string | undefined
   readonly file: string | undefined
   readonly bodyType: string
+  readonly id: string | undefined
+  readonly key: string | undefined
+  readonly priority: string | undefined
+  readonly delay: string | undefined
+  readonly at: string | undefined
+  readonly ttl: string | undefined
   readonly header: readonly string[] | undefined
 }
 
+/** What travels with a message. Lines share all of it, and so can have no id. */
+const MESSAGE_FLAGS = {
+  id: 'Deduplicates: the same id is not accepted twice',
+  key: 'Orders: messages of one key are handled one after the other',
+  priority: `0 to ${LIMITS.priorityMax}, higher goes first [default: 0]`,
+  delay: 'Delivered no earlier than so long from now, such as 30s or 2h',
+  at: 'Delivered no earlier than this: ISO text such as 2030-05-01T10:00Z, or milliseconds since 1970',
+  ttl: 'Expires so long after it is due [default: as its queue says]',
+} as const
+
 export const publish = command<PublishOptions>({
-  builder: (yargs) =>
+  builder: (yargs) => {
     yargs
       .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
       .positional('body', { type: 'string', describe: 'The message; without it each line of stdin is one' })
@@ -46,23 +64,26 @@ export const publish = command<PublishOptions>({
         default: 'text',
         describe: 'text, json (parsed, and published as data) or bytes',
       })
-      .option('header', {
-        type: 'string',
-        array: true,
-        requiresArg: true,
-        describe: 'A header name=value; can be given several times',
-      })
-      .epilogue(
-        'Prints the offset of a single message; for lines the count on stderr; with --json a receipt for each message. ' +
-          'A body that begins with a dash comes after --, as in: sluice publish orders -- -5',
-      ),
+    for (const [name, describe] of Object.entries(MESSAGE_FLAGS))
+      yargs.option(name, { type: 'string', requiresArg: true, describe })
+    return headerFlag(yargs, 'A header name=value; can be given several times').epilogue(
+      'Prints the offset of a single message; for lines the count on stderr; with --json a receipt for each message. ' +
+        'A body that begins with a dash comes after --, as in: sluice publish orders -- -5',
+    )
+  },
   handler: async (options) => {
     const queue = queueName(options.queue)
     const bodyType = bodyTypeOf(options.bodyType)
-    const headers = headersOf(options.header ?? [])
+    const record = recordOf(options)
     const { body, file } = options
     if (body !== undefined && file !== undefined) {
       throw new UsageError('There are two bodies: an argument and --file.', 'Give one of them.')
+    }
+    if (options.id !== undefined && body === undefined && file === undefined) {
+      throw new UsageError(
+        'Each line of stdin would be a message with the same --id, so that only the first were accepted.',
+        'Publish the whole of stdin as one message with --file -, or leave the id out.',
+      )
     }
     const single =
       body !== undefined
@@ -73,7 +94,7 @@ export const publish = command<PublishOptions>({
     await withBroker(options, 'publish', async (sluice) => {
       const send = (message: unknown): Promise<Receipt> =>
         sluice.publish(queue, message, {
-          ...(headers === undefined ? {} : { headers }),
+          ...record,
           ...(options.timeout === undefined ? {} : { timeout: durationMs(options.timeout, '--timeout') }),
         })
       if (single === undefined) return publishLines(queue, bodyType, options.json, send)
@@ -83,6 +104,22 @@ export const publish = command<PublishOptions>({
     })
   },
 })
+
+/** @throws UsageError, SluiceError INVALID_ARGUMENT */
+function recordOf({ id, key, priority, delay, at, ttl, header }: PublishOptions): MessageOptions {
+  if (delay !== undefined && at !== undefined) {
+    throw new UsageError('There are a --delay and an --at.', 'Give one of them.')
+  }
+  return given({
+    id,
+    key,
+    priority: priority === undefined ? undefined : numberFlag(priority, '--priority', 0, LIMITS.priorityMax),
+    delay: delay === undefined ? undefined : durationMs(delay, '--delay'),
+    at: at === undefined ? undefined : timeFlag(at, '--at'),
+    ttl: ttl === undefined ? undefined : durationMs(ttl, '--ttl'),
+    headers: headersFlag(header),
+  })
+}
 
 async function publishLines(
   queue: string,
@@ -280,21 +317,4 @@ function bodyTypeOf(text: string): BodyType {
   const found = BODY_TYPES.find((type) => type === text)
   if (found !== undefined) return found
   throw new UsageError(`--body-type is ${JSON.stringify(text)}.`, `Give one of ${BODY_TYPES.join(', ')}.`)
-}
-
-function headersOf(texts: readonly string[]): Record<string, string> | undefined {
-  if (texts.length === 0) return undefined
-  const headers = new Map<string, string>()
-  for (const text of texts) {
-    const at = text.indexOf('=')
-    if (at <= 0) {
-      throw new UsageError(`--header is ${JSON.stringify(text.slice(0, 60))}.`, 'Write it as name=value.')
-    }
-    const name = text.slice(0, at)
-    if (headers.has(name)) {
-      throw new UsageError(`The header ${JSON.stringify(name.slice(0, 60))} is given twice.`, 'Give it once.')
-    }
-    headers.set(name, text.slice(at + 1))
-  }
-  return Object.fromEntries(headers)
 }

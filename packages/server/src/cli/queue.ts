@@ -1,15 +1,19 @@
-/** `sluice queue`: ensure, get, list, delete and purge. What takes messages away asks first. */
-import { createInterface } from 'node:readline/promises'
-import type { QueueInfo } from '@sluice/client'
-import { LIMITS, queueName } from '@sluice/protocol'
+/**
+ * `sluice queue`: making, changing, looking at, pausing, emptying and deleting queues, and their consumers. What takes
+ * messages away asks first.
+ */
+import type { ConsumerInfo, QueueInfo } from '@sluice/client'
+import { QUEUE_COUNTERS, queueName, type QueueCounter } from '@sluice/protocol'
 import type { Argv } from 'yargs'
 import { addCommands, command, type CommandEntry } from './command.js'
-import { durationMs, withBroker } from './connection.js'
-import { EXIT, UsageError } from './failure.js'
+import { isConfirmed, needsAnswer, yesFlag, type YesOption } from './confirmation.js'
+import { withBroker } from './connection.js'
+import { numberFlag } from './flags.js'
+import { UsageError } from './failure.js'
 import { counted, notice, print, printJson } from './output.js'
-import { whole } from './settings.js'
-import { signalExit } from './signals.js'
 import { list, table, type Column } from './table.js'
+import { differences, traitFlags, traitsOf, unusual, withFlagNames } from './traits.js'
+import { rounded } from './units.js'
 
 interface NamedOptions {
   readonly name: string
@@ -23,53 +27,49 @@ function named(yargs: Argv): Argv {
   })
 }
 
-interface EnsureOptions extends NamedOptions {
-  readonly maxDeliveries: string | undefined
-  readonly retryInitial: string | undefined
-  readonly retryMax: string | undefined
-  readonly update: boolean
-}
-
-const ensure = command<EnsureOptions>({
+const ensure = command<NamedOptions & { readonly update: boolean }>({
   builder: (yargs) =>
-    named(yargs)
-      .option('max-deliveries', {
-        type: 'string',
-        requiresArg: true,
-        describe: 'Tries after which a message is dead [default: 10]',
-      })
-      .option('retry-initial', {
-        type: 'string',
-        requiresArg: true,
-        describe: 'Wait before the second try, doubled with each further one [default: 1s]',
-      })
-      .option('retry-max', {
-        type: 'string',
-        requiresArg: true,
-        describe: 'Longest wait between two tries [default: 5m]',
-      })
-      .option('update', {
-        type: 'boolean',
-        default: false,
-        describe: 'Change a queue that has other options, instead of refusing',
-      })
-      .epilogue('Only the options that are named are compared and changed.'),
+    traitFlags(
+      named(yargs)
+        .option('update', {
+          type: 'boolean',
+          default: false,
+          describe: 'Change a queue that has other options, instead of refusing',
+        })
+        .epilogue('Only the options that are named are compared and changed.'),
+    ),
   handler: async (options) => {
-    const { maxDeliveries, retryInitial, retryMax, update } = options
     const name = queueName(options.name)
-    const tries =
-      maxDeliveries === undefined
-        ? undefined
-        : numberFlag(maxDeliveries, '--max-deliveries', 1, LIMITS.maxDeliveriesMax)
-    const retry = {
-      ...(retryInitial === undefined ? {} : { initial: durationMs(retryInitial, '--retry-initial') }),
-      ...(retryMax === undefined ? {} : { max: durationMs(retryMax, '--retry-max') }),
-    }
+    const traits = traitsOf(options)
     const result = await withBroker(options, 'queue ensure', (sluice) =>
-      sluice.queues.ensure(name, { ...(tries === undefined ? {} : { maxDeliveries: tries }), retry, update }),
+      withFlagNames(() => sluice.queues.ensure(name, { ...traits, update: options.update })),
     )
     if (options.json) await printJson(result)
     else notice(result.created ? `Made the queue ${name}.` : `The queue ${name} is there.`)
+  },
+})
+
+const edit = command<NamedOptions>({
+  builder: (yargs) => traitFlags(named(yargs).epilogue('Only the options that are named are changed.')),
+  handler: async (options) => {
+    const name = queueName(options.name)
+    const traits = traitsOf(options)
+    if (Object.keys(traits).length === 0) {
+      throw new UsageError(
+        `It is not said what shall change about the queue ${name}.`,
+        'Name options and their values; `sluice queue edit --help` lists them.',
+      )
+    }
+    const { before, queue } = await withBroker(options, 'queue edit', async (sluice) => {
+      // To change is not to make: a queue that is missing stays so.
+      const before = await sluice.queues.get(name)
+      const { queue } = await withFlagNames(() => sluice.queues.ensure(name, { ...traits, update: true }))
+      return { before, queue }
+    })
+    const changes = differences(before.options, queue.options)
+    if (options.json) await printJson({ changed: changes.length > 0, queue })
+    else if (changes.length > 0) notice(`Changed the queue ${name}: ${changes.join(', ')}.`)
+    else notice(`The queue ${name} is like that already.`)
   },
 })
 
@@ -95,24 +95,16 @@ const listQueues = command<object>({
 })
 
 function removal(verb: 'delete' | 'purge', done: string): ReturnType<typeof command> {
-  return command<NamedOptions & { readonly yes: boolean }>({
+  return command<NamedOptions & YesOption>({
     builder: (yargs) =>
-      named(yargs)
-        .option('yes', { type: 'boolean', default: false, alias: 'y', describe: 'Do not ask' })
-        .epilogue(
-          verb === 'delete'
-            ? 'All messages of the queue go with it, the dead ones too.'
-            : 'Takes all messages that are scheduled, ready or leased now; the dead ones stay.',
-        ),
+      yesFlag(named(yargs)).epilogue(
+        verb === 'delete'
+          ? 'All messages of the queue go with it, the dead ones too.'
+          : 'Takes all messages that are scheduled, ready or leased now; the dead ones stay.',
+      ),
     handler: async (options) => {
       const name = queueName(options.name)
-      const isAsked = !options.yes
-      if (isAsked && !(process.stdin.isTTY && process.stderr.isTTY)) {
-        throw new UsageError(
-          `Nobody is there to confirm that the queue ${name} shall be ${done}: this is not a terminal.`,
-          'Add --yes if you mean it.',
-        )
-      }
+      const isAsked = needsAnswer(options, `the queue ${name} shall be ${done}`)
       await withBroker(options, `queue ${verb}`, async (sluice) => {
         if (isAsked) {
           const info = await sluice.queues.get(name)
@@ -134,34 +126,64 @@ function question(verb: 'delete' | 'purge', { name, ready, scheduled, leased, de
     : `Take ${counted(live, 'message')} out of the queue ${name}?`
 }
 
-/** Waits for a yes; without one says that nothing was changed and sets the exit code. */
-async function isConfirmed(text: string): Promise<boolean> {
-  const terminal = createInterface({ input: process.stdin, output: process.stderr })
-  let interrupted = false
-  try {
-    const answer = await new Promise<string | undefined>((resolve, reject) => {
-      terminal.once('close', () => resolve(undefined))
-      terminal.once('SIGINT', () => {
-        interrupted = true
-        terminal.close()
-      })
-      terminal.question(`${text} [y/N] `).then(resolve, reject)
-    })
-    if (answer !== undefined && /^y(es)?$/i.test(answer.trim())) return true
-    if (answer === undefined) process.stderr.write('\n')
-    notice('Nothing was changed.')
-    process.exitCode = interrupted ? signalExit('SIGINT') : EXIT.failure
-    return false
-  } finally {
-    terminal.close()
-  }
+function turn(verb: 'pause' | 'resume', done: string, wasDone: string): ReturnType<typeof command> {
+  return command<NamedOptions>({
+    builder: (yargs) =>
+      named(yargs).epilogue('A pause stops what is handed out, nothing else. It survives restarts.'),
+    handler: async (options) => {
+      const name = queueName(options.name)
+      const { changed } = await withBroker(options, `queue ${verb}`, (sluice) => sluice.queues[verb](name))
+      if (options.json) await printJson({ name, changed })
+      else notice(changed ? `${done} the queue ${name}.` : `The queue ${name} ${wasDone}.`)
+    },
+  })
 }
+
+const consumers = command<NamedOptions>({
+  builder: named,
+  handler: async (options) => {
+    const name = queueName(options.name)
+    const all = await withBroker(options, 'queue consumers', (sluice) => sluice.queues.consumers(name))
+    if (options.json) await printJson(all)
+    else if (all.length === 0) notice(`The queue ${name} has no consumers.`)
+    else await print(table(CONSUMER_COLUMNS, all))
+  },
+})
+
+const CONSUMER_ID_MAX = 0xffff_ffff
+
+const closeConsumer = command<NamedOptions & { readonly id: string }>({
+  builder: (yargs) =>
+    named(yargs)
+      .positional('id', {
+        type: 'string',
+        demandOption: true,
+        describe: 'Its id, as `sluice queue consumers` shows it',
+      })
+      .epilogue(
+        'What it holds goes back to the queue. Its client is told, and does not subscribe again by itself.',
+      ),
+  handler: async (options) => {
+    const name = queueName(options.name)
+    const id = numberFlag(options.id, 'The id', 0, CONSUMER_ID_MAX)
+    const { messages } = await withBroker(options, 'queue close-consumer', (sluice) =>
+      sluice.queues.closeConsumer(name, id),
+    )
+    if (options.json) await printJson({ name, id, messages })
+    else notice(`Closed the consumer ${id} of the queue ${name}; ${counted(messages, 'message')} went back.`)
+  },
+})
 
 const ENTRIES: readonly CommandEntry[] = [
   {
     command: 'ensure <name>',
     describe: 'Make a queue unless it exists',
     load: () => Promise.resolve(ensure),
+  },
+  {
+    command: 'edit <name>',
+    describe: 'Change options of a queue',
+    load: () => Promise.resolve(edit),
   },
   { command: 'get <name>', aliases: ['info'], describe: 'Show a queue', load: () => Promise.resolve(get) },
   { command: 'list', aliases: ['ls'], describe: 'Show all queues', load: () => Promise.resolve(listQueues) },
@@ -175,6 +197,26 @@ const ENTRIES: readonly CommandEntry[] = [
     command: 'purge <name>',
     describe: 'Take all messages out of a queue',
     load: () => Promise.resolve(removal('purge', 'emptied')),
+  },
+  {
+    command: 'pause <name>',
+    describe: 'Hand nothing out until it is resumed',
+    load: () => Promise.resolve(turn('pause', 'Paused', 'was paused already')),
+  },
+  {
+    command: 'resume <name>',
+    describe: 'End a pause',
+    load: () => Promise.resolve(turn('resume', 'Resumed', 'was not paused')),
+  },
+  {
+    command: 'consumers <name>',
+    describe: 'Show who consumes a queue',
+    load: () => Promise.resolve(consumers),
+  },
+  {
+    command: 'close-consumer <name> <id>',
+    describe: 'End a consumer of a queue',
+    load: () => Promise.resolve(closeConsumer),
   },
 ]
 
@@ -192,55 +234,52 @@ const COLUMNS: readonly Column<QueueInfo>[] = [
   { title: 'BYTES', value: ({ bytes }) => bytes },
   { title: 'CONSUMERS', value: ({ consumers }) => consumers },
   { title: 'OLDEST', value: ({ oldestReadyMs }) => age(oldestReadyMs) },
+  { title: 'PAUSED', value: ({ paused }) => yesOrNo(paused) },
 ]
 
+const CONSUMER_COLUMNS: readonly Column<ConsumerInfo>[] = [
+  { title: 'ID', value: ({ id }) => id },
+  { title: 'CLIENT', value: ({ client }) => client || '-' },
+  { title: 'PEER', value: ({ peer }) => peer },
+  { title: 'ACTIVE', value: ({ active }) => yesOrNo(active) },
+  { title: 'SINCE', value: ({ sinceMs }) => new Date(sinceMs).toISOString() },
+  { title: 'CREDIT', value: ({ creditMessages }) => creditMessages },
+  { title: 'LEASED', value: ({ leased }) => leased },
+  { title: 'STARTED', value: ({ started }) => started },
+  {
+    title: 'OLDEST',
+    value: ({ oldestLeaseMs }) => age(oldestLeaseMs === null ? null : Date.now() - oldestLeaseMs),
+  },
+  { title: 'DELIVERED', value: ({ delivered }) => delivered },
+]
+
+const COUNTERS = Object.keys(QUEUE_COUNTERS) as QueueCounter[]
+
 function description(info: QueueInfo): string {
-  const { options } = info
+  const options = unusual(info.options)
   return list([
     ['name', info.name],
+    ['created', new Date(info.createdAtMs).toISOString()],
+    ['paused', yesOrNo(info.paused)],
     ['ready', info.ready],
     ['scheduled', info.scheduled],
     ['leased', info.leased],
     ['dead', info.dead],
     ['bytes', info.bytes],
-    ['consumers', info.consumers],
+    ['retained bytes', info.retainedBytes],
     ['oldest ready', age(info.oldestReadyMs)],
+    ['consumers', info.consumers],
     ['published', info.published],
     ['acked', info.acked],
-    ['redelivered', info.redelivered],
-    ['purged', info.purged],
-    ['created', new Date(info.createdAtMs).toISOString()],
-    ['max deliveries', options.maxDeliveries],
-    ['retry initial', exact(options.retry.initial)],
-    ['retry max', exact(options.retry.max)],
+    ...COUNTERS.map((counter): [string, number] => [counter, info[counter]]),
+    ...(options.length === 0 ? [['options', 'all as by default'] as [string, string]] : options),
   ])
 }
 
-const UNITS = [
-  ['d', 86_400_000],
-  ['h', 3_600_000],
-  ['m', 60_000],
-  ['s', 1_000],
-] as const
-
-/** How long ago, to the largest unit: 350ms, 12s, 3h. */
 function age(ms: number | null): string {
-  if (ms === null) return '-'
-  for (const [unit, unitMs] of UNITS) if (ms >= unitMs) return `${Math.floor(ms / unitMs)}${unit}`
-  return `${ms}ms`
+  return ms === null ? '-' : rounded(ms)
 }
 
-/** A duration as a flag takes it, nothing rounded: 90s, 5m. */
-function exact(ms: number): string {
-  for (const [unit, unitMs] of UNITS) if (ms >= unitMs && ms % unitMs === 0) return `${ms / unitMs}${unit}`
-  return `${ms}ms`
-}
-
-function numberFlag(text: string, flag: string, min: number, max: number): number {
-  const value = whole(text, min, max)
-  if (value !== undefined) return value
-  throw new UsageError(
-    `${flag} is ${JSON.stringify(text.slice(0, 60))}; it must be a whole number from ${min} to ${max}.`,
-    'Give a number within these bounds.',
-  )
+function yesOrNo(value: boolean): string {
+  return value ? 'yes' : 'no'
 }

@@ -3,16 +3,15 @@
  * that before the default. Whoever reads them gets whole, checked values.
  */
 import { BlockList, isIPv6 } from 'node:net'
-import { parseDuration } from '@sluice/client'
 import { LIMITS } from '@sluice/protocol'
-import {
-  SEGMENT_BYTES_DEFAULT,
-  SEGMENT_BYTES_MAX,
-  SEGMENT_BYTES_MIN,
-  segmentBytesFit,
-} from '../log/segment.js'
+import { SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, segmentBytesFit } from '../log/segment.js'
+import { whole } from './flags.js'
 import { UsageError } from './failure.js'
 import { nearest } from './spelling.js'
+import { duration, size } from './units.js'
+
+/** What the log takes is smaller; state pages of queues with keys, ids and times to live need more. */
+const SEGMENT_BYTES_LEAST = 1024 ** 2
 
 interface Setting<Value> {
   readonly describe: string
@@ -51,10 +50,10 @@ export const SETTINGS = {
   'segment-bytes': setting(
     'Size of a file of the log; a log that exists keeps its own',
     `${SEGMENT_BYTES_DEFAULT / 1024 ** 2}MiB`,
-    `a size from ${SEGMENT_BYTES_MIN / 1024}KiB to ${SEGMENT_BYTES_MAX / 1024 ** 2}MiB in whole blocks of 4KiB`,
+    `a size from ${SEGMENT_BYTES_LEAST / 1024 ** 2}MiB to ${SEGMENT_BYTES_MAX / 1024 ** 2}MiB in whole blocks of 4KiB`,
     (text) => {
       const bytes = size(text)
-      return bytes !== undefined && segmentBytesFit(bytes) ? bytes : undefined
+      return bytes !== undefined && bytes >= SEGMENT_BYTES_LEAST && segmentBytesFit(bytes) ? bytes : undefined
     },
   ),
   'max-message-bytes': setting(
@@ -156,27 +155,4 @@ LOOPBACK.addAddress('::1', 'ipv6')
 
 function isLoopback(host: string): boolean {
   return host === 'localhost' || LOOPBACK.check(host, isIPv6(host) ? 'ipv6' : 'ipv4')
-}
-
-/** A whole number as text, within bounds. */
-export function whole(text: string, min: number, max: number): number | undefined {
-  if (!/^\d{1,15}$/.test(text)) return undefined
-  const value = Number(text)
-  return value >= min && value <= max ? value : undefined
-}
-
-const UNITS = { '': 1, KiB: 1024, MiB: 1024 ** 2, GiB: 1024 ** 3 } as const
-
-function size(text: string): number | undefined {
-  const match = /^(\d{1,12})(KiB|MiB|GiB|)$/.exec(text)
-  return match === null ? undefined : Number(match[1]) * UNITS[match[2] as keyof typeof UNITS]
-}
-
-function duration(text: string, minMs: number, maxMs: number): number | undefined {
-  try {
-    const ms = parseDuration(/^\d+$/.test(text) ? Number(text) : text)
-    return ms >= minMs && ms <= maxMs ? ms : undefined
-  } catch {
-    return undefined
-  }
 }

@@ -8,8 +8,12 @@ export interface Column<Row> {
 
 const GAP = '  '
 
-/** A line of titles, then one for each row. */
-export function table<Row>(columns: readonly Column<Row>[], rows: readonly Row[]): string {
+/** A line of titles, then one for each row; what is wider than `widthMax` is cut. */
+export function table<Row>(
+  columns: readonly Column<Row>[],
+  rows: readonly Row[],
+  widthMax = Infinity,
+): string {
   const numeric = columns.map(({ value }) => rows.length > 0 && typeof value(rows[0]!) === 'number')
   const lines = [
     columns.map(({ title }) => title),
@@ -21,7 +25,7 @@ export function table<Row>(columns: readonly Column<Row>[], rows: readonly Row[]
       const cells = line.map((text, index) =>
         numeric[index] ? text.padStart(widths[index]!) : text.padEnd(widths[index]!),
       )
-      return `${cells.join(GAP).trimEnd()}\n`
+      return `${shortened(cells.join(GAP).trimEnd(), widthMax)}\n`
     })
     .join('')
 }
@@ -33,6 +37,14 @@ export function list(
 ): string {
   const width = Math.max(...entries.map(([name]) => name.length))
   return entries.map(([name, value]) => `${indent}${name.padEnd(width)}${GAP}${cell(value)}\n`).join('')
+}
+
+/** At most so many characters, the last one a sign that there were more. */
+export function shortened(text: string, charactersMax: number): string {
+  if (text.length <= charactersMax) return text
+  const kept = text.slice(0, Math.max(0, charactersMax - 1))
+  // Half a character is none.
+  return `${/[\uD800-\uDBFF]$/.test(kept) ? kept.slice(0, -1) : kept}…`
 }
 
 function cell(value: string | number): string {

@@ -96,6 +96,11 @@ export class Blocks {
     return block
   }
 
+  /** Whether the batch at `position` is in memory. */
+  has(position: number): boolean {
+    return this.#find(position) !== undefined
+  }
+
   /**
    * Reads the batch at `position` from disk, and what follows it if `ahead`. Then `findBatch` finds it.
    * @throws SluiceError CORRUPT when it cannot be as long as it says; whatever the log's `readRange` throws

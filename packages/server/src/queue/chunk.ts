@@ -34,8 +34,10 @@ export interface Dead {
   readonly timeMs: number
   /** What the consumer said, at most `LIMITS.reasonBytesMax` bytes; '' when nothing. */
   readonly reason: string
-  /** It is to be moved to the dead-letter queue that its queue had when it died. */
+  /** It is to be moved to the dead-letter queue of its queue. */
   readonly isMoving: boolean
+  /** Of its record; where that is not known, as many as others here had when it died. */
+  readonly bytes: number
 }
 
 /** What is known of a message's earlier lives. */
@@ -68,6 +70,9 @@ export class Chunk {
   ids: Uint32Array | undefined
   /** Record sizes; 0 where the size is not known. */
   sizes: Uint32Array | undefined
+  /** Of the live messages whose size is known: how many, and their bytes. */
+  #sizedLive = 0
+  #sizedBytes = 0
   lives: Map<number, Lives> | undefined
   /** Bit by priority: some message here was appended with it. */
   priorityMask = 0
@@ -135,10 +140,20 @@ export class Chunk {
     return this.dueAt(index) || this.batchTime(this.batchAt(index))
   }
 
-  /** Size of the message's record; where it is not known, the mean of those that are here. */
+  /** Size of the message's record, which is live; where it is not known, the mean of those that are not. */
   bytesAt(index: number): number {
     const size = this.sizes === undefined ? 0 : this.sizes[index]!
-    return size > 0 ? size : this.live === 0 ? 0 : this.bytes / this.live
+    if (size > 0) return size
+    const live = this.live - this.#sizedLive
+    return live === 0 ? 0 : Math.max(0, this.bytes - this.#sizedBytes) / live
+  }
+
+  /** The message, which is live, is about to be gone. */
+  forgetSize(index: number): void {
+    const size = this.sizes === undefined ? 0 : this.sizes[index]!
+    if (size === 0) return
+    this.#sizedLive--
+    this.#sizedBytes -= size
   }
 
   isDead(index: number): boolean {
@@ -164,6 +179,9 @@ export class Chunk {
   setSize(index: number, size: number): void {
     this.sizes ??= new Uint32Array(CHUNK_MESSAGES)
     this.sizes[index] = size
+    if (size === 0 || this.isGone(index)) return
+    this.#sizedLive++
+    this.#sizedBytes += size
   }
 
   setKey(index: number, slot: number): void {

@@ -80,15 +80,17 @@ const WITH_TIME: ReadonlySet<number> = new Set([
 /** Bit of the count of a dead fact, beside the cause: it is to be moved to the dead-letter queue. */
 export const MOVING = 256
 
-export type GoneFact = 'expire' | 'drop' | 'cancel' | 'discard'
+export type GoneFact = 'ack' | 'expire' | 'drop' | 'cancel' | 'discard'
 
-/** Gathers facts of one queue until they are written to the open entry. Consecutive acks become one item. */
+/** Gathers facts of one queue until they are written to the open entry. Consecutive messages with one fate become one item. */
 export class FactBuffer {
   #bytes = new Uint8Array(256)
   length = 0
   count = 0
-  #ackAt = -1
-  #ackEnd = -1
+  /** The last item, if further messages may join it: its place, its kind, and the offset that would. */
+  #openAt = -1
+  #openKind = 0
+  #openEnd = -1
 
   get isEmpty(): boolean {
     return this.length === 0
@@ -102,20 +104,31 @@ export class FactBuffer {
   clear(): void {
     this.length = 0
     this.count = 0
-    this.#ackAt = -1
-    this.#ackEnd = -1
+    this.#openAt = -1
     if (this.#bytes.length > KEPT_BYTES) this.#bytes = new Uint8Array(256)
   }
 
-  ack(offset: number, count: number): void {
-    if (offset === this.#ackEnd) {
-      writeU32(this.#bytes, this.#ackAt + 4, readU32(this.#bytes, this.#ackAt + 4) + count)
-      this.#ackEnd += count
+  /** The items so far, in a buffer of their own; none are left here. */
+  take(): FactBuffer {
+    const taken = new FactBuffer()
+    taken.#bytes = this.#bytes
+    taken.length = this.length
+    taken.count = this.count
+    this.#bytes = new Uint8Array(256)
+    this.clear()
+    return taken
+  }
+
+  /** Messages that are gone, for a reason that is all there is to say. */
+  gone(kind: GoneFact, offset: number, count: number): void {
+    if (this.#openAt !== -1 && this.#openKind === FACT[kind] && this.#openEnd === offset) {
+      writeU32(this.#bytes, this.#openAt + 4, readU32(this.#bytes, this.#openAt + 4) + count)
+      this.#openEnd += count
       return
     }
-    const at = this.#item(FACT.ack, 0, count, offset, 0)
-    this.#ackAt = at
-    this.#ackEnd = offset + count
+    this.#openAt = this.#item(FACT[kind], 0, count, offset, 0)
+    this.#openKind = FACT[kind]
+    this.#openEnd = offset + count
   }
 
   retry(offset: number, attempts: number, dueMs: number, reason: string): void {
@@ -140,11 +153,6 @@ export class FactBuffer {
 
   purge(below: number, messages: number): void {
     this.#item(FACT.purge, 0, messages, below, 0)
-  }
-
-  /** Messages that are gone, for a reason that is all there is to say. */
-  gone(kind: GoneFact, offset: number, count: number): void {
-    this.#item(FACT[kind], 0, count, offset, 0)
   }
 
   duplicate(offset: number, first: number): void {
@@ -218,18 +226,37 @@ export class FactBuffer {
     writeU64(this.#bytes, at + 8, offset)
     this.length = at + HEAD_BYTES + (hasTime(kind) ? TIME_BYTES : 0)
     this.count++
-    this.#ackEnd = -1
+    this.#openAt = -1
     return at
   }
 
   #text(itemAt: number, at: number, text: string): void {
     const bytes = writeText(this.#bytes, at, text)
+    if (bytes > TEXT_BYTES_MAX) throw new Error(`a fact of ${bytes} bytes of text does not fit its item`)
     writeU16(this.#bytes, itemAt + 2, bytes)
     this.length = at + bytes
   }
 }
 
 const KEPT_BYTES = 64 * 1024
+const TEXT_BYTES_MAX = 0xffff
+
+/** Items from byte `from` on that take at most `bytesMax`, but at least one: where they end, and how many they are. */
+export function factsUntil(
+  bytes: Uint8Array,
+  from: number,
+  bytesMax: number,
+): { readonly end: number; readonly count: number } {
+  let end = from
+  let count = 0
+  while (end < bytes.length) {
+    const next = end + HEAD_BYTES + (hasTime(bytes[end]!) ? TIME_BYTES : 0) + readU16(bytes, end + 2)
+    if (count > 0 && next - from > bytesMax) break
+    end = next
+    count++
+  }
+  return { end, count }
+}
 
 export interface Fact {
   readonly kind: number

@@ -19,6 +19,11 @@ export class TimeHeap {
     return this.#offsets[0]!
   }
 
+  /** Offsets of up to `count` entries that are among the earliest. */
+  early(count: number): Float64Array {
+    return this.#offsets.subarray(0, Math.min(count, this.size))
+  }
+
   /** Calls `each` for everything in it, in no particular order. */
   forEach(each: (timeMs: number, offset: number) => void): void {
     for (let at = 0; at < this.size; at++) each(this.#times[at]!, this.#offsets[at]!)

@@ -78,6 +78,7 @@ export class IdWindow extends HashIndex {
       if (this.#first % PAGE_IDS === 0) this.#pages.delete(this.#first / PAGE_IDS - 1)
     }
     if (this.#first === this.#next) this.#pages.clear()
+    if (this.#cleanUntil < this.#first) this.#cleanUntil = this.#first
   }
 
   // Of an id that was forgotten and accepted anew, only the newer entry is in the index.
@@ -107,17 +108,17 @@ export class IdWindow extends HashIndex {
 
   // --- state pages: u64 first entry · u32 count · u32 0 · entries of four u32 words, u64 offset, u64 time ---
 
-  /** Pages that are not in the log as they are now, or stand there before `evacuateBefore`. */
+  /**
+   * Pages to append, one after the other: those that stand before `evacuateBefore`, then those with entries that are
+   * in no page. More can come while a checkpoint waits between two of them, also into the one that was written last.
+   */
   *pagesToWrite(evacuateBefore: number): IterableIterator<number> {
-    for (let page = Math.floor(this.#first / PAGE_IDS); page * PAGE_IDS < this.#next; page++) {
-      const position = this.#pages.get(page)
-      if (
-        position === undefined ||
-        position < evacuateBefore ||
-        Math.min((page + 1) * PAGE_IDS, this.#next) > this.#cleanUntil
-      )
-        yield page
-    }
+    for (let page = Math.floor(this.#first / PAGE_IDS); (page + 1) * PAGE_IDS <= this.#cleanUntil; page++)
+      if (this.#pages.get(page)! < evacuateBefore) yield page
+    while (this.#cleanUntil < this.#next) yield Math.floor(Math.max(this.#cleanUntil, this.#first) / PAGE_IDS)
+    // The last one, if it is clean and not full.
+    const last = Math.floor((this.#next - 1) / PAGE_IDS)
+    if (this.#first < this.#next && this.#pages.get(last)! < evacuateBefore) yield last
   }
 
   encodePage(page: number): Uint8Array {
@@ -137,10 +138,8 @@ export class IdWindow extends HashIndex {
     return bytes
   }
 
-  /** The page, with all that is in it now, was appended at `position`. Pages are written in their order. */
+  /** The page, with all that is in it now, was appended at `position`. */
   pageWritten(page: number, position: number): void {
-    // Forgotten while the checkpoint waited.
-    if (page < Math.floor(this.#first / PAGE_IDS)) return
     this.#pages.set(page, position)
     this.#cleanUntil = Math.max(this.#cleanUntil, Math.min((page + 1) * PAGE_IDS, this.#next))
   }

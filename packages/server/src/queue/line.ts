@@ -14,6 +14,7 @@ import { CHUNK_WORDS, addBits, firstInside, firstOutside, hasBit, removeBits } f
 import type { Chunk } from './chunk.js'
 import { chunkEndAfter, type Chunks } from './chunks.js'
 import { TimeHeap } from './heap.js'
+import { KeyLines, type KeyRules, type Placed } from './key-lines.js'
 import { NONE, type Keys } from './keys.js'
 
 const PRIORITIES = 32
@@ -21,13 +22,6 @@ const PRIORITIES = 32
 const UNEXPLAINED_MAX = 3
 /** A heap is cleared of what means nothing once that is more than half of it and more than this. */
 const STALE_SLACK = 1024
-
-/** How the keys of a queue are to be treated. */
-export interface KeyRules {
-  readonly keyConcurrency: number
-  /** A message that waits for a retry holds its key. */
-  readonly blocks: boolean
-}
 
 /** Consecutive messages of one batch that can be handed out together: same priority, same attempt, same mark. */
 export interface Run {
@@ -52,9 +46,9 @@ export class Line {
   redeliveredBelow = 0
   /** Messages that wait for their time. */
   scheduled = 0
-  rules: KeyRules = { keyConcurrency: 1, blocks: true }
   readonly #chunks: Chunks
   readonly #keys: Keys
+  readonly #keyLines: KeyLines
   /** Offset after the newest message. */
   #end = 0
   readonly #cursors = new Float64Array(PRIORITIES)
@@ -74,6 +68,9 @@ export class Line {
   constructor(chunks: Chunks, keys: Keys) {
     this.#chunks = chunks
     this.#keys = keys
+    this.#keyLines = new KeyLines(chunks, keys, (priority, sinceMs, offset) =>
+      this.#makeDue(priority, sinceMs, offset),
+    )
   }
 
   /** The messages of `chunk` at `[from, to)`, the newest, take their places. All that is due has been told by `advance`. */
@@ -91,9 +88,10 @@ export class Line {
       else if (slot === NONE) this.#countPlain(chunk.priorityAt(index), 1)
       else {
         takeOut(chunk, index, index + 1)
-        this.#append(slot, chunk, index)
+        this.#ripen(chunk, index)
+        this.#keyLines.append(slot, chunk, index)
         const timeMs = chunk.batchTime(chunk.batchAt(index))
-        this.#offer(slot, timeMs, chunk.base + index, timeMs)
+        this.#keyLines.offer(slot, timeMs, chunk.base + index, timeMs)
       }
     }
   }
@@ -112,20 +110,24 @@ export class Line {
       if (chunk.keys === undefined) this.#placePlain(chunk)
       if (chunk.dues !== undefined || chunk.keys !== undefined) this.#placeOthers(chunk, nowMs, due)
     }
-    this.#placeKeyed(due)
-    for (const slot of this.#keys.slots()) this.#offerHead(slot)
+    this.#keyLines.rebuild(due)
     this.advance(nowMs)
+  }
+
+  get rules(): KeyRules {
+    return this.#keyLines.rules
+  }
+
+  /** For before the line is built. */
+  set rules(rules: KeyRules) {
+    this.#keyLines.rules = rules
   }
 
   /** The rules of keys have changed: what stands in lines of keys stands there anew. */
   reorder(rules: KeyRules, nowMs: number): void {
-    this.rules = rules
+    this.#keyLines.rules = rules
     const due: Placed[] = []
-    for (const slot of this.#keys.slots()) {
-      this.#keys.offered[slot] = NONE
-      this.#keys.heads[slot] = NONE
-      this.#keys.tails[slot] = NONE
-    }
+    this.#keyLines.reset()
     for (const chunk of this.#chunks) {
       if (chunk.keys === undefined || chunk.waiting === undefined) continue
       for (let index = 0; index < chunk.count; index++) {
@@ -133,8 +135,7 @@ export class Line {
         due.push({ chunk, index, timeMs: chunk.lineTimeAt(index) })
       }
     }
-    this.#placeKeyed(due)
-    for (const slot of this.#keys.slots()) this.#offerHead(slot)
+    this.#keyLines.rebuild(due)
     this.advance(nowMs)
   }
 
@@ -165,18 +166,10 @@ export class Line {
       } else if (dueMs > nowMs) this.#schedule(chunk, index, dueMs)
       else {
         takeOut(chunk, index, index + 1)
+        this.#ripen(chunk, index)
         due.push({ chunk, index, timeMs: chunk.lineTimeAt(index) })
       }
     }
-  }
-
-  // Sorted first, so that each finds its place at the end of its line.
-  #placeKeyed(due: Placed[]): void {
-    const rank = ({ chunk, index }: Placed): number => this.#rank(chunk, index)
-    due.sort(
-      (a, b) => rank(a) - rank(b) || a.timeMs - b.timeMs || a.chunk.base + a.index - (b.chunk.base + b.index),
-    )
-    for (const { chunk, index } of due) this.#append(chunk.keyAt(index), chunk, index)
   }
 
   /** What was scheduled for `nowMs` or before is due now. */
@@ -197,7 +190,7 @@ export class Line {
     return this.#scheduled.firstTime
   }
 
-  /** Since when the message has waited that was eligible first; Infinity when none is. */
+  /** Since when the message has waited, published or due, that has waited longest, also behind its key; Infinity when none has. */
   get oldestSince(): number {
     let oldest = Infinity
     for (let mask = this.#plainMask | this.#dueMask; mask !== 0; mask &= mask - 1) {
@@ -206,7 +199,7 @@ export class Line {
       if (chunk !== undefined) oldest = Math.min(oldest, plainTime(chunk, this.#cursors[priority]!))
       oldest = Math.min(oldest, this.#dueHeap(priority)?.firstTime ?? Infinity)
     }
-    return oldest
+    return Math.min(oldest, this.#keyLines.oldestSince)
   }
 
   /** Fills `run` with what goes next, at most `max` messages; false when nothing is ready. */
@@ -230,6 +223,15 @@ export class Line {
     return false
   }
 
+  /** Calls `each` with places in the log where batches stand whose messages are among the next that are due. */
+  upcoming(count: number, each: (batchPosition: number) => void): void {
+    if (this.#dueMask === 0) return
+    for (const offset of this.#due[31 - Math.clz32(this.#dueMask)]!.early(count)) {
+      const chunk = this.#chunks.at(offset)
+      if (chunk !== undefined) each(chunk.batchPosition(chunk.batchAt(offset - chunk.base)))
+    }
+  }
+
   /** The first `count` messages of `run`, the newest from `next`, are handed out. */
   take(run: Run, count: number, nowMs: number): void {
     const chunk = this.#chunks.at(run.offset)!
@@ -246,9 +248,9 @@ export class Line {
     removeBits(chunk.ripe!, index, index + 1)
     const slot = chunk.keyAt(index)
     if (slot !== NONE) {
-      this.#unlink(slot, chunk, index)
+      this.#keyLines.unlink(slot, chunk, index)
       this.#keys.leased[slot]!++
-      this.#offer(slot, nowMs, NONE, 0)
+      this.#keyLines.offer(slot, nowMs, NONE, 0)
     }
     this.#dueHeap(priority)
   }
@@ -272,8 +274,9 @@ export class Line {
       return
     }
     this.#keys.leased[slot]!--
-    this.#insert(slot, chunk, index)
-    this.#offer(slot, nowMs, offset, sinceMs)
+    this.#ripen(chunk, index)
+    this.#keyLines.insert(slot, chunk, index)
+    this.#keyLines.offer(slot, nowMs, offset, sinceMs)
   }
 
   /** A message that was handed out comes back at `dueMs`, which is in its chunk already. */
@@ -296,7 +299,7 @@ export class Line {
       return
     }
     this.#schedule(chunk, index, dueMs)
-    if (slot !== NONE) this.#offer(slot, nowMs, NONE, 0)
+    if (slot !== NONE) this.#keyLines.offer(slot, nowMs, NONE, 0)
   }
 
   /** Whether the message at `index`, which is not gone, stands in the line: it is neither leased nor dead. */
@@ -325,9 +328,9 @@ export class Line {
     } else {
       removeBits(chunk.waiting!, index, index + 1)
       removeBits(chunk.ripe!, index, index + 1)
-      if (slot !== NONE) this.#unlink(slot, chunk, index)
+      if (slot !== NONE) this.#keyLines.unlink(slot, chunk, index)
     }
-    if (slot !== NONE) this.#offer(slot, timeMs, NONE, 0)
+    if (slot !== NONE) this.#keyLines.offer(slot, timeMs, NONE, 0)
   }
 
   /** Messages `[offset, offset + count)` that were handed out are done with. */
@@ -340,7 +343,7 @@ export class Line {
       const slot = chunk.keyAt(at - chunk.base)
       if (slot === NONE) continue
       this.#keys.leased[slot]!--
-      this.#offer(slot, nowMs, NONE, 0)
+      this.#keyLines.offer(slot, nowMs, NONE, 0)
     }
   }
 
@@ -404,29 +407,11 @@ export class Line {
         if (chunk !== undefined && chunk.keyAt(offset - chunk.base) === NONE) due.add(offset)
       })
     }
-    let keyed = 0
-    for (const slot of this.#keys.slots()) {
-      let before = NONE
-      for (let offset = this.#keys.heads[slot]!; offset !== NONE;) {
-        const chunk = this.#chunks.at(offset)!
-        if (chunk.previous![offset - chunk.base] !== before)
-          throw new Error(`offset ${offset} follows ${before} in the line of its key and does not know it`)
-        keyed++
-        before = offset
-        offset = chunk.nexts![offset - chunk.base]!
-      }
-      const isOffered = this.#keys.offered[slot] !== NONE
-      const isEligible = this.#keys.heads[slot] !== NONE && this.#isFreeKey(slot)
-      if (isOffered !== isEligible || (isOffered && this.#keys.offered[slot] !== this.#keys.heads[slot]))
-        throw new Error(
-          `the head of a key is offset ${this.#keys.heads[slot]}, on offer is ${this.#keys.offered[slot]}`,
-        )
-    }
     return {
       plain: this.#plainCounts.reduce((sum, count) => sum + count, 0),
       scheduled: scheduled.size,
       due: due.size,
-      keyed,
+      keyed: this.#keyLines.audit(),
     }
   }
 
@@ -541,13 +526,13 @@ export class Line {
   #arrive(chunk: Chunk, index: number, dueMs: number, nowMs: number): void {
     const slot = chunk.keyAt(index)
     const offset = chunk.base + index
+    this.#ripen(chunk, index)
     if (slot === NONE) {
-      this.#ripen(chunk, index)
       this.#makeDue(chunk.priorityAt(index), dueMs, offset)
       return
     }
-    this.#insert(slot, chunk, index)
-    this.#offer(slot, nowMs, offset, dueMs)
+    this.#keyLines.insert(slot, chunk, index)
+    this.#keyLines.offer(slot, nowMs, offset, dueMs)
   }
 
   #makeDue(priority: number, sinceMs: number, offset: number): void {
@@ -578,113 +563,7 @@ export class Line {
     if (!isWaiting(chunk, index) || !isRipe(chunk, index) || chunk.isGone(index)) return undefined
     const slot = chunk.keyAt(index)
     if (slot === NONE) return chunk.dueAt(index) === timeMs ? chunk : undefined
-    return this.#keys.offered[slot] === offset && this.#keys.sinces[slot] === timeMs ? chunk : undefined
-  }
-
-  // --- lines of keys ---
-
-  #isFreeKey(slot: number): boolean {
-    const { keyConcurrency, blocks } = this.rules
-    return this.#keys.leased[slot]! < keyConcurrency && !(blocks && this.#keys.retrying[slot]! > 0)
-  }
-
-  // Where a failed message holds its key, it stays before all that were not tried.
-  #rank(chunk: Chunk, index: number): number {
-    return this.rules.blocks && chunk.attemptsAt(index) > 0 ? 0 : 1
-  }
-
-  /**
-   * Something about the key has changed at `timeMs`: its head is put on offer if the key is free. It is eligible since
-   * then, but not since before it was there; unless it is the one at `arrived`, which brings its own time. What made
-   * the change may have been noticed late, and after something later.
-   */
-  #offer(slot: number, timeMs: number, arrived: number, arrivedSinceMs: number): void {
-    const keys = this.#keys
-    const head = keys.heads[slot]!
-    if (head === NONE || !this.#isFreeKey(slot)) {
-      keys.offered[slot] = NONE
-      return
-    }
-    if (keys.offered[slot] === head) return
-    const chunk = this.#chunks.at(head)!
-    const sinceMs =
-      head === arrived
-        ? arrivedSinceMs
-        : Math.max(timeMs, keys.sinces[slot]!, chunk.lineTimeAt(head - chunk.base))
-    keys.offered[slot] = head
-    keys.sinces[slot] = sinceMs
-    this.#makeDue(chunk.priorityAt(head - chunk.base), sinceMs, head)
-  }
-
-  // After a rebuild: nobody knows when it became eligible.
-  #offerHead(slot: number): void {
-    const head = this.#keys.heads[slot]!
-    if (head === NONE) return
-    const chunk = this.#chunks.at(head)!
-    this.#offer(slot, 0, head, chunk.lineTimeAt(head - chunk.base))
-  }
-
-  #append(slot: number, chunk: Chunk, index: number): void {
-    this.#link(slot, chunk, index, this.#keys.tails[slot]!, NONE)
-  }
-
-  // Its place is mostly at the end; what comes back belongs among the few at the front.
-  #insert(slot: number, chunk: Chunk, index: number): void {
-    const tail = this.#keys.tails[slot]!
-    if (tail === NONE || this.#isBehind(tail, chunk, index)) {
-      this.#append(slot, chunk, index)
-      return
-    }
-    let next = this.#keys.heads[slot]!
-    while (this.#isBehind(next, chunk, index)) {
-      const other = this.#chunks.at(next)!
-      next = other.nexts![next - other.base]!
-    }
-    const other = this.#chunks.at(next)!
-    this.#link(slot, chunk, index, other.previous![next - other.base]!, next)
-  }
-
-  // Whether the message at `index` stands behind the one at `offset` in the line of their key.
-  #isBehind(offset: number, chunk: Chunk, index: number): boolean {
-    const other = this.#chunks.at(offset)!
-    const otherIndex = offset - other.base
-    const rank = this.#rank(chunk, index) - this.#rank(other, otherIndex)
-    if (rank !== 0) return rank > 0
-    const timeMs = chunk.lineTimeAt(index) - other.lineTimeAt(otherIndex)
-    return timeMs === 0 ? chunk.base + index > offset : timeMs > 0
-  }
-
-  #link(slot: number, chunk: Chunk, index: number, previous: number, next: number): void {
-    this.#ripen(chunk, index)
-    const offset = chunk.base + index
-    chunk.previous![index] = previous
-    chunk.nexts![index] = next
-    this.#setNext(slot, previous, offset)
-    this.#setPrevious(slot, next, offset)
-  }
-
-  #unlink(slot: number, chunk: Chunk, index: number): void {
-    const previous = chunk.previous![index]!
-    const next = chunk.nexts![index]!
-    this.#setNext(slot, previous, next)
-    this.#setPrevious(slot, next, previous)
-    if (this.#keys.offered[slot] === chunk.base + index) this.#keys.offered[slot] = NONE
-  }
-
-  #setNext(slot: number, offset: number, next: number): void {
-    if (offset === NONE) this.#keys.heads[slot] = next
-    else {
-      const chunk = this.#chunks.at(offset)!
-      chunk.nexts![offset - chunk.base] = next
-    }
-  }
-
-  #setPrevious(slot: number, offset: number, previous: number): void {
-    if (offset === NONE) this.#keys.tails[slot] = previous
-    else {
-      const chunk = this.#chunks.at(offset)!
-      chunk.previous![offset - chunk.base] = previous
-    }
+    return this.#keyLines.isOffered(slot, offset, timeMs) ? chunk : undefined
   }
 
   // --- what is dropped first ---
@@ -739,12 +618,6 @@ export class Line {
 
 function plainTime(chunk: Chunk, offset: number): number {
   return chunk.batchTime(chunk.batchAt(offset - chunk.base))
-}
-
-interface Placed {
-  readonly chunk: Chunk
-  readonly index: number
-  readonly timeMs: number
 }
 
 function isOut(chunk: Chunk, index: number): boolean {

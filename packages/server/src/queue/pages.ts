@@ -199,6 +199,7 @@ export function decodeChunkPage(bytes: Uint8Array, start: number, keys: Keys): C
       attempts: bytes[at + 2]!,
       death: (bytes[at + 3]! & ~MOVING) as Death,
       isMoving: (bytes[at + 3]! & MOVING) !== 0,
+      bytes: chunk.bytesAt(readU16(bytes, at)),
       timeMs: readU64(bytes, at + 8),
       reason: readText(bytes, reasonAt, reasonAt + reasonBytes),
     })

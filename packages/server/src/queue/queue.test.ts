@@ -290,7 +290,8 @@ class Pair {
     queue.next = old.next
     Object.assign(queue.counts, old.counts)
     queue.redeliveredBelow = old.deliveredBelow
-    for (const chunk of old.chunks()) queue.restore(decodeChunkPage(encodeChunkPage(chunk, old.keys), 0, queue.keys))
+    for (const chunk of old.chunks())
+      queue.restore(decodeChunkPage(encodeChunkPage(chunk, old.keys), 0, queue.keys))
     queue.open(this.model.now)
     this.queue = queue
     this.use = use

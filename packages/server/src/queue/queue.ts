@@ -43,6 +43,13 @@ export interface QueueDefinition {
   readonly seed: readonly number[]
 }
 
+/** What leaves a queue in the atomic step that a batch is part of. */
+export interface Freed {
+  readonly messages: number
+  readonly bytes: number
+  readonly offsets: ReadonlySet<number>
+}
+
 /** What accepting a batch needs to know before it changes anything. */
 export interface Admission {
   /** Messages that have the id of another one: index → offset of that one. */
@@ -206,7 +213,7 @@ export class Queue {
         if (duplicates !== undefined) {
           for (const duplicate of duplicates.keys()) {
             const at = base + duplicate
-            if (at >= from && at < to) this.#removeIn(chunk, at - chunk.base, at - chunk.base + 1, timeMs)
+            if (at >= from && at < to) this.#removeIn(chunk, at - chunk.base, at - chunk.base + 1, NEVER)
           }
         }
         if (this.#isOpen) this.#place(chunk, index, to - chunk.base, duplicates !== undefined)
@@ -236,7 +243,8 @@ export class Queue {
       // What is delayed can be cancelled by its id for as long as it waits.
       if (!isId(ids, at * ID_WORDS) || (!all && dues[at] === 0)) continue
       chunk.setId(index, ids, at * ID_WORDS)
-      this.#pending.add(chunk.base + index)
+      // In recovery a later fact can free an id for an earlier batch of the same turn: they are known when it is over.
+      if (this.#isOpen) this.#pending.add(chunk.base + index)
     }
   }
 
@@ -285,17 +293,18 @@ export class Queue {
     chunk.dirty = true
   }
 
-  deadFact(offset: number, dead: Dead): void {
+  deadFact(offset: number, dead: Omit<Dead, 'bytes'>): void {
     const chunk = this.#liveChunkToApply(offset)
     if (chunk === undefined) return
     const index = offset - chunk.base
-    if (chunk.hasId(index)) this.#pending.done(offset)
+    if (this.#isOpen && chunk.hasId(index)) this.#pending.done(offset)
     chunk.dead ??= new Map()
+    const bytes = chunk.dead.get(index)?.bytes ?? chunk.bytesAt(index)
     if (!chunk.dead.has(index)) {
       this.deadCount++
-      this.deadBytes += chunk.bytesAt(index)
+      this.deadBytes += bytes
     }
-    chunk.dead.set(index, dead)
+    chunk.dead.set(index, { ...dead, bytes })
     chunk.dirty = true
   }
 
@@ -307,7 +316,7 @@ export class Queue {
     const dead = chunk.dead?.get(index)
     if (dead !== undefined) {
       this.deadCount--
-      this.deadBytes -= chunk.bytesAt(index)
+      this.deadBytes -= dead.bytes
       chunk.dead!.delete(index)
       chunk.lives ??= new Map()
       chunk.lives.set(index, {
@@ -317,7 +326,7 @@ export class Queue {
     }
     chunk.setDue(index, 0, timeMs)
     if (chunk.expiries !== undefined) chunk.expiries[index] = 0
-    if (chunk.hasId(index)) this.#pending.add(offset)
+    if (this.#isOpen && chunk.hasId(index)) this.#pending.add(offset)
     chunk.dirty = true
   }
 
@@ -417,17 +426,12 @@ export class Queue {
     this.live += chunk.live
     this.bytes += chunk.bytes
     this.deadCount += chunk.dead?.size ?? 0
-    for (const index of chunk.dead?.keys() ?? []) this.deadBytes += chunk.bytesAt(index)
+    for (const { bytes } of chunk.dead?.values() ?? []) this.deadBytes += bytes
     this.#earliestExpiryMs = Math.min(this.#earliestExpiryMs, chunk.earliestExpiryMs)
     for (let batch = 0; batch < chunk.batches; batch++) {
       const start = chunk.batchStart(batch)
       const live = liveIn(chunk, start, chunk.batchEnd(batch))
       if (live > 0) this.#use.add(chunk.batchPosition(batch), live, (chunk.bytes * live) / chunk.live)
-    }
-    if (chunk.ids === undefined) return
-    for (let index = 0; index < chunk.count; index++) {
-      if (chunk.hasId(index) && !chunk.isGone(index) && !chunk.isDead(index))
-        this.#pending.add(chunk.base + index)
     }
   }
 
@@ -437,8 +441,12 @@ export class Queue {
   open(nowMs: number): void {
     this.#isOpen = true
     for (const chunk of this.chunks()) {
-      if (chunk.dead === undefined) continue
-      for (const [index, dead] of chunk.dead) if (dead.isMoving) this.moving.push(chunk.base + index)
+      for (const [index, dead] of chunk.dead ?? []) if (dead.isMoving) this.moving.push(chunk.base + index)
+      if (chunk.ids === undefined) continue
+      for (let index = 0; index < chunk.count; index++) {
+        if (chunk.hasId(index) && !chunk.isGone(index) && !chunk.isDead(index))
+          this.#pending.add(chunk.base + index)
+      }
     }
     this.#line.rebuild(this.next, nowMs)
   }
@@ -484,6 +492,11 @@ export class Queue {
     return false
   }
 
+  /** See `Line.upcoming`. */
+  upcoming(count: number, each: (batchPosition: number) => void): void {
+    this.#line.upcoming(count, each)
+  }
+
   /** The first `count` messages of `run`, the newest from `nextRun`, are leased to the client of this name. */
   lease(run: Run, count: number, nowMs: number, client: string): void {
     this.#line.take(run, count, nowMs)
@@ -497,7 +510,7 @@ export class Queue {
   ack(offset: number, count: number, nowMs: number): void {
     this.leased -= count
     this.#line.finish(offset, count, nowMs)
-    this.facts.ack(offset, count)
+    this.facts.gone('ack', offset, count)
     this.remove(offset, count, nowMs)
   }
 
@@ -604,6 +617,14 @@ export class Queue {
     return this.chunkAt(offset)!
   }
 
+  /** Whether a dead message may come back: where only one with its id may be pending, none is. */
+  mayRedrive(offset: number): boolean {
+    if (this.#options.unique !== 'pending') return true
+    const chunk = this.chunkAt(offset)!
+    const index = offset - chunk.base
+    return !chunk.hasId(index) || this.#pending.find(chunk.ids!, index * ID_WORDS) === -1
+  }
+
   /** A dead message begins a new life at the end of its line. */
   redrive(offset: number, nowMs: number, by: string): void {
     const redrives = this.livesOf(offset).redrives + 1
@@ -639,16 +660,12 @@ export class Queue {
   // --- what may be accepted ---
 
   /**
-   * What a batch would bring, after `settleTime`. Nothing is changed. `freed`: what leaves in the same atomic step.
+   * What a batch would bring, after `settleTime`. Nothing is changed. `freed`: what leaves in the same atomic step,
+   * and is as good as gone.
    * @throws SluiceError DEDUP_FULL, QUEUE_FULL
    */
-  admit(
-    count: number,
-    recordsBytes: number,
-    traits: Traits | undefined,
-    freed: { readonly messages: number; readonly bytes: number },
-  ): Admission {
-    const duplicates = traits?.hasIds === true ? this.#findDuplicates(count, traits) : undefined
+  admit(count: number, recordsBytes: number, traits: Traits | undefined, freed: Freed): Admission {
+    const duplicates = traits?.hasIds === true ? this.#findDuplicates(count, traits, freed) : undefined
     let bytes = recordsBytes
     if (duplicates !== undefined) for (const index of duplicates.keys()) bytes -= traits!.sizes?.[index] ?? 0
     const admission = { duplicates, messages: count - (duplicates?.size ?? 0), bytes }
@@ -657,7 +674,7 @@ export class Queue {
     return admission
   }
 
-  #findDuplicates(count: number, traits: Traits): Map<number, number> | undefined {
+  #findDuplicates(count: number, traits: Traits, freed: Freed): Map<number, number> | undefined {
     const { unique, dedupWindowMs, dedupMaxIds } = this.#options
     if (unique === 'window' && dedupWindowMs === 0) return undefined
     const known = unique === 'window' ? this.ids : this.#pending
@@ -668,7 +685,7 @@ export class Queue {
       const at = index * ID_WORDS
       if (!isId(traits.ids, at)) continue
       let first = known.find(traits.ids, at)
-      if (first === -1) {
+      if (first === -1 || (unique === 'pending' && freed.offsets.has(first))) {
         const id = traits.ids.subarray(at, at + ID_WORDS).join()
         const other = fresh.get(id)
         if (other === undefined) {
@@ -690,7 +707,7 @@ export class Queue {
     return duplicates
   }
 
-  #checkLimits(admission: Admission, freed: { readonly messages: number; readonly bytes: number }): void {
+  #checkLimits(admission: Admission, freed: Freed): void {
     const { maxMessages, maxBytes, overflow } = this.#options
     const messages = this.live - this.deadCount - freed.messages
     const bytes = this.bytes - this.deadBytes - freed.bytes
@@ -794,7 +811,7 @@ export class Queue {
       bytes: Math.round(this.bytes),
       consumers: this.subscriptions.length,
       oldestReadyMs: oldest === Infinity ? null : Math.max(0, nowMs - oldest),
-      published: this.next,
+      published: this.next - this.counts.duplicates,
       acked: this.acked,
       ...this.counts,
       retainedBytes: Math.round(retainedBytes),
@@ -919,7 +936,8 @@ export class Queue {
         removed += count
         this.bytes -= bytesBefore - chunk.bytes
         this.#use.remove(chunk.batchPosition(batch), count)
-        if (this.retains)
+        // What is in the queue's page is counted there.
+        if (this.retains && timeMs !== NEVER && this.pagePosition < this.appliedFrom)
           this.#use.retain(this.id, chunk.batchPosition(batch), bytesBefore - chunk.bytes, timeMs)
       }
       index = batchEnd
@@ -939,16 +957,21 @@ export class Queue {
       const size = chunk.bytesAt(index)
       bytes += size
       if (chunk.keys !== undefined && chunk.keys[index] !== 0) this.keys.release(chunk.keys[index]! - 1)
-      if (chunk.hasId(index)) this.#pending.done(chunk.base + index)
+      if (this.#isOpen && chunk.hasId(index)) this.#pending.done(chunk.base + index)
       chunk.lives?.delete(index)
-      if (chunk.dead?.delete(index) !== true) continue
+      chunk.forgetSize(index)
+      const dead = chunk.dead?.get(index)
+      if (dead === undefined) continue
+      chunk.dead!.delete(index)
       this.deadCount--
-      this.deadBytes -= size
+      this.deadBytes -= dead.bytes
     }
     return bytes
   }
 }
 
+/** In the place of a time of settling: of what was never there for anybody, nothing is retained. */
+const NEVER = -1
 const FIRST_LIFE: Lives = { redrives: 0, attempts: 0 }
 
 function isId(words: Uint32Array, at: number): boolean {

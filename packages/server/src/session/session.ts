@@ -17,6 +17,7 @@ import {
   OP,
   OPCODES,
   PROTOCOL_VERSION,
+  SCATTERED_BYTES,
   SluiceError,
   atomicNumber,
   cancelRequest,
@@ -64,6 +65,7 @@ import {
   writeFrameHeader,
   writePublishOkItem,
   writeU32,
+  writeU64,
   type Body,
   type Hello,
   type OpcodeName,
@@ -164,6 +166,19 @@ export class Session implements Output, Consumer {
   #okPage = NO_PAGE
   #okAt = 0
   #okEnd = 0
+  /** The scattered delivery that was written last, to which more may be added. */
+  readonly #scattered = {
+    outbox: undefined as Outbox | undefined,
+    subscription: undefined as Subscription | undefined,
+    page: NO_PAGE,
+    payloadAt: 0,
+    end: 0,
+    count: 0,
+    /** The next tag. */
+    tag: 0,
+    attempt: 0,
+    flags: 0,
+  }
   /** The queue name of the last PUBLISH, and its bytes. */
   #queueName = ''
   #queueNameBytes: Uint8Array = NO_BYTES
@@ -362,22 +377,83 @@ export class Session implements Output, Consumer {
   ): void {
     // It may overtake confirms, but neither the answer to SUBSCRIBE nor a delivery that waits.
     const outbox = run.durable && this.#outbox.barriers === 0 ? this.#freeOutbox : this.#outbox
-    const at = outbox.begin(OP.DELIVER, subscription.channel, 0, DELIVER_HEADER_BYTES + end - start)
     const flags = (run.redelivered ? DELIVER_FLAG.redelivered : 0) | (run.alone ? DELIVER_FLAG.alone : 0)
-    const recordsAt = writeDeliverHead(
+    if (run.sinceMs === -1) {
+      const recordsAt = this.#beginDelivery(outbox, subscription, run, firstTag, count, flags, end - start)
+      outbox.bytes.set(bytes.subarray(start, end), recordsAt)
+    } else {
+      this.#deliverScattered(outbox, subscription, run, firstTag, flags, bytes, start, end)
+    }
+    this.#broker.hold(this)
+    if (this.#outstandingBytes > this.#settings.outboundBytesSoft) this.#congested()
+  }
+
+  // Writes the frame up to its records, which take `bytes`; returns where they go.
+  #beginDelivery(
+    outbox: Outbox,
+    subscription: Subscription,
+    run: Run,
+    firstTag: number,
+    count: number,
+    flags: number,
+    bytes: number,
+  ): number {
+    const at = outbox.begin(OP.DELIVER, subscription.channel, 0, DELIVER_HEADER_BYTES + bytes)
+    const { offset, publishedAtMs, attempt } = run
+    return writeDeliverHead(
       outbox.bytes,
       at,
       subscription.id,
       firstTag,
-      run.offset,
-      run.publishedAtMs,
+      offset,
+      publishedAtMs,
       count,
-      run.attempt,
+      attempt,
       flags,
     )
-    outbox.bytes.set(bytes.subarray(start, end), recordsAt)
-    this.#broker.hold(this)
-    if (this.#outstandingBytes > this.#settings.outboundBytesSoft) this.#congested()
+  }
+
+  // What does not stand side by side comes message by message: one frame for as long as nothing else comes between.
+  #deliverScattered(
+    outbox: Outbox,
+    subscription: Subscription,
+    run: Run,
+    tag: number,
+    flags: number,
+    bytes: Uint8Array,
+    start: number,
+    end: number,
+  ): void {
+    const last = this.#scattered
+    const length = SCATTERED_BYTES + end - start
+    const isNext =
+      last.outbox === outbox &&
+      last.subscription === subscription &&
+      last.tag === tag &&
+      last.attempt === run.attempt &&
+      last.flags === flags &&
+      !run.alone &&
+      last.end - last.payloadAt + length <= SCATTERED_FRAME_BYTES
+    let at = isNext ? outbox.extend(last.page, last.end, length) : -1
+    if (at === -1) {
+      const mark = flags | DELIVER_FLAG.scattered
+      at = this.#beginDelivery(outbox, subscription, run, tag, 1, mark, length)
+      last.payloadAt = at - DELIVER_HEADER_BYTES
+      last.count = 0
+      last.outbox = outbox
+      last.subscription = subscription
+      last.page = outbox.page
+      last.attempt = run.attempt
+      last.flags = flags
+    }
+    writeU64(outbox.bytes, at, run.offset)
+    writeU64(outbox.bytes, at + 8, run.publishedAtMs)
+    outbox.bytes.set(bytes.subarray(start, end), at + SCATTERED_BYTES)
+    last.count++
+    last.end = at + length
+    last.tag = (tag + 1) >>> 0
+    writeU32(outbox.bytes, last.payloadAt + DELIVER_COUNT_AT, last.count)
+    writeU32(outbox.bytes, last.payloadAt - FRAME_HEADER_BYTES, last.end - last.payloadAt)
   }
 
   lost(subscription: Subscription, ranges: readonly TagRange[]): void {
@@ -910,6 +986,10 @@ export class Session implements Output, Consumer {
 
 const NO_BYTES = new Uint8Array(0)
 const NO_PAGE = -1
+/** A scattered delivery is not made longer than this. */
+const SCATTERED_FRAME_BYTES = 64 << 10
+/** Where a delivery says how many messages it has. */
+const DELIVER_COUNT_AT = 24
 /** Requests that take several turns, at a time on one connection. */
 const WORKING_MAX = 16
 /** Answers to PING that are kept for a peer that does not read; nobody else asks so often. */

@@ -1,0 +1,97 @@
+/** Messages of one queue that travel together, as a PUBLISH frame in the making. */
+import {
+  BATCH_ATTRIBUTE,
+  BATCH_HEADER_BYTES,
+  BATCH_TYPE,
+  FRAME_HEADER_BYTES,
+  LIMITS,
+  OP,
+  readU32,
+  sealBatch,
+  writeFrameHeader,
+  writeText,
+  type Duplicates,
+  type SluiceError,
+} from '@sluice/protocol'
+import { receipt, Sending, type Receipt } from './sending.js'
+
+/** PUBLISH frame and batch header around the records, at most. */
+export const ENVELOPE_BYTES = FRAME_HEADER_BYTES + 1 + LIMITS.queueNameBytesMax + BATCH_HEADER_BYTES
+
+/**
+ * Index `i` of its callers is message `i`; but an atomic batch has one caller, at index 0. Before it is sent its
+ * records stand from `recordsAt`.
+ */
+export class Batch extends Sending {
+  readonly queue: string
+  readonly atomic: boolean
+  readonly recordsAt: number
+  readonly isBound = false
+
+  constructor(queue: string, atomic: boolean, bytes: Buffer) {
+    const nameBytes = writeText(bytes, FRAME_HEADER_BYTES + 1, queue)
+    bytes[FRAME_HEADER_BYTES] = nameBytes
+    const recordsAt = FRAME_HEADER_BYTES + 1 + nameBytes + BATCH_HEADER_BYTES
+    super(bytes, recordsAt)
+    this.queue = queue
+    this.atomic = atomic
+    this.recordsAt = recordsAt
+  }
+
+  compact(): boolean {
+    if (this.live === 0) return false
+    let from = this.recordsAt
+    let to = this.recordsAt
+    let kept = 0
+    for (let i = 0; i < this.count; i++) {
+      const size = readU32(this.bytes, from)
+      if (this.resolves[i] !== undefined) {
+        this.bytes.copyWithin(to, from, from + size)
+        to += size
+        this.resolves[kept] = this.resolves[i]
+        this.rejects[kept] = this.rejects[i]
+        this.deadlines[kept] = this.deadlines[i]!
+        kept++
+      }
+      from += size
+    }
+    this.resolves.length = this.rejects.length = this.deadlines.length = kept
+    this.count = kept
+    this.end = to
+    this.withdrawn = 0
+    return true
+  }
+
+  obstacle(): SluiceError | undefined {
+    return undefined
+  }
+
+  seal(below: number): void {
+    writeFrameHeader(this.bytes, 0, this.end - FRAME_HEADER_BYTES, OP.PUBLISH, 0, below)
+    sealBatch(this.bytes, this.recordsAt - BATCH_HEADER_BYTES, this.end, {
+      type: BATCH_TYPE.messages,
+      attributes: this.atomic ? BATCH_ATTRIBUTE.atomic : 0,
+      count: this.count,
+      batchNumber: this.number,
+    })
+  }
+
+  refused(): void {}
+
+  /** It was accepted: tells its callers. */
+  confirm(baseOffset: number, duplicates: Duplicates | undefined): void {
+    const { resolves } = this
+    if (this.atomic) {
+      const resolve = resolves[0]
+      if (resolve === undefined) return
+      const receipts: Receipt[] = []
+      for (let i = 0; i < this.count; i++) receipts.push(receipt(baseOffset, i, duplicates))
+      resolve(receipts)
+      return
+    }
+    for (let i = 0; i < resolves.length; i++) {
+      const resolve = resolves[i]
+      if (resolve !== undefined) resolve(receipt(baseOffset, i, duplicates))
+    }
+  }
+}

@@ -1,0 +1,184 @@
+/**
+ * A worker that chooses what goes to a handler together: batches, gathered up to a size or for a time, or single
+ * messages in the order of their keys, or both. A group is what one call of the handler gets.
+ *
+ * Messages are taken from the subscription as they come and wait here, in lines; a group is named as started just before
+ * its handler runs. One that must be alone is a group of its own, and is not waited with.
+ */
+import { OUTCOME, type SluiceError } from '@sluice/protocol'
+import { Lines } from './lines.js'
+import type { DeliveredMessage, HandlerContext, Watcher } from './message.js'
+import type { ConsumeIntake } from './options.js'
+import { leaseLost } from './settlement.js'
+import type { Session, Subscription } from './subscription.js'
+import { ConsumingWorker, isThenable } from './worker.js'
+
+export type GroupHandler = (messages: DeliveredMessage[], context: HandlerContext) => unknown
+
+/** The messages of one call of the handler, and its context. */
+class Group implements HandlerContext, Watcher {
+  readonly messages: readonly DeliveredMessage[]
+  readonly #subscription: Subscription
+  #abort: AbortController | undefined
+
+  constructor(messages: readonly DeliveredMessage[], subscription: Subscription) {
+    this.messages = messages
+    this.#subscription = subscription
+  }
+
+  get signal(): AbortSignal {
+    if (this.#abort === undefined) {
+      this.#abort = new AbortController()
+      if (this.messages.some(({ isLost }) => isLost)) this.#abort.abort(leaseLost())
+      else this.#subscription.watch(this)
+    }
+    return this.#abort.signal
+  }
+
+  isAmong(tags: ReadonlySet<number>): boolean {
+    return this.messages.some((message) => message.isAmong(tags))
+  }
+
+  abort(reason: SluiceError): void {
+    this.#abort?.abort(reason)
+  }
+
+  /** Its handler has ended. */
+  end(): void {
+    if (this.#abort !== undefined) this.#subscription.unwatch(this)
+  }
+}
+
+export class GroupWorker extends ConsumingWorker {
+  readonly #handler: GroupHandler
+  readonly #size: number
+  readonly #waitMs: number
+  readonly #lines: Lines<DeliveredMessage>
+  /** Named as started; their handlers run at the end of this turn, and count as running already. */
+  #chosen: Group[] = []
+  #timer: NodeJS.Timeout | undefined
+
+  constructor(
+    session: Session,
+    queue: string,
+    intake: ConsumeIntake,
+    handler: GroupHandler,
+    forget: (worker: ConsumingWorker) => void,
+  ) {
+    super(session, queue, intake, forget)
+    this.#handler = handler
+    this.#size = intake.batch?.size ?? 1
+    this.#waitMs = intake.batch?.waitMs ?? 0
+    this.#lines = new Lines(intake.ordered)
+  }
+
+  protected choose(subscription: Subscription): void {
+    const nowMs = performance.now()
+    while (subscription.buffered > 0) this.#lines.add(subscription.hold(), nowMs)
+    while (this.running < this.intake.concurrency && this.#isDue(nowMs)) {
+      if (!subscription.mayBegin(this.#lines.at(0)!)) break
+      const messages = this.#lines.take(this.#together())
+      subscription.begin(messages)
+      this.#chosen.push(new Group(messages, subscription))
+      this.running++
+    }
+    subscription.nameBegun()
+  }
+
+  /** How many of those that are first in line go together. */
+  #together(): number {
+    let count = 1
+    if (this.#lines.at(0)!.alone) return count
+    while (count < this.#size && this.#lines.at(count)?.alone === false) count++
+    return count
+  }
+
+  /** Whether a group should go now. If only time can tell, it is looked at again then. */
+  #isDue(nowMs: number): boolean {
+    const { ready } = this.#lines
+    if (ready === 0) return false
+    if (ready >= this.#size || this.#waitMs === 0) return true
+    const dueMs = this.#lines.sinceMs + this.#waitMs
+    // One that must be alone is the end of a batch: behind it nothing comes.
+    if (nowMs >= dueMs || this.#together() < ready || this.#lines.at(0)!.alone) return true
+    this.#timer ??= setTimeout(
+      () => {
+        this.#timer = undefined
+        this.list()
+      },
+      Math.min(dueMs - nowMs, TIMER_MS_MAX),
+    )
+    return false
+  }
+
+  startHandlers(): void {
+    const chosen = this.#chosen
+    this.#chosen = []
+    for (const group of chosen) this.#start(group)
+    if (chosen.length > 0) this.#more()
+  }
+
+  #start(group: Group): void {
+    let result: unknown
+    try {
+      result = this.#handler([...group.messages], group)
+    } catch (error) {
+      this.#end(group, false, error)
+      return
+    }
+    if (!isThenable(result)) this.#end(group, true, undefined)
+    else {
+      result.then(
+        () => this.#ended(group, true, undefined),
+        (error: unknown) => this.#ended(group, false, error),
+      )
+    }
+  }
+
+  #ended(group: Group, succeeded: boolean, error: unknown): void {
+    this.#end(group, succeeded, error)
+    this.#more()
+  }
+
+  #end(group: Group, succeeded: boolean, error: unknown): void {
+    this.running--
+    group.end()
+    if (succeeded) for (const message of group.messages) message.finish(OUTCOME.ack)
+    else this.failed(group.messages, error)
+    const nowMs = this.intake.ordered ? performance.now() : 0
+    for (const message of group.messages) this.#lines.done(message, nowMs)
+    this.tellIdle()
+  }
+
+  // What is blocked is told by `delivered` when it may go on.
+  #more(): void {
+    const { subscription } = this
+    if (subscription === undefined || this.isClosing || subscription.blocked) return
+    if (this.running < this.intake.concurrency && this.#isDue(performance.now())) this.list()
+  }
+
+  leasesLost(tags: ReadonlySet<number>): readonly DeliveredMessage[] {
+    return this.#lines.lose(({ tag }) => tags.has(tag), performance.now())
+  }
+
+  protected forgetMessages(): void {
+    this.running -= this.#chosen.length
+    this.#chosen = []
+    this.#lines.clear()
+    this.#stopTimer()
+    this.tellIdle()
+  }
+
+  protected giveBack(subscription: Subscription): void {
+    this.#stopTimer()
+    subscription.releaseHeld(this.#lines.clear())
+    subscription.releaseBuffered()
+  }
+
+  #stopTimer(): void {
+    clearTimeout(this.#timer)
+    this.#timer = undefined
+  }
+}
+
+const TIMER_MS_MAX = 0x7fff_ffff

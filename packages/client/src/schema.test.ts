@@ -1,0 +1,152 @@
+import { CONTENT_TYPE, OUTCOME, type SettleItem } from '@sluice/protocol'
+import { afterEach, beforeEach, describe, expect, expectTypeOf, it } from 'vitest'
+import type { Sluice } from './client.js'
+import type { Message } from './message.js'
+import { queue, type Queue } from './options.js'
+import { Peer, turns, until } from './testing/peer.js'
+
+let peer: Peer
+let sluice: Sluice
+
+beforeEach(async () => {
+  peer = new Peer()
+  sluice = await peer.connect()
+})
+
+afterEach(async () => {
+  await sluice.close({ timeout: 1 }).catch(() => {})
+})
+
+const subscribed = async (): Promise<number> => {
+  await until(() => peer.link.named('SUBSCRIBE').length > 0)
+  await turns()
+  return peer.link.named('SUBSCRIBE')[0]!.channel
+}
+
+type Validated = { value: number } | { issues: { message: string; path?: string[] }[] }
+
+const validate = (value: unknown): Validated => {
+  if (value === 'throws') throw new Error('the schema broke')
+  const number = Number(value)
+  return Number.isNaN(number) ? { issues: [{ message: 'not a number', path: ['total'] }] } : { value: number }
+}
+
+/** Reads text as a number, at once or later. */
+const numbers = (how: 'sync' | 'async'): Queue<string, number> =>
+  queue('q', {
+    schema: {
+      '~standard': {
+        version: 1 as const,
+        vendor: 'test',
+        types: undefined as { input: string; output: number } | undefined,
+        validate: how === 'sync' ? validate : async (value: unknown) => validate(value),
+      },
+    },
+  })
+
+const settled = (): SettleItem[] => peer.link.settles.toSorted((a, b) => a.firstTag - b.firstTag)
+const INVALID = {
+  outcome: OUTCOME.deadLetter,
+  invalid: true,
+  reason: 'The body does not match the schema of its queue: total: not a number.',
+}
+
+for (const how of ['sync', 'async'] as const) {
+  describe(`consuming through a schema that answers ${how}`, () => {
+    it('hands a handler what the schema made, and makes a dead letter of what does not match', async () => {
+      const seen: number[] = []
+      sluice.consume(numbers(how), { concurrency: 4 }, (message) => {
+        expectTypeOf(message).toEqualTypeOf<Message<number>>()
+        seen.push(message.body)
+        expect(JSON.parse(JSON.stringify(message))).toMatchObject({ body: message.body })
+      })
+      const channel = await subscribed()
+      const tag = peer.link.deliver(channel, 101, ['1', 'one', '2'])
+      await until(() => settled().reduce((sum, { count }) => sum + count, 0) === 3)
+      expect(seen).toEqual([1, 2])
+      expect(settled()).toMatchObject([
+        { firstTag: tag, outcome: OUTCOME.ack },
+        { firstTag: tag + 1, count: 1, ...INVALID },
+        { firstTag: tag + 2, outcome: OUTCOME.ack },
+      ])
+    })
+
+    it('makes a dead letter of what cannot be decoded', async () => {
+      sluice.consume(numbers(how), () => expect.unreachable())
+      peer.link.deliver(await subscribed(), 101, ['\u0001\u0001'], { contentType: CONTENT_TYPE.msgpack })
+      await until(() => settled().length === 1)
+      expect(settled()).toMatchObject([
+        { outcome: OUTCOME.deadLetter, invalid: true, reason: expect.stringContaining('msgpack') as string },
+      ])
+    })
+
+    it('tries a message again when the schema itself breaks', async () => {
+      const failures: unknown[] = []
+      sluice.on('handlerError', ({ error }) => failures.push((error as Error).message))
+      sluice.consume(numbers(how), () => expect.unreachable())
+      peer.link.deliver(await subscribed(), 101, ['throws'])
+      await until(() => settled().length === 1)
+      expect(settled()).toMatchObject([{ outcome: OUTCOME.retry, reason: 'the schema broke' }])
+      expect(failures).toEqual(['the schema broke'])
+    })
+
+    it('leaves out of a batch what does not match, and calls no handler for nothing', async () => {
+      const batches: number[][] = []
+      sluice.consume(numbers(how), { prefetch: 10, batch: { size: 3 } }, (messages) => {
+        expectTypeOf(messages).toEqualTypeOf<Message<number>[]>()
+        batches.push(messages.map(({ body }) => body))
+      })
+      const channel = await subscribed()
+      peer.link.deliver(channel, 101, ['1', 'one', '2', 'x', 'y', 'z'])
+      await until(() => settled().reduce((sum, { count }) => sum + count, 0) === 6)
+      expect(batches).toEqual([[1, 2]])
+      expect(settled().filter(({ invalid }) => invalid === true).length).toBe(4)
+    })
+
+    it('yields only what matches', async () => {
+      const seen: number[] = []
+      const iterating = (async () => {
+        for await (const message of sluice.messages(numbers(how))) {
+          seen.push(message.body)
+          await message.ack()
+          if (seen.length === 2) break
+        }
+      })()
+      peer.link.deliver(await subscribed(), 101, ['one', '1', 'two', '2', 'three'])
+      await iterating
+      expect(seen).toEqual([1, 2])
+      expect(settled().map(({ outcome }) => outcome)).toEqual([
+        OUTCOME.deadLetter,
+        OUTCOME.ack,
+        OUTCOME.deadLetter,
+        OUTCOME.ack,
+        OUTCOME.release,
+      ])
+      expect(peer.link.named('UNSUBSCRIBE').length).toBe(1)
+    })
+
+    it('pulls what matches, and pulls again when nothing does', async () => {
+      const pulling = sluice.pull(numbers(how), { max: 3, wait: '5s' })
+      const channel = await subscribed()
+      peer.link.deliver(channel, 101, ['one', 'two', 'three'])
+      await until(() => settled().length === 3)
+      await turns(10)
+      peer.link.deliver(channel, 101, ['four', '5'], { offset: 3 })
+      const messages = await pulling
+      expect(messages.map(({ body }) => body)).toEqual([5])
+      await until(() => settled().length === 4)
+      expect(settled().every(({ invalid }) => invalid === true)).toBe(true)
+      expect(await sluice.pull(numbers(how), { max: 3 })).toEqual([])
+    })
+  })
+}
+
+it('does not look at bodies of a queue without a schema', async () => {
+  let message: Message | undefined
+  sluice.consume('q', (each) => void (message = each))
+  peer.link.deliver(await subscribed(), 101, ['\u0001\u0001'], { contentType: CONTENT_TYPE.msgpack })
+  await until(() => message !== undefined)
+  expect(() => message!.body).toThrow(expect.objectContaining({ code: 'INVALID_BODY' }))
+  await until(() => settled().length === 1)
+  expect(settled()).toMatchObject([{ outcome: OUTCOME.ack }])
+})

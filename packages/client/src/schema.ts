@@ -1,0 +1,148 @@
+/** Schemas of queues: what is published is checked against them, and what is delivered is read through them. */
+import { OUTCOME, SluiceError } from '@sluice/protocol'
+import type { GroupHandler } from './groups.js'
+import { clip, reasonOf, type DeliveredMessage } from './message.js'
+import type { Queue } from './options.js'
+import type { SingleHandler } from './singles.js'
+import type { MessageStream } from './stream.js'
+import type { Session } from './subscription.js'
+
+export type Schema = NonNullable<Queue['schema']>
+
+/** @throws SluiceError INVALID_BODY naming the first things that the schema does not like */
+export async function checkBody(schema: Schema, body: unknown, what: string): Promise<void> {
+  const { issues } = await schema['~standard'].validate(body)
+  if (issues === undefined) return
+  throw new SluiceError(
+    'INVALID_BODY',
+    `The ${what} does not match the schema of its queue: ${told(issues)}.`,
+  )
+}
+
+type Result = Awaited<ReturnType<Schema['~standard']['validate']>>
+
+/**
+ * Reads delivered messages through a schema before anybody sees them. A body that does not match, or cannot be decoded,
+ * is not what its queue is for, and no try can mend that: its message becomes a dead letter at once.
+ */
+export class Reader {
+  readonly #schema: Schema
+  readonly #session: Session
+
+  constructor(schema: Schema, session: Session) {
+    this.#schema = schema
+    this.#session = session
+  }
+
+  /** Whether the message is for the consumer, with the body that the schema made of it. If not, it is settled. */
+  admits(message: DeliveredMessage): boolean | Promise<boolean> {
+    let body: unknown
+    try {
+      ;({ body } = message)
+    } catch (error) {
+      return this.#refuse(message, reasonOf(error))
+    }
+    try {
+      const result = this.#schema['~standard'].validate(body)
+      if (!(result instanceof Promise)) return this.#judge(message, result)
+      return result.then(
+        (result) => this.#judge(message, result),
+        (error: unknown) => this.#failed(message, error),
+      )
+    } catch (error) {
+      return this.#failed(message, error)
+    }
+  }
+
+  #judge(message: DeliveredMessage, result: Result): boolean {
+    if (result.issues !== undefined)
+      return this.#refuse(message, `The body does not match the schema of its queue: ${told(result.issues)}.`)
+    message.read(result.value)
+    return true
+  }
+
+  #refuse(message: DeliveredMessage, reason: string): false {
+    message.finish(OUTCOME.deadLetter, undefined, clip(reason), true)
+    return false
+  }
+
+  // A schema that throws says nothing about the body: the message is tried again, as if its handler had thrown.
+  #failed(message: DeliveredMessage, error: unknown): false {
+    message.finish(OUTCOME.retry, undefined, clip(reasonOf(error)))
+    const { queue, offset, attempt } = message
+    this.#session.handlerFailed({ queue, offset, attempt, messages: 1, error })
+    return false
+  }
+
+  /** Those that are for the consumer, in their order. */
+  admitted(messages: DeliveredMessage[]): DeliveredMessage[] | Promise<DeliveredMessage[]> {
+    const verdicts = messages.map((message) => this.admits(message))
+    if (verdicts.every((verdict) => typeof verdict === 'boolean'))
+      return messages.filter((_, index) => verdicts[index])
+    const all = Promise.all(verdicts.map((verdict) => Promise.resolve(verdict)))
+    return all.then((verdicts) => messages.filter((_, index) => verdicts[index]))
+  }
+
+  /** The handler, called for those that are for it. */
+  forSingles(handler: SingleHandler): SingleHandler {
+    return (message, context) => {
+      const admits = this.admits(message)
+      if (typeof admits === 'boolean') return admits ? handler(message, context) : undefined
+      return admits.then((admits) => (admits ? handler(message, context) : undefined))
+    }
+  }
+
+  /** The handler, called for those that are for it, if there are any. */
+  forGroups(handler: GroupHandler): GroupHandler {
+    return (messages, context) => {
+      const call = (admitted: DeliveredMessage[]): unknown =>
+        admitted.length === 0 ? undefined : handler(admitted, context)
+      const admitted = this.admitted(messages)
+      return Array.isArray(admitted) ? call(admitted) : admitted.then(call)
+    }
+  }
+}
+
+/** The messages of a stream that are for the consumer. */
+export class ReadStream implements AsyncIterableIterator<DeliveredMessage, undefined>, AsyncDisposable {
+  readonly #stream: MessageStream
+  readonly #reader: Reader
+
+  constructor(stream: MessageStream, reader: Reader) {
+    this.#stream = stream
+    this.#reader = reader
+  }
+
+  [Symbol.asyncIterator](): this {
+    return this
+  }
+
+  async next(): Promise<IteratorResult<DeliveredMessage, undefined>> {
+    for (;;) {
+      const result = await this.#stream.next()
+      if (result.done === true || (await this.#reader.admits(result.value))) return result
+    }
+  }
+
+  return(): Promise<IteratorReturnResult<undefined>> {
+    return this.#stream.return()
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.#stream[Symbol.asyncDispose]()
+  }
+}
+
+type Issues = NonNullable<Result['issues']>
+
+const ISSUES_TOLD = 3
+
+function told(issues: Issues): string {
+  return issues
+    .slice(0, ISSUES_TOLD)
+    .map(({ message, path }) => {
+      const steps = (path ?? []).map((step) => String(typeof step === 'object' ? step.key : step))
+      return steps.length === 0 ? message : `${steps.join('.')}: ${message}`
+    })
+    .join('; ')
+}

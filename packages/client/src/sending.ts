@@ -1,0 +1,89 @@
+/**
+ * What a producer sends under a number and is answered for by that number: a batch, or an atomic step. It has callers,
+ * each with a deadline and perhaps a signal, and is one frame that is kept byte for byte until the answer.
+ */
+import type { Duplicates, SluiceError } from '@sluice/protocol'
+import type { Connection } from './connection.js'
+
+/** Where a confirmed message stands. */
+export interface Receipt {
+  /** Its place in the queue. */
+  readonly offset: number
+  /** A message with the same id was accepted before; `offset` is that one's. */
+  readonly duplicate: boolean
+}
+
+export type Resolve = (result: Receipt | Receipt[]) => void
+export type Reject = (error: SluiceError) => void
+
+export interface Watch {
+  sending: Sending
+  readonly signal: AbortSignal
+  readonly onAbort: () => void
+}
+
+export abstract class Sending {
+  /** Before it is sent: the frame in the making. After: the frame, `bytes[0, end)`. */
+  bytes: Buffer
+  /** Bytes of the frame, as far as it has come. */
+  end: number
+  /** Messages. */
+  count = 0
+  /** 0: not sent yet. */
+  number = 0
+  /** Whether further messages may join. */
+  open = true
+  // A hole means that the caller has had its answer.
+  readonly resolves: (Resolve | undefined)[] = []
+  readonly rejects: (Reject | undefined)[] = []
+  readonly deadlines: number[] = []
+  nextDeadlineMs = Infinity
+  /** Callers that have gone before it was sent. */
+  withdrawn = 0
+  /** Callers that gave a signal, by their resolve function: an index changes when others withdraw. */
+  watches: Map<Resolve, Watch> | undefined
+
+  constructor(bytes: Buffer, end: number) {
+    this.bytes = bytes
+    this.end = end
+  }
+
+  get callers(): number {
+    return this.resolves.length
+  }
+
+  /** Callers that wait for an answer. */
+  get live(): number {
+    let callers = 0
+    for (const resolve of this.resolves) if (resolve !== undefined) callers++
+    return callers
+  }
+
+  unwatch(): void {
+    if (this.watches === undefined) return
+    for (const { signal, onAbort } of this.watches.values()) signal.removeEventListener('abort', onAbort)
+    this.watches = undefined
+  }
+
+  /** Takes out what was withdrawn before it is sent. False: nothing is left of it. */
+  abstract compact(): boolean
+
+  /** Why it cannot be sent, on this connection. */
+  abstract obstacle(connection: Connection): SluiceError | undefined
+
+  /** Makes `bytes[0, end)` the frame, which is going to be sent now, with its number; `below` goes into the correlation. */
+  abstract seal(below: number): void
+
+  /** Refers to subscriptions of the connection that it was first sent on. */
+  abstract readonly isBound: boolean
+
+  /** It has no effect: it was refused, or withdrawn before it was sent. */
+  abstract refused(): void
+}
+
+export function receipt(baseOffset: number, index: number, duplicates: Duplicates | undefined): Receipt {
+  const first = duplicates?.get(index)
+  return first === undefined
+    ? { offset: baseOffset + index, duplicate: false }
+    : { offset: first, duplicate: true }
+}

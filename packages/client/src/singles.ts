@@ -1,0 +1,125 @@
+/**
+ * A worker whose handler gets one message at a time, in whatever order they come.
+ *
+ * Messages are announced to the broker just before their handlers run. Where handlers take a millisecond or more that
+ * is as many as have a free place, so that a crash is blamed on what was really running. Where a whole burst of them
+ * is done within a millisecond, the next burst is twice as long: one frame announces it.
+ */
+import { OUTCOME } from '@sluice/protocol'
+import type { DeliveredMessage, HandlerContext } from './message.js'
+import type { ConsumeIntake } from './options.js'
+import type { Session, Subscription } from './subscription.js'
+import { ConsumingWorker, isThenable } from './worker.js'
+
+const BURST_MAX = 4096
+const BURST_MS = 1
+
+/** A place for one running handler; kept and used again, so that a message costs no closure. */
+class Place {
+  message!: DeliveredMessage
+  readonly done: () => void
+  readonly failed: (error: unknown) => void
+
+  constructor(worker: SingleWorker) {
+    this.done = () => worker.handled(this, true, undefined)
+    this.failed = (error) => worker.handled(this, false, error)
+  }
+}
+
+export type SingleHandler = (message: DeliveredMessage, context: HandlerContext) => unknown
+
+export class SingleWorker extends ConsumingWorker {
+  readonly #handler: SingleHandler
+  readonly #free: Place[] = []
+  #burst: number
+  #burstBeganMs = 0
+
+  constructor(
+    session: Session,
+    queue: string,
+    intake: ConsumeIntake,
+    handler: SingleHandler,
+    forget: (worker: ConsumingWorker) => void,
+  ) {
+    super(session, queue, intake, forget)
+    this.#handler = handler
+    this.#burst = intake.concurrency
+  }
+
+  protected choose(subscription: Subscription): void {
+    const idle = this.running === 0 && subscription.announced === 0
+    const free = this.intake.concurrency - this.running - subscription.announced
+    subscription.announce(idle ? Math.max(this.#burst, free) : free)
+    if (idle) this.#burstBeganMs = performance.now()
+  }
+
+  startHandlers(): void {
+    const { subscription } = this
+    if (subscription === undefined) return
+    while (subscription.announced > 0 && this.running < this.intake.concurrency && !this.isClosing)
+      this.#start(subscription.take())
+    if (this.running === 0) this.#rested(subscription)
+    else if (subscription.announced === 0 && this.running < this.intake.concurrency) this.#more(subscription)
+  }
+
+  #start(message: DeliveredMessage): void {
+    let result: unknown
+    try {
+      result = this.#handler(message, message)
+    } catch (error) {
+      this.failed([message], error)
+      return
+    }
+    if (!isThenable(result)) {
+      message.finish(OUTCOME.ack)
+      return
+    }
+    const place = this.#free.pop() ?? new Place(this)
+    place.message = message
+    this.running++
+    result.then(place.done, place.failed)
+  }
+
+  /** The handler in `place` has ended. */
+  handled(place: Place, succeeded: boolean, error: unknown): void {
+    const { message } = place
+    this.#free.push(place)
+    this.running--
+    if (succeeded) message.finish(OUTCOME.ack)
+    else this.failed([message], error)
+    const { subscription } = this
+    if (subscription !== undefined && !this.isClosing) {
+      if (subscription.announced > 0) this.startHandlers()
+      else if (this.running === 0) this.#rested(subscription)
+      else this.#more(subscription)
+    }
+    this.tellIdle()
+  }
+
+  /** Nothing runs and nothing is announced: the burst is over. */
+  #rested(subscription: Subscription): void {
+    if (this.#burstBeganMs > 0) {
+      const tookMs = performance.now() - this.#burstBeganMs
+      this.#burstBeganMs = 0
+      if (tookMs < BURST_MS) this.#burst = Math.min(this.#burst * 2, BURST_MAX)
+      else if (tookMs > BURST_MS * 2) {
+        const shorter = Math.floor((this.#burst * BURST_MS) / tookMs)
+        this.#burst = Math.max(shorter, this.intake.concurrency)
+      }
+    }
+    this.#more(subscription)
+  }
+
+  // What is blocked is told by `delivered` when it may go on; asking again each turn would never let the loop rest.
+  #more(subscription: Subscription): void {
+    if (subscription.buffered > 0 && !subscription.blocked) this.list()
+  }
+
+  protected forgetMessages(): void {
+    this.#burst = this.intake.concurrency
+  }
+
+  protected giveBack(subscription: Subscription): void {
+    subscription.releaseBuffered()
+  }
+}

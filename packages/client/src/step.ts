@@ -1,0 +1,190 @@
+/**
+ * An atomic step: acknowledgements and publishes to any queues that take effect together or not at all, as one ATOMIC
+ * frame.
+ *
+ * Its messages are claimed as soon as they are named, so that nothing else settles them meanwhile; they count as settled
+ * when the frame is sent, and can be settled again when it has no effect and they are still held.
+ */
+import {
+  BATCH_ATTRIBUTE,
+  BATCH_HEADER_BYTES,
+  BATCH_TYPE,
+  encodeAtomic,
+  FRAME_HEADER_BYTES,
+  LIMITS,
+  OP,
+  sealBatch,
+  SluiceError,
+  textBytes,
+  writeFrameHeader,
+  type AtomicAck,
+  type AtomicBatch,
+  type Placed,
+} from '@sluice/protocol'
+import type { Connection } from './connection.js'
+import type { DeliveredMessage } from './message.js'
+import { receipt, Sending, type Receipt } from './sending.js'
+
+/** A message that a step publishes. */
+export interface StepRecord {
+  readonly queue: string
+  readonly record: Uint8Array
+}
+
+interface StepBatch extends AtomicBatch {
+  readonly count: number
+}
+
+export class Step extends Sending {
+  readonly #messages: readonly DeliveredMessage[]
+  readonly #acks: readonly AtomicAck[]
+  readonly #batches: readonly StepBatch[]
+  /** Of each record: its batch, and its index there. */
+  readonly #places: readonly (readonly [batch: number, index: number])[]
+  #isOver = false
+
+  /** @throws SluiceError TRANSACTION_TOO_LARGE */
+  constructor(messages: readonly DeliveredMessage[], records: readonly StepRecord[]) {
+    const acks = rangesOf(messages)
+    const { batches, places } = batchesOf(records)
+    limit('acknowledges', messages.length, 'messages', LIMITS.atomicAcksMax)
+    limit('publishes', records.length, 'messages', LIMITS.atomicMessagesMax)
+    limit('publishes', batches.length, 'batches', LIMITS.atomicBatchesMax)
+    let bytes = FRAME_HEADER_BYTES + HEAD_BYTES + acks.length * ACK_BYTES
+    for (const { queue, end } of batches) bytes += 1 + textBytes(queue) + end
+    super(NO_BYTES, bytes)
+    this.#messages = messages
+    this.#acks = acks
+    this.#batches = batches
+    this.#places = places
+    this.count = records.length
+  }
+
+  /** Names of the queues that it publishes to. */
+  get queues(): Iterable<string> {
+    return this.#batches.map(({ queue }) => queue)
+  }
+
+  get isBound(): boolean {
+    return this.#messages.length > 0
+  }
+
+  compact(): boolean {
+    return this.live > 0
+  }
+
+  obstacle(connection: Connection): SluiceError | undefined {
+    for (const message of this.#messages) {
+      const obstacle = message.obstacle(connection)
+      if (obstacle !== undefined) return obstacle
+    }
+    return undefined
+  }
+
+  seal(below: number): void {
+    for (const { bytes, end, count } of this.#batches) {
+      sealBatch(bytes, 0, end, {
+        type: BATCH_TYPE.messages,
+        attributes: BATCH_ATTRIBUTE.atomic,
+        count,
+        batchNumber: this.number,
+      })
+    }
+    const payload = encodeAtomic(this.number, this.#acks, this.#batches)
+    const frame = Buffer.allocUnsafeSlow(FRAME_HEADER_BYTES + payload.length)
+    frame.set(payload, writeFrameHeader(frame, 0, payload.length, OP.ATOMIC, 0, below))
+    this.bytes = frame
+    for (const message of this.#messages) message.sent()
+  }
+
+  /** Whether an answer has a place for each batch. */
+  takes(places: readonly Placed[]): boolean {
+    const known = ({ baseOffset }: Placed): boolean => Number.isSafeInteger(baseOffset)
+    return places.length === this.#batches.length && places.every(known)
+  }
+
+  /** It took effect: tells its caller. */
+  confirm(places: readonly Placed[]): void {
+    this.#isOver = true
+    for (const message of this.#messages) message.accepted()
+    const resolve = this.resolves[0]
+    if (resolve === undefined) return
+    const receipts: Receipt[] = []
+    for (const [batch, index] of this.#places) {
+      const { baseOffset, duplicates } = places[batch]!
+      receipts.push(receipt(baseOffset, index, duplicates))
+    }
+    resolve(receipts)
+  }
+
+  refused(): void {
+    if (this.#isOver) return
+    this.#isOver = true
+    for (const message of this.#messages) message.reopen()
+  }
+}
+
+const NO_BYTES = Buffer.alloc(0)
+/** Of ATOMIC, before and of each range of acknowledgements. */
+const HEAD_BYTES = 16
+const ACK_BYTES = 16
+
+function limit(does: string, count: number, what: string, max: number): void {
+  if (count <= max) return
+  throw new SluiceError(
+    'TRANSACTION_TOO_LARGE',
+    `An atomic step ${does} ${count} ${what}; at most ${max} are accepted.`,
+  )
+}
+
+function rangesOf(messages: readonly DeliveredMessage[]): AtomicAck[] {
+  const acks = messages.map((message) => message.acknowledgement())
+  acks.sort((a, b) => a.channel - b.channel || a.subscriptionId - b.subscriptionId || a.firstTag - b.firstTag)
+  const ranges: AtomicAck[] = []
+  for (const ack of acks) {
+    const last = ranges.at(-1)
+    const joins =
+      last !== undefined &&
+      last.channel === ack.channel &&
+      last.subscriptionId === ack.subscriptionId &&
+      last.firstTag + last.count === ack.firstTag
+    if (joins) ranges[ranges.length - 1] = { ...last, count: last.count + 1 }
+    else ranges.push(ack)
+  }
+  return ranges
+}
+
+/** The records of one queue share a batch. @throws SluiceError TRANSACTION_TOO_LARGE where they do not fit one */
+function batchesOf(records: readonly StepRecord[]): {
+  readonly batches: StepBatch[]
+  readonly places: (readonly [number, number])[]
+} {
+  const drafts: { queue: string; records: Uint8Array[]; bytes: number }[] = []
+  const byQueue = new Map<string, number>()
+  const places = records.map(({ queue, record }): readonly [number, number] => {
+    let at = byQueue.get(queue)
+    if (at === undefined) {
+      at = drafts.push({ queue, records: [], bytes: BATCH_HEADER_BYTES }) - 1
+      byQueue.set(queue, at)
+    }
+    const draft = drafts[at]!
+    draft.bytes += record.length
+    if (draft.records.length > 0 && draft.bytes > LIMITS.batchBytesMax) {
+      throw new SluiceError(
+        'TRANSACTION_TOO_LARGE',
+        `An atomic step publishes ${draft.bytes} bytes to the queue ${queue}; at most ${LIMITS.batchBytesMax} go to one queue.`,
+      )
+    }
+    return [at, draft.records.push(record) - 1]
+  })
+  const batches = drafts.map(({ queue, records, bytes: end }): StepBatch => {
+    const bytes = new Uint8Array(end)
+    let at = BATCH_HEADER_BYTES
+    for (const record of records) {
+      bytes.set(record, at)
+      at += record.length
+    }
+    return { queue, bytes, at: 0, end, count: records.length }
+  })
+  return { batches, places }
+}

@@ -1,0 +1,94 @@
+/** What a caller says that an atomic step should do, until it is sent. */
+import { SluiceError, type RecordOptions } from '@sluice/protocol'
+import { DeliveredMessage, type Message } from './message.js'
+import { MESSAGE_OPTIONS, queueOf, recordOptions, type MessageOptions, type QueueRef } from './options.js'
+import { checkBody } from './schema.js'
+import { Step, type StepRecord } from './step.js'
+import type { Session } from './subscription.js'
+
+/**
+ * The first argument of the function that `atomic` calls. What it is told happens together with all the rest, when that
+ * function has ended; a call of it that throws ends the step, and nothing happens.
+ */
+export interface Transaction {
+  /**
+   * The message is done. From now on it cannot be settled otherwise, unless the step has no effect.
+   * @throws SluiceError ALREADY_SETTLED; LEASE_LOST when it no longer belongs to a consumer of this client
+   */
+  ack(message: Message): void
+  /**
+   * Publishes a message; its receipt is what `atomic` resolves with, in the order of these calls.
+   * @throws SluiceError As `publish` rejects: INVALID_NAME, INVALID_BODY, MESSAGE_TOO_LARGE, …
+   */
+  publish<Input>(queue: QueueRef<Input, unknown>, body: NoInfer<Input>, options?: MessageOptions): void
+}
+
+/** Makes a record of a body and its options. @throws SluiceError */
+export type Encode = (body: unknown, options: RecordOptions | undefined) => Uint8Array
+
+export class Draft implements Transaction {
+  readonly #session: Session
+  readonly #encode: Encode
+  readonly #messages: DeliveredMessage[] = []
+  readonly #records: StepRecord[] = []
+  readonly #checks: Promise<void>[] = []
+  #fault: { readonly error: unknown } | undefined
+  #isClosed = false
+
+  constructor(session: Session, encode: Encode) {
+    this.#session = session
+    this.#encode = encode
+  }
+
+  ack(message: Message): void {
+    this.#do(() => {
+      if (!(message instanceof DeliveredMessage))
+        throw new SluiceError('INVALID_ARGUMENT', '`ack` takes a message that was delivered to this client.')
+      message.claim(this.#session.connection)
+      this.#messages.push(message)
+    })
+  }
+
+  publish(queue: QueueRef, body: unknown, options?: MessageOptions): void {
+    this.#do(() => {
+      const { name, schema } = queueOf(queue)
+      const record = options === undefined ? undefined : recordOptions(options, MESSAGE_OPTIONS)
+      this.#records.push({ queue: name, record: this.#encode(body, record) })
+      if (schema === undefined) return
+      const check = checkBody(schema, body, 'body')
+      // It is looked at when the step is complete.
+      check.catch(() => {})
+      this.#checks.push(check)
+    })
+  }
+
+  // Caught by its caller or not: a part of the step is missing, so the rest must not happen either.
+  #do(part: () => void): void {
+    if (this.#isClosed)
+      throw new SluiceError('CLOSED', 'The atomic step is over: its function has ended before.')
+    try {
+      part()
+    } catch (error) {
+      this.#fault ??= { error }
+      throw error
+    }
+  }
+
+  /**
+   * The function has ended: the step, or undefined when there is nothing to do.
+   * @throws What a call of it threw; SluiceError INVALID_BODY, TRANSACTION_TOO_LARGE
+   */
+  async complete(): Promise<Step | undefined> {
+    this.#isClosed = true
+    if (this.#fault !== undefined) throw this.#fault.error
+    for (const check of this.#checks) await check
+    if (this.#messages.length === 0 && this.#records.length === 0) return undefined
+    return new Step(this.#messages, this.#records)
+  }
+
+  /** There will be no step: its messages can be settled again. */
+  abandon(): void {
+    this.#isClosed = true
+    for (const message of this.#messages) message.reopen()
+  }
+}

@@ -1,0 +1,47 @@
+/** A question before something is taken away for good. Where nobody can answer, `--yes` does. */
+import { createInterface } from 'node:readline/promises'
+import type { Argv } from 'yargs'
+import { EXIT, UsageError } from './failure.js'
+import { notice } from './output.js'
+import { signalExit } from './signals.js'
+
+export interface YesOption {
+  readonly yes: boolean
+}
+
+export function yesFlag(yargs: Argv): Argv {
+  return yargs.option('yes', { type: 'boolean', default: false, alias: 'y', describe: 'Do not ask' })
+}
+
+/** `what` shall be done, as the end of a sentence. @throws UsageError when there is no terminal to ask on */
+export function needsAnswer({ yes }: YesOption, what: string): boolean {
+  if (yes) return false
+  if (process.stdin.isTTY && process.stderr.isTTY) return true
+  throw new UsageError(
+    `Nobody is there to confirm that ${what}: this is not a terminal.`,
+    'Add --yes if you mean it.',
+  )
+}
+
+/** Waits for a yes; without one says that nothing was changed and sets the exit code. */
+export async function isConfirmed(text: string): Promise<boolean> {
+  const terminal = createInterface({ input: process.stdin, output: process.stderr })
+  let interrupted = false
+  try {
+    const answer = await new Promise<string | undefined>((resolve, reject) => {
+      terminal.once('close', () => resolve(undefined))
+      terminal.once('SIGINT', () => {
+        interrupted = true
+        terminal.close()
+      })
+      terminal.question(`${text} [y/N] `).then(resolve, reject)
+    })
+    if (answer !== undefined && /^y(es)?$/i.test(answer.trim())) return true
+    if (answer === undefined) process.stderr.write('\n')
+    notice('Nothing was changed.')
+    process.exitCode = interrupted ? signalExit('SIGINT') : EXIT.failure
+    return false
+  } finally {
+    terminal.close()
+  }
+}

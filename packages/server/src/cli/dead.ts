@@ -1,0 +1,216 @@
+/** `sluice dead`: looks at dead letters, brings them back and deletes them. What takes them away for good asks first. */
+import type { RedriveOptions } from '@sluice/client'
+import { LIMITS, queueName } from '@sluice/protocol'
+import type { Argv } from 'yargs'
+import { addCommands, command, type CommandEntry } from './command.js'
+import { isConfirmed, needsAnswer, yesFlag, type YesOption } from './confirmation.js'
+import { withBroker } from './connection.js'
+import { countFlag, given } from './flags.js'
+import { UsageError } from './failure.js'
+import { SHOWN_DEFAULT, partOf, printMessage, printMessages } from './messages.js'
+import { counted, grouped, notice, printJson } from './output.js'
+import { filterFlags, filterOf, type FilterOptions } from './selection.js'
+import { rateFlag, rateOf, walkFlags, walkOf, walked, type PacedOptions, type WalkOptions } from './walk.js'
+
+interface QueueOption {
+  readonly queue: string
+}
+
+function onQueue(yargs: Argv): Argv {
+  return yargs.positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
+}
+
+interface ListOptions extends QueueOption, FilterOptions {
+  readonly from: string | undefined
+  readonly limit: string | undefined
+}
+
+const listDead = command<ListOptions>({
+  builder: (yargs) =>
+    filterFlags(
+      onQueue(yargs)
+        .option('from', { type: 'string', requiresArg: true, describe: 'First offset [default: 0]' })
+        .option('limit', {
+          type: 'string',
+          requiresArg: true,
+          describe: `Most messages that are shown [default: ${SHOWN_DEFAULT}]`,
+        }),
+    ).describe('json', 'Print each message whole, as a line of JSON'),
+  handler: async (options) => {
+    const queue = queueName(options.queue)
+    const filter = filterOf(options)
+    const part = partOf(options.from, options.limit)
+    await withBroker(options, 'dead list', (sluice) =>
+      printMessages((place) => sluice.dead.list(queue, { ...filter, ...place }), part, {
+        json: options.json,
+        columns: ['offset', 'reason', 'when', 'attempts', 'key', 'id', 'error', 'body'],
+        none: noneOf(queue, filter),
+      }),
+    )
+  },
+})
+
+const get = command<QueueOption & { readonly offset: string }>({
+  builder: (yargs) =>
+    onQueue(yargs).positional('offset', {
+      type: 'string',
+      demandOption: true,
+      describe: 'Its place in the queue',
+    }),
+  handler: async (options) => {
+    const queue = queueName(options.queue)
+    const offset = countFlag(options.offset, 'The offset')
+    await withBroker(options, 'dead get', async (sluice) =>
+      printMessage(await sluice.dead.get(queue, offset), options.json),
+    )
+  },
+})
+
+interface ChoiceOptions extends QueueOption, FilterOptions {
+  readonly offset: readonly string[] | undefined
+}
+
+function choiceFlags(yargs: Argv): Argv {
+  return filterFlags(
+    yargs.option('offset', {
+      type: 'string',
+      array: true,
+      requiresArg: true,
+      describe: 'The one at this offset; can be given several times',
+    }),
+  )
+}
+
+/** @throws UsageError, SluiceError INVALID_ARGUMENT */
+function choiceOf(options: ChoiceOptions): RedriveOptions {
+  const offsets = options.offset?.map((text) => countFlag(text, '--offset'))
+  return { ...filterOf(options), ...given({ offsets }) }
+}
+
+function noneOf(queue: string, choice: object): string {
+  return Object.keys(choice).length === 0
+    ? `The queue ${queue} has no dead messages.`
+    : `No dead message of the queue ${queue} matches.`
+}
+
+interface RedriveFlags extends ChoiceOptions, PacedOptions {
+  readonly to: string | undefined
+  readonly force: boolean
+}
+
+const redrive = command<RedriveFlags>({
+  builder: (yargs) =>
+    rateFlag(walkFlags(choiceFlags(onQueue(yargs))))
+      .option('to', { type: 'string', requiresArg: true, describe: 'Another queue that they go to' })
+      .option('force', {
+        type: 'boolean',
+        default: false,
+        describe: `Also those that were brought back ${LIMITS.redrivesMax} times`,
+      })
+      .epilogue(
+        'All that match come back, with attempt 1 next. What is not filtered is everything: try --dry-run first.',
+      ),
+  handler: async (options) => {
+    const queue = queueName(options.queue)
+    const to = options.to === undefined ? undefined : queueName(options.to)
+    if (to === queue) {
+      throw new UsageError(
+        `--to names the queue ${queue} itself.`,
+        'Leave it out: the messages then go back to where they were.',
+      )
+    }
+    const { dryRun, ...limit } = walkOf(options)
+    const choice = choiceOf(options)
+    const wishes = { ...choice, ...limit, ...rateOf(options), ...given({ to }), dryRun, force: options.force }
+    const result = await withBroker(options, 'dead redrive', (sluice) =>
+      walked(
+        sluice,
+        queue,
+        (before, now) => `${counted(now.redriven - before.redriven, 'message')} brought back`,
+        (signal) => sluice.dead.redrive(queue, wishes, { signal }),
+      ),
+    )
+    if (result === undefined) return
+    const { matched, redriven, guarded } = result
+    if (options.json) return printJson({ queue, to: to ?? queue, dryRun, matched, redriven, guarded })
+    const did = to === undefined ? (dryRun ? 'bring back' : 'Brought back') : dryRun ? 'move' : 'Moved'
+    const where = to === undefined ? '' : ` to the queue ${to}`
+    if (matched === 0) notice(noneOf(queue, choice))
+    else {
+      const what = `${counted(dryRun ? matched - guarded : redriven, 'dead message')} of the queue ${queue}${where}`
+      notice(dryRun ? `This would ${did} ${what}.` : `${did} ${what}.`)
+    }
+    if (guarded > 0) {
+      const many = guarded === 1 ? '1 was' : `${grouped(guarded)} were`
+      const stay = guarded === 1 ? 'stays' : 'stay'
+      notice(
+        `Of those that match ${many} brought back ${LIMITS.redrivesMax} times already and ${stay} dead; --force takes them too.`,
+      )
+    }
+  },
+})
+
+const remove = command<ChoiceOptions & WalkOptions & YesOption>({
+  builder: (yargs) =>
+    yesFlag(walkFlags(choiceFlags(onQueue(yargs)))).epilogue(
+      'Deletes all that match, for good. What is not filtered is everything.',
+    ),
+  handler: async (options) => {
+    const queue = queueName(options.queue)
+    const { dryRun, ...limit } = walkOf(options)
+    const choice = choiceOf(options)
+    const wishes = { ...choice, ...limit }
+    const isAsked = !dryRun && needsAnswer(options, `dead messages of the queue ${queue} shall be deleted`)
+    await withBroker(options, 'dead delete', async (sluice) => {
+      if (isAsked) {
+        const { matched } = await sluice.dead.delete(queue, { ...wishes, dryRun: true })
+        const question = `Delete ${counted(matched, 'dead message')} of the queue ${queue} for good?`
+        // Where there is nothing to delete there is nothing to ask; what follows says so.
+        if (matched > 0 && !(await isConfirmed(question))) return
+      }
+      const result = await walked(
+        sluice,
+        queue,
+        (before, now) => `${counted(now.discarded - before.discarded, 'message')} deleted`,
+        (signal) => sluice.dead.delete(queue, { ...wishes, dryRun }, { signal }),
+      )
+      if (result === undefined) return
+      const { matched, deleted } = result
+      if (options.json) return printJson({ queue, dryRun, matched, deleted })
+      if (matched === 0) return notice(noneOf(queue, choice))
+      const what = `${counted(dryRun ? matched : deleted, 'dead message')} of the queue ${queue}`
+      notice(dryRun ? `This would delete ${what}.` : `Deleted ${what}.`)
+    })
+  },
+})
+
+const ENTRIES: readonly CommandEntry[] = [
+  {
+    command: 'list <queue>',
+    aliases: ['ls'],
+    describe: 'Show the dead messages of a queue',
+    load: () => Promise.resolve(listDead),
+  },
+  {
+    command: 'get <queue> <offset>',
+    aliases: ['info'],
+    describe: 'Show a dead message with its whole body',
+    load: () => Promise.resolve(get),
+  },
+  {
+    command: 'redrive <queue>',
+    describe: 'Bring dead messages back',
+    load: () => Promise.resolve(redrive),
+  },
+  {
+    command: 'delete <queue>',
+    aliases: ['rm'],
+    describe: 'Delete dead messages for good',
+    load: () => Promise.resolve(remove),
+  },
+]
+
+export const dead = command<object>({
+  builder: (yargs) => addCommands(yargs, ['dead'], ENTRIES),
+  handler: () => {},
+})

@@ -1,0 +1,83 @@
+/** Values of flags: what is taken, and that a refusal names the flag, the text and what it must be. */
+import { QUEUE_OPTIONS } from '@sluice/protocol'
+import { describe, expect, test } from 'vitest'
+import { UsageError, failureOf } from './failure.js'
+import {
+  choiceFlag,
+  countFlag,
+  durationMs,
+  headersFlag,
+  numberFlag,
+  placeFlag,
+  sizeFlag,
+  timeFlag,
+} from './flags.js'
+import { filterOf, refOf } from './selection.js'
+import { traitsOf } from './traits.js'
+
+test('values are taken as they are meant', () => {
+  expect(numberFlag('31', '--priority', 0, 31)).toBe(31)
+  expect(countFlag('9007199254740991', '--offset')).toBe(Number.MAX_SAFE_INTEGER)
+  expect(durationMs('250', '--delay')).toBe(250)
+  expect(durationMs('1.5s', '--delay', 1_500)).toBe(1_500)
+  expect(timeFlag('1900000000000', '--at')).toEqual(new Date(1_900_000_000_000))
+  expect(timeFlag('2030-05-01T10:00Z', '--at')).toEqual(new Date('2030-05-01T10:00:00Z'))
+  expect(placeFlag('1900000000000', '--from')).toBe(1_900_000_000_000)
+  expect(placeFlag('2030-05-01T10:00Z', '--from')).toEqual(new Date('2030-05-01T10:00:00Z'))
+  expect(headersFlag(['a=b', 'c.d=e=f', '__proto__='])).toEqual({ a: 'b', 'c.d': 'e=f', ['__proto__']: '' })
+})
+
+const refused: readonly (readonly [name: string, call: () => unknown, what: RegExp, advice: RegExp])[] = [
+  ['a number', () => numberFlag('32', '--priority', 0, 31), /--priority is "32".* from 0 to 31/, /bounds/],
+  ['half a number', () => numberFlag('1.5', '--rate', 1, 9), /--rate is "1.5"/, /bounds/],
+  ['an offset', () => countFlag('9007199254740992', '--offset'), /--offset is .* from 0\./, /bounds/],
+  ['a duration', () => durationMs('soon', '--ttl'), /`--ttl` is "soon"/, /--help/],
+  ['a short duration', () => durationMs('99ms', '--wait', 100), /--wait is "99ms".* 100ms/, /longer/],
+  ['a size', () => sizeFlag('10x', '--max-bytes'), /--max-bytes is "10x".* a size/, /'10mb'/],
+  ['a time', () => timeFlag('2030-02-30', '--at'), /--at is "2030-02-30".* a time/, /milliseconds/],
+  ['a place', () => placeFlag('yesterday', '--from'), /"yesterday".* an offset or a time/, /T10:00Z/],
+  ['a choice', () => choiceFlag('redy', '--state', ['ready', 'dead']), /one of ready, dead/, /mean ready/],
+  ['no choice', () => choiceFlag('', '--state', ['ready', 'dead']), /--state is ""/, /one of these/],
+  ['a header', () => headersFlag(['=x']), /--header is "=x"/, /name=value/],
+  ['a header twice', () => headersFlag(['a=1', 'a=2']), /"a" is given twice/, /once/],
+  ['two messages', () => refOf({ offset: '1', id: 'a' }), /--offset and an --id/, /one of them/],
+  ['an empty id', () => refOf({ offset: undefined, id: '' }), /--id is empty/, /id/],
+  ['long text', () => sizeFlag('x'.repeat(1_000), '--max-bytes'), /^.{0,120}$/, /\S/],
+]
+test.each(refused)('%s is refused in words', (_name, call, what, advice) => {
+  let failure
+  try {
+    call()
+  } catch (error) {
+    failure = failureOf(error)
+  }
+  expect(failure).toMatchObject({ exit: 2 })
+  expect(failure?.what).toMatch(what)
+  expect(failure?.advice).toMatch(advice)
+})
+
+test('an empty filter is refused, because it was meant to choose a few', () => {
+  const none = { header: undefined, olderThan: undefined, youngerThan: undefined }
+  expect(filterOf({ ...none, key: 'k', id: undefined })).toEqual({ key: 'k' })
+  expect(() => filterOf({ ...none, key: '', id: undefined })).toThrow(UsageError)
+  expect(() => filterOf({ ...none, key: undefined, id: '' })).toThrow(UsageError)
+})
+
+describe('options of a queue', () => {
+  test('have the names, units and places that the client has', () => {
+    expect(
+      traitsOf({ 'retry-max': '5m', 'retain-bytes': '1gb', 'dead-letter': 'failed', single: false }),
+    ).toEqual({ retry: { max: 300_000 }, retain: { bytes: 1e9 }, deadLetter: 'failed', single: false })
+    expect(traitsOf({ 'dead-letter': false, ttl: false, unrelated: 'x' })).toEqual({
+      deadLetter: null,
+      ttl: 0,
+    })
+    expect(Object.keys(QUEUE_OPTIONS)).toHaveLength(17)
+  })
+
+  test('are refused by their flags', () => {
+    expect(() => traitsOf({ 'max-deliveries': '256' })).toThrow('--max-deliveries is "256"')
+    expect(() => traitsOf({ overflow: 'drop' })).toThrow('--overflow is "drop"; it must be one of reject')
+    expect(() => traitsOf({ 'dead-letter': 'two words' })).toThrow('queue name')
+  })
+})

@@ -1,0 +1,112 @@
+/** Values of flags: text in, checked values out. What is refused is said with the flag, the text and what it must be. */
+import { parseDuration } from '@sluice/client'
+import { UsageError } from './failure.js'
+import { nearest } from './spelling.js'
+import { exactDuration, moment, size } from './units.js'
+
+/** A whole number as text, within bounds. */
+export function whole(text: string, min: number, max: number): number | undefined {
+  if (!/^\d{1,16}$/.test(text)) return undefined
+  const value = Number(text)
+  return Number.isSafeInteger(value) && value >= min && value <= max ? value : undefined
+}
+
+/** @throws UsageError */
+export function numberFlag(text: string, flag: string, min: number, max: number): number {
+  const bounds = max === Number.MAX_SAFE_INTEGER ? `from ${min}` : `from ${min} to ${max}`
+  return (
+    whole(text, min, max) ??
+    refuse(text, flag, `a whole number ${bounds}`, 'Give a number within these bounds.')
+  )
+}
+
+/** Messages, offsets, tries: any number from `min`. @throws UsageError */
+export function countFlag(text: string, flag: string, min = 0): number {
+  return numberFlag(text, flag, min, Number.MAX_SAFE_INTEGER)
+}
+
+/**
+ * Milliseconds of a flag: a number with a unit, or plain milliseconds, up to 100 years.
+ * @throws SluiceError INVALID_ARGUMENT, UsageError
+ */
+export function durationMs(text: string, flag: string, minMs = 0): number {
+  const ms = parseDuration(/^\d+$/.test(text) ? Number(text) : text, flag)
+  return ms >= minMs ? ms : refuse(text, flag, `at least ${exactDuration(minMs)}`, 'Give a longer time.')
+}
+
+/** @throws UsageError */
+export function sizeFlag(text: string, flag: string): number {
+  return (
+    size(text) ??
+    refuse(text, flag, 'a size', "Write it as bytes, or with a unit: '500kb', '10mb', '64MiB', '1gb'.")
+  )
+}
+
+const MOMENTS = 'Write it as 2026-05-01T10:00Z, or without Z for the time of this machine'
+
+/** A time as ISO text or as milliseconds since 1970. @throws UsageError */
+export function timeFlag(text: string, flag: string): Date {
+  if (/^\d{1,14}$/.test(text)) return new Date(Number(text))
+  return moment(text) ?? refuse(text, flag, 'a time', `${MOMENTS}, or as milliseconds since 1970.`)
+}
+
+/** Where to begin: a plain number is an offset, anything else a time. @throws UsageError */
+export function placeFlag(text: string, flag: string): number | Date {
+  const must = 'an offset or a time'
+  return (
+    whole(text, 0, Number.MAX_SAFE_INTEGER) ??
+    moment(text) ??
+    refuse(
+      text,
+      flag,
+      must,
+      `Give a number for an offset. A time: ${MOMENTS.charAt(0).toLowerCase()}${MOMENTS.slice(1)}.`,
+    )
+  )
+}
+
+/** @throws UsageError */
+export function choiceFlag<Choice extends string>(
+  text: string,
+  flag: string,
+  choices: readonly Choice[],
+): Choice {
+  const found = choices.find((choice) => choice === text)
+  if (found !== undefined) return found
+  const meant = nearest(text, choices)
+  return refuse(
+    text,
+    flag,
+    `one of ${choices.join(', ')}`,
+    meant === undefined ? 'Give one of these.' : `Did you mean ${meant}?`,
+  )
+}
+
+/** What `--header` was given, each time once: name=value. @throws UsageError */
+export function headersFlag(texts: readonly string[] | undefined): Record<string, string> | undefined {
+  if (texts === undefined || texts.length === 0) return undefined
+  const headers = new Map<string, string>()
+  for (const text of texts) {
+    const at = text.indexOf('=')
+    if (at <= 0) {
+      throw new UsageError(`--header is ${JSON.stringify(text.slice(0, 60))}.`, 'Write it as name=value.')
+    }
+    const name = text.slice(0, at)
+    if (headers.has(name)) {
+      throw new UsageError(`The header ${JSON.stringify(name.slice(0, 60))} is given twice.`, 'Give it once.')
+    }
+    headers.set(name, text.slice(at + 1))
+  }
+  return Object.fromEntries(headers)
+}
+
+function refuse(text: string, flag: string, must: string, advice: string): never {
+  throw new UsageError(`${flag} is ${JSON.stringify(text.slice(0, 60))}; it must be ${must}.`, advice)
+}
+
+/** The fields that have a value: calls of the client take no `undefined`. */
+export function given<Fields extends object>(
+  fields: Fields,
+): { [Name in keyof Fields]?: NonNullable<Fields[Name]> } {
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined)) as never
+}

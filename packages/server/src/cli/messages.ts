@@ -1,0 +1,207 @@
+/** Messages that are looked at and not taken, as `peek` and `dead` print them: a table, documents, or one at length. */
+import type { MessagePage, PeekedMessage } from '@sluice/client'
+import { LIMITS } from '@sluice/protocol'
+import { base64, plain, preview, readableFields } from './body.js'
+import { countFlag } from './flags.js'
+import { failureOf } from './failure.js'
+import { notice, print, printJson } from './output.js'
+import { list, shortened, table, type Column } from './table.js'
+import { rounded } from './units.js'
+
+/** Messages that are shown where --limit says nothing. */
+export const SHOWN_DEFAULT = 20
+/** Characters of a body, and of a key, an id or an error, that a table shows. */
+const BODY_CHARACTERS_MAX = 80
+const TEXT_CHARACTERS_MAX = 40
+
+/** Which part of what matches is shown. */
+export interface Part {
+  readonly from: number
+  readonly limit: number
+}
+
+/** @throws UsageError */
+export function partOf(from: string | undefined, limit: string | undefined): Part {
+  return {
+    from: from === undefined ? 0 : countFlag(from, '--from'),
+    limit: limit === undefined ? SHOWN_DEFAULT : countFlag(limit, '--limit', 1),
+  }
+}
+
+type Fetch = (place: { readonly from: number; readonly limit: number }) => Promise<MessagePage>
+
+/**
+ * Messages page by page, `limit` of them at most. Returns the offset of the next one that matches, if there is one.
+ */
+async function* pages(
+  fetch: Fetch,
+  { from, limit }: Part,
+): AsyncGenerator<PeekedMessage[], number | undefined> {
+  let left = limit
+  for (let place: number | undefined = from; place !== undefined;) {
+    // One more than is shown: it says whether, and where, there is more.
+    const page: MessagePage = await fetch({ from: place, limit: Math.min(left + 1, LIMITS.pageMessagesMax) })
+    if (page.messages.length > left) {
+      yield page.messages.slice(0, left)
+      return page.messages[left]!.offset
+    }
+    left -= page.messages.length
+    yield page.messages
+    place = page.next
+  }
+  return undefined
+}
+
+/** Prints what `fetch` brings: a table for people, with `json` a document for each message. */
+export async function printMessages(
+  fetch: Fetch,
+  part: Part,
+  {
+    json,
+    columns,
+    none,
+  }: { readonly json: boolean; readonly columns: readonly MessageColumn[]; readonly none: string },
+): Promise<void> {
+  const walk = pages(fetch, part)
+  const rows: Row[] = []
+  const nowMs = Date.now()
+  let step = await walk.next()
+  for (; step.done !== true; step = await walk.next()) {
+    if (json)
+      await print(step.value.map((message) => `${JSON.stringify(messageDocument(message))}\n`).join(''))
+    else rows.push(...step.value.map((message) => rowOf(message, nowMs)))
+  }
+  if (rows.length > 0) {
+    const used = columns
+      .map((name) => COLUMNS[name])
+      .filter(({ isUsed }) => isUsed === undefined || rows.some(isUsed))
+    await print(table(used, rows, widthMax()))
+  } else if (!json) notice(none)
+  if (step.value !== undefined)
+    notice(`There are more: --from ${step.value} goes on, --limit shows more at a time.`)
+}
+
+/** A terminal that does not know its width has 0 columns. */
+function widthMax(): number {
+  return process.stdout.isTTY && process.stdout.columns > 0 ? process.stdout.columns : Infinity
+}
+
+/** A row keeps the beginning of a body alone, however many there are. */
+interface Row {
+  readonly message: Omit<PeekedMessage, 'body'>
+  readonly when: string
+  readonly body: string
+}
+
+function rowOf(message: PeekedMessage, nowMs: number): Row {
+  const { offset, id, key, priority, state, reason, error, attempts, holder } = message
+  const kept = { offset, id, key, priority, state, reason, error, attempts, holder } as Row['message']
+  return { message: kept, when: whenOf(message, nowMs), body: preview(message, BODY_CHARACTERS_MAX) }
+}
+
+type MessageColumn =
+  | 'offset'
+  | 'state'
+  | 'when'
+  | 'attempts'
+  | 'priority'
+  | 'key'
+  | 'id'
+  | 'holder'
+  | 'reason'
+  | 'error'
+  | 'body'
+
+interface MessageColumnEntry extends Column<Row> {
+  /** Left out where no row uses it. */
+  readonly isUsed?: (row: Row) => boolean
+}
+
+function textColumn(title: string, of: (message: Row['message']) => string | undefined): MessageColumnEntry {
+  return {
+    title,
+    value: ({ message }) => shortened(of(message) ?? '-', TEXT_CHARACTERS_MAX),
+    isUsed: ({ message }) => of(message) !== undefined,
+  }
+}
+
+const COLUMNS: Readonly<Record<MessageColumn, MessageColumnEntry>> = {
+  offset: { title: 'OFFSET', value: ({ message }) => message.offset },
+  state: { title: 'STATE', value: ({ message }) => message.state },
+  when: { title: 'WHEN', value: ({ when }) => when },
+  attempts: { title: 'ATTEMPTS', value: ({ message }) => message.attempts },
+  priority: {
+    title: 'PRIORITY',
+    value: ({ message }) => message.priority,
+    isUsed: ({ message }) => message.priority > 0,
+  },
+  key: textColumn('KEY', ({ key }) => key),
+  id: textColumn('ID', ({ id }) => id),
+  holder: textColumn('CONSUMER', ({ holder }) => holder),
+  reason: textColumn('REASON', ({ reason }) => reason),
+  error: textColumn('ERROR', ({ error }) => error),
+  body: { title: 'BODY', value: ({ body }) => body },
+}
+
+function whenOf({ readySince, dueAt, leasedAt, diedAt }: PeekedMessage, nowMs: number): string {
+  const time = readySince ?? dueAt ?? leasedAt ?? diedAt
+  if (time === undefined) return '-'
+  const awayMs = time.getTime() - nowMs
+  return awayMs > 0 ? `in ${rounded(awayMs)}` : `${rounded(-awayMs)} ago`
+}
+
+/** All of a message, for machines. */
+function messageDocument(message: PeekedMessage): object {
+  const { queue, offset, state, id, key, priority, attempts, totalAttempts, redrives } = message
+  const { publishedAt, readySince, dueAt, leasedAt, holder, diedAt, expiresAt } = message
+  const { reason, error, headers, origin } = message
+  return {
+    ...{ queue, offset, state, id, key, priority, attempts, totalAttempts, redrives },
+    ...{ publishedAt, readySince, dueAt, leasedAt, holder, diedAt, expiresAt },
+    ...{ reason, error, headers, origin },
+    ...readableFields(message),
+  }
+}
+
+/** Prints one message at length, the body at the end and whole. */
+export async function printMessage(message: PeekedMessage, json: boolean): Promise<void> {
+  if (json) return printJson(messageDocument(message))
+  const { offset, state, reason, error, id, key, priority, attempts, totalAttempts, redrives } = message
+  const { publishedAt, readySince, dueAt, leasedAt, holder, diedAt, expiresAt, origin } = message
+  const fields: Record<string, string | number | Date | undefined> = {
+    ...{ offset, state, reason, error, key, id },
+    priority: priority === 0 ? undefined : priority,
+    attempts,
+    'attempts in all': totalAttempts === attempts ? undefined : totalAttempts,
+    redrives: redrives === 0 ? undefined : redrives,
+    published: publishedAt,
+    'ready since': readySince,
+    due: dueAt,
+    'leased since': leasedAt,
+    consumer: holder,
+    died: diedAt,
+    expires: expiresAt,
+    'came from': origin === undefined ? undefined : `${origin.queue}, offset ${origin.offset ?? 'unknown'}`,
+  }
+  const entries: [string, string | number][] = []
+  for (const [name, value] of Object.entries(fields)) {
+    if (value !== undefined) entries.push([name, value instanceof Date ? value.toISOString() : value])
+  }
+  for (const [name, value] of Object.entries(message.headers)) entries.push([`header ${name}`, value])
+  const [what, text] = bodyText(message)
+  entries.push(['body', what])
+  await print(`${list(entries)}\n${text}\n`)
+}
+
+/** What a body is, and all of it as text. */
+function bodyText(message: PeekedMessage): [what: string, text: string] {
+  let body: unknown
+  try {
+    ;({ body } = message)
+  } catch (error) {
+    return ['not readable', failureOf(error).what]
+  }
+  if (typeof body === 'string') return ['text', body]
+  if (body instanceof Uint8Array) return [`${body.length} bytes, as base64`, base64(body)]
+  return ['data', JSON.stringify(plain(body), undefined, 2)]
+}

@@ -1,0 +1,71 @@
+/** `sluice peek`: looks at messages of a queue without taking them. */
+import { MESSAGE_STATE, queueName, type MessageState } from '@sluice/protocol'
+import { command } from './command.js'
+import { withBroker } from './connection.js'
+import { choiceFlag, given } from './flags.js'
+import { SHOWN_DEFAULT, partOf, printMessages } from './messages.js'
+import { filterFlags, filterOf, type FilterOptions } from './selection.js'
+
+const STATES = Object.keys(MESSAGE_STATE) as MessageState[]
+
+interface PeekOptions extends FilterOptions {
+  readonly queue: string
+  readonly state: string | undefined
+  readonly from: string | undefined
+  readonly limit: string | undefined
+}
+
+export const peek = command<PeekOptions>({
+  builder: (yargs) =>
+    filterFlags(
+      yargs
+        .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
+        .option('state', {
+          type: 'string',
+          requiresArg: true,
+          describe: `${STATES.join(', ')} [default: any]`,
+        })
+        .option('from', { type: 'string', requiresArg: true, describe: 'First offset [default: 0]' })
+        .option('limit', {
+          type: 'string',
+          requiresArg: true,
+          describe: `Most messages that are shown [default: ${SHOWN_DEFAULT}]`,
+        }),
+    )
+      .describe('json', 'Print each message whole, as a line of JSON')
+      .epilogue(
+        'Shown in the order of their offsets, bodies shortened. Looking takes nothing and changes nothing.',
+      ),
+  handler: async (options) => {
+    const queue = queueName(options.queue)
+    const state = options.state === undefined ? undefined : choiceFlag(options.state, '--state', STATES)
+    const filter = filterOf(options)
+    const part = partOf(options.from, options.limit)
+    await withBroker(options, 'peek', (sluice) =>
+      printMessages(
+        (place) => sluice.queues.peek(queue, { ...given({ state }), ...filter, ...place }),
+        part,
+        {
+          json: options.json,
+          columns: [
+            'offset',
+            'state',
+            'when',
+            'attempts',
+            'priority',
+            'key',
+            'id',
+            'holder',
+            'reason',
+            'error',
+            'body',
+          ],
+          none:
+            Object.keys(filter).length === 0 && state === undefined && part.from === 0
+              ? `The queue ${queue} is empty.`
+              : `No message of the queue ${queue} matches.`,
+        },
+      ),
+    )
+  },
+})

@@ -1,0 +1,75 @@
+/** `sluice cancel` and `sluice reschedule`: one message that waits, by its offset or its id. */
+import type { Due } from '@sluice/client'
+import { queueName } from '@sluice/protocol'
+import { command } from './command.js'
+import { withBroker } from './connection.js'
+import { durationMs, timeFlag } from './flags.js'
+import { UsageError } from './failure.js'
+import { notice, printJson } from './output.js'
+import { refFlags, refOf, type RefOptions } from './selection.js'
+import { rounded } from './units.js'
+
+interface CancelOptions extends RefOptions {
+  readonly queue: string
+}
+
+const WHICH =
+  'The message is one that is scheduled or ready. By id it is found where it has a delay, or while its id is remembered.'
+
+export const cancel = command<CancelOptions>({
+  builder: (yargs) =>
+    refFlags(
+      yargs.positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' }),
+    ).epilogue(WHICH),
+  handler: async (options) => {
+    const queue = queueName(options.queue)
+    const ref = refOf(options)
+    const { offset } = await withBroker(options, 'cancel', (sluice) => sluice.queues.cancel(queue, ref))
+    if (options.json) await printJson({ queue, offset })
+    else notice(`Cancelled message ${offset} of the queue ${queue}.`)
+  },
+})
+
+interface RescheduleOptions extends CancelOptions {
+  readonly delay: string | undefined
+  readonly at: string | undefined
+}
+
+export const reschedule = command<RescheduleOptions>({
+  builder: (yargs) =>
+    refFlags(yargs.positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' }))
+      .option('delay', {
+        type: 'string',
+        requiresArg: true,
+        describe: 'Due so long from now, such as 30s or 2h; 0: now',
+      })
+      .option('at', {
+        type: 'string',
+        requiresArg: true,
+        describe: 'Due at this time: ISO text such as 2030-05-01T10:00Z, or milliseconds since 1970',
+      })
+      .epilogue(WHICH),
+  handler: async (options) => {
+    const queue = queueName(options.queue)
+    const ref = refOf(options)
+    const when = dueOf(options)
+    const { offset, due } = await withBroker(options, 'reschedule', (sluice) =>
+      sluice.queues.reschedule(queue, ref, when),
+    )
+    if (options.json) return printJson({ queue, offset, due })
+    const awayMs = due.getTime() - Date.now()
+    const away = awayMs > 0 ? `, in ${rounded(awayMs)}` : ', now'
+    notice(`Message ${offset} of the queue ${queue} is due at ${due.toISOString()}${away}.`)
+  },
+})
+
+/** @throws UsageError, SluiceError INVALID_ARGUMENT */
+function dueOf({ delay, at }: RescheduleOptions): Due {
+  if ((delay === undefined) === (at === undefined)) {
+    throw new UsageError(
+      delay === undefined ? 'It is not said when.' : 'There are a --delay and an --at.',
+      'Give --delay or --at, one of them.',
+    )
+  }
+  return delay === undefined ? { at: timeFlag(at!, '--at') } : { delay: durationMs(delay, '--delay') }
+}

@@ -1,0 +1,112 @@
+/** `sluice replay` and `sluice history`: what became of messages that are done, and doing them again. */
+import type { HistoryEvent } from '@sluice/client'
+import { queueName } from '@sluice/protocol'
+import { command } from './command.js'
+import { withBroker } from './connection.js'
+import { countFlag, given, placeFlag, timeFlag } from './flags.js'
+import { counted, notice, print, printJson } from './output.js'
+import { filterOf, recordFilterFlags, type RecordFilterOptions } from './selection.js'
+import { table, type Column } from './table.js'
+import { rateFlag, rateOf, walkFlags, walkOf, walked, type PacedOptions } from './walk.js'
+
+interface ReplayFlags extends RecordFilterOptions, PacedOptions {
+  readonly queue: string
+  readonly from: string | undefined
+  readonly until: string | undefined
+  readonly to: string | undefined
+}
+
+export const replay = command<ReplayFlags>({
+  builder: (yargs) =>
+    rateFlag(
+      walkFlags(
+        recordFilterFlags(
+          yargs
+            .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
+            .option('from', {
+              type: 'string',
+              requiresArg: true,
+              describe: 'First offset, or time of publishing such as 2030-05-01T10:00Z [default: the oldest]',
+            })
+            .option('until', {
+              type: 'string',
+              requiresArg: true,
+              describe: 'Published before this time [default: now]',
+            })
+            .option('to', {
+              type: 'string',
+              requiresArg: true,
+              describe: 'Another queue that the copies go to [default: the same]',
+            }),
+        ),
+      ),
+    ).epilogue(
+      'Publishes messages again that were done and that the queue still keeps: see --retain-age and --retain-bytes of ' +
+        '`sluice queue ensure`. Each copy is a new message.',
+    ),
+  handler: async (options) => {
+    const queue = queueName(options.queue)
+    const to = options.to === undefined ? undefined : queueName(options.to)
+    const { dryRun, ...limit } = walkOf(options)
+    const wishes = {
+      ...filterOf(options),
+      ...given({
+        from: options.from === undefined ? undefined : placeFlag(options.from, '--from'),
+        until: options.until === undefined ? undefined : timeFlag(options.until, '--until'),
+        to,
+      }),
+      ...limit,
+      ...rateOf(options),
+      dryRun,
+    }
+    const target = to ?? queue
+    const result = await withBroker(options, 'replay', (sluice) =>
+      walked(
+        sluice,
+        target,
+        (before, now) =>
+          `${counted(now.published - before.published, 'message')} published to ${target} since`,
+        (signal) => sluice.queues.replay(queue, wishes, { signal }),
+      ),
+    )
+    if (result === undefined) return
+    const { matched, replayed } = result
+    if (options.json) return printJson({ queue, to: target, dryRun, matched, replayed })
+    if (matched === 0) return notice(`The queue ${queue} keeps no message that is done and matches.`)
+    const what = `${counted(dryRun ? matched : replayed, 'message')} of the queue ${queue}${to === undefined ? '' : ` to the queue ${to}`}`
+    notice(dryRun ? `This would publish ${what} again.` : `Published ${what} again.`)
+  },
+})
+
+export const history = command<{ readonly queue: string; readonly offset: string }>({
+  builder: (yargs) =>
+    yargs
+      .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
+      .positional('offset', { type: 'string', demandOption: true, describe: 'Its place in the queue' })
+      .epilogue('As far as the broker still has it; a queue with --retain-age or --retain-bytes keeps more.'),
+  handler: async (options) => {
+    const queue = queueName(options.queue)
+    const offset = countFlag(options.offset, 'The offset')
+    const { events, complete } = await withBroker(options, 'history', (sluice) =>
+      sluice.queues.history(queue, offset),
+    )
+    if (options.json) return printJson({ queue, offset, complete, events })
+    if (events.length > 0) await print(table(columnsOf(events), events))
+    else notice(`Nothing is known of message ${offset} of the queue ${queue}.`)
+    if (!complete && events.length > 0) notice('What happened earlier is no longer kept.')
+  },
+})
+
+function columnsOf(events: readonly HistoryEvent[]): Column<HistoryEvent>[] {
+  const columns: Column<HistoryEvent>[] = [
+    { title: 'TIME', value: ({ at }) => at.toISOString() },
+    { title: 'EVENT', value: ({ event }) => event },
+  ]
+  if (events.some(({ attempts }) => attempts !== undefined))
+    columns.push({ title: 'ATTEMPTS', value: ({ attempts }) => String(attempts ?? '-') })
+  if (events.some(({ due }) => due !== undefined))
+    columns.push({ title: 'DUE', value: ({ due }) => due?.toISOString() ?? '-' })
+  if (events.some(({ text }) => text !== undefined))
+    columns.push({ title: 'DETAIL', value: ({ text }) => text ?? '' })
+  return columns
+}

@@ -1,0 +1,145 @@
+/**
+ * The options of a queue as flags, and back as text: everything here is derived from the one table of them. A flag is
+ * the option's name in words, without its unit; `--no-NAME` takes back what can be none.
+ */
+import type { QueueInfo, QueueOptions } from '@sluice/client'
+import { QUEUE_OPTIONS, SluiceError, queueName, type QueueOptionName } from '@sluice/protocol'
+import type { Argv } from 'yargs'
+import { choiceFlag, durationMs, numberFlag, sizeFlag } from './flags.js'
+import { exactDuration, exactSize } from './units.js'
+
+type Option = (typeof QUEUE_OPTIONS)[QueueOptionName]
+type Unit = 'duration' | 'size' | 'count'
+
+interface Trait {
+  readonly flag: string
+  readonly option: Option
+  readonly unit: Unit
+  /** Where it stands among the options of the client: `retry.initial` is in `retry`. */
+  readonly path: readonly [string, string?]
+}
+
+function trait(name: QueueOptionName): Trait {
+  const bare = name.replace(/Ms$/, '')
+  const parts = /^(retry|retain)([A-Z]\w*)$/.exec(bare)
+  return {
+    flag: bare.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`),
+    option: QUEUE_OPTIONS[name],
+    unit: bare !== name ? 'duration' : name.endsWith('Bytes') ? 'size' : 'count',
+    path: parts === null ? [bare] : [parts[1]!, parts[2]!.charAt(0).toLowerCase() + parts[2]!.slice(1)],
+  }
+}
+
+const NAMES = Object.keys(QUEUE_OPTIONS) as QueueOptionName[]
+const TRAITS = NAMES.map(trait)
+
+/** Can be none, so that there is something to take back. */
+function isOptional({ option }: Trait): boolean {
+  return option.default === 0 || option.default === ''
+}
+
+/** Declares a flag for each option. */
+export function traitFlags(yargs: Argv): Argv {
+  for (const each of TRAITS) {
+    const { flag, option } = each
+    const describe = described(each)
+    if (option.kind === 'flag') yargs.option(flag, { type: 'boolean', describe })
+    else yargs.option(flag, { type: 'string', requiresArg: true, describe })
+    if (isOptional(each)) yargs.option(`no-${flag}`, { type: 'boolean', hidden: true })
+  }
+  const negations = TRAITS.filter((each) => isOptional(each) || each.option.kind === 'flag')
+  return yargs.epilogue(
+    `Taken back by ${negations.map(({ flag }) => `--no-${flag}`).join(', ')}. ` +
+      'Times are written as 500ms, 30s, 5m, 2h or 7d, sizes as 500kb, 10mb, 64MiB or 1gb.',
+  )
+}
+
+function described(each: Trait): string {
+  const { option } = each
+  const meaning = namesAsFlags(option.meaning).replace(/\.$/, '')
+  const choices = option.kind === 'choice' ? ` (${option.choices.join(', ')})` : ''
+  const fallback =
+    option.kind === 'flag' || option.default === '' ? '' : ` [default: ${valueText(each, option.default)}]`
+  return `${meaning}${choices}${fallback}`
+}
+
+/**
+ * The options that were named, as the client takes them.
+ * @throws UsageError, SluiceError INVALID_ARGUMENT, INVALID_NAME
+ */
+export function traitsOf(flags: Readonly<Record<string, unknown>>): QueueOptions {
+  const options: Record<string, unknown> = {}
+  for (const each of TRAITS) {
+    const given = flags[each.flag]
+    if (given === undefined) continue
+    const value = valueOf(each, given)
+    const [name, part] = each.path
+    if (part === undefined) options[name] = value
+    else ((options[name] ??= {}) as Record<string, unknown>)[part] = value
+  }
+  return options
+}
+
+// `--no-NAME` is the value false.
+function valueOf({ flag: bare, option, unit }: Trait, given: unknown): unknown {
+  if (option.kind === 'flag') return given
+  const flag = `--${bare}`
+  if (given === false) return option.kind === 'name' ? null : 0
+  const text = String(given)
+  if (option.kind === 'choice') return choiceFlag<string>(text, flag, option.choices)
+  if (option.kind === 'name') return queueName(text)
+  const { min, max } = option
+  if (unit === 'count') return numberFlag(text, flag, min, max)
+  if (unit === 'size') return sizeFlag(text, flag)
+  return durationMs(text, flag, min)
+}
+
+/** Name and value of the options that are not as they are by default. */
+export function unusual(options: QueueInfo['options']): [name: string, value: string][] {
+  return TRAITS.filter((each) => settingOf(options, each) !== defaultOf(each)).map((each) => [
+    each.flag.replaceAll('-', ' '),
+    valueText(each, settingOf(options, each)),
+  ])
+}
+
+/** What changed, each as `name from → to`. */
+export function differences(before: QueueInfo['options'], after: QueueInfo['options']): string[] {
+  return TRAITS.filter((each) => settingOf(before, each) !== settingOf(after, each)).map((each) => {
+    const [from, to] = [before, after].map((options) => valueText(each, settingOf(options, each)))
+    return `${each.flag} ${from} → ${to}`
+  })
+}
+
+function settingOf(options: QueueInfo['options'], { path: [name, part] }: Trait): unknown {
+  const value = (options as unknown as Record<string, unknown>)[name]
+  return part === undefined ? value : (value as Record<string, unknown>)[part]
+}
+
+function defaultOf({ option }: Trait): unknown {
+  return option.kind === 'name' ? null : option.default
+}
+
+function valueText({ option, unit }: Trait, value: unknown): string {
+  if (value === null || value === '') return 'none'
+  if (typeof value === 'boolean') return value ? 'yes' : 'no'
+  if (typeof value !== 'number') return value as string
+  if (value === 0 && option.default === 0) return 'none'
+  return unit === 'duration' ? exactDuration(value) : unit === 'size' ? exactSize(value) : String(value)
+}
+
+/** Does `work`; what is refused in it names options as the flags that they are here. */
+export async function withFlagNames<Result>(work: () => Promise<Result>): Promise<Result> {
+  try {
+    return await work()
+  } catch (error) {
+    if (!(error instanceof SluiceError)) throw error
+    throw new SluiceError(error.code, namesAsFlags(error.message), { cause: error })
+  }
+}
+
+function namesAsFlags(text: string): string {
+  return text.replace(/`([a-zA-Z]+)`/g, (quoted, name: string) => {
+    const at = NAMES.indexOf(name as QueueOptionName)
+    return at === -1 ? quoted : `--${TRAITS[at]!.flag}`
+  })
+}

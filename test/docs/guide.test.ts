@@ -1,0 +1,253 @@
+/**
+ * The guide is held against what there is: its programs compile, run against a broker and print what they say; its
+ * tables of options agree with the tables of the code; the errors that it names exist; its links lead somewhere.
+ */
+import { existsSync, readFileSync } from 'node:fs'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
+import { parseDuration } from '@sluice/client'
+import { ERRORS, LIMITS, QUEUE_OPTIONS, type QueueOptionName } from '@sluice/protocol'
+import { startServer, type RunningServer } from '@sluice/server'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { guideDirectory, readPages, type Table } from './pages.js'
+import { compilePrograms, helpOf, printedAt, runProgram, writePrograms } from './programs.js'
+
+const pages = readPages()
+const behaviours = pages.filter(({ name }) => name !== 'README' && !name.startsWith('from-'))
+
+/** Tables whose first column names options of the client: how that is headed, and the type of them. */
+const OPTION_TYPES: Readonly<Record<string, string>> = {
+  'publish option': 'PublishOptions',
+  'consume option': 'ConsumeOptions',
+  'batch option': 'BatchConsumeOptions',
+  'messages option': 'MessagesOptions',
+  'pull option': 'PullOptions',
+  'connect option': 'ConnectOptions',
+  'peek option': 'PeekOptions',
+  'redrive option': 'RedriveOptions',
+  'replay option': 'ReplayOptions',
+  'retry option': 'RetryOptions',
+}
+
+describe('the programs of the guide', () => {
+  let dataDir: string
+  let server: RunningServer
+
+  beforeAll(async () => {
+    dataDir = await mkdtemp(join(tmpdir(), 'sluice-guide-'))
+    server = await startServer({ port: 0, dataDir, segmentBytes: 8 << 20, lowFreeBytes: 0 })
+    process.env['SLUICE_URL'] = `sluice://127.0.0.1:${server.port}`
+    await writePrograms(pages, optionTypes())
+  })
+
+  afterAll(async () => {
+    delete process.env['SLUICE_URL']
+    await server.stop()
+    await rm(dataDir, { recursive: true, force: true })
+  })
+
+  it('compile', async () => {
+    expect(await compilePrograms()).toBe('')
+    expect(optionTypes().length).toBeGreaterThan(30)
+  })
+
+  describe.concurrent('run', () => {
+    it.each(pages.filter(({ blocks }) => blocks.length > 0))(
+      '$name',
+      async (page) => {
+        await runProgram(page)
+        for (const { line, texts } of page.prints)
+          expect(printedAt(page, line), `${page.file}:${line}`).toEqual(texts)
+      },
+      10_000,
+    )
+  })
+})
+
+function optionTypes(): string[] {
+  const types: string[] = []
+  for (const { tables } of pages) {
+    for (const { header, rows } of tables) {
+      const type = OPTION_TYPES[header[0]!]
+      if (type === undefined) continue
+      for (const [name] of rows) {
+        const path = unquoted(name!).split('.')
+        types.push(`${type}['${path.join("']['")}']`)
+      }
+    }
+  }
+  return types
+}
+
+it('begins each page with what it is about, and an example of at most 15 lines', () => {
+  for (const { file, text, blocks } of behaviours) {
+    expect(text, file).toMatch(/^# .+\n\n[A-Z`]/)
+    const first = blocks.find(({ isHidden }) => !isHidden)
+    expect(first?.lines, file).toBeLessThanOrEqual(15)
+    for (const heading of ['## Options', '## Together with', '## Limits', '## Errors', '## From the shell'])
+      expect(text, `${file} has ${heading}`).toContain(`\n${heading}`)
+  }
+  expect(behaviours.length).toBeGreaterThanOrEqual(16)
+})
+
+it('runs nearly all of its code, and says why where it does not', () => {
+  const blocks = pages.flatMap((page) => page.blocks)
+  const idle = blocks.filter(({ noRun }) => noRun !== undefined)
+  for (const { noRun } of idle) expect(noRun!.length).toBeGreaterThan(10)
+  expect(blocks.length - idle.length).toBeGreaterThanOrEqual(60)
+  expect(idle.length).toBeLessThanOrEqual(6)
+  expect(pages.flatMap((page) => page.prints).length).toBeGreaterThanOrEqual(60)
+})
+
+it('names the options of queues as they are, with their defaults and bounds', () => {
+  const told = new Set<QueueOptionName>()
+  let checked = 0
+  for (const { file, tables } of pages) {
+    for (const { line, header, rows } of tables.filter(({ header }) => header[0] === 'queue option')) {
+      expect(header.slice(0, 3), `${file}:${line}`).toEqual(['queue option', 'default', 'bounds'])
+      for (const [name, value, bounds] of rows) {
+        const option = optionNamed(unquoted(name!))
+        expect(option, `${file}:${line}: ${name}`).toBeDefined()
+        expect(valueOf(option!, unquoted(value!)), `${file}:${line}: ${name}`).toBe(
+          QUEUE_OPTIONS[option!].default,
+        )
+        expect(bounds, `${file}:${line}: ${name}`).toBe(boundsOf(option!))
+        told.add(option!)
+        checked++
+      }
+    }
+  }
+  expect([...told].toSorted()).toEqual(Object.keys(QUEUE_OPTIONS).toSorted())
+  expect(checked).toBeGreaterThanOrEqual(2 * told.size)
+})
+
+/** `retryInitialMs` is `retry.initial` in the client. */
+function optionNamed(name: string): QueueOptionName | undefined {
+  return (Object.keys(QUEUE_OPTIONS) as QueueOptionName[]).find((option) => clientName(option) === name)
+}
+
+function clientName(option: QueueOptionName): string {
+  return option
+    .replace(/Ms$/, '')
+    .replace(
+      /^(retry|retain)([A-Z])/,
+      (_, group: string, letter: string) => `${group}.${letter.toLowerCase()}`,
+    )
+}
+
+function valueOf(option: QueueOptionName, text: string): unknown {
+  if (option === 'deadLetter') return text === 'null' ? '' : text
+  const literal: unknown = JSON.parse(text.replaceAll("'", '"'))
+  return option.endsWith('Ms') ? parseDuration(literal) : literal
+}
+
+function boundsOf(option: QueueOptionName): string {
+  const known = QUEUE_OPTIONS[option]
+  if (known.kind === 'choice') return known.choices.map((choice) => `\`'${choice}'\``).join(', ')
+  if (known.kind === 'flag') return '`true`, `false`'
+  if (known.kind === 'name') return 'a queue, or `null`'
+  const { min, max } = known
+  if (option.endsWith('Ms')) {
+    const least = min === 0 ? '0' : `${min} ms`
+    expect(max).toBe(LIMITS.delayMsMax)
+    return `${least} to 100 years`
+  }
+  return max === Number.MAX_SAFE_INTEGER ? `from ${min}` : `${min} to ${max.toLocaleString('en')}`
+}
+
+it('names no error that there is not, and tells what to do about each that it lists', () => {
+  let listed = 0
+  const named = new Set<string>()
+  for (const { file, text, tables } of pages) {
+    for (const match of text.matchAll(/`([A-Z]+(?:_[A-Z]+)*)`/g)) {
+      const word = match[1]!
+      if (!word.includes('_') && !Object.hasOwn(ERRORS, word)) continue
+      if (word.startsWith('SLUICE_')) continue
+      expect(Object.keys(ERRORS), `${file} names ${word}`).toContain(word)
+      named.add(word)
+    }
+    for (const match of text.matchAll(/\bprints ([A-Z]+_[A-Z_]+)\b/g))
+      expect(Object.keys(ERRORS), `${file} prints ${match[1]}`).toContain(match[1])
+    for (const { line, rows } of tables.filter(({ header }) => header[0] === 'code')) {
+      for (const [code, advice] of rows) {
+        expect(Object.keys(ERRORS), `${file}:${line}`).toContain(unquoted(code!))
+        expect(advice?.length, `${file}:${line}: ${code}`).toBeGreaterThan(10)
+        listed++
+      }
+    }
+  }
+  expect(listed).toBeGreaterThanOrEqual(50)
+  expect(named.size).toBeGreaterThanOrEqual(30)
+})
+
+it('shows only commands and flags that the command line has', async () => {
+  const flagsOf = new Map<string, Set<string>>()
+  for (const { text } of pages) {
+    for (const [line] of text.matchAll(/^sluice .+$/gm)) {
+      const words = line.replace(/ +#.*$/, '').split(' ')
+      const command = words.slice(1, words[1] === 'queue' || words[1] === 'dead' ? 3 : 2).join(' ')
+      const flags = flagsOf.get(command) ?? new Set()
+      flagsOf.set(command, flags)
+      for (const word of words) if (word.startsWith('--')) flags.add(word)
+    }
+  }
+  let checked = 0
+  const waiting = [...flagsOf]
+  const work = async (): Promise<void> => {
+    for (let next = waiting.pop(); next !== undefined; next = waiting.pop()) {
+      const [command, flags] = next
+      const help = await helpOf(command.split(' '))
+      expect(help).toMatch(new RegExp(`^sluice ${command}[ \\n]`))
+      const known = flagsIn(help)
+      for (const flag of flags) expect([...known], `sluice ${command}`).toContain(flag)
+      checked += flags.size
+    }
+  }
+  await Promise.all([work(), work()])
+  expect(flagsOf.size).toBeGreaterThanOrEqual(18)
+  expect(checked).toBeGreaterThanOrEqual(45)
+})
+
+function flagsIn(help: string): Set<string> {
+  const flags = new Set([...help.matchAll(/--[a-z-]+/g)].map(([flag]) => flag))
+  for (const flag of ['--no-ack']) if (flags.has('--ack')) flags.add(flag)
+  return flags
+}
+
+it('links only to files and headings that exist, and to every page from the index', () => {
+  let checked = 0
+  for (const { file, text } of pages) {
+    for (const match of text.matchAll(/\]\(([^)]+)\)/g)) {
+      if (/^[a-z]+:/.test(match[1]!)) continue
+      const [path, heading] = match[1]!.split('#') as [string, string | undefined]
+      const target = path === '' ? join(guideDirectory, file) : join(guideDirectory, dirname(file), path)
+      expect(existsSync(target), `${file} links to ${match[1]}`).toBe(true)
+      if (heading !== undefined) expect(headingsOf(target), `${file} links to ${match[1]}`).toContain(heading)
+      checked++
+    }
+  }
+  expect(checked).toBeGreaterThan(60)
+  const index = pages.find(({ name }) => name === 'README')!
+  for (const { file } of pages) if (file !== index.file) expect(index.text).toContain(`](${file})`)
+})
+
+function headingsOf(file: string): string[] {
+  return [...readFileSync(file, 'utf8').matchAll(/^#+ (.+)$/gm)].map((match) =>
+    match[1]!
+      .toLowerCase()
+      .replace(/[^\p{L}\p{N} _-]/gu, '')
+      .replaceAll(' ', '-'),
+  )
+}
+
+it('has tables whose rows are as wide as their headers', () => {
+  const all = pages.flatMap(({ file, tables }) => tables.map((table): [string, Table] => [file, table]))
+  for (const [file, { line, header, rows }] of all)
+    for (const row of rows) expect(row.length, `${file}:${line}: ${row.join(' | ')}`).toBe(header.length)
+  expect(all.length).toBeGreaterThan(30)
+})
+
+function unquoted(cell: string): string {
+  return cell.replace(/^`|`$/g, '')
+}

@@ -1,0 +1,113 @@
+/**
+ * The pages of the guide as data: their code, which is one program for each page, their tables and what they mention.
+ * A program keeps each line of code on the line where the page has it, so that errors name lines of the page.
+ */
+import { readFileSync, readdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+export const guideDirectory = fileURLToPath(new URL('../../docs/guide', import.meta.url))
+
+export interface CodeBlock {
+  /** Of its first line of code, from 1. */
+  readonly line: number
+  readonly lines: number
+  /** Why it is not run; undefined: it is. */
+  readonly noRun: string | undefined
+  /** The page's readers do not see it. */
+  readonly isHidden: boolean
+}
+
+/** A line that prints, and what it prints each time. */
+export interface Print {
+  readonly line: number
+  readonly texts: readonly string[]
+}
+
+export interface Table {
+  readonly line: number
+  readonly header: readonly string[]
+  readonly rows: readonly (readonly string[])[]
+}
+
+export interface Page {
+  readonly name: string
+  readonly file: string
+  readonly text: string
+  readonly blocks: readonly CodeBlock[]
+  /** The blocks as one program. */
+  readonly program: string
+  readonly prints: readonly Print[]
+  readonly tables: readonly Table[]
+}
+
+export function readPages(): Page[] {
+  return readdirSync(guideDirectory)
+    .filter((file) => file.endsWith('.md'))
+    .toSorted()
+    .map((file) => readPage(file))
+}
+
+const FENCE = /^```ts(?: no-run: (.+))?$/
+const HIDDEN = '<!-- run'
+const LOG = 'console.log('
+const PRINTS = ' // prints '
+/** Between what one line prints the first time and the next. */
+const THEN = ', then '
+
+function readPage(file: string): Page {
+  const name = file.slice(0, -'.md'.length)
+  const text = readFileSync(join(guideDirectory, file), 'utf8')
+  const lines = text.split('\n')
+  const program = lines.map(() => '')
+  const blocks: CodeBlock[] = []
+  const prints: Print[] = []
+  for (let at = 0; at < lines.length; at++) {
+    const fence = FENCE.exec(lines[at]!)
+    const isHidden = lines[at] === HIDDEN
+    if (fence === null && !isHidden) {
+      if (lines[at]!.startsWith('```ts')) throw new Error(`${file}:${at + 1}: a fence that nothing reads`)
+      continue
+    }
+    const end = lines.indexOf(isHidden ? '-->' : '```', at + 1)
+    if (end === -1) throw new Error(`${file}:${at + 1}: a block without an end`)
+    const noRun = fence?.[1]
+    blocks.push({ line: at + 2, lines: end - at - 1, noRun, isHidden })
+    // What is not run still has to compile.
+    if (noRun !== undefined) {
+      program[at] = `export async function notRun${blocks.length}() {`
+      program[end] = '}'
+    }
+    for (let line = at + 1; line < end; line++) {
+      const code = lines[line]!
+      program[line] = code.replace(LOG, `guideLog(${JSON.stringify(name)}, ${line + 1}, `)
+      const print = code.indexOf(PRINTS)
+      if (code.includes(LOG) !== print > 0)
+        throw new Error(`${file}:${line + 1}: what prints and says what stands on one line`)
+      if (print > 0 && noRun === undefined)
+        prints.push({ line: line + 1, texts: code.slice(print + PRINTS.length).split(THEN) })
+    }
+    at = end
+  }
+  return { name, file, text, blocks, program: program.join('\n'), prints, tables: tablesIn(lines) }
+}
+
+function tablesIn(lines: readonly string[]): Table[] {
+  const tables: Table[] = []
+  for (let at = 0; at < lines.length; at++) {
+    if (!lines[at]!.startsWith('|') || !/^\|[-| ]+\|$/.test(lines[at + 1] ?? '')) continue
+    const rows: string[][] = []
+    let end = at + 2
+    for (; lines[end]?.startsWith('|') === true; end++) rows.push(cells(lines[end]!))
+    tables.push({ line: at + 1, header: cells(lines[at]!), rows })
+    at = end
+  }
+  return tables
+}
+
+function cells(row: string): string[] {
+  return row
+    .replace(/^\||\|$/g, '')
+    .split(/(?<!\\)\|/)
+    .map((cell) => cell.trim().replaceAll('\\|', '|'))
+}

@@ -1,0 +1,109 @@
+/**
+ * Compiles the programs of the pages, and runs them: what each prints is noted by page and line. And asks the command
+ * line what it has.
+ */
+import { execFile } from 'node:child_process'
+import { mkdir, rm, writeFile } from 'node:fs/promises'
+import { createRequire } from 'node:module'
+import { join, relative } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { formatWithOptions } from 'node:util'
+import type { Page } from './pages.js'
+
+const root = fileURLToPath(new URL('../..', import.meta.url))
+/** In the workspace, so that the programs find its packages. */
+const directory = join(root, 'test/dist/guide')
+
+/** What was printed: page and line, and the texts in the order in which they came. */
+const printed = new Map<string, string[]>()
+
+function guideLog(page: string, line: number, ...values: unknown[]): void {
+  const place = `${page}:${line}`
+  const texts = printed.get(place) ?? []
+  printed.set(place, texts)
+  texts.push(formatWithOptions({ breakLength: Infinity, compact: true }, ...values))
+}
+
+export function printedAt(page: Page, line: number): readonly string[] {
+  return printed.get(`${page.name}:${line}`) ?? []
+}
+
+/** `types`: an expression of a type for each line, which must exist in the client. */
+export async function writePrograms(pages: readonly Page[], types: readonly string[]): Promise<void> {
+  await rm(directory, { recursive: true, force: true })
+  await mkdir(directory, { recursive: true })
+  const from = (path: string): string => relative(directory, join(root, path))
+  const config = {
+    extends: from('tsconfig.base.json'),
+    compilerOptions: {
+      types: ['node'],
+      composite: false,
+      declaration: false,
+      declarationMap: false,
+      sourceMap: false,
+      noEmit: true,
+      noUnusedLocals: false,
+      noUnusedParameters: false,
+      paths: Object.fromEntries(
+        ['client', 'protocol'].map((name) => [`@sluice/${name}`, [from(`packages/${name}/src/index.ts`)]]),
+      ),
+    },
+    include: ['*.ts', from('packages/client/src/msgpackr.d.ts')],
+  }
+  await Promise.all([
+    writeFile(join(directory, 'tsconfig.json'), JSON.stringify(config)),
+    writeFile(
+      join(directory, 'log.d.ts'),
+      `declare function guideLog(page: string, line: number, ...values: unknown[]): void
+declare function pause(): Promise<void>
+`,
+    ),
+    writeFile(join(directory, 'types.ts'), typesProgram(types)),
+    ...pages.map((page) => writeFile(programOf(page), page.program)),
+  ])
+}
+
+function typesProgram(types: readonly string[]): string {
+  const lines = types.map((type, index) => `export type T${index} = NonNullable<sluice.${type}>\n`)
+  return `import type * as sluice from '@sluice/client'\n${lines.join('')}`
+}
+
+function programOf({ name }: Page): string {
+  return join(directory, `${name}.ts`)
+}
+
+/** What the compiler says; empty when it has nothing to say. */
+export function compilePrograms(): Promise<string> {
+  const require = createRequire(import.meta.url)
+  const compiler = join(require.resolve('typescript/package.json'), '../bin/tsc')
+  return new Promise((resolve) => {
+    execFile(process.execPath, [compiler, '-p', directory, '--pretty', 'false'], (error, stdout, stderr) =>
+      resolve(error === null ? '' : stdout + stderr || error.message),
+    )
+  })
+}
+
+/** What the command line says of a command. */
+export function helpOf(command: readonly string[]): Promise<string> {
+  const sluice = join(root, 'packages/server/bin/sluice.js')
+  return new Promise((resolve, reject) => {
+    execFile(process.execPath, [sluice, ...command, '--help'], (error, stdout, stderr) => {
+      if (error === null) resolve(stdout)
+      else reject(new Error(`sluice ${command.join(' ')} --help: ${stderr}`))
+    })
+  })
+}
+
+/** Runs the program of a page to its end, and until it has printed what it says. */
+export async function runProgram(page: Page): Promise<void> {
+  Object.assign(globalThis, { guideLog, pause })
+  await import(programOf(page))
+  const isMissing = (): boolean =>
+    page.prints.some(({ line, texts }) => printedAt(page, line).length < texts.length)
+  for (const endMs = performance.now() + 2_000; isMissing() && performance.now() < endMs;) await pause()
+}
+
+/** For loops in what the readers of a page do not see: between two looks at the broker. */
+function pause(): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, 10))
+}

@@ -1,0 +1,122 @@
+/**
+ * The built command line for tests: processes, and a broker that `sluice serve` started on a port of its own. Each test
+ * file that imports this has a broker for itself, from its first test to its last.
+ */
+import { spawn, type ChildProcessWithoutNullStreams } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { connect, type Sluice } from '@sluice/client'
+import { afterAll, beforeAll, expect } from 'vitest'
+
+export const BINARY = fileURLToPath(new URL('../../packages/server/bin/sluice.js', import.meta.url))
+export const SMALL_LOG = ['--segment-bytes', '8MiB']
+
+interface Result {
+  readonly code: number | null
+  readonly stdout: string
+  readonly stderr: string
+}
+
+/** The environment without settings of whoever runs the tests. */
+export function environment(more: Readonly<Record<string, string>> = {}): Record<string, string> {
+  const own = Object.entries(process.env).filter(([name]) => !name.startsWith('SLUICE_'))
+  return { ...(Object.fromEntries(own) as Record<string, string>), ...more }
+}
+
+const children = new Set<ChildProcessWithoutNullStreams>()
+
+export function start(
+  args: readonly string[],
+  more: Readonly<Record<string, string>> = {},
+): ChildProcessWithoutNullStreams {
+  const child = spawn(process.execPath, [BINARY, ...args], { cwd: directory, env: environment(more) })
+  // A command that does not read its stdin closes it early.
+  child.stdin.on('error', () => {})
+  children.add(child)
+  child.once('close', () => children.delete(child))
+  return child
+}
+
+export async function ended(child: ChildProcessWithoutNullStreams): Promise<Result> {
+  let stdout = ''
+  let stderr = ''
+  child.stdout.setEncoding('utf8').on('data', (text: string) => (stdout += text))
+  child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr += text))
+  const [code] = (await once(child, 'close')) as [number | null]
+  return { code, stdout, stderr }
+}
+
+/** Runs a command to its end. `input` is its whole stdin. */
+export function run(
+  args: readonly string[],
+  options: { readonly input?: string | Uint8Array; readonly env?: Readonly<Record<string, string>> } = {},
+): Promise<Result> {
+  const child = start(args, { SLUICE_URL: broker.url, ...options.env })
+  child.stdin.end(options.input ?? '')
+  return ended(child)
+}
+
+interface RunningBroker {
+  readonly child: ChildProcessWithoutNullStreams
+  readonly url: string
+  readonly port: number
+  readonly dataDir: string
+  /** Lines of stderr so far. */
+  readonly lines: string[]
+  readonly closed: Promise<number | null>
+}
+
+export async function startBroker(dataDir: string, args: readonly string[] = []): Promise<RunningBroker> {
+  const child = start(['serve', '--port', '0', '--data-dir', dataDir, ...SMALL_LOG, ...args])
+  const lines: string[] = []
+  let rest = ''
+  const closed = once(child, 'close').then(([code]) => code as number | null)
+  const port = await new Promise<number>((resolve, reject) => {
+    child.stderr.setEncoding('utf8').on('data', (text: string) => {
+      const parts = (rest + text).split('\n')
+      rest = parts.pop()!
+      for (const line of parts) {
+        lines.push(line)
+        if (line.includes('"msg":"listening"')) resolve((JSON.parse(line) as { port: number }).port)
+      }
+    })
+    void closed.then(() => reject(new Error(`the broker ended: ${lines.join('\n')}${rest}`)))
+  })
+  return { child, url: `sluice://127.0.0.1:${port}`, port, dataDir, lines, closed }
+}
+
+export async function until(condition: () => boolean | Promise<boolean>): Promise<void> {
+  while (!(await condition())) await new Promise((resolve) => setTimeout(resolve, 10))
+}
+
+export let directory: string
+export let broker: RunningBroker
+/** What a test needs and is not about goes through the SDK: a process takes longer. */
+export let sluice: Sluice
+
+beforeAll(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'sluice-cli-'))
+  broker = await startBroker(join(directory, 'data'), ['--log-level', 'debug'])
+  sluice = await connect(broker.url)
+})
+
+afterAll(async () => {
+  await sluice?.close()
+  const all = [...children].map((child) => once(child, 'close'))
+  for (const child of children) child.kill('SIGKILL')
+  await Promise.all(all)
+  await rm(directory, { recursive: true, force: true })
+})
+
+/** Error and hint, each on its line. */
+export function expectFailure(result: Result, code: number, what: RegExp, hint = /\S/): void {
+  expect(result.stderr).toMatch(/^error: .*\n hint: .*\n$/)
+  const [first, second] = result.stderr.split('\n')
+  expect(first).toMatch(what)
+  expect(second).toMatch(hint)
+  expect(result.code).toBe(code)
+  expect(result.stdout).toBe('')
+}

@@ -1,0 +1,107 @@
+/** What the scenarios at scale have in common: a broker process, its memory, filling a queue, percentiles. */
+import { connect, type PublishOptions, type Sluice } from '@sluice/client'
+import { readFileSync } from 'node:fs'
+import { BrokerProcess, freePort, scratchDirectory } from '../fault/processes.js'
+
+/** Bodies of all scenarios. */
+export const BODY = new Uint8Array(128).fill(7)
+const PAGE_BYTES = 4096
+const MIB = 1 << 20
+
+/** A broker process on a directory of its own that can be killed and started again. */
+export class Bench {
+  broker!: BrokerProcess
+  port = 0
+  readonly #clients: Sluice[] = []
+  #directory: Awaited<ReturnType<typeof scratchDirectory>> | undefined
+
+  static async start(): Promise<Bench> {
+    const bench = new Bench()
+    bench.#directory = await scratchDirectory('scale')
+    bench.port = await freePort()
+    await bench.serve()
+    return bench
+  }
+
+  async serve(): Promise<number> {
+    this.broker = new BrokerProcess({ dataDir: this.#directory!.path, port: this.port })
+    await this.broker.ready()
+    return this.broker.readyMs
+  }
+
+  async client(name: string): Promise<Sluice> {
+    const client = await connect(`sluice://127.0.0.1:${this.port}`, { name })
+    this.#clients.push(client)
+    return client
+  }
+
+  /** Kills the broker and starts it again on what it left; returns how long until it was ready, in ms. */
+  async kill(): Promise<number> {
+    await this.broker.dispose()
+    return this.serve()
+  }
+
+  /** Resident memory of the broker process, MiB. */
+  rss(): number {
+    const pages = Number(readFileSync(`/proc/${this.broker.pid}/statm`, 'utf8').split(' ')[1])
+    return (pages * PAGE_BYTES) / MIB
+  }
+
+  /** Publishes and consumes enough that the broker's caches are full, so that growth is the backlog's alone. */
+  async warm(messages = 400_000): Promise<void> {
+    const client = await this.client('warm')
+    await client.queues.ensure('warm')
+    await fill(client, 'warm', messages, () => undefined)
+    await drain(client, 'warm', messages)
+    await client.queues.delete('warm')
+  }
+
+  async dispose(): Promise<void> {
+    await Promise.allSettled(this.#clients.map((client) => client.close({ timeout: 2_000 })))
+    await this.broker.dispose()
+    await this.#directory?.dispose()
+  }
+}
+
+/** Publishes `count` messages, with the options that `of` gives each; returns messages a second. */
+export async function fill(
+  client: Sluice,
+  queue: string,
+  count: number,
+  of: (index: number) => PublishOptions | undefined,
+): Promise<number> {
+  const beganMs = performance.now()
+  const CHUNK = 1_000
+  const waves: Promise<unknown>[] = []
+  for (let from = 0; from < count; from += CHUNK) {
+    const wave: Promise<unknown>[] = []
+    for (let index = from; index < Math.min(from + CHUNK, count); index++)
+      wave.push(client.publish(queue, BODY, of(index)))
+    waves.push(Promise.all(wave))
+    if (waves.length > 4) await waves.shift()
+  }
+  await Promise.all(waves)
+  return (count * 1000) / (performance.now() - beganMs)
+}
+
+/** Consumes and acknowledges `count` messages; returns messages a second. */
+export async function drain(client: Sluice, queue: string, count: number, prefetch = 1_000): Promise<number> {
+  let left = count
+  const beganMs = performance.now()
+  await new Promise<void>((resolve, reject) => {
+    const worker = client.consume(queue, { concurrency: prefetch, prefetch }, () => {
+      if (--left === 0) void worker.close().then(resolve, reject)
+    })
+    worker.closed.catch(reject)
+  })
+  return (count * 1000) / (performance.now() - beganMs)
+}
+
+export function percentile(values: readonly number[], share: number): number {
+  const sorted = values.toSorted((a, b) => a - b)
+  return sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] ?? Number.NaN
+}
+
+export function median(values: readonly number[]): number {
+  return percentile(values, 0.5)
+}

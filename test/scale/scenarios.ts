@@ -1,0 +1,242 @@
+/**
+ * What a queue's behaviours cost when there is much of them. Each scenario builds its backlog through the SDK at a
+ * broker process, measures, and says whether what it measured is within its bounds.
+ */
+import { Bench, drain, fill, median, percentile } from './measures.js'
+
+export interface Finding {
+  readonly what: string
+  readonly value: string
+  readonly isMet: boolean
+}
+
+export type Scenario = (messages: number) => Promise<Finding[]>
+
+const whole = (value: number): string => Math.round(value).toLocaleString('en-US')
+const fixed = (value: number, digits = 1): string => value.toFixed(digits)
+
+/** A blocked key with a long line, and then one message of another key. */
+const blocked: Scenario = async (messages) => {
+  const bench = await Bench.start()
+  try {
+    const producer = await bench.client('producer')
+    const holder = await bench.client('holder')
+    const other = await bench.client('other')
+    await producer.queues.ensure('orders')
+    await producer.publish('orders', 'first', { key: 'blocked' })
+    const held = holder.messages('orders', { prefetch: 1 })
+    await held.next()
+    await fill(producer, 'orders', messages, () => ({ key: 'blocked' }))
+    const times: number[] = []
+    let arrived: (() => void) | undefined
+    const worker = other.consume('orders', { concurrency: 4 }, () => arrived?.())
+    for (let i = 0; i < 50; i++) {
+      const beganMs = performance.now()
+      await new Promise<void>((resolve, reject) => {
+        arrived = resolve
+        producer.publish('orders', 'other', { key: `other-${i}` }).catch(reject)
+      })
+      times.push(performance.now() - beganMs)
+    }
+    await worker.close()
+    const info = await producer.queues.get('orders')
+    const worst = Math.max(...times)
+    return [
+      { what: 'waiting behind the blocked key', value: whole(info.ready), isMet: info.ready === messages },
+      {
+        what: 'another key, publish to handler, 50 times: median and worst, ms',
+        value: `${fixed(median(times), 2)} and ${fixed(worst, 2)}`,
+        isMet: median(times) < 10,
+      },
+    ]
+  } finally {
+    await bench.dispose()
+  }
+}
+
+/** Ten keys with very unequal backlogs and one consumer: each gets its turn. */
+const fair: Scenario = async (messages) => {
+  const bench = await Bench.start()
+  try {
+    const client = await bench.client('fair')
+    await client.queues.ensure('orders')
+    // From 1 to 512 parts.
+    const parts = Array.from({ length: 10 }, (_, key) => 2 ** key)
+    const unit = Math.max(1, Math.floor(messages / 1023))
+    for (const [key, part] of parts.entries())
+      await fill(client, 'orders', part * unit, () => ({ key: `key-${key}` }))
+    const shares = new Map<string, number>()
+    // As long as even the shortest line still has messages.
+    const most = unit * 10
+    let seen = 0
+    await new Promise<void>((resolve, reject) => {
+      const worker = client.consume('orders', { concurrency: 1, prefetch: 20 }, async (message) => {
+        if (seen++ < most) shares.set(message.key!, (shares.get(message.key!) ?? 0) + 1)
+        if (seen === most) void worker.close().then(resolve, reject)
+        await Promise.resolve()
+      })
+    })
+    const counts = parts.map((_, key) => shares.get(`key-${key}`) ?? 0)
+    const least = Math.min(...counts)
+    const greatest = Math.max(...counts)
+    return [
+      {
+        what: `of the first ${whole(most)} messages, the least and greatest share of ten keys`,
+        value: `${whole(least)} and ${whole(greatest)}`,
+        isMet: least > 0 && (greatest - least) / greatest <= 0.1,
+      },
+    ]
+  } finally {
+    await bench.dispose()
+  }
+}
+
+/** How many messages become due in a millisecond. */
+const DUE_PER_MS = 5
+/** Two clocks that were set to the same wall differ by so much. */
+const CLOCK_MS = 2
+
+/** Delayed messages over minutes, a kill in between, and how late each of a sample is. */
+const delayed: Scenario = async (messages) => {
+  const bench = await Bench.start()
+  try {
+    const client = await bench.client('delayed')
+    await bench.warm()
+    await client.queues.ensure('reminders')
+    const before = bench.rss()
+    const every = Math.max(1, Math.floor(messages / 10_000))
+    const leadMs = 15_000 + messages / 50
+    const startMs = Date.now() + leadMs
+    const spanMs = Math.max(1_000, messages / DUE_PER_MS)
+    // The wall clock of a virtual machine can be set while this runs; the broker's is not.
+    const offsetMs = Date.now() - performance.now()
+    await fill(client, 'reminders', messages, (index) => {
+      const at = startMs + Math.floor(((index * 7919) % messages) * (spanMs / messages))
+      return { at, headers: index % every === 0 ? { due: String(at) } : {} }
+    })
+    const filled = bench.rss()
+    const readyMs = await bench.kill()
+    const again = bench.rss()
+    const fillEndedMs = Date.now()
+    const late: number[] = []
+    let earliestMs = Infinity
+    let left = messages
+    await new Promise<void>((resolve) => {
+      const worker = client.consume('reminders', { concurrency: 2_000, prefetch: 4_000 }, (message) => {
+        const { due } = message.headers
+        if (due !== undefined) {
+          late.push(Date.now() - Number(due))
+          earliestMs = Math.min(earliestMs, performance.now() + offsetMs - Number(due))
+        }
+        if (--left === 0) void worker.close().then(resolve)
+      })
+    })
+    return [
+      {
+        what: 'ready before the first was due',
+        value: `${fixed(startMs - fillEndedMs, 0)} ms`,
+        isMet: startMs > fillEndedMs,
+      },
+      { what: 'memory of the broker grew, MiB', value: fixed(filled - before), isMet: filled - before < 60 },
+      { what: 'memory after kill -9 and start, MiB (in all)', value: fixed(again), isMet: true },
+      { what: 'ready again after kill -9, ms', value: whole(readyMs), isMet: true },
+      {
+        what: `late, of ${whole(late.length)} that were looked at: p50, p99, worst, ms`,
+        value: `${percentile(late, 0.5)}, ${percentile(late, 0.99)}, ${Math.max(...late)}`,
+        isMet: late.length >= Math.min(messages, 10_000) && Math.max(...late) <= 200,
+      },
+      {
+        what: 'earliest, ms before its time',
+        value: fixed(-Math.min(...late)),
+        isMet: Math.min(...late) >= 0,
+      },
+    ]
+  } finally {
+    await bench.dispose()
+  }
+}
+
+/** Many keys: memory, order within each, and the whole drained. */
+const keyed: Scenario = async (messages) => {
+  const bench = await Bench.start()
+  try {
+    const client = await bench.client('keyed')
+    await bench.warm()
+    await client.queues.ensure('orders')
+    const before = bench.rss()
+    const keys = Math.min(10_000, messages)
+    await fill(client, 'orders', messages, (index) => ({ key: `customer-${(index * 7919) % keys}` }))
+    const filled = bench.rss()
+    const readyMs = await bench.kill()
+    const last = new Map<string, number>()
+    let outOfOrder = 0
+    let left = messages
+    const beganMs = performance.now()
+    await new Promise<void>((resolve) => {
+      const worker = client.consume('orders', { concurrency: 1_000, prefetch: 2_000 }, (message) => {
+        if (message.offset <= (last.get(message.key!) ?? -1)) outOfOrder++
+        last.set(message.key!, message.offset)
+        if (--left === 0) void worker.close().then(resolve)
+      })
+    })
+    const rate = (messages * 1000) / (performance.now() - beganMs)
+    return [
+      {
+        what: `memory of the broker grew, ${whole(messages)} messages over ${whole(keys)} keys, MiB`,
+        value: fixed(filled - before),
+        isMet: filled - before < 60,
+      },
+      { what: 'ready again after kill -9, ms', value: whole(readyMs), isMet: true },
+      {
+        what: 'out of order within a key',
+        value: whole(outOfOrder),
+        isMet: outOfOrder === 0 && last.size === keys,
+      },
+      { what: 'drained after the kill, messages a second', value: whole(rate), isMet: true },
+    ]
+  } finally {
+    await bench.dispose()
+  }
+}
+
+/** Keyed against plain, in turns in one run: publish and consume. */
+const speed: Scenario = async (messages) => {
+  const bench = await Bench.start()
+  try {
+    const producer = await bench.client('producer')
+    const consumer = await bench.client('consumer')
+    const rates = {
+      plain: { publish: [] as number[], consume: [] as number[] },
+      keyed: { publish: [] as number[], consume: [] as number[] },
+    }
+    const options = Array.from({ length: 10_000 }, (_, key) => ({ key: `customer-${key}` }))
+    for (let round = 0; round < 4; round++) {
+      for (const kind of ['plain', 'keyed'] as const) {
+        const queue = `${kind}-${round}`
+        await producer.queues.ensure(queue)
+        const of = kind === 'plain' ? () => undefined : (index: number) => options[(index * 7919) % 10_000]
+        const publish = await fill(producer, queue, messages, of)
+        const consume = await drain(consumer, queue, messages)
+        // The first round warms up.
+        if (round > 0) {
+          rates[kind].publish.push(publish)
+          rates[kind].consume.push(consume)
+        }
+        await producer.queues.delete(queue)
+      }
+    }
+    return (['publish', 'consume'] as const).map((what) => {
+      const plain = median(rates.plain[what])
+      const keyedRate = median(rates.keyed[what])
+      return {
+        what: `${what}, 10,000 keys against plain, medians of 3, messages a second`,
+        value: `${whole(keyedRate)} against ${whole(plain)}, ${fixed((100 * keyedRate) / plain, 0)} %`,
+        isMet: keyedRate * 3 >= plain,
+      }
+    })
+  } finally {
+    await bench.dispose()
+  }
+}
+
+export const SCENARIOS: Readonly<Record<string, Scenario>> = { blocked, fair, delayed, keyed, speed }

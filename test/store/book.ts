@@ -1,0 +1,42 @@
+/**
+ * A list on disk that the processes of the store share; what a real one would keep in its database.
+ *
+ * A line is appended in one write, so that lines of several processes stay whole and stand in the order in which they
+ * were written, and a SIGKILL cannot take one back. Nothing here stops anybody from entering an order twice: whether
+ * that happened is what the demo checks in the end.
+ */
+import { appendFileSync, existsSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+
+export interface Entry {
+  /** Of an order, mostly. */
+  readonly id: string
+  /** Who wrote it. */
+  readonly by: string
+}
+
+export class Book {
+  readonly #file: string
+
+  constructor(directory: string, name: string) {
+    this.#file = join(directory, `${name}.book`)
+  }
+
+  enter(id: string, by: string): void {
+    appendFileSync(this.#file, `${id}\t${by}\n`)
+  }
+
+  has(id: string): boolean {
+    return this.entries().some((entry) => entry.id === id)
+  }
+
+  /** In the order in which they were written. */
+  entries(): Entry[] {
+    if (!existsSync(this.#file)) return []
+    const lines = readFileSync(this.#file, 'utf8').split('\n').slice(0, -1)
+    return lines.map((line) => {
+      const [id, by] = line.split('\t')
+      return { id: id!, by: by! }
+    })
+  }
+}

@@ -1,0 +1,53 @@
+/**
+ * What the processes of the store have in common: they connect, do their work, and leave when they are told to.
+ * Arguments of each: url, name, directory of the books.
+ */
+import { connect, type Message } from '@sluice/client'
+import { leave, standBy, tell as tellParent, type Stop } from '../demo/part.js'
+import { Book } from './book.js'
+import type { Order } from './orders.js'
+import type { Place, Report, Step } from './reports.js'
+
+const [url, ownName, directory] = process.argv.slice(2)
+
+export const name = ownName!
+
+export function book(of: Step | 'new cards'): Book {
+  return new Book(directory!, of)
+}
+
+standBy()
+export const sluice = await connect(url, { name })
+sluice.on('error', (error) => {
+  console.error(name, error)
+  process.exit(1)
+})
+sluice.on('handlerError', ({ error }) => console.error(name, error))
+
+export function tell(report: Report): Promise<void> {
+  return tellParent(report)
+}
+
+/** To be called when all is set up. `place` is called with what customers order. */
+export function ready(place: (orders: readonly Order[]) => void = () => {}): Promise<void> {
+  process.on('message', (message: Stop | Place) => {
+    if ('stop' in message) void sluice.close().then(leave)
+    else place(message.orders)
+  })
+  return tell({ kind: 'ready' })
+}
+
+/**
+ * Does the work of a step and enters it in its book, unless it stands there: then a worker has died after it did the
+ * work and before it could tell the broker, and the message came back. The broker cannot know; the book can.
+ */
+export async function once(step: Step, message: Message<Order>, work: () => Promise<void>): Promise<void> {
+  const { body, attempt, redelivered } = message
+  const done = book(step)
+  const before = done.has(body.id)
+  if (!before) {
+    await work()
+    done.enter(body.id, name)
+  }
+  await tell({ kind: 'done', step, order: body.id, attempt, redelivered, before })
+}

@@ -1,0 +1,216 @@
+/**
+ * Whether the store did what it should: the books of the workers, their reports and the counters of the broker against
+ * the orders that were placed. Pure, so that a test can show it what never happens.
+ */
+import type { QueueInfo } from '@sluice/client'
+import type { Entry } from './book.js'
+import { Mails, Payments, Picking, Reminders, type Order } from './orders.js'
+import type { Report, Step } from './reports.js'
+
+/** An order that was placed last and is to go first. */
+export interface Overtaking {
+  readonly order: string
+  /** Orders that were not charged when it was placed. */
+  readonly waiting: readonly string[]
+}
+
+/** A worker was killed after it charged an order and before it could tell the broker. */
+export interface Crash {
+  readonly order: string
+  readonly worker: string
+  /** Orders that it held too and had not begun with. */
+  readonly neighbours: readonly string[]
+}
+
+/** What the broker says of a queue in the end, as far as it matters here. */
+export type Counts = Pick<
+  QueueInfo,
+  | 'name'
+  | 'published'
+  | 'duplicates'
+  | 'acked'
+  | 'cancelled'
+  | 'redelivered'
+  | 'ready'
+  | 'scheduled'
+  | 'leased'
+  | 'dead'
+>
+
+export interface Evidence {
+  /** In the order in which customers placed them. */
+  readonly placed: readonly Order[]
+  /** What each step entered, in the order in which it was done. */
+  readonly books: Readonly<Record<Step, readonly Entry[]>>
+  readonly reports: readonly (Report & { readonly by: string })[]
+  readonly queues: readonly Counts[]
+  /** Dead letters that were brought back. */
+  readonly redriven: number
+  /** Most messages that were seen ready in the queue of payments. */
+  readonly longest: number
+  readonly overtaking: Overtaking
+  readonly crash: Crash
+}
+
+export interface Check {
+  readonly text: string
+  readonly isGood: boolean
+}
+
+const LONGEST_MIN = 20
+const WAITING_MIN = 10
+
+export function judge(evidence: Evidence): Check[] {
+  const { placed, books, reports, queues, redriven, longest, overtaking, crash } = evidence
+  const count = placed.length
+  const ids = placed.map(({ id }) => id)
+  const done = reports.filter((report) => report.kind === 'done')
+  const charges = done.filter(({ step }) => step === 'charged')
+  const refused = reports.filter(({ kind }) => kind === 'refused').map((report) => idOf(report))
+  const declined = reports.filter(({ kind }) => kind === 'declined').map((report) => idOf(report))
+  const checks: Check[] = []
+  const check = (isGood: boolean, text: string): void => {
+    checks.push({ text, isGood })
+  }
+
+  for (const step of ['charged', 'picked', 'mailed'] as const) {
+    const { once, strangers } = tally(ids, books[step])
+    check(once === count && strangers === 0, `${once} of ${count} orders ${step} exactly once`)
+  }
+
+  const { pairs, broken, customers } = sequences(placed, books.charged, new Set(refused))
+  check(
+    pairs > 0 && broken === 0,
+    `charged in order for each of ${customers} customers: ${pairs} pairs of orders, ${broken} the wrong way round`,
+  )
+
+  const duplicates = reports.filter((report) => report.kind === 'placed' && report.duplicate).length
+  check(duplicates === 1, `${duplicates} order sent twice by the shop, and its receipt said so`)
+
+  const recovered = charges.filter(({ order, attempt }) => declined.includes(order) && attempt === 2).length
+  check(
+    declined.length === 1 && recovered === 1,
+    `${declined.length} card declined, ${recovered} of them charged on try 2`,
+  )
+
+  const dead = queues.reduce((sum, queue) => sum + queue.dead, 0)
+  check(
+    refused.length === 1 && redriven === 1 && dead === 0,
+    `${refused.length} dead letter, ${redriven} redriven, ${dead} left`,
+  )
+
+  const reminded = books.reminded.map(({ id }) => id)
+  const reminders = queues.find(({ name }) => name === Reminders.name)
+  check(
+    reminded.length === 1 && reminded[0] === refused[0] && reminders?.cancelled === count - 1,
+    `${reminded.length} reminder sent, ${reminders?.cancelled} cancelled`,
+  )
+
+  check(longest >= LONGEST_MIN, `the queue of payments grew to ${longest} and was emptied`)
+
+  const places = new Map(books.charged.map(({ id }, index) => [id, index]))
+  const place = places.get(overtaking.order) ?? Infinity
+  const overtaken = overtaking.waiting.filter((id) => (places.get(id) ?? -1) > place).length
+  check(
+    overtaking.waiting.length >= WAITING_MIN && overtaken >= overtaking.waiting.length / 2,
+    `the express order overtook ${overtaken} of ${overtaking.waiting.length} that waited`,
+  )
+
+  const tries = charges.filter(({ order }) => order === crash.order)
+  const [first, second] = tries
+  check(
+    tries.length === 2 &&
+      first?.by === crash.worker &&
+      !first.before &&
+      second?.attempt === 2 &&
+      second.redelivered &&
+      second.before &&
+      second.by !== crash.worker,
+    `the order of the crash was tried ${tries.length} times, charged ${tries.filter(({ before }) => !before).length} time`,
+  )
+
+  const neighbours = charges.filter(({ order }) => crash.neighbours.includes(order))
+  const unblamed = neighbours.filter(
+    ({ attempt, redelivered, before, by }) => attempt === 1 && redelivered && !before && by !== crash.worker,
+  ).length
+  check(
+    unblamed > 0 && unblamed === crash.neighbours.length && neighbours.length === unblamed,
+    `${unblamed} of its ${crash.neighbours.length} neighbours came back with no try counted`,
+  )
+
+  const payments = queues.find(({ name }) => name === Payments.name)
+  const expected = declined.length + redriven + 1 + crash.neighbours.length
+  check(
+    payments?.redelivered === expected,
+    `${payments?.redelivered} payments came back, ${expected} of them with a reason: a card, the operator, the crash`,
+  )
+
+  const before = done.filter((report) => report.before).length
+  check(
+    before === 1,
+    `${done.length} handlers came to their end, ${before} found the work done: that of the crash`,
+  )
+
+  const sums = [Payments, Picking, Mails, Reminders].map(({ name }) => {
+    const queue = queues.find((queue) => queue.name === name)
+    if (queue === undefined) return false
+    const { published, duplicates, acked, cancelled, ready, scheduled, leased } = queue
+    return published - duplicates === count && acked + cancelled === count && ready + scheduled + leased === 0
+  })
+  const good = sums.filter(Boolean).length
+  check(good === sums.length, `the counts of ${good} of ${sums.length} queues add up`)
+  return checks
+}
+
+function idOf(report: Report): string {
+  return report.kind === 'ready' ? '' : report.order
+}
+
+function tally(ids: readonly string[], entries: readonly Entry[]): { once: number; strangers: number } {
+  const times = new Map(ids.map((id) => [id, 0]))
+  let strangers = 0
+  for (const { id } of entries) {
+    const before = times.get(id)
+    if (before === undefined) strangers++
+    else times.set(id, before + 1)
+  }
+  return { once: [...times.values()].filter((count) => count === 1).length, strangers }
+}
+
+/**
+ * Compares the orders of each customer with those in the book, two by two. One that was dead and came back is at the
+ * end of its customer's line, so it is left out.
+ */
+function sequences(
+  placed: readonly Order[],
+  entries: readonly Entry[],
+  refused: ReadonlySet<string>,
+): { pairs: number; broken: number; customers: number } {
+  const places = new Map(entries.map(({ id }, index) => [id, index]))
+  const last = new Map<string, number>()
+  let pairs = 0
+  let broken = 0
+  for (const { id, customer } of placed) {
+    const place = places.get(id)
+    if (place === undefined || refused.has(id)) continue
+    const before = last.get(customer)
+    if (before !== undefined) {
+      pairs++
+      if (before > place) broken++
+    }
+    last.set(customer, place)
+  }
+  return { pairs, broken, customers: last.size }
+}
+
+/** What the broker counted, for people. */
+export function table(queues: readonly Counts[]): string {
+  const columns = ['published', 'duplicates', 'acked', 'cancelled', 'redelivered', 'dead'] as const
+  const head = ['queue'.padEnd(9), ...columns].join('  ')
+  const rows = queues.map((queue) =>
+    [queue.name.padEnd(9), ...columns.map((column) => String(queue[column]).padStart(column.length))].join(
+      '  ',
+    ),
+  )
+  return [head, ...rows].join('\n')
+}

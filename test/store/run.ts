@@ -1,0 +1,56 @@
+/**
+ * The store: orders go through payment, stock and mail, each a queue with worker processes of its own, while cards are
+ * declined, orders flood in and a worker crashes. Prints what happens, and checks in the end that every order was paid,
+ * picked and mailed once.
+ *
+ * Options: `--flood <n>`, the least number of orders in the flood. Exit code: 0 when all went well, 1 when not, 2 for
+ * wrong options. Leaves no process and no file behind; after a failure it keeps the directory with the logs and the
+ * books, and names it.
+ */
+import { parseArgs } from 'node:util'
+import { perform } from '../demo/stage.js'
+import { judge, table } from './judgement.js'
+import { Lines } from './lines.js'
+import { Store } from './scenario.js'
+
+const RUN_MS_MAX = 60_000
+const FLOOD_DEFAULT = 200
+const FLOOD_MIN = 20
+const FLOOD_MAX = 800
+
+process.exitCode = await main()
+
+async function main(): Promise<number> {
+  const flood = floodWanted()
+  if (flood === undefined) return 2
+  const lines = new Lines(process.stdout)
+  return perform('store', RUN_MS_MAX, (stage) => {
+    const store = new Store({ ...stage, flood, lines })
+    return {
+      async play() {
+        const evidence = await store.play()
+        lines.plain(`\n${table(evidence.queues)}\n`)
+        const checks = judge(evidence)
+        for (const { text, isGood } of checks) lines.check(text, isGood)
+        const failed = checks.filter(({ isGood }) => !isGood)
+        lines.plain(`\n${checks.length - failed.length} of ${checks.length} checks are good`)
+        return failed.map(({ text }) => `Not as it should be: ${text}.`)
+      },
+      whereabouts: () => store.whereabouts,
+      clear: () => {},
+      close: () => store.close(),
+    }
+  })
+}
+
+function floodWanted(): number | undefined {
+  try {
+    const { values } = parseArgs({ options: { flood: { type: 'string', default: String(FLOOD_DEFAULT) } } })
+    const count = Number(values.flood)
+    if (Number.isInteger(count) && count >= FLOOD_MIN && count <= FLOOD_MAX) return count
+    console.error(`--flood is ${values.flood}; it must be a whole number from ${FLOOD_MIN} to ${FLOOD_MAX}.`)
+  } catch (error) {
+    console.error((error as Error).message)
+  }
+  return undefined
+}

@@ -1,0 +1,16 @@
+/** The web shop: hands each order to the queue of payments and sets up its reminder, both or neither. */
+import { ready, sluice, tell } from './crew.js'
+import { Payments, priority, Reminders, type Order } from './orders.js'
+
+async function place(order: Order): Promise<void> {
+  const { id, customer, remindAfter } = order
+  const receipts = await sluice.atomic((tx) => {
+    tx.publish(Payments, order, { id, key: customer, priority: priority(order) })
+    tx.publish(Reminders, order, { id, delay: remindAfter })
+  })
+  await tell({ kind: 'placed', order: id, duplicate: receipts.every(({ duplicate }) => duplicate) })
+}
+
+await ready((orders) => {
+  for (const order of orders) void place(order)
+})

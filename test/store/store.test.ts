@@ -1,0 +1,65 @@
+import { mkdtemp, readdir, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { expect, test } from 'vitest'
+import { runProgram } from '../demo/program.js'
+
+const FLOOD = 40
+const TEST_MS_MAX = 70_000
+/** An order of Ada, four with bad cards about them, an express one and that of the crash. */
+const OTHERS = 7
+const PROGRAM = fileURLToPath(new URL('../dist/store/run.js', import.meta.url))
+
+test(
+  'the store does everything once and leaves nothing behind',
+  async () => {
+    const directory = await mkdtemp(join(tmpdir(), 'sluice-store-test-'))
+    try {
+      const run = await runProgram(PROGRAM, ['--flood', String(FLOOD)], directory, TEST_MS_MAX)
+      const { exitCode, stdout, stderr } = run
+      expect(exitCode, `${stdout}\n${stderr}`).toBe(0)
+      expect(stderr).toBe('')
+      const [orders] = numbers(stdout, /closed: (\d+) orders/)
+      expect(orders).toBeGreaterThanOrEqual(FLOOD + OTHERS)
+      for (const step of ['charged', 'picked', 'mailed']) {
+        expect(numbers(stdout, new RegExp(`^ok +(\\d+) of (\\d+) orders ${step}`, 'm'))).toEqual([
+          orders,
+          orders,
+        ])
+      }
+      const [customers, pairs, broken] = numbers(
+        stdout,
+        /^ok +charged in order for each of (\d+) customers: (\d+) pairs of orders, (\d+)/m,
+      )
+      expect(customers).toBeGreaterThanOrEqual(FLOOD)
+      expect(pairs).toBeGreaterThan(0)
+      expect(broken).toBe(0)
+      expect(numbers(stdout, /^ok +(\d+) dead letter, (\d+) redriven, (\d+) left/m)).toEqual([1, 1, 0])
+      expect(numbers(stdout, /^ok +(\d+) reminder sent, (\d+) cancelled/m)).toEqual([1, orders! - 1])
+      const [neighbours, of] = numbers(stdout, /^ok +(\d+) of its (\d+) neighbours/m)
+      expect(neighbours).toBeGreaterThan(0)
+      expect(of).toBe(neighbours)
+      const [good, checks] = numbers(stdout, /^(\d+) of (\d+) checks are good/m)
+      expect(checks).toBe(15)
+      expect(good).toBe(checks)
+      // No colour where it is not a terminal.
+      expect(stdout).not.toContain('\x1b')
+      expect(await readdir(directory)).toEqual([])
+    } finally {
+      await rm(directory, { recursive: true, force: true })
+    }
+  },
+  TEST_MS_MAX,
+)
+
+test('the store refuses a flood that is none', async () => {
+  const { exitCode, stdout, stderr } = await runProgram(PROGRAM, ['--flood', '3'], tmpdir(), TEST_MS_MAX)
+  expect(exitCode).toBe(2)
+  expect(stdout).toBe('')
+  expect(stderr).toBe('--flood is 3; it must be a whole number from 20 to 800.\n')
+})
+
+function numbers(text: string, pattern: RegExp): number[] {
+  return [...(pattern.exec(text) ?? [])].slice(1).map(Number)
+}
