@@ -26,6 +26,7 @@ import {
   type DeadSelection,
   type MessageFilter,
   type MessageState,
+  type PeekPage,
   type PeekedMessage,
   type Placed,
   type QueueCounter,
@@ -64,9 +65,7 @@ export interface Product {
 export interface Defect {
   readonly name: string
   /** Bends a broker that was just opened. */
-  readonly install?: (broker: Broker) => void
-  /** Bends what the next broker finds after a crash. */
-  readonly reopened?: (log: MemoryLog) => MemoryLog
+  readonly install: (broker: Broker) => void
 }
 
 export interface BenchOptions {
@@ -133,6 +132,8 @@ type Event =
 /** Numbers below its own for which a producer is said to wait: so many can be sent again. */
 export const RESENDABLE = 8
 
+/** Deadlines that are kept in time while time passes; then it jumps. */
+const STEPS_MAX = 24
 /** Rounds of turns after which an answer is taken to never come. */
 const WAIT_ROUNDS_MAX = 100
 
@@ -194,7 +195,7 @@ export class Bench {
       checkpointBytes: this.#options.checkpointBytes ?? 32 * 1024,
     })
     this.broker = await this.#wait(opening)
-    this.#options.defect?.install?.(this.broker)
+    this.#options.defect?.install(this.broker)
     for (const producer of this.producers)
       producer.attached = this.broker.attachProducer(producer.identity, producer.confirmed)
     this.#begin()
@@ -227,8 +228,7 @@ export class Bench {
   async #reopen(isCrash: boolean, downMs: number): Promise<void> {
     this.nowMs += downMs
     this.model.nowMs = this.nowMs
-    const reopened = this.log.reopened()
-    this.log = (isCrash ? this.#options.defect?.reopened?.(reopened) : undefined) ?? reopened
+    this.log = this.log.reopened()
     const { checkpoint, firstPosition } = await this.log.open()
     if (checkpoint !== undefined) this.count('restarts from state pages')
     if (firstPosition > this.log.segmentBytes * 2) this.count('restarts on a truncated log')
@@ -264,24 +264,18 @@ export class Bench {
   async #run(): Promise<void> {
     do {
       for (const turn of this.#turns.splice(0)) turn()
-      if (this.#fatal !== undefined) throw this.#fatal
+      if (this.#fatal !== undefined) throw new Error('the broker failed', { cause: this.#fatal })
       await new Promise(setImmediate)
     } while (this.#turns.length > 0)
   }
 
   async #wait<T>(promise: Promise<T>): Promise<T> {
-    let outcome: { value: T } | { error: unknown } | undefined
-    promise.then(
-      (value) => {
-        outcome = { value }
-      },
-      (error: unknown) => {
-        outcome = { error }
-      },
-    )
-    for (let round = 0; outcome === undefined && round < WAIT_ROUNDS_MAX; round++) await this.#run()
+    const outcomes: PromiseSettledResult<T>[] = []
+    void Promise.allSettled([promise]).then((settled) => outcomes.push(...settled))
+    for (let round = 0; outcomes.length === 0 && round < WAIT_ROUNDS_MAX; round++) await this.#run()
+    const [outcome] = outcomes
     if (outcome === undefined) throw new Difference('an answer never came')
-    if ('error' in outcome) throw outcome.error
+    if (outcome.status === 'rejected') throw outcome.reason
     return outcome.value
   }
 
@@ -465,18 +459,19 @@ export class Bench {
           ...states,
           paused: queue.paused,
           consumers: queue.subscriptions.length,
-          published: queue.next,
+          published: queue.next - queue.counters.duplicates,
           acked: queue.acked,
           ...queue.counters,
         },
       )
       same(`options of ${queue.name}`, info.options, queue.options)
       if (queue.messages.length === 0) same(`bytes of ${queue.name}`, info.bytes, 0)
-      const sinces = queue.messages.flatMap(({ sinceMs }) => (sinceMs === undefined ? [] : [sinceMs]))
-      if (queue.messages.every(({ content }) => content.key === undefined)) {
-        const oldest = sinces.length === 0 ? null : Math.max(0, this.nowMs - Math.min(...sinces))
-        same(`oldest ready message of ${queue.name}`, info.oldestReadyMs, oldest)
-      }
+      const oldestMs = model.oldestReadyMs(queue)
+      same(
+        `oldest ready message of ${queue.name}`,
+        info.oldestReadyMs,
+        oldestMs === Infinity ? null : Math.max(0, this.nowMs - oldestMs),
+      )
       this.count('infos')
     }
     broker.audit()
@@ -617,7 +612,7 @@ export class Bench {
   async pass(ms: number, inSteps: boolean): Promise<void> {
     await this.endTurn()
     const target = this.nowMs + ms
-    for (let step = 0; inSteps && step < 24 && this.broker.nextDeadline < target; step++) {
+    for (let step = inSteps ? 0 : STEPS_MAX; step < STEPS_MAX && this.broker.nextDeadline < target; step++) {
       if (this.broker.nextDeadline > this.nowMs) this.nowMs = this.broker.nextDeadline
       await this.tick()
     }
@@ -1146,10 +1141,9 @@ export class Bench {
     filter: MessageFilter,
   ): Promise<void> {
     const shown: PeekedMessage[] = []
-    let from: number | undefined = 0
-    while (from !== undefined) {
+    for (let from: number | undefined = 0; from !== undefined;) {
       const at: number = from
-      await this.#bothLater(
+      const page: PeekPage | undefined = await this.#bothLater(
         `peek into ${name}`,
         () => this.broker.peek({ name: queueName(name), state, from: at, limit, filter }),
         () => this.#followSweep(name),
@@ -1158,10 +1152,9 @@ export class Bench {
           if (next !== undefined && next <= (messages.at(-1)?.offset ?? at - 1))
             throw new Difference(`the next page begins at ${next}, in the one that was shown`)
           shown.push(...messages)
-          from = next
         },
       )
-      if (from === at) return
+      from = page?.next
     }
     const expected = this.model.select(this.model.queue(name), state, 0, Infinity, filter)
     same(

@@ -50,6 +50,8 @@ export interface HistoryFailure {
   readonly error: unknown
 }
 
+/** A queue that is only there to take up room in the log. */
+const FILLER = 'filler'
 const KEYS = ['a', 'b', 'c', 'd']
 const IDS = ['i1', 'i2', 'i3', 'i4', 'i5', 'i6', 'i7', 'i8']
 const PRIORITIES = [0, 0, 0, 1, 5, 31]
@@ -83,6 +85,7 @@ const WEIGHTS = [
   ['resume', 2],
   ['crash', 1],
   ['purge', 1],
+  ['fill', 2],
   ['rare', 1],
 ] as const
 type OperationName = (typeof WEIGHTS)[number][0]
@@ -101,7 +104,7 @@ export async function runHistory(product: Product, options: HistoryOptions): Pro
     at = options.operations
     await history.end()
   } catch (error) {
-    return { counts: history.counts, failure: { at, error }, model: history.model } as never
+    return { counts: history.counts, failure: { at, error } }
   }
   return { counts: history.counts, failure: undefined }
 }
@@ -122,10 +125,6 @@ class History {
       readings: options.readings,
     })
   }
-
-  get model() {
-    return this.#bench.model
-  }
   get counts(): ReadonlyMap<string, number> {
     const counts = new Map(this.#bench.counts)
     for (const [event, count] of this.#bench.model.events) counts.set(`event: ${event}`, count)
@@ -140,6 +139,7 @@ class History {
     await this.#bench.open()
     // Targets of dead letters come first.
     for (const name of this.#names.toReversed()) this.#ensureNew(name)
+    this.#bench.ensure(FILLER, {})
     for (let count = this.#chance.int(1, 3); count > 0; count--) this.#bench.addProducer()
     await this.#bench.endTurn()
   }
@@ -245,7 +245,7 @@ class History {
 
   /** A queue that is there. */
   #existing(): string {
-    const names = [...this.#bench.model.queues.keys()]
+    const names = this.#names.filter((name) => this.#bench.model.queues.has(name))
     return names.length === 0 ? 'missing' : this.#chance.pick(names)
   }
 
@@ -575,6 +575,14 @@ class History {
       await this.#bench.endTurn()
       if (kind === 'close') await this.#bench.close(downMs)
       else await this.#bench.crash(downMs, kind === 'lost turn' ? () => this.#loseTurn() : undefined)
+    },
+
+    /** So many bytes that segments of the log come and go. */
+    fill: async (): Promise<void> => {
+      this.#say()
+      this.#bench.purge(FILLER)
+      const contents = Array.from({ length: 24 }, () => this.#bench.content({}, 3_500))
+      this.#bench.publish(this.#producer(), FILLER, contents)
     },
 
     rare: async (): Promise<void> => {

@@ -22,20 +22,14 @@ import {
 export interface Readings {
   /** An extension of a lease that was not started begins the handling. */
   readonly extensionStarts: boolean
-  /** `unique: 'pending'`: an id is free in the atomic step that acknowledges its message. */
-  readonly ackFreesId: boolean
-  /** The id of a message that comes from another queue counts in the window, as if it had been accepted now. */
-  readonly movedIdCounts: boolean
-  /** The dead of a queue whose dead-letter queue is not there are moved once there is one. */
-  readonly deadWaitForQueue: boolean
-  /** A dry run says what would be done; else that nothing was. */
-  readonly dryRunForetells: boolean
   /** Of a message that goes to a third queue the headers of its first origin stay. */
   readonly firstOriginStays: boolean
   /** A message that is rescheduled is no suspect any more. */
   readonly rescheduleAbsolves: boolean
   /** A message that was delivered alone is charged though its connection held others, of other subscriptions. */
   readonly aloneIsChargedAmongOthers: boolean
+  /** The oldest ready message is looked for among the heads of keys, not behind them. */
+  readonly oldestIsOfHeads: boolean
   /** What is brought back into its own queue is guarded by how often that was done in this queue alone. */
   readonly guardCountsHere: boolean
   /**
@@ -47,15 +41,23 @@ export interface Readings {
 
 export const PLAIN_READINGS: Readings = {
   extensionStarts: false,
-  ackFreesId: true,
-  movedIdCounts: false,
-  deadWaitForQueue: false,
-  dryRunForetells: true,
   firstOriginStays: false,
   rescheduleAbsolves: false,
   aloneIsChargedAmongOthers: false,
+  oldestIsOfHeads: false,
   guardCountsHere: false,
   idIsFreeBesideOther: false,
+}
+
+/** What the product does. Where that is decided to be right, or is mended, the reading goes. */
+export const BUILT_READINGS: Readings = {
+  extensionStarts: true,
+  firstOriginStays: true,
+  rescheduleAbsolves: true,
+  aloneIsChargedAmongOthers: true,
+  oldestIsOfHeads: true,
+  guardCountsHere: true,
+  idIsFreeBesideOther: true,
 }
 
 /** What a message says. Times in milliseconds. */
@@ -561,7 +563,7 @@ export class Model {
           duplicates.set(index, firstOffset)
           queue.counters.duplicates++
           queue.next++
-        } else this.#append(queue, content, true)
+        } else this.#append(queue, content)
       }
       return { base, duplicates }
     })
@@ -626,8 +628,7 @@ export class Model {
   #firstOffset(queue: ModelQueue, id: string, done: readonly ModelMessage[]): number | undefined {
     if (queue.options.unique === 'pending') {
       const message = queue.pending.get(id)
-      const isFree = message === undefined || (this.readings.ackFreesId && done.includes(message))
-      return isFree ? undefined : message.offset
+      return message === undefined || done.includes(message) ? undefined : message.offset
     }
     const accepted = queue.accepted.get(id)
     if (accepted === undefined || accepted.atMs + queue.options.dedupWindowMs <= this.nowMs) return undefined
@@ -656,7 +657,7 @@ export class Model {
     if (message !== undefined) queue.pending.set(id, message)
   }
 
-  #append(queue: ModelQueue, content: Content, isPublished: boolean): ModelMessage {
+  #append(queue: ModelQueue, content: Content): ModelMessage {
     const dueMs = Math.max(this.nowMs + (content.delayMs ?? 0), content.atMs ?? 0)
     const ttlMs = content.ttlMs ?? queue.options.ttlMs
     const message: ModelMessage = {
@@ -684,8 +685,7 @@ export class Model {
     if (id !== undefined && queue.options.unique === 'pending') {
       if (!queue.pending.has(id)) queue.pending.set(id, message)
     } else if (id !== undefined && queue.options.dedupWindowMs > 0) {
-      if (isPublished || this.readings.movedIdCounts)
-        queue.accepted.set(id, { offset: message.offset, atMs: this.nowMs })
+      queue.accepted.set(id, { offset: message.offset, atMs: this.nowMs })
     }
     if (dueMs <= this.nowMs) this.#enter(queue, message, dueMs)
     return message
@@ -841,6 +841,19 @@ export class Model {
       )
   }
 
+  /** Publish or due time of the message that has been ready for longest; Infinity where none is. */
+  oldestReadyMs(queue: ModelQueue): number {
+    const ready = queue.messages.filter(
+      ({ state, content: { key } }) => state === 'ready' && key === undefined,
+    )
+    for (const key of new Set(queue.messages.map(({ content }) => content.key))) {
+      if (key === undefined) continue
+      const line = this.#lineOf(queue, key)
+      ready.push(...(this.readings.oldestIsOfHeads ? line.slice(0, 1) : line))
+    }
+    return Math.min(...ready.map(({ lineMs }) => lineMs))
+  }
+
   started(subscription: ModelSubscription, tags: readonly number[]): void {
     for (const tag of tags) {
       const lease = subscription.held.get(tag)?.lease
@@ -951,7 +964,6 @@ export class Model {
 
   // There may be a dead-letter queue now for those that had none when they died.
   #moveWaiting(queue: ModelQueue): void {
-    if (!this.readings.deadWaitForQueue) return
     const onTheWay = this.transfers.map(({ message }) => message)
     for (const message of queue.messages)
       if (message.state === 'dead' && !onTheWay.includes(message)) this.#move(queue, message)
@@ -1133,9 +1145,18 @@ export class Model {
     const to = this.queue(request.to ?? request.name)
     const matched = this.#dead(queue, request, next)
     const countsHere = to === queue && this.readings.guardCountsHere
-    const allowed = matched.filter(
-      (one) => request.force || (countsHere ? one.redrives : redrivesOf(one)) < LIMITS.redrivesMax,
-    )
+    const pending = new Set(queue.pending.keys())
+    const allowed = matched.filter((message) => {
+      const { id } = message.content
+      // Where only one of an id may be pending, the others stay.
+      const isBarred =
+        to === queue && queue.options.unique === 'pending' && id !== undefined && pending.has(id)
+      const redrives = countsHere ? message.redrives : redrivesOf(message)
+      if (isBarred || (redrives >= LIMITS.redrivesMax && !request.force)) return false
+      // A dry run does not tell that one of them would be in the way of another.
+      if (id !== undefined && !request.dryRun) pending.add(id)
+      return true
+    })
     if (!request.dryRun) {
       for (const message of allowed) {
         this.#count('redriven')
@@ -1147,7 +1168,7 @@ export class Model {
       }
     }
     const guarded = matched.length - allowed.length
-    return { matched: matched.length, redriven: this.#done(request, allowed), guarded }
+    return { matched: matched.length, redriven: allowed.length, guarded }
   }
 
   discard(request: DeadSelection, next: number | null): { matched: number; discarded: number } {
@@ -1159,11 +1180,7 @@ export class Model {
         this.#remove(queue, message)
       }
     }
-    return { matched: matched.length, discarded: this.#done(request, matched) }
-  }
-
-  #done({ dryRun }: DeadSelection, messages: readonly ModelMessage[]): number {
-    return dryRun && !this.readings.dryRunForetells ? 0 : messages.length
+    return { matched: matched.length, discarded: matched.length }
   }
 
   /**
@@ -1177,14 +1194,12 @@ export class Model {
     message.attempts = 0
     message.redrives++
     message.lineMs = this.nowMs
-    // Whether a new life has a time to live is not said; none is what loses nothing.
     message.expiresMs = 0
-    if (message.marked === 'no') message.marked = 'maybe'
+    message.marked = 'yes'
     message.death = undefined
     message.isMoving = false
     const { id } = message.content
-    if (id !== undefined && queue.options.unique === 'pending' && !queue.pending.has(id))
-      queue.pending.set(id, message)
+    if (id !== undefined && queue.options.unique === 'pending') queue.pending.set(id, message)
     this.#enter(queue, message, this.nowMs)
   }
 
@@ -1195,13 +1210,13 @@ export class Model {
     this.transfers = this.transfers.filter((other) => other !== transfer)
     from.counters[kind]++
     this.#remove(from, message)
-    this.#append(to, content, false)
+    this.#append(to, content)
   }
 
   /** Another message that the broker itself puts into a queue, from what it retained. */
   replayed(name: string, content: Content): void {
     this.#count('replayed')
-    this.#append(this.queue(name), content, false)
+    this.#append(this.queue(name), content)
   }
 
   // --- restarts ---

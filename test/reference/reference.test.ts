@@ -3,7 +3,8 @@ import { expect, test } from 'vitest'
 import { Broker } from '../../packages/server/src/broker/broker.js'
 import { MemoryLog } from '../../packages/server/src/log/memory-log.js'
 import { seedsFrom, ONE_SEED } from '../simulation/seeds.js'
-import { commandOf, runHistory } from './history.js'
+import { commandOf, runHistory, shrink } from './history.js'
+import { BUILT_READINGS } from './model.js'
 
 const OPERATIONS = 1_000
 const PRODUCT = { Broker, MemoryLog }
@@ -51,12 +52,16 @@ const SEEN: Readonly<Record<string, number>> = {
 test('histories', { timeout: 300_000 }, async () => {
   const totals = new Map<string, number>()
   for (const seed of seedsFrom(1, 60, 10)) {
-    const options = { seed, operations: OPERATIONS }
+    const options = { seed, operations: OPERATIONS, readings: BUILT_READINGS }
     const { counts, failure } = await runHistory(PRODUCT, options)
     if (failure !== undefined) {
-      throw new Error(`seed ${seed} failed at operation ${failure.at}; again: ${commandOf(options)}`, {
-        cause: failure.error,
-      })
+      const short = await shrink(PRODUCT, options)
+      const trace: string[] = []
+      await runHistory(PRODUCT, { ...short, trace: (line) => trace.push(line) })
+      throw new Error(
+        `seed ${seed} failed at operation ${failure.at}; again: ${commandOf(short)}\n${trace.join('\n')}`,
+        { cause: failure.error },
+      )
     }
     for (const [name, count] of counts) totals.set(name, (totals.get(name) ?? 0) + count)
   }
