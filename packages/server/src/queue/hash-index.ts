@@ -24,13 +24,24 @@ export abstract class HashIndex {
     }
   }
 
-  /** Of the refs with this hash the lowest, -1 if there is none. */
-  protected lowest(h0: number, h1: number, h2: number, h3: number): number {
+  /** Of the refs with this hash, and that `isMeant`, the lowest; -1 if there is none. */
+  protected lowest(
+    h0: number,
+    h1: number,
+    h2: number,
+    h3: number,
+    isMeant?: (ref: number) => boolean,
+  ): number {
     let lowest = EMPTY
     for (let place = h0 & this.#mask; ; place = (place + 1) & this.#mask) {
       const ref = this.#refs[place]!
       if (ref === EMPTY) return lowest
-      if ((lowest === EMPTY || ref < lowest) && this.isHashOf(ref, h0, h1, h2, h3)) lowest = ref
+      if (
+        (lowest === EMPTY || ref < lowest) &&
+        this.isHashOf(ref, h0, h1, h2, h3) &&
+        isMeant?.(ref) !== false
+      )
+        lowest = ref
     }
   }
 
