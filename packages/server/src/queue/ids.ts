@@ -175,7 +175,10 @@ export class IdWindow extends HashIndex {
   }
 }
 
-/** Ids of messages that are not done. The hashes stand in the chunks of their messages. */
+/**
+ * Ids of messages that are not done. The hashes stand in the chunks of their messages. Several messages can have one
+ * id, where it counts for a time that is over, or where one of them came from another queue.
+ */
 export class PendingIds extends HashIndex {
   readonly #chunks: Chunks
 
@@ -196,20 +199,18 @@ export class PendingIds extends HashIndex {
     return words[at] === h0 && words[at + 1] === h1 && words[at + 2] === h2 && words[at + 3] === h3
   }
 
-  /** Offset of the message with this id, -1 if there is none. */
+  /** Offset of the oldest message with this id, -1 if there is none. */
   find(words: Uint32Array, at: number): number {
-    return this.lookUp(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!)
+    return this.lowest(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!)
   }
 
-  /** The message at `offset`, whose id stands in its chunk, is pending; unless another with that id is. */
+  /** The message at `offset`, whose id stands in its chunk, is pending. */
   add(offset: number): void {
-    const chunk = this.#chunks.at(offset)!
-    if (this.find(chunk.ids!, (offset - chunk.base) * ID_WORDS) === NONE) this.enter(offset)
+    this.enter(offset)
   }
 
-  /** The message at `offset` is done, and still in its chunk. */
+  /** The message at `offset`, which was pending, is done; it is still in its chunk. */
   done(offset: number): void {
-    const chunk = this.#chunks.at(offset)!
-    if (this.find(chunk.ids!, (offset - chunk.base) * ID_WORDS) === offset) this.remove(offset)
+    this.remove(offset)
   }
 }

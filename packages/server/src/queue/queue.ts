@@ -301,7 +301,7 @@ export class Queue {
     const chunk = this.#liveChunkToApply(offset)
     if (chunk === undefined) return
     const index = offset - chunk.base
-    if (this.#isOpen && chunk.hasId(index)) this.#pending.done(offset)
+    if (this.#isOpen && chunk.hasId(index) && !chunk.isDead(index)) this.#pending.done(offset)
     chunk.dead ??= new DeadMessages()
     // As exact as it is kept, so that what is added here is what is taken away later.
     const bytes = chunk.dead.get(index)?.bytes ?? Math.fround(chunk.bytesAt(index))
@@ -975,7 +975,7 @@ export class Queue {
       const size = chunk.bytesAt(index)
       bytes += size
       if (chunk.keys !== undefined && chunk.keys[index] !== 0) this.keys.release(chunk.keys[index]! - 1)
-      if (this.#isOpen && chunk.hasId(index)) this.#pending.done(chunk.base + index)
+      if (this.#isOpen && chunk.hasId(index) && !chunk.isDead(index)) this.#pending.done(chunk.base + index)
       chunk.lives?.delete(index)
       chunk.forgetSize(index)
       const dead = chunk.dead?.get(index)

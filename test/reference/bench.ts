@@ -1,0 +1,1339 @@
+/**
+ * The product and the model side by side: each method does one thing to both and compares what they say. The bench owns
+ * time, turns, chance and crashes of the broker, which runs on a log in memory; it decides nothing about meaning.
+ *
+ * Answers are compared at once, deliveries in the order in which they were made when the turn has ended.
+ */
+import { crc32 } from 'node:zlib'
+import {
+  BATCH_HEADER_BYTES,
+  BATCH_TYPE,
+  CONTENT_TYPE,
+  DEATH,
+  MESSAGE_STATE,
+  ORIGIN_HEADERS,
+  OUTCOME,
+  QUEUE_COUNTERS,
+  RECORD_HEADER_BYTES,
+  queueName,
+  readRecordOptions,
+  readU16,
+  readU32,
+  recordBytes,
+  sealBatch,
+  writeRecordHead,
+  type AtomicBatch,
+  type DeadSelection,
+  type MessageFilter,
+  type MessageState,
+  type PeekPage,
+  type PeekedMessage,
+  type Placed,
+  type QueueCounter,
+  type QueueOptions,
+  type RecordOptions,
+  type SettleItem,
+  type SluiceError,
+  type TagRange,
+} from '@sluice/protocol'
+import type { Broker } from '../../packages/server/src/broker/broker.js'
+import type { Producer } from '../../packages/server/src/broker/producers.js'
+import type { MemoryLog } from '../../packages/server/src/log/memory-log.js'
+import type { Consumer, Subscription } from '../../packages/server/src/queue/index.js'
+import {
+  Difference,
+  Model,
+  Refused,
+  redrivesOf,
+  type Answer,
+  type Content,
+  type ModelMessage,
+  type ModelQueue,
+  type ModelSettle,
+  type ModelSubscription,
+  type Readings,
+  type Transfer,
+} from './model.js'
+
+/** What is compared with the model. It comes as an argument, because compiled code and tests find it in two places. */
+export interface Product {
+  readonly Broker: typeof Broker
+  readonly MemoryLog: typeof MemoryLog
+}
+
+/** A wrong behaviour that is planted, to see that it is found. */
+export interface Defect {
+  readonly name: string
+  /** Bends a broker that was just opened. */
+  readonly install: (broker: Broker) => void
+}
+
+export interface BenchOptions {
+  readonly segmentBytes?: number
+  readonly checkpointBytes?: number
+  readonly defect?: Defect | undefined
+  readonly readings?: Readings | undefined
+}
+
+/** One subscription, as both sides know it. */
+export interface Pair {
+  readonly number: number
+  readonly product: Subscription
+  readonly model: ModelSubscription
+  readonly connection: Connection
+  lastTag: number | undefined
+}
+
+export interface Connection {
+  readonly number: number
+  readonly consumer: Consumer
+  pairs: Pair[]
+}
+
+interface Sent {
+  readonly queue: string
+  readonly contents: readonly Content[]
+  readonly bytes: Uint8Array
+  readonly step: Step | undefined
+  /** Undefined: it was refused. */
+  readonly placed: readonly Placed[] | undefined
+  /** Refused in a way that lets it be accepted later. */
+  readonly isRetryable: boolean
+}
+
+type Step = Parameters<Broker['atomic']>[1]
+
+export interface BenchProducer {
+  readonly identity: string
+  attached: Producer
+  /** Of its last batch. */
+  number: number
+  /** Highest number that was confirmed. */
+  confirmed: number
+  readonly sent: Map<number, Sent>
+}
+
+type Event =
+  | {
+      readonly kind: 'deliver'
+      readonly pair: Pair
+      readonly tag: number
+      readonly offset: number
+      readonly publishedMs: number
+      readonly attempt: number
+      readonly redelivered: boolean
+      readonly alone: boolean
+      readonly content: Content
+      /** How many messages of the queue had expired by then. */
+      readonly expired: number
+    }
+  | { readonly kind: 'drained'; readonly pair: Pair }
+
+/** Numbers below its own for which a producer is said to wait: so many can be sent again. */
+export const RESENDABLE = 8
+
+/** Deadlines that are kept in time while time passes; then it jumps. */
+const STEPS_MAX = 24
+/** Rounds of turns after which an answer is taken to never come. */
+const WAIT_ROUNDS_MAX = 100
+
+const UNKNOWN: Pick<Pair, 'number'> = { number: -1 }
+
+export class Bench {
+  readonly model: Model
+  log: MemoryLog
+  broker!: Broker
+  nowMs = 1_700_000_000_000
+  connections: Connection[] = []
+  producers: BenchProducer[] = []
+  /** What was compared and what happened, by name. */
+  readonly counts = new Map<string, number>()
+  readonly #product: Product
+  readonly #options: BenchOptions
+  readonly #pairs = new Map<Subscription, Pair>()
+  #events: Event[] = []
+  #lost: string[] = []
+  #ended: string[] = []
+  #turns: (() => void)[] = []
+  #fatal: unknown
+  /** Whether what was refused last can be accepted later. */
+  #isRetryable = false
+  #chance = 0.5
+  #numbers = 0
+  #bodies = 0
+  /** Turns to come may belong to a broker that is gone. */
+  #life = 0
+
+  constructor(product: Product, options: BenchOptions = {}) {
+    this.#product = product
+    this.#options = options
+    this.model = new Model(this.nowMs, options.readings)
+    this.log = new product.MemoryLog({ segmentBytes: options.segmentBytes ?? 256 * 1024 })
+  }
+
+  count(name: string, by = 1): void {
+    this.counts.set(name, (this.counts.get(name) ?? 0) + by)
+  }
+
+  // --- the broker's life ---
+
+  async open(): Promise<void> {
+    const life = ++this.#life
+    this.#turns = []
+    this.#fatal = undefined
+    const opening = this.#product.Broker.open({
+      log: this.log,
+      now: () => this.nowMs,
+      random: () => this.#chance,
+      defer: (endTurn) => {
+        if (life === this.#life) this.#turns.push(endTurn)
+      },
+      onFatal: (error) => {
+        this.#fatal ??= error
+      },
+      messageBytesMax: 4 * 1024,
+      checkpointBytes: this.#options.checkpointBytes ?? 32 * 1024,
+    })
+    this.broker = await this.#wait(opening)
+    this.#options.defect?.install(this.broker)
+    for (const producer of this.producers)
+      producer.attached = this.broker.attachProducer(producer.identity, producer.confirmed)
+    this.#begin()
+  }
+
+  /**
+   * The process is gone, at once, and another one begins after `downMs`. `lostTurn` is what the first had taken in and
+   * not yet written.
+   */
+  async crash(downMs = 0, lostTurn?: () => void): Promise<void> {
+    await this.endTurn()
+    if (lostTurn !== undefined) {
+      this.#begin()
+      lostTurn()
+      this.count('turns lost')
+    }
+    this.count('crashes')
+    await this.#reopen(true, downMs)
+  }
+
+  /** The broker stops in order, and another one begins. */
+  async close(downMs = 0): Promise<void> {
+    await this.endTurn()
+    this.#begin()
+    await this.#wait(this.broker.close())
+    this.count('orderly closes')
+    await this.#reopen(false, downMs)
+  }
+
+  async #reopen(isCrash: boolean, downMs: number): Promise<void> {
+    this.nowMs += downMs
+    this.model.nowMs = this.nowMs
+    this.log = this.log.reopened()
+    const { checkpoint, firstPosition } = await this.log.open()
+    if (checkpoint !== undefined) this.count('restarts from state pages')
+    if (firstPosition > this.log.segmentBytes * 2) this.count('restarts on a truncated log')
+    this.connections = []
+    this.#pairs.clear()
+    this.#events = []
+    this.#lost = []
+    this.#ended = []
+    this.model.restart(isCrash)
+    await this.open()
+    for (const { name, counters } of this.model.queues.values()) {
+      // These two do not survive a restart; what is left of them is not said.
+      const { released, redelivered } = this.broker.queue(name).counts
+      Object.assign(counters, { released, redelivered })
+      this.#followSweep(name)
+    }
+    await this.endTurn()
+  }
+
+  /** Back-offs of this operation come out as this number in [0, 1) says. */
+  chance(number: number): void {
+    this.#chance = number
+    this.model.chance = number
+  }
+
+  /** Everything that follows happens now, and in the turn that is open. */
+  #begin(): void {
+    this.model.nowMs = this.nowMs
+    this.broker.beginTurn()
+  }
+
+  // Ends turns until nothing more happens. As in a server, a turn ends when all that arrived has been taken in.
+  async #run(): Promise<void> {
+    do {
+      for (const turn of this.#turns.splice(0)) turn()
+      if (this.#fatal !== undefined) throw new Error('the broker failed', { cause: this.#fatal })
+      await new Promise(setImmediate)
+    } while (this.#turns.length > 0)
+  }
+
+  async #wait<T>(promise: Promise<T>): Promise<T> {
+    const outcomes: PromiseSettledResult<T>[] = []
+    void Promise.allSettled([promise]).then((settled) => outcomes.push(...settled))
+    for (let round = 0; outcomes.length === 0 && round < WAIT_ROUNDS_MAX; round++) await this.#run()
+    const [outcome] = outcomes
+    if (outcome === undefined) throw new Difference('an answer never came')
+    if (outcome.status === 'rejected') throw outcome.reason
+    return outcome.value
+  }
+
+  /** The turn ends; then all that was handed out is compared, and all that is told about queues. */
+  async endTurn(): Promise<void> {
+    await this.#run()
+    const arrivals = await this.#arrivals()
+    for (const event of this.#events.splice(0)) {
+      if (event.kind === 'drained') {
+        this.#quiet(event.pair.model.queue)
+        event.pair.model.draining = false
+        event.pair.model.limit = event.pair.model.delivered
+        this.count('drains')
+        continue
+      }
+      const { queue } = event.pair.model
+      if (event.offset >= queue.next) while (queue.next <= event.offset && this.#arrive(arrivals, queue));
+      const { returning } = this.model
+      const at = returning.findIndex((one) => one.queue === queue && one.message.offset === event.offset)
+      for (let count = 0; count <= at; count++) this.model.returned()
+      this.#compareDelivery(event)
+    }
+    while (this.model.returning.length > 0) this.model.returned()
+    while (arrivals.length > 0) this.#arrive(arrivals, arrivals[0]!.transfer.to)
+    for (const queue of this.model.queues.values()) {
+      this.#quiet(queue)
+      for (const subscription of queue.subscriptions) {
+        if (subscription.draining && !queue.paused)
+          throw new Difference(`a drain of ${queue.name} was not answered`)
+      }
+    }
+    const sides = [
+      ['leases lost', this.#lost.splice(0), this.model.lost.splice(0).map((one) => this.#nameOf(one))],
+      [
+        'subscriptions ended',
+        this.#ended.splice(0),
+        this.model.ended.splice(0).map((one) => this.#numberOf(one)),
+      ],
+    ] as const
+    for (const [what, product, model] of sides) {
+      same(what, product.toSorted(), model.toSorted())
+      this.count(what, product.length)
+    }
+    this.compareQueues()
+  }
+
+  #quiet(queue: ModelQueue): void {
+    this.#followSweep(queue.name)
+    this.model.quiet(queue, this.broker.queue(queue.name).counts.expired)
+  }
+
+  #nameOf({ subscription, tag }: { subscription: ModelSubscription; tag: number }): string {
+    return `${this.#numberOf(subscription)} tag ${tag}`
+  }
+
+  #numberOf(subscription: ModelSubscription): string {
+    const pair = [...this.#pairs.values()].find(({ model }) => model === subscription) ?? UNKNOWN
+    return `subscription ${pair.number}`
+  }
+
+  #compareDelivery(event: Event & { kind: 'deliver' }): void {
+    const { pair, tag, offset, attempt, redelivered, alone, content } = event
+    this.count('deliveries')
+    if (attempt > 1) this.count('deliveries of a further attempt')
+    if (redelivered) this.count('deliveries marked redelivered')
+    if (alone) this.count('deliveries alone')
+    if (pair.lastTag !== undefined && (tag - pair.lastTag - 1) >>> 0 > 0x7fff_ffff)
+      throw new Difference(`tag ${tag} came after tag ${pair.lastTag}`)
+    pair.lastTag = tag
+    this.model.followSweep(pair.model.queue, event.expired)
+    const message = this.model.delivered(pair.model, offset, tag, attempt, redelivered, alone)
+    same(`published at, of message ${offset}`, event.publishedMs, message.publishedMs)
+    same(`record of message ${offset}`, content, message.content)
+  }
+
+  // Which messages came into which queue from another one, as the product shows them there.
+  async #arrivals(): Promise<{ transfer: Transfer; content: Content }[]> {
+    const { transfers } = this.model
+    const arrivals: { transfer: Transfer; content: Content }[] = []
+    for (const to of new Set(transfers.map((transfer) => transfer.to))) {
+      const expected = transfers.filter((transfer) => transfer.to === to)
+      const page = await this.#wait(
+        this.broker.peek({
+          name: queueName(to.name),
+          state: undefined,
+          from: to.next,
+          limit: 1000,
+          filter: {},
+        }),
+      )
+      for (const [index, { offset, record }] of page.messages.entries()) {
+        same(`offset of a message that came to ${to.name}`, offset, to.next + index)
+        const content = contentOf(record, 0)
+        // Each message has a body of its own, and is in one queue at a time.
+        const at = expected.findIndex((transfer) => transfer.message.content.body === content.body)
+        if (at === -1)
+          throw new Difference(
+            `message ${offset} of ${to.name} came from nowhere: ${JSON.stringify(content)}`,
+          )
+        const [transfer] = expected.splice(at, 1)
+        this.#compareOrigin(transfer!, content)
+        arrivals.push({ transfer: transfer!, content })
+      }
+      if (expected.length > 0)
+        throw new Difference(
+          `${expected.length} messages did not come to ${to.name}, first ${expected[0]!.message.offset} of ${expected[0]!.from.name}`,
+        )
+    }
+    return arrivals
+  }
+
+  #compareOrigin({ message, from, kind }: Transfer, content: Content): void {
+    const { headers, ...rest } = content
+    const origin = Object.values(ORIGIN_HEADERS) as string[]
+    const own = (all: Readonly<Record<string, string>>): object =>
+      Object.fromEntries(Object.entries(all).filter(([name]) => !origin.includes(name)))
+    same(
+      `record of message ${message.offset} of ${from.name}, in its new queue`,
+      { ...rest, headers: own(headers) },
+      {
+        ...message.content,
+        delayMs: undefined,
+        atMs: undefined,
+        ttlMs: undefined,
+        size: content.size,
+        headers: own(message.content.headers),
+      },
+    )
+    const { queue, offset, publishedMs, reason, error, diedMs, attempts, redrives } = ORIGIN_HEADERS
+    const brought = this.model.readings.firstOriginStays ? message.content.headers : {}
+    same(
+      `origin of message ${message.offset} of ${from.name}`,
+      Object.fromEntries(origin.map((name) => [name, headers[name]])),
+      {
+        [queue]: brought[queue] ?? from.name,
+        [offset]: brought[offset] ?? String(message.offset),
+        [publishedMs]: brought[publishedMs] ?? String(message.publishedMs),
+        [reason]: message.death,
+        [error]: message.reason ?? headers[error],
+        [diedMs]: String(message.diedMs),
+        [attempts]: String(message.earlierAttempts + message.attempts),
+        [redrives]: String(redrivesOf(message) + (kind === 'redriven' ? 1 : 0)),
+      },
+    )
+    this.count(`messages ${kind} to another queue`)
+  }
+
+  // The next message that came to the queue from another one is there.
+  #arrive(arrivals: { transfer: Transfer; content: Content }[], queue: ModelQueue): boolean {
+    const at = arrivals.findIndex(({ transfer }) => transfer.to === queue)
+    if (at === -1) return false
+    const [{ transfer, content }] = arrivals.splice(at, 1) as [{ transfer: Transfer; content: Content }]
+    this.model.transferred(transfer, content)
+    return true
+  }
+
+  compareQueues(): void {
+    const { broker, model } = this
+    for (const queue of model.queues.values()) {
+      // Unlike `info` of the broker, this changes nothing.
+      const info = broker.queue(queue.name).info(this.nowMs, 0)
+      const states = { ready: 0, scheduled: 0, leased: 0, dead: 0 }
+      for (const { state } of queue.messages) states[state]++
+      const counters = Object.fromEntries(
+        Object.keys(QUEUE_COUNTERS).map((name) => [name, info[name as QueueCounter]]),
+      )
+      same(
+        `info of ${queue.name}`,
+        {
+          ready: info.ready,
+          scheduled: info.scheduled,
+          leased: info.leased,
+          dead: info.dead,
+          paused: info.paused,
+          consumers: info.consumers,
+          published: info.published,
+          acked: info.acked,
+          ...counters,
+        },
+        {
+          ...states,
+          paused: queue.paused,
+          consumers: queue.subscriptions.length,
+          published: queue.next - queue.counters.duplicates,
+          acked: queue.acked,
+          ...queue.counters,
+        },
+      )
+      same(`options of ${queue.name}`, info.options, queue.options)
+      if (queue.messages.length === 0) same(`bytes of ${queue.name}`, info.bytes, 0)
+      const oldestMs = model.oldestReadyMs(queue)
+      same(
+        `oldest ready message of ${queue.name}`,
+        info.oldestReadyMs,
+        oldestMs === Infinity ? null : Math.max(0, this.nowMs - oldestMs),
+      )
+      this.count('infos')
+    }
+    broker.audit()
+    this.count('audits')
+  }
+
+  /** Asks for what is told about a queue: what has expired is not in it any more. */
+  look(name: string): void {
+    this.#both(
+      `info of ${name}`,
+      () => this.broker.info(queueName(name)),
+      () => {
+        const queue = this.model.queue(name)
+        this.model.sweep(queue)
+        return queue
+      },
+      ({ ready, expired }, queue) =>
+        same(
+          `info of ${name}`,
+          [ready, expired],
+          [queue.messages.filter(({ state }) => state === 'ready').length, queue.counters.expired],
+        ),
+    )
+  }
+
+  /** The product's answer and the model's are the same, or both refuse. Undefined: they refused. */
+  #both<T, U>(
+    what: string,
+    product: () => T,
+    model: (answer: T | undefined) => U,
+    compare: (answer: T, expected: U) => void,
+  ): T | undefined {
+    this.#begin()
+    let answer: T | undefined
+    let code: string | undefined
+    try {
+      answer = product()
+    } catch (error) {
+      code = codeOf(error)
+      this.#isRetryable = (error as SluiceError).retryable
+    }
+    return this.#judge(what, answer, code, model, compare)
+  }
+
+  #judge<T, U>(
+    what: string,
+    answer: T | undefined,
+    code: string | undefined,
+    model: (answer: T | undefined) => U,
+    compare: (answer: T, expected: U) => void,
+  ): T | undefined {
+    let expected: U
+    try {
+      expected = model(answer)
+    } catch (error) {
+      if (!(error instanceof Refused)) throw error
+      if (code === undefined || !error.codes.includes(code))
+        throw new Difference(`${what}: ${code ?? 'accepted'}, it had to be ${error.message}`)
+      this.count('refusals')
+      this.count(`refused ${code}`)
+      return undefined
+    }
+    if (code !== undefined) throw new Difference(`${what}: refused with ${code}, it had to be accepted`)
+    compare(answer!, expected)
+    this.count('answers')
+    return answer
+  }
+
+  async #bothLater<T, U>(
+    what: string,
+    product: () => Promise<T>,
+    model: (answer: T | undefined) => U,
+    compare: (answer: T, expected: U) => void,
+  ): Promise<T | undefined> {
+    await this.endTurn()
+    this.#begin()
+    let answer: T | undefined
+    let code: string | undefined
+    try {
+      answer = await this.#wait(product())
+    } catch (error) {
+      code = codeOf(error)
+    }
+    const agreed = this.#judge(what, answer, code, model, compare)
+    await this.endTurn()
+    return agreed
+  }
+
+  // --- queues ---
+
+  ensure(name: string, options: Partial<QueueOptions>, update = false): void {
+    this.#both(
+      `ensure ${name}`,
+      () => this.broker.ensure({ name: queueName(name), options, update }),
+      () => {
+        this.#followSweep(name)
+        return this.model.ensure(name, options, update)
+      },
+      ({ created }, expected) => same(`created ${name}`, created, expected),
+    )
+  }
+
+  delete(name: string): void {
+    this.#both(
+      `delete ${name}`,
+      () => this.broker.delete(queueName(name)),
+      () => this.model.delete(name),
+      (answer, expected) => same(`messages deleted with ${name}`, answer, expected),
+    )
+    for (const connection of this.connections)
+      connection.pairs = connection.pairs.filter(({ model }) => model.isOpen)
+  }
+
+  purge(name: string): void {
+    this.#both(
+      `purge ${name}`,
+      () => this.broker.purge(queueName(name)),
+      () => {
+        this.#followSweep(name)
+        return this.model.purge(name)
+      },
+      (answer, expected) => same(`messages purged of ${name}`, answer, expected),
+    )
+  }
+
+  pause(name: string, paused: boolean): void {
+    this.#both(
+      `${paused ? 'pause' : 'resume'} ${name}`,
+      () => (paused ? this.broker.pause(queueName(name)) : this.broker.resume(queueName(name))),
+      () => this.model.pause(name, paused),
+      (answer, expected) => same(`whether ${name} changed`, answer, expected),
+    )
+  }
+
+  // --- time ---
+
+  /** Time passes; with `inSteps`, each deadline of the broker on the way is kept in time, as by its own timer. */
+  async pass(ms: number, inSteps: boolean): Promise<void> {
+    await this.endTurn()
+    const target = this.nowMs + ms
+    for (let step = inSteps ? 0 : STEPS_MAX; step < STEPS_MAX && this.broker.nextDeadline < target; step++) {
+      if (this.broker.nextDeadline > this.nowMs) this.nowMs = this.broker.nextDeadline
+      await this.tick()
+    }
+    this.nowMs = target
+    await this.tick()
+  }
+
+  async tick(): Promise<void> {
+    this.#tick()
+    await this.endTurn()
+  }
+
+  #tick(): void {
+    this.model.nowMs = this.nowMs
+    this.broker.tick()
+    this.model.tick(({ name }) => this.broker.queue(name).counts.expired)
+    this.count('ticks')
+  }
+
+  #followSweep(name: string): void {
+    const queue = this.model.queues.get(name)
+    if (queue !== undefined) this.model.followSweep(queue, this.broker.queue(name).counts.expired)
+  }
+
+  // --- producing ---
+
+  content(options: RecordOptions, bytes: number): Content {
+    const body = `${++this.#bodies}`.padEnd(bytes, '.')
+    return {
+      priority: options.priority ?? 0,
+      key: options.key,
+      id: options.id,
+      delayMs: options.delayMs,
+      atMs: options.atMs,
+      ttlMs: options.ttlMs,
+      headers: options.headers ?? {},
+      body,
+      size: recordBytes(recordOf({ ...options, headers: options.headers ?? {} }), body.length),
+    }
+  }
+
+  addProducer(): BenchProducer {
+    const identity = (this.producers.length + 1).toString(16).padStart(32, '0')
+    const attached = this.broker.attachProducer(identity, 0)
+    const producer = { identity, attached, number: 0, confirmed: 0, sent: new Map<number, Sent>() }
+    this.producers.push(producer)
+    return producer
+  }
+
+  publish(producer: BenchProducer, queue: string, contents: readonly Content[]): Placed | undefined {
+    const number = ++producer.number
+    const bytes = batchOf(contents, number)
+    return this.#publish(producer, number, {
+      queue,
+      contents,
+      bytes,
+      step: undefined,
+      placed: undefined,
+      isRetryable: false,
+    })
+  }
+
+  #publish(producer: BenchProducer, number: number, sent: Sent): Placed | undefined {
+    const { queue, contents, bytes } = sent
+    const placed = this.#both(
+      `publish to ${queue}`,
+      () => this.broker.publish(producer.attached, queue, bytes.slice(), 0, bytes.length, RESENDABLE),
+      (answer) => {
+        this.#beforePublish(queue, contents, answer !== undefined)
+        return this.model.publish(queue, contents, answer && answerOf([queue], [answer]))
+      },
+      (answer, expected) => this.#comparePlaced(queue, contents, answer, expected),
+    )
+    const isRetryable = placed === undefined && this.#isRetryable
+    this.#remember(producer, number, {
+      ...sent,
+      placed: placed === undefined ? undefined : [placed],
+      isRetryable,
+    })
+    return placed
+  }
+
+  #beforePublish(name: string, contents: readonly Content[], isAccepted: boolean): void {
+    const queue = this.model.queues.get(name)
+    if (queue === undefined) return
+    this.model.arrive(queue)
+    this.#followSweep(name)
+    const { maxMessages, maxBytes } = queue.options
+    const mustSweep = maxMessages > 0 || maxBytes > 0 || contents.some(({ id }) => id !== undefined)
+    if (isAccepted && mustSweep && this.model.stale(queue).length > 0)
+      throw new Difference(`${name} was not swept before something was published to it`)
+  }
+
+  #comparePlaced(
+    queue: string,
+    contents: readonly Content[],
+    { baseOffset, duplicates }: Placed,
+    expected: { readonly base: number; readonly duplicates: ReadonlyMap<number, number> },
+  ): void {
+    same(`base offset in ${queue}`, baseOffset, expected.base)
+    same(`duplicates in ${queue}`, [...(duplicates ?? [])], [...expected.duplicates])
+    this.count('messages published', contents.length)
+    this.count('duplicates', expected.duplicates.size)
+  }
+
+  #remember(producer: BenchProducer, number: number, sent: Sent): void {
+    if (sent.placed !== undefined) producer.confirmed = Math.max(producer.confirmed, number)
+    producer.sent.set(number, sent)
+    for (const old of producer.sent.keys()) if (old <= producer.number - RESENDABLE) producer.sent.delete(old)
+  }
+
+  /** Sends a batch or an atomic step again, byte for byte. */
+  resend(producer: BenchProducer, number: number): void {
+    const sent = producer.sent.get(number)
+    if (sent === undefined) return
+    const { queue, bytes, step, placed } = sent
+    if (placed === undefined) {
+      // What was refused and can be accepted later is judged anew.
+      if (sent.isRetryable) this.#publish(producer, number, sent)
+      return
+    }
+    this.#both(
+      `publish to ${queue} again`,
+      () =>
+        step === undefined
+          ? [this.broker.publish(producer.attached, queue, bytes.slice(), 0, bytes.length, RESENDABLE)]
+          : this.broker.atomic(producer.attached, step, RESENDABLE),
+      () => placed,
+      (answer, expected) => same('answer to what was sent again', shownPlaces(answer), shownPlaces(expected)),
+    )
+    this.count('batches sent again')
+  }
+
+  atomic(
+    producer: BenchProducer,
+    acks: readonly { readonly pair: Pair; readonly tag: number }[],
+    batches: readonly { readonly queue: string; readonly contents: readonly Content[] }[],
+  ): readonly Placed[] | undefined {
+    const number = ++producer.number
+    const encoded = batches.map(({ queue, contents }): AtomicBatch => {
+      const bytes = batchOf(contents, number)
+      return { queue, bytes, at: 0, end: bytes.length }
+    })
+    let crc = number
+    for (const { bytes } of encoded) crc = crc32(bytes, crc)
+    const step: Step = {
+      number,
+      crc,
+      acks: acks.map(({ pair, tag }) => ({ subscription: pair.product, firstTag: tag, count: 1 })),
+      batches: encoded,
+    }
+    const placed = this.#both(
+      'atomic step',
+      () => this.broker.atomic(producer.attached, step, RESENDABLE),
+      (answer) => {
+        for (const { queue, contents } of batches) this.#beforePublish(queue, contents, answer !== undefined)
+        return this.model.atomic(
+          acks.map(({ pair, tag }) => ({ subscription: pair.model, tag })),
+          batches,
+          answer &&
+            answerOf(
+              batches.map(({ queue }) => queue),
+              answer,
+            ),
+        )
+      },
+      (answer, expected) => {
+        same('batches of an atomic step', answer.length, expected.length)
+        for (const [index, { queue, contents }] of batches.entries())
+          this.#comparePlaced(queue, contents, answer[index]!, expected[index]!)
+      },
+    )
+    if (placed !== undefined) {
+      this.count('atomic steps')
+      this.#remember(producer, number, {
+        queue: 'several queues',
+        contents: [],
+        bytes: new Uint8Array(0),
+        step,
+        placed,
+        isRetryable: false,
+      })
+    }
+    return placed
+  }
+
+  // --- consuming ---
+
+  connect(): Connection {
+    const number = ++this.#numbers
+    const ranges = (subscription: Subscription, lost: readonly TagRange[]): void => {
+      const pair = this.#pairs.get(subscription) ?? UNKNOWN
+      for (const tag of tagsOf(lost)) this.#lost.push(`subscription ${pair.number} tag ${tag}`)
+    }
+    const consumer: Consumer = {
+      label: `client ${number}`,
+      peer: `127.0.0.1:${number}`,
+      isReady: true,
+      deliver: (subscription, run, firstTag, count, bytes, start) => {
+        const pair = this.#pairs.get(subscription)
+        if (pair === undefined) throw new Difference('something was delivered to an unknown subscription')
+        let at = start
+        for (let index = 0; index < count; index++) {
+          const { attempt, redelivered, alone, publishedAtMs: publishedMs } = run
+          this.#events.push({
+            kind: 'deliver',
+            pair,
+            tag: (firstTag + index) >>> 0,
+            offset: run.offset + index,
+            publishedMs,
+            attempt,
+            redelivered,
+            alone,
+            content: contentOf(bytes, at),
+            expired: subscription.queue.counts.expired,
+          })
+          at += readU32(bytes, at)
+        }
+      },
+      drained: (subscription) => {
+        const pair = this.#pairs.get(subscription)
+        if (pair !== undefined) this.#events.push({ kind: 'drained', pair })
+      },
+      ended: (subscription) => {
+        this.#ended.push(`subscription ${(this.#pairs.get(subscription) ?? UNKNOWN).number}`)
+      },
+      lost: ranges,
+    }
+    const connection = { number, consumer, pairs: [] }
+    this.connections.push(connection)
+    return connection
+  }
+
+  subscribe(
+    connection: Connection,
+    name: string,
+    messages: number,
+    bytes: number,
+    limit?: number,
+    processingTimeoutMs?: number,
+  ): Pair | undefined {
+    let model: ModelSubscription | undefined
+    const product = this.#both(
+      `subscribe to ${name}`,
+      () =>
+        this.broker.subscribe(
+          queueName(name),
+          connection.pairs.length + 1,
+          connection.consumer,
+          messages,
+          bytes,
+          limit,
+          processingTimeoutMs,
+        ),
+      () => {
+        model = this.model.subscribe(name, messages, bytes, limit, processingTimeoutMs)
+      },
+      () => {},
+    )
+    if (product === undefined || model === undefined) return undefined
+    const pair: Pair = { number: ++this.#numbers, product, model, connection, lastTag: undefined }
+    connection.pairs.push(pair)
+    this.#pairs.set(product, pair)
+    return pair
+  }
+
+  credit(
+    { product, model }: Pair,
+    messages: number,
+    bytes: number,
+    limit: number | undefined,
+    drain: boolean,
+  ): void {
+    this.#begin()
+    this.broker.credit(product, messages, bytes, limit, drain)
+    model.creditMessages = messages
+    model.creditBytes = bytes
+    model.limit = limit ?? Infinity
+    model.draining = drain
+  }
+
+  started({ product, model }: Pair, tags: readonly number[]): void {
+    this.#begin()
+    this.broker.started(product, rangesOf(tags))
+    this.model.started(model, tags)
+  }
+
+  extend({ product, model }: Pair, tags: readonly number[], durationMs: number): void {
+    this.#begin()
+    const stale: number[] = []
+    for (const { firstTag, count } of rangesOf(tags))
+      stale.push(...tagsOf(this.broker.extend(product, firstTag, count, durationMs)))
+    same('stale tags of an extension', stale, this.model.extend(model, tags, durationMs))
+    this.count('extensions')
+  }
+
+  settle({ product, model }: Pair, items: readonly ModelSettle[]): void {
+    this.#begin()
+    const encoded = items.flatMap(({ tags, outcome, delayMs, reason, invalid }) =>
+      rangesOf(tags).map((range): SettleItem => ({
+        ...range,
+        outcome: OUTCOME[outcome],
+        delayMs,
+        reason,
+        ...(invalid ? { invalid } : {}),
+      })),
+    )
+    const stale = tagsOf(this.broker.settle(product, encoded))
+    same('stale tags of a settle', stale, this.model.settle(model, items))
+    for (const { tags, outcome } of items) this.count(`messages settled with ${outcome}`, tags.length)
+    this.count('stale tags', stale.length)
+  }
+
+  unsubscribe(pair: Pair): void {
+    this.#begin()
+    this.broker.unsubscribe(pair.product, 'nobody')
+    this.model.unsubscribe(pair.model)
+    this.#forget(pair)
+  }
+
+  closeConsumer(pair: Pair): void {
+    const { name } = pair.model.queue
+    this.#both(
+      `close a consumer of ${name}`,
+      () => this.broker.closeConsumer(queueName(name), pair.product.id),
+      () => {
+        this.model.ended.push(pair.model)
+        return this.model.unsubscribe(pair.model)
+      },
+      ({ messages }, expected) => same('messages of a closed consumer', messages, expected),
+    )
+    this.#forget(pair)
+  }
+
+  disconnect(connection: Connection): void {
+    this.#begin()
+    this.broker.disconnect(connection.pairs.map(({ product }) => product))
+    this.model.disconnect(connection.pairs.map(({ model }) => model))
+    connection.pairs = []
+    this.connections = this.connections.filter((other) => other !== connection)
+    this.count('connections lost')
+  }
+
+  #forget(pair: Pair): void {
+    const { connection } = pair
+    connection.pairs = connection.pairs.filter((other) => other !== pair)
+  }
+
+  compareConsumers(name: string): void {
+    this.#both(
+      `consumers of ${name}`,
+      () => this.broker.consumers({ name: queueName(name), from: 0 }).consumers,
+      () => this.model.queue(name),
+      (answer, queue) => {
+        const pairs = queue.subscriptions.map((subscription) =>
+          [...this.#pairs.values()].find(({ model }) => model === subscription)!,
+        )
+        const held = ({ model }: Pair): ModelMessage[] => [...model.held.values()]
+        same(
+          `consumers of ${name}`,
+          answer
+            .map(({ id, client, peer, active, leased, leasedBytes, started, delivered, creditMessages }) => ({
+              id,
+              client,
+              peer,
+              active,
+              leased,
+              leasedBytes,
+              started,
+              delivered,
+              creditMessages,
+            }))
+            .toSorted((a, b) => a.id - b.id),
+          pairs
+            .map((pair, index) => ({
+              id: pair.product.id,
+              client: pair.connection.consumer.label,
+              peer: pair.connection.consumer.peer,
+              active: !queue.options.single || index === 0,
+              leased: held(pair).length,
+              leasedBytes: held(pair).reduce((sum, { content }) => sum + content.size, 0),
+              started: held(pair).filter(({ lease }) => lease!.started).length,
+              delivered: pair.model.delivered,
+              creditMessages: pair.model.creditMessages,
+            }))
+            .toSorted((a, b) => a.id - b.id),
+        )
+      },
+    )
+  }
+
+  // --- single messages ---
+
+  cancel(name: string, offset: number | undefined, id: string | undefined): void {
+    this.#both(
+      `cancel ${id ?? offset} of ${name}`,
+      () => this.broker.cancel({ name: queueName(name), offset, id }),
+      (answer) => {
+        this.#followSweep(name)
+        return this.model.cancel(name, offset, id, answer?.offset)
+      },
+      (answer, expected) => same('offset that was cancelled', answer.offset, expected),
+    )
+  }
+
+  reschedule(
+    name: string,
+    offset: number | undefined,
+    id: string | undefined,
+    delayMs: number | undefined,
+    atMs: number | undefined,
+  ): void {
+    this.#both(
+      `reschedule ${id ?? offset} of ${name}`,
+      () => this.broker.reschedule({ name: queueName(name), offset, id, delayMs, atMs }),
+      (answer) => {
+        this.#followSweep(name)
+        return this.model.reschedule(name, offset, id, delayMs, atMs, answer?.offset)
+      },
+      (answer, expected) => same('what was rescheduled', answer, expected),
+    )
+  }
+
+  async redrive(
+    request: Omit<DeadSelection, 'name'> & {
+      readonly name: string
+      readonly to: string | undefined
+      readonly force: boolean
+    },
+  ): Promise<void> {
+    const { name, to, ...rest } = request
+    const named = { ...rest, name: queueName(name), to: to === undefined ? undefined : queueName(to) }
+    await this.#bothLater(
+      `redrive of ${name}`,
+      () => this.broker.redrive(named, 'an operator'),
+      (answer) => this.#page(answer?.next ?? null, () => this.model.redrive(named, answer?.next ?? null)),
+      ({ matched, redriven, guarded }, expected) =>
+        same(`redrive of ${name}`, { matched, redriven, guarded }, expected),
+    )
+  }
+
+  async discard(request: Omit<DeadSelection, 'name'> & { readonly name: string }): Promise<void> {
+    const named = { ...request, name: queueName(request.name) }
+    await this.#bothLater(
+      `discard of ${request.name}`,
+      () => this.broker.discard(named),
+      (answer) => this.#page(answer?.next ?? null, () => this.model.discard(named, answer?.next ?? null)),
+      ({ matched, discarded }, expected) =>
+        same(`discard of ${request.name}`, { matched, discarded }, expected),
+    )
+  }
+
+  #page<T>(next: number | null, model: () => T): T {
+    if (next !== null) this.count('pages that were not the last')
+    for (const name of this.model.queues.keys()) this.#followSweep(name)
+    return model()
+  }
+
+  /**
+   * What was acknowledged and must still be retained comes again, in the order of its offsets; other messages that are
+   * gone may. Returns how many came.
+   */
+  async replay(name: string, to: string): Promise<number> {
+    await this.endTurn()
+    const { done, options } = this.model.queue(name)
+    const must = done
+      .filter(({ atMs }) => atMs > this.nowMs - options.retainAgeMs)
+      .map(({ message }) => message.content.body)
+    const target = this.model.queue(to)
+    const from = target.next
+    let replayed = 0
+    for (let cursor: string | null | undefined; cursor !== null;) {
+      this.#begin()
+      const page = await this.#wait(
+        this.broker.replay({
+          name: queueName(name),
+          fromOffset: cursor === undefined ? 0 : undefined,
+          fromMs: undefined,
+          untilMs: undefined,
+          limit: 3,
+          cursor: cursor ?? undefined,
+          filter: {},
+          to: to === name ? undefined : queueName(to),
+          dryRun: false,
+        }),
+      )
+      same('messages replayed', page.replayed, page.matched)
+      replayed += page.replayed
+      cursor = page.cursor
+    }
+    const { messages } = await this.#wait(
+      this.broker.peek({ name: queueName(to), state: undefined, from, limit: 1000, filter: {} }),
+    )
+    same('messages that came by a replay', messages.length, replayed)
+    for (const { record, offset } of messages) {
+      const content = contentOf(record, 0)
+      same('offset of a replayed message', offset, target.next)
+      same(
+        'times of a replayed message',
+        [content.delayMs, content.atMs, content.ttlMs],
+        [undefined, undefined, undefined],
+      )
+      const original = done.find(({ message }) => message.content.body === content.body)?.message
+      if (original !== undefined) {
+        const { key, id, priority } = original.content
+        same(
+          'replayed message',
+          { key, id, priority },
+          { key: content.key, id: content.id, priority: content.priority },
+        )
+      }
+      if (must.includes(content.body)) must.splice(must.indexOf(content.body), 1)
+      this.model.replayed(to, content)
+    }
+    same('messages that were not replayed', must, [])
+    this.count('messages replayed', replayed)
+    await this.endTurn()
+    return replayed
+  }
+
+  /** Compares all that PEEK shows, page by page. */
+  async peek(
+    name: string,
+    state: MessageState | undefined,
+    limit: number,
+    filter: MessageFilter,
+  ): Promise<void> {
+    const shown: PeekedMessage[] = []
+    for (let from: number | undefined = 0; from !== undefined;) {
+      const at: number = from
+      const page: PeekPage | undefined = await this.#bothLater(
+        `peek into ${name}`,
+        () => this.broker.peek({ name: queueName(name), state, from: at, limit, filter }),
+        () => this.#followSweep(name),
+        ({ messages, next }) => {
+          if (messages.length > limit) throw new Difference(`a page of ${messages.length} messages was shown`)
+          if (next !== undefined && next <= (messages.at(-1)?.offset ?? at - 1))
+            throw new Difference(`the next page begins at ${next}, in the one that was shown`)
+          shown.push(...messages)
+        },
+      )
+      from = page?.next
+    }
+    const expected = this.model.select(this.model.queue(name), state, 0, Infinity, filter)
+    same(
+      `messages shown of ${name}`,
+      shown.map(({ offset }) => offset),
+      expected.map(({ offset }) => offset),
+    )
+    for (const [index, message] of expected.entries()) this.#comparePeeked(name, shown[index]!, message)
+    this.count('peeks')
+    this.count('messages peeked', shown.length)
+  }
+
+  #comparePeeked(name: string, shown: PeekedMessage, message: ModelMessage): void {
+    const { state, lease, attempts, earlierAttempts, content } = message
+    const timeMs = state === 'dead' ? message.diedMs : state === 'leased' ? lease!.atMs : message.lineMs
+    const holder = [...this.#pairs.values()].find(({ model }) => model === lease?.subscription)
+    same(
+      `message ${message.offset} of ${name}`,
+      { ...shown, record: contentOf(shown.record, 0) },
+      {
+        state,
+        death: state === 'dead' ? message.death : undefined,
+        attempts,
+        totalAttempts: attempts + earlierAttempts,
+        redrives: redrivesOf(message),
+        offset: message.offset,
+        publishedAtMs: message.publishedMs,
+        timeMs,
+        expiresAtMs: state === 'dead' ? 0 : message.expiresMs,
+        reason: state === 'dead' ? (message.reason ?? shown.reason) : shown.reason,
+        holder: holder?.connection.consumer.label ?? '',
+        record: content,
+      },
+    )
+  }
+
+  // --- the end ---
+
+  /** Takes everything out of every queue, and compares that nothing is left. */
+  async drain(): Promise<void> {
+    for (const connection of this.connections) for (const pair of connection.pairs) this.unsubscribe(pair)
+    this.connections = []
+    await this.endTurn()
+    for (const { name } of this.model.queues.values()) {
+      this.pause(name, false)
+      this.subscribe(this.connect(), name, 10_000, 1 << 24)
+    }
+    const left = (): ModelMessage[] =>
+      [...this.model.queues.values()].flatMap(({ messages }) =>
+        messages.filter(({ state }) => state !== 'dead'),
+      )
+    for (let round = 0; left().length > 0; round++) {
+      if (round > 1000) throw new Difference(`${left().length} messages do not come out`)
+      await this.endTurn()
+      for (const connection of this.connections) {
+        for (const pair of connection.pairs) {
+          const tags = [...pair.model.held.keys()]
+          if (tags.length === 0) continue
+          this.settle(pair, [{ tags, outcome: 'ack', delayMs: undefined, reason: undefined, invalid: false }])
+          this.count('messages drained', tags.length)
+        }
+      }
+      await this.endTurn()
+      const dues = left().flatMap(({ state, lineMs }) => (state === 'scheduled' ? [lineMs] : []))
+      await this.pass(dues.length === 0 ? 1 : Math.max(1, Math.min(...dues) - this.nowMs), false)
+    }
+    for (const { name, messages } of this.model.queues.values()) {
+      const all = { name, from: 0, limit: 1000, offsets: undefined, filter: {}, dryRun: false }
+      for (let round = 0; messages.length > 0 && round < 1000; round++) {
+        await this.discard(all)
+        if (this.model.queue(name).messages.length === 0) break
+      }
+      same(`what is left in ${name}`, this.model.queue(name).messages.length, 0)
+      this.count('queues drained')
+    }
+    await this.endTurn()
+  }
+}
+
+/** @throws Difference naming the fields that differ */
+export function same(what: string, product: unknown, model: unknown): void {
+  if (stable(product) === stable(model)) return
+  const [one, other] = [product, model].map((value) =>
+    typeof value === 'object' && value !== null && !Array.isArray(value) ? Object.entries(value) : undefined,
+  )
+  const isOther = ([name, value]: [string, unknown], fields: [string, unknown][]): boolean =>
+    !fields.some(([field, same]) => field === name && stable(same) === stable(value))
+  const [differing, expected] =
+    one === undefined || other === undefined
+      ? [product, model]
+      : [
+          Object.fromEntries(one.filter((field) => isOther(field, other))),
+          Object.fromEntries(other.filter((field) => isOther(field, one))),
+        ]
+  throw new Difference(`${what}: ${stable(differing)}, it had to be ${stable(expected)}`)
+}
+
+// Text of a value that does not depend on the order of its fields.
+function stable(value: unknown): string {
+  return JSON.stringify(value, (_key, field: unknown) =>
+    typeof field === 'object' && field !== null && !Array.isArray(field)
+      ? Object.fromEntries(Object.entries(field).toSorted(([a], [b]) => (a < b ? -1 : 1)))
+      : field,
+  )
+}
+
+function codeOf(error: unknown): string {
+  if (
+    error instanceof Error &&
+    'code' in error &&
+    typeof error.code === 'string' &&
+    error.name === 'SluiceError'
+  )
+    return error.code
+  throw error
+}
+
+function answerOf(queues: readonly string[], places: readonly Placed[]): Answer {
+  return new Map(
+    queues.map((queue, index) => [queue, places[index]!.duplicates ?? new Map<number, number>()]),
+  )
+}
+
+function shownPlaces(places: readonly Placed[]): unknown {
+  return places.map(({ baseOffset, duplicates }) => ({ baseOffset, duplicates: [...(duplicates ?? [])] }))
+}
+
+function recordOf({ priority, key, id, delayMs, atMs, ttlMs, headers }: RecordOptions): RecordOptions {
+  const hasHeaders = headers !== undefined && Object.keys(headers).length > 0
+  return { priority, key, id, delayMs, atMs, ttlMs, headers: hasHeaders ? headers : undefined }
+}
+
+/** The batch of these messages, as a producer sends it. */
+export function batchOf(contents: readonly Content[], number: number): Uint8Array {
+  const size = contents.reduce((sum, content) => sum + content.size, BATCH_HEADER_BYTES)
+  const bytes = new Uint8Array(size)
+  let at = BATCH_HEADER_BYTES
+  for (const content of contents) {
+    const { body } = content
+    at = writeRecordHead(bytes, at, recordOf(content), CONTENT_TYPE.text, body.length)
+    for (let index = 0; index < body.length; index++) bytes[at++] = body.charCodeAt(index)
+  }
+  sealBatch(bytes, 0, at, { type: BATCH_TYPE.messages, count: contents.length, batchNumber: number })
+  return bytes
+}
+
+/** What the record at `at` says. */
+export function contentOf(bytes: Uint8Array, at: number): Content {
+  const { priority, key, id, delayMs, atMs, ttlMs, headers } = readRecordOptions(bytes, at)
+  const size = readU32(bytes, at)
+  const start = at + RECORD_HEADER_BYTES + readU16(bytes, at + 6)
+  return {
+    priority: priority ?? 0,
+    key,
+    id,
+    delayMs,
+    atMs,
+    ttlMs,
+    headers: { ...headers },
+    body: String.fromCharCode(...bytes.subarray(start, at + size)),
+    size,
+  }
+}
+
+function rangesOf(tags: readonly number[]): TagRange[] {
+  const ranges: { firstTag: number; count: number }[] = []
+  for (const tag of tags) {
+    const last = ranges.at(-1)
+    if (last !== undefined && (last.firstTag + last.count) >>> 0 === tag) last.count++
+    else ranges.push({ firstTag: tag, count: 1 })
+  }
+  return ranges
+}
+
+function tagsOf(ranges: readonly TagRange[]): number[] {
+  return ranges.flatMap(({ firstTag, count }) =>
+    Array.from({ length: count }, (_, index) => (firstTag + index) >>> 0),
+  )
+}
+
+export const DEATHS = Object.keys(DEATH) as (keyof typeof DEATH)[]
+export const STATES = Object.keys(MESSAGE_STATE) as MessageState[]

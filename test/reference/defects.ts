@@ -1,0 +1,228 @@
+/**
+ * Wrong behaviours, planted from outside into a broker that is right. A comparison that does not find these proves
+ * nothing by finding no others.
+ */
+import {
+  BATCH_HEADER_BYTES,
+  BATCH_TYPE,
+  LIMITS,
+  OUTCOME,
+  readU32,
+  readU64,
+  sealBatch,
+  writeRecordHead,
+  CONTENT_TYPE,
+} from '@sluice/protocol'
+import type { Broker } from '../../packages/server/src/broker/broker.js'
+import type { Consumer, Run } from '../../packages/server/src/queue/index.js'
+import { contentOf, type Defect } from './bench.js'
+import type { Content } from './model.js'
+
+/** A defect keeps what it needs for one run, so each run gets its own. */
+export interface PlantedDefect {
+  readonly name: string
+  readonly plant: () => Defect
+}
+
+/** Puts `wrap` around a method of a broker. */
+function around<Name extends keyof Broker>(
+  broker: Broker,
+  name: Name,
+  wrap: (method: Broker[Name]) => Broker[Name],
+): void {
+  const method = broker[name] as (...args: never[]) => unknown
+  Object.defineProperty(broker, name, { value: wrap(method.bind(broker) as Broker[Name]) })
+}
+
+/** Consumers see deliveries that `change` has had in its hands. */
+function aroundDeliveries(broker: Broker, change: (run: Run, bytes: Uint8Array, start: number) => Run): void {
+  around(broker, 'subscribe', (subscribe) => (name, channel, consumer, ...rest) => {
+    const bent: Consumer = Object.create(consumer, {
+      deliver: {
+        value: (
+          ...[subscription, run, firstTag, count, bytes, start, end]: Parameters<Consumer['deliver']>
+        ) => {
+          const copy = bytes.slice()
+          consumer.deliver(subscription, change({ ...run }, copy, start), firstTag, count, copy, start, end)
+        },
+      },
+    }) as Consumer
+    return subscribe(name, channel, bent, ...rest)
+  })
+}
+
+/**
+ * The broker does not see what a message asks for, but something else that takes as many bytes; its consumers see the
+ * message as it was published.
+ */
+function blind(name: string, change: (content: Content) => Partial<Content>): PlantedDefect {
+  const plant = (): Defect => {
+    const originals = new Map<string, Content>()
+    const restore = (bytes: Uint8Array, at: number): void => {
+      const { body } = contentOf(bytes, at)
+      const original = originals.get(body)
+      if (original !== undefined) write(bytes, at, original)
+    }
+    return {
+      name,
+      install: (broker) => {
+        around(broker, 'publish', (publish) => (producer, queue, bytes, at, end, unanswered) => {
+          let record = at + BATCH_HEADER_BYTES
+          let count = 0
+          for (; record < end; record += readU32(bytes, record), count++) {
+            const content = contentOf(bytes, record)
+            originals.set(content.body, content)
+            write(bytes, record, { ...content, ...change(content) })
+          }
+          sealBatch(bytes, at, end, {
+            type: BATCH_TYPE.messages,
+            count,
+            batchNumber: readU64(bytes, at + 24),
+          })
+          return publish(producer, queue, bytes, at, end, unanswered)
+        })
+        aroundDeliveries(broker, (run, bytes, start) => {
+          let at = start
+          for (let index = 0; index < run.count && at < bytes.length; index++) {
+            const size = readU32(bytes, at)
+            if (size === 0 || at + size > bytes.length) break
+            restore(bytes, at)
+            at += size
+          }
+          return run
+        })
+        around(broker, 'peek', (peek) => async (request) => {
+          const page = await peek(request)
+          for (const { record } of page.messages) restore(record, 0)
+          return page
+        })
+      },
+    }
+  }
+  return { name, plant }
+}
+
+function write(bytes: Uint8Array, at: number, content: Content): void {
+  const { headers, body } = content
+  const hasHeaders = Object.keys(headers).length > 0
+  const options = { ...content, headers: hasHeaders ? headers : undefined }
+  let next = writeRecordHead(bytes, at, options, CONTENT_TYPE.text, body.length)
+  for (let index = 0; index < body.length; index++) bytes[next++] = body.charCodeAt(index)
+}
+
+function installed(name: string, install: (broker: Broker) => void): PlantedDefect {
+  return { name, plant: () => ({ name, install }) }
+}
+
+/** A text of the same length that hardly any other message has. */
+function otherText(text: string, { body }: Content): string {
+  return String.fromCharCode(48 + (Number.parseInt(body, 10) % 70)).padEnd(text.length, 'z')
+}
+
+export const DEFECTS: readonly PlantedDefect[] = [
+  blind('priority is ignored', () => ({ priority: 0 })),
+  blind('a key is handed out while it is held', (content) =>
+    content.key === undefined ? {} : { key: otherText(content.key, content) },
+  ),
+  blind('now and then an id is forgotten', (content) =>
+    content.id === undefined || Number.parseInt(content.body, 10) % 5 > 0
+      ? {}
+      : { id: otherText(content.id, content) },
+  ),
+  blind('what is delayed comes a millisecond early', ({ delayMs }) =>
+    delayMs === undefined ? {} : { delayMs: Math.max(0, delayMs - 1) },
+  ),
+  blind('the time to live of messages is ignored', ({ ttlMs }) =>
+    ttlMs === undefined ? {} : { ttlMs: LIMITS.delayMsMax },
+  ),
+  installed('a release is charged', (broker) => {
+    around(broker, 'settle', (settle) => (subscription, items) => {
+      const bent = items.map((item) =>
+        item.outcome === OUTCOME.release ? { ...item, outcome: OUTCOME.retry, delayMs: 0 } : item,
+      )
+      return settle(subscription, bent)
+    })
+  }),
+  installed('a retry is not charged', (broker) => {
+    around(broker, 'settle', (settle) => (subscription, items) => {
+      const bent = items.map((item) =>
+        item.outcome === OUTCOME.retry ? { ...item, outcome: OUTCOME.release } : item,
+      )
+      return settle(subscription, bent)
+    })
+  }),
+  installed('an invalid body is taken for a rejected one', (broker) => {
+    around(
+      broker,
+      'settle',
+      (settle) => (subscription, items) =>
+        settle(
+          subscription,
+          items.map((item) => ({ ...item, invalid: undefined })),
+        ),
+    )
+  }),
+  installed('a repeat is not marked', (broker) => {
+    aroundDeliveries(broker, (run) => ({ ...run, redelivered: run.attempt > 1 && run.redelivered }))
+  }),
+  installed('a suspect is not marked', (broker) => {
+    aroundDeliveries(broker, (run) => ({ ...run, alone: false }))
+  }),
+  installed('a lost connection is to blame for nothing', (broker) => {
+    around(broker, 'disconnect', () => (subscriptions) => {
+      for (const subscription of subscriptions) broker.unsubscribe(subscription, 'nobody')
+    })
+  }),
+  installed('an extension does nothing', (broker) => {
+    around(broker, 'extend', () => () => [])
+  }),
+  installed('a limit lets one more in', (broker) => {
+    around(broker, 'publish', (publish) => (producer, name, ...rest) => {
+      let queue: ReturnType<Broker['queue']>
+      try {
+        queue = broker.queue(name)
+      } catch {
+        return publish(producer, name, ...rest)
+      }
+      const { options } = queue
+      if (options.maxMessages > 0) queue.options = { ...options, maxMessages: options.maxMessages + 1 }
+      try {
+        return publish(producer, name, ...rest)
+      } finally {
+        queue.options = options
+      }
+    })
+  }),
+  installed('an atomic step that is refused acknowledges all the same', (broker) => {
+    around(broker, 'atomic', (atomic) => (producer, step, unanswered) => {
+      try {
+        return atomic(producer, step, unanswered)
+      } catch (error) {
+        for (const { subscription, firstTag, count } of step.acks)
+          if (subscription !== undefined)
+            broker.settle(subscription, [{ firstTag, count, outcome: OUTCOME.ack }])
+        throw error
+      }
+    })
+  }),
+  installed('a redrive goes by no filter', (broker) => {
+    around(broker, 'redrive', (redrive) => (request, by) => redrive({ ...request, filter: {} }, by))
+  }),
+  installed('a dead message is brought back as often as is asked for', (broker) => {
+    around(broker, 'redrive', (redrive) => (request, by) => redrive({ ...request, force: true }, by))
+  }),
+  installed('a purge tells nobody', (broker) => {
+    aroundConsumer(broker, { lost: () => {} })
+  }),
+  installed('a restart forgets that a queue is paused', (broker) => {
+    for (const { name } of broker.list('', 100).queues) broker.queue(name).paused = false
+  }),
+]
+
+/** Consumers that do some things differently. */
+function aroundConsumer(broker: Broker, change: Partial<Consumer>): void {
+  around(broker, 'subscribe', (subscribe) => (name, channel, consumer, ...rest) => {
+    const bent = Object.create(consumer, Object.getOwnPropertyDescriptors(change)) as Consumer
+    return subscribe(name, channel, bent, ...rest)
+  })
+}

@@ -1,0 +1,79 @@
+/**
+ * The long run from the command line: many seeds, totals, and every difference with the shortest history that still
+ * shows it.
+ *
+ * node test/dist/reference/run.js [--seeds 1000] [--first 1] [--operations 1000]
+ * node test/dist/reference/run.js --seed 17 [--operations 1000] [--only 3,17,45] [--no-shrink] [--plain]
+ */
+import { parseArgs } from 'node:util'
+import type { Product } from './bench.js'
+import { commandOf, runHistory, shrink, type HistoryOptions } from './history.js'
+import { BUILT_READINGS, PLAIN_READINGS } from './model.js'
+
+async function product(): Promise<Product> {
+  const from = async (path: string): Promise<unknown> =>
+    import(new URL(path, import.meta.resolve('@sluice/server')).href)
+  const broker = (await from('./broker/broker.js')) as Pick<Product, 'Broker'>
+  const log = (await from('./log/memory-log.js')) as Pick<Product, 'MemoryLog'>
+  return { Broker: broker.Broker, MemoryLog: log.MemoryLog }
+}
+
+async function main(): Promise<void> {
+  const { values } = parseArgs({
+    options: {
+      seeds: { type: 'string', default: '1000' },
+      first: { type: 'string', default: '1' },
+      operations: { type: 'string', default: '1000' },
+      seed: { type: 'string' },
+      only: { type: 'string' },
+      shrink: { type: 'boolean', default: true },
+      /** Reads what is left open as the specification is plainest, not as the product does. */
+      plain: { type: 'boolean', default: false },
+    },
+    allowNegative: true,
+  })
+  const subject = await product()
+  const operations = Number(values.operations)
+  const readings = values.plain ? PLAIN_READINGS : BUILT_READINGS
+  if (values.seed !== undefined) {
+    const only = values.only?.split(',').map(Number)
+    await look(subject, { seed: Number(values.seed), operations, only, readings }, values.shrink)
+    return
+  }
+  const first = Number(values.first)
+  const totals = new Map<string, number>()
+  const startedMs = Date.now()
+  let differences = 0
+  for (let seed = first; seed < first + Number(values.seeds); seed++) {
+    const { counts, failure } = await runHistory(subject, { seed, operations, readings })
+    for (const [name, count] of counts) totals.set(name, (totals.get(name) ?? 0) + count)
+    if (failure === undefined) continue
+    differences++
+    const { message } = failure.error as Error
+    console.log(`seed ${seed}, operation ${failure.at}: ${message}\n  ${commandOf({ seed, operations })}`)
+  }
+  for (const [name, count] of [...totals].toSorted(([a], [b]) => (a < b ? -1 : 1)))
+    console.log(`${String(count).padStart(10)} ${name}`)
+  console.log(
+    `${differences} differences in ${values.seeds} seeds, ${Math.round((Date.now() - startedMs) / 1000)} s`,
+  )
+  if (differences > 0) process.exitCode = 1
+}
+
+/** Shows one history; a difference is made as short as it can be. */
+async function look(subject: Product, options: HistoryOptions, isShrunk: boolean): Promise<void> {
+  const { failure } = await runHistory(subject, options)
+  if (failure === undefined) {
+    console.log('no difference')
+    return
+  }
+  const shortest = isShrunk ? await shrink(subject, options) : options
+  const trace: string[] = []
+  const again = await runHistory(subject, { ...shortest, trace: (line) => trace.push(line) })
+  console.log(trace.slice(-120).join('\n'))
+  console.log(again.failure?.error)
+  console.log(`again: ${commandOf(shortest)}`)
+  process.exitCode = 1
+}
+
+await main()
