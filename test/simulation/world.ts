@@ -776,7 +776,8 @@ export class World implements Surroundings, Listening, LogListening {
       this.#fullUntilMs > 0 ||
       this.ledger.written.lsn !== this.ledger.durable.lsn
     if (isWaiting()) return
-    this.model.calm(this.brokerMs)
+    const hasRoom = !this.#isLowUnnoticed && this.nowMs >= this.#lowUntilMs && !this.#faulted
+    this.model.calm(this.brokerMs, hasRoom)
     // Whoever asks notices what has expired.
     broker.list('', Infinity)
     await this.#rest()
