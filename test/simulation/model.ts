@@ -632,7 +632,7 @@ export class Model {
       unexplained: 0,
     }
     queue.live.set(offset, message)
-    if (isListed) queue.pending.add(wishes.id!, offset)
+    if (isListed) queue.pending.add(wishes.id, offset)
     if (wishes.id !== undefined && unique === 'window' && dedupWindowMs > 0) {
       queue.remembered.remember(wishes.id, offset, nowMs)
       queue.unsure.delete(wishes.id)
