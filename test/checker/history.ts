@@ -22,13 +22,21 @@ export interface AttemptEvent {
    * order of sending is not known, or not kept.
    */
   readonly sequence?: number
+  /**
+   * What it is in order with: messages of one key, of one priority. Left out: all others of its queue that leave it
+   * out; null: nothing, because it waits for a time of its own.
+   */
+  readonly lane?: string | null
 }
 
-/** The answer to an attempt. An attempt without one has an unknown outcome; the last one counts. */
+/**
+ * The answer to an attempt. An attempt without one has an unknown outcome; the last one counts. `duplicate`: another
+ * message has its id, so this one must not be delivered.
+ */
 export interface OutcomeEvent {
   readonly kind: 'outcome'
   readonly message: string
-  readonly outcome: OperationOutcome
+  readonly outcome: OperationOutcome | 'duplicate'
   /** Where the message was accepted. */
   readonly offset?: number
 }
@@ -62,6 +70,14 @@ export interface RemoveEvent {
   readonly outcome: OperationOutcome
 }
 
+/** The broker's own record says that the message left its queue, and why: expired, dropped, cancelled, moved. */
+export interface GoneEvent {
+  readonly kind: 'gone'
+  readonly queue: string
+  readonly message: string
+  readonly why: string
+}
+
 /** After healing and draining: what the queue still held, apart from the dead, and how many were dead. */
 export interface EndEvent {
   readonly kind: 'end'
@@ -70,14 +86,22 @@ export interface EndEvent {
   readonly dead: number
 }
 
-export type HistoryEvent = AttemptEvent | OutcomeEvent | DeliverEvent | SettleEvent | RemoveEvent | EndEvent
+export type HistoryEvent =
+  | AttemptEvent
+  | OutcomeEvent
+  | DeliverEvent
+  | SettleEvent
+  | RemoveEvent
+  | GoneEvent
+  | EndEvent
 
 /**
  * `lost`: confirmed, and neither delivered nor removed after a full drain; or delivered, never finished, and gone.
  * `recovered`: of unknown outcome, and delivered; that is fine.
- * `unexpected`: delivered, but never attempted on that queue, or refused, or with another body, or after its ack.
+ * `unexpected`: delivered, but never attempted on that queue, or refused, or a duplicate, or with another body, or after
+ * its ack.
  * `duplicated`: delivered again without the redelivered mark, or accepted twice.
- * `reordered`: among the first deliveries of a queue to one consumer, a later message came before an earlier one.
+ * `reordered`: among the first deliveries of a lane to one consumer, a later message came before an earlier one.
  * `stuck`: the queue was not drained after healing.
  */
 export const VERDICTS = ['lost', 'recovered', 'unexpected', 'duplicated', 'reordered', 'stuck'] as const
@@ -99,6 +123,9 @@ export interface Report {
   readonly confirmed: number
   readonly refused: number
   readonly unknown: number
+  readonly duplicates: number
+  /** Left by the broker's own record. */
+  readonly gone: number
   /** Deliveries, and how many different messages they were of. */
   readonly deliveries: number
   readonly delivered: number
@@ -117,10 +144,11 @@ export interface CheckOptions {
 interface Message {
   readonly name: string
   readonly attempt: AttemptEvent
-  outcome: OperationOutcome
+  outcome: OperationOutcome | 'duplicate'
   offset: number | undefined
-  /** A purge or delete came after the attempt. */
+  /** A purge or delete came after the attempt, or it is gone by the broker's own record. */
   mayBeRemoved: boolean
+  isGone: boolean
   deliveries: number
   unmarked: number
   readonly consumers: Set<string>
@@ -138,7 +166,7 @@ interface QueueView {
   end: EndEvent | undefined
 }
 
-/** What one consumer received first of one queue: the highest offset, and the highest sequence of each producer. */
+/** What one consumer received first of one lane: the highest offset, and the highest sequence of each producer. */
 interface Line {
   offset: number
   readonly sequences: Map<string, number>
@@ -215,7 +243,8 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
   }
 
   const order = (event: DeliverEvent, attempt: AttemptEvent): void => {
-    const key = JSON.stringify([event.queue, event.consumer])
+    if (attempt.lane === null) return
+    const key = JSON.stringify([event.queue, event.consumer, attempt.lane])
     let line = lines.get(key)
     if (line === undefined) {
       line = { offset: -1, sequences: new Map() }
@@ -262,6 +291,7 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
           outcome: 'unknown',
           offset: undefined,
           mayBeRemoved: false,
+          isGone: false,
           deliveries: 0,
           unmarked: 0,
           consumers: new Set(),
@@ -303,6 +333,18 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
         if (event.outcome !== 'fail')
           for (const message of queueOf(event.queue).messages) message.mayBeRemoved = true
         break
+      case 'gone': {
+        const message = messages.get(event.message)
+        if (message === undefined)
+          find('unexpected', event.queue, event.message, `it is gone (${event.why}) and was never attempted`)
+        else {
+          if (message.outcome === 'fail' || message.outcome === 'duplicate')
+            find('unexpected', event.queue, event.message, `it is gone (${event.why}) and was never there`)
+          message.mayBeRemoved = true
+          message.isGone = true
+        }
+        break
+      }
       case 'end':
         queueOf(event.queue).end = event
         break
@@ -322,6 +364,8 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
     confirmed: all.filter(({ outcome }) => outcome === 'ok').length,
     refused: all.filter(({ outcome }) => outcome === 'fail').length,
     unknown: all.filter(({ outcome }) => outcome === 'unknown').length,
+    duplicates: all.filter(({ outcome }) => outcome === 'duplicate').length,
+    gone: all.filter(({ isGone }) => isGone).length,
     deliveries,
     delivered: all.filter((message) => message.deliveries > 0).length,
     settles,
@@ -351,6 +395,8 @@ function judgeQueue(
   for (const message of messages) {
     if (message.deliveries === 0) continue
     if (message.outcome === 'fail') find('unexpected', name, message.name, 'it was refused and delivered')
+    if (message.outcome === 'duplicate')
+      find('unexpected', name, message.name, 'it is a duplicate and was delivered')
     if (message.outcome === 'unknown')
       find('recovered', name, message.name, 'its producer did not learn that it was accepted')
   }

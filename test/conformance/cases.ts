@@ -6,6 +6,7 @@ import {
   FRAME_HEADER_BYTES,
   OP,
   OUTCOME,
+  SCATTERED_BYTES,
   encodeAtomic,
   encodeAtomicOk,
   encodeAuth,
@@ -28,6 +29,7 @@ import {
   sealBatch,
   stampBatch,
   writeDeliverHead,
+  writeU64,
   writeFrameHeader,
   writePublishOkItem,
   writeRecordHead,
@@ -181,6 +183,28 @@ function deliver(head: Delivery, records: readonly Case[]): Case {
   return {
     bytes: frame(OP.DELIVER, 1, 0, concat([bytes, ...records.map((each) => each.bytes)])),
     value: { head, records: records.map((each) => each.value) },
+  }
+}
+
+/** Of messages that do not stand side by side; `head` is that of the first. */
+function scattered(head: Delivery, records: readonly (readonly [number, number, Case])[]): Case {
+  const parts = records.map(([offset, publishedAtMs, { bytes }]) => {
+    const part = new Uint8Array(SCATTERED_BYTES + bytes.length)
+    writeU64(part, 0, offset)
+    writeU64(part, 8, publishedAtMs)
+    part.set(bytes, SCATTERED_BYTES)
+    return { bytes: part, value: undefined }
+  })
+  return {
+    bytes: deliver(head, parts).bytes,
+    value: {
+      head,
+      records: records.map(([offset, publishedAtMs, { value }]) => ({
+        offset,
+        publishedAtMs,
+        record: value,
+      })),
+    },
   }
 }
 
@@ -592,6 +616,21 @@ export const CASES: Readonly<Record<string, Case>> = {
       flags: 3,
     },
     two,
+  ),
+  'DELIVER, scattered': scattered(
+    {
+      subscriptionId: SUBSCRIPTION,
+      firstTag: 0xffff_ffff,
+      firstOffset: 2 ** 33 + 6,
+      publishedAtMs: NEW_YEAR_MS + 2,
+      count: 2,
+      attempt: 3,
+      flags: 5,
+    },
+    [
+      [2 ** 33 + 6, NEW_YEAR_MS + 2, two[0]!],
+      [3, NEW_YEAR_MS, two[1]!],
+    ],
   ),
   STARTED: ranges(OP.STARTED, 0, [{ firstTag: 0, count: 1 }]),
   'STARTED, two ranges': ranges(OP.STARTED, 0, [

@@ -125,7 +125,7 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
     ['Record flags', RECORD_FLAG, 6],
     ['Batch types', BATCH_TYPE, 6],
     ['Batch attributes', BATCH_ATTRIBUTE, 2],
-    ['Delivery flags', DELIVER_FLAG, 2],
+    ['Delivery flags', DELIVER_FLAG, 3],
     ['Outcomes', OUTCOME, 4],
     ['Message states', MESSAGE_STATE, 4],
     ['Deaths', DEATH, 4],

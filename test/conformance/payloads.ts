@@ -1,9 +1,11 @@
 /** Reads the payload of any frame with the decoders of the protocol package, as a broker or a client would. */
 import {
   BATCH_HEADER_BYTES,
+  DELIVER_FLAG,
   DELIVER_HEADER_BYTES,
   OP,
   RECORD_HEADER_BYTES,
+  SCATTERED_BYTES,
   SluiceError,
   cancelRequest,
   checkBatch,
@@ -42,6 +44,7 @@ import {
   readText,
   readU16,
   readU32,
+  readU64,
   redriveRequest,
   replayRequest,
   rescheduleRequest,
@@ -157,5 +160,18 @@ function readPublishOk(bytes: Uint8Array, start: number, end: number): unknown {
 
 function readDeliver(bytes: Uint8Array, start: number, end: number): unknown {
   const head = decodeDeliverHead(bytes, start, end)
-  return { head, records: readRecords(bytes, start + DELIVER_HEADER_BYTES, end, head.count) }
+  const from = start + DELIVER_HEADER_BYTES
+  if ((head.flags & DELIVER_FLAG.scattered) === 0)
+    return { head, records: readRecords(bytes, from, end, head.count) }
+  const found = checkRecords(bytes, from, end, head.count, MESSAGE_BYTES_MAX, SCATTERED_BYTES)
+  if (typeof found !== 'number') throw new SluiceError(found.code, found.message)
+  const records: unknown[] = []
+  for (let at = from; at < end;) {
+    const recordAt = at + SCATTERED_BYTES
+    const next = recordAt + readU32(bytes, recordAt)
+    const [record] = readRecords(bytes, recordAt, next, 1)
+    records.push({ offset: readU64(bytes, at), publishedAtMs: readU64(bytes, at + 8), record })
+    at = next
+  }
+  return { head, records }
 }

@@ -18,15 +18,18 @@ import {
   decodePublishErr,
   decodePublishOk,
   decodeSubscriptionId,
+  encodeAtomic,
   encodeAuth,
   encodeControl,
   encodeCredit,
+  encodeExtend,
   encodePreface,
   encodeRanges,
   encodeSettle,
   encodeSubscriptionId,
   writeU16,
   writeU32,
+  type AtomicAck,
   type ErrorCode,
   type ErrorScope,
 } from '@sluice/protocol'
@@ -210,6 +213,15 @@ function control(opcode: number, body: { readonly [name: string]: unknown }, cha
 }
 
 /** `bytes` with a u32 written over them. */
+/** A message of five bytes to each of these queues. */
+function atomicStep(number: number, queues: readonly string[], acks: readonly AtomicAck[] = []): Uint8Array {
+  const batches = queues.map((queue) => {
+    const bytes = batch(number, [{ payload: BODY }])
+    return { queue, bytes, at: 0, end: bytes.length }
+  })
+  return encodeAtomic(number, acks, batches)
+}
+
 function withU32(bytes: Uint8Array, at: number, value: number): Uint8Array {
   const changed = new Uint8Array(bytes)
   writeU32(changed, at, value)
@@ -319,11 +331,10 @@ describe('before the handshake is done', () => {
       code: 'UNEXPECTED_FRAME',
       names: ['AUTH', 'hello'],
     },
-    'a reserved frame': {
+    'ATOMIC before HELLO': {
       sends: () => [encodePreface(), frame(OP.ATOMIC, 0, 1)],
-      code: 'NOT_SUPPORTED',
-      scope: 'connection',
-      names: ['ATOMIC'],
+      code: 'UNEXPECTED_FRAME',
+      names: ['ATOMIC', 'hello'],
     },
     'a HELLO of one byte': {
       sends: () => [encodePreface(), frame(OP.HELLO, 0, 1, Uint8Array.of(1))],
@@ -516,19 +527,103 @@ describe('after the handshake', () => {
       names: ['nowhere'],
     },
     'a queue option of a later version': {
-      sends: () => [control(OP.ENSURE, { name: QUEUE, options: { ttlMs: 5 } })],
-      code: 'NOT_SUPPORTED',
-      names: ['ttlMs'],
+      sends: () => [control(OP.ENSURE, { name: QUEUE, options: { mirrors: 5 } })],
+      code: 'INVALID_OPTION',
+      names: ['mirrors'],
     },
     'a queue option called __proto__': {
       sends: () => [control(OP.ENSURE, { name: QUEUE, options: JSON.parse('{"__proto__": 5}') as unknown })],
-      code: 'INVALID_ARGUMENT',
+      code: 'INVALID_OPTION',
       names: ['__proto__'],
     },
     'a queue option out of bounds': {
       sends: () => [control(OP.ENSURE, { name: QUEUE, options: { maxDeliveries: 256 } })],
-      code: 'INVALID_ARGUMENT',
+      code: 'INVALID_OPTION',
       names: ['maxDeliveries', 256, 255],
+    },
+    'a choice that there is not': {
+      sends: () => [control(OP.ENSURE, { name: QUEUE, options: { onFail: 'wait' } })],
+      code: 'INVALID_OPTION',
+      names: ['onFail', 'wait', 'block', 'skip'],
+    },
+    'a queue as its own dead-letter queue': {
+      sends: () => [control(OP.ENSURE, { name: QUEUE, options: { deadLetter: QUEUE }, update: true })],
+      code: 'DEAD_LETTER_CYCLE',
+      names: [QUEUE],
+    },
+    'a state that there is not': {
+      sends: () => [control(OP.PEEK, { name: QUEUE, state: 'lost' })],
+      code: 'INVALID_ARGUMENT',
+      names: ['state', 'lost'],
+    },
+    'a redrive into the queue where the messages are': {
+      sends: () => [control(OP.REDRIVE, { name: QUEUE, to: QUEUE })],
+      code: 'INVALID_ARGUMENT',
+      names: [QUEUE],
+    },
+    'a cursor that no page ended with': {
+      sends: () => [control(OP.REPLAY, { name: QUEUE, cursor: '1:2:3' })],
+      code: 'INVALID_ARGUMENT',
+      names: ['cursor'],
+    },
+    'a message that there is not, cancelled': {
+      sends: () => [control(OP.CANCEL, { name: QUEUE, offset: Number.MAX_SAFE_INTEGER })],
+      code: 'MESSAGE_NOT_FOUND',
+      names: [Number.MAX_SAFE_INTEGER],
+    },
+    'a message named by offset and by id': {
+      sends: () => [control(OP.CANCEL, { name: QUEUE, offset: 1, id: 'x' })],
+      code: 'INVALID_ARGUMENT',
+      names: ['offset', 'id'],
+    },
+    'a time long past, rescheduled to': {
+      sends: () => [control(OP.RESCHEDULE, { name: QUEUE, offset: 1, atMs: 5 })],
+      code: 'AT_IN_THE_PAST',
+      names: ['at', 5],
+    },
+    'a consumer that there is not, closed': {
+      sends: () => [control(OP.CLOSE_CONSUMER, { name: QUEUE, id: 0xffff_ffff })],
+      code: 'CONSUMER_NOT_FOUND',
+      names: [0xffff_ffff],
+    },
+    'ATOMIC of 15 bytes': {
+      sends: () => [frame(OP.ATOMIC, 0, 0, new Uint8Array(15))],
+      code: 'MALFORMED_FRAME',
+      names: ['ATOMIC', 15, 16],
+    },
+    'ATOMIC with a broken checksum': {
+      sends: () => [frame(OP.ATOMIC, 0, 0, withByte(atomicStep(1, [QUEUE]), 20, 7))],
+      code: 'BATCH_CORRUPT',
+      names: [1],
+    },
+    'ATOMIC with two batches for one queue': {
+      sends: () => [frame(OP.ATOMIC, 0, 0, atomicStep(1, [QUEUE, QUEUE]))],
+      code: 'BATCH_MALFORMED',
+      names: [QUEUE],
+    },
+    'ATOMIC to a queue that there is not': {
+      sends: () => [frame(OP.ATOMIC, 0, 0, atomicStep(1, [QUEUE, 'nowhere']))],
+      code: 'QUEUE_NOT_FOUND',
+      names: ['nowhere'],
+    },
+    'ATOMIC with an acknowledgement of nothing that it holds': {
+      sends: () => [
+        frame(
+          OP.ATOMIC,
+          0,
+          0,
+          atomicStep(1, [QUEUE], [{ channel: 9, subscriptionId: 7, firstTag: 3, count: 1 }]),
+        ),
+      ],
+      code: 'LEASE_LOST',
+      names: [3],
+    },
+    'an EXTEND of no tags': {
+      sends: () => [
+        frame(OP.EXTEND, 1, 1, encodeExtend({ subscriptionId: 0, firstTag: 0, count: 0, durationMs: 0 })),
+      ],
+      code: 'MALFORMED_FRAME',
+      names: ['EXTEND', 0, 65_535],
     },
     'a control frame that is no map': {
       sends: () => [frame(OP.GET, 0, 1, Uint8Array.of(0x93, 1, 2, 3))],
@@ -656,29 +751,21 @@ describe('after the handshake', () => {
       names: ['nowhere'],
     },
   }
-  for (const [option, value] of Object.entries({ key: 'k', id: 'i' })) {
-    cases[`a message with the option ${option}`] = {
-      sends: () => [publishFrame(QUEUE, batch(1, [{ payload: BODY, options: { [option]: value } }]))],
-      code: 'NOT_SUPPORTED',
-      names: [option],
-    }
-  }
   // A hundred years and a millisecond; a time long past; no time to live at all.
-  for (const [option, value] of Object.entries({ delayMs: LIMITS.delayMsMax + 1, atMs: 5, ttlMs: 0 })) {
+  const times = {
+    delayMs: { value: LIMITS.delayMsMax + 1, code: 'INVALID_DELAY' },
+    atMs: { value: 5, code: 'AT_IN_THE_PAST' },
+    ttlMs: { value: 0, code: 'INVALID_TTL' },
+  } as const
+  for (const [option, { value, code }] of Object.entries(times)) {
     cases[`a message with ${option} ${value}`] = {
       sends: () => [publishFrame(QUEUE, batch(1, [{ payload: BODY, options: { [option]: value } }]))],
-      code: 'INVALID_ARGUMENT',
+      code,
       names: [option.replace('Ms', ''), value],
     }
   }
-  for (const [name, { sender, layout, code }] of Object.entries(OPCODES)) {
-    if (layout === 'reserved') {
-      cases[`the reserved frame ${name}`] = {
-        sends: () => [frame(code, 0, 3, BODY)],
-        code: 'NOT_SUPPORTED',
-        names: [name],
-      }
-    } else if (sender === 'server') {
+  for (const [name, { sender, code }] of Object.entries(OPCODES)) {
+    if (sender === 'server') {
       cases[`${name}, which only a broker sends`] = {
         sends: () => [frame(code, 0, 3, BODY)],
         code: 'UNEXPECTED_FRAME',
@@ -985,6 +1072,29 @@ test(`10,000 mutated frames, seed ${SEED}`, async () => {
         encodeSettle(0, [{ firstTag: 0, count: 3, outcome: OUTCOME.retry, delayMs: 5, reason: 'because' }]),
       ),
     () => frame(OP.STARTED, 1, 0, encodeRanges(0, [{ firstTag: 0, count: 2 }])),
+    () =>
+      frame(
+        OP.ATOMIC,
+        0,
+        0,
+        atomicStep(
+          1 + random.below(3),
+          ['fuzz'],
+          random.below(2) === 0 ? [] : [{ channel: 1, subscriptionId: 0, firstTag: 0, count: 1 }],
+        ),
+      ),
+    () => frame(OP.EXTEND, 1, 5, encodeExtend({ subscriptionId: 0, firstTag: 0, count: 2, durationMs: 500 })),
+    () => control(OP.PEEK, { name: 'fuzz', state: 'ready', limit: 3, filter: { key: 'k', minAttempts: 1 } }),
+    () => control(OP.REDRIVE, { name: 'fuzz', offsets: [1, 2], filter: { reason: 'rejected' }, to: 'fuzz2' }),
+    () => control(OP.DISCARD, { name: 'fuzz', limit: 5, filter: { headers: { a: 'b' } } }),
+    () => control(OP.CANCEL, { name: 'fuzz', offset: 3 }),
+    () => control(OP.RESCHEDULE, { name: 'fuzz', id: 'x', delayMs: 500 }),
+    () => control(OP.REPLAY, { name: 'fuzz', fromOffset: 1, limit: 2, dryRun: true }),
+    () => control(OP.HISTORY, { name: 'fuzz', offset: 1 }),
+    () => control(OP.CONSUMERS, { name: 'fuzz' }),
+    () => control(OP.CLOSE_CONSUMER, { name: 'fuzz', id: 1 }),
+    () => control(OP.PAUSE, { name: 'fuzz' }),
+    () => control(OP.RESUME, { name: 'fuzz' }),
     () => frame(OP.UNSUBSCRIBE, 1, 4, encodeSubscriptionId(0)),
     () => control(OP.ENSURE, { name: 'fuzz', options: { maxDeliveries: 10 } }),
     () => control(OP.GET, { name: 'fuzz' }),

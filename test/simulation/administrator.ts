@@ -1,15 +1,37 @@
-/** A simulated administrator: makes, changes, empties, deletes and looks at queues. */
-import { OP, decodeControl, encodeControl, type HelloOk } from '@sluice/protocol'
+/**
+ * A simulated administrator: makes, changes, pauses, empties, deletes and looks at queues, brings dead messages back or
+ * deletes them, cancels and reschedules, and closes consumers.
+ */
+import {
+  OP,
+  decodeControl,
+  encodeControl,
+  type Body,
+  type ConsumerInfo,
+  type HelloOk,
+  type QueueInfo,
+} from '@sluice/protocol'
+import { idFor, optionsFor } from './characters.js'
 import { Client } from './client.js'
 import { Violation } from './trace.js'
 
+interface Asked {
+  readonly opcode: number
+  readonly name: string
+}
+
 export class Administrator extends Client {
-  readonly #waiting = new Map<number, string>()
-  /** Queues that it knows to be there. */
+  readonly #waiting = new Map<number, Asked>()
+  /** Queues that it knows to be there; and not to be paused. */
   readonly #made = new Set<string>()
+  readonly #running = new Set<string>()
+  /** Offsets that there were when it looked last, by queue; and consumers. */
+  readonly #published = new Map<string, number>()
+  #consumers: readonly ConsumerInfo[] = []
+  #knowsAll = false
 
   get isDone(): boolean {
-    return this.#waiting.size === 0 && this.around.queueNames.every((name) => this.#made.has(name))
+    return this.#waiting.size === 0 && this.around.queueNames.every((name) => this.#running.has(name))
   }
 
   protected opened(_ok: HelloOk): void {}
@@ -21,40 +43,99 @@ export class Administrator extends Client {
   protected work(): void {
     const { chance, queueNames, isHealing } = this.around
     if (isHealing) {
-      for (const name of queueNames) {
-        if (this.#made.has(name) || this.#waiting.size > 0) continue
-        this.#ask(OP.ENSURE, { name }, name)
+      if (this.#waiting.size > 0) return
+      // A late frame can have paused one since.
+      if (!this.#knowsAll || chance.hit(0.02)) {
+        this.#knowsAll = true
+        this.#ask(OP.LIST, {})
+        return
       }
+      const missing = queueNames.find((name) => !this.#made.has(name))
+      const paused = queueNames.find((name) => !this.#running.has(name))
+      if (missing !== undefined)
+        this.#ask(OP.ENSURE, { name: missing, options: this.around.characterOf(missing).fixed })
+      else if (paused !== undefined) this.#ask(OP.RESUME, { name: paused })
       return
     }
     const missing = queueNames.find((one) => !this.#made.has(one))
     const name = missing !== undefined && chance.hit(0.6) ? missing : chance.pick(queueNames)
+    const character = this.around.characterOf(name)
     const kind = name === missing ? 0 : chance.random()
-    if (kind < 0.45) {
-      const initial = chance.int(0, 300)
-      const options = chance.hit(0.5)
-        ? {}
-        : {
-            maxDeliveries: chance.int(1, 5),
-            retryInitialMs: initial,
-            retryMaxMs: initial + chance.int(0, 2000),
-          }
-      this.#ask(OP.ENSURE, { name, options, update: chance.hit(0.7) }, name)
-    } else if (kind < 0.46) {
+    if (kind < 0.35) {
+      const options = optionsFor(character, chance)
+      this.#ask(OP.ENSURE, { name, options, update: chance.hit(0.7) })
+    } else if (kind < 0.36) {
       this.#made.delete(name)
-      this.#ask(OP.DELETE, { name }, '')
-    } else if (kind < 0.48) {
-      this.#ask(OP.PURGE, { name }, '')
-    } else if (kind < 0.9) {
-      this.#ask(OP.GET, { name }, '')
+      this.#ask(OP.DELETE, { name })
+    } else if (kind < 0.375) {
+      this.#ask(OP.PURGE, { name })
+    } else if (kind < 0.75 && !character.isPlain) {
+      this.#meddle(name)
+    } else if (kind < 0.92) {
+      this.#ask(OP.GET, { name })
     } else {
-      this.#ask(OP.LIST, {}, '')
+      this.#ask(OP.LIST, {})
     }
   }
 
-  #ask(opcode: number, body: { readonly [name: string]: unknown }, made: string): void {
+  #meddle(name: string): void {
+    const { chance, queueNames } = this.around
+    const kind = chance.random()
+    const limit = chance.int(1, 20)
+    const dead = {
+      name,
+      limit,
+      ...(chance.hit(0.3) ? { from: this.#someOffset(name) } : {}),
+      ...(chance.hit(0.2) ? { offsets: [this.#someOffset(name), this.#someOffset(name)] } : {}),
+      ...(chance.hit(0.2)
+        ? { filter: chance.pick([{ reason: 'rejected' }, { key: 'k1' }, { minAttempts: 2 }]) }
+        : {}),
+      ...(chance.hit(0.1) ? { dryRun: true } : {}),
+    }
+    if (kind < 0.1) this.#ask(OP.PAUSE, { name })
+    else if (kind < 0.27) this.#ask(OP.RESUME, { name })
+    else if (kind < 0.45) {
+      const to = chance.hit(0.3) ? chance.pick(queueNames) : undefined
+      this.#ask(OP.REDRIVE, { ...dead, ...(to === undefined ? {} : { to }), force: chance.hit(0.1) })
+    } else if (kind < 0.5) this.#ask(OP.DISCARD, dead)
+    else if (kind < 0.65) this.#ask(OP.CANCEL, { name, ...this.#reference(name) })
+    else if (kind < 0.8) {
+      const at = chance.hit(0.6)
+        ? { delayMs: chance.skewed(2_000) }
+        : { atMs: this.around.brokerMs + chance.pick([-100_000, -200, 500]) }
+      this.#ask(OP.RESCHEDULE, { name, ...this.#reference(name), ...at })
+    } else if (kind < 0.9) {
+      const state = chance.pick([undefined, 'ready', 'scheduled', 'leased', 'dead'])
+      this.#ask(OP.PEEK, {
+        name,
+        limit,
+        from: this.#someOffset(name),
+        ...(state === undefined ? {} : { state }),
+      })
+    } else if (kind < 0.93) this.#ask(OP.HISTORY, { name, offset: this.#someOffset(name) })
+    else if (kind < 0.98) this.#ask(OP.CONSUMERS, { name })
+    else if (this.#consumers.length > 0)
+      this.#ask(OP.CLOSE_CONSUMER, { name, id: chance.pick(this.#consumers).id })
+  }
+
+  #reference(name: string): { readonly offset: number } | { readonly id: string } {
+    const { chance } = this.around
+    return chance.hit(0.6) ? { offset: this.#someOffset(name) } : { id: idFor(chance) }
+  }
+
+  // Mostly one of the last.
+  #someOffset(name: string): number {
+    const next = this.#published.get(name) ?? 0
+    return Math.max(0, next - this.around.chance.skewed(60))
+  }
+
+  #ask(opcode: number, body: Body): void {
     const correlation = this.nextCorrelation()
-    this.#waiting.set(correlation, made)
+    const name = String(body['name'] ?? '')
+    if (opcode === OP.PAUSE || opcode === OP.DELETE) this.#running.delete(name)
+    this.#waiting.set(correlation, { opcode, name })
+    if (opcode === OP.PEEK) this.conversation?.peeks.set(correlation, name)
+    this.around.count(`asked ${opcode}`)
     this.send(opcode, 0, correlation, encodeControl(body))
   }
 
@@ -66,15 +147,31 @@ export class Administrator extends Client {
     start: number,
     end: number,
   ): void {
-    if (opcode !== OP.RESULT && opcode !== OP.ERROR)
+    if (opcode !== OP.RESULT && opcode !== OP.ERROR && opcode !== OP.MESSAGES)
       throw new Violation(21, `${this.name} is sent frame ${opcode}`)
-    const made = this.#waiting.get(correlation)
-    if (made === undefined)
+    const asked = this.#waiting.get(correlation)
+    if (asked === undefined)
       throw new Violation(21, `${this.name} is answered request ${correlation}, which is not open`)
     this.#waiting.delete(correlation)
-    if (opcode === OP.RESULT) {
-      decodeControl(bytes, start, end)
-      if (made !== '') this.#made.add(made)
+    if ((opcode === OP.MESSAGES) !== (asked.opcode === OP.PEEK) && opcode !== OP.ERROR)
+      throw new Violation(21, `request ${asked.opcode} is answered with frame ${opcode}`)
+    // It was deleted, or is not there yet.
+    if (opcode === OP.ERROR && asked.opcode === OP.RESUME) this.#made.delete(asked.name)
+    if (opcode !== OP.RESULT) return
+    this.#answered(asked, decodeControl(bytes, start, end))
+  }
+
+  #answered({ opcode, name }: Asked, body: Body): void {
+    if (opcode === OP.ENSURE || opcode === OP.GET) {
+      const queue = body['queue'] as QueueInfo
+      this.#published.set(name, queue.published)
+      if (opcode === OP.ENSURE) this.#made.add(name)
+    } else if (opcode === OP.RESUME) {
+      this.#running.add(name)
+    } else if (opcode === OP.LIST) {
+      for (const queue of body['queues'] as QueueInfo[]) if (queue.paused) this.#running.delete(queue.name)
+    } else if (opcode === OP.CONSUMERS) {
+      this.#consumers = body['consumers'] as ConsumerInfo[]
     }
   }
 }

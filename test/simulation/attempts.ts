@@ -7,15 +7,26 @@ import {
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
   CONTENT_TYPE,
+  DELIVER_FLAG,
+  DELIVER_HEADER_BYTES,
+  SCATTERED_BYTES,
+  decodeDeliverHead,
   readU16,
   readU32,
+  readU64,
   recordBytes,
   sealBatch,
   writeRecordHead,
+  type Delivery,
+  type Duplicates,
   type ErrorCode,
   type RecordOptions,
 } from '@sluice/protocol'
+import { crc32 } from 'node:zlib'
+import type { HistoryEvent } from '../checker/history.js'
+import { laneOf } from './characters.js'
 import { Violation } from './trace.js'
+import { wishesOf } from './wishes.js'
 
 export interface Attempt {
   /** Sixteen bytes in hex. */
@@ -26,6 +37,8 @@ export interface Attempt {
   readonly records: readonly Uint8Array[]
   /** Of each message; unique in a run. */
   readonly names: readonly string[]
+  /** What each asks for. */
+  readonly options: readonly (RecordOptions | undefined)[]
   /** The refusals that it deserves; undefined: it is to be taken. */
   readonly expects: readonly ErrorCode[] | undefined
 }
@@ -66,6 +79,12 @@ export function buildBatch(
   return { batch, records }
 }
 
+/** What clients call the message that they find in a queue: its name, and whether it came there from another one. */
+export function messageName(queue: string, record: Uint8Array): string {
+  const isCopy = wishesOf(record).headers.some(([name]) => name === 'sluice-origin-queue')
+  return isCopy ? `${nameOf(record)} in ${queue} as ${crc32(record)}` : nameOf(record)
+}
+
 /** The name that a record's payload begins with. */
 export function nameOf(record: Uint8Array): string {
   const start = 8 + readU16(record, 6)
@@ -86,13 +105,73 @@ export function splitRecords(bytes: Uint8Array, start: number, end: number): Uin
   return records
 }
 
+/** The messages of a DELIVER frame: side by side, or each with its own offset and time in front. */
+export function deliveredIn(
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+): Delivery & { readonly messages: { readonly offset: number; readonly record: Uint8Array }[] } {
+  const head = decodeDeliverHead(bytes, start, end)
+  const at = start + DELIVER_HEADER_BYTES
+  if ((head.flags & DELIVER_FLAG.scattered) === 0) {
+    const messages = splitRecords(bytes, at, end).map((record, i) => ({
+      offset: head.firstOffset + i,
+      record,
+    }))
+    return { ...head, messages }
+  }
+  const messages = []
+  for (let next = at; next < end;) {
+    const recordAt = next + SCATTERED_BYTES
+    const recordEnd = recordAt + 8 > end ? end : recordAt + readU32(bytes, recordAt)
+    messages.push({ offset: readU64(bytes, next), record: splitRecords(bytes, recordAt, recordEnd)[0]! })
+    next = recordEnd
+  }
+  if (messages[0]?.offset !== head.firstOffset || readU64(bytes, at + 8) !== head.publishedAtMs)
+    throw new Violation(2, 'the head of a scattered delivery is not that of its first message')
+  return { ...head, messages }
+}
+
 export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
   return a.length === b.length && Buffer.compare(a, b) === 0
+}
+
+const SEQUENCE_STEP = 100_000
+
+/** Notes in the history that a producer tries to publish. */
+export function remember(attempt: Attempt, producer: string, history: HistoryEvent[]): void {
+  const { queue, names, records, options, number } = attempt
+  for (const [index, message] of names.entries()) {
+    history.push({
+      kind: 'attempt',
+      queue,
+      message,
+      producer,
+      body: String(crc32(records[index]!)),
+      sequence: number * SEQUENCE_STEP + index,
+      lane: laneOf(options[index]),
+    })
+  }
+}
+
+/** Notes in the history where the messages of an attempt are. */
+export function accepted(
+  { names }: Attempt,
+  base: number,
+  duplicates: Duplicates | undefined,
+  history: HistoryEvent[],
+): void {
+  for (const [index, message] of names.entries()) {
+    if (duplicates?.has(index) === true) history.push({ kind: 'outcome', message, outcome: 'duplicate' })
+    else history.push({ kind: 'outcome', message, outcome: 'ok', offset: base + index })
+  }
 }
 
 export class Attempts {
   readonly #byNumber = new Map<string, Attempt[]>()
   readonly #byName = new Map<string, { readonly attempt: Attempt; readonly index: number }>()
+  /** By queue and name: what came there from another queue. */
+  readonly #copies = new Map<string, Uint8Array[]>()
 
   add(attempt: Attempt): void {
     const key = `${attempt.identity}:${attempt.number}`
@@ -115,13 +194,16 @@ export class Attempts {
     return found
   }
 
-  /** Whether the record is one that was attempted on that queue, byte for byte. */
+  /** The broker brings a message to that queue from another one, as this record. */
+  addCopy(queue: string, record: Uint8Array): void {
+    const key = `${queue}:${nameOf(record)}`
+    this.#copies.set(key, [...(this.#copies.get(key) ?? []), record])
+  }
+
+  /** Whether the record is one that was attempted on that queue, or came there from another one, byte for byte. */
   knows(queue: string, record: Uint8Array): boolean {
     const found = this.#byName.get(nameOf(record))
-    return (
-      found !== undefined &&
-      found.attempt.queue === queue &&
-      sameBytes(found.attempt.records[found.index]!, record)
-    )
+    if (found?.attempt.queue === queue && sameBytes(found.attempt.records[found.index]!, record)) return true
+    return this.#copies.get(`${queue}:${nameOf(record)}`)?.some((copy) => sameBytes(copy, record)) === true
   }
 }

@@ -22,6 +22,7 @@ import {
 import type { HistoryEvent } from '../checker/history.js'
 import type { Attempts } from './attempts.js'
 import type { Chance } from './chance.js'
+import type { Character } from './characters.js'
 import type { Link, LinkEnd } from './link.js'
 import type { Conversation } from './witness.js'
 
@@ -32,12 +33,15 @@ export interface Surroundings {
   readonly history: HistoryEvent[]
   readonly queueNames: readonly string[]
   readonly nowMs: number
+  /** What the broker's clock says. */
+  readonly brokerMs: number
   /** Nobody makes trouble any more: finish what is open. */
   readonly isHealing: boolean
   readonly heartbeatMs: number
   /** Largest payload of one message, and largest batch. */
   readonly messageBytesMax: number
   readonly batchBytesMax: number
+  characterOf(queue: string): Character
   /** A new connection, or undefined while the broker is down. */
   connect(client: Client): { link: Link; conversation: Conversation } | undefined
   count(what: string): void

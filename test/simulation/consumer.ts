@@ -1,18 +1,20 @@
 /**
  * A simulated consumer: several subscriptions, credit that goes up and down, every way to settle, late and repeated
- * settles, drains, and leaving with and without a word.
+ * settles, atomic steps, longer leases, drains, and leaving with and without a word.
  */
 import {
   DELIVER_FLAG,
-  DELIVER_HEADER_BYTES,
   OP,
+  LIMITS,
   OUTCOME,
-  decodeDeliverHead,
+  decodeAtomicOk,
   decodeDrained,
+  decodePublishErr,
   decodeRanges,
   decodeSubscriptionId,
   encodeControl,
   encodeCredit,
+  encodeExtend,
   encodeRanges,
   encodeSettle,
   encodeSubscriptionId,
@@ -23,8 +25,10 @@ import {
 } from '@sluice/protocol'
 import { crc32 } from 'node:zlib'
 import type { SettleEvent } from '../checker/history.js'
-import { nameOf, splitRecords } from './attempts.js'
+import { deliveredIn, messageName, type RecordDraft } from './attempts.js'
+import { wishFor } from './characters.js'
 import { Client } from './client.js'
+import { Steps, type Step } from './steps.js'
 import { Violation } from './trace.js'
 
 const ACTIONS: Readonly<Record<Outcome, SettleEvent['action']>> = {
@@ -34,6 +38,7 @@ const ACTIONS: Readonly<Record<Outcome, SettleEvent['action']>> = {
   4: 'deadLetter',
 }
 const HEALING_CREDIT = 64
+const STEPS_MAX = 8
 
 interface Held {
   readonly message: string
@@ -43,6 +48,13 @@ interface Pending {
   readonly held: Held
   readonly tag: number
   readonly outcome: Outcome
+}
+
+/** Acknowledged in an atomic step. */
+interface StepAck {
+  readonly reader: Reader
+  readonly tag: number
+  readonly held: Held
 }
 
 interface Reader {
@@ -63,17 +75,50 @@ export class Consumer extends Client {
   readonly #settles = new Map<number, { readonly reader: Reader; readonly pending: Pending[] }>()
   #channel = 0
   readonly #readersMax: number
+  readonly #steps: Steps<StepAck>
+  /** How often it does something as an atomic step. */
+  readonly #stepping: number
 
   get isDone(): boolean {
-    return this.#settles.size === 0 && [...this.#readers.values()].every(({ held }) => held.size === 0)
+    return (
+      this.#settles.size === 0 &&
+      this.#steps.size === 0 &&
+      [...this.#readers.values()].every(({ held }) => held.size === 0)
+    )
   }
 
   constructor(...args: ConstructorParameters<typeof Client>) {
     super(...args)
-    this.#readersMax = this.around.chance.int(1, 3)
+    const { chance, history, attempts } = this.around
+    this.#readersMax = chance.int(1, 3)
+    this.#steps = new Steps(this.name, this.identityText, history, attempts)
+    this.#stepping = chance.pick([0, 0.05, 0.3])
   }
 
-  protected opened(_ok: HelloOk): void {}
+  /** The lowest number that it may still send again. */
+  get lowestUnanswered(): number {
+    return this.#steps.lowestUnanswered
+  }
+
+  /** What a broker would be sent again. */
+  unanswered(): Step<unknown>[] {
+    return [...this.#steps.unanswered()]
+  }
+
+  protected override get acceptedNumber(): number {
+    return this.#steps.acceptedNumber
+  }
+
+  protected override get inFlightBatches(): number {
+    return LIMITS.inFlightBatchesDefault
+  }
+
+  protected opened(_ok: HelloOk): void {
+    for (const step of this.#steps.unanswered()) {
+      this.around.count('step resent')
+      this.#sendStep(step)
+    }
+  }
 
   protected lost(): void {
     for (const { reader, pending } of this.#settles.values())
@@ -102,10 +147,12 @@ export class Consumer extends Client {
     const reader = chance.pick(readers)
     const kind = chance.random()
     if (reader.isDrained || kind < 0.06) this.#credit(reader)
-    else if (kind < 0.2) this.#start(reader)
-    else if (kind < 0.215) this.#unsubscribe(reader)
-    else if (kind < 0.22) this.goodbye()
-    else if (kind < 0.23 && reader.settled.length > 0) this.#settleAgain(reader)
+    else if (kind < 0.17) this.#start(reader)
+    else if (kind < 0.18) this.#extend(reader)
+    else if (reader.held.size > 0 && this.#steps.size < STEPS_MAX && chance.hit(this.#stepping)) this.#step()
+    else if (kind < 0.195) this.#unsubscribe(reader)
+    else if (kind < 0.2) this.goodbye()
+    else if (kind < 0.21 && reader.settled.length > 0) this.#settleAgain(reader)
     else if (reader.held.size > 0) this.#settle(reader)
   }
 
@@ -144,7 +191,15 @@ export class Consumer extends Client {
       isDrained: false,
       isLeaving: false,
     })
-    this.send(OP.SUBSCRIBE, channel, this.nextCorrelation(), encodeControl({ queue, messages, bytes, limit }))
+    const { chance, isHealing } = this.around
+    const isShort = !isHealing && !this.around.characterOf(queue).isPlain && chance.hit(0.2)
+    const processingTimeoutMs = isShort ? chance.int(100, 1_500) : undefined
+    this.send(
+      OP.SUBSCRIBE,
+      channel,
+      this.nextCorrelation(),
+      encodeControl({ queue, messages, bytes, limit, processingTimeoutMs }),
+    )
   }
 
   #credit(reader: Reader): void {
@@ -183,6 +238,70 @@ export class Consumer extends Client {
     this.send(OP.STARTED, reader.channel, 0, encodeRanges(reader.id, ranges))
   }
 
+  /** Some of what it holds may take longer. */
+  #extend(reader: Reader): void {
+    const { chance } = this.around
+    const [firstTag] = reader.held.keys()
+    if (firstTag === undefined) return
+    const correlation = this.nextCorrelation()
+    this.#settles.set(correlation, { reader, pending: [] })
+    this.conversation?.settles.set(correlation, { subscriptionId: reader.id, items: [] })
+    const durationMs = chance.hit(0.3) ? 0 : chance.int(LIMITS.processingTimeoutMsMin, 2_000)
+    const count = chance.int(1, 3)
+    this.send(
+      OP.EXTEND,
+      reader.channel,
+      correlation,
+      encodeExtend({ subscriptionId: reader.id, firstTag, count, durationMs }),
+    )
+  }
+
+  /** Acknowledges some of what it holds, of one or two subscriptions, and publishes what followed from it. */
+  #step(): void {
+    const { chance, queueNames } = this.around
+    const readers = [...this.#readers.values()].filter(
+      ({ id, isLeaving, held }) => id !== -1 && !isLeaving && held.size > 0,
+    )
+    const acks: StepAck[] = []
+    for (const reader of readers.slice(0, chance.int(1, 2))) {
+      for (const [tag, held] of [...reader.held].slice(0, chance.int(1, 4))) acks.push({ reader, tag, held })
+    }
+    const ranges = acks.map(({ reader, tag: firstTag }) => ({
+      channel: reader.channel,
+      subscriptionId: reader.id,
+      firstTag,
+      count: 1,
+    }))
+    // Sometimes it names what it has no more.
+    const late = chance.hit(0.05) ? readers[0]!.settled.at(-1) : undefined
+    if (late !== undefined) {
+      const { channel, id: subscriptionId } = readers[0]!
+      ranges.push({ channel, subscriptionId, firstTag: late, count: 1 })
+    }
+    const queues = new Set<string>()
+    for (let i = chance.int(0, 2); i > 0; i--)
+      queues.add(chance.hit(0.03) ? 'nowhere' : chance.pick(queueNames))
+    const number = this.#steps.nextNumber
+    const batches = [...queues].map((queue, batch) => ({ queue, drafts: this.#drafts(queue, number, batch) }))
+    for (const { reader, tag } of acks) reader.held.delete(tag)
+    this.around.count('step')
+    this.#sendStep(this.#steps.make(ranges, acks, batches))
+  }
+
+  #drafts(queue: string, number: number, batch: number): RecordDraft[] {
+    const { chance, brokerMs } = this.around
+    return Array.from({ length: chance.int(1, 3) }, (_, i) => {
+      const options =
+        queue === 'nowhere' ? undefined : wishFor(this.around.characterOf(queue), chance, brokerMs)
+      const name = `${this.name}:${number}:${batch}.${i}:s`
+      return { name, padding: chance.skewed(200), ...(options === undefined ? {} : { options }) }
+    })
+  }
+
+  #sendStep({ number, payload }: Step<StepAck>): void {
+    this.send(OP.ATOMIC, 0, Math.max(0, number - this.#steps.lowestUnanswered), payload)
+  }
+
   #unsubscribe(reader: Reader): void {
     reader.isLeaving = true
     this.send(OP.UNSUBSCRIBE, reader.channel, this.nextCorrelation(), encodeSubscriptionId(reader.id))
@@ -214,7 +333,8 @@ export class Consumer extends Client {
     if (kind < 0.84)
       return { firstTag, count, outcome: OUTCOME.retry, delayMs: chance.hit(0.3) ? 0 : chance.skewed(2000) }
     if (kind < 0.96) return { firstTag, count, outcome: OUTCOME.release }
-    return { firstTag, count, outcome: OUTCOME.deadLetter, reason: 'no such customer' }
+    const invalid = chance.hit(0.3) ? true : undefined
+    return { firstTag, count, outcome: OUTCOME.deadLetter, reason: 'no such customer', invalid }
   }
 
   /** What was settled before, or was never granted: it must change nothing. */
@@ -266,6 +386,24 @@ export class Consumer extends Client {
         if (reader !== undefined && reader.id === decodeDrained(bytes, start, end).subscriptionId)
           reader.isDrained = true
         return
+      case OP.LEASES_LOST:
+        this.#leasesLost(reader, bytes, start, end)
+        return
+      case OP.ATOMIC_OK: {
+        const { number, places } = decodeAtomicOk(bytes, start, end)
+        const step = this.#steps.confirmed(number, places)
+        // 3: one answer for each number.
+        if (step === undefined)
+          throw new Violation(3, `${this.name} is told of step ${number}, and does not wait for it`)
+        for (const { reader: of, tag, held } of step.acks) {
+          of.settled.push(tag)
+          this.#note(of, { held, tag, outcome: OUTCOME.ack }, 'ok')
+        }
+        return
+      }
+      case OP.PUBLISH_ERR:
+        this.#stepRefused(bytes, start, end)
+        return
       case OP.RESULT:
         // Of UNSUBSCRIBE.
         for (const leaving of this.#readers.values()) {
@@ -286,27 +424,47 @@ export class Consumer extends Client {
     }
   }
 
+  /** Nothing of it was done: what it was to acknowledge is still there, where it was before. */
+  #stepRefused(bytes: Uint8Array, start: number, end: number): void {
+    const { batchNumber, fault } = decodePublishErr(bytes, start, end)
+    this.around.count(`step refused with ${fault.code}`)
+    const step = this.#steps.refused(batchNumber)
+    if (step === undefined || fault.code === 'UNKNOWN_OUTCOME')
+      throw new Violation(
+        3,
+        `${this.name} is told ${fault.code} of step ${batchNumber}, and did not expect it`,
+      )
+    for (const { reader, tag, held } of step.acks) {
+      if (this.#readers.get(reader.channel) === reader) reader.held.set(tag, held)
+      this.#note(reader, { held, tag, outcome: OUTCOME.ack }, 'fail')
+    }
+  }
+
+  #leasesLost(reader: Reader | undefined, bytes: Uint8Array, start: number, end: number): void {
+    const { subscriptionId, ranges } = decodeRanges('LEASES_LOST', bytes, start, end)
+    if (reader === undefined) return
+    if (reader.id !== subscriptionId)
+      throw new Violation(7, `${this.name} loses leases of subscription ${subscriptionId}`)
+    for (const { firstTag, count } of ranges)
+      for (let i = 0; i < count; i++) reader.held.delete((firstTag + i) >>> 0)
+  }
+
   #delivered(reader: Reader | undefined, bytes: Uint8Array, start: number, end: number): void {
-    const { subscriptionId, firstTag, firstOffset, flags, attempt, count } = decodeDeliverHead(
-      bytes,
-      start,
-      end,
-    )
+    const { subscriptionId, firstTag, flags, attempt, count, messages } = deliveredIn(bytes, start, end)
     if (reader === undefined) return
     if (reader.id !== subscriptionId)
       throw new Violation(
         7,
         `${this.name} is delivered to subscription ${subscriptionId}, which it does not have on that channel`,
       )
-    const records = splitRecords(bytes, start + DELIVER_HEADER_BYTES, end)
-    if (records.length !== count || attempt === 0)
-      throw new Violation(2, `${this.name} is delivered ${records.length} records of ${count}`)
-    for (const [i, record] of records.entries()) {
+    if (messages.length !== count || attempt === 0)
+      throw new Violation(2, `${this.name} is delivered ${messages.length} records of ${count}`)
+    for (const [i, { offset, record }] of messages.entries()) {
       const tag = (firstTag + i) >>> 0
       // 7, 14: what is held is not delivered once more.
       if (reader.held.has(tag))
         throw new Violation(7, `${this.name} holds tag ${tag} and is delivered it again`)
-      const message = nameOf(record)
+      const message = messageName(reader.queue, record)
       reader.held.set(tag, { message })
       this.around.history.push({
         kind: 'deliver',
@@ -314,7 +472,7 @@ export class Consumer extends Client {
         message,
         consumer: `${this.name}/${subscriptionId}`,
         redelivered: (flags & DELIVER_FLAG.redelivered) !== 0,
-        offset: firstOffset + i,
+        offset,
         body: String(crc32(record)),
       })
     }

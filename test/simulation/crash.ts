@@ -3,18 +3,20 @@
  * aside, a new broker recovers from it, and its state is compared with what the log says must be there. The run itself
  * does not notice.
  */
-import { readU64, type SluiceError } from '@sluice/protocol'
+import { OUTCOME, SluiceError, decodeAtomic, type QueueName } from '@sluice/protocol'
 import { Broker } from '../../packages/server/src/broker/broker.js'
+import type { Producer as BrokerProducer } from '../../packages/server/src/broker/producers.js'
 import { FileLog } from '../../packages/server/src/log/file-log.js'
 import type { LogBounds } from '../../packages/server/src/log/log.js'
-import type { Consumer, Run, Subscription } from '../../packages/server/src/queue/index.js'
-import { sameBytes, splitRecords } from './attempts.js'
+import type { Consumer } from '../../packages/server/src/queue/index.js'
 import { Chance } from './chance.js'
 import type { SimulatedDisk } from './disk.js'
 import type { LedgerState } from './ledger.js'
+import { Model } from './model.js'
 import { compareRecovered } from './recovery.js'
+import { tapBroker } from './taps.js'
 import { Violation } from './trace.js'
-import type { World } from './world.js'
+import type { Sender, World } from './world.js'
 
 /** What was looked at. */
 export interface CrashCounts {
@@ -26,11 +28,15 @@ export interface CrashCounts {
   fromCheckpoint: number
   messages: number
   batches: number
+  keys: number
+  ids: number
+  dead: number
   /** Recovered a second time, after a crash behind recovery, and within it. */
   again: number
   interrupted: number
   /** Sent to once more, and handed out whole. */
   resent: number
+  steps: number
   drained: number
   drainedMessages: number
 }
@@ -44,12 +50,22 @@ export function noCrashes(): CrashCounts {
     fromCheckpoint: 0,
     messages: 0,
     batches: 0,
+    keys: 0,
+    ids: 0,
+    dead: 0,
     again: 0,
     interrupted: 0,
     resent: 0,
+    steps: 0,
     drained: 0,
     drainedMessages: 0,
   }
+}
+
+/** Judges what a recovered broker does. */
+interface Judge {
+  readonly model: Model
+  wrong: unknown
 }
 
 interface Recovered {
@@ -97,7 +113,7 @@ export class CrashPoints {
       : undefined
     counts.images++
     const recovered = await this.#recover(world, image)
-    const { broker, log, bounds } = recovered
+    const { bounds } = recovered
     const state = world.ledger.allows(bounds.nextLsn - 1)
     const afterCrash = !state.closed
     if (bounds.nextLsn - 1 > world.ledger.durable.lsn) counts.withUnfinished++
@@ -118,19 +134,20 @@ export class CrashPoints {
       this.#compare(world, again, state, true)
     }
     if (chance.hit(USED_SHARE)) {
-      this.#resend(world, broker, state)
-      await this.#drain(recovered, state, afterCrash)
-      broker.audit()
+      const judge = this.#judge(world, recovered, state, afterCrash)
+      this.#resend(world, recovered, state)
+      await this.#drain(recovered, judge)
+      if (judge.wrong !== undefined) throw judge.wrong
+      recovered.broker.audit()
     }
-    void log
   }
 
   #compare(world: World, { broker, log }: Recovered, state: LedgerState, afterCrash: boolean): void {
-    const compared = compareRecovered(broker, log, state, afterCrash, (identity) =>
+    const compared = compareRecovered(broker, log, state, afterCrash, world.latestMs, (identity) =>
       world.lowestUnanswered(identity),
     )
-    this.counts.messages += compared.messages
-    this.counts.batches += compared.batches
+    for (const name of ['messages', 'batches', 'keys', 'ids', 'dead'] as const)
+      this.counts[name] += compared[name]
   }
 
   /** 17: recovery crashes itself, somewhere; the next one finds nothing less. */
@@ -206,125 +223,117 @@ export class CrashPoints {
     }
   }
 
-  /** 3: what producers would send again is answered as before, or taken now. */
-  #resend(world: World, broker: Broker, state: LedgerState): void {
-    for (const sender of world.producers) {
-      const saved = state.producers.get(sender.identityText)
-      const producer = broker.attachProducer(sender.identityText, saved?.highest ?? 0)
-      const lowest = sender.lowestUnanswered
-      for (const attempt of sender.unanswered()) {
-        this.counts.resent++
-        const known = saved?.accepted.get(attempt.number)
-        const queue = [...state.queues.values()].find(({ name }) => name === attempt.queue)
-        const next = queue === undefined ? -1 : broker.queue(attempt.queue).next
-        const what = `batch ${attempt.number} of ${sender.name}, sent again`
-        let base: number
+  /** What a judge of what the recovered broker does from now on is told. */
+  #judge(world: World, { broker }: Recovered, state: LedgerState, afterCrash: boolean): Judge {
+    const model = new Model({
+      dueMs: (queueId, offset) => {
+        const queue = broker.queue(model.queues.get(queueId)!.name)
+        const chunk = queue.chunkAt(offset)
+        if (chunk === undefined || chunk.isDead(offset - chunk.base)) return undefined
+        return chunk.dueAt(offset - chunk.base) || undefined
+      },
+      diskMayBeLow: () => false,
+      copied: () => {},
+      stepBytesMax: world.segmentBytes / 4,
+    })
+    model.recover(state, afterCrash, broker.nowMs, world.latestMs)
+    const judge: Judge = { model, wrong: undefined }
+    tapBroker(broker, {
+      model,
+      attempts: world.attempts,
+      durable: state,
+      guard: (work) => {
+        if (judge.wrong !== undefined) return
         try {
-          base = broker.publish(
-            producer,
-            attempt.queue,
-            attempt.batch,
-            0,
-            attempt.batch.length,
-            attempt.number - lowest,
-          )
+          work()
         } catch (error) {
-          const { code } = error as SluiceError
-          if (known !== undefined || code === 'UNKNOWN_OUTCOME')
-            throw new Violation(3, `${what}, is refused with ${code}`)
-          if (queue !== undefined && !attempt.expects?.includes(code))
-            throw new Violation(3, `${what}, is refused with ${code}`)
-          continue
+          judge.wrong = error
         }
-        if (known !== undefined ? base !== known.base : base !== next)
-          throw new Violation(3, `${what}, is accepted at ${base}; known at ${known?.base}, next ${next}`)
-        if (known === undefined && readU64(attempt.batch, 24) !== attempt.number)
-          throw new Error('an attempt does not carry its number')
+      },
+      removed: () => {},
+    })
+    return judge
+  }
+
+  /** 3, 9: what clients would send again is answered as before, or taken now, or nothing of it is. */
+  #resend(world: World, { broker }: Recovered, state: LedgerState): void {
+    const send = (sender: Sender, work: (producer: BrokerProducer, lowest: number) => void): void => {
+      const known = state.producers.get(sender.identityText)?.highest ?? 0
+      const producer = broker.attachProducer(sender.identityText, known)
+      this.counts.resent++
+      try {
+        work(producer, sender.lowestUnanswered)
+      } catch (error) {
+        // Whether it deserved that is the judge's to say.
+        if (!(error instanceof SluiceError) || error.code === 'UNKNOWN_OUTCOME') throw error
+      }
+    }
+    for (const sender of world.producers) {
+      for (const { queue, batch, number } of sender.unanswered()) {
+        send(sender, (producer, lowest) => {
+          broker.publish(producer, queue, batch, 0, batch.length, number - lowest)
+        })
+      }
+    }
+    for (const sender of world.consumers) {
+      for (const { number, payload } of sender.unanswered()) {
+        this.counts.steps++
+        send(sender, (producer, lowest) => {
+          const { crc, acks, batches } = decodeAtomic(payload, 0, payload.length)
+          const stale = acks.map(({ firstTag, count }) => ({ subscription: undefined, firstTag, count }))
+          broker.atomic(producer, { number, crc, acks: stale, batches }, number - lowest)
+        })
       }
     }
   }
 
-  /** 1, 2, 12, 22: everything that is not dead or scheduled is handed out, once, in order, whole and marked. */
-  async #drain({ broker, turns }: Recovered, state: LedgerState, afterCrash: boolean): Promise<void> {
+  /** 1, 2, 12, 13, 22: everything that is not dead or scheduled is handed out, once, in order, whole and marked. */
+  async #drain({ broker, turns }: Recovered, { model }: Judge): Promise<void> {
     this.counts.drained++
-    for (const saved of state.queues.values()) {
-      const got = new Map<number, { readonly record: Uint8Array; readonly redelivered: boolean }>()
-      let plain = -1
-      let tried = { dueMs: -1, offset: -1 }
-      let wrong: Violation | undefined
+    let wrong: Violation | undefined
+    for (const { name } of [...model.queues.values()]) {
+      const held: number[] = []
       const consumer: Consumer = {
+        label: 'drain',
+        peer: 'drain',
         isReady: true,
-        deliver: (
-          _subscription: Subscription,
-          run: Run,
-          _firstTag: number,
-          count: number,
-          bytes: Uint8Array,
-          start: number,
-          end: number,
-        ) => {
-          for (const [i, record] of splitRecords(bytes, start, end).entries()) {
-            const offset = run.offset + i
-            // Those that were tried go by due time, the others by offset; a clock can have been set back between them.
-            const dueMs = saved.live.get(offset)?.dueMs
-            if (got.has(offset))
-              wrong ??= new Violation(7, `offset ${offset} of ${saved.name} is handed out twice`)
-            const isBehind =
-              dueMs === undefined
-                ? offset < plain
-                : dueMs < tried.dueMs || (dueMs === tried.dueMs && offset < tried.offset)
-            if (isBehind)
-              wrong ??= new Violation(12, `offset ${offset} of ${saved.name} comes too late after recovery`)
-            if (dueMs === undefined) plain = offset
-            else tried = { dueMs, offset }
-            got.set(offset, { record, redelivered: run.redelivered })
+        deliver: (subscription, run, firstTag, count, bytes, start, end) => {
+          try {
+            model.dispatched(subscription, run, firstTag, count, bytes.slice(start, end), broker.nowMs)
+          } catch (error) {
+            wrong ??= error as Violation
           }
-          if (count !== splitRecords(bytes, start, end).length)
-            wrong ??= new Violation(2, `a run of ${count} of ${saved.name} is not whole`)
+          this.counts.drainedMessages += count
+          for (let i = 0; i < count; i++) held.push((firstTag + i) >>> 0)
         },
+        lost: (subscription, ranges) => model.lost(subscription, ranges, broker.nowMs),
         drained: () => {},
         ended: (_subscription, error) => {
-          wrong ??= new Violation(2, `${saved.name} cannot be drained: ${error.message}`)
+          wrong ??= new Violation(2, `${name} cannot be drained: ${error.message}`)
         },
       }
-      broker.subscribe(saved.name as never, 1, consumer, 65_535, 0xffff_ffff, undefined)
+      broker.beginTurn()
+      broker.resume(name as QueueName)
+      const subscription = broker.subscribe(name as QueueName, 1, consumer, 65_535, 0xffff_ffff, undefined)
       for (let quiet = 0; quiet < 3;) {
         const turn = turns.shift()
         turn?.()
         await new Promise((resolve) => setImmediate(resolve))
-        quiet = turn === undefined ? quiet + 1 : 0
+        quiet = turn === undefined && held.length === 0 ? quiet + 1 : 0
+        if (turn !== undefined || held.length === 0) continue
+        const items = held.splice(0).map((firstTag) => ({ firstTag, count: 1, outcome: OUTCOME.ack }))
+        broker.beginTurn()
+        broker.settle(subscription, items)
       }
       if (wrong !== undefined) throw wrong
-      const { ready, scheduled } = broker.info(saved.name as never)
-      if (ready > 0)
+      const { leased } = broker.info(name as QueueName)
+      const { line, live } = model.names.get(name)!
+      // What is ready can stand behind a retry of its key.
+      const first = line.first(live.values())
+      if (leased > 0 || first !== undefined)
         throw new Violation(
           16,
-          `${ready} messages of ${saved.name} wait after recovery although there is credit`,
-        )
-      let waiting = 0
-      for (const [offset, message] of saved.live) {
-        if (message.dead !== undefined) continue
-        const found = got.get(offset)
-        if (found === undefined) {
-          waiting++
-          continue
-        }
-        this.counts.drainedMessages++
-        if (!sameBytes(found.record, message.record))
-          throw new Violation(
-            2,
-            `offset ${offset} of ${saved.name} is handed out with other bytes after recovery`,
-          )
-        if (afterCrash && !found.redelivered)
-          throw new Violation(
-            22,
-            `offset ${offset} of ${saved.name} is handed out after a crash without the mark`,
-          )
-      }
-      if (waiting !== scheduled)
-        throw new Violation(
-          1,
-          `${waiting} messages of ${saved.name} are not handed out after recovery; ${scheduled} are scheduled`,
+          `offset ${first?.offset} of ${name} waits after recovery although there is credit; ${leased} are leased`,
         )
     }
   }

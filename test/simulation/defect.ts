@@ -15,6 +15,8 @@ export interface Defect {
   /** Changes a broker before anybody uses it. */
   readonly broker?: (broker: Broker) => void
   readonly session?: (session: Session) => void
+  /** Changes what all brokers of this process do, where no seam is; returns what takes it back. */
+  readonly install?: () => () => void
   /** Changes the disk before a broker starts on it. */
   readonly beforeOpen?: (disk: SimulatedDisk) => Promise<void>
 }

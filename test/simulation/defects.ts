@@ -2,14 +2,16 @@
  * Planted bugs: each is put between the parts of a world through a seam, and each must be found. A simulation that
  * finds none of its own bugs proves nothing by finding none of others.
  */
-import { FRAME_HEADER_BYTES, OP, OUTCOME, readU32 } from '@sluice/protocol'
+import { DELIVER_FLAG, FRAME_HEADER_BYTES, OP, OUTCOME, readU32, readU64 } from '@sluice/protocol'
 import type { Broker } from '../../packages/server/src/broker/broker.js'
 import { Producer as BrokerProducer } from '../../packages/server/src/broker/producers.js'
+import { Writer } from '../../packages/server/src/broker/writer.js'
 import { ENTRY_HEADER_BYTES, readEntryHeader, sealEntry } from '../../packages/server/src/log/entry.js'
 import { FileLog } from '../../packages/server/src/log/file-log.js'
 import type { Disk, DiskFile, Log } from '../../packages/server/src/log/log.js'
 import { segmentName } from '../../packages/server/src/log/segment.js'
-import type { Queue } from '../../packages/server/src/queue/index.js'
+import { Chunk, FACT, FactBuffer, IdWindow, type Queue } from '../../packages/server/src/queue/index.js'
+import { KeyLines } from '../../packages/server/src/queue/key-lines.js'
 import type { Transport } from '../../packages/server/src/session/session.js'
 import type { Defect } from './defect.js'
 import type { SimulatedDisk } from './disk.js'
@@ -152,6 +154,16 @@ function onQueues(broker: Broker, change: (queue: Queue) => void): void {
   }
 }
 
+/** Methods of a class are others until they are given back. */
+function replaced<Class extends object>(prototype: Class, methods: Partial<Class>): () => void {
+  const names = Object.keys(methods) as (keyof Class)[]
+  const before = names.map((name) => prototype[name])
+  Object.assign(prototype, methods)
+  return () => {
+    for (const [i, name] of names.entries()) prototype[name] = before[i]!
+  }
+}
+
 export const DEFECTS: readonly Defect[] = [
   {
     name: 'an append resolves before it is written',
@@ -260,7 +272,7 @@ export const DEFECTS: readonly Defect[] = [
     name: 'the redelivered mark is lost on the way',
     transport: (transport) =>
       otherFrames(transport, (opcode, frame) => {
-        if (opcode === OP.DELIVER) frame[FRAME_HEADER_BYTES + 30] = 0
+        if (opcode === OP.DELIVER) frame[FRAME_HEADER_BYTES + 30]! &= ~DELIVER_FLAG.redelivered
         return [frame]
       }),
   },
@@ -350,10 +362,10 @@ export const DEFECTS: readonly Defect[] = [
         const producer = attach(identity, accepted)
         if (!known.has(identity)) {
           known.add(identity)
-          producer.acceptedAt = (...args) =>
-            producer.highest >= args[0] && args[0] < 4
-              ? -1
-              : BrokerProducer.prototype.acceptedAt.apply(producer, args)
+          producer.resultOf = (number, crc, unanswered) =>
+            producer.highest >= number && number < 4
+              ? undefined
+              : BrokerProducer.prototype.resultOf.call(producer, number, crc, unanswered)
         }
         return producer
       }
@@ -371,5 +383,112 @@ export const DEFECTS: readonly Defect[] = [
         return messages
       }
     },
+  },
+  {
+    name: 'an atomic step is split over two entries',
+    install: () => {
+      const { messages } = Writer.prototype
+      return replaced(Writer.prototype, {
+        messages(this: Writer, bytes, at, end, queue, producerId, attributes) {
+          const position = messages.call(this, bytes, at, end, queue, producerId, attributes)
+          const isOfStep = producerId === 0 && readU64(bytes, at + 24) > 0
+          if (isOfStep) this.tail.seal(this.nowMs)
+          return position
+        },
+      })
+    },
+  },
+  {
+    name: 'what an atomic step acknowledges is written in the next entry',
+    install: () => {
+      const { facts } = Writer.prototype
+      const restore = [
+        // What was gathered for the step stays with its queue, until the end of the turn.
+        replaced(FactBuffer.prototype, { take: () => new FactBuffer() }),
+        replaced(Writer.prototype, {
+          facts(this: Writer, queueId, buffer) {
+            const isStep = !buffer.isEmpty && buffer.bytes[0] === FACT.atomic
+            facts.call(this, queueId, buffer)
+            if (isStep) this.tail.seal(this.nowMs)
+          },
+        }),
+      ]
+      return () => {
+        for (const one of restore) one()
+      }
+    },
+  },
+  {
+    name: 'what is said of a duplicate stands behind its batch',
+    install: () => {
+      const { facts, messages } = Writer.prototype
+      const kept = new Map<number, FactBuffer>()
+      return replaced(Writer.prototype, {
+        facts(this: Writer, queueId, buffer) {
+          const isDuplicate = !buffer.isEmpty && buffer.bytes[0] === FACT.duplicate
+          if (isDuplicate) kept.set(queueId, buffer.take())
+          else facts.call(this, queueId, buffer)
+        },
+        messages(this: Writer, bytes, at, end, queue, producerId, attributes) {
+          const position = messages.call(this, bytes, at, end, queue, producerId, attributes)
+          const behind = kept.get(queue.id)
+          kept.delete(queue.id)
+          if (behind !== undefined) facts.call(this, queue.id, behind)
+          return position
+        },
+      })
+    },
+  },
+  {
+    name: 'what comes back stands behind the others of its key',
+    install: () =>
+      replaced(KeyLines.prototype, {
+        insert(this: KeyLines, slot, chunk, index) {
+          this.append(slot, chunk, index)
+        },
+      }),
+  },
+  {
+    name: 'one message of a key more is leased than may be',
+    install: () => {
+      const { offer } = KeyLines.prototype
+      return replaced(KeyLines.prototype, {
+        offer(this: KeyLines, slot, timeMs, arrived, arrivedSinceMs) {
+          const { rules } = this
+          this.rules = { ...rules, keyConcurrency: rules.keyConcurrency + 1 }
+          offer.call(this, slot, timeMs, arrived, arrivedSinceMs)
+          this.rules = rules
+        },
+      })
+    },
+  },
+  {
+    name: 'ids are forgotten at a checkpoint',
+    install: () =>
+      replaced(IdWindow.prototype, {
+        *pagesToWrite(): IterableIterator<number> {},
+      }),
+  },
+  {
+    name: 'a dead letter is moved and does not leave its home',
+    install: () => replaced(FactBuffer.prototype, { move: () => {} }),
+  },
+  {
+    name: 'a dead letter leaves its home and is there until the restart',
+    broker: (broker) =>
+      onQueues(broker, (queue) => {
+        queue.moved = () => {}
+      }),
+  },
+  {
+    name: 'a release is charged',
+    broker: (broker) =>
+      onQueues(broker, (queue) => {
+        queue.release = (offset, _sinceMs, nowMs) => queue.retry(offset, nowMs, nowMs, '')
+      }),
+  },
+  {
+    name: 'priorities are not looked at',
+    install: () => replaced(Chunk.prototype, { setPriority: () => {} }),
   },
 ]

@@ -197,10 +197,13 @@ test('more settles in one turn than one segment can hold are written in parts', 
   bench.broker.ensure({ name: NAME, options: {}, update: false })
   const tags: number[] = []
   const consumer: Consumer = {
+    label: '',
+    peer: '',
     isReady: true,
     deliver: (_subscription: Subscription, _run, firstTag, count) => {
       for (let i = 0; i < count; i++) tags.push(firstTag + i)
     },
+    lost: () => {},
     drained: () => {},
     ended: () => {},
   }
@@ -254,3 +257,94 @@ test('a connection that is not read because of the disk is not called silent', a
   }
   expect(peer.isEnded).toBe(true)
 })
+
+/** A queue with `count` dead messages, and one that is empty. */
+async function withDead(bench: Bench, count: number): Promise<void> {
+  bench.broker.ensure({ name: NAME, options: {}, update: false })
+  bench.broker.ensure({ name: OTHER, options: {}, update: false })
+  bench.publish(NAME, 1, count)
+  const consumer: Consumer = {
+    label: '',
+    peer: '',
+    isReady: true,
+    deliver: (subscription, _run, firstTag, count) => {
+      const item = { firstTag, count, outcome: OUTCOME.deadLetter }
+      queueMicrotask(() => bench.broker.settle(subscription, [item]))
+    },
+    lost: () => {},
+    drained: () => {},
+    ended: () => {},
+  }
+  const subscription = bench.broker.subscribe(NAME, 1, consumer, 4000, 1 << 30, undefined)
+  await bench.settle()
+  bench.broker.unsubscribe(subscription, 'nobody')
+  await bench.settle()
+  expect(bench.broker.info(NAME).dead).toBe(count)
+}
+
+const OTHER = 'other' as QueueName
+
+for (const opcode of [OP.DISCARD, OP.REDRIVE] as const) {
+  test(`${opcodeName(opcode)} of a queue that is deleted meanwhile does nothing more to it`, async () => {
+    const bench = await new Bench().open()
+    await withDead(bench, 20)
+    bench.publish(OTHER, 2, 3)
+    await bench.settle()
+    const peer = new Peer(bench)
+    // Both stand in one read of the socket: the second is answered before the first has come to its end.
+    peer.send(opcode, 1, encodeControl({ name: NAME }))
+    peer.send(OP.DELETE, 2, encodeControl({ name: NAME }))
+    await bench.settle()
+    expect(bench.fatal).toBeUndefined()
+    bench.broker.audit()
+    // What the other queue has is still counted as needed.
+    expect(bench.broker.usage().liveBytes).toBeGreaterThan(0)
+    const next = await new Bench(bench.disk.clone()).open()
+    next.broker.audit()
+    expect(next.broker.info(OTHER).ready).toBe(3)
+  })
+}
+
+test('nothing stands behind the mark of an orderly stop, also while dead messages are being brought back', async () => {
+  const bench = await new Bench().open()
+  await withDead(bench, 20)
+  const filter = {}
+  const asked = bench.broker.redrive(
+    { name: NAME, from: 0, limit: 1000, offsets: undefined, filter, to: OTHER, force: false, dryRun: false },
+    'test',
+  )
+  const closing = bench.broker.close()
+  await Promise.allSettled([asked, closing, bench.settle()])
+  await bench.settle()
+  expect(bench.fatal).toBeUndefined()
+  const next = await new Bench(bench.disk.clone()).open()
+  expect(next.broker.status.afterCrash).toBe(false)
+})
+
+for (const opcode of [OP.HISTORY, OP.REPLAY] as const) {
+  test(`${opcodeName(opcode)} that comes to a segment which was given back harms nobody`, async () => {
+    const bench = await new Bench().open()
+    bench.broker.ensure({ name: NAME, options: {}, update: false })
+    for (let number = 1; number <= 20; number++) {
+      bench.publish(NAME, number, 80)
+      await bench.settle()
+    }
+    const { firstPosition } = bench.log.usage()
+    const read = bench.log.read.bind(bench.log)
+    // While it reads, what is in front goes.
+    bench.log.read = async function* (position) {
+      for await (const entry of read(position)) {
+        yield entry
+        await bench.log.truncateBefore(firstPosition + 4 * SEGMENT_BYTES)
+      }
+    }
+    const peer = new Peer(bench)
+    const body = opcode === OP.HISTORY ? { name: NAME, offset: 0 } : { name: NAME }
+    peer.send(opcode, 1, encodeControl(body))
+    await bench.settle()
+    expect(bench.fatal).toBeUndefined()
+    peer.send(OP.GET, 2, encodeControl({ name: NAME }))
+    await bench.settle()
+    expect(peer.take()).toContain('RESULT')
+  })
+}

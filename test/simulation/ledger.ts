@@ -7,38 +7,85 @@
  * with one write in flight a crash leaves one or the other.
  */
 import { readText, readU16, readU32, readU48, readU64 } from '@sluice/protocol'
+import { sameBytes } from './attempts.js'
+import { RememberedIds } from './identifiers.js'
 import { Violation } from './trace.js'
+import { OVERFLOW, copyOf, dueMsOf, redrivesBefore, wishesOf, type Wishes } from './wishes.js'
+
+export interface LedgerDead {
+  readonly attempts: number
+  readonly death: number
+  readonly timeMs: number
+  readonly reason: string
+  readonly isMoving: boolean
+}
 
 export interface LedgerMessage {
   readonly record: Uint8Array
+  readonly wishes: Wishes
   readonly timeMs: number
   readonly batchBase: number
   attempts: number
   dueMs: number | undefined
-  dead:
-    | { readonly attempts: number; readonly death: number; readonly timeMs: number; readonly reason: string }
-    | undefined
+  /** 0: never. */
+  expiresMs: number
+  /** Of earlier lives. */
+  lives: { readonly redrives: number; readonly attempts: number } | undefined
+  dead: LedgerDead | undefined
+  /** Its id is known for as long as it is pending. */
+  readonly isListed: boolean
 }
+
+export const COUNTERS = [
+  'purged',
+  'expired',
+  'dropped',
+  'cancelled',
+  'duplicates',
+  'moved',
+  'discarded',
+  'redriven',
+] as const
+export type Counter = (typeof COUNTERS)[number]
+export type Counters = Record<Counter, number>
+
+export function noCounts(): Counters {
+  return Object.fromEntries(COUNTERS.map((name) => [name, 0])) as Counters
+}
+
+export type LedgerOptions = Readonly<Record<string, number | string | boolean>>
 
 export interface LedgerQueue {
   readonly id: number
   readonly name: string
-  options: Readonly<Record<string, number>>
+  options: LedgerOptions
   readonly createdAtMs: number
+  readonly seed: readonly number[]
+  paused: boolean
   next: number
   redeliveredBelow: number
-  purged: number
+  readonly counts: Counters
+  /** Brought back in another queue. */
+  carried: number
   /** All that is not gone, by offset. */
   readonly live: Map<number, LedgerMessage>
   /** Where copies of each batch stand, by its first offset. */
   readonly places: Map<number, number[]>
+  /** Every id that was ever accepted. */
+  readonly remembered: RememberedIds
+}
+
+/** Where one batch went. */
+export interface LedgerPlace {
+  readonly queueId: number
+  readonly base: number
+  readonly duplicates: ReadonlyMap<number, number>
 }
 
 export interface Acceptance {
-  readonly queueId: number
-  readonly base: number
-  readonly count: number
+  readonly places: readonly LedgerPlace[]
   readonly crc: number
+  readonly isAtomic: boolean
 }
 
 export interface LedgerProducer {
@@ -50,8 +97,17 @@ export interface LedgerProducer {
 
 interface Definition {
   readonly name: string
-  readonly options: Record<string, number>
+  readonly options: LedgerOptions
   readonly createdAtMs: number
+  readonly paused: boolean
+  readonly seed: readonly number[]
+}
+
+/** A message that left for a reason that only the log knows. */
+export interface Departure {
+  readonly queue: string
+  readonly record: Uint8Array
+  readonly why: string
 }
 
 const TYPE = { messages: 1, facts: 2, page: 3, boot: 4, directory: 5, close: 6 } as const
@@ -61,14 +117,69 @@ const FACT = {
   dead: 3,
   purge: 4,
   delivered: 5,
+  expire: 6,
+  drop: 7,
+  cancel: 8,
+  duplicate: 9,
+  discard: 10,
+  move: 11,
+  redrive: 12,
+  carry: 13,
+  reschedule: 14,
+  ttl: 15,
   ensure: 16,
   delete: 17,
   producer: 32,
+  atomic: 33,
 } as const
+const WITH_TIME: ReadonlySet<number> = new Set([
+  FACT.retry,
+  FACT.dead,
+  FACT.duplicate,
+  FACT.redrive,
+  FACT.reschedule,
+  FACT.ttl,
+  FACT.atomic,
+])
 const ENTRY_HEADER = 64
 const BATCH_HEADER = 48
 const RELOCATED = 2
 const AFTER_CLOSE = 4
+const MOVING = 256
+
+interface Fact {
+  readonly kind: number
+  readonly attempts: number
+  readonly count: number
+  readonly offset: number
+  readonly timeMs: number
+  readonly text: string
+  /** When it was written. */
+  readonly atMs: number
+}
+
+/** What facts say of the batch that comes next. */
+interface Ahead {
+  readonly queueId: number
+  ttl: { readonly base: number; readonly count: number; readonly ttlMs: number } | undefined
+  readonly duplicates: Map<number, number>
+}
+
+/** What must stand together in one entry. */
+interface Together {
+  ahead: Ahead | undefined
+  /** Messages that left for another queue and have not come there yet. */
+  readonly leaving: { readonly target: string; readonly record: Uint8Array }[]
+  /** Batches without a producer of their own, which an atomic step has to answer for. */
+  readonly steps: { readonly number: number; readonly place: LedgerPlace }[]
+}
+
+/** What one entry did. */
+export interface EntrySummary {
+  /** "queue id:offset" of all that was acknowledged. */
+  readonly acked: Set<string>
+  readonly atomics: { readonly identity: string; readonly number: number }[]
+}
 
 export class LedgerState {
   lsn = 0
@@ -84,13 +195,18 @@ export class LedgerState {
   pages = 0
   directories = 0
   relocated = 0
+  atomics = 0
+  /** Told of what left by itself; of one state only. */
+  onDeparture: ((departure: Departure) => void) | undefined
+  summary: EntrySummary = { acked: new Set(), atomics: [] }
+  #together: Together = { ahead: undefined, leaving: [], steps: [] }
 
   queueNamed(name: string): LedgerQueue | undefined {
     for (const queue of this.queues.values()) if (queue.name === name) return queue
     return undefined
   }
 
-  /** Takes the next entry. @throws Violation 5 when it does not continue the log */
+  /** Takes the next entry. @throws Violation 5 when it does not continue the log, 9 when it is a part of something */
   apply(entry: Uint8Array, position: number): void {
     const lsn = readU64(entry, 8)
     if (lsn !== this.lsn + 1) throw new Violation(5, `entry ${lsn} follows entry ${this.lsn}`)
@@ -102,15 +218,31 @@ export class LedgerState {
       throw new Violation(5, `entry ${lsn} names position ${readU64(entry, 40)}, not ${position}`)
     const end = readU32(entry, 4)
     let batches = 0
+    this.summary = { acked: new Set(), atomics: [] }
     for (let at = ENTRY_HEADER; at < end; at += readU32(entry, at)) {
       this.#applyBatch(entry, at, position + at)
       batches++
     }
     if (batches !== readU32(entry, 32))
       throw new Violation(5, `entry ${lsn} has ${batches} batches, not ${readU32(entry, 32)}`)
+    this.#checkWhole(lsn)
     this.lsn = lsn
     this.lastCrc = readU32(entry, 36)
     this.nextPosition = position + entry.length
+  }
+
+  // 9: what belongs together is in one entry.
+  #checkWhole(lsn: number): void {
+    const { ahead, leaving, steps } = this.#together
+    if (ahead !== undefined)
+      throw new Violation(9, `entry ${lsn} ends with facts about a batch that is not in it`)
+    if (leaving.length > 0)
+      throw new Violation(9, `entry ${lsn} ends before a message that left has come to ${leaving[0]!.target}`)
+    if (steps.length > 0)
+      throw new Violation(
+        9,
+        `entry ${lsn} ends with a batch of step ${steps[0]!.number} and without the step itself`,
+      )
   }
 
   #applyBatch(bytes: Uint8Array, at: number, position: number): void {
@@ -128,151 +260,283 @@ export class LedgerState {
   }
 
   #applyMessages(bytes: Uint8Array, at: number, position: number): void {
-    const end = at + readU32(bytes, at)
     const queue = this.queues.get(readU32(bytes, at + 8))
     const count = readU32(bytes, at + 12)
     const base = readU64(bytes, at + 16)
     const number = readU64(bytes, at + 24)
+    const producerId = readU32(bytes, at + 40)
     if (bytes[at + 5]! & RELOCATED) {
       this.relocated++
       queue?.places.get(base)?.push(position)
       return
     }
-    const producer = this.producersById.get(readU32(bytes, at + 40))
     if (queue === undefined)
       throw new Violation(5, `a batch for queue ${readU32(bytes, at + 8)}, which there is not`)
-    if (producer === undefined)
-      throw new Violation(3, `a batch of producer ${readU32(bytes, at + 40)}, which there is not`)
     if (base !== queue.next)
       throw new Violation(5, `a batch at offset ${base} of ${queue.name}, whose next one is ${queue.next}`)
+    const records = recordsOf(bytes, at, count)
+    const { duplicates, ttlMs } = this.#takeAhead(queue, base, records)
+    const place = { queueId: queue.id, base, duplicates }
+    if (producerId === 0 && number === 0) this.#arrived(queue, records)
+    else if (producerId === 0) this.#together.steps.push({ number, place })
+    else {
+      const producer = this.producersById.get(producerId)
+      if (producer === undefined)
+        throw new Violation(3, `a batch of producer ${producerId}, which there is not`)
+      this.#accept(producer, number, { places: [place], crc: readU32(bytes, at + 44), isAtomic: false })
+    }
+    queue.places.set(base, [position])
+    this.#add(queue, base, records, readU48(bytes, at + 32), ttlMs, duplicates)
+  }
+
+  #accept(producer: LedgerProducer, number: number, acceptance: Acceptance): void {
     if (producer.accepted.has(number))
       throw new Violation(3, `batch ${number} of ${producer.identity} was accepted twice`)
-    producer.accepted.set(number, { queueId: queue.id, base, count, crc: readU32(bytes, at + 44) })
+    producer.accepted.set(number, acceptance)
     producer.highest = Math.max(producer.highest, number)
-    queue.places.set(base, [position])
-    const timeMs = readU48(bytes, at + 32)
-    let record = at + BATCH_HEADER
-    for (let i = 0; i < count; i++) {
-      const size = readU32(bytes, record)
-      queue.live.set(base + i, {
-        record: new Uint8Array(bytes.subarray(record, record + size)),
+  }
+
+  // The next batch of another queue than its own, in the same entry, is the message that left.
+  #arrived(queue: LedgerQueue, records: readonly Uint8Array[]): void {
+    const leaving = this.#together.leaving.shift()
+    if (leaving === undefined)
+      throw new Violation(9, `a message came to ${queue.name} and did not leave another queue`)
+    if (leaving.target !== queue.name || records.length !== 1)
+      throw new Violation(9, `a message left for ${leaving.target} and came to ${queue.name}`)
+    if (!sameBytes(records[0]!, leaving.record))
+      throw new Violation(2, `a message that came to ${queue.name} is not the one that left`)
+  }
+
+  #takeAhead(
+    queue: LedgerQueue,
+    base: number,
+    records: readonly Uint8Array[],
+  ): { readonly duplicates: ReadonlyMap<number, number>; readonly ttlMs: number } {
+    const { ahead } = this.#together
+    this.#together.ahead = undefined
+    const what = `the batch at offset ${base} of ${queue.name}`
+    if (ahead !== undefined && ahead.queueId !== queue.id)
+      throw new Violation(9, `${what} follows facts about a batch of queue ${ahead.queueId}`)
+    const duplicates = new Map<number, number>()
+    for (const [offset, first] of ahead?.duplicates ?? []) {
+      const record = records[offset - base]
+      if (record === undefined || wishesOf(record).id === undefined)
+        throw new Violation(9, `offset ${offset} is called a duplicate; ${what} follows`)
+      if (first >= offset)
+        throw new Violation(6, `offset ${offset} of ${queue.name} is the duplicate of ${first}, a later one`)
+      duplicates.set(offset - base, first)
+    }
+    const ttl = ahead?.ttl
+    if (ttl !== undefined && (ttl.base !== base || ttl.count !== records.length))
+      throw new Violation(9, `${what} follows the time to live of another`)
+    const ttlMs = ttl?.ttlMs ?? 0
+    const lacks = records.some((record) => wishesOf(record).ttlMs === undefined)
+    const must = lacks ? (queue.options['ttlMs'] as number) : 0
+    if (ttlMs !== must) throw new Violation(17, `${what} has the time to live ${ttlMs}, not ${must}`)
+    return { duplicates, ttlMs }
+  }
+
+  #add(
+    queue: LedgerQueue,
+    base: number,
+    records: readonly Uint8Array[],
+    timeMs: number,
+    ttlMs: number,
+    duplicates: ReadonlyMap<number, number>,
+  ): void {
+    const windowMs = queue.options['unique'] === 'window' ? (queue.options['dedupWindowMs'] as number) : 0
+    for (const [index, record] of records.entries()) {
+      if (duplicates.has(index)) continue
+      const offset = base + index
+      const wishes = wishesOf(record)
+      const dueMs = dueMsOf(wishes, timeMs)
+      const ownTtlMs = wishes.ttlMs ?? ttlMs
+      const isListed =
+        wishes.id !== undefined && (queue.options['unique'] === 'pending' || dueMs !== undefined)
+      queue.live.set(offset, {
+        record: new Uint8Array(record),
+        wishes,
         timeMs,
         batchBase: base,
         attempts: 0,
-        dueMs: undefined,
+        dueMs,
+        expiresMs: ownTtlMs === 0 ? 0 : (dueMs ?? timeMs) + ownTtlMs,
+        lives: undefined,
         dead: undefined,
+        isListed,
       })
-      record += size
+      if (windowMs > 0 && wishes.id !== undefined) queue.remembered.remember(wishes.id, offset, timeMs)
     }
-    if (record !== end) throw new Violation(5, `a batch of ${count} messages whose records do not fill it`)
-    queue.next = base + count
+    queue.counts.duplicates += duplicates.size
+    queue.next = base + records.length
   }
 
   #applyFacts(bytes: Uint8Array, batchAt: number): void {
     const end = batchAt + readU32(bytes, batchAt)
     const queueId = readU32(bytes, batchAt + 8)
+    const atMs = readU48(bytes, batchAt + 32)
     const queue = this.queues.get(queueId)
     for (let at = batchAt + BATCH_HEADER; at < end;) {
       const kind = bytes[at]!
-      const attempts = bytes[at + 1]!
-      const textBytes = readU16(bytes, at + 2)
-      const count = readU32(bytes, at + 4)
-      const offset = readU64(bytes, at + 8)
-      const hasTime = kind === FACT.retry || kind === FACT.dead
-      const timeMs = hasTime ? readU64(bytes, at + 16) : 0
+      const hasTime = WITH_TIME.has(kind)
       const textAt = at + (hasTime ? 24 : 16)
-      const text = readText(bytes, textAt, textAt + textBytes)
-      at = textAt + textBytes
-      if (kind === FACT.producer) {
-        const producer = { id: offset, identity: text, highest: 0, accepted: new Map<number, Acceptance>() }
-        if (this.producers.has(text)) throw new Violation(3, `producer ${text} was declared twice`)
-        this.producers.set(text, producer)
-        this.producersById.set(offset, producer)
-      } else if (kind === FACT.ensure) {
-        this.#ensure(queueId, JSON.parse(text) as Definition)
-      } else if (queue === undefined) {
-        throw new Violation(5, `a fact of kind ${kind} about queue ${queueId}, which there is not`)
-      } else {
-        this.#applyFact(queue, kind, offset, count, attempts, timeMs, text)
+      const next = textAt + readU16(bytes, at + 2)
+      const fact: Fact = {
+        kind,
+        attempts: bytes[at + 1]!,
+        count: readU32(bytes, at + 4),
+        offset: readU64(bytes, at + 8),
+        timeMs: hasTime ? readU64(bytes, at + 16) : 0,
+        text: readText(bytes, textAt, next),
+        atMs,
       }
+      at = next
+      if (at > end) throw new Violation(5, `a fact of kind ${kind} is cut off`)
+      if (kind === FACT.producer) this.#declare(fact)
+      else if (kind === FACT.atomic) this.#step(fact)
+      else if (kind === FACT.ensure) this.#ensure(queueId, JSON.parse(fact.text) as Definition)
+      else if (queue === undefined) {
+        throw new Violation(5, `a fact of kind ${kind} about queue ${queueId}, which there is not`)
+      } else this.#applyFact(queue, fact)
     }
+  }
+
+  #declare({ offset: id, text: identity }: Fact): void {
+    if (this.producers.has(identity)) throw new Violation(3, `producer ${identity} was declared twice`)
+    const producer = { id, identity, highest: 0, accepted: new Map<number, Acceptance>() }
+    this.producers.set(identity, producer)
+    this.producersById.set(id, producer)
+  }
+
+  // 9: a step names exactly its own batches.
+  #step({ offset: producerId, timeMs: number, count: crc, text }: Fact): void {
+    const producer = this.producersById.get(producerId)
+    if (producer === undefined) throw new Violation(3, `a step of producer ${producerId}, which there is not`)
+    const steps = this.#together.steps.splice(0)
+    const places = steps.map(({ place }) => place)
+    const has = JSON.stringify(places.map(({ queueId, base }) => [queueId, base]))
+    if (steps.some((step) => step.number !== number) || has !== text)
+      throw new Violation(
+        9,
+        `step ${number} of ${producer.identity} says ${text}; batches at ${has} are in its entry`,
+      )
+    this.atomics++
+    this.summary.atomics.push({ identity: producer.identity, number })
+    this.#accept(producer, number, { places, crc, isAtomic: true })
   }
 
   #ensure(id: number, definition: Definition): void {
     const queue = this.queues.get(id)
-    if (queue !== undefined) queue.options = definition.options
-    else {
-      if (id <= this.lastQueueId)
-        throw new Violation(5, `queue ${definition.name} has id ${id}; ${this.lastQueueId} was used`)
-      this.lastQueueId = id
-      this.queues.set(id, {
-        id,
-        ...definition,
-        next: 0,
-        redeliveredBelow: 0,
-        purged: 0,
-        live: new Map(),
-        places: new Map(),
-      })
+    if (queue !== undefined) {
+      queue.options = definition.options
+      queue.paused = definition.paused
+      return
     }
+    if (id <= this.lastQueueId)
+      throw new Violation(5, `queue ${definition.name} has id ${id}; ${this.lastQueueId} was used`)
+    this.lastQueueId = id
+    this.queues.set(id, {
+      id,
+      ...definition,
+      next: 0,
+      redeliveredBelow: 0,
+      counts: noCounts(),
+      carried: 0,
+      live: new Map(),
+      places: new Map(),
+      remembered: new RememberedIds(),
+    })
   }
 
-  #applyFact(
-    queue: LedgerQueue,
-    kind: number,
-    offset: number,
-    count: number,
-    attempts: number,
-    timeMs: number,
-    text: string,
-  ): void {
-    const message = queue.live.get(offset)
+  #applyFact(queue: LedgerQueue, fact: Fact): void {
+    const { kind, offset, count, timeMs } = fact
     switch (kind) {
       case FACT.ack:
         for (let i = offset; i < offset + count; i++) {
-          // 6: what leaves was there.
-          if (!queue.live.delete(i))
-            throw new Violation(6, `offset ${i} of ${queue.name} is acknowledged and was gone`)
+          this.#leave(queue, i, 'is acknowledged', undefined)
+          this.summary.acked.add(`${queue.id}:${i}`)
         }
         return
-      case FACT.retry:
-        if (message === undefined || message.dead !== undefined)
-          throw new Violation(6, `offset ${offset} of ${queue.name} comes back and was gone or dead`)
+      case FACT.retry: {
+        const message = this.#alive(queue, offset, 'comes back')
         // 10: attempts never decrease.
-        if (attempts !== message.attempts + 1)
+        if (fact.attempts !== message.attempts + 1)
           throw new Violation(
             10,
-            `offset ${offset} of ${queue.name} had ${message.attempts} attempts and has ${attempts}`,
+            `offset ${offset} of ${queue.name} had ${message.attempts} attempts and has ${fact.attempts}`,
           )
-        message.attempts = attempts
+        message.attempts = fact.attempts
         message.dueMs = timeMs
         return
+      }
       case FACT.dead:
-        if (message === undefined || message.dead !== undefined)
-          throw new Violation(6, `offset ${offset} of ${queue.name} dies and was gone or dead`)
-        if (attempts !== message.attempts + 1)
-          throw new Violation(
-            10,
-            `offset ${offset} of ${queue.name} had ${message.attempts} attempts and dies with ${attempts}`,
-          )
-        message.dead = { attempts, death: count, timeMs, reason: text }
-        message.attempts = 0
-        message.dueMs = undefined
+        this.#die(queue, fact)
         return
       case FACT.purge: {
         let purged = 0
-        for (const [at, { dead }] of queue.live) {
+        for (const [at, { dead }] of [...queue.live]) {
           if (at >= offset || dead !== undefined) continue
-          queue.live.delete(at)
+          this.#remove(queue, at)
           purged++
         }
         if (purged !== count)
           throw new Violation(6, `a purge of ${queue.name} says ${count} messages; there were ${purged}`)
-        queue.purged += purged
+        queue.counts.purged += purged
         return
       }
       case FACT.delivered:
         queue.redeliveredBelow = Math.max(queue.redeliveredBelow, offset)
+        return
+      case FACT.expire:
+        for (let i = offset; i < offset + count; i++) {
+          const { expiresMs } = this.#alive(queue, i, 'expires')
+          if (expiresMs === 0 || expiresMs > fact.atMs)
+            throw new Violation(6, `offset ${i} of ${queue.name} expires at ${fact.atMs}, not ${expiresMs}`)
+          this.#leave(queue, i, 'expires', 'expired')
+        }
+        return
+      case FACT.drop:
+        for (let i = offset; i < offset + count; i++) this.#leave(queue, i, 'is dropped', 'dropped')
+        return
+      case FACT.cancel:
+        this.#leave(queue, offset, 'is cancelled', 'cancelled')
+        return
+      case FACT.discard:
+        for (let i = offset; i < offset + count; i++) {
+          this.#dead(queue, i, 'is discarded')
+          this.#departed(queue, i, 'discarded')
+          queue.counts.discarded++
+        }
+        return
+      case FACT.move:
+      case FACT.carry:
+        this.#depart(queue, fact)
+        return
+      case FACT.redrive: {
+        const { message, dead } = this.#dead(queue, offset, 'is brought back')
+        const before = message.lives ?? { redrives: 0, attempts: 0 }
+        if (count !== before.redrives + 1)
+          throw new Violation(10, `offset ${offset} of ${queue.name} is brought back ${count} times`)
+        message.dead = undefined
+        message.lives = { redrives: count, attempts: before.attempts + dead.attempts }
+        message.attempts = 0
+        message.dueMs = timeMs
+        message.expiresMs = 0
+        queue.counts.redriven++
+        return
+      }
+      case FACT.reschedule: {
+        const message = this.#alive(queue, offset, 'is rescheduled')
+        if (message.attempts === 0 && message.expiresMs !== 0)
+          message.expiresMs += timeMs - (message.dueMs ?? message.timeMs)
+        message.dueMs = timeMs
+        return
+      }
+      case FACT.duplicate:
+        this.#about(queue).duplicates.set(offset, timeMs)
+        return
+      case FACT.ttl:
+        this.#about(queue).ttl = { base: offset, count, ttlMs: timeMs }
         return
       case FACT.delete:
         this.queues.delete(queue.id)
@@ -280,6 +544,91 @@ export class LedgerState {
       default:
         throw new Violation(5, `a fact of unknown kind ${kind}`)
     }
+  }
+
+  #about(queue: LedgerQueue): Ahead {
+    const { ahead } = this.#together
+    if (ahead?.queueId === queue.id) return ahead
+    if (ahead !== undefined)
+      throw new Violation(9, `facts about a batch of ${queue.name} follow those about another batch`)
+    return (this.#together.ahead = { queueId: queue.id, ttl: undefined, duplicates: new Map() })
+  }
+
+  #die(queue: LedgerQueue, { offset, attempts, count, timeMs, text }: Fact): void {
+    const message = this.#alive(queue, offset, 'dies')
+    const death = count & ~MOVING
+    const isMoving = (count & MOVING) !== 0
+    if (attempts !== message.attempts + (death === OVERFLOW ? 0 : 1))
+      throw new Violation(
+        10,
+        `offset ${offset} of ${queue.name} had ${message.attempts} attempts and dies (${death}) with ${attempts}`,
+      )
+    message.dead = { attempts, death, timeMs, reason: text, isMoving }
+    // Nobody need have seen it.
+    if (death === OVERFLOW) this.onDeparture?.({ queue: queue.name, record: message.record, why: 'overflow' })
+    message.attempts = 0
+    message.dueMs = undefined
+  }
+
+  // Dead here, and in the same entry it is in another queue.
+  #depart(queue: LedgerQueue, { kind, offset, text: target }: Fact): void {
+    const { message, dead } = this.#dead(queue, offset, 'is moved')
+    const isCarried = kind === FACT.carry
+    const lives = message.lives ?? { redrives: 0, attempts: 0 }
+    const record = copyOf(message.record, {
+      queue: queue.name,
+      offset,
+      publishedMs: message.timeMs,
+      attempts: lives.attempts + dead.attempts,
+      redrives: lives.redrives + redrivesBefore(message.wishes) + (isCarried ? 1 : 0),
+      death: dead.death,
+      diedMs: dead.timeMs,
+      reason: dead.reason,
+    })
+    this.#together.leaving.push({ target, record })
+    this.#departed(queue, offset, isCarried ? 'carried' : 'moved')
+    if (isCarried) {
+      queue.carried++
+      queue.counts.redriven++
+    } else queue.counts.moved++
+  }
+
+  #alive(queue: LedgerQueue, offset: number, what: string): LedgerMessage {
+    const message = queue.live.get(offset)
+    // 6: what leaves was there.
+    if (message === undefined || message.dead !== undefined)
+      throw new Violation(6, `offset ${offset} of ${queue.name} ${what} and was gone or dead`)
+    return message
+  }
+
+  #dead(
+    queue: LedgerQueue,
+    offset: number,
+    what: string,
+  ): { readonly message: LedgerMessage; readonly dead: LedgerDead } {
+    const message = queue.live.get(offset)
+    if (message?.dead === undefined)
+      throw new Violation(6, `offset ${offset} of ${queue.name} ${what} and was not dead`)
+    return { message, dead: message.dead }
+  }
+
+  #leave(queue: LedgerQueue, offset: number, what: string, counter: Counter | undefined): void {
+    this.#alive(queue, offset, what)
+    if (counter === undefined) {
+      this.#remove(queue, offset)
+      return
+    }
+    this.#departed(queue, offset, counter)
+    queue.counts[counter]++
+  }
+
+  #departed(queue: LedgerQueue, offset: number, why: string): void {
+    this.onDeparture?.({ queue: queue.name, record: queue.live.get(offset)!.record, why })
+    this.#remove(queue, offset)
+  }
+
+  #remove(queue: LedgerQueue, offset: number): void {
+    queue.live.delete(offset)
   }
 
   /** A copy that shares nothing that changes. */
@@ -294,11 +643,14 @@ export class LedgerState {
     copy.pages = this.pages
     copy.directories = this.directories
     copy.relocated = this.relocated
+    copy.atomics = this.atomics
     for (const queue of this.queues.values()) {
       copy.queues.set(queue.id, {
         ...queue,
+        counts: { ...queue.counts },
         live: new Map([...queue.live].map(([offset, message]) => [offset, { ...message }])),
         places: new Map([...queue.places].map(([base, positions]) => [base, [...positions]])),
+        remembered: queue.remembered.clone(),
       })
     }
     for (const producer of this.producers.values()) {
@@ -310,17 +662,36 @@ export class LedgerState {
   }
 }
 
+function recordsOf(bytes: Uint8Array, at: number, count: number): Uint8Array[] {
+  const end = at + readU32(bytes, at)
+  const records: Uint8Array[] = []
+  let record = at + BATCH_HEADER
+  for (let i = 0; i < count; i++) {
+    const size = readU32(bytes, record)
+    records.push(bytes.subarray(record, record + size))
+    record += size
+  }
+  if (record !== end) throw new Violation(5, `a batch of ${count} messages whose records do not fill it`)
+  return records
+}
+
 export class Ledger {
   durable = new LedgerState()
   written = new LedgerState()
   /** The entry that is being written. */
   #underWay: { readonly entry: Uint8Array; readonly position: number } | undefined
 
-  begin(entry: Uint8Array, position: number): void {
+  /** `onDeparture` is told what is durably gone for a reason that no client was told. */
+  constructor(onDeparture?: (departure: Departure) => void) {
+    this.durable.onDeparture = onDeparture
+  }
+
+  begin(entry: Uint8Array, position: number): EntrySummary {
     if (this.#underWay !== undefined) throw new Violation(5, 'two entries are under way')
     const kept = { entry: new Uint8Array(entry), position }
     this.written.apply(kept.entry, position)
     this.#underWay = kept
+    return this.written.summary
   }
 
   /** The append of the entry that was begun last has resolved. */

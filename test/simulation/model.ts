@@ -3,42 +3,45 @@
  * broker answered at once, and every message at the moment at which it is handed out, and says where that is wrong.
  * It shares no code with the broker; the numbers are those of the invariants in the design.
  *
+ * What nobody asks for, the passing of time, it is told when the broker notices it: that something is due, or that its
+ * time to live is over. That the broker notices in time is checked whenever it answers or comes to rest.
+ *
  * After a restart it begins from what the log says; see ledger.ts. What leaves the broker is judged in witness.ts.
  */
-import { readU32, type QueueInfo, type QueueOptions, type SettleItem, type TagRange } from '@sluice/protocol'
-import type { ErrorCode } from '@sluice/protocol'
-import { sameBytes, splitRecords, type Attempt } from './attempts.js'
-import type { LedgerState } from './ledger.js'
+import { SluiceError, readU32, type Placed, type QueueInfo, type QueueOptions } from '@sluice/protocol'
+import type { ErrorCode, MessageRef, SettleItem, TagRange } from '@sluice/protocol'
+import { messageName, sameBytes, splitRecords, type Attempt } from './attempts.js'
+import { PendingIds, RememberedIds } from './identifiers.js'
+import { COUNTERS, noCounts, type Counters, type LedgerQueue, type LedgerState } from './ledger.js'
+import { ModelLine, type ModelMessage } from './line.js'
 import { Violation } from './trace.js'
+import { OVERFLOW, copyOf, dueMsOf, redrivesBefore, wishesOf } from './wishes.js'
 
-export interface ModelMessage {
-  readonly offset: number
-  readonly record: Uint8Array
-  readonly publishedMs: number
-  state: 'ready' | 'scheduled' | 'leased' | 'dead'
-  /** Eligible since: the time of publishing, or the due time of a retry; a release keeps it. */
-  sinceMs: number
-  attempts: number
-  /** A delivery must say that it is not the first; it may say so. */
-  mustMark: boolean
-  mayMark: boolean
-  /** A delivery of it left the broker. */
-  left: boolean
-  /** It was being handled, among others, when a connection died: it goes alone until it is settled. */
-  isSuspect: boolean
-}
+const REJECTED = 1
+const MAX_DELIVERIES = 2
+const INVALID = 4
+const AT_PAST_MS_MAX = 60_000
+const UNEXPLAINED_MAX = 3
 
 export interface ModelQueue {
   readonly id: number
   readonly name: string
   options: QueueOptions
+  paused: boolean
   next: number
-  purged: number
+  acked: number
+  readonly counts: Counters
+  carried: number
   /** All that is not gone, by offset. */
   readonly live: Map<number, ModelMessage>
+  readonly line: ModelLine
+  readonly remembered: RememberedIds
+  /** Of these, those that an earlier life with a later clock may have forgotten. */
+  readonly unsure: Set<string>
+  readonly pending: PendingIds
   readonly subscriptions: Set<ModelSubscription>
-  /** One more than the highest offset that was handed out in this boot. */
-  handedBelow: number
+  /** What expired while it was being given back. */
+  readonly expiring: Set<number>
 }
 
 /** What the model needs of a connection. */
@@ -51,6 +54,7 @@ export interface ModelSubscription {
   readonly queue: ModelQueue
   /** Whose it is: the connection. */
   readonly consumer: ModelConsumer
+  readonly processingTimeoutMs: number | undefined
   messages: number
   bytes: number
   limit: number
@@ -59,20 +63,48 @@ export interface ModelSubscription {
   lastTag: number
   readonly held: Map<number, ModelMessage>
   heldBytes: number
-  readonly started: Set<number>
+  holdsSuspect: boolean
+  /** Tags that are being handled, and when each has to be done. */
+  readonly started: Map<number, number>
   /** Every tag that was ever granted, with the offset of its message, for what comes late. */
   readonly granted: Map<number, number>
   /** Attempts that were charged with the settle of a tag; of those that were retried and did not die. */
   readonly charged: Map<number, number>
 }
 
+/** Where one batch went. */
+interface ModelPlace {
+  readonly queueId: number
+  readonly base: number
+  readonly duplicates: ReadonlyMap<number, number>
+}
+
 interface ModelProducer {
-  readonly accepted: Map<number, { readonly base: number; readonly queueId: number; readonly crc: number }>
+  readonly accepted: Map<number, { readonly places: readonly ModelPlace[]; readonly crc: number }>
   /** Of this boot. */
   readonly refused: Map<number, ErrorCode>
   /** Results below this are not asked for any more. */
   told: number
 }
+
+/** Messages that an atomic step acknowledges. */
+export interface ModelAck {
+  /** Undefined: the subscription is over. */
+  readonly key: object | undefined
+  readonly firstTag: number
+  readonly count: number
+}
+
+interface Freed {
+  messages: number
+  bytes: number
+  /** Whose ids are free by then. */
+  readonly offsets: Set<number>
+}
+
+const NOTHING_FREED: Freed = { messages: 0, bytes: 0, offsets: new Set() }
+
+export type ModelBlame = 'nobody' | 'started' | 'suspects' | 'unexplained'
 
 /** What the model cannot know by itself. */
 export interface ModelView {
@@ -80,6 +112,10 @@ export interface ModelView {
   dueMs(queueId: number, offset: number): number | undefined
   /** Publishes may be refused for want of space now. */
   diskMayBeLow(): boolean
+  /** A message is in another queue now, under this name. */
+  copied(queue: string, record: Uint8Array): void
+  /** Most bytes of an atomic step. */
+  readonly stepBytesMax: number
 }
 
 export class Model {
@@ -88,15 +124,23 @@ export class Model {
   readonly subscriptions = new Map<object, ModelSubscription>()
   /** Messages that were refused at least once; after a restart the broker may take them. */
   readonly judgedAnew = new Set<string>()
+  /** Messages whose time was changed. */
+  readonly rescheduledNames = new Set<string>()
   readonly #byId = new Map<number, ModelSubscription>()
   readonly #producers = new Map<string, ModelProducer>()
   readonly #view: ModelView
+  /** What a step acknowledged: "identity:number" → "queue id:offset", for ever. */
+  readonly #stepAcks = new Map<string, readonly string[]>()
+  /** Leases that were taken away while a queue is being emptied. */
+  #purged: Map<ModelSubscription, Set<number>> | undefined
   /** How many messages were being handled on a connection when it died. */
   readonly #blamed = new WeakMap<ModelConsumer, number>()
   /** What was checked, for tests that want to know. */
   readonly counts = {
     dispatched: 0,
     order: 0,
+    keyed: 0,
+    prioritized: 0,
     stale: 0,
     retried: 0,
     released: 0,
@@ -104,10 +148,30 @@ export class Model {
     acked: 0,
     charged: 0,
     suspected: 0,
+    alone: 0,
     drained: 0,
     repeated: 0,
     calm: 0,
     duplicates: 0,
+    'duplicate ids': 0,
+    expired: 0,
+    dropped: 0,
+    overflowed: 0,
+    moved: 0,
+    carried: 0,
+    redriven: 0,
+    discarded: 0,
+    cancelled: 0,
+    rescheduled: 0,
+    'timed out': 0,
+    extended: 0,
+    'queue full': 0,
+    'dedup full': 0,
+    steps: 0,
+    'steps repeated': 0,
+    'steps refused': 0,
+    'step acks': 0,
+    'step batches': 0,
   }
 
   constructor(view: ModelView) {
@@ -116,46 +180,17 @@ export class Model {
 
   // --- restart ---
 
-  /** The broker has recovered to this state of the log. Nothing that was only in memory is left. */
-  recover(state: LedgerState, afterCrash: boolean, nowMs: number): void {
+  /**
+   * The broker has recovered to this state of the log. Nothing that was only in memory is left. `latestMs` is the
+   * latest time that any life of it has seen.
+   */
+  recover(state: LedgerState, afterCrash: boolean, nowMs: number, latestMs = nowMs): void {
     const before = new Map(this.queues)
     this.queues.clear()
     this.names.clear()
     this.subscriptions.clear()
     for (const saved of state.queues.values()) {
-      const old = before.get(saved.id)
-      const queue: ModelQueue = {
-        id: saved.id,
-        name: saved.name,
-        options: saved.options as unknown as QueueOptions,
-        next: saved.next,
-        purged: saved.purged,
-        live: new Map(),
-        subscriptions: new Set(),
-        handedBelow: 0,
-      }
-      for (const [offset, message] of saved.live) {
-        const left = old?.live.get(offset)?.left ?? false
-        const sinceMs = message.dueMs ?? message.timeMs
-        queue.live.set(offset, {
-          offset,
-          record: message.record,
-          publishedMs: message.timeMs,
-          state:
-            message.dead !== undefined
-              ? 'dead'
-              : message.dueMs !== undefined && message.dueMs > nowMs
-                ? 'scheduled'
-                : 'ready',
-          sinceMs,
-          attempts: message.attempts,
-          // 22: after an unclean stop every unsettled older message is marked.
-          mustMark: afterCrash || left || message.attempts > 0,
-          mayMark: afterCrash || offset < saved.redeliveredBelow || message.attempts > 0,
-          left,
-          isSuspect: false,
-        })
-      }
+      const queue = this.#recoverQueue(saved, afterCrash, nowMs, latestMs, before.get(saved.id))
       this.queues.set(queue.id, queue)
       this.names.set(queue.name, queue)
     }
@@ -165,60 +200,260 @@ export class Model {
     }
     for (const saved of state.producers.values()) {
       const producer = this.#producer(saved.identity)
-      for (const [number, { base, queueId, crc }] of saved.accepted)
-        producer.accepted.set(number, { base, queueId, crc })
+      for (const [number, { places, crc }] of saved.accepted) producer.accepted.set(number, { places, crc })
     }
+  }
+
+  #recoverQueue(
+    saved: LedgerQueue,
+    afterCrash: boolean,
+    nowMs: number,
+    latestMs: number,
+    old: ModelQueue | undefined,
+  ): ModelQueue {
+    const options = saved.options as unknown as QueueOptions
+    const queue: ModelQueue = {
+      id: saved.id,
+      name: saved.name,
+      options,
+      paused: saved.paused,
+      next: saved.next,
+      acked: 0,
+      counts: { ...saved.counts },
+      carried: saved.carried,
+      live: new Map(),
+      line: new ModelLine(options),
+      remembered: saved.remembered.clone(),
+      unsure: new Set(),
+      pending: new PendingIds(),
+      subscriptions: new Set(),
+      expiring: new Set(),
+    }
+    queue.acked = queue.next - saved.live.size - goneOtherwise(queue)
+    // What has left its window may be known for longer, and what a later clock said is not forgotten was not.
+    queue.remembered.forgetUntil(nowMs - options.dedupWindowMs)
+    for (const { id, timeMs } of queue.remembered.entries())
+      if (timeMs <= latestMs - options.dedupWindowMs) queue.unsure.add(id)
+    for (const [offset, message] of saved.live) {
+      const { record, wishes, timeMs, attempts, lives, dead, isListed, expiresMs } = message
+      const left = old?.live.get(offset)?.left ?? false
+      const lineMs = message.dueMs ?? timeMs
+      const wasOut = attempts > 0 || lives !== undefined
+      const known: ModelMessage = {
+        offset,
+        record,
+        wishes,
+        publishedMs: timeMs,
+        state: dead === undefined ? 'scheduled' : 'dead',
+        lineMs,
+        isPlain: message.dueMs === undefined,
+        sinceMs: lineMs,
+        expiresMs,
+        attempts,
+        lives: lives ?? { redrives: 0, attempts: 0 },
+        dead,
+        isListed,
+        // 22: after an unclean stop every unsettled older message is marked.
+        mustMark: afterCrash || left || wasOut,
+        mayMark: afterCrash || offset < saved.redeliveredBelow || wasOut,
+        left,
+        isSuspect: false,
+        unexplained: 0,
+      }
+      queue.live.set(offset, known)
+      if (dead !== undefined) continue
+      if (isListed) queue.pending.add(wishes.id!, offset)
+      // A plain message has no time to wait for, whatever the clock was set to since.
+      if (known.isPlain || lineMs <= nowMs) known.state = 'ready'
+      else {
+        known.state = 'leased'
+        queue.line.enter(known, nowMs)
+      }
+    }
+    queue.line.reorder(options, queue.live.values())
+    return queue
   }
 
   // --- producing ---
 
-  published(attempt: Attempt, unanswered: number, answer: number | ErrorCode, nowMs: number): void {
+  published(attempt: Attempt, unanswered: number, answer: Placed | SluiceError, nowMs: number): void {
     const { identity, number } = attempt
+    const crc = readU32(attempt.batch, 44)
+    const what = `batch ${number} of ${identity} for ${attempt.queue}`
+    const places = answer instanceof SluiceError ? answer : [answer]
+    const isFresh = this.#answered(identity, number, crc, unanswered, what, places, [attempt], () => {
+      const queue = this.names.get(attempt.queue)
+      return queue === undefined ? 'QUEUE_NOT_FOUND' : this.#refusal(queue, attempt, NOTHING_FREED, nowMs)
+    })
+    if (!isFresh) return
+    const duplicates = this.#duplicatesOf(attempt, answer as Placed)
+    this.#makeRoom(attempt, duplicates, nowMs)
+    const place = this.#accept(attempt, answer as Placed, duplicates, nowMs)
+    this.#producer(identity).accepted.set(number, { places: [place], crc })
+  }
+
+  /** An atomic step came, with these batches in their order. */
+  stepped(
+    identity: string,
+    number: number,
+    crc: number,
+    acks: readonly ModelAck[],
+    attempts: readonly Attempt[],
+    unanswered: number,
+    answer: readonly Placed[] | SluiceError,
+    nowMs: number,
+  ): void {
+    const what = `step ${number} of ${identity}`
+    const held = this.#heldBy(acks)
+    const isFresh = this.#answered(identity, number, crc, unanswered, what, answer, attempts, () =>
+      held === undefined ? 'LEASE_LOST' : this.#stepRefusal(held, attempts, nowMs),
+    )
+    if (answer instanceof SluiceError) this.counts['steps refused']++
+    else if (!isFresh) this.counts['steps repeated']++
+    if (!isFresh) return
+    const places = answer as readonly Placed[]
+    if (places.length !== attempts.length)
+      throw new Violation(9, `${what} of ${attempts.length} batches is answered with ${places.length} places`)
+    this.counts.steps++
+    this.counts['step batches'] += attempts.length
+    this.#stepAcks.set(
+      `${identity}:${number}`,
+      held!.map(({ subscription, message }) => `${subscription.queue.id}:${message.offset}`),
+    )
+    // What is a duplicate is judged before anything of the step is done.
+    const freed = freedBy(held!)
+    const duplicates = attempts.map((attempt, i) => this.#duplicatesOf(attempt, places[i]!, freed))
+    for (const { subscription, tag, message } of held!) {
+      this.counts['step acks']++
+      this.#letGo(subscription, tag, message)
+      this.#ack(subscription.queue, message, nowMs)
+    }
+    for (const [i, attempt] of attempts.entries()) this.#makeRoom(attempt, duplicates[i]!, nowMs)
+    const accepted = attempts.map((attempt, i) => this.#accept(attempt, places[i]!, duplicates[i]!, nowMs))
+    this.#producer(identity).accepted.set(number, { places: accepted, crc })
+  }
+
+  /** 9: the entry with the step has all that it acknowledged. */
+  stepWritten(identity: string, number: number, acked: ReadonlySet<string>): void {
+    for (const ack of this.#stepAcks.get(`${identity}:${number}`) ?? []) {
+      if (!acked.has(ack))
+        throw new Violation(9, `step ${number} of ${identity} is in the log without its ack of ${ack}`)
+    }
+  }
+
+  /** Offsets that the step acknowledged, as "queue id:offset"; of one that was never taken, none. */
+  acksOf(identity: string, number: number): readonly string[] {
+    return this.#stepAcks.get(`${identity}:${number}`) ?? []
+  }
+
+  #heldBy(
+    acks: readonly ModelAck[],
+  ):
+    | { readonly subscription: ModelSubscription; readonly tag: number; readonly message: ModelMessage }[]
+    | undefined {
+    const held = []
+    const seen = new Set<ModelMessage>()
+    for (const { key, firstTag, count } of acks) {
+      const subscription = key === undefined ? undefined : this.subscriptions.get(key)
+      for (let i = 0; i < count; i++) {
+        const tag = (firstTag + i) >>> 0
+        const message = subscription?.held.get(tag)
+        if (subscription === undefined || message === undefined || seen.has(message)) return undefined
+        seen.add(message)
+        held.push({ subscription, tag, message })
+      }
+    }
+    return held
+  }
+
+  #stepRefusal(
+    held: readonly { readonly subscription: ModelSubscription; readonly message: ModelMessage }[],
+    attempts: readonly Attempt[],
+    nowMs: number,
+  ): ErrorCode | undefined {
+    const freed = freedBy(held)
+    for (const attempt of attempts) {
+      const queue = this.names.get(attempt.queue)
+      if (queue === undefined) return 'QUEUE_NOT_FOUND'
+      const refusal = this.#refusal(queue, attempt, freed.get(queue) ?? NOTHING_FREED, nowMs)
+      if (refusal !== undefined) return refusal
+    }
+    const bytes = attempts.reduce((sum, { batch }) => sum + batch.length, 48)
+    return bytes + held.length * 16 > this.#view.stepBytesMax ? 'TRANSACTION_TOO_LARGE' : undefined
+  }
+
+  /** 3: one number, one result. Whether it is an acceptance that is new. */
+  #answered(
+    identity: string,
+    number: number,
+    crc: number,
+    unanswered: number,
+    what: string,
+    answer: readonly Placed[] | SluiceError,
+    attempts: readonly Attempt[],
+    refusalOf: () => ErrorCode | undefined,
+  ): boolean {
     const producer = this.#producer(identity)
     producer.told = Math.max(producer.told, number - unanswered)
-    const crc = readU32(attempt.batch, 44)
     const known = producer.accepted.get(number)
     const refused = producer.refused.get(number)
     const isOld = number < producer.told
-    const what = `batch ${number} of ${identity} for ${attempt.queue}`
-    // 3: one number, one result.
-    if (typeof answer === 'number') {
+    const deserved = attempts.flatMap(({ expects }) => expects ?? [])
+    if (!(answer instanceof SluiceError)) {
       if (known !== undefined) {
-        if (known.crc !== crc || known.base !== answer)
-          throw new Violation(3, `${what} is answered ${answer}; it was accepted at ${known.base}`)
+        if (known.crc !== crc || !samePlaces(known.places, answer))
+          throw new Violation(
+            3,
+            `${what} is answered ${placesText(answer)}; it was accepted at ${placesText(known.places)}`,
+          )
         this.counts.duplicates++
-        return
+        return false
       }
       if (refused !== undefined && !isOld)
         throw new Violation(3, `${what} is accepted and was refused with ${refused}`)
       if (isOld) throw new Violation(3, `${what} is accepted although it is older than its window`)
-      if (attempt.expects !== undefined)
-        throw new Violation(21, `${what} is accepted and deserves ${attempt.expects.join()}`)
-      this.#accept(attempt, answer, nowMs)
-      producer.accepted.set(number, { base: answer, queueId: this.names.get(attempt.queue)!.id, crc })
-      return
+      if (deserved.length > 0) throw new Violation(21, `${what} is accepted and deserves ${deserved.join()}`)
+      const refusal = refusalOf()
+      if (refusal === 'LEASE_LOST' || (refusal !== undefined && !this.#isUnsure(attempts)))
+        throw new Violation('S8', `${what} is accepted and must be refused with ${refusal}`)
+      return true
     }
-    const allowed: ErrorCode[] = [...(attempt.expects ?? [])]
+    const { code } = answer
+    const allowed: ErrorCode[] = [...deserved]
     if (isOld) allowed.push('UNKNOWN_OUTCOME')
     if (known !== undefined) {
       if (known.crc !== crc) allowed.push('NUMBER_REUSED')
       // What is known is answered, whatever became of its queue.
       else if (!isOld)
-        throw new Violation(3, `${what} is refused with ${answer} and was accepted at ${known.base}`)
+        throw new Violation(
+          3,
+          `${what} is refused with ${code} and was accepted at ${placesText(known.places)}`,
+        )
     } else if (refused !== undefined) {
       allowed.push(refused)
     } else {
-      if (!this.names.has(attempt.queue)) allowed.push('QUEUE_NOT_FOUND')
-      if (this.#view.diskMayBeLow()) allowed.push('DISK_LOW')
+      const refusal = refusalOf()
+      if (refusal !== undefined) allowed.push(refusal)
+      else if (this.#view.diskMayBeLow()) allowed.push('DISK_LOW')
+      if (this.#isUnsure(attempts)) allowed.push('DEDUP_FULL', 'QUEUE_FULL', 'DISK_LOW')
+      if (code === 'QUEUE_FULL') this.counts['queue full']++
+      if (code === 'DEDUP_FULL') this.counts['dedup full']++
     }
-    if (!allowed.includes(answer))
+    if (!allowed.includes(code))
       throw new Violation(
         3,
-        `${what} is refused with ${answer}; it deserves ${allowed.join() || 'to be taken'}`,
+        `${what} is refused with ${code}; it deserves ${allowed.join() || 'to be taken'}`,
       )
-    if (answer !== 'UNKNOWN_OUTCOME' && answer !== 'NUMBER_REUSED' && known === undefined)
-      producer.refused.set(number, answer)
-    for (const name of attempt.names) this.judgedAnew.add(name)
+    // What can succeed later is judged anew when it comes again.
+    if (!answer.retryable && code !== 'UNKNOWN_OUTCOME' && code !== 'NUMBER_REUSED' && known === undefined)
+      producer.refused.set(number, code)
+    for (const { names } of attempts) for (const name of names) this.judgedAnew.add(name)
+    return false
+  }
+
+  // Some of the ids that the queue may or may not remember are in here, or count.
+  #isUnsure(attempts: readonly Attempt[]): boolean {
+    return attempts.some(({ queue }) => (this.names.get(queue)?.unsure.size ?? 0) > 0)
   }
 
   /**
@@ -233,28 +468,176 @@ export class Model {
     producer.told = 0
   }
 
-  #accept(attempt: Attempt, base: number, nowMs: number): void {
+  /** Index in the batch → offset of the first. Of ids that it is not sure about, what the broker says. */
+  #duplicatesIn(queue: ModelQueue, attempt: Attempt, freed: Freed, hint?: Placed): Map<number, number> {
+    const { unique, dedupWindowMs } = queue.options
+    const duplicates = new Map<number, number>()
+    if (unique === 'window' && dedupWindowMs === 0) return duplicates
+    const fresh = new Map<string, number>()
+    for (const [index, record] of attempt.records.entries()) {
+      const { id } = wishesOf(record)
+      if (id === undefined) continue
+      let first = unique === 'window' ? queue.remembered.find(id)?.offset : queue.pending.find(id)
+      if (unique === 'pending' && first !== undefined && freed.offsets.has(first)) first = undefined
+      if (first !== undefined && queue.unsure.has(id) && hint?.duplicates?.get(index) !== first)
+        first = undefined
+      if (first === undefined && !fresh.has(id)) fresh.set(id, index)
+      else duplicates.set(index, first ?? queue.next + fresh.get(id)!)
+    }
+    return duplicates
+  }
+
+  #refusal(queue: ModelQueue, attempt: Attempt, freed: Freed, nowMs: number): ErrorCode | undefined {
+    const { unique, dedupWindowMs, dedupMaxIds, maxMessages, maxBytes, overflow } = queue.options
+    for (const record of attempt.records)
+      if ((wishesOf(record).atMs ?? nowMs) < nowMs - AT_PAST_MS_MAX) return 'AT_IN_THE_PAST'
+    const duplicates = this.#duplicatesIn(queue, attempt, freed)
+    if (unique === 'pending' || dedupWindowMs > 0) {
+      const known = unique === 'window' ? queue.remembered : queue.pending
+      const ids = new Set<string>()
+      for (const [index, record] of attempt.records.entries()) {
+        const { id } = wishesOf(record)
+        if (id !== undefined && !duplicates.has(index)) ids.add(id)
+      }
+      if (ids.size > 0 && known.size + ids.size > dedupMaxIds) return 'DEDUP_FULL'
+    }
+    const admitted = this.#admitted(attempt, duplicates)
+    if (admitted.messages === 0) return undefined
+    // What consumers hold cannot make room; of the rest, all could.
+    const firm = { messages: -freed.messages, bytes: -freed.bytes }
+    for (const { state, record } of queue.live.values()) {
+      if (state === 'dead' || (overflow !== 'reject' && state !== 'leased')) continue
+      firm.messages++
+      firm.bytes += record.length
+    }
+    const isFull =
+      (maxMessages > 0 && firm.messages + admitted.messages > maxMessages) ||
+      (maxBytes > 0 && firm.bytes + admitted.bytes > maxBytes)
+    return isFull ? 'QUEUE_FULL' : undefined
+  }
+
+  #admitted(attempt: Attempt, duplicates: ReadonlyMap<number, number>): Freed {
+    const admitted = { messages: 0, bytes: 0, offsets: new Set<number>() }
+    for (const [index, record] of attempt.records.entries()) {
+      if (duplicates.has(index)) continue
+      admitted.messages++
+      admitted.bytes += record.length
+    }
+    return admitted
+  }
+
+  /** S8: the least important, and of these the oldest, make room for what is new. */
+  #makeRoom(attempt: Attempt, duplicates: ReadonlyMap<number, number>, nowMs: number): void {
+    const queue = this.names.get(attempt.queue)
+    if (queue === undefined) return
+    const { maxMessages, maxBytes, overflow } = queue.options
+    if (overflow === 'reject') return
+    const admitted = this.#admitted(attempt, duplicates)
+    if (admitted.messages === 0) return
+    for (;;) {
+      let messages = admitted.messages
+      let bytes = admitted.bytes
+      let victim: ModelMessage | undefined
+      for (const message of queue.live.values()) {
+        if (message.state === 'dead') continue
+        messages++
+        bytes += message.record.length
+        if (message.state === 'leased') continue
+        const rank = message.wishes.priority - (victim?.wishes.priority ?? 32)
+        if (rank < 0 || (rank === 0 && message.offset < victim!.offset)) victim = message
+      }
+      const fits = (maxMessages === 0 || messages <= maxMessages) && (maxBytes === 0 || bytes <= maxBytes)
+      if (fits || victim === undefined) return
+      queue.line.leave(victim, nowMs)
+      if (overflow === 'drop-oldest') {
+        this.counts.dropped++
+        queue.counts.dropped++
+        this.#remove(queue, victim)
+      } else {
+        this.counts.overflowed++
+        this.#die(queue, victim, victim.attempts, OVERFLOW, nowMs)
+      }
+    }
+  }
+
+  /** S7: of an accepted batch. */
+  #duplicatesOf(
+    attempt: Attempt,
+    placed: Placed,
+    freed = new Map<ModelQueue, Freed>(),
+  ): ReadonlyMap<number, number> {
+    const queue = this.names.get(attempt.queue)
+    if (queue === undefined) return new Map()
+    const duplicates = this.#duplicatesIn(queue, attempt, freed.get(queue) ?? NOTHING_FREED, placed)
+    const is = JSON.stringify([...(placed.duplicates ?? [])])
+    const must = JSON.stringify([...duplicates])
+    if (is !== must)
+      throw new Violation(
+        'S7',
+        `of the batch at offset ${placed.baseOffset} of ${queue.name} these are called duplicates: ${is}, not ${must}`,
+      )
+    return duplicates
+  }
+
+  #accept(
+    attempt: Attempt,
+    placed: Placed,
+    duplicates: ReadonlyMap<number, number>,
+    nowMs: number,
+  ): ModelPlace {
     const queue = this.names.get(attempt.queue)
     if (queue === undefined)
       throw new Violation(2, `${attempt.queue} takes a batch, and there is no such queue`)
+    const base = placed.baseOffset
     // 5: offsets are dense.
     if (base !== queue.next)
       throw new Violation(5, `${queue.name} gives offset ${base}; its next one is ${queue.next}`)
-    for (const record of attempt.records) {
-      queue.live.set(queue.next, {
-        offset: queue.next,
-        record,
-        publishedMs: nowMs,
-        state: 'ready',
-        sinceMs: nowMs,
-        attempts: 0,
-        mustMark: false,
-        mayMark: false,
-        left: false,
-        isSuspect: false,
-      })
-      queue.next++
+    for (const [index, record] of attempt.records.entries()) {
+      if (duplicates.has(index)) {
+        queue.next++
+        queue.counts.duplicates++
+        this.counts['duplicate ids']++
+        queue.unsure.delete(wishesOf(record).id!)
+      } else this.#add(queue, record, nowMs)
     }
+    return { queueId: queue.id, base, duplicates }
+  }
+
+  #add(queue: ModelQueue, record: Uint8Array, nowMs: number): void {
+    const { unique, dedupWindowMs, ttlMs } = queue.options
+    const offset = queue.next++
+    const wishes = wishesOf(record)
+    const dueMs = dueMsOf(wishes, nowMs)
+    const lineMs = dueMs ?? nowMs
+    const ownTtlMs = wishes.ttlMs ?? ttlMs
+    const isListed = wishes.id !== undefined && (unique === 'pending' || dueMs !== undefined)
+    const message: ModelMessage = {
+      offset,
+      record,
+      wishes,
+      publishedMs: nowMs,
+      state: 'leased',
+      lineMs,
+      isPlain: dueMs === undefined,
+      sinceMs: lineMs,
+      expiresMs: ownTtlMs === 0 ? 0 : lineMs + ownTtlMs,
+      attempts: 0,
+      lives: { redrives: 0, attempts: 0 },
+      dead: undefined,
+      isListed,
+      mustMark: false,
+      mayMark: false,
+      left: false,
+      isSuspect: false,
+      unexplained: 0,
+    }
+    queue.live.set(offset, message)
+    if (isListed) queue.pending.add(wishes.id!, offset)
+    if (wishes.id !== undefined && unique === 'window' && dedupWindowMs > 0) {
+      queue.remembered.remember(wishes.id, offset, nowMs)
+      queue.unsure.delete(wishes.id)
+    }
+    queue.line.add(message, nowMs)
   }
 
   #producer(identity: string): ModelProducer {
@@ -276,6 +659,7 @@ export class Model {
     messages: number,
     bytes: number,
     limit: number | undefined,
+    processingTimeoutMs?: number,
   ): void {
     const queue = this.#named(queueName)
     // 7: a tag from another life must not mean anything in this one.
@@ -284,6 +668,7 @@ export class Model {
       id,
       queue,
       consumer,
+      processingTimeoutMs,
       messages,
       bytes,
       limit: limit ?? Infinity,
@@ -292,7 +677,8 @@ export class Model {
       lastTag: -1,
       held: new Map(),
       heldBytes: 0,
-      started: new Set(),
+      holdsSuspect: false,
+      started: new Map(),
       granted: new Map(),
       charged: new Map(),
     }
@@ -312,7 +698,14 @@ export class Model {
   /** A run was handed out, at this moment. */
   dispatched(
     key: object,
-    run: { offset: number; publishedAtMs: number; attempt: number; redelivered: boolean; alone: boolean },
+    run: {
+      offset: number
+      publishedAtMs: number
+      attempt: number
+      redelivered: boolean
+      alone: boolean
+      sinceMs: number
+    },
     firstTag: number,
     count: number,
     records: Uint8Array,
@@ -320,6 +713,10 @@ export class Model {
   ): void {
     const subscription = this.#subscription(key)
     const { queue } = subscription
+    if (queue.paused) throw new Violation('S9', `${queue.name} hands out offset ${run.offset} and is paused`)
+    // S13: only the one that came first.
+    if (queue.options.single && subscription !== [...queue.subscriptions][0])
+      throw new Violation('S13', `${queue.name} hands out offset ${run.offset} to another than its first`)
     const parts = splitRecords(records, 0, records.length)
     if (parts.length !== count)
       throw new Violation(2, `a run of ${count} messages of ${queue.name} carries ${parts.length} records`)
@@ -337,16 +734,11 @@ export class Model {
       // 7, 11: one owner at a time, and nothing early.
       if (message.state === 'leased') throw new Violation(7, `${what} is handed out and belongs to another`)
       if (message.state === 'scheduled')
-        throw new Violation(11, `${what} is handed out at ${nowMs} and is due at ${message.sinceMs}`)
+        throw new Violation(11, `${what} is handed out at ${nowMs} and is due at ${message.lineMs}`)
       if (message.state === 'dead') throw new Violation(6, `${what} is handed out and is dead`)
-      // 12: none that comes before it is passed over.
-      const first = firstReady(queue)!
-      this.counts.order++
-      if (first !== message)
-        throw new Violation(
-          12,
-          `${what} (since ${message.sinceMs}) passes over offset ${first.offset} (since ${first.sinceMs})`,
-        )
+      if (isExpired(message, nowMs))
+        throw new Violation('S4', `${what} is handed out at ${nowMs} and expired at ${message.expiresMs}`)
+      this.#judgeOrder(queue, message, run.sinceMs, what)
       // 10: the attempt is one more than was charged.
       if (run.attempt !== message.attempts + 1)
         throw new Violation(10, `${what} is attempt ${run.attempt}; ${message.attempts} were charged`)
@@ -356,16 +748,53 @@ export class Model {
       if (run.redelivered && !message.mayMark)
         throw new Violation(22, `${what} is marked as redelivered and never was out`)
       if (run.redelivered) this.counts.repeated++
+      // O8: a suspect has its consumer for itself.
       if (run.alone !== message.isSuspect || (run.alone && count > 1))
         throw new Violation(
           'O8',
           `${what} goes alone: ${run.alone}, in a run of ${count}; it is a suspect: ${message.isSuspect}`,
         )
-      this.#grant(subscription, message, (firstTag + i) >>> 0, parts[i]!.length)
+      if (subscription.holdsSuspect || (run.alone && subscription.held.size > 0))
+        throw new Violation('O8', `${what} goes where a suspect is, or is one and goes where others are`)
+      if (run.alone) {
+        this.counts.alone++
+        subscription.holdsSuspect = true
+      }
+      this.#grant(subscription, message, (firstTag + i) >>> 0, parts[i]!.length, nowMs)
     }
   }
 
-  #grant(subscription: ModelSubscription, message: ModelMessage, tag: number, bytes: number): void {
+  // 12, 13: none that comes before it is passed over, and none goes before its key lets it.
+  #judgeOrder(queue: ModelQueue, message: ModelMessage, runSinceMs: number, what: string): void {
+    const sinceMs = queue.line.eligibleSince(message)
+    const { priority, key } = message.wishes
+    if (sinceMs === undefined) {
+      const { leased, retrying } = queue.line.keyOf(message)!
+      throw new Violation(
+        13,
+        `${what} is handed out before others of its key; ${leased} of them are leased, ${retrying} wait for a retry`,
+      )
+    }
+    const first = queue.line.first(queue.live.values())!
+    this.counts.order++
+    if (key !== undefined) this.counts.keyed++
+    if (priority > 0) this.counts.prioritized++
+    if (first !== message)
+      throw new Violation(
+        12,
+        `${what} (priority ${priority}, since ${sinceMs}) passes over offset ${first.offset} (priority ${first.wishes.priority}, since ${queue.line.eligibleSince(first)})`,
+      )
+    if (runSinceMs !== -1 && runSinceMs !== sinceMs)
+      throw new Violation(12, `${what} is eligible since ${sinceMs}; the broker says ${runSinceMs}`)
+  }
+
+  #grant(
+    subscription: ModelSubscription,
+    message: ModelMessage,
+    tag: number,
+    bytes: number,
+    nowMs: number,
+  ): void {
     const { queue } = subscription
     const what = `offset ${message.offset} of ${queue.name}`
     // 14: within the credit, or alone.
@@ -386,10 +815,12 @@ export class Model {
     subscription.heldBytes += bytes
     subscription.granted.set(tag, message.offset)
     subscription.delivered++
-    message.state = 'leased'
+    queue.line.take(message, nowMs)
+    const key = queue.line.keyOf(message)
+    if (key !== undefined && key.leased > queue.options.keyConcurrency)
+      throw new Violation(13, `${what} is one of ${key.leased} of its key that are leased`)
     message.mustMark = true
     message.mayMark = true
-    queue.handedBelow = Math.max(queue.handedBelow, message.offset + 1)
   }
 
   settled(key: object, items: readonly SettleItem[], stale: readonly TagRange[], nowMs: number): void {
@@ -440,37 +871,70 @@ export class Model {
     this.#letGo(subscription, tag, message)
     switch (item.outcome) {
       case 1:
-        queue.live.delete(message.offset)
-        this.counts.acked++
+        this.#ack(queue, message, nowMs)
         return
       case 2:
         this.#retry(queue, message, item.delayMs, nowMs)
-        if (message.attempts > 0) subscription.charged.set(tag, message.attempts)
+        if (queue.live.has(message.offset) && message.attempts > 0)
+          subscription.charged.set(tag, message.attempts)
         return
       case 3:
-        message.state = 'ready'
+        this.#release(queue, message, nowMs)
         this.counts.released++
         return
-      case 4:
-        this.#die(message)
+      case 4: {
+        const death = item.invalid === true ? INVALID : REJECTED
+        queue.line.finish(message, nowMs)
+        this.#die(queue, message, message.attempts + 1, death, nowMs)
+      }
     }
   }
 
   #letGo(subscription: ModelSubscription, tag: number, message: ModelMessage): void {
     subscription.held.delete(tag)
     subscription.started.delete(tag)
+    subscription.holdsSuspect = false
     subscription.heldBytes -= message.record.length
+  }
+
+  #ack(queue: ModelQueue, message: ModelMessage, nowMs: number): void {
+    queue.line.finish(message, nowMs)
+    queue.acked++
+    this.counts.acked++
+    this.#remove(queue, message)
+  }
+
+  #release(queue: ModelQueue, message: ModelMessage, nowMs: number): void {
+    if (this.#expiresBack(queue, message, nowMs)) return
+    queue.line.giveBack(message, nowMs)
+  }
+
+  // S4: a lease outlives the time to live, and not what comes after it.
+  #expiresBack(queue: ModelQueue, message: ModelMessage, nowMs: number): boolean {
+    const wasTold = queue.expiring.delete(message.offset)
+    if (isExpired(message, nowMs) !== wasTold)
+      throw new Violation(
+        'S4',
+        `offset ${message.offset} of ${queue.name} comes back at ${nowMs} and expires at ${message.expiresMs}; it is gone: ${wasTold}`,
+      )
+    if (!wasTold) return false
+    queue.line.finish(message, nowMs)
+    this.#expire(queue, message)
+    return true
   }
 
   #retry(queue: ModelQueue, message: ModelMessage, delayMs: number | undefined, nowMs: number): void {
     const { maxDeliveries, retryInitialMs, retryMaxMs } = queue.options
     // 10: past the last try means dead.
     if (message.attempts + 1 >= maxDeliveries) {
-      this.#die(message)
+      queue.line.finish(message, nowMs)
+      this.#die(queue, message, message.attempts + 1, MAX_DELIVERIES, nowMs)
       return
     }
+    if (this.#expiresBack(queue, message, nowMs)) return
     message.attempts++
     message.isSuspect = false
+    message.unexplained = 0
     this.counts.retried++
     const dueMs = this.#view.dueMs(queue.id, message.offset)
     const what = `offset ${message.offset} of ${queue.name} after attempt ${message.attempts}`
@@ -485,52 +949,119 @@ export class Model {
         throw new Violation(11, `${what} waits ${waitMs} ms; its back-off is ${nominal} ms`)
       }
     }
-    message.sinceMs = dueMs
-    message.state = dueMs <= nowMs ? 'ready' : 'scheduled'
+    message.lineMs = dueMs
+    message.isPlain = false
+    queue.line.comeBack(message, nowMs)
   }
 
-  #die(message: ModelMessage): void {
+  #die(queue: ModelQueue, message: ModelMessage, attempts: number, death: number, nowMs: number): void {
+    const isMoving = queue.options.deadLetter !== ''
+    message.dead = { attempts, death, timeMs: nowMs, isMoving }
     message.state = 'dead'
     message.attempts = 0
     message.isSuspect = false
+    message.unexplained = 0
+    if (message.isListed) queue.pending.done(message.wishes.id!, message.offset)
     this.counts.died++
   }
 
-  started(key: object, ranges: readonly TagRange[]): void {
+  #expire(queue: ModelQueue, message: ModelMessage): void {
+    queue.counts.expired++
+    this.counts.expired++
+    this.#remove(queue, message)
+  }
+
+  #remove(queue: ModelQueue, { offset, isListed, wishes }: ModelMessage): void {
+    if (isListed) queue.pending.done(wishes.id!, offset)
+    queue.live.delete(offset)
+  }
+
+  started(key: object, ranges: readonly TagRange[], nowMs: number): void {
     const subscription = this.#subscription(key)
     for (const { firstTag, count } of ranges) {
       for (let i = 0; i < count; i++) {
         const tag = (firstTag + i) >>> 0
-        if (subscription.held.has(tag)) subscription.started.add(tag)
+        if (subscription.held.has(tag) && !subscription.started.has(tag))
+          subscription.started.set(tag, nowMs + timeoutOf(subscription))
+      }
+    }
+  }
+
+  extended(
+    key: object,
+    firstTag: number,
+    count: number,
+    durationMs: number,
+    stale: readonly TagRange[],
+    nowMs: number,
+  ): void {
+    const subscription = this.#subscription(key)
+    for (let i = 0; i < count; i++) {
+      const tag = (firstTag + i) >>> 0
+      const isStale = stale.some((range) => (tag - range.firstTag) >>> 0 < range.count)
+      if (isStale === subscription.held.has(tag))
+        throw new Violation(7, `tag ${tag} of subscription ${subscription.id} is extended: ${!isStale}`)
+      if (isStale) continue
+      this.counts.extended++
+      subscription.started.set(tag, nowMs + (durationMs || timeoutOf(subscription)))
+    }
+  }
+
+  /** A subscription is told that it has lost these. */
+  lost(key: object, ranges: readonly TagRange[], nowMs: number): void {
+    const subscription = this.#subscription(key)
+    const { queue } = subscription
+    for (const { firstTag, count } of ranges) {
+      for (let i = 0; i < count; i++) {
+        const tag = (firstTag + i) >>> 0
+        const message = subscription.held.get(tag)
+        const what = `tag ${tag} of subscription ${subscription.id}`
+        if (message === undefined) throw new Violation(7, `${what} is said to be lost and was not held`)
+        if (this.#purged !== undefined) {
+          const purged = this.#purged.get(subscription) ?? new Set()
+          this.#purged.set(subscription, purged.add(tag))
+          continue
+        }
+        const deadlineMs = subscription.started.get(tag)
+        if (deadlineMs === undefined || deadlineMs > nowMs)
+          throw new Violation('S14', `${what} is taken away at ${nowMs}; it had until ${deadlineMs}`)
+        this.counts['timed out']++
+        this.#letGo(subscription, tag, message)
+        this.#retry(queue, message, undefined, nowMs)
       }
     }
   }
 
   /** To be told after the broker has done it. */
-  unsubscribed(key: object, blame: 'nobody' | 'started' | 'suspects', nowMs: number): void {
+  unsubscribed(key: object, blame: ModelBlame, nowMs: number): void {
     const subscription = this.#subscription(key)
-    const { queue, started, consumer } = subscription
+    const { queue, started, consumer, holdsSuspect } = subscription
     if (blame !== 'nobody') this.#judgeBlame(consumer, blame)
     for (const [tag, message] of [...subscription.held]) {
       const wasStarted = started.has(tag)
       this.#letGo(subscription, tag, message)
-      if (blame === 'started' && wasStarted) {
+      // S15: the one that was begun with is charged, or the one that went alone.
+      if ((blame === 'started' && wasStarted) || (blame === 'unexplained' && holdsSuspect)) {
         this.counts.charged++
         this.#retry(queue, message, undefined, nowMs)
         continue
       }
-      if (blame === 'suspects' && wasStarted) {
-        this.counts.suspected++
-        message.isSuspect = true
-      }
-      message.state = 'ready'
+      if (blame === 'suspects' && wasStarted) this.#suspect(message)
+      else if (blame === 'unexplained' && ++message.unexplained >= UNEXPLAINED_MAX) this.#suspect(message)
+      this.#release(queue, message, nowMs)
     }
     queue.subscriptions.delete(subscription)
     this.subscriptions.delete(key)
   }
 
+  #suspect(message: ModelMessage): void {
+    this.counts.suspected++
+    message.isSuspect = true
+    message.unexplained = 0
+  }
+
   // O8: exactly one that was being handled is charged; of several none is, and they are suspects.
-  #judgeBlame(consumer: ModelConsumer, blame: 'started' | 'suspects'): void {
+  #judgeBlame(consumer: ModelConsumer, blame: ModelBlame): void {
     let started = this.#blamed.get(consumer)
     if (started === undefined) {
       started = 0
@@ -538,7 +1069,8 @@ export class Model {
         if (subscription.consumer === consumer) started += subscription.started.size
       this.#blamed.set(consumer, started)
     }
-    if ((blame === 'started') !== (started === 1))
+    const must = started === 1 ? 'started' : started > 1 ? 'suspects' : 'unexplained'
+    if (blame !== must)
       throw new Violation(
         'O8',
         `${started} messages were being handled when a connection died, and the blame goes to ${blame}`,
@@ -562,6 +1094,7 @@ export class Model {
 
   // --- queues ---
 
+  /** A queue was asked for; of a new one, this is the first that is heard. */
   ensured(id: number, info: QueueInfo): void {
     const known = this.names.get(info.name)
     if (known === undefined) {
@@ -569,19 +1102,43 @@ export class Model {
         id,
         name: info.name,
         options: info.options,
+        paused: false,
         next: 0,
-        purged: 0,
+        acked: 0,
+        counts: noCounts(),
+        carried: 0,
         live: new Map(),
+        line: new ModelLine(info.options),
+        remembered: new RememberedIds(),
+        unsure: new Set(),
+        pending: new PendingIds(),
         subscriptions: new Set(),
-        handedBelow: 0,
+        expiring: new Set(),
       }
       if (this.queues.has(id)) throw new Violation(5, `queue ${info.name} has the id ${id} of another`)
       this.queues.set(id, queue)
       this.names.set(info.name, queue)
-    } else {
-      known.options = info.options
-    }
+    } else if (JSON.stringify(known.options) !== JSON.stringify(info.options))
+      throw new Violation(6, `${info.name} has other options than it was given`)
     this.counted(info)
+  }
+
+  /** The options of a queue have changed. */
+  changed(id: number, options: QueueOptions, nowMs: number): void {
+    const queue = this.#numbered(id)
+    const { onFail, keyConcurrency } = queue.options
+    queue.options = options
+    queue.remembered.forgetUntil(nowMs - options.dedupWindowMs)
+    if (onFail === options.onFail && keyConcurrency === options.keyConcurrency) return
+    queue.line.reorder(options, queue.live.values())
+    this.#arrive(queue, nowMs)
+  }
+
+  setPaused(name: string, paused: boolean, changed: boolean): void {
+    const queue = this.#named(name)
+    if (changed !== (queue.paused !== paused))
+      throw new Violation('S9', `${name} was paused: ${queue.paused}, and says that this is new: ${changed}`)
+    queue.paused = paused
   }
 
   deleted(name: string, messages: number): void {
@@ -598,54 +1155,256 @@ export class Model {
       if (subscription === ended) this.subscriptions.delete(key)
   }
 
+  /** A purge begins: whoever holds something is told. */
+  purging(): void {
+    this.#purged = new Map()
+  }
+
   purged(name: string, messages: number): void {
     const queue = this.#named(name)
+    const told = this.#purged!
+    this.#purged = undefined
     for (const subscription of queue.subscriptions) {
+      if (subscription.held.size !== (told.get(subscription)?.size ?? 0))
+        throw new Violation(
+          'S10',
+          `subscription ${subscription.id} holds ${subscription.held.size} messages that are purged, and is told of ${told.get(subscription)?.size ?? 0}`,
+        )
       subscription.held.clear()
       subscription.started.clear()
       subscription.heldBytes = 0
+      subscription.holdsSuspect = false
     }
     let count = 0
-    for (const [offset, { state }] of queue.live) {
-      if (state === 'dead') continue
-      queue.live.delete(offset)
+    for (const message of [...queue.live.values()]) {
+      if (message.state === 'dead') continue
+      this.#remove(queue, message)
       count++
     }
-    queue.purged += count
+    queue.line.clear()
+    queue.counts.purged += count
     if (messages !== count)
       throw new Violation(6, `a purge of ${name} removes ${messages} messages; there were ${count}`)
+  }
+
+  // --- single messages ---
+
+  cancelled(ref: MessageRef, answer: { readonly offset: number } | SluiceError, nowMs: number): void {
+    const message = this.#referred('cancel', ref, answer)
+    if (message === undefined) return
+    const queue = this.#named(ref.name)
+    this.counts.cancelled++
+    queue.counts.cancelled++
+    queue.line.leave(message, nowMs)
+    this.#remove(queue, message)
+  }
+
+  rescheduled(
+    ref: MessageRef & { readonly delayMs: number | undefined; readonly atMs: number | undefined },
+    answer: { readonly offset: number; readonly dueMs: number } | SluiceError,
+    nowMs: number,
+  ): void {
+    const message = this.#referred('reschedule', ref, answer)
+    if (message === undefined) return
+    const queue = this.#named(ref.name)
+    const { dueMs } = answer as { readonly dueMs: number }
+    const mustMs = Math.max(nowMs, ref.atMs ?? nowMs + ref.delayMs!)
+    if (dueMs !== mustMs)
+      throw new Violation(11, `offset ${message.offset} of ${ref.name} is due at ${dueMs}, not at ${mustMs}`)
+    this.counts.rescheduled++
+    this.rescheduledNames.add(messageName(ref.name, message.record))
+    queue.line.leave(message, nowMs)
+    if (message.attempts === 0 && message.expiresMs !== 0) message.expiresMs += dueMs - message.lineMs
+    message.lineMs = dueMs
+    message.isPlain = false
+    message.isSuspect = false
+    message.unexplained = 0
+    message.state = 'leased'
+    queue.line.enter(message, nowMs)
+  }
+
+  // S11: what is meant, or why nothing is done.
+  #referred(
+    what: string,
+    { name, offset, id }: MessageRef,
+    answer: { readonly offset: number } | SluiceError,
+  ): ModelMessage | undefined {
+    const queue = this.names.get(name)
+    let must: ErrorCode | number
+    let message: ModelMessage | undefined
+    if (queue === undefined) must = 'QUEUE_NOT_FOUND'
+    else {
+      const at = offset ?? this.#offsetOf(queue, id!)
+      message = at === undefined ? undefined : queue.live.get(at)
+      if (message === undefined || message.state === 'dead') must = 'MESSAGE_NOT_FOUND'
+      else must = message.state === 'leased' ? 'MESSAGE_LEASED' : message.offset
+      // It may have forgotten the id.
+      if (id !== undefined && queue.unsure.has(id) && answer instanceof SluiceError) must = answer.code
+    }
+    const is = answer instanceof SluiceError ? answer.code : answer.offset
+    // A time long past is refused before anything is looked for.
+    if (is !== must && is !== 'AT_IN_THE_PAST')
+      throw new Violation('S11', `${what} of offset ${offset} or id ${id} in ${name}: ${is}, not ${must}`)
+    return answer instanceof SluiceError ? undefined : message
+  }
+
+  #offsetOf(queue: ModelQueue, id: string): number | undefined {
+    const pending = queue.pending.find(id)
+    if (pending !== undefined || queue.options.unique === 'pending') return pending
+    return queue.remembered.find(id)?.offset
+  }
+
+  /** A dead message begins a new life in its queue. */
+  redriven(id: number, offset: number, nowMs: number): void {
+    const queue = this.#numbered(id)
+    const message = this.#deadAt(queue, offset, 'brought back')
+    const { dead, lives, wishes } = message
+    const other = queue.options.unique === 'pending' ? queue.pending.find(wishes.id ?? '') : undefined
+    if (other !== undefined)
+      throw new Violation('S7', `offset ${offset} of ${queue.name} is brought back, and ${other} has its id`)
+    message.lives = { redrives: lives.redrives + 1, attempts: lives.attempts + dead!.attempts }
+    message.dead = undefined
+    message.attempts = 0
+    message.lineMs = nowMs
+    message.isPlain = false
+    message.expiresMs = 0
+    message.mustMark = true
+    message.mayMark = true
+    if (message.isListed) queue.pending.add(message.wishes.id!, offset)
+    queue.counts.redriven++
+    this.counts.redriven++
+    // It was not in the line.
+    message.state = 'leased'
+    queue.line.enter(message, nowMs)
+  }
+
+  discarded(id: number, offset: number): void {
+    const queue = this.#numbered(id)
+    const message = this.#deadAt(queue, offset, 'discarded')
+    queue.counts.discarded++
+    this.counts.discarded++
+    this.#remove(queue, message)
+  }
+
+  /** A dead message is in another queue now: dead letters by themselves, others because they were brought back. */
+  moved(
+    id: number,
+    offset: number,
+    isCarried: boolean,
+    target: { readonly id: number; readonly base: number },
+    reason: string,
+    nowMs: number,
+  ): void {
+    const queue = this.#numbered(id)
+    const message = this.#deadAt(queue, offset, 'moved')
+    const to = this.#numbered(target.id)
+    const what = `offset ${offset} of ${queue.name}`
+    const { lives, wishes } = message
+    const dead = message.dead!
+    if (!isCarried && (!dead.isMoving || queue.options.deadLetter !== to.name))
+      throw new Violation(17, `${what} is moved to ${to.name} and is not meant to`)
+    if (target.base !== to.next)
+      throw new Violation(5, `${what} is at ${target.base} of ${to.name}, whose next one is ${to.next}`)
+    this.#remove(queue, message)
+    if (isCarried) {
+      queue.carried++
+      queue.counts.redriven++
+      this.counts.carried++
+    } else {
+      queue.counts.moved++
+      this.counts.moved++
+    }
+    const record = copyOf(message.record, {
+      queue: queue.name,
+      offset,
+      publishedMs: message.publishedMs,
+      attempts: lives.attempts + dead.attempts,
+      redrives: lives.redrives + redrivesBefore(wishes) + (isCarried ? 1 : 0),
+      death: dead.death,
+      diedMs: dead.timeMs,
+      reason,
+    })
+    this.#add(to, record, nowMs)
+    this.#view.copied(to.name, record)
+  }
+
+  #deadAt(queue: ModelQueue, offset: number, what: string): ModelMessage {
+    const message = queue.live.get(offset)
+    if (message?.state !== 'dead')
+      throw new Violation(6, `offset ${offset} of ${queue.name} is ${what} and was not dead`)
+    return message
   }
 
   /** 6: each message is in one state, and the broker counts the same. */
   counted(info: QueueInfo): void {
     const queue = this.#named(info.name)
-    const counts = { ready: 0, scheduled: 0, leased: 0, dead: 0 }
-    for (const { state } of queue.live.values()) counts[state]++
-    const told = { ready: info.ready, scheduled: info.scheduled, leased: info.leased, dead: info.dead }
-    const acked = queue.next - queue.live.size - queue.purged
-    if (
-      JSON.stringify(told) !== JSON.stringify(counts) ||
-      info.published !== queue.next ||
-      info.purged !== queue.purged ||
-      info.acked !== acked ||
-      info.consumers !== queue.subscriptions.size
-    ) {
-      throw new Violation(
-        6,
-        `${queue.name} counts ${JSON.stringify(info)}; there are ${JSON.stringify({ ...counts, published: queue.next, purged: queue.purged, acked, consumers: queue.subscriptions.size })}`,
-      )
+    const states = { ready: 0, scheduled: 0, leased: 0, dead: 0 }
+    for (const { state } of queue.live.values()) states[state]++
+    const must = {
+      ...states,
+      ...queue.counts,
+      published: queue.next - queue.counts.duplicates,
+      acked: queue.acked,
+      consumers: queue.subscriptions.size,
+      paused: queue.paused,
     }
+    const is = Object.fromEntries(Object.keys(must).map((name) => [name, info[name as keyof QueueInfo]]))
+    if (JSON.stringify(is) !== JSON.stringify(must))
+      throw new Violation(6, `${queue.name} counts ${JSON.stringify(is)}; there are ${JSON.stringify(must)}`)
+    const all = states.ready + states.scheduled + states.leased + states.dead
+    if (queue.next !== all + queue.acked + goneOtherwise(queue))
+      throw new Violation(6, `of ${queue.next} messages of ${queue.name} not all are accounted for`)
   }
 
   // --- time ---
 
-  /** The broker looked at the time: what is due is ready. */
-  ticked(nowMs: number): void {
-    for (const queue of this.queues.values()) {
-      for (const message of queue.live.values()) {
-        if (message.state === 'scheduled' && message.sinceMs <= nowMs) message.state = 'ready'
-      }
+  /** The broker looks at the time: what is due arrives. */
+  looked(id: number, nowMs: number): void {
+    this.#arrive(this.#numbered(id), nowMs)
+  }
+
+  /** The broker has looked at the time, and for what it means to everything: what has expired is gone. */
+  settledTime(id: number, nowMs: number): void {
+    const queue = this.#numbered(id)
+    if (queue.options.unique === 'window') this.#forgetIds(queue, nowMs)
+    for (const message of queue.live.values()) {
+      if (message.state === 'ready' && isExpired(message, nowMs))
+        throw new Violation(
+          'S4',
+          `offset ${message.offset} of ${queue.name} expired at ${message.expiresMs} and is there at ${nowMs}`,
+        )
     }
+  }
+
+  #forgetIds(queue: ModelQueue, nowMs: number): void {
+    queue.remembered.forgetUntil(nowMs - queue.options.dedupWindowMs)
+    for (const id of queue.unsure) if (queue.remembered.find(id) === undefined) queue.unsure.delete(id)
+  }
+
+  #arrive(queue: ModelQueue, nowMs: number): void {
+    const due = [...queue.live.values()].filter(
+      ({ state, lineMs }) => state === 'scheduled' && lineMs <= nowMs,
+    )
+    due.sort((a, b) => a.lineMs - b.lineMs || a.offset - b.offset)
+    for (const message of due) queue.line.arrive(message, nowMs)
+  }
+
+  /** The broker noticed that the time to live of a message is over. */
+  expired(id: number, offset: number, nowMs: number): void {
+    const queue = this.#numbered(id)
+    const message = queue.live.get(offset)
+    const what = `offset ${offset} of ${queue.name}`
+    if (message === undefined || message.state === 'dead')
+      throw new Violation(6, `${what} expires and was gone or dead`)
+    if (!isExpired(message, nowMs))
+      throw new Violation('S4', `${what} expires at ${nowMs} and not at ${message.expiresMs}`)
+    if (message.state === 'leased') {
+      queue.expiring.add(offset)
+      return
+    }
+    if (message.state === 'scheduled') throw new Violation('S4', `${what} expires before it is due`)
+    queue.line.leave(message, message.expiresMs)
+    this.#expire(queue, message)
   }
 
   /** Nothing is under way in the broker. 16: then nothing that could be handed out is waiting. */
@@ -654,34 +1413,54 @@ export class Model {
     for (const queue of this.queues.values()) {
       for (const subscription of queue.subscriptions) {
         const waiting = this.#handedNext(subscription)
-        if (waiting !== undefined)
+        // That of one its time is over shows when it would go.
+        if (waiting !== undefined && !isExpired(waiting, nowMs))
           throw new Violation(
             16,
             `offset ${waiting.offset} of ${queue.name} waits, and subscription ${subscription.id} has credit for it`,
           )
         if (subscription.draining && subscription.consumer.isReady)
           throw new Violation(16, `subscription ${subscription.id} waits to be told that it is drained`)
+        for (const [tag, deadlineMs] of subscription.started) {
+          if (deadlineMs < nowMs - TIMER_SLACK_MS)
+            throw new Violation(
+              'S14',
+              `tag ${tag} of subscription ${subscription.id} had until ${deadlineMs}, it is ${nowMs}`,
+            )
+        }
       }
-      for (const message of queue.live.values()) {
+      for (const { state, lineMs, offset, dead } of queue.live.values()) {
         // 11: in time, too.
-        if (message.state === 'scheduled' && message.sinceMs < nowMs - TIMER_SLACK_MS)
+        if (state === 'scheduled' && lineMs < nowMs - TIMER_SLACK_MS)
+          throw new Violation(11, `offset ${offset} of ${queue.name} was due at ${lineMs}, it is ${nowMs}`)
+        if (dead?.isMoving === true && this.names.has(queue.options.deadLetter))
           throw new Violation(
-            11,
-            `offset ${message.offset} of ${queue.name} was due at ${message.sinceMs}, it is ${nowMs}`,
+            16,
+            `offset ${offset} of ${queue.name} is dead and not in ${queue.options.deadLetter}`,
           )
       }
+      if (queue.expiring.size > 0) throw new Violation('S4', `${queue.name} lost what was leased`)
     }
   }
 
+  /** Something could be handed out, if somebody wanted it. */
+  get hasEligible(): boolean {
+    return [...this.queues.values()].some(({ line, live }) => line.first(live.values()) !== undefined)
+  }
+
   #handedNext(subscription: ModelSubscription): ModelMessage | undefined {
+    const { queue } = subscription
     if (
+      queue.paused ||
       !subscription.consumer.isReady ||
+      subscription.holdsSuspect ||
       subscription.held.size >= subscription.messages ||
-      subscription.delivered >= subscription.limit
+      subscription.delivered >= subscription.limit ||
+      (queue.options.single && subscription !== [...queue.subscriptions][0])
     )
       return undefined
-    const first = firstReady(subscription.queue)
-    if (first === undefined) return undefined
+    const first = queue.line.first(queue.live.values())
+    if (first === undefined || (first.isSuspect && subscription.held.size > 0)) return undefined
     const fits =
       subscription.held.size === 0 || subscription.heldBytes + first.record.length <= subscription.bytes
     return fits ? first : undefined
@@ -695,28 +1474,35 @@ export class Model {
       const saved = state.queues.get(queue.id)
       if (saved === undefined || saved.name !== queue.name)
         throw new Violation(17, `the log does not have queue ${queue.name}`)
-      if (saved.next !== queue.next || saved.purged !== queue.purged || saved.live.size !== queue.live.size) {
-        throw new Violation(
-          17,
-          `of ${queue.name} the log has ${saved.live.size} of ${saved.next} messages, there are ${queue.live.size} of ${queue.next}`,
-        )
-      }
+      compare(`${queue.name} in the log`, sayQueue(saved), sayQueue(queue))
       for (const [offset, message] of queue.live) {
         const written = saved.live.get(offset)
         const what = `offset ${offset} of ${queue.name}`
         if (written === undefined || !sameBytes(written.record, message.record))
           throw new Violation(17, `the log does not have ${what}`)
-        if (
-          (written.dead !== undefined) !== (message.state === 'dead') ||
-          written.attempts !== message.attempts
-        ) {
-          throw new Violation(
-            17,
-            `the log has ${what} with ${written.attempts} attempts, dead ${written.dead !== undefined}; it has ${message.attempts} and is ${message.state}`,
-          )
-        }
-        if (message.attempts > 0 && written.dueMs !== message.sinceMs)
-          throw new Violation(17, `the log has ${what} due at ${written.dueMs}, not ${message.sinceMs}`)
+        const { dead } = written
+        compare(
+          `${what} in the log`,
+          {
+            attempts: written.attempts,
+            lineMs: dead === undefined ? (written.dueMs ?? written.timeMs) : 0,
+            expiresMs: written.expiresMs,
+            lives: written.lives ?? { redrives: 0, attempts: 0 },
+            dead: dead && [dead.attempts, dead.death, dead.timeMs, dead.isMoving],
+          },
+          {
+            attempts: message.attempts,
+            lineMs: message.dead === undefined ? message.lineMs : 0,
+            expiresMs: message.expiresMs,
+            lives: message.lives,
+            dead: message.dead && [
+              message.dead.attempts,
+              message.dead.death,
+              message.dead.timeMs,
+              message.dead.isMoving,
+            ],
+          },
+        )
       }
     }
   }
@@ -738,32 +1524,67 @@ export class Model {
     if (queue === undefined) throw new Violation(6, `the broker speaks of queue ${name}, which there is not`)
     return queue
   }
+
+  #numbered(id: number): ModelQueue {
+    const queue = this.queues.get(id)
+    if (queue === undefined) throw new Violation(6, `the broker speaks of queue ${id}, which there is not`)
+    return queue
+  }
 }
 
 /** How late a timer may be; the world looks at it at least every 50 ms. */
 const TIMER_SLACK_MS = 120
 
-/**
- * What goes first: eligible since, then offset. Messages that were never tried go by offset alone: their times ascend
- * with it, but for a clock that was set back between two lives.
- */
-function firstReady(queue: ModelQueue): ModelMessage | undefined {
-  let plain: ModelMessage | undefined
-  let tried: ModelMessage | undefined
-  for (const message of queue.live.values()) {
-    if (message.state !== 'ready') continue
-    if (message.attempts === 0) {
-      if (plain === undefined || message.offset < plain.offset) plain = message
-    } else if (
-      tried === undefined ||
-      message.sinceMs < tried.sinceMs ||
-      (message.sinceMs === tried.sinceMs && message.offset < tried.offset)
-    ) {
-      tried = message
-    }
+function isExpired({ expiresMs }: ModelMessage, nowMs: number): boolean {
+  return expiresMs !== 0 && expiresMs <= nowMs
+}
+
+function timeoutOf({ processingTimeoutMs, queue }: ModelSubscription): number {
+  return processingTimeoutMs ?? queue.options.processingTimeoutMs
+}
+
+/** Messages that are gone, and were not acknowledged. */
+function goneOtherwise({ counts, carried }: { readonly counts: Counters; readonly carried: number }): number {
+  let gone = carried
+  for (const name of COUNTERS) if (name !== 'redriven') gone += counts[name]
+  return gone
+}
+
+function sayQueue({ next, live, counts, carried, paused, options }: ModelQueue | LedgerQueue): object {
+  return { next, live: live.size, counts, carried, paused, options }
+}
+
+/** What leaves the queues with these. */
+function freedBy(
+  held: readonly { readonly subscription: ModelSubscription; readonly message: ModelMessage }[],
+): Map<ModelQueue, Freed> {
+  const freed = new Map<ModelQueue, Freed>()
+  for (const { subscription, message } of held) {
+    const sum = freed.get(subscription.queue) ?? { messages: 0, bytes: 0, offsets: new Set() }
+    freed.set(subscription.queue, sum)
+    sum.messages++
+    sum.bytes += message.record.length
+    sum.offsets.add(message.offset)
   }
-  if (plain === undefined || tried === undefined) return plain ?? tried
-  const isTried =
-    tried.sinceMs < plain.sinceMs || (tried.sinceMs === plain.sinceMs && tried.offset < plain.offset)
-  return isTried ? tried : plain
+  return freed
+}
+
+function compare(what: string, is: object, must: object): void {
+  if (JSON.stringify(is) !== JSON.stringify(must))
+    throw new Violation(17, `${what} is ${JSON.stringify(is)}; it must be ${JSON.stringify(must)}`)
+}
+
+type AnyPlace = ModelPlace | Placed
+
+function say(place: AnyPlace): unknown[] {
+  const base = 'base' in place ? place.base : place.baseOffset
+  return [base, ...(place.duplicates ?? [])]
+}
+
+function placesText(places: readonly AnyPlace[]): string {
+  return JSON.stringify(places.map(say))
+}
+
+function samePlaces(a: readonly AnyPlace[], b: readonly AnyPlace[]): boolean {
+  return placesText(a) === placesText(b)
 }

@@ -2,13 +2,20 @@
  * A simulated producer: numbers its batches, keeps what is unanswered, and sends it again, byte for byte, on the next
  * connection. A hostile one also sends what must be refused.
  */
-import { LIMITS, OP, decodePublishErr, decodePublishOk, type ErrorCode, type HelloOk } from '@sluice/protocol'
-import { crc32 } from 'node:zlib'
-import { buildBatch, type Attempt, type RecordDraft } from './attempts.js'
+import {
+  LIMITS,
+  OP,
+  decodePublishErr,
+  decodePublishOk,
+  recordBytes,
+  type Duplicates,
+  type ErrorCode,
+  type HelloOk,
+} from '@sluice/protocol'
+import { accepted, buildBatch, remember, type Attempt, type RecordDraft } from './attempts.js'
+import { wishFor } from './characters.js'
 import { Client, type Surroundings } from './client.js'
 import { Violation } from './trace.js'
-
-const SEQUENCE_STEP = 100_000
 
 interface Unanswered {
   readonly attempt: Attempt
@@ -81,7 +88,7 @@ export class Producer extends Client {
     const count = kind < 0.5 ? 1 : chance.int(2, 12)
     const queue = chance.pick(queueNames)
     const number = ++this.#number
-    const drafts = this.#drafts(number, count)
+    const drafts = this.#drafts(number, count, queue)
     this.#attempt(queue, number, drafts, kind > 0.9, undefined)
   }
 
@@ -95,11 +102,15 @@ export class Producer extends Client {
     if (kind === 0) {
       this.#attempt('nowhere', number, drafts, false, ['QUEUE_NOT_FOUND'])
     } else if (kind === 1) {
-      const options = chance.pick([{ key: 'k' }, { id: 'i' }, { atMs: 7 }])
+      // A hundred years and a day; a time long past; no time to live at all.
+      const [options, code] = chance.pick([
+        [{ delayMs: LIMITS.delayMsMax + 1 }, 'INVALID_DELAY'],
+        [{ atMs: 7 }, 'AT_IN_THE_PAST'],
+        [{ ttlMs: 0 }, 'INVALID_TTL'],
+      ] as const)
       const draft = { ...drafts[0]!, options }
       this.#attempt(chance.pick(queueNames), number, [...drafts.slice(1), draft], false, [
-        'NOT_SUPPORTED',
-        'INVALID_ARGUMENT',
+        code,
         'QUEUE_NOT_FOUND',
       ])
     } else if (kind === 2) {
@@ -148,10 +159,11 @@ export class Producer extends Client {
       batch,
       records,
       names: [this.#name(number, 0, `r${this.#reuses}`)],
+      options: [undefined],
       expects: ['NUMBER_REUSED'],
     }
     attempts.add(attempt)
-    this.#remember(attempt)
+    remember(attempt, this.name, this.around.history)
     const waiting = this.#reused.get(number)
     if (waiting === undefined) this.#reused.set(number, [attempt])
     else waiting.push(attempt)
@@ -175,43 +187,36 @@ export class Producer extends Client {
       batch,
       records,
       names: drafts.map(({ name }) => name),
+      options: drafts.map(({ options }) => options),
       expects,
     }
     this.around.attempts.add(attempt)
-    this.#remember(attempt)
+    remember(attempt, this.name, this.around.history)
     const payload = payloadOf(queue, batch)
     this.#unanswered.set(number, { attempt, payload })
     this.#send(number, payload)
-  }
-
-  #remember({ queue, names, records, number }: Attempt): void {
-    for (const [index, message] of names.entries()) {
-      this.around.history.push({
-        kind: 'attempt',
-        queue,
-        message,
-        producer: this.name,
-        body: String(crc32(records[index]!)),
-        sequence: number * SEQUENCE_STEP + index,
-      })
-    }
   }
 
   #send(number: number, payload: Uint8Array): void {
     this.send(OP.PUBLISH, 0, Math.max(0, number - this.lowestUnanswered), payload)
   }
 
-  #drafts(number: number, count: number): RecordDraft[] {
+  /** Without a queue, nothing is asked of them. */
+  #drafts(number: number, count: number, queue?: string): RecordDraft[] {
     const { chance, messageBytesMax, batchBytesMax } = this.around
     const drafts: RecordDraft[] = []
     let left = batchBytesMax
     for (let i = 0; i < count; i++) {
       const name = this.#name(number, i, 'm')
-      const most = Math.min(messageBytesMax, left) - 40
+      const most = Math.min(messageBytesMax, left) - 120
       if (most < 0) break
       const padding = chance.hit(0.05) ? most : Math.min(most, chance.skewed(600))
-      drafts.push({ name, padding })
-      left -= padding + 60
+      const options =
+        queue === undefined
+          ? undefined
+          : wishFor(this.around.characterOf(queue), chance, this.around.brokerMs)
+      drafts.push({ name, padding, ...(options === undefined ? {} : { options }) })
+      left -= padding + 60 + (options === undefined ? 0 : recordBytes(options, 0))
     }
     return drafts
   }
@@ -229,7 +234,9 @@ export class Producer extends Client {
     end: number,
   ): void {
     if (opcode === OP.PUBLISH_OK) {
-      decodePublishOk(bytes, start, end, (number, base) => this.#answered(number, base))
+      decodePublishOk(bytes, start, end, (number, base, duplicates) =>
+        this.#answered(number, base, duplicates),
+      )
     } else if (opcode === OP.PUBLISH_ERR) {
       const { batchNumber, fault } = decodePublishErr(bytes, start, end)
       this.#refused(batchNumber, fault.code)
@@ -238,7 +245,7 @@ export class Producer extends Client {
     }
   }
 
-  #answered(number: number, base: number): void {
+  #answered(number: number, base: number, duplicates: Duplicates | undefined): void {
     const unanswered = this.#unanswered.get(number)
     // 3: one answer for each number.
     if (unanswered === undefined)
@@ -251,9 +258,7 @@ export class Producer extends Client {
     this.#unanswered.delete(number)
     this.#acceptedNumber = Math.max(this.#acceptedNumber, number)
     this.#confirmed.push(number)
-    for (const [index, message] of unanswered.attempt.names.entries()) {
-      this.around.history.push({ kind: 'outcome', message, outcome: 'ok', offset: base + index })
-    }
+    accepted(unanswered.attempt, base, duplicates, this.around.history)
   }
 
   #refused(number: number, code: ErrorCode): void {

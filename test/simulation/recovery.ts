@@ -1,10 +1,20 @@
 /**
- * Compares a broker that has just recovered with what the log says, by plain reading: queues, every message with its
- * attempts and its due time, where its bytes stand, and the results of producers' batches.
+ * Compares a broker that has just recovered with what the log says, by plain reading: queues with their counters, every
+ * message with its attempts, times, key, id and lives, where its bytes stand, the ids that are remembered, and the
+ * results of producers' batches.
  */
 import type { Broker } from '../../packages/server/src/broker/broker.js'
+import { hashId } from '../../packages/server/src/broker/traits.js'
 import type { Log } from '../../packages/server/src/log/log.js'
-import type { LedgerMessage, LedgerQueue, LedgerState } from './ledger.js'
+import { ID_WORDS, hashInto, type Chunk, type Queue } from '../../packages/server/src/queue/index.js'
+import { PendingIds } from './identifiers.js'
+import {
+  COUNTERS,
+  type LedgerDead,
+  type LedgerMessage,
+  type LedgerQueue,
+  type LedgerState,
+} from './ledger.js'
 import { Violation } from './trace.js'
 
 /** From which number on a producer may still send again. */
@@ -13,10 +23,18 @@ export type LowestUnanswered = (identity: string) => number
 export interface Compared {
   messages: number
   batches: number
+  keys: number
+  ids: number
+  dead: number
+}
+
+export function nothingCompared(): Compared {
+  return { messages: 0, batches: 0, keys: 0, ids: 0, dead: 0 }
 }
 
 /**
- * `afterCrash`: the log did not end with an orderly stop, so everything may have been delivered.
+ * `afterCrash`: the log did not end with an orderly stop, so everything may have been delivered. `latestMs`: the latest
+ * time that any broker on this log has seen.
  * @throws Violation 17
  */
 export function compareRecovered(
@@ -24,17 +42,21 @@ export function compareRecovered(
   log: Log,
   state: LedgerState,
   afterCrash: boolean,
+  latestMs: number,
   lowest: LowestUnanswered,
 ): Compared {
-  const compared: Compared = { messages: 0, batches: 0 }
+  const compared = nothingCompared()
   const { firstPosition } = log.usage()
-  const infos = broker.list('', Infinity).queues
-  if (infos.length !== state.queues.size)
-    throw new Violation(
-      17,
-      `${infos.length} queues are there after recovery; the log has ${state.queues.size}`,
-    )
-  for (const saved of state.queues.values()) compareQueue(broker, saved, firstPosition, afterCrash, compared)
+  const { queues } = broker.status
+  if (queues !== state.queues.size)
+    throw new Violation(17, `${queues} queues are there after recovery; the log has ${state.queues.size}`)
+  for (const saved of state.queues.values()) {
+    const queue = broker.queue(saved.name)
+    compareQueue(queue, saved, afterCrash)
+    for (const [offset, message] of saved.live)
+      compareMessage(queue, saved, offset, message, firstPosition, compared)
+    compareIds(queue, saved, latestMs, compared)
+  }
   for (const saved of state.producers.values()) {
     const unsure = lowest(saved.identity)
     // Throws when it does not know what it confirmed.
@@ -44,96 +66,172 @@ export function compareRecovered(
         3,
         `producer ${saved.identity} may send ${unsure} again; its window begins at ${producer.floor}`,
       )
-    for (const [number, { base, crc }] of saved.accepted) {
+    for (const [number, { places, crc }] of saved.accepted) {
       if (number < unsure) continue
       compared.batches++
-      const found = producer.acceptedAt(number, crc)
-      if (found !== base)
-        throw new Violation(
-          3,
-          `batch ${number} of ${saved.identity} stands at ${base}; after recovery it is said to be at ${found}`,
-        )
-    }
-    if (producer.highest !== saved.highest)
-      throw new Violation(
+      const found = producer.resultOf(number, crc, number - unsure)
+      compare(
         3,
-        `producer ${saved.identity} got to ${saved.highest}; after recovery to ${producer.highest}`,
+        `batch ${number} of ${saved.identity}`,
+        found?.map(({ baseOffset, duplicates }) => [baseOffset, ...(duplicates ?? [])]),
+        places.map(({ base, duplicates }) => [base, ...duplicates]),
       )
+    }
+    compare(3, `the highest number of ${saved.identity}`, producer.highest, saved.highest)
     broker.detachProducer(producer)
   }
   broker.audit()
   return compared
 }
 
-function compareQueue(
-  broker: Broker,
-  saved: LedgerQueue,
-  firstPosition: number,
-  afterCrash: boolean,
-  compared: Compared,
-): void {
-  const queue = broker.queue(saved.name)
-  const is = {
-    id: queue.id,
-    next: queue.next,
-    live: queue.live,
-    purged: queue.purged,
-    createdAtMs: queue.createdAtMs,
-    redeliveredBelow: queue.redeliveredBelow,
-    options: queue.options,
-  }
-  const must = {
-    id: saved.id,
-    next: saved.next,
-    live: saved.live.size,
-    purged: saved.purged,
-    createdAtMs: saved.createdAtMs,
-    redeliveredBelow: afterCrash ? saved.next : saved.redeliveredBelow,
-    options: saved.options,
-  }
-  if (JSON.stringify(is) !== JSON.stringify(must))
-    throw new Violation(
-      17,
-      `${saved.name} is ${JSON.stringify(is)} after recovery; the log says ${JSON.stringify(must)}`,
-    )
-  for (const [offset, message] of saved.live) {
-    compared.messages++
-    const what = `offset ${offset} of ${saved.name}`
-    const chunk = queue.chunkAt(offset)
-    const index = chunk === undefined ? 0 : offset - chunk.base
-    if (chunk === undefined || index >= chunk.count || chunk.isGone(index))
-      throw new Violation(1, `${what} is gone after recovery`)
-    const dueMs = chunk.dead?.has(index) === true ? 0 : chunk.dueAt(index)
-    const returned = dueMs === 0 ? undefined : { attempts: chunk.attemptsAt(index), dueMs }
-    compareMessage(what, message, returned, chunk.dead?.get(index))
-    const position = chunk.batchPosition(chunk.batchAt(index))
-    if (position < firstPosition || !saved.places.get(message.batchBase)!.includes(position)) {
-      throw new Violation(
-        17,
-        `${what} is said to stand at ${position}; its batch stands at ${saved.places.get(message.batchBase)!.join()}, and the log begins at ${firstPosition}`,
-      )
-    }
-  }
+function compareQueue(queue: Queue, saved: LedgerQueue, afterCrash: boolean): void {
+  const counts = Object.fromEntries(COUNTERS.map((name) => [name, queue.counts[name]]))
+  let dead = 0
+  for (const message of saved.live.values()) if (message.dead !== undefined) dead++
+  compare(
+    17,
+    saved.name,
+    {
+      id: queue.id,
+      next: queue.next,
+      live: queue.live,
+      dead: queue.deadCount,
+      counts,
+      carried: queue.carried,
+      createdAtMs: queue.createdAtMs,
+      redeliveredBelow: queue.redeliveredBelow,
+      options: queue.options,
+      paused: queue.paused,
+      seed: queue.seed,
+    },
+    {
+      id: saved.id,
+      next: saved.next,
+      live: saved.live.size,
+      dead,
+      counts: saved.counts,
+      carried: saved.carried,
+      createdAtMs: saved.createdAtMs,
+      redeliveredBelow: afterCrash ? saved.next : saved.redeliveredBelow,
+      options: saved.options,
+      paused: saved.paused,
+      seed: saved.seed,
+    },
+  )
 }
 
 function compareMessage(
-  what: string,
+  queue: Queue,
+  saved: LedgerQueue,
+  offset: number,
   message: LedgerMessage,
-  returned: { readonly attempts: number; readonly dueMs: number } | undefined,
-  dead: LedgerMessage['dead'],
+  firstPosition: number,
+  compared: Compared,
 ): void {
-  const isReturned =
-    message.dueMs === undefined ? undefined : { attempts: message.attempts, dueMs: message.dueMs }
-  if (returned?.attempts !== isReturned?.attempts || returned?.dueMs !== isReturned?.dueMs) {
+  compared.messages++
+  const what = `offset ${offset} of ${saved.name}`
+  const chunk = queue.chunkAt(offset)
+  const index = chunk === undefined ? 0 : offset - chunk.base
+  if (chunk === undefined || index >= chunk.count || chunk.isGone(index))
+    throw new Violation(1, `${what} is gone after recovery`)
+  const { wishes, dead, lives } = message
+  if (dead !== undefined) compared.dead++
+  if (wishes.key !== undefined) compared.keys++
+  compare(
+    17,
+    what,
+    {
+      priority: chunk.priorityAt(index),
+      dueMs: dead === undefined ? chunk.dueAt(index) : 0,
+      attempts: dead === undefined ? chunk.attemptsAt(index) : 0,
+      expiresMs: chunk.expiryAt(index),
+      key: keyWords(chunk, index, queue),
+      id: idWords(chunk, index),
+      lives: chunk.lives?.get(index),
+      dead: deadOf(chunk, index),
+    },
+    {
+      priority: wishes.priority,
+      dueMs: message.dueMs ?? 0,
+      attempts: message.attempts,
+      expiresMs: message.expiresMs,
+      key: wishes.key === undefined ? undefined : hashOfKey(wishes.key, queue.seed),
+      id: message.isListed ? hashOfId(wishes.id!, queue.seed) : undefined,
+      lives,
+      dead,
+    },
+  )
+  const position = chunk.batchPosition(chunk.batchAt(index))
+  if (position < firstPosition || !saved.places.get(message.batchBase)!.includes(position)) {
     throw new Violation(
       17,
-      `${what} comes back as ${JSON.stringify(returned)} after recovery; the log says ${JSON.stringify(isReturned)}`,
+      `${what} is said to stand at ${position}; its batch stands at ${saved.places.get(message.batchBase)!.join()}, and the log begins at ${firstPosition}`,
     )
   }
-  if (JSON.stringify(dead) !== JSON.stringify(message.dead)) {
-    throw new Violation(
-      17,
-      `${what} is dead as ${JSON.stringify(dead)} after recovery; the log says ${JSON.stringify(message.dead)}`,
-    )
+}
+
+// S7: what is in its window, or pending, is known. What has left its window may be known for longer.
+function compareIds(queue: Queue, saved: LedgerQueue, latestMs: number, compared: Compared): void {
+  const windowMs = saved.options['dedupWindowMs'] as number
+  for (const { id, offset, timeMs } of saved.remembered.entries()) {
+    if (timeMs <= latestMs - windowMs) continue
+    compared.ids++
+    const found = queue.ids.find(Uint32Array.from(hashOfId(id, queue.seed)), 0)
+    compare(17, `the offset of id ${id} in ${saved.name}`, found, offset)
   }
+  if (saved.options['unique'] !== 'pending') return
+  // Of several with one id, that of the first.
+  const pending = new PendingIds()
+  for (const [offset, { dead, wishes }] of saved.live)
+    if (dead === undefined && wishes.id !== undefined) pending.add(wishes.id, offset)
+  for (const [id, offset] of pending.entries()) {
+    compared.ids++
+    const found = queue.offsetOf(Uint32Array.from(hashOfId(id, queue.seed)))
+    compare(17, `the offset of the pending id ${id} in ${saved.name}`, found, offset)
+  }
+}
+
+function deadOf(chunk: Chunk, index: number): LedgerDead | undefined {
+  const dead = chunk.dead?.get(index)
+  if (dead === undefined) return undefined
+  const { attempts, death, timeMs, reason, isMoving } = dead
+  return { attempts, death, timeMs, reason, isMoving }
+}
+
+function keyWords(chunk: Chunk, index: number, queue: Queue): number[] | undefined {
+  const slot = chunk.keyAt(index)
+  return slot === -1 ? undefined : [queue.keys.low(slot), queue.keys.high(slot)]
+}
+
+function idWords(chunk: Chunk, index: number): number[] | undefined {
+  if (!chunk.hasId(index)) return undefined
+  return [...chunk.ids!.subarray(index * ID_WORDS, (index + 1) * ID_WORDS)]
+}
+
+function hashOfKey(key: string, seed: readonly number[]): number[] {
+  const words = new Uint32Array(2)
+  const bytes = Buffer.from(key)
+  hashInto(bytes, 0, bytes.length, seed[0]!, seed[1]!, words, 0)
+  return [...words]
+}
+
+function hashOfId(id: string, seed: readonly number[]): number[] {
+  const words = new Uint32Array(ID_WORDS)
+  const bytes = Buffer.from(id)
+  hashId(bytes, 0, bytes.length, seed, words, 0)
+  return [...words]
+}
+
+function compare(invariant: number, what: string, is: unknown, must: unknown): void {
+  if (sorted(is) !== sorted(must))
+    throw new Violation(invariant, `${what} is ${sorted(is)} after recovery; the log says ${sorted(must)}`)
+}
+
+// Objects by the names of their fields.
+function sorted(value: unknown): string {
+  return JSON.stringify(value, (_name, inner: unknown) =>
+    typeof inner === 'object' && inner !== null && !Array.isArray(inner)
+      ? Object.fromEntries(Object.entries(inner).toSorted(([a], [b]) => (a < b ? -1 : 1)))
+      : inner,
+  )
 }

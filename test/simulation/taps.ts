@@ -1,33 +1,47 @@
 /**
- * Listens in on the seams of a broker: every command that reaches it, with its answer, and every entry that it
- * appends, are told to the model and the ledger. Nothing is changed on the way.
+ * Listens in on the seams of a broker: every command that reaches it, with its answer, what each queue notices of the
+ * time, what becomes of its dead messages, and every entry that is appended, are told to the model and the ledger.
+ * Nothing is changed on the way.
  */
-import { SluiceError, readU64 } from '@sluice/protocol'
+import { SluiceError, readU64, type Placed } from '@sluice/protocol'
 import type { Broker } from '../../packages/server/src/broker/broker.js'
 import type { Log, LogBounds, LogEntry } from '../../packages/server/src/log/log.js'
+import type { Queue } from '../../packages/server/src/queue/index.js'
 import type { Session } from '../../packages/server/src/session/session.js'
 import type { Attempts } from './attempts.js'
-import type { Ledger } from './ledger.js'
+import type { EntrySummary, LedgerState } from './ledger.js'
 import type { Model } from './model.js'
 import type { Conversation } from './witness.js'
 
 /** What the taps report to. `guard` keeps what they find wrong from going through the broker. */
 export interface Listening {
   readonly model: Model
-  readonly ledger: Ledger
   readonly attempts: Attempts
+  /** What is on disk. */
+  readonly durable: LedgerState
   guard(work: () => void): void
   /** A queue is emptied or deleted, now. */
   removed(queue: string): void
 }
 
+/** What a log is listened to for. */
+export interface LogListening {
+  readonly model: Model
+  readonly ledger: {
+    begin(entry: Uint8Array, position: number): EntrySummary
+    finish(): void
+    recovered(lsn: number): void
+  }
+  guard(work: () => void): void
+}
+
 export class TappedLog implements Log {
   readonly inner: Log
-  readonly #to: Listening
+  readonly #to: LogListening
   readonly counts = { coldReads: 0, truncations: 0, checkpoints: 0 }
   bounds: LogBounds | undefined
 
-  constructor(inner: Log, to: Listening) {
+  constructor(inner: Log, to: LogListening) {
     this.inner = inner
     this.#to = to
   }
@@ -51,7 +65,10 @@ export class TappedLog implements Log {
   }
 
   async append(position: number, lsn: number, entry: Uint8Array): Promise<void> {
-    this.#to.guard(() => this.#to.ledger.begin(entry, position))
+    this.#to.guard(() => {
+      const { acked, atomics } = this.#to.ledger.begin(entry, position)
+      for (const { identity, number } of atomics) this.#to.model.stepWritten(identity, number, acked)
+    })
     await this.inner.append(position, lsn, entry)
     this.#to.guard(() => this.#to.ledger.finish())
   }
@@ -80,31 +97,68 @@ export class TappedLog implements Log {
   }
 }
 
-/** A promise that the next RESULT makes. */
-interface Owed {
+/** What the next RESULT promises: what the disk must say when it goes out. */
+export interface Owed {
   promise: (() => string | undefined) | undefined
 }
 
 export function tapBroker(broker: Broker, to: Listening): Owed {
-  const { model, ledger, attempts } = to
+  const { model, attempts } = to
   const owed: Owed = { promise: undefined }
+  const tapped = new WeakSet<Queue>()
+  const tap = (name: string): void => {
+    const queue = broker.queue(name)
+    if (tapped.has(queue)) return
+    tapped.add(queue)
+    tapQueue(
+      queue,
+      broker,
+      to,
+      () => lastAppend,
+      (appended) => (lastAppend = appended),
+    )
+  }
+  // Where a copy went that another queue is about to be told of.
+  let lastAppend: Appended | undefined
+  for (const name of model.names.keys()) tap(name)
+
+  /** Tells the answer of `work`, or how it was refused. */
+  const telling = <Result>(work: () => Result, tell: (answer: Result | SluiceError) => void): Result => {
+    let answer: Result
+    try {
+      answer = work()
+    } catch (error) {
+      if (error instanceof SluiceError) to.guard(() => tell(error))
+      throw error
+    }
+    to.guard(() => tell(answer))
+    return answer
+  }
 
   const publish = broker.publish.bind(broker)
   broker.publish = (producer, queueName, bytes, at, end, unanswered) => {
     const batch = new Uint8Array(bytes.subarray(at, end))
-    const tell = (answer: number | SluiceError): void =>
-      to.guard(() => {
+    return telling(
+      () => publish(producer, queueName, bytes, at, end, unanswered),
+      (answer: Placed | SluiceError) => {
         const attempt = attempts.matching(producer.identity, readU64(batch, 24), batch)
-        model.published(attempt, unanswered, typeof answer === 'number' ? answer : answer.code, broker.nowMs)
-      })
-    try {
-      const base = publish(producer, queueName, bytes, at, end, unanswered)
-      tell(base)
-      return base
-    } catch (error) {
-      if (error instanceof SluiceError) tell(error)
-      throw error
-    }
+        model.published(attempt, unanswered, answer, broker.nowMs)
+      },
+    )
+  }
+
+  const atomic = broker.atomic.bind(broker)
+  broker.atomic = (producer, step, unanswered) => {
+    const { number, crc, acks } = step
+    const batches = step.batches.map(({ bytes, at, end }) => new Uint8Array(bytes.subarray(at, end)))
+    return telling(
+      () => atomic(producer, step, unanswered),
+      (answer) => {
+        const found = batches.map((batch) => attempts.matching(producer.identity, number, batch))
+        const named = acks.map(({ subscription: key, firstTag, count }) => ({ key, firstTag, count }))
+        model.stepped(producer.identity, number, crc, named, found, unanswered, answer, broker.nowMs)
+      },
+    )
   }
 
   const detachProducer = broker.detachProducer.bind(broker)
@@ -114,9 +168,11 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
   }
 
   const subscribe = broker.subscribe.bind(broker)
-  broker.subscribe = (name, channel, consumer, messages, bytes, limit) => {
-    const subscription = subscribe(name, channel, consumer, messages, bytes, limit)
-    to.guard(() => model.subscribed(subscription, subscription.id, name, consumer, messages, bytes, limit))
+  broker.subscribe = (name, channel, consumer, messages, bytes, limit, timeoutMs) => {
+    const subscription = subscribe(name, channel, consumer, messages, bytes, limit, timeoutMs)
+    to.guard(() =>
+      model.subscribed(subscription, subscription.id, name, consumer, messages, bytes, limit, timeoutMs),
+    )
     return subscription
   }
 
@@ -136,7 +192,14 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
   const started = broker.started.bind(broker)
   broker.started = (subscription, ranges) => {
     started(subscription, ranges)
-    to.guard(() => model.started(subscription, ranges))
+    to.guard(() => model.started(subscription, ranges, broker.nowMs))
+  }
+
+  const extend = broker.extend.bind(broker)
+  broker.extend = (subscription, firstTag, count, durationMs) => {
+    const stale = extend(subscription, firstTag, count, durationMs)
+    to.guard(() => model.extended(subscription, firstTag, count, durationMs, stale, broker.nowMs))
+    return stale
   }
 
   const unsubscribe = broker.unsubscribe.bind(broker)
@@ -149,11 +212,10 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
   broker.ensure = (request) => {
     const answer = ensure(request)
     const { id } = broker.queue(request.name)
+    tap(request.name)
     to.guard(() => model.ensured(id, answer.queue))
     owed.promise = () =>
-      ledger.durable.lastQueueId < id
-        ? `queue ${request.name} is said to be there and is not on disk`
-        : undefined
+      to.durable.lastQueueId < id ? `queue ${request.name} is said to be there and is not on disk` : undefined
     return answer
   }
 
@@ -164,25 +226,62 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
     to.guard(() => model.deleted(name, messages))
     to.removed(name)
     owed.promise = () =>
-      ledger.durable.queues.has(id) ? `queue ${name} is said to be deleted and is on disk` : undefined
+      to.durable.queues.has(id) ? `queue ${name} is said to be deleted and is on disk` : undefined
     return messages
   }
 
   const purge = broker.purge.bind(broker)
   broker.purge = (name) => {
-    const { id, next } = broker.queue(name)
+    const { id } = broker.queue(name)
+    const alive = [...(model.names.get(name)?.live.values() ?? [])].filter(({ state }) => state !== 'dead')
+    to.guard(() => model.purging())
     const messages = purge(name)
     to.guard(() => model.purged(name, messages))
     to.removed(name)
     owed.promise = () => {
-      for (const [offset, { dead }] of ledger.durable.queues.get(id)?.live ?? []) {
-        if (offset < next && dead === undefined)
+      const saved = to.durable.queues.get(id)
+      for (const { offset } of alive)
+        if (saved?.live.has(offset) === true)
           return `offset ${offset} of ${name} is said to be purged and is on disk`
-      }
       return undefined
     }
     return messages
   }
+
+  const pause = broker.pause.bind(broker)
+  broker.pause = (name) => {
+    const changed = pause(name)
+    to.guard(() => model.setPaused(name, true, changed))
+    return changed
+  }
+
+  const resume = broker.resume.bind(broker)
+  broker.resume = (name) => {
+    const changed = resume(name)
+    to.guard(() => model.setPaused(name, false, changed))
+    return changed
+  }
+
+  const cancel = broker.cancel.bind(broker)
+  broker.cancel = (ref) => {
+    const answer = telling(
+      () => cancel(ref),
+      (told) => model.cancelled(ref, told, broker.nowMs),
+    )
+    const { id } = broker.queue(ref.name)
+    owed.promise = () =>
+      to.durable.queues.get(id)?.live.has(answer.offset) === true
+        ? `offset ${answer.offset} of ${ref.name} is said to be cancelled and is on disk`
+        : undefined
+    return answer
+  }
+
+  const reschedule = broker.reschedule.bind(broker)
+  broker.reschedule = (request) =>
+    telling(
+      () => reschedule(request),
+      (told) => model.rescheduled(request, told, broker.nowMs),
+    )
 
   const info = broker.info.bind(broker)
   broker.info = (name) => {
@@ -191,21 +290,76 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
     return answer
   }
 
-  const list = broker.list.bind(broker)
-  broker.list = (after, limit) => {
-    const answer = list(after, limit)
-    to.guard(() => {
-      for (const queue of answer.queues) model.counted(queue)
-    })
-    return answer
+  return owed
+}
+
+interface Appended {
+  readonly id: number
+  readonly base: number
+}
+
+function tapQueue(
+  queue: Queue,
+  broker: Broker,
+  to: Listening,
+  lastAppend: () => Appended | undefined,
+  appended: (where: Appended) => void,
+): void {
+  const { model } = to
+  const { id } = queue
+
+  const advance = queue.advance.bind(queue)
+  queue.advance = (nowMs) => {
+    to.guard(() => model.looked(id, nowMs))
+    advance(nowMs)
   }
 
-  const tick = broker.tick.bind(broker)
-  broker.tick = () => {
-    tick()
-    to.guard(() => model.ticked(broker.nowMs))
+  const settleTime = queue.settleTime.bind(queue)
+  queue.settleTime = (nowMs) => {
+    to.guard(() => model.looked(id, nowMs))
+    settleTime(nowMs)
+    to.guard(() => model.settledTime(id, nowMs))
   }
-  return owed
+
+  const applyOptions = queue.applyOptions.bind(queue)
+  queue.applyOptions = (options, nowMs) => {
+    applyOptions(options, nowMs)
+    to.guard(() => model.changed(id, options, nowMs))
+  }
+
+  const append = queue.append.bind(queue)
+  queue.append = (base, ...rest) => {
+    append(base, ...rest)
+    appended({ id, base })
+  }
+
+  const moved = queue.moved.bind(queue)
+  queue.moved = (offset, isRedrive, nowMs) => {
+    const reason = queue.deadAt(offset)?.reason ?? ''
+    moved(offset, isRedrive, nowMs)
+    to.guard(() => model.moved(id, offset, isRedrive, lastAppend()!, reason, nowMs))
+  }
+
+  const redrive = queue.redrive.bind(queue)
+  queue.redrive = (offset, nowMs, by) => {
+    redrive(offset, nowMs, by)
+    to.guard(() => model.redriven(id, offset, nowMs))
+  }
+
+  const discard = queue.discard.bind(queue)
+  queue.discard = (offset, nowMs) => {
+    discard(offset, nowMs)
+    to.guard(() => model.discarded(id, offset))
+  }
+
+  const gone = queue.facts.gone.bind(queue.facts)
+  queue.facts.gone = (kind, offset, count) => {
+    gone(kind, offset, count)
+    if (kind !== 'expire') return
+    to.guard(() => {
+      for (let i = 0; i < count; i++) model.expired(id, offset + i, broker.nowMs)
+    })
+  }
 }
 
 export function tapSession(
@@ -215,17 +369,24 @@ export function tapSession(
   owed: Owed,
   to: Listening,
 ): void {
+  const { model } = to
   const deliver = session.deliver.bind(session)
   session.deliver = (subscription, run, firstTag, count, bytes, start, end) => {
     to.guard(() =>
-      to.model.dispatched(subscription, run, firstTag, count, bytes.subarray(start, end), broker.nowMs),
+      model.dispatched(subscription, run, firstTag, count, bytes.subarray(start, end), broker.nowMs),
     )
     deliver(subscription, run, firstTag, count, bytes, start, end)
   }
 
+  const lost = session.lost.bind(session)
+  session.lost = (subscription, ranges) => {
+    to.guard(() => model.lost(subscription, ranges, broker.nowMs))
+    lost(subscription, ranges)
+  }
+
   const drained = session.drained.bind(session)
   session.drained = (subscription) => {
-    to.guard(() => to.model.drained(subscription))
+    to.guard(() => model.drained(subscription))
     drained(subscription)
   }
 

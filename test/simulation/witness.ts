@@ -8,15 +8,16 @@ import {
   LIMITS,
   OP,
   OUTCOME,
-  decodeDeliverHead,
+  decodeAtomicOk,
   decodeFault,
+  decodeMessages,
   decodePublishErr,
   decodePublishOk,
   decodeRanges,
-  DELIVER_HEADER_BYTES,
+  type Placed,
   type SettleItem,
 } from '@sluice/protocol'
-import { splitRecords, type Attempts } from './attempts.js'
+import { deliveredIn, type Attempts } from './attempts.js'
 import type { Ledger } from './ledger.js'
 import type { Model } from './model.js'
 import { Violation } from './trace.js'
@@ -29,6 +30,8 @@ export class Conversation {
     number,
     { readonly subscriptionId: number; readonly items: readonly SettleItem[] }
   >()
+  /** What PEEK was asked for, by its correlation: queues. */
+  readonly peeks = new Map<number, string>()
   /** For each RESULT that the broker owes, in order: what the disk must say when it goes out. */
   readonly promises: (() => string | undefined)[] = []
 
@@ -36,6 +39,17 @@ export class Conversation {
     this.identity = identity
   }
 }
+
+/** Frames that say that something is on disk. */
+const PROMISES: ReadonlySet<number> = new Set([
+  OP.PUBLISH_OK,
+  OP.ATOMIC_OK,
+  OP.SETTLE_OK,
+  OP.RESULT,
+  OP.DELIVER,
+  OP.MESSAGES,
+  OP.LEASES_LOST,
+])
 
 export class Witness {
   readonly #ledger: Ledger
@@ -45,6 +59,9 @@ export class Witness {
   isDead = false
   readonly counts = {
     confirmed: 0,
+    'steps confirmed': 0,
+    peeked: 0,
+    'leases lost': 0,
     refused: 0,
     settled: 0,
     results: 0,
@@ -75,12 +92,18 @@ export class Witness {
     start: number,
     end: number,
   ): void {
-    const isPromise =
-      opcode === OP.PUBLISH_OK || opcode === OP.SETTLE_OK || opcode === OP.RESULT || opcode === OP.DELIVER
+    const isPromise = PROMISES.has(opcode)
     // 20: after a write has failed nothing leaves as confirmed.
     if (this.isDead && isPromise) throw new Violation(20, `frame ${opcode} left after the log had failed`)
     if (opcode === OP.PUBLISH_OK) {
-      decodePublishOk(bytes, start, end, (number, base) => this.#confirmed(conversation, number, base))
+      decodePublishOk(bytes, start, end, (number, baseOffset, duplicates) =>
+        this.#confirmed(conversation, number, [{ baseOffset, duplicates }]),
+      )
+    } else if (opcode === OP.ATOMIC_OK) {
+      const { number, places } = decodeAtomicOk(bytes, start, end)
+      this.counts['steps confirmed']++
+      this.#confirmed(conversation, number, places)
+      this.#stepped(conversation, number)
     } else if (opcode === OP.PUBLISH_ERR) {
       this.counts.refused++
       this.#error(decodePublishErr(bytes, start, end).fault.code)
@@ -94,6 +117,10 @@ export class Witness {
       if (promise === undefined) throw new Violation(21, 'a RESULT went out that nobody asked for')
       const broken = promise()
       if (broken !== undefined) throw new Violation(1, broken)
+    } else if (opcode === OP.MESSAGES) {
+      this.#peeked(conversation, correlation, bytes, start, end)
+    } else if (opcode === OP.LEASES_LOST) {
+      this.counts['leases lost']++
     } else if (opcode === OP.ERROR) {
       const { code, message } = decodeFault(bytes, start, end)
       this.#error(code)
@@ -108,16 +135,48 @@ export class Witness {
   }
 
   // 1: confirmed means on disk.
-  #confirmed({ identity }: Conversation, number: number, base: number): void {
+  #confirmed({ identity }: Conversation, number: number, places: readonly Placed[]): void {
     this.counts.confirmed++
     const accepted = this.#ledger.durable.producers.get(identity)?.accepted.get(number)
     if (accepted === undefined)
       throw new Violation(1, `batch ${number} of ${identity} is confirmed and not on disk`)
-    if (accepted.base !== base)
-      throw new Violation(
-        3,
-        `batch ${number} of ${identity} is confirmed at ${base} and stands at ${accepted.base}`,
-      )
+    const is = JSON.stringify(places.map(({ baseOffset, duplicates }) => [baseOffset, ...(duplicates ?? [])]))
+    const must = JSON.stringify(accepted.places.map(({ base, duplicates }) => [base, ...duplicates]))
+    if (is !== must)
+      throw new Violation(3, `batch ${number} of ${identity} is confirmed at ${is} and stands at ${must}`)
+  }
+
+  // 8, 9: what the step acknowledged is gone on disk.
+  #stepped({ identity }: Conversation, number: number): void {
+    for (const ack of this.#model.acksOf(identity, number)) {
+      const [queueId, offset] = ack.split(':').map(Number) as [number, number]
+      if (this.#ledger.durable.queues.get(queueId)?.live.has(offset) === true)
+        throw new Violation(
+          8,
+          `step ${number} of ${identity} is confirmed and its ack of ${ack} is not on disk`,
+        )
+    }
+  }
+
+  // 2: what is shown was published there.
+  #peeked(
+    conversation: Conversation,
+    correlation: number,
+    bytes: Uint8Array,
+    start: number,
+    end: number,
+  ): void {
+    const queue = conversation.peeks.get(correlation)
+    conversation.peeks.delete(correlation)
+    if (queue === undefined) throw new Violation(21, `MESSAGES ${correlation} answers nothing`)
+    let last = -1
+    for (const { offset, record } of decodeMessages(bytes, start, end).messages) {
+      this.counts.peeked++
+      if (offset <= last) throw new Violation(5, `a page of ${queue} shows offset ${offset} after ${last}`)
+      last = offset
+      if (!this.#attempts.knows(queue, record))
+        throw new Violation(2, `offset ${offset} of ${queue} is shown with bytes that nobody published there`)
+    }
   }
 
   // 8: a settle that was confirmed is on disk.
@@ -148,9 +207,11 @@ export class Witness {
             `tag ${tag} of subscription ${subscriptionId} is settled and was never granted`,
           )
         const message = this.#ledger.durable.queues.get(subscription.queue.id)?.live.get(offset)
-        if (message === undefined || message.dead !== undefined) continue
         const what = `offset ${offset} of ${subscription.queue.name}`
-        if (outcome === OUTCOME.ack) throw new Violation(8, `the ack of ${what} is confirmed and not on disk`)
+        if (message !== undefined && outcome === OUTCOME.ack)
+          throw new Violation(8, `the ack of ${what} is confirmed and not on disk`)
+        // What died may have been brought back since.
+        if (message === undefined || message.dead !== undefined || message.lives !== undefined) continue
         if (outcome === OUTCOME.deadLetter)
           throw new Violation(8, `${what} is said to be dead and is not on disk as dead`)
         const charged = subscription.charged.get(tag) ?? 0
@@ -162,18 +223,16 @@ export class Witness {
 
   // 2: delivered means on disk, and published there byte for byte.
   #delivered(bytes: Uint8Array, start: number, end: number): void {
-    const { subscriptionId, firstTag, firstOffset, count } = decodeDeliverHead(bytes, start, end)
+    const { subscriptionId, firstTag, count, messages } = deliveredIn(bytes, start, end)
     const subscription = this.#model.subscriptionById(subscriptionId)
     if (subscription === undefined)
       throw new Violation(7, `a delivery for subscription ${subscriptionId}, which there is not`)
     const { queue } = subscription
-    const records = splitRecords(bytes, start + DELIVER_HEADER_BYTES, end)
-    if (records.length !== count)
-      throw new Violation(2, `a delivery of ${count} messages carries ${records.length} records`)
+    if (messages.length !== count)
+      throw new Violation(2, `a delivery of ${count} messages carries ${messages.length} records`)
     const saved = this.#ledger.durable.queues.get(queue.id)
-    for (const [i, record] of records.entries()) {
+    for (const [i, { offset, record }] of messages.entries()) {
       this.counts.delivered++
-      const offset = firstOffset + i
       const tag = (firstTag + i) >>> 0
       if (subscription.granted.get(tag) !== offset)
         throw new Violation(

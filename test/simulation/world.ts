@@ -14,19 +14,20 @@ import type { Disk } from '../../packages/server/src/log/log.js'
 import { SESSION_DEFAULTS, Session, type SessionSettings } from '../../packages/server/src/session/session.js'
 import { checkHistory, findingLines, violations, type HistoryEvent, type Report } from '../checker/history.js'
 import { Administrator } from './administrator.js'
-import { Attempts } from './attempts.js'
+import { Attempts, messageName } from './attempts.js'
 import { Chance } from './chance.js'
+import { characterOf, type Character } from './characters.js'
 import type { Client, Surroundings } from './client.js'
 import { Consumer } from './consumer.js'
 import type { Defect } from './defect.js'
 import { SimulatedDisk, type Fault, type Operation, type SimulatedDiskOptions } from './disk.js'
 import { Intruder } from './intruder.js'
-import { Ledger } from './ledger.js'
+import { Ledger, type LedgerState } from './ledger.js'
 import { Link } from './link.js'
 import { Model } from './model.js'
 import { Producer } from './producer.js'
 import { compareRecovered } from './recovery.js'
-import { TappedLog, tapBroker, tapSession, type Listening } from './taps.js'
+import { TappedLog, tapBroker, tapSession, type Listening, type LogListening, type Owed } from './taps.js'
 import { SimulationFailure, Trace, Violation } from './trace.js'
 import { Conversation, Witness } from './witness.js'
 
@@ -67,20 +68,31 @@ const HOUR_MS = 3_600_000
 const HEALING_STEPS_MAX = 150_000
 const SLACK_MS = 200
 
-export class World implements Surroundings, Listening {
+/** A client that numbers what it sends, and sends it again. */
+export interface Sender {
+  readonly name: string
+  readonly identityText: string
+  readonly lowestUnanswered: number
+}
+
+export class World implements Surroundings, Listening, LogListening {
   readonly seed: number
   readonly chance: Chance
   readonly trace = new Trace()
-  readonly ledger = new Ledger()
+  readonly ledger: Ledger
   readonly attempts = new Attempts()
   readonly history: HistoryEvent[] = []
   readonly model: Model
   readonly queueNames: readonly string[]
+  readonly #characters: ReadonlyMap<string, Character>
+  /** The queues do no more than they must. */
+  readonly isPlain: boolean
   readonly segmentBytes: number
   readonly messageBytesMax: number
   readonly batchBytesMax: number
   readonly heartbeatMs: number
   readonly counts = new Map<string, number>()
+  readonly #copies = new Set<string>()
   nowMs = 1_700_000_000_000
   /** How far the broker's clock is from the world's: its machine's was set between two lives. */
   #offMs = 0
@@ -90,6 +102,9 @@ export class World implements Surroundings, Listening {
   log: TappedLog | undefined
   witness: Witness
   readonly producers: Producer[] = []
+  readonly consumers: Consumer[] = []
+  /** The latest time that any life of the broker has seen. */
+  #latestMs = 0
   readonly #clients: Client[] = []
   readonly #options: WorldOptions
   readonly #settings: SessionSettings
@@ -124,12 +139,21 @@ export class World implements Surroundings, Listening {
     this.seed = options.seed
     const chance = new Chance(options.seed)
     this.chance = chance
-    this.segmentBytes = chance.pick([16, 16, 20, 32, 64]) * 1024
-    this.messageBytesMax = chance.int(1000, this.segmentBytes / 4 - MESSAGE_OVERHEAD_BYTES)
-    this.batchBytesMax = this.segmentBytes / 4 - MESSAGE_OVERHEAD_BYTES
+    this.isPlain = chance.hit(0.35)
+    // A page of a chunk must fit: with keys, ids and times of a thousand messages it is larger.
+    this.segmentBytes = chance.pick(this.isPlain ? [16, 16, 20, 32, 64] : [96, 112, 128]) * 1024
+    const messageBytesMost = Math.min(this.segmentBytes / 4, 16 * 1024) - MESSAGE_OVERHEAD_BYTES
+    this.messageBytesMax = chance.int(1000, messageBytesMost)
+    this.batchBytesMax = messageBytesMost
     this.heartbeatMs = chance.int(300, 1500)
     this.queueNames = ['alpha', 'beta', 'gamma', 'delta'].slice(0, chance.int(1, 4))
-    this.#checkpointBytes = chance.int(4096, this.segmentBytes)
+    this.#characters = new Map(
+      this.queueNames.map((name, i) => [
+        name,
+        characterOf(name, this.queueNames.slice(i + 1), this.isPlain || chance.hit(0.1), chance),
+      ]),
+    )
+    this.#checkpointBytes = chance.int(4096, Math.min(this.segmentBytes, 64 * 1024))
     this.#blockBytes = chance.pick([4, 16, 64, 300]) * 1024
     this.#recentBytes = this.#blockBytes * chance.int(1, 6)
     this.#kernelBytes = chance.pick([2, 8, 64]) * 1024
@@ -146,9 +170,14 @@ export class World implements Surroundings, Listening {
       stalledMs: 1_000,
     }
     this.disk = new SimulatedDisk(this.#diskOptions())
+    this.ledger = new Ledger(({ queue, record, why }) =>
+      this.history.push({ kind: 'gone', queue, message: messageName(queue, record), why }),
+    )
     this.model = new Model({
       dueMs: (queueId, offset) => this.#dueMs(queueId, offset),
       diskMayBeLow: () => this.#diskMayBeLow(),
+      copied: (queue, record) => this.#copied(queue, record),
+      stepBytesMax: this.segmentBytes / 4,
     })
     this.witness = new Witness(this.ledger, this.model, this.attempts)
     this.#clients.push(new Administrator('admin', this))
@@ -157,13 +186,47 @@ export class World implements Surroundings, Listening {
       this.producers.push(producer)
       this.#clients.push(producer)
     }
-    for (let i = chance.int(1, 4); i > 0; i--) this.#clients.push(new Consumer(`c${i}`, this))
+    for (let i = chance.int(1, 4); i > 0; i--) {
+      const consumer = new Consumer(`c${i}`, this)
+      this.consumers.push(consumer)
+      this.#clients.push(consumer)
+    }
     if (chance.hit(0.3)) this.#clients.push(new Intruder('x1', this))
   }
 
   /** What the broker's clock says. It never goes back within a life. */
   get brokerMs(): number {
     return this.nowMs + this.#offMs
+  }
+
+  /** The latest time that any life of the broker has seen. */
+  get latestMs(): number {
+    return Math.max(this.#latestMs, this.brokerMs)
+  }
+
+  get durable(): LedgerState {
+    return this.ledger.durable
+  }
+
+  characterOf(queue: string): Character {
+    return this.#characters.get(queue)!
+  }
+
+  // The broker brings a message to another queue: nobody attempts it, and somebody may find it there.
+  #copied(queue: string, record: Uint8Array): void {
+    this.attempts.addCopy(queue, record)
+    const message = messageName(queue, record)
+    // What was undone by a crash is done again, alike.
+    if (this.#copies.has(message)) return
+    this.#copies.add(message)
+    this.history.push({
+      kind: 'attempt',
+      queue,
+      message,
+      producer: 'the broker',
+      body: String(crc32(record)),
+      lane: null,
+    })
   }
 
   // ------------------------------------------------------------------------------------------------ the whole run
@@ -468,7 +531,7 @@ export class World implements Surroundings, Listening {
 
   // ----------------------------------------------------------------------------------------------- birth and death
 
-  #owed: ReturnType<typeof tapBroker> = { promise: undefined }
+  #owed: Owed = { promise: undefined }
 
   #diskOptions(): SimulatedDiskOptions {
     return { random: this.chance.random, mode: 'queued', fault: (operation) => this.#fault(operation) }
@@ -543,8 +606,9 @@ export class World implements Surroundings, Listening {
     if (broker.status.afterCrash === afterClose)
       throw new Violation(22, `after ${afterClose ? 'a stop' : 'a crash'} the broker believes the contrary`)
     defect?.broker?.(broker)
-    this.model.recover(this.ledger.written, broker.status.afterCrash, this.brokerMs)
-    compareRecovered(broker, log, this.ledger.written, broker.status.afterCrash, (identity) =>
+    const { afterCrash } = broker.status
+    this.model.recover(this.ledger.written, afterCrash, broker.nowMs, this.latestMs)
+    compareRecovered(broker, log, this.ledger.written, afterCrash, this.latestMs, (identity) =>
       this.lowestUnanswered(identity),
     )
     this.#owed = tapBroker(broker, this)
@@ -581,7 +645,8 @@ export class World implements Surroundings, Listening {
   }
 
   lowestUnanswered(identity: string): number {
-    return this.producers.find((producer) => producer.identityText === identity)?.lowestUnanswered ?? 1
+    const senders: readonly Sender[] = [...this.producers, ...this.consumers]
+    return senders.find(({ identityText }) => identityText === identity)?.lowestUnanswered ?? 1
   }
 
   async #end(ending: Ending): Promise<void> {
@@ -611,6 +676,7 @@ export class World implements Surroundings, Listening {
     this.#diskUses = 0
     this.#stepped = 0
     this.nowMs += this.chance.skewed(5_000)
+    this.#latestMs = this.latestMs
     if (this.chance.hit(0.2)) {
       this.#offMs += this.chance.pick([-1, 1]) * HOUR_MS
       this.count('clock set')
@@ -700,6 +766,25 @@ export class World implements Surroundings, Listening {
     if (broker === undefined) return
     this.trace.note('calm')
     broker.tick()
+    await this.#rest()
+    // An entry can wait for a segment that the disk has no room for.
+    const isWaiting = (): boolean =>
+      this.#fatal !== undefined ||
+      this.#fullUntilMs > 0 ||
+      this.ledger.written.lsn !== this.ledger.durable.lsn
+    if (isWaiting()) return
+    this.model.calm(this.brokerMs)
+    // Whoever asks notices what has expired.
+    broker.list('', Infinity)
+    await this.#rest()
+    if (isWaiting()) return
+    this.model.agreesWith(this.ledger.durable)
+    broker.audit()
+    broker.list('', Infinity)
+    this.#check()
+  }
+
+  async #rest(): Promise<void> {
     for (let rounds = 0; this.#turns.length > 0 || this.disk.queued > 0; rounds++) {
       if (rounds > 5_000) throw new Violation(16, 'the broker never comes to rest')
       if (this.#turns.length > 0) this.#turn()
@@ -707,13 +792,6 @@ export class World implements Surroundings, Listening {
       await this.#settle()
       if (this.#fatal !== undefined) return
     }
-    // An entry can wait for a segment that the disk has no room for.
-    if (this.#fullUntilMs > 0 || this.ledger.written.lsn !== this.ledger.durable.lsn) return
-    this.model.calm(this.brokerMs)
-    this.model.agreesWith(this.ledger.durable)
-    broker.audit()
-    broker.list('', Infinity)
-    this.#check()
   }
 
   async #heal(): Promise<void> {
@@ -731,7 +809,10 @@ export class World implements Surroundings, Listening {
       if (step > HEALING_STEPS_MAX)
         throw new Violation(
           'stuck',
-          `not drained after ${HEALING_STEPS_MAX} steps: ${JSON.stringify(this.broker!.list('', Infinity).queues.map(({ name, ready, scheduled, leased }) => ({ name, ready, scheduled, leased })))}`,
+          `not drained after ${HEALING_STEPS_MAX} steps: ${this.#clients
+            .filter((client) => !client.isDone)
+            .map(({ name }) => name)
+            .join()} are not done; ${JSON.stringify(this.broker!.list('', Infinity).queues.map(({ name, ready, scheduled, leased }) => ({ name, ready, scheduled, leased })))}`,
         )
     }
     await this.#calm()
@@ -740,7 +821,8 @@ export class World implements Surroundings, Listening {
   // After a clock was set back, what is scheduled is due much later than anybody wants to wait here.
   #leap(): void {
     const queues = this.broker?.list('', Infinity).queues ?? []
-    const isWaiting = queues.every(({ ready, leased }) => ready + leased === 0)
+    // What is ready can stand behind a retry of its key.
+    const isWaiting = queues.every(({ leased }) => leased === 0) && !this.model.hasEligible
     if (isWaiting && queues.some(({ scheduled }) => scheduled > 0)) this.#pass(HOUR_MS / 4)
   }
 
@@ -772,12 +854,17 @@ export class World implements Surroundings, Listening {
     return report
   }
 
-  // A batch that was refused and judged anew after a restart stands behind what its producer sent later.
+  // A batch that was refused and judged anew stands behind what its producer sent later. What was rescheduled waits for
+  // a time of its own; and a key's messages go by their times, which a clock that was set back puts in another order.
   #ordered(): HistoryEvent[] {
+    const { judgedAnew, rescheduledNames } = this.model
+    const isClockSet = this.counts.has('clock set')
     return this.history.map((event) => {
-      if (event.kind !== 'attempt' || !this.model.judgedAnew.has(event.message)) return event
-      const { sequence: _sequence, ...rest } = event
-      return rest
+      if (event.kind !== 'attempt') return event
+      const { sequence, ...rest } = event
+      const isFree = rescheduledNames.has(event.message) || (isClockSet && event.lane?.startsWith('key'))
+      if (isFree === true) return { ...rest, lane: null }
+      return judgedAnew.has(event.message) || sequence === undefined ? rest : event
     })
   }
 
@@ -797,6 +884,7 @@ export class World implements Surroundings, Listening {
     add('directories', durable.directories)
     add('state pages', durable.pages)
     add('relocated batches', durable.relocated)
+    add('steps in the log', durable.atomics)
     add('segments begun', Math.floor(durable.nextPosition / this.segmentBytes))
     for (const [what, count] of Object.entries(this.model.counts)) add(what, count)
     for (const [what, count] of Object.entries(this.witness.counts))

@@ -249,6 +249,72 @@ describe('checkRecordOptions', () => {
   })
 })
 
+describe('records with other bytes before each', () => {
+  const GAP = 16
+  const between = (records: readonly Uint8Array[], gap: number): Uint8Array =>
+    Buffer.concat(records.flatMap((record) => [new Uint8Array(gap).fill(0xff), record]))
+
+  test('are checked as those without, whatever stands in the gaps', () => {
+    let several = 0
+    fc.assert(
+      fc.property(
+        fc.array(fc.tuple(anyOptions, anyPayload), { minLength: 1, maxLength: 8 }),
+        fc.nat(20),
+        (list, gap) => {
+          const records = list.map(([options, payload]) => encode(options, payload))
+          const plain = Buffer.concat(records)
+          const bytes = between(records, gap)
+          const flags = checkRecords(plain, 0, plain.length, list.length, LARGE)
+          expect(flags).toBeTypeOf('number')
+          expect(checkRecords(bytes, 0, bytes.length, list.length, LARGE, gap)).toBe(flags)
+          if (gap === 0 || list.length < 2) return
+          several++
+          for (const count of [list.length - 1, list.length + 1])
+            expect(checkRecords(bytes, 0, bytes.length, count, LARGE, gap)).toMatchObject({
+              code: 'BATCH_MALFORMED',
+            })
+          // Read with no gap, or with another, they are not what they were.
+          for (const wrong of [0, gap - 1, gap + 1].filter((wrong) => wrong !== gap))
+            expect(checkRecords(bytes, 0, bytes.length, list.length, LARGE, wrong)).not.toBe(flags)
+        },
+      ),
+      { numRuns: 200 },
+    )
+    expect(several).toBeGreaterThan(50)
+  })
+
+  test('are refused where they are cut off at any byte, in a gap too', () => {
+    const records = [encode({ key: 'k' }, Uint8Array.of(1)), encode(undefined), encode({ id: 'i' })]
+    const bytes = between(records, GAP)
+    for (let end = 0; end < bytes.length; end++)
+      expect(checkRecords(bytes, 0, end, 3, LARGE, GAP), `cut at ${end}`).toMatchObject({
+        code: 'BATCH_MALFORMED',
+      })
+    expect(checkRecords(bytes, 0, bytes.length, 3, LARGE, GAP)).toBe(RECORD_FLAG.key | RECORD_FLAG.id)
+    // A gap behind the last record belongs to none.
+    const more = Buffer.concat([bytes, new Uint8Array(GAP)])
+    expect(checkRecords(more, 0, more.length, 3, LARGE, GAP)).toMatchObject({
+      index: 3,
+      message: expect.stringContaining('16 bytes follow the last record') as string,
+    })
+    expect(checkRecords(more, 0, more.length, 4, LARGE, GAP)).toMatchObject({ index: 3 })
+  })
+
+  test('that are too large or damaged are named by their index', () => {
+    const records = [encode(undefined), encode(undefined, new Uint8Array(101)), encode(undefined)]
+    const bytes = between(records, GAP)
+    expect(checkRecords(bytes, 0, bytes.length, 3, 100, GAP)).toMatchObject({
+      index: 1,
+      code: 'MESSAGE_TOO_LARGE',
+    })
+    writeU32(bytes, GAP + 8 + GAP + 109 + GAP, 7)
+    expect(checkRecords(bytes, 0, bytes.length, 3, LARGE, GAP)).toMatchObject({
+      index: 2,
+      code: 'BATCH_MALFORMED',
+    })
+  })
+})
+
 function manyHeaders(count: number): Record<string, string> {
   return Object.fromEntries(Array.from({ length: count }, (_, i) => [`h${i}`, '']))
 }

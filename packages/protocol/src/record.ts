@@ -246,8 +246,9 @@ export interface RecordFault {
 }
 
 /**
- * Walks the records in `bytes[start, end)`, before each of which stand `gap` bytes of something else, and checks every length in them against what encloses it. No count is
- * trusted: there must be exactly `count` records, and they must fill the range.
+ * Walks the records in `bytes[start, end)`, before each of which stand `gap` bytes of something else, and checks every
+ * length in them against what encloses it. No count is trusted: there must be exactly `count` records, and they must
+ * fill the range.
  * `flagsSeen` gathers the union of the records' flags, with bit 6 set when any has a priority, so that the caller
  * can tell at once whether a batch is plain.
  */

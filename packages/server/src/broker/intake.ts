@@ -14,17 +14,10 @@ import {
   type Fault,
   type Placed,
 } from '@sluice/protocol'
-import {
-  FactBuffer,
-  type Admission,
-  type Freed,
-  type Queue,
-  type Subscription,
-  type Traits,
-} from '../queue/index.js'
+import { FactBuffer, type Admission, type Freed, type Queue, type Subscription } from '../queue/index.js'
 import type { Producer } from './producers.js'
 import type { State } from './state.js'
-import { asksForAny, checkTraits, readTraits } from './traits.js'
+import { asksForAny, checkTraits, readTraits, type BatchTraits } from './traits.js'
 import type { Writer } from './writer.js'
 
 /** Consecutive deliveries that an atomic step acknowledges; no subscription: it is over. */
@@ -50,6 +43,8 @@ interface Judged {
   readonly count: number
   /** Its records are looked at one by one. */
   readonly hasTraits: boolean
+  /** Of these, valid until the next batch is judged. */
+  readonly traits: BatchTraits | undefined
   readonly lacksTtl: boolean
   readonly admission: Admission
 }
@@ -119,7 +114,7 @@ export class Intake {
         this.#writer.together(this.#writer.factsBytes(this.#facts) + end - at)
         this.#writer.facts(queue.id, this.#facts)
       }
-      const placed = this.#append(batch, producer.id)
+      const placed = this.#append(batch, producer.id, batch.traits)
       producer.accept(number, placed.baseOffset, crc, placed.duplicates)
       producer.lastUsedMs = this.#writer.nowMs
       this.#changed(queue)
@@ -189,7 +184,7 @@ export class Intake {
     for (const { queue, facts } of acked) writer.facts(queue.id, facts)
     batches.forEach((batch, index) => {
       writer.facts(batch.queue.id, ahead[index]!)
-      this.#append(batch, 0)
+      this.#append(batch, 0, batch.hasTraits ? this.#traitsOf(batch) : undefined)
     })
     writer.facts(0, result)
     producer.answer(step.number, step.crc, places)
@@ -261,15 +256,24 @@ export class Intake {
     }
     const { maxMessages, maxBytes, ttlMs } = queue.options
     const hasTraits = asksForAny(checked) || ttlMs > 0 || maxBytes > 0
-    const judged = { queue, bytes, at, end, count, hasTraits }
-    if (!hasTraits && maxMessages === 0)
-      return { ...judged, lacksTtl: false, admission: { duplicates: undefined, messages: count, bytes: 0 } }
+    if (!hasTraits && maxMessages === 0) {
+      const admission = { duplicates: undefined, messages: count, bytes: 0 }
+      return { queue, bytes, at, end, count, hasTraits, traits: undefined, lacksTtl: false, admission }
+    }
     if (hasTraits) checkTraits(bytes, at, count, nowMs)
     queue.settleTime(nowMs)
     this.#writer.note(queue)
-    const traits = hasTraits ? readTraits(bytes, at, count, nowMs, queue.traitRules) : undefined
+    const traits = hasTraits ? this.#traitsOf({ queue, bytes, at, count }) : undefined
     const admission = queue.admit(count, end - at - BATCH_HEADER_BYTES, traits, freed)
-    return { ...judged, lacksTtl: traits?.lacksTtl === true, admission }
+    const factsBytes = (admission.duplicates?.size ?? 0) * DUPLICATE_FACT_BYTES
+    if (factsBytes > segmentBytes / 4) {
+      throw new SluiceError(
+        'BATCH_TOO_LARGE',
+        `A batch has ${admission.duplicates!.size} duplicates; the segments of this broker take note of at most ${Math.floor(segmentBytes / 4 / DUPLICATE_FACT_BYTES)} in one batch.`,
+      )
+    }
+    const lacksTtl = traits?.lacksTtl === true
+    return { queue, bytes, at, end, count, hasTraits, traits, lacksTtl, admission }
   }
 
   #checkRoom(bytes: number): void {
@@ -287,16 +291,17 @@ export class Intake {
     for (const [index, first] of admission.duplicates ?? []) facts.duplicate(queue.next + index, first)
   }
 
-  #append(batch: Judged, producerId: number): Placed {
+  #traitsOf({ queue, bytes, at, count }: Pick<Judged, 'queue' | 'bytes' | 'at' | 'count'>): BatchTraits {
+    return readTraits(bytes, at, count, this.#writer.nowMs, queue.traitRules)
+  }
+
+  #append(batch: Judged, producerId: number, traits: BatchTraits | undefined): Placed {
     const { queue, bytes, at, end, count, hasTraits, admission } = batch
     const { nowMs } = this.#writer
     const { duplicates } = admission
     const attributes = bytes[at + 5]! | (hasTraits ? BATCH_ATTRIBUTE.traits : 0)
     const baseOffset = queue.next
     const position = this.#writer.messages(bytes, at, end, queue, producerId, attributes)
-    const traits: Traits | undefined = hasTraits
-      ? readTraits(bytes, at, count, nowMs, queue.traitRules)
-      : undefined
     queue.append(baseOffset, count, position, nowMs, end - at - BATCH_HEADER_BYTES, traits, duplicates)
     if (duplicates !== undefined) queue.counts.duplicates += duplicates.size
     return { baseOffset, duplicates }

@@ -42,7 +42,7 @@ const PAGE_BYTES = 1 << 20
 const LOOKED_AT_MAX = 100_000
 /** Consumers in one answer: with names of 255 bytes they fit a control frame. */
 const PAGE_CONSUMERS = 100
-/** Replays whose sets of acknowledged messages are kept between their pages. */
+/** Replays of which something is kept between their pages. */
 const REPLAYS_KEPT = 4
 /** Events of one page, and what one takes beside its text: a page fits a control frame. */
 const EVENTS_BYTES_MAX = 32 << 10
@@ -100,7 +100,8 @@ export class Operator {
   readonly #records: Records
   readonly #moves: Moves
   readonly #premises: Premises
-  readonly #ackedSets = new Map<string, OffsetSet>()
+  readonly #replays = new Map<number, Replay>()
+  #lastReplay = 0
 
   constructor(log: Log, records: Records, moves: Moves, premises: Premises) {
     this.#log = log
@@ -265,8 +266,7 @@ export class Operator {
     const queue = this.#premises.queue(request.name)
     const { filter, limit, dryRun, fromMs = 0, untilMs = Infinity, fromOffset = 0 } = request
     const from = request.cursor === undefined ? await this.#replayFrom() : replayCursor(request.cursor)
-    const acked = await this.#acked(queue, from.end)
-    const seen = new Set<number>()
+    const { acked, seen } = await this.#replay(queue, from)
     let matched = 0
     let replayed = 0
     let readBytes = 0
@@ -281,7 +281,9 @@ export class Operator {
         if (position < from.position) continue
         if (entry.bytes[at + 4] !== BATCH_TYPE.messages || readU32(entry.bytes, at + 8) !== queue.id) continue
         const header = readBatchHeader(entry.bytes, at)
-        if (seen.has(header.baseOffset) || isCopyOfKept(header, from.firstMs)) continue
+        // The page before ended in it.
+        const isResumed = position === from.position
+        if (!isResumed && (seen.has(header.baseOffset) || isCopyOfKept(header, from.firstMs))) continue
         seen.add(header.baseOffset)
         let record = at + BATCH_HEADER_BYTES
         for (let index = 0; index < header.count; index++, record += readU32(entry.bytes, record)) {
@@ -319,9 +321,10 @@ export class Operator {
   async #replayFrom(): Promise<ReplayCursor> {
     const position = this.#log.usage().firstPosition
     const { endPosition } = this.#premises
+    const cursor = { position, index: 0, end: endPosition, firstMs: 0, id: ++this.#lastReplay }
     for await (const entry of this.#log.read(position))
-      return { position, index: 0, end: endPosition, firstMs: readEntryHeader(entry.bytes, 0).timeMs }
-    return { position, index: 0, end: endPosition, firstMs: 0 }
+      return { ...cursor, firstMs: readEntryHeader(entry.bytes, 0).timeMs }
+    return cursor
   }
 
   // A position within an entry is read from the segment's first entry on; what is no longer there, from what is.
@@ -329,25 +332,23 @@ export class Operator {
     return Math.max(this.#log.usage().firstPosition, segmentStart(position, this.#log))
   }
 
-  /** The messages of the queue whose acknowledgement stands in the log before `end`. */
-  async #acked(queue: Queue, end: number): Promise<OffsetSet> {
-    const name = `${queue.id}:${end}`
-    const known = this.#ackedSets.get(name)
+  // What the pages of one replay need, found by the first of them; or by a later one, if that is long ago.
+  async #replay(queue: Queue, { id, end }: ReplayCursor): Promise<Replay> {
+    const known = this.#replays.get(id)
     if (known !== undefined) return known
-    const acked = new OffsetSet()
+    const replay: Replay = { acked: new OffsetSet(), seen: new Set() }
     for await (const entry of this.#log.read(this.#log.usage().firstPosition)) {
       if (entry.position >= end) break
       for (const at of entryBatches(entry.bytes, 0)) {
         if (entry.bytes[at + 4] !== BATCH_TYPE.facts || readU32(entry.bytes, at + 8) !== queue.id) continue
         readFacts(entry.bytes, at + BATCH_HEADER_BYTES, at + readU32(entry.bytes, at), (fact) => {
-          if (fact.kind === FACT.ack) acked.add(fact.offset, fact.count)
+          if (fact.kind === FACT.ack) replay.acked.add(fact.offset, fact.count)
         })
       }
     }
-    // The pages of one replay ask for the same.
-    this.#ackedSets.set(name, acked)
-    if (this.#ackedSets.size > REPLAYS_KEPT) this.#ackedSets.delete(this.#ackedSets.keys().next().value!)
-    return acked
+    this.#replays.set(id, replay)
+    if (this.#replays.size > REPLAYS_KEPT) this.#replays.delete(this.#replays.keys().next().value!)
+    return replay
   }
 
   /**
@@ -442,16 +443,26 @@ interface ReplayCursor {
   /** The log ended here when the replay began, and began with an entry of this time. */
   readonly end: number
   readonly firstMs: number
+  /** Of the replay. */
+  readonly id: number
 }
 
-function cursorText({ position, index, end, firstMs }: ReplayCursor): string {
-  return [position, index, end, firstMs].join(':')
+/** What is kept of a replay between its pages. */
+interface Replay {
+  /** The messages whose acknowledgement stands in the log before its end. */
+  readonly acked: OffsetSet
+  /** Base offsets of the batches that it has come to. */
+  readonly seen: Set<number>
+}
+
+function cursorText({ position, index, end, firstMs, id }: ReplayCursor): string {
+  return [position, index, end, firstMs, id].join(':')
 }
 
 /** @throws SluiceError INVALID_ARGUMENT */
 function replayCursor(text: string): ReplayCursor {
-  const [position, index, end, firstMs] = numbersOf(text, 4)
-  return { position: position!, index: index!, end: end!, firstMs: firstMs! }
+  const [position, index, end, firstMs, id] = numbersOf(text, 5)
+  return { position: position!, index: index!, end: end!, firstMs: firstMs!, id: id! }
 }
 
 /** @throws SluiceError INVALID_ARGUMENT */
@@ -510,7 +521,7 @@ function* deadFrom(queue: Queue, from: number): IterableIterator<number> {
 }
 
 function deadIn(chunk: Chunk): number[] {
-  return [...chunk.dead!.keys()].sort((a, b) => a - b).map((index) => chunk.base + index)
+  return [...chunk.dead!.indexes()].map((index) => chunk.base + index)
 }
 
 const COMPLETE = 1

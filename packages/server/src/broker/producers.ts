@@ -65,18 +65,18 @@ export class Producer {
    */
   resultOf(number: number, crc: number, unanswered: number): readonly Placed[] | undefined {
     this.forgetBelow(number - unanswered)
-    const slot = number & (this.#numbers.length - 1)
-    if (this.#numbers[slot] === number) {
-      if (this.#crcs[slot] !== crc)
-        throw new SluiceError('NUMBER_REUSED', `Batch number ${number} was accepted before with other bytes.`)
-      return this.#places.get(number) ?? [{ baseOffset: this.#bases[slot]!, duplicates: undefined }]
-    }
     if (number < this.floor) {
       throw new SluiceError(
         'UNKNOWN_OUTCOME',
         `Batch ${number} is older than the window of its producer, which begins at ${this.floor}.`,
         { outcome: 'unknown' },
       )
+    }
+    const slot = number & (this.#numbers.length - 1)
+    if (this.#numbers[slot] === number) {
+      if (this.#crcs[slot] !== crc)
+        throw new SluiceError('NUMBER_REUSED', `Batch number ${number} was accepted before with other bytes.`)
+      return this.#places.get(number) ?? [{ baseOffset: this.#bases[slot]!, duplicates: undefined }]
     }
     const refusal = this.#refused?.get(number)
     if (refusal !== undefined) throw new SluiceError(refusal.code, refusal.message, refusal)

@@ -51,14 +51,13 @@ export class Space {
       this.#relocation.before,
       Math.min(live, this.#tail.position - segmentBytes),
     )
-    if (nowMs >= this.#retainedLookedMs + LOOK_RETAINED_MS) {
-      this.#retainedLookedMs = nowMs
-      this.#relocation.retainedFrom = this.#state.segments.oldestRetained(this.#state.queuesById, nowMs)
-    }
-    const retained = this.#relocation.retainedFrom
-    const floor = Math.min(this.#checkpoints.floor, live, retained)
+    if (nowMs >= this.#retainedLookedMs + LOOK_RETAINED_MS) this.#lookAtRetained(nowMs)
+    let floor = Math.min(this.#checkpoints.floor, live, this.#relocation.retainedFrom)
     if (this.#truncation === undefined && floor - firstPosition >= segmentBytes) {
-      this.#truncation = { floor, gate: this.#tail.gate }
+      // What was settled since it was looked at last may be retained.
+      this.#lookAtRetained(nowMs)
+      floor = Math.min(floor, this.#relocation.retainedFrom)
+      if (floor - firstPosition >= segmentBytes) this.#truncation = { floor, gate: this.#tail.gate }
     }
     this.#truncate(wake)
     if (!this.#relocation.isRunning && this.#relocation.isWanted) this.#relocation.step(nowMs, wake)
@@ -72,6 +71,11 @@ export class Space {
   /** Nothing is copied any more, also not what is being read. */
   stop(): void {
     this.#relocation.stop()
+  }
+
+  #lookAtRetained(nowMs: number): void {
+    this.#retainedLookedMs = nowMs
+    this.#relocation.retainedFrom = this.#state.segments.oldestRetained(this.#state.queuesById, nowMs)
   }
 
   #truncate(wake: () => void): void {

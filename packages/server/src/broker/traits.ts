@@ -35,6 +35,11 @@ export interface TraitRules {
   readonly withSizes: boolean
 }
 
+export interface BatchTraits extends Traits {
+  /** Some message has no time to live of its own. */
+  readonly lacksTtl: boolean
+}
+
 // Filled again for each batch; grown once to what batches of this process need.
 const scratch = {
   priorities: new Uint8Array(0),
@@ -71,7 +76,7 @@ export function readTraits(
   count: number,
   timeMs: number,
   { seed, ttlMs, withSizes }: TraitRules,
-): Traits & { readonly lacksTtl: boolean } {
+): BatchTraits {
   makeRoom(count)
   const { priorities, dues, expiries, keys, ids } = scratch
   scratch.isKeyed = false

@@ -62,9 +62,13 @@ export class Writer {
     this.tail.reserve(bytes, this.nowMs)
   }
 
-  /** Bytes that the facts will take. */
+  /** Bytes that the facts will take, at most. */
   factsBytes(facts: FactBuffer): number {
-    return facts.isEmpty ? 0 : BATCH_HEADER_BYTES + facts.length
+    if (facts.isEmpty) return 0
+    // Each batch of them is filled to at least a half.
+    const batches =
+      facts.length <= this.#factsBytesMax ? 1 : Math.ceil((2 * facts.length) / this.#factsBytesMax)
+    return batches * BATCH_HEADER_BYTES + facts.length
   }
 
   /** As one batch; more than fit a part of a segment as several, which may stand in several entries. */

@@ -7,6 +7,7 @@
  */
 import { DEATH, type Death } from '@sluice/protocol'
 import { CHUNK_MESSAGES, CHUNK_WORDS, addBits, hasBit } from './bits.js'
+import type { DeadMessages } from './dead.js'
 import { ID_WORDS } from './hash.js'
 
 export { DEATH, type Death }
@@ -28,18 +29,6 @@ export interface Traits {
   readonly sizes: Uint32Array | undefined
 }
 
-export interface Dead {
-  readonly attempts: number
-  readonly death: Death
-  readonly timeMs: number
-  /** What the consumer said, at most `LIMITS.reasonBytesMax` bytes; '' when nothing. */
-  readonly reason: string
-  /** It is to be moved to the dead-letter queue of its queue. */
-  readonly isMoving: boolean
-  /** Of its record; where that is not known, as many as others here had when it died. */
-  readonly bytes: number
-}
-
 /** What is known of a message's earlier lives. */
 export interface Lives {
   /** How often it was brought back from the dead. */
@@ -57,7 +46,7 @@ export class Chunk {
   /** Bytes of the records that were appended here; of a batch across chunks, its share by count. */
   bytes = 0
   gone: Uint32Array | undefined
-  dead: Map<number, Dead> | undefined
+  dead: DeadMessages | undefined
   /** By index, where any message here has one. Due: 0 for a message that has not to wait for its time. */
   priorities: Uint8Array | undefined
   dues: Float64Array | undefined

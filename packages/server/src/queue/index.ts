@@ -1,5 +1,6 @@
 /** The queue core: pure, synchronous, no clock, no chance, no I/O. */
 export * from './chunk.js'
+export * from './dead.js'
 export * from './facts.js'
 export * from './hash.js'
 export * from './heap.js'

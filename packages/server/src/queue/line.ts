@@ -106,7 +106,7 @@ export class Line {
     this.#end = end
     const due: Placed[] = []
     for (const chunk of this.#chunks) {
-      if (chunk.dead !== undefined) for (const index of chunk.dead.keys()) takeOut(chunk, index, index + 1)
+      if (chunk.dead !== undefined) for (const index of chunk.dead.indexes()) takeOut(chunk, index, index + 1)
       if (chunk.keys === undefined) this.#placePlain(chunk)
       if (chunk.dues !== undefined || chunk.keys !== undefined) this.#placeOthers(chunk, nowMs, due)
     }

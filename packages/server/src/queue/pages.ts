@@ -26,6 +26,7 @@ import {
 } from '@sluice/protocol'
 import { CHUNK_MESSAGES, CHUNK_WORDS, countRange } from './bits.js'
 import { Chunk, type Death } from './chunk.js'
+import { DeadMessages } from './dead.js'
 import { ID_WORDS } from './hash.js'
 import type { Keys } from './keys.js'
 import type { Queue, QueueDefinition } from './queue.js'
@@ -62,7 +63,7 @@ export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
   if (chunk.keys !== undefined) size += count * KEY_BYTES
   if (ids !== undefined) size += count * ID_BYTES
   if (sizes !== undefined) size += count * SIZE_BYTES
-  if (chunk.dead !== undefined) for (const { reason } of chunk.dead.values()) size += textBytes(reason)
+  for (const index of chunk.dead?.indexes() ?? []) size += textBytes(chunk.dead!.get(index)!.reason)
   const bytes = new Uint8Array(size)
   writeU64(bytes, 0, chunk.base)
   writeU64(bytes, 8, Math.round(chunk.bytes))
@@ -118,7 +119,8 @@ export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
     at += LIVES_BYTES
   }
   if (chunk.dead !== undefined) {
-    for (const [index, { attempts, death, timeMs, reason, isMoving }] of chunk.dead) {
+    for (const index of chunk.dead.indexes()) {
+      const { attempts, death, timeMs, reason, isMoving } = chunk.dead.get(index)!
       writeU16(bytes, at, index)
       bytes[at + 2] = attempts
       bytes[at + 3] = death | (isMoving ? MOVING : 0)
@@ -191,7 +193,7 @@ export function decodeChunkPage(bytes: Uint8Array, start: number, keys: Keys): C
       attempts: readU32(bytes, at + 4),
     })
   }
-  if (dead > 0) chunk.dead = new Map()
+  if (dead > 0) chunk.dead = new DeadMessages()
   for (let i = 0; i < dead; i++) {
     const reasonBytes = readU16(bytes, at + 4)
     const reasonAt = at + DEAD_BYTES
@@ -199,7 +201,7 @@ export function decodeChunkPage(bytes: Uint8Array, start: number, keys: Keys): C
       attempts: bytes[at + 2]!,
       death: (bytes[at + 3]! & ~MOVING) as Death,
       isMoving: (bytes[at + 3]! & MOVING) !== 0,
-      bytes: chunk.bytesAt(readU16(bytes, at)),
+      bytes: Math.fround(chunk.bytesAt(readU16(bytes, at))),
       timeMs: readU64(bytes, at + 8),
       reason: readText(bytes, reasonAt, reasonAt + reasonBytes),
     })

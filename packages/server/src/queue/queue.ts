@@ -16,7 +16,8 @@ import {
   type QueueOptions,
 } from '@sluice/protocol'
 import { countRange, hasBit } from './bits.js'
-import { DEATH, type Chunk, type Dead, type Death, type Lives, type Traits } from './chunk.js'
+import { DEATH, type Chunk, type Death, type Lives, type Traits } from './chunk.js'
+import { DeadMessages, type Dead } from './dead.js'
 import { Chunks, chunkEndAfter } from './chunks.js'
 import { FactBuffer, type GoneFact } from './facts.js'
 import { ID_WORDS } from './hash.js'
@@ -58,6 +59,8 @@ export interface Admission {
   readonly bytes: number
 }
 
+/** Texts of why messages died that are looked up before another one is kept. */
+const REASONS_SHARED = 256
 /** How often messages are looked for whose time to live is over. */
 const SWEEP_MS = 1_000
 
@@ -118,6 +121,7 @@ export class Queue {
   readonly #use: LogUse
   readonly #chunks = new Chunks()
   readonly #line = new Line(this.#chunks, this.keys)
+  readonly #reasons = new Map<string, string>()
   #options!: QueueOptions
   /** The line exists: recovery is over. */
   #isOpen = false
@@ -298,14 +302,24 @@ export class Queue {
     if (chunk === undefined) return
     const index = offset - chunk.base
     if (this.#isOpen && chunk.hasId(index)) this.#pending.done(offset)
-    chunk.dead ??= new Map()
-    const bytes = chunk.dead.get(index)?.bytes ?? chunk.bytesAt(index)
+    chunk.dead ??= new DeadMessages()
+    // As exact as it is kept, so that what is added here is what is taken away later.
+    const bytes = chunk.dead.get(index)?.bytes ?? Math.fround(chunk.bytesAt(index))
     if (!chunk.dead.has(index)) {
       this.deadCount++
       this.deadBytes += bytes
     }
-    chunk.dead.set(index, { ...dead, bytes })
+    chunk.dead.set(index, { ...dead, reason: this.#shared(dead.reason), bytes })
     chunk.dirty = true
+  }
+
+  // Many die of the same: one text for all of them.
+  #shared(reason: string): string {
+    const known = this.#reasons.get(reason)
+    if (known !== undefined) return known
+    if (this.#reasons.size === REASONS_SHARED) this.#reasons.clear()
+    this.#reasons.set(reason, reason)
+    return reason
   }
 
   /** A dead message begins a new life in its queue: it is due at `timeMs`, untried, and no time to live ends it. */
@@ -352,8 +366,7 @@ export class Queue {
       const end = Math.min(chunk.count, below - chunk.base)
       if (end <= 0) continue
       let from = 0
-      const dead = [...(chunk.dead?.keys() ?? [])].toSorted((a, b) => a - b)
-      for (const index of [...dead, end]) {
+      for (const index of [...(chunk.dead?.indexes() ?? []), end]) {
         if (index > from) this.#removeIn(chunk, from, Math.min(index, end), timeMs)
         from = index + 1
       }
@@ -426,7 +439,11 @@ export class Queue {
     this.live += chunk.live
     this.bytes += chunk.bytes
     this.deadCount += chunk.dead?.size ?? 0
-    for (const { bytes } of chunk.dead?.values() ?? []) this.deadBytes += bytes
+    for (const index of chunk.dead?.indexes() ?? []) {
+      const dead = chunk.dead!.get(index)!
+      this.deadBytes += dead.bytes
+      chunk.dead!.set(index, { ...dead, reason: this.#shared(dead.reason) })
+    }
     this.#earliestExpiryMs = Math.min(this.#earliestExpiryMs, chunk.earliestExpiryMs)
     for (let batch = 0; batch < chunk.batches; batch++) {
       const start = chunk.batchStart(batch)
@@ -441,7 +458,8 @@ export class Queue {
   open(nowMs: number): void {
     this.#isOpen = true
     for (const chunk of this.chunks()) {
-      for (const [index, dead] of chunk.dead ?? []) if (dead.isMoving) this.moving.push(chunk.base + index)
+      for (const index of chunk.dead?.indexes() ?? [])
+        if (chunk.dead!.get(index)!.isMoving) this.moving.push(chunk.base + index)
       if (chunk.ids === undefined) continue
       for (let index = 0; index < chunk.count; index++) {
         if (chunk.hasId(index) && !chunk.isGone(index) && !chunk.isDead(index))
@@ -719,17 +737,17 @@ export class Queue {
       for (const subscription of this.subscriptions) firmBytes += subscription.unsettledBytes
     }
     if (maxMessages > 0 && firmMessages + admission.messages > maxMessages)
-      throw this.#full(`${messages} messages`, `${admission.messages} more`, `${maxMessages}`, firmMessages)
+      throw this.#full('messages', messages, admission.messages, maxMessages)
     if (maxBytes > 0 && Math.round(firmBytes) + admission.bytes > maxBytes)
-      throw this.#full(`${Math.round(bytes)} bytes`, `${admission.bytes} more`, `${maxBytes}`, firmMessages)
+      throw this.#full('bytes', Math.round(bytes), admission.bytes, maxBytes)
   }
 
-  #full(has: string, more: string, most: string, firm: number): SluiceError {
+  #full(what: string, has: number, more: number, most: number): SluiceError {
     return new SluiceError(
       'QUEUE_FULL',
-      `The queue ${this.name} holds ${has}, and ${more} came; it holds at most ${most}.`,
-      // Where nothing is in the way, no waiting helps.
-      firm === 0 ? { retryable: false } : { retryAfterMs: 100 },
+      `The queue ${this.name} holds ${has} ${what}, and ${more} more came; it holds at most ${most}.`,
+      // What would not fit an empty queue will never fit.
+      more > most ? { retryable: false } : { retryAfterMs: 100 },
     )
   }
 

@@ -134,6 +134,18 @@ describe('while the disk does not answer', () => {
   })
 })
 
+// It is begun with before it is refused: whoever sends it again has it done twice.
+test('what is refused because too much is under way is not done', async () => {
+  session.receive(GREETING, nowMs)
+  broker.ensure({ name: queueName('q'), options: {}, update: false })
+  await turns(5)
+  const discards = vi.spyOn(broker, 'discard').mockReturnValue(new Promise(() => {}))
+  for (let i = 0; i < 20; i++) session.receive(frame(OP.DISCARD, encodeControl({ name: 'q' })), nowMs)
+  await turns(5)
+  expect(closed).toEqual([])
+  expect(discards).toHaveBeenCalledTimes(16)
+})
+
 test('a peer that asks and never reads is given up', () => {
   session.receive(GREETING, nowMs)
   const pings = Buffer.concat(Array.from({ length: 1000 }, () => frame(OP.PING)))

@@ -840,30 +840,34 @@ export class Session implements Output, Consumer {
 
   peek(correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const request = peekRequest(decodeControl(bytes, start, end))
-    this.#later(correlation, this.#broker.peek(request), (page) => {
-      const most = this.#settings.frameBytesMax - FRAME_HEADER_BYTES
-      this.#outbox.frame(OP.MESSAGES, 0, correlation, encodeMessages(page, most))
-    })
+    this.#later(
+      correlation,
+      () => this.#broker.peek(request),
+      (page) => {
+        const most = this.#settings.frameBytesMax - FRAME_HEADER_BYTES
+        this.#outbox.frame(OP.MESSAGES, 0, correlation, encodeMessages(page, most))
+      },
+    )
   }
 
   redrive(correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const request = redriveRequest(decodeControl(bytes, start, end))
-    this.#resultLater(correlation, this.#broker.redrive(request, this.label))
+    this.#resultLater(correlation, () => this.#broker.redrive(request, this.label))
   }
 
   discard(correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const request = discardRequest(decodeControl(bytes, start, end))
-    this.#resultLater(correlation, this.#broker.discard(request))
+    this.#resultLater(correlation, () => this.#broker.discard(request))
   }
 
   replay(correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const request = replayRequest(decodeControl(bytes, start, end))
-    this.#resultLater(correlation, this.#broker.replay(request))
+    this.#resultLater(correlation, () => this.#broker.replay(request))
   }
 
   history(correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const request = historyRequest(decodeControl(bytes, start, end))
-    this.#resultLater(correlation, this.#broker.history(request))
+    this.#resultLater(correlation, () => this.#broker.history(request))
   }
 
   result(correlation: number, body: object): void {
@@ -871,21 +875,20 @@ export class Session implements Output, Consumer {
     this.#broker.hold(this)
   }
 
-  #resultLater(correlation: number, work: Promise<object>): void {
+  #resultLater(correlation: number, work: () => Promise<object>): void {
     this.#later(correlation, work, (body) => this.result(correlation, body))
   }
 
   // What has to read takes turns of its own; its answer is held like any other once it is there.
-  #later<Result>(correlation: number, work: Promise<Result>, answer: (result: Result) => void): void {
+  #later<Result>(correlation: number, work: () => Promise<Result>, answer: (result: Result) => void): void {
     if (this.#working === WORKING_MAX) {
-      work.catch(() => {})
       throw new SluiceError(
         'TOO_MANY_REQUESTS',
         `${WORKING_MAX} requests that read are under way on this connection; another has to wait.`,
       )
     }
     this.#working++
-    work.then(
+    work().then(
       (result) => this.#worked(() => answer(result), correlation),
       (error: unknown) =>
         this.#worked(() => {

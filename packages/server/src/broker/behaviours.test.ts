@@ -1,0 +1,422 @@
+/** Behaviours of queues as a broker shows them: limits, ids, keys, times, consumers that take long, die or are many. */
+import { OUTCOME, queueName } from '@sluice/protocol'
+import { describe, expect, it } from 'vitest'
+import { Bench, Q, batchOf, type Message } from '../testing/bench.js'
+
+const HOUR = 3_600_000
+
+const many = (count: number, message: (index: number) => Message = () => ({})): Message[] =>
+  Array.from({ length: count }, (_, i) => message(i))
+
+const failing = (code: string, retryable: boolean): unknown => expect.objectContaining({ code, retryable })
+
+async function opened(options: Parameters<Bench['ensure']>[0] = {}): Promise<Bench> {
+  const bench = await new Bench().open()
+  bench.ensure(options)
+  return bench
+}
+
+describe('limits', () => {
+  it('drop the oldest of the lowest priority, and never what a consumer holds', async () => {
+    const bench = await opened({ maxMessages: 6, overflow: 'drop-oldest' })
+    const priorities = [3, 0, 0, 1, 0, 1]
+    await bench.publish(priorities.map((priority) => ({ priority })))
+    // Holds 0, which has the highest priority, and 3.
+    const worker = bench.consume(2)
+    await bench.settle()
+    expect(worker.offsets).toEqual([0, 3])
+    const dropped: number[] = []
+    let left = [1, 2, 4, 5]
+    for (let i = 0; i < 4; i++) {
+      await bench.publish([{ priority: 2 }])
+      const queue = bench.broker.queue(Q)
+      dropped.push(...left.filter((offset) => queue.stateOf(offset) === undefined))
+      left = left.filter((offset) => queue.stateOf(offset) !== undefined)
+    }
+    expect(dropped).toEqual([1, 2, 4, 5])
+    expect(bench.info()).toMatchObject({ leased: 2, ready: 4, dropped: 4 })
+    expect(bench.broker.queue(Q).stateOf(3)).toBe('leased')
+    // Scheduled ones make room like ready ones.
+    await bench.publish([{ delayMs: HOUR }])
+    expect(bench.info()).toMatchObject({ leased: 2, ready: 3, scheduled: 1, dropped: 5 })
+    await bench.publish(many(4, () => ({ priority: 4 })))
+    expect(bench.info()).toMatchObject({ leased: 2, ready: 4, scheduled: 0, dropped: 9 })
+    // All that is not leased would not be enough: nothing is dropped, and waiting can help.
+    expect(() => bench.put(many(5))).toThrow(failing('QUEUE_FULL', true))
+    await bench.settle()
+    expect(bench.info()).toMatchObject({ leased: 2, ready: 4, dropped: 9 })
+    await bench.crash()
+    expect(bench.info()).toMatchObject({ ready: 6, dropped: 9, published: 15 })
+    bench.broker.audit()
+  })
+
+  it('make dead letters of the oldest, with the tries that they had', async () => {
+    const bench = await opened({ maxMessages: 2, overflow: 'dead-letter', maxDeliveries: 3 })
+    await bench.publish(many(2))
+    const worker = bench.consume(1)
+    await bench.settle()
+    worker.settle(0, OUTCOME.retry, { delayMs: HOUR, reason: 'not yet' })
+    worker.leave()
+    await bench.publish([{}])
+    await bench.publish([{}])
+    for (const restarts of [false, true]) {
+      if (restarts) await bench.crash()
+      expect(bench.info()).toMatchObject({ dead: 2, ready: 2, scheduled: 0, dropped: 0 })
+      const queue = bench.broker.queue(Q)
+      // 3 is what a death by overflow has as its number.
+      expect(queue.deadAt(0)).toMatchObject({ death: 3, attempts: 1, reason: '' })
+      expect(queue.deadAt(1)).toMatchObject({ death: 3, attempts: 0 })
+      expect(await bench.order()).toEqual([2, 3])
+    }
+    bench.broker.audit()
+  })
+
+  it.each(['reject', 'drop-oldest', 'dead-letter'] as const)(
+    'are no matter of waiting where the batch alone is too large: %s',
+    async (overflow) => {
+      const bench = await opened({ maxMessages: 3, maxBytes: 2_000, overflow })
+      expect(() => bench.put(many(4))).toThrow(failing('QUEUE_FULL', false))
+      expect(() => bench.put(many(3, () => ({ bodyBytes: 900 })))).toThrow(failing('QUEUE_FULL', false))
+      await bench.publish(many(3))
+      const worker = bench.consume()
+      await bench.settle()
+      expect(worker.offsets).toEqual([0, 1, 2])
+      expect(() => bench.put([{}])).toThrow(failing('QUEUE_FULL', true))
+      worker.ackAll()
+      await bench.publish([{}])
+      expect(bench.info()).toMatchObject({ published: 4, leased: 1 })
+    },
+  )
+
+  // It depends on whether something else is there: such a batch is sent again and again, until the queue is empty.
+  it('are no matter of waiting where the batch alone is too large and the queue is not empty', async () => {
+    const bench = await opened({ maxMessages: 3 })
+    await bench.publish([{}])
+    expect(() => bench.put(many(4))).toThrow(failing('QUEUE_FULL', false))
+  })
+
+  it('do not count duplicates, nor what an atomic step acknowledges', async () => {
+    const bench = await opened({ maxMessages: 2, dedupWindowMs: HOUR })
+    await bench.publish([{ id: 'a' }, { id: 'b' }])
+    expect(bench.put([{ id: 'a' }]).duplicates?.size).toBe(1)
+    expect(() => bench.put([{ id: 'c' }])).toThrow(failing('QUEUE_FULL', true))
+    const worker = bench.consume()
+    await bench.settle()
+    const number = ++bench.number
+    const bytes = batchOf([{ id: 'c' }], number)
+    const acks = [{ subscription: worker.subscription, firstTag: worker.tagOf(0), count: 1 }]
+    const step = { number, crc: 1, acks, batches: [{ queue: Q, bytes, at: 0, end: bytes.length }] }
+    expect(bench.atomic(step)).toEqual([{ baseOffset: 3, duplicates: undefined }])
+    await bench.settle()
+    expect(bench.info()).toMatchObject({ acked: 1, leased: 2, duplicates: 1 })
+  })
+})
+
+describe('ids', () => {
+  it('beyond what a queue remembers are refused, until older ones leave the window', async () => {
+    const bench = await opened({ dedupWindowMs: 10_000, dedupMaxIds: 3 })
+    await bench.publish([{ id: 'a' }, { id: 'b' }])
+    await bench.pass(5_000)
+    await bench.publish([{ id: 'c' }])
+    expect(() => bench.put([{ id: 'd' }])).toThrow(failing('DEDUP_FULL', true))
+    // What it knows, and what has no id, is not refused.
+    expect((await bench.publish([{ id: 'a' }, {}])).duplicates).toEqual(new Map([[0, 0]]))
+    await bench.crash()
+    expect(() => bench.put([{ id: 'd' }])).toThrow(failing('DEDUP_FULL', true))
+    await bench.pass(5_000)
+    expect((await bench.publish([{ id: 'd' }, { id: 'a' }])).duplicates).toBeUndefined()
+    expect((await bench.publish([{ id: 'c' }])).duplicates).toEqual(new Map([[0, 2]]))
+  })
+
+  it('of pending messages bound how many may be pending', async () => {
+    const bench = await opened({ unique: 'pending', dedupMaxIds: 2 })
+    await bench.publish([{ id: 'a' }, { id: 'b' }])
+    expect(() => bench.put([{ id: 'c' }])).toThrow(failing('DEDUP_FULL', true))
+    bench.broker.cancel({ name: Q, offset: undefined, id: 'a' })
+    expect((await bench.publish([{ id: 'c' }])).duplicates).toBeUndefined()
+  })
+
+  it('may be acknowledged and published again in one atomic step', async () => {
+    const bench = await opened({ unique: 'pending' })
+    await bench.publish([{ id: 'x' }])
+    const worker = bench.consume()
+    await bench.settle()
+    const number = ++bench.number
+    const bytes = batchOf([{ id: 'x' }], number)
+    const acks = [{ subscription: worker.subscription, firstTag: worker.tagOf(0), count: 1 }]
+    const step = { number, crc: 1, acks, batches: [{ queue: Q, bytes, at: 0, end: bytes.length }] }
+    expect(bench.atomic(step)).toEqual([{ baseOffset: 1, duplicates: undefined }])
+    await bench.settle()
+    await bench.crash()
+    expect(bench.put([{ id: 'x' }]).duplicates).toEqual(new Map([[0, 1]]))
+  })
+
+  it('find what is to be cancelled or to come at another time', async () => {
+    const bench = await opened()
+    await bench.publish([{ id: 'later', delayMs: HOUR }, { id: 'never', delayMs: HOUR }, { id: 'now' }])
+    const byId = (id: string) => ({ name: Q, offset: undefined, id })
+    const at = bench.now + 5_000
+    expect(bench.broker.cancel(byId('never'))).toEqual({ offset: 1 })
+    expect(() => bench.broker.cancel(byId('never'))).toThrow(failing('MESSAGE_NOT_FOUND', false))
+    expect(() => bench.broker.cancel(byId('nobody'))).toThrow(failing('MESSAGE_NOT_FOUND', false))
+    expect(bench.broker.reschedule({ ...byId('later'), delayMs: 5_000, atMs: undefined })).toEqual({
+      offset: 0,
+      dueMs: at,
+    })
+    await bench.settle()
+    // The window has long forgotten: what is delayed is found all the same.
+    await bench.crash()
+    const again = { ...byId('later'), delayMs: undefined, atMs: at + 1_000 }
+    expect(bench.broker.reschedule(again)).toEqual({ offset: 0, dueMs: at + 1_000 })
+    expect(await bench.order()).toEqual([2])
+    await bench.pass(5_500)
+    expect(await bench.order()).toEqual([2])
+    const worker = bench.consume()
+    await bench.pass(500)
+    expect(worker.offsets).toEqual([2, 0])
+    expect(() => bench.broker.cancel(byId('later'))).toThrow(failing('MESSAGE_LEASED', false))
+    expect(() => bench.broker.reschedule(again)).toThrow(failing('MESSAGE_LEASED', false))
+    expect(bench.info()).toMatchObject({ cancelled: 1, leased: 2 })
+  })
+})
+
+describe('keys', () => {
+  it('pass a failed message from when `onFail` is changed to skip, and hold behind it when it is changed back', async () => {
+    const bench = await opened({ onFail: 'block' })
+    await bench.publish([{ key: 'k' }, { key: 'k' }, { key: 'k' }, { key: 'other' }])
+    const worker = bench.consume(1)
+    await bench.settle()
+    worker.settle(0, OUTCOME.retry, { delayMs: HOUR })
+    worker.leave()
+    expect(await bench.order()).toEqual([3])
+    bench.ensure({ onFail: 'skip' })
+    expect(await bench.order()).toEqual([1, 3])
+    bench.broker.audit()
+    bench.ensure({ onFail: 'block' })
+    expect(await bench.order()).toEqual([3])
+    await bench.crash()
+    expect(await bench.order()).toEqual([3])
+    bench.broker.audit()
+    // Due again, it stands before those that were not tried.
+    await bench.pass(HOUR)
+    const again = bench.consume()
+    await bench.settle()
+    expect(new Set(again.offsets)).toEqual(new Set([0, 3]))
+    bench.broker.audit()
+  })
+
+  it('let as many messages out as `keyConcurrency` says by now', async () => {
+    const bench = await opened()
+    await bench.publish(many(6, () => ({ key: 'k' })))
+    const worker = bench.consume()
+    await bench.settle()
+    expect(worker.offsets).toEqual([0])
+    bench.ensure({ keyConcurrency: 3 })
+    await bench.settle()
+    expect(worker.offsets).toEqual([0, 1, 2])
+    bench.ensure({ keyConcurrency: 1 })
+    worker.settle(1, OUTCOME.ack)
+    await bench.settle()
+    worker.settle(0, OUTCOME.ack)
+    await bench.settle()
+    expect(worker.offsets).toEqual([0, 1, 2])
+    worker.settle(2, OUTCOME.ack)
+    await bench.settle()
+    expect(worker.offsets).toEqual([0, 1, 2, 3])
+    bench.broker.audit()
+  })
+
+  it('offer the next message since its predecessor expired, however late that is noticed', async () => {
+    const bench = await opened()
+    await bench.publish([{ key: 'k', ttlMs: 1_000 }])
+    await bench.pass(100)
+    await bench.publish([{ key: 'k' }])
+    // Nobody looks, no timer runs.
+    bench.now += 500
+    await bench.publish([{}])
+    bench.now += 300
+    await bench.publish([{}])
+    bench.now += 5_000
+    await bench.publish([{}])
+    // 0 expired at 1,000; 1 is eligible since then, 2 since 600, 3 since 900, 4 since 5,900.
+    expect(await bench.order()).toEqual([2, 3, 1, 4])
+    expect(bench.info()).toMatchObject({ expired: 1 })
+  })
+})
+
+describe('a message that is being handled', () => {
+  it('is taken away when its time is over, and its consumer is told which', async () => {
+    const bench = await opened({ processingTimeoutMs: 10_000, retryInitialMs: 1_000 })
+    await bench.publish(many(5))
+    const worker = bench.consume()
+    await bench.settle()
+    worker.start(0, 1, 3)
+    await bench.pass(6_000)
+    worker.start(4)
+    bench.broker.beginTurn()
+    expect(bench.broker.extend(worker.subscription, worker.tagOf(1), 1, 0)).toEqual([])
+    await bench.pass(3_999)
+    expect(worker.tagsLost).toEqual([])
+    await bench.pass(1)
+    // 2 was not begun with, 1 was extended, 4 began later.
+    const lost = [0, 3].map((offset) => ({ firstTag: worker.tagOf(offset), count: 1 }))
+    expect(worker.tagsLost).toEqual(lost)
+    expect(worker.settle(3, OUTCOME.ack)).toEqual([lost[1]])
+    expect(bench.broker.extend(worker.subscription, worker.tagOf(0), 1, 0)).toEqual([lost[0]])
+    expect(bench.info()).toMatchObject({ leased: 3, scheduled: 2 })
+    await bench.pass(1_000)
+    expect(worker.got.slice(5)).toMatchObject([
+      { offset: 0, attempt: 2, redelivered: true },
+      { offset: 3, attempt: 2, redelivered: true },
+    ])
+    worker.tagsLost.length = 0
+    await bench.pass(5_000)
+    expect(worker.tagsLost).toEqual([1, 4].map((offset) => ({ firstTag: worker.tagOf(offset), count: 1 })))
+    await bench.pass(HOUR)
+    expect(bench.broker.queue(Q).stateOf(2)).toBe('leased')
+  })
+
+  it('may take as long as its subscription says, and consecutive ones are told of as one', async () => {
+    const bench = await opened({ processingTimeoutMs: HOUR, maxDeliveries: 1 })
+    await bench.publish(many(4))
+    const worker = bench.consume(10, { timeoutMs: 2_000 })
+    await bench.settle()
+    worker.start(0, 1, 2, 3)
+    bench.broker.beginTurn()
+    expect(bench.broker.extend(worker.subscription, worker.tagOf(3), 1, 9_000)).toEqual([])
+    await bench.pass(2_000)
+    expect(worker.tagsLost).toEqual([{ firstTag: worker.tagOf(0), count: 3 }])
+    expect(bench.info()).toMatchObject({ dead: 3, leased: 1 })
+    expect(bench.broker.queue(Q).deadAt(1)).toMatchObject({
+      attempts: 1,
+      reason: 'the processing timeout passed',
+    })
+    await bench.pass(7_000)
+    expect(bench.info()).toMatchObject({ dead: 4, leased: 0 })
+  })
+
+  it('is charged alone where its connection dies, and several become suspects', async () => {
+    const bench = await opened()
+    await bench.publish(many(3))
+    const first = bench.consume()
+    await bench.settle()
+    first.start(1)
+    first.die()
+    const second = bench.consume()
+    await bench.settle()
+    expect(second.got).toMatchObject([
+      { offset: 0, attempt: 1, alone: false },
+      { offset: 2, attempt: 1, alone: false },
+    ])
+    second.start(0, 2)
+    second.die()
+    const third = bench.consume()
+    await bench.settle()
+    // One at a time, and nothing beside it.
+    expect(third.got).toMatchObject([{ offset: 0, attempt: 1, alone: true, redelivered: true }])
+    await bench.pass(HOUR)
+    expect(third.got).toHaveLength(1)
+    third.settle(0, OUTCOME.ack)
+    await bench.settle()
+    expect(third.got.slice(1)).toMatchObject([{ offset: 2, attempt: 1, alone: true }])
+    // Handed out alone: charged, also when nobody said that it was begun with.
+    third.die()
+    const fourth = bench.consume()
+    await bench.pass(HOUR)
+    expect(fourth.got).toMatchObject([
+      { offset: 1, attempt: 2, alone: false },
+      { offset: 2, attempt: 2, alone: false },
+    ])
+    bench.broker.audit()
+  })
+
+  it('and the others that a consumer held are suspects after three deaths that none explains', async () => {
+    const bench = await opened()
+    await bench.publish(many(2))
+    for (let death = 0; death < 3; death++) {
+      const worker = bench.consume()
+      await bench.settle()
+      expect(worker.got).toMatchObject([
+        { offset: 0, attempt: 1, alone: false },
+        { offset: 1, attempt: 1, alone: false },
+      ])
+      worker.die()
+    }
+    const worker = bench.consume()
+    await bench.settle()
+    expect(worker.got).toMatchObject([{ offset: 0, attempt: 1, alone: true }])
+    worker.die()
+    const next = bench.consume()
+    await bench.settle()
+    // The first was charged; the second one's turn.
+    expect(next.got).toMatchObject([{ offset: 1, attempt: 1, alone: true }])
+    expect(bench.info()).toMatchObject({ scheduled: 1, leased: 1 })
+    next.settle(1, OUTCOME.ack)
+    await bench.pass(HOUR)
+    expect(next.got.slice(1)).toMatchObject([{ offset: 0, attempt: 2, alone: false }])
+  })
+})
+
+describe('consumers', () => {
+  it('of a queue with `single` take over in the order in which they came', async () => {
+    const bench = await opened({ single: true })
+    const workers = ['a', 'b', 'c'].map((label) => bench.consume(2, { label }))
+    await bench.publish(many(6))
+    const [a, b, c] = workers as [(typeof workers)[0], (typeof workers)[0], (typeof workers)[0]]
+    const got = (): number[][] => workers.map(({ offsets }) => offsets)
+    const active = (): string[] =>
+      bench.broker
+        .consumers({ name: Q, from: 0 })
+        .consumers.filter((each) => each.active)
+        .map((each) => each.client)
+    expect(got()).toEqual([[0, 1], [], []])
+    expect(active()).toEqual(['a'])
+    b.leave()
+    await bench.settle()
+    expect(active()).toEqual(['a'])
+    a.settle(0, OUTCOME.ack)
+    a.die()
+    await bench.settle()
+    expect(active()).toEqual(['c'])
+    expect(got()).toEqual([[0, 1], [], [1, 2]])
+    const d = bench.consume(2, { label: 'd' })
+    await bench.settle()
+    expect([d.offsets, active()]).toEqual([[], ['c']])
+    c.leave()
+    await bench.settle()
+    expect([d.offsets, active()]).toEqual([[1, 2], ['d']])
+    // From now on all of them are served.
+    const e = bench.consume(2, { label: 'e' })
+    bench.ensure({ single: false })
+    await bench.settle()
+    expect([e.offsets, active()]).toEqual([
+      [3, 4],
+      ['d', 'e'],
+    ])
+  })
+
+  it('that are closed are told, and what they held goes to the others untried', async () => {
+    const bench = await opened()
+    await bench.publish(many(3))
+    const closed = bench.consume(2, { label: 'closed' })
+    await bench.settle()
+    closed.start(0, 1)
+    const other = bench.consume(9, { label: 'other' })
+    await bench.settle()
+    expect([closed.offsets, other.offsets]).toEqual([[0, 1], [2]])
+    bench.broker.beginTurn()
+    const { id } = closed.subscription
+    expect(bench.broker.closeConsumer(Q, id)).toEqual({ messages: 2 })
+    expect(closed.endings).toMatchObject([{ code: 'CONSUMER_CLOSED', scope: 'channel' }])
+    await bench.settle()
+    expect(other.got.slice(1)).toMatchObject([
+      { offset: 0, attempt: 1, alone: false, redelivered: true },
+      { offset: 1, attempt: 1, alone: false, redelivered: true },
+    ])
+    expect(() => bench.broker.closeConsumer(Q, id)).toThrow(failing('CONSUMER_NOT_FOUND', false))
+    expect(() => bench.broker.closeConsumer(queueName('nothing'), id)).toThrow(
+      failing('QUEUE_NOT_FOUND', false),
+    )
+    expect(bench.info()).toMatchObject({ consumers: 1, leased: 3, released: 2 })
+  })
+})

@@ -1,0 +1,421 @@
+/** What people do with single messages, over restarts: bringing back the dead, replaying what was done, looking back. */
+import { LIMITS, OUTCOME, queueName, readRecordOptions, type HistoryEvent } from '@sluice/protocol'
+import { describe, expect, it } from 'vitest'
+import { Bench, Q, type Message } from '../testing/bench.js'
+import type { RedriveResult, ReplayResult } from './operator.js'
+
+const OTHER = queueName('other')
+const HOUR = 3_600_000
+const SMALL = { segmentBytes: 64 * 1024, checkpointBytes: 16 * 1024 }
+
+const many = (count: number, message: Message = {}): Message[] => Array.from({ length: count }, () => message)
+
+/** What is ready dies. */
+async function kill(bench: Bench, reason = 'no'): Promise<void> {
+  const worker = bench.consume()
+  await bench.settle()
+  for (const { offset } of worker.got) worker.settle(offset, OUTCOME.deadLetter, { reason })
+  worker.leave()
+  await bench.settle()
+}
+
+/** What is ready is acknowledged. */
+async function drain(bench: Bench): Promise<number[]> {
+  const worker = bench.consume()
+  await bench.settle()
+  const { offsets } = worker
+  worker.ackAll()
+  worker.leave()
+  await bench.settle()
+  return offsets
+}
+
+type Redrive = Partial<Parameters<Bench['broker']['redrive']>[0]>
+
+async function redrive(bench: Bench, request: Redrive = {}): Promise<RedriveResult> {
+  bench.broker.beginTurn()
+  const defaults = { name: Q, from: 0, limit: 1000, offsets: undefined, filter: {}, to: undefined }
+  const result = await bench.broker.redrive(
+    { ...defaults, force: false, dryRun: false, ...request },
+    'somebody',
+  )
+  await bench.settle()
+  return result
+}
+
+type Replay = Partial<Parameters<Bench['broker']['replay']>[0]>
+
+async function replay(bench: Bench, request: Replay = {}): Promise<ReplayResult> {
+  bench.broker.beginTurn()
+  const from = { fromOffset: undefined, fromMs: undefined, untilMs: undefined, cursor: undefined }
+  const defaults = { name: Q, ...from, limit: 1000, filter: {}, to: undefined, dryRun: false }
+  const result = await bench.broker.replay({ ...defaults, ...request })
+  await bench.settle()
+  return result
+}
+
+/** Origins of what is in the other queue: the offsets that replayed messages had. */
+async function origins(bench: Bench): Promise<number[]> {
+  bench.broker.beginTurn()
+  const peek = { name: OTHER, state: undefined, limit: 1000, filter: {} }
+  const found: number[] = []
+  for (let from: number | undefined = 0; from !== undefined;) {
+    const page = await bench.broker.peek({ ...peek, from })
+    for (const { record } of page.messages)
+      found.push(Number(readRecordOptions(record, 0).headers?.['sluice-origin-offset']))
+    from = page.next
+  }
+  return found
+}
+
+describe('redrive', () => {
+  it('stops at the tenth time unless it is forced, and counts over restarts', async () => {
+    const bench = await new Bench().open()
+    bench.ensure()
+    await bench.publish([{ ttlMs: HOUR }])
+    for (let time = 1; time <= LIMITS.redrivesMax; time++) {
+      await kill(bench)
+      if (time % 4 === 0) await bench.crash()
+      const dry = await redrive(bench, { dryRun: true })
+      expect(bench.info()).toMatchObject({ dead: 1, redriven: time - 1 })
+      expect(dry).toEqual({ matched: 1, redriven: 1, guarded: 0, next: null })
+      expect(await redrive(bench)).toEqual({ matched: 1, redriven: 1, guarded: 0, next: null })
+    }
+    await kill(bench)
+    for (const restarts of [false, true]) {
+      if (restarts) await bench.crash()
+      expect(await redrive(bench)).toEqual({ matched: 1, redriven: 0, guarded: 1, next: null })
+      expect(bench.info()).toMatchObject({ dead: 1, redriven: 10 })
+      expect(bench.broker.queue(Q).livesOf(0)).toEqual({ redrives: 10, attempts: 10 })
+    }
+    expect(await redrive(bench, { force: true })).toEqual({ matched: 1, redriven: 1, guarded: 0, next: null })
+    await bench.crash()
+    expect(bench.info()).toMatchObject({ dead: 0, ready: 1, redriven: 11, acked: 0 })
+    expect(bench.broker.queue(Q).livesOf(0)).toEqual({ redrives: 11, attempts: 11 })
+    // Its time to live was that of its first life.
+    await bench.pass(10 * HOUR)
+    const worker = bench.consume()
+    await bench.settle()
+    expect(worker.got).toMatchObject([{ offset: 0, attempt: 1, redelivered: true }])
+    bench.broker.audit()
+  })
+
+  it('to another queue leaves none behind, and goes on counting there', async () => {
+    const bench = await new Bench(SMALL).open()
+    bench.ensure()
+    bench.ensure({}, OTHER)
+    await bench.publish([
+      { key: 'a', delayMs: 5 },
+      { key: 'b', headers: { mine: 'yes' } },
+    ])
+    await bench.pass(10)
+    await kill(bench, 'because')
+    await redrive(bench)
+    await kill(bench, 'because')
+    expect(await redrive(bench, { to: OTHER, filter: { key: 'b' } })).toMatchObject({
+      matched: 1,
+      redriven: 1,
+    })
+    for (const from of ['memory', 'facts', 'pages']) {
+      if (from === 'pages') await bench.fill(300_000)
+      if (from !== 'memory') expect(await bench.crash()).toBe(from === 'pages')
+      expect(bench.info()).toMatchObject({ dead: 1, redriven: 3, moved: 0, acked: 0, published: 2 })
+      expect(bench.info(OTHER)).toMatchObject({ ready: 1, published: 1 })
+    }
+    const peek = { name: OTHER, state: undefined, from: 0, limit: 10, filter: {} }
+    const [message] = (await bench.broker.peek(peek)).messages
+    expect(message).toMatchObject({ state: 'ready', redrives: 2, attempts: 0 })
+    expect(readRecordOptions(message!.record, 0)).toMatchObject({
+      key: 'b',
+      headers: {
+        mine: 'yes',
+        'sluice-origin-queue': 'q',
+        'sluice-origin-offset': '1',
+        'sluice-dead-reason': 'rejected',
+        'sluice-dead-error': 'because',
+        'sluice-redrives': '2',
+        'sluice-attempts': '2',
+      },
+    })
+  })
+
+  it('leaves those whose id is pending where only one with it may be', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ unique: 'pending' })
+    await bench.publish([{ id: 'x' }, { id: 'y' }, {}])
+    await kill(bench)
+    // Dead ones do not count: both are taken.
+    expect((await bench.publish([{ id: 'x' }])).duplicates).toBeUndefined()
+    for (const restarts of [false, true]) {
+      if (restarts) await bench.crash()
+      const offsets = [0]
+      expect(await redrive(bench, { offsets })).toEqual({ matched: 1, redriven: 0, guarded: 1, next: null })
+      expect(await redrive(bench, { offsets, force: true })).toMatchObject({ redriven: 0, guarded: 1 })
+    }
+    expect(await redrive(bench)).toEqual({ matched: 3, redriven: 2, guarded: 1, next: null })
+    expect(bench.put([{ id: 'y' }]).duplicates).toEqual(new Map([[0, 1]]))
+    bench.broker.cancel({ name: Q, offset: undefined, id: 'x' })
+    expect(await redrive(bench)).toEqual({ matched: 1, redriven: 1, guarded: 0, next: null })
+    bench.broker.audit()
+  })
+})
+
+describe('what is retained', () => {
+  /** So many messages, a kilobyte each, done as they come. */
+  const work = async (bench: Bench, messages: number): Promise<void> => {
+    const worker = bench.consume()
+    for (let i = 0; i < messages; i++) {
+      await bench.publish([{ bodyBytes: 900 }])
+      worker.ackAll()
+      await bench.pass(25)
+    }
+    worker.leave()
+    await bench.settle()
+  }
+
+  it('by age holds its segments until then', async () => {
+    const bench = await new Bench(SMALL).open()
+    bench.ensure({ retainAgeMs: HOUR })
+    const { firstPosition } = bench.log.usage()
+    await work(bench, 300)
+    await bench.fill(300_000)
+    const pinned = (): boolean => bench.log.usage().firstPosition === firstPosition
+    expect(pinned()).toBe(true)
+    expect(bench.info().retainedBytes).toBe(300 * 908)
+    expect(await bench.crash()).toBe(true)
+    await bench.fill(100_000)
+    expect(pinned()).toBe(true)
+    expect(bench.info().retainedBytes).toBe(300 * 908)
+    expect(await replay(bench, { dryRun: true })).toMatchObject({ matched: 300, cursor: null })
+
+    await bench.pass(HOUR)
+    await bench.fill(200_000)
+    expect(pinned()).toBe(false)
+    expect(bench.info().retainedBytes).toBe(0)
+    expect(await replay(bench, { dryRun: true })).toEqual({ matched: 0, replayed: 0, cursor: null })
+  })
+
+  it('by bytes holds whole segments, and no more than it takes', async () => {
+    const bench = await new Bench(SMALL).open()
+    bench.ensure({ retainBytes: 200_000 })
+    const { firstPosition } = bench.log.usage()
+    await work(bench, 200)
+    expect(bench.log.usage().firstPosition).toBe(firstPosition)
+    await work(bench, 600)
+    await bench.pass(2_000)
+    const retained = (): number => bench.info().retainedBytes
+    expect(bench.log.usage().firstPosition).toBeGreaterThan(firstPosition)
+    expect(retained()).toBeGreaterThanOrEqual(200_000)
+    expect(retained()).toBeLessThan(200_000 + SMALL.segmentBytes)
+    const before = retained()
+    expect(await bench.crash()).toBe(true)
+    expect(retained()).toBe(before)
+    const { matched } = await replay(bench, { dryRun: true })
+    expect(matched).toBeGreaterThanOrEqual(220)
+    expect(matched).toBeLessThan(400)
+    bench.ensure({ retainBytes: 0 })
+    await bench.fill(300_000)
+    expect(retained()).toBe(0)
+  })
+
+  // What is retained is looked at once a second, segments are given back within a few milliseconds.
+  it('stays where it was the last that was live in its segment', async () => {
+    const bench = await new Bench(SMALL).open()
+    bench.ensure({ retainAgeMs: HOUR })
+    await bench.publish([{ key: 'first', priority: 1 }])
+    const held = bench.consume(1)
+    await bench.settle()
+    const { firstPosition } = bench.log.usage()
+    await bench.fill(2 * SMALL.segmentBytes)
+    // The page of its chunk is written anew now and then; the message alone holds the first segment.
+    for (let i = 0; i < 60; i++) {
+      await work(bench, 1)
+      await bench.fill(2_000)
+    }
+    expect(bench.log.usage().firstPosition).toBe(firstPosition)
+    held.ackAll()
+    for (let ms = 0; ms < 2_000; ms += 100) await bench.pass(100)
+    expect(bench.log.usage().firstPosition).toBe(firstPosition)
+    expect(await replay(bench, { filter: { key: 'first' } })).toMatchObject({ matched: 1 })
+  })
+
+  it('by less bytes than a segment is all in one', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ retainBytes: 100_000 })
+    await work(bench, 150)
+    expect(bench.info().retainedBytes).toBe(150 * 908)
+    expect(await replay(bench, { dryRun: true })).toMatchObject({ matched: 150 })
+  })
+})
+
+describe('replay', () => {
+  it('into the same queue ends where the log ended when it began', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ retainAgeMs: HOUR })
+    for (let i = 0; i < 20; i++) await bench.publish([{}])
+    await drain(bench)
+    let replayed = 0
+    let pages = 0
+    for (let cursor: string | null | undefined; cursor !== null && pages < 50; pages++) {
+      const page: ReplayResult = await replay(bench, { limit: 5, cursor })
+      replayed += page.replayed
+      cursor = page.cursor
+      expect(cursor ?? '1:2:3:4:5').toMatch(/^\d+(:\d+){4}$/)
+      // What comes is done, and could be replayed itself.
+      expect(await drain(bench)).toHaveLength(page.replayed)
+      if (pages === 1) await bench.crash()
+    }
+    expect(replayed).toBe(20)
+    expect(pages).toBe(4)
+    expect(bench.info()).toMatchObject({ published: 40, acked: 40 })
+    await expect(replay(bench, { cursor: '1:2:3' })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+  })
+
+  it('takes what was acknowledged, and nothing that went otherwise or is still there', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ retainAgeMs: HOUR, dedupWindowMs: HOUR })
+    bench.ensure({}, OTHER)
+    await bench.publish([{ id: 'a' }, { id: 'a' }, { ttlMs: 10 }, { id: 'c', delayMs: HOUR }, {}, {}, {}])
+    await bench.pass(20)
+    bench.broker.cancel({ name: Q, offset: undefined, id: 'c' })
+    const worker = bench.consume()
+    await bench.settle()
+    worker.settle(0, OUTCOME.ack)
+    worker.settle(4, OUTCOME.deadLetter)
+    worker.settle(5, OUTCOME.retry, { delayMs: 0 })
+    await bench.settle()
+    worker.settle(5, OUTCOME.ack)
+    await bench.settle()
+    bench.broker.beginTurn()
+    const selection = { name: Q, from: 0, limit: 10, offsets: undefined, filter: {}, dryRun: false }
+    expect(await bench.broker.discard(selection)).toMatchObject({ discarded: 1 })
+    await bench.settle()
+    const request = { to: OTHER, limit: 1000 }
+    expect(await replay(bench, request)).toEqual({ matched: 2, replayed: 2, cursor: null })
+    expect(await origins(bench)).toEqual([0, 5])
+    await bench.crash()
+    expect(await replay(bench, { ...request, fromOffset: 1 })).toMatchObject({ matched: 1 })
+    expect(await replay(bench, { ...request, filter: { id: 'a' } })).toMatchObject({ matched: 1 })
+    expect(await replay(bench, { ...request, fromMs: bench.now })).toMatchObject({ matched: 0 })
+    expect(await replay(bench, { ...request, untilMs: bench.now })).toMatchObject({ matched: 2 })
+    // What was left leased has gone back; it is not settled.
+    expect(bench.info()).toMatchObject({ ready: 1, discarded: 1, cancelled: 1, expired: 1, duplicates: 1 })
+  })
+
+  describe('of messages that were copied forward to make room', () => {
+    const copiedTwice = async (): Promise<Bench> => {
+      const bench = await new Bench(SMALL).open()
+      bench.ensure({}, OTHER)
+      bench.ensure()
+      for (let i = 0; i < 20; i++) await bench.publish(many(10, { bodyBytes: 400 }))
+      const held = bench.consume(200)
+      await bench.settle()
+      // Half of each batch keeps all of it alive.
+      for (let offset = 0; offset < 200; offset += 2) held.settle(offset, OUTCOME.ack)
+      await bench.settle()
+      const { firstPosition } = bench.log.usage()
+      await bench.fill(600_000)
+      expect(bench.log.usage().firstPosition).toBeGreaterThan(firstPosition)
+      bench.ensure({ retainAgeMs: HOUR })
+      for (let offset = 1; offset < 200; offset += 2) held.settle(offset, OUTCOME.ack)
+      held.leave()
+      await bench.pass(1_000)
+      return bench
+    }
+
+    it('says each message once in one page', async () => {
+      const bench = await copiedTwice()
+      expect(await replay(bench, { to: OTHER })).toMatchObject({ cursor: null })
+      const said = await origins(bench)
+      expect(new Set(said).size).toBe(said.length)
+      // Those whose acknowledgement is still in the log, these at least.
+      const late = Array.from({ length: 100 }, (_, i) => 2 * i + 1)
+      expect(said).toEqual(expect.arrayContaining(late))
+    })
+
+    // Of two copies of a batch, both in the log, each is said if a page ends between them.
+    it('says each message once in many pages', async () => {
+      const bench = await copiedTwice()
+      let pages = 0
+      for (let cursor: string | null | undefined; cursor !== null; pages++) {
+        const page: ReplayResult = await replay(bench, { to: OTHER, limit: 7, cursor })
+        cursor = page.cursor
+      }
+      expect(pages).toBeGreaterThan(10)
+      const said = await origins(bench)
+      expect(new Set(said).size).toBe(said.length)
+    })
+  })
+
+  it('says each message once where both the batch and a copy of it are retained', async () => {
+    const bench = await new Bench(SMALL).open()
+    bench.ensure({}, OTHER)
+    bench.ensure()
+    await bench.publish(many(20, { bodyBytes: 900 }))
+    const { firstPosition } = bench.log.usage()
+    // Copied forward while its old place is still there: the oldest segment waits for its last facts.
+    let copies = 0
+    for (let i = 0; i < 60 && copies === 0; i++) {
+      await bench.fill(20_000)
+      copies = bench.broker.queue(Q).chunkAt(0)!.batchPosition(0) > firstPosition + SMALL.segmentBytes ? 1 : 0
+    }
+    expect(copies).toBe(1)
+    bench.ensure({ retainAgeMs: HOUR })
+    await drain(bench)
+    await bench.pass(1_000)
+    expect(await replay(bench, { to: OTHER })).toEqual({ matched: 20, replayed: 20, cursor: null })
+    expect(await origins(bench)).toEqual(Array.from({ length: 20 }, (_, i) => i))
+  })
+})
+
+describe('history', () => {
+  const events = async (bench: Bench, offset: number): Promise<[HistoryEvent['event'], ...number[]][]> => {
+    bench.broker.beginTurn()
+    const { events, complete, cursor } = await bench.broker.history({ name: Q, offset, cursor: undefined })
+    expect([complete, cursor]).toEqual([true, null])
+    return events.map(({ event, atMs, attempts }) => [
+      event,
+      atMs,
+      ...(attempts === undefined ? [] : [attempts]),
+    ])
+  }
+
+  it('tells what happened in the order in which it did', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ retainAgeMs: HOUR, dedupWindowMs: HOUR, maxDeliveries: 2 })
+    const t = bench.now
+    await bench.publish([{ id: 'a', delayMs: 1_000 }, { id: 'a' }])
+    bench.broker.beginTurn()
+    bench.broker.reschedule({ name: Q, offset: 0, id: undefined, delayMs: 100, atMs: undefined })
+    const worker = bench.consume(10, { label: 'w' })
+    await bench.settle()
+    await bench.pass(100)
+    worker.settle(0, OUTCOME.retry, { delayMs: 100, reason: 'once' })
+    await bench.settle()
+    await bench.pass(100)
+    worker.settle(0, OUTCOME.retry, { delayMs: 100, reason: 'twice' })
+    await bench.settle()
+    await bench.pass(50)
+    await redrive(bench)
+    await bench.pass(50)
+    worker.settle(0, OUTCOME.ack)
+    await bench.settle()
+    for (const restarts of [false, true]) {
+      if (restarts) await bench.crash()
+      expect(await events(bench, 0)).toEqual([
+        ['published', t],
+        ['rescheduled', t],
+        ['delivered', t + 100],
+        ['retried', t + 100, 1],
+        ['delivered', t + 200],
+        ['dead', t + 200, 2],
+        ['redriven', t + 250],
+        ['delivered', t + 250],
+        ['acked', t + 300],
+      ])
+      // It was never there for anybody.
+      expect(await events(bench, 1)).toEqual([['duplicate', t]])
+      await expect(events(bench, 2)).rejects.toMatchObject({ code: 'MESSAGE_NOT_FOUND' })
+    }
+  })
+})

@@ -1,0 +1,441 @@
+/** What the next process must find as it was, whatever the last one was doing and wherever the log ends. */
+import { OUTCOME, queueName, type Placed, type QueueName } from '@sluice/protocol'
+import { describe, expect, it } from 'vitest'
+import { Bench, Q, batchOf, type Message } from '../testing/bench.js'
+
+const DEAD = queueName('dead')
+const HOUR = 3_600_000
+
+/** Segments and checkpoints so small that a test gets to see several of each. */
+const SMALL = { segmentBytes: 128 * 1024, checkpointBytes: 16 * 1024 }
+
+const repeated = (count: number, message: Message): Message[] => Array.from({ length: count }, () => message)
+
+/** The segment in front, and with it whatever stood at `position`, was given back. */
+function isGone(bench: Bench, position: number): boolean {
+  return bench.log.usage().firstPosition > position
+}
+
+describe('a queue', () => {
+  it('that is paused is so after two restarts, with a checkpoint between them', async () => {
+    const bench = await new Bench(SMALL).open()
+    bench.ensure()
+    await bench.fill(200_000)
+    // Idle since the log was opened: nothing but the pause makes its page a new one.
+    expect(await bench.crash()).toBe(true)
+    await bench.fill(200_000)
+    expect(await bench.crash()).toBe(true)
+    const pausedAt = bench.broker.endPosition
+    expect(bench.broker.pause(Q)).toBe(true)
+    expect(bench.broker.pause(Q)).toBe(false)
+    await bench.settle()
+    await bench.crash()
+    expect(bench.info().paused).toBe(true)
+    await bench.fill(400_000)
+    expect(isGone(bench, pausedAt)).toBe(true)
+    expect(await bench.crash()).toBe(true)
+    expect(bench.info().paused).toBe(true)
+
+    await bench.publish([{}])
+    expect(await bench.order()).toEqual([])
+    expect(bench.broker.resume(Q)).toBe(true)
+    expect(await bench.order()).toEqual([0])
+  })
+
+  it('keeps the time to live that it gave, also where it gives another by now', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ ttlMs: 60_000 })
+    await bench.publish([{}, { ttlMs: 5_000 }])
+    bench.ensure({ ttlMs: 1_000 })
+    await bench.publish([{}])
+    bench.ensure({ ttlMs: 0 })
+    await bench.publish([{}])
+    await bench.crash()
+    await bench.pass(2_000)
+    expect(await bench.order()).toEqual([0, 1, 3])
+    await bench.pass(4_000)
+    expect(await bench.order()).toEqual([0, 3])
+    await bench.crash()
+    await bench.pass(55_000)
+    expect(await bench.order()).toEqual([3])
+    expect(bench.info()).toMatchObject({ expired: 3, ready: 1 })
+    bench.broker.audit()
+  })
+
+  it('counts its bytes as they are where `maxBytes` came later than some of its messages', async () => {
+    const bench = await new Bench().open()
+    bench.ensure()
+    await bench.publish(repeated(10, { bodyBytes: 1 }))
+    bench.ensure({ maxBytes: 1 << 20 })
+    await bench.publish(repeated(3, { bodyBytes: 1000 }))
+    const worker = bench.consume()
+    await bench.settle()
+    for (let offset = 0; offset < 12; offset++) worker.settle(offset, OUTCOME.ack)
+    await bench.settle()
+    expect(bench.info().bytes).toBe(1008)
+    await bench.crash()
+    expect(bench.info().bytes).toBe(1008)
+    const again = bench.consume()
+    await bench.settle()
+    again.ackAll()
+    expect(bench.info().bytes).toBe(0)
+  })
+
+  it('sweeps more than a segment of expired messages, at once', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ ttlMs: 1_000 })
+    // Every other one: consecutive ones would be one fact.
+    const batch = Array.from({ length: 1_000 }, (_, i) => ({
+      bodyBytes: 1,
+      ...(i % 2 === 0 ? {} : { ttlMs: HOUR }),
+    }))
+    for (let i = 0; i < 140; i++) await bench.publish(batch)
+    await bench.pass(10_000)
+    expect(bench.info()).toMatchObject({ expired: 70_000, ready: 70_000 })
+    await bench.crash()
+    expect(bench.info()).toMatchObject({ expired: 70_000, ready: 70_000 })
+    bench.broker.audit()
+  })
+
+  it('sweeps what expired while there was no broker, at the first tick', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ ttlMs: 1_000 })
+    for (let i = 0; i < 70; i++) await bench.publish(repeated(1_000, { bodyBytes: 1 }))
+    bench.now += 10_000
+    await bench.crash()
+    await bench.pass(0)
+    expect(bench.info()).toMatchObject({ expired: 70_000, ready: 0 })
+    await bench.crash()
+    expect(bench.info()).toMatchObject({ expired: 70_000, ready: 0 })
+  })
+})
+
+describe('ids', () => {
+  it('of the window are all known after a crash that leaves a page of them half written', async () => {
+    const bench = await new Bench({ segmentBytes: 256 * 1024, checkpointBytes: 24 * 1024 }).open()
+    bench.ensure({ unique: 'window', dedupWindowMs: HOUR })
+    let ids = 0
+    for (let i = 0; i < 60; i++) {
+      bench.put(Array.from({ length: 700 }, () => ({ id: `id ${ids++}`, bodyBytes: 120 })))
+      // Many batches to an entry: checkpoints begin and end between those of one page.
+      bench.endTurns()
+      await Promise.resolve()
+      if (i % 15 === 14) await bench.settle()
+    }
+    expect(await bench.crash()).toBe(true)
+    let duplicates = 0
+    for (let i = 0; i < ids; i++) {
+      const placed = bench.put([{ id: `id ${i}`, bodyBytes: 1 }])
+      if (placed.duplicates?.get(0) === i) duplicates++
+    }
+    expect(duplicates).toBe(42_000)
+  })
+
+  it('of pending messages count again after a restart, and for as long as the message is pending', async () => {
+    const bench = await new Bench(SMALL).open()
+    bench.ensure({ unique: 'pending' })
+    const { baseOffset } = await bench.publish([
+      { id: 'ready' },
+      { id: 'later', delayMs: HOUR },
+      { id: 'done' },
+    ])
+    expect(baseOffset).toBe(0)
+    const worker = bench.consume()
+    await bench.settle()
+    worker.settle(2, OUTCOME.ack)
+    await bench.settle()
+    const again = async (): Promise<void> => {
+      const { baseOffset, duplicates } = await bench.publish([
+        { id: 'ready' },
+        { id: 'later' },
+        { id: 'done' },
+      ])
+      expect(duplicates).toEqual(
+        new Map([
+          [0, 0],
+          [1, 1],
+        ]),
+      )
+      bench.broker.cancel({ name: Q, offset: baseOffset + 2, id: undefined })
+      await bench.settle()
+    }
+    await bench.crash()
+    await again()
+    await bench.fill(400_000)
+    expect(await bench.crash()).toBe(true)
+    await again()
+    expect(bench.info()).toMatchObject({ duplicates: 4, ready: 1, scheduled: 1 })
+    bench.broker.audit()
+  })
+
+  it('of a message that was done and published again in one turn belong to the new one', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ unique: 'pending' })
+    await bench.publish([{ id: 'x' }])
+    const worker = bench.consume()
+    await bench.settle()
+    worker.settle(0, OUTCOME.ack)
+    // The fact of the acknowledgement stands behind this batch.
+    expect(bench.put([{ id: 'x' }])).toEqual({ baseOffset: 1, duplicates: undefined })
+    await bench.settle()
+    await bench.crash()
+    expect(bench.put([{ id: 'x' }]).duplicates).toEqual(new Map([[0, 1]]))
+  })
+})
+
+describe('a producer that asks again', () => {
+  const duplicatesOf = async (bench: Bench): Promise<Uint8Array> => {
+    bench.ensure({ unique: 'window', dedupWindowMs: HOUR })
+    await bench.publish([{ id: 'a' }])
+    const bytes = batchOf([{ id: 'a' }, { id: 'b' }, { id: 'b' }], ++bench.number)
+    expect(bench.send(bytes)).toEqual({
+      baseOffset: 1,
+      duplicates: new Map([
+        [0, 0],
+        [2, 2],
+      ]),
+    })
+    await bench.settle()
+    return bytes
+  }
+
+  it('is told the same duplicates, from the facts in front of the batch', async () => {
+    const bench = await new Bench().open()
+    const bytes = await duplicatesOf(bench)
+    expect(await bench.crash()).toBe(false)
+    expect(bench.send(bytes)).toEqual({
+      baseOffset: 1,
+      duplicates: new Map([
+        [0, 0],
+        [2, 2],
+      ]),
+    })
+    expect(bench.info()).toMatchObject({ published: 2, duplicates: 2, ready: 2 })
+  })
+
+  it('is told the same duplicates, from the page of its numbers', async () => {
+    const bench = await new Bench(SMALL).open()
+    const bytes = await duplicatesOf(bench)
+    const publishedBefore = bench.broker.endPosition
+    bench.broker.purge(Q)
+    await bench.fill(400_000)
+    expect(isGone(bench, publishedBefore)).toBe(true)
+    expect(await bench.crash()).toBe(true)
+    expect(bench.send(bytes)).toEqual({
+      baseOffset: 1,
+      duplicates: new Map([
+        [0, 0],
+        [2, 2],
+      ]),
+    })
+    expect(bench.info()).toMatchObject({ published: 2, duplicates: 2, ready: 0 })
+  })
+
+  // 24 bytes of fact for each must stand in the entry of the batch, which may take half of a segment.
+  it('may have as many duplicates in a batch as a quarter of a segment takes note of', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ dedupWindowMs: HOUR })
+    await bench.publish([{ id: 'a', bodyBytes: 0 }])
+    const most = Math.floor(bench.log.segmentBytes / 4 / 24)
+    const tooMany = batchOf(repeated(most + 1, { id: 'a', bodyBytes: 0 }), ++bench.number)
+    expect(() => bench.send(tooMany)).toThrow(expect.objectContaining({ code: 'BATCH_TOO_LARGE' }))
+    const bytes = batchOf(repeated(most, { id: 'a', bodyBytes: 0 }), ++bench.number)
+    const placed = bench.send(bytes)
+    expect(placed.duplicates?.size).toBe(most)
+    await bench.settle()
+    await bench.crash()
+    expect(bench.send(bytes)).toEqual(placed)
+    expect(bench.info()).toMatchObject({ published: 1, ready: 1 })
+  })
+
+  const P = queueName('p')
+
+  it.each(['facts', 'page'])(
+    'is told the same of an atomic step with duplicates, from its %s',
+    async (from) => {
+      const bench = await new Bench(SMALL).open()
+      bench.ensure({ unique: 'window', dedupWindowMs: HOUR })
+      bench.ensure({}, P)
+      await bench.publish([{ id: 'a' }])
+      await bench.publish([{}], P)
+      const worker = bench.consume()
+      await bench.settle()
+      const number = ++bench.number
+      const batches = [
+        { queue: P, bytes: batchOf([{}], number) },
+        { queue: Q, bytes: batchOf([{ id: 'b' }, { id: 'a' }, { id: 'b' }], number) },
+      ].map(({ queue, bytes }) => ({ queue, bytes, at: 0, end: bytes.length }))
+      const acks = [{ subscription: worker.subscription, firstTag: worker.tagOf(0), count: 1 }]
+      const places = [
+        { baseOffset: 1, duplicates: undefined },
+        {
+          baseOffset: 1,
+          duplicates: new Map([
+            [1, 0],
+            [2, 1],
+          ]),
+        },
+      ]
+      expect(bench.atomic({ number, crc: 5, acks, batches })).toEqual(places)
+      await bench.settle()
+      const before = bench.broker.endPosition
+      if (from === 'page') {
+        bench.broker.purge(Q)
+        bench.broker.purge(P)
+        await bench.fill(400_000)
+      }
+      expect(await bench.crash()).toBe(from === 'page')
+      expect(isGone(bench, before)).toBe(from === 'page')
+      // The subscription that held what was acknowledged is over, and it does not matter.
+      const ended = [{ subscription: undefined, firstTag: worker.tagOf(0), count: 1 }]
+      expect(bench.atomic({ number, crc: 5, acks: ended, batches })).toEqual(places)
+      expect(() => bench.atomic({ number, crc: 6, acks: ended, batches })).toThrow(
+        expect.objectContaining({ code: 'NUMBER_REUSED' }),
+      )
+      expect(bench.info()).toMatchObject({ published: 2, duplicates: 2 })
+      bench.broker.audit()
+    },
+  )
+
+  it('is told the same of an atomic step with more duplicates than one fact has text for', async () => {
+    const bench = await new Bench({ segmentBytes: 64 << 20 }).open()
+    bench.ensure({ unique: 'window', dedupWindowMs: HOUR })
+    const bytes = batchOf(repeated(20_000, { id: 'a', bodyBytes: 1 }), 1)
+    const step = { number: 1, crc: 5, acks: [], batches: [{ queue: Q, bytes, at: 0, end: bytes.length }] }
+    const placed = bench.atomic(step)
+    expect(placed[0]?.duplicates?.size).toBe(19_999)
+    await bench.settle()
+    await bench.crash()
+    expect(bench.atomic(step)).toEqual(placed)
+    expect(bench.info()).toMatchObject({ published: 1, ready: 1, duplicates: 19_999 })
+  })
+
+  it('may not use the number of an atomic step for a batch, nor the other way round', async () => {
+    const bench = await new Bench().open()
+    bench.ensure()
+    const step = (number: number, crc: number): unknown => {
+      const bytes = batchOf([{}], number)
+      return bench.atomic({ number, crc, acks: [], batches: [{ queue: Q, bytes, at: 0, end: bytes.length }] })
+    }
+    const reused = expect.objectContaining({ code: 'NUMBER_REUSED' })
+    step(1, 5)
+    // Number 1 is still waited for.
+    bench.send(batchOf([{}], 2), Q, undefined, 1)
+    for (const restarts of [false, true]) {
+      await bench.settle()
+      if (restarts) await bench.crash()
+      expect(bench.producer().highest).toBe(2)
+      expect(() => bench.send(batchOf([{}], 1), Q, undefined, 1)).toThrow(reused)
+      expect(() => step(2, 5)).toThrow(reused)
+    }
+    expect(bench.info().published).toBe(2)
+  })
+
+  describe('and leaves more duplicates unanswered than a page holds', () => {
+    // A page takes a quarter of a segment, and 40 bytes for each.
+    const batches = Array.from({ length: 60 }, (_, i) =>
+      batchOf(repeated(1_000, { id: 'a', bodyBytes: 1 }), i + 1),
+    )
+    const flood = async (): Promise<{ bench: Bench; last: Placed }> => {
+      const bench = await new Bench({ segmentBytes: 256 * 1024, checkpointBytes: 64 * 1024 }).open()
+      bench.ensure({ unique: 'window', dedupWindowMs: HOUR })
+      let last: Placed = { baseOffset: -1, duplicates: undefined }
+      for (const [i, bytes] of batches.entries()) {
+        last = bench.send(bytes, Q, undefined, i)
+        await bench.settle()
+      }
+      return { bench, last }
+    }
+
+    it('is told the newest again', async () => {
+      const { bench, last } = await flood()
+      expect(last.duplicates?.size).toBe(1_000)
+      expect(bench.send(batches[59]!, Q, undefined, 59)).toEqual(last)
+      expect(await bench.crash()).toBe(true)
+      expect(bench.send(batches[59]!, Q, undefined, 59)).toEqual(last)
+      expect(bench.info()).toMatchObject({ published: 1, ready: 1, duplicates: 59_999 })
+    })
+
+    // A number that was forgotten is still in its slot: it is answered without its duplicates.
+    it('is told of the oldest that their outcome is not known', async () => {
+      const { bench } = await flood()
+      for (const restarts of [false, true]) {
+        if (restarts) await bench.crash()
+        for (const number of [1, 30, 58])
+          expect(() => bench.send(batches[number - 1]!, Q, undefined, number - 1)).toThrow(
+            expect.objectContaining({ code: 'UNKNOWN_OUTCOME' }),
+          )
+      }
+    })
+  })
+})
+
+describe('a dead message that is to be moved', () => {
+  const dies = async (bench: Bench, name: QueueName = Q): Promise<void> => {
+    const worker = bench.consume(1, { name })
+    await bench.settle()
+    const [{ offset } = { offset: -1 }] = worker.got
+    worker.settle(offset, OUTCOME.deadLetter, { reason: 'no' })
+    await bench.settle()
+    worker.leave()
+    await bench.settle()
+  }
+
+  // Its bytes are at hand when it was just delivered. When it makes room for another they are still on disk.
+  it.each(['tried', 'overflown'])('is in one of the two queues, wherever the log ends: %s', async (how) => {
+    const bench = await new Bench({ keepsSnapshots: true }).open()
+    bench.ensure({}, DEAD)
+    bench.ensure({ deadLetter: DEAD, unique: 'pending', maxMessages: 1, overflow: 'dead-letter' })
+    await bench.publish([{ id: 'x', key: 'k' }])
+    await bench.crash()
+    const published = bench.snapshots.length
+    if (how === 'tried') {
+      const worker = bench.consume()
+      await bench.settle()
+      worker.settle(0, OUTCOME.retry, { delayMs: 0 })
+      await bench.settle()
+      worker.settle(0, OUTCOME.deadLetter, { reason: 'no' })
+    } else bench.put([{ id: 'y', key: 'k' }])
+    await bench.settle()
+    bench.snapshots.push(bench.log.reopened())
+    const seen = new Set<string>()
+    for (const log of bench.snapshots.slice(published)) {
+      const next = new Bench()
+      await next.restart(log)
+      const home = next.info()
+      const there = next.info(DEAD)
+      const alive = next.broker.queue(Q).stateOf(0) === 'ready' ? 1 : 0
+      seen.add(`alive ${alive}, dead ${home.dead}, moved ${there.ready}`)
+      expect(alive + home.dead + there.ready).toBe(1)
+      // Whoever goes on from here gets it there.
+      await next.settle()
+      expect(next.info()).toMatchObject({ dead: 0, moved: 1 - alive })
+      expect(next.info(DEAD)).toMatchObject({ ready: 1 - alive })
+      next.broker.audit()
+    }
+    const all = ['alive 0, dead 0, moved 1', 'alive 0, dead 1, moved 0', 'alive 1, dead 0, moved 0']
+    expect([...seen].sort()).toEqual(how === 'tried' ? [all[0], all[2]] : all)
+  })
+
+  it('is moved when the queue that it is meant for is made', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({}, DEAD)
+    bench.ensure({ deadLetter: DEAD })
+    await bench.publish([{}, {}])
+    bench.broker.delete(DEAD)
+    await dies(bench)
+    expect(bench.info()).toMatchObject({ dead: 1, moved: 0 })
+    bench.ensure({}, DEAD)
+    await bench.settle()
+    expect(bench.info()).toMatchObject({ dead: 0, moved: 1 })
+    expect(bench.info(DEAD)).toMatchObject({ ready: 1 })
+    bench.broker.delete(DEAD)
+    await dies(bench)
+    await bench.crash()
+    expect(bench.info()).toMatchObject({ dead: 1, moved: 1 })
+    bench.ensure({}, DEAD)
+    await bench.settle()
+    expect(bench.info()).toMatchObject({ dead: 0, moved: 2 })
+    expect(bench.info(DEAD)).toMatchObject({ ready: 1 })
+  })
+})

@@ -1,0 +1,299 @@
+/**
+ * A broker on a log in memory, played by a test: it drives time and turns, speaks for producers and consumers without
+ * a socket, and lets the process die at any moment. A failure of the broker fails the test.
+ */
+import {
+  BATCH_HEADER_BYTES,
+  BATCH_TYPE,
+  CONTENT_TYPE,
+  OUTCOME,
+  queueName,
+  recordBytes,
+  sealBatch,
+  writeRecordHead,
+  type Outcome,
+  type Placed,
+  type QueueInfo,
+  type QueueName,
+  type QueueOptions,
+  type RecordOptions,
+  type SettleItem,
+  type SluiceError,
+  type TagRange,
+} from '@sluice/protocol'
+import { Broker } from '../broker/broker.js'
+import type { AtomicStep } from '../broker/intake.js'
+import type { Producer } from '../broker/producers.js'
+import { MemoryLog } from '../log/memory-log.js'
+import type { Consumer, Run, Subscription } from '../queue/index.js'
+
+export const Q = queueName('q')
+
+export type Message = RecordOptions & { readonly bodyBytes?: number }
+
+/** The bytes of a batch, which can be sent more than once. */
+export function batchOf(messages: readonly Message[], number: number): Uint8Array {
+  const size = ({ bodyBytes = 50 }: Message): number => bodyBytes
+  const length = messages.reduce(
+    (sum, message) => sum + recordBytes(message, size(message)),
+    BATCH_HEADER_BYTES,
+  )
+  const bytes = new Uint8Array(length)
+  let at = BATCH_HEADER_BYTES
+  for (const message of messages)
+    at = writeRecordHead(bytes, at, message, CONTENT_TYPE.bytes, size(message)) + size(message)
+  sealBatch(bytes, 0, at, { type: BATCH_TYPE.messages, count: messages.length, batchNumber: number })
+  return bytes
+}
+
+export interface Delivered {
+  readonly offset: number
+  readonly tag: number
+  readonly atMs: number
+  readonly attempt: number
+  readonly redelivered: boolean
+  readonly alone: boolean
+}
+
+/** One subscription and what came to it. */
+export class Worker implements Consumer {
+  readonly peer = ''
+  readonly isReady = true
+  readonly label: string
+  /** All that was delivered, settled or not. */
+  readonly got: Delivered[] = []
+  readonly tagsLost: TagRange[] = []
+  readonly endings: SluiceError[] = []
+  subscription!: Subscription
+  readonly #bench: Bench
+
+  constructor(bench: Bench, label: string) {
+    this.#bench = bench
+    this.label = label
+  }
+
+  deliver(_subscription: Subscription, run: Run, firstTag: number, count: number): void {
+    const { attempt, redelivered, alone } = run
+    for (let i = 0; i < count; i++) {
+      const tag = (firstTag + i) >>> 0
+      this.got.push({ offset: run.offset + i, tag, atMs: this.#bench.now, attempt, redelivered, alone })
+    }
+  }
+
+  lost(_subscription: Subscription, ranges: readonly TagRange[]): void {
+    this.tagsLost.push(...ranges)
+  }
+
+  drained(): void {}
+
+  ended(_subscription: Subscription, error: SluiceError): void {
+    this.endings.push(error)
+  }
+
+  get offsets(): number[] {
+    return this.got.map(({ offset }) => offset)
+  }
+
+  /** Offsets that came since the last call. */
+  takeOffsets(): number[] {
+    return this.got.splice(0).map(({ offset }) => offset)
+  }
+
+  /** The tag under which the message came last. */
+  tagOf(offset: number): number {
+    const delivered = this.got.findLast((delivered) => delivered.offset === offset)
+    if (delivered === undefined) throw new Error(`message ${offset} did not come`)
+    return delivered.tag
+  }
+
+  start(...offsets: number[]): void {
+    this.#bench.broker.beginTurn()
+    const ranges = offsets.map((offset) => ({ firstTag: this.tagOf(offset), count: 1 }))
+    this.#bench.broker.started(this.subscription, ranges)
+  }
+
+  /** Settles the message; the tags that were stale. */
+  settle(offset: number, outcome: Outcome, more: Partial<SettleItem> = {}): TagRange[] {
+    this.#bench.broker.beginTurn()
+    const item = { firstTag: this.tagOf(offset), count: 1, outcome, ...more }
+    return this.#bench.broker.settle(this.subscription, [item])
+  }
+
+  ackAll(): void {
+    for (const { offset } of this.got) this.settle(offset, OUTCOME.ack)
+    this.got.length = 0
+  }
+
+  /** Its connection dies. */
+  die(): void {
+    this.#bench.broker.beginTurn()
+    this.#bench.broker.disconnect([this.subscription])
+  }
+
+  /** Its subscription ends, and nobody is blamed. */
+  leave(): void {
+    this.#bench.broker.beginTurn()
+    this.#bench.broker.unsubscribe(this.subscription, 'nobody')
+  }
+}
+
+export interface BenchOptions {
+  readonly segmentBytes?: number
+  readonly checkpointBytes?: number
+  /** Keeps what the next process would find, before each entry. */
+  readonly keepsSnapshots?: boolean
+}
+
+/** Who publishes, unless told otherwise. */
+const IDENTITY = '00'.repeat(16)
+
+export class Bench {
+  log: MemoryLog
+  now = 1_000_000
+  broker!: Broker
+  /** What a process found that started before each of the entries so far. */
+  readonly snapshots: MemoryLog[] = []
+  /** Of the last batch. */
+  number = 0
+  readonly #checkpointBytes: number | undefined
+  readonly #producers = new Map<string, Producer>()
+  #turns: (() => void)[] = []
+
+  constructor({ segmentBytes = 1 << 20, checkpointBytes, keepsSnapshots = false }: BenchOptions = {}) {
+    this.#checkpointBytes = checkpointBytes
+    this.log = new MemoryLog({
+      segmentBytes,
+      ...(keepsSnapshots
+        ? { beforeAppend: () => void this.snapshots.push(this.log.reopened({ segmentBytes })) }
+        : {}),
+    })
+  }
+
+  async open(): Promise<this> {
+    this.#producers.clear()
+    this.broker = await Broker.open({
+      log: this.log,
+      now: () => this.now,
+      random: () => 0.5,
+      defer: (endTurn) => this.#turns.push(endTurn),
+      onFatal: (error) => {
+        throw error
+      },
+      messageBytesMax: 1024,
+      ...(this.#checkpointBytes === undefined ? {} : { checkpointBytes: this.#checkpointBytes }),
+    })
+    return this
+  }
+
+  /** Ends turns until nothing more happens. */
+  async settle(): Promise<void> {
+    for (let quiet = 0; quiet < 20;) {
+      quiet = this.endTurns() > 0 ? 0 : quiet + 1
+      await Promise.resolve()
+    }
+  }
+
+  /** Ends the turns that are due; returns how many. What they wrote is not on disk yet. */
+  endTurns(): number {
+    const turns = this.#turns.splice(0)
+    for (const turn of turns) turn()
+    return turns.length
+  }
+
+  async pass(ms: number): Promise<void> {
+    this.now += ms
+    this.broker.tick()
+    await this.settle()
+  }
+
+  /** The process is gone; another one finds what was durable. Returns whether it begins with state pages. */
+  async crash(): Promise<boolean> {
+    return this.restart(this.log.reopened())
+  }
+
+  /** Another process starts on `log`. */
+  async restart(log: MemoryLog): Promise<boolean> {
+    this.log = log
+    this.#turns = []
+    const { checkpoint } = await log.open()
+    await this.open()
+    return checkpoint !== undefined
+  }
+
+  ensure(options: Partial<QueueOptions> = {}, name: QueueName = Q): void {
+    this.broker.beginTurn()
+    this.broker.ensure({ name, options, update: true })
+  }
+
+  info(name: QueueName = Q): QueueInfo {
+    this.broker.beginTurn()
+    return this.broker.info(name)
+  }
+
+  producer(identity: string = IDENTITY): Producer {
+    let producer = this.#producers.get(identity)
+    if (producer === undefined) {
+      producer = this.broker.attachProducer(identity, 0)
+      this.#producers.set(identity, producer)
+    }
+    return producer
+  }
+
+  /** Publishes in a turn that has not ended. */
+  put(messages: readonly Message[], name: QueueName = Q): Placed {
+    return this.send(batchOf(messages, ++this.number), name)
+  }
+
+  /** Publishes, until all that follows has happened. */
+  async publish(messages: readonly Message[], name: QueueName = Q): Promise<Placed> {
+    const placed = this.put(messages, name)
+    await this.settle()
+    return placed
+  }
+
+  send(bytes: Uint8Array, name: QueueName = Q, identity: string = IDENTITY, unanswered = 0): Placed {
+    this.broker.beginTurn()
+    return this.broker.publish(this.producer(identity), name, bytes, 0, bytes.length, unanswered)
+  }
+
+  atomic(step: AtomicStep): readonly Placed[] {
+    this.broker.beginTurn()
+    return this.broker.atomic(this.producer(), step, 0)
+  }
+
+  consume(
+    messages = 1_000,
+    { name = Q, label = 'worker', timeoutMs }: { name?: QueueName; label?: string; timeoutMs?: number } = {},
+  ): Worker {
+    this.broker.beginTurn()
+    const worker = new Worker(this, label)
+    worker.subscription = this.broker.subscribe(name, 1, worker, messages, 1 << 24, undefined, timeoutMs)
+    return worker
+  }
+
+  /** Offsets as they are handed out now; they are given back. */
+  async order(name: QueueName = Q): Promise<number[]> {
+    const worker = this.consume(60_000, { name })
+    await this.settle()
+    worker.leave()
+    await this.settle()
+    return worker.offsets
+  }
+
+  /** So many bytes, about, go through the log by another producer and another queue, and none of them stays. */
+  async fill(bytes: number): Promise<void> {
+    const other = queueName('fill')
+    this.ensure({}, other)
+    for (let done = 0; done < bytes; done += 1024) {
+      this.send(batchOf([{ bodyBytes: 900 }], this.#filled++), other, 'ff'.repeat(16))
+      // Space is looked at every few milliseconds.
+      await this.pass(25)
+      if (this.#filled % 16 === 0) this.broker.purge(other)
+    }
+    this.broker.beginTurn()
+    this.broker.purge(other)
+    await this.pass(1_100)
+  }
+
+  #filled = 1
+}

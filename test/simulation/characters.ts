@@ -1,0 +1,117 @@
+/**
+ * What the queues of a run are like, and what is asked of their messages. Some of a queue's options stay as they are
+ * for as long as it has its name, so that what follows from them can be told exactly; the others change now and then.
+ */
+import type { QueueOptions, RecordOptions } from '@sluice/protocol'
+import type { Chance } from './chance.js'
+
+export interface Character {
+  readonly name: string
+  readonly fixed: Partial<QueueOptions>
+  /** Shares of messages that have one. */
+  readonly keyed: number
+  readonly identified: number
+  readonly prioritized: number
+  readonly delayed: number
+  readonly mortal: number
+  /** Queues that its dead may go to. */
+  readonly graves: readonly string[]
+  /** Nothing but retries is asked of it. */
+  readonly isPlain: boolean
+}
+
+/** `isPlain`: as simple as a queue can be. */
+export function characterOf(
+  name: string,
+  behind: readonly string[],
+  isPlain: boolean,
+  chance: Chance,
+): Character {
+  if (isPlain) {
+    return {
+      name,
+      fixed: {},
+      keyed: 0,
+      identified: 0,
+      prioritized: 0,
+      delayed: 0,
+      mortal: 0,
+      graves: [],
+      isPlain,
+    }
+  }
+  const share = (least: number): number => (chance.hit(0.4) ? 0 : least + chance.random() * (1 - least) * 0.7)
+  const ids: Partial<QueueOptions> = chance.hit(0.4)
+    ? { unique: 'pending' }
+    : { dedupWindowMs: chance.pick([0, 500, 3_000, 600_000]) }
+  return {
+    name,
+    fixed: {
+      ...ids,
+      dedupMaxIds: chance.hit(0.7) ? 1_000_000 : chance.int(5, 60),
+      maxBytes: chance.hit(0.8) ? 0 : chance.int(3_000, 20_000),
+    },
+    keyed: share(0.3),
+    identified: share(0.2),
+    prioritized: share(0.2),
+    delayed: chance.hit(0.5) ? 0 : 0.15,
+    mortal: chance.hit(0.5) ? 0 : 0.2,
+    graves: behind,
+    isPlain,
+  }
+}
+
+/** What an ENSURE of the queue asks for, this time. */
+export function optionsFor({ fixed, graves, isPlain }: Character, chance: Chance): Partial<QueueOptions> {
+  const options: { -readonly [Name in keyof QueueOptions]?: QueueOptions[Name] } = { ...fixed }
+  if (chance.hit(0.4)) return options
+  options.maxDeliveries = chance.int(1, 5)
+  options.retryInitialMs = chance.int(0, 300)
+  options.retryMaxMs = options.retryInitialMs + chance.int(0, 2000)
+  if (isPlain) return options
+  if (chance.hit(0.4)) options.keyConcurrency = chance.pick([1, 1, 2, 3])
+  if (chance.hit(0.3)) options.onFail = chance.pick(['block', 'skip'] as const)
+  if (chance.hit(0.2)) options.ttlMs = chance.hit(0.5) ? 0 : 1 + chance.skewed(4_000)
+  if (chance.hit(0.3)) options.processingTimeoutMs = chance.pick([100, 500, 3_000, 1_800_000])
+  if (chance.hit(0.1)) options.single = chance.hit(0.5)
+  if (chance.hit(0.3)) options.deadLetter = chance.hit(0.7) && graves.length > 0 ? chance.pick(graves) : ''
+  if (chance.hit(0.3)) {
+    options.maxMessages = chance.hit(0.4) ? 0 : chance.int(3, 60)
+    options.overflow =
+      options.maxMessages === 0 && fixed.maxBytes === 0
+        ? 'reject'
+        : chance.pick(['reject', 'drop-oldest', 'dead-letter'] as const)
+  }
+  return options
+}
+
+/** What one message asks for; `nowMs` is the time by the broker's clock. */
+export function wishFor(character: Character, chance: Chance, nowMs: number): RecordOptions | undefined {
+  if (character.isPlain) return undefined
+  const { keyed, identified, prioritized, delayed, mortal } = character
+  const options: { -readonly [Name in keyof RecordOptions]: RecordOptions[Name] } = {}
+  if (chance.hit(prioritized)) options.priority = chance.pick([0, 1, 1, 7, 31])
+  if (chance.hit(delayed)) {
+    if (chance.hit(0.7)) options.delayMs = chance.hit(0.2) ? 0 : chance.skewed(3_000)
+    else options.atMs = nowMs + chance.int(-500, 2_000)
+  }
+  if (chance.hit(mortal)) options.ttlMs = 1 + chance.skewed(4_000)
+  if (chance.hit(keyed)) options.key = `k${chance.skewed(6)}`
+  if (chance.hit(identified)) options.id = idFor(chance)
+  if (chance.hit(0.05))
+    options.headers = { colour: chance.pick(['red', 'blue']), trace: `${chance.int(0, 9)}` }
+  return options
+}
+
+/** One that others may have too. */
+export function idFor(chance: Chance): string {
+  return `i${chance.int(0, 80)}`
+}
+
+/**
+ * What a message is in order with: of its priority, or of its key; nothing where it waits for a time of its own.
+ */
+export function laneOf(options: RecordOptions | undefined): string | null {
+  if ((options?.delayMs ?? 0) > 0 || options?.atMs !== undefined) return null
+  return options?.key === undefined ? `priority ${options?.priority ?? 0}` : `key ${options.key}`
+}
