@@ -24,6 +24,8 @@ export interface Readings {
   readonly extensionStarts: boolean
   /** Of a message that goes to a third queue the headers of its first origin stay. */
   readonly firstOriginStays: boolean
+  /** A delayed message is not found by its id if another one had it when it came. */
+  readonly delayedIdIsHidden: boolean
   /** A message that is rescheduled is no suspect any more. */
   readonly rescheduleAbsolves: boolean
   /** A message that was delivered alone is charged though its connection held others, of other subscriptions. */
@@ -42,6 +44,7 @@ export interface Readings {
 export const PLAIN_READINGS: Readings = {
   extensionStarts: false,
   firstOriginStays: false,
+  delayedIdIsHidden: false,
   rescheduleAbsolves: false,
   aloneIsChargedAmongOthers: false,
   oldestIsOfHeads: false,
@@ -53,6 +56,7 @@ export const PLAIN_READINGS: Readings = {
 export const BUILT_READINGS: Readings = {
   extensionStarts: true,
   firstOriginStays: true,
+  delayedIdIsHidden: true,
   rescheduleAbsolves: true,
   aloneIsChargedAmongOthers: true,
   oldestIsOfHeads: true,
@@ -1029,7 +1033,8 @@ export class Model {
       const must = withId.filter(
         (message) =>
           message.offset === known ||
-          (message.state === 'scheduled' &&
+          (!this.readings.delayedIdIsHidden &&
+            message.state === 'scheduled' &&
             message.attempts === 0 &&
             (message.content.delayMs ?? message.content.atMs) !== undefined &&
             queue.options.unique === 'window'),
