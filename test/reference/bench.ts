@@ -1048,7 +1048,10 @@ export class Bench {
     await this.#bothLater(
       `redrive of ${name}`,
       () => this.broker.redrive(named, 'an operator'),
-      (answer) => this.#page(answer?.next ?? null, () => this.model.redrive(named, answer?.next ?? null)),
+      (answer) =>
+        this.#page(answer?.next ?? null, () =>
+          this.model.redrive(named, answer?.next ?? null, answer?.guarded),
+        ),
       ({ matched, redriven, guarded }, expected) =>
         same(`redrive of ${name}`, { matched, redriven, guarded }, expected),
     )

@@ -24,6 +24,8 @@ export interface Readings {
   readonly extensionStarts: boolean
   /** Of a message that goes to a third queue the headers of its first origin stay. */
   readonly firstOriginStays: boolean
+  /** A delayed message is not found by its id if another one had it when it came. */
+  readonly delayedIdIsHidden: boolean
   /** A message that is rescheduled is no suspect any more. */
   readonly rescheduleAbsolves: boolean
   /** A message that was delivered alone is charged though its connection held others, of other subscriptions. */
@@ -42,6 +44,7 @@ export interface Readings {
 export const PLAIN_READINGS: Readings = {
   extensionStarts: false,
   firstOriginStays: false,
+  delayedIdIsHidden: false,
   rescheduleAbsolves: false,
   aloneIsChargedAmongOthers: false,
   oldestIsOfHeads: false,
@@ -53,6 +56,7 @@ export const PLAIN_READINGS: Readings = {
 export const BUILT_READINGS: Readings = {
   extensionStarts: true,
   firstOriginStays: true,
+  delayedIdIsHidden: true,
   rescheduleAbsolves: true,
   aloneIsChargedAmongOthers: true,
   oldestIsOfHeads: true,
@@ -1029,19 +1033,17 @@ export class Model {
       const must = withId.filter(
         (message) =>
           message.offset === known ||
-          (message.state === 'scheduled' &&
+          (!this.readings.delayedIdIsHidden &&
+            message.state === 'scheduled' &&
             message.attempts === 0 &&
             (message.content.delayMs ?? message.content.atMs) !== undefined &&
             queue.options.unique === 'window'),
       )
       const answered = withId.filter((message) => message.offset === answer)
       found = answered.length > 0 ? answered : must
-      if (answered.length === 0 && withId.length > 0) {
-        // Which one is meant is not said where the window has forgotten the id.
-        const codes = withId.map(({ state }) => (state === 'leased' ? 'MESSAGE_LEASED' : 'MESSAGE_NOT_FOUND'))
-        if (must.length === 0 || must.some(({ state }) => state === 'leased'))
-          throw new Refused([...codes, 'MESSAGE_NOT_FOUND'])
-      }
+      // Which of several is meant is not said, nor whether it is found once the window has forgotten the id.
+      if (answered.length === 0 && withId.some(({ state }) => state === 'leased'))
+        throw new Refused(must.length === 0 ? ['MESSAGE_LEASED', 'MESSAGE_NOT_FOUND'] : ['MESSAGE_LEASED'])
     }
     const message = found.find(({ state }) => state !== 'dead')
     if (message === undefined) throw new Refused(['MESSAGE_NOT_FOUND'])
@@ -1136,27 +1138,21 @@ export class Model {
     return page
   }
 
-  /** `next` is where the product's page ended: of what stands before it, nothing may have been passed over. */
+  /**
+   * `next` is where the product's page ended: of what stands before it, nothing may have been passed over. `told` is how
+   * many it left alone, undefined where it refused.
+   */
   redrive(
     request: DeadSelection & { readonly to?: string | undefined; readonly force: boolean },
     next: number | null,
+    told: number | undefined,
   ): { matched: number; redriven: number; guarded: number } {
     const queue = this.queue(request.name)
     const to = this.queue(request.to ?? request.name)
     const matched = this.#dead(queue, request, next)
-    const countsHere = to === queue && this.readings.guardCountsHere
-    const pending = new Set(queue.pending.keys())
-    const allowed = matched.filter((message) => {
-      const { id } = message.content
-      // Where only one of an id may be pending, the others stay.
-      const isBarred =
-        to === queue && queue.options.unique === 'pending' && id !== undefined && pending.has(id)
-      const redrives = countsHere ? message.redrives : redrivesOf(message)
-      if (isBarred || (redrives >= LIMITS.redrivesMax && !request.force)) return false
-      // A dry run does not tell that one of them would be in the way of another.
-      if (id !== undefined && !request.dryRun) pending.add(id)
-      return true
-    })
+    let allowed = this.#mayReturn(queue, to, matched, request, false)
+    if (this.readings.idIsFreeBesideOther && matched.length - allowed.length !== told)
+      allowed = this.#mayReturn(queue, to, matched, request, true)
     if (!request.dryRun) {
       for (const message of allowed) {
         this.#count('redriven')
@@ -1169,6 +1165,31 @@ export class Model {
     }
     const guarded = matched.length - allowed.length
     return { matched: matched.length, redriven: allowed.length, guarded }
+  }
+
+  // Those that were not brought back too often and, where only one of an id may be pending, are not in the way of it.
+  #mayReturn(
+    queue: ModelQueue,
+    to: ModelQueue,
+    matched: readonly ModelMessage[],
+    { dryRun, force }: { readonly dryRun: boolean; readonly force: boolean },
+    atMost: boolean,
+  ): ModelMessage[] {
+    const countsHere = to === queue && this.readings.guardCountsHere
+    const pending = new Set(queue.pending.keys())
+    if (atMost)
+      for (const { state, content } of queue.messages)
+        if (state !== 'dead' && content.id !== undefined) pending.add(content.id)
+    return matched.filter((message) => {
+      const { id } = message.content
+      const isBarred =
+        to === queue && queue.options.unique === 'pending' && id !== undefined && pending.has(id)
+      const redrives = countsHere ? message.redrives : redrivesOf(message)
+      if (isBarred || (redrives >= LIMITS.redrivesMax && !force)) return false
+      // A dry run does not tell that one of them would be in the way of another.
+      if (id !== undefined && !dryRun) pending.add(id)
+      return true
+    })
   }
 
   discard(request: DeadSelection, next: number | null): { matched: number; discarded: number } {
