@@ -56,11 +56,11 @@ import {
   publishBatchStart,
   publishOkItemBytes,
   readText,
-  readU64,
   redriveRequest,
   replayRequest,
   rescheduleRequest,
   subscribeRequest,
+  u64,
   writeDeliverHead,
   writeFrameHeader,
   writePublishOkItem,
@@ -620,14 +620,16 @@ export class Session implements Output, Consumer {
 
   publish(correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const batchAt = publishBatchStart(bytes, start, end)
+    // What has no number that can be told cannot be refused under it.
+    const number = u64('The batch of PUBLISH', bytes, batchAt + 24)
     this.#checkWindow(correlation)
     try {
       const name = this.#name(bytes, start + 1, batchAt)
       const placed = this.#broker.publish(this.#producer!, name, bytes, batchAt, end, correlation)
-      this.#confirm(readU64(bytes, batchAt + 24), placed)
+      this.#confirm(number, placed)
       this.#took(end - start)
     } catch (error) {
-      this.#refuse(readU64(bytes, batchAt + 24), error)
+      this.#refuse(number, error)
     }
   }
 
