@@ -203,7 +203,12 @@ export class Chunk {
   setExpiry(index: number, expiryMs: number): void {
     this.expiries ??= new Float64Array(CHUNK_MESSAGES)
     this.expiries[index] = expiryMs
-    if (expiryMs < this.earliestExpiryMs) this.earliestExpiryMs = expiryMs
+    this.lookAtExpiries(expiryMs)
+  }
+
+  /** Something here has expired at `timeMs`, or is due then and expired before. */
+  lookAtExpiries(timeMs: number): void {
+    if (timeMs < this.earliestExpiryMs) this.earliestExpiryMs = timeMs
   }
 
   /** Takes note of a batch whose messages have the indexes `[count, end)`; their priority is 0 unless traits say more. */

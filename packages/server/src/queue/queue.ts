@@ -22,6 +22,7 @@ import { Chunks, chunkEndAfter } from './chunks.js'
 import { FactBuffer, type GoneFact } from './facts.js'
 import { ID_WORDS } from './hash.js'
 import { IdWindow, PendingIds } from './ids.js'
+import type { Placed } from './key-lines.js'
 import { Keys } from './keys.js'
 import { Line, type Run } from './line.js'
 import type { Subscription } from './subscription.js'
@@ -351,8 +352,9 @@ export class Queue {
     const index = offset - chunk.base
     const attempts = chunk.attemptsAt(index)
     const expiryMs = chunk.expiryAt(index)
-    if (attempts === 0 && expiryMs !== 0) {
-      chunk.setExpiry(index, expiryMs + dueMs - chunk.lineTimeAt(index))
+    if (expiryMs !== 0) {
+      if (attempts === 0) chunk.setExpiry(index, expiryMs + dueMs - chunk.lineTimeAt(index))
+      else chunk.lookAtExpiries(Math.max(expiryMs, dueMs))
       this.#earliestExpiryMs = Math.min(this.#earliestExpiryMs, chunk.earliestExpiryMs)
     }
     chunk.setDue(index, attempts, dueMs)
@@ -908,14 +910,18 @@ export class Queue {
   // What is leased is looked at when it comes back.
   #sweep(nowMs: number): void {
     this.#sweptMs = nowMs
+    const expired: Placed[] = []
+    for (const chunk of this.#chunks) if (chunk.earliestExpiryMs <= nowMs) this.#look(chunk, nowMs, expired)
+    // In the order in which their times were over: each may have freed its key for the next.
+    if (this.keys.size > 0) expired.sort((a, b) => a.timeMs - b.timeMs)
+    for (const { chunk, index } of expired) this.#expireInLine(chunk, chunk.base + index, nowMs)
     this.#earliestExpiryMs = Infinity
-    for (const chunk of this.#chunks) {
-      if (chunk.earliestExpiryMs <= nowMs) this.#sweepChunk(chunk, nowMs)
+    for (const chunk of this.#chunks)
       this.#earliestExpiryMs = Math.min(this.#earliestExpiryMs, chunk.earliestExpiryMs)
-    }
   }
 
-  #sweepChunk(chunk: Chunk, nowMs: number): void {
+  // Finds what has expired, and when to look again.
+  #look(chunk: Chunk, nowMs: number, expired: Placed[]): void {
     chunk.earliestExpiryMs = Infinity
     for (let index = 0; index < chunk.count; index++) {
       const expiryMs = chunk.expiries![index]!
@@ -924,9 +930,8 @@ export class Queue {
       const lookAtMs = this.#line.isScheduled(chunk, index)
         ? Math.max(expiryMs, chunk.dueAt(index))
         : expiryMs
-      if (lookAtMs > nowMs) {
-        if (lookAtMs < chunk.earliestExpiryMs) chunk.earliestExpiryMs = lookAtMs
-      } else if (this.#line.stands(chunk, index)) this.#expireInLine(chunk, chunk.base + index, nowMs)
+      if (lookAtMs > nowMs) chunk.lookAtExpiries(lookAtMs)
+      else if (this.#line.stands(chunk, index)) expired.push({ chunk, index, timeMs: expiryMs })
     }
   }
 
