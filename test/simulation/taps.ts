@@ -392,7 +392,7 @@ export function tapSession(
 
   const result = session.result.bind(session)
   session.result = (correlation, body) => {
-    conversation.promises.push(owed.promise ?? ((): undefined => undefined))
+    conversation.promises.push({ correlation, broken: owed.promise ?? ((): undefined => undefined) })
     owed.promise = undefined
     result(correlation, body)
   }
