@@ -348,3 +348,23 @@ for (const opcode of [OP.HISTORY, OP.REPLAY] as const) {
     expect(peer.take()).toContain('RESULT')
   })
 }
+
+test('the history of each of several messages that left together says how', async () => {
+  const bench = await new Bench().open()
+  await withDead(bench, 3)
+  bench.publish(OTHER, 2, 3)
+  const all = { from: 0, limit: 10, offsets: undefined, filter: {}, dryRun: false }
+  await Promise.all([bench.broker.discard({ name: NAME, ...all }), bench.settle()])
+  bench.broker.beginTurn()
+  for (const offset of [0, 1, 2]) bench.broker.cancel({ name: OTHER, offset, id: undefined })
+  await bench.settle()
+  for (const [name, how] of [
+    [NAME, 'discarded'],
+    [OTHER, 'cancelled'],
+  ] as const) {
+    for (const offset of [0, 1, 2]) {
+      const { events } = await bench.broker.history({ name, offset, cursor: undefined })
+      expect(events.at(-1), `offset ${offset} of ${name}`).toMatchObject({ event: how })
+    }
+  }
+})

@@ -51,8 +51,10 @@ export class RememberedIds {
 /** Ids of messages that are not done; several can have the same. */
 export class PendingIds {
   readonly #offsets = new Map<string, Set<number>>()
-  /** Messages that are known by an id. */
-  size = 0
+  /** Different ids. */
+  get size(): number {
+    return this.#offsets.size
+  }
 
   /** The oldest message with this id, without those in `except`. */
   find(id: string, except?: ReadonlySet<number>): number | undefined {
@@ -65,17 +67,15 @@ export class PendingIds {
   add(id: string, offset: number): void {
     const offsets = this.#offsets.get(id) ?? new Set()
     this.#offsets.set(id, offsets.add(offset))
-    this.size++
   }
 
   done(id: string, offset: number): void {
-    if (this.#offsets.get(id)?.delete(offset) === true) this.size--
+    const offsets = this.#offsets.get(id)
+    offsets?.delete(offset)
+    if (offsets?.size === 0) this.#offsets.delete(id)
   }
 
   *entries(): IterableIterator<[string, number]> {
-    for (const id of this.#offsets.keys()) {
-      const oldest = this.find(id)
-      if (oldest !== undefined) yield [id, oldest]
-    }
+    for (const id of this.#offsets.keys()) yield [id, this.find(id)!]
   }
 }

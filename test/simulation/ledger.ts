@@ -499,7 +499,7 @@ export class LedgerState {
         for (let i = offset; i < offset + count; i++) this.#leave(queue, i, 'is dropped', 'dropped')
         return
       case FACT.cancel:
-        this.#leave(queue, offset, 'is cancelled', 'cancelled')
+        for (let i = offset; i < offset + count; i++) this.#leave(queue, i, 'is cancelled', 'cancelled')
         return
       case FACT.discard:
         for (let i = offset; i < offset + count; i++) {

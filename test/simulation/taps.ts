@@ -3,7 +3,7 @@
  * time, what becomes of its dead messages, and every entry that is appended, are told to the model and the ledger.
  * Nothing is changed on the way.
  */
-import { SluiceError, readU64, type Placed } from '@sluice/protocol'
+import { OP, SluiceError, readU64, type Placed } from '@sluice/protocol'
 import type { Broker } from '../../packages/server/src/broker/broker.js'
 import type { Log, LogBounds, LogEntry } from '../../packages/server/src/log/log.js'
 import type { Queue } from '../../packages/server/src/queue/index.js'
@@ -392,7 +392,8 @@ export function tapSession(
 
   const answer = session.answer.bind(session)
   session.answer = (correlation, given) => {
-    conversation.promises.push(owed.promise ?? ((): undefined => undefined))
+    if (given.opcode === OP.RESULT)
+      conversation.promises.push({ correlation, broken: owed.promise ?? ((): undefined => undefined) })
     owed.promise = undefined
     answer(correlation, given)
   }

@@ -33,7 +33,7 @@ export class Conversation {
   /** What PEEK was asked for, by its correlation: queues. */
   readonly peeks = new Map<number, string>()
   /** For each RESULT that the broker owes, in order: what the disk must say when it goes out. */
-  readonly promises: (() => string | undefined)[] = []
+  readonly promises: { readonly correlation: number; readonly broken: () => string | undefined }[] = []
 
   constructor(identity: string) {
     this.identity = identity
@@ -114,8 +114,9 @@ export class Witness {
     } else if (opcode === OP.RESULT) {
       this.counts.results++
       const promise = conversation.promises.shift()
-      if (promise === undefined) throw new Violation(21, 'a RESULT went out that nobody asked for')
-      const broken = promise()
+      if (promise?.correlation !== correlation)
+        throw new Violation(21, `RESULT ${correlation} went out; due was ${promise?.correlation}`)
+      const broken = promise.broken()
       if (broken !== undefined) throw new Violation(1, broken)
     } else if (opcode === OP.MESSAGES) {
       this.#peeked(conversation, correlation, bytes, start, end)
