@@ -253,7 +253,7 @@ export class Broker {
   /** The next time at which `tick` has something to do, ms since the epoch; Infinity when there is none. */
   get nextDeadline(): number {
     const idleAt = this.#lastIsEmpty ? Infinity : this.#endedAtMs + IDLE_MS
-    return Math.min(this.#timers.firstTime, idleAt)
+    return Math.min(this.#timers.firstTime, idleAt, this.#moves.retryAtMs)
   }
 
   #premises(): Premises {

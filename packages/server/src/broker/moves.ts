@@ -12,6 +12,8 @@ import type { Writer } from './writer.js'
 
 /** Messages moved in one turn, at most; the rest follows in the next. */
 const TURN_MESSAGES = 256
+/** How long after there was no room in the log it is tried again. */
+const RETRY_MS = 1_000
 
 export class Moves {
   readonly #state: State
@@ -42,6 +44,9 @@ export class Moves {
     for (const queue of this.#state.queues.values()) if (queue.options.deadLetter === name) this.note(queue)
   }
 
+  /** The log had no room: when that is looked at again; Infinity when it has. */
+  retryAtMs = Infinity
+
   /** Whether `step` has something to do. */
   get isWanted(): boolean {
     return this.#queues.size > 0
@@ -50,6 +55,7 @@ export class Moves {
   /** Moves what can be moved now; returns whether there is more. `wake` asks for another turn. */
   step(wake: () => void): void {
     let left = TURN_MESSAGES
+    this.retryAtMs = Infinity
     for (const queue of [...this.#queues]) {
       if (this.#loading.has(queue)) continue
       const target = this.#state.queues.get(queue.options.deadLetter)
@@ -85,7 +91,10 @@ export class Moves {
           this.#load(queue, offset, wake)
           break
         }
-        if (!this.move(queue, offset, record, target, 'move')) break
+        if (!this.move(queue, offset, record, target, 'move')) {
+          this.retryAtMs = this.#writer.nowMs + RETRY_MS
+          break
+        }
         left--
       }
       done++

@@ -558,11 +558,20 @@ const EVENTS: Readonly<Record<number, HistoryEventName>> = {
   [FACT.hand]: 'delivered',
 }
 
+/** Facts that can name several messages, one behind the other. */
+const RANGES: ReadonlySet<number> = new Set([
+  FACT.ack,
+  FACT.expire,
+  FACT.drop,
+  FACT.cancel,
+  FACT.discard,
+  FACT.hand,
+])
+
 function eventOf(fact: Fact, offset: number, atMs: number): HistoryEvent | undefined {
   const event = EVENTS[fact.kind]
   if (event === undefined) return undefined
-  const isRange =
-    fact.kind === FACT.ack || fact.kind === FACT.expire || fact.kind === FACT.hand || fact.kind === FACT.drop
+  const isRange = RANGES.has(fact.kind)
   const from = fact.kind === FACT.purge ? 0 : fact.offset
   const end = fact.kind === FACT.purge ? fact.offset : fact.offset + (isRange ? fact.count : 1)
   if (offset < from || offset >= end) return undefined

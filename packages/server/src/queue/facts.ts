@@ -31,7 +31,7 @@ export const FACT = {
   expire: 6,
   /** Made room for newer ones: `count` messages from `offset` are gone. */
   drop: 7,
-  /** Cancelled: the message is gone. */
+  /** Cancelled: `count` messages from `offset` are gone. */
   cancel: 8,
   /** Stands before the batch of the message, which is gone at once: it has the id of the one accepted at `time`. */
   duplicate: 9,

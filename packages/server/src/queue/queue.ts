@@ -702,15 +702,16 @@ export class Queue {
   #findDuplicates(count: number, traits: Traits, freed: Freed): Map<number, number> | undefined {
     const { unique, dedupWindowMs, dedupMaxIds } = this.#options
     if (unique === 'window' && dedupWindowMs === 0) return undefined
-    const known = unique === 'window' ? this.ids : this.#pending
+    const isPending = unique === 'pending'
+    const stays = (offset: number): boolean => !freed.offsets.has(offset)
     let duplicates: Map<number, number> | undefined
     // Ids of this batch, for finding those that come twice in it.
     const fresh = new Map<string, number>()
     for (let index = 0; index < count; index++) {
       const at = index * ID_WORDS
       if (!isId(traits.ids, at)) continue
-      let first = known.find(traits.ids, at)
-      if (first === -1 || (unique === 'pending' && freed.offsets.has(first))) {
+      let first = isPending ? this.#pending.find(traits.ids, at, stays) : this.ids.find(traits.ids, at)
+      if (first === -1) {
         const id = traits.ids.subarray(at, at + ID_WORDS).join()
         const other = fresh.get(id)
         if (other === undefined) {
@@ -722,10 +723,11 @@ export class Queue {
       duplicates ??= new Map()
       duplicates.set(index, first)
     }
-    if (fresh.size > 0 && known.count + fresh.size > dedupMaxIds) {
+    const known = isPending ? this.#pending.count : this.ids.count
+    if (fresh.size > 0 && known + fresh.size > dedupMaxIds) {
       throw new SluiceError(
         'DEDUP_FULL',
-        `The queue ${this.name} remembers ${known.count} ids, and ${fresh.size} more came; it remembers at most ${dedupMaxIds}.`,
+        `The queue ${this.name} remembers ${known} ids, and ${fresh.size} more came; it remembers at most ${dedupMaxIds}.`,
         { retryAfterMs: 1_000 },
       )
     }
