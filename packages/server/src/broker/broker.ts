@@ -257,14 +257,9 @@ export class Broker {
   }
 
   #premises(): Premises {
-    const broker = this
     return {
-      get nowMs() {
-        return broker.nowMs
-      },
-      get endPosition() {
-        return broker.endPosition
-      },
+      now: () => this.nowMs,
+      endPosition: () => this.endPosition,
       beginTurn: () => {
         if (this.#stopped || this.#failed)
           throw new SluiceError('SHUTTING_DOWN', 'The broker is stopping.', { scope: 'request' })

@@ -52,9 +52,10 @@ const READ_BYTES_MAX = 64 << 20
 
 /** What the operator needs of the broker. */
 export interface Premises {
-  readonly nowMs: number
+  /** Time of this turn, ms. */
+  now(): number
   /** Where the log ends by now. */
-  readonly endPosition: number
+  endPosition(): number
   /** A wait is over: a turn begins. @throws SluiceError SHUTTING_DOWN when nothing may be written any more */
   beginTurn(): void
   /** Something was done to the queue. */
@@ -113,7 +114,7 @@ export class Operator {
   /** @throws SluiceError QUEUE_NOT_FOUND, CORRUPT */
   async peek(request: PeekRequest): Promise<PeekPage> {
     const queue = this.#premises.queue(request.name)
-    queue.settleTime(this.#premises.nowMs)
+    queue.settleTime(this.#premises.now())
     this.#premises.changed(queue)
     const holders = new Map<number, { readonly holder: string; readonly sinceMs: number }>()
     for (const subscription of queue.subscriptions) {
@@ -129,7 +130,6 @@ export class Operator {
       const state = queue.stateOf(offset)
       if (state === undefined || (request.state !== undefined && state !== request.state)) continue
       if (!this.#mayChoose(queue, offset, request.filter)) continue
-      // oxlint-disable-next-line no-await-in-loop -- one after the other: memory holds one page
       const record = await this.#records.read(queue, offset)
       if (record === undefined || !choosesRecord(request.filter, record)) continue
       const message = this.#peeked(queue, offset, record, holders.get(offset))
@@ -148,7 +148,7 @@ export class Operator {
       attempts: dead?.attempts ?? queue.attemptsOf(offset),
       timeMs: dead?.timeMs ?? chunk.batchTime(chunk.batchAt(offset - chunk.base)),
     }
-    return choosesAmong(filter, circumstances, this.#premises.nowMs)
+    return choosesAmong(filter, circumstances, this.#premises.now())
   }
 
   #peeked(
@@ -199,7 +199,7 @@ export class Operator {
       }
       redriven++
       if (dryRun) return
-      if (target === undefined) queue.redrive(offset, this.#premises.nowMs, by)
+      if (target === undefined) queue.redrive(offset, this.#premises.now(), by)
       else if (!this.#moves.move(queue, offset, record!, this.#premises.queue(to!), 'carry')) throw diskLow()
     })
     return { matched, redriven, guarded, next }
@@ -210,7 +210,7 @@ export class Operator {
     let discarded = 0
     const { matched, next } = await this.#forDead(request, (queue, offset) => {
       discarded++
-      if (!request.dryRun) queue.discard(offset, this.#premises.nowMs)
+      if (!request.dryRun) queue.discard(offset, this.#premises.now())
     })
     return { matched, discarded, next }
   }
@@ -233,12 +233,10 @@ export class Operator {
         return queue.deadAt(offset) === undefined ? undefined : record
       }
       if (needsRecord(filter)) {
-        // oxlint-disable-next-line no-await-in-loop -- one after the other: memory holds one record
         const record = await read()
         if (record === undefined || !choosesRecord(filter, record)) continue
       }
       matched++
-      // oxlint-disable-next-line no-await-in-loop -- as above
       await act(queue, offset, read)
       this.#premises.changed(queue)
       // While that was waited for the queue may have been deleted, and the broker stopped.
@@ -283,7 +281,7 @@ export class Operator {
           if (!acked.has(offset)) continue
           const copy = copyBytes(entry.bytes, record, record + readU32(entry.bytes, record))
           const circumstances = { dead: undefined, attempts: 0, timeMs: header.timeMs }
-          if (!choosesAmong(filter, circumstances, this.#premises.nowMs) || !choosesRecord(filter, copy))
+          if (!choosesAmong(filter, circumstances, this.#premises.now()) || !choosesRecord(filter, copy))
             continue
           if (matched === limit)
             return { matched, replayed, cursor: cursorText({ ...from, position, index }) }
@@ -310,8 +308,13 @@ export class Operator {
   // Where a replay begins that begins now.
   async #replayFrom(): Promise<ReplayCursor> {
     const position = this.#log.usage().firstPosition
-    const { endPosition } = this.#premises
-    const cursor = { position, index: 0, end: endPosition, firstMs: 0, id: ++this.#lastReplay }
+    const cursor = {
+      position,
+      index: 0,
+      end: this.#premises.endPosition(),
+      firstMs: 0,
+      id: ++this.#lastReplay,
+    }
     for await (const entry of this.#entries(position))
       return { ...cursor, firstMs: readEntryHeader(entry.bytes, 0).timeMs }
     return cursor

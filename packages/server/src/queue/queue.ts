@@ -764,10 +764,9 @@ export class Queue {
   makeRoom({ messages, bytes }: Admission, nowMs: number): void {
     const { maxMessages, maxBytes, overflow } = this.#options
     if ((maxMessages === 0 && maxBytes === 0) || messages === 0 || overflow === 'reject') return
-    while (
-      (maxMessages > 0 && this.live - this.deadCount + messages > maxMessages) ||
-      (maxBytes > 0 && Math.round(this.bytes - this.deadBytes) + bytes > maxBytes)
-    ) {
+    const mostMessages = (maxMessages || Infinity) - messages
+    const mostBytes = (maxBytes || Infinity) - bytes
+    while (this.live - this.deadCount > mostMessages || Math.round(this.bytes - this.deadBytes) > mostBytes) {
       const offset = this.#line.oldest()
       if (offset === -1) return
       const chunk = this.chunkAt(offset)!
