@@ -293,9 +293,8 @@ export class Bench {
       }
       const { queue } = event.pair.model
       if (event.offset >= queue.next) while (queue.next <= event.offset && this.#arrive(arrivals, queue));
-      const { returning } = this.model
-      const at = returning.findIndex((one) => one.queue === queue && one.message.offset === event.offset)
-      for (let count = 0; count <= at; count++) this.model.returned()
+      // Those that are redriven come back one by one, and each can stand before others of its key.
+      while (this.model.returning.length > 0 && !this.model.isNext(queue, event.offset)) this.model.returned()
       this.#compareDelivery(event)
     }
     while (this.model.returning.length > 0) this.model.returned()

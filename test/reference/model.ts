@@ -739,11 +739,15 @@ export class Model {
 
   /** The eligible message that goes first. */
   head(queue: ModelQueue): ModelMessage | undefined {
-    return queue.messages
-      .filter(({ sinceMs }) => sinceMs !== undefined)
-      .toSorted(
-        (a, b) => b.content.priority - a.content.priority || a.sinceMs! - b.sinceMs! || a.offset - b.offset,
-      )[0]
+    return queue.messages.filter(({ sinceMs }) => sinceMs !== undefined).toSorted(byTurn)[0]
+  }
+
+  /** Whether this message goes next, those aside whose time is over. */
+  isNext(queue: ModelQueue, offset: number): boolean {
+    const order = queue.messages
+      .filter((message) => message.sinceMs !== undefined && !this.#isExpired(message))
+      .toSorted(byTurn)
+    return order[0]?.offset === offset
   }
 
   /** As `head`, after the expired ones that stood before it have been passed over. */
@@ -1266,6 +1270,11 @@ export class Model {
 /** How often a message was brought back, over all queues that it has been in. */
 export function redrivesOf({ redrives, content }: ModelMessage): number {
   return redrives + Number(content.headers[ORIGIN_HEADERS.redrives] ?? 0)
+}
+
+/** The order in which eligible messages go. */
+function byTurn(a: ModelMessage, b: ModelMessage): number {
+  return b.content.priority - a.content.priority || a.sinceMs! - b.sinceMs! || a.offset - b.offset
 }
 
 interface Plan {
