@@ -20,7 +20,7 @@ const attempt = (message: string, sequence?: number): HistoryEvent => ({
   body: `body of ${message}`,
   ...(sequence === undefined ? {} : { sequence }),
 })
-const outcome = (message: string, result: OperationOutcome, offset?: number): HistoryEvent => ({
+const outcome = (message: string, result: OperationOutcome | 'duplicate', offset?: number): HistoryEvent => ({
   kind: 'outcome',
   message,
   outcome: result,
@@ -43,6 +43,7 @@ const settle = (message: string, more: Partial<SettleEvent> = {}): HistoryEvent 
   outcome: 'ok',
   ...more,
 })
+const gone = (message: string, why = 'expired'): HistoryEvent => ({ kind: 'gone', queue: 'q', message, why })
 const end = (left = 0, dead = 0): HistoryEvent => ({ kind: 'end', queue: 'q', left, dead })
 const ok = (message: string): HistoryEvent[] => [attempt(message), outcome(message, 'ok')]
 
@@ -220,6 +221,50 @@ describe('stuck', () => {
 
   test('never drained', () => {
     expect(verdicts([...ok('a'), deliver('a')])).toEqual(['stuck q'])
+  })
+})
+
+describe('lanes, duplicates and what is gone', () => {
+  const lane = (message: string, sequence: number, lane: string | null): HistoryEvent[] => [
+    { ...attempt(message, sequence), lane } as HistoryEvent,
+    outcome(message, 'ok'),
+  ]
+
+  test('lanes may overtake each other, and nothing within one', () => {
+    const sent = [...lane('a', 1, 'x'), ...lane('b', 2, 'x'), ...lane('c', 3, 'y')]
+    const done = [settle('a'), settle('b'), settle('c'), end()]
+    const at = (message: string, offset: number): HistoryEvent => deliver(message, { offset })
+    expect(verdicts([...sent, at('c', 2), at('a', 0), at('b', 1), ...done])).toEqual([])
+    expect(verdicts([...sent, at('b', 1), at('c', 2), at('a', 0), ...done])).toEqual(['reordered a'])
+  })
+
+  test('what waits for a time of its own is in no order', () => {
+    const sent = [...lane('a', 1, null), ...lane('b', 2, null)]
+    const seen = [deliver('b', { offset: 1 }), deliver('a', { offset: 0 })]
+    expect(verdicts([...sent, ...seen, settle('a'), settle('b'), end()])).toEqual([])
+  })
+
+  test('a duplicate is not there', () => {
+    const sent = [...ok('a'), attempt('b'), outcome('b', 'duplicate')]
+    expect(verdicts([...sent, deliver('a'), settle('a'), end()])).toEqual([])
+    expect(verdicts([...sent, deliver('a'), deliver('b'), settle('a'), settle('b'), end()])).toEqual([
+      'unexpected b',
+    ])
+    expect(checkHistory(sent).duplicates).toBe(1)
+  })
+
+  test('what is gone by the record is not lost', () => {
+    expect(verdicts([...ok('a'), gone('a'), end()])).toEqual([])
+    expect(
+      verdicts([...ok('a'), deliver('a'), settle('a', { action: 'release' }), gone('a'), end()]),
+    ).toEqual([])
+    expect(checkHistory([...ok('a'), gone('a')]).gone).toBe(1)
+  })
+
+  test('what never was there cannot be gone', () => {
+    expect(verdicts([gone('a'), end()])).toEqual(['unexpected a'])
+    expect(verdicts([attempt('a'), outcome('a', 'fail'), gone('a'), end()])).toEqual(['unexpected a'])
+    expect(verdicts([attempt('a'), outcome('a', 'duplicate'), gone('a'), end()])).toEqual(['unexpected a'])
   })
 })
 

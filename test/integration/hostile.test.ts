@@ -698,7 +698,8 @@ describe('after the handshake', () => {
     },
     'batch number 2^53': {
       sends: () => [publishFrame(QUEUE, batch(2 ** 53, [{ payload: BODY }]))],
-      code: 'BATCH_MALFORMED',
+      code: 'MALFORMED_FRAME',
+      scope: 'connection',
       names: [2 ** 53],
     },
     'facts of the log as a batch': {

@@ -131,7 +131,7 @@ export class Administrator extends Client {
 
   #ask(opcode: number, body: Body): void {
     const correlation = this.nextCorrelation()
-    const name = String(body['name'] ?? '')
+    const name = typeof body['name'] === 'string' ? body['name'] : ''
     if (opcode === OP.PAUSE || opcode === OP.DELETE) this.#running.delete(name)
     this.#waiting.set(correlation, { opcode, name })
     if (opcode === OP.PEEK) this.conversation?.peeks.set(correlation, name)

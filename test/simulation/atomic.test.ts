@@ -100,7 +100,7 @@ class Bench {
   readonly held: Held[] = []
   readonly #turns: (() => void)[] = []
   #nowMs = START_MS
-  #fatal: unknown
+  #fatal: Error | undefined
 
   async open(disk: Disk): Promise<this> {
     this.broker = await Broker.open({
@@ -115,7 +115,7 @@ class Bench {
       now: () => this.#nowMs,
       random: () => 0.5,
       defer: (turn) => this.#turns.push(turn),
-      onFatal: (error) => (this.#fatal = error),
+      onFatal: (error) => (this.#fatal = error as Error),
       messageBytesMax: 1024,
       checkpointBytes: CHECKPOINT_BYTES,
     })

@@ -63,6 +63,8 @@ interface Reader {
   /** -1 until the broker has said it. */
   id: number
   readonly held: Map<number, Held>
+  /** Tags that it said it begins with. */
+  readonly begun: Set<number>
   /** Tags that were settled, for one who does it again. */
   readonly settled: number[]
   credit: number
@@ -76,8 +78,11 @@ export class Consumer extends Client {
   #channel = 0
   readonly #readersMax: number
   readonly #steps: Steps<StepAck>
-  /** How often it does something as an atomic step. */
+  /** How often it does something as an atomic step, and how often it says what it begins with. */
   readonly #stepping: number
+  readonly #starting: number
+  /** It takes its time with what it has begun with. */
+  readonly #isSlow: boolean
 
   get isDone(): boolean {
     return (
@@ -93,6 +98,13 @@ export class Consumer extends Client {
     this.#readersMax = chance.int(1, 3)
     this.#steps = new Steps(this.name, this.identityText, history, attempts)
     this.#stepping = chance.pick([0, 0.05, 0.3])
+    this.#starting = chance.pick([0.02, 0.11, 0.4])
+    this.#isSlow = chance.hit(0.3)
+  }
+
+  /** It has begun with something and is not done with it. */
+  get isHandling(): boolean {
+    return [...this.#readers.values()].some(({ begun, held }) => [...begun].some((tag) => held.has(tag)))
   }
 
   /** The lowest number that it may still send again. */
@@ -145,10 +157,11 @@ export class Consumer extends Client {
     }
     if (readers.length === 0) return
     const reader = chance.pick(readers)
+    if (this.#isSlow && [...reader.begun].some((tag) => reader.held.has(tag)) && chance.hit(0.95)) return
     const kind = chance.random()
     if (reader.isDrained || kind < 0.06) this.#credit(reader)
-    else if (kind < 0.17) this.#start(reader)
-    else if (kind < 0.18) this.#extend(reader)
+    else if (kind < 0.07) this.#extend(reader)
+    else if (kind >= 0.21 && kind < 0.21 + this.#starting) this.#start(reader)
     else if (reader.held.size > 0 && this.#steps.size < STEPS_MAX && chance.hit(this.#stepping)) this.#step()
     else if (kind < 0.195) this.#unsubscribe(reader)
     else if (kind < 0.2) this.goodbye()
@@ -186,6 +199,7 @@ export class Consumer extends Client {
       queue,
       id: -1,
       held: new Map(),
+      begun: new Set(),
       settled: [],
       credit: messages,
       isDrained: false,
@@ -234,6 +248,7 @@ export class Consumer extends Client {
     if (tags.length === 0) return
     const from = chance.int(0, tags.length - 1)
     const chosen = tags.slice(from, from + (chance.hit(0.7) ? 1 : chance.int(2, 5)))
+    for (const tag of chosen) reader.begun.add(tag)
     const ranges: TagRange[] = chosen.map((firstTag) => ({ firstTag, count: 1 }))
     this.send(OP.STARTED, reader.channel, 0, encodeRanges(reader.id, ranges))
   }
@@ -327,8 +342,8 @@ export class Consumer extends Client {
   #item(firstTag: number, count: number): SettleItem {
     const { chance } = this.around
     const kind = chance.random()
-    if (kind < 0.68) return { firstTag, count, outcome: OUTCOME.ack }
-    if (kind < 0.76)
+    if (kind < 0.62) return { firstTag, count, outcome: OUTCOME.ack }
+    if (kind < 0.73)
       return { firstTag, count, outcome: OUTCOME.retry, reason: chance.hit(0.5) ? 'it failed' : undefined }
     if (kind < 0.84)
       return { firstTag, count, outcome: OUTCOME.retry, delayMs: chance.hit(0.3) ? 0 : chance.skewed(2000) }

@@ -48,5 +48,9 @@ test(
     expect(counts.resent).toBeGreaterThan(WANTED * 0.05)
     expect(counts.messages).toBeGreaterThan(WANTED * 50)
     expect(counts.batches).toBeGreaterThan(WANTED)
+    expect(counts.keys).toBeGreaterThan(WANTED * 5)
+    expect(counts.ids).toBeGreaterThan(WANTED * 5)
+    expect(counts.dead).toBeGreaterThan(WANTED * 5)
+    expect(counts.steps).toBeGreaterThan(WANTED * 0.002)
   },
 )

@@ -65,7 +65,7 @@ export function noCrashes(): CrashCounts {
 /** Judges what a recovered broker does. */
 interface Judge {
   readonly model: Model
-  wrong: unknown
+  wrong: Error | undefined
 }
 
 interface Recovered {
@@ -247,7 +247,7 @@ export class CrashPoints {
         try {
           work()
         } catch (error) {
-          judge.wrong = error
+          judge.wrong = error as Error
         }
       },
       removed: () => {},

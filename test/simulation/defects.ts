@@ -154,13 +154,19 @@ function onQueues(broker: Broker, change: (queue: Queue) => void): void {
   }
 }
 
-/** Methods of a class are others until they are given back. */
-function replaced<Class extends object>(prototype: Class, methods: Partial<Class>): () => void {
-  const names = Object.keys(methods) as (keyof Class)[]
-  const before = names.map((name) => prototype[name])
+/**
+ * Methods of a class are others until they are given back; `change` gets what they were.
+ */
+function replaced<Class extends object>(
+  prototype: Class,
+  change: (before: Readonly<Class>) => Partial<Class>,
+): () => void {
+  // A copy that has nothing but the methods as they are now.
+  const before = Object.defineProperties({}, Object.getOwnPropertyDescriptors(prototype)) as Class
+  const methods = change(before)
   Object.assign(prototype, methods)
   return () => {
-    for (const [i, name] of names.entries()) prototype[name] = before[i]!
+    for (const name of Object.keys(methods) as (keyof Class)[]) prototype[name] = before[name]
   }
 }
 
@@ -386,32 +392,29 @@ export const DEFECTS: readonly Defect[] = [
   },
   {
     name: 'an atomic step is split over two entries',
-    install: () => {
-      const { messages } = Writer.prototype
-      return replaced(Writer.prototype, {
+    install: () =>
+      replaced(Writer.prototype, (before) => ({
         messages(this: Writer, bytes, at, end, queue, producerId, attributes) {
-          const position = messages.call(this, bytes, at, end, queue, producerId, attributes)
+          const position = before.messages.call(this, bytes, at, end, queue, producerId, attributes)
           const isOfStep = producerId === 0 && readU64(bytes, at + 24) > 0
           if (isOfStep) this.tail.seal(this.nowMs)
           return position
         },
-      })
-    },
+      })),
   },
   {
     name: 'what an atomic step acknowledges is written in the next entry',
     install: () => {
-      const { facts } = Writer.prototype
       const restore = [
         // What was gathered for the step stays with its queue, until the end of the turn.
-        replaced(FactBuffer.prototype, { take: () => new FactBuffer() }),
-        replaced(Writer.prototype, {
+        replaced(FactBuffer.prototype, () => ({ take: () => new FactBuffer() })),
+        replaced(Writer.prototype, (before) => ({
           facts(this: Writer, queueId, buffer) {
             const isStep = !buffer.isEmpty && buffer.bytes[0] === FACT.atomic
-            facts.call(this, queueId, buffer)
+            before.facts.call(this, queueId, buffer)
             if (isStep) this.tail.seal(this.nowMs)
           },
-        }),
+        })),
       ]
       return () => {
         for (const one of restore) one()
@@ -421,57 +424,54 @@ export const DEFECTS: readonly Defect[] = [
   {
     name: 'what is said of a duplicate stands behind its batch',
     install: () => {
-      const { facts, messages } = Writer.prototype
       const kept = new Map<number, FactBuffer>()
-      return replaced(Writer.prototype, {
+      return replaced(Writer.prototype, (before) => ({
         facts(this: Writer, queueId, buffer) {
           const isDuplicate = !buffer.isEmpty && buffer.bytes[0] === FACT.duplicate
           if (isDuplicate) kept.set(queueId, buffer.take())
-          else facts.call(this, queueId, buffer)
+          else before.facts.call(this, queueId, buffer)
         },
         messages(this: Writer, bytes, at, end, queue, producerId, attributes) {
-          const position = messages.call(this, bytes, at, end, queue, producerId, attributes)
+          const position = before.messages.call(this, bytes, at, end, queue, producerId, attributes)
           const behind = kept.get(queue.id)
           kept.delete(queue.id)
-          if (behind !== undefined) facts.call(this, queue.id, behind)
+          if (behind !== undefined) before.facts.call(this, queue.id, behind)
           return position
         },
-      })
+      }))
     },
   },
   {
     name: 'what comes back stands behind the others of its key',
     install: () =>
-      replaced(KeyLines.prototype, {
+      replaced(KeyLines.prototype, () => ({
         insert(this: KeyLines, slot, chunk, index) {
           this.append(slot, chunk, index)
         },
-      }),
+      })),
   },
   {
     name: 'one message of a key more is leased than may be',
-    install: () => {
-      const { offer } = KeyLines.prototype
-      return replaced(KeyLines.prototype, {
+    install: () =>
+      replaced(KeyLines.prototype, (before) => ({
         offer(this: KeyLines, slot, timeMs, arrived, arrivedSinceMs) {
           const { rules } = this
           this.rules = { ...rules, keyConcurrency: rules.keyConcurrency + 1 }
-          offer.call(this, slot, timeMs, arrived, arrivedSinceMs)
+          before.offer.call(this, slot, timeMs, arrived, arrivedSinceMs)
           this.rules = rules
         },
-      })
-    },
+      })),
   },
   {
     name: 'ids are forgotten at a checkpoint',
     install: () =>
-      replaced(IdWindow.prototype, {
+      replaced(IdWindow.prototype, () => ({
         *pagesToWrite(): IterableIterator<number> {},
-      }),
+      })),
   },
   {
     name: 'a dead letter is moved and does not leave its home',
-    install: () => replaced(FactBuffer.prototype, { move: () => {} }),
+    install: () => replaced(FactBuffer.prototype, () => ({ move: () => {} })),
   },
   {
     name: 'a dead letter leaves its home and is there until the restart',
@@ -489,6 +489,6 @@ export const DEFECTS: readonly Defect[] = [
   },
   {
     name: 'priorities are not looked at',
-    install: () => replaced(Chunk.prototype, { setPriority: () => {} }),
+    install: () => replaced(Chunk.prototype, () => ({ setPriority: () => {} })),
   },
 ]

@@ -48,27 +48,34 @@ export class RememberedIds {
   }
 }
 
-/** Ids of messages that are not done: of several with one id, that of the one which was there first. */
+/** Ids of messages that are not done; several can have the same. */
 export class PendingIds {
-  readonly #offsets = new Map<string, number>()
+  readonly #offsets = new Map<string, Set<number>>()
+  /** Messages that are known by an id. */
+  size = 0
 
-  get size(): number {
-    return this.#offsets.size
-  }
-
-  find(id: string): number | undefined {
-    return this.#offsets.get(id)
+  /** The oldest message with this id, without those in `except`. */
+  find(id: string, except?: ReadonlySet<number>): number | undefined {
+    let oldest: number | undefined
+    for (const offset of this.#offsets.get(id) ?? [])
+      if ((oldest === undefined || offset < oldest) && except?.has(offset) !== true) oldest = offset
+    return oldest
   }
 
   add(id: string, offset: number): void {
-    if (!this.#offsets.has(id)) this.#offsets.set(id, offset)
+    const offsets = this.#offsets.get(id) ?? new Set()
+    this.#offsets.set(id, offsets.add(offset))
+    this.size++
   }
 
   done(id: string, offset: number): void {
-    if (this.#offsets.get(id) === offset) this.#offsets.delete(id)
+    if (this.#offsets.get(id)?.delete(offset) === true) this.size--
   }
 
-  entries(): IterableIterator<[string, number]> {
-    return this.#offsets.entries()
+  *entries(): IterableIterator<[string, number]> {
+    for (const id of this.#offsets.keys()) {
+      const oldest = this.find(id)
+      if (oldest !== undefined) yield [id, oldest]
+    }
   }
 }

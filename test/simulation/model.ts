@@ -477,8 +477,8 @@ export class Model {
     for (const [index, record] of attempt.records.entries()) {
       const { id } = wishesOf(record)
       if (id === undefined) continue
-      let first = unique === 'window' ? queue.remembered.find(id)?.offset : queue.pending.find(id)
-      if (unique === 'pending' && first !== undefined && freed.offsets.has(first)) first = undefined
+      let first =
+        unique === 'window' ? queue.remembered.find(id)?.offset : queue.pending.find(id, freed.offsets)
       if (first !== undefined && queue.unsure.has(id) && hint?.duplicates?.get(index) !== first)
         first = undefined
       if (first === undefined && !fresh.has(id)) fresh.set(id, index)
@@ -632,7 +632,7 @@ export class Model {
       unexplained: 0,
     }
     queue.live.set(offset, message)
-    if (isListed) queue.pending.add(wishes.id!, offset)
+    if (isListed) queue.pending.add(wishes.id, offset)
     if (wishes.id !== undefined && unique === 'window' && dedupWindowMs > 0) {
       queue.remembered.remember(wishes.id, offset, nowMs)
       queue.unsure.delete(wishes.id)
@@ -1407,8 +1407,8 @@ export class Model {
     this.#expire(queue, message)
   }
 
-  /** Nothing is under way in the broker. 16: then nothing that could be handed out is waiting. */
-  calm(nowMs: number): void {
+  /** Nothing is under way in the broker. 16: then nothing that could be handed out, or has room to move, is waiting. */
+  calm(nowMs: number, hasRoom: boolean): void {
     this.counts.calm++
     for (const queue of this.queues.values()) {
       for (const subscription of queue.subscriptions) {
@@ -1433,7 +1433,7 @@ export class Model {
         // 11: in time, too.
         if (state === 'scheduled' && lineMs < nowMs - TIMER_SLACK_MS)
           throw new Violation(11, `offset ${offset} of ${queue.name} was due at ${lineMs}, it is ${nowMs}`)
-        if (dead?.isMoving === true && this.names.has(queue.options.deadLetter))
+        if (hasRoom && dead?.isMoving === true && this.names.has(queue.options.deadLetter))
           throw new Violation(
             16,
             `offset ${offset} of ${queue.name} is dead and not in ${queue.options.deadLetter}`,

@@ -390,10 +390,10 @@ export function tapSession(
     drained(subscription)
   }
 
-  const result = session.result.bind(session)
-  session.result = (correlation, body) => {
+  const answer = session.answer.bind(session)
+  session.answer = (correlation, given) => {
     conversation.promises.push(owed.promise ?? ((): undefined => undefined))
     owed.promise = undefined
-    result(correlation, body)
+    answer(correlation, given)
   }
 }

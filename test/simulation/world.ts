@@ -471,7 +471,10 @@ export class World implements Surroundings, Listening, LogListening {
       this.#pass(chance.skewed(chance.hit(0.1) ? HOUR_MS : this.heartbeatMs * 10))
       return
     }
-    const link = this.#links.length > 0 ? chance.pick(this.#links) : undefined
+    // Mostly where it hurts.
+    const busy = this.#links.filter(({ client }) => client instanceof Consumer && client.isHandling)
+    const among = busy.length > 0 && chance.hit(0.6) ? busy : this.#links
+    const link = among.length > 0 ? chance.pick(among) : undefined
     const client = link?.client as Client | undefined
     const kind = chance.int(0, 8)
     if (kind <= 2 && link !== undefined) {
@@ -773,7 +776,8 @@ export class World implements Surroundings, Listening, LogListening {
       this.#fullUntilMs > 0 ||
       this.ledger.written.lsn !== this.ledger.durable.lsn
     if (isWaiting()) return
-    this.model.calm(this.brokerMs)
+    const hasRoom = !this.#isLowUnnoticed && this.nowMs >= this.#lowUntilMs && !this.#faulted
+    this.model.calm(this.brokerMs, hasRoom)
     // Whoever asks notices what has expired.
     broker.list('', Infinity)
     await this.#rest()

@@ -264,7 +264,7 @@ describe('ATOMIC', () => {
 
   test.each<[string, (bytes: Uint8Array) => void, string, string]>([
     ['number 0', (b) => b.fill(0, 0, 8), 'BATCH_MALFORMED', 'The number 0 of an atomic step'],
-    ['number 2^53', (b) => b.set(TWO_53), 'BATCH_MALFORMED', 'stay below 2^53'],
+    ['number 2^53', (b) => b.set(TWO_53), 'MALFORMED_FRAME', 'must be below 2^53'],
     ['another number than its batches', (b) => (b[0] = 6), 'BATCH_MALFORMED', 'Batch 0 of the atomic step 6'],
     [
       'a second batch of another',

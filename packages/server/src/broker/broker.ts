@@ -52,6 +52,7 @@ import { Intake, type AtomicStep } from './intake.js'
 import { Moves } from './moves.js'
 import {
   Operator,
+  type Premises,
   type ConsumersResult,
   type DiscardResult,
   type HistoryResult,
@@ -233,7 +234,7 @@ export class Broker {
     this.#writer.nowMs = nowMs
     this.#intake = new Intake(state, this.#writer, messageBytesMax, changed)
     this.#moves = new Moves(state, this.#writer, records, changed)
-    this.#operator = new Operator(options.log, records, this.#moves, this)
+    this.#operator = new Operator(options.log, records, this.#moves, this.#premises())
     // 4,096 boots apart before an id can come again, and a million subscriptions within each.
     this.#nextSubscription = ((state.boot % 4096) << 20) >>> 0
     for (const queue of state.queues.values()) this.#armTimer(queue)
@@ -253,6 +254,25 @@ export class Broker {
   get nextDeadline(): number {
     const idleAt = this.#lastIsEmpty ? Infinity : this.#endedAtMs + IDLE_MS
     return Math.min(this.#timers.firstTime, idleAt)
+  }
+
+  #premises(): Premises {
+    const broker = this
+    return {
+      get nowMs() {
+        return broker.nowMs
+      },
+      get endPosition() {
+        return broker.endPosition
+      },
+      beginTurn: () => {
+        if (this.#stopped || this.#failed)
+          throw new SluiceError('SHUTTING_DOWN', 'The broker is stopping.', { scope: 'request' })
+        this.beginTurn()
+      },
+      changed: (queue) => this.#changed(queue),
+      queue: (name) => this.queue(name),
+    }
   }
 
   /** Begins a turn: everything until its end happens at this time. */
@@ -934,11 +954,7 @@ export class Broker {
     this.wake()
   }
 
-  /** Facts of the queue may wait to be written, its line may have moved, and its next deadline with it. */
-  changed(queue: Queue): void {
-    this.#changed(queue)
-  }
-
+  // Facts of the queue may wait to be written, its line may have moved, and its next deadline with it.
   #changed(queue: Queue): void {
     this.#writer.note(queue)
     if (queue.moving.length > 0) {

@@ -30,7 +30,7 @@ import {
   type ReplayRequest,
 } from '@sluice/protocol'
 import { entryBatches, readEntryHeader } from '../log/entry.js'
-import type { Log } from '../log/log.js'
+import type { Log, LogEntry } from '../log/log.js'
 import { CHUNK_MESSAGES, CHUNK_WORDS, addBits, hasBit } from '../queue/bits.js'
 import { FACT, readFacts, type Chunk, type Fact, type Queue } from '../queue/index.js'
 import type { Moves } from './moves.js'
@@ -55,7 +55,7 @@ export interface Premises {
   readonly nowMs: number
   /** Where the log ends by now. */
   readonly endPosition: number
-  /** A wait is over: a turn begins. */
+  /** A wait is over: a turn begins. @throws SluiceError SHUTTING_DOWN when nothing may be written any more */
   beginTurn(): void
   /** Something was done to the queue. */
   changed(queue: Queue): void
@@ -225,15 +225,12 @@ export class Operator {
     let matched = 0
     let looked = 0
     for (const offset of offsets ?? deadFrom(queue, request.from)) {
-      if (matched === limit || ++looked > LOOKED_AT_MAX) {
-        this.#premises.changed(queue)
-        return { matched, next: offset }
-      }
+      if (matched === limit || ++looked > LOOKED_AT_MAX) return { matched, next: offset }
       if (queue.deadAt(offset) === undefined || !this.#mayChoose(queue, offset, filter)) continue
       const read = async (): Promise<Uint8Array | undefined> => {
         const record = await this.#records.read(queue, offset)
         this.#premises.beginTurn()
-        return queue.deadAt(offset) === undefined || this.#isGone(queue) ? undefined : record
+        return queue.deadAt(offset) === undefined ? undefined : record
       }
       if (needsRecord(filter)) {
         // oxlint-disable-next-line no-await-in-loop -- one after the other: memory holds one record
@@ -244,17 +241,10 @@ export class Operator {
       // oxlint-disable-next-line no-await-in-loop -- as above
       await act(queue, offset, read)
       this.#premises.changed(queue)
+      // While that was waited for the queue may have been deleted, and the broker stopped.
+      this.#premises.beginTurn()
     }
     return { matched, next: null }
-  }
-
-  // Deleted, and perhaps another of its name was made.
-  #isGone(queue: Queue): boolean {
-    try {
-      return this.#premises.queue(queue.name) !== queue
-    } catch {
-      return true
-    }
   }
 
   /**
@@ -270,7 +260,7 @@ export class Operator {
     let matched = 0
     let replayed = 0
     let readBytes = 0
-    for await (const entry of this.#log.read(this.#readableFrom(from.position))) {
+    for await (const entry of this.#entries(segmentStart(from.position, this.#log))) {
       if (entry.position >= from.end) break
       if (entry.position + entry.bytes.length <= from.position) continue
       if (readBytes > READ_BYTES_MAX)
@@ -322,14 +312,25 @@ export class Operator {
     const position = this.#log.usage().firstPosition
     const { endPosition } = this.#premises
     const cursor = { position, index: 0, end: endPosition, firstMs: 0, id: ++this.#lastReplay }
-    for await (const entry of this.#log.read(position))
+    for await (const entry of this.#entries(position))
       return { ...cursor, firstMs: readEntryHeader(entry.bytes, 0).timeMs }
     return cursor
   }
 
-  // A position within an entry is read from the segment's first entry on; what is no longer there, from what is.
-  #readableFrom(position: number): number {
-    return Math.max(this.#log.usage().firstPosition, segmentStart(position, this.#log))
+  // Entries from the one at `position` on, or from the oldest that is there. Segments in front can go meanwhile.
+  async *#entries(position: number): AsyncGenerator<LogEntry, void> {
+    for (let from = position; ;) {
+      from = Math.max(from, this.#log.usage().firstPosition)
+      try {
+        for await (const entry of this.#log.read(from)) {
+          yield entry
+          from = entry.position + entry.bytes.length
+        }
+        return
+      } catch (error) {
+        if (from >= this.#log.usage().firstPosition) throw error
+      }
+    }
   }
 
   // What the pages of one replay need, found by the first of them; or by a later one, if that is long ago.
@@ -337,7 +338,7 @@ export class Operator {
     const known = this.#replays.get(id)
     if (known !== undefined) return known
     const replay: Replay = { acked: new OffsetSet(), seen: new Set() }
-    for await (const entry of this.#log.read(this.#log.usage().firstPosition)) {
+    for await (const entry of this.#entries(0)) {
       if (entry.position >= end) break
       for (const at of entryBatches(entry.bytes, 0)) {
         if (entry.bytes[at + 4] !== BATCH_TYPE.facts || readU32(entry.bytes, at + 8) !== queue.id) continue
@@ -371,7 +372,7 @@ export class Operator {
     let isPending = (cursor.index & PENDING) !== 0
     let readBytes = 0
     let eventsBytes = 0
-    for await (const entry of this.#log.read(this.#readableFrom(cursor.position))) {
+    for await (const entry of this.#entries(segmentStart(cursor.position, this.#log))) {
       if (entry.position < cursor.position) continue
       if (readBytes > READ_BYTES_MAX || eventsBytes > EVENTS_BYTES_MAX)
         return { events, complete, cursor: historyCursorText(entry.position, complete, isPending) }

@@ -171,13 +171,13 @@ export function checkAt(what: string, atMs: number, nowMs: number): void {
   if (atMs < nowMs - LIMITS.atPastMsMax) {
     throw new SluiceError(
       'AT_IN_THE_PAST',
-      `${what} is ${nowMs - atMs} ms past; at most ${LIMITS.atPastMsMax} ms past it means now.`,
+      `${what} is ${atMs}, ${nowMs - atMs} ms past; at most ${LIMITS.atPastMsMax} ms past it means now.`,
     )
   }
   if (atMs > nowMs + LIMITS.delayMsMax) {
     throw new SluiceError(
       'INVALID_DELAY',
-      `${what} lies ${atMs - nowMs} ms ahead; it must be at most ${LIMITS.delayMsMax} ms.`,
+      `${what} is ${atMs}, ${atMs - nowMs} ms ahead; it must be at most ${LIMITS.delayMsMax} ms.`,
     )
   }
 }

@@ -51,6 +51,11 @@ export class Chunks {
     this.#list[at - this.#first] = chunk
   }
 
+  clear(): void {
+    this.#list = []
+    this.#first = 0
+  }
+
   drop(chunk: Chunk): void {
     this.#list[chunk.base / CHUNK_MESSAGES - this.#first] = undefined
     let empty = 0

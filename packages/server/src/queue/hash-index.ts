@@ -2,7 +2,7 @@
  * Finds things by a hash of two or four words. The things are numbers of their owner's (slots, offsets), who also keeps
  * the hashes; this is the open addressing over them, 16 bytes a thing, with linear probing and no tombstones.
  *
- * Invariants: no two refs have the same hash; from its home place to a ref no place is empty.
+ * Invariant: from its home place to a ref no place is empty.
  */
 const PLACES_MIN = 16
 const EMPTY = -1
@@ -16,7 +16,7 @@ export abstract class HashIndex {
   protected abstract wordOf(ref: number): number
   protected abstract isHashOf(ref: number, h0: number, h1: number, h2: number, h3: number): boolean
 
-  /** The ref with this hash, -1 if there is none. */
+  /** A ref with this hash, -1 if there is none. */
   protected lookUp(h0: number, h1: number, h2: number, h3: number): number {
     for (let place = h0 & this.#mask; ; place = (place + 1) & this.#mask) {
       const ref = this.#refs[place]!
@@ -24,7 +24,28 @@ export abstract class HashIndex {
     }
   }
 
-  /** Puts in a ref whose hash is not there yet. */
+  /** Of the refs with this hash, and that `isMeant`, the lowest; -1 if there is none. */
+  protected lowest(
+    h0: number,
+    h1: number,
+    h2: number,
+    h3: number,
+    isMeant?: (ref: number) => boolean,
+  ): number {
+    let lowest = EMPTY
+    for (let place = h0 & this.#mask; ; place = (place + 1) & this.#mask) {
+      const ref = this.#refs[place]!
+      if (ref === EMPTY) return lowest
+      if (
+        (lowest === EMPTY || ref < lowest) &&
+        this.isHashOf(ref, h0, h1, h2, h3) &&
+        isMeant?.(ref) !== false
+      )
+        lowest = ref
+    }
+  }
+
+  /** Puts in a ref that is not there yet. */
   protected enter(ref: number): void {
     if ((this.size + 1) * 2 > this.#refs.length) this.#resize(this.#refs.length * 2)
     this.#put(ref)

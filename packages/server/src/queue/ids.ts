@@ -47,6 +47,11 @@ export class IdWindow extends HashIndex {
     return entry % this.#offsets.length
   }
 
+  /** Ids that are remembered. */
+  get count(): number {
+    return this.size
+  }
+
   /** Offset at which the id was accepted, -1 if it is not remembered. */
   find(words: Uint32Array, at: number): number {
     const entry = this.lookUp(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!)
@@ -175,8 +180,13 @@ export class IdWindow extends HashIndex {
   }
 }
 
-/** Ids of messages that are not done. The hashes stand in the chunks of their messages. */
+/**
+ * Ids of messages that are not done. The hashes stand in the chunks of their messages. Several messages can have one
+ * id, where it counts for a time that is over, or where one of them came from another queue.
+ */
 export class PendingIds extends HashIndex {
+  /** Different ids. */
+  count = 0
   readonly #chunks: Chunks
 
   constructor(chunks: Chunks) {
@@ -196,20 +206,27 @@ export class PendingIds extends HashIndex {
     return words[at] === h0 && words[at + 1] === h1 && words[at + 2] === h2 && words[at + 3] === h3
   }
 
-  /** Offset of the message with this id, -1 if there is none. */
-  find(words: Uint32Array, at: number): number {
-    return this.lookUp(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!)
+  /** Offset of the oldest message with this id that `isMeant`, -1 if there is none. */
+  find(words: Uint32Array, at: number, isMeant?: (offset: number) => boolean): number {
+    return this.lowest(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!, isMeant)
   }
 
-  /** The message at `offset`, whose id stands in its chunk, is pending; unless another with that id is. */
+  /** The message at `offset`, whose id stands in its chunk, is pending. */
   add(offset: number): void {
-    const chunk = this.#chunks.at(offset)!
-    if (this.find(chunk.ids!, (offset - chunk.base) * ID_WORDS) === NONE) this.enter(offset)
+    if (this.#findOf(offset) === NONE) this.count++
+    this.enter(offset)
   }
 
-  /** The message at `offset` is done, and still in its chunk. */
+  /** The message at `offset`, which was pending, is done; it is still in its chunk. */
   done(offset: number): void {
+    this.remove(offset)
+    if (this.#findOf(offset) === NONE) this.count--
+  }
+
+  #findOf(offset: number): number {
     const chunk = this.#chunks.at(offset)!
-    if (this.find(chunk.ids!, (offset - chunk.base) * ID_WORDS) === offset) this.remove(offset)
+    const words = chunk.ids!
+    const at = (offset - chunk.base) * ID_WORDS
+    return this.lookUp(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!)
   }
 }

@@ -301,7 +301,7 @@ export class Queue {
     const chunk = this.#liveChunkToApply(offset)
     if (chunk === undefined) return
     const index = offset - chunk.base
-    if (this.#isOpen && chunk.hasId(index)) this.#pending.done(offset)
+    if (this.#isOpen && chunk.hasId(index) && !chunk.isDead(index)) this.#pending.done(offset)
     chunk.dead ??= new DeadMessages()
     // As exact as it is kept, so that what is added here is what is taken away later.
     const bytes = chunk.dead.get(index)?.bytes ?? Math.fround(chunk.bytesAt(index))
@@ -416,7 +416,12 @@ export class Queue {
         if (live > 0) this.#use.remove(chunk.batchPosition(batch), live)
       }
     }
+    // Whoever still holds on to the queue finds nothing in it.
+    this.#chunks.clear()
+    this.#line.clear()
+    this.moving.length = 0
     this.live = 0
+    this.leased = 0
     this.deadCount = 0
   }
 
@@ -715,10 +720,10 @@ export class Queue {
       duplicates ??= new Map()
       duplicates.set(index, first)
     }
-    if (fresh.size > 0 && known.size + fresh.size > dedupMaxIds) {
+    if (fresh.size > 0 && known.count + fresh.size > dedupMaxIds) {
       throw new SluiceError(
         'DEDUP_FULL',
-        `The queue ${this.name} remembers ${known.size} ids, and ${fresh.size} more came; it remembers at most ${dedupMaxIds}.`,
+        `The queue ${this.name} remembers ${known.count} ids, and ${fresh.size} more came; it remembers at most ${dedupMaxIds}.`,
         { retryAfterMs: 1_000 },
       )
     }
@@ -800,7 +805,9 @@ export class Queue {
 
   /** Offset of the message with this id, as far as ids are known; -1 if it is not here. */
   offsetOf(id: Uint32Array): number {
-    const pending = this.#pending.find(id, 0)
+    // Of several, one that can be changed.
+    const standing = this.#pending.find(id, 0, (offset) => this.stateOf(offset) !== 'leased')
+    const pending = standing === -1 ? this.#pending.find(id, 0) : standing
     if (pending !== -1 || this.#options.unique === 'pending') return pending
     const offset = this.ids.find(id, 0)
     return offset === -1 || this.stateOf(offset) === undefined ? -1 : offset
@@ -975,7 +982,7 @@ export class Queue {
       const size = chunk.bytesAt(index)
       bytes += size
       if (chunk.keys !== undefined && chunk.keys[index] !== 0) this.keys.release(chunk.keys[index]! - 1)
-      if (this.#isOpen && chunk.hasId(index)) this.#pending.done(chunk.base + index)
+      if (this.#isOpen && chunk.hasId(index) && !chunk.isDead(index)) this.#pending.done(chunk.base + index)
       chunk.lives?.delete(index)
       chunk.forgetSize(index)
       const dead = chunk.dead?.get(index)

@@ -5,8 +5,6 @@
  * Errors end what their scope says: the request, the channel, or the connection. Nobody else notices.
  */
 import {
-  DELIVER_FLAG,
-  DELIVER_HEADER_BYTES,
   DURABILITY,
   FRAME_HEADER_BYTES,
   FrameDecoder,
@@ -17,13 +15,9 @@ import {
   OP,
   OPCODES,
   PROTOCOL_VERSION,
-  SCATTERED_BYTES,
   SluiceError,
   atomicNumber,
-  cancelRequest,
   clipText,
-  closeConsumerRequest,
-  consumersRequest,
   copyBytes,
   decodeAtomic,
   decodeAuth,
@@ -35,38 +29,25 @@ import {
   decodeRanges,
   decodeSettle,
   decodeSubscriptionId,
-  discardRequest,
   encodeAtomicOk,
   encodeControl,
   encodeDrained,
   encodeFault,
   encodeGoodbye,
   encodeHelloOk,
-  encodeMessages,
   encodePreface,
   encodePublishErr,
   encodeRanges,
   encodeSubscriptionId,
-  ensureRequest,
-  historyRequest,
-  nameRequest,
-  onlyFields,
   opcodeName,
-  peekRequest,
   publishBatchStart,
   publishOkItemBytes,
   readText,
-  readU64,
-  redriveRequest,
-  replayRequest,
-  rescheduleRequest,
   subscribeRequest,
-  writeDeliverHead,
+  u64,
   writeFrameHeader,
   writePublishOkItem,
   writeU32,
-  writeU64,
-  type Body,
   type Hello,
   type OpcodeName,
   type Placed,
@@ -75,7 +56,9 @@ import {
 import type { Broker, Output } from '../broker/broker.js'
 import type { Producer } from '../broker/producers.js'
 import type { Consumer, Run, Subscription } from '../queue/index.js'
+import { Deliveries } from './deliveries.js'
 import { Outbox, type OutboxTransport } from './outbox.js'
+import { LONG_REQUESTS, REQUESTS, type Answer, type RequestName } from './requests.js'
 
 /** What a session needs of the connection under it. */
 export interface Transport extends OutboxTransport {
@@ -166,19 +149,7 @@ export class Session implements Output, Consumer {
   #okPage = NO_PAGE
   #okAt = 0
   #okEnd = 0
-  /** The scattered delivery that was written last, to which more may be added. */
-  readonly #scattered = {
-    outbox: undefined as Outbox | undefined,
-    subscription: undefined as Subscription | undefined,
-    page: NO_PAGE,
-    payloadAt: 0,
-    end: 0,
-    count: 0,
-    /** The next tag. */
-    tag: 0,
-    attempt: 0,
-    flags: 0,
-  }
+  readonly #deliveries = new Deliveries()
   /** The queue name of the last PUBLISH, and its bytes. */
   #queueName = ''
   #queueNameBytes: Uint8Array = NO_BYTES
@@ -377,83 +348,9 @@ export class Session implements Output, Consumer {
   ): void {
     // It may overtake confirms, but neither the answer to SUBSCRIBE nor a delivery that waits.
     const outbox = run.durable && this.#outbox.barriers === 0 ? this.#freeOutbox : this.#outbox
-    const flags = (run.redelivered ? DELIVER_FLAG.redelivered : 0) | (run.alone ? DELIVER_FLAG.alone : 0)
-    if (run.sinceMs === -1) {
-      const recordsAt = this.#beginDelivery(outbox, subscription, run, firstTag, count, flags, end - start)
-      outbox.bytes.set(bytes.subarray(start, end), recordsAt)
-    } else {
-      this.#deliverScattered(outbox, subscription, run, firstTag, flags, bytes, start, end)
-    }
+    this.#deliveries.write(outbox, subscription, run, firstTag, count, bytes, start, end)
     this.#broker.hold(this)
     if (this.#outstandingBytes > this.#settings.outboundBytesSoft) this.#congested()
-  }
-
-  // Writes the frame up to its records, which take `bytes`; returns where they go.
-  #beginDelivery(
-    outbox: Outbox,
-    subscription: Subscription,
-    run: Run,
-    firstTag: number,
-    count: number,
-    flags: number,
-    bytes: number,
-  ): number {
-    const at = outbox.begin(OP.DELIVER, subscription.channel, 0, DELIVER_HEADER_BYTES + bytes)
-    const { offset, publishedAtMs, attempt } = run
-    return writeDeliverHead(
-      outbox.bytes,
-      at,
-      subscription.id,
-      firstTag,
-      offset,
-      publishedAtMs,
-      count,
-      attempt,
-      flags,
-    )
-  }
-
-  // What does not stand side by side comes message by message: one frame for as long as nothing else comes between.
-  #deliverScattered(
-    outbox: Outbox,
-    subscription: Subscription,
-    run: Run,
-    tag: number,
-    flags: number,
-    bytes: Uint8Array,
-    start: number,
-    end: number,
-  ): void {
-    const last = this.#scattered
-    const length = SCATTERED_BYTES + end - start
-    const isNext =
-      last.outbox === outbox &&
-      last.subscription === subscription &&
-      last.tag === tag &&
-      last.attempt === run.attempt &&
-      last.flags === flags &&
-      !run.alone &&
-      last.end - last.payloadAt + length <= SCATTERED_FRAME_BYTES
-    let at = isNext ? outbox.extend(last.page, last.end, length) : -1
-    if (at === -1) {
-      const mark = flags | DELIVER_FLAG.scattered
-      at = this.#beginDelivery(outbox, subscription, run, tag, 1, mark, length)
-      last.payloadAt = at - DELIVER_HEADER_BYTES
-      last.count = 0
-      last.outbox = outbox
-      last.subscription = subscription
-      last.page = outbox.page
-      last.attempt = run.attempt
-      last.flags = flags
-    }
-    writeU64(outbox.bytes, at, run.offset)
-    writeU64(outbox.bytes, at + 8, run.publishedAtMs)
-    outbox.bytes.set(bytes.subarray(start, end), at + SCATTERED_BYTES)
-    last.count++
-    last.end = at + length
-    last.tag = (tag + 1) >>> 0
-    writeU32(outbox.bytes, last.payloadAt + DELIVER_COUNT_AT, last.count)
-    writeU32(outbox.bytes, last.payloadAt - FRAME_HEADER_BYTES, last.end - last.payloadAt)
   }
 
   lost(subscription: Subscription, ranges: readonly TagRange[]): void {
@@ -620,14 +517,16 @@ export class Session implements Output, Consumer {
 
   publish(correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const batchAt = publishBatchStart(bytes, start, end)
+    // What has no number that can be told cannot be refused under it.
+    const number = u64('The batch of PUBLISH', bytes, batchAt + 24)
     this.#checkWindow(correlation)
     try {
       const name = this.#name(bytes, start + 1, batchAt)
       const placed = this.#broker.publish(this.#producer!, name, bytes, batchAt, end, correlation)
-      this.#confirm(readU64(bytes, batchAt + 24), placed)
+      this.#confirm(number, placed)
       this.#took(end - start)
     } catch (error) {
-      this.#refuse(readU64(bytes, batchAt + 24), error)
+      this.#refuse(number, error)
     }
   }
 
@@ -777,119 +676,43 @@ export class Session implements Output, Consumer {
     }
     this.#broker.unsubscribe(subscription, 'nobody')
     this.#subscriptions.delete(channel)
-    this.result(correlation, {})
+    this.answer(correlation, { opcode: OP.RESULT, payload: encodeControl({}) })
   }
 
-  ensure(correlation: number, bytes: Uint8Array, start: number, end: number): void {
-    this.result(correlation, this.#broker.ensure(ensureRequest(decodeControl(bytes, start, end))))
-  }
-
-  get(correlation: number, bytes: Uint8Array, start: number, end: number): void {
-    this.result(correlation, {
-      queue: this.#broker.info(nameRequest('GET', decodeControl(bytes, start, end))),
-    })
-  }
-
-  list(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+  request(name: RequestName, correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const body = decodeControl(bytes, start, end)
-    onlyFields('LIST', body, ['after'])
-    const after = body['after'] ?? ''
-    if (typeof after !== 'string')
-      throw new SluiceError('INVALID_ARGUMENT', '`after` must be the name of a queue.')
-    this.result(correlation, this.#broker.list(after, LIST_PAGE))
-  }
-
-  delete(correlation: number, bytes: Uint8Array, start: number, end: number): void {
-    this.result(correlation, {
-      messages: this.#broker.delete(nameRequest('DELETE', decodeControl(bytes, start, end))),
-    })
-  }
-
-  purge(correlation: number, bytes: Uint8Array, start: number, end: number): void {
-    this.result(correlation, {
-      messages: this.#broker.purge(nameRequest('PURGE', decodeControl(bytes, start, end))),
-    })
-  }
-
-  pause(correlation: number, bytes: Uint8Array, start: number, end: number): void {
-    const name = nameRequest('PAUSE', decodeControl(bytes, start, end))
-    this.result(correlation, { changed: this.#broker.pause(name) })
-  }
-
-  resume(correlation: number, bytes: Uint8Array, start: number, end: number): void {
-    const name = nameRequest('RESUME', decodeControl(bytes, start, end))
-    this.result(correlation, { changed: this.#broker.resume(name) })
-  }
-
-  cancel(correlation: number, bytes: Uint8Array, start: number, end: number): void {
-    this.result(correlation, this.#broker.cancel(cancelRequest(decodeControl(bytes, start, end))))
-  }
-
-  reschedule(correlation: number, bytes: Uint8Array, start: number, end: number): void {
-    this.result(correlation, this.#broker.reschedule(rescheduleRequest(decodeControl(bytes, start, end))))
-  }
-
-  consumers(correlation: number, bytes: Uint8Array, start: number, end: number): void {
-    this.result(correlation, this.#broker.consumers(consumersRequest(decodeControl(bytes, start, end))))
-  }
-
-  closeConsumer(correlation: number, bytes: Uint8Array, start: number, end: number): void {
-    const { name, id } = closeConsumerRequest(decodeControl(bytes, start, end))
-    this.result(correlation, this.#broker.closeConsumer(name, id))
-  }
-
-  peek(correlation: number, bytes: Uint8Array, start: number, end: number): void {
-    const request = peekRequest(decodeControl(bytes, start, end))
-    this.#later(
-      correlation,
-      () => this.#broker.peek(request),
-      (page) => {
-        const most = this.#settings.frameBytesMax - FRAME_HEADER_BYTES
-        this.#outbox.frame(OP.MESSAGES, 0, correlation, encodeMessages(page, most))
+    if (LONG_REQUESTS.has(name)) this.#checkWorking()
+    const answer = REQUESTS[name](
+      {
+        broker: this.#broker,
+        label: this.label,
+        payloadBytesMax: this.#settings.frameBytesMax - FRAME_HEADER_BYTES,
       },
+      body,
     )
+    if (answer instanceof Promise) this.#later(correlation, answer)
+    else this.answer(correlation, answer)
   }
 
-  redrive(correlation: number, bytes: Uint8Array, start: number, end: number): void {
-    const request = redriveRequest(decodeControl(bytes, start, end))
-    this.#resultLater(correlation, () => this.#broker.redrive(request, this.label))
-  }
-
-  discard(correlation: number, bytes: Uint8Array, start: number, end: number): void {
-    const request = discardRequest(decodeControl(bytes, start, end))
-    this.#resultLater(correlation, () => this.#broker.discard(request))
-  }
-
-  replay(correlation: number, bytes: Uint8Array, start: number, end: number): void {
-    const request = replayRequest(decodeControl(bytes, start, end))
-    this.#resultLater(correlation, () => this.#broker.replay(request))
-  }
-
-  history(correlation: number, bytes: Uint8Array, start: number, end: number): void {
-    const request = historyRequest(decodeControl(bytes, start, end))
-    this.#resultLater(correlation, () => this.#broker.history(request))
-  }
-
-  result(correlation: number, body: object): void {
-    this.#outbox.frame(OP.RESULT, 0, correlation, encodeControl(body as Body))
+  /** Writes the answer to a request. */
+  answer(correlation: number, { opcode, payload }: Answer): void {
+    this.#outbox.frame(opcode, 0, correlation, payload)
     this.#broker.hold(this)
   }
 
-  #resultLater(correlation: number, work: () => Promise<object>): void {
-    this.#later(correlation, work, (body) => this.result(correlation, body))
+  #checkWorking(): void {
+    if (this.#working < WORKING_MAX) return
+    throw new SluiceError(
+      'TOO_MANY_REQUESTS',
+      `${WORKING_MAX} requests that read are under way on this connection; another has to wait.`,
+    )
   }
 
   // What has to read takes turns of its own; its answer is held like any other once it is there.
-  #later<Result>(correlation: number, work: () => Promise<Result>, answer: (result: Result) => void): void {
-    if (this.#working === WORKING_MAX) {
-      throw new SluiceError(
-        'TOO_MANY_REQUESTS',
-        `${WORKING_MAX} requests that read are under way on this connection; another has to wait.`,
-      )
-    }
+  #later(correlation: number, work: Promise<Answer>): void {
     this.#working++
-    work().then(
-      (result) => this.#worked(() => answer(result), correlation),
+    work.then(
+      (answer) => this.#worked(() => this.answer(correlation, answer), correlation),
       (error: unknown) =>
         this.#worked(() => {
           throw error
@@ -989,16 +812,15 @@ export class Session implements Output, Consumer {
 
 const NO_BYTES = new Uint8Array(0)
 const NO_PAGE = -1
-/** A scattered delivery is not made longer than this. */
-const SCATTERED_FRAME_BYTES = 64 << 10
-/** Where a delivery says how many messages it has. */
-const DELIVER_COUNT_AT = 24
 /** Requests that take several turns, at a time on one connection. */
 const WORKING_MAX = 16
 /** Answers to PING that are kept for a peer that does not read; nobody else asks so often. */
 const URGENT_UNREAD_MAX = 10_000
-/** Queues in one answer to LIST: with names of 255 bytes, twice in each, they fit a control frame. */
-const LIST_PAGE = 40
+
+function requestHandler(name: RequestName): Handler {
+  return (session, _channel, correlation, bytes, start, end) =>
+    session.request(name, correlation, bytes, start, end)
+}
 
 // A client's frame without a handler, or a handler without a frame, does not compile.
 const HANDLERS: { readonly [Name in ClientOpcode]: Handler } = {
@@ -1021,33 +843,9 @@ const HANDLERS: { readonly [Name in ClientOpcode]: Handler } = {
     session.extend(channel, correlation, bytes, start, end),
   UNSUBSCRIBE: (session, channel, correlation, bytes, start, end) =>
     session.unsubscribe(channel, correlation, bytes, start, end),
-  ENSURE: (session, _channel, correlation, bytes, start, end) =>
-    session.ensure(correlation, bytes, start, end),
-  GET: (session, _channel, correlation, bytes, start, end) => session.get(correlation, bytes, start, end),
-  LIST: (session, _channel, correlation, bytes, start, end) => session.list(correlation, bytes, start, end),
-  DELETE: (session, _channel, correlation, bytes, start, end) =>
-    session.delete(correlation, bytes, start, end),
-  PURGE: (session, _channel, correlation, bytes, start, end) => session.purge(correlation, bytes, start, end),
-  PAUSE: (session, _channel, correlation, bytes, start, end) => session.pause(correlation, bytes, start, end),
-  RESUME: (session, _channel, correlation, bytes, start, end) =>
-    session.resume(correlation, bytes, start, end),
-  PEEK: (session, _channel, correlation, bytes, start, end) => session.peek(correlation, bytes, start, end),
-  REDRIVE: (session, _channel, correlation, bytes, start, end) =>
-    session.redrive(correlation, bytes, start, end),
-  CANCEL: (session, _channel, correlation, bytes, start, end) =>
-    session.cancel(correlation, bytes, start, end),
-  RESCHEDULE: (session, _channel, correlation, bytes, start, end) =>
-    session.reschedule(correlation, bytes, start, end),
-  REPLAY: (session, _channel, correlation, bytes, start, end) =>
-    session.replay(correlation, bytes, start, end),
-  HISTORY: (session, _channel, correlation, bytes, start, end) =>
-    session.history(correlation, bytes, start, end),
-  CONSUMERS: (session, _channel, correlation, bytes, start, end) =>
-    session.consumers(correlation, bytes, start, end),
-  CLOSE_CONSUMER: (session, _channel, correlation, bytes, start, end) =>
-    session.closeConsumer(correlation, bytes, start, end),
-  DISCARD: (session, _channel, correlation, bytes, start, end) =>
-    session.discard(correlation, bytes, start, end),
+  ...(Object.fromEntries(
+    Object.keys(REQUESTS).map((name) => [name, requestHandler(name as RequestName)]),
+  ) as Record<RequestName, Handler>),
 }
 
 function faultOf(error: SluiceError): {

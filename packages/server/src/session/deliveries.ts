@@ -1,0 +1,120 @@
+/**
+ * DELIVER frames, written into an outbox. Messages that stand side by side go as one run; what does not comes message
+ * by message, and shares a frame for as long as nothing else comes between, because a frame costs its receiver several
+ * times what a message does.
+ */
+import {
+  DELIVER_FLAG,
+  DELIVER_HEADER_BYTES,
+  FRAME_HEADER_BYTES,
+  OP,
+  SCATTERED_BYTES,
+  writeDeliverHead,
+  writeU32,
+  writeU64,
+} from '@sluice/protocol'
+import type { Run, Subscription } from '../queue/index.js'
+import type { Outbox } from './outbox.js'
+
+/** A scattered delivery is not made longer than this. */
+const SCATTERED_FRAME_BYTES = 64 << 10
+/** Where a delivery says how many messages it has. */
+const COUNT_AT = 24
+
+export class Deliveries {
+  /** The scattered delivery that was written last: where, and what the next message must be to join it. */
+  #outbox: Outbox | undefined
+  #page = -1
+  #payloadAt = 0
+  #end = 0
+  #count = 0
+  #subscription: Subscription | undefined
+  #tag = 0
+  #attempt = 0
+  #flags = 0
+
+  /** The first `count` messages of `run`, whose records are `bytes[start, end)`, under the tags from `firstTag`. */
+  write(
+    outbox: Outbox,
+    subscription: Subscription,
+    run: Run,
+    firstTag: number,
+    count: number,
+    bytes: Uint8Array,
+    start: number,
+    end: number,
+  ): void {
+    const flags = (run.redelivered ? DELIVER_FLAG.redelivered : 0) | (run.alone ? DELIVER_FLAG.alone : 0)
+    if (run.sinceMs !== -1) {
+      this.#scattered(outbox, subscription, run, firstTag, flags, bytes, start, end)
+      return
+    }
+    const at = begin(outbox, subscription, run, firstTag, count, flags, end - start)
+    outbox.bytes.set(bytes.subarray(start, end), at)
+  }
+
+  #scattered(
+    outbox: Outbox,
+    subscription: Subscription,
+    run: Run,
+    tag: number,
+    flags: number,
+    bytes: Uint8Array,
+    start: number,
+    end: number,
+  ): void {
+    const length = SCATTERED_BYTES + end - start
+    const joins =
+      this.#outbox === outbox &&
+      this.#subscription === subscription &&
+      this.#tag === tag &&
+      this.#attempt === run.attempt &&
+      this.#flags === flags &&
+      !run.alone &&
+      this.#end - this.#payloadAt + length <= SCATTERED_FRAME_BYTES
+    let at = joins ? outbox.extend(this.#page, this.#end, length) : -1
+    if (at === -1) {
+      at = begin(outbox, subscription, run, tag, 1, flags | DELIVER_FLAG.scattered, length)
+      this.#outbox = outbox
+      this.#page = outbox.page
+      this.#payloadAt = at - DELIVER_HEADER_BYTES
+      this.#count = 0
+      this.#subscription = subscription
+      this.#attempt = run.attempt
+      this.#flags = flags
+    }
+    writeU64(outbox.bytes, at, run.offset)
+    writeU64(outbox.bytes, at + 8, run.publishedAtMs)
+    outbox.bytes.set(bytes.subarray(start, end), at + SCATTERED_BYTES)
+    this.#count++
+    this.#end = at + length
+    this.#tag = (tag + 1) >>> 0
+    writeU32(outbox.bytes, this.#payloadAt + COUNT_AT, this.#count)
+    writeU32(outbox.bytes, this.#payloadAt - FRAME_HEADER_BYTES, this.#end - this.#payloadAt)
+  }
+}
+
+// Writes the frame up to its records, which take `bytes`; returns where they go.
+function begin(
+  outbox: Outbox,
+  subscription: Subscription,
+  run: Run,
+  firstTag: number,
+  count: number,
+  flags: number,
+  bytes: number,
+): number {
+  const at = outbox.begin(OP.DELIVER, subscription.channel, 0, DELIVER_HEADER_BYTES + bytes)
+  const { offset, publishedAtMs, attempt } = run
+  return writeDeliverHead(
+    outbox.bytes,
+    at,
+    subscription.id,
+    firstTag,
+    offset,
+    publishedAtMs,
+    count,
+    attempt,
+    flags,
+  )
+}

@@ -1,0 +1,91 @@
+/**
+ * Control frames that ask for something and are answered once: what each asks of the broker. A frame kind that is
+ * missing here, and that no other part of the session handles, does not compile.
+ */
+import {
+  OP,
+  SluiceError,
+  cancelRequest,
+  closeConsumerRequest,
+  consumersRequest,
+  discardRequest,
+  encodeControl,
+  encodeMessages,
+  ensureRequest,
+  historyRequest,
+  nameRequest,
+  onlyFields,
+  peekRequest,
+  redriveRequest,
+  replayRequest,
+  rescheduleRequest,
+  type Body,
+  type OpcodeName,
+} from '@sluice/protocol'
+import type { Broker } from '../broker/broker.js'
+
+/** Who asks. */
+export interface Asker {
+  readonly broker: Broker
+  /** The label of the client, for the history of what it does. */
+  readonly label: string
+  /** Largest payload of an answer. */
+  readonly payloadBytesMax: number
+}
+
+export interface Answer {
+  readonly opcode: number
+  readonly payload: Uint8Array
+}
+
+type Request = (asker: Asker, body: Body) => Answer | Promise<Answer>
+
+/** Queues in one answer to LIST: with names of 255 bytes, twice in each, they fit a control frame. */
+const LIST_PAGE = 40
+
+function result(body: object): Answer {
+  return { opcode: OP.RESULT, payload: encodeControl(body as Body) }
+}
+
+export const REQUESTS = {
+  ENSURE: ({ broker }, body) => result(broker.ensure(ensureRequest(body))),
+  GET: ({ broker }, body) => result({ queue: broker.info(nameRequest('GET', body)) }),
+  LIST: ({ broker }, body) => result(broker.list(afterName(body), LIST_PAGE)),
+  DELETE: ({ broker }, body) => result({ messages: broker.delete(nameRequest('DELETE', body)) }),
+  PURGE: ({ broker }, body) => result({ messages: broker.purge(nameRequest('PURGE', body)) }),
+  PAUSE: ({ broker }, body) => result({ changed: broker.pause(nameRequest('PAUSE', body)) }),
+  RESUME: ({ broker }, body) => result({ changed: broker.resume(nameRequest('RESUME', body)) }),
+  CANCEL: ({ broker }, body) => result(broker.cancel(cancelRequest(body))),
+  RESCHEDULE: ({ broker }, body) => result(broker.reschedule(rescheduleRequest(body))),
+  CONSUMERS: ({ broker }, body) => result(broker.consumers(consumersRequest(body))),
+  CLOSE_CONSUMER: ({ broker }, body) => {
+    const { name, id } = closeConsumerRequest(body)
+    return result(broker.closeConsumer(name, id))
+  },
+  PEEK: async ({ broker, payloadBytesMax }, body) => ({
+    opcode: OP.MESSAGES,
+    payload: encodeMessages(await broker.peek(peekRequest(body)), payloadBytesMax),
+  }),
+  REDRIVE: async ({ broker, label }, body) => result(await broker.redrive(redriveRequest(body), label)),
+  DISCARD: async ({ broker }, body) => result(await broker.discard(discardRequest(body))),
+  REPLAY: async ({ broker }, body) => result(await broker.replay(replayRequest(body))),
+  HISTORY: async ({ broker }, body) => result(await broker.history(historyRequest(body))),
+} as const satisfies Partial<Record<OpcodeName, Request>>
+
+export type RequestName = keyof typeof REQUESTS
+
+/** Requests that read from disk and take several turns. */
+export const LONG_REQUESTS: ReadonlySet<OpcodeName> = new Set<RequestName>([
+  'PEEK',
+  'REDRIVE',
+  'DISCARD',
+  'REPLAY',
+  'HISTORY',
+])
+
+function afterName(body: Body): string {
+  onlyFields('LIST', body, ['after'])
+  const after = body['after'] ?? ''
+  if (typeof after === 'string') return after
+  throw new SluiceError('INVALID_ARGUMENT', '`after` must be the name of a queue.')
+}
