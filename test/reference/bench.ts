@@ -45,7 +45,6 @@ import {
   Model,
   Refused,
   redrivesOf,
-  type Answer,
   type Content,
   type ModelMessage,
   type ModelQueue,
@@ -681,7 +680,7 @@ export class Bench {
       () => this.broker.publish(producer.attached, queue, bytes.slice(), 0, bytes.length, RESENDABLE),
       (answer) => {
         this.#beforePublish(queue, contents, answer !== undefined)
-        return this.model.publish(queue, contents, answer && answerOf([queue], [answer]))
+        return this.model.publish(queue, contents)
       },
       (answer, expected) => this.#comparePlaced(queue, contents, answer, expected),
     )
@@ -771,11 +770,6 @@ export class Bench {
         return this.model.atomic(
           acks.map(({ pair, tag }) => ({ subscription: pair.model, tag })),
           batches,
-          answer &&
-            answerOf(
-              batches.map(({ queue }) => queue),
-              answer,
-            ),
         )
       },
       (answer, expected) => {
@@ -1047,10 +1041,7 @@ export class Bench {
     await this.#bothLater(
       `redrive of ${name}`,
       () => this.broker.redrive(named, 'an operator'),
-      (answer) =>
-        this.#page(answer?.next ?? null, () =>
-          this.model.redrive(named, answer?.next ?? null, answer?.guarded),
-        ),
+      (answer) => this.#page(answer?.next ?? null, () => this.model.redrive(named, answer?.next ?? null)),
       ({ matched, redriven, guarded }, expected) =>
         same(`redrive of ${name}`, { matched, redriven, guarded }, expected),
     )
@@ -1272,12 +1263,6 @@ function codeOf(error: unknown): string {
   )
     return error.code
   throw error
-}
-
-function answerOf(queues: readonly string[], places: readonly Placed[]): Answer {
-  return new Map(
-    queues.map((queue, index) => [queue, places[index]!.duplicates ?? new Map<number, number>()]),
-  )
 }
 
 function shownPlaces(places: readonly Placed[]): unknown {
