@@ -45,7 +45,6 @@ import {
   Model,
   Refused,
   redrivesOf,
-  type Answer,
   type Content,
   type ModelMessage,
   type ModelQueue,
@@ -293,9 +292,8 @@ export class Bench {
       }
       const { queue } = event.pair.model
       if (event.offset >= queue.next) while (queue.next <= event.offset && this.#arrive(arrivals, queue));
-      const { returning } = this.model
-      const at = returning.findIndex((one) => one.queue === queue && one.message.offset === event.offset)
-      for (let count = 0; count <= at; count++) this.model.returned()
+      // Those that are redriven come back one by one, and each can stand before others of its key.
+      while (this.model.returning.length > 0 && !this.model.isNext(queue, event.offset)) this.model.returned()
       this.#compareDelivery(event)
     }
     while (this.model.returning.length > 0) this.model.returned()
@@ -682,7 +680,7 @@ export class Bench {
       () => this.broker.publish(producer.attached, queue, bytes.slice(), 0, bytes.length, RESENDABLE),
       (answer) => {
         this.#beforePublish(queue, contents, answer !== undefined)
-        return this.model.publish(queue, contents, answer && answerOf([queue], [answer]))
+        return this.model.publish(queue, contents)
       },
       (answer, expected) => this.#comparePlaced(queue, contents, answer, expected),
     )
@@ -772,11 +770,6 @@ export class Bench {
         return this.model.atomic(
           acks.map(({ pair, tag }) => ({ subscription: pair.model, tag })),
           batches,
-          answer &&
-            answerOf(
-              batches.map(({ queue }) => queue),
-              answer,
-            ),
         )
       },
       (answer, expected) => {
@@ -1048,10 +1041,7 @@ export class Bench {
     await this.#bothLater(
       `redrive of ${name}`,
       () => this.broker.redrive(named, 'an operator'),
-      (answer) =>
-        this.#page(answer?.next ?? null, () =>
-          this.model.redrive(named, answer?.next ?? null, answer?.guarded),
-        ),
+      (answer) => this.#page(answer?.next ?? null, () => this.model.redrive(named, answer?.next ?? null)),
       ({ matched, redriven, guarded }, expected) =>
         same(`redrive of ${name}`, { matched, redriven, guarded }, expected),
     )
@@ -1273,12 +1263,6 @@ function codeOf(error: unknown): string {
   )
     return error.code
   throw error
-}
-
-function answerOf(queues: readonly string[], places: readonly Placed[]): Answer {
-  return new Map(
-    queues.map((queue, index) => [queue, places[index]!.duplicates ?? new Map<number, number>()]),
-  )
 }
 
 function shownPlaces(places: readonly Placed[]): unknown {

@@ -63,6 +63,29 @@ const MENDED: Readonly<Record<string, Script>> = {
     publish(bench, 'q', { id: 'i' })
     await bench.endTurn()
   },
+
+  'a delayed message is found by its id, though another one had it when it came': async () => {
+    const bench = await opened()
+    bench.ensure('q', { dedupWindowMs: 500 })
+    publish(bench, 'q', { id: 'i', delayMs: 1 })
+    await bench.pass(600, true)
+    publish(bench, 'q', { id: 'i', delayMs: 60_000 })
+    settle(bench, await consume(bench, 'q'), 'ack')
+    await bench.pass(600, true)
+    bench.cancel('q', undefined, 'i')
+  },
+
+  'of two pending messages with one id the other counts when the first is done': async () => {
+    const bench = await opened()
+    bench.ensure('dead', { unique: 'pending' })
+    bench.ensure('q', { deadLetter: 'dead' })
+    publish(bench, 'dead', { id: 'i' })
+    publish(bench, 'q', { id: 'i' })
+    settle(bench, await consume(bench, 'q'), 'deadLetter')
+    await bench.endTurn()
+    settle(bench, await consume(bench, 'dead'), 'ack')
+    publish(bench, 'dead', { id: 'i' })
+  },
 }
 
 const OPEN: Readonly<Record<string, Script>> = {
@@ -77,17 +100,6 @@ const OPEN: Readonly<Record<string, Script>> = {
     bench.reschedule('q', 0, undefined, 0, undefined)
     await bench.pass(1_000, true)
     await bench.pass(1_500, true)
-  },
-
-  'a delayed message is found by its id, though another one had it when it came': async () => {
-    const bench = await opened()
-    bench.ensure('q', { dedupWindowMs: 500 })
-    publish(bench, 'q', { id: 'i', delayMs: 1 })
-    await bench.pass(600, true)
-    publish(bench, 'q', { id: 'i', delayMs: 60_000 })
-    settle(bench, await consume(bench, 'q'), 'ack')
-    await bench.pass(600, true)
-    bench.cancel('q', undefined, 'i')
   },
 
   'a head is eligible since the last one before it expired, in whatever order they are swept': async () => {
@@ -146,18 +158,6 @@ const OPEN: Readonly<Record<string, Script>> = {
     }
   },
 
-  'of two pending messages with one id the other counts when the first is done': async () => {
-    const bench = await opened()
-    bench.ensure('dead', { unique: 'pending' })
-    bench.ensure('q', { deadLetter: 'dead' })
-    publish(bench, 'dead', { id: 'i' })
-    publish(bench, 'q', { id: 'i' })
-    settle(bench, await consume(bench, 'q'), 'deadLetter')
-    await bench.endTurn()
-    settle(bench, await consume(bench, 'dead'), 'ack')
-    publish(bench, 'dead', { id: 'i' })
-  },
-
   'pages of a dry run over named offsets come to an end': async () => {
     const bench = await opened()
     bench.ensure('q', {})
@@ -176,6 +176,29 @@ const OPEN: Readonly<Record<string, Script>> = {
     }
     same('messages that a dry run matched', matched, 2)
   },
+
+  'an id that an atomic step frees makes room for another one': async () => {
+    const bench = await opened()
+    bench.ensure('q', { unique: 'pending', dedupMaxIds: 1 })
+    publish(bench, 'q', { id: 'i' })
+    const pair = await consume(bench, 'q')
+    const contents = [bench.content({ id: 'j' }, 10)]
+    bench.atomic(bench.producers[0]!, [{ pair, tag: held(pair)[0]! }], [{ queue: 'q', contents }])
+  },
+
+  'of two pending messages with one id the other counts in the step that acknowledges the first':
+    async () => {
+      const bench = await opened()
+      bench.ensure('dead', { unique: 'pending' })
+      bench.ensure('q', { deadLetter: 'dead' })
+      publish(bench, 'dead', { id: 'i' })
+      publish(bench, 'q', { id: 'i' })
+      settle(bench, await consume(bench, 'q'), 'deadLetter')
+      await bench.endTurn()
+      const pair = await consume(bench, 'dead')
+      const contents = [bench.content({ id: 'i' }, 10)]
+      bench.atomic(bench.producers[0]!, [{ pair, tag: held(pair)[0]! }], [{ queue: 'dead', contents }])
+    },
 }
 
 test.each(Object.entries(MENDED))('%s', async (_name, script) => {

@@ -24,8 +24,8 @@ export interface Readings {
   readonly extensionStarts: boolean
   /** Of a message that goes to a third queue the headers of its first origin stay. */
   readonly firstOriginStays: boolean
-  /** A delayed message is not found by its id if another one had it when it came. */
-  readonly delayedIdIsHidden: boolean
+  /** The ids of what an atomic step acknowledges take room among those that are remembered. */
+  readonly ackedIdsTakeRoom: boolean
   /** A message that is rescheduled is no suspect any more. */
   readonly rescheduleAbsolves: boolean
   /** A message that was delivered alone is charged though its connection held others, of other subscriptions. */
@@ -34,34 +34,27 @@ export interface Readings {
   readonly oldestIsOfHeads: boolean
   /** What is brought back into its own queue is guarded by how often that was done in this queue alone. */
   readonly guardCountsHere: boolean
-  /**
-   * `unique: 'pending'`, and two messages with one id, as a move or a redrive can bring about: the id is free when the
-   * one that counted is done, unless a restart finds the other. Else the other one counts from then on.
-   */
-  readonly idIsFreeBesideOther: boolean
 }
 
 export const PLAIN_READINGS: Readings = {
   extensionStarts: false,
   firstOriginStays: false,
-  delayedIdIsHidden: false,
+  ackedIdsTakeRoom: false,
   rescheduleAbsolves: false,
   aloneIsChargedAmongOthers: false,
   oldestIsOfHeads: false,
   guardCountsHere: false,
-  idIsFreeBesideOther: false,
 }
 
 /** What the product does. Where that is decided to be right, or is mended, the reading goes. */
 export const BUILT_READINGS: Readings = {
   extensionStarts: true,
   firstOriginStays: true,
-  delayedIdIsHidden: true,
+  ackedIdsTakeRoom: true,
   rescheduleAbsolves: true,
   aloneIsChargedAmongOthers: true,
   oldestIsOfHeads: true,
   guardCountsHere: true,
-  idIsFreeBesideOther: true,
 }
 
 /** What a message says. Times in milliseconds. */
@@ -156,8 +149,6 @@ export interface ModelQueue {
   acked: number
   /** Ids that were accepted: where and when. */
   readonly accepted: Map<string, { readonly offset: number; readonly atMs: number }>
-  /** `unique: 'pending'`: the message that an id stands for. */
-  readonly pending: Map<string, ModelMessage>
   readonly counters: Record<QueueCounter, number>
   subscriptions: ModelSubscription[]
   /** Highest offset handed out since the broker began, + 1. */
@@ -176,9 +167,6 @@ export interface ModelPlaced {
   readonly base: number
   readonly duplicates: ReadonlyMap<number, number>
 }
-
-/** What the product answered: by queue, index of each duplicate → offset of the first. */
-export type Answer = ReadonlyMap<string, ReadonlyMap<number, number>>
 
 export interface ModelBatch {
   readonly queue: string
@@ -258,7 +246,6 @@ export class Model {
       next: 0,
       acked: 0,
       accepted: new Map(),
-      pending: new Map(),
       counters: {
         purged: 0,
         expired: 0,
@@ -471,25 +458,7 @@ export class Model {
 
   #remove(queue: ModelQueue, message: ModelMessage, atMs = this.nowMs): void {
     queue.messages = queue.messages.filter((other) => other !== message)
-    this.#noLongerPending(queue, message)
     this.#leave(queue, message, 'dead', atMs)
-  }
-
-  #noLongerPending(queue: ModelQueue, { content: { id } }: ModelMessage): void {
-    const message = id === undefined ? undefined : queue.pending.get(id)
-    if (message === undefined || this.#isPending(queue, message)) return
-    queue.pending.delete(id!)
-    if (!this.readings.idIsFreeBesideOther) this.#findPending(queue, id!)
-  }
-
-  // Of several messages with an id that are not done, the oldest counts.
-  #findPending(queue: ModelQueue, id: string): void {
-    const other = queue.messages.find((message) => message.content.id === id && message.state !== 'dead')
-    if (other !== undefined) queue.pending.set(id, other)
-  }
-
-  #isPending(queue: ModelQueue, message: ModelMessage): boolean {
-    return message.state !== 'dead' && queue.messages.includes(message)
   }
 
   #lose(message: ModelMessage): void {
@@ -500,8 +469,8 @@ export class Model {
   // --- producing ---
 
   /** @throws Refused */
-  publish(name: string, contents: readonly Content[], answer?: Answer): ModelPlaced {
-    return this.#publishAll([{ queue: name, contents }], [], answer)[0]!
+  publish(name: string, contents: readonly Content[]): ModelPlaced {
+    return this.#publishAll([{ queue: name, contents }], [])[0]!
   }
 
   /**
@@ -511,7 +480,6 @@ export class Model {
   atomic(
     acks: readonly { readonly subscription: ModelSubscription; readonly tag: number }[],
     batches: readonly ModelBatch[],
-    answer?: Answer,
   ): ModelPlaced[] {
     const codes: string[] = []
     const done: ModelMessage[] = []
@@ -520,7 +488,7 @@ export class Model {
       if (message === undefined) codes.push('LEASE_LOST')
       else done.push(message)
     }
-    return this.#publishAll(batches, done, answer, codes, () => {
+    return this.#publishAll(batches, done, codes, () => {
       for (const { subscription, tag } of acks) this.#ack(subscription.queue, subscription.held.get(tag)!)
     })
   }
@@ -529,7 +497,6 @@ export class Model {
   #publishAll(
     batches: readonly ModelBatch[],
     done: readonly ModelMessage[],
-    answer: Answer | undefined,
     codes: string[] = [],
     first: () => void = () => {},
   ): ModelPlaced[] {
@@ -540,7 +507,7 @@ export class Model {
     for (const [name, contents] of byQueue) {
       const queue = this.queues.get(name)
       if (queue === undefined) codes.push('QUEUE_NOT_FOUND')
-      else plans.set(name, this.#judge(queue, contents, done, answer, codes))
+      else plans.set(name, this.#judge(queue, contents, done, codes))
     }
     if (codes.length > 0) throw new Refused(codes)
     first()
@@ -577,7 +544,6 @@ export class Model {
     queue: ModelQueue,
     contents: readonly Content[],
     done: readonly ModelMessage[],
-    answer: Answer | undefined,
     codes: string[],
   ): Plan {
     for (const { atMs, delayMs } of contents) {
@@ -590,7 +556,6 @@ export class Model {
     const newIds = new Map<string, number>()
     for (const [index, content] of contents.entries()) {
       const { id } = content
-      if (id !== undefined) this.#followPending(queue, id, answer?.get(queue.name)?.get(index))
       const first = id === undefined ? undefined : (newIds.get(id) ?? this.#firstOffset(queue, id, done))
       if (first !== undefined) duplicates.set(index, first)
       else {
@@ -598,8 +563,8 @@ export class Model {
         if (id !== undefined && this.#remembersIds(queue)) newIds.set(id, queue.next + index)
       }
     }
-    const remembered = this.rememberedIds(queue, done, answer === undefined)
-    if (newIds.size > 0 && remembered + newIds.size > queue.options.dedupMaxIds) codes.push('DEDUP_FULL')
+    const known = this.#knownIds(queue, this.readings.ackedIdsTakeRoom ? [] : done)
+    if (newIds.size > 0 && known.size + newIds.size > queue.options.dedupMaxIds) codes.push('DEDUP_FULL')
     const victims: ModelMessage[] = []
     const { maxMessages, maxBytes, overflow } = queue.options
     const held = queue.messages.filter((message) => message.state !== 'dead' && !done.includes(message))
@@ -630,35 +595,19 @@ export class Model {
 
   /** Offset of the message that makes another one with this id a duplicate. */
   #firstOffset(queue: ModelQueue, id: string, done: readonly ModelMessage[]): number | undefined {
-    if (queue.options.unique === 'pending') {
-      const message = queue.pending.get(id)
-      return message === undefined || done.includes(message) ? undefined : message.offset
-    }
+    if (queue.options.unique === 'pending')
+      return queue.messages.find(
+        (message) => message.content.id === id && message.state !== 'dead' && !done.includes(message),
+      )?.offset
     const accepted = queue.accepted.get(id)
     if (accepted === undefined || accepted.atMs + queue.options.dedupWindowMs <= this.nowMs) return undefined
     return accepted.offset
   }
 
-  /** How many ids count; `atMost`: where that is not known, all that may. */
-  rememberedIds(queue: ModelQueue, done: readonly ModelMessage[] = [], atMost = false): number {
-    const known = queue.options.unique === 'pending' ? queue.pending : queue.accepted
-    const ids = new Set(known.keys())
-    if (atMost && queue.options.unique === 'pending' && this.readings.idIsFreeBesideOther)
-      for (const { state, content } of queue.messages)
-        if (state !== 'dead' && content.id !== undefined) ids.add(content.id)
-    return [...ids].filter(
-      (id) =>
-        (atMost && queue.options.unique === 'pending') || this.#firstOffset(queue, id, done) !== undefined,
-    ).length
-  }
-
-  // Which of several messages with one id counts, if any, is learnt from the product.
-  #followPending(queue: ModelQueue, id: string, told: number | undefined): void {
-    if (!this.readings.idIsFreeBesideOther || queue.options.unique !== 'pending') return
-    const message = queue.messages.find(
-      ({ offset, state, content }) => offset === told && state !== 'dead' && content.id === id,
-    )
-    if (message !== undefined) queue.pending.set(id, message)
+  /** Ids that make another message a duplicate. */
+  #knownIds(queue: ModelQueue, done: readonly ModelMessage[]): Set<string> {
+    const ids = [...queue.accepted.keys(), ...queue.messages.flatMap(({ content: { id } }) => id ?? [])]
+    return new Set(ids.filter((id) => this.#firstOffset(queue, id, done) !== undefined))
   }
 
   #append(queue: ModelQueue, content: Content): ModelMessage {
@@ -685,12 +634,9 @@ export class Model {
       reason: undefined,
     }
     queue.messages.push(message)
-    const { id } = content
-    if (id !== undefined && queue.options.unique === 'pending') {
-      if (!queue.pending.has(id)) queue.pending.set(id, message)
-    } else if (id !== undefined && queue.options.dedupWindowMs > 0) {
-      queue.accepted.set(id, { offset: message.offset, atMs: this.nowMs })
-    }
+    const { unique, dedupWindowMs } = queue.options
+    if (content.id !== undefined && unique === 'window' && dedupWindowMs > 0)
+      queue.accepted.set(content.id, { offset: message.offset, atMs: this.nowMs })
     if (dueMs <= this.nowMs) this.#enter(queue, message, dueMs)
     return message
   }
@@ -739,11 +685,15 @@ export class Model {
 
   /** The eligible message that goes first. */
   head(queue: ModelQueue): ModelMessage | undefined {
-    return queue.messages
-      .filter(({ sinceMs }) => sinceMs !== undefined)
-      .toSorted(
-        (a, b) => b.content.priority - a.content.priority || a.sinceMs! - b.sinceMs! || a.offset - b.offset,
-      )[0]
+    return queue.messages.filter(({ sinceMs }) => sinceMs !== undefined).toSorted(byTurn)[0]
+  }
+
+  /** Whether this message goes next, those aside whose time is over. */
+  isNext(queue: ModelQueue, offset: number): boolean {
+    const order = queue.messages
+      .filter((message) => message.sinceMs !== undefined && !this.#isExpired(message))
+      .toSorted(byTurn)
+    return order[0]?.offset === offset
   }
 
   /** As `head`, after the expired ones that stood before it have been passed over. */
@@ -955,7 +905,6 @@ export class Model {
     message.suspect = false
     message.silentDeaths = 0
     this.#leave(queue, message, 'dead')
-    this.#noLongerPending(queue, message)
     message.isMoving = queue.options.deadLetter !== ''
     this.#move(queue, message)
   }
@@ -1033,8 +982,7 @@ export class Model {
       const must = withId.filter(
         (message) =>
           message.offset === known ||
-          (!this.readings.delayedIdIsHidden &&
-            message.state === 'scheduled' &&
+          (message.state === 'scheduled' &&
             message.attempts === 0 &&
             (message.content.delayMs ?? message.content.atMs) !== undefined &&
             queue.options.unique === 'window'),
@@ -1139,20 +1087,16 @@ export class Model {
   }
 
   /**
-   * `next` is where the product's page ended: of what stands before it, nothing may have been passed over. `told` is how
-   * many it left alone, undefined where it refused.
+   * `next` is where the product's page ended: of what stands before it, nothing may have been passed over.
    */
   redrive(
     request: DeadSelection & { readonly to?: string | undefined; readonly force: boolean },
     next: number | null,
-    told: number | undefined,
   ): { matched: number; redriven: number; guarded: number } {
     const queue = this.queue(request.name)
     const to = this.queue(request.to ?? request.name)
     const matched = this.#dead(queue, request, next)
-    let allowed = this.#mayReturn(queue, to, matched, request, false)
-    if (this.readings.idIsFreeBesideOther && matched.length - allowed.length !== told)
-      allowed = this.#mayReturn(queue, to, matched, request, true)
+    const allowed = this.#mayReturn(queue, to, matched, request)
     if (!request.dryRun) {
       for (const message of allowed) {
         this.#count('redriven')
@@ -1173,13 +1117,9 @@ export class Model {
     to: ModelQueue,
     matched: readonly ModelMessage[],
     { dryRun, force }: { readonly dryRun: boolean; readonly force: boolean },
-    atMost: boolean,
   ): ModelMessage[] {
     const countsHere = to === queue && this.readings.guardCountsHere
-    const pending = new Set(queue.pending.keys())
-    if (atMost)
-      for (const { state, content } of queue.messages)
-        if (state !== 'dead' && content.id !== undefined) pending.add(content.id)
+    const pending = this.#knownIds(queue, [])
     return matched.filter((message) => {
       const { id } = message.content
       const isBarred =
@@ -1219,8 +1159,6 @@ export class Model {
     message.marked = 'yes'
     message.death = undefined
     message.isMoving = false
-    const { id } = message.content
-    if (id !== undefined && queue.options.unique === 'pending') queue.pending.set(id, message)
     this.#enter(queue, message, this.nowMs)
   }
 
@@ -1266,6 +1204,11 @@ export class Model {
 /** How often a message was brought back, over all queues that it has been in. */
 export function redrivesOf({ redrives, content }: ModelMessage): number {
   return redrives + Number(content.headers[ORIGIN_HEADERS.redrives] ?? 0)
+}
+
+/** The order in which eligible messages go. */
+function byTurn(a: ModelMessage, b: ModelMessage): number {
+  return b.content.priority - a.content.priority || a.sinceMs! - b.sinceMs! || a.offset - b.offset
 }
 
 interface Plan {
