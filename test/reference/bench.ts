@@ -50,7 +50,6 @@ import {
   type ModelQueue,
   type ModelSettle,
   type ModelSubscription,
-  type Readings,
   type Transfer,
 } from './model.js'
 
@@ -71,7 +70,6 @@ export interface BenchOptions {
   readonly segmentBytes?: number
   readonly checkpointBytes?: number
   readonly defect?: Defect | undefined
-  readonly readings?: Readings | undefined
 }
 
 /** One subscription, as both sides know it. */
@@ -166,7 +164,7 @@ export class Bench {
   constructor(product: Product, options: BenchOptions = {}) {
     this.#product = product
     this.#options = options
-    this.model = new Model(this.nowMs, options.readings)
+    this.model = new Model(this.nowMs)
     this.log = new product.MemoryLog({ segmentBytes: options.segmentBytes ?? 256 * 1024 })
   }
 
@@ -403,14 +401,13 @@ export class Bench {
       },
     )
     const { queue, offset, publishedMs, reason, error, diedMs, attempts, redrives } = ORIGIN_HEADERS
-    const brought = this.model.readings.firstOriginStays ? message.content.headers : {}
     same(
       `origin of message ${message.offset} of ${from.name}`,
       Object.fromEntries(origin.map((name) => [name, headers[name]])),
       {
-        [queue]: brought[queue] ?? from.name,
-        [offset]: brought[offset] ?? String(message.offset),
-        [publishedMs]: brought[publishedMs] ?? String(message.publishedMs),
+        [queue]: from.name,
+        [offset]: String(message.offset),
+        [publishedMs]: String(message.publishedMs),
         [reason]: message.death,
         [error]: message.reason ?? headers[error],
         [diedMs]: String(message.diedMs),

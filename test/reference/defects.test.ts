@@ -4,7 +4,7 @@ import { Broker } from '../../packages/server/src/broker/broker.js'
 import { MemoryLog } from '../../packages/server/src/log/memory-log.js'
 import { DEFECTS, type PlantedDefect } from './defects.js'
 import { runHistory } from './history.js'
-import { BUILT_READINGS, Difference } from './model.js'
+import { Difference } from './model.js'
 
 const PRODUCT = { Broker, MemoryLog }
 const SEEDS_MAX = 40
@@ -14,7 +14,7 @@ const found: string[] = []
 
 async function firstDifference({ plant }: PlantedDefect): Promise<unknown> {
   for (let seed = 1; seed <= SEEDS_MAX; seed++) {
-    const options = { seed, operations: OPERATIONS, defect: plant(), readings: BUILT_READINGS }
+    const options = { seed, operations: OPERATIONS, defect: plant() }
     const { failure } = await runHistory(PRODUCT, options)
     if (failure !== undefined) return failure.error
   }

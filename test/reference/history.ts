@@ -24,7 +24,7 @@ import {
   type Pair,
   type Product,
 } from './bench.js'
-import type { Content, ModelSettle, Readings } from './model.js'
+import type { Content, ModelSettle } from './model.js'
 
 export interface HistoryOptions {
   readonly seed: number
@@ -32,7 +32,6 @@ export interface HistoryOptions {
   /** Only these operations, by number; all unless told. */
   readonly only?: readonly number[] | undefined
   readonly defect?: Defect | undefined
-  readonly readings?: Readings | undefined
   /** Told each operation before it is done. */
   readonly trace?: ((line: string) => void) | undefined
 }
@@ -122,7 +121,6 @@ class History {
     this.#bench = new Bench(product, {
       checkpointBytes: this.#chance.pick([8, 16, 64]) * 1024,
       defect: options.defect,
-      readings: options.readings,
     })
   }
   get counts(): ReadonlyMap<string, number> {

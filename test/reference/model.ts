@@ -18,45 +18,6 @@ import {
   type QueueOptions,
 } from '@sluice/protocol'
 
-/** Points that the specification leaves open, or says nothing of; each can be read in two ways. */
-export interface Readings {
-  /** An extension of a lease that was not started begins the handling. */
-  readonly extensionStarts: boolean
-  /** Of a message that goes to a third queue the headers of its first origin stay. */
-  readonly firstOriginStays: boolean
-  /** The ids of what an atomic step acknowledges take room among those that are remembered. */
-  readonly ackedIdsTakeRoom: boolean
-  /** A message that is rescheduled is no suspect any more. */
-  readonly rescheduleAbsolves: boolean
-  /** A message that was delivered alone is charged though its connection held others, of other subscriptions. */
-  readonly aloneIsChargedAmongOthers: boolean
-  /** The oldest ready message is looked for among the heads of keys, not behind them. */
-  readonly oldestIsOfHeads: boolean
-  /** What is brought back into its own queue is guarded by how often that was done in this queue alone. */
-  readonly guardCountsHere: boolean
-}
-
-export const PLAIN_READINGS: Readings = {
-  extensionStarts: false,
-  firstOriginStays: false,
-  ackedIdsTakeRoom: false,
-  rescheduleAbsolves: false,
-  aloneIsChargedAmongOthers: false,
-  oldestIsOfHeads: false,
-  guardCountsHere: false,
-}
-
-/** What the product does. Where that is decided to be right, or is mended, the reading goes. */
-export const BUILT_READINGS: Readings = {
-  extensionStarts: true,
-  firstOriginStays: true,
-  ackedIdsTakeRoom: true,
-  rescheduleAbsolves: true,
-  aloneIsChargedAmongOthers: true,
-  oldestIsOfHeads: true,
-  guardCountsHere: true,
-}
-
 /** What a message says. Times in milliseconds. */
 export interface Content {
   readonly priority: number
@@ -183,7 +144,6 @@ export interface ModelSettle {
 
 export class Model {
   nowMs: number
-  readonly readings: Readings
   /** What the broker's source of chance says during this operation. */
   chance = 0.5
   readonly queues = new Map<string, ModelQueue>()
@@ -197,9 +157,8 @@ export class Model {
   /** How often each thing happened, for whoever wants to know whether a history was worth its time. */
   readonly events = new Map<string, number>()
 
-  constructor(nowMs: number, readings: Readings = PLAIN_READINGS) {
+  constructor(nowMs: number) {
     this.nowMs = nowMs
-    this.readings = readings
   }
 
   queue(name: string): ModelQueue {
@@ -563,7 +522,7 @@ export class Model {
         if (id !== undefined && this.#remembersIds(queue)) newIds.set(id, queue.next + index)
       }
     }
-    const known = this.#knownIds(queue, this.readings.ackedIdsTakeRoom ? [] : done)
+    const known = this.#knownIds(queue, done)
     if (newIds.size > 0 && known.size + newIds.size > queue.options.dedupMaxIds) codes.push('DEDUP_FULL')
     const victims: ModelMessage[] = []
     const { maxMessages, maxBytes, overflow } = queue.options
@@ -803,7 +762,7 @@ export class Model {
     for (const key of new Set(queue.messages.map(({ content }) => content.key))) {
       if (key === undefined) continue
       const line = this.#lineOf(queue, key)
-      ready.push(...(this.readings.oldestIsOfHeads ? line.slice(0, 1) : line))
+      ready.push(...line)
     }
     return Math.min(...ready.map(({ lineMs }) => lineMs))
   }
@@ -827,10 +786,9 @@ export class Model {
     for (const tag of tags) {
       const lease = subscription.held.get(tag)?.lease
       if (lease === undefined) stale.push(tag)
-      else if (lease.started || this.readings.extensionStarts) {
-        lease.started = true
+      // Before it is begun with there is no deadline.
+      else if (lease.started)
         lease.deadlineMs = this.nowMs + (durationMs || this.#processingTimeoutMs(subscription))
-      }
     }
     return stale
   }
@@ -943,11 +901,7 @@ export class Model {
     )
     const started = held.filter(({ lease }) => lease.started)
     const isCharged = (one: (typeof held)[number]): boolean =>
-      started.length === 1
-        ? one.lease.started
-        : started.length === 0 &&
-          one.lease.alone &&
-          (held.length === 1 || this.readings.aloneIsChargedAmongOthers)
+      started.length === 1 ? one.lease.started : started.length === 0 && one.lease.alone && held.length === 1
     for (const one of held) {
       if (isCharged(one)) {
         this.#count('charged')
@@ -1035,10 +989,6 @@ export class Model {
     const dueMs = Math.max(this.nowMs + (delayMs ?? 0), atMs ?? 0)
     if (message.attempts === 0 && message.expiresMs !== 0) message.expiresMs += dueMs - message.lineMs
     message.lineMs = dueMs
-    if (this.readings.rescheduleAbsolves) {
-      message.suspect = false
-      message.silentDeaths = 0
-    }
     this.#comeAtLineTime(queue, message)
     return { offset: message.offset, dueMs }
   }
@@ -1076,8 +1026,7 @@ export class Model {
     { from, limit, offsets, filter }: DeadSelection,
     next: number | null,
   ): ModelMessage[] {
-    const first = offsets === undefined ? from : 0
-    const all = this.select(queue, 'dead', first, Infinity, filter).filter(
+    const all = this.select(queue, 'dead', from, Infinity, filter).filter(
       ({ offset }) => offsets === undefined || offsets.includes(offset),
     )
     const page = all.filter(({ offset }) => next === null || offset < next)
@@ -1118,13 +1067,12 @@ export class Model {
     matched: readonly ModelMessage[],
     { dryRun, force }: { readonly dryRun: boolean; readonly force: boolean },
   ): ModelMessage[] {
-    const countsHere = to === queue && this.readings.guardCountsHere
     const pending = this.#knownIds(queue, [])
     return matched.filter((message) => {
       const { id } = message.content
       const isBarred =
         to === queue && queue.options.unique === 'pending' && id !== undefined && pending.has(id)
-      const redrives = countsHere ? message.redrives : redrivesOf(message)
+      const redrives = redrivesOf(message)
       if (isBarred || (redrives >= LIMITS.redrivesMax && !force)) return false
       // A dry run does not tell that one of them would be in the way of another.
       if (id !== undefined && !dryRun) pending.add(id)

@@ -7,7 +7,7 @@ import { afterAll, expect, test } from 'vitest'
 import { Broker } from '../../packages/server/src/broker/broker.js'
 import { MemoryLog } from '../../packages/server/src/log/memory-log.js'
 import { Bench, type BenchProducer, type Pair } from './bench.js'
-import { BUILT_READINGS, type ModelSettle } from './model.js'
+import type { ModelSettle } from './model.js'
 
 const Q = 'q'
 const OTHER = 'other'
@@ -120,7 +120,7 @@ const checksOf = new Map<string, number>()
 
 async function play(names: readonly FeatureName[], variant: Variant): Promise<ReadonlyMap<string, number>> {
   const features: readonly Feature[] = names.map((name) => FEATURES[name])
-  const bench = new Bench({ Broker, MemoryLog }, { readings: BUILT_READINGS })
+  const bench = new Bench({ Broker, MemoryLog })
   await bench.open()
   bench.ensure(OTHER, {})
   bench.ensure(Q, Object.assign({}, ...features.map((feature) => feature.options?.(variant) ?? {})) as object)

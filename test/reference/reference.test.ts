@@ -4,7 +4,6 @@ import { Broker } from '../../packages/server/src/broker/broker.js'
 import { MemoryLog } from '../../packages/server/src/log/memory-log.js'
 import { seedsFrom, ONE_SEED } from '../simulation/seeds.js'
 import { commandOf, runHistory, shrink } from './history.js'
-import { BUILT_READINGS } from './model.js'
 
 const OPERATIONS = 1_000
 const PRODUCT = { Broker, MemoryLog }
@@ -60,7 +59,7 @@ const SEEN: Readonly<Record<string, number>> = {
 test('histories', { timeout: 300_000 }, async () => {
   const totals = new Map<string, number>()
   for (const seed of seedsFrom(1, 60, 10)) {
-    const options = { seed, operations: OPERATIONS, readings: BUILT_READINGS }
+    const options = { seed, operations: OPERATIONS }
     const { counts, failure } = await runHistory(PRODUCT, options)
     if (failure !== undefined) {
       const short = await shrink(PRODUCT, options)

@@ -3,12 +3,11 @@
  * shows it.
  *
  * node test/dist/reference/run.js [--seeds 1000] [--first 1] [--operations 1000]
- * node test/dist/reference/run.js --seed 17 [--operations 1000] [--only 3,17,45] [--no-shrink] [--plain]
+ * node test/dist/reference/run.js --seed 17 [--operations 1000] [--only 3,17,45] [--no-shrink]
  */
 import { parseArgs } from 'node:util'
 import type { Product } from './bench.js'
 import { commandOf, runHistory, shrink, type HistoryOptions } from './history.js'
-import { BUILT_READINGS, PLAIN_READINGS } from './model.js'
 
 async function product(): Promise<Product> {
   const from = async (path: string): Promise<unknown> =>
@@ -27,17 +26,14 @@ async function main(): Promise<void> {
       seed: { type: 'string' },
       only: { type: 'string' },
       shrink: { type: 'boolean', default: true },
-      /** Reads what is left open as the specification is plainest, not as the product does. */
-      plain: { type: 'boolean', default: false },
     },
     allowNegative: true,
   })
   const subject = await product()
   const operations = Number(values.operations)
-  const readings = values.plain ? PLAIN_READINGS : BUILT_READINGS
   if (values.seed !== undefined) {
     const only = values.only?.split(',').map(Number)
-    await look(subject, { seed: Number(values.seed), operations, only, readings }, values.shrink)
+    await look(subject, { seed: Number(values.seed), operations, only }, values.shrink)
     return
   }
   const first = Number(values.first)
@@ -45,7 +41,7 @@ async function main(): Promise<void> {
   const startedMs = Date.now()
   let differences = 0
   for (let seed = first; seed < first + Number(values.seeds); seed++) {
-    const { counts, failure } = await runHistory(subject, { seed, operations, readings })
+    const { counts, failure } = await runHistory(subject, { seed, operations })
     for (const [name, count] of counts) totals.set(name, (totals.get(name) ?? 0) + count)
     if (failure === undefined) continue
     differences++

@@ -104,7 +104,7 @@ interface Freed {
 
 const NOTHING_FREED: Freed = { messages: 0, bytes: 0, offsets: new Set() }
 
-export type ModelBlame = 'nobody' | 'started' | 'suspects' | 'unexplained'
+export type ModelBlame = 'nobody' | 'started' | 'suspects' | 'alone' | 'unexplained'
 
 /** What the model cannot know by itself. */
 export interface ModelView {
@@ -133,8 +133,8 @@ export class Model {
   readonly #stepAcks = new Map<string, readonly string[]>()
   /** Leases that were taken away while a queue is being emptied. */
   #purged: Map<ModelSubscription, Set<number>> | undefined
-  /** How many messages were being handled on a connection when it died. */
-  readonly #blamed = new WeakMap<ModelConsumer, number>()
+  /** Who was to blame when a connection died. */
+  readonly #blamed = new WeakMap<ModelConsumer, ModelBlame>()
   /** What was checked, for tests that want to know. */
   readonly counts = {
     dispatched: 0,
@@ -1003,7 +1003,9 @@ export class Model {
         throw new Violation(7, `tag ${tag} of subscription ${subscription.id} is extended: ${!isStale}`)
       if (isStale) continue
       this.counts.extended++
-      subscription.started.set(tag, nowMs + (durationMs || timeoutOf(subscription)))
+      // There is no deadline before it is begun with.
+      if (subscription.started.has(tag))
+        subscription.started.set(tag, nowMs + (durationMs || timeoutOf(subscription)))
     }
   }
 
@@ -1041,13 +1043,15 @@ export class Model {
       const wasStarted = started.has(tag)
       this.#letGo(subscription, tag, message)
       // S15: the one that was begun with is charged, or the one that went alone.
-      if ((blame === 'started' && wasStarted) || (blame === 'unexplained' && holdsSuspect)) {
+      if ((blame === 'started' && wasStarted) || (blame === 'alone' && holdsSuspect)) {
         this.counts.charged++
         this.#retry(queue, message, undefined, nowMs)
         continue
       }
       if (blame === 'suspects' && wasStarted) this.#suspect(message)
-      else if (blame === 'unexplained' && ++message.unexplained >= UNEXPLAINED_MAX) this.#suspect(message)
+      else if (blame === 'unexplained' || blame === 'alone') {
+        if (++message.unexplained >= UNEXPLAINED_MAX) this.#suspect(message)
+      }
       this.#release(queue, message, nowMs)
     }
     queue.subscriptions.delete(subscription)
@@ -1062,19 +1066,20 @@ export class Model {
 
   // O8: exactly one that was being handled is charged; of several none is, and they are suspects.
   #judgeBlame(consumer: ModelConsumer, blame: ModelBlame): void {
-    let started = this.#blamed.get(consumer)
-    if (started === undefined) {
-      started = 0
-      for (const subscription of this.subscriptions.values())
-        if (subscription.consumer === consumer) started += subscription.started.size
-      this.#blamed.set(consumer, started)
+    let must = this.#blamed.get(consumer)
+    if (must === undefined) {
+      let started = 0
+      let held = 0
+      for (const subscription of this.subscriptions.values()) {
+        if (subscription.consumer !== consumer) continue
+        started += subscription.started.size
+        held += subscription.held.size
+      }
+      must = started === 1 ? 'started' : started > 1 ? 'suspects' : held === 1 ? 'alone' : 'unexplained'
+      this.#blamed.set(consumer, must)
     }
-    const must = started === 1 ? 'started' : started > 1 ? 'suspects' : 'unexplained'
     if (blame !== must)
-      throw new Violation(
-        'O8',
-        `${started} messages were being handled when a connection died, and the blame goes to ${blame}`,
-      )
+      throw new Violation('O8', `when a connection died the blame goes to ${blame}; it deserves ${must}`)
   }
 
   drained(key: object): void {

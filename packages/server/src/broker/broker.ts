@@ -96,9 +96,10 @@ export interface Output {
 
 /**
  * What the end of a subscription means for the messages that it held: nothing; a try, for the only one that was being
- * handled; suspicion, for several; or a death that none of them explains.
+ * handled; suspicion, for several; a try, for the only one that was held, if it was handed out alone; or a death that none
+ * of them explains.
  */
-export type Blame = 'nobody' | 'started' | 'suspects' | 'unexplained'
+export type Blame = 'nobody' | 'started' | 'suspects' | 'alone' | 'unexplained'
 
 /** Producers whose numbers are remembered; a directory of pages must list them all in a part of a segment. */
 const PRODUCERS_MAX = 100_000
@@ -504,13 +505,14 @@ export class Broker {
   /**
    * A connection died with these subscriptions. The one message that was being handled is charged a try; of several,
    * of whatever subscription, nobody can tell which was to blame: they come back one at a time until it shows. Where
-   * nothing had been begun with, a message that was handed out alone is to blame; and others become suspects when that
-   * has happened to them often enough.
+   * nothing had been begun with, the only message that was held is to blame if it was handed out alone; and others
+   * become suspects when that has happened to them often enough.
    */
   disconnect(subscriptions: Iterable<Subscription>): void {
     const all = [...subscriptions]
     const started = all.reduce((sum, { startedCount }) => sum + startedCount, 0)
-    const blame = started === 1 ? 'started' : started > 1 ? 'suspects' : 'unexplained'
+    const held = all.reduce((sum, { unsettled }) => sum + unsettled, 0)
+    const blame = started === 1 ? 'started' : started > 1 ? 'suspects' : held === 1 ? 'alone' : 'unexplained'
     for (const subscription of all) this.unsubscribe(subscription, blame)
   }
 
@@ -518,12 +520,12 @@ export class Broker {
   unsubscribe(subscription: Subscription, blame: Blame): void {
     const queue = subscription.queue
     subscription.takeAll(this.#lease, ({ offset, started, alone, sinceMs }) => {
-      if ((blame === 'started' && started) || (blame === 'unexplained' && alone)) {
+      if ((blame === 'started' && started) || (blame === 'alone' && alone)) {
         this.#retry(queue, offset, 'the connection of its consumer was lost')
         return
       }
       if (blame === 'suspects' && started) queue.suspect(offset)
-      else if (blame === 'unexplained') queue.unexplained(offset)
+      else if (blame === 'unexplained' || blame === 'alone') queue.unexplained(offset)
       queue.release(offset, sinceMs, this.nowMs)
     })
     const at = queue.subscriptions.indexOf(subscription)

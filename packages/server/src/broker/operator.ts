@@ -187,11 +187,10 @@ export class Operator {
     let redriven = 0
     let guarded = 0
     const { matched, next } = await this.#forDead(request, async (queue, offset, read) => {
-      const needsBytes = target !== undefined
-      let redrives = queue.livesOf(offset).redrives
-      const record = needsBytes ? await read() : undefined
-      if (needsBytes && record === undefined) return
-      if (record !== undefined) redrives = redrivesOf(queue, offset, record)
+      // It says how often it was brought back elsewhere.
+      const record = await read()
+      if (record === undefined) return
+      const redrives = redrivesOf(queue, offset, record)
       const isBarred = target === undefined && !queue.mayRedrive(offset)
       if (isBarred || (redrives >= LIMITS.redrivesMax && !force)) {
         guarded++
@@ -200,7 +199,8 @@ export class Operator {
       redriven++
       if (dryRun) return
       if (target === undefined) queue.redrive(offset, this.#premises.now(), by)
-      else if (!this.#moves.move(queue, offset, record!, this.#premises.queue(to!), 'carry')) throw diskLow()
+      else if (!this.#moves.move(queue, offset, record, this.#premises.queue(to!), 'carry')) throw diskLow()
+      this.#premises.changed(queue)
     })
     return { matched, redriven, guarded, next }
   }
@@ -210,7 +210,9 @@ export class Operator {
     let discarded = 0
     const { matched, next } = await this.#forDead(request, (queue, offset) => {
       discarded++
-      if (!request.dryRun) queue.discard(offset, this.#premises.now())
+      if (request.dryRun) return
+      queue.discard(offset, this.#premises.now())
+      this.#premises.changed(queue)
     })
     return { matched, discarded, next }
   }
@@ -221,10 +223,11 @@ export class Operator {
     act: (queue: Queue, offset: number, read: () => Promise<Uint8Array | undefined>) => void | Promise<void>,
   ): Promise<{ readonly matched: number; readonly next: number | null }> {
     const queue = this.#premises.queue(request.name)
-    const { filter, limit, offsets } = request
+    const { filter, limit, from } = request
+    const offsets = request.offsets?.filter((offset) => offset >= from)
     let matched = 0
     let looked = 0
-    for (const offset of offsets ?? deadFrom(queue, request.from)) {
+    for (const offset of offsets ?? deadFrom(queue, from)) {
       if (matched === limit || ++looked > LOOKED_AT_MAX) return { matched, next: offset }
       if (queue.deadAt(offset) === undefined || !this.#mayChoose(queue, offset, filter)) continue
       const read = async (): Promise<Uint8Array | undefined> => {
@@ -238,7 +241,6 @@ export class Operator {
       }
       matched++
       await act(queue, offset, read)
-      this.#premises.changed(queue)
       // While that was waited for the queue may have been deleted, and the broker stopped.
       this.#premises.beginTurn()
     }

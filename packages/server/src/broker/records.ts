@@ -123,7 +123,7 @@ export interface Origin {
 
 /**
  * A batch of one message: the record with headers that say where it comes from, and without the times that it asked
- * for, which have passed. Where it has come from elsewhere before, its first origin stays.
+ * for, which have passed. What such headers said of an earlier move is replaced.
  */
 export function copiedBatch(record: Uint8Array, origin: Origin): Uint8Array {
   const { key, id, priority, headers = {} } = readRecordOptions(record, 0)
@@ -140,9 +140,9 @@ export function copiedBatch(record: Uint8Array, origin: Origin): Uint8Array {
 function withOrigin(headers: Readonly<Record<string, string>>, origin: Origin): Record<string, string> {
   const { dead } = origin
   const added: [string, string][] = [
-    [ORIGIN_HEADERS.queue, headers[ORIGIN_HEADERS.queue] ?? origin.queue],
-    [ORIGIN_HEADERS.offset, headers[ORIGIN_HEADERS.offset] ?? String(origin.offset)],
-    [ORIGIN_HEADERS.publishedMs, headers[ORIGIN_HEADERS.publishedMs] ?? String(origin.publishedMs)],
+    [ORIGIN_HEADERS.queue, origin.queue],
+    [ORIGIN_HEADERS.offset, String(origin.offset)],
+    [ORIGIN_HEADERS.publishedMs, String(origin.publishedMs)],
     [ORIGIN_HEADERS.redrives, String(origin.redrives)],
     [ORIGIN_HEADERS.attempts, String(origin.attempts)],
   ]

@@ -69,10 +69,13 @@ export class KeyLines {
     let oldest = Infinity
     if (this.#keys.size === 0) return oldest
     for (const slot of this.#keys.slots()) {
-      const head = this.#keys.heads[slot]!
-      if (head === NONE) continue
-      const chunk = this.#chunks.at(head)!
-      oldest = Math.min(oldest, chunk.lineTimeAt(head - chunk.base))
+      // Those that were tried stand in front, and may have come later.
+      for (let offset = this.#keys.heads[slot]!; offset !== NONE;) {
+        const chunk = this.#chunks.at(offset)!
+        const index = offset - chunk.base
+        oldest = Math.min(oldest, chunk.lineTimeAt(index))
+        offset = this.#rank(chunk, index) === 0 ? chunk.nexts![index]! : NONE
+      }
     }
     return oldest
   }

@@ -283,7 +283,7 @@ export class Line {
   comeBack(chunk: Chunk, offset: number, dueMs: number, nowMs: number): void {
     const index = offset - chunk.base
     this.#mark(chunk, index)
-    this.#absolve(offset)
+    this.absolve(offset)
     const slot = chunk.keyAt(index)
     if (slot !== NONE) this.#keys.leased[slot]!--
     this.enter(chunk, index, dueMs, nowMs)
@@ -314,8 +314,6 @@ export class Line {
 
   /** A message that stands in the line leaves it, as of `timeMs`. */
   leave(chunk: Chunk, index: number, timeMs: number): void {
-    const offset = chunk.base + index
-    this.#absolve(offset)
     if (!isWaiting(chunk, index)) {
       this.#countPlain(chunk.priorityAt(index), -1)
       takeOut(chunk, index, index + 1)
@@ -336,7 +334,7 @@ export class Line {
   /** Messages `[offset, offset + count)` that were handed out are done with. */
   finish(offset: number, count: number, nowMs: number): void {
     if (this.#suspects.size > 0 || this.#unexplained.size > 0)
-      for (let i = 0; i < count; i++) this.#absolve(offset + i)
+      for (let i = 0; i < count; i++) this.absolve(offset + i)
     if (this.#keys.size === 0) return
     for (let at = offset; at < offset + count; at++) {
       const chunk = this.#chunks.at(at)!
@@ -370,7 +368,8 @@ export class Line {
     else this.#unexplained.set(offset, deaths)
   }
 
-  #absolve(offset: number): void {
+  /** Nothing is held against the message any more. */
+  absolve(offset: number): void {
     this.#suspects.delete(offset)
     this.#unexplained.delete(offset)
   }

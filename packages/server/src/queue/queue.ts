@@ -589,6 +589,7 @@ export class Queue {
 
   #die(offset: number, attempts: number, death: Death, nowMs: number, reason: string): void {
     const isMoving = this.#options.deadLetter !== ''
+    this.#line.absolve(offset)
     this.facts.dead(offset, attempts, death, isMoving, nowMs, reason)
     this.deadFact(offset, { attempts, death, timeMs: nowMs, reason, isMoving })
     if (isMoving) this.moving.push(offset)
@@ -678,6 +679,7 @@ export class Queue {
   }
 
   #gone(kind: GoneFact, offset: number): void {
+    this.#line.absolve(offset)
     this.facts.gone(kind, offset, 1)
     this.dirty = true
   }
@@ -723,7 +725,7 @@ export class Queue {
       duplicates ??= new Map()
       duplicates.set(index, first)
     }
-    const known = isPending ? this.#pending.count : this.ids.count
+    const known = isPending ? this.#pending.count - this.#idsOf(freed) : this.ids.count
     if (fresh.size > 0 && known + fresh.size > dedupMaxIds) {
       throw new SluiceError(
         'DEDUP_FULL',
@@ -732,6 +734,22 @@ export class Queue {
       )
     }
     return duplicates
+  }
+
+  // Ids of messages that leave in the same step, and that no other message has.
+  #idsOf({ offsets }: Freed): number {
+    let ids = 0
+    const stays = (offset: number): boolean => !offsets.has(offset)
+    const seen = new Set<string>()
+    for (const offset of offsets) {
+      const chunk = this.chunkAt(offset)!
+      const at = (offset - chunk.base) * ID_WORDS
+      if (!chunk.hasId(offset - chunk.base) || this.#pending.find(chunk.ids!, at, stays) !== -1) continue
+      const id = chunk.ids!.subarray(at, at + ID_WORDS).join()
+      if (!seen.has(id)) ids++
+      seen.add(id)
+    }
+    return ids
   }
 
   #checkLimits(admission: Admission, freed: Freed): void {

@@ -195,12 +195,15 @@ export class Subscription {
     if (deadlineMs < this.earliestDeadlineMs) this.earliestDeadlineMs = deadlineMs
   }
 
-  /** The message under `tag` may take until `deadlineMs`; false where the tag is stale. */
+  /**
+   * The message under `tag` may take until `deadlineMs`; false where the tag is stale. Before it is begun with there is
+   * no deadline yet that could be set.
+   */
   extend(tag: number, deadlineMs: number): boolean {
     const slot = tag & this.#mask
     const state = this.#states[slot]
     if (state === undefined || state === FREE || this.#tags[slot] !== tag) return false
-    if (state === HELD) this.start(tag, deadlineMs)
+    if (state === HELD) return true
     this.#deadlines[slot] = deadlineMs
     if (deadlineMs < this.earliestDeadlineMs) this.earliestDeadlineMs = deadlineMs
     return true
