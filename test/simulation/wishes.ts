@@ -100,17 +100,16 @@ export function redrivesBefore({ headers }: Wishes): number {
 
 /**
  * The record that must stand in the other queue: same payload, key, id and priority, without times, with headers that
- * tell where it comes from. The first origin stays.
+ * tell where it came from last: they replace those of an earlier move.
  */
 export function copyOf(record: Uint8Array, origin: Origin): Uint8Array {
   const wishes = wishesOf(record)
   const { key, id, priority, contentType, payload } = wishes
-  const before = new Map(wishes.headers)
   const headers = [
     ...wishes.headers.filter(([name]) => !ADDED.has(name)),
-    [`${ORIGIN}queue`, before.get(`${ORIGIN}queue`) ?? origin.queue],
-    [`${ORIGIN}offset`, before.get(`${ORIGIN}offset`) ?? String(origin.offset)],
-    [`${ORIGIN}published`, before.get(`${ORIGIN}published`) ?? String(origin.publishedMs)],
+    [`${ORIGIN}queue`, origin.queue],
+    [`${ORIGIN}offset`, String(origin.offset)],
+    [`${ORIGIN}published`, String(origin.publishedMs)],
     ['sluice-redrives', String(origin.redrives)],
     ['sluice-attempts', String(origin.attempts)],
     ['sluice-dead-reason', DEATHS[origin.death]!],

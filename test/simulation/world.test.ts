@@ -57,7 +57,7 @@ const MUST_HAPPEN: Readonly<Record<string, number>> = {
   suspected: 20,
   alone: 5,
   stale: 100,
-  'settled again': 50,
+  'settled again': 40,
   drained: 30,
   // Keys, ids, times, limits, dead letters, steps.
   keyed: 1500,
@@ -81,7 +81,7 @@ const MUST_HAPPEN: Readonly<Record<string, number>> = {
   'steps repeated': 15,
   'steps refused': 60,
   'step acks': 500,
-  'step batches': 250,
+  'step batches': 200,
   'witnessed steps confirmed': 300,
   'witnessed leases lost': 50,
   'witnessed peeked': 300,
