@@ -100,6 +100,33 @@ describe('redrive', () => {
     bench.broker.audit()
   })
 
+  it('and deleting, asked for twice at once, happen once', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ keyConcurrency: 10 })
+    bench.ensure({}, OTHER)
+    const filter = { key: 'a' }
+    const all = { name: Q, from: 0, limit: 1000, offsets: undefined, filter, dryRun: false }
+    const ways = {
+      redrive: () => redrive(bench, { filter }),
+      carry: () => redrive(bench, { filter, to: OTHER }),
+      discard: () => bench.broker.discard(all),
+    }
+    for (const one of Object.values(ways)) {
+      for (const other of Object.values(ways)) {
+        const before = bench.info()
+        await bench.publish(many(3, { key: 'a' }))
+        await kill(bench)
+        await Promise.all([one(), other()])
+        await bench.settle()
+        await drain(bench)
+        const { dead, redriven, discarded } = bench.info()
+        expect(dead).toBe(0)
+        expect(redriven + discarded - before.redriven - before.discarded).toBe(3)
+        bench.broker.audit()
+      }
+    }
+  })
+
   it('to another queue leaves none behind, and goes on counting there', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure()

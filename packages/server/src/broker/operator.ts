@@ -189,7 +189,7 @@ export class Operator {
     const { matched, next } = await this.#forDead(request, async (queue, offset, read) => {
       // It says how often it was brought back elsewhere.
       const record = await read()
-      if (record === undefined) return
+      if (record === undefined || queue.deadAt(offset) === undefined) return
       const redrives = redrivesOf(queue, offset, record)
       const isBarred = target === undefined && !queue.mayRedrive(offset)
       if (isBarred || (redrives >= LIMITS.redrivesMax && !force)) {
@@ -217,7 +217,8 @@ export class Operator {
     return { matched, discarded, next }
   }
 
-  // Calls `act` for each dead message that is meant, at a moment at which it is dead.
+  // Calls `act` for each dead message that is meant, at a moment at which it is dead. `read` says nothing of that: who
+  // waits for it looks again, for between a read and its reader another request may have been served.
   async #forDead(
     request: DeadSelection,
     act: (queue: Queue, offset: number, read: () => Promise<Uint8Array | undefined>) => void | Promise<void>,
@@ -233,11 +234,12 @@ export class Operator {
       const read = async (): Promise<Uint8Array | undefined> => {
         const record = await this.#records.read(queue, offset)
         this.#premises.beginTurn()
-        return queue.deadAt(offset) === undefined ? undefined : record
+        return record
       }
       if (needsRecord(filter)) {
         const record = await read()
-        if (record === undefined || !choosesRecord(filter, record)) continue
+        if (record === undefined || queue.deadAt(offset) === undefined || !choosesRecord(filter, record))
+          continue
       }
       matched++
       await act(queue, offset, read)
