@@ -54,7 +54,7 @@ const MUST_HAPPEN: Readonly<Record<string, number>> = {
   released: 500,
   died: 200,
   charged: 10,
-  suspected: 20,
+  suspected: 10,
   alone: 5,
   stale: 100,
   'settled again': 40,

@@ -3,7 +3,7 @@
  * only place that joins what the queue knows (offsets) with the bytes (blocks of the log).
  */
 import { BATCH_HEADER_BYTES, SluiceError, readU32, readU64 } from '@sluice/protocol'
-import type { Block, Blocks } from '../log/blocks.js'
+import { holdsBatch, type Block, type Blocks } from '../log/blocks.js'
 import { CHUNK_MESSAGES } from '../queue/bits.js'
 import type { Queue, Run, Subscription } from '../queue/index.js'
 
@@ -113,6 +113,7 @@ export class Dispatcher {
       tag = (tag + 1) >>> 0
     }
     if (count === 0) return false
+    if (!block.isFollowed) this.#loadNext(queue, block)
     if (run.alone) subscription.holdsSuspect = true
     // A first try is described by its batch alone; a further one also by facts, which may not be durable yet.
     run.durable = run.sinceMs === -1 && run.batchPosition < this.#blocks.durablePosition
@@ -121,6 +122,24 @@ export class Dispatcher {
     place.byte += at - start
     subscription.consumer.deliver(subscription, run, firstTag, count, bytes, start, at)
     return true
+  }
+
+  // Has what the queue needs after `block` read while the block is handed out.
+  #loadNext(queue: Queue, block: Block): void {
+    block.isFollowed = true
+    const { offset } = this.#run
+    let chunk = queue.chunkAt(offset)
+    let batch = chunk === undefined ? 0 : chunk.batchAt(offset - chunk.base)
+    while (chunk !== undefined) {
+      for (; batch < chunk.batches; batch++) {
+        const position = chunk.batchPosition(batch)
+        if (holdsBatch(block, position) || chunk.batchIsGone(batch)) continue
+        this.#blocks.loadEarly(position)
+        return
+      }
+      chunk = queue.chunkAt(chunk.base + CHUNK_MESSAGES)
+      batch = 0
+    }
   }
 
   // Finds the first message of the run within its batch.

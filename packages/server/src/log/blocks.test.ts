@@ -3,19 +3,66 @@ import { expect, test } from 'vitest'
 import { BLOCKS_DEFAULTS, Blocks } from './blocks.js'
 import { MemoryLog } from './memory-log.js'
 
-test('a batch that a block ends within is found in a block of its own, whatever was looked at last', async () => {
-  const batchBytes = BATCH_HEADER_BYTES + 400
-  const stored = new Uint8Array(3 * batchBytes)
-  for (let at = 0; at < stored.length; at += batchBytes)
-    sealBatch(stored, at, at + batchBytes, { type: BATCH_TYPE.messages, count: 1 })
+const BATCH_BYTES = BATCH_HEADER_BYTES + 400
+
+/** Batches side by side from position 0 on, and what is read of them. */
+function storedBatches(count: number): { log: MemoryLog; length: number; reads: number[] } {
+  const stored = new Uint8Array(count * BATCH_BYTES)
+  for (let at = 0; at < stored.length; at += BATCH_BYTES)
+    sealBatch(stored, at, at + BATCH_BYTES, { type: BATCH_TYPE.messages, count: 1 })
   const log = new MemoryLog()
-  log.readRange = (position, length) => Promise.resolve(stored.slice(position, position + length))
-  const blocks = new Blocks(log, { ...BLOCKS_DEFAULTS, readAheadBytes: batchBytes * 2 - 100 })
-  blocks.setDurable(stored.length)
+  const reads: number[] = []
+  log.readRange = (position, length) => {
+    reads.push(position)
+    return Promise.resolve(stored.slice(position, position + length))
+  }
+  return { log, length: stored.length, reads }
+}
+
+test('a batch that a block ends within is found in a block of its own, whatever was looked at last', async () => {
+  const { log, length } = storedBatches(3)
+  const blocks = new Blocks(log, { ...BLOCKS_DEFAULTS, readAheadBytes: BATCH_BYTES * 2 - 100 })
+  blocks.setDurable(length)
   await blocks.load(0, true)
   expect(blocks.findBatch(0)).toBeDefined()
-  expect(blocks.findBatch(batchBytes)).toBeUndefined()
-  await blocks.load(batchBytes, true)
+  expect(blocks.findBatch(BATCH_BYTES)).toBeUndefined()
+  await blocks.load(BATCH_BYTES, true)
   expect(blocks.findBatch(0)).toBeDefined()
-  expect(blocks.findBatch(batchBytes)?.position).toBe(batchBytes)
+  expect(blocks.findBatch(BATCH_BYTES)?.position).toBe(BATCH_BYTES)
+})
+
+test('what is being read early is not read again by who needs it meanwhile', async () => {
+  const { log, length, reads } = storedBatches(2)
+  const blocks = new Blocks(log, BLOCKS_DEFAULTS)
+  blocks.setDurable(length)
+  blocks.loadEarly(BATCH_BYTES)
+  blocks.loadEarly(BATCH_BYTES)
+  await blocks.load(BATCH_BYTES, false)
+  expect(blocks.findBatch(BATCH_BYTES)).toBeDefined()
+  blocks.loadEarly(BATCH_BYTES)
+  expect(reads).toEqual([BATCH_BYTES])
+})
+
+test('an early read that fails troubles nobody: whoever needs the batch reads it again', async () => {
+  const { log, length, reads } = storedBatches(1)
+  const readRange = log.readRange.bind(log)
+  log.readRange = () => Promise.reject(new Error('the disk is away'))
+  const blocks = new Blocks(log, BLOCKS_DEFAULTS)
+  blocks.setDurable(length)
+  blocks.loadEarly(0)
+  await new Promise<void>((resolve) => setImmediate(resolve))
+  expect(blocks.findBatch(0)).toBeUndefined()
+  log.readRange = readRange
+  await blocks.load(0, true)
+  expect(blocks.findBatch(0)).toBeDefined()
+  expect(reads).toEqual([0])
+})
+
+test('early reads leave room for those that somebody waits for', async () => {
+  const { log, length, reads } = storedBatches(8)
+  const blocks = new Blocks(log, BLOCKS_DEFAULTS)
+  blocks.setDurable(length)
+  for (let at = 0; at < length; at += BATCH_BYTES) blocks.loadEarly(at)
+  await new Promise<void>((resolve) => setImmediate(resolve))
+  expect(reads).toEqual([0])
 })

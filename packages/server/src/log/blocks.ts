@@ -16,6 +16,8 @@ export interface Block {
   used: number
   /** Of a cold block: the batch whose checksum was compared last. */
   checkedPosition: number
+  /** Whether what comes after it needs no more looking for: only a part that is read in order has something to follow. */
+  isFollowed: boolean
 }
 
 export interface BlocksOptions {
@@ -46,6 +48,8 @@ export class Blocks {
   #durable = 0
   #last: Block | undefined
   #loads = 0
+  /** By position. */
+  readonly #loading = new Map<number, Promise<void>>()
   readonly #loadWaiters: (() => void)[] = []
 
   constructor(log: Log, options: BlocksOptions) {
@@ -61,7 +65,13 @@ export class Blocks {
   begin(position: number, bytes: number): Block {
     const size = Math.max(bytes, this.#options.blockBytes)
     const spare = size === this.#options.blockBytes ? this.#spare.pop() : undefined
-    const block = { position, bytes: spare ?? new Uint8Array(size), used: 0, checkedPosition: -1 }
+    const block = {
+      position,
+      bytes: spare ?? new Uint8Array(size),
+      used: 0,
+      checkedPosition: -1,
+      isFollowed: true,
+    }
     this.#recent.push(block)
     this.#recentBytes += size
     this.#evict()
@@ -103,9 +113,29 @@ export class Blocks {
 
   /**
    * Reads the batch at `position` from disk, and what follows it if `ahead`. Then `findBatch` finds it.
+   * One that is being read is not read twice.
    * @throws SluiceError CORRUPT when it cannot be as long as it says; whatever the log's `readRange` throws
    */
-  async load(position: number, ahead: boolean): Promise<void> {
+  load(position: number, ahead: boolean): Promise<void> {
+    let loading = this.#loading.get(position)
+    if (loading === undefined) {
+      loading = this.#loadInTurn(position, ahead).finally(() => this.#loading.delete(position))
+      this.#loading.set(position, loading)
+    }
+    return loading
+  }
+
+  /**
+   * Begins to read the batch at `position` and what follows it, before anybody waits for it. Not while something else
+   * is read: what somebody waits for goes first, and what many queues read early would push each other out.
+   */
+  loadEarly(position: number): void {
+    if (this.#loading.size > 0 || this.has(position)) return
+    // Whether it can be read shows when it is needed.
+    this.load(position, true).catch(() => {})
+  }
+
+  async #loadInTurn(position: number, ahead: boolean): Promise<void> {
     while (this.#loads >= LOADS_MAX) await new Promise<void>((resolve) => this.#loadWaiters.push(resolve))
     this.#loads++
     try {
@@ -126,7 +156,7 @@ export class Blocks {
     const length = bytes.length < BATCH_HEADER_BYTES ? Infinity : readU32(bytes, 0)
     if (length > end - position) throw corrupt(position)
     if (length > bytes.length) bytes = await this.#log.readRange(position, length)
-    this.#cold.push({ position, bytes, used: bytes.length, checkedPosition: -1 })
+    this.#cold.push({ position, bytes, used: bytes.length, checkedPosition: -1, isFollowed: !ahead })
     this.#coldBytes += bytes.length
     while (this.#coldBytes > this.#options.coldBytes && this.#cold.length > 1) {
       this.#coldBytes -= this.#cold.shift()!.bytes.length
@@ -178,8 +208,8 @@ const RECENT = -2
 /** Read when one message far from the others is needed: most batches are no longer. */
 const EXACT_BYTES = 64 << 10
 
-// A block that was read ahead can end within a batch, which is then in a block of its own.
-function holdsBatch(block: Block, position: number): boolean {
+/** Whether `block` holds the whole batch at `position`. One that was read ahead can end within a batch. */
+export function holdsBatch(block: Block, position: number): boolean {
   const at = position - block.position
   return at >= 0 && at + BATCH_HEADER_BYTES <= block.used && at + readU32(block.bytes, at) <= block.used
 }

@@ -253,6 +253,14 @@ export class Chunk {
     return this.#times[batch]!
   }
 
+  /** Whether nothing of the batch that stands here is live. */
+  batchIsGone(batch: number): boolean {
+    const end = this.batchEnd(batch)
+    let index = this.batchStart(batch)
+    while (index < end && this.isGone(index)) index++
+    return index === end
+  }
+
   /** The batch was copied forward in the log. */
   relocate(batch: number, position: number): void {
     this.#positions[batch] = position
