@@ -17,16 +17,10 @@ afterEach(async () => {
   await sluice.close({ timeout: 1 }).catch(() => {})
 })
 
-const subscribed = async (count = 1): Promise<number> => {
-  await until(() => peer.link.named('SUBSCRIBE').length >= count)
-  await turns()
-  return peer.link.named('SUBSCRIBE')[count - 1]!.channel
-}
-
 /** Pulls these texts. */
 async function pulled(...bodies: string[]): Promise<{ messages: Message[]; channel: number; tag: number }> {
   const pulling = sluice.pull('q', { max: bodies.length, wait: '5s' })
-  const channel = await subscribed()
+  const channel = await peer.subscribed()
   const tag = peer.link.deliver(channel, 101, bodies)
   return { messages: await pulling, channel, tag }
 }
@@ -109,7 +103,7 @@ describe('an atomic step', () => {
     first.cut()
     await peer.dialled()
     await stepped()
-    await subscribed()
+    await peer.subscribed()
     const [sent, again] = [first, peer.link].map((link) => link.named('ATOMIC')[0]!)
     expect(again!.payload).toEqual(sent!.payload)
     const names = peer.link.frames.map(({ name }) => name)
@@ -170,7 +164,7 @@ describe('an atomic step that is refused', () => {
       seen.push((error as SluiceError).code)
       await new Promise<void>((resolve) => ends.push(resolve))
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     const tag = peer.link.deliver(channel, 101, ['a', 'b'])
     await stepped(2)
     // Sent, both count as settled, so that there is room for the next ones.
@@ -218,7 +212,7 @@ describe('an atomic step that is refused', () => {
       else step.catch(() => {})
     })
     sluice.on('handlerError', () => {})
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     const tag = peer.link.deliver(channel, 101, ['waits', 'does not'])
     await stepped(2)
     await turns()
@@ -240,7 +234,7 @@ describe('an atomic step that is refused', () => {
       throw new Error('it broke')
     })
     sluice.on('handlerError', () => {})
-    peer.link.deliver(await subscribed(), 101, ['a'])
+    peer.link.deliver(await peer.subscribed(), 101, ['a'])
     await stepped()
     await turns()
     peer.link.refuse(1, 'DISK_LOW')
@@ -255,7 +249,7 @@ describe('an atomic step that is refused', () => {
       await sluice.atomic((tx) => tx.ack(message)).catch(() => {})
       if (message.body === 'suspect') await new Promise(() => {})
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     peer.link.deliver(channel, 101, ['suspect'], { flags: DELIVER_FLAG.alone })
     await stepped()
     peer.link.refuse(1, 'DISK_LOW')

@@ -2,7 +2,7 @@ import { DELIVER_FLAG, encodeRanges, OP, OUTCOME, type SluiceError } from '@slui
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { Sluice } from './client.js'
 import { DeadLetter, Retry, type Message } from './message.js'
-import { control, fault, Peer, turns, until, type Frame } from './testing/peer.js'
+import { control, fault, type Frame, Peer, texts, turns, until } from './testing/peer.js'
 
 let peer: Peer
 let sluice: Sluice
@@ -16,18 +16,10 @@ afterEach(async () => {
   await sluice.close({ timeout: 1 }).catch(() => {})
 })
 
-const subscribed = async (count = 1): Promise<number> => {
-  await until(() => peer.link.named('SUBSCRIBE').length >= count)
-  await turns()
-  return peer.link.named('SUBSCRIBE')[count - 1]!.channel
-}
-
-const texts = (count: number): string[] => Array.from({ length: count }, (_, i) => `${i}`)
-
 describe('a worker', () => {
   it('asks for twice its concurrency', async () => {
     sluice.consume('q', { concurrency: 4 }, () => {})
-    await subscribed()
+    await peer.subscribed()
     expect(control(peer.link.named('SUBSCRIBE')[0]!)).toEqual(
       Object.assign(Object.create(null), { queue: 'q', messages: 8, bytes: 16 * 1024 * 1024 }),
     )
@@ -38,7 +30,7 @@ describe('a worker', () => {
     sluice.consume('q', { concurrency: 10 }, async (message) => {
       seen.push(message.body, message.offset)
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     const tag = peer.link.deliver(channel, 101, texts(10), { offset: 5 })
     await until(() => peer.link.named('SETTLE').length > 0)
     expect(peer.link.settles).toEqual([
@@ -54,7 +46,7 @@ describe('a worker', () => {
       if (wait) waited.push(message.ack().then(() => {}))
       else void message.ack()
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     for (let i = 0; i < 3; i++) {
       peer.link.deliver(channel, 101, texts(1), { offset: i })
       await turns()
@@ -77,7 +69,7 @@ describe('a worker', () => {
   it('merges what settles out of order, also where tags wrap', async () => {
     const ends: (() => void)[] = []
     sluice.consume('q', { concurrency: 6 }, () => new Promise<void>((resolve) => ends.push(resolve)))
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     peer.link.deliver(channel, 101, texts(6), { tag: 0xffff_fffd })
     await until(() => ends.length === 6)
     for (const i of [4, 0, 5, 2, 1, 3]) ends[i]!()
@@ -91,7 +83,7 @@ describe('a worker', () => {
       startedWhenRun.push(peer.link.started.reduce((sum, { count }) => sum + count, 0))
       await new Promise((resolve) => setTimeout(resolve, 5))
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     const tag = peer.link.deliver(channel, 101, texts(4))
     await until(() => startedWhenRun.length === 4)
     expect(startedWhenRun).toEqual([2, 2, 3, 4].map((least, i) => Math.max(least, startedWhenRun[i]!)))
@@ -109,7 +101,7 @@ describe('a worker', () => {
       running--
       done++
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     peer.link.deliver(channel, 101, texts(50))
     await until(() => done === 50)
     expect(most).toBe(3)
@@ -122,7 +114,7 @@ describe('a worker', () => {
       begun.push(body)
       return body === '3' ? new Promise<void>((resolve) => (end = resolve)) : undefined
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     peer.link.deliver(channel, 101, texts(20))
     await until(() => begun.length === 20)
     expect(begun).toEqual(texts(20))
@@ -132,7 +124,7 @@ describe('a worker', () => {
   it('announces ever longer bursts to quick handlers', async () => {
     let done = 0
     sluice.consume('q', { concurrency: 1, prefetch: 2000 }, () => void done++)
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     peer.link.deliver(channel, 101, texts(2000))
     await until(() => done === 2000)
     expect(peer.link.named('STARTED').length).toBeLessThan(200)
@@ -146,7 +138,7 @@ describe('a worker', () => {
       log.push(String(body))
       await new Promise<void>((resolve) => ends.set(body, resolve))
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     peer.link.deliver(channel, 101, ['a'])
     peer.link.deliver(channel, 101, ['b'], { flags: DELIVER_FLAG.alone, offset: 1 })
     peer.link.deliver(channel, 101, ['c', 'd'], { offset: 2 })
@@ -169,7 +161,7 @@ describe('a worker', () => {
     }
     sluice.consume('p', { concurrency: 4 }, handler)
     sluice.consume('q', { concurrency: 4 }, handler)
-    await subscribed(2)
+    await peer.subscribed(2)
     const [p, q] = peer.link.named('SUBSCRIBE').map(({ channel }) => channel)
     peer.link.deliver(p!, 101, ['a'])
     await turns()
@@ -199,7 +191,7 @@ describe('a worker', () => {
     sluice.consume('sync', () => {
       throw new Error('at once')
     })
-    const channel = await subscribed(2)
+    const channel = await peer.subscribed(2)
     const first = peer.link.named('SUBSCRIBE')[0]!.channel
     peer.link.deliver(first, 101, texts(5))
     await until(() => peer.link.settles.length === 5)
@@ -224,7 +216,7 @@ describe('a worker', () => {
       await message.retry({ delay: 7 })
       await message.ack().catch((error: unknown) => errors.push(error))
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     peer.link.deliver(channel, 101, ['x', 'y'])
     await until(() => errors.length === 2)
     await turns()
@@ -241,7 +233,7 @@ describe('a worker', () => {
       messages.push(message)
       return new Promise(() => {})
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     const tag = peer.link.deliver(channel, 101, texts(3))
     await until(() => messages.length === 3)
     peer.replies[OP.SETTLE] = (frame, link) =>
@@ -274,7 +266,7 @@ describe('a worker', () => {
     const notices: string[] = []
     sluice.on('notice', ({ code }) => notices.push(code))
     const worker = sluice.consume('q', () => {})
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     peer.link.send(OP.NOTICE, channel, 0, fault('QUEUE_DELETED', 'channel'))
     await expect(worker.closed).rejects.toMatchObject({ code: 'QUEUE_DELETED' })
     expect(notices).toEqual(['QUEUE_DELETED'])
@@ -287,7 +279,7 @@ describe('closing a worker', () => {
     const worker = sluice.consume('q', { concurrency: 1, prefetch: 5 }, async () => {
       await new Promise<void>((resolve) => (end = resolve))
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     const tag = peer.link.deliver(channel, 101, texts(3))
     await until(() => end !== undefined)
     const closed = worker.close()
@@ -315,7 +307,7 @@ describe('closing a worker', () => {
       signal = context.signal
       await new Promise(() => {})
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     peer.link.deliver(channel, 101, ['x'])
     await until(() => signal !== undefined)
     await expect(worker.close({ timeout: 20 })).rejects.toMatchObject({ code: 'TIMEOUT' })
@@ -327,7 +319,7 @@ describe('closing a worker', () => {
   it('closes with its signal', async () => {
     const controller = new AbortController()
     const worker = sluice.consume('q', { signal: controller.signal }, () => {})
-    await subscribed()
+    await peer.subscribed()
     controller.abort()
     await worker.closed
     expect(peer.link.named('UNSUBSCRIBE').length).toBe(1)
@@ -347,7 +339,7 @@ describe('losing the connection', () => {
       reason = signal.reason
       late = await message.ack().catch((error: unknown) => error)
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     first.deliver(channel, 101, texts(3))
     await until(() => begun.length === 1)
     first.cut()
@@ -355,7 +347,7 @@ describe('losing the connection', () => {
     await until(() => late !== undefined)
     expect(reason).toMatchObject({ code: 'LEASE_LOST' })
     expect(late).toMatchObject({ code: 'LEASE_LOST' })
-    await subscribed()
+    await peer.subscribed()
     peer.link.deliver(peer.link.named('SUBSCRIBE')[0]!.channel, 101, ['again'], {
       flags: DELIVER_FLAG.redelivered,
     })
@@ -378,7 +370,7 @@ describe('losing the connection', () => {
 /** Pulls these texts. */
 async function pulled(bodies: string[], options = {}): Promise<Message[]> {
   const messages = sluice.pull('q', { max: bodies.length, wait: '5s' })
-  peer.link.deliver(await subscribed(), 101, bodies, options)
+  peer.link.deliver(await peer.subscribed(), 101, bodies, options)
   return messages
 }
 
@@ -451,7 +443,7 @@ describe('the iterator', () => {
         if (seen.length === 2) break
       }
     })()
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     const tag = peer.link.deliver(channel, 101, texts(3))
     await iterating
     expect(seen).toEqual([
@@ -474,7 +466,7 @@ describe('the iterator', () => {
         break
       }
     })()
-    peer.link.deliver(await subscribed(), 101, texts(1))
+    peer.link.deliver(await peer.subscribed(), 101, texts(1))
     await iterating
     expect(peer.link.named('UNSUBSCRIBE').length).toBe(0)
     await kept!.ack()
@@ -485,12 +477,12 @@ describe('the iterator', () => {
     const controller = new AbortController()
     const stream = sluice.messages('q', { signal: controller.signal })
     const next = stream.next()
-    await subscribed()
+    await peer.subscribed()
     controller.abort()
     await expect(next).rejects.toMatchObject({ code: 'ABORTED' })
     expect(await stream.next()).toEqual({ value: undefined, done: true })
     const other = sluice.messages('q')
-    const channel = await subscribed(2)
+    const channel = await peer.subscribed(2)
     peer.link.error('QUEUE_DELETED', 'channel', channel)
     await turns()
     await expect(other.next()).rejects.toMatchObject({ code: 'QUEUE_DELETED' })
@@ -500,10 +492,10 @@ describe('the iterator', () => {
   it('goes on over a reconnect', async () => {
     const stream = sluice.messages('q')
     const first = stream.next()
-    await subscribed()
+    await peer.subscribed()
     peer.link.cut()
     await peer.dialled()
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     peer.link.deliver(channel, 101, ['x'])
     expect((await first).value!.body).toBe('x')
   })
@@ -514,7 +506,7 @@ describe('pulling', () => {
 
   it('returns at the first delivery with what came until it was drained', async () => {
     const first = sluice.pull('q', { max: 10, wait: '20s' })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     expect(control(peer.link.named('SUBSCRIBE')[0]!)).toMatchObject({ limit: 10, messages: 65_535 })
     peer.link.deliver(channel, 101, texts(3))
     const messages = await first
@@ -539,7 +531,7 @@ describe('pulling', () => {
 
   it('serves pulls of one queue one after the other', async () => {
     const pulls = [1, 2].map(() => sluice.pull('q', { max: 1, wait: '20s' }))
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     peer.link.deliver(channel, 101, ['a'])
     expect((await pulls[0]!)[0]!.body).toBe('a')
     await turns()
@@ -550,7 +542,7 @@ describe('pulling', () => {
   it('gives back what comes after its signal was aborted, and serves the next', async () => {
     const controller = new AbortController()
     const first = sluice.pull('q', { max: 5, wait: '20s', signal: controller.signal })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     controller.abort()
     await expect(first).rejects.toMatchObject({ code: 'ABORTED' })
     await turns()
@@ -569,10 +561,10 @@ describe('pulling', () => {
 
   it('goes on over a reconnect', async () => {
     const pull = sluice.pull('q', { wait: '20s' })
-    await subscribed()
+    await peer.subscribed()
     peer.link.cut()
     await peer.dialled()
-    peer.link.deliver(await subscribed(), 101, ['x'])
+    peer.link.deliver(await peer.subscribed(), 101, ['x'])
     expect((await pull).length).toBe(1)
   })
 })

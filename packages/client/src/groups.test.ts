@@ -2,7 +2,7 @@ import { DELIVER_FLAG, OUTCOME } from '@sluice/protocol'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { Sluice } from './client.js'
 import { DeadLetter, Retry, type Message } from './message.js'
-import { control, Peer, turns, until } from './testing/peer.js'
+import { control, Peer, texts, turns, until } from './testing/peer.js'
 
 let peer: Peer
 let sluice: Sluice
@@ -16,13 +16,6 @@ afterEach(async () => {
   await sluice.close({ timeout: 1 }).catch(() => {})
 })
 
-const subscribed = async (count = 1): Promise<number> => {
-  await until(() => peer.link.named('SUBSCRIBE').length >= count)
-  await turns()
-  return peer.link.named('SUBSCRIBE')[count - 1]!.channel
-}
-
-const texts = (count: number, from = 0): string[] => Array.from({ length: count }, (_, i) => `${from + i}`)
 const bodies = (messages: readonly Message[]): unknown[] => messages.map(({ body }) => body)
 const settled = (): number => peer.link.settles.reduce((sum, { count }) => sum + count, 0)
 const started = (): number => peer.link.started.reduce((sum, { count }) => sum + count, 0)
@@ -30,7 +23,7 @@ const started = (): number => peer.link.started.reduce((sum, { count }) => sum +
 describe('a worker of batches', () => {
   it('asks for twice what its handlers take', async () => {
     sluice.consume('q', { concurrency: 3, batch: { size: 100 } }, () => {})
-    await subscribed()
+    await peer.subscribed()
     expect(control(peer.link.named('SUBSCRIBE')[0]!)).toMatchObject({ messages: 600 })
   })
 
@@ -39,7 +32,7 @@ describe('a worker of batches', () => {
     sluice.consume('q', { batch: { size: 4, wait: '10s' } }, async (messages) => {
       batches.push([bodies(messages), started()])
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     const tag = peer.link.deliver(channel, 101, texts(3))
     await turns(10)
     expect([batches, started()]).toEqual([[], 0])
@@ -61,7 +54,7 @@ describe('a worker of batches', () => {
     sluice.consume('q', { batch: { size: 100, wait: 40 } }, (messages) => {
       took.push(messages.length, performance.now() - beganMs)
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     const beganMs = performance.now()
     peer.link.deliver(channel, 101, texts(2))
     setTimeout(() => peer.link.deliver(channel, 101, texts(1, 2), { offset: 2 }), 20)
@@ -71,7 +64,7 @@ describe('a worker of batches', () => {
     expect(took[1]).toBeLessThan(1000)
     const sizes: number[] = []
     sluice.consume('r', { batch: { size: 100 } }, (messages) => void sizes.push(messages.length))
-    peer.link.deliver(await subscribed(2), 102, texts(5))
+    peer.link.deliver(await peer.subscribed(2), 102, texts(5))
     await turns(10)
     expect(sizes).toEqual([5])
   })
@@ -83,7 +76,7 @@ describe('a worker of batches', () => {
       sizes.push(messages.length)
       return new Promise<void>((resolve) => ends.push(resolve))
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     peer.link.deliver(channel, 101, texts(18))
     await turns(10)
     expect([sizes, started()]).toEqual([[5, 5], 10])
@@ -107,7 +100,7 @@ describe('a worker of batches', () => {
       if (messages[0]!.body === '6') throw new DeadLetter('no')
       await messages[0]!.release()
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     const tag = peer.link.deliver(channel, 101, texts(12))
     await until(() => settled() === 12)
     const outcomes = peer.link.settles
@@ -139,7 +132,7 @@ describe('a worker of batches', () => {
       batches.push(bodies(messages))
       return new Promise<void>((resolve) => ends.push(resolve))
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     peer.link.deliver(channel, 101, ['a', 'b'])
     peer.link.deliver(channel, 101, ['suspect'], { flags: DELIVER_FLAG.alone, offset: 2 })
     peer.link.deliver(channel, 101, ['c', 'd', 'e', 'f'], { offset: 3 })
@@ -163,7 +156,7 @@ describe('a worker of batches', () => {
       await new Promise((resolve) => signal.addEventListener('abort', resolve))
       late = context.signal
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     const tag = peer.link.deliver(channel, 101, texts(3))
     await until(() => batch.length === 3)
     peer.link.leasesLost(channel, 101, { firstTag: tag + 1, count: 1 })
@@ -181,7 +174,7 @@ describe('a worker of batches', () => {
     sluice.consume('q', { prefetch: 4, batch: { size: 4, wait: '10s' } }, (messages) => {
       batches.push(bodies(messages))
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     const tag = peer.link.deliver(channel, 101, texts(3))
     await turns()
     peer.link.leasesLost(channel, 101, { firstTag: tag, count: 2 })
@@ -196,12 +189,12 @@ describe('a worker of batches', () => {
     const worker = sluice.consume('q', { batch: { size: 4, wait: '10s' } }, (messages) => {
       batches.push(bodies(messages))
     })
-    let channel = await subscribed()
+    let channel = await peer.subscribed()
     peer.link.deliver(channel, 101, texts(3))
     await turns()
     peer.link.cut()
     await peer.dialled()
-    channel = await subscribed()
+    channel = await peer.subscribed()
     const tag = peer.link.deliver(channel, 101, ['a', 'b'])
     await turns()
     await worker.close()
@@ -213,7 +206,7 @@ describe('a worker of batches', () => {
   it('waits for its handlers when it closes', async () => {
     let end!: () => void
     const worker = sluice.consume('q', { batch: { size: 2 } }, () => new Promise<void>((r) => (end = r)))
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     peer.link.deliver(channel, 101, texts(3))
     await until(() => end !== undefined)
     let isClosed = false
@@ -263,7 +256,7 @@ describe('a worker that keeps keys in order', () => {
 
   it('handles messages of a key one after the other, and others meanwhile', async () => {
     const runs = running({ concurrency: 3, prefetch: 20 })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     const tag = peer.link.deliver(
       channel,
       101,
@@ -295,7 +288,7 @@ describe('a worker that keeps keys in order', () => {
 
   it('does not let a key with a long line starve the others, nor messages without a key', async () => {
     const runs = running({ concurrency: 2, prefetch: 100 })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     peer.link.deliver(channel, 101, texts(50), { options: { key: 'busy' } })
     peer.link.deliver(channel, 101, ['x', 'y'], { offset: 50 })
     await turns(10)
@@ -307,7 +300,7 @@ describe('a worker that keeps keys in order', () => {
 
   it('frees a key whose message is lost, begun or not', async () => {
     const runs = running({ concurrency: 2, prefetch: 20 })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     const tag = peer.link.deliver(channel, 101, ['a1', 'a2', 'a3'], keyed('a', 'a', 'a'))
     await turns(10)
     expect(runs.map(({ body }) => body)).toEqual(['a1'])
@@ -325,7 +318,7 @@ describe('a worker that keeps keys in order', () => {
       batches.push(bodies(messages))
       await turns(1)
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     peer.link.deliver(channel, 101, ['a1', 'a2', 'b1', 'a3', 'b2'], keyed('a', 'a', 'b', 'a', 'b'))
     await until(() => settled() === 5)
     expect(batches).toEqual([['a1', 'b1'], ['a2', 'b2'], ['a3']])
@@ -336,7 +329,7 @@ describe('a worker that keeps keys in order', () => {
     const worker = sluice.consume('q', { ordering: 'key', concurrency: 2, prefetch: 9 }, () => {
       return new Promise<void>((resolve) => ends.push(resolve))
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     const tag = peer.link.deliver(channel, 101, ['a1', 'a2', 'a3'], keyed('a', 'a', 'a'))
     await until(() => ends.length === 1)
     const closed = worker.close()
@@ -351,12 +344,12 @@ describe('a worker that keeps keys in order', () => {
 
   it('counts right when its connection is lost with messages in every state', async () => {
     const runs = running({ concurrency: 2, prefetch: 9 })
-    let channel = await subscribed()
+    let channel = await peer.subscribed()
     peer.link.deliver(channel, 101, ['a1', 'a2', 'b1', 'c1'], keyed('a', 'a', 'b', 'c'))
     await turns(10)
     peer.link.cut()
     await peer.dialled()
-    channel = await subscribed()
+    channel = await peer.subscribed()
     // Alone begins only when nothing is being handled as far as the broker knows.
     peer.link.deliver(channel, 101, ['suspect'], { flags: DELIVER_FLAG.alone })
     await turns(10)
@@ -369,7 +362,7 @@ describe('a worker that keeps keys in order', () => {
 
   it('needs no lines where one is handled at a time', async () => {
     const runs = running({ concurrency: 1, prefetch: 9 })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     peer.link.deliver(channel, 101, ['a1', 'a2', 'b1'], keyed('a', 'a', 'b'))
     for (let i = 0; i < 3; i++) {
       await until(() => runs.length === i + 1)

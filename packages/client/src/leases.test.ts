@@ -2,7 +2,7 @@ import { decodeExtend, encodeRanges, OP, OUTCOME, type SluiceError } from '@slui
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { Sluice } from './client.js'
 import type { Message } from './message.js'
-import { control, fault, Peer, turns, until } from './testing/peer.js'
+import { control, fault, Peer, texts, turns, until } from './testing/peer.js'
 
 let peer: Peer
 let sluice: Sluice
@@ -16,18 +16,10 @@ afterEach(async () => {
   await sluice.close({ timeout: 1 }).catch(() => {})
 })
 
-const subscribed = async (count = 1): Promise<number> => {
-  await until(() => peer.link.named('SUBSCRIBE').length >= count)
-  await turns()
-  return peer.link.named('SUBSCRIBE')[count - 1]!.channel
-}
-
-const texts = (count: number): string[] => Array.from({ length: count }, (_, i) => `${i}`)
-
 /** Pulls these texts. */
 async function pulled(bodies: string[]): Promise<{ messages: Message[]; channel: number; tag: number }> {
   const pulling = sluice.pull('q', { max: bodies.length, wait: '5s' })
-  const channel = await subscribed()
+  const channel = await peer.subscribed()
   const tag = peer.link.deliver(channel, 101, bodies)
   return { messages: await pulling, channel, tag }
 }
@@ -83,7 +75,7 @@ describe('a processing timeout', () => {
     sluice.consume('q', { processingTimeout: '1m' }, () => {})
     void sluice.messages('q', { processingTimeout: '2m' }).next()
     const pull = sluice.pull('q', { processingTimeout: '3m' })
-    await subscribed(3)
+    await peer.subscribed(3)
     expect(peer.link.named('SUBSCRIBE').map((frame) => control(frame)['processingTimeoutMs'])).toEqual([
       60_000, 120_000, 180_000,
     ])
@@ -114,7 +106,7 @@ describe('losing leases', () => {
       )
       return new Promise(() => {})
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     const tag = peer.link.deliver(channel, 101, texts(4))
     await until(() => messages.length === 4)
     peer.link.leasesLost(channel, 101, { firstTag: tag, count: 1 }, { firstTag: tag + 2, count: 1 })
@@ -141,7 +133,7 @@ describe('losing leases', () => {
       begun.push(body)
       return new Promise<void>((resolve) => ends.push(resolve))
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     const tag = peer.link.deliver(channel, 101, texts(2))
     await until(() => ends.length === 2)
     peer.link.leasesLost(channel, 101, { firstTag: tag, count: 2 })
@@ -166,7 +158,7 @@ describe('losing leases', () => {
       begun.push(`${String(body)}@${offset}${key ?? ''}`)
       return new Promise<void>((resolve) => ends.push(resolve))
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     const first = peer.link.deliver(channel, 101, ['a', 'b', 'c', 'd', 'e', 'f'], { options: { key: 'k' } })
     const second = peer.link.deliver(channel, 101, ['g', 'h', 'i'], { offset: 6 })
     peer.link.deliver(channel, 101, ['j', 'k'], { offset: 9 })
@@ -198,7 +190,7 @@ describe('losing leases', () => {
       begun.push([body, offset, publishedAt.getTime() - 1_700_000_000_000])
       return new Promise<void>((resolve) => ends.push(resolve))
     })
-    const channel = await subscribed()
+    const channel = await peer.subscribed()
     const tag = peer.link.deliver(channel, 101, texts(5), { offsets: [70, 3, 900, 4, 60] })
     await until(() => begun.length === 1)
     peer.link.leasesLost(channel, 101, { firstTag: tag + 1, count: 1 }, { firstTag: tag + 3, count: 1 })
@@ -240,7 +232,7 @@ describe('losing leases', () => {
     const begun: unknown[] = []
     sluice.consume('p', () => new Promise(() => {}))
     sluice.consume('q', ({ body }) => void begun.push(body))
-    const q = await subscribed(2)
+    const q = await peer.subscribed(2)
     const p = peer.link.named('SUBSCRIBE')[0]!.channel
     const tag = peer.link.deliver(p, 101, ['hung'])
     await turns()
@@ -255,7 +247,7 @@ describe('losing leases', () => {
     const begun: unknown[] = []
     sluice.consume('p', () => new Promise(() => {}))
     sluice.consume('q', ({ body }) => void begun.push(body))
-    const q = await subscribed(2)
+    const q = await peer.subscribed(2)
     peer.link.deliver(peer.link.named('SUBSCRIBE')[0]!.channel, 101, ['hung'])
     await turns()
     const suspect = peer.link.deliver(q, 102, ['suspect'], { flags: 2 })
@@ -298,7 +290,7 @@ describe('a consumer that an operator closes', () => {
       const reported: string[] = []
       sluice.on('error', ({ code }) => reported.push(code))
       const worker = sluice.consume('q', () => {})
-      const channel = await subscribed()
+      const channel = await peer.subscribed()
       if (how === 'ERROR') peer.link.error('CONSUMER_CLOSED', 'channel', channel)
       else peer.link.send(OP.NOTICE, channel, 0, fault('CONSUMER_CLOSED', 'channel'))
       await expect(worker.closed).rejects.toMatchObject({ code: 'CONSUMER_CLOSED' })
@@ -314,10 +306,10 @@ describe('a consumer that an operator closes', () => {
   it('ends an iterator, and leaves the next pull its chance', async () => {
     const stream = sluice.messages('q')
     const next = stream.next()
-    peer.link.error('CONSUMER_CLOSED', 'channel', await subscribed())
+    peer.link.error('CONSUMER_CLOSED', 'channel', await peer.subscribed())
     await expect(next).rejects.toMatchObject({ code: 'CONSUMER_CLOSED' })
     const pull = sluice.pull('q', { wait: '5s' })
-    peer.link.error('CONSUMER_CLOSED', 'channel', await subscribed(2))
+    peer.link.error('CONSUMER_CLOSED', 'channel', await peer.subscribed(2))
     await expect(pull).rejects.toMatchObject({ code: 'CONSUMER_CLOSED' })
     expect(await sluice.pull('q')).toEqual([])
   })

@@ -17,12 +17,6 @@ afterEach(async () => {
   await sluice.close({ timeout: 1 }).catch(() => {})
 })
 
-const subscribed = async (): Promise<number> => {
-  await until(() => peer.link.named('SUBSCRIBE').length > 0)
-  await turns()
-  return peer.link.named('SUBSCRIBE')[0]!.channel
-}
-
 type Validated = { value: number } | { issues: { message: string; path?: string[] }[] }
 
 const validate = (value: unknown): Validated => {
@@ -60,7 +54,7 @@ for (const how of ['sync', 'async'] as const) {
         seen.push(message.body)
         expect(JSON.parse(JSON.stringify(message))).toMatchObject({ body: message.body })
       })
-      const channel = await subscribed()
+      const channel = await peer.subscribed()
       const tag = peer.link.deliver(channel, 101, ['1', 'one', '2'])
       await until(() => settled().reduce((sum, { count }) => sum + count, 0) === 3)
       expect(seen).toEqual([1, 2])
@@ -73,7 +67,7 @@ for (const how of ['sync', 'async'] as const) {
 
     it('makes a dead letter of what cannot be decoded', async () => {
       sluice.consume(numbers(how), () => expect.unreachable())
-      peer.link.deliver(await subscribed(), 101, ['\u0001\u0001'], { contentType: CONTENT_TYPE.msgpack })
+      peer.link.deliver(await peer.subscribed(), 101, ['\u0001\u0001'], { contentType: CONTENT_TYPE.msgpack })
       await until(() => settled().length === 1)
       expect(settled()).toMatchObject([
         { outcome: OUTCOME.deadLetter, invalid: true, reason: expect.stringContaining('msgpack') as string },
@@ -84,7 +78,7 @@ for (const how of ['sync', 'async'] as const) {
       const failures: unknown[] = []
       sluice.on('handlerError', ({ error }) => failures.push((error as Error).message))
       sluice.consume(numbers(how), () => expect.unreachable())
-      peer.link.deliver(await subscribed(), 101, ['throws'])
+      peer.link.deliver(await peer.subscribed(), 101, ['throws'])
       await until(() => settled().length === 1)
       expect(settled()).toMatchObject([{ outcome: OUTCOME.retry, reason: 'the schema broke' }])
       expect(failures).toEqual(['the schema broke'])
@@ -96,7 +90,7 @@ for (const how of ['sync', 'async'] as const) {
         expectTypeOf(messages).toEqualTypeOf<Message<number>[]>()
         batches.push(messages.map(({ body }) => body))
       })
-      const channel = await subscribed()
+      const channel = await peer.subscribed()
       peer.link.deliver(channel, 101, ['1', 'one', '2', 'x', 'y', 'z'])
       await until(() => settled().reduce((sum, { count }) => sum + count, 0) === 6)
       expect(batches).toEqual([[1, 2]])
@@ -112,7 +106,7 @@ for (const how of ['sync', 'async'] as const) {
           if (seen.length === 2) break
         }
       })()
-      peer.link.deliver(await subscribed(), 101, ['one', '1', 'two', '2', 'three'])
+      peer.link.deliver(await peer.subscribed(), 101, ['one', '1', 'two', '2', 'three'])
       await iterating
       expect(seen).toEqual([1, 2])
       expect(settled().map(({ outcome }) => outcome)).toEqual([
@@ -127,7 +121,7 @@ for (const how of ['sync', 'async'] as const) {
 
     it('pulls what matches, and pulls again when nothing does', async () => {
       const pulling = sluice.pull(numbers(how), { max: 3, wait: '5s' })
-      const channel = await subscribed()
+      const channel = await peer.subscribed()
       peer.link.deliver(channel, 101, ['one', 'two', 'three'])
       await until(() => settled().length === 3)
       await turns(10)
@@ -144,7 +138,7 @@ for (const how of ['sync', 'async'] as const) {
 it('does not look at bodies of a queue without a schema', async () => {
   let message: Message | undefined
   sluice.consume('q', (each) => void (message = each))
-  peer.link.deliver(await subscribed(), 101, ['\u0001\u0001'], { contentType: CONTENT_TYPE.msgpack })
+  peer.link.deliver(await peer.subscribed(), 101, ['\u0001\u0001'], { contentType: CONTENT_TYPE.msgpack })
   await until(() => message !== undefined)
   expect(() => message!.body).toThrow(expect.objectContaining({ code: 'INVALID_BODY' }))
   await until(() => settled().length === 1)

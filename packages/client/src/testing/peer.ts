@@ -326,6 +326,13 @@ export class Peer {
   refusals = 0
   readonly #waiters: (() => void)[] = []
 
+  /** Waits for the SUBSCRIBE of this number on the newest link, and its answer; returns its channel. */
+  async subscribed(number = 1): Promise<number> {
+    await until(() => this.link.named('SUBSCRIBE').length >= number)
+    await turns()
+    return this.link.named('SUBSCRIBE').at(number - 1)!.channel
+  }
+
   readonly dial: Dial = (_address, events) => {
     const link = new Link(this, events)
     if (this.refusals > 0) {
@@ -368,6 +375,11 @@ export class Peer {
 export function fault(code: ErrorCode, scope: ErrorScope): Uint8Array {
   const { retryable } = ERRORS[code]
   return encodeFault({ code, scope, retryable, retryAfterMs: 0, message: `told: ${code}` })
+}
+
+/** Bodies: the numbers from `from` on. */
+export function texts(count: number, from = 0): string[] {
+  return Array.from({ length: count }, (_, i) => `${from + i}`)
 }
 
 /** A record of text. */
