@@ -58,6 +58,19 @@ describe('batching', () => {
       expect(payload.length).toBeLessThanOrEqual(LIMITS.batchBytesTarget + 256)
   })
 
+  it('keeps a batch that comes due message by message short', async () => {
+    peer.confirmAll()
+    sluice = await peer.connect()
+    const body = 'x'.repeat(1000)
+    const publishes: Promise<unknown>[] = []
+    for (let i = 0; i < 40; i++)
+      publishes.push(sluice.publish('a', body, i % 2 === 0 ? { delay: '1h' } : { at: new Date(4e12) }))
+    await Promise.all(publishes)
+    const lengths = peer.link.named('PUBLISH').map(({ payload }) => payload.length)
+    expect(lengths).toHaveLength(3)
+    for (const length of lengths) expect(length).toBeLessThanOrEqual(LIMITS.batchBytesScheduledTarget + 256)
+  })
+
   it('encodes every option of a message', async () => {
     peer.confirmAll()
     sluice = await peer.connect()

@@ -77,7 +77,6 @@ export class Producer {
   #inFlightBytes: number
   #frameBytesMax: number = LIMITS.frameBytesMax
   #messageBytesMax: number = LIMITS.messageBytesMax
-  #batchBytes: number = LIMITS.batchBytesTarget
   readonly #batchCount: number
   #closed: SluiceError | undefined
   #idle: (() => void)[] = []
@@ -121,7 +120,8 @@ export class Producer {
     if (batch === undefined || !batch.open || batch.queue !== queue) batch = this.#openBatch(queue)
     const before = batch.end
     const end = this.#append(batch, body, options)
-    if (batch.count > 0 && end - batch.recordsAt > this.#batchBytes - BATCH_HEADER_BYTES) {
+    const bytesMax = this.#recordsBytesMax(options)
+    if (batch.count > 0 && end - batch.recordsAt > bytesMax) {
       // It does not fit any more: it becomes the first of the next batch.
       const full = batch
       this.#close(full)
@@ -131,12 +131,15 @@ export class Producer {
       batch.end += end - before
     } else batch.end = end
     batch.count++
-    if (
-      batch.count >= this.#batchCount ||
-      batch.end - batch.recordsAt >= this.#batchBytes - BATCH_HEADER_BYTES
-    )
-      this.#close(batch)
+    if (batch.count >= this.#batchCount || batch.end - batch.recordsAt >= bytesMax) this.#close(batch)
     return this.#wait(batch, timeoutMs, signal) as Promise<Receipt>
+  }
+
+  // How long the records of a batch get that a message with these options is the last of.
+  #recordsBytesMax(options: RecordOptions | undefined): number {
+    const isScheduled = options !== undefined && (options.delayMs !== undefined || options.atMs !== undefined)
+    const target = isScheduled ? LIMITS.batchBytesScheduledTarget : LIMITS.batchBytesTarget
+    return Math.min(target, this.#frameBytesMax - ENVELOPE_BYTES) - BATCH_HEADER_BYTES
   }
 
   /** Takes messages that are accepted or refused together. @throws SluiceError */
@@ -330,7 +333,6 @@ export class Producer {
     this.#inFlightBytes = Math.min(this.#settings.maxInFlightBytes, ok.inFlightBytes)
     this.#frameBytesMax = ok.frameBytesMax
     this.#messageBytesMax = ok.messageBytesMax
-    this.#batchBytes = Math.min(LIMITS.batchBytesTarget, ok.frameBytesMax - ENVELOPE_BYTES)
     for (const batch of this.#sent.values()) {
       if (batch.end <= ok.frameBytesMax) continue
       this.#forget(batch)

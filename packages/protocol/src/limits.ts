@@ -24,6 +24,11 @@ export const LIMITS = {
   batchBytesMax: 1 * MIB,
   /** What a client aims at when it packs independent messages into one batch. */
   batchBytesTarget: 64 * KIB,
+  /**
+   * The same for messages with a delay or a time. Each of them comes due by itself, far from its neighbours, and the
+   * broker reads the whole batch for it.
+   */
+  batchBytesScheduledTarget: 16 * KIB,
   batchCountMax: 65_535,
   queueNameBytesMax: 255,
   clientNameBytesMax: 255,

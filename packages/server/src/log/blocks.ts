@@ -5,7 +5,7 @@
  * Invariant: what a block says about a position is what the log holds there. A recent block is only given up once
  * all of it is durable, so every position is either in a recent block or readable from disk.
  */
-import { BATCH_HEADER_BYTES, SluiceError, batchIsIntact, readU32 } from '@sluice/protocol'
+import { BATCH_HEADER_BYTES, LIMITS, SluiceError, batchIsIntact, readU32 } from '@sluice/protocol'
 import type { Log } from './log.js'
 
 export interface Block {
@@ -205,8 +205,8 @@ export class Blocks {
 const LOADS_MAX = 2
 /** Mark of a recent block: its bytes were checked when they came. */
 const RECENT = -2
-/** Read when one message far from the others is needed: most batches are no longer. */
-const EXACT_BYTES = 64 << 10
+/** Read when one message far from the others is needed: most batches with such messages are no longer. */
+const EXACT_BYTES = LIMITS.batchBytesScheduledTarget
 
 /** Whether `block` holds the whole batch at `position`. One that was read ahead can end within a batch. */
 export function holdsBatch(block: Block, position: number): boolean {
