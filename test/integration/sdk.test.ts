@@ -221,6 +221,33 @@ describe('consuming', () => {
     expect(counts.reduce((a, b) => a + b)).toBe(3_000)
   })
 
+  it('brings each message with what is its own, whether its neighbours come with it or not', async () => {
+    const sluice = await client(await start())
+    await sluice.queues.ensure(Orders)
+    // Stretches of fresh keys, which go together, between keys that have more than one message; some with a delay.
+    const sent = Array.from({ length: 3_000 }, (_, i) => ({
+      body: `message ${i}`,
+      key: (i >>> 5) % 3 === 0 ? `shared-${i % 7}` : `own-${i}`,
+      ...(i % 500 < 40 ? { delay: 50 } : {}),
+    }))
+    await sluice.publishBatch(Orders, sent)
+    const seen = new Map<number, string>()
+    let wrong = 0
+    const last = new Map<string, number>()
+    const worker = sluice.consume(Orders, { concurrency: 300, prefetch: 300 }, (message) => {
+      const { offset, key = '', attempt } = message
+      const body = String(message.body)
+      const expected = sent[offset]!
+      if (body !== expected.body || key !== expected.key || attempt !== 1 || seen.has(offset)) wrong++
+      if (expected.delay === undefined && (last.get(key) ?? -1) > offset) wrong++
+      if (expected.delay === undefined) last.set(key, offset)
+      seen.set(offset, body)
+    })
+    await until('all have come', () => seen.size === sent.length)
+    expect(wrong).toBe(0)
+    await worker.close()
+  })
+
   it('holds no more than its credit, in messages and in bytes', async () => {
     const sluice = await client(await start())
     await sluice.queues.ensure(Orders)

@@ -42,16 +42,22 @@ export class Dispatcher {
   }
 
   /**
-   * Reads what `dispatch` could not do without. In a line that is read in order that is the batch and what follows it;
-   * what is due stands scattered, and is read batch by batch, those of the next ones with it.
+   * Reads what `dispatch` could not do without. In a line that is read in order that is the batch and what follows it.
+   * What is due can stand in order too, as heads of keys mostly do; otherwise it is read batch by batch, those of the
+   * next ones with it.
    * @throws SluiceError CORRUPT; whatever the log's `readRange` throws
    */
   async load(queue: Queue, position: number): Promise<void> {
     if (this.#run.sinceMs === -1) return this.#blocks.load(position, true)
     const others = new Set<number>()
+    let upcoming = 0
+    let near = 0
     queue.upcoming(UPCOMING, (other) => {
+      upcoming++
+      if (other >= position && other - position < this.#blocks.readAheadBytes) near++
       if (other !== position && !this.#blocks.has(other)) others.add(other)
     })
+    if (near * 2 > upcoming) return this.#blocks.load(position, true)
     const loads = [...others].map((other) => this.#blocks.load(other, false))
     // Whether one of these can be read shows when it is needed.
     const rest = Promise.allSettled(loads)

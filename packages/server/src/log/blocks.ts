@@ -47,6 +47,8 @@ export class Blocks {
   #coldBytes = 0
   #durable = 0
   #last: Block | undefined
+  /** How much is read where nothing is read ahead: as much as the last batch had. */
+  #exactBytes: number = EXACT_BYTES
   #loads = 0
   /** By position. */
   readonly #loading = new Map<number, Promise<void>>()
@@ -55,6 +57,11 @@ export class Blocks {
   constructor(log: Log, options: BlocksOptions) {
     this.#log = log
     this.#options = options
+  }
+
+  /** How much is read with a batch that is read ahead of. */
+  get readAheadBytes(): number {
+    return this.#options.readAheadBytes
   }
 
   get memoryBytes(): number {
@@ -151,10 +158,11 @@ export class Blocks {
     const end = Math.min(segmentEnd, this.#durable > position ? this.#durable : segmentEnd)
     let bytes = await this.#log.readRange(
       position,
-      Math.min(ahead ? this.#options.readAheadBytes : EXACT_BYTES, end - position),
+      Math.min(ahead ? this.#options.readAheadBytes : this.#exactBytes, end - position),
     )
     const length = bytes.length < BATCH_HEADER_BYTES ? Infinity : readU32(bytes, 0)
     if (length > end - position) throw corrupt(position)
+    if (!ahead) this.#exactBytes = Math.max(EXACT_BYTES, Math.min(length, LIMITS.batchBytesTarget))
     if (length > bytes.length) bytes = await this.#log.readRange(position, length)
     this.#cold.push({ position, bytes, used: bytes.length, checkedPosition: -1, isFollowed: !ahead })
     this.#coldBytes += bytes.length
@@ -205,7 +213,7 @@ export class Blocks {
 const LOADS_MAX = 2
 /** Mark of a recent block: its bytes were checked when they came. */
 const RECENT = -2
-/** Read when one message far from the others is needed: most batches with such messages are no longer. */
+/** Least that is read when one message far from the others is needed: most batches with such messages are no longer. */
 const EXACT_BYTES = LIMITS.batchBytesScheduledTarget
 
 /** Whether `block` holds the whole batch at `position`. One that was read ahead can end within a batch. */

@@ -3,24 +3,24 @@
  * (invariant 12). Volatile; recovery builds it from the chunks.
  *
  * What came without key and delay and was not tried yet stands in the plain line of its priority, which is nothing but
- * a cursor: no such message stands before it. What waits for its time is scheduled, in one heap. What is due stands in
- * the line of its key, or if it has none in the heap of its priority; there also stands the head of each key that is
+ * a cursor: no such message stands before it. What waits for its time is scheduled, in one queue by time. What is due stands in
+ * the line of its key, or if it has none in the due queue of its priority; there also stands the head of each key that is
  * free, from the moment at which it became eligible, so that keys take turns (invariant 13).
  *
- * A heap can hold entries that mean nothing any more; each is looked at when it comes up, and all of them when they
+ * A queue by time can hold entries that mean nothing any more; each is looked at when it comes up, and all of them when they
  * have become too many.
  */
 import { CHUNK_WORDS, addBits, firstInside, firstOutside, hasBit, removeBits } from './bits.js'
 import type { Chunk } from './chunk.js'
 import { chunkEndAfter, type Chunks } from './chunks.js'
-import { TimeHeap } from './heap.js'
 import { KeyLines, type KeyRules, type Placed } from './key-lines.js'
 import { NONE, type Keys } from './keys.js'
+import { TimeQueue } from './time-queue.js'
 
 const PRIORITIES = 32
 /** Deaths of consumers that had a message and had begun with nothing, after which it is a suspect. */
 const UNEXPLAINED_MAX = 3
-/** A heap is cleared of what means nothing once that is more than half of it and more than this. */
+/** A queue by time is cleared of what means nothing once that is more than half of it and more than this. */
 const STALE_SLACK = 1024
 
 /** Consecutive messages of one batch that can be handed out together: same priority, same attempt, same mark. */
@@ -55,9 +55,9 @@ export class Line {
   /** No message below this, by priority, stands in the line in whatever way. */
   readonly #oldest = new Float64Array(PRIORITIES)
   readonly #plainCounts = new Float64Array(PRIORITIES)
-  readonly #due: (TimeHeap | undefined)[] = []
-  readonly #scheduled = new TimeHeap()
-  /** Priorities whose plain line, or due heap, is not empty. */
+  readonly #due: (TimeQueue | undefined)[] = []
+  readonly #scheduled = new TimeQueue()
+  /** Priorities whose plain line, or due queue, is not empty. */
   #plainMask = 0
   #dueMask = 0
   /** Offsets that were being handled, among others, when a connection died; one of them may have killed it. */
@@ -197,7 +197,7 @@ export class Line {
       const priority = 31 - Math.clz32(mask & -mask)
       const chunk = this.#head(priority)
       if (chunk !== undefined) oldest = Math.min(oldest, plainTime(chunk, this.#cursors[priority]!))
-      oldest = Math.min(oldest, this.#dueHeap(priority)?.firstTime ?? Infinity)
+      oldest = Math.min(oldest, this.#dueQueue(priority)?.firstTime ?? Infinity)
     }
     return Math.min(oldest, this.#keyLines.oldestSince)
   }
@@ -208,11 +208,11 @@ export class Line {
       const priority = 31 - Math.clz32(mask)
       const chunk = this.#head(priority)
       const cursor = this.#cursors[priority]!
-      const due = this.#dueHeap(priority)
+      const due = this.#dueQueue(priority)
       if (due !== undefined) {
         const plainSince = chunk === undefined ? Infinity : plainTime(chunk, cursor)
         if (due.firstTime < plainSince || (due.firstTime === plainSince && due.firstOffset < cursor)) {
-          this.#dueRun(due, nowMs, run)
+          this.#dueRun(due, max, nowMs, run)
           return true
         }
       }
@@ -226,10 +226,10 @@ export class Line {
   /** Calls `each` with places in the log where batches stand whose messages are among the next that are due. */
   upcoming(count: number, each: (batchPosition: number) => void): void {
     if (this.#dueMask === 0) return
-    for (const offset of this.#due[31 - Math.clz32(this.#dueMask)]!.early(count)) {
+    this.#due[31 - Math.clz32(this.#dueMask)]!.early(count, (offset) => {
       const chunk = this.#chunks.at(offset)
       if (chunk !== undefined) each(chunk.batchPosition(chunk.batchAt(offset - chunk.base)))
-    }
+    })
   }
 
   /** The first `count` messages of `run`, the newest from `next`, are handed out. */
@@ -243,16 +243,19 @@ export class Line {
       this.#countPlain(priority, -count)
       return
     }
-    this.#due[priority]!.pop()
-    removeBits(chunk.waiting!, index, index + 1)
-    removeBits(chunk.ripe!, index, index + 1)
-    const slot = chunk.keyAt(index)
-    if (slot !== NONE) {
-      this.#keyLines.unlink(slot, chunk, index)
+    const due = this.#due[priority]!
+    for (let i = 0; i < count; i++) due.pop()
+    if (due.size === 0) this.#dueMask &= ~(1 << priority)
+    removeBits(chunk.waiting!, index, index + count)
+    removeBits(chunk.ripe!, index, index + count)
+    if (chunk.keys === undefined) return
+    for (let at = index; at < index + count; at++) {
+      const slot = chunk.keyAt(at)
+      if (slot === NONE) continue
+      this.#keyLines.unlink(slot, chunk, at)
       this.#keys.leased[slot]!++
       this.#keyLines.offer(slot, nowMs, NONE, 0)
     }
-    this.#dueHeap(priority)
   }
 
   /** A message that was handed out takes its old place. */
@@ -387,7 +390,7 @@ export class Line {
     this.#keys.clearLines()
   }
 
-  /** Messages in plain lines, and waiting in heaps and lines of keys, for comparing with a count of the chunks. */
+  /** Messages in plain lines, and waiting in queues by time and lines of keys, for comparing with a count of the chunks. */
   counts(): {
     readonly plain: number
     readonly scheduled: number
@@ -400,8 +403,8 @@ export class Line {
       if (chunk !== undefined && isScheduled(chunk, offset - chunk.base, timeMs)) scheduled.add(offset)
     })
     const due = new Set<number>()
-    for (const heap of this.#due) {
-      heap?.forEach((timeMs, offset) => {
+    for (const queue of this.#due) {
+      queue?.forEach((timeMs, offset) => {
         const chunk = this.#dueChunk(timeMs, offset)
         if (chunk !== undefined && chunk.keyAt(offset - chunk.base) === NONE) due.add(offset)
       })
@@ -443,14 +446,14 @@ export class Line {
     run.sinceMs = -1
   }
 
-  #dueRun(due: TimeHeap, nowMs: number, run: Run): void {
+  #dueRun(due: TimeQueue, max: number, nowMs: number, run: Run): void {
     const offset = due.firstOffset
     const chunk = this.#chunks.at(offset)!
     const index = offset - chunk.base
     const batch = chunk.batchAt(index)
     const attempts = chunk.attemptsAt(index)
     run.offset = offset
-    run.count = 1
+    run.count = this.#isFirstTry(chunk, index) ? this.#neighbours(due, chunk, index, max) : 1
     run.batchPosition = chunk.batchPosition(batch)
     run.publishedAtMs = chunk.batchTime(batch)
     run.attempt = attempts + 1
@@ -458,6 +461,27 @@ export class Line {
     run.alone = this.#suspects.has(offset)
     run.expired = chunk.isExpired(index, nowMs)
     run.sinceMs = due.firstTime
+  }
+
+  // Nothing is known of the message but what its batch says, so that a neighbour of which that is true can go with it.
+  #isFirstTry(chunk: Chunk, index: number): boolean {
+    return (
+      this.#suspects.size === 0 &&
+      chunk.expiries === undefined &&
+      chunk.lives === undefined &&
+      chunk.attemptsAt(index) === 0 &&
+      !this.#isMarked(chunk, index)
+    )
+  }
+
+  // How many messages of one batch, the first of all and those that stand behind it in the log, come next together.
+  #neighbours(due: TimeQueue, chunk: Chunk, index: number, max: number): number {
+    const room = chunk.batchEnd(chunk.batchAt(index)) - index
+    const end = index + due.firstRun(Math.min(max, room))
+    const timeMs = due.firstTime
+    let at = index + 1
+    while (at < end && this.#isFirstTry(chunk, at) && this.#dueChunk(timeMs, chunk.base + at) !== undefined) at++
+    return at - index
   }
 
   // Moves the cursor to the first plain message of the priority and returns its chunk; undefined when there is none.
@@ -482,12 +506,12 @@ export class Line {
     throw new Error(`priority ${priority} counts ${this.#plainCounts[priority]} plain messages and has none`)
   }
 
-  // The due heap of the priority without what means nothing at its front; undefined when nothing is left.
-  #dueHeap(priority: number): TimeHeap | undefined {
+  // The due queue of the priority without what means nothing at its front; undefined when nothing is left.
+  #dueQueue(priority: number): TimeQueue | undefined {
     if ((this.#dueMask & (1 << priority)) === 0) return undefined
-    const heap = this.#due[priority]!
-    while (heap.size > 0 && this.#dueChunk(heap.firstTime, heap.firstOffset) === undefined) heap.pop()
-    if (heap.size > 0) return heap
+    const due = this.#due[priority]!
+    while (due.size > 0 && this.#dueChunk(due.firstTime, due.firstOffset) === undefined) due.pop()
+    if (due.size > 0) return due
     this.#dueMask &= ~(1 << priority)
     return undefined
   }
@@ -535,12 +559,12 @@ export class Line {
   }
 
   #makeDue(priority: number, sinceMs: number, offset: number): void {
-    const heap = (this.#due[priority] ??= new TimeHeap())
-    heap.push(sinceMs, offset)
+    const due = (this.#due[priority] ??= new TimeQueue())
+    due.push(sinceMs, offset)
     this.#dueMask |= 1 << priority
-    if (heap.size < heap.lookAt) return
-    heap.keep((timeMs, other) => this.#dueChunk(timeMs, other) !== undefined)
-    heap.lookAt = heap.size * 2 + STALE_SLACK
+    if (due.size < due.lookAt) return
+    due.keep((timeMs, other) => this.#dueChunk(timeMs, other) !== undefined)
+    due.lookAt = due.size * 2 + STALE_SLACK
   }
 
   #wait(chunk: Chunk, index: number): void {
@@ -554,7 +578,7 @@ export class Line {
     addBits(chunk.ripe, index, index + 1)
   }
 
-  // The chunk of a message that a due heap holds since `timeMs`; undefined when that entry means nothing any more.
+  // The chunk of a message that a due queue holds since `timeMs`; undefined when that entry means nothing any more.
   #dueChunk(timeMs: number, offset: number): Chunk | undefined {
     const chunk = this.#chunks.at(offset)
     if (chunk === undefined) return undefined

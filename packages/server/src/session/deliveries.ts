@@ -9,6 +9,7 @@ import {
   FRAME_HEADER_BYTES,
   OP,
   SCATTERED_BYTES,
+  readU32,
   writeDeliverHead,
   writeU32,
   writeU64,
@@ -16,6 +17,8 @@ import {
 import type { Run, Subscription } from '../queue/index.js'
 import type { Outbox } from './outbox.js'
 
+/** So many messages that are due and stand side by side go as a run of their own rather than one by one. */
+const SIDE_BY_SIDE_MIN = 16
 /** A scattered delivery is not made longer than this. */
 const SCATTERED_FRAME_BYTES = 64 << 10
 /** Where a delivery says how many messages it has. */
@@ -45,25 +48,31 @@ export class Deliveries {
     end: number,
   ): void {
     const flags = (run.redelivered ? DELIVER_FLAG.redelivered : 0) | (run.alone ? DELIVER_FLAG.alone : 0)
-    if (run.sinceMs !== -1) {
-      this.#scattered(outbox, subscription, run, firstTag, flags, bytes, start, end)
+    if (run.sinceMs !== -1 && count < SIDE_BY_SIDE_MIN) {
+      for (let i = 0, at = start; i < count; i++) {
+        const size = readU32(bytes, at)
+        this.#scattered(outbox, subscription, run, i, (firstTag + i) >>> 0, flags, bytes, at, size)
+        at += size
+      }
       return
     }
     const at = begin(outbox, subscription, run, firstTag, count, flags, end - start)
     outbox.bytes.set(bytes.subarray(start, end), at)
   }
 
+  // The message at `index` of the run, whose record of `size` bytes is at `start`.
   #scattered(
     outbox: Outbox,
     subscription: Subscription,
     run: Run,
+    index: number,
     tag: number,
     flags: number,
     bytes: Uint8Array,
     start: number,
-    end: number,
+    size: number,
   ): void {
-    const length = SCATTERED_BYTES + end - start
+    const length = SCATTERED_BYTES + size
     const joins =
       this.#outbox === outbox &&
       this.#subscription === subscription &&
@@ -83,9 +92,9 @@ export class Deliveries {
       this.#attempt = run.attempt
       this.#flags = flags
     }
-    writeU64(outbox.bytes, at, run.offset)
+    writeU64(outbox.bytes, at, run.offset + index)
     writeU64(outbox.bytes, at + 8, run.publishedAtMs)
-    outbox.bytes.set(bytes.subarray(start, end), at + SCATTERED_BYTES)
+    outbox.bytes.set(bytes.subarray(start, start + size), at + SCATTERED_BYTES)
     this.#count++
     this.#end = at + length
     this.#tag = (tag + 1) >>> 0

@@ -1,0 +1,135 @@
+/**
+ * Messages by time, and of equal times by offset. What comes in that order, as most does (a constant delay, heads of
+ * keys that become free one after the other), stands in a ring at whose ends it is put and taken for next to nothing;
+ * what comes out of order goes to a heap. 16 bytes a message in either.
+ */
+import { TimeHeap } from './heap.js'
+
+const RING_FIRST = 16
+/** A ring that is empty does not keep more than this. */
+const RING_KEPT = 4096
+
+export class TimeQueue {
+  /** For its owner: the size at which it looks for entries that mean nothing any more. */
+  lookAt = RING_KEPT
+  readonly #heap = new TimeHeap()
+  /** In ascending order from `#at` on, `#length` of them; a power of two long. */
+  #times: Float64Array = new Float64Array(RING_FIRST)
+  #offsets: Float64Array = new Float64Array(RING_FIRST)
+  #at = 0
+  #length = 0
+
+  get size(): number {
+    return this.#length + this.#heap.size
+  }
+
+  /** Time of the first; Infinity when empty. */
+  get firstTime(): number {
+    return this.#ringIsFirst() ? this.#times[this.#at]! : this.#heap.firstTime
+  }
+
+  /** Offset of the first; undefined behaviour when empty. */
+  get firstOffset(): number {
+    return this.#ringIsFirst() ? this.#offsets[this.#at]! : this.#heap.firstOffset
+  }
+
+  /** How many from the first on, at most `max`, have its time and offsets that follow upon its. */
+  firstRun(max: number): number {
+    if (!this.#ringIsFirst()) return 1
+    const mask = this.#times.length - 1
+    const timeMs = this.#times[this.#at]!
+    const offset = this.#offsets[this.#at]!
+    const end = Math.min(max, this.#length)
+    let count = 1
+    while (count < end) {
+      const at = (this.#at + count) & mask
+      if (this.#times[at] !== timeMs || this.#offsets[at] !== offset + count) break
+      count++
+    }
+    return count
+  }
+
+  /** Calls `each` with offsets of entries that are among the earliest, up to `count` of ring and heap each. */
+  early(count: number, each: (offset: number) => void): void {
+    const mask = this.#times.length - 1
+    for (let i = 0; i < count && i < this.#length; i++) each(this.#offsets[(this.#at + i) & mask]!)
+    for (const offset of this.#heap.early(count)) each(offset)
+  }
+
+  /** Calls `each` for everything in it, in no particular order. */
+  forEach(each: (timeMs: number, offset: number) => void): void {
+    const mask = this.#times.length - 1
+    for (let i = 0; i < this.#length; i++) {
+      const at = (this.#at + i) & mask
+      each(this.#times[at]!, this.#offsets[at]!)
+    }
+    this.#heap.forEach(each)
+  }
+
+  /** Removes what `isKept` denies. */
+  keep(isKept: (timeMs: number, offset: number) => boolean): void {
+    const mask = this.#times.length - 1
+    let kept = 0
+    for (let i = 0; i < this.#length; i++) {
+      const from = (this.#at + i) & mask
+      if (!isKept(this.#times[from]!, this.#offsets[from]!)) continue
+      const to = (this.#at + kept++) & mask
+      this.#times[to] = this.#times[from]!
+      this.#offsets[to] = this.#offsets[from]!
+    }
+    this.#length = kept
+    this.#heap.keep(isKept)
+  }
+
+  clear(): void {
+    this.#heap.clear()
+    this.#length = 0
+    this.#resize(RING_FIRST)
+  }
+
+  push(timeMs: number, offset: number): void {
+    if (this.#length > 0) {
+      const last = (this.#at + this.#length - 1) & (this.#times.length - 1)
+      const lastMs = this.#times[last]!
+      if (timeMs < lastMs || (timeMs === lastMs && offset < this.#offsets[last]!)) {
+        this.#heap.push(timeMs, offset)
+        return
+      }
+      if (this.#length === this.#times.length) this.#resize(this.#length * 2)
+    }
+    const at = (this.#at + this.#length++) & (this.#times.length - 1)
+    this.#times[at] = timeMs
+    this.#offsets[at] = offset
+  }
+
+  /** Removes the first. */
+  pop(): void {
+    if (!this.#ringIsFirst()) {
+      this.#heap.pop()
+      return
+    }
+    this.#at = (this.#at + 1) & (this.#times.length - 1)
+    if (--this.#length === 0 && this.#times.length > RING_KEPT) this.#resize(RING_FIRST)
+  }
+
+  #ringIsFirst(): boolean {
+    if (this.#length === 0) return false
+    const timeMs = this.#times[this.#at]!
+    const heapMs = this.#heap.firstTime
+    return timeMs < heapMs || (timeMs === heapMs && this.#offsets[this.#at]! <= this.#heap.firstOffset)
+  }
+
+  #resize(capacity: number): void {
+    this.#times = this.#moved(this.#times, capacity)
+    this.#offsets = this.#moved(this.#offsets, capacity)
+    this.#at = 0
+  }
+
+  #moved(ring: Float64Array, capacity: number): Float64Array {
+    const moved = new Float64Array(capacity)
+    const end = Math.min(this.#at + this.#length, ring.length)
+    moved.set(ring.subarray(this.#at, end))
+    moved.set(ring.subarray(0, this.#at + this.#length - end), end - this.#at)
+    return moved
+  }
+}
