@@ -480,7 +480,8 @@ export class Line {
     const end = index + due.firstRun(Math.min(max, room))
     const timeMs = due.firstTime
     let at = index + 1
-    while (at < end && this.#isFirstTry(chunk, at) && this.#dueChunk(timeMs, chunk.base + at) !== undefined) at++
+    while (at < end && this.#isFirstTry(chunk, at) && this.#dueChunk(timeMs, chunk.base + at) !== undefined)
+      at++
     return at - index
   }
 
