@@ -205,6 +205,18 @@ describe('keys', () => {
     bench.broker.audit()
   })
 
+  it('give way to a message of a higher priority that their neighbour in the log makes eligible', async () => {
+    const bench = await opened({ keyConcurrency: 2 })
+    await bench.publish([
+      { key: 'a', priority: 5 },
+      { key: 'b', priority: 5 },
+      { key: 'a', priority: 31 },
+    ])
+    const worker = bench.consume(10)
+    await bench.settle()
+    expect(worker.offsets).toEqual([0, 2, 1])
+  })
+
   it('let as many messages out as `keyConcurrency` says by now', async () => {
     const bench = await opened()
     await bench.publish(many(6, () => ({ key: 'k' })))

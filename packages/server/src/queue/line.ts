@@ -476,6 +476,8 @@ export class Line {
 
   // How many messages of one batch, the first of all and those that stand behind it in the log, come next together.
   #neighbours(due: TimeQueue, chunk: Chunk, index: number, max: number): number {
+    // Where a key may have several out, taking one can bring in what goes before its neighbour.
+    if (chunk.keys !== undefined && this.#keyLines.rules.keyConcurrency > 1) return 1
     const room = chunk.batchEnd(chunk.batchAt(index)) - index
     const end = index + due.firstRun(Math.min(max, room))
     const timeMs = due.firstTime
