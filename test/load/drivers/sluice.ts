@@ -1,0 +1,68 @@
+import { fileURLToPath } from 'node:url'
+import { connect, queue, type Queue, type Sluice } from '@sluice/client'
+import type { Body, Driver, Session } from '../driver.js'
+import { Server, outputOf } from './processes.js'
+
+const PROGRAM = fileURLToPath(new URL('../../../../packages/server/bin/sluice.js', import.meta.url))
+
+class SluiceSession implements Session {
+  readonly #client: Sluice
+  readonly #queues = new Map<string, Queue<Body>>()
+
+  constructor(client: Sluice) {
+    this.#client = client
+  }
+
+  publish(name: string, body: Body): Promise<unknown> {
+    return this.#client.publish(this.#queue(name), body)
+  }
+
+  async consume(name: string, held: number, each: (body: Body, ack: () => void) => void): Promise<void> {
+    this.#client.consume(this.#queue(name), { concurrency: held, prefetch: held }, (message) => {
+      each(message.body, () => void message.ack())
+    })
+    await Promise.resolve()
+  }
+
+  close(): Promise<void> {
+    return this.#client.close()
+  }
+
+  #queue(name: string): Queue<Body> {
+    let found = this.#queues.get(name)
+    if (found === undefined) this.#queues.set(name, (found = queue<Body>(name)))
+    return found
+  }
+}
+
+export const sluice: Driver = {
+  name: 'sluice',
+  settings: 'as it comes: fdatasync before each confirm',
+  version: () => outputOf(process.execPath, PROGRAM, '--version'),
+  can: () => true,
+  async start(directory, port) {
+    const server = new Server(process.execPath, [
+      PROGRAM,
+      'serve',
+      '--data-dir',
+      directory,
+      '--port',
+      String(port),
+    ])
+    await server.listens(port)
+    const url = `sluice://127.0.0.1:${port}`
+    return {
+      url,
+      pids: [server.pid],
+      async makeQueues(names) {
+        const client = await connect(url, { name: 'load' })
+        await Promise.all(names.map((name) => client.queues.ensure(name)))
+        await client.close()
+      },
+      stop: () => server.stop(),
+    }
+  },
+  async connect(url, { inFlight }) {
+    return new SluiceSession(await connect(url, { name: 'load', maxInFlight: Math.max(inFlight, 1_000) }))
+  },
+}

@@ -1,0 +1,118 @@
+/** That the harness finds what it is there to find; what it measures is for runs of its own. */
+import { fileURLToPath } from 'node:url'
+import { describe, expect, it } from 'vitest'
+import { Bodies, Seen } from './bodies.js'
+import type { Outcome } from './measure.js'
+import { isSound, markdownOf, svgOf, tableOf, type Results } from './report.js'
+import { parseScenarios, readScenarios, type Scenario } from './scenario.js'
+
+const scenario = (fields: object = {}): Scenario =>
+  parseScenarios(JSON.stringify([{ name: 'x', kind: 'publish', ...fields }]))[0]!
+
+describe('scenarios', () => {
+  const mistakes: readonly (readonly [given: unknown, said: RegExp])[] = [
+    [{}, /array/],
+    [[{ kind: 'publish' }], /Scenario 0 needs a name/],
+    [
+      [
+        { name: 'a', kind: 'both' },
+        { name: 'a', kind: 'both' },
+      ],
+      /"a" needs a name of its own/,
+    ],
+    [[{ name: 'a', kind: 'push' }], /"a" has the kind "push"; it is one of publish, consume/],
+    [[{ name: 'a', kind: 'publish', producer: 2 }], /"a" has a field "producer" that means nothing/],
+    [[{ name: 'a', kind: 'publish', bodyBytes: 8 }], /bodyBytes 8; it is a number from 24 on/],
+    [[{ name: 'a', kind: 'publish', inFlight: '9' }], /inFlight "9"/],
+    [[{ name: 'a', kind: 'publish', body: 'json' }], /the body "json"/],
+    [[{ name: 'a', kind: 'latency' }], /needs a rate/],
+  ]
+  it.each(mistakes)('%j is refused with its reason', (given, said) => {
+    expect(() => parseScenarios(JSON.stringify(given))).toThrow(said)
+  })
+
+  it.each(['scenarios', 'smoke'])('those of %s.json are right', async (name) => {
+    const scenarios = await readScenarios(fileURLToPath(new URL(`${name}.json`, import.meta.url)))
+    expect(scenarios.length).toBeGreaterThan(4)
+  })
+})
+
+describe('what was confirmed and what was consumed', () => {
+  it.each(['bytes', 'object'])('are compared one by one, also across consumers: %s', (body) => {
+    const first = new Bodies(0, scenario({ body }))
+    const second = new Bodies(1, scenario({ body, bodyBytes: 300 }))
+    const all = new Seen()
+    const consumers = [new Seen(), new Seen()]
+    for (let i = 0; i < 100_000; i++) {
+      const of = i % 2 === 0 ? first.next(i) : second.next(i)
+      if (i === 777) continue
+      consumers[i % 3 === 0 ? 1 : 0]!.take(of)
+      if (i === 900) consumers[1]!.take(of)
+    }
+    for (const { bits } of consumers) all.merge(bits)
+    expect(all.distinct).toBe(99_999)
+    expect(all.duplicates + consumers[0]!.duplicates + consumers[1]!.duplicates).toBe(1)
+    expect(consumers[0]!.atMs).toBe(99_998)
+  })
+
+  it('a body that was damaged is no message', () => {
+    const bodies = new Bodies(0, scenario())
+    const seen = new Seen()
+    bodies.next(0)
+    const body = bodies.next(0) as Uint8Array
+    body[7] = body[7]! ^ 1
+    seen.take(body)
+    expect([seen.damaged, seen.distinct]).toEqual([1, 0])
+  })
+})
+
+describe('a report', () => {
+  const outcome = (publish: number, fields: Partial<Outcome> = {}): Outcome => ({
+    publish,
+    consume: undefined,
+    confirmLatency: { count: 9, p50: 1_500, p99: 9_000, p999: 9_500, max: 20_000 },
+    endToEnd: undefined,
+    confirmed: 1_000,
+    lost: 0,
+    duplicates: 0,
+    damaged: 0,
+    failed: 0,
+    failure: undefined,
+    brokerCpuUs: 1.234,
+    brokerMib: 100,
+    ...fields,
+  })
+  const results = (outcomes: readonly [driver: string, outcome: Outcome][]): Results => ({
+    atMs: 1.8e12,
+    commit: 'abc',
+    machine: { cpu: 'A <fast> one', cores: 2, memoryGib: 8, kernel: '6', node: '20' },
+    rounds: 3,
+    peers: [{ name: 'floor', version: '1', settings: 'bare' }],
+    missing: ['nats'],
+    scenarios: [scenario()],
+    runs: outcomes.map(([driver, outcome], round) => ({ scenario: 'x', driver, round, outcome })),
+  })
+
+  it('gives medians, shares of the floor, and what went wrong', () => {
+    const found = results([
+      ['floor', outcome(1_000_000)],
+      ['sluice', outcome(500_000)],
+      ['sluice', outcome(610_000)],
+      ['sluice', outcome(600_000, { duplicates: 3, failed: 2 })],
+    ])
+    expect(tableOf(found, found.scenarios[0]!)).toEqual([
+      ['', 'publish/s', 'p50 ms', 'p99 ms', 'max ms', 'broker µs/msg', 'broker MiB', 'of the floor', ''],
+      ['floor', '1,000,000', '1.50', '9.00', '20.0', '1.23', '100', '100 %', ''],
+      ['sluice', '600,000', '1.50', '9.00', '20.0', '1.23', '100', '60 %', '3 twice, 2 failed'],
+    ])
+    expect(isSound(found)).toBe(true)
+    expect(markdownOf(found)).toContain('Not installed and not measured: nats.')
+    expect(svgOf(found)).toContain('class="ours"')
+  })
+
+  it('is not sound when something that was confirmed never came', () => {
+    const found = results([['sluice', outcome(1, { lost: 1 })]])
+    expect(isSound(found)).toBe(false)
+    expect(tableOf(found, found.scenarios[0]!)[1]!.at(-1)).toBe('1 confirmed and not consumed')
+  })
+})

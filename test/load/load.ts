@@ -1,0 +1,292 @@
+/**
+ * One load process: a producer or a consumer with a connection of its own. It is told what to do by its parent, answers
+ * when it is asked for its count, and at the end says what it did.
+ */
+import { createHistogram } from 'node:perf_hooks'
+import { Worker as Thread } from 'node:worker_threads'
+import { Bodies, Seen, nowMs } from './bodies.js'
+import type { Session } from './driver.js'
+import { DRIVERS } from './drivers/index.js'
+import type { Scenario } from './scenario.js'
+
+export interface Task {
+  readonly role: 'producer' | 'consumer'
+  readonly driver: string
+  readonly url: string
+  readonly queues: readonly string[]
+  readonly scenario: Scenario
+  /** Which producer it is. */
+  readonly index: number
+  /** A producer stops by itself after so many; 0: when it is told. */
+  readonly messages: number
+}
+
+export type Order = Task | 'count' | 'reset' | 'stop'
+
+/** By the monotonic clock. `first` and `last`: of what was confirmed or consumed since the last reset. */
+export interface Count {
+  readonly count: number
+  readonly atMs: number
+  readonly firstMs: number
+  readonly lastMs: number
+}
+
+export interface Result extends Count {
+  readonly failed: number
+  /** Text of the first failure. */
+  readonly failure: string | undefined
+  /** Microseconds: of a producer from the call to the confirm, of a consumer from when it was to be sent. */
+  readonly latency: Latency | undefined
+  /** Of a consumer. */
+  readonly seen: readonly (Uint8Array | undefined)[]
+  readonly duplicates: number
+  readonly damaged: number
+  /** Of this process, from the last reset on, microseconds. */
+  readonly cpuUs: number
+}
+
+export interface Latency {
+  readonly count: number
+  readonly p50: number
+  readonly p99: number
+  readonly p999: number
+  readonly max: number
+}
+
+export type Report =
+  | { readonly is: 'ready' }
+  | { readonly is: 'done' }
+  | { readonly is: 'count'; readonly count: Count }
+  | { readonly is: 'result'; readonly result: Result }
+
+/** Of closed-loop publishes one in so many is timed: reading the clock for each would be measured too. */
+const TIMED_EVERY = 16
+
+class Load {
+  readonly #task: Task
+  readonly #session: Session
+  readonly #bodies: Bodies
+  readonly #seen = new Seen()
+  readonly #latency = createHistogram()
+  #count = 0
+  #firstMs = 0
+  #lastMs = 0
+  #failed = 0
+  #failure: string | undefined
+  #outstanding = 0
+  #sent = 0
+  #isStopped = false
+  #stopPacer: (() => void) | undefined
+  #idle: (() => void) | undefined
+  #cpu = process.cpuUsage()
+
+  constructor(task: Task, session: Session) {
+    this.#task = task
+    this.#session = session
+    this.#bodies = new Bodies(task.index, task.scenario)
+  }
+
+  reset(): void {
+    this.#latency.reset()
+    this.#firstMs = 0
+    this.#cpu = process.cpuUsage()
+  }
+
+  count(): Count {
+    return { count: this.#count, atMs: nowMs(), firstMs: this.#firstMs, lastMs: this.#lastMs }
+  }
+
+  result(): Result {
+    const { user, system } = process.cpuUsage(this.#cpu)
+    const latency = this.#latency
+    return {
+      ...this.count(),
+      failed: this.#failed,
+      failure: this.#failure,
+      latency:
+        latency.count === 0
+          ? undefined
+          : {
+              count: latency.count,
+              p50: latency.percentile(50),
+              p99: latency.percentile(99),
+              p999: latency.percentile(99.9),
+              max: latency.max,
+            },
+      seen: this.#seen.bits,
+      duplicates: this.#seen.duplicates,
+      damaged: this.#seen.damaged,
+      cpuUs: user + system,
+    }
+  }
+
+  async consume(): Promise<void> {
+    const { scenario, queues } = this.#task
+    const timed = scenario.kind === 'latency'
+    const held = Math.max(1, Math.floor(scenario.inFlight / queues.length))
+    for (const queue of queues) {
+      await this.#session.consume(queue, held, (body, ack) => {
+        this.#seen.take(body)
+        if (timed) this.#record(nowMs() - this.#seen.atMs)
+        ack()
+        this.#counted()
+      })
+    }
+  }
+
+  /** Publishes until it is stopped or has sent all; resolves when everything is answered. */
+  async produce(): Promise<void> {
+    const { scenario } = this.#task
+    const idle = new Promise<void>((resolve) => {
+      this.#idle = resolve
+    })
+    if (scenario.kind === 'latency') this.#pace(scenario.rate / scenario.producers)
+    else for (let i = 0; i < scenario.inFlight; i++) this.#publish()
+    await idle
+  }
+
+  async stop(): Promise<void> {
+    this.#isStopped = true
+    this.#stopPacer?.()
+    if (this.#outstanding === 0) this.#idle?.()
+    await Promise.resolve()
+  }
+
+  #queue(): string {
+    const { queues, index } = this.#task
+    return queues.length === 1 ? queues[0]! : queues[(this.#sent * 7919 + index) % queues.length]!
+  }
+
+  // Closed loop: each answer makes the next publish.
+  #publish(): void {
+    const { messages } = this.#task
+    if (this.#isStopped || (messages > 0 && this.#sent >= messages)) {
+      if (this.#outstanding === 0) this.#idle?.()
+      return
+    }
+    this.#outstanding++
+    const queue = this.#queue()
+    if (this.#sent++ % TIMED_EVERY !== 0) {
+      this.#session.publish(queue, this.#bodies.next(0)).then(this.#confirmed, this.#refused)
+      return
+    }
+    const atMs = nowMs()
+    this.#session.publish(queue, this.#bodies.next(atMs)).then(() => {
+      this.#record(nowMs() - atMs)
+      this.#confirmed()
+    }, this.#refused)
+  }
+
+  readonly #confirmed = (): void => {
+    this.#counted()
+    this.#outstanding--
+    this.#publish()
+  }
+
+  readonly #refused = (error: unknown): void => {
+    this.#failed++
+    this.#failure ??= String(error)
+    this.#outstanding--
+    this.#publish()
+  }
+
+  // Open loop: a thread waits for each time of sending, because timers of the event loop are late by themselves.
+  #pace(rate: number): void {
+    const pacer = new Thread(PACER, { eval: true, workerData: { rate } })
+    this.#stopPacer = () => void pacer.terminate()
+    pacer.on('message', (dueMs: number[]) => {
+      for (const atMs of dueMs) this.#publishAt(atMs)
+    })
+  }
+
+  #publishAt(atMs: number): void {
+    if (this.#isStopped) return
+    this.#outstanding++
+    const queue = this.#queue()
+    this.#sent++
+    const answered = (): void => {
+      this.#outstanding--
+      if (this.#isStopped && this.#outstanding === 0) this.#idle?.()
+    }
+    this.#session.publish(queue, this.#bodies.next(atMs)).then(
+      () => {
+        this.#counted()
+        this.#record(nowMs() - atMs)
+        answered()
+      },
+      (error: unknown) => {
+        this.#failed++
+        this.#failure ??= String(error)
+        answered()
+      },
+    )
+  }
+
+  #record(ms: number): void {
+    this.#latency.record(Math.max(1, Math.round(ms * 1_000)))
+  }
+
+  #counted(): void {
+    this.#count++
+    // The clock is read now and then; the last one is told by whoever asks.
+    if (this.#firstMs === 0) this.#firstMs = nowMs()
+    if ((this.#count & 63) === 0 || this.#count === this.#task.messages) this.#lastMs = nowMs()
+  }
+}
+
+const PACER = `
+const { parentPort, workerData } = require('node:worker_threads')
+const sleeper = new Int32Array(new SharedArrayBuffer(4))
+const now = () => { const [s, n] = process.hrtime(); return s * 1000 + n / 1e6 }
+const begun = now()
+const interval = 1000 / workerData.rate
+let sent = 0
+for (;;) {
+  const due = begun + sent * interval
+  const wait = due - now()
+  if (wait > 0) { Atomics.wait(sleeper, 0, 0, wait); continue }
+  const times = []
+  const until = now()
+  for (let at = due; at <= until; at = begun + ++sent * interval) times.push(at)
+  parentPort.postMessage(times)
+}
+`
+
+function report(message: Report, sent?: () => void): void {
+  process.send?.(message, undefined, undefined, sent)
+}
+
+async function start(task: Task): Promise<void> {
+  const driver = DRIVERS.find(({ name }) => name === task.driver)!
+  const session = await driver.connect(task.url, task.scenario)
+  const load = new Load(task, session)
+  process.on('message', (order: Order) => {
+    if (order === 'count') report({ is: 'count', count: load.count() })
+    else if (order === 'reset') load.reset()
+    else if (order === 'stop') void load.stop()
+  })
+  if (task.role === 'producer') {
+    report({ is: 'ready' })
+    await load.produce()
+    report({ is: 'done' })
+  } else {
+    await load.consume()
+    report({ is: 'ready' })
+    await new Promise<void>((resolve) => {
+      process.on('message', (order: Order) => {
+        if (order === 'stop') resolve()
+      })
+    })
+  }
+  await new Promise<void>((resolve) => report({ is: 'result', result: load.result() }, resolve))
+  await session.close().catch(() => {})
+  process.exit()
+}
+
+process.on('disconnect', () => process.exit())
+process.once('message', (task: Task) => {
+  start(task).catch((error: unknown) => {
+    process.stderr.write(`${task.driver} ${task.role}: ${String(error)}\n`)
+    process.exit(1)
+  })
+})

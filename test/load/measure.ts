@@ -1,0 +1,293 @@
+/** One scenario on one broker that was started for it, from processes of their own, and what came of it. */
+import { fork, type ChildProcess } from 'node:child_process'
+import { readFileSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import { setTimeout as delay } from 'node:timers/promises'
+import { freePort, scratchDirectory } from '../fault/processes.js'
+import { Seen } from './bodies.js'
+import type { Driver, Running } from './driver.js'
+import type { Count, Latency, Order, Report, Result, Task } from './load.js'
+import type { Scenario } from './scenario.js'
+
+/** What one run gave. Rates are messages a second, latencies microseconds. */
+export interface Outcome {
+  readonly publish: number | undefined
+  readonly consume: number | undefined
+  /** From the call to the confirm; where a rate is set, from when it was to be sent. */
+  readonly confirmLatency: Latency | undefined
+  /** From when it was to be sent until a consumer had it. */
+  readonly endToEnd: Latency | undefined
+  readonly confirmed: number
+  /** Confirmed, and never consumed. */
+  readonly lost: number
+  readonly duplicates: number
+  readonly damaged: number
+  readonly failed: number
+  readonly failure: string | undefined
+  /** Of the broker, while it was measured: microseconds of CPU a message; greatest resident memory, MiB. */
+  readonly brokerCpuUs: number
+  readonly brokerMib: number
+}
+
+/** A consumer that gets nothing for so long has got all there is. */
+const STALL_MS = 10_000
+/** A backlog is published for no longer than this, however slow the broker is. */
+const FILL_MS = 15_000
+
+class Process {
+  readonly child: ChildProcess
+  readonly result: Promise<Result>
+  readonly ready: Promise<void>
+  readonly done: Promise<void>
+  readonly #counts: ((count: Count) => void)[] = []
+
+  constructor(task: Task) {
+    this.child = fork(fileURLToPath(new URL('load.js', import.meta.url)), [], { serialization: 'advanced' })
+    const isTold = <T>(of: (report: Report) => T | undefined): Promise<T> => {
+      const told = new Promise<T>((resolve, reject) => {
+        this.child.on('message', (report: Report) => {
+          const found = of(report)
+          if (found !== undefined) resolve(found)
+        })
+        this.child.once('exit', (code) =>
+          reject(new Error(`a load process of ${task.driver} ended with ${code}`)),
+        )
+      })
+      // Whether it is waited for or not.
+      told.catch(() => {})
+      return told
+    }
+    this.ready = isTold((report) => (report.is === 'ready' ? true : undefined)).then(() => undefined)
+    this.done = isTold((report) => (report.is === 'done' ? true : undefined)).then(() => undefined)
+    for (const each of [this.ready, this.done]) each.catch(() => {})
+    this.result = isTold((report) => (report.is === 'result' ? report.result : undefined))
+    this.child.on('message', (report: Report) => {
+      if (report.is === 'count') this.#counts.shift()?.(report.count)
+    })
+    this.child.on('error', () => {})
+    this.order(task)
+  }
+
+  order(order: Order): void {
+    if (this.child.connected) this.child.send(order)
+  }
+
+  count(): Promise<Count> {
+    return new Promise((resolve, reject) => {
+      this.#counts.push(resolve)
+      this.result.catch(reject)
+      this.order('count')
+    })
+  }
+}
+
+/** What a window of time held. */
+interface Window {
+  readonly from: readonly Count[]
+  readonly to: readonly Count[]
+}
+
+class Run {
+  readonly #driver: Driver
+  readonly #scenario: Scenario
+  readonly #running: Running
+  readonly #queues: readonly string[]
+  readonly #processes: Process[] = []
+
+  constructor(driver: Driver, scenario: Scenario, running: Running, queues: readonly string[]) {
+    this.#driver = driver
+    this.#scenario = scenario
+    this.#running = running
+    this.#queues = queues
+  }
+
+  kill(): void {
+    for (const { child } of this.#processes) child.kill('SIGKILL')
+  }
+
+  async outcome(): Promise<Outcome> {
+    return this.#scenario.kind === 'consume' ? this.#backlog() : this.#steady()
+  }
+
+  // Publishes a backlog, then consumes it.
+  async #backlog(): Promise<Outcome> {
+    const { producers, messages } = this.#scenario
+    const filling = await this.#start('producer', producers, Math.ceil(messages / producers))
+    const end = setTimeout(() => {
+      for (const process of filling) process.order('stop')
+    }, FILL_MS)
+    const published = await Promise.all(filling.map(({ result }) => result))
+    clearTimeout(end)
+    const confirmed = sum(published, ({ count }) => count)
+    const cpu = this.#cpuMs()
+    const consuming = await this.#start('consumer', this.#scenario.consumers, 0)
+    await this.#consumed(consuming, confirmed)
+    const cpuMs = this.#cpuMs() - cpu
+    const consumed = await this.#results(consuming)
+    const first = Math.min(...consumed.map(({ firstMs }) => firstMs))
+    const last = Math.max(...consumed.map(({ lastMs }) => lastMs))
+    return this.#told(published, consumed, {
+      publish: undefined,
+      consume: (confirmed * 1_000) / (last - first),
+      brokerCpuUs: (cpuMs * 1_000) / confirmed,
+    })
+  }
+
+  // Everything at once for a while.
+  async #steady(): Promise<Outcome> {
+    const { kind, producers, consumers, seconds, warmupSeconds } = this.#scenario
+    const consuming = kind === 'publish' ? [] : await this.#start('consumer', consumers, 0)
+    const publishing = await this.#start('producer', producers, 0)
+    await delay(warmupSeconds * 1_000)
+    for (const process of [...publishing, ...consuming]) process.order('reset')
+    const cpu = this.#cpuMs()
+    const from = await Promise.all([counts(publishing), counts(consuming)])
+    await delay(seconds * 1_000)
+    const to = await Promise.all([counts(publishing), counts(consuming)])
+    const cpuMs = this.#cpuMs() - cpu
+    const published = await this.#results(publishing)
+    await this.#consumed(consuming, consuming.length === 0 ? 0 : sum(published, ({ count }) => count))
+    const consumed = await this.#results(consuming)
+    const window = { from: from[0], to: to[0] }
+    return this.#told(published, consumed, {
+      publish: rate(window),
+      consume: consuming.length === 0 ? undefined : rate({ from: from[1], to: to[1] }),
+      brokerCpuUs: (cpuMs * 1_000) / Math.max(1, messagesIn(window)),
+    })
+  }
+
+  #told(
+    published: readonly Result[],
+    consumed: readonly Result[],
+    figures: Pick<Outcome, 'publish' | 'consume' | 'brokerCpuUs'>,
+  ): Outcome {
+    const seen = new Seen()
+    for (const { seen: bits } of consumed) seen.merge(bits)
+    const all = [...published, ...consumed]
+    const confirmed = sum(published, ({ count }) => count)
+    return {
+      ...figures,
+      confirmLatency: worst(published),
+      endToEnd: this.#scenario.kind === 'latency' ? worst(consumed) : undefined,
+      confirmed,
+      // What failed may have been taken and can have come too.
+      lost: consumed.length === 0 ? 0 : Math.max(0, confirmed - seen.distinct),
+      duplicates: seen.duplicates + sum(consumed, ({ duplicates }) => duplicates),
+      damaged: sum(consumed, ({ damaged }) => damaged),
+      failed: sum(all, ({ failed }) => failed),
+      failure: all.find(({ failure }) => failure !== undefined)?.failure,
+      brokerMib: this.#peakMib(),
+    }
+  }
+
+  async #start(role: Task['role'], count: number, messages: number): Promise<Process[]> {
+    const processes = Array.from({ length: count }, (_, index) => {
+      const process = new Process({
+        role,
+        driver: this.#driver.name,
+        url: this.#running.url,
+        queues: this.#queues,
+        scenario: this.#scenario,
+        index,
+        messages,
+      })
+      this.#processes.push(process)
+      return process
+    })
+    await Promise.all(processes.map(({ ready }) => ready))
+    return processes
+  }
+
+  async #results(processes: readonly Process[]): Promise<Result[]> {
+    for (const process of processes) process.order('stop')
+    return Promise.all(processes.map(({ result }) => result))
+  }
+
+  // Until they have so many, or no more come.
+  async #consumed(processes: readonly Process[], messages: number): Promise<void> {
+    let before = -1
+    let sinceMs = performance.now()
+    while (processes.length > 0) {
+      const now = sum(await counts(processes), ({ count }) => count)
+      if (now >= messages) return
+      if (now > before) sinceMs = performance.now()
+      else if (performance.now() - sinceMs > STALL_MS) return
+      before = now
+      await delay(50)
+    }
+  }
+
+  #cpuMs(): number {
+    return sum(this.#running.pids, (pid) => {
+      const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1]!.split(' ')
+      // Clock ticks are 10 ms.
+      return (Number(fields[11]) + Number(fields[12])) * 10
+    })
+  }
+
+  #peakMib(): number {
+    return sum(this.#running.pids, (pid) => {
+      const peak = /VmHWM:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))
+      return Number(peak?.[1] ?? 0) / 1_024
+    })
+  }
+}
+
+/** Runs the scenario on a fresh broker. `signal` ends it early; whatever happens, nothing is left running. */
+export async function measure(driver: Driver, scenario: Scenario, signal: AbortSignal): Promise<Outcome> {
+  const directory = await scratchDirectory('load')
+  try {
+    const running = await driver.start(directory.path, await freePort())
+    try {
+      const queues = Array.from({ length: scenario.queues }, (_, index) => `load-${index}`)
+      await running.makeQueues(queues)
+      const run = new Run(driver, scenario, running, queues)
+      const kill = (): void => run.kill()
+      signal.addEventListener('abort', kill)
+      try {
+        signal.throwIfAborted()
+        return await run.outcome()
+      } finally {
+        signal.removeEventListener('abort', kill)
+        run.kill()
+      }
+    } finally {
+      await running.stop()
+    }
+  } finally {
+    await directory.dispose()
+  }
+}
+
+function counts(processes: readonly Process[]): Promise<Count[]> {
+  return Promise.all(processes.map((process) => process.count()))
+}
+
+function messagesIn({ from, to }: Window): number {
+  return sum(to, ({ count }) => count) - sum(from, ({ count }) => count)
+}
+
+function rate({ from, to }: Window): number {
+  return sum(to, ({ count, atMs }, index) => {
+    const before = from[index]!
+    return ((count - before.count) * 1_000) / (atMs - before.atMs)
+  })
+}
+
+// Of several processes the worst of each: percentiles do not add up.
+function worst(results: readonly Result[]): Latency | undefined {
+  const all = results.flatMap(({ latency }) => latency ?? [])
+  if (all.length === 0) return undefined
+  const greatest = (of: (latency: Latency) => number): number => Math.max(...all.map(of))
+  return {
+    count: sum(all, ({ count }) => count),
+    p50: greatest(({ p50 }) => p50),
+    p99: greatest(({ p99 }) => p99),
+    p999: greatest(({ p999 }) => p999),
+    max: greatest(({ max }) => max),
+  }
+}
+
+function sum<T>(values: readonly T[], of: (value: T, index: number) => number): number {
+  return values.reduce((total, value, index) => total + of(value, index), 0)
+}
