@@ -51,9 +51,12 @@ export class RememberedIds {
 /** Ids of messages that are not done; several can have the same. */
 export class PendingIds {
   readonly #offsets = new Map<string, Set<number>>()
-  /** Different ids. */
-  get size(): number {
-    return this.#offsets.size
+  /** Different ids, without those that only messages in `except` have. */
+  sizeWithout(except: ReadonlySet<number>): number {
+    if (except.size === 0) return this.#offsets.size
+    let size = 0
+    for (const id of this.#offsets.keys()) if (this.find(id, except) !== undefined) size++
+    return size
   }
 
   /** The oldest message with this id, without those in `except`. */

@@ -493,13 +493,13 @@ export class Model {
       if ((wishesOf(record).atMs ?? nowMs) < nowMs - AT_PAST_MS_MAX) return 'AT_IN_THE_PAST'
     const duplicates = this.#duplicatesIn(queue, attempt, freed)
     if (unique === 'pending' || dedupWindowMs > 0) {
-      const known = unique === 'window' ? queue.remembered : queue.pending
+      const known = unique === 'window' ? queue.remembered.size : queue.pending.sizeWithout(freed.offsets)
       const ids = new Set<string>()
       for (const [index, record] of attempt.records.entries()) {
         const { id } = wishesOf(record)
         if (id !== undefined && !duplicates.has(index)) ids.add(id)
       }
-      if (ids.size > 0 && known.size + ids.size > dedupMaxIds) return 'DEDUP_FULL'
+      if (ids.size > 0 && known + ids.size > dedupMaxIds) return 'DEDUP_FULL'
     }
     const admitted = this.#admitted(attempt, duplicates)
     if (admitted.messages === 0) return undefined

@@ -56,7 +56,7 @@ export class Deliveries {
       }
       return
     }
-    const at = begin(outbox, subscription, run, firstTag, count, flags, end - start)
+    const at = begin(outbox, subscription, run, 0, firstTag, count, flags, end - start)
     outbox.bytes.set(bytes.subarray(start, end), at)
   }
 
@@ -83,7 +83,7 @@ export class Deliveries {
       this.#end - this.#payloadAt + length <= SCATTERED_FRAME_BYTES
     let at = joins ? outbox.extend(this.#page, this.#end, length) : -1
     if (at === -1) {
-      at = begin(outbox, subscription, run, tag, 1, flags | DELIVER_FLAG.scattered, length)
+      at = begin(outbox, subscription, run, index, tag, 1, flags | DELIVER_FLAG.scattered, length)
       this.#outbox = outbox
       this.#page = outbox.page
       this.#payloadAt = at - DELIVER_HEADER_BYTES
@@ -103,11 +103,13 @@ export class Deliveries {
   }
 }
 
-// Writes the frame up to its records, which take `bytes`; returns where they go.
+// Writes the frame, whose first message is at `index` of the run, up to its records, which take `bytes`; returns where
+// they go.
 function begin(
   outbox: Outbox,
   subscription: Subscription,
   run: Run,
+  index: number,
   firstTag: number,
   count: number,
   flags: number,
@@ -120,7 +122,7 @@ function begin(
     at,
     subscription.id,
     firstTag,
-    offset,
+    offset + index,
     publishedAtMs,
     count,
     attempt,
