@@ -1,7 +1,7 @@
 import { Redis } from 'ioredis'
+import { decoded, encoded } from '../bodies.js'
 import type { Body, Driver, Running, Session } from '../driver.js'
 import { Server, outputOf } from './processes.js'
-import { decoded, encoded } from './rabbitmq.js'
 
 const GROUP = 'workers'
 
@@ -9,6 +9,7 @@ class RedisSession implements Session {
   readonly #publishing: Redis
   readonly #isData: boolean
   readonly #others: Redis[] = []
+  #isClosed = false
 
   constructor(publishing: Redis, isData: boolean) {
     this.#publishing = publishing
@@ -24,7 +25,10 @@ class RedisSession implements Session {
     // What waits for messages must not hold up the acks.
     const reading = this.#publishing.duplicate({ enableAutoPipelining: false })
     this.#others.push(reading)
-    void this.#read(reading, queue, held, each).catch(() => {})
+    this.#read(reading, queue, held, each).catch((error: unknown) => {
+      // A consumer that cannot read is no measurement.
+      if (!this.#isClosed) throw error
+    })
     return Promise.resolve()
   }
 
@@ -34,22 +38,19 @@ class RedisSession implements Session {
     held: number,
     each: (body: Body, ack: () => void) => void,
   ): Promise<void> {
-    const args = [
-      'GROUP',
-      GROUP,
-      `${process.pid}`,
-      'COUNT',
-      String(held),
-      'BLOCK',
-      '1000',
-      'STREAMS',
-      queue,
-      '>',
-    ]
-    for (;;) {
-      const found = (await reading.callBuffer('XREADGROUP', args)) as
-        | [Buffer, [id: Buffer, fields: Buffer[]][]][]
-        | null
+    while (!this.#isClosed) {
+      const found = (await reading.xreadgroupBuffer(
+        'GROUP',
+        GROUP,
+        `${process.pid}`,
+        'COUNT',
+        held,
+        'BLOCK',
+        1_000,
+        'STREAMS',
+        queue,
+        '>',
+      )) as [Buffer, [id: Buffer, fields: Buffer[]][]][] | null
       const acks: Promise<unknown>[] = []
       for (const [, messages] of found ?? []) {
         for (const [id, fields] of messages)
@@ -60,6 +61,7 @@ class RedisSession implements Session {
   }
 
   async close(): Promise<void> {
+    this.#isClosed = true
     for (const each of this.#others) each.disconnect()
     await this.#publishing.quit()
   }
