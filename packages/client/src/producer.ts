@@ -77,6 +77,7 @@ export class Producer {
   #inFlightBytes: number
   #frameBytesMax: number = LIMITS.frameBytesMax
   #messageBytesMax: number = LIMITS.messageBytesMax
+  #batchBytes: number = LIMITS.batchBytesTarget
   readonly #batchCount: number
   #closed: SluiceError | undefined
   #idle: (() => void)[] = []
@@ -138,8 +139,7 @@ export class Producer {
   // How long the records of a batch get that a message with these options is the last of.
   #recordsBytesMax(options: RecordOptions | undefined): number {
     const isScheduled = options !== undefined && (options.delayMs !== undefined || options.atMs !== undefined)
-    const target = isScheduled ? LIMITS.batchBytesScheduledTarget : LIMITS.batchBytesTarget
-    return Math.min(target, this.#frameBytesMax - ENVELOPE_BYTES) - BATCH_HEADER_BYTES
+    return (isScheduled ? LIMITS.batchBytesScheduledTarget : this.#batchBytes) - BATCH_HEADER_BYTES
   }
 
   /** Takes messages that are accepted or refused together. @throws SluiceError */
@@ -333,6 +333,7 @@ export class Producer {
     this.#inFlightBytes = Math.min(this.#settings.maxInFlightBytes, ok.inFlightBytes)
     this.#frameBytesMax = ok.frameBytesMax
     this.#messageBytesMax = ok.messageBytesMax
+    this.#batchBytes = Math.min(LIMITS.batchBytesTarget, ok.frameBytesMax - ENVELOPE_BYTES)
     for (const batch of this.#sent.values()) {
       if (batch.end <= ok.frameBytesMax) continue
       this.#forget(batch)

@@ -94,6 +94,10 @@ relation(
   'batch fits a default frame',
 )
 relation(LIMITS.batchBytesTarget <= LIMITS.batchBytesMax, 'batch target within batch limit')
+relation(
+  LIMITS.batchBytesScheduledTarget + MESSAGE_OVERHEAD_BYTES <= LIMITS.frameBytesMin,
+  'a batch of scheduled messages fits every agreed frame',
+)
 relation(LIMITS.controlBytesMax + 12 <= LIMITS.frameBytesDefault, 'control body fits a frame')
 relation(LIMITS.rangesMax * 20 + 16 <= LIMITS.frameBytesDefault, 'settle items fit a frame')
 // Every frame that is agreed has room for the largest batch, so what must fit each of them is held against that.

@@ -117,7 +117,7 @@ class NodeFile implements DiskFile {
   }
 
   read(position: number, length: number): Promise<Uint8Array> {
-    // Not a Buffer: what is cut out of one, message by message, costs several times as much.
+    // Not a Buffer: what is cut out of one, message by message, costs about twice as much.
     const bytes = new Uint8Array(Buffer.allocUnsafeSlow(length).buffer)
     return new Promise((done, fail) => {
       const readOn = (filled: number): void => {

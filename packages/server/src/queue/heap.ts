@@ -1,12 +1,13 @@
-/**
- * Messages by time: a heap of (time, offset) in two typed arrays, 16 bytes a message. Four entries stand below each:
- * that halves the depth, and they lie side by side (pop and push of 10,000 entries: 0.17 µs against 0.32 of two). The first is the one
- * with the earliest time, and of equal times the lowest offset.
- */
 const HEAP_FIRST = 16
 /** A heap that is empty does not keep more than this. */
 const HEAP_KEPT = 4096
 
+/**
+ * Messages by time: a heap of (time, offset) in two typed arrays, 16 bytes a message. The first is the one with the
+ * earliest time, and of equal times the lowest offset. Four entries stand below each: that halves the depth, and they
+ * lie side by side (pop and push in a heap of 10,000, random offsets: 0.20 µs, against 0.26 with two; of 1,000,000:
+ * 0.29 against 0.43).
+ */
 export class TimeHeap {
   size = 0
   #times = new Float64Array(HEAP_FIRST)

@@ -453,7 +453,8 @@ export class Line {
     const batch = chunk.batchAt(index)
     const attempts = chunk.attemptsAt(index)
     run.offset = offset
-    run.count = this.#isFirstTry(chunk, index) ? this.#neighbours(due, chunk, index, max) : 1
+    const room = Math.min(max, chunk.batchEnd(batch) - index)
+    run.count = this.#isFirstTry(chunk, index) ? this.#neighbours(due, chunk, index, room) : 1
     run.batchPosition = chunk.batchPosition(batch)
     run.publishedAtMs = chunk.batchTime(batch)
     run.attempt = attempts + 1
@@ -474,12 +475,11 @@ export class Line {
     )
   }
 
-  // How many messages of one batch, the first of all and those that stand behind it in the log, come next together.
+  // How many messages, at most `max` and of one batch, come next together: the first of all and those behind it in the log.
   #neighbours(due: TimeQueue, chunk: Chunk, index: number, max: number): number {
     // Where a key may have several out, taking one can bring in what goes before its neighbour.
     if (chunk.keys !== undefined && this.#keyLines.rules.keyConcurrency > 1) return 1
-    const room = chunk.batchEnd(chunk.batchAt(index)) - index
-    const end = index + due.firstRun(Math.min(max, room))
+    const end = index + due.firstRun(max)
     const timeMs = due.firstTime
     let at = index + 1
     while (at < end && this.#isFirstTry(chunk, at) && this.#dueChunk(timeMs, chunk.base + at) !== undefined)

@@ -6,12 +6,13 @@
 import { TimeHeap } from './heap.js'
 
 const RING_FIRST = 16
+const LOOK_FIRST = 4096
 /** A ring that is empty does not keep more than this. */
 const RING_KEPT = 4096
 
 export class TimeQueue {
   /** For its owner: the size at which it looks for entries that mean nothing any more. */
-  lookAt = RING_KEPT
+  lookAt = LOOK_FIRST
   readonly #heap = new TimeHeap()
   /** In ascending order from `#at` on, `#length` of them; a power of two long. */
   #times: Float64Array = new Float64Array(RING_FIRST)
