@@ -5,12 +5,6 @@
 import type { Body } from './driver.js'
 import type { Scenario } from './scenario.js'
 
-/** Time of the monotonic clock that all processes of the machine share, ms. */
-export function nowMs(): number {
-  const [seconds, nanos] = process.hrtime()
-  return seconds * 1000 + nanos / 1e6
-}
-
 const POOL_BYTES_MAX = 256 << 20
 const HEAD_BYTES = 24
 
@@ -128,4 +122,15 @@ const ONES = Uint8Array.from({ length: 256 }, (_, byte) => byte.toString(2).repl
 
 function u32(bytes: Uint8Array, at: number): number {
   return ((bytes[at]! << 24) | (bytes[at + 1]! << 16) | (bytes[at + 2]! << 8) | bytes[at + 3]!) >>> 0
+}
+
+/** The bytes of a body for brokers that carry nothing else; data as JSON. Bytes are not copied. */
+export function encoded(body: Body): Buffer {
+  return body instanceof Uint8Array
+    ? Buffer.from(body.buffer, body.byteOffset, body.byteLength)
+    : Buffer.from(JSON.stringify(body))
+}
+
+export function decoded(bytes: Uint8Array, isData: boolean): Body {
+  return isData ? (JSON.parse(Buffer.from(bytes).toString()) as Body) : bytes
 }

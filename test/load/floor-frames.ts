@@ -2,22 +2,30 @@
  * Frames of the floor: u32 length of what follows, u8 type, then: PUBLISH u32 count and records, each u32 length and
  * bytes; CONFIRM u32 count; CREDIT u32 messages more; DELIVER u32 count and records; ACK u32 count.
  */
+import type { Socket } from 'node:net'
+
 export const FLOOR = { publish: 1, confirm: 2, credit: 3, deliver: 4, ack: 5 } as const
 export const FLOOR_HEADER_BYTES = 9
 
-/** Calls `each` for every whole frame; returns what is left of the bytes. */
-export function floorFrames(
-  bytes: Buffer,
+/** Calls `each` for every frame that comes, and `ended` after those of one chunk. */
+export function onFloorFrames(
+  socket: Socket,
   each: (type: number, count: number, payload: Buffer) => void,
-): Buffer {
-  let at = 0
-  while (bytes.length - at >= 4) {
-    const end = at + 4 + bytes.readUInt32LE(at)
-    if (end > bytes.length) break
-    each(bytes[at + 4]!, bytes.readUInt32LE(at + 5), bytes.subarray(at + FLOOR_HEADER_BYTES, end))
-    at = end
-  }
-  return at === 0 ? bytes : bytes.subarray(at)
+  ended: () => void = () => {},
+): void {
+  let rest: Buffer = Buffer.alloc(0)
+  socket.on('data', (chunk) => {
+    const bytes = rest.length === 0 ? chunk : Buffer.concat([rest, chunk])
+    let at = 0
+    while (bytes.length - at >= 4) {
+      const end = at + 4 + bytes.readUInt32LE(at)
+      if (end > bytes.length) break
+      each(bytes[at + 4]!, bytes.readUInt32LE(at + 5), bytes.subarray(at + FLOOR_HEADER_BYTES, end))
+      at = end
+    }
+    rest = bytes.subarray(at)
+    ended()
+  })
 }
 
 export function floorFrame(type: number, count: number, payloadBytes: number): Buffer {

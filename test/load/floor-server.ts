@@ -6,7 +6,7 @@
 import { open, type FileHandle } from 'node:fs/promises'
 import { createServer, type Socket } from 'node:net'
 import { join } from 'node:path'
-import { FLOOR, floorFrame, floorFrames } from './floor-frames.js'
+import { FLOOR, floorFrame, onFloorFrames } from './floor-frames.js'
 
 /** Records that are on disk: kept in memory while they are among the newest, else read back. */
 interface Piece {
@@ -41,19 +41,21 @@ class Floor {
 
   serve(socket: Socket): void {
     socket.setNoDelay(true)
-    let rest: Buffer = Buffer.alloc(0)
-    socket.on('data', (chunk) => {
-      rest = floorFrames(rest.length === 0 ? chunk : Buffer.concat([rest, chunk]), (type, count, payload) => {
+    onFloorFrames(
+      socket,
+      (type, count, payload) => {
         if (type === FLOOR.publish) this.#waiting.push({ socket, bytes: payload, count })
         else {
           this.#credit += count
           this.#consumer = socket
           if (type === FLOOR.ack) this.#acks += count
         }
-      })
-      if (this.#waiting.length > 0 || this.#acks > 0) void this.#sync()
-      void this.#deliver()
-    })
+      },
+      () => {
+        if (this.#waiting.length > 0 || this.#acks > 0) void this.#sync()
+        void this.#deliver()
+      },
+    )
     socket.on('error', () => {})
     socket.on('close', () => {
       if (this.#consumer === socket) this.#consumer = undefined

@@ -3,11 +3,15 @@
  * when it is asked for its count, and at the end says what it did.
  */
 import { createHistogram } from 'node:perf_hooks'
-import { Worker as Thread } from 'node:worker_threads'
-import { Bodies, Seen, nowMs } from './bodies.js'
+import type * as pacer from '../../packages/server/src/cli/pacer.js'
+import { Bodies, Seen } from './bodies.js'
 import type { Session } from './driver.js'
 import { DRIVERS } from './drivers/index.js'
 import type { Scenario } from './scenario.js'
+
+const { nowMs, pace } = (await import(
+  new URL('./cli/pacer.js', import.meta.resolve('@sluice/server')).href
+)) as typeof pacer
 
 export interface Task {
   readonly role: 'producer' | 'consumer'
@@ -23,12 +27,13 @@ export interface Task {
 
 export type Order = Task | 'count' | 'reset' | 'stop'
 
-/** By the monotonic clock. `first` and `last`: of what was confirmed or consumed since the last reset. */
+/** By the monotonic clock. `first`: since the last reset. `lastCount` were there at `lastMs`: the clock is read now and then. */
 export interface Count {
   readonly count: number
   readonly atMs: number
   readonly firstMs: number
   readonly lastMs: number
+  readonly lastCount: number
 }
 
 export interface Result extends Count {
@@ -55,7 +60,6 @@ export interface Latency {
 
 export type Report =
   | { readonly is: 'ready' }
-  | { readonly is: 'done' }
   | { readonly is: 'count'; readonly count: Count }
   | { readonly is: 'result'; readonly result: Result }
 
@@ -71,6 +75,7 @@ class Load {
   #count = 0
   #firstMs = 0
   #lastMs = 0
+  #lastCount = 0
   #failed = 0
   #failure: string | undefined
   #outstanding = 0
@@ -93,7 +98,13 @@ class Load {
   }
 
   count(): Count {
-    return { count: this.#count, atMs: nowMs(), firstMs: this.#firstMs, lastMs: this.#lastMs }
+    return {
+      count: this.#count,
+      atMs: nowMs(),
+      firstMs: this.#firstMs,
+      lastMs: this.#lastMs,
+      lastCount: this.#lastCount,
+    }
   }
 
   result(): Result {
@@ -140,16 +151,16 @@ class Load {
     const idle = new Promise<void>((resolve) => {
       this.#idle = resolve
     })
-    if (scenario.kind === 'latency') this.#pace(scenario.rate / scenario.producers)
+    const publishAt = (atMs: number): void => this.#publishAt(atMs)
+    if (scenario.kind === 'latency') this.#stopPacer = pace(scenario.rate / scenario.producers, publishAt)
     else for (let i = 0; i < scenario.inFlight; i++) this.#publish()
     await idle
   }
 
-  async stop(): Promise<void> {
+  stop(): void {
     this.#isStopped = true
     this.#stopPacer?.()
     if (this.#outstanding === 0) this.#idle?.()
-    await Promise.resolve()
   }
 
   #queue(): string {
@@ -190,15 +201,6 @@ class Load {
     this.#publish()
   }
 
-  // Open loop: a thread waits for each time of sending, because timers of the event loop are late by themselves.
-  #pace(rate: number): void {
-    const pacer = new Thread(PACER, { eval: true, workerData: { rate } })
-    this.#stopPacer = () => void pacer.terminate()
-    pacer.on('message', (dueMs: number[]) => {
-      for (const atMs of dueMs) this.#publishAt(atMs)
-    })
-  }
-
   #publishAt(atMs: number): void {
     if (this.#isStopped) return
     this.#outstanding++
@@ -228,29 +230,12 @@ class Load {
 
   #counted(): void {
     this.#count++
-    // The clock is read now and then; the last one is told by whoever asks.
     if (this.#firstMs === 0) this.#firstMs = nowMs()
-    if ((this.#count & 63) === 0 || this.#count === this.#task.messages) this.#lastMs = nowMs()
+    if ((this.#count & 63) !== 0) return
+    this.#lastMs = nowMs()
+    this.#lastCount = this.#count
   }
 }
-
-const PACER = `
-const { parentPort, workerData } = require('node:worker_threads')
-const sleeper = new Int32Array(new SharedArrayBuffer(4))
-const now = () => { const [s, n] = process.hrtime(); return s * 1000 + n / 1e6 }
-const begun = now()
-const interval = 1000 / workerData.rate
-let sent = 0
-for (;;) {
-  const due = begun + sent * interval
-  const wait = due - now()
-  if (wait > 0) { Atomics.wait(sleeper, 0, 0, wait); continue }
-  const times = []
-  const until = now()
-  for (let at = due; at <= until; at = begun + ++sent * interval) times.push(at)
-  parentPort.postMessage(times)
-}
-`
 
 function report(message: Report, sent?: () => void): void {
   process.send?.(message, undefined, undefined, sent)
@@ -263,12 +248,11 @@ async function start(task: Task): Promise<void> {
   process.on('message', (order: Order) => {
     if (order === 'count') report({ is: 'count', count: load.count() })
     else if (order === 'reset') load.reset()
-    else if (order === 'stop') void load.stop()
+    else if (order === 'stop') load.stop()
   })
   if (task.role === 'producer') {
     report({ is: 'ready' })
     await load.produce()
-    report({ is: 'done' })
   } else {
     await load.consume()
     report({ is: 'ready' })

@@ -37,8 +37,7 @@ const FILL_MS = 15_000
 class Process {
   readonly child: ChildProcess
   readonly result: Promise<Result>
-  readonly ready: Promise<void>
-  readonly done: Promise<void>
+  readonly ready: Promise<true>
   readonly #counts: ((count: Count) => void)[] = []
 
   constructor(task: Task) {
@@ -57,9 +56,7 @@ class Process {
       told.catch(() => {})
       return told
     }
-    this.ready = isTold((report) => (report.is === 'ready' ? true : undefined)).then(() => undefined)
-    this.done = isTold((report) => (report.is === 'done' ? true : undefined)).then(() => undefined)
-    for (const each of [this.ready, this.done]) each.catch(() => {})
+    this.ready = isTold((report) => (report.is === 'ready' ? (true as const) : undefined))
     this.result = isTold((report) => (report.is === 'result' ? report.result : undefined))
     this.child.on('message', (report: Report) => {
       if (report.is === 'count') this.#counts.shift()?.(report.count)
@@ -128,7 +125,7 @@ class Run {
     const last = Math.max(...consumed.map(({ lastMs }) => lastMs))
     return this.#told(published, consumed, {
       publish: undefined,
-      consume: (confirmed * 1_000) / (last - first),
+      consume: (sum(consumed, ({ lastCount }) => lastCount) * 1_000) / (last - first),
       brokerCpuUs: (cpuMs * 1_000) / confirmed,
     })
   }

@@ -1,4 +1,5 @@
 /** What a run found, for people: a table, a page of Markdown, a picture. */
+import { median } from '../scale/measures.js'
 import type { Outcome } from './measure.js'
 import type { Scenario } from './scenario.js'
 
@@ -58,12 +59,6 @@ const FIGURES: Readonly<
 function latencyOf({ endToEnd, confirmLatency }: Outcome, of: 'p50' | 'p99' | 'max'): number | undefined {
   const latency = endToEnd ?? confirmLatency
   return latency && latency[of] / 1_000
-}
-
-export function median(values: readonly number[]): number {
-  const sorted = values.toSorted((a, b) => a - b)
-  const middle = sorted.length >>> 1
-  return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2
 }
 
 export function linesOf(results: Results, scenario: Scenario): Line[] {

@@ -2,7 +2,7 @@
  * The load harness: scenarios on the broker, on the bare loop that is the machine's floor, and on whatever peers are
  * installed, in turns in one run.
  *
- * node test/dist/load/run.js [--scenarios FILE] [--only NAME,…] [--drivers NAME,…] [--rounds 3] [--out DIRECTORY]
+ * node test/dist/load/run.js [--scenarios FILE] [--only NAME]… [--driver NAME]… [--rounds 3] [--out DIRECTORY]
  */
 import { execFileSync } from 'node:child_process'
 import { mkdir, writeFile } from 'node:fs/promises'
@@ -34,8 +34,8 @@ async function planOf(args: readonly string[]): Promise<Plan> {
         type: 'string',
         default: fileURLToPath(new URL('../../load/scenarios.json', import.meta.url)),
       },
-      only: { type: 'string' },
-      drivers: { type: 'string' },
+      only: { type: 'string', multiple: true },
+      driver: { type: 'string', multiple: true },
       rounds: { type: 'string', default: '3' },
       out: { type: 'string' },
     },
@@ -45,7 +45,7 @@ async function planOf(args: readonly string[]): Promise<Plan> {
     throw new Error(`--rounds is "${values.rounds}"; it is a whole number from 1 to ${ROUNDS_MAX}.`)
   return {
     scenarios: chosen(await readScenarios(values.scenarios), values.only, '--only'),
-    drivers: chosen(DRIVERS, values.drivers, '--drivers'),
+    drivers: chosen(DRIVERS, values.driver, '--driver'),
     rounds,
     out: values.out,
   }
@@ -53,16 +53,14 @@ async function planOf(args: readonly string[]): Promise<Plan> {
 
 function chosen<T extends { readonly name: string }>(
   all: readonly T[],
-  names: string | undefined,
+  names: readonly string[] | undefined,
   flag: string,
 ): readonly T[] {
   if (names === undefined) return all
-  // Names of scenarios have commas in them.
-  const wanted = names.split(/,(?! |\d{3})/)
-  const unknown = wanted.find((name) => !all.some((each) => each.name === name))
+  const unknown = names.find((name) => !all.some((each) => each.name === name))
   if (unknown !== undefined)
     throw new Error(`${flag} names "${unknown}"; there is: ${all.map(({ name }) => name).join(', ')}.`)
-  return all.filter(({ name }) => wanted.includes(name))
+  return all.filter(({ name }) => names.includes(name))
 }
 
 async function installed(drivers: readonly Driver[]): Promise<{ peers: Peer[]; missing: string[] }> {

@@ -1,7 +1,7 @@
 import { createConnection, type Socket } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import type { Body, Driver, Session } from '../driver.js'
-import { FLOOR, FLOOR_HEADER_BYTES, floorFrame, floorFrames } from '../floor-frames.js'
+import { FLOOR, FLOOR_HEADER_BYTES, floorFrame, onFloorFrames } from '../floor-frames.js'
 import { Server } from './processes.js'
 
 /** The client side of the bare loop: one frame a turn, a promise a publish, an ack call a message. */
@@ -22,12 +22,9 @@ class FloorSession implements Session {
 
   constructor(socket: Socket) {
     this.#socket = socket
-    let rest: Buffer = Buffer.alloc(0)
-    socket.on('data', (chunk) => {
-      rest = floorFrames(rest.length === 0 ? chunk : Buffer.concat([rest, chunk]), (type, count, payload) => {
-        if (type === FLOOR.confirm) this.#confirmed(count)
-        else this.#delivered(payload)
-      })
+    onFloorFrames(socket, (type, count, payload) => {
+      if (type === FLOOR.confirm) this.#confirmed(count)
+      else this.#delivered(payload)
     })
   }
 

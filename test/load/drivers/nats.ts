@@ -6,9 +6,9 @@ import {
   type JetStreamClient,
 } from '@nats-io/jetstream'
 import { connect, type NatsConnection } from '@nats-io/transport-node'
+import { decoded, encoded } from '../bodies.js'
 import type { Body, Driver, Session } from '../driver.js'
 import { Server, outputOf } from './processes.js'
-import { decoded, encoded } from './rabbitmq.js'
 
 const CONSUMER = 'workers'
 

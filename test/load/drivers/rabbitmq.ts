@@ -2,6 +2,7 @@ import { readFile, readdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { connect, type Channel, type ChannelModel, type ConfirmChannel } from 'amqplib'
 import { freePort } from '../../fault/processes.js'
+import { decoded, encoded } from '../bodies.js'
 import type { Body, Driver, Session } from '../driver.js'
 import { Server } from './processes.js'
 
@@ -40,16 +41,6 @@ class RabbitSession implements Session {
   async close(): Promise<void> {
     await this.#connection.close()
   }
-}
-
-export function encoded(body: Body): Buffer {
-  return body instanceof Uint8Array
-    ? Buffer.from(body.buffer, body.byteOffset, body.byteLength)
-    : Buffer.from(JSON.stringify(body))
-}
-
-export function decoded(bytes: Uint8Array, isData: boolean): Body {
-  return isData ? (JSON.parse(Buffer.from(bytes).toString()) as Body) : bytes
 }
 
 function rabbitmq(type: 'quorum' | 'classic', settings: string): Driver {

@@ -5,7 +5,6 @@
  * Latencies are from the intended time of sending where a rate is set (so that a stall delays what follows it and
  * shows), else from the call. Times are of the system's monotonic clock, which all processes share.
  */
-import { Worker as Thread } from 'node:worker_threads'
 import {
   connect,
   queue,
@@ -15,6 +14,7 @@ import {
   type Queue,
   type Sluice,
 } from '@sluice/client'
+import { nowMs, pace } from './pacer.js'
 
 export interface LoadTask {
   readonly role: 'producer' | 'consumer'
@@ -53,11 +53,6 @@ const REPORT_MS = 200
 const SAMPLES_MAX = 5_000
 /** Of closed-loop publishes one in so many is timed: reading the clock for each would be measured too. */
 const TIMED_EVERY = 16
-
-function nowMs(): number {
-  const [seconds, nanos] = process.hrtime()
-  return seconds * 1000 + nanos / 1e6
-}
 
 class Load {
   readonly #task: LoadTask
@@ -175,16 +170,12 @@ class Load {
     else process.stderr.write(`a publish failed: ${String(error)}\n`)
   }
 
-  // Open loop: a thread waits for each time of sending, because timers of the event loop are late by themselves.
   #pace(rate: number): void {
-    const pacer = new Thread(PACER, { eval: true, workerData: { rate } })
+    const end = pace(rate, (at) => this.#publishAt(at))
     this.#stopPacer = () => {
-      void pacer.terminate()
+      end()
       this.#finished?.()
     }
-    pacer.on('message', (dueMs: number[]) => {
-      for (const at of dueMs) this.#publishAt(at)
-    })
   }
 
   #publishAt(at: number): void {
@@ -230,24 +221,6 @@ class Load {
     await worker.close()
   }
 }
-
-const PACER = `
-const { parentPort, workerData } = require('node:worker_threads')
-const sleeper = new Int32Array(new SharedArrayBuffer(4))
-const now = () => { const [s, n] = process.hrtime(); return s * 1000 + n / 1e6 }
-const begun = now()
-const interval = 1000 / workerData.rate
-let sent = 0
-for (;;) {
-  const due = begun + sent * interval
-  const wait = due - now()
-  if (wait > 0) { Atomics.wait(sleeper, 0, 0, wait); continue }
-  const times = []
-  const until = now()
-  for (let at = due; at <= until; at = begun + ++sent * interval) times.push(at)
-  parentPort.postMessage(times)
-}
-`
 
 async function start(task: LoadTask): Promise<void> {
   const sluice = await connect(task.url, {
