@@ -145,7 +145,12 @@ export class Sluice {
       () => this.#producer.flush(this.#connection),
       () => this.#connection?.flush(),
     )
-    this.#producer = new Producer(settings, this.#deadlines, () => this.#turn.schedule())
+    this.#producer = new Producer(
+      settings,
+      this.#deadlines,
+      () => this.#turn.schedule(),
+      () => this.#turn.sendAhead(),
+    )
     this.#deadlines.add((nowMs) => this.#connection?.sweep(nowMs) ?? Infinity)
     const openConnection = (): Connection | undefined =>
       this.#connection?.open === true ? this.#connection : undefined

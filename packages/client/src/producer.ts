@@ -39,6 +39,12 @@ import { Step } from './step.js'
 
 /** Where the correlation stands in a frame. */
 const CORRELATION_AT = 8
+/**
+ * What one turn publishes is sent before its end each time it comes to so much: the broker parses and writes it while
+ * the rest is being encoded. With 1,000 of 128 bytes in flight that gave 5 % more publishes a second than one write a
+ * turn; with 16 KiB it gave less, for every write is a commit more.
+ */
+const AHEAD_BYTES = 48 * 1024
 const SCRATCH_BYTES_FIRST = 2 * 1024
 const SCRATCH_POOL_MAX = 16
 const SCRATCH_BYTES_KEPT = 256 * 1024
@@ -56,6 +62,9 @@ export class Producer {
   readonly #settings: Settings
   readonly #deadlines: Deadlines
   readonly #schedule: () => void
+  readonly #sendAhead: () => void
+  /** Since the last `flush`. */
+  #gatheredBytes = 0
   #identity = randomBytes(PRODUCER_IDENTITY_BYTES)
   #lastNumber = 0
   #acceptedNumber = 0
@@ -82,10 +91,12 @@ export class Producer {
   #closed: SluiceError | undefined
   #idle: (() => void)[] = []
 
-  constructor(settings: Settings, deadlines: Deadlines, schedule: () => void) {
+  /** `schedule` asks for a `flush` at the end of the turn, `sendAhead` for one now. */
+  constructor(settings: Settings, deadlines: Deadlines, schedule: () => void, sendAhead: () => void) {
     this.#settings = settings
     this.#deadlines = deadlines
     this.#schedule = schedule
+    this.#sendAhead = sendAhead
     this.#inFlightBytes = settings.maxInFlightBytes
     this.#batchCount = Math.min(LIMITS.batchCountMax, settings.maxInFlight)
     deadlines.add((nowMs) => this.#sweep(nowMs))
@@ -133,7 +144,10 @@ export class Producer {
     } else batch.end = end
     batch.count++
     if (batch.count >= this.#batchCount || batch.end - batch.recordsAt >= bytesMax) this.#close(batch)
-    return this.#wait(batch, timeoutMs, signal) as Promise<Receipt>
+    const promise = this.#wait(batch, timeoutMs, signal) as Promise<Receipt>
+    this.#gatheredBytes += end - before
+    if (this.#gatheredBytes >= AHEAD_BYTES) this.#sendAhead()
+    return promise
   }
 
   // How long the records of a batch get that a message with these options is the last of.
@@ -367,6 +381,7 @@ export class Producer {
   /** Sends what the window lets through, all of it as one chunk. */
   flush(connection: Connection | undefined): void {
     this.#turnMs = 0
+    this.#gatheredBytes = 0
     if (connection === undefined || !connection.takesWork) return
     if (this.#again.length > 0) this.#resend(connection)
     if (this.#again.length > 0) return

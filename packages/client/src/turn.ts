@@ -80,6 +80,12 @@ export class Turn {
     this.flush()
   }
 
+  /** Sends the publishes of the turn so far; the rest follows at its end. */
+  sendAhead(): void {
+    this.#flushPublishes()
+    this.#write()
+  }
+
   /** Sends at once what has been gathered. */
   flush(): void {
     this.#flushPublishes()
