@@ -40,6 +40,7 @@ import type { Broker } from '../../packages/server/src/broker/broker.js'
 import type { Producer } from '../../packages/server/src/broker/producers.js'
 import type { MemoryLog } from '../../packages/server/src/log/memory-log.js'
 import type { Consumer, Subscription } from '../../packages/server/src/queue/index.js'
+import type { Schedule } from '../../packages/server/src/queue/schedule.js'
 import {
   Difference,
   Model,
@@ -57,6 +58,7 @@ import {
 export interface Product {
   readonly Broker: typeof Broker
   readonly MemoryLog: typeof MemoryLog
+  readonly Schedule: typeof Schedule
 }
 
 /** A wrong behaviour that is planted, to see that it is found. */
@@ -165,6 +167,8 @@ export class Bench {
     this.#product = product
     this.#options = options
     this.model = new Model(this.nowMs)
+    // So that few scheduled messages are many already.
+    product.Schedule.nearMax = 8
     this.log = new product.MemoryLog({ segmentBytes: options.segmentBytes ?? 256 * 1024 })
   }
 

@@ -2,11 +2,12 @@
 import { expect, test } from 'vitest'
 import { Broker } from '../../packages/server/src/broker/broker.js'
 import { MemoryLog } from '../../packages/server/src/log/memory-log.js'
+import { Schedule } from '../../packages/server/src/queue/schedule.js'
 import { DEFECTS, type PlantedDefect } from './defects.js'
 import { runHistory } from './history.js'
 import { Difference } from './model.js'
 
-const PRODUCT = { Broker, MemoryLog }
+const PRODUCT = { Broker, MemoryLog, Schedule }
 const SEEDS_MAX = 40
 const OPERATIONS = 600
 

@@ -6,11 +6,12 @@ import { queueName } from '@sluice/protocol'
 import { expect, test } from 'vitest'
 import { Broker } from '../../packages/server/src/broker/broker.js'
 import { MemoryLog } from '../../packages/server/src/log/memory-log.js'
+import { Schedule } from '../../packages/server/src/queue/schedule.js'
 import { Bench, same, type Pair } from './bench.js'
 import type { ModelSettle } from './model.js'
 
 async function opened(): Promise<Bench> {
-  const bench = new Bench({ Broker, MemoryLog })
+  const bench = new Bench({ Broker, MemoryLog, Schedule })
   await bench.open()
   bench.addProducer()
   return bench

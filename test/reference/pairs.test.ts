@@ -6,6 +6,7 @@ import type { QueueOptions, RecordOptions } from '@sluice/protocol'
 import { afterAll, expect, test } from 'vitest'
 import { Broker } from '../../packages/server/src/broker/broker.js'
 import { MemoryLog } from '../../packages/server/src/log/memory-log.js'
+import { Schedule } from '../../packages/server/src/queue/schedule.js'
 import { Bench, type BenchProducer, type Pair } from './bench.js'
 import type { ModelSettle } from './model.js'
 
@@ -120,7 +121,7 @@ const checksOf = new Map<string, number>()
 
 async function play(names: readonly FeatureName[], variant: Variant): Promise<ReadonlyMap<string, number>> {
   const features: readonly Feature[] = names.map((name) => FEATURES[name])
-  const bench = new Bench({ Broker, MemoryLog })
+  const bench = new Bench({ Broker, MemoryLog, Schedule })
   await bench.open()
   bench.ensure(OTHER, {})
   bench.ensure(Q, Object.assign({}, ...features.map((feature) => feature.options?.(variant) ?? {})) as object)

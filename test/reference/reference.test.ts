@@ -2,11 +2,12 @@
 import { expect, test } from 'vitest'
 import { Broker } from '../../packages/server/src/broker/broker.js'
 import { MemoryLog } from '../../packages/server/src/log/memory-log.js'
+import { Schedule } from '../../packages/server/src/queue/schedule.js'
 import { seedsFrom, ONE_SEED } from '../simulation/seeds.js'
 import { commandOf, runHistory, shrink } from './history.js'
 
 const OPERATIONS = 1_000
-const PRODUCT = { Broker, MemoryLog }
+const PRODUCT = { Broker, MemoryLog, Schedule }
 
 /** What must have been seen, at least, over 60 seeds. */
 const SEEN: Readonly<Record<string, number>> = {

@@ -14,7 +14,8 @@ async function product(): Promise<Product> {
     import(new URL(path, import.meta.resolve('@sluice/server')).href)
   const broker = (await from('./broker/broker.js')) as Pick<Product, 'Broker'>
   const log = (await from('./log/memory-log.js')) as Pick<Product, 'MemoryLog'>
-  return { Broker: broker.Broker, MemoryLog: log.MemoryLog }
+  const schedule = (await from('./queue/schedule.js')) as Pick<Product, 'Schedule'>
+  return { Broker: broker.Broker, MemoryLog: log.MemoryLog, Schedule: schedule.Schedule }
 }
 
 async function main(): Promise<void> {

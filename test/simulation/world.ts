@@ -11,6 +11,7 @@ import { crc32 } from 'node:zlib'
 import { Broker } from '../../packages/server/src/broker/broker.js'
 import { FileLog } from '../../packages/server/src/log/file-log.js'
 import type { Disk } from '../../packages/server/src/log/log.js'
+import { Schedule } from '../../packages/server/src/queue/schedule.js'
 import { SESSION_DEFAULTS, Session, type SessionSettings } from '../../packages/server/src/session/session.js'
 import { checkHistory, findingLines, violations, type HistoryEvent, type Report } from '../checker/history.js'
 import { Administrator } from './administrator.js'
@@ -30,6 +31,9 @@ import { compareRecovered } from './recovery.js'
 import { TappedLog, tapBroker, tapSession, type Listening, type LogListening, type Owed } from './taps.js'
 import { SimulationFailure, Trace, Violation } from './trace.js'
 import { Conversation, Witness } from './witness.js'
+
+// So that few scheduled messages are many already.
+Schedule.nearMax = 8
 
 export interface WorldOptions {
   readonly seed: number

@@ -7,6 +7,7 @@
  */
 import { DEATH, type Death } from '@sluice/protocol'
 import { CHUNK_MESSAGES, CHUNK_WORDS, addBits, hasBit } from './bits.js'
+import { Column, Links } from './column.js'
 import type { DeadMessages } from './dead.js'
 import { ID_WORDS } from './hash.js'
 
@@ -74,9 +75,11 @@ export class Chunk {
   waiting: Uint32Array | undefined
   /** Volatile: of these, those whose time has come. */
   ripe: Uint32Array | undefined
+  /** Volatile: no message here that waits beyond the horizon of the schedule is due before this. */
+  laterMs = Infinity
   /** Volatile: neighbours in the line of a key, by offset; set where `keys` is. */
-  nexts: Float64Array | undefined
-  previous: Float64Array | undefined
+  nexts: Links | undefined
+  previous: Links | undefined
   /** Volatile: handed out at least once since the broker started. */
   seen: Uint32Array | undefined
 
@@ -87,8 +90,8 @@ export class Chunk {
   /** Batches that hold the messages, by ascending index: first index here, place in the log, time of publishing. */
   batches = 0
   #starts: Uint16Array = new Uint16Array(2)
-  #positions: Float64Array = new Float64Array(2)
-  #times: Float64Array = new Float64Array(2)
+  readonly #positions = new Column()
+  readonly #times = new Column()
 
   constructor(base: number) {
     this.base = base
@@ -113,6 +116,19 @@ export class Chunk {
   /** Slot of the message's key, -1 if it has none. */
   keyAt(index: number): number {
     return this.keys === undefined ? -1 : this.keys[index]! - 1
+  }
+
+  isWaiting(index: number): boolean {
+    return this.waiting !== undefined && hasBit(this.waiting, index)
+  }
+
+  isRipe(index: number): boolean {
+    return this.ripe !== undefined && hasBit(this.ripe, index)
+  }
+
+  /** Whether the message waits for its time. */
+  isScheduled(index: number): boolean {
+    return this.isWaiting(index) && !this.isRipe(index) && !this.isGone(index)
   }
 
   expiryAt(index: number): number {
@@ -175,8 +191,8 @@ export class Chunk {
 
   setKey(index: number, slot: number): void {
     this.keys ??= new Uint32Array(CHUNK_MESSAGES)
-    this.nexts ??= new Float64Array(CHUNK_MESSAGES)
-    this.previous ??= new Float64Array(CHUNK_MESSAGES)
+    this.nexts ??= new Links(this.base, CHUNK_MESSAGES)
+    this.previous ??= new Links(this.base, CHUNK_MESSAGES)
     this.keys[index] = slot + 1
   }
 
@@ -214,9 +230,10 @@ export class Chunk {
   /** Takes note of a batch whose messages have the indexes `[count, end)`; their priority is 0 unless traits say more. */
   append(end: number, position: number, timeMs: number, bytes: number): void {
     if (this.batches === this.#starts.length) this.#grow()
+    const { length } = this.#starts
     this.#starts[this.batches] = this.count
-    this.#positions[this.batches] = position
-    this.#times[this.batches] = timeMs
+    this.#positions.set(this.batches, position, length)
+    this.#times.set(this.batches, timeMs, length)
     this.batches++
     this.priorityMask |= 1
     this.live += end - this.count
@@ -246,11 +263,11 @@ export class Chunk {
   }
 
   batchPosition(batch: number): number {
-    return this.#positions[batch]!
+    return this.#positions.get(batch)
   }
 
   batchTime(batch: number): number {
-    return this.#times[batch]!
+    return this.#times.get(batch)
   }
 
   /** Whether nothing of the batch that stands here is live. */
@@ -263,7 +280,7 @@ export class Chunk {
 
   /** The batch was copied forward in the log. */
   relocate(batch: number, position: number): void {
-    this.#positions[batch] = position
+    this.#positions.set(batch, position, this.#starts.length)
     this.dirty = true
   }
 
@@ -287,11 +304,5 @@ export class Chunk {
     const starts = new Uint16Array(capacity)
     starts.set(this.#starts)
     this.#starts = starts
-    const positions = new Float64Array(capacity)
-    positions.set(this.#positions)
-    this.#positions = positions
-    const times = new Float64Array(capacity)
-    times.set(this.#times)
-    this.#times = times
   }
 }

@@ -74,7 +74,7 @@ export class KeyLines {
         const chunk = this.#chunks.at(offset)!
         const index = offset - chunk.base
         oldest = Math.min(oldest, chunk.lineTimeAt(index))
-        offset = this.#rank(chunk, index) === 0 ? chunk.nexts![index]! : NONE
+        offset = this.#rank(chunk, index) === 0 ? chunk.nexts!.get(index) : NONE
       }
     }
     return oldest
@@ -87,11 +87,11 @@ export class KeyLines {
       let before = NONE
       for (let offset = this.#keys.heads[slot]!; offset !== NONE;) {
         const chunk = this.#chunks.at(offset)!
-        if (chunk.previous![offset - chunk.base] !== before)
+        if (chunk.previous!.get(offset - chunk.base) !== before)
           throw new Error(`offset ${offset} follows ${before} in the line of its key and does not know it`)
         count++
         before = offset
-        offset = chunk.nexts![offset - chunk.base]!
+        offset = chunk.nexts!.get(offset - chunk.base)
       }
       const head = this.#keys.heads[slot]!
       const expected = head !== NONE && this.isFree(slot) ? head : NONE
@@ -158,10 +158,10 @@ export class KeyLines {
     let next = this.#keys.heads[slot]!
     while (this.#isBehind(next, chunk, index)) {
       const other = this.#chunks.at(next)!
-      next = other.nexts![next - other.base]!
+      next = other.nexts!.get(next - other.base)
     }
     const other = this.#chunks.at(next)!
-    this.#link(slot, chunk, index, other.previous![next - other.base]!, next)
+    this.#link(slot, chunk, index, other.previous!.get(next - other.base), next)
   }
 
   // Whether the message at `index` stands behind the one at `offset` in the line of their key.
@@ -176,16 +176,16 @@ export class KeyLines {
 
   #link(slot: number, chunk: Chunk, index: number, previous: number, next: number): void {
     const offset = chunk.base + index
-    chunk.previous![index] = previous
-    chunk.nexts![index] = next
+    chunk.previous!.set(index, previous)
+    chunk.nexts!.set(index, next)
     this.#setNext(slot, previous, offset)
     this.#setPrevious(slot, next, offset)
   }
 
   /** The message leaves the line. */
   unlink(slot: number, chunk: Chunk, index: number): void {
-    const previous = chunk.previous![index]!
-    const next = chunk.nexts![index]!
+    const previous = chunk.previous!.get(index)
+    const next = chunk.nexts!.get(index)
     this.#setNext(slot, previous, next)
     this.#setPrevious(slot, next, previous)
     if (this.#keys.offered[slot] === chunk.base + index) this.#keys.offered[slot] = NONE
@@ -195,7 +195,7 @@ export class KeyLines {
     if (offset === NONE) this.#keys.heads[slot] = next
     else {
       const chunk = this.#chunks.at(offset)!
-      chunk.nexts![offset - chunk.base] = next
+      chunk.nexts!.set(offset - chunk.base, next)
     }
   }
 
@@ -203,7 +203,7 @@ export class KeyLines {
     if (offset === NONE) this.#keys.tails[slot] = previous
     else {
       const chunk = this.#chunks.at(offset)!
-      chunk.previous![offset - chunk.base] = previous
+      chunk.previous!.set(offset - chunk.base, previous)
     }
   }
 }

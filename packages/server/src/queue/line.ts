@@ -3,7 +3,7 @@
  * (invariant 12). Volatile; recovery builds it from the chunks.
  *
  * What came without key and delay and was not tried yet stands in the plain line of its priority, which is nothing but
- * a cursor: no such message stands before it. What waits for its time is scheduled, in one queue by time. What is due stands in
+ * a cursor: no such message stands before it. What waits for its time is scheduled. What is due stands in
  * the line of its key, or if it has none in the due queue of its priority; there also stands the head of each key that is
  * free, from the moment at which it became eligible, so that keys take turns (invariant 13).
  *
@@ -15,6 +15,7 @@ import type { Chunk } from './chunk.js'
 import { chunkEndAfter, type Chunks } from './chunks.js'
 import { KeyLines, type KeyRules, type Placed } from './key-lines.js'
 import { NONE, type Keys } from './keys.js'
+import { Schedule } from './schedule.js'
 import { TimeQueue } from './time-queue.js'
 
 const PRIORITIES = 32
@@ -44,8 +45,6 @@ export interface Run {
 export class Line {
   /** Offsets below this may have been delivered by an earlier run of the broker. */
   redeliveredBelow = 0
-  /** Messages that wait for their time. */
-  scheduled = 0
   readonly #chunks: Chunks
   readonly #keys: Keys
   readonly #keyLines: KeyLines
@@ -56,7 +55,7 @@ export class Line {
   readonly #oldest = new Float64Array(PRIORITIES)
   readonly #plainCounts = new Float64Array(PRIORITIES)
   readonly #due: (TimeQueue | undefined)[] = []
-  readonly #scheduled = new TimeQueue()
+  readonly #schedule: Schedule
   /** Priorities whose plain line, or due queue, is not empty. */
   #plainMask = 0
   #dueMask = 0
@@ -68,6 +67,7 @@ export class Line {
   constructor(chunks: Chunks, keys: Keys) {
     this.#chunks = chunks
     this.#keys = keys
+    this.#schedule = new Schedule(chunks)
     this.#keyLines = new KeyLines(chunks, keys, (priority, sinceMs, offset) =>
       this.#makeDue(priority, sinceMs, offset),
     )
@@ -84,7 +84,7 @@ export class Line {
     for (let index = from; index < to; index++) {
       const dueMs = dues === undefined ? 0 : dues[index]!
       const slot = keys === undefined ? NONE : keys[index]! - 1
-      if (dueMs !== 0) this.#schedule(chunk, index, dueMs)
+      if (dueMs !== 0) this.#delay(chunk, index, dueMs)
       else if (slot === NONE) this.#countPlain(chunk.priorityAt(index), 1)
       else {
         takeOut(chunk, index, index + 1)
@@ -131,7 +131,7 @@ export class Line {
     for (const chunk of this.#chunks) {
       if (chunk.keys === undefined || chunk.waiting === undefined) continue
       for (let index = 0; index < chunk.count; index++) {
-        if (chunk.keys[index] === 0 || chunk.isGone(index) || !isRipe(chunk, index)) continue
+        if (chunk.keys[index] === 0 || chunk.isGone(index) || !chunk.isRipe(index)) continue
         due.push({ chunk, index, timeMs: chunk.lineTimeAt(index) })
       }
     }
@@ -161,9 +161,9 @@ export class Line {
       const dueMs = chunk.dueAt(index)
       const slot = chunk.keyAt(index)
       if (slot === NONE) {
-        if (dueMs !== 0) this.#schedule(chunk, index, dueMs)
+        if (dueMs !== 0) this.#delay(chunk, index, dueMs)
         else if (chunk.keys !== undefined) this.#countPlain(chunk.priorityAt(index), 1)
-      } else if (dueMs > nowMs) this.#schedule(chunk, index, dueMs)
+      } else if (dueMs > nowMs) this.#delay(chunk, index, dueMs)
       else {
         takeOut(chunk, index, index + 1)
         this.#ripen(chunk, index)
@@ -174,20 +174,23 @@ export class Line {
 
   /** What was scheduled for `nowMs` or before is due now. */
   advance(nowMs: number): void {
-    while (this.#scheduled.firstTime <= nowMs) {
-      const dueMs = this.#scheduled.firstTime
-      const offset = this.#scheduled.firstOffset
-      this.#scheduled.pop()
-      const chunk = this.#chunks.at(offset)
-      if (chunk === undefined || !isScheduled(chunk, offset - chunk.base, dueMs)) continue
+    for (;;) {
+      const offset = this.#schedule.takeDue(nowMs)
+      if (offset === NONE) return
+      const chunk = this.#chunks.at(offset)!
       this.#unschedule(chunk, offset - chunk.base)
-      this.#arrive(chunk, offset - chunk.base, dueMs, nowMs)
+      this.#arrive(chunk, offset - chunk.base, chunk.dueAt(offset - chunk.base), nowMs)
     }
+  }
+
+  /** Messages that wait for their time. */
+  get scheduled(): number {
+    return this.#schedule.size
   }
 
   /** When `advance` has something to do next; Infinity when nothing is scheduled. */
   get nextDeadline(): number {
-    return this.#scheduled.firstTime
+    return this.#schedule.nextDeadline
   }
 
   /** Since when the message has waited, published or due, that has waited longest, also behind its key; Infinity when none has. */
@@ -301,29 +304,29 @@ export class Line {
       this.#arrive(chunk, index, dueMs, nowMs)
       return
     }
-    this.#schedule(chunk, index, dueMs)
+    this.#delay(chunk, index, dueMs)
     if (slot !== NONE) this.#keyLines.offer(slot, nowMs, NONE, 0)
   }
 
   /** Whether the message at `index`, which is not gone, stands in the line: it is neither leased nor dead. */
   stands(chunk: Chunk, index: number): boolean {
-    return !isOut(chunk, index) || isWaiting(chunk, index)
+    return !isOut(chunk, index) || chunk.isWaiting(index)
   }
 
   /** Whether the message at `index` waits for its time. */
   isScheduled(chunk: Chunk, index: number): boolean {
-    return isWaiting(chunk, index) && !isRipe(chunk, index)
+    return chunk.isWaiting(index) && !chunk.isRipe(index)
   }
 
   /** A message that stands in the line leaves it, as of `timeMs`. */
   leave(chunk: Chunk, index: number, timeMs: number): void {
-    if (!isWaiting(chunk, index)) {
+    if (!chunk.isWaiting(index)) {
       this.#countPlain(chunk.priorityAt(index), -1)
       takeOut(chunk, index, index + 1)
       return
     }
     const slot = chunk.keyAt(index)
-    if (!isRipe(chunk, index)) {
+    if (!chunk.isRipe(index)) {
       this.#unschedule(chunk, index)
       removeBits(chunk.waiting!, index, index + 1)
     } else {
@@ -383,8 +386,7 @@ export class Line {
     this.#plainMask = 0
     this.#dueMask = 0
     this.#due.length = 0
-    this.#scheduled.clear()
-    this.scheduled = 0
+    this.#schedule.clear()
     this.#suspects.clear()
     this.#unexplained.clear()
     this.#keys.clearLines()
@@ -397,11 +399,6 @@ export class Line {
     readonly due: number
     readonly keyed: number
   } {
-    const scheduled = new Set<number>()
-    this.#scheduled.forEach((timeMs, offset) => {
-      const chunk = this.#chunks.at(offset)
-      if (chunk !== undefined && isScheduled(chunk, offset - chunk.base, timeMs)) scheduled.add(offset)
-    })
     const due = new Set<number>()
     for (const queue of this.#due) {
       queue?.forEach((timeMs, offset) => {
@@ -411,7 +408,7 @@ export class Line {
     }
     return {
       plain: this.#plainCounts.reduce((sum, count) => sum + count, 0),
-      scheduled: scheduled.size,
+      scheduled: this.#schedule.offsets().size,
       due: due.size,
       keyed: this.#keyLines.audit(),
     }
@@ -526,24 +523,17 @@ export class Line {
     return to
   }
 
-  #schedule(chunk: Chunk, index: number, dueMs: number): void {
+  #delay(chunk: Chunk, index: number, dueMs: number): void {
     this.#wait(chunk, index)
     takeOut(chunk, index, index + 1)
-    this.#scheduled.push(dueMs, chunk.base + index)
-    this.scheduled++
-    if (this.#scheduled.size > 2 * this.scheduled + STALE_SLACK) {
-      this.#scheduled.keep((timeMs, offset) => {
-        const chunk = this.#chunks.at(offset)
-        return chunk !== undefined && isScheduled(chunk, offset - chunk.base, timeMs)
-      })
-    }
+    this.#schedule.add(chunk, index, dueMs)
     const slot = chunk.keyAt(index)
     if (slot !== NONE && chunk.attemptsAt(index) > 0) this.#keys.retrying[slot]!++
   }
 
   // It is no longer scheduled; where it stands now is the caller's to say.
   #unschedule(chunk: Chunk, index: number): void {
-    this.scheduled--
+    this.#schedule.remove(chunk, index)
     const slot = chunk.keyAt(index)
     if (slot !== NONE && chunk.attemptsAt(index) > 0) this.#keys.retrying[slot]!--
   }
@@ -586,7 +576,7 @@ export class Line {
     const chunk = this.#chunks.at(offset)
     if (chunk === undefined) return undefined
     const index = offset - chunk.base
-    if (!isWaiting(chunk, index) || !isRipe(chunk, index) || chunk.isGone(index)) return undefined
+    if (!chunk.isWaiting(index) || !chunk.isRipe(index) || chunk.isGone(index)) return undefined
     const slot = chunk.keyAt(index)
     if (slot === NONE) return chunk.dueAt(index) === timeMs ? chunk : undefined
     return this.#keyLines.isOffered(slot, offset, timeMs) ? chunk : undefined
@@ -650,23 +640,8 @@ function isOut(chunk: Chunk, index: number): boolean {
   return chunk.out !== undefined && hasBit(chunk.out, index)
 }
 
-function isWaiting(chunk: Chunk, index: number): boolean {
-  return chunk.waiting !== undefined && hasBit(chunk.waiting, index)
-}
-
-function isRipe(chunk: Chunk, index: number): boolean {
-  return chunk.ripe !== undefined && hasBit(chunk.ripe, index)
-}
-
 function isFree(chunk: Chunk, index: number): boolean {
   return !chunk.isGone(index) && !isOut(chunk, index)
-}
-
-// Whether the message is scheduled, and for this time.
-function isScheduled(chunk: Chunk, index: number, dueMs: number): boolean {
-  return (
-    isWaiting(chunk, index) && !isRipe(chunk, index) && !chunk.isGone(index) && chunk.dueAt(index) === dueMs
-  )
 }
 
 function takeOut(chunk: Chunk, from: number, to: number): void {

@@ -26,6 +26,10 @@ import type { AtomicStep } from '../broker/intake.js'
 import type { Producer } from '../broker/producers.js'
 import { MemoryLog } from '../log/memory-log.js'
 import type { Consumer, Run, Subscription } from '../queue/index.js'
+import { Schedule } from '../queue/schedule.js'
+
+// So that few scheduled messages are many already.
+Schedule.nearMax = 8
 
 export const Q = queueName('q')
 

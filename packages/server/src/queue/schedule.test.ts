@@ -1,0 +1,108 @@
+import fc from 'fast-check'
+import { afterEach, beforeEach, expect, it } from 'vitest'
+import { CHUNK_MESSAGES, CHUNK_WORDS, addBits, removeBits } from './bits.js'
+import { Chunks } from './chunks.js'
+import { Schedule } from './schedule.js'
+
+const nearMax = Schedule.nearMax
+beforeEach(() => {
+  Schedule.nearMax = 8
+})
+afterEach(() => {
+  Schedule.nearMax = nearMax
+})
+
+class Rig {
+  readonly chunks = new Chunks()
+  readonly schedule = new Schedule(this.chunks)
+  readonly dues = new Map<number, number>()
+  next = 0
+
+  add(dueMs: number): void {
+    const offset = this.next++
+    const chunk = this.chunks.toFill(offset)
+    chunk.append(offset - chunk.base + 1, offset * 100, 1, 100)
+    this.enter(offset, dueMs)
+  }
+
+  enter(offset: number, dueMs: number): void {
+    const chunk = this.chunks.at(offset)!
+    const index = offset - chunk.base
+    chunk.setDue(index, 0, dueMs)
+    chunk.waiting ??= new Uint32Array(CHUNK_WORDS)
+    addBits(chunk.waiting, index, index + 1)
+    this.dues.set(offset, dueMs)
+    this.schedule.add(chunk, index, dueMs)
+  }
+
+  leave(offset: number): void {
+    const chunk = this.chunks.at(offset)!
+    const index = offset - chunk.base
+    this.schedule.remove(chunk, index)
+    removeBits(chunk.waiting!, index, index + 1)
+    this.dues.delete(offset)
+  }
+
+  /** Offsets that are due, as the schedule gives them. */
+  due(nowMs: number): number[] {
+    const offsets: number[] = []
+    for (let offset = this.schedule.takeDue(nowMs); offset !== -1; offset = this.schedule.takeDue(nowMs)) {
+      offsets.push(offset)
+      this.leave(offset)
+    }
+    return offsets
+  }
+
+  /** The same, by looking at all. */
+  expected(nowMs: number): number[] {
+    return [...this.dues]
+      .filter(([, dueMs]) => dueMs <= nowMs)
+      .sort(([a, aMs], [b, bMs]) => aMs - bMs || a - b)
+      .map(([offset]) => offset)
+  }
+}
+
+const time = fc.oneof(fc.integer({ min: 1, max: 1_000 }), fc.integer({ min: 1, max: 20 }), fc.constant(77))
+const step = fc.oneof(
+  { weight: 4, arbitrary: fc.record({ add: fc.array(time, { minLength: 1, maxLength: 20 }) }) },
+  { weight: 2, arbitrary: fc.record({ cancel: fc.nat() }) },
+  { weight: 2, arbitrary: fc.record({ move: fc.nat(), to: time }) },
+  { weight: 2, arbitrary: fc.record({ pass: fc.integer({ min: 1, max: 200 }) }) },
+)
+
+it('gives each message when it is due and never before, however many there are', () => {
+  let came = 0
+  let withLater = 0
+  fc.assert(
+    fc.property(fc.array(step, { minLength: 10, maxLength: 60 }), (steps) => {
+      const rig = new Rig()
+      // Offsets of two chunks.
+      rig.next = CHUNK_MESSAGES - 40
+      let nowMs = 0
+      for (const step of steps) {
+        const waiting = [...rig.dues.keys()]
+        if ('add' in step) for (const delayMs of step.add) rig.add(nowMs + delayMs)
+        else if ('pass' in step) {
+          nowMs += step.pass
+          const expected = rig.expected(nowMs)
+          expect(rig.due(nowMs)).toEqual(expected)
+          came += expected.length
+        } else if (waiting.length > 0) {
+          const offset = waiting[('cancel' in step ? step.cancel : step.move) % waiting.length]!
+          rig.leave(offset)
+          if ('move' in step) rig.enter(offset, nowMs + step.to)
+        }
+        expect(rig.schedule.size).toBe(rig.dues.size)
+        expect(rig.schedule.offsets()).toEqual(new Set(rig.dues.keys()))
+        expect(rig.schedule.nextDeadline).toBeLessThanOrEqual(Math.min(Infinity, ...rig.dues.values()))
+        if ([...rig.chunks].some(({ laterMs }) => laterMs !== Infinity)) withLater++
+      }
+      const expected = rig.expected(Infinity)
+      expect(rig.due(1e9)).toEqual(expected)
+      expect(rig.schedule.nextDeadline).toBe(Infinity)
+    }),
+    { numRuns: 300 },
+  )
+  expect(came).toBeGreaterThan(1_000)
+  expect(withLater).toBeGreaterThan(1_000)
+})
