@@ -1,6 +1,7 @@
 /** What the scenarios at scale have in common: a broker process, its memory, filling a queue, percentiles. */
 import { connect, type PublishOptions, type Sluice } from '@sluice/client'
 import { readFileSync } from 'node:fs'
+import type { BrokerArguments } from '../fault/broker-process.js'
 import { BrokerProcess, freePort, scratchDirectory } from '../fault/processes.js'
 
 /** Bodies of all scenarios. */
@@ -13,10 +14,12 @@ export class Bench {
   broker!: BrokerProcess
   port = 0
   readonly #clients: Sluice[] = []
+  #options: Omit<BrokerArguments, 'dataDir' | 'port'> = {}
   #directory: Awaited<ReturnType<typeof scratchDirectory>> | undefined
 
-  static async start(): Promise<Bench> {
+  static async start(options: Omit<BrokerArguments, 'dataDir' | 'port'> = {}): Promise<Bench> {
     const bench = new Bench()
+    bench.#options = options
     bench.#directory = await scratchDirectory('scale')
     bench.port = await freePort()
     await bench.serve()
@@ -24,7 +27,7 @@ export class Bench {
   }
 
   async serve(): Promise<number> {
-    this.broker = new BrokerProcess({ dataDir: this.#directory!.path, port: this.port })
+    this.broker = new BrokerProcess({ ...this.#options, dataDir: this.#directory!.path, port: this.port })
     await this.broker.ready()
     return this.broker.readyMs
   }
@@ -45,6 +48,12 @@ export class Bench {
   rss(): number {
     const pages = Number(readFileSync(`/proc/${this.broker.pid}/statm`, 'utf8').split(' ')[1])
     return (pages * PAGE_BYTES) / MIB
+  }
+
+  /** Most that the broker had in memory at a time, MiB, swapped or not; since it started. */
+  peakRss(): number {
+    const peak = /VmHWM:\s+(\d+) kB/.exec(readFileSync(`/proc/${this.broker.pid}/status`, 'utf8'))
+    return Number(peak?.[1]) / 1024
   }
 
   /** Publishes and consumes enough that the broker's caches are full, so that growth is the backlog's alone. */

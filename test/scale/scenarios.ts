@@ -2,7 +2,19 @@
  * What a queue's behaviours cost when there is much of them. Each scenario builds its backlog through the SDK at a
  * broker process, measures, and says whether what it measured is within its bounds.
  */
-import { Bench, drain, fill, median, percentile } from './measures.js'
+import {
+  encodeAuth,
+  encodeControl,
+  encodeHello,
+  encodePreface,
+  FRAME_HEADER_BYTES,
+  LIMITS,
+  MECHANISM,
+  OP,
+  writeFrameHeader,
+} from '@sluice/protocol'
+import { createConnection, type Socket } from 'node:net'
+import { Bench, BODY, drain, fill, median, percentile } from './measures.js'
 
 export interface Finding {
   readonly what: string
@@ -246,4 +258,101 @@ const speed: Scenario = async (messages) => {
   }
 }
 
-export const SCENARIOS: Readonly<Record<string, Scenario>> = { blocked, fair, delayed, keyed, speed }
+/** A consumer that takes everything and reads nothing. */
+async function sleeper(port: number, queue: string): Promise<Socket> {
+  const frame = (opcode: number, channel: number, payload: Uint8Array): Uint8Array => {
+    const bytes = new Uint8Array(FRAME_HEADER_BYTES + payload.length)
+    bytes.set(payload, writeFrameHeader(bytes, 0, payload.length, opcode, channel, 1))
+    return bytes
+  }
+  const socket = createConnection({ port, host: '127.0.0.1' })
+  socket.on('error', () => {})
+  const hello = {
+    versionMin: 1,
+    versionMax: 1,
+    features: 0,
+    frameBytesMax: LIMITS.frameBytesDefault,
+    heartbeatMs: 0,
+    producer: new Uint8Array(16),
+    acceptedNumber: 0,
+    inFlightBatches: 0,
+    name: 'sleeper',
+  }
+  const login = { mechanism: MECHANISM.anonymous, identity: '', secret: new Uint8Array(0) }
+  socket.write(encodePreface())
+  socket.write(frame(OP.HELLO, 0, encodeHello(hello)))
+  socket.write(frame(OP.AUTH, 0, encodeAuth(login)))
+  await new Promise((resolve) => socket.once('data', resolve))
+  socket.write(
+    frame(OP.SUBSCRIBE, 1, encodeControl({ queue, messages: LIMITS.creditMessagesMax, bytes: 0xffff_ffff })),
+  )
+  socket.pause()
+  return socket
+}
+
+const BUDGET_MIB = 192
+
+/** A broker with little memory: consumers that do not read, and messages that each take some, until there is no more. */
+const budget: Scenario = async (messages) => {
+  const bench = await Bench.start({ memoryBytes: BUDGET_MIB << 20 })
+  const sleepers: Socket[] = []
+  try {
+    const client = await bench.client('producer')
+    await client.queues.ensure('wide')
+    await client.queues.ensure('reminders', { dedupWindow: '1d' })
+    for (let i = 0; i < 100; i++) sleepers.push(await sleeper(bench.port, 'wide'))
+    const large = new Uint8Array(64 << 10)
+    for (let i = 0; i < 200; i++)
+      await Promise.all(Array.from({ length: 40 }, () => client.publish('wide', large)))
+    const outbound = bench.peakRss()
+    let taken = 0
+    let refusal = ''
+    const publish = (index: number): Promise<unknown> =>
+      client.publish('reminders', BODY, {
+        key: `customer-${index}`,
+        id: `reminder-${index}`,
+        delay: `${30 + (index % 300)}d`,
+      })
+    while (refusal === '' && taken < messages * 10) {
+      const wave = Array.from({ length: 1_000 }, (_, index) => publish(taken + index))
+      const results = await Promise.allSettled(wave)
+      taken += results.filter(({ status }) => status === 'fulfilled').length
+      const refused = results.find((result) => result.status === 'rejected')
+      if (refused !== undefined) refusal = (refused.reason as { code: string }).code
+    }
+    const peak = bench.peakRss()
+    await client.queues.purge('reminders')
+    const beganMs = performance.now()
+    let accepted = false
+    while (!accepted && performance.now() - beganMs < 30_000) {
+      accepted = await publish(taken).then(
+        () => true,
+        () => new Promise<boolean>((resolve) => setTimeout(resolve, 100, false)),
+      )
+    }
+    return [
+      {
+        what: '100 consumers of 64 KiB messages read nothing: memory at most, MiB',
+        value: fixed(outbound),
+        isMet: outbound <= BUDGET_MIB,
+      },
+      {
+        what: 'then messages with key, id and delay, until it said',
+        value: refusal,
+        isMet: refusal === 'MEMORY_FULL',
+      },
+      { what: 'of which it took', value: whole(taken), isMet: taken > 50_000 },
+      { what: `memory at most, of ${BUDGET_MIB} MiB`, value: fixed(peak), isMet: peak <= BUDGET_MIB },
+      {
+        what: 'purged, and it takes messages again after ms',
+        value: whole(performance.now() - beganMs),
+        isMet: accepted,
+      },
+    ]
+  } finally {
+    for (const socket of sleepers) socket.destroy()
+    await bench.dispose()
+  }
+}
+
+export const SCENARIOS: Readonly<Record<string, Scenario>> = { blocked, fair, delayed, keyed, speed, budget }

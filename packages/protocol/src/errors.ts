@@ -165,7 +165,7 @@ export const ERRORS = {
     number: 27,
     scope: 'request',
     retryable: true,
-    meaning: 'The memory set aside for the index is used up.',
+    meaning: 'The memory that the broker may use is used up; consumers drain.',
   },
   LEASE_LOST: {
     number: 28,

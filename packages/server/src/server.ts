@@ -4,11 +4,12 @@
  */
 import { randomInt } from 'node:crypto'
 import { resolve } from 'node:path'
-import { MESSAGE_OVERHEAD_BYTES, type SluiceError } from '@sluice/protocol'
+import { MESSAGE_OVERHEAD_BYTES, SluiceError } from '@sluice/protocol'
 import { Broker, type BrokerStatus } from './broker/broker.js'
 import { NodeDisk } from './log/disk.js'
 import { FileLog } from './log/file-log.js'
 import { lockDirectory } from './log/lock.js'
+import { MEMORY_BYTES_MIN, MemoryGauge, PROCESS_METER, defaultMemoryBytes, sharesOf } from './memory.js'
 import { Clock } from './net/clock.js'
 import { Listener, type ListenerEvent } from './net/listener.js'
 import { SESSION_DEFAULTS, type Session, type SessionSettings } from './session/session.js'
@@ -30,8 +31,11 @@ export interface ServerOptions {
   readonly messageBytesMax?: number
   /** Default 10,000. */
   readonly connectionsMax?: number
-  /** Bytes of half-received frames kept for all connections together. Default 256 MiB. */
-  readonly receiveBytesMax?: number
+  /**
+   * Memory that the process may use, in bytes; at least 128 MiB. When it is used up, publishes are refused with
+   * MEMORY_FULL. Default: half of what the machine, or the container, has.
+   */
+  readonly memoryBytes?: number
   /** Free space below which publishes are refused. Default: 5 % of the disk, at least 1 GiB. */
   readonly lowFreeBytes?: number
   readonly session?: Partial<SessionSettings>
@@ -47,11 +51,31 @@ export interface RunningServer {
   readonly dataDir: string
   readonly status: BrokerStatus
   readonly broker: Broker
+  /** What the parts take now. */
+  memory(): MemoryReport
   /** Milliseconds from the call to `startServer` until connections were accepted. */
   readonly startedMs: number
   /** Stops accepting, tells clients, flushes, closes. Resolves when all of it is done. */
   stop(): Promise<void>
 }
+
+/** Bytes. */
+export interface MemoryReport {
+  readonly budgetBytes: number
+  /** Runtime, objects and buffers, what is listed below among them. */
+  readonly usedBytes: number
+  /** Publishes are refused. */
+  readonly isFull: boolean
+  /** Of the log: what was written last, and what was read back. */
+  readonly logBytes: number
+  /** Of frames that are half received. */
+  readonly receiveBytes: number
+  /** Of what connections have not read. */
+  readonly outboundBytes: number
+}
+
+/** How often memory is looked at: in between, no more can come than a network brings. */
+const LOOK_MS = 50
 
 /** How long clients have to finish once they were told that the broker stops. */
 const GRACE_MS = 2_000
@@ -67,11 +91,24 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
   const lock = await lockDirectory(dataDir)
   const clock = new Clock()
   const onEvent = options.onEvent ?? ((): void => {})
+  const budgetBytes = options.memoryBytes ?? defaultMemoryBytes()
+  if (budgetBytes < MEMORY_BYTES_MIN) {
+    await lock.release()
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `memoryBytes is ${budgetBytes}; a broker needs at least ${MEMORY_BYTES_MIN}.`,
+    )
+  }
+  const shares = sharesOf(budgetBytes)
+  const gauge = new MemoryGauge(budgetBytes, PROCESS_METER)
+  const outbound = { bytes: 0, bytesMax: shares.outboundBytesMax }
+  let looking: NodeJS.Timeout | undefined
   let listener: Listener | undefined
   let deadline: NodeJS.Timeout | undefined
   const onFatal = (error: unknown): void => {
     listener?.abort()
     clearTimeout(deadline)
+    clearInterval(looking)
     options.onFatal?.(error)
   }
   try {
@@ -95,6 +132,8 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
       },
       onFatal,
       onNotice: (event, details) => onEvent(event, { ...details }),
+      blocks: shares.blocks,
+      pendingBytesMax: shares.pendingBytesMax,
       ...(options.messageBytesMax === undefined ? {} : { messageBytesMax: options.messageBytesMax }),
     })
     // The one timer of the broker's own deadlines, set anew where the nearest one has changed.
@@ -115,7 +154,7 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
       host: options.host ?? '127.0.0.1',
       port: options.port ?? 7420,
       connectionsMax: options.connectionsMax ?? 10_000,
-      receiveBytesMax: options.receiveBytesMax ?? 256 << 20,
+      receiveBytesMax: shares.receiveBytesMax,
       settings: {
         ...SESSION_DEFAULTS,
         frameBytesMax: Math.max(
@@ -123,6 +162,7 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
           broker.messageBytesMax + MESSAGE_OVERHEAD_BYTES,
         ),
         serverVersion: version(),
+        outbound,
         ...options.session,
       },
       now: () => clock.now(),
@@ -134,6 +174,12 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
       throw error
     })
     arm()
+    looking = setInterval(() => {
+      if (!gauge.look(performance.now())) return
+      const { isFull, usedBytes } = gauge
+      broker.memoryFull = isFull ? { usedBytes, budgetBytes } : undefined
+      onEvent(isFull ? 'memory is full' : 'memory is free again', { usedBytes, budgetBytes })
+    }, LOOK_MS)
     let stopping: Promise<void> | undefined
     return {
       host: address.address,
@@ -141,12 +187,21 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
       dataDir,
       status: broker.status,
       broker,
+      memory: () => ({
+        budgetBytes,
+        usedBytes: gauge.usedBytes,
+        isFull: gauge.isFull,
+        logBytes: broker.usage().blockBytes,
+        receiveBytes: listening.receiveBytes,
+        outboundBytes: outbound.bytes,
+      }),
       startedMs: performance.now() - begunMs,
       stop: () => {
         stopping ??= (async () => {
           await listening.stop(GRACE_MS)
           await broker.close()
           clearTimeout(deadline)
+          clearInterval(looking)
           await lock.release()
         })()
         return stopping

@@ -432,3 +432,36 @@ describe('consumers', () => {
     expect(bench.info()).toMatchObject({ consumers: 1, leased: 3, released: 2 })
   })
 })
+
+describe('memory that is used up', () => {
+  it('refuses what comes, and lets everything else go on', async () => {
+    const bench = await opened()
+    await bench.publish(many(3))
+    const worker = bench.consume()
+    await bench.settle()
+    bench.broker.memoryFull = { usedBytes: 200, budgetBytes: 230 }
+    const before = bench.info()
+    expect(() => bench.put(many(2))).toThrow(failing('MEMORY_FULL', true))
+    expect(() => bench.put(many(2))).toThrow(/200 bytes .* 230/)
+    const acks = [{ subscription: worker.subscription, firstTag: worker.tagOf(0), count: 1 }]
+    const number = ++bench.number
+    const step = {
+      number,
+      crc: 1,
+      acks,
+      batches: [{ queue: Q, bytes: batchOf([{}], number), at: 0, end: batchOf([{}], number).length }],
+    }
+    expect(() => bench.atomic(step)).toThrow(failing('MEMORY_FULL', true))
+    await bench.settle()
+    expect(bench.info()).toEqual(before)
+    worker.settle(0, OUTCOME.ack)
+    worker.settle(1, OUTCOME.deadLetter)
+    worker.settle(2, OUTCOME.release)
+    await bench.settle()
+    expect(bench.info()).toMatchObject({ acked: 1, dead: 1, leased: 1, published: 3 })
+    bench.broker.memoryFull = undefined
+    await bench.publish(many(2))
+    expect(bench.info()).toMatchObject({ published: 5 })
+    bench.broker.audit()
+  })
+})

@@ -65,7 +65,7 @@ import { recover } from './recovery.js'
 import { Space } from './space.js'
 import { BOOT_AFTER_CLOSE, sameOptions, type State } from './state.js'
 import { checkAt, hashId } from './traits.js'
-import { Writer } from './writer.js'
+import { Writer, type MemoryUse } from './writer.js'
 
 export interface BrokerOptions {
   readonly log: Log
@@ -81,6 +81,8 @@ export interface BrokerOptions {
   readonly messageBytesMax?: number
   readonly queuesMax?: number
   readonly blocks?: Partial<BlocksOptions>
+  /** Beyond so many bytes that wait for the disk, connections are not read from. Default: 32 MiB. */
+  readonly pendingBytesMax?: number
   /** A checkpoint begins after so many bytes of log. Default: half a segment. */
   readonly checkpointBytes?: number
 }
@@ -108,8 +110,7 @@ const PRODUCERS_MAX = 100_000
 const IDLE_MS = 1_000
 /** Timers that were replaced are cleared away once there are so many more than twice the queues. */
 const TIMERS_SLACK = 64
-/** Beyond so many bytes that wait for the disk, connections are not read from. */
-const PENDING_BYTES_MAX = 32 << 20
+const PENDING_BYTES_DEFAULT = 32 << 20
 
 export interface BrokerStatus {
   readonly queues: number
@@ -246,9 +247,14 @@ export class Broker {
     return this.#tail.position
   }
 
+  /** Set while memory is used up: publishes are refused, and everything else goes on. What a process uses is seen outside. */
+  set memoryFull(use: MemoryUse | undefined) {
+    this.#writer.memoryFull = use
+  }
+
   /** So much waits for the disk that connections should not be read from. */
   get isBehind(): boolean {
-    return this.#tail.pendingBytes > PENDING_BYTES_MAX
+    return this.#tail.pendingBytes > (this.#options.pendingBytesMax ?? PENDING_BYTES_DEFAULT)
   }
 
   /** The next time at which `tick` has something to do, ms since the epoch; Infinity when there is none. */

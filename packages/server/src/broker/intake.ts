@@ -277,12 +277,8 @@ export class Intake {
   }
 
   #checkRoom(bytes: number): void {
-    if (this.#writer.hasRoom(bytes)) return
-    throw new SluiceError(
-      'DISK_LOW',
-      'The log has no room for more messages: too little disk space is free, or no further segment could be made. Consumers can go on.',
-      { retryAfterMs: 1_000 },
-    )
+    const refusal = this.#writer.refusal(bytes)
+    if (refusal !== undefined) throw refusal
   }
 
   // What recovery has to know when it comes to the batch.

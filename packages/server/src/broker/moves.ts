@@ -137,25 +137,34 @@ export class Moves {
     // What was done to the message before stands before.
     this.#writer.facts(queue.id, queue.facts)
     this.#facts.move(kind, offset, target.name)
-    if (!this.#put(batch, target, () => this.#writer.facts(queue.id, this.#facts))) {
+    const bytes = this.#bytesOf(batch)
+    if (!this.#writer.hasRoom(bytes)) {
       this.#facts.clear()
       return false
     }
+    this.#put(batch, bytes, target, () => this.#writer.facts(queue.id, this.#facts))
     queue.moved(offset, kind === 'carry', nowMs)
     this.#changed(queue)
     return true
   }
 
-  /** A copy of a message that was settled is published to `target` again. False: the log has no room. */
-  copy(record: Uint8Array, origin: Origin, target: Queue): boolean {
-    return this.#put(copiedBatch(record, origin), target, () => {})
+  /** A copy of a message that was settled is published to `target` again. @throws SluiceError DISK_LOW, MEMORY_FULL */
+  copy(record: Uint8Array, origin: Origin, target: Queue): void {
+    const batch = copiedBatch(record, origin)
+    const bytes = this.#bytesOf(batch)
+    const refusal = this.#writer.refusal(bytes)
+    if (refusal !== undefined) throw refusal
+    this.#put(batch, bytes, target, () => {})
   }
 
-  #put(batch: Uint8Array, target: Queue, before: () => void): boolean {
+  // With the facts that go with it.
+  #bytesOf(batch: Uint8Array): number {
+    return batch.length + this.#writer.factsBytes(this.#facts) + 2 * BATCH_HEADER_BYTES
+  }
+
+  #put(batch: Uint8Array, bytes: number, target: Queue, before: () => void): void {
     const writer = this.#writer
     const { nowMs } = writer
-    const bytes = batch.length + writer.factsBytes(this.#facts) + 2 * BATCH_HEADER_BYTES
-    if (!writer.hasRoom(bytes)) return false
     const { ttlMs, maxBytes } = target.options
     const hasTraits = asksForTraits(batch) || ttlMs > 0 || maxBytes > 0
     const ahead = new FactBuffer()
@@ -170,7 +179,6 @@ export class Moves {
     const traits = hasTraits ? readTraits(batch, 0, 1, nowMs, target.traitRules) : undefined
     target.append(base, 1, position, nowMs, batch.length - BATCH_HEADER_BYTES, traits)
     this.#changed(target)
-    return true
   }
 }
 

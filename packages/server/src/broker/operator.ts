@@ -252,7 +252,7 @@ export class Operator {
   /**
    * Publishes messages again that were acknowledged and that the log still holds, in the order in which they stand
    * there, up to where the log ended when the first page was asked for.
-   * @throws SluiceError QUEUE_NOT_FOUND, INVALID_ARGUMENT, DISK_LOW, LOG_CORRUPT
+   * @throws SluiceError QUEUE_NOT_FOUND, INVALID_ARGUMENT, DISK_LOW, MEMORY_FULL, LOG_CORRUPT
    */
   async replay(request: ReplayRequest): Promise<ReplayResult> {
     const queue = this.#premises.queue(request.name)
@@ -302,7 +302,7 @@ export class Operator {
             redrives: 0,
             dead: undefined,
           }
-          if (!this.#moves.copy(copy, origin, target)) throw diskLow()
+          this.#moves.copy(copy, origin, target)
         }
       }
     }

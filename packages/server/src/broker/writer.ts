@@ -2,15 +2,23 @@
  * What goes into the open entry: the facts that queues gathered, and batches of messages. Facts of a queue that were
  * applied and not written yet are listed here; they are written before anything that is computed from them leaves.
  */
-import { BATCH_HEADER_BYTES, BATCH_TYPE, sealBatch, stampBatch } from '@sluice/protocol'
+import { BATCH_HEADER_BYTES, BATCH_TYPE, SluiceError, sealBatch, stampBatch } from '@sluice/protocol'
 import type { Log } from '../log/log.js'
 import type { Tail } from '../log/tail.js'
 import { factsUntil, type FactBuffer, type Queue } from '../queue/index.js'
+
+/** What of its budget of memory the broker uses, in bytes. */
+export interface MemoryUse {
+  readonly usedBytes: number
+  readonly budgetBytes: number
+}
 
 export class Writer {
   /** Time of this turn, ms. */
   nowMs = 0
   readonly tail: Tail
+  /** Set while memory is used up and no more is taken. */
+  memoryFull: MemoryUse | undefined
   readonly #log: Log
   readonly #wake: () => void
   readonly #withFacts: Queue[] = []
@@ -32,6 +40,24 @@ export class Writer {
   /** Whether `bytes` more have room, while what must always be written keeps its own. */
   hasRoom(bytes: number): boolean {
     return this.#log.reserve(this.tail.pendingBytes + bytes)
+  }
+
+  /** Why no messages of `bytes` are taken now, whatever their queue says. */
+  refusal(bytes: number): SluiceError | undefined {
+    if (!this.hasRoom(bytes)) {
+      return new SluiceError(
+        'DISK_LOW',
+        'The log has no room for more messages: too little disk space is free, or no further segment could be made. Consumers can go on.',
+        { retryAfterMs: 1_000 },
+      )
+    }
+    if (this.memoryFull === undefined) return undefined
+    const { usedBytes, budgetBytes } = this.memoryFull
+    return new SluiceError(
+      'MEMORY_FULL',
+      `The broker uses ${usedBytes} bytes of memory; of its budget of ${budgetBytes} nothing is left for more messages. Consumers can go on.`,
+      { retryAfterMs: 1_000 },
+    )
   }
 
   /** The queue may have facts that are to be written by the end of the turn. */

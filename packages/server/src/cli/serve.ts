@@ -70,6 +70,7 @@ async function run(settings: Settings, journal: Journal, isForPeople: boolean): 
     segmentBytes: settings['segment-bytes'],
     messageBytesMax: settings['max-message-bytes'],
     connectionsMax: settings['max-connections'],
+    memoryBytes: settings.memory,
     session: { heartbeatMs: settings.heartbeat },
     onEvent: (event, details) => {
       // `onFatal` tells of it.

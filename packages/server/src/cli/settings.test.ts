@@ -1,4 +1,5 @@
 import { describe, expect, test } from 'vitest'
+import { defaultMemoryBytes } from '../memory.js'
 import { UsageError } from './failure.js'
 import { SETTING_NAMES, readSettings, unknownVariables, variableOf, type SettingName } from './settings.js'
 
@@ -14,6 +15,7 @@ function refused(flags: Record<string, unknown>, environment: Record<string, str
 
 test('defaults are valid values of their settings', () => {
   expect(readSettings({}, {})).toEqual({
+    memory: defaultMemoryBytes(),
     port: 7420,
     host: '127.0.0.1',
     'data-dir': './data',
@@ -23,7 +25,7 @@ test('defaults are valid values of their settings', () => {
     heartbeat: 10_000,
     'log-level': 'info',
   })
-  expect(SETTING_NAMES).toHaveLength(8)
+  expect(SETTING_NAMES).toHaveLength(9)
 })
 
 test('a flag goes before its variable, that before the default', () => {
@@ -46,6 +48,8 @@ describe('bounds', () => {
     ['max-message-bytes', '15MiB', 15 * 1024 * 1024],
     ['max-message-bytes', '1', 1],
     ['max-connections', '1', 1],
+    ['memory', '128MiB', 128 * 1024 ** 2],
+    ['memory', '2gb', 2e9],
     ['heartbeat', '100', 100],
     ['heartbeat', '5m', 300_000],
     ['log-level', 'silent', 'silent'],
@@ -70,6 +74,8 @@ describe('bounds', () => {
     ['max-message-bytes', '0'],
     ['max-message-bytes', '15729KiB'],
     ['max-connections', '0'],
+    ['memory', '127MiB'],
+    ['memory', '50%'],
     ['heartbeat', '99'],
     ['heartbeat', '301s'],
     ['heartbeat', 'soon'],

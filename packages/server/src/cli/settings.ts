@@ -5,6 +5,7 @@
 import { BlockList, isIPv6 } from 'node:net'
 import { LIMITS } from '@sluice/protocol'
 import { SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, segmentBytesFit } from '../log/segment.js'
+import { MEMORY_BYTES_MIN, defaultMemoryBytes } from '../memory.js'
 import { whole } from './flags.js'
 import { UsageError } from './failure.js'
 import { nearest } from './spelling.js'
@@ -70,6 +71,15 @@ export const SETTINGS = {
     '10000',
     `a whole number from 1 to ${CONNECTIONS_MAX}`,
     (text) => whole(text, 1, CONNECTIONS_MAX),
+  ),
+  memory: setting(
+    'Memory that the broker may use; when it is used up, publishes are refused',
+    'half of what there is',
+    `a size of ${MEMORY_BYTES_MIN / 1024 ** 2}MiB or more`,
+    (text) => {
+      const bytes = text === 'half of what there is' ? defaultMemoryBytes() : size(text)
+      return bytes !== undefined && bytes >= MEMORY_BYTES_MIN ? bytes : undefined
+    },
   ),
   heartbeat: setting(
     'Longest silence of a healthy connection; twice that ends it',

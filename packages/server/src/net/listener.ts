@@ -42,6 +42,11 @@ export class Listener {
     return this.#sessions.size
   }
 
+  /** Bytes of half-received frames. */
+  get receiveBytes(): number {
+    return this.#receiveBytes
+  }
+
   /** Resolves with the address once connections are accepted; rejects when the port is taken. */
   listen(): Promise<AddressInfo> {
     return new Promise((resolve, reject) => {

@@ -134,6 +134,72 @@ describe('while the disk does not answer', () => {
   })
 })
 
+describe('while all together have too much unread', () => {
+  test('each gets one piece when it has read the one before, and who reads nothing is closed', async () => {
+    const outbound = { bytes: 0, bytesMax: 5_000 }
+    const MESSAGES = 40
+    const BODY_BYTES = 1_000
+    broker.ensure({ name: queueName('q'), options: {}, update: false })
+    const producer = broker.attachProducer('1'.repeat(32), 0)
+    for (let i = 1; i <= MESSAGES; i++)
+      broker.publish(producer, 'q', batch(i, BODY_BYTES), 0, 56 + BODY_BYTES, 0)
+    const ends: string[] = []
+    const peers = Array.from({ length: 4 }, (_, index) => {
+      const peer = { unread: [] as { bytes: number; read: () => void }[], session: undefined! as Session }
+      const link = {
+        peer: '',
+        write: (bytes: Uint8Array, read: () => void) => void peer.unread.push({ bytes: bytes.length, read }),
+        pause: () => {},
+        resume: () => {},
+        end: () => {},
+      }
+      const settings = { ...SESSION_DEFAULTS, outbound }
+      const onClosed = (_: Session, why: { code: string } | undefined): void =>
+        void ends.push(`${index} ${why?.code ?? ''}`)
+      peer.session = new Session(broker, link, settings, nowMs, onClosed)
+      peer.session.receive(GREETING, nowMs)
+      return peer
+    })
+    const readAll = (): number => {
+      let most = 0
+      for (const { unread } of peers.slice(0, 2)) {
+        const pieces = unread.splice(0)
+        most = Math.max(
+          most,
+          pieces.reduce((sum, { bytes }) => sum + bytes, 0),
+        )
+        for (const { read } of pieces) read()
+      }
+      return most
+    }
+    await turns(5)
+    readAll()
+    for (const { session: one } of peers) {
+      const body = { queue: 'q', messages: 100, bytes: 1 << 24 }
+      one.receive(frame(OP.SUBSCRIBE, encodeControl(body), 1), nowMs)
+    }
+    await turns(5)
+    // What it takes to see that it is too much, and one message for each that had nothing.
+    expect(outbound.bytes).toBeGreaterThan(outbound.bytesMax)
+    expect(outbound.bytes).toBeLessThan(outbound.bytesMax + 4 * (BODY_BYTES + 200))
+    // Nobody who reads is kept waiting for those that do not.
+    for (let i = 0; i < MESSAGES && broker.info(queueName('q')).ready > 0; i++) {
+      expect(readAll()).toBeLessThan(outbound.bytesMax + 2 * BODY_BYTES)
+      await turns(2)
+    }
+    expect(broker.info(queueName('q')).ready).toBe(0)
+    readAll()
+    nowMs += SESSION_DEFAULTS.stalledMs + 1
+    broker.beginTurn()
+    for (const { session: one } of peers) {
+      one.receive(frame(OP.PING), nowMs)
+      one.tick(nowMs, 0)
+    }
+    expect(ends).toEqual(['2 SLOW_CONSUMER', '3 SLOW_CONSUMER'])
+    expect(outbound.bytes).toBe(0)
+  })
+})
+
 // It is begun with before it is refused: whoever sends it again has it done twice.
 test('what is refused because too much is under way is not done', async () => {
   session.receive(GREETING, nowMs)

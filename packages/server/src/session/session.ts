@@ -84,6 +84,13 @@ export interface SessionSettings {
   readonly outboundBytesHard: number
   readonly stalledMs: number
   readonly subscriptionsMax: number
+  readonly outbound: Outbound
+}
+
+/** What all connections that share it have not read: while it is over its bound, each gets only what it reads at once. */
+export interface Outbound {
+  bytes: number
+  readonly bytesMax: number
 }
 
 export const SESSION_DEFAULTS: SessionSettings = {
@@ -97,6 +104,7 @@ export const SESSION_DEFAULTS: SessionSettings = {
   outboundBytesHard: 8 << 20,
   stalledMs: 10_000,
   subscriptionsMax: 4_096,
+  outbound: { bytes: 0, bytesMax: Infinity },
 }
 
 type Stage = 'hello' | 'auth' | 'open' | 'closed'
@@ -140,6 +148,8 @@ export class Session implements Output, Consumer {
   #heardMs: number
   #spokeMs: number
   #stalledSinceMs = 0
+  /** Its part of what all connections have not read. */
+  #outboundBytes = 0
   /** Frames that went past the outboxes and that the transport has not passed on. */
   #urgentUnread = 0
   #isCongested = false
@@ -311,6 +321,7 @@ export class Session implements Output, Consumer {
   endTurn(gate: number): void {
     this.#outbox.endTurn(gate)
     this.#freeOutbox.endTurn(0)
+    if (this.#stage === 'open') this.#countOutbound()
     const { outboundBytesSoft, outboundBytesHard } = this.#settings
     // One message may be larger than all that is kept else.
     const most =
@@ -350,7 +361,8 @@ export class Session implements Output, Consumer {
     const outbox = run.durable && this.#outbox.barriers === 0 ? this.#freeOutbox : this.#outbox
     this.#deliveries.write(outbox, subscription, run, firstTag, count, bytes, start, end)
     this.#broker.hold(this)
-    if (this.#outstandingBytes > this.#settings.outboundBytesSoft) this.#congested()
+    this.#countOutbound()
+    if (this.#outstandingBytes > this.#softBytes) this.#congested()
   }
 
   lost(subscription: Subscription, ranges: readonly TagRange[]): void {
@@ -754,6 +766,18 @@ export class Session implements Output, Consumer {
     })
   }
 
+  #countOutbound(): void {
+    const { outbound } = this.#settings
+    outbound.bytes += this.#outstandingBytes - this.#outboundBytes
+    this.#outboundBytes = this.#outstandingBytes
+  }
+
+  // Beyond so many unread bytes it gets no deliveries.
+  get #softBytes(): number {
+    const { outbound, outboundBytesSoft } = this.#settings
+    return outbound.bytes > outbound.bytesMax ? 0 : outboundBytesSoft
+  }
+
   #congested(): void {
     if (this.#isCongested) return
     this.#isCongested = true
@@ -761,9 +785,11 @@ export class Session implements Output, Consumer {
   }
 
   #progressed(): void {
-    if (!this.#isCongested || this.#stage !== 'open') return
+    if (this.#stage !== 'open') return
+    this.#countOutbound()
+    if (!this.#isCongested) return
     this.#stalledSinceMs = this.#broker.nowMs
-    if (this.#outstandingBytes > this.#settings.outboundBytesSoft / 2) return
+    if (this.#outstandingBytes > this.#softBytes / 2) return
     this.#isCongested = false
     this.#stalledSinceMs = 0
     for (const subscription of this.#subscriptions.values()) this.#broker.ready(subscription.queue)
@@ -804,6 +830,8 @@ export class Session implements Output, Consumer {
     this.#decoder.stop()
     this.#outbox.clear()
     this.#freeOutbox.clear()
+    this.#settings.outbound.bytes -= this.#outboundBytes
+    this.#outboundBytes = 0
     this.#unsubscribeAll(!this.#saidGoodbye)
     if (this.#producer !== undefined) this.#broker.detachProducer(this.#producer)
     this.#onClosed(this, why)

@@ -1,0 +1,94 @@
+import { describe, expect, test } from 'vitest'
+import { MEMORY_BYTES_MIN, MemoryGauge, PROCESS_METER, sharesOf } from './memory.js'
+
+const MIB = 1 << 20
+const RUNTIME_MIB = 48
+
+/** A heap of so many MiB that is used and so many that is garbage. */
+class Heap {
+  used = 0
+  garbage = 0
+  collections = 0
+
+  read(): number {
+    return (this.used + this.garbage) * MIB
+  }
+
+  collect(): void {
+    this.collections++
+    this.garbage = 0
+  }
+}
+
+describe('a gauge of 1,000 MiB', () => {
+  function gauge(): { heap: Heap; gauge: MemoryGauge } {
+    const heap = new Heap()
+    return { heap, gauge: new MemoryGauge(1_000 * MIB, heap) }
+  }
+
+  test('is full above 800, and until it comes down to 750', () => {
+    const { heap, gauge: one } = gauge()
+    const told: [number, boolean][] = []
+    const levels = [100, 799, 800, 801, 850, 770, 751, 750, 799, 801]
+    levels.forEach((level, index) => {
+      heap.used = level - RUNTIME_MIB
+      if (one.look(index * 1_000)) told.push([level, one.isFull])
+    })
+    expect(told).toEqual([
+      [801, true],
+      [750, false],
+      [801, true],
+    ])
+    expect(one.usedBytes).toBe(801 * MIB)
+  })
+
+  test('takes garbage for nothing, and collects it once a second at most', () => {
+    const { heap, gauge: one } = gauge()
+    heap.used = 450
+    for (let ms = 0; ms < 10_000; ms += 50) {
+      heap.garbage += 20
+      expect(one.look(ms)).toBe(false)
+    }
+    expect(heap.collections).toBeGreaterThan(5)
+    expect(heap.collections).toBeLessThanOrEqual(10)
+    heap.used = 900
+    expect(one.look(20_000)).toBe(true)
+    // Full, and nothing is freed but by a collection: it is looked for all the same.
+    heap.used = 0
+    heap.garbage = 900
+    expect(one.look(20_050)).toBe(false)
+    expect(one.look(21_000)).toBe(true)
+    expect(one.isFull).toBe(false)
+    // Shortly after a collection nobody knows how much of it is garbage, until it is too much anyway.
+    heap.garbage = 900
+    expect(one.look(21_050)).toBe(false)
+    heap.garbage = 1_000
+    expect(one.look(21_100)).toBe(true)
+    expect(one.isFull).toBe(true)
+    expect(one.look(22_000)).toBe(true)
+    expect(one.isFull).toBe(false)
+  })
+})
+
+test('the meter of the process sees buffers come and, collected, go', () => {
+  PROCESS_METER.collect()
+  const before = PROCESS_METER.read()
+  let held: Uint8Array | undefined = new Uint8Array(64 * MIB).fill(1)
+  expect(PROCESS_METER.read() - before).toBeGreaterThan(60 * MIB)
+  expect(held[5]).toBe(1)
+  held = undefined
+  PROCESS_METER.collect()
+  expect(PROCESS_METER.read() - before).toBeLessThan(16 * MIB)
+})
+
+test.each([MEMORY_BYTES_MIN, 256 * MIB, 512 * MIB, 2048 * MIB, 65536 * MIB])(
+  'of %d bytes, what is shared out leaves room for the queues',
+  (budgetBytes) => {
+    const { blocks, pendingBytesMax, receiveBytesMax, outboundBytesMax } = sharesOf(budgetBytes)
+    const shared =
+      blocks.recentBytes + blocks.coldBytes + pendingBytesMax + receiveBytesMax + outboundBytesMax
+    expect(shared + RUNTIME_MIB * MIB).toBeLessThan(0.8 * budgetBytes)
+    for (const bytes of [blocks.recentBytes, blocks.coldBytes, pendingBytesMax, receiveBytesMax])
+      expect(bytes).toBeGreaterThanOrEqual(4 * MIB)
+  },
+)
