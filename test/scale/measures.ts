@@ -1,6 +1,8 @@
 /** What the scenarios at scale have in common: a broker process, its memory, filling a queue, percentiles. */
 import { connect, type PublishOptions, type Sluice } from '@sluice/client'
 import { readFileSync } from 'node:fs'
+import { readdir, stat } from 'node:fs/promises'
+import { join } from 'node:path'
 import type { BrokerArguments } from '../fault/broker-process.js'
 import { BrokerProcess, freePort, scratchDirectory } from '../fault/processes.js'
 
@@ -54,6 +56,22 @@ export class Bench {
   peakRss(): number {
     const peak = /VmHWM:\s+(\d+) kB/.exec(readFileSync(`/proc/${this.broker.pid}/status`, 'utf8'))
     return Number(peak?.[1]) / 1024
+  }
+
+  /** Bytes that the broker has written to files since it started. */
+  writtenBytes(): number {
+    return Number(/^write_bytes: (\d+)/m.exec(readFileSync(`/proc/${this.broker.pid}/io`, 'utf8'))?.[1])
+  }
+
+  /** What its directory takes. */
+  async diskMib(): Promise<number> {
+    const { path } = this.#directory!
+    let blocks = 0
+    for (const name of await readdir(path)) {
+      const found = await stat(join(path, name)).catch(() => undefined)
+      blocks += found?.blocks ?? 0
+    }
+    return (blocks * 512) / MIB
   }
 
   /** Publishes and consumes enough that the broker's caches are full, so that growth is the backlog's alone. */

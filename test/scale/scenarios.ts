@@ -1,7 +1,4 @@
-/**
- * What a queue's behaviours cost when there is much of them. Each scenario builds its backlog through the SDK at a
- * broker process, measures, and says whether what it measured is within its bounds.
- */
+/** What a queue's behaviours cost when there is much of them. */
 import {
   encodeAuth,
   encodeControl,
@@ -14,18 +11,10 @@ import {
   writeFrameHeader,
 } from '@sluice/protocol'
 import { createConnection, type Socket } from 'node:net'
+import { keys, later, waiting } from './backlogs.js'
+import { connections, steady } from './long.js'
 import { Bench, BODY, drain, fill, median, percentile } from './measures.js'
-
-export interface Finding {
-  readonly what: string
-  readonly value: string
-  readonly isMet: boolean
-}
-
-export type Scenario = (messages: number) => Promise<Finding[]>
-
-const whole = (value: number): string => Math.round(value).toLocaleString('en-US')
-const fixed = (value: number, digits = 1): string => value.toFixed(digits)
+import { fixed, whole, type Scenario } from './scenario.js'
 
 /** A blocked key with a long line, and then one message of another key. */
 const blocked: Scenario = async (messages) => {
@@ -355,4 +344,16 @@ const budget: Scenario = async (messages) => {
   }
 }
 
-export const SCENARIOS: Readonly<Record<string, Scenario>> = { blocked, fair, delayed, keyed, speed, budget }
+export const SCENARIOS: Readonly<Record<string, Scenario>> = {
+  blocked,
+  fair,
+  delayed,
+  keyed,
+  speed,
+  budget,
+  waiting,
+  later,
+  keys,
+  connections,
+  steady,
+}

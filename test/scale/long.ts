@@ -1,0 +1,152 @@
+/** Many connections, and a load that goes on and on. */
+import type { Sluice } from '@sluice/client'
+import { createHistogram } from 'node:perf_hooks'
+import { setTimeout as delay } from 'node:timers/promises'
+import type * as pacer from '../../packages/server/src/cli/pacer.js'
+import { Bench, BODY, median } from './measures.js'
+import { fixed, whole, type Scenario } from './scenario.js'
+
+const CONNECTIONS = 1_000
+const IN_FLIGHT = 64
+const WINDOW_MS = 4_000
+
+/** Publishes by all of them, each with so many in flight, for a while; returns messages a second. */
+async function together(clients: readonly Sluice[], queue: string, inFlight: number): Promise<number> {
+  let confirmed = 0
+  const end = new AbortController()
+  const one = async (client: Sluice): Promise<void> => {
+    while (!end.signal.aborted) {
+      await client.publish(queue, BODY)
+      confirmed++
+    }
+  }
+  const loops = clients.flatMap((client) => Array.from({ length: inFlight }, () => one(client)))
+  await delay(1_000)
+  const before = confirmed
+  const beganMs = performance.now()
+  await delay(WINDOW_MS)
+  const rate = ((confirmed - before) * 1000) / (performance.now() - beganMs)
+  end.abort()
+  await Promise.all(loops)
+  return rate
+}
+
+/** A thousand connections: what they take when they do nothing, and what they publish together. */
+export const connections: Scenario = async () => {
+  const bench = await Bench.start()
+  try {
+    await bench.warm()
+    const alone = await bench.client('alone')
+    await alone.queues.ensure('orders')
+    await delay(1_000)
+    const before = bench.rss()
+    const many: Sluice[] = []
+    while (many.length < CONNECTIONS) {
+      const some = Array.from({ length: 50 }, (_, i) => bench.client(`client-${many.length + i}`))
+      many.push(...(await Promise.all(some)))
+    }
+    await delay(1_000)
+    const idleKib = ((bench.rss() - before) * 1024) / CONNECTIONS
+    const one: number[] = []
+    const all: number[] = []
+    for (let round = 0; round < 3; round++) {
+      one.push(await together([alone], 'orders', CONNECTIONS))
+      all.push(await together(many, 'orders', IN_FLIGHT))
+      await alone.queues.purge('orders')
+    }
+    const share = median(all) / median(one)
+    return [
+      {
+        what: `${whole(CONNECTIONS)} idle connections, KiB of the broker for each`,
+        value: fixed(idleKib),
+        isMet: idleKib <= 20,
+      },
+      {
+        what: `published by all, ${IN_FLIGHT} in flight each, and by one with ${whole(CONNECTIONS)}, medians of 3, a second`,
+        value: `${whole(median(all))} against ${whole(median(one))}, ${fixed(100 * share, 0)} %`,
+        isMet: share >= 0.6,
+      },
+    ]
+  } finally {
+    await bench.dispose()
+  }
+}
+
+const RATE = 100_000
+const RECORD_BYTES = BODY.length + 8
+const PART_MS = 60_000
+
+/** A steady load, one message in so many; ten minutes with a million. */
+export const steady: Scenario = async (messages) => {
+  const { nowMs, pace } = (await import(
+    new URL('./cli/pacer.js', import.meta.resolve('@sluice/server')).href
+  )) as typeof pacer
+  const bench = await Bench.start()
+  try {
+    await bench.warm()
+    const producer = await bench.client('producer')
+    const consumer = await bench.client('consumer')
+    await producer.queues.ensure('orders')
+    const latency = createHistogram()
+    let consumed = 0
+    let failed = 0
+    const worker = consumer.consume('orders', { concurrency: 10_000, prefetch: 10_000 }, ({ body }) => {
+      const bytes = body as Uint8Array
+      const sentMs = new DataView(bytes.buffer, bytes.byteOffset).getFloat64(0)
+      latency.record(Math.max(1, Math.round((nowMs() - sentMs) * 1000)))
+      consumed++
+    })
+    const stop = pace(RATE, (dueMs) => {
+      const body = new Uint8Array(BODY)
+      new DataView(body.buffer).setFloat64(0, dueMs)
+      producer.publish('orders', body).catch(() => failed++)
+    })
+    await delay(10_000)
+    const written = bench.writtenBytes()
+    const from = consumed
+    const partMs = Math.max(2_000, (PART_MS * messages) / 1_000_000)
+    const parts: { rss: number; disk: number; p99: number }[] = []
+    for (let part = 0; part < 10; part++) {
+      latency.reset()
+      await delay(partMs)
+      parts.push({ rss: bench.rss(), disk: await bench.diskMib(), p99: latency.percentile(99) / 1000 })
+    }
+    const bytes = (consumed - from) * RECORD_BYTES
+    const amplification = (bench.writtenBytes() - written) / bytes
+    stop()
+    await delay(1_000)
+    await worker.close()
+    const left = (await producer.queues.get('orders')).ready
+    const shown = (of: (part: (typeof parts)[number]) => number, digits: number): string =>
+      parts.map((part) => fixed(of(part), digits)).join(' ')
+    const growth = (of: (part: (typeof parts)[number]) => number): number =>
+      median(parts.slice(5).map((part) => of(part))) / median(parts.slice(0, 5).map((part) => of(part)))
+    const rate = (consumed - from) / ((10 * partMs) / 1000)
+    return [
+      { what: 'consumed a second', value: whole(rate), isMet: rate > 0.98 * RATE && failed === 0 },
+      { what: 'not consumed at the end', value: whole(left), isMet: left === 0 },
+      {
+        what: 'memory after each part, MiB',
+        value: shown(({ rss }) => rss, 0),
+        isMet: growth(({ rss }) => rss) < 1.1,
+      },
+      {
+        what: 'disk after each part, MiB',
+        value: shown(({ disk }) => disk, 0),
+        isMet: growth(({ disk }) => disk) < 1.1,
+      },
+      {
+        what: 'latency of each part, p99, ms',
+        value: shown(({ p99 }) => p99, 1),
+        isMet: growth(({ p99 }) => p99) < 1.5,
+      },
+      {
+        what: 'bytes written for a byte of records, filling included',
+        value: fixed(amplification, 2),
+        isMet: amplification <= 1.5,
+      },
+    ]
+  } finally {
+    await bench.dispose()
+  }
+}
