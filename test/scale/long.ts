@@ -96,9 +96,11 @@ export const steady: Scenario = async (messages) => {
       latency.record(Math.max(1, Math.round((nowMs() - sentMs) * 1000)))
       consumed++
     })
+    // It is copied by `publish`: there is one for all.
+    const body = new Uint8Array(BODY)
+    const view = new DataView(body.buffer)
     const stop = pace(RATE, (dueMs) => {
-      const body = new Uint8Array(BODY)
-      new DataView(body.buffer).setFloat64(0, dueMs)
+      view.setFloat64(0, dueMs)
       producer.publish('orders', body).catch(() => failed++)
     })
     await delay(10_000)
