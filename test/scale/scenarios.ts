@@ -29,17 +29,22 @@ const blocked: Scenario = async (messages) => {
     await held.next()
     let arrived: (() => void) | undefined
     const worker = other.consume('orders', { concurrency: 4 }, () => arrived?.())
-    const rounds = async (name: string): Promise<number[]> => {
-      const times: number[] = []
+    // From the call of publish until the handler has it, and from the confirm, which waits for the disk as it does.
+    const rounds = async (name: string): Promise<{ fromPublish: number[]; fromConfirm: number[] }> => {
+      const fromPublish: number[] = []
+      const fromConfirm: number[] = []
       for (let i = 0; i < 200; i++) {
         const beganMs = performance.now()
-        await new Promise<void>((resolve, reject) => {
-          arrived = resolve
-          producer.publish('orders', 'other', { key: `${name}-${i}` }).catch(reject)
+        const handled = new Promise<number>((resolve) => {
+          arrived = () => resolve(performance.now())
         })
-        times.push(performance.now() - beganMs)
+        await producer.publish('orders', 'other', { key: `${name}-${i}` })
+        const confirmedMs = performance.now()
+        const handledMs = await handled
+        fromPublish.push(handledMs - beganMs)
+        fromConfirm.push(handledMs - confirmedMs)
       }
-      return times
+      return { fromPublish, fromConfirm }
     }
     await rounds('warm')
     const alone = await rounds('alone')
@@ -53,8 +58,13 @@ const blocked: Scenario = async (messages) => {
       { what: 'waiting behind the blocked key', value: whole(info.ready), isMet: info.ready === messages },
       {
         what: 'another key, publish to handler, 200 times: median, p95 and worst, ms',
-        value: `${shown(behind)}; before anything waited ${shown(alone)}`,
-        isMet: percentile(behind, 0.95) < 10,
+        value: `${shown(behind.fromPublish)}; before anything waited ${shown(alone.fromPublish)}`,
+        isMet: percentile(behind.fromPublish, 0.95) < 10,
+      },
+      {
+        what: 'the same from its confirm, ms',
+        value: `${shown(behind.fromConfirm)}; before anything waited ${shown(alone.fromConfirm)}`,
+        isMet: Math.max(...behind.fromConfirm) < 10,
       },
     ]
   } finally {
@@ -100,7 +110,7 @@ const fair: Scenario = async (messages) => {
 }
 
 /** How many messages become due in a millisecond. */
-const DUE_PER_MS = 5
+const DUE_PER_MS = 3
 /** Two clocks that were set to the same wall differ by so much. */
 const CLOCK_MS = 2
 

@@ -17,7 +17,10 @@ import {
 import type { Run, Subscription } from '../queue/index.js'
 import type { Outbox } from './outbox.js'
 
-/** So many messages that are due and stand side by side go as a run of their own rather than one by one. */
+/**
+ * So many messages that stand side by side go as a run of their own rather than one by one: fewer are cheaper in a frame
+ * that they share with others.
+ */
 const SIDE_BY_SIDE_MIN = 16
 /** A scattered delivery is not made longer than this. */
 const SCATTERED_FRAME_BYTES = 64 << 10
@@ -48,7 +51,7 @@ export class Deliveries {
     end: number,
   ): void {
     const flags = (run.redelivered ? DELIVER_FLAG.redelivered : 0) | (run.alone ? DELIVER_FLAG.alone : 0)
-    if (run.sinceMs !== -1 && count < SIDE_BY_SIDE_MIN) {
+    if (count < SIDE_BY_SIDE_MIN) {
       for (let i = 0, at = start; i < count; i++) {
         const size = readU32(bytes, at)
         this.#scattered(outbox, subscription, run, i, (firstTag + i) >>> 0, flags, bytes, at, size)
