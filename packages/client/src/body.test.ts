@@ -130,7 +130,8 @@ describe('decoding', () => {
     const run = new Uint8Array(1000).fill(7)
     const small = decodeBody(CONTENT_TYPE.bytes, run, 10, 14) as Uint8Array
     expect([...small]).toEqual([7, 7, 7, 7])
-    expect(small.buffer.byteLength).toBe(4)
+    expect(small.buffer).not.toBe(run.buffer)
+    expect(small.buffer.byteLength).toBeLessThanOrEqual(16_384)
     const large = decodeBody(CONTENT_TYPE.bytes, run, 10, 900) as Uint8Array
     expect(large.buffer).toBe(run.buffer)
     const nested = decodeBody(CONTENT_TYPE.msgpack, Uint8Array.of(0xc4, 2, 8, 9), 0, 4) as Uint8Array
@@ -176,4 +177,27 @@ describe('decoding', () => {
       { numRuns: 2000 },
     )
   })
+})
+
+it('gives each body bytes of its own, which can be read as numbers, and never those of a frame', () => {
+  const frame = new Uint8Array(100_000).map((_, index) => index)
+  const sizes = [0, 1, 7, 8, 128, 129, 4_095, 4_096, 4_097, 20_000]
+  const bodies: { body: Uint8Array; start: number; end: number }[] = []
+  for (let round = 0; round < 20; round++) {
+    for (const size of sizes) {
+      const start = (round * 977 + size) % (frame.length - size)
+      const end = start + size
+      bodies.push({ body: decodeBody(CONTENT_TYPE.bytes, frame, start, end) as Uint8Array, start, end })
+    }
+  }
+  frame.copyWithin(0, 1)
+  for (const { body, start, end } of bodies) {
+    expect(body.length).toBe(end - start)
+    expect(body.every((byte, index) => byte === ((start + index) & 0xff))).toBe(true)
+    expect(body.byteOffset % 8).toBe(0)
+    body.fill(0xee)
+    expect(body.buffer).not.toBe(frame.buffer)
+    // Whoever keeps a small one keeps little.
+    expect(body.buffer.byteLength).toBeLessThanOrEqual(Math.max(16_384, body.length))
+  }
 })

@@ -69,9 +69,29 @@ function notPlain(cause?: unknown): SluiceError {
   return new SluiceError('INVALID_BODY', 'The body is not one msgpack value of plain data.', { cause })
 }
 
+/**
+ * Small bodies are copied side by side into buffers of this size. A buffer of its own, which above 64 bytes comes from
+ * the system, costs a body of 128 bytes as much as all else that a consumer does with its message.
+ */
+const SHARED_BYTES = 16 * 1024
+const SHARED_BODY_BYTES_MAX = 4 * 1024
+let shared = new Uint8Array(SHARED_BYTES)
+let sharedAt = 0
+
 // A small part of a large buffer is copied, because whoever keeps it would keep all of the buffer alive.
 function ownBytes(bytes: Uint8Array, start: number, end: number): Uint8Array {
-  return (end - start) * 4 >= bytes.buffer.byteLength ? bytes.subarray(start, end) : bytes.slice(start, end)
+  const length = end - start
+  if (length * 4 >= bytes.buffer.byteLength) return bytes.subarray(start, end)
+  if (length > SHARED_BODY_BYTES_MAX) return bytes.slice(start, end)
+  if (sharedAt + length > SHARED_BYTES) {
+    shared = new Uint8Array(SHARED_BYTES)
+    sharedAt = 0
+  }
+  const body = shared.subarray(sharedAt, sharedAt + length)
+  body.set(bytes.subarray(start, end))
+  // So that each can be read as numbers of up to 8 bytes.
+  sharedAt += (length + 7) & ~7
+  return body
 }
 
 // Not in the library types of ES2023; every supported Node has it.

@@ -38,7 +38,10 @@ export interface RetryOptions {
  * its processing timeout; with CONNECTION_LOST and `outcome: 'unknown'` when the answer never came.
  */
 export interface Message<Body = unknown> {
-  /** Decoded when it is first read. Throws SluiceError INVALID_BODY where that fails. */
+  /**
+   * Decoded when it is first read. Bytes are the message's own, but may share their `buffer` with those of others, as Node's
+   * Buffers do: they begin at `byteOffset`. Throws SluiceError INVALID_BODY where that fails.
+   */
   readonly body: Body
   readonly id: string | undefined
   readonly key: string | undefined
