@@ -288,7 +288,7 @@ export class Consumer extends Client {
       count: 1,
     }))
     // Sometimes it names what it has no more.
-    const late = chance.hit(0.05) ? readers[0]!.settled.at(-1) : undefined
+    const late = chance.hit(0.08) ? readers[0]!.settled.at(-1) : undefined
     if (late !== undefined) {
       const { channel, id: subscriptionId } = readers[0]!
       ranges.push({ channel, subscriptionId, firstTag: late, count: 1 })

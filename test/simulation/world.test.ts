@@ -79,7 +79,7 @@ const MUST_HAPPEN: Readonly<Record<string, number>> = {
   steps: 300,
   'steps in the log': 300,
   'steps repeated': 15,
-  'steps refused': 40,
+  'steps refused': 60,
   'step acks': 500,
   'step batches': 200,
   'witnessed steps confirmed': 300,
