@@ -35,10 +35,9 @@ import {
 } from '@sluice/protocol'
 import { startServer, type RunningServer, type ServerOptions } from '@sluice/server'
 import { randomBytes } from 'node:crypto'
-import { setFlagsFromString } from 'node:v8'
-import { runInNewContext } from 'node:vm'
 import { crc32 } from 'node:zlib'
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest'
+import { PROCESS_METER } from '../../packages/server/src/memory.js'
 import { Peer, authFrame, batch, frame, helloFrame, publishFrame } from '../fault/peer.js'
 import { scratchDirectory, until } from '../fault/processes.js'
 import { Random } from '../fault/random.js'
@@ -50,8 +49,7 @@ const QUEUE = 'target'
 const text = new TextEncoder()
 const BODY = text.encode('hello')
 
-setFlagsFromString('--expose-gc')
-const collectGarbage = runInNewContext('gc') as () => void
+const collectGarbage = (): void => PROCESS_METER.collect()
 
 interface Event {
   readonly event: string

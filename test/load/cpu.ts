@@ -5,11 +5,11 @@
  */
 import { readFileSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { freePort, scratchDirectory } from '../fault/processes.js'
-import { Server, outputOf } from './drivers/processes.js'
-
-const PROGRAM = fileURLToPath(new URL('../../../packages/server/bin/sluice.js', import.meta.url))
+import { cpuMs } from '../scale/proc.js'
+import { whole } from '../scale/scenario.js'
+import { outputOf } from './drivers/processes.js'
+import { PROGRAM, serve } from './drivers/sluice.js'
 
 /** Parts of the broker, by where the code stands; the first that fits. */
 const PARTS: readonly (readonly [part: string, fits: (name: string, path: string) => boolean])[] = [
@@ -61,11 +61,10 @@ interface ThreadTimes {
 function threadsOf(pid: number): ThreadTimes {
   const times = { main: { user: 0, system: 0 }, others: { user: 0, system: 0 } }
   for (const thread of readdirSync(`/proc/${pid}/task`)) {
-    const fields = readFileSync(`/proc/${pid}/task/${thread}/stat`, 'utf8').split(') ')[1]!.split(' ')
+    const { user, system } = cpuMs(pid, thread)
     const sum = Number(thread) === pid ? times.main : times.others
-    // Clock ticks are 10 ms.
-    sum.user += Number(fields[11]) / 100
-    sum.system += Number(fields[12]) / 100
+    sum.user += user / 1_000
+    sum.system += system / 1_000
   }
   return times
 }
@@ -76,20 +75,11 @@ async function main(): Promise<void> {
     for (const what of ['publish', 'consume'] as const) {
       const profiles = join(directory.path, `profile-${what}`)
       const port = await freePort()
-      const server = new Server(process.execPath, [
-        '--cpu-prof',
-        `--cpu-prof-dir=${profiles}`,
-        PROGRAM,
-        'serve',
-        '--data-dir',
-        join(directory.path, what),
-        '--port',
-        String(port),
-      ])
+      const flags = ['--cpu-prof', `--cpu-prof-dir=${profiles}`]
+      const server = await serve(join(directory.path, what), port, flags)
       let rate: number
       let cpu: ThreadTimes
       try {
-        await server.listens(port)
         const url = `sluice://127.0.0.1:${port}`
         const load =
           what === 'publish'
@@ -108,7 +98,7 @@ async function main(): Promise<void> {
       let busy = 0
       for (const [part, us] of times) if (part !== 'idle') busy += us
       const all = busy + times.get('idle')!
-      process.stdout.write(`\n${what}: ${Math.round(rate).toLocaleString('en-US')} a second\n`)
+      process.stdout.write(`\n${what}: ${whole(rate)} a second\n`)
       process.stdout.write(`event loop busy ${((100 * busy) / all).toFixed(0)} % of its time; of that\n`)
       for (const [part, us] of times)
         if (part !== 'idle')

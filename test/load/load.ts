@@ -3,15 +3,11 @@
  * when it is asked for its count, and at the end says what it did.
  */
 import { createHistogram } from 'node:perf_hooks'
-import type * as pacer from '../../packages/server/src/cli/pacer.js'
 import { Bodies, Seen } from './bodies.js'
 import type { Session } from './driver.js'
 import { DRIVERS } from './drivers/index.js'
+import { nowMs, pace } from './pacer.js'
 import type { Scenario } from './scenario.js'
-
-const { nowMs, pace } = (await import(
-  new URL('./cli/pacer.js', import.meta.resolve('@sluice/server')).href
-)) as typeof pacer
 
 export interface Task {
   readonly role: 'producer' | 'consumer'

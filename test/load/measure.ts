@@ -1,9 +1,9 @@
 /** One scenario on one broker that was started for it, from processes of their own, and what came of it. */
 import { fork, type ChildProcess } from 'node:child_process'
-import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { setTimeout as delay } from 'node:timers/promises'
 import { freePort, scratchDirectory } from '../fault/processes.js'
+import { cpuMs, peakMib } from '../scale/proc.js'
 import { Seen } from './bodies.js'
 import type { Driver, Running } from './driver.js'
 import type { Count, Latency, Order, Report, Result, Task } from './load.js'
@@ -216,17 +216,13 @@ class Run {
 
   #cpuMs(): number {
     return sum(this.#running.pids, (pid) => {
-      const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1]!.split(' ')
-      // Clock ticks are 10 ms.
-      return (Number(fields[11]) + Number(fields[12])) * 10
+      const { user, system } = cpuMs(pid)
+      return user + system
     })
   }
 
   #peakMib(): number {
-    return sum(this.#running.pids, (pid) => {
-      const peak = /VmHWM:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))
-      return Number(peak?.[1] ?? 0) / 1_024
-    })
+    return sum(this.#running.pids, (pid) => peakMib(pid))
   }
 }
 

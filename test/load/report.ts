@@ -1,5 +1,6 @@
 /** What a run found, for people: a table, a page of Markdown, a picture. */
 import { median } from '../scale/measures.js'
+import { whole } from '../scale/scenario.js'
 import type { Outcome } from './measure.js'
 import type { Scenario } from './scenario.js'
 
@@ -95,8 +96,6 @@ function faultsOf(outcomes: readonly Outcome[]): string {
 export function isSound(results: Results): boolean {
   return results.runs.every(({ outcome }) => outcome.lost === 0 && outcome.damaged === 0)
 }
-
-const whole = (value: number): string => Math.round(value).toLocaleString('en-US')
 
 function shown(name: FigureName, value: number | undefined): string {
   if (value === undefined) return '–'

@@ -1,5 +1,5 @@
 /** Ten times as much as in the other scenarios: what waiting messages take, and how fast they come and go. */
-import type { PublishOptions } from '@sluice/client'
+import type { PublishOptions, Sluice } from '@sluice/client'
 import { Bench, BODY, drain, fill } from './measures.js'
 import { fixed, whole, type Finding, type Scenario } from './scenario.js'
 
@@ -7,8 +7,7 @@ import { fixed, whole, type Finding, type Scenario } from './scenario.js'
 const BATCHES = 200
 
 /** Publishes in batches of `size`, each of its own; returns messages a second. */
-async function fillByBatches(bench: Bench, queue: string, count: number, size: number): Promise<number> {
-  const client = await bench.client('batches')
+async function fillByBatches(client: Sluice, queue: string, count: number, size: number): Promise<number> {
   const batch = Array.from({ length: size }, () => ({ body: BODY }))
   let left = Math.floor(count / size)
   const beganMs = performance.now()
@@ -29,17 +28,18 @@ export const waiting: Scenario = async (messages) => {
     const bench = await Bench.start()
     try {
       await bench.warm()
+      const producer = await bench.client('producer')
       const client = await bench.client('consumer')
       await client.queues.ensure('orders')
       // Hot: what was published just now, and is in memory still.
       const hot: number[] = []
       for (let round = 0; round < 5; round++) {
-        await fillByBatches(bench, 'orders', 100_000, size)
+        await fillByBatches(producer, 'orders', 100_000, size)
         hot.push(await drain(client, 'orders', 100_000))
       }
       const hotRate = Math.max(...hot)
       const before = bench.rss()
-      const rate = await fillByBatches(bench, 'orders', messages, size)
+      const rate = await fillByBatches(producer, 'orders', messages, size)
       const grown = bench.rss() - before
       const readyMs = await bench.kill()
       const drained = await drain(await bench.client('again'), 'orders', messages)

@@ -2,8 +2,9 @@
 import type { Sluice } from '@sluice/client'
 import { createHistogram } from 'node:perf_hooks'
 import { setTimeout as delay } from 'node:timers/promises'
-import type * as pacer from '../../packages/server/src/cli/pacer.js'
+import { nowMs, pace } from '../load/pacer.js'
 import { Bench, BODY, median } from './measures.js'
+import { writtenBytes } from './proc.js'
 import { fixed, whole, type Scenario } from './scenario.js'
 
 const CONNECTIONS = 1_000
@@ -78,9 +79,6 @@ const PART_MS = 60_000
 
 /** A steady load, one message in so many; ten minutes with a million. */
 export const steady: Scenario = async (messages) => {
-  const { nowMs, pace } = (await import(
-    new URL('./cli/pacer.js', import.meta.resolve('@sluice/server')).href
-  )) as typeof pacer
   const bench = await Bench.start()
   try {
     await bench.warm()
@@ -104,7 +102,7 @@ export const steady: Scenario = async (messages) => {
       producer.publish('orders', body).catch(() => failed++)
     })
     await delay(10_000)
-    const written = bench.writtenBytes()
+    const written = writtenBytes(bench.broker.pid)
     const from = consumed
     const partMs = Math.max(2_000, (PART_MS * messages) / 1_000_000)
     const parts: { rss: number; disk: number; p99: number }[] = []
@@ -114,7 +112,7 @@ export const steady: Scenario = async (messages) => {
       parts.push({ rss: bench.rss(), disk: await bench.diskMib(), p99: latency.percentile(99) / 1000 })
     }
     const bytes = (consumed - from) * RECORD_BYTES
-    const amplification = (bench.writtenBytes() - written) / bytes
+    const amplification = (writtenBytes(bench.broker.pid) - written) / bytes
     stop()
     await delay(1_000)
     await worker.close()

@@ -1,14 +1,13 @@
 /** What the scenarios at scale have in common: a broker process, its memory, filling a queue, percentiles. */
 import { connect, type PublishOptions, type Sluice } from '@sluice/client'
-import { readFileSync } from 'node:fs'
 import { readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { BrokerArguments } from '../fault/broker-process.js'
 import { BrokerProcess, freePort, scratchDirectory } from '../fault/processes.js'
+import { residentMib } from './proc.js'
 
 /** Bodies of all scenarios. */
 export const BODY = new Uint8Array(128).fill(7)
-const PAGE_BYTES = 4096
 const MIB = 1 << 20
 
 /** A broker process on a directory of its own that can be killed and started again. */
@@ -48,19 +47,7 @@ export class Bench {
 
   /** Resident memory of the broker process, MiB. */
   rss(): number {
-    const pages = Number(readFileSync(`/proc/${this.broker.pid}/statm`, 'utf8').split(' ')[1])
-    return (pages * PAGE_BYTES) / MIB
-  }
-
-  /** Most that the broker had in memory at a time, MiB, swapped or not; since it started. */
-  peakRss(): number {
-    const peak = /VmHWM:\s+(\d+) kB/.exec(readFileSync(`/proc/${this.broker.pid}/status`, 'utf8'))
-    return Number(peak?.[1]) / 1024
-  }
-
-  /** Bytes that the broker has written to files since it started. */
-  writtenBytes(): number {
-    return Number(/^write_bytes: (\d+)/m.exec(readFileSync(`/proc/${this.broker.pid}/io`, 'utf8'))?.[1])
+    return residentMib(this.broker.pid)
   }
 
   /** What its directory takes. */

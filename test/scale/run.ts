@@ -1,4 +1,5 @@
 /** Runs scenarios by name, or all of them: `node test/dist/scale/run.js [--messages N] [NAME …]`. */
+import { whole } from './scenario.js'
 import { SCENARIOS } from './scenarios.js'
 
 const MESSAGES = 1_000_000
@@ -15,7 +16,7 @@ async function main(args: readonly string[]): Promise<void> {
     return
   }
   for (const name of names) {
-    process.stdout.write(`${name}, ${messages.toLocaleString('en-US')} messages\n`)
+    process.stdout.write(`${name}, ${whole(messages)} messages\n`)
     for (const { what, value, isMet } of await SCENARIOS[name]!(messages)) {
       process.stdout.write(`  ${isMet ? 'ok  ' : 'MISS'}  ${what}: ${value}\n`)
       if (!isMet) process.exitCode = 1

@@ -1,19 +1,10 @@
 /** What a queue's behaviours cost when there is much of them. */
-import {
-  encodeAuth,
-  encodeControl,
-  encodeHello,
-  encodePreface,
-  FRAME_HEADER_BYTES,
-  LIMITS,
-  MECHANISM,
-  OP,
-  writeFrameHeader,
-} from '@sluice/protocol'
-import { createConnection, type Socket } from 'node:net'
+import { encodeControl, LIMITS, OP } from '@sluice/protocol'
+import { frame, Peer } from '../fault/peer.js'
 import { keys, later, waiting } from './backlogs.js'
 import { connections, steady } from './long.js'
 import { Bench, BODY, drain, fill, median, percentile } from './measures.js'
+import { peakMib } from './proc.js'
 import { fixed, whole, type Scenario } from './scenario.js'
 
 /** A blocked key with a long line, and then one message of another key. */
@@ -110,7 +101,7 @@ const fair: Scenario = async (messages) => {
 }
 
 /** How many messages become due in a millisecond. */
-const DUE_PER_MS = 3
+const DUE_PER_MS = 5
 /** Two clocks that were set to the same wall differ by so much. */
 const CLOCK_MS = 2
 
@@ -258,35 +249,12 @@ const speed: Scenario = async (messages) => {
 }
 
 /** A consumer that takes everything and reads nothing. */
-async function sleeper(port: number, queue: string): Promise<Socket> {
-  const frame = (opcode: number, channel: number, payload: Uint8Array): Uint8Array => {
-    const bytes = new Uint8Array(FRAME_HEADER_BYTES + payload.length)
-    bytes.set(payload, writeFrameHeader(bytes, 0, payload.length, opcode, channel, 1))
-    return bytes
-  }
-  const socket = createConnection({ port, host: '127.0.0.1' })
-  socket.on('error', () => {})
-  const hello = {
-    versionMin: 1,
-    versionMax: 1,
-    features: 0,
-    frameBytesMax: LIMITS.frameBytesDefault,
-    heartbeatMs: 0,
-    producer: new Uint8Array(16),
-    acceptedNumber: 0,
-    inFlightBatches: 0,
-    name: 'sleeper',
-  }
-  const login = { mechanism: MECHANISM.anonymous, identity: '', secret: new Uint8Array(0) }
-  socket.write(encodePreface())
-  socket.write(frame(OP.HELLO, 0, encodeHello(hello)))
-  socket.write(frame(OP.AUTH, 0, encodeAuth(login)))
-  await new Promise((resolve) => socket.once('data', resolve))
-  socket.write(
-    frame(OP.SUBSCRIBE, 1, encodeControl({ queue, messages: LIMITS.creditMessagesMax, bytes: 0xffff_ffff })),
-  )
-  socket.pause()
-  return socket
+async function sleeper(port: number, queue: string): Promise<Peer> {
+  const peer = await Peer.open(port)
+  const body = encodeControl({ queue, messages: LIMITS.creditMessagesMax, bytes: 0xffff_ffff })
+  peer.send(frame(OP.SUBSCRIBE, 1, 3, body))
+  peer.socket.pause()
+  return peer
 }
 
 const BUDGET_MIB = 192
@@ -294,7 +262,7 @@ const BUDGET_MIB = 192
 /** A broker with little memory: consumers that do not read, and messages that each take some, until there is no more. */
 const budget: Scenario = async (messages) => {
   const bench = await Bench.start({ memoryBytes: BUDGET_MIB << 20 })
-  const sleepers: Socket[] = []
+  const sleepers: Peer[] = []
   try {
     const client = await bench.client('producer')
     await client.queues.ensure('wide')
@@ -303,7 +271,7 @@ const budget: Scenario = async (messages) => {
     const large = new Uint8Array(64 << 10)
     for (let i = 0; i < 200; i++)
       await Promise.all(Array.from({ length: 40 }, () => client.publish('wide', large)))
-    const outbound = bench.peakRss()
+    const outbound = peakMib(bench.broker.pid)
     let taken = 0
     let refusal = ''
     const publish = (index: number): Promise<unknown> =>
@@ -319,7 +287,7 @@ const budget: Scenario = async (messages) => {
       const refused = results.find((result) => result.status === 'rejected')
       if (refused !== undefined) refusal = (refused.reason as { code: string }).code
     }
-    const peak = bench.peakRss()
+    const peak = peakMib(bench.broker.pid)
     await client.queues.purge('reminders')
     const beganMs = performance.now()
     let accepted = false
@@ -349,7 +317,7 @@ const budget: Scenario = async (messages) => {
       },
     ]
   } finally {
-    for (const socket of sleepers) socket.destroy()
+    await Promise.all(sleepers.map((peer) => peer.dispose()))
     await bench.dispose()
   }
 }

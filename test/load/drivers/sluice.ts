@@ -3,7 +3,7 @@ import { connect, queue, type Queue, type Sluice } from '@sluice/client'
 import type { Body, Driver, Session } from '../driver.js'
 import { Server, outputOf } from './processes.js'
 
-const PROGRAM = fileURLToPath(new URL('../../../../packages/server/bin/sluice.js', import.meta.url))
+export const PROGRAM = fileURLToPath(new URL('../../../../packages/server/bin/sluice.js', import.meta.url))
 
 class SluiceSession implements Session {
   readonly #client: Sluice
@@ -35,21 +35,32 @@ class SluiceSession implements Session {
   }
 }
 
+/** A broker on a directory and a port; `nodeFlags` are for the process that it is. */
+export async function serve(
+  directory: string,
+  port: number,
+  nodeFlags: readonly string[] = [],
+): Promise<Server> {
+  const server = new Server(process.execPath, [
+    ...nodeFlags,
+    PROGRAM,
+    'serve',
+    '--data-dir',
+    directory,
+    '--port',
+    String(port),
+  ])
+  await server.listens(port)
+  return server
+}
+
 export const sluice: Driver = {
   name: 'sluice',
   settings: 'as it comes: fdatasync before each confirm',
   version: () => outputOf(process.execPath, PROGRAM, '--version'),
   can: () => true,
   async start(directory, port) {
-    const server = new Server(process.execPath, [
-      PROGRAM,
-      'serve',
-      '--data-dir',
-      directory,
-      '--port',
-      String(port),
-    ])
-    await server.listens(port)
+    const server = await serve(directory, port)
     const url = `sluice://127.0.0.1:${port}`
     return {
       url,
