@@ -5,7 +5,7 @@ export interface Finding {
 }
 
 /** Builds up its load through the SDK at a broker process, measures, and says whether that is within its bounds. */
-export type Scenario = (messages: number) => Promise<Finding[]>
+export type Scenario = (messages: number, duePerSecond: number) => Promise<Finding[]>
 
 export const whole = (value: number): string => Math.round(value).toLocaleString('en-US')
 export const fixed = (value: number, digits = 1): string => value.toFixed(digits)

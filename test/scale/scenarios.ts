@@ -100,13 +100,11 @@ const fair: Scenario = async (messages) => {
   }
 }
 
-/** How many messages become due in a millisecond. */
-const DUE_PER_MS = 5
 /** Two clocks that were set to the same wall differ by so much. */
 const CLOCK_MS = 2
 
 /** Delayed messages over minutes, a kill in between, and how late each of a sample is. */
-const delayed: Scenario = async (messages) => {
+const delayed: Scenario = async (messages, duePerSecond) => {
   const bench = await Bench.start()
   try {
     const client = await bench.client('delayed')
@@ -116,7 +114,7 @@ const delayed: Scenario = async (messages) => {
     const every = Math.max(1, Math.floor(messages / 10_000))
     const leadMs = 15_000 + messages / 50
     const startMs = Date.now() + leadMs
-    const spanMs = Math.max(1_000, messages / DUE_PER_MS)
+    const spanMs = Math.max(1_000, (messages * 1_000) / duePerSecond)
     // The wall clock of a virtual machine can be set while this runs; the broker's is not.
     const offsetMs = Date.now() - performance.now()
     await fill(client, 'reminders', messages, (index) => {
@@ -269,8 +267,12 @@ const budget: Scenario = async (messages) => {
     await client.queues.ensure('reminders', { dedupWindow: '1d' })
     for (let i = 0; i < 100; i++) sleepers.push(await sleeper(bench.port, 'wide'))
     const large = new Uint8Array(64 << 10)
-    for (let i = 0; i < 200; i++)
-      await Promise.all(Array.from({ length: 40 }, () => client.publish('wide', large)))
+    // What waits for them takes of the same budget: some can be refused.
+    let wide = 0
+    for (let i = 0; i < 200; i++) {
+      const wave = await Promise.allSettled(Array.from({ length: 40 }, () => client.publish('wide', large)))
+      wide += wave.filter(({ status }) => status === 'fulfilled').length
+    }
     const outbound = peakMib(bench.broker.pid)
     let taken = 0
     let refusal = ''
@@ -299,7 +301,7 @@ const budget: Scenario = async (messages) => {
     }
     return [
       {
-        what: '100 consumers of 64 KiB messages read nothing: memory at most, MiB',
+        what: `100 consumers of ${whole(wide)} messages of 64 KiB read nothing: memory at most, MiB`,
         value: fixed(outbound),
         isMet: outbound <= BUDGET_MIB,
       },
