@@ -68,7 +68,7 @@ function watched(disk: SimulatedDisk, caught: (write: Caught) => void): Disk {
         get bytes() {
           return file.bytes
         },
-        read: (position, length) => file.read(position, length),
+        read: (position, length, into) => file.read(position, length, into),
         write: (position, bytes) => {
           caught({ before: disk.clone(), name, position, bytes: bytes.slice() })
           return file.write(position, bytes)

@@ -32,7 +32,7 @@ function otherDisk(
         get bytes() {
           return opened.bytes
         },
-        read: (position, length) => opened.read(position, length),
+        read: (position, length, into) => opened.read(position, length, into),
         write: (position, bytes) => opened.write(position, bytes),
         sync: () => opened.sync(),
         close: () => opened.close(),
@@ -61,7 +61,7 @@ function otherLog(log: Log, change: Partial<Log>): Log {
     read: (position) => log.read(position),
     reserve: (bytes) => log.reserve(bytes),
     append: (position, lsn, entry) => log.append(position, lsn, entry),
-    readRange: (position, length) => log.readRange(position, length),
+    readRange: (position, length, into) => log.readRange(position, length, into),
     markCheckpoint: (position) => log.markCheckpoint(position),
     truncateBefore: (position) => log.truncateBefore(position),
     usage: () => log.usage(),

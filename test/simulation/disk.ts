@@ -413,13 +413,15 @@ class SimulatedFile implements DiskFile {
     return this.#inode.cacheBytes
   }
 
-  read(position: number, length: number): Promise<Uint8Array> {
+  read(position: number, length: number, into?: Uint8Array): Promise<Uint8Array> {
     return this.#host.operate('read', () => {
       this.#checkOpen()
       if (position + length > this.#inode.cacheBytes) {
         throw new Error(`${this.#name} has no ${length} bytes at ${position}`)
       }
-      return readPages(this.#inode.cache, position, length)
+      const bytes = readPages(this.#inode.cache, position, length)
+      into?.set(bytes)
+      return into ?? bytes
     })
   }
 

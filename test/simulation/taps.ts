@@ -73,9 +73,9 @@ export class TappedLog implements Log {
     this.#to.guard(() => this.#to.ledger.finish())
   }
 
-  readRange(position: number, length: number): Promise<Uint8Array> {
+  readRange(position: number, length: number, into?: Uint8Array): Promise<Uint8Array> {
     this.counts.coldReads++
-    return this.inner.readRange(position, length)
+    return this.inner.readRange(position, length, into)
   }
 
   markCheckpoint(position: number): void {

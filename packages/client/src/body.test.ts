@@ -1,7 +1,8 @@
-import { CONTENT_TYPE, SluiceError } from '@sluice/protocol'
+import { CONTENT_TYPE, recordBytes, SluiceError, writeRecordHead } from '@sluice/protocol'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { BODY_DEPTH_MAX, checkText, decodeBody, packBody } from './body.js'
+import { recordBody, recordsCopy } from './records.js'
 
 const roundTrip = (value: unknown): unknown => {
   const bytes = Uint8Array.from(packBody(value))
@@ -132,7 +133,7 @@ describe('decoding', () => {
     expect([...small]).toEqual([7, 7, 7, 7])
     expect(small.buffer).not.toBe(run.buffer)
     expect(small.buffer.byteLength).toBeLessThanOrEqual(16_384)
-    const large = decodeBody(CONTENT_TYPE.bytes, run, 10, 900) as Uint8Array
+    const large = decodeBody(CONTENT_TYPE.bytes, run, 16, 900) as Uint8Array
     expect(large.buffer).toBe(run.buffer)
     const nested = decodeBody(CONTENT_TYPE.msgpack, Uint8Array.of(0xc4, 2, 8, 9), 0, 4) as Uint8Array
     expect([...nested]).toEqual([8, 9])
@@ -199,5 +200,24 @@ it('gives each body bytes of its own, which can be read as numbers, and never th
     expect(body.buffer).not.toBe(frame.buffer)
     // Whoever keeps a small one keeps little.
     expect(body.buffer.byteLength).toBeLessThanOrEqual(Math.max(16_384, body.length))
+  }
+})
+
+it('makes of a copied record no further copy, however long its options are', () => {
+  for (let keyBytes = 1; keyBytes <= 17; keyBytes++) {
+    for (const gap of [0, 16]) {
+      const body = new Uint8Array(200).map((_, index) => index + keyBytes)
+      const options = { key: 'k'.repeat(keyBytes) }
+      const start = 3
+      const end = start + gap + recordBytes(options, body.length)
+      const frame = new Uint8Array(100_000)
+      frame.set(body, writeRecordHead(frame, start + gap, options, CONTENT_TYPE.bytes, body.length))
+      const copy = recordsCopy(frame, start, end, gap)
+      frame.fill(0)
+      const read = recordBody(copy, gap) as Uint8Array
+      expect([...read]).toEqual([...body])
+      expect(read.buffer).toBe(copy.buffer)
+      expect(read.byteOffset % 8).toBe(0)
+    }
   }
 })

@@ -70,18 +70,21 @@ function notPlain(cause?: unknown): SluiceError {
 }
 
 /**
- * Small bodies are copied side by side into buffers of this size. A buffer of its own, which above 64 bytes comes from
- * the system, added half to what a consumer spent on a message of 128 bytes: 1.0 against 0.65 µs.
+ * Small bodies share buffers of this size. A buffer of its own, which above 64 bytes comes from the system, added half to
+ * what a consumer spent on a message of 128 bytes: 1.0 against 0.65 µs.
  */
-const SHARED_BYTES = 16 * 1024
+export const SHARED_BYTES = 16 * 1024
 const SHARED_BODY_BYTES_MAX = 4 * 1024
 let shared = new Uint8Array(SHARED_BYTES)
 let sharedAt = 0
 
-// A small part of a large buffer is copied, because whoever keeps it would keep all of the buffer alive.
+// A small part of a large buffer is copied, because whoever keeps it would keep all of the buffer alive; and so is what
+// does not begin where it can be read as numbers of up to 8 bytes.
 function ownBytes(bytes: Uint8Array, start: number, end: number): Uint8Array {
+  const { buffer, byteOffset } = bytes
   const length = end - start
-  if (length * 4 >= bytes.buffer.byteLength) return bytes.subarray(start, end)
+  if (buffer.byteLength <= Math.max(SHARED_BYTES, length * 4) && ((byteOffset + start) & 7) === 0)
+    return new Uint8Array(buffer, byteOffset + start, length)
   if (length > SHARED_BODY_BYTES_MAX) return bytes.slice(start, end)
   if (sharedAt + length > SHARED_BYTES) {
     shared = new Uint8Array(SHARED_BYTES)
@@ -89,7 +92,6 @@ function ownBytes(bytes: Uint8Array, start: number, end: number): Uint8Array {
   }
   const body = shared.subarray(sharedAt, sharedAt + length)
   body.set(bytes.subarray(start, end))
-  // So that each can be read as numbers of up to 8 bytes.
   sharedAt += (length + 7) & ~7
   return body
 }

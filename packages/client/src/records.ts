@@ -4,8 +4,22 @@ import { decodeBody } from './body.js'
 
 /** The body of the record at `at`. @throws SluiceError INVALID_BODY */
 export function recordBody(bytes: Uint8Array, at: number): unknown {
-  const start = at + RECORD_HEADER_BYTES + readU16(bytes, at + 6)
-  return decodeBody(bytes[at + 5]! >> 5, bytes, start, at + readU32(bytes, at))
+  return decodeBody(bytes[at + 5]! >> 5, bytes, bodyStart(bytes, at), at + readU32(bytes, at))
+}
+
+function bodyStart(bytes: Uint8Array, at: number): number {
+  return at + RECORD_HEADER_BYTES + readU16(bytes, at + 6)
+}
+
+/**
+ * A copy of `bytes[start, end)`, records with `gap` bytes before each. The body of the first begins at a multiple of 8 of
+ * its buffer: of a large one no further copy is needed for that.
+ */
+export function recordsCopy(bytes: Uint8Array, start: number, end: number, gap: number): Uint8Array {
+  const pad = (start - bodyStart(bytes, start + gap)) & 7
+  const copy = new Uint8Array(pad + end - start).subarray(pad)
+  copy.set(bytes.subarray(start, end))
+  return copy
 }
 
 /** The headers of a message that has none. */

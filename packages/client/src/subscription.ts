@@ -27,10 +27,12 @@ import {
   type Outcome,
   type TagRange,
 } from '@sluice/protocol'
+import { SHARED_BYTES } from './body.js'
 import type { ChannelSink, Connection, Reply } from './connection.js'
 import type { Deadlines } from './deadlines.js'
 import type { Floor } from './floor.js'
 import { DeliveredMessage, type Lessor, type Run, type Watcher } from './message.js'
+import { recordsCopy } from './records.js'
 import { leaseLost, SettleGroup } from './settlement.js'
 import type { Settling, Turn } from './turn.js'
 
@@ -217,10 +219,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       this.deliveries + count > this.#limit
     )
       throw malformed('It brings more bytes or messages than were asked for.')
-    // The frame's bytes are overwritten by the next read: one copy for the run, which its messages share.
-    const records = new Uint8Array(end - from)
-    records.set(bytes.subarray(from, end))
-    this.#runs.push({ ...head, lessor: this, gap, records })
+    this.#keep({ ...head, lessor: this, gap, records: bytes.subarray(from, end) })
     if (this.#lost !== undefined) this.#reuse(head)
     this.buffered += count
     this.#bufferedBytes += recordsBytes
@@ -228,6 +227,25 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     this.unsettled += count
     this.deliveries += count
     this.#owner.delivered()
+  }
+
+  // The bytes of a frame are overwritten by the next read. They are copied once, in parts so small that the body of a
+  // message can be a view of its part: that is 50 ns for each instead of the 200 of a further copy.
+  #keep(run: Run): void {
+    const { count, gap, records } = run
+    let from = 0
+    let fromAt = 0
+    let at = 0
+    for (let index = 0; index < count; index++) {
+      const next = at + gap + readU32(records, at + gap)
+      if (next - fromAt > PART_BYTES && index > from) {
+        pushPart(this.#runs, run, from, index, recordsCopy(records, fromAt, at, gap))
+        from = index
+        fromAt = at
+      }
+      at = next
+    }
+    pushPart(this.#runs, run, from, count, recordsCopy(records, fromAt, at, gap))
   }
 
   /** @throws SluiceError MALFORMED_FRAME */
@@ -299,7 +317,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
         const size = readU32(run.records, at + run.gap)
         const next = at + run.gap + size
         if (tags.delete((run.firstTag + index) >>> 0)) {
-          pushPart(runs, run, keptIndex, index, keptAt, at)
+          pushPart(runs, run, keptIndex, index, run.records.subarray(keptAt, at))
           keptIndex = index + 1
           keptAt = next
           dropped++
@@ -308,7 +326,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
         }
         at = next
       }
-      pushPart(runs, run, keptIndex, index, keptAt, at)
+      pushPart(runs, run, keptIndex, index, run.records.subarray(keptAt, at))
     }
     this.#runs = runs
     this.#runsAt = 0
@@ -738,15 +756,18 @@ const NOBODY: SubscriptionOwner = {
   lost() {},
 }
 
-/** Messages `[from, to)` of a run, bytes `[fromAt, toAt)`, as a run of their own. */
-function pushPart(runs: Run[], run: Run, from: number, to: number, fromAt: number, toAt: number): void {
+/** With what `recordsCopy` may put before it, a part fills what bodies may share. */
+const PART_BYTES = SHARED_BYTES - 8
+
+/** Messages `[from, to)` of a run, whose records these are, as a run of their own. */
+function pushPart(runs: Run[], run: Run, from: number, to: number, records: Uint8Array): void {
   if (from === to) return
   runs.push({
     ...run,
     firstTag: (run.firstTag + from) >>> 0,
     firstOffset: run.firstOffset + from,
     count: to - from,
-    records: run.records.subarray(fromAt, toAt),
+    records,
   })
 }
 

@@ -8,8 +8,10 @@ const BATCH_BYTES = BATCH_HEADER_BYTES + 400
 /** Batches side by side from position 0 on, and what is read of them. */
 function storedBatches(count: number): { log: MemoryLog; length: number; reads: number[] } {
   const stored = new Uint8Array(count * BATCH_BYTES)
-  for (let at = 0; at < stored.length; at += BATCH_BYTES)
+  for (let at = 0; at < stored.length; at += BATCH_BYTES) {
+    stored[at + BATCH_HEADER_BYTES] = at / BATCH_BYTES
     sealBatch(stored, at, at + BATCH_BYTES, { type: BATCH_TYPE.messages, count: 1 })
+  }
   const log = new MemoryLog()
   const reads: number[] = []
   log.readRange = (position, length) => {
@@ -65,4 +67,26 @@ test('early reads leave room for those that somebody waits for', async () => {
   for (let at = 0; at < length; at += BATCH_BYTES) blocks.loadEarly(at)
   await new Promise<void>((resolve) => setImmediate(resolve))
   expect(reads).toEqual([0])
+})
+
+test('parts that are read in order go through memory that is used again, and those that are still there stay as they were', async () => {
+  const { log, length } = storedBatches(12)
+  const read = log.readRange.bind(log)
+  const memory = new Set<ArrayBufferLike>()
+  log.readRange = async (position, bytes, into) => {
+    const part = into ?? new Uint8Array(bytes)
+    part.set(await read(position, bytes))
+    memory.add(part.buffer)
+    return part
+  }
+  const coldBytes = 3 * BATCH_BYTES
+  const blocks = new Blocks(log, { ...BLOCKS_DEFAULTS, readAheadBytes: BATCH_BYTES, coldBytes })
+  blocks.setDurable(length)
+  for (let at = 0; at < length; at += BATCH_BYTES) {
+    await blocks.load(at, true)
+    for (let kept = Math.max(0, at - 2 * BATCH_BYTES); kept <= at; kept += BATCH_BYTES)
+      expect(blocks.findBatch(kept)?.bytes[BATCH_HEADER_BYTES]).toBe(kept / BATCH_BYTES)
+    expect(blocks.memoryBytes).toBeLessThanOrEqual(coldBytes + BATCH_BYTES)
+  }
+  expect(memory.size).toBe(4)
 })

@@ -116,9 +116,9 @@ class NodeFile implements DiskFile {
     })
   }
 
-  read(position: number, length: number): Promise<Uint8Array> {
+  read(position: number, length: number, into?: Uint8Array): Promise<Uint8Array> {
     // Not a Buffer: what is cut out of one, message by message, costs about twice as much.
-    const bytes = new Uint8Array(Buffer.allocUnsafeSlow(length).buffer)
+    const bytes = into ?? new Uint8Array(Buffer.allocUnsafeSlow(length).buffer)
     return new Promise((done, fail) => {
       const readOn = (filled: number): void => {
         if (filled === length) return done(bytes)

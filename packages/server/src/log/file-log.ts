@@ -353,7 +353,7 @@ export class FileLog implements Log {
     }
   }
 
-  async readRange(position: number, length: number): Promise<Uint8Array> {
+  async readRange(position: number, length: number, into?: Uint8Array): Promise<Uint8Array> {
     const number = Math.floor(position / this.#segmentBytes)
     const at = position % this.#segmentBytes
     const end = number === this.#durableSegment ? this.#durableAt : this.#segmentBytes
@@ -363,7 +363,7 @@ export class FileLog implements Log {
     }
     const reader = this.#acquire(number)
     try {
-      return await (await reader.file).read(at, length)
+      return await (await reader.file).read(at, length, into)
     } finally {
       this.#readers.release(reader)
     }

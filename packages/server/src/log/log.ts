@@ -47,8 +47,11 @@ export interface Log {
    * @throws SluiceError LOG_FAILED: the process must stop, nothing may be confirmed any more, nothing is retried
    */
   append(position: number, lsn: number, entry: Uint8Array): Promise<void>
-  /** Bytes from a durable part of the log; never across a segment's end. */
-  readRange(position: number, length: number): Promise<Uint8Array>
+  /**
+   * Bytes from a durable part of the log; never across a segment's end. They go to `into`, which is of that length, or else
+   * to memory of their own.
+   */
+  readRange(position: number, length: number, into?: Uint8Array): Promise<Uint8Array>
   /** Recorded in the header of each segment that begins from now on. */
   markCheckpoint(position: number): void
   /** Gives back the segments that end at or before `position`. Idempotent. */
@@ -61,7 +64,8 @@ export interface Log {
 /** A file of a `Disk`. Reads and writes are whole or they fail; a short one is an error of the implementation's. */
 export interface DiskFile {
   readonly bytes: number
-  read(position: number, length: number): Promise<Uint8Array>
+  /** They go to `into`, which is of that length, or else to memory of their own. */
+  read(position: number, length: number, into?: Uint8Array): Promise<Uint8Array>
   /** With `durable` at `open`: resolves when the bytes are on stable storage (O_DSYNC). */
   write(position: number, bytes: Uint8Array): Promise<void>
   /** fdatasync; after it all earlier writes and the size are durable. */

@@ -157,9 +157,9 @@ export class MemoryLog implements Log {
     this.#kept.lastCrc = entryCrcOf(entry, 0)
   }
 
-  readRange(position: number, length: number): Promise<Uint8Array> {
+  readRange(position: number, length: number, into?: Uint8Array): Promise<Uint8Array> {
     const entries = this.#kept.entries
-    const out = new Uint8Array(length)
+    const out = into?.fill(0) ?? new Uint8Array(length)
     const end = position + length
     const segment = Math.floor(position / this.segmentBytes)
     let filled = position
