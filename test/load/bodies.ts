@@ -60,13 +60,10 @@ export class Seen {
   readonly #bits: Uint8Array[] = []
   duplicates = 0
   damaged = 0
-  /** Of the message that was taken last. */
-  atMs = 0
 
   take(body: Body): void {
     if (!(body instanceof Uint8Array)) {
-      const { producer, sequence, atMs } = body as Data
-      this.atMs = atMs
+      const { producer, sequence } = body as Data
       this.#mark(producer, sequence)
       return
     }
@@ -75,7 +72,6 @@ export class Seen {
       this.damaged++
       return
     }
-    this.atMs = new DataView(body.buffer, body.byteOffset).getFloat64(8)
     this.#mark(u32(body, 0), sequence)
   }
 
@@ -116,6 +112,13 @@ export class Seen {
     for (const bits of this.#bits) for (const byte of bits ?? []) count += ONES[byte]!
     return count
   }
+}
+
+/** When it was to be sent. */
+export function atMsOf(body: Body): number {
+  return body instanceof Uint8Array
+    ? new DataView(body.buffer, body.byteOffset).getFloat64(8)
+    : (body as Data).atMs
 }
 
 const ONES = Uint8Array.from({ length: 256 }, (_, byte) => byte.toString(2).replaceAll('0', '').length)

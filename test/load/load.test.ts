@@ -1,7 +1,7 @@
 /** That the harness finds what it is there to find; what it measures is for runs of its own. */
 import { fileURLToPath } from 'node:url'
 import { describe, expect, it } from 'vitest'
-import { Bodies, Seen } from './bodies.js'
+import { atMsOf, Bodies, Seen } from './bodies.js'
 import type { Outcome } from './measure.js'
 import { isSound, markdownOf, svgOf, tableOf, type Results } from './report.js'
 import { parseScenarios, readScenarios, type Scenario } from './scenario.js'
@@ -52,7 +52,7 @@ describe('what was confirmed and what was consumed', () => {
     for (const { bits } of consumers) all.merge(bits)
     expect(all.distinct).toBe(99_999)
     expect(all.duplicates + consumers[0]!.duplicates + consumers[1]!.duplicates).toBe(1)
-    expect(consumers[0]!.atMs).toBe(99_998)
+    expect(atMsOf(first.next(99_998))).toBe(99_998)
   })
 
   it('a body that was damaged is no message', () => {

@@ -3,7 +3,7 @@
  * when it is asked for its count, and at the end says what it did.
  */
 import { createHistogram } from 'node:perf_hooks'
-import { Bodies, Seen } from './bodies.js'
+import { atMsOf, Bodies, Seen } from './bodies.js'
 import type { Session } from './driver.js'
 import { DRIVERS } from './drivers/index.js'
 import { nowMs, pace } from './pacer.js'
@@ -134,7 +134,7 @@ class Load {
     for (const queue of queues) {
       await this.#session.consume(queue, held, (body, ack) => {
         this.#seen.take(body)
-        if (timed) this.#record(nowMs() - this.#seen.atMs)
+        if (timed) this.#record(nowMs() - atMsOf(body))
         ack()
         this.#counted()
       })

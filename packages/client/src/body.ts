@@ -2,7 +2,7 @@
  * Bodies: bytes stay bytes, text stays text, anything else is msgpack of plain data. What msgpack cannot say is
  * refused with its path, never bent into something near it: what a consumer reads equals what was published.
  */
-import { CONTENT_TYPE, isPlainMsgpack, LIMITS, readText, shown, SluiceError } from '@sluice/protocol'
+import { CONTENT_TYPE, checkPlain, LIMITS, NOT_PLAIN, readText, shown, SluiceError } from '@sluice/protocol'
 import { Packr, RESET_BUFFER_MODE, Unpackr } from 'msgpackr/index-no-eval'
 
 /** Deepest nesting of a body, the outermost list or map counted. */
@@ -14,13 +14,13 @@ const packr = new Packr(encoding)
 
 const decoding: object = {
   useRecords: false,
-  mapsAsObjects: false,
   structuredClone: false,
   copyBuffers: true,
   // Numbers travel as 32-bit integers or floats, so that a 64-bit integer is always what was a bigint.
   int64AsType: 'bigint',
 }
-const unpackr = new Unpackr(decoding)
+const unpackr = new Unpackr({ ...decoding, mapsAsObjects: true })
+const unpackrToMaps = new Unpackr({ ...decoding, mapsAsObjects: false })
 
 /**
  * Packs plain data. The result is overwritten by the next call: copy it.
@@ -56,9 +56,13 @@ export function decodeBody(contentType: number, bytes: Uint8Array, start: number
   if (contentType === CONTENT_TYPE.text) return readText(bytes, start, end)
   if (contentType === CONTENT_TYPE.bytes) return ownBytes(bytes, start, end)
   // Walked before msgpackr sees it: a broker may be hostile, or hold what another program published.
-  if (!isPlainMsgpack(bytes, start, end, true)) throw notPlain()
+  const found = checkPlain(bytes, start, end)
+  if (found === NOT_PLAIN) throw notPlain()
   try {
-    return objectsFrom(unpackr.unpack(bytes.subarray(start, end)))
+    const packed = bytes.subarray(start, end)
+    // Nearly all there is, decoded at once: an object of four properties takes 1.0 µs, by way of maps 2.6.
+    if (found === 0) return unpackr.unpack(packed)
+    return objectsFrom(unpackrToMaps.unpack(packed))
   } catch (error) {
     // The decoder's own words may quote hostile bytes: they go no further than `cause`.
     throw notPlain(error)

@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { decodeControl, encodeControl, isPlainMsgpack } from './control.js'
+import { checkPlain, decodeControl, encodeControl, NOT_PLAIN, PLAIN_HAS } from './control.js'
 import { SluiceError } from './errors.js'
 import { LIMITS } from './limits.js'
 
@@ -353,8 +353,8 @@ describe('hostile sizes', () => {
   }
 })
 
-describe('isPlainMsgpack', () => {
-  test('timestamps pass where they are allowed, in their three forms only', () => {
+describe('checkPlain', () => {
+  test('timestamps are told of, and pass in their three forms only', () => {
     const forms = [
       'd6 ff 00 00 00 00',
       'd7 ff 00 00 00 00 00 00 00 00',
@@ -362,11 +362,11 @@ describe('isPlainMsgpack', () => {
     ]
     for (const form of forms) {
       for (const bytes of [hex(form), hex(`81 a1 61 ${form}`), hex(`92 ${form} 05`)]) {
-        expect(isPlainMsgpack(bytes, 0, bytes.length, true)).toBe(true)
-        expect(isPlainMsgpack(bytes, 0, bytes.length)).toBe(false)
-        for (let end = 0; end < bytes.length; end++) expect(isPlainMsgpack(bytes, 0, end, true)).toBe(false)
+        expect(checkPlain(bytes, 0, bytes.length)).toBe(PLAIN_HAS.timestamps)
+        for (let end = 0; end < bytes.length; end++) expect(checkPlain(bytes, 0, end)).toBe(NOT_PLAIN)
+        expectRefused(bytes)
       }
-      expect(isPlainMsgpack(hex(`81 ${form} 05`), 0, hex(form).length + 2, true)).toBe(false)
+      expect(checkPlain(hex(`81 ${form} 05`), 0, hex(form).length + 2)).toBe(NOT_PLAIN)
     }
     const others = [
       'd4 ff 00',
@@ -376,8 +376,29 @@ describe('isPlainMsgpack', () => {
       'c7 04 62 00 00 00 05 05',
     ]
     for (const other of others)
-      expect(isPlainMsgpack(hex(other), 0, hex(other).length, true), `of ${other}`).toBe(false)
+      expect(checkPlain(hex(other), 0, hex(other).length), `of ${other}`).toBe(NOT_PLAIN)
     expect(forms.length + others.length).toBe(8)
+  })
+
+  test('keys that an object cannot take as they are, or that are long, are told of', () => {
+    const proto = Buffer.from('__proto__').toString('hex')
+    const rare = [`a9 ${proto}`, `d9 09 ${proto}`, `da 00 09 ${proto}`, `db 00 00 00 09 ${proto}`, 'd9 01 61']
+    for (const key of rare) {
+      for (const bytes of [hex(`81 ${key} 05`), hex(`92 05 81 a1 61 81 ${key} c0`)])
+        expect(checkPlain(bytes, 0, bytes.length), key).toBe(PLAIN_HAS.rareKeys)
+    }
+    const others = [
+      `a8 ${proto.slice(0, 16)}`,
+      `aa ${proto} 5f`,
+      `a9 ${proto.slice(0, 16)} 5e`,
+      'a0',
+      'a2 5f 5f',
+    ]
+    for (const key of others) {
+      const bytes = hex(`82 ${key} 05 a1 62 a9 ${proto}`)
+      expect(checkPlain(bytes, 0, bytes.length), key).toBe(0)
+    }
+    expect(rare.length + others.length).toBe(10)
   })
 
   test('what passes is decoded, and what msgpackr writes of plain data passes', () => {
@@ -386,7 +407,8 @@ describe('isPlainMsgpack', () => {
     fc.assert(
       fc.property(fc.uint8Array({ maxLength: 12 }), (tail) => {
         const bytes = Uint8Array.from([0x81, 0xa1, 0x61, ...tail])
-        if (isPlainMsgpack(bytes, 0, bytes.length)) {
+        const found = checkPlain(bytes, 0, bytes.length)
+        if (found !== NOT_PLAIN && !(found & PLAIN_HAS.timestamps)) {
           expect(Object.keys(decode(bytes))).toStrictEqual(['a'])
           passed++
         } else {

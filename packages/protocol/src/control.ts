@@ -63,7 +63,8 @@ export function decodeControl(
       `A control frame has ${end - start} bytes; at most ${LIMITS.controlBytesMax} are accepted.`,
     )
   }
-  if (!isPlainMsgpack(bytes, start, end)) throw notPlain()
+  const found = checkPlain(bytes, start, end)
+  if (found === NOT_PLAIN || found & PLAIN_HAS.timestamps) throw notPlain()
   let value: unknown
   try {
     value = objectsFrom(unpackr.unpack(copyBytes(bytes, start, end)))
@@ -92,12 +93,22 @@ function objectsFrom(value: unknown): unknown {
   return object
 }
 
+/** What `checkPlain` returns of bytes that are no plain data. */
+export const NOT_PLAIN = -1
+/** Bits of what it returns of others. */
+export const PLAIN_HAS = {
+  timestamps: 1,
+  /** A map has a key `__proto__`, or one of more than 31 bytes. */
+  rareKeys: 2,
+} as const
+
 /**
- * Whether `bytes[start, end)` is exactly one msgpack value of plain data: nil, booleans, numbers, text, bytes, lists,
- * and maps with text keys, nested at most LIMITS.controlDepthMax deep. No extension is plain data, except a
- * timestamp where `timestamps` allows it. Takes time in proportion to the bytes, whatever they announce.
+ * Checks that `bytes[start, end)` is exactly one msgpack value of plain data: nil, booleans, numbers, text, bytes,
+ * timestamps, lists, and maps with text keys, nested at most LIMITS.controlDepthMax deep. No extension but that of
+ * timestamps is plain data. Takes time in proportion to the bytes, whatever they announce.
  */
-export function isPlainMsgpack(bytes: Uint8Array, start: number, end: number, timestamps = false): boolean {
+export function checkPlain(bytes: Uint8Array, start: number, end: number): number {
+  let found = 0
   // Values still to come in each map or list that is open; a map counts keys and values, keys being due when it is even.
   const left = [1]
   const inMap = [false]
@@ -111,9 +122,12 @@ export function isPlainMsgpack(bytes: Uint8Array, start: number, end: number, ti
       continue
     }
     left[level] = due - 1
-    if (at >= end) return false
+    if (at >= end) return NOT_PLAIN
     const token = bytes[at]!
-    if (inMap[level] && due % 2 === 0 && !isText(token)) return false
+    if (inMap[level] && due % 2 === 0) {
+      if (!isText(token)) return NOT_PLAIN
+      if (token >= 0xc0 || isProto(bytes, at, end)) found |= PLAIN_HAS.rareKeys
+    }
     at++
     let items = -1
     if (token < 0x80 || token >= 0xe0) continue
@@ -124,15 +138,16 @@ export function isPlainMsgpack(bytes: Uint8Array, start: number, end: number, ti
       const size = SIZES[token - 0xc0]!
       if (size < 0) {
         const bytesOfType = TIMESTAMP_BYTES.get(token)
-        if (!timestamps || bytesOfType === undefined) return false
+        if (bytesOfType === undefined) return NOT_PLAIN
+        found |= PLAIN_HAS.timestamps
         const typeAt = token === EXT_8 ? at + 1 : at
-        if (typeAt >= end || bytes[typeAt] !== TIMESTAMP) return false
-        if (token === EXT_8 && bytes[at] !== 12) return false
+        if (typeAt >= end || bytes[typeAt] !== TIMESTAMP) return NOT_PLAIN
+        if (token === EXT_8 && bytes[at] !== 12) return NOT_PLAIN
         at += bytesOfType
       } else if (token < 0xc4 || (token >= 0xca && token < 0xd4)) {
         at += size
       } else {
-        if (end - at < size) return false
+        if (end - at < size) return NOT_PLAIN
         const length = readLength(bytes, at, size)
         at += size
         if (token >= 0xde) items = length * 2
@@ -140,19 +155,25 @@ export function isPlainMsgpack(bytes: Uint8Array, start: number, end: number, ti
         else at += length
       }
     }
-    if (at > end) return false
+    if (at > end) return NOT_PLAIN
     if (items >= 0) {
       // Each item takes a byte at least, so a count that cannot be there is refused before anything is made for it.
-      if (items > end - at || left.length > LIMITS.controlDepthMax) return false
+      if (items > end - at || left.length > LIMITS.controlDepthMax) return NOT_PLAIN
       left.push(items)
       inMap.push(token < 0x90 || token >= 0xde)
     }
   }
-  return at === end
+  return at === end ? found : NOT_PLAIN
 }
 
 function isText(token: number): boolean {
   return (token >= 0xa0 && token < 0xc0) || (token >= 0xd9 && token <= 0xdb)
+}
+
+// Whether the text at `at`, of at most 31 bytes, is `__proto__`.
+function isProto(bytes: Uint8Array, at: number, end: number): boolean {
+  if (bytes[at] !== PROTO[0] || bytes[at + 1] !== PROTO[1] || end - at < PROTO.length) return false
+  return PROTO.every((byte, index) => bytes[at + index] === byte)
 }
 
 function readLength(bytes: Uint8Array, at: number, size: number): number {
@@ -165,6 +186,7 @@ function readLength(bytes: Uint8Array, at: number, size: number): number {
 const SIZES = [
   0, -1, 0, 0, 1, 2, 4, -1, -1, -1, 4, 8, 1, 2, 4, 8, 1, 2, 4, 8, -1, -1, -1, -1, -1, 1, 2, 4, 2, 4, 2, 4,
 ]
+const PROTO = Buffer.from([0xa9, ...Buffer.from('__proto__')])
 const EXT_8 = 0xc7
 const TIMESTAMP = 0xff
 // Bytes after the token of each form of a timestamp: fixext 4, fixext 8, ext 8 of 12 bytes.
