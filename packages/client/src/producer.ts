@@ -36,6 +36,7 @@ import type { Deadlines } from './deadlines.js'
 import type { Settings } from './options.js'
 import type { Receipt, Reject, Resolve, Sending, Watch } from './sending.js'
 import { Step } from './step.js'
+import { Window } from './window.js'
 
 /** Where the correlation stands in a frame. */
 const CORRELATION_AT = 8
@@ -46,7 +47,10 @@ const CORRELATION_AT = 8
  */
 const AHEAD_BYTES = 48 * 1024
 const SCRATCH_BYTES_FIRST = 2 * 1024
-const SCRATCH_POOL_MAX = 16
+/** Bytes of those that are kept for later: enough for a thousand queues in one turn. */
+const SCRATCH_POOL_BYTES = 2 << 20
+/** Names of queues that are kept while nothing is published to them. */
+const QUEUES_KEPT = 16_384
 const SCRATCH_BYTES_KEPT = 256 * 1024
 
 // The executor of every publish: no closure is made per message.
@@ -68,8 +72,8 @@ export class Producer {
   #identity = randomBytes(PRODUCER_IDENTITY_BYTES)
   #lastNumber = 0
   #acceptedNumber = 0
-  /** What is unanswered, by number; a Map keeps it in the order of the numbers. */
-  readonly #sent = new Map<number, Sending>()
+  /** What is unanswered. */
+  readonly #sent = new Window<Sending>()
   #sentMessages = 0
   #sentBytes = 0
   /** Those of `#sent` that this connection has not carried yet, highest number first. */
@@ -77,9 +81,12 @@ export class Producer {
   /** `#waiting[#waitingAt…]`, oldest first. */
   #waiting: Sending[] = []
   #waitingAt = 0
-  readonly #open = new Map<string, Batch>()
+  /** The batch of each queue that further messages may join; a queue without one stays, see `window.ts` for why. */
+  readonly #open = new Map<string, Batch | undefined>()
+  #openMax = QUEUES_KEPT
   #last: Batch | undefined
   readonly #scratch: Buffer[] = []
+  #scratchBytes = 0
   /** Time as of this turn; 0: not yet read. */
   #turnMs = 0
   #inFlightBatches: number = LIMITS.inFlightBatchesDefault
@@ -262,26 +269,38 @@ export class Producer {
     if (batch === undefined) {
       batch = new Batch(queue, false, this.#takeScratch())
       this.#open.set(queue, batch)
+      if (this.#open.size > this.#openMax) this.#forgetQueues()
       this.#waiting.push(batch)
     }
     this.#last = batch
     return batch
   }
 
+  #forgetQueues(): void {
+    for (const [queue, batch] of this.#open) if (batch === undefined) this.#open.delete(queue)
+    this.#openMax = Math.max(QUEUES_KEPT, this.#open.size * 2)
+  }
+
   #close(batch: Sending): void {
     if (!batch.open || !(batch instanceof Batch)) return
     batch.open = false
-    this.#open.delete(batch.queue)
+    this.#open.set(batch.queue, undefined)
     if (this.#last === batch) this.#last = undefined
   }
 
   #takeScratch(): Buffer {
-    return this.#scratch.pop() ?? Buffer.allocUnsafeSlow(SCRATCH_BYTES_FIRST)
+    const bytes = this.#scratch.pop()
+    if (bytes === undefined) return Buffer.allocUnsafeSlow(SCRATCH_BYTES_FIRST)
+    this.#scratchBytes -= bytes.length
+    return bytes
   }
 
   #giveScratch(bytes: Buffer): void {
-    const kept = bytes.length >= SCRATCH_BYTES_FIRST && bytes.length <= SCRATCH_BYTES_KEPT
-    if (kept && this.#scratch.length < SCRATCH_POOL_MAX) this.#scratch.push(bytes)
+    const { length } = bytes
+    if (length < SCRATCH_BYTES_FIRST || length > SCRATCH_BYTES_KEPT) return
+    if (this.#scratchBytes + length > SCRATCH_POOL_BYTES) return
+    this.#scratchBytes += length
+    this.#scratch.push(bytes)
   }
 
   /** Writes a record behind the last one, without counting it yet; returns where it ends. */
@@ -365,7 +384,7 @@ export class Producer {
   /** Byte for byte but for the correlation, which says how far below the lowest unanswered number is now. */
   #resend(connection: Connection): void {
     for (let batch = this.#again.at(-1); batch !== undefined; batch = this.#again.at(-1)) {
-      if (!this.#sent.has(batch.number)) {
+      if (this.#sent.get(batch.number) === undefined) {
         this.#again.pop()
         continue
       }
@@ -405,7 +424,7 @@ export class Producer {
       }
       batch.number = ++this.#lastNumber
       batch.seal(this.#below(batch.number))
-      this.#sent.set(batch.number, batch)
+      this.#sent.add(batch.number, batch)
       this.#sentMessages += batch.count
       this.#sentBytes += batch.end
       bytes += batch.end
@@ -425,7 +444,7 @@ export class Producer {
 
   /** How far below `number` the lowest unanswered one is: what is older the broker may forget. */
   #below(number: number): number {
-    const lowest = this.#sent.keys().next().value
+    const { lowest } = this.#sent
     return lowest === undefined || lowest > number ? 0 : number - lowest
   }
 

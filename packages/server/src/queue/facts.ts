@@ -84,7 +84,7 @@ export type GoneFact = 'ack' | 'expire' | 'drop' | 'cancel' | 'discard'
 
 /** Gathers facts of one queue until they are written to the open entry. Consecutive messages with one fate become one item. */
 export class FactBuffer {
-  #bytes = new Uint8Array(256)
+  #bytes: Uint8Array = NO_BYTES
   length = 0
   count = 0
   /** The last item, if further messages may join it: its place, its kind, and the offset that would. */
@@ -105,7 +105,7 @@ export class FactBuffer {
     this.length = 0
     this.count = 0
     this.#openAt = -1
-    if (this.#bytes.length > KEPT_BYTES) this.#bytes = new Uint8Array(256)
+    if (this.#bytes.length > KEPT_BYTES) this.#bytes = NO_BYTES
   }
 
   /** The items so far, in a buffer of their own; none are left here. */
@@ -114,7 +114,7 @@ export class FactBuffer {
     taken.#bytes = this.#bytes
     taken.length = this.length
     taken.count = this.count
-    this.#bytes = new Uint8Array(256)
+    this.#bytes = NO_BYTES
     this.clear()
     return taken
   }
@@ -215,7 +215,7 @@ export class FactBuffer {
     const at = this.length
     const needed = at + HEAD_BYTES + extra
     if (needed > this.#bytes.length) {
-      const grown = new Uint8Array(Math.max(needed, this.#bytes.length * 2))
+      const grown = new Uint8Array(Math.max(BYTES_FIRST, needed, this.#bytes.length * 2))
       grown.set(this.#bytes.subarray(0, at))
       this.#bytes = grown
     }
@@ -238,6 +238,8 @@ export class FactBuffer {
   }
 }
 
+const NO_BYTES = new Uint8Array(0)
+const BYTES_FIRST = 256
 const KEPT_BYTES = 64 * 1024
 const TEXT_BYTES_MAX = 0xffff
 

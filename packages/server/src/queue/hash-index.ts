@@ -6,11 +6,14 @@
  */
 const PLACES_MIN = 16
 const EMPTY = -1
+/** Never filled: one place must stay empty. */
+const NO_PLACES: Float64Array = new Float64Array(1).fill(EMPTY)
 
 export abstract class HashIndex {
   size = 0
-  #refs = new Float64Array(PLACES_MIN).fill(EMPTY)
-  #mask = PLACES_MIN - 1
+  // Most queues have no ids or no keys: nothing is made before the first.
+  #refs = NO_PLACES
+  #mask = 0
 
   /** First word of the hash of `ref`. */
   protected abstract wordOf(ref: number): number

@@ -10,8 +10,8 @@ const HEAP_KEPT = 4096
  */
 export class TimeHeap {
   size = 0
-  #times = new Float64Array(HEAP_FIRST)
-  #offsets = new Float64Array(HEAP_FIRST)
+  #times = new Float64Array(0)
+  #offsets = new Float64Array(0)
 
   /** Time of the first; Infinity when empty. */
   get firstTime(): number {
@@ -52,8 +52,8 @@ export class TimeHeap {
 
   clear(): void {
     this.size = 0
-    this.#times = new Float64Array(HEAP_FIRST)
-    this.#offsets = new Float64Array(HEAP_FIRST)
+    this.#times = new Float64Array(0)
+    this.#offsets = new Float64Array(0)
   }
 
   push(timeMs: number, offset: number): void {
@@ -109,10 +109,11 @@ export class TimeHeap {
   }
 
   #grow(): void {
-    const times = new Float64Array(this.size * 2)
+    const capacity = Math.max(HEAP_FIRST, this.size * 2)
+    const times = new Float64Array(capacity)
     times.set(this.#times)
     this.#times = times
-    const offsets = new Float64Array(this.size * 2)
+    const offsets = new Float64Array(capacity)
     offsets.set(this.#offsets)
     this.#offsets = offsets
   }

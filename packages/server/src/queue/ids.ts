@@ -11,6 +11,7 @@ import { ID_WORDS } from './hash.js'
 import { HashIndex } from './hash-index.js'
 
 const NONE = -1
+const RING_FIRST = 16
 
 /** Ids of one state page. */
 const PAGE_IDS = 1024
@@ -22,9 +23,9 @@ export class IdWindow extends HashIndex {
   /** Entries `[#first, #next)` are remembered. */
   #first = 0
   #next = 0
-  #words = new Uint32Array(PAGE_IDS * ID_WORDS)
-  #offsets = new Float64Array(PAGE_IDS)
-  #times = new Float64Array(PAGE_IDS)
+  #words = new Uint32Array(0)
+  #offsets = new Float64Array(0)
+  #times = new Float64Array(0)
   /** Where the newest state page of entries `[page × PAGE_IDS, …)` stands. */
   readonly #pages = new Map<number, number>()
   /** Entries from here on are in no page. */
@@ -95,12 +96,13 @@ export class IdWindow extends HashIndex {
 
   #grow(): void {
     const { length } = this.#offsets
-    const words = new Uint32Array(length * 2 * ID_WORDS)
-    const offsets = new Float64Array(length * 2)
-    const times = new Float64Array(length * 2)
+    const capacity = Math.max(RING_FIRST, length * 2)
+    const words = new Uint32Array(capacity * ID_WORDS)
+    const offsets = new Float64Array(capacity)
+    const times = new Float64Array(capacity)
     for (let entry = this.#first; entry < this.#next; entry++) {
       const from = entry % length
-      const to = entry % (length * 2)
+      const to = entry % capacity
       for (let word = 0; word < ID_WORDS; word++)
         words[to * ID_WORDS + word] = this.#words[from * ID_WORDS + word]!
       offsets[to] = this.#offsets[from]!

@@ -16,17 +16,17 @@ const SLOTS_FIRST = 16
 
 export class Keys extends HashIndex {
   /** By slot: first and last message of the line. */
-  heads = new Float64Array(SLOTS_FIRST).fill(NONE)
-  tails = new Float64Array(SLOTS_FIRST).fill(NONE)
+  heads = new Float64Array(0)
+  tails = new Float64Array(0)
   /** The head that may be handed out, and since when; NONE when the key is not free or has no line. */
-  offered = new Float64Array(SLOTS_FIRST).fill(NONE)
-  sinces = new Float64Array(SLOTS_FIRST)
-  leased = new Uint32Array(SLOTS_FIRST)
+  offered = new Float64Array(0)
+  sinces = new Float64Array(0)
+  leased = new Uint32Array(0)
   /** Messages that were tried in vain and wait for their time. */
-  retrying = new Uint32Array(SLOTS_FIRST)
-  #lows = new Uint32Array(SLOTS_FIRST)
-  #highs = new Uint32Array(SLOTS_FIRST)
-  #refs = new Uint32Array(SLOTS_FIRST)
+  retrying = new Uint32Array(0)
+  #lows = new Uint32Array(0)
+  #highs = new Uint32Array(0)
+  #refs = new Uint32Array(0)
   /** Slots below this were used before; those that are free are linked through `#refs`. */
   #end = 0
   #free = NONE
@@ -101,7 +101,7 @@ export class Keys extends HashIndex {
   }
 
   #grow(): void {
-    const slots = this.#lows.length * 2
+    const slots = Math.max(SLOTS_FIRST, this.#lows.length * 2)
     this.heads = grown(this.heads, new Float64Array(slots).fill(NONE))
     this.tails = grown(this.tails, new Float64Array(slots).fill(NONE))
     this.offered = grown(this.offered, new Float64Array(slots).fill(NONE))

@@ -14,9 +14,9 @@ export class TimeQueue {
   /** For its owner: the size at which it looks for entries that mean nothing any more. */
   lookAt = LOOK_FIRST
   readonly #heap = new TimeHeap()
-  /** In ascending order from `#at` on, `#length` of them; a power of two long. */
-  #times: Float64Array = new Float64Array(RING_FIRST)
-  #offsets: Float64Array = new Float64Array(RING_FIRST)
+  /** In ascending order from `#at` on, `#length` of them; a power of two long, or empty. */
+  #times: Float64Array = new Float64Array(0)
+  #offsets: Float64Array = new Float64Array(0)
   #at = 0
   #length = 0
 
@@ -96,8 +96,8 @@ export class TimeQueue {
         this.#heap.push(timeMs, offset)
         return
       }
-      if (this.#length === this.#times.length) this.#resize(this.#length * 2)
     }
+    if (this.#length === this.#times.length) this.#resize(Math.max(RING_FIRST, this.#length * 2))
     const at = (this.#at + this.#length++) & (this.#times.length - 1)
     this.#times[at] = timeMs
     this.#offsets[at] = offset

@@ -1,0 +1,67 @@
+import fc from 'fast-check'
+import { expect, it } from 'vitest'
+import { Window } from './window.js'
+
+it('holds what a Map of ascending numbers holds, whatever leaves it in whatever order', () => {
+  const step = fc.oneof(
+    {
+      weight: 6,
+      arbitrary: fc.record({ add: fc.integer({ min: 1, max: 3 }), times: fc.integer({ min: 1, max: 40 }) }),
+    },
+    { weight: 5, arbitrary: fc.record({ remove: fc.double({ min: 0, max: 1, noNaN: true }) }) },
+    { weight: 2, arbitrary: fc.record({ removeFirst: fc.integer({ min: 1, max: 90 }) }) },
+    { weight: 1, arbitrary: fc.constant({ clear: true }) },
+  )
+  let largest = 0
+  const begins = fc.constantFrom(0, 1, 2 ** 31 - 20, 2 ** 32 - 20, 2 ** 52)
+  fc.assert(
+    fc.property(begins, fc.array(step, { maxLength: 600, size: 'max' }), (begin, steps) => {
+      const window = new Window<string>()
+      const map = new Map<number, string>()
+      let last = begin
+      const remove = (number: number | undefined): void => {
+        if (number === undefined) return
+        window.delete(number)
+        map.delete(number)
+      }
+      for (const step of steps) {
+        if ('add' in step) {
+          for (let i = 0; i < step.times; i++) {
+            last += step.add
+            window.add(last, `at ${last}`)
+            map.set(last, `at ${last}`)
+          }
+        } else if ('remove' in step) remove([...map.keys()][Math.floor(step.remove * map.size)])
+        else if ('removeFirst' in step)
+          for (let i = 0; i < step.removeFirst; i++) remove(map.keys().next().value)
+        else {
+          window.clear()
+          map.clear()
+        }
+        largest = Math.max(largest, map.size)
+        expect(window.size).toBe(map.size)
+        expect(window.lowest).toBe(map.keys().next().value)
+        for (const number of [begin - 1, begin, last - 65, last - 1, last, last + 1, last + 64])
+          expect(window.get(number)).toBe(map.get(number))
+      }
+      expect([...window.values()]).toEqual([...map.values()])
+      window.delete(last + 5)
+      expect(window.size).toBe(map.size)
+    }),
+    { numRuns: 60 },
+  )
+  expect(largest).toBeGreaterThan(64)
+})
+
+it('can be emptied while it is looked through', () => {
+  const window = new Window<number>()
+  for (let number = 10; number < 200; number++) window.add(number, number)
+  const seen: number[] = []
+  for (const number of window.values()) {
+    seen.push(number)
+    window.delete(number)
+    window.delete(number + 1)
+  }
+  expect(seen).toEqual(Array.from({ length: 95 }, (_, index) => 10 + 2 * index))
+  expect([window.size, window.lowest]).toEqual([0, undefined])
+})
