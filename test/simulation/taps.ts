@@ -5,7 +5,7 @@
  */
 import { OP, SluiceError, readU64, type Placed } from '@sluice/protocol'
 import type { Broker } from '../../packages/server/src/broker/broker.js'
-import type { Log, LogBounds, LogEntry } from '../../packages/server/src/log/log.js'
+import type { Log, LogBounds, LogEntry, LogUsage } from '../../packages/server/src/log/log.js'
 import type { Queue } from '../../packages/server/src/queue/index.js'
 import type { Session } from '../../packages/server/src/session/session.js'
 import type { Attempts } from './attempts.js'
@@ -88,7 +88,7 @@ export class TappedLog implements Log {
     return this.inner.truncateBefore(position)
   }
 
-  usage(): { segments: number; bytes: number; firstPosition: number } {
+  usage(): LogUsage {
     return this.inner.usage()
   }
 

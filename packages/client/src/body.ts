@@ -2,7 +2,16 @@
  * Bodies: bytes stay bytes, text stays text, anything else is msgpack of plain data. What msgpack cannot say is
  * refused with its path, never bent into something near it: what a consumer reads equals what was published.
  */
-import { CONTENT_TYPE, checkPlain, LIMITS, NOT_PLAIN, readText, shown, SluiceError } from '@sluice/protocol'
+import {
+  CONTENT_TYPE,
+  checkPlain,
+  LIMITS,
+  NOT_PLAIN,
+  readText,
+  shown,
+  SluiceError,
+  viewBytes,
+} from '@sluice/protocol'
 import { Packr, RESET_BUFFER_MODE, Unpackr } from 'msgpackr/index-no-eval'
 
 /** Deepest nesting of a body, the outermost list or map counted. */
@@ -85,17 +94,17 @@ let sharedAt = 0
 // A small part of a large buffer is copied, because whoever keeps it would keep all of the buffer alive; and so is what
 // does not begin where it can be read as numbers of up to 8 bytes.
 function ownBytes(bytes: Uint8Array, start: number, end: number): Uint8Array {
-  const { buffer, byteOffset } = bytes
   const length = end - start
-  if (buffer.byteLength <= Math.max(SHARED_BYTES, length * 4) && ((byteOffset + start) & 7) === 0)
-    return new Uint8Array(buffer, byteOffset + start, length)
+  const isAligned = ((bytes.byteOffset + start) & 7) === 0
+  if (isAligned && bytes.buffer.byteLength <= Math.max(SHARED_BYTES, length * 4))
+    return viewBytes(bytes, start, end)
   if (length > SHARED_BODY_BYTES_MAX) return bytes.slice(start, end)
   if (sharedAt + length > SHARED_BYTES) {
     shared = new Uint8Array(SHARED_BYTES)
     sharedAt = 0
   }
   const body = shared.subarray(sharedAt, sharedAt + length)
-  body.set(bytes.subarray(start, end))
+  body.set(viewBytes(bytes, start, end))
   sharedAt += (length + 7) & ~7
   return body
 }

@@ -65,5 +65,5 @@ export class Window<Item> {
 }
 
 function emptySlots<Item>(count: number): (Item | undefined)[] {
-  return new Array<Item | undefined>(count).fill(undefined)
+  return Array.from<Item | undefined>({ length: count })
 }

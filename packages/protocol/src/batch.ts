@@ -7,7 +7,17 @@
  * a producer sends 0 there.
  */
 import { crc32 } from 'node:zlib'
-import { readU16, readU32, readU48, readU64, writeU16, writeU32, writeU48, writeU64 } from './bytes.js'
+import {
+  readU16,
+  readU32,
+  readU48,
+  readU64,
+  viewBytes,
+  writeU16,
+  writeU32,
+  writeU48,
+  writeU64,
+} from './bytes.js'
 import { SluiceError } from './errors.js'
 import { LIMITS } from './limits.js'
 
@@ -54,7 +64,7 @@ export function sealBatch(bytes: Uint8Array, at: number, end: number, stamp: Bat
   writeU48(bytes, at + 32, stamp.timeMs ?? 0)
   writeU16(bytes, at + 38, 0)
   writeU32(bytes, at + 40, stamp.producerId ?? 0)
-  writeU32(bytes, at + 44, crc32(bytes.subarray(at + BATCH_HEADER_BYTES, end)))
+  writeU32(bytes, at + 44, crc32(viewBytes(bytes, at + BATCH_HEADER_BYTES, end)))
 }
 
 /** Stamps what only the broker knows onto a batch that came from a producer; reserved bytes become 0. */
@@ -91,7 +101,7 @@ export function readBatchHeader(bytes: Uint8Array, at: number): BatchHeader {
 
 /** Whether the checksum of the batch at `[at, end)` matches its records. */
 export function batchIsIntact(bytes: Uint8Array, at: number, end: number): boolean {
-  return readU32(bytes, at + 44) === crc32(bytes.subarray(at + BATCH_HEADER_BYTES, end))
+  return readU32(bytes, at + 44) === crc32(viewBytes(bytes, at + BATCH_HEADER_BYTES, end))
 }
 
 /**

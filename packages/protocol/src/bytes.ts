@@ -44,9 +44,14 @@ export function writeU64(bytes: Uint8Array, at: number, value: number): void {
   writeU32(bytes, at + 4, Math.floor(value / TWO_32))
 }
 
+/** `bytes[start, end)` without a copy. `subarray` looks for a species first: 95 ns instead of 35, and 200 of a Buffer. */
+export function viewBytes(bytes: Uint8Array, start: number, end: number): Uint8Array {
+  return new Uint8Array(bytes.buffer, bytes.byteOffset + start, end - start)
+}
+
 /** A copy of `bytes[start, end)`; `slice` of a Buffer would share its memory, and hold all of a socket's chunk. */
 export function copyBytes(bytes: Uint8Array, start: number, end: number): Uint8Array {
-  return new Uint8Array(bytes.subarray(start, end))
+  return new Uint8Array(viewBytes(bytes, start, end))
 }
 
 /** UTF-8 text in `bytes[start, end)`; ill-formed bytes become U+FFFD. */

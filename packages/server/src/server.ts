@@ -5,7 +5,8 @@
 import { randomInt } from 'node:crypto'
 import { resolve } from 'node:path'
 import { MESSAGE_OVERHEAD_BYTES, SluiceError } from '@sluice/protocol'
-import { Broker, type BrokerStatus } from './broker/broker.js'
+import { Broker, type BrokerStatus, type BrokerUsage } from './broker/broker.js'
+import type { Holder } from './broker/space.js'
 import { NodeDisk } from './log/disk.js'
 import { FileLog } from './log/file-log.js'
 import { lockDirectory } from './log/lock.js'
@@ -53,6 +54,8 @@ export interface RunningServer {
   readonly broker: Broker
   /** What the parts take now. */
   memory(): MemoryReport
+  /** What is on disk, what was written, and what holds the oldest part of the log. Looks at every queue. */
+  disk(): DiskReport
   /** Milliseconds from the call to `startServer` until connections were accepted. */
   readonly startedMs: number
   /** Stops accepting, tells clients, flushes, closes. Resolves when all of it is done. */
@@ -72,6 +75,14 @@ export interface MemoryReport {
   readonly receiveBytes: number
   /** Of what connections have not read. */
   readonly outboundBytes: number
+}
+
+/** Bytes, but for `segments`. `writtenBytes` over `recordBytes` is the write amplification since the broker started. */
+export interface DiskReport extends Pick<
+  BrokerUsage,
+  'liveBytes' | 'logBytes' | 'segments' | 'recordBytes' | 'writtenBytes'
+> {
+  readonly oldest: Holder
 }
 
 /** How often memory is looked at: in between, no more can come than a network brings. */
@@ -194,6 +205,10 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
         receiveBytes: listening.receiveBytes,
         outboundBytes: outbound.bytes,
       }),
+      disk: () => {
+        const { liveBytes, logBytes, segments, recordBytes, writtenBytes } = broker.usage()
+        return { liveBytes, logBytes, segments, recordBytes, writtenBytes, oldest: broker.holder() }
+      },
       startedMs: performance.now() - begunMs,
       stop: () => {
         stopping ??= (async () => {

@@ -62,7 +62,7 @@ import {
 import type { Producer } from './producers.js'
 import { Records } from './records.js'
 import { recover } from './recovery.js'
-import { Space } from './space.js'
+import { Space, type Holder } from './space.js'
 import { BOOT_AFTER_CLOSE, sameOptions, type State } from './state.js'
 import { checkAt, hashId } from './traits.js'
 import { Writer, type MemoryUse } from './writer.js'
@@ -120,6 +120,19 @@ export interface BrokerStatus {
   readonly cutBytes: number
   readonly boot: number
   readonly afterCrash: boolean
+}
+
+/** Bytes, but for `segments`. */
+export interface BrokerUsage {
+  /** In memory: what was written last, and what was read back. */
+  readonly blockBytes: number
+  /** On disk: records of messages that are not done, and all that the log takes for them. */
+  readonly liveBytes: number
+  readonly logBytes: number
+  readonly segments: number
+  /** Since the broker started: records of the messages that it took, and all that it wrote, the filling of new segments included. */
+  readonly recordBytes: number
+  readonly writtenBytes: number
 }
 
 export class Broker {
@@ -818,19 +831,21 @@ export class Broker {
   }
 
   /** What memory and disk hold, for people and tests. */
-  usage(): {
-    readonly blockBytes: number
-    readonly liveBytes: number
-    readonly logBytes: number
-    readonly segments: number
-  } {
-    const { bytes, segments } = this.#log.usage()
+  usage(): BrokerUsage {
+    const { bytes, segments, writtenBytes } = this.#log.usage()
     return {
       blockBytes: this.#blocks.memoryBytes,
       liveBytes: this.#state.segments.liveBytes,
       logBytes: bytes,
       segments,
+      recordBytes: this.#writer.recordBytes,
+      writtenBytes,
     }
+  }
+
+  /** What holds the oldest segment of the log. Looks at every queue. */
+  holder(): Holder {
+    return this.#space.holder()
   }
 
   /** Counts everything anew and compares (invariant 6). @throws Error naming what differs */

@@ -212,6 +212,7 @@ describe('what is retained', () => {
     expect(await bench.crash()).toBe(true)
     await bench.fill(100_000)
     expect(pinned()).toBe(true)
+    expect(bench.broker.holder()).toEqual({ by: 'retained', queue: Q })
     expect(bench.info().retainedBytes).toBe(300 * 908)
     expect(await replay(bench, { dryRun: true })).toMatchObject({ matched: 300, cursor: null })
 
@@ -444,5 +445,31 @@ describe('history', () => {
       expect(await events(bench, 1)).toEqual([['duplicate', t]])
       await expect(events(bench, 2)).rejects.toMatchObject({ code: 'MESSAGE_NOT_FOUND' })
     }
+  })
+})
+
+describe('what holds the oldest segment', () => {
+  it('is told, with the queue that has a message there, and so is what was written for what was taken', async () => {
+    const bench = await new Bench(SMALL).open()
+    bench.ensure()
+    expect(bench.broker.holder()).toEqual({ by: 'writing', queue: undefined })
+    await bench.publish([{ bodyBytes: 900 }])
+    const worker = bench.consume(1)
+    await bench.settle()
+    await bench.fill(SMALL.segmentBytes)
+    expect(bench.broker.holder()).toEqual({ by: 'messages', queue: Q })
+    worker.ackAll()
+    const seen = new Set<string>()
+    for (let i = 0; i < 40; i++) {
+      await bench.fill(4_000)
+      seen.add(bench.broker.holder().by)
+    }
+    expect([...seen]).toContain('checkpoint')
+    expect([...seen]).not.toContain('messages')
+    const { recordBytes, writtenBytes, liveBytes } = bench.broker.usage()
+    // One, then 64, then 4 each time.
+    expect(recordBytes).toBe(225 * 908)
+    expect(writtenBytes).toBeGreaterThan(recordBytes)
+    expect(liveBytes).toBe(0)
   })
 })

@@ -70,6 +70,13 @@ export class Segments implements LogUse {
     this.#retained.set(queueId, new Map(list.map(([number, lastMs, bytes]) => [number, { lastMs, bytes }])))
   }
 
+  /** A queue that still retains messages of the segment that `position` is in. */
+  retainerOf(position: number): number | undefined {
+    const number = Math.floor(position / this.#segmentBytes)
+    for (const [queueId, segments] of this.#retained) if (segments.has(number)) return queueId
+    return undefined
+  }
+
   forgetQueue(queueId: number): void {
     this.#retained.delete(queueId)
   }

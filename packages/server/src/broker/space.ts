@@ -11,6 +11,17 @@ import { Checkpoints } from './checkpoint.js'
 import { Relocation } from './relocation.js'
 import type { State } from './state.js'
 
+/** What holds the oldest segment of the log, and so all that the log takes. */
+export interface Holder {
+  /**
+   * `writing`: there is no other one. `messages` that are not done; `retained`, ones that are done and kept by their queue;
+   * `checkpoint`: of what stands in it there is no later copy yet. `nothing`: it is about to be given back.
+   */
+  readonly by: 'writing' | 'messages' | 'retained' | 'checkpoint' | 'nothing'
+  /** A queue whose oldest message is there, or that retains what is there, as far as that is known. */
+  readonly queue: string | undefined
+}
+
 /** How often the use of the log is looked at. */
 const LOOK_MS = 20
 /** How often it is looked at what queues retain. */
@@ -61,6 +72,26 @@ export class Space {
     }
     this.#truncate(wake)
     if (!this.#relocation.isRunning && this.#relocation.isWanted) this.#relocation.step(nowMs, wake)
+  }
+
+  /** Looks at every queue. */
+  holder(): Holder {
+    const { firstPosition } = this.#log.usage()
+    const { segmentBytes } = this.#log
+    const number = Math.floor(firstPosition / segmentBytes)
+    const isThere = (position: number): boolean => Math.floor(position / segmentBytes) === number
+    const { segments, queues, queuesById } = this.#state
+    if (isThere(this.#tail.position)) return { by: 'writing', queue: undefined }
+    if (isThere(segments.oldestLive(firstPosition))) {
+      for (const { name, oldestPosition } of queues.values())
+        if (isThere(oldestPosition)) return { by: 'messages', queue: name }
+      return { by: 'messages', queue: undefined }
+    }
+    if (isThere(this.#relocation.retainedFrom)) {
+      const queueId = segments.retainerOf(firstPosition)
+      return { by: 'retained', queue: queueId === undefined ? undefined : queuesById.get(queueId)?.name }
+    }
+    return { by: isThere(this.#checkpoints.floor) ? 'checkpoint' : 'nothing', queue: undefined }
   }
 
   /** Entries up to `lsn` are durable. */

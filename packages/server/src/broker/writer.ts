@@ -2,7 +2,14 @@
  * What goes into the open entry: the facts that queues gathered, and batches of messages. Facts of a queue that were
  * applied and not written yet are listed here; they are written before anything that is computed from them leaves.
  */
-import { BATCH_HEADER_BYTES, BATCH_TYPE, SluiceError, sealBatch, stampBatch } from '@sluice/protocol'
+import {
+  BATCH_HEADER_BYTES,
+  BATCH_TYPE,
+  SluiceError,
+  sealBatch,
+  stampBatch,
+  viewBytes,
+} from '@sluice/protocol'
 import type { Log } from '../log/log.js'
 import type { Tail } from '../log/tail.js'
 import { factsUntil, type FactBuffer, type Queue } from '../queue/index.js'
@@ -17,6 +24,8 @@ export class Writer {
   /** Time of this turn, ms. */
   nowMs = 0
   readonly tail: Tail
+  /** Of the messages that were written since the broker started. */
+  recordBytes = 0
   /** Set while memory is used up and no more is taken. */
   memoryFull: MemoryUse | undefined
   readonly #log: Log
@@ -133,9 +142,10 @@ export class Writer {
   ): number {
     const length = end - at
     const to = this.tail.reserve(length, this.nowMs)
-    this.tail.bytes.set(bytes.subarray(at, end), to)
+    this.tail.bytes.set(viewBytes(bytes, at, end), to)
     stampBatch(this.tail.bytes, to, queue.id, queue.next, this.nowMs, producerId)
     this.tail.bytes[to + 5] = attributes
+    this.recordBytes += length - BATCH_HEADER_BYTES
     this.#wake()
     return this.tail.add(length)
   }

@@ -15,7 +15,7 @@ import {
 } from './entry.js'
 import { Fuse } from './fuse.js'
 import type { LogNotice, Notify } from './fuse.js'
-import type { Disk, DiskFile, Log, LogBounds, LogEntry } from './log.js'
+import type { Disk, DiskFile, Log, LogBounds, LogEntry, LogUsage } from './log.js'
 import { Readers } from './readers.js'
 import type { Reader } from './readers.js'
 import {
@@ -70,6 +70,7 @@ export class FileLog implements Log {
   #begun = false
 
   /** Where the next entry goes: ahead of what is durable while an append is under way. */
+  #writtenBytes = 0
   #headSegment = 1
   #headAt = SEGMENT_HEADER_BYTES
   /** Behind the last durable entry. */
@@ -210,6 +211,7 @@ export class FileLog implements Log {
       bytes.set(entry, SEGMENT_HEADER_BYTES)
     }
     await this.#fuse.durably(`Segment ${segmentName(number)}`, () => file.write(from, bytes))
+    this.#writtenBytes += bytes.length
     this.#begun = true
     this.#durableSegment = this.#headSegment
     this.#durableAt = this.#headAt
@@ -244,13 +246,14 @@ export class FileLog implements Log {
     )
   }
 
-  usage(): { segments: number; bytes: number; firstPosition: number } {
+  usage(): LogUsage {
     const first = this.#supply?.first ?? 1
     const segments = this.#durableSegment - first + 1
     return {
       segments,
       bytes: segments * this.#segmentBytes,
       firstPosition: first * this.#segmentBytes + SEGMENT_HEADER_BYTES,
+      writtenBytes: this.#writtenBytes + (this.#supply?.filledBytes ?? 0),
     }
   }
 

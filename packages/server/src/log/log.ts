@@ -56,9 +56,18 @@ export interface Log {
   markCheckpoint(position: number): void
   /** Gives back the segments that end at or before `position`. Idempotent. */
   truncateBefore(position: number): Promise<void>
-  /** Bytes of all segments that hold entries or may still do so, and the position of the oldest. */
-  usage(): { readonly segments: number; readonly bytes: number; readonly firstPosition: number }
+  usage(): LogUsage
   close(): Promise<void>
+}
+
+export interface LogUsage {
+  /** Segments that hold entries or may still do so, and their bytes. */
+  readonly segments: number
+  readonly bytes: number
+  /** Of the oldest. */
+  readonly firstPosition: number
+  /** What was written since it was opened, the zeros that new segments are filled with among it. */
+  readonly writtenBytes: number
 }
 
 /** A file of a `Disk`. Reads and writes are whole or they fail; a short one is an error of the implementation's. */

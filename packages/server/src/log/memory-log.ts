@@ -11,7 +11,7 @@ import {
   entryLsn,
   entryPaddedBytes,
 } from './entry.js'
-import type { Log, LogBounds, LogEntry } from './log.js'
+import type { Log, LogBounds, LogEntry, LogUsage } from './log.js'
 import { SEGMENT_HEADER_BYTES } from './segment.js'
 
 export interface MemoryLogOptions {
@@ -45,6 +45,7 @@ export class MemoryLog implements Log {
   #checkpoint: number | undefined
   /** Includes the entry that is being appended. */
   #writePosition: number
+  #writtenBytes = 0
   #appending = false
   #failure: SluiceError | undefined
   #closed = false
@@ -152,6 +153,7 @@ export class MemoryLog implements Log {
       this.#kept.checkpoint = this.#checkpoint
     }
     this.#kept.entries.push(kept)
+    this.#writtenBytes += entry.length
     this.#kept.nextPosition = this.#writePosition
     this.#kept.nextLsn = lsn + 1
     this.#kept.lastCrc = entryCrcOf(entry, 0)
@@ -194,9 +196,14 @@ export class MemoryLog implements Log {
     return Promise.resolve()
   }
 
-  usage(): { segments: number; bytes: number; firstPosition: number } {
+  usage(): LogUsage {
     const segments = this.#kept.lastSegment - this.#kept.firstSegment + 1
-    return { segments, bytes: segments * this.segmentBytes, firstPosition: this.#firstPosition() }
+    return {
+      segments,
+      bytes: segments * this.segmentBytes,
+      firstPosition: this.#firstPosition(),
+      writtenBytes: this.#writtenBytes,
+    }
   }
 
   close(): Promise<void> {

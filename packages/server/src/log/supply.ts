@@ -44,6 +44,8 @@ export class Supply {
   readonly #disk: Disk
   readonly #fuse: Fuse
   readonly #segmentBytes: number
+  /** Zeros that were written into new segments. */
+  filledBytes = 0
 
   #first: number
   /** Prepared last, or taken last when there are no spares. */
@@ -160,7 +162,9 @@ export class Supply {
     const file = await this.#disk.open(SEGMENT_DRAFT_NAME, { create: true })
     this.#draftExists = true
     try {
-      return await fillWithZeros(file, this.#segmentBytes, () => this.#fuse.stopped)
+      const isFilled = await fillWithZeros(file, this.#segmentBytes, () => this.#fuse.stopped)
+      if (isFilled) this.filledBytes += this.#segmentBytes
+      return isFilled
     } finally {
       await file.close()
     }

@@ -431,6 +431,16 @@ export class Queue {
     return this.#chunks.at(offset)
   }
 
+  /** Where the batch with its oldest message that is not done stands in the log; -1: it has none. */
+  get oldestPosition(): number {
+    for (const chunk of this.chunks()) {
+      if (chunk.live === 0) continue
+      for (let batch = 0; batch < chunk.batches; batch++)
+        if (!chunk.batchIsGone(batch)) return chunk.batchPosition(batch)
+    }
+    return -1
+  }
+
   chunks(): IterableIterator<Chunk> {
     return this.#chunks[Symbol.iterator]()
   }

@@ -18,7 +18,6 @@ import {
   SluiceError,
   atomicNumber,
   clipText,
-  copyBytes,
   decodeAtomic,
   decodeAuth,
   decodeControl,
@@ -162,7 +161,8 @@ export class Session implements Output, Consumer {
   readonly #deliveries = new Deliveries()
   /** The queue name of the last PUBLISH, and its bytes. */
   #queueName = ''
-  #queueNameBytes: Uint8Array = NO_BYTES
+  readonly #queueNameBytes = new Uint8Array(LIMITS.queueNameBytesMax)
+  #queueNameLength = -1
 
   constructor(
     broker: Broker,
@@ -601,12 +601,14 @@ export class Session implements Output, Consumer {
   // Mostly the same queue as the time before: comparing bytes is cheaper than making a string.
   #name(bytes: Uint8Array, start: number, end: number): string {
     const last = this.#queueNameBytes
-    if (last.length === end - start) {
+    const length = end - start
+    if (this.#queueNameLength === length) {
       let i = 0
-      while (i < last.length && last[i] === bytes[start + i]) i++
-      if (i === last.length) return this.#queueName
+      while (i < length && last[i] === bytes[start + i]) i++
+      if (i === length) return this.#queueName
     }
-    this.#queueNameBytes = copyBytes(bytes, start, end)
+    for (let i = 0; i < length; i++) last[i] = bytes[start + i]!
+    this.#queueNameLength = length
     this.#queueName = readText(bytes, start, end)
     return this.#queueName
   }
