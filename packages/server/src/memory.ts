@@ -25,7 +25,7 @@ export interface MemoryShares {
   readonly pendingBytesMax: number
   /** Of half-received frames, all connections together. */
   readonly receiveBytesMax: number
-  /** Of what connections have not read, all together. */
+  /** Of what connections have not read, all together. It stands in buffers of up to twice the size. */
   readonly outboundBytesMax: number
 }
 
@@ -36,7 +36,7 @@ export function sharesOf(budgetBytes: number): MemoryShares {
     blocks: { recentBytes: share(20, 24 << 20), coldBytes: share(30, 16 << 20) },
     pendingBytesMax: share(16, 32 << 20),
     receiveBytesMax: share(8, 256 << 20),
-    outboundBytesMax: share(8, 1 << 30),
+    outboundBytesMax: share(16, 512 << 20),
   }
 }
 

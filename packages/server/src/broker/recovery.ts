@@ -58,7 +58,7 @@ async function restorePages(log: Log, state: State, directory: Directory): Promi
         at + BATCH_HEADER_BYTES > held.bytes.length ||
         at + readU32(held.bytes, at) > held.bytes.length
       ) {
-        held = { position, bytes: await readAhead(log, position) }
+        held = { position, bytes: await readAhead(log, position, held.bytes) }
         at = 0
       }
       checkBatch(held.bytes, at, position, BATCH_TYPE.page)
@@ -67,9 +67,11 @@ async function restorePages(log: Log, state: State, directory: Directory): Promi
   }
 }
 
-async function readAhead(log: Log, position: number): Promise<Uint8Array> {
+// `spare`: of what was read before nothing is needed any more.
+async function readAhead(log: Log, position: number, spare: Uint8Array): Promise<Uint8Array> {
   const segmentEnd = (Math.floor(position / log.segmentBytes) + 1) * log.segmentBytes
-  const bytes = await log.readRange(position, Math.min(READ_BYTES, segmentEnd - position))
+  const wanted = Math.min(READ_BYTES, segmentEnd - position)
+  const bytes = await log.readRange(position, wanted, spare.length === wanted ? spare : undefined)
   const length = readU32(bytes, 0)
   return length <= bytes.length ? bytes : readBatch(log, position, BATCH_TYPE.page)
 }

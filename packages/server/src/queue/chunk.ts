@@ -229,7 +229,7 @@ export class Chunk {
 
   /** Takes note of a batch whose messages have the indexes `[count, end)`; their priority is 0 unless traits say more. */
   append(end: number, position: number, timeMs: number, bytes: number): void {
-    if (this.batches === this.#starts.length) this.#grow()
+    if (this.batches === this.#starts.length) this.reserve(this.batches * 2)
     const { length } = this.#starts
     this.#starts[this.batches] = this.count
     this.#positions.set(this.batches, position, length)
@@ -299,9 +299,9 @@ export class Chunk {
     return removed
   }
 
-  #grow(): void {
-    const capacity = Math.min(this.batches * 2, CHUNK_MESSAGES)
-    const starts = new Uint16Array(capacity)
+  /** There will be so many batches, at least. */
+  reserve(batches: number): void {
+    const starts = new Uint16Array(Math.min(Math.max(batches, 2), CHUNK_MESSAGES))
     starts.set(this.#starts)
     this.#starts = starts
   }

@@ -148,6 +148,7 @@ export function decodeChunkPage(bytes: Uint8Array, start: number, keys: Keys): C
   const dead = readU16(bytes, start + 22)
   const lives = readU16(bytes, start + 24)
   let at = start + HEAD_BYTES
+  chunk.reserve(batches)
   if (batches > 0) chunk.count = readU16(bytes, at)
   for (let batch = 0; batch < batches; batch++, at += BATCH_BYTES) {
     const end = batch + 1 < batches ? readU16(bytes, at + BATCH_BYTES) : count

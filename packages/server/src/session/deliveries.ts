@@ -10,6 +10,7 @@ import {
   OP,
   SCATTERED_BYTES,
   readU32,
+  viewBytes,
   writeDeliverHead,
   writeU32,
   writeU64,
@@ -61,7 +62,7 @@ export class Deliveries {
       return
     }
     const at = begin(outbox, subscription, run, 0, firstTag, count, flags, end - start)
-    outbox.bytes.set(bytes.subarray(start, end), at)
+    outbox.bytes.set(viewBytes(bytes, start, end), at)
   }
 
   // The message at `index` of the run, whose record of `size` bytes is at `start`.
@@ -98,7 +99,7 @@ export class Deliveries {
     }
     writeU64(outbox.bytes, at, run.offset + index)
     writeU64(outbox.bytes, at + 8, run.publishedAtMs)
-    outbox.bytes.set(bytes.subarray(start, start + size), at + SCATTERED_BYTES)
+    outbox.bytes.set(viewBytes(bytes, start, start + size), at + SCATTERED_BYTES)
     this.#count++
     this.#end = at + length
     this.#tag = (tag + 1) >>> 0
