@@ -1,9 +1,9 @@
 /**
  * A broker in a process of its own, for tests that kill, stop or trace it. One JSON argument says how it is started.
- * It prints one JSON line when it begins and one when it accepts connections. Exit codes: 0 after SIGTERM, 70 when the
+ * It prints one JSON line when it begins, one when it accepts connections, and one with what is on disk at each SIGUSR2. Exit codes: 0 after SIGTERM, 70 when the
  * log failed, 1 when it could not start.
  */
-import { startServer, type ServerOptions } from '@sluice/server'
+import { startServer, type DiskReport, type ServerOptions } from '@sluice/server'
 import { writeSync } from 'node:fs'
 
 export type BrokerArguments = Omit<ServerOptions, 'onEvent' | 'onFatal'>
@@ -11,6 +11,7 @@ export type BrokerArguments = Omit<ServerOptions, 'onEvent' | 'onFatal'>
 export type BrokerLine =
   | { readonly is: 'beginning' }
   | { readonly is: 'ready'; readonly port: number; readonly startedMs: number; readonly messages: number }
+  | { readonly is: 'disk'; readonly disk: DiskReport }
   | { readonly is: 'fatal'; readonly code: string; readonly text: string }
   | { readonly is: 'event'; readonly event: string; readonly details: Readonly<Record<string, unknown>> }
 
@@ -45,6 +46,7 @@ try {
   process.once('SIGTERM', () => {
     void server.stop().then(() => process.exit(0))
   })
+  process.on('SIGUSR2', () => say({ is: 'disk', disk: server.disk() }))
   const { port, startedMs, status } = server
   say({ is: 'ready', port, startedMs, messages: status.messages })
 } catch (error) {

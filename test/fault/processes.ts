@@ -10,6 +10,7 @@ import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
+import type { DiskReport } from '@sluice/server'
 import type { BrokerArguments, BrokerLine } from './broker-process.js'
 
 // Processes run what `tsc -b` has built, whether this file runs as TypeScript in a test or built as a script.
@@ -140,6 +141,15 @@ export class BrokerProcess extends ScriptProcess {
     })
     if (this.readyMs === 0) this.readyMs = performance.now() - this.spawnedMs
     return ready
+  }
+
+  /** What it says of its disk now. */
+  disk(): Promise<DiskReport> {
+    const told = (): DiskReport[] =>
+      this.lines.map(parse).flatMap((line) => (line.is === 'disk' ? [line.disk] : []))
+    const before = told().length
+    process.kill(this.pid, 'SIGUSR2')
+    return until('the broker to tell of its disk', () => told()[before])
   }
 
   get events(): Extract<BrokerLine, { is: 'event' }>[] {

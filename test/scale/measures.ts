@@ -4,7 +4,7 @@ import { readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { BrokerArguments } from '../fault/broker-process.js'
 import { BrokerProcess, freePort, scratchDirectory } from '../fault/processes.js'
-import { residentMib } from './proc.js'
+import { deviceWrittenBytes, residentMib } from './proc.js'
 
 /** Bodies of all scenarios. */
 export const BODY = new Uint8Array(128).fill(7)
@@ -48,6 +48,11 @@ export class Bench {
   /** Resident memory of the broker process, MiB. */
   rss(): number {
     return residentMib(this.broker.pid)
+  }
+
+  /** What has been written to the device that its directory is on. */
+  deviceWrittenBytes(): number {
+    return deviceWrittenBytes(this.#directory!.path)
   }
 
   /** What its directory takes. */

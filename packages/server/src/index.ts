@@ -1,3 +1,10 @@
 /** The Sluice broker, for programs that run it inside a process of their own. */
 export type { BrokerStatus } from './broker/broker.js'
-export { startServer, type RunningServer, type ServerOptions } from './server.js'
+export type { Holder } from './broker/space.js'
+export {
+  startServer,
+  type DiskReport,
+  type MemoryReport,
+  type RunningServer,
+  type ServerOptions,
+} from './server.js'
