@@ -11,21 +11,44 @@ import { ID_WORDS } from './hash.js'
 import { HashIndex } from './hash-index.js'
 
 const NONE = -1
-const RING_FIRST = 16
-
 /** Ids of one state page. */
 const PAGE_IDS = 1024
+const IDS_FIRST = 16
 const PAGE_HEAD_BYTES = 16
 const PAGE_ID_BYTES = 32
 
-/** Ids by acceptance: entry `n` stands in the ring at `n` modulo its capacity. */
+/** What is known of ids that were accepted one after the other, at most `PAGE_IDS` of them. */
+class IdPage {
+  words = new Uint32Array(0)
+  offsets = new Float64Array(0)
+  times = new Float64Array(0)
+
+  /** Makes room for `ids` of them, at least. */
+  reserve(ids: number): void {
+    let capacity = Math.max(IDS_FIRST, this.times.length)
+    while (capacity < ids) capacity *= 2
+    if (capacity === this.times.length) return
+    const { words, offsets, times } = this
+    this.words = new Uint32Array(capacity * ID_WORDS)
+    this.offsets = new Float64Array(capacity)
+    this.times = new Float64Array(capacity)
+    this.words.set(words)
+    this.offsets.set(offsets)
+    this.times.set(times)
+  }
+}
+
+/**
+ * Ids by acceptance: entry `n` stands in page `n / PAGE_IDS`. Pages come and go; one table of all would take twice its room
+ * for a moment each time that it grows.
+ */
 export class IdWindow extends HashIndex {
   /** Entries `[#first, #next)` are remembered. */
   #first = 0
   #next = 0
-  #words = new Uint32Array(0)
-  #offsets = new Float64Array(0)
-  #times = new Float64Array(0)
+  /** From the page of `#first` on. */
+  #held: IdPage[] = []
+  #heldFrom = 0
   /** Where the newest state page of entries `[page × PAGE_IDS, …)` stands. */
   readonly #pages = new Map<number, number>()
   /** Entries from here on are in no page. */
@@ -35,17 +58,17 @@ export class IdWindow extends HashIndex {
   #read: { readonly bytes: Uint8Array; readonly position: number }[] = []
 
   protected override wordOf(entry: number): number {
-    return this.#words[this.#slot(entry) * ID_WORDS]!
+    return this.#page(entry).words[(entry % PAGE_IDS) * ID_WORDS]!
   }
 
   protected override isHashOf(entry: number, h0: number, h1: number, h2: number, h3: number): boolean {
-    const at = this.#slot(entry) * ID_WORDS
-    const words = this.#words
+    const at = (entry % PAGE_IDS) * ID_WORDS
+    const { words } = this.#page(entry)
     return words[at] === h0 && words[at + 1] === h1 && words[at + 2] === h2 && words[at + 3] === h3
   }
 
-  #slot(entry: number): number {
-    return entry % this.#offsets.length
+  #page(entry: number): IdPage {
+    return this.#held[Math.floor(entry / PAGE_IDS) - this.#heldFrom]!
   }
 
   /** Ids that are remembered. */
@@ -56,7 +79,7 @@ export class IdWindow extends HashIndex {
   /** Offset at which the id was accepted, -1 if it is not remembered. */
   find(words: Uint32Array, at: number): number {
     const entry = this.lookUp(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!)
-    return entry === NONE ? NONE : this.#offsets[this.#slot(entry)]!
+    return entry === NONE ? NONE : this.#page(entry).offsets[entry % PAGE_IDS]!
   }
 
   /** Remembers an id as accepted now; should it be remembered already, that means nothing any more. */
@@ -67,21 +90,34 @@ export class IdWindow extends HashIndex {
   }
 
   #add(words: Uint32Array, at: number, offset: number, timeMs: number): void {
-    if (this.#next - this.#first === this.#offsets.length) this.#grow()
     const entry = this.#next++
-    const slot = this.#slot(entry)
-    for (let word = 0; word < ID_WORDS; word++) this.#words[slot * ID_WORDS + word] = words[at + word]!
-    this.#offsets[slot] = offset
-    this.#times[slot] = timeMs
+    const page = this.#pageToFill(entry)
+    const index = entry % PAGE_IDS
+    for (let word = 0; word < ID_WORDS; word++) page.words[index * ID_WORDS + word] = words[at + word]!
+    page.offsets[index] = offset
+    page.times[index] = timeMs
     this.enter(entry)
+  }
+
+  #pageToFill(entry: number): IdPage {
+    const number = Math.floor(entry / PAGE_IDS)
+    if (this.#held.length === 0) this.#heldFrom = number
+    let page = this.#held[number - this.#heldFrom]
+    if (page === undefined) this.#held.push((page = new IdPage()))
+    // Few ids take little; those that follow upon a full page fill another.
+    page.reserve(this.#held.length === 1 ? (entry % PAGE_IDS) + 1 : PAGE_IDS)
+    return page
   }
 
   /** Forgets what was accepted at `timeMs` or before. */
   forgetUntil(timeMs: number): void {
-    while (this.#first < this.#next && this.#times[this.#slot(this.#first)]! <= timeMs) {
+    while (this.#first < this.#next && this.#page(this.#first).times[this.#first % PAGE_IDS]! <= timeMs) {
       if (this.#isCurrent(this.#first)) this.remove(this.#first)
       this.#first++
-      if (this.#first % PAGE_IDS === 0) this.#pages.delete(this.#first / PAGE_IDS - 1)
+      if (this.#first % PAGE_IDS > 0) continue
+      this.#pages.delete(this.#first / PAGE_IDS - 1)
+      this.#held.shift()
+      this.#heldFrom++
     }
     if (this.#first === this.#next) this.#pages.clear()
     if (this.#cleanUntil < this.#first) this.#cleanUntil = this.#first
@@ -89,28 +125,9 @@ export class IdWindow extends HashIndex {
 
   // Of an id that was forgotten and accepted anew, only the newer entry is in the index.
   #isCurrent(entry: number): boolean {
-    const at = this.#slot(entry) * ID_WORDS
-    const words = this.#words
+    const at = (entry % PAGE_IDS) * ID_WORDS
+    const { words } = this.#page(entry)
     return this.lookUp(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!) === entry
-  }
-
-  #grow(): void {
-    const { length } = this.#offsets
-    const capacity = Math.max(RING_FIRST, length * 2)
-    const words = new Uint32Array(capacity * ID_WORDS)
-    const offsets = new Float64Array(capacity)
-    const times = new Float64Array(capacity)
-    for (let entry = this.#first; entry < this.#next; entry++) {
-      const from = entry % length
-      const to = entry % capacity
-      for (let word = 0; word < ID_WORDS; word++)
-        words[to * ID_WORDS + word] = this.#words[from * ID_WORDS + word]!
-      offsets[to] = this.#offsets[from]!
-      times[to] = this.#times[from]!
-    }
-    this.#words = words
-    this.#offsets = offsets
-    this.#times = times
   }
 
   // --- state pages: u64 first entry · u32 count · u32 0 · entries of four u32 words, u64 offset, u64 time ---
@@ -131,16 +148,17 @@ export class IdWindow extends HashIndex {
   encodePage(page: number): Uint8Array {
     const first = Math.max(page * PAGE_IDS, this.#first)
     const end = Math.min((page + 1) * PAGE_IDS, this.#next)
+    const { words, offsets, times } = this.#page(first)
     const bytes = new Uint8Array(PAGE_HEAD_BYTES + (end - first) * PAGE_ID_BYTES)
     writeU64(bytes, 0, first)
     writeU32(bytes, 8, end - first)
     let at = PAGE_HEAD_BYTES
     for (let entry = first; entry < end; entry++, at += PAGE_ID_BYTES) {
-      const slot = this.#slot(entry)
+      const index = entry % PAGE_IDS
       for (let word = 0; word < ID_WORDS; word++)
-        writeU32(bytes, at + word * 4, this.#words[slot * ID_WORDS + word]!)
-      writeU64(bytes, at + 16, this.#offsets[slot]!)
-      writeU64(bytes, at + 24, this.#times[slot]!)
+        writeU32(bytes, at + word * 4, words[index * ID_WORDS + word]!)
+      writeU64(bytes, at + 16, offsets[index]!)
+      writeU64(bytes, at + 24, times[index]!)
     }
     return bytes
   }
@@ -169,7 +187,10 @@ export class IdWindow extends HashIndex {
     for (const { bytes, position } of read) {
       const first = readU64(bytes, 0)
       const count = readU32(bytes, 8)
-      if (this.#first === this.#next) this.#first = this.#next = first
+      if (this.#first === this.#next) {
+        this.#first = this.#next = first
+        this.#held = []
+      }
       let at = PAGE_HEAD_BYTES
       for (let i = 0; i < count; i++, at += PAGE_ID_BYTES) {
         for (let word = 0; word < ID_WORDS; word++) words[word] = readU32(bytes, at + word * 4)
