@@ -47,11 +47,11 @@ const CORRELATION_AT = 8
  */
 const AHEAD_BYTES = 48 * 1024
 const SCRATCH_BYTES_FIRST = 2 * 1024
-/** Bytes of those that are kept for later: enough for a thousand queues in one turn. */
+/** None that is longer is kept for later, and of the others so many bytes: enough for a thousand queues in one turn. */
+const SCRATCH_BYTES_KEPT = 256 * 1024
 const SCRATCH_POOL_BYTES = 2 << 20
 /** Names of queues that are kept while nothing is published to them. */
 const QUEUES_KEPT = 16_384
-const SCRATCH_BYTES_KEPT = 256 * 1024
 
 // The executor of every publish: no closure is made per message.
 let takenResolve: Resolve

@@ -1,5 +1,5 @@
 /** Records as messages read them: each of these is the same for one that was delivered and one that was looked at. */
-import { RECORD_HEADER_BYTES, readU16, readU32 } from '@sluice/protocol'
+import { RECORD_HEADER_BYTES, readU16, readU32, viewBytes } from '@sluice/protocol'
 import { decodeBody } from './body.js'
 
 /** The body of the record at `at`. @throws SluiceError INVALID_BODY */
@@ -18,7 +18,7 @@ function bodyStart(bytes: Uint8Array, at: number): number {
 export function recordsCopy(bytes: Uint8Array, start: number, end: number, gap: number): Uint8Array {
   const pad = (start - bodyStart(bytes, start + gap)) & 7
   const copy = new Uint8Array(pad + end - start).subarray(pad)
-  copy.set(bytes.subarray(start, end))
+  copy.set(viewBytes(bytes, start, end))
   return copy
 }
 

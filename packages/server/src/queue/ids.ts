@@ -119,7 +119,10 @@ export class IdWindow extends HashIndex {
       this.#held.shift()
       this.#heldFrom++
     }
-    if (this.#first === this.#next) this.#pages.clear()
+    if (this.#first === this.#next) {
+      this.#pages.clear()
+      this.#held = []
+    }
     if (this.#cleanUntil < this.#first) this.#cleanUntil = this.#first
   }
 
@@ -187,10 +190,7 @@ export class IdWindow extends HashIndex {
     for (const { bytes, position } of read) {
       const first = readU64(bytes, 0)
       const count = readU32(bytes, 8)
-      if (this.#first === this.#next) {
-        this.#first = this.#next = first
-        this.#held = []
-      }
+      if (this.#first === this.#next) this.#first = this.#next = first
       let at = PAGE_HEAD_BYTES
       for (let i = 0; i < count; i++, at += PAGE_ID_BYTES) {
         for (let word = 0; word < ID_WORDS; word++) words[word] = readU32(bytes, at + word * 4)
