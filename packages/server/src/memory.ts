@@ -9,7 +9,7 @@ import { setFlagsFromString } from 'node:v8'
 import type { BlocksOptions } from './log/blocks.js'
 
 /** Below this the broker has no room for its parts. */
-export const MEMORY_BYTES_MIN = 128 << 20
+export const MEMORY_BYTES_MIN = 192 << 20
 
 /** Half of what the machine has, or of what the container allows if that is less. */
 export function defaultMemoryBytes(): number {
@@ -40,11 +40,14 @@ export function sharesOf(budgetBytes: number): MemoryShares {
   }
 }
 
-/** What Node itself takes beside V8's heap and buffers: its code, stacks, allocator. */
-const RUNTIME_BYTES = 48 << 20
+/**
+ * What Node itself takes beside V8's objects and buffers: 48 MiB for its code, stacks and allocator, and 32 for the two
+ * halves of the young generation, which V8 keeps while anything happens, whatever lives in them.
+ */
+const RUNTIME_BYTES = 80 << 20
 /** Above this share of the budget publishes are refused, below the other one they are taken again. */
-const FULL_AT = 0.8
-const CLEARS_AT = 0.75
+const FULL_AT = 0.875
+const CLEARS_AT = 0.825
 /**
  * Garbage is told from what is used so often, and no oftener: it stops everything for a moment. Meanwhile only what is
  * over the budget itself counts as full.

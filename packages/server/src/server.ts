@@ -33,7 +33,7 @@ export interface ServerOptions {
   /** Default 10,000. */
   readonly connectionsMax?: number
   /**
-   * Memory that the process may use, in bytes; at least 128 MiB. When it is used up, publishes are refused with
+   * Memory that the process may use, in bytes; at least 192 MiB. When it is used up, publishes are refused with
    * MEMORY_FULL. Default: half of what the machine, or the container, has.
    */
   readonly memoryBytes?: number

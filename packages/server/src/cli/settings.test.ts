@@ -48,7 +48,7 @@ describe('bounds', () => {
     ['max-message-bytes', '15MiB', 15 * 1024 * 1024],
     ['max-message-bytes', '1', 1],
     ['max-connections', '1', 1],
-    ['memory', '128MiB', 128 * 1024 ** 2],
+    ['memory', '192MiB', 192 * 1024 ** 2],
     ['memory', '2gb', 2e9],
     ['heartbeat', '100', 100],
     ['heartbeat', '5m', 300_000],

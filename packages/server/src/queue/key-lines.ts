@@ -52,16 +52,12 @@ export class KeyLines {
 
   /** Empties all lines. */
   reset(): void {
-    for (const slot of this.#keys.slots()) {
-      this.#keys.offered[slot] = NONE
-      this.#keys.heads[slot] = NONE
-      this.#keys.tails[slot] = NONE
-    }
+    this.#keys.clearLines()
   }
 
   /** Whether the message at `offset` is on offer since `timeMs`. */
   isOffered(slot: number, offset: number, timeMs: number): boolean {
-    return this.#keys.offered[slot] === offset && this.#keys.sinces[slot] === timeMs
+    return this.#keys.offeredOf(slot) === offset && this.#keys.sinceOf(slot) === timeMs
   }
 
   /** Since when the message has waited, published or due, that has waited longest; Infinity when none does. */
@@ -70,7 +66,7 @@ export class KeyLines {
     if (this.#keys.size === 0) return oldest
     for (const slot of this.#keys.slots()) {
       // Those that were tried stand in front, and may have come later.
-      for (let offset = this.#keys.heads[slot]!; offset !== NONE;) {
+      for (let offset = this.#keys.headOf(slot); offset !== NONE;) {
         const chunk = this.#chunks.at(offset)!
         const index = offset - chunk.base
         oldest = Math.min(oldest, chunk.lineTimeAt(index))
@@ -85,7 +81,7 @@ export class KeyLines {
     let count = 0
     for (const slot of this.#keys.slots()) {
       let before = NONE
-      for (let offset = this.#keys.heads[slot]!; offset !== NONE;) {
+      for (let offset = this.#keys.headOf(slot); offset !== NONE;) {
         const chunk = this.#chunks.at(offset)!
         if (chunk.previous!.get(offset - chunk.base) !== before)
           throw new Error(`offset ${offset} follows ${before} in the line of its key and does not know it`)
@@ -93,10 +89,10 @@ export class KeyLines {
         before = offset
         offset = chunk.nexts!.get(offset - chunk.base)
       }
-      const head = this.#keys.heads[slot]!
+      const head = this.#keys.headOf(slot)
       const expected = head !== NONE && this.isFree(slot) ? head : NONE
-      if (this.#keys.offered[slot] !== expected)
-        throw new Error(`the head of a key is offset ${head}, on offer is ${this.#keys.offered[slot]}`)
+      if (this.#keys.offeredOf(slot) !== expected)
+        throw new Error(`the head of a key is offset ${head}, on offer is ${this.#keys.offeredOf(slot)}`)
     }
     return count
   }
@@ -104,7 +100,7 @@ export class KeyLines {
   /** Whether another message of the key may be handed out. */
   isFree(slot: number): boolean {
     const { keyConcurrency, blocks } = this.rules
-    return this.#keys.leased[slot]! < keyConcurrency && !(blocks && this.#keys.retrying[slot]! > 0)
+    return this.#keys.leasedOf(slot) < keyConcurrency && !(blocks && this.#keys.retryingOf(slot) > 0)
   }
 
   // Where a failed message holds its key, it stays before all that were not tried.
@@ -119,25 +115,24 @@ export class KeyLines {
    */
   offer(slot: number, timeMs: number, arrived: number, arrivedSinceMs: number): void {
     const keys = this.#keys
-    const head = keys.heads[slot]!
+    const head = keys.headOf(slot)
     if (head === NONE || !this.isFree(slot)) {
-      keys.offered[slot] = NONE
+      keys.withdraw(slot)
       return
     }
-    if (keys.offered[slot] === head) return
+    if (keys.offeredOf(slot) === head) return
     const chunk = this.#chunks.at(head)!
     const sinceMs =
       head === arrived
         ? arrivedSinceMs
-        : Math.max(timeMs, keys.sinces[slot]!, chunk.lineTimeAt(head - chunk.base))
-    keys.offered[slot] = head
-    keys.sinces[slot] = sinceMs
+        : Math.max(timeMs, keys.sinceOf(slot), chunk.lineTimeAt(head - chunk.base))
+    keys.offer(slot, head, sinceMs)
     this.#offered(chunk.priorityAt(head - chunk.base), sinceMs, head)
   }
 
   // After a rebuild: nobody knows when it became eligible.
   #offerHead(slot: number): void {
-    const head = this.#keys.heads[slot]!
+    const head = this.#keys.headOf(slot)
     if (head === NONE) return
     const chunk = this.#chunks.at(head)!
     this.offer(slot, 0, head, chunk.lineTimeAt(head - chunk.base))
@@ -145,17 +140,17 @@ export class KeyLines {
 
   /** The message takes its place at the end of the line. */
   append(slot: number, chunk: Chunk, index: number): void {
-    this.#link(slot, chunk, index, this.#keys.tails[slot]!, NONE)
+    this.#link(slot, chunk, index, this.#keys.tailOf(slot), NONE)
   }
 
   /** The message takes its place: mostly at the end; what comes back belongs among the few at the front. */
   insert(slot: number, chunk: Chunk, index: number): void {
-    const tail = this.#keys.tails[slot]!
+    const tail = this.#keys.tailOf(slot)
     if (tail === NONE || this.#isBehind(tail, chunk, index)) {
       this.append(slot, chunk, index)
       return
     }
-    let next = this.#keys.heads[slot]!
+    let next = this.#keys.headOf(slot)
     while (this.#isBehind(next, chunk, index)) {
       const other = this.#chunks.at(next)!
       next = other.nexts!.get(next - other.base)
@@ -188,11 +183,11 @@ export class KeyLines {
     const next = chunk.nexts!.get(index)
     this.#setNext(slot, previous, next)
     this.#setPrevious(slot, next, previous)
-    if (this.#keys.offered[slot] === chunk.base + index) this.#keys.offered[slot] = NONE
+    if (this.#keys.offeredOf(slot) === chunk.base + index) this.#keys.withdraw(slot)
   }
 
   #setNext(slot: number, offset: number, next: number): void {
-    if (offset === NONE) this.#keys.heads[slot] = next
+    if (offset === NONE) this.#keys.setHead(slot, next)
     else {
       const chunk = this.#chunks.at(offset)!
       chunk.nexts!.set(offset - chunk.base, next)
@@ -200,7 +195,7 @@ export class KeyLines {
   }
 
   #setPrevious(slot: number, offset: number, previous: number): void {
-    if (offset === NONE) this.#keys.tails[slot] = previous
+    if (offset === NONE) this.#keys.setTail(slot, previous)
     else {
       const chunk = this.#chunks.at(offset)!
       chunk.previous!.set(offset - chunk.base, previous)

@@ -256,7 +256,7 @@ export class Line {
       const slot = chunk.keyAt(at)
       if (slot === NONE) continue
       this.#keyLines.unlink(slot, chunk, at)
-      this.#keys.leased[slot]!++
+      this.#keys.countLeased(slot, 1)
       this.#keyLines.offer(slot, nowMs, NONE, 0)
     }
   }
@@ -279,7 +279,7 @@ export class Line {
       this.#makeDue(priority, sinceMs, offset)
       return
     }
-    this.#keys.leased[slot]!--
+    this.#keys.countLeased(slot, -1)
     this.#ripen(chunk, index)
     this.#keyLines.insert(slot, chunk, index)
     this.#keyLines.offer(slot, nowMs, offset, sinceMs)
@@ -291,7 +291,7 @@ export class Line {
     this.#mark(chunk, index)
     this.absolve(offset)
     const slot = chunk.keyAt(index)
-    if (slot !== NONE) this.#keys.leased[slot]!--
+    if (slot !== NONE) this.#keys.countLeased(slot, -1)
     this.enter(chunk, index, dueMs, nowMs)
   }
 
@@ -341,7 +341,7 @@ export class Line {
       const chunk = this.#chunks.at(at)!
       const slot = chunk.keyAt(at - chunk.base)
       if (slot === NONE) continue
-      this.#keys.leased[slot]!--
+      this.#keys.countLeased(slot, -1)
       this.#keyLines.offer(slot, nowMs, NONE, 0)
     }
   }
@@ -384,7 +384,7 @@ export class Line {
     this.#schedule.clear()
     this.#suspects.clear()
     this.#unexplained.clear()
-    this.#keys.clearLines()
+    this.#keys.clear()
   }
 
   /** Messages in plain lines, and waiting in queues by time and lines of keys, for comparing with a count of the chunks. */
@@ -523,14 +523,14 @@ export class Line {
     takeOut(chunk, index, index + 1)
     this.#schedule.add(chunk, index, dueMs)
     const slot = chunk.keyAt(index)
-    if (slot !== NONE && chunk.attemptsAt(index) > 0) this.#keys.retrying[slot]!++
+    if (slot !== NONE && chunk.attemptsAt(index) > 0) this.#keys.countRetrying(slot, 1)
   }
 
   // It is no longer scheduled; where it stands now is the caller's to say.
   #unschedule(chunk: Chunk, index: number): void {
     this.#schedule.remove(chunk, index)
     const slot = chunk.keyAt(index)
-    if (slot !== NONE && chunk.attemptsAt(index) > 0) this.#keys.retrying[slot]!--
+    if (slot !== NONE && chunk.attemptsAt(index) > 0) this.#keys.countRetrying(slot, -1)
   }
 
   // Its time has come.
