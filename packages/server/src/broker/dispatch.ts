@@ -138,10 +138,10 @@ export class Dispatcher {
     block.isFollowed = true
     const { offset } = this.#run
     let chunk = queue.chunkAt(offset)
-    let batch = chunk === undefined ? 0 : chunk.batchAt(offset - chunk.base)
+    let batch = chunk === undefined ? 0 : chunk.batches.find(offset - chunk.base)
     while (chunk !== undefined) {
-      for (; batch < chunk.batches; batch++) {
-        const position = chunk.batchPosition(batch)
+      for (; batch < chunk.batches.count; batch++) {
+        const position = chunk.batches.place(batch)
         if (holdsBatch(block, position) || chunk.batchIsGone(batch)) continue
         this.#blocks.loadEarly(position)
         return
@@ -185,8 +185,8 @@ export class Dispatcher {
 // reaches over both ends of the chunk is known by its queue and by holding the offset.
 function checkHeader(queue: Queue, run: Run, bytes: Uint8Array, batchAt: number): void {
   const chunk = queue.chunkAt(run.offset)!
-  const batch = chunk.batchAt(run.offset - chunk.base)
-  const start = chunk.batchStart(batch)
+  const batch = chunk.batches.find(run.offset - chunk.base)
+  const start = chunk.batches.first(batch)
   const end = chunk.batchEnd(batch)
   const first = readU64(bytes, batchAt + 16) - chunk.base
   const after = first + readU32(bytes, batchAt + 12)

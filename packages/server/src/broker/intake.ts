@@ -117,7 +117,9 @@ export class Intake {
       const placed = this.#append(batch, producer.id, batch.traits)
       producer.accept(number, placed.baseOffset, crc, placed.duplicates)
       producer.lastUsedMs = this.#writer.nowMs
-      this.#changed(queue)
+      // Plain messages leave no facts and no deadline: with many queues, what is not looked at need not be in the cache.
+      const isPlain = !batch.hasTraits && queue.options.maxMessages === 0
+      if (!isPlain || queue.subscriptions.length > 0) this.#changed(queue)
       return placed
     })
   }

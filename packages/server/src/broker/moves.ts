@@ -23,6 +23,8 @@ export class Moves {
   readonly #facts = new FactBuffer()
   /** Queues with messages that are to be moved. */
   readonly #queues = new Set<Queue>()
+  /** Queues with messages that are to go to a queue which was not there when it was looked for. */
+  readonly #stranded = new Set<Queue>()
   /** Queues whose next message is being read from disk. */
   readonly #loading = new Set<Queue>()
 
@@ -41,7 +43,11 @@ export class Moves {
 
   /** A queue was made: what waited for one of its name can go there. */
   made(name: string): void {
-    for (const queue of this.#state.queues.values()) if (queue.options.deadLetter === name) this.note(queue)
+    for (const queue of this.#stranded) {
+      if (this.#isGone(queue)) this.#stranded.delete(queue)
+      if (queue.options.deadLetter !== name || !this.#stranded.delete(queue)) continue
+      this.note(queue)
+    }
   }
 
   /** The log had no room: when that is looked at again; Infinity when it has. */
@@ -59,9 +65,10 @@ export class Moves {
     for (const queue of [...this.#queues]) {
       if (this.#loading.has(queue)) continue
       const target = this.#state.queues.get(queue.options.deadLetter)
-      if (target === undefined || this.#state.queuesById.get(queue.id) !== queue) {
+      if (target === undefined || this.#isGone(queue)) {
         // They stay at home, until there is such a queue.
         this.#queues.delete(queue)
+        if (!this.#isGone(queue)) this.#stranded.add(queue)
         continue
       }
       left = this.#moveFrom(queue, target, left, wake)
@@ -70,6 +77,10 @@ export class Moves {
         return
       }
     }
+  }
+
+  #isGone(queue: Queue): boolean {
+    return this.#state.queuesById.get(queue.id) !== queue
   }
 
   #moveFrom(queue: Queue, target: Queue, most: number, wake: () => void): number {
@@ -129,7 +140,7 @@ export class Moves {
     const batch = copiedBatch(record, {
       queue: queue.name,
       offset,
-      publishedMs: chunk.batchTime(chunk.batchAt(offset - chunk.base)),
+      publishedMs: chunk.batches.timeMs(chunk.batches.find(offset - chunk.base)),
       attempts: queue.livesOf(offset).attempts + dead.attempts,
       redrives: redrivesOf(queue, offset, record) + (kind === 'carry' ? 1 : 0),
       dead,

@@ -7,7 +7,8 @@
  */
 import { DEATH, type Death } from '@sluice/protocol'
 import { CHUNK_MESSAGES, CHUNK_WORDS, addBits, hasBit } from './bits.js'
-import { Column, Links } from './column.js'
+import { BatchTable } from './batches.js'
+import { Links } from './column.js'
 import type { DeadMessages } from './dead.js'
 import { ID_WORDS } from './hash.js'
 
@@ -39,6 +40,7 @@ export interface Lives {
 }
 
 export class Chunk {
+  // What each append looks at stands together: it is all that is looked at of most chunks.
   /** Offset of index 0. */
   readonly base: number
   /** Index after the last message that was appended. */
@@ -46,6 +48,13 @@ export class Chunk {
   live = 0
   /** Bytes of the records that were appended here; of a batch across chunks, its share by count. */
   bytes = 0
+  /** Those that hold the messages. */
+  readonly batches = new BatchTable()
+  /** Bit by priority: some message here was appended with it. */
+  priorityMask = 0
+  /** Whether the state differs from the newest page of it in the log, and where that page stands (-1: none). */
+  dirty = true
+  pagePosition = -1
   gone: Uint32Array | undefined
   dead: DeadMessages | undefined
   /** By index, where any message here has one. Due: 0 for a message that has not to wait for its time. */
@@ -64,8 +73,6 @@ export class Chunk {
   #sizedLive = 0
   #sizedBytes = 0
   lives: Map<number, Lives> | undefined
-  /** Bit by priority: some message here was appended with it. */
-  priorityMask = 0
   /** No message here expires before this. */
   earliestExpiryMs = Infinity
 
@@ -82,16 +89,6 @@ export class Chunk {
   previous: Links | undefined
   /** Volatile: handed out at least once since the broker started. */
   seen: Uint32Array | undefined
-
-  /** Whether the state differs from the newest page of it in the log, and where that page stands (-1: none). */
-  dirty = true
-  pagePosition = -1
-
-  /** Batches that hold the messages, by ascending index: first index here, place in the log, time of publishing. */
-  batches = 0
-  #starts: Uint16Array = new Uint16Array(2)
-  readonly #positions = new Column()
-  readonly #times = new Column()
 
   constructor(base: number) {
     this.base = base
@@ -142,7 +139,7 @@ export class Chunk {
 
   /** Where the message stands in time: when it is or was due, or when it was published. */
   lineTimeAt(index: number): number {
-    return this.dueAt(index) || this.batchTime(this.batchAt(index))
+    return this.dueAt(index) || this.batches.timeMs(this.batches.find(index))
   }
 
   /** Size of the message's record, which is live; where it is not known, the mean of those that are not. */
@@ -229,12 +226,7 @@ export class Chunk {
 
   /** Takes note of a batch whose messages have the indexes `[count, end)`; their priority is 0 unless traits say more. */
   append(end: number, position: number, timeMs: number, bytes: number): void {
-    if (this.batches === this.#starts.length) this.reserve(this.batches * 2)
-    const { length } = this.#starts
-    this.#starts[this.batches] = this.count
-    this.#positions.set(this.batches, position, length)
-    this.#times.set(this.batches, timeMs, length)
-    this.batches++
+    this.batches.push(this.count, position, timeMs)
     this.priorityMask |= 1
     this.live += end - this.count
     this.bytes += bytes
@@ -242,45 +234,22 @@ export class Chunk {
     this.dirty = true
   }
 
-  /** Number of the batch that holds the message at `index`. */
-  batchAt(index: number): number {
-    let low = 0
-    let high = this.batches - 1
-    while (low < high) {
-      const middle = (low + high + 1) >>> 1
-      if (this.#starts[middle]! <= index) low = middle
-      else high = middle - 1
-    }
-    return low
-  }
-
-  batchStart(batch: number): number {
-    return this.#starts[batch]!
-  }
-
+  /** Index after the last message of the batch. */
   batchEnd(batch: number): number {
-    return batch + 1 < this.batches ? this.#starts[batch + 1]! : this.count
-  }
-
-  batchPosition(batch: number): number {
-    return this.#positions.get(batch)
-  }
-
-  batchTime(batch: number): number {
-    return this.#times.get(batch)
+    return batch + 1 < this.batches.count ? this.batches.first(batch + 1) : this.count
   }
 
   /** Whether nothing of the batch that stands here is live. */
   batchIsGone(batch: number): boolean {
     const end = this.batchEnd(batch)
-    let index = this.batchStart(batch)
+    let index = this.batches.first(batch)
     while (index < end && this.isGone(index)) index++
     return index === end
   }
 
   /** The batch was copied forward in the log. */
   relocate(batch: number, position: number): void {
-    this.#positions.set(batch, position, this.#starts.length)
+    this.batches.setPlace(batch, position)
     this.dirty = true
   }
 
@@ -299,10 +268,11 @@ export class Chunk {
     return removed
   }
 
-  /** There will be so many batches, at least. */
-  reserve(batches: number): void {
-    const starts = new Uint16Array(Math.min(Math.max(batches, 2), CHUNK_MESSAGES))
-    starts.set(this.#starts)
-    this.#starts = starts
+  /** Recovery: the batches have come from a page, and hold the messages until `count`. */
+  restored(count: number, bytes: number): void {
+    this.count = count
+    this.live = count - this.batches.first(0)
+    this.bytes = bytes
+    this.priorityMask |= 1
   }
 }

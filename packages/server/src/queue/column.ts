@@ -1,37 +1,22 @@
-/**
- * Whole numbers side by side that mostly lie within 2^32 above the first: 4 bytes each for as long as they all do,
- * 8 bytes otherwise. Ten million messages from batches of one are ten million places in the log and times.
- */
+/** Whole numbers side by side, mostly below 2^32: 4 bytes each for as long as they all are, 8 bytes otherwise. */
 export class Column {
-  #base: number | undefined
-  #narrow: Uint32Array | undefined
-  #wide: Float64Array | undefined
+  readonly #count: number
+  /** Made when the first is set. */
+  #numbers: Uint32Array | Float64Array | undefined
 
-  /** `base`: what the numbers lie above, where that is known. */
-  constructor(base?: number) {
-    this.#base = base
+  /** `count` of them, all 0. */
+  constructor(count: number) {
+    this.#count = count
   }
 
   get(index: number): number {
-    return this.#wide === undefined ? this.#base! + this.#narrow![index]! : this.#wide[index]!
+    return this.#numbers === undefined ? 0 : this.#numbers[index]!
   }
 
-  /** Sets one of the first `capacity` numbers; those that were set before stay what they are. */
-  set(index: number, value: number, capacity: number): void {
-    if (this.#wide === undefined) {
-      this.#base ??= value
-      this.#narrow ??= new Uint32Array(capacity)
-      const above = value - this.#base
-      if (above >= 0 && above <= MAX) {
-        if (this.#narrow.length < capacity) this.#narrow = grown(this.#narrow, new Uint32Array(capacity))
-        this.#narrow[index] = above
-        return
-      }
-      this.#wide = new Float64Array(Math.max(capacity, this.#narrow.length))
-      for (let i = 0; i < this.#narrow.length; i++) this.#wide[i] = this.#base + this.#narrow[i]!
-      this.#narrow = undefined
-    } else if (this.#wide.length < capacity) this.#wide = grown(this.#wide, new Float64Array(capacity))
-    this.#wide[index] = value
+  set(index: number, value: number): void {
+    this.#numbers ??= new Uint32Array(this.#count)
+    if (value > MAX && this.#numbers instanceof Uint32Array) this.#numbers = Float64Array.from(this.#numbers)
+    this.#numbers[index] = value
   }
 }
 
@@ -39,13 +24,12 @@ export class Column {
 export class Links {
   /** Offset of the first message. */
   readonly #base: number
-  readonly #count: number
   /** 0: none. Even: twice how far behind. Odd: twice how far before, less one. */
-  readonly #distances = new Column(0)
+  readonly #distances: Column
 
   constructor(base: number, count: number) {
     this.#base = base
-    this.#count = count
+    this.#distances = new Column(count)
   }
 
   /** Offset of the other one, which was set; -1: none. */
@@ -59,13 +43,8 @@ export class Links {
   /** `offset` is not the message's own. */
   set(index: number, offset: number): void {
     const distance = offset === -1 ? 0 : offset - this.#base - index
-    this.#distances.set(index, distance >= 0 ? distance * 2 : -distance * 2 - 1, this.#count)
+    this.#distances.set(index, distance >= 0 ? distance * 2 : -distance * 2 - 1)
   }
 }
 
 const MAX = 2 ** 32 - 1
-
-function grown<Values extends Uint32Array | Float64Array>(from: Values, to: Values): Values {
-  to.set(from)
-  return to
-}

@@ -90,7 +90,7 @@ export class Line {
         takeOut(chunk, index, index + 1)
         this.#ripen(chunk, index)
         this.#keyLines.append(slot, chunk, index)
-        const timeMs = chunk.batchTime(chunk.batchAt(index))
+        const timeMs = chunk.batches.timeMs(chunk.batches.find(index))
         this.#keyLines.offer(slot, timeMs, chunk.base + index, timeMs)
       }
     }
@@ -231,7 +231,7 @@ export class Line {
     if (this.#dueMask === 0) return
     this.#due[31 - Math.clz32(this.#dueMask)]!.early(count, (offset) => {
       const chunk = this.#chunks.at(offset)
-      if (chunk !== undefined) each(chunk.batchPosition(chunk.batchAt(offset - chunk.base)))
+      if (chunk !== undefined) each(chunk.batches.place(chunk.batches.find(offset - chunk.base)))
     })
   }
 
@@ -412,7 +412,7 @@ export class Line {
   #plainRun(chunk: Chunk, priority: number, max: number, nowMs: number, run: Run): void {
     const cursor = this.#cursors[priority]!
     const index = cursor - chunk.base
-    const batch = chunk.batchAt(index)
+    const batch = chunk.batches.find(index)
     let end = Math.min(chunk.batchEnd(batch), index + max)
     end = firstInside(chunk.gone, chunk.out, index, end)
     const marked = this.#isMarked(chunk, index)
@@ -430,8 +430,8 @@ export class Line {
     if (this.#suspects.size > 0) end = this.#untilSuspect(chunk, index, end)
     run.offset = cursor
     run.count = end - index
-    run.batchPosition = chunk.batchPosition(batch)
-    run.publishedAtMs = chunk.batchTime(batch)
+    run.batchPosition = chunk.batches.place(batch)
+    run.publishedAtMs = chunk.batches.timeMs(batch)
     run.attempt = 1
     run.redelivered = marked
     run.alone = this.#suspects.has(cursor)
@@ -442,13 +442,13 @@ export class Line {
     const offset = due.firstOffset
     const chunk = this.#chunks.at(offset)!
     const index = offset - chunk.base
-    const batch = chunk.batchAt(index)
+    const batch = chunk.batches.find(index)
     const attempts = chunk.attemptsAt(index)
     run.offset = offset
     const room = Math.min(max, chunk.batchEnd(batch) - index)
     run.count = this.#isFirstTry(chunk, index) ? this.#neighbours(due, chunk, index, room) : 1
-    run.batchPosition = chunk.batchPosition(batch)
-    run.publishedAtMs = chunk.batchTime(batch)
+    run.batchPosition = chunk.batches.place(batch)
+    run.publishedAtMs = chunk.batches.timeMs(batch)
     run.attempt = attempts + 1
     run.redelivered = attempts > 0 || this.#isMarked(chunk, index) || chunk.lives?.has(index) === true
     run.alone = this.#suspects.has(offset)
@@ -628,7 +628,7 @@ export class Line {
 }
 
 function plainTime(chunk: Chunk, offset: number): number {
-  return chunk.batchTime(chunk.batchAt(offset - chunk.base))
+  return chunk.batches.timeMs(chunk.batches.find(offset - chunk.base))
 }
 
 function isOut(chunk: Chunk, index: number): boolean {

@@ -3,7 +3,8 @@
  * the facts behind it, is the whole state; so older parts of the log can go.
  *
  * Chunk: u64 base · u64 record bytes · u16 count · u16 batches · u16 waiting · u16 dead · u16 lives · u16 0 · u32 flags
- *   (1 gone, 2 priorities, 4 expiries, 8 keys, 16 ids, 32 sizes) · batches of u16 first index, u64 position, u48 time ·
+ *   (1 gone, 2 priorities, 4 expiries, 8 keys, 16 ids, 32 sizes, 64 narrow) · batches of u16 first index, u64 position,
+ *   u48 time; narrow: the first one so, then all of u16 first index, u32 position and u32 time above those of that one ·
  *   128 B of gone bits, index 0 in the lowest · count × u8 priority · count × u48 expiry · count × two u32 of the key's
  *   hash · count × four u32 of the id's hash · count × u32 record size · waiting of u16 index, u8 attempts, u8 0,
  *   u64 due · lives of u16 index, u16 redrives, u32 attempts in earlier lives · dead of u16 index, u8 attempts,
@@ -32,7 +33,6 @@ import type { Keys } from './keys.js'
 import type { Queue, QueueDefinition } from './queue.js'
 
 const HEAD_BYTES = 32
-const BATCH_BYTES = 16
 const GONE_BYTES = CHUNK_WORDS * 4
 const WAITING_BYTES = 12
 const EXPIRY_BYTES = 6
@@ -40,7 +40,7 @@ const KEY_BYTES = 8
 const ID_BYTES = ID_WORDS * 4
 const SIZE_BYTES = 4
 const LIVES_BYTES = 8
-const FLAG = { gone: 1, priorities: 2, expiries: 4, keys: 8, ids: 16, sizes: 32 } as const
+const FLAG = { gone: 1, priorities: 2, expiries: 4, keys: 8, ids: 16, sizes: 32, narrow: 64 } as const
 const DEAD_BYTES = 16
 const MOVING = 128
 
@@ -55,7 +55,7 @@ export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
   }
   const dead = chunk.dead?.size ?? 0
   const lives = chunk.lives?.size ?? 0
-  let size = HEAD_BYTES + chunk.batches * BATCH_BYTES + waiting.length * WAITING_BYTES + dead * DEAD_BYTES
+  let size = HEAD_BYTES + chunk.batches.pageBytes + waiting.length * WAITING_BYTES + dead * DEAD_BYTES
   size += lives * LIVES_BYTES
   if (gone !== undefined) size += GONE_BYTES
   if (priorities !== undefined) size += count
@@ -68,7 +68,7 @@ export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
   writeU64(bytes, 0, chunk.base)
   writeU64(bytes, 8, Math.round(chunk.bytes))
   writeU16(bytes, 16, count)
-  writeU16(bytes, 18, chunk.batches)
+  writeU16(bytes, 18, chunk.batches.count)
   writeU16(bytes, 20, waiting.length)
   writeU16(bytes, 22, dead)
   writeU16(bytes, 24, lives)
@@ -80,14 +80,10 @@ export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
       (expiries === undefined ? 0 : FLAG.expiries) |
       (chunk.keys === undefined ? 0 : FLAG.keys) |
       (ids === undefined ? 0 : FLAG.ids) |
-      (sizes === undefined ? 0 : FLAG.sizes),
+      (sizes === undefined ? 0 : FLAG.sizes) |
+      (chunk.batches.isNarrow ? FLAG.narrow : 0),
   )
-  let at = HEAD_BYTES
-  for (let batch = 0; batch < chunk.batches; batch++, at += BATCH_BYTES) {
-    writeU16(bytes, at, chunk.batchStart(batch))
-    writeU64(bytes, at + 2, chunk.batchPosition(batch))
-    writeU48(bytes, at + 10, chunk.batchTime(batch))
-  }
+  let at = chunk.batches.encode(bytes, HEAD_BYTES)
   if (gone !== undefined) for (const word of gone) at = writeWord(bytes, at, word)
   if (priorities !== undefined) {
     bytes.set(priorities.subarray(0, count), at)
@@ -147,15 +143,9 @@ export function decodeChunkPage(bytes: Uint8Array, start: number, keys: Keys): C
   const waiting = readU16(bytes, start + 20)
   const dead = readU16(bytes, start + 22)
   const lives = readU16(bytes, start + 24)
-  let at = start + HEAD_BYTES
-  chunk.reserve(batches)
-  if (batches > 0) chunk.count = readU16(bytes, at)
-  for (let batch = 0; batch < batches; batch++, at += BATCH_BYTES) {
-    const end = batch + 1 < batches ? readU16(bytes, at + BATCH_BYTES) : count
-    chunk.append(end, readU64(bytes, at + 2), readU48(bytes, at + 10), 0)
-  }
-  chunk.bytes = recordBytes
   const flags = readU32(bytes, start + 28)
+  let at = chunk.batches.decode(bytes, start + HEAD_BYTES, batches, (flags & FLAG.narrow) !== 0)
+  if (batches > 0) chunk.restored(count, recordBytes)
   if (flags & FLAG.gone) {
     chunk.gone = new Uint32Array(CHUNK_WORDS)
     for (let word = 0; word < CHUNK_WORDS; word++, at += 4) chunk.gone[word] = readU32(bytes, at)

@@ -382,11 +382,11 @@ export class Queue {
       const chunk = this.#chunkToApply(from)
       if (chunk !== undefined) {
         const index = from - chunk.base
-        const batch = chunk.batchAt(index)
-        if (chunk.batchStart(batch) === index) {
+        const batch = chunk.batches.find(index)
+        if (chunk.batches.first(batch) === index) {
           const live = liveIn(chunk, index, to - chunk.base)
           const bytes = chunk.live === 0 ? 0 : (chunk.bytes * live) / chunk.live
-          this.#use.remove(chunk.batchPosition(batch), live)
+          this.#use.remove(chunk.batches.place(batch), live)
           this.#use.add(position, live, bytes)
           chunk.relocate(batch, position)
         }
@@ -402,8 +402,8 @@ export class Queue {
       const to = Math.min(offset + count, chunkEndAfter(from))
       const chunk = this.chunkAt(from)
       if (chunk !== undefined && from - chunk.base < chunk.count) {
-        const batch = chunk.batchAt(from - chunk.base)
-        if (chunk.batchPosition(batch) === position) live += liveIn(chunk, from - chunk.base, to - chunk.base)
+        const batch = chunk.batches.find(from - chunk.base)
+        if (chunk.batches.place(batch) === position) live += liveIn(chunk, from - chunk.base, to - chunk.base)
       }
       from = to
     }
@@ -413,9 +413,9 @@ export class Queue {
   /** The queue is gone: nothing in the log is needed for it any more. */
   drop(): void {
     for (const chunk of this.chunks()) {
-      for (let batch = 0; batch < chunk.batches; batch++) {
-        const live = liveIn(chunk, chunk.batchStart(batch), chunk.batchEnd(batch))
-        if (live > 0) this.#use.remove(chunk.batchPosition(batch), live)
+      for (let batch = 0; batch < chunk.batches.count; batch++) {
+        const live = liveIn(chunk, chunk.batches.first(batch), chunk.batchEnd(batch))
+        if (live > 0) this.#use.remove(chunk.batches.place(batch), live)
       }
     }
     // Whoever still holds on to the queue finds nothing in it.
@@ -435,8 +435,8 @@ export class Queue {
   get oldestPosition(): number {
     for (const chunk of this.chunks()) {
       if (chunk.live === 0) continue
-      for (let batch = 0; batch < chunk.batches; batch++)
-        if (!chunk.batchIsGone(batch)) return chunk.batchPosition(batch)
+      for (let batch = 0; batch < chunk.batches.count; batch++)
+        if (!chunk.batchIsGone(batch)) return chunk.batches.place(batch)
     }
     return -1
   }
@@ -462,10 +462,10 @@ export class Queue {
       chunk.dead!.set(index, { ...dead, reason: this.#shared(dead.reason) })
     }
     this.#earliestExpiryMs = Math.min(this.#earliestExpiryMs, chunk.earliestExpiryMs)
-    for (let batch = 0; batch < chunk.batches; batch++) {
-      const start = chunk.batchStart(batch)
+    for (let batch = 0; batch < chunk.batches.count; batch++) {
+      const start = chunk.batches.first(batch)
       const live = liveIn(chunk, start, chunk.batchEnd(batch))
-      if (live > 0) this.#use.add(chunk.batchPosition(batch), live, (chunk.bytes * live) / chunk.live)
+      if (live > 0) this.#use.add(chunk.batches.place(batch), live, (chunk.bytes * live) / chunk.live)
     }
   }
 
@@ -984,7 +984,7 @@ export class Queue {
       chunk.dead !== undefined ||
       chunk.lives !== undefined
     for (let index = from; index < end;) {
-      const batch = chunk.batchAt(index)
+      const batch = chunk.batches.find(index)
       const batchEnd = Math.min(chunk.batchEnd(batch), end)
       const bytes = hasMore ? this.#forget(chunk, index, batchEnd) : undefined
       const bytesBefore = chunk.bytes
@@ -992,10 +992,10 @@ export class Queue {
       if (count > 0) {
         removed += count
         this.bytes -= bytesBefore - chunk.bytes
-        this.#use.remove(chunk.batchPosition(batch), count)
+        this.#use.remove(chunk.batches.place(batch), count)
         // What is in the queue's page is counted there.
         if (this.retains && timeMs !== NEVER && this.pagePosition < this.appliedFrom)
-          this.#use.retain(this.id, chunk.batchPosition(batch), bytesBefore - chunk.bytes, timeMs)
+          this.#use.retain(this.id, chunk.batches.place(batch), bytesBefore - chunk.bytes, timeMs)
       }
       index = batchEnd
     }

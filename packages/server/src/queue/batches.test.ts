@@ -1,0 +1,95 @@
+import fc from 'fast-check'
+import { expect, it } from 'vitest'
+import { BatchTable } from './batches.js'
+
+interface Batch {
+  first: number
+  place: number
+  timeMs: number
+}
+
+function contentsOf(table: BatchTable): Batch[] {
+  return Array.from({ length: table.count }, (_, batch) => ({
+    first: table.first(batch),
+    place: table.place(batch),
+    timeMs: table.timeMs(batch),
+  }))
+}
+
+const far = fc.oneof(
+  { weight: 40, arbitrary: fc.integer({ min: 0, max: 2 ** 20 }) },
+  { weight: 1, arbitrary: fc.constantFrom(2 ** 32 - 1, 2 ** 32, -1, -(2 ** 20)) },
+)
+
+it('holds what was put in, however far apart, and gives it back from a page', () => {
+  let wide = 0
+  let narrow = 0
+  fc.assert(
+    fc.property(
+      fc.integer({ min: 2 ** 20, max: 2 ** 52 }),
+      fc.integer({ min: 2 ** 20, max: 2 ** 47 }),
+      fc.array(fc.tuple(fc.integer({ min: 1, max: 20 }), far, far), { minLength: 1, maxLength: 50 }),
+      fc.array(fc.tuple(fc.nat(49), fc.integer({ min: 0, max: 2 ** 33 })), { maxLength: 4 }),
+      (place, timeMs, steps, moved) => {
+        const table = new BatchTable()
+        const plain: Batch[] = []
+        let first = 3
+        for (const [messages, placeAbove, timeAbove] of steps) {
+          const batch = { first, place: place + placeAbove, timeMs: timeMs + timeAbove }
+          table.push(batch.first, batch.place, batch.timeMs)
+          plain.push(batch)
+          first += messages
+        }
+        for (const [batch, above] of moved) {
+          if (batch >= plain.length) continue
+          table.setPlace(batch, place + above)
+          plain[batch]!.place = place + above
+        }
+        expect(contentsOf(table)).toEqual(plain)
+        if (table.isNarrow) narrow++
+        else wide++
+        for (let index = 3; index < first; index++)
+          expect(table.find(index)).toBe(plain.findLastIndex((batch) => batch.first <= index))
+        const page = new Uint8Array(table.pageBytes + 8)
+        expect(table.encode(page, 5)).toBe(5 + table.pageBytes)
+        const again = new BatchTable()
+        expect(again.decode(page, 5, table.count, table.isNarrow)).toBe(5 + table.pageBytes)
+        // It goes on as before.
+        for (const one of [table, again]) one.push(first, place + 7, timeMs + 9)
+        plain.push({ first, place: place + 7, timeMs: timeMs + 9 })
+        expect(contentsOf(again)).toEqual(plain)
+        expect(contentsOf(table)).toEqual(plain)
+      },
+    ),
+    { numRuns: 300 },
+  )
+  expect(wide).toBeGreaterThan(30)
+  expect(narrow).toBeGreaterThan(30)
+})
+
+it('stands in a page as the document says', () => {
+  const table = new BatchTable()
+  table.push(0, 0x0001_0203_0405_0607, 0x1112_1314_1516)
+  table.push(0x0304, 0x0001_0203_0405_0607 + 0xf1f2_f3f4, 0x1112_1314_1516 + 0x0a0b_0c0d)
+  const narrow = new Uint8Array(table.pageBytes)
+  table.encode(narrow, 0)
+  expect(Buffer.from(narrow).toString('hex')).toBe(
+    [
+      '0000',
+      '0706050403020100',
+      '161514131211',
+      '0000',
+      '00000000',
+      '00000000',
+      '0403',
+      'f4f3f2f1',
+      '0d0c0b0a',
+    ].join(''),
+  )
+  table.setPlace(1, 0x0000_0000_0405_0607)
+  const wide = new Uint8Array(table.pageBytes)
+  table.encode(wide, 0)
+  expect(Buffer.from(wide).toString('hex')).toBe(
+    ['0000', '0706050403020100', '161514131211', '0403', '0706050400000000', '23211f1d1211'].join(''),
+  )
+})
