@@ -12,6 +12,8 @@ import { PAGE, encodeDirectory, type PageAt, type State } from './state.js'
 
 /** Most bytes of pages that one turn appends; of small segments, a sixteenth. */
 const SLICE_BYTES = 256 << 10
+/** What a checkpoint frees that is made before it is due; it may leave a segment half empty. */
+const FREED_SEGMENTS = 2
 /** A producer that was not heard of for so long is forgotten. */
 export const PRODUCER_IDLE_MS = 7 * 24 * 3600 * 1000
 
@@ -41,6 +43,8 @@ export class Checkpoints {
   floor: number
   /** Pages that stand before this position are appended again although they did not change. */
   evacuateBefore = 0
+  /** Another checkpoint would free what stands before this, and the log takes too much. 0: it does not. */
+  wantedFloor = 0
 
   constructor(log: Log, tail: Tail, state: State, intervalBytes: number, floor: number) {
     this.#log = log
@@ -52,14 +56,15 @@ export class Checkpoints {
   }
 
   /**
-   * One slice of the running checkpoint, or the begin of one if enough was appended since the last. All facts that
-   * are applied must be in the open entry. Returns whether anything was appended.
+   * One slice of the running checkpoint, or the begin of one if enough was appended since the last, or if one would free
+   * enough. All facts that are applied must be in the open entry. Returns whether anything was appended.
    */
   step(nowMs: number): boolean {
-    this.#anchor()
+    this.#anchor(nowMs)
     if (this.#running === undefined) {
       if (this.#finished !== undefined) return false
-      if (this.#tail.appendedBytes - this.#begunAtBytes < this.#dueBytes) return false
+      const isDue = this.#tail.appendedBytes - this.#begunAtBytes >= this.#dueBytes
+      if (!isDue && !this.#freesEnough(this.#marked?.floor ?? this.floor, this.wantedFloor)) return false
       this.#begunAtBytes = this.#tail.appendedBytes
       this.#begunAtWritten = this.#writtenBytes
       this.#running = this.#run(nowMs)
@@ -84,10 +89,20 @@ export class Checkpoints {
   }
 
   // The mark is in the header of each segment that begins after it; from then on recovery starts there.
-  #anchor(): void {
-    if (this.#marked === undefined || this.#segmentOf(this.#tail.position) <= this.#marked.segment) return
-    this.floor = Math.max(this.floor, this.#marked.floor)
+  #anchor(nowMs: number): void {
+    const marked = this.#marked
+    if (marked === undefined) return
+    if (this.#segmentOf(this.#tail.position) <= marked.segment) {
+      // Who drains a backlog appends so little that the segment would not be full for long.
+      if (this.wantedFloor <= this.floor || !this.#freesEnough(this.floor, marked.floor)) return
+      this.#tail.endSegment(nowMs)
+    }
+    this.floor = Math.max(this.floor, marked.floor)
     this.#marked = undefined
+  }
+
+  #freesEnough(floor: number, nextFloor: number): boolean {
+    return nextFloor - floor >= FREED_SEGMENTS * this.#log.segmentBytes
   }
 
   // An entry that ends with its segment has not begun the next one: no header there says anything yet.

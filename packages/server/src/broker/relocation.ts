@@ -29,6 +29,8 @@ export class Relocation {
   before = 0
   /** Everything from here on stays where it is: something in it is retained. */
   retainedFrom = Infinity
+  /** What the next checkpoint will free. */
+  freedBytes = 0
 
   constructor(log: Log, tail: Tail, state: State) {
     this.#log = log
@@ -36,14 +38,18 @@ export class Relocation {
     this.#state = state
   }
 
-  /** Whether more of the disk is spent on what is gone than on what is live. */
-  get isWanted(): boolean {
+  /** How many bytes more of the disk than it may be are spent on what is gone; 0 or less when it is not too much. */
+  get excessBytes(): number {
     const { bytes } = this.#log.usage()
     const { segments } = this.#state
     const kept = this.retainedFrom === Infinity ? 0 : Math.max(0, this.#tail.position - this.retainedFrom)
-    return (
-      bytes - kept > 2 * segments.liveBytesBefore(this.retainedFrom) + SLACK_SEGMENTS * this.#log.segmentBytes
-    )
+    const live = segments.liveBytesBefore(this.retainedFrom)
+    return bytes - kept - 2 * live - SLACK_SEGMENTS * this.#log.segmentBytes
+  }
+
+  /** Whether there is an excess that does not go with the next checkpoint. */
+  get #isWanted(): boolean {
+    return this.excessBytes > this.freedBytes
   }
 
   /** A segment is half done. */
@@ -51,7 +57,7 @@ export class Relocation {
     return this.#entries !== undefined
   }
 
-  /** Copies what the allowance permits; called once a turn while it is wanted or running. */
+  /** Copies what the allowance permits, if it is wanted or running. */
   step(nowMs: number, wake: () => void): void {
     this.#refill(nowMs)
     if (this.#reading || this.#allowance <= 0) return
@@ -80,7 +86,7 @@ export class Relocation {
   }
 
   #begin(): boolean {
-    if (!this.isWanted) return false
+    if (!this.#isWanted) return false
     const { firstPosition } = this.#log.usage()
     const start = this.#state.segments.oldestLive(Math.max(firstPosition, this.before))
     const active = Math.floor(this.#tail.position / this.#log.segmentBytes) * this.#log.segmentBytes

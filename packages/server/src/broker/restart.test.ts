@@ -439,3 +439,33 @@ describe('a dead message that is to be moved', () => {
     expect(bench.info(DEAD)).toMatchObject({ ready: 1 })
   })
 })
+
+describe('the log', () => {
+  it('gives back what is drained, although nothing more is published', async () => {
+    // So that neither what is appended to drain it, nor half a segment, ever makes a checkpoint due.
+    const bench = await new Bench({ segmentBytes: 128 * 1024, checkpointBytes: 1 << 24 }).open()
+    bench.ensure()
+    for (let i = 0; i < 150; i++) await bench.publish(repeated(20, { bodyBytes: 900 }))
+    const filled = bench.log.usage()
+    expect(filled.segments).toBeGreaterThan(20)
+    const worker = bench.consume(60_000)
+    await bench.settle()
+    expect(worker.got).toHaveLength(3_000)
+    let most = 0
+    for (let offset = 0; offset < 3_000; offset += 60) {
+      for (let i = offset; i < offset + 60; i++) worker.settle(i, OUTCOME.ack)
+      await bench.pass(25)
+      most = Math.max(most, bench.log.usage().bytes - 2 * bench.broker.usage().liveBytes)
+    }
+    await bench.pass(25)
+    expect(most).toBeLessThan(7 * 128 * 1024)
+    expect(bench.log.usage().segments).toBeLessThanOrEqual(5)
+    // Nothing was copied for it: acknowledgements, a few pages, and ends of segments.
+    expect(bench.broker.usage().writtenBytes - filled.writtenBytes).toBeLessThan(300_000)
+    expect(await bench.crash()).toBe(true)
+    expect(bench.info()).toMatchObject({ ready: 0, acked: 3_000 })
+    bench.broker.audit()
+    await bench.publish([{}])
+    expect(await bench.order()).toEqual([3_000])
+  })
+})

@@ -58,10 +58,9 @@ export class Space {
     const { segmentBytes } = this.#log
     const live = this.#state.segments.oldestLive(firstPosition)
     // Pages that stand in front of everything live would be all that holds their segments.
-    this.#checkpoints.evacuateBefore = Math.max(
-      this.#relocation.before,
-      Math.min(live, this.#tail.position - segmentBytes),
-    )
+    const needed = Math.min(live, this.#tail.position - segmentBytes)
+    this.#checkpoints.evacuateBefore = Math.max(this.#relocation.before, needed)
+    this.#wantFloor(Math.min(needed, this.#relocation.retainedFrom))
     if (nowMs >= this.#retainedLookedMs + LOOK_RETAINED_MS) this.#lookAtRetained(nowMs)
     let floor = Math.min(this.#checkpoints.floor, live, this.#relocation.retainedFrom)
     if (this.#truncation === undefined && floor - firstPosition >= segmentBytes) {
@@ -71,7 +70,17 @@ export class Space {
       if (floor - firstPosition >= segmentBytes) this.#truncation = { floor, gate: this.#tail.gate }
     }
     this.#truncate(wake)
-    if (!this.#relocation.isRunning && this.#relocation.isWanted) this.#relocation.step(nowMs, wake)
+    if (!this.#relocation.isRunning) this.#relocation.step(nowMs, wake)
+  }
+
+  // What nothing but the last checkpoint holds goes with the next one; only what is held otherwise has to be copied.
+  #wantFloor(floor: number): void {
+    const freed = Math.max(0, floor - this.#checkpoints.floor)
+    // The segment that ends early takes the room of another one.
+    const isWanted =
+      this.#relocation.excessBytes > 0 && this.#log.reserve(this.#tail.pendingBytes + this.#log.segmentBytes)
+    this.#checkpoints.wantedFloor = isWanted ? floor : 0
+    this.#relocation.freedBytes = isWanted ? freed : 0
   }
 
   /** Looks at every queue. */

@@ -420,6 +420,30 @@ describe('appending and reading', () => {
     await log.close()
   })
 
+  test('a segment can end anywhere, also where entries of a former life stand behind the last one', async () => {
+    const disk = new SimulatedDisk()
+    let { log, writer } = await openLog(disk)
+    for (let round = 0; round < 30; round++) {
+      for (let n = 0; n <= (round * 7) % 5; n++) await writer.append(sectors(1 + ((round + n) % 9)))
+      writer.next = Math.ceil(writer.next / SEGMENT) * SEGMENT
+      const empty = await writer.append([])
+      expect(empty.position % SEGMENT).toBe(SEGMENT_HEADER_BYTES)
+      const newest = writer.durable.slice(-3)
+      const { position } = newest[0]!
+      if (round % 3 === 0) await log.truncateBefore(position)
+      await log.close()
+      const again = await openLog(disk)
+      expect(again.bounds).toMatchObject({ nextLsn: empty.lsn + 1, lastCrc: empty.crc, cutBytes: 0 })
+      const found = await entriesOf(again.log, position)
+      expect(found.map(({ lsn }) => lsn)).toEqual(newest.map(({ lsn }) => lsn))
+      const { durable } = writer
+      ;({ log, writer } = again)
+      writer.durable.push(...durable)
+    }
+    await log.close()
+    expect(disk.counts.rename).toBeGreaterThan(10)
+  })
+
   test('one entry is written at a time, and read once it is durable', async () => {
     const disk = new SimulatedDisk({ mode: 'queued', random: randomFrom(1) })
     const log = fileLog(disk)

@@ -123,6 +123,14 @@ export class Tail {
     this.seal(nowMs)
   }
 
+  /** What comes next stands in another segment, behind an entry without batches. */
+  endSegment(nowMs: number): void {
+    if (this.#openBatches > 0) this.seal(nowMs)
+    const { segmentBytes } = this.#log
+    this.#next = Math.ceil(this.#next / segmentBytes) * segmentBytes
+    this.sealEmpty(nowMs)
+  }
+
   /** Closes the open entry; what comes next is in the entry after it. */
   seal(nowMs: number): void {
     const block = this.#block!
