@@ -22,6 +22,11 @@ export interface Holder {
   readonly queue: string | undefined
 }
 
+/**
+ * How long the log takes too much before a checkpoint is made for it, and then the next. It costs the rest of a segment, and
+ * mostly making another one: done at once, that took a tenth of the rate at which a backlog is drained.
+ */
+const PATIENCE_MS = 5_000
 /** How often the use of the log is looked at. */
 const LOOK_MS = 20
 /** How often it is looked at what queues retain. */
@@ -34,6 +39,9 @@ export class Space {
   readonly #checkpoints: Checkpoints
   readonly #relocation: Relocation
   #lookedMs = 0
+  /** Until then the next checkpoint may still come by itself, unless one came since its floor was seen. */
+  #patientUntilMs = Infinity
+  #seenFloor = 0
   #retainedLookedMs = 0
   /** Segments below `floor` are not needed once `gate` is durable. */
   #truncation: { readonly floor: number; readonly gate: number } | undefined
@@ -60,7 +68,7 @@ export class Space {
     // Pages that stand in front of everything live would be all that holds their segments.
     const needed = Math.min(live, this.#tail.position - segmentBytes)
     this.#checkpoints.evacuateBefore = Math.max(this.#relocation.before, needed)
-    this.#wantFloor(Math.min(needed, this.#relocation.retainedFrom))
+    this.#wantFloor(Math.min(needed, this.#relocation.retainedFrom), nowMs)
     if (nowMs >= this.#retainedLookedMs + LOOK_RETAINED_MS) this.#lookAtRetained(nowMs)
     let floor = Math.min(this.#checkpoints.floor, live, this.#relocation.retainedFrom)
     if (this.#truncation === undefined && floor - firstPosition >= segmentBytes) {
@@ -74,13 +82,16 @@ export class Space {
   }
 
   // What nothing but the last checkpoint holds goes with the next one; only what is held otherwise has to be copied.
-  #wantFloor(floor: number): void {
-    const freed = Math.max(0, floor - this.#checkpoints.floor)
+  #wantFloor(floor: number, nowMs: number): void {
     // The segment that ends early takes the room of another one.
     const isWanted =
       this.#relocation.excessBytes > 0 && this.#log.reserve(this.#tail.pendingBytes + this.#log.segmentBytes)
-    this.#checkpoints.wantedFloor = isWanted ? floor : 0
-    this.#relocation.freedBytes = isWanted ? freed : 0
+    this.#relocation.freedBytes = isWanted ? Math.max(0, floor - this.#checkpoints.floor) : 0
+    if (!isWanted || this.#checkpoints.floor > this.#seenFloor) {
+      this.#seenFloor = this.#checkpoints.floor
+      this.#patientUntilMs = nowMs + PATIENCE_MS
+    }
+    this.#checkpoints.wantedFloor = isWanted && nowMs >= this.#patientUntilMs ? floor : 0
   }
 
   /** Looks at every queue. */
