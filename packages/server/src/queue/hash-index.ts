@@ -71,10 +71,10 @@ export abstract class HashIndex {
     this.size++
     // Segments that were split are half as full as those that were not: more than 3/4 is rare.
     const { length } = this.#segments
-    if (length > 1 || this.#segments[0]!.length === SEGMENT_PLACES) {
+    const first = this.#segments[0]!.length
+    if (length > 1 || first >= SEGMENT_PLACES) {
       if (this.size * 8 > length * SEGMENT_PLACES * 3) this.#split()
-    } else if (this.size * 8 > this.#segments[0]!.length * 3)
-      this.#refill(0, Math.max(PLACES_MIN, this.#segments[0]!.length * 2))
+    } else if (this.size * 8 > first * 3) this.#refill(0, Math.max(PLACES_MIN, first * 2))
     this.#put(ref)
   }
 
