@@ -61,6 +61,13 @@ describe.concurrent('usage', () => {
 
   const mistakes: readonly (readonly [string, readonly string[], RegExp, RegExp])[] = [
     ['a typo of a command', ['consum', 'q'], /no command "consum"/, /`sluice consume`/],
+    ['one with an option', ['consum', 'q', '--count', '1'], /no command "consum"/, /`sluice consume`/],
+    [
+      'one of queue, with an option',
+      ['queue', 'ensur', 'q', '--ttl', '1h'],
+      /no command "queue ensur"/,
+      /ensure/,
+    ],
     [
       'no command of queue',
       ['queue'],

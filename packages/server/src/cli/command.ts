@@ -47,6 +47,7 @@ export function addCommands(yargs: Argv, path: readonly string[], entries: reado
     const [name, ...positionals] = text.split(' ')
     const words = [...path, name!]
     if (isGroup) GROUPS.add(name!)
+    for (const other of [name!, ...aliases]) COMMANDS.add([...path, other].join(' '))
     const form = [...words, ...(isGroup ? ['<command>'] : positionals), '[options]'].join(' ')
     let body: CommandBody | undefined
     yargs.command({
@@ -154,8 +155,13 @@ interface KnownOptions {
 
 const ALWAYS = ['_', '$0', '--', 'help', 'h', 'version']
 
-/** A check for yargs: options that do not exist, and those that were given twice. */
+/**
+ * A check for yargs: options that do not exist, and those that were given twice. Of a command that does not exist nobody
+ * knows its options: that is said by `refuseWord`.
+ */
 export function refuseOptions(options: ArgumentsCamelCase, known: unknown): true {
+  const words = commandWords(options)
+  if (words.length > 0 && !COMMANDS.has(words.join(' '))) return true
   const { key: keys, alias: aliases, array, boolean: flags } = known as KnownOptions
   const names = new Set([...ALWAYS, ...Object.keys(keys), ...Object.values(aliases).flat()])
   for (const [name, value] of Object.entries(options)) {
@@ -166,7 +172,7 @@ export function refuseOptions(options: ArgumentsCamelCase, known: unknown): true
       const meant = name.length === 1 ? undefined : nearest(name, Object.keys(keys))
       throw new UsageError(
         `There is no option ${flag}.`,
-        meant === undefined ? helpAdvice(commandWords(options)) : `Did you mean --${meant}?`,
+        meant === undefined ? helpAdvice(words) : `Did you mean --${meant}?`,
       )
     }
     // `--no-NAME` is read as NAME of false: without sense where NAME has a value, unless the command says so.
@@ -184,6 +190,8 @@ function isNegated(value: unknown): boolean {
   return value === false || (Array.isArray(value) && value.includes(false))
 }
 
+/** All that can be called, by the words that name it; those of a group once it is called. */
+const COMMANDS = new Set<string>()
 /** Words after which another one names the command. */
 const GROUPS = new Set<string>()
 

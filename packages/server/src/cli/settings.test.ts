@@ -74,7 +74,7 @@ describe('bounds', () => {
     ['max-message-bytes', '0'],
     ['max-message-bytes', '15729KiB'],
     ['max-connections', '0'],
-    ['memory', '127MiB'],
+    ['memory', '191MiB'],
     ['memory', '50%'],
     ['heartbeat', '99'],
     ['heartbeat', '301s'],
