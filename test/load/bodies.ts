@@ -61,10 +61,11 @@ export class Seen {
   duplicates = 0
   damaged = 0
 
-  take(body: Body): void {
+  /** `copy`: which one of `copies` that were made of each body. */
+  take(body: Body, copy = 0, copies = 1): void {
     if (!(body instanceof Uint8Array)) {
       const { producer, sequence } = body as Data
-      this.#mark(producer, sequence)
+      this.#mark(producer * copies + copy, sequence)
       return
     }
     const sequence = u32(body, 4)
@@ -72,7 +73,7 @@ export class Seen {
       this.damaged++
       return
     }
-    this.#mark(u32(body, 0), sequence)
+    this.#mark(u32(body, 0) * copies + copy, sequence)
   }
 
   #mark(producer: number, sequence: number): void {

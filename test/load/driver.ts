@@ -7,6 +7,8 @@ export type Body = Uint8Array | object
 export interface Session {
   /** Resolves when the broker has confirmed. */
   publish(queue: string, body: Body): Promise<unknown>
+  /** The same message to all of these queues; resolves when all of it is confirmed. Not every broker can. */
+  publishToAll?(queues: readonly string[], body: Body): Promise<unknown>
   /** Calls `each` for every message; `ack` is called once for each and not waited for. Resolves when it has begun. */
   consume(queue: string, held: number, each: (body: Body, ack: () => void) => void): Promise<void>
   close(): Promise<void>

@@ -26,6 +26,7 @@ describe('scenarios', () => {
     [[{ name: 'a', kind: 'publish', inFlight: '9' }], /inFlight "9"/],
     [[{ name: 'a', kind: 'publish', body: 'json' }], /the body "json"/],
     [[{ name: 'a', kind: 'latency' }], /needs a rate/],
+    [[{ name: 'a', kind: 'both', fanOut: 10 }], /fanOut 10; it is true or false/],
   ]
   it.each(mistakes)('%j is refused with its reason', (given, said) => {
     expect(() => parseScenarios(JSON.stringify(given))).toThrow(said)
@@ -53,6 +54,21 @@ describe('what was confirmed and what was consumed', () => {
     expect(all.distinct).toBe(99_999)
     expect(all.duplicates + consumers[0]!.duplicates + consumers[1]!.duplicates).toBe(1)
     expect(atMsOf(first.next(99_998))).toBe(99_998)
+  })
+
+  it('are compared copy by copy where each goes to several queues', () => {
+    const bodies = new Bodies(1, scenario())
+    const consumers = [new Seen(), new Seen()]
+    for (let i = 0; i < 300; i++) {
+      const body = bodies.next(0)
+      // One copy of one message is lost, and another one came twice.
+      for (let copy = 0; copy < 3; copy++) if (i !== 7 || copy !== 1) consumers[copy % 2]!.take(body, copy, 3)
+      if (i === 9) consumers[1]!.take(body, 2, 3)
+    }
+    const all = new Seen()
+    for (const { bits } of consumers) all.merge(bits)
+    expect(all.distinct).toBe(899)
+    expect(all.duplicates + consumers[0]!.duplicates + consumers[1]!.duplicates).toBe(1)
   })
 
   it('a body that was damaged is no message', () => {

@@ -7,7 +7,7 @@ import { atMsOf, Bodies, Seen } from './bodies.js'
 import type { Session } from './driver.js'
 import { DRIVERS } from './drivers/index.js'
 import { nowMs, pace } from './pacer.js'
-import type { Scenario } from './scenario.js'
+import { copiesOf, type Scenario } from './scenario.js'
 
 export interface Task {
   readonly role: 'producer' | 'consumer'
@@ -131,9 +131,10 @@ class Load {
     const { scenario, queues } = this.#task
     const timed = scenario.kind === 'latency'
     const held = Math.max(1, Math.floor(scenario.inFlight / queues.length))
-    for (const queue of queues) {
+    const copies = copiesOf(scenario)
+    for (const [index, queue] of queues.entries()) {
       await this.#session.consume(queue, held, (body, ack) => {
-        this.#seen.take(body)
+        this.#seen.take(body, index % copies, copies)
         if (timed) this.#record(nowMs() - atMsOf(body))
         ack()
         this.#counted()
@@ -159,9 +160,12 @@ class Load {
     if (this.#outstanding === 0) this.#idle?.()
   }
 
-  #queue(): string {
-    const { queues, index } = this.#task
-    return queues.length === 1 ? queues[0]! : queues[(this.#sent * 7919 + index) % queues.length]!
+  #send(atMs: number): Promise<unknown> {
+    const { queues, index, scenario } = this.#task
+    const body = this.#bodies.next(atMs)
+    if (scenario.fanOut) return this.#session.publishToAll!(queues, body)
+    const queue = queues.length === 1 ? queues[0]! : queues[(this.#sent * 7919 + index) % queues.length]!
+    return this.#session.publish(queue, body)
   }
 
   // Closed loop: each answer makes the next publish.
@@ -172,13 +176,15 @@ class Load {
       return
     }
     this.#outstanding++
-    const queue = this.#queue()
-    if (this.#sent++ % TIMED_EVERY !== 0) {
-      this.#session.publish(queue, this.#bodies.next(0)).then(this.#confirmed, this.#refused)
+    const isTimed = this.#sent % TIMED_EVERY === 0
+    const atMs = isTimed ? nowMs() : 0
+    const answer = this.#send(atMs)
+    this.#sent++
+    if (!isTimed) {
+      answer.then(this.#confirmed, this.#refused)
       return
     }
-    const atMs = nowMs()
-    this.#session.publish(queue, this.#bodies.next(atMs)).then(() => {
+    answer.then(() => {
       this.#record(nowMs() - atMs)
       this.#confirmed()
     }, this.#refused)
@@ -200,13 +206,13 @@ class Load {
   #publishAt(atMs: number): void {
     if (this.#isStopped) return
     this.#outstanding++
-    const queue = this.#queue()
+    const answer = this.#send(atMs)
     this.#sent++
     const answered = (): void => {
       this.#outstanding--
       if (this.#isStopped && this.#outstanding === 0) this.#idle?.()
     }
-    this.#session.publish(queue, this.#bodies.next(atMs)).then(
+    answer.then(
       () => {
         this.#counted()
         this.#record(nowMs() - atMs)
@@ -240,6 +246,8 @@ function report(message: Report, sent?: () => void): void {
 async function start(task: Task): Promise<void> {
   const driver = DRIVERS.find(({ name }) => name === task.driver)!
   const session = await driver.connect(task.url, task.scenario)
+  if (task.scenario.fanOut && session.publishToAll === undefined)
+    throw new Error(`it cannot send a message to several queues, as the scenario ${task.scenario.name} does`)
   const load = new Load(task, session)
   process.on('message', (order: Order) => {
     if (order === 'count') report({ is: 'count', count: load.count() })

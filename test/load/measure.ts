@@ -7,7 +7,7 @@ import { cpuMs, peakMib } from '../scale/proc.js'
 import { Seen } from './bodies.js'
 import type { Driver, Running } from './driver.js'
 import type { Count, Latency, Order, Report, Result, Task } from './load.js'
-import type { Scenario } from './scenario.js'
+import { copiesOf, type Scenario } from './scenario.js'
 
 /** What one run gave. Rates are messages a second, latencies microseconds. */
 export interface Outcome {
@@ -118,7 +118,7 @@ class Run {
     const confirmed = sum(published, ({ count }) => count)
     const cpu = this.#cpuMs()
     const consuming = await this.#start('consumer', this.#scenario.consumers, 0)
-    await this.#consumed(consuming, confirmed)
+    await this.#consumed(consuming, confirmed * copiesOf(this.#scenario))
     const cpuMs = this.#cpuMs() - cpu
     const consumed = await this.#results(consuming)
     const first = Math.min(...consumed.map(({ firstMs }) => firstMs))
@@ -143,7 +143,8 @@ class Run {
     const to = await Promise.all([counts(publishing), counts(consuming)])
     const cpuMs = this.#cpuMs() - cpu
     const published = await this.#results(publishing)
-    await this.#consumed(consuming, consuming.length === 0 ? 0 : sum(published, ({ count }) => count))
+    const confirmed = sum(published, ({ count }) => count)
+    await this.#consumed(consuming, consuming.length === 0 ? 0 : confirmed * copiesOf(this.#scenario))
     const consumed = await this.#results(consuming)
     const window = { from: from[0], to: to[0] }
     return this.#told(published, consumed, {
@@ -168,7 +169,7 @@ class Run {
       endToEnd: this.#scenario.kind === 'latency' ? worst(consumed) : undefined,
       confirmed,
       // What failed may have been taken and can have come too.
-      lost: consumed.length === 0 ? 0 : Math.max(0, confirmed - seen.distinct),
+      lost: consumed.length === 0 ? 0 : Math.max(0, confirmed * copiesOf(this.#scenario) - seen.distinct),
       duplicates: seen.duplicates + sum(consumed, ({ duplicates }) => duplicates),
       damaged: sum(consumed, ({ damaged }) => damaged),
       failed: sum(all, ({ failed }) => failed),

@@ -148,6 +148,7 @@ export function describe({
   producers,
   consumers,
   queues,
+  fanOut,
   bodyBytes,
   body,
   inFlight,
@@ -157,7 +158,7 @@ export function describe({
   const parts = [
     kind === 'consume' ? '' : many(producers, 'producer'),
     kind === 'publish' ? '' : many(consumers, 'consumer'),
-    queues === 1 ? '' : many(queues, 'queue'),
+    queues === 1 ? '' : `${many(queues, 'queue')}${fanOut ? ', each message to all of them' : ''}`,
     body === 'object' ? `objects of about ${bodyBytes} bytes` : `${whole(bodyBytes)} bytes`,
     rate > 0 ? `${whole(rate)} a second` : `${whole(inFlight)} in flight`,
   ]

@@ -14,6 +14,8 @@ export interface Scenario {
   readonly producers: number
   readonly consumers: number
   readonly queues: number
+  /** Each message goes to every queue, with one confirm for all of it. */
+  readonly fanOut: boolean
   /** Bytes of a body; at least 24. */
   readonly bodyBytes: number
   /** `object`: data of about that size, encoded by the client's usual means. */
@@ -31,10 +33,16 @@ export interface Scenario {
   readonly drivers: readonly string[]
 }
 
+/** How often each message is to be consumed. */
+export function copiesOf({ fanOut, queues }: Scenario): number {
+  return fanOut ? queues : 1
+}
+
 const DEFAULTS = {
   producers: 1,
   consumers: 1,
   queues: 1,
+  fanOut: false,
   bodyBytes: 128,
   body: 'bytes',
   inFlight: 1_000,
@@ -83,6 +91,8 @@ export function parseScenarios(text: string): Scenario[] {
     }
     if (scenario.body !== 'bytes' && scenario.body !== 'object')
       throw new Error(`${at} has the body ${JSON.stringify(scenario.body)}; it is "bytes" or "object".`)
+    if (typeof scenario.fanOut !== 'boolean')
+      throw new Error(`${at} has fanOut ${JSON.stringify(scenario.fanOut)}; it is true or false.`)
     if (scenario.kind === 'latency' && scenario.rate === 0)
       throw new Error(`${at} measures latency and needs a rate.`)
     if (!Array.isArray(scenario.drivers)) throw new Error(`${at} has drivers that are no array of names.`)

@@ -17,6 +17,12 @@ class SluiceSession implements Session {
     return this.#client.publish(this.#queue(name), body)
   }
 
+  publishToAll(names: readonly string[], body: Body): Promise<unknown> {
+    return this.#client.atomic((step) => {
+      for (const name of names) step.publish(this.#queue(name), body)
+    })
+  }
+
   async consume(name: string, held: number, each: (body: Body, ack: () => void) => void): Promise<void> {
     this.#client.consume(this.#queue(name), { concurrency: held, prefetch: held }, (message) => {
       each(message.body, () => void message.ack())
