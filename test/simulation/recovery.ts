@@ -161,7 +161,7 @@ function compareMessage(
       dead,
     },
   )
-  const position = chunk.batches.place(chunk.batches.find(index))
+  const position = chunk.batches.placeAt(index)
   if (position < firstPosition || !saved.places.get(message.batchBase)!.includes(position)) {
     throw new Violation(
       17,

@@ -44,8 +44,9 @@ export class Moves {
   /** A queue was made: what waited for one of its name can go there. */
   made(name: string): void {
     for (const queue of this.#stranded) {
-      if (this.#isGone(queue)) this.#stranded.delete(queue)
-      if (queue.options.deadLetter !== name || !this.#stranded.delete(queue)) continue
+      // Those that were deleted leave with them: nothing else would ever take them out.
+      if (queue.options.deadLetter !== name && !this.#isGone(queue)) continue
+      this.#stranded.delete(queue)
       this.note(queue)
     }
   }
@@ -65,10 +66,11 @@ export class Moves {
     for (const queue of [...this.#queues]) {
       if (this.#loading.has(queue)) continue
       const target = this.#state.queues.get(queue.options.deadLetter)
-      if (target === undefined || this.#isGone(queue)) {
+      const isGone = this.#isGone(queue)
+      if (target === undefined || isGone) {
         // They stay at home, until there is such a queue.
         this.#queues.delete(queue)
-        if (!this.#isGone(queue)) this.#stranded.add(queue)
+        if (!isGone) this.#stranded.add(queue)
         continue
       }
       left = this.#moveFrom(queue, target, left, wake)
@@ -140,7 +142,7 @@ export class Moves {
     const batch = copiedBatch(record, {
       queue: queue.name,
       offset,
-      publishedMs: chunk.batches.timeMs(chunk.batches.find(offset - chunk.base)),
+      publishedMs: chunk.batches.timeAt(offset - chunk.base),
       attempts: queue.livesOf(offset).attempts + dead.attempts,
       redrives: redrivesOf(queue, offset, record) + (kind === 'carry' ? 1 : 0),
       dead,

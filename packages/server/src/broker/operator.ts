@@ -146,7 +146,7 @@ export class Operator {
     const circumstances = {
       dead,
       attempts: dead?.attempts ?? queue.attemptsOf(offset),
-      timeMs: dead?.timeMs ?? chunk.batches.timeMs(chunk.batches.find(offset - chunk.base)),
+      timeMs: dead?.timeMs ?? chunk.batches.timeAt(offset - chunk.base),
     }
     return choosesAmong(filter, circumstances, this.#premises.now())
   }
@@ -170,7 +170,7 @@ export class Operator {
       totalAttempts: queue.livesOf(offset).attempts + attempts,
       redrives: redrivesOf(queue, offset, record),
       offset,
-      publishedAtMs: chunk.batches.timeMs(chunk.batches.find(index)),
+      publishedAtMs: chunk.batches.timeAt(index),
       timeMs: state === 'leased' ? (held?.sinceMs ?? 0) : (dead?.timeMs ?? chunk.lineTimeAt(index)),
       expiresAtMs: dead === undefined ? chunk.expiryAt(index) : 0,
       reason: dead?.reason ?? '',

@@ -72,7 +72,7 @@ export class Records {
 
 function positionOf(queue: Queue, offset: number): number {
   const chunk = queue.chunkAt(offset)!
-  return chunk.batches.place(chunk.batches.find(offset - chunk.base))
+  return chunk.batches.placeAt(offset - chunk.base)
 }
 
 /** What a filter can know of a message without its record. */

@@ -84,6 +84,16 @@ export class BatchTable {
     return low
   }
 
+  /** Place of the batch that holds the message at `index`. */
+  placeAt(index: number): number {
+    return this.place(this.find(index))
+  }
+
+  /** Time of the batch that holds the message at `index`. */
+  timeAt(index: number): number {
+    return this.timeMs(this.find(index))
+  }
+
   /** Writes it into a page: the words, of a wide one without those ahead. Returns where it ends. */
   encode(bytes: Uint8Array, at: number): number {
     const written = bytes.subarray(at, at + this.pageBytes)

@@ -139,7 +139,7 @@ export class Chunk {
 
   /** Where the message stands in time: when it is or was due, or when it was published. */
   lineTimeAt(index: number): number {
-    return this.dueAt(index) || this.batches.timeMs(this.batches.find(index))
+    return this.dueAt(index) || this.batches.timeAt(index)
   }
 
   /** Size of the message's record, which is live; where it is not known, the mean of those that are not. */

@@ -155,7 +155,7 @@ export class Keys extends HashIndex {
   }
 
   countLeased(slot: number, change: 1 | -1): void {
-    this.#page(slot).words[(slot % PAGE_SLOTS) * WORDS + LEASED]! += change
+    this.#count(slot, LEASED, change)
   }
 
   /** Messages that were tried in vain and wait for their time. */
@@ -164,23 +164,22 @@ export class Keys extends HashIndex {
   }
 
   countRetrying(slot: number, change: 1 | -1): void {
-    this.#page(slot).words[(slot % PAGE_SLOTS) * WORDS + RETRYING]! += change
+    this.#count(slot, RETRYING, change)
   }
 
   /** The slot of the key with this hash, for one more message of it. */
   hold(low: number, high: number): number {
     let slot = this.lookUp(low, high, 0, 0)
     if (slot === NONE) slot = this.#make(low, high)
-    this.#page(slot).words[(slot % PAGE_SLOTS) * WORDS + REFS]!++
+    this.#count(slot, REFS, 1)
     return slot
   }
 
   /** A message of the key is gone. */
   release(slot: number): void {
-    const page = this.#page(slot)
-    const refs = --page.words[(slot % PAGE_SLOTS) * WORDS + REFS]!
-    if (refs > 0) return
+    if (this.#count(slot, REFS, -1) > 0) return
     this.remove(slot)
+    const page = this.#page(slot)
     page.free(slot % PAGE_SLOTS)
     if (page.used > 0 || page.slots <= SLOTS_KEPT) return
     this.#pages[Math.floor(slot / PAGE_SLOTS)] = undefined
@@ -248,6 +247,11 @@ export class Keys extends HashIndex {
 
   #setNumber(slot: number, which: number, value: number): void {
     this.#page(slot).numbers[(slot % PAGE_SLOTS) * NUMBERS + which] = value
+  }
+
+  /** Returns what it is then. */
+  #count(slot: number, which: number, change: 1 | -1): number {
+    return (this.#page(slot).words[(slot % PAGE_SLOTS) * WORDS + which]! += change)
   }
 
   #word(slot: number, which: number): number {

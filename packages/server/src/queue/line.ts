@@ -90,7 +90,7 @@ export class Line {
         takeOut(chunk, index, index + 1)
         this.#ripen(chunk, index)
         this.#keyLines.append(slot, chunk, index)
-        const timeMs = chunk.batches.timeMs(chunk.batches.find(index))
+        const timeMs = chunk.batches.timeAt(index)
         this.#keyLines.offer(slot, timeMs, chunk.base + index, timeMs)
       }
     }
@@ -231,7 +231,7 @@ export class Line {
     if (this.#dueMask === 0) return
     this.#due[31 - Math.clz32(this.#dueMask)]!.early(count, (offset) => {
       const chunk = this.#chunks.at(offset)
-      if (chunk !== undefined) each(chunk.batches.place(chunk.batches.find(offset - chunk.base)))
+      if (chunk !== undefined) each(chunk.batches.placeAt(offset - chunk.base))
     })
   }
 
@@ -628,7 +628,7 @@ export class Line {
 }
 
 function plainTime(chunk: Chunk, offset: number): number {
-  return chunk.batches.timeMs(chunk.batches.find(offset - chunk.base))
+  return chunk.batches.timeAt(offset - chunk.base)
 }
 
 function isOut(chunk: Chunk, index: number): boolean {
