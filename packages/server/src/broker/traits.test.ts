@@ -29,7 +29,7 @@ describe('priority, delay and time to live', () => {
             crash: fc.boolean(),
             consume: fc.boolean(),
           }),
-          { minLength: 5, maxLength: 40, size: 'max' },
+          { minLength: 20, maxLength: 40, size: 'max' },
         ),
         async (steps) => {
           const bench = await new Bench(SMALL).open()
@@ -83,7 +83,7 @@ describe('priority, delay and time to live', () => {
           expect(info.acked + info.expired).toBe(info.published)
         },
       ),
-      { numRuns: 40 },
+      { numRuns: 80 },
     )
     expect(compared).toBeGreaterThan(1_000)
     expect(crashes).toBeGreaterThan(100)

@@ -26,16 +26,20 @@ it('holds what was put in, however far apart, and gives it back from a page', ()
   let narrow = 0
   fc.assert(
     fc.property(
-      fc.integer({ min: 2 ** 20, max: 2 ** 52 }),
-      fc.integer({ min: 2 ** 20, max: 2 ** 47 }),
+      fc.integer({ min: 2 ** 26, max: 2 ** 52 }),
+      fc.integer({ min: 2 ** 26, max: 2 ** 47 }),
       fc.array(fc.tuple(fc.integer({ min: 1, max: 20 }), far, far), { minLength: 1, maxLength: 50 }),
-      fc.array(fc.tuple(fc.nat(49), fc.integer({ min: 0, max: 2 ** 33 })), { maxLength: 4 }),
-      (place, timeMs, steps, moved) => {
+      fc.array(fc.tuple(fc.nat(49), fc.oneof(fc.nat(2 ** 20), fc.nat(2 ** 33))), { maxLength: 4 }),
+      fc.boolean(),
+      (place, timeMs, steps, moved, isInOrder) => {
         const table = new BatchTable()
         const plain: Batch[] = []
         let first = 3
+        // As a log writes them, each behind the one before; or anyhow.
+        const before = { place, timeMs }
         for (const [messages, placeAbove, timeAbove] of steps) {
-          const batch = { first, place: place + placeAbove, timeMs: timeMs + timeAbove }
+          const batch = { first, place: before.place + placeAbove, timeMs: before.timeMs + timeAbove }
+          if (isInOrder) Object.assign(before, batch)
           table.push(batch.first, batch.place, batch.timeMs)
           plain.push(batch)
           first += messages

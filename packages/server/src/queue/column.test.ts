@@ -27,6 +27,7 @@ it('holds what was put in, however large', () => {
         if (values.some((value) => value >= 2 ** 32)) wide++
       },
     ),
+    { numRuns: 1_000 },
   )
   expect(wide).toBeGreaterThan(10)
 })

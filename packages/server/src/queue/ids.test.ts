@@ -168,7 +168,8 @@ describe('Keys', () => {
         const keys = new Keys()
         const plain = new Map<number, number>()
         let next = 0
-        for (const what of list) {
+        // Room for more than ten pages is taken in any case.
+        for (const what of [6, 6, 6, ...list]) {
           // Thousands come, or most of those that are there go.
           if (what > 2) {
             for (let i = 0; i < what * 700; i++) {
@@ -219,7 +220,7 @@ const steps: fc.Arbitrary<Step[]> = fc.array(
   fc.oneof(
     {
       weight: 20,
-      arbitrary: fc.record({ kind: fc.constant('accept' as const), id: fc.integer({ min: 0, max: 3000 }) }),
+      arbitrary: fc.record({ kind: fc.constant('accept' as const), id: fc.integer({ min: 0, max: 1000 }) }),
     },
     {
       weight: 3,

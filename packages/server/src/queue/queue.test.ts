@@ -344,7 +344,7 @@ describe('queue against a plain model', () => {
         pair.check()
         dispatched += pair.dispatched
       }),
-      { numRuns: 200 },
+      { numRuns: 500 },
     )
     expect(stepsRun).toBeGreaterThan(5_000)
     expect(dispatched).toBeGreaterThan(20_000)
