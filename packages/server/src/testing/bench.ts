@@ -191,10 +191,9 @@ export class Bench {
 
   /** Ends turns until nothing more happens. */
   async settle(): Promise<void> {
-    for (let quiet = 0; quiet < 20;) {
-      quiet = this.endTurns() > 0 ? 0 : quiet + 1
-      await Promise.resolve()
-    }
+    // All continuations of a turn run before the next one, however many there are.
+    do await new Promise(setImmediate)
+    while (this.endTurns() > 0)
   }
 
   /** Ends the turns that are due; returns how many. What they wrote is not on disk yet. */
