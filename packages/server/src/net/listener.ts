@@ -22,6 +22,12 @@ export type ListenerEvent = 'connected' | 'closed' | 'refused'
 
 /** Deadlines are looked at so often; all of them are much longer. */
 const TICK_MS = 50
+/**
+ * A connection that keeps the loop busy for longer with what it sent is not read from again in this turn. Node would read
+ * it dry before anything else, up to 2 MiB: single messages for many queues are then handled and confirmed in one lump,
+ * and the producer works while the broker waits and the other way round (119k a second instead of 145k).
+ */
+const REST_MS = 0.5
 
 export class Listener {
   readonly #broker: Broker
@@ -114,12 +120,14 @@ export class Listener {
     }
     let held = 0
     socket.on('data', (chunk) => {
+      const begunMs = performance.now()
       // Not as the Buffer that it is: what is cut out of one costs twice as much.
       session.receive(viewBytes(chunk, 0, chunk.length), this.#options.now())
       this.#receiveBytes += session.heldBytes - held
       held = session.heldBytes
       if (held > 0 && this.#receiveBytes > this.#options.receiveBytesMax)
         session.fail(this.#receiveBudgetError())
+      if (performance.now() - begunMs > REST_MS) transport.rest()
     })
     socket.on('close', () => (this.#receiveBytes -= held))
     // The peer has ended its side: whatever it still wanted to hear, it says GOODBYE first and reads on.
@@ -149,9 +157,11 @@ export class Listener {
 /** How long a closed connection may take to flush its last words. */
 const LINGER_MS = 1_000
 
-class SocketTransport implements Transport {
+export class SocketTransport implements Transport {
   readonly peer: string
   readonly #socket: Socket
+  #isPaused = false
+  #isResting = false
 
   constructor(socket: Socket) {
     this.#socket = socket
@@ -163,11 +173,24 @@ class SocketTransport implements Transport {
   }
 
   pause(): void {
+    this.#isPaused = true
     this.#socket.pause()
   }
 
   resume(): void {
-    this.#socket.resume()
+    this.#isPaused = false
+    if (!this.#isResting) this.#socket.resume()
+  }
+
+  /** Reads on in the next turn, unless it is paused then. */
+  rest(): void {
+    if (this.#isResting) return
+    this.#isResting = true
+    this.#socket.pause()
+    setImmediate(() => {
+      this.#isResting = false
+      if (!this.#isPaused) this.#socket.resume()
+    })
   }
 
   end(): void {
