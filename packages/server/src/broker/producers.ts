@@ -65,17 +65,10 @@ export class Producer {
    */
   resultOf(number: number, crc: number, unanswered: number): readonly Placed[] | undefined {
     this.forgetBelow(number - unanswered)
-    if (number < this.floor) {
-      throw new SluiceError(
-        'UNKNOWN_OUTCOME',
-        `Batch ${number} is older than the window of its producer, which begins at ${this.floor}.`,
-        { outcome: 'unknown' },
-      )
-    }
+    if (number < this.floor) throw forgotten(number, this.floor)
     const slot = number & (this.#numbers.length - 1)
     if (this.#numbers[slot] === number) {
-      if (this.#crcs[slot] !== crc)
-        throw new SluiceError('NUMBER_REUSED', `Batch number ${number} was accepted before with other bytes.`)
+      if (this.#crcs[slot] !== crc) throw reused(number)
       return this.#places.get(number) ?? [{ baseOffset: this.#bases[slot]!, duplicates: undefined }]
     }
     const refusal = this.#refused?.get(number)
@@ -218,6 +211,19 @@ function fromPlain(places: readonly PlainPlace[]): Placed[] {
     baseOffset,
     duplicates: duplicates.length === 0 ? undefined : new Map(duplicates),
   }))
+}
+
+// Apart from where they are thrown, as `tooManyInFlight` of a session.
+function forgotten(number: number, floor: number): SluiceError {
+  return new SluiceError(
+    'UNKNOWN_OUTCOME',
+    `Batch ${number} is older than the window of its producer, which begins at ${floor}.`,
+    { outcome: 'unknown' },
+  )
+}
+
+function reused(number: number): SluiceError {
+  return new SluiceError('NUMBER_REUSED', `Batch number ${number} was accepted before with other bytes.`)
 }
 
 function forgetKeysBelow(map: Map<number, unknown>, floor: number): void {

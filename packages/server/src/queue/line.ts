@@ -43,21 +43,25 @@ export interface Run {
 }
 
 export class Line {
+  // What adding a plain message looks at stands first, as in a queue.
+  /** Offset after the newest message. */
+  #end = 0
+  /** Priorities whose plain line is not empty. */
+  #plainMask = 0
+  /** Messages in the plain line of priority 0, mostly the only one; those of the others are in `#plainCounts`. */
+  #ordinary = 0
   /** Offsets below this may have been delivered by an earlier run of the broker. */
   redeliveredBelow = 0
   readonly #chunks: Chunks
   readonly #keys: Keys
   readonly #keyLines: KeyLines
-  /** Offset after the newest message. */
-  #end = 0
   readonly #cursors = new Float64Array(PRIORITIES)
   /** No message below this, by priority, stands in the line in whatever way. */
   readonly #oldest = new Float64Array(PRIORITIES)
   readonly #plainCounts = new Float64Array(PRIORITIES)
   readonly #due: (TimeQueue | undefined)[] = []
   readonly #schedule: Schedule
-  /** Priorities whose plain line, or due queue, is not empty. */
-  #plainMask = 0
+  /** Priorities whose due queue is not empty. */
   #dueMask = 0
   /** Offsets that were being handled, among others, when a connection died; one of them may have killed it. */
   readonly #suspects = new Set<number>()
@@ -377,6 +381,7 @@ export class Line {
 
   /** Everything that stood in the line, or was leased, is gone. */
   clear(): void {
+    this.#ordinary = 0
     this.#plainCounts.fill(0)
     this.#plainMask = 0
     this.#dueMask = 0
@@ -402,7 +407,7 @@ export class Line {
       })
     }
     return {
-      plain: this.#plainCounts.reduce((sum, count) => sum + count, 0),
+      plain: this.#plainCounts.reduce((sum, count) => sum + count, this.#ordinary),
       scheduled: this.#schedule.offsets().size,
       due: due.size,
       keyed: this.#keyLines.audit(),
@@ -498,7 +503,7 @@ export class Line {
       }
       cursor = Math.min(chunkEndAfter(cursor), this.#end)
     }
-    throw new Error(`priority ${priority} counts ${this.#plainCounts[priority]} plain messages and has none`)
+    throw new Error(`priority ${priority} counts plain messages and has none`)
   }
 
   // The due queue of the priority without what means nothing at its front; undefined when nothing is left.
@@ -609,8 +614,7 @@ export class Line {
   }
 
   #countPlain(priority: number, count: number): void {
-    const total = this.#plainCounts[priority]! + count
-    this.#plainCounts[priority] = total
+    const total = priority === 0 ? (this.#ordinary += count) : (this.#plainCounts[priority]! += count)
     if (total === 0) this.#plainMask &= ~(1 << priority)
     else this.#plainMask |= 1 << priority
   }

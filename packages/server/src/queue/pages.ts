@@ -212,16 +212,18 @@ export interface QueuePage extends QueueDefinition {
 }
 
 export function encodeDefinition(queue: Queue): string {
-  return JSON.stringify(definitionOf(queue))
-}
-
-function definitionOf({ name, options, createdAtMs, paused, seed }: Queue): QueueDefinition {
-  return { name, options, createdAtMs, paused, seed }
+  const { name, options, createdAtMs, paused, seed } = queue
+  return JSON.stringify({ name, options, createdAtMs, paused, seed } satisfies QueueDefinition)
 }
 
 export function encodeQueuePage(queue: Queue, retained: QueuePage['retained']): Uint8Array {
+  // Named one by one: spread, the definition took half the time of a page, and a checkpoint writes thousands.
   const page: QueuePage = {
-    ...definitionOf(queue),
+    name: queue.name,
+    options: queue.options,
+    createdAtMs: queue.createdAtMs,
+    paused: queue.paused,
+    seed: queue.seed,
     next: queue.next,
     redeliveredBelow: queue.redeliveredBelow,
     carried: queue.carried,

@@ -456,8 +456,8 @@ describe('queue', () => {
     expect(queue.nextRun(100, 1, run)).toBe(false)
   })
 
-  it('passes over facts that the page of a chunk holds already', () => {
-    const { queue } = make()
+  it('passes over facts, in recovery, that the page of a chunk holds already', () => {
+    const queue = new Queue(1, definition(), new Use())
     queue.append(0, 10, 512, 1, 1_000)
     const chunk = queue.chunkAt(0)!
     chunk.pagePosition = 5_000

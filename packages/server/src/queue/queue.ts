@@ -15,7 +15,7 @@ import {
   type QueueInfo,
   type QueueOptions,
 } from '@sluice/protocol'
-import { countRange, hasBit } from './bits.js'
+import { CHUNK_MESSAGES, countRange, hasBit } from './bits.js'
 import { DEATH, type Chunk, type Death, type Lives, type Traits } from './chunk.js'
 import { DeadMessages, type Dead } from './dead.js'
 import { Chunks, chunkEndAfter } from './chunks.js'
@@ -66,30 +66,44 @@ const REASONS_SHARED = 256
 const SWEEP_MS = 1_000
 
 export class Queue {
+  // What each append looks at stands first, together: with thousands of queues little else is in the cache.
   readonly id: number
   readonly name: string
+  /** Offset of the next message. */
+  next = 0
+  live = 0
+  /** The definition or the counters differ from the newest page. */
+  dirty = true
+  /** Its options ask for a look at each batch, whatever the messages ask for. */
+  looksAtMessages = false
+  /** The line exists: recovery is over. */
+  #isOpen = false
+  readonly subscriptions: Subscription[] = []
+  #options!: QueueOptions
+  readonly #use: LogUse
+  /** Of all messages that are not gone. */
+  bytes = 0
+  /** The chunk that was filled last, if it is still there: the way to it through the list of all is longer. */
+  #newest: Chunk | undefined
+  readonly #chunks = new Chunks()
+  readonly keys = new Keys()
+  readonly #line = new Line(this.#chunks, this.keys)
   readonly createdAtMs: number
   readonly seed: readonly number[]
   paused: boolean
-  /** Offset of the next message. */
-  next = 0
   /** Messages that went to another queue when they were brought back. */
   carried = 0
   readonly counts = Object.fromEntries(Object.keys(QUEUE_COUNTERS).map((name) => [name, 0])) as Record<
     QueueCounter,
     number
   >
-  live = 0
   deadCount = 0
-  /** Of all messages that are not gone, and of those of them that are dead. */
-  bytes = 0
+  /** Of the dead messages. */
   deadBytes = 0
-  /** Whether the definition or the counters differ from the newest page, and where that stands (-1: none). */
-  dirty = true
+  /** Where the newest page of it stands; -1: none. */
   pagePosition = -1
 
   leased = 0
-  readonly subscriptions: Subscription[] = []
   /** Which subscription is served next. */
   turn = 0
   /** Facts that are applied here and not yet in the open entry. */
@@ -116,16 +130,9 @@ export class Queue {
   /** Offsets of dead messages that are to be moved, as they died. */
   readonly moving: number[] = []
 
-  readonly keys = new Keys()
   readonly ids = new IdWindow()
   readonly #pending: PendingIds
-  readonly #use: LogUse
-  readonly #chunks = new Chunks()
-  readonly #line = new Line(this.#chunks, this.keys)
   readonly #reasons = new Map<string, string>()
-  #options!: QueueOptions
-  /** The line exists: recovery is over. */
-  #isOpen = false
   /** Highest offset handed out by this run of the broker, + 1. */
   #deliveredBelow = 0
   /** No message expires before this. */
@@ -149,6 +156,7 @@ export class Queue {
 
   set options(options: QueueOptions) {
     this.#options = options
+    this.looksAtMessages = options.ttlMs > 0 || options.maxMessages > 0 || options.maxBytes > 0
     this.traitRules = { seed: this.seed, ttlMs: options.ttlMs, withSizes: options.maxBytes > 0 }
     this.#line.rules = { keyConcurrency: options.keyConcurrency, blocks: options.onFail === 'block' }
   }
@@ -203,9 +211,9 @@ export class Queue {
     const end = base + count
     for (let from = base; from < end;) {
       const to = Math.min(end, chunkEndAfter(from))
-      const chunk = this.#chunks.toFill(from)
+      const chunk = this.#chunkToFill(from)
       const index = from - chunk.base
-      if (chunk.pagePosition <= this.appliedFrom && index >= chunk.count) {
+      if ((this.#isOpen || chunk.pagePosition <= this.appliedFrom) && index >= chunk.count) {
         const bytes =
           traits?.sizes === undefined
             ? (recordsBytes * (to - from)) / count
@@ -229,6 +237,12 @@ export class Queue {
       this.#rememberIds(base, count, timeMs, traits, duplicates)
     if (end > this.next) this.next = end
     this.dirty = true
+  }
+
+  #chunkToFill(offset: number): Chunk {
+    const newest = this.#newest
+    if (newest !== undefined && offset >= newest.base && offset < newest.base + CHUNK_MESSAGES) return newest
+    return (this.#newest = this.#chunks.toFill(offset))
   }
 
   #setTraits(chunk: Chunk, from: number, to: number, traits: Traits, traitsFrom: number): void {
@@ -420,6 +434,7 @@ export class Queue {
     }
     // Whoever still holds on to the queue finds nothing in it.
     this.#chunks.clear()
+    this.#newest = undefined
     this.#line.clear()
     this.moving.length = 0
     this.live = 0
@@ -453,6 +468,7 @@ export class Queue {
   /** Puts a chunk in that was read from a page. */
   restore(chunk: Chunk): void {
     this.#chunks.place(chunk)
+    this.#newest = undefined
     this.live += chunk.live
     this.bytes += chunk.bytes
     this.deadCount += chunk.dead?.size ?? 0
@@ -1002,7 +1018,10 @@ export class Queue {
     if (removed === 0) return 0
     this.live -= removed
     this.dirty = true
-    if (chunk.live === 0 && chunk.full) this.#chunks.drop(chunk)
+    if (chunk.live === 0 && chunk.full) {
+      this.#chunks.drop(chunk)
+      if (this.#newest === chunk) this.#newest = undefined
+    }
     return removed
   }
 
