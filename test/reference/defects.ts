@@ -177,17 +177,17 @@ export const DEFECTS: readonly PlantedDefect[] = [
     around(broker, 'extend', () => () => [])
   }),
   installed('a limit lets one more in', (broker) => {
-    around(broker, 'publish', (publish) => (producer, name, ...rest) => {
+    around(broker, 'publish', (publish) => (producer, to, ...rest) => {
       let queue: ReturnType<Broker['queue']>
       try {
-        queue = broker.queue(name)
+        queue = typeof to === 'string' ? broker.queue(to) : to
       } catch {
-        return publish(producer, name, ...rest)
+        return publish(producer, to, ...rest)
       }
       const { options } = queue
       if (options.maxMessages > 0) queue.options = { ...options, maxMessages: options.maxMessages + 1 }
       try {
-        return publish(producer, name, ...rest)
+        return publish(producer, to, ...rest)
       } finally {
         queue.options = options
       }

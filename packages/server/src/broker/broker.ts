@@ -380,16 +380,21 @@ export class Broker {
     return this.#intake.queue(name)
   }
 
+  /** The queue whose name stands at `bytes[start, end)`; undefined if there is none. */
+  queueAt(bytes: Uint8Array, start: number, end: number): Queue | undefined {
+    return this.#state.names.find(bytes, start, end)
+  }
+
   /** See `Intake.publish`. */
   publish(
     producer: Producer,
-    queueName: string,
+    to: Queue | string,
     bytes: Uint8Array,
     at: number,
     end: number,
     unanswered: number,
   ): Placed {
-    return this.#intake.publish(producer, queueName, bytes, at, end, unanswered)
+    return this.#intake.publish(producer, to, bytes, at, end, unanswered)
   }
 
   /** See `Intake.atomic`. */

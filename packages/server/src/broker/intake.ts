@@ -41,6 +41,8 @@ interface Judged {
   readonly at: number
   readonly end: number
   readonly count: number
+  /** Nothing is asked for by a message of it, and its queue has no limits. */
+  readonly isPlain: boolean
   /** Its records are looked at one by one. */
   readonly hasTraits: boolean
   /** Of these, valid until the next batch is judged. */
@@ -86,13 +88,14 @@ export class Intake {
   }
 
   /**
-   * Takes the batch at `[at, end)` and returns where it went. `unanswered` is how many numbers below its own the
-   * producer still waits for. A refusal is remembered under the batch's number.
+   * Takes the batch at `[at, end)` and returns where it went. It is for the queue `to`, or for that of the name `to`.
+   * `unanswered` is how many numbers below its own the producer still waits for. A refusal is remembered under the
+   * batch's number.
    * @throws SluiceError the refusal
    */
   publish(
     producer: Producer,
-    queueName: string,
+    to: Queue | string,
     bytes: Uint8Array,
     at: number,
     end: number,
@@ -104,11 +107,11 @@ export class Intake {
     const known = producer.resultOf(number, crc, unanswered)?.[0]
     if (known !== undefined) return known
     return remembering(producer, number, () => {
-      const batch = this.#judge(this.queue(queueName), bytes, at, end, NOTHING_FREED)
+      const batch = this.#judge(typeof to === 'string' ? this.queue(to) : to, bytes, at, end, NOTHING_FREED)
       const { queue, admission } = batch
       this.#writer.checkRoom(end - at)
       if (producer.id === 0) this.#declare(producer)
-      queue.makeRoom(admission, this.#writer.nowMs)
+      if (!batch.isPlain) queue.makeRoom(admission, this.#writer.nowMs)
       if (batch.hasTraits) {
         this.#factsAhead(batch)
         this.#writer.together(this.#writer.factsBytes(this.#facts) + end - at)
@@ -118,8 +121,7 @@ export class Intake {
       producer.accept(number, placed.baseOffset, crc, placed.duplicates)
       producer.lastUsedMs = this.#writer.nowMs
       // Plain messages leave no facts and no deadline: with many queues, what is not looked at need not be in the cache.
-      const isPlain = !batch.hasTraits && queue.options.maxMessages === 0
-      if (!isPlain || queue.subscriptions.length > 0) this.#changed(queue)
+      if (!batch.isPlain || queue.subscriptions.length > 0) this.#changed(queue)
       return placed
     })
   }
@@ -256,12 +258,24 @@ export class Intake {
         `A batch of ${count} messages has ${end - at} bytes; the segments of this broker take at most ${most}.`,
       )
     }
-    const { maxMessages, maxBytes, ttlMs } = queue.options
-    const hasTraits = asksForAny(checked) || ttlMs > 0 || maxBytes > 0
-    if (!hasTraits && maxMessages === 0) {
+    const isPlain = !queue.looksAtMessages && !asksForAny(checked)
+    if (isPlain) {
       const admission = { duplicates: undefined, messages: count, bytes: 0 }
-      return { queue, bytes, at, end, count, hasTraits, traits: undefined, lacksTtl: false, admission }
+      return {
+        queue,
+        bytes,
+        at,
+        end,
+        count,
+        isPlain,
+        hasTraits: false,
+        traits: undefined,
+        lacksTtl: false,
+        admission,
+      }
     }
+    const { maxBytes, ttlMs } = queue.options
+    const hasTraits = asksForAny(checked) || ttlMs > 0 || maxBytes > 0
     if (hasTraits) checkTraits(bytes, at, count, nowMs)
     queue.settleTime(nowMs)
     this.#writer.note(queue)
@@ -275,7 +289,7 @@ export class Intake {
       )
     }
     const lacksTtl = traits?.lacksTtl === true
-    return { queue, bytes, at, end, count, hasTraits, traits, lacksTtl, admission }
+    return { queue, bytes, at, end, count, isPlain, hasTraits, traits, lacksTtl, admission }
   }
 
   // What recovery has to know when it comes to the batch.

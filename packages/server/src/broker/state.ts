@@ -27,6 +27,7 @@ import {
   type Fact,
   type QueueDefinition,
 } from '../queue/index.js'
+import { NameCache } from './name-cache.js'
 import { Producer } from './producers.js'
 import { Segments } from './segments.js'
 import { readTraits } from './traits.js'
@@ -53,6 +54,7 @@ export interface Directory {
 export class State {
   readonly queues = new Map<string, Queue>()
   readonly queuesById = new Map<number, Queue>()
+  readonly names = new NameCache(this.queues)
   readonly producers = new Map<string, Producer>()
   readonly producersById = new Map<number, Producer>()
   readonly segments: Segments
@@ -90,6 +92,7 @@ export class State {
     queue.drop()
     this.segments.forgetQueue(queue.id)
     this.queues.delete(queue.name)
+    this.names.forget(queue)
     this.queuesById.delete(queue.id)
   }
 
