@@ -25,7 +25,7 @@ const TICK_MS = 50
 /**
  * A connection that keeps the loop busy for longer with what it sent is not read from again in this turn. Node would read
  * it dry before anything else, up to 2 MiB: single messages for many queues are then handled and confirmed in one lump,
- * and the producer works while the broker waits and the other way round (119k a second instead of 145k).
+ * and the producer works while the broker waits and the other way round (154k a second instead of 192k; ADR 0019).
  */
 const REST_MS = 0.5
 
