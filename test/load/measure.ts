@@ -48,9 +48,12 @@ class Process {
           const found = of(report)
           if (found !== undefined) resolve(found)
         })
-        this.child.once('exit', (code) =>
-          reject(new Error(`a load process of ${task.driver} ended with ${code}`)),
-        )
+        // Its last report can still be under way when it has ended; the channel closes behind it.
+        this.child.once('exit', (code) => {
+          const end = (): void => reject(new Error(`a load process of ${task.driver} ended with ${code}`))
+          if (this.child.connected) this.child.once('disconnect', end)
+          else end()
+        })
       })
       // Whether it is waited for or not.
       told.catch(() => {})
