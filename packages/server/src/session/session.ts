@@ -869,8 +869,7 @@ for (const [name, { code, layout }] of Object.entries(OPCODES) as [OpcodeName, O
   KINDS[code] = { name, isEmpty: layout === 'empty', handler }
 }
 
-// Apart from where it is thrown: V8 takes a throw that never happened for the end of the fast path, and makes the digits
-// of a number that its text begins with before it asks whether to throw (a fiftieth of the work for a single message).
+// Apart from where it is thrown, so that its text is no part of the path of each batch.
 function tooManyInFlight(batches: number, most: number): SluiceError {
   return new SluiceError('IN_FLIGHT_EXCEEDED', `${batches} batches are unanswered; at most ${most} may be.`)
 }
