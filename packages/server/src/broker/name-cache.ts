@@ -10,7 +10,7 @@ import type { Queue } from '../queue/index.js'
 
 /** Places that a queue may stand in, from that which its name hashes to. */
 const WAYS = 4
-/** For each queue: one in sixteen is then found behind another. */
+/** For each queue, so that few stand behind another. */
 const PLACES_PER_QUEUE = 4
 const PLACES_MIN = 64
 
