@@ -20,9 +20,15 @@ export interface Refusal {
   readonly message: string
 }
 
+/** From the demo to a worker: do the work as before, and acknowledge nothing from now on. */
+export interface Hold {
+  readonly hold: true
+}
+
 export type WorkerReport =
   | { readonly kind: 'ready' }
-  | { readonly kind: 'handled'; readonly records: readonly Handled[] }
+  /** `isHeld`: these are not acknowledged until the worker ends. */
+  | { readonly kind: 'handled'; readonly records: readonly Handled[]; readonly isHeld: boolean }
 
 /** One call of a worker's handler. Calls are reported in the order in which they began. */
 export interface Handled {

@@ -13,7 +13,7 @@ import { Ledger } from './ledger.js'
 import type { Stop } from './part.js'
 import { BROKER_PROGRAM, freePort, type Process } from './processes.js'
 import { grouped, type Progress } from './progress.js'
-import type { Grant, ProducerReport, Refusal, WorkerReport } from './reports.js'
+import type { Grant, Hold, ProducerReport, Refusal, WorkerReport } from './reports.js'
 import type { Stage } from './stage.js'
 
 const WORKERS = 3
@@ -64,6 +64,8 @@ interface WorkerState {
   process: Process
   isReady: boolean
   isAtWork: boolean
+  /** It has done work that it will not acknowledge. */
+  isHeld: boolean
 }
 
 export class Scenario {
@@ -131,6 +133,9 @@ export class Scenario {
   }
 
   async #restartWorker(worker: WorkerState): Promise<WorkerState> {
+    // Killed at any moment it could happen to have nothing in hand, and then nothing would be delivered again.
+    worker.process.send({ hold: true } satisfies Hold)
+    await this.#conditions.until(() => worker.isHeld)
     await worker.process.kill()
     this.#settings.progress.say('killed worker 2 (SIGKILL), starting it again', 'worker 2 is starting again')
     return this.#startWorker()
@@ -225,7 +230,7 @@ export class Scenario {
       join(directory, 'clients.log'),
       (report) => this.#workerReported(id, state, report as WorkerReport),
     )
-    const state: WorkerState = { process, isReady: false, isAtWork: false }
+    const state: WorkerState = { process, isReady: false, isAtWork: false, isHeld: false }
     return state
   }
 
@@ -236,6 +241,7 @@ export class Scenario {
         break
       case 'handled':
         worker.isAtWork = true
+        if (report.isHeld) worker.isHeld = true
         for (const record of report.records) this.#ledger.handled(id, record)
         break
     }

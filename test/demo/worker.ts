@@ -10,7 +10,7 @@
 import { connect } from '@sluice/client'
 import { Flights } from './flights.js'
 import { leave, standBy, tell, type Stop } from './part.js'
-import type { Handled, WorkerReport } from './reports.js'
+import type { Handled, Hold, WorkerReport } from './reports.js'
 
 const CONCURRENCY = 8
 /** Held ready behind the handlers: an acknowledgement makes room only once it is on disk, and that takes its time. */
@@ -39,8 +39,10 @@ worker.closed.catch((error: unknown) => {
   process.exit(1)
 })
 
-process.on('message', ({ stop }: Stop) => {
-  if (stop) void sluice.close().then(leave)
+let isHeld = false
+process.on('message', (order: Stop | Hold) => {
+  if ('stop' in order) void sluice.close().then(leave)
+  else isHeld = true
 })
 await tell({ kind: 'ready' } satisfies WorkerReport)
 
@@ -52,10 +54,11 @@ function report(record: Handled): Promise<void> {
   records.push(record)
   sent ??= new Promise((resolve, reject) => {
     setImmediate(() => {
-      const report: WorkerReport = { kind: 'handled', records }
+      const report: WorkerReport = { kind: 'handled', records, isHeld }
       records = []
       sent = undefined
-      tell(report).then(resolve, reject)
+      // A handler that is held does not return, so its message stays leased until this process is gone.
+      tell(report).then(report.isHeld ? undefined : resolve, reject)
     })
   })
   return sent
