@@ -59,7 +59,7 @@ function otherLog(log: Log, change: Partial<Log>): Log {
     },
     open: () => log.open(),
     read: (position) => log.read(position),
-    reserve: (bytes) => log.reserve(bytes),
+    reserve: (bytes, nowMs) => log.reserve(bytes, nowMs),
     append: (position, lsn, entry) => log.append(position, lsn, entry),
     readRange: (position, length, into) => log.readRange(position, length, into),
     markCheckpoint: (position) => log.markCheckpoint(position),

@@ -60,8 +60,8 @@ export class TappedLog implements Log {
     return this.inner.read(position)
   }
 
-  reserve(bytes: number): boolean {
-    return this.inner.reserve(bytes)
+  reserve(bytes: number, nowMs: number): boolean {
+    return this.inner.reserve(bytes, nowMs)
   }
 
   async append(position: number, lsn: number, entry: Uint8Array): Promise<void> {

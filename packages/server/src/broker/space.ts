@@ -85,7 +85,8 @@ export class Space {
   #wantFloor(floor: number, nowMs: number): void {
     // The segment that ends early takes the room of another one.
     const isWanted =
-      this.#relocation.excessBytes > 0 && this.#log.reserve(this.#tail.pendingBytes + this.#log.segmentBytes)
+      this.#relocation.excessBytes > 0 &&
+      this.#log.reserve(this.#tail.pendingBytes + this.#log.segmentBytes, nowMs)
     this.#relocation.freedBytes = isWanted ? Math.max(0, floor - this.#checkpoints.floor) : 0
     if (!isWanted || this.#checkpoints.floor > this.#seenFloor) {
       this.#seenFloor = this.#checkpoints.floor

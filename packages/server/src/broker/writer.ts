@@ -48,7 +48,7 @@ export class Writer {
 
   /** Whether `bytes` more have room, while what must always be written keeps its own. */
   hasRoom(bytes: number): boolean {
-    return this.#log.reserve(this.tail.pendingBytes + bytes)
+    return this.#log.reserve(this.tail.pendingBytes + bytes, this.nowMs)
   }
 
   /** Whether messages of `bytes` are taken now, whatever their queue says. @throws SluiceError DISK_LOW, MEMORY_FULL */

@@ -16,6 +16,7 @@ import { META_NAME, SEGMENT_HEADER_BYTES, placeEntry, segmentName } from './segm
 import { defaultLowFreeBytes } from './supply.js'
 
 const SEGMENT = 16 * 1024
+const NOW_MS = 1_700_000_000_000
 const ROOM = SEGMENT - SEGMENT_HEADER_BYTES
 /** Records that make an entry with one batch fill exactly so many sectors. */
 const sectors = (count: number): number[] => [count * 512 - ENTRY_HEADER_BYTES - BATCH_HEADER_BYTES]
@@ -27,7 +28,7 @@ function fileLog(disk: SimulatedDisk, options: Partial<FileLogOptions> = {}): Fi
     disk,
     segmentBytes: SEGMENT,
     lowFreeBytes: 0,
-    now: () => 1_700_000_000_000,
+    now: () => NOW_MS,
     random32: () => 0xc0ffee,
     sleep: tick,
     ...options,
@@ -861,7 +862,7 @@ describe('a failing disk', () => {
       for (let again = 0; again < 3; again++)
         expect(await refusal(log.append(position, lsn, bytes))).toBe(error)
       expect(await refusal(log.truncateBefore(position))).toBe(error)
-      expect(log.reserve(0)).toBe(false)
+      expect(log.reserve(0, NOW_MS)).toBe(false)
       for (let turns = 0; turns < 20; turns++) await tick()
       await log.close()
       expect(disk.counts).toMatchObject({ write, sync, syncDirectory, rename })
@@ -932,9 +933,9 @@ describe('a full disk', () => {
     let published = 0
     for (; published < 100; published++) {
       nowMs += 1001
-      log.reserve(0)
+      log.reserve(0, nowMs)
       for (let turns = 0; turns < 10; turns++) await tick()
-      if (!log.reserve(4 * 512)) break
+      if (!log.reserve(4 * 512, nowMs)) break
       await writer.append(sectors(4))
     }
     // Seven segments of 24 sectors, less the reserve of two.
@@ -943,15 +944,15 @@ describe('a full disk', () => {
     // The reserve is there for what is not refused.
     let settled = 0
     for (; settled < 12; settled++) await writer.append(sectors(4))
-    expect(log.reserve(512)).toBe(false)
+    expect(log.reserve(512, nowMs)).toBe(false)
     expect(notices).toContain('no-segment')
     await log.truncateBefore(writer.durable.at(-1)!.position)
     expect(log.usage().segments).toBe(1)
     for (let turns = 0; turns < 10; turns++) await tick()
     nowMs += 1001
-    log.reserve(0)
+    log.reserve(0, nowMs)
     for (let turns = 0; turns < 10; turns++) await tick()
-    expect(log.reserve(4 * 512)).toBe(true)
+    expect(log.reserve(4 * 512, nowMs)).toBe(true)
     await writer.append(sectors(4))
     await log.close()
     expect((await openLog(disk)).bounds.nextLsn).toBe(published + settled + 2)
@@ -969,7 +970,7 @@ describe('a full disk', () => {
     })
     for (let turns = 0; turns < 50; turns++) await tick()
     expect(done).toBe(false)
-    expect(log.reserve(0)).toBe(false)
+    expect(log.reserve(0, NOW_MS)).toBe(false)
     // What was tried is not left behind.
     expect(disk.names().filter((name) => name.includes('draft'))).toEqual([])
     disk.capacityBytes += SEGMENT
@@ -1005,9 +1006,9 @@ describe('a full disk', () => {
     const asked = async (freeSegments: number): Promise<boolean> => {
       disk.capacityBytes = disk.usedBytes + freeSegments * SEGMENT
       nowMs += 1_000
-      log.reserve(0)
+      log.reserve(0, nowMs)
       for (let turns = 0; turns < 10; turns++) await tick()
-      return log.reserve(512)
+      return log.reserve(512, nowMs)
     }
     expect(await asked(80)).toBe(true)
     expect(await asked(50)).toBe(true)
@@ -1018,7 +1019,7 @@ describe('a full disk', () => {
     expect(notices).toEqual(['disk-low', 'disk-ok'])
     // Within a second the answer comes from memory.
     const { space } = disk.counts
-    for (let n = 0; n < 1000; n++) log.reserve(n)
+    for (let n = 0; n < 1000; n++) log.reserve(n, nowMs)
     expect(disk.counts.space).toBe(space)
     await log.close()
   })

@@ -231,8 +231,8 @@ export class FileLog implements Log {
 
   // ------------------------------------------------------------------------------------------------------- space
 
-  reserve(bytes: number): boolean {
-    return this.#supply?.reserve(bytes, this.#headSegment, this.#headAt) ?? false
+  reserve(bytes: number, nowMs: number): boolean {
+    return this.#supply?.reserve(bytes, this.#headSegment, this.#headAt, nowMs) ?? false
   }
 
   markCheckpoint(position: number): void {

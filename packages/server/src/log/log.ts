@@ -41,7 +41,7 @@ export interface Log {
   /** Every entry from the one that begins at `position` to the end, in order. @throws SluiceError LOG_CORRUPT */
   read(position: number): AsyncIterable<LogEntry>
   /** Whether `bytes`, all that is accepted and not yet appended, has room while the reserve for settles, state pages and relocation stays whole. */
-  reserve(bytes: number): boolean
+  reserve(bytes: number, nowMs: number): boolean
   /**
    * Writes one whole entry at the position that `placeEntry` gives (see segment.ts) and resolves when it is durable. One at a time.
    * @throws SluiceError LOG_FAILED: the process must stop, nothing may be confirmed any more, nothing is retried

@@ -224,9 +224,9 @@ export class Supply {
   // -------------------------------------------------------------------------------------------------------- space
 
   /** Whether `bytes` have room behind `at` in segment `number` and in all that follow, the reserve left whole. */
-  reserve(bytes: number, number: number, at: number): boolean {
+  reserve(bytes: number, number: number, at: number, nowMs: number): boolean {
     if (this.#fuse.stopped) return false
-    const sinceMs = this.#options.now() - this.#spaceAtMs
+    const sinceMs = nowMs - this.#spaceAtMs
     if (this.#spaceRefresh === undefined && (sinceMs >= SPACE_INTERVAL_MS || sinceMs < 0)) {
       this.#spaceRefresh = this.#refreshSpace()
         .then(() => this.#prepareAhead())
