@@ -383,9 +383,10 @@ export const DEFECTS: readonly Defect[] = [
       const purge = broker.purge.bind(broker)
       broker.purge = (name) => {
         const queue = broker.queue(name)
-        const subscriptions = queue.subscriptions.splice(0)
+        const { subscriptions } = queue
+        queue.subscriptions = []
         const messages = purge(name)
-        queue.subscriptions.push(...subscriptions)
+        queue.subscriptions = subscriptions
         return messages
       }
     },

@@ -425,7 +425,7 @@ export class Broker {
     )
     this.#nextSubscription = (this.#nextSubscription + 1) >>> 0
     subscription.setCredit(messages, bytes, limit, false)
-    queue.subscriptions.push(subscription)
+    queue.attach(subscription)
     this.#activate(queue)
     return subscription
   }
@@ -552,8 +552,7 @@ export class Broker {
       else if (blame === 'unexplained' || blame === 'alone') queue.unexplained(offset)
       queue.release(offset, sinceMs, this.nowMs)
     })
-    const at = queue.subscriptions.indexOf(subscription)
-    if (at !== -1) queue.subscriptions.splice(at, 1)
+    queue.detach(subscription)
     this.#changed(queue)
   }
 
@@ -695,7 +694,8 @@ export class Broker {
     this.#facts.delete()
     this.#writer.facts(queue.id, this.#facts)
     const error = new SluiceError('QUEUE_DELETED', `The queue ${name} was deleted.`)
-    for (const subscription of queue.subscriptions.splice(0)) {
+    for (const subscription of queue.subscriptions) {
+      queue.detach(subscription)
       subscription.takeAll(this.#lease, () => {})
       subscription.consumer.ended(subscription, error)
     }

@@ -17,6 +17,7 @@ import {
   type QueueOptions,
 } from '@sluice/protocol'
 import {
+  Arrivals,
   FACT,
   MOVING,
   Queue,
@@ -58,6 +59,7 @@ export class State {
   readonly producers = new Map<string, Producer>()
   readonly producersById = new Map<number, Producer>()
   readonly segments: Segments
+  readonly #arrivals = new Arrivals()
   nextQueueId = 1
   nextProducerId = 1
   /** Ids below these that the directory does not list belong to what was gone when it was written. */
@@ -81,7 +83,7 @@ export class State {
   }
 
   addQueue(id: number, definition: QueueDefinition): Queue {
-    const queue = new Queue(id, definition, this.segments)
+    const queue = new Queue(id, definition, this.segments, this.#arrivals)
     this.queues.set(queue.name, queue)
     this.queuesById.set(id, queue)
     if (id >= this.nextQueueId) this.nextQueueId = id + 1

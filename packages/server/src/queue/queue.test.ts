@@ -1,6 +1,7 @@
 import { QUEUE_OPTION_DEFAULTS, type QueueOptions } from '@sluice/protocol'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
+import { Arrivals } from './arrivals.js'
 import { DEATH, type Traits } from './chunk.js'
 import type { Run } from './line.js'
 import { decodeChunkPage, encodeChunkPage } from './pages.js'
@@ -176,7 +177,7 @@ const steps: fc.Arbitrary<Step[]> = fc.array(
 /** Drives queue and model side by side; every dispatch is compared message by message. */
 class Pair {
   use = new Use()
-  queue = new Queue(1, definition({ maxDeliveries: 4 }), this.use)
+  queue = new Queue(1, definition({ maxDeliveries: 4 }), this.use, new Arrivals(4))
   readonly model = new Model()
   readonly leased: { message: Message; since: number }[] = []
   dispatched = 0
@@ -286,7 +287,7 @@ class Pair {
   #restart(): void {
     const old = this.queue
     const use = new Use()
-    const queue = new Queue(1, definition(old.options), use)
+    const queue = new Queue(1, definition(old.options), use, new Arrivals(4))
     queue.next = old.next
     Object.assign(queue.counts, old.counts)
     queue.redeliveredBelow = old.deliveredBelow
@@ -310,11 +311,10 @@ class Pair {
     this.apply({ kind: 'advance', ms: 3_000 })
     model.sweep()
     let held = 0
-    queue.subscriptions.length = 0
     // The leases of this test are in no subscription; the audit counts those.
-    queue.subscriptions.push({ unsettled: (held = this.leased.length) } as never)
+    queue.subscriptions = [{ unsettled: (held = this.leased.length) } as never]
     queue.audit()
-    queue.subscriptions.length = 0
+    queue.subscriptions = []
     expect(held).toBe(model.count('leased'))
     expect(queue.ready).toBe(model.count('ready'))
     expect(queue.scheduled).toBe(model.count('scheduled'))
@@ -374,7 +374,7 @@ describe('queue against a plain model', () => {
 describe('queue', () => {
   const make = (): { queue: Queue; use: Use } => {
     const use = new Use()
-    const queue = new Queue(1, definition(), use)
+    const queue = new Queue(1, definition(), use, new Arrivals(4))
     queue.open(0)
     return { queue, use }
   }
@@ -444,7 +444,7 @@ describe('queue', () => {
   })
 
   it('keeps a chunk that begins in its middle', () => {
-    const queue = new Queue(1, definition(), new Use())
+    const queue = new Queue(1, definition(), new Use(), new Arrivals(4))
     queue.append(5_000, 10, 512, 1, 1_000)
     queue.open(1)
     const run = newRun()
@@ -457,7 +457,7 @@ describe('queue', () => {
   })
 
   it('passes over facts, in recovery, that the page of a chunk holds already', () => {
-    const queue = new Queue(1, definition(), new Use())
+    const queue = new Queue(1, definition(), new Use(), new Arrivals(4))
     queue.append(0, 10, 512, 1, 1_000)
     const chunk = queue.chunkAt(0)!
     chunk.pagePosition = 5_000

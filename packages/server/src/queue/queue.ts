@@ -15,6 +15,7 @@ import {
   type QueueInfo,
   type QueueOptions,
 } from '@sluice/protocol'
+import { NO_ARRIVAL, type Arrivals, type Arriving } from './arrivals.js'
 import { CHUNK_MESSAGES, countRange, hasBit } from './bits.js'
 import { DEATH, type Chunk, type Death, type Lives, type Traits } from './chunk.js'
 import { DeadMessages, type Dead } from './dead.js'
@@ -62,10 +63,13 @@ export interface Admission {
 
 /** Texts of why messages died that are looked up before another one is kept. */
 const REASONS_SHARED = 256
+/** Messages that a queue leaves in the ring of arrivals: to take in a thousand batches takes 0.1 ms. */
+const ARRIVED_MAX = CHUNK_MESSAGES
+const NOBODY: readonly Subscription[] = []
 /** How often messages are looked for whose time to live is over. */
 const SWEEP_MS = 1_000
 
-export class Queue {
+export class Queue implements Arriving {
   // What each append looks at stands first, together: with thousands of queues little else is in the cache.
   readonly id: number
   readonly name: string
@@ -78,16 +82,22 @@ export class Queue {
   looksAtMessages = false
   /** The line exists: recovery is over. */
   #isOpen = false
-  readonly subscriptions: Subscription[] = []
-  #options!: QueueOptions
+  /** Those that it hands messages to, in the order in which they came. */
+  subscriptions: readonly Subscription[] = NOBODY
   readonly #use: LogUse
+  readonly #arrivals: Arrivals
+  lastArrival = NO_ARRIVAL
+  /** Messages that have arrived and are not taken in: the newest ones. */
+  #arrived = 0
   /** Of all messages that are not gone. */
   bytes = 0
+  #options!: QueueOptions
   /** The chunk that was filled last, if it is still there: the way to it through the list of all is longer. */
   #newest: Chunk | undefined
-  readonly #chunks = new Chunks()
+  // Both as of what was taken in: nobody but `#chunks` and `#line` looks at them.
+  readonly #chunksSoFar = new Chunks()
   readonly keys = new Keys()
-  readonly #line = new Line(this.#chunks, this.keys)
+  readonly #lineSoFar = new Line(this.#chunksSoFar, this.keys)
   readonly createdAtMs: number
   readonly seed: readonly number[]
   paused: boolean
@@ -139,14 +149,15 @@ export class Queue {
   #earliestExpiryMs = Infinity
   #sweptMs = 0
 
-  constructor(id: number, definition: QueueDefinition, use: LogUse) {
+  constructor(id: number, definition: QueueDefinition, use: LogUse, arrivals: Arrivals) {
     this.id = id
     this.name = definition.name
     this.createdAtMs = definition.createdAtMs
     this.seed = definition.seed
     this.paused = definition.paused
     this.#use = use
-    this.#pending = new PendingIds(this.#chunks)
+    this.#arrivals = arrivals
+    this.#pending = new PendingIds(this.#chunksSoFar)
     this.options = definition.options
   }
 
@@ -158,7 +169,28 @@ export class Queue {
     this.#options = options
     this.looksAtMessages = options.ttlMs > 0 || options.maxMessages > 0 || options.maxBytes > 0
     this.traitRules = { seed: this.seed, ttlMs: options.ttlMs, withSizes: options.maxBytes > 0 }
-    this.#line.rules = { keyConcurrency: options.keyConcurrency, blocks: options.onFail === 'block' }
+    this.#lineSoFar.rules = { keyConcurrency: options.keyConcurrency, blocks: options.onFail === 'block' }
+  }
+
+  get #chunks(): Chunks {
+    if (this.lastArrival !== NO_ARRIVAL) this.takeIn()
+    return this.#chunksSoFar
+  }
+
+  get #line(): Line {
+    if (this.lastArrival !== NO_ARRIVAL) this.takeIn()
+    return this.#lineSoFar
+  }
+
+  /** It is served in turn with the others, from now on. */
+  attach(subscription: Subscription): void {
+    this.subscriptions = [...this.subscriptions, subscription]
+  }
+
+  /** It is served no more. */
+  detach(subscription: Subscription): void {
+    const others = this.subscriptions.filter((other) => other !== subscription)
+    this.subscriptions = others.length === 0 ? NOBODY : others
   }
 
   get scheduled(): number {
@@ -208,6 +240,19 @@ export class Queue {
     traits?: Traits,
     duplicates?: Duplicates,
   ): void {
+    // What asks for nothing only takes its place at the end; that is done when somebody looks.
+    if (this.#isOpen && traits === undefined && duplicates === undefined) {
+      this.#arrivals.add(this, count, position, timeMs, recordsBytes)
+      this.#arrived += count
+      this.next = base + count
+      this.live += count
+      this.bytes += recordsBytes
+      this.dirty = true
+      this.#use.add(position, count, recordsBytes)
+      if (this.#arrived >= ARRIVED_MAX) this.takeIn()
+      return
+    }
+    this.takeIn()
     const end = base + count
     for (let from = base; from < end;) {
       const to = Math.min(end, chunkEndAfter(from))
@@ -237,6 +282,29 @@ export class Queue {
       this.#rememberIds(base, count, timeMs, traits, duplicates)
     if (end > this.next) this.next = end
     this.dirty = true
+  }
+
+  /** Puts what has arrived into its chunks and into the line. */
+  takeIn(): void {
+    if (this.lastArrival === NO_ARRIVAL) return
+    const arrivals = this.#arrivals
+    let from = this.next - this.#arrived
+    let place = arrivals.turn(this.lastArrival)
+    this.#arrived = 0
+    this.lastArrival = NO_ARRIVAL
+    while (place !== NO_ARRIVAL) {
+      const count = arrivals.count(place)
+      const bytes = arrivals.bytes(place)
+      for (const end = from + count; from < end;) {
+        const to = Math.min(end, chunkEndAfter(from))
+        const chunk = this.#chunkToFill(from)
+        const share = (bytes * (to - from)) / count
+        chunk.append(to - chunk.base, arrivals.position(place), arrivals.timeMs(place), share)
+        this.#line.add(chunk, from - chunk.base, to - chunk.base)
+        from = to
+      }
+      place = arrivals.free(place)
+    }
   }
 
   #chunkToFill(offset: number): Chunk {

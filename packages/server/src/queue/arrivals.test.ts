@@ -1,0 +1,112 @@
+import { QUEUE_OPTION_DEFAULTS } from '@sluice/protocol'
+import fc from 'fast-check'
+import { expect, test } from 'vitest'
+import { Arrivals } from './arrivals.js'
+import { encodeChunkPage } from './pages.js'
+import { Queue, type LogUse } from './queue.js'
+
+const QUEUES = 3
+const NOW_MS = 1_000
+
+class Use implements LogUse {
+  live = 0
+  bytes = 0
+  add(_position: number, messages: number, bytes: number): void {
+    this.live += messages
+    this.bytes += bytes
+  }
+  remove(_position: number, messages: number): void {
+    this.live -= messages
+  }
+  retain(): void {}
+}
+
+function queuesOn(arrivals: Arrivals, use: Use): Queue[] {
+  return Array.from({ length: QUEUES }, (_, index) => {
+    const definition = {
+      name: `q${index}`,
+      options: QUEUE_OPTION_DEFAULTS,
+      createdAtMs: 0,
+      paused: false,
+      seed: [1, 2, 3, 4],
+    }
+    const queue = new Queue(index + 1, definition, use, arrivals)
+    queue.open(NOW_MS)
+    return queue
+  })
+}
+
+const pagesOf = (queue: Queue): string[] =>
+  [...queue.chunks()].map((chunk) => Buffer.from(encodeChunkPage(chunk, queue.keys)).toString('hex'))
+
+const steps = fc.array(
+  fc.oneof(
+    {
+      weight: 8,
+      arbitrary: fc.record({
+        queue: fc.nat(QUEUES - 1),
+        // Up to more than a chunk holds, and more than stays in the ring.
+        append: fc.oneof(fc.integer({ min: 1, max: 3 }), fc.integer({ min: 1, max: 1_500 })),
+      }),
+    },
+    { weight: 1, arbitrary: fc.record({ queue: fc.nat(QUEUES - 1), look: fc.constant(true) }) },
+    { weight: 1, arbitrary: fc.record({ queue: fc.nat(QUEUES - 1), drop: fc.constant(true) }) },
+  ),
+  { maxLength: 60, size: 'max' },
+)
+
+test('what arrives and waits ends where it would stand had somebody looked at once', () => {
+  let waited = 0
+  fc.assert(
+    fc.property(steps, fc.integer({ min: 1, max: 9 }), (all, places) => {
+      const use = new Use()
+      const late = queuesOn(new Arrivals(places), use)
+      const prompt = queuesOn(new Arrivals(1), new Use())
+      let position = 0
+      for (const step of all) {
+        const queues = [late[step.queue]!, prompt[step.queue]!]
+        if ('append' in step) {
+          position += 512
+          for (const queue of queues)
+            queue.append(queue.next, step.append, position, NOW_MS + position, step.append * 100)
+          queues[1]!.takeIn()
+          if (queues[0]!.lastArrival !== -1) waited++
+        } else if ('look' in step) expect(pagesOf(queues[0]!)).toEqual(pagesOf(queues[1]!))
+        else for (const queue of queues) queue.drop()
+      }
+      let live = 0
+      let bytes = 0
+      late.forEach((queue, index) => {
+        const { next, live: messages, bytes: recordBytes, dirty } = prompt[index]!
+        expect({ next: queue.next, live: queue.live, dirty: queue.dirty }).toEqual({
+          next,
+          live: messages,
+          dirty,
+        })
+        expect(queue.bytes).toBeCloseTo(recordBytes)
+        expect(pagesOf(queue)).toEqual(pagesOf(prompt[index]!))
+        queue.audit()
+        live += queue.live
+        bytes += queue.bytes
+      })
+      expect(use.live).toBe(live)
+      expect(use.bytes).toBeGreaterThanOrEqual(bytes - 1e-6)
+    }),
+    { numRuns: 300 },
+  )
+  expect(waited).toBeGreaterThan(300)
+})
+
+test('what a queue leaves in the ring is bounded', () => {
+  const [queue] = queuesOn(new Arrivals(1 << 16), new Use())
+  let longest = 0
+  let waiting = 0
+  for (let position = 0; position < 5_000; position++) {
+    queue!.append(queue!.next, 1, position * 512, NOW_MS, 100)
+    waiting = queue!.lastArrival === -1 ? 0 : waiting + 1
+    longest = Math.max(longest, waiting)
+  }
+  expect(longest).toBeLessThan(1_024)
+  expect(queue!.ready).toBe(5_000)
+  expect(queue!.lastArrival).toBe(-1)
+})
