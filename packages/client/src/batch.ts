@@ -8,6 +8,7 @@ import {
   OP,
   readU32,
   sealBatch,
+  viewBytes,
   writeFrameHeader,
   writeText,
   type Duplicates,
@@ -18,22 +19,31 @@ import { receipt, Sending, type Receipt } from './sending.js'
 /** PUBLISH frame and batch header around the records, at most. */
 export const ENVELOPE_BYTES = FRAME_HEADER_BYTES + 1 + LIMITS.queueNameBytesMax + BATCH_HEADER_BYTES
 
+/** A queue that is published to, and the batch of it that further messages may join. */
+export interface Lane {
+  readonly queue: string
+  open: Batch | undefined
+}
+
 /**
  * Index `i` of its callers is message `i`; but an atomic batch has one caller, at index 0. Before it is sent its
  * records stand from `recordsAt`.
  */
 export class Batch extends Sending {
   readonly queue: string
+  /** Undefined: it was never open. */
+  readonly lane: Lane | undefined
   readonly atomic: boolean
   readonly recordsAt: number
   readonly isBound = false
 
-  constructor(queue: string, atomic: boolean, bytes: Buffer) {
+  constructor(queue: string, atomic: boolean, bytes: Buffer, lane?: Lane) {
     const nameBytes = writeText(bytes, FRAME_HEADER_BYTES + 1, queue)
     bytes[FRAME_HEADER_BYTES] = nameBytes
     const recordsAt = FRAME_HEADER_BYTES + 1 + nameBytes + BATCH_HEADER_BYTES
     super(bytes, recordsAt)
     this.queue = queue
+    this.lane = lane
     this.atomic = atomic
     this.recordsAt = recordsAt
   }
@@ -66,9 +76,10 @@ export class Batch extends Sending {
     return undefined
   }
 
-  seal(below: number): void {
-    writeFrameHeader(this.bytes, 0, this.end - FRAME_HEADER_BYTES, OP.PUBLISH, 0, below)
-    sealBatch(this.bytes, this.recordsAt - BATCH_HEADER_BYTES, this.end, {
+  protected write(frames: Buffer, at: number, below: number): void {
+    frames.set(viewBytes(this.bytes, 0, this.end), at)
+    writeFrameHeader(frames, at, this.end - FRAME_HEADER_BYTES, OP.PUBLISH, 0, below)
+    sealBatch(frames, at + this.recordsAt - BATCH_HEADER_BYTES, at + this.end, {
       type: BATCH_TYPE.messages,
       attributes: this.atomic ? BATCH_ATTRIBUTE.atomic : 0,
       count: this.count,

@@ -209,6 +209,8 @@ export class Sluice {
     options?: PublishOptions,
   ): Promise<Receipt> {
     try {
+      // Of a name by itself only the producer's list of queues is asked, which has checked it.
+      if (typeof ref === 'string') return this.#publish(ref, body, options)
       const { name, schema } = this.#queue(ref)
       if (schema !== undefined) return this.#publishChecked(name, schema, body, options)
       return this.#publish(name, body, options)

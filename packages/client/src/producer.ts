@@ -15,6 +15,7 @@ import {
   faultError,
   LIMITS,
   PRODUCER_IDENTITY_BYTES,
+  queueName,
   readU32,
   RECORD_HEADER_BYTES,
   recordBytes,
@@ -29,7 +30,7 @@ import {
   type RecordOptions,
 } from '@sluice/protocol'
 import { randomBytes } from 'node:crypto'
-import { Batch, ENVELOPE_BYTES } from './batch.js'
+import { Batch, ENVELOPE_BYTES, type Lane } from './batch.js'
 import { checkText, packBody } from './body.js'
 import type { Connection } from './connection.js'
 import type { Deadlines } from './deadlines.js'
@@ -81,9 +82,9 @@ export class Producer {
   /** `#waiting[#waitingAt…]`, oldest first. */
   #waiting: Sending[] = []
   #waitingAt = 0
-  /** The batch of each queue that further messages may join; a queue without one stays, see `window.ts` for why. */
-  readonly #open = new Map<string, Batch | undefined>()
-  #openMax = QUEUES_KEPT
+  /** By name. One without an open batch stays: to look for a queue is most of what a message to it costs. */
+  readonly #lanes = new Map<string, Lane>()
+  #lanesMax = QUEUES_KEPT
   #last: Batch | undefined
   readonly #scratch: Buffer[] = []
   #scratchBytes = 0
@@ -126,7 +127,7 @@ export class Producer {
     return callers
   }
 
-  /** Takes one message; the promise is settled by the broker's answer. @throws SluiceError */
+  /** Takes one message; the promise is settled by the broker's answer. @throws SluiceError INVALID_NAME among others */
   publish(
     queue: string,
     body: unknown,
@@ -214,7 +215,7 @@ export class Producer {
   ): Promise<unknown> {
     // What was published before goes before.
     for (const queue of queues) {
-      const earlier = this.#open.get(queue)
+      const earlier = this.#lanes.get(queue)?.open
       if (earlier !== undefined) this.#close(earlier)
     }
     sending.open = false
@@ -237,13 +238,8 @@ export class Producer {
     if (this.#turnMs === 0) this.#turnMs = performance.now()
     const deadlineMs = this.#turnMs + timeoutMs
     const promise = newPromise()
-    batch.resolves.push(takenResolve)
-    batch.rejects.push(takenReject)
-    batch.deadlines.push(deadlineMs)
-    if (deadlineMs < batch.nextDeadlineMs) {
-      batch.nextDeadlineMs = deadlineMs
-      this.#deadlines.arm(deadlineMs)
-    }
+    if (deadlineMs < batch.nextDeadlineMs) this.#deadlines.arm(deadlineMs)
+    batch.addCaller(takenResolve, takenReject, deadlineMs)
     if (signal !== undefined) this.#watch(batch, takenResolve, signal)
     this.#schedule()
     return promise
@@ -265,26 +261,32 @@ export class Producer {
   }
 
   #openBatch(queue: string): Batch {
-    let batch = this.#open.get(queue)
+    const lane = this.#lanes.get(queue) ?? this.#newLane(queue)
+    let batch = lane.open
     if (batch === undefined) {
-      batch = new Batch(queue, false, this.#takeScratch())
-      this.#open.set(queue, batch)
-      if (this.#open.size > this.#openMax) this.#forgetQueues()
+      batch = new Batch(lane.queue, false, this.#takeScratch(), lane)
+      lane.open = batch
       this.#waiting.push(batch)
     }
     this.#last = batch
     return batch
   }
 
-  #forgetQueues(): void {
-    for (const [queue, batch] of this.#open) if (batch === undefined) this.#open.delete(queue)
-    this.#openMax = Math.max(QUEUES_KEPT, this.#open.size * 2)
+  // @throws SluiceError INVALID_NAME
+  #newLane(name: string): Lane {
+    const lane: Lane = { queue: queueName(name), open: undefined }
+    if (this.#lanes.size >= this.#lanesMax) {
+      for (const [queue, { open }] of this.#lanes) if (open === undefined) this.#lanes.delete(queue)
+      this.#lanesMax = Math.max(QUEUES_KEPT, this.#lanes.size * 2)
+    }
+    this.#lanes.set(name, lane)
+    return lane
   }
 
   #close(batch: Sending): void {
     if (!batch.open || !(batch instanceof Batch)) return
     batch.open = false
-    this.#open.set(batch.queue, undefined)
+    if (batch.lane !== undefined) batch.lane.open = undefined
     if (this.#last === batch) this.#last = undefined
   }
 
@@ -392,8 +394,9 @@ export class Producer {
       // The broker may have come back with a smaller window than it had.
       if (below >= this.#inFlightBatches) return
       this.#again.pop()
-      writeU32(batch.bytes, CORRELATION_AT, below)
-      connection.sendFrames(batch.bytes)
+      const { bytes, at, end } = batch
+      writeU32(bytes, at + CORRELATION_AT, below)
+      connection.sendFrames(bytes.subarray(at, at + end))
     }
   }
 
@@ -423,7 +426,6 @@ export class Producer {
         continue
       }
       batch.number = ++this.#lastNumber
-      batch.seal(this.#below(batch.number))
       this.#sent.add(batch.number, batch)
       this.#sentMessages += batch.count
       this.#sentBytes += batch.end
@@ -434,9 +436,9 @@ export class Producer {
     const frames = Buffer.allocUnsafe(bytes)
     let at = 0
     for (const batch of batches) {
-      batch.bytes.copy(frames, at, 0, batch.end)
-      this.#giveScratch(batch.bytes)
-      batch.bytes = frames.subarray(at, at + batch.end)
+      const scratch = batch.bytes
+      batch.seal(frames, at, this.#below(batch.number))
+      this.#giveScratch(scratch)
       at += batch.end
     }
     connection.sendFrames(frames)
@@ -521,7 +523,7 @@ export class Producer {
   /** Sends each message of a refused batch again by itself, before anything that was published after it. */
   #split(batch: Batch): void {
     const alone: Batch[] = []
-    let at = batch.recordsAt
+    let at = batch.at + batch.recordsAt
     for (let i = 0; i < batch.callers; i++) {
       const size = readU32(batch.bytes, at)
       const resolve = batch.resolves[i]
@@ -531,10 +533,7 @@ export class Producer {
         one.count = 1
         batch.bytes.copy(one.bytes, one.end, at, at + size)
         one.end += size
-        one.resolves.push(resolve)
-        one.rejects.push(batch.rejects[i])
-        one.deadlines.push(batch.deadlines[i]!)
-        one.nextDeadlineMs = batch.deadlines[i]!
+        one.addCaller(resolve, batch.rejects[i], batch.deadlines[i]!)
         const watch = batch.watches?.get(resolve)
         if (watch !== undefined) {
           watch.sending = one
@@ -643,7 +642,7 @@ export class Producer {
     for (let i = this.#waitingAt; i < this.#waiting.length; i++) this.#refuse(this.#waiting[i]!, error)
     this.#waiting = []
     this.#waitingAt = 0
-    this.#open.clear()
+    this.#lanes.clear()
     this.#last = undefined
     this.#scratch.length = 0
     this.#tellIdle()

@@ -23,8 +23,10 @@ export interface Watch {
 }
 
 export abstract class Sending {
-  /** Before it is sent: the frame in the making. After: the frame, `bytes[0, end)`. */
+  /** Before it is sent: the frame in the making. After: the frames that were sent together, of which it is one. */
   bytes: Buffer
+  /** Where its frame begins there. */
+  at = 0
   /** Bytes of the frame, as far as it has come. */
   end: number
   /** Messages. */
@@ -34,9 +36,9 @@ export abstract class Sending {
   /** Whether further messages may join. */
   open = true
   // A hole means that the caller has had its answer.
-  readonly resolves: (Resolve | undefined)[] = []
-  readonly rejects: (Reject | undefined)[] = []
-  readonly deadlines: number[] = []
+  resolves: (Resolve | undefined)[] = []
+  rejects: (Reject | undefined)[] = []
+  deadlines: number[] = []
   nextDeadlineMs = Infinity
   /** Callers that have gone before it was sent. */
   withdrawn = 0
@@ -46,6 +48,21 @@ export abstract class Sending {
   constructor(bytes: Buffer, end: number) {
     this.bytes = bytes
     this.end = end
+  }
+
+  /** Somebody waits for it, until `deadlineMs`. */
+  addCaller(resolve: Resolve, reject: Reject | undefined, deadlineMs: number): void {
+    if (deadlineMs < this.nextDeadlineMs) this.nextDeadlineMs = deadlineMs
+    if (this.callers === 0) {
+      // An empty list takes room for seventeen with its first item, and with many queues most batches have one caller.
+      this.resolves = [resolve]
+      this.rejects = [reject]
+      this.deadlines = [deadlineMs]
+      return
+    }
+    this.resolves.push(resolve)
+    this.rejects.push(reject)
+    this.deadlines.push(deadlineMs)
   }
 
   get callers(): number {
@@ -71,8 +88,14 @@ export abstract class Sending {
   /** Why it cannot be sent, on this connection. */
   abstract obstacle(connection: Connection): SluiceError | undefined
 
-  /** Makes `bytes[0, end)` the frame, which is going to be sent now, with its number; `below` goes into the correlation. */
-  abstract seal(below: number): void
+  /** Writes the frame, which is going to be sent now, with its number, from `frames[at]`; `below` goes into the correlation. */
+  seal(frames: Buffer, at: number, below: number): void {
+    this.write(frames, at, below)
+    this.bytes = frames
+    this.at = at
+  }
+
+  protected abstract write(frames: Buffer, at: number, below: number): void
 
   /** Refers to subscriptions of the connection that it was first sent on. */
   abstract readonly isBound: boolean

@@ -81,7 +81,7 @@ export class Step extends Sending {
     return undefined
   }
 
-  seal(below: number): void {
+  protected write(frames: Buffer, at: number, below: number): void {
     for (const { bytes, end, count } of this.#batches) {
       sealBatch(bytes, 0, end, {
         type: BATCH_TYPE.messages,
@@ -91,9 +91,7 @@ export class Step extends Sending {
       })
     }
     const payload = encodeAtomic(this.number, this.#acks, this.#batches)
-    const frame = Buffer.allocUnsafeSlow(FRAME_HEADER_BYTES + payload.length)
-    frame.set(payload, writeFrameHeader(frame, 0, payload.length, OP.ATOMIC, 0, below))
-    this.bytes = frame
+    frames.set(payload, writeFrameHeader(frames, at, payload.length, OP.ATOMIC, 0, below))
     for (const message of this.#messages) message.sent()
   }
 

@@ -1,5 +1,5 @@
 import { fileURLToPath } from 'node:url'
-import { connect, queue, type Queue, type Sluice } from '@sluice/client'
+import { connect, queue, type Sluice } from '@sluice/client'
 import type { Body, Driver, Session } from '../driver.js'
 import { Server, outputOf } from './processes.js'
 
@@ -7,24 +7,23 @@ export const PROGRAM = fileURLToPath(new URL('../../../../packages/server/bin/sl
 
 class SluiceSession implements Session {
   readonly #client: Sluice
-  readonly #queues = new Map<string, Queue<Body>>()
 
   constructor(client: Sluice) {
     this.#client = client
   }
 
   publish(name: string, body: Body): Promise<unknown> {
-    return this.#client.publish(this.#queue(name), body)
+    return this.#client.publish(name, body)
   }
 
   publishToAll(names: readonly string[], body: Body): Promise<unknown> {
     return this.#client.atomic((step) => {
-      for (const name of names) step.publish(this.#queue(name), body)
+      for (const name of names) step.publish(name, body)
     })
   }
 
   async consume(name: string, held: number, each: (body: Body, ack: () => void) => void): Promise<void> {
-    this.#client.consume(this.#queue(name), { concurrency: held, prefetch: held }, (message) => {
+    this.#client.consume(queue<Body>(name), { concurrency: held, prefetch: held }, (message) => {
       each(message.body, () => void message.ack())
     })
     await Promise.resolve()
@@ -32,12 +31,6 @@ class SluiceSession implements Session {
 
   close(): Promise<void> {
     return this.#client.close()
-  }
-
-  #queue(name: string): Queue<Body> {
-    let found = this.#queues.get(name)
-    if (found === undefined) this.#queues.set(name, (found = queue<Body>(name)))
-    return found
   }
 }
 
