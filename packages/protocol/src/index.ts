@@ -1,6 +1,7 @@
 /** The wire protocol of Sluice, shared by broker and clients. It does no I/O. docs/PROTOCOL.md is its specification. */
 export * from './batch.js'
 export * from './bytes.js'
+export * from './checksum.js'
 export * from './consuming.js'
 export * from './control.js'
 export * from './errors.js'

@@ -10,7 +10,6 @@
  *   number of the ATOMIC; the length in its header says where the next one begins.
  * ATOMIC_OK: u64 number · u32 batches · of each u64 base offset · u32 duplicates · duplicates as in PUBLISH_OK.
  */
-import { crc32 } from 'node:zlib'
 import { BATCH_HEADER_BYTES } from './batch.js'
 import {
   readText,
@@ -23,6 +22,7 @@ import {
   writeU32,
   writeU64,
 } from './bytes.js'
+import { crc32 } from './checksum.js'
 import { SluiceError } from './errors.js'
 import { decodeFault, encodeFault, need, u64, type Fault } from './handshake.js'
 import { LIMITS } from './limits.js'
@@ -214,7 +214,7 @@ export function encodeAtomic(
     bytes.set(batch.bytes.subarray(batch.at, batch.end), next)
     next += batch.end - batch.at
   }
-  writeU32(bytes, 8, crc32(bytes.subarray(12)))
+  writeU32(bytes, 8, crc32(bytes, 12, bytes.length))
   return bytes
 }
 
@@ -246,7 +246,7 @@ export function decodeAtomic(bytes: Uint8Array, start: number, end: number): Ato
     )
   }
   const crc = readU32(bytes, start + 8)
-  if (crc !== crc32(bytes.subarray(start + 12, end))) {
+  if (crc !== crc32(bytes, start + 12, end)) {
     throw new SluiceError(
       'BATCH_CORRUPT',
       `The checksum of the atomic step ${number} does not match its bytes.`,

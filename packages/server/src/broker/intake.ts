@@ -106,24 +106,39 @@ export class Intake {
     const crc = readU32(bytes, at + 44)
     const known = producer.resultOf(number, crc, unanswered)?.[0]
     if (known !== undefined) return known
-    return remembering(producer, number, () => {
-      const batch = this.#judge(typeof to === 'string' ? this.queue(to) : to, bytes, at, end, NOTHING_FREED)
-      const { queue, admission } = batch
-      this.#writer.checkRoom(end - at)
-      if (producer.id === 0) this.#declare(producer)
-      if (!batch.isPlain) queue.makeRoom(admission, this.#writer.nowMs)
-      if (batch.hasTraits) {
-        this.#factsAhead(batch)
-        this.#writer.together(this.#writer.factsBytes(this.#facts) + end - at)
-        this.#writer.facts(queue.id, this.#facts)
-      }
-      const placed = this.#append(batch, producer.id, batch.traits)
-      producer.accept(number, placed.baseOffset, crc, placed.duplicates)
-      producer.lastUsedMs = this.#writer.nowMs
-      // Plain messages leave no facts and no deadline: with many queues, what is not looked at need not be in the cache.
-      if (!batch.isPlain || queue.subscriptions.length > 0) this.#changed(queue)
-      return placed
-    })
+    try {
+      return this.#take(producer, number, crc, typeof to === 'string' ? this.queue(to) : to, bytes, at, end)
+    } catch (error) {
+      throw remembered(producer, number, error)
+    }
+  }
+
+  // @throws SluiceError
+  #take(
+    producer: Producer,
+    number: number,
+    crc: number,
+    to: Queue,
+    bytes: Uint8Array,
+    at: number,
+    end: number,
+  ): Placed {
+    const batch = this.#judge(to, bytes, at, end, NOTHING_FREED)
+    const { queue, admission } = batch
+    this.#writer.checkRoom(end - at)
+    if (producer.id === 0) this.#declare(producer)
+    if (!batch.isPlain) queue.makeRoom(admission, this.#writer.nowMs)
+    if (batch.hasTraits) {
+      this.#factsAhead(batch)
+      this.#writer.together(this.#writer.factsBytes(this.#facts) + end - at)
+      this.#writer.facts(queue.id, this.#facts)
+    }
+    const placed = this.#append(batch, producer.id, batch.traits)
+    producer.accept(number, placed.baseOffset, crc, placed.duplicates)
+    producer.lastUsedMs = this.#writer.nowMs
+    // Plain messages leave no facts and no deadline: with many queues, what is not looked at need not be in the cache.
+    if (!batch.isPlain || queue.subscriptions.length > 0) this.#changed(queue)
+    return placed
   }
 
   /**
@@ -134,7 +149,7 @@ export class Intake {
     const { number, crc } = step
     const known = producer.resultOf(number, crc, unanswered)
     if (known !== undefined) return known
-    return remembering(producer, number, () => {
+    try {
       const freed = this.#checkLeases(step.acks)
       const batches = this.#judgeAll(step, freed)
       let bytes = BATCH_HEADER_BYTES
@@ -151,7 +166,9 @@ export class Intake {
       this.#writer.checkRoom(bytes)
       if (producer.id === 0) this.#declare(producer)
       return this.#apply(producer, step, batches)
-    })
+    } catch (error) {
+      throw remembered(producer, number, error)
+    }
   }
 
   #apply(producer: Producer, step: AtomicStep, batches: readonly Judged[]): readonly Placed[] {
@@ -328,12 +345,8 @@ function leaseLost(tag: number): SluiceError {
   )
 }
 
-// What can succeed later, unchanged, is judged anew when it comes again.
-function remembering<Result>(producer: Producer, number: number, take: () => Result): Result {
-  try {
-    return take()
-  } catch (error) {
-    if (error instanceof SluiceError && !error.retryable) producer.refuse(number, error satisfies Fault)
-    throw error
-  }
+// A refusal is told again; what can succeed later, unchanged, is judged anew when it comes again.
+function remembered(producer: Producer, number: number, error: unknown): unknown {
+  if (error instanceof SluiceError && !error.retryable) producer.refuse(number, error satisfies Fault)
+  return error
 }

@@ -3,9 +3,9 @@
  * of one that was never written to, and how entries are found in a segment. A segment whose header does not name the
  * number in its file name is unused, whatever else stands in it. Which file is judged how is the survey's business.
  */
-import { crc32 } from 'node:zlib'
 import {
   SluiceError,
+  crc32,
   readU16,
   readU32,
   readU48,
@@ -105,7 +105,7 @@ export function writeSegmentHeader(bytes: Uint8Array, header: SegmentHeader): vo
   writeU64(bytes, 40, header.checkpoint ?? 0)
   writeU48(bytes, 48, header.createdMs)
   bytes[54] = header.checkpoint === undefined ? 0 : FLAG_CHECKPOINT
-  writeU32(bytes, HEADER_CRC_AT, crc32(bytes.subarray(0, HEADER_CRC_AT)))
+  writeU32(bytes, HEADER_CRC_AT, crc32(bytes, 0, HEADER_CRC_AT))
 }
 
 /**
@@ -133,7 +133,7 @@ export function encodeLogMeta(meta: LogMeta): Uint8Array {
   writeU64(bytes, 8, meta.segmentBytes)
   writeU32(bytes, 16, meta.salt)
   writeU48(bytes, 24, meta.createdMs)
-  writeU32(bytes, HEADER_CRC_AT, crc32(bytes.subarray(0, HEADER_CRC_AT)))
+  writeU32(bytes, HEADER_CRC_AT, crc32(bytes, 0, HEADER_CRC_AT))
   return bytes
 }
 
@@ -167,7 +167,7 @@ export function segmentBytesFit(bytes: number): boolean {
 
 function sealedWith(bytes: Uint8Array, magic: number): boolean {
   if (bytes.length < HEADER_CRC_AT + 4 || readU32(bytes, 0) !== magic) return false
-  if (readU32(bytes, HEADER_CRC_AT) !== crc32(bytes.subarray(0, HEADER_CRC_AT))) return false
+  if (readU32(bytes, HEADER_CRC_AT) !== crc32(bytes, 0, HEADER_CRC_AT)) return false
   const version = readU16(bytes, 4)
   if (version !== LOG_VERSION) {
     throw new SluiceError(
