@@ -58,6 +58,8 @@ interface Leaving {
   readonly offsets: Set<number>
 }
 
+/** Of a plain batch: nobody counts it. */
+const PLAIN: Admission = { duplicates: undefined, messages: 0, bytes: 0 }
 const NOTHING_FREED: Freed = { messages: 0, bytes: 0, offsets: new Set() }
 /** Facts about one acknowledged message, at most. */
 const ACK_FACT_BYTES = 16
@@ -277,7 +279,6 @@ export class Intake {
     }
     const isPlain = !queue.looksAtMessages && !asksForAny(checked)
     if (isPlain) {
-      const admission = { duplicates: undefined, messages: count, bytes: 0 }
       return {
         queue,
         bytes,
@@ -288,7 +289,7 @@ export class Intake {
         hasTraits: false,
         traits: undefined,
         lacksTtl: false,
-        admission,
+        admission: PLAIN,
       }
     }
     const { maxBytes, ttlMs } = queue.options
