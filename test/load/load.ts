@@ -164,7 +164,8 @@ class Load {
     const { queues, index, scenario } = this.#task
     const body = this.#bodies.next(atMs)
     if (scenario.fanOut) return this.#session.publishToAll!(queues, body)
-    const queue = queues.length === 1 ? queues[0]! : queues[(this.#sent * 7919 + index) % queues.length]!
+    const queue =
+      queues.length === 1 ? queues[0]! : queues[(this.#sent * scenario.stride + index) % queues.length]!
     return this.#session.publish(queue, body)
   }
 

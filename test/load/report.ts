@@ -148,6 +148,7 @@ export function describe({
   producers,
   consumers,
   queues,
+  stride,
   fanOut,
   bodyBytes,
   body,
@@ -159,6 +160,7 @@ export function describe({
     kind === 'consume' ? '' : many(producers, 'producer'),
     kind === 'publish' ? '' : many(consumers, 'consumer'),
     queues === 1 ? '' : `${many(queues, 'queue')}${fanOut ? ', each message to all of them' : ''}`,
+    stride === 1 ? '' : `${whole(stride)} apart`,
     body === 'object' ? `objects of about ${bodyBytes} bytes` : `${whole(bodyBytes)} bytes`,
     rate > 0 ? `${whole(rate)} a second` : `${whole(inFlight)} in flight`,
   ]

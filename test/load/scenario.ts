@@ -13,7 +13,10 @@ export interface Scenario {
   readonly kind: Kind
   readonly producers: number
   readonly consumers: number
+  /** They are published to round robin, by each producer. */
   readonly queues: number
+  /** How far apart, in the order in which they were made, the queues of one message and the next are. */
+  readonly stride: number
   /** Each message goes to every queue, with one confirm for all of it. */
   readonly fanOut: boolean
   /** Bytes of a body; at least 24. */
@@ -42,6 +45,7 @@ const DEFAULTS = {
   producers: 1,
   consumers: 1,
   queues: 1,
+  stride: 1,
   fanOut: false,
   bodyBytes: 128,
   body: 'bytes',
@@ -57,6 +61,7 @@ const LEAST: Readonly<Partial<Record<keyof Scenario, number>>> = {
   producers: 1,
   consumers: 1,
   queues: 1,
+  stride: 1,
   bodyBytes: 24,
   inFlight: 1,
   rate: 0,
