@@ -51,7 +51,7 @@ let viewedOffset = 0
 /**
  * `bytes[start, end)` without a copy. `subarray` looks for a species first: 95 ns instead of 35, and 200 of a Buffer.
  * To ask an array for its buffer is a call into the engine, and who takes one part of it mostly takes the next: with
- * the last one kept, a part of 184 bytes is viewed and copied in 105 ns instead of 175.
+ * the last one kept, until another is asked for, a part of 184 bytes is viewed and copied in 105 ns instead of 175.
  */
 export function viewBytes(bytes: Uint8Array, start: number, end: number): Uint8Array {
   if (bytes !== viewed) {
