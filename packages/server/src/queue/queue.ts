@@ -63,7 +63,7 @@ export interface Admission {
 
 /** Texts of why messages died that are looked up before another one is kept. */
 const REASONS_SHARED = 256
-/** Messages that a queue leaves in the ring of arrivals: to take in a thousand batches takes 0.1 ms. */
+/** Messages that a queue leaves in the ring of arrivals: to take in a thousand batches takes 0.2 ms. */
 const ARRIVED_MAX = CHUNK_MESSAGES
 const NOBODY: readonly Subscription[] = []
 /** How often messages are looked for whose time to live is over. */
