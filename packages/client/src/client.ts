@@ -30,7 +30,6 @@ import {
   type PublishOptions,
   type PullOptions,
   type PullSettings,
-  type Queue,
   type QueueRef,
   type Settings,
 } from './options.js'
@@ -134,8 +133,6 @@ export class Sluice {
   #lastError: SluiceError | undefined
   #closing: Promise<void> | undefined
   #closed: SluiceError | undefined
-  #lastQueueRef: unknown
-  #lastQueue: Queue | undefined
 
   /** @internal */
   constructor(settings: Settings, dial: Dial) {
@@ -211,7 +208,7 @@ export class Sluice {
     try {
       // Of a name by itself only the producer's list of queues is asked, which has checked it.
       if (typeof ref === 'string') return this.#publish(ref, body, options)
-      const { name, schema } = this.#queue(ref)
+      const { name, schema } = queueOf(ref)
       if (schema !== undefined) return this.#publishChecked(name, schema, body, options)
       return this.#publish(name, body, options)
     } catch (error) {
@@ -254,7 +251,7 @@ export class Sluice {
     options: CallOptions = {},
   ): Promise<Receipt[]> {
     onlyKnown('publishBatch', options, ['timeout', 'signal'])
-    const { name, schema } = this.#queue(ref)
+    const { name, schema } = queueOf(ref)
     const records = messages.map((message) => ({
       options: batchRecordOptions(message),
       body: message.body as unknown,
@@ -488,15 +485,6 @@ export class Sluice {
   #refuseWhenClosed(): void {
     if (this.#closed !== undefined) throw this.#closed
     if (this.#closing !== undefined) throw new SluiceError('CLOSED', 'The client was closed.')
-  }
-
-  // Publishers mostly name the same queue again and again.
-  #queue(ref: QueueRef): Queue {
-    if (ref !== this.#lastQueueRef || this.#lastQueue === undefined) {
-      this.#lastQueue = queueOf(ref)
-      this.#lastQueueRef = ref
-    }
-    return this.#lastQueue
   }
 
   // A typo in a queue's name, or a handler that always throws, must not look like a program with nothing to do.
