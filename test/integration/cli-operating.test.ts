@@ -35,7 +35,8 @@ function documents(stdout: string): Record<string, unknown>[] {
 describe.concurrent('wrong values', () => {
   const TIME = '2030-05-01T10:00Z'
   const mistakes: readonly (readonly [args: string, what: RegExp, hint: RegExp])[] = [
-    ['queue ensure q --processing-timeout 99', /--processing-timeout is "99".* 100ms/, /longer/],
+    ['queue ensure q --processing-timeout 99ms', /--processing-timeout is "99ms".* 100ms/, /longer/],
+    ['queue ensure q --ttl 30', /--ttl is "30"; it must be a duration/, /with a unit/],
     ['queue ensure q --max-bytes 10x', /--max-bytes is "10x".* size/, /'10mb'/],
     ['queue ensure q --unique pendin', /--unique is "pendin"; .* window, pending/, /Did you mean pending/],
     ['queue ensure q --dead-leter x', /no option --dead-leter/, /--dead-letter/],

@@ -18,7 +18,8 @@ import { traitsOf } from './traits.js'
 test('values are taken as they are meant', () => {
   expect(numberFlag('31', '--priority', 0, 31)).toBe(31)
   expect(countFlag('9007199254740991', '--offset')).toBe(Number.MAX_SAFE_INTEGER)
-  expect(durationMs('250', '--delay')).toBe(250)
+  expect(durationMs('0', '--delay')).toBe(0)
+  expect(durationMs('1d12h', '--delay')).toBe(129_600_000)
   expect(durationMs('1.5s', '--delay', 1_500)).toBe(1_500)
   expect(timeFlag('1900000000000', '--at')).toEqual(new Date(1_900_000_000_000))
   expect(timeFlag('2030-05-01T10:00Z', '--at')).toEqual(new Date('2030-05-01T10:00:00Z'))
@@ -31,7 +32,10 @@ const refused: readonly (readonly [name: string, call: () => unknown, what: RegE
   ['a number', () => numberFlag('32', '--priority', 0, 31), /--priority is "32".* from 0 to 31/, /bounds/],
   ['half a number', () => numberFlag('1.5', '--rate', 1, 9), /--rate is "1.5"/, /bounds/],
   ['an offset', () => countFlag('9007199254740992', '--offset'), /--offset is .* from 0\./, /bounds/],
-  ['a duration', () => durationMs('soon', '--ttl'), /`--ttl` is "soon"/, /--help/],
+  ['a duration', () => durationMs('soon', '--ttl'), /--ttl is "soon".* a duration/, /'30s'/],
+  ['a duration without a unit', () => durationMs('30', '--ttl'), /--ttl is "30"/, /with a unit/],
+  ['a long duration', () => durationMs('101y', '--ttl'), /--ttl is "101y"/, /'7d'/],
+  ['too long a duration', () => durationMs('36526d', '--ttl'), /at most 100 years/, /shorter/],
   ['a short duration', () => durationMs('99ms', '--wait', 100), /--wait is "99ms".* 100ms/, /longer/],
   ['a size', () => sizeFlag('10x', '--max-bytes'), /--max-bytes is "10x".* a size/, /'10mb'/],
   ['a time', () => timeFlag('2030-02-30', '--at'), /--at is "2030-02-30".* a time/, /milliseconds/],

@@ -1,8 +1,8 @@
 /** Values of flags: text in, checked values out. What is refused is said with the flag, the text and what it must be. */
-import { parseDuration } from '@sluice/client'
+import { LIMITS, durationText } from '@sluice/protocol'
 import { UsageError } from './failure.js'
 import { nearest } from './spelling.js'
-import { exactDuration, moment, size } from './units.js'
+import { duration, moment, size } from './units.js'
 
 /** A whole number as text, within bounds. */
 export function whole(text: string, min: number, max: number): number | undefined {
@@ -25,13 +25,15 @@ export function countFlag(text: string, flag: string, min = 0): number {
   return numberFlag(text, flag, min, Number.MAX_SAFE_INTEGER)
 }
 
-/**
- * Milliseconds of a flag: a number with a unit, or plain milliseconds, up to 100 years.
- * @throws SluiceError INVALID_ARGUMENT, UsageError
- */
+const DURATIONS = "Write it with a unit: '500ms', '30s', '5m', '2h', '7d', '1d12h'."
+
+/** Milliseconds of a flag: numbers with units, up to 100 years. @throws UsageError */
 export function durationMs(text: string, flag: string, minMs = 0): number {
-  const ms = parseDuration(/^\d+$/.test(text) ? Number(text) : text, flag)
-  return ms >= minMs ? ms : refuse(text, flag, `at least ${exactDuration(minMs)}`, 'Give a longer time.')
+  const ms = duration(text)
+  if (ms === undefined) return refuse(text, flag, 'a duration', DURATIONS)
+  if (ms < minMs) return refuse(text, flag, `at least ${durationText(minMs)}`, 'Give a longer time.')
+  if (ms > LIMITS.delayMsMax) return refuse(text, flag, 'at most 100 years', 'Give a shorter time.')
+  return ms
 }
 
 /** @throws UsageError */

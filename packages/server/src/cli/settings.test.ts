@@ -50,7 +50,7 @@ describe('bounds', () => {
     ['max-connections', '1', 1],
     ['memory', '192MiB', 192 * 1024 ** 2],
     ['memory', '2gb', 2e9],
-    ['heartbeat', '100', 100],
+    ['heartbeat', '100ms', 100],
     ['heartbeat', '5m', 300_000],
     ['log-level', 'silent', 'silent'],
   ]
@@ -76,7 +76,8 @@ describe('bounds', () => {
     ['max-connections', '0'],
     ['memory', '191MiB'],
     ['memory', '50%'],
-    ['heartbeat', '99'],
+    ['heartbeat', '99ms'],
+    ['heartbeat', '100'],
     ['heartbeat', '301s'],
     ['heartbeat', 'soon'],
     ['log-level', 'loud'],

@@ -3,7 +3,7 @@
  * that before the default. Whoever reads them gets whole, checked values.
  */
 import { BlockList, isIPv6 } from 'node:net'
-import { LIMITS } from '@sluice/protocol'
+import { LIMITS, durationText } from '@sluice/protocol'
 import { SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, segmentBytesFit } from '../log/segment.js'
 import { MEMORY_BYTES_MIN, defaultMemoryBytes } from '../memory.js'
 import { whole } from './flags.js'
@@ -84,8 +84,11 @@ export const SETTINGS = {
   heartbeat: setting(
     'Longest silence of a healthy connection; twice that ends it',
     `${LIMITS.heartbeatMsDefault / 1000}s`,
-    'a time from 100ms to 5m',
-    (text) => duration(text, LIMITS.heartbeatMsMin, LIMITS.heartbeatMsMax),
+    `a duration from ${durationText(LIMITS.heartbeatMsMin)} to ${durationText(LIMITS.heartbeatMsMax)}`,
+    (text) => {
+      const ms = duration(text)
+      return ms !== undefined && ms >= LIMITS.heartbeatMsMin && ms <= LIMITS.heartbeatMsMax ? ms : undefined
+    },
   ),
   'log-level': setting<LogLevel>('What is logged', 'info', `one of ${LOG_LEVELS.join(', ')}`, (text) =>
     LOG_LEVELS.find((level) => level === text),

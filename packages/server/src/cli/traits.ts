@@ -3,10 +3,16 @@
  * the option's name in words, without its unit; `--no-NAME` takes back what can be none.
  */
 import type { QueueInfo, QueueOptions } from '@sluice/client'
-import { QUEUE_OPTIONS, SluiceError, queueName, type QueueOptionName } from '@sluice/protocol'
+import {
+  QUEUE_OPTIONS,
+  SluiceError,
+  queueName,
+  type QueueOptionName,
+  durationText,
+  sizeText,
+} from '@sluice/protocol'
 import type { Argv } from 'yargs'
 import { choiceFlag, durationMs, numberFlag, sizeFlag } from './flags.js'
-import { exactDuration, exactSize } from './units.js'
 
 type Option = (typeof QUEUE_OPTIONS)[QueueOptionName]
 type Unit = 'duration' | 'size' | 'count'
@@ -89,6 +95,7 @@ function valueOf({ flag: bare, option, unit }: Trait, given: unknown): unknown {
   if (option.kind === 'choice') return choiceFlag<string>(text, flag, option.choices)
   if (option.kind === 'name') return queueName(text)
   const { min, max } = option
+  if (text === 'none' && option.default === 0) return 0
   if (unit === 'count') return numberFlag(text, flag, min, max)
   if (unit === 'size') return sizeFlag(text, flag)
   return durationMs(text, flag, min)
@@ -124,7 +131,7 @@ function valueText({ option, unit }: Trait, value: unknown): string {
   if (typeof value === 'boolean') return value ? 'yes' : 'no'
   if (typeof value !== 'number') return value as string
   if (value === 0 && option.default === 0) return 'none'
-  return unit === 'duration' ? exactDuration(value) : unit === 'size' ? exactSize(value) : String(value)
+  return unit === 'duration' ? durationText(value) : unit === 'size' ? sizeText(value) : String(value)
 }
 
 /** Does `work`; what is refused in it names options as the flags that they are here. */

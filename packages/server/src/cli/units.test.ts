@@ -1,6 +1,7 @@
-/** Sizes, durations and moments as people write and read them. */
+/** Sizes, durations and times as people write and read them. */
+import { durationText, sizeText } from '@sluice/protocol'
 import { describe, expect, test } from 'vitest'
-import { exactDuration, exactSize, moment, rounded, size } from './units.js'
+import { duration, moment, rounded, size } from './units.js'
 
 test.each([
   ['0', 0],
@@ -12,11 +13,15 @@ test.each([
   ['1gb', 1e9],
   ['3TiB', 3 * 1024 ** 4],
   ['7b', 7],
+  ['1g', 1e9],
+  ['500K', 500_000],
+  ['1.5gb', 1_500_000_000],
+  ['0.5KiB', 512],
 ] as const)('the size %s', (text, bytes) => {
   expect(size(text)).toBe(bytes)
 })
 
-test.each(['', 'mb', '1.5mb', '-1', '10 mb', '10m', '5ib', '1e3', '9999999999999tb'])(
+test.each(['', 'mb', '1.2345kb', '1.5', '.5mb', '-1', '10 mb', '10mi', '5ib', '1e3', '9999999999999tb'])(
   '%j is no size',
   (text) => {
     expect(size(text)).toBeUndefined()
@@ -24,13 +29,31 @@ test.each(['', 'mb', '1.5mb', '-1', '10 mb', '10m', '5ib', '1e3', '9999999999999
 )
 
 test('a size is written so that it is read again as it was', () => {
-  const texts = [0, 1, 1_500, 1e7, 1024, 1_024_000, 64 * 1024 ** 2, 5e12, 123_456_789].map(exactSize)
-  expect(texts).toEqual(['0', '1', '1500', '10MB', '1KiB', '1000KiB', '64MiB', '5TB', '123456789'])
+  const texts = [0, 1, 1_500, 1e7, 1024, 1_024_000, 64 * 1024 ** 2, 5e12, 123_456_789].map(sizeText)
+  expect(texts).toEqual(['0B', '1B', '1500B', '10MB', '1KiB', '1000KiB', '64MiB', '5TB', '123456789B'])
   expect(texts.map(size)).toEqual([0, 1, 1_500, 1e7, 1024, 1_024_000, 64 * 1024 ** 2, 5e12, 123_456_789])
 })
 
+test.each([
+  ['0', 0],
+  ['250ms', 250],
+  ['30s', 30_000],
+  ['1.5h', 5_400_000],
+  ['1d12h', 129_600_000],
+  ['1h0m30s5ms', 3_630_005],
+] as const)('the duration %s', (text, ms) => {
+  expect(duration(text)).toBe(ms)
+})
+
+test.each(['', '30', '00', '1.5', 's', '5S', '5 s', '-5s', '1e3s', '12h1d', '1s2s', '1h30', '1h,30m'])(
+  '%j is no duration',
+  (text) => {
+    expect(duration(text)).toBeUndefined()
+  },
+)
+
 test('durations are exact as settings, and rounded down as ages', () => {
-  expect([0, 1, 90_000, 300_000, 86_400_000].map(exactDuration)).toEqual(['0', '1ms', '90s', '5m', '1d'])
+  expect([0, 1, 90_000, 300_000, 86_400_000].map(durationText)).toEqual(['0', '1ms', '90s', '5m', '1d'])
   const ages = [-5, 0, 999, 1_999, 119_000, 7_199_999, 36_000_000, 40_000_000, 90_000_000, 3e9]
   expect(ages.map(rounded)).toEqual([
     '0ms',

@@ -1,86 +1,56 @@
-/** Lengths of time, sizes and moments as people write and read them: text to numbers, and back. */
-import { parseDuration } from '@sluice/client'
+/** Durations, sizes and times as people write and read them: text to numbers, and ages as text. */
+import { DURATION_UNITS } from '@sluice/protocol'
 
-const SIZES = {
-  '': 1,
-  B: 1,
-  KB: 1e3,
-  MB: 1e6,
-  GB: 1e9,
-  TB: 1e12,
-  KIB: 1024,
-  MIB: 1024 ** 2,
-  GIB: 1024 ** 3,
-  TIB: 1024 ** 4,
-} as const
+const PREFIXES = ['', 'k', 'm', 'g', 't']
 
-/** Bytes of `10mb` (millions), `64MiB` (powers of 1024) or a plain number; undefined when it is none of these. */
+/**
+ * Bytes of `10mb` or `10m` (millions), `64MiB` (powers of 1024), `1.5gb` or a plain number; undefined when the text is
+ * none of these, or is not a whole number of bytes.
+ */
 export function size(text: string): number | undefined {
-  const match = /^(\d{1,15})([kmgt]?i?b|)$/i.exec(text)
+  const match = /^(\d{1,15}(?:\.\d{1,9})?)([kmgt]?)(i?b|)$/i.exec(text)
   if (match === null) return undefined
-  const unit = SIZES[match[2]!.toUpperCase() as keyof typeof SIZES]
-  // `ib` has the form of a unit and is none.
-  const bytes = Number(match[1]) * (unit ?? NaN)
+  const power = PREFIXES.indexOf(match[2]!.toLowerCase())
+  const isBinary = match[3]!.length === 2
+  // `ib` alone has the form of a unit and is none.
+  if (isBinary && power === 0) return undefined
+  const bytes = Number(match[1]) * (isBinary ? 1024 : 1000) ** power
   return Number.isSafeInteger(bytes) ? bytes : undefined
 }
 
-const SIZE_NAMES = [
-  ['TiB', 1024 ** 4],
-  ['TB', 1e12],
-  ['GiB', 1024 ** 3],
-  ['GB', 1e9],
-  ['MiB', 1024 ** 2],
-  ['MB', 1e6],
-  ['KiB', 1024],
-  ['KB', 1e3],
-] as const
-
-/** A size as a flag takes it, nothing rounded: 64MiB, 10MB, 1500. */
-export function exactSize(bytes: number): string {
-  for (const [name, unit] of SIZE_NAMES) {
-    if (bytes >= unit && bytes % unit === 0) return `${bytes / unit}${name}`
+/**
+ * Milliseconds of `30s`, `250ms`, `1.5h`, or of several units from the largest to the smallest as in `1d12h`. A unit is
+ * required, except for 0: one reader would take a bare number for seconds, another for milliseconds. Undefined when the
+ * text is not a duration; the caller checks bounds.
+ */
+export function duration(text: string): number | undefined {
+  if (text === '0') return 0
+  const part = /(\d{1,15}(?:\.\d{1,9})?)(ms|[dhms])/gy
+  let ms = 0
+  let previous = -1
+  for (let end = 0; end < text.length; end = part.lastIndex) {
+    const match = part.exec(text)
+    const index = DURATION_UNITS.findIndex(([unit]) => unit === match?.[2])
+    if (match === null || index <= previous) return undefined
+    previous = index
+    ms += Number(match[1]) * DURATION_UNITS[index]![1]
   }
-  return String(bytes)
+  return text === '' ? undefined : Math.round(ms)
 }
 
-/** A duration in milliseconds, a plain number being that; undefined when it is none or out of bounds. */
-export function duration(text: string, minMs: number, maxMs: number): number | undefined {
-  try {
-    const ms = parseDuration(/^\d+$/.test(text) ? Number(text) : text)
-    return ms >= minMs && ms <= maxMs ? ms : undefined
-  } catch {
-    return undefined
-  }
-}
+/** From this many of a unit on, the next smaller one is left out. */
+const UNITS_MANY = 10
 
-const DURATIONS = [
-  ['d', 86_400_000],
-  ['h', 3_600_000],
-  ['m', 60_000],
-  ['s', 1_000],
-] as const
-
-/** Of so many of a unit, the next smaller one says little. */
-const PLENTY = 10
-
-/** How long, to the largest unit, and to the next one where there are few of it: 350ms, 12s, 1h59m, 30d. */
+/** A duration to the largest unit, and to the next smaller one below 10 of it: 350ms, 12s, 1h59m, 30d. */
 export function rounded(ms: number): string {
-  for (const [index, [unit, unitMs]] of DURATIONS.entries()) {
-    if (ms < unitMs) continue
-    const many = Math.floor(ms / unitMs)
-    const [nextUnit, nextMs] = DURATIONS[index + 1] ?? []
-    const rest = nextMs === undefined || many >= PLENTY ? 0 : Math.floor((ms % unitMs) / nextMs)
-    return rest === 0 ? `${many}${unit}` : `${many}${unit}${rest}${nextUnit}`
+  for (const [index, [unit, unitMs]] of DURATION_UNITS.entries()) {
+    if (ms < unitMs || unit === 'ms') continue
+    const count = Math.floor(ms / unitMs)
+    const [nextUnit, nextMs] = DURATION_UNITS[index + 1]!
+    const rest = nextUnit === 'ms' || count >= UNITS_MANY ? 0 : Math.floor((ms % unitMs) / nextMs)
+    return rest === 0 ? `${count}${unit}` : `${count}${unit}${rest}${nextUnit}`
   }
   return `${Math.max(0, Math.round(ms))}ms`
-}
-
-/** A duration as a flag takes it, nothing rounded: 90s, 5m. */
-export function exactDuration(ms: number): string {
-  for (const [unit, unitMs] of DURATIONS) {
-    if (ms >= unitMs && ms % unitMs === 0) return `${ms / unitMs}${unit}`
-  }
-  return ms === 0 ? '0' : `${ms}ms`
 }
 
 const MOMENT = /^(\d{4})-(\d\d)-(\d\d)(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,3})?)?(?:Z|[+-]\d\d:\d\d)?)?$/i
