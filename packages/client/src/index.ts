@@ -38,6 +38,7 @@ export type {
 } from './options.js'
 export type { MessagePage, Origin, PeekedMessage } from './peeked.js'
 export type {
+  ConsumerInfo,
   Due,
   EnsureOptions,
   History,
@@ -56,11 +57,4 @@ export type { HandlerFailure } from './subscription.js'
 export type { Transaction } from './transaction.js'
 export type { BatchHandler, Handler, Worker } from './worker.js'
 export { SluiceError } from '@sluice/protocol'
-export type {
-  ConsumerInfo,
-  DeathName,
-  ErrorCode,
-  ErrorScope,
-  HistoryEventName,
-  MessageState,
-} from '@sluice/protocol'
+export type { DeathName, ErrorCode, ErrorScope, HistoryEventName, MessageState } from '@sluice/protocol'

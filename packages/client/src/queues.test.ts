@@ -68,7 +68,7 @@ describe('options of queues', () => {
       retainAgeMs: 86_400_000,
       retainBytes: 5000,
     }
-    answer(OP.ENSURE, { created: true, queue: { name: 'q', options } })
+    answer(OP.ENSURE, { created: true, queue: { name: 'q', options, createdAtMs: 1_900_000_000_000 } })
     const ensured = await sluice.queues.ensure('q', {
       maxDeliveries: 5,
       retry: { initial: '1s', max: '1m' },
@@ -88,6 +88,7 @@ describe('options of queues', () => {
     })
     expect(asked('ENSURE')).toEqual([{ name: 'q', options }])
     expect(Object.keys(options).sort()).toEqual(Object.keys(QUEUE_OPTION_DEFAULTS).sort())
+    expect(ensured.queue.createdAt).toEqual(new Date(1_900_000_000_000))
     expect(ensured.queue.options).toEqual({
       maxDeliveries: 5,
       retry: { initial: 1000, max: 60_000 },
@@ -108,7 +109,10 @@ describe('options of queues', () => {
   })
 
   it('say null where there is no dead-letter queue, and leave out what is not named', async () => {
-    answer(OP.ENSURE, { created: false, queue: { name: 'q', options: QUEUE_OPTION_DEFAULTS } })
+    answer(OP.ENSURE, {
+      created: false,
+      queue: { name: 'q', options: QUEUE_OPTION_DEFAULTS, createdAtMs: 0 },
+    })
     const { queue } = await sluice.queues.ensure('q', { deadLetter: null, retain: {}, update: true })
     expect(asked('ENSURE')).toEqual([{ name: 'q', options: { deadLetter: '' }, update: true }])
     expect(queue.options).toMatchObject({ deadLetter: null, single: false, retain: { age: 0, bytes: 0 } })
@@ -146,20 +150,25 @@ describe('queues', () => {
   })
 
   it('tell their consumers, and close one', async () => {
-    const consumer = { id: 7, client: 'c', peer: 'p', active: true, leased: 2 }
+    const told = { id: 7, client: 'c', peer: 'p', active: true, leased: 2 }
+    const consumer = { ...told, sinceMs: 1_900_000_000_000, oldestLeaseMs: 1_900_000_001_000 }
     answer(
       OP.CONSUMERS,
       { consumers: [consumer], next: 9 },
-      { consumers: [{ ...consumer, id: 9 }], next: null },
+      { consumers: [{ ...consumer, id: 9, oldestLeaseMs: null }], next: null },
     )
     answer(OP.CLOSE_CONSUMER, { messages: 2 })
-    expect(await sluice.queues.consumers('q')).toEqual([consumer, { ...consumer, id: 9 }])
+    expect(await sluice.queues.consumers('q')).toEqual([
+      { ...told, subscribedAt: new Date(1_900_000_000_000), oldestLeaseAt: new Date(1_900_000_001_000) },
+      { ...told, id: 9, subscribedAt: new Date(1_900_000_000_000), oldestLeaseAt: null },
+    ])
     expect(asked('CONSUMERS')).toEqual([{ name: 'q' }, { name: 'q', from: 9 }])
     expect(await sluice.queues.closeConsumer('q', 7)).toEqual({ messages: 2 })
     expect(asked('CLOSE_CONSUMER')).toEqual([{ name: 'q', id: 7 }])
     await expect(sluice.queues.closeConsumer('q', -1)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
     for (const wrong of [
       { consumers: ['x'], next: null },
+      { consumers: [told], next: null },
       { consumers: [consumer], next: 9 },
     ]) {
       answer(OP.CONSUMERS, wrong)

@@ -5,7 +5,7 @@ import {
   OP,
   shown,
   SluiceError,
-  type ConsumerInfo,
+  type ConsumerInfo as WireConsumerInfo,
   type HistoryEventName,
   type MessageState,
   type QueueInfo as WireQueueInfo,
@@ -94,9 +94,17 @@ export interface QueueSettings {
   readonly retain: { readonly age: number; readonly bytes: number }
 }
 
-/** What a queue holds at one moment. Counts are messages unless named otherwise. */
-export interface QueueInfo extends Omit<WireQueueInfo, 'options'> {
+/** What a queue holds at one moment. Counts are messages unless named otherwise; fields that end in `Ms` are durations. */
+export interface QueueInfo extends Omit<WireQueueInfo, 'options' | 'createdAtMs'> {
   readonly options: QueueSettings
+  readonly createdAt: Date
+}
+
+/** A consumer of a queue and what it holds. */
+export interface ConsumerInfo extends Omit<WireConsumerInfo, 'sinceMs' | 'oldestLeaseMs'> {
+  readonly subscribedAt: Date
+  /** When it was delivered the message that it has held longest; null when it holds none. */
+  readonly oldestLeaseAt: Date | null
 }
 
 /** Options of `queues.peek`. */
@@ -338,8 +346,8 @@ export class Queues {
         true,
         call,
       )
-      if (!Array.isArray(consumers) || !consumers.every(isConsumer)) throw malformed('CONSUMERS')
-      all.push(...consumers)
+      if (!Array.isArray(consumers)) throw malformed('CONSUMERS')
+      for (const consumer of consumers) all.push(consumerInfo(consumer))
       if (next === null || next === undefined) return all
       // A page that does not go on would be asked for again for ever.
       if (wholeIn('CONSUMERS', next) <= from) throw malformed('CONSUMERS')
@@ -487,10 +495,10 @@ function onlyOptions(named: unknown, prefix: string, known: readonly string[]): 
 
 function queueInfo(frame: string, value: unknown): QueueInfo {
   if (typeof value !== 'object' || value === null) throw malformed(frame)
-  const { options, ...rest } = value as WireQueueInfo
+  const { options, createdAtMs, ...rest } = value as WireQueueInfo
   if (typeof rest.name !== 'string' || rest.name.length > LIMITS.queueNameBytesMax) throw malformed(frame)
   if (typeof options !== 'object' || options === null) throw malformed(frame)
-  return { ...rest, options: queueSettings(options) }
+  return { ...rest, createdAt: new Date(wholeIn(frame, createdAtMs)), options: queueSettings(options) }
 }
 
 function queueSettings(options: WireQueueOptions): QueueSettings {
@@ -505,8 +513,15 @@ function queueSettings(options: WireQueueOptions): QueueSettings {
   return settings as unknown as QueueSettings
 }
 
-function isConsumer(value: unknown): value is ConsumerInfo {
-  return typeof value === 'object' && value !== null && Number.isSafeInteger((value as ConsumerInfo).id)
+function consumerInfo(value: unknown): ConsumerInfo {
+  if (typeof value !== 'object' || value === null) throw malformed('CONSUMERS')
+  const { sinceMs, oldestLeaseMs, ...rest } = value as WireConsumerInfo
+  wholeIn('CONSUMERS', rest.id)
+  return {
+    ...rest,
+    subscribedAt: new Date(wholeIn('CONSUMERS', sinceMs)),
+    oldestLeaseAt: oldestLeaseMs === null ? null : new Date(wholeIn('CONSUMERS', oldestLeaseMs)),
+  }
 }
 
 function historyEvent(value: unknown): HistoryEvent {

@@ -242,13 +242,13 @@ const CONSUMER_COLUMNS: readonly Column<ConsumerInfo>[] = [
   { title: 'CLIENT', value: ({ client }) => client || '-' },
   { title: 'PEER', value: ({ peer }) => peer },
   { title: 'ACTIVE', value: ({ active }) => yesOrNo(active) },
-  { title: 'SINCE', value: ({ sinceMs }) => new Date(sinceMs).toISOString() },
+  { title: 'SINCE', value: ({ subscribedAt }) => subscribedAt.toISOString() },
   { title: 'CREDIT', value: ({ creditMessages }) => creditMessages },
   { title: 'LEASED', value: ({ leased }) => leased },
   { title: 'STARTED', value: ({ started }) => started },
   {
     title: 'OLDEST',
-    value: ({ oldestLeaseMs }) => age(oldestLeaseMs === null ? null : Date.now() - oldestLeaseMs),
+    value: ({ oldestLeaseAt }) => age(oldestLeaseAt === null ? null : Date.now() - oldestLeaseAt.getTime()),
   },
   { title: 'DELIVERED', value: ({ delivered }) => delivered },
 ]
@@ -259,7 +259,7 @@ function description(info: QueueInfo): string {
   const options = unusual(info.options)
   return list([
     ['name', info.name],
-    ['created', new Date(info.createdAtMs).toISOString()],
+    ['created', info.createdAt.toISOString()],
     ['paused', yesOrNo(info.paused)],
     ['ready', info.ready],
     ['scheduled', info.scheduled],
