@@ -81,7 +81,7 @@ describe.concurrent('usage', () => {
       /no option --no-key/,
       /--key/,
     ],
-    ['a missing name', ['queue', 'get'], /argument is missing/, /queue get --help/],
+    ['a missing name', ['queue', 'get'], /<name> is missing: sluice queue get <name>/, /queue get --help/],
     ['one argument too many', ['publish', 'q', 'a', 'b'], /too many: "b"/, /quotes/],
     ['an option without its value', ['consume', 'q', '--count'], /--count needs a value/, /\S/],
     ['an option given twice', ['serve', '--port', '1', '--port', '2'], /--port was given twice/, /\S/],
@@ -298,6 +298,43 @@ describe.concurrent('messages', () => {
     expect(consumed.code).toBe(0)
   })
 
+  test('that are fewer than --count within --wait end with the exit code 4', async () => {
+    await sluice.queues.ensure('few')
+    await sluice.publish('few', 'one')
+    const few = await run(['consume', 'few', '--count', '2', '--wait', '0'])
+    expect(few).toEqual({
+      code: 4,
+      stdout: 'one\n',
+      stderr: 'Consumed 1 message of 2: no other arrived within --wait.\n',
+    })
+    expect(await run(['consume', 'few', '--count', '1', '--wait', '0'])).toMatchObject({
+      code: 4,
+      stdout: '',
+    })
+  })
+
+  test('that were published before are counted as duplicates', async () => {
+    await sluice.queues.ensure('again')
+    const publish = ['publish', 'again', 'body', '--id', 'a']
+    expect((await run(publish)).stdout).toBe('offset 0\n')
+    expect((await run(publish)).stdout).toBe('offset 0 (duplicate)\n')
+  })
+
+  test('keep the numbers of their JSON exactly, or are refused', async () => {
+    await sluice.queues.ensure('exact')
+    const publish = (body: string): ReturnType<typeof run> =>
+      run(['publish', 'exact', body, '--body-type', 'json'])
+    const kept = String.raw`{"a":9007199254740991,"b":"9007199254740993 \"9007199254740993","c":-1.5e3}`
+    expect(await publish(kept)).toMatchObject({ code: 0 })
+    for (const number of ['9007199254740993', '-9007199254740993', '1e400']) {
+      const refused = await publish(`{"text":"1","list":[0,${number}]}`)
+      expectFailure(refused, 1, new RegExp(`the number "${number}"`), /\S/)
+    }
+    expect((await run(['consume', 'exact', '--count', '1'])).stdout).toBe(
+      `${JSON.stringify(JSON.parse(kept))}\n`,
+    )
+  })
+
   test('go back when the reader of stdout has had enough', async () => {
     await sluice.queues.ensure('early')
     const count = 20_000
@@ -336,7 +373,7 @@ describe.concurrent('messages', () => {
     await message!.ack()
   })
 
-  test('are consumed until Ctrl-C, which exits with 0', async () => {
+  test('are consumed until Ctrl-C, which exits with 130', async () => {
     await sluice.queues.ensure('endless')
     const child = start(['consume', 'endless'], { SLUICE_URL: broker.url })
     const result = ended(child)
@@ -344,7 +381,7 @@ describe.concurrent('messages', () => {
     await sluice.publish('endless', 'hello')
     await received
     child.kill('SIGINT')
-    expect(await result).toEqual({ code: 0, stdout: 'hello\n', stderr: '' })
+    expect(await result).toEqual({ code: 130, stdout: 'hello\n', stderr: '' })
     expect(await sluice.queues.get('endless')).toMatchObject({
       acked: 1,
       consumers: 0,

@@ -47,7 +47,7 @@ export function addCommands(yargs: Argv, path: readonly string[], entries: reado
     const [name, ...positionals] = text.split(' ')
     const words = [...path, name!]
     if (isGroup) GROUPS.add(name!)
-    for (const other of [name!, ...aliases]) COMMANDS.add([...path, other].join(' '))
+    for (const other of [name!, ...aliases]) COMMANDS.set([...path, other].join(' '), text)
     const form = [...words, ...(isGroup ? ['<command>'] : positionals), '[options]'].join(' ')
     let body: CommandBody | undefined
     yargs.command({
@@ -190,14 +190,24 @@ function isNegated(value: unknown): boolean {
   return value === false || (Array.isArray(value) && value.includes(false))
 }
 
-/** All that can be called, by the words that name it; those of a group once it is called. */
-const COMMANDS = new Set<string>()
+/** What can be called, by the words that name it, with its form; the commands of a group once the group is called. */
+const COMMANDS = new Map<string, string>()
 /** Words after which another one names the command. */
 const GROUPS = new Set<string>()
 
 // The words that name the command come first; what follows them in `_` is for `refuseExtra`.
 function commandWords(options: ArgumentsCamelCase): string[] {
   return options._.slice(0, GROUPS.has(String(options._[0])) ? 2 : 1).map(String)
+}
+
+/** A command was called with `given` arguments, fewer than it needs. */
+export function missingArgument(words: readonly string[], given: number): UsageError {
+  const positionals = (COMMANDS.get(words.join(' ')) ?? '').split(' ').slice(1)
+  const missing = positionals[given] ?? 'An argument'
+  return new UsageError(
+    `${missing} is missing: sluice ${[...words, ...positionals].join(' ')}`,
+    helpAdvice(words),
+  )
 }
 
 export function helpAdvice(words: readonly string[]): string {

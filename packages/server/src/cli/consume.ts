@@ -8,9 +8,9 @@ import { bodyFields, plain } from './body.js'
 import { command } from './command.js'
 import { withBroker } from './connection.js'
 import { countFlag, durationMs, given } from './flags.js'
-import { failureOf } from './failure.js'
+import { EXIT, failureOf } from './failure.js'
 import { counted, notice, outputError } from './output.js'
-import { onStop } from './signals.js'
+import { onStop, signalExit, type StopSignal } from './signals.js'
 
 const PREFETCH = 256
 /** What --no-ack holds at most; the broker lends no more than twice the bytes. */
@@ -29,11 +29,12 @@ export const consume = command<ConsumeOptions>({
   builder: (yargs) =>
     yargs
       .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
-      .option('count', { type: 'string', requiresArg: true, describe: 'End after so many messages' })
+      .option('count', { type: 'string', requiresArg: true, describe: 'Exit after N messages' })
       .option('wait', {
         type: 'string',
         requiresArg: true,
-        describe: 'End when no message has come for so long, such as 2s [default: never]',
+        describe:
+          'Exit when no message has arrived for this long, such as 2s; with --count and fewer messages the exit code is 4 [default: never]',
       })
       .option('processing-timeout', {
         type: 'string',
@@ -47,8 +48,8 @@ export const consume = command<ConsumeOptions>({
       })
       .describe('json', 'Print each message with what belongs to it, as a line of JSON')
       .epilogue(
-        'Text is printed as it is, data as JSON, bytes raw; with --json bytes are base64. Ctrl-C ends and gives back what ' +
-          'was not printed. What was written into a pipe counts as printed: prefer --count 1 to `| head -1`.',
+        'Text is printed as it is, data as JSON, bytes raw; with --json bytes are base64. Ctrl-C releases what was not ' +
+          'printed and exits with 130. What was written into a pipe counts as printed: prefer --count 1 to `| head -1`.',
       ),
   handler: async (options) => {
     const queue = queueName(options.queue)
@@ -84,16 +85,26 @@ async function consumeAll(sluice: Sluice, wishes: Wishes): Promise<void> {
   const end = (): void => {
     stream.return?.().catch(() => {})
   }
-  const forget = onStop(end)
+  let stopped: StopSignal | undefined
+  const forget = onStop((signal) => {
+    stopped = signal
+    end()
+  })
   if (process.stdout.isTTY && count === Infinity && waitMs === undefined) {
     notice(`Messages of ${queue} as they come; Ctrl-C ends.`)
   }
   const printer = new Printer(end, ack)
   let idle: NodeJS.Timeout | undefined
+  let isOverdue = false
   let taken = 0
   let unreadable = 0
   try {
-    if (waitMs !== undefined) idle = await idleTimer(sluice, queue, waitMs, printer, end)
+    if (waitMs !== undefined) {
+      idle = await idleTimer(sluice, queue, waitMs, printer, () => {
+        isOverdue = true
+        end()
+      })
+    }
     for await (const message of stream) {
       idle?.refresh()
       const text = rendered(message, json)
@@ -125,6 +136,11 @@ async function consumeAll(sluice: Sluice, wishes: Wishes): Promise<void> {
       'INVALID_BODY',
       `${counted(unreadable, 'message')} could not be decoded and went back.`,
     )
+  }
+  if (stopped !== undefined) process.exitCode = signalExit(stopped)
+  else if (isOverdue && count !== Infinity && taken < count) {
+    notice(`Consumed ${counted(taken, 'message')} of ${count}: no other arrived within --wait.`)
+    process.exitCode = EXIT.notFound
   }
 }
 

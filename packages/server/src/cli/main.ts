@@ -7,6 +7,7 @@ import {
   GLOBAL_OPTIONS,
   addCommands,
   helpAdvice,
+  missingArgument,
   refuseOptions,
   shieldWords,
   type CommandEntry,
@@ -89,11 +90,10 @@ const WIDTH_MAX = 100
 
 /** Texts of yargs that are not plain enough. */
 const WORDING = {
-  'Not enough non-option arguments: got %s, need at least %s': plural(
-    'An argument is missing: %s given, %s needed.',
-  ),
+  'Not enough non-option arguments: got %s, need at least %s': plural('%s of %s arguments'),
   'Not enough arguments following: %s': 'The option --%s needs a value.',
 } as unknown as Record<string, string>
+const TOO_FEW = /^(\d+) of \d+ arguments$/
 
 function plural(text: string): object {
   return { one: text, other: text }
@@ -124,7 +124,11 @@ function program(args: readonly string[]): Argv {
     .exitProcess(false)
     // It can be called twice for one failure; what is thrown by the first call ends the parsing.
     .fail((message: string | null, error: Error | undefined) => {
-      throw error ?? new UsageError(message ?? 'The command is not complete.', helpAdvice(commandWord(args)))
+      if (error !== undefined) throw error
+      const words = commandWord(args)
+      const tooFew = TOO_FEW.exec(message ?? '')
+      if (tooFew !== null) throw missingArgument(words, Number(tooFew[1]))
+      throw new UsageError(message ?? 'The command is not complete.', helpAdvice(words))
     })
     .check(refuseOptions as Parameters<Argv['check']>[0])
   // Where help is known to yargs, the word `help` asks for it too, even as the body of a message.

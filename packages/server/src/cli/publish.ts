@@ -4,7 +4,7 @@
  */
 import { open } from 'node:fs/promises'
 import type { MessageOptions, Receipt } from '@sluice/client'
-import { LIMITS, SluiceError, queueName } from '@sluice/protocol'
+import { LIMITS, SluiceError, queueName, shown } from '@sluice/protocol'
 import { command } from './command.js'
 import { withBroker } from './connection.js'
 import { durationMs, given, headersFlag, numberFlag, timeFlag } from './flags.js'
@@ -182,6 +182,8 @@ function isBlank(bytes: Uint8Array): boolean {
 /** Publishes that are under way: bounded, and confirmed to the user in their order. */
 class Shipment {
   confirmed = 0
+  /** Of the confirmed messages. */
+  duplicates = 0
   firstOffset: number | undefined
   lastOffset: number | undefined
   /** The first that failed; what came after it may still succeed. */
@@ -219,6 +221,7 @@ class Shipment {
       try {
         if ('error' in result) throw result.error
         this.confirmed++
+        if (result.receipt.duplicate) this.duplicates++
         this.firstOffset ??= result.receipt.offset
         this.lastOffset = result.receipt.offset
         await this.#tell?.(result.receipt)
@@ -242,7 +245,7 @@ class Shipment {
 }
 
 function summary(shipment: Shipment, queue: string, elapsedMs: number, failed: boolean): string {
-  const { confirmed, firstOffset, lastOffset, failure } = shipment
+  const { confirmed, duplicates, firstOffset, lastOffset, failure } = shipment
   const range =
     firstOffset === undefined
       ? ''
@@ -253,7 +256,8 @@ function summary(shipment: Shipment, queue: string, elapsedMs: number, failed: b
     confirmed < RATE_MESSAGES_MIN
       ? ''
       : `, ${grouped(Math.round((confirmed / Math.max(1, elapsedMs)) * 1000))} a second`
-  const text = `Published ${counted(confirmed, 'message')} to ${queue}${range}${rate}.`
+  const known = duplicates === 0 ? '' : `, ${counted(duplicates, 'duplicate')}`
+  const text = `Published ${counted(confirmed, 'message')} to ${queue}${range}${known}${rate}.`
   if (!failed) return text
   return failure === undefined
     ? `${text} Then:`
@@ -304,13 +308,48 @@ function decode(bytes: Uint8Array, bodyType: BodyType, what: string): unknown {
     })
   }
   if (bodyType === 'text') return text
+  const json = text.replace(/^\uFEFF/, '')
+  let body: unknown
   try {
-    return JSON.parse(text.replace(/^\uFEFF/, '')) as unknown
+    body = JSON.parse(json)
   } catch (cause) {
     throw new SluiceError('INVALID_BODY', `${what} is not JSON: ${(cause as Error).message.slice(0, 120)}.`, {
       cause,
     })
   }
+  const inexact = inexactNumber(json)
+  if (inexact === undefined) return body
+  throw new SluiceError(
+    'INVALID_BODY',
+    `${what} has the number ${shown(inexact)}, which JSON.parse would change; write it as a string, or publish the JSON with --body-type text.`,
+  )
+}
+
+/** In valid JSON: a string, which is passed over whatever it contains, or a number. */
+const JSON_TOKEN = /"|-?\d[\d.eE+-]*/g
+
+/** An integer beyond 2^53, or a number that is too large to be one; undefined when JSON.parse keeps all of them. */
+function inexactNumber(json: string): string | undefined {
+  JSON_TOKEN.lastIndex = 0
+  for (let match = JSON_TOKEN.exec(json); match !== null; match = JSON_TOKEN.exec(json)) {
+    const [token] = match
+    if (token === '"') {
+      JSON_TOKEN.lastIndex = endOfString(json, match.index)
+      continue
+    }
+    const value = Number(token)
+    if (/^-?\d+$/.test(token) ? !Number.isSafeInteger(value) : !Number.isFinite(value)) return token
+  }
+  return undefined
+}
+
+/** The index behind the string that begins with the quote at `start`. */
+function endOfString(json: string, start: number): number {
+  for (let at = start + 1; at < json.length; at++) {
+    if (json[at] === '"') return at + 1
+    if (json[at] === '\\') at++
+  }
+  return json.length
 }
 
 function bodyTypeOf(text: string): BodyType {
