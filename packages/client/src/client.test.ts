@@ -195,6 +195,7 @@ describe('requests', () => {
     name: 'q',
     options: { maxDeliveries: 5, retryInitialMs: 1000, retryMaxMs: 60_000 },
     ready: 3,
+    createdAtMs: 1_900_000_000_000,
   }
 
   it('ensures, gets, lists, deletes and purges queues', async () => {
@@ -213,6 +214,7 @@ describe('requests', () => {
       name: 'q',
       options: { maxDeliveries: 5, retry: { initial: 1000, max: 60_000 } },
       ready: 3,
+      createdAt: new Date(1_900_000_000_000),
     }
     const ensured = await sluice.queues.ensure(queue('q'), {
       maxDeliveries: 5,
