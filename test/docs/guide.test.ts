@@ -14,7 +14,9 @@ import { guideDirectory, readPages, type Table } from './pages.js'
 import { compilePrograms, helpOf, printedAt, runProgram, writePrograms } from './programs.js'
 
 const pages = readPages()
-const behaviours = pages.filter(({ name }) => name !== 'README' && !name.startsWith('from-'))
+/** Pages that are not about one behaviour of a queue. */
+const REFERENCE = ['README', 'errors', 'testing']
+const behaviours = pages.filter(({ name }) => !REFERENCE.includes(name) && !name.startsWith('from-'))
 
 /** Tables whose first column names options of the client: how that is headed, and the type of them. */
 const OPTION_TYPES: Readonly<Record<string, string>> = {
@@ -179,6 +181,12 @@ it('names no error that there is not, and tells what to do about each that it li
   }
   expect(listed).toBeGreaterThanOrEqual(50)
   expect(named.size).toBeGreaterThanOrEqual(30)
+})
+
+it('lists every error once on the page of errors', () => {
+  const { tables } = pages.find(({ name }) => name === 'errors')!
+  const listed = tables.flatMap(({ rows }) => rows.map(([code]) => unquoted(code!)))
+  expect(listed.toSorted()).toEqual(Object.keys(ERRORS).toSorted())
 })
 
 it('shows only commands and flags that the command line has', async () => {

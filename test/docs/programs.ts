@@ -45,7 +45,10 @@ export async function writePrograms(pages: readonly Page[], types: readonly stri
       noUnusedLocals: false,
       noUnusedParameters: false,
       paths: Object.fromEntries(
-        ['client', 'protocol'].map((name) => [`@sluice/${name}`, [from(`packages/${name}/src/index.ts`)]]),
+        ['client', 'protocol', 'server'].map((name) => [
+          `@sluice/${name}`,
+          [from(`packages/${name}/src/index.ts`)],
+        ]),
       ),
     },
     include: ['*.ts', from('packages/client/src/msgpackr.d.ts')],
