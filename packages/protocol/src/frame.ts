@@ -58,7 +58,8 @@ export function encodePreface(): Uint8Array {
  *
  * Invariant over `held`, `have` and `need`: `held[0, have)` is the beginning of exactly one unfinished preface or
  * frame of `need` bytes in all (or of a header not yet whole, then `need` is the header's length), and
- * `have < need` whenever `push` returns.
+ * `have < need` whenever `push` returns. Between frames, `held` is empty: a decoder keeps memory only for a frame that
+ * has begun.
  */
 export class FrameDecoder {
   /** Largest frame, header included; raised by the session when the handshake is done. */
@@ -84,7 +85,7 @@ export class FrameDecoder {
     return this.#have
   }
 
-  /** Capacity kept for frames that came in pieces; what a memory budget has to count. */
+  /** Capacity of the buffer of the frame that has begun; 0 between frames. What a memory budget has to count. */
   get capacityBytes(): number {
     return this.#held.length
   }
@@ -162,7 +163,8 @@ export class FrameDecoder {
     }
     this.#have = 0
     this.#need = FRAME_HEADER_BYTES
-    if (this.#held.length > KEPT_BYTES) this.#held = EMPTY
+    giveBack(this.#held)
+    this.#held = EMPTY
     return at + take
   }
 
@@ -189,18 +191,46 @@ export class FrameDecoder {
     )
   }
 
-  // Capacity follows what has arrived, doubling, never what a header merely announces.
+  // New memory follows what has arrived, doubling, never what a header merely announces.
   #reserve(bytes: number): void {
     if (bytes <= this.#held.length) return
-    const grown = new Uint8Array(Math.max(Math.min(this.#need, bytes * 2), MIN_HELD_BYTES))
+    const grown = spareFor(this.#need) ?? new Uint8Array(sizeFor(Math.min(this.#need, bytes * 2)))
     grown.set(this.#held.subarray(0, this.#have))
+    giveBack(this.#held)
     this.#held = grown
   }
 }
 
 const EMPTY = new Uint8Array(0)
-const MIN_HELD_BYTES = 256
-const KEPT_BYTES = 256 * 1024
+
+// Buffers of finished frames are shared by all decoders of the process. A buffer of its own for each connection would
+// make memory follow the connections, and a new one for each frame costs as much as its copy.
+const SPARE_SIZE_MIN = 256
+const SPARE_SIZE_MAX = 256 * 1024
+const SPARE_BYTES_MAX = 2 * 1024 * 1024
+/** By the number of leading zeros of the size, a power of two. */
+const spare: Uint8Array[][] = Array.from({ length: 33 }, () => [])
+let spareBytes = 0
+
+/** A power of two, as far as such sizes are shared. */
+function sizeFor(bytes: number): number {
+  if (bytes > SPARE_SIZE_MAX) return bytes
+  return bytes <= SPARE_SIZE_MIN ? SPARE_SIZE_MIN : 2 ** (32 - Math.clz32(bytes - 1))
+}
+
+function spareFor(bytes: number): Uint8Array | undefined {
+  if (bytes > SPARE_SIZE_MAX) return undefined
+  const found = spare[Math.clz32(sizeFor(bytes))]!.pop()
+  if (found !== undefined) spareBytes -= found.length
+  return found
+}
+
+function giveBack(bytes: Uint8Array): void {
+  const { length } = bytes
+  if (length < SPARE_SIZE_MIN || length > SPARE_SIZE_MAX || spareBytes + length > SPARE_BYTES_MAX) return
+  spareBytes += length
+  spare[Math.clz32(length)]!.push(bytes)
+}
 
 // Judged as soon as the bytes are there, so that a peer of another protocol is refused at its fourth byte.
 function checkMagic(bytes: Uint8Array, have: number): void {
