@@ -8,6 +8,7 @@ import {
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
   ERRORS,
+  FrameDecoder,
   LIMITS,
   OP,
   OPCODES,
@@ -35,6 +36,7 @@ import {
 } from '@sluice/protocol'
 import { startServer, type RunningServer, type ServerOptions } from '@sluice/server'
 import { randomBytes } from 'node:crypto'
+import { connect as dial, type Socket } from 'node:net'
 import { crc32 } from 'node:zlib'
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest'
 import { PROCESS_METER } from '../../packages/server/src/memory.js'
@@ -1020,6 +1022,93 @@ describe('settings at their edges', () => {
       await scratch.dispose()
     }
   }
+
+  test('a connection too many is told so, by the SDK as well', async () => {
+    await withServer({ connectionsMax: 2 }, async (_, server) => {
+      const url = `sluice://127.0.0.1:${server.port}`
+      const second = await connect(url)
+      for (const connectTimeout of [0, '300ms'] as const) {
+        await expect(connect(url, { connectTimeout })).rejects.toMatchObject({
+          code: 'TOO_MANY_CONNECTIONS',
+          message: expect.stringContaining('at most 2') as string,
+        })
+      }
+      const peer = await Peer.connect(server.port)
+      peers.add(peer)
+      peer.send(encodePreface(), helloFrame(), authFrame())
+      await expectFault(peer, { code: 'TOO_MANY_CONNECTIONS', names: [2] })
+      await second.close()
+      await (await connect(url, { connectTimeout: '5s' })).close()
+    })
+  })
+
+  test('connections that are refused, or closed and not gone, hold no place', async () => {
+    await withServer({ connectionsMax: 4 }, async (_, server) => {
+      const url = `sluice://127.0.0.1:${server.port}`
+      const lingering: Socket[] = []
+      const linger = async (...sends: Uint8Array[]): Promise<void> => {
+        const socket = dial({ port: server.port, host: '127.0.0.1', allowHalfOpen: true })
+        lingering.push(socket)
+        socket.on('error', () => {})
+        await new Promise((resolve) => socket.once('connect', resolve))
+        socket.write(Buffer.concat([encodePreface(), ...sends]))
+      }
+      try {
+        // Closed by the broker for what they send; they never close their side.
+        for (let i = 0; i < 3; i++) await linger(helloFrame(), authFrame(), frame(200, 0, 1))
+        await Promise.all(
+          lingering.map((socket) => new Promise((resolve) => socket.once('end', resolve).resume())),
+        )
+        const three = await Promise.all([1, 2, 3].map(() => connect(url, { connectTimeout: 0 })))
+        // More than may wait to be told that they are refused, and say nothing.
+        for (let i = 0; i < 150; i++) await linger()
+        await expect(connect(url, { connectTimeout: 0 })).rejects.toMatchObject({
+          code: 'TOO_MANY_CONNECTIONS',
+        })
+        await three[0]!.close()
+        const again = await connect(url, { connectTimeout: '5s' })
+        await Promise.all([again, three[1]!, three[2]!].map((client) => client.close()))
+      } finally {
+        for (const socket of lingering) socket.destroy()
+      }
+    })
+  })
+
+  test('what is asked for before GOODBYE is answered, also on a connection that is half closed', async () => {
+    await withServer({}, async (sluice, server) => {
+      await sluice.publish(QUEUE, 1)
+      for (const halfClosed of [false, true]) {
+        const socket = dial({ port: server.port, host: '127.0.0.1', allowHalfOpen: true })
+        const opcodes: number[] = []
+        const decoder = new FrameDecoder((opcode) => void opcodes.push(opcode))
+        decoder.frameBytesMax = LIMITS.frameBytesMax
+        socket.on('data', (chunk) => decoder.push(chunk))
+        const ended = new Promise((resolve) => socket.once('end', resolve))
+        socket.write(
+          Buffer.concat([
+            encodePreface(),
+            helloFrame(),
+            authFrame(),
+            publishFrame(QUEUE, batch(1, [{ payload: BODY }])),
+            control(OP.PEEK, { name: QUEUE, state: 'ready', limit: 10 }),
+            control(OP.HISTORY, { name: QUEUE, offset: 0 }),
+            control(OP.REPLAY, { name: QUEUE, dryRun: true }),
+            control(OP.REDRIVE, { name: QUEUE }),
+            control(OP.LIST, {}),
+            control(OP.GET, { name: 'none' }),
+            frame(OP.GOODBYE, 0, 0, Uint8Array.of(0, 0, 0)),
+          ]),
+        )
+        if (halfClosed) socket.end()
+        await ended
+        socket.destroy()
+        const count = (opcode: number): number => opcodes.filter((one) => one === opcode).length
+        expect(count(OP.PUBLISH_OK)).toBe(1)
+        expect(count(OP.MESSAGES)).toBe(1)
+        expect(count(OP.RESULT) + count(OP.ERROR)).toBe(5)
+      }
+    })
+  })
 
   test('a message larger than all outbound bounds is delivered', async () => {
     const messageBytesMax = 12 << 20

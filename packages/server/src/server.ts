@@ -177,6 +177,7 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
       },
       now: () => clock.now(),
       onEvent: (event, session, error) => onEvent(eventName(event), describe(session, error)),
+      onTrouble: (what, error) => onEvent(what, { error }),
     })
     const listening = listener
     const address = await listening.listen().catch(async (error: unknown) => {

@@ -18,6 +18,7 @@ const LEVELS: Readonly<Record<string, Level>> = {
   'log disk-low': 'warn',
   'log no-segment': 'warn',
   'truncation failed': 'error',
+  'connections cannot be accepted': 'error',
   'stored messages could not be read': 'error',
 }
 

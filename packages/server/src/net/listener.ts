@@ -16,6 +16,8 @@ export interface ListenerOptions {
   readonly settings: SessionSettings
   readonly now: () => number
   readonly onEvent: (event: ListenerEvent, session: Session, error: SluiceError | undefined) => void
+  /** Something failed that belongs to no connection. */
+  readonly onTrouble: (what: string, error: unknown) => void
 }
 
 export type ListenerEvent = 'connected' | 'closed' | 'refused'
@@ -29,23 +31,49 @@ const TICK_MS = 50
  */
 const REST_MS = 0.5
 
+/**
+ * Connections that have no place and are not gone: refused ones that wait for HELLO, closed ones that flush. Beyond
+ * this the oldest is cut off.
+ */
+const PARTING_MAX = 128
+
+/** Pause before the port is opened again after a connection could not be accepted. */
+const ACCEPT_RETRY_MS = 250
+
+interface Link {
+  readonly socket: Socket
+  readonly transport: SocketTransport
+  /** What its half-received frame takes. */
+  heldBytes: number
+}
+
+/**
+ * Invariant: `#links` are the connections that are counted against `connectionsMax`; a link leaves it when its session
+ * closes, before its socket does, and is in `#parting` until the socket is closed too.
+ */
 export class Listener {
   readonly #broker: Broker
   readonly #options: ListenerOptions
-  readonly #server: Server
-  readonly #sessions = new Map<Session, Socket>()
+  #server: Server
+  readonly #links = new Map<Session, Link>()
+  readonly #parting = new Map<Session, Link>()
+  #address: AddressInfo | undefined
   #ticker: NodeJS.Timeout | undefined
+  #retry: NodeJS.Timeout | undefined
+  #stopped = false
+  #isTroubled = false
   #tickedMs = 0
   #receiveBytes = 0
 
   constructor(broker: Broker, options: ListenerOptions) {
     this.#broker = broker
     this.#options = options
-    this.#server = createServer({ noDelay: true }, (socket) => this.#accept(socket))
+    this.#server = this.#newServer()
   }
 
+  /** Connections that have a place. */
   get connections(): number {
-    return this.#sessions.size
+    return this.#links.size
   }
 
   /** Bytes of half-received frames. */
@@ -54,35 +82,29 @@ export class Listener {
   }
 
   /** Resolves with the address once connections are accepted; rejects when the port is taken. */
-  listen(): Promise<AddressInfo> {
-    return new Promise((resolve, reject) => {
-      this.#server.once('error', reject)
-      this.#server.listen({ host: this.#options.host, port: this.#options.port, backlog: 4096 }, () => {
-        this.#server.off('error', reject)
-        this.#tickedMs = this.#options.now()
-        this.#ticker = setInterval(() => this.#tick(), TICK_MS)
-        resolve(this.#server.address() as AddressInfo)
-      })
-    })
+  async listen(): Promise<AddressInfo> {
+    this.#address = await this.#open(this.#options.port)
+    this.#tickedMs = this.#options.now()
+    this.#ticker = setInterval(() => this.#tick(), TICK_MS)
+    return this.#address
   }
 
   /** Accepts nothing more, tells every client, gives those that hold leases `graceMs` to settle, and closes. */
   async stop(graceMs: number): Promise<void> {
-    const closed = new Promise<void>((resolve) => {
-      this.#server.close(() => resolve())
-    })
+    const closed = this.#close()
     this.#broker.beginTurn()
-    for (const session of this.#sessions.keys()) session.goodbye('The broker is stopping.')
+    for (const session of this.#parting.keys()) session.end()
+    for (const session of this.#links.keys()) session.goodbye('The broker is stopping.')
     const untilMs = this.#options.now() + graceMs
-    while (this.#sessions.size > 0 && this.#options.now() < untilMs) {
+    while (this.#links.size > 0 && this.#options.now() < untilMs) {
       this.#broker.beginTurn()
-      for (const session of this.#sessions.keys()) if (session.isIdle) session.end()
+      for (const session of this.#links.keys()) if (session.isIdle) session.end()
       await pause(10)
     }
-    for (const session of this.#sessions.keys()) session.end()
+    for (const session of this.#links.keys()) session.end()
     const hardMs = this.#options.now() + graceMs
-    while (this.#sessions.size > 0 && this.#options.now() < hardMs) await pause(10)
-    for (const socket of this.#sessions.values()) socket.destroy()
+    while (this.#links.size + this.#parting.size > 0 && this.#options.now() < hardMs) await pause(10)
+    this.#destroyAll()
     clearInterval(this.#ticker)
     await closed
   }
@@ -90,54 +112,160 @@ export class Listener {
   /** The log failed: nothing leaves any more. */
   abort(): void {
     clearInterval(this.#ticker)
+    void this.#close()
+    this.#destroyAll()
+  }
+
+  #close(): Promise<void> {
+    this.#stopped = true
+    clearTimeout(this.#retry)
+    return new Promise((resolve) => {
+      this.#server.close(() => resolve())
+    })
+  }
+
+  #destroyAll(): void {
+    for (const { socket } of this.#links.values()) socket.destroy()
+    for (const { socket } of this.#parting.values()) socket.destroy()
+  }
+
+  // `allowHalfOpen`: a client may say GOODBYE, close its side, and still read the answers that are under way.
+  #newServer(): Server {
+    return createServer({ noDelay: true, allowHalfOpen: true }, (socket) => this.#accept(socket))
+  }
+
+  #open(port: number): Promise<AddressInfo> {
+    const server = this.#server
+    return new Promise((resolve, reject) => {
+      server.once('error', reject)
+      server.listen({ host: this.#options.host, port, backlog: 4096 }, () => {
+        server.off('error', reject)
+        server.on('error', (error) => this.#acceptFailed(error))
+        resolve(server.address() as AddressInfo)
+      })
+    })
+  }
+
+  // The system asks again at once for as long as a connection waits that cannot be accepted, such as without a free
+  // file descriptor. A closed port does not ask.
+  #acceptFailed(error: unknown): void {
+    if (this.#stopped || this.#retry !== undefined) return
+    this.#report(error)
     this.#server.close()
-    for (const socket of this.#sessions.values()) socket.destroy()
+    this.#reopenLater()
+  }
+
+  #reopenLater(): void {
+    this.#retry = setTimeout(() => {
+      this.#server = this.#newServer()
+      this.#open(this.#address!.port).then(
+        () => (this.#retry = undefined),
+        (error: unknown) => {
+          if (this.#stopped) return
+          this.#report(error)
+          this.#reopenLater()
+        },
+      )
+    }, ACCEPT_RETRY_MS)
+  }
+
+  // Once, until connections are accepted again.
+  #report(error: unknown): void {
+    if (this.#isTroubled) return
+    this.#isTroubled = true
+    this.#options.onTrouble('connections cannot be accepted', error)
   }
 
   #accept(socket: Socket): void {
     const transport = new SocketTransport(socket)
-    const nowMs = this.#options.now()
-    const session = new Session(this.#broker, transport, this.#options.settings, nowMs, (closed, why) => {
-      this.#options.onEvent('closed', closed, why)
-    })
+    const link: Link = { socket, transport, heldBytes: 0 }
+    let refused = false
+    const session = new Session(
+      this.#broker,
+      transport,
+      this.#options.settings,
+      this.#options.now(),
+      (closed, why) => {
+        if (this.#links.delete(closed)) this.#part(closed, link)
+        this.#forget(link)
+        this.#options.onEvent(refused ? 'refused' : 'closed', closed, why)
+      },
+    )
     socket.on('error', () => {
       // 'close' follows; what the other side did to its socket is no event of ours.
     })
     socket.on('close', () => {
-      this.#sessions.delete(session)
+      this.#links.delete(session)
+      this.#parting.delete(session)
       this.#broker.beginTurn()
       session.disconnected()
     })
-    this.#sessions.set(session, socket)
-    if (this.#sessions.size > this.#options.connectionsMax) {
-      const error = new SluiceError(
-        'TOO_MANY_CONNECTIONS',
-        `There are ${this.#sessions.size - 1} connections; at most ${this.#options.connectionsMax} are allowed.`,
+    socket.on('data', (chunk) => this.#received(session, link, chunk))
+    socket.on('end', () => {
+      this.#broker.beginTurn()
+      session.peerEnded()
+    })
+    const { connectionsMax } = this.#options
+    if (this.#links.size >= connectionsMax) {
+      refused = true
+      session.refuse(
+        new SluiceError(
+          'TOO_MANY_CONNECTIONS',
+          `There are ${this.#links.size} connections; at most ${connectionsMax} are allowed.`,
+        ),
       )
-      this.#options.onEvent('refused', session, error)
-      session.fail(error)
+      this.#part(session, link)
       return
     }
-    let held = 0
-    socket.on('data', (chunk) => {
-      const begunMs = performance.now()
-      // Not as the Buffer that it is: what is cut out of one costs twice as much.
-      session.receive(viewBytes(chunk, 0, chunk.length), this.#options.now())
-      this.#receiveBytes += session.heldBytes - held
-      held = session.heldBytes
-      if (held > 0 && this.#receiveBytes > this.#options.receiveBytesMax)
-        session.fail(this.#receiveBudgetError())
-      if (performance.now() - begunMs > REST_MS) transport.rest()
-    })
-    socket.on('close', () => (this.#receiveBytes -= held))
-    // The peer has ended its side: whatever it still wanted to hear, it says GOODBYE first and reads on.
-    socket.on('end', () => session.disconnected())
+    this.#isTroubled = false
+    this.#links.set(session, link)
     this.#options.onEvent('connected', session, undefined)
   }
 
-  #receiveBudgetError(): SluiceError {
+  // It has no place any more, or never had one; its socket may take a moment to be told and to flush.
+  #part(session: Session, link: Link): void {
+    this.#parting.set(session, link)
+    if (this.#parting.size <= PARTING_MAX) return
+    for (const [oldest, { socket }] of this.#parting) {
+      this.#parting.delete(oldest)
+      socket.destroy()
+      return
+    }
+  }
+
+  #forget(link: Link): void {
+    this.#receiveBytes -= link.heldBytes
+    link.heldBytes = 0
+  }
+
+  #received(session: Session, link: Link, chunk: Buffer): void {
+    const begunMs = performance.now()
+    // Not as the Buffer that it is: what is cut out of one costs twice as much.
+    session.receive(viewBytes(chunk, 0, chunk.length), this.#options.now())
+    const held = session.heldBytes
+    if (held !== link.heldBytes) {
+      this.#receiveBytes += held - link.heldBytes
+      link.heldBytes = held
+      if (this.#receiveBytes > this.#options.receiveBytesMax) this.#makeRoom()
+    }
+    if (performance.now() - begunMs > REST_MS) link.transport.rest()
+  }
+
+  // The connection that takes most gives way, not the one whose bytes came last.
+  #makeRoom(): void {
+    let largest: Session | undefined
+    let most = 0
+    for (const [session, { heldBytes }] of this.#links) {
+      if (heldBytes <= most) continue
+      largest = session
+      most = heldBytes
+    }
+    largest?.fail(this.#receiveBudgetError(most))
+  }
+
+  #receiveBudgetError(heldBytes: number): SluiceError {
     const { receiveBytesMax } = this.#options
-    const text = `Half-received frames take ${this.#receiveBytes} bytes; at most ${receiveBytesMax} are kept for all connections together.`
+    const text = `The half-received frame of this connection takes ${heldBytes} bytes, the most of all connections, which together take ${this.#receiveBytes}; at most ${receiveBytesMax} are kept.`
     return new SluiceError('MEMORY_FULL', text, { scope: 'connection', retryAfterMs: 1_000 })
   }
 
@@ -149,7 +277,8 @@ export class Listener {
     if (nowMs >= this.#broker.nextDeadline) this.#broker.tick()
     setImmediate(() => {
       this.#broker.beginTurn()
-      for (const session of this.#sessions.keys()) session.tick(nowMs, stallMs)
+      for (const session of this.#links.keys()) session.tick(nowMs, stallMs)
+      for (const session of this.#parting.keys()) session.tick(nowMs, stallMs)
     })
   }
 }
@@ -161,6 +290,7 @@ export class SocketTransport implements Transport {
   readonly peer: string
   readonly #socket: Socket
   #isPaused = false
+  #isEnded = false
   #isResting = false
 
   constructor(socket: Socket) {
@@ -194,7 +324,12 @@ export class SocketTransport implements Transport {
   }
 
   end(): void {
+    if (this.#isEnded) return
+    this.#isEnded = true
     this.#socket.end()
+    // What comes is read and dropped: closing a socket with unread bytes resets it, and the last words are lost.
+    this.#isResting = false
+    this.resume()
     // A peer that does not close its side is not waited for.
     setTimeout(() => this.#socket.destroy(), LINGER_MS).unref()
   }

@@ -3,8 +3,10 @@ import {
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
   FRAME_HEADER_BYTES,
+  FrameDecoder,
   MECHANISM,
   OP,
+  SluiceError,
   encodeAuth,
   encodeControl,
   encodeHello,
@@ -13,6 +15,7 @@ import {
   sealBatch,
   writeFrameHeader,
   writeRecordHead,
+  type PeekPage,
 } from '@sluice/protocol'
 import { beforeEach, describe, expect, test, vi } from 'vitest'
 import { Broker } from '../broker/broker.js'
@@ -198,6 +201,119 @@ describe('while all together have too much unread', () => {
     expect(ends).toEqual(['2 SLOW_CONSUMER', '3 SLOW_CONSUMER'])
     expect(outbound.bytes).toBe(0)
   })
+
+  test('who uses up what is shared, without too much of its own, is closed when it does not read', async () => {
+    const outbound = { bytes: 0, bytesMax: 5_000 }
+    broker.ensure({ name: queueName('q'), options: {}, update: false })
+    const producer = broker.attachProducer('1'.repeat(32), 0)
+    broker.publish(producer, 'q', batch(1, 6_000), 0, 56 + 6_000, 0)
+    await turns(5)
+    const ends: string[] = []
+    const unread: (() => void)[] = []
+    const link = {
+      peer: '',
+      write: (_: Uint8Array, read: () => void) => void unread.push(read),
+      pause: () => {},
+      resume: () => {},
+      end: () => {},
+    }
+    const open = (name: string): Session => {
+      const settings = { ...SESSION_DEFAULTS, outbound }
+      const one = new Session(broker, link, settings, nowMs, (_, why) => ends.push(`${name} ${why?.code}`))
+      one.receive(GREETING, nowMs)
+      return one
+    }
+    const sleeper = open('sleeper')
+    const other = open('other')
+    const body = { queue: 'q', messages: 1, bytes: 1 << 24 }
+    sleeper.receive(frame(OP.SUBSCRIBE, encodeControl(body), 1), nowMs)
+    await turns(5)
+    expect(outbound.bytes).toBeGreaterThan(outbound.bytesMax)
+    for (const one of [sleeper, other]) one.tick(nowMs, 0)
+    nowMs += SESSION_DEFAULTS.stalledMs + 1
+    broker.beginTurn()
+    for (const one of [sleeper, other]) {
+      one.receive(frame(OP.PING), nowMs)
+      one.tick(nowMs, 0)
+    }
+    expect(ends).toEqual(['sleeper SLOW_CONSUMER'])
+    expect(outbound.bytes).toBe(0)
+  })
+})
+
+describe('a client that has said GOODBYE', () => {
+  const GOODBYE = frame(OP.GOODBYE, Uint8Array.of(0, 0, 0))
+  let sent: number[] = []
+  let ended = 0
+  let one: Session
+  beforeEach(() => {
+    sent = []
+    ended = 0
+    const link = {
+      peer: '',
+      write: (bytes: Uint8Array, written: () => void) => {
+        decoder.push(bytes)
+        written()
+      },
+      pause: () => {},
+      resume: () => {},
+      end: () => void ended++,
+    }
+    const decoder = new FrameDecoder((opcode) => void sent.push(opcode))
+    decoder.frameBytesMax = SESSION_DEFAULTS.frameBytesMax
+    one = new Session(broker, link, SESSION_DEFAULTS, nowMs, (_, why) => closed.push(why?.code))
+    one.receive(GREETING, nowMs)
+    broker.ensure({ name: queueName('q'), options: {}, update: false })
+  })
+
+  test.each([false, true])('gets the answer that is under way, with its side closed: %s', async (isHalf) => {
+    let answer!: (page: PeekPage) => void
+    vi.spyOn(broker, 'peek').mockReturnValue(new Promise((resolve) => (answer = resolve)))
+    one.receive(frame(OP.PEEK, encodeControl({ name: 'q' })), nowMs)
+    one.receive(GOODBYE, nowMs)
+    if (isHalf) one.peerEnded()
+    await turns(5)
+    expect({ ended, closed }).toEqual({ ended: 0, closed: [] })
+    answer({ messages: [], next: undefined })
+    await turns(5)
+    expect(sent).toContain(OP.MESSAGES)
+    expect({ ended, closed }).toEqual({ ended: 1, closed: [undefined] })
+  })
+
+  test('gets the error of what fails, and the confirm of what is not on disk yet', async () => {
+    let answer = (): void => {}
+    disk = new Promise((resolve) => (answer = resolve))
+    one.receive(frame(OP.PEEK, encodeControl({ name: 'none' })), nowMs)
+    one.receive(frame(OP.PUBLISH, Buffer.concat([Buffer.from([1, 0x71]), batch(1, 1)])), nowMs)
+    one.receive(GOODBYE, nowMs)
+    one.peerEnded()
+    await turns(5)
+    expect(closed).toEqual([])
+    answer()
+    await turns(5)
+    expect(sent).toContain(OP.ERROR)
+    expect(sent).toContain(OP.PUBLISH_OK)
+    expect({ ended, closed }).toEqual({ ended: 1, closed: [undefined] })
+  })
+
+  test('waits no longer than two heartbeats', () => {
+    vi.spyOn(broker, 'peek').mockReturnValue(new Promise(() => {}))
+    one.receive(frame(OP.PEEK, encodeControl({ name: 'q' })), nowMs)
+    one.receive(GOODBYE, nowMs)
+    one.tick((nowMs += 2 * SESSION_DEFAULTS.heartbeatMs + 1), 0)
+    expect(closed).toEqual(['HEARTBEAT_TIMEOUT'])
+  })
+})
+
+test('a connection that is refused is told why once it says HELLO, and has begun nothing', async () => {
+  const attach = vi.spyOn(broker, 'attachProducer')
+  session.refuse(new SluiceError('TOO_MANY_CONNECTIONS', 'There are 3 connections; at most 3 are allowed.'))
+  session.receive(encodePreface(), nowMs)
+  expect({ closed, sentBytes }).toEqual({ closed: [], sentBytes: 0 })
+  session.receive(GREETING.subarray(encodePreface().length), nowMs)
+  expect(closed).toEqual(['TOO_MANY_CONNECTIONS'])
+  expect(sentBytes).toBeGreaterThan(FRAME_HEADER_BYTES)
+  expect(attach).not.toHaveBeenCalled()
 })
 
 // It is begun with before it is refused: whoever sends it again has it done twice.

@@ -139,6 +139,7 @@ export class Session implements Output, Consumer {
   #inFlightBatches = 0
   /** Requests that take several turns and are not answered yet. */
   #working = 0
+  #refusal: SluiceError | undefined
   /** The client said that it is done; or the broker stops and hands out nothing more. */
   #saidGoodbye = false
   #isStopping = false
@@ -232,22 +233,37 @@ export class Session implements Output, Consumer {
     this.#close(undefined)
   }
 
+  /** The peer sends no more bytes. After GOODBYE it still reads the answers that are under way. */
+  peerEnded(): void {
+    if (this.#stage === 'open' && this.#saidGoodbye) return
+    this.#close(undefined)
+    this.#transport.end()
+  }
+
+  /** Answers HELLO, once it comes, with this error: the connection has no place here. */
+  refuse(error: SluiceError): void {
+    this.#refusal = error
+  }
+
   /** Judges deadlines. `stallMs` is how late this call comes: nobody is blamed for what this process slept through. */
   tick(nowMs: number, stallMs: number): void {
     if (this.#stage === 'closed') return
     // What is not read because of the disk cannot be heard either.
     this.#heardMs = this.#isPaused ? nowMs : Math.min(nowMs, this.#heardMs + stallMs)
     this.#begunMs = Math.min(nowMs, this.#begunMs + stallMs)
+    // Whose unread bytes use up what all connections share has to read them, even if there is nothing to deliver.
+    if (this.#outboundBytes > this.#softBytes) this.#congested()
     // What waits for the disk cannot be read yet.
     if (this.#outbox.unreadBytes + this.#freeOutbox.unreadBytes === 0) this.#stalledSinceMs &&= nowMs
     if (this.#stalledSinceMs > 0) this.#stalledSinceMs = Math.min(nowMs, this.#stalledSinceMs + stallMs)
     if (this.#stage !== 'open') {
       if (nowMs - this.#begunMs > this.#settings.handshakeMs) {
         this.fail(
-          new SluiceError(
-            'HANDSHAKE_TIMEOUT',
-            `The handshake was not finished within ${this.#settings.handshakeMs} ms.`,
-          ),
+          this.#refusal ??
+            new SluiceError(
+              'HANDSHAKE_TIMEOUT',
+              `The handshake was not finished within ${this.#settings.handshakeMs} ms.`,
+            ),
         )
       }
       return
@@ -287,13 +303,13 @@ export class Session implements Output, Consumer {
   /** It holds no lease and waits for nothing: closing it takes nothing from anybody. */
   get isIdle(): boolean {
     for (const subscription of this.#subscriptions.values()) if (subscription.unsettled > 0) return false
-    return this.#outbox.isEmpty && this.#freeOutbox.isEmpty
+    return this.#working === 0 && this.#outbox.isEmpty && this.#freeOutbox.isEmpty
   }
 
   /** Closes once everything that is held has gone out. Nobody is charged for what was being handled. */
   end(): void {
     this.#saidGoodbye = true
-    if (this.#stage === 'open' && !this.#outbox.isEmpty) return
+    if (this.#stage === 'open' && (this.#working > 0 || !this.#outbox.isEmpty)) return
     this.#close(undefined)
     this.#transport.end()
   }
@@ -444,6 +460,10 @@ export class Session implements Output, Consumer {
 
   takeHello(bytes: Uint8Array, start: number, end: number): void {
     const hello = decodeHello(bytes, start, end)
+    if (this.#refusal !== undefined) {
+      this.#hello = hello
+      throw this.#refusal
+    }
     if (hello.versionMin > PROTOCOL_VERSION || hello.versionMax < PROTOCOL_VERSION) {
       this.#hello = hello
       throw new SluiceError(
