@@ -1123,6 +1123,27 @@ describe('settings at their edges', () => {
     })
   })
 
+  test('a message of the largest size of all is delivered and shown after each of its moves', async () => {
+    const messageBytesMax = LIMITS.messageBytesMax
+    await withServer({ segmentBytes: 64 << 20, messageBytesMax }, async (sluice) => {
+      const body = randomBytes(messageBytesMax)
+      await sluice.queues.ensure('buried')
+      await sluice.queues.ensure(QUEUE, { deadLetter: 'buried', update: true })
+      await sluice.queues.ensure('again', { deadLetter: 'buried' })
+      await sluice.publish(QUEUE, body)
+      for (const from of [QUEUE, 'buried', 'again', 'buried']) {
+        if (from === 'again')
+          expect(await sluice.dead.redrive('buried', { to: 'again' })).toMatchObject({ redriven: 1 })
+        const [message] = await sluice.pull<Uint8Array>(from, { wait: '10s' })
+        expect(Buffer.compare(message!.body, body)).toBe(0)
+        await message!.deadLetter('because '.repeat(500))
+        const { messages } = await sluice.queues.peek<Uint8Array>('buried')
+        expect(Buffer.compare(messages[0]!.body, body)).toBe(0)
+        expect(messages[0]!.origin?.error).toHaveLength(4_000)
+      }
+    })
+  })
+
   test('a batch larger than a segment is refused by name, and the broker lives', async () => {
     await withServer({ segmentBytes: 256 << 10, messageBytesMax: 32 << 10 }, async (sluice) => {
       const messages = Array.from({ length: 30 }, () => ({ body: new Uint8Array(30 << 10) }))

@@ -452,7 +452,8 @@ export class Connection {
     checkWelcome(ok)
     this.ok = ok
     this.#state = 'open'
-    this.#decoder.frameBytesMax = ok.frameBytesMax
+    // What HELLO said that this side accepts; HELLO_OK says what the broker does.
+    this.#decoder.frameBytesMax = LIMITS.frameBytesMax
     clearTimeout(this.#handshakeTimer)
     this.#heartbeat = new Heartbeat(ok.heartbeatMs, performance.now())
     this.#heartbeatTimer = setInterval(() => this.#beat(), this.#heartbeat.tickMs)

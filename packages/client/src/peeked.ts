@@ -6,7 +6,7 @@ import {
   checkRecords,
   DEATH,
   decodeMessages,
-  LIMITS,
+  MOVED_BYTES_MAX,
   OP,
   ORIGIN_HEADERS,
   readRecordOptions,
@@ -243,7 +243,7 @@ export function messagesAnswer<Body>(queue: string): Answer<MessagePage<Body>> {
       const page = decodeMessages(bytes, start, end)
       const messages = page.messages.map((wire) => {
         const { record, offset, publishedAtMs, timeMs, expiresAtMs } = wire
-        const found = checkRecords(record, 0, record.length, 1, LIMITS.messageBytesMax)
+        const found = checkRecords(record, 0, record.length, 1, MOVED_BYTES_MAX)
         if (typeof found !== 'number') throw malformed(found.message)
         for (const number of [offset, publishedAtMs, timeMs, expiresAtMs])
           if (!Number.isSafeInteger(number)) throw malformed(`It has the number ${number}, above 2^53.`)

@@ -17,7 +17,7 @@ import {
   encodeExtend,
   encodeRanges,
   encodeSubscriptionId,
-  LIMITS,
+  MOVED_BYTES_MAX,
   OP,
   OUTCOME,
   readU32,
@@ -204,7 +204,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     const { count, firstOffset, publishedAtMs } = head
     const from = start + DELIVER_HEADER_BYTES
     const gap = head.flags & DELIVER_FLAG.scattered ? SCATTERED_BYTES : 0
-    const found = checkRecords(bytes, from, end, count, LIMITS.messageBytesMax, gap)
+    const found = checkRecords(bytes, from, end, count, MOVED_BYTES_MAX, gap)
     if (typeof found !== 'number') throw malformed(found.message)
     if (count === 0 || !Number.isSafeInteger(firstOffset + count) || !Number.isSafeInteger(publishedAtMs))
       throw malformed(`It has ${count} messages from offset ${firstOffset}, published at ${publishedAtMs}.`)
@@ -215,7 +215,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       )
     const recordsBytes = end - from - count * gap
     if (
-      this.#bufferedBytes + recordsBytes > this.#creditBytes + LIMITS.messageBytesMax ||
+      this.#bufferedBytes + recordsBytes > this.#creditBytes + MOVED_BYTES_MAX ||
       this.deliveries + count > this.#limit
     )
       throw malformed('It brings more bytes or messages than were asked for.')

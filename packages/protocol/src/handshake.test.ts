@@ -108,6 +108,13 @@ describe('HELLO', () => {
     expect(name('n'.repeat(100_000))).toBe('n'.repeat(255))
   })
 
+  test('a name that is not UTF-8 is no longer as text than a name may be', () => {
+    const bytes = encodeHello({ ...fc.sample(anyHello, { numRuns: 1, seed: 1 })[0]!, name: 'x'.repeat(255) })
+    bytes.fill(0xff, 45)
+    const { name } = decodeHello(bytes, 0, bytes.length)
+    expect(name).toBe('\u{fffd}'.repeat(255 / 3))
+  })
+
   test('a number of 2^53 or more is refused', () => {
     const bytes = encodeHello(fc.sample(anyHello, { numRuns: 1, seed: 1 })[0]!)
     bytes.set([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x1f, 0], 32)

@@ -100,7 +100,8 @@ export function decodeHello(bytes: Uint8Array, start: number, end: number): Hell
     producer: copyBytes(bytes, start + 16, start + 32),
     acceptedNumber,
     inFlightBatches: readU32(bytes, start + 40),
-    name: readText(bytes, start + HELLO_BYTES, start + nameEnd),
+    // Bytes that are not UTF-8 become longer as text.
+    name: clipText(readText(bytes, start + HELLO_BYTES, start + nameEnd), LIMITS.clientNameBytesMax),
   }
 }
 

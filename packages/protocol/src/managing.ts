@@ -62,6 +62,18 @@ export const ORIGIN_HEADERS = {
   redrives: 'sluice-redrives',
 } as const
 
+/** Digits of a number or a time, and letters of a death, in an origin header. */
+const ORIGIN_WORD_BYTES = 16
+
+/** Bytes by which a message is larger, at most, once it was moved. Another move replaces what an earlier one added. */
+export const ORIGIN_BYTES_MAX =
+  LIMITS.queueNameBytesMax +
+  LIMITS.reasonBytesMax +
+  Object.values(ORIGIN_HEADERS).reduce((sum, name) => sum + 3 + name.length + ORIGIN_WORD_BYTES, 0)
+
+/** Bytes of the largest record that a broker delivers, its own first 8 not counted: a message that was moved. */
+export const MOVED_BYTES_MAX = LIMITS.messageBytesMax + ORIGIN_BYTES_MAX
+
 /** What a message must be to be chosen; of what is given, all. */
 export interface MessageFilter {
   /** Of a dead one: why. */
@@ -464,8 +476,10 @@ export interface PeekPage {
   readonly next: number | undefined
 }
 
-const PAGE_HEAD_BYTES = 16
-const PEEKED_HEAD_BYTES = 44
+/** Of MESSAGES, before its messages. */
+export const PAGE_HEAD_BYTES = 16
+/** Of each message, before its texts and its record. */
+export const PEEKED_HEAD_BYTES = 44
 // What is brought back by force, again and again, can have been tried more often than a u16 counts.
 const COUNT_MAX = 0xffff
 

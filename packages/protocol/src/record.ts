@@ -118,6 +118,8 @@ export function writeRecordHead(
 
 function writeShortText(bytes: Uint8Array, at: number, text: string): number {
   const length = writeText(bytes, at + 1, text)
+  // Its length would wrap, and no reader could tell where the record ends. Whoever calls has checked it.
+  if (length > 255) throw new Error(`a text of ${length} bytes does not fit the u8 before it`)
   bytes[at] = length
   return at + 1 + length
 }

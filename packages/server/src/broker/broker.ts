@@ -762,8 +762,8 @@ export class Broker {
   }
 
   /** See `Operator`. */
-  peek(request: PeekRequest): Promise<PeekPage> {
-    return this.#operator.peek(request)
+  peek(request: PeekRequest, bytesMax?: number): Promise<PeekPage> {
+    return this.#operator.peek(request, bytesMax)
   }
 
   redrive(request: RedriveRequest, by: string): Promise<RedriveResult> {

@@ -5,7 +5,8 @@
  */
 import { ANY_PRIORITY, BATCH_ATTRIBUTE, BATCH_HEADER_BYTES, LIMITS, SluiceError } from '@sluice/protocol'
 import { FactBuffer, type Queue } from '../queue/index.js'
-import { copiedBatch, redrivesOf, type Origin, type Records } from './records.js'
+import { movedBatch, type Origin } from './origin.js'
+import { redrivesOf, type Records } from './records.js'
 import type { State } from './state.js'
 import { asksForAny, readTraits } from './traits.js'
 import type { Writer } from './writer.js'
@@ -139,7 +140,7 @@ export class Moves {
     const { nowMs } = this.#writer
     const dead = queue.deadAt(offset)!
     const chunk = queue.chunkAt(offset)!
-    const batch = copiedBatch(record, {
+    const batch = movedBatch(record, {
       queue: queue.name,
       offset,
       publishedMs: chunk.batches.timeAt(offset - chunk.base),
@@ -163,7 +164,7 @@ export class Moves {
 
   /** A copy of a message that was settled is published to `target` again. @throws SluiceError DISK_LOW, MEMORY_FULL */
   copy(record: Uint8Array, origin: Origin, target: Queue): void {
-    const batch = copiedBatch(record, origin)
+    const batch = movedBatch(record, origin)
     const bytes = this.#bytesOf(batch)
     this.#writer.checkRoom(bytes)
     this.#put(batch, bytes, target, () => {})

@@ -8,6 +8,8 @@ import {
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
   LIMITS,
+  PAGE_HEAD_BYTES,
+  PEEKED_HEAD_BYTES,
   SluiceError,
   copyBytes,
   deathName,
@@ -34,7 +36,8 @@ import type { Log, LogEntry } from '../log/log.js'
 import { CHUNK_MESSAGES, CHUNK_WORDS, addBits, hasBit } from '../queue/bits.js'
 import { FACT, readFacts, type Chunk, type Fact, type Queue } from '../queue/index.js'
 import type { Moves } from './moves.js'
-import { choosesAmong, choosesRecord, needsRecord, redrivesOf, type Origin, type Records } from './records.js'
+import { fittedRecord, type Origin } from './origin.js'
+import { choosesAmong, choosesRecord, needsRecord, redrivesOf, type Records } from './records.js'
 
 /** Bytes of one answer, unless a single message is larger. */
 const PAGE_BYTES = 1 << 20
@@ -111,8 +114,8 @@ export class Operator {
     this.#premises = premises
   }
 
-  /** @throws SluiceError QUEUE_NOT_FOUND, CORRUPT */
-  async peek(request: PeekRequest): Promise<PeekPage> {
+  /** `bytesMax`: what MESSAGES may have. @throws SluiceError QUEUE_NOT_FOUND, CORRUPT */
+  async peek(request: PeekRequest, bytesMax = Infinity): Promise<PeekPage> {
     const queue = this.#premises.queue(request.name)
     queue.settleTime(this.#premises.now())
     this.#premises.changed(queue)
@@ -122,6 +125,7 @@ export class Operator {
         holders.set(offset, { holder: subscription.consumer.label, sinceMs: leasedAtMs })
     }
     const messages: PeekedMessage[] = []
+    const pageBytesMax = Math.min(PAGE_BYTES, bytesMax - PAGE_HEAD_BYTES)
     let bytes = 0
     let looked = 0
     for (const offset of offsetsFrom(queue, request.from)) {
@@ -132,10 +136,13 @@ export class Operator {
       if (!this.#mayChoose(queue, offset, request.filter)) continue
       const record = await this.#records.read(queue, offset)
       if (record === undefined || !choosesRecord(request.filter, record)) continue
-      const message = this.#peeked(queue, offset, record, holders.get(offset))
-      if (message === undefined || (request.state !== undefined && message.state !== request.state)) continue
-      messages.push(message)
+      const found = this.#peeked(queue, offset, record, holders.get(offset))
+      if (found === undefined || (request.state !== undefined && found.state !== request.state)) continue
+      const fitted = fittedRecord(record, bytesMax - PAGE_HEAD_BYTES - PEEKED_HEAD_BYTES)
+      const message = { ...found, record: fitted }
       bytes += peekedBytes(message)
+      if (messages.length > 0 && bytes > pageBytesMax) return { messages, next: offset }
+      messages.push(message)
     }
     return { messages, next: undefined }
   }

@@ -1,31 +1,18 @@
-/**
- * Single records: finding one by its offset, in memory or on disk, whether a filter chooses it, and the copy of it that
- * goes to another queue.
- */
+/** Single records: finding one by its offset, in memory or on disk, and whether a filter chooses it. */
 import {
   BATCH_HEADER_BYTES,
-  BATCH_TYPE,
-  LIMITS,
   ORIGIN_HEADERS,
   RECORD_FLAG,
-  RECORD_HEADER_BYTES,
-  clipText,
   copyBytes,
   deathName,
-  readRecordOptions,
-  readU16,
+  readText,
   readU32,
   readU64,
-  recordBytes,
-  sealBatch,
-  textBytes,
-  writeRecordHead,
-  type ContentType,
   type MessageFilter,
-  type RecordOptions,
 } from '@sluice/protocol'
 import type { Blocks } from '../log/blocks.js'
 import type { Dead, Queue } from '../queue/index.js'
+import { eachHeader, layoutOf } from './origin.js'
 
 export class Records {
   readonly #blocks: Blocks
@@ -101,76 +88,38 @@ export function choosesAmong(
   return youngerThanMs === undefined || nowMs - timeMs <= youngerThanMs
 }
 
-export function choosesRecord(filter: MessageFilter, record: Uint8Array): boolean {
-  const { key, id, headers } = filter
-  const options = readRecordOptions(record, 0)
-  if (key !== undefined && options.key !== key) return false
-  if (id !== undefined && options.id !== id) return false
-  for (const [name, value] of Object.entries(headers ?? {}))
-    if (options.headers?.[name] !== value) return false
-  return true
+/** Keys, ids and headers are compared as bytes: two that are not UTF-8 are the same text and not the same key. */
+export function choosesRecord({ key, id, headers }: MessageFilter, record: Uint8Array): boolean {
+  const layout = layoutOf(record)
+  const { keyAt, idAt, headersAt } = layout
+  if (key !== undefined && !isText(record, keyAt + 1, idAt, key)) return false
+  if (id !== undefined && !isText(record, idAt + 1, headersAt, id)) return false
+  return Object.entries(headers ?? {}).every(([name, value]) => {
+    let has = false
+    eachHeader(record, layout, (at, nameEnd, end) => {
+      if (isText(record, at + 1, nameEnd, name)) has = isText(record, nameEnd + 2, end, value)
+    })
+    return has
+  })
 }
 
-/** Where a message comes from that is copied to another queue. */
-export interface Origin {
-  readonly queue: string
-  readonly offset: number
-  readonly publishedMs: number
-  readonly attempts: number
-  readonly redrives: number
-  readonly dead: Dead | undefined
+// Whether `record[start, end)` is this text; an option that is not there ends before it begins.
+function isText(record: Uint8Array, start: number, end: number, text: string): boolean {
+  return start <= end && viewBuffer(record, start, end).equals(Buffer.from(text))
 }
 
-/**
- * A batch of one message: the record with headers that say where it comes from, and without the times that it asked
- * for, which have passed. What such headers said of an earlier move is replaced.
- */
-export function copiedBatch(record: Uint8Array, origin: Origin): Uint8Array {
-  const { key, id, priority, headers = {} } = readRecordOptions(record, 0)
-  const payloadAt = RECORD_HEADER_BYTES + readU16(record, 6)
-  const payload = record.subarray(payloadAt)
-  const options: RecordOptions = { key, id, priority, headers: withOrigin(headers, origin) }
-  const bytes = new Uint8Array(BATCH_HEADER_BYTES + recordBytes(options, payload.length))
-  const contentType = (record[5]! >> 5) as ContentType
-  bytes.set(payload, writeRecordHead(bytes, BATCH_HEADER_BYTES, options, contentType, payload.length))
-  sealBatch(bytes, 0, bytes.length, { type: BATCH_TYPE.messages, count: 1 })
-  return bytes
-}
-
-function withOrigin(headers: Readonly<Record<string, string>>, origin: Origin): Record<string, string> {
-  const { dead } = origin
-  const added: [string, string][] = [
-    [ORIGIN_HEADERS.queue, origin.queue],
-    [ORIGIN_HEADERS.offset, String(origin.offset)],
-    [ORIGIN_HEADERS.publishedMs, String(origin.publishedMs)],
-    [ORIGIN_HEADERS.redrives, String(origin.redrives)],
-    [ORIGIN_HEADERS.attempts, String(origin.attempts)],
-  ]
-  if (dead !== undefined) {
-    added.push([ORIGIN_HEADERS.reason, deathName(dead.death) ?? ''])
-    added.push([ORIGIN_HEADERS.diedMs, String(dead.timeMs)])
-    added.push([ORIGIN_HEADERS.error, dead.reason])
-  }
-  const names = new Set<string>(Object.values(ORIGIN_HEADERS))
-  const kept = Object.entries(headers).filter(([name]) => !names.has(name))
-  const result = Object.create(null) as Record<string, string>
-  let room: number = LIMITS.headersBytesMax
-  let count: number = LIMITS.headersMax
-  // What the producer wrote comes first; of what is added, the error's text gives way.
-  for (const [name, value] of [...kept, ...added]) {
-    const fits = clipText(value, Math.max(0, room - 3 - textBytes(name)))
-    if (count === 0 || room < 3 + textBytes(name)) break
-    result[name] = fits
-    room -= 3 + textBytes(name) + textBytes(fits)
-    count--
-  }
-  return result
+function viewBuffer(bytes: Uint8Array, start: number, end: number): Buffer {
+  return Buffer.from(bytes.buffer, bytes.byteOffset + start, end - start)
 }
 
 /** How often a message was brought back, over all queues that it has been in. */
 export function redrivesOf(queue: Queue, offset: number, record: Uint8Array): number {
   const here = queue.livesOf(offset).redrives
   if ((record[4]! & RECORD_FLAG.headers) === 0) return here
-  const before = Number(readRecordOptions(record, 0).headers?.[ORIGIN_HEADERS.redrives] ?? 0)
+  let before = 0
+  eachHeader(record, layoutOf(record), (at, nameEnd, end) => {
+    if (isText(record, at + 1, nameEnd, ORIGIN_HEADERS.redrives))
+      before = Number(readText(record, nameEnd + 2, end))
+  })
   return here + (Number.isSafeInteger(before) && before > 0 ? before : 0)
 }

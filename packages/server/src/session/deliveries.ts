@@ -25,6 +25,8 @@ import type { Outbox } from './outbox.js'
 const SIDE_BY_SIDE_MIN = 16
 /** A scattered delivery is not made longer than this. */
 const SCATTERED_FRAME_BYTES = 64 << 10
+/** Bytes of the frame around the record of a message that is alone in it, at most. */
+export const DELIVERY_OVERHEAD_BYTES = FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES + SCATTERED_BYTES
 /** Where a delivery says how many messages it has. */
 const COUNT_AT = 24
 

@@ -64,7 +64,7 @@ export const REQUESTS = {
   },
   PEEK: async ({ broker, payloadBytesMax }, body) => ({
     opcode: OP.MESSAGES,
-    payload: encodeMessages(await broker.peek(peekRequest(body)), payloadBytesMax),
+    payload: encodeMessages(await broker.peek(peekRequest(body), payloadBytesMax), payloadBytesMax),
   }),
   REDRIVE: async ({ broker, label }, body) => result(await broker.redrive(redriveRequest(body), label)),
   DISCARD: async ({ broker }, body) => result(await broker.discard(discardRequest(body))),

@@ -18,6 +18,7 @@ import {
   SluiceError,
   atomicNumber,
   clipText,
+  copyBytes,
   decodeAtomic,
   decodeAuth,
   decodeControl,
@@ -53,9 +54,10 @@ import {
   type TagRange,
 } from '@sluice/protocol'
 import type { Broker, Output } from '../broker/broker.js'
+import { fittedRecord } from '../broker/origin.js'
 import type { Producer } from '../broker/producers.js'
 import type { Consumer, Run, Subscription } from '../queue/index.js'
-import { Deliveries } from './deliveries.js'
+import { DELIVERY_OVERHEAD_BYTES, Deliveries } from './deliveries.js'
 import { Outbox, type OutboxTransport } from './outbox.js'
 import { LONG_REQUESTS, REQUESTS, type Answer, type RequestName } from './requests.js'
 
@@ -155,6 +157,8 @@ export class Session implements Output, Consumer {
   #isCongested = false
   #isPaused = false
   #waitsForDisk = false
+  /** Largest record, alone in its frame, that the client accepts. */
+  #recordBytesMax = 0
   /** The PUBLISH_OK that was written last: its page, and where its payload begins and ends there. */
   #okPage = NO_PAGE
   #okAt = 0
@@ -205,6 +209,11 @@ export class Session implements Output, Consumer {
   /** Whether it takes deliveries: it has read most of what was sent to it. */
   get isReady(): boolean {
     return !this.#isCongested && !this.#isStopping && this.#stage === 'open'
+  }
+
+  /** Largest frame that the client accepts. */
+  get #frameBytesMax(): number {
+    return this.#hello!.frameBytesMax
   }
 
   get #outstandingBytes(): number {
@@ -371,7 +380,11 @@ export class Session implements Output, Consumer {
   ): void {
     // It may overtake confirms, but neither the answer to SUBSCRIBE nor a delivery that waits.
     const outbox = run.durable && this.#outbox.barriers === 0 ? this.#freeOutbox : this.#outbox
-    this.#deliveries.write(outbox, subscription, run, firstTag, count, bytes, start, end)
+    if (end - start > this.#recordBytesMax) {
+      // Every agreed frame has room for a batch and for the largest message: this is one that was moved.
+      const record = fittedRecord(copyBytes(bytes, start, end), this.#recordBytesMax)
+      this.#deliveries.write(outbox, subscription, run, firstTag, count, record, 0, record.length)
+    } else this.#deliveries.write(outbox, subscription, run, firstTag, count, bytes, start, end)
     this.#broker.hold(this)
     this.#countOutbound()
     if (this.#outstandingBytes > this.#softBytes) this.#congested()
@@ -480,6 +493,7 @@ export class Session implements Output, Consumer {
       )
     }
     this.#hello = hello
+    this.#recordBytesMax = hello.frameBytesMax - DELIVERY_OVERHEAD_BYTES
     this.#stage = 'auth'
   }
 
@@ -599,7 +613,8 @@ export class Session implements Output, Consumer {
   #confirm(batchNumber: number, { baseOffset, duplicates }: Placed): void {
     const outbox = this.#outbox
     const bytes = publishOkItemBytes(duplicates)
-    let at = outbox.extend(this.#okPage, this.#okEnd, bytes)
+    const fits = this.#okEnd - this.#okAt + bytes <= CONFIRMS_BYTES_MAX
+    let at = fits ? outbox.extend(this.#okPage, this.#okEnd, bytes) : -1
     if (at === -1) {
       at = outbox.begin(OP.PUBLISH_OK, 0, 0, bytes)
       this.#okPage = outbox.page
@@ -697,7 +712,7 @@ export class Session implements Output, Consumer {
       {
         broker: this.#broker,
         label: this.label,
-        payloadBytesMax: this.#settings.frameBytesMax - FRAME_HEADER_BYTES,
+        payloadBytesMax: this.#frameBytesMax - FRAME_HEADER_BYTES,
       },
       body,
     )
@@ -839,6 +854,8 @@ export class Session implements Output, Consumer {
 
 const NO_BYTES = new Uint8Array(0)
 const NO_PAGE = -1
+/** Confirms that share a frame; one with many duplicates goes alone, and fits every agreed frame. */
+const CONFIRMS_BYTES_MAX = 64 << 10
 /** Requests that take several turns, at a time on one connection. */
 const WORKING_MAX = 16
 /** Answers to PING that are kept for a peer that does not read; nobody else asks so often. */

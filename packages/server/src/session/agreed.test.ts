@@ -1,0 +1,236 @@
+/** No frame is longer than the client's HELLO accepts, on whatever path it comes. */
+import {
+  BATCH_HEADER_BYTES,
+  BATCH_TYPE,
+  FRAME_HEADER_BYTES,
+  FrameDecoder,
+  LIMITS,
+  MECHANISM,
+  MESSAGE_OVERHEAD_BYTES,
+  OP,
+  ORIGIN_HEADERS,
+  OUTCOME,
+  decodeControl,
+  decodeMessages,
+  encodeAuth,
+  encodeControl,
+  encodeHello,
+  encodePreface,
+  encodeSettle,
+  queueName,
+  readRecordOptions,
+  readU32,
+  recordBytes,
+  sealBatch,
+  writeFrameHeader,
+  writeRecordHead,
+  type RecordOptions,
+} from '@sluice/protocol'
+import { describe, expect, it } from 'vitest'
+import { Broker } from '../broker/broker.js'
+import { MemoryLog } from '../log/memory-log.js'
+import { SESSION_DEFAULTS, Session } from './session.js'
+
+const LARGEST = LIMITS.batchBytesMax
+const LEAST = LARGEST + MESSAGE_OVERHEAD_BYTES
+
+interface Frame {
+  readonly opcode: number
+  readonly channel: number
+  readonly payload: Uint8Array
+}
+
+/** A client that accepts frames of `frameBytesMax` bytes, and everything that it got. */
+class Peer {
+  readonly frames: Frame[] = []
+  broker!: Broker
+  #session!: Session
+  #batches = 0
+
+  async open(frameBytesMax: number, name: Uint8Array = new Uint8Array(0)): Promise<this> {
+    this.broker = await Broker.open({
+      log: new MemoryLog({ segmentBytes: 8 << 20 }),
+      now: () => 1_700_000_000_000,
+      random: () => 0.5,
+      defer: (endTurn) => void setImmediate(endTurn),
+      onFatal: (error) => {
+        throw error
+      },
+      messageBytesMax: LARGEST,
+    })
+    const decoder = new FrameDecoder((opcode, _flags, channel, _correlation, bytes, start, end) => {
+      this.frames.push({ opcode, channel, payload: bytes.slice(start, end) })
+    })
+    // It fails on a longer one.
+    decoder.frameBytesMax = frameBytesMax
+    const transport = {
+      peer: '',
+      write: (bytes: Uint8Array, written: () => void) => {
+        decoder.push(Buffer.from(bytes))
+        written()
+      },
+      pause: () => {},
+      resume: () => {},
+      end: () => {},
+    }
+    this.#session = new Session(this.broker, transport, SESSION_DEFAULTS, 1_700_000_000_000, () => {})
+    const hello = {
+      versionMin: 1,
+      versionMax: 1,
+      features: 0,
+      frameBytesMax,
+      heartbeatMs: 0,
+      producer: new Uint8Array(16),
+      acceptedNumber: 0,
+      inFlightBatches: 0,
+      name: 'n'.repeat(name.length),
+    }
+    const helloBytes = encodeHello(hello)
+    helloBytes.set(name, helloBytes.length - name.length)
+    this.#session.receive(encodePreface(), 1_700_000_000_000)
+    this.send(OP.HELLO, helloBytes)
+    this.send(
+      OP.AUTH,
+      encodeAuth({ mechanism: MECHANISM.anonymous, identity: '', secret: new Uint8Array(0) }),
+    )
+    await this.turns()
+    return this
+  }
+
+  send(opcode: number, payload: Uint8Array, channel = 0): void {
+    const bytes = new Uint8Array(FRAME_HEADER_BYTES + payload.length)
+    bytes.set(payload, writeFrameHeader(bytes, 0, payload.length, opcode, channel, 0))
+    this.#session.receive(bytes, 1_700_000_000_000)
+  }
+
+  publish(queue: string, messageBytes: number, options: RecordOptions = {}, count = 1): void {
+    const payloadBytes = messageBytes + 8 - recordBytes(options, 0)
+    const bytes = new Uint8Array(BATCH_HEADER_BYTES + count * (messageBytes + 8))
+    for (let i = 0, at = BATCH_HEADER_BYTES; i < count; i++, at += messageBytes + 8)
+      writeRecordHead(bytes, at, options, 0, payloadBytes)
+    sealBatch(bytes, 0, bytes.length, { type: BATCH_TYPE.messages, count, batchNumber: ++this.#batches })
+    this.send(OP.PUBLISH, Buffer.concat([Buffer.from([queue.length]), Buffer.from(queue), bytes]))
+  }
+
+  async turns(): Promise<void> {
+    for (let i = 0; i < 10; i++) {
+      this.broker.wake()
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+  }
+
+  /** Frames of the kind since the last call of this. */
+  take(opcode: number): Frame[] {
+    return this.frames.splice(0).filter((frame) => frame.opcode === opcode)
+  }
+
+  ensure(name: string, options: object = {}): void {
+    this.broker.ensure({ name: queueName(name), options, update: true })
+  }
+
+  async subscribe(queue: string, channel: number): Promise<number> {
+    const body = { queue, messages: 1, bytes: 2 ** 32 - 1, limit: 1 }
+    this.send(OP.SUBSCRIBE, encodeControl(body), channel)
+    await this.turns()
+    const ok = this.frames.find((frame) => frame.opcode === OP.SUBSCRIBE_OK && frame.channel === channel)
+    return readU32(ok!.payload, 0)
+  }
+}
+
+describe.each([LEAST, LEAST + 700, SESSION_DEFAULTS.frameBytesMax])(
+  'with frames of %i bytes',
+  (frameBytesMax) => {
+    it('the largest message is delivered and shown, however often it was moved', async () => {
+      const peer = await new Peer().open(frameBytesMax)
+      const dead = 'd'.repeat(30)
+      peer.ensure(dead)
+      peer.ensure('q', { deadLetter: dead, keyConcurrency: 1 })
+      peer.publish('q', LARGEST, { key: 'k', headers: { mine: 'yes' } })
+      let channel = 0
+      for (const from of ['q', dead, 'back', dead]) {
+        if (from === 'back') {
+          peer.ensure('back', { deadLetter: dead })
+          const all = {
+            name: queueName(dead),
+            from: 0,
+            limit: 1,
+            offsets: undefined,
+            filter: {},
+            dryRun: false,
+          }
+          await peer.broker.redrive({ ...all, to: queueName('back'), force: false }, 'somebody')
+          await peer.turns()
+        }
+        peer.take(OP.DELIVER)
+        const id = await peer.subscribe(from, ++channel)
+        const [delivered, ...others] = peer.take(OP.DELIVER)
+        expect(others).toEqual([])
+        expect(delivered!.payload.length).toBeGreaterThan(LARGEST)
+        const item = {
+          firstTag: readU32(delivered!.payload, 4),
+          count: 1,
+          outcome: OUTCOME.deadLetter,
+          reason: 'because '.repeat(500),
+        }
+        peer.send(OP.SETTLE, encodeSettle(id, [item]), channel)
+        await peer.turns()
+        peer.send(OP.PEEK, encodeControl({ name: dead }))
+        await peer.turns()
+        const [shown] = peer.take(OP.MESSAGES)
+        const { messages } = decodeMessages(shown!.payload, 0, shown!.payload.length)
+        expect(messages).toHaveLength(1)
+        const options = readRecordOptions(messages[0]!.record, 0)
+        expect(options).toMatchObject({ key: 'k', headers: { mine: 'yes' } })
+        const error = options.headers![ORIGIN_HEADERS.error]
+        if (frameBytesMax === SESSION_DEFAULTS.frameBytesMax) expect(error).toHaveLength(2_048)
+        else expect(error?.length ?? 0).toBeLessThan(1_000)
+      }
+    })
+
+    it('a page of messages ends before it', async () => {
+      const peer = await new Peer().open(frameBytesMax)
+      peer.ensure('q')
+      for (let i = 0; i < 4; i++) peer.publish('q', 600_000)
+      peer.publish('q', 10)
+      await peer.turns()
+      const found: number[] = []
+      for (let from: number | undefined = 0; from !== undefined;) {
+        peer.send(OP.PEEK, encodeControl({ name: 'q', from }))
+        await peer.turns()
+        const [shown] = peer.take(OP.MESSAGES)
+        const { messages, next } = decodeMessages(shown!.payload, 0, shown!.payload.length)
+        found.push(...messages.map(({ offset }) => offset))
+        from = next
+      }
+      expect(found).toEqual([0, 1, 2, 3, 4])
+    })
+
+    it('consumers whose names are not UTF-8 fit a page', async () => {
+      const peer = await new Peer().open(frameBytesMax, Buffer.alloc(LIMITS.clientNameBytesMax, 0xff))
+      peer.ensure('q')
+      for (let channel = 1; channel <= 150; channel++) await peer.subscribe('q', channel)
+      const found = new Set<unknown>()
+      for (let from: unknown = 0, pages = 0; from !== null && pages < 10; pages++) {
+        peer.take(OP.SUBSCRIBE_OK)
+        peer.send(OP.CONSUMERS, encodeControl({ name: 'q', from }))
+        await peer.turns()
+        const [answer] = peer.take(OP.RESULT)
+        const { consumers, next } = decodeControl(answer!.payload, 0, answer!.payload.length)
+        for (const { id } of consumers as { id: number }[]) found.add(id)
+        from = next
+      }
+      expect(found.size).toBe(150)
+    })
+
+    it('confirms of one turn share frames that are not longer', async () => {
+      const peer = await new Peer().open(frameBytesMax)
+      peer.ensure('q', { dedupWindowMs: 60_000 })
+      peer.publish('q', 30, { id: 'x' })
+      // All are duplicates.
+      for (let i = 0; i < 4; i++) peer.publish('q', 10, { id: 'x' }, 20_000)
+      await peer.turns()
+      const confirms = peer.take(OP.PUBLISH_OK)
+      expect(confirms.reduce((sum, { payload }) => sum + payload.length, 0)).toBe(20 * 5 + 4 * 20_000 * 12)
+    })
+  },
+)
