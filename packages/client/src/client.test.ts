@@ -52,6 +52,12 @@ describe('connecting', () => {
     expect(peer.link.named('PUBLISH')).toEqual([])
   })
 
+  it('goes on trying however long its timeout is', async () => {
+    peer.refusals = 1
+    sluice = await peer.connect({ connectTimeout: '30d' })
+    expect(peer.links.length).toBe(1)
+  })
+
   it('tries once when it is told to', async () => {
     peer.refusals = 1
     await expect(peer.connect({ connectTimeout: 0 })).rejects.toMatchObject({ code: 'UNREACHABLE' })
@@ -337,7 +343,7 @@ describe('events and the end', () => {
     expect((await publish).offset).toBe(0)
     expect(peer.link.frames.at(-1)!.name).toBe('GOODBYE')
     expect(peer.link.ended).toBe(true)
-    expect(sluice.close()).toBe(sluice.close())
+    await Promise.all([sluice.close(), sluice.close()])
     await expect(sluice.publish('q', 'y')).rejects.toMatchObject({ code: 'CLOSED' })
     await expect(sluice.queues.list()).rejects.toMatchObject({ code: 'CLOSED' })
     await expect(sluice.pull('q')).rejects.toMatchObject({ code: 'CLOSED' })
@@ -352,6 +358,47 @@ describe('events and the end', () => {
     await expect(sluice.close({ timeout: 20 })).rejects.toMatchObject({ code: 'TIMEOUT' })
     expect(await sent).toMatchObject({ code: 'CLOSED', outcome: 'unknown' })
     expect(await waiting).toMatchObject({ code: 'CLOSED', outcome: undefined })
+  })
+
+  it('closes at once, which is no error, when the timeout is 0', async () => {
+    sluice = await peer.connect()
+    let begun = false
+    const worker = sluice.consume('q', async (message) => {
+      begun = true
+      void message.ack()
+      await new Promise(() => {})
+    })
+    const channel = await peer.subscribed()
+    const tag = peer.link.deliver(channel, 101, ['done'])
+    await until(() => begun)
+    const sent = sluice.publish('q', 'x').catch((error: unknown) => error)
+    await sluice.close({ timeout: 0 })
+    expect(await sent).toMatchObject({ code: 'CLOSED', outcome: 'unknown' })
+    await worker.closed
+    expect(peer.link.settles).toMatchObject([{ firstTag: tag, count: 1 }])
+    expect(peer.link.frames.at(-1)!.name).toBe('GOODBYE')
+  })
+
+  it('waits for its publishes however long the timeout is', async () => {
+    sluice = await peer.connect()
+    const publish = sluice.publish('q', 'x')
+    const closed = sluice.close({ timeout: '30d' })
+    // Longer than a timer takes that fires at once.
+    await new Promise((resolve) => setTimeout(resolve, 10))
+    peer.link.confirm([1, 7])
+    await closed
+    expect((await publish).offset).toBe(7)
+  })
+
+  it('tells of a lost connection, and of none that it closed itself', async () => {
+    sluice = await peer.connect()
+    const lost: string[] = []
+    sluice.on('disconnected', ({ error }) => lost.push(error.code))
+    peer.link.cut()
+    await until(() => sluice!.connected)
+    expect(lost).toEqual(['CONNECTION_LOST'])
+    await sluice.close()
+    expect(lost).toEqual(['CONNECTION_LOST'])
   })
 
   it('closes its workers, iterators and pulls', async () => {

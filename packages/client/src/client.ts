@@ -2,7 +2,9 @@
  * The client: dials, keeps one connection to the broker and dials again when it is lost; hands each new connection to
  * the producer first, so that what is unanswered goes before what is new, then to the consumers.
  */
-import { LIMITS, SluiceError, type ErrorCode, type HelloOk } from '@sluice/protocol'
+import { LIMITS, SluiceError, Timer, type ErrorCode, type HelloOk } from '@sluice/protocol'
+import { addAbortListener, removeAbortListener } from './aborts.js'
+import { nextTurn } from './awaiting.js'
 import { Connection } from './connection.js'
 import { DeadLetters } from './dead.js'
 import { Deadlines } from './deadlines.js'
@@ -128,7 +130,7 @@ export class Sluice {
   #openedMs = 0
   #failures = 0
   #wasOpen = false
-  #reconnectTimer: NodeJS.Timeout | undefined
+  #reconnectTimer: Timer | undefined
   #opening: Opening | undefined
   #lastError: SluiceError | undefined
   #closing: Promise<void> | undefined
@@ -348,7 +350,7 @@ export class Sluice {
     const forget = (worker: ConsumingWorker): void => {
       this.#workers.delete(worker)
       this.#consumers.delete(worker)
-      signal?.removeEventListener('abort', close)
+      removeAbortListener(signal, close)
     }
     const reader = schema === undefined ? undefined : new Reader(schema, this.#session)
     let worker: ConsumingWorker
@@ -371,7 +373,7 @@ export class Sluice {
     this.#workers.add(worker)
     this.#add(worker)
     if (signal?.aborted === true) close()
-    else signal?.addEventListener('abort', close, { once: true })
+    else if (signal !== undefined) addAbortListener(signal, close)
     return worker
   }
 
@@ -429,9 +431,12 @@ export class Sluice {
 
   /**
    * Closes the workers and iterators (what is buffered goes back, handlers are waited for), waits until everything
-   * published is confirmed, says goodbye. A second call returns the same promise.
+   * published is confirmed, says goodbye. A second call waits for the same end.
    *
-   * @param options `timeout`: default the client's. When it passes, what is left is given up.
+   * A handler that awaits it is not waited for: unless it has settled its message before, that goes back to the queue.
+   *
+   * @param options `timeout`: default the client's. When it passes, what is left is given up. 0: that happens at once, and
+   * is no error; publishes that are unconfirmed reject with CLOSED.
    * @throws SluiceError TIMEOUT
    */
   close(options: { readonly timeout?: Duration } = {}): Promise<void> {
@@ -439,17 +444,32 @@ export class Sluice {
       const timeoutMs =
         options.timeout === undefined ? this.#settings.timeoutMs : parseDuration(options.timeout, 'timeout')
       this.#closing = this.#closed === undefined ? this.#close(timeoutMs) : Promise.resolve()
+      this.#closing.catch(() => {})
     }
-    return this.#closing
+    return this.#ending(this.#closing)
+  }
+
+  // In each call by itself: who awaits it shows only there.
+  async #ending(closing: Promise<void>): Promise<void> {
+    await nextTurn()
+    for (const worker of this.#workers) worker.excuse()
+    await closing
   }
 
   async #close(timeoutMs: number): Promise<void> {
-    let timer: NodeJS.Timeout | undefined
+    if (timeoutMs === 0) {
+      for (const worker of this.#workers) void worker.close({ timeout: 0 })
+      // What was settled before is sent.
+      this.#turn.flushAll()
+      this.#shut(new SluiceError('CLOSED', 'The client was closed.'))
+      return
+    }
+    let timer: Timer | undefined
     const overdue = new Promise<boolean>((resolve) => {
-      timer = setTimeout(resolve, timeoutMs, false)
+      timer = new Timer(() => resolve(false), timeoutMs)
     })
     const inTime = await Promise.race([this.#wind(timeoutMs), overdue])
-    clearTimeout(timer)
+    timer?.cancel()
     const left = this.#producer.pending
     this.#shut(new SluiceError('CLOSED', 'The client was closed.'))
     if (inTime) return
@@ -511,12 +531,12 @@ export class Sluice {
       }
       const { connectTimeoutMs, timeoutMs } = this.#settings
       // One try alone still has to end when somebody listens there and says nothing.
-      const timer = setTimeout(() => this.#shut(this.#unreachable()), connectTimeoutMs || timeoutMs)
+      const timer = new Timer(() => this.#shut(this.#unreachable()), connectTimeoutMs || timeoutMs)
       const onAbort = (): void => this.#shut(aborted(signal!, false))
-      signal?.addEventListener('abort', onAbort, { once: true })
+      if (signal !== undefined) addAbortListener(signal, onAbort)
       const done = (): void => {
-        clearTimeout(timer)
-        signal?.removeEventListener('abort', onAbort)
+        timer.cancel()
+        removeAbortListener(signal, onAbort)
         this.#opening = undefined
       }
       this.#opening = {
@@ -592,8 +612,8 @@ export class Sluice {
     this.#openedMs = 0
     this.#connection = undefined
     this.#lastError = error
-    if (wasOpen) this.#events.emit('disconnected', { error })
     if (this.#closed !== undefined) return
+    if (wasOpen) this.#events.emit('disconnected', { error })
     if (FATAL.has(error.code)) {
       this.#shut(error)
       return
@@ -606,7 +626,7 @@ export class Sluice {
     this.#failures = failuresAfterLoss(this.#failures, openMs)
     const delayMs = Math.max(reconnectDelayMs(this.#failures, Math.random()), error.retryAfterMs)
     // This timer is what keeps the process alive while there is no socket.
-    this.#reconnectTimer = setTimeout(() => this.#connect(), delayMs)
+    this.#reconnectTimer = new Timer(() => this.#connect(), delayMs)
     this.#events.emit('reconnecting', { attempt: this.#failures, delayMs, error })
   }
 
@@ -614,7 +634,7 @@ export class Sluice {
   #shut(error: SluiceError): void {
     if (this.#closed !== undefined) return
     this.#closed = error
-    clearTimeout(this.#reconnectTimer)
+    this.#reconnectTimer?.cancel()
     const connection = this.#connection
     this.#connection = undefined
     for (const consumer of this.#consumers) consumer.fail(error)

@@ -2,7 +2,9 @@ import { DELIVER_FLAG, encodeRanges, OP, OUTCOME, type SluiceError } from '@slui
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { Sluice } from './client.js'
 import { DeadLetter, Retry, type Message } from './message.js'
+import type { ConsumeOptions } from './options.js'
 import { control, fault, type Frame, Peer, texts, turns, until } from './testing/peer.js'
+import type { Worker } from './worker.js'
 
 let peer: Peer
 let sluice: Sluice
@@ -314,6 +316,113 @@ describe('closing a worker', () => {
     expect(signal.aborted).toBe(true)
     await worker.closed
     await until(() => peer.link.named('UNSUBSCRIBE').length === 1)
+  })
+
+  it('gives up at once, which is no error, when its timeout is 0', async () => {
+    let signal!: AbortSignal
+    const worker = sluice.consume('q', { prefetch: 4 }, async (_message, context) => {
+      signal = context.signal
+      await new Promise(() => {})
+    })
+    const channel = await peer.subscribed()
+    peer.link.deliver(channel, 101, texts(3))
+    await until(() => signal !== undefined)
+    await worker.close({ timeout: 0 })
+    expect(signal.aborted).toBe(true)
+    await worker.closed
+    await until(() => peer.link.named('UNSUBSCRIBE').length === 1)
+  })
+
+  it('waits for its handlers however long its timeout is', async () => {
+    let end!: () => void
+    const worker = sluice.consume('q', async () => {
+      await new Promise<void>((resolve) => (end = resolve))
+    })
+    const channel = await peer.subscribed()
+    const tag = peer.link.deliver(channel, 101, ['x'])
+    await until(() => end !== undefined)
+    const closed = worker.close({ timeout: '30d' })
+    // Longer than a timer takes that fires at once.
+    await new Promise((resolve) => setTimeout(resolve, 10))
+    end()
+    await closed
+    expect(peer.link.settles).toMatchObject([{ firstTag: tag, count: 1, outcome: OUTCOME.ack }])
+  })
+
+  const later = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
+  const ways: [string, (worker: () => Worker) => Promise<unknown>][] = [
+    ['at once', (worker) => worker().close()],
+    [
+      'after it waited for something else',
+      async (worker) => {
+        await later()
+        await later()
+        await worker().close()
+      },
+    ],
+    [
+      'with others, in a function that it calls',
+      async (worker) => {
+        await later()
+        await Promise.all([later(), (async () => worker().close())()])
+      },
+    ],
+  ]
+  for (const [how, wait] of ways) {
+    for (const options of [{}, { batch: { size: 1 } }, { ordering: 'key', concurrency: 3 }] as const) {
+      it(`does not wait for a handler that awaits it, ${how}, with ${JSON.stringify(options)}`, async () => {
+        const events: string[] = []
+        const worker: Worker = sluice.consume('q', options as ConsumeOptions, async () => {
+          await wait(() => worker)
+          events.push('closed')
+        })
+        const channel = await peer.subscribed()
+        const tag = peer.link.deliver(channel, 101, ['x', 'y'])
+        await worker.closed
+        await until(() => peer.link.named('UNSUBSCRIBE').length === 1)
+        expect(events).toContain('closed')
+        // Its end counts as that of any other, and is durable before the subscription is over.
+        expect(peer.link.settles).toContainEqual(
+          expect.objectContaining({ firstTag: tag, outcome: OUTCOME.ack }),
+        )
+        expect(peer.link.frames.at(-1)?.name).toBe('UNSUBSCRIBE')
+      })
+    }
+  }
+
+  it('waits for handlers that do not await it, also when another does or one only calls it', async () => {
+    let end!: () => void
+    const order: string[] = []
+    const worker: Worker = sluice.consume('q', { concurrency: 3 }, async ({ body }) => {
+      await later()
+      if (body === 'slow') await new Promise<void>((resolve) => (end = resolve))
+      else if (body === 'awaits') await worker.close()
+      else void worker.close()
+      order.push(String(body))
+    })
+    const channel = await peer.subscribed()
+    peer.link.deliver(channel, 101, ['slow', 'calls', 'awaits'])
+    await until(() => order.includes('calls'))
+    for (let turn = 0; turn < 20; turn++) await later()
+    expect(order).toEqual(['calls'])
+    end()
+    await worker.closed
+    await until(() => order.length === 3)
+    expect(order).toEqual(['calls', 'slow', 'awaits'])
+  })
+
+  it('closes the client in a handler that awaits that', async () => {
+    let isClosed = false
+    const worker = sluice.consume('q', async (message) => {
+      await message.ack()
+      await sluice.close()
+      isClosed = true
+    })
+    const channel = await peer.subscribed()
+    peer.link.deliver(channel, 101, ['x'])
+    await worker.closed
+    await until(() => isClosed)
+    expect(peer.link.ended).toBe(true)
   })
 
   it('closes with its signal', async () => {

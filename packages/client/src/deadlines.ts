@@ -2,16 +2,14 @@
  * One timer for all deadlines of a client. Whoever waits keeps its own deadlines and is asked when the earliest may
  * have passed: no timer, closure or heap entry per call.
  */
+import { Timer } from '@sluice/protocol'
 
 /** Ends what is overdue and returns its next deadline, Infinity when it has none. */
 export type Sweep = (nowMs: number) => number
 
-// setTimeout fires at once when asked for more.
-const TIMER_MS_MAX = 0x7fff_ffff
-
 export class Deadlines {
   readonly #sweeps: Sweep[] = []
-  #timer: NodeJS.Timeout | undefined
+  #timer: Timer | undefined
   #armedMs = Infinity
   #stopped = false
 
@@ -23,16 +21,17 @@ export class Deadlines {
   arm(deadlineMs: number): void {
     if (deadlineMs >= this.#armedMs || this.#stopped) return
     this.#armedMs = deadlineMs
-    if (this.#timer !== undefined) clearTimeout(this.#timer)
-    const waitMs = Math.min(TIMER_MS_MAX, Math.max(1, Math.ceil(deadlineMs - performance.now())))
-    this.#timer = setTimeout(() => this.#fire(), waitMs)
+    this.#timer?.cancel()
     // What waits for an answer also holds a socket or a reconnect timer, and that keeps the process alive.
-    this.#timer.unref()
+    this.#timer = new Timer(
+      () => this.#fire(),
+      Math.max(1, Math.ceil(deadlineMs - performance.now())),
+    ).unref()
   }
 
   stop(): void {
     this.#stopped = true
-    if (this.#timer !== undefined) clearTimeout(this.#timer)
+    this.#timer?.cancel()
   }
 
   #fire(): void {

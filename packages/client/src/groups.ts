@@ -5,7 +5,8 @@
  * Messages are taken from the subscription as they come and wait here, in lines; a group is named as started just before
  * its handler runs. One that must be alone is a group of its own, and is not waited with.
  */
-import { OUTCOME, type SluiceError } from '@sluice/protocol'
+import { OUTCOME, Timer, type SluiceError } from '@sluice/protocol'
+import { Running } from './awaiting.js'
 import { Lines } from './lines.js'
 import type { DeliveredMessage, HandlerContext, Watcher } from './message.js'
 import type { ConsumeIntake } from './options.js'
@@ -16,12 +17,13 @@ import { ConsumingWorker, isThenable } from './worker.js'
 export type GroupHandler = (messages: DeliveredMessage[], context: HandlerContext) => unknown
 
 /** The messages of one call of the handler, and its context. */
-class Group implements HandlerContext, Watcher {
+class Group extends Running implements HandlerContext, Watcher {
   readonly messages: readonly DeliveredMessage[]
   readonly #subscription: Subscription
   #abort: AbortController | undefined
 
   constructor(messages: readonly DeliveredMessage[], subscription: Subscription) {
+    super()
     this.messages = messages
     this.#subscription = subscription
   }
@@ -56,7 +58,9 @@ export class GroupWorker extends ConsumingWorker {
   readonly #lines: Lines<DeliveredMessage>
   /** Named as started; their handlers run at the end of this turn, and count as running already. */
   #chosen: Group[] = []
-  #timer: NodeJS.Timeout | undefined
+  /** With those that are chosen. */
+  readonly #running = new Set<Group>()
+  #timer: Timer | undefined
 
   constructor(
     session: Session,
@@ -79,7 +83,9 @@ export class GroupWorker extends ConsumingWorker {
       if (!subscription.mayBegin(this.#lines.at(0)!)) break
       const messages = this.#lines.take(this.#together())
       subscription.begin(messages)
-      this.#chosen.push(new Group(messages, subscription))
+      const group = new Group(messages, subscription)
+      this.#chosen.push(group)
+      this.#running.add(group)
       this.running++
     }
     subscription.nameBegun()
@@ -101,13 +107,10 @@ export class GroupWorker extends ConsumingWorker {
     const dueMs = this.#lines.sinceMs + this.#waitMs
     // One that must be alone is the end of a batch: behind it nothing comes.
     if (nowMs >= dueMs || this.#together() < ready || this.#lines.at(0)!.alone) return true
-    this.#timer ??= setTimeout(
-      () => {
-        this.#timer = undefined
-        this.list()
-      },
-      Math.min(dueMs - nowMs, TIMER_MS_MAX),
-    )
+    this.#timer ??= new Timer(() => {
+      this.#timer = undefined
+      this.list()
+    }, dueMs - nowMs)
     return false
   }
 
@@ -128,7 +131,7 @@ export class GroupWorker extends ConsumingWorker {
     }
     if (!isThenable(result)) this.#end(group, true, undefined)
     else {
-      result.then(
+      group.ended = result.then(
         () => this.#ended(group, true, undefined),
         (error: unknown) => this.#ended(group, false, error),
       )
@@ -142,6 +145,7 @@ export class GroupWorker extends ConsumingWorker {
 
   #end(group: Group, succeeded: boolean, error: unknown): void {
     this.running--
+    this.#running.delete(group)
     group.end()
     if (succeeded) for (const message of group.messages) message.finish(OUTCOME.ack)
     else this.failed(group.messages, error)
@@ -157,12 +161,17 @@ export class GroupWorker extends ConsumingWorker {
     if (this.running < this.intake.concurrency && this.#isDue(performance.now())) this.list()
   }
 
+  protected handlers(): readonly Running[] {
+    return [...this.#running]
+  }
+
   leasesLost(tags: ReadonlySet<number>): readonly DeliveredMessage[] {
     return this.#lines.lose(({ tag }) => tags.has(tag), performance.now())
   }
 
   protected forgetMessages(): void {
     this.running -= this.#chosen.length
+    for (const group of this.#chosen) this.#running.delete(group)
     this.#chosen = []
     this.#lines.clear()
     this.#stopTimer()
@@ -176,9 +185,7 @@ export class GroupWorker extends ConsumingWorker {
   }
 
   #stopTimer(): void {
-    clearTimeout(this.#timer)
+    this.#timer?.cancel()
     this.#timer = undefined
   }
 }
-
-const TIMER_MS_MAX = 0x7fff_ffff

@@ -30,6 +30,7 @@ import {
   type RecordOptions,
 } from '@sluice/protocol'
 import { randomBytes } from 'node:crypto'
+import { addAbortListener, removeAbortListener } from './aborts.js'
 import { Batch, ENVELOPE_BYTES, type Lane } from './batch.js'
 import { checkText, packBody } from './body.js'
 import type { Connection } from './connection.js'
@@ -255,7 +256,7 @@ export class Producer {
         if (index >= 0) this.#giveUp(sending, index, aborted(signal, sending.number !== 0))
       },
     }
-    signal.addEventListener('abort', watch.onAbort, { once: true })
+    addAbortListener(signal, watch.onAbort)
     sending.watches ??= new Map()
     sending.watches.set(resolve, watch)
   }
@@ -577,7 +578,7 @@ export class Producer {
     if (batch.number === 0 && ++batch.withdrawn === batch.callers) batch.refused()
     const watch = batch.watches?.get(resolve)
     if (watch !== undefined) {
-      watch.signal.removeEventListener('abort', watch.onAbort)
+      removeAbortListener(watch.signal, watch.onAbort)
       batch.watches?.delete(resolve)
     }
     reject(error)

@@ -5,7 +5,8 @@
  * A pull raises the subscription's limit by what it wants. At the first delivery, or when its wait is over, it drains:
  * the broker sends what it can at once and then says that nothing more comes.
  */
-import { LIMITS, SluiceError } from '@sluice/protocol'
+import { LIMITS, SluiceError, Timer } from '@sluice/protocol'
+import { addAbortListener, removeAbortListener } from './aborts.js'
 import type { DeliveredMessage } from './message.js'
 import type { PullSettings } from './options.js'
 import { aborted } from './producer.js'
@@ -20,7 +21,7 @@ class Pull implements PullSettings {
   readonly signal: AbortSignal | undefined
   readonly resolve: (messages: DeliveredMessage[]) => void
   readonly reject: (error: SluiceError) => void
-  timer: NodeJS.Timeout | undefined
+  timer: Timer | undefined
   onAbort: (() => void) | undefined
   waitIsOver = false
   /** The caller has been told; what still comes is given back. */
@@ -41,13 +42,12 @@ class Pull implements PullSettings {
   }
 
   detach(): void {
-    clearTimeout(this.timer)
-    if (this.onAbort !== undefined) this.signal?.removeEventListener('abort', this.onAbort)
+    this.timer?.cancel()
+    if (this.onAbort !== undefined) removeAbortListener(this.signal, this.onAbort)
   }
 }
 
 const CREDIT = { messages: LIMITS.creditMessagesMax, bytes: LIMITS.creditBytesMax }
-const TIMER_MS_MAX = 0x7fff_ffff
 
 export class Puller implements Consumer, SubscriptionOwner, Starting {
   readonly #session: Session
@@ -75,9 +75,9 @@ export class Puller implements Consumer, SubscriptionOwner, Starting {
       const pull = new Pull(settings, resolve, reject)
       if (signal !== undefined) {
         pull.onAbort = () => this.#abandon(pull, aborted(signal, false))
-        signal.addEventListener('abort', pull.onAbort, { once: true })
+        addAbortListener(signal, pull.onAbort)
       }
-      pull.timer = setTimeout(() => this.#waited(pull), Math.min(waitMs, TIMER_MS_MAX))
+      pull.timer = new Timer(() => this.#waited(pull), waitMs)
       this.#waiting.push(pull)
       this.#serve()
     })
@@ -85,13 +85,13 @@ export class Puller implements Consumer, SubscriptionOwner, Starting {
 
   #waited(pull: Pull): void {
     pull.waitIsOver = true
-    pull.timer = setTimeout(
+    pull.timer = new Timer(
       () =>
         this.#abandon(
           pull,
           new SluiceError('TIMEOUT', `The pull from ${this.#queue} was not answered in time.`),
         ),
-      Math.min(pull.timeoutMs, TIMER_MS_MAX),
+      pull.timeoutMs,
     )
     if (pull === this.#current) this.#drain()
   }

@@ -3,6 +3,7 @@
  * be repeated are sent again when the connection was lost before the answer came.
  */
 import { decodeControl, encodeControl, OP, SluiceError } from '@sluice/protocol'
+import { addAbortListener, removeAbortListener } from './aborts.js'
 import type { Connection } from './connection.js'
 import { timeoutOf, type CallOptions } from './options.js'
 import { aborted } from './producer.js'
@@ -56,7 +57,7 @@ export class Requests {
         reject(aborted(signal!, sent))
       }
       const fail = (error: SluiceError): void => {
-        signal?.removeEventListener('abort', onAbort)
+        removeAbortListener(signal, onAbort)
         reject(error)
       }
       const request: Pending = {
@@ -69,7 +70,7 @@ export class Requests {
             deadlineMs,
             answered: (bytes, start, end) => {
               const result = answer.read(bytes, start, end)
-              signal?.removeEventListener('abort', onAbort)
+              removeAbortListener(signal, onAbort)
               resolve(result)
             },
             failed: (error) => {
@@ -80,7 +81,7 @@ export class Requests {
           })
         },
       }
-      signal?.addEventListener('abort', onAbort, { once: true })
+      if (signal !== undefined) addAbortListener(signal, onAbort)
       deadlines.arm(deadlineMs)
       if (connection === undefined || connection.stopping) this.#waiting.add(request)
       else request.send(connection)

@@ -1,6 +1,6 @@
 /** Which messages of a queue an operator means, and the walk over many of them, page by page and no faster than asked. */
-import { LIMITS, SluiceError, type DeathName } from '@sluice/protocol'
-import { setTimeout as sleep } from 'node:timers/promises'
+import { LIMITS, SluiceError, Timer, type DeathName } from '@sluice/protocol'
+import { addAbortListener, removeAbortListener } from './aborts.js'
 import { durationMs, type Duration } from './duration.js'
 import { onlyKnown, whole, type CallOptions } from './options.js'
 import { aborted } from './producer.js'
@@ -127,14 +127,20 @@ function pageOf(rate: number): number {
   return Math.min(LIMITS.pageMessagesMax, Math.max(1, Math.floor(rate / PACED_PAGES_A_SECOND)))
 }
 
-const SLEEP_MS_MAX = 0x7fff_ffff
-
-async function until(timeMs: number, signal: AbortSignal | undefined): Promise<void> {
-  for (let waitMs = timeMs - performance.now(); waitMs > 0; waitMs = timeMs - performance.now()) {
-    try {
-      await sleep(Math.min(waitMs, SLEEP_MS_MAX), undefined, signal === undefined ? {} : { signal })
-    } catch {
-      throw aborted(signal!, false)
+function until(timeMs: number, signal: AbortSignal | undefined): Promise<void> {
+  return new Promise((resolve, reject) => {
+    if (signal?.aborted === true) throw aborted(signal, false)
+    const onAbort = (): void => {
+      timer.cancel()
+      reject(aborted(signal!, false))
     }
-  }
+    const timer = new Timer(
+      () => {
+        removeAbortListener(signal, onAbort)
+        resolve()
+      },
+      Math.max(0, timeMs - performance.now()),
+    )
+    if (signal !== undefined) addAbortListener(signal, onAbort)
+  })
 }

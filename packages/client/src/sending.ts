@@ -3,6 +3,7 @@
  * each with a deadline and perhaps a signal, and is one frame that is kept byte for byte until the answer.
  */
 import type { Duplicates, SluiceError } from '@sluice/protocol'
+import { removeAbortListener } from './aborts.js'
 import type { Connection } from './connection.js'
 
 /** Where a confirmed message stands. */
@@ -78,7 +79,7 @@ export abstract class Sending {
 
   unwatch(): void {
     if (this.watches === undefined) return
-    for (const { signal, onAbort } of this.watches.values()) signal.removeEventListener('abort', onAbort)
+    for (const { signal, onAbort } of this.watches.values()) removeAbortListener(signal, onAbort)
     this.watches = undefined
   }
 

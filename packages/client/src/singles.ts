@@ -6,6 +6,7 @@
  * is done within a millisecond, the next burst is twice as long: one frame announces it.
  */
 import { OUTCOME } from '@sluice/protocol'
+import { Running } from './awaiting.js'
 import type { DeliveredMessage, HandlerContext } from './message.js'
 import type { ConsumeIntake } from './options.js'
 import type { Session, Subscription } from './subscription.js'
@@ -15,12 +16,13 @@ const BURST_MAX = 4096
 const BURST_MS = 1
 
 /** A place for one running handler; kept and used again, so that a message costs no closure. */
-class Place {
+class Place extends Running {
   message!: DeliveredMessage
   readonly done: () => void
   readonly failed: (error: unknown) => void
 
   constructor(worker: SingleWorker) {
+    super()
     this.done = () => worker.handled(this, true, undefined)
     this.failed = (error) => worker.handled(this, false, error)
   }
@@ -30,6 +32,7 @@ export type SingleHandler = (message: DeliveredMessage, context: HandlerContext)
 
 export class SingleWorker extends ConsumingWorker {
   readonly #handler: SingleHandler
+  readonly #places: Place[] = []
   readonly #free: Place[] = []
   #burst: number
   #burstBeganMs = 0
@@ -74,15 +77,26 @@ export class SingleWorker extends ConsumingWorker {
       message.finish(OUTCOME.ack)
       return
     }
-    const place = this.#free.pop() ?? new Place(this)
+    const place = this.#free.pop() ?? this.#newPlace()
     place.message = message
     this.running++
-    result.then(place.done, place.failed)
+    place.ended = result.then(place.done, place.failed)
+  }
+
+  #newPlace(): Place {
+    const place = new Place(this)
+    this.#places.push(place)
+    return place
+  }
+
+  protected handlers(): readonly Running[] {
+    return this.#places.filter(({ ended }) => ended !== undefined)
   }
 
   /** The handler in `place` has ended. */
   handled(place: Place, succeeded: boolean, error: unknown): void {
     const { message } = place
+    place.ended = undefined
     this.#free.push(place)
     this.running--
     if (succeeded) message.finish(OUTCOME.ack)

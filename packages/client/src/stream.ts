@@ -3,6 +3,7 @@
  * them is announced at once, as in the worker.
  */
 import type { SluiceError } from '@sluice/protocol'
+import { addAbortListener, removeAbortListener } from './aborts.js'
 import type { Connection } from './connection.js'
 import type { DeliveredMessage } from './message.js'
 import type { Intake } from './options.js'
@@ -52,7 +53,7 @@ export class MessageStream
     this.#forget = forget
     this.#onAbort = () => this.#end(aborted(signal!, false))
     if (signal?.aborted === true) this.#onAbort()
-    else signal?.addEventListener('abort', this.#onAbort, { once: true })
+    else if (signal !== undefined) addAbortListener(signal, this.#onAbort)
   }
 
   attach(connection: Connection): void {
@@ -164,7 +165,7 @@ export class MessageStream
   /** Stops; resolves when what was not yielded has been given back. */
   #end(error: SluiceError | undefined): void {
     if (this.#ending !== undefined) return
-    this.#signal?.removeEventListener('abort', this.#onAbort)
+    removeAbortListener(this.#signal, this.#onAbort)
     this.#forget(this)
     const waiters = this.#waiters
     this.#waiters = []

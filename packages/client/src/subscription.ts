@@ -684,6 +684,8 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   /** Ends the subscription; what is unsettled goes back to the queue. Resolves when the broker has done so. */
   unsubscribe(): Promise<void> {
     if (!this.live) return Promise.resolve()
+    // What was settled was settled before.
+    if (this.open) this.flushSettles()
     this.#die(leaseLost())
     // Before SUBSCRIBE_OK there is no id to name; it is left as soon as there is one.
     return this.open ? this.#leave() : Promise.resolve()

@@ -2,7 +2,8 @@
  * A consumer that calls a handler for what is delivered: its life from the first subscription to its close, over as
  * many connections as it takes. When which handler is called is the business of the kinds of workers that extend it.
  */
-import { OUTCOME, SluiceError } from '@sluice/protocol'
+import { OUTCOME, SluiceError, Timer } from '@sluice/protocol'
+import { excuseAwaiting, nextTurn, type Running } from './awaiting.js'
 import type { Connection } from './connection.js'
 import { parseDuration, type Duration } from './duration.js'
 import {
@@ -42,10 +43,10 @@ export interface Worker extends AsyncDisposable {
   readonly closed: Promise<void>
   /**
    * Takes no more messages, gives back those that no handler has begun with, waits for the handlers and until their
-   * outcomes are durable.
+   * outcomes are durable. A handler that awaits it is not waited for, and ends after it as any other does.
    *
    * @param options `timeout`: default the client's. When it passes, the handlers' signals are aborted and their
-   * messages go back to the queue.
+   * messages go back to the queue. 0: that happens at once, and is no error.
    * @throws SluiceError TIMEOUT
    */
   close(options?: { readonly timeout?: Duration }): Promise<void>
@@ -155,9 +156,16 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     this.#session.handlerFailed({ queue, offset, attempt, messages: messages.length, error })
   }
 
+  /** The handlers that are running. */
+  protected abstract handlers(): readonly Running[]
+
+  #isIdle(): boolean {
+    return this.running === 0 || this.handlers().every(({ isExcused }) => isExcused)
+  }
+
   /** A handler has ended. */
   protected tellIdle(): void {
-    if (this.running > 0 || this.#idleWaiters.length === 0) return
+    if (this.#idleWaiters.length === 0 || !this.#isIdle()) return
     const waiters = this.#idleWaiters
     this.#idleWaiters = []
     for (const resolve of waiters) resolve()
@@ -201,17 +209,35 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
       const timeoutMs =
         options.timeout === undefined ? this.#session.timeoutMs : parseDuration(options.timeout, 'timeout')
       this.#closing = this.#finished ? Promise.resolve() : this.#close(timeoutMs)
+      this.#closing.catch(() => {})
     }
-    return this.#closing
+    return this.#ending(this.#closing)
+  }
+
+  // In each call by itself: who awaits it shows only there.
+  async #ending(closing: Promise<void>): Promise<void> {
+    await nextTurn()
+    this.excuse()
+    await closing
+  }
+
+  /** Does not wait for the handlers that await the async function that calls this. */
+  excuse(): void {
+    excuseAwaiting(this.handlers())
+    this.tellIdle()
   }
 
   async #close(timeoutMs: number): Promise<void> {
-    let timer: NodeJS.Timeout | undefined
+    if (timeoutMs === 0) {
+      this.#giveUp(new SluiceError('CLOSED', `The worker of ${this.queue} was closed.`))
+      return
+    }
+    let timer: Timer | undefined
     const overdue = new Promise<boolean>((resolve) => {
-      timer = setTimeout(resolve, timeoutMs, false)
+      timer = new Timer(() => resolve(false), timeoutMs)
     })
     const inTime = await Promise.race([this.#drain(), overdue])
-    clearTimeout(timer)
+    timer?.cancel()
     if (inTime) {
       this.#finish(undefined)
       return
@@ -220,10 +246,14 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
       'TIMEOUT',
       `${this.running} handlers of ${this.queue} were still running after ${timeoutMs} ms; their messages go back.`,
     )
-    this.subscription?.abortHandlers(error)
+    this.#giveUp(error)
+    throw error
+  }
+
+  #giveUp(reason: SluiceError): void {
+    this.subscription?.abortHandlers(reason)
     void this.subscription?.unsubscribe()
     this.#finish(undefined)
-    throw error
   }
 
   async #drain(): Promise<true> {
@@ -233,9 +263,11 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
       await subscription.stop()
       this.giveBack(subscription)
     }
-    if (this.running > 0) await new Promise<void>((resolve) => this.#idleWaiters.push(resolve))
+    if (!this.#isIdle()) await new Promise<void>((resolve) => this.#idleWaiters.push(resolve))
     await subscription?.settled()
-    await subscription?.unsubscribe()
+    // A handler that awaits this has a message still.
+    if (this.running > 0) void subscription?.retire()
+    else await subscription?.unsubscribe()
     return true
   }
 

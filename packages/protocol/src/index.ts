@@ -1,4 +1,4 @@
-/** The wire protocol of Sluice, shared by broker and clients. It does no I/O. docs/PROTOCOL.md is its specification. */
+/** The wire protocol of Sluice, and what else broker and clients share. It does no I/O. docs/PROTOCOL.md is its specification. */
 export * from './batch.js'
 export * from './bytes.js'
 export * from './checksum.js'
@@ -14,4 +14,5 @@ export * from './opcodes.js'
 export * from './producing.js'
 export * from './queues.js'
 export * from './record.js'
+export * from './timer.js'
 export * from './units.js'

@@ -4,7 +4,7 @@
  */
 import { randomInt } from 'node:crypto'
 import { resolve } from 'node:path'
-import { MESSAGE_OVERHEAD_BYTES, SluiceError } from '@sluice/protocol'
+import { MESSAGE_OVERHEAD_BYTES, SluiceError, TIMER_PART_MS_MAX } from '@sluice/protocol'
 import { Broker, type BrokerStatus, type BrokerUsage } from './broker/broker.js'
 import type { Holder } from './broker/space.js'
 import { NodeDisk } from './log/disk.js'
@@ -154,7 +154,8 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
       armedFor = next
       clearTimeout(deadline)
       if (next === Infinity) return
-      const waitMs = Math.min(Math.max(0, next - clock.now()), 2 ** 31 - 1)
+      // After one part the clock is asked again: it may have been set meanwhile.
+      const waitMs = Math.min(Math.max(0, next - clock.now()), TIMER_PART_MS_MAX)
       deadline = setTimeout(() => {
         armedFor = Infinity
         broker.tick()

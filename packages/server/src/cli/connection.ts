@@ -43,7 +43,6 @@ async function dial({ url, timeout }: GlobalOptions, label: string): Promise<Slu
     })
     let isLost = false
     sluice.on('disconnected', ({ error }) => {
-      if (error.code === 'CLOSED') return
       isLost = true
       notice(`${error.message} Connecting again.`)
     })

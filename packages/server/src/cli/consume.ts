@@ -3,7 +3,7 @@
  * to its place, whether the command is interrupted or the reader of stdout goes away.
  */
 import type { Message, Sluice } from '@sluice/client'
-import { LIMITS, SluiceError, queueName } from '@sluice/protocol'
+import { LIMITS, SluiceError, Timer, queueName } from '@sluice/protocol'
 import { bodyFields, plain } from './body.js'
 import { command } from './command.js'
 import { withBroker } from './connection.js'
@@ -94,7 +94,7 @@ async function consumeAll(sluice: Sluice, wishes: Wishes): Promise<void> {
     notice(`Messages of ${queue} as they come; Ctrl-C ends.`)
   }
   const printer = new Printer(end, ack)
-  let idle: NodeJS.Timeout | undefined
+  let idle: Timer | undefined
   let isOverdue = false
   let taken = 0
   let unreadable = 0
@@ -106,7 +106,7 @@ async function consumeAll(sluice: Sluice, wishes: Wishes): Promise<void> {
       })
     }
     for await (const message of stream) {
-      idle?.refresh()
+      idle?.restart()
       const text = rendered(message, json)
       if (text === undefined) {
         unreadable++
@@ -122,7 +122,7 @@ async function consumeAll(sluice: Sluice, wishes: Wishes): Promise<void> {
       }
     }
   } finally {
-    clearTimeout(idle)
+    idle?.cancel()
     await printer.done()
     forget()
   }
@@ -146,7 +146,6 @@ async function consumeAll(sluice: Sluice, wishes: Wishes): Promise<void> {
 
 /** A message that is ready may take so long to arrive. */
 const WAIT_MS_MIN = 100
-const TIMER_MS_MAX = 2 ** 31 - 1
 
 /**
  * Runs from when the broker has taken the subscription, because requests are answered in their order; not while
@@ -158,14 +157,14 @@ async function idleTimer(
   waitMs: number,
   printer: Printer,
   end: () => void,
-): Promise<NodeJS.Timeout> {
+): Promise<Timer> {
   await sluice.queues.get(queue)
-  const timer = setTimeout(
+  const timer = new Timer(
     () => {
-      if (printer.isBusy) timer.refresh()
+      if (printer.isBusy) timer.restart()
       else end()
     },
-    Math.min(Math.max(waitMs, WAIT_MS_MIN), TIMER_MS_MAX),
+    Math.max(waitMs, WAIT_MS_MIN),
   )
   return timer
 }

@@ -1,0 +1,53 @@
+/**
+ * A timer of any length, for broker and clients. `setTimeout` fires after 1 ms when asked for more than 24.8 days, and
+ * durations go up to 100 years: a longer wait is divided into parts.
+ */
+
+/** The longest wait that `setTimeout` keeps. */
+export const TIMER_PART_MS_MAX = 0x7fff_ffff
+
+export class Timer {
+  readonly #fire: () => void
+  readonly #waitMs: number
+  #dueMs = 0
+  #handle: NodeJS.Timeout | undefined
+  #keepsAlive = true
+
+  /** Calls `fire` once, `waitMs` from now; never when that is Infinity. */
+  constructor(fire: () => void, waitMs: number) {
+    this.#fire = fire
+    this.#waitMs = waitMs
+    this.restart()
+  }
+
+  /** Waits its whole length again, also after it fired. */
+  restart(): void {
+    this.#dueMs = performance.now() + this.#waitMs
+    this.#arm(this.#waitMs)
+  }
+
+  #arm(leftMs: number): void {
+    clearTimeout(this.#handle)
+    this.#handle = setTimeout(this.#passed, Math.min(leftMs, TIMER_PART_MS_MAX))
+    if (!this.#keepsAlive) this.#handle.unref()
+  }
+
+  // Of a wait in one part `setTimeout` is the judge: its clock and this one differ by fractions of a millisecond.
+  readonly #passed = (): void => {
+    const leftMs = this.#waitMs <= TIMER_PART_MS_MAX ? 0 : this.#dueMs - performance.now()
+    if (leftMs > 0) this.#arm(leftMs)
+    else this.#fire()
+  }
+
+  /** It does not keep the process alive. */
+  unref(): this {
+    this.#keepsAlive = false
+    this.#handle?.unref()
+    return this
+  }
+
+  /** It never fires, unless it is restarted. */
+  cancel(): void {
+    clearTimeout(this.#handle)
+  }
+}
