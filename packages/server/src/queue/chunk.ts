@@ -87,6 +87,8 @@ export class Chunk {
   /** Volatile: neighbours in the line of a key, by offset; set where `keys` is. */
   nexts: Links | undefined
   previous: Links | undefined
+  /** Volatile: among those that the line keeps because they came back behind the oldest that it looks for. */
+  behind: Uint32Array | undefined
   /** Volatile: handed out at least once since the broker started. */
   seen: Uint32Array | undefined
 

@@ -56,8 +56,13 @@ export class Line {
   readonly #keys: Keys
   readonly #keyLines: KeyLines
   readonly #cursors = new Float64Array(PRIORITIES)
-  /** No message below this, by priority, stands in the line in whatever way. */
+  /**
+   * By priority: each message below this offset that is in the line is in `#behind`, too. It never moves back, so that
+   * a search for the oldest message passes each message once.
+   */
   readonly #oldest = new Float64Array(PRIORITIES)
+  /** By priority: messages that came back below `#oldest`, by offset; some have left the line again. */
+  readonly #behind: (TimeQueue | undefined)[] = []
   readonly #plainCounts = new Float64Array(PRIORITIES)
   readonly #due: (TimeQueue | undefined)[] = []
   readonly #schedule: Schedule
@@ -270,7 +275,7 @@ export class Line {
     const index = offset - chunk.base
     const priority = chunk.priorityAt(index)
     this.#mark(chunk, index)
-    this.#stands(priority, offset)
+    this.#stands(priority, chunk, index)
     if (sinceMs === -1) {
       removeBits(chunk.out!, index, index + 1)
       if (offset < this.#cursors[priority]!) this.#cursors[priority] = offset
@@ -301,7 +306,7 @@ export class Line {
 
   /** A message that stands nowhere takes its place at `dueMs`, which is in its chunk already. */
   enter(chunk: Chunk, index: number, dueMs: number, nowMs: number): void {
-    this.#stands(chunk.priorityAt(index), chunk.base + index)
+    this.#stands(chunk.priorityAt(index), chunk, index)
     const slot = chunk.keyAt(index)
     if (dueMs <= nowMs) {
       takeOut(chunk, index, index + 1)
@@ -584,32 +589,37 @@ export class Line {
 
   // --- what is dropped first ---
 
-  #stands(priority: number, offset: number): void {
-    if (offset < this.#oldest[priority]!) this.#oldest[priority] = offset
+  // The message is in the line again.
+  #stands(priority: number, chunk: Chunk, index: number): void {
+    if (chunk.base + index >= this.#oldest[priority]!) return
+    chunk.behind ??= new Uint32Array(CHUNK_WORDS)
+    if (addBits(chunk.behind, index, index + 1) === 0) return
+    const behind = (this.#behind[priority] ??= new TimeQueue())
+    behind.push(0, chunk.base + index)
   }
 
   #oldestOf(priority: number): number {
+    const behind = this.#behind[priority]
+    for (; behind !== undefined && behind.size > 0; behind.pop()) {
+      const offset = behind.firstOffset
+      const chunk = this.#chunks.at(offset)
+      if (chunk === undefined) continue
+      const index = offset - chunk.base
+      if (!chunk.isGone(index) && this.stands(chunk, index)) return offset
+      removeBits(chunk.behind!, index, index + 1)
+    }
     let offset = Math.max(this.#oldest[priority]!, this.#chunks.firstOffset)
-    let isFirst = true
     for (; offset < this.#end; offset = Math.min(chunkEndAfter(offset), this.#end)) {
       const chunk = this.#chunks.at(offset)
       if (chunk === undefined || ((chunk.priorityMask >>> priority) & 1) === 0) continue
       for (let index = offset - chunk.base; index < chunk.count; index++) {
         index = firstOutside(chunk.gone, undefined, index, chunk.count)
         if (index === chunk.count) break
-        if (chunk.priorityAt(index) !== priority) continue
-        if (this.stands(chunk, index)) {
-          if (isFirst) this.#oldest[priority] = chunk.base + index
-          return chunk.base + index
-        }
-        // What is leased can come back here by itself; it stays in sight of the cursor.
-        if (isFirst && !chunk.isDead(index)) {
-          this.#oldest[priority] = chunk.base + index
-          isFirst = false
-        }
+        if (chunk.priorityAt(index) !== priority || !this.stands(chunk, index)) continue
+        return (this.#oldest[priority] = chunk.base + index)
       }
     }
-    if (isFirst) this.#oldest[priority] = this.#end
+    this.#oldest[priority] = this.#end
     return -1
   }
 

@@ -1,8 +1,8 @@
 import { QUEUE_OPTION_DEFAULTS, type QueueOptions } from '@sluice/protocol'
 import fc from 'fast-check'
-import { describe, expect, it } from 'vitest'
+import { describe, expect, it, vi } from 'vitest'
 import { Arrivals } from './arrivals.js'
-import { DEATH, type Traits } from './chunk.js'
+import { Chunk, DEATH, type Traits } from './chunk.js'
 import type { Run } from './line.js'
 import { decodeChunkPage, encodeChunkPage } from './pages.js'
 import { Queue, type LogUse, type QueueDefinition } from './queue.js'
@@ -70,6 +70,11 @@ const newRun = (): Run => ({
   durable: false,
 })
 
+// A call of `expect` takes longer than all else that is done for a message.
+function same(actual: unknown, expected: unknown): void {
+  if (actual !== expected) expect(actual).toBe(expected)
+}
+
 /** Who comes first: by priority, then by eligible since, then by offset. */
 function isBefore(a: Message, b: Message): boolean {
   if (a.priority !== b.priority) return a.priority > b.priority
@@ -125,6 +130,8 @@ type Step =
       readonly delay: number
     }
   | { readonly kind: 'ackMany'; readonly count: number }
+  | { readonly kind: 'drop'; readonly count: number }
+  | { readonly kind: 'thin'; readonly every: number; readonly how: 'retry' | 'release' | 'dead' | 'keep' }
   | { readonly kind: 'advance'; readonly ms: number }
   | { readonly kind: 'purge' }
   | { readonly kind: 'restart' }
@@ -168,6 +175,18 @@ const steps: fc.Arbitrary<Step[]> = fc.array(
       weight: 3,
       arbitrary: fc.record({ kind: fc.constant('advance' as const), ms: fc.integer({ min: 0, max: 60 }) }),
     },
+    {
+      weight: 2,
+      arbitrary: fc.record({ kind: fc.constant('drop' as const), count: fc.integer({ min: 1, max: 40 }) }),
+    },
+    {
+      weight: 2,
+      arbitrary: fc.record({
+        kind: fc.constant('thin' as const),
+        every: fc.integer({ min: 2, max: 1_100 }),
+        how: fc.constantFrom('retry' as const, 'release' as const, 'dead' as const, 'keep' as const),
+      }),
+    },
     { weight: 1, arbitrary: fc.constant({ kind: 'purge' as const }) },
     { weight: 1, arbitrary: fc.constant({ kind: 'restart' as const }) },
   ),
@@ -181,6 +200,7 @@ class Pair {
   readonly model = new Model()
   readonly leased: { message: Message; since: number }[] = []
   dispatched = 0
+  dropped = 0
   #position = 0
 
   constructor() {
@@ -211,6 +231,8 @@ class Pair {
     } else if (step.kind === 'lease') this.#lease(step.max, step.take)
     else if (step.kind === 'settle') this.#settle(step.how, step.pick, step.delay)
     else if (step.kind === 'ackMany') this.#ackMany(step.count)
+    else if (step.kind === 'drop') this.#drop(step.count)
+    else if (step.kind === 'thin') this.#thin(step.every, step.how)
     else if (step.kind === 'advance') {
       model.advance(step.ms)
       queue.advance(model.now)
@@ -222,27 +244,29 @@ class Pair {
     } else this.#restart()
   }
 
-  #lease(max: number, take: number): void {
+  // `next` is what the model expects; it is asked again after each message.
+  #lease(max: number, take: number, next = (): Message | undefined => this.model.next()): boolean {
     const run = newRun()
     if (!this.queue.nextRun(max, this.model.now, run)) {
-      expect(this.model.next()).toBeUndefined()
-      return
+      expect(next()).toBeUndefined()
+      return false
     }
     expect(run.count).toBeGreaterThan(0)
     expect(run.count).toBeLessThanOrEqual(max)
     const count = Math.min(run.count, take)
     for (let i = 0; i < count; i++) {
-      const message = this.model.next()
-      expect(message?.offset).toBe(run.offset + i)
-      expect(run.batchPosition).toBe(message!.position)
-      expect(run.attempt).toBe(message!.attempts + 1)
-      expect(run.redelivered).toBe(message!.delivered)
+      const message = next()
+      same(message?.offset, run.offset + i)
+      same(run.batchPosition, message!.position)
+      same(run.attempt, message!.attempts + 1)
+      same(run.redelivered, message!.delivered)
       message!.state = 'leased'
       message!.delivered = true
       this.leased.push({ message: message!, since: run.sinceMs })
       this.dispatched++
     }
     this.queue.lease(run, count, this.model.now, '')
+    return true
   }
 
   #settle(how: 'ack' | 'retry' | 'release' | 'dead', pick: number, delay: number): void {
@@ -281,6 +305,50 @@ class Pair {
     while (count < most && this.leased[count]?.message.offset === first.message.offset + count) count++
     for (const { message } of this.leased.splice(0, count)) message.state = 'gone'
     this.queue.ack(first.message.offset, count, this.model.now)
+  }
+
+  // The oldest of the lowest priority make room for new ones.
+  #drop(count: number): void {
+    const { queue, model } = this
+    queue.settleTime(model.now)
+    model.sweep()
+    const maxMessages = Math.max(1, queue.live - queue.deadCount - count + 1)
+    queue.applyOptions({ ...queue.options, maxMessages, overflow: 'drop-oldest' }, model.now)
+    queue.makeRoom({ duplicates: undefined, messages: 1, bytes: 0 }, model.now)
+    const waiting = model.messages.filter(({ state }) => state === 'ready' || state === 'scheduled')
+    waiting.sort((a, b) => a.priority - b.priority || a.offset - b.offset)
+    for (const message of waiting.slice(0, count)) {
+      expect(queue.stateOf(message.offset)).toBeUndefined()
+      message.state = 'gone'
+      this.dropped++
+    }
+    const next = waiting[count]
+    if (next !== undefined) expect(queue.stateOf(next.offset)).toBe(next.state)
+  }
+
+  // All that is ready is delivered and done, but each message of some.
+  #thin(every: number, how: 'retry' | 'release' | 'dead' | 'keep'): void {
+    const ready = this.model.messages.filter(
+      (message) => message.state === 'ready' && !this.model.isExpired(message),
+    )
+    ready.sort((a, b) => (isBefore(a, b) ? -1 : 1))
+    let taken = 0
+    const next = (): Message | undefined => {
+      while (ready[taken]?.state === 'leased') taken++
+      return ready[taken]
+    }
+    while (this.#lease(1_024, 1_024, next));
+    const others = this.leased.splice(0)
+    for (const one of others) {
+      if (one.message.offset % every !== 0) {
+        this.leased.push(one)
+        this.#settle('ack', this.leased.length - 1, 0)
+      } else if (how === 'keep') this.leased.push(one)
+      else {
+        this.leased.push(one)
+        this.#settle(how, this.leased.length - 1, 50)
+      }
+    }
   }
 
   // All that is volatile is lost: the queue is built anew from its pages, as recovery does it.
@@ -333,6 +401,7 @@ class Pair {
 describe('queue against a plain model', () => {
   it('hands out, takes back and counts as the model does', () => {
     let dispatched = 0
+    let dropped = 0
     let stepsRun = 0
     fc.assert(
       fc.property(steps, (list) => {
@@ -343,11 +412,13 @@ describe('queue against a plain model', () => {
         }
         pair.check()
         dispatched += pair.dispatched
+        dropped += pair.dropped
       }),
       { numRuns: 500 },
     )
     expect(stepsRun).toBeGreaterThan(5_000)
     expect(dispatched).toBeGreaterThan(20_000)
+    expect(dropped).toBeGreaterThan(5_000)
   })
 
   it('drains in order what is left after any history', () => {
@@ -441,6 +512,39 @@ describe('queue', () => {
     queue.retry(4, 1, 1, '')
     queue.nextRun(10, 1, run)
     expect([run.offset, run.alone]).toEqual([4, false])
+  })
+
+  it('finds what to drop without passing over the queue again while others of lower priorities are leased', () => {
+    const options = { maxMessages: 5_000, overflow: 'drop-oldest' } as const
+    const queue = new Queue(1, definition(options), new Use(), new Arrivals(4))
+    queue.open(1)
+    const run = newRun()
+    const publish = (count: number, priority: number): void => {
+      queue.makeRoom({ duplicates: undefined, messages: count, bytes: 0 }, 1)
+      queue.append(queue.next, count, 512, 1, count * 100, {
+        ...traitsOf(1, count, 1),
+        priorities: new Uint8Array(count).fill(priority),
+        dues: new Float64Array(count),
+        expiries: new Float64Array(count),
+      })
+    }
+    for (const priority of [0, 1, 2]) {
+      publish(1, priority)
+      queue.nextRun(1, 1, run)
+      queue.lease(run, 1, 1, '')
+    }
+    publish(4_997, 5)
+    const looks = vi.spyOn(Chunk.prototype, 'priorityAt')
+    for (let i = 0; i < 2_000; i++) publish(1, 5)
+    // Each message is looked at once for each priority, wherever the search begins.
+    expect(looks.mock.calls.length).toBeLessThan(32 * 7_000)
+    looks.mockRestore()
+    expect(queue.counts.dropped).toBe(2_000)
+    // What comes back is the next to go, the lowest priority first.
+    queue.release(2, -1, 1)
+    queue.release(0, -1, 1)
+    publish(2, 5)
+    expect([0, 1, 2].map((offset) => queue.stateOf(offset))).toEqual([undefined, 'leased', undefined])
   })
 
   it('keeps a chunk that begins in its middle', () => {
