@@ -87,6 +87,9 @@ export class Chunk {
   /** Volatile: neighbours in the line of a key, by offset; set where `keys` is. */
   nexts: Links | undefined
   previous: Links | undefined
+  /** Volatile: neighbours in the list of pending messages that have one id, by offset. */
+  #nextsLike: Links | undefined
+  #previousLike: Links | undefined
   /** Volatile: among those that the line keeps because they came back behind the oldest that it looks for. */
   behind: Uint32Array | undefined
   /** Volatile: handed out at least once since the broker started. */
@@ -198,6 +201,28 @@ export class Chunk {
   setId(index: number, words: Uint32Array, at: number): void {
     this.ids ??= new Uint32Array(CHUNK_MESSAGES * ID_WORDS)
     for (let word = 0; word < ID_WORDS; word++) this.ids[index * ID_WORDS + word] = words[at + word]!
+  }
+
+  /** The next pending message with the same id; -1: none. */
+  nextLike(index: number): number {
+    return this.#nextsLike === undefined ? -1 : this.#nextsLike.get(index)
+  }
+
+  /** The one before it, or from the first the last; -1: none. */
+  previousLike(index: number): number {
+    return this.#previousLike === undefined ? -1 : this.#previousLike.get(index)
+  }
+
+  setNextLike(index: number, offset: number): void {
+    if (this.#nextsLike === undefined && offset === -1) return
+    this.#nextsLike ??= new Links(this.base, CHUNK_MESSAGES)
+    this.#nextsLike.set(index, offset)
+  }
+
+  setPreviousLike(index: number, offset: number): void {
+    if (this.#previousLike === undefined && offset === -1) return
+    this.#previousLike ??= new Links(this.base, CHUNK_MESSAGES)
+    this.#previousLike.set(index, offset)
   }
 
   setPriority(index: number, priority: number): void {

@@ -5,6 +5,9 @@
  * It grows by one segment at a time (linear hashing; Litwin, 1980): a table that doubles needs three times its room for
  * a moment, and one of eight million took 1.4 s to move, in which a broker does nothing else.
  *
+ * No two refs have one hash: to find a place among n of them would take n steps. Who has several things with one hash
+ * puts in the first and links the others to it.
+ *
  * Invariants: a ref stands in the segment that its hash names; there, from its home place to it no place is empty.
  */
 const PLACES_MIN = 16
@@ -43,30 +46,17 @@ export abstract class HashIndex {
     }
   }
 
-  /** Of the refs with this hash, and that `isMeant`, the lowest; -1 if there is none. */
-  protected lowest(
-    h0: number,
-    h1: number,
-    h2: number,
-    h3: number,
-    isMeant?: (ref: number) => boolean,
-  ): number {
-    const refs = this.#segments[this.#segmentOf(h0)]!
+  /** Puts `other`, which has the same hash, where `ref` is. */
+  protected replace(ref: number, other: number): void {
+    const word = this.wordOf(ref)
+    const refs = this.#segments[this.#segmentOf(word)]!
     const mask = refs.length - 1
-    let lowest = EMPTY
-    for (let place = h0 & mask; ; place = (place + 1) & mask) {
-      const ref = refs[place]!
-      if (ref === EMPTY) return lowest
-      if (
-        (lowest === EMPTY || ref < lowest) &&
-        this.isHashOf(ref, h0, h1, h2, h3) &&
-        isMeant?.(ref) !== false
-      )
-        lowest = ref
-    }
+    let place = word & mask
+    while (refs[place] !== ref) place = (place + 1) & mask
+    refs[place] = other
   }
 
-  /** Puts in a ref that is not there yet. */
+  /** Puts in a ref that is not there yet, and neither is one with its hash. */
   protected enter(ref: number): void {
     this.size++
     // Segments that were split are half as full as those that were not: more than 3/4 is rare.
@@ -111,7 +101,7 @@ export abstract class HashIndex {
   #put(ref: number): void {
     const word = this.wordOf(ref)
     const segment = this.#segmentOf(word)
-    // Many with one hash, as messages that have the same id.
+    // One place stays empty, however the hashes fall.
     if (++this.#counts[segment]! * 8 > this.#segments[segment]!.length * 7)
       this.#refill(segment, this.#segments[segment]!.length * 2)
     putInto(this.#segments[segment]!, ref, word)

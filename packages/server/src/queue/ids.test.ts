@@ -1,9 +1,10 @@
 import { QUEUE_OPTION_DEFAULTS } from '@sluice/protocol'
 import fc from 'fast-check'
-import { describe, expect, it } from 'vitest'
+import { describe, expect, it, vi } from 'vitest'
+import { Chunks } from './chunks.js'
 import { ID_WORDS } from './hash.js'
 import { HashIndex } from './hash-index.js'
-import { IdWindow } from './ids.js'
+import { IdWindow, PendingIds } from './ids.js'
 import { Keys, NONE } from './keys.js'
 
 /** A hash that collides often in its first word, as a bad day would have it. */
@@ -46,17 +47,6 @@ class Spread extends HashIndex {
   }
   drop(ref: number): void {
     this.remove(ref)
-  }
-}
-
-/** Of every two things one has the hash of all the others. */
-class Same extends Spread {
-  protected override wordOf(ref: number): number {
-    return ref % 2 === 0 ? 5 : super.wordOf(ref)
-  }
-  /** The lowest with the hash of `ref`, or of those that share one for -1. */
-  lowestOf(ref: number): number {
-    return this.lowest(ref === -1 ? 5 : this.wordOf(ref), 0, 0, 0)
   }
 }
 
@@ -119,22 +109,75 @@ describe('HashIndex', () => {
     expect(index.size).toBe(0)
     expect(index.places).toBeLessThanOrEqual(16)
   })
+})
 
-  it('holds any number of things that have one hash, beside others', () => {
-    const index = new Same()
-    for (let ref = 0; ref < 20_000; ref++) index.put(ref)
-    expect(index.lowestOf(3)).toBe(3)
-    expect(index.lowestOf(-1)).toBe(0)
-    // Those that share a hash go last, then others come: the segment that had become long is split like any.
-    for (let ref = 1; ref < 20_000; ref += 2) index.drop(ref)
-    for (let ref = 0; ref < 12_000; ref += 2) index.drop(ref)
-    expect(index.size).toBe(4_000)
-    for (let ref = 0; ref < 12_000; ref += 2) index.put(ref + 20_001)
-    expect(index.places).toBeLessThan(60_000)
-    for (let ref = 12_000; ref < 20_000; ref += 2) index.drop(ref)
-    for (let ref = 0; ref < 12_000; ref += 2) index.drop(ref + 20_001)
-    expect(index.size).toBe(0)
-    expect(index.places).toBeLessThanOrEqual(16)
+describe('PendingIds', () => {
+  type Step = 'add' | 'done' | 'first' | 'again'
+  const steps = fc.array(
+    fc.record({
+      how: fc.constantFrom<Step>('add', 'add', 'add', 'done', 'first', 'again'),
+      pick: fc.nat(),
+      id: fc.nat(3),
+    }),
+    { minLength: 100, maxLength: 400 },
+  )
+
+  it('finds of several with one id the one that became pending first, whichever come and go', () => {
+    let compared = 0
+    fc.assert(
+      fc.property(steps, (list) => {
+        const chunks = new Chunks()
+        const pending = new PendingIds(chunks)
+        const lists = new Map<number, number[]>()
+        const gone: { readonly id: number; readonly offset: number }[] = []
+        let next = 1_000
+        for (const { how, pick, id } of list) {
+          const others = lists.get(id) ?? []
+          lists.set(id, others)
+          if (how === 'add') {
+            // Some far apart.
+            const offset = (next += pick % 7 === 0 ? 3_000 : 1)
+            chunks.toFill(offset).setId(offset % 1_024, words(id), 0)
+            pending.add(offset)
+            others.push(offset)
+          } else if (how === 'again') {
+            const [back] = gone.splice(pick % Math.max(1, gone.length), 1)
+            if (back === undefined) continue
+            pending.add(back.offset)
+            lists.get(back.id)!.push(back.offset)
+          } else if (others.length > 0) {
+            const [offset] = others.splice(how === 'first' ? 0 : pick % others.length, 1)
+            pending.done(offset!)
+            gone.push({ id, offset: offset! })
+          }
+          for (const [each, offsets] of lists) {
+            const isMeant = (offset: number): boolean => offset % 2 === 0
+            const found = [pending.find(words(each), 0), pending.find(words(each), 0, isMeant)]
+            const expected = [offsets[0] ?? -1, offsets.find(isMeant) ?? -1]
+            if (found.join() !== expected.join()) expect(found).toEqual(expected)
+            compared++
+          }
+          expect(pending.count).toBe([...lists.values()].filter(({ length }) => length > 0).length)
+        }
+      }),
+      { numRuns: 60 },
+    )
+    expect(compared).toBeGreaterThan(20_000)
+  })
+
+  it('takes a few steps for each message, however many have one id', () => {
+    const COUNT = 20_000
+    const chunks = new Chunks()
+    const pending = new PendingIds(chunks)
+    for (let offset = 0; offset < COUNT; offset++) chunks.toFill(offset).setId(offset % 1_024, words(1), 0)
+    const looks = vi.spyOn(chunks, 'at')
+    for (let offset = 0; offset < COUNT; offset++) pending.add(offset)
+    expect(pending.count).toBe(1)
+    // In another order than they came.
+    for (let step = 0; step < COUNT; step++) pending.done((step * 7_919) % COUNT)
+    expect(pending.count).toBe(0)
+    expect(pending.places).toBeLessThanOrEqual(16)
+    expect(looks.mock.calls.length).toBeLessThan(40 * COUNT)
   })
 })
 

@@ -204,12 +204,12 @@ export class IdWindow extends HashIndex {
 }
 
 /**
- * Ids of messages that are not done. The hashes stand in the chunks of their messages. Several messages can have one
- * id, where it counts for a time that is over, or where one of them came from another queue.
+ * Ids of messages that are not done. The hashes are in the chunks of their messages. Several messages can have one id,
+ * where it counts for a time that is over, or not at all, or where one of them came from another queue: they form a
+ * list, in the order in which they became pending, of which the index holds the first. Lists are doubly linked through
+ * the chunks, as lines of keys are; the first has the last before it.
  */
 export class PendingIds extends HashIndex {
-  /** Different ids. */
-  count = 0
   readonly #chunks: Chunks
 
   constructor(chunks: Chunks) {
@@ -229,27 +229,82 @@ export class PendingIds extends HashIndex {
     return words[at] === h0 && words[at + 1] === h1 && words[at + 2] === h2 && words[at + 3] === h3
   }
 
-  /** Offset of the oldest message with this id that `isMeant`, -1 if there is none. */
-  find(words: Uint32Array, at: number, isMeant?: (offset: number) => boolean): number {
-    return this.lowest(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!, isMeant)
+  /** Different ids. */
+  get count(): number {
+    return this.size
   }
 
-  /** The message at `offset`, whose id stands in its chunk, is pending. */
+  /** Offset of the message with this id that became pending first, of those that `isMeant`; -1 if there is none. */
+  find(words: Uint32Array, at: number, isMeant?: (offset: number) => boolean): number {
+    let offset = this.lookUp(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!)
+    if (isMeant !== undefined) while (offset !== NONE && !isMeant(offset)) offset = this.#next(offset)
+    return offset
+  }
+
+  /** The message at `offset`, whose id is in its chunk, is pending. */
   add(offset: number): void {
-    if (this.#findOf(offset) === NONE) this.count++
-    this.enter(offset)
+    const first = this.#firstLike(offset)
+    if (first === NONE) {
+      this.enter(offset)
+      return
+    }
+    const last = this.#lastOf(first)
+    this.#setNext(last, offset)
+    this.#setPrevious(offset, last)
+    this.#setPrevious(first, offset)
   }
 
   /** The message at `offset`, which was pending, is done; it is still in its chunk. */
   done(offset: number): void {
-    this.remove(offset)
-    if (this.#findOf(offset) === NONE) this.count--
+    const first = this.#firstLike(offset)
+    const next = this.#next(offset)
+    if (offset === first) {
+      if (next === NONE) {
+        this.remove(offset)
+        return
+      }
+      const last = this.#lastOf(first)
+      this.replace(offset, next)
+      this.#setPrevious(next, last === next ? NONE : last)
+    } else {
+      const previous = this.#previous(offset)
+      this.#setNext(previous, next)
+      if (next !== NONE) this.#setPrevious(next, previous)
+      else this.#setPrevious(first, previous === first ? NONE : previous)
+    }
+    this.#setNext(offset, NONE)
+    this.#setPrevious(offset, NONE)
   }
 
-  #findOf(offset: number): number {
+  #firstLike(offset: number): number {
     const chunk = this.#chunks.at(offset)!
     const words = chunk.ids!
     const at = (offset - chunk.base) * ID_WORDS
     return this.lookUp(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!)
+  }
+
+  #lastOf(first: number): number {
+    const last = this.#previous(first)
+    return last === NONE ? first : last
+  }
+
+  #next(offset: number): number {
+    const chunk = this.#chunks.at(offset)!
+    return chunk.nextLike(offset - chunk.base)
+  }
+
+  #previous(offset: number): number {
+    const chunk = this.#chunks.at(offset)!
+    return chunk.previousLike(offset - chunk.base)
+  }
+
+  #setNext(offset: number, next: number): void {
+    const chunk = this.#chunks.at(offset)!
+    chunk.setNextLike(offset - chunk.base, next)
+  }
+
+  #setPrevious(offset: number, previous: number): void {
+    const chunk = this.#chunks.at(offset)!
+    chunk.setPreviousLike(offset - chunk.base, previous)
   }
 }

@@ -599,15 +599,8 @@ export class Line {
   }
 
   #oldestOf(priority: number): number {
-    const behind = this.#behind[priority]
-    for (; behind !== undefined && behind.size > 0; behind.pop()) {
-      const offset = behind.firstOffset
-      const chunk = this.#chunks.at(offset)
-      if (chunk === undefined) continue
-      const index = offset - chunk.base
-      if (!chunk.isGone(index) && this.stands(chunk, index)) return offset
-      removeBits(chunk.behind!, index, index + 1)
-    }
+    const first = this.#oldestBehind(this.#behind[priority])
+    if (first !== -1) return first
     let offset = Math.max(this.#oldest[priority]!, this.#chunks.firstOffset)
     for (; offset < this.#end; offset = Math.min(chunkEndAfter(offset), this.#end)) {
       const chunk = this.#chunks.at(offset)
@@ -620,6 +613,20 @@ export class Line {
       }
     }
     this.#oldest[priority] = this.#end
+    return -1
+  }
+
+  #oldestBehind(behind: TimeQueue | undefined): number {
+    if (behind === undefined) return -1
+    for (; behind.size > 0; behind.pop()) {
+      const offset = behind.firstOffset
+      const chunk = this.#chunks.at(offset)
+      if (chunk === undefined) continue
+      const index = offset - chunk.base
+      if (!chunk.isGone(index) && this.stands(chunk, index)) return offset
+      // Should it come back, it is put in again.
+      removeBits(chunk.behind!, index, index + 1)
+    }
     return -1
   }
 

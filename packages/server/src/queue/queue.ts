@@ -801,29 +801,30 @@ export class Queue implements Arriving {
     const isPending = unique === 'pending'
     const stays = (offset: number): boolean => !freed.offsets.has(offset)
     let duplicates: Map<number, number> | undefined
-    // Ids of this batch, for finding those that come twice in it.
-    const fresh = new Map<string, number>()
+    // Ids of this batch and what each is a duplicate of: each is looked up once, however often it comes.
+    const firsts = new Map<string, number>()
+    let fresh = 0
     for (let index = 0; index < count; index++) {
       const at = index * ID_WORDS
       if (!isId(traits.ids, at)) continue
-      let first = isPending ? this.#pending.find(traits.ids, at, stays) : this.ids.find(traits.ids, at)
-      if (first === -1) {
-        const id = traits.ids.subarray(at, at + ID_WORDS).join()
-        const other = fresh.get(id)
-        if (other === undefined) {
-          fresh.set(id, index)
+      const id = traits.ids.subarray(at, at + ID_WORDS).join()
+      let first = firsts.get(id)
+      if (first === undefined) {
+        first = isPending ? this.#pending.find(traits.ids, at, stays) : this.ids.find(traits.ids, at)
+        firsts.set(id, first === -1 ? this.next + index : first)
+        if (first === -1) {
+          fresh++
           continue
         }
-        first = this.next + other
       }
       duplicates ??= new Map()
       duplicates.set(index, first)
     }
     const known = isPending ? this.#pending.count - this.#idsOf(freed) : this.ids.count
-    if (fresh.size > 0 && known + fresh.size > dedupMaxIds) {
+    if (fresh > 0 && known + fresh > dedupMaxIds) {
       throw new SluiceError(
         'DEDUP_FULL',
-        `The queue ${this.name} remembers ${known} ids, and ${fresh.size} more came; it remembers at most ${dedupMaxIds}.`,
+        `The queue ${this.name} remembers ${known} ids, and ${fresh} more came; it remembers at most ${dedupMaxIds}.`,
         { retryAfterMs: 1_000 },
       )
     }
@@ -838,10 +839,11 @@ export class Queue implements Arriving {
     for (const offset of offsets) {
       const chunk = this.chunkAt(offset)!
       const at = (offset - chunk.base) * ID_WORDS
-      if (!chunk.hasId(offset - chunk.base) || this.#pending.find(chunk.ids!, at, stays) !== -1) continue
+      if (!chunk.hasId(offset - chunk.base)) continue
       const id = chunk.ids!.subarray(at, at + ID_WORDS).join()
-      if (!seen.has(id)) ids++
+      if (seen.has(id)) continue
       seen.add(id)
+      if (this.#pending.find(chunk.ids!, at, stays) === -1) ids++
     }
     return ids
   }
