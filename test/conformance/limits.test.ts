@@ -1,0 +1,381 @@
+/**
+ * Each limit at its value and one beyond it: what is refused, and with which code. The tables of docs/LIMITS.md are held
+ * against the same rows, so that the page, the code and the refusals agree.
+ */
+import { existsSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import {
+  BATCH_HEADER_BYTES,
+  BATCH_TYPE,
+  ERRORS,
+  FRAME_HEADER_BYTES,
+  FrameDecoder,
+  LIMITS,
+  OUTCOME,
+  QUEUE_OPTIONS,
+  SluiceError,
+  checkBatch,
+  checkRecordOptions,
+  checkRecords,
+  decodeControl,
+  decodeCredit,
+  decodeExtend,
+  decodeSettle,
+  durationText,
+  encodeAtomic,
+  encodeAuth,
+  encodeControl,
+  encodeCredit,
+  encodeExtend,
+  encodeRanges,
+  encodeSettle,
+  decodeRanges,
+  peekRequest,
+  queueName,
+  queueOptions,
+  recordBytes,
+  redriveRequest,
+  rescheduleRequest,
+  sealBatch,
+  sizeText,
+  subscribeRequest,
+  writeFrameHeader,
+  writeRecordHead,
+  writeU16,
+  type ErrorCode,
+  type QueueOptionName,
+  type SettleItem,
+} from '@sluice/protocol'
+import { describe, expect, it } from 'vitest'
+import { connectSettings } from '../../packages/client/src/options.js'
+import { checkAt } from '../../packages/server/src/broker/traits.js'
+
+type Limit = keyof typeof LIMITS
+
+interface Probe {
+  readonly limit: Limit
+  readonly code: ErrorCode
+  /** Does what the limit bounds with this number, size or time. */
+  readonly take: (amount: number) => void
+  /** A lower bound: one less is refused, not one more. */
+  readonly isLeast?: boolean
+}
+
+const text = (bytes: number): string => 'x'.repeat(bytes)
+const NOW_MS = 1_900_000_000_000
+
+const PROBES: readonly Probe[] = [
+  { limit: 'frameBytesUnauthenticated', code: 'FRAME_TOO_LARGE', take: (bytes) => announce(bytes) },
+  {
+    limit: 'frameBytesDefault',
+    code: 'FRAME_TOO_LARGE',
+    take: (bytes) => announce(bytes, LIMITS.frameBytesDefault),
+  },
+  {
+    limit: 'frameBytesMax',
+    code: 'FRAME_TOO_LARGE',
+    take: (bytes) => announce(bytes, LIMITS.frameBytesMax),
+  },
+  { limit: 'controlBytesMax', code: 'MALFORMED_FRAME', take: receiveControl },
+  { limit: 'controlDepthMax', code: 'MALFORMED_FRAME', take: (depth) => nest(depth) },
+  {
+    limit: 'messageBytesDefault',
+    code: 'MESSAGE_TOO_LARGE',
+    take: (bytes) => record(bytes, LIMITS.messageBytesDefault),
+  },
+  {
+    limit: 'messageBytesMax',
+    code: 'MESSAGE_TOO_LARGE',
+    take: (bytes) => record(bytes, LIMITS.messageBytesMax),
+  },
+  { limit: 'batchBytesMax', code: 'BATCH_TOO_LARGE', take: (bytes) => batch(2, bytes) },
+  { limit: 'batchCountMax', code: 'BATCH_TOO_LARGE', take: (count) => batch(count, BATCH_HEADER_BYTES) },
+  { limit: 'queueNameBytesMax', code: 'INVALID_NAME', take: (bytes) => void queueName(text(bytes)) },
+  {
+    limit: 'clientNameBytesMax',
+    code: 'INVALID_ARGUMENT',
+    take: (bytes) => void connectSettings(undefined, { name: text(bytes) }),
+  },
+  {
+    limit: 'credentialBytesMax',
+    code: 'INVALID_ARGUMENT',
+    take: (bytes) => void encodeAuth({ mechanism: 1, identity: 'a', secret: new Uint8Array(bytes) }),
+  },
+  { limit: 'keyBytesMax', code: 'INVALID_KEY', take: (bytes) => checkRecordOptions({ key: text(bytes) }) },
+  { limit: 'idBytesMax', code: 'INVALID_ID', take: (bytes) => checkRecordOptions({ id: text(bytes) }) },
+  {
+    limit: 'headersMax',
+    code: 'INVALID_HEADERS',
+    take: (count) =>
+      checkRecordOptions({
+        headers: Object.fromEntries(Array.from({ length: count }, (_, index) => [`h${index}`, ''])),
+      }),
+  },
+  {
+    limit: 'headersBytesMax',
+    code: 'INVALID_HEADERS',
+    // A header takes its name, its value and three bytes of lengths.
+    take: (bytes) => checkRecordOptions({ headers: { a: text(bytes - 4) } }),
+  },
+  { limit: 'priorityMax', code: 'INVALID_PRIORITY', take: (priority) => checkRecordOptions({ priority }) },
+  {
+    limit: 'creditMessagesMax',
+    code: 'INVALID_ARGUMENT',
+    take: (messages) =>
+      void decode(
+        encodeCredit({ subscriptionId: 1, messages, bytes: 1, limit: undefined, drain: false }),
+        decodeCredit,
+      ),
+  },
+  {
+    limit: 'creditBytesMax',
+    code: 'INVALID_ARGUMENT',
+    take: (bytes) => void subscribeRequest({ queue: 'q', messages: 1, bytes }),
+  },
+  {
+    limit: 'rangesMax',
+    code: 'MALFORMED_FRAME',
+    take: (count) => void decode(encodeSettle(1, acks(count)), decodeSettle),
+  },
+  { limit: 'reasonBytesMax', code: 'INVALID_ARGUMENT', take: reason },
+  {
+    limit: 'heartbeatMsMin',
+    code: 'INVALID_ARGUMENT',
+    isLeast: true,
+    take: (heartbeat) => void connectSettings(undefined, { heartbeat }),
+  },
+  {
+    limit: 'heartbeatMsMax',
+    code: 'INVALID_ARGUMENT',
+    take: (heartbeat) => void connectSettings(undefined, { heartbeat }),
+  },
+  { limit: 'delayMsMax', code: 'INVALID_DELAY', take: (delayMs) => checkRecordOptions({ delayMs }) },
+  {
+    limit: 'atPastMsMax',
+    code: 'AT_IN_THE_PAST',
+    take: (ms) => checkAt('`at`', NOW_MS - ms, NOW_MS),
+  },
+  { limit: 'maxDeliveriesMax', code: 'INVALID_OPTION', take: option('maxDeliveries') },
+  { limit: 'keyConcurrencyMax', code: 'INVALID_OPTION', take: option('keyConcurrency') },
+  { limit: 'dedupMaxIdsMax', code: 'INVALID_OPTION', take: option('dedupMaxIds') },
+  {
+    limit: 'processingTimeoutMsMin',
+    code: 'INVALID_ARGUMENT',
+    isLeast: true,
+    take: (durationMs) =>
+      void decode(encodeExtend({ subscriptionId: 1, firstTag: 1, count: 1, durationMs }), decodeExtend),
+  },
+  {
+    limit: 'atomicAcksMax',
+    code: 'TRANSACTION_TOO_LARGE',
+    take: (count) => void encodeAtomic(1, [{ channel: 1, subscriptionId: 1, firstTag: 1, count }], []),
+  },
+  {
+    limit: 'atomicBatchesMax',
+    code: 'TRANSACTION_TOO_LARGE',
+    take: (count) =>
+      void encodeAtomic(
+        1,
+        [],
+        Array.from({ length: count }, (_, index) => atomicBatch(`q${index}`, 1)),
+      ),
+  },
+  {
+    limit: 'atomicMessagesMax',
+    code: 'TRANSACTION_TOO_LARGE',
+    take: (count) => void encodeAtomic(1, [], [atomicBatch('q', count)]),
+  },
+  {
+    limit: 'pageMessagesMax',
+    code: 'INVALID_ARGUMENT',
+    take: (limit) => void peekRequest({ name: 'q', limit }),
+  },
+]
+
+/** What is no bound of its own, and why nothing is refused at it. */
+const NOT_REFUSED: Partial<Record<Limit, string>> = {
+  frameBytesMin: 'a frame size below it is raised to it in the handshake',
+  batchBytesTarget: 'a client aims at it',
+  batchBytesScheduledTarget: 'a client aims at it',
+  channelMax: 'the width of its field',
+  heartbeatMsDefault: 'a default',
+  handshakeMsMax: 'a time; the connection is closed with HANDSHAKE_TIMEOUT',
+  inFlightBatchesDefault: 'a default',
+  inFlightBatchesMax: 'agreed in the handshake; more unanswered batches end the connection',
+  inFlightBytesDefault: 'a default',
+  redrivesMax: 'passed over and counted',
+}
+
+function announce(total: number, frameBytesMax?: number): void {
+  const decoder = new FrameDecoder(() => {}, false)
+  if (frameBytesMax !== undefined) decoder.frameBytesMax = frameBytesMax
+  const header = new Uint8Array(FRAME_HEADER_BYTES)
+  writeFrameHeader(header, 0, total - FRAME_HEADER_BYTES, 1, 0, 0, 0)
+  decoder.push(header)
+}
+
+function receiveControl(bytes: number): void {
+  // A map of one field with a long text: 1 + 2 + 3 bytes before it.
+  const body = new Uint8Array(bytes).fill(0x78)
+  body.set([0x81, 0xa1, 0x61, 0xda, (bytes - 6) >>> 8, (bytes - 6) & 255])
+  decodeControl(body, 0, bytes)
+}
+
+function nest(depth: number): void {
+  let value: unknown = 1
+  for (let level = 1; level < depth; level++) value = [value]
+  decode(encodeControl({ value }), decodeControl)
+}
+
+function decode<Result>(
+  bytes: Uint8Array,
+  decoder: (bytes: Uint8Array, start: number, end: number) => Result,
+): Result {
+  return decoder(bytes, 0, bytes.length)
+}
+
+/** A record whose options and payload take `bytes`. */
+function record(bytes: number, messageBytesMax: number): void {
+  const record = new Uint8Array(recordBytes(undefined, bytes))
+  writeRecordHead(record, 0, undefined, 0, bytes)
+  const fault = checkRecords(record, 0, record.length, 1, messageBytesMax)
+  if (typeof fault !== 'number') throw new SluiceError(fault.code, fault.message)
+}
+
+function batch(count: number, length: number): void {
+  const bytes = new Uint8Array(length)
+  sealBatch(bytes, 0, length, { type: BATCH_TYPE.messages, count, batchNumber: 1 })
+  checkBatch(bytes, 0, length)
+}
+
+function atomicBatch(
+  queue: string,
+  count: number,
+): { queue: string; bytes: Uint8Array; at: number; end: number } {
+  const bytes = new Uint8Array(BATCH_HEADER_BYTES)
+  sealBatch(bytes, 0, bytes.length, { type: BATCH_TYPE.messages, count, batchNumber: 1 })
+  return { queue, bytes, at: 0, end: bytes.length }
+}
+
+function acks(count: number): SettleItem[] {
+  return Array.from({ length: count }, (_, index) => ({
+    firstTag: index * 2,
+    count: 1,
+    outcome: OUTCOME.ack,
+  }))
+}
+
+// A client cuts its reason, so the frame is made with a short one and lengthened.
+function reason(bytes: number): void {
+  const frame = encodeSettle(1, [{ firstTag: 1, count: 1, outcome: OUTCOME.retry, reason: 'x' }])
+  const longer = new Uint8Array(frame.length - 1 + bytes).fill(0x78)
+  longer.set(frame)
+  writeU16(longer, 4 + 10, bytes)
+  decodeSettle(longer, 0, longer.length)
+}
+
+function option(name: QueueOptionName): (value: number) => void {
+  return (value) => void queueOptions({ [name]: value })
+}
+
+describe('each limit of the protocol', () => {
+  it.each(PROBES)('$limit is kept, and one beyond it is $code', ({ limit, code, take, isLeast }) => {
+    const value = LIMITS[limit]
+    expect(() => take(value)).not.toThrow()
+    const beyond = isLeast === true ? value - 1 : value + 1
+    expect(() => take(beyond)).toThrow(expect.objectContaining({ code }))
+  })
+
+  it('has a row here', () => {
+    const probed = PROBES.map(({ limit }) => limit)
+    const rest = Object.keys(NOT_REFUSED)
+    expect([...probed, ...rest].toSorted()).toEqual(Object.keys(LIMITS).toSorted())
+    expect(new Set(probed).size).toBe(PROBES.length)
+  })
+})
+
+it.each(
+  Object.entries(QUEUE_OPTIONS).flatMap(([name, option]) =>
+    option.kind === 'number' ? [[name as QueueOptionName, option] as const] : [],
+  ),
+)('the queue option %s is kept within its bounds', (name, { min, max }) => {
+  const refused = expect.objectContaining({ code: 'INVALID_OPTION' }) as Error
+  expect(() => option(name)(min)).not.toThrow()
+  expect(() => option(name)(max)).not.toThrow()
+  expect(() => option(name)(min - 1)).toThrow(refused)
+  expect(() => option(name)(max + 1)).toThrow(refused)
+})
+
+describe('requests about messages', () => {
+  it('name at most a page of offsets', () => {
+    const offsets = Array.from({ length: LIMITS.pageMessagesMax + 1 }, (_, index) => index)
+    expect(() => redriveRequest({ name: 'q', offsets: offsets.slice(1) })).not.toThrow()
+    expect(() => redriveRequest({ name: 'q', offsets })).toThrow(
+      expect.objectContaining({ code: 'INVALID_ARGUMENT' }),
+    )
+  })
+
+  it('delay at most 100 years', () => {
+    const request = (delayMs: number): unknown => rescheduleRequest({ name: 'q', offset: 0, delayMs })
+    expect(() => request(LIMITS.delayMsMax)).not.toThrow()
+    expect(() => request(LIMITS.delayMsMax + 1)).toThrow(expect.objectContaining({ code: 'INVALID_DELAY' }))
+  })
+
+  it('name at most the tags of the largest credit', () => {
+    const ranges = (count: number): unknown =>
+      decode(encodeRanges(1, [{ firstTag: 1, count }]), (bytes, start, end) =>
+        decodeRanges('STARTED', bytes, start, end),
+      )
+    expect(() => ranges(LIMITS.creditMessagesMax)).not.toThrow()
+    expect(() => ranges(LIMITS.creditMessagesMax + 1)).toThrow(
+      expect.objectContaining({ code: 'MALFORMED_FRAME' }),
+    )
+  })
+})
+
+describe('docs/LIMITS.md', () => {
+  const root = fileURLToPath(new URL('../..', import.meta.url))
+  const page = readFileSync(join(root, 'docs/LIMITS.md'), 'utf8')
+  const rows = page
+    .split('\n')
+    .filter((line) => line.startsWith('| `'))
+    .map((line) =>
+      line
+        .split('|')
+        .slice(1, -1)
+        .map((cell) => cell.trim()),
+    )
+
+  it('has each limit of the protocol, with its value and its code', () => {
+    const told = new Map(rows.map(([name, value, , code]) => [name!.replaceAll('`', ''), [value, code]]))
+    for (const [name, value] of Object.entries(LIMITS)) {
+      const probe = PROBES.find(({ limit }) => limit === name)
+      const [text, code] = told.get(name) ?? []
+      expect(text, name).toBe(valueText(name, value))
+      if (probe === undefined) expect(code, name).not.toBe('')
+      else expect(code, name).toContain(`\`${probe.code}\``)
+    }
+    expect(told.size).toBeGreaterThanOrEqual(Object.keys(LIMITS).length)
+  })
+
+  it('names codes that exist, and tests that are there', () => {
+    let checked = 0
+    for (const [name, , , code, test] of rows) {
+      for (const [, word] of code!.matchAll(/`([A-Z_]+)`/g)) expect(Object.keys(ERRORS), name).toContain(word)
+      for (const [, file] of test!.matchAll(/\(\.\.\/([^)]+)\)/g)) {
+        expect(existsSync(join(root, file!)), `${name}: ${file}`).toBe(true)
+        checked++
+      }
+    }
+    expect(checked).toBeGreaterThanOrEqual(Object.keys(LIMITS).length)
+  })
+})
+
+function valueText(name: string, value: number): string {
+  if (name === 'delayMsMax') return '100 years'
+  if (/Ms(Min|Max|Default)$/.test(name)) return durationText(value)
+  if (/Bytes(Min|Max|Default|Target|ScheduledTarget|Unauthenticated)$/.test(name) && value % 1024 === 0)
+    return sizeText(value)
+  return value.toLocaleString('en-US')
+}
