@@ -185,6 +185,8 @@ export class LedgerState {
   lsn = 0
   boot = 0
   closed = true
+  /** The newest time that a batch has. */
+  newestMs = 0
   nextPosition = 0
   lastCrc = 0
   lastQueueId = 0
@@ -247,6 +249,7 @@ export class LedgerState {
 
   #applyBatch(bytes: Uint8Array, at: number, position: number): void {
     const type = bytes[at + 4]!
+    this.#checkTime(bytes, at)
     if (type === TYPE.messages) this.#applyMessages(bytes, at, position)
     else if (type === TYPE.facts) this.#applyFacts(bytes, at)
     else if (type === TYPE.page) this.pages++
@@ -257,6 +260,18 @@ export class LedgerState {
       if (!isClean) for (const queue of this.queues.values()) queue.redeliveredBelow = queue.next
     }
     this.closed = type === TYPE.close
+  }
+
+  // 12: what a broker writes is not older than what is there, whatever the clock of its machine was set to. A copy has
+  // the time of its original, and a state page that of its checkpoint.
+  #checkTime(bytes: Uint8Array, at: number): void {
+    const type = bytes[at + 4]!
+    if (type === TYPE.page || type === TYPE.directory) return
+    if (type === TYPE.messages && bytes[at + 5]! & RELOCATED) return
+    const timeMs = readU48(bytes, at + 32)
+    if (timeMs < this.newestMs)
+      throw new Violation(12, `a batch of ${timeMs} follows one of ${this.newestMs}`)
+    this.newestMs = timeMs
   }
 
   #applyMessages(bytes: Uint8Array, at: number, position: number): void {
@@ -637,6 +652,7 @@ export class LedgerState {
     copy.lsn = this.lsn
     copy.boot = this.boot
     copy.closed = this.closed
+    copy.newestMs = this.newestMs
     copy.nextPosition = this.nextPosition
     copy.lastCrc = this.lastCrc
     copy.lastQueueId = this.lastQueueId

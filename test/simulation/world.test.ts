@@ -45,7 +45,7 @@ const MUST_HAPPEN: Readonly<Record<string, number>> = {
   'error INVALID_TTL': 50,
   'error AT_IN_THE_PAST': 50,
   'error QUEUE_NOT_FOUND': 50,
-  'error DISK_LOW': 5,
+  'error DISK_LOW': 3,
   // Consumers.
   order: 20_000,
   repeated: 5000,
@@ -66,7 +66,7 @@ const MUST_HAPPEN: Readonly<Record<string, number>> = {
   'dedup full': 100,
   expired: 3000,
   'timed out': 10,
-  extended: 50,
+  extended: 40,
   'queue full': 400,
   dropped: 1000,
   overflowed: 500,

@@ -98,7 +98,7 @@ export class World implements Surroundings, Listening, LogListening {
   readonly counts = new Map<string, number>()
   readonly #copies = new Set<string>()
   nowMs = 1_700_000_000_000
-  /** How far the broker's clock is from the world's: its machine's was set between two lives. */
+  /** How far the broker's clock is from the world's: its machine's was set between two lives, or its log was ahead. */
   #offMs = 0
   isHealing = false
   disk: SimulatedDisk
@@ -589,6 +589,9 @@ export class World implements Surroundings, Listening, LogListening {
       Broker.open({
         log,
         now: () => this.brokerMs,
+        continueFrom: (timeMs) => {
+          this.#offMs += Math.max(0, timeMs - this.brokerMs)
+        },
         random: this.chance.random,
         defer: (turn) => this.#turns.push(turn),
         onFatal: (error) => this.#failed(error),
@@ -863,15 +866,13 @@ export class World implements Surroundings, Listening, LogListening {
   }
 
   // A batch that was refused and judged anew stands behind what its producer sent later. What was rescheduled waits for
-  // a time of its own; and a key's messages go by their times, which a clock that was set back puts in another order.
+  // a time of its own.
   #ordered(): HistoryEvent[] {
     const { judgedAnew, rescheduledNames } = this.model
-    const isClockSet = this.counts.has('clock set')
     return this.history.map((event) => {
       if (event.kind !== 'attempt') return event
       const { sequence, ...rest } = event
-      const isFree = rescheduledNames.has(event.message) || (isClockSet && event.lane?.startsWith('key'))
-      if (isFree === true) return { ...rest, lane: null }
+      if (rescheduledNames.has(event.message)) return { ...rest, lane: null }
       return judgedAnew.has(event.message) || sequence === undefined ? rest : event
     })
   }

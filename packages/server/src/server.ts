@@ -11,7 +11,7 @@ import { NodeDisk } from './log/disk.js'
 import { FileLog } from './log/file-log.js'
 import { lockDirectory } from './log/lock.js'
 import { MEMORY_BYTES_MIN, MemoryGauge, PROCESS_METER, defaultMemoryBytes, sharesOf } from './memory.js'
-import { Clock } from './net/clock.js'
+import { Clock, STEP_MS } from './net/clock.js'
 import { Listener, type ListenerEvent } from './net/listener.js'
 import { SESSION_DEFAULTS, type Session, type SessionSettings } from './session/session.js'
 import { version } from './version.js'
@@ -133,6 +133,10 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
     const broker = await Broker.open({
       log,
       now: () => clock.now(),
+      continueFrom: (timeMs) => {
+        const byMs = clock.continueFrom(timeMs)
+        if (byMs > STEP_MS) onEvent('clock behind the log', { byMs: Math.round(byMs) })
+      },
       random,
       defer: (endTurn) => {
         setImmediate(() => {
@@ -187,6 +191,9 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
     })
     arm()
     looking = setInterval(() => {
+      const change = clock.look()
+      if (change !== undefined) onEvent(`clock ${change.kind}`, { byMs: change.byMs })
+      if (change?.kind === 'stepped') broker.clockStepped(change.byMs)
       if (!gauge.look(performance.now())) return
       const { isFull, usedBytes } = gauge
       broker.memoryFull = isFull ? { usedBytes, budgetBytes } : undefined

@@ -71,6 +71,8 @@ export interface BrokerOptions {
   readonly log: Log
   /** Milliseconds since the epoch; never goes back. */
   readonly now: () => number
+  /** Sets the clock to this time, the newest in the log, if it is earlier. Without it time does not pass until then. */
+  readonly continueFrom?: (timeMs: number) => void
   /** A number in [0, 1), for jitter. */
   readonly random: () => number
   /** Runs the end of a turn once everything that arrived together has been taken in. */
@@ -179,6 +181,8 @@ export class Broker {
     const { log } = options
     const recovered = await recover(log)
     const { state, bounds } = recovered
+    const recoveryMs = options.now() - startedMs
+    options.continueFrom?.(state.newestMs)
     const messageBytesMax = options.messageBytesMax ?? LIMITS.messageBytesDefault
     if (
       messageBytesMax > LIMITS.messageBytesMax ||
@@ -192,7 +196,7 @@ export class Broker {
     const afterCrash = !state.closed
     if (afterCrash) state.markAllDelivered()
     state.boot++
-    const nowMs = options.now()
+    const nowMs = Math.max(options.now(), state.newestMs)
     let messages = 0
     for (const queue of state.queues.values()) {
       queue.open(nowMs)
@@ -202,7 +206,7 @@ export class Broker {
       queues: state.queues.size,
       messages,
       entries: recovered.entries,
-      recoveryMs: nowMs - startedMs,
+      recoveryMs,
       cutBytes: bounds.cutBytes,
       boot: state.boot,
       afterCrash,
@@ -292,7 +296,8 @@ export class Broker {
 
   /** Begins a turn: everything until its end happens at this time. */
   beginTurn(): void {
-    this.nowMs = this.#options.now()
+    // A machine's clock can be behind the log that its broker continues: what comes next is not older than what is there.
+    this.nowMs = Math.max(this.nowMs, this.#options.now())
     this.#writer.nowMs = this.nowMs
   }
 
@@ -328,6 +333,16 @@ export class Broker {
       this.#changed(queue)
     }
     this.wake()
+  }
+
+  /** The clock was set forward by `byMs`, in which nothing was handled: it does not count for processing timeouts. */
+  clockStepped(byMs: number): void {
+    for (const queue of this.#state.queues.values()) {
+      if (queue.earliestDeadlineMs === Infinity) continue
+      queue.earliestDeadlineMs += byMs
+      for (const subscription of queue.subscriptions) subscription.postpone(byMs)
+    }
+    this.tick()
   }
 
   // --- producing ---

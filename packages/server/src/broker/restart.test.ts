@@ -1,6 +1,7 @@
 /** What the next process must find as it was, whatever the last one was doing and wherever the log ends. */
 import { OUTCOME, queueName, type Placed, type QueueName } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
+import { Broker } from './broker.js'
 import { Bench, Q, batchOf, type Message } from '../testing/bench.js'
 
 const DEAD = queueName('dead')
@@ -471,5 +472,85 @@ describe('the log', () => {
     bench.broker.audit()
     await bench.publish([{}])
     expect(await bench.order()).toEqual([3_000])
+  })
+})
+
+describe('a clock that is behind the log at start', () => {
+  it('goes on from there: order, delays, retries, ids and times to live are as they were', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ dedupWindowMs: 1_000, retryInitialMs: 500, retryMaxMs: 500, keyConcurrency: 1 })
+    await bench.publish([{ key: 'k' }, { key: 'k' }, { delayMs: 500 }, { ttlMs: 2_000 }, { id: 'i' }])
+    const worker = bench.consume(1)
+    await bench.settle()
+    expect(worker.offsets).toEqual([0])
+    worker.settle(0, OUTCOME.retry)
+    worker.leave()
+    await bench.settle()
+    const stoppedAt = bench.now
+    bench.now -= HOUR
+    await bench.crash()
+    expect(bench.now).toBe(stoppedAt)
+    expect((await bench.publish([{ id: 'i' }])).duplicates?.size).toBe(1)
+    await bench.publish([{ key: 'k' }, {}])
+    expect(await bench.order()).toEqual([3, 4, 7])
+    await bench.pass(600)
+    expect(await bench.order()).toEqual([3, 4, 7, 0, 2])
+    const all = bench.consume()
+    await bench.settle()
+    for (const offset of [0, 1, 6]) {
+      all.settle(offset, OUTCOME.ack)
+      await bench.settle()
+    }
+    expect(all.offsets).toEqual([3, 4, 7, 0, 2, 1, 6])
+    all.leave()
+    await bench.pass(500)
+    expect((await bench.publish([{ id: 'i' }])).duplicates).toBeUndefined()
+    await bench.pass(1_000)
+    expect(await bench.order()).not.toContain(3)
+    expect(bench.info().expired).toBe(1)
+    bench.broker.audit()
+  })
+
+  it('is overruled also where nothing sets it forward', async () => {
+    const bench = await new Bench().open()
+    bench.ensure()
+    await bench.publish([{ key: 'k' }])
+    const publishedMs = bench.broker.nowMs
+    const broker = await Broker.open({
+      log: bench.log.reopened(),
+      now: () => publishedMs - HOUR,
+      random: () => 0.5,
+      defer: () => {},
+      onFatal: () => {},
+      messageBytesMax: 1024,
+    })
+    expect(broker.nowMs).toBe(publishedMs)
+    broker.beginTurn()
+    expect(broker.nowMs).toBe(publishedMs)
+  })
+})
+
+describe('a clock that is set forward', () => {
+  it('makes due what waited, and takes no time from what is being handled', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ processingTimeoutMs: 1_000 })
+    await bench.publish([{}, {}, { delayMs: 600_000 }])
+    const worker = bench.consume(2)
+    await bench.settle()
+    worker.start(0)
+    await bench.pass(400)
+    bench.now += HOUR
+    bench.broker.clockStepped(HOUR)
+    await bench.settle()
+    expect(bench.info()).toMatchObject({ scheduled: 0, ready: 1, leased: 2 })
+    expect(worker.tagsLost).toEqual([])
+    worker.start(1)
+    await bench.pass(599)
+    expect(worker.tagsLost).toEqual([])
+    await bench.pass(1)
+    expect(worker.tagsLost).toEqual([{ firstTag: worker.tagOf(0), count: 1 }])
+    await bench.pass(400)
+    expect(worker.tagsLost).toHaveLength(2)
+    bench.broker.audit()
   })
 })

@@ -8,6 +8,7 @@ import {
   BATCH_TYPE,
   readBatchHeader,
   readU32,
+  readU48,
   readU64,
   writeU32,
   writeU64,
@@ -73,6 +74,8 @@ export class State {
   boot = 0
   /** The log ends with the mark of an orderly stop. */
   closed = true
+  /** The newest time in the log: what is written next must not be older, or it would stand in line before it. */
+  newestMs = 0
 
   /** What the results of one producer may take in its page. */
   readonly #producerPageBytes: number
@@ -167,6 +170,8 @@ export class State {
   /** Recovery: applies the batch at `at`, which stands at `position` in the log. */
   apply(bytes: Uint8Array, at: number, position: number): void {
     const type = bytes[at + 4]!
+    // The time of its header, which batches of every kind have.
+    this.newestMs = Math.max(this.newestMs, readU48(bytes, at + 32))
     if (type === BATCH_TYPE.messages) this.#applyMessages(bytes, at, position)
     else if (type === BATCH_TYPE.facts) this.#applyFacts(bytes, at, position)
     else if (type === BATCH_TYPE.boot) this.#applyBoot(bytes, at)

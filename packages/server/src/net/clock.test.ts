@@ -1,16 +1,41 @@
 import { performance } from 'node:perf_hooks'
-import { afterEach, expect, test, vi } from 'vitest'
-import { Clock } from './clock.js'
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
+import { Clock, STEP_LASTS_MS, STEP_MS, type ClockChange } from './clock.js'
+
+const START_MS = 1_700_000_000_000
+const HOUR_MS = 3_600_000
+
+let monotonicMs = 0
+let wallMs = START_MS
+
+beforeEach(() => {
+  monotonicMs = 5_000
+  wallMs = START_MS
+  vi.spyOn(performance, 'now').mockImplementation(() => monotonicMs)
+  vi.spyOn(Date, 'now').mockImplementation(() => wallMs)
+})
 
 afterEach(() => {
   vi.restoreAllMocks()
 })
 
+/** Both clocks go on, looked at as the server does it; what changed, with the time that had passed. */
+function pass(clock: Clock, ms: number, stepMs = 50): ClockChange[] {
+  const changes: ClockChange[] = []
+  for (let passedMs = 0; passedMs < ms; passedMs += stepMs) {
+    monotonicMs += stepMs
+    wallMs += stepMs
+    const before = clock.now()
+    const change = clock.look()
+    if (change !== undefined) changes.push(change)
+    expect(clock.now()).toBeGreaterThanOrEqual(before)
+  }
+  return changes
+}
+
 test('does not go back when it is drawn to a wall clock that did', () => {
-  let monotonicMs = 0
-  let wallMs = 1_000_000.02
-  vi.spyOn(performance, 'now').mockImplementation(() => monotonicMs)
-  vi.spyOn(Date, 'now').mockImplementation(() => wallMs)
+  monotonicMs = 0
+  wallMs = 1_000_000.02
   const clock = new Clock()
   wallMs = 500_000
   monotonicMs = 99.99
@@ -22,4 +47,96 @@ test('does not go back when it is drawn to a wall clock that did', () => {
   expect(clock.now()).toBe(1_000_100)
   monotonicMs = 102
   expect(clock.now()).toBe(1_000_101)
+})
+
+describe('a small difference', () => {
+  test.each([STEP_MS, -STEP_MS])('of %i ms is slewed, and nothing is reported', (offMs) => {
+    const clock = new Clock()
+    wallMs += offMs
+    expect(pass(clock, 10_000)).toEqual([])
+    const gainedMs = clock.now() - START_MS - 10_000
+    expect(Math.abs(gainedMs)).toBeLessThanOrEqual(10_000 * 0.0005 + 1)
+    expect(Math.sign(gainedMs)).toBe(Math.sign(offMs))
+    pass(clock, 3 * HOUR_MS, 1_000)
+    expect(Math.abs(clock.now() - wallMs)).toBeLessThanOrEqual(1)
+  })
+})
+
+describe('a wall clock that is set forward', () => {
+  test('is followed at once when it has lasted, and reported once', () => {
+    const clock = new Clock()
+    wallMs += 600_000
+    expect(pass(clock, STEP_LASTS_MS)).toEqual([])
+    expect(clock.now()).toBe(START_MS + STEP_LASTS_MS)
+    expect(pass(clock, 200)).toEqual([{ kind: 'stepped', byMs: 600_000 }])
+    expect(clock.now()).toBe(wallMs)
+    expect(pass(clock, 60_000)).toEqual([])
+    expect(clock.now()).toBe(wallMs)
+  })
+
+  test('changes nothing when it is set back soon', () => {
+    const clock = new Clock()
+    for (let time = 0; time < 5; time++) {
+      wallMs += 2 * HOUR_MS
+      expect(pass(clock, STEP_LASTS_MS - 500)).toEqual([])
+      wallMs -= 2 * HOUR_MS
+      expect(pass(clock, 1_000)).toEqual([])
+    }
+    expect(clock.now()).toBe(wallMs)
+  })
+
+  test('is followed after a suspension, in which the monotonic clock stands still', () => {
+    const clock = new Clock()
+    pass(clock, 1_000)
+    wallMs += 48 * HOUR_MS
+    expect(pass(clock, STEP_LASTS_MS + 200)).toEqual([{ kind: 'stepped', byMs: 48 * HOUR_MS }])
+    expect(clock.now()).toBe(wallMs)
+  })
+})
+
+describe('a wall clock that is set back', () => {
+  test('is waited for: a tenth of the time is lost until both agree', () => {
+    const clock = new Clock()
+    wallMs -= HOUR_MS
+    expect(pass(clock, STEP_LASTS_MS + 200)).toEqual([{ kind: 'behind', byMs: HOUR_MS - 2 }])
+    const before = clock.now()
+    expect(pass(clock, 100_000, 100)).toEqual([])
+    expect(clock.now() - before).toBeGreaterThanOrEqual(90_000 - 1)
+    expect(clock.now() - before).toBeLessThanOrEqual(90_000 + 1)
+    expect(pass(clock, 10 * HOUR_MS, 1_000)).toEqual([])
+    expect(Math.abs(clock.now() - wallMs)).toBeLessThanOrEqual(STEP_MS / 2)
+    // And again.
+    wallMs -= HOUR_MS
+    expect(pass(clock, STEP_LASTS_MS + 200)).toHaveLength(1)
+  })
+
+  test('is stepped over when it is set forward meanwhile', () => {
+    const clock = new Clock()
+    wallMs -= HOUR_MS
+    pass(clock, 60_000)
+    wallMs += 3 * HOUR_MS
+    const [change, ...others] = pass(clock, STEP_LASTS_MS + 200)
+    expect(others).toEqual([])
+    expect(change?.kind).toBe('stepped')
+    expect(clock.now()).toBe(wallMs)
+  })
+})
+
+describe('a log that is ahead of the wall clock', () => {
+  test('is continued', () => {
+    const clock = new Clock()
+    expect(clock.continueFrom(START_MS + HOUR_MS)).toBe(HOUR_MS)
+    expect(clock.now()).toBe(START_MS + HOUR_MS)
+    // The caller has reported it.
+    expect(pass(clock, 60_000, 100)).toEqual([])
+    expect(clock.now() - START_MS - HOUR_MS).toBeLessThanOrEqual(54_000 + 1)
+  })
+
+  test('is continued by a little, and by nothing when it is behind', () => {
+    const clock = new Clock()
+    expect(clock.continueFrom(START_MS + 20)).toBe(20)
+    expect(clock.now()).toBe(START_MS + 20)
+    expect(clock.continueFrom(START_MS - HOUR_MS)).toBe(0)
+    expect(clock.now()).toBe(START_MS + 20)
+  })
 })

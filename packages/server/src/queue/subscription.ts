@@ -209,6 +209,13 @@ export class Subscription {
     return true
   }
 
+  /** What is being handled may take `byMs` longer. */
+  postpone(byMs: number): void {
+    this.earliestDeadlineMs += byMs
+    for (let slot = 0; slot < this.#states.length; slot++)
+      if (this.#states[slot] === STARTED) this.#deadlines[slot]! += byMs
+  }
+
   /** Tags of messages that had to be done by now; sets the next deadline. */
   overdue(nowMs: number): number[] {
     const tags: number[] = []

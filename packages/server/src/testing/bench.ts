@@ -178,6 +178,9 @@ export class Bench {
     this.broker = await Broker.open({
       log: this.log,
       now: () => this.now,
+      continueFrom: (timeMs) => {
+        this.now = Math.max(this.now, timeMs)
+      },
       random: () => 0.5,
       defer: (endTurn) => this.#turns.push(endTurn),
       onFatal: (error) => {
