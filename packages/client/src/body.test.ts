@@ -83,6 +83,52 @@ describe('plain data', () => {
     )
   })
 
+  it('leaves out what is undefined and uses toJSON, as JSON does, but keeps dates and bytes', () => {
+    class Money {
+      readonly cents: number
+      constructor(cents: number) {
+        this.cents = cents
+      }
+      toJSON(name: string): unknown {
+        return { [name]: this.cents, note: undefined }
+      }
+    }
+    const date = new Date(5)
+    const shared = { x: 1, y: undefined }
+    const converted: [unknown, unknown][] = [
+      [{ id: 1, nick: undefined }, { id: 1 }],
+      [
+        { a: { b: undefined }, c: [{ d: undefined, e: date }] },
+        { a: {}, c: [{ e: date }] },
+      ],
+      [{ price: new Money(5) }, { price: { price: 5 } }],
+      [[new Money(5)], [{ 0: 5 }]],
+      [new Money(5), { '': 5 }],
+      [new URL('https://example.org/a'), 'https://example.org/a'],
+      [
+        { at: date, bytes: Buffer.from([1, 2]), none: undefined },
+        { at: date, bytes: Uint8Array.of(1, 2) },
+      ],
+      [{ a: { toJSON: () => undefined }, b: 1 }, { b: 1 }],
+      [{ a: Object.assign(() => {}, { toJSON: () => 'function' }) }, { a: 'function' }],
+      [Object.assign([1, 2], { toJSON: () => 'list' }), 'list'],
+      [Object.defineProperty({ a: 1 }, 'toJSON', { value: () => 'hidden' }), 'hidden'],
+      [
+        { a: shared, b: shared },
+        { a: { x: 1 }, b: { x: 1 } },
+      ],
+    ]
+    for (const [value, result] of converted) expect(roundTrip(value)).toEqual(result)
+    expect(converted.length).toBe(12)
+    const proto = Object.assign(JSON.parse('{"__proto__": {"polluted": true}}') as object, { a: undefined })
+    expect(roundTrip(proto)).toEqual(JSON.parse('{"__proto__": {"polluted": true}}'))
+    // JSON asks once: what toJSON returns is not asked again.
+    let asked = 0
+    const once = { toJSON: () => (asked++, { toJSON: 'text', a: 1 }) }
+    expect(roundTrip({ once })).toEqual({ once: { toJSON: 'text', a: 1 } })
+    expect(asked).toBe(1)
+  })
+
   it('names the path of what is refused', () => {
     class Customer {
       name = 'somebody'
@@ -102,7 +148,8 @@ describe('plain data', () => {
       [Symbol('x'), 'body is a symbol'],
       [new Map(), 'body is a Map'],
       [{ a: [1, new Set()] }, 'body.a[1] is a Set'],
-      [{ 'not a word': undefined }, 'body["not a word"] is undefined'],
+      [{ 'not a word': () => {} }, 'body["not a word"] is a function'],
+      [{ a: [{ b: undefined }, undefined] }, 'body.a[1] is undefined'],
       [[new Customer()], 'body[0] is a Customer'],
       [{ a: { b: () => {} } }, 'body.a.b is a function'],
       [[1, undefined], 'body[1] is undefined'],
@@ -116,11 +163,31 @@ describe('plain data', () => {
       [Promise.resolve(), 'body is a Promise'],
       ['\ud800', 'body is text with half a surrogate pair'],
       [{ [Symbol('s')]: 1 }, 'body has a symbol as the name of a property'],
-      [deep, `body${'[0]'.repeat(BODY_DEPTH_MAX)} is nested deeper than ${BODY_DEPTH_MAX}`],
-      [cycle, `body${'.self'.repeat(BODY_DEPTH_MAX)} is nested deeper than ${BODY_DEPTH_MAX}`],
+      [
+        deep,
+        `body[0][0][0][0] … (${BODY_DEPTH_MAX - 8} steps) … [0][0][0][0] is nested deeper than ${BODY_DEPTH_MAX}`,
+      ],
+      [cycle, 'body.self refers to an object that contains it'],
+      [{ list: [{ back: cycle }, cycle] }, 'body.list[0].back.self refers to an object that contains it'],
+      [Object.assign([1], { total: 2 }), 'body is an array that has a property "total" beside its items'],
+      [{ a: { ['half \ud83c']: 1 } }, 'body.a["half \\ud83c"] has half a surrogate pair in its name'],
+      [{ a: { toJSON: () => undefined }, b: [{ toJSON: () => undefined }] }, 'body.b[0] is undefined'],
+      [{ a: { toJSON: () => new Map() } }, 'body.a is a Map'],
+      [
+        {
+          a: {
+            toJSON: () => {
+              throw new Error('broken')
+            },
+          },
+        },
+        'body.a has a `toJSON` that threw',
+      ],
+      [{ toJSON: () => undefined }, 'body is undefined'],
+      [{ ['x'.repeat(1000)]: new Map() }, `body["${'x'.repeat(40)}"] is a Map`],
     ]
     for (const [value, message] of refused) expect(refusal(value)).toBe(message)
-    expect(refused.length).toBe(20)
+    expect(refused.length).toBe(29)
     expect(() => checkText('a\udc00')).toThrow('surrogate')
     checkText('🙂')
   })

@@ -1,10 +1,12 @@
 /**
- * Bodies: bytes stay bytes, text stays text, anything else is msgpack of plain data. What msgpack cannot say is
- * refused with its path, never bent into something near it: what a consumer reads equals what was published.
+ * Bodies: bytes stay bytes, text stays text, anything else is msgpack of plain data. As in JSON, properties that are
+ * undefined are left out and `toJSON` is used; what msgpack cannot say is refused with its path, never bent into
+ * something near it: what a consumer reads equals what was published.
  */
 import {
   CONTENT_TYPE,
   checkPlain,
+  isWellFormed,
   LIMITS,
   NOT_PLAIN,
   readText,
@@ -36,16 +38,10 @@ const unpackrToMaps = new Unpackr({ ...decoding, mapsAsObjects: false })
  * @throws SluiceError INVALID_BODY naming the path of what is not plain data
  */
 export function packBody(body: unknown): Uint8Array {
-  const fault = plainFault(body, 0)
-  if (fault !== undefined) {
-    throw new SluiceError(
-      'INVALID_BODY',
-      `body${fault}; a body is bytes, text, or plain data of null, booleans, numbers, bigints, text, dates, bytes, arrays and objects.`,
-    )
-  }
   try {
-    return packr.pack(body, RESET_BUFFER_MODE)
+    return packr.pack(isPlain(body, 0) ? body : copyOf(body), RESET_BUFFER_MODE)
   } catch (error) {
+    if (error instanceof SluiceError) throw error
     throw new SluiceError('INVALID_BODY', 'The body cannot be encoded.', { cause: error })
   }
 }
@@ -109,56 +105,180 @@ function ownBytes(bytes: Uint8Array, start: number, end: number): Uint8Array {
   return body
 }
 
-// Not in the library types of ES2023; every supported Node has it.
-const wellFormed = (String.prototype as { isWellFormed?: () => boolean }).isWellFormed!
-function isWellFormed(text: string): boolean {
-  return wellFormed.call(text)
-}
-
-/** What is wrong with a value and where, or undefined. The path is put together only on the way back from a fault. */
-function plainFault(value: unknown, depth: number): string | undefined {
+/** Whether a value is plain data as it is: nothing to leave out, to convert or to refuse. */
+function isPlain(value: unknown, depth: number): boolean {
   switch (typeof value) {
     case 'string':
-      return isWellFormed(value) ? undefined : ' is text with half a surrogate pair'
+      return isWellFormed(value)
     case 'number':
     case 'boolean':
-      return undefined
+      return true
     case 'bigint':
-      return value >= -(2n ** 63n) && value < 2n ** 64n ? undefined : ' is a bigint of more than 64 bits'
+      return isInteger64(value)
     case 'object':
       break
     default:
-      return ` is ${value === undefined ? 'undefined' : `a ${typeof value}`}`
+      return false
   }
-  if (value === null) return undefined
-  if (depth === BODY_DEPTH_MAX) return ` is nested deeper than ${BODY_DEPTH_MAX}`
+  if (value === null) return true
+  if (depth === BODY_DEPTH_MAX) return false
   if (Array.isArray(value)) {
-    for (let index = 0; index < value.length; index++) {
-      const fault = plainFault(value[index], depth + 1)
-      if (fault !== undefined) return `[${index}]${fault}`
+    const { length } = value
+    for (let index = 0; index < length; index++) {
+      const item: unknown = value[index]
+      if (typeof item !== 'number' && !isPlain(item, depth + 1)) return false
     }
-    return undefined
+    // One more is a property that the array has beside its items.
+    return Object.keys(value).length === length && toJsonOf(value) === undefined
   }
   const prototype: unknown = Object.getPrototypeOf(value)
-  if (prototype !== Object.prototype && prototype !== null) return instanceFault(value)
+  if (prototype !== Object.prototype && prototype !== null) return isPlainInstance(value)
   for (const name of Object.keys(value)) {
-    const fault = plainFault((value as Record<string, unknown>)[name], depth + 1)
-    if (fault !== undefined) return `${step(name)}${fault}`
-    if (!isWellFormed(name)) return `${step(name)} has half a surrogate pair in its name`
+    if (!isPlain((value as Record<string, unknown>)[name], depth + 1) || !isWellFormed(name)) return false
   }
-  if (Object.getOwnPropertySymbols(value).length > 0) return ' has a symbol as the name of a property'
-  return undefined
+  return toJsonOf(value) === undefined && Object.getOwnPropertySymbols(value).length === 0
 }
 
-function instanceFault(value: object): string | undefined {
-  if (value instanceof Date) return Number.isNaN(value.getTime()) ? ' is an invalid date' : undefined
-  if (value instanceof Uint8Array) return undefined
+function isPlainInstance(value: object): boolean {
+  return value instanceof Date ? !Number.isNaN(value.getTime()) : value instanceof Uint8Array
+}
+
+function isInteger64(value: bigint): boolean {
+  return value >= -(2n ** 63n) && value < 2n ** 64n
+}
+
+type ToJson = (name: string) => unknown
+
+function toJsonOf(value: object): ToJson | undefined {
+  const { toJSON } = value as { readonly toJSON?: unknown }
+  return typeof toJSON === 'function' ? (toJSON as ToJson) : undefined
+}
+
+type Step = string | number
+
+/** `what` is wrong, at the end of these steps from the body. */
+function bodyFault(what: string, path: readonly Step[], cause?: unknown): SluiceError {
+  return new SluiceError(
+    'INVALID_BODY',
+    `body${shownPath(path)} ${what}; a body is bytes, text, or plain data of null, booleans, numbers, bigints, text, dates, bytes, arrays and objects.`,
+    { cause },
+  )
+}
+
+/** Steps of a path that are shown at its beginning and at its end. */
+const PATH_STEPS_SHOWN = 4
+
+function shownPath(path: readonly Step[]): string {
+  const steps = path.map((step) =>
+    typeof step === 'number'
+      ? `[${step}]`
+      : /^[A-Za-z_$][\w$]{0,39}$/.test(step)
+        ? `.${step}`
+        : `[${shown(step)}]`,
+  )
+  if (steps.length <= PATH_STEPS_SHOWN * 2) return steps.join('')
+  const left = steps.length - PATH_STEPS_SHOWN * 2
+  return `${steps.slice(0, PATH_STEPS_SHOWN).join('')} … (${left} steps) … ${steps.slice(-PATH_STEPS_SHOWN).join('')}`
+}
+
+/**
+ * A copy of a body that is not plain as it is: without properties that are undefined, and with what `toJSON` returns in
+ * place of the object that has it, as JSON does. Dates and bytes stay themselves, though they have that method.
+ * @throws SluiceError INVALID_BODY naming the first thing that is not plain data
+ */
+function copyOf(body: unknown): unknown {
+  const path: Step[] = []
+  return plainCopy(converted(body, '', path), path, [])
+}
+
+/** What JSON would go on with: `value`, or what its `toJSON` returns. @throws SluiceError INVALID_BODY */
+function converted(value: unknown, name: Step, path: readonly Step[]): unknown {
+  if ((typeof value !== 'object' && typeof value !== 'function') || value === null) return value
+  try {
+    if (value instanceof Date || value instanceof Uint8Array) return value
+    const toJson = toJsonOf(value)
+    return toJson === undefined ? value : toJson.call(value, String(name))
+  } catch (error) {
+    throw bodyFault('has a `toJSON` that threw', path, error)
+  }
+}
+
+// `path` leads to `value`; `ancestors` are the objects that contain it.
+function plainCopy(value: unknown, path: Step[], ancestors: object[]): unknown {
+  if (typeof value !== 'object' || value === null) {
+    const what = scalarFault(value)
+    if (what !== undefined) throw bodyFault(what, path)
+    return value
+  }
+  if (ancestors.includes(value)) throw bodyFault('refers to an object that contains it', path)
+  if (ancestors.length === BODY_DEPTH_MAX) throw bodyFault(`is nested deeper than ${BODY_DEPTH_MAX}`, path)
+  const isArray = Array.isArray(value)
+  if (!isArray) {
+    const prototype: unknown = Object.getPrototypeOf(value)
+    if (prototype !== Object.prototype && prototype !== null) {
+      if (isPlainInstance(value)) return value
+      throw bodyFault(instanceFault(value), path)
+    }
+  }
+  ancestors.push(value)
+  const copy = isArray ? arrayCopy(value, path, ancestors) : objectCopy(value, path, ancestors)
+  ancestors.pop()
+  return copy
+}
+
+function arrayCopy(array: readonly unknown[], path: Step[], ancestors: object[]): unknown[] {
+  const copy: unknown[] = []
+  for (let index = 0; index < array.length; index++) {
+    path.push(index)
+    copy.push(plainCopy(converted(array[index], index, path), path, ancestors))
+    path.pop()
+  }
+  const extra = Object.keys(array)[array.length]
+  if (extra === undefined) return copy
+  throw bodyFault(`is an array that has a property ${shown(extra)} beside its items`, path)
+}
+
+function objectCopy(object: object, path: Step[], ancestors: object[]): object {
+  const copy: Record<string, unknown> = {}
+  for (const name of Object.keys(object)) {
+    path.push(name)
+    if (!isWellFormed(name)) throw bodyFault('has half a surrogate pair in its name', path)
+    const item = converted((object as Record<string, unknown>)[name], name, path)
+    if (item !== undefined) setProperty(copy, name, plainCopy(item, path, ancestors))
+    path.pop()
+  }
+  if (Object.getOwnPropertySymbols(object).length > 0)
+    throw bodyFault('has a symbol as the name of a property', path)
+  return copy
+}
+
+function scalarFault(value: unknown): string | undefined {
+  switch (typeof value) {
+    case 'string':
+      return isWellFormed(value) ? undefined : 'is text with half a surrogate pair'
+    case 'bigint':
+      return isInteger64(value) ? undefined : 'is a bigint of more than 64 bits'
+    case 'undefined':
+      return 'is undefined'
+    case 'function':
+    case 'symbol':
+      return `is a ${typeof value}`
+    default:
+      return undefined
+  }
+}
+
+function instanceFault(value: object): string {
+  if (value instanceof Date) return 'is an invalid date'
   const name: unknown = (value.constructor as { name?: unknown } | undefined)?.name
-  return ` is ${typeof name === 'string' && name !== '' ? `a ${name}` : 'a class instance'}`
+  return `is ${typeof name === 'string' && name !== '' ? `a ${name.slice(0, 40)}` : 'a class instance'}`
 }
 
-function step(name: string): string {
-  return /^[A-Za-z_$][\w$]*$/.test(name) ? `.${name}` : `[${shown(name)}]`
+/** Sets a property as data, also one of the name `__proto__`. */
+function setProperty(object: Record<string, unknown>, name: string, value: unknown): void {
+  if (name === '__proto__') {
+    Object.defineProperty(object, name, { value, enumerable: true, configurable: true, writable: true })
+  } else object[name] = value
 }
 
 /** Turns decoded Maps into objects, in place where that is possible. */
@@ -166,13 +286,7 @@ function objectsFrom(value: unknown): unknown {
   if (typeof value !== 'object' || value === null) return value
   if (value instanceof Map) {
     const object: Record<string, unknown> = {}
-    for (const [name, item] of value as Map<string, unknown>) {
-      if (name === '__proto__') {
-        // As data, never as the prototype.
-        const property = { value: objectsFrom(item), enumerable: true, configurable: true, writable: true }
-        Object.defineProperty(object, name, property)
-      } else object[name] = objectsFrom(item)
-    }
+    for (const [name, item] of value as Map<string, unknown>) setProperty(object, name, objectsFrom(item))
     return object
   }
   if (Array.isArray(value)) {

@@ -9,6 +9,7 @@ import { Connection } from './connection.js'
 import { DeadLetters } from './dead.js'
 import { Deadlines } from './deadlines.js'
 import { parseDuration, type Duration } from './duration.js'
+import { reasonOf } from './endings.js'
 import { Events } from './events.js'
 import { Floor } from './floor.js'
 import { GroupWorker, type GroupHandler } from './groups.js'
@@ -194,7 +195,8 @@ export class Sluice {
    * Publishes one message. Resolves when it is durable. Messages published in one turn of the event loop travel
    * together and stay independent of each other. Beyond `maxInFlight` it waits for its place, in order.
    *
-   * @param body A `Uint8Array` stays bytes, a string text, anything else must be plain data.
+   * @param body A `Uint8Array` stays bytes, a string text, anything else must be plain data; properties
+   * that are undefined are left out, and `toJSON` is used.
    * @throws SluiceError INVALID_BODY, MESSAGE_TOO_LARGE, QUEUE_NOT_FOUND; INVALID_PRIORITY, INVALID_DELAY, AT_IN_THE_PAST,
    * INVALID_TTL, INVALID_KEY, INVALID_ID, INVALID_HEADERS, OPTION_CONFLICT, INVALID_ARGUMENT of an option; QUEUE_FULL,
    * DEDUP_FULL, DISK_LOW, MEMORY_FULL, which are `retryable`; TIMEOUT and ABORTED, with `outcome: 'unknown'` when it had
@@ -516,7 +518,7 @@ export class Sluice {
       this.#toldOfHandlers = true
       const { queue, offset, attempt, error } = payload as SluiceEvents['handlerError']
       process.emitWarning(
-        `A handler of ${queue} failed for offset ${offset}, attempt ${attempt}: ${String(error)}`,
+        `A handler of ${queue} failed for offset ${offset}, attempt ${attempt}: ${reasonOf(error)}`,
         { type: 'SluiceWarning', detail: "Further ones are not told: listen to 'handlerError' for all." },
       )
     }

@@ -1,7 +1,8 @@
 /**
- * Typed events of the client. What goes wrong and nobody listens for becomes a warning of the process; it is never
- * thrown.
+ * Typed events of the client. What goes wrong and has no listener becomes a warning of the process; so does a listener
+ * that fails. Neither is thrown.
  */
+import { follow, reasonOf, stackOf, thenOf } from './endings.js'
 
 type Listener<Payload> = (payload: Payload) => void
 
@@ -33,13 +34,22 @@ export class Events<Payloads extends object> {
     }
     for (const listener of listeners) {
       try {
-        ;(listener as Listener<Payloads[Name]>)(payload)
+        const result: unknown = (listener as (payload: Payloads[Name]) => unknown)(payload)
+        const then = thenOf(result)
+        if (then !== undefined) void follow(result, then, ignored, (error) => this.#warn(name, error))
       } catch (error) {
-        // A listener's own fault is its program's, and must not stop this client half-way through its work.
-        setImmediate(() => {
-          throw error
-        })
+        this.#warn(name, error)
       }
     }
   }
+
+  // It must stop neither the other listeners, nor this client half-way through its work, nor the process.
+  #warn(name: keyof Payloads, error: unknown): void {
+    process.emitWarning(`A listener of '${String(name)}' failed: ${reasonOf(error)}`, {
+      type: 'SluiceWarning',
+      detail: stackOf(error),
+    })
+  }
 }
+
+function ignored(): void {}

@@ -7,12 +7,13 @@
  */
 import { OUTCOME, Timer, type SluiceError } from '@sluice/protocol'
 import { Running } from './awaiting.js'
+import { follow, thenOf } from './endings.js'
 import { Lines } from './lines.js'
 import type { DeliveredMessage, HandlerContext, Watcher } from './message.js'
 import type { ConsumeIntake } from './options.js'
 import { leaseLost } from './settlement.js'
 import type { Session, Subscription } from './subscription.js'
-import { ConsumingWorker, isThenable } from './worker.js'
+import { ConsumingWorker } from './worker.js'
 
 export type GroupHandler = (messages: DeliveredMessage[], context: HandlerContext) => unknown
 
@@ -122,20 +123,20 @@ export class GroupWorker extends ConsumingWorker {
   }
 
   #start(group: Group): void {
-    let result: unknown
     try {
-      result = this.#handler([...group.messages], group)
+      const result = this.#handler([...group.messages], group)
+      const then = thenOf(result)
+      if (then !== undefined) {
+        const done = (): void => this.#ended(group, true, undefined)
+        const failed = (error: unknown): void => this.#ended(group, false, error)
+        group.ended = follow(result, then, done, failed)
+        return
+      }
     } catch (error) {
       this.#end(group, false, error)
       return
     }
-    if (!isThenable(result)) this.#end(group, true, undefined)
-    else {
-      group.ended = result.then(
-        () => this.#ended(group, true, undefined),
-        (error: unknown) => this.#ended(group, false, error),
-      )
-    }
+    this.#end(group, true, undefined)
   }
 
   #ended(group: Group, succeeded: boolean, error: unknown): void {

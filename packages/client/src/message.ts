@@ -5,12 +5,14 @@
 import {
   clipText,
   DELIVER_FLAG,
+  isWellFormed,
   LIMITS,
   OUTCOME,
   readRecordOptions,
   readU32,
   RECORD_FLAG,
   readU64,
+  shown,
   SluiceError,
   type AtomicAck,
   type Delivery,
@@ -59,11 +61,11 @@ export interface Message<Body = unknown> {
   readonly queue: string
   /** Done: it leaves the queue. */
   ack(): Promise<void>
-  /** Failed: counts as a try and comes back later. Throws INVALID_DELAY. */
+  /** Failed: counts as a try and comes back later. Throws INVALID_DELAY, and INVALID_ARGUMENT for a reason that is not text. */
   retry(options?: RetryOptions): Promise<void>
   /** Not tried: does not count and comes back at its old place. */
   release(): Promise<void>
-  /** Given up: kept among the dead letters for a person. */
+  /** Given up: kept among the dead letters for a person. Throws INVALID_ARGUMENT for a reason that is not text. */
   deadLetter(reason?: string): Promise<void>
   /**
    * Not done yet: the processing timeout begins anew, with `duration` from now, at least 100 ms, or else with the time
@@ -232,7 +234,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
 
   retry(options: RetryOptions = {}): Promise<void> {
     const delayMs = retryDelayMs(options)
-    return this.#settle(OUTCOME.retry, delayMs, clip(options.reason))
+    return this.#settle(OUTCOME.retry, delayMs, givenReason(options.reason))
   }
 
   release(): Promise<void> {
@@ -240,7 +242,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
   }
 
   deadLetter(reason?: string): Promise<void> {
-    return this.#settle(OUTCOME.deadLetter, undefined, clip(reason))
+    return this.#settle(OUTCOME.deadLetter, undefined, givenReason(reason))
   }
 
   #settle(outcome: Outcome, delayMs: number | undefined, reason: string | undefined): Promise<void> {
@@ -385,18 +387,15 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
 
 const STEP_REFUSED = 'its atomic step had no effect'
 
-/** The reason that is sent: text, and no longer than the broker keeps. */
-export function clip(reason: string | undefined): string | undefined {
-  return reason === undefined ? undefined : clipText(reason, LIMITS.reasonBytesMax)
-}
-
-/** What went wrong, of whatever was thrown. */
-export function reasonOf(error: unknown): string {
-  try {
-    return error instanceof Error && error.message !== '' ? error.message : String(error)
-  } catch {
-    return 'the handler threw something that has no text'
+/** A reason that a caller gave, as it is sent: no longer than the broker keeps. @throws SluiceError INVALID_ARGUMENT */
+function givenReason(reason: unknown): string | undefined {
+  if (reason === undefined) return undefined
+  if (typeof reason !== 'string')
+    throw new SluiceError('INVALID_ARGUMENT', `\`reason\` is ${shown(reason)}; it must be text.`)
+  if (!isWellFormed(reason)) {
+    throw new SluiceError('INVALID_ARGUMENT', '`reason` has half a surrogate pair, which UTF-8 cannot hold.')
   }
+  return clipText(reason, LIMITS.reasonBytesMax)
 }
 
 function retryDelayMs({ delay }: RetryOptions): number | undefined {

@@ -2,6 +2,7 @@ import { describe, expect, expectTypeOf, it } from 'vitest'
 import type { Sluice } from './client.js'
 import type { Message } from './message.js'
 import {
+  connectSettings,
   consumeIntake,
   messagesIntake,
   pullSettings,
@@ -10,6 +11,53 @@ import {
   recordOptions,
   type Queue,
 } from './options.js'
+
+describe('headers', () => {
+  it('can be whatever has entries of text', () => {
+    const given = [
+      { tenant: 'a', ü: '🙂' },
+      Object.assign(Object.create(null) as object, { tenant: 'a', ü: '🙂' }),
+      new Map([
+        ['tenant', 'a'],
+        ['ü', '🙂'],
+      ]),
+      new URLSearchParams({ tenant: 'a', ü: '🙂' }),
+    ]
+    for (const headers of given)
+      expect({ ...recordOptions({ headers })!.headers }).toEqual({ tenant: 'a', ü: '🙂' })
+    expect({ ...recordOptions({ headers: new Headers({ tenant: 'a' }) })!.headers }).toEqual({ tenant: 'a' })
+    expect({ ...recordOptions({ headers: new Map([['__proto__', 'a']]) })!.headers }).toEqual(
+      JSON.parse('{"__proto__": "a"}'),
+    )
+  })
+
+  it('are refused where something of them would be lost', () => {
+    class Request {
+      get tenant(): string {
+        return 'a'
+      }
+    }
+    const refused: unknown[] = [
+      null,
+      'text',
+      5,
+      ['a'],
+      [['a', 'b']],
+      new Date(),
+      new Request(),
+      new Set(['a']),
+      new Map([[5, 'a']]),
+      new Map([['a', 5]]),
+      new URLSearchParams('a=1&a=2'),
+      { [Symbol('s')]: 'a' },
+    ]
+    for (const headers of refused) {
+      const call = (): unknown => recordOptions({ headers: headers as never })
+      expect(call).toThrow(expect.objectContaining({ code: 'INVALID_HEADERS' }))
+    }
+    expect(refused.length).toBe(12)
+  })
+})
 
 describe('queues as values', () => {
   it('carry their name and schema', () => {
@@ -97,6 +145,13 @@ describe('options', () => {
     expect(() => recordOptions({ headers: [] as never })).toThrow('headers')
     expect(() => recordOptions({ headers: { a: 1 } as never })).toThrow('header')
     expect(() => recordOptions({ at: new Date(NaN) })).toThrow('at')
+    for (const half of ['half \ud83c', '\udc00']) {
+      expect(() => recordOptions({ id: half })).toThrow('half a surrogate pair')
+      expect(() => recordOptions({ key: half })).toThrow('half a surrogate pair')
+      expect(() => recordOptions({ headers: { [half]: 'x' } })).toThrow('half a surrogate pair')
+      expect(() => recordOptions({ headers: { x: half } })).toThrow('half a surrogate pair')
+      expect(() => connectSettings(undefined, { name: half })).toThrow('half a surrogate pair')
+    }
     expect(consumeIntake({ processingTimeout: '1s' }).processingTimeoutMs).toBe(1000)
   })
 })

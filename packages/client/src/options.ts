@@ -1,6 +1,7 @@
 /** Options as users give them, turned once into full ones: defaults, units, bounds, and no unknown names. */
 import {
   checkRecordOptions,
+  isWellFormed,
   LIMITS,
   queueName,
   shown,
@@ -68,10 +69,10 @@ const CONNECT_OPTIONS = [
 export function connectSettings(url: string | undefined, options: ConnectOptions): Settings {
   onlyKnown('connect', options, CONNECT_OPTIONS, ['tls'])
   const { name = '', maxInFlight, maxInFlightBytes, timeout, connectTimeout, heartbeat } = options
-  if (typeof name !== 'string' || textBytes(name) > LIMITS.clientNameBytesMax) {
+  if (typeof name !== 'string' || textBytes(name) > LIMITS.clientNameBytesMax || !isWellFormed(name)) {
     throw new SluiceError(
       'INVALID_ARGUMENT',
-      `\`name\` must be text of at most ${LIMITS.clientNameBytesMax} bytes.`,
+      `\`name\` is ${shown(name)}; it must be text of at most ${LIMITS.clientNameBytesMax} bytes, without half a surrogate pair.`,
     )
   }
   const fromEnvironment = process.env['SLUICE_URL']
@@ -172,8 +173,13 @@ export interface MessageOptions {
   readonly at?: Date | number
   /** Expires this long after it became due, from 1 ms. Default: the queue's `ttl`. */
   readonly ttl?: Duration
-  /** Text to text, at most 64 of them and 16 KiB. */
-  readonly headers?: Readonly<Record<string, string>>
+  /** Text to text, at most 64 of them and 16 KiB: an object, or a Map, Headers or URLSearchParams whose names differ. */
+  readonly headers?: Readonly<Record<string, string>> | HeaderEntries
+}
+
+/** Names and their values, such as a Map, fetch's Headers, or URLSearchParams. */
+export interface HeaderEntries {
+  entries(): Iterable<readonly [name: string, value: string]>
 }
 
 /** Options of `publish`. */
@@ -204,9 +210,6 @@ export function recordOptions(
     headers === undefined
   )
     return undefined
-  if (headers !== undefined && (typeof headers !== 'object' || headers === null || Array.isArray(headers))) {
-    throw new SluiceError('INVALID_HEADERS', '`headers` must be an object of text to text.')
-  }
   const record: RecordOptions = {
     id,
     key,
@@ -214,11 +217,42 @@ export function recordOptions(
     delayMs: delay === undefined ? undefined : durationMs(delay, 'delay', 'INVALID_DELAY'),
     atMs: at === undefined ? undefined : timeMs('at', at, 'INVALID_DELAY'),
     ttlMs: ttl === undefined ? undefined : durationMs(ttl, 'ttl', 'INVALID_TTL'),
-    // Own properties only, so that what is counted is what is written.
-    headers: headers === undefined ? undefined : { ...headers },
+    headers: headers === undefined ? undefined : plainHeaders(headers),
   }
   checkRecordOptions(record)
   return record
+}
+
+// A copy of own properties, so that what is counted is what is written. @throws SluiceError INVALID_HEADERS
+function plainHeaders(headers: unknown): Readonly<Record<string, string>> {
+  if (typeof headers === 'object' && headers !== null) {
+    const prototype: unknown = Object.getPrototypeOf(headers)
+    if (prototype === Object.prototype || prototype === null) {
+      const symbol = Object.getOwnPropertySymbols(headers)[0]
+      if (symbol === undefined) return { ...headers }
+      throw new SluiceError('INVALID_HEADERS', `The name of a header is ${shown(symbol)}; it must be text.`)
+    }
+    // Not so an array or a Set: what those iterate is no entry.
+    const { entries, [Symbol.iterator]: iterator } = headers as Partial<HeaderEntries & Iterable<unknown>>
+    if (entries !== undefined && (entries as unknown) === iterator)
+      return collectedHeaders((headers as HeaderEntries).entries())
+  }
+  throw new SluiceError(
+    'INVALID_HEADERS',
+    `\`headers\` is ${shown(headers)}; it must be an object of text to text, or a Map, Headers or URLSearchParams.`,
+  )
+}
+
+function collectedHeaders(entries: Iterable<readonly [string, string]>): Readonly<Record<string, string>> {
+  const collected = Object.create(null) as Record<string, string>
+  for (const [name, value] of entries) {
+    if (typeof name !== 'string')
+      throw new SluiceError('INVALID_HEADERS', `The name of a header is ${shown(name)}; it must be text.`)
+    if (Object.hasOwn(collected, name))
+      throw new SluiceError('INVALID_HEADERS', `The header ${shown(name)} is given twice.`)
+    collected[name] = value
+  }
+  return collected
 }
 
 /** A message of `publishBatch`. */

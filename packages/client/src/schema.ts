@@ -1,7 +1,8 @@
 /** Schemas of queues: what is published is checked against them, and what is delivered is read through them. */
 import { OUTCOME, SluiceError } from '@sluice/protocol'
+import { promiseOf, reasonOf, thenOf } from './endings.js'
 import type { GroupHandler } from './groups.js'
-import { clip, reasonOf, type DeliveredMessage } from './message.js'
+import type { DeliveredMessage } from './message.js'
 import type { Queue } from './options.js'
 import type { SingleHandler } from './singles.js'
 import type { MessageStream } from './stream.js'
@@ -40,15 +41,15 @@ export class Reader {
     try {
       ;({ body } = message)
     } catch (error) {
-      return this.#refuse(message, reasonOf(error))
+      return this.#refuse(message, error)
     }
     try {
       const result = this.#schema['~standard'].validate(body)
-      if (!(result instanceof Promise)) return this.#judge(message, result)
-      return result.then(
-        (result) => this.#judge(message, result),
-        (error: unknown) => this.#failed(message, error),
-      )
+      const then = thenOf(result)
+      if (then === undefined) return this.#judge(message, result as Result)
+      return promiseOf(result, then)
+        .then((result) => this.#judge(message, result as Result))
+        .catch((error: unknown) => this.#failed(message, error))
     } catch (error) {
       return this.#failed(message, error)
     }
@@ -61,14 +62,14 @@ export class Reader {
     return true
   }
 
-  #refuse(message: DeliveredMessage, reason: string): false {
-    message.finish(OUTCOME.deadLetter, undefined, clip(reason), true)
+  #refuse(message: DeliveredMessage, reason: unknown): false {
+    message.finish(OUTCOME.deadLetter, undefined, reasonOf(reason), true)
     return false
   }
 
   // A schema that throws says nothing about the body: the message is tried again, as if its handler had thrown.
   #failed(message: DeliveredMessage, error: unknown): false {
-    message.finish(OUTCOME.retry, undefined, clip(reasonOf(error)))
+    message.finish(OUTCOME.retry, undefined, reasonOf(error))
     const { queue, offset, attempt } = message
     this.#session.handlerFailed({ queue, offset, attempt, messages: 1, error })
     return false

@@ -7,10 +7,11 @@
  */
 import { OUTCOME } from '@sluice/protocol'
 import { Running } from './awaiting.js'
+import { follow, thenOf } from './endings.js'
 import type { DeliveredMessage, HandlerContext } from './message.js'
 import type { ConsumeIntake } from './options.js'
 import type { Session, Subscription } from './subscription.js'
-import { ConsumingWorker, isThenable } from './worker.js'
+import { ConsumingWorker } from './worker.js'
 
 const BURST_MAX = 4096
 const BURST_MS = 1
@@ -66,21 +67,22 @@ export class SingleWorker extends ConsumingWorker {
   }
 
   #start(message: DeliveredMessage): void {
-    let result: unknown
+    let place: Place | undefined
     try {
-      result = this.#handler(message, message)
+      const result = this.#handler(message, message)
+      const then = thenOf(result)
+      if (then !== undefined) {
+        place = this.#free.pop() ?? this.#newPlace()
+        place.message = message
+        place.ended = follow(result, then, place.done, place.failed)
+      }
     } catch (error) {
+      if (place !== undefined) this.#free.push(place)
       this.failed([message], error)
       return
     }
-    if (!isThenable(result)) {
-      message.finish(OUTCOME.ack)
-      return
-    }
-    const place = this.#free.pop() ?? this.#newPlace()
-    place.message = message
-    this.running++
-    place.ended = result.then(place.done, place.failed)
+    if (place === undefined) message.finish(OUTCOME.ack)
+    else this.running++
   }
 
   #newPlace(): Place {

@@ -2,19 +2,12 @@
  * A consumer that calls a handler for what is delivered: its life from the first subscription to its close, over as
  * many connections as it takes. When which handler is called is the business of the kinds of workers that extend it.
  */
-import { OUTCOME, SluiceError, Timer } from '@sluice/protocol'
+import { SluiceError, Timer } from '@sluice/protocol'
 import { excuseAwaiting, nextTurn, type Running } from './awaiting.js'
 import type { Connection } from './connection.js'
 import { parseDuration, type Duration } from './duration.js'
-import {
-  clip,
-  DeadLetter,
-  reasonOf,
-  Retry,
-  type DeliveredMessage,
-  type HandlerContext,
-  type Message,
-} from './message.js'
+import { endingOf } from './endings.js'
+import type { DeliveredMessage, HandlerContext, Message } from './message.js'
 import type { ConsumeIntake } from './options.js'
 import { Subscription, type Consumer, type Session, type SubscriptionOwner } from './subscription.js'
 import type { Starting } from './turn.js'
@@ -141,17 +134,9 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
 
   /** A handler of these messages threw this. */
   protected failed(messages: readonly DeliveredMessage[], error: unknown): void {
-    if (error instanceof DeadLetter) {
-      for (const message of messages) message.finish(OUTCOME.deadLetter, undefined, clip(error.message))
-      return
-    }
-    if (error instanceof Retry) {
-      const reason = error.message === '' ? undefined : clip(error.message)
-      for (const message of messages) message.finish(OUTCOME.retry, error.delayMs, reason)
-      return
-    }
-    const reason = clip(reasonOf(error))
-    for (const message of messages) message.finish(OUTCOME.retry, undefined, reason)
+    const { outcome, delayMs, reason, isFailure } = endingOf(error)
+    for (const message of messages) message.finish(outcome, delayMs, reason)
+    if (!isFailure) return
     const { queue, offset, attempt } = messages[0]!
     this.#session.handlerFailed({ queue, offset, attempt, messages: messages.length, error })
   }
@@ -274,10 +259,4 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   [Symbol.asyncDispose](): Promise<void> {
     return this.close()
   }
-}
-
-export function isThenable(value: unknown): value is PromiseLike<unknown> {
-  return (
-    typeof value === 'object' && value !== null && typeof (value as { then?: unknown }).then === 'function'
-  )
 }

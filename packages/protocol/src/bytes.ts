@@ -105,9 +105,26 @@ function writeLongText(bytes: Uint8Array, at: number, text: string): number {
   return target.write(text, at, 'utf8')
 }
 
+// Not in the library types of ES2023; every supported Node has them.
+const { isWellFormed: wellFormed, toWellFormed } = String.prototype as {
+  readonly isWellFormed?: () => boolean
+  readonly toWellFormed?: () => string
+}
+
+/** Whether UTF-8 can hold the text: it has no half of a surrogate pair. */
+export function isWellFormed(text: string): boolean {
+  return wellFormed!.call(text)
+}
+
+/** The text with U+FFFD in place of each half of a surrogate pair. */
+export function wellFormedText(text: string): string {
+  return toWellFormed!.call(text)
+}
+
 /** The longest prefix of `text` that takes at most `bytesMax` in UTF-8; never half a character. */
 export function clipText(text: string, bytesMax: number): string {
-  const bytes = Buffer.from(text)
+  // A UTF-16 unit takes a byte at least: of a long text only its head is encoded.
+  const bytes = Buffer.from(text.length > bytesMax ? text.slice(0, bytesMax + 1) : text)
   if (bytes.length <= bytesMax) return text
   let end = bytesMax
   while (end > 0 && (bytes[end]! & 0xc0) === 0x80) end--

@@ -174,6 +174,16 @@ describe('plain data', () => {
   })
 })
 
+describe('text with half a surrogate pair', () => {
+  test.each([[{ id: 'a \ud83c' }], [{ a: { '\udc00': 1 } }], [{ a: ['b', ['\ud83c\ud83c']] }]])(
+    'is refused in %j',
+    (body) => {
+      const refused = expect.objectContaining({ code: 'INVALID_ARGUMENT' })
+      expect(() => encodeControl(body)).toThrow(refused)
+    },
+  )
+})
+
 describe('what is not plain data is refused', () => {
   const extensions: readonly [string, string][] = [
     ['undefined', 'd4 00 00'],

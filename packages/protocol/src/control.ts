@@ -4,8 +4,8 @@
  * them makes a hundred megabytes of text out of one frame.
  */
 import { Packr, Unpackr } from 'msgpackr/index-no-eval'
-import { copyBytes } from './bytes.js'
-import { SluiceError } from './errors.js'
+import { copyBytes, isWellFormed } from './bytes.js'
+import { shown, SluiceError } from './errors.js'
 import { LIMITS } from './limits.js'
 
 /** Plain data as it travels in control frames and in bodies. */
@@ -38,6 +38,7 @@ const unpackr = new Unpackr(decoding)
  * @throws SluiceError INVALID_ARGUMENT
  */
 export function encodeControl(body: { readonly [name: string]: unknown }): Uint8Array {
+  checkTexts(body)
   const bytes = packr.pack(body)
   if (bytes.length > LIMITS.controlBytesMax) {
     throw new SluiceError(
@@ -46,6 +47,22 @@ export function encodeControl(body: { readonly [name: string]: unknown }): Uint8
     )
   }
   return bytes
+}
+
+// Text that UTF-8 cannot hold would arrive as another text. @throws SluiceError INVALID_ARGUMENT
+function checkTexts(value: unknown): void {
+  if (typeof value === 'string') {
+    if (isWellFormed(value)) return
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `A request has the text ${shown(value)}: it has half a surrogate pair, which UTF-8 cannot hold.`,
+    )
+  }
+  if (typeof value !== 'object' || value === null || ArrayBuffer.isView(value)) return
+  for (const [name, item] of Object.entries(value)) {
+    checkTexts(name)
+    checkTexts(item)
+  }
 }
 
 /**

@@ -7,6 +7,7 @@
  * u8 name length, name, u16 value length, value, repeated.
  */
 import {
+  isWellFormed,
   readText,
   readU16,
   readU32,
@@ -195,6 +196,13 @@ function checkText(code: ErrorCode, name: string, value: unknown, min: number, m
   const bytes = textBytes(value)
   if (bytes < min || bytes > max) {
     throw new SluiceError(code, `${name} takes ${bytes} bytes; it must take ${min} to ${max}.`)
+  }
+  // Text of ASCII takes a byte for each unit.
+  if (bytes !== value.length && !isWellFormed(value)) {
+    throw new SluiceError(
+      code,
+      `${name} is ${shown(value)}: it has half a surrogate pair, which UTF-8 cannot hold.`,
+    )
   }
 }
 
