@@ -4,6 +4,7 @@ import {
   CONTENT_TYPE,
   DELIVER_HEADER_BYTES,
   FRAME_HEADER_BYTES,
+  LOSS,
   OP,
   OUTCOME,
   SCATTERED_BYTES,
@@ -18,6 +19,7 @@ import {
   encodeGoodbye,
   encodeHello,
   encodeHelloOk,
+  encodeLeasesLost,
   encodeMessages,
   encodePreface,
   encodePublishErr,
@@ -336,6 +338,15 @@ const history: readonly HistoryEvent[] = [
   { event: 'acked', atMs: NEW_YEAR_MS + 1_010 },
 ]
 
+const lostLeases = {
+  subscriptionId: SUBSCRIPTION,
+  reason: LOSS.processingTimeout,
+  ranges: [
+    { firstTag: 0xffff_ffff, count: 3, firstOffset: TWO_32 + 4 },
+    { firstTag: 7, count: 1, firstOffset: 3 },
+  ],
+}
+
 const everyFilter = {
   reason: 'rejected',
   error: 'no',
@@ -637,6 +648,7 @@ export const CASES: Readonly<Record<string, Case>> = {
     { firstTag: 0xffff_ffff, count: 3 },
     { firstTag: 7, count: 1 },
   ]),
+  STARTING: ranges(OP.STARTING, 0, [{ firstTag: 1, count: 256 }]),
   SETTLE: settle(3, [{ firstTag: 0, count: 1, outcome: OUTCOME.ack }]),
   'SETTLE, all outcomes': settle(6, [
     { firstTag: 1, count: 2, outcome: OUTCOME.ack },
@@ -662,10 +674,10 @@ export const CASES: Readonly<Record<string, Case>> = {
     count: 1,
     durationMs: 0,
   }),
-  LEASES_LOST: ranges(OP.LEASES_LOST, 0, [
-    { firstTag: 0xffff_ffff, count: 3 },
-    { firstTag: 7, count: 1 },
-  ]),
+  LEASES_LOST: {
+    bytes: frame(OP.LEASES_LOST, 1, 0, encodeLeasesLost(lostLeases)),
+    value: lostLeases,
+  },
   UNSUBSCRIBE: subscription(OP.UNSUBSCRIBE, 7),
   DRAINED: {
     bytes: frame(OP.DRAINED, 1, 0, encodeDrained(SUBSCRIPTION, 2 ** 32 + 3)),

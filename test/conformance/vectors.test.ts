@@ -37,7 +37,7 @@ describe('golden vectors', () => {
     const expected = Object.keys(OPCODES)
     expect(seen).toStrictEqual(new Set(expected))
     expect(READERS.size).toBe(expected.length)
-    expect(expected).toHaveLength(42)
+    expect(expected).toHaveLength(43)
   })
 
   test.each(VECTORS)('our encoder writes $name', ({ name, bytes }) => {
@@ -98,6 +98,7 @@ describe('cut off at every byte', () => {
       ...Array<string>(3).fill('PUBLISH_OK of three'),
       'STARTED',
       ...Array<string>(2).fill('STARTED, two ranges'),
+      'STARTING',
       'SETTLE',
       ...Array<string>(5).fill('SETTLE, all outcomes'),
       'SETTLE, invalid',

@@ -34,6 +34,7 @@ import {
   type RecordOptions,
   type SettleItem,
   type SluiceError,
+  type Loss,
   type TagRange,
 } from '@sluice/protocol'
 import type { Broker } from '../../packages/server/src/broker/broker.js'
@@ -797,7 +798,7 @@ export class Bench {
 
   connect(): Connection {
     const number = ++this.#numbers
-    const ranges = (subscription: Subscription, lost: readonly TagRange[]): void => {
+    const ranges = (subscription: Subscription, _reason: Loss, lost: readonly TagRange[]): void => {
       const pair = this.#pairs.get(subscription) ?? UNKNOWN
       for (const tag of tagsOf(lost)) this.#lost.push(`subscription ${pair.number} tag ${tag}`)
     }
@@ -892,6 +893,12 @@ export class Bench {
     this.#begin()
     this.broker.started(product, rangesOf(tags))
     this.model.started(model, tags)
+  }
+
+  starting({ product, model }: Pair, tags: readonly number[]): void {
+    this.#begin()
+    this.broker.starting(product, rangesOf(tags))
+    this.model.starting(model, tags)
   }
 
   extend({ product, model }: Pair, tags: readonly number[], durationMs: number): void {

@@ -67,6 +67,7 @@ const WEIGHTS = [
   ['pass', 12],
   ['subscribe', 7],
   ['started', 9],
+  ['starting', 4],
   ['atomic', 5],
   ['credit', 4],
   ['disconnect', 4],
@@ -423,6 +424,14 @@ class History {
       const tags = this.#tags(pair, this.#chance.pick([0.1, 0.5, 1]))
       this.#say(pair.number, tags)
       this.#bench.started(pair, tags)
+    },
+
+    starting: async (): Promise<void> => {
+      const pair = this.#holder()
+      if (pair === undefined) return
+      const tags = this.#tags(pair, this.#chance.pick([0.5, 1]))
+      this.#say(pair.number, tags)
+      this.#bench.starting(pair, tags)
     },
 
     extend: async (): Promise<void> => {

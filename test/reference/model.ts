@@ -770,10 +770,25 @@ export class Model {
   started(subscription: ModelSubscription, tags: readonly number[]): void {
     for (const tag of tags) {
       const lease = subscription.held.get(tag)?.lease
-      if (lease === undefined || lease.started) continue
+      if (lease === undefined || lease.deadlineMs !== Infinity) continue
       lease.started = true
       lease.deadlineMs = this.nowMs + this.#processingTimeoutMs(subscription)
     }
+    this.#endAnnouncement(subscription)
+  }
+
+  /** Each may be the next that is handled; none has a deadline. */
+  starting(subscription: ModelSubscription, tags: readonly number[]): void {
+    this.#endAnnouncement(subscription)
+    for (const tag of tags) {
+      const lease = subscription.held.get(tag)?.lease
+      if (lease !== undefined) lease.started = true
+    }
+  }
+
+  // What was announced and is not named as started by now is not being handled.
+  #endAnnouncement({ held }: ModelSubscription): void {
+    for (const { lease } of held.values()) if (lease!.deadlineMs === Infinity) lease!.started = false
   }
 
   #processingTimeoutMs({ processingTimeoutMs, queue }: ModelSubscription): number {

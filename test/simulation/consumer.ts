@@ -9,6 +9,7 @@ import {
   OUTCOME,
   decodeAtomicOk,
   decodeDrained,
+  decodeLeasesLost,
   decodePublishErr,
   decodeRanges,
   decodeSubscriptionId,
@@ -250,7 +251,8 @@ export class Consumer extends Client {
     const chosen = tags.slice(from, from + (chance.hit(0.7) ? 1 : chance.int(2, 5)))
     for (const tag of chosen) reader.begun.add(tag)
     const ranges: TagRange[] = chosen.map((firstTag) => ({ firstTag, count: 1 }))
-    this.send(OP.STARTED, reader.channel, 0, encodeRanges(reader.id, ranges))
+    const opcode = chance.hit(0.3) ? OP.STARTING : OP.STARTED
+    this.send(opcode, reader.channel, 0, encodeRanges(reader.id, ranges))
   }
 
   /** Some of what it holds may take longer. */
@@ -456,7 +458,7 @@ export class Consumer extends Client {
   }
 
   #leasesLost(reader: Reader | undefined, bytes: Uint8Array, start: number, end: number): void {
-    const { subscriptionId, ranges } = decodeRanges('LEASES_LOST', bytes, start, end)
+    const { subscriptionId, ranges } = decodeLeasesLost(bytes, start, end)
     if (reader === undefined) return
     if (reader.id !== subscriptionId)
       throw new Violation(7, `${this.name} loses leases of subscription ${subscriptionId}`)

@@ -306,7 +306,7 @@ export class CrashPoints {
           this.counts.drainedMessages += count
           for (let i = 0; i < count; i++) held.push((firstTag + i) >>> 0)
         },
-        lost: (subscription, ranges) => model.lost(subscription, ranges, broker.nowMs),
+        lost: (subscription, _reason, ranges) => model.lost(subscription, ranges, broker.nowMs),
         drained: () => {},
         ended: (_subscription, error) => {
           wrong ??= new Violation(2, `${name} cannot be drained: ${error.message}`)

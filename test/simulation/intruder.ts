@@ -43,7 +43,7 @@ export class Intruder extends Client {
       this.send(chance.int(0, 255), chance.int(0, 3), chance.int(0, 9), chance.bytes(chance.int(0, 40)))
     } else {
       this.send(
-        chance.pick([OP.SETTLE, OP.CREDIT, OP.STARTED, OP.SUBSCRIBE, OP.UNSUBSCRIBE]),
+        chance.pick([OP.SETTLE, OP.CREDIT, OP.STARTED, OP.STARTING, OP.SUBSCRIBE, OP.UNSUBSCRIBE]),
         1,
         1,
         chance.bytes(24),

@@ -64,7 +64,7 @@ export interface ModelSubscription {
   readonly held: Map<number, ModelMessage>
   heldBytes: number
   holdsSuspect: boolean
-  /** Tags that are being handled, and when each has to be done. */
+  /** Tags that are being handled, and when each has to be done: Infinity where it is only announced. */
   readonly started: Map<number, number>
   /** Every tag that was ever granted, with the offset of its message, for what comes late. */
   readonly granted: Map<number, number>
@@ -165,6 +165,7 @@ export class Model {
     rescheduled: 0,
     'timed out': 0,
     extended: 0,
+    announced: 0,
     'queue full': 0,
     'dedup full': 0,
     steps: 0,
@@ -981,8 +982,23 @@ export class Model {
     for (const { firstTag, count } of ranges) {
       for (let i = 0; i < count; i++) {
         const tag = (firstTag + i) >>> 0
-        if (subscription.held.has(tag) && !subscription.started.has(tag))
+        if (subscription.held.has(tag) && (subscription.started.get(tag) ?? Infinity) === Infinity)
           subscription.started.set(tag, nowMs + timeoutOf(subscription))
+      }
+    }
+    endAnnouncement(subscription)
+  }
+
+  /** Each may be the next that is handled; none has a deadline. */
+  starting(key: object, ranges: readonly TagRange[]): void {
+    const subscription = this.#subscription(key)
+    endAnnouncement(subscription)
+    for (const { firstTag, count } of ranges) {
+      for (let i = 0; i < count; i++) {
+        const tag = (firstTag + i) >>> 0
+        if (!subscription.held.has(tag) || subscription.started.has(tag)) continue
+        this.counts.announced++
+        subscription.started.set(tag, Infinity)
       }
     }
   }
@@ -1542,6 +1558,11 @@ const TIMER_SLACK_MS = 120
 
 function isExpired({ expiresMs }: ModelMessage, nowMs: number): boolean {
   return expiresMs !== 0 && expiresMs <= nowMs
+}
+
+// What was announced, and is not named as started by now, is not being handled.
+function endAnnouncement({ started }: ModelSubscription): void {
+  for (const [tag, deadlineMs] of started) if (deadlineMs === Infinity) started.delete(tag)
 }
 
 function timeoutOf({ processingTimeoutMs, queue }: ModelSubscription): number {

@@ -195,6 +195,12 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
     to.guard(() => model.started(subscription, ranges, broker.nowMs))
   }
 
+  const starting = broker.starting.bind(broker)
+  broker.starting = (subscription, ranges) => {
+    starting(subscription, ranges)
+    to.guard(() => model.starting(subscription, ranges))
+  }
+
   const extend = broker.extend.bind(broker)
   broker.extend = (subscription, firstTag, count, durationMs) => {
     const stale = extend(subscription, firstTag, count, durationMs)
@@ -379,9 +385,9 @@ export function tapSession(
   }
 
   const lost = session.lost.bind(session)
-  session.lost = (subscription, ranges) => {
+  session.lost = (subscription, reason, ranges) => {
     to.guard(() => model.lost(subscription, ranges, broker.nowMs))
-    lost(subscription, ranges)
+    lost(subscription, reason, ranges)
   }
 
   const drained = session.drained.bind(session)

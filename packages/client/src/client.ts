@@ -14,6 +14,7 @@ import { Events } from './events.js'
 import { Floor } from './floor.js'
 import { GroupWorker, type GroupHandler } from './groups.js'
 import type { DeliveredMessage, Message } from './message.js'
+import { Ration } from './ration.js'
 import {
   batchRecordOptions,
   connectSettings,
@@ -45,7 +46,7 @@ import { checkBody, Reader, ReadStream, type Schema } from './schema.js'
 import type { Receipt } from './sending.js'
 import { SingleWorker, type SingleHandler } from './singles.js'
 import { MessageStream } from './stream.js'
-import type { Consumer, HandlerFailure, Session } from './subscription.js'
+import type { Consumer, HandlerFailure, LeaseLoss, Session } from './subscription.js'
 import { Draft, type Transaction } from './transaction.js'
 import { dialTcp, type Dial } from './transport.js'
 import { Turn } from './turn.js'
@@ -88,6 +89,8 @@ export interface SluiceEvents {
   error: SluiceError
   /** A handler threw something other than `Retry` and `DeadLetter`; its message is tried again. */
   handlerError: HandlerFailure
+  /** A message that a handler had was taken away: what the handler did with it does not count. */
+  leaseLost: LeaseLoss
 }
 
 // Dialling again would only be told the same.
@@ -117,6 +120,7 @@ export class Sluice {
   readonly #dial: Dial
   readonly #events = new Events<SluiceEvents>((name, payload) => this.#warn(name, payload))
   #toldOfHandlers = false
+  readonly #lossesTold = new Ration(LOSSES_TOLD_MS)
   readonly #deadlines = new Deadlines()
   readonly #turn: Turn
   readonly #producer: Producer
@@ -164,6 +168,7 @@ export class Sluice {
       },
       report: (error) => this.#events.emit('error', error),
       handlerFailed: (failure) => this.#events.emit('handlerError', failure),
+      leaseLost: (loss) => this.#events.emit('leaseLost', loss),
     }
     this.#requests = new Requests(this.#session)
     this.queues = new Queues(this.#requests)
@@ -509,7 +514,8 @@ export class Sluice {
     if (this.#closing !== undefined) throw new SluiceError('CLOSED', 'The client was closed.')
   }
 
-  // A typo in a queue's name, or a handler that always throws, must not look like a program with nothing to do.
+  // A typo in a queue's name, a handler that always throws or one that always takes too long must not look like a
+  // program with nothing to do.
   #warn(name: keyof SluiceEvents, payload: SluiceEvents[keyof SluiceEvents]): void {
     if (name === 'error') {
       const { code, message } = payload as SluiceEvents['error']
@@ -520,6 +526,15 @@ export class Sluice {
       process.emitWarning(
         `A handler of ${queue} failed for offset ${offset}, attempt ${attempt}: ${reasonOf(error)}`,
         { type: 'SluiceWarning', detail: "Further ones are not told: listen to 'handlerError' for all." },
+      )
+    } else if (name === 'leaseLost') {
+      const lost = this.#lossesTold.take(performance.now())
+      if (lost === 0) return
+      const { queue, offset, reason } = payload as SluiceEvents['leaseLost']
+      const others = lost === 1 ? '' : `, and ${lost - 1} before it since the last warning`
+      process.emitWarning(
+        `The lease on message ${offset} of ${queue} was lost (${reason})${others}: what its handler did does not count, and the message may run again.`,
+        { type: 'SluiceWarning', code: 'LEASE_LOST', detail: "Listen to 'leaseLost' to hear of each." },
       )
     }
   }
@@ -667,6 +682,9 @@ async function pullThrough(
     if (messages.length > 0 || pulled.length === 0) return messages
   }
 }
+
+/** Lost leases that nobody listens for are summed up in one warning a minute. */
+const LOSSES_TOLD_MS = 60_000
 
 // What this side can hold; the broker tells what it allows.
 const IN_FLIGHT_BATCHES = LIMITS.inFlightBatchesMax

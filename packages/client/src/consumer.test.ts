@@ -129,8 +129,58 @@ describe('a worker', () => {
     const channel = await peer.subscribed()
     peer.link.deliver(channel, 101, texts(2000))
     await until(() => done === 2000)
-    expect(peer.link.named('STARTED').length).toBeLessThan(200)
-    expect(peer.link.started.reduce((sum, { count }) => sum + count, 0)).toBe(2000)
+    const named = [...peer.link.started, ...peer.link.starting]
+    expect(peer.link.named('STARTED').length + peer.link.named('STARTING').length).toBeLessThan(200)
+    expect(named.reduce((sum, { count }) => sum + count, 0)).toBe(2000)
+  })
+
+  it('says of a burst that is not quick after all which of it have a handler', async () => {
+    const begun: unknown[] = []
+    let end!: () => void
+    sluice.consume('q', { concurrency: 1, prefetch: 2000 }, ({ body }) => {
+      begun.push(body)
+      return body === '1500' ? new Promise<void>((resolve) => (end = resolve)) : undefined
+    })
+    const channel = await peer.subscribed()
+    const tag = peer.link.deliver(channel, 101, texts(2000))
+    await until(() => begun.length === 1501)
+    await turns(10)
+    expect(begun.length).toBe(1501)
+    const burst = peer.link.starting.at(-1)!
+    expect(burst.firstTag + burst.count).toBeGreaterThan(tag + 1501)
+    // Those of the burst up to the one that hangs; what is done among them was settled before.
+    const names = peer.link.frames.map(({ name }) => name)
+    expect(peer.link.started.at(-1)).toEqual({
+      firstTag: burst.firstTag,
+      count: tag + 1501 - burst.firstTag,
+    })
+    expect(peer.link.settles.reduce((sum, { count }) => sum + count, 0)).toBe(1500)
+    expect(names.lastIndexOf('SETTLE')).toBeLessThan(names.lastIndexOf('STARTED'))
+    end()
+    await until(() => begun.length === 2000)
+  })
+
+  it('says when none of a burst is left to handle but those that are being handled', async () => {
+    const ends: (() => void)[] = []
+    let hang = false
+    let done = 0
+    sluice.consume('q', { concurrency: 2, prefetch: 2000 }, () => {
+      done++
+      return hang ? new Promise<void>((resolve) => ends.push(resolve)) : undefined
+    })
+    const channel = await peer.subscribed()
+    peer.link.deliver(channel, 101, texts(1000))
+    await until(() => done === 1000)
+    hang = true
+    const tag = peer.link.deliver(channel, 101, texts(3), { offset: 1000 })
+    await until(() => ends.length === 2)
+    await turns(10)
+    expect(peer.link.starting.at(-1)).toEqual({ firstTag: tag, count: 3 })
+    expect(peer.link.started.at(-1)).toEqual({ firstTag: tag, count: 2 })
+    ends[0]!()
+    await until(() => ends.length === 3)
+    expect(peer.link.started.at(-1)).toEqual({ firstTag: tag + 2, count: 1 })
+    for (const end of ends) end()
   })
 
   it('runs a message that must be alone with nothing beside it', async () => {
@@ -179,6 +229,72 @@ describe('a worker', () => {
     ends.get('b')!()
     await turns(10)
     expect(log).toEqual(['a', 'b', 'c'])
+  })
+
+  it('lets no other queue of its client starve a message that must be alone, and that starves no other', async () => {
+    const log: string[] = []
+    const ends: (() => void)[] = []
+    sluice.consume('busy', { concurrency: 2, prefetch: 100 }, async ({ body }) => {
+      log.push(String(body))
+      await new Promise<void>((resolve) => ends.push(resolve))
+    })
+    sluice.consume('quiet', { concurrency: 2 }, ({ body }) => void log.push(String(body)))
+    await peer.subscribed(2)
+    const [busy, quiet] = peer.link.named('SUBSCRIBE').map(({ channel }) => channel)
+    peer.link.deliver(busy!, 101, texts(8))
+    await until(() => ends.length === 2)
+    peer.link.deliver(quiet!, 102, ['a'], { flags: DELIVER_FLAG.alone })
+    await turns()
+    // Neither what is buffered nor what comes now starts before it.
+    ends.shift()!()
+    peer.link.deliver(busy!, 101, ['8'], { offset: 8 })
+    await turns(10)
+    expect(log).toEqual(['0', '1'])
+    // The next one waits until those that waited for the first have had their turn.
+    peer.link.deliver(quiet!, 102, ['b'], { offset: 1, flags: DELIVER_FLAG.alone })
+    ends.shift()!()
+    await until(() => ends.length === 2)
+    await turns(10)
+    expect(log).toEqual(['0', '1', 'a', '2', '3'])
+    ends.shift()!()
+    ends.shift()!()
+    await until(() => ends.length === 2)
+    expect(log).toEqual(['0', '1', 'a', '2', '3', 'b', '4', '5'])
+    for (let left = 5; left > 0; left--) {
+      await until(() => ends.length > 0)
+      ends.shift()!()
+    }
+  })
+
+  it('holds nothing back for a message that must be alone and is gone', async () => {
+    const log: string[] = []
+    const ends: (() => void)[] = []
+    sluice.consume('busy', { concurrency: 2 }, async ({ body }) => {
+      log.push(String(body))
+      await new Promise<void>((resolve) => ends.push(resolve))
+    })
+    const other = sluice.consume('quiet', () => {})
+    await peer.subscribed(2)
+    const [busy, quiet] = peer.link.named('SUBSCRIBE').map(({ channel }) => channel)
+    peer.link.deliver(busy!, 101, ['0'])
+    await until(() => ends.length === 1)
+    const tag = peer.link.deliver(quiet!, 102, ['a'], { flags: DELIVER_FLAG.alone })
+    await turns()
+    peer.link.deliver(busy!, 101, ['1'], { offset: 1 })
+    await turns(10)
+    expect(log).toEqual(['0'])
+    peer.link.leasesLost(quiet!, 102, { firstTag: tag, count: 1 })
+    await until(() => ends.length === 2)
+    ends.shift()!()
+    peer.link.deliver(quiet!, 102, ['b'], { offset: 1, flags: DELIVER_FLAG.alone })
+    await turns()
+    peer.link.deliver(busy!, 101, ['2'], { offset: 2 })
+    await turns(10)
+    expect(log).toEqual(['0', '1'])
+    await other.close()
+    await until(() => ends.length === 2)
+    expect(log).toEqual(['0', '1', '2'])
+    for (const end of ends) end()
   })
 
   it('turns what a handler throws into the outcome it means', async () => {
@@ -547,7 +663,8 @@ describe('the iterator', () => {
     const seen: unknown[] = []
     const iterating = (async () => {
       for await (const message of sluice.messages('q', { prefetch: 3 })) {
-        seen.push([message.body, peer.link.started.reduce((sum, { count }) => sum + count, 0) > seen.length])
+        const named = [...peer.link.started, ...peer.link.starting]
+        seen.push([message.body, named.reduce((sum, { count }) => sum + count, 0) > seen.length])
         await message.ack()
         if (seen.length === 2) break
       }
@@ -565,6 +682,26 @@ describe('the iterator', () => {
       { firstTag: tag + 2, outcome: OUTCOME.release },
     ])
     expect(peer.link.named('UNSUBSCRIBE').length).toBe(1)
+  })
+
+  it('names as started what was yielded, and nothing behind it once the loop takes its time', async () => {
+    const iterator = sluice.messages('q', { prefetch: 500 })
+    const channel = peer.subscribed()
+    let next = iterator.next()
+    const tag = peer.link.deliver(await channel, 101, texts(400))
+    for (let i = 0; i < 250; i++) {
+      void (await next).value!.ack()
+      next = iterator.next()
+    }
+    const slow = (await next).value!
+    await turns(10)
+    const burst = peer.link.starting.at(-1)!
+    expect(burst.count).toBeGreaterThan(1)
+    expect(slow.body).toBe('250')
+    const named = peer.link.started.at(-1)!
+    expect(named.firstTag + named.count).toBe(tag + 251)
+    await slow.ack()
+    expect((await iterator.next()).value!.body).toBe('251')
   })
 
   it('keeps the lease of a message that is settled after the loop was left', async () => {

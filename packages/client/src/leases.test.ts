@@ -1,4 +1,12 @@
-import { decodeExtend, encodeRanges, OP, OUTCOME, type SluiceError } from '@sluice/protocol'
+import {
+  decodeExtend,
+  encodeLeasesLost,
+  encodeRanges,
+  LOSS,
+  OP,
+  OUTCOME,
+  type SluiceError,
+} from '@sluice/protocol'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { Sluice } from './client.js'
 import type { Message } from './message.js'
@@ -124,6 +132,63 @@ describe('losing leases', () => {
     expect(await codes([messages[0]!.retry(), messages[0]!.extend()])).toEqual(['LEASE_LOST', 'LEASE_LOST'])
     // A signal that is first asked for afterwards is aborted too.
     expect((messages[0] as unknown as { signal: AbortSignal }).signal.aborted).toBe(true)
+  })
+
+  it('is an event, for each message that a handler had or has settled too late', async () => {
+    delete peer.replies[OP.SETTLE]
+    const losses: unknown[] = []
+    sluice.on('leaseLost', (loss) => losses.push(loss))
+    const messages: Message[] = []
+    sluice.consume('q', { concurrency: 3, prefetch: 10 }, (message) => {
+      messages.push(message)
+      return new Promise(() => {})
+    })
+    const channel = await peer.subscribed()
+    const tag = peer.link.deliver(channel, 101, texts(6), { offsets: [70, 3, 900, 4, 60, 61] })
+    await until(() => messages.length === 3)
+    void messages[1]!.ack().catch(() => {})
+    await until(() => peer.link.named('SETTLE').length === 1)
+    // The last was only buffered.
+    peer.link.leasesLost(
+      channel,
+      101,
+      { firstTag: tag, count: 1, firstOffset: 70 },
+      { firstTag: tag + 1, count: 1, firstOffset: 3 },
+      { firstTag: tag + 4, count: 2, firstOffset: 60 },
+    )
+    await until(() => losses.length > 0)
+    expect(losses).toEqual([
+      { queue: 'q', offset: 70, reason: 'processingTimeout' },
+      { queue: 'q', offset: 3, reason: 'processingTimeout' },
+    ])
+    const payload = encodeLeasesLost({
+      subscriptionId: 101,
+      reason: LOSS.purged,
+      ranges: [{ firstTag: tag + 2, count: 1, firstOffset: 900 }],
+    })
+    peer.link.send(OP.LEASES_LOST, channel, 0, payload)
+    await until(() => losses.length > 2)
+    expect(losses.at(-1)).toEqual({ queue: 'q', offset: 900, reason: 'purged' })
+  })
+
+  it('is a warning where no one listens, and one for all that follow', async () => {
+    const warnings: Error[] = []
+    const listen = (warning: Error): void => void warnings.push(warning)
+    process.on('warning', listen)
+    try {
+      const { channel, tag } = await pulled(texts(3))
+      peer.link.leasesLost(channel, 101, { firstTag: tag, count: 3, firstOffset: 40 })
+      await until(() => warnings.length > 0)
+      await turns(10)
+    } finally {
+      process.off('warning', listen)
+    }
+    expect(warnings.map(({ name, message }) => [name, message])).toEqual([
+      [
+        'SluiceWarning',
+        'The lease on message 40 of q was lost (processingTimeout): what its handler did does not count, and the message may run again.',
+      ],
+    ])
   })
 
   it('ignores how a handler of a lost message ends, and goes on with the credit that was freed', async () => {

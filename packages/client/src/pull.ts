@@ -190,7 +190,8 @@ export class Puller implements Consumer, SubscriptionOwner, Starting {
   announce(): void {
     this.#listed = false
     const pull = this.#current
-    if (pull !== undefined && !pull.abandoned && !this.#draining) this.#subscription?.announce(pull.max, true)
+    if (pull !== undefined && !pull.abandoned && !this.#draining)
+      this.#subscription?.announce(pull.max, pull.max, true)
   }
 
   startHandlers(): void {

@@ -3,7 +3,8 @@
  *
  * Messages are announced to the broker just before their handlers run. Where handlers take a millisecond or more that
  * is as many as have a free place, so that a crash is blamed on what was really running. Where a whole burst of them
- * is done within a millisecond, the next burst is twice as long: one frame announces it.
+ * is done within a millisecond, the next burst is twice as long: one frame announces it. Where a handler of a burst is
+ * not quick after all, the next turn says which messages of the burst have a handler, and the others have none.
  */
 import { OUTCOME } from '@sluice/protocol'
 import { Running } from './awaiting.js'
@@ -51,9 +52,10 @@ export class SingleWorker extends ConsumingWorker {
   }
 
   protected choose(subscription: Subscription): void {
-    const idle = this.running === 0 && subscription.announced === 0
-    const free = this.intake.concurrency - this.running - subscription.announced
-    subscription.announce(idle ? Math.max(this.#burst, free) : free)
+    if (subscription.nameStarted()) this.#shorten()
+    const idle = this.running === 0
+    const free = this.intake.concurrency - this.running
+    subscription.announce(idle ? Math.max(this.#burst, free) : free, free)
     if (idle) this.#burstBeganMs = performance.now()
   }
 
@@ -64,6 +66,7 @@ export class SingleWorker extends ConsumingWorker {
       this.#start(subscription.take())
     if (this.running === 0) this.#rested(subscription)
     else if (subscription.announced === 0 && this.running < this.intake.concurrency) this.#more(subscription)
+    if (subscription.isStarting) this.list()
   }
 
   #start(message: DeliveredMessage): void {
@@ -124,6 +127,11 @@ export class SingleWorker extends ConsumingWorker {
       }
     }
     this.#more(subscription)
+  }
+
+  #shorten(): void {
+    this.#burst = Math.max(this.#burst >> 1, this.intake.concurrency)
+    this.#burstBeganMs = 0
   }
 
   // What is blocked is told by `delivered` when it may go on; asking again each turn would never let the loop rest.

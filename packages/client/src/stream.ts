@@ -1,6 +1,6 @@
 /**
  * A queue as an async iterator. A message counts as started when it is yielded; where the loop is quick a burst of
- * them is announced at once, as in the worker.
+ * them is announced at once, and the next turn says which of them were yielded, as in the worker.
  */
 import type { SluiceError } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
@@ -118,8 +118,13 @@ export class MessageStream
   announce(): void {
     this.#listed = false
     const subscription = this.#subscription
-    if (subscription === undefined || this.#waiters.length === 0 || this.#ending !== undefined) return
-    subscription.announce(Math.max(this.#burst, this.#waiters.length) - subscription.announced)
+    if (subscription === undefined || this.#ending !== undefined) return
+    if (subscription.nameStarted()) {
+      this.#burst = Math.max(this.#burst >> 1, 1)
+      this.#burstBeganMs = 0
+    }
+    if (this.#waiters.length === 0) return
+    subscription.announce(Math.max(this.#burst, this.#waiters.length), this.#waiters.length)
     this.#burstBeganMs = performance.now()
   }
 
@@ -131,6 +136,7 @@ export class MessageStream
       this.#waiters[given++]!.resolve({ value: subscription.take(), done: false })
     if (given > 0) this.#waiters = this.#waiters.slice(given)
     if (this.#waiters.length > 0 && subscription.buffered > 0 && !subscription.blocked) this.#list()
+    if (subscription.isStarting) this.#list()
   }
 
   lost(): void {

@@ -2,12 +2,14 @@
  * One life of a subscription, on one connection: what was delivered and not yet taken, what of it was announced as
  * started, and the settles of what was taken. Its connection's end is its end; whoever owns it opens another.
  *
- * Invariant: of the `buffered` messages, in the order in which they came, the first `announced` were named in STARTED.
+ * Invariant: of the `buffered` messages, in the order in which they came, the first `announced` were named in STARTED
+ * or STARTING.
  */
 import {
   checkRecords,
   decodeDeliverHead,
   decodeDrained,
+  decodeLeasesLost,
   decodeRanges,
   decodeSubscriptionId,
   DELIVER_FLAG,
@@ -17,6 +19,7 @@ import {
   encodeExtend,
   encodeRanges,
   encodeSubscriptionId,
+  LOSS,
   MOVED_BYTES_MAX,
   OP,
   OUTCOME,
@@ -48,6 +51,8 @@ export interface Session {
   report(error: SluiceError): void
   /** Emits `handlerError`. */
   handlerFailed(failure: HandlerFailure): void
+  /** Emits `leaseLost`. */
+  leaseLost(loss: LeaseLoss): void
 }
 
 /** A handler threw something other than `Retry` and `DeadLetter`; the message is tried again. */
@@ -59,6 +64,21 @@ export interface HandlerFailure {
   /** How many messages the handler had. */
   readonly messages: number
   readonly error: unknown
+}
+
+/** A message that a handler had no longer belongs to this client: what the handler did with it does not count. */
+export interface LeaseLoss {
+  readonly queue: string
+  readonly offset: number
+  readonly reason: LeaseLossReason
+}
+
+/** `other`: for a reason that a later broker knows. */
+export type LeaseLossReason = 'processingTimeout' | 'purged' | 'other'
+
+const REASONS: Readonly<Record<number, LeaseLossReason>> = {
+  [LOSS.processingTimeout]: 'processingTimeout',
+  [LOSS.purged]: 'purged',
 }
 
 /** What the client needs of whatever subscribes: it is attached to each new connection. */
@@ -101,6 +121,8 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   /** Delivered and not taken. */
   buffered = 0
   announced = 0
+  /** Named in the last STARTING, of which STARTED has not said yet what became of it. */
+  #starting: readonly TagRange[] = NO_RANGES
   /** What comes next waits until nothing else is being handled; the owner is told `delivered` then. */
   blocked = false
   /** Taken and not yet named as started. */
@@ -267,19 +289,24 @@ export class Subscription implements ChannelSink, Settling, Lessor {
    * @throws SluiceError MALFORMED_FRAME
    */
   leasesLost(bytes: Uint8Array, start: number, end: number): void {
-    const { subscriptionId, ranges } = decodeRanges('LEASES_LOST', bytes, start, end)
+    const { subscriptionId, reason: why, ranges } = decodeLeasesLost(bytes, start, end)
     if (!this.open || !this.live || subscriptionId !== this.#id) return
-    const lost = new Set<number>()
-    for (const { firstTag, count } of ranges) for (let i = 0; i < count; i++) lost.add((firstTag + i) >>> 0)
+    const offsets = new Map<number, number>()
+    for (const { firstTag, count, firstOffset } of ranges)
+      for (let i = 0; i < count; i++) offsets.set((firstTag + i) >>> 0, firstOffset + i)
+    for (const tag of this.#lost ?? []) offsets.delete(tag)
+    const lost = new Set(offsets.keys())
     this.#group?.exclude(lost)
     for (const group of this.#unanswered) group.exclude(lost)
-    for (const tag of this.#lost ?? []) lost.delete(tag)
     for (const tag of this.#claimed ?? []) if (lost.delete(tag)) (this.#lost ??= new Set()).add(tag)
-    this.#dropFromBuffer(lost)
+    for (const tag of this.#dropFromBuffer(lost)) offsets.delete(tag)
     const held = this.#owner.leasesLost?.(lost) ?? []
     this.#letGo(held)
     this.unsettled -= held.length
-    for (const { tag } of held) lost.delete(tag)
+    for (const { tag } of held) {
+      lost.delete(tag)
+      offsets.delete(tag)
+    }
     const taken = this.unsettled - this.buffered - this.held
     if (lost.size > taken)
       throw malformed(`LEASES_LOST names ${lost.size} messages that are being handled; there are ${taken}.`)
@@ -295,16 +322,20 @@ export class Subscription implements ChannelSink, Settling, Lessor {
         watcher.abort(reason)
       }
     }
+    // A handler had each that is left, also where its settle is under way: that comes too late.
+    for (const offset of offsets.values())
+      this.#session.leaseLost({ queue: this.queue, offset, reason: REASONS[why] ?? 'other' })
     if (this.#emptyWaiters.length > 0 && this.#isEmpty()) this.#tellEmpty()
     // The one that could not begin may have been among them.
+    this.#session.floor.withdraw(this.#wake)
     if (this.live && this.buffered + this.held > 0) this.#owner.delivered()
   }
 
-  /** Takes the messages with these tags out of the buffer, and their tags out of `tags`. */
-  #dropFromBuffer(tags: Set<number>): void {
-    if (this.buffered === 0 || tags.size === 0) return
+  /** Takes the messages with these tags out of the buffer, and their tags out of `tags`; returns those. */
+  #dropFromBuffer(tags: Set<number>): readonly number[] {
+    const dropped: number[] = []
+    if (this.buffered === 0 || tags.size === 0) return dropped
     const runs: Run[] = []
-    let dropped = 0
     let announced = 0
     let seen = 0
     let index = this.#index
@@ -316,11 +347,12 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       for (; index < run.count; index++, seen++) {
         const size = readU32(run.records, at + run.gap)
         const next = at + run.gap + size
-        if (tags.delete((run.firstTag + index) >>> 0)) {
+        const tag = (run.firstTag + index) >>> 0
+        if (tags.delete(tag)) {
           pushPart(runs, run, keptIndex, index, run.records.subarray(keptAt, at))
           keptIndex = index + 1
           keptAt = next
-          dropped++
+          dropped.push(tag)
           if (seen < this.announced) announced++
           this.#bufferedBytes -= size
         }
@@ -332,10 +364,11 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     this.#runsAt = 0
     this.#index = 0
     this.#at = 0
-    this.buffered -= dropped
-    this.unsettled -= dropped
+    this.buffered -= dropped.length
+    this.unsettled -= dropped.length
     this.announced -= announced
     if (announced > 0) this.#session.floor.leave(announced)
+    return dropped
   }
 
   holds(tag: number): boolean {
@@ -428,11 +461,13 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   }
 
   /**
-   * Names up to `count` further messages as started. One that must be alone is named by itself, when nothing else is
-   * being handled; until that is so the owner is told `delivered` again when it may have become so. `regardless`:
-   * what others handle does not matter.
+   * Names up to `count` further messages before they are handled: as started, where no more of them are named than are
+   * `certain` to be handled in this turn; and else as starting, one after the other, where `nameStarted` has to say in
+   * the next turn what became of it. One that must be alone is named by itself, when nothing else is being handled;
+   * until that is so the owner is told `delivered` again when it may have become so. `regardless`: what others handle
+   * does not matter.
    */
-  announce(count: number, regardless = false): void {
+  announce(count: number, certain: number, regardless = false): void {
     this.blocked = false
     if (!this.live) return
     const { floor } = this.#session
@@ -451,8 +486,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       if (from === run.count) continue
       const alone = (run.flags & DELIVER_FLAG.alone) !== 0
       if (alone && this.announced > 0 && regardless) break
-      if (!regardless && !floor.admits(alone)) {
-        floor.wait(this.#wake)
+      if (!regardless && !floor.admits(alone, this.#wake)) {
         this.blocked = true
         break
       }
@@ -463,7 +497,36 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       left -= named
       if (alone || ranges.length === STARTED_RANGES_MAX) break
     }
-    if (ranges.length > 0) this.#send(OP.STARTED, encodeRanges(this.#id, ranges))
+    if (ranges.length === 0) return
+    const isCertain = this.announced <= certain
+    if (!isCertain) this.#starting = ranges
+    this.#send(isCertain ? OP.STARTED : OP.STARTING, encodeRanges(this.#id, ranges))
+  }
+
+  /** What was named as starting has to be looked at by `nameStarted` in the next turn. */
+  get isStarting(): boolean {
+    return this.#starting !== NO_RANGES
+  }
+
+  /**
+   * Names those that were announced as starting, were taken, and are not done; those that were not taken are announced
+   * no more. So the broker counts the time of just those that are being handled. Where all of them are done there is
+   * nothing to say. Returns whether some were not taken: the burst was too long.
+   */
+  nameStarted(): boolean {
+    const starting = this.#starting
+    if (starting === NO_RANGES) return false
+    this.#starting = NO_RANGES
+    const { announced } = this
+    if (!this.live || (announced === 0 && this.unsettled === this.buffered + this.held)) return false
+    // What is done is not named, so the broker has to hear of that first.
+    this.flushSettles()
+    const run = this.#runs[this.#runsAt]
+    const taken = announced === 0 || run === undefined ? starting : upTo(starting, run.firstTag + this.#index)
+    this.#send(OP.STARTED, encodeRanges(this.#id, taken))
+    this.announced = 0
+    if (announced > 0) this.#session.floor.leave(announced)
+    return announced > 0
   }
 
   readonly #wake = (): void => {
@@ -486,9 +549,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
 
   /** Whether a held message may begin now; if not, the owner is told `delivered` when that may have changed. */
   mayBegin({ alone }: DeliveredMessage): boolean {
-    const { floor } = this.#session
-    this.blocked = !floor.admits(alone)
-    if (this.blocked) floor.wait(this.#wake)
+    this.blocked = !this.#session.floor.admits(alone, this.#wake)
     return !this.blocked
   }
 
@@ -544,7 +605,9 @@ export class Subscription implements ChannelSink, Settling, Lessor {
 
   /** Gives back what was not taken: it was not tried. */
   releaseBuffered(): void {
+    this.#session.floor.withdraw(this.#wake)
     if (!this.live) return
+    this.nameStarted()
     let index = this.#index
     for (let r = this.#runsAt; r < this.#runs.length; r++, index = 0) {
       const { firstTag, count } = this.#runs[r]!
@@ -736,6 +799,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
 
   #die(reason: SluiceError): void {
     this.live = false
+    this.#session.floor.withdraw(this.#wake)
     const started = this.unsettled - this.buffered - this.held + this.announced
     this.held = 0
     this.#dropBuffer()
@@ -773,7 +837,23 @@ function pushPart(runs: Run[], run: Run, from: number, to: number, records: Uint
   })
 }
 
+const NO_RANGES: readonly TagRange[] = []
 const STARTED_RANGES_MAX = 4_096
+
+/** The part of these ranges that comes before `tag`, in their order. */
+function upTo(ranges: readonly TagRange[], tag: number): TagRange[] {
+  const before: TagRange[] = []
+  for (const range of ranges) {
+    const count = (tag - range.firstTag) >>> 0
+    if (count >= range.count) {
+      before.push(range)
+      continue
+    }
+    if (count > 0) before.push({ firstTag: range.firstTag, count })
+    break
+  }
+  return before
+}
 
 function addRange(ranges: { firstTag: number; count: number }[], firstTag: number, count: number): void {
   const last = ranges[ranges.length - 1]

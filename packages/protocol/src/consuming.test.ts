@@ -3,18 +3,21 @@ import { describe, expect, test } from 'vitest'
 import { writeU16, writeU32, writeU48 } from './bytes.js'
 import {
   DELIVER_HEADER_BYTES,
+  LOSS,
   OUTCOME,
   SETTLE_ITEM_BYTES,
   decodeCredit,
   decodeDeliverHead,
   decodeDrained,
   decodeExtend,
+  decodeLeasesLost,
   decodeRanges,
   decodeSettle,
   decodeSubscriptionId,
   encodeCredit,
   encodeDrained,
   encodeExtend,
+  encodeLeasesLost,
   encodeRanges,
   encodeSettle,
   encodeSubscriptionId,
@@ -288,7 +291,7 @@ describe('EXTEND', () => {
   })
 })
 
-describe('STARTED, SETTLE_OK and LEASES_LOST', () => {
+describe('STARTED, STARTING and SETTLE_OK', () => {
   const anyRanges: fc.Arbitrary<TagRange[]> = fc.array(fc.record({ firstTag: u32, count: tagCount }, PLAIN), {
     maxLength: 10,
   })
@@ -331,6 +334,39 @@ describe('STARTED, SETTLE_OK and LEASES_LOST', () => {
       refused++
     }
     expect(refused).toBe(18)
+  })
+})
+
+describe('LEASES_LOST', () => {
+  const one = { firstTag: 0xffff_ffff, count: 2, firstOffset: 2 ** 40 }
+
+  test('comes back, also with a reason that this version does not know', () => {
+    for (const reason of [LOSS.processingTimeout, LOSS.purged, 255]) {
+      const lost = { subscriptionId: 9, reason, ranges: [one, { ...one, firstTag: 7 }] }
+      const bytes = encodeLeasesLost(lost)
+      expect(decodeLeasesLost(bytes, 0, bytes.length)).toStrictEqual(lost)
+    }
+  })
+
+  test('refuses half ranges, ranges of no tags, and more tags than the largest credit', () => {
+    const bytes = encodeLeasesLost({ subscriptionId: 9, reason: 1, ranges: [one] })
+    let refused = 0
+    for (let end = 0; end < bytes.length; end++) {
+      if (end === 8) continue
+      expect(() => decodeLeasesLost(bytes, 0, end)).toThrow(malformed('LEASES_LOST has'))
+      refused++
+    }
+    expect(refused).toBe(23)
+    for (const count of [0, RANGES_ALL_MAX + 1]) {
+      const wrong = encodeLeasesLost({ subscriptionId: 9, reason: 1, ranges: [{ ...one, count }] })
+      expect(() => decodeLeasesLost(wrong, 0, wrong.length)).toThrow(malformed(`a range of ${count} tags`))
+    }
+    const most = encodeLeasesLost({
+      subscriptionId: 9,
+      reason: 1,
+      ranges: [{ ...one, count: RANGES_ALL_MAX }, one],
+    })
+    expect(() => decodeLeasesLost(most, 0, most.length)).toThrow(malformed('names 65537 tags'))
   })
 })
 

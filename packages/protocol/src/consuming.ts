@@ -7,12 +7,13 @@
  *   u8 flags (1 redelivered, 2 alone, 4 scattered) · u8 0 · records. One run: consecutive tags and consecutive offsets.
  *   Scattered: consecutive tags alone; before each record its u64 offset · u64 published at, ms, and those in front are
  *   the first one's.
- * STARTED: u32 subscription id · ranges of u32 first tag · u32 count.
+ * STARTED, STARTING: u32 subscription id · ranges of u32 first tag · u32 count.
  * SETTLE: u32 subscription id · items of u32 first tag · u32 count · u8 outcome · u8 flags (1 delay given, 2 invalid) ·
  *   u16 reason length · u48 delay, ms · u16 0 · reason.
  * EXTEND: u32 subscription id · u32 first tag · u32 count · u48 duration, ms (0: the subscription's own) · u16 0.
  * SETTLE_OK: u32 subscription id · ranges that were stale. It answers SETTLE and EXTEND.
- * LEASES_LOST: u32 subscription id · ranges that are no longer the consumer's.
+ * LEASES_LOST: u32 subscription id · u8 reason · u8 0 · u16 0 · ranges that are no longer the consumer's, of
+ *   u32 first tag · u32 count · u64 first offset: consecutive tags and consecutive offsets.
  * DRAINED: u32 subscription id · u64 deliveries of this subscription so far.
  *
  * Tags wrap at 2^32: the range (first, count) means first, first + 1, … modulo 2^32. All ranges of one frame together
@@ -267,7 +268,7 @@ export function decodeExtend(bytes: Uint8Array, start: number, end: number): Ext
   }
 }
 
-/** STARTED, SETTLE_OK with the stale ranges, and LEASES_LOST. */
+/** STARTED, STARTING, and SETTLE_OK with the stale ranges. */
 export function encodeRanges(subscriptionId: number, ranges: readonly TagRange[]): Uint8Array {
   const bytes = new Uint8Array(4 + ranges.length * 8)
   writeU32(bytes, 0, subscriptionId)
@@ -302,6 +303,59 @@ export function decodeRanges(
     ranges.push({ firstTag: readU32(bytes, at), count })
   }
   return { subscriptionId: readU32(bytes, start), ranges }
+}
+
+/** Why the broker took leases away. */
+export const LOSS = { processingTimeout: 1, purged: 2 } as const
+export type Loss = (typeof LOSS)[keyof typeof LOSS]
+
+/** Consecutive tags of messages with consecutive offsets. */
+export interface LostRange extends TagRange {
+  readonly firstOffset: number
+}
+
+export interface LeasesLost {
+  readonly subscriptionId: number
+  /** One of LOSS, or what a later broker calls it. */
+  readonly reason: number
+  readonly ranges: readonly LostRange[]
+}
+
+const LEASES_LOST_HEAD_BYTES = 8
+const LOST_RANGE_BYTES = 16
+
+export function encodeLeasesLost({ subscriptionId, reason, ranges }: LeasesLost): Uint8Array {
+  const bytes = new Uint8Array(LEASES_LOST_HEAD_BYTES + ranges.length * LOST_RANGE_BYTES)
+  writeU32(bytes, 0, subscriptionId)
+  bytes[4] = reason
+  let at = LEASES_LOST_HEAD_BYTES
+  for (const { firstTag, count, firstOffset } of ranges) {
+    writeU32(bytes, at, firstTag)
+    writeU32(bytes, at + 4, count)
+    writeU64(bytes, at + 8, firstOffset)
+    at += LOST_RANGE_BYTES
+  }
+  return bytes
+}
+
+/** @throws SluiceError MALFORMED_FRAME */
+export function decodeLeasesLost(bytes: Uint8Array, start: number, end: number): LeasesLost {
+  need('LEASES_LOST', end - start, LEASES_LOST_HEAD_BYTES)
+  const rangesBytes = end - start - LEASES_LOST_HEAD_BYTES
+  if (rangesBytes % LOST_RANGE_BYTES !== 0)
+    throw new SluiceError(
+      'MALFORMED_FRAME',
+      `LEASES_LOST has ${end - start} bytes; its ranges take ${LOST_RANGE_BYTES} each.`,
+    )
+  const ranges: LostRange[] = []
+  let tags = 0
+  for (let at = start + LEASES_LOST_HEAD_BYTES; at < end; at += LOST_RANGE_BYTES) {
+    const count = readU32(bytes, at + 4)
+    tags += count
+    checkRange('LEASES_LOST', count, tags)
+    ranges.push({ firstTag: readU32(bytes, at), count, firstOffset: u64('LEASES_LOST', bytes, at + 8) })
+  }
+  return { subscriptionId: readU32(bytes, start), reason: bytes[start + 4]!, ranges }
 }
 
 // Ranges are walked tag by tag, so their counts, also taken together, are bounded by the largest credit before

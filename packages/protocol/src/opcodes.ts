@@ -43,6 +43,7 @@ export const OPCODES = {
   UNSUBSCRIBE: { code: 40, sender: 'client', stage: 'open', layout: 'fixed' },
   DRAINED: { code: 41, sender: 'server', stage: 'open', layout: 'fixed' },
   LEASES_LOST: { code: 42, sender: 'server', stage: 'open', layout: 'fixed' },
+  STARTING: { code: 43, sender: 'client', stage: 'open', layout: 'fixed' },
 
   ENSURE: { code: 64, sender: 'client', stage: 'open', layout: 'msgpack' },
   GET: { code: 65, sender: 'client', stage: 'open', layout: 'msgpack' },

@@ -18,6 +18,7 @@ import {
   encodeDrained,
   encodeFault,
   encodeHelloOk,
+  encodeLeasesLost,
   encodeMessages,
   encodePreface,
   encodePublishErr,
@@ -27,6 +28,7 @@ import {
   FrameDecoder,
   FRAME_HEADER_BYTES,
   LIMITS,
+  LOSS,
   OP,
   opcodeName,
   publishBatchStart,
@@ -183,8 +185,18 @@ export class Link {
     this.send(OP.MESSAGES, 0, frame.correlation, encodeMessages(page))
   }
 
-  leasesLost(channel: number, subscriptionId: number, ...ranges: readonly TagRange[]): void {
-    this.send(OP.LEASES_LOST, channel, 0, encodeRanges(subscriptionId, ranges))
+  /** Takes leases away because their processing timeout passed. */
+  leasesLost(
+    channel: number,
+    subscriptionId: number,
+    ...ranges: readonly (TagRange & { readonly firstOffset?: number })[]
+  ): void {
+    const payload = encodeLeasesLost({
+      subscriptionId,
+      reason: LOSS.processingTimeout,
+      ranges: ranges.map((range) => ({ firstOffset: 0, ...range })),
+    })
+    this.send(OP.LEASES_LOST, channel, 0, payload)
   }
 
   confirm(...batches: readonly (readonly [number: number, baseOffset: number])[]): void {
@@ -290,9 +302,15 @@ export class Link {
   }
 
   get started(): TagRange[] {
-    return this.named('STARTED').flatMap(
-      ({ payload }) => decodeRanges('STARTED', payload, 0, payload.length).ranges,
-    )
+    return this.#ranges('STARTED')
+  }
+
+  get starting(): TagRange[] {
+    return this.#ranges('STARTING')
+  }
+
+  #ranges(name: string): TagRange[] {
+    return this.named(name).flatMap(({ payload }) => decodeRanges(name, payload, 0, payload.length).ranges)
   }
 }
 

@@ -272,7 +272,10 @@ describe('a message that is being handled', () => {
     await bench.pass(1)
     // 2 was not begun with, 1 was extended, 4 began later.
     const lost = [0, 3].map((offset) => ({ firstTag: worker.tagOf(offset), count: 1 }))
-    expect(worker.tagsLost).toEqual(lost)
+    expect(worker.tagsLost).toEqual([
+      { ...lost[0], firstOffset: 0 },
+      { ...lost[1], firstOffset: 3 },
+    ])
     expect(worker.settle(3, OUTCOME.ack)).toEqual([lost[1]])
     expect(bench.broker.extend(worker.subscription, worker.tagOf(0), 1, 0)).toEqual([lost[0]])
     expect(bench.info()).toMatchObject({ leased: 3, scheduled: 2 })
@@ -283,9 +286,53 @@ describe('a message that is being handled', () => {
     ])
     worker.tagsLost.length = 0
     await bench.pass(5_000)
-    expect(worker.tagsLost).toEqual([1, 4].map((offset) => ({ firstTag: worker.tagOf(offset), count: 1 })))
+    expect(worker.tagsLost).toEqual(
+      [1, 4].map((offset) => ({ firstTag: worker.tagOf(offset), count: 1, firstOffset: offset })),
+    )
     await bench.pass(HOUR)
     expect(bench.broker.queue(Q).stateOf(2)).toBe('leased')
+  })
+
+  it('has no deadline while it is only announced, and none is left once a STARTED does not name it', async () => {
+    const bench = await opened({ processingTimeoutMs: 1_000, maxDeliveries: 1 })
+    await bench.publish(many(4))
+    const worker = bench.consume()
+    await bench.settle()
+    worker.announce(0, 1, 2, 3)
+    await bench.pass(HOUR)
+    expect(bench.info()).toMatchObject({ leased: 4, dead: 0 })
+    expect(worker.subscription.startedCount).toBe(4)
+    worker.settle(0, OUTCOME.ack)
+    worker.start(1)
+    expect(worker.subscription.startedCount).toBe(1)
+    await bench.pass(1_000)
+    expect(worker.tagsLost).toMatchObject([{ firstOffset: 1, count: 1 }])
+    await bench.pass(HOUR)
+    expect(bench.info()).toMatchObject({ leased: 2, dead: 1 })
+    // The next announcement ends the one before it as well; what is extended is being handled.
+    worker.announce(2)
+    worker.announce(3)
+    expect(worker.subscription.startedCount).toBe(1)
+    bench.broker.beginTurn()
+    bench.broker.extend(worker.subscription, worker.tagOf(3), 1, 500)
+    await bench.pass(500)
+    expect(bench.info()).toMatchObject({ leased: 1, dead: 2 })
+  })
+
+  it('is a suspect with all that was announced with it, and not with what was announced before', async () => {
+    const bench = await opened({ retryInitialMs: 1_000 })
+    await bench.publish(many(3))
+    const worker = bench.consume()
+    await bench.settle()
+    worker.announce(0)
+    worker.announce(1, 2)
+    worker.die()
+    const next = bench.consume()
+    await bench.settle()
+    expect(next.got).toMatchObject([{ offset: 0, alone: false }])
+    next.settle(0, OUTCOME.ack)
+    await bench.settle()
+    expect(next.got.at(-1)).toMatchObject({ offset: 1, alone: true, attempt: 1 })
   })
 
   it('may take as long as its subscription says, and consecutive ones are told of as one', async () => {
@@ -297,7 +344,7 @@ describe('a message that is being handled', () => {
     bench.broker.beginTurn()
     expect(bench.broker.extend(worker.subscription, worker.tagOf(3), 1, 9_000)).toEqual([])
     await bench.pass(2_000)
-    expect(worker.tagsLost).toEqual([{ firstTag: worker.tagOf(0), count: 3 }])
+    expect(worker.tagsLost).toEqual([{ firstTag: worker.tagOf(0), count: 3, firstOffset: 0 }])
     expect(bench.info()).toMatchObject({ dead: 3, leased: 1 })
     expect(bench.broker.queue(Q).deadAt(1)).toMatchObject({
       attempts: 1,

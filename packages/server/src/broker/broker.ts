@@ -8,6 +8,7 @@
 import {
   BATCH_TYPE,
   LIMITS,
+  LOSS,
   MESSAGE_OVERHEAD_BYTES,
   OUTCOME,
   QUEUE_OPTION_DEFAULTS,
@@ -18,6 +19,7 @@ import {
   type DeadSelection,
   type EnsureRequest,
   type HistoryRequest,
+  type LostRange,
   type MessageRef,
   type PeekPage,
   type PeekRequest,
@@ -495,13 +497,25 @@ export class Broker {
     queue.retry(offset, this.nowMs + waitMs, this.nowMs, reason)
   }
 
-  /** The consumer is about to handle these messages: from now on each may take as long as the queue or it allows. */
+  /**
+   * The consumer handles these messages: from now on each may take as long as the queue or it allows. What it announced
+   * before, and has neither settled nor names here, it does not handle.
+   */
   started(subscription: Subscription, ranges: readonly TagRange[]): void {
     const deadlineMs = this.nowMs + processingTimeoutMs(subscription)
     for (const { firstTag, count } of ranges) {
       for (let i = 0; i < count; i++) subscription.start((firstTag + i) >>> 0, deadlineMs)
     }
+    subscription.endAnnouncement()
     this.#noteDeadline(subscription)
+  }
+
+  /**
+   * The consumer is going to handle these messages one after the other: each of them may be what ends its connection.
+   * Which of them it handles, and since when, it says in STARTED; until then none has a deadline.
+   */
+  starting(subscription: Subscription, ranges: readonly TagRange[]): void {
+    subscription.announce(ranges)
   }
 
   /** These messages may take `durationMs` from now, 0: as long as any; returns the ranges that were stale. */
@@ -529,13 +543,13 @@ export class Broker {
     queue.earliestDeadlineMs = Infinity
     for (const subscription of queue.subscriptions) {
       if (subscription.earliestDeadlineMs <= this.nowMs) {
-        const lost: TagRange[] = []
+        const lost: LostRange[] = []
         for (const tag of subscription.overdue(this.nowMs).sort((a, b) => a - b)) {
           if (!subscription.take(tag, this.#lease)) continue
           this.#retry(queue, this.#lease.offset, 'the processing timeout passed')
-          addTag(lost, tag)
+          addLost(lost, tag, this.#lease.offset)
         }
-        if (lost.length > 0) subscription.consumer.lost(subscription, lost)
+        if (lost.length > 0) subscription.consumer.lost(subscription, LOSS.processingTimeout, lost)
       }
       queue.earliestDeadlineMs = Math.min(queue.earliestDeadlineMs, subscription.earliestDeadlineMs)
     }
@@ -724,10 +738,10 @@ export class Broker {
     const queue = this.queue(name)
     queue.settleTime(this.nowMs)
     for (const subscription of queue.subscriptions) {
-      const lost: TagRange[] = []
+      const lost: LostRange[] = []
       const tags = [...subscription.held()].map(({ tag }) => tag).sort((a, b) => a - b)
-      for (const tag of tags) if (subscription.take(tag, this.#lease)) addTag(lost, tag)
-      if (lost.length > 0) subscription.consumer.lost(subscription, lost)
+      for (const tag of tags) if (subscription.take(tag, this.#lease)) addLost(lost, tag, this.#lease.offset)
+      if (lost.length > 0) subscription.consumer.lost(subscription, LOSS.purged, lost)
     }
     const messages = queue.purge(this.nowMs)
     this.#changed(queue)
@@ -1043,6 +1057,18 @@ function addTag(ranges: TagRange[], tag: number): void {
   } else {
     ranges.push({ firstTag: tag, count: 1 })
   }
+}
+
+/** Tags come in their order; a range ends where the offsets are not consecutive. */
+function addLost(ranges: LostRange[], tag: number, offset: number): void {
+  const last = ranges.at(-1)
+  if (
+    last !== undefined &&
+    (last.firstTag + last.count) >>> 0 === tag &&
+    last.firstOffset + last.count === offset
+  ) {
+    ranges[ranges.length - 1] = { ...last, count: last.count + 1 }
+  } else ranges.push({ firstTag: tag, count: 1, firstOffset: offset })
 }
 
 function conflict(queue: Queue, request: EnsureRequest): SluiceError {

@@ -548,7 +548,7 @@ describe('a clock that is set forward', () => {
     await bench.pass(599)
     expect(worker.tagsLost).toEqual([])
     await bench.pass(1)
-    expect(worker.tagsLost).toEqual([{ firstTag: worker.tagOf(0), count: 1 }])
+    expect(worker.tagsLost).toEqual([{ firstTag: worker.tagOf(0), count: 1, firstOffset: 0 }])
     await bench.pass(400)
     expect(worker.tagsLost).toHaveLength(2)
     bench.broker.audit()

@@ -6,13 +6,15 @@
  * credit, which costs its owner nothing to ask for. `unsettled` counts the held slots and
  * never exceeds the credit that was in force when they were granted (invariant 14).
  */
-import type { SluiceError, TagRange } from '@sluice/protocol'
+import type { Loss, LostRange, SluiceError, TagRange } from '@sluice/protocol'
 import type { Run } from './line.js'
 import type { Queue } from './queue.js'
 
 const FREE = 0
 const HELD = 1
 const STARTED = 2
+/** It may be the next that is handled: named in STARTING, and not in a STARTED since. */
+const STARTING = 3
 
 /** What a tag stood for, when its slot is given back. */
 export interface Lease {
@@ -20,6 +22,7 @@ export interface Lease {
   bytes: number
   /** Since when the message was eligible when it was handed out; -1 for one that came from the plain line. */
   sinceMs: number
+  /** It was being handled, as far as is known: named in STARTED, or in STARTING and in no STARTED since. */
   started: boolean
   /** Handed out alone, as a suspect. */
   alone: boolean
@@ -46,7 +49,7 @@ export interface Consumer {
     end: number,
   ): void
   /** Messages under these tags were taken away from it. */
-  lost(subscription: Subscription, ranges: readonly TagRange[]): void
+  lost(subscription: Subscription, reason: Loss, ranges: readonly LostRange[]): void
   /** A drain was asked for and nothing more goes out now. */
   drained(subscription: Subscription): void
   /** The subscription is over, all its leases with it. */
@@ -69,13 +72,15 @@ export class Subscription {
   draining = false
   unsettled = 0
   unsettledBytes = 0
-  /** How many of the held messages are being handled. */
+  /** How many of the held messages are being handled, or may be the next. */
   startedCount = 0
   delivered = 0
   /** What it holds is a suspect, which it gets alone. */
   holdsSuspect = false
   /** No message that is being handled must be done before this. */
   earliestDeadlineMs = Infinity
+  /** Named in the last STARTING, which no STARTED has followed. */
+  #starting: readonly TagRange[] = NO_RANGES
   /** Tag of the next delivery that finds its slot free. */
   #nextTag = 0
   #mask = 0
@@ -175,7 +180,7 @@ export class Subscription {
     lease.offset = this.#offsets[slot]!
     lease.bytes = this.#sizes[slot]!
     lease.sinceMs = this.#sinces[slot]!
-    lease.started = state === STARTED
+    lease.started = state !== HELD
     lease.alone = this.holdsSuspect
     if (lease.started) this.startedCount--
     this.#states[slot] = FREE
@@ -185,14 +190,44 @@ export class Subscription {
     return true
   }
 
-  /** The consumer is about to handle the message under `tag`, which has until `deadlineMs`. Stale tags are passed over. */
+  /** The consumer handles the message under `tag`, which has until `deadlineMs`. Stale tags are passed over. */
   start(tag: number, deadlineMs: number): void {
     const slot = tag & this.#mask
-    if (this.#states[slot] !== HELD || this.#tags[slot] !== tag) return
+    const state = this.#states[slot]
+    if ((state !== HELD && state !== STARTING) || this.#tags[slot] !== tag) return
+    if (state === HELD) this.startedCount++
+    this.#setDeadline(slot, deadlineMs)
+  }
+
+  #setDeadline(slot: number, deadlineMs: number): void {
     this.#states[slot] = STARTED
     this.#deadlines[slot] = deadlineMs
-    this.startedCount++
     if (deadlineMs < this.earliestDeadlineMs) this.earliestDeadlineMs = deadlineMs
+  }
+
+  /** The consumer is going to handle messages under these tags, in their order, for as long as each is quick. */
+  announce(ranges: readonly TagRange[]): void {
+    this.endAnnouncement()
+    this.#starting = ranges
+    this.#restate(HELD, STARTING, 1)
+  }
+
+  /** What was announced, and is neither settled nor named as started since, is not being handled. */
+  endAnnouncement(): void {
+    if (this.startedCount > 0) this.#restate(STARTING, HELD, -1)
+    this.#starting = NO_RANGES
+  }
+
+  #restate(from: number, to: number, started: number): void {
+    for (const { firstTag, count } of this.#starting) {
+      for (let i = 0; i < count; i++) {
+        const tag = (firstTag + i) >>> 0
+        const slot = tag & this.#mask
+        if (this.#states[slot] !== from || this.#tags[slot] !== tag) continue
+        this.#states[slot] = to
+        this.startedCount += started
+      }
+    }
   }
 
   /**
@@ -203,9 +238,8 @@ export class Subscription {
     const slot = tag & this.#mask
     const state = this.#states[slot]
     if (state === undefined || state === FREE || this.#tags[slot] !== tag) return false
-    if (state === HELD) return true
-    this.#deadlines[slot] = deadlineMs
-    if (deadlineMs < this.earliestDeadlineMs) this.earliestDeadlineMs = deadlineMs
+    // Only a handler extends: what was announced is being handled.
+    if (state !== HELD) this.#setDeadline(slot, deadlineMs)
     return true
   }
 
@@ -307,6 +341,7 @@ export class Subscription {
 }
 
 const SCRATCH: Lease = { offset: 0, bytes: 0, sinceMs: -1, started: false, alone: false }
+const NO_RANGES: readonly TagRange[] = []
 const NO_BYTES = new Uint8Array(0)
 const NO_WORDS = new Uint32Array(0)
 const NO_NUMBERS = new Float64Array(0)

@@ -35,6 +35,7 @@ import {
   encodeFault,
   encodeGoodbye,
   encodeHelloOk,
+  encodeLeasesLost,
   encodePreface,
   encodePublishErr,
   encodeRanges,
@@ -48,10 +49,11 @@ import {
   writePublishOkItem,
   writeU32,
   type Hello,
+  type LostRange,
+  type Loss,
   type Opcode,
   type OpcodeName,
   type Placed,
-  type TagRange,
 } from '@sluice/protocol'
 import type { Broker, Output } from '../broker/broker.js'
 import { fittedRecord } from '../broker/origin.js'
@@ -390,9 +392,9 @@ export class Session implements Output, Consumer {
     if (this.#outstandingBytes > this.#softBytes) this.#congested()
   }
 
-  lost(subscription: Subscription, ranges: readonly TagRange[]): void {
-    const { id, channel } = subscription
-    this.#outbox.frame(OP.LEASES_LOST, channel, 0, encodeRanges(id, ranges))
+  lost(subscription: Subscription, reason: Loss, ranges: readonly LostRange[]): void {
+    const { id: subscriptionId, channel } = subscription
+    this.#outbox.frame(OP.LEASES_LOST, channel, 0, encodeLeasesLost({ subscriptionId, reason, ranges }))
     this.#broker.hold(this)
   }
 
@@ -672,6 +674,12 @@ export class Session implements Output, Consumer {
     if (subscription !== undefined) this.#broker.started(subscription, ranges)
   }
 
+  starting(channel: number, bytes: Uint8Array, start: number, end: number): void {
+    const { subscriptionId, ranges } = decodeRanges('STARTING', bytes, start, end)
+    const subscription = this.#subscription(channel, subscriptionId)
+    if (subscription !== undefined) this.#broker.starting(subscription, ranges)
+  }
+
   settle(channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const { subscriptionId, items } = decodeSettle(bytes, start, end)
     const subscription = this.#subscription(channel, subscriptionId)
@@ -881,6 +889,8 @@ const HANDLERS: { readonly [Name in ClientOpcode]: Handler } = {
     session.subscribe(channel, correlation, bytes, start, end),
   CREDIT: (session, channel, _correlation, bytes, start, end) => session.credit(channel, bytes, start, end),
   STARTED: (session, channel, _correlation, bytes, start, end) => session.started(channel, bytes, start, end),
+  STARTING: (session, channel, _correlation, bytes, start, end) =>
+    session.starting(channel, bytes, start, end),
   SETTLE: (session, channel, correlation, bytes, start, end) =>
     session.settle(channel, correlation, bytes, start, end),
   EXTEND: (session, channel, correlation, bytes, start, end) =>

@@ -19,6 +19,8 @@ import {
   type RecordOptions,
   type SettleItem,
   type SluiceError,
+  type Loss,
+  type LostRange,
   type TagRange,
 } from '@sluice/protocol'
 import { Broker } from '../broker/broker.js'
@@ -66,7 +68,7 @@ export class Worker implements Consumer {
   readonly label: string
   /** All that was delivered, settled or not. */
   readonly got: Delivered[] = []
-  readonly tagsLost: TagRange[] = []
+  readonly tagsLost: LostRange[] = []
   readonly endings: SluiceError[] = []
   subscription!: Subscription
   readonly #bench: Bench
@@ -84,7 +86,7 @@ export class Worker implements Consumer {
     }
   }
 
-  lost(_subscription: Subscription, ranges: readonly TagRange[]): void {
+  lost(_subscription: Subscription, _reason: Loss, ranges: readonly LostRange[]): void {
     this.tagsLost.push(...ranges)
   }
 
@@ -114,6 +116,12 @@ export class Worker implements Consumer {
     this.#bench.broker.beginTurn()
     const ranges = offsets.map((offset) => ({ firstTag: this.tagOf(offset), count: 1 }))
     this.#bench.broker.started(this.subscription, ranges)
+  }
+
+  announce(...offsets: number[]): void {
+    this.#bench.broker.beginTurn()
+    const ranges = offsets.map((offset) => ({ firstTag: this.tagOf(offset), count: 1 }))
+    this.#bench.broker.starting(this.subscription, ranges)
   }
 
   /** Settles the message; the tags that were stale. */
