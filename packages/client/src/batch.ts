@@ -23,6 +23,8 @@ export const ENVELOPE_BYTES = FRAME_HEADER_BYTES + 1 + LIMITS.queueNameBytesMax 
 export interface Lane {
   readonly queue: string
   open: Batch | undefined
+  /** Number of the batch that what is sent to the queue next follows, while that is unanswered. */
+  leader: number
 }
 
 /**
@@ -36,6 +38,8 @@ export class Batch extends Sending {
   readonly atomic: boolean
   readonly recordsAt: number
   readonly isBound = false
+  /** How far below its number that of the batch is which it follows; 0: none. */
+  follows = 0
 
   constructor(queue: string, atomic: boolean, bytes: Buffer, lane?: Lane) {
     const nameBytes = writeText(bytes, FRAME_HEADER_BYTES + 1, queue)
@@ -84,7 +88,17 @@ export class Batch extends Sending {
       attributes: this.atomic ? BATCH_ATTRIBUTE.atomic : 0,
       count: this.count,
       batchNumber: this.number,
+      follows: this.follows,
     })
+  }
+
+  get isSplit(): boolean {
+    return !this.atomic && this.callers > 1
+  }
+
+  protected unwritten(): void {
+    this.bytes = Buffer.from(this.bytes.subarray(this.at, this.at + this.end))
+    this.at = 0
   }
 
   refused(): void {}

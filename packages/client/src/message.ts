@@ -323,6 +323,8 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
 
   /** The step that has claimed it is sent: from now on it counts as settled. */
   sent(): void {
+    // It goes again, after an earlier batch was refused.
+    if (this.#state === SENT) return
     const { lessor } = this.#run
     this.#state = SENT
     if (this.#abort !== undefined) lessor.unwatch(this)

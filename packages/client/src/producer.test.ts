@@ -1,4 +1,5 @@
-import { BATCH_ATTRIBUTE, ERRORS, LIMITS, OP } from '@sluice/protocol'
+import { BATCH_ATTRIBUTE, batchFollows, ERRORS, LIMITS, OP, publishBatchStart } from '@sluice/protocol'
+import fc from 'fast-check'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { Sluice } from './client.js'
 import { Peer, turns, until } from './testing/peer.js'
@@ -357,6 +358,112 @@ describe('refusals', () => {
     await expect(batch).rejects.toMatchObject({ code: 'NOT_SUPPORTED' })
     await turns()
     expect(peer.link.published.length).toBe(1)
+  })
+})
+
+describe('order', () => {
+  /** A broker that refuses what holds a bad message, and what follows a refused batch, as PROTOCOL.md says. */
+  class Order {
+    readonly accepted = new Map<string, string[]>()
+    readonly #refused = new Set<number>()
+
+    constructor(script: Peer) {
+      script.replies[OP.PUBLISH] = ({ payload }, link) => {
+        const { queue, number, bodies } = link.published.at(-1)!
+        const distance = batchFollows(payload, publishBatchStart(payload, 0, payload.length))
+        const list = this.accepted.get(queue) ?? []
+        this.accepted.set(queue, list)
+        if (distance > 0 && this.#refused.has(number - distance))
+          this.#refuse(link, number, 'EARLIER_REFUSED')
+        else if (bodies.some((body) => body.startsWith('bad'))) this.#refuse(link, number, 'AT_IN_THE_PAST')
+        else if (bodies.length > 1 && bodies.some((body) => body.startsWith('full')))
+          this.#refuse(link, number, 'QUEUE_FULL')
+        else {
+          list.push(...bodies)
+          const base = list.length - bodies.length
+          setImmediate(() => link.confirm([number, base]))
+        }
+      }
+    }
+
+    #refuse(
+      link: Peer['link'],
+      number: number,
+      code: 'EARLIER_REFUSED' | 'AT_IN_THE_PAST' | 'QUEUE_FULL',
+    ): void {
+      this.#refused.add(number)
+      setImmediate(() => link.refuse(number, code))
+    }
+  }
+
+  const call = fc.record({
+    queue: fc.constantFrom('a', 'b'),
+    kind: fc.constantFrom('good', 'good', 'good', 'bad', 'full'),
+    /** Turns of the event loop before the next call. */
+    turns: fc.constantFrom(0, 0, 0, 1, 1, 2),
+    how: fc.constantFrom('one', 'one', 'one', 'batch'),
+  })
+
+  it('of what is accepted in a queue is that of the calls, whatever is refused', async () => {
+    let refused = 0
+    let resent = 0
+    await fc.assert(
+      fc.asyncProperty(fc.array(call, { minLength: 2, maxLength: 30 }), async (calls) => {
+        const script = new Peer()
+        const order = new Order(script)
+        const client = await script.connect({ maxInFlight: 1000 })
+        const results: Promise<unknown>[] = []
+        const expected = new Map<string, string[]>()
+        for (const [index, { queue, kind, turns: pause, how }] of calls.entries()) {
+          const body = `${kind} ${index}`
+          const result: Promise<unknown> =
+            how === 'batch' ? client.publishBatch(queue, [{ body }]) : client.publish(queue, body)
+          result.catch(() => {})
+          results.push(result)
+          if (kind !== 'bad') expected.set(queue, [...(expected.get(queue) ?? []), body])
+          for (let i = 0; i < pause; i++) await new Promise((resolve) => setImmediate(resolve))
+        }
+        const settled = await Promise.allSettled(results)
+        refused += settled.filter(({ status }) => status === 'rejected').length
+        resent += script.link.published.length
+        for (const [queue, bodies] of expected) expect(order.accepted.get(queue)).toEqual(bodies)
+        expect(settled.map(({ status }) => status === 'fulfilled')).toEqual(
+          calls.map(({ kind }) => kind !== 'bad'),
+        )
+        await client.close({ timeout: 1 })
+      }),
+      { numRuns: 150 },
+    )
+    expect(refused).toBeGreaterThan(200)
+    expect(resent).toBeGreaterThan(1000)
+    sluice = await peer.connect()
+  })
+
+  it('is kept by an atomic step that was sent behind a refused batch', async () => {
+    sluice = await peer.connect()
+    const results: Promise<unknown>[] = [sluice.publish('a', 'bad'), sluice.publish('a', 'good')]
+    await turns()
+    results.push(sluice.atomic((tx) => tx.publish('a', 'step')))
+    await turns()
+    results.push(sluice.publish('a', 'last'))
+    await turns()
+    peer.link.refuse(1, 'AT_IN_THE_PAST')
+    peer.link.refuse(2, 'EARLIER_REFUSED')
+    peer.link.refuse(3, 'EARLIER_REFUSED')
+    await turns()
+    expect(peer.link.published.map(({ number, bodies }) => [number, bodies])).toEqual([
+      [1, ['bad', 'good']],
+      [3, ['last']],
+      [4, ['bad']],
+      [5, ['good']],
+      [7, ['last']],
+    ])
+    expect(peer.link.atomics.map(({ number }) => number)).toEqual([2, 6])
+    peer.link.refuse(4, 'AT_IN_THE_PAST')
+    peer.link.confirm([5, 0], [7, 2])
+    peer.link.atomicOk(6, 1)
+    const settled = await Promise.allSettled(results)
+    expect(settled.map(({ status }) => status)).toEqual(['rejected', 'fulfilled', 'fulfilled', 'fulfilled'])
   })
 })
 

@@ -87,6 +87,14 @@ export class Producer {
   readonly #lanes = new Map<string, Lane>()
   #lanesMax = QUEUES_KEPT
   #last: Batch | undefined
+  /** How many at the head of `#waiting` were refused and go again, by ascending `since`. */
+  #returned = 0
+  /** What was refused goes again when all that is under way is answered; until then nothing is sent. */
+  #isHolding = false
+  /** After a refusal: no batch is sent behind one that may be split, until one such is accepted. */
+  #isCautious = false
+  /** Number of the last of these. */
+  #probe = 0
   readonly #scratch: Buffer[] = []
   #scratchBytes = 0
   /** Time as of this turn; 0: not yet read. */
@@ -275,9 +283,10 @@ export class Producer {
 
   // @throws SluiceError INVALID_NAME
   #newLane(name: string): Lane {
-    const lane: Lane = { queue: queueName(name), open: undefined }
+    const lane: Lane = { queue: queueName(name), open: undefined, leader: 0 }
     if (this.#lanes.size >= this.#lanesMax) {
-      for (const [queue, { open }] of this.#lanes) if (open === undefined) this.#lanes.delete(queue)
+      for (const [queue, { open, leader }] of this.#lanes)
+        if (open === undefined && this.#sent.get(leader) === undefined) this.#lanes.delete(queue)
       this.#lanesMax = Math.max(QUEUES_KEPT, this.#lanes.size * 2)
     }
     this.#lanes.set(name, lane)
@@ -408,6 +417,11 @@ export class Producer {
     if (connection === undefined || !connection.takesWork) return
     if (this.#again.length > 0) this.#resend(connection)
     if (this.#again.length > 0) return
+    if (this.#isHolding) {
+      if (this.#sent.size > 0) return
+      this.#isHolding = false
+      this.#returned = 0
+    }
     const batches: Sending[] = []
     let bytes = 0
     while (this.#waitingAt < this.#waiting.length) {
@@ -419,6 +433,7 @@ export class Producer {
         continue
       }
       if (!this.#fits(batch)) break
+      if (this.#isCautious && this.#sent.get(this.#probe) !== undefined) break
       this.#shiftWaiting()
       this.#close(batch)
       const obstacle = batch.end > this.#frameBytesMax ? this.#tooLarge(batch) : batch.obstacle(connection)
@@ -427,6 +442,9 @@ export class Producer {
         continue
       }
       batch.number = ++this.#lastNumber
+      if (batch.since === 0) batch.since = batch.number
+      if (this.#isCautious && batch.isSplit) this.#probe = batch.number
+      this.#chain(batch)
       this.#sent.add(batch.number, batch)
       this.#sentMessages += batch.count
       this.#sentBytes += batch.end
@@ -443,6 +461,33 @@ export class Producer {
       at += batch.end
     }
     connection.sendFrames(frames)
+  }
+
+  /**
+   * Which batch it follows in its queue: the latest that is split when it is refused. The broker refuses what follows a
+   * refused one, so that nothing overtakes what is sent again. A step that follows one in any queue is followed in all
+   * of its queues.
+   */
+  #chain(sending: Sending): void {
+    const { number } = sending
+    if (sending instanceof Batch) {
+      const lane = sending.lane ?? this.#lanes.get(sending.queue)
+      if (lane === undefined) return
+      sending.follows = this.#distance(lane, number)
+      if (sending.isSplit) lane.leader = number
+    } else if (sending instanceof Step) {
+      const lanes = this.#lanes
+      const follows = sending.follow((queue) => {
+        const lane = lanes.get(queue)
+        return lane === undefined ? 0 : this.#distance(lane, number)
+      })
+      if (follows)
+        for (const queue of sending.queues) (lanes.get(queue) ?? this.#newLane(queue)).leader = number
+    }
+  }
+
+  #distance({ leader }: Lane, number: number): number {
+    return leader > 0 && this.#sent.get(leader) !== undefined ? number - leader : 0
   }
 
   /** How far below `number` the lowest unanswered one is: what is older the broker may forget. */
@@ -506,6 +551,7 @@ export class Producer {
 
   #accepted(sending: Sending): void {
     this.#forget(sending)
+    if (sending.number === this.#probe) this.#isCautious = false
     if (sending.number > this.#acceptedNumber) this.#acceptedNumber = sending.number
     sending.unwatch()
   }
@@ -516,12 +562,29 @@ export class Producer {
     const batch = this.#sent.get(batchNumber)
     if (batch === undefined) return
     this.#forget(batch)
-    if (batch instanceof Batch && batch.callers > 1 && isAboutOneMessage(fault)) this.#split(batch)
+    if (fault.code === 'EARLIER_REFUSED') {
+      batch.unsend()
+      this.#return([batch])
+    } else if (batch instanceof Batch && batch.callers > 1 && isAboutOneMessage(fault)) this.#split(batch)
     else this.#refuse(batch, refusal(fault))
     this.#answered()
   }
 
-  /** Sends each message of a refused batch again by itself, before anything that was published after it. */
+  /** They were refused and go again, before anything that was published after them. */
+  #return(sendings: readonly Sending[]): void {
+    if (sendings.length === 0) return
+    const { since } = sendings[0]!
+    const end = this.#waitingAt + this.#returned
+    let at = end
+    while (at > this.#waitingAt && this.#waiting[at - 1]!.since > since) at--
+    this.#waiting = [...this.#waiting.slice(this.#waitingAt, at), ...sendings, ...this.#waiting.slice(at)]
+    this.#waitingAt = 0
+    this.#returned += sendings.length
+    this.#isHolding = true
+    this.#isCautious = true
+  }
+
+  /** Sends each message of a refused batch again by itself. */
   #split(batch: Batch): void {
     const alone: Batch[] = []
     let at = batch.at + batch.recordsAt
@@ -532,6 +595,7 @@ export class Producer {
         const one = new Batch(batch.queue, false, Buffer.allocUnsafeSlow(batch.recordsAt + size))
         one.open = false
         one.count = 1
+        one.since = batch.since
         batch.bytes.copy(one.bytes, one.end, at, at + size)
         one.end += size
         one.addCaller(resolve, batch.rejects[i], batch.deadlines[i]!)
@@ -544,8 +608,7 @@ export class Producer {
       }
       at += size
     }
-    this.#waiting = [...alone, ...this.#waiting.slice(this.#waitingAt)]
-    this.#waitingAt = 0
+    this.#return(alone)
   }
 
   #forget(batch: Sending): void {
@@ -616,6 +679,9 @@ export class Producer {
     this.#identity = randomBytes(PRODUCER_IDENTITY_BYTES)
     this.#lastNumber = 0
     this.#acceptedNumber = 0
+    this.#probe = 0
+    for (const lane of this.#lanes.values()) lane.leader = 0
+    for (let i = this.#waitingAt; i < this.#waitingAt + this.#returned; i++) this.#waiting[i]!.since = 0
     for (const batch of sent)
       this.#refuse(batch, unknownOutcome('the broker no longer knows the numbers of this client'))
     this.#answered()

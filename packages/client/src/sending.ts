@@ -34,6 +34,8 @@ export abstract class Sending {
   count = 0
   /** 0: not sent yet. */
   number = 0
+  /** The first number that it, or the batch that it was a part of, was sent under: by that it is put in order. */
+  since = 0
   /** Whether further messages may join. */
   open = true
   // A hole means that the caller has had its answer.
@@ -95,6 +97,19 @@ export abstract class Sending {
     this.bytes = frames
     this.at = at
   }
+
+  /** It was not accepted, because an earlier one was refused: it goes again, under another number. */
+  unsend(): void {
+    this.number = 0
+    this.withdrawn = this.callers - this.live
+    this.unwritten()
+  }
+
+  /** The frame that was sent is taken back. */
+  protected abstract unwritten(): void
+
+  /** Whether its messages go by themselves when it is refused. */
+  abstract readonly isSplit: boolean
 
   protected abstract write(frames: Buffer, at: number, below: number): void
 

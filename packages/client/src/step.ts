@@ -33,6 +33,8 @@ export interface StepRecord {
 
 interface StepBatch extends AtomicBatch {
   readonly count: number
+  /** How far below the step's number that of the batch is which it follows; 0: none. */
+  follows: number
 }
 
 export class Step extends Sending {
@@ -65,6 +67,21 @@ export class Step extends Sending {
     return this.#batches.map(({ queue }) => queue)
   }
 
+  /** Its batches follow those that are `distance` below its number, by queue; returns whether any follows one. */
+  follow(distance: (queue: string) => number): boolean {
+    let follows = false
+    for (const batch of this.#batches) {
+      batch.follows = distance(batch.queue)
+      if (batch.follows > 0) follows = true
+    }
+    return follows
+  }
+
+  readonly isSplit = false
+
+  // Its batches are kept apart from the frame.
+  protected unwritten(): void {}
+
   get isBound(): boolean {
     return this.#messages.length > 0
   }
@@ -82,12 +99,13 @@ export class Step extends Sending {
   }
 
   protected write(frames: Buffer, at: number, below: number): void {
-    for (const { bytes, end, count } of this.#batches) {
+    for (const { bytes, end, count, follows } of this.#batches) {
       sealBatch(bytes, 0, end, {
         type: BATCH_TYPE.messages,
         attributes: BATCH_ATTRIBUTE.atomic,
         count,
         batchNumber: this.number,
+        follows,
       })
     }
     const payload = encodeAtomic(this.number, this.#acks, this.#batches)
@@ -182,7 +200,7 @@ function batchesOf(records: readonly StepRecord[]): {
       bytes.set(record, at)
       at += record.length
     }
-    return { queue, bytes, at: 0, end, count: records.length }
+    return { queue, bytes, at: 0, end, count: records.length, follows: 0 }
   })
   return { batches, places }
 }

@@ -3,8 +3,8 @@
  * the records from the producer's hand to the disk and back.
  *
  * Header, 48 bytes: u32 length (header included) · u8 type · u8 attributes · u16 version · u32 queue id* · u32 count ·
- * u64 base offset* · u64 batch number · u48 time* · u16 0 · u32 producer id* · u32 records CRC. The broker stamps `*`;
- * a producer sends 0 there.
+ * u64 base offset* · u64 batch number · u48 time* · u16 follows · u32 producer id* · u32 records CRC. The broker stamps
+ * `*`, where a producer sends 0, and stores 0 as `follows`.
  */
 import { readU16, readU32, readU48, readU64, writeU16, writeU32, writeU48, writeU64 } from './bytes.js'
 import { crc32 } from './checksum.js'
@@ -12,6 +12,7 @@ import { SluiceError } from './errors.js'
 import { LIMITS } from './limits.js'
 
 export const BATCH_HEADER_BYTES = 48
+const FOLLOWS_AT = 38
 export const BATCH_VERSION = 1
 
 /** Type of a batch. Only `messages` travels; the others are facts that the broker writes to its log. */
@@ -37,6 +38,8 @@ export interface BatchHeader {
 
 export type BatchStamp = Partial<Omit<BatchHeader, 'length' | 'recordsCrc' | 'version'>> & {
   readonly type: number
+  /** How far below its own number that of the batch is which it follows; 0: none. */
+  readonly follows?: number
 }
 
 /**
@@ -52,7 +55,7 @@ export function sealBatch(bytes: Uint8Array, at: number, end: number, stamp: Bat
   writeU64(bytes, at + 16, stamp.baseOffset ?? 0)
   writeU64(bytes, at + 24, stamp.batchNumber ?? 0)
   writeU48(bytes, at + 32, stamp.timeMs ?? 0)
-  writeU16(bytes, at + 38, 0)
+  writeU16(bytes, at + FOLLOWS_AT, stamp.follows ?? 0)
   writeU32(bytes, at + 40, stamp.producerId ?? 0)
   writeU32(bytes, at + 44, crc32(bytes, at + BATCH_HEADER_BYTES, end))
 }
@@ -69,7 +72,7 @@ export function stampBatch(
   writeU32(bytes, at + 8, queueId)
   writeU64(bytes, at + 16, baseOffset)
   writeU48(bytes, at + 32, timeMs)
-  writeU16(bytes, at + 38, 0)
+  writeU16(bytes, at + FOLLOWS_AT, 0)
   writeU32(bytes, at + 40, producerId)
 }
 
@@ -87,6 +90,11 @@ export function readBatchHeader(bytes: Uint8Array, at: number): BatchHeader {
     producerId: readU32(bytes, at + 40),
     recordsCrc: readU32(bytes, at + 44),
   }
+}
+
+/** How far below its own number that of the batch is which the batch at `at` follows; 0: none. */
+export function batchFollows(bytes: Uint8Array, at: number): number {
+  return readU16(bytes, at + FOLLOWS_AT)
 }
 
 /** Whether the checksum of the batch at `[at, end)` matches its records. */

@@ -317,6 +317,12 @@ export const ERRORS = {
     retryable: true,
     meaning: 'The connection has as many requests that read from disk under way as it may have.',
   },
+  EARLIER_REFUSED: {
+    number: 54,
+    scope: 'request',
+    retryable: true,
+    meaning: 'An earlier batch for the same queue, which this one follows, was refused.',
+  },
 
   UNREACHABLE: {
     number: 1000,

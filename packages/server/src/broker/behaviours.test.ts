@@ -112,6 +112,46 @@ describe('limits', () => {
   })
 })
 
+describe('a batch that follows a refused one', () => {
+  const earlierRefused = failing('EARLIER_REFUSED', true)
+  const send = (bench: Bench, number: number, follows: number, unanswered: number, options = {}): unknown =>
+    bench.send(batchOf([options], number, follows), Q, undefined, unanswered)
+
+  it('is refused, and so is what follows that, until it comes again and follows none', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ maxMessages: 1 })
+    send(bench, 1, 0, 0)
+    expect(() => send(bench, 2, 0, 1)).toThrow(failing('QUEUE_FULL', true))
+    bench.ensure({ maxMessages: 0 })
+    expect(() => send(bench, 3, 1, 2)).toThrow(earlierRefused)
+    expect(() => send(bench, 4, 1, 3)).toThrow(earlierRefused)
+    expect(() => bench.atomic(step(5, 3), 4)).toThrow(earlierRefused)
+    send(bench, 6, 0, 5)
+    expect(bench.info()).toMatchObject({ published: 2 })
+    // A retryable refusal is not kept: each is judged anew when it comes again.
+    send(bench, 2, 0, 1)
+    send(bench, 3, 1, 2)
+    expect(() => send(bench, 7, 3, 6)).toThrow(earlierRefused)
+    expect(bench.info()).toMatchObject({ published: 4 })
+    // What is answered is no longer asked for.
+    send(bench, 8, 4, 0)
+    await bench.settle()
+  })
+
+  it('is taken when the refused one was never here', async () => {
+    const bench = await new Bench().open()
+    bench.ensure()
+    send(bench, 5, 3, 4)
+    expect(bench.info()).toMatchObject({ published: 1 })
+    await bench.settle()
+  })
+
+  const step = (number: number, follows: number): Parameters<Bench['atomic']>[0] => {
+    const bytes = batchOf([{}], number, follows)
+    return { number, crc: 1, acks: [], batches: [{ queue: Q, bytes, at: 0, end: bytes.length }] }
+  }
+})
+
 describe('ids', () => {
   it('beyond what a queue remembers are refused, until older ones leave the window', async () => {
     const bench = await opened({ dedupWindowMs: 10_000, dedupMaxIds: 3 })

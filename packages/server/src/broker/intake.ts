@@ -6,6 +6,7 @@ import {
   BATCH_ATTRIBUTE,
   BATCH_HEADER_BYTES,
   SluiceError,
+  batchFollows,
   checkBatch,
   checkRecords,
   readU32,
@@ -109,6 +110,7 @@ export class Intake {
     const known = producer.resultOf(number, crc, unanswered)?.[0]
     if (known !== undefined) return known
     try {
+      checkFollows(producer, number, bytes, at)
       return this.#take(producer, number, crc, typeof to === 'string' ? this.queue(to) : to, bytes, at, end)
     } catch (error) {
       throw remembered(producer, number, error)
@@ -153,7 +155,7 @@ export class Intake {
     if (known !== undefined) return known
     try {
       const freed = this.#checkLeases(step.acks)
-      const batches = this.#judgeAll(step, freed)
+      const batches = this.#judgeAll(producer, step, freed)
       let bytes = BATCH_HEADER_BYTES
       for (const { at, end } of batches) bytes += end - at
       for (const { admission } of batches) bytes += (admission.duplicates?.size ?? 0) * DUPLICATE_FACT_BYTES
@@ -239,7 +241,7 @@ export class Intake {
     return freed
   }
 
-  #judgeAll(step: AtomicStep, freed: ReadonlyMap<Queue, Freed>): Judged[] {
+  #judgeAll(producer: Producer, step: AtomicStep, freed: ReadonlyMap<Queue, Freed>): Judged[] {
     const seen = new Set<Queue>()
     return step.batches.map((batch) => {
       const { bytes, at, end } = batch
@@ -251,6 +253,7 @@ export class Intake {
           `A batch of the atomic step ${step.number} has the number ${number}; it must have that of its step.`,
         )
       }
+      checkFollows(producer, number, bytes, at)
       const queue = this.queue(batch.queue)
       if (seen.has(queue)) {
         throw new SluiceError(
@@ -346,8 +349,18 @@ function leaseLost(tag: number): SluiceError {
   )
 }
 
+// Some messages of the earlier batch may come again, and must come first. @throws SluiceError EARLIER_REFUSED
+function checkFollows(producer: Producer, number: number, bytes: Uint8Array, at: number): void {
+  const distance = batchFollows(bytes, at)
+  if (distance > 0 && producer.wasRefused(number - distance)) throw earlierRefused(number, number - distance)
+}
+
+function earlierRefused(number: number, earlier: number): SluiceError {
+  return new SluiceError('EARLIER_REFUSED', `Batch ${number} follows batch ${earlier}, which was refused.`)
+}
+
 // A refusal is told again; what can succeed later, unchanged, is judged anew when it comes again.
 function remembered(producer: Producer, number: number, error: unknown): unknown {
-  if (error instanceof SluiceError && !error.retryable) producer.refuse(number, error satisfies Fault)
+  if (error instanceof SluiceError) producer.refuse(number, error satisfies Fault)
   return error
 }

@@ -72,7 +72,7 @@ export class Producer {
       return this.#places.get(number) ?? [{ baseOffset: this.#bases[slot]!, duplicates: undefined }]
     }
     const refusal = this.#refused?.get(number)
-    if (refusal !== undefined) throw new SluiceError(refusal.code, refusal.message, refusal)
+    if (refusal?.retryable === false) throw new SluiceError(refusal.code, refusal.message, refusal)
     return undefined
   }
 
@@ -123,9 +123,15 @@ export class Producer {
     this.dirty = true
   }
 
+  /** A refusal that is retryable is no answer to a number that comes again; what follows it is refused by it. */
   refuse(number: number, fault: Fault): void {
     this.#refused ??= new Map()
     this.#refused.set(number, fault)
+  }
+
+  /** Whether `number`, which the producer still waits for, was refused. */
+  wasRefused(number: number): boolean {
+    return this.#refused?.has(number) === true
   }
 
   #grow(): void {
@@ -226,6 +232,10 @@ function reused(number: number): SluiceError {
   return new SluiceError('NUMBER_REUSED', `Batch number ${number} was accepted before with other bytes.`)
 }
 
+// Numbers come nearly in order: one that is kept by a lower one before it goes with that.
 function forgetKeysBelow(map: Map<number, unknown>, floor: number): void {
-  for (const number of map.keys()) if (number < floor) map.delete(number)
+  for (const number of map.keys()) {
+    if (number >= floor) return
+    map.delete(number)
+  }
 }

@@ -38,7 +38,7 @@ export const Q = queueName('q')
 export type Message = RecordOptions & { readonly bodyBytes?: number }
 
 /** The bytes of a batch, which can be sent more than once. */
-export function batchOf(messages: readonly Message[], number: number): Uint8Array {
+export function batchOf(messages: readonly Message[], number: number, follows = 0): Uint8Array {
   const size = ({ bodyBytes = 50 }: Message): number => bodyBytes
   const length = messages.reduce(
     (sum, message) => sum + recordBytes(message, size(message)),
@@ -48,7 +48,7 @@ export function batchOf(messages: readonly Message[], number: number): Uint8Arra
   let at = BATCH_HEADER_BYTES
   for (const message of messages)
     at = writeRecordHead(bytes, at, message, CONTENT_TYPE.bytes, size(message)) + size(message)
-  sealBatch(bytes, 0, at, { type: BATCH_TYPE.messages, count: messages.length, batchNumber: number })
+  sealBatch(bytes, 0, at, { type: BATCH_TYPE.messages, count: messages.length, batchNumber: number, follows })
   return bytes
 }
 
@@ -270,9 +270,9 @@ export class Bench {
     return this.broker.publish(this.producer(identity), name, bytes, 0, bytes.length, unanswered)
   }
 
-  atomic(step: AtomicStep): readonly Placed[] {
+  atomic(step: AtomicStep, unanswered = 0): readonly Placed[] {
     this.broker.beginTurn()
-    return this.broker.atomic(this.producer(), step, 0)
+    return this.broker.atomic(this.producer(), step, unanswered)
   }
 
   consume(
