@@ -336,7 +336,13 @@ describe.concurrent('dead letters', () => {
     )
     const rest = await run([...redrive, '--json'])
     expect(rest.stderr).toBe('')
-    expect(JSON.parse(rest.stdout)).toMatchObject({ queue: 'dead/back', matched: 2, redriven: 2, guarded: 0 })
+    expect(JSON.parse(rest.stdout)).toMatchObject({
+      queue: 'dead/back',
+      matched: 2,
+      redriven: 2,
+      guarded: 0,
+      barred: 0,
+    })
     expect((await run(redrive)).stderr).toBe('The queue dead/back has no dead messages.\n')
     expect(await sluice.queues.get('dead/back')).toMatchObject({ ready: 4, dead: 0, redriven: 6 })
     expect((await sluice.queues.get('dead/elsewhere')).ready).toBe(2)

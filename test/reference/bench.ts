@@ -132,6 +132,9 @@ type Event =
 /** Numbers below its own for which a producer is said to wait: so many can be sent again. */
 export const RESENDABLE = 8
 
+/** Who asks for what an operator asks. */
+const OPERATOR = { label: 'an operator', isOpen: true }
+
 /** Deadlines that are kept in time while time passes; then it jumps. */
 const STEPS_MAX = 24
 /** Rounds of turns after which an answer is taken to never come. */
@@ -359,13 +362,10 @@ export class Bench {
     for (const to of new Set(transfers.map((transfer) => transfer.to))) {
       const expected = transfers.filter((transfer) => transfer.to === to)
       const page = await this.#wait(
-        this.broker.peek({
-          name: queueName(to.name),
-          state: undefined,
-          from: to.next,
-          limit: 1000,
-          filter: {},
-        }),
+        this.broker.peek(
+          { name: queueName(to.name), state: undefined, from: to.next, limit: 1000, filter: {} },
+          OPERATOR,
+        ),
       )
       for (const [index, { offset, record }] of page.messages.entries()) {
         same(`offset of a message that came to ${to.name}`, offset, to.next + index)
@@ -1048,7 +1048,7 @@ export class Bench {
     const named = { ...rest, name: queueName(name), to: to === undefined ? undefined : queueName(to) }
     await this.#bothLater(
       `redrive of ${name}`,
-      () => this.broker.redrive(named, 'an operator'),
+      () => this.broker.redrive(named, OPERATOR),
       (answer) => this.#page(answer?.next ?? null, () => this.model.redrive(named, answer?.next ?? null)),
       ({ matched, redriven, guarded }, expected) =>
         same(`redrive of ${name}`, { matched, redriven, guarded }, expected),
@@ -1059,7 +1059,7 @@ export class Bench {
     const named = { ...request, name: queueName(request.name) }
     await this.#bothLater(
       `discard of ${request.name}`,
-      () => this.broker.discard(named),
+      () => this.broker.discard(named, OPERATOR),
       (answer) => this.#page(answer?.next ?? null, () => this.model.discard(named, answer?.next ?? null)),
       ({ matched, discarded }, expected) =>
         same(`discard of ${request.name}`, { matched, discarded }, expected),
@@ -1088,24 +1088,27 @@ export class Bench {
     for (let cursor: string | null | undefined; cursor !== null;) {
       this.#begin()
       const page = await this.#wait(
-        this.broker.replay({
-          name: queueName(name),
-          fromOffset: cursor === undefined ? 0 : undefined,
-          fromMs: undefined,
-          untilMs: undefined,
-          limit: 3,
-          cursor: cursor ?? undefined,
-          filter: {},
-          to: to === name ? undefined : queueName(to),
-          dryRun: false,
-        }),
+        this.broker.replay(
+          {
+            name: queueName(name),
+            fromOffset: cursor === undefined ? 0 : undefined,
+            fromMs: undefined,
+            untilMs: undefined,
+            limit: 3,
+            cursor: cursor ?? undefined,
+            filter: {},
+            to: to === name ? undefined : queueName(to),
+            dryRun: false,
+          },
+          OPERATOR,
+        ),
       )
       same('messages replayed', page.replayed, page.matched)
       replayed += page.replayed
       cursor = page.cursor
     }
     const { messages } = await this.#wait(
-      this.broker.peek({ name: queueName(to), state: undefined, from, limit: 1000, filter: {} }),
+      this.broker.peek({ name: queueName(to), state: undefined, from, limit: 1000, filter: {} }, OPERATOR),
     )
     same('messages that came by a replay', messages.length, replayed)
     for (const { record, offset } of messages) {
@@ -1146,7 +1149,7 @@ export class Bench {
       const at: number = from
       const page: PeekPage | undefined = await this.#bothLater(
         `peek into ${name}`,
-        () => this.broker.peek({ name: queueName(name), state, from: at, limit, filter }),
+        () => this.broker.peek({ name: queueName(name), state, from: at, limit, filter }, OPERATOR),
         () => this.#followSweep(name),
         ({ messages, next }) => {
           if (messages.length > limit) throw new Difference(`a page of ${messages.length} messages was shown`)
@@ -1157,7 +1160,11 @@ export class Bench {
       )
       from = page?.next
     }
-    const expected = this.model.select(this.model.queue(name), state, 0, Infinity, filter)
+    // What has expired is not shown, whether or not it was swept; and looking sweeps nothing.
+    const stale = new Set(this.model.stale(this.model.queue(name)))
+    const expected = this.model
+      .select(this.model.queue(name), state, 0, Infinity, filter)
+      .filter((message) => !stale.has(message))
     same(
       `messages shown of ${name}`,
       shown.map(({ offset }) => offset),

@@ -91,8 +91,8 @@ function blind(name: string, change: (content: Content) => Partial<Content>): Pl
           }
           return run
         })
-        around(broker, 'peek', (peek) => async (request) => {
-          const page = await peek(request)
+        around(broker, 'peek', (peek) => async (...request) => {
+          const page = await peek(...request)
           for (const { record } of page.messages) restore(record, 0)
           return page
         })

@@ -167,7 +167,7 @@ const MENDED: Readonly<Record<string, Script>> = {
     for (let from: number | null = 0, page = 0; from !== null && page < 5; page++) {
       const answer: Awaited<ReturnType<Broker['redrive']>> = await bench.broker.redrive(
         { ...request, from },
-        'a test',
+        { label: 'a test', isOpen: true },
       )
       matched += answer.matched
       from = answer.next

@@ -283,6 +283,7 @@ async function withDead(bench: Bench, count: number): Promise<void> {
 }
 
 const OTHER = 'other' as QueueName
+const OPERATOR = { label: 'test', isOpen: true }
 
 for (const opcode of [OP.DISCARD, OP.REDRIVE] as const) {
   test(`${opcodeName(opcode)} of a queue that is deleted meanwhile does nothing more to it`, async () => {
@@ -311,7 +312,7 @@ test('nothing stands behind the mark of an orderly stop, also while dead message
   const filter = {}
   const asked = bench.broker.redrive(
     { name: NAME, from: 0, limit: 1000, offsets: undefined, filter, to: OTHER, force: false, dryRun: false },
-    'test',
+    OPERATOR,
   )
   const closing = bench.broker.close()
   await Promise.allSettled([asked, closing, bench.settle()])
@@ -354,7 +355,7 @@ test('the history of each of several messages that left together says how', asyn
   await withDead(bench, 3)
   bench.publish(OTHER, 2, 3)
   const all = { from: 0, limit: 10, offsets: undefined, filter: {}, dryRun: false }
-  await Promise.all([bench.broker.discard({ name: NAME, ...all }), bench.settle()])
+  await Promise.all([bench.broker.discard({ name: NAME, ...all }, OPERATOR), bench.settle()])
   bench.broker.beginTurn()
   for (const offset of [0, 1, 2]) bench.broker.cancel({ name: OTHER, offset, id: undefined })
   await bench.settle()
@@ -363,7 +364,7 @@ test('the history of each of several messages that left together says how', asyn
     [OTHER, 'cancelled'],
   ] as const) {
     for (const offset of [0, 1, 2]) {
-      const { events } = await bench.broker.history({ name, offset, cursor: undefined })
+      const { events } = await bench.broker.history({ name, offset, cursor: undefined }, OPERATOR)
       expect(events.at(-1), `offset ${offset} of ${name}`).toMatchObject({ event: how })
     }
   }

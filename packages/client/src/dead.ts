@@ -6,11 +6,16 @@ import { RESULT, type Body, type Requests } from './requests.js'
 import {
   CALL_OPTIONS,
   FILTER_FIELDS,
+  cutShort,
   filterField,
+  malformed,
+  messagesWere,
   walk,
   withoutUndefined,
   type MessageFilter,
   type Pace,
+  type SoFar,
+  type Step,
 } from './selection.js'
 
 /** Options of `dead.list`. */
@@ -45,8 +50,10 @@ export interface Redriven {
   readonly matched: number
   /** Of these, were brought back. */
   readonly redriven: number
-  /** Of these, were left because they have been brought back too often; see `force`. */
+  /** Of these, were left: those that were brought back ten times already, see `force`; and those that are barred. */
   readonly guarded: number
+  /** Of `guarded`: the queue has `unique: 'pending'`, and another message with the id is pending. `force` changes nothing. */
+  readonly barred: number
 }
 
 /** What a deletion of dead letters did. With `dryRun` none is, and `matched` says how many would be. */
@@ -123,7 +130,8 @@ export class DeadLetters {
    * where each is a new message that knows its origin.
    *
    * It goes through the queue page by page. When it is ended early, by an error or its signal, what it did until then
-   * stays done, and it can simply be called again.
+   * stays done: the error has `outcome: 'partial'` and says in `progress` how much. It can be called again, and then goes
+   * on with those that are still dead.
    *
    * @param options The filter or `offsets`; `to`; `rate`, messages a second; `limit`; `dryRun`; `force`.
    * @param call `timeout` is the deadline of each page.
@@ -136,8 +144,12 @@ export class DeadLetters {
     onlyKnown('dead.redrive', options, [...SELECTION_FIELDS, 'to', 'rate', 'force'])
     const { to, rate, force, ...selection } = options
     const fields = { to: to === undefined ? undefined : queueOf(to).name, force }
-    const counts = { matched: 0, redriven: 0, guarded: 0 }
-    await this.#walk(OP.REDRIVE, 'REDRIVE', queue, selection, fields, rate, counts, call)
+    const counts = { matched: 0, redriven: 0, guarded: 0, barred: 0 }
+    const soFar = (): SoFar => ({
+      progress: counts.redriven === 0 ? undefined : counts,
+      text: `Before that ${messagesWere(counts.redriven)} brought back.`,
+    })
+    await this.#walk(OP.REDRIVE, 'REDRIVE', queue, selection, fields, rate, counts, soFar, call)
     return counts
   }
 
@@ -153,8 +165,13 @@ export class DeadLetters {
   async delete(queue: QueueRef, options: DeadSelection = {}, call?: CallOptions): Promise<DeadDeleted> {
     onlyKnown('dead.delete', options, SELECTION_FIELDS)
     const counts = { matched: 0, discarded: 0 }
-    await this.#walk(OP.DISCARD, 'DISCARD', queue, options, {}, undefined, counts, call)
-    return { matched: counts.matched, deleted: counts.discarded }
+    const done = (): DeadDeleted => ({ matched: counts.matched, deleted: counts.discarded })
+    const soFar = (): SoFar => ({
+      progress: counts.discarded === 0 ? undefined : done(),
+      text: `Before that ${messagesWere(counts.discarded)} deleted.`,
+    })
+    await this.#walk(OP.DISCARD, 'DISCARD', queue, options, {}, undefined, counts, soFar, call)
+    return done()
   }
 
   /** Adds up in `counts` what each page was answered with. */
@@ -166,6 +183,7 @@ export class DeadLetters {
     fields: Record<string, unknown>,
     rate: number | undefined,
     counts: { matched: number; [name: string]: number },
+    soFar: () => SoFar,
     call: CallOptions | undefined,
   ): Promise<void> {
     if (call !== undefined) onlyKnown('dead', call, CALL_OPTIONS)
@@ -173,7 +191,7 @@ export class DeadLetters {
     const body = withoutUndefined({ name, dryRun, ...filterField(filter), ...fields })
     const pace = withoutUndefined({ limit, rate: dryRun === true ? undefined : rate })
     const list = offsets === undefined ? undefined : sorted(offsets)
-    await walk<number>(pace, call, async (limit, from = 0) => {
+    const take = async (limit: number, from = 0): Promise<Step<number>> => {
       const chosen = list?.slice(firstFrom(list, from)).slice(0, Math.min(limit, LIMITS.pageMessagesMax))
       if (chosen?.length === 0) return { matched: 0, next: undefined }
       const place = chosen === undefined ? { from } : { offsets: chosen }
@@ -185,19 +203,25 @@ export class DeadLetters {
         call,
         RESULT,
       )
+      const error = cutShort(frame, answer)
       for (const count of Object.keys(counts)) {
         const value = answer[count]
         if (!Number.isSafeInteger(value)) throw malformed(frame)
         counts[count] = counts[count]! + (value as number)
       }
+      const matched = answer['matched'] as number
+      if (error !== undefined) return { matched, next: undefined, error }
       const { next } = answer
       if (next !== null && (!Number.isSafeInteger(next) || (next as number) <= from)) throw malformed(frame)
-      const matched = answer['matched'] as number
       if (next !== null) return { matched, next: next as number }
       return { matched, next: chosen === undefined ? undefined : chosen.at(-1)! + 1 }
-    })
+    }
+    // What a dry run would have done is nothing that was done.
+    await walk<number>(pace, call, take, dryRun === true ? NOTHING : soFar)
   }
 }
+
+const NOTHING = (): SoFar => ({ progress: undefined, text: '' })
 
 /** @throws SluiceError INVALID_ARGUMENT */
 function sorted(offsets: readonly number[]): number[] {
@@ -210,8 +234,4 @@ function sorted(offsets: readonly number[]): number[] {
 function firstFrom(sorted: readonly number[], from: number): number {
   const index = sorted.findIndex((offset) => offset >= from)
   return index < 0 ? sorted.length : index
-}
-
-function malformed(frame: string): SluiceError {
-  return new SluiceError('MALFORMED_FRAME', `The broker's answer to ${frame} is not of the expected form.`)
 }

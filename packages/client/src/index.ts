@@ -57,4 +57,12 @@ export type { HandlerFailure, LeaseLoss, LeaseLossReason } from './subscription.
 export type { Transaction } from './transaction.js'
 export type { BatchHandler, Handler, Worker } from './worker.js'
 export { SluiceError } from '@sluice/protocol'
-export type { DeathName, ErrorCode, ErrorScope, HistoryEventName, MessageState } from '@sluice/protocol'
+export type {
+  DeathName,
+  Effect,
+  ErrorCode,
+  ErrorScope,
+  HistoryEventName,
+  MessageState,
+  Progress,
+} from '@sluice/protocol'

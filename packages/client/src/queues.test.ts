@@ -416,12 +416,17 @@ describe('dead letters', () => {
   it('are brought back over all pages', async () => {
     answer(
       OP.REDRIVE,
-      { matched: 900, redriven: 890, guarded: 10, next: 5000 },
-      { matched: 0, redriven: 0, guarded: 0, next: 9000 },
-      { matched: 3, redriven: 3, guarded: 0, next: null },
+      { matched: 900, redriven: 890, guarded: 10, barred: 0, next: 5000 },
+      { matched: 0, redriven: 0, guarded: 0, barred: 0, next: 9000 },
+      { matched: 3, redriven: 3, guarded: 0, barred: 0, next: null },
     )
     const options = { key: 'k', to: 'other', force: true }
-    expect(await sluice.dead.redrive('q', options)).toEqual({ matched: 903, redriven: 893, guarded: 10 })
+    expect(await sluice.dead.redrive('q', options)).toEqual({
+      matched: 903,
+      redriven: 893,
+      guarded: 10,
+      barred: 0,
+    })
     const common = { name: 'q', filter: { key: 'k' }, to: 'other', force: true, limit: 1000 }
     expect(asked('REDRIVE')).toEqual([
       { ...common, from: 0 },
@@ -436,7 +441,7 @@ describe('dead letters', () => {
       times.push(performance.now())
       const from = control(frame)['from'] as number
       const next = from >= 60 ? null : from + 20
-      link.result(frame, { matched: 5, redriven: 5, guarded: 0, next })
+      link.result(frame, { matched: 5, redriven: 5, guarded: 0, barred: 0, next })
     }
     await sluice.dead.redrive('q', { rate: 100 })
     // 20 messages take 200 ms; the last page is not waited for.
@@ -478,16 +483,16 @@ describe('dead letters', () => {
     const redrive = sluice.dead.redrive('q').catch((error: unknown) => error)
     const dry = sluice.dead.redrive('q', { dryRun: true })
     await until(() => peer.link.named('REDRIVE').length === 2)
-    answer(OP.REDRIVE, { matched: 4, redriven: 0, guarded: 0, next: null })
+    answer(OP.REDRIVE, { matched: 4, redriven: 0, guarded: 0, barred: 0, next: null })
     peer.link.cut()
     expect(await redrive).toMatchObject({ code: 'CONNECTION_LOST', outcome: 'unknown' })
     expect(await dry).toMatchObject({ matched: 4 })
   })
 
   it('do not go round in circles with a broker that does', async () => {
-    answer(OP.REDRIVE, { matched: 1, redriven: 1, guarded: 0, next: 5 })
+    answer(OP.REDRIVE, { matched: 1, redriven: 1, guarded: 0, barred: 0, next: 5 })
     await expect(sluice.dead.redrive('q')).rejects.toMatchObject({ code: 'MALFORMED_FRAME' })
-    answer(OP.REDRIVE, { matched: 'all', redriven: 1, guarded: 0, next: null })
+    answer(OP.REDRIVE, { matched: 'all', redriven: 1, guarded: 0, barred: 0, next: null })
     await expect(sluice.dead.redrive('q')).rejects.toMatchObject({ code: 'MALFORMED_FRAME' })
     const frames: Frame[] = peer.link.named('REDRIVE')
     expect(frames.length).toBe(3)

@@ -19,13 +19,18 @@ import { RESULT, type Body, type Requests } from './requests.js'
 import {
   CALL_OPTIONS,
   FILTER_FIELDS,
+  cutShort,
   filterField,
+  malformed,
+  messagesWere,
   refFields,
   walk,
   withoutUndefined,
   type MessageFilter,
   type MessageRef,
   type Pace,
+  type SoFar,
+  type Step,
 } from './selection.js'
 
 /** Options of a queue. What is not named keeps its value, or gets its default when the queue is made. */
@@ -125,6 +130,8 @@ export interface ReplayOptions extends MessageFilter, Pace {
   readonly until?: Date
   /** Another queue that the copies go to. Default: the same. */
   readonly to?: QueueRef
+  /** Goes on where an earlier call with the same options ended: `progress.cursor` of its error. */
+  readonly cursor?: string
   /** Does nothing, and counts what matches. Default false. */
   readonly dryRun?: boolean
 }
@@ -372,17 +379,19 @@ export class Queues {
 
   /**
    * Publishes messages again that were settled and that the queue still keeps; see `retain`. It goes page by page; when
-   * it is ended early, what it did until then stays done.
+   * it is ended early, what it did until then stays done: the error has `outcome: 'partial'` and says in `progress` how
+   * much, and where it goes on.
    *
-   * @param options `from`, `until` and the filter; `to`; `rate`, messages a second; `limit`; `dryRun`.
+   * @param options `from`, `until` and the filter; `to`; `rate`, messages a second; `limit`; `dryRun`; `cursor`.
    * @param call `timeout` is the deadline of each page.
    * @throws SluiceError QUEUE_NOT_FOUND, INVALID_ARGUMENT; CONNECTION_LOST with `outcome: 'unknown'`
    * @example
    * await sluice.queues.replay('orders', { from: new Date('2026-05-01'), key: 'customer-7', to: 'orders-check' })
    */
   async replay(queue: QueueRef, options: ReplayOptions = {}, call?: CallOptions): Promise<Replayed> {
-    onlyKnown('queues.replay', options, [...FILTER_FIELDS, 'from', 'until', 'to', 'limit', 'rate', 'dryRun'])
-    const { from, until, to, limit, rate, dryRun, ...filter } = options
+    const known = ['from', 'until', 'to', 'limit', 'rate', 'dryRun', 'cursor']
+    onlyKnown('queues.replay', options, [...FILTER_FIELDS, ...known])
+    const { from, until, to, limit, rate, dryRun, cursor, ...filter } = options
     const body = withoutUndefined({
       name: queueOf(queue).name,
       fromOffset: typeof from === 'number' ? whole('from', from, 0, Number.MAX_SAFE_INTEGER) : undefined,
@@ -392,19 +401,30 @@ export class Queues {
       dryRun,
       ...filterField(filter),
     })
-    let matched = 0
-    let replayed = 0
+    const done = { matched: 0, replayed: 0 }
+    let place = cursor
     const pace = withoutUndefined({ limit, rate: dryRun === true ? undefined : rate })
-    await walk<string>(pace, call, async (limit, cursor) => {
-      const place = withoutUndefined({ cursor, limit })
+    const take = async (limit: number): Promise<Step<string>> => {
+      const page = withoutUndefined({ cursor: place, limit })
       // Repeated after a lost connection, it could publish a page twice.
-      const answer = await this.#call(OP.REPLAY, { ...body, ...place }, dryRun === true, call)
-      const chosen = wholeIn('REPLAY', answer['matched'])
-      matched += chosen
-      replayed += wholeIn('REPLAY', answer['replayed'])
-      return { matched: chosen, next: cursorIn('REPLAY', answer, cursor) }
+      const answer = await this.#call(OP.REPLAY, { ...body, ...page }, dryRun === true, call)
+      const error = cutShort('REPLAY', answer)
+      const matched = wholeIn('REPLAY', answer['matched'])
+      done.matched += matched
+      done.replayed += wholeIn('REPLAY', answer['replayed'])
+      const next = cursorIn('REPLAY', answer, place)
+      if (next !== undefined) place = next
+      return { matched, next, error }
+    }
+    const soFar = (): SoFar => ({
+      progress:
+        dryRun === true || done.replayed === 0
+          ? undefined
+          : { ...done, ...(place === undefined ? {} : { cursor: place }) },
+      text: `Before that ${messagesWere(done.replayed)} published again.`,
     })
-    return { matched, replayed }
+    await walk<string>(pace, call, take, soFar)
+    return done
   }
 
   /**
@@ -547,8 +567,4 @@ function cursorIn(frame: string, { cursor }: Body, before: string | undefined): 
 function wholeIn(frame: string, value: unknown): number {
   if (!Number.isSafeInteger(value)) throw malformed(frame)
   return value as number
-}
-
-function malformed(frame: string): SluiceError {
-  return new SluiceError('MALFORMED_FRAME', `The broker's answer to ${frame} is not of the expected form.`)
 }

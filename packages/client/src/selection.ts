@@ -1,5 +1,5 @@
 /** Which messages of a queue an operator means, and the walk over many of them, page by page and no faster than asked. */
-import { LIMITS, SluiceError, Timer, type DeathName } from '@sluice/protocol'
+import { LIMITS, SluiceError, Timer, errorCode, type DeathName, type Progress } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
 import { durationMs, type Duration } from './duration.js'
 import { onlyKnown, whole, type CallOptions } from './options.js'
@@ -87,6 +87,16 @@ export interface Step<Place> {
   readonly matched: number
   /** Where the next page begins; undefined: this was the last one. */
   readonly next: Place | undefined
+  /** Why it ended at `next`, after it had done a part of its work. */
+  readonly error?: SluiceError | undefined
+}
+
+/** What a walk has done so far, for when it fails. */
+export interface SoFar {
+  /** Undefined: nothing. */
+  readonly progress: Progress | undefined
+  /** A sentence. */
+  readonly text: string
 }
 
 /** Pages a second of a walk that has a rate: short enough that the rate is even, long enough to be cheap. */
@@ -95,9 +105,26 @@ const RATE_MAX = 1_000_000
 
 /**
  * Takes pages until there are no more, or `limit` messages matched. `take` is told how many messages its page may have.
- * @throws SluiceError INVALID_ARGUMENT, ABORTED; what `take` throws
+ * @throws SluiceError INVALID_ARGUMENT, ABORTED; what `take` throws; with what `soFar` says, if that is anything
  */
 export async function walk<Place>(
+  pace: Pace,
+  call: CallOptions | undefined,
+  take: (limit: number, place: Place | undefined) => Promise<Step<Place>>,
+  soFar: () => SoFar,
+): Promise<void> {
+  try {
+    await walkPages(pace, call, take)
+  } catch (error) {
+    const { progress, text } = soFar()
+    if (!(error instanceof SluiceError) || progress === undefined) throw error
+    const { code, scope, retryable, retryAfterMs, outcome = 'partial' } = error
+    const message = `${error.message} ${text}`
+    throw new SluiceError(code, message, { cause: error, scope, retryable, retryAfterMs, outcome, progress })
+  }
+}
+
+async function walkPages<Place>(
   { limit, rate }: Pace,
   call: CallOptions | undefined,
   take: (limit: number, place: Place | undefined) => Promise<Step<Place>>,
@@ -108,13 +135,38 @@ export async function walk<Place>(
   let done = 0
   let place: Place | undefined
   while (left > 0) {
-    const { matched, next } = await take(Math.min(page, left), place)
+    const { matched, next, error } = await take(Math.min(page, left), place)
+    if (error !== undefined) throw error
     done += matched
     left -= matched
     if (next === undefined || left <= 0) return
     place = next
     if (rate !== undefined) await until(beganMs + (done / rate) * 1000, call?.signal)
   }
+}
+
+/** Why the broker ended a page that had done a part of its work. @throws SluiceError MALFORMED_FRAME */
+export function cutShort(frame: string, { error }: Body): SluiceError | undefined {
+  if (error === undefined || error === null) return undefined
+  if (typeof error !== 'object') throw malformed(frame)
+  const { code, retryable, retryAfterMs, message } = error as Body
+  if (!Number.isSafeInteger(code) || !Number.isSafeInteger(retryAfterMs) || typeof message !== 'string')
+    throw malformed(frame)
+  return new SluiceError(errorCode(code as number) ?? 'NOT_SUPPORTED', message, {
+    scope: 'request',
+    retryable: retryable === true,
+    retryAfterMs: retryAfterMs as number,
+  })
+}
+
+/** The broker's answer to a request is not acceptable. */
+export function malformed(frame: string): SluiceError {
+  return new SluiceError('MALFORMED_FRAME', `The broker's answer to ${frame} is not of the expected form.`)
+}
+
+/** "1 message was" or "310 messages were". */
+export function messagesWere(count: number): string {
+  return count === 1 ? '1 message was' : `${count} messages were`
 }
 
 function pageOf(rate: number): number {

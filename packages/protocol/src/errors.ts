@@ -315,7 +315,7 @@ export const ERRORS = {
     number: 52,
     scope: 'request',
     retryable: true,
-    meaning: 'The connection has as many requests that read from disk under way as it may have.',
+    meaning: 'As many requests that read from disk are under way as the connection, or the broker, may have.',
   },
   EARLIER_REFUSED: {
     number: 54,
@@ -400,14 +400,30 @@ export function errorCode(number: number): ErrorCode | undefined {
   return CODES.get(number)
 }
 
+/** What is known of the effect of a call that failed; undefined: it had none. */
+export type Effect = 'unknown' | 'partial'
+
+/** What a call over many messages did before it failed: the counts that it would have been answered with. */
+export interface Progress {
+  readonly matched: number
+  readonly redriven?: number
+  readonly guarded?: number
+  readonly barred?: number
+  readonly deleted?: number
+  readonly replayed?: number
+  /** Of a replay: where it goes on, as its option `cursor`. */
+  readonly cursor?: string
+}
+
 export interface SluiceErrorOptions {
   readonly cause?: unknown
   /** Wider than the table's where one frame ends more than its kind usually does. */
   readonly scope?: ErrorScope
   /** Milliseconds after which a retry makes sense; 0 when the broker does not say. */
   readonly retryAfterMs?: number
-  /** `unknown`: the call may or may not have taken effect. */
-  readonly outcome?: 'unknown'
+  /** `unknown`: the call may or may not have taken effect. `partial`: a part of it did, see `progress`. */
+  readonly outcome?: Effect
+  readonly progress?: Progress
   /** Overrides the table, as a newer peer may have told it. */
   readonly retryable?: boolean
 }
@@ -436,7 +452,9 @@ export class SluiceError extends Error {
   readonly scope: ErrorScope
   readonly retryable: boolean
   readonly retryAfterMs: number
-  readonly outcome: 'unknown' | undefined
+  readonly outcome: Effect | undefined
+  /** Of a call over many messages that did a part of its work: how much. */
+  readonly progress: Progress | undefined
 
   constructor(code: ErrorCode, message: string, options: SluiceErrorOptions = {}) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause })
@@ -446,5 +464,6 @@ export class SluiceError extends Error {
     this.retryable = options.retryable ?? ERRORS[code].retryable
     this.retryAfterMs = options.retryAfterMs ?? 0
     this.outcome = options.outcome
+    this.progress = options.progress
   }
 }

@@ -2,10 +2,10 @@
  * What operators ask about single messages and consumers: requests of control frames, and the answer to PEEK.
  *
  * PEEK { name, state?, from?, limit?, filter? } → MESSAGES. REDRIVE { name, from?, limit?, offsets?, filter?, to?,
- * dryRun?, force? } → { matched, redriven, guarded, next }. DISCARD { name, from?, limit?, offsets?, filter?, dryRun? }
- * → { matched, discarded, next }. CANCEL { name, offset? | id? } → { offset }. RESCHEDULE { name, offset? | id?,
+ * dryRun?, force? } → { matched, redriven, guarded, barred, next, error? }. DISCARD { name, from?, limit?, offsets?,
+ * filter?, dryRun? } → { matched, discarded, next, error? }. CANCEL { name, offset? | id? } → { offset }. RESCHEDULE { name, offset? | id?,
  * delayMs? | atMs? } → { offset, dueMs }. REPLAY { name, fromOffset? | fromMs?, untilMs?, limit?, cursor?, filter?, to?,
- * dryRun? } → { matched, replayed, cursor }. HISTORY { name, offset, cursor? } → { events, complete, cursor }.
+ * dryRun? } → { matched, replayed, cursor, error? }. HISTORY { name, offset, cursor? } → { events, complete, cursor }.
  * CONSUMERS { name, from? } → { consumers, next }. CLOSE_CONSUMER { name, id } → { messages }.
  * `next` and `cursor` are null when there is nothing behind; else they go into the next request, as `from` or `cursor`.
  *
@@ -44,7 +44,7 @@ export type DeathName = keyof typeof DEATH
 const STATE_NAMES = Object.keys(MESSAGE_STATE) as MessageState[]
 const DEATH_NAMES = Object.keys(DEATH) as DeathName[]
 /** Longest text of a cursor. */
-const CURSOR_BYTES_MAX = 64
+const CURSOR_BYTES_MAX = 128
 
 export function deathName(death: number): DeathName | undefined {
   return DEATH_NAMES.find((name) => DEATH[name] === death)

@@ -51,13 +51,14 @@ import {
 import { CHUNK_MESSAGES } from '../queue/bits.js'
 import { Dispatcher } from './dispatch.js'
 import { Intake, type AtomicStep } from './intake.js'
+import type { HistoryResult } from './history.js'
 import { Moves } from './moves.js'
 import {
   Operator,
+  type Caller,
   type Premises,
   type ConsumersResult,
   type DiscardResult,
-  type HistoryResult,
   type RedriveResult,
   type ReplayResult,
 } from './operator.js'
@@ -791,24 +792,29 @@ export class Broker {
   }
 
   /** See `Operator`. */
-  peek(request: PeekRequest, bytesMax?: number): Promise<PeekPage> {
-    return this.#operator.peek(request, bytesMax)
+  peek(request: PeekRequest, caller: Caller, bytesMax?: number): Promise<PeekPage> {
+    return this.#operator.peek(request, caller, bytesMax)
   }
 
-  redrive(request: RedriveRequest, by: string): Promise<RedriveResult> {
-    return this.#operator.redrive(request, by)
+  redrive(request: RedriveRequest, caller: Caller): Promise<RedriveResult> {
+    return this.#operator.redrive(request, caller)
   }
 
-  discard(request: DeadSelection): Promise<DiscardResult> {
-    return this.#operator.discard(request)
+  discard(request: DeadSelection, caller: Caller): Promise<DiscardResult> {
+    return this.#operator.discard(request, caller)
   }
 
-  replay(request: ReplayRequest): Promise<ReplayResult> {
-    return this.#operator.replay(request)
+  replay(request: ReplayRequest, caller: Caller): Promise<ReplayResult> {
+    return this.#operator.replay(request, caller)
   }
 
-  history(request: HistoryRequest): Promise<HistoryResult> {
-    return this.#operator.history(request)
+  history(request: HistoryRequest, caller: Caller): Promise<HistoryResult> {
+    return this.#operator.history(request, caller)
+  }
+
+  /** The client is gone: nothing is kept for what it asked. */
+  forget(caller: Caller): void {
+    this.#operator.forget(caller)
   }
 
   consumers(request: ConsumersRequest): ConsumersResult {

@@ -1,7 +1,7 @@
 /** What people do with single messages, over restarts: bringing back the dead, replaying what was done, looking back. */
 import { LIMITS, OUTCOME, queueName, readRecordOptions, type HistoryEvent } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
-import { Bench, Q, type Message } from '../testing/bench.js'
+import { Bench, CALLER, Q, type Message } from '../testing/bench.js'
 import type { RedriveResult, ReplayResult } from './operator.js'
 
 const OTHER = queueName('other')
@@ -35,10 +35,7 @@ type Redrive = Partial<Parameters<Bench['broker']['redrive']>[0]>
 async function redrive(bench: Bench, request: Redrive = {}): Promise<RedriveResult> {
   bench.broker.beginTurn()
   const defaults = { name: Q, from: 0, limit: 1000, offsets: undefined, filter: {}, to: undefined }
-  const result = await bench.broker.redrive(
-    { ...defaults, force: false, dryRun: false, ...request },
-    'somebody',
-  )
+  const result = await bench.broker.redrive({ ...defaults, force: false, dryRun: false, ...request }, CALLER)
   await bench.settle()
   return result
 }
@@ -49,7 +46,7 @@ async function replay(bench: Bench, request: Replay = {}): Promise<ReplayResult>
   bench.broker.beginTurn()
   const from = { fromOffset: undefined, fromMs: undefined, untilMs: undefined, cursor: undefined }
   const defaults = { name: Q, ...from, limit: 1000, filter: {}, to: undefined, dryRun: false }
-  const result = await bench.broker.replay({ ...defaults, ...request })
+  const result = await bench.broker.replay({ ...defaults, ...request }, CALLER)
   await bench.settle()
   return result
 }
@@ -60,7 +57,7 @@ async function origins(bench: Bench): Promise<number[]> {
   const peek = { name: OTHER, state: undefined, limit: 1000, filter: {} }
   const found: number[] = []
   for (let from: number | undefined = 0; from !== undefined;) {
-    const page = await bench.broker.peek({ ...peek, from })
+    const page = await bench.broker.peek({ ...peek, from }, CALLER)
     for (const { record } of page.messages)
       found.push(Number(readRecordOptions(record, 0).headers?.['sluice-origin-offset']))
     from = page.next
@@ -78,17 +75,23 @@ describe('redrive', () => {
       if (time % 4 === 0) await bench.crash()
       const dry = await redrive(bench, { dryRun: true })
       expect(bench.info()).toMatchObject({ dead: 1, redriven: time - 1 })
-      expect(dry).toEqual({ matched: 1, redriven: 1, guarded: 0, next: null })
-      expect(await redrive(bench)).toEqual({ matched: 1, redriven: 1, guarded: 0, next: null })
+      expect(dry).toEqual({ matched: 1, redriven: 1, guarded: 0, barred: 0, next: null })
+      expect(await redrive(bench)).toEqual({ matched: 1, redriven: 1, guarded: 0, barred: 0, next: null })
     }
     await kill(bench)
     for (const restarts of [false, true]) {
       if (restarts) await bench.crash()
-      expect(await redrive(bench)).toEqual({ matched: 1, redriven: 0, guarded: 1, next: null })
+      expect(await redrive(bench)).toEqual({ matched: 1, redriven: 0, guarded: 1, barred: 0, next: null })
       expect(bench.info()).toMatchObject({ dead: 1, redriven: 10 })
       expect(bench.broker.queue(Q).livesOf(0)).toEqual({ redrives: 10, attempts: 10 })
     }
-    expect(await redrive(bench, { force: true })).toEqual({ matched: 1, redriven: 1, guarded: 0, next: null })
+    expect(await redrive(bench, { force: true })).toEqual({
+      matched: 1,
+      redriven: 1,
+      guarded: 0,
+      barred: 0,
+      next: null,
+    })
     await bench.crash()
     expect(bench.info()).toMatchObject({ dead: 0, ready: 1, redriven: 11, acked: 0 })
     expect(bench.broker.queue(Q).livesOf(0)).toEqual({ redrives: 11, attempts: 11 })
@@ -109,7 +112,7 @@ describe('redrive', () => {
     const ways = {
       redrive: () => redrive(bench, { filter }),
       carry: () => redrive(bench, { filter, to: OTHER }),
-      discard: () => bench.broker.discard(all),
+      discard: () => bench.broker.discard(all, CALLER),
     }
     for (const one of Object.values(ways)) {
       for (const other of Object.values(ways)) {
@@ -150,7 +153,7 @@ describe('redrive', () => {
       expect(bench.info(OTHER)).toMatchObject({ ready: 1, published: 1 })
     }
     const peek = { name: OTHER, state: undefined, from: 0, limit: 10, filter: {} }
-    const [message] = (await bench.broker.peek(peek)).messages
+    const [message] = (await bench.broker.peek(peek, CALLER)).messages
     expect(message).toMatchObject({ state: 'ready', redrives: 2, attempts: 0 })
     expect(readRecordOptions(message!.record, 0)).toMatchObject({
       key: 'b',
@@ -166,6 +169,28 @@ describe('redrive', () => {
     })
   })
 
+  it('that fails half-way says what it did, and goes on with the rest', async () => {
+    const bench = await new Bench().open()
+    bench.ensure()
+    bench.ensure({}, OTHER)
+    await bench.publish(many(20))
+    await kill(bench)
+    bench.log.refusedFrom = 7
+    const failed = await redrive(bench, { to: OTHER })
+    expect(failed).toMatchObject({ matched: 7, redriven: 7, next: 7, error: { code: 'DISK_LOW' } })
+    await expect(redrive(bench, { to: OTHER })).rejects.toMatchObject({ code: 'DISK_LOW' })
+    bench.log.refusedFrom = Infinity
+    expect(await redrive(bench, { to: OTHER })).toEqual({
+      matched: 13,
+      redriven: 13,
+      guarded: 0,
+      barred: 0,
+      next: null,
+    })
+    expect(await origins(bench)).toEqual(Array.from({ length: 20 }, (_, i) => i))
+    bench.broker.audit()
+  })
+
   it('leaves those whose id is pending where only one with it may be', async () => {
     const bench = await new Bench().open()
     bench.ensure({ unique: 'pending' })
@@ -176,13 +201,23 @@ describe('redrive', () => {
     for (const restarts of [false, true]) {
       if (restarts) await bench.crash()
       const offsets = [0]
-      expect(await redrive(bench, { offsets })).toEqual({ matched: 1, redriven: 0, guarded: 1, next: null })
-      expect(await redrive(bench, { offsets, force: true })).toMatchObject({ redriven: 0, guarded: 1 })
+      expect(await redrive(bench, { offsets })).toEqual({
+        matched: 1,
+        redriven: 0,
+        guarded: 1,
+        barred: 1,
+        next: null,
+      })
+      expect(await redrive(bench, { offsets, force: true })).toMatchObject({
+        redriven: 0,
+        guarded: 1,
+        barred: 1,
+      })
     }
-    expect(await redrive(bench)).toEqual({ matched: 3, redriven: 2, guarded: 1, next: null })
+    expect(await redrive(bench)).toEqual({ matched: 3, redriven: 2, guarded: 1, barred: 1, next: null })
     expect(bench.put([{ id: 'y' }]).duplicates).toEqual(new Map([[0, 1]]))
     bench.broker.cancel({ name: Q, offset: undefined, id: 'x' })
-    expect(await redrive(bench)).toEqual({ matched: 1, redriven: 1, guarded: 0, next: null })
+    expect(await redrive(bench)).toEqual({ matched: 1, redriven: 1, guarded: 0, barred: 0, next: null })
     bench.broker.audit()
   })
 })
@@ -288,7 +323,7 @@ describe('replay', () => {
       const page: ReplayResult = await replay(bench, { limit: 5, cursor })
       replayed += page.replayed
       cursor = page.cursor
-      expect(cursor ?? '1:2:3:4:5').toMatch(/^\d+(:\d+){4}$/)
+      expect(cursor ?? '1:2:3:4:5:6:7').toMatch(/^\d+(:\d+){6}$/)
       // What comes is done, and could be replayed itself.
       expect(await drain(bench)).toHaveLength(page.replayed)
       if (pages === 1) await bench.crash()
@@ -297,6 +332,50 @@ describe('replay', () => {
     expect(pages).toBe(4)
     expect(bench.info()).toMatchObject({ published: 40, acked: 40 })
     await expect(replay(bench, { cursor: '1:2:3' })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+  })
+
+  it('that fails half-way says what it did, and goes on from there without doing it twice', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ retainAgeMs: HOUR })
+    bench.ensure({}, OTHER)
+    await bench.publish(many(20))
+    await drain(bench)
+    bench.log.refusedFrom = 7
+    const failed = await replay(bench, { to: OTHER })
+    expect(failed).toMatchObject({ matched: 7, replayed: 7, error: { code: 'DISK_LOW', retryable: true } })
+    const cursor = failed.cursor!
+    // Where nothing was done there is nothing to tell.
+    await expect(replay(bench, { to: OTHER, cursor })).rejects.toMatchObject({ code: 'DISK_LOW' })
+    await bench.crash()
+    expect(await replay(bench, { to: OTHER, cursor })).toEqual({ matched: 13, replayed: 13, cursor: null })
+    expect(await origins(bench)).toEqual(Array.from({ length: 20 }, (_, i) => i))
+  })
+
+  it('ends with the connection of its client, and keeps nothing for it', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ retainAgeMs: HOUR })
+    bench.ensure({}, OTHER)
+    await bench.publish(many(20))
+    await drain(bench)
+    const request = { name: Q, fromOffset: undefined, fromMs: undefined, untilMs: undefined, limit: 5 }
+    const all = { ...request, cursor: undefined, filter: {}, to: OTHER, dryRun: true }
+    const caller = { label: '', isOpen: true }
+    const pages = []
+    for (let i = 0; i < 8; i++) pages.push(await bench.broker.replay(all, caller))
+    // Those that are under way keep their place until they are idle.
+    await expect(bench.broker.replay(all, CALLER)).rejects.toMatchObject({ code: 'TOO_MANY_REQUESTS' })
+    expect(await bench.broker.replay({ ...all, cursor: pages[0]!.cursor! }, caller)).toMatchObject({
+      matched: 5,
+    })
+    bench.broker.forget(caller)
+    await bench.broker.replay(all, CALLER)
+    await bench.pass(60_000)
+    for (let i = 0; i < 8; i++) await bench.broker.replay(all, CALLER)
+    bench.broker.forget(CALLER)
+    const gone = bench.broker.replay({ ...all, dryRun: false, limit: 1_000 }, caller)
+    caller.isOpen = false
+    await expect(gone).rejects.toMatchObject({ code: 'CONNECTION_LOST' })
+    expect(bench.info(OTHER).published).toBe(0)
   })
 
   it('takes what was acknowledged, and nothing that went otherwise or is still there', async () => {
@@ -316,7 +395,7 @@ describe('replay', () => {
     await bench.settle()
     bench.broker.beginTurn()
     const selection = { name: Q, from: 0, limit: 10, offsets: undefined, filter: {}, dryRun: false }
-    expect(await bench.broker.discard(selection)).toMatchObject({ discarded: 1 })
+    expect(await bench.broker.discard(selection, CALLER)).toMatchObject({ discarded: 1 })
     await bench.settle()
     const request = { to: OTHER, limit: 1000 }
     expect(await replay(bench, request)).toEqual({ matched: 2, replayed: 2, cursor: null })
@@ -399,7 +478,10 @@ describe('replay', () => {
 describe('history', () => {
   const events = async (bench: Bench, offset: number): Promise<[HistoryEvent['event'], ...number[]][]> => {
     bench.broker.beginTurn()
-    const { events, complete, cursor } = await bench.broker.history({ name: Q, offset, cursor: undefined })
+    const { events, complete, cursor } = await bench.broker.history(
+      { name: Q, offset, cursor: undefined },
+      CALLER,
+    )
     expect([complete, cursor]).toEqual([true, null])
     return events.map(({ event, atMs, attempts }) => [
       event,
@@ -445,6 +527,43 @@ describe('history', () => {
       expect(await events(bench, 1)).toEqual([['duplicate', t]])
       await expect(events(bench, 2)).rejects.toMatchObject({ code: 'MESSAGE_NOT_FOUND' })
     }
+  })
+})
+
+describe('a request that reads', () => {
+  it('waits for its turn, and is refused where too many wait', async () => {
+    const bench = await new Bench().open()
+    bench.ensure()
+    await bench.publish(many(3))
+    const peek = { name: Q, state: undefined, from: 0, limit: 10, filter: {} }
+    const outcomes = await Promise.allSettled(
+      Array.from({ length: 300 }, () => bench.broker.peek(peek, CALLER)),
+    )
+    const refused = outcomes.filter(({ status }) => status === 'rejected')
+    expect(refused).toHaveLength(300 - 256)
+    for (const outcome of refused)
+      expect(outcome).toMatchObject({ reason: { code: 'TOO_MANY_REQUESTS', retryable: true } })
+    expect((await bench.broker.peek(peek, CALLER)).messages).toHaveLength(3)
+  })
+
+  it('shows what is there by now, and changes nothing', async () => {
+    const bench = await new Bench().open()
+    bench.ensure()
+    await bench.publish([{ ttlMs: 5_000 }, { delayMs: 5_000 }, { delayMs: 5_000, ttlMs: 1 }, {}])
+    // Time passes, and no timer fires.
+    bench.now += 6_000
+    const entries = bench.log.entries.length
+    bench.broker.beginTurn()
+    const { messages } = await bench.broker.peek(
+      { name: Q, state: undefined, from: 0, limit: 10, filter: {} },
+      CALLER,
+    )
+    expect(messages.map(({ offset, state }) => [offset, state])).toEqual([
+      [1, 'ready'],
+      [3, 'ready'],
+    ])
+    await bench.settle()
+    expect(bench.log.entries.length).toBe(entries)
   })
 })
 

@@ -131,8 +131,8 @@ const redrive = command<RedriveFlags>({
       ),
     )
     if (result === undefined) return
-    const { matched, redriven, guarded } = result
-    if (options.json) return printJson({ queue, to: to ?? queue, dryRun, matched, redriven, guarded })
+    const { matched, redriven, guarded, barred } = result
+    if (options.json) return printJson({ queue, to: to ?? queue, dryRun, matched, redriven, guarded, barred })
     const did = to === undefined ? (dryRun ? 'bring back' : 'Brought back') : dryRun ? 'move' : 'Moved'
     const where = to === undefined ? '' : ` to the queue ${to}`
     if (matched === 0) notice(noneOf(queue, choice))
@@ -140,11 +140,18 @@ const redrive = command<RedriveFlags>({
       const what = `${counted(dryRun ? matched - guarded : redriven, 'dead message')} of the queue ${queue}${where}`
       notice(dryRun ? `This would ${did} ${what}.` : `${did} ${what}.`)
     }
-    if (guarded > 0) {
-      const many = guarded === 1 ? '1 was' : `${grouped(guarded)} were`
-      const stay = guarded === 1 ? 'stays' : 'stay'
+    const worn = guarded - barred
+    if (worn > 0) {
+      const many = worn === 1 ? '1 was' : `${grouped(worn)} were`
+      const stay = worn === 1 ? 'stays' : 'stay'
       notice(
         `Of those that match ${many} brought back ${LIMITS.redrivesMax} times already and ${stay} dead; --force takes them too.`,
+      )
+    }
+    if (barred > 0) {
+      const stay = barred === 1 ? '1 stays dead: its id is' : `${grouped(barred)} stay dead: their ids are`
+      notice(
+        `Of those that match ${stay} that of another pending message, and the queue has --unique pending. Redrive them when that message is done or cancelled, or to another queue with --to.`,
       )
     }
   },

@@ -2,7 +2,7 @@
  * How a failure ends a command: the exit code, one line of what happened and one of how to mend it. One row for every
  * error code, one for each error of the system that a user can do something about.
  */
-import { SluiceError, type ErrorCode } from '@sluice/protocol'
+import { SluiceError, type Effect, type ErrorCode, type Progress } from '@sluice/protocol'
 import { printable } from './output.js'
 
 export const EXIT = {
@@ -227,6 +227,9 @@ export interface Failure {
   readonly what: string
   /** One line. */
   readonly advice: string
+  /** Of a command that had an effect before it failed, or may have had one. */
+  readonly outcome?: Effect | undefined
+  readonly progress?: Progress | undefined
 }
 
 /** What a thrown value means to the user. */
@@ -235,7 +238,12 @@ export function failureOf(error: unknown): Failure {
   if (error instanceof UsageError) {
     return { exit: EXIT.usage, code: 'USAGE', what, advice: printable(error.advice) }
   }
-  if (error instanceof SluiceError) return { ...ROWS[error.code], code: error.code, what }
+  if (error instanceof SluiceError) {
+    const { code, outcome, progress } = error
+    const row = ROWS[code]
+    const advice = progress === undefined ? row.advice : `${row.advice} ${advanceOf(progress)}`
+    return { ...row, advice: printable(advice), code, what, outcome, progress }
+  }
   const code = error instanceof Error ? (error as NodeJS.ErrnoException).code : undefined
   const row = code === undefined ? undefined : SYSTEM_ROWS[code]
   if (code !== undefined && row !== undefined) return { ...row, code, what: systemText(error as Error, what) }
@@ -245,6 +253,13 @@ export function failureOf(error: unknown): Failure {
     what: `${error instanceof Error ? error.name : 'Error'}: ${what}`,
     advice: 'This was not foreseen; please report it with the command that you ran.',
   }
+}
+
+// What was brought back or deleted is not chosen again; what was replayed would be.
+function advanceOf({ cursor }: Progress): string {
+  return cursor === undefined
+    ? 'Run the same command again: it goes on with what is left.'
+    : `Run the same command with --cursor ${cursor}: it goes on where this one ended.`
 }
 
 // "listen EADDRINUSE: address already in use 127.0.0.1:7420": what the system calls it, in the order of a sentence.
@@ -268,7 +283,7 @@ function capital(text: string): string {
 }
 
 /** The lines for stderr: two for people, one JSON document where the command was given --json. */
-export function failureText({ code, what, advice }: Failure, json: boolean): string {
-  if (json) return `${JSON.stringify({ error: { code, message: what, advice } })}\n`
+export function failureText({ code, what, advice, outcome, progress }: Failure, json: boolean): string {
+  if (json) return `${JSON.stringify({ error: { code, message: what, advice, outcome, progress } })}\n`
   return `error: ${what}\n hint: ${advice}\n`
 }

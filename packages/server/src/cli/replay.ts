@@ -14,6 +14,7 @@ interface ReplayFlags extends RecordFilterOptions, PacedOptions {
   readonly from: string | undefined
   readonly until: string | undefined
   readonly to: string | undefined
+  readonly cursor: string | undefined
 }
 
 export const replay = command<ReplayFlags>({
@@ -37,6 +38,11 @@ export const replay = command<ReplayFlags>({
               type: 'string',
               requiresArg: true,
               describe: 'Another queue that the copies go to [default: the same]',
+            })
+            .option('cursor', {
+              type: 'string',
+              requiresArg: true,
+              describe: 'Go on where an earlier replay with the same options ended, as its error says',
             }),
         ),
       ),
@@ -54,6 +60,7 @@ export const replay = command<ReplayFlags>({
         from: options.from === undefined ? undefined : placeFlag(options.from, '--from'),
         until: options.until === undefined ? undefined : timeFlag(options.until, '--until'),
         to,
+        cursor: options.cursor,
       }),
       ...limit,
       ...rateOf(options),

@@ -39,6 +39,8 @@ interface Kept {
 
 export class MemoryLog implements Log {
   readonly segmentBytes: number
+  /** So many more times `reserve` says that there is room. */
+  refusedFrom = Infinity
   readonly #options: MemoryLogOptions
   readonly #salt: number
   readonly #kept: Kept
@@ -104,7 +106,7 @@ export class MemoryLog implements Log {
   }
 
   reserve(bytes: number): boolean {
-    if (this.#failure !== undefined) return false
+    if (this.#failure !== undefined || this.refusedFrom-- <= 0) return false
     const { segmentsMax, reserveBytes } = this.#options
     if (segmentsMax === undefined) return true
     const segments = segmentsMax - (this.#kept.lastSegment - this.#kept.firstSegment + 1)

@@ -920,6 +920,16 @@ export class Queue implements Arriving {
     return this.#line.stands(chunk, index) ? 'ready' : 'leased'
   }
 
+  /** As `stateOf`, but at `nowMs`, whether or not anything was done since: nothing is changed. */
+  stateAt(offset: number, nowMs: number): MessageState | undefined {
+    const state = this.stateOf(offset)
+    if (state !== 'ready' && state !== 'scheduled') return state
+    const chunk = this.chunkAt(offset)!
+    const index = offset - chunk.base
+    if (state === 'scheduled' && chunk.dueAt(index) > nowMs) return state
+    return chunk.isExpired(index, nowMs) ? undefined : 'ready'
+  }
+
   /** Offset of the message with this id, as far as ids are known; -1 if it is not here. */
   offsetOf(id: Uint32Array): number {
     // Of several, one that can be changed.

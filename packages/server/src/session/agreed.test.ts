@@ -158,7 +158,10 @@ describe.each([LEAST, LEAST + 700, SESSION_DEFAULTS.frameBytesMax])(
             filter: {},
             dryRun: false,
           }
-          await peer.broker.redrive({ ...all, to: queueName('back'), force: false }, 'somebody')
+          await peer.broker.redrive(
+            { ...all, to: queueName('back'), force: false },
+            { label: '', isOpen: true },
+          )
           await peer.turns()
         }
         peer.take(OP.DELIVER)

@@ -3,6 +3,7 @@
  * missing here, and that no other part of the session handles, does not compile.
  */
 import {
+  ERRORS,
   OP,
   SluiceError,
   cancelRequest,
@@ -23,12 +24,12 @@ import {
   type OpcodeName,
 } from '@sluice/protocol'
 import type { Broker } from '../broker/broker.js'
+import type { Caller, CutShort } from '../broker/operator.js'
 
 /** Who asks. */
 export interface Asker {
   readonly broker: Broker
-  /** The label of the client, for the history of what it does. */
-  readonly label: string
+  readonly caller: Caller
   /** Largest payload of an answer. */
   readonly payloadBytesMax: number
 }
@@ -47,6 +48,14 @@ function result(body: object): Answer {
   return { opcode: OP.RESULT, payload: encodeControl(body as Body) }
 }
 
+// A fault that cut a page short travels with what the page had done by then.
+function done(page: CutShort): Answer {
+  const { error } = page
+  return result(
+    error === undefined ? page : { ...page, error: { ...error, code: ERRORS[error.code].number } },
+  )
+}
+
 export const REQUESTS = {
   ENSURE: ({ broker }, body) => result(broker.ensure(ensureRequest(body))),
   GET: ({ broker }, body) => result({ queue: broker.info(nameRequest('GET', body)) }),
@@ -62,14 +71,14 @@ export const REQUESTS = {
     const { name, id } = closeConsumerRequest(body)
     return result(broker.closeConsumer(name, id))
   },
-  PEEK: async ({ broker, payloadBytesMax }, body) => ({
+  PEEK: async ({ broker, caller, payloadBytesMax }, body) => ({
     opcode: OP.MESSAGES,
-    payload: encodeMessages(await broker.peek(peekRequest(body), payloadBytesMax), payloadBytesMax),
+    payload: encodeMessages(await broker.peek(peekRequest(body), caller, payloadBytesMax), payloadBytesMax),
   }),
-  REDRIVE: async ({ broker, label }, body) => result(await broker.redrive(redriveRequest(body), label)),
-  DISCARD: async ({ broker }, body) => result(await broker.discard(discardRequest(body))),
-  REPLAY: async ({ broker }, body) => result(await broker.replay(replayRequest(body))),
-  HISTORY: async ({ broker }, body) => result(await broker.history(historyRequest(body))),
+  REDRIVE: async ({ broker, caller }, body) => done(await broker.redrive(redriveRequest(body), caller)),
+  DISCARD: async ({ broker, caller }, body) => done(await broker.discard(discardRequest(body), caller)),
+  REPLAY: async ({ broker, caller }, body) => done(await broker.replay(replayRequest(body), caller)),
+  HISTORY: async ({ broker, caller }, body) => result(await broker.history(historyRequest(body), caller)),
 } as const satisfies Partial<Record<OpcodeName, Request>>
 
 export type RequestName = keyof typeof REQUESTS

@@ -719,7 +719,7 @@ export class Session implements Output, Consumer {
     const answer = REQUESTS[name](
       {
         broker: this.#broker,
-        label: this.label,
+        caller: this,
         payloadBytesMax: this.#frameBytesMax - FRAME_HEADER_BYTES,
       },
       body,
@@ -855,6 +855,7 @@ export class Session implements Output, Consumer {
     this.#settings.outbound.bytes -= this.#outboundBytes
     this.#outboundBytes = 0
     this.#unsubscribeAll(!this.#saidGoodbye)
+    this.#broker.forget(this)
     if (this.#producer !== undefined) this.#broker.detachProducer(this.#producer)
     this.#onClosed(this, why)
   }

@@ -149,6 +149,9 @@ export class Worker implements Consumer {
   }
 }
 
+/** Who asks for what an operator asks. */
+export const CALLER = { label: 'somebody', isOpen: true }
+
 export interface BenchOptions {
   readonly segmentBytes?: number
   readonly checkpointBytes?: number

@@ -1,0 +1,173 @@
+/** What the log says of one message. A page reads a part of the log; the next one goes on at its cursor. */
+import {
+  BATCH_ATTRIBUTE,
+  BATCH_HEADER_BYTES,
+  BATCH_TYPE,
+  SluiceError,
+  readBatchHeader,
+  readU32,
+  textBytes,
+  type HistoryEvent,
+  type HistoryEventName,
+  type HistoryRequest,
+} from '@sluice/protocol'
+import { entryBatches } from '../log/entry.js'
+import type { Log } from '../log/log.js'
+import { FACT, readFacts, type Fact, type Queue } from '../queue/index.js'
+import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from './scan.js'
+
+/** Events of one page, and what one takes beside its text: a page fits a control frame. */
+const EVENTS_BYTES_MAX = 32 << 10
+const EVENT_BYTES = 64
+
+export interface HistoryResult {
+  readonly events: HistoryEvent[]
+  /** The log reaches back to when the message was published. */
+  readonly complete: boolean
+  readonly cursor: string | null
+}
+
+/** What is known where an entry begins. */
+interface Known {
+  complete: boolean
+  /** A purge takes what is there: it says nothing of a message that was done, or dead, before. */
+  isPending: boolean
+}
+
+/**
+ * `check` is called for each entry that was read: it throws when the request shall end.
+ * @throws SluiceError MESSAGE_NOT_FOUND, INVALID_ARGUMENT; what reading the log throws
+ */
+export async function historyOf(
+  queue: Queue,
+  request: HistoryRequest,
+  log: Log,
+  check: () => void,
+): Promise<HistoryResult> {
+  const { offset } = request
+  const [position, flags, told] = numbersOf(request.cursor ?? '0:0:0', 3) as [number, number, number]
+  if (offset >= queue.next) {
+    throw new SluiceError(
+      'MESSAGE_NOT_FOUND',
+      `There was no message ${offset} in the queue ${queue.name} yet; the next one is ${queue.next}.`,
+    )
+  }
+  const events: HistoryEvent[] = []
+  const known: Known = { complete: (flags & COMPLETE) !== 0, isPending: (flags & PENDING) !== 0 }
+  let readBytes = 0
+  let eventsBytes = 0
+  for await (const entry of entriesFrom(log, segmentStart(position, log))) {
+    check()
+    if (entry.position < position) continue
+    const before = flagsOf(known)
+    const next = (skip: number): HistoryResult => ({
+      events,
+      complete: known.complete,
+      cursor: `${entry.position}:${before}:${skip}`,
+    })
+    if (readBytes > READ_BYTES_MAX || eventsBytes > EVENTS_BYTES_MAX) return next(0)
+    readBytes += entry.bytes.length
+    // One entry can say more of a message than a page has room for: those of the page before are passed over.
+    const skip = entry.position === position ? told : 0
+    let found = 0
+    let taken = skip
+    eventsIn(entry.bytes, queue.id, offset, known, (event) => {
+      if (found++ < skip || eventsBytes > EVENTS_BYTES_MAX) return
+      events.push(event)
+      eventsBytes += EVENT_BYTES + textBytes(event.text ?? '')
+      taken++
+    })
+    if (taken < found) return next(taken)
+  }
+  return { events, complete: known.complete, cursor: null }
+}
+
+function eventsIn(
+  bytes: Uint8Array,
+  queueId: number,
+  offset: number,
+  known: Known,
+  each: (event: HistoryEvent) => void,
+): void {
+  let isDuplicate = false
+  for (const at of entryBatches(bytes, 0)) {
+    if (readU32(bytes, at + 8) !== queueId) continue
+    const header = readBatchHeader(bytes, at)
+    if (header.type === BATCH_TYPE.messages) {
+      const holds = offset >= header.baseOffset && offset < header.baseOffset + header.count
+      if (!holds || header.attributes & BATCH_ATTRIBUTE.relocated) continue
+      known.complete = true
+      known.isPending = true
+      // The fact that it was a duplicate precedes its batch: it was never there.
+      if (!isDuplicate) each({ event: 'published', atMs: header.timeMs })
+    } else if (header.type === BATCH_TYPE.facts) {
+      readFacts(bytes, at + BATCH_HEADER_BYTES, at + header.length, (fact) => {
+        const event = eventOf(fact, offset, header.timeMs)
+        if (event === undefined || (fact.kind === FACT.purge && !known.isPending)) return
+        known.isPending = KEEPS_PENDING.has(event.event) && fact.kind !== FACT.carry
+        isDuplicate = event.event === 'duplicate'
+        each(event)
+      })
+    }
+  }
+}
+
+const COMPLETE = 1
+const PENDING = 2
+
+function flagsOf({ complete, isPending }: Known): number {
+  return (complete ? COMPLETE : 0) | (isPending ? PENDING : 0)
+}
+
+/** Events after which a message is still there, and not dead. */
+const KEEPS_PENDING: ReadonlySet<HistoryEventName> = new Set<HistoryEventName>([
+  'published',
+  'delivered',
+  'retried',
+  'redriven',
+  'rescheduled',
+])
+
+const EVENTS: Readonly<Record<number, HistoryEventName>> = {
+  [FACT.ack]: 'acked',
+  [FACT.retry]: 'retried',
+  [FACT.dead]: 'dead',
+  [FACT.purge]: 'purged',
+  [FACT.expire]: 'expired',
+  [FACT.drop]: 'dropped',
+  [FACT.cancel]: 'cancelled',
+  [FACT.duplicate]: 'duplicate',
+  [FACT.discard]: 'discarded',
+  [FACT.move]: 'moved',
+  [FACT.redrive]: 'redriven',
+  [FACT.carry]: 'redriven',
+  [FACT.reschedule]: 'rescheduled',
+  [FACT.hand]: 'delivered',
+}
+
+/** Facts that can name several messages, one behind the other. */
+const RANGES: ReadonlySet<number> = new Set([
+  FACT.ack,
+  FACT.expire,
+  FACT.drop,
+  FACT.cancel,
+  FACT.discard,
+  FACT.hand,
+])
+
+function eventOf(fact: Fact, offset: number, atMs: number): HistoryEvent | undefined {
+  const event = EVENTS[fact.kind]
+  if (event === undefined) return undefined
+  const isRange = RANGES.has(fact.kind)
+  const from = fact.kind === FACT.purge ? 0 : fact.offset
+  const end = fact.kind === FACT.purge ? fact.offset : fact.offset + (isRange ? fact.count : 1)
+  if (offset < from || offset >= end) return undefined
+  const comesBack = fact.kind === FACT.retry || fact.kind === FACT.reschedule
+  return {
+    event,
+    atMs,
+    ...(fact.attempts > 0 ? { attempts: fact.attempts } : {}),
+    ...(comesBack ? { dueMs: fact.timeMs } : {}),
+    ...(fact.text === '' ? {} : { text: fact.text }),
+  }
+}
