@@ -972,6 +972,7 @@ export class Bench {
           [...this.#pairs.values()].find(({ model }) => model === subscription)!,
         )
         const held = ({ model }: Pair): ModelMessage[] => [...model.held.values()]
+        const active = this.model.active(queue)
         same(
           `consumers of ${name}`,
           answer
@@ -988,11 +989,11 @@ export class Bench {
             }))
             .toSorted((a, b) => a.id - b.id),
           pairs
-            .map((pair, index) => ({
+            .map((pair) => ({
               id: pair.product.id,
               client: pair.connection.consumer.label,
               peer: pair.connection.consumer.peer,
-              active: !queue.options.single || index === 0,
+              active: !queue.options.single || pair.model === active,
               leased: held(pair).length,
               leasedBytes: held(pair).reduce((sum, { content }) => sum + content.size, 0),
               started: held(pair).filter(({ lease }) => lease!.started).length,

@@ -625,10 +625,19 @@ export class Model {
     return subscription
   }
 
+  /** Of a queue with `single`: the subscription that holds messages, or else the first that has credit left. */
+  active(queue: ModelQueue): ModelSubscription | undefined {
+    const { subscriptions } = queue
+    return (
+      subscriptions.find(({ held }) => held.size > 0) ??
+      subscriptions.find(({ creditMessages, delivered, limit }) => creditMessages > 0 && delivered < limit)
+    )
+  }
+
   /** Whether the subscription takes anything at all now. */
   #hasRoom(subscription: ModelSubscription): boolean {
     const { queue, held, creditMessages, delivered, limit } = subscription
-    if (queue.options.single && queue.subscriptions[0] !== subscription) return false
+    if (queue.options.single && this.active(queue) !== subscription) return false
     if ([...held.values()].some(({ lease }) => lease!.alone)) return false
     return held.size < creditMessages && delivered < limit
   }

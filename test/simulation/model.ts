@@ -715,9 +715,12 @@ export class Model {
     const subscription = this.#subscription(key)
     const { queue } = subscription
     if (queue.paused) throw new Violation('S9', `${queue.name} hands out offset ${run.offset} and is paused`)
-    // S13: only the one that came first.
-    if (queue.options.single && subscription !== [...queue.subscriptions][0])
-      throw new Violation('S13', `${queue.name} hands out offset ${run.offset} to another than its first`)
+    // S13: only the one that holds messages, or else the first that has credit left.
+    if (queue.options.single && subscription !== activeOf(queue))
+      throw new Violation(
+        'S13',
+        `${queue.name} hands out offset ${run.offset} to another than its active one`,
+      )
     const parts = splitRecords(records, 0, records.length)
     if (parts.length !== count)
       throw new Violation(2, `a run of ${count} messages of ${queue.name} carries ${parts.length} records`)
@@ -1477,7 +1480,7 @@ export class Model {
       subscription.holdsSuspect ||
       subscription.held.size >= subscription.messages ||
       subscription.delivered >= subscription.limit ||
-      (queue.options.single && subscription !== [...queue.subscriptions][0])
+      (queue.options.single && subscription !== activeOf(queue))
     )
       return undefined
     const first = queue.line.first(queue.live.values())
@@ -1555,6 +1558,17 @@ export class Model {
 
 /** How late a timer may be; the world looks at it at least every 50 ms. */
 const TIMER_SLACK_MS = 120
+
+/** Of a queue with `single`: the subscription that holds messages, or else the first that has credit left. */
+function activeOf({ subscriptions }: ModelQueue): ModelSubscription | undefined {
+  let first: ModelSubscription | undefined
+  for (const subscription of subscriptions) {
+    const { held, messages, delivered, limit } = subscription
+    if (held.size > 0) return subscription
+    if (messages > 0 && delivered < limit) first ??= subscription
+  }
+  return first
+}
 
 function isExpired({ expiresMs }: ModelMessage, nowMs: number): boolean {
   return expiresMs !== 0 && expiresMs <= nowMs

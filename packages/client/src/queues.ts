@@ -67,7 +67,7 @@ export interface QueueOptions {
   readonly overflow?: 'reject' | 'drop-oldest' | 'dead-letter'
   /** Queue that dead messages are moved to; null: they are kept at home. Default null. */
   readonly deadLetter?: QueueRef | null
-  /** Only the consumer that came first gets messages; the next one takes over when it goes. Default false. */
+  /** One consumer at a time gets messages; the next one takes over when it goes or is idle. Default false. */
   readonly single?: boolean
   /** How long, and in how many bytes at most, settled messages are kept for `replay`; 0: not by it. Default 0. */
   readonly retain?: { readonly age?: Duration; readonly bytes?: number }

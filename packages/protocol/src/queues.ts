@@ -138,7 +138,7 @@ export const QUEUE_OPTIONS = {
   single: {
     kind: 'flag',
     default: false,
-    meaning: 'Only the consumer that came first gets messages; the next one takes over when it goes.',
+    meaning: 'One consumer at a time gets messages; the next one takes over when it goes or is idle.',
   },
   retainAgeMs: {
     kind: 'number',

@@ -494,6 +494,41 @@ describe('consumers', () => {
     ])
   })
 
+  it('of a queue with `single` that are idle keep nothing from the others', async () => {
+    const bench = await opened({ single: true })
+    const [puller, worker] = ['puller', 'worker'].map((label) => bench.consume(1, { label }))
+    const active = (): string[] =>
+      bench.broker
+        .consumers({ name: Q, from: 0 })
+        .consumers.filter((each) => each.active)
+        .map((each) => each.client)
+    const credit = (limit: number, drain: boolean): void => {
+      bench.broker.beginTurn()
+      bench.broker.credit(puller!.subscription, 1, 1 << 20, limit, drain)
+    }
+    credit(1, false)
+    await bench.publish(many(4))
+    expect([puller!.offsets, worker!.offsets, active()]).toEqual([[0], [], ['puller']])
+    // It asks for no more, but what it has it still works on.
+    credit(1, true)
+    await bench.settle()
+    expect([worker!.offsets, active()]).toEqual([[], ['puller']])
+    puller!.settle(0, OUTCOME.ack)
+    await bench.settle()
+    expect([worker!.offsets, active()]).toEqual([[1], ['worker']])
+    // It came first, but another holds a message: never two at a time.
+    credit(2, false)
+    await bench.settle()
+    expect([puller!.offsets, active()]).toEqual([[0], ['worker']])
+    worker!.settle(1, OUTCOME.ack)
+    await bench.settle()
+    expect([puller!.offsets, worker!.offsets, active()]).toEqual([[0, 2], [1], ['puller']])
+    puller!.settle(2, OUTCOME.ack)
+    worker!.leave()
+    await bench.settle()
+    expect(active()).toEqual([])
+  })
+
   it('that are closed are told, and what they held goes to the others untried', async () => {
     const bench = await opened()
     await bench.publish(many(3))

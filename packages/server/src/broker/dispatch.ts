@@ -74,13 +74,13 @@ export class Dispatcher {
    */
   dispatch(queue: Queue, nowMs: number): number {
     const run = this.#run
-    // With `single`, the one that came first, for as long as it is there.
-    const served = queue.options.single ? Math.min(1, queue.subscriptions.length) : queue.subscriptions.length
+    const subscriptions = queue.options.single ? sole(queue) : queue.subscriptions
+    const served = subscriptions.length
     const shared = served > 1
     // A subscription whose byte credit is too small for the message at the head is passed over once.
     let passed = 0
     while (passed < served) {
-      const subscription = queue.subscriptions[queue.turn % served]!
+      const subscription = subscriptions[queue.turn % served]!
       queue.turn = (queue.turn + 1) % served
       const room = subscription.consumer.isReady ? subscription.room : 0
       if (room <= 0) {
@@ -179,6 +179,11 @@ export class Dispatcher {
       if (subscription.draining && subscription.consumer.isReady) subscription.answerDrain()
     }
   }
+}
+
+function sole(queue: Queue): readonly Subscription[] {
+  const { soleSubscription } = queue
+  return soleSubscription === undefined ? [] : [soleSubscription]
 }
 
 // The checksum of a batch covers its records alone: whose they are is held against what the queue knows. A batch that

@@ -338,7 +338,7 @@ export class Operator {
   /** A page of the queue's consumers, by id, from `request.from` on. @throws SluiceError QUEUE_NOT_FOUND */
   consumers(request: ConsumersRequest): ConsumersResult {
     const queue = this.#premises.queue(request.name)
-    const active = queue.subscriptions[0]
+    const active = queue.soleSubscription
     const all = queue.subscriptions.filter(({ id }) => id >= request.from).toSorted((a, b) => a.id - b.id)
     const page = all.slice(0, PAGE_CONSUMERS).map((subscription) => {
       let oldestLeaseMs: number | null = null

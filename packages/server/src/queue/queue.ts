@@ -193,6 +193,19 @@ export class Queue implements Arriving {
     this.subscriptions = others.length === 0 ? NOBODY : others
   }
 
+  /**
+   * Of a queue with `single`, the one subscription that gets messages: one that holds some, or else the oldest that has
+   * credit left. One that is idle, as between two pulls, keeps nothing from the others.
+   */
+  get soleSubscription(): Subscription | undefined {
+    let oldest: Subscription | undefined
+    for (const subscription of this.subscriptions) {
+      if (subscription.unsettled > 0) return subscription
+      if (oldest === undefined && !subscription.isIdle) oldest = subscription
+    }
+    return oldest
+  }
+
   get scheduled(): number {
     return this.#line.scheduled
   }

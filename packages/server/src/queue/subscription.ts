@@ -129,6 +129,11 @@ export class Subscription {
     return Math.min(this.creditMessages - this.unsettled, this.limit - this.delivered)
   }
 
+  /** It holds nothing and asks for nothing: of a queue with `single` others take over. */
+  get isIdle(): boolean {
+    return this.unsettled === 0 && (this.creditMessages === 0 || this.delivered >= this.limit)
+  }
+
   /** Whether a message of `bytes` may go now: within the byte credit, or alone when nothing is unsettled. */
   takes(bytes: number): boolean {
     return this.unsettled === 0 || this.unsettledBytes + bytes <= this.creditBytes
