@@ -311,16 +311,95 @@ describe('queues', () => {
     await expect(sluice.queues.get(Orders)).rejects.toMatchObject({ code: 'QUEUE_NOT_FOUND' })
   })
 
-  it('end their workers when they are deleted, and reject one on a queue that is not there', async () => {
+  it("end their workers when they are missing or deleted, with missing: 'fail'", async () => {
     const sluice = await client(await start())
     await sluice.queues.ensure(Orders)
-    const worker = sluice.consume(Orders, {}, () => {})
+    const worker = sluice.consume(Orders, { missing: 'fail' }, () => {})
     const closed = worker.closed.catch((error: unknown) => (error as SluiceError).code)
     await until('it consumes', async () => (await sluice.queues.get(Orders)).consumers === 1)
     await sluice.queues.delete(Orders)
     expect(await closed).toBe('QUEUE_DELETED')
-    const missing = sluice.consume(queue('missing'), {}, () => {})
+    const missing = sluice.consume(queue('missing'), { missing: 'fail' }, () => {})
     await expect(missing.closed).rejects.toMatchObject({ code: 'QUEUE_NOT_FOUND' })
+  })
+
+  it('are waited for by workers and iterators until they exist, and again when they were deleted', async () => {
+    const sluice = await client(await start())
+    const waiting: string[] = []
+    sluice.on('waiting', ({ queue, error }) => waiting.push(`${queue} ${error.code}`))
+    const seen: unknown[] = []
+    const worker = sluice.consume('later', ({ body }) => void seen.push(body))
+    const next = sluice.messages('later-too').next()
+    await until('both wait', async () => waiting.length === 2)
+    await sluice.queues.ensure('later-too')
+    await sluice.publish('later-too', 'b')
+    expect((await next).value?.body).toBe('b')
+    for (const body of ['a', 'again']) {
+      await sluice.queues.ensure('later')
+      await sluice.publish('later', body)
+      await until(body, async () => seen.includes(body))
+      await sluice.queues.delete('later')
+    }
+    expect(waiting.slice(0, 3)).toEqual([
+      'later QUEUE_NOT_FOUND',
+      'later-too QUEUE_NOT_FOUND',
+      'later QUEUE_DELETED',
+    ])
+    await worker.close()
+  })
+
+  it('of more than a connection may have are pulled from, one after the other, and consumed', async () => {
+    const sluice = await client(await start({ session: { subscriptionsMax: 300 } }))
+    for (let n = 0; n < 320; n++) await sluice.queues.ensure(`q${n}`)
+    for (let n = 0; n < 320; n++) expect(await sluice.pull(`q${n}`)).toEqual([])
+    await sluice.publish('q7', 'x')
+    expect((await sluice.pull('q7', { wait: '5s' }))[0]?.body).toBe('x')
+    const seen: unknown[] = []
+    const worker = sluice.consume('q319', ({ body }) => void seen.push(body))
+    await sluice.publish('q319', 'y')
+    await until('it consumes', async () => seen.length === 1)
+    await until('no pull holds a place', async () => (await sluice.queues.get('q318')).consumers === 0)
+    await worker.close()
+  })
+
+  it('with one active consumer are consumed by others after a pull', async () => {
+    const server = await start()
+    const puller = await client(server)
+    const sluice = await client(server)
+    await sluice.queues.ensure(Orders, { single: true })
+    await sluice.publish(Orders, 1)
+    const [message] = await puller.pull(Orders, { wait: '5s' })
+    const seen: unknown[] = []
+    const worker = sluice.consume(Orders, ({ body }) => void seen.push(body))
+    await sluice.publish(Orders, 2)
+    await message!.ack()
+    await until('the other consumes', async () => seen.length === 1)
+    await worker.close()
+  })
+
+  it('keep the workers that were started while the broker was stopping', async () => {
+    const dataDir = await directory()
+    const server = await start({ dataDir })
+    const sluice = await client(server)
+    await sluice.queues.ensure(Orders)
+    await sluice.queues.ensure('other')
+    await sluice.publish(Orders, 1)
+    let end!: () => void
+    sluice.consume(Orders, async () => {
+      await new Promise<void>((resolve) => (end = resolve))
+    })
+    await until('it handles', async () => end !== undefined)
+    const stopping = new Promise<void>((resolve) => sluice.on('notice', () => resolve()))
+    const stopped = server.stop()
+    await stopping
+    const seen: unknown[] = []
+    const worker = sluice.consume('other', ({ body }) => void seen.push(body))
+    end()
+    await stopped
+    await start({ dataDir, port: server.port })
+    await sluice.publish('other', 'x')
+    await until('it consumes', async () => seen.length === 1)
+    await worker.close()
   })
 })
 

@@ -38,7 +38,7 @@ import {
   type Settings,
 } from './options.js'
 import { aborted, Producer } from './producer.js'
-import { Puller } from './pull.js'
+import { Pullers } from './pull.js'
 import { Queues } from './queues.js'
 import { failuresAfterLoss, reconnectDelayMs } from './reconnect.js'
 import { Requests } from './requests.js'
@@ -46,7 +46,7 @@ import { checkBody, Reader, ReadStream, type Schema } from './schema.js'
 import type { Receipt } from './sending.js'
 import { SingleWorker, type SingleHandler } from './singles.js'
 import { MessageStream } from './stream.js'
-import type { Consumer, HandlerFailure, LeaseLoss, Session } from './subscription.js'
+import type { Consumer, ConsumerWaiting, HandlerFailure, LeaseLoss, Session } from './subscription.js'
 import { Draft, type Transaction } from './transaction.js'
 import { dialTcp, type Dial } from './transport.js'
 import { Turn } from './turn.js'
@@ -91,6 +91,8 @@ export interface SluiceEvents {
   handlerError: HandlerFailure
   /** A message that a handler had was taken away: what the handler did with it does not count. */
   leaseLost: LeaseLoss
+  /** A worker or an iterator waits, for its queue to exist or until the broker takes its subscription. */
+  waiting: ConsumerWaiting
 }
 
 // Dialling again would only be told the same.
@@ -128,7 +130,7 @@ export class Sluice {
   readonly #consumers = new Set<Consumer>()
   readonly #workers = new Set<ConsumingWorker>()
   readonly #streams = new Set<MessageStream>()
-  readonly #pullers = new Map<string, Puller>()
+  readonly #pullers: Pullers
   readonly #requests: Requests
   /** Being dialled, or open. */
   #connection: Connection | undefined
@@ -169,7 +171,10 @@ export class Sluice {
       report: (error) => this.#events.emit('error', error),
       handlerFailed: (failure) => this.#events.emit('handlerError', failure),
       leaseLost: (loss) => this.#events.emit('leaseLost', loss),
+      waiting: (event) => this.#events.emit('waiting', event),
     }
+    this.#pullers = new Pullers(this.#session)
+    this.#consumers.add(this.#pullers)
     this.#requests = new Requests(this.#session)
     this.queues = new Queues(this.#requests)
     this.dead = new DeadLetters(this.#requests)
@@ -321,8 +326,10 @@ export class Sluice {
    * becomes a dead letter and no handler sees it.
    *
    * @param options `concurrency`, default 1; `prefetch`, default twice what the handlers take at a time;
-   * `prefetchBytes`; `processingTimeout`; `ordering: 'key'`; `batch`; `signal` closes it.
-   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, OPTION_CONFLICT. A missing queue rejects `worker.closed`.
+   * `prefetchBytes`; `processingTimeout`; `ordering: 'key'`; `batch`; `missing`; `signal` closes it. Where the queue does
+   * not exist, or is deleted, the worker waits for it after the event `waiting`; with `missing: 'fail'` it ends and rejects
+   * `worker.closed`.
+   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, OPTION_CONFLICT
    * @example
    * const worker = sluice.consume('orders', { concurrency: 16 }, async (message) => ship(message.body))
    * @example
@@ -388,9 +395,10 @@ export class Sluice {
    * The messages of the queue as an async iterator; each is settled by its own methods. Leaving the loop gives back
    * what was not yielded. Where the queue has a schema, only messages that match it are yielded.
    *
-   * @param options `prefetch`, default 10; `prefetchBytes`; `processingTimeout`; `signal` ends it.
-   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT; while iterating QUEUE_NOT_FOUND, QUEUE_DELETED, CONSUMER_CLOSED,
-   * ABORTED
+   * @param options `prefetch`, default 10; `prefetchBytes`; `processingTimeout`; `missing`, as of `consume`; `signal` ends
+   * it.
+   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT; while iterating CONSUMER_CLOSED, ABORTED, and with `missing: 'fail'`
+   * QUEUE_NOT_FOUND, QUEUE_DELETED
    * @example
    * for await (const message of sluice.messages('orders', { prefetch: 10 })) await message.ack()
    */
@@ -423,16 +431,10 @@ export class Sluice {
     const { name, schema } = queueOf(ref)
     const settings = pullSettings(options, this.#settings.timeoutMs)
     this.#refuseWhenClosed()
-    let puller = this.#pullers.get(name)
-    if (puller === undefined) {
-      puller = new Puller(this.#session, name)
-      this.#pullers.set(name, puller)
-      this.#consumers.add(puller)
-    }
     const pulled =
       schema === undefined
-        ? puller.pull(settings)
-        : pullThrough(new Reader(schema, this.#session), puller, settings)
+        ? this.#pullers.pull(name, settings)
+        : pullThrough(new Reader(schema, this.#session), this.#pullers, name, settings)
     return pulled as Promise<Message<Output>[]>
   }
 
@@ -487,8 +489,7 @@ export class Sluice {
   }
 
   async #wind(timeoutMs: number): Promise<boolean> {
-    for (const puller of this.#pullers.values())
-      puller.fail(new SluiceError('CLOSED', 'The client was closed.'))
+    this.#pullers.fail(new SluiceError('CLOSED', 'The client was closed.'))
     const closing: Promise<unknown>[] = []
     for (const worker of this.#workers) closing.push(worker.close({ timeout: timeoutMs }))
     for (const stream of this.#streams) closing.push(stream.return())
@@ -506,7 +507,8 @@ export class Sluice {
   #add(consumer: Consumer): void {
     this.#consumers.add(consumer)
     const { connection } = this.#session
-    if (connection !== undefined) consumer.attach(connection)
+    // One that is going to end takes no subscriptions; the next one is attached to by itself.
+    if (connection !== undefined && !connection.stopping) consumer.attach(connection)
   }
 
   #refuseWhenClosed(): void {
@@ -520,6 +522,12 @@ export class Sluice {
     if (name === 'error') {
       const { code, message } = payload as SluiceEvents['error']
       process.emitWarning(message, { type: 'SluiceWarning', code })
+    } else if (name === 'waiting') {
+      const { queue, error } = payload as SluiceEvents['waiting']
+      process.emitWarning(`${error.message} A consumer of ${queue} waits until it can subscribe.`, {
+        type: 'SluiceWarning',
+        code: error.code,
+      })
     } else if (name === 'handlerError' && !this.#toldOfHandlers) {
       this.#toldOfHandlers = true
       const { queue, offset, attempt, error } = payload as SluiceEvents['handlerError']
@@ -656,7 +664,6 @@ export class Sluice {
     this.#connection = undefined
     for (const consumer of this.#consumers) consumer.fail(error)
     this.#consumers.clear()
-    this.#pullers.clear()
     this.#producer.close(error)
     this.#requests.close(error)
     this.#deadlines.stop()
@@ -671,13 +678,14 @@ export class Sluice {
 /** Pulls until there are messages for the caller, or the wait is over. */
 async function pullThrough(
   reader: Reader,
-  puller: Puller,
+  pullers: Pullers,
+  queue: string,
   settings: PullSettings,
 ): Promise<DeliveredMessage[]> {
   const untilMs = performance.now() + settings.waitMs
   for (;;) {
     const waitMs = Math.max(0, untilMs - performance.now())
-    const pulled = await puller.pull({ ...settings, waitMs })
+    const pulled = await pullers.pull(queue, { ...settings, waitMs })
     const messages = await reader.admitted(pulled)
     if (messages.length > 0 || pulled.length === 0) return messages
   }

@@ -1,9 +1,20 @@
-import { DELIVER_FLAG, encodeRanges, OP, OUTCOME, type SluiceError } from '@sluice/protocol'
+import {
+  DELIVER_FLAG,
+  encodeGoodbye,
+  encodeRanges,
+  ERRORS,
+  OP,
+  OUTCOME,
+  type ErrorCode,
+  type SluiceError,
+} from '@sluice/protocol'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { Sluice } from './client.js'
 import { DeadLetter, Retry, type Message } from './message.js'
 import type { ConsumeOptions } from './options.js'
-import { control, fault, type Frame, Peer, texts, turns, until } from './testing/peer.js'
+import { IDLE } from './pull.js'
+import { RENEWAL } from './renewal.js'
+import { control, fault, type Frame, type Link, Peer, texts, turns, until } from './testing/peer.js'
 import type { Worker } from './worker.js'
 
 let peer: Peer
@@ -369,25 +380,165 @@ describe('a worker', () => {
     ])
   })
 
-  it('rejects closed, and reports, when the queue is missing', async () => {
+  it("rejects closed, and reports, when the queue is missing and it is told to, with missing: 'fail'", async () => {
     const reported: SluiceError[] = []
     sluice.on('error', (error) => reported.push(error))
     peer.replies[OP.SUBSCRIBE] = (frame, link) =>
       link.error('QUEUE_NOT_FOUND', 'request', frame.channel, frame.correlation)
-    const worker = sluice.consume('q', () => {})
+    const worker = sluice.consume('q', { missing: 'fail' }, () => {})
     await expect(worker.closed).rejects.toMatchObject({ code: 'QUEUE_NOT_FOUND' })
     expect(reported.map(({ code }) => code)).toEqual(['QUEUE_NOT_FOUND'])
     await worker.close()
   })
 
-  it('ends when its queue is deleted', async () => {
+  it("ends when its queue is deleted, with missing: 'fail'", async () => {
     const notices: string[] = []
     sluice.on('notice', ({ code }) => notices.push(code))
-    const worker = sluice.consume('q', () => {})
+    const worker = sluice.consume('q', { missing: 'fail' }, () => {})
     const channel = await peer.subscribed()
     peer.link.send(OP.NOTICE, channel, 0, fault('QUEUE_DELETED', 'channel'))
     await expect(worker.closed).rejects.toMatchObject({ code: 'QUEUE_DELETED' })
     expect(notices).toEqual(['QUEUE_DELETED'])
+  })
+})
+
+describe('a refused subscription', () => {
+  /** Refuses the first `count` with these codes in turn, then accepts. */
+  const refuse = (count: number, ...codes: ErrorCode[]): void => {
+    const accept = peer.replies[OP.SUBSCRIBE]!
+    let refused = 0
+    peer.replies[OP.SUBSCRIBE] = (frame, link) => {
+      if (refused >= count) accept(frame, link)
+      else link.error(codes[refused++ % codes.length]!, 'request', frame.channel, frame.correlation)
+    }
+  }
+  const waits = (): string[] => {
+    const events: string[] = []
+    sluice.on('waiting', ({ queue, error }) => events.push(`${queue} ${error.code}`))
+    sluice.on('error', ({ code }) => events.push(`error ${code}`))
+    return events
+  }
+
+  it('is asked for again until the queue exists, and again when it was deleted; one event each', async () => {
+    const events = waits()
+    refuse(3, 'QUEUE_NOT_FOUND')
+    const bodies: unknown[] = []
+    const worker = sluice.consume('q', ({ body }) => void bodies.push(body))
+    let channel = await peer.subscribed(4)
+    peer.link.deliver(channel, 104, ['a'])
+    await until(() => bodies.length === 1)
+    expect(events).toEqual(['q QUEUE_NOT_FOUND'])
+    refuse(2, 'QUEUE_NOT_FOUND')
+    peer.link.error('QUEUE_DELETED', 'channel', channel)
+    channel = await peer.subscribed(7)
+    peer.link.deliver(channel, 107, ['b'])
+    await until(() => bodies.length === 2)
+    expect(events).toEqual(['q QUEUE_NOT_FOUND', 'q QUEUE_DELETED'])
+    await worker.close()
+    await worker.closed
+  })
+
+  it('is asked for again by an iterator, unless it is to fail', async () => {
+    const events = waits()
+    refuse(2, 'QUEUE_NOT_FOUND')
+    const next = sluice.messages('q').next()
+    peer.link.deliver(await peer.subscribed(3), 103, ['a'])
+    expect((await next).value?.body).toBe('a')
+    expect(events).toEqual(['q QUEUE_NOT_FOUND'])
+    refuse(1, 'QUEUE_NOT_FOUND')
+    await expect(sluice.messages('q', { missing: 'fail' }).next()).rejects.toMatchObject({
+      code: 'QUEUE_NOT_FOUND',
+    })
+  })
+
+  // Each error that says of itself that a retry can help, and none that does not: SUBSCRIBE has no list of its own.
+  for (const code of Object.keys(ERRORS) as ErrorCode[]) {
+    if (ERRORS[code].number >= 1000 || ['QUEUE_NOT_FOUND', 'QUEUE_DELETED'].includes(code)) continue
+    const { retryable } = ERRORS[code]
+    it(`with ${code} ${retryable ? 'is asked for again' : 'is the end'}`, async () => {
+      waits()
+      refuse(1, code)
+      const worker = sluice.consume('q', () => {})
+      const ended = worker.closed.then(
+        () => 'closed',
+        (error: SluiceError) => error.code,
+      )
+      if (retryable) {
+        await peer.subscribed(2)
+        await worker.close()
+      }
+      expect(await ended).toBe(retryable ? 'closed' : code)
+    })
+  }
+
+  it('is not asked for on a connection that is going to end, but on the next', async () => {
+    const events = waits()
+    peer.link.send(OP.GOODBYE, 0, 0, encodeGoodbye(1, 'restarting'))
+    await turns()
+    const bodies: unknown[] = []
+    sluice.consume('q', ({ body }) => void bodies.push(body))
+    const next = sluice.messages('q').next()
+    const pull = sluice.pull('q', { wait: '20s' })
+    const deleted = sluice.queues.delete('q')
+    await turns()
+    expect(peer.link.named('SUBSCRIBE')).toEqual([])
+    peer.replies[OP.DELETE] = (frame, link) => link.result(frame, { messages: 3 })
+    peer.link.cut()
+    await peer.dialled()
+    await until(() => peer.link.named('SUBSCRIBE').length === 3)
+    await turns()
+    const channels = peer.link.named('SUBSCRIBE').map(({ channel }) => channel)
+    channels.forEach((channel, index) => peer.link.deliver(channel, 101 + index, ['x']))
+    await until(() => bodies.length === 1)
+    expect((await next).value?.body).toBe('x')
+    expect((await pull)[0]?.body).toBe('x')
+    expect(await deleted).toEqual({ messages: 3 })
+    expect(events).toEqual([])
+  })
+
+  it('that a stopping broker refuses is asked for on the next connection, as is a request', async () => {
+    const events = waits()
+    const refuses = (frame: Frame, link: Link): void => {
+      link.send(OP.GOODBYE, 0, 0, encodeGoodbye(1, 'restarting'))
+      link.error('SHUTTING_DOWN', 'request', frame.channel, frame.correlation)
+    }
+    const accept = peer.replies[OP.SUBSCRIBE]
+    peer.replies[OP.SUBSCRIBE] = refuses
+    peer.replies[OP.PURGE] = refuses
+    const worker = sluice.consume('q', () => {})
+    const purged = sluice.queues.purge('q')
+    await until(() => peer.link.named('PURGE').length === 1)
+    await turns()
+    peer.replies[OP.SUBSCRIBE] = accept
+    peer.replies[OP.PURGE] = (frame, link) => link.result(frame, { messages: 2 })
+    peer.link.cut()
+    await peer.dialled()
+    await peer.subscribed()
+    expect(await purged).toEqual({ messages: 2 })
+    expect(events).toEqual([])
+    await worker.close()
+  })
+
+  it('is asked for by a pull until its time is over, which then rejects with the refusal', async () => {
+    refuse(2, 'MEMORY_FULL')
+    const pull = sluice.pull('q', { wait: '20s' })
+    peer.link.deliver(await peer.subscribed(3), 103, ['x'])
+    expect((await pull)[0]?.body).toBe('x')
+    await sluice.close({ timeout: 0 })
+    sluice = await peer.connect()
+    refuse(Infinity, 'MEMORY_FULL')
+    await expect(sluice.pull('q', { timeout: 30 })).rejects.toMatchObject({ code: 'MEMORY_FULL' })
+  })
+
+  it('is not asked for any more by a worker that was closed meanwhile', async () => {
+    waits()
+    refuse(Infinity, 'QUEUE_NOT_FOUND')
+    const worker = sluice.consume('q', () => {})
+    await peer.subscribed()
+    await worker.close()
+    const { length } = peer.link.named('SUBSCRIBE')
+    await new Promise((resolve) => setTimeout(resolve, RENEWAL.delayMsMin * 2))
+    expect(peer.link.named('SUBSCRIBE').length).toBe(length)
   })
 })
 
@@ -727,7 +878,7 @@ describe('the iterator', () => {
     controller.abort()
     await expect(next).rejects.toMatchObject({ code: 'ABORTED' })
     expect(await stream.next()).toEqual({ value: undefined, done: true })
-    const other = sluice.messages('q')
+    const other = sluice.messages('q', { missing: 'fail' })
     const channel = await peer.subscribed(2)
     peer.link.error('QUEUE_DELETED', 'channel', channel)
     await turns()
@@ -766,6 +917,33 @@ describe('pulling', () => {
     peer.link.deliver(channel, 101, ['3', '4'], { offset: 3 })
     expect((await second).length).toBe(2)
     expect(peer.link.named('SUBSCRIBE').length).toBe(1)
+  })
+
+  it('gives up its subscription when no pull needs it for a while, and all is settled', async () => {
+    const pull = sluice.pull('q', { wait: '20s' })
+    const channel = await peer.subscribed()
+    peer.link.deliver(channel, 101, ['a'])
+    const [message] = await pull
+    expect(await sluice.pull('q')).toEqual([])
+    expect(peer.link.named('SUBSCRIBE').length).toBe(1)
+    await new Promise((resolve) => setTimeout(resolve, IDLE.ms * 1.5))
+    expect(peer.link.named('UNSUBSCRIBE').length).toBe(0)
+    await message!.ack()
+    await until(() => peer.link.named('UNSUBSCRIBE').length === 1)
+    expect(await sluice.pull('q')).toEqual([])
+    expect(peer.link.named('SUBSCRIBE').length).toBe(2)
+  })
+
+  it('keeps a bounded number of subscriptions that no pull uses, those that were used last', async () => {
+    for (let n = 0; n < IDLE.subscriptionsMax + 50; n++) await sluice.pull(`q${n}`)
+    await turns()
+    const open = peer.link.named('SUBSCRIBE').length - peer.link.named('UNSUBSCRIBE').length
+    expect(open).toBe(IDLE.subscriptionsMax)
+    const { length } = peer.link.named('SUBSCRIBE')
+    await sluice.pull(`q${IDLE.subscriptionsMax + 49}`)
+    expect(peer.link.named('SUBSCRIBE').length).toBe(length)
+    await sluice.pull('q0')
+    expect(peer.link.named('SUBSCRIBE').length).toBe(length + 1)
   })
 
   it('returns nothing at the end of its wait', async () => {

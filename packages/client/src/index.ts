@@ -53,7 +53,7 @@ export type {
 } from './queues.js'
 export type { MessageFilter, MessageRef, Pace } from './selection.js'
 export type { Receipt } from './sending.js'
-export type { HandlerFailure, LeaseLoss, LeaseLossReason } from './subscription.js'
+export type { ConsumerWaiting, HandlerFailure, LeaseLoss, LeaseLossReason } from './subscription.js'
 export type { Transaction } from './transaction.js'
 export type { BatchHandler, Handler, Worker } from './worker.js'
 export { SluiceError } from '@sluice/protocol'

@@ -284,6 +284,11 @@ export interface ConsumeOptions {
    */
   readonly ordering?: 'key'
   readonly batch?: undefined
+  /**
+   * What happens while the queue does not exist, also when it is deleted: `'wait'` for it, after a warning, or `'fail'`.
+   * Default `'wait'`.
+   */
+  readonly missing?: 'wait' | 'fail'
   /** Closes the worker when it is aborted. */
   readonly signal?: AbortSignal
 }
@@ -306,6 +311,11 @@ export interface MessagesOptions {
   readonly prefetchBytes?: number
   /** How long a message may be handled before it is taken away, from 100 ms. Default: as its queue says. */
   readonly processingTimeout?: Duration
+  /**
+   * What happens while the queue does not exist, also when it is deleted: `'wait'` for it, after a warning, or `'fail'`.
+   * Default `'wait'`.
+   */
+  readonly missing?: 'wait' | 'fail'
   /** Ends the iteration with ABORTED. */
   readonly signal?: AbortSignal
 }
@@ -326,11 +336,13 @@ export interface Intake {
   readonly bytes: number
   /** Undefined: the queue's own. */
   readonly processingTimeoutMs: number | undefined
+  /** Waits for a queue that does not exist. */
+  readonly waitsForQueue: boolean
 }
 
 const PREFETCH_BYTES_DEFAULT = 16 * 1024 * 1024
 const MESSAGES_PREFETCH_DEFAULT = 10
-const INTAKE_OPTIONS = ['prefetch', 'prefetchBytes', 'processingTimeout', 'signal'] as const
+const INTAKE_OPTIONS = ['prefetch', 'prefetchBytes', 'processingTimeout', 'missing', 'signal'] as const
 
 /** What a worker takes, and how it hands it out. */
 export interface ConsumeIntake extends Intake {
@@ -364,6 +376,7 @@ export function consumeIntake(options: ConsumeOptions | BatchConsumeOptions): Co
     messages: prefetch,
     bytes: prefetchBytes(options.prefetchBytes),
     processingTimeoutMs: processingTimeoutMs(options.processingTimeout),
+    waitsForQueue: waitsForQueue(options.missing),
   }
 }
 
@@ -384,6 +397,7 @@ export function messagesIntake(options: MessagesOptions): Intake {
     messages: whole('prefetch', options.prefetch ?? MESSAGES_PREFETCH_DEFAULT, 1, LIMITS.creditMessagesMax),
     bytes: prefetchBytes(options.prefetchBytes),
     processingTimeoutMs: processingTimeoutMs(options.processingTimeout),
+    waitsForQueue: waitsForQueue(options.missing),
   }
 }
 
@@ -408,6 +422,12 @@ export function pullSettings(options: PullOptions, timeoutMs: number): PullSetti
     timeoutMs: timeoutOf(options, timeoutMs),
     signal: options.signal,
   }
+}
+
+function waitsForQueue(missing: unknown): boolean {
+  if (missing === undefined || missing === 'wait') return true
+  if (missing === 'fail') return false
+  throw new SluiceError('INVALID_ARGUMENT', `\`missing\` is ${shown(missing)}; it must be "wait" or "fail".`)
 }
 
 function processingTimeoutMs(value: Duration | undefined): number | undefined {

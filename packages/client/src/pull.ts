@@ -1,6 +1,6 @@
 /**
- * Pulling: one subscription a queue, kept for the next pull, without credit between pulls. Pulls are served one after
- * the other, so that each knows which deliveries are its own.
+ * Pulling: one subscription a queue, kept for the next pull for a short time, without credit between pulls. Pulls are
+ * served one after the other, so that each knows which deliveries are its own.
  *
  * A pull raises the subscription's limit by what it wants. At the first delivery, or when its wait is over, it drains:
  * the broker sends what it can at once and then says that nothing more comes.
@@ -10,6 +10,7 @@ import { addAbortListener, removeAbortListener } from './aborts.js'
 import type { DeliveredMessage } from './message.js'
 import type { PullSettings } from './options.js'
 import { aborted } from './producer.js'
+import { Renewal } from './renewal.js'
 import { Subscription, type Consumer, type Session, type SubscriptionOwner } from './subscription.js'
 import type { Starting } from './turn.js'
 
@@ -49,9 +50,9 @@ class Pull implements PullSettings {
 
 const CREDIT = { messages: LIMITS.creditMessagesMax, bytes: LIMITS.creditBytesMax }
 
-export class Puller implements Consumer, SubscriptionOwner, Starting {
+class Puller implements Consumer, SubscriptionOwner, Starting {
   readonly #session: Session
-  readonly #queue: string
+  readonly queue: string
   #subscription: Subscription | undefined
   /** The processing timeout that it was made with. */
   #processingTimeoutMs: number | undefined
@@ -59,10 +60,32 @@ export class Puller implements Consumer, SubscriptionOwner, Starting {
   #current: Pull | undefined
   #draining = false
   #listed = false
+  readonly #renewal: Renewal
+  /** Why there is no subscription yet. */
+  #refusal: SluiceError | undefined
+  readonly #rests: (puller: Puller) => void
 
-  constructor(session: Session, queue: string) {
+  /** `rests` is called when the last pull is over. */
+  constructor(session: Session, queue: string, rests: (puller: Puller) => void) {
     this.#session = session
-    this.#queue = queue
+    this.queue = queue
+    this.#rests = rests
+    this.#renewal = new Renewal(session, queue, false, () => this.attach())
+  }
+
+  get hasSubscription(): boolean {
+    return this.#subscription !== undefined
+  }
+
+  /** Messages that it pulled are not settled. */
+  get holdsMessages(): boolean {
+    return this.#subscription !== undefined && this.#subscription.unsettled > 0
+  }
+
+  /** Gives up its subscription, which ends when what was pulled is settled. */
+  leave(): void {
+    void this.#subscription?.retire()
+    this.#subscription = undefined
   }
 
   pull(settings: PullSettings): Promise<DeliveredMessage[]> {
@@ -89,7 +112,8 @@ export class Puller implements Consumer, SubscriptionOwner, Starting {
       () =>
         this.#abandon(
           pull,
-          new SluiceError('TIMEOUT', `The pull from ${this.#queue} was not answered in time.`),
+          this.#refusal ??
+            new SluiceError('TIMEOUT', `The pull from ${this.queue} was not answered in time.`),
         ),
       pull.timeoutMs,
     )
@@ -116,7 +140,9 @@ export class Puller implements Consumer, SubscriptionOwner, Starting {
 
   #next(): void {
     this.#current = undefined
+    this.#refusal = undefined
     this.#serve()
+    if (this.#current === undefined) this.#rests(this)
   }
 
   #grant(): void {
@@ -132,12 +158,13 @@ export class Puller implements Consumer, SubscriptionOwner, Starting {
       if (!this.#subscription.open) return
       this.#subscription.credit({ ...CREDIT, limit: this.#subscription.deliveries + pull.max })
       if (pull.waitIsOver || pull.waitMs === 0) this.#drain()
-    } else if (connection !== undefined) {
+    } else if (connection !== undefined && !connection.stopping) {
+      this.#renewal.cancel()
       try {
         this.#subscription = new Subscription(
           this.#session,
           connection,
-          this.#queue,
+          this.queue,
           { ...CREDIT, limit: pull.max, processingTimeoutMs },
           this,
         )
@@ -164,6 +191,8 @@ export class Puller implements Consumer, SubscriptionOwner, Starting {
   }
 
   subscribed(): void {
+    this.#renewal.subscribed()
+    this.#refusal = undefined
     const pull = this.#current
     if (pull !== undefined && (pull.waitIsOver || pull.abandoned || pull.waitMs === 0)) this.#drain()
   }
@@ -211,20 +240,29 @@ export class Puller implements Consumer, SubscriptionOwner, Starting {
   lost(): void {
     this.#subscription = undefined
     this.#draining = false
-    if (this.#current?.abandoned === true) this.#next()
+    if (this.#current === undefined) this.#rests(this)
+    else if (this.#current.abandoned) this.#next()
   }
 
   ended(error: SluiceError): void {
     this.#subscription = undefined
     this.#draining = false
     const pull = this.#current
-    if (pull === undefined) return
+    if (pull === undefined) {
+      this.#rests(this)
+      return
+    }
+    if (!pull.abandoned && this.#renewal.renews(error)) {
+      this.#refusal = error
+      return
+    }
     pull.detach()
     pull.reject(error)
     this.#next()
   }
 
   fail(error: SluiceError): void {
+    this.#renewal.cancel()
     this.#subscription = undefined
     const pulls = this.#current === undefined ? this.#waiting : [this.#current, ...this.#waiting]
     this.#current = undefined
@@ -233,5 +271,73 @@ export class Puller implements Consumer, SubscriptionOwner, Starting {
       pull.detach()
       pull.reject(error)
     }
+  }
+}
+
+/** Subscriptions without a pull are kept this long, and this many. */
+export const IDLE = { ms: 1_000, subscriptionsMax: 256 } as const
+
+/** The pullers of a client, by queue. A place on the connection that no pull uses is given back. */
+export class Pullers implements Consumer {
+  readonly #session: Session
+  readonly #pullers = new Map<string, Puller>()
+  /** Those that have no pull, and since when; the longest first. */
+  readonly #idle = new Map<Puller, number>()
+
+  constructor(session: Session) {
+    this.#session = session
+    session.deadlines.add((nowMs) => this.#sweep(nowMs))
+  }
+
+  pull(queue: string, settings: PullSettings): Promise<DeliveredMessage[]> {
+    let puller = this.#pullers.get(queue)
+    if (puller === undefined) {
+      puller = new Puller(this.#session, queue, this.#rests)
+      this.#pullers.set(queue, puller)
+    } else this.#idle.delete(puller)
+    return puller.pull(settings)
+  }
+
+  readonly #rests = (puller: Puller): void => {
+    this.#idle.delete(puller)
+    // It may have been replaced.
+    if (this.#pullers.get(puller.queue) !== puller) return
+    if (!puller.hasSubscription) {
+      this.#pullers.delete(puller.queue)
+      return
+    }
+    const nowMs = performance.now()
+    this.#idle.set(puller, nowMs)
+    this.#session.deadlines.arm(nowMs + IDLE.ms)
+    if (this.#idle.size > IDLE.subscriptionsMax) this.#leave(this.#idle.keys().next().value!)
+  }
+
+  #leave(puller: Puller): void {
+    this.#idle.delete(puller)
+    this.#pullers.delete(puller.queue)
+    puller.leave()
+  }
+
+  #sweep(nowMs: number): number {
+    for (const [puller, sinceMs] of this.#idle) {
+      if (sinceMs + IDLE.ms > nowMs) return sinceMs + IDLE.ms
+      if (puller.holdsMessages) {
+        // The next pull finds them on its own subscription, which matters to a queue with one active consumer.
+        this.#idle.delete(puller)
+        this.#idle.set(puller, nowMs)
+      } else this.#leave(puller)
+    }
+    return Infinity
+  }
+
+  attach(): void {
+    for (const puller of this.#pullers.values()) puller.attach()
+  }
+
+  fail(error: SluiceError): void {
+    const pullers = [...this.#pullers.values()]
+    this.#pullers.clear()
+    this.#idle.clear()
+    for (const puller of pullers) puller.fail(error)
   }
 }

@@ -12,7 +12,16 @@ export const RECONNECT = { delayMsMin: 50, delayMsMax: 5_000, stableMs: 1_000 } 
  * @param random In [0, 1).
  */
 export function reconnectDelayMs(failures: number, random: number): number {
-  const full = Math.min(RECONNECT.delayMsMin * 2 ** Math.min(failures - 1, 30), RECONNECT.delayMsMax)
+  return backoffMs(RECONNECT, failures, random)
+}
+
+/** The same between any two bounds. */
+export function backoffMs(
+  { delayMsMin, delayMsMax }: { readonly delayMsMin: number; readonly delayMsMax: number },
+  failures: number,
+  random: number,
+): number {
+  const full = Math.min(delayMsMin * 2 ** Math.min(failures - 1, 30), delayMsMax)
   return Math.round(full / 2 + (full / 2) * random)
 }
 

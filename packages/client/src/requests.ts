@@ -74,8 +74,9 @@ export class Requests {
               resolve(result)
             },
             failed: (error) => {
-              const again = repeatable && error.code === 'CONNECTION_LOST' && this.#closed === undefined
-              if (again && signal?.aborted !== true) this.#waiting.add(request)
+              // A broker that stops has done nothing: what it refuses goes to the next connection.
+              const again = error.code === 'SHUTTING_DOWN' || (repeatable && error.code === 'CONNECTION_LOST')
+              if (again && this.#closed === undefined && signal?.aborted !== true) this.#waiting.add(request)
               else fail(error)
             },
           })

@@ -8,6 +8,7 @@ import type { Connection } from './connection.js'
 import type { DeliveredMessage } from './message.js'
 import type { Intake } from './options.js'
 import { aborted } from './producer.js'
+import { Renewal } from './renewal.js'
 import { Subscription, type Consumer, type Session, type SubscriptionOwner } from './subscription.js'
 import type { Starting } from './turn.js'
 
@@ -28,6 +29,7 @@ export class MessageStream
   readonly #intake: Intake
   readonly #forget: (stream: MessageStream) => void
   readonly #signal: AbortSignal | undefined
+  readonly #renewal: Renewal
   readonly #onAbort: () => void
   #subscription: Subscription | undefined
   #waiters: Waiter[] = []
@@ -51,13 +53,15 @@ export class MessageStream
     this.#intake = intake
     this.#signal = signal
     this.#forget = forget
+    this.#renewal = new Renewal(session, queue, intake.waitsForQueue, (connection) => this.attach(connection))
     this.#onAbort = () => this.#end(aborted(signal!, false))
     if (signal?.aborted === true) this.#onAbort()
     else if (signal !== undefined) addAbortListener(signal, this.#onAbort)
   }
 
   attach(connection: Connection): void {
-    if (this.#ending !== undefined) return
+    if (this.#ending !== undefined || this.#subscription !== undefined) return
+    this.#renewal.cancel()
     try {
       this.#subscription = new Subscription(this.#session, connection, this.#queue, this.#intake, this)
     } catch (error) {
@@ -100,6 +104,7 @@ export class MessageStream
   }
 
   subscribed(): void {
+    this.#renewal.subscribed()
     this.#tellSubscribed()
   }
 
@@ -148,7 +153,7 @@ export class MessageStream
   ended(error: SluiceError): void {
     this.#subscription = undefined
     this.#tellSubscribed()
-    this.#end(error)
+    if (this.#ending !== undefined || !this.#renewal.renews(error)) this.#end(error)
   }
 
   fail(error: SluiceError): void {
@@ -172,6 +177,7 @@ export class MessageStream
   #end(error: SluiceError | undefined): void {
     if (this.#ending !== undefined) return
     removeAbortListener(this.#signal, this.#onAbort)
+    this.#renewal.cancel()
     this.#forget(this)
     const waiters = this.#waiters
     this.#waiters = []

@@ -53,6 +53,15 @@ export interface Session {
   handlerFailed(failure: HandlerFailure): void
   /** Emits `leaseLost`. */
   leaseLost(loss: LeaseLoss): void
+  /** Emits `waiting`. */
+  waiting(event: ConsumerWaiting): void
+}
+
+/** A worker or an iterator has no subscription, because its queue does not exist or the broker refuses it for now; it asks again. */
+export interface ConsumerWaiting {
+  readonly queue: string
+  /** QUEUE_NOT_FOUND, QUEUE_DELETED, or an error that is `retryable`. */
+  readonly error: SluiceError
 }
 
 /** A handler threw something other than `Retry` and `DeadLetter`; the message is tried again. */

@@ -9,6 +9,7 @@ import { parseDuration, type Duration } from './duration.js'
 import { endingOf } from './endings.js'
 import type { DeliveredMessage, HandlerContext, Message } from './message.js'
 import type { ConsumeIntake } from './options.js'
+import { Renewal } from './renewal.js'
 import { Subscription, type Consumer, type Session, type SubscriptionOwner } from './subscription.js'
 import type { Starting } from './turn.js'
 
@@ -30,8 +31,8 @@ export interface Worker extends AsyncDisposable {
   /** Name of the queue. */
   readonly queue: string
   /**
-   * Resolves once the worker is closed; rejects with the SluiceError that ended it, such as QUEUE_NOT_FOUND,
-   * QUEUE_DELETED, or CONSUMER_CLOSED when an operator did. Not listening to it is safe.
+   * Resolves once the worker is closed; rejects with the SluiceError that ended it: CONSUMER_CLOSED when an operator did;
+   * with `missing: 'fail'`, QUEUE_NOT_FOUND and QUEUE_DELETED. Not listening to it is safe.
    */
   readonly closed: Promise<void>
   /**
@@ -54,6 +55,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   protected running = 0
   readonly #session: Session
   readonly #forget: (worker: ConsumingWorker) => void
+  readonly #renewal: Renewal
   /** In the list of the turn. */
   #listed = false
   #closing: Promise<void> | undefined
@@ -73,6 +75,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     this.queue = queue
     this.intake = intake
     this.#forget = forget
+    this.#renewal = new Renewal(session, queue, intake.waitsForQueue, (connection) => this.attach(connection))
     this.closed = new Promise((resolve, reject) => {
       this.#resolveClosed = resolve
       this.#rejectClosed = reject
@@ -85,7 +88,8 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   }
 
   attach(connection: Connection): void {
-    if (this.#closing !== undefined || this.#finished) return
+    if (this.#closing !== undefined || this.#finished || this.subscription !== undefined) return
+    this.#renewal.cancel()
     try {
       this.subscription = new Subscription(this.#session, connection, this.queue, this.intake, this)
     } catch (error) {
@@ -94,6 +98,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   }
 
   subscribed(): void {
+    this.#renewal.subscribed()
     this.#tellSubscribed()
   }
 
@@ -170,7 +175,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     this.#leave()
     this.#tellSubscribed()
     // While closing this is one more way to the same end.
-    if (this.#closing !== undefined || this.#finished) return
+    if (this.#closing !== undefined || this.#finished || this.#renewal.renews(error)) return
     this.#finish(error)
     this.#session.report(error)
   }
@@ -184,6 +189,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   #finish(error: SluiceError | undefined): void {
     if (this.#finished) return
     this.#finished = true
+    this.#renewal.cancel()
     this.#forget(this)
     if (error === undefined) this.#resolveClosed()
     else this.#rejectClosed(error)

@@ -188,7 +188,7 @@ export const ERRORS = {
   TOO_MANY_SUBSCRIPTIONS: {
     number: 31,
     scope: 'request',
-    retryable: false,
+    retryable: true,
     meaning: 'The connection has as many subscriptions as it may have.',
   },
   IN_FLIGHT_EXCEEDED: {

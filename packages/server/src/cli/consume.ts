@@ -80,6 +80,8 @@ async function consumeAll(sluice: Sluice, wishes: Wishes): Promise<void> {
   const stream = sluice.messages(queue, {
     prefetch: Math.min(count, ack ? PREFETCH : HELD_MESSAGES_MAX),
     ...(ack ? {} : { prefetchBytes: HELD_BYTES_MAX * 2 }),
+    // A typo must not wait.
+    missing: 'fail',
     ...given({ processingTimeout }),
   })
   const end = (): void => {

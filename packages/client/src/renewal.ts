@@ -1,0 +1,65 @@
+/**
+ * When a consumer subscribes again after the broker refused or ended its subscription: at the next connection, or after a
+ * pause on this one. Pauses double and are half random, so that thousands of consumers that wait cost little.
+ */
+import { Timer, type ErrorCode, type SluiceError } from '@sluice/protocol'
+import type { Connection } from './connection.js'
+import { backoffMs } from './reconnect.js'
+import type { Session } from './subscription.js'
+
+export const RENEWAL = { delayMsMin: 50, delayMsMax: 2_000 } as const
+
+/** Of these the queue may come to be. Other errors say themselves whether a retry can help. */
+const MISSING: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['QUEUE_NOT_FOUND', 'QUEUE_DELETED'])
+
+export class Renewal {
+  readonly #session: Session
+  readonly #queue: string
+  readonly #waitsForQueue: boolean
+  readonly #attach: (connection: Connection) => void
+  #timer: Timer | undefined
+  /** In a row. */
+  #refusals = 0
+
+  constructor(
+    session: Session,
+    queue: string,
+    waitsForQueue: boolean,
+    attach: (connection: Connection) => void,
+  ) {
+    this.#session = session
+    this.#queue = queue
+    this.#waitsForQueue = waitsForQueue
+    this.#attach = attach
+  }
+
+  /** The subscription was refused, or ended. False: for good. */
+  renews(error: SluiceError): boolean {
+    if (!error.retryable && !(this.#waitsForQueue && MISSING.has(error.code))) return false
+    const { connection } = this.#session
+    // The next connection is attached to by itself.
+    if (connection === undefined || connection.stopping) return true
+    this.#refusals++
+    if (this.#refusals === 1) this.#session.waiting({ queue: this.#queue, error })
+    const delayMs = Math.max(backoffMs(RENEWAL, this.#refusals, Math.random()), error.retryAfterMs)
+    this.cancel()
+    // The socket keeps the process alive.
+    this.#timer = new Timer(() => this.#again(), delayMs).unref()
+    return true
+  }
+
+  #again(): void {
+    const { connection } = this.#session
+    if (connection !== undefined && !connection.stopping) this.#attach(connection)
+  }
+
+  /** The broker took the subscription. */
+  subscribed(): void {
+    this.#refusals = 0
+  }
+
+  /** A subscription is opened now, or none any more. */
+  cancel(): void {
+    this.#timer?.cancel()
+  }
+}
