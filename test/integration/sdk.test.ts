@@ -374,6 +374,7 @@ describe('queues', () => {
     await sluice.publish(Orders, 2)
     await message!.ack()
     await until('the other consumes', async () => seen.length === 1)
+    expect(seen).toEqual([2])
     await worker.close()
   })
 
@@ -399,6 +400,7 @@ describe('queues', () => {
     await start({ dataDir, port: server.port })
     await sluice.publish('other', 'x')
     await until('it consumes', async () => seen.length === 1)
+    expect(seen).toEqual(['x'])
     await worker.close()
   })
 })
