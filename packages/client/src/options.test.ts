@@ -124,6 +124,7 @@ describe('options', () => {
       messages: 2,
       bytes: 16 * 1024 * 1024,
       processingTimeoutMs: undefined,
+      waitsForQueue: true,
     })
     expect(consumeIntake({ concurrency: 60_000 }).messages).toBe(65_535)
     expect(messagesIntake({})).toMatchObject({ messages: 10 })
