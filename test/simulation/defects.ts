@@ -5,6 +5,7 @@
 import { DELIVER_FLAG, FRAME_HEADER_BYTES, OP, OUTCOME, readU32, readU64 } from '@sluice/protocol'
 import type { Broker } from '../../packages/server/src/broker/broker.js'
 import { Producer as BrokerProducer } from '../../packages/server/src/broker/producers.js'
+import { Tail } from '../../packages/server/src/log/tail.js'
 import { Writer } from '../../packages/server/src/broker/writer.js'
 import { ENTRY_HEADER_BYTES, readEntryHeader, sealEntry } from '../../packages/server/src/log/entry.js'
 import { FileLog } from '../../packages/server/src/log/file-log.js'
@@ -491,5 +492,28 @@ export const DEFECTS: readonly Defect[] = [
   {
     name: 'priorities are not looked at',
     install: () => replaced(Chunk.prototype, () => ({ setPriority: () => {} })),
+  },
+  {
+    name: 'of a batch only the first message counts as live',
+    install: () =>
+      replaced(Chunk.prototype, () => ({
+        batchIsGone(this: Chunk, batch) {
+          return this.isGone(this.batches.first(batch))
+        },
+      })),
+  },
+  {
+    name: 'at rest an empty entry is written every second',
+    install: () => {
+      const sealedMs = new WeakMap<Tail, number>()
+      return replaced(Tail.prototype, (before) => ({
+        flush(this: Tail, nowMs) {
+          before.flush.call(this, nowMs)
+          if (!this.isIdle || nowMs < (sealedMs.get(this) ?? 0) + 1_000) return
+          sealedMs.set(this, nowMs)
+          this.sealEmpty(nowMs)
+        },
+      }))
+    },
   },
 ]

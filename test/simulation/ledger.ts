@@ -71,6 +71,8 @@ export interface LedgerQueue {
   readonly live: Map<number, LedgerMessage>
   /** Where copies of each batch stand, by its first offset. */
   readonly places: Map<number, number[]>
+  /** What each batch takes, by its first offset. */
+  readonly batchBytes: Map<number, number>
   /** Every id that was ever accepted. */
   readonly remembered: RememberedIds
 }
@@ -301,6 +303,7 @@ export class LedgerState {
       this.#accept(producer, number, { places: [place], crc: readU32(bytes, at + 44), isAtomic: false })
     }
     queue.places.set(base, [position])
+    queue.batchBytes.set(base, readU32(bytes, at))
     this.#add(queue, base, records, readU48(bytes, at + 32), ttlMs, duplicates)
   }
 
@@ -459,6 +462,7 @@ export class LedgerState {
       carried: 0,
       live: new Map(),
       places: new Map(),
+      batchBytes: new Map(),
       remembered: new RememberedIds(),
     })
   }
@@ -665,6 +669,7 @@ export class LedgerState {
         ...queue,
         counts: { ...queue.counts },
         live: new Map([...queue.live].map(([offset, message]) => [offset, { ...message }])),
+        batchBytes: new Map(queue.batchBytes),
         places: new Map([...queue.places].map(([base, positions]) => [base, [...positions]])),
         remembered: queue.remembered.clone(),
       })

@@ -85,7 +85,8 @@ export class Producer extends Client {
   #publish(): void {
     const { chance, queueNames } = this.around
     const kind = chance.random()
-    const count = kind < 0.5 ? 1 : chance.int(2, 12)
+    // Few are large: of those a part is settled long before the rest.
+    const count = kind < 0.5 ? 1 : kind < 0.51 ? chance.int(40, 120) : chance.int(2, 12)
     const queue = chance.pick(queueNames)
     const number = ++this.#number
     const drafts = this.#drafts(number, count, queue)

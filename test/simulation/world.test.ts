@@ -15,12 +15,13 @@ const TIMEOUT_MS = 600_000
 const MUST_HAPPEN: Readonly<Record<string, number>> = {
   // The log.
   'segments begun': 1000,
-  'segments recycled': 300,
-  directories: 1000,
+  'segments recycled': 250,
+  directories: 800,
   'state pages': 5000,
   'recovered from a checkpoint': 100,
   'relocated batches': 1000,
-  truncations: 300,
+  truncations: 250,
+  rests: 60,
   coldReads: 1000,
   'torn tail cut': 3,
   'end power': 20,

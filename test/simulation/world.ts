@@ -71,6 +71,8 @@ const LINGER_MS = 1_000
 const HOUR_MS = 3_600_000
 const HEALING_STEPS_MAX = 150_000
 const SLACK_MS = 200
+/** So long the broker may take to come to rest, and so long it is watched then. */
+const REST_SECONDS = 60
 
 /** A client that numbers what it sends, and sends it again. */
 export interface Sender {
@@ -791,8 +793,49 @@ export class World implements Surroundings, Listening, LogListening {
     if (isWaiting()) return
     this.model.agreesWith(this.ledger.durable)
     broker.audit()
+    this.#checkLive(broker)
     broker.list('', Infinity)
     this.#check()
+  }
+
+  // What is counted live is what copying would copy: every batch of which any message is left, whole.
+  #checkLive(broker: Broker): void {
+    let bytes = 0
+    for (const queue of this.ledger.durable.queues.values()) {
+      const bases = new Set([...queue.live.values()].map(({ batchBase }) => batchBase))
+      for (const base of bases) bytes += queue.batchBytes.get(base)!
+    }
+    const { liveBytes } = broker.usage()
+    if (liveBytes !== bytes)
+      throw new Violation(6, `${liveBytes} bytes are said to be live; copying would copy ${bytes}`)
+  }
+
+  /** At rest nothing is written, and nothing wakes the broker for nothing. */
+  async #restForGood(): Promise<void> {
+    const broker = this.broker!
+    for (const link of [...this.#links]) this.#sever(link)
+    const restFor = async (seconds: number): Promise<number> => {
+      const endMs = this.nowMs + seconds * 1_000
+      let wakes = 0
+      while (this.nowMs < endMs && this.#fatal === undefined) {
+        const dueMs = Math.max(1, broker.nextDeadline - this.brokerMs)
+        if (dueMs < 1_000) wakes++
+        this.nowMs += Math.min(1_000, dueMs)
+        broker.tick()
+        await this.#rest()
+      }
+      return wakes
+    }
+    await restFor(REST_SECONDS)
+    const { lsn } = this.ledger.written
+    const wakes = await restFor(REST_SECONDS)
+    this.#check()
+    const more = this.ledger.written.lsn - lsn
+    if (more > 0)
+      throw new Violation('rest', `${more} entries were written in ${REST_SECONDS} seconds at rest`)
+    if (wakes > 0) throw new Violation('rest', `the broker woke up ${wakes} times in ${REST_SECONDS} seconds`)
+    this.#checkLive(broker)
+    this.count('rests')
   }
 
   async #rest(): Promise<void> {
@@ -855,6 +898,7 @@ export class World implements Surroundings, Listening, LogListening {
     const report = checkHistory(this.#ordered())
     const wrong = violations(report)
     if (wrong.length > 0) throw new Violation(wrong[0]!.verdict, findingLines(wrong))
+    await this.#restForGood()
     await this.#stop()
     this.#tallyLife()
     this.broker = undefined

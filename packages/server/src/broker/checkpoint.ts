@@ -12,6 +12,8 @@ import { PAGE, encodeDirectory, type PageAt, type State } from './state.js'
 
 /** Most bytes of pages that one turn appends; of small segments, a sixteenth. */
 const SLICE_BYTES = 256 << 10
+/** A checkpoint is due when of what was appended such a share was new: pages alone never make another one due. */
+const NEW_SHARE = 1 / 16
 /** What a checkpoint frees that is made before it is due; it may leave a segment half empty. */
 const FREED_SEGMENTS = 2
 /** A producer that was not heard of for so long is forgotten. */
@@ -33,6 +35,7 @@ export class Checkpoints {
   #dueBytes: number
   #begunAtBytes = 0
   #begunAtWritten = 0
+  #begunAtNews = 0
   #running: Generator<void, void> | undefined
   /** Bytes of pages and directories, since the broker started. */
   #writtenBytes = 0
@@ -63,10 +66,13 @@ export class Checkpoints {
     this.#anchor(nowMs)
     if (this.#running === undefined) {
       if (this.#finished !== undefined) return false
-      const isDue = this.#tail.appendedBytes - this.#begunAtBytes >= this.#dueBytes
-      if (!isDue && !this.#freesEnough(this.#marked?.floor ?? this.floor, this.wantedFloor)) return false
+      const isDue =
+        this.#tail.appendedBytes - this.#begunAtBytes >= this.#dueBytes &&
+        this.#news - this.#begunAtNews >= this.#dueBytes * NEW_SHARE
+      if (!isDue && (!this.#freesEnough(this.wantedFloor) || this.#markFrees)) return false
       this.#begunAtBytes = this.#tail.appendedBytes
       this.#begunAtWritten = this.#writtenBytes
+      this.#begunAtNews = this.#news
       this.#running = this.#run(nowMs)
     }
     if (this.#running.next().done === true) {
@@ -79,13 +85,24 @@ export class Checkpoints {
     return true
   }
 
-  /** Entries up to `lsn` are durable. */
-  durable(lsn: number): void {
+  /** Bytes of batches that are no pages, since the broker started. */
+  get #news(): number {
+    return this.#tail.addedBytes - this.#writtenBytes
+  }
+
+  /** Whether one would free enough of what the log takes too much, now or once it may. */
+  freesEnoughUpTo(floor: number): boolean {
+    return this.#running === undefined && this.#finished === undefined && this.#freesEnough(floor)
+  }
+
+  /** Entries up to `lsn` are durable. Returns whether a checkpoint is. */
+  durable(lsn: number): boolean {
     const finished = this.#finished
-    if (finished === undefined || finished.lsn > lsn) return
+    if (finished === undefined || finished.lsn > lsn) return false
     this.#log.markCheckpoint(finished.position)
     this.#marked = { segment: this.#segmentOf(this.#tail.position), floor: finished.floor }
     this.#finished = undefined
+    return true
   }
 
   // The mark is in the header of each segment that begins after it; from then on recovery starts there.
@@ -94,15 +111,20 @@ export class Checkpoints {
     if (marked === undefined) return
     if (this.#segmentOf(this.#tail.position) <= marked.segment) {
       // Who drains a backlog appends so little that the segment would not be full for long.
-      if (this.wantedFloor <= this.floor || !this.#freesEnough(this.floor, marked.floor)) return
+      if (!this.#freesEnough(this.wantedFloor) || !this.#markFrees) return
       this.#tail.endSegment(nowMs)
     }
     this.floor = Math.max(this.floor, marked.floor)
     this.#marked = undefined
   }
 
-  #freesEnough(floor: number, nextFloor: number): boolean {
-    return nextFloor - floor >= FREED_SEGMENTS * this.#log.segmentBytes
+  #freesEnough(wantedFloor: number): boolean {
+    return wantedFloor - this.floor >= FREED_SEGMENTS * this.#log.segmentBytes
+  }
+
+  // Whether a segment goes once the directory counts that is marked: otherwise another one is made in its place.
+  get #markFrees(): boolean {
+    return this.#marked !== undefined && this.#marked.floor - this.floor >= this.#log.segmentBytes
   }
 
   // An entry that ends with its segment has not begun the next one: no header there says anything yet.
@@ -126,31 +148,26 @@ export class Checkpoints {
         // The list was made when the queue's turn came; a chunk can be freed while the checkpoint waits.
         if (queue.chunkAt(chunk.base) !== chunk) continue
         if (!chunk.dirty && chunk.pagePosition >= this.evacuateBefore) continue
-        chunk.pagePosition = this.#append(PAGE.chunk, queue.id, encodeChunkPage(chunk, queue.keys), nowMs)
-        chunk.dirty = false
+        this.#write(chunk, PAGE.chunk, queue.id, encodeChunkPage(chunk, queue.keys), nowMs)
         if (sliceIsFull()) yield
       }
       for (const page of queue.ids.pagesToWrite(this.evacuateBefore)) {
-        queue.ids.pageWritten(page, this.#append(PAGE.ids, queue.id, queue.ids.encodePage(page), nowMs))
+        const bytes = queue.ids.encodePage(page)
+        const position = this.#append(PAGE.ids, queue.id, bytes, nowMs)
+        queue.ids.pageWritten(page, position, BATCH_HEADER_BYTES + bytes.length)
         if (sliceIsFull()) yield
       }
       // Behind its chunks, so that what it counts is what they hold.
       if (queue.dirty || queue.pagePosition < this.evacuateBefore) {
-        queue.pagePosition = this.#append(
-          PAGE.queue,
-          queue.id,
-          encodeQueuePage(queue, state.segments.retained(queue.id)),
-          nowMs,
-        )
-        queue.dirty = false
+        const retained = state.segments.retained(queue.id)
+        this.#write(queue, PAGE.queue, queue.id, encodeQueuePage(queue, retained), nowMs)
         if (sliceIsFull()) yield
       }
     }
     for (const producer of [...state.producers.values()]) {
       if (isIdle(producer, nowMs)) state.removeProducer(producer)
       else if (producer.id !== 0 && (producer.dirty || producer.pagePosition < this.evacuateBefore)) {
-        producer.pagePosition = this.#append(PAGE.producer, producer.id, producer.encodePage(), nowMs)
-        producer.dirty = false
+        this.#write(producer, PAGE.producer, producer.id, producer.encodePage(), nowMs)
         if (sliceIsFull()) yield
       }
     }
@@ -162,6 +179,20 @@ export class Checkpoints {
     this.#finished = { lsn: this.#tail.openLsn, position, floor }
   }
 
+  // The page of `owner`, as it is now.
+  #write(
+    owner: { pagePosition: number; pageBytes: number; dirty: boolean },
+    kind: number,
+    id: number,
+    payload: Uint8Array,
+    nowMs: number,
+  ): void {
+    owner.pagePosition = this.#append(kind, id, payload, nowMs)
+    this.#state.segments.pages.written(owner.pageBytes, BATCH_HEADER_BYTES + payload.length)
+    owner.pageBytes = BATCH_HEADER_BYTES + payload.length
+    owner.dirty = false
+  }
+
   #append(
     kind: number,
     id: number,
@@ -171,6 +202,7 @@ export class Checkpoints {
   ): number {
     const length = BATCH_HEADER_BYTES + payload.length
     this.#writtenBytes += length
+    this.#tail.upkeepBytes += length
     const at = this.#tail.reserve(length, timeMs)
     this.#tail.bytes.set(payload, at + BATCH_HEADER_BYTES)
     sealBatch(this.#tail.bytes, at, at + length, { type, queueId: id, count: kind, timeMs })
@@ -191,7 +223,7 @@ function pagesOf(state: State): PageAt[] {
   for (const queue of state.queues.values()) {
     list(PAGE.queue, queue.id, queue.pagePosition)
     for (const chunk of queue.chunks()) list(PAGE.chunk, queue.id, chunk.pagePosition)
-    for (const position of queue.ids.pagePositions()) list(PAGE.ids, queue.id, position)
+    for (const { position } of queue.ids.pagesAt()) list(PAGE.ids, queue.id, position)
   }
   for (const producer of state.producers.values()) list(PAGE.producer, producer.id, producer.pagePosition)
   return pages

@@ -38,6 +38,8 @@ export class Producer {
   connections = 0
   dirty = true
   pagePosition = -1
+  /** What that page takes in the log. */
+  pageBytes = 0
   /** Results of numbers below this are forgotten. */
   floor = 1
   #numbers = new Float64Array(16)

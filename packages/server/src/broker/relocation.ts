@@ -1,12 +1,16 @@
 /**
  * Space comes back by copying what is still live in the oldest segment forward and truncating the prefix. A copied
  * batch keeps its header, so its offsets, times and checksum; only its place changes.
+ *
+ * Invariant: at rest it comes to an end. What counts as live is what copying would copy, and pages what writing them anew
+ * would write, so what is too much is what copying frees. And copying goes in passes, each from the oldest segment to
+ * where the log ended when it began; the next one begins only when enough is new since.
  */
 import { BATCH_ATTRIBUTE, BATCH_TYPE, readBatchHeader } from '@sluice/protocol'
+import { DIRECTORY_HEAD_BYTES, PAGE_AT_BYTES, type State } from './state.js'
 import { entryBatches } from '../log/entry.js'
 import type { Log, LogEntry } from '../log/log.js'
 import type { Tail } from '../log/tail.js'
-import type { State } from './state.js'
 
 /** Segments that may be spent on what is not live before anything is copied. */
 const SLACK_SEGMENTS = 4
@@ -25,6 +29,9 @@ export class Relocation {
   #allowance = 0
   #countedBytes = 0
   #countedMs = 0
+  /** Where the log ended when this pass began, and what was new until then. */
+  #passEnd = 0
+  #passNews = -Infinity
   /** Everything live before this position has been copied or is being copied. */
   before = 0
   /** Everything from here on stays where it is: something in it is retained. */
@@ -43,8 +50,15 @@ export class Relocation {
     const { bytes } = this.#log.usage()
     const { segments } = this.#state
     const kept = this.retainedFrom === Infinity ? 0 : Math.max(0, this.#tail.position - this.retainedFrom)
-    const live = segments.liveBytesBefore(this.retainedFrom)
-    return bytes - kept - 2 * live - SLACK_SEGMENTS * this.#log.segmentBytes
+    const { pages } = segments
+    const listed = pages.bytes + DIRECTORY_HEAD_BYTES + pages.count * PAGE_AT_BYTES
+    const needed = segments.liveBytesBefore(this.retainedFrom) + listed
+    return bytes - kept - 2 * needed - SLACK_SEGMENTS * this.#log.segmentBytes
+  }
+
+  /** Bytes that came to the log and bytes that went, without what is copied and written to give space back. */
+  get #news(): number {
+    return this.#tail.addedBytes - this.#tail.upkeepBytes + this.#state.segments.goneBytes
   }
 
   /** Whether there is an excess that does not go with the next checkpoint. */
@@ -79,18 +93,35 @@ export class Relocation {
     )
   }
 
+  /** When the next step can copy, ms since the epoch; Infinity when nothing is to be copied, or an entry is being read. */
+  nextStepMs(nowMs: number): number {
+    if (this.#reading || (!this.isRunning && this.#nextStart === Infinity)) return Infinity
+    return nowMs + Math.max(1, Math.ceil(-this.#allowance / IDLE_BYTES_PER_MS))
+  }
+
   /** Nothing is copied any more, also not what is being read. */
   stop(): void {
     this.#stopped = true
     this.#finish()
   }
 
-  #begin(): boolean {
-    if (!this.#isWanted) return false
+  /** Start of the segment that is copied next; Infinity when none is. */
+  get #nextStart(): number {
+    if (!this.#isWanted) return Infinity
     const { firstPosition } = this.#log.usage()
     const start = this.#state.segments.oldestLive(Math.max(firstPosition, this.before))
     const active = Math.floor(this.#tail.position / this.#log.segmentBytes) * this.#log.segmentBytes
-    if (start >= active || start >= this.retainedFrom) return false
+    if (start >= active || start >= this.retainedFrom) return Infinity
+    return start < this.#passEnd || this.#news - this.#passNews >= this.#log.segmentBytes ? start : Infinity
+  }
+
+  #begin(): boolean {
+    const start = this.#nextStart
+    if (start === Infinity) return false
+    if (start >= this.#passEnd) {
+      this.#passEnd = this.#tail.position
+      this.#passNews = this.#news
+    }
     this.#segmentEnd = start + this.#log.segmentBytes
     this.before = this.#segmentEnd
     this.#entries = this.#log.read(start)[Symbol.asyncIterator]()
@@ -115,6 +146,7 @@ export class Relocation {
       const position = this.#tail.add(header.length)
       queue.relocateFact(header.baseOffset, header.count, position)
       this.#allowance -= header.length
+      this.#tail.upkeepBytes += header.length
     }
   }
 

@@ -1,8 +1,11 @@
 /**
- * What each segment of the log still holds: live messages, and so, by their share, live bytes, derived while the
- * queues' state is built and changed; and settled messages that their queues retain, which stand in the queues' pages.
+ * What each segment of the log still holds: batches with live messages, counted when recovery is over and while the
+ * queues' state changes; and settled messages that their queues retain, which stand in the queues' pages.
+ *
+ * Invariant 6: the live bytes of a segment are those of the batches in it that have a live message, whole and with their
+ * headers: what copying the segment would copy.
  */
-import type { LogUse, Queue } from '../queue/index.js'
+import { PageUse, type LogUse, type Queue } from '../queue/index.js'
 
 /** Settled messages of one queue in one segment. */
 interface Retained {
@@ -12,13 +15,13 @@ interface Retained {
 }
 
 interface Use {
-  live: number
-  /** Messages that were ever appended to the segment, and the bytes of their records. */
-  messages: number
-  bytes: number
+  liveBytes: number
 }
 
 export class Segments implements LogUse {
+  readonly pages = new PageUse()
+  /** Bytes of live batches that were taken away, since the broker started. */
+  goneBytes = 0
   readonly #segmentBytes: number
   readonly #uses = new Map<number, Use>()
   /** By queue, then by segment number, oldest first. */
@@ -30,18 +33,25 @@ export class Segments implements LogUse {
     this.#segmentBytes = segmentBytes
   }
 
-  add(position: number, messages: number, bytes: number): void {
-    const use = this.#use(position)
-    use.live += messages
-    use.messages += messages
-    use.bytes += bytes
+  add(position: number, bytes: number): void {
+    this.#use(position).liveBytes += bytes
   }
 
-  remove(position: number, messages: number): void {
-    this.#use(position).live -= messages
+  remove(position: number, bytes: number): void {
+    this.#use(position).liveBytes -= bytes
+    this.goneBytes += bytes
   }
+
+  move(from: number, to: number, bytes: number): void {
+    this.#use(from).liveBytes -= bytes
+    this.#use(to).liveBytes += bytes
+  }
+
+  /** Something was retained since it was looked at last. */
+  retainsMore = false
 
   retain(queueId: number, position: number, bytes: number, timeMs: number): void {
+    this.retainsMore = true
     let segments = this.#retained.get(queueId)
     if (segments === undefined) this.#retained.set(queueId, (segments = new Map()))
     const number = Math.floor(position / this.#segmentBytes)
@@ -82,11 +92,17 @@ export class Segments implements LogUse {
   }
 
   /**
-   * Start of the oldest segment that some queue still retains; Infinity when none does. What is retained no longer is
-   * forgotten: segments whose last settle is too long ago, and the oldest ones beyond the queue's bytes.
+   * Start of the oldest segment that some queue still retains, Infinity when none does; and when the next one is retained
+   * no longer. Such are forgotten: segments whose last settle is too long ago, and the oldest ones beyond the queue's
+   * bytes.
    */
-  oldestRetained(queues: ReadonlyMap<number, Queue>, nowMs: number): number {
+  oldestRetained(
+    queues: ReadonlyMap<number, Queue>,
+    nowMs: number,
+  ): { readonly oldest: number; readonly untilMs: number } {
     let oldest = Infinity
+    let untilMs = Infinity
+    this.retainsMore = false
     for (const [queueId, segments] of this.#retained) {
       const queue = queues.get(queueId)
       if (queue === undefined || !queue.retains) {
@@ -101,29 +117,43 @@ export class Segments implements LogUse {
         const isOver = room <= 0 || (retainAgeMs > 0 && lastMs + retainAgeMs <= nowMs)
         room -= bytes
         if (isOver) segments.delete(number)
-        else oldest = Math.min(oldest, number)
+        else {
+          oldest = Math.min(oldest, number)
+          if (retainAgeMs > 0) untilMs = Math.min(untilMs, lastMs + retainAgeMs)
+        }
       }
     }
-    return oldest * this.#segmentBytes
+    return { oldest: oldest * this.#segmentBytes, untilMs }
   }
 
-  /** Record bytes of live messages, in all segments. */
+  /** Bytes of live batches, in all segments. */
   get liveBytes(): number {
     return this.liveBytesBefore(Infinity)
   }
 
-  /** Record bytes of live messages in the segments that end at or before `position`. */
+  /** Bytes of live batches in the segments that end at or before `position`. */
   liveBytesBefore(position: number): number {
     let bytes = 0
-    for (const [number, use] of this.#uses)
-      if ((number + 1) * this.#segmentBytes <= position) bytes += liveBytes(use)
+    for (const [number, { liveBytes }] of this.#uses)
+      if ((number + 1) * this.#segmentBytes <= position) bytes += liveBytes
     return bytes
   }
 
-  get liveMessages(): number {
-    let messages = 0
-    for (const use of this.#uses.values()) messages += use.live
-    return messages
+  /** Counts the live batches of all queues anew and compares. @throws Error naming the segment that differs */
+  audit(queues: Iterable<Queue>): void {
+    const counted = new Map<number, number>()
+    for (const queue of queues) {
+      for (const { place, bytes } of queue.liveBatches()) {
+        const number = Math.floor(place / this.#segmentBytes)
+        counted.set(number, (counted.get(number) ?? 0) + bytes)
+      }
+    }
+    for (const number of new Set([...counted.keys(), ...this.#uses.keys()])) {
+      const bytes = counted.get(number) ?? 0
+      const { liveBytes } = this.#uses.get(number) ?? { liveBytes: 0 }
+      if (bytes !== liveBytes)
+        throw new Error(`segment ${number}: ${liveBytes} bytes are said to be live, counted ${bytes}`)
+    }
   }
 
   /** Start of the oldest segment with a live message at or after `position`; Infinity when there is none. */
@@ -131,7 +161,7 @@ export class Segments implements LogUse {
     let oldest = Infinity
     const from = Math.floor(position / this.#segmentBytes)
     for (const [number, use] of this.#uses) {
-      if (use.live > 0 && number >= from && number < oldest) oldest = number
+      if (use.liveBytes > 0 && number >= from && number < oldest) oldest = number
     }
     return oldest * this.#segmentBytes
   }
@@ -154,15 +184,11 @@ export class Segments implements LogUse {
     if (number === this.#lastNumber) return this.#last!
     let use = this.#uses.get(number)
     if (use === undefined) {
-      use = { live: 0, messages: 0, bytes: 0 }
+      use = { liveBytes: 0 }
       this.#uses.set(number, use)
     }
     this.#last = use
     this.#lastNumber = number
     return use
   }
-}
-
-function liveBytes(use: Use): number {
-  return use.messages === 0 ? 0 : (use.bytes * use.live) / use.messages
 }

@@ -31,6 +31,10 @@ const PATIENCE_MS = 5_000
 const LOOK_MS = 20
 /** How often it is looked at what queues retain. */
 const LOOK_RETAINED_MS = 1_000
+/** Pages that take such a share of a segment are written anew with each checkpoint, to give back what they hold. */
+const CHEAP_PAGES = 1 / 4
+/** How long after a segment could not be given back it is tried again. */
+const RETRY_MS = 1_000
 
 export class Space {
   readonly #log: Log
@@ -39,13 +43,17 @@ export class Space {
   readonly #checkpoints: Checkpoints
   readonly #relocation: Relocation
   #lookedMs = 0
+  #nextLookMs = 0
   /** Until then the next checkpoint may still come by itself, unless one came since its floor was seen. */
   #patientUntilMs = Infinity
   #seenFloor = 0
   #retainedLookedMs = 0
+  /** When the next of what is retained is retained for long enough. */
+  #retainedUntilMs = Infinity
   /** Segments below `floor` are not needed once `gate` is durable. */
   #truncation: { readonly floor: number; readonly gate: number } | undefined
   #truncating = false
+  #retryMs = 0
 
   /** `floor`: nothing before this position is needed for the state as recovered. */
   constructor(log: Log, tail: Tail, state: State, checkpointBytes: number, floor: number) {
@@ -60,18 +68,25 @@ export class Space {
   step(nowMs: number, wake: () => void): void {
     if (this.#checkpoints.step(nowMs)) wake()
     if (this.#relocation.isRunning) this.#relocation.step(nowMs, wake)
-    if (nowMs < this.#lookedMs + LOOK_MS) return
+    if (nowMs < this.#lookedMs + LOOK_MS) {
+      this.#nextLookMs = this.#lookedMs + LOOK_MS
+      return
+    }
     this.#lookedMs = nowMs
+    if (nowMs >= this.#retainedLookedMs + LOOK_RETAINED_MS) this.#lookAtRetained(nowMs)
     const { firstPosition } = this.#log.usage()
     const { segmentBytes } = this.#log
     const live = this.#state.segments.oldestLive(firstPosition)
-    // Pages that stand in front of everything live would be all that holds their segments.
     const needed = Math.min(live, this.#tail.position - segmentBytes)
-    this.#checkpoints.evacuateBefore = Math.max(this.#relocation.before, needed)
-    this.#wantFloor(Math.min(needed, this.#relocation.retainedFrom), nowMs)
-    if (nowMs >= this.#retainedLookedMs + LOOK_RETAINED_MS) this.#lookAtRetained(nowMs)
+    const wanted = Math.min(needed, this.#relocation.retainedFrom)
+    this.#wantFloor(wanted, nowMs)
+    // Pages that stand in front of everything live would be all that holds their segments. Where they are many, they are
+    // not written anew as long as the log does not take too much: each checkpoint would write all of them.
+    const isCheap = this.#state.segments.pages.bytes <= segmentBytes * CHEAP_PAGES
+    const evacuates = isCheap || this.#relocation.excessBytes > 0
+    this.#checkpoints.evacuateBefore = Math.max(this.#relocation.before, evacuates ? needed : 0)
     let floor = Math.min(this.#checkpoints.floor, live, this.#relocation.retainedFrom)
-    if (this.#truncation === undefined && floor - firstPosition >= segmentBytes) {
+    if (this.#truncation === undefined && floor - firstPosition >= segmentBytes && nowMs >= this.#retryMs) {
       // What was settled since it was looked at last may be retained.
       this.#lookAtRetained(nowMs)
       floor = Math.min(floor, this.#relocation.retainedFrom)
@@ -79,6 +94,22 @@ export class Space {
     }
     this.#truncate(wake)
     if (!this.#relocation.isRunning) this.#relocation.step(nowMs, wake)
+    this.#nextLookMs = this.#nextAfter(nowMs, wanted)
+  }
+
+  /** When `step` has something to do next although nothing happens, ms since the epoch; Infinity when it has not. */
+  get nextDeadline(): number {
+    return this.#nextLookMs
+  }
+
+  #nextAfter(nowMs: number, wantedFloor: number): number {
+    const lookAgainMs = this.#retainedLookedMs + LOOK_RETAINED_MS
+    // What was settled since is not in what was looked at.
+    let nextMs = this.#state.segments.retainsMore ? lookAgainMs : Math.max(this.#retainedUntilMs, lookAgainMs)
+    nextMs = Math.min(nextMs, this.#relocation.nextStepMs(nowMs))
+    if (this.#relocation.excessBytes > 0 && this.#checkpoints.freesEnoughUpTo(wantedFloor))
+      nextMs = Math.min(nextMs, Math.max(this.#patientUntilMs, nowMs + LOOK_MS))
+    return nowMs < this.#retryMs ? Math.min(nextMs, this.#retryMs) : nextMs
   }
 
   // What nothing but the last checkpoint holds goes with the next one; only what is held otherwise has to be copied.
@@ -115,9 +146,10 @@ export class Space {
     return { by: isThere(this.#checkpoints.floor) ? 'checkpoint' : 'nothing', queue: undefined }
   }
 
-  /** Entries up to `lsn` are durable. */
-  durable(lsn: number): void {
-    this.#checkpoints.durable(lsn)
+  /** Entries up to `lsn` are durable. Returns whether there is something to do now. */
+  durable(lsn: number): boolean {
+    const isMarked = this.#checkpoints.durable(lsn)
+    return isMarked || (this.#truncation !== undefined && !this.#truncating && lsn >= this.#truncation.gate)
   }
 
   /** Nothing is copied any more, also not what is being read. */
@@ -127,7 +159,9 @@ export class Space {
 
   #lookAtRetained(nowMs: number): void {
     this.#retainedLookedMs = nowMs
-    this.#relocation.retainedFrom = this.#state.segments.oldestRetained(this.#state.queuesById, nowMs)
+    const { oldest, untilMs } = this.#state.segments.oldestRetained(this.#state.queuesById, nowMs)
+    this.#relocation.retainedFrom = oldest
+    this.#retainedUntilMs = untilMs
   }
 
   #truncate(wake: () => void): void {
@@ -139,10 +173,16 @@ export class Space {
       this.#truncation = undefined
       wake()
     }
-    this.#log.truncateBefore(truncation.floor).then(() => {
-      this.#state.segments.forgetBefore(truncation.floor)
-      done()
-      // What could not be given back is still there and is tried again; the log says why by itself.
-    }, done)
+    this.#log.truncateBefore(truncation.floor).then(
+      () => {
+        this.#state.segments.forgetBefore(truncation.floor)
+        done()
+      },
+      () => {
+        // What could not be given back is still there and is tried again; the log says why by itself.
+        this.#retryMs = this.#lookedMs + RETRY_MS
+        done()
+      },
+    )
   }
 }

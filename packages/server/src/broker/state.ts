@@ -90,11 +90,13 @@ export class State {
     this.queues.set(queue.name, queue)
     this.queuesById.set(id, queue)
     if (id >= this.nextQueueId) this.nextQueueId = id + 1
+    this.segments.pages.count++
     return queue
   }
 
   removeQueue(queue: Queue): void {
     queue.drop()
+    this.segments.pages.gone(queue.pageBytes)
     this.segments.forgetQueue(queue.id)
     this.queues.delete(queue.name)
     this.names.forget(queue)
@@ -110,6 +112,8 @@ export class State {
     this.producers.set(producer.identity, producer)
     if (producer.id === 0) return
     this.producersById.set(producer.id, producer)
+    this.segments.pages.count++
+    this.segments.pages.written(0, producer.pageBytes)
     if (producer.id >= this.nextProducerId) this.nextProducerId = producer.id + 1
   }
 
@@ -120,7 +124,7 @@ export class State {
 
   removeProducer(producer: Producer): void {
     this.producers.delete(producer.identity)
-    this.producersById.delete(producer.id)
+    if (this.producersById.delete(producer.id)) this.segments.pages.gone(producer.pageBytes)
   }
 
   /** Begins recovery from a directory; `restorePage` follows for each of its pages. */
@@ -147,17 +151,21 @@ export class State {
       this.segments.restoreRetained(queue.id, page.retained)
       queue.dirty = false
       queue.pagePosition = position
+      queue.pageBytes = header.length
+      this.segments.pages.written(0, header.length)
     } else if (header.count === PAGE.chunk) {
       const queue = this.queuesById.get(header.queueId)
       if (queue === undefined) return
       const chunk = decodeChunkPage(bytes, start, queue.keys)
       chunk.pagePosition = position
+      chunk.pageBytes = header.length
       queue.restore(chunk)
     } else if (header.count === PAGE.ids) {
-      this.queuesById.get(header.queueId)?.ids.restorePage(bytes, start, end, position)
+      this.queuesById.get(header.queueId)?.ids.restorePage(bytes, start, end, position, header.length)
     } else {
       const producer = Producer.decodePage(bytes, start, end, this.#producerPageBytes)
       producer.pagePosition = position
+      producer.pageBytes = header.length
       this.addProducer(producer)
     }
   }
@@ -318,6 +326,28 @@ export class State {
     if (queue.pagePosition < position) countFact(queue, fact)
   }
 
+  /** Counts live batches and pages anew and compares (invariant 6). @throws Error naming what differs */
+  audit(): void {
+    const { segments } = this
+    segments.audit(this.queues.values())
+    let count = this.queues.size + this.producersById.size
+    let bytes = 0
+    for (const queue of this.queues.values()) {
+      count += queue.ids.pageCount
+      bytes += queue.pageBytes
+      for (const chunk of queue.chunks()) {
+        count++
+        bytes += chunk.pageBytes
+      }
+      for (const page of queue.ids.pagesAt()) bytes += page.bytes
+    }
+    for (const producer of this.producersById.values()) bytes += producer.pageBytes
+    if (count !== segments.pages.count || bytes !== segments.pages.bytes)
+      throw new Error(
+        `${segments.pages.count} pages of ${segments.pages.bytes} bytes are said to be there, counted ${count} of ${bytes}`,
+      )
+  }
+
   // After an orderly stop the facts say what was delivered. After any other, everything may have been.
   #applyBoot(bytes: Uint8Array, at: number): void {
     const header = readBatchHeader(bytes, at)
@@ -377,8 +407,8 @@ function countFact(queue: Queue, fact: Fact): void {
   if (fact.kind === FACT.carry) queue.carried += fact.count
 }
 
-const DIRECTORY_HEAD_BYTES = 24
-const PAGE_AT_BYTES = 16
+export const DIRECTORY_HEAD_BYTES = 24
+export const PAGE_AT_BYTES = 16
 
 /**
  * Layout: u64 replay from · u32 boot · u32 next queue id · u32 next producer id · u32 pages ·

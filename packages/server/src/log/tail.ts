@@ -34,6 +34,9 @@ export class Tail {
   durableLsn: number
   /** Bytes of entries since the broker started, padding included. */
   appendedBytes = 0
+  /** Bytes of batches since then; of these, those that say nothing new: state pages, and copies of what is live. */
+  addedBytes = 0
+  upkeepBytes = 0
   /** Where the next batch goes: `bytes` from `at`. Set by `reserve`. */
   bytes: Uint8Array = new Uint8Array(0)
 
@@ -107,6 +110,7 @@ export class Tail {
     const position = this.#openPosition + (this.#openEnd - this.#openStart)
     this.#openEnd += length
     this.#openBatches++
+    this.addedBytes += length
     // Deliveries may read it before it is durable; they wait at the gate.
     this.#block!.used = this.#openEnd
     return position

@@ -6,6 +6,7 @@ interface Batch {
   first: number
   place: number
   timeMs: number
+  bytes: number
 }
 
 function contentsOf(table: BatchTable): Batch[] {
@@ -13,12 +14,18 @@ function contentsOf(table: BatchTable): Batch[] {
     first: table.first(batch),
     place: table.place(batch),
     timeMs: table.timeMs(batch),
+    bytes: table.bytes(batch),
   }))
 }
 
 const far = fc.oneof(
   { weight: 40, arbitrary: fc.integer({ min: 0, max: 2 ** 20 }) },
   { weight: 1, arbitrary: fc.constantFrom(2 ** 32 - 1, 2 ** 32, -1, -(2 ** 20)) },
+)
+
+const size = fc.oneof(
+  { weight: 60, arbitrary: fc.integer({ min: 48, max: 2 ** 16 - 1 }) },
+  { weight: 1, arbitrary: fc.constantFrom(2 ** 16, 2 ** 32 - 1) },
 )
 
 it('holds what was put in, however far apart, and gives it back from a page', () => {
@@ -28,7 +35,7 @@ it('holds what was put in, however far apart, and gives it back from a page', ()
     fc.property(
       fc.integer({ min: 2 ** 26, max: 2 ** 52 }),
       fc.integer({ min: 2 ** 26, max: 2 ** 47 }),
-      fc.array(fc.tuple(fc.integer({ min: 1, max: 20 }), far, far), { minLength: 1, maxLength: 50 }),
+      fc.array(fc.tuple(fc.integer({ min: 1, max: 20 }), far, far, size), { minLength: 1, maxLength: 50 }),
       fc.array(fc.tuple(fc.nat(49), fc.oneof(fc.nat(2 ** 20), fc.nat(2 ** 33))), { maxLength: 4 }),
       fc.boolean(),
       (place, timeMs, steps, moved, isInOrder) => {
@@ -37,10 +44,10 @@ it('holds what was put in, however far apart, and gives it back from a page', ()
         let first = 3
         // As a log writes them, each behind the one before; or anyhow.
         const before = { place, timeMs }
-        for (const [messages, placeAbove, timeAbove] of steps) {
-          const batch = { first, place: before.place + placeAbove, timeMs: before.timeMs + timeAbove }
+        for (const [messages, placeAbove, timeAbove, bytes] of steps) {
+          const batch = { first, place: before.place + placeAbove, timeMs: before.timeMs + timeAbove, bytes }
           if (isInOrder) Object.assign(before, batch)
-          table.push(batch.first, batch.place, batch.timeMs)
+          table.push(batch.first, batch.place, batch.timeMs, bytes)
           plain.push(batch)
           first += messages
         }
@@ -59,8 +66,8 @@ it('holds what was put in, however far apart, and gives it back from a page', ()
         const again = new BatchTable()
         expect(again.decode(page, 5, table.count, table.isNarrow)).toBe(5 + table.pageBytes)
         // It goes on as before.
-        for (const one of [table, again]) one.push(first, place + 7, timeMs + 9)
-        plain.push({ first, place: place + 7, timeMs: timeMs + 9 })
+        for (const one of [table, again]) one.push(first, place + 7, timeMs + 9, 99)
+        plain.push({ first, place: place + 7, timeMs: timeMs + 9, bytes: 99 })
         expect(contentsOf(again)).toEqual(plain)
         expect(contentsOf(table)).toEqual(plain)
       },
@@ -73,8 +80,8 @@ it('holds what was put in, however far apart, and gives it back from a page', ()
 
 it('stands in a page as the document says', () => {
   const table = new BatchTable()
-  table.push(0, 0x0001_0203_0405_0607, 0x1112_1314_1516)
-  table.push(0x0304, 0x0001_0203_0405_0607 + 0xf1f2_f3f4, 0x1112_1314_1516 + 0x0a0b_0c0d)
+  table.push(0, 0x0001_0203_0405_0607, 0x1112_1314_1516, 0x2122)
+  table.push(0x0304, 0x0001_0203_0405_0607 + 0xf1f2_f3f4, 0x1112_1314_1516 + 0x0a0b_0c0d, 0x2324)
   const narrow = new Uint8Array(table.pageBytes)
   table.encode(narrow, 0)
   expect(Buffer.from(narrow).toString('hex')).toBe(
@@ -85,15 +92,26 @@ it('stands in a page as the document says', () => {
       '0000',
       '00000000',
       '00000000',
+      '2221',
       '0403',
       'f4f3f2f1',
       '0d0c0b0a',
+      '2423',
     ].join(''),
   )
   table.setPlace(1, 0x0000_0000_0405_0607)
   const wide = new Uint8Array(table.pageBytes)
   table.encode(wide, 0)
   expect(Buffer.from(wide).toString('hex')).toBe(
-    ['0000', '0706050403020100', '161514131211', '0403', '0706050400000000', '23211f1d1211'].join(''),
+    [
+      '0000',
+      '0706050403020100',
+      '161514131211',
+      '22210000',
+      '0403',
+      '0706050400000000',
+      '23211f1d1211',
+      '24230000',
+    ].join(''),
   )
 })

@@ -1,25 +1,28 @@
 /**
  * The batches that hold the messages of one chunk, oldest first: for each the index of its first message, its place in
- * the log and its time of publishing. Places and times mostly lie within 2^32 above those of the first: 10 bytes a batch
- * for as long as they all do, 16 otherwise. Ten million messages from batches of one are ten million of them.
+ * the log, its time of publishing and its bytes there. Places and times mostly lie within 2^32 above those of the first,
+ * and few batches have 64 KiB: 12 bytes a batch for as long as that holds for all, 20 otherwise. Ten million messages
+ * from batches of one are ten million of them.
  *
  * All of it stands in one array of 16-bit words, as it does in a page: who publishes to ten thousand queues in turn finds
  * little of any of them in the cache, and this is one of a few places to look at instead of eight.
  *
- * Words: those of the first batch as a wide one, which narrow ones count from; then
- *   narrow: first index · 2 of place · 2 of time    wide: first index · 4 of place · 3 of time
+ * Words: index, place and time of the first batch as a wide one has them, which narrow ones count from; then
+ *   narrow: first index · 2 of place · 2 of time · bytes    wide: first index · 4 of place · 3 of time · 2 of bytes
  */
 import { CHUNK_MESSAGES } from './bits.js'
 
 const BATCHES_FIRST = 2
-const NARROW = 5
-const WIDE = 8
+const NARROW = 6
+const WIDE = 10
 /** Words before those of the first batch. */
-const AHEAD = WIDE
+const AHEAD = 8
 const FIRST = 0
 const PLACE = 1
 const TIME_NARROW = 3
 const TIME_WIDE = 5
+const BYTES_NARROW = 5
+const BYTES_WIDE = 8
 const WORD = 0x1_0000
 const WORD_2 = 2 ** 32
 const WORD_3 = 2 ** 48
@@ -39,8 +42,8 @@ export class BatchTable {
     return (this.isNarrow ? AHEAD + this.count * NARROW : this.count * WIDE) * 2
   }
 
-  /** Adds a batch whose first message has the index `first`, above those of all others. */
-  push(first: number, place: number, timeMs: number): void {
+  /** Adds a batch of `bytes`, header included, whose first message has the index `first`, above those of all others. */
+  push(first: number, place: number, timeMs: number, bytes: number): void {
     const batch = this.count++
     if (batch === 0) {
       this.#words[FIRST] = first
@@ -49,6 +52,10 @@ export class BatchTable {
     if (AHEAD + this.count * this.#width > this.#words.length) this.#grow()
     this.#words[AHEAD + batch * this.#width] = first
     this.#set(batch, place, timeMs)
+    if (this.isNarrow && bytes >= WORD) this.#widen()
+    const at = AHEAD + batch * this.#width
+    if (this.isNarrow) this.#words[at + BYTES_NARROW] = bytes
+    else this.#setPair(at + BYTES_WIDE, bytes)
   }
 
   /** Index of the batch's first message. */
@@ -64,6 +71,12 @@ export class BatchTable {
   timeMs(batch: number): number {
     const at = AHEAD + batch * this.#width
     return this.isNarrow ? this.#wideTime(0) + this.#pair(at + TIME_NARROW) : this.#wideTime(at)
+  }
+
+  /** What it takes in the log; of one that goes on in the next chunk, the whole. */
+  bytes(batch: number): number {
+    const at = AHEAD + batch * this.#width
+    return this.isNarrow ? this.#words[at + BYTES_NARROW]! : this.#pair(at + BYTES_WIDE)
   }
 
   setPlace(batch: number, place: number): void {
@@ -143,10 +156,13 @@ export class BatchTable {
     for (let batch = 0; batch < this.count; batch++) wide[AHEAD + batch * WIDE] = this.first(batch)
     const places = Array.from({ length: this.count }, (_, batch) => this.place(batch))
     const times = places.map((_, batch) => this.timeMs(batch))
+    const bytes = places.map((_, batch) => this.bytes(batch))
     this.#width = WIDE
     this.#words = wide
-    for (let batch = 0; batch < this.count; batch++)
+    for (let batch = 0; batch < this.count; batch++) {
       this.#setWide(AHEAD + batch * WIDE, places[batch]!, times[batch]!)
+      this.#setPair(AHEAD + batch * WIDE + BYTES_WIDE, bytes[batch]!)
+    }
   }
 
   #grow(): void {

@@ -6,7 +6,7 @@
  * message (a chunk can begin in its middle after recovery) are in `gone`.
  */
 import { DEATH, type Death } from '@sluice/protocol'
-import { CHUNK_MESSAGES, CHUNK_WORDS, addBits, hasBit } from './bits.js'
+import { CHUNK_MESSAGES, CHUNK_WORDS, addBits, firstOutside, hasBit } from './bits.js'
 import { BatchTable } from './batches.js'
 import { Links } from './column.js'
 import type { DeadMessages } from './dead.js'
@@ -55,6 +55,8 @@ export class Chunk {
   /** Whether the state differs from the newest page of it in the log, and where that page stands (-1: none). */
   dirty = true
   pagePosition = -1
+  /** What that page takes in the log. */
+  pageBytes = 0
   gone: Uint32Array | undefined
   dead: DeadMessages | undefined
   /** By index, where any message here has one. Due: 0 for a message that has not to wait for its time. */
@@ -251,9 +253,12 @@ export class Chunk {
     if (timeMs < this.earliestExpiryMs) this.earliestExpiryMs = timeMs
   }
 
-  /** Takes note of a batch whose messages have the indexes `[count, end)`; their priority is 0 unless traits say more. */
-  append(end: number, position: number, timeMs: number, bytes: number): void {
-    this.batches.push(this.count, position, timeMs)
+  /**
+   * Takes note of a batch whose messages have the indexes `[count, end)`; their priority is 0 unless traits say more.
+   * `bytes`: what their records take; `batchBytes`: what the whole batch takes in the log.
+   */
+  append(end: number, position: number, timeMs: number, bytes: number, batchBytes: number): void {
+    this.batches.push(this.count, position, timeMs, batchBytes)
     this.priorityMask |= 1
     this.live += end - this.count
     this.bytes += bytes
@@ -269,9 +274,8 @@ export class Chunk {
   /** Whether nothing of the batch that stands here is live. */
   batchIsGone(batch: number): boolean {
     const end = this.batchEnd(batch)
-    let index = this.batches.first(batch)
-    while (index < end && this.isGone(index)) index++
-    return index === end
+    // Who settles in order is told by the last message: the others need not be looked at.
+    return this.isGone(end - 1) && firstOutside(this.gone, undefined, this.batches.first(batch), end) === end
   }
 
   /** The batch was copied forward in the log. */

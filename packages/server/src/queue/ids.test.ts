@@ -5,6 +5,7 @@ import { Chunks } from './chunks.js'
 import { ID_WORDS } from './hash.js'
 import { HashIndex } from './hash-index.js'
 import { IdWindow, PendingIds } from './ids.js'
+import { PageUse } from './page-use.js'
 import { Keys, NONE } from './keys.js'
 
 /** A hash that collides often in its first word, as a bad day would have it. */
@@ -304,16 +305,19 @@ describe('IdWindow', () => {
           } else if (step.kind === 'pages') {
             for (const page of window.pagesToWrite(position - 5)) {
               log.set(++position, window.encodePage(page))
-              window.pageWritten(page, position)
+              window.pageWritten(page, position, log.get(position)!.length)
             }
-            const restored = new IdWindow()
+            const use = new PageUse()
+            const restored = new IdWindow(use)
             // In any order, as the directory lists them.
-            for (const at of [...window.pagePositions()].reverse())
-              restored.restorePage(log.get(at)!, 0, log.get(at)!.length, at)
+            for (const { position: at } of [...window.pagesAt()].reverse())
+              restored.restorePage(log.get(at)!, 0, log.get(at)!.length, at, log.get(at)!.length)
             restored.restored()
             restored.forgetUntil(nowMs - WINDOW_MS)
             window = restored
             restarts++
+            expect(use.count).toBe(window.pageCount)
+            expect(use.bytes).toBe([...window.pagesAt()].reduce((sum, { bytes }) => sum + bytes, 0))
           }
           expect(window.size).toBe(plain.size)
         }

@@ -9,6 +9,7 @@ import { readU32, readU64, writeU32, writeU64 } from '@sluice/protocol'
 import type { Chunks } from './chunks.js'
 import { ID_WORDS } from './hash.js'
 import { HashIndex } from './hash-index.js'
+import { PageUse } from './page-use.js'
 
 const NONE = -1
 /** Ids of one state page. */
@@ -49,13 +50,19 @@ export class IdWindow extends HashIndex {
   /** From the page of `#first` on. */
   #held: IdPage[] = []
   #heldFrom = 0
-  /** Where the newest state page of entries `[page × PAGE_IDS, …)` stands. */
-  readonly #pages = new Map<number, number>()
+  readonly #use: PageUse
+  /** Where the newest state page of entries `[page × PAGE_IDS, …)` stands, and what it takes. */
+  readonly #pages = new Map<number, { readonly position: number; readonly bytes: number }>()
   /** Entries from here on are in no page. */
   #cleanUntil = 0
   /** Ids that were accepted before this place in the log are in the pages that were read. */
   restoredUntil = -1
-  #read: { readonly bytes: Uint8Array; readonly position: number }[] = []
+  #read: { readonly bytes: Uint8Array; readonly position: number; readonly pageBytes: number }[] = []
+
+  constructor(use: PageUse = new PageUse()) {
+    super()
+    this.#use = use
+  }
 
   protected override wordOf(entry: number): number {
     return this.#page(entry).words[(entry % PAGE_IDS) * ID_WORDS]!
@@ -103,7 +110,10 @@ export class IdWindow extends HashIndex {
     const number = Math.floor(entry / PAGE_IDS)
     if (this.#held.length === 0) this.#heldFrom = number
     let page = this.#held[number - this.#heldFrom]
-    if (page === undefined) this.#held.push((page = new IdPage()))
+    if (page === undefined) {
+      this.#held.push((page = new IdPage()))
+      this.#use.count++
+    }
     // Few ids take little; those that follow upon a full page fill another.
     page.reserve(this.#held.length === 1 ? (entry % PAGE_IDS) + 1 : PAGE_IDS)
     return page
@@ -115,15 +125,23 @@ export class IdWindow extends HashIndex {
       if (this.#isCurrent(this.#first)) this.remove(this.#first)
       this.#first++
       if (this.#first % PAGE_IDS > 0) continue
-      this.#pages.delete(this.#first / PAGE_IDS - 1)
+      this.#dropPage(this.#first / PAGE_IDS - 1)
       this.#held.shift()
       this.#heldFrom++
     }
-    if (this.#first === this.#next) {
-      this.#pages.clear()
-      this.#held = []
-    }
+    if (this.#first === this.#next) this.drop()
     if (this.#cleanUntil < this.#first) this.#cleanUntil = this.#first
+  }
+
+  /** None of its pages is needed any more. */
+  drop(): void {
+    for (let page = 0; page < this.#held.length; page++) this.#dropPage(this.#heldFrom + page)
+    this.#held = []
+  }
+
+  #dropPage(page: number): void {
+    this.#use.gone(this.#pages.get(page)?.bytes ?? 0)
+    this.#pages.delete(page)
   }
 
   // Of an id that was forgotten and accepted anew, only the newer entry is in the index.
@@ -141,11 +159,11 @@ export class IdWindow extends HashIndex {
    */
   *pagesToWrite(evacuateBefore: number): IterableIterator<number> {
     for (let page = Math.floor(this.#first / PAGE_IDS); (page + 1) * PAGE_IDS <= this.#cleanUntil; page++)
-      if (this.#pages.get(page)! < evacuateBefore) yield page
+      if (this.#pages.get(page)!.position < evacuateBefore) yield page
     while (this.#cleanUntil < this.#next) yield Math.floor(Math.max(this.#cleanUntil, this.#first) / PAGE_IDS)
     // The last one, if it is clean and not full.
     const last = Math.floor((this.#next - 1) / PAGE_IDS)
-    if (this.#first < this.#next && this.#pages.get(last)! < evacuateBefore) yield last
+    if (this.#first < this.#next && this.#pages.get(last)!.position < evacuateBefore) yield last
   }
 
   encodePage(page: number): Uint8Array {
@@ -166,19 +184,25 @@ export class IdWindow extends HashIndex {
     return bytes
   }
 
-  /** The page, with all that is in it now, was appended at `position`. */
-  pageWritten(page: number, position: number): void {
-    this.#pages.set(page, position)
+  /** The page, with all that is in it now, was appended at `position` and takes `bytes` there. */
+  pageWritten(page: number, position: number, bytes: number): void {
+    this.#use.written(this.#pages.get(page)?.bytes ?? 0, bytes)
+    this.#pages.set(page, { position, bytes })
     this.#cleanUntil = Math.max(this.#cleanUntil, Math.min((page + 1) * PAGE_IDS, this.#next))
   }
 
-  pagePositions(): IterableIterator<number> {
+  pagesAt(): IterableIterator<{ readonly position: number; readonly bytes: number }> {
     return this.#pages.values()
   }
 
-  /** Recovery: takes what a page holds; `restored` follows when all have come. */
-  restorePage(bytes: Uint8Array, start: number, end: number, position: number): void {
-    this.#read.push({ bytes: bytes.slice(start, end), position })
+  /** State pages that there are, or will be. */
+  get pageCount(): number {
+    return this.#held.length
+  }
+
+  /** Recovery: takes what a page of `pageBytes` holds; `restored` follows when all have come. */
+  restorePage(bytes: Uint8Array, start: number, end: number, position: number, pageBytes: number): void {
+    this.#read.push({ bytes: bytes.slice(start, end), position, pageBytes })
     this.restoredUntil = Math.max(this.restoredUntil, position)
   }
 
@@ -187,7 +211,7 @@ export class IdWindow extends HashIndex {
     const read = this.#read.toSorted((a, b) => readU64(a.bytes, 0) - readU64(b.bytes, 0))
     this.#read = []
     const words = new Uint32Array(ID_WORDS)
-    for (const { bytes, position } of read) {
+    for (const { bytes, position, pageBytes } of read) {
       const first = readU64(bytes, 0)
       const count = readU32(bytes, 8)
       if (this.#first === this.#next) this.#first = this.#next = first
@@ -197,7 +221,7 @@ export class IdWindow extends HashIndex {
         // An old page can hold an id that had been forgotten when a newer one took it in again.
         this.remember(words, 0, readU64(bytes, at + 16), readU64(bytes, at + 24))
       }
-      this.#pages.set(Math.floor(first / PAGE_IDS), position)
+      if (count > 0) this.pageWritten(Math.floor(first / PAGE_IDS), position, pageBytes)
     }
     this.#cleanUntil = this.#next
   }

@@ -4,7 +4,8 @@
  *
  * Chunk: u64 base · u64 record bytes · u16 count · u16 batches · u16 waiting · u16 dead · u16 lives · u16 0 · u32 flags
  *   (1 gone, 2 priorities, 4 expiries, 8 keys, 16 ids, 32 sizes, 64 narrow) · batches of u16 first index, u64 position,
- *   u48 time; narrow: the first one so, then all of u16 first index, u32 position and u32 time above those of that one ·
+ *   u48 time, u32 bytes; narrow: u16 first index, u64 position and u48 time of the first one, then all of u16 first index,
+ *   u32 position and u32 time above those of that one, u16 bytes ·
  *   128 B of gone bits, index 0 in the lowest · count × u8 priority · count × u48 expiry · count × two u32 of the key's
  *   hash · count × four u32 of the id's hash · count × u32 record size · waiting of u16 index, u8 attempts, u8 0,
  *   u64 due · lives of u16 index, u16 redrives, u32 attempts in earlier lives · dead of u16 index, u8 attempts,

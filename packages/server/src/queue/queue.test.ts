@@ -1,23 +1,12 @@
-import { QUEUE_OPTION_DEFAULTS, type QueueOptions } from '@sluice/protocol'
+import { BATCH_HEADER_BYTES, QUEUE_OPTION_DEFAULTS, type QueueOptions } from '@sluice/protocol'
 import fc from 'fast-check'
 import { describe, expect, it, vi } from 'vitest'
 import { Arrivals } from './arrivals.js'
 import { Chunk, DEATH, type Traits } from './chunk.js'
 import type { Run } from './line.js'
 import { decodeChunkPage, encodeChunkPage } from './pages.js'
-import { Queue, type LogUse, type QueueDefinition } from './queue.js'
-
-/** Live messages by place in the log, counted independently of the queue. */
-class Use implements LogUse {
-  readonly live = new Map<number, number>()
-  add(position: number, messages: number): void {
-    this.live.set(position, (this.live.get(position) ?? 0) + messages)
-  }
-  remove(position: number, messages: number): void {
-    this.live.set(position, (this.live.get(position) ?? 0) - messages)
-  }
-  retain(): void {}
-}
+import { Queue, type QueueDefinition } from './queue.js'
+import { CountedUse } from '../testing/log-use.js'
 
 function definition(options: Partial<QueueOptions> = {}): QueueDefinition {
   const seed = [1, 2, 3, 4]
@@ -195,7 +184,7 @@ const steps: fc.Arbitrary<Step[]> = fc.array(
 
 /** Drives queue and model side by side; every dispatch is compared message by message. */
 class Pair {
-  use = new Use()
+  use = new CountedUse()
   queue = new Queue(1, definition({ maxDeliveries: 4 }), this.use, new Arrivals(4))
   readonly model = new Model()
   readonly leased: { message: Message; since: number }[] = []
@@ -354,7 +343,7 @@ class Pair {
   // All that is volatile is lost: the queue is built anew from its pages, as recovery does it.
   #restart(): void {
     const old = this.queue
-    const use = new Use()
+    const use = new CountedUse()
     const queue = new Queue(1, definition(old.options), use, new Arrivals(4))
     queue.next = old.next
     Object.assign(queue.counts, old.counts)
@@ -389,12 +378,16 @@ class Pair {
     expect(queue.leased).toBe(model.count('leased'))
     expect(queue.deadCount).toBe(model.count('dead'))
     expect(queue.live).toBe(model.messages.length - model.count('gone'))
-    const live = new Map<number, number>()
-    for (const message of model.messages) {
-      if (message.state !== 'gone') live.set(message.position, (live.get(message.position) ?? 0) + 1)
+    // A batch is live as a whole until its last message is gone.
+    const batches = new Map<number, { messages: number; isLive: boolean }>()
+    for (const { position, state } of model.messages) {
+      const batch = batches.get(position) ?? { messages: 0, isLive: false }
+      batches.set(position, { messages: batch.messages + 1, isLive: batch.isLive || state !== 'gone' })
     }
-    for (const [position, count] of this.use.live)
-      expect(count, `live at ${position}`).toBe(live.get(position) ?? 0)
+    for (const [position, { messages, isLive }] of batches)
+      expect(this.use.live.get(position) ?? 0, `live at ${position}`).toBe(
+        isLive ? BATCH_HEADER_BYTES + messages * 100 : 0,
+      )
   }
 }
 
@@ -443,8 +436,8 @@ describe('queue against a plain model', () => {
 })
 
 describe('queue', () => {
-  const make = (): { queue: Queue; use: Use } => {
-    const use = new Use()
+  const make = (): { queue: Queue; use: CountedUse } => {
+    const use = new CountedUse()
     const queue = new Queue(1, definition(), use, new Arrivals(4))
     queue.open(0)
     return { queue, use }
@@ -516,7 +509,7 @@ describe('queue', () => {
 
   it('finds what to drop without passing over the queue again while others of lower priorities are leased', () => {
     const options = { maxMessages: 5_000, overflow: 'drop-oldest' } as const
-    const queue = new Queue(1, definition(options), new Use(), new Arrivals(4))
+    const queue = new Queue(1, definition(options), new CountedUse(), new Arrivals(4))
     queue.open(1)
     const run = newRun()
     const publish = (count: number, priority: number): void => {
@@ -548,7 +541,7 @@ describe('queue', () => {
   })
 
   it('keeps a chunk that begins in its middle', () => {
-    const queue = new Queue(1, definition(), new Use(), new Arrivals(4))
+    const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
     queue.append(5_000, 10, 512, 1, 1_000)
     queue.open(1)
     const run = newRun()
@@ -561,7 +554,7 @@ describe('queue', () => {
   })
 
   it('passes over facts, in recovery, that the page of a chunk holds already', () => {
-    const queue = new Queue(1, definition(), new Use(), new Arrivals(4))
+    const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
     queue.append(0, 10, 512, 1, 1_000)
     const chunk = queue.chunkAt(0)!
     chunk.pagePosition = 5_000

@@ -7,6 +7,8 @@
  * (in `out`, and in one slot of one subscription), dead (in `out` and `dead`), or gone.
  */
 import {
+  BATCH_HEADER_BYTES,
+  LIMITS,
   QUEUE_COUNTERS,
   SluiceError,
   type Duplicates,
@@ -26,12 +28,22 @@ import { IdWindow, PendingIds } from './ids.js'
 import type { Placed } from './key-lines.js'
 import { Keys } from './keys.js'
 import { Line, type Run } from './line.js'
+import type { PageUse } from './page-use.js'
 import type { Subscription } from './subscription.js'
 
-/** Told which places in the log gain and lose live messages, so that it knows which segments are still needed. */
+/**
+ * Told where in the log batches with live messages stand, so that it knows which segments are still needed, and what
+ * copying would copy: a batch counts whole until its last message is gone.
+ */
 export interface LogUse {
-  add(position: number, messages: number, bytes: number): void
-  remove(position: number, messages: number): void
+  /** What the queues' pages take. */
+  readonly pages: PageUse
+  /** A batch of `bytes`, header included, with live messages stands at `position`. */
+  add(position: number, bytes: number): void
+  /** Nothing of the batch at `position` is live any more. */
+  remove(position: number, bytes: number): void
+  /** A live batch was copied. */
+  move(from: number, to: number, bytes: number): void
   /** Messages of a queue that retains them were settled; they stay readable for a while. */
   retain(queueId: number, position: number, bytes: number, timeMs: number): void
 }
@@ -66,6 +78,8 @@ const REASONS_SHARED = 256
 /** Messages that a queue leaves in the ring of arrivals: to take in a thousand batches takes 0.2 ms. */
 const ARRIVED_MAX = CHUNK_MESSAGES
 const NOBODY: readonly Subscription[] = []
+/** Chunks that one batch can be in. */
+const BATCH_CHUNKS_MAX = Math.ceil(LIMITS.batchCountMax / CHUNK_MESSAGES) + 1
 /** How often messages are looked for whose time to live is over. */
 const SWEEP_MS = 1_000
 
@@ -112,6 +126,8 @@ export class Queue implements Arriving {
   deadBytes = 0
   /** Where the newest page of it stands; -1: none. */
   pagePosition = -1
+  /** What that page takes in the log. */
+  pageBytes = 0
 
   leased = 0
   /** Which subscription is served next. */
@@ -140,7 +156,7 @@ export class Queue implements Arriving {
   /** Offsets of dead messages that are to be moved, as they died. */
   readonly moving: number[] = []
 
-  readonly ids = new IdWindow()
+  readonly ids: IdWindow
   readonly #pending: PendingIds
   readonly #reasons = new Map<string, string>()
   /** Highest offset handed out by this run of the broker, + 1. */
@@ -156,6 +172,7 @@ export class Queue implements Arriving {
     this.seed = definition.seed
     this.paused = definition.paused
     this.#use = use
+    this.ids = new IdWindow(use.pages)
     this.#arrivals = arrivals
     this.#pending = new PendingIds(this.#chunksSoFar)
     this.options = definition.options
@@ -261,12 +278,14 @@ export class Queue implements Arriving {
       this.live += count
       this.bytes += recordsBytes
       this.dirty = true
-      this.#use.add(position, count, recordsBytes)
+      this.#use.add(position, BATCH_HEADER_BYTES + recordsBytes)
       if (this.#arrived >= ARRIVED_MAX) this.takeIn()
       return
     }
     this.takeIn()
     const end = base + count
+    const batchBytes = BATCH_HEADER_BYTES + recordsBytes
+    if (this.#isOpen) this.#use.add(position, batchBytes)
     for (let from = base; from < end;) {
       const to = Math.min(end, chunkEndAfter(from))
       const chunk = this.#chunkToFill(from)
@@ -276,24 +295,18 @@ export class Queue implements Arriving {
           traits?.sizes === undefined
             ? (recordsBytes * (to - from)) / count
             : sumOf(traits.sizes, from - base, to - base)
-        chunk.append(to - chunk.base, position, timeMs, bytes)
+        chunk.append(to - chunk.base, position, timeMs, bytes, batchBytes)
         if (traits !== undefined) this.#setTraits(chunk, index, to - chunk.base, traits, from - base)
         this.live += to - from
         this.bytes += bytes
-        this.#use.add(position, to - from, bytes)
-        if (duplicates !== undefined) {
-          for (const duplicate of duplicates.keys()) {
-            const at = base + duplicate
-            if (at >= from && at < to) this.#removeIn(chunk, at - chunk.base, at - chunk.base + 1, NEVER)
-          }
-        }
-        if (this.#isOpen) this.#place(chunk, index, to - chunk.base, duplicates !== undefined)
+        if (this.#isOpen && duplicates === undefined) this.#line.add(chunk, index, to - chunk.base)
       }
       from = to
     }
+    if (end > this.next) this.next = end
+    if (duplicates !== undefined) this.#takeDuplicates(base, end, duplicates)
     if (traits?.hasIds === true && this.#options.dedupWindowMs > 0 && this.#options.unique === 'window')
       this.#rememberIds(base, count, timeMs, traits, duplicates)
-    if (end > this.next) this.next = end
     this.dirty = true
   }
 
@@ -312,7 +325,8 @@ export class Queue implements Arriving {
         const to = Math.min(end, chunkEndAfter(from))
         const chunk = this.#chunkToFill(from)
         const share = (bytes * (to - from)) / count
-        chunk.append(to - chunk.base, arrivals.position(place), arrivals.timeMs(place), share)
+        const position = arrivals.position(place)
+        chunk.append(to - chunk.base, position, arrivals.timeMs(place), share, BATCH_HEADER_BYTES + bytes)
         this.#line.add(chunk, from - chunk.base, to - chunk.base)
         from = to
       }
@@ -323,7 +337,9 @@ export class Queue implements Arriving {
   #chunkToFill(offset: number): Chunk {
     const newest = this.#newest
     if (newest !== undefined && offset >= newest.base && offset < newest.base + CHUNK_MESSAGES) return newest
-    return (this.#newest = this.#chunks.toFill(offset))
+    const known = this.#chunks.at(offset)
+    if (known === undefined) this.#use.pages.count++
+    return (this.#newest = known ?? this.#chunks.toFill(offset))
   }
 
   #setTraits(chunk: Chunk, from: number, to: number, traits: Traits, traitsFrom: number): void {
@@ -363,14 +379,20 @@ export class Queue implements Arriving {
     }
   }
 
-  #place(chunk: Chunk, from: number, to: number, hasGone: boolean): void {
-    if (!hasGone) {
-      this.#line.add(chunk, from, to)
-      return
+  // All of the batch is there by now: it is live for as long as any part of it is.
+  #takeDuplicates(base: number, end: number, duplicates: Duplicates): void {
+    for (const index of duplicates.keys()) this.remove(base + index, 1, NEVER)
+    if (!this.#isOpen) return
+    for (let from = base; from < end;) {
+      const to = Math.min(end, chunkEndAfter(from))
+      const chunk = this.#chunks.at(from)
+      if (chunk !== undefined) {
+        for (let index = from - chunk.base; index < to - chunk.base; index++)
+          if (!chunk.isGone(index)) this.#line.add(chunk, index, index + 1)
+      }
+      this.#line.passed(to)
+      from = to
     }
-    for (let index = from; index < to; index++)
-      if (!chunk.isGone(index)) this.#line.add(chunk, index, index + 1)
-    this.#line.passed(chunk.base + to)
   }
 
   /** Messages `[offset, offset + count)` are gone; those that were gone before are passed over. Returns how many. */
@@ -472,22 +494,19 @@ export class Queue implements Arriving {
 
   /** The batch that begins with `offset` was copied to `position`. */
   relocateFact(offset: number, count: number, position: number): void {
-    for (let from = offset; from < offset + count;) {
-      const to = Math.min(offset + count, chunkEndAfter(from))
-      const chunk = this.#chunkToApply(from)
-      if (chunk !== undefined) {
-        const index = from - chunk.base
-        const batch = chunk.batches.find(index)
-        if (chunk.batches.first(batch) === index) {
-          const live = liveIn(chunk, index, to - chunk.base)
-          const bytes = chunk.live === 0 ? 0 : (chunk.bytes * live) / chunk.live
-          this.#use.remove(chunk.batches.place(batch), live)
-          this.#use.add(position, live, bytes)
-          chunk.relocate(batch, position)
-        }
-      }
-      from = to
+    let from = -1
+    let bytes = 0
+    for (let at = offset; at < offset + count; at = chunkEndAfter(at)) {
+      const chunk = this.#chunkToApply(at)
+      if (chunk === undefined) continue
+      const index = at - chunk.base
+      const batch = chunk.batches.find(index)
+      if (chunk.batches.first(batch) !== index) continue
+      from = chunk.batches.place(batch)
+      bytes = chunk.batches.bytes(batch)
+      chunk.relocate(batch, position)
     }
+    if (this.#isOpen && from !== -1) this.#use.move(from, position, bytes)
   }
 
   /** Live messages of the batch of `[offset, offset + count)`, if it still stands at `position`. */
@@ -507,12 +526,9 @@ export class Queue implements Arriving {
 
   /** The queue is gone: nothing in the log is needed for it any more. */
   drop(): void {
-    for (const chunk of this.chunks()) {
-      for (let batch = 0; batch < chunk.batches.count; batch++) {
-        const live = liveIn(chunk, chunk.batches.first(batch), chunk.batchEnd(batch))
-        if (live > 0) this.#use.remove(chunk.batches.place(batch), live)
-      }
-    }
+    if (this.#isOpen) for (const { place, bytes } of this.liveBatches()) this.#use.remove(place, bytes)
+    for (const chunk of this.chunks()) this.#use.pages.gone(chunk.pageBytes)
+    this.ids.drop()
     // Whoever still holds on to the queue finds nothing in it.
     this.#chunks.clear()
     this.#newest = undefined
@@ -529,12 +545,23 @@ export class Queue implements Arriving {
 
   /** Where the batch with its oldest message that is not done stands in the log; -1: it has none. */
   get oldestPosition(): number {
+    for (const { place } of this.liveBatches()) return place
+    return -1
+  }
+
+  /** The batches that any live message is in, each once, by offset. */
+  *liveBatches(): IterableIterator<{ readonly place: number; readonly bytes: number }> {
+    let last = -1
     for (const chunk of this.chunks()) {
       if (chunk.live === 0) continue
-      for (let batch = 0; batch < chunk.batches.count; batch++)
-        if (!chunk.batchIsGone(batch)) return chunk.batches.place(batch)
+      for (let batch = 0; batch < chunk.batches.count; batch++) {
+        const place = chunk.batches.place(batch)
+        // One that goes on in the next chunk was told of.
+        if (place === last || chunk.batchIsGone(batch)) continue
+        last = place
+        yield { place, bytes: chunk.batches.bytes(batch) }
+      }
     }
-    return -1
   }
 
   chunks(): IterableIterator<Chunk> {
@@ -550,6 +577,8 @@ export class Queue implements Arriving {
   restore(chunk: Chunk): void {
     this.#chunks.place(chunk)
     this.#newest = undefined
+    this.#use.pages.count++
+    this.#use.pages.written(0, chunk.pageBytes)
     this.live += chunk.live
     this.bytes += chunk.bytes
     this.deadCount += chunk.dead?.size ?? 0
@@ -559,11 +588,6 @@ export class Queue implements Arriving {
       chunk.dead!.set(index, { ...dead, reason: this.#shared(dead.reason) })
     }
     this.#earliestExpiryMs = Math.min(this.#earliestExpiryMs, chunk.earliestExpiryMs)
-    for (let batch = 0; batch < chunk.batches.count; batch++) {
-      const start = chunk.batches.first(batch)
-      const live = liveIn(chunk, start, chunk.batchEnd(batch))
-      if (live > 0) this.#use.add(chunk.batches.place(batch), live, (chunk.bytes * live) / chunk.live)
-    }
   }
 
   // --- the line ---
@@ -571,6 +595,7 @@ export class Queue implements Arriving {
   /** Recovery is over: every message takes its place in the line. */
   open(nowMs: number): void {
     this.#isOpen = true
+    for (const { place, bytes } of this.liveBatches()) this.#use.add(place, bytes)
     for (const chunk of this.chunks()) {
       for (const index of chunk.dead?.indexes() ?? [])
         if (chunk.dead!.get(index)!.isMoving) this.moving.push(chunk.base + index)
@@ -1101,7 +1126,9 @@ export class Queue implements Arriving {
       if (count > 0) {
         removed += count
         this.bytes -= bytesBefore - chunk.bytes
-        this.#use.remove(chunk.batches.place(batch), count)
+        // In recovery parts of a batch can be missing still: what is live is counted when it is over.
+        if (this.#isOpen && this.#isOver(chunk, batch))
+          this.#use.remove(chunk.batches.place(batch), chunk.batches.bytes(batch))
         // What is in the queue's page is counted there.
         if (this.retains && timeMs !== NEVER && this.pagePosition < this.appliedFrom)
           this.#use.retain(this.id, chunk.batches.place(batch), bytesBefore - chunk.bytes, timeMs)
@@ -1113,9 +1140,30 @@ export class Queue implements Arriving {
     this.dirty = true
     if (chunk.live === 0 && chunk.full) {
       this.#chunks.drop(chunk)
+      this.#use.pages.gone(chunk.pageBytes)
       if (this.#newest === chunk) this.#newest = undefined
     }
     return removed
+  }
+
+  // Whether nothing of the batch is live, here or in the chunks that it came from and goes on in.
+  #isOver(chunk: Chunk, batch: number): boolean {
+    if (!chunk.batchIsGone(batch)) return false
+    const place = chunk.batches.place(batch)
+    if (batch === 0 && this.#isLiveFrom(chunk.base, -CHUNK_MESSAGES, place)) return false
+    const isLast = batch + 1 === chunk.batches.count
+    return !isLast || !chunk.full || !this.#isLiveFrom(chunk.base, CHUNK_MESSAGES, place)
+  }
+
+  // Whether the batch at `place` has a live message in the next chunk that is there: a chunk between would be all of it.
+  #isLiveFrom(base: number, step: number, place: number): boolean {
+    for (let i = 1; i <= BATCH_CHUNKS_MAX; i++) {
+      const chunk = this.#chunksSoFar.at(base + i * step)
+      if (chunk === undefined || chunk.batches.count === 0) continue
+      const batch = step > 0 ? 0 : chunk.batches.count - 1
+      return chunk.batches.place(batch) === place && !chunk.batchIsGone(batch)
+    }
+    return false
   }
 
   // What is kept about single messages that are about to be gone goes with them. Returns their bytes.

@@ -21,7 +21,7 @@ class Rig {
   add(dueMs: number): void {
     const offset = this.next++
     const chunk = this.chunks.toFill(offset)
-    chunk.append(offset - chunk.base + 1, offset * 100, 1, 100)
+    chunk.append(offset - chunk.base + 1, offset * 100, 1, 100, 148)
     this.enter(offset, dueMs)
   }
 

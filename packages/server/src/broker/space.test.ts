@@ -1,0 +1,116 @@
+/** What the log takes on disk: it comes back by itself, and at rest nothing is written. */
+import { OUTCOME, queueName } from '@sluice/protocol'
+import { describe, expect, it } from 'vitest'
+import { Bench, Q, type Message } from '../testing/bench.js'
+
+const SEGMENT = 128 * 1024
+const SMALL = { segmentBytes: SEGMENT, checkpointBytes: 16 * 1024 }
+
+const repeated = (count: number, message: Message): Message[] => Array.from({ length: count }, () => message)
+
+/** Nothing happens but that timers fire when they are due; returns how often one did. */
+async function rest(bench: Bench, forMs: number): Promise<number> {
+  const untilMs = bench.now + forMs
+  let woken = 0
+  for (; bench.broker.nextDeadline <= untilMs; woken++) {
+    if (woken > 100_000) throw new Error('the broker never comes to rest')
+    await bench.pass(Math.max(1, bench.broker.nextDeadline - bench.now))
+  }
+  await bench.pass(untilMs - bench.now)
+  return woken
+}
+
+/** It rests, and then neither writes anything nor wakes up for any time. */
+async function expectRest(bench: Bench): Promise<void> {
+  await rest(bench, 120_000)
+  const { writtenBytes } = bench.broker.usage()
+  expect(bench.broker.nextDeadline).toBe(Infinity)
+  for (let i = 0; i < 50; i++) await bench.pass(1_000)
+  expect(bench.broker.usage().writtenBytes).toBe(writtenBytes)
+  bench.broker.audit()
+}
+
+describe('at rest nothing is written', () => {
+  it('of batches of which one message is left, dead', async () => {
+    const bench = await new Bench(SMALL).open()
+    bench.ensure()
+    for (let i = 0; i < 400; i++) await bench.publish(repeated(100, { bodyBytes: 100 }))
+    const worker = bench.consume(60_000)
+    await bench.settle()
+    for (let offset = 0; offset < 40_000; offset++)
+      worker.settle(offset, offset % 100 === 50 ? OUTCOME.deadLetter : OUTCOME.ack)
+    await bench.settle()
+    expect(bench.info()).toMatchObject({ dead: 400, ready: 0 })
+    // Each of the batches would be copied whole.
+    expect(bench.broker.usage().liveBytes).toBeGreaterThan(400 * 100 * 100)
+    await expectRest(bench)
+    await bench.crash()
+    expect(bench.broker.usage().liveBytes).toBeGreaterThan(400 * 100 * 100)
+    await expectRest(bench)
+  })
+
+  it('of one message in ten that is due in a day', async () => {
+    const bench = await new Bench(SMALL).open()
+    bench.ensure()
+    for (let i = 0; i < 200; i++)
+      await bench.publish(
+        Array.from({ length: 50 }, (_, j) => ({
+          bodyBytes: 400,
+          ...(j % 10 === 0 ? { delayMs: 86_400_000 } : {}),
+        })),
+      )
+    const worker = bench.consume(60_000)
+    await bench.settle()
+    worker.ackAll()
+    worker.leave()
+    await bench.settle()
+    const dueMs = bench.now + 80_000_000
+    await rest(bench, 120_000)
+    const { writtenBytes } = bench.broker.usage()
+    expect(bench.broker.nextDeadline).toBeGreaterThan(dueMs)
+    await bench.pass(1_000_000)
+    expect(bench.broker.usage().writtenBytes).toBe(writtenBytes)
+  })
+
+  it('of state pages that take many segments', async () => {
+    const bench = await new Bench(SMALL).open()
+    for (let i = 0; i < 3_000; i++)
+      bench.broker.ensure({ name: queueName(`q${i}`), options: {}, update: false })
+    await bench.settle()
+    bench.ensure()
+    await bench.fill(1_000_000)
+    await expectRest(bench)
+    await bench.crash()
+    await expectRest(bench)
+  })
+})
+
+describe('space', () => {
+  it('is given back although nothing happens any more', async () => {
+    const bench = await new Bench(SMALL).open()
+    bench.ensure()
+    for (let i = 0; i < 150; i++) await bench.publish(repeated(20, { bodyBytes: 900 }))
+    expect(bench.log.usage().segments).toBeGreaterThan(20)
+    bench.broker.purge(Q)
+    await bench.settle()
+    await rest(bench, 60_000)
+    expect(bench.log.usage().segments).toBeLessThanOrEqual(5)
+    await expectRest(bench)
+  })
+
+  it('that is retained is given back when its time is over', async () => {
+    const bench = await new Bench(SMALL).open()
+    bench.ensure({ retainAgeMs: 600_000 })
+    for (let i = 0; i < 150; i++) await bench.publish(repeated(20, { bodyBytes: 900 }))
+    const worker = bench.consume(60_000)
+    await bench.settle()
+    worker.ackAll()
+    await bench.settle()
+    await rest(bench, 590_000)
+    expect(bench.log.usage().segments).toBeGreaterThan(20)
+    await rest(bench, 60_000)
+    expect(bench.log.usage().segments).toBeLessThanOrEqual(6)
+    expect(bench.info().retainedBytes).toBe(0)
+    await expectRest(bench)
+  })
+})

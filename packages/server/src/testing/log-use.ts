@@ -1,0 +1,23 @@
+/** Where live batches stand, counted as a queue tells of it; for tests of the queue core. */
+import { PageUse, type LogUse } from '../queue/index.js'
+
+export class CountedUse implements LogUse {
+  readonly pages = new PageUse()
+  /** Live bytes by place in the log. */
+  readonly live = new Map<number, number>()
+
+  add(position: number, bytes: number): void {
+    this.live.set(position, (this.live.get(position) ?? 0) + bytes)
+  }
+
+  remove(position: number, bytes: number): void {
+    this.add(position, -bytes)
+  }
+
+  move(from: number, to: number, bytes: number): void {
+    this.remove(from, bytes)
+    this.add(to, bytes)
+  }
+
+  retain(): void {}
+}
