@@ -11,6 +11,7 @@ import { Deadlines } from './deadlines.js'
 import { parseDuration, type Duration } from './duration.js'
 import { reasonOf } from './endings.js'
 import { Events } from './events.js'
+import { Feed, type PublishAllResult } from './feed.js'
 import { Floor } from './floor.js'
 import { GroupWorker, type GroupHandler } from './groups.js'
 import type { DeliveredMessage, Message } from './message.js'
@@ -21,6 +22,7 @@ import {
   consumeIntake,
   messagesIntake,
   onlyKnown,
+  publishAllConcurrency,
   pullSettings,
   queueOf,
   recordOptions,
@@ -31,6 +33,7 @@ import {
   type ConnectOptions,
   type ConsumeOptions,
   type MessagesOptions,
+  type PublishAllOptions,
   type PublishOptions,
   type PullOptions,
   type PullSettings,
@@ -203,13 +206,14 @@ export class Sluice {
 
   /**
    * Publishes one message. Resolves when it is durable. Messages published in one turn of the event loop travel
-   * together and stay independent of each other. Beyond `maxInFlight` it waits for its place, in order.
+   * together and stay independent of each other. Beyond `maxInFlight` it waits for its place, in order; what
+   * waits is bounded by `maxWaitingBytes`.
    *
    * @param body A `Uint8Array` stays bytes, a string text, anything else must be plain data; properties
    * that are undefined are left out, and `toJSON` is used.
    * @throws SluiceError INVALID_BODY, MESSAGE_TOO_LARGE, QUEUE_NOT_FOUND; INVALID_PRIORITY, INVALID_DELAY, AT_IN_THE_PAST,
    * INVALID_TTL, INVALID_KEY, INVALID_ID, INVALID_HEADERS, OPTION_CONFLICT, INVALID_ARGUMENT of an option; QUEUE_FULL,
-   * DEDUP_FULL, DISK_LOW, MEMORY_FULL, which are `retryable`; TIMEOUT and ABORTED, with `outcome: 'unknown'` when it had
+   * DEDUP_FULL, DISK_LOW, MEMORY_FULL, TOO_MANY_WAITING, which are `retryable`; TIMEOUT and ABORTED, with `outcome: 'unknown'` when it had
    * been sent; CLOSED
    * @example
    * const { offset } = await sluice.publish('orders', { total: 12 })
@@ -277,6 +281,44 @@ export class Sluice {
     if (records.length === 0) return []
     const timeoutMs = timeoutOf(options, this.#settings.timeoutMs)
     return this.#producer.publishBatch(name, records, timeoutMs, options.signal)
+  }
+
+  /**
+   * Publishes all that an iterable or async iterable yields, each message by itself, and resolves when the last one is
+   * durable. Reads on only while fewer than `concurrency` messages are unconfirmed, so memory stays bounded however many
+   * there are. What is refused as full (QUEUE_FULL, DEDUP_FULL, DISK_LOW, MEMORY_FULL) is published again, in its order,
+   * after a pause, for as long as it takes; messages that were under way behind it may go before it.
+   *
+   * Do not change a message after it was yielded: it may be published again.
+   *
+   * @throws SluiceError As `publish`, for the first message that fails otherwise; what is under way by then is waited for,
+   * and nothing more is read. ABORTED when `signal` is. Whatever the iterable or `onProgress` throws.
+   * @example
+   * const { published } = await sluice.publishAll('orders', orders.map((body) => ({ body })))
+   */
+  async publishAll<Input>(
+    ref: QueueRef<Input, unknown>,
+    messages: Iterable<BatchMessage<NoInfer<Input>>> | AsyncIterable<BatchMessage<NoInfer<Input>>>,
+    options: PublishAllOptions = {},
+  ): Promise<PublishAllResult> {
+    const concurrency = publishAllConcurrency(options, this.#settings.maxInFlight)
+    const timeoutMs = timeoutOf(options, this.#settings.timeoutMs)
+    const { name, schema } = queueOf(ref)
+    const { signal, onProgress } = options
+    const publish = async (message: BatchMessage): Promise<Receipt> => {
+      const record = batchRecordOptions(message)
+      const { body } = message
+      if (schema !== undefined) await checkBody(schema, body, 'body')
+      return this.#producer.publish(name, body, record, timeoutMs, undefined)
+    }
+    return new Feed({
+      publish,
+      concurrency,
+      signal,
+      aborted: (isUnderWay) => aborted(signal!, isUnderWay),
+      onProgress,
+      random: Math.random,
+    }).run(messages)
   }
 
   /**

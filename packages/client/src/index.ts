@@ -19,6 +19,7 @@ export type {
 } from './dead.js'
 export { parseDuration } from './duration.js'
 export type { Duration } from './duration.js'
+export type { PublishAllResult } from './feed.js'
 export { DeadLetter, Retry } from './message.js'
 export type { HandlerContext, Message, RetryOptions } from './message.js'
 export { queue } from './options.js'
@@ -30,6 +31,7 @@ export type {
   ConsumeOptions,
   MessageOptions,
   MessagesOptions,
+  PublishAllOptions,
   PublishOptions,
   PullOptions,
   Queue,

@@ -13,6 +13,7 @@ import {
 } from '@sluice/protocol'
 import type { StandardSchemaV1 } from '@standard-schema/spec'
 import { durationMs, parseDuration, type Duration } from './duration.js'
+import type { PublishAllResult } from './feed.js'
 import { DEFAULT_URL, parseUrl, type Address } from './url.js'
 
 /** What every call takes. */
@@ -31,6 +32,11 @@ export interface ConnectOptions {
   readonly maxInFlight?: number
   /** Most bytes that may be published and not yet confirmed. Default 16 MiB. */
   readonly maxInFlightBytes?: number
+  /**
+   * Most memory of publishes that wait for their place in flight: their bytes, and 512 more for each. One more is refused
+   * with TOO_MANY_WAITING. Default 512 MiB.
+   */
+  readonly maxWaitingBytes?: number
   /** Deadline of each call. Default 30 s. */
   readonly timeout?: Duration
   /** How long `connect` goes on trying where no broker answers; 0: it tries once. Default 5 s. */
@@ -46,6 +52,7 @@ export interface Settings {
   readonly name: string
   readonly maxInFlight: number
   readonly maxInFlightBytes: number
+  readonly maxWaitingBytes: number
   readonly timeoutMs: number
   readonly connectTimeoutMs: number
   readonly heartbeatMs: number
@@ -54,11 +61,15 @@ export interface Settings {
 const TIMEOUT_MS_DEFAULT = 30_000
 const CONNECT_TIMEOUT_MS_DEFAULT = 5_000
 const MAX_IN_FLIGHT_DEFAULT = 10_000
+const MAX_IN_FLIGHT_MAX = 10_000_000
+const MAX_WAITING_BYTES_DEFAULT = 512 * 1024 * 1024
+const MAX_WAITING_BYTES_MAX = 2 ** 40
 
 const CONNECT_OPTIONS = [
   'name',
   'maxInFlight',
   'maxInFlightBytes',
+  'maxWaitingBytes',
   'timeout',
   'connectTimeout',
   'heartbeat',
@@ -68,7 +79,15 @@ const CONNECT_OPTIONS = [
 /** @throws SluiceError INVALID_URL, INVALID_ARGUMENT, NOT_SUPPORTED */
 export function connectSettings(url: string | undefined, options: ConnectOptions): Settings {
   onlyKnown('connect', options, CONNECT_OPTIONS, ['tls'])
-  const { name = '', maxInFlight, maxInFlightBytes, timeout, connectTimeout, heartbeat } = options
+  const {
+    name = '',
+    maxInFlight,
+    maxInFlightBytes,
+    maxWaitingBytes,
+    timeout,
+    connectTimeout,
+    heartbeat,
+  } = options
   if (typeof name !== 'string' || textBytes(name) > LIMITS.clientNameBytesMax || !isWellFormed(name)) {
     throw new SluiceError(
       'INVALID_ARGUMENT',
@@ -79,12 +98,18 @@ export function connectSettings(url: string | undefined, options: ConnectOptions
   return {
     address: parseUrl(url ?? (fromEnvironment === '' ? undefined : fromEnvironment) ?? DEFAULT_URL),
     name,
-    maxInFlight: whole('maxInFlight', maxInFlight ?? MAX_IN_FLIGHT_DEFAULT, 1, 10_000_000),
+    maxInFlight: whole('maxInFlight', maxInFlight ?? MAX_IN_FLIGHT_DEFAULT, 1, MAX_IN_FLIGHT_MAX),
     maxInFlightBytes: whole(
       'maxInFlightBytes',
       maxInFlightBytes ?? LIMITS.inFlightBytesDefault,
       1,
       0xffff_ffff,
+    ),
+    maxWaitingBytes: whole(
+      'maxWaitingBytes',
+      maxWaitingBytes ?? MAX_WAITING_BYTES_DEFAULT,
+      1,
+      MAX_WAITING_BYTES_MAX,
     ),
     timeoutMs: timeout === undefined ? TIMEOUT_MS_DEFAULT : parseDuration(timeout, 'timeout'),
     connectTimeoutMs:
@@ -258,6 +283,26 @@ function collectedHeaders(entries: Iterable<readonly [string, string]>): Readonl
 /** A message of `publishBatch`. */
 export interface BatchMessage<Body = unknown> extends MessageOptions {
   readonly body: Body
+}
+
+/** Options of `publishAll`. */
+export interface PublishAllOptions extends CallOptions {
+  /** Most messages that are read and not yet confirmed, 1 to 10,000,000. Default: the client's `maxInFlight`. */
+  readonly concurrency?: number
+  /** Called after each 1,000 messages that were confirmed, and at the end. */
+  readonly onProgress?: (progress: PublishAllResult) => void
+}
+
+/** @throws SluiceError INVALID_ARGUMENT */
+export function publishAllConcurrency(options: PublishAllOptions, maxInFlight: number): number {
+  onlyKnown('publishAll', options, ['concurrency', 'onProgress', 'timeout', 'signal'])
+  const { concurrency, onProgress } = options
+  if (onProgress !== undefined && typeof onProgress !== 'function')
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `\`onProgress\` is ${shown(onProgress)}; it must be a function.`,
+    )
+  return whole('concurrency', concurrency ?? maxInFlight, 1, MAX_IN_FLIGHT_MAX)
 }
 
 /** @throws SluiceError INVALID_ARGUMENT */

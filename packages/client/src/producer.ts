@@ -52,6 +52,8 @@ const SCRATCH_BYTES_FIRST = 2 * 1024
 /** None that is longer is kept for later, and of the others so many bytes: enough for a thousand queues in one turn. */
 const SCRATCH_BYTES_KEPT = 256 * 1024
 const SCRATCH_POOL_BYTES = 2 << 20
+/** What a caller that waits takes beside the bytes of its message: a promise, its functions, its deadline. */
+const CALLER_BYTES = 512
 /** Names of queues that are kept while nothing is published to them. */
 const QUEUES_KEPT = 16_384
 
@@ -83,6 +85,7 @@ export class Producer {
   /** `#waiting[#waitingAt…]`, oldest first. */
   #waiting: Sending[] = []
   #waitingAt = 0
+  #waitingBytes = 0
   /** By name. One without an open batch stays: to look for a queue is most of what a message to it costs. */
   readonly #lanes = new Map<string, Lane>()
   #lanesMax = QUEUES_KEPT
@@ -162,6 +165,7 @@ export class Producer {
     batch.count++
     if (batch.count >= this.#batchCount || batch.end - batch.recordsAt >= bytesMax) this.#close(batch)
     const promise = this.#wait(batch, timeoutMs, signal) as Promise<Receipt>
+    this.#waits(batch, end - before)
     this.#gatheredBytes += end - before
     if (this.#gatheredBytes >= AHEAD_BYTES) this.#sendAhead()
     return promise
@@ -213,7 +217,27 @@ export class Producer {
 
   #admit(signal: AbortSignal | undefined): void {
     if (this.#closed !== undefined) throw this.#closed
+    if (this.#waitingBytes > this.#settings.maxWaitingBytes) throw this.#tooManyWaiting()
     if (signal?.aborted === true) throw aborted(signal, false)
+  }
+
+  #tooManyWaiting(): SluiceError {
+    return new SluiceError(
+      'TOO_MANY_WAITING',
+      `Publishes that take ${this.#waitingBytes} bytes wait to be sent; \`maxWaitingBytes\` is ${this.#settings.maxWaitingBytes}.`,
+    )
+  }
+
+  /** A part of it, of so many bytes, waits from now on. */
+  #waits(sending: Sending, bytes: number): void {
+    const more = bytes + CALLER_BYTES
+    sending.waitingBytes += more
+    this.#waitingBytes += more
+  }
+
+  #left(sending: Sending): void {
+    this.#waitingBytes -= sending.waitingBytes
+    sending.waitingBytes = 0
   }
 
   #enqueue(
@@ -228,6 +252,7 @@ export class Producer {
       if (earlier !== undefined) this.#close(earlier)
     }
     sending.open = false
+    this.#waits(sending, sending.end)
     this.#waiting.push(sending)
     return this.#wait(sending, timeoutMs, signal)
   }
@@ -507,6 +532,7 @@ export class Producer {
   }
 
   #shiftWaiting(): void {
+    this.#left(this.#waiting[this.#waitingAt]!)
     this.#waitingAt++
     if (this.#waitingAt === this.#waiting.length) {
       this.#waiting = []
@@ -579,6 +605,7 @@ export class Producer {
     while (at > this.#waitingAt && this.#waiting[at - 1]!.since > since) at--
     this.#waiting = [...this.#waiting.slice(this.#waitingAt, at), ...sendings, ...this.#waiting.slice(at)]
     this.#waitingAt = 0
+    for (const sending of sendings) this.#waits(sending, sending.end)
     this.#returned += sendings.length
     this.#isHolding = true
     this.#isCautious = true
@@ -652,9 +679,25 @@ export class Producer {
     for (const batch of this.#sent.values()) nextMs = Math.min(nextMs, this.#sweepBatch(batch, nowMs))
     for (let i = this.#waitingAt; i < this.#waiting.length; i++)
       nextMs = Math.min(nextMs, this.#sweepBatch(this.#waiting[i]!, nowMs))
-    // Batches of which nothing is left leave with the next flush.
+    this.#dropWithdrawn()
     if (this.#waitingAt < this.#waiting.length) this.#schedule()
     return nextMs
+  }
+
+  // Without a connection nothing else would take them out of memory.
+  #dropWithdrawn(): void {
+    const isOver = (sending: Sending): boolean => sending.callers > 0 && sending.withdrawn === sending.callers
+    const waiting = this.#waiting.slice(this.#waitingAt)
+    const left = waiting.filter((sending) => !isOver(sending))
+    if (left.length === waiting.length) return
+    this.#returned = waiting.slice(0, this.#returned).filter((sending) => !isOver(sending)).length
+    for (const sending of waiting) {
+      if (!isOver(sending)) continue
+      this.#close(sending)
+      this.#left(sending)
+    }
+    this.#waiting = left
+    this.#waitingAt = 0
   }
 
   #sweepBatch(batch: Sending, nowMs: number): number {
@@ -709,6 +752,7 @@ export class Producer {
     for (let i = this.#waitingAt; i < this.#waiting.length; i++) this.#refuse(this.#waiting[i]!, error)
     this.#waiting = []
     this.#waitingAt = 0
+    this.#waitingBytes = 0
     this.#lanes.clear()
     this.#last = undefined
     this.#scratch.length = 0

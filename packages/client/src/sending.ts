@@ -32,6 +32,8 @@ export abstract class Sending {
   end: number
   /** Messages. */
   count = 0
+  /** What it counts among what waits. */
+  waitingBytes = 0
   /** 0: not sent yet. */
   number = 0
   /** The first number that it, or the batch that it was a part of, was sent under: by that it is put in order. */

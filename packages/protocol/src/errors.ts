@@ -367,6 +367,12 @@ export const ERRORS = {
     retryable: false,
     meaning: 'The message was settled before by the same consumer.',
   },
+  TOO_MANY_WAITING: {
+    number: 1008,
+    scope: 'request',
+    retryable: true,
+    meaning: 'As many publishes wait for their turn to be sent as the client keeps in memory.',
+  },
   DATA_DIR_LOCKED: {
     number: 1100,
     scope: 'request',

@@ -143,6 +143,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   INVALID_ID: BOUNDS,
   INVALID_HEADERS: BOUNDS,
   TOO_MANY_REQUESTS: { exit: EXIT.failure, advice: LATER },
+  TOO_MANY_WAITING: { exit: EXIT.failure, advice: LATER },
   EARLIER_REFUSED: { exit: EXIT.failure, advice: LATER },
   UNKNOWN_OUTCOME: {
     exit: EXIT.failure,

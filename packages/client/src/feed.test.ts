@@ -1,0 +1,215 @@
+import { OP, SluiceError, type ErrorCode } from '@sluice/protocol'
+import { describe, expect, it } from 'vitest'
+import { Feed, type FeedOptions, type PublishAllResult } from './feed.js'
+import type { Receipt } from './sending.js'
+import { Peer, turns, until } from './testing/peer.js'
+
+const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
+
+function feed(
+  publish: (message: number) => Promise<Receipt>,
+  options: Partial<FeedOptions<number>> = {},
+): Feed<number> {
+  return new Feed({
+    publish,
+    concurrency: 10,
+    signal: undefined,
+    aborted: () => new SluiceError('ABORTED', 'aborted'),
+    onProgress: undefined,
+    random: () => 0,
+    ...options,
+  })
+}
+
+function* numbers(count: number): Generator<number> {
+  for (let i = 0; i < count; i++) yield i
+}
+
+async function* later(count: number): AsyncGenerator<number> {
+  for (const i of numbers(count)) {
+    if (i % 50 === 0) await turn()
+    yield i
+  }
+}
+
+const accept = async (offset: number): Promise<Receipt> => {
+  await turn()
+  return { offset, duplicate: offset % 5 === 0 }
+}
+
+describe('publishing all', () => {
+  it.each([
+    ['an array', [...numbers(2500)]],
+    ['a generator', numbers(2500)],
+    ['an async generator', later(2500)],
+  ])('of %s keeps to its concurrency and its order, counts, and tells its progress', async (_, source) => {
+    let underWay = 0
+    let most = 0
+    const order: number[] = []
+    const progress: PublishAllResult[] = []
+    const publish = async (message: number): Promise<Receipt> => {
+      order.push(message)
+      most = Math.max(most, ++underWay)
+      const receipt = await accept(message)
+      underWay--
+      return receipt
+    }
+    const onProgress = (told: PublishAllResult): void => void progress.push(told)
+    expect(await feed(publish, { onProgress }).run(source)).toEqual({ published: 2000, duplicates: 500 })
+    expect(most).toBe(10)
+    expect(order).toEqual([...numbers(2500)])
+    expect(progress.map(({ published, duplicates }) => published + duplicates)).toEqual([1000, 2000, 2500])
+  })
+
+  it('of nothing is done at once', async () => {
+    expect(await feed(accept).run([])).toEqual({ published: 0, duplicates: 0 })
+  })
+
+  it.each(['QUEUE_FULL', 'DEDUP_FULL', 'DISK_LOW', 'MEMORY_FULL', 'TOO_MANY_WAITING'] as const)(
+    'publishes again what is refused with %s, in its order, and reads nothing meanwhile',
+    async (code) => {
+      let read = 0
+      let readAtFirst: number | undefined
+      const tries = new Map<number, number>()
+      const accepted: number[] = []
+      const publish = async (message: number): Promise<Receipt> => {
+        const attempt = (tries.get(message) ?? 0) + 1
+        tries.set(message, attempt)
+        await turn()
+        if (attempt > 1) expect(read).toBe((readAtFirst ??= read))
+        if (message >= 4 && message < 8 && attempt < 3) {
+          throw new SluiceError(code, 'full')
+        }
+        accepted.push(message)
+        return { offset: message, duplicate: false }
+      }
+      function* source(): Generator<number> {
+        for (const i of numbers(20)) {
+          read++
+          yield i
+        }
+      }
+      expect(await feed(publish).run(source())).toEqual({ published: 20, duplicates: 0 })
+      expect(accepted.filter((message) => message >= 4 && message < 8)).toEqual([4, 5, 6, 7])
+      expect(accepted.toSorted((a, b) => a - b)).toEqual([...numbers(20)])
+    },
+  )
+
+  it('ends with the first other failure, reads no more, and waits for what is under way', async () => {
+    let left = false
+    let settled = 0
+    function* source(): Generator<number> {
+      try {
+        yield* numbers(100)
+      } finally {
+        left = true
+      }
+    }
+    const publish = async (message: number): Promise<Receipt> => {
+      await turn()
+      settled++
+      if (message === 3) throw new SluiceError('INVALID_BODY', 'bad')
+      await turn()
+      return { offset: message, duplicate: false }
+    }
+    await expect(feed(publish).run(source())).rejects.toMatchObject({ code: 'INVALID_BODY' })
+    expect(left).toBe(true)
+    expect(settled).toBe(10)
+  })
+
+  it('rejects with what its source or its listener throws', async () => {
+    const broken = new Error('broken')
+    const fail = (): never => {
+      throw broken
+    }
+    const sources: Iterable<number>[] = [
+      { [Symbol.iterator]: fail },
+      { [Symbol.iterator]: () => ({ next: fail }) },
+      { [Symbol.iterator]: () => ({ next: () => Promise.reject(broken) as never, return: fail }) },
+    ]
+    for (const source of sources) await expect(feed(accept).run(source)).rejects.toBe(broken)
+    await expect(feed(accept, { onProgress: fail }).run([1])).rejects.toBe(broken)
+    for (const source of [null, undefined, 5, {}]) {
+      const invalid = { code: 'INVALID_ARGUMENT' satisfies ErrorCode }
+      await expect(feed(accept).run(source as never)).rejects.toMatchObject(invalid)
+    }
+  })
+
+  it('ends when its signal is aborted, also while its source or a pause lasts', async () => {
+    const cases: [AsyncIterable<number> | Iterable<number>, (message: number) => Promise<Receipt>][] = [
+      [{ [Symbol.asyncIterator]: () => ({ next: () => new Promise(() => {}) }) }, accept],
+      [numbers(5), () => Promise.reject(new SluiceError('QUEUE_FULL', 'full', { retryAfterMs: 60_000 }))],
+      [numbers(5), () => new Promise(() => {})],
+    ]
+    for (const [source, publish] of cases) {
+      const abort = new AbortController()
+      const running = feed(publish, { signal: abort.signal }).run(source)
+      for (let i = 0; i < 3; i++) await turn()
+      abort.abort()
+      await expect(running).rejects.toMatchObject({ code: 'ABORTED' })
+    }
+    await expect(feed(accept, { signal: AbortSignal.abort() }).run([1])).rejects.toMatchObject({
+      code: 'ABORTED',
+    })
+  })
+})
+
+describe('a client', () => {
+  it('publishes all messages with their options', async () => {
+    const peer = new Peer()
+    peer.confirmAll()
+    const sluice = await peer.connect()
+    const messages = [...numbers(5)].map((i) => ({ body: `m${i}`, key: 'k', id: `${i}` }))
+    expect(await sluice.publishAll('a', messages, { concurrency: 2 })).toEqual({
+      published: 5,
+      duplicates: 0,
+    })
+    expect(peer.link.published.flatMap(({ bodies }) => bodies)).toEqual(messages.map(({ body }) => body))
+    await expect(sluice.publishAll('a', [{ body: 1, id: '' }])).rejects.toMatchObject({ code: 'INVALID_ID' })
+    await expect(sluice.publishAll('a', [], { concurrency: 0 })).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+    })
+    await sluice.close({ timeout: 1 })
+  })
+
+  it('keeps no more publishes that wait than it may, and takes more when those are sent', async () => {
+    const peer = new Peer()
+    const sluice = await peer.connect({ maxInFlight: 1, maxWaitingBytes: 2048 })
+    const results = [sluice.publish('a', 'first')]
+    await turns()
+    const sizes = 'x'.repeat(400)
+    for (let i = 0; i < 3; i++) results.push(sluice.publish('a', sizes))
+    await expect(sluice.publish('a', 'over')).rejects.toMatchObject({
+      code: 'TOO_MANY_WAITING',
+      retryable: true,
+    })
+    await expect(sluice.publishBatch('a', [{ body: 'over' }])).rejects.toMatchObject({
+      code: 'TOO_MANY_WAITING',
+    })
+    peer.confirmAll()
+    peer.link.confirm([1, 0])
+    await Promise.all(results)
+    await sluice.publish('a', 'again')
+    await sluice.close({ timeout: 1 })
+  })
+
+  it('forgets publishes that gave up while there is no broker', async () => {
+    const peer = new Peer()
+    const sluice = await peer.connect({ maxWaitingBytes: 2048 })
+    delete peer.replies[OP.HELLO]
+    peer.link.cut()
+    const lost = [...numbers(3)].map(() => sluice.publish('a', 'x'.repeat(400), { timeout: 5 }))
+    await expect(sluice.publish('a', 'over')).rejects.toMatchObject({ code: 'TOO_MANY_WAITING' })
+    for (const result of lost) await expect(result).rejects.toMatchObject({ code: 'TIMEOUT' })
+    let taken: Promise<Receipt> | undefined
+    await until(() => {
+      taken = sluice.publish('a', 'again', { timeout: 60_000 })
+      taken.catch(() => {})
+      return true
+    })
+    await turns()
+    expect(sluice.connected).toBe(false)
+    await sluice.close({ timeout: 1 }).catch(() => {})
+    await expect(taken).rejects.toMatchObject({ code: 'CLOSED' })
+  })
+})

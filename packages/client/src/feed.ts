@@ -1,0 +1,225 @@
+/**
+ * Publishes whatever an iterable yields: with a bound on what is under way, so that memory does not follow the number of
+ * messages, and with patience where the broker is full. What was refused as full is published again, in its order, before
+ * anything more is read.
+ */
+import { SluiceError, type ErrorCode } from '@sluice/protocol'
+import { promiseOf, thenOf } from './endings.js'
+import type { Receipt } from './sending.js'
+
+/** What `publishAll` has done. */
+export interface PublishAllResult {
+  /** Messages that were accepted. */
+  readonly published: number
+  /** Messages with an id that was known: they are not in `published`. */
+  readonly duplicates: number
+}
+
+/** Refusals that pass when consumers drain the queue, or an operator makes room. */
+const FULL: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
+  'QUEUE_FULL',
+  'DEDUP_FULL',
+  'DISK_LOW',
+  'MEMORY_FULL',
+  'TOO_MANY_WAITING',
+])
+
+const PAUSE_MS_FIRST = 50
+const PAUSE_MS_MAX = 5_000
+/** Confirmed messages from one call of `onProgress` to the next. */
+const PROGRESS_MESSAGES = 1_000
+
+interface Refused<Message> {
+  /** Its place in the order in which messages were read. */
+  readonly index: number
+  readonly message: Message
+}
+
+export interface FeedOptions<Message> {
+  readonly publish: (message: Message) => Promise<Receipt>
+  /** Most messages under way. */
+  readonly concurrency: number
+  readonly signal: AbortSignal | undefined
+  /** What the feed rejects with when its signal is aborted. */
+  readonly aborted: (isUnderWay: boolean) => SluiceError
+  readonly onProgress: ((progress: PublishAllResult) => void) | undefined
+  readonly random: () => number
+}
+
+export class Feed<Message> {
+  readonly #options: FeedOptions<Message>
+  #published = 0
+  #duplicates = 0
+  #told = 0
+  #index = 0
+  #underWay = 0
+  #refused: Refused<Message>[] = []
+  #retryAfterMs = 0
+  #pauseMs = PAUSE_MS_FIRST
+  #failure: { readonly error: unknown } | undefined
+  #wake: (() => void) | undefined
+
+  constructor(options: FeedOptions<Message>) {
+    this.#options = options
+  }
+
+  /** Ends when all that `source` yields is accepted. Rejects with the first failure, when nothing is under way any more. */
+  async run(source: Iterable<Message> | AsyncIterable<Message>): Promise<PublishAllResult> {
+    const { signal } = this.#options
+    const onAbort = (): void => this.#fail(this.#options.aborted(this.#underWay > 0))
+    if (signal?.aborted === true) onAbort()
+    signal?.addEventListener('abort', onAbort, { once: true })
+    try {
+      await this.#read(source)
+      this.#progress(0)
+      if (this.#failure !== undefined) throw this.#failure.error
+      return this.#result
+    } finally {
+      signal?.removeEventListener('abort', onAbort)
+    }
+  }
+
+  async #read(source: Iterable<Message> | AsyncIterable<Message>): Promise<void> {
+    const iterator = iteratorOf(source)
+    let isExhausted = false
+    try {
+      while (this.#failure === undefined) {
+        if (this.#refused.length > 0) {
+          if (this.#underWay > 0) await this.#change()
+          else await this.#again()
+        } else if (!isExhausted && this.#underWay < this.#options.concurrency) {
+          const next = iterator.next()
+          const then = thenOf(next)
+          const result =
+            then === undefined
+              ? (next as IteratorResult<Message>)
+              : await this.#orFailure(promiseOf(next, then) as Promise<IteratorResult<Message>>)
+          if (result === undefined) break
+          if (result.done === true) isExhausted = true
+          else this.#publish({ index: this.#index++, message: result.value })
+        } else if (this.#underWay > 0) await this.#change()
+        else return
+      }
+    } catch (error) {
+      isExhausted = true
+      this.#fail(error)
+    }
+    if (!isExhausted) leave(iterator)
+    while (this.#underWay > 0 && this.#options.signal?.aborted !== true) await this.#change()
+  }
+
+  get #result(): PublishAllResult {
+    return { published: this.#published, duplicates: this.#duplicates }
+  }
+
+  #publish(item: Refused<Message>): void {
+    this.#underWay++
+    this.#options.publish(item.message).then(
+      ({ duplicate }) => this.#accepted(duplicate),
+      (error: unknown) => this.#rejected(item, error),
+    )
+  }
+
+  #accepted(duplicate: boolean): void {
+    if (duplicate) this.#duplicates++
+    else this.#published++
+    this.#pauseMs = PAUSE_MS_FIRST
+    this.#progress(PROGRESS_MESSAGES)
+    this.#settled()
+  }
+
+  #rejected(item: Refused<Message>, error: unknown): void {
+    if (error instanceof SluiceError && FULL.has(error.code)) {
+      this.#refused.push(item)
+      this.#retryAfterMs = error.retryAfterMs
+    } else this.#fail(error)
+    this.#settled()
+  }
+
+  #settled(): void {
+    this.#underWay--
+    const isHalfFree = this.#refused.length === 0 && this.#underWay <= this.#options.concurrency / 2
+    if (isHalfFree || this.#underWay === 0) this.#wake?.()
+  }
+
+  #fail(error: unknown): void {
+    this.#failure ??= { error }
+    this.#wake?.()
+  }
+
+  #progress(everyMessages: number): void {
+    const confirmed = this.#published + this.#duplicates
+    if (confirmed === this.#told || confirmed - this.#told < everyMessages) return
+    this.#told = confirmed
+    try {
+      this.#options.onProgress?.(this.#result)
+    } catch (error) {
+      this.#fail(error)
+    }
+  }
+
+  /** What was refused goes again, after a pause that doubles while nothing is accepted. */
+  async #again(): Promise<void> {
+    const pauseMs = Math.max(this.#retryAfterMs, this.#pauseMs * (0.5 + this.#options.random() / 2))
+    this.#pauseMs = Math.min(this.#pauseMs * 2, PAUSE_MS_MAX)
+    let timer: NodeJS.Timeout | undefined
+    const pause = new Promise<void>((resolve) => {
+      timer = setTimeout(resolve, Math.min(pauseMs, PAUSE_MS_MAX))
+    })
+    await this.#orFailure(pause)
+    clearTimeout(timer)
+    if (this.#failure !== undefined) return
+    const refused = this.#refused.toSorted((a, b) => a.index - b.index)
+    this.#refused = []
+    for (const item of refused) this.#publish(item)
+    while (this.#underWay > 0 && this.#failure === undefined) await this.#change()
+  }
+
+  /** Resolves when there is room again, nothing is under way, or something has failed. */
+  #change(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#wake = () => {
+        this.#wake = undefined
+        resolve()
+      }
+    })
+  }
+
+  /** The result of `promise`, or undefined once something has failed. */
+  async #orFailure<Result>(promise: Promise<Result>): Promise<Result | undefined> {
+    const failed = new Promise<undefined>((resolve) => {
+      this.#wake = () => {
+        if (this.#failure !== undefined) resolve(undefined)
+      }
+      if (this.#failure !== undefined) resolve(undefined)
+    })
+    const result = await Promise.race([promise, failed])
+    this.#wake = undefined
+    return result
+  }
+}
+
+type Source<Message> = Iterator<Message> | AsyncIterator<Message>
+
+/** @throws SluiceError INVALID_ARGUMENT */
+function iteratorOf<Message>(source: Iterable<Message> | AsyncIterable<Message>): Source<Message> {
+  if ((typeof source === 'object' || typeof source === 'function') && source !== null) {
+    if (Symbol.asyncIterator in source) return source[Symbol.asyncIterator]()
+    if (Symbol.iterator in source) return source[Symbol.iterator]()
+  }
+  throw new SluiceError(
+    'INVALID_ARGUMENT',
+    '`publishAll` takes an iterable or an async iterable of messages, such as an array or a generator.',
+  )
+}
+
+// It is left like a loop by `break`. A generator that waits for something ends when that comes; nothing waits for it.
+function leave(iterator: Source<unknown>): void {
+  try {
+    const result: unknown = iterator.return?.()
+    const then = thenOf(result)
+    if (then !== undefined) promiseOf(result, then).catch(() => {})
+  } catch {
+    // The failure that ended the feed is what its caller gets.
+  }
+}
