@@ -43,7 +43,7 @@ export interface Operation {
  * `slow`: it completes after all that are not.
  */
 export interface Fault {
-  readonly error?: 'EIO' | 'ENOSPC'
+  readonly error?: 'EIO' | 'ENOSPC' | 'EMFILE'
   readonly short?: number
   readonly lie?: boolean
   readonly slow?: boolean

@@ -30,6 +30,8 @@ const MUST_HAPPEN: Readonly<Record<string, number>> = {
   'end fault': 10,
   'log failed': 10,
   'disk full': 5,
+  'reads fail': 5,
+  'log read-failed': 3,
   'clock set': 10,
   // Producers.
   'witnessed confirmed': 5000,

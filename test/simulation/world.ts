@@ -133,6 +133,7 @@ export class World implements Surroundings, Listening, LogListening {
   #directoryFailed = false
   #diskUses = 0
   #fullUntilMs = 0
+  #unreadableUntilMs = 0
   /** There is room again, and the log has not looked since; it does so when a publish asks, and then takes a while. */
   #isLowUnnoticed = false
   #roomSinceMs = 0
@@ -338,6 +339,7 @@ export class World implements Surroundings, Listening, LogListening {
       sleeper.wake()
     }
     if (this.#fullUntilMs > 0 && this.nowMs >= this.#fullUntilMs) this.#unfill()
+    if (this.#unreadableUntilMs > 0 && this.nowMs >= this.#unreadableUntilMs) this.#unfill()
     if (broker === undefined || this.#fatal !== undefined) return
     if (this.brokerMs >= broker.nextDeadline && this.chance.hit(0.7)) broker.tick()
     if (this.nowMs - this.#tickedMs >= TICK_MS) this.#tick(broker)
@@ -482,7 +484,7 @@ export class World implements Surroundings, Listening, LogListening {
     const among = busy.length > 0 && chance.hit(0.6) ? busy : this.#links
     const link = among.length > 0 ? chance.pick(among) : undefined
     const client = link?.client as Client | undefined
-    const kind = chance.int(0, 8)
+    const kind = chance.int(0, 9)
     if (kind <= 2 && link !== undefined) {
       this.#make('connection cut', link)
       this.#sever(link)
@@ -512,6 +514,10 @@ export class World implements Surroundings, Listening, LogListening {
       this.#make('disk full', undefined)
       this.disk.capacityBytes = this.disk.usedBytes + chance.int(0, 1) * this.segmentBytes
       this.#fullUntilMs = this.nowMs + chance.skewed(3_000)
+    } else if (kind === 9 && this.#unreadableUntilMs === 0 && chance.hit(0.3)) {
+      // No file descriptor is free, and the disk is slow to answer: nothing is damaged.
+      this.#make('reads fail', undefined)
+      this.#unreadableUntilMs = this.nowMs + chance.skewed(10_000)
     }
   }
 
@@ -522,7 +528,9 @@ export class World implements Surroundings, Listening, LogListening {
       this.#lowUntilMs = this.nowMs + 3_000
       if (this.nowMs > this.#roomSinceMs + 1_000) this.#isLowUnnoticed = false
     }
-    return this.#fullUntilMs > 0 || this.nowMs < this.#lowUntilMs || this.#faulted
+    return (
+      this.#fullUntilMs > 0 || this.#unreadableUntilMs > 0 || this.nowMs < this.#lowUntilMs || this.#faulted
+    )
   }
 
   #make(what: string, link: Link | undefined): void {
@@ -534,6 +542,7 @@ export class World implements Surroundings, Listening, LogListening {
     this.disk.capacityBytes = Number.POSITIVE_INFINITY
     this.trace.note('disk has room')
     this.#fullUntilMs = 0
+    this.#unreadableUntilMs = 0
     this.#isLowUnnoticed = true
     this.#roomSinceMs = this.nowMs
   }
@@ -553,6 +562,10 @@ export class World implements Surroundings, Listening, LogListening {
       if (operation.kind === 'syncDirectory') this.#directoryFailed = true
       this.trace.note(`fault ${operation.kind} ${operation.name}`)
       return fault
+    }
+    if (this.#unreadableUntilMs > 0) {
+      if (operation.kind === 'open') return { error: 'EMFILE' }
+      if (operation.kind === 'read') return { error: 'EIO' }
     }
     if (operation.kind === 'rename' && operation.name.endsWith('.segment')) this.count('segments recycled')
     return this.chance.hit(0.03) ? { slow: true } : undefined
@@ -680,7 +693,7 @@ export class World implements Surroundings, Listening, LogListening {
       this.#sever(link)
     }
     this.#faultIsDue = undefined
-    if (this.#fullUntilMs > 0) this.#unfill()
+    if (this.#fullUntilMs > 0 || this.#unreadableUntilMs > 0) this.#unfill()
     this.#tallyLife()
     this.disk = isPowerLost
       ? this.disk.crash(this.chance.random, this.#diskOptions())
@@ -779,10 +792,12 @@ export class World implements Surroundings, Listening, LogListening {
     this.trace.note('calm')
     broker.tick()
     await this.#rest()
-    // An entry can wait for a segment that the disk has no room for.
+    // An entry can wait for a segment that the disk has no room for, a delivery for a read that is tried again.
     const isWaiting = (): boolean =>
       this.#fatal !== undefined ||
       this.#fullUntilMs > 0 ||
+      this.#unreadableUntilMs > 0 ||
+      this.#sleepers.length > 0 ||
       this.ledger.written.lsn !== this.ledger.durable.lsn
     if (isWaiting()) return
     const hasRoom = !this.#isLowUnnoticed && this.nowMs >= this.#lowUntilMs && !this.#faulted

@@ -317,6 +317,12 @@ export const ERRORS = {
     retryable: true,
     meaning: 'As many requests that read from disk are under way as the connection, or the broker, may have.',
   },
+  READ_FAILED: {
+    number: 53,
+    scope: 'request',
+    retryable: true,
+    meaning: 'The log could not be read, for a reason that is no damage and may pass.',
+  },
   EARLIER_REFUSED: {
     number: 54,
     scope: 'request',

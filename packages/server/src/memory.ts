@@ -5,7 +5,7 @@
  */
 import { totalmem } from 'node:os'
 import { runInNewContext } from 'node:vm'
-import { setFlagsFromString } from 'node:v8'
+import { getHeapStatistics, setFlagsFromString } from 'node:v8'
 import type { BlocksOptions } from './log/blocks.js'
 
 /** Below this the broker has no room for its parts. */
@@ -64,8 +64,14 @@ export interface Meter {
 export const PROCESS_METER: Meter = {
   read() {
     // Buffers are part of `external`.
-    const { heapUsed, external } = process.memoryUsage()
-    return heapUsed + external
+    try {
+      const { heapUsed, external } = process.memoryUsage()
+      return heapUsed + external
+    } catch {
+      // It opens a file, for a number that is not needed here, and throws without a free descriptor.
+      const { used_heap_size, external_memory } = getHeapStatistics()
+      return used_heap_size + external_memory
+    }
   },
   collect() {
     collect ??= exposedCollector()

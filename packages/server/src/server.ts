@@ -12,6 +12,7 @@ import { FileLog } from './log/file-log.js'
 import { lockDirectory } from './log/lock.js'
 import { MEMORY_BYTES_MIN, MemoryGauge, PROCESS_METER, defaultMemoryBytes, sharesOf } from './memory.js'
 import { Clock, STEP_MS } from './net/clock.js'
+import { connectionsFor, openFilesMax } from './open-files.js'
 import { Listener, type ListenerEvent } from './net/listener.js'
 import { SESSION_DEFAULTS, type Session, type SessionSettings } from './session/session.js'
 import { version } from './version.js'
@@ -30,7 +31,7 @@ export interface ServerOptions {
   readonly segmentBytes?: number
   /** Default 1 MiB. */
   readonly messageBytesMax?: number
-  /** Default 10,000. */
+  /** Default 10,000; fewer where the limit of open files, less 256 for the rest of the broker, is lower. */
   readonly connectionsMax?: number
   /**
    * Memory that the process may use, in bytes; at least 192 MiB. When it is used up, publishes are refused with
@@ -165,10 +166,15 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
         broker.tick()
       }, waitMs)
     }
+    const filesMax = openFilesMax()
+    const wanted = options.connectionsMax ?? 10_000
+    const connectionsMax = connectionsFor(wanted, filesMax)
+    if (connectionsMax < wanted)
+      onEvent('connections are limited by open files', { connectionsMax, wanted, openFilesMax: filesMax })
     listener = new Listener(broker, {
       host: options.host ?? '127.0.0.1',
       port: options.port ?? 7420,
-      connectionsMax: options.connectionsMax ?? 10_000,
+      connectionsMax,
       receiveBytesMax: shares.receiveBytesMax,
       settings: {
         ...SESSION_DEFAULTS,
@@ -226,12 +232,14 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
           clearTimeout(deadline)
           clearInterval(looking)
           await lock.release()
+          await disk.close()
         })()
         return stopping
       },
     }
   } catch (error) {
     await lock.release()
+    await disk.close()
     throw error
   }
 }

@@ -4,6 +4,8 @@ import {
   BATCH_TYPE,
   LIMITS,
   OUTCOME,
+  SluiceError,
+  peekRequest,
   queueName,
   sealBatch,
   writeRecordHead,
@@ -178,6 +180,55 @@ test('a producer is remembered for a week after its connection ended, not after 
 test('does not open on a log that cannot be written', async () => {
   const log = new MemoryLog({ segmentBytes: MIB, beforeAppend: () => Promise.reject(new Error('EIO')) })
   await expect(new Rig(log).open()).rejects.toMatchObject({ code: 'LOG_FAILED' })
+})
+
+describe('a log that cannot be read for a while', () => {
+  async function filled(): Promise<{ rig: Rig; break: () => void; mend: () => void; reads: () => number }> {
+    const log = new MemoryLog({ segmentBytes: MIB })
+    const rig = new Rig(log)
+    await rig.open()
+    for (let i = 0; i < 20; i++)
+      await rig.publish(Array.from({ length: 10 }, (_, j) => `m${i * 10 + j}`.padEnd(1000, '.')))
+    const readRange = log.readRange.bind(log)
+    let broken = false
+    let reads = 0
+    log.readRange = async (position, length) => {
+      if (!broken) return readRange(position, length)
+      reads++
+      // As the file log does it, which pauses between its tries.
+      await turns(1)
+      throw new SluiceError('READ_FAILED', 'The segment could not be read: EMFILE: too many open files.')
+    }
+    return { rig, break: () => (broken = true), mend: () => (broken = false), reads: () => reads }
+  }
+
+  test('ends no consumer, and delivers when it can be read again', async () => {
+    const { rig, break: breakIt, mend, reads } = await filled()
+    breakIt()
+    rig.subscribe(200)
+    await turns(50)
+    expect(reads()).toBeGreaterThan(3)
+    expect(rig.ended).toEqual([])
+    expect(rig.fatal).toEqual([])
+    mend()
+    await turns(200)
+    expect(rig.got.map(({ offset }) => offset)).toEqual(Array.from({ length: 200 }, (_, offset) => offset))
+    rig.broker.audit()
+  })
+
+  test('refuses what operators ask by a code that may be tried again, and fails nothing', async () => {
+    const { rig, break: breakIt, mend } = await filled()
+    breakIt()
+    const peek = peekRequest({ name: JOBS, state: 'ready', limit: 5 })
+    await expect(rig.broker.peek(peek)).rejects.toMatchObject({
+      code: 'READ_FAILED',
+      retryable: true,
+      scope: 'request',
+    })
+    expect(rig.fatal).toEqual([])
+    mend()
+    expect((await rig.broker.peek(peek)).messages).toHaveLength(5)
+  })
 })
 
 describe('damage at rest to the header of a batch', () => {

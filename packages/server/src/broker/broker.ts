@@ -972,6 +972,11 @@ export class Broker {
       },
       (error: unknown) => {
         queue.loading = false
+        if (hasPassed(error)) {
+          // The log has waited between its tries, and reported it; consumers wait on.
+          this.#activate(queue)
+          return
+        }
         if (queue.unreadablePosition !== position) {
           // It may have been purged meanwhile, and its segment given back: looked at once more.
           queue.unreadablePosition = position
@@ -1043,6 +1048,11 @@ export class Broker {
       })
     }
   }
+}
+
+/** Whether a read failed for a reason that is no damage: it may succeed the next time. */
+function hasPassed(error: unknown): boolean {
+  return error instanceof SluiceError && error.code === 'READ_FAILED'
 }
 
 function processingTimeoutMs(subscription: Subscription): number {

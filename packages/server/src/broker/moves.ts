@@ -124,10 +124,12 @@ export class Moves {
       this.#loading.delete(queue)
       wake()
     }
-    this.#records.read(queue, offset).then(done, () => {
-      // As above.
-      const at = queue.moving.indexOf(offset)
-      if (at !== -1) queue.moving.splice(at, 1)
+    this.#records.read(queue, offset).then(done, (error: unknown) => {
+      // As above, unless it can be read another time.
+      if (!(error instanceof SluiceError) || error.code !== 'READ_FAILED') {
+        const at = queue.moving.indexOf(offset)
+        if (at !== -1) queue.moving.splice(at, 1)
+      }
       done()
     })
   }

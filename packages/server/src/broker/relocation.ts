@@ -6,7 +6,7 @@
  * would write, so what is too much is what copying frees. And copying goes in passes, each from the oldest segment to
  * where the log ended when it began; the next one begins only when enough is new since.
  */
-import { BATCH_ATTRIBUTE, BATCH_TYPE, readBatchHeader } from '@sluice/protocol'
+import { BATCH_ATTRIBUTE, BATCH_TYPE, SluiceError, readBatchHeader } from '@sluice/protocol'
 import { DIRECTORY_HEAD_BYTES, PAGE_AT_BYTES, type State } from './state.js'
 import { entryBatches } from '../log/entry.js'
 import type { Log, LogEntry } from '../log/log.js'
@@ -85,9 +85,12 @@ export class Relocation {
         else this.#copy(result.value, nowMs)
         wake()
       },
-      () => {
-        // The segment cannot be read whole: it stays where it is, and deliveries from it say so by themselves.
+      (error: unknown) => {
+        // The segment cannot be read whole: it stays where it is, and deliveries from it say so by themselves. For a
+        // reason that may pass it is tried again.
         this.#reading = false
+        if (error instanceof SluiceError && error.code === 'READ_FAILED')
+          this.before = Math.min(this.before, this.#segmentEnd - this.#log.segmentBytes)
         this.#finish()
       },
     )

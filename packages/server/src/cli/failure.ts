@@ -185,6 +185,10 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
     exit: EXIT.failure,
     advice: 'Stop that broker, or give this one a directory of its own with --data-dir.',
   },
+  READ_FAILED: {
+    exit: EXIT.failure,
+    advice: "Try again; the broker's log says what it could not read.",
+  },
   LOG_CORRUPT: {
     exit: EXIT.failure,
     advice:

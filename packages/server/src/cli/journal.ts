@@ -20,6 +20,8 @@ const LEVELS: Readonly<Record<string, Level>> = {
   'log cut': 'warn',
   'log disk-low': 'warn',
   'log no-segment': 'warn',
+  'log read-failed': 'error',
+  'connections are limited by open files': 'warn',
   'truncation failed': 'error',
   'connections cannot be accepted': 'error',
   'stored messages could not be read': 'error',

@@ -51,10 +51,8 @@ export class Blocks {
   #last: Block | undefined
   /** How much is read where nothing is read ahead: as much as the last batch had. */
   #exactBytes: number = EXACT_BYTES
-  #loads = 0
   /** By position. */
   readonly #loading = new Map<number, Promise<void>>()
-  readonly #loadWaiters: (() => void)[] = []
 
   constructor(log: Log, options: BlocksOptions) {
     this.#log = log
@@ -130,7 +128,7 @@ export class Blocks {
   load(position: number, ahead: boolean): Promise<void> {
     let loading = this.#loading.get(position)
     if (loading === undefined) {
-      loading = this.#loadInTurn(position, ahead).finally(() => this.#loading.delete(position))
+      loading = this.#load(position, ahead).finally(() => this.#loading.delete(position))
       this.#loading.set(position, loading)
     }
     return loading
@@ -144,17 +142,6 @@ export class Blocks {
     if (this.#loading.size > 0 || this.has(position)) return
     // Whether it can be read shows when it is needed.
     this.load(position, true).catch(() => {})
-  }
-
-  async #loadInTurn(position: number, ahead: boolean): Promise<void> {
-    while (this.#loads >= LOADS_MAX) await new Promise<void>((resolve) => this.#loadWaiters.push(resolve))
-    this.#loads++
-    try {
-      await this.#load(position, ahead)
-    } finally {
-      this.#loads--
-      this.#loadWaiters.shift()?.()
-    }
   }
 
   async #load(position: number, ahead: boolean): Promise<void> {
@@ -179,7 +166,7 @@ export class Blocks {
   // quarter of what the broker spent on a message.
   #giveUp(bytes: Uint8Array): void {
     this.#coldBytes -= bytes.length
-    if (bytes.length === this.#options.readAheadBytes && this.#spareCold.length < LOADS_MAX)
+    if (bytes.length === this.#options.readAheadBytes && this.#spareCold.length < SPARE_COLD_MAX)
       this.#spareCold.push(bytes)
   }
 
@@ -220,8 +207,8 @@ export class Blocks {
   }
 }
 
-/** Reads at once: a commit must always find a free thread in libuv's pool of four. */
-const LOADS_MAX = 2
+/** Buffers of cold blocks that are kept to be used again: as many as are read at once. */
+const SPARE_COLD_MAX = 2
 /** Mark of a recent block: its bytes were checked when they came. */
 const RECENT = -2
 /** Least that is read when one message far from the others is needed: most batches with such messages are no longer. */

@@ -63,7 +63,7 @@ test.runIf(process.platform === 'linux')(
     const flags = new Map<string, number>()
     for (const descriptor of await readdir('/proc/self/fd')) {
       const target = await readlink(`/proc/self/fd/${descriptor}`).catch(() => '')
-      if (!target.startsWith(root)) continue
+      if (!target.startsWith(`${root}/`)) continue
       const info = await readFile(`/proc/self/fdinfo/${descriptor}`, 'utf8')
       flags.set(basename(target), Number.parseInt(/flags:\s*(\d+)/.exec(info)![1]!, 8))
     }

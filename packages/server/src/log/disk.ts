@@ -26,9 +26,12 @@ export class ShortTransferError extends Error {
 
 export class NodeDisk implements Disk {
   readonly #path: string
+  /** Of the directory, open for as long as it is used: making a rename durable must not need a free one. */
+  readonly #descriptor: number
 
-  private constructor(path: string) {
+  private constructor(path: string, descriptor: number) {
     this.#path = path
+    this.#descriptor = descriptor
   }
 
   /** The directory at `path`, made with all that lead to it if it is not there. */
@@ -43,7 +46,7 @@ export class NodeDisk implements Disk {
         if (above === top || above === dirname(above)) break
       }
     }
-    return new NodeDisk(whole)
+    return new NodeDisk(whole, await openPath(whole, O_RDONLY | O_DIRECTORY))
   }
 
   get path(): string {
@@ -62,11 +65,7 @@ export class NodeDisk implements Disk {
       O_NOFOLLOW |
       (options.create === true ? O_CREAT | O_EXCL : 0) |
       (durable && HAS_O_DSYNC ? O_DSYNC : 0)
-    const path = this.#pathOf(name)
-    const descriptor = await new Promise<number>((done, fail) => {
-      fs.open(path, flags, 0o600, (error, opened) => (error ? fail(error) : done(opened)))
-    })
-    return NodeFile.of(descriptor, name, durable && !HAS_O_DSYNC)
+    return NodeFile.of(await openPath(this.#pathOf(name), flags), name, durable && !HAS_O_DSYNC)
   }
 
   async rename(from: string, to: string): Promise<void> {
@@ -77,8 +76,17 @@ export class NodeDisk implements Disk {
     await fs.promises.unlink(this.#pathOf(name))
   }
 
-  async syncDirectory(): Promise<void> {
-    await syncPath(this.#path)
+  syncDirectory(): Promise<void> {
+    return new Promise((done, fail) => {
+      fs.fsync(this.#descriptor, (error) => (error ? fail(error) : done()))
+    })
+  }
+
+  /** Nothing here is used any more. */
+  close(): Promise<void> {
+    return new Promise((done, fail) => {
+      fs.close(this.#descriptor, (error) => (error ? fail(error) : done()))
+    })
   }
 
   async space(): Promise<{ freeBytes: number; totalBytes: number }> {
@@ -163,6 +171,12 @@ class NodeFile implements DiskFile {
     if (this.#closed) throw new Error(`${this.#name} is closed`)
     return this.#descriptor
   }
+}
+
+function openPath(path: string, flags: number): Promise<number> {
+  return new Promise((done, fail) => {
+    fs.open(path, flags, 0o600, (error, opened) => (error ? fail(error) : done(opened)))
+  })
 }
 
 async function syncPath(path: string): Promise<void> {

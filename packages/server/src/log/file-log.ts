@@ -15,7 +15,7 @@ import {
 } from './entry.js'
 import { Fuse } from './fuse.js'
 import type { LogNotice, Notify } from './fuse.js'
-import type { Disk, DiskFile, Log, LogBounds, LogEntry, LogUsage } from './log.js'
+import type { Disk, Log, LogBounds, LogEntry, LogUsage } from './log.js'
 import { Readers } from './readers.js'
 import type { Reader } from './readers.js'
 import {
@@ -86,7 +86,11 @@ export class FileLog implements Log {
     this.#notify = (kind, text) => options.onNotice?.({ kind, text })
     // Who waits for a segment is told that there will be none.
     this.#fuse = new Fuse(this.#notify, () => this.#supply?.wake())
-    this.#readers = new Readers(options.disk)
+    this.#readers = new Readers({
+      disk: options.disk,
+      notify: this.#notify,
+      sleep: options.sleep ?? sleepReferenced,
+    })
     this.#segmentBytes = options.segmentBytes ?? SEGMENT_BYTES_DEFAULT
     if (!segmentBytesFit(this.#segmentBytes)) {
       throw new RangeError(`a segment cannot have ${this.#segmentBytes} bytes`)
@@ -269,8 +273,7 @@ export class FileLog implements Log {
       if (number > this.#durableSegment || isBehind) return
       const reader = this.#acquire(number)
       try {
-        const file = await reader.file
-        const header = readSegmentHeader(await file.read(0, SEGMENT_HEADER_BYTES))
+        const header = readSegmentHeader(await reader.read(0, SEGMENT_HEADER_BYTES))
         if (header?.number !== number || header.salt !== this.#salt) {
           throw corrupt(segmentName(number), 0, 'the header of the segment is damaged')
         }
@@ -286,7 +289,7 @@ export class FileLog implements Log {
           previousCrc = header.previousCrc
         }
         const from = { at, segmentStart: number * this.#segmentBytes, salt: this.#salt, lsn, previousCrc }
-        let walker = new EntryWalker(file, from)
+        let walker = new EntryWalker(reader, from)
         for (;;) {
           // Re-read each time: entries are appended, and the next segment begun, while a reader is on its way.
           const isLast = number === this.#durableSegment
@@ -307,7 +310,7 @@ export class FileLog implements Log {
           }
           if (walker.lsn === undefined) {
             // The first of all: is it damaged, or the segment full here, or no entry's place? Its start knows.
-            walker = await this.#walkTo(file, header, number, entryAt)
+            walker = await this.#walkTo(reader, header, number, entryAt)
             continue
           }
           if (!isLast && (await this.#endsHere(number, walker.lsn, walker.previousCrc))) break
@@ -324,8 +327,8 @@ export class FileLog implements Log {
   }
 
   /** A walker that came to `at` from the start of the segment and so knows what must stand there. */
-  async #walkTo(file: DiskFile, header: SegmentHeader, number: number, at: number): Promise<EntryWalker> {
-    const walker = new EntryWalker(file, {
+  async #walkTo(reader: Reader, header: SegmentHeader, number: number, at: number): Promise<EntryWalker> {
+    const walker = new EntryWalker(reader, {
       at: SEGMENT_HEADER_BYTES,
       segmentStart: number * this.#segmentBytes,
       salt: this.#salt,
@@ -346,7 +349,7 @@ export class FileLog implements Log {
   async #endsHere(number: number, lsn: number, previousCrc: number | undefined): Promise<boolean> {
     const reader = this.#acquire(number + 1)
     try {
-      const header = readSegmentHeader(await (await reader.file).read(0, SEGMENT_HEADER_BYTES))
+      const header = readSegmentHeader(await reader.read(0, SEGMENT_HEADER_BYTES))
       if (header?.number !== number + 1) {
         throw corrupt(segmentName(number + 1), 0, 'the header of the segment is damaged')
       }
@@ -366,7 +369,7 @@ export class FileLog implements Log {
     }
     const reader = this.#acquire(number)
     try {
-      return await (await reader.file).read(at, length, into)
+      return await reader.read(at, length, into)
     } finally {
       this.#readers.release(reader)
     }
@@ -397,6 +400,11 @@ export class FileLog implements Log {
     if (this.#supply === undefined || this.#fuse.closed) throw new Error('the log is not open')
     return this.#supply
   }
+}
+
+// A read that somebody waits for: a process that starts must not end meanwhile.
+function sleepReferenced(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms))
 }
 
 function sleepUnreferenced(ms: number): Promise<void> {

@@ -9,7 +9,7 @@ import { SluiceError } from '@sluice/protocol'
 
 /** What an operator should hear of; the log goes on after each but `failed`. */
 export interface LogNotice {
-  readonly kind: 'meta-rebuilt' | 'cut' | 'disk-low' | 'disk-ok' | 'no-segment' | 'failed'
+  readonly kind: 'meta-rebuilt' | 'cut' | 'disk-low' | 'disk-ok' | 'no-segment' | 'read-failed' | 'failed'
   readonly text: string
 }
 

@@ -190,14 +190,14 @@ export class EntryWalker {
   /** What the next entry must say. Unknown at the start of a walk from the middle of a segment. */
   lsn: number | undefined
   previousCrc: number | undefined
-  readonly #file: DiskFile
+  readonly #file: Pick<DiskFile, 'read'>
   readonly #segmentStart: number
   readonly #salt: number
   #window: Uint8Array = new Uint8Array(0)
   #windowAt = 0
 
   constructor(
-    file: DiskFile,
+    file: Pick<DiskFile, 'read'>,
     from: {
       readonly at: number
       /** Position of the segment's first byte. */

@@ -32,9 +32,10 @@ const TICK_MS = 50
 const REST_MS = 0.5
 
 /**
- * Connections that have no place and are not gone: refused ones that wait for HELLO, closed ones that flush. Beyond
- * this the oldest is cut off.
+ * Connections that have no place and are not gone: refused ones that wait for HELLO, closed ones that flush. Beyond a
+ * quarter of the places, within these bounds, the oldest is cut off.
  */
+const PARTING_MIN = 16
 const PARTING_MAX = 128
 
 /** Pause before the port is opened again after a connection could not be accepted. */
@@ -57,6 +58,7 @@ export class Listener {
   #server: Server
   readonly #links = new Map<Session, Link>()
   readonly #parting = new Map<Session, Link>()
+  readonly #partingMax: number
   #address: AddressInfo | undefined
   #ticker: NodeJS.Timeout | undefined
   #retry: NodeJS.Timeout | undefined
@@ -68,6 +70,7 @@ export class Listener {
   constructor(broker: Broker, options: ListenerOptions) {
     this.#broker = broker
     this.#options = options
+    this.#partingMax = Math.max(PARTING_MIN, Math.min(options.connectionsMax >> 2, PARTING_MAX))
     this.#server = this.#newServer()
   }
 
@@ -225,7 +228,7 @@ export class Listener {
   // It has no place any more, or never had one; its socket may take a moment to be told and to flush.
   #part(session: Session, link: Link): void {
     this.#parting.set(session, link)
-    if (this.#parting.size <= PARTING_MAX) return
+    if (this.#parting.size <= this.#partingMax) return
     for (const [oldest, { socket }] of this.#parting) {
       this.#parting.delete(oldest)
       socket.destroy()
