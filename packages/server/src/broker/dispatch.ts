@@ -61,11 +61,8 @@ export class Dispatcher {
       if (other !== position && !this.#blocks.has(other)) others.add(other)
     })
     if (near * 2 > upcoming) return this.#blocks.load(position, true)
-    const loads = [...others].map((other) => this.#blocks.load(other, false))
-    // Whether one of these can be read shows when it is needed.
-    const rest = Promise.allSettled(loads)
-    await this.#blocks.load(position, false)
-    await rest
+    const needed = this.#blocks.load(position, false)
+    await Promise.all([needed, this.#blocks.loadAhead(others)])
   }
 
   /**

@@ -1,5 +1,5 @@
 import { BATCH_HEADER_BYTES, BATCH_TYPE, sealBatch } from '@sluice/protocol'
-import { expect, test } from 'vitest'
+import { describe, expect, test } from 'vitest'
 import { BLOCKS_DEFAULTS, Blocks } from './blocks.js'
 import { MemoryLog } from './memory-log.js'
 
@@ -67,6 +67,87 @@ test('early reads leave room for those that somebody waits for', async () => {
   for (let at = 0; at < length; at += BATCH_BYTES) blocks.loadEarly(at)
   await new Promise<void>((resolve) => setImmediate(resolve))
   expect(reads).toEqual([0])
+})
+
+describe('what is read before it is needed', () => {
+  const CACHE = 8
+  const settings = { ...BLOCKS_DEFAULTS, coldBytes: CACHE * BATCH_BYTES, readAheadBytes: BATCH_BYTES }
+
+  // A batch that is read by itself, as long as it is and no longer.
+  function exactly(count: number): ReturnType<typeof storedBatches> {
+    const stored = storedBatches(count)
+    const { log } = stored
+    const read = log.readRange.bind(log)
+    log.readRange = async (position) => read(position, BATCH_BYTES)
+    return stored
+  }
+
+  test('takes no more than half of the cache until it is used, and each part is read once', async () => {
+    const { log, length, reads } = exactly(200)
+    const blocks = new Blocks(log, settings)
+    blocks.setDurable(length)
+    const positions = Array.from({ length: 200 }, (_, index) => index * BATCH_BYTES)
+    // Due in an order of their own, and each time as many are known as a queue looks ahead.
+    const due = positions.map((_, index) => positions[(index * 77) % 200]!)
+    for (let at = 0; at < due.length; at++) {
+      if (blocks.findBatch(due[at]!) !== undefined) continue
+      const needed = blocks.load(due[at]!, false)
+      await Promise.all([needed, blocks.loadAhead(due.slice(at + 1, at + 65))])
+      expect(blocks.findBatch(due[at]!)).toBeDefined()
+      expect(due.slice(at + 1).filter((position) => blocks.has(position)).length).toBeLessThanOrEqual(
+        CACHE / 2,
+      )
+    }
+    expect(reads.length).toBe(200)
+  })
+
+  test('is not pushed out by what another queue reads and uses', async () => {
+    const { log, length, reads } = exactly(100)
+    const blocks = new Blocks(log, settings)
+    blocks.setDurable(length)
+    // How long batches are shows with the first one.
+    await blocks.load(99 * BATCH_BYTES, false)
+    blocks.findBatch(99 * BATCH_BYTES)
+    await blocks.loadAhead([0, 1, 2, 3].map((index) => index * BATCH_BYTES))
+    const early = reads.length - 1
+    expect(early).toBeGreaterThan(1)
+    for (let index = 10; index < 30; index++) {
+      await blocks.load(index * BATCH_BYTES, false)
+      expect(blocks.findBatch(index * BATCH_BYTES)).toBeDefined()
+    }
+    for (let index = 0; index < early; index++) expect(blocks.has(index * BATCH_BYTES)).toBe(true)
+    // What nobody comes for is given up in the end, and others may read ahead again.
+    for (let index = 30; index < 90; index++) {
+      await blocks.load(index * BATCH_BYTES, false)
+      blocks.findBatch(index * BATCH_BYTES)
+    }
+    for (let index = 0; index < early; index++) expect(blocks.has(index * BATCH_BYTES)).toBe(false)
+    const before = reads.length
+    await blocks.loadAhead([90, 91].map((index) => index * BATCH_BYTES))
+    expect(reads.length).toBe(before + 2)
+  })
+
+  test('is less for each of many that are read in order, and as much as before when they are few', async () => {
+    const { log, length } = storedBatches(2_000)
+    const readAheadBytes = 16 * BATCH_BYTES
+    const blocks = new Blocks(log, { ...settings, readAheadBytes, coldBytes: 4 * readAheadBytes })
+    blocks.setDurable(length)
+    const readInOrder = async (queues: number, rounds: number): Promise<void> => {
+      for (let round = 0; round < rounds; round++) {
+        for (let queue = 0; queue < queues; queue++) {
+          const position = (queue * 100 + round) * BATCH_BYTES
+          if (blocks.findBatch(position) !== undefined) continue
+          await blocks.load(position, true)
+          expect(blocks.findBatch(position)).toBeDefined()
+        }
+      }
+    }
+    await readInOrder(20, 10)
+    expect(blocks.readAheadBytes).toBeLessThanOrEqual(readAheadBytes / 4)
+    await readInOrder(1, 100)
+    await readInOrder(1, 100)
+    expect(blocks.readAheadBytes).toBe(readAheadBytes)
+  })
 })
 
 test('parts that are read in order go through memory that is used again, and those that are still there stay as they were', async () => {

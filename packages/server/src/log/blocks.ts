@@ -14,8 +14,10 @@ export interface Block {
   bytes: Uint8Array
   /** Bytes that are valid. */
   used: number
-  /** Of a cold block: the batch whose checksum was compared last. */
+  /** Of a cold block: the batch whose checksum was compared last; -1 while it has not been used. */
   checkedPosition: number
+  /** Of a cold block: how much had been read back when it came. */
+  readonly arrivedAtBytes: number
   /** Whether what comes after it needs no more looking for: only a part that is read in order has something to follow. */
   isFollowed: boolean
 }
@@ -48,6 +50,12 @@ export class Blocks {
   #recentBytes = 0
   #coldBytes = 0
   #durable = 0
+  /** All that was read back so far. */
+  #readBytes = 0
+  /** How much is read ahead now: less than the most while blocks go before they are used. */
+  #aheadBytes: number
+  /** Length of the batch that was read last by itself. */
+  #typicalBytes: number = EXACT_BYTES
   #last: Block | undefined
   /** How much is read where nothing is read ahead: as much as the last batch had. */
   #exactBytes: number = EXACT_BYTES
@@ -57,16 +65,17 @@ export class Blocks {
   constructor(log: Log, options: BlocksOptions) {
     this.#log = log
     this.#options = options
+    this.#aheadBytes = options.readAheadBytes
   }
 
   /** How much is read with a batch that is read ahead of. */
   get readAheadBytes(): number {
-    return this.#options.readAheadBytes
+    return this.#aheadBytes
   }
 
   get memoryBytes(): number {
-    const { blockBytes, readAheadBytes } = this.#options
-    const spareBytes = this.#spare.length * blockBytes + this.#spareCold.length * readAheadBytes
+    let spareBytes = this.#spare.length * this.#options.blockBytes
+    for (const bytes of this.#spareCold) spareBytes += bytes.length
     return this.#recentBytes + this.#coldBytes + spareBytes
   }
 
@@ -79,6 +88,7 @@ export class Blocks {
       bytes: spare ?? new Uint8Array(size),
       used: 0,
       checkedPosition: -1,
+      arrivedAtBytes: 0,
       isFollowed: true,
     }
     this.#recent.push(block)
@@ -139,35 +149,93 @@ export class Blocks {
    * is read: what somebody waits for goes first, and what many queues read early would push each other out.
    */
   loadEarly(position: number): void {
-    if (this.#loading.size > 0 || this.has(position)) return
+    if (this.#loading.size > 0 || this.has(position) || !this.#hasRoomFor(this.#aheadBytes)) return
     // Whether it can be read shows when it is needed.
     this.load(position, true).catch(() => {})
+  }
+
+  /**
+   * Reads the batches at `positions` before anybody waits for them, as many of the first ones as have room until they are
+   * used. Resolves when that is done; whether one can be read shows when it is needed.
+   */
+  async loadAhead(positions: Iterable<number>): Promise<void> {
+    const left = positions[Symbol.iterator]()
+    const readOn = async (): Promise<void> => {
+      for (let next = left.next(); next.done !== true; next = left.next()) {
+        if (this.has(next.value)) continue
+        // With what is being read meanwhile, which is not in the cache yet.
+        if (!this.#hasRoomFor(this.#typicalBytes * (this.#loading.size + 1))) return
+        await this.load(next.value, false).catch(() => {})
+      }
+    }
+    // The length of a batch is known once it is read, so only a few are read at once.
+    await Promise.all([readOn(), readOn()])
+  }
+
+  // What is read before it is needed takes no more than half of the cache until it is used: more would push out what
+  // comes first in favour of what comes later, and be read again.
+  #hasRoomFor(bytes: number): boolean {
+    let unused = bytes
+    for (const block of this.#cold) if (!this.#isSpent(block)) unused += block.bytes.length
+    return unused <= this.#options.coldBytes / 2
+  }
+
+  // It was used, or it came so long ago that what it was read for is gone.
+  #isSpent({ checkedPosition, arrivedAtBytes }: Block): boolean {
+    return checkedPosition !== -1 || this.#readBytes - arrivedAtBytes > STALE_AT * this.#options.coldBytes
   }
 
   async #load(position: number, ahead: boolean): Promise<void> {
     const segmentEnd = (Math.floor(position / this.#log.segmentBytes) + 1) * this.#log.segmentBytes
     const end = Math.min(segmentEnd, this.#durable > position ? this.#durable : segmentEnd)
-    const { readAheadBytes } = this.#options
-    const wanted = Math.min(ahead ? readAheadBytes : this.#exactBytes, end - position)
-    const spare = wanted === readAheadBytes ? this.#spareCold.pop() : undefined
+    const wanted = Math.min(ahead ? this.#aheadBytes : this.#exactBytes, end - position)
+    const spare = this.#spareCold.at(-1)?.length === wanted ? this.#spareCold.pop() : undefined
     let bytes = await this.#log.readRange(position, wanted, spare)
     const length = bytes.length < BATCH_HEADER_BYTES ? Infinity : readU32(bytes, 0)
     if (length > end - position) throw corrupt(position)
-    if (!ahead) this.#exactBytes = Math.max(EXACT_BYTES, Math.min(length, LIMITS.batchBytesTarget))
+    if (!ahead) {
+      this.#typicalBytes = length
+      this.#exactBytes = Math.max(EXACT_BYTES, Math.min(length, LIMITS.batchBytesTarget))
+    }
     if (length > bytes.length) bytes = await this.#log.readRange(position, length)
-    this.#cold.push({ position, bytes, used: bytes.length, checkedPosition: -1, isFollowed: !ahead })
+    this.#readBytes += bytes.length
+    this.#cold.push({
+      position,
+      bytes,
+      used: bytes.length,
+      checkedPosition: -1,
+      arrivedAtBytes: this.#readBytes,
+      isFollowed: !ahead,
+    })
     this.#coldBytes += bytes.length
     this.#last = undefined
-    while (this.#coldBytes > this.#options.coldBytes && this.#cold.length > 1)
-      this.#giveUp(this.#cold.shift()!.bytes)
+    while (this.#coldBytes > this.#options.coldBytes && this.#cold.length > 1) this.#evictCold()
   }
 
-  // Used again: new memory for all that a long backlog is read through was a full garbage collection every 130 ms, and a
-  // quarter of what the broker spent on a message.
-  #giveUp(bytes: Uint8Array): void {
+  // What was used goes first; else what came first.
+  #evictCold(): void {
+    const spent = this.#cold.findIndex((block) => this.#isSpent(block))
+    const [block] = this.#cold.splice(Math.max(0, spent), 1)
+    const { position, bytes, checkedPosition } = block!
     this.#coldBytes -= bytes.length
-    if (bytes.length === this.#options.readAheadBytes && this.#spareCold.length < SPARE_COLD_MAX)
-      this.#spareCold.push(bytes)
+    const isAhead = bytes.length === this.#aheadBytes
+    // Used again: new memory for all that a long backlog is read through was a full garbage collection every 130 ms, and
+    // a quarter of what the broker spent on a message.
+    if (isAhead && this.#spareCold.length < SPARE_COLD_MAX) this.#spareCold.push(bytes)
+    if (bytes.length < this.#aheadBytes) return
+    // Where many queues are read in order, each block has less time. Reading less leaves it more.
+    const { readAheadBytes } = this.#options
+    const last = checkedPosition - position
+    const usedPart = checkedPosition === -1 ? 0 : (last + readU32(bytes, last)) / bytes.length
+    if (usedPart < AHEAD_LESS_AT)
+      this.#setAhead(Math.max(this.#aheadBytes / 2, readAheadBytes / AHEAD_PARTS_MAX))
+    else if (usedPart > AHEAD_MORE_AT) this.#setAhead(Math.min(this.#aheadBytes * 2, readAheadBytes))
+  }
+
+  #setAhead(bytes: number): void {
+    if (bytes === this.#aheadBytes) return
+    this.#aheadBytes = bytes
+    this.#spareCold.length = 0
   }
 
   #find(position: number): Block | undefined {
@@ -207,6 +275,12 @@ export class Blocks {
   }
 }
 
+/** After the cache was read this many times over, a block that was not used is not waited for any more. */
+const STALE_AT = 4
+/** Reading ahead shrinks when less than this part of a block was used, down to one of these parts, and grows above. */
+const AHEAD_LESS_AT = 0.25
+const AHEAD_MORE_AT = 0.75
+const AHEAD_PARTS_MAX = 8
 /** Buffers of cold blocks that are kept to be used again: as many as are read at once. */
 const SPARE_COLD_MAX = 2
 /** Mark of a recent block: its bytes were checked when they came. */
