@@ -453,6 +453,20 @@ describe.concurrent('connections', () => {
 })
 
 describe.concurrent('serve', () => {
+  test.runIf(process.platform === 'linux')(
+    'refuses a place where no directory can be, with a sentence that names it',
+    async () => {
+      const places: [string, RegExp, RegExp][] = [
+        ['/proc/x', /\/proc\/x cannot be used: no such file or directory/, /path/],
+        ['/dev/null', /\/dev\/null cannot be used: not a directory/, /file/],
+        ['/dev/null/x', /\/dev\/null\/x cannot be used: not a directory/, /file/],
+        [`/tmp/${'x'.repeat(300)}`, /cannot be used: name too long/, /shorter/],
+      ]
+      for (const [place, what, advice] of places)
+        expectFailure(await run(['serve', '--port', '0', '--data-dir', place]), 1, what, advice)
+    },
+  )
+
   test('a second broker on the same directory, or on the same port', async () => {
     const [locked, taken] = await Promise.all([
       run(['serve', '--port', '0', '--data-dir', broker.dataDir]),

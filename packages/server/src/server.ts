@@ -20,6 +20,8 @@ import { version } from './version.js'
 export interface ServerOptions {
   /** Default './data'. Made if it is missing. */
   readonly dataDir?: string
+  /** Takes over a data directory on a network file system that a broker of another machine may use. */
+  readonly forceLock?: boolean
   /** Default '127.0.0.1'. */
   readonly host?: string
   /** Default 7420; 0 lets the system choose. */
@@ -106,8 +108,16 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
     )
   }
   const dataDir = resolve(options.dataDir ?? './data')
-  const disk = await NodeDisk.at(dataDir)
-  const lock = await lockDirectory(dataDir)
+  const disk = await NodeDisk.at(dataDir).catch((error: unknown) => {
+    throw unusable(dataDir, error)
+  })
+  const lock = await lockDirectory(dataDir, {
+    force: options.forceLock ?? false,
+    onLost: (error) => onFatal(error),
+  }).catch(async (error: unknown) => {
+    await disk.close()
+    throw unusable(dataDir, error)
+  })
   const clock = new Clock()
   const onEvent = options.onEvent ?? ((): void => {})
   const shares = sharesOf(budgetBytes)
@@ -242,6 +252,15 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
     await disk.close()
     throw error
   }
+}
+
+/** The system's error as a sentence that names the directory, with its code; any other error as it is. */
+function unusable(dataDir: string, error: unknown): unknown {
+  const { code, message } = error as NodeJS.ErrnoException
+  const reason = /^E[A-Z0-9]+: ([^,]+)/.exec(message)?.[1]
+  if (error instanceof SluiceError || reason === undefined) return error
+  const text = `The data directory ${dataDir} cannot be used: ${reason}.`
+  return Object.assign(new Error(text, { cause: error }), { code })
 }
 
 /** In [0, 1), from the system's generator: the keys of hashes come from it, and nobody shall guess them. */

@@ -221,6 +221,10 @@ const SYSTEM_ROWS: Readonly<Record<string, Row>> = {
   ENOTDIR: { exit: EXIT.failure, advice: 'Check the path: a part of it is a file.' },
   EEXIST: { exit: EXIT.failure, advice: 'Check the path: a file is in the way.' },
   EISDIR: { exit: EXIT.failure, advice: 'Check the path: it is a directory.' },
+  ENAMETOOLONG: { exit: EXIT.failure, advice: 'Choose a shorter path.' },
+  ELOOP: { exit: EXIT.failure, advice: 'Check the path: its symbolic links lead to themselves.' },
+  EDQUOT: { exit: EXIT.failure, advice: 'Free space, or raise the quota.' },
+  ENFILE: { exit: EXIT.failure, advice: 'The machine has too many open files: stop what has them open.' },
   EMFILE: { exit: EXIT.failure, advice: 'Allow more open files: `ulimit -n`.' },
   EIO: { exit: EXIT.failure, advice: 'Check the disk.' },
 }

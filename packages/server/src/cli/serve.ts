@@ -21,6 +21,8 @@ import { version } from '../version.js'
 
 /** The longest that stopping in order may take. */
 const STOP_MS_MAX = 9_500
+/** How long a start that is to be stopped may go on; a start writes nothing that the next one would miss. */
+const START_MS_MAX = 2_000
 
 export const serve = command({
   builder: (yargs) => {
@@ -35,6 +37,11 @@ export const serve = command({
     return yargs
       .hide('url')
       .hide('timeout')
+      .option('force-lock', {
+        type: 'boolean',
+        default: false,
+        describe: 'Take over a data directory on a network file system whose broker is gone for good',
+      })
       .describe('json', 'Log JSON on a terminal too')
       .epilogue(
         'A flag goes before its variable, that before the default. SIGTERM and SIGINT stop the broker in order, within ' +
@@ -58,13 +65,19 @@ export const serve = command({
     const isForPeople = process.stderr.isTTY && !options.json
     const journal = await Journal.open(settings['log-level'], isForPeople)
     for (const { name } of strangers) journal.event('variable is not a setting', { name }, 'warn')
-    await run(settings, journal, isForPeople)
+    await run(settings, options['force-lock'] === true, journal, isForPeople)
   },
 })
 
-async function run(settings: Settings, journal: Journal, isForPeople: boolean): Promise<void> {
+async function run(
+  settings: Settings,
+  forceLock: boolean,
+  journal: Journal,
+  isForPeople: boolean,
+): Promise<void> {
   const starting = startServer({
     dataDir: settings['data-dir'],
+    forceLock,
     host: settings.host,
     port: settings.port,
     segmentBytes: settings['segment-bytes'],
@@ -100,6 +113,10 @@ async function stop(starting: Promise<RunningServer>, journal: Journal): Promise
     journal.event('stopping takes too long, ended', { afterMs: STOP_MS_MAX }, 'error')
     process.exit(EXIT.failure)
   }, STOP_MS_MAX)
+  const ended = setTimeout(() => {
+    journal.event('stopped while it started', { afterMs: START_MS_MAX })
+    process.exit(EXIT.ok)
+  }, START_MS_MAX)
   let server: RunningServer
   try {
     server = await starting
@@ -107,6 +124,8 @@ async function stop(starting: Promise<RunningServer>, journal: Journal): Promise
     // The start has failed, and says so itself.
     clearTimeout(overdue)
     return
+  } finally {
+    clearTimeout(ended)
   }
   try {
     await server.stop()

@@ -2,9 +2,9 @@ import { constants } from 'node:fs'
 import { mkdtemp, readFile, readdir, readlink, rm, stat, symlink, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
-import { afterEach, beforeEach, expect, test } from 'vitest'
+import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { EntryWriter } from '../../../../test/simulation/entries.js'
-import { NodeDisk } from './disk.js'
+import { NodeDisk, makeDirectory } from './disk.js'
 import { FileLog } from './file-log.js'
 import { segmentName } from './segment.js'
 
@@ -165,4 +165,28 @@ test('a log on a real disk is found again after it was closed, truncated and tor
   expect(found).toBeGreaterThan(38)
   await second.writer.append([1])
   await second.log.close()
+})
+
+describe('a directory that is made', () => {
+  test('has all that lead to it, and may be there already', async () => {
+    const deep = join(root, 'a', 'b', 'c')
+    await Promise.all(Array.from({ length: 10 }, () => makeDirectory(deep)))
+    await makeDirectory(deep)
+    expect((await stat(deep)).isDirectory()).toBe(true)
+    expect((await stat(join(root, 'a'))).mode & 0o777).toBe(0o700)
+  })
+
+  test('is refused where a file is in the way', async () => {
+    await writeFile(join(root, 'file'), '')
+    for (const path of [join(root, 'file'), join(root, 'file', 'below')])
+      await expect(makeDirectory(path)).rejects.toMatchObject({ code: 'ENOTDIR' })
+  })
+
+  test.runIf(process.platform === 'linux')(
+    'is refused, and not tried without end, where none can be',
+    async () => {
+      await expect(makeDirectory('/proc/x')).rejects.toMatchObject({ code: 'ENOENT' })
+      await expect(makeDirectory('/proc/x/y')).rejects.toMatchObject({ code: 'ENOENT' })
+    },
+  )
 })

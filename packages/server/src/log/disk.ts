@@ -37,15 +37,7 @@ export class NodeDisk implements Disk {
   /** The directory at `path`, made with all that lead to it if it is not there. */
   static async at(path: string): Promise<NodeDisk> {
     const whole = resolve(path)
-    const made = await fs.promises.mkdir(whole, { recursive: true, mode: 0o700 })
-    if (made !== undefined) {
-      // A directory is as durable as its name in the one above it.
-      const top = dirname(made)
-      for (let above = dirname(whole); ; above = dirname(above)) {
-        await syncPath(above)
-        if (above === top || above === dirname(above)) break
-      }
-    }
+    await makeDirectory(whole)
     return new NodeDisk(whole, await openPath(whole, O_RDONLY | O_DIRECTORY))
   }
 
@@ -170,6 +162,34 @@ class NodeFile implements DiskFile {
   #open(): number {
     if (this.#closed) throw new Error(`${this.#name} is closed`)
     return this.#descriptor
+  }
+}
+
+/**
+ * Makes the directory and those that lead to it, durably. One by one and each once: Node's own way tries without end where
+ * the system says of a directory that it neither is there nor can be made, as /proc does.
+ */
+export async function makeDirectory(path: string): Promise<void> {
+  const missing: string[] = []
+  for (let above = resolve(path); !(await isDirectory(above)); above = dirname(above)) missing.push(above)
+  for (const directory of missing.toReversed()) {
+    await fs.promises.mkdir(directory, { mode: 0o700 }).catch(async (error: NodeJS.ErrnoException) => {
+      if (error.code !== 'EEXIST' || !(await isDirectory(directory))) throw error
+    })
+    // A directory is as durable as its name in the one above it.
+    await syncPath(dirname(directory))
+  }
+}
+
+// Whether it is there. @throws the system's error when a part of the path is something else, or may not be looked at
+async function isDirectory(path: string): Promise<boolean> {
+  try {
+    const found = await fs.promises.stat(path)
+    if (found.isDirectory()) return true
+    throw Object.assign(new Error(`ENOTDIR: not a directory, open '${path}'`), { code: 'ENOTDIR' })
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false
+    throw error
   }
 }
 

@@ -1,9 +1,9 @@
 import { SluiceError } from '@sluice/protocol'
 import { spawn } from 'node:child_process'
-import { mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises'
+import { mkdtemp, readFile, readdir, rename, rm, stat, utimes, writeFile } from 'node:fs/promises'
 import { hostname, tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterEach, beforeEach, expect, test } from 'vitest'
+import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { LOCK_NAME, lockDirectory } from './lock.js'
 
 const isLinux = process.platform === 'linux'
@@ -65,39 +65,118 @@ test('of many that start at once one gets it', async () => {
   await won[0]!.value.release()
 })
 
-test.runIf(isLinux)('a process that is killed frees it, and its file is no obstacle', async () => {
-  // Only the socket: what the kernel frees must not depend on anything that the process does at its end.
-  const { dev, ino } = await stat(root, { bigint: true })
-  const child = spawn(process.execPath, [
-    '-e',
-    `require('net').createServer().listen({ path: '\\0sluice-${dev}-${ino}' }, () => console.log('held')); setInterval(() => 0, 1000)`,
-  ])
-  try {
+const ELSEWHERE = JSON.stringify({ host: 'elsewhere', boot: 'b', pid: 1 })
+
+async function sockets(): Promise<string[]> {
+  return (await readdir(root)).filter((name) => name.endsWith('.socket'))
+}
+
+describe.runIf(isLinux)('a socket in the directory', () => {
+  async function holding(said: string): Promise<{ readonly pid: number; kill(): Promise<void> }> {
+    const child = spawn(
+      process.execPath,
+      [
+        '-e',
+        `require('net').createServer((c) => c.end('${said}')).listen('lock.0000000000000000.socket', () => console.log('held')); setInterval(() => 0, 1000)`,
+      ],
+      { cwd: root },
+    )
     await new Promise<void>((resolve) => child.stdout.once('data', () => resolve()))
-    await writeFile(file, `${JSON.stringify({ host: hostname(), boot: 'this', pid: child.pid })}\n`)
-    const error = await refusal()
-    expect(error.code).toBe('DATA_DIR_LOCKED')
-    expect(error.message).toContain(`process id ${child.pid}`)
-  } finally {
-    child.kill('SIGKILL')
-    await new Promise<void>((resolve) => child.once('close', () => resolve()))
+    return {
+      pid: child.pid!,
+      kill: async () => {
+        child.kill('SIGKILL')
+        await new Promise<void>((resolve) => child.once('close', () => resolve()))
+      },
+    }
   }
-  const lock = await lockDirectory(root)
+
+  test('keeps the directory for whom it answers, of whatever host, and no file is needed for it', async () => {
+    const child = await holding('o')
+    try {
+      expect((await refusal()).code).toBe('DATA_DIR_LOCKED')
+      await writeFile(file, JSON.stringify({ host: 'a-container', boot: 'this', pid: 7 }))
+      const error = await refusal()
+      expect(error.code).toBe('DATA_DIR_LOCKED')
+      expect(error.message).toContain('process id 7 on host a-container')
+      await expect(lockDirectory(root, { force: true })).rejects.toMatchObject({ code: 'DATA_DIR_LOCKED' })
+      // Of those that gave way nothing is left.
+      expect(await sockets()).toEqual(['lock.0000000000000000.socket'])
+    } finally {
+      await child.kill()
+    }
+    const lock = await lockDirectory(root)
+    expect(JSON.parse(await readFile(file, 'utf8'))).toMatchObject({ pid: process.pid })
+    const left = await sockets()
+    expect(left).toHaveLength(1)
+    expect(left).not.toContain('lock.0000000000000000.socket')
+    await lock.release()
+    expect(await sockets()).toEqual([])
+  })
+
+  test('of a process that is stopped, and says nothing, keeps it too', async () => {
+    const child = await holding('')
+    try {
+      process.kill(child.pid, 'SIGSTOP')
+      expect((await refusal()).code).toBe('DATA_DIR_LOCKED')
+      process.kill(child.pid, 'SIGCONT')
+    } finally {
+      await child.kill()
+    }
+  })
+
+  test('may be at the end of a path of any length', async () => {
+    const deep = join(root, ...Array.from({ length: 5 }, (_, i) => `${i}`.repeat(100)))
+    const lock = await lockDirectory(deep)
+    await expect(lockDirectory(deep)).rejects.toMatchObject({ code: 'DATA_DIR_LOCKED' })
+    await lock.release()
+  })
+})
+
+test.runIf(isLinux)('on a local file system, the file of another host or start was left behind', async () => {
+  await writeFile(file, ELSEWHERE)
+  const lock = await lockDirectory(root, { isLocal: true })
   expect(JSON.parse(await readFile(file, 'utf8'))).toMatchObject({ pid: process.pid })
   await lock.release()
 })
 
-test('a file of another host is never taken over', async () => {
-  const text = JSON.stringify({ host: 'elsewhere', boot: 'b', pid: 1 })
-  await writeFile(file, text)
-  const error = await refusal()
-  expect(error.code).toBe('DATA_DIR_LOCKED')
-  expect(error.message).toContain('process id 1 on host elsewhere')
-  expect(error.message).toContain(file)
-  expect(await readFile(file, 'utf8')).toBe(text)
-  // Neither is the socket kept.
-  await rm(file)
-  await (await lockDirectory(root)).release()
+describe('on a file system that other hosts may have mounted', () => {
+  test('a file of another kernel is respected for as long as it is renewed', async () => {
+    await writeFile(file, ELSEWHERE)
+    const error = await lockDirectory(root, { isLocal: false }).catch(
+      (error: unknown) => error as SluiceError,
+    )
+    expect(error).toMatchObject({ code: 'DATA_DIR_LOCKED' })
+    for (const part of ['process id 1 on host elsewhere', file, '60 s', '--force-lock'])
+      expect((error as SluiceError).message).toContain(part)
+    expect(await readFile(file, 'utf8')).toBe(ELSEWHERE)
+    expect(await readdir(root)).toEqual([LOCK_NAME])
+    const old = new Date(Date.now() - 61_000)
+    await utimes(file, old, old)
+    await (await lockDirectory(root, { isLocal: false })).release()
+  })
+
+  test('it is overruled by force', async () => {
+    await writeFile(file, ELSEWHERE)
+    const lock = await lockDirectory(root, { isLocal: false, force: true })
+    expect(JSON.parse(await readFile(file, 'utf8'))).toMatchObject({ pid: process.pid })
+    await lock.release()
+  })
+
+  test('the owner renews its file, and learns that another host has taken it', async () => {
+    let lost: (error: SluiceError) => void
+    const isLost = new Promise<SluiceError>((resolve) => (lost = resolve))
+    const lock = await lockDirectory(root, { isLocal: false, touchMs: 5, onLost: (error) => lost(error) })
+    const old = new Date(Date.now() - 61_000)
+    await utimes(file, old, old)
+    while ((await stat(file)).mtimeMs < Date.now() - 60_000)
+      await new Promise((resolve) => setTimeout(resolve, 5))
+    await writeFile(`${file}.new`, ELSEWHERE)
+    await rename(`${file}.new`, file)
+    expect(await isLost).toMatchObject({ code: 'DATA_DIR_LOCKED' })
+    await lock.release()
+    expect(await readFile(file, 'utf8')).toBe(ELSEWHERE)
+  })
 })
 
 test.runIf(isLinux)(

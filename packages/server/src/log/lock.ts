@@ -1,21 +1,65 @@
 /**
- * One broker a data directory. On Linux the lock is an abstract socket named after the directory's device and inode:
- * exclusive, and freed by the kernel however the process ends. The file `lock` beside the log tells people who holds
- * it, and keeps out other hosts that share the directory, which the socket cannot. A lock of another host is never
- * taken over: nothing here can know whether that host is gone.
+ * One broker a data directory. The lock is a Unix socket in the directory that its owner listens on. The kernel closes
+ * it however the process ends, and it answers across all containers of that kernel, which share neither host name nor
+ * process ids nor a network namespace. The file `lock` beside it says who the owner is.
+ *
+ * Whether a broker runs under another kernel no socket tells. On a local file system there is none: a file that names
+ * another kernel was left by an earlier start of the machine. On any other one the owner touches the file now and then,
+ * and a file that was touched lately is respected. ADR 0022 has the reasons.
+ *
+ * Invariant: an owner has listened, under a name that others see, since before it looked for others. Of two that look
+ * at each other at least one sees the other and gives way.
  */
-import { mkdir, open, readFile, stat, unlink } from 'node:fs/promises'
-import { createServer } from 'node:net'
+import { randomBytes } from 'node:crypto'
+import { closeSync, constants, openSync } from 'node:fs'
+import { open, readFile, readdir, stat, statfs, unlink, utimes } from 'node:fs/promises'
+import { connect, createServer } from 'node:net'
 import type { Server } from 'node:net'
 import { hostname } from 'node:os'
 import { join, resolve } from 'node:path'
 import { SluiceError } from '@sluice/protocol'
+import { makeDirectory } from './disk.js'
 
 export const LOCK_NAME = 'lock'
 /** Tries to create the file again after a stale one was removed; more means that another start races with this. */
 const TRIES_MAX = 3
 /** A host name, a boot id and a process id take less. */
 const LOCK_BYTES_MAX = 1024
+/** How often the file is touched where a broker of another kernel may look at it, and when it is taken for abandoned. */
+const TOUCH_MS = 10_000
+const ABANDONED_MS = 60_000
+/** A socket that does not say within this time who listens is an owner that is busy or stopped. */
+const ANSWER_MS = 1_000
+/** Pause before others are looked at again that will give way. */
+const LOOK_MS = 10
+
+const SOCKET = /^lock\.[0-9a-f]{16}\.socket$/
+const OWNER = 'o'
+const CANDIDATE = 'c'
+
+/** File systems that one kernel alone has mounted, by the number that statfs gives. */
+const LOCAL_TYPES: ReadonlySet<number> = new Set([
+  0xef53, // ext2, ext3, ext4
+  0x58465342, // xfs
+  0x9123683e, // btrfs
+  0xf2f52010, // f2fs
+  0x2fc12fc1, // zfs
+  0xca451a4e, // bcachefs
+  0x01021994, // tmpfs
+  0x858458f6, // ramfs
+  0x794c7630, // overlay
+])
+
+export interface LockOptions {
+  /** Takes a directory over that a broker under another kernel may use. One that answers keeps it all the same. */
+  readonly force?: boolean
+  /** Whether no other kernel has the file system mounted. Default: as its type says. */
+  readonly isLocal?: boolean
+  readonly touchMs?: number
+  readonly abandonedMs?: number
+  /** Another host has taken the directory: the broker must end. */
+  readonly onLost?: (error: SluiceError) => void
+}
 
 export interface DirectoryLock {
   /** Lets others have the directory. A second call does nothing. */
@@ -24,48 +68,178 @@ export interface DirectoryLock {
 
 interface Holder {
   readonly host: string
-  /** Changes with each start of the machine; empty where the system does not tell. */
+  /** Of the kernel: changes with each start of the machine; empty where the system does not tell. */
   readonly boot: string
   readonly pid: number
 }
 
 /** @throws SluiceError DATA_DIR_LOCKED naming the directory and the process that holds it */
-export async function lockDirectory(path: string): Promise<DirectoryLock> {
+export async function lockDirectory(path: string, options: LockOptions = {}): Promise<DirectoryLock> {
   const directory = resolve(path)
-  await mkdir(directory, { recursive: true, mode: 0o700 })
+  await makeDirectory(directory)
   const file = join(directory, LOCK_NAME)
   const me: Holder = { host: hostname(), boot: await bootId(), pid: process.pid }
-  const socket = process.platform === 'linux' ? await bindSocket(directory, file) : undefined
+  const seat = process.platform === 'linux' ? await Seat.take(directory, file) : undefined
+  const isLocal =
+    options.isLocal ?? (seat?.reachesContainers === true && (await isLocalFileSystem(directory)))
   try {
-    await claimFile(directory, file, me, socket !== undefined)
+    await claimFile(directory, file, me, seat, isLocal, options)
   } catch (error) {
-    await closeSocket(socket)
+    await seat?.leave()
     throw error
   }
+  seat?.own()
+  const stopTouching = isLocal ? undefined : keepTouched(directory, file, me, options)
   let released: Promise<void> | undefined
   return {
-    release: () => (released ??= releaseBoth(file, me, socket)),
+    release: () => {
+      stopTouching?.()
+      return (released ??= releaseBoth(file, me, seat))
+    },
   }
 }
 
-async function bindSocket(directory: string, file: string): Promise<Server> {
-  const { dev, ino } = await stat(directory, { bigint: true })
-  // Whoever connects is told nothing: being there is all that this socket does.
-  const server = createServer((connection) => connection.destroy())
-  try {
-    await new Promise<void>((done, fail) => {
-      server.once('error', fail)
-      server.listen({ path: `\0sluice-${dev}-${ino}` }, done)
+/** The socket that says that its process is there, as candidate and then as owner. */
+class Seat {
+  /** A socket in the directory is seen by all containers of this kernel; an abstract one by its network namespace. */
+  readonly reachesContainers: boolean
+  readonly #server: Server
+  /** The socket's own path, or undefined for an abstract one. */
+  readonly #file: string | undefined
+  readonly #descriptor: number
+  #isOwner = false
+
+  private constructor(server: Server, file: string | undefined, descriptor: number) {
+    this.#server = server
+    this.#file = file
+    this.#descriptor = descriptor
+    this.reachesContainers = file !== undefined
+    server.on('connection', (connection) => {
+      connection.on('error', () => {})
+      connection.end(this.#isOwner ? OWNER : CANDIDATE)
     })
+    server.unref()
+  }
+
+  static async take(directory: string, file: string): Promise<Seat> {
+    // A socket's path has at most 107 bytes; through the descriptor of its directory it is short.
+    const descriptor = openSync(directory, constants.O_RDONLY | constants.O_DIRECTORY)
+    const name = `lock.${randomBytes(8).toString('hex')}.socket`
+    const near = `/proc/self/fd/${descriptor}`
+    let seat: Seat | undefined
+    try {
+      seat = new Seat(await listen(`${near}/${name}`), join(directory, name), descriptor)
+    } catch {
+      // The file system has no sockets, or no room for one. A broker must start on a full disk, to drain it.
+    }
+    try {
+      if (seat === undefined) {
+        const { dev, ino } = await stat(directory, { bigint: true })
+        seat = new Seat(await listenAlone(`\0sluice-${dev}-${ino}`, directory, file), undefined, descriptor)
+      } else await settle(seat, directory, near, name, file)
+      return seat
+    } catch (error) {
+      if (seat === undefined) closeSync(descriptor)
+      else await seat.leave()
+      throw error
+    }
+  }
+
+  own(): void {
+    this.#isOwner = true
+  }
+
+  async leave(): Promise<void> {
+    if (this.#file !== undefined) await unlinkIfThere(this.#file)
+    await new Promise<void>((done) => {
+      this.#server.close(() => done())
+    })
+    closeSync(this.#descriptor)
+  }
+}
+
+/**
+ * Returns when no other process has the directory or wants it, and removes the sockets of those that are gone.
+ * Candidates give way to those whose name comes first; an owner that was sure before it saw the other one keeps it.
+ * @throws SluiceError DATA_DIR_LOCKED
+ */
+async function settle(
+  seat: Seat,
+  directory: string,
+  near: string,
+  name: string,
+  file: string,
+): Promise<void> {
+  for (;;) {
+    const others = (await readdir(directory)).filter((other) => SOCKET.test(other) && other !== name)
+    const states = await Promise.all(others.map((other) => ask(`${near}/${other}`)))
+    const gone = others.filter((_, index) => states[index] === 'gone')
+    const wins = others.every(
+      (other, index) => states[index] === 'gone' || (states[index] === 'candidate' && other > name),
+    )
+    if (!wins) throw locked(directory, await readHolder(file))
+    if (gone.length === others.length) {
+      for (const other of gone) await unlinkIfThere(join(directory, other))
+      // Another one may have taken ours for gone in the moment before it listened, and be gone itself by now.
+      await stat(join(directory, name)).catch(() => {
+        throw locked(directory, undefined)
+      })
+      seat.own()
+      return
+    }
+    await new Promise((done) => setTimeout(done, LOOK_MS))
+  }
+}
+
+type State = 'owner' | 'candidate' | 'gone'
+
+// Only a refusal says that nobody listens: a process that is stopped does not answer, and is there.
+function ask(path: string): Promise<State> {
+  return new Promise((done) => {
+    const connection = connect({ path })
+    const timer = setTimeout(() => finish('owner'), ANSWER_MS)
+    const finish = (state: State): void => {
+      clearTimeout(timer)
+      connection.destroy()
+      done(state)
+    }
+    connection.once('data', (said) => finish(said.toString('latin1') === CANDIDATE ? 'candidate' : 'owner'))
+    connection.once('end', () => finish('owner'))
+    connection.once('error', ({ code }: NodeJS.ErrnoException) =>
+      finish(code === 'ECONNREFUSED' || code === 'ENOENT' ? 'gone' : 'owner'),
+    )
+  })
+}
+
+function listen(path: string): Promise<Server> {
+  const server = createServer()
+  return new Promise((done, fail) => {
+    server.once('error', fail)
+    server.listen({ path }, () => {
+      server.off('error', fail)
+      done(server)
+    })
+  })
+}
+
+async function listenAlone(path: string, directory: string, file: string): Promise<Server> {
+  try {
+    return await listen(path)
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code !== 'EADDRINUSE') throw cause
     throw locked(directory, await readHolder(file))
   }
-  return server.unref()
 }
 
 /** Writes the file, unless it names a holder that may be alive. */
-async function claimFile(directory: string, file: string, me: Holder, hasSocket: boolean): Promise<void> {
+async function claimFile(
+  directory: string,
+  file: string,
+  me: Holder,
+  seat: Seat | undefined,
+  isLocal: boolean,
+  { force = false, abandonedMs = ABANDONED_MS }: LockOptions,
+): Promise<void> {
   for (let tries = 0; tries < TRIES_MAX; tries++) {
     try {
       const handle = await open(file, 'wx', 0o600)
@@ -78,22 +252,83 @@ async function claimFile(directory: string, file: string, me: Holder, hasSocket:
       return
     } catch (error) {
       const { code } = error as NodeJS.ErrnoException
-      if (code === 'ENOSPC' && hasSocket) {
-        // A broker must start on a full disk, to drain it; the socket keeps out the others on this host.
+      if (code === 'ENOSPC' && seat !== undefined) {
+        // The socket keeps out the others under this kernel.
         await unlinkIfThere(file)
         return
       }
       if (code !== 'EEXIST') throw error
     }
     const holder = await readHolder(file)
-    if (holder !== undefined && holder.host !== me.host) throw locked(directory, holder, file)
-    // With the socket in hand no process of this host can hold it; without, a process of this start may be alive.
-    if (!hasSocket && holder !== undefined && holder.boot === me.boot && isAlive(holder.pid)) {
-      throw locked(directory, holder)
+    if (holder !== undefined && !force) {
+      const judgement = judge(holder, me, seat, isLocal)
+      if (judgement === 'alive') throw locked(directory, holder)
+      if (judgement === 'unknown') await refuseUnlessAbandoned(directory, file, holder, abandonedMs)
     }
     await unlinkIfThere(file)
   }
   throw locked(directory, await readHolder(file))
+}
+
+/** What the file's holder is, now that no socket answered. */
+function judge(
+  holder: Holder,
+  me: Holder,
+  seat: Seat | undefined,
+  isLocal: boolean,
+): 'gone' | 'alive' | 'unknown' {
+  // Under this kernel its socket would have answered; under another one it cannot have a local file system mounted.
+  if (isLocal || (seat?.reachesContainers === true && holder.boot === me.boot)) return 'gone'
+  // Without such a socket a process of this host and start can be looked for by its id.
+  if (holder.host !== me.host || holder.boot !== me.boot) return 'unknown'
+  return seat === undefined && isAlive(holder.pid) ? 'alive' : 'gone'
+}
+
+// By the clock of the file system: those of two hosts may differ.
+async function refuseUnlessAbandoned(
+  directory: string,
+  file: string,
+  holder: Holder,
+  abandonedMs: number,
+): Promise<void> {
+  const probe = join(directory, `lock.${randomBytes(8).toString('hex')}.probe`)
+  await (await open(probe, 'wx', 0o600)).close()
+  let ageMs: number
+  try {
+    ageMs = (await stat(probe)).mtimeMs - (await stat(file)).mtimeMs
+  } finally {
+    await unlinkIfThere(probe)
+  }
+  if (ageMs >= abandonedMs) return
+  const seconds = Math.max(0, Math.round(ageMs / 1_000))
+  throw new SluiceError(
+    'DATA_DIR_LOCKED',
+    `The broker with process id ${holder.pid} on host ${holder.host} uses the data directory ${directory}; it renewed ${file} ${seconds} s ago. The lock is free when that is ${Math.round(abandonedMs / 1_000)} s ago; --force-lock takes it now.`,
+  )
+}
+
+function keepTouched(
+  directory: string,
+  file: string,
+  me: Holder,
+  { touchMs = TOUCH_MS, onLost }: LockOptions,
+): () => void {
+  const touch = async (): Promise<void> => {
+    const holder = await readHolder(file)
+    if (holder === undefined || isSame(holder, me)) {
+      const now = new Date()
+      await utimes(file, now, now)
+    } else {
+      clearInterval(timer)
+      onLost?.(locked(directory, holder))
+    }
+  }
+  const timer = setInterval(() => {
+    // What fails now may work the next time; the file is abandoned only after several of them.
+    touch().catch(() => {})
+  }, touchMs)
+  timer.unref()
+  return () => clearInterval(timer)
 }
 
 /** Who the file names; undefined when it is not there or was not finished. */
@@ -117,11 +352,16 @@ async function readHolder(file: string): Promise<Holder | undefined> {
   return undefined
 }
 
-function locked(directory: string, holder: Holder | undefined, file?: string): SluiceError {
-  const who = holder === undefined ? 'Another broker' : `The broker with process id ${holder.pid}`
-  const where = file === undefined ? '' : ` on host ${holder?.host}`
-  const way = file === undefined ? '' : ` If that host is gone for good, remove ${file}.`
-  return new SluiceError('DATA_DIR_LOCKED', `${who}${where} uses the data directory ${directory}.${way}`)
+function isSame(holder: Holder, me: Holder): boolean {
+  return holder.pid === me.pid && holder.host === me.host && holder.boot === me.boot
+}
+
+function locked(directory: string, holder: Holder | undefined): SluiceError {
+  const who =
+    holder === undefined
+      ? 'Another broker'
+      : `The broker with process id ${holder.pid} on host ${holder.host}`
+  return new SluiceError('DATA_DIR_LOCKED', `${who} uses the data directory ${directory}.`)
 }
 
 function isAlive(pid: number): boolean {
@@ -131,7 +371,7 @@ function isAlive(pid: number): boolean {
     process.kill(pid, 0)
     return true
   } catch (error) {
-    // It is there and belongs to somebody else.
+    // It is there and belongs to another user.
     return (error as NodeJS.ErrnoException).code === 'EPERM'
   }
 }
@@ -144,18 +384,16 @@ async function bootId(): Promise<string> {
   }
 }
 
-async function releaseBoth(file: string, me: Holder, socket: Server | undefined): Promise<void> {
-  // The file goes while the socket still keeps others from writing theirs.
-  const holder = await readHolder(file)
-  if (holder?.pid === me.pid && holder.host === me.host && holder.boot === me.boot) await unlinkIfThere(file)
-  await closeSocket(socket)
+async function isLocalFileSystem(directory: string): Promise<boolean> {
+  const { type } = await statfs(directory)
+  return LOCAL_TYPES.has(type)
 }
 
-async function closeSocket(socket: Server | undefined): Promise<void> {
-  if (socket === undefined) return
-  await new Promise<void>((done, fail) => {
-    socket.close((error) => (error ? fail(error) : done()))
-  })
+async function releaseBoth(file: string, me: Holder, seat: Seat | undefined): Promise<void> {
+  // The file goes while the socket still keeps others from writing theirs.
+  const holder = await readHolder(file)
+  if (holder !== undefined && isSame(holder, me)) await unlinkIfThere(file)
+  await seat?.leave()
 }
 
 async function unlinkIfThere(file: string): Promise<void> {
