@@ -220,14 +220,14 @@ describe('a log that cannot be read for a while', () => {
     const { rig, break: breakIt, mend } = await filled()
     breakIt()
     const peek = peekRequest({ name: JOBS, state: 'ready', limit: 5 })
-    await expect(rig.broker.peek(peek)).rejects.toMatchObject({
+    await expect(rig.broker.peek(peek, { label: '', isOpen: true })).rejects.toMatchObject({
       code: 'READ_FAILED',
       retryable: true,
       scope: 'request',
     })
     expect(rig.fatal).toEqual([])
     mend()
-    expect((await rig.broker.peek(peek)).messages).toHaveLength(5)
+    expect((await rig.broker.peek(peek, { label: '', isOpen: true })).messages).toHaveLength(5)
   })
 })
 
