@@ -205,7 +205,7 @@ function keyWords(chunk: Chunk, index: number, queue: Queue): number[] | undefin
 
 function idWords(chunk: Chunk, index: number): number[] | undefined {
   if (!chunk.hasId(index)) return undefined
-  return [...chunk.ids!.subarray(index * ID_WORDS, (index + 1) * ID_WORDS)]
+  return [...chunk.idAt(index)]
 }
 
 function hashOfKey(key: string, seed: readonly number[]): number[] {

@@ -187,13 +187,15 @@ function sole(queue: Queue): readonly Subscription[] {
 // reaches over both ends of the chunk is known by its queue and by holding the offset.
 function checkHeader(queue: Queue, run: Run, bytes: Uint8Array, batchAt: number): void {
   const chunk = queue.chunkAt(run.offset)!
-  const batch = chunk.batches.find(run.offset - chunk.base)
+  const index = run.offset - chunk.base
+  const batch = chunk.batches.find(index)
   const start = chunk.batches.first(batch)
   const end = chunk.batchEnd(batch)
   const first = readU64(bytes, batchAt + 16) - chunk.base
   const after = first + readU32(bytes, batchAt + 12)
   const isFirst = start === 0 ? first <= 0 : first === start
-  const isLast = end === CHUNK_MESSAGES ? after >= end : after === end
+  // Batches between it and the next one that the chunk knows may be gone.
+  const isLast = end === CHUNK_MESSAGES ? after >= end : after > index && after <= end
   if (isFirst && isLast && readU32(bytes, batchAt + 8) === queue.id) return
   throw new SluiceError(
     'CORRUPT',

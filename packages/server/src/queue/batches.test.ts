@@ -115,3 +115,35 @@ it('stands in a page as the document says', () => {
     ].join(''),
   )
 })
+
+it('forgets the batches that hold none of the messages that are left, but the first and the last', () => {
+  let checked = 0
+  fc.assert(
+    fc.property(
+      fc.uniqueArray(fc.nat(199), { minLength: 1, maxLength: 60 }),
+      fc.uniqueArray(fc.nat(199), { maxLength: 40 }),
+      (firsts, left) => {
+        firsts.sort((a, b) => a - b)
+        left.sort((a, b) => a - b)
+        const table = new BatchTable()
+        for (const first of firsts) table.push(first, first * 1_000, first * 7, 100 + first)
+        const live = left.filter((index) => index >= firsts[0]!)
+        const before = live.map((index) => [
+          table.placeAt(index),
+          table.timeAt(index),
+          table.bytes(table.find(index)),
+        ])
+        table.keep(live)
+        table.trim()
+        expect(
+          live.map((index) => [table.placeAt(index), table.timeAt(index), table.bytes(table.find(index))]),
+        ).toEqual(before)
+        expect(table.count).toBeLessThanOrEqual(live.length + 2)
+        expect(table.room).toBe(Math.max(2, table.count))
+        expect([table.first(0), table.first(table.count - 1)]).toEqual([firsts[0], firsts.at(-1)])
+        checked += live.length
+      },
+    ),
+  )
+  expect(checked).toBeGreaterThan(100)
+})

@@ -29,6 +29,8 @@ const WORD_3 = 2 ** 48
 
 export class BatchTable {
   count = 0
+  /** Batches that there is room for. */
+  room = BATCHES_FIRST
   /** Words of one batch. */
   #width = NARROW
   #words = new Uint16Array(AHEAD + BATCHES_FIRST * NARROW)
@@ -49,13 +51,43 @@ export class BatchTable {
       this.#words[FIRST] = first
       this.#setWide(0, place, timeMs)
     }
-    if (AHEAD + this.count * this.#width > this.#words.length) this.#grow()
+    if (this.count > this.room) this.#grow()
     this.#words[AHEAD + batch * this.#width] = first
     this.#set(batch, place, timeMs)
     if (this.isNarrow && bytes >= WORD) this.#widen()
     const at = AHEAD + batch * this.#width
     if (this.isNarrow) this.#words[at + BYTES_NARROW] = bytes
     else this.#setPair(at + BYTES_WIDE, bytes)
+  }
+
+  /**
+   * Forgets the batches between the first and the last that hold none of these messages, whose indexes come in order; the
+   * one before takes over their indexes. The first and the last may go on in the chunks beside this one, which look here
+   * for them.
+   */
+  keep(indexes: Iterable<number>): void {
+    const last = this.count - 1
+    let kept = 1
+    let newest = 0
+    for (const index of indexes) {
+      const batch = this.find(index)
+      if (batch === newest || batch === last) continue
+      newest = batch
+      this.#copy(batch, kept++)
+    }
+    if (last > 0) this.#copy(last, kept++)
+    this.count = kept
+  }
+
+  #copy(batch: number, to: number): void {
+    const width = this.#width
+    this.#words.copyWithin(AHEAD + to * width, AHEAD + batch * width, AHEAD + (batch + 1) * width)
+  }
+
+  /** Gives back the room for further batches: there will be none. */
+  trim(): void {
+    this.room = Math.max(this.count, BATCHES_FIRST)
+    this.#words = this.#words.slice(0, AHEAD + this.room * this.#width)
   }
 
   /** Index of the batch's first message. */
@@ -119,7 +151,8 @@ export class BatchTable {
   decode(bytes: Uint8Array, at: number, count: number, isNarrow: boolean): number {
     this.#width = isNarrow ? NARROW : WIDE
     this.count = count
-    this.#words = new Uint16Array(AHEAD + Math.max(count, BATCHES_FIRST) * this.#width)
+    this.room = Math.max(count, BATCHES_FIRST)
+    this.#words = new Uint16Array(AHEAD + this.room * this.#width)
     const { pageBytes } = this
     this.#pageWords.set(bytes.subarray(at, at + pageBytes))
     littleEndian(this.#pageWords)
@@ -150,9 +183,7 @@ export class BatchTable {
   }
 
   #widen(): void {
-    const narrow = this.#words
-    const room = Math.floor((narrow.length - AHEAD) / NARROW)
-    const wide = new Uint16Array(AHEAD + room * WIDE)
+    const wide = new Uint16Array(AHEAD + this.room * WIDE)
     for (let batch = 0; batch < this.count; batch++) wide[AHEAD + batch * WIDE] = this.first(batch)
     const places = Array.from({ length: this.count }, (_, batch) => this.place(batch))
     const times = places.map((_, batch) => this.timeMs(batch))
@@ -167,7 +198,8 @@ export class BatchTable {
 
   #grow(): void {
     const words = this.#words
-    this.#words = new Uint16Array(AHEAD + Math.min(this.count * 2, CHUNK_MESSAGES) * this.#width)
+    this.room = Math.min(this.room * 2, CHUNK_MESSAGES)
+    this.#words = new Uint16Array(AHEAD + this.room * this.#width)
     this.#words.set(words)
   }
 

@@ -1,5 +1,6 @@
 /**
- * Sets of message indexes within one chunk: 1,024 bits in 32 words. Pure; nothing here allocates.
+ * Sets of message indexes within one chunk: 1,024 bits in 32 words, several sets one after the other. Pure; nothing here
+ * allocates.
  */
 
 export const CHUNK_MESSAGES = 1024
@@ -42,50 +43,15 @@ export function countRange(words: Uint32Array, from: number, to: number): number
   return count
 }
 
-/** First index in `[from, to)` that is in neither set, or `to`. An absent set is empty. */
-export function firstOutside(
-  a: Uint32Array | undefined,
-  b: Uint32Array | undefined,
-  from: number,
-  to: number,
-): number {
-  if (a === undefined && b === undefined) return from
-  for (let index = from; index < to;) {
-    const word = index >>> 5
-    const taken = (a === undefined ? 0 : a[word]!) | (b === undefined ? 0 : b[word]!)
-    const free = ~taken & wordMask(index, to)
-    if (free !== 0) return (word << 5) + trailingZeros(free)
-    index = (word + 1) << 5
-  }
-  return to
-}
-
-/** First index in `[from, to)` that is in either set, or `to`. An absent set is empty. */
-export function firstInside(
-  a: Uint32Array | undefined,
-  b: Uint32Array | undefined,
-  from: number,
-  to: number,
-): number {
-  if (a === undefined && b === undefined) return to
-  for (let index = from; index < to;) {
-    const word = index >>> 5
-    const taken = ((a === undefined ? 0 : a[word]!) | (b === undefined ? 0 : b[word]!)) & wordMask(index, to)
-    if (taken !== 0) return (word << 5) + trailingZeros(taken)
-    index = (word + 1) << 5
-  }
-  return to
-}
-
-// Bits of `[from, to)` that lie in the word of `from`.
-function wordMask(from: number, to: number): number {
+/** Bits of `[from, to)` that lie in the word of `from`. */
+export function wordMask(from: number, to: number): number {
   const low = from & 31
   const wordEnd = (from | 31) + 1
   const mask = -1 << low
   return to >= wordEnd ? mask : mask & ~(-1 << (to & 31))
 }
 
-function trailingZeros(word: number): number {
+export function trailingZeros(word: number): number {
   return 31 - Math.clz32(word & -word)
 }
 

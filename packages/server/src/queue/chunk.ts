@@ -1,16 +1,18 @@
 /**
  * A chunk: the durable state of 1,024 consecutive offsets of one queue. What waits in line costs the place of its
- * batch and nothing else; only messages that were returned or died have an object of their own.
+ * batch and nothing else; what is known of single messages is in tables that cost by what is in them. As messages go,
+ * the tables are packed: one message that stays takes what one takes, not what a thousand took.
  *
- * Invariant: `live` counts the indexes in `[0, count)` that are not in `gone`; indexes below the chunk's first
- * message (a chunk can begin in its middle after recovery) are in `gone`.
+ * Invariant: `live` counts the indexes in `[0, count)` that are not gone; indexes below the chunk's first message (a
+ * chunk can begin in its middle after recovery) are gone.
  */
 import { DEATH, type Death } from '@sluice/protocol'
-import { CHUNK_MESSAGES, CHUNK_WORDS, addBits, firstOutside, hasBit } from './bits.js'
+import { CHUNK_MESSAGES } from './bits.js'
 import { BatchTable } from './batches.js'
-import { Links } from './column.js'
+import { COLUMN, Columns } from './columns.js'
 import type { DeadMessages } from './dead.js'
 import { ID_WORDS } from './hash.js'
+import { LISTED_MAX, MARK, Marks, type Mark } from './marks.js'
 
 export { DEATH, type Death }
 
@@ -39,6 +41,12 @@ export interface Lives {
   readonly attempts: number
 }
 
+/** Tables with less room than this are packed only in a full chunk, which gets no more. */
+const ROWS_KEPT = 32
+const BATCHES_KEPT = 32
+const PRIORITY_BITS = 5
+const PRIORITY_MASK = 2 ** PRIORITY_BITS - 1
+
 export class Chunk {
   // What each append looks at stands together: it is all that is looked at of most chunks.
   /** Offset of index 0. */
@@ -57,45 +65,18 @@ export class Chunk {
   pagePosition = -1
   /** What that page takes in the log. */
   pageBytes = 0
-  gone: Uint32Array | undefined
+  readonly marks = new Marks()
   dead: DeadMessages | undefined
-  /** By index, where any message here has one. Due: 0 for a message that has not to wait for its time. */
-  priorities: Uint8Array | undefined
-  dues: Float64Array | undefined
-  expiries: Float64Array | undefined
-  /** Tries that were charged so far. */
-  attempts: Uint8Array | undefined
-  /** Slot of the key + 1; 0: the message has none. */
-  keys: Uint32Array | undefined
-  /** Hashes of the ids that are needed while their messages are pending, `ID_WORDS` words each. */
-  ids: Uint32Array | undefined
-  /** Record sizes; 0 where the size is not known. */
-  sizes: Uint32Array | undefined
+  lives: Map<number, Lives> | undefined
+  /** What is known of single messages, where there is anything. */
+  #columns: Columns | undefined
   /** Of the live messages whose size is known: how many, and their bytes. */
   #sizedLive = 0
   #sizedBytes = 0
-  lives: Map<number, Lives> | undefined
   /** No message here expires before this. */
   earliestExpiryMs = Infinity
-
-  /** Volatile: leased, waiting for their time, or dead; not in the plain line. Not part of the durable state. */
-  out: Uint32Array | undefined
-  /** Volatile: in a heap or in the line of a key, for their time or for their turn. */
-  waiting: Uint32Array | undefined
-  /** Volatile: of these, those whose time has come. */
-  ripe: Uint32Array | undefined
   /** Volatile: no message here that waits beyond the horizon of the schedule is due before this. */
   laterMs = Infinity
-  /** Volatile: neighbours in the line of a key, by offset; set where `keys` is. */
-  nexts: Links | undefined
-  previous: Links | undefined
-  /** Volatile: neighbours in the list of pending messages that have one id, by offset. */
-  #nextsLike: Links | undefined
-  #previousLike: Links | undefined
-  /** Volatile: among those that the line keeps because they came back behind the oldest that it looks for. */
-  behind: Uint32Array | undefined
-  /** Volatile: handed out at least once since the broker started. */
-  seen: Uint32Array | undefined
 
   constructor(base: number) {
     this.base = base
@@ -106,28 +87,68 @@ export class Chunk {
   }
 
   priorityAt(index: number): number {
-    return this.priorities === undefined ? 0 : this.priorities[index]!
+    return this.#columns === undefined ? 0 : this.#columns.get(COLUMN.charge, index) & PRIORITY_MASK
   }
 
+  /** Whether all messages here have this priority. */
+  hasOnly(priority: number): boolean {
+    return this.priorityMask === 1 << priority
+  }
+
+  /** Tries that were charged so far. */
   attemptsAt(index: number): number {
-    return this.attempts === undefined ? 0 : this.attempts[index]!
+    return this.#columns === undefined ? 0 : this.#columns.get(COLUMN.charge, index) >>> PRIORITY_BITS
   }
 
+  /** When the message is or was due; 0 for one that has not to wait for its time. */
   dueAt(index: number): number {
-    return this.dues === undefined ? 0 : this.dues[index]!
+    return this.#columns === undefined ? 0 : this.#columns.getWide(COLUMN.due, COLUMN.dueHigh, index)
   }
 
   /** Slot of the message's key, -1 if it has none. */
   keyAt(index: number): number {
-    return this.keys === undefined ? -1 : this.keys[index]! - 1
+    return this.#columns === undefined ? -1 : this.#columns.get(COLUMN.key, index) - 1
+  }
+
+  get hasDues(): boolean {
+    return this.#columns?.has(COLUMN.due) === true
+  }
+
+  get hasKeys(): boolean {
+    return this.#columns?.has(COLUMN.key) === true
+  }
+
+  get hasExpiries(): boolean {
+    return this.#columns?.has(COLUMN.expiry) === true
+  }
+
+  get hasIds(): boolean {
+    return this.#columns?.has(COLUMN.id) === true
+  }
+
+  get hasSizes(): boolean {
+    return this.#columns?.has(COLUMN.size) === true
+  }
+
+  /** Whether something is kept of single messages here that has to be given back when they are gone. */
+  get holdsMessages(): boolean {
+    return this.hasKeys || this.hasIds || this.hasSizes || this.dead !== undefined || this.lives !== undefined
+  }
+
+  has(mark: Mark, index: number): boolean {
+    return this.marks.has(mark, index)
+  }
+
+  isGone(index: number): boolean {
+    return this.marks.has(MARK.gone, index)
   }
 
   isWaiting(index: number): boolean {
-    return this.waiting !== undefined && hasBit(this.waiting, index)
+    return this.marks.has(MARK.waiting, index)
   }
 
   isRipe(index: number): boolean {
-    return this.ripe !== undefined && hasBit(this.ripe, index)
+    return this.marks.has(MARK.ripe, index)
   }
 
   /** Whether the message waits for its time. */
@@ -135,8 +156,24 @@ export class Chunk {
     return this.isWaiting(index) && !this.isRipe(index) && !this.isGone(index)
   }
 
+  /** Index of the first live message from `index` on; `count` if there is none. */
+  firstLive(index: number): number {
+    return this.marks.firstLive(index, this.count)
+  }
+
+  /** How many of `[from, to)`, as far as they were appended, are live. */
+  liveIn(from: number, to: number): number {
+    const end = Math.min(to, this.count)
+    return end <= from ? 0 : end - from - this.marks.countGone(from, end)
+  }
+
+  /** Indexes of the live messages, in order; nothing may go meanwhile. */
+  *liveIndexes(): IterableIterator<number> {
+    for (let index = this.firstLive(0); index < this.count; index = this.firstLive(index + 1)) yield index
+  }
+
   expiryAt(index: number): number {
-    return this.expiries === undefined ? 0 : this.expiries[index]!
+    return this.#columns === undefined ? 0 : this.#columns.getWide(COLUMN.expiry, COLUMN.expiryHigh, index)
   }
 
   isExpired(index: number, nowMs: number): boolean {
@@ -149,9 +186,14 @@ export class Chunk {
     return this.dueAt(index) || this.batches.timeAt(index)
   }
 
+  /** Size of the message's record; 0 where it is not known. */
+  sizeAt(index: number): number {
+    return this.#columns === undefined ? 0 : this.#columns.get(COLUMN.size, index)
+  }
+
   /** Size of the message's record, which is live; where it is not known, the mean of those that are not. */
   bytesAt(index: number): number {
-    const size = this.sizes === undefined ? 0 : this.sizes[index]!
+    const size = this.sizeAt(index)
     if (size > 0) return size
     const live = this.live - this.#sizedLive
     return live === 0 ? 0 : Math.max(0, this.bytes - this.#sizedBytes) / live
@@ -159,7 +201,7 @@ export class Chunk {
 
   /** The message, which is live, is about to be gone. */
   forgetSize(index: number): void {
-    const size = this.sizes === undefined ? 0 : this.sizes[index]!
+    const size = this.sizeAt(index)
     if (size === 0) return
     this.#sizedLive--
     this.#sizedBytes -= size
@@ -170,9 +212,33 @@ export class Chunk {
   }
 
   hasId(index: number): boolean {
-    if (this.ids === undefined) return false
-    const at = index * ID_WORDS
-    return (this.ids[at]! | this.ids[at + 1]! | this.ids[at + 2]! | this.ids[at + 3]!) !== 0
+    return this.hasIds && !this.isId(index, 0, 0, 0, 0)
+  }
+
+  /** Whether this is the hash of the message's id, which is all 0 if it has none that is needed. */
+  isId(index: number, h0: number, h1: number, h2: number, h3: number): boolean {
+    const columns = this.#columns
+    const place = columns === undefined ? -1 : columns.place(COLUMN.id, index)
+    if (place < 0) return (h0 | h1 | h2 | h3) === 0
+    return (
+      columns!.wordAt(place) === h0 &&
+      columns!.wordAt(place + 1) === h1 &&
+      columns!.wordAt(place + 2) === h2 &&
+      columns!.wordAt(place + 3) === h3
+    )
+  }
+
+  /** Word of the hash of the message's id. */
+  idWordAt(index: number, word: 0 | 1 | 2 | 3): number {
+    if (this.#columns === undefined) return 0
+    return this.#columns.get((COLUMN.id + word) as typeof COLUMN.id, index)
+  }
+
+  /** The hash of the message's id. */
+  idAt(index: number): Uint32Array {
+    const words = new Uint32Array(ID_WORDS)
+    for (let word = 0; word < ID_WORDS; word++) words[word] = this.idWordAt(index, word as 0 | 1 | 2 | 3)
+    return words
   }
 
   /** Sets what the messages at `[from, to)` ask for; `traitsFrom` is the index of the first in its batch. */
@@ -185,67 +251,93 @@ export class Chunk {
     }
   }
 
+  /** Where to put what is known of messages; until there is anything, there is nothing. */
+  get columns(): Columns {
+    return (this.#columns ??= new Columns())
+  }
+
   setSize(index: number, size: number): void {
-    this.sizes ??= new Uint32Array(CHUNK_MESSAGES)
-    this.sizes[index] = size
+    this.columns.set(COLUMN.size, index, size)
     if (size === 0 || this.isGone(index)) return
     this.#sizedLive++
     this.#sizedBytes += size
   }
 
   setKey(index: number, slot: number): void {
-    this.keys ??= new Uint32Array(CHUNK_MESSAGES)
-    this.nexts ??= new Links(this.base, CHUNK_MESSAGES)
-    this.previous ??= new Links(this.base, CHUNK_MESSAGES)
-    this.keys[index] = slot + 1
+    this.columns.set(COLUMN.key, index, slot + 1)
   }
 
-  setId(index: number, words: Uint32Array, at: number): void {
-    this.ids ??= new Uint32Array(CHUNK_MESSAGES * ID_WORDS)
-    for (let word = 0; word < ID_WORDS; word++) this.ids[index * ID_WORDS + word] = words[at + word]!
+  /** The next message in the line of the key, by offset; -1: none. */
+  nextAt(index: number): number {
+    return this.#linkAt(COLUMN.next, COLUMN.nextHigh, index)
+  }
+
+  previousAt(index: number): number {
+    return this.#linkAt(COLUMN.previous, COLUMN.previousHigh, index)
+  }
+
+  setNext(index: number, offset: number): void {
+    this.#setLink(COLUMN.next, COLUMN.nextHigh, index, offset)
+  }
+
+  setPrevious(index: number, offset: number): void {
+    this.#setLink(COLUMN.previous, COLUMN.previousHigh, index, offset)
   }
 
   /** The next pending message with the same id; -1: none. */
   nextLike(index: number): number {
-    return this.#nextsLike === undefined ? -1 : this.#nextsLike.get(index)
+    return this.#linkAt(COLUMN.nextLike, COLUMN.nextLikeHigh, index)
   }
 
   /** The one before it, or from the first the last; -1: none. */
   previousLike(index: number): number {
-    return this.#previousLike === undefined ? -1 : this.#previousLike.get(index)
+    return this.#linkAt(COLUMN.previousLike, COLUMN.previousLikeHigh, index)
   }
 
   setNextLike(index: number, offset: number): void {
-    if (this.#nextsLike === undefined && offset === -1) return
-    this.#nextsLike ??= new Links(this.base, CHUNK_MESSAGES)
-    this.#nextsLike.set(index, offset)
+    this.#setLink(COLUMN.nextLike, COLUMN.nextLikeHigh, index, offset)
   }
 
   setPreviousLike(index: number, offset: number): void {
-    if (this.#previousLike === undefined && offset === -1) return
-    this.#previousLike ??= new Links(this.base, CHUNK_MESSAGES)
-    this.#previousLike.set(index, offset)
+    this.#setLink(COLUMN.previousLike, COLUMN.previousLikeHigh, index, offset)
+  }
+
+  // 0: none. Even: twice how far behind. Odd: twice how far before, less one. Mostly it is not far.
+  #linkAt(low: LinkColumn, high: LinkHighColumn, index: number): number {
+    const code = this.#columns === undefined ? 0 : this.#columns.getWide(low, high, index)
+    if (code === 0) return -1
+    return this.base + index + (code % 2 === 0 ? code / 2 : -(code + 1) / 2)
+  }
+
+  // `offset` is not the message's own.
+  #setLink(low: LinkColumn, high: LinkHighColumn, index: number, offset: number): void {
+    const distance = offset === -1 ? 0 : offset - this.base - index
+    this.columns.setWide(low, high, index, distance >= 0 ? distance * 2 : -distance * 2 - 1)
+  }
+
+  setId(index: number, words: Uint32Array, at: number): void {
+    this.columns.setId(index, words, at)
   }
 
   setPriority(index: number, priority: number): void {
     this.priorityMask |= 1 << priority
-    if (priority === 0 && this.priorities === undefined) return
-    this.priorities ??= new Uint8Array(CHUNK_MESSAGES)
-    this.priorities[index] = priority
+    if (priority !== 0) this.#charge(index, this.attemptsAt(index), priority)
   }
 
   /** The message has to wait until `dueMs`, after `attempts` tries. */
   setDue(index: number, attempts: number, dueMs: number): void {
-    this.dues ??= new Float64Array(CHUNK_MESSAGES)
-    this.dues[index] = dueMs
-    if (attempts > 0) this.attempts ??= new Uint8Array(CHUNK_MESSAGES)
-    if (this.attempts !== undefined) this.attempts[index] = attempts
+    this.columns.setWide(COLUMN.due, COLUMN.dueHigh, index, dueMs)
+    if (attempts !== this.attemptsAt(index)) this.#charge(index, attempts, this.priorityAt(index))
   }
 
+  #charge(index: number, attempts: number, priority: number): void {
+    this.columns.set(COLUMN.charge, index, ((attempts << PRIORITY_BITS) | priority) >>> 0)
+  }
+
+  /** `expiryMs`: 0 for never. */
   setExpiry(index: number, expiryMs: number): void {
-    this.expiries ??= new Float64Array(CHUNK_MESSAGES)
-    this.expiries[index] = expiryMs
-    this.lookAtExpiries(expiryMs)
+    this.columns.setWide(COLUMN.expiry, COLUMN.expiryHigh, index, expiryMs)
+    if (expiryMs !== 0) this.lookAtExpiries(expiryMs)
   }
 
   /** Something here has expired at `timeMs`, or is due then and expired before. */
@@ -258,6 +350,9 @@ export class Chunk {
    * `bytes`: what their records take; `batchBytes`: what the whole batch takes in the log.
    */
   append(end: number, position: number, timeMs: number, bytes: number, batchBytes: number): void {
+    // Where half of the batches are gone at least, their room serves the next ones.
+    const { count, room } = this.batches
+    if (count === room && count >= BATCHES_KEPT && this.live * 2 <= count) this.#packBatches()
     this.batches.push(this.count, position, timeMs, batchBytes)
     this.priorityMask |= 1
     this.live += end - this.count
@@ -275,7 +370,7 @@ export class Chunk {
   batchIsGone(batch: number): boolean {
     const end = this.batchEnd(batch)
     // Who settles in order is told by the last message: the others need not be looked at.
-    return this.isGone(end - 1) && firstOutside(this.gone, undefined, this.batches.first(batch), end) === end
+    return this.isGone(end - 1) && this.marks.firstLive(this.batches.first(batch), end) === end
   }
 
   /** The batch was copied forward in the log. */
@@ -284,14 +379,9 @@ export class Chunk {
     this.dirty = true
   }
 
-  isGone(index: number): boolean {
-    return this.gone !== undefined && hasBit(this.gone, index)
-  }
-
   /** Marks `[from, to)` gone; returns how many were not before. `bytes` is what they take, where that is known. */
   remove(from: number, to: number, bytes?: number): number {
-    this.gone ??= new Uint32Array(CHUNK_WORDS)
-    const removed = addBits(this.gone, from, to)
+    const removed = this.marks.add(MARK.gone, from, to)
     if (removed === 0) return 0
     this.bytes -= this.live === removed ? this.bytes : (bytes ?? (this.bytes * removed) / this.live)
     this.live -= removed
@@ -299,11 +389,53 @@ export class Chunk {
     return removed
   }
 
+  /**
+   * After messages went: where few are left, gives back what the others took, each time that three quarters of it are of
+   * no use. Batches have other numbers then.
+   */
+  pack(): void {
+    const { live, full } = this
+    if (live > LISTED_MAX || (live === 0 && full)) return
+    const columns = this.#columns
+    if (full) {
+      if (!this.marks.areListed) this.marks.list()
+      if (live * 4 <= this.batches.room) {
+        this.#packBatches()
+        this.batches.trim()
+      }
+    }
+    if (columns === undefined || live * 4 > columns.room) return
+    if (full) {
+      if (!columns.pack(this.liveIndexes())) this.#columns = undefined
+    } else if (columns.room > ROWS_KEPT) columns.pack(this.liveIndexes())
+    else if (live === 0) columns.restart(this.count)
+  }
+
+  #packBatches(): void {
+    this.batches.keep([...this.liveIndexes()])
+  }
+
+  /** Recovery: messages `[from, to)` are gone, as a page says. */
+  restoreGone(from: number, to: number): void {
+    this.live -= this.marks.add(MARK.gone, from, to)
+  }
+
   /** Recovery: the batches have come from a page, and hold the messages until `count`. */
   restored(count: number, bytes: number): void {
     this.count = count
-    this.live = count - this.batches.first(0)
+    this.live = count
     this.bytes = bytes
     this.priorityMask |= 1
   }
 }
+
+type LinkColumn =
+  | typeof COLUMN.next
+  | typeof COLUMN.previous
+  | typeof COLUMN.nextLike
+  | typeof COLUMN.previousLike
+type LinkHighColumn =
+  | typeof COLUMN.nextHigh
+  | typeof COLUMN.previousHigh
+  | typeof COLUMN.nextLikeHigh
+  | typeof COLUMN.previousLikeHigh

@@ -2,8 +2,9 @@
  * The chunks of one queue by offset, from the oldest that is not all gone to the newest. A chunk that is full and all
  * gone is dropped; an absent chunk means that everything in it is gone.
  */
-import { CHUNK_MESSAGES, CHUNK_WORDS, addBits } from './bits.js'
+import { CHUNK_MESSAGES } from './bits.js'
 import { Chunk } from './chunk.js'
+import { MARK } from './marks.js'
 
 /** Offset after the last one of the chunk that holds `offset`. */
 export function chunkEndAfter(offset: number): number {
@@ -31,8 +32,7 @@ export class Chunks {
     const chunk = new Chunk(base)
     if (offset > base) {
       // What stood before in this chunk is known to be gone: recovery found no page of it.
-      chunk.gone = new Uint32Array(CHUNK_WORDS)
-      addBits(chunk.gone, 0, offset - base)
+      chunk.marks.add(MARK.gone, 0, offset - base)
       chunk.count = offset - base
     }
     this.place(chunk)

@@ -243,14 +243,12 @@ export class PendingIds extends HashIndex {
 
   protected override wordOf(offset: number): number {
     const chunk = this.#chunks.at(offset)!
-    return chunk.ids![(offset - chunk.base) * ID_WORDS]!
+    return chunk.idWordAt(offset - chunk.base, 0)
   }
 
   protected override isHashOf(offset: number, h0: number, h1: number, h2: number, h3: number): boolean {
     const chunk = this.#chunks.at(offset)!
-    const at = (offset - chunk.base) * ID_WORDS
-    const words = chunk.ids!
-    return words[at] === h0 && words[at + 1] === h1 && words[at + 2] === h2 && words[at + 3] === h3
+    return chunk.isId(offset - chunk.base, h0, h1, h2, h3)
   }
 
   /** Different ids. */
@@ -280,21 +278,24 @@ export class PendingIds extends HashIndex {
 
   /** The message at `offset`, which was pending, is done; it is still in its chunk. */
   done(offset: number): void {
-    const first = this.#firstLike(offset)
+    const previous = this.#previous(offset)
+    // The first has the last before it: what has none before it is the only one.
+    if (previous === NONE) {
+      this.remove(offset)
+      return
+    }
     const next = this.#next(offset)
-    if (offset === first) {
-      if (next === NONE) {
-        this.remove(offset)
-        return
-      }
-      const last = this.#lastOf(first)
+    if (this.#next(previous) === NONE) {
+      // It is the first, and the last is before it.
       this.replace(offset, next)
-      this.#setPrevious(next, last === next ? NONE : last)
+      this.#setPrevious(next, previous === next ? NONE : previous)
     } else {
-      const previous = this.#previous(offset)
       this.#setNext(previous, next)
       if (next !== NONE) this.#setPrevious(next, previous)
-      else this.#setPrevious(first, previous === first ? NONE : previous)
+      else {
+        const first = this.#firstLike(offset)
+        this.#setPrevious(first, previous === first ? NONE : previous)
+      }
     }
     this.#setNext(offset, NONE)
     this.#setPrevious(offset, NONE)
@@ -302,9 +303,13 @@ export class PendingIds extends HashIndex {
 
   #firstLike(offset: number): number {
     const chunk = this.#chunks.at(offset)!
-    const words = chunk.ids!
-    const at = (offset - chunk.base) * ID_WORDS
-    return this.lookUp(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!)
+    const index = offset - chunk.base
+    return this.lookUp(
+      chunk.idWordAt(index, 0),
+      chunk.idWordAt(index, 1),
+      chunk.idWordAt(index, 2),
+      chunk.idWordAt(index, 3),
+    )
   }
 
   #lastOf(first: number): number {

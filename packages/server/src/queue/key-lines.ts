@@ -70,7 +70,7 @@ export class KeyLines {
         const chunk = this.#chunks.at(offset)!
         const index = offset - chunk.base
         oldest = Math.min(oldest, chunk.lineTimeAt(index))
-        offset = this.#rank(chunk, index) === 0 ? chunk.nexts!.get(index) : NONE
+        offset = this.#rank(chunk, index) === 0 ? chunk.nextAt(index) : NONE
       }
     }
     return oldest
@@ -83,11 +83,11 @@ export class KeyLines {
       let before = NONE
       for (let offset = this.#keys.headOf(slot); offset !== NONE;) {
         const chunk = this.#chunks.at(offset)!
-        if (chunk.previous!.get(offset - chunk.base) !== before)
+        if (chunk.previousAt(offset - chunk.base) !== before)
           throw new Error(`offset ${offset} follows ${before} in the line of its key and does not know it`)
         count++
         before = offset
-        offset = chunk.nexts!.get(offset - chunk.base)
+        offset = chunk.nextAt(offset - chunk.base)
       }
       const head = this.#keys.headOf(slot)
       const expected = head !== NONE && this.isFree(slot) ? head : NONE
@@ -153,10 +153,10 @@ export class KeyLines {
     let next = this.#keys.headOf(slot)
     while (this.#isBehind(next, chunk, index)) {
       const other = this.#chunks.at(next)!
-      next = other.nexts!.get(next - other.base)
+      next = other.nextAt(next - other.base)
     }
     const other = this.#chunks.at(next)!
-    this.#link(slot, chunk, index, other.previous!.get(next - other.base), next)
+    this.#link(slot, chunk, index, other.previousAt(next - other.base), next)
   }
 
   // Whether the message at `index` stands behind the one at `offset` in the line of their key.
@@ -171,16 +171,16 @@ export class KeyLines {
 
   #link(slot: number, chunk: Chunk, index: number, previous: number, next: number): void {
     const offset = chunk.base + index
-    chunk.previous!.set(index, previous)
-    chunk.nexts!.set(index, next)
+    chunk.setPrevious(index, previous)
+    chunk.setNext(index, next)
     this.#setNext(slot, previous, offset)
     this.#setPrevious(slot, next, offset)
   }
 
   /** The message leaves the line. */
   unlink(slot: number, chunk: Chunk, index: number): void {
-    const previous = chunk.previous!.get(index)
-    const next = chunk.nexts!.get(index)
+    const previous = chunk.previousAt(index)
+    const next = chunk.nextAt(index)
     this.#setNext(slot, previous, next)
     this.#setPrevious(slot, next, previous)
     if (this.#keys.offeredOf(slot) === chunk.base + index) this.#keys.withdraw(slot)
@@ -190,7 +190,7 @@ export class KeyLines {
     if (offset === NONE) this.#keys.setHead(slot, next)
     else {
       const chunk = this.#chunks.at(offset)!
-      chunk.nexts!.set(offset - chunk.base, next)
+      chunk.setNext(offset - chunk.base, next)
     }
   }
 
@@ -198,7 +198,7 @@ export class KeyLines {
     if (offset === NONE) this.#keys.setTail(slot, previous)
     else {
       const chunk = this.#chunks.at(offset)!
-      chunk.previous!.set(offset - chunk.base, previous)
+      chunk.setPrevious(offset - chunk.base, previous)
     }
   }
 }

@@ -10,11 +10,11 @@
  * A queue by time can hold entries that mean nothing any more; each is looked at when it comes up, and all of them when they
  * have become too many.
  */
-import { CHUNK_WORDS, addBits, firstInside, firstOutside, hasBit, removeBits } from './bits.js'
 import type { Chunk } from './chunk.js'
 import { chunkEndAfter, type Chunks } from './chunks.js'
 import { KeyLines, type KeyRules, type Placed } from './key-lines.js'
 import { NONE, type Keys } from './keys.js'
+import { MARK } from './marks.js'
 import { Schedule } from './schedule.js'
 import { TimeQueue } from './time-queue.js'
 
@@ -85,14 +85,13 @@ export class Line {
   /** The messages of `chunk` at `[from, to)`, the newest, take their places. All that is due has been told by `advance`. */
   add(chunk: Chunk, from: number, to: number): void {
     this.#end = Math.max(this.#end, chunk.base + to)
-    const { dues, priorities, keys } = chunk
-    if (dues === undefined && priorities === undefined && keys === undefined) {
+    if (chunk.hasOnly(0) && !chunk.hasDues && !chunk.hasKeys) {
       this.#countPlain(0, to - from)
       return
     }
     for (let index = from; index < to; index++) {
-      const dueMs = dues === undefined ? 0 : dues[index]!
-      const slot = keys === undefined ? NONE : keys[index]! - 1
+      const dueMs = chunk.dueAt(index)
+      const slot = chunk.keyAt(index)
       if (dueMs !== 0) this.#delay(chunk, index, dueMs)
       else if (slot === NONE) this.#countPlain(chunk.priorityAt(index), 1)
       else {
@@ -116,8 +115,8 @@ export class Line {
     const due: Placed[] = []
     for (const chunk of this.#chunks) {
       if (chunk.dead !== undefined) for (const index of chunk.dead.indexes()) takeOut(chunk, index, index + 1)
-      if (chunk.keys === undefined) this.#placePlain(chunk)
-      if (chunk.dues !== undefined || chunk.keys !== undefined) this.#placeOthers(chunk, nowMs, due)
+      if (!chunk.hasKeys) this.#placePlain(chunk)
+      if (chunk.hasDues || chunk.hasKeys) this.#placeOthers(chunk, nowMs, due)
     }
     this.#keyLines.rebuild(due)
     this.advance(nowMs)
@@ -138,9 +137,9 @@ export class Line {
     const due: Placed[] = []
     this.#keyLines.reset()
     for (const chunk of this.#chunks) {
-      if (chunk.keys === undefined || chunk.waiting === undefined) continue
-      for (let index = 0; index < chunk.count; index++) {
-        if (chunk.keys[index] === 0 || chunk.isGone(index) || !chunk.isRipe(index)) continue
+      if (!chunk.hasKeys) continue
+      for (const index of chunk.liveIndexes()) {
+        if (chunk.keyAt(index) === NONE || !chunk.isRipe(index)) continue
         due.push({ chunk, index, timeMs: chunk.lineTimeAt(index) })
       }
     }
@@ -150,28 +149,28 @@ export class Line {
 
   // Those without key and due time; those of a chunk that has neither are counted in runs.
   #placePlain(chunk: Chunk): void {
-    if (chunk.dues === undefined) {
+    if (!chunk.hasDues) {
       for (let index = 0; index < chunk.count;) {
-        const from = firstOutside(chunk.gone, chunk.out, index, chunk.count)
-        const to = firstInside(chunk.gone, chunk.out, from, chunk.count)
+        const from = chunk.marks.firstFree(index, chunk.count)
+        const to = chunk.marks.firstTaken(from, chunk.count)
         if (to > from) this.add(chunk, from, to)
         index = Math.max(to, index + 1)
       }
       return
     }
-    for (let index = 0; index < chunk.count; index++) {
-      if (chunk.dues[index] === 0 && isFree(chunk, index)) this.#countPlain(chunk.priorityAt(index), 1)
+    for (const index of chunk.liveIndexes()) {
+      if (chunk.dueAt(index) === 0 && !isOut(chunk, index)) this.#countPlain(chunk.priorityAt(index), 1)
     }
   }
 
   #placeOthers(chunk: Chunk, nowMs: number, due: Placed[]): void {
-    for (let index = 0; index < chunk.count; index++) {
-      if (!isFree(chunk, index)) continue
+    for (const index of chunk.liveIndexes()) {
+      if (isOut(chunk, index)) continue
       const dueMs = chunk.dueAt(index)
       const slot = chunk.keyAt(index)
       if (slot === NONE) {
         if (dueMs !== 0) this.#delay(chunk, index, dueMs)
-        else if (chunk.keys !== undefined) this.#countPlain(chunk.priorityAt(index), 1)
+        else if (chunk.hasKeys) this.#countPlain(chunk.priorityAt(index), 1)
       } else if (dueMs > nowMs) this.#delay(chunk, index, dueMs)
       else {
         takeOut(chunk, index, index + 1)
@@ -258,9 +257,9 @@ export class Line {
     const due = this.#due[priority]!
     for (let i = 0; i < count; i++) due.pop()
     if (due.size === 0) this.#dueMask &= ~(1 << priority)
-    removeBits(chunk.waiting!, index, index + count)
-    removeBits(chunk.ripe!, index, index + count)
-    if (chunk.keys === undefined) return
+    chunk.marks.delete(MARK.waiting, index, index + count)
+    chunk.marks.delete(MARK.ripe, index, index + count)
+    if (!chunk.hasKeys) return
     for (let at = index; at < index + count; at++) {
       const slot = chunk.keyAt(at)
       if (slot === NONE) continue
@@ -277,7 +276,7 @@ export class Line {
     this.#mark(chunk, index)
     this.#stands(priority, chunk, index)
     if (sinceMs === -1) {
-      removeBits(chunk.out!, index, index + 1)
+      chunk.marks.delete(MARK.out, index, index + 1)
       if (offset < this.#cursors[priority]!) this.#cursors[priority] = offset
       this.#countPlain(priority, 1)
       return
@@ -332,10 +331,10 @@ export class Line {
     const slot = chunk.keyAt(index)
     if (!chunk.isRipe(index)) {
       this.#unschedule(chunk, index)
-      removeBits(chunk.waiting!, index, index + 1)
+      chunk.marks.delete(MARK.waiting, index, index + 1)
     } else {
-      removeBits(chunk.waiting!, index, index + 1)
-      removeBits(chunk.ripe!, index, index + 1)
+      chunk.marks.delete(MARK.waiting, index, index + 1)
+      chunk.marks.delete(MARK.ripe, index, index + 1)
       if (slot !== NONE) this.#keyLines.unlink(slot, chunk, index)
     }
     if (slot !== NONE) this.#keyLines.offer(slot, timeMs, NONE, 0)
@@ -424,17 +423,17 @@ export class Line {
     const index = cursor - chunk.base
     const batch = chunk.batches.find(index)
     let end = Math.min(chunk.batchEnd(batch), index + max)
-    end = firstInside(chunk.gone, chunk.out, index, end)
+    end = chunk.marks.firstTaken(index, end)
     const marked = this.#isMarked(chunk, index)
     if (this.redeliveredBelow > cursor) end = Math.min(end, this.redeliveredBelow - chunk.base)
-    else if (marked) end = firstOutside(chunk.seen, undefined, index, end)
-    else end = firstInside(chunk.seen, undefined, index, end)
-    if (chunk.priorities !== undefined) {
-      for (let at = index + 1; at < end; at++) if (chunk.priorities[at] !== priority) end = at
+    else if (marked) end = chunk.marks.firstSeen(false, index, end)
+    else end = chunk.marks.firstSeen(true, index, end)
+    if (!chunk.hasOnly(priority)) {
+      for (let at = index + 1; at < end; at++) if (chunk.priorityAt(at) !== priority) end = at
     }
     run.expired = chunk.isExpired(index, nowMs)
     if (run.expired) end = index + 1
-    else if (chunk.expiries !== undefined) {
+    else if (chunk.hasExpiries) {
       for (let at = index + 1; at < end; at++) if (chunk.isExpired(at, nowMs)) end = at
     }
     if (this.#suspects.size > 0) end = this.#untilSuspect(chunk, index, end)
@@ -470,7 +469,7 @@ export class Line {
   #isFirstTry(chunk: Chunk, index: number): boolean {
     return (
       this.#suspects.size === 0 &&
-      chunk.expiries === undefined &&
+      !chunk.hasExpiries &&
       chunk.lives === undefined &&
       chunk.attemptsAt(index) === 0 &&
       !this.#isMarked(chunk, index)
@@ -480,7 +479,7 @@ export class Line {
   // How many messages, at most `max` and of one batch, come next together: the first of all and those behind it in the log.
   #neighbours(due: TimeQueue, chunk: Chunk, index: number, max: number): number {
     // Where a key may have several out, taking one can bring in what goes before its neighbour.
-    if (chunk.keys !== undefined && this.#keyLines.rules.keyConcurrency > 1) return 1
+    if (chunk.hasKeys && this.#keyLines.rules.keyConcurrency > 1) return 1
     const end = index + due.firstRun(max)
     const timeMs = due.firstTime
     let at = index + 1
@@ -496,11 +495,12 @@ export class Line {
     while (cursor < this.#end) {
       const chunk = this.#chunks.at(cursor)
       if (chunk !== undefined && (chunk.priorityMask >>> priority) & 1) {
-        const { priorities, count } = chunk
+        const { count } = chunk
+        const isOnly = chunk.hasOnly(priority)
         for (let index = cursor - chunk.base; index < count; index++) {
-          index = firstOutside(chunk.gone, chunk.out, index, count)
+          index = chunk.marks.firstFree(index, count)
           if (index === count) break
-          if (priorities === undefined || priorities[index] === priority) {
+          if (isOnly || chunk.priorityAt(index) === priority) {
             this.#cursors[priority] = chunk.base + index
             return chunk
           }
@@ -566,14 +566,12 @@ export class Line {
   }
 
   #wait(chunk: Chunk, index: number): void {
-    chunk.waiting ??= new Uint32Array(CHUNK_WORDS)
-    addBits(chunk.waiting, index, index + 1)
+    chunk.marks.add(MARK.waiting, index, index + 1)
   }
 
   #ripen(chunk: Chunk, index: number): void {
     this.#wait(chunk, index)
-    chunk.ripe ??= new Uint32Array(CHUNK_WORDS)
-    addBits(chunk.ripe, index, index + 1)
+    chunk.marks.add(MARK.ripe, index, index + 1)
   }
 
   // The chunk of a message that a due queue holds since `timeMs`; undefined when that entry means nothing any more.
@@ -592,8 +590,7 @@ export class Line {
   // The message is in the line again.
   #stands(priority: number, chunk: Chunk, index: number): void {
     if (chunk.base + index >= this.#oldest[priority]!) return
-    chunk.behind ??= new Uint32Array(CHUNK_WORDS)
-    if (addBits(chunk.behind, index, index + 1) === 0) return
+    if (chunk.marks.add(MARK.behind, index, index + 1) === 0) return
     const behind = (this.#behind[priority] ??= new TimeQueue())
     behind.push(0, chunk.base + index)
   }
@@ -606,7 +603,7 @@ export class Line {
       const chunk = this.#chunks.at(offset)
       if (chunk === undefined || ((chunk.priorityMask >>> priority) & 1) === 0) continue
       for (let index = offset - chunk.base; index < chunk.count; index++) {
-        index = firstOutside(chunk.gone, undefined, index, chunk.count)
+        index = chunk.firstLive(index)
         if (index === chunk.count) break
         if (chunk.priorityAt(index) !== priority || !this.stands(chunk, index)) continue
         return (this.#oldest[priority] = chunk.base + index)
@@ -625,7 +622,7 @@ export class Line {
       const index = offset - chunk.base
       if (!chunk.isGone(index) && this.stands(chunk, index)) return offset
       // Should it come back, it is put in again.
-      removeBits(chunk.behind!, index, index + 1)
+      chunk.marks.delete(MARK.behind, index, index + 1)
     }
     return -1
   }
@@ -637,14 +634,11 @@ export class Line {
   }
 
   #isMarked(chunk: Chunk, index: number): boolean {
-    return (
-      chunk.base + index < this.redeliveredBelow || (chunk.seen !== undefined && hasBit(chunk.seen, index))
-    )
+    return chunk.base + index < this.redeliveredBelow || chunk.has(MARK.seen, index)
   }
 
   #mark(chunk: Chunk, index: number): void {
-    chunk.seen ??= new Uint32Array(CHUNK_WORDS)
-    addBits(chunk.seen, index, index + 1)
+    chunk.marks.add(MARK.seen, index, index + 1)
   }
 }
 
@@ -653,14 +647,9 @@ function plainTime(chunk: Chunk, offset: number): number {
 }
 
 function isOut(chunk: Chunk, index: number): boolean {
-  return chunk.out !== undefined && hasBit(chunk.out, index)
-}
-
-function isFree(chunk: Chunk, index: number): boolean {
-  return !chunk.isGone(index) && !isOut(chunk, index)
+  return chunk.has(MARK.out, index)
 }
 
 function takeOut(chunk: Chunk, from: number, to: number): void {
-  chunk.out ??= new Uint32Array(CHUNK_WORDS)
-  addBits(chunk.out, from, to)
+  chunk.marks.add(MARK.out, from, to)
 }

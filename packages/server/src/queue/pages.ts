@@ -2,14 +2,15 @@
  * State pages: one chunk or one queue as it stood at some position of the log. The newest page of each, together with
  * the facts behind it, is the whole state; so older parts of the log can go.
  *
- * Chunk: u64 base · u64 record bytes · u16 count · u16 batches · u16 waiting · u16 dead · u16 lives · u16 0 · u32 flags
- *   (1 gone, 2 priorities, 4 expiries, 8 keys, 16 ids, 32 sizes, 64 narrow) · batches of u16 first index, u64 position,
+ * Chunk: u64 base · u64 record bytes · u16 count · u16 batches · u16 waiting · u16 dead · u16 lives · u16 live · u32 flags
+ *   (1 gone, 2 priorities, 4 expiries, 8 keys, 16 ids, 32 sizes, 64 narrow, 128 listed) · batches of u16 first index, u64 position,
  *   u48 time, u32 bytes; narrow: u16 first index, u64 position and u48 time of the first one, then all of u16 first index,
  *   u32 position and u32 time above those of that one, u16 bytes ·
- *   128 B of gone bits, index 0 in the lowest · count × u8 priority · count × u48 expiry · count × two u32 of the key's
- *   hash · count × four u32 of the id's hash · count × u32 record size · waiting of u16 index, u8 attempts, u8 0,
- *   u64 due · lives of u16 index, u16 redrives, u32 attempts in earlier lives · dead of u16 index, u8 attempts,
- *   u8 death (128: to be moved), u16 reason bytes, u16 0, u64 time, reason.
+ *   128 B of gone bits, index 0 in the lowest; or listed: live × u16 index, all others are gone · then of each message,
+ *   or of each that is listed: u8 priority; u48 expiry; two u32 of the key's hash; four u32 of the id's hash; u32 record
+ *   size · waiting of u32 index and attempts, u64 due · lives of u16 index, u16 redrives, u32 attempts in earlier
+ *   lives · dead of u32 index and attempts, u8 death (128: to be moved), u8 0, u16 reason bytes, u64 time, reason. Index and
+ *   attempts as one: index in the low 10 bits.
  * Queue: the definition and the counters as JSON text.
  */
 import {
@@ -26,8 +27,9 @@ import {
   writeU64,
   type QueueCounts,
 } from '@sluice/protocol'
-import { CHUNK_MESSAGES, CHUNK_WORDS, countRange } from './bits.js'
+import { CHUNK_WORDS } from './bits.js'
 import { Chunk, type Death } from './chunk.js'
+import type { ColumnName } from './columns.js'
 import { DeadMessages } from './dead.js'
 import { ID_WORDS } from './hash.js'
 import type { Keys } from './keys.js'
@@ -36,34 +38,50 @@ import type { Queue, QueueDefinition } from './queue.js'
 const HEAD_BYTES = 32
 const GONE_BYTES = CHUNK_WORDS * 4
 const WAITING_BYTES = 12
+const INDEX_BYTES = 2
 const EXPIRY_BYTES = 6
 const KEY_BYTES = 8
 const ID_BYTES = ID_WORDS * 4
 const SIZE_BYTES = 4
 const LIVES_BYTES = 8
-const FLAG = { gone: 1, priorities: 2, expiries: 4, keys: 8, ids: 16, sizes: 32, narrow: 64 } as const
+const FLAG = {
+  gone: 1,
+  priorities: 2,
+  expiries: 4,
+  keys: 8,
+  ids: 16,
+  sizes: 32,
+  narrow: 64,
+  listed: 128,
+} as const
 const DEAD_BYTES = 16
 const MOVING = 128
+/** Live messages are listed where they are fewer than one of these. */
+const LISTED_SHARE = 4
+const INDEX_BITS = 10
+const INDEX_MASK = 2 ** INDEX_BITS - 1
 
 export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
-  const { count, gone, priorities, expiries, ids, sizes } = chunk
+  const { count, live } = chunk
+  const isListed = live * LISTED_SHARE < count
+  const indexes = isListed ? [...chunk.liveIndexes()] : Array.from({ length: count }, (_, index) => index)
   const waiting: number[] = []
-  if (chunk.dues !== undefined) {
-    for (let index = 0; index < count; index++) {
-      if (chunk.dues[index] !== 0 && !chunk.isGone(index) && chunk.dead?.has(index) !== true)
-        waiting.push(index)
-    }
+  if (chunk.hasDues) {
+    for (const index of chunk.liveIndexes())
+      if (chunk.dueAt(index) !== 0 && !chunk.isDead(index)) waiting.push(index)
   }
   const dead = chunk.dead?.size ?? 0
   const lives = chunk.lives?.size ?? 0
-  let size = HEAD_BYTES + chunk.batches.pageBytes + waiting.length * WAITING_BYTES + dead * DEAD_BYTES
-  size += lives * LIVES_BYTES
-  if (gone !== undefined) size += GONE_BYTES
-  if (priorities !== undefined) size += count
-  if (expiries !== undefined) size += count * EXPIRY_BYTES
-  if (chunk.keys !== undefined) size += count * KEY_BYTES
-  if (ids !== undefined) size += count * ID_BYTES
-  if (sizes !== undefined) size += count * SIZE_BYTES
+  const hasPriorities = !chunk.hasOnly(0)
+  const hasGone = !isListed && live < count
+  let rowBytes = isListed ? INDEX_BYTES : 0
+  if (hasPriorities) rowBytes += 1
+  if (chunk.hasExpiries) rowBytes += EXPIRY_BYTES
+  if (chunk.hasKeys) rowBytes += KEY_BYTES
+  if (chunk.hasIds) rowBytes += ID_BYTES
+  if (chunk.hasSizes) rowBytes += SIZE_BYTES
+  let size = HEAD_BYTES + chunk.batches.pageBytes + (hasGone ? GONE_BYTES : 0) + indexes.length * rowBytes
+  size += waiting.length * WAITING_BYTES + dead * DEAD_BYTES + lives * LIVES_BYTES
   for (const index of chunk.dead?.indexes() ?? []) size += textBytes(chunk.dead!.get(index)!.reason)
   const bytes = new Uint8Array(size)
   writeU64(bytes, 0, chunk.base)
@@ -73,40 +91,44 @@ export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
   writeU16(bytes, 20, waiting.length)
   writeU16(bytes, 22, dead)
   writeU16(bytes, 24, lives)
+  writeU16(bytes, 26, live)
   writeU32(
     bytes,
     28,
-    (gone === undefined ? 0 : FLAG.gone) |
-      (priorities === undefined ? 0 : FLAG.priorities) |
-      (expiries === undefined ? 0 : FLAG.expiries) |
-      (chunk.keys === undefined ? 0 : FLAG.keys) |
-      (ids === undefined ? 0 : FLAG.ids) |
-      (sizes === undefined ? 0 : FLAG.sizes) |
-      (chunk.batches.isNarrow ? FLAG.narrow : 0),
+    (hasGone ? FLAG.gone : 0) |
+      (hasPriorities ? FLAG.priorities : 0) |
+      (chunk.hasExpiries ? FLAG.expiries : 0) |
+      (chunk.hasKeys ? FLAG.keys : 0) |
+      (chunk.hasIds ? FLAG.ids : 0) |
+      (chunk.hasSizes ? FLAG.sizes : 0) |
+      (chunk.batches.isNarrow ? FLAG.narrow : 0) |
+      (isListed ? FLAG.listed : 0),
   )
   let at = chunk.batches.encode(bytes, HEAD_BYTES)
-  if (gone !== undefined) for (const word of gone) at = writeWord(bytes, at, word)
-  if (priorities !== undefined) {
-    bytes.set(priorities.subarray(0, count), at)
-    at += count
-  }
-  if (expiries !== undefined) {
-    for (let index = 0; index < count; index++, at += EXPIRY_BYTES) writeU48(bytes, at, expiries[index]!)
-  }
-  if (chunk.keys !== undefined) {
-    for (let index = 0; index < count; index++, at += KEY_BYTES) {
-      // The slot of a message that is gone may be another key's by now.
-      const slot = chunk.isGone(index) ? -1 : chunk.keyAt(index)
-      writeU32(bytes, at, slot === -1 ? 0 : keys.low(slot))
-      writeU32(bytes, at + 4, slot === -1 ? 0 : keys.high(slot))
+  if (hasGone)
+    for (let word = 0; word < CHUNK_WORDS; word++) at = writeWord(bytes, at, chunk.marks.goneWord(word))
+  if (isListed) for (const index of indexes) at = writeIndex(bytes, at, index)
+  if (hasPriorities) for (const index of indexes) bytes[at++] = chunk.priorityAt(index)
+  if (chunk.hasExpiries) {
+    for (const index of indexes) {
+      writeU48(bytes, at, chunk.expiryAt(index))
+      at += EXPIRY_BYTES
     }
   }
-  if (ids !== undefined) for (let i = 0; i < count * ID_WORDS; i++) at = writeWord(bytes, at, ids[i]!)
-  if (sizes !== undefined) for (let i = 0; i < count; i++) at = writeWord(bytes, at, sizes[i]!)
+  if (chunk.hasKeys) {
+    for (const index of indexes) {
+      // The slot of a message that is gone may be another key's by now.
+      const slot = chunk.isGone(index) ? -1 : chunk.keyAt(index)
+      at = writeWord(bytes, at, slot === -1 ? 0 : keys.low(slot))
+      at = writeWord(bytes, at, slot === -1 ? 0 : keys.high(slot))
+    }
+  }
+  if (chunk.hasIds)
+    for (const index of indexes) for (const word of chunk.idAt(index)) at = writeWord(bytes, at, word)
+  if (chunk.hasSizes) for (const index of indexes) at = writeWord(bytes, at, chunk.sizeAt(index))
   for (const index of waiting) {
-    writeU16(bytes, at, index)
-    bytes[at + 2] = chunk.attemptsAt(index)
-    writeU64(bytes, at + 4, chunk.dues![index]!)
+    writeU32(bytes, at, withAttempts(index, chunk.attemptsAt(index)))
+    writeU64(bytes, at + 4, chunk.dueAt(index))
     at += WAITING_BYTES
   }
   for (const [index, { redrives, attempts }] of chunk.lives ?? []) {
@@ -118,22 +140,38 @@ export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
   if (chunk.dead !== undefined) {
     for (const index of chunk.dead.indexes()) {
       const { attempts, death, timeMs, reason, isMoving } = chunk.dead.get(index)!
-      writeU16(bytes, at, index)
-      bytes[at + 2] = attempts
-      bytes[at + 3] = death | (isMoving ? MOVING : 0)
+      writeU32(bytes, at, withAttempts(index, attempts))
+      bytes[at + 4] = death | (isMoving ? MOVING : 0)
       writeU64(bytes, at + 8, timeMs)
       const reasonBytes = writeText(bytes, at + DEAD_BYTES, reason)
-      writeU16(bytes, at + 4, reasonBytes)
+      writeU16(bytes, at + 6, reasonBytes)
       at += DEAD_BYTES + reasonBytes
     }
   }
   return bytes
 }
 
+function withAttempts(index: number, attempts: number): number {
+  return ((attempts << INDEX_BITS) | index) >>> 0
+}
+
+function writeIndex(bytes: Uint8Array, at: number, index: number): number {
+  writeU16(bytes, at, index)
+  return at + INDEX_BYTES
+}
+
 function writeWord(bytes: Uint8Array, at: number, word: number): number {
   writeU32(bytes, at, word)
   return at + 4
 }
+
+const COLUMNS_BY_FLAG: readonly (readonly [number, readonly ColumnName[]])[] = [
+  [FLAG.priorities, ['charge']],
+  [FLAG.expiries, ['expiry', 'expiryHigh']],
+  [FLAG.keys, ['key', 'next', 'previous']],
+  [FLAG.ids, ['id', 'id1', 'id2', 'id3']],
+  [FLAG.sizes, ['size']],
+]
 
 /** The bytes have passed their checksum. Each message that is not gone holds its key in `keys`. */
 export function decodeChunkPage(bytes: Uint8Array, start: number, keys: Keys): Chunk {
@@ -144,39 +182,67 @@ export function decodeChunkPage(bytes: Uint8Array, start: number, keys: Keys): C
   const waiting = readU16(bytes, start + 20)
   const dead = readU16(bytes, start + 22)
   const lives = readU16(bytes, start + 24)
+  const live = readU16(bytes, start + 26)
   const flags = readU32(bytes, start + 28)
   let at = chunk.batches.decode(bytes, start + HEAD_BYTES, batches, (flags & FLAG.narrow) !== 0)
   if (batches > 0) chunk.restored(count, recordBytes)
   if (flags & FLAG.gone) {
-    chunk.gone = new Uint32Array(CHUNK_WORDS)
-    for (let word = 0; word < CHUNK_WORDS; word++, at += 4) chunk.gone[word] = readU32(bytes, at)
-    chunk.live = count - countRange(chunk.gone, 0, Math.min(count, CHUNK_MESSAGES))
+    for (let word = 0; word < CHUNK_WORDS; word++, at += 4) {
+      const gone = readU32(bytes, at)
+      for (let bit = 0; gone !== 0 && bit < 32; bit++)
+        if ((gone >>> bit) & 1) chunk.restoreGone(word * 32 + bit, word * 32 + bit + 1)
+    }
   }
-  if (flags & FLAG.priorities) {
-    for (let index = 0; index < count; index++, at++) chunk.setPriority(index, bytes[at]!)
+  const isListed = (flags & FLAG.listed) !== 0
+  const indexes: number[] = []
+  if (isListed) {
+    let from = 0
+    for (let i = 0; i < live; i++, at += INDEX_BYTES) {
+      const index = readU16(bytes, at)
+      indexes.push(index)
+      chunk.restoreGone(from, index)
+      from = index + 1
+    }
+    chunk.restoreGone(from, count)
+  } else {
+    const columns = COLUMNS_BY_FLAG.filter(([flag]) => (flags & flag) !== 0).flatMap(([, names]) => names)
+    if (columns.length > 0) {
+      for (let index = 0; index < count; index++) indexes.push(index)
+      chunk.columns.reserve(columns, count)
+    }
   }
+  if (flags & FLAG.priorities) for (const index of indexes) chunk.setPriority(index, bytes[at++]!)
   if (flags & FLAG.expiries) {
-    for (let index = 0; index < count; index++, at += EXPIRY_BYTES) {
+    for (const index of indexes) {
       const expiryMs = readU48(bytes, at)
       if (expiryMs !== 0) chunk.setExpiry(index, expiryMs)
+      at += EXPIRY_BYTES
     }
   }
   if (flags & FLAG.keys) {
-    for (let index = 0; index < count; index++, at += KEY_BYTES) {
+    for (const index of indexes) {
       const low = readU32(bytes, at)
       const high = readU32(bytes, at + 4)
       if ((low | high) !== 0) chunk.setKey(index, keys.hold(low, high))
+      at += KEY_BYTES
     }
   }
   if (flags & FLAG.ids) {
-    chunk.ids = new Uint32Array(CHUNK_MESSAGES * ID_WORDS)
-    for (let i = 0; i < count * ID_WORDS; i++, at += 4) chunk.ids[i] = readU32(bytes, at)
+    const words = new Uint32Array(ID_WORDS)
+    for (const index of indexes) {
+      for (let word = 0; word < ID_WORDS; word++, at += 4) words[word] = readU32(bytes, at)
+      if ((words[0]! | words[1]! | words[2]! | words[3]!) !== 0) chunk.setId(index, words, 0)
+    }
   }
   if (flags & FLAG.sizes) {
-    for (let index = 0; index < count; index++, at += SIZE_BYTES) chunk.setSize(index, readU32(bytes, at))
+    for (const index of indexes) {
+      chunk.setSize(index, readU32(bytes, at))
+      at += SIZE_BYTES
+    }
   }
   for (let i = 0; i < waiting; i++, at += WAITING_BYTES) {
-    chunk.setDue(readU16(bytes, at), bytes[at + 2]!, readU64(bytes, at + 4))
+    const word = readU32(bytes, at)
+    chunk.setDue(word & INDEX_MASK, word >>> INDEX_BITS, readU64(bytes, at + 4))
   }
   if (lives > 0) chunk.lives = new Map()
   for (let i = 0; i < lives; i++, at += LIVES_BYTES) {
@@ -187,18 +253,21 @@ export function decodeChunkPage(bytes: Uint8Array, start: number, keys: Keys): C
   }
   if (dead > 0) chunk.dead = new DeadMessages()
   for (let i = 0; i < dead; i++) {
-    const reasonBytes = readU16(bytes, at + 4)
+    const word = readU32(bytes, at)
+    const index = word & INDEX_MASK
+    const reasonBytes = readU16(bytes, at + 6)
     const reasonAt = at + DEAD_BYTES
-    chunk.dead!.set(readU16(bytes, at), {
-      attempts: bytes[at + 2]!,
-      death: (bytes[at + 3]! & ~MOVING) as Death,
-      isMoving: (bytes[at + 3]! & MOVING) !== 0,
-      bytes: Math.fround(chunk.bytesAt(readU16(bytes, at))),
+    chunk.dead!.set(index, {
+      attempts: word >>> INDEX_BITS,
+      death: (bytes[at + 4]! & ~MOVING) as Death,
+      isMoving: (bytes[at + 4]! & MOVING) !== 0,
+      bytes: Math.round(chunk.bytesAt(index)),
       timeMs: readU64(bytes, at + 8),
       reason: readText(bytes, reasonAt, reasonAt + reasonBytes),
     })
     at = reasonAt + reasonBytes
   }
+  chunk.pack()
   chunk.dirty = false
   return chunk
 }

@@ -18,7 +18,7 @@ import {
   type QueueOptions,
 } from '@sluice/protocol'
 import { NO_ARRIVAL, type Arrivals, type Arriving } from './arrivals.js'
-import { CHUNK_MESSAGES, countRange, hasBit } from './bits.js'
+import { CHUNK_MESSAGES } from './bits.js'
 import { DEATH, type Chunk, type Death, type Lives, type Traits } from './chunk.js'
 import { DeadMessages, type Dead } from './dead.js'
 import { Chunks, chunkEndAfter } from './chunks.js'
@@ -26,8 +26,9 @@ import { FactBuffer, type GoneFact } from './facts.js'
 import { ID_WORDS } from './hash.js'
 import { IdWindow, PendingIds } from './ids.js'
 import type { Placed } from './key-lines.js'
-import { Keys } from './keys.js'
+import { Keys, NONE } from './keys.js'
 import { Line, type Run } from './line.js'
+import { MARK } from './marks.js'
 import type { PageUse } from './page-use.js'
 import type { Subscription } from './subscription.js'
 
@@ -422,7 +423,7 @@ export class Queue implements Arriving {
     if (this.#isOpen && chunk.hasId(index) && !chunk.isDead(index)) this.#pending.done(offset)
     chunk.dead ??= new DeadMessages()
     // As exact as it is kept, so that what is added here is what is taken away later.
-    const bytes = chunk.dead.get(index)?.bytes ?? Math.fround(chunk.bytesAt(index))
+    const bytes = chunk.dead.get(index)?.bytes ?? Math.round(chunk.bytesAt(index))
     if (!chunk.dead.has(index)) {
       this.deadCount++
       this.deadBytes += bytes
@@ -449,7 +450,7 @@ export class Queue implements Arriving {
     if (dead !== undefined) {
       this.deadCount--
       this.deadBytes -= dead.bytes
-      chunk.dead!.delete(index)
+      this.#undead(chunk, index)
       chunk.lives ??= new Map()
       chunk.lives.set(index, {
         redrives,
@@ -457,7 +458,7 @@ export class Queue implements Arriving {
       })
     }
     chunk.setDue(index, 0, timeMs)
-    if (chunk.expiries !== undefined) chunk.expiries[index] = 0
+    if (chunk.expiryAt(index) !== 0) chunk.setExpiry(index, 0)
     if (this.#isOpen && chunk.hasId(index)) this.#pending.add(offset)
     chunk.dirty = true
   }
@@ -599,10 +600,9 @@ export class Queue implements Arriving {
     for (const chunk of this.chunks()) {
       for (const index of chunk.dead?.indexes() ?? [])
         if (chunk.dead!.get(index)!.isMoving) this.moving.push(chunk.base + index)
-      if (chunk.ids === undefined) continue
-      for (let index = 0; index < chunk.count; index++) {
-        if (chunk.hasId(index) && !chunk.isGone(index) && !chunk.isDead(index))
-          this.#pending.add(chunk.base + index)
+      if (!chunk.hasIds) continue
+      for (const index of chunk.liveIndexes()) {
+        if (chunk.hasId(index) && !chunk.isDead(index)) this.#pending.add(chunk.base + index)
       }
     }
     this.#line.rebuild(this.next, nowMs)
@@ -780,7 +780,7 @@ export class Queue implements Arriving {
     if (this.#options.unique !== 'pending') return true
     const chunk = this.chunkAt(offset)!
     const index = offset - chunk.base
-    return !chunk.hasId(index) || this.#pending.find(chunk.ids!, index * ID_WORDS) === -1
+    return !chunk.hasId(index) || this.#pending.find(chunk.idAt(index), 0) === -1
   }
 
   /** A dead message begins a new life at the end of its line. */
@@ -876,12 +876,11 @@ export class Queue implements Arriving {
     const seen = new Set<string>()
     for (const offset of offsets) {
       const chunk = this.chunkAt(offset)!
-      const at = (offset - chunk.base) * ID_WORDS
-      if (!chunk.hasId(offset - chunk.base)) continue
-      const id = chunk.ids!.subarray(at, at + ID_WORDS).join()
-      if (seen.has(id)) continue
+      const words = chunk.idAt(offset - chunk.base)
+      const id = words.join()
+      if (!isId(words, 0) || seen.has(id)) continue
       seen.add(id)
-      if (this.#pending.find(chunk.ids!, at, stays) === -1) ids++
+      if (this.#pending.find(words, 0, stays) === -1) ids++
     }
     return ids
   }
@@ -1017,14 +1016,13 @@ export class Queue implements Arriving {
     let waiting = 0
     let scheduled = 0
     for (const chunk of this.chunks()) {
-      const gone = chunk.gone === undefined ? 0 : countRange(chunk.gone, 0, chunk.count)
-      if (chunk.live !== chunk.count - gone)
-        throw new Error(`chunk ${chunk.base}: live ${chunk.live}, counted ${chunk.count - gone}`)
+      const counted = chunk.liveIn(0, chunk.count)
+      if (chunk.live !== counted)
+        throw new Error(`chunk ${chunk.base}: live ${chunk.live}, counted ${counted}`)
       live += chunk.live
       dead += chunk.dead?.size ?? 0
-      for (let index = 0; index < chunk.count; index++) {
-        if (chunk.isGone(index)) continue
-        if (!(chunk.out !== undefined && hasBit(chunk.out, index))) plain++
+      for (const index of chunk.liveIndexes()) {
+        if (!chunk.has(MARK.out, index)) plain++
         else if (this.#line.stands(chunk, index)) waiting++
         if (chunk.isScheduled(index)) scheduled++
       }
@@ -1086,9 +1084,9 @@ export class Queue implements Arriving {
   // Finds what has expired, and when to look again.
   #look(chunk: Chunk, nowMs: number, expired: Placed[]): void {
     chunk.earliestExpiryMs = Infinity
-    for (let index = 0; index < chunk.count; index++) {
-      const expiryMs = chunk.expiries![index]!
-      if (expiryMs === 0 || chunk.isGone(index) || chunk.isDead(index)) continue
+    for (const index of chunk.liveIndexes()) {
+      const expiryMs = chunk.expiryAt(index)
+      if (expiryMs === 0 || chunk.isDead(index)) continue
       // What waits for its time is looked at when it is due.
       const lookAtMs = chunk.isScheduled(index) ? Math.max(expiryMs, chunk.dueAt(index)) : expiryMs
       if (lookAtMs > nowMs) chunk.lookAtExpiries(lookAtMs)
@@ -1111,15 +1109,11 @@ export class Queue implements Arriving {
   #removeIn(chunk: Chunk, from: number, to: number, timeMs: number): number {
     let removed = 0
     const end = Math.min(to, chunk.count)
-    const hasMore =
-      chunk.keys !== undefined ||
-      chunk.ids !== undefined ||
-      chunk.sizes !== undefined ||
-      chunk.dead !== undefined ||
-      chunk.lives !== undefined
+    const hasMore = chunk.holdsMessages
     for (let index = from; index < end;) {
       const batch = chunk.batches.find(index)
       const batchEnd = Math.min(chunk.batchEnd(batch), end)
+      const place = chunk.batches.place(batch)
       const bytes = hasMore ? this.#forget(chunk, index, batchEnd) : undefined
       const bytesBefore = chunk.bytes
       const count = chunk.remove(index, batchEnd, bytes)
@@ -1131,7 +1125,7 @@ export class Queue implements Arriving {
           this.#use.remove(chunk.batches.place(batch), chunk.batches.bytes(batch))
         // What is in the queue's page is counted there.
         if (this.retains && timeMs !== NEVER && this.pagePosition < this.appliedFrom)
-          this.#use.retain(this.id, chunk.batches.place(batch), bytesBefore - chunk.bytes, timeMs)
+          this.#use.retain(this.id, place, bytesBefore - chunk.bytes, timeMs)
       }
       index = batchEnd
     }
@@ -1142,7 +1136,7 @@ export class Queue implements Arriving {
       this.#chunks.drop(chunk)
       this.#use.pages.gone(chunk.pageBytes)
       if (this.#newest === chunk) this.#newest = undefined
-    }
+    } else chunk.pack()
     return removed
   }
 
@@ -1173,17 +1167,23 @@ export class Queue implements Arriving {
       if (chunk.isGone(index)) continue
       const size = chunk.bytesAt(index)
       bytes += size
-      if (chunk.keys !== undefined && chunk.keys[index] !== 0) this.keys.release(chunk.keys[index]! - 1)
+      const slot = chunk.keyAt(index)
+      if (slot !== NONE) this.keys.release(slot)
       if (this.#isOpen && chunk.hasId(index) && !chunk.isDead(index)) this.#pending.done(chunk.base + index)
       chunk.lives?.delete(index)
       chunk.forgetSize(index)
       const dead = chunk.dead?.get(index)
       if (dead === undefined) continue
-      chunk.dead!.delete(index)
+      this.#undead(chunk, index)
       this.deadCount--
       this.deadBytes -= dead.bytes
     }
     return bytes
+  }
+
+  #undead(chunk: Chunk, index: number): void {
+    chunk.dead!.delete(index)
+    if (chunk.dead!.size === 0) chunk.dead = undefined
   }
 }
 
@@ -1202,7 +1202,5 @@ function sumOf(sizes: Uint32Array, from: number, to: number): number {
 }
 
 function liveIn(chunk: Chunk, from: number, to: number): number {
-  return chunk.gone === undefined
-    ? to - from
-    : to - from - countRange(chunk.gone, from, Math.min(to, chunk.count))
+  return chunk.liveIn(from, to)
 }

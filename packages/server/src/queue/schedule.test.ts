@@ -1,7 +1,8 @@
 import fc from 'fast-check'
 import { afterEach, beforeEach, expect, it } from 'vitest'
-import { CHUNK_MESSAGES, CHUNK_WORDS, addBits, removeBits } from './bits.js'
+import { CHUNK_MESSAGES } from './bits.js'
 import { Chunks } from './chunks.js'
+import { MARK } from './marks.js'
 import { Schedule } from './schedule.js'
 
 const nearMax = Schedule.nearMax
@@ -29,8 +30,7 @@ class Rig {
     const chunk = this.chunks.at(offset)!
     const index = offset - chunk.base
     chunk.setDue(index, 0, dueMs)
-    chunk.waiting ??= new Uint32Array(CHUNK_WORDS)
-    addBits(chunk.waiting, index, index + 1)
+    chunk.marks.add(MARK.waiting, index, index + 1)
     this.dues.set(offset, dueMs)
     this.schedule.add(chunk, index, dueMs)
   }
@@ -39,7 +39,7 @@ class Rig {
     const chunk = this.chunks.at(offset)!
     const index = offset - chunk.base
     this.schedule.remove(chunk, index)
-    removeBits(chunk.waiting!, index, index + 1)
+    chunk.marks.delete(MARK.waiting, index, index + 1)
     this.dues.delete(offset)
   }
 

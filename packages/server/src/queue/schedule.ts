@@ -167,8 +167,8 @@ export class Schedule {
   // Indexes of the messages of the chunk that are due at the horizon or after it.
   #laterIn(chunk: Chunk): number[] {
     const indexes: number[] = []
-    if (chunk.waiting === undefined) return indexes
-    for (let index = 0; index < chunk.count; index++)
+    if (!chunk.hasDues) return indexes
+    for (const index of chunk.liveIndexes())
       if (chunk.isScheduled(index) && chunk.dueAt(index) >= this.#horizonMs) indexes.push(index)
     return indexes
   }
