@@ -92,8 +92,9 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
     const written = byName('Queue options', ({ kind, default: value, values, meaning }) => {
       const option = { kind, default: JSON.parse(value!) as unknown, meaning }
       if (kind === 'number') {
-        const [min, max] = values!.split(' to ')
-        return { ...option, min: number(min), max: number(max) }
+        const [bounds, word] = values!.split(', or ')
+        const [min, max] = bounds!.split(' to ')
+        return { ...option, min: number(min), max: number(max), ...(word === undefined ? {} : { word }) }
       }
       if (kind === 'choice') return { ...option, choices: values!.split(', ') }
       expect(values).toBe(kind === 'flag' ? 'false, true' : 'a queue, or empty')

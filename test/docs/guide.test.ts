@@ -155,7 +155,8 @@ function boundsOf(option: QueueOptionName): string {
     expect(max).toBe(LIMITS.delayMsMax)
     return `${least} to 100 years`
   }
-  return max === Number.MAX_SAFE_INTEGER ? `from ${min}` : `${min} to ${max.toLocaleString('en')}`
+  const word = 'word' in known ? `, or \`'${known.word}'\`` : ''
+  return max === Number.MAX_SAFE_INTEGER ? `from ${min}` : `${min} to ${max.toLocaleString('en')}${word}`
 }
 
 it('names no error that there is not, and tells what to do about each that it lists', () => {

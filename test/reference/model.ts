@@ -866,7 +866,8 @@ export class Model {
     message.attempts++
     message.suspect = false
     message.silentDeaths = 0
-    if (message.attempts >= queue.options.maxDeliveries) {
+    const { maxDeliveries } = queue.options
+    if (maxDeliveries !== 'unlimited' && message.attempts >= maxDeliveries) {
       this.#die(queue, message, 'maxDeliveries', reason)
       return
     }

@@ -147,10 +147,11 @@ const ENTRY_HEADER = 64
 const BATCH_HEADER = 48
 const RELOCATED = 2
 const AFTER_CLOSE = 4
-const MOVING = 256
+const MOVING = 128
 
 interface Fact {
   readonly kind: number
+  readonly death: number
   readonly attempts: number
   readonly count: number
   readonly offset: number
@@ -399,10 +400,12 @@ export class LedgerState {
       const hasTime = WITH_TIME.has(kind)
       const textAt = at + (hasTime ? 24 : 16)
       const next = textAt + readU16(bytes, at + 2)
+      const count = readU32(bytes, at + 4)
       const fact: Fact = {
         kind,
-        attempts: bytes[at + 1]!,
-        count: readU32(bytes, at + 4),
+        death: bytes[at + 1]!,
+        attempts: kind === FACT.retry || kind === FACT.dead ? count : 0,
+        count,
         offset: readU64(bytes, at + 8),
         timeMs: hasTime ? readU64(bytes, at + 16) : 0,
         text: readText(bytes, textAt, next),
@@ -573,10 +576,10 @@ export class LedgerState {
     return (this.#together.ahead = { queueId: queue.id, ttl: undefined, duplicates: new Map() })
   }
 
-  #die(queue: LedgerQueue, { offset, attempts, count, timeMs, text }: Fact): void {
+  #die(queue: LedgerQueue, { offset, attempts, death: how, timeMs, text }: Fact): void {
     const message = this.#alive(queue, offset, 'dies')
-    const death = count & ~MOVING
-    const isMoving = (count & MOVING) !== 0
+    const death = how & ~MOVING
+    const isMoving = (how & MOVING) !== 0
     if (attempts !== message.attempts + (death === OVERFLOW ? 0 : 1))
       throw new Violation(
         10,

@@ -930,7 +930,7 @@ export class Model {
   #retry(queue: ModelQueue, message: ModelMessage, delayMs: number | undefined, nowMs: number): void {
     const { maxDeliveries, retryInitialMs, retryMaxMs } = queue.options
     // 10: past the last try means dead.
-    if (message.attempts + 1 >= maxDeliveries) {
+    if (maxDeliveries !== 'unlimited' && message.attempts + 1 >= maxDeliveries) {
       queue.line.finish(message, nowMs)
       this.#die(queue, message, message.attempts + 1, MAX_DELIVERIES, nowMs)
       return

@@ -35,8 +35,8 @@ import {
 
 /** Options of a queue. What is not named keeps its value, or gets its default when the queue is made. */
 export interface QueueOptions {
-  /** Tries after which a message is dead, 1 to 255. Default 10. */
-  readonly maxDeliveries?: number
+  /** Tries after which a message is dead, 1 to 65,535, or `'unlimited'`. Default 10. */
+  readonly maxDeliveries?: number | 'unlimited'
   /** Wait before the second try, doubled with each further one up to `max`. Default 1 s, at most 5 min. */
   readonly retry?: { readonly initial?: Duration; readonly max?: Duration }
   /** How long a message may be handled before it is taken away and tried again, from 100 ms. Default 30 min. */
@@ -81,7 +81,7 @@ export interface EnsureOptions extends QueueOptions {
 
 /** The options that a queue has. Durations are milliseconds, sizes bytes; 0 means what it means in `QueueOptions`. */
 export interface QueueSettings {
-  readonly maxDeliveries: number
+  readonly maxDeliveries: number | 'unlimited'
   readonly retry: { readonly initial: number; readonly max: number }
   readonly processingTimeout: number
   readonly ttl: number

@@ -57,7 +57,8 @@ export const LIMITS = {
   delayMsMax: 100 * 365.25 * 24 * 3600 * 1000,
   /** An `at` that is so long past, at most, means now. */
   atPastMsMax: 60_000,
-  maxDeliveriesMax: 255,
+  /** As many as the fields of frames hold. More tries, where they are unlimited, are counted as this many. */
+  maxDeliveriesMax: 65_535,
   keyConcurrencyMax: 65_535,
   dedupMaxIdsMax: 16_000_000,
   processingTimeoutMsMin: 100,

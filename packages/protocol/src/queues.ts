@@ -15,6 +15,8 @@ interface NumberOption {
   readonly default: number
   readonly min: number
   readonly max: number
+  /** What may be said instead of a number. */
+  readonly word?: 'unlimited'
   readonly meaning: string
 }
 
@@ -47,6 +49,7 @@ export const QUEUE_OPTIONS = {
     default: 10,
     min: 1,
     max: LIMITS.maxDeliveriesMax,
+    word: 'unlimited',
     meaning: 'Tries after which a message is dead.',
   },
   retryInitialMs: {
@@ -160,7 +163,7 @@ export const QUEUE_OPTIONS = {
 export type QueueOptionName = keyof typeof QUEUE_OPTIONS
 
 type ValueOf<Option extends QueueOption> = Option extends { readonly kind: 'number' }
-  ? number
+  ? number | (Option extends { readonly word: infer Word } ? Word : never)
   : Option extends { readonly choices: readonly (infer Choice)[] }
     ? Choice
     : Option extends { readonly kind: 'flag' }
@@ -209,7 +212,9 @@ function checkOption(name: string, option: QueueOption, value: unknown): void {
   if (option.kind === 'number') {
     if (typeof value === 'number' && Number.isInteger(value) && value >= option.min && value <= option.max)
       return
-    must = `a whole number from ${option.min} to ${option.max}`
+    if (option.word !== undefined && value === option.word) return
+    const word = option.word === undefined ? '' : `, or "${option.word}"`
+    must = `a whole number from ${option.min} to ${option.max}${word}`
   } else if (option.kind === 'choice') {
     if ((option.choices as readonly unknown[]).includes(value)) return
     must = `one of ${option.choices.join(', ')}`

@@ -284,10 +284,10 @@ export class State {
       case FACT.dead:
         queue.deadFact(offset, {
           attempts: fact.attempts,
-          death: (count & ~MOVING) as Death,
+          death: (fact.death & ~MOVING) as Death,
           timeMs: fact.timeMs,
           reason: fact.text,
-          isMoving: (count & MOVING) !== 0,
+          isMoving: (fact.death & MOVING) !== 0,
         })
         break
       case FACT.redrive:

@@ -80,7 +80,9 @@ describe('options of a queue', () => {
   })
 
   test('are refused by their flags', () => {
-    expect(() => traitsOf({ 'max-deliveries': '256' })).toThrow('--max-deliveries is "256"')
+    expect(() => traitsOf({ 'max-deliveries': '65536' })).toThrow('--max-deliveries is "65536"')
+    expect(traitsOf({ 'max-deliveries': 'unlimited' })).toEqual({ maxDeliveries: 'unlimited' })
+    expect(traitsOf({ 'max-deliveries': '256' })).toEqual({ maxDeliveries: 256 })
     expect(() => traitsOf({ overflow: 'drop' })).toThrow('--overflow is "drop"; it must be one of reject')
     expect(() => traitsOf({ 'dead-letter': 'two words' })).toThrow('queue name')
   })

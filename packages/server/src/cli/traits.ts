@@ -63,7 +63,9 @@ export function traitFlags(yargs: Argv): Argv {
 function described(each: Trait): string {
   const { option } = each
   const meaning = namesAsFlags(option.meaning).replace(/\.$/, '')
-  const choices = option.kind === 'choice' ? ` (${option.choices.join(', ')})` : ''
+  let choices = option.kind === 'choice' ? ` (${option.choices.join(', ')})` : ''
+  const word = wordOf(option)
+  if (word !== undefined) choices = ` (a number, or ${word})`
   const fallback =
     option.kind === 'flag' || option.default === '' ? '' : ` [default: ${valueText(each, option.default)}]`
   return `${meaning}${choices}${fallback}`
@@ -86,6 +88,11 @@ export function traitsOf(flags: Readonly<Record<string, unknown>>): QueueOptions
   return options
 }
 
+// What may be said instead of a number.
+function wordOf(option: Trait['option']): string | undefined {
+  return 'word' in option ? option.word : undefined
+}
+
 // `--no-NAME` is the value false.
 function valueOf({ flag: bare, option, unit }: Trait, given: unknown): unknown {
   if (option.kind === 'flag') return given
@@ -96,6 +103,7 @@ function valueOf({ flag: bare, option, unit }: Trait, given: unknown): unknown {
   if (option.kind === 'name') return queueName(text)
   const { min, max } = option
   if (text === 'none' && option.default === 0) return 0
+  if (wordOf(option) === text) return text
   if (unit === 'count') return numberFlag(text, flag, min, max)
   if (unit === 'size') return sizeFlag(text, flag)
   return durationMs(text, flag, min)

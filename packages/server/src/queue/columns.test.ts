@@ -41,7 +41,7 @@ it('hold what a map of each column holds, wherever the messages with a row are',
       const columns = new Columns()
       const plain = new Map<number, number[]>()
       const put = (at: number, column: number, value: number): void => {
-        const row = plain.get(at) ?? new Array<number>(30).fill(0)
+        const row = plain.get(at) ?? Array.from({ length: 30 }, () => 0)
         row[column] = value
         plain.set(at, row)
       }

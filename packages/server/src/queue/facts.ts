@@ -2,7 +2,7 @@
  * Facts: what happened to messages and queues, as the log keeps it. Each names exact offsets and absolute times;
  * applying one looks at nothing but the durable state, and applying it twice in order changes nothing.
  *
- * Item: u8 kind · u8 attempts · u16 text bytes · u32 count · u64 offset · [u64 time, ms] · text.
+ * Item: u8 kind · u8 death · u16 text bytes · u32 count · u64 offset · [u64 time, ms] · text.
  * The time is there for the kinds that have one.
  */
 import {
@@ -19,9 +19,9 @@ import {
 export const FACT = {
   /** Done: `count` messages from `offset` are gone. */
   ack: 1,
-  /** Tried and failed: `attempts` so far, comes back at `time`. */
+  /** Tried and failed: count is the attempts so far; comes back at `time`. */
   retry: 2,
-  /** Dead since `time` after `attempts`; count is the death, text what the consumer said. */
+  /** Dead since `time`; count is the attempts, text what the consumer said. */
   dead: 3,
   /** All that was scheduled, ready or leased below `offset` is gone: `count` messages. */
   purge: 4,
@@ -77,8 +77,8 @@ const WITH_TIME: ReadonlySet<number> = new Set([
   FACT.atomic,
 ])
 
-/** Bit of the count of a dead fact, beside the cause: it is to be moved to the dead-letter queue. */
-export const MOVING = 256
+/** Bit of the death of a dead fact, beside the cause: it is to be moved to the dead-letter queue. */
+export const MOVING = 128
 
 export type GoneFact = 'ack' | 'expire' | 'drop' | 'cancel' | 'discard'
 
@@ -132,7 +132,7 @@ export class FactBuffer {
   }
 
   retry(offset: number, attempts: number, dueMs: number, reason: string): void {
-    const at = this.#item(FACT.retry, attempts, 1, offset, TIME_BYTES + reason.length * 3)
+    const at = this.#item(FACT.retry, 0, attempts, offset, TIME_BYTES + reason.length * 3)
     writeU64(this.#bytes, at + HEAD_BYTES, dueMs)
     if (reason !== '') this.#text(at, at + HEAD_BYTES + TIME_BYTES, reason)
   }
@@ -145,8 +145,8 @@ export class FactBuffer {
     timeMs: number,
     reason: string,
   ): void {
-    const count = death | (isMoving ? MOVING : 0)
-    const at = this.#item(FACT.dead, attempts, count, offset, TIME_BYTES + reason.length * 3)
+    const how = death | (isMoving ? MOVING : 0)
+    const at = this.#item(FACT.dead, how, attempts, offset, TIME_BYTES + reason.length * 3)
     writeU64(this.#bytes, at + HEAD_BYTES, timeMs)
     this.#text(at, at + HEAD_BYTES + TIME_BYTES, reason)
   }
@@ -211,7 +211,7 @@ export class FactBuffer {
   }
 
   // Room for the item and at most `extra` bytes behind its head; without a text the length is exact already.
-  #item(kind: FactKind, attempts: number, count: number, offset: number, extra: number): number {
+  #item(kind: FactKind, death: number, count: number, offset: number, extra: number): number {
     const at = this.length
     const needed = at + HEAD_BYTES + extra
     if (needed > this.#bytes.length) {
@@ -220,7 +220,7 @@ export class FactBuffer {
       this.#bytes = grown
     }
     this.#bytes[at] = kind
-    this.#bytes[at + 1] = attempts
+    this.#bytes[at + 1] = death
     writeU16(this.#bytes, at + 2, 0)
     writeU32(this.#bytes, at + 4, count)
     writeU64(this.#bytes, at + 8, offset)
@@ -262,6 +262,9 @@ export function factsUntil(
 
 export interface Fact {
   readonly kind: number
+  /** Of a dead fact: the cause, and `MOVING`. */
+  readonly death: number
+  /** Of a retry or dead fact, 0 of others. */
   readonly attempts: number
   readonly count: number
   readonly offset: number
@@ -280,10 +283,13 @@ export function readFacts(bytes: Uint8Array, start: number, end: number, each: (
     const textAt = at + HEAD_BYTES + (hasTime(kind) ? TIME_BYTES : 0)
     const next = textAt + readU16(bytes, at + 2)
     if (next > end) throw new Error(`a fact of kind ${kind} is cut off at byte ${at - start} of its batch`)
+    const count = readU32(bytes, at + 4)
+    const hasAttempts = kind === FACT.retry || kind === FACT.dead
     each({
       kind,
-      attempts: bytes[at + 1]!,
-      count: readU32(bytes, at + 4),
+      death: bytes[at + 1]!,
+      attempts: hasAttempts ? count : 0,
+      count: hasAttempts ? 1 : count,
       offset: readU64(bytes, at + 8),
       timeMs: hasTime(kind) ? readU64(bytes, at + HEAD_BYTES) : 0,
       text: readText(bytes, textAt, next),

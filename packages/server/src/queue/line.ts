@@ -10,6 +10,7 @@
  * A queue by time can hold entries that mean nothing any more; each is looked at when it comes up, and all of them when they
  * have become too many.
  */
+import { LIMITS } from '@sluice/protocol'
 import type { Chunk } from './chunk.js'
 import { chunkEndAfter, type Chunks } from './chunks.js'
 import { KeyLines, type KeyRules, type Placed } from './key-lines.js'
@@ -458,7 +459,7 @@ export class Line {
     run.count = this.#isFirstTry(chunk, index) ? this.#neighbours(due, chunk, index, room) : 1
     run.batchPosition = chunk.batches.place(batch)
     run.publishedAtMs = chunk.batches.timeMs(batch)
-    run.attempt = attempts + 1
+    run.attempt = Math.min(attempts + 1, LIMITS.maxDeliveriesMax)
     run.redelivered = attempts > 0 || this.#isMarked(chunk, index) || chunk.lives?.has(index) === true
     run.alone = this.#suspects.has(offset)
     run.expired = chunk.isExpired(index, nowMs)

@@ -189,7 +189,8 @@ export function decodeChunkPage(bytes: Uint8Array, start: number, keys: Keys): C
   if (flags & FLAG.gone) {
     for (let word = 0; word < CHUNK_WORDS; word++, at += 4) {
       const gone = readU32(bytes, at)
-      for (let bit = 0; gone !== 0 && bit < 32; bit++)
+      if (gone === 0) continue
+      for (let bit = 0; bit < 32; bit++)
         if ((gone >>> bit) & 1) chunk.restoreGone(word * 32 + bit, word * 32 + bit + 1)
     }
   }

@@ -3,6 +3,7 @@ import fc from 'fast-check'
 import { describe, expect, it, vi } from 'vitest'
 import { Arrivals } from './arrivals.js'
 import { Chunk, DEATH, type Traits } from './chunk.js'
+import { FACT, readFacts, type Fact } from './facts.js'
 import { Keys } from './keys.js'
 import type { Run } from './line.js'
 import { decodeChunkPage, encodeChunkPage } from './pages.js'
@@ -75,7 +76,7 @@ function isBefore(a: Message, b: Message): boolean {
 class Model {
   messages: Message[] = []
   now = 1_000
-  maxDeliveries = QUEUE_OPTION_DEFAULTS.maxDeliveries
+  maxDeliveries: number = 4
 
   next(): Message | undefined {
     let best: Message | undefined
@@ -194,7 +195,6 @@ class Pair {
   #position = 0
 
   constructor() {
-    this.model.maxDeliveries = 4
     this.queue.open(this.model.now)
   }
 
@@ -506,6 +506,49 @@ describe('queue', () => {
     queue.retry(4, 1, 1, '')
     queue.nextRun(10, 1, run)
     expect([run.offset, run.alone]).toEqual([4, false])
+  })
+
+  it.each([300, 'unlimited'] as const)('counts tries beyond 255, of %s', (maxDeliveries) => {
+    const { queue } = make()
+    queue.applyOptions({ ...queue.options, maxDeliveries }, 1)
+    queue.append(0, 2, 512, 1, 200)
+    const run = newRun()
+    const TRIES = 299
+    for (let attempt = 1; attempt <= TRIES; attempt++) {
+      queue.nextRun(1, 1, run)
+      expect([run.offset, run.attempt]).toEqual([0, attempt])
+      queue.lease(run, 1, 1, '')
+      queue.facts.clear()
+      queue.retry(0, 1, 1, 'busy')
+    }
+    const facts: Fact[] = []
+    const read = (): Fact => {
+      const { bytes } = queue.facts
+      readFacts(bytes, 0, bytes.length, (fact) => facts.push(fact))
+      return facts.pop()!
+    }
+    expect(read()).toMatchObject({ kind: FACT.retry, attempts: 299, count: 1, offset: 0, text: 'busy' })
+    const restored = decodeChunkPage(encodeChunkPage(queue.chunkAt(0)!, queue.keys), 0, queue.keys)
+    expect([restored.attemptsAt(0), restored.dueAt(0), restored.attemptsAt(1)]).toEqual([299, 1, 0])
+    if (maxDeliveries === 'unlimited') {
+      for (let attempt = 300; attempt <= 66_000; attempt++) {
+        queue.nextRun(1, 1, run)
+        queue.lease(run, 1, 1, '')
+        queue.retry(0, 1, 1, '')
+        queue.facts.clear()
+      }
+      queue.nextRun(1, 1, run)
+      expect([run.attempt, queue.attemptsOf(0), queue.deadCount]).toEqual([65_535, 65_535, 0])
+      return
+    }
+    queue.nextRun(1, 1, run)
+    queue.lease(run, 1, 1, '')
+    queue.facts.clear()
+    queue.retry(0, 1, 1, 'busy')
+    expect(read()).toMatchObject({ kind: FACT.dead, attempts: 300, death: DEATH.maxDeliveries, text: 'busy' })
+    expect(queue.deadAt(0)).toMatchObject({ attempts: 300, death: DEATH.maxDeliveries, isMoving: false })
+    const page = decodeChunkPage(encodeChunkPage(queue.chunkAt(0)!, queue.keys), 0, queue.keys)
+    expect(page.dead!.get(0)).toMatchObject({ attempts: 300, timeMs: 1, reason: 'busy', isMoving: false })
   })
 
   it('finds what to drop without passing over the queue again while others of lower priorities are leased', () => {

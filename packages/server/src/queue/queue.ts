@@ -676,8 +676,9 @@ export class Queue implements Arriving {
    * live is over it is gone.
    */
   retry(offset: number, dueMs: number, nowMs: number, reason: string): void {
-    const attempts = this.attemptsOf(offset) + 1
-    if (attempts >= this.#options.maxDeliveries) {
+    const { maxDeliveries } = this.#options
+    const attempts = this.#nextAttempt(offset)
+    if (maxDeliveries !== 'unlimited' && attempts >= maxDeliveries) {
       this.deadLetter(offset, DEATH.maxDeliveries, nowMs, reason)
       return
     }
@@ -716,7 +717,12 @@ export class Queue implements Arriving {
   deadLetter(offset: number, death: Death, nowMs: number, reason: string): void {
     this.leased--
     this.#line.finish(offset, 1, nowMs)
-    this.#die(offset, this.attemptsOf(offset) + 1, death, nowMs, reason)
+    this.#die(offset, this.#nextAttempt(offset), death, nowMs, reason)
+  }
+
+  // Where tries are unlimited the count ends before they do.
+  #nextAttempt(offset: number): number {
+    return Math.min(this.attemptsOf(offset) + 1, LIMITS.maxDeliveriesMax)
   }
 
   #die(offset: number, attempts: number, death: Death, nowMs: number, reason: string): void {
