@@ -12,6 +12,7 @@ import {
   writeFrameHeader,
   writeText,
   type Duplicates,
+  type SluiceErrorNames,
   type SluiceError,
 } from '@sluice/protocol'
 import { receipt, Sending, type Receipt } from './sending.js'
@@ -52,6 +53,10 @@ export class Batch extends Sending {
     this.recordsAt = recordsAt
   }
 
+  get names(): SluiceErrorNames {
+    return { queue: this.queue }
+  }
+
   compact(): boolean {
     if (this.live === 0) return false
     let from = this.recordsAt
@@ -63,13 +68,12 @@ export class Batch extends Sending {
         this.bytes.copyWithin(to, from, from + size)
         to += size
         this.resolves[kept] = this.resolves[i]
-        this.rejects[kept] = this.rejects[i]
         this.deadlines[kept] = this.deadlines[i]!
         kept++
       }
       from += size
     }
-    this.resolves.length = this.rejects.length = this.deadlines.length = kept
+    this.resolves.length = this.deadlines.length = kept
     this.count = kept
     this.end = to
     this.withdrawn = 0

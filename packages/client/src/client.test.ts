@@ -1,6 +1,6 @@
 import { encodeControl, encodeGoodbye, FRAME_HEADER_BYTES, LIMITS, OP, SluiceError } from '@sluice/protocol'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
-import { connectThrough, type Sluice } from './client.js'
+import { connectThrough, createClient, type Sluice } from './client.js'
 import { queue } from './options.js'
 import { control, fault, Peer, turns, until } from './testing/peer.js'
 
@@ -104,6 +104,130 @@ describe('connecting', () => {
     for (const [url, options, code] of wrong)
       await expect(connectThrough(peer.dial, url, options)).rejects.toMatchObject({ code })
     expect(peer.links.length).toBe(0)
+  })
+})
+
+describe('a client that is made before there is a connection', () => {
+  it('is there at once, connects by itself, and tells of it', async () => {
+    peer.refusals = 3
+    peer.confirmAll()
+    sluice = peer.create({ name: 'early' })
+    const events: unknown[] = []
+    sluice.on('connected', ({ again }) => events.push(again))
+    sluice.on('reconnecting', ({ error }) => events.push(error.code))
+    expect(sluice.connected).toBe(false)
+    const publish = sluice.publish('q', 'x')
+    const worker = sluice.consume('q', () => {})
+    await sluice.ready()
+    expect(sluice.connected).toBe(true)
+    expect(peer.link.hello?.name).toBe('early')
+    expect((await publish).offset).toBe(0)
+    await peer.subscribed()
+    expect(events).toEqual(['UNREACHABLE', 'UNREACHABLE', 'UNREACHABLE', false])
+    await sluice.ready()
+    peer.link.cut()
+    await sluice.ready()
+    expect(events.slice(4)).toEqual(['CONNECTION_LOST', true])
+    await worker.close()
+  })
+
+  it('can be waited for, for a time and with a signal, and goes on after that', async () => {
+    peer.refusals = 1000
+    sluice = peer.create()
+    await expect(sluice.ready({ timeout: 20 })).rejects.toMatchObject({ code: 'UNREACHABLE' })
+    const controller = new AbortController()
+    const ready = sluice.ready({ signal: controller.signal })
+    controller.abort()
+    await expect(ready).rejects.toMatchObject({ code: 'ABORTED' })
+    await expect(sluice.ready({ wait: 1 } as never)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+    peer.refusals = 0
+    await sluice.ready()
+    const waiting = sluice.ready()
+    await waiting
+    await sluice.close()
+    await expect(sluice.ready()).rejects.toMatchObject({ code: 'CLOSED' })
+  })
+
+  it('ends where dialling again would not help: `ready`, all calls and an event tell', async () => {
+    peer.replies[OP.HELLO] = (_frame, link) => {
+      link.sendBytes(PREFACE)
+      link.error('AUTH_FAILED', 'connection')
+    }
+    sluice = peer.create()
+    const errors: string[] = []
+    sluice.on('error', ({ code }) => errors.push(code))
+    const publish = sluice.publish('q', 'x')
+    const ready = [sluice.ready(), sluice.ready()]
+    for (const call of [...ready, publish]) await expect(call).rejects.toMatchObject({ code: 'AUTH_FAILED' })
+    await expect(sluice.ready()).rejects.toMatchObject({ code: 'AUTH_FAILED' })
+    expect(errors).toEqual(['AUTH_FAILED'])
+    expect(peer.links.length).toBe(1)
+  })
+
+  it('is closed before it was ever connected', async () => {
+    peer.refusals = 1000
+    sluice = peer.create()
+    const ready = sluice.ready().catch((error: unknown) => error)
+    await sluice.close()
+    expect(await ready).toMatchObject({ code: 'CLOSED' })
+  })
+
+  it('refuses addresses and options that it does not have, at once', () => {
+    expect(() => createClient('http://localhost')).toThrow(SluiceError)
+    expect(() => createClient({ connectTimeout: 5 } as never)).toThrow('connectTimeout')
+  })
+})
+
+describe('a publish that does not wait for a connection', () => {
+  const calls: [string, (sluice: Sluice) => Promise<unknown>][] = [
+    ['publish', (sluice) => sluice.publish('q', 'x', { offline: 'fail' })],
+    ['publishBatch', (sluice) => sluice.publishBatch('q', [{ body: 'x' }], { offline: 'fail' })],
+    ['atomic', (sluice) => sluice.atomic((tx) => tx.publish('q', 'x'), { offline: 'fail' })],
+  ]
+  for (const [name, call] of calls) {
+    it(`fails at once while there is none, with a known outcome: ${name}`, async () => {
+      peer.refusals = 1000
+      sluice = peer.create()
+      const waits = sluice.publish('q', 'waits')
+      await expect(call(sluice)).rejects.toMatchObject({
+        code: 'OFFLINE',
+        outcome: undefined,
+        retryable: true,
+      })
+      peer.confirmAll()
+      peer.refusals = 0
+      await sluice.ready()
+      expect((await waits).offset).toBe(0)
+      expect(peer.link.published.map(({ bodies }) => bodies)).toEqual([['waits']])
+    })
+
+    it(`fails when the connection is lost, or is going to end, before it was sent: ${name}`, async () => {
+      for (const end of ['cut', 'goodbye'] as const) {
+        peer = new Peer()
+        sluice = await peer.connect({ maxInFlight: 1 })
+        const sent = sluice.publish('q', 'sent', { offline: 'fail' })
+        await turns()
+        const unsent = call(sluice)
+        const waits = sluice.publish('q', 'waits')
+        await turns()
+        if (end === 'cut') peer.link.cut()
+        else peer.link.send(OP.GOODBYE, 0, 0, encodeGoodbye(1, 'restarting'))
+        await expect(unsent).rejects.toMatchObject({ code: 'OFFLINE', outcome: undefined })
+        peer.confirmAll()
+        if (end === 'goodbye') peer.link.cut()
+        // What was sent is sent again, as ever.
+        await Promise.all([sent, waits])
+        expect(peer.link.published.map(({ bodies }) => bodies)).toEqual([['sent'], ['waits']])
+        await sluice.close()
+      }
+    })
+  }
+
+  it('refuses what the option does not have', async () => {
+    sluice = await peer.connect()
+    await expect(sluice.publish('q', 'x', { offline: 'never' as never })).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+    })
   })
 })
 

@@ -11,6 +11,7 @@ import { Deadlines } from './deadlines.js'
 import { parseDuration, type Duration } from './duration.js'
 import { reasonOf } from './endings.js'
 import { Events } from './events.js'
+import { fail } from './failure.js'
 import { Feed, type PublishAllResult } from './feed.js'
 import { Floor } from './floor.js'
 import { GroupWorker, type GroupHandler } from './groups.js'
@@ -19,6 +20,7 @@ import { Ration } from './ration.js'
 import {
   batchRecordOptions,
   connectSettings,
+  failsOffline,
   consumeIntake,
   messagesIntake,
   onlyKnown,
@@ -26,10 +28,12 @@ import {
   pullSettings,
   queueOf,
   recordOptions,
+  SEND_OPTIONS,
   timeoutOf,
   type BatchConsumeOptions,
   type BatchMessage,
   type CallOptions,
+  type ClientOptions,
   type ConnectOptions,
   type ConsumeOptions,
   type MessagesOptions,
@@ -38,9 +42,10 @@ import {
   type PullOptions,
   type PullSettings,
   type QueueRef,
+  type SendOptions,
   type Settings,
 } from './options.js'
-import { aborted, Producer } from './producer.js'
+import { aborted, noConnection, Producer } from './producer.js'
 import { Pullers } from './pull.js'
 import { Queues } from './queues.js'
 import { failuresAfterLoss, reconnectDelayMs } from './reconnect.js'
@@ -105,13 +110,14 @@ const FATAL: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['AUTH_FAILED', 'PROTOC
 export interface MessageIterator<Body>
   extends AsyncIterableIterator<Message<Body>, undefined>, AsyncDisposable {}
 
+/** Waits for a connection. */
 interface Opening {
-  readonly resolve: () => void
-  readonly reject: (error: SluiceError) => void
+  resolve(): void
+  reject(error: SluiceError): void
 }
 
 /**
- * A client of one broker. Made by `connect`.
+ * A client of one broker. Made by `connect`, or by `createClient` before there is a connection.
  *
  * It keeps one connection, dials again for ever when that is lost, sends unconfirmed publishes again exactly once and
  * subscribes again. It is closed by `close`, or by a broker that refuses it for good (AUTH_FAILED, PROTOCOL_VERSION).
@@ -141,7 +147,9 @@ export class Sluice {
   #failures = 0
   #wasOpen = false
   #reconnectTimer: Timer | undefined
-  #opening: Opening | undefined
+  readonly #openings = new Set<Opening>()
+  /** `connect` is under way, and reports by itself why it fails. */
+  #isConnecting = false
   #lastError: SluiceError | undefined
   #closing: Promise<void> | undefined
   #closed: SluiceError | undefined
@@ -243,7 +251,16 @@ export class Sluice {
       recordOptions(options),
       timeoutOf(options, timeoutMs),
       options.signal,
+      this.#mayFailOffline(options, name),
     )
+  }
+
+  /** Whether a call fails when the connection is lost before it is sent. @throws SluiceError OFFLINE */
+  #mayFailOffline(options: SendOptions, queue?: string): boolean {
+    if (!failsOffline(options)) return false
+    const { connection } = this.#session
+    if (connection === undefined || connection.stopping) throw noConnection().with({ queue })
+    return true
   }
 
   async #publishChecked(
@@ -266,9 +283,9 @@ export class Sluice {
   async publishBatch<Input>(
     ref: QueueRef<Input, unknown>,
     messages: readonly BatchMessage<NoInfer<Input>>[],
-    options: CallOptions = {},
+    options: SendOptions = {},
   ): Promise<Receipt[]> {
-    onlyKnown('publishBatch', options, ['timeout', 'signal'])
+    onlyKnown('publishBatch', options, SEND_OPTIONS)
     const { name, schema } = queueOf(ref)
     const records = messages.map((message) => ({
       options: batchRecordOptions(message),
@@ -280,7 +297,13 @@ export class Sluice {
     }
     if (records.length === 0) return []
     const timeoutMs = timeoutOf(options, this.#settings.timeoutMs)
-    return this.#producer.publishBatch(name, records, timeoutMs, options.signal)
+    return this.#producer.publishBatch(
+      name,
+      records,
+      timeoutMs,
+      options.signal,
+      this.#mayFailOffline(options, name),
+    )
   }
 
   /**
@@ -340,8 +363,8 @@ export class Sluice {
    *   })
    * })
    */
-  async atomic(fill: (tx: Transaction) => unknown, options: CallOptions = {}): Promise<Receipt[]> {
-    onlyKnown('atomic', options, ['timeout', 'signal'])
+  async atomic(fill: (tx: Transaction) => unknown, options: SendOptions = {}): Promise<Receipt[]> {
+    onlyKnown('atomic', options, SEND_OPTIONS)
     const timeoutMs = timeoutOf(options, this.#settings.timeoutMs)
     if (typeof fill !== 'function')
       throw new SluiceError('INVALID_ARGUMENT', '`atomic` needs a function that says what it should do.')
@@ -352,7 +375,7 @@ export class Sluice {
       await fill(draft)
       const step = await draft.complete()
       if (step === undefined) return []
-      receipts = producer.perform(step, timeoutMs, options.signal)
+      receipts = producer.perform(step, timeoutMs, options.signal, this.#mayFailOffline(options))
     } catch (error) {
       draft.abandon()
       throw error
@@ -504,7 +527,11 @@ export class Sluice {
   async #ending(closing: Promise<void>): Promise<void> {
     await nextTurn()
     for (const worker of this.#workers) worker.excuse()
-    await closing
+    try {
+      await closing
+    } catch (error) {
+      throw (error as SluiceError).with({})
+    }
   }
 
   async #close(timeoutMs: number): Promise<void> {
@@ -589,45 +616,88 @@ export class Sluice {
     }
   }
 
-  /** Dials until there is a connection, for as long as the settings say. @internal */
-  open(signal: AbortSignal | undefined): Promise<void> {
-    return new Promise((resolve, reject) => {
-      if (signal?.aborted === true) {
-        reject(aborted(signal, false))
+  /**
+   * Resolves when there is a connection to the broker: at once if there is one, and else however long that takes. The
+   * client dials by itself, whether this is called or not.
+   *
+   * @param options `timeout`: rejects after that with UNREACHABLE, while the client goes on dialling. Default: none.
+   * `signal`: ends the wait with ABORTED.
+   * @throws SluiceError AUTH_FAILED, PROTOCOL_VERSION, which end the client; UNREACHABLE, ABORTED, CLOSED
+   * @example
+   * const sluice = createClient()
+   * sluice.on('reconnecting', ({ error }) => console.log(error.message))
+   * await sluice.ready()
+   */
+  async ready(options: CallOptions = {}): Promise<void> {
+    onlyKnown('ready', options, ['timeout', 'signal'])
+    const { timeout, signal } = options
+    const timeoutMs = timeout === undefined ? Infinity : parseDuration(timeout, 'timeout')
+    this.#refuseWhenClosed()
+    await this.#untilOpen(timeoutMs, signal)
+  }
+
+  #untilOpen(timeoutMs: number, signal: AbortSignal | undefined): Promise<void> {
+    return new Promise((resolve) => {
+      if (signal?.aborted === true) throw aborted(signal, false)
+      if (this.connected) {
+        resolve()
         return
       }
-      const { connectTimeoutMs, timeoutMs } = this.#settings
-      // One try alone still has to end when somebody listens there and says nothing.
-      const timer = new Timer(() => this.#shut(this.#unreachable()), connectTimeoutMs || timeoutMs)
-      const onAbort = (): void => this.#shut(aborted(signal!, false))
-      if (signal !== undefined) addAbortListener(signal, onAbort)
       const done = (): void => {
-        timer.cancel()
+        timer?.cancel()
         removeAbortListener(signal, onAbort)
-        this.#opening = undefined
+        this.#openings.delete(opening)
       }
-      this.#opening = {
+      const opening: Opening = {
         resolve: () => {
           done()
           resolve()
         },
         reject: (error) => {
           done()
-          reject(error)
+          fail(resolve, error)
         },
       }
-      this.#connect()
+      const onAbort = (): void => opening.reject(aborted(signal!, false))
+      const timer =
+        timeoutMs === Infinity
+          ? undefined
+          : new Timer(() => opening.reject(this.#unreachable(timeoutMs)), timeoutMs)
+      if (signal !== undefined) addAbortListener(signal, onAbort)
+      this.#openings.add(opening)
     })
   }
 
-  #unreachable(): SluiceError {
-    const { address, connectTimeoutMs } = this.#settings
+  /** Begins to dial. @internal */
+  start(): void {
+    this.#connect()
+  }
+
+  /** Dials until there is a connection, for as long as the settings say; a client that has none by then is closed. @internal */
+  async open(signal: AbortSignal | undefined): Promise<void> {
+    const { connectTimeoutMs, timeoutMs } = this.#settings
+    // One try alone still has to end when something listens there and says nothing.
+    const opened = this.#untilOpen(connectTimeoutMs || timeoutMs, signal)
+    this.#isConnecting = true
+    try {
+      if (signal?.aborted !== true) this.#connect()
+      await opened
+    } catch (error) {
+      this.#shut(error as SluiceError)
+      throw error
+    } finally {
+      this.#isConnecting = false
+    }
+  }
+
+  #unreachable(afterMs: number): SluiceError {
+    const { address } = this.#settings
     const last = this.#lastError
     if (last !== undefined && last.code !== 'UNREACHABLE') return last
     const why = last === undefined ? `No broker answers at ${address.text}.` : last.message
     return new SluiceError(
       'UNREACHABLE',
-      `${why}${connectTimeoutMs === 0 ? '' : ` Gave up after ${connectTimeoutMs} ms.`} Is the broker running, and is that its address?`,
+      `${why}${afterMs === 0 ? '' : ` Gave up after ${afterMs} ms.`} Is the broker running, and is that its address?`,
       { cause: last },
     )
   }
@@ -652,7 +722,10 @@ export class Sluice {
         atomicOk: (bytes, start, end) => producer.atomicOk(bytes, start, end),
         notice: ({ code, message }) => this.#events.emit('notice', { code, message }),
         stray: (error) => this.#events.emit('error', error),
-        stopping: (message) => this.#events.emit('notice', { code: 'SHUTTING_DOWN', message }),
+        stopping: (message) => {
+          producer.offline()
+          this.#events.emit('notice', { code: 'SHUTTING_DOWN', message })
+        },
         writable: () => this.#turn.schedule(),
         lost: (error) => this.#lost(error),
       },
@@ -668,7 +741,7 @@ export class Sluice {
     this.#turn.schedule()
     const again = this.#wasOpen
     this.#wasOpen = true
-    this.#opening?.resolve()
+    for (const opening of [...this.#openings]) opening.resolve()
     const { serverVersion } = ok
     this.#events.emit('connected', { address: this.#settings.address.text, serverVersion, again })
   }
@@ -680,13 +753,16 @@ export class Sluice {
     this.#connection = undefined
     this.#lastError = error
     if (this.#closed !== undefined) return
-    if (wasOpen) this.#events.emit('disconnected', { error })
+    if (wasOpen) {
+      this.#producer.offline()
+      this.#events.emit('disconnected', { error })
+    }
     if (FATAL.has(error.code)) {
       this.#shut(error)
       return
     }
-    if (this.#opening !== undefined && this.#settings.connectTimeoutMs === 0) {
-      this.#shut(this.#unreachable())
+    if (this.#isConnecting && this.#settings.connectTimeoutMs === 0) {
+      this.#shut(this.#unreachable(0))
       return
     }
     if (error.code === 'PRODUCER_UNKNOWN') this.#producer.renew()
@@ -711,9 +787,8 @@ export class Sluice {
     this.#deadlines.stop()
     if (error.code === 'CLOSED') connection?.goodbye()
     else connection?.fail(error)
-    const opening = this.#opening
-    if (opening !== undefined) opening.reject(error)
-    else if (error.code !== 'CLOSED') this.#events.emit('error', error)
+    for (const opening of [...this.#openings]) opening.reject(error)
+    if (error.code !== 'CLOSED' && !this.#isConnecting) this.#events.emit('error', error)
   }
 }
 
@@ -766,4 +841,34 @@ export function connect(first?: string | ConnectOptions, second?: ConnectOptions
   return typeof first === 'object'
     ? connectThrough(dialTcp, undefined, first)
     : connectThrough(dialTcp, first, second ?? {})
+}
+
+/** `createClient`, with the transport as an argument. */
+export function clientThrough(dial: Dial, url: string | undefined, options: ClientOptions): Sluice {
+  const sluice = new Sluice(connectSettings(url, options, 'createClient'), dial)
+  sluice.start()
+  return sluice
+}
+
+/**
+ * Makes a client at once, which connects in the background and dials until it succeeds. Calls wait for the connection
+ * until their deadlines, and consumers begin when it is there. `connect` is this and `await sluice.ready()`, with an end.
+ *
+ * A broker that refuses the client for good (AUTH_FAILED, PROTOCOL_VERSION) ends it: `ready` rejects, and so does every
+ * call, and the event `error` tells.
+ *
+ * @param url As of `connect`.
+ * @param options `name`, `maxInFlight`, `maxInFlightBytes`, `timeout`, `heartbeat`.
+ * @throws SluiceError INVALID_URL, INVALID_ARGUMENT, NOT_SUPPORTED
+ * @example
+ * export const sluice = createClient('sluice://localhost:7420', { name: 'checkout' })
+ * sluice.on('connected', ({ address, again }) => console.log(address, again))
+ * await sluice.ready()
+ */
+export function createClient(url?: string, options?: ClientOptions): Sluice
+export function createClient(options: ClientOptions): Sluice
+export function createClient(first?: string | ClientOptions, second?: ClientOptions): Sluice {
+  return typeof first === 'object'
+    ? clientThrough(dialTcp, undefined, first)
+    : clientThrough(dialTcp, first, second ?? {})
 }

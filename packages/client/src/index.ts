@@ -1,5 +1,5 @@
 /** The client of the Sluice message broker: connect, publish, consume. */
-export { connect } from './client.js'
+export { connect, createClient } from './client.js'
 export type {
   Connected,
   Disconnected,
@@ -27,6 +27,7 @@ export type {
   BatchConsumeOptions,
   BatchMessage,
   CallOptions,
+  ClientOptions,
   ConnectOptions,
   ConsumeOptions,
   MessageOptions,
@@ -37,6 +38,7 @@ export type {
   Queue,
   QueueDeclaration,
   QueueRef,
+  SendOptions,
 } from './options.js'
 export type { MessagePage, Origin, PeekedMessage } from './peeked.js'
 export type {

@@ -250,11 +250,11 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     const { tag } = this
     if (this.#state !== OPEN || !lessor.holds(tag)) {
       if (this.#state === OPEN) this.#lose()
-      return new Settlement(this.#refusal(), 0)
+      return new Settlement(this.#refusal(), this)
     }
     this.#state = SETTLED
     if (this.#abort !== undefined) lessor.unwatch(this)
-    return new Settlement(lessor.settle(tag, outcome, delayMs, reason), tag)
+    return new Settlement(lessor.settle(tag, outcome, delayMs, reason), this)
   }
 
   #isOpen(): boolean {
@@ -271,7 +271,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
 
   /** Why it cannot be settled. */
   #refusal(): SluiceError {
-    return this.#state === LOST ? leaseLost() : alreadySettled(this)
+    return this.#state === LOST ? leaseLost().with(this) : alreadySettled(this)
   }
 
   extend(duration?: Duration): Promise<void> {
@@ -417,6 +417,7 @@ function alreadySettled(message: DeliveredMessage): SluiceError {
   return new SluiceError(
     'ALREADY_SETTLED',
     `Message ${message.offset} of ${message.queue} was settled before; the first settle counts.`,
+    { queue: message.queue, offset: message.offset },
   )
 }
 

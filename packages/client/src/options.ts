@@ -24,8 +24,8 @@ export interface CallOptions {
   readonly signal?: AbortSignal
 }
 
-/** Options of `connect`. */
-export interface ConnectOptions {
+/** Options of `createClient`. */
+export interface ClientOptions {
   /** Label of this client in the broker's lists and logs, at most 255 bytes. Default: none. */
   readonly name?: string
   /** Most messages that may be published and not yet confirmed; beyond it `publish` waits. Default 10,000. */
@@ -39,10 +39,14 @@ export interface ConnectOptions {
   readonly maxWaitingBytes?: number
   /** Deadline of each call. Default 30 s. */
   readonly timeout?: Duration
-  /** How long `connect` goes on trying where no broker answers; 0: it tries once. Default 5 s. */
-  readonly connectTimeout?: Duration
   /** Interval in which either side must be heard, 100 ms to 5 min. Default 10 s. */
   readonly heartbeat?: Duration
+}
+
+/** Options of `connect`. */
+export interface ConnectOptions extends ClientOptions {
+  /** How long `connect` goes on trying where no broker answers; 0: it tries once. Default 5 s. */
+  readonly connectTimeout?: Duration
   /** Aborts `connect`; it means nothing once connected. */
   readonly signal?: AbortSignal
 }
@@ -65,20 +69,23 @@ const MAX_IN_FLIGHT_MAX = 10_000_000
 const MAX_WAITING_BYTES_DEFAULT = 512 * 1024 * 1024
 const MAX_WAITING_BYTES_MAX = 2 ** 40
 
-const CONNECT_OPTIONS = [
+const CLIENT_OPTIONS = [
   'name',
   'maxInFlight',
   'maxInFlightBytes',
   'maxWaitingBytes',
   'timeout',
-  'connectTimeout',
   'heartbeat',
-  'signal',
 ] as const
+const CONNECT_OPTIONS = [...CLIENT_OPTIONS, 'connectTimeout', 'signal'] as const
 
 /** @throws SluiceError INVALID_URL, INVALID_ARGUMENT, NOT_SUPPORTED */
-export function connectSettings(url: string | undefined, options: ConnectOptions): Settings {
-  onlyKnown('connect', options, CONNECT_OPTIONS, ['tls'])
+export function connectSettings(
+  url: string | undefined,
+  options: ConnectOptions,
+  call: 'connect' | 'createClient' = 'connect',
+): Settings {
+  onlyKnown(call, options, call === 'connect' ? CONNECT_OPTIONS : CLIENT_OPTIONS, ['tls'])
   const {
     name = '',
     maxInFlight,
@@ -207,11 +214,21 @@ export interface HeaderEntries {
   entries(): Iterable<readonly [name: string, value: string]>
 }
 
+/** What calls take that send messages. */
+export interface SendOptions extends CallOptions {
+  /**
+   * While there is no connection to the broker: `'wait'` for one, until the deadline, or `'fail'` at once with OFFLINE.
+   * What was sent waits for its answer in either case. Default `'wait'`.
+   */
+  readonly offline?: 'wait' | 'fail'
+}
+
 /** Options of `publish`. */
-export interface PublishOptions extends MessageOptions, CallOptions {}
+export interface PublishOptions extends MessageOptions, SendOptions {}
 
 export const MESSAGE_OPTIONS = ['id', 'key', 'priority', 'delay', 'at', 'ttl', 'headers'] as const
-const PUBLISH_OPTIONS = [...MESSAGE_OPTIONS, 'timeout', 'signal'] as const
+export const SEND_OPTIONS = ['timeout', 'signal', 'offline'] as const
+const PUBLISH_OPTIONS = [...MESSAGE_OPTIONS, ...SEND_OPTIONS] as const
 const BATCH_MESSAGE_OPTIONS = ['body', ...MESSAGE_OPTIONS] as const
 
 /**
@@ -499,6 +516,13 @@ export function timeMs(name: string, value: unknown, code: ErrorCode = 'INVALID_
     )
   }
   return ms
+}
+
+/** Whether a call fails where there is no connection. @throws SluiceError INVALID_ARGUMENT */
+export function failsOffline({ offline }: SendOptions): boolean {
+  if (offline === undefined || offline === 'wait') return false
+  if (offline === 'fail') return true
+  throw new SluiceError('INVALID_ARGUMENT', `\`offline\` is ${shown(offline)}; it must be "wait" or "fail".`)
 }
 
 /** The deadline that a call has by itself, or the client's. */

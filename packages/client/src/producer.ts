@@ -35,8 +35,9 @@ import { Batch, ENVELOPE_BYTES, type Lane } from './batch.js'
 import { checkText, packBody } from './body.js'
 import type { Connection } from './connection.js'
 import type { Deadlines } from './deadlines.js'
+import { fail } from './failure.js'
 import type { Settings } from './options.js'
-import type { Receipt, Reject, Resolve, Sending, Watch } from './sending.js'
+import type { Receipt, Resolve, Sending, Watch } from './sending.js'
 import { Step } from './step.js'
 import { Window } from './window.js'
 
@@ -59,10 +60,8 @@ const QUEUES_KEPT = 16_384
 
 // The executor of every publish: no closure is made per message.
 let takenResolve: Resolve
-let takenReject: Reject
-const take = (resolve: Resolve, reject: Reject): void => {
+const take = (resolve: Resolve): void => {
   takenResolve = resolve
-  takenReject = reject
 }
 const newPromise = (): Promise<unknown> => new Promise(take as never)
 
@@ -146,6 +145,7 @@ export class Producer {
     options: RecordOptions | undefined,
     timeoutMs: number,
     signal: AbortSignal | undefined,
+    failsOffline = false,
   ): Promise<Receipt> {
     this.#admit(signal)
     let batch = this.#last
@@ -164,7 +164,7 @@ export class Producer {
     } else batch.end = end
     batch.count++
     if (batch.count >= this.#batchCount || batch.end - batch.recordsAt >= bytesMax) this.#close(batch)
-    const promise = this.#wait(batch, timeoutMs, signal) as Promise<Receipt>
+    const promise = this.#wait(batch, timeoutMs, signal, failsOffline) as Promise<Receipt>
     this.#waits(batch, end - before)
     this.#gatheredBytes += end - before
     if (this.#gatheredBytes >= AHEAD_BYTES) this.#sendAhead()
@@ -183,6 +183,7 @@ export class Producer {
     messages: readonly { readonly body: unknown; readonly options: RecordOptions | undefined }[],
     timeoutMs: number,
     signal: AbortSignal | undefined,
+    failsOffline: boolean,
   ): Promise<Receipt[]> {
     this.#admit(signal)
     if (messages.length > LIMITS.batchCountMax) {
@@ -205,14 +206,19 @@ export class Producer {
       }
     }
     if (batch.end > this.#frameBytesMax) throw this.#tooLarge(batch)
-    return this.#enqueue(batch, [queue], timeoutMs, signal) as Promise<Receipt[]>
+    return this.#enqueue(batch, [queue], timeoutMs, signal, failsOffline) as Promise<Receipt[]>
   }
 
   /** Takes an atomic step. @throws SluiceError */
-  perform(step: Step, timeoutMs: number, signal: AbortSignal | undefined): Promise<Receipt[]> {
+  perform(
+    step: Step,
+    timeoutMs: number,
+    signal: AbortSignal | undefined,
+    failsOffline: boolean,
+  ): Promise<Receipt[]> {
     this.#admit(signal)
     if (step.end > this.#frameBytesMax) throw this.#tooLarge(step)
-    return this.#enqueue(step, step.queues, timeoutMs, signal) as Promise<Receipt[]>
+    return this.#enqueue(step, step.queues, timeoutMs, signal, failsOffline) as Promise<Receipt[]>
   }
 
   #admit(signal: AbortSignal | undefined): void {
@@ -245,6 +251,7 @@ export class Producer {
     queues: Iterable<string>,
     timeoutMs: number,
     signal: AbortSignal | undefined,
+    failsOffline: boolean,
   ): Promise<unknown> {
     // What was published before goes before.
     for (const queue of queues) {
@@ -254,7 +261,7 @@ export class Producer {
     sending.open = false
     this.#waits(sending, sending.end)
     this.#waiting.push(sending)
-    return this.#wait(sending, timeoutMs, signal)
+    return this.#wait(sending, timeoutMs, signal, failsOffline)
   }
 
   /** A record by itself, for an atomic step. @throws SluiceError */
@@ -268,13 +275,19 @@ export class Producer {
     }
   }
 
-  #wait(batch: Sending, timeoutMs: number, signal: AbortSignal | undefined): Promise<unknown> {
+  #wait(
+    batch: Sending,
+    timeoutMs: number,
+    signal: AbortSignal | undefined,
+    failsOffline: boolean,
+  ): Promise<unknown> {
     if (this.#turnMs === 0) this.#turnMs = performance.now()
     const deadlineMs = this.#turnMs + timeoutMs
     const promise = newPromise()
     if (deadlineMs < batch.nextDeadlineMs) this.#deadlines.arm(deadlineMs)
-    batch.addCaller(takenResolve, takenReject, deadlineMs)
+    batch.addCaller(takenResolve, deadlineMs)
     if (signal !== undefined) this.#watch(batch, takenResolve, signal)
+    if (failsOffline) (batch.failsOffline ??= new Set()).add(takenResolve)
     this.#schedule()
     return promise
   }
@@ -625,7 +638,8 @@ export class Producer {
         one.since = batch.since
         batch.bytes.copy(one.bytes, one.end, at, at + size)
         one.end += size
-        one.addCaller(resolve, batch.rejects[i], batch.deadlines[i]!)
+        one.addCaller(resolve, batch.deadlines[i]!)
+        if (batch.failsOffline?.has(resolve) === true) one.failsOffline = new Set([resolve])
         const watch = batch.watches?.get(resolve)
         if (watch !== undefined) {
           watch.sending = one
@@ -652,26 +666,38 @@ export class Producer {
 
   #refuse(batch: Sending, error: SluiceError): void {
     batch.unwatch()
-    for (let i = 0; i < batch.callers; i++) batch.rejects[i]?.(error)
+    for (const resolve of batch.resolves) if (resolve !== undefined) fail(resolve, error, batch.names)
     batch.resolves.fill(undefined)
-    batch.rejects.fill(undefined)
     batch.refused()
   }
 
   /** One caller has its answer; what was sent stays in the window, what was not sent is withdrawn. */
   #giveUp(batch: Sending, index: number, error: SluiceError): void {
     const resolve = batch.resolves[index]
-    const reject = batch.rejects[index]
-    if (resolve === undefined || reject === undefined) return
+    if (resolve === undefined) return
     batch.resolves[index] = undefined
-    batch.rejects[index] = undefined
     if (batch.number === 0 && ++batch.withdrawn === batch.callers) batch.refused()
     const watch = batch.watches?.get(resolve)
     if (watch !== undefined) {
       removeAbortListener(watch.signal, watch.onAbort)
       batch.watches?.delete(resolve)
     }
-    reject(error)
+    fail(resolve, error, batch.names)
+  }
+
+  /** There is no connection, or none that takes anything: what was not sent fails, of callers that do not wait for another. */
+  offline(): void {
+    for (let i = this.#waitingAt; i < this.#waiting.length; i++) {
+      const sending = this.#waiting[i]!
+      const { failsOffline } = sending
+      if (failsOffline === undefined) continue
+      sending.failsOffline = undefined
+      sending.resolves.forEach((resolve, index) => {
+        if (resolve !== undefined && failsOffline.has(resolve)) this.#giveUp(sending, index, noConnection())
+      })
+    }
+    // Batches of which nothing is left leave with the next flush.
+    this.#answered()
   }
 
   #sweep(nowMs: number): number {
@@ -792,6 +818,11 @@ function unknownOutcome(why: string): SluiceError {
   return new SluiceError('UNKNOWN_OUTCOME', `What was sent may have been accepted or not: ${why}.`, {
     outcome: 'unknown',
   })
+}
+
+/** What a call rejects with that does not wait for a connection. */
+export function noConnection(): SluiceError {
+  return new SluiceError('OFFLINE', 'There is no connection to the broker; nothing was sent.')
 }
 
 function notSentInTime(): SluiceError {

@@ -7,6 +7,7 @@
  */
 import { LIMITS, SluiceError, Timer } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
+import { fail } from './failure.js'
 import type { DeliveredMessage } from './message.js'
 import type { PullSettings } from './options.js'
 import { aborted } from './producer.js'
@@ -21,25 +22,26 @@ class Pull implements PullSettings {
   readonly timeoutMs: number
   readonly signal: AbortSignal | undefined
   readonly resolve: (messages: DeliveredMessage[]) => void
-  readonly reject: (error: SluiceError) => void
   timer: Timer | undefined
   onAbort: (() => void) | undefined
   waitIsOver = false
   /** The caller has been told; what still comes is given back. */
   abandoned = false
+  #isOver = false
 
-  constructor(
-    settings: PullSettings,
-    resolve: (messages: DeliveredMessage[]) => void,
-    reject: (error: SluiceError) => void,
-  ) {
+  constructor(settings: PullSettings, resolve: (messages: DeliveredMessage[]) => void) {
     this.max = settings.max
     this.waitMs = settings.waitMs
     this.processingTimeoutMs = settings.processingTimeoutMs
     this.timeoutMs = settings.timeoutMs
     this.signal = settings.signal
     this.resolve = resolve
-    this.reject = reject
+  }
+
+  fail(error: SluiceError, queue: string): void {
+    if (this.#isOver) return
+    this.#isOver = true
+    fail(this.resolve, error, { queue })
   }
 
   detach(): void {
@@ -95,7 +97,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
         reject(aborted(signal, false))
         return
       }
-      const pull = new Pull(settings, resolve, reject)
+      const pull = new Pull(settings, resolve)
       if (signal !== undefined) {
         pull.onAbort = () => this.#abandon(pull, aborted(signal, false))
         addAbortListener(signal, pull.onAbort)
@@ -122,7 +124,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
 
   #abandon(pull: Pull, error: SluiceError): void {
     pull.detach()
-    pull.reject(error)
+    pull.fail(error, this.queue)
     if (pull !== this.#current) {
       this.#waiting = this.#waiting.filter((other) => other !== pull)
       return
@@ -257,7 +259,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
       return
     }
     pull.detach()
-    pull.reject(error)
+    pull.fail(error, this.queue)
     this.#next()
   }
 
@@ -269,7 +271,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
     this.#waiting = []
     for (const pull of pulls) {
       pull.detach()
-      pull.reject(error)
+      pull.fail(error, this.queue)
     }
   }
 }

@@ -2,9 +2,10 @@
  * Control requests: each is one frame and is answered by one. They wait while there is no connection; those that may
  * be repeated are sent again when the connection was lost before the answer came.
  */
-import { decodeControl, encodeControl, OP, SluiceError } from '@sluice/protocol'
+import { decodeControl, encodeControl, OP, SluiceError, type SluiceErrorNames } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
 import type { Connection } from './connection.js'
+import { fail as failCall } from './failure.js'
 import { timeoutOf, type CallOptions } from './options.js'
 import { aborted } from './producer.js'
 import type { Session } from './subscription.js'
@@ -44,7 +45,7 @@ export class Requests {
     call: CallOptions | undefined,
     answer: Answer<Result>,
   ): Promise<Result> {
-    return new Promise((resolve, reject) => {
+    return new Promise((resolve) => {
       if (this.#closed !== undefined) throw this.#closed
       const signal = call?.signal
       if (signal?.aborted === true) throw aborted(signal, false)
@@ -52,13 +53,18 @@ export class Requests {
       const { turn, deadlines, timeoutMs, connection } = this.#session
       const deadlineMs = performance.now() + timeoutOf(call, timeoutMs)
       let sent = false
+      const about = namesOf(body)
       const onAbort = (): void => {
         this.#waiting.delete(request)
-        reject(aborted(signal!, sent))
+        fail(aborted(signal!, sent))
       }
+      let isOver = false
       const fail = (error: SluiceError): void => {
+        // The answer to a call that was aborted may still come.
+        if (isOver) return
+        isOver = true
         removeAbortListener(signal, onAbort)
-        reject(error)
+        failCall(resolve, error, about)
       }
       const request: Pending = {
         deadlineMs,
@@ -71,6 +77,7 @@ export class Requests {
             answered: (bytes, start, end) => {
               const result = answer.read(bytes, start, end)
               removeAbortListener(signal, onAbort)
+              isOver = true
               resolve(result)
             },
             failed: (error) => {
@@ -116,5 +123,14 @@ export class Requests {
     this.#closed = error
     for (const request of this.#waiting) request.fail(error)
     this.#waiting.clear()
+  }
+}
+
+/** What a request is about, as its body names it. */
+function namesOf({ name, queue, offset }: Body): SluiceErrorNames {
+  const about = typeof name === 'string' ? name : queue
+  return {
+    queue: typeof about === 'string' ? about : undefined,
+    offset: typeof offset === 'number' ? offset : undefined,
   }
 }

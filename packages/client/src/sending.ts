@@ -2,7 +2,7 @@
  * What a producer sends under a number and is answered for by that number: a batch, or an atomic step. It has callers,
  * each with a deadline and perhaps a signal, and is one frame that is kept byte for byte until the answer.
  */
-import type { Duplicates, SluiceError } from '@sluice/protocol'
+import type { Duplicates, SluiceError, SluiceErrorNames } from '@sluice/protocol'
 import { removeAbortListener } from './aborts.js'
 import type { Connection } from './connection.js'
 
@@ -15,7 +15,6 @@ export interface Receipt {
 }
 
 export type Resolve = (result: Receipt | Receipt[]) => void
-export type Reject = (error: SluiceError) => void
 
 export interface Watch {
   sending: Sending
@@ -42,13 +41,14 @@ export abstract class Sending {
   open = true
   // A hole means that the caller has had its answer.
   resolves: (Resolve | undefined)[] = []
-  rejects: (Reject | undefined)[] = []
   deadlines: number[] = []
   nextDeadlineMs = Infinity
   /** Callers that have gone before it was sent. */
   withdrawn = 0
   /** Callers that gave a signal, by their resolve function: an index changes when others withdraw. */
   watches: Map<Resolve, Watch> | undefined
+  /** Callers that do not wait for a connection, until it is sent. */
+  failsOffline: Set<Resolve> | undefined
 
   constructor(bytes: Buffer, end: number) {
     this.bytes = bytes
@@ -56,17 +56,15 @@ export abstract class Sending {
   }
 
   /** Somebody waits for it, until `deadlineMs`. */
-  addCaller(resolve: Resolve, reject: Reject | undefined, deadlineMs: number): void {
+  addCaller(resolve: Resolve, deadlineMs: number): void {
     if (deadlineMs < this.nextDeadlineMs) this.nextDeadlineMs = deadlineMs
     if (this.callers === 0) {
       // An empty list takes room for seventeen with its first item, and with many queues most batches have one caller.
       this.resolves = [resolve]
-      this.rejects = [reject]
       this.deadlines = [deadlineMs]
       return
     }
     this.resolves.push(resolve)
-    this.rejects.push(reject)
     this.deadlines.push(deadlineMs)
   }
 
@@ -89,6 +87,9 @@ export abstract class Sending {
 
   /** Takes out what was withdrawn before it is sent. False: nothing is left of it. */
   abstract compact(): boolean
+
+  /** What its callers are told that it was about. */
+  abstract readonly names: SluiceErrorNames
 
   /** Why it cannot be sent, on this connection. */
   abstract obstacle(connection: Connection): SluiceError | undefined

@@ -10,6 +10,8 @@ const frames = (group: SettleGroup, frameBytesMax: number = LIMITS.frameBytesDef
 
 const ack = (group: SettleGroup, tag: number): void => group.add(tag, 1, OUTCOME.ack, undefined, undefined)
 
+const message = (tag: number) => ({ tag, queue: 'q', offset: tag + 100 })
+
 describe('a group of settles', () => {
   it('becomes one range for a run of acknowledgements, in whatever order they came', () => {
     const tags = Array.from({ length: 1000 }, (_, i) => (0xffff_ff00 + i) >>> 0)
@@ -67,11 +69,11 @@ describe('a group of settles', () => {
     const group = new SettleGroup(() => {})
     ack(group, 1)
     ack(group, 2)
-    const early = [group.answer(1), group.answer(2)]
+    const early = [group.answer(message(1)), group.answer(message(2))]
     group.stale([{ firstTag: 2, count: 5 }])
     group.finish(undefined)
     group.finish(undefined)
-    const settled = await Promise.allSettled([...early, group.answer(1), group.answer(2)])
+    const settled = await Promise.allSettled([...early, group.answer(message(1)), group.answer(message(2))])
     expect(settled.map(({ status }) => status)).toEqual(['fulfilled', 'rejected', 'fulfilled', 'rejected'])
   })
 })

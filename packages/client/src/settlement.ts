@@ -4,6 +4,7 @@
  * Nothing is made for a settle that nobody waits for: `Settlement` turns into a real promise only when it is used.
  */
 import { encodeSettle, SluiceError, textBytes, LIMITS, type Outcome, type TagRange } from '@sluice/protocol'
+import { fail } from './failure.js'
 
 /** A range of tags with one outcome; grows while consecutive tags come. */
 export interface Item {
@@ -16,10 +17,16 @@ export interface Item {
   readonly invalid: boolean | undefined
 }
 
-interface Waiter {
+/** The message that a settle is about. */
+export interface Settled {
   readonly tag: number
+  readonly queue: string
+  readonly offset: number
+}
+
+interface Waiter {
+  readonly message: Settled
   readonly resolve: () => void
-  readonly reject: (error: SluiceError) => void
 }
 
 /** The settles of one subscription in one turn, from the first of them to the broker's answer for all. */
@@ -113,10 +120,10 @@ export class SettleGroup {
     if (waiters !== undefined) for (const waiter of waiters) this.#tell(waiter)
   }
 
-  /** A promise for the answer about one tag. */
-  answer(tag: number): Promise<void> {
-    return new Promise((resolve, reject) => {
-      const waiter = { tag, resolve, reject }
+  /** A promise for the answer about one message. */
+  answer(message: Settled): Promise<void> {
+    return new Promise((resolve) => {
+      const waiter = { message, resolve }
       if (this.#done) this.#tell(waiter)
       else {
         ;(this.#waiters ??= []).push(waiter)
@@ -125,10 +132,12 @@ export class SettleGroup {
     })
   }
 
-  #tell({ tag, resolve, reject }: Waiter): void {
-    if (this.#failure !== undefined) reject(this.#failure)
-    else if (this.#stale.some(({ firstTag, count }) => (tag - firstTag) >>> 0 < count)) reject(leaseLost())
-    else resolve()
+  #tell({ message, resolve }: Waiter): void {
+    const { tag } = message
+    const isStale = this.#stale.some(({ firstTag, count }) => (tag - firstTag) >>> 0 < count)
+    const error = this.#failure ?? (isStale ? leaseLost() : undefined)
+    if (error === undefined) resolve()
+    else fail(resolve, error, { queue: message.queue, offset: message.offset })
   }
 }
 
@@ -182,18 +191,19 @@ export function leaseLost(cause?: unknown): SluiceError {
 export class Settlement implements Promise<void> {
   readonly [Symbol.toStringTag] = 'Promise'
   readonly #source: SettleGroup | SluiceError
-  readonly #tag: number
+  readonly #message: Settled
   #promise: Promise<void> | undefined
 
-  constructor(source: SettleGroup | SluiceError, tag: number) {
+  constructor(source: SettleGroup | SluiceError, message: Settled) {
     this.#source = source
-    this.#tag = tag
+    this.#message = message
   }
 
   #real(): Promise<void> {
     if (this.#promise === undefined) {
       const source = this.#source
-      this.#promise = source instanceof SettleGroup ? source.answer(this.#tag) : Promise.reject<void>(source)
+      this.#promise =
+        source instanceof SettleGroup ? source.answer(this.#message) : Promise.reject<void>(source)
     }
     return this.#promise
   }

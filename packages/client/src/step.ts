@@ -20,6 +20,7 @@ import {
   type AtomicAck,
   type AtomicBatch,
   type Placed,
+  type SluiceErrorNames,
 } from '@sluice/protocol'
 import type { Connection } from './connection.js'
 import type { DeliveredMessage } from './message.js'
@@ -85,6 +86,8 @@ export class Step extends Sending {
   get isBound(): boolean {
     return this.#messages.length > 0
   }
+
+  readonly names: SluiceErrorNames = {}
 
   compact(): boolean {
     return this.live > 0

@@ -5,6 +5,7 @@
 import type { SluiceError } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
 import type { Connection } from './connection.js'
+import { fail } from './failure.js'
 import type { DeliveredMessage } from './message.js'
 import type { Intake } from './options.js'
 import { aborted } from './producer.js'
@@ -14,7 +15,6 @@ import type { Starting } from './turn.js'
 
 interface Waiter {
   readonly resolve: (result: IteratorResult<DeliveredMessage, undefined>) => void
-  readonly reject: (error: SluiceError) => void
 }
 
 const BURST_MAX = 1024
@@ -77,7 +77,7 @@ export class MessageStream
     if (this.#failure !== undefined) {
       const failure = this.#failure
       this.#failure = undefined
-      return Promise.reject(failure)
+      return Promise.reject(failure.with({ queue: this.#queue }))
     }
     if (this.#ending !== undefined) return Promise.resolve(DONE)
     const subscription = this.#subscription
@@ -86,7 +86,7 @@ export class MessageStream
     }
     if (this.#burstBeganMs > 0) this.#adapt()
     if (subscription !== undefined && subscription.buffered > 0) this.#list()
-    return new Promise((resolve, reject) => this.#waiters.push({ resolve, reject }))
+    return new Promise((resolve) => this.#waiters.push({ resolve }))
   }
 
   // The loop has come back for more than was announced.
@@ -182,8 +182,8 @@ export class MessageStream
     const waiters = this.#waiters
     this.#waiters = []
     if (error !== undefined && waiters.length === 0) this.#failure = error
-    waiters.forEach(({ resolve, reject }, index) => {
-      if (index === 0 && error !== undefined) reject(error)
+    waiters.forEach(({ resolve }, index) => {
+      if (index === 0 && error !== undefined) fail(resolve, error, { queue: this.#queue })
       else resolve(DONE)
     })
     this.#ending = this.#drain()

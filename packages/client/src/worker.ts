@@ -176,8 +176,9 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     this.#tellSubscribed()
     // While closing this is one more way to the same end.
     if (this.#closing !== undefined || this.#finished || this.#renewal.renews(error)) return
-    this.#finish(error)
-    this.#session.report(error)
+    const about = error.with({ queue: this.queue })
+    this.#finish(about)
+    this.#session.report(about)
   }
 
   fail(error: SluiceError): void {
@@ -209,7 +210,11 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   async #ending(closing: Promise<void>): Promise<void> {
     await nextTurn()
     this.excuse()
-    await closing
+    try {
+      await closing
+    } catch (error) {
+      throw (error as SluiceError).with({ queue: this.queue })
+    }
   }
 
   /** Does not wait for the handlers that await the async function that calls this. */

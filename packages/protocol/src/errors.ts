@@ -379,6 +379,12 @@ export const ERRORS = {
     retryable: true,
     meaning: 'As many publishes wait for their turn to be sent as the client keeps in memory.',
   },
+  OFFLINE: {
+    number: 1009,
+    scope: 'request',
+    retryable: true,
+    meaning: 'There is no connection, and the call does not wait for one.',
+  },
   DATA_DIR_LOCKED: {
     number: 1100,
     scope: 'request',
@@ -427,7 +433,14 @@ export interface Progress {
   readonly cursor?: string
 }
 
-export interface SluiceErrorOptions {
+/** What an error is about, where there is one. */
+export interface SluiceErrorNames {
+  readonly queue?: string | undefined
+  /** Of the message. */
+  readonly offset?: number | undefined
+}
+
+export interface SluiceErrorOptions extends SluiceErrorNames {
   readonly cause?: unknown
   /** Wider than the table's where one frame ends more than its kind usually does. */
   readonly scope?: ErrorScope
@@ -467,6 +480,10 @@ export class SluiceError extends Error {
   readonly outcome: Effect | undefined
   /** Of a call over many messages that did a part of its work: how much. */
   readonly progress: Progress | undefined
+  /** The queue that the call was about. */
+  readonly queue: string | undefined
+  /** The message that the call was about. */
+  readonly offset: number | undefined
 
   constructor(code: ErrorCode, message: string, options: SluiceErrorOptions = {}) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause })
@@ -477,5 +494,16 @@ export class SluiceError extends Error {
     this.retryAfterMs = options.retryAfterMs ?? 0
     this.outcome = options.outcome
     this.progress = options.progress
+    this.queue = options.queue
+    this.offset = options.offset
+  }
+
+  /** The same error, about these. */
+  with(names: SluiceErrorNames): SluiceError {
+    const { code, message, cause, scope, retryable, retryAfterMs, outcome, progress } = this
+    const { queue = this.queue, offset = this.offset } = names
+    const options = { cause, scope, retryable, retryAfterMs, queue, offset }
+    const effect = { ...(outcome && { outcome }), ...(progress && { progress }) }
+    return new SluiceError(code, message, { ...options, ...effect })
   }
 }

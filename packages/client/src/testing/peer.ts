@@ -57,8 +57,8 @@ import {
   type SettleItem,
   type TagRange,
 } from '@sluice/protocol'
-import { connectThrough, type Sluice } from '../client.js'
-import type { ConnectOptions } from '../options.js'
+import { clientThrough, connectThrough, type Sluice } from '../client.js'
+import type { ClientOptions, ConnectOptions } from '../options.js'
 import type { Dial, Transport, TransportEvents } from '../transport.js'
 
 export interface Frame {
@@ -372,6 +372,10 @@ export class Peer {
 
   connect(options: ConnectOptions = {}): Promise<Sluice> {
     return connectThrough(this.dial, 'sluice://scripted:1', options)
+  }
+
+  create(options: ClientOptions = {}): Sluice {
+    return clientThrough(this.dial, 'sluice://scripted:1', options)
   }
 
   /** Resolves when the client dials the next time. */

@@ -181,6 +181,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   },
   INVALID_URL: { exit: EXIT.usage, advice: 'Write it as sluice://host:port, in --url or SLUICE_URL.' },
   ALREADY_SETTLED: DEFECT,
+  OFFLINE: DEFECT,
   DATA_DIR_LOCKED: {
     exit: EXIT.failure,
     advice: 'Stop that broker, or give this one a directory of its own with --data-dir.',
