@@ -14,6 +14,7 @@ import {
   ORIGIN_HEADERS,
   OUTCOME,
   QUEUE_COUNTERS,
+  RECORD_FLAG,
   RECORD_HEADER_BYTES,
   queueName,
   readRecordOptions,
@@ -645,6 +646,7 @@ export class Bench {
       priority: options.priority ?? 0,
       key: options.key,
       id: options.id,
+      replaces: options.replaces === true,
       delayMs: options.delayMs,
       atMs: options.atMs,
       ttlMs: options.ttlMs,
@@ -1285,9 +1287,18 @@ function shownPlaces(places: readonly Placed[]): unknown {
   return places.map(({ baseOffset, duplicates }) => ({ baseOffset, duplicates: [...(duplicates ?? [])] }))
 }
 
-function recordOf({ priority, key, id, delayMs, atMs, ttlMs, headers }: RecordOptions): RecordOptions {
+function recordOf({
+  priority,
+  key,
+  id,
+  replaces,
+  delayMs,
+  atMs,
+  ttlMs,
+  headers,
+}: RecordOptions): RecordOptions {
   const hasHeaders = headers !== undefined && Object.keys(headers).length > 0
-  return { priority, key, id, delayMs, atMs, ttlMs, headers: hasHeaders ? headers : undefined }
+  return { priority, key, id, replaces, delayMs, atMs, ttlMs, headers: hasHeaders ? headers : undefined }
 }
 
 /** The batch of these messages, as a producer sends it. */
@@ -1313,6 +1324,7 @@ export function contentOf(bytes: Uint8Array, at: number): Content {
     priority: priority ?? 0,
     key,
     id,
+    replaces: (bytes[at + 4]! & RECORD_FLAG.replaces) !== 0,
     delayMs,
     atMs,
     ttlMs,

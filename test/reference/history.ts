@@ -221,7 +221,10 @@ class History {
       priority: chance.pick(PRIORITIES),
     }
     if (chance.hit(0.5)) options.key = chance.pick(KEYS)
-    if (chance.hit(0.3)) options.id = chance.pick(IDS)
+    if (chance.hit(0.3)) {
+      options.id = chance.pick(IDS)
+      if (chance.hit(0.3)) options.replaces = true
+    }
     if (chance.hit(0.15)) options.delayMs = chance.pick(DELAYS)
     else if (chance.hit(0.07))
       options.atMs = this.#bench.nowMs + chance.pick([-60_000, -1, 0, 1, 1_000, 60_000])

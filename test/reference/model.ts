@@ -23,6 +23,8 @@ export interface Content {
   readonly priority: number
   readonly key: string | undefined
   readonly id: string | undefined
+  /** Takes the place of a message with its id that waits. */
+  readonly replaces: boolean
   readonly delayMs: number | undefined
   readonly atMs: number | undefined
   readonly ttlMs: number | undefined
@@ -470,8 +472,13 @@ export class Model {
     }
     if (codes.length > 0) throw new Refused(codes)
     first()
-    for (const [name, { victims }] of plans) {
+    for (const [name, { victims, replaced }] of plans) {
       const queue = this.queue(name)
+      for (const message of replaced) {
+        queue.counters.cancelled++
+        this.#remove(queue, message)
+        this.#count('replaced')
+      }
       for (const victim of victims) {
         if (queue.options.overflow === 'dead-letter') this.#die(queue, victim, 'overflow', '')
         else {
@@ -489,7 +496,10 @@ export class Model {
       const duplicates = new Map<number, number>()
       for (const [index, content] of contents.entries()) {
         const firstOffset = plans.get(name)!.duplicates.get(start + index)
-        if (firstOffset !== undefined) {
+        if (firstOffset === queue.next) {
+          duplicates.set(index, firstOffset)
+          this.#append(queue, content)
+        } else if (firstOffset !== undefined) {
           duplicates.set(index, firstOffset)
           queue.counters.duplicates++
           queue.next++
@@ -510,23 +520,42 @@ export class Model {
       if (atMs !== undefined && atMs > this.nowMs + LIMITS.delayMsMax) codes.push('INVALID_DELAY')
       if (delayMs !== undefined && delayMs > LIMITS.delayMsMax) codes.push('INVALID_DELAY')
     }
+    // By id: which message of the batch is accepted, or which known one all of them are duplicates of.
+    const byId = new Map<string, { accepted: number | undefined; known: number | undefined }>()
+    const replaced = new Map<string, ModelMessage>()
+    let newIds = 0
+    for (const [index, { id, replaces }] of contents.entries()) {
+      if (id === undefined || !this.#remembersIds(queue)) continue
+      const before = byId.get(id)
+      if (before !== undefined) {
+        if (replaces && before.accepted !== undefined) before.accepted = index
+        continue
+      }
+      const known = this.#firstOffset(queue, id, done)
+      if (known === undefined) newIds++
+      const message = queue.messages.find(({ offset }) => offset === known)
+      const waits = message !== undefined && (message.state === 'scheduled' || message.state === 'ready')
+      if (replaces && waits) replaced.set(id, message)
+      byId.set(id, { accepted: known === undefined || (replaces && waits) ? index : undefined, known })
+    }
     const duplicates = new Map<number, number>()
     const fresh: Content[] = []
-    const newIds = new Map<string, number>()
     for (const [index, content] of contents.entries()) {
-      const { id } = content
-      const first = id === undefined ? undefined : (newIds.get(id) ?? this.#firstOffset(queue, id, done))
-      if (first !== undefined) duplicates.set(index, first)
-      else {
+      const verdict = content.id === undefined ? undefined : byId.get(content.id)
+      if (verdict === undefined || verdict.accepted === index) {
         fresh.push(content)
-        if (id !== undefined && this.#remembersIds(queue)) newIds.set(id, queue.next + index)
-      }
+        if (content.id !== undefined && replaced.has(content.id)) duplicates.set(index, queue.next + index)
+      } else
+        duplicates.set(index, verdict.accepted === undefined ? verdict.known! : queue.next + verdict.accepted)
     }
     const known = this.#knownIds(queue, done)
-    if (newIds.size > 0 && known.size + newIds.size > queue.options.dedupMaxIds) codes.push('DEDUP_FULL')
+    if (newIds > 0 && known.size + newIds > queue.options.dedupMaxIds) codes.push('DEDUP_FULL')
     const victims: ModelMessage[] = []
     const { maxMessages, maxBytes, overflow } = queue.options
-    const held = queue.messages.filter((message) => message.state !== 'dead' && !done.includes(message))
+    const held = queue.messages.filter(
+      (message) =>
+        message.state !== 'dead' && !done.includes(message) && ![...replaced.values()].includes(message),
+    )
     const fits = (): boolean => {
       const left = held.filter((message) => !victims.includes(message))
       const bytes = [...left.map(({ content }) => content.size), ...fresh.map(({ size }) => size)]
@@ -545,7 +574,7 @@ export class Model {
       if (!fits()) codes.push('QUEUE_FULL')
       else this.#count('overflow')
     }
-    return { duplicates, victims }
+    return { duplicates, victims, replaced: [...replaced.values()] }
   }
 
   #remembersIds(queue: ModelQueue): boolean {
@@ -1187,6 +1216,7 @@ function byTurn(a: ModelMessage, b: ModelMessage): number {
 interface Plan {
   /** Index among the contents of this queue → offset of the first. */
   readonly duplicates: ReadonlyMap<number, number>
+  readonly replaced: readonly ModelMessage[]
   readonly victims: readonly ModelMessage[]
 }
 

@@ -195,6 +195,12 @@ export function queueOf(ref: QueueRef): Queue {
 export interface MessageOptions {
   /** Deduplicates, as the queue's `unique` says: a second message with the same id is not accepted again. 1 to 255 bytes. */
   readonly id?: string
+  /**
+   * What becomes of this message when one with its `id` is known. `'keep'`: nothing, it is a duplicate. `'replace'`: where
+   * that one is scheduled or ready it is cancelled, and this one is accepted with its own delay, in one step; where it is
+   * with a consumer, dead or done, this one is a duplicate. Default `'keep'`.
+   */
+  readonly onDuplicate?: 'keep' | 'replace'
   /** Orders: messages of one key are handed out one after the other; see `keyConcurrency`. 1 to 255 bytes. */
   readonly key?: string
   /** 0 to 31, higher goes first. Default 0. */
@@ -226,7 +232,16 @@ export interface SendOptions extends CallOptions {
 /** Options of `publish`. */
 export interface PublishOptions extends MessageOptions, SendOptions {}
 
-export const MESSAGE_OPTIONS = ['id', 'key', 'priority', 'delay', 'at', 'ttl', 'headers'] as const
+export const MESSAGE_OPTIONS = [
+  'id',
+  'onDuplicate',
+  'key',
+  'priority',
+  'delay',
+  'at',
+  'ttl',
+  'headers',
+] as const
 export const SEND_OPTIONS = ['timeout', 'signal', 'offline'] as const
 const PUBLISH_OPTIONS = [...MESSAGE_OPTIONS, ...SEND_OPTIONS] as const
 const BATCH_MESSAGE_OPTIONS = ['body', ...MESSAGE_OPTIONS] as const
@@ -241,9 +256,10 @@ export function recordOptions(
   known: readonly string[] = PUBLISH_OPTIONS,
 ): RecordOptions | undefined {
   onlyKnown('publish', options, known)
-  const { id, key, priority, delay, at, ttl, headers } = options
+  const { id, onDuplicate, key, priority, delay, at, ttl, headers } = options
   if (
     id === undefined &&
+    onDuplicate === undefined &&
     key === undefined &&
     priority === undefined &&
     delay === undefined &&
@@ -252,6 +268,12 @@ export function recordOptions(
     headers === undefined
   )
     return undefined
+  if (onDuplicate !== undefined && onDuplicate !== 'keep' && onDuplicate !== 'replace') {
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `\`onDuplicate\` is ${shown(onDuplicate)}; it must be "keep" or "replace".`,
+    )
+  }
   const record: RecordOptions = {
     id,
     key,
@@ -260,6 +282,7 @@ export function recordOptions(
     atMs: at === undefined ? undefined : timeMs('at', at, 'INVALID_DELAY'),
     ttlMs: ttl === undefined ? undefined : durationMs(ttl, 'ttl', 'INVALID_TTL'),
     headers: headers === undefined ? undefined : plainHeaders(headers),
+    replaces: onDuplicate === 'replace',
   }
   checkRecordOptions(record)
   return record

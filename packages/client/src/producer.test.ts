@@ -1,4 +1,13 @@
-import { BATCH_ATTRIBUTE, batchFollows, ERRORS, LIMITS, OP, publishBatchStart } from '@sluice/protocol'
+import {
+  BATCH_ATTRIBUTE,
+  BATCH_HEADER_BYTES,
+  batchFollows,
+  ERRORS,
+  LIMITS,
+  OP,
+  publishBatchStart,
+  readU32,
+} from '@sluice/protocol'
 import fc from 'fast-check'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { Sluice } from './client.js'
@@ -358,6 +367,42 @@ describe('refusals', () => {
     await expect(batch).rejects.toMatchObject({ code: 'NOT_SUPPORTED' })
     await turns()
     expect(peer.link.published.length).toBe(1)
+  })
+})
+
+describe('replacing', () => {
+  it('tells a message that replaced another by its own offset among the duplicates', async () => {
+    sluice = await peer.connect()
+    const results = [
+      sluice.publish('a', 'one', { id: 'i', onDuplicate: 'replace' }),
+      sluice.publish('a', 'two', { id: 'j', onDuplicate: 'keep' }),
+      sluice.publish('a', 'three', { id: 'k' }),
+    ]
+    await turns()
+    const replaced = new Map([
+      [0, 10],
+      [1, 4],
+    ])
+    peer.link.confirm([1, 10, replaced])
+    expect(await Promise.all(results)).toEqual([
+      { offset: 10, duplicate: false, replaced: true },
+      { offset: 4, duplicate: true },
+      { offset: 12, duplicate: false },
+    ])
+    const { payload } = peer.link.named('PUBLISH')[0]!
+    const first = publishBatchStart(payload, 0, payload.length) + BATCH_HEADER_BYTES
+    const second = first + readU32(payload, first)
+    expect([payload[first + 4], payload[second + 4]]).toEqual([128 | 16, 16])
+  })
+
+  it('needs an id and a known word', async () => {
+    sluice = await peer.connect()
+    await expect(sluice.publish('a', 1, { onDuplicate: 'replace' })).rejects.toMatchObject({
+      code: 'OPTION_CONFLICT',
+    })
+    await expect(sluice.publish('a', 1, { id: 'i', onDuplicate: 'drop' as never })).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+    })
   })
 })
 

@@ -12,6 +12,8 @@ export interface Receipt {
   readonly offset: number
   /** A message with the same id was accepted before; `offset` is that one's. */
   readonly duplicate: boolean
+  /** It took the place of a message with the same id that waited; that one is gone. */
+  readonly replaced?: true
 }
 
 export type Resolve = (result: Receipt | Receipt[]) => void
@@ -125,7 +127,8 @@ export abstract class Sending {
 
 export function receipt(baseOffset: number, index: number, duplicates: Duplicates | undefined): Receipt {
   const first = duplicates?.get(index)
-  return first === undefined
-    ? { offset: baseOffset + index, duplicate: false }
+  if (first === undefined) return { offset: baseOffset + index, duplicate: false }
+  return first === baseOffset + index
+    ? { offset: first, duplicate: false, replaced: true }
     : { offset: first, duplicate: true }
 }

@@ -66,7 +66,10 @@ function writePlace(
   return next
 }
 
-/** Duplicates of a batch: index in the batch → offset at which that message was accepted before. */
+/**
+ * Duplicates of a batch: index in the batch → offset at which that message was accepted before. Of a message that was
+ * accepted and replaced an earlier one it is the message's own.
+ */
 export type Duplicates = ReadonlyMap<number, number>
 
 /** Where the messages of one batch went. */

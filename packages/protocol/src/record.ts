@@ -23,8 +23,9 @@ import { LIMITS } from './limits.js'
 
 export const RECORD_HEADER_BYTES = 8
 
-export const RECORD_FLAG = { delay: 1, at: 2, ttl: 4, key: 8, id: 16, headers: 32 } as const
-const KNOWN_FLAGS = 63
+/** `replaces`: where a message with its id waits, that one is cancelled. The bit between means something to `checkRecords`. */
+export const RECORD_FLAG = { delay: 1, at: 2, ttl: 4, key: 8, id: 16, headers: 32, replaces: 128 } as const
+const KNOWN_FLAGS = 63 | RECORD_FLAG.replaces
 
 /** What the payload is, for whoever decodes it; the broker does not look. */
 export const CONTENT_TYPE = { bytes: 0, text: 1, msgpack: 2 } as const
@@ -39,6 +40,8 @@ export interface RecordOptions {
   readonly key?: string | undefined
   readonly id?: string | undefined
   readonly headers?: Readonly<Record<string, string>> | undefined
+  /** Takes the place of a message with its id that waits. It has no bytes of its own, and nobody reads it. */
+  readonly replaces?: boolean | undefined
 }
 
 /** Bytes of the record for a payload of `payloadBytes`. */
@@ -110,6 +113,7 @@ export function writeRecordHead(
       }
     }
   }
+  if (options?.replaces === true) flags |= RECORD_FLAG.replaces
   writeU32(bytes, at, next - at + payloadBytes)
   bytes[at + 4] = flags
   bytes[at + 5] = (options?.priority ?? 0) | (contentType << 5)
@@ -144,6 +148,9 @@ export function checkRecordOptions(options: RecordOptions): void {
   if (key !== undefined) checkText('INVALID_KEY', 'key', key, 1, LIMITS.keyBytesMax)
   if (id !== undefined) checkText('INVALID_ID', 'id', id, 1, LIMITS.idBytesMax)
   if (headers !== undefined) checkHeaders(headers)
+  if (options.replaces === true && id === undefined) {
+    throw new SluiceError('OPTION_CONFLICT', 'A message without an `id` replaces none; give it one.')
+  }
 }
 
 function checkHeaders(headers: Readonly<Record<string, string>>): void {
@@ -321,6 +328,7 @@ function checkOptions(
   let next = at + RECORD_HEADER_BYTES
   const end = next + length
   if (flags & RECORD_FLAG.delay && flags & RECORD_FLAG.at) return 'delay and at are both set'
+  if (flags & RECORD_FLAG.replaces && !(flags & RECORD_FLAG.id)) return 'it replaces others and has no id'
   for (const flag of [RECORD_FLAG.delay, RECORD_FLAG.at, RECORD_FLAG.ttl]) if (flags & flag) next += 6
   if (next > end) return 'times are cut off'
   for (const flag of [RECORD_FLAG.key, RECORD_FLAG.id]) {

@@ -42,9 +42,11 @@ import {
   SCATTERED_BYTES,
   writeDeliverHead,
   writeFrameHeader,
+  publishOkItemBytes,
   writePublishOkItem,
   writeRecordHead,
   writeU64,
+  type Duplicates,
   type AtomicAck,
   type ContentType,
   type ErrorCode,
@@ -199,9 +201,15 @@ export class Link {
     this.send(OP.LEASES_LOST, channel, 0, payload)
   }
 
-  confirm(...batches: readonly (readonly [number: number, baseOffset: number])[]): void {
-    const bytes = new Uint8Array(batches.length * 20)
-    batches.forEach(([number, base], i) => writePublishOkItem(bytes, i * 20, number, base))
+  confirm(
+    ...batches: readonly (readonly [number: number, baseOffset: number, duplicates?: Duplicates])[]
+  ): void {
+    const bytes = new Uint8Array(
+      batches.reduce((sum, [, , duplicates]) => sum + publishOkItemBytes(duplicates), 0),
+    )
+    let at = 0
+    for (const [number, base, duplicates] of batches)
+      at = writePublishOkItem(bytes, at, number, base, duplicates)
     this.send(OP.PUBLISH_OK, 0, 0, bytes)
   }
 

@@ -112,6 +112,123 @@ describe('limits', () => {
   })
 })
 
+describe('a message that replaces', () => {
+  const one = (id: string, more: Message = {}): Message => ({ id, replaces: true, ...more })
+  const own = (...offsets: [index: number, offset: number][]): Map<number, number> => new Map(offsets)
+
+  for (const unique of ['window', 'pending'] as const) {
+    const options = unique === 'window' ? { unique, dedupWindowMs: HOUR } : { unique }
+
+    it(`takes the place of one that waits, with unique ${unique}`, async () => {
+      const bench = await opened(options)
+      expect(await bench.publish([one('a', { delayMs: HOUR })])).toEqual({
+        baseOffset: 0,
+        duplicates: undefined,
+      })
+      // Scheduled, then ready.
+      expect(await bench.publish([one('a')])).toEqual({ baseOffset: 1, duplicates: own([0, 1]) })
+      expect(await bench.publish([{}, one('a')])).toEqual({ baseOffset: 2, duplicates: own([1, 3]) })
+      expect(bench.info()).toMatchObject({
+        ready: 2,
+        scheduled: 0,
+        cancelled: 2,
+        duplicates: 0,
+        published: 4,
+      })
+      expect(await bench.order()).toEqual([2, 3])
+      // Keeping is the default, and a duplicate of the newest.
+      expect(await bench.publish([{ id: 'a' }])).toEqual({ baseOffset: 4, duplicates: own([0, 3]) })
+      bench.broker.audit()
+    })
+
+    it(`is a duplicate of one that a consumer has, with unique ${unique}`, async () => {
+      const bench = await opened({ ...options, maxDeliveries: 1 })
+      await bench.publish([{ id: 'a' }])
+      const worker = bench.consume()
+      await bench.settle()
+      expect(await bench.publish([one('a')])).toEqual({ baseOffset: 1, duplicates: own([0, 0]) })
+      worker.settle(0, OUTCOME.ack)
+      await bench.settle()
+      const after = await bench.publish([one('a')])
+      // What is done counts within the window alone.
+      expect(after.duplicates).toEqual(unique === 'window' ? own([0, 0]) : undefined)
+      bench.broker.audit()
+    })
+
+    it(`is replaced by a later one of its batch, with unique ${unique}`, async () => {
+      const bench = await opened(options)
+      await bench.publish([{ id: 'a', delayMs: HOUR }])
+      expect(await bench.publish([one('a'), { id: 'b' }, one('a'), { id: 'a' }, one('b')])).toEqual({
+        baseOffset: 1,
+        duplicates: own([0, 3], [2, 3], [3, 3], [1, 5]),
+      })
+      expect(bench.info()).toMatchObject({ ready: 2, scheduled: 0, cancelled: 1, duplicates: 3 })
+      expect(await bench.order()).toEqual([3, 5])
+      bench.broker.audit()
+    })
+
+    it(`is told the same after a crash, as one entry, with unique ${unique}`, async () => {
+      const bench = await new Bench({ keepsSnapshots: true }).open()
+      bench.ensure(options)
+      await bench.publish([{ id: 'a', delayMs: HOUR }])
+      const number = ++bench.number
+      const batch = batchOf([{ id: 'x' }, one('a', { delayMs: 5 })], number)
+      const placed = { baseOffset: 1, duplicates: own([1, 2]) }
+      expect(bench.send(batch)).toEqual(placed)
+      const stepNumber = ++bench.number
+      const bytes = batchOf([one('a', { delayMs: 7 })], stepNumber)
+      const step = {
+        number: stepNumber,
+        crc: 1,
+        acks: [],
+        batches: [{ queue: Q, bytes, at: 0, end: bytes.length }],
+      }
+      const places = [{ baseOffset: 3, duplicates: own([0, 3]) }]
+      expect(bench.atomic(step, 1)).toEqual(places)
+      await bench.settle()
+      await bench.crash()
+      expect(bench.send(batch)).toEqual(placed)
+      expect(bench.atomic(step, 1)).toEqual(places)
+      expect(bench.info()).toMatchObject({
+        scheduled: 1,
+        ready: 1,
+        cancelled: 2,
+        duplicates: 0,
+        published: 4,
+      })
+      expect(bench.broker.queue(Q).stateOf(3)).toBe('scheduled')
+      bench.broker.audit()
+      // Whatever was durable, one of them is there, never two and never none.
+      for (const log of bench.snapshots) {
+        await bench.restart(log)
+        if (bench.broker.list('', 1).queues.length === 0) continue
+        const { published, scheduled, cancelled } = bench.info()
+        expect(scheduled).toBe(published === 0 ? 0 : 1)
+        expect(cancelled).toBe(published === 0 ? 0 : published < 3 ? 0 : published < 4 ? 1 : 2)
+      }
+    })
+  }
+
+  it('needs no more room than the one that it replaces', async () => {
+    const bench = await opened({ maxMessages: 2 })
+    await bench.publish([{ id: 'a', delayMs: HOUR }, {}])
+    expect(() => bench.put([{}])).toThrow(failing('QUEUE_FULL', true))
+    expect((await bench.publish([one('a')])).duplicates).toEqual(own([0, 2]))
+    bench.ensure({ maxMessages: 2, overflow: 'drop-oldest' })
+    expect((await bench.publish([one('a')])).duplicates).toEqual(own([0, 3]))
+    expect(bench.info()).toMatchObject({ ready: 2, dropped: 0, cancelled: 2 })
+    expect(await bench.order()).toEqual([1, 3])
+    bench.broker.audit()
+  })
+
+  it('replaces nothing where ids are not kept apart', async () => {
+    const bench = await opened({ dedupWindowMs: 0 })
+    await bench.publish([{ id: 'a', delayMs: HOUR }])
+    expect((await bench.publish([one('a')])).duplicates).toBe(undefined)
+    expect(bench.info()).toMatchObject({ ready: 1, scheduled: 1 })
+  })
+})
+
 describe('a batch that follows a refused one', () => {
   const earlierRefused = failing('EARLIER_REFUSED', true)
   const send = (bench: Bench, number: number, follows: number, unanswered: number, options = {}): unknown =>

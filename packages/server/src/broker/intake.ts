@@ -12,12 +12,13 @@ import {
   readU32,
   readU64,
   type AtomicBatch,
+  type Duplicates,
   type Fault,
   type Placed,
 } from '@sluice/protocol'
 import { FactBuffer, type Admission, type Freed, type Queue, type Subscription } from '../queue/index.js'
 import type { Producer } from './producers.js'
-import type { State } from './state.js'
+import { toldDuplicates, type State } from './state.js'
 import { asksForAny, checkTraits, readTraits, type BatchTraits } from './traits.js'
 import type { Writer } from './writer.js'
 
@@ -60,12 +61,14 @@ interface Leaving {
 }
 
 /** Of a plain batch: nobody counts it. */
-const PLAIN: Admission = { duplicates: undefined, messages: 0, bytes: 0 }
+const PLAIN: Admission = { duplicates: undefined, replaced: undefined, messages: 0, bytes: 0 }
 const NOTHING_FREED: Freed = { messages: 0, bytes: 0, offsets: new Set() }
 /** Facts about one acknowledged message, at most. */
 const ACK_FACT_BYTES = 16
 /** A fact about one duplicate. */
 const DUPLICATE_FACT_BYTES = 24
+/** Facts about one message that takes the place of another: that, and that the other is gone. */
+const REPLACE_FACTS_BYTES = 24 + 16
 
 export class Intake {
   readonly #state: State
@@ -131,10 +134,19 @@ export class Intake {
     const { queue, admission } = batch
     this.#writer.checkRoom(end - at)
     if (producer.id === 0) this.#declare(producer)
+    const cancelled = admission.replaced === undefined ? undefined : this.#replace(queue, admission)
     if (!batch.isPlain) queue.makeRoom(admission, this.#writer.nowMs)
     if (batch.hasTraits) {
       this.#factsAhead(batch)
-      this.#writer.together(this.#writer.factsBytes(this.#facts) + end - at)
+      if (cancelled === undefined) {
+        this.#writer.together(this.#writer.factsBytes(this.#facts) + end - at)
+      } else {
+        // What made room stands before.
+        this.#writer.facts(queue.id, queue.facts)
+        const factsBytes = this.#writer.factsBytes(this.#facts) + this.#writer.factsBytes(cancelled)
+        this.#writer.together(factsBytes + end - at)
+        this.#writer.facts(queue.id, cancelled)
+      }
       this.#writer.facts(queue.id, this.#facts)
     }
     const placed = this.#append(batch, producer.id, batch.traits)
@@ -143,6 +155,13 @@ export class Intake {
     // Plain messages leave no facts and no deadline: with many queues, what is not looked at need not be in the cache.
     if (!batch.isPlain || queue.subscriptions.length > 0) this.#changed(queue)
     return placed
+  }
+
+  // Messages whose places are taken leave; the facts about that stand in the entry of the batch.
+  #replace(queue: Queue, admission: Admission): FactBuffer {
+    this.#writer.facts(queue.id, queue.facts)
+    queue.replace(admission, this.#writer.nowMs)
+    return queue.facts.take()
   }
 
   /**
@@ -158,7 +177,7 @@ export class Intake {
       const batches = this.#judgeAll(producer, step, freed)
       let bytes = BATCH_HEADER_BYTES
       for (const { at, end } of batches) bytes += end - at
-      for (const { admission } of batches) bytes += (admission.duplicates?.size ?? 0) * DUPLICATE_FACT_BYTES
+      for (const { admission } of batches) bytes += admissionFactsBytes(admission)
       const acks = step.acks.reduce((sum, { count }) => sum + count, 0)
       const most = this.#writer.segmentBytes / 4
       if (bytes + acks * ACK_FACT_BYTES > most) {
@@ -185,10 +204,13 @@ export class Intake {
     for (const queue of queues) writer.facts(queue.id, queue.facts)
     for (const { subscription, firstTag, count } of step.acks) subscription!.ack(firstTag, count, nowMs)
     const acked = [...queues].map((queue) => ({ queue, facts: queue.facts.take() }))
-    for (const { queue, admission } of batches) {
+    const cancelled = batches.map(({ queue, admission }) => {
+      queue.replace(admission, nowMs)
+      const facts = queue.facts.take()
       queue.makeRoom(admission, nowMs)
       writer.facts(queue.id, queue.facts)
-    }
+      return { queue, facts }
+    })
     const ahead = batches.map((batch) => {
       const facts = new FactBuffer()
       if (batch.hasTraits) this.#factsAhead(batch, facts)
@@ -197,16 +219,16 @@ export class Intake {
     const result = new FactBuffer()
     const places = batches.map(({ queue, admission }) => ({
       baseOffset: queue.next,
-      duplicates: admission.duplicates,
+      duplicates: told(admission, queue.next),
     }))
     const where = batches.map(({ queue }) => [queue.id, queue.next])
     result.atomic(producer.id, step.number, step.crc, JSON.stringify(where))
     let bytes = writer.factsBytes(result)
     for (const facts of ahead) bytes += writer.factsBytes(facts)
-    for (const { facts } of acked) bytes += writer.factsBytes(facts)
+    for (const { facts } of [...acked, ...cancelled]) bytes += writer.factsBytes(facts)
     for (const { at, end } of batches) bytes += end - at
     writer.together(bytes)
-    for (const { queue, facts } of acked) writer.facts(queue.id, facts)
+    for (const { queue, facts } of [...acked, ...cancelled]) writer.facts(queue.id, facts)
     batches.forEach((batch, index) => {
       writer.facts(batch.queue.id, ahead[index]!)
       this.#append(batch, 0, batch.hasTraits ? this.#traitsOf(batch) : undefined)
@@ -302,11 +324,11 @@ export class Intake {
     this.#writer.note(queue)
     const traits = hasTraits ? this.#traitsOf({ queue, bytes, at, count }) : undefined
     const admission = queue.admit(count, end - at - BATCH_HEADER_BYTES, traits, freed)
-    const factsBytes = (admission.duplicates?.size ?? 0) * DUPLICATE_FACT_BYTES
-    if (factsBytes > segmentBytes / 4) {
+    if (admissionFactsBytes(admission) > segmentBytes / 4) {
+      const known = (admission.duplicates?.size ?? 0) + (admission.replaced?.size ?? 0)
       throw new SluiceError(
         'BATCH_TOO_LARGE',
-        `A batch has ${admission.duplicates!.size} duplicates; the segments of this broker take note of at most ${Math.floor(segmentBytes / 4 / DUPLICATE_FACT_BYTES)} in one batch.`,
+        `A batch has ${known} messages with a known id; the segments of this broker take note of at most ${Math.floor(segmentBytes / 4 / (admission.replaced === undefined ? DUPLICATE_FACT_BYTES : REPLACE_FACTS_BYTES))} in one batch.`,
       )
     }
     const lacksTtl = traits?.lacksTtl === true
@@ -317,6 +339,7 @@ export class Intake {
   #factsAhead({ queue, count, lacksTtl, admission }: Judged, facts: FactBuffer = this.#facts): void {
     if (lacksTtl && queue.options.ttlMs > 0) facts.ttl(queue.next, count, queue.options.ttlMs)
     for (const [index, first] of admission.duplicates ?? []) facts.duplicate(queue.next + index, first)
+    for (const [index, replaced] of admission.replaced ?? []) facts.replace(queue.next + index, replaced)
   }
 
   #traitsOf({ queue, bytes, at, count }: Pick<Judged, 'queue' | 'bytes' | 'at' | 'count'>): BatchTraits {
@@ -332,7 +355,7 @@ export class Intake {
     const position = this.#writer.messages(bytes, at, end, queue, producerId, attributes)
     queue.append(baseOffset, count, position, nowMs, end - at - BATCH_HEADER_BYTES, traits, duplicates)
     if (duplicates !== undefined) queue.counts.duplicates += duplicates.size
-    return { baseOffset, duplicates }
+    return { baseOffset, duplicates: told(admission, baseOffset) }
   }
 
   #declare(producer: Producer): void {
@@ -347,6 +370,14 @@ function leaseLost(tag: number): SluiceError {
     'LEASE_LOST',
     `Nothing of the atomic step was done: the message under tag ${tag} no longer belongs to the consumer that acknowledges it.`,
   )
+}
+
+function admissionFactsBytes({ duplicates, replaced }: Admission): number {
+  return (duplicates?.size ?? 0) * DUPLICATE_FACT_BYTES + (replaced?.size ?? 0) * REPLACE_FACTS_BYTES
+}
+
+function told({ duplicates, replaced }: Admission, baseOffset: number): Duplicates | undefined {
+  return replaced === undefined ? duplicates : toldDuplicates(duplicates, replaced.keys(), baseOffset)
 }
 
 // Some messages of the earlier batch may come again, and must come first. @throws SluiceError EARLIER_REFUSED

@@ -193,8 +193,11 @@ export class State {
     this.#ahead = undefined
     const relocated = (header.attributes & BATCH_ATTRIBUTE.relocated) !== 0
     const duplicates = relocated ? undefined : byIndex(ahead?.duplicates, header.baseOffset)
-    if (duplicates !== undefined && header.producerId === 0)
-      this.#stepDuplicates.set(`${header.queueId}:${header.baseOffset}`, duplicates)
+    const told = relocated
+      ? undefined
+      : toldDuplicates(duplicates, replacingIn(ahead, header.baseOffset), header.baseOffset)
+    if (told !== undefined && header.producerId === 0)
+      this.#stepDuplicates.set(`${header.queueId}:${header.baseOffset}`, told)
     if (!relocated) {
       const producer = this.producersById.get(header.producerId)
       if (
@@ -202,7 +205,7 @@ export class State {
         producer.pagePosition < position &&
         header.batchNumber >= producer.floor
       ) {
-        producer.accept(header.batchNumber, header.baseOffset, header.recordsCrc, duplicates)
+        producer.accept(header.batchNumber, header.baseOffset, header.recordsCrc, told)
         producer.lastUsedMs = header.timeMs
       }
     }
@@ -243,6 +246,10 @@ export class State {
         if (queue !== undefined) this.#applyToQueue(queue, fact, position, header.timeMs)
       }
     })
+  }
+
+  #aheadOf(): Ahead {
+    return (this.#ahead ??= { ttlMs: 0, duplicates: new Map(), replacing: new Set() })
   }
 
   // Queue ids and base offsets of an atomic step's batches. Their duplicates were told with the batches.
@@ -296,14 +303,14 @@ export class State {
       case FACT.reschedule:
         queue.rescheduleFact(offset, fact.timeMs)
         break
-      case FACT.duplicate: {
-        const ahead = (this.#ahead ??= { ttlMs: 0, duplicates: undefined })
-        ahead.duplicates ??= new Map()
-        ahead.duplicates.set(offset, fact.timeMs)
+      case FACT.duplicate:
+        this.#aheadOf().duplicates.set(offset, fact.timeMs)
         break
-      }
+      case FACT.replace:
+        this.#aheadOf().replacing.add(offset)
+        break
       case FACT.ttl:
-        this.#ahead = { ttlMs: fact.timeMs, duplicates: undefined }
+        this.#aheadOf().ttlMs = fact.timeMs
         break
       case FACT.purge:
         queue.purgeFact(offset, timeMs)
@@ -376,15 +383,33 @@ export function sameOptions(a: QueueOptions, b: QueueOptions): boolean {
 
 interface Ahead {
   ttlMs: number
-  duplicates: Map<number, number> | undefined
+  /** By their offset. */
+  readonly duplicates: Map<number, number>
+  /** Offsets of messages that took the place of others. */
+  readonly replacing: Set<number>
 }
 
 function byIndex(
   duplicates: ReadonlyMap<number, number> | undefined,
   base: number,
 ): Map<number, number> | undefined {
-  if (duplicates === undefined) return undefined
+  if (duplicates === undefined || duplicates.size === 0) return undefined
   return new Map([...duplicates].map(([offset, first]) => [offset - base, first]))
+}
+
+function replacingIn(ahead: Ahead | undefined, base: number): number[] {
+  return ahead === undefined ? [] : [...ahead.replacing].map((offset) => offset - base)
+}
+
+/** What a producer is told: of a message that took the place of another, its own offset. */
+export function toldDuplicates(
+  duplicates: ReadonlyMap<number, number> | undefined,
+  replacing: Iterable<number>,
+  base: number,
+): ReadonlyMap<number, number> | undefined {
+  let told: Map<number, number> | undefined
+  for (const index of replacing) (told ??= new Map(duplicates)).set(index, base + index)
+  return told === undefined ? duplicates : new Map([...told].toSorted(([a], [b]) => a - b))
 }
 
 /** Which counter a fact raises. */

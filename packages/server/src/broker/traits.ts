@@ -49,6 +49,7 @@ const scratch = {
   keys: new Uint32Array(0),
   hasIds: false,
   ids: new Uint32Array(0),
+  replaces: new Uint8Array(0),
   sizes: undefined as Uint32Array | undefined,
   /** Some message has no time to live of its own. */
   lacksTtl: false,
@@ -63,6 +64,7 @@ function makeRoom(count: number): void {
   scratch.expiries = new Float64Array(room)
   scratch.keys = new Uint32Array(room * 2)
   scratch.ids = new Uint32Array(room * ID_WORDS)
+  scratch.replaces = new Uint8Array(room)
   sizes = new Uint32Array(room)
 }
 
@@ -121,6 +123,7 @@ export function readTraits(
     if (flags & RECORD_FLAG.id) {
       hashId(bytes, next + 1, next + 1 + bytes[next]!, seed, ids, idAt)
       scratch.hasIds = true
+      scratch.replaces[index] = flags >>> 7
     } else ids.fill(0, idAt, idAt + ID_WORDS)
     const size = readU32(bytes, record)
     sizes[index] = size

@@ -30,6 +30,7 @@ interface PublishOptions {
   readonly file: string | undefined
   readonly bodyType: string
   readonly id: string | undefined
+  readonly 'on-duplicate': string | undefined
   readonly key: string | undefined
   readonly priority: string | undefined
   readonly delay: string | undefined
@@ -41,6 +42,7 @@ interface PublishOptions {
 /** What travels with a message. Lines share all of it, and so can have no id. */
 const MESSAGE_FLAGS = {
   id: 'Deduplicates: the same id is not accepted twice',
+  'on-duplicate': 'keep or replace: what becomes of it where a message with its id waits [default: keep]',
   key: 'Orders: messages of one key are handled one after the other',
   priority: `0 to ${LIMITS.priorityMax}, higher goes first [default: 0]`,
   delay: 'Delivered no earlier than so long from now, such as 30s or 2h',
@@ -100,18 +102,23 @@ export const publish = command<PublishOptions>({
       if (single === undefined) return publishLines(queue, bodyType, options.json, send)
       const receipt = await send(single)
       if (options.json) await printJson({ queue, ...receipt })
-      else await print(`offset ${receipt.offset}${receipt.duplicate ? ' (duplicate)' : ''}\n`)
+      else
+        await print(
+          `offset ${receipt.offset}${receipt.duplicate ? ' (duplicate)' : receipt.replaced === true ? ' (replaced another)' : ''}\n`,
+        )
     })
   },
 })
 
 /** @throws UsageError, SluiceError INVALID_ARGUMENT */
-function recordOf({ id, key, priority, delay, at, ttl, header }: PublishOptions): MessageOptions {
+function recordOf(options: PublishOptions): MessageOptions {
+  const { id, key, priority, delay, at, ttl, header } = options
   if (delay !== undefined && at !== undefined) {
     throw new UsageError('There are a --delay and an --at.', 'Give one of them.')
   }
   return given({
     id,
+    onDuplicate: onDuplicateOf(options['on-duplicate'], id),
     key,
     priority: priority === undefined ? undefined : numberFlag(priority, '--priority', 0, LIMITS.priorityMax),
     delay: delay === undefined ? undefined : durationMs(delay, '--delay'),
@@ -119,6 +126,19 @@ function recordOf({ id, key, priority, delay, at, ttl, header }: PublishOptions)
     ttl: ttl === undefined ? undefined : durationMs(ttl, '--ttl'),
     headers: headersFlag(header),
   })
+}
+
+/** @throws UsageError */
+function onDuplicateOf(text: string | undefined, id: string | undefined): 'keep' | 'replace' | undefined {
+  if (text === undefined) return undefined
+  if (text !== 'keep' && text !== 'replace')
+    throw new UsageError(
+      `\`--on-duplicate\` is ${shown(text)}; it must be keep or replace.`,
+      'Give one of the two.',
+    )
+  if (text === 'replace' && id === undefined)
+    throw new UsageError('`--on-duplicate replace` needs an id to find the other message by.', 'Add --id ID.')
+  return text
 }
 
 async function publishLines(

@@ -29,6 +29,8 @@ export interface Traits {
   /** Whether any has an id; the four words of each id's hash, all 0 for a message without one. */
   readonly hasIds: boolean
   readonly ids: Uint32Array
+  /** 1: it takes the place of a message with its id that waits. */
+  readonly replaces: Uint8Array
   /** Sizes of the records; undefined where nobody needs them one by one. */
   readonly sizes: Uint32Array | undefined
 }

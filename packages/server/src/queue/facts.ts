@@ -53,6 +53,8 @@ export const FACT = {
   delete: 17,
   /** `count` messages from `offset` were handed to the client that the text names; only for people to look up. */
   hand: 18,
+  /** Stands before the batch of the message, which took the place of the one at `time`: that one was cancelled. */
+  replace: 19,
   /** `offset` is the id of the producer whose identity is the text, in hex. */
   producer: 32,
   /** An atomic step: `time` is its number, `offset` its producer's id, `count` its checksum, text where its batches went, as JSON. */
@@ -71,6 +73,7 @@ const WITH_TIME: ReadonlySet<number> = new Set([
   FACT.retry,
   FACT.dead,
   FACT.duplicate,
+  FACT.replace,
   FACT.redrive,
   FACT.reschedule,
   FACT.ttl,
@@ -158,6 +161,11 @@ export class FactBuffer {
   duplicate(offset: number, first: number): void {
     const at = this.#item(FACT.duplicate, 0, 1, offset, TIME_BYTES)
     writeU64(this.#bytes, at + HEAD_BYTES, first)
+  }
+
+  replace(offset: number, replaced: number): void {
+    const at = this.#item(FACT.replace, 0, 1, offset, TIME_BYTES)
+    writeU64(this.#bytes, at + HEAD_BYTES, replaced)
   }
 
   move(kind: 'move' | 'carry', offset: number, text: string): void {

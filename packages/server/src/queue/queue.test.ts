@@ -24,6 +24,7 @@ function traitsOf(seed: number, count: number, now: number): Traits {
     isKeyed: false,
     keys: new Uint32Array(0),
     hasIds: false,
+    replaces: new Uint8Array(count),
     ids: new Uint32Array(0),
     sizes: undefined,
   }
@@ -304,7 +305,7 @@ class Pair {
     model.sweep()
     const maxMessages = Math.max(1, queue.live - queue.deadCount - count + 1)
     queue.applyOptions({ ...queue.options, maxMessages, overflow: 'drop-oldest' }, model.now)
-    queue.makeRoom({ duplicates: undefined, messages: 1, bytes: 0 }, model.now)
+    queue.makeRoom({ duplicates: undefined, replaced: undefined, messages: 1, bytes: 0 }, model.now)
     const waiting = model.messages.filter(({ state }) => state === 'ready' || state === 'scheduled')
     waiting.sort((a, b) => a.priority - b.priority || a.offset - b.offset)
     for (const message of waiting.slice(0, count)) {
@@ -557,7 +558,7 @@ describe('queue', () => {
     queue.open(1)
     const run = newRun()
     const publish = (count: number, priority: number): void => {
-      queue.makeRoom({ duplicates: undefined, messages: count, bytes: 0 }, 1)
+      queue.makeRoom({ duplicates: undefined, replaced: undefined, messages: count, bytes: 0 }, 1)
       queue.append(queue.next, count, 512, 1, count * 100, {
         ...traitsOf(1, count, 1),
         priorities: new Uint8Array(count).fill(priority),
@@ -598,6 +599,7 @@ describe('queue', () => {
         isKeyed: true,
         keys: Uint32Array.of(offset, 1),
         hasIds: true,
+        replaces: Uint8Array.of(0),
         ids: Uint32Array.of(offset, 1, 1, 1),
         sizes: Uint32Array.of(100),
       })
