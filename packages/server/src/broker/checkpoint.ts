@@ -144,6 +144,9 @@ export class Checkpoints {
       return true
     }
     for (const queue of [...state.queues.values()]) {
+      // A queue, or a producer, can be gone by the time that its turn comes, or between two of its pages: what is counted
+      // of pages that are not there any more is never given back.
+      const isThere = (): boolean => state.queuesById.get(queue.id) === queue
       for (const chunk of queue.chunks()) {
         // The list was made when the queue's turn came; a chunk can be freed while the checkpoint waits.
         if (queue.chunkAt(chunk.base) !== chunk) continue
@@ -152,19 +155,21 @@ export class Checkpoints {
         if (sliceIsFull()) yield
       }
       for (const page of queue.ids.pagesToWrite(this.evacuateBefore)) {
+        if (!isThere()) break
         const bytes = queue.ids.encodePage(page)
         const position = this.#append(PAGE.ids, queue.id, bytes, nowMs)
         queue.ids.pageWritten(page, position, BATCH_HEADER_BYTES + bytes.length)
         if (sliceIsFull()) yield
       }
       // Behind its chunks, so that what it counts is what they hold.
-      if (queue.dirty || queue.pagePosition < this.evacuateBefore) {
+      if (isThere() && (queue.dirty || queue.pagePosition < this.evacuateBefore)) {
         const retained = state.segments.retained(queue.id)
         this.#write(queue, PAGE.queue, queue.id, encodeQueuePage(queue, retained), nowMs)
         if (sliceIsFull()) yield
       }
     }
     for (const producer of [...state.producers.values()]) {
+      if (state.producers.get(producer.identity) !== producer) continue
       if (isIdle(producer, nowMs)) state.removeProducer(producer)
       else if (producer.id !== 0 && (producer.dirty || producer.pagePosition < this.evacuateBefore)) {
         this.#write(producer, PAGE.producer, producer.id, producer.encodePage(), nowMs)
