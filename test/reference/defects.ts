@@ -173,6 +173,19 @@ export const DEFECTS: readonly PlantedDefect[] = [
       for (const subscription of subscriptions) broker.unsubscribe(subscription, 'nobody')
     })
   }),
+  installed(
+    'of a queue with `single` the oldest subscription gets messages, also while it asks for none',
+    (broker) => {
+      around(broker, 'subscribe', (subscribe) => (...request) => {
+        const subscription = subscribe(...request)
+        Object.defineProperty(subscription.queue, 'soleSubscription', {
+          configurable: true,
+          get: () => subscription.queue.subscriptions[0],
+        })
+        return subscription
+      })
+    },
+  ),
   installed('an extension does nothing', (broker) => {
     around(broker, 'extend', () => () => [])
   }),
