@@ -591,7 +591,7 @@ describe('bench', () => {
   })
 
   test.each(['SIGINT', 'SIGTERM'] as const)('%s ends it at once and takes its queue away', async (signal) => {
-    const child = start(['bench', '--duration', '1h', '--url', broker.url])
+    const child = start(['bench', '--duration', '30d', '--url', broker.url])
     const result = ended(child)
     await until(async () => {
       const [name] = await queuesOfRuns()

@@ -8,7 +8,7 @@ import { createHistogram, type RecordableHistogram } from 'node:perf_hooks'
 import { fileURLToPath } from 'node:url'
 import { setTimeout as delay } from 'node:timers/promises'
 import { queue, type Sluice } from '@sluice/client'
-import { LIMITS, SluiceError, queueName } from '@sluice/protocol'
+import { LIMITS, SluiceError, TIMER_PART_MS_MAX, queueName } from '@sluice/protocol'
 import { command, type GlobalOptions } from './command.js'
 import { withBroker } from './connection.js'
 import { durationMs } from './flags.js'
@@ -53,7 +53,9 @@ class Run {
   }
 
   async pause(milliseconds: number): Promise<void> {
-    await delay(milliseconds, undefined, { signal: this.signal })
+    const { signal } = this
+    for (let left = milliseconds; left > 0; left -= TIMER_PART_MS_MAX)
+      await delay(Math.min(left, TIMER_PART_MS_MAX), undefined, { signal })
   }
 }
 
