@@ -239,13 +239,13 @@ export class Connection {
     for (const resolve of this.#answeredWaiters.splice(0)) resolve()
   }
 
-  /** Says GOODBYE and closes after everything has left. */
+  /** Says GOODBYE, for good, and closes after everything has left. */
   goodbye(): void {
     if (this.#state !== 'open') {
       this.fail(new SluiceError('CLOSED', 'The client was closed.'))
       return
     }
-    this.send(OP.GOODBYE, 0, 0, encodeGoodbye(GOODBYE_REASON.done, ''))
+    this.send(OP.GOODBYE, 0, 0, encodeGoodbye(GOODBYE_REASON.left, ''))
     this.flush()
     this.#end(new SluiceError('CLOSED', 'The client was closed.'), () => this.#transport.end())
   }

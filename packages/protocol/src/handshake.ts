@@ -241,8 +241,11 @@ export function faultError(fault: Fault): SluiceError {
   return new SluiceError(fault.code, fault.message, fault)
 }
 
-/** Why a side says GOODBYE: it has nothing more to say, or the broker is stopping and clients should come back later. */
-export const GOODBYE_REASON = { done: 0, stopping: 1 } as const
+/**
+ * Why a side says GOODBYE: it has nothing more to say, the broker is stopping and clients should come back later, or the
+ * client never comes back.
+ */
+export const GOODBYE_REASON = { done: 0, stopping: 1, left: 2 } as const
 
 /** Layout: u8 reason · u16 length · text. */
 export function encodeGoodbye(reason: number, text: string): Uint8Array {

@@ -372,11 +372,13 @@ export class Broker {
     return producer
   }
 
-  /** A connection of the producer is over; it may come back with what was not answered. */
-  detachProducer(producer: Producer): void {
+  /** A connection of the producer is over; unless it `hasLeft`, it may come back with what was not answered. */
+  detachProducer(producer: Producer, hasLeft = false): void {
     producer.connections--
     producer.lastUsedMs = this.nowMs
     if (producer.connections > 0) return
+    if (hasLeft) producer.forgetAll()
+    producer.shrink()
     this.#state.removeProducer(producer)
     // Put in anew, it stands behind all that have been away for longer.
     if (producer.id !== 0) this.#state.addProducer(producer)

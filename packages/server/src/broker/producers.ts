@@ -21,6 +21,8 @@ import {
 } from '@sluice/protocol'
 
 const IDENTITY_BYTES = 16
+/** Results that there is room for at first; a power of two. */
+const RESULTS_FIRST = 16
 const PAGE_HEAD_BYTES = IDENTITY_BYTES + 4 + 4 + 8 + 8 + 8
 const PAGE_ITEM_BYTES = 20
 /** Bytes of a page that a remembered duplicate, or the place of a batch, takes at most. */
@@ -42,9 +44,9 @@ export class Producer {
   pageBytes = 0
   /** Results of numbers below this are forgotten. */
   floor = 1
-  #numbers = new Float64Array(16)
-  #bases = new Float64Array(16)
-  #crcs = new Uint32Array(16)
+  #numbers = new Float64Array(RESULTS_FIRST)
+  #bases = new Float64Array(RESULTS_FIRST)
+  #crcs = new Uint32Array(RESULTS_FIRST)
   #refused: Map<number, Fault> | undefined
   /** Results that are more than a base offset: of batches with duplicates, and of atomic steps. */
   readonly #places = new Map<number, readonly Placed[]>()
@@ -86,6 +88,13 @@ export class Producer {
     if (this.#refused !== undefined) forgetKeysBelow(this.#refused, floor)
   }
 
+  /** The producer sends none of its numbers again. */
+  forgetAll(): void {
+    this.forgetBelow(this.highest + 1)
+    this.#refused = undefined
+    this.dirty = true
+  }
+
   /** An atomic step was taken: its batches went to `places`. */
   answer(number: number, crc: number, places: readonly Placed[]): void {
     this.accept(number, 0, crc)
@@ -113,7 +122,7 @@ export class Producer {
       if (this.#numbers.length >= LIMITS.inFlightBatchesMax) {
         this.forgetBelow(number - LIMITS.inFlightBatchesMax + 1)
       } else {
-        this.#grow()
+        this.#resize(this.#numbers.length * 2)
       }
     }
     const slot = number & (this.#numbers.length - 1)
@@ -136,17 +145,26 @@ export class Producer {
     return this.#refused?.has(number) === true
   }
 
-  #grow(): void {
-    const old = this.#numbers
-    const bases = this.#bases
-    const crcs = this.#crcs
-    this.#numbers = new Float64Array(old.length * 2)
-    this.#bases = new Float64Array(old.length * 2)
-    this.#crcs = new Uint32Array(old.length * 2)
-    for (let slot = 0; slot < old.length; slot++) {
-      const number = old[slot]!
+  /** Bytes of the arrays that results are in. */
+  get windowBytes(): number {
+    return this.#numbers.byteLength + this.#bases.byteLength + this.#crcs.byteLength
+  }
+
+  /** The producer is away: what its window took at its widest is not needed for the results that are remembered. */
+  shrink(): void {
+    let size = RESULTS_FIRST
+    while (size <= this.highest - this.floor) size *= 2
+    if (size < this.#numbers.length) this.#resize(size)
+  }
+
+  #resize(size: number): void {
+    const [numbers, bases, crcs] = [this.#numbers, this.#bases, this.#crcs]
+    this.#numbers = new Float64Array(size)
+    this.#bases = new Float64Array(size)
+    this.#crcs = new Uint32Array(size)
+    for (const [slot, number] of numbers.entries()) {
       if (number < this.floor) continue
-      const to = number & (this.#numbers.length - 1)
+      const to = number & (size - 1)
       this.#numbers[to] = number
       this.#bases[to] = bases[slot]!
       this.#crcs[to] = crcs[slot]!

@@ -146,6 +146,8 @@ export class Session implements Output, Consumer {
   #refusal: SluiceError | undefined
   /** The client said that it is done; or the broker stops and hands out nothing more. */
   #saidGoodbye = false
+  /** The client never comes back. */
+  #hasLeft = false
   #isStopping = false
   /** Times in ms: begun, last byte heard, last byte sent, since when too much is unread (0: it is not). */
   #begunMs: number
@@ -551,7 +553,8 @@ export class Session implements Output, Consumer {
   }
 
   takeGoodbye(bytes: Uint8Array, start: number, end: number): void {
-    decodeGoodbye(bytes, start, end)
+    const { reason } = decodeGoodbye(bytes, start, end)
+    this.#hasLeft = reason === GOODBYE_REASON.left
     // Its leases end here, and nothing that it was handling is held against anybody.
     this.#unsubscribeAll(false)
     this.#saidGoodbye = true
@@ -856,7 +859,7 @@ export class Session implements Output, Consumer {
     this.#outboundBytes = 0
     this.#unsubscribeAll(!this.#saidGoodbye)
     this.#broker.forget(this)
-    if (this.#producer !== undefined) this.#broker.detachProducer(this.#producer)
+    if (this.#producer !== undefined) this.#broker.detachProducer(this.#producer, this.#hasLeft)
     this.#onClosed(this, why)
   }
 }

@@ -1,0 +1,54 @@
+/** What a producer takes while it is away: only the results that it may still ask for. */
+import { expect, test } from 'vitest'
+import { Producer } from './producers.js'
+
+const PAGE_BYTES_MAX = 1 << 20
+const KNOWN_BYTES = 20
+
+function withBatches(count: number, unanswered: number): Producer {
+  const producer = new Producer(1, '00'.repeat(16), PAGE_BYTES_MAX)
+  for (let number = 1; number <= count; number++) {
+    expect(producer.resultOf(number, number, Math.min(unanswered, number - 1))).toBeUndefined()
+    producer.accept(number, number * 10, number)
+  }
+  return producer
+}
+
+test('a window that was wide is as wide as what is unanswered once the producer is away', () => {
+  const producer = withBatches(5_000, 4_095)
+  expect(producer.windowBytes).toBe(4_096 * KNOWN_BYTES)
+  producer.shrink()
+  expect(producer.windowBytes).toBe(4_096 * KNOWN_BYTES)
+  for (let number = 5_001; number <= 5_100; number++) {
+    producer.resultOf(number, number, 3)
+    producer.accept(number, number * 10, number)
+  }
+  expect(producer.windowBytes).toBe(4_096 * KNOWN_BYTES)
+  producer.shrink()
+  expect(producer.windowBytes).toBe(16 * KNOWN_BYTES)
+  // It comes back, asks for what it did not hear of, and goes on.
+  for (let number = 5_097; number <= 5_100; number++)
+    expect(producer.resultOf(number, number, number - 5_097)?.[0]!.baseOffset).toBe(number * 10)
+  for (let number = 5_101; number <= 6_000; number++) {
+    expect(producer.resultOf(number, number, number - 5_097)).toBeUndefined()
+    producer.accept(number, number * 10, number)
+  }
+  for (let number = 5_097; number <= 6_000; number++)
+    expect(producer.resultOf(number, number, number - 5_097)?.[0]!.baseOffset).toBe(number * 10)
+})
+
+test('of one that has left for good no result is kept, and its number is', () => {
+  const producer = withBatches(5_000, 4_095)
+  producer.dirty = false
+  producer.forgetAll()
+  producer.shrink()
+  expect(producer.windowBytes).toBe(16 * KNOWN_BYTES)
+  expect(producer).toMatchObject({ highest: 5_000, floor: 5_001, dirty: true })
+  expect(() => producer.resultOf(5_000, 5_000, 0)).toThrow(/older than the window/)
+  const page = producer.encodePage()
+  expect(page.length).toBeLessThan(100)
+  expect(Producer.decodePage(page, 0, page.length, PAGE_BYTES_MAX)).toMatchObject({
+    highest: 5_000,
+    floor: 5_001,
+  })
+})
