@@ -531,11 +531,15 @@ class History {
       const all = Object.entries(others).filter(() => this.#chance.hit(0.3))
       const options: Record<string, unknown> = Object.fromEntries(all)
       const queue = this.#bench.model.queues.get(name)
-      // Ids that have left a window are not asked back into a longer one.
-      if (queue?.options.unique === 'window' && (dedupWindowMs ?? Infinity) < queue.options.dedupWindowMs)
+      if (queue?.options.unique === 'window' && dedupWindowMs !== undefined)
         options['dedupWindowMs'] = dedupWindowMs
       // How many bytes a queue holds that had no limit of bytes before is not known to the byte.
       if (queue?.options.maxBytes === 0) delete options['maxBytes']
+      if (queue?.options.unique === 'window' && this.#chance.hit(0.3)) {
+        this.#say(name, 'forget ids')
+        this.#bench.ensure(name, { dedupWindowMs: 0 }, true)
+        options['dedupWindowMs'] = 600_000
+      }
       if (this.#chance.hit(0.05)) options['unique'] = unique ?? 'window'
       if (this.#chance.hit(0.1)) options['deadLetter'] = this.#chance.pick(['', ...this.#names])
       const update = this.#chance.hit(0.9)

@@ -193,6 +193,12 @@ export class Model {
     if (codes.length > 0) throw new Refused(codes)
     if (existing !== undefined) {
       existing.options = after
+      // What one window has forgotten, no later one knows again.
+      if (after.dedupWindowMs !== before.dedupWindowMs) {
+        const windowMs = Math.min(after.dedupWindowMs, before.dedupWindowMs)
+        for (const [id, { atMs }] of existing.accepted)
+          if (atMs + windowMs <= this.nowMs) existing.accepted.delete(id)
+      }
       if (after.onFail !== before.onFail || after.keyConcurrency !== before.keyConcurrency)
         this.#lineUp(existing)
       if (after.deadLetter !== before.deadLetter) this.#moveWaiting(existing)

@@ -41,9 +41,7 @@ export function characterOf(
     }
   }
   const share = (least: number): number => (chance.hit(0.4) ? 0 : least + chance.random() * (1 - least) * 0.7)
-  const ids: Partial<QueueOptions> = chance.hit(0.4)
-    ? { unique: 'pending' }
-    : { dedupWindowMs: chance.pick([0, 500, 3_000, 600_000]) }
+  const ids: Partial<QueueOptions> = chance.hit(0.4) ? { unique: 'pending' } : {}
   return {
     name,
     fixed: {
@@ -64,6 +62,9 @@ export function characterOf(
 /** What an ENSURE of the queue asks for, this time. */
 export function optionsFor({ fixed, graves, isPlain }: Character, chance: Chance): Partial<QueueOptions> {
   const options: { -readonly [Name in keyof QueueOptions]?: QueueOptions[Name] } = { ...fixed }
+  // What one window has forgotten, no later one knows again.
+  if (!isPlain && fixed.unique !== 'pending' && chance.hit(0.3))
+    options.dedupWindowMs = chance.pick([0, 500, 3_000, 600_000])
   if (chance.hit(0.4)) return options
   options.maxDeliveries = chance.int(1, 5)
   options.retryInitialMs = chance.int(0, 300)

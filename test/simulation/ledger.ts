@@ -45,6 +45,8 @@ export const COUNTERS = [
   'moved',
   'discarded',
   'redriven',
+  'released',
+  'redelivered',
 ] as const
 export type Counter = (typeof COUNTERS)[number]
 export type Counters = Record<Counter, number>
@@ -73,7 +75,7 @@ export interface LedgerQueue {
   readonly places: Map<number, number[]>
   /** What each batch takes, by its first offset. */
   readonly batchBytes: Map<number, number>
-  /** Every id that was ever accepted. */
+  /** Every id that was accepted and that no change of options has forgotten. */
   readonly remembered: RememberedIds
 }
 
@@ -130,6 +132,7 @@ const FACT = {
   reschedule: 14,
   ttl: 15,
   ensure: 16,
+  tally: 20,
   delete: 17,
   producer: 32,
   atomic: 33,
@@ -141,6 +144,7 @@ const WITH_TIME: ReadonlySet<number> = new Set([
   FACT.redrive,
   FACT.reschedule,
   FACT.ttl,
+  FACT.tally,
   FACT.atomic,
 ])
 const ENTRY_HEADER = 64
@@ -415,7 +419,7 @@ export class LedgerState {
       if (at > end) throw new Violation(5, `a fact of kind ${kind} is cut off`)
       if (kind === FACT.producer) this.#declare(fact)
       else if (kind === FACT.atomic) this.#step(fact)
-      else if (kind === FACT.ensure) this.#ensure(queueId, JSON.parse(fact.text) as Definition)
+      else if (kind === FACT.ensure) this.#ensure(queueId, JSON.parse(fact.text) as Definition, fact.atMs)
       else if (queue === undefined) {
         throw new Violation(5, `a fact of kind ${kind} about queue ${queueId}, which there is not`)
       } else this.#applyFact(queue, fact)
@@ -446,9 +450,11 @@ export class LedgerState {
     this.#accept(producer, number, { places, crc, isAtomic: true })
   }
 
-  #ensure(id: number, definition: Definition): void {
+  #ensure(id: number, definition: Definition, atMs: number): void {
     const queue = this.queues.get(id)
     if (queue !== undefined) {
+      const windows = [queue.options, definition.options].map(({ dedupWindowMs }) => dedupWindowMs as number)
+      if (windows[0] !== windows[1]) queue.remembered.forgetUntil(atMs - Math.min(...windows))
       queue.options = definition.options
       queue.paused = definition.paused
       return
@@ -478,6 +484,15 @@ export class LedgerState {
           this.#leave(queue, i, 'is acknowledged', undefined)
           this.summary.acked.add(`${queue.id}:${i}`)
         }
+        return
+      case FACT.tally:
+        if (offset < queue.counts.released || timeMs < queue.counts.redelivered)
+          throw new Violation(
+            6,
+            `${queue.name} had released ${queue.counts.released} and delivered ${queue.counts.redelivered} again, and says ${offset} and ${timeMs}`,
+          )
+        queue.counts.released = offset
+        queue.counts.redelivered = timeMs
         return
       case FACT.retry: {
         const message = this.#alive(queue, offset, 'comes back')

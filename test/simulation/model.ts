@@ -231,6 +231,11 @@ export class Model {
       expiring: new Set(),
     }
     queue.acked = queue.next - saved.live.size - goneOtherwise(queue)
+    for (const name of ['released', 'redelivered'] as const) {
+      const had = old?.counts[name] ?? saved.counts[name]
+      if (afterCrash ? saved.counts[name] > had : saved.counts[name] !== had)
+        throw new Violation(6, `${saved.name} has ${saved.counts[name]} ${name} messages; it counted ${had}`)
+    }
     // What has left its window may be known for longer, and what a later clock said is not forgotten was not.
     queue.remembered.forgetUntil(nowMs - options.dedupWindowMs)
     for (const { id, timeMs } of queue.remembered.entries())
@@ -751,7 +756,10 @@ export class Model {
         throw new Violation(22, `${what} is handed out again without the mark`)
       if (run.redelivered && !message.mayMark)
         throw new Violation(22, `${what} is marked as redelivered and never was out`)
-      if (run.redelivered) this.counts.repeated++
+      if (run.redelivered) {
+        this.counts.repeated++
+        queue.counts.redelivered++
+      }
       // O8: a suspect has its consumer for itself.
       if (run.alone !== message.isSuspect || (run.alone && count > 1))
         throw new Violation(
@@ -909,6 +917,7 @@ export class Model {
   }
 
   #release(queue: ModelQueue, message: ModelMessage, nowMs: number): void {
+    queue.counts.released++
     if (this.#expiresBack(queue, message, nowMs)) return
     queue.line.giveBack(message, nowMs)
   }
@@ -1151,8 +1160,9 @@ export class Model {
   changed(id: number, options: QueueOptions, nowMs: number): void {
     const queue = this.#numbered(id)
     const { onFail, keyConcurrency } = queue.options
+    this.#forgetIds(queue, nowMs)
     queue.options = options
-    queue.remembered.forgetUntil(nowMs - options.dedupWindowMs)
+    this.#forgetIds(queue, nowMs)
     if (onFail === options.onFail && keyConcurrency === options.keyConcurrency) return
     queue.line.reorder(options, queue.live.values())
     this.#arrive(queue, nowMs)
@@ -1584,14 +1594,19 @@ function timeoutOf({ processingTimeoutMs, queue }: ModelSubscription): number {
 }
 
 /** Messages that are gone, and were not acknowledged. */
+/** What these count is still in its queue. */
+const STAYING: ReadonlySet<string> = new Set(['redriven', 'released', 'redelivered'])
+
 function goneOtherwise({ counts, carried }: { readonly counts: Counters; readonly carried: number }): number {
   let gone = carried
-  for (const name of COUNTERS) if (name !== 'redriven') gone += counts[name]
+  for (const name of COUNTERS) if (!STAYING.has(name)) gone += counts[name]
   return gone
 }
 
+// What was released and delivered again comes to the log later.
 function sayQueue({ next, live, counts, carried, paused, options }: ModelQueue | LedgerQueue): object {
-  return { next, live: live.size, counts, carried, paused, options }
+  const exact = { ...counts, released: 0, redelivered: 0 }
+  return { next, live: live.size, counts: exact, carried, paused, options }
 }
 
 /** What leaves the queues with these. */

@@ -170,9 +170,16 @@ function compareMessage(
   }
 }
 
-// S7: what is in its window, or pending, is known. What has left its window may be known for longer.
+// S7: what is in its window, or pending, is known. What has left its window may be known for longer, but not what a
+// change of options has forgotten.
 function compareIds(queue: Queue, saved: LedgerQueue, latestMs: number, compared: Compared): void {
   const windowMs = saved.options['dedupWindowMs'] as number
+  const known = [...saved.remembered.entries()].length
+  if (queue.ids.count > known)
+    throw new Violation(
+      17,
+      `${saved.name} knows ${queue.ids.count} ids after recovery; the log says ${known}`,
+    )
   for (const { id, offset, timeMs } of saved.remembered.entries()) {
     if (timeMs <= latestMs - windowMs) continue
     compared.ids++

@@ -628,6 +628,7 @@ export class Broker {
       createdAtMs: this.nowMs,
       paused: false,
       seed: Array.from({ length: ID_WORDS }, () => Math.floor(random() * 2 ** 32)),
+      idsFrom: 0,
     })
     queue.open(this.nowMs)
     this.#names = undefined
@@ -859,8 +860,9 @@ export class Broker {
         queue.redeliveredBelow = queue.deliveredBelow
         queue.dirty = true
         queue.facts.delivered(queue.deliveredBelow)
-        this.#writer.note(queue)
       }
+      queue.tally()
+      this.#writer.note(queue)
     }
     this.#writer.flush()
     this.#writer.mark(BATCH_TYPE.close, 0, 0)

@@ -475,6 +475,80 @@ describe('the log', () => {
   })
 })
 
+describe('ids that a change of the window forgot', () => {
+  it.each([
+    ['from the facts', 1 << 30],
+    ['from pages', 16 * 1024],
+  ])('are not known again after a restart, %s', async (_name, checkpointBytes) => {
+    const bench = await new Bench({ segmentBytes: 128 * 1024, checkpointBytes }).open()
+    const isDuplicate = async (id: string): Promise<boolean> =>
+      (await bench.publish([{ id }])).duplicates !== undefined
+    bench.ensure({ dedupWindowMs: HOUR })
+    await bench.publish([{ id: 'a' }, { id: 'b' }])
+    await bench.fill(checkpointBytes > 1 << 20 ? 0 : 100_000)
+    bench.ensure({ dedupWindowMs: 0 })
+    await bench.publish([{ id: 'none' }])
+    bench.ensure({ dedupWindowMs: HOUR })
+    expect(await isDuplicate('a')).toBe(false)
+    await bench.crash()
+    expect(await isDuplicate('none')).toBe(false)
+    expect(await isDuplicate('a')).toBe(true)
+    expect(await isDuplicate('b')).toBe(false)
+    await bench.fill(checkpointBytes > 1 << 20 ? 0 : 200_000)
+    await bench.crash()
+    for (const id of ['none', 'a', 'b']) expect(await isDuplicate(id)).toBe(true)
+    expect(bench.info().duplicates).toBe(4)
+  })
+
+  it('are those that had left the shorter one, whether or not that was noticed', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ dedupWindowMs: 1_000 })
+    await bench.publish([{ id: 'old' }])
+    await bench.pass(600)
+    await bench.publish([{ id: 'new' }])
+    bench.now += 500
+    bench.ensure({ dedupWindowMs: HOUR })
+    expect((await bench.publish([{ id: 'old' }, { id: 'new' }])).duplicates).toEqual(new Map([[1, 1]]))
+    await bench.crash()
+    expect((await bench.publish([{ id: 'old' }, { id: 'new' }])).duplicates?.size).toBe(2)
+  })
+})
+
+describe('counters', () => {
+  it('of what was released and delivered again go on after a stop and after a crash', async () => {
+    const bench = await new Bench().open()
+    bench.ensure()
+    await bench.publish(repeated(5, {}))
+    const counted = (): object => {
+      const { released, redelivered } = bench.info()
+      return { released, redelivered }
+    }
+    const worker = bench.consume(3)
+    await bench.settle()
+    worker.leave()
+    const again = bench.consume(5)
+    await bench.settle()
+    expect(counted()).toEqual({ released: 3, redelivered: 3 })
+    // They go to the log with the next fact of their queue.
+    again.settle(0, OUTCOME.ack)
+    await bench.settle()
+    await bench.crash()
+    expect(counted()).toEqual({ released: 3, redelivered: 3 })
+    const third = bench.consume(2)
+    await bench.settle()
+    third.leave()
+    await bench.settle()
+    expect(counted()).toEqual({ released: 5, redelivered: 5 })
+    await bench.broker.close()
+    await bench.crash()
+    expect(counted()).toEqual({ released: 5, redelivered: 5 })
+    const { writtenBytes } = bench.broker.usage()
+    await bench.pass(10_000)
+    await bench.pass(10_000)
+    expect(bench.broker.usage().writtenBytes - writtenBytes).toBeLessThanOrEqual(4096)
+  })
+})
+
 describe('a clock that is behind the log at start', () => {
   it('goes on from there: order, delays, retries, ids and times to live are as they were', async () => {
     const bench = await new Bench().open()

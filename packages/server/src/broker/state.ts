@@ -148,6 +148,8 @@ export class State {
       queue.redeliveredBelow = page.redeliveredBelow
       queue.carried = page.carried
       Object.assign(queue.counts, page.counts)
+      queue.tallied.released = page.counts.released
+      queue.tallied.redelivered = page.counts.redelivered
       this.segments.restoreRetained(queue.id, page.retained)
       queue.dirty = false
       queue.pagePosition = position
@@ -172,7 +174,11 @@ export class State {
 
   /** All pages have been put in. */
   pagesRestored(): void {
-    for (const queue of this.queues.values()) queue.ids.restored()
+    for (const queue of this.queues.values()) {
+      queue.ids.restored()
+      // Their pages can be older than the queue's.
+      queue.ids.forgetBelow(queue.idsFrom)
+    }
   }
 
   /** Recovery: applies the batch at `at`, which stands at `position` in the log. */
@@ -266,9 +272,7 @@ export class State {
     if (queue === undefined) {
       if (id >= this.#listedQueueIds) this.addQueue(id, definition)
     } else if (queue.pagePosition < position) {
-      queue.options = definition.options
-      queue.paused = definition.paused
-      queue.dirty = true
+      queue.redefine(definition)
     }
   }
 
@@ -320,6 +324,9 @@ export class State {
           queue.redeliveredBelow = offset
           queue.dirty = true
         }
+        break
+      case FACT.tally:
+        if (queue.pagePosition < position) queue.tallyFact(offset, fact.timeMs)
         break
       case FACT.hand:
         break

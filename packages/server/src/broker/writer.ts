@@ -87,7 +87,9 @@ export class Writer {
   flush(): void {
     for (const queue of this.#withFacts) {
       queue.hasPendingFacts = false
-      if (!queue.facts.isEmpty) this.facts(queue.id, queue.facts)
+      if (queue.facts.isEmpty) continue
+      queue.tally()
+      this.facts(queue.id, queue.facts)
     }
     this.#withFacts.length = 0
   }

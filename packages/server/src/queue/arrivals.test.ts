@@ -17,6 +17,7 @@ function queuesOn(arrivals: Arrivals, use: CountedUse): Queue[] {
       createdAtMs: 0,
       paused: false,
       seed: [1, 2, 3, 4],
+      idsFrom: 0,
     }
     const queue = new Queue(index + 1, definition, use, arrivals)
     queue.open(NOW_MS)

@@ -55,6 +55,8 @@ export const FACT = {
   hand: 18,
   /** Stands before the batch of the message, which took the place of the one at `time`: that one was cancelled. */
   replace: 19,
+  /** So far `offset` messages were released and `time` deliveries marked; written with whatever the queue has to say next. */
+  tally: 20,
   /** `offset` is the id of the producer whose identity is the text, in hex. */
   producer: 32,
   /** An atomic step: `time` is its number, `offset` its producer's id, `count` its checksum, text where its batches went, as JSON. */
@@ -77,6 +79,7 @@ const WITH_TIME: ReadonlySet<number> = new Set([
   FACT.redrive,
   FACT.reschedule,
   FACT.ttl,
+  FACT.tally,
   FACT.atomic,
 ])
 
@@ -202,6 +205,11 @@ export class FactBuffer {
 
   delivered(below: number): void {
     this.#item(FACT.delivered, 0, 0, below, 0)
+  }
+
+  tally(released: number, redelivered: number): void {
+    const at = this.#item(FACT.tally, 0, 0, released, TIME_BYTES)
+    writeU64(this.#bytes, at + HEAD_BYTES, redelivered)
   }
 
   ensure(definition: string): void {

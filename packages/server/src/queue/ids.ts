@@ -119,16 +119,34 @@ export class IdWindow extends HashIndex {
     return page
   }
 
+  /** Offset of the oldest id that is remembered; -1 when none is. */
+  get oldestOffset(): number {
+    return this.#first === this.#next ? NONE : this.#page(this.#first).offsets[this.#first % PAGE_IDS]!
+  }
+
   /** Forgets what was accepted at `timeMs` or before. */
   forgetUntil(timeMs: number): void {
-    while (this.#first < this.#next && this.#page(this.#first).times[this.#first % PAGE_IDS]! <= timeMs) {
-      if (this.#isCurrent(this.#first)) this.remove(this.#first)
-      this.#first++
-      if (this.#first % PAGE_IDS > 0) continue
-      this.#dropPage(this.#first / PAGE_IDS - 1)
-      this.#held.shift()
-      this.#heldFrom++
-    }
+    while (this.#first < this.#next && this.#page(this.#first).times[this.#first % PAGE_IDS]! <= timeMs)
+      this.#forgetFirst()
+    this.#forgot()
+  }
+
+  /** Forgets what was accepted below `offset`. */
+  forgetBelow(offset: number): void {
+    while (this.#first < this.#next && this.oldestOffset < offset) this.#forgetFirst()
+    this.#forgot()
+  }
+
+  #forgetFirst(): void {
+    if (this.#isCurrent(this.#first)) this.remove(this.#first)
+    this.#first++
+    if (this.#first % PAGE_IDS > 0) return
+    this.#dropPage(this.#first / PAGE_IDS - 1)
+    this.#held.shift()
+    this.#heldFrom++
+  }
+
+  #forgot(): void {
     if (this.#first === this.#next) this.drop()
     if (this.#cleanUntil < this.#first) this.#cleanUntil = this.#first
   }

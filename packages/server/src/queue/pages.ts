@@ -283,8 +283,8 @@ export interface QueuePage extends QueueDefinition {
 }
 
 export function encodeDefinition(queue: Queue): string {
-  const { name, options, createdAtMs, paused, seed } = queue
-  return JSON.stringify({ name, options, createdAtMs, paused, seed } satisfies QueueDefinition)
+  const { name, options, createdAtMs, paused, seed, idsFrom } = queue
+  return JSON.stringify({ name, options, createdAtMs, paused, seed, idsFrom } satisfies QueueDefinition)
 }
 
 export function encodeQueuePage(queue: Queue, retained: QueuePage['retained']): Uint8Array {
@@ -295,10 +295,12 @@ export function encodeQueuePage(queue: Queue, retained: QueuePage['retained']): 
     createdAtMs: queue.createdAtMs,
     paused: queue.paused,
     seed: queue.seed,
+    idsFrom: queue.idsFrom,
     next: queue.next,
     redeliveredBelow: queue.redeliveredBelow,
     carried: queue.carried,
-    counts: queue.counts,
+    // What the facts before the page say, so that the page and they agree.
+    counts: { ...queue.counts, ...queue.tallied },
     retained,
   }
   const text = JSON.stringify(page)

@@ -12,7 +12,8 @@ import { CountedUse } from '../testing/log-use.js'
 
 function definition(options: Partial<QueueOptions> = {}): QueueDefinition {
   const seed = [1, 2, 3, 4]
-  return { name: 'q', options: { ...QUEUE_OPTION_DEFAULTS, ...options }, createdAtMs: 0, paused: false, seed }
+  const all = { ...QUEUE_OPTION_DEFAULTS, ...options }
+  return { name: 'q', options: all, createdAtMs: 0, paused: false, seed, idsFrom: 0 }
 }
 
 /** What the messages of a batch ask for: some a priority, some a delay, some a time to live. */

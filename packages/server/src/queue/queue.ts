@@ -57,6 +57,8 @@ export interface QueueDefinition {
   readonly paused: boolean
   /** Key of the hashes of its ids and keys: four words. */
   readonly seed: readonly number[]
+  /** Ids of messages below this offset were forgotten when the window of ids was changed. */
+  readonly idsFrom: number
 }
 
 /** What leaves a queue in the atomic step that a batch is part of. */
@@ -128,12 +130,15 @@ export class Queue implements Arriving {
   readonly createdAtMs: number
   readonly seed: readonly number[]
   paused: boolean
+  idsFrom: number
   /** Messages that went to another queue when they were brought back. */
   carried = 0
   readonly counts = Object.fromEntries(Object.keys(QUEUE_COUNTERS).map((name) => [name, 0])) as Record<
     QueueCounter,
     number
   >
+  /** Of the counters that follow from no other fact, what the log says. */
+  readonly tallied = { released: 0, redelivered: 0 }
   deadCount = 0
   /** Of the dead messages. */
   deadBytes = 0
@@ -184,6 +189,7 @@ export class Queue implements Arriving {
     this.createdAtMs = definition.createdAtMs
     this.seed = definition.seed
     this.paused = definition.paused
+    this.idsFrom = definition.idsFrom
     this.#use = use
     this.ids = new IdWindow(use.pages)
     this.#arrivals = arrivals
@@ -387,7 +393,8 @@ export class Queue implements Arriving {
     if (this.ids.restoredUntil > this.appliedFrom) return
     this.ids.forgetUntil(timeMs - this.#options.dedupWindowMs)
     for (let i = 0; i < count; i++) {
-      if (isId(traits.ids, i * ID_WORDS) && duplicates?.has(i) !== true)
+      // In recovery a later change of the window can be known already.
+      if (base + i >= this.idsFrom && isId(traits.ids, i * ID_WORDS) && duplicates?.has(i) !== true)
         this.ids.remember(traits.ids, i * ID_WORDS, base + i, timeMs)
     }
   }
@@ -622,11 +629,24 @@ export class Queue implements Arriving {
 
   /** The options have changed: what follows from them for what is there already. */
   applyOptions(options: QueueOptions, nowMs: number): void {
-    const { onFail, keyConcurrency } = this.#options
+    const { onFail, keyConcurrency, dedupWindowMs } = this.#options
     this.options = options
     if (onFail !== options.onFail || keyConcurrency !== options.keyConcurrency)
       this.#line.reorder(this.#line.rules, nowMs)
-    this.ids.forgetUntil(nowMs - options.dedupWindowMs)
+    if (dedupWindowMs !== options.dedupWindowMs) {
+      // What either window has forgotten no later one knows again, nor another process that reads the ids in the log.
+      this.ids.forgetUntil(nowMs - Math.min(dedupWindowMs, options.dedupWindowMs))
+      this.idsFrom = this.ids.oldestOffset === -1 ? this.next : this.ids.oldestOffset
+    }
+    this.dirty = true
+  }
+
+  /** Recovery: the definition was changed. */
+  redefine({ options, paused, idsFrom }: QueueDefinition): void {
+    this.options = options
+    this.paused = paused
+    this.idsFrom = idsFrom
+    this.ids.forgetBelow(idsFrom)
     this.dirty = true
   }
 
@@ -702,6 +722,20 @@ export class Queue implements Arriving {
     this.facts.retry(offset, attempts, dueMs, reason)
     this.retryFact(offset, attempts, dueMs)
     this.#line.comeBack(this.chunkAt(offset)!, offset, dueMs, nowMs)
+  }
+
+  /** Has the log know what was released and delivered again; that alone writes nothing. */
+  tally(): void {
+    const { released, redelivered } = this.counts
+    if (released === this.tallied.released && redelivered === this.tallied.redelivered) return
+    this.facts.tally(released, redelivered)
+    this.tallyFact(released, redelivered)
+  }
+
+  tallyFact(released: number, redelivered: number): void {
+    Object.assign(this.counts, { released, redelivered })
+    Object.assign(this.tallied, { released, redelivered })
+    this.dirty = true
   }
 
   /** A leased message was not tried: it takes its old place, and nothing is recorded. */
