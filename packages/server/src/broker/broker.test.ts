@@ -12,13 +12,15 @@ import {
 } from '@sluice/protocol'
 import { afterEach, describe, expect, test, vi } from 'vitest'
 import { MemoryLog } from '../log/memory-log.js'
-import { TimeHeap, type Consumer, type Subscription } from '../queue/index.js'
+import { REASON_HEAD_BYTES, TimeHeap, type Consumer, type Subscription } from '../queue/index.js'
 import { Broker } from './broker.js'
 import { PRODUCER_IDLE_MS } from './checkpoint.js'
 import type { Producer } from './producers.js'
 
 const MIB = 1 << 20
 const JOBS = queueName('jobs')
+const CALLER = { label: '', isOpen: true }
+const PEEK = { name: JOBS, state: undefined, limit: 1, filter: {} }
 
 class Rig {
   readonly log: MemoryLog
@@ -116,6 +118,56 @@ describe('what one frame may cost', () => {
     rig.broker.audit()
   })
 
+  test('the reason of one settle takes no more of the log than a fixed amount, however many it names', async () => {
+    const rig = new Rig(new MemoryLog({ segmentBytes: 64 * MIB }))
+    await rig.open()
+    for (let i = 0; i < 20; i++) await rig.publish(Array.from({ length: 1000 }, () => ''))
+    const subscription = rig.subscribe(20_000)
+    await turns(40)
+    expect(rig.got).toHaveLength(20_000)
+    const before = rig.broker.usage().writtenBytes
+    const reason = 'x'.repeat(LIMITS.reasonBytesMax)
+    const item = { firstTag: 0, count: 20_000, outcome: OUTCOME.deadLetter, reason }
+    rig.broker.beginTurn()
+    expect(rig.broker.settle(subscription, [item])).toEqual([])
+    await turns(20)
+    const bytes = rig.broker.usage().writtenBytes - before
+    expect(bytes).toBeGreaterThan(20_000 * (24 + 64))
+    expect(bytes).toBeLessThan(20_000 * (24 + 64) + 64 * 1024)
+    const page = await rig.broker.peek({ ...PEEK, from: 19_999 }, CALLER)
+    expect(page.messages[0]!.reason).toBe('x'.repeat(64))
+    rig.broker.audit()
+  })
+
+  test('reasons that differ are kept whole as far as there is room, also after a restart', async () => {
+    const rig = new Rig(new MemoryLog({ segmentBytes: 16 * MIB }))
+    await rig.open()
+    const count = 3_000
+    for (let i = 0; i < 3; i++) await rig.publish(Array.from({ length: 1000 }, () => ''))
+    const subscription = rig.subscribe(count)
+    await turns(20)
+    const reasonOf = (offset: number): string => `${offset}: ${'x'.repeat(4_000)}`
+    const bury = (offset: number): void => {
+      const item = { firstTag: rig.got[offset]!.tag, count: 1, outcome: OUTCOME.deadLetter }
+      rig.broker.beginTurn()
+      rig.broker.settle(subscription, [{ ...item, reason: reasonOf(offset) }])
+    }
+    for (let offset = 0; offset < count; offset++) bury(offset)
+    await turns(20)
+    const check = async (): Promise<void> => {
+      const [first] = (await rig.broker.peek({ ...PEEK, from: 0 }, CALLER)).messages
+      expect(first!.reason === reasonOf(0)).toBe(true)
+      const [last] = (await rig.broker.peek({ ...PEEK, from: count - 1 }, CALLER)).messages
+      expect(last!.reason).toBe(reasonOf(count - 1).slice(0, REASON_HEAD_BYTES))
+      expect(rig.broker.info(JOBS)).toMatchObject({ dead: count })
+    }
+    await check()
+    const again = new Rig(rig.log.reopened())
+    await again.open()
+    Object.assign(rig, { broker: again.broker })
+    await check()
+  })
+
   test('dead messages with the longest reason, all in one chunk, and a checkpoint', async () => {
     const rig = new Rig(new MemoryLog({ segmentBytes: MIB }))
     await rig.open()
@@ -124,7 +176,8 @@ describe('what one frame may cost', () => {
     await turns()
     rig.broker.beginTurn()
     const reason = 'x'.repeat(LIMITS.reasonBytesMax)
-    rig.broker.settle(subscription, [{ firstTag: 0, count: 1024, outcome: OUTCOME.deadLetter, reason }])
+    const items = rig.got.map(({ tag }) => ({ firstTag: tag, count: 1, outcome: OUTCOME.deadLetter, reason }))
+    rig.broker.settle(subscription, items)
     for (let i = 0; i < 30; i++) await rig.publish(['x'.repeat(60_000)])
     expect(rig.fatal).toEqual([])
     expect((await rig.log.reopened().open()).checkpoint).toBeDefined()
@@ -220,14 +273,14 @@ describe('a log that cannot be read for a while', () => {
     const { rig, break: breakIt, mend } = await filled()
     breakIt()
     const peek = peekRequest({ name: JOBS, state: 'ready', limit: 5 })
-    await expect(rig.broker.peek(peek, { label: '', isOpen: true })).rejects.toMatchObject({
+    await expect(rig.broker.peek(peek, CALLER)).rejects.toMatchObject({
       code: 'READ_FAILED',
       retryable: true,
       scope: 'request',
     })
     expect(rig.fatal).toEqual([])
     mend()
-    expect((await rig.broker.peek(peek, { label: '', isOpen: true })).messages).toHaveLength(5)
+    expect((await rig.broker.peek(peek, CALLER)).messages).toHaveLength(5)
   })
 })
 

@@ -41,6 +41,7 @@ import {
   DEATH,
   FactBuffer,
   ID_WORDS,
+  REASON_HEAD_BYTES,
   Subscription,
   TimeHeap,
   encodeDefinition,
@@ -116,6 +117,8 @@ const IDLE_MS = 1_000
 /** Timers that were replaced are cleared away once there are so many more than twice the queues. */
 const TIMERS_SLACK = 64
 const PENDING_BYTES_DEFAULT = 32 << 20
+/** What the reasons of one SETTLE item may take in the log, up to the beginning of each. */
+const ITEM_REASONS_BYTES_MAX = 1 << 20
 
 export interface BrokerStatus {
   readonly queues: number
@@ -471,7 +474,7 @@ export class Broker {
         subscription.ack(item.firstTag, item.count, this.nowMs, noteStale)
         continue
       }
-      const reason = clipText(item.reason ?? '', this.#reasonBytesMax)
+      const reason = clipText(item.reason ?? '', this.#reasonBytes(item.count))
       for (let i = 0; i < item.count; i++) {
         const tag = (item.firstTag + i) >>> 0
         if (!subscription.take(tag, this.#lease)) {
@@ -485,6 +488,12 @@ export class Broker {
     }
     this.#changed(queue)
     return stale
+  }
+
+  // Each message of an item has a fact with the reason: many of them share what one may make of the log.
+  #reasonBytes(messages: number): number {
+    const share = Math.max(REASON_HEAD_BYTES, Math.floor(ITEM_REASONS_BYTES_MAX / messages))
+    return Math.min(this.#reasonBytesMax, share)
   }
 
   #end(queue: Queue, lease: Lease, item: SettleItem, reason: string): void {
@@ -901,8 +910,9 @@ export class Broker {
   #durable(lsn: number): void {
     if (this.#space.durable(lsn)) this.wake()
     this.#release(lsn)
-    if (this.#waitingForDisk.length > 0 && !this.isBehind) {
+    if (!this.isBehind) {
       for (const resume of this.#waitingForDisk.splice(0)) resume()
+      if (this.#active.length > 0) this.wake()
     }
     if (this.#stopped) this.#tail.flush(this.nowMs)
     if (!this.#tail.isIdle) this.wake()
@@ -923,9 +933,12 @@ export class Broker {
     if (this.#failed || this.#stopped) return
     this.beginTurn()
     try {
-      for (const queue of this.#active.splice(0)) {
-        queue.active = false
-        this.#dispatch(queue)
+      // What is delivered comes back with facts, which would wait behind those that wait for the disk already.
+      if (!this.isBehind) {
+        for (const queue of this.#active.splice(0)) {
+          queue.active = false
+          this.#dispatch(queue)
+        }
       }
       if (this.#moves.isWanted) this.#moves.step(this.#wake)
       this.#writer.flush()

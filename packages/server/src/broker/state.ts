@@ -22,6 +22,7 @@ import {
   FACT,
   MOVING,
   Queue,
+  Reasons,
   decodeChunkPage,
   decodeQueuePage,
   readFacts,
@@ -61,6 +62,7 @@ export class State {
   readonly producersById = new Map<number, Producer>()
   readonly segments: Segments
   readonly #arrivals = new Arrivals()
+  readonly #reasons = new Reasons()
   nextQueueId = 1
   nextProducerId = 1
   /** Ids below these that the directory does not list belong to what was gone when it was written. */
@@ -86,7 +88,7 @@ export class State {
   }
 
   addQueue(id: number, definition: QueueDefinition): Queue {
-    const queue = new Queue(id, definition, this.segments, this.#arrivals)
+    const queue = new Queue(id, definition, this.segments, this.#arrivals, this.#reasons)
     this.queues.set(queue.name, queue)
     this.queuesById.set(id, queue)
     if (id >= this.nextQueueId) this.nextQueueId = id + 1

@@ -30,6 +30,7 @@ import { Keys, NONE } from './keys.js'
 import { Line, type Run } from './line.js'
 import { MARK } from './marks.js'
 import type { PageUse } from './page-use.js'
+import { Reasons } from './reasons.js'
 import type { Subscription } from './subscription.js'
 
 /**
@@ -88,8 +89,6 @@ interface First {
 }
 
 const NO_DUPLICATES = { duplicates: undefined, replaced: undefined }
-/** Texts of why messages died that are looked up before another one is kept. */
-const REASONS_SHARED = 256
 /** Messages that a queue leaves in the ring of arrivals: to take in a thousand batches takes 0.2 ms. */
 const ARRIVED_MAX = CHUNK_MESSAGES
 const NOBODY: readonly Subscription[] = []
@@ -176,14 +175,20 @@ export class Queue implements Arriving {
 
   readonly ids: IdWindow
   readonly #pending: PendingIds
-  readonly #reasons = new Map<string, string>()
+  readonly #reasons: Reasons
   /** Highest offset handed out by this run of the broker, + 1. */
   #deliveredBelow = 0
   /** No message expires before this. */
   #earliestExpiryMs = Infinity
   #sweptMs = 0
 
-  constructor(id: number, definition: QueueDefinition, use: LogUse, arrivals: Arrivals) {
+  constructor(
+    id: number,
+    definition: QueueDefinition,
+    use: LogUse,
+    arrivals: Arrivals,
+    reasons: Reasons = new Reasons(),
+  ) {
     this.id = id
     this.name = definition.name
     this.createdAtMs = definition.createdAtMs
@@ -193,6 +198,7 @@ export class Queue implements Arriving {
     this.#use = use
     this.ids = new IdWindow(use.pages)
     this.#arrivals = arrivals
+    this.#reasons = reasons
     this.#pending = new PendingIds(this.#chunksSoFar)
     this.options = definition.options
   }
@@ -442,22 +448,14 @@ export class Queue implements Arriving {
     if (this.#isOpen && chunk.hasId(index) && !chunk.isDead(index)) this.#pending.done(offset)
     chunk.dead ??= new DeadMessages()
     // As exact as it is kept, so that what is added here is what is taken away later.
-    const bytes = chunk.dead.get(index)?.bytes ?? Math.round(chunk.bytesAt(index))
-    if (!chunk.dead.has(index)) {
+    const known = chunk.dead.get(index)
+    const bytes = known?.bytes ?? Math.round(chunk.bytesAt(index))
+    if (known === undefined) {
       this.deadCount++
       this.deadBytes += bytes
-    }
-    chunk.dead.set(index, { ...dead, reason: this.#shared(dead.reason), bytes })
+    } else this.#reasons.forget(known.reason)
+    chunk.dead.set(index, { ...dead, reason: this.#reasons.keep(dead.reason), bytes })
     chunk.dirty = true
-  }
-
-  // Many die of the same: one text for all of them.
-  #shared(reason: string): string {
-    const known = this.#reasons.get(reason)
-    if (known !== undefined) return known
-    if (this.#reasons.size === REASONS_SHARED) this.#reasons.clear()
-    this.#reasons.set(reason, reason)
-    return reason
   }
 
   /** A dead message begins a new life in its queue: it is due at `timeMs`, untried, and no time to live ends it. */
@@ -469,6 +467,7 @@ export class Queue implements Arriving {
     if (dead !== undefined) {
       this.deadCount--
       this.deadBytes -= dead.bytes
+      this.#reasons.forget(dead.reason)
       this.#undead(chunk, index)
       chunk.lives ??= new Map()
       chunk.lives.set(index, {
@@ -547,7 +546,10 @@ export class Queue implements Arriving {
   /** The queue is gone: nothing in the log is needed for it any more. */
   drop(): void {
     if (this.#isOpen) for (const { place, bytes } of this.liveBatches()) this.#use.remove(place, bytes)
-    for (const chunk of this.chunks()) this.#use.pages.gone(chunk.pageBytes)
+    for (const chunk of this.chunks()) {
+      this.#use.pages.gone(chunk.pageBytes)
+      for (const index of chunk.dead?.indexes() ?? []) this.#reasons.forget(chunk.dead!.get(index)!.reason)
+    }
     this.ids.drop()
     // Whoever still holds on to the queue finds nothing in it.
     this.#chunks.clear()
@@ -605,7 +607,7 @@ export class Queue implements Arriving {
     for (const index of chunk.dead?.indexes() ?? []) {
       const dead = chunk.dead!.get(index)!
       this.deadBytes += dead.bytes
-      chunk.dead!.set(index, { ...dead, reason: this.#shared(dead.reason) })
+      chunk.dead!.set(index, { ...dead, reason: this.#reasons.keep(dead.reason) })
     }
     this.#earliestExpiryMs = Math.min(this.#earliestExpiryMs, chunk.earliestExpiryMs)
   }
@@ -1259,6 +1261,7 @@ export class Queue implements Arriving {
       chunk.forgetSize(index)
       const dead = chunk.dead?.get(index)
       if (dead === undefined) continue
+      this.#reasons.forget(dead.reason)
       this.#undead(chunk, index)
       this.deadCount--
       this.deadBytes -= dead.bytes

@@ -6,11 +6,13 @@ import {
   FrameDecoder,
   MECHANISM,
   OP,
+  OUTCOME,
   SluiceError,
   encodeAuth,
   encodeControl,
   encodeHello,
   encodePreface,
+  encodeSettle,
   queueName,
   sealBatch,
   writeFrameHeader,
@@ -115,6 +117,31 @@ describe('while the disk does not answer', () => {
     answer()
     await turns(100)
     expect(paused).toBe(false)
+  })
+
+  test('nothing more is delivered or settled than the disk can take', async () => {
+    const producer = broker.attachProducer('1'.repeat(32), 0)
+    const publish = (from: number, to: number, bytes: number): void => {
+      for (let i = from; i <= to; i++) broker.publish(producer, 'q', batch(i, bytes), 0, 56 + bytes, 0)
+    }
+    publish(1, 4, 1)
+    const body = { queue: 'q', messages: 4, bytes: 1 << 24 }
+    session.receive(frame(OP.SUBSCRIBE, encodeControl(body), 1), nowMs)
+    await turns(5)
+    expect(broker.info(queueName('q')).leased).toBe(4)
+    publish(5, 44, 1 << 20)
+    expect(broker.isBehind).toBe(true)
+    const { id } = broker.consumers({ name: queueName('q'), from: 0 }).consumers[0]!
+    const item = { firstTag: 0, count: 2, outcome: OUTCOME.retry, delayMs: 0, reason: 'x'.repeat(4_000) }
+    session.receive(frame(OP.SETTLE, encodeSettle(id, [item]), 1), nowMs)
+    expect(paused).toBe(true)
+    await turns(20)
+    // Taken, for it was there; what it makes room for has to wait.
+    expect(broker.info(queueName('q'))).toMatchObject({ leased: 2, ready: 42 })
+    answer()
+    await turns(100)
+    expect(paused).toBe(false)
+    expect(broker.info(queueName('q')).leased).toBe(4)
   })
 
   test('no consumer is blamed for what was not sent to it', async () => {

@@ -689,6 +689,7 @@ export class Session implements Output, Consumer {
     const stale = subscription === undefined ? items : this.#broker.settle(subscription, items)
     this.#outbox.frame(OP.SETTLE_OK, channel, correlation, encodeRanges(subscriptionId, stale))
     this.#broker.hold(this)
+    this.#waitForDisk()
   }
 
   extend(channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
@@ -735,6 +736,7 @@ export class Session implements Output, Consumer {
   answer(correlation: number, { opcode, payload }: Answer): void {
     this.#outbox.frame(opcode, 0, correlation, payload)
     this.#broker.hold(this)
+    this.#waitForDisk()
   }
 
   #checkWorking(): void {
@@ -818,6 +820,13 @@ export class Session implements Output, Consumer {
     this.#isCongested = false
     this.#stalledSinceMs = 0
     for (const subscription of this.#subscriptions.values()) this.#broker.ready(subscription.queue)
+  }
+
+  // What makes facts is read no faster than the disk takes them.
+  #waitForDisk(): void {
+    if (!this.#broker.isBehind) return
+    this.#pauseReading()
+    this.#resumeReading()
   }
 
   #pauseReading(): void {
