@@ -1,9 +1,9 @@
 /**
- * The budget for half-received frames, with a listener of its own: what counts against it, and who gives way when it is
- * used up.
+ * A listener of its own: what counts against the budget for half-received frames, who gives way when it is used up, and
+ * what becomes of connections that the system cannot accept.
  */
 import { LIMITS, MESSAGE_OVERHEAD_BYTES, OP, queueName } from '@sluice/protocol'
-import { afterEach, beforeEach, expect, test } from 'vitest'
+import { afterEach, beforeEach, expect, test, vi } from 'vitest'
 import { Broker } from '../../packages/server/src/broker/broker.js'
 import { MemoryLog } from '../../packages/server/src/log/memory-log.js'
 import { Listener } from '../../packages/server/src/net/listener.js'
@@ -11,15 +11,30 @@ import { SESSION_DEFAULTS } from '../../packages/server/src/session/session.js'
 import { Peer, batch, frame, publishFrame } from '../fault/peer.js'
 import { until } from '../fault/processes.js'
 
+// The servers that the listener makes: what the system reports of them cannot be had otherwise.
+const servers = vi.hoisted(() => [] as import('node:net').Server[])
+vi.mock('node:net', async (original) => {
+  const net = await original<typeof import('node:net')>()
+  const createServer = (...given: Parameters<typeof net.createServer>): import('node:net').Server => {
+    const server = net.createServer(...given)
+    servers.push(server)
+    return server
+  }
+  return { ...net, createServer }
+})
+
 const BUDGET_BYTES = 8 << 20
 const QUEUE = 'q'
 
 let broker: Broker
 let listener: Listener
 let port = 0
+let mayHaveTrouble = false
 const peers: Peer[] = []
+const troubles: string[] = []
 
 beforeEach(async () => {
+  troubles.length = 0
   broker = await Broker.open({
     log: new MemoryLog({ segmentBytes: 64 << 20 }),
     now: () => Date.now(),
@@ -38,14 +53,14 @@ beforeEach(async () => {
     settings: { ...SESSION_DEFAULTS, frameBytesMax: LIMITS.frameBytesDefault + MESSAGE_OVERHEAD_BYTES },
     now: () => Date.now(),
     onEvent: () => {},
-    onTrouble: (_what, error) => {
-      throw error
-    },
+    onTrouble: (what, error) => troubles.push(`${what}: ${String(error)}`),
   })
   port = (await listener.listen()).port
 })
 
 afterEach(async () => {
+  if (!mayHaveTrouble) expect(troubles).toEqual([])
+  mayHaveTrouble = false
   await Promise.all(peers.splice(0).map((peer) => peer.dispose()))
   await listener.stop(100)
 })
@@ -106,4 +121,22 @@ test('a connection that breaks off gives back what it took', async () => {
     await until('it to be given back', () => listener.receiveBytes === 0)
   }
   expect(listener.connections).toBe(0)
+})
+
+test('a connection that cannot be accepted is reported once, and the port is open again after a pause', async () => {
+  mayHaveTrouble = true
+  const before = await open()
+  const failed = servers.at(-1)!
+  const error = Object.assign(new Error('accept EMFILE'), { code: 'EMFILE' })
+  // The system says it again and again, for as long as somebody waits to be accepted.
+  for (let i = 0; i < 10; i++) failed.emit('error', error)
+  expect(troubles).toEqual(['connections cannot be accepted: Error: accept EMFILE'])
+  expect(failed.listening).toBe(false)
+  expect(await before.answers()).toBe(true)
+  await until('the port to be open again', () => servers.at(-1) !== failed && servers.at(-1)!.listening)
+  expect(await (await open()).answers()).toBe(true)
+  // Accepted again in between: this is news.
+  servers.at(-1)!.emit('error', error)
+  expect(troubles).toHaveLength(2)
+  expect(listener.connections).toBe(2)
 })
