@@ -194,7 +194,8 @@ export class FrameDecoder {
   // New memory follows what has arrived, doubling, never what a header merely announces.
   #reserve(bytes: number): void {
     if (bytes <= this.#held.length) return
-    const grown = spareFor(this.#need) ?? new Uint8Array(sizeFor(Math.min(this.#need, bytes * 2)))
+    const wanted = Math.min(this.#need, bytes * 2)
+    const grown = spareFor(this.#need) ?? spareFor(wanted) ?? new Uint8Array(sizeFor(wanted))
     grown.set(this.#held.subarray(0, this.#have))
     giveBack(this.#held)
     this.#held = grown
