@@ -537,9 +537,11 @@ describe('after the handshake', () => {
       names: ['__proto__'],
     },
     'a queue option out of bounds': {
-      sends: () => [control(OP.ENSURE, { name: QUEUE, options: { maxDeliveries: 256 } })],
+      sends: () => [
+        control(OP.ENSURE, { name: QUEUE, options: { maxDeliveries: LIMITS.maxDeliveriesMax + 1 } }),
+      ],
       code: 'INVALID_OPTION',
-      names: ['maxDeliveries', 256, 255],
+      names: ['maxDeliveries', LIMITS.maxDeliveriesMax + 1, LIMITS.maxDeliveriesMax],
     },
     'a choice that there is not': {
       sends: () => [control(OP.ENSURE, { name: QUEUE, options: { onFail: 'wait' } })],
@@ -726,10 +728,10 @@ describe('after the handshake', () => {
     },
     'a record with an unknown flag': {
       sends: () => [
-        publishFrame(QUEUE, resealed(withByte(batch(1, [{ payload: BODY }]), BATCH_HEADER_BYTES + 4, 0x80))),
+        publishFrame(QUEUE, resealed(withByte(batch(1, [{ payload: BODY }]), BATCH_HEADER_BYTES + 4, 0x40))),
       ],
       code: 'BATCH_MALFORMED',
-      names: [0x80],
+      names: [0x40],
     },
     'a message one byte too large': {
       sends: () => [

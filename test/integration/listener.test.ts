@@ -3,6 +3,7 @@
  * what becomes of connections that the system cannot accept.
  */
 import { LIMITS, MESSAGE_OVERHEAD_BYTES, OP, queueName } from '@sluice/protocol'
+import type * as Net from 'node:net'
 import { afterEach, beforeEach, expect, test, vi } from 'vitest'
 import { Broker } from '../../packages/server/src/broker/broker.js'
 import { MemoryLog } from '../../packages/server/src/log/memory-log.js'
@@ -12,10 +13,10 @@ import { Peer, batch, frame, publishFrame } from '../fault/peer.js'
 import { until } from '../fault/processes.js'
 
 // The servers that the listener makes: what the system reports of them cannot be had otherwise.
-const servers = vi.hoisted(() => [] as import('node:net').Server[])
+const servers = vi.hoisted(() => [] as Net.Server[])
 vi.mock('node:net', async (original) => {
-  const net = await original<typeof import('node:net')>()
-  const createServer = (...given: Parameters<typeof net.createServer>): import('node:net').Server => {
+  const net = await original<typeof Net>()
+  const createServer = (...given: Parameters<typeof net.createServer>): Net.Server => {
     const server = net.createServer(...given)
     servers.push(server)
     return server
