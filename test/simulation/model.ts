@@ -1128,7 +1128,7 @@ export class Model {
   // --- queues ---
 
   /** A queue was asked for; of a new one, this is the first that is heard. */
-  ensured(id: number, info: QueueInfo): void {
+  ensured(id: number, info: QueueInfo, nowMs: number): void {
     const known = this.names.get(info.name)
     if (known === undefined) {
       const queue: ModelQueue = {
@@ -1153,7 +1153,7 @@ export class Model {
       this.names.set(info.name, queue)
     } else if (JSON.stringify(known.options) !== JSON.stringify(info.options))
       throw new Violation(6, `${info.name} has other options than it was given`)
-    this.counted(info)
+    this.counted(info, nowMs)
   }
 
   /** The options of a queue have changed. */
@@ -1369,14 +1369,22 @@ export class Model {
     return message
   }
 
-  /** 6: each message is in one state, and the broker counts the same. */
-  counted(info: QueueInfo): void {
+  /** 6: each message is in one state, and the broker counts the same: as of now, whatever it has noticed. */
+  counted(info: QueueInfo, nowMs: number): void {
     const queue = this.#named(info.name)
     const states = { ready: 0, scheduled: 0, leased: 0, dead: 0 }
-    for (const { state } of queue.live.values()) states[state]++
+    let expired = 0
+    for (const message of queue.live.values()) {
+      const { state, lineMs } = message
+      const isThere = state === 'ready' || (state === 'scheduled' && lineMs <= nowMs)
+      if (!isThere) states[state]++
+      else if (isExpired(message, nowMs)) expired++
+      else states.ready++
+    }
     const must = {
       ...states,
       ...queue.counts,
+      expired: queue.counts.expired + expired,
       published: queue.next - queue.counts.duplicates,
       acked: queue.acked,
       consumers: queue.subscriptions.size,
@@ -1385,7 +1393,7 @@ export class Model {
     const is = Object.fromEntries(Object.keys(must).map((name) => [name, info[name as keyof QueueInfo]]))
     if (JSON.stringify(is) !== JSON.stringify(must))
       throw new Violation(6, `${queue.name} counts ${JSON.stringify(is)}; there are ${JSON.stringify(must)}`)
-    const all = states.ready + states.scheduled + states.leased + states.dead
+    const all = states.ready + states.scheduled + states.leased + states.dead + expired
     if (queue.next !== all + queue.acked + goneOtherwise(queue))
       throw new Violation(6, `of ${queue.next} messages of ${queue.name} not all are accounted for`)
   }

@@ -219,7 +219,7 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
     const answer = ensure(request)
     const { id } = broker.queue(request.name)
     tap(request.name)
-    to.guard(() => model.ensured(id, answer.queue))
+    to.guard(() => model.ensured(id, answer.queue, broker.nowMs))
     owed.promise = () =>
       to.durable.lastQueueId < id ? `queue ${request.name} is said to be there and is not on disk` : undefined
     return answer
@@ -292,7 +292,7 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
   const info = broker.info.bind(broker)
   broker.info = (name) => {
     const answer = info(name)
-    to.guard(() => model.counted(answer))
+    to.guard(() => model.counted(answer, broker.nowMs))
     return answer
   }
 

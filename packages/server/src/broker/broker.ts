@@ -227,6 +227,8 @@ export class Broker {
     broker.#writer.mark(BATCH_TYPE.boot, state.boot, afterCrash ? 0 : BOOT_AFTER_CLOSE)
     await broker.#untilIdle()
     if (broker.#failed) throw broker.#failure
+    // Messages that an earlier process left to be moved need no other event.
+    if (broker.#moves.isWanted) broker.wake()
     return broker
   }
 
@@ -705,11 +707,9 @@ export class Broker {
     return this.#info(this.queue(name))
   }
 
-  // What has expired is not there any more, whether or not somebody noticed.
+  // Looking changes nothing, and costs nothing for each message or key.
   #info(queue: Queue): QueueInfo {
-    queue.settleTime(this.nowMs)
-    this.#changed(queue)
-    return queue.info(this.nowMs, this.#state.segments.retainedBytes(queue.id))
+    return queue.infoAt(this.nowMs, this.#state.segments.retainedBytes(queue.id))
   }
 
   /** At most `limit` queues by name, those behind the name `after`; `more`: there are others behind them. */

@@ -272,6 +272,8 @@ describe('what is retained', () => {
     expect(retained()).toBeLessThan(200_000 + SMALL.segmentBytes)
     const before = retained()
     expect(await bench.crash()).toBe(true)
+    // What was let go since the page of the queue is let go again.
+    await bench.pass(2_000)
     expect(retained()).toBe(before)
     const { matched } = await replay(bench, { dryRun: true })
     expect(matched).toBeGreaterThanOrEqual(220)
@@ -544,6 +546,39 @@ describe('a request that reads', () => {
     for (const outcome of refused)
       expect(outcome).toMatchObject({ reason: { code: 'TOO_MANY_REQUESTS', retryable: true } })
     expect((await bench.broker.peek(peek, CALLER)).messages).toHaveLength(3)
+  })
+
+  it('or looks at queues writes nothing, and counts what is there by now', async () => {
+    const bench = await new Bench().open()
+    bench.ensure()
+    await bench.publish([
+      {},
+      { ttlMs: 5_000, key: 'a' },
+      { delayMs: 5_000 },
+      { delayMs: 5_000, ttlMs: 1 },
+      { key: 'b' },
+    ])
+    const worker = bench.consume(1)
+    await bench.settle()
+    bench.now += 6_000
+    const entries = bench.log.entries.length
+    bench.broker.beginTurn()
+    for (let i = 0; i < 3; i++) {
+      expect(bench.broker.info(Q)).toMatchObject({ ready: 2, scheduled: 0, leased: 1, expired: 2 })
+      expect(bench.broker.list('', 10).queues[0]).toEqual(bench.broker.info(Q))
+      expect(bench.broker.ensure({ name: Q, options: {}, update: false }).queue).toEqual(bench.broker.info(Q))
+    }
+    expect(bench.endTurns()).toBe(0)
+    await bench.settle()
+    expect(bench.log.entries.length).toBe(entries)
+    expect(worker.got).toHaveLength(1)
+    const shown = bench.broker.info(Q)
+    // What was noticed is what was counted.
+    await bench.pass(0)
+    const { oldestReadyMs } = bench.broker.info(Q)
+    expect({ ...bench.broker.info(Q), oldestReadyMs: 0 }).toEqual({ ...shown, oldestReadyMs: 0 })
+    expect(oldestReadyMs).toBe(6_000)
+    bench.broker.audit()
   })
 
   it('shows what is there by now, and changes nothing', async () => {

@@ -60,22 +60,6 @@ export class KeyLines {
     return this.#keys.offeredOf(slot) === offset && this.#keys.sinceOf(slot) === timeMs
   }
 
-  /** Since when the message has waited, published or due, that has waited longest; Infinity when none does. */
-  get oldestSince(): number {
-    let oldest = Infinity
-    if (this.#keys.size === 0) return oldest
-    for (const slot of this.#keys.slots()) {
-      // Those that were tried stand in front, and may have come later.
-      for (let offset = this.#keys.headOf(slot); offset !== NONE;) {
-        const chunk = this.#chunks.at(offset)!
-        const index = offset - chunk.base
-        oldest = Math.min(oldest, chunk.lineTimeAt(index))
-        offset = this.#rank(chunk, index) === 0 ? chunk.nextAt(index) : NONE
-      }
-    }
-    return oldest
-  }
-
   /** Counts the messages in all lines. @throws Error where a link or what is on offer is wrong */
   audit(): number {
     let count = 0

@@ -24,6 +24,8 @@ const PRIORITIES = 32
 const UNEXPLAINED_MAX = 3
 /** A queue by time is cleared of what means nothing once that is more than half of it and more than this. */
 const STALE_SLACK = 1024
+/** Messages that are looked at for the oldest one of those with keys. Beyond that, it is the oldest of these. */
+const OLDEST_LOOKED_AT_MAX = 16_384
 
 /** Consecutive messages of one batch that can be handed out together: same priority, same attempt, same mark. */
 export interface Run {
@@ -69,6 +71,8 @@ export class Line {
   readonly #schedule: Schedule
   /** Priorities whose due queue is not empty. */
   #dueMask = 0
+  /** No message with a key below this stands in the line of its key. */
+  #keyedFrom = 0
   /** Offsets that were being handled, among others, when a connection died; one of them may have killed it. */
   readonly #suspects = new Set<number>()
   /** How many consumers died with a message that had begun with none. */
@@ -197,6 +201,11 @@ export class Line {
     return this.#schedule.size
   }
 
+  /** See `Schedule.eachDue`. */
+  eachDue(nowMs: number, each: (chunk: Chunk, index: number) => void): void {
+    this.#schedule.eachDue(nowMs, each)
+  }
+
   /** When `advance` has something to do next; Infinity when nothing is scheduled. */
   get nextDeadline(): number {
     return this.#schedule.nextDeadline
@@ -211,7 +220,35 @@ export class Line {
       if (chunk !== undefined) oldest = Math.min(oldest, plainTime(chunk, this.#cursors[priority]!))
       oldest = Math.min(oldest, this.#dueQueue(priority)?.firstTime ?? Infinity)
     }
-    return Math.min(oldest, this.#keyLines.oldestSince)
+    return Math.min(oldest, this.#oldestKeyed())
+  }
+
+  // Of those in lines of keys. They are passed over by offset, from the first that can be there on: what was published
+  // after the oldest so far cannot be older, for nothing waits since before it was published.
+  #oldestKeyed(): number {
+    let oldest = Infinity
+    let isFirst = true
+    let left = OLDEST_LOOKED_AT_MAX
+    if (this.#keys.size === 0) return oldest
+    for (let offset = Math.max(this.#keyedFrom, this.#chunks.firstOffset); offset < this.#end;) {
+      const chunk = this.#chunks.at(offset)
+      const end = chunkEndAfter(offset)
+      if (chunk?.hasKeys !== true) {
+        offset = end
+        continue
+      }
+      for (; offset < Math.min(end, this.#end); offset++) {
+        const index = offset - chunk.base
+        if (!isFirst && (--left === 0 || chunk.batches.timeAt(index) >= oldest)) return oldest
+        if (!chunk.isRipe(index) || !chunk.isWaiting(index) || chunk.isGone(index)) continue
+        if (chunk.keyAt(index) === NONE) continue
+        if (isFirst) this.#keyedFrom = offset
+        isFirst = false
+        oldest = Math.min(oldest, chunk.lineTimeAt(index))
+      }
+    }
+    if (isFirst) this.#keyedFrom = this.#end
+    return oldest
   }
 
   /** Fills `run` with what goes next, at most `max` messages; false when nothing is ready. */
@@ -572,6 +609,7 @@ export class Line {
 
   #ripen(chunk: Chunk, index: number): void {
     this.#wait(chunk, index)
+    if (chunk.base + index < this.#keyedFrom) this.#keyedFrom = chunk.base + index
     chunk.marks.add(MARK.ripe, index, index + 1)
   }
 

@@ -1074,6 +1074,41 @@ export class Queue implements Arriving {
     return Math.min(Math.round(nominal * (0.8 + 0.4 * chance)), retryMaxMs)
   }
 
+  /**
+   * As `info`, but with what time has done by `nowMs` and was not noticed: what is due is ready, and what has expired
+   * is gone. Nothing is changed; it costs what is overdue, and nothing else.
+   */
+  infoAt(nowMs: number, retainedBytes: number): QueueInfo {
+    const info = this.info(nowMs, retainedBytes)
+    let due = 0
+    let expired = 0
+    let bytes = 0
+    const expire = (chunk: Chunk, index: number): void => {
+      expired++
+      bytes += chunk.bytesAt(index)
+    }
+    this.#line.eachDue(nowMs, (chunk, index) => {
+      due++
+      if (chunk.isExpired(index, nowMs)) expire(chunk, index)
+    })
+    if (nowMs >= this.#earliestExpiryMs) {
+      for (const chunk of this.#chunks) {
+        if (chunk.earliestExpiryMs > nowMs) continue
+        for (let index = 0; index < chunk.count; index++) {
+          if (!chunk.isExpired(index, nowMs) || chunk.isGone(index) || chunk.isDead(index)) continue
+          if (!chunk.isScheduled(index) && this.#line.stands(chunk, index)) expire(chunk, index)
+        }
+      }
+    }
+    return {
+      ...info,
+      ready: info.ready + due - expired,
+      scheduled: info.scheduled - due,
+      expired: info.expired + expired,
+      bytes: Math.round(this.bytes - bytes),
+    }
+  }
+
   info(nowMs: number, retainedBytes: number): QueueInfo {
     const oldest = this.#line.oldestSince
     return {

@@ -73,6 +73,21 @@ export class Schedule {
     }
   }
 
+  /** Calls `each` for every message that is due at `nowMs`; nothing is changed, and without any it costs nothing. */
+  eachDue(nowMs: number, each: (chunk: Chunk, index: number) => void): void {
+    if (this.nextDeadline > nowMs) return
+    this.#near.forEach((timeMs, offset) => {
+      if (timeMs > nowMs || !this.#holds(timeMs, offset)) return
+      const chunk = this.#chunks.at(offset)!
+      each(chunk, offset - chunk.base)
+    })
+    if (this.#later === 0 || this.#horizonMs > nowMs) return
+    for (const chunk of this.#chunks) {
+      if (chunk.laterMs > nowMs) continue
+      for (const index of this.#laterIn(chunk)) if (chunk.dueAt(index) <= nowMs) each(chunk, index)
+    }
+  }
+
   clear(): void {
     this.#near.clear()
     for (const chunk of this.#chunks) chunk.laterMs = Infinity
