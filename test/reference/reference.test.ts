@@ -18,7 +18,7 @@ const SEEN: Readonly<Record<string, number>> = {
   answers: 18_000,
   refusals: 3_300,
   duplicates: 880,
-  replaced: 20,
+  'event: replaced': 20,
   drains: 170,
   crashes: 180,
   'orderly closes': 100,

@@ -134,6 +134,7 @@ const FACT = {
   ensure: 16,
   tally: 20,
   delete: 17,
+  replace: 19,
   producer: 32,
   atomic: 33,
 } as const
@@ -141,6 +142,7 @@ const WITH_TIME: ReadonlySet<number> = new Set([
   FACT.retry,
   FACT.dead,
   FACT.duplicate,
+  FACT.replace,
   FACT.redrive,
   FACT.reschedule,
   FACT.ttl,
@@ -571,6 +573,9 @@ export class LedgerState {
       }
       case FACT.duplicate:
         this.#about(queue).duplicates.set(offset, timeMs)
+        return
+      // Who was replaced is cancelled by a fact of its own; this one is for the answer alone.
+      case FACT.replace:
         return
       case FACT.ttl:
         this.#about(queue).ttl = { base: offset, count, ttlMs: timeMs }
