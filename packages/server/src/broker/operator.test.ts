@@ -548,6 +548,22 @@ describe('a request that reads', () => {
     expect((await bench.broker.peek(peek, CALLER)).messages).toHaveLength(3)
   })
 
+  it('fails by itself where reading fails in whatever way, and the broker goes on', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ retainAgeMs: HOUR })
+    await bench.publish(many(3))
+    await drain(bench)
+    const failure = new RangeError('Set maximum size exceeded')
+    bench.log.read = () => {
+      throw failure
+    }
+    const history = bench.broker.history({ name: Q, offset: 0, cursor: undefined }, CALLER)
+    await expect(history).rejects.toMatchObject({ code: 'READ_FAILED', cause: failure })
+    await expect(replay(bench, { dryRun: true })).rejects.toMatchObject({ code: 'READ_FAILED' })
+    expect((await bench.publish([{}])).baseOffset).toBe(3)
+    bench.broker.audit()
+  })
+
   it('or looks at queues writes nothing, and counts what is there by now', async () => {
     const bench = await new Bench().open()
     bench.ensure()

@@ -121,7 +121,7 @@ export class Operator {
 
   // Few at a time, because each holds what it found until it is answered; the others wait in line.
   // @throws SluiceError TOO_MANY_REQUESTS; what `work` throws, so that it ends no more than the request
-  async #inTurn<Result>(caller: Caller, work: () => Promise<Result>): Promise<Result> {
+  async #inTurn<Result>(caller: Caller, changes: boolean, work: () => Promise<Result>): Promise<Result> {
     if (this.#running + this.#waiting.length >= REQUESTS_MAX) {
       throw new SluiceError(
         'TOO_MANY_REQUESTS',
@@ -135,7 +135,7 @@ export class Operator {
       this.#check(caller)
       return await work()
     } catch (error) {
-      throw ofRequest(error)
+      throw ofRequest(error, changes)
     } finally {
       const next = this.#waiting.shift()
       if (next === undefined) this.#running--
@@ -151,7 +151,7 @@ export class Operator {
 
   /** `bytesMax`: what MESSAGES may have. @throws SluiceError QUEUE_NOT_FOUND, CORRUPT, TOO_MANY_REQUESTS */
   peek(request: PeekRequest, caller: Caller, bytesMax = Infinity): Promise<PeekPage> {
-    return this.#inTurn(caller, () => this.#peek(request, caller, bytesMax))
+    return this.#inTurn(caller, false, () => this.#peek(request, caller, bytesMax))
   }
 
   async #peek(request: PeekRequest, caller: Caller, bytesMax: number): Promise<PeekPage> {
@@ -262,7 +262,7 @@ export class Operator {
     done: keyof Counts,
     act: (queue: Queue, offset: number, read: () => Promise<Uint8Array | undefined>) => void | Promise<void>,
   ): Promise<Counts & { matched: number; next: number | null } & CutShort> {
-    return this.#inTurn(caller, async () => {
+    return this.#inTurn(caller, !request.dryRun, async () => {
       const { filter, limit, from, name, to } = request
       const queue = this.#premises.queue(name)
       if (to !== undefined) this.#premises.queue(to)
@@ -304,7 +304,7 @@ export class Operator {
    * @throws SluiceError QUEUE_NOT_FOUND, INVALID_ARGUMENT, DISK_LOW, MEMORY_FULL, CORRUPT, TOO_MANY_REQUESTS
    */
   replay(request: ReplayRequest, caller: Caller): Promise<ReplayResult> {
-    return this.#inTurn(caller, async () => {
+    return this.#inTurn(caller, !request.dryRun, async () => {
       const queue = this.#premises.queue(request.name)
       const progress = { matched: 0, replayed: 0, cursor: null }
       const work = {
@@ -329,7 +329,7 @@ export class Operator {
 
   /** What the log says of a message. @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND, INVALID_ARGUMENT, CORRUPT */
   history(request: HistoryRequest, caller: Caller): Promise<HistoryResult> {
-    return this.#inTurn(caller, () => {
+    return this.#inTurn(caller, false, () => {
       const queue = this.#premises.queue(request.name)
       return historyOf(queue, request, this.#log, () => this.#check(caller))
     })
@@ -409,10 +409,15 @@ function diskLow(): SluiceError {
   return new SluiceError('DISK_LOW', 'The log has no room for more messages.', { retryAfterMs: 1_000 })
 }
 
-// An error that ends a request and nothing else: what is stored belongs to no channel of the client that looks at it.
-function ofRequest(error: unknown): unknown {
-  if (!(error instanceof SluiceError) || (error.code !== 'CORRUPT' && error.code !== 'LOG_CORRUPT'))
-    return error
+// An error that ends a request and nothing else: what is stored belongs to no channel of the client that looks at it, and
+// where nothing is changed a defect leaves nothing half done.
+function ofRequest(error: unknown, changes: boolean): unknown {
+  if (!(error instanceof SluiceError)) {
+    if (changes) return error
+    const why = error instanceof Error ? error.message : String(error)
+    return new SluiceError('READ_FAILED', `The request could not be done: ${why}.`, { cause: error })
+  }
+  if (error.code !== 'CORRUPT' && error.code !== 'LOG_CORRUPT') return error
   return new SluiceError('CORRUPT', error.message, { scope: 'request', cause: error })
 }
 
