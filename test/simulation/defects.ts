@@ -61,6 +61,8 @@ function otherLog(log: Log, change: Partial<Log>): Log {
     open: () => log.open(),
     read: (position) => log.read(position),
     reserve: (bytes, nowMs) => log.reserve(bytes, nowMs),
+    room: () => log.room(),
+    stuck: () => log.stuck(),
     append: (position, lsn, entry) => log.append(position, lsn, entry),
     readRange: (position, length, into) => log.readRange(position, length, into),
     markCheckpoint: (position) => log.markCheckpoint(position),

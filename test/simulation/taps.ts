@@ -64,6 +64,14 @@ export class TappedLog implements Log {
     return this.inner.reserve(bytes, nowMs)
   }
 
+  room(): number {
+    return this.inner.room()
+  }
+
+  stuck(): Promise<void> {
+    return this.inner.stuck()
+  }
+
   async append(position: number, lsn: number, entry: Uint8Array): Promise<void> {
     this.#to.guard(() => {
       const { acked, atomics } = this.#to.ledger.begin(entry, position)

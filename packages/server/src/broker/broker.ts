@@ -66,6 +66,7 @@ import {
 import type { Producer } from './producers.js'
 import { Records } from './records.js'
 import { recover } from './recovery.js'
+import { pagesMax, producersMax } from './directory.js'
 import { Space, type Holder } from './space.js'
 import { BOOT_AFTER_CLOSE, sameOptions, type State } from './state.js'
 import { checkAt, hashId } from './traits.js'
@@ -108,9 +109,6 @@ export interface Output {
  * of them explains.
  */
 export type Blame = 'nobody' | 'started' | 'suspects' | 'alone' | 'unexplained'
-
-/** Producers whose numbers are remembered; a directory of pages must list them all in a part of a segment. */
-const PRODUCERS_MAX = 100_000
 
 /** How long after the last entry an empty one is put behind it. */
 const IDLE_MS = 1_000
@@ -167,6 +165,7 @@ export class Broker {
   #names: string[] | undefined
   /** With small segments reasons are cut: those of a whole chunk of dead messages stand in one page. */
   readonly #reasonBytesMax: number
+  readonly #pagesMax: number
   /** Those that hold something; in no particular order. */
   readonly #outputs = new Set<Output>()
   readonly #waitingForDisk: (() => void)[] = []
@@ -194,10 +193,7 @@ export class Broker {
       messageBytesMax > LIMITS.messageBytesMax ||
       messageBytesMax + MESSAGE_OVERHEAD_BYTES > log.segmentBytes / 4
     ) {
-      throw new SluiceError(
-        'INVALID_ARGUMENT',
-        `Messages of ${messageBytesMax} bytes do not fit a quarter of a segment of ${log.segmentBytes} bytes.`,
-      )
+      throw new SluiceError('INVALID_ARGUMENT', messageDoesNotFit(messageBytesMax, log.segmentBytes))
     }
     const afterCrash = !state.closed
     if (afterCrash) state.markAllDelivered()
@@ -225,11 +221,17 @@ export class Broker {
     const space = new Space(log, tail, state, options.checkpointBytes ?? log.segmentBytes / 2, floor)
     const broker = new Broker(options, state, blocks, tail, space, status, nowMs, messageBytesMax)
     broker.#writer.mark(BATCH_TYPE.boot, state.boot, afterCrash ? 0 : BOOT_AFTER_CLOSE)
-    await broker.#untilIdle()
+    if (await broker.#idles()) {
+      // Messages that an earlier process left to be moved need no other event.
+      if (broker.#moves.isWanted) broker.wake()
+      return broker
+    }
     if (broker.#failed) throw broker.#failure
-    // Messages that an earlier process left to be moved need no other event.
-    if (broker.#moves.isWanted) broker.wake()
-    return broker
+    await broker.#abandon()
+    throw new SluiceError(
+      'DISK_LOW',
+      `The disk is full: to start, the log needs another segment of ${log.segmentBytes / 2 ** 20} MiB, and there is no room for it. Free some space, then start again; nothing is lost.`,
+    )
   }
 
   private constructor(
@@ -251,6 +253,7 @@ export class Broker {
     this.#space = space
     tail.report({ durable: (lsn) => this.#durable(lsn), failed: (error) => this.fail(error) })
     this.messageBytesMax = messageBytesMax
+    this.#pagesMax = pagesMax(options.log.segmentBytes)
     this.#reasonBytesMax = Math.floor(options.log.segmentBytes / 4 / CHUNK_MESSAGES)
     this.status = status
     this.boot = state.boot
@@ -279,7 +282,8 @@ export class Broker {
 
   /** So much waits for the disk that connections should not be read from. */
   get isBehind(): boolean {
-    return this.#tail.pendingBytes > (this.#options.pendingBytesMax ?? PENDING_BYTES_DEFAULT)
+    const { pendingBytesMax = PENDING_BYTES_DEFAULT } = this.#options
+    return this.#space.isExhausted || this.#tail.pendingBytes > pendingBytesMax
   }
 
   /** The next time at which `tick` has something to do, ms since the epoch; Infinity when there is none. */
@@ -392,12 +396,17 @@ export class Broker {
   // Those that are away are kept until there are too many: then the one that is away longest goes.
   #makeRoomForProducer(): void {
     const { producers } = this.#state
-    if (producers.size < Math.min(PRODUCERS_MAX, this.#log.segmentBytes / 64)) return
+    const most = producersMax(this.#log.segmentBytes)
+    if (producers.size < most) return
     for (const producer of producers.values()) {
       if (producer.connections > 0) continue
       this.#state.removeProducer(producer)
       return
     }
+    throw new SluiceError(
+      'TOO_MANY_CONNECTIONS',
+      `${producers.size} producers are connected; with segments of ${this.#log.segmentBytes / 2 ** 20} MiB at most ${most} can be.`,
+    )
   }
 
   /** @throws SluiceError QUEUE_NOT_FOUND */
@@ -630,6 +639,13 @@ export class Broker {
       throw new SluiceError(
         'TOO_MANY_QUEUES',
         `There are ${this.#state.queues.size} queues; at most ${queuesMax} are allowed.`,
+      )
+    }
+    const { pages } = this.#state
+    if (pages >= this.#pagesMax) {
+      throw new SluiceError(
+        'TOO_MANY_QUEUES',
+        `There are ${this.#state.queues.size} queues, and the state of all takes ${pages} pages; with segments of ${this.#log.segmentBytes / 2 ** 20} MiB it may take ${this.#pagesMax}.`,
       )
     }
     const { random } = this.#options
@@ -875,12 +891,30 @@ export class Broker {
     }
     this.#writer.flush()
     this.#writer.mark(BATCH_TYPE.close, 0, 0)
-    await this.#untilIdle()
-    if (!this.#failed) {
+    if (await this.#idles()) {
       this.#tail.sealEmpty(this.nowMs)
-      await this.#untilIdle()
+      await this.#idles()
+    } else if (!this.#failed) {
+      this.#options.onNotice?.('stopped without a mark', {
+        text: 'The disk is full. Nothing that was confirmed is lost; what was not settled counts as delivered before.',
+      })
     }
-    await this.#log.close()
+    await this.#abandon()
+  }
+
+  /** Waits until all is on disk; false when that fails, or when something waits for a segment and there is no room for one. */
+  async #idles(): Promise<boolean> {
+    await Promise.race([this.#untilIdle(), this.#log.stuck()])
+    return this.#tail.isIdle && !this.#failed
+  }
+
+  // What still waits for the disk was not confirmed, and never is.
+  #abandon(): Promise<void> {
+    if (!this.#tail.isIdle) {
+      this.#failed = true
+      this.#outputs.clear()
+    }
+    return this.#log.close()
   }
 
   /** What memory and disk hold, for people and tests. */
@@ -910,10 +944,7 @@ export class Broker {
   #durable(lsn: number): void {
     if (this.#space.durable(lsn)) this.wake()
     this.#release(lsn)
-    if (!this.isBehind) {
-      for (const resume of this.#waitingForDisk.splice(0)) resume()
-      if (this.#active.length > 0) this.wake()
-    }
+    this.#resume()
     if (this.#stopped) this.#tail.flush(this.nowMs)
     if (!this.#tail.isIdle) this.wake()
     else for (const waiter of this.#idleWaiters.splice(0)) waiter()
@@ -943,6 +974,9 @@ export class Broker {
       if (this.#moves.isWanted) this.#moves.step(this.#wake)
       this.#writer.flush()
       this.#space.step(this.nowMs, this.#wake)
+      this.#writer.upkeepBytes = this.#space.upkeepBytes
+      const { pages } = this.#state
+      this.#writer.pagesFull = pages < this.#pagesMax ? undefined : { pages, pagesMax: this.#pagesMax }
     } catch (error) {
       // A defect of ours: the state may be half changed, and must not be confirmed.
       this.fail(error)
@@ -959,6 +993,13 @@ export class Broker {
     for (const output of this.#outputs) output.endTurn(gate)
     this.#tail.flush(this.nowMs)
     this.#release(this.#tail.durableLsn)
+    this.#resume()
+  }
+
+  #resume(): void {
+    if (this.isBehind) return
+    for (const resume of this.#waitingForDisk.splice(0)) resume()
+    if (this.#active.length > 0) this.wake()
   }
 
   #release(durableLsn: number): void {
@@ -1070,6 +1111,17 @@ export class Broker {
 /** Whether a read failed for a reason that is no damage: it may succeed the next time. */
 function hasPassed(error: unknown): boolean {
   return error instanceof SluiceError && error.code === 'READ_FAILED'
+}
+
+function messageDoesNotFit(messageBytesMax: number, segmentBytes: number): string {
+  const mib = (bytes: number): string => `${bytes} bytes (${Number((bytes / 2 ** 20).toFixed(3))} MiB)`
+  const most = Math.min(segmentBytes / 4 - MESSAGE_OVERHEAD_BYTES, LIMITS.messageBytesMax)
+  const least = 4 * Math.min(messageBytesMax, LIMITS.messageBytesMax) + 4 * MESSAGE_OVERHEAD_BYTES
+  return (
+    `max-message-bytes is ${mib(messageBytesMax)} and segment-bytes, as this log has it, ${mib(segmentBytes)}: ` +
+    `a message and its headers may take a quarter of a segment, and no message more than ${mib(LIMITS.messageBytesMax)}. ` +
+    `Set max-message-bytes to ${most} or less, or make a new log with segment-bytes of ${Math.ceil(least / 2 ** 20)} MiB or more.`
+  )
 }
 
 function processingTimeoutMs(subscription: Subscription): number {

@@ -8,7 +8,8 @@ import type { Log } from '../log/log.js'
 import type { Tail } from '../log/tail.js'
 import { encodeChunkPage, encodeQueuePage } from '../queue/index.js'
 import type { Producer } from './producers.js'
-import { PAGE, encodeDirectory, type PageAt, type State } from './state.js'
+import { PAGE, encodeDirectory, type PageAt } from './directory.js'
+import type { State } from './state.js'
 
 /** Most bytes of pages that one turn appends; of small segments, a sixteenth. */
 const SLICE_BYTES = 256 << 10
@@ -48,6 +49,10 @@ export class Checkpoints {
   evacuateBefore = 0
   /** Another checkpoint would free what stands before this, and the log takes too much. 0: it does not. */
   wantedFloor = 0
+  /** Publishes are refused for want of room: each segment counts. */
+  isScarce = false
+  /** What is copied fills the segment in any case: it need not end early. */
+  isFilling = false
 
   constructor(log: Log, tail: Tail, state: State, intervalBytes: number, floor: number) {
     this.#log = log
@@ -69,7 +74,7 @@ export class Checkpoints {
       const isDue =
         this.#tail.appendedBytes - this.#begunAtBytes >= this.#dueBytes &&
         this.#news - this.#begunAtNews >= this.#dueBytes * NEW_SHARE
-      if (!isDue && (!this.#freesEnough(this.wantedFloor) || this.#markFrees)) return false
+      if (!isDue && (!this.#freesEnough(this.wantedFloor) || this.markFrees)) return false
       this.#begunAtBytes = this.#tail.appendedBytes
       this.#begunAtWritten = this.#writtenBytes
       this.#begunAtNews = this.#news
@@ -88,6 +93,11 @@ export class Checkpoints {
   /** Bytes of batches that are no pages, since the broker started. */
   get #news(): number {
     return this.#tail.addedBytes - this.#writtenBytes
+  }
+
+  /** One is being written, or has yet to count. */
+  get isUnderWay(): boolean {
+    return this.#running !== undefined || this.#finished !== undefined
   }
 
   /** Whether one would free enough of what the log takes too much, now or once it may. */
@@ -111,7 +121,7 @@ export class Checkpoints {
     if (marked === undefined) return
     if (this.#segmentOf(this.#tail.position) <= marked.segment) {
       // Who drains a backlog appends so little that the segment would not be full for long.
-      if (!this.#freesEnough(this.wantedFloor) || !this.#markFrees) return
+      if (!this.#freesEnough(this.wantedFloor) || !this.markFrees || this.isFilling) return
       this.#tail.endSegment(nowMs)
     }
     this.floor = Math.max(this.floor, marked.floor)
@@ -119,12 +129,18 @@ export class Checkpoints {
   }
 
   #freesEnough(wantedFloor: number): boolean {
-    return wantedFloor - this.floor >= FREED_SEGMENTS * this.#log.segmentBytes
+    return this.#segmentsUpTo(wantedFloor) >= (this.isScarce ? 1 : FREED_SEGMENTS)
   }
 
   // Whether a segment goes once the directory counts that is marked: otherwise another one is made in its place.
-  get #markFrees(): boolean {
-    return this.#marked !== undefined && this.#marked.floor - this.floor >= this.#log.segmentBytes
+  get markFrees(): boolean {
+    return this.#marked !== undefined && this.#segmentsUpTo(this.#marked.floor) >= 1
+  }
+
+  // Whole segments that go when the floor is there.
+  #segmentsUpTo(floor: number): number {
+    const { segmentBytes } = this.#log
+    return Math.floor(floor / segmentBytes) - Math.floor(this.floor / segmentBytes)
   }
 
   // An entry that ends with its segment has not begun the next one: no header there says anything yet.

@@ -5,7 +5,8 @@
 import { BATCH_HEADER_BYTES, BATCH_TYPE, SluiceError, batchIsIntact, readU32 } from '@sluice/protocol'
 import { entryBatches } from '../log/entry.js'
 import type { Log, LogBounds } from '../log/log.js'
-import { PAGE, State, decodeDirectory, type Directory } from './state.js'
+import { PAGE, decodeDirectory, type Directory } from './directory.js'
+import { State } from './state.js'
 
 export interface Recovered {
   readonly state: State

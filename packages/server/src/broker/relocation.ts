@@ -7,16 +7,26 @@
  * where the log ended when it began; the next one begins only when enough is new since.
  */
 import { BATCH_ATTRIBUTE, BATCH_TYPE, SluiceError, readBatchHeader } from '@sluice/protocol'
-import { DIRECTORY_HEAD_BYTES, PAGE_AT_BYTES, type State } from './state.js'
 import { entryBatches } from '../log/entry.js'
 import type { Log, LogEntry } from '../log/log.js'
 import type { Tail } from '../log/tail.js'
+import type { State } from './state.js'
 
 /** Segments that may be spent on what is not live before anything is copied. */
 const SLACK_SEGMENTS = 4
 /** Copying may add this share to what is appended anyway, and this much a second when nothing is. */
 const SHARE = 0.25
 const IDLE_BYTES_PER_MS = 4096
+/** Bytes of entries that one step reads at most. */
+const STEP_BYTES = 256 << 10
+/**
+ * What must be new before another pass begins: so much of a segment, half of that while room is scarce, and such a share of
+ * what the last pass wrote. Padding of its own entries is less.
+ */
+const NEWS_SEGMENTS = 1
+const NEWS_SHARE = 1 / 32
+/** Segments that copying one forward takes until it is given back: its copy, and the one in which the directory counts. */
+const COPY_SEGMENTS = 2
 
 export class Relocation {
   readonly #log: Log
@@ -32,12 +42,17 @@ export class Relocation {
   /** Where the log ended when this pass began, and what was new until then. */
   #passEnd = 0
   #passNews = -Infinity
+  #passUpkeep = 0
   /** Everything live before this position has been copied or is being copied. */
   before = 0
   /** Everything from here on stays where it is: something in it is retained. */
   retainedFrom = Infinity
   /** What the next checkpoint will free. */
   freedBytes = 0
+  /** Publishes are refused for want of room: whatever is gone is given back, and without delay. */
+  isScarce = false
+  /** The next segment that begins gives another one back. */
+  markFrees = false
 
   constructor(log: Log, tail: Tail, state: State) {
     this.#log = log
@@ -50,15 +65,24 @@ export class Relocation {
     const { bytes } = this.#log.usage()
     const { segments } = this.#state
     const kept = this.retainedFrom === Infinity ? 0 : Math.max(0, this.#tail.position - this.retainedFrom)
-    const { pages } = segments
-    const listed = pages.bytes + DIRECTORY_HEAD_BYTES + pages.count * PAGE_AT_BYTES
-    const needed = segments.liveBytesBefore(this.retainedFrom) + listed
-    return bytes - kept - 2 * needed - SLACK_SEGMENTS * this.#log.segmentBytes
+    const { segmentBytes } = this.#log
+    const needed = segments.liveBytesBefore(this.retainedFrom) + segments.upkeepBytes
+    const excess = bytes - kept - 2 * needed - SLACK_SEGMENTS * segmentBytes
+    if (!this.isScarce) return excess
+    // The more room there is, the more may be gone before all that is live is copied for it.
+    const slack = Math.max(segmentBytes, (this.#log.room() - this.copyBytes) / 2)
+    return Math.max(excess, bytes - kept - needed - slack)
+  }
+
+  /** Room that it takes to copy a segment and give it back, the checkpoint for it included. */
+  get copyBytes(): number {
+    const pages = this.#state.segments.upkeepBytes
+    return COPY_SEGMENTS * this.#log.segmentBytes + pages + this.#tail.pendingBytes
   }
 
   /** Bytes that came to the log and bytes that went, without what is copied and written to give space back. */
   get #news(): number {
-    return this.#tail.addedBytes - this.#tail.upkeepBytes + this.#state.segments.goneBytes
+    return this.#tail.appendedBytes - this.#tail.upkeepBytes + this.#state.segments.goneBytes
   }
 
   /** Whether there is an excess that does not go with the next checkpoint. */
@@ -71,18 +95,20 @@ export class Relocation {
     return this.#entries !== undefined
   }
 
+  /** A segment is half done, or there is one to begin with. */
+  get isCopying(): boolean {
+    return this.isRunning || this.#nextStart !== Infinity
+  }
+
   /** Copies what the allowance permits, if it is wanted or running. */
   step(nowMs: number, wake: () => void): void {
     this.#refill(nowMs)
-    if (this.#reading || this.#allowance <= 0) return
+    if (this.#reading || (this.#allowance <= 0 && !this.isScarce)) return
     if (this.#entries === undefined && !this.#begin()) return
     this.#reading = true
-    void this.#entries!.next().then(
-      (result) => {
+    void this.#read(nowMs).then(
+      () => {
         this.#reading = false
-        if (this.#stopped) return
-        if (result.done === true || result.value.position >= this.#segmentEnd) this.#finish()
-        else this.#copy(result.value, nowMs)
         wake()
       },
       (error: unknown) => {
@@ -96,10 +122,24 @@ export class Relocation {
     )
   }
 
+  // Entries of which nothing is live cost no turn each: there can be thousands of them in a segment.
+  async #read(nowMs: number): Promise<void> {
+    for (let left = STEP_BYTES; left > 0 && (this.#allowance > 0 || this.isScarce);) {
+      const result = await this.#entries!.next()
+      if (this.#stopped) return
+      if (result.done === true || result.value.position >= this.#segmentEnd) {
+        this.#finish()
+        return
+      }
+      this.#copy(result.value, nowMs)
+      left -= result.value.bytes.length
+    }
+  }
+
   /** When the next step can copy, ms since the epoch; Infinity when nothing is to be copied, or an entry is being read. */
   nextStepMs(nowMs: number): number {
-    if (this.#reading || (!this.isRunning && this.#nextStart === Infinity)) return Infinity
-    return nowMs + Math.max(1, Math.ceil(-this.#allowance / IDLE_BYTES_PER_MS))
+    if (this.#reading || !this.isCopying) return Infinity
+    return this.isScarce ? nowMs : nowMs + Math.max(1, Math.ceil(-this.#allowance / IDLE_BYTES_PER_MS))
   }
 
   /** Nothing is copied any more, also not what is being read. */
@@ -115,7 +155,14 @@ export class Relocation {
     const start = this.#state.segments.oldestLive(Math.max(firstPosition, this.before))
     const active = Math.floor(this.#tail.position / this.#log.segmentBytes) * this.#log.segmentBytes
     if (start >= active || start >= this.retainedFrom) return Infinity
-    return start < this.#passEnd || this.#news - this.#passNews >= this.#log.segmentBytes ? start : Infinity
+    // What would not fit would use up what gives space back.
+    const { segmentBytes } = this.#log
+    const comesBack = this.markFrees ? segmentBytes : 0
+    if (this.isScarce && this.#log.room() + comesBack < this.copyBytes) return Infinity
+    if (start < this.#passEnd) return start
+    const fromNews = NEWS_SEGMENTS * segmentBytes * (this.isScarce ? 0.5 : 1)
+    const fromPass = NEWS_SHARE * (this.#tail.upkeepBytes - this.#passUpkeep)
+    return this.#news - this.#passNews >= fromNews + fromPass ? start : Infinity
   }
 
   #begin(): boolean {
@@ -124,6 +171,7 @@ export class Relocation {
     if (start >= this.#passEnd) {
       this.#passEnd = this.#tail.position
       this.#passNews = this.#news
+      this.#passUpkeep = this.#tail.upkeepBytes
     }
     this.#segmentEnd = start + this.#log.segmentBytes
     this.before = this.#segmentEnd

@@ -5,6 +5,7 @@
  * Invariant 6: the live bytes of a segment are those of the batches in it that have a live message, whole and with their
  * headers: what copying the segment would copy.
  */
+import { DIRECTORY_HEAD_BYTES, PAGE_AT_BYTES } from './directory.js'
 import { PageUse, type LogUse, type Queue } from '../queue/index.js'
 
 /** Settled messages of one queue in one segment. */
@@ -12,6 +13,25 @@ interface Retained {
   /** When the last of them was settled. */
   lastMs: number
   bytes: number
+}
+
+/** Segments of one queue that are told apart, in memory and in its page: beyond it two that follow each other are one. */
+const RETAINED_MAX = 256
+
+/** What the newer one of a pair held is kept for as long as both: never too short. */
+function inPairs(segments: ReadonlyMap<number, Retained>): Map<number, Retained> {
+  const pairs = new Map<number, Retained>()
+  let older: Retained | undefined
+  for (const number of [...segments.keys()].sort((a, b) => a - b)) {
+    const { lastMs, bytes } = segments.get(number)!
+    if (older === undefined) pairs.set(number, (older = { lastMs, bytes }))
+    else {
+      older.lastMs = Math.max(older.lastMs, lastMs)
+      older.bytes += bytes
+      older = undefined
+    }
+  }
+  return pairs
 }
 
 interface Use {
@@ -61,6 +81,7 @@ export class Segments implements LogUse {
       retained.lastMs = Math.max(retained.lastMs, timeMs)
       retained.bytes += bytes
     }
+    if (segments.size > RETAINED_MAX) this.#retained.set(queueId, inPairs(segments))
   }
 
   retainedBytes(queueId: number): number {
@@ -154,6 +175,11 @@ export class Segments implements LogUse {
       if (bytes !== liveBytes)
         throw new Error(`segment ${number}: ${liveBytes} bytes are said to be live, counted ${bytes}`)
     }
+  }
+
+  /** What writing all pages anew, and the directory of them, would take. */
+  get upkeepBytes(): number {
+    return this.pages.bytes + DIRECTORY_HEAD_BYTES + this.pages.count * PAGE_AT_BYTES
   }
 
   /** Start of the oldest segment with a live message at or after `position`; Infinity when there is none. */

@@ -1,5 +1,5 @@
 /** What the log takes on disk: it comes back by itself, and at rest nothing is written. */
-import { OUTCOME, queueName } from '@sluice/protocol'
+import { OUTCOME, SluiceError, queueName } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Bench, Q, type Message } from '../testing/bench.js'
 
@@ -37,8 +37,13 @@ describe('at rest nothing is written', () => {
     for (let i = 0; i < 400; i++) await bench.publish(repeated(100, { bodyBytes: 100 }))
     const worker = bench.consume(60_000)
     await bench.settle()
-    for (let offset = 0; offset < 40_000; offset++)
-      worker.settle(offset, offset % 100 === 50 ? OUTCOME.deadLetter : OUTCOME.ack)
+    bench.broker.beginTurn()
+    const items = worker.got.map(({ offset, tag }) => ({
+      firstTag: tag,
+      count: 1,
+      outcome: offset % 100 === 50 ? OUTCOME.deadLetter : OUTCOME.ack,
+    }))
+    bench.broker.settle(worker.subscription, items)
     await bench.settle()
     expect(bench.info()).toMatchObject({ dead: 400, ready: 0 })
     // Each of the batches would be copied whole.
@@ -74,7 +79,7 @@ describe('at rest nothing is written', () => {
 
   it('of state pages that take many segments', async () => {
     const bench = await new Bench(SMALL).open()
-    for (let i = 0; i < 3_000; i++)
+    for (let i = 0; i < 2_000; i++)
       bench.broker.ensure({ name: queueName(`q${i}`), options: {}, update: false })
     await bench.settle()
     bench.ensure()
@@ -112,5 +117,31 @@ describe('space', () => {
     expect(bench.log.usage().segments).toBeLessThanOrEqual(6)
     expect(bench.info().retainedBytes).toBe(0)
     await expectRest(bench)
+  })
+})
+
+describe('what a checkpoint could not list', () => {
+  it('is refused by name, long before', async () => {
+    const bench = await new Bench(SMALL).open()
+    let refusal: unknown
+    let queues = 0
+    for (; refusal === undefined && queues < 20_000; queues++) {
+      const name = queueName(`q${queues}`)
+      try {
+        bench.broker.beginTurn()
+        bench.broker.ensure({ name, options: {}, update: false })
+        await bench.publish([{}], name)
+      } catch (error) {
+        refusal = error
+      }
+    }
+    expect(refusal).toBeInstanceOf(SluiceError)
+    expect(String(refusal)).toMatch(/pages; with segments of 0\.125 MiB it may take 5120/)
+    expect(queues).toBeGreaterThan(1_500)
+    // What is there goes on, and a checkpoint lists all of it.
+    await rest(bench, 120_000)
+    expect(await bench.crash()).toBe(true)
+    expect(bench.broker.status.queues).toBeGreaterThan(1_500)
+    bench.broker.audit()
   })
 })

@@ -7,6 +7,7 @@
  */
 import type { Log } from '../log/log.js'
 import type { Tail } from '../log/tail.js'
+import { SEGMENT_HEADER_BYTES } from '../log/segment.js'
 import { Checkpoints } from './checkpoint.js'
 import { Relocation } from './relocation.js'
 import type { State } from './state.js'
@@ -31,6 +32,8 @@ const PATIENCE_MS = 5_000
 const LOOK_MS = 20
 /** How often it is looked at what queues retain. */
 const LOOK_RETAINED_MS = 1_000
+/** Of a segment: how much more room than copying needs is kept for it. */
+const MARGIN = 1 / 4
 /** Pages that take such a share of a segment are written anew with each checkpoint, to give back what they hold. */
 const CHEAP_PAGES = 1 / 4
 /** How long after a segment could not be given back it is tried again. */
@@ -76,24 +79,31 @@ export class Space {
     if (nowMs >= this.#retainedLookedMs + LOOK_RETAINED_MS) this.#lookAtRetained(nowMs)
     const { firstPosition } = this.#log.usage()
     const { segmentBytes } = this.#log
+    const firstStart = Math.floor(firstPosition / segmentBytes) * segmentBytes
     const live = this.#state.segments.oldestLive(firstPosition)
     const needed = Math.min(live, this.#tail.position - segmentBytes)
     const wanted = Math.min(needed, this.#relocation.retainedFrom)
+    const isScarce = !this.#log.reserve(this.#tail.pendingBytes + this.upkeepBytes, nowMs)
+    this.#relocation.isScarce = isScarce
+    this.#checkpoints.isScarce = isScarce
+    this.#relocation.markFrees = this.#checkpoints.markFrees
     this.#wantFloor(wanted, nowMs)
+    this.#checkpoints.isFilling = isScarce && this.#relocation.isCopying
     // Pages that stand in front of everything live would be all that holds their segments. Where they are many, they are
     // not written anew as long as the log does not take too much: each checkpoint would write all of them.
     const isCheap = this.#state.segments.pages.bytes <= segmentBytes * CHEAP_PAGES
     const evacuates = isCheap || this.#relocation.excessBytes > 0
     this.#checkpoints.evacuateBefore = Math.max(this.#relocation.before, evacuates ? needed : 0)
     let floor = Math.min(this.#checkpoints.floor, live, this.#relocation.retainedFrom)
-    if (this.#truncation === undefined && floor - firstPosition >= segmentBytes && nowMs >= this.#retryMs) {
+    if (this.#truncation === undefined && floor - firstStart >= segmentBytes && nowMs >= this.#retryMs) {
       // What was settled since it was looked at last may be retained.
       this.#lookAtRetained(nowMs)
       floor = Math.min(floor, this.#relocation.retainedFrom)
-      if (floor - firstPosition >= segmentBytes) this.#truncation = { floor, gate: this.#tail.gate }
+      if (floor - firstStart >= segmentBytes) this.#truncation = { floor, gate: this.#tail.gate }
     }
     this.#truncate(wake)
     if (!this.#relocation.isRunning) this.#relocation.step(nowMs, wake)
+    this.#look()
     this.#nextLookMs = this.#nextAfter(nowMs, wanted)
   }
 
@@ -107,7 +117,11 @@ export class Space {
     // What was settled since is not in what was looked at.
     let nextMs = this.#state.segments.retainsMore ? lookAgainMs : Math.max(this.#retainedUntilMs, lookAgainMs)
     nextMs = Math.min(nextMs, this.#relocation.nextStepMs(nowMs))
-    if (this.#relocation.excessBytes > 0 && this.#checkpoints.freesEnoughUpTo(wantedFloor))
+    if (
+      this.#relocation.excessBytes > 0 &&
+      this.#hasNextSegment &&
+      this.#checkpoints.freesEnoughUpTo(wantedFloor)
+    )
       nextMs = Math.min(nextMs, Math.max(this.#patientUntilMs, nowMs + LOOK_MS))
     return nowMs < this.#retryMs ? Math.min(nextMs, this.#retryMs) : nextMs
   }
@@ -115,15 +129,42 @@ export class Space {
   // What nothing but the last checkpoint holds goes with the next one; only what is held otherwise has to be copied.
   #wantFloor(floor: number, nowMs: number): void {
     // The segment that ends early takes the room of another one.
-    const isWanted =
-      this.#relocation.excessBytes > 0 &&
-      this.#log.reserve(this.#tail.pendingBytes + this.#log.segmentBytes, nowMs)
+    const { isScarce, excessBytes } = this.#relocation
+    const isWanted = this.#hasNextSegment && (excessBytes > 0 || (isScarce && this.#checkpoints.markFrees))
     this.#relocation.freedBytes = isWanted ? Math.max(0, floor - this.#checkpoints.floor) : 0
     if (!isWanted || this.#checkpoints.floor > this.#seenFloor) {
       this.#seenFloor = this.#checkpoints.floor
       this.#patientUntilMs = nowMs + PATIENCE_MS
     }
+    if (isScarce) this.#patientUntilMs = nowMs
     this.#checkpoints.wantedFloor = isWanted && nowMs >= this.#patientUntilMs ? floor : 0
+  }
+
+  get #hasNextSegment(): boolean {
+    const { segmentBytes } = this.#log
+    const left = segmentBytes - (this.#tail.position % segmentBytes)
+    return this.#log.room() - left >= this.#tail.pendingBytes + segmentBytes - SEGMENT_HEADER_BYTES
+  }
+
+  /** What a checkpoint writes at most. */
+  get upkeepBytes(): number {
+    return this.#state.segments.upkeepBytes
+  }
+
+  /**
+   * What is left is needed to give space back, and space is being given back: whoever brings more has to wait for that.
+   * Where nothing can be given back, settles may use it up.
+   */
+  isExhausted = false
+
+  #look(): void {
+    const comesBack =
+      this.#truncation !== undefined ||
+      this.#checkpoints.isUnderWay ||
+      (this.#checkpoints.markFrees && this.#hasNextSegment) ||
+      this.#relocation.isCopying
+    const needed = this.#relocation.copyBytes + this.#log.segmentBytes * MARGIN
+    this.isExhausted = this.#relocation.isScarce && comesBack && this.#log.room() < needed
   }
 
   /** Looks at every queue. */

@@ -20,6 +20,12 @@ export interface MemoryUse {
   readonly budgetBytes: number
 }
 
+/** Pages of state that there are, and at most may be. */
+export interface PagesFull {
+  readonly pages: number
+  readonly pagesMax: number
+}
+
 export class Writer {
   /** Time of this turn, ms. */
   nowMs = 0
@@ -28,6 +34,10 @@ export class Writer {
   recordBytes = 0
   /** Set while memory is used up and no more is taken. */
   memoryFull: MemoryUse | undefined
+  /** What writing all state pages anew would take: a checkpoint must always have room. */
+  upkeepBytes = 0
+  /** Set while a checkpoint could not list more pages than there are. */
+  pagesFull: PagesFull | undefined
   readonly #log: Log
   readonly #wake: () => void
   readonly #withFacts: Queue[] = []
@@ -48,11 +58,20 @@ export class Writer {
 
   /** Whether `bytes` more have room, while what must always be written keeps its own. */
   hasRoom(bytes: number): boolean {
-    return this.#log.reserve(this.tail.pendingBytes + bytes, this.nowMs)
+    if (this.pagesFull !== undefined) return false
+    return this.#log.reserve(this.tail.pendingBytes + bytes + this.upkeepBytes, this.nowMs)
   }
 
   /** Whether messages of `bytes` are taken now, whatever their queue says. @throws SluiceError DISK_LOW, MEMORY_FULL */
   checkRoom(bytes: number): void {
+    if (this.pagesFull !== undefined) {
+      const { pages, pagesMax } = this.pagesFull
+      throw new SluiceError(
+        'DISK_LOW',
+        `The state of queues and messages takes ${pages} pages; with segments of ${this.segmentBytes / 2 ** 20} MiB it may take ${pagesMax}. Consumers can go on; a log with larger segments holds more.`,
+        { retryAfterMs: 1_000 },
+      )
+    }
     if (!this.hasRoom(bytes)) {
       throw new SluiceError(
         'DISK_LOW',

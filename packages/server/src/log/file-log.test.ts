@@ -999,6 +999,7 @@ describe('a full disk', () => {
     const notices: string[] = []
     const { log } = await openLog(disk, {
       lowFreeBytes: 50 * SEGMENT,
+      reserveBytes: SEGMENT,
       now: () => nowMs,
       onNotice: ({ kind }) => notices.push(kind),
     })

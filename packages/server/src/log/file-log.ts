@@ -37,7 +37,7 @@ export interface FileLogOptions {
   readonly disk: Disk
   /** Bytes of a segment, for a new log; an old one keeps its own. Default 64 MiB. */
   readonly segmentBytes?: number
-  /** Room that `reserve` leaves for settles, state pages and relocation. Default one segment. */
+  /** Room that `reserve` leaves for settles, state pages and relocation. Default: see `defaultReserveBytes`. */
   readonly reserveBytes?: number
   /** Free bytes of the file system below which `reserve` refuses. Default: see `defaultLowFreeBytes`. */
   readonly lowFreeBytes?: number
@@ -45,7 +45,7 @@ export interface FileLogOptions {
   readonly now: () => number
   /** A random u32: the salt of a new log. */
   readonly random32: () => number
-  /** Waits before another segment is tried. Default: a timer that does not keep the process alive. */
+  /** Waits before another segment is tried. Default: a timer. */
   readonly sleep?: (ms: number) => Promise<void>
   readonly onNotice?: (notice: LogNotice) => void
 }
@@ -89,7 +89,7 @@ export class FileLog implements Log {
     this.#readers = new Readers({
       disk: options.disk,
       notify: this.#notify,
-      sleep: options.sleep ?? sleepReferenced,
+      sleep: options.sleep ?? sleepFor,
     })
     this.#segmentBytes = options.segmentBytes ?? SEGMENT_BYTES_DEFAULT
     if (!segmentBytesFit(this.#segmentBytes)) {
@@ -126,9 +126,9 @@ export class FileLog implements Log {
         {
           ...shared,
           readers: this.#readers,
-          sleep: sleep ?? sleepUnreferenced,
+          sleep: sleep ?? sleepFor,
           segmentBytes,
-          reserveBytes: reserveBytes ?? segmentBytes,
+          reserveBytes,
           lowFreeBytes,
         },
         first,
@@ -237,6 +237,14 @@ export class FileLog implements Log {
 
   reserve(bytes: number, nowMs: number): boolean {
     return this.#supply?.reserve(bytes, this.#headSegment, this.#headAt, nowMs) ?? false
+  }
+
+  room(): number {
+    return this.#supply?.room(this.#headSegment, this.#headAt) ?? 0
+  }
+
+  stuck(): Promise<void> {
+    return this.#mustBeOpen().stuck()
   }
 
   markCheckpoint(position: number): void {
@@ -402,11 +410,7 @@ export class FileLog implements Log {
   }
 }
 
-// A read that somebody waits for: a process that starts must not end meanwhile.
-function sleepReferenced(ms: number): Promise<void> {
+// It keeps the process alive: while an entry waits for a segment, or a start for a read, nothing else may.
+function sleepFor(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms))
-}
-
-function sleepUnreferenced(ms: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, ms).unref())
 }

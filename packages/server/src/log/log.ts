@@ -42,6 +42,10 @@ export interface Log {
   read(position: number): AsyncIterable<LogEntry>
   /** Whether `bytes`, all that is accepted and not yet appended, has room while the reserve for settles, state pages and relocation stays whole. */
   reserve(bytes: number, nowMs: number): boolean
+  /** Bytes that can be written, the reserve included, before there is no segment for more; as far as is known. */
+  room(): number
+  /** Resolves when an entry waits for a segment that cannot be made, for want of space: now, or once one does. */
+  stuck(): Promise<void>
   /**
    * Writes one whole entry at the position that `placeEntry` gives (see segment.ts) and resolves when it is durable. One at a time.
    * @throws SluiceError LOG_FAILED: the process must stop, nothing may be confirmed any more, nothing is retried

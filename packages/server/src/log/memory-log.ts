@@ -116,6 +116,17 @@ export class MemoryLog implements Log {
     return bytes + (reserveBytes ?? 0) <= room
   }
 
+  room(): number {
+    const { segmentsMax = Infinity } = this.#options
+    const segments = segmentsMax - (this.#kept.lastSegment - this.#kept.firstSegment + 1)
+    return this.#left() + Math.max(0, segments) * (this.segmentBytes - SEGMENT_HEADER_BYTES)
+  }
+
+  /** Never: `segmentsMax` is kept by `reserve` alone. */
+  stuck(): Promise<void> {
+    return new Promise(() => {})
+  }
+
   async append(position: number, lsn: number, entry: Uint8Array): Promise<void> {
     if (this.#failure !== undefined) throw this.#failure
     if (this.#closed) throw new Error('the log is closed')

@@ -21,7 +21,8 @@ export interface SupplyOptions {
   readonly now: () => number
   readonly sleep: (ms: number) => Promise<void>
   readonly segmentBytes: number
-  readonly reserveBytes: number
+  /** Default: see `defaultReserveBytes`. */
+  readonly reserveBytes: number | undefined
   /** Default: see `defaultLowFreeBytes`. */
   readonly lowFreeBytes: number | undefined
 }
@@ -29,6 +30,14 @@ export interface SupplyOptions {
 /** First of 5 % of the file system and 1 GiB, whichever is more; but never over a tenth of it, nor over 16 GiB. */
 export function defaultLowFreeBytes(totalBytes: number): number {
   return Math.min(Math.max(totalBytes / 20, 2 ** 30), totalBytes / 10, 16 * 2 ** 30)
+}
+
+/**
+ * Four segments, but no more than an eighth of the file system and no less than one segment. To copy a segment forward and
+ * to give it back takes two, and a third so that the checkpoint counts; the fourth is for settles meanwhile.
+ */
+export function defaultReserveBytes(segmentBytes: number, totalBytes: number): number {
+  return Math.max(segmentBytes, Math.min(4 * segmentBytes, totalBytes / 8))
 }
 
 /** Below the low mark publishes are refused; they are taken again above this many times it. */
@@ -59,9 +68,12 @@ export class Supply {
   /** Renames and removals go one by one, each made durable before the next. */
   #directory: Promise<void> = Promise.resolve()
   #waiting: (() => void)[] = []
+  #isStuck = false
+  #onStuck: (() => void)[] = []
 
   #freeBytes = 0
   #lowFreeBytes = 0
+  #reserveBytes: number
   #low = false
   #spaceAtMs = 0
   #spaceRefresh: Promise<void> | undefined
@@ -72,6 +84,7 @@ export class Supply {
     this.#disk = options.disk
     this.#fuse = options.fuse
     this.#segmentBytes = options.segmentBytes
+    this.#reserveBytes = options.reserveBytes ?? options.segmentBytes
     this.#first = first
     this.#newest = active + spares.length
     this.#spares = [...spares]
@@ -99,15 +112,24 @@ export class Supply {
       if (this.#fuse.failure !== undefined) throw this.#fuse.failure
       if (this.#fuse.closed) throw new Error('the log was closed while an entry waited for a segment')
       if (this.#spares.length > 0) continue
+      this.#isStuck = true
+      for (const tell of this.#onStuck.splice(0)) tell()
       let wake: () => void
       const woken = new Promise<void>((resolve) => (wake = resolve))
       this.#waiting.push(wake!)
       await Promise.race([woken, this.#options.sleep(PREPARE_RETRY_MS)])
     }
+    this.#isStuck = false
     if (this.#fuse.failure !== undefined) throw this.#fuse.failure
     this.#spares.shift()
     this.#prepareAhead()
     return spare
+  }
+
+  /** Resolves when an entry waits for a segment that could not be prepared. */
+  stuck(): Promise<void> {
+    if (this.#isStuck) return Promise.resolve()
+    return new Promise((resolve) => this.#onStuck.push(resolve))
   }
 
   /** Lets whoever waits for a segment look again. */
@@ -242,7 +264,14 @@ export class Supply {
     // One less where the entry under way still waits for its segment: that is being prepared, or cannot be.
     const segments = this.#newest - number + creatable
     const room = (bytes <= left ? left : 0) + segments * (this.#segmentBytes - SEGMENT_HEADER_BYTES)
-    return bytes + this.#options.reserveBytes <= room
+    return bytes + this.#reserveBytes <= room
+  }
+
+  /** Bytes that can be written behind `at` in segment `number` and in all that follow, down to the last free byte. */
+  room(number: number, at: number): number {
+    const creatable = this.#prepareFailed ? 0 : Math.floor(this.#freeBytes / this.#segmentBytes)
+    const segments = this.#newest - number + creatable
+    return this.#segmentBytes - at + segments * (this.#segmentBytes - SEGMENT_HEADER_BYTES)
   }
 
   async #refreshSpace(): Promise<void> {
@@ -256,6 +285,8 @@ export class Supply {
     }
     this.#freeBytes = space.freeBytes
     this.#lowFreeBytes = this.#options.lowFreeBytes ?? defaultLowFreeBytes(space.totalBytes)
+    this.#reserveBytes =
+      this.#options.reserveBytes ?? defaultReserveBytes(this.#segmentBytes, space.totalBytes)
     const low = this.#freeBytes < this.#lowFreeBytes * (this.#low ? LOW_CLEARS_AT : 1)
     if (low === this.#low) return
     this.#low = low
