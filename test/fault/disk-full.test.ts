@@ -164,3 +164,75 @@ test.skipIf(missing !== undefined)(
   },
   90_000,
 )
+
+test.skipIf(missing !== undefined)(
+  `a full disk is drained one by one, stops in order, and starts or says why not${because}`,
+  async () => {
+    const scratch = await scratchDirectory('small')
+    const size = 12 << 20
+    expect(spawnSync('mount', ['-t', 'tmpfs', '-o', `size=${size}`, 'tmpfs', scratch.path]).status).toBe(0)
+    const ballast = join(scratch.path, 'ballast')
+    const options = {
+      port: 0,
+      dataDir: join(scratch.path, 'data'),
+      segmentBytes: SEGMENT_BYTES,
+      messageBytesMax: 64 << 10,
+    }
+    const first = new BrokerProcess(options)
+    const others: BrokerProcess[] = []
+    try {
+      const client = await connect(`sluice://127.0.0.1:${(await first.ready()).port}`, { timeout: 5_000 })
+      await client.queues.ensure('q')
+      const fill = async (): Promise<void> => {
+        for (;;)
+          await client.publishBatch(
+            'q',
+            Array.from({ length: 200 }, () => ({ body: 'x'.repeat(80) })),
+          )
+      }
+      await expect(fill()).rejects.toMatchObject({ code: 'DISK_LOW' })
+      // Each takes an entry of its own: together they are more than the whole disk.
+      const settles = size / 512 + 4_000
+      for (let done = 0; done < settles; done++) {
+        const [message] = await client.pull('q', { wait: 5_000 })
+        await message!.ack()
+      }
+      const { ready } = await client.queues.get('q')
+
+      // Something else takes the last byte, and what is left of the segment is used up.
+      const stuff = (): Promise<void> =>
+        expect(appendFile(ballast, new Uint8Array(size))).rejects.toThrow('ENOSPC')
+      let more = 0
+      const drain = async (): Promise<void> => {
+        for (; ; more++) {
+          if (more % 500 === 0) await stuff()
+          const [message] = await client.pull('q', { wait: 5_000 })
+          await message!.ack()
+        }
+      }
+      await expect(drain()).rejects.toBeInstanceOf(SluiceError)
+      first.signal('SIGTERM')
+      expect(await first.exited).toEqual({ code: 0, signal: null })
+
+      const second = new BrokerProcess(options)
+      others.push(second)
+      await expect(second.ready()).rejects.toThrow(/The disk is full/)
+      expect((await second.exited).code).not.toBe(0)
+
+      await rm(ballast)
+      const third = new BrokerProcess(options)
+      others.push(third)
+      const again = await connect(`sluice://127.0.0.1:${(await third.ready()).port}`)
+      // The last settle was not confirmed: it has either outcome.
+      expect(ready - more - (await again.queues.get('q')).ready).toBeOneOf([0, 1])
+      await again.close()
+      await client.close({ timeout: 100 }).catch(() => {})
+    } finally {
+      await first.dispose()
+      for (const broker of others) await broker.dispose()
+      spawnSync('umount', [scratch.path])
+      await scratch.dispose()
+    }
+  },
+  120_000,
+)

@@ -170,6 +170,7 @@ export class Checkpoints {
         this.#write(chunk, PAGE.chunk, queue.id, encodeChunkPage(chunk, queue.keys), nowMs)
         if (sliceIsFull()) yield
       }
+      if (!isThere()) continue
       for (const page of queue.ids.pagesToWrite(this.evacuateBefore)) {
         if (!isThere()) break
         const bytes = queue.ids.encodePage(page)

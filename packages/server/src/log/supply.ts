@@ -33,11 +33,11 @@ export function defaultLowFreeBytes(totalBytes: number): number {
 }
 
 /**
- * Four segments, but no more than an eighth of the file system and no less than one segment. To copy a segment forward and
+ * Four segments, but no more than a third of the file system and no less than one segment. To copy a segment forward and
  * to give it back takes two, and a third so that the checkpoint counts; the fourth is for settles meanwhile.
  */
 export function defaultReserveBytes(segmentBytes: number, totalBytes: number): number {
-  return Math.max(segmentBytes, Math.min(4 * segmentBytes, totalBytes / 8))
+  return Math.max(segmentBytes, Math.min(4 * segmentBytes, totalBytes / 3))
 }
 
 /** Below the low mark publishes are refused; they are taken again above this many times it. */

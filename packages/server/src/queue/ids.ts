@@ -50,7 +50,7 @@ export class IdWindow extends HashIndex {
   /** From the page of `#first` on. */
   #held: IdPage[] = []
   #heldFrom = 0
-  readonly #use: PageUse
+  #use: PageUse
   /** Where the newest state page of entries `[page × PAGE_IDS, …)` stands, and what it takes. */
   readonly #pages = new Map<number, { readonly position: number; readonly bytes: number }>()
   /** Entries from here on are in no page. */
@@ -147,12 +147,19 @@ export class IdWindow extends HashIndex {
   }
 
   #forgot(): void {
-    if (this.#first === this.#next) this.drop()
+    if (this.#first === this.#next) this.#dropPages()
     if (this.#cleanUntil < this.#first) this.#cleanUntil = this.#first
   }
 
-  /** None of its pages is needed any more. */
+  /** Its queue is gone, and its pages with it. */
   drop(): void {
+    for (let page = 0; page < this.#held.length; page++)
+      this.#use.gone(this.#pages.get(this.#heldFrom + page)?.bytes ?? 0)
+    // What is still done with it counts nowhere.
+    this.#use = new PageUse()
+  }
+
+  #dropPages(): void {
     for (let page = 0; page < this.#held.length; page++) this.#dropPage(this.#heldFrom + page)
     this.#held = []
   }
