@@ -391,8 +391,8 @@ describe('filters', () => {
     ['nil for a reason', { reason: null }, '`reason` is null;'],
     [
       'too many attempts',
-      { minAttempts: 256 },
-      '`minAttempts` is 256; it must be a whole number from 0 to 255.',
+      { minAttempts: 65_536 },
+      '`minAttempts` is 65536; it must be a whole number from 0 to 65535.',
     ],
     ['an age above 100 years', { olderThanMs: LIMITS.delayMsMax + 1 }, '`olderThanMs` is 3155760000001;'],
     ['a negative age', { youngerThanMs: -1 }, '`youngerThanMs` is -1;'],

@@ -60,11 +60,14 @@ describe('queueOptions', () => {
     for (const [name, option] of Object.entries(QUEUE_OPTIONS)) {
       if (option.kind !== 'number') continue
       const { min, max } = option
+      const word = 'word' in option ? `, or "${option.word}"` : ''
+      if ('word' in option)
+        expect(queueOptions({ [name]: option.word })).toStrictEqual({ [name]: option.word })
       for (const value of [min, max]) expect(queueOptions({ [name]: value })).toStrictEqual({ [name]: value })
       for (const value of [min - 1, max + 1]) {
         const refused = refusal(
           'INVALID_OPTION',
-          `The queue option \`${name}\` is ${value}; it must be a whole number from ${min} to ${max}.`,
+          `The queue option \`${name}\` is ${value}; it must be a whole number from ${min} to ${max}${word}.`,
         )
         expect(() => queueOptions({ [name]: value })).toThrow(refused)
       }

@@ -511,13 +511,13 @@ export class Broker {
     if (item.outcome === OUTCOME.release) queue.release(lease.offset, lease.sinceMs, this.nowMs)
     else if (item.outcome === OUTCOME.deadLetter) {
       const death = item.invalid === true ? DEATH.invalid : DEATH.rejected
-      queue.deadLetter(lease.offset, death, this.nowMs, reason)
-    } else this.#retry(queue, lease.offset, reason, item.delayMs)
+      queue.deadLetter(lease.offset, death, this.nowMs, reason, lease.bytes)
+    } else this.#retry(queue, lease, reason, item.delayMs)
   }
 
-  #retry(queue: Queue, offset: number, reason: string, delayMs?: number): void {
+  #retry(queue: Queue, { offset, bytes }: Lease, reason: string, delayMs?: number): void {
     const waitMs = delayMs ?? queue.backoffMs(queue.attemptsOf(offset) + 1, this.#options.random())
-    queue.retry(offset, this.nowMs + waitMs, this.nowMs, reason)
+    queue.retry(offset, this.nowMs + waitMs, this.nowMs, reason, bytes)
   }
 
   /**
@@ -569,7 +569,7 @@ export class Broker {
         const lost: LostRange[] = []
         for (const tag of subscription.overdue(this.nowMs).sort((a, b) => a - b)) {
           if (!subscription.take(tag, this.#lease)) continue
-          this.#retry(queue, this.#lease.offset, 'the processing timeout passed')
+          this.#retry(queue, this.#lease, 'the processing timeout passed')
           addLost(lost, tag, this.#lease.offset)
         }
         if (lost.length > 0) subscription.consumer.lost(subscription, LOSS.processingTimeout, lost)
@@ -597,7 +597,7 @@ export class Broker {
     const queue = subscription.queue
     subscription.takeAll(this.#lease, ({ offset, started, alone, sinceMs }) => {
       if ((blame === 'started' && started) || (blame === 'alone' && alone)) {
-        this.#retry(queue, offset, 'the connection of its consumer was lost')
+        this.#retry(queue, this.#lease, 'the connection of its consumer was lost')
         return
       }
       if (blame === 'suspects' && started) queue.suspect(offset)

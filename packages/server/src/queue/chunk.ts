@@ -385,7 +385,8 @@ export class Chunk {
   remove(from: number, to: number, bytes?: number): number {
     const removed = this.marks.add(MARK.gone, from, to)
     if (removed === 0) return 0
-    this.bytes -= this.live === removed ? this.bytes : (bytes ?? (this.bytes * removed) / this.live)
+    const known = bytes ?? (this.bytes * removed) / this.live
+    this.bytes -= this.live === removed ? this.bytes : Math.min(known, this.bytes)
     this.live -= removed
     this.dirty = true
     return removed

@@ -422,13 +422,16 @@ export class Queue implements Arriving {
   }
 
   /** Messages `[offset, offset + count)` are gone; those that were gone before are passed over. Returns how many. */
-  remove(offset: number, count: number, timeMs: number): number {
+  remove(offset: number, count: number, timeMs: number, bytes?: number): number {
     let removed = 0
     const end = Math.min(offset + count, this.next)
     for (let from = offset; from < end;) {
       const chunk = this.#chunkToApply(from)
       const to = Math.min(end, chunkEndAfter(from))
-      if (chunk !== undefined) removed += this.#removeIn(chunk, from - chunk.base, to - chunk.base, timeMs)
+      if (chunk !== undefined) {
+        const share = bytes === undefined ? undefined : (bytes * (to - from)) / count
+        removed += this.#removeIn(chunk, from - chunk.base, to - chunk.base, timeMs, share)
+      }
       from = to
     }
     return removed
@@ -441,7 +444,8 @@ export class Queue implements Arriving {
     chunk.dirty = true
   }
 
-  deadFact(offset: number, dead: Omit<Dead, 'bytes'>): void {
+  /** `size` is what its record takes, where that is known. */
+  deadFact(offset: number, dead: Omit<Dead, 'bytes'>, size?: number): void {
     const chunk = this.#liveChunkToApply(offset)
     if (chunk === undefined) return
     const index = offset - chunk.base
@@ -449,7 +453,7 @@ export class Queue implements Arriving {
     chunk.dead ??= new DeadMessages()
     // As exact as it is kept, so that what is added here is what is taken away later.
     const known = chunk.dead.get(index)
-    const bytes = known?.bytes ?? Math.round(chunk.bytesAt(index))
+    const bytes = known?.bytes ?? size ?? Math.round(chunk.bytesAt(index))
     if (known === undefined) {
       this.deadCount++
       this.deadBytes += bytes
@@ -697,23 +701,23 @@ export class Queue implements Arriving {
     if (this.retains) this.facts.hand(run.offset, count, client)
   }
 
-  /** Leased messages are done. */
-  ack(offset: number, count: number, nowMs: number): void {
+  /** Leased messages are done. `bytes` is what their records take, as those know that delivered them. */
+  ack(offset: number, count: number, nowMs: number, bytes?: number): void {
     this.leased -= count
     this.#line.finish(offset, count, nowMs)
     this.facts.gone('ack', offset, count)
-    this.remove(offset, count, nowMs)
+    this.remove(offset, count, nowMs, bytes)
   }
 
   /**
    * A leased message was tried in vain and comes back at `dueMs`. If that was its last try it is dead; if its time to
    * live is over it is gone.
    */
-  retry(offset: number, dueMs: number, nowMs: number, reason: string): void {
+  retry(offset: number, dueMs: number, nowMs: number, reason: string, bytes?: number): void {
     const { maxDeliveries } = this.#options
     const attempts = this.#nextAttempt(offset)
     if (maxDeliveries !== 'unlimited' && attempts >= maxDeliveries) {
-      this.deadLetter(offset, DEATH.maxDeliveries, nowMs, reason)
+      this.deadLetter(offset, DEATH.maxDeliveries, nowMs, reason, bytes)
       return
     }
     if (this.#isExpired(offset, nowMs)) {
@@ -762,10 +766,10 @@ export class Queue implements Arriving {
   }
 
   /** A leased message is given up; this try counts. */
-  deadLetter(offset: number, death: Death, nowMs: number, reason: string): void {
+  deadLetter(offset: number, death: Death, nowMs: number, reason: string, bytes?: number): void {
     this.leased--
     this.#line.finish(offset, 1, nowMs)
-    this.#die(offset, this.#nextAttempt(offset), death, nowMs, reason)
+    this.#die(offset, this.#nextAttempt(offset), death, nowMs, reason, bytes)
   }
 
   // Where tries are unlimited the count ends before they do.
@@ -773,11 +777,11 @@ export class Queue implements Arriving {
     return Math.min(this.attemptsOf(offset) + 1, LIMITS.maxDeliveriesMax)
   }
 
-  #die(offset: number, attempts: number, death: Death, nowMs: number, reason: string): void {
+  #die(offset: number, attempts: number, death: Death, nowMs: number, reason: string, bytes?: number): void {
     const isMoving = this.#options.deadLetter !== ''
     this.#line.absolve(offset)
     this.facts.dead(offset, attempts, death, isMoving, nowMs, reason)
-    this.deadFact(offset, { attempts, death, timeMs: nowMs, reason, isMoving })
+    this.deadFact(offset, { attempts, death, timeMs: nowMs, reason, isMoving }, bytes)
     if (isMoving) this.moving.push(offset)
   }
 
@@ -1228,7 +1232,8 @@ export class Queue implements Arriving {
   }
 
   // Batch by batch, because each stands in a segment of its own that loses live messages.
-  #removeIn(chunk: Chunk, from: number, to: number, timeMs: number): number {
+  // `size` is what the messages take, where that is known.
+  #removeIn(chunk: Chunk, from: number, to: number, timeMs: number, size?: number): number {
     let removed = 0
     const end = Math.min(to, chunk.count)
     const hasMore = chunk.holdsMessages
@@ -1236,7 +1241,9 @@ export class Queue implements Arriving {
       const batch = chunk.batches.find(index)
       const batchEnd = Math.min(chunk.batchEnd(batch), end)
       const place = chunk.batches.place(batch)
-      const bytes = hasMore ? this.#forget(chunk, index, batchEnd) : undefined
+      const isSized = chunk.hasSizes
+      const counted = hasMore ? this.#forget(chunk, index, batchEnd) : undefined
+      const bytes = isSized || size === undefined ? counted : (size * (batchEnd - index)) / (end - from)
       const bytesBefore = chunk.bytes
       const count = chunk.remove(index, batchEnd, bytes)
       if (count > 0) {

@@ -288,19 +288,22 @@ export class Subscription {
     const lease = SCRATCH
     let runOffset = -1
     let runCount = 0
+    let runBytes = 0
     for (let i = 0; i < count; i++) {
       const tag = (firstTag + i) >>> 0
       if (!this.take(tag, lease)) {
         stale?.(tag)
       } else if (lease.offset === runOffset + runCount) {
         runCount++
+        runBytes += lease.bytes
       } else {
-        if (runCount > 0) this.queue.ack(runOffset, runCount, nowMs)
+        if (runCount > 0) this.queue.ack(runOffset, runCount, nowMs, runBytes)
         runOffset = lease.offset
         runCount = 1
+        runBytes = lease.bytes
       }
     }
-    if (runCount > 0) this.queue.ack(runOffset, runCount, nowMs)
+    if (runCount > 0) this.queue.ack(runOffset, runCount, nowMs, runBytes)
   }
 
   /** Ends every lease, in the order of tags, and hands each to `ended`. */
