@@ -191,7 +191,7 @@ class History {
     const chance = this.#chance
     const retryInitialMs = chance.pick([0, 100, 1_000, 5_000])
     const options: { -readonly [Name in keyof QueueOptions]?: QueueOptions[Name] } = {
-      maxDeliveries: chance.pick([1, 2, 3, 5, 10, 'unlimited'] as const),
+      maxDeliveries: chance.pick([1, 2, 3, 5, 10]),
       retryInitialMs,
       retryMaxMs: retryInitialMs + chance.pick([0, 1_000, 300_000]),
       processingTimeoutMs: chance.pick([100, 1_000, 60_000, 1_800_000]),
