@@ -101,7 +101,7 @@ describe('publishing', () => {
       ['DEAD_LETTER_CYCLE', { deadLetter: 'options' }],
       ['QUEUE_NOT_FOUND', { deadLetter: 'nowhere' }],
       ['INVALID_OPTION', { keyConcurrency: 0 }],
-      ['INVALID_OPTION', { maxDeliveries: 256 }],
+      ['INVALID_OPTION', { maxDeliveries: 65_536 }],
     ]
     for (const [code, option] of conflicts)
       expect((await refused(sluice.queues.ensure('options', option))).code).toBe(code)

@@ -74,7 +74,7 @@ const MUST_HAPPEN: Readonly<Record<string, number>> = {
   dropped: 1000,
   overflowed: 500,
   moved: 150,
-  carried: 10,
+  carried: 3,
   redriven: 40,
   discarded: 15,
   cancelled: 25,
