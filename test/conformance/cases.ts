@@ -11,6 +11,7 @@ import {
   encodeAtomic,
   encodeAtomicOk,
   encodeAuth,
+  encodeClaims,
   encodeControl,
   encodeCredit,
   encodeDrained,
@@ -25,6 +26,7 @@ import {
   encodePublishErr,
   encodeRanges,
   encodeSettle,
+  encodeSubscribed,
   encodeSubscriptionId,
   publishOkItemBytes,
   recordBytes,
@@ -43,6 +45,7 @@ import {
   type Delivery,
   type Extend,
   type Fault,
+  type Granted,
   type Hello,
   type HelloOk,
   type HistoryEvent,
@@ -234,6 +237,11 @@ function subscription(opcode: number, correlation: number): Case {
   }
 }
 
+function subscribed(correlation: number, granted: readonly Granted[]): Case {
+  const value = { subscriptionId: SUBSCRIPTION, queueNumber: 9, granted }
+  return { bytes: frame(OP.SUBSCRIBE_OK, 1, correlation, encodeSubscribed(value)), value }
+}
+
 function control(
   opcode: number,
   channel: number,
@@ -336,6 +344,17 @@ const history: readonly HistoryEvent[] = [
   { event: 'published', atMs: NEW_YEAR_MS, text: 'checkout' },
   { event: 'retried', atMs: NEW_YEAR_MS + 5, attempts: 1, dueMs: NEW_YEAR_MS + 1_005, text: 'busy' },
   { event: 'acked', atMs: NEW_YEAR_MS + 1_010 },
+]
+
+const twoClaims = [
+  {
+    ...{ offset: TWO_32 + 1, queueNumber: 9, boot: 3, subscriptionId: SUBSCRIPTION },
+    ...{ tag: 0xffff_fffe, attempt: 1, bytes: 300 },
+  },
+  {
+    ...{ offset: 5, queueNumber: 9, boot: 3, subscriptionId: SUBSCRIPTION },
+    ...{ tag: 7, attempt: 2, bytes: 12 },
+  },
 ]
 
 const lostLeases = {
@@ -566,23 +585,41 @@ export const CASES: Readonly<Record<string, Case>> = {
     1,
     2,
     { queue: 'orders', messages: 10, bytes: 1_048_576 },
-    { queue: 'orders', messages: 10, bytes: 1_048_576, limit: undefined, processingTimeoutMs: undefined },
+    {
+      queue: 'orders',
+      messages: 10,
+      bytes: 1_048_576,
+      limit: undefined,
+      processingTimeoutMs: undefined,
+      claims: [],
+    },
   ),
   'SUBSCRIBE with a limit': control(
     OP.SUBSCRIBE,
     65_535,
     6,
     { queue: 'q', messages: 1, bytes: 0, limit: 1 },
-    { queue: 'q', messages: 1, bytes: 0, limit: 1, processingTimeoutMs: undefined },
+    { queue: 'q', messages: 1, bytes: 0, limit: 1, processingTimeoutMs: undefined, claims: [] },
   ),
   'SUBSCRIBE with a time for handling': control(
     OP.SUBSCRIBE,
     1,
     13,
     { queue: 'q', messages: 1, bytes: 0, processingTimeoutMs: 60_000 },
-    { queue: 'q', messages: 1, bytes: 0, limit: undefined, processingTimeoutMs: 60_000 },
+    { queue: 'q', messages: 1, bytes: 0, limit: undefined, processingTimeoutMs: 60_000, claims: [] },
   ),
-  SUBSCRIBE_OK: subscription(OP.SUBSCRIBE_OK, 2),
+  'SUBSCRIBE with claims': control(
+    OP.SUBSCRIBE,
+    1,
+    2,
+    { queue: 'q', messages: 2, bytes: 0, claims: encodeClaims(twoClaims) },
+    {
+      ...{ queue: 'q', messages: 2, bytes: 0, limit: undefined, processingTimeoutMs: undefined },
+      claims: twoClaims,
+    },
+  ),
+  SUBSCRIBE_OK: subscribed(2, []),
+  'SUBSCRIBE_OK with a grant': subscribed(2, [{ index: 1, tag: 0xffff_ffff, attempt: 3 }]),
   CREDIT: credit({
     subscriptionId: SUBSCRIPTION,
     messages: 20,

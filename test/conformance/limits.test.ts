@@ -27,6 +27,7 @@ import {
   encodeAuth,
   encodeControl,
   encodeCredit,
+  encodeClaims,
   encodeExtend,
   encodeRanges,
   encodeSettle,
@@ -165,6 +166,15 @@ const PROBES: readonly Probe[] = [
     isLeast: true,
     take: (durationMs) =>
       void decode(encodeExtend({ subscriptionId: 1, firstTag: 1, count: 1, durationMs }), decodeExtend),
+  },
+  {
+    limit: 'claimsMax',
+    code: 'INVALID_ARGUMENT',
+    take: (count) => {
+      const claim = { offset: 1, queueNumber: 1, boot: 1, subscriptionId: 1, tag: 1, attempt: 1, bytes: 8 }
+      const claims = encodeClaims(Array.from({ length: count }, () => claim))
+      subscribeRequest({ queue: 'q', messages: 1, bytes: 1, claims })
+    },
   },
   {
     limit: 'atomicAcksMax',

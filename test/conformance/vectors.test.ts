@@ -96,6 +96,7 @@ describe('cut off at every byte', () => {
     expect(shorter).toStrictEqual([
       'PUBLISH_OK',
       ...Array<string>(3).fill('PUBLISH_OK of three'),
+      'SUBSCRIBE_OK with a grant',
       'STARTED',
       ...Array<string>(2).fill('STARTED, two ranges'),
       'STARTING',

@@ -18,7 +18,7 @@ import {
   decodeFault,
   decodePublishErr,
   decodePublishOk,
-  decodeSubscriptionId,
+  decodeSubscribed,
   encodeAtomic,
   encodeAuth,
   encodeControl,
@@ -909,7 +909,7 @@ describe('after the handshake', () => {
     expect(await peer.answers()).toBe(true)
     peer.send(control(OP.SUBSCRIBE, { queue: QUEUE, messages: 0, bytes: 0 }, 7))
     const accepted = await peer.frame(OP.SUBSCRIBE_OK)
-    const subscription = decodeSubscriptionId('SUBSCRIBE_OK', accepted.payload, 0, accepted.payload.length)
+    const subscription = decodeSubscribed(accepted.payload, 0, accepted.payload.length).subscriptionId
     peer.send(control(OP.SUBSCRIBE, { queue: QUEUE, messages: 0, bytes: 0 }, 7))
     await expectFault(peer, { code: 'CHANNEL_IN_USE', names: [7] })
     peer.send(frame(OP.SETTLE, 7, 2, settlement(subscription, 0, 65_535)))

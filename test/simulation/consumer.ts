@@ -12,13 +12,15 @@ import {
   decodeLeasesLost,
   decodePublishErr,
   decodeRanges,
-  decodeSubscriptionId,
+  decodeSubscribed,
+  encodeClaims,
   encodeControl,
   encodeCredit,
   encodeExtend,
   encodeRanges,
   encodeSettle,
   encodeSubscriptionId,
+  type Claim,
   type HelloOk,
   type Outcome,
   type SettleItem,
@@ -40,9 +42,12 @@ const ACTIONS: Readonly<Record<Outcome, SettleEvent['action']>> = {
 }
 const HEALING_CREDIT = 64
 const STEPS_MAX = 8
+const CLAIMS_KEPT = 60
 
 interface Held {
   readonly message: string
+  /** What would be claimed of it. */
+  readonly claim: Claim
 }
 
 interface Pending {
@@ -63,6 +68,8 @@ interface Reader {
   readonly queue: string
   /** -1 until the broker has said it. */
   id: number
+  queueNumber: number
+  readonly claims: readonly (Claim & Held)[]
   readonly held: Map<number, Held>
   /** Tags that it said it begins with. */
   readonly begun: Set<number>
@@ -77,6 +84,9 @@ export class Consumer extends Client {
   readonly #readers = new Map<number, Reader>()
   readonly #settles = new Map<number, { readonly reader: Reader; readonly pending: Pending[] }>()
   #channel = 0
+  #boot = 0
+  /** What it held of connections that were lost, by queue. */
+  readonly #claims = new Map<string, (Claim & Held)[]>()
   readonly #readersMax: number
   readonly #steps: Steps<StepAck>
   /** How often it does something as an atomic step, and how often it says what it begins with. */
@@ -126,7 +136,8 @@ export class Consumer extends Client {
     return LIMITS.inFlightBatchesDefault
   }
 
-  protected opened(_ok: HelloOk): void {
+  protected opened({ boot }: HelloOk): void {
+    this.#boot = boot
     for (const step of this.#steps.unanswered()) {
       this.around.count('step resent')
       this.#sendStep(step)
@@ -137,6 +148,14 @@ export class Consumer extends Client {
     for (const { reader, pending } of this.#settles.values())
       for (const one of pending) this.#note(reader, one, 'unknown')
     this.#settles.clear()
+    for (const { id, queue, held } of this.#readers.values()) {
+      if (id === -1) continue
+      const claims = [
+        ...(this.#claims.get(queue) ?? []),
+        ...[...held.values()].map((one) => ({ ...one, ...one.claim })),
+      ]
+      this.#claims.set(queue, claims.slice(-CLAIMS_KEPT))
+    }
     this.#readers.clear()
   }
 
@@ -148,8 +167,9 @@ export class Consumer extends Client {
     }
     const readers = [...this.#readers.values()].filter(({ id, isLeaving }) => id !== -1 && !isLeaving)
     if (this.#readers.size < this.#readersMax && chance.hit(readers.length === 0 ? 0.5 : 0.05)) {
+      const [claimed] = this.#claims.keys()
       this.#subscribe(
-        chance.pick(this.around.queueNames),
+        claimed !== undefined && chance.hit(0.7) ? claimed : chance.pick(this.around.queueNames),
         chance.int(0, 20),
         chance.skewed(20_000),
         chance.hit(0.1) ? chance.int(0, 30) : undefined,
@@ -195,10 +215,16 @@ export class Consumer extends Client {
 
   #subscribe(queue: string, messages: number, bytes: number, limit: number | undefined): void {
     const channel = ++this.#channel
+    const { chance, isHealing } = this.around
+    // Now and then the same ones again, which others may have by now.
+    const claims = isHealing || chance.hit(0.2) ? [] : (this.#claims.get(queue) ?? [])
+    if (chance.hit(0.7)) this.#claims.delete(queue)
     this.#readers.set(channel, {
       channel,
       queue,
       id: -1,
+      queueNumber: 0,
+      claims,
       held: new Map(),
       begun: new Set(),
       settled: [],
@@ -206,14 +232,16 @@ export class Consumer extends Client {
       isDrained: false,
       isLeaving: false,
     })
-    const { chance, isHealing } = this.around
     const isShort = !isHealing && !this.around.characterOf(queue).isPlain && chance.hit(0.2)
     const processingTimeoutMs = isShort ? chance.int(100, 1_500) : undefined
     this.send(
       OP.SUBSCRIBE,
       channel,
       this.nextCorrelation(),
-      encodeControl({ queue, messages, bytes, limit, processingTimeoutMs }),
+      encodeControl({
+        ...{ queue, messages, bytes, limit, processingTimeoutMs },
+        ...(claims.length === 0 ? {} : { claims: encodeClaims(claims) }),
+      }),
     )
   }
 
@@ -391,7 +419,7 @@ export class Consumer extends Client {
     const reader = this.#readers.get(channel)
     switch (opcode) {
       case OP.SUBSCRIBE_OK:
-        if (reader !== undefined) reader.id = decodeSubscriptionId('SUBSCRIBE_OK', bytes, start, end)
+        if (reader !== undefined) this.#subscribed(reader, bytes, start, end)
         return
       case OP.DELIVER:
         this.#delivered(reader, bytes, start, end)
@@ -457,6 +485,29 @@ export class Consumer extends Client {
     }
   }
 
+  #subscribed(reader: Reader, bytes: Uint8Array, start: number, end: number): void {
+    const { subscriptionId, queueNumber, granted } = decodeSubscribed(bytes, start, end)
+    reader.id = subscriptionId
+    reader.queueNumber = queueNumber
+    for (const { index, tag, attempt } of granted) {
+      const claimed = reader.claims[index]
+      if (claimed === undefined || reader.held.has(tag))
+        throw new Violation(7, `${this.name} is granted claim ${index} under tag ${tag}`)
+      const { message, offset, bytes: recordBytes } = claimed
+      const lease = {
+        offset,
+        queueNumber,
+        boot: this.#boot,
+        subscriptionId,
+        tag,
+        attempt,
+        bytes: recordBytes,
+      }
+      reader.held.set(tag, { message, claim: lease })
+      reader.begun.add(tag)
+    }
+  }
+
   #leasesLost(reader: Reader | undefined, bytes: Uint8Array, start: number, end: number): void {
     const { subscriptionId, ranges } = decodeLeasesLost(bytes, start, end)
     if (reader === undefined) return
@@ -482,7 +533,9 @@ export class Consumer extends Client {
       if (reader.held.has(tag))
         throw new Violation(7, `${this.name} holds tag ${tag} and is delivered it again`)
       const message = messageName(reader.queue, record)
-      reader.held.set(tag, { message })
+      const { queueNumber, id } = reader
+      const lease = { offset, queueNumber, boot: this.#boot, subscriptionId: id, tag, attempt }
+      reader.held.set(tag, { message, claim: { ...lease, bytes: record.length } })
       this.around.history.push({
         kind: 'deliver',
         queue: reader.queue,

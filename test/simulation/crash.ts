@@ -8,7 +8,7 @@ import { Broker } from '../../packages/server/src/broker/broker.js'
 import type { Producer as BrokerProducer } from '../../packages/server/src/broker/producers.js'
 import { FileLog } from '../../packages/server/src/log/file-log.js'
 import type { LogBounds } from '../../packages/server/src/log/log.js'
-import type { Consumer } from '../../packages/server/src/queue/index.js'
+import type { Consumer, Subscription } from '../../packages/server/src/queue/index.js'
 import { Chance } from './chance.js'
 import type { SimulatedDisk } from './disk.js'
 import type { LedgerState } from './ledger.js'
@@ -39,6 +39,8 @@ export interface CrashCounts {
   steps: number
   drained: number
   drainedMessages: number
+  /** Claims of leases that others have had since. */
+  staleClaims: number
 }
 
 export function noCrashes(): CrashCounts {
@@ -59,6 +61,7 @@ export function noCrashes(): CrashCounts {
     steps: 0,
     drained: 0,
     drainedMessages: 0,
+    staleClaims: 0,
   }
 }
 
@@ -73,6 +76,16 @@ interface Recovered {
   readonly log: FileLog
   readonly bounds: LogBounds
   readonly turns: (() => void)[]
+}
+
+const IDLE: Consumer = {
+  label: 'idle',
+  peer: 'idle',
+  isReady: true,
+  deliver: () => {},
+  lost: () => {},
+  drained: () => {},
+  ended: () => {},
 }
 
 const AGAIN_SHARE = 0.1
@@ -133,12 +146,40 @@ export class CrashPoints {
         )
       this.#compare(world, again, state, true)
     }
+    this.#claimStale(world, recovered)
     if (chance.hit(USED_SHARE)) {
       const judge = this.#judge(world, recovered, state, afterCrash)
       this.#resend(world, recovered, state)
       await this.#drain(recovered, judge)
       if (judge.wrong !== undefined) throw judge.wrong
       recovered.broker.audit()
+    }
+  }
+
+  /** 7: no lease that another consumer has had since, for all that it was told, is granted again. */
+  #claimStale({ model }: World, { broker }: Recovered): void {
+    broker.beginTurn()
+    for (const { id, name } of model.queues.values()) {
+      const claims = model.superseded.filter(({ queueNumber }) => queueNumber === id)
+      if (claims.length === 0) continue
+      let subscription: Subscription
+      try {
+        subscription = broker.subscribe(name as QueueName, 1, IDLE, 65_535, 0xffff_ffff, undefined)
+      } catch (error) {
+        // It is not there yet, or no longer.
+        if (error instanceof SluiceError) continue
+        throw error
+      }
+      this.counts.staleClaims += claims.length
+      const [granted] = broker.claim(subscription, claims)
+      if (granted !== undefined) {
+        const { offset, subscriptionId, tag } = claims[granted.index]!
+        throw new Violation(
+          7,
+          `the lease ${subscriptionId}:${tag} on offset ${offset} of ${name} is granted again; another has had it since`,
+        )
+      }
+      broker.unsubscribe(subscription, 'nobody')
     }
   }
 

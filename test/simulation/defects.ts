@@ -12,6 +12,7 @@ import { FileLog } from '../../packages/server/src/log/file-log.js'
 import type { Disk, DiskFile, Log } from '../../packages/server/src/log/log.js'
 import { segmentName } from '../../packages/server/src/log/segment.js'
 import { Chunk, FACT, FactBuffer, IdWindow, type Queue } from '../../packages/server/src/queue/index.js'
+import { FormerLeases } from '../../packages/server/src/queue/former.js'
 import { KeyLines } from '../../packages/server/src/queue/key-lines.js'
 import type { Transport } from '../../packages/server/src/session/session.js'
 import type { Defect } from './defect.js'
@@ -490,6 +491,29 @@ export const DEFECTS: readonly Defect[] = [
       onQueues(broker, (queue) => {
         queue.release = (offset, _sinceMs, nowMs) => queue.retry(offset, nowMs, nowMs, '')
       }),
+  },
+  {
+    name: 'a lease can be claimed after the next one',
+    install: () => replaced(FormerLeases.prototype, () => ({ delete: () => {} })),
+  },
+  {
+    name: 'what another consumer has is granted to the one that claims it',
+    broker: (broker) => {
+      const claim = broker.claim.bind(broker)
+      broker.claim = (subscription, claims) => {
+        const granted = claim(subscription, claims)
+        const { queue } = subscription
+        const index = claims.findIndex(({ offset }) => queue.stateOf(offset) === 'leased')
+        if (granted.length > 0 || index === -1) return granted
+        return [
+          { index, tag: subscription.claimTag(1), attempt: queue.attemptsOf(claims[index]!.offset) + 1 },
+        ]
+      }
+    },
+  },
+  {
+    name: 'that a subscription ended is forgotten with a restart',
+    install: () => replaced(FactBuffer.prototype, () => ({ ended: () => {} })),
   },
   {
     name: 'priorities are not looked at',

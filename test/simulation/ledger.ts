@@ -121,6 +121,7 @@ const FACT = {
   dead: 3,
   purge: 4,
   delivered: 5,
+  ended: 21,
   expire: 6,
   drop: 7,
   cancel: 8,
@@ -498,8 +499,11 @@ export class LedgerState {
         return
       case FACT.retry: {
         const message = this.#alive(queue, offset, 'comes back')
-        // 10: attempts never decrease.
-        if (fact.attempts !== message.attempts + 1)
+        // 10: attempts never decrease. The try of a claimed lease can have been charged before; see model.ts.
+        if (
+          fact.attempts !== message.attempts + 1 &&
+          (fact.attempts !== message.attempts || fact.attempts === 0)
+        )
           throw new Violation(
             10,
             `offset ${offset} of ${queue.name} had ${message.attempts} attempts and has ${fact.attempts}`,
@@ -523,6 +527,8 @@ export class LedgerState {
         queue.counts.purged += purged
         return
       }
+      case FACT.ended:
+        return
       case FACT.delivered:
         queue.redeliveredBelow = Math.max(queue.redeliveredBelow, offset)
         return
@@ -600,7 +606,8 @@ export class LedgerState {
     const message = this.#alive(queue, offset, 'dies')
     const death = how & ~MOVING
     const isMoving = (how & MOVING) !== 0
-    if (attempts !== message.attempts + (death === OVERFLOW ? 0 : 1))
+    const isCharged = attempts === message.attempts && attempts > 0
+    if (attempts !== message.attempts + (death === OVERFLOW ? 0 : 1) && !isCharged)
       throw new Violation(
         10,
         `offset ${offset} of ${queue.name} had ${message.attempts} attempts and dies (${death}) with ${attempts}`,

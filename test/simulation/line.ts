@@ -41,6 +41,15 @@ export interface ModelMessage {
   isSuspect: boolean
   /** Consumers that died with it and had begun with nothing. */
   unexplained: number
+  /** The lease that ended last, in this life of the broker, if the message was not leased since. */
+  former: FormerLease | undefined
+}
+
+export interface FormerLease {
+  readonly lease: string
+  readonly deadlineMs: number
+  /** The try was charged when it ended. */
+  readonly isCharged: boolean
 }
 
 export interface LineRules {
@@ -111,6 +120,15 @@ export class ModelLine {
     takeFrom(key.line, message)
     key.leased++
     this.#offer(key, nowMs)
+  }
+
+  /** It stood in the line, and is leased again to the one that had it. */
+  retake(message: ModelMessage, nowMs: number): void {
+    const key = this.#keyOf(message)
+    if (key !== undefined) key.leased++
+    this.leave(message, nowMs)
+    message.state = 'leased'
+    message.sinceMs = message.lineMs
   }
 
   /** It was handed out, and takes its old place. */

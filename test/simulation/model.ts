@@ -9,7 +9,7 @@
  * After a restart it begins from what the log says; see ledger.ts. What leaves the broker is judged in witness.ts.
  */
 import { SluiceError, readU32, type Placed, type QueueInfo, type QueueOptions } from '@sluice/protocol'
-import type { ErrorCode, MessageRef, SettleItem, TagRange } from '@sluice/protocol'
+import type { Claim, ErrorCode, Granted, MessageRef, SettleItem, TagRange } from '@sluice/protocol'
 import { messageName, sameBytes, splitRecords, type Attempt } from './attempts.js'
 import { PendingIds, RememberedIds } from './identifiers.js'
 import { COUNTERS, noCounts, type Counters, type LedgerQueue, type LedgerState } from './ledger.js'
@@ -66,6 +66,8 @@ export interface ModelSubscription {
   holdsSuspect: boolean
   /** Tags that are being handled, and when each has to be done: Infinity where it is only announced. */
   readonly started: Map<number, number>
+  /** Tags of claimed leases whose try was charged before. */
+  readonly precharged: Set<number>
   /** Every tag that was ever granted, with the offset of its message, for what comes late. */
   readonly granted: Map<number, number>
   /** Attempts that were charged with the settle of a tag; of those that were retried and did not die. */
@@ -136,6 +138,14 @@ export class Model {
   /** Who was to blame when a connection died. */
   readonly #blamed = new WeakMap<ModelConsumer, ModelBlame>()
   /** What was checked, for tests that want to know. */
+  /** Of the broker's life that it judges. */
+  boot = 0
+  /** By message, the last lease of it that a consumer was told of, across all lives of the broker. */
+  readonly holders = new Map<string, { readonly lease: string; readonly claim: Claim }>()
+  /** Leases that others have had after. */
+  readonly superseded: Claim[] = []
+  /** Leases that their consumers ended. */
+  readonly #settledLeases = new Set<string>()
   readonly counts = {
     dispatched: 0,
     order: 0,
@@ -166,6 +176,9 @@ export class Model {
     'timed out': 0,
     extended: 0,
     announced: 0,
+    claims: 0,
+    'claims granted': 0,
+    'claims granted after a restart': 0,
     'queue full': 0,
     'dedup full': 0,
     steps: 0,
@@ -265,6 +278,7 @@ export class Model {
         left,
         isSuspect: false,
         unexplained: 0,
+        former: undefined,
       }
       queue.live.set(offset, known)
       if (dead !== undefined) continue
@@ -636,6 +650,7 @@ export class Model {
       left: false,
       isSuspect: false,
       unexplained: 0,
+      former: undefined,
     }
     queue.live.set(offset, message)
     if (isListed) queue.pending.add(wishes.id, offset)
@@ -687,10 +702,88 @@ export class Model {
       started: new Map(),
       granted: new Map(),
       charged: new Map(),
+      precharged: new Set(),
     }
     this.subscriptions.set(key, subscription)
     this.#byId.set(id, subscription)
     queue.subscriptions.add(subscription)
+  }
+
+  /** Leases were claimed with the subscription, and these were granted. */
+  claimed(key: object, claims: readonly Claim[], granted: readonly Granted[], nowMs: number): void {
+    const { boot } = this
+    const subscription = this.#subscription(key)
+    const { queue } = subscription
+    this.counts.claims += claims.length
+    const active = activeOf(queue) ?? subscription
+    if (queue.options.single && granted.length > 0 && subscription !== active)
+      throw new Violation('S13', `${queue.name} grants a claim to another than its active one`)
+    for (const { index, tag, attempt } of granted) {
+      const claim = claims[index]!
+      const lease = leaseName(claim.subscriptionId, claim.tag)
+      const message = queue.live.get(claim.offset)
+      const what = `the claim of ${lease} on offset ${claim.offset} of ${queue.name}`
+      // 7: it belongs to no one, and no one else has had it since.
+      if (claim.queueNumber !== queue.id || message === undefined)
+        throw new Violation(7, `${what} is granted, and that message is not there`)
+      if (message.state === 'leased' || message.state === 'dead')
+        throw new Violation(7, `${what} is granted while the message is ${message.state}`)
+      const holder = this.holders.get(messageKey(queue.id, claim.offset))
+      if (holder?.lease !== lease)
+        throw new Violation(7, `${what} is granted; the last that had it is ${holder?.lease}`)
+      if (claim.boot === boot && message.former?.lease !== lease)
+        throw new Violation(7, `${what} is granted; the last lease is ${message.former?.lease}`)
+      if (attempt !== message.attempts + 1)
+        throw new Violation(10, `${what} is attempt ${attempt}; ${message.attempts} were charged`)
+      // 14: within the credit.
+      const bytes = message.record.length
+      if (subscription.held.size >= subscription.messages)
+        throw new Violation(14, `${what} exceeds a credit of ${subscription.messages} messages`)
+      if (subscription.held.size > 0 && subscription.heldBytes + bytes > subscription.bytes)
+        throw new Violation(14, `${what} exceeds a credit of ${subscription.bytes} bytes`)
+      if (subscription.held.has(tag) || tag <= subscription.lastTag)
+        throw new Violation(7, `${what} has tag ${tag} after ${subscription.lastTag}`)
+      subscription.lastTag = tag
+      subscription.held.set(tag, message)
+      subscription.heldBytes += bytes
+      subscription.granted.set(tag, message.offset)
+      const deadlineMs = message.former?.deadlineMs ?? Infinity
+      subscription.started.set(tag, deadlineMs === Infinity ? nowMs + timeoutOf(subscription) : deadlineMs)
+      if (message.former?.isCharged === true) subscription.precharged.add(tag)
+      if (claim.boot === boot) this.counts['claims granted']++
+      else this.counts['claims granted after a restart']++
+      queue.line.retake(message, nowMs)
+      const ofKey = queue.line.keyOf(message)
+      if (ofKey !== undefined && ofKey.leased > queue.options.keyConcurrency)
+        throw new Violation(13, `${what} is one of ${ofKey.leased} of its key that are leased`)
+      message.former = undefined
+      message.isSuspect = false
+      message.unexplained = 0
+      message.mustMark = true
+      message.mayMark = true
+    }
+  }
+
+  /** A lease left the broker: from now on its consumer has the message, and none before it. */
+  told(subscriptionId: number, tag: number): void {
+    const { boot } = this
+    const subscription = this.#byId.get(subscriptionId)
+    const offset = subscription?.granted.get(tag)
+    if (subscription === undefined || offset === undefined) return
+    const { queue } = subscription
+    const key = messageKey(queue.id, offset)
+    const before = this.holders.get(key)
+    // What a consumer gave back itself it does not claim.
+    if (before !== undefined && !this.#settledLeases.has(before.lease)) {
+      this.superseded.push(before.claim)
+      if (this.superseded.length > SUPERSEDED_MAX) this.superseded.shift()
+    }
+    const message = queue.live.get(offset)
+    const claim = {
+      ...{ offset, queueNumber: queue.id, boot, subscriptionId, tag },
+      ...{ attempt: (message?.attempts ?? 0) + 1, bytes: message?.record.length ?? 8 },
+    }
+    this.holders.set(key, { lease: leaseName(subscriptionId, tag), claim })
   }
 
   credited(key: object, messages: number, bytes: number, limit: number | undefined, drain: boolean): void {
@@ -827,6 +920,7 @@ export class Model {
     subscription.heldBytes += bytes
     subscription.granted.set(tag, message.offset)
     subscription.delivered++
+    message.former = undefined
     queue.line.take(message, nowMs)
     const key = queue.line.keyOf(message)
     if (key !== undefined && key.leased > queue.options.keyConcurrency)
@@ -864,6 +958,7 @@ export class Model {
             )
         }
         named.add(tag)
+        this.#settledLeases.add(leaseName(subscription.id, tag))
         this.#settle(subscription, tag, message, item, nowMs)
       }
     }
@@ -880,13 +975,13 @@ export class Model {
     nowMs: number,
   ): void {
     const { queue } = subscription
-    this.#letGo(subscription, tag, message)
+    const isCharged = this.#letGo(subscription, tag, message)
     switch (item.outcome) {
       case 1:
         this.#ack(queue, message, nowMs)
         return
       case 2:
-        this.#retry(queue, message, item.delayMs, nowMs)
+        this.#retry(queue, message, item.delayMs, nowMs, isCharged)
         if (queue.live.has(message.offset) && message.attempts > 0)
           subscription.charged.set(tag, message.attempts)
         return
@@ -897,16 +992,18 @@ export class Model {
       case 4: {
         const death = item.invalid === true ? INVALID : REJECTED
         queue.line.finish(message, nowMs)
-        this.#die(queue, message, message.attempts + 1, death, nowMs)
+        this.#die(queue, message, message.attempts + (isCharged ? 0 : 1), death, nowMs)
       }
     }
   }
 
-  #letGo(subscription: ModelSubscription, tag: number, message: ModelMessage): void {
+  /** Returns whether the try was charged before. */
+  #letGo(subscription: ModelSubscription, tag: number, message: ModelMessage): boolean {
     subscription.held.delete(tag)
     subscription.started.delete(tag)
     subscription.holdsSuspect = false
     subscription.heldBytes -= message.record.length
+    return subscription.precharged.delete(tag)
   }
 
   #ack(queue: ModelQueue, message: ModelMessage, nowMs: number): void {
@@ -936,16 +1033,23 @@ export class Model {
     return true
   }
 
-  #retry(queue: ModelQueue, message: ModelMessage, delayMs: number | undefined, nowMs: number): void {
+  #retry(
+    queue: ModelQueue,
+    message: ModelMessage,
+    delayMs: number | undefined,
+    nowMs: number,
+    isCharged: boolean,
+  ): void {
     const { maxDeliveries, retryInitialMs, retryMaxMs } = queue.options
+    const attempts = message.attempts + (isCharged ? 0 : 1)
     // 10: past the last try means dead.
-    if (maxDeliveries !== 'unlimited' && message.attempts + 1 >= maxDeliveries) {
+    if (maxDeliveries !== 'unlimited' && attempts >= maxDeliveries) {
       queue.line.finish(message, nowMs)
-      this.#die(queue, message, message.attempts + 1, MAX_DELIVERIES, nowMs)
+      this.#die(queue, message, attempts, MAX_DELIVERIES, nowMs)
       return
     }
     if (this.#expiresBack(queue, message, nowMs)) return
-    message.attempts++
+    message.attempts = attempts
     message.isSuspect = false
     message.unexplained = 0
     this.counts.retried++
@@ -1056,24 +1160,28 @@ export class Model {
         if (deadlineMs === undefined || deadlineMs > nowMs)
           throw new Violation('S14', `${what} is taken away at ${nowMs}; it had until ${deadlineMs}`)
         this.counts['timed out']++
-        this.#letGo(subscription, tag, message)
-        this.#retry(queue, message, undefined, nowMs)
+        const isCharged = this.#letGo(subscription, tag, message)
+        this.#retry(queue, message, undefined, nowMs, isCharged)
       }
     }
   }
 
   /** To be told after the broker has done it. */
-  unsubscribed(key: object, blame: ModelBlame, nowMs: number): void {
+  unsubscribed(key: object, blame: ModelBlame, isStopping: boolean, nowMs: number): void {
     const subscription = this.#subscription(key)
     const { queue, started, consumer, holdsSuspect } = subscription
     if (blame !== 'nobody') this.#judgeBlame(consumer, blame)
     for (const [tag, message] of [...subscription.held]) {
       const wasStarted = started.has(tag)
-      this.#letGo(subscription, tag, message)
+      const deadlineMs = started.get(tag) ?? Infinity
+      const wasCharged = this.#letGo(subscription, tag, message)
+      const isCharged = (blame === 'started' && wasStarted) || (blame === 'alone' && holdsSuspect)
+      const lease = leaseName(subscription.id, tag)
+      if (!isStopping) message.former = { lease, deadlineMs, isCharged: isCharged || wasCharged }
       // S15: the one that was begun with is charged, or the one that went alone.
-      if ((blame === 'started' && wasStarted) || (blame === 'alone' && holdsSuspect)) {
+      if (isCharged) {
         this.counts.charged++
-        this.#retry(queue, message, undefined, nowMs)
+        this.#retry(queue, message, undefined, nowMs, wasCharged)
         continue
       }
       if (blame === 'suspects' && wasStarted) this.#suspect(message)
@@ -1250,6 +1358,7 @@ export class Model {
     queue.line.leave(message, nowMs)
     if (message.attempts === 0 && message.expiresMs !== 0) message.expiresMs += dueMs - message.lineMs
     message.lineMs = dueMs
+    message.former = undefined
     message.isPlain = false
     message.isSuspect = false
     message.unexplained = 0
@@ -1298,6 +1407,7 @@ export class Model {
       throw new Violation('S7', `offset ${offset} of ${queue.name} is brought back, and ${other} has its id`)
     message.lives = { redrives: lives.redrives + 1, attempts: lives.attempts + dead!.attempts }
     message.dead = undefined
+    message.former = undefined
     message.attempts = 0
     message.lineMs = nowMs
     message.isPlain = false
@@ -1590,6 +1700,16 @@ function activeOf({ subscriptions }: ModelQueue): ModelSubscription | undefined 
 
 function isExpired({ expiresMs }: ModelMessage, nowMs: number): boolean {
   return expiresMs !== 0 && expiresMs <= nowMs
+}
+
+const SUPERSEDED_MAX = 300
+
+function leaseName(subscriptionId: number, tag: number): string {
+  return `${subscriptionId}:${tag}`
+}
+
+function messageKey(queueId: number, offset: number): string {
+  return `${queueId}:${offset}`
 }
 
 // What was announced, and is not named as started by now, is not being handled.

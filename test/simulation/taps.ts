@@ -217,9 +217,16 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
   }
 
   const unsubscribe = broker.unsubscribe.bind(broker)
-  broker.unsubscribe = (subscription, blame) => {
-    unsubscribe(subscription, blame)
-    to.guard(() => model.unsubscribed(subscription, blame, broker.nowMs))
+  broker.unsubscribe = (subscription, blame, isStopping) => {
+    unsubscribe(subscription, blame, isStopping)
+    to.guard(() => model.unsubscribed(subscription, blame, isStopping === true, broker.nowMs))
+  }
+
+  const claim = broker.claim.bind(broker)
+  broker.claim = (subscription, claims) => {
+    const granted = claim(subscription, claims)
+    to.guard(() => model.claimed(subscription, claims, granted, broker.nowMs))
+    return granted
   }
 
   const ensure = broker.ensure.bind(broker)

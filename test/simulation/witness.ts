@@ -14,6 +14,7 @@ import {
   decodePublishErr,
   decodePublishOk,
   decodeRanges,
+  decodeSubscribed,
   type Placed,
   type SettleItem,
 } from '@sluice/protocol'
@@ -120,6 +121,9 @@ export class Witness {
       if (broken !== undefined) throw new Violation(1, broken)
     } else if (opcode === OP.MESSAGES) {
       this.#peeked(conversation, correlation, bytes, start, end)
+    } else if (opcode === OP.SUBSCRIBE_OK) {
+      const { subscriptionId, granted } = decodeSubscribed(bytes, start, end)
+      for (const { tag } of granted) this.#model.told(subscriptionId, tag)
     } else if (opcode === OP.LEASES_LOST) {
       this.counts['leases lost']++
     } else if (opcode === OP.ERROR) {
@@ -252,6 +256,7 @@ export class Witness {
       if (!isOnDisk) throw new Violation(2, `offset ${offset} of ${queue.name} is delivered and not on disk`)
       const message = queue.live.get(offset)
       if (message !== undefined) message.left = true
+      this.#model.told(subscriptionId, tag)
     }
   }
 }

@@ -639,6 +639,7 @@ export class World implements Surroundings, Listening, LogListening {
     this.#owed = tapBroker(broker, this)
     this.broker = broker
     this.#tickedMs = this.nowMs
+    this.model.boot = broker.boot
     this.trace.note(`boot ${broker.boot} entries ${broker.status.entries}`)
     this.count('boots')
     if (log.bounds!.checkpoint !== undefined) this.count('recovered from a checkpoint')

@@ -16,6 +16,8 @@ export class Running {
   isExcused = false
   /** The function that awaits it, once one does: with a second one the chain would break. */
   awaitedBy = ''
+  /** To be called at its end, where a lease of it is lost, or may be. */
+  orphaned: (() => void) | undefined = undefined
 }
 
 const CHAIN_MAX = 1_000

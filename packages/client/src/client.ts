@@ -14,6 +14,7 @@ import { Events } from './events.js'
 import { fail } from './failure.js'
 import { Feed, type PublishAllResult } from './feed.js'
 import { Floor } from './floor.js'
+import { Orphans } from './orphans.js'
 import { GroupWorker, type GroupHandler } from './groups.js'
 import type { DeliveredMessage, Message } from './message.js'
 import { Ration } from './ration.js'
@@ -176,6 +177,7 @@ export class Sluice {
       deadlines: this.#deadlines,
       timeoutMs: settings.timeoutMs,
       floor: new Floor(),
+      orphans: new Orphans(),
       get connection() {
         return openConnection()
       },

@@ -20,20 +20,18 @@ export type GroupHandler = (messages: DeliveredMessage[], context: HandlerContex
 /** The messages of one call of the handler, and its context. */
 class Group extends Running implements HandlerContext, Watcher {
   readonly messages: readonly DeliveredMessage[]
-  readonly #subscription: Subscription
   #abort: AbortController | undefined
 
-  constructor(messages: readonly DeliveredMessage[], subscription: Subscription) {
+  constructor(messages: readonly DeliveredMessage[]) {
     super()
     this.messages = messages
-    this.#subscription = subscription
   }
 
   get signal(): AbortSignal {
     if (this.#abort === undefined) {
       this.#abort = new AbortController()
       if (this.messages.some(({ isLost }) => isLost)) this.#abort.abort(leaseLost())
-      else this.#subscription.watch(this)
+      else this.messages[0]!.watchedBy(this)
     }
     return this.#abort.signal
   }
@@ -48,7 +46,7 @@ class Group extends Running implements HandlerContext, Watcher {
 
   /** Its handler has ended. */
   end(): void {
-    if (this.#abort !== undefined) this.#subscription.unwatch(this)
+    if (this.#abort !== undefined) this.messages[0]!.unwatchedBy(this)
   }
 }
 
@@ -84,7 +82,7 @@ export class GroupWorker extends ConsumingWorker {
       if (!subscription.mayBegin(this.#lines.at(0)!)) break
       const messages = this.#lines.take(this.#together())
       subscription.begin(messages)
-      const group = new Group(messages, subscription)
+      const group = new Group(messages)
       this.#chosen.push(group)
       this.#running.add(group)
       this.running++
@@ -147,6 +145,7 @@ export class GroupWorker extends ConsumingWorker {
   #end(group: Group, succeeded: boolean, error: unknown): void {
     this.running--
     this.#running.delete(group)
+    this.handlerEnded(group)
     group.end()
     if (succeeded) for (const message of group.messages) message.finish(OUTCOME.ack)
     else this.failed(group.messages, error)
@@ -166,7 +165,12 @@ export class GroupWorker extends ConsumingWorker {
     return [...this.#running]
   }
 
+  protected messagesOf(group: Running): readonly DeliveredMessage[] {
+    return (group as Group).messages
+  }
+
   leasesLost(tags: ReadonlySet<number>): readonly DeliveredMessage[] {
+    this.orphan(tags)
     return this.#lines.lose(({ tag }) => tags.has(tag), performance.now())
   }
 

@@ -146,7 +146,7 @@ interface Ending {
 const ENDINGS = new WeakMap<DeliveredMessage, Ending>()
 
 export class DeliveredMessage implements Message, HandlerContext, Watcher {
-  readonly #run: Run
+  #run: Run
   readonly #index: number
   readonly #at: number
   #state: LeaseState = OPEN
@@ -294,6 +294,29 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     this.#state = SETTLED
     if (this.#abort !== undefined) lessor.unwatch(this)
     lessor.settle(tag, outcome, delayMs, reason, invalid)
+  }
+
+  /** Whether it belongs to its consumer by a lease of `lessor`, and is not settled. */
+  isLeasedBy(lessor: Lessor): boolean {
+    return (
+      this.#run.lessor === lessor &&
+      (this.#state === OPEN || this.#state === CLAIMED) &&
+      lessor.holds(this.tag)
+    )
+  }
+
+  /** Its lease goes on with another lessor, under this tag. */
+  rebind(lessor: Lessor, tag: number): void {
+    this.#run = { ...this.#run, lessor, firstTag: (tag - this.#index) >>> 0 }
+  }
+
+  /** Wants to be told, by `watcher`, when its lease is lost; or no more. */
+  watchedBy(watcher: Watcher): void {
+    this.#run.lessor.watch(watcher)
+  }
+
+  unwatchedBy(watcher: Watcher): void {
+    this.#run.lessor.unwatch(watcher)
   }
 
   /** Its body was read through a schema. */

@@ -7,12 +7,14 @@
  */
 import { LIMITS, SluiceError, Timer } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
+import type { Claims } from './claims.js'
+import type { Connection } from './connection.js'
 import { fail } from './failure.js'
 import type { DeliveredMessage } from './message.js'
 import type { PullSettings } from './options.js'
 import { aborted } from './producer.js'
 import { Renewal } from './renewal.js'
-import { Subscription, type Consumer, type Session, type SubscriptionOwner } from './subscription.js'
+import { lossBy, Subscription, type Consumer, type Session, type SubscriptionOwner } from './subscription.js'
 import type { Starting } from './turn.js'
 
 class Pull implements PullSettings {
@@ -61,6 +63,10 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
   #waiting: Pull[] = []
   #current: Pull | undefined
   #draining = false
+  /** What was pulled on a connection that was lost, and is not settled. */
+  #claims: Claims | undefined
+  /** Subscribed to claim that, and without credit yet. */
+  #isClaiming = false
   #listed = false
   readonly #renewal: Renewal
   /** Why there is no subscription yet. */
@@ -72,22 +78,24 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
     this.#session = session
     this.queue = queue
     this.#rests = rests
-    this.#renewal = new Renewal(session, queue, false, () => this.attach())
+    this.#renewal = new Renewal(session, queue, false, (connection) => this.attach(connection))
   }
 
   get hasSubscription(): boolean {
-    return this.#subscription !== undefined
+    return this.#subscription !== undefined || this.#claims !== undefined
   }
 
   /** Messages that it pulled are not settled. */
   get holdsMessages(): boolean {
-    return this.#subscription !== undefined && this.#subscription.unsettled > 0
+    return (this.#subscription?.unsettled ?? 0) > 0 || this.#claims !== undefined
   }
 
   /** Gives up its subscription, which ends when what was pulled is settled. */
   leave(): void {
     void this.#subscription?.retire()
     this.#subscription = undefined
+    this.#claims?.refuse('disconnected')
+    this.#claims = undefined
   }
 
   pull(settings: PullSettings): Promise<DeliveredMessage[]> {
@@ -160,20 +168,23 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
       if (!this.#subscription.open) return
       this.#subscription.credit({ ...CREDIT, limit: this.#subscription.deliveries + pull.max })
       if (pull.waitIsOver || pull.waitMs === 0) this.#drain()
-    } else if (connection !== undefined && !connection.stopping) {
-      this.#renewal.cancel()
-      try {
-        this.#subscription = new Subscription(
-          this.#session,
-          connection,
-          this.queue,
-          { ...CREDIT, limit: pull.max, processingTimeoutMs },
-          this,
-        )
-        this.#processingTimeoutMs = processingTimeoutMs
-      } catch (error) {
-        this.ended(error as SluiceError)
-      }
+    } else if (connection !== undefined && !connection.stopping)
+      this.#subscribe(connection, pull.max, processingTimeoutMs)
+  }
+
+  #subscribe(
+    connection: Connection,
+    limit: number,
+    processingTimeoutMs: number | undefined,
+    claims?: Claims,
+  ): void {
+    this.#renewal.cancel()
+    const terms = { ...CREDIT, limit, processingTimeoutMs, claims }
+    try {
+      this.#subscription = new Subscription(this.#session, connection, this.queue, terms, this)
+      this.#processingTimeoutMs = processingTimeoutMs
+    } catch (error) {
+      this.ended(error as SluiceError, claims)
     }
   }
 
@@ -188,14 +199,26 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
     subscription.credit({ ...CREDIT, limit, drain: true })
   }
 
-  attach(): void {
-    if (this.#current !== undefined) this.#grant()
+  attach(connection: Connection): void {
+    const claims = this.#claims
+    this.#claims = undefined
+    if (claims === undefined) {
+      if (this.#current !== undefined) this.#grant()
+      return
+    }
+    // What was pulled is claimed first; the next pull gets its credit when that is answered.
+    this.#isClaiming = true
+    this.#subscribe(connection, 0, this.#processingTimeoutMs, claims)
   }
 
   subscribed(): void {
     this.#renewal.subscribed()
     this.#refusal = undefined
     const pull = this.#current
+    if (this.#isClaiming) {
+      this.#isClaiming = false
+      if (pull !== undefined) this.#grant()
+    }
     if (pull !== undefined && (pull.waitIsOver || pull.abandoned || pull.waitMs === 0)) this.#drain()
   }
 
@@ -239,23 +262,30 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
     this.#next()
   }
 
-  lost(): void {
+  lost(claims: Claims | undefined): void {
     this.#subscription = undefined
     this.#draining = false
+    this.#isClaiming = false
+    this.#claims = claims
     if (this.#current === undefined) this.#rests(this)
     else if (this.#current.abandoned) this.#next()
   }
 
-  ended(error: SluiceError): void {
+  ended(error: SluiceError, claims: Claims | undefined): void {
     this.#subscription = undefined
     this.#draining = false
+    this.#isClaiming = false
     const pull = this.#current
+    if (claims !== undefined || pull?.abandoned === false) {
+      if (this.#renewal.renews(error)) {
+        this.#claims = claims
+        if (pull !== undefined) this.#refusal = error
+        return
+      }
+      claims?.refuse(lossBy(error))
+    }
     if (pull === undefined) {
       this.#rests(this)
-      return
-    }
-    if (!pull.abandoned && this.#renewal.renews(error)) {
-      this.#refusal = error
       return
     }
     pull.detach()
@@ -266,6 +296,8 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
   fail(error: SluiceError): void {
     this.#renewal.cancel()
     this.#subscription = undefined
+    this.#claims?.refuse(undefined)
+    this.#claims = undefined
     const pulls = this.#current === undefined ? this.#waiting : [this.#current, ...this.#waiting]
     this.#current = undefined
     this.#waiting = []
@@ -332,8 +364,8 @@ export class Pullers implements Consumer {
     return Infinity
   }
 
-  attach(): void {
-    for (const puller of this.#pullers.values()) puller.attach()
+  attach(connection: Connection): void {
+    for (const puller of this.#pullers.values()) puller.attach(connection)
   }
 
   fail(error: SluiceError): void {

@@ -98,10 +98,20 @@ export class SingleWorker extends ConsumingWorker {
     return this.#places.filter(({ ended }) => ended !== undefined)
   }
 
+  protected messagesOf(place: Running): readonly DeliveredMessage[] {
+    return [(place as Place).message]
+  }
+
+  leasesLost(tags: ReadonlySet<number>): readonly DeliveredMessage[] {
+    this.orphan(tags)
+    return []
+  }
+
   /** The handler in `place` has ended. */
   handled(place: Place, succeeded: boolean, error: unknown): void {
     const { message } = place
     place.ended = undefined
+    if (place.orphaned !== undefined) this.handlerEnded(place)
     this.#free.push(place)
     this.running--
     if (succeeded) message.finish(OUTCOME.ack)

@@ -4,13 +4,14 @@
  */
 import type { SluiceError } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
+import type { Claims } from './claims.js'
 import type { Connection } from './connection.js'
 import { fail } from './failure.js'
 import type { DeliveredMessage } from './message.js'
 import type { Intake } from './options.js'
 import { aborted } from './producer.js'
 import { Renewal } from './renewal.js'
-import { Subscription, type Consumer, type Session, type SubscriptionOwner } from './subscription.js'
+import { lossBy, Subscription, type Consumer, type Session, type SubscriptionOwner } from './subscription.js'
 import type { Starting } from './turn.js'
 
 interface Waiter {
@@ -32,6 +33,8 @@ export class MessageStream
   readonly #renewal: Renewal
   readonly #onAbort: () => void
   #subscription: Subscription | undefined
+  /** What was yielded on a connection that was lost, and is not settled. */
+  #claims: Claims | undefined
   #waiters: Waiter[] = []
   #listed = false
   #burst = 1
@@ -62,10 +65,13 @@ export class MessageStream
   attach(connection: Connection): void {
     if (this.#ending !== undefined || this.#subscription !== undefined) return
     this.#renewal.cancel()
+    const claims = this.#claims
+    this.#claims = undefined
+    const terms = { ...this.#intake, claims }
     try {
-      this.#subscription = new Subscription(this.#session, connection, this.#queue, this.#intake, this)
+      this.#subscription = new Subscription(this.#session, connection, this.#queue, terms, this)
     } catch (error) {
-      this.ended(error as SluiceError)
+      this.ended(error as SluiceError, claims)
     }
   }
 
@@ -144,16 +150,23 @@ export class MessageStream
     if (subscription.isStarting) this.#list()
   }
 
-  lost(): void {
+  lost(claims: Claims | undefined): void {
     this.#subscription = undefined
+    if (this.#ending === undefined) this.#claims = claims
+    else claims?.refuse('disconnected')
     this.#burst = 1
     this.#tellSubscribed()
   }
 
-  ended(error: SluiceError): void {
+  ended(error: SluiceError, claims: Claims | undefined): void {
     this.#subscription = undefined
     this.#tellSubscribed()
-    if (this.#ending !== undefined || !this.#renewal.renews(error)) this.#end(error)
+    if (this.#ending === undefined && this.#renewal.renews(error)) {
+      this.#claims = claims
+      return
+    }
+    claims?.refuse(lossBy(error))
+    this.#end(error)
   }
 
   fail(error: SluiceError): void {
@@ -178,6 +191,8 @@ export class MessageStream
     if (this.#ending !== undefined) return
     removeAbortListener(this.#signal, this.#onAbort)
     this.#renewal.cancel()
+    this.#claims?.refuse('disconnected')
+    this.#claims = undefined
     this.#forget(this)
     const waiters = this.#waiters
     this.#waiters = []

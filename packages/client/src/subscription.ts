@@ -11,7 +11,7 @@ import {
   decodeDrained,
   decodeLeasesLost,
   decodeRanges,
-  decodeSubscriptionId,
+  decodeSubscribed,
   DELIVER_FLAG,
   DELIVER_HEADER_BYTES,
   encodeControl,
@@ -23,17 +23,24 @@ import {
   MOVED_BYTES_MAX,
   OP,
   OUTCOME,
+  readRecordOptions,
   readU32,
+  readU64,
+  RECORD_FLAG,
   SCATTERED_BYTES,
   SluiceError,
+  Timer,
   type AtomicAck,
+  type ErrorCode,
   type Outcome,
   type TagRange,
 } from '@sluice/protocol'
 import { SHARED_BYTES } from './body.js'
+import { Claims } from './claims.js'
 import type { ChannelSink, Connection, Reply } from './connection.js'
 import type { Deadlines } from './deadlines.js'
 import type { Floor } from './floor.js'
+import type { Held, Orphans } from './orphans.js'
 import { DeliveredMessage, type Lessor, type Run, type Watcher } from './message.js'
 import { recordsCopy } from './records.js'
 import { leaseLost, SettleGroup } from './settlement.js'
@@ -45,6 +52,7 @@ export interface Session {
   readonly deadlines: Deadlines
   readonly timeoutMs: number
   readonly floor: Floor
+  readonly orphans: Orphans
   /** The open connection, if there is one. */
   readonly connection: Connection | undefined
   /** Emits `error`. */
@@ -83,11 +91,28 @@ export interface LeaseLoss {
 }
 
 /** `other`: for a reason that a later broker knows. */
-export type LeaseLossReason = 'processingTimeout' | 'purged' | 'other'
+export type LeaseLossReason =
+  | 'processingTimeout'
+  | 'purged'
+  | 'disconnected'
+  | 'queueDeleted'
+  | 'consumerClosed'
+  | 'other'
 
 const REASONS: Readonly<Record<number, LeaseLossReason>> = {
   [LOSS.processingTimeout]: 'processingTimeout',
   [LOSS.purged]: 'purged',
+}
+
+/** Of the ends of a subscription. */
+const END_REASONS: Partial<Readonly<Record<ErrorCode, LeaseLossReason>>> = {
+  QUEUE_DELETED: 'queueDeleted',
+  CONSUMER_CLOSED: 'consumerClosed',
+}
+
+/** What the end of a subscription means for what is handled. */
+export function lossBy({ code }: SluiceError): LeaseLossReason {
+  return END_REASONS[code] ?? 'other'
 }
 
 /** What the client needs of whatever subscribes: it is attached to each new connection. */
@@ -102,9 +127,11 @@ export interface SubscriptionOwner {
   delivered(): void
   drained(): void
   /** The broker refused the subscription or ended it. */
-  ended(error: SluiceError): void
-  /** The connection is lost. */
-  lost(): void
+  ended(error: SluiceError, claims: Claims | undefined): void
+  /** The connection is lost; with it what is handled, unless it is claimed again. */
+  lost(claims: Claims | undefined): void
+  /** What it has taken and may still handle; without it the subscription keeps count itself. */
+  handling?(): readonly DeliveredMessage[]
   /** Messages are lost. Returns those of them that it holds and has not begun with, and forgets them. */
   leasesLost?(tags: ReadonlySet<number>): readonly DeliveredMessage[]
 }
@@ -120,6 +147,8 @@ export interface Credit {
 export interface Terms extends Credit {
   /** Instead of the queue's own. */
   readonly processingTimeoutMs?: number | undefined
+  /** What the owner still handles of an earlier connection. */
+  readonly claims?: Claims | undefined
 }
 
 export class Subscription implements ChannelSink, Settling, Lessor {
@@ -145,6 +174,15 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   #owner: SubscriptionOwner
   readonly #channel: number
   #id = 0
+  #queueNumber = 0
+  /** Sent with SUBSCRIBE and not answered. */
+  #claims: Claims | undefined
+  /** What names the tries of messages that were claimed, by tag. */
+  #attempts: Map<number, number> | undefined
+  /** What was taken and may not be settled yet; kept where the owner does not. */
+  #taken: DeliveredMessage[] | undefined
+  /** Delivered, while a handler that lost the same message still runs. */
+  readonly #aside = new Set<Aside>()
   #creditMessages: number
   #creditBytes: number
   #limit: number
@@ -189,8 +227,11 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     this.#creditBytes = terms.bytes
     this.#limit = terms.limit ?? Infinity
     this.#channel = connection.openChannel(this)
-    const { messages, bytes, limit, processingTimeoutMs } = terms
+    if (owner.handling === undefined) this.#taken = []
+    const { messages, bytes, limit, processingTimeoutMs, claims } = terms
+    if (claims !== undefined && claims.size > 0) this.#claims = claims
     const body = {
+      ...(this.#claims === undefined ? {} : { claims: this.#claims.encode() }),
       ...{ queue, messages, bytes },
       ...(limit === undefined ? {} : { limit }),
       ...(processingTimeoutMs === undefined ? {} : { processingTimeoutMs }),
@@ -200,8 +241,16 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       // A subscription that was forgotten would keep its leases: only the connection's end ends this wait.
       deadlineMs: Infinity,
       answered: (bytes, start, end) => {
-        this.#id = decodeSubscriptionId('SUBSCRIBE_OK', bytes, start, end)
+        const { subscriptionId, queueNumber, granted } = decodeSubscribed(bytes, start, end)
+        const claims = this.#claims
+        if (granted.some(({ index }) => index >= (claims?.size ?? 0)))
+          throw malformed('It grants what was not claimed.')
+        this.#claims = undefined
+        this.#id = subscriptionId
+        this.#queueNumber = queueNumber
         this.open = true
+        if (this.live) claims?.answered(this, granted)
+        else claims?.refuse(undefined)
         if (this.live) this.#owner.subscribed()
         else void this.#leave()
       },
@@ -250,7 +299,9 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       this.deliveries + count > this.#limit
     )
       throw malformed('It brings more bytes or messages than were asked for.')
-    this.#keep({ ...head, lessor: this, gap, records: bytes.subarray(from, end) })
+    const run = { ...head, lessor: this, gap, records: bytes.subarray(from, end) }
+    if (this.#session.orphans.has(this.queue)) this.#keepOthers(run)
+    else this.#keep(run)
     if (this.#lost !== undefined) this.#reuse(head)
     this.buffered += count
     this.#bufferedBytes += recordsBytes
@@ -258,6 +309,120 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     this.unsettled += count
     this.deliveries += count
     this.#owner.delivered()
+  }
+
+  // As `#keep`, but what a handler of this process still has, or one of its key, is set aside.
+  #keepOthers(run: Run): void {
+    const { gap, records } = run
+    let from = 0
+    let fromAt = 0
+    let at = 0
+    for (let index = 0; index < run.count; index++) {
+      const next = at + gap + readU32(records, at + gap)
+      const offset = gap === 0 ? run.firstOffset + index : readU64(records, at)
+      const held = this.#heldBy(offset, records, at + gap)
+      if (held !== undefined) {
+        if (index > from) this.#keep(partOf(run, from, index, records.subarray(fromAt, at)))
+        this.#setAside(partOf(run, index, index + 1, recordsCopy(records, at, next, gap)), held)
+        from = index + 1
+        fromAt = next
+      }
+      at = next
+    }
+    if (run.count > from) this.#keep(partOf(run, from, run.count, records.subarray(fromAt)))
+  }
+
+  /** What of the message at `at` a handler of an earlier lease holds. */
+  #heldBy(offset: number, records: Uint8Array, at: number): Held | undefined {
+    const { orphans } = this.#session
+    if (orphans.holds(this.queue, offset)) return offset
+    if ((records[at + 4]! & RECORD_FLAG.key) === 0) return undefined
+    const { key } = readRecordOptions(records, at)
+    return key !== undefined && orphans.holds(this.queue, key) ? key : undefined
+  }
+
+  // It waits for the end of the handler, but not for long: then others may have it.
+  #setAside(run: Run, held: Held): void {
+    const aside: Aside = { run, timer: new Timer(() => this.#releaseAside(aside), ASIDE_MS) }
+    this.#aside.add(aside)
+    // It counts as delivered, but not as buffered.
+    this.buffered--
+    this.#bufferedBytes -= run.records.length - run.gap
+    this.#session.orphans.wait(this.queue, held, () => this.#resume(aside))
+  }
+
+  #resume(aside: Aside): void {
+    if (!this.live || !this.#aside.has(aside)) return
+    const { run } = aside
+    const offset = run.gap === 0 ? run.firstOffset : readU64(run.records, 0)
+    const held = this.#heldBy(offset, run.records, run.gap)
+    if (held !== undefined) {
+      this.#session.orphans.wait(this.queue, held, () => this.#resume(aside))
+      return
+    }
+    aside.timer.cancel()
+    this.#aside.delete(aside)
+    this.#runs.push(run)
+    this.buffered++
+    this.#bufferedBytes += run.records.length - run.gap
+    this.#owner.delivered()
+  }
+
+  #releaseAside(aside: Aside): void {
+    if (!this.#aside.delete(aside) || !this.live) return
+    aside.timer.cancel()
+    this.#gather().add(aside.run.firstTag, 1, OUTCOME.release, undefined, undefined)
+    this.#hurry()
+    this.unsettled--
+    if (this.#emptyWaiters.length > 0 && this.#isEmpty()) this.#tellEmpty()
+  }
+
+  #dropAside(): void {
+    for (const { timer } of this.#aside) timer.cancel()
+    this.#aside.clear()
+  }
+
+  /** A claimed message is leased to it, under `tag`, and still being handled. */
+  adopt(tag: number, attempt: number): void {
+    this.unsettled++
+    this.#attempts ??= new Map()
+    this.#attempts.set(tag, attempt)
+  }
+
+  // Of what it has taken, what is not settled. Settling removes nothing there: that is done once in a while.
+  #track(message: DeliveredMessage): void {
+    const taken = this.#taken!
+    taken.push(message)
+    if (taken.length > 2 * (this.unsettled - this.buffered) + TRACKED_SLACK)
+      this.#taken = taken.filter((one) => one.isLeasedBy(this))
+  }
+
+  get #handled(): readonly DeliveredMessage[] {
+    const handled = this.#taken ?? this.#owner.handling?.() ?? []
+    return handled.filter((message) => message.isLeasedBy(this))
+  }
+
+  // What is handled of a connection that is lost, to be claimed on the next.
+  #toClaim(): Claims | undefined {
+    if (!this.open) return this.#claims
+    const handled = this.#handled
+    if (handled.length === 0) return undefined
+    const claims = new Claims(this.#session, this.queue)
+    const tags = new Set(handled.map(({ tag }) => tag))
+    for (const watcher of this.#watched) {
+      if (!watcher.isAmong(tags)) continue
+      this.#watched.delete(watcher)
+      claims.watch(watcher)
+    }
+    const { boot } = this.#connection.ok
+    for (const message of handled) {
+      const { tag, offset, recordBytes: bytes } = message
+      const attempt = this.#attempts?.get(tag) ?? message.attempt
+      const lease = { boot, queueNumber: this.#queueNumber, subscriptionId: this.#id, tag, attempt }
+      if (claims.add(message, { offset, bytes, ...lease })) this.unsettled--
+      else this.#session.leaseLost({ queue: this.queue, offset, reason: 'disconnected' })
+    }
+    return claims
   }
 
   // The bytes of a frame are overwritten by the next read. They are copied once, in parts so small that the body of a
@@ -309,6 +474,14 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     for (const group of this.#unanswered) group.exclude(lost)
     for (const tag of this.#claimed ?? []) if (lost.delete(tag)) (this.#lost ??= new Set()).add(tag)
     for (const tag of this.#dropFromBuffer(lost)) offsets.delete(tag)
+    for (const aside of this.#aside) {
+      const { firstTag } = aside.run
+      if (!lost.delete(firstTag)) continue
+      offsets.delete(firstTag)
+      aside.timer.cancel()
+      this.#aside.delete(aside)
+      this.unsettled--
+    }
     const held = this.#owner.leasesLost?.(lost) ?? []
     this.#letGo(held)
     this.unsettled -= held.length
@@ -316,7 +489,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       lost.delete(tag)
       offsets.delete(tag)
     }
-    const taken = this.unsettled - this.buffered - this.held
+    const taken = this.unsettled - this.buffered - this.held - this.#aside.size
     if (lost.size > taken)
       throw malformed(`LEASES_LOST names ${lost.size} messages that are being handled; there are ${taken}.`)
     this.unsettled -= lost.size
@@ -527,7 +700,8 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     if (starting === NO_RANGES) return false
     this.#starting = NO_RANGES
     const { announced } = this
-    if (!this.live || (announced === 0 && this.unsettled === this.buffered + this.held)) return false
+    if (!this.live || (announced === 0 && this.unsettled === this.buffered + this.held + this.#aside.size))
+      return false
     // What is done is not named, so the broker has to hear of that first.
     this.flushSettles()
     const run = this.#runs[this.#runsAt]
@@ -596,6 +770,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     this.buffered--
     this.announced--
     this.#bufferedBytes -= size
+    if (this.#taken !== undefined) this.#track(message)
     if (++this.#index < run.count) {
       this.#at = at + size
       return message
@@ -623,6 +798,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       this.#gather().add((firstTag + index) >>> 0, count - index, OUTCOME.release, undefined, undefined)
       this.#hurry()
     }
+    for (const aside of this.#aside) this.#releaseAside(aside)
     this.unsettled -= this.buffered
     const { announced } = this
     this.#dropBuffer()
@@ -796,21 +972,26 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   ended(error: SluiceError): void {
     if (!this.live) return
     this.#connection.closeChannel(this.#channel)
+    const reason = lossBy(error)
+    const handled = this.#handled
     this.#die(leaseLost(error))
-    this.#owner.ended(error)
+    for (const { offset } of handled) this.#session.leaseLost({ queue: this.queue, offset, reason })
+    this.#owner.ended(error, this.#claims)
   }
 
   lost(error: SluiceError): void {
     if (!this.live) return
+    const claims = this.#toClaim()
     this.#die(leaseLost(error))
-    this.#owner.lost()
+    this.#owner.lost(claims)
   }
 
   #die(reason: SluiceError): void {
     this.live = false
     this.#session.floor.withdraw(this.#wake)
-    const started = this.unsettled - this.buffered - this.held + this.announced
+    const started = this.unsettled - this.buffered - this.held - this.#aside.size + this.announced
     this.held = 0
+    this.#dropAside()
     this.#dropBuffer()
     if (started > 0) this.#session.floor.leave(started)
     const group = this.#group
@@ -827,24 +1008,42 @@ const NOBODY: SubscriptionOwner = {
   subscribed() {},
   delivered() {},
   drained() {},
-  ended() {},
-  lost() {},
+  ended(error, claims) {
+    claims?.refuse(lossBy(error))
+  },
+  lost(claims) {
+    claims?.refuse('disconnected')
+  },
 }
 
 /** With what `recordsCopy` may put before it, a part fills what bodies may share. */
 const PART_BYTES = SHARED_BYTES - 8
 
-/** Messages `[from, to)` of a run, whose records these are, as a run of their own. */
 function pushPart(runs: Run[], run: Run, from: number, to: number, records: Uint8Array): void {
-  if (from === to) return
-  runs.push({
+  if (from < to) runs.push(partOf(run, from, to, records))
+}
+
+/** Messages `[from, to)` of a run, whose records these are, as a run of their own. */
+function partOf(run: Run, from: number, to: number, records: Uint8Array): Run {
+  return {
     ...run,
     firstTag: (run.firstTag + from) >>> 0,
     firstOffset: run.firstOffset + from,
     count: to - from,
     records,
-  })
+  }
 }
+
+/** A message that waits for the end of a handler of an earlier lease. */
+interface Aside {
+  readonly run: Run
+  readonly timer: Timer
+}
+
+/** Then it goes back to its queue, so that other consumers may have it. */
+const ASIDE_MS = 1_000
+/** Messages that are kept in the list of what is handled, beyond twice of what is. */
+const TRACKED_SLACK = 64
 
 const NO_RANGES: readonly TagRange[] = []
 const STARTED_RANGES_MAX = 4_096

@@ -4,13 +4,15 @@
  */
 import { SluiceError, Timer } from '@sluice/protocol'
 import { excuseAwaiting, nextTurn, type Running } from './awaiting.js'
+import type { Claims } from './claims.js'
 import type { Connection } from './connection.js'
 import { parseDuration, type Duration } from './duration.js'
 import { endingOf } from './endings.js'
 import type { DeliveredMessage, HandlerContext, Message } from './message.js'
 import type { ConsumeIntake } from './options.js'
 import { Renewal } from './renewal.js'
-import { Subscription, type Consumer, type Session, type SubscriptionOwner } from './subscription.js'
+import type { Held } from './orphans.js'
+import { lossBy, Subscription, type Consumer, type Session, type SubscriptionOwner } from './subscription.js'
 import type { Starting } from './turn.js'
 
 /**
@@ -56,6 +58,8 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   readonly #session: Session
   readonly #forget: (worker: ConsumingWorker) => void
   readonly #renewal: Renewal
+  /** What its handlers have of a connection that was lost. */
+  #claims: Claims | undefined
   /** In the list of the turn. */
   #listed = false
   #closing: Promise<void> | undefined
@@ -90,10 +94,18 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   attach(connection: Connection): void {
     if (this.#closing !== undefined || this.#finished || this.subscription !== undefined) return
     this.#renewal.cancel()
+    const claims = this.#claims
+    this.#claims = undefined
     try {
-      this.subscription = new Subscription(this.#session, connection, this.queue, this.intake, this)
+      this.subscription = new Subscription(
+        this.#session,
+        connection,
+        this.queue,
+        { ...this.intake, claims },
+        this,
+      )
     } catch (error) {
-      this.ended(error as SluiceError)
+      this.ended(error as SluiceError, claims)
     }
   }
 
@@ -161,7 +173,10 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     for (const resolve of waiters) resolve()
   }
 
-  lost(): void {
+  lost(claims: Claims | undefined): void {
+    this.orphan()
+    if (this.#finished) claims?.refuse('disconnected')
+    else this.#claims = claims
     this.#leave()
     this.#tellSubscribed()
   }
@@ -171,11 +186,55 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     this.forgetMessages()
   }
 
-  ended(error: SluiceError): void {
+  handling(): readonly DeliveredMessage[] {
+    return this.handlers().flatMap((handler) => this.messagesOf(handler))
+  }
+
+  /**
+   * Handlers of these tags, or all of them, may have lost their leases: no other handler gets the same messages before
+   * they have ended.
+   */
+  protected orphan(tags?: ReadonlySet<number>): void {
+    const { orphans } = this.#session
+    for (const handler of this.handlers()) {
+      const messages = this.messagesOf(handler)
+      if (
+        handler.orphaned !== undefined ||
+        (tags !== undefined && !messages.some((one) => one.isAmong(tags)))
+      )
+        continue
+      const held = new Set<Held>()
+      for (const { offset, key } of messages) {
+        held.add(offset)
+        if (this.intake.ordered && key !== undefined) held.add(key)
+      }
+      handler.orphaned = orphans.begin(this.queue, [...held])
+    }
+  }
+
+  /** A handler has ended. */
+  protected handlerEnded(handler: Running): void {
+    const { orphaned } = handler
+    if (orphaned === undefined) return
+    handler.orphaned = undefined
+    orphaned()
+  }
+
+  protected abstract messagesOf(handler: Running): readonly DeliveredMessage[]
+
+  ended(error: SluiceError, claims: Claims | undefined): void {
+    // A queue that is made again counts its messages anew.
+    if (error.code !== 'QUEUE_DELETED') this.orphan()
     this.#leave()
     this.#tellSubscribed()
     // While closing this is one more way to the same end.
-    if (this.#closing !== undefined || this.#finished || this.#renewal.renews(error)) return
+    const isOver = this.#closing !== undefined || this.#finished
+    if (!isOver && this.#renewal.renews(error)) {
+      this.#claims = claims
+      return
+    }
+    claims?.refuse(lossBy(error))
+    if (isOver) return
     const about = error.with({ queue: this.queue })
     this.#finish(about)
     this.#session.report(about)
@@ -191,6 +250,8 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     if (this.#finished) return
     this.#finished = true
     this.#renewal.cancel()
+    this.#claims?.refuse(undefined)
+    this.#claims = undefined
     this.#forget(this)
     if (error === undefined) this.#resolveClosed()
     else this.#rejectClosed(error)
@@ -248,6 +309,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
 
   #giveUp(reason: SluiceError): void {
     this.subscription?.abortHandlers(reason)
+    this.#claims?.abortHandlers(reason)
     void this.subscription?.unsubscribe()
     this.#finish(undefined)
   }

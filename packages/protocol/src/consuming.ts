@@ -1,7 +1,10 @@
 /**
  * The payloads of the frames between a subscription and its consumer.
  *
- * SUBSCRIBE_OK, UNSUBSCRIBE: u32 subscription id.
+ * SUBSCRIBE_OK: u32 subscription id · u32 queue number · granted claims, of u32 index · u32 tag · u16 attempt · u16 0.
+ * UNSUBSCRIBE: u32 subscription id.
+ * The claims of SUBSCRIBE: of each u64 offset · u32 queue number · u32 boot · u32 subscription id · u32 tag ·
+ *   u32 record bytes · u16 attempt · u16 0.
  * CREDIT: u32 subscription id · u32 messages · u32 bytes · u8 flags (1 limit given, 2 drain) · u8 0 · u16 0 · u64 limit.
  * DELIVER: u32 subscription id · u32 first tag · u64 first offset · u64 published at, ms · u32 count · u16 attempt ·
  *   u8 flags (1 redelivered, 2 alone, 4 scattered) · u8 0 · records. One run: consecutive tags and consecutive offsets.
@@ -25,6 +28,7 @@ import {
   readU16,
   readU32,
   readU48,
+  readU64,
   textBytes,
   writeText,
   writeU16,
@@ -34,7 +38,7 @@ import {
 } from './bytes.js'
 import { SluiceError } from './errors.js'
 import { exact, need, u64 } from './handshake.js'
-import { LIMITS } from './limits.js'
+import { LIMITS, MESSAGE_OVERHEAD_BYTES } from './limits.js'
 
 export const OUTCOME = { ack: 1, retry: 2, release: 3, deadLetter: 4 } as const
 export type Outcome = (typeof OUTCOME)[keyof typeof OUTCOME]
@@ -375,7 +379,128 @@ function checkRange(frame: string, count: number, tags: number): void {
   }
 }
 
-/** SUBSCRIBE_OK and UNSUBSCRIBE. */
+/** A lease of an earlier connection, of a message that its client still handles. */
+export interface Claim {
+  readonly offset: number
+  /** What SUBSCRIBE_OK of that lease said. */
+  readonly queueNumber: number
+  readonly boot: number
+  readonly subscriptionId: number
+  readonly tag: number
+  readonly attempt: number
+  /** Of its record: what it takes of the byte credit. */
+  readonly bytes: number
+}
+
+const CLAIM_BYTES = 32
+
+export function encodeClaims(claims: readonly Claim[]): Uint8Array {
+  const bytes = new Uint8Array(claims.length * CLAIM_BYTES)
+  let at = 0
+  for (const { offset, queueNumber, boot, subscriptionId, tag, attempt, bytes: recordBytes } of claims) {
+    writeU64(bytes, at, offset)
+    writeU32(bytes, at + 8, queueNumber)
+    writeU32(bytes, at + 12, boot)
+    writeU32(bytes, at + 16, subscriptionId)
+    writeU32(bytes, at + 20, tag)
+    writeU32(bytes, at + 24, recordBytes)
+    writeU16(bytes, at + 28, attempt)
+    at += CLAIM_BYTES
+  }
+  return bytes
+}
+
+/** @throws SluiceError INVALID_ARGUMENT */
+export function decodeClaims(bytes: Uint8Array): Claim[] {
+  const { length } = bytes
+  const { claimsMax, messageBytesMax } = LIMITS
+  if (length % CLAIM_BYTES !== 0)
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `\`claims\` has ${length} bytes; claims take ${CLAIM_BYTES} each.`,
+    )
+  if (length > claimsMax * CLAIM_BYTES)
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      `\`claims\` has ${length / CLAIM_BYTES} claims; at most ${claimsMax} are allowed.`,
+    )
+  const claims: Claim[] = []
+  for (let at = 0; at < length; at += CLAIM_BYTES) {
+    const recordBytes = readU32(bytes, at + 24)
+    const offset = readU64(bytes, at)
+    if (!Number.isSafeInteger(offset) || recordBytes > messageBytesMax + MESSAGE_OVERHEAD_BYTES)
+      throw new SluiceError(
+        'INVALID_ARGUMENT',
+        `A claim names offset ${offset} and ${recordBytes} bytes; a message has at most ${messageBytesMax + MESSAGE_OVERHEAD_BYTES}.`,
+      )
+    claims.push({
+      offset,
+      queueNumber: readU32(bytes, at + 8),
+      boot: readU32(bytes, at + 12),
+      subscriptionId: readU32(bytes, at + 16),
+      tag: readU32(bytes, at + 20),
+      attempt: readU16(bytes, at + 28),
+      bytes: recordBytes,
+    })
+  }
+  return claims
+}
+
+/** A claim that was granted: the message is leased again. */
+export interface Granted {
+  /** Which claim of SUBSCRIBE. */
+  readonly index: number
+  readonly tag: number
+  /** What names the try in a later claim. */
+  readonly attempt: number
+}
+
+export interface Subscribed {
+  readonly subscriptionId: number
+  /** Of the queue, as long as it is not deleted. */
+  readonly queueNumber: number
+  /** In the order of their claims. */
+  readonly granted: readonly Granted[]
+}
+
+const SUBSCRIBED_HEAD_BYTES = 8
+const GRANTED_BYTES = 12
+
+export function encodeSubscribed({ subscriptionId, queueNumber, granted }: Subscribed): Uint8Array {
+  const bytes = new Uint8Array(SUBSCRIBED_HEAD_BYTES + granted.length * GRANTED_BYTES)
+  writeU32(bytes, 0, subscriptionId)
+  writeU32(bytes, 4, queueNumber)
+  let at = SUBSCRIBED_HEAD_BYTES
+  for (const { index, tag, attempt } of granted) {
+    writeU32(bytes, at, index)
+    writeU32(bytes, at + 4, tag)
+    writeU16(bytes, at + 8, attempt)
+    at += GRANTED_BYTES
+  }
+  return bytes
+}
+
+/** @throws SluiceError MALFORMED_FRAME */
+export function decodeSubscribed(bytes: Uint8Array, start: number, end: number): Subscribed {
+  need('SUBSCRIBE_OK', end - start, SUBSCRIBED_HEAD_BYTES)
+  const grantedBytes = end - start - SUBSCRIBED_HEAD_BYTES
+  if (grantedBytes % GRANTED_BYTES !== 0 || grantedBytes > LIMITS.claimsMax * GRANTED_BYTES)
+    throw new SluiceError(
+      'MALFORMED_FRAME',
+      `SUBSCRIBE_OK has ${end - start} bytes; at most ${LIMITS.claimsMax} grants take ${GRANTED_BYTES} each.`,
+    )
+  const granted: Granted[] = []
+  for (let at = start + SUBSCRIBED_HEAD_BYTES; at < end; at += GRANTED_BYTES) {
+    const index = readU32(bytes, at)
+    // In their order, so that none is granted twice.
+    if (index >= LIMITS.claimsMax || index <= (granted.at(-1)?.index ?? -1))
+      throw new SluiceError('MALFORMED_FRAME', `SUBSCRIBE_OK grants claim ${index} out of order.`)
+    granted.push({ index, tag: readU32(bytes, at + 4), attempt: readU16(bytes, at + 8) })
+  }
+  return { subscriptionId: readU32(bytes, start), queueNumber: readU32(bytes, start + 4), granted }
+}
+
+/** UNSUBSCRIBE. */
 export function encodeSubscriptionId(subscriptionId: number): Uint8Array {
   const bytes = new Uint8Array(4)
   writeU32(bytes, 0, subscriptionId)

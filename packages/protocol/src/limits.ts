@@ -62,6 +62,8 @@ export const LIMITS = {
   keyConcurrencyMax: 65_535,
   dedupMaxIdsMax: 16_000_000,
   processingTimeoutMsMin: 100,
+  /** Leases that one SUBSCRIBE claims. */
+  claimsMax: 1_024,
   /** Of one atomic step: acknowledged messages, batches, and messages in all batches together. */
   atomicAcksMax: 65_535,
   atomicBatchesMax: 1_024,

@@ -232,16 +232,17 @@ describe('requests', () => {
       limit: Number.MAX_SAFE_INTEGER,
       processingTimeoutMs: LIMITS.delayMsMax,
     }
-    expect(subscribeRequest(sent(most))).toStrictEqual(most)
+    expect(subscribeRequest(sent(most))).toStrictEqual({ ...most, claims: [] })
     expect(subscribeRequest(sent({ queue: 'q', messages: 0, bytes: 0 }))).toStrictEqual({
       queue: 'q',
       messages: 0,
       bytes: 0,
       limit: undefined,
       processingTimeoutMs: undefined,
+      claims: [],
     })
     const least = { ...most, processingTimeoutMs: LIMITS.processingTimeoutMsMin }
-    expect(subscribeRequest(sent(least))).toStrictEqual(least)
+    expect(subscribeRequest(sent(least))).toStrictEqual({ ...least, claims: [] })
     expect(() => subscribeRequest(sent({ ...most, processingTimeoutMs: 99 }))).toThrow(
       refusal('INVALID_ARGUMENT', '`processingTimeoutMs` is 99; it must be a whole number from 100 to'),
     )

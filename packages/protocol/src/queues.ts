@@ -3,9 +3,10 @@
  *
  * ENSURE { name, options?, update? } → { created, queue }. GET { name } → { queue }. LIST { after? } → { queues, more }.
  * DELETE { name } → { messages }. PURGE { name } → { messages }. PAUSE, RESUME { name } → { changed }.
- * SUBSCRIBE { queue, messages, bytes, limit?, processingTimeoutMs? } → SUBSCRIBE_OK. UNSUBSCRIBE → RESULT { }.
+ * SUBSCRIBE { queue, messages, bytes, limit?, processingTimeoutMs?, claims? } → SUBSCRIBE_OK. UNSUBSCRIBE → RESULT { }.
  * Unknown fields are refused by name. What is asked about single messages and consumers stands in managing.ts.
  */
+import { decodeClaims, type Claim } from './consuming.js'
 import { SluiceError, shown, type ErrorCode } from './errors.js'
 import { LIMITS } from './limits.js'
 import { queueName, type QueueName } from './names.js'
@@ -305,6 +306,8 @@ export interface SubscribeRequest {
   readonly limit: number | undefined
   /** Instead of the queue's own. */
   readonly processingTimeoutMs: number | undefined
+  /** What the client still handles of earlier connections. */
+  readonly claims: readonly Claim[]
 }
 
 export type Body = { readonly [name: string]: unknown }
@@ -330,7 +333,7 @@ export function nameRequest(frame: string, body: Body): QueueName {
 
 /** @throws SluiceError INVALID_ARGUMENT, INVALID_NAME */
 export function subscribeRequest(body: Body): SubscribeRequest {
-  onlyFields('SUBSCRIBE', body, ['queue', 'messages', 'bytes', 'limit', 'processingTimeoutMs'])
+  onlyFields('SUBSCRIBE', body, ['queue', 'messages', 'bytes', 'limit', 'processingTimeoutMs', 'claims'])
   const { processingTimeoutMs } = body
   return {
     queue: queueName(body['queue']),
@@ -341,7 +344,15 @@ export function subscribeRequest(body: Body): SubscribeRequest {
       processingTimeoutMs === undefined
         ? undefined
         : whole('processingTimeoutMs', processingTimeoutMs, LIMITS.delayMsMax, LIMITS.processingTimeoutMsMin),
+    claims: claimsOf(body['claims']),
   }
+}
+
+function claimsOf(claims: unknown): readonly Claim[] {
+  if (claims === undefined) return []
+  if (!(claims instanceof Uint8Array))
+    throw new SluiceError('INVALID_ARGUMENT', `\`claims\` is ${shown(claims)}; it must be bytes.`)
+  return decodeClaims(claims)
 }
 
 /** @throws SluiceError INVALID_ARGUMENT */

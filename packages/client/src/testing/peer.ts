@@ -6,6 +6,7 @@ import {
   checkBatch,
   CONTENT_TYPE,
   decodeAtomic,
+  decodeClaims,
   decodeControl,
   decodeExtend,
   decodeHello,
@@ -23,7 +24,7 @@ import {
   encodePreface,
   encodePublishErr,
   encodeRanges,
-  encodeSubscriptionId,
+  encodeSubscribed,
   ERRORS,
   FrameDecoder,
   FRAME_HEADER_BYTES,
@@ -48,9 +49,11 @@ import {
   writeU64,
   type Duplicates,
   type AtomicAck,
+  type Claim,
   type ContentType,
   type ErrorCode,
   type ErrorScope,
+  type Granted,
   type Hello,
   type HelloOk,
   type PeekPage,
@@ -323,13 +326,19 @@ export class Link {
 }
 
 export class Peer {
+  /** Which claims of a SUBSCRIBE are granted; without it none. */
+  grants: ((claims: readonly Claim[]) => Granted[]) | undefined
   readonly links: Link[] = []
   /** By opcode; what a test does not want answered it deletes. */
   readonly replies: Record<number, Reply | undefined> = {
     [OP.HELLO]: (_frame, link) => link.helloOk(),
     [OP.SUBSCRIBE]: (frame, link) => {
       const id = 100 + link.named('SUBSCRIBE').length
-      link.send(OP.SUBSCRIBE_OK, frame.channel, frame.correlation, encodeSubscriptionId(id))
+      const { claims } = decodeControl(frame.payload, 0, frame.payload.length)
+      const asked = claims === undefined ? [] : decodeClaims(claims as Uint8Array)
+      const granted = this.grants?.(asked) ?? []
+      const payload = encodeSubscribed({ subscriptionId: id, queueNumber: 7, granted })
+      link.send(OP.SUBSCRIBE_OK, frame.channel, frame.correlation, payload)
     },
     [OP.SETTLE]: (frame, link) => {
       const { subscriptionId } = decodeSettle(frame.payload, 0, frame.payload.length)

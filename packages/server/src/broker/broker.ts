@@ -15,9 +15,11 @@ import {
   SluiceError,
   checkOptionsTogether,
   clipText,
+  type Claim,
   type ConsumersRequest,
   type DeadSelection,
   type EnsureRequest,
+  type Granted,
   type HistoryRequest,
   type LostRange,
   type MessageRef,
@@ -44,6 +46,7 @@ import {
   REASON_HEAD_BYTES,
   Subscription,
   TimeHeap,
+  emptyLease,
   encodeDefinition,
   type Consumer,
   type Lease,
@@ -110,6 +113,9 @@ export interface Output {
  */
 export type Blame = 'nobody' | 'started' | 'suspects' | 'alone' | 'unexplained'
 
+/** Queues whose ended leases can be claimed, each with at most FORMER_LEASES_MAX. */
+const CLAIMABLE_QUEUES_MAX = 64
+
 /** How long after the last entry an empty one is put behind it. */
 const IDLE_MS = 1_000
 /** Timers that were replaced are cleared away once there are so many more than twice the queues. */
@@ -169,7 +175,9 @@ export class Broker {
   /** Those that hold something; in no particular order. */
   readonly #outputs = new Set<Output>()
   readonly #waitingForDisk: (() => void)[] = []
-  readonly #lease: Lease = { offset: 0, bytes: 0, sinceMs: -1, started: false, alone: false }
+  readonly #lease = emptyLease()
+  /** Queues with leases that can be claimed, in the order in which they came to have some. */
+  readonly #claimable = new Set<Queue>()
   #nextSubscription: number
   #turnIsDue = false
   #endedAtMs = 0
@@ -511,13 +519,44 @@ export class Broker {
     if (item.outcome === OUTCOME.release) queue.release(lease.offset, lease.sinceMs, this.nowMs)
     else if (item.outcome === OUTCOME.deadLetter) {
       const death = item.invalid === true ? DEATH.invalid : DEATH.rejected
-      queue.deadLetter(lease.offset, death, this.nowMs, reason, lease.bytes)
+      queue.deadLetter(lease.offset, death, this.nowMs, reason, lease.bytes, lease.isCharged)
     } else this.#retry(queue, lease, reason, item.delayMs)
   }
 
-  #retry(queue: Queue, { offset, bytes }: Lease, reason: string, delayMs?: number): void {
-    const waitMs = delayMs ?? queue.backoffMs(queue.attemptsOf(offset) + 1, this.#options.random())
-    queue.retry(offset, this.nowMs + waitMs, this.nowMs, reason, bytes)
+  #retry(queue: Queue, { offset, bytes, isCharged }: Lease, reason: string, delayMs?: number): void {
+    const attempts = queue.attemptsOf(offset) + (isCharged ? 0 : 1)
+    const waitMs = delayMs ?? queue.backoffMs(attempts, this.#options.random())
+    queue.retry(offset, this.nowMs + waitMs, this.nowMs, reason, bytes, isCharged)
+  }
+
+  /**
+   * Leases messages anew that the subscription's client has handled since before its connection was lost, as far as no
+   * one else has had them since. They are no deliveries; each goes on with the time that it had.
+   */
+  claim(subscription: Subscription, claims: readonly Claim[]): Granted[] {
+    const { queue } = subscription
+    const granted: Granted[] = []
+    // With `single`, one that waits for its turn handles nothing.
+    const { soleSubscription } = queue
+    if (queue.options.single && soleSubscription !== undefined && soleSubscription !== subscription)
+      return granted
+    for (const [index, claim] of claims.entries()) {
+      if (!subscription.takesClaim(claim.bytes)) continue
+      const { label } = subscription.consumer
+      const reclaimed = queue.reclaim(claim, this.boot, this.nowMs, label)
+      if (reclaimed === undefined) continue
+      const { sinceMs, attempt, isCharged, bytes } = reclaimed
+      const deadlineMs =
+        reclaimed.deadlineMs === Infinity
+          ? this.nowMs + processingTimeoutMs(subscription)
+          : reclaimed.deadlineMs
+      const tag = subscription.grantClaim(claim.offset, bytes, sinceMs, this.nowMs, deadlineMs, isCharged)
+      granted.push({ index, tag, attempt })
+    }
+    if (granted.length === 0) return granted
+    this.#noteDeadline(subscription)
+    this.#changed(queue)
+    return granted
   }
 
   /**
@@ -569,6 +608,8 @@ export class Broker {
         const lost: LostRange[] = []
         for (const tag of subscription.overdue(this.nowMs).sort((a, b) => a - b)) {
           if (!subscription.take(tag, this.#lease)) continue
+          // Its attempt stays the same, so that alone would not tell a claim of this lease from the next one.
+          if (this.#lease.isCharged) queue.subscriptionEnded(subscription.id)
           this.#retry(queue, this.#lease, 'the processing timeout passed')
           addLost(lost, tag, this.#lease.offset)
         }
@@ -582,22 +623,37 @@ export class Broker {
    * A connection died with these subscriptions. The one message that was being handled is charged a try; of several,
    * of whatever subscription, nobody can tell which was to blame: they come back one at a time until it shows. Where
    * nothing had been begun with, the only message that was held is to blame if it was handed out alone; and others
-   * become suspects when that has happened to them often enough.
+   * become suspects when that has happened to them often enough. `isStopping`: see `unsubscribe`.
    */
-  disconnect(subscriptions: Iterable<Subscription>): void {
+  disconnect(subscriptions: Iterable<Subscription>, isStopping = false): void {
     const all = [...subscriptions]
     const started = all.reduce((sum, { startedCount }) => sum + startedCount, 0)
     const held = all.reduce((sum, { unsettled }) => sum + unsettled, 0)
     const blame = started === 1 ? 'started' : started > 1 ? 'suspects' : held === 1 ? 'alone' : 'unexplained'
-    for (const subscription of all) this.unsubscribe(subscription, blame)
+    for (const subscription of all) this.unsubscribe(subscription, blame, isStopping)
   }
 
-  /** The subscription is over: what it holds is released, and what was being handled bears the blame that is due. */
-  unsubscribe(subscription: Subscription, blame: Blame): void {
-    const queue = subscription.queue
-    subscription.takeAll(this.#lease, ({ offset, started, alone, sinceMs }) => {
-      if ((blame === 'started' && started) || (blame === 'alone' && alone)) {
-        this.#retry(queue, this.#lease, 'the connection of its consumer was lost')
+  /**
+   * The subscription is over: what it holds is released, and what was being handled bears the blame that is due. Its
+   * client may claim what it goes on handling. `isStopping`: the broker stops and delivers nothing more, so that no one
+   * else gets it before the restart.
+   */
+  unsubscribe(subscription: Subscription, blame: Blame, isStopping = false): void {
+    const { queue, id: subscriptionId } = subscription
+    if (subscription.unsettled > 0 && !isStopping) {
+      queue.subscriptionEnded(subscriptionId)
+      this.#noteClaimable(queue)
+    }
+    subscription.takeAll(this.#lease, (lease) => {
+      const { offset, started, alone, sinceMs, tag, deadlineMs } = lease
+      const isCharged = (blame === 'started' && started) || (blame === 'alone' && alone)
+      if (!isStopping)
+        queue.former.add(offset, {
+          ...{ subscriptionId, tag, deadlineMs, bytes: lease.bytes },
+          isCharged: isCharged || lease.isCharged,
+        })
+      if (isCharged) {
+        this.#retry(queue, lease, 'the connection of its consumer was lost')
         return
       }
       if (blame === 'suspects' && started) queue.suspect(offset)
@@ -606,6 +662,18 @@ export class Broker {
     })
     queue.detach(subscription)
     this.#changed(queue)
+  }
+
+  // What can be claimed is kept for so many queues; for the one that has had some for longest no more.
+  #noteClaimable(queue: Queue): void {
+    this.#claimable.delete(queue)
+    this.#claimable.add(queue)
+    if (this.#claimable.size <= CLAIMABLE_QUEUES_MAX) return
+    for (const oldest of this.#claimable) {
+      oldest.former.forget()
+      this.#claimable.delete(oldest)
+      break
+    }
   }
 
   /** A consumer that was not ready takes deliveries again. */
@@ -758,6 +826,7 @@ export class Broker {
       subscription.consumer.ended(subscription, error)
     }
     this.#state.removeQueue(queue)
+    this.#claimable.delete(queue)
     this.#names = undefined
     return messages
   }

@@ -123,6 +123,8 @@ export class Dispatcher {
     if (run.alone) subscription.holdsSuspect = true
     // A first try is described by its batch alone; a further one also by facts, which may not be durable yet.
     run.durable = run.sinceMs === -1 && run.batchPosition < this.#blocks.durablePosition
+    // That the one who had it before can no longer claim it after a restart is such a fact.
+    if (run.redelivered && queue.former.isWatched) run.durable = false
     queue.lease(run, count, nowMs, subscription.consumer.label)
     place.index += count
     place.byte += at - start

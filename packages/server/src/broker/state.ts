@@ -131,6 +131,7 @@ export class State {
       const queue = this.addQueue(header.queueId, page)
       queue.next = page.next
       queue.redeliveredBelow = page.redeliveredBelow
+      queue.former.restoreEnded(page.ended ?? [])
       queue.carried = page.carried
       Object.assign(queue.counts, page.counts)
       queue.tallied.released = page.counts.released
@@ -173,7 +174,7 @@ export class State {
     this.newestMs = Math.max(this.newestMs, readU48(bytes, at + 32))
     if (type === BATCH_TYPE.messages) this.#applyMessages(bytes, at, position)
     else if (type === BATCH_TYPE.facts) this.#applyFacts(bytes, at, position)
-    else if (type === BATCH_TYPE.boot) this.#applyBoot(bytes, at)
+    else if (type === BATCH_TYPE.boot) this.#applyBoot(bytes, at, position)
     this.closed = type === BATCH_TYPE.close
   }
 
@@ -315,6 +316,9 @@ export class State {
         break
       case FACT.hand:
         break
+      case FACT.ended:
+        if (queue.pagePosition < position && queue.former.end(offset)) queue.dirty = true
+        break
       case FACT.delete:
         this.removeQueue(queue)
         break
@@ -348,9 +352,10 @@ export class State {
   }
 
   // After an orderly stop the facts say what was delivered. After any other, everything may have been.
-  #applyBoot(bytes: Uint8Array, at: number): void {
+  #applyBoot(bytes: Uint8Array, at: number, position: number): void {
     const header = readBatchHeader(bytes, at)
     this.boot = header.count
+    for (const queue of this.queues.values()) if (queue.pagePosition < position) queue.former.bootBegan()
     if (header.attributes === BOOT_AFTER_CLOSE) return
     this.markAllDelivered()
   }

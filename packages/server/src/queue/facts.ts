@@ -57,6 +57,8 @@ export const FACT = {
   replace: 19,
   /** So far `offset` messages were released and `time` deliveries marked; written with whatever the queue has to say next. */
   tally: 20,
+  /** The subscription with the id `offset` ended and gave messages back: no lease of it can be claimed after a restart. */
+  ended: 21,
   /** `offset` is the id of the producer whose identity is the text, in hex. */
   producer: 32,
   /** An atomic step: `time` is its number, `offset` its producer's id, `count` its checksum, text where its batches went, as JSON. */
@@ -210,6 +212,10 @@ export class FactBuffer {
   tally(released: number, redelivered: number): void {
     const at = this.#item(FACT.tally, 0, 0, released, TIME_BYTES)
     writeU64(this.#bytes, at + HEAD_BYTES, redelivered)
+  }
+
+  ended(subscriptionId: number): void {
+    this.#item(FACT.ended, 0, 0, subscriptionId, 0)
   }
 
   ensure(definition: string): void {

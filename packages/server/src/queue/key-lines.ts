@@ -87,6 +87,11 @@ export class KeyLines {
     return this.#keys.leasedOf(slot) < keyConcurrency && !(blocks && this.#keys.retryingOf(slot) > 0)
   }
 
+  /** Whether fewer messages of the key are handed out than may be. */
+  hasPlace(slot: number): boolean {
+    return this.#keys.leasedOf(slot) < this.rules.keyConcurrency
+  }
+
   // Where a failed message holds its key, it stays before all that were not tried.
   #rank(chunk: Chunk, index: number): number {
     return this.rules.blocks && chunk.attemptsAt(index) > 0 ? 0 : 1

@@ -378,6 +378,28 @@ export class Line {
     if (slot !== NONE) this.#keyLines.offer(slot, timeMs, NONE, 0)
   }
 
+  /**
+   * A message that stands in the line is handed out again to the consumer that had it. Returns since when it was
+   * eligible, -1 for the plain line; undefined, and nothing is done, where its key has no place for it.
+   */
+  retake(chunk: Chunk, index: number, nowMs: number): number | undefined {
+    const slot = chunk.keyAt(index)
+    const isPlain = !chunk.isWaiting(index)
+    if (slot !== NONE) {
+      if (!this.#keyLines.hasPlace(slot)) return undefined
+      // Counted first, so that its leaving frees the key for no other.
+      this.#keys.countLeased(slot, 1)
+    }
+    this.leave(chunk, index, nowMs)
+    this.absolve(chunk.base + index)
+    return isPlain ? -1 : chunk.lineTimeAt(index)
+  }
+
+  /** Whether the message was handed out and came back since the broker started. */
+  isSeen(chunk: Chunk, index: number): boolean {
+    return chunk.has(MARK.seen, index)
+  }
+
   /** Messages `[offset, offset + count)` that were handed out are done with. */
   finish(offset: number, count: number, nowMs: number): void {
     if (this.#suspects.size > 0 || this.#unexplained.size > 0)

@@ -276,6 +276,8 @@ export function decodeChunkPage(bytes: Uint8Array, start: number, keys: Keys): C
 export interface QueuePage extends QueueDefinition {
   readonly next: number
   readonly redeliveredBelow: number
+  /** Subscriptions of the boot in which the page was written that ended and gave messages back. */
+  readonly ended?: readonly number[]
   readonly carried: number
   readonly counts: QueueCounts
   /** Of segments with settled messages that are kept: number, last settle, bytes. */
@@ -298,6 +300,7 @@ export function encodeQueuePage(queue: Queue, retained: QueuePage['retained']): 
     idsFrom: queue.idsFrom,
     next: queue.next,
     redeliveredBelow: queue.redeliveredBelow,
+    ...(queue.former.ended.length === 0 ? {} : { ended: queue.former.ended }),
     carried: queue.carried,
     // What the facts before the page say, so that the page and they agree.
     counts: { ...queue.counts, ...queue.tallied },

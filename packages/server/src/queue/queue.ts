@@ -11,6 +11,7 @@ import {
   LIMITS,
   QUEUE_COUNTERS,
   SluiceError,
+  type Claim,
   type Duplicates,
   type MessageState,
   type QueueCounter,
@@ -23,6 +24,7 @@ import { DEATH, type Chunk, type Death, type Lives, type Traits } from './chunk.
 import { DeadMessages, type Dead } from './dead.js'
 import { Chunks, chunkEndAfter } from './chunks.js'
 import { FactBuffer, type GoneFact } from './facts.js'
+import { FormerLeases } from './former.js'
 import { ID_WORDS } from './hash.js'
 import { IdWindow, PendingIds } from './ids.js'
 import type { Placed } from './key-lines.js'
@@ -67,6 +69,18 @@ export interface Freed {
   readonly messages: number
   readonly bytes: number
   readonly offsets: ReadonlySet<number>
+}
+
+/** What is known of a lease that was claimed. */
+export interface Reclaimed {
+  /** Since when the message was eligible; -1: it stood in the plain line. */
+  readonly sinceMs: number
+  readonly attempt: number
+  /** When it has to be done; Infinity: its time begins anew. */
+  readonly deadlineMs: number
+  readonly isCharged: boolean
+  /** Of its record; after a restart as its client says. */
+  readonly bytes: number
 }
 
 /** What accepting a batch needs to know before it changes anything. */
@@ -174,6 +188,7 @@ export class Queue implements Arriving {
   readonly moving: number[] = []
 
   readonly ids: IdWindow
+  readonly former = new FormerLeases()
   readonly #pending: PendingIds
   readonly #reasons: Reasons
   /** Highest offset handed out by this run of the broker, + 1. */
@@ -622,6 +637,7 @@ export class Queue implements Arriving {
   open(nowMs: number): void {
     this.#isOpen = true
     for (const { place, bytes } of this.liveBatches()) this.#use.add(place, bytes)
+    this.former.open()
     for (const chunk of this.chunks()) {
       for (const index of chunk.dead?.indexes() ?? [])
         if (chunk.dead!.get(index)!.isMoving) this.moving.push(chunk.base + index)
@@ -696,9 +712,59 @@ export class Queue implements Arriving {
   lease(run: Run, count: number, nowMs: number, client: string): void {
     this.#line.take(run, count, nowMs)
     this.leased += count
+    if (this.former.size > 0)
+      for (let offset = run.offset; offset < run.offset + count; offset++) this.former.delete(offset)
     if (run.redelivered) this.counts.redelivered += count
     if (run.offset + count > this.#deliveredBelow) this.#deliveredBelow = run.offset + count
     if (this.retains) this.facts.hand(run.offset, count, client)
+  }
+
+  /**
+   * The message that a client handles, and whose lease it lost with its connection, is leased to it again; undefined,
+   * and nothing is done, if anything has become of the message since, or may have. `boot`: of this run of the broker.
+   */
+  reclaim(claim: Claim, boot: number, nowMs: number, client: string): Reclaimed | undefined {
+    const { offset } = claim
+    const chunk = this.chunkAt(offset)
+    if (claim.queueNumber !== this.id || chunk === undefined || this.stateOf(offset) === undefined)
+      return undefined
+    const index = offset - chunk.base
+    if (chunk.isDead(index) || !this.#line.stands(chunk, index)) return undefined
+    const former = this.former.get(offset)
+    if (claim.boot === boot) {
+      // No one has had it since: that would have taken the former lease away.
+      if (former?.subscriptionId !== claim.subscriptionId || former.tag !== claim.tag) return undefined
+    } else if (
+      claim.boot !== boot - 1 ||
+      claim.attempt !== chunk.attemptsAt(index) + 1 ||
+      // Beyond that all tries have one number.
+      claim.attempt > LIMITS.maxDeliveriesMax ||
+      this.former.hadEnded(claim) ||
+      this.#line.isSeen(chunk, index) ||
+      chunk.lives?.has(index) === true
+    ) {
+      // Others may have had it, before the restart or since; or it began a new life, in which attempts count anew.
+      return undefined
+    }
+    const sinceMs = this.#line.retake(chunk, index, nowMs)
+    if (sinceMs === undefined) return undefined
+    this.former.delete(offset)
+    this.leased++
+    if (this.retains) this.facts.hand(offset, 1, client)
+    return {
+      sinceMs,
+      attempt: chunk.attemptsAt(index) + 1,
+      deadlineMs: former?.deadlineMs ?? Infinity,
+      isCharged: former?.isCharged ?? false,
+      bytes: former?.bytes ?? claim.bytes,
+    }
+  }
+
+  /** A subscription ended and gave messages back: after a restart no lease of it can be claimed. */
+  subscriptionEnded(id: number): void {
+    if (!this.former.end(id)) return
+    this.facts.ended(id)
+    this.dirty = true
   }
 
   /** Leased messages are done. `bytes` is what their records take, as those know that delivered them. */
@@ -711,13 +777,20 @@ export class Queue implements Arriving {
 
   /**
    * A leased message was tried in vain and comes back at `dueMs`. If that was its last try it is dead; if its time to
-   * live is over it is gone.
+   * live is over it is gone. `isCharged`: this try was counted before.
    */
-  retry(offset: number, dueMs: number, nowMs: number, reason: string, bytes?: number): void {
+  retry(
+    offset: number,
+    dueMs: number,
+    nowMs: number,
+    reason: string,
+    bytes?: number,
+    isCharged = false,
+  ): void {
     const { maxDeliveries } = this.#options
-    const attempts = this.#nextAttempt(offset)
+    const attempts = this.#nextAttempt(offset, isCharged)
     if (maxDeliveries !== 'unlimited' && attempts >= maxDeliveries) {
-      this.deadLetter(offset, DEATH.maxDeliveries, nowMs, reason, bytes)
+      this.deadLetter(offset, DEATH.maxDeliveries, nowMs, reason, bytes, isCharged)
       return
     }
     if (this.#isExpired(offset, nowMs)) {
@@ -765,16 +838,23 @@ export class Queue implements Arriving {
     this.#line.unexplained(offset)
   }
 
-  /** A leased message is given up; this try counts. */
-  deadLetter(offset: number, death: Death, nowMs: number, reason: string, bytes?: number): void {
+  /** A leased message is given up; this try counts, if it was not counted before. */
+  deadLetter(
+    offset: number,
+    death: Death,
+    nowMs: number,
+    reason: string,
+    bytes?: number,
+    isCharged = false,
+  ): void {
     this.leased--
     this.#line.finish(offset, 1, nowMs)
-    this.#die(offset, this.#nextAttempt(offset), death, nowMs, reason, bytes)
+    this.#die(offset, this.#nextAttempt(offset, isCharged), death, nowMs, reason, bytes)
   }
 
   // Where tries are unlimited the count ends before they do.
-  #nextAttempt(offset: number): number {
-    return Math.min(this.attemptsOf(offset) + 1, LIMITS.maxDeliveriesMax)
+  #nextAttempt(offset: number, isCharged: boolean): number {
+    return Math.min(this.attemptsOf(offset) + (isCharged ? 0 : 1), LIMITS.maxDeliveriesMax)
   }
 
   #die(offset: number, attempts: number, death: Death, nowMs: number, reason: string, bytes?: number): void {
@@ -793,6 +873,7 @@ export class Queue implements Arriving {
     this.counts.purged += messages
     this.dirty = true
     this.#line.clear()
+    this.former.clear()
     this.leased = 0
     return messages
   }
@@ -809,6 +890,7 @@ export class Queue implements Arriving {
   reschedule(offset: number, dueMs: number, nowMs: number): void {
     const chunk = this.#standing(offset)
     this.#line.leave(chunk, offset - chunk.base, nowMs)
+    this.former.delete(offset)
     this.facts.reschedule(offset, dueMs)
     this.rescheduleFact(offset, dueMs)
     this.#line.enter(chunk, offset - chunk.base, dueMs, nowMs)
@@ -844,6 +926,7 @@ export class Queue implements Arriving {
   /** A dead message begins a new life at the end of its line. */
   redrive(offset: number, nowMs: number, by: string): void {
     const redrives = this.livesOf(offset).redrives + 1
+    this.former.delete(offset)
     this.facts.redrive(offset, redrives, nowMs, by)
     this.redriveFact(offset, redrives, nowMs)
     this.counts.redriven++

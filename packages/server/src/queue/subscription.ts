@@ -18,6 +18,7 @@ const STARTING = 3
 
 /** What a tag stood for, when its slot is given back. */
 export interface Lease {
+  tag: number
   offset: number
   bytes: number
   /** Since when the message was eligible when it was handed out; -1 for one that came from the plain line. */
@@ -26,6 +27,10 @@ export interface Lease {
   started: boolean
   /** Handed out alone, as a suspect. */
   alone: boolean
+  /** The try was charged already, when the connection was lost from which this lease was claimed. */
+  isCharged: boolean
+  /** When it has to be done; Infinity where no time runs. Set by `takeAll` alone. */
+  deadlineMs: number
 }
 
 /** What a subscription's owner does with what the queue decides. All of it waits at the durability gate. */
@@ -79,6 +84,8 @@ export class Subscription {
   holdsSuspect = false
   /** No message that is being handled must be done before this. */
   earliestDeadlineMs = Infinity
+  /** Tags of claimed leases whose try was charged already; undefined: none. */
+  #charged: Set<number> | undefined
   /** Named in the last STARTING, which no STARTED has followed. */
   #starting: readonly TagRange[] = NO_RANGES
   /** Tag of the next delivery that finds its slot free. */
@@ -170,6 +177,31 @@ export class Subscription {
     this.delivered++
   }
 
+  /** Whether a claimed message of `bytes` may be leased again: within the credit. */
+  takesClaim(bytes: number): boolean {
+    return this.unsettled < this.creditMessages && this.takes(bytes)
+  }
+
+  /** Leases a message again that is being handled, and says under which tag. It was delivered before. */
+  grantClaim(
+    offset: number,
+    bytes: number,
+    sinceMs: number,
+    nowMs: number,
+    deadlineMs: number,
+    isCharged: boolean,
+  ): number {
+    const tag = this.claimTag(1)
+    this.grant(tag, offset, bytes, sinceMs, nowMs)
+    this.delivered--
+    this.start(tag, deadlineMs)
+    if (isCharged) {
+      this.#charged ??= new Set()
+      this.#charged.add(tag)
+    }
+    return tag
+  }
+
   /** Offset of the message under `tag`, or -1 if the tag is stale. */
   offsetOf(tag: number): number {
     const slot = tag & this.#mask
@@ -182,11 +214,13 @@ export class Subscription {
     const state = this.#states[slot]
     // An empty ring reads undefined here: no tag is held.
     if (state === undefined || state === FREE || this.#tags[slot] !== tag) return false
+    lease.tag = tag
     lease.offset = this.#offsets[slot]!
     lease.bytes = this.#sizes[slot]!
     lease.sinceMs = this.#sinces[slot]!
     lease.started = state !== HELD
     lease.alone = this.holdsSuspect
+    lease.isCharged = this.#charged !== undefined && this.#charged.delete(tag)
     if (lease.started) this.startedCount--
     this.#states[slot] = FREE
     this.unsettled--
@@ -311,7 +345,9 @@ export class Subscription {
     const size = this.#states.length
     for (let step = 0; step < size && this.unsettled > 0; step++) {
       const slot = (this.#nextTag + step) & this.#mask
-      if (this.#states[slot] !== FREE && this.take(this.#tags[slot]!, lease)) ended(lease)
+      if (this.#states[slot] === FREE) continue
+      lease.deadlineMs = this.#states[slot] === STARTED ? this.#deadlines[slot]! : Infinity
+      if (this.take(this.#tags[slot]!, lease)) ended(lease)
     }
   }
 
@@ -348,7 +384,21 @@ export class Subscription {
   }
 }
 
-const SCRATCH: Lease = { offset: 0, bytes: 0, sinceMs: -1, started: false, alone: false }
+/** One that says nothing yet. */
+export function emptyLease(): Lease {
+  return {
+    tag: 0,
+    offset: 0,
+    bytes: 0,
+    sinceMs: -1,
+    started: false,
+    alone: false,
+    isCharged: false,
+    deadlineMs: Infinity,
+  }
+}
+
+const SCRATCH = emptyLease()
 const NO_RANGES: readonly TagRange[] = []
 const NO_BYTES = new Uint8Array(0)
 const NO_WORDS = new Uint32Array(0)

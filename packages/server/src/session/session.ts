@@ -39,7 +39,7 @@ import {
   encodePreface,
   encodePublishErr,
   encodeRanges,
-  encodeSubscriptionId,
+  encodeSubscribed,
   publishBatchStart,
   publishOkItemBytes,
   readText,
@@ -657,7 +657,10 @@ export class Session implements Output, Consumer {
       request.processingTimeoutMs,
     )
     this.#subscriptions.set(channel, subscription)
-    this.#outbox.frame(OP.SUBSCRIBE_OK, channel, correlation, encodeSubscriptionId(subscription.id))
+    const { id: subscriptionId, queue } = subscription
+    const granted = this.#broker.claim(subscription, request.claims)
+    const payload = encodeSubscribed({ subscriptionId, queueNumber: queue.id, granted })
+    this.#outbox.frame(OP.SUBSCRIBE_OK, channel, correlation, payload)
     this.#broker.hold(this)
   }
 
@@ -851,10 +854,11 @@ export class Session implements Output, Consumer {
   }
 
   #unsubscribeAll(connectionDied: boolean): void {
-    if (connectionDied) this.#broker.disconnect(this.#subscriptions.values())
+    const isStopping = this.#isStopping
+    if (connectionDied) this.#broker.disconnect(this.#subscriptions.values(), isStopping)
     else
       for (const subscription of this.#subscriptions.values())
-        this.#broker.unsubscribe(subscription, 'nobody')
+        this.#broker.unsubscribe(subscription, 'nobody', isStopping)
     this.#subscriptions.clear()
   }
 

@@ -1,0 +1,245 @@
+/** What a client claims when it subscribes again, and what becomes of the handlers. */
+import { decodeClaims, LIMITS, OUTCOME, type Claim, type SluiceError } from '@sluice/protocol'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import type { Sluice } from './client.js'
+import type { Message } from './message.js'
+import type { LeaseLoss } from './subscription.js'
+import { control, Peer, texts, turns, until } from './testing/peer.js'
+
+let peer: Peer
+let sluice: Sluice
+let losses: LeaseLoss[]
+let asked: readonly Claim[]
+
+beforeEach(async () => {
+  peer = new Peer()
+  sluice = await peer.connect()
+  losses = []
+  sluice.on('leaseLost', (loss) => losses.push(loss))
+  grant(() => true)
+})
+
+afterEach(async () => {
+  await sluice.close({ timeout: 1 }).catch(() => {})
+})
+
+/** Grants those claims, under tags from 50. */
+function grant(grants: (claim: Claim) => boolean): void {
+  peer.grants = (claims) => {
+    asked = claims
+    return claims.flatMap((claim, index) =>
+      grants(claim) ? [{ index, tag: 50 + index, attempt: claim.attempt + 1 }] : [],
+    )
+  }
+}
+
+async function reconnected(): Promise<void> {
+  const dialled = peer.dialled()
+  peer.link.cut()
+  await dialled
+  await until(() => sluice.connected && peer.link.named('SUBSCRIBE').length > 0)
+  await turns(5)
+}
+
+interface Run {
+  readonly message: Message
+  readonly signal: AbortSignal
+  readonly end: (error?: Error) => void
+}
+
+/** A worker whose handlers end when they are told. */
+function consumed(options: { concurrency: number; prefetch?: number; ordering?: 'key' }): Run[] {
+  const runs: Run[] = []
+  sluice.consume('q', options, (message, { signal }) => {
+    return new Promise<void>((resolve, reject) => {
+      runs.push({ message, signal, end: (error) => (error === undefined ? resolve() : reject(error)) })
+    })
+  })
+  return runs
+}
+
+describe('the handlers of a worker', () => {
+  it('claim what they have, by its lease, and go on under the new one', async () => {
+    const runs = consumed({ concurrency: 2, prefetch: 10 })
+    peer.link.deliver(await peer.subscribed(), 101, texts(4), { offsets: [7, 3, 4, 5], attempt: 2, tag: 20 })
+    await until(() => runs.length === 2)
+    await reconnected()
+    const lease = { queueNumber: 7, boot: 1, subscriptionId: 101, attempt: 2 }
+    expect(asked).toMatchObject([
+      { offset: 7, tag: 20, ...lease },
+      { offset: 3, tag: 21, ...lease },
+    ])
+    expect(control(peer.link.named('SUBSCRIBE')[0]!)).toMatchObject({ queue: 'q', messages: 10 })
+    // They take their part of the credit and of the concurrency.
+    peer.link.deliver(peer.link.named('SUBSCRIBE')[0]!.channel, 101, texts(8), { offset: 100 })
+    await turns(10)
+    expect(runs.length).toBe(2)
+    runs[1]!.end()
+    await until(() => peer.link.settles.length > 0)
+    expect(peer.link.settles).toMatchObject([{ firstTag: 51, count: 1, outcome: OUTCOME.ack }])
+    await runs[0]!.message.extend()
+    await runs[0]!.message.retry({ delay: '1m' })
+    expect(peer.link.settles.at(-1)).toMatchObject({ firstTag: 50, outcome: OUTCOME.retry, delayMs: 60_000 })
+    expect([losses, runs[0]!.signal.aborted]).toEqual([[], false])
+    expect([runs[0]!.message.offset, runs[0]!.message.attempt]).toEqual([7, 2])
+  })
+
+  it('claim again, by what the broker granted, when that connection is lost too', async () => {
+    const runs = consumed({ concurrency: 1 })
+    peer.link.deliver(await peer.subscribed(), 101, texts(1))
+    await until(() => runs.length === 1)
+    await reconnected()
+    await reconnected()
+    expect(asked).toMatchObject([{ offset: 0, subscriptionId: 101, tag: 50, attempt: 2 }])
+    runs[0]!.end()
+    await until(() => peer.link.settles.length > 0)
+  })
+
+  it('settle without a connection what is then sent under the new lease', async () => {
+    const runs = consumed({ concurrency: 4 })
+    peer.link.deliver(await peer.subscribed(), 101, texts(4))
+    await until(() => runs.length === 4)
+    grant(({ offset }) => offset < 3)
+    const dialled = peer.dialled()
+    peer.link.cut()
+    runs[0]!.end(new Error('it broke'))
+    const outcomes: string[] = []
+    for (const run of [runs[1]!, runs[3]!]) {
+      run.message.ack().then(
+        () => outcomes.push('done'),
+        (error: SluiceError) => outcomes.push(error.code),
+      )
+    }
+    await dialled
+    await until(() => outcomes.length === 2)
+    expect(outcomes.toSorted()).toEqual(['LEASE_LOST', 'done'])
+    expect(peer.link.settles).toMatchObject([
+      { firstTag: 50, outcome: OUTCOME.retry, reason: 'it broke' },
+      { firstTag: 51, outcome: OUTCOME.ack },
+    ])
+    expect(losses).toEqual([{ queue: 'q', offset: 3, reason: 'disconnected' }])
+  })
+
+  it('are told by signal and event of what is not granted, and no other handler gets it before they end', async () => {
+    const runs = consumed({ concurrency: 4 })
+    peer.link.deliver(await peer.subscribed(), 101, texts(2))
+    await until(() => runs.length === 2)
+    const signals = runs.map(({ signal }) => signal)
+    expect(signals.map(({ aborted }) => aborted)).toEqual([false, false])
+    grant(({ offset }) => offset === 1)
+    await reconnected()
+    expect(signals.map(({ aborted }) => aborted)).toEqual([true, false])
+    expect(losses).toEqual([{ queue: 'q', offset: 0, reason: 'disconnected' }])
+    const channel = peer.link.named('SUBSCRIBE')[0]!.channel
+    peer.link.deliver(channel, 101, ['again', 'other'], { offsets: [0, 9], tag: 60 })
+    await until(() => runs.length === 3)
+    await turns(10)
+    expect(runs.map(({ message }) => message.body)).toEqual(['0', '1', 'other'])
+    runs[0]!.end()
+    await until(() => runs.length === 4)
+    expect(runs[3]!.message.body).toBe('again')
+    for (const { end } of runs) end()
+    await until(() => peer.link.settles.reduce((sum, { count }) => sum + count, 0) === 3)
+  })
+
+  it('keep what waits for them no longer than others should wait', async () => {
+    const runs = consumed({ concurrency: 4, ordering: 'key' })
+    peer.link.deliver(await peer.subscribed(), 101, texts(1), { options: { key: 'k' } })
+    await until(() => runs.length === 1)
+    grant(() => false)
+    await reconnected()
+    const channel = peer.link.named('SUBSCRIBE')[0]!.channel
+    // Another of its key, which ran in order before.
+    peer.link.deliver(channel, 101, ['next'], { offset: 1, tag: 60, options: { key: 'k' } })
+    peer.link.deliver(channel, 101, ['free'], { offset: 2, tag: 61, options: { key: 'l' } })
+    await until(() => runs.length === 2)
+    await until(() => peer.link.settles.length > 0)
+    expect(peer.link.settles).toMatchObject([{ firstTag: 60, count: 1, outcome: OUTCOME.release }])
+    expect(runs.map(({ message }) => message.body)).toEqual(['0', 'free'])
+    for (const { end } of runs) end()
+  })
+
+  it('lose what is more than one SUBSCRIBE can claim', async () => {
+    const count = LIMITS.claimsMax + 1
+    const runs = consumed({ concurrency: count, prefetch: count })
+    peer.link.deliver(await peer.subscribed(), 101, texts(count))
+    await until(() => runs.length === count)
+    await reconnected()
+    expect(asked.length).toBe(LIMITS.claimsMax)
+    expect(losses).toEqual([{ queue: 'q', offset: count - 1, reason: 'disconnected' }])
+    for (const { end } of runs) end()
+  })
+
+  it('claim nothing that they have settled, and give up what a closed worker had', async () => {
+    const runs = consumed({ concurrency: 4 })
+    peer.link.deliver(await peer.subscribed(), 101, texts(2))
+    await until(() => runs.length === 2)
+    await runs[0]!.message.ack()
+    await reconnected()
+    expect(asked.map(({ offset }) => offset)).toEqual([1])
+    for (const { end } of runs) end()
+  })
+
+  it('are lost with their queue', async () => {
+    const runs = consumed({ concurrency: 2 })
+    sluice.on('error', () => {})
+    const channel = await peer.subscribed()
+    peer.link.deliver(channel, 101, texts(1))
+    await until(() => runs.length === 1)
+    peer.link.error('QUEUE_DELETED', 'channel', channel)
+    await until(() => losses.length === 1)
+    expect(losses).toEqual([{ queue: 'q', offset: 0, reason: 'queueDeleted' }])
+    expect(runs[0]!.signal.aborted).toBe(true)
+    runs[0]!.end()
+  })
+})
+
+it('a batch goes on as a whole, and its signal fires when one of it is not granted', async () => {
+  const signals: AbortSignal[] = []
+  const batches: Message[][] = []
+  sluice.consume('q', { batch: { size: 2, wait: 0 }, concurrency: 2 }, (messages, { signal }) => {
+    batches.push(messages)
+    signals.push(signal)
+    return new Promise(() => {})
+  })
+  peer.link.deliver(await peer.subscribed(), 101, texts(4))
+  await until(() => batches.length === 2)
+  grant(({ offset }) => offset !== 2)
+  await reconnected()
+  expect(signals.map(({ aborted }) => aborted)).toEqual([false, true])
+  expect(losses.map(({ offset }) => offset)).toEqual([2])
+  await batches[1]![1]!.ack()
+  expect(peer.link.settles).toMatchObject([{ firstTag: 53 }])
+})
+
+it('what is pulled is claimed without credit, and the next pull goes on', async () => {
+  const pulling = sluice.pull('q', { max: 2, wait: '5s' })
+  peer.link.deliver(await peer.subscribed(), 101, texts(2))
+  const [one, two] = await pulling
+  await one!.ack()
+  await reconnected()
+  const subscribe = control(peer.link.named('SUBSCRIBE')[0]!)
+  expect(subscribe).toMatchObject({ limit: 0 })
+  expect(decodeClaims(subscribe['claims'] as Uint8Array)).toMatchObject([{ offset: 1 }])
+  const next = sluice.pull('q', { wait: '5s' })
+  await until(() => peer.link.named('CREDIT').length > 0)
+  peer.link.deliver(peer.link.named('SUBSCRIBE')[0]!.channel, 101, ['2'], { offset: 2, tag: 90 })
+  expect((await next)[0]!.body).toBe('2')
+  await two!.ack()
+  expect(peer.link.settles).toMatchObject([{ firstTag: 50 }])
+})
+
+it('an answer that grants what was not claimed is refused, and what was claimed is lost', async () => {
+  const runs = consumed({ concurrency: 1 })
+  sluice.on('error', () => {})
+  peer.link.deliver(await peer.subscribed(), 101, texts(1))
+  await until(() => runs.length === 1)
+  peer.grants = () => [{ index: 5, tag: 1, attempt: 1 }]
+  const dialled = peer.dialled()
+  peer.link.cut()
+  await dialled
+  await until(() => losses.length === 1)
+  expect(losses).toEqual([{ queue: 'q', offset: 0, reason: 'other' }])
+  expect(peer.links[1]!.closed).toBe(true)
+  runs[0]!.end()
+})

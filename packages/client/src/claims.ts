@@ -1,0 +1,176 @@
+/**
+ * The leases that the handlers of one consumer had when its connection was lost. They are claimed with the next
+ * SUBSCRIBE; until its answer nothing is decided: what a handler settles meanwhile waits here, and is sent under the
+ * new lease. What is not granted is lost.
+ *
+ * Invariant: the tag of a message here is the index of its claim, above TAG_BASE: far from the tags of messages that were
+ * delivered with it and are settled.
+ */
+import {
+  encodeClaims,
+  LIMITS,
+  type AtomicAck,
+  type Claim,
+  type Granted,
+  type Outcome,
+} from '@sluice/protocol'
+import type { DeliveredMessage, Lessor, Watcher } from './message.js'
+import { leaseLost, SettleGroup } from './settlement.js'
+import type { LeaseLossReason, Session, Subscription } from './subscription.js'
+
+interface Pending {
+  readonly outcome: Outcome
+  readonly delayMs: number | undefined
+  readonly reason: string | undefined
+  readonly invalid: boolean | undefined
+  /** For whoever waits for the answer. */
+  readonly group: SettleGroup
+}
+
+interface Extension {
+  readonly durationMs: number
+  readonly resolve: () => void
+  readonly reject: (error: Error) => void
+}
+
+interface Entry {
+  readonly message: DeliveredMessage
+  readonly claim: Claim
+  pending: Pending | undefined
+  extension: Extension | undefined
+}
+
+const TAG_BASE = 0xfff0_0000
+
+export class Claims implements Lessor {
+  readonly queue: string
+  readonly #session: Session
+  readonly #entries: Entry[] = []
+  readonly #watched = new Set<Watcher>()
+  #isOver = false
+
+  constructor(session: Session, queue: string) {
+    this.#session = session
+    this.queue = queue
+  }
+
+  get size(): number {
+    return this.#entries.length
+  }
+
+  /** Takes a message over from the subscription that was lost, up to `claimsMax`; false: no more. */
+  add(message: DeliveredMessage, claim: Claim): boolean {
+    if (this.#entries.length === LIMITS.claimsMax) return false
+    message.rebind(this, TAG_BASE + this.#entries.length)
+    this.#entries.push({ message, claim, pending: undefined, extension: undefined })
+    return true
+  }
+
+  /** What SUBSCRIBE claims. */
+  encode(): Uint8Array {
+    return encodeClaims(this.#entries.map(({ claim }) => claim))
+  }
+
+  /** The answer to SUBSCRIBE: these go on under leases of `subscription`, the others are lost. */
+  answered(subscription: Subscription, granted: readonly Granted[]): void {
+    const refused = new Set(this.#entries.keys())
+    for (const { index } of granted) refused.delete(index)
+    const tags = new Set([...refused].map((index) => TAG_BASE + index))
+    this.#isOver = true
+    for (const watcher of this.#watched) {
+      if (watcher.isAmong(tags)) watcher.abort(leaseLost())
+      else subscription.watch(watcher)
+    }
+    for (const { index, tag, attempt } of granted) {
+      const { message, pending, extension } = this.#entries[index]!
+      message.rebind(subscription, tag)
+      subscription.adopt(tag, attempt)
+      if (extension !== undefined)
+        subscription.extend(tag, extension.durationMs).then(extension.resolve, extension.reject)
+      if (pending === undefined) continue
+      const { outcome, delayMs, reason, invalid, group } = pending
+      subscription
+        .settle(tag, outcome, delayMs, reason, invalid)
+        .answer(message)
+        .then(
+          () => group.finish(undefined),
+          (error) => group.finish(error),
+        )
+    }
+    for (const index of refused) this.#lose(this.#entries[index]!, 'disconnected')
+  }
+
+  /** None of them can be claimed any more. `why`: none where the client gave them up itself. */
+  refuse(why: LeaseLossReason | undefined): void {
+    if (this.#isOver) return
+    this.#isOver = true
+    this.abortHandlers()
+    for (const entry of this.#entries) this.#lose(entry, why)
+  }
+
+  abortHandlers(reason = leaseLost()): void {
+    for (const watcher of this.#watched) watcher.abort(reason)
+    this.#watched.clear()
+  }
+
+  #lose({ message, pending, extension }: Entry, reason: LeaseLossReason | undefined): void {
+    this.#session.floor.leave(1)
+    pending?.group.finish(leaseLost())
+    extension?.reject(leaseLost())
+    if (reason !== undefined) this.#session.leaseLost({ queue: this.queue, offset: message.offset, reason })
+  }
+
+  // --- what the messages need meanwhile ---
+
+  holds(): boolean {
+    return !this.#isOver
+  }
+
+  forget(): void {}
+
+  settle(
+    tag: number,
+    outcome: Outcome,
+    delayMs: number | undefined,
+    reason: string | undefined,
+    invalid?: boolean,
+  ): SettleGroup {
+    const group = new SettleGroup(() => {})
+    this.#entries[tag - TAG_BASE]!.pending = { outcome, delayMs, reason, invalid, group }
+    return group
+  }
+
+  extend(tag: number, durationMs: number): Promise<void> {
+    const entry = this.#entries[tag - TAG_BASE]!
+    const before = entry.extension
+    const extended = new Promise<void>((resolve, reject) => {
+      entry.extension = { durationMs, resolve, reject }
+    })
+    if (before !== undefined) extended.then(before.resolve, before.reject)
+    extended.catch(() => {})
+    return extended
+  }
+
+  isOn(): boolean {
+    return false
+  }
+
+  // No atomic step takes a message that is on no connection.
+  acknowledgement(): AtomicAck {
+    throw leaseLost()
+  }
+
+  claim(): void {}
+
+  settleClaim(): void {}
+
+  reopenClaim(): void {}
+
+  watch(watcher: Watcher): void {
+    this.#watched.add(watcher)
+  }
+
+  unwatch(watcher: Watcher): void {
+    this.#watched.delete(watcher)
+  }
+}

@@ -1,0 +1,253 @@
+/** Which leases of an earlier connection are granted again, and what becomes of those that are. */
+import { OUTCOME, type Claim, type Granted } from '@sluice/protocol'
+import { describe, expect, it } from 'vitest'
+import { Bench, Q, type Message, type Worker } from '../testing/bench.js'
+
+const HOUR = 3_600_000
+
+async function opened(options: Parameters<Bench['ensure']>[0] = {}): Promise<Bench> {
+  const bench = await new Bench().open()
+  bench.ensure({ retryInitialMs: 1_000, ...options })
+  return bench
+}
+
+/** What a client of this worker would claim. */
+function claimOf(bench: Bench, worker: Worker, offset: number, changes: Partial<Claim> = {}): Claim {
+  const delivered = worker.got.findLast((one) => one.offset === offset)!
+  const { id: subscriptionId, queue } = worker.subscription
+  const lease = { queueNumber: queue.id, boot: bench.broker.boot, subscriptionId, tag: delivered.tag }
+  return { offset, ...lease, attempt: delivered.attempt, bytes: 100, ...changes }
+}
+
+function claim(bench: Bench, worker: Worker, ...claims: Claim[]): Granted[] {
+  bench.broker.beginTurn()
+  return bench.broker.claim(worker.subscription, claims)
+}
+
+/** A worker with these messages, of which `started` are being handled. */
+async function working(bench: Bench, messages: readonly Message[], ...started: number[]): Promise<Worker> {
+  await bench.publish(messages)
+  const worker = bench.consume()
+  await bench.settle()
+  worker.start(...started)
+  return worker
+}
+
+const settle = (bench: Bench, worker: Worker, tag: number, outcome: 1 | 2 | 3 | 4): unknown => {
+  bench.broker.beginTurn()
+  return bench.broker.settle(worker.subscription, [{ firstTag: tag, count: 1, outcome }])
+}
+
+describe('a claim within one boot', () => {
+  it('takes the message back, charges its try once, and keeps its deadline', async () => {
+    const bench = await opened({ processingTimeoutMs: 10_000 })
+    const first = await working(bench, [{}], 0)
+    await bench.pass(6_000)
+    first.die()
+    expect(bench.info()).toMatchObject({ scheduled: 1, leased: 0 })
+    const next = bench.consume()
+    const granted = claim(bench, next, claimOf(bench, first, 0))
+    expect(granted).toEqual([{ index: 0, tag: 0, attempt: 2 }])
+    expect(bench.info()).toMatchObject({ scheduled: 0, leased: 1 })
+    expect(next.subscription).toMatchObject({ unsettled: 1, startedCount: 1, delivered: 0 })
+    bench.broker.audit()
+    await bench.pass(3_999)
+    expect(next.tagsLost).toEqual([])
+    await bench.pass(1)
+    expect(next.tagsLost).toMatchObject([{ firstOffset: 0 }])
+    await bench.pass(1_200)
+    // The end of the connection and the timeout are one try.
+    expect(next.got).toMatchObject([{ offset: 0, attempt: 2 }])
+  })
+
+  it('is settled for good, and counts as started when its connection dies too', async () => {
+    const bench = await opened({ maxDeliveries: 3 })
+    const first = await working(bench, [{}, {}], 0)
+    first.die()
+    const next = bench.consume(1)
+    const [granted] = claim(bench, next, claimOf(bench, first, 0))
+    await bench.settle()
+    // The credit is used up by what was claimed.
+    expect(next.got).toEqual([])
+    next.die()
+    expect(bench.broker.queue(Q).attemptsOf(0)).toBe(1)
+    const last = bench.consume()
+    const lease = { subscriptionId: next.subscription.id, tag: granted!.tag, attempt: granted!.attempt }
+    const again = claim(bench, last, claimOf(bench, first, 0, lease))
+    expect(again).toHaveLength(1)
+    expect(settle(bench, last, again[0]!.tag, OUTCOME.ack)).toEqual([])
+    await bench.settle()
+    await bench.crash()
+    expect(bench.info()).toMatchObject({ acked: 1, ready: 1 })
+    expect(bench.broker.queue(Q).stateOf(0)).toBeUndefined()
+  })
+
+  it('clears suspicion, but not of those that are not claimed', async () => {
+    const bench = await opened()
+    const first = await working(bench, [{}, {}], 0, 1)
+    first.die()
+    const next = bench.consume()
+    const [granted] = claim(bench, next, claimOf(bench, first, 0))
+    expect(granted).toMatchObject({ attempt: 1 })
+    settle(bench, next, granted!.tag, OUTCOME.release)
+    await bench.settle()
+    expect(next.got).toMatchObject([{ offset: 0, alone: false, redelivered: true }])
+    next.settle(0, OUTCOME.ack)
+    await bench.settle()
+    expect(next.got.at(-1)).toMatchObject({ offset: 1, alone: true })
+  })
+
+  it('is refused once another has had the message, or something has become of it', async () => {
+    const spoil: Readonly<Record<string, (bench: Bench) => void | Promise<void>>> = {
+      'it is leased': async (bench) => {
+        bench.consume()
+        await bench.settle()
+      },
+      'it was leased': async (bench) => {
+        const other = bench.consume()
+        await bench.settle()
+        other.settle(0, OUTCOME.release)
+        other.leave()
+        await bench.settle()
+      },
+      'it was purged': (bench) => void bench.broker.purge(Q),
+      'it was rescheduled': (bench) =>
+        void bench.broker.reschedule({ name: Q, offset: 0, delayMs: 5, atMs: undefined, id: undefined }),
+      'it was cancelled': (bench) => void bench.broker.cancel({ name: Q, offset: 0, id: undefined }),
+      'its queue was made anew': async (bench) => {
+        bench.broker.delete(Q)
+        bench.ensure()
+        await bench.publish([{}, {}])
+      },
+      'it expired': (bench) => bench.pass(HOUR),
+    }
+    let refused = 0
+    for (const [name, becomes] of Object.entries(spoil)) {
+      const bench = await opened()
+      const first = await working(bench, [{ ttlMs: 60_000 }, {}], 0, 1)
+      first.die()
+      await bench.settle()
+      bench.broker.beginTurn()
+      await becomes(bench)
+      expect(claim(bench, bench.consume(), claimOf(bench, first, 0)), name).toEqual([])
+      bench.broker.audit()
+      refused++
+    }
+    expect(refused).toBe(7)
+  })
+
+  it('is refused of another lease, another queue, without credit, and twice', async () => {
+    const bench = await opened()
+    const first = await working(bench, [{}, {}, {}], 0, 1)
+    first.die()
+    const one = claimOf(bench, first, 0)
+    const next = bench.consume(2)
+    for (const changes of [
+      { tag: 77 },
+      { subscriptionId: 77 },
+      { queueNumber: 77 },
+      { boot: 77 },
+      { offset: 9 },
+    ])
+      expect(claim(bench, next, { ...one, ...changes })).toEqual([])
+    const others = [1, 2].map((offset) => claimOf(bench, first, offset))
+    expect(claim(bench, next, one, one, ...others)).toMatchObject([{ index: 0 }, { index: 2 }])
+    bench.broker.audit()
+  })
+
+  it('respects keys: the key is held again, and one whose place is taken is refused', async () => {
+    const bench = await opened()
+    const first = await working(bench, [{ key: 'a' }, { key: 'b' }, { key: 'a' }, { key: 'b' }], 0, 1)
+    first.die()
+    const other = bench.consume(1)
+    const [granted] = claim(bench, other, claimOf(bench, first, 0))
+    const next = bench.consume()
+    await bench.settle()
+    // Of `a` nothing more goes out while the claimed one is being handled.
+    expect(next.offsets).toEqual([1])
+    settle(bench, other, granted!.tag, OUTCOME.ack)
+    await bench.settle()
+    expect([...next.offsets, ...other.offsets].toSorted((a, b) => a - b)).toEqual([1, 2])
+    bench.broker.audit()
+  })
+
+  it('goes on in a queue that is paused, and not beside the active consumer of one with `single`', async () => {
+    const bench = await opened()
+    const first = await working(bench, [{}], 0)
+    first.die()
+    bench.broker.pause(Q)
+    expect(claim(bench, bench.consume(), claimOf(bench, first, 0))).toHaveLength(1)
+    const single = await opened({ single: true })
+    const active = await working(single, [{}, {}], 0, 1)
+    const waiting = single.consume()
+    active.die()
+    await single.settle()
+    expect(waiting.got.length).toBeGreaterThan(0)
+    expect(claim(single, single.consume(), claimOf(single, active, 1))).toEqual([])
+  })
+})
+
+describe('a claim across a restart', () => {
+  it('is granted after a crash and after an orderly stop, with the time anew', async () => {
+    for (const isOrderly of [false, true]) {
+      const bench = await opened({ processingTimeoutMs: 10_000 })
+      const first = await working(bench, [{}, {}], 0)
+      const one = claimOf(bench, first, 0)
+      if (isOrderly) {
+        bench.broker.beginTurn()
+        bench.broker.unsubscribe(first.subscription, 'nobody', true)
+        await Promise.all([bench.broker.close(), bench.settle()])
+      }
+      await bench.pass(isOrderly ? 0 : 6_000)
+      await bench.crash()
+      const next = bench.consume(1)
+      expect(claim(bench, next, one)).toEqual([{ index: 0, tag: 0, attempt: 1 }])
+      await bench.pass(9_999)
+      expect(bench.info()).toMatchObject({ leased: 1 })
+      await bench.pass(1)
+      expect(next.tagsLost).toMatchObject([{ firstOffset: 0 }])
+      bench.broker.audit()
+    }
+  })
+
+  it('is refused when the subscription had ended before, whatever was written since', async () => {
+    for (const checkpoints of [false, true]) {
+      const bench = await new Bench({ segmentBytes: 64 << 10, checkpointBytes: 16 << 10 }).open()
+      bench.ensure()
+      const first = await working(bench, [{}, {}], 0, 1)
+      const one = claimOf(bench, first, 0)
+      first.die()
+      const second = bench.consume()
+      await bench.settle()
+      expect(second.got[0]).toMatchObject({ offset: 0, attempt: 1 })
+      const two = claimOf(bench, second, 0)
+      if (checkpoints) await bench.fill(200 << 10)
+      expect(await bench.crash()).toBe(checkpoints)
+      const next = bench.consume(0)
+      next.subscription.creditMessages = 10
+      expect(claim(bench, next, one)).toEqual([])
+      expect(claim(bench, next, two)).toHaveLength(1)
+    }
+  })
+
+  it('is refused of a boot before the last, of another try, and once the message was leased in this boot', async () => {
+    const bench = await opened()
+    const first = await working(bench, [{}, {}], 0)
+    const one = claimOf(bench, first, 0)
+    await bench.crash()
+    const other = bench.consume(1)
+    await bench.settle()
+    expect(claim(bench, bench.consume(0), { ...one, attempt: 2 })).toEqual([])
+    other.settle(0, OUTCOME.release)
+    other.leave()
+    await bench.settle()
+    const next = bench.consume(0)
+    next.subscription.creditMessages = 10
+    expect(claim(bench, next, one)).toEqual([])
+    await bench.crash()
+    const last = bench.consume(0)
+    last.subscription.creditMessages = 10
+    expect(claim(bench, last, one)).toEqual([])
+    expect(bench.info()).toMatchObject({ ready: 2 })
+  })
+})
