@@ -598,11 +598,6 @@ describe('after the handshake', () => {
       code: 'BATCH_CORRUPT',
       names: [1],
     },
-    'ATOMIC with two batches for one queue': {
-      sends: () => [frame(OP.ATOMIC, 0, 0, atomicStep(1, [QUEUE, QUEUE]))],
-      code: 'BATCH_MALFORMED',
-      names: [QUEUE],
-    },
     'ATOMIC to a queue that there is not': {
       sends: () => [frame(OP.ATOMIC, 0, 0, atomicStep(1, [QUEUE, 'nowhere']))],
       code: 'QUEUE_NOT_FOUND',

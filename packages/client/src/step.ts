@@ -173,7 +173,7 @@ function rangesOf(messages: readonly DeliveredMessage[]): AtomicAck[] {
   return ranges
 }
 
-/** The records of one queue share a batch. @throws SluiceError TRANSACTION_TOO_LARGE where they do not fit one */
+/** The records of one queue share a batch, or where they do not fit one, several in their order. */
 function batchesOf(records: readonly StepRecord[]): {
   readonly batches: StepBatch[]
   readonly places: (readonly [number, number])[]
@@ -182,18 +182,12 @@ function batchesOf(records: readonly StepRecord[]): {
   const byQueue = new Map<string, number>()
   const places = records.map(({ queue, record }): readonly [number, number] => {
     let at = byQueue.get(queue)
-    if (at === undefined) {
+    if (at === undefined || drafts[at]!.bytes + record.length > LIMITS.batchBytesMax) {
       at = drafts.push({ queue, records: [], bytes: BATCH_HEADER_BYTES }) - 1
       byQueue.set(queue, at)
     }
     const draft = drafts[at]!
     draft.bytes += record.length
-    if (draft.records.length > 0 && draft.bytes > LIMITS.batchBytesMax) {
-      throw new SluiceError(
-        'TRANSACTION_TOO_LARGE',
-        `An atomic step publishes ${draft.bytes} bytes to the queue ${queue}; at most ${LIMITS.batchBytesMax} go to one queue.`,
-      )
-    }
     return [at, draft.records.push(record) - 1]
   })
   const batches = drafts.map(({ queue, records, bytes: end }): StepBatch => {

@@ -16,7 +16,7 @@ import {
   type Fault,
   type Placed,
 } from '@sluice/protocol'
-import { FactBuffer, type Admission, type Freed, type Queue, type Subscription } from '../queue/index.js'
+import { FactBuffer, type Admission, type Beside, type Queue, type Subscription } from '../queue/index.js'
 import type { Producer } from './producers.js'
 import { toldDuplicates, type State } from './state.js'
 import { asksForAny, checkTraits, readTraits, type BatchTraits } from './traits.js'
@@ -43,6 +43,8 @@ interface Judged {
   readonly at: number
   readonly end: number
   readonly count: number
+  /** Offset of its first message. */
+  readonly base: number
   /** Nothing is asked for by a message of it, and its queue has no limits. */
   readonly isPlain: boolean
   /** Its records are looked at one by one. */
@@ -53,16 +55,35 @@ interface Judged {
   readonly admission: Admission
 }
 
-/** What of a queue leaves in the same step, while it is added up. */
-interface Leaving {
-  messages: number
-  bytes: number
+/** What an atomic step does to a queue, while it is added up. */
+type Share = { -readonly [Name in keyof Beside]: Beside[Name] } & {
   readonly offsets: Set<number>
+  readonly replaced: Set<number>
+}
+
+function newShare(): Share {
+  return {
+    messages: 0,
+    bytes: 0,
+    offsets: new Set(),
+    taken: 0,
+    admittedMessages: 0,
+    admittedBytes: 0,
+    replaced: new Set(),
+    freshIds: 0,
+    firsts: new Map(),
+  }
 }
 
 /** Of a plain batch: nobody counts it. */
-const PLAIN: Admission = { duplicates: undefined, replaced: undefined, messages: 0, bytes: 0 }
-const NOTHING_FREED: Freed = { messages: 0, bytes: 0, offsets: new Set() }
+const PLAIN: Admission = {
+  duplicates: undefined,
+  replaced: undefined,
+  messages: 0,
+  bytes: 0,
+  freshIds: 0,
+}
+const NOTHING_BESIDE: Beside = { ...newShare(), firsts: undefined }
 /** Facts about one acknowledged message, at most. */
 const ACK_FACT_BYTES = 16
 /** A fact about one duplicate. */
@@ -130,7 +151,7 @@ export class Intake {
     at: number,
     end: number,
   ): Placed {
-    const batch = this.#judge(to, bytes, at, end, NOTHING_FREED)
+    const batch = this.#judge(to, bytes, at, end, NOTHING_BESIDE)
     const { queue, admission } = batch
     this.#writer.checkRoom(end - at)
     if (producer.id === 0) this.#declare(producer)
@@ -173,8 +194,8 @@ export class Intake {
     const known = producer.resultOf(number, crc, unanswered)
     if (known !== undefined) return known
     try {
-      const freed = this.#checkLeases(step.acks)
-      const batches = this.#judgeAll(producer, step, freed)
+      const shares = this.#checkLeases(step.acks)
+      const batches = this.#judgeAll(producer, step, shares)
       let bytes = BATCH_HEADER_BYTES
       for (const { at, end } of batches) bytes += end - at
       for (const { admission } of batches) bytes += admissionFactsBytes(admission)
@@ -188,40 +209,42 @@ export class Intake {
       }
       this.#writer.checkRoom(bytes)
       if (producer.id === 0) this.#declare(producer)
-      return this.#apply(producer, step, batches)
+      return this.#apply(producer, step, batches, shares)
     } catch (error) {
       throw remembered(producer, number, error)
     }
   }
 
-  #apply(producer: Producer, step: AtomicStep, batches: readonly Judged[]): readonly Placed[] {
+  #apply(
+    producer: Producer,
+    step: AtomicStep,
+    batches: readonly Judged[],
+    shares: ReadonlyMap<Queue, Share>,
+  ): readonly Placed[] {
     const writer = this.#writer
     const { nowMs } = writer
-    const queues = new Set<Queue>()
-    for (const { subscription } of step.acks) queues.add(subscription!.queue)
-    for (const { queue } of batches) queues.add(queue)
+    const queues = [...shares.keys()]
     // What was done before stands before; so does what makes room, which can be much and is no part of the step.
     for (const queue of queues) writer.facts(queue.id, queue.facts)
     for (const { subscription, firstTag, count } of step.acks) subscription!.ack(firstTag, count, nowMs)
-    const acked = [...queues].map((queue) => ({ queue, facts: queue.facts.take() }))
-    const cancelled = batches.map(({ queue, admission }) => {
-      queue.replace(admission, nowMs)
-      const facts = queue.facts.take()
-      queue.makeRoom(admission, nowMs)
+    const acked = queues.map((queue) => ({ queue, facts: queue.facts.take() }))
+    for (const { queue, admission } of batches) queue.replace(admission, nowMs)
+    const cancelled = queues.map((queue) => ({ queue, facts: queue.facts.take() }))
+    for (const [queue, { admittedMessages, admittedBytes }] of shares) {
+      queue.makeRoom({ messages: admittedMessages, bytes: admittedBytes }, nowMs)
       writer.facts(queue.id, queue.facts)
-      return { queue, facts }
-    })
+    }
     const ahead = batches.map((batch) => {
       const facts = new FactBuffer()
       if (batch.hasTraits) this.#factsAhead(batch, facts)
       return facts
     })
     const result = new FactBuffer()
-    const places = batches.map(({ queue, admission }) => ({
-      baseOffset: queue.next,
-      duplicates: told(admission, queue.next),
+    const places = batches.map(({ base, admission }) => ({
+      baseOffset: base,
+      duplicates: told(admission, base),
     }))
-    const where = batches.map(({ queue }) => [queue.id, queue.next])
+    const where = batches.map(({ queue, base }) => [queue.id, base])
     result.atomic(producer.id, step.number, step.crc, JSON.stringify(where))
     let bytes = writer.factsBytes(result)
     for (const facts of ahead) bytes += writer.factsBytes(facts)
@@ -241,15 +264,14 @@ export class Intake {
   }
 
   // What the leases hold that are named, by queue. @throws SluiceError LEASE_LOST
-  #checkLeases(acks: readonly AckRange[]): Map<Queue, Leaving> {
-    const freed = new Map<Queue, Leaving>()
+  #checkLeases(acks: readonly AckRange[]): Map<Queue, Share> {
+    const shares = new Map<Queue, Share>()
     const seen = new Map<Subscription, Set<number>>()
     for (const { subscription, firstTag, count } of acks) {
       if (subscription === undefined) throw leaseLost(firstTag)
       const tags = seen.get(subscription) ?? new Set()
       seen.set(subscription, tags)
-      const sum = freed.get(subscription.queue) ?? { messages: 0, bytes: 0, offsets: new Set() }
-      freed.set(subscription.queue, sum)
+      const sum = shareOf(shares, subscription.queue)
       for (let i = 0; i < count; i++) {
         const tag = (firstTag + i) >>> 0
         const bytes = subscription.bytesOf(tag)
@@ -260,11 +282,11 @@ export class Intake {
         sum.offsets.add(subscription.offsetOf(tag))
       }
     }
-    return freed
+    return shares
   }
 
-  #judgeAll(producer: Producer, step: AtomicStep, freed: ReadonlyMap<Queue, Freed>): Judged[] {
-    const seen = new Set<Queue>()
+  // Each batch is judged as what it is: behind the acknowledgements and the earlier batches of its queue.
+  #judgeAll(producer: Producer, step: AtomicStep, shares: Map<Queue, Share>): Judged[] {
     return step.batches.map((batch) => {
       const { bytes, at, end } = batch
       checkBatch(bytes, at, end)
@@ -277,19 +299,20 @@ export class Intake {
       }
       checkFollows(producer, number, bytes, at)
       const queue = this.queue(batch.queue)
-      if (seen.has(queue)) {
-        throw new SluiceError(
-          'BATCH_MALFORMED',
-          `An atomic step has two batches for the queue ${queue.name}; it must have one.`,
-        )
-      }
-      seen.add(queue)
-      return this.#judge(queue, bytes, at, end, freed.get(queue) ?? NOTHING_FREED)
+      const share = shareOf(shares, queue)
+      const judged = this.#judge(queue, bytes, at, end, share)
+      const { admission, count } = judged
+      share.taken += count
+      share.admittedMessages += admission.messages
+      share.admittedBytes += admission.bytes
+      share.freshIds += admission.freshIds
+      for (const offset of admission.replaced?.values() ?? []) share.replaced.add(offset)
+      return judged
     })
   }
 
   // Changes nothing but what time changes. @throws SluiceError
-  #judge(queue: Queue, bytes: Uint8Array, at: number, end: number, freed: Freed): Judged {
+  #judge(queue: Queue, bytes: Uint8Array, at: number, end: number, beside: Beside): Judged {
     const { nowMs, segmentBytes } = this.#writer
     const count = readU32(bytes, at + 12)
     const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, this.#messageBytesMax)
@@ -302,6 +325,7 @@ export class Intake {
         `A batch of ${count} messages has ${end - at} bytes; the segments of this broker take at most ${most}.`,
       )
     }
+    const base = queue.next + beside.taken
     const isPlain = !queue.looksAtMessages && !asksForAny(checked)
     if (isPlain) {
       return {
@@ -310,6 +334,7 @@ export class Intake {
         at,
         end,
         count,
+        base,
         isPlain,
         hasTraits: false,
         traits: undefined,
@@ -323,7 +348,7 @@ export class Intake {
     queue.settleTime(nowMs)
     this.#writer.note(queue)
     const traits = hasTraits ? this.#traitsOf({ queue, bytes, at, count }) : undefined
-    const admission = queue.admit(count, end - at - BATCH_HEADER_BYTES, traits, freed)
+    const admission = queue.admit(count, end - at - BATCH_HEADER_BYTES, traits, beside)
     if (admissionFactsBytes(admission) > segmentBytes / 4) {
       const known = (admission.duplicates?.size ?? 0) + (admission.replaced?.size ?? 0)
       throw new SluiceError(
@@ -332,14 +357,14 @@ export class Intake {
       )
     }
     const lacksTtl = traits?.lacksTtl === true
-    return { queue, bytes, at, end, count, isPlain, hasTraits, traits, lacksTtl, admission }
+    return { queue, bytes, at, end, count, base, isPlain, hasTraits, traits, lacksTtl, admission }
   }
 
   // What recovery has to know when it comes to the batch.
-  #factsAhead({ queue, count, lacksTtl, admission }: Judged, facts: FactBuffer = this.#facts): void {
-    if (lacksTtl && queue.options.ttlMs > 0) facts.ttl(queue.next, count, queue.options.ttlMs)
-    for (const [index, first] of admission.duplicates ?? []) facts.duplicate(queue.next + index, first)
-    for (const [index, replaced] of admission.replaced ?? []) facts.replace(queue.next + index, replaced)
+  #factsAhead({ queue, count, base, lacksTtl, admission }: Judged, facts: FactBuffer = this.#facts): void {
+    if (lacksTtl && queue.options.ttlMs > 0) facts.ttl(base, count, queue.options.ttlMs)
+    for (const [index, first] of admission.duplicates ?? []) facts.duplicate(base + index, first)
+    for (const [index, replaced] of admission.replaced ?? []) facts.replace(base + index, replaced)
   }
 
   #traitsOf({ queue, bytes, at, count }: Pick<Judged, 'queue' | 'bytes' | 'at' | 'count'>): BatchTraits {
@@ -363,6 +388,12 @@ export class Intake {
     this.#facts.producer(producer.id, producer.identity)
     this.#writer.facts(0, this.#facts)
   }
+}
+
+function shareOf(shares: Map<Queue, Share>, queue: Queue): Share {
+  let share = shares.get(queue)
+  if (share === undefined) shares.set(queue, (share = newShare()))
+  return share
 }
 
 function leaseLost(tag: number): SluiceError {

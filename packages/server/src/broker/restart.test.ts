@@ -298,6 +298,82 @@ describe('a producer that asks again', () => {
     },
   )
 
+  it('has one effect and one answer of an atomic step with several batches of one queue, after any crash', async () => {
+    const bench = await new Bench({ keepsSnapshots: true }).open()
+    const options = { dedupWindowMs: HOUR, maxMessages: 6, overflow: 'drop-oldest', ttlMs: HOUR } as const
+    bench.ensure(options)
+    bench.ensure({}, P)
+    await bench.publish([{ id: 'a' }, {}, {}, {}])
+    const worker = bench.consume(1)
+    await bench.settle()
+    const number = ++bench.number
+    const batches = [
+      { queue: Q, bytes: batchOf([{ id: 'b' }, { id: 'a' }], number) },
+      { queue: P, bytes: batchOf([{}], number) },
+      { queue: Q, bytes: batchOf([{ id: 'c' }, { id: 'b' }, { id: 'c' }, {}], number) },
+      { queue: P, bytes: batchOf([{}, {}], number) },
+      { queue: Q, bytes: batchOf([{ id: 'c' }], number) },
+    ].map(({ queue, bytes }) => ({ queue, bytes, at: 0, end: bytes.length }))
+    const acks = [{ subscription: worker.subscription, firstTag: worker.tagOf(0), count: 1 }]
+    const places = [
+      { baseOffset: 4, duplicates: new Map([[1, 0]]) },
+      { baseOffset: 0, duplicates: undefined },
+      {
+        baseOffset: 6,
+        duplicates: new Map([
+          [1, 4],
+          [2, 6],
+        ]),
+      },
+      { baseOffset: 1, duplicates: undefined },
+      { baseOffset: 10, duplicates: new Map([[0, 6]]) },
+    ]
+    const images = bench.snapshots.length
+    expect(bench.atomic({ number, crc: 5, acks, batches })).toEqual(places)
+    await bench.settle()
+    const after = { published: 7, duplicates: 4, acked: 1, ready: 6, dropped: 0 }
+    expect(bench.info()).toMatchObject({ ...after, ready: 5, leased: 1 })
+    expect(bench.info(P)).toMatchObject({ published: 3, ready: 3 })
+    const snapshots = [...bench.snapshots.slice(images), bench.log.reopened()]
+    let with1 = 0
+    for (const snapshot of snapshots) {
+      await bench.restart(snapshot)
+      const before = bench.info()
+      expect(before).toMatchObject(before.published === 7 ? after : { published: 4, duplicates: 0, acked: 0 })
+      expect(bench.info(P).published).toBe(before.published === 7 ? 3 : 0)
+      if (before.published === 7) with1++
+      // Without its lease it has no effect where it had none before.
+      const again = { number, crc: 5, acks: [{ ...acks[0]!, subscription: undefined }], batches }
+      if (before.published === 7) expect(bench.atomic(again)).toEqual(places)
+      else expect(() => bench.atomic(again)).toThrow(expect.objectContaining({ code: 'LEASE_LOST' }))
+      expect(bench.info()).toMatchObject({ published: before.published, duplicates: before.duplicates })
+      bench.broker.audit()
+    }
+    expect([with1 > 0, with1 < snapshots.length]).toEqual([true, true])
+  })
+
+  it('is refused an atomic step whose batches together do not fit a queue', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ dedupWindowMs: HOUR, maxMessages: 3, dedupMaxIds: 2 })
+    const step = (...all: Message[][]): Parameters<Bench['atomic']>[0] => {
+      const number = ++bench.number
+      const batches = all.map((messages) => {
+        const bytes = batchOf(messages, number)
+        return { queue: Q, bytes, at: 0, end: bytes.length }
+      })
+      return { number, crc: 5, acks: [], batches }
+    }
+    expect(() => bench.atomic(step([{}, {}], [{}, {}]))).toThrow(
+      expect.objectContaining({ code: 'QUEUE_FULL', retryable: false }),
+    )
+    expect(() => bench.atomic(step([{ id: 'a' }], [{ id: 'b' }], [{ id: 'c' }]))).toThrow(
+      expect.objectContaining({ code: 'DEDUP_FULL' }),
+    )
+    expect(bench.info()).toMatchObject({ published: 0 })
+    expect(bench.atomic(step([{ id: 'a' }], [{ id: 'b' }, { id: 'a' }], [{}]))).toHaveLength(3)
+    expect(bench.info()).toMatchObject({ published: 3, duplicates: 1, ready: 3 })
+  })
+
   it('is told the same of an atomic step with more duplicates than one fact has text for', async () => {
     const bench = await new Bench({ segmentBytes: 64 << 20 }).open()
     bench.ensure({ unique: 'window', dedupWindowMs: HOUR })

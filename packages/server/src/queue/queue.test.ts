@@ -306,7 +306,7 @@ class Pair {
     model.sweep()
     const maxMessages = Math.max(1, queue.live - queue.deadCount - count + 1)
     queue.applyOptions({ ...queue.options, maxMessages, overflow: 'drop-oldest' }, model.now)
-    queue.makeRoom({ duplicates: undefined, replaced: undefined, messages: 1, bytes: 0 }, model.now)
+    queue.makeRoom({ messages: 1, bytes: 0 }, model.now)
     const waiting = model.messages.filter(({ state }) => state === 'ready' || state === 'scheduled')
     waiting.sort((a, b) => a.priority - b.priority || a.offset - b.offset)
     for (const message of waiting.slice(0, count)) {
@@ -438,6 +438,19 @@ describe('queue against a plain model', () => {
   })
 })
 
+/** No atomic step. */
+const NOTHING = {
+  messages: 0,
+  bytes: 0,
+  offsets: new Set<number>(),
+  taken: 0,
+  admittedMessages: 0,
+  admittedBytes: 0,
+  replaced: new Set<number>(),
+  freshIds: 0,
+  firsts: undefined,
+}
+
 describe('queue', () => {
   const make = (): { queue: Queue; use: CountedUse } => {
     const use = new CountedUse()
@@ -559,7 +572,7 @@ describe('queue', () => {
     queue.open(1)
     const run = newRun()
     const publish = (count: number, priority: number): void => {
-      queue.makeRoom({ duplicates: undefined, replaced: undefined, messages: count, bytes: 0 }, 1)
+      queue.makeRoom({ messages: count, bytes: 0 }, 1)
       queue.append(queue.next, count, 512, 1, count * 100, {
         ...traitsOf(1, count, 1),
         priorities: new Uint8Array(count).fill(priority),
@@ -670,7 +683,7 @@ describe('queue', () => {
     if (how === 'ack') queue.ack(1, 999, 1, 999 * 50)
     else for (let offset = 1; offset < 1_000; offset++) queue.deadLetter(offset, DEATH.rejected, 1, '', 50)
     expect(queue.bytes - queue.deadBytes).toBe(LARGE)
-    const freed = { messages: 0, bytes: 0, offsets: new Set<number>() }
+    const freed = NOTHING
     expect(() => queue.admit(1, 600_000, undefined, freed)).toThrow(
       'The queue q holds 1000000 bytes, and 600000 more came; it holds at most 1500000.',
     )

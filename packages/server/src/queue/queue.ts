@@ -64,11 +64,21 @@ export interface QueueDefinition {
   readonly idsFrom: number
 }
 
-/** What leaves a queue in the atomic step that a batch is part of. */
-export interface Freed {
+/** What else the atomic step does to a queue that a batch is part of. */
+export interface Beside {
+  /** What leaves: acknowledged messages, which are as good as gone. */
   readonly messages: number
   readonly bytes: number
   readonly offsets: ReadonlySet<number>
+  /** What comes first: offsets that earlier batches take, what of them stays, and ids that are new in them. */
+  readonly taken: number
+  readonly admittedMessages: number
+  readonly admittedBytes: number
+  /** Offsets of messages whose places they take. */
+  readonly replaced: ReadonlySet<number>
+  readonly freshIds: number
+  /** Ids of earlier batches, and the offset that has each first; `admit` adds those of its own. Undefined: there are none. */
+  readonly firsts: Map<string, number> | undefined
 }
 
 /** What is known of a lease that was claimed. */
@@ -91,6 +101,8 @@ export interface Admission {
   readonly replaced: ReadonlyMap<number, number> | undefined
   readonly messages: number
   readonly bytes: number
+  /** Ids that were not known. */
+  readonly freshIds: number
 }
 
 /** What an id of a batch stands for, while the batch is looked at. */
@@ -102,7 +114,7 @@ interface First {
   readonly replaced: number
 }
 
-const NO_DUPLICATES = { duplicates: undefined, replaced: undefined }
+const NO_DUPLICATES = { duplicates: undefined, replaced: undefined, freshIds: 0 }
 /** Messages that a queue leaves in the ring of arrivals: to take in a thousand batches takes 0.2 ms. */
 const ARRIVED_MAX = CHUNK_MESSAGES
 const NOBODY: readonly Subscription[] = []
@@ -960,26 +972,30 @@ export class Queue implements Arriving {
   // --- what may be accepted ---
 
   /**
-   * What a batch would bring, after `settleTime`. Nothing is changed. `freed`: what leaves in the same atomic step,
-   * and is as good as gone.
+   * What a batch would bring, after `settleTime`. Nothing is changed.
    * @throws SluiceError DEDUP_FULL, QUEUE_FULL
    */
-  admit(count: number, recordsBytes: number, traits: Traits | undefined, freed: Freed): Admission {
-    const { duplicates, replaced } =
-      traits?.hasIds === true ? this.#findDuplicates(count, traits, freed) : NO_DUPLICATES
+  admit(count: number, recordsBytes: number, traits: Traits | undefined, beside: Beside): Admission {
+    const { duplicates, replaced, freshIds } =
+      traits?.hasIds === true ? this.#findDuplicates(count, traits, beside) : NO_DUPLICATES
     let bytes = recordsBytes
     if (duplicates !== undefined) for (const index of duplicates.keys()) bytes -= traits!.sizes?.[index] ?? 0
-    const admission = { duplicates, replaced, messages: count - (duplicates?.size ?? 0), bytes }
+    const admission = { duplicates, replaced, messages: count - (duplicates?.size ?? 0), bytes, freshIds }
     const { maxMessages, maxBytes } = this.#options
-    if ((maxMessages > 0 || maxBytes > 0) && admission.messages > 0) this.#checkLimits(admission, freed)
+    if ((maxMessages > 0 || maxBytes > 0) && admission.messages > 0) this.#checkLimits(admission, beside)
     return admission
   }
 
-  #findDuplicates(count: number, traits: Traits, freed: Freed): Pick<Admission, 'duplicates' | 'replaced'> {
+  #findDuplicates(
+    count: number,
+    traits: Traits,
+    beside: Beside,
+  ): Pick<Admission, 'duplicates' | 'replaced' | 'freshIds'> {
     const { unique, dedupWindowMs, dedupMaxIds } = this.#options
     if (unique === 'window' && dedupWindowMs === 0) return NO_DUPLICATES
     const isPending = unique === 'pending'
-    const stays = (offset: number): boolean => !freed.offsets.has(offset)
+    const stays = (offset: number): boolean => !beside.offsets.has(offset)
+    const base = this.next + beside.taken
     // Each id is looked up once, however often it comes.
     const firsts = new Map<string, First>()
     const later: { readonly index: number; readonly first: First }[] = []
@@ -992,11 +1008,14 @@ export class Queue implements Arriving {
       const replaces = traits.replaces[index] === 1
       const first = firsts.get(id)
       if (first === undefined) {
-        const known = isPending ? this.#pending.find(traits.ids, at, stays) : this.ids.find(traits.ids, at)
+        // What an earlier batch of the step brings is not there yet, and is not replaced.
+        const earlier = beside.firsts?.get(id)
+        const known =
+          earlier ?? (isPending ? this.#pending.find(traits.ids, at, stays) : this.ids.find(traits.ids, at))
         if (known === -1) fresh++
-        const isAccepted = known === -1 || (replaces && this.#isReplaceable(known))
+        const isAccepted = known === -1 || (replaces && earlier === undefined && this.#isReplaceable(known))
         const made = isAccepted
-          ? { index, offset: this.next + index, replaced: known }
+          ? { index, offset: base + index, replaced: known }
           : { index: -1, offset: known, replaced: -1 }
         firsts.set(id, made)
         if (!isAccepted) later.push({ index, first: made })
@@ -1005,17 +1024,19 @@ export class Queue implements Arriving {
         later.push({ index: first.index, first })
         isSorted = false
         first.index = index
-        first.offset = this.next + index
+        first.offset = base + index
       } else later.push({ index, first })
     }
-    const known = isPending ? this.#pending.count - this.#idsOf(freed) : this.ids.count
-    if (fresh > 0 && known + fresh > dedupMaxIds) {
+    const known = isPending ? this.#pending.count - this.#idsOf(beside) : this.ids.count
+    const more = beside.freshIds + fresh
+    if (fresh > 0 && known + more > dedupMaxIds) {
       throw new SluiceError(
         'DEDUP_FULL',
-        `The queue ${this.name} remembers ${known} ids, and ${fresh} more came; it remembers at most ${dedupMaxIds}.`,
+        `The queue ${this.name} remembers ${known} ids, and ${more} more came; it remembers at most ${dedupMaxIds}.`,
         { retryAfterMs: 1_000 },
       )
     }
+    if (beside.firsts !== undefined) for (const [id, { offset }] of firsts) beside.firsts.set(id, offset)
     if (!isSorted) later.sort((a, b) => a.index - b.index)
     const replaced = new Map<number, number>()
     for (const first of firsts.values())
@@ -1024,6 +1045,7 @@ export class Queue implements Arriving {
       duplicates:
         later.length === 0 ? undefined : new Map(later.map(({ index, first }) => [index, first.offset])),
       replaced: replaced.size === 0 ? undefined : replaced,
+      freshIds: fresh,
     }
   }
 
@@ -1039,7 +1061,7 @@ export class Queue implements Arriving {
   }
 
   // Ids of messages that leave in the same step, and that no other message has.
-  #idsOf({ offsets }: Freed): number {
+  #idsOf({ offsets }: Beside): number {
     let ids = 0
     const stays = (offset: number): boolean => !offsets.has(offset)
     const seen = new Set<string>()
@@ -1054,26 +1076,29 @@ export class Queue implements Arriving {
     return ids
   }
 
-  #checkLimits(admission: Admission, freed: Freed): void {
+  #checkLimits(admission: Admission, beside: Beside): void {
     const { maxMessages, maxBytes, overflow } = this.#options
-    let messages = this.live - this.deadCount - freed.messages
-    let bytes = this.bytes - this.deadBytes - freed.bytes
-    for (const offset of admission.replaced?.values() ?? []) {
+    let messages = this.live - this.deadCount - beside.messages
+    let bytes = this.bytes - this.deadBytes - beside.bytes
+    for (const offset of [...(admission.replaced?.values() ?? []), ...beside.replaced]) {
       const chunk = this.chunkAt(offset)!
       messages--
       bytes -= chunk.bytesAt(offset - chunk.base)
     }
+    bytes = Math.round(bytes)
     // What consumers hold cannot make room; of the rest, all could.
-    const firmMessages = overflow === 'reject' ? messages : this.leased - freed.messages
+    const firmMessages = overflow === 'reject' ? messages : this.leased - beside.messages
     let firmBytes = bytes
     if (overflow !== 'reject') {
-      firmBytes = -freed.bytes
+      firmBytes = -beside.bytes
       for (const subscription of this.subscriptions) firmBytes += subscription.unsettledBytes
     }
-    if (maxMessages > 0 && firmMessages + admission.messages > maxMessages)
-      throw this.#full('messages', messages, admission.messages, maxMessages)
-    if (maxBytes > 0 && Math.round(firmBytes) + admission.bytes > maxBytes)
-      throw this.#full('bytes', Math.round(bytes), admission.bytes, maxBytes)
+    const moreMessages = beside.admittedMessages + admission.messages
+    const moreBytes = beside.admittedBytes + admission.bytes
+    if (maxMessages > 0 && firmMessages + moreMessages > maxMessages)
+      throw this.#full('messages', messages, moreMessages, maxMessages)
+    if (maxBytes > 0 && Math.round(firmBytes) + moreBytes > maxBytes)
+      throw this.#full('bytes', bytes, moreBytes, maxBytes)
   }
 
   #full(what: string, has: number, more: number, most: number): SluiceError {
@@ -1086,7 +1111,7 @@ export class Queue implements Arriving {
   }
 
   /** Makes room for what was admitted. */
-  makeRoom({ messages, bytes }: Admission, nowMs: number): void {
+  makeRoom({ messages, bytes }: Pick<Admission, 'messages' | 'bytes'>, nowMs: number): void {
     const { maxMessages, maxBytes, overflow } = this.#options
     if ((maxMessages === 0 && maxBytes === 0) || messages === 0 || overflow === 'reject') return
     const mostMessages = (maxMessages || Infinity) - messages
