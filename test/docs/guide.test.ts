@@ -11,7 +11,7 @@ import { ERRORS, LIMITS, QUEUE_OPTIONS, type QueueOptionName } from '@sluice/pro
 import { startServer, type RunningServer } from '@sluice/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { guideDirectory, readPages, type Table } from './pages.js'
-import { compilePrograms, helpOf, printedAt, runProgram, writePrograms } from './programs.js'
+import { compilePrograms, enterPrograms, helpOf, printedAt, runProgram, writePrograms } from './programs.js'
 
 const pages = readPages()
 /** Pages that are not about one behaviour of a queue. */
@@ -35,15 +35,18 @@ const OPTION_TYPES: Readonly<Record<string, string>> = {
 describe('the programs of the guide', () => {
   let dataDir: string
   let server: RunningServer
+  let leavePrograms: () => void
 
   beforeAll(async () => {
     dataDir = await mkdtemp(join(tmpdir(), 'sluice-guide-'))
     server = await startServer({ port: 0, dataDir, segmentBytes: 8 << 20, lowFreeBytes: 0 })
     process.env['SLUICE_URL'] = `sluice://127.0.0.1:${server.port}`
     await writePrograms(pages, optionTypes())
+    leavePrograms = enterPrograms()
   })
 
   afterAll(async () => {
+    leavePrograms()
     delete process.env['SLUICE_URL']
     await server.stop()
     await rm(dataDir, { recursive: true, force: true })
@@ -62,7 +65,7 @@ describe('the programs of the guide', () => {
         for (const { line, texts } of page.prints)
           expect(printedAt(page, line), `${page.file}:${line}`).toEqual(texts)
       },
-      10_000,
+      60_000,
     )
   })
 })

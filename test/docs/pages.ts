@@ -1,6 +1,8 @@
 /**
  * The pages of the guide as data: their code, which is one program for each page, their tables and what they mention.
- * A program keeps each line of code on the line where the page has it, so that errors name lines of the page.
+ * A program is what a reader gets who pastes the blocks of a page into one file. It keeps each line of code on the line
+ * where the page has it, so that errors name lines of the page. The only code that a page hides closes what it opened;
+ * it is called after the program has printed what the page says.
  */
 import { readFileSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
@@ -49,7 +51,9 @@ export function readPages(): Page[] {
 }
 
 const FENCE = /^```ts(?: no-run: (.+))?$/
-const HIDDEN = '<!-- run'
+const HIDDEN = '<!-- close'
+const CLOSING =
+  /^await (?:[A-Za-z]+\.close\(\)|Promise\.all\(\[[A-Za-z]+\.close\(\)(?:, [A-Za-z]+\.close\(\))+\]\))$/
 const LOG = 'console.log('
 const PRINTS = ' // prints '
 /** Between what one line prints the first time and the next. */
@@ -72,6 +76,13 @@ function readPage(file: string): Page {
     const end = lines.indexOf(isHidden ? '-->' : '```', at + 1)
     if (end === -1) throw new Error(`${file}:${at + 1}: a block without an end`)
     const noRun = fence?.[1]
+    if (isHidden) {
+      for (let line = at + 1; line < end; line++)
+        if (!CLOSING.test(lines[line]!))
+          throw new Error(`${file}:${line + 1}: hidden code that does more than close`)
+      program[at] = 'export async function close() {'
+      program[end] = '}'
+    }
     blocks.push({ line: at + 2, lines: end - at - 1, noRun, isHidden })
     // What is not run still has to compile.
     if (noRun !== undefined) {
@@ -83,7 +94,7 @@ function readPage(file: string): Page {
       program[line] = code.replace(LOG, `guideLog(${JSON.stringify(name)}, ${line + 1}, `)
       const print = code.indexOf(PRINTS)
       if (code.includes(LOG) !== print > 0)
-        throw new Error(`${file}:${line + 1}: what prints and says what stands on one line`)
+        throw new Error(`${file}:${line + 1}: a line that prints must say what it prints`)
       if (print > 0 && noRun === undefined)
         prints.push({ line: line + 1, texts: code.slice(print + PRINTS.length).split(THEN) })
     }

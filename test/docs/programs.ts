@@ -57,9 +57,7 @@ export async function writePrograms(pages: readonly Page[], types: readonly stri
     writeFile(join(directory, 'tsconfig.json'), JSON.stringify(config)),
     writeFile(
       join(directory, 'log.d.ts'),
-      `declare function guideLog(page: string, line: number, ...values: unknown[]): void
-declare function pause(): Promise<void>
-`,
+      'declare function guideLog(page: string, line: number, ...values: unknown[]): void\n',
     ),
     writeFile(join(directory, 'types.ts'), typesProgram(types)),
     ...pages.map((page) => writeFile(programOf(page), page.program)),
@@ -97,16 +95,23 @@ export function helpOf(command: readonly string[]): Promise<string> {
   })
 }
 
-/** Runs the program of a page to its end, and until it has printed what it says. */
-export async function runProgram(page: Page): Promise<void> {
-  Object.assign(globalThis, { guideLog, pause })
-  await import(programOf(page))
-  const isMissing = (): boolean =>
-    page.prints.some(({ line, texts }) => printedAt(page, line).length < texts.length)
-  for (const endMs = performance.now() + 2_000; isMissing() && performance.now() < endMs;) await pause()
+/** Where the processes that a program starts find the packages. */
+export function enterPrograms(): () => void {
+  const before = process.cwd()
+  process.chdir(directory)
+  return () => process.chdir(before)
 }
 
-/** For loops in what the readers of a page do not see: between two looks at the broker. */
-function pause(): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, 10))
+/** Runs the program of a page until it has printed what the page says, then closes what it opened. */
+export async function runProgram(page: Page): Promise<void> {
+  Object.assign(globalThis, { guideLog })
+  const program = (await import(programOf(page))) as { readonly close?: () => Promise<void> }
+  const isMissing = (): boolean =>
+    page.prints.some(({ line, texts }) => printedAt(page, line).length < texts.length)
+  for (const endMs = performance.now() + PRINTING_MS_MAX; isMissing() && performance.now() < endMs;)
+    await new Promise((resolve) => setTimeout(resolve, 10))
+  await program.close?.()
 }
+
+/** How long a program may go on to print after its last line. Only a failing one takes it. */
+const PRINTING_MS_MAX = 10_000
