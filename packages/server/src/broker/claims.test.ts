@@ -210,6 +210,20 @@ describe('a claim across a restart', () => {
     }
   })
 
+  it('counts the bytes of its message as the broker knows them, whatever the client says', async () => {
+    const bench = await opened()
+    const first = await working(bench, [{ bodyBytes: 100 }, { bodyBytes: 100 }], 0, 1)
+    const claims = [0, 1].map((offset) => claimOf(bench, first, offset, { bytes: 60_000 }))
+    const bytes = bench.info().bytes
+    await bench.crash()
+    const next = bench.consume(2)
+    const granted = claim(bench, next, ...claims)
+    expect(granted).toHaveLength(2)
+    settle(bench, next, granted[0]!.tag, OUTCOME.ack)
+    await bench.settle()
+    expect(bench.info()).toMatchObject({ leased: 1, bytes: bytes / 2 })
+  })
+
   it('is refused when the subscription had ended before, whatever was written since', async () => {
     for (const checkpoints of [false, true]) {
       const bench = await new Bench({ segmentBytes: 64 << 10, checkpointBytes: 16 << 10 }).open()

@@ -768,7 +768,8 @@ export class Queue implements Arriving {
       attempt: chunk.attemptsAt(index) + 1,
       deadlineMs: former?.deadlineMs ?? Infinity,
       isCharged: former?.isCharged ?? false,
-      bytes: former?.bytes ?? claim.bytes,
+      // Of a lease that this boot does not know, the queue's own count: the client's word would change what is counted.
+      bytes: former?.bytes ?? Math.round(chunk.bytesAt(index)),
     }
   }
 
