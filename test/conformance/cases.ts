@@ -94,12 +94,13 @@ function record(payload: Uint8Array, contentType: ContentType, options?: RecordO
 interface BatchOf {
   readonly attributes?: number
   readonly batchNumber: number
+  readonly follows?: number
   readonly stamp?: readonly [queueId: number, baseOffset: number, timeMs: number, producerId: number]
 }
 
-function batch(records: readonly Case[], { attributes = 0, batchNumber, stamp }: BatchOf): Case {
+function batch(records: readonly Case[], { attributes = 0, batchNumber, follows = 0, stamp }: BatchOf): Case {
   const bytes = concat([new Uint8Array(BATCH_HEADER_BYTES), ...records.map((each) => each.bytes)])
-  sealBatch(bytes, 0, bytes.length, { type: 1, attributes, count: records.length, batchNumber })
+  sealBatch(bytes, 0, bytes.length, { type: 1, attributes, count: records.length, batchNumber, follows })
   if (stamp !== undefined) stampBatch(bytes, 0, ...stamp)
   const [queueId, baseOffset, timeMs, producerId] = stamp ?? [0, 0, 0, 0]
   const header = {
@@ -115,7 +116,7 @@ function batch(records: readonly Case[], { attributes = 0, batchNumber, stamp }:
     producerId,
     recordsCrc: CRC_OF_COUNT[records.length],
   }
-  return { bytes, value: { header, records: records.map((each) => each.value) } }
+  return { bytes, value: { header, follows, records: records.map((each) => each.value) } }
 }
 
 // Of the one record `hello`, and of the two records; from python3's zlib.crc32.
@@ -435,6 +436,13 @@ const diskLow: Fault = {
   retryAfterMs: 5000,
   message: 'disk low',
 }
+const earlierRefused: Fault = {
+  code: 'EARLIER_REFUSED',
+  scope: 'request',
+  retryable: true,
+  retryAfterMs: 0,
+  message: 'wait',
+}
 const leaseLost: Fault = {
   code: 'LEASE_LOST',
   scope: 'request',
@@ -501,6 +509,7 @@ export const CASES: Readonly<Record<string, Case>> = {
 
   batch: one,
   'batch, atomic': atomic,
+  'batch, following': batch([hello], { batchNumber: 2 ** 32 + 2, follows: 258 }),
   'batch, stamped': batch([hello], { batchNumber: 1, stamp: [3, 2 ** 32, NEW_YEAR_MS, 2] }),
 
   record: record(NOTHING, CONTENT_TYPE.bytes),
@@ -513,6 +522,7 @@ export const CASES: Readonly<Record<string, Case>> = {
   'record, ttl': record(text('x'), CONTENT_TYPE.bytes, { ttlMs: 3_155_760_000_000 }),
   'record, key': record(text('x'), CONTENT_TYPE.bytes, { key: 'k' }),
   'record, id': record(text('x'), CONTENT_TYPE.bytes, { id: '\u{1f407}' }),
+  'record, replaces': record(text('x'), CONTENT_TYPE.bytes, { id: '77', replaces: true }),
   'record, headers': record(text('x'), CONTENT_TYPE.bytes, { headers: { ['__proto__']: '1', id: '' } }),
   'record, all options': record(text('hello'), CONTENT_TYPE.text, {
     priority: 5,
@@ -525,6 +535,7 @@ export const CASES: Readonly<Record<string, Case>> = {
 
   PUBLISH: publish('orders', one, 0),
   'PUBLISH, atomic': publish('q', atomic, 2),
+  'PUBLISH, following': publish('orders', batch([hello], { batchNumber: 5, follows: 2 }), 2),
   PUBLISH_OK: publishOk([{ batchNumber: 1, baseOffset: 0, duplicates: [] }]),
   'PUBLISH_OK of three': publishOk([
     { batchNumber: 2, baseOffset: 1, duplicates: [] },
@@ -538,9 +549,23 @@ export const CASES: Readonly<Record<string, Case>> = {
     },
     { batchNumber: 4, baseOffset: 2 ** 32, duplicates: [] },
   ]),
+  'PUBLISH_OK with a replaced message': publishOk([
+    {
+      batchNumber: 5,
+      baseOffset: 8,
+      duplicates: [
+        [0, 3],
+        [1, 9],
+      ],
+    },
+  ]),
   PUBLISH_ERR: {
     bytes: frame(OP.PUBLISH_ERR, 0, 0, encodePublishErr(4, diskLow)),
     value: { batchNumber: 4, fault: diskLow },
+  },
+  'PUBLISH_ERR of a batch that follows': {
+    bytes: frame(OP.PUBLISH_ERR, 0, 0, encodePublishErr(5, earlierRefused)),
+    value: { batchNumber: 5, fault: earlierRefused },
   },
   ATOMIC: atomicStep(
     2,

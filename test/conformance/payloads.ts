@@ -4,9 +4,11 @@ import {
   DELIVER_FLAG,
   DELIVER_HEADER_BYTES,
   OP,
+  RECORD_FLAG,
   RECORD_HEADER_BYTES,
   SCATTERED_BYTES,
   SluiceError,
+  batchFollows,
   cancelRequest,
   checkBatch,
   checkRecords,
@@ -115,8 +117,9 @@ export function readRecords(bytes: Uint8Array, start: number, end: number, count
   const records: unknown[] = []
   for (let at = start; at < end; at += readU32(bytes, at)) {
     const payloadAt = at + RECORD_HEADER_BYTES + readU16(bytes, at + 6)
+    const replaces = (bytes[at + 4]! & RECORD_FLAG.replaces) !== 0
     records.push({
-      options: readRecordOptions(bytes, at),
+      options: { ...readRecordOptions(bytes, at), ...(replaces ? { replaces } : {}) },
       contentType: bytes[at + 5]! >> 5,
       payload: bytes.slice(payloadAt, at + readU32(bytes, at)),
     })
@@ -127,7 +130,8 @@ export function readRecords(bytes: Uint8Array, start: number, end: number, count
 export function readBatch(bytes: Uint8Array, start: number, end: number): unknown {
   checkBatch(bytes, start, end)
   const header = readBatchHeader(bytes, start)
-  return { header, records: readRecords(bytes, start + BATCH_HEADER_BYTES, end, header.count) }
+  const follows = batchFollows(bytes, start)
+  return { header, follows, records: readRecords(bytes, start + BATCH_HEADER_BYTES, end, header.count) }
 }
 
 function readList(bytes: Uint8Array, start: number, end: number): unknown {
