@@ -6,11 +6,12 @@ import { existsSync, readFileSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
-import { parseDuration } from '@sluice/client'
+import { parseDuration, type ConnectOptions } from '@sluice/client'
 import { ERRORS, LIMITS, QUEUE_OPTIONS, type QueueOptionName } from '@sluice/protocol'
 import { startServer, type RunningServer } from '@sluice/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { guideDirectory, readPages, type Table } from './pages.js'
+import { connectSettings } from '../../packages/client/src/options.js'
+import { guideDirectory, readPages, type Page, type Table } from './pages.js'
 import { compilePrograms, enterPrograms, helpOf, printedAt, runProgram, writePrograms } from './programs.js'
 
 const pages = readPages()
@@ -21,11 +22,13 @@ const behaviours = pages.filter(({ name }) => !REFERENCE.includes(name) && !name
 /** Tables whose first column names options of the client: how that is headed, and the type of them. */
 const OPTION_TYPES: Readonly<Record<string, string>> = {
   'publish option': 'PublishOptions',
+  'publishAll option': 'PublishAllOptions',
   'consume option': 'ConsumeOptions',
   'batch option': 'BatchConsumeOptions',
   'messages option': 'MessagesOptions',
   'pull option': 'PullOptions',
   'connect option': 'ConnectOptions',
+  event: 'SluiceEvents',
   'peek option': 'PeekOptions',
   'redrive option': 'RedriveOptions',
   'replay option': 'ReplayOptions',
@@ -41,7 +44,7 @@ describe('the programs of the guide', () => {
     dataDir = await mkdtemp(join(tmpdir(), 'sluice-guide-'))
     server = await startServer({ port: 0, dataDir, segmentBytes: 8 << 20, lowFreeBytes: 0 })
     process.env['SLUICE_URL'] = `sluice://127.0.0.1:${server.port}`
-    await writePrograms(pages, optionTypes())
+    await writePrograms(pages, optionTypes(), missingTypes())
     leavePrograms = enterPrograms()
   })
 
@@ -71,18 +74,41 @@ describe('the programs of the guide', () => {
 })
 
 function optionTypes(): string[] {
-  const types: string[] = []
-  for (const { tables } of pages) {
-    for (const { header, rows } of tables) {
+  return pages.flatMap((page) =>
+    namedOptions([page]).map(([type, path]) => `${type}['${path.join("']['")}']`),
+  )
+}
+
+/** The options that no table of these pages has, as types that must be `never`. */
+function missingTypes(): string[] {
+  // Those of a batch handler are those of `consume`, and `batch`.
+  const types = new Set(Object.values(OPTION_TYPES))
+  types.delete('BatchConsumeOptions')
+  const connecting = pages.filter(({ name }) => name === 'connecting')
+  return [
+    ...[...types].map((type) => missingType(type, pages)),
+    // One page has all of these in one table.
+    missingType('ConnectOptions', connecting),
+  ]
+}
+
+function missingType(type: string, among: readonly Page[]): string {
+  const names = namedOptions(among).flatMap(([of, [name]]) => (of === type ? [`'${name}'`] : []))
+  // What a batch handler takes says `batch` in its own table.
+  if (type === 'ConsumeOptions') names.push("'batch'")
+  return `Exclude<keyof sluice.${type}, ${names.join(' | ')}>`
+}
+
+function namedOptions(among: readonly Page[]): [type: string, path: string[]][] {
+  return among.flatMap(({ tables }) =>
+    tables.flatMap(({ header, rows }) => {
       const type = OPTION_TYPES[header[0]!]
-      if (type === undefined) continue
-      for (const [name] of rows) {
-        const path = unquoted(name!).split('.')
-        types.push(`${type}['${path.join("']['")}']`)
-      }
-    }
-  }
-  return types
+      if (type === undefined) return []
+      return rows.flatMap(([cell]) =>
+        cell!.split(', ').map((name): [string, string[]] => [type, unquoted(name).split('.')]),
+      )
+    }),
+  )
 }
 
 it('begins each page with what it is about, and an example of at most 15 lines', () => {
@@ -161,6 +187,65 @@ function boundsOf(option: QueueOptionName): string {
   const word = 'word' in known ? `, or \`'${known.word}'\`` : ''
   return max === Number.MAX_SAFE_INTEGER ? `from ${min}` : `${min} to ${max.toLocaleString('en')}${word}`
 }
+
+it('has all options of `connect` in one table, with their defaults and bounds', () => {
+  const { tables } = pages.find(({ name }) => name === 'connecting')!
+  const { rows } = tables.find(({ header }) => header[0] === 'connect option')!
+  const settingsOf = (options: ConnectOptions): object => connectSettings('sluice://localhost', options)
+  let checked = 0
+  for (const [cell, fallback, bounds] of rows) {
+    const name = unquoted(cell!)
+    if (fallback === 'none') continue
+    const expected = quantity(fallback!)
+    const setting = (value?: number): unknown =>
+      Object.entries(settingsOf(value === undefined ? {} : { [name]: value })).find(
+        ([key]) => key === name || key === `${name}Ms`,
+      )?.[1]
+    expect(setting(), name).toBe(expected)
+    checked++
+    if (bounds === 'a duration') continue
+    const [min, max] = bounds!.split(' to ').map(quantity) as [number, number]
+    expect([setting(min), setting(max)], name).toEqual([min, max])
+    for (const beyond of [min - 1, max + 1])
+      expect(() => setting(beyond), `${name}: ${beyond}`).toThrow(/must be/)
+  }
+  expect(checked).toBe(rows.length - 2)
+})
+
+const UNITS: Readonly<Record<string, number>> = {
+  byte: 1,
+  ms: 1,
+  min: 60_000,
+  MiB: 2 ** 20,
+  GiB: 2 ** 30,
+  TiB: 2 ** 40,
+}
+
+/** A number as the tables write it: `'5s'`, `10000`, 16 MiB, 4 GiB less 1 byte. */
+function quantity(text: string): number {
+  const bare = unquoted(text)
+  if (bare.startsWith("'")) return parseDuration(bare.slice(1, -1))
+  const [, digits, unit, less] = /^([\d,]+)(?: (\w+))?(?: less (\d+) byte)?$/.exec(bare)!
+  return Number(digits!.replaceAll(',', '')) * (unit === undefined ? 1 : UNITS[unit]!) - Number(less ?? 0)
+}
+
+it('has the same options of `connect` and `createClient` in their comments', () => {
+  const source = readFileSync(join(guideDirectory, '../../packages/client/src/client.ts'), 'utf8')
+  const known = namedOptions(pages.filter(({ name }) => name === 'connecting'))
+    .filter(([type]) => type === 'ConnectOptions')
+    .map(([, [name]]) => name!)
+  const ofConnect = ['connectTimeout', 'signal']
+  for (const [call, expected] of [
+    ['connect', known],
+    ['createClient', known.filter((name) => !ofConnect.includes(name))],
+  ] as const) {
+    const before = source.slice(0, source.indexOf(`\nexport function ${call}(`))
+    const comment = before.slice(before.lastIndexOf('/**'))
+    const options = /@param options ([^.]*)\./.exec(comment)![1]!
+    const named = [...options.matchAll(/`(\w+)`/g)].map(([, name]) => name!)
+    expect(named.toSorted(), call).toEqual(expected.toSorted())
+  }
+})
 
 it('names no error that there is not, and tells what to do about each that it lists', () => {
   let listed = 0

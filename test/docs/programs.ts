@@ -28,8 +28,12 @@ export function printedAt(page: Page, line: number): readonly string[] {
   return printed.get(`${page.name}:${line}`) ?? []
 }
 
-/** `types`: an expression of a type for each line, which must exist in the client. */
-export async function writePrograms(pages: readonly Page[], types: readonly string[]): Promise<void> {
+/** `types`: expressions of types that must exist in the client; `missing`: those that must be `never`. */
+export async function writePrograms(
+  pages: readonly Page[],
+  types: readonly string[],
+  missing: readonly string[],
+): Promise<void> {
   await rm(directory, { recursive: true, force: true })
   await mkdir(directory, { recursive: true })
   const from = (path: string): string => relative(directory, join(root, path))
@@ -59,14 +63,16 @@ export async function writePrograms(pages: readonly Page[], types: readonly stri
       join(directory, 'log.d.ts'),
       'declare function guideLog(page: string, line: number, ...values: unknown[]): void\n',
     ),
-    writeFile(join(directory, 'types.ts'), typesProgram(types)),
+    writeFile(join(directory, 'types.ts'), typesProgram(types, missing)),
     ...pages.map((page) => writeFile(programOf(page), page.program)),
   ])
 }
 
-function typesProgram(types: readonly string[]): string {
-  const lines = types.map((type, index) => `export type T${index} = NonNullable<sluice.${type}>\n`)
-  return `import type * as sluice from '@sluice/client'\n${lines.join('')}`
+function typesProgram(types: readonly string[], missing: readonly string[]): string {
+  const named = types.map((type, index) => `export type T${index} = NonNullable<sluice.${type}>\n`)
+  // The compiler names what is missing.
+  const complete = missing.map((type, index) => `export const c${index}: Record<${type}, true> = {}\n`)
+  return `import type * as sluice from '@sluice/client'\n${named.join('')}${complete.join('')}`
 }
 
 function programOf({ name }: Page): string {

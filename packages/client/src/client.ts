@@ -199,8 +199,8 @@ export class Sluice {
   }
 
   /**
-   * Calls `listener` for each event of this name; returns a function that ends that. An `error` that nobody listens
-   * for is dropped.
+   * Calls `listener` for each event of this name; returns a function that ends that. Where `waiting`, `handlerError`,
+   * `leaseLost` or `error` has no listener, Node prints a warning; nothing is thrown.
    */
   on<Name extends keyof SluiceEvents>(
     name: Name,
@@ -831,9 +831,9 @@ export async function connectThrough(
  * Connects to a broker.
  *
  * @param url `sluice://host:port`. Default: the environment variable SLUICE_URL, then sluice://localhost:7420.
- * @param options `name`, `maxInFlight`, `maxInFlightBytes`, `timeout`, `heartbeat`, `signal`.
- * @throws SluiceError UNREACHABLE when no broker answers within 5 s, or within `timeout` where that is given;
- * AUTH_FAILED, PROTOCOL_VERSION, INVALID_URL, INVALID_ARGUMENT, NOT_SUPPORTED
+ * @param options `name`, `maxInFlight`, `maxInFlightBytes`, `maxWaitingBytes`, `timeout`, `heartbeat`, `connectTimeout`,
+ * `signal`.
+ * @throws SluiceError UNREACHABLE when no broker answers within `connectTimeout`, 5 s by default; ABORTED; AUTH_FAILED, PROTOCOL_VERSION, INVALID_URL, INVALID_ARGUMENT, NOT_SUPPORTED
  * @example
  * const sluice = await connect('sluice://localhost:7420', { name: 'checkout' })
  */
@@ -860,7 +860,7 @@ export function clientThrough(dial: Dial, url: string | undefined, options: Clie
  * call, and the event `error` tells.
  *
  * @param url As of `connect`.
- * @param options `name`, `maxInFlight`, `maxInFlightBytes`, `timeout`, `heartbeat`.
+ * @param options `name`, `maxInFlight`, `maxInFlightBytes`, `maxWaitingBytes`, `timeout`, `heartbeat`.
  * @throws SluiceError INVALID_URL, INVALID_ARGUMENT, NOT_SUPPORTED
  * @example
  * export const sluice = createClient('sluice://localhost:7420', { name: 'checkout' })
