@@ -120,7 +120,7 @@ interface Opening {
 /**
  * A client of one broker. Made by `connect`, or by `createClient` before there is a connection.
  *
- * It keeps one connection, dials again for ever when that is lost, sends unconfirmed publishes again exactly once and
+ * It keeps one connection, dials again until it succeeds when that is lost, sends unconfirmed publishes again exactly once and
  * subscribes again. It is closed by `close`, or by a broker that refuses it for good (AUTH_FAILED, PROTOCOL_VERSION).
  */
 export class Sluice {

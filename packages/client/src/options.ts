@@ -155,7 +155,7 @@ class QueueValue implements Queue {
 export interface QueueDeclaration<Schema extends StandardSchemaV1 = StandardSchemaV1> {
   /**
    * Any Standard Schema (Zod, Valibot, ArkType, …). A body is checked when it is published and travels as it was given;
-   * whoever consumes it gets what the schema makes of it. One that does not match becomes a dead letter.
+   * a consumer gets what the schema makes of it. One that does not match becomes a dead letter.
    */
   readonly schema?: Schema
 }
@@ -201,7 +201,7 @@ export interface MessageOptions {
    * with a consumer, dead or done, this one is a duplicate. Default `'keep'`.
    */
   readonly onDuplicate?: 'keep' | 'replace'
-  /** Orders: messages of one key are handed out one after the other; see `keyConcurrency`. 1 to 255 bytes. */
+  /** Orders: messages of one key are handled one after the other; see `keyConcurrency`. 1 to 255 bytes. */
   readonly key?: string
   /** 0 to 31, higher goes first. Default 0. */
   readonly priority?: number

@@ -61,11 +61,11 @@ export interface PeekedMessage<Body = unknown> {
   /** How often it was brought back from the dead. */
   readonly redrives: number
   readonly publishedAt: Date
-  /** Ready: since when it can be handed out. */
+  /** Ready: since when it can be delivered. */
   readonly readySince: Date | undefined
   /** Scheduled: when it becomes ready. */
   readonly dueAt: Date | undefined
-  /** Leased: when it was handed out. */
+  /** Leased: when it was delivered. */
   readonly leasedAt: Date | undefined
   /** Leased: the name that its consumer's client gave itself. */
   readonly holder: string | undefined

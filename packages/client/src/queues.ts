@@ -41,7 +41,7 @@ export interface QueueOptions {
   readonly retry?: { readonly initial?: Duration; readonly max?: Duration }
   /** How long a message may be handled before it is taken away and tried again, from 100 ms. Default 30 min. */
   readonly processingTimeout?: Duration
-  /** Time to live of messages that name none; 0: for ever. Default 0. */
+  /** Time to live of messages that name none; 0: they do not expire. Default 0. */
   readonly ttl?: Duration
   /** Messages of one key that may be leased at a time, 1 to 65,535. Default 1. */
   readonly keyConcurrency?: number

@@ -18,9 +18,9 @@ export interface MessageFilter {
   readonly header?: Readonly<Record<string, string>>
   /** Tries at least. */
   readonly attempts?: number
-  /** Dead, or else published, at least so long ago. */
+  /** Dead, or else published, at least this long ago. */
   readonly olderThan?: Duration
-  /** Dead, or else published, at most so long ago. */
+  /** Dead, or else published, at most this long ago. */
   readonly youngerThan?: Duration
 }
 

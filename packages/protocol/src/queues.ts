@@ -79,7 +79,7 @@ export const QUEUE_OPTIONS = {
     default: 0,
     min: 0,
     max: LIMITS.delayMsMax,
-    meaning: 'Time to live of messages that name none; 0: for ever.',
+    meaning: 'Time to live of messages that name none; 0: they do not expire.',
   },
   keyConcurrency: {
     kind: 'number',
@@ -137,7 +137,7 @@ export const QUEUE_OPTIONS = {
   deadLetter: {
     kind: 'name',
     default: '',
-    meaning: 'Queue that dead messages are moved to; none: they are kept at home.',
+    meaning: 'Queue that dead messages are moved to; without one they are kept at home.',
   },
   single: {
     kind: 'flag',
@@ -273,7 +273,7 @@ export type QueueCounts = { readonly [Name in QueueCounter]: number }
 export interface QueueInfo extends QueueCounts {
   readonly name: string
   readonly options: QueueOptions
-  /** Nothing is handed out until it is resumed. */
+  /** Nothing is delivered until it is resumed. */
   readonly paused: boolean
   readonly ready: number
   /** Waiting for their time, retries included. */

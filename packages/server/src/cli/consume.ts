@@ -48,8 +48,10 @@ export const consume = command<ConsumeOptions>({
       })
       .describe('json', 'Print each message with what belongs to it, as a line of JSON')
       .epilogue(
-        'Text is printed as it is, data as JSON, bytes raw; with --json bytes are base64. Ctrl-C releases what was not ' +
-          'printed and exits with 130. What was written into a pipe counts as printed: prefer --count 1 to `| head -1`.',
+        'Text is printed as it is, data as JSON, bytes raw; with --json bytes are base64. Ctrl-C releases what was ' +
+          'not printed. What was written into a pipe counts as printed: prefer --count 1 to `| head -1`. ' +
+          'Exit codes beside those of every command: 4 when --wait passed before --count messages had come, 130 after ' +
+          'SIGINT (Ctrl-C), 143 after SIGTERM.',
       ),
   handler: async (options) => {
     const queue = queueName(options.queue)

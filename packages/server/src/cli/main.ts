@@ -84,7 +84,7 @@ const EPILOGUE = `Start here:
   sluice dead list orders          what was given up, and why
 
 Exit codes: 0 ok, 1 failure, 2 usage, 4 not found, 5 denied, 6 unreachable.
-A broker also has 70: its log failed. Commands that a signal ended have 130 or 143.`
+A broker also has 70: its log failed. A command that SIGINT ended has 130, SIGTERM 143.`
 
 const WIDTH_MAX = 100
 

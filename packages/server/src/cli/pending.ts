@@ -41,7 +41,7 @@ export const reschedule = command<RescheduleOptions>({
       .option('delay', {
         type: 'string',
         requiresArg: true,
-        describe: 'Due so long from now, such as 30s or 2h; 0: now',
+        describe: 'Due this long from now, such as 30s or 2h; 0: now',
       })
       .option('at', {
         type: 'string',

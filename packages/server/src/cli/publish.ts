@@ -45,9 +45,9 @@ const MESSAGE_FLAGS = {
   'on-duplicate': 'keep or replace: what becomes of it where a message with its id waits [default: keep]',
   key: 'Orders: messages of one key are handled one after the other',
   priority: `0 to ${LIMITS.priorityMax}, higher goes first [default: 0]`,
-  delay: 'Delivered no earlier than so long from now, such as 30s or 2h',
+  delay: 'Delivered no earlier than this long from now, such as 30s or 2h',
   at: 'Delivered no earlier than this: ISO text such as 2030-05-01T10:00Z, or milliseconds since 1970',
-  ttl: 'Expires so long after it is due [default: as its queue says]',
+  ttl: 'Expires this long after it is due [default: as its queue says]',
 } as const
 
 export const publish = command<PublishOptions>({

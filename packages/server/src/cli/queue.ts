@@ -129,7 +129,7 @@ function question(verb: 'delete' | 'purge', { name, ready, scheduled, leased, de
 function turn(verb: 'pause' | 'resume', done: string, wasDone: string): ReturnType<typeof command> {
   return command<NamedOptions>({
     builder: (yargs) =>
-      named(yargs).epilogue('A pause stops what is handed out, nothing else. It survives restarts.'),
+      named(yargs).epilogue('A pause stops deliveries, nothing else. It survives restarts.'),
     handler: async (options) => {
       const name = queueName(options.name)
       const { changed } = await withBroker(options, `queue ${verb}`, (sluice) => sluice.queues[verb](name))

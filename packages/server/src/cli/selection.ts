@@ -26,14 +26,14 @@ const DEATHS = Object.keys(DEATH) as DeathName[]
 const RECORD_FILTERS = {
   key: 'Of this key',
   id: 'Published with this id',
-  'older-than': 'Published, or dead since, at least so long ago, such as 2h',
-  'younger-than': 'Published, or dead since, at most so long ago',
+  'older-than': 'Published, or dead since, at least this long ago, such as 2h',
+  'younger-than': 'Published, or dead since, at most this long ago',
 } as const
 
 const FATE_FILTERS = {
   reason: `Dead for this reason: ${DEATHS.join(', ')}`,
   error: 'Dead with an error that contains this text',
-  attempts: 'Tried at least so often',
+  attempts: 'Tried at least this often',
 } as const
 
 export function filterFlags(yargs: Argv): Argv {

@@ -55,7 +55,8 @@ export function traitFlags(yargs: Argv): Argv {
   }
   const negations = TRAITS.filter((each) => isOptional(each) || each.option.kind === 'flag')
   return yargs.epilogue(
-    `Taken back by ${negations.map(({ flag }) => `--no-${flag}`).join(', ')}. ` +
+    `Set to the default by ${negations.map(({ flag }) => `--no-${flag}`).join(', ')}; numbers, times and sizes whose ` +
+      'default is none also take the word none. ' +
       'Times are written as 500ms, 30s, 5m, 2h or 7d, sizes as 500kb, 10mb, 64MiB or 1gb.',
   )
 }
@@ -66,8 +67,7 @@ function described(each: Trait): string {
   let choices = option.kind === 'choice' ? ` (${option.choices.join(', ')})` : ''
   const word = wordOf(option)
   if (word !== undefined) choices = ` (a number, or ${word})`
-  const fallback =
-    option.kind === 'flag' || option.default === '' ? '' : ` [default: ${valueText(each, option.default)}]`
+  const fallback = option.kind === 'flag' ? '' : ` [default: ${valueText(each, option.default)}]`
   return `${meaning}${choices}${fallback}`
 }
 
