@@ -407,36 +407,49 @@ describe('replacing', () => {
 })
 
 describe('order', () => {
+  type Refusal = 'EARLIER_REFUSED' | 'AT_IN_THE_PAST' | 'QUEUE_FULL'
+
   /** A broker that refuses what holds a bad message, and what follows a refused batch, as PROTOCOL.md says. */
   class Order {
     readonly accepted = new Map<string, string[]>()
-    readonly #refused = new Set<number>()
+    readonly #results = new Map<number, number>()
+    readonly #refused = new Map<number, Refusal>()
 
     constructor(script: Peer) {
-      script.replies[OP.PUBLISH] = ({ payload }, link) => {
+      script.replies[OP.PUBLISH] = ({ payload, correlation }, link) => {
         const { queue, number, bodies } = link.published.at(-1)!
         const distance = batchFollows(payload, publishBatchStart(payload, 0, payload.length))
         const list = this.accepted.get(queue) ?? []
         this.accepted.set(queue, list)
-        if (distance > 0 && this.#refused.has(number - distance))
+        for (const old of this.#refused.keys()) if (old < number - correlation) this.#refused.delete(old)
+        const before = this.#refused.get(number)
+        if (this.#results.has(number)) this.#confirm(link, number)
+        else if (before !== undefined && !ERRORS[before].retryable) this.#refuse(link, number, before)
+        else if (distance > 0 && this.#refused.has(number - distance))
           this.#refuse(link, number, 'EARLIER_REFUSED')
         else if (bodies.some((body) => body.startsWith('bad'))) this.#refuse(link, number, 'AT_IN_THE_PAST')
         else if (bodies.length > 1 && bodies.some((body) => body.startsWith('full')))
           this.#refuse(link, number, 'QUEUE_FULL')
         else {
           list.push(...bodies)
-          const base = list.length - bodies.length
-          setImmediate(() => link.confirm([number, base]))
+          this.#refused.delete(number)
+          this.#results.set(number, list.length - bodies.length)
+          this.#confirm(link, number)
         }
       }
     }
 
-    #refuse(
-      link: Peer['link'],
-      number: number,
-      code: 'EARLIER_REFUSED' | 'AT_IN_THE_PAST' | 'QUEUE_FULL',
-    ): void {
-      this.#refused.add(number)
+    /** Refusals are in memory alone. */
+    restart(): void {
+      this.#refused.clear()
+    }
+
+    #confirm(link: Peer['link'], number: number): void {
+      setImmediate(() => link.confirm([number, this.#results.get(number)!]))
+    }
+
+    #refuse(link: Peer['link'], number: number, code: Refusal): void {
+      this.#refused.set(number, code)
       setImmediate(() => link.refuse(number, code))
     }
   }
@@ -449,39 +462,145 @@ describe('order', () => {
     how: fc.constantFrom('one', 'one', 'one', 'batch'),
   })
 
+  const calls = fc.array(call, { minLength: 2, maxLength: 30 })
+
+  /** Makes the calls, and `trouble` before that of the index; returns how many failed, and how many batches came. */
+  async function orderOf(
+    made: readonly (typeof calls extends fc.Arbitrary<(infer Call)[]> ? Call : never)[],
+    trouble?: { readonly at: number; readonly turns: number; readonly what: 'cut' | 'restart' },
+  ): Promise<{ refused: number; sent: number }> {
+    const script = new Peer()
+    const order = new Order(script)
+    const client = await script.connect({ maxInFlight: 1000 })
+    const results: Promise<unknown>[] = []
+    const expected = new Map<string, string[]>()
+    const pause = async (count: number): Promise<void> => {
+      for (let i = 0; i < count; i++) await new Promise((resolve) => setImmediate(resolve))
+    }
+    for (const [index, { queue, kind, turns: after, how }] of made.entries()) {
+      if (trouble?.at === index) {
+        await pause(trouble.turns)
+        script.link.cut()
+        if (trouble.what === 'restart') order.restart()
+      }
+      const body = `${kind} ${index}`
+      const result: Promise<unknown> =
+        how === 'batch' ? client.publishBatch(queue, [{ body }]) : client.publish(queue, body)
+      result.catch(() => {})
+      results.push(result)
+      if (kind !== 'bad') expected.set(queue, [...(expected.get(queue) ?? []), body])
+      await pause(after)
+    }
+    const settled = await Promise.allSettled(results)
+    for (const [queue, bodies] of expected) expect(order.accepted.get(queue)).toEqual(bodies)
+    expect(settled.map(({ status }) => status === 'fulfilled')).toEqual(
+      made.map(({ kind }) => kind !== 'bad'),
+    )
+    await client.close({ timeout: 1 })
+    return {
+      refused: settled.filter(({ status }) => status === 'rejected').length,
+      sent: script.links.reduce((sum, { published }) => sum + published.length, 0),
+    }
+  }
+
   it('of what is accepted in a queue is that of the calls, whatever is refused', async () => {
     let refused = 0
-    let resent = 0
+    let sent = 0
     await fc.assert(
-      fc.asyncProperty(fc.array(call, { minLength: 2, maxLength: 30 }), async (calls) => {
-        const script = new Peer()
-        const order = new Order(script)
-        const client = await script.connect({ maxInFlight: 1000 })
-        const results: Promise<unknown>[] = []
-        const expected = new Map<string, string[]>()
-        for (const [index, { queue, kind, turns: pause, how }] of calls.entries()) {
-          const body = `${kind} ${index}`
-          const result: Promise<unknown> =
-            how === 'batch' ? client.publishBatch(queue, [{ body }]) : client.publish(queue, body)
-          result.catch(() => {})
-          results.push(result)
-          if (kind !== 'bad') expected.set(queue, [...(expected.get(queue) ?? []), body])
-          for (let i = 0; i < pause; i++) await new Promise((resolve) => setImmediate(resolve))
-        }
-        const settled = await Promise.allSettled(results)
-        refused += settled.filter(({ status }) => status === 'rejected').length
-        resent += script.link.published.length
-        for (const [queue, bodies] of expected) expect(order.accepted.get(queue)).toEqual(bodies)
-        expect(settled.map(({ status }) => status === 'fulfilled')).toEqual(
-          calls.map(({ kind }) => kind !== 'bad'),
-        )
-        await client.close({ timeout: 1 })
+      fc.asyncProperty(calls, async (made) => {
+        const order = await orderOf(made)
+        refused += order.refused
+        sent += order.sent
       }),
       { numRuns: 150 },
     )
     expect(refused).toBeGreaterThan(200)
-    expect(resent).toBeGreaterThan(1000)
+    expect(sent).toBeGreaterThan(1000)
     sluice = await peer.connect()
+  })
+
+  it('of what is accepted is that of the calls, also when refusals are lost with the connection or the broker', async () => {
+    const trouble = fc.record({
+      at: fc.integer({ min: 1, max: 12 }),
+      turns: fc.integer({ min: 0, max: 5 }),
+      what: fc.constantFrom('cut', 'restart'),
+    })
+    let refused = 0
+    // Each waits for its client to dial again.
+    const several = fc.array(fc.tuple(calls, trouble), { minLength: 40, maxLength: 40 })
+    await fc.assert(
+      fc.asyncProperty(several, async (each) => {
+        for (const order of await Promise.all(each.map(([made, what]) => orderOf(made, what))))
+          refused += order.refused
+      }),
+      { numRuns: 8, endOnFailure: true },
+    )
+    expect(refused).toBeGreaterThan(200)
+    sluice = await peer.connect()
+  })
+
+  it('is kept when the broker restarts between a refusal and the answer to what follows', async () => {
+    sluice = await peer.connect()
+    const results: Promise<unknown>[] = [sluice.publish('a', 'bad'), sluice.publish('a', 'good')]
+    await turns()
+    results.push(sluice.publish('a', 'last'))
+    await turns()
+    peer.link.refuse(1, 'AT_IN_THE_PAST')
+    await turns()
+    peer.link.cut()
+    await peer.dialled()
+    await until(() => peer.link.published.length === 2)
+    expect(peer.link.published.map(({ number, bodies }) => [number, bodies])).toEqual([
+      [1, ['bad', 'good']],
+      [2, ['last']],
+    ])
+    expect(peer.link.named('PUBLISH').map(({ correlation }) => correlation)).toEqual([0, 1])
+    peer.link.refuse(1, 'AT_IN_THE_PAST')
+    peer.link.refuse(2, 'EARLIER_REFUSED')
+    await until(() => peer.link.published.length === 5)
+    expect(peer.link.published.slice(2).map(({ number, bodies }) => [number, bodies])).toEqual([
+      [3, ['bad']],
+      [4, ['good']],
+      [5, ['last']],
+    ])
+    peer.link.refuse(3, 'AT_IN_THE_PAST')
+    peer.link.confirm([4, 0], [5, 1])
+    const settled = await Promise.allSettled(results)
+    expect(settled.map(({ status }) => status)).toEqual(['rejected', 'fulfilled', 'fulfilled'])
+  })
+
+  it('is kept in a smaller window, where what cannot be sent again is given up', async () => {
+    sluice = await peer.connect()
+    const first = [sluice.publish('a', 'bad'), sluice.publish('a', 'good')]
+    await turns()
+    const later: Promise<unknown>[] = []
+    for (const body of ['1', '2', '3']) {
+      later.push(sluice.publish('a', body))
+      await turns()
+    }
+    const outcomes = Promise.allSettled([...first, ...later])
+    peer.replies[OP.HELLO] = (_frame, link) => link.helloOk({ inFlightBatches: 2 })
+    peer.link.cut()
+    await peer.dialled()
+    await until(() => peer.link.published.length === 2)
+    peer.link.refuse(1, 'AT_IN_THE_PAST')
+    peer.link.refuse(2, 'EARLIER_REFUSED')
+    await until(() => peer.link.published.length === 4)
+    peer.link.refuse(5, 'AT_IN_THE_PAST')
+    peer.link.confirm([6, 0])
+    await until(() => peer.link.published.length === 5)
+    peer.link.confirm([7, 1])
+    const codes = (await outcomes).map((one) =>
+      one.status === 'rejected' ? (one.reason as { code: string }).code : one.status,
+    )
+    expect(codes).toEqual(['AT_IN_THE_PAST', 'fulfilled', 'fulfilled', 'UNKNOWN_OUTCOME', 'UNKNOWN_OUTCOME'])
+    expect(peer.link.published.map(({ bodies }) => bodies)).toEqual([
+      ['bad', 'good'],
+      ['1'],
+      ['bad'],
+      ['good'],
+      ['1'],
+    ])
   })
 
   it('is kept by an atomic step that was sent behind a refused batch', async () => {

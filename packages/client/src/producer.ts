@@ -55,6 +55,7 @@ const SCRATCH_BYTES_KEPT = 256 * 1024
 const SCRATCH_POOL_BYTES = 2 << 20
 /** What a caller that waits takes beside the bytes of its message: a promise, its functions, its deadline. */
 const CALLER_BYTES = 512
+const SMALLER_WINDOW = 'the broker now takes fewer unanswered batches than were sent'
 /** Names of queues that are kept while nothing is published to them. */
 const QUEUES_KEPT = 16_384
 
@@ -89,10 +90,12 @@ export class Producer {
   readonly #lanes = new Map<string, Lane>()
   #lanesMax = QUEUES_KEPT
   #last: Batch | undefined
-  /** How many at the head of `#waiting` were refused and go again, by ascending `since`. */
-  #returned = 0
-  /** What was refused goes again when all that is under way is answered; until then nothing is sent. */
-  #isHolding = false
+  /**
+   * How many of `#sent` were refused and go again, under new numbers, when the rest is answered. Until then nothing new
+   * is sent, and they keep their numbers: after a reconnect they are sent again before what follows them, which a broker
+   * that forgot their refusal would accept at once.
+   */
+  #refused = 0
   /** After a refusal: no batch is sent behind one that may be split, until one such is accepted. */
   #isCautious = false
   /** Number of the last of these. */
@@ -427,7 +430,7 @@ export class Producer {
     // Later there may be subscriptions on this connection, and a step names those of another by the same numbers.
     for (const sending of this.#again.filter(({ isBound }) => isBound)) {
       this.#forget(sending)
-      this.#refuse(sending, unknownOutcome('the broker now takes fewer unanswered batches than were sent'))
+      this.#refuse(sending, unknownOutcome(SMALLER_WINDOW))
     }
   }
 
@@ -442,10 +445,27 @@ export class Producer {
       // The broker may have come back with a smaller window than it had.
       if (below >= this.#inFlightBatches) return
       this.#again.pop()
+      this.#setRefusal(batch, undefined)
       const { bytes, at, end } = batch
       writeU32(bytes, at + CORRELATION_AT, below)
       connection.sendFrames(bytes.subarray(at, at + end))
     }
+  }
+
+  /**
+   * What was refused stays in the window until the rest is answered. Where the broker made the window smaller, that can
+   * be all that fits: then what could not be sent again is given up. Returns whether it was.
+   */
+  #giveUpAgain(): boolean {
+    const again = this.#again.filter(({ number }) => this.#sent.get(number) !== undefined)
+    const unanswered = again.filter(({ goesAgain }) => goesAgain === undefined)
+    if (this.#refused === 0 || this.#sent.size > this.#refused + unanswered.length) return false
+    this.#again = []
+    for (const sending of unanswered) {
+      this.#forget(sending)
+      this.#refuse(sending, unknownOutcome(SMALLER_WINDOW))
+    }
+    return true
   }
 
   /** Sends what the window lets through, all of it as one chunk. */
@@ -454,11 +474,10 @@ export class Producer {
     this.#gatheredBytes = 0
     if (connection === undefined || !connection.takesWork) return
     if (this.#again.length > 0) this.#resend(connection)
-    if (this.#again.length > 0) return
-    if (this.#isHolding) {
-      if (this.#sent.size > 0) return
-      this.#isHolding = false
-      this.#returned = 0
+    if (this.#again.length > 0 && !this.#giveUpAgain()) return
+    if (this.#refused > 0) {
+      if (this.#sent.size > this.#refused) return
+      this.#sendAnew()
     }
     const batches: Sending[] = []
     let bytes = 0
@@ -480,7 +499,6 @@ export class Producer {
         continue
       }
       batch.number = ++this.#lastNumber
-      if (batch.since === 0) batch.since = batch.number
       if (this.#isCautious && batch.isSplit) this.#probe = batch.number
       this.#chain(batch)
       this.#sent.add(batch.number, batch)
@@ -600,32 +618,44 @@ export class Producer {
     const { batchNumber, fault } = decodePublishErr(bytes, start, end)
     const batch = this.#sent.get(batchNumber)
     if (batch === undefined) return
-    this.#forget(batch)
-    if (fault.code === 'EARLIER_REFUSED') {
-      batch.unsend()
-      this.#return([batch])
-    } else if (batch instanceof Batch && batch.callers > 1 && isAboutOneMessage(fault)) this.#split(batch)
-    else this.#refuse(batch, refusal(fault))
+    const isSplit = batch.isSplit && isAboutOneMessage(fault)
+    if (isSplit || fault.code === 'EARLIER_REFUSED') {
+      this.#setRefusal(batch, isSplit ? 'split' : 'whole')
+      this.#isCautious = true
+    } else {
+      this.#forget(batch)
+      this.#refuse(batch, refusal(fault))
+    }
     this.#answered()
   }
 
-  /** They were refused and go again, before anything that was published after them. */
-  #return(sendings: readonly Sending[]): void {
-    if (sendings.length === 0) return
-    const { since } = sendings[0]!
-    const end = this.#waitingAt + this.#returned
-    let at = end
-    while (at > this.#waitingAt && this.#waiting[at - 1]!.since > since) at--
-    this.#waiting = [...this.#waiting.slice(this.#waitingAt, at), ...sendings, ...this.#waiting.slice(at)]
-    this.#waitingAt = 0
-    for (const sending of sendings) this.#waits(sending, sending.end)
-    this.#returned += sendings.length
-    this.#isHolding = true
-    this.#isCautious = true
+  #setRefusal(sending: Sending, goesAgain: Sending['goesAgain']): void {
+    if (sending.goesAgain !== undefined) this.#refused--
+    sending.goesAgain = goesAgain
+    if (goesAgain !== undefined) this.#refused++
   }
 
-  /** Sends each message of a refused batch again by itself. */
-  #split(batch: Batch): void {
+  /** What was refused waits again, in the order of its numbers, which is that of the calls, before all that is new. */
+  #sendAnew(): void {
+    const anew: Sending[] = []
+    for (const sending of this.#sent.values()) {
+      if (sending.goesAgain === undefined) continue
+      const isSplit = sending.goesAgain === 'split'
+      this.#forget(sending)
+      if (isSplit && sending instanceof Batch) anew.push(...this.#split(sending))
+      else if (sending.live === 0) sending.refused()
+      else {
+        sending.unsend()
+        anew.push(sending)
+      }
+    }
+    for (const sending of anew) this.#waits(sending, sending.end)
+    this.#waiting = [...anew, ...this.#waiting.slice(this.#waitingAt)]
+    this.#waitingAt = 0
+  }
+
+  /** Each message of a refused batch by itself. */
+  #split(batch: Batch): Batch[] {
     const alone: Batch[] = []
     let at = batch.at + batch.recordsAt
     for (let i = 0; i < batch.callers; i++) {
@@ -635,7 +665,6 @@ export class Producer {
         const one = new Batch(batch.queue, false, Buffer.allocUnsafeSlow(batch.recordsAt + size))
         one.open = false
         one.count = 1
-        one.since = batch.since
         batch.bytes.copy(one.bytes, one.end, at, at + size)
         one.end += size
         one.addCaller(resolve, batch.deadlines[i]!)
@@ -649,10 +678,11 @@ export class Producer {
       }
       at += size
     }
-    this.#return(alone)
+    return alone
   }
 
   #forget(batch: Sending): void {
+    if (batch.goesAgain !== undefined) this.#setRefusal(batch, undefined)
     this.#sent.delete(batch.number)
     this.#sentMessages -= batch.count
     this.#sentBytes -= batch.end
@@ -660,7 +690,8 @@ export class Producer {
 
   // There may be room in the window now, or nothing left to wait for.
   #answered(): void {
-    if (this.#waitingAt < this.#waiting.length || this.#again.length > 0) this.#schedule()
+    if (this.#waitingAt < this.#waiting.length || this.#again.length > 0 || this.#refused > 0)
+      this.#schedule()
     else if (this.#sent.size === 0) this.#tellIdle()
   }
 
@@ -716,7 +747,6 @@ export class Producer {
     const waiting = this.#waiting.slice(this.#waitingAt)
     const left = waiting.filter((sending) => !isOver(sending))
     if (left.length === waiting.length) return
-    this.#returned = waiting.slice(0, this.#returned).filter((sending) => !isOver(sending)).length
     for (const sending of waiting) {
       if (!isOver(sending)) continue
       this.#close(sending)
@@ -740,6 +770,8 @@ export class Producer {
 
   /** The broker has lost this producer's numbers: what was sent cannot be told apart from what is new. */
   renew(): void {
+    // What is known to be refused was not accepted, whatever the broker has lost.
+    this.#sendAnew()
     const sent = [...this.#sent.values()]
     this.#sent.clear()
     this.#again = []
@@ -750,7 +782,6 @@ export class Producer {
     this.#acceptedNumber = 0
     this.#probe = 0
     for (const lane of this.#lanes.values()) lane.leader = 0
-    for (let i = this.#waitingAt; i < this.#waitingAt + this.#returned; i++) this.#waiting[i]!.since = 0
     for (const batch of sent)
       this.#refuse(batch, unknownOutcome('the broker no longer knows the numbers of this client'))
     this.#answered()
@@ -773,8 +804,10 @@ export class Producer {
     if (this.#closed !== undefined) return
     this.#closed = error
     const unknown = new SluiceError(error.code, error.message, { cause: error, outcome: 'unknown' })
-    for (const batch of this.#sent.values()) this.#refuse(batch, unknown)
+    for (const batch of this.#sent.values())
+      this.#refuse(batch, batch.goesAgain === undefined ? unknown : error)
     this.#sent.clear()
+    this.#refused = 0
     for (let i = this.#waitingAt; i < this.#waiting.length; i++) this.#refuse(this.#waiting[i]!, error)
     this.#waiting = []
     this.#waitingAt = 0

@@ -37,8 +37,8 @@ export abstract class Sending {
   waitingBytes = 0
   /** 0: not sent yet. */
   number = 0
-  /** The first number that it, or the batch that it was a part of, was sent under: by that it is put in order. */
-  since = 0
+  /** It was refused on this connection, and goes again under a new number: each of its messages by itself, or whole. */
+  goesAgain: 'split' | 'whole' | undefined
   /** Whether further messages may join. */
   open = true
   // A hole means that the caller has had its answer.
