@@ -2,7 +2,7 @@
  * The client: dials, keeps one connection to the broker and dials again when it is lost; hands each new connection to
  * the producer first, so that what is unanswered goes before what is new, then to the consumers.
  */
-import { LIMITS, SluiceError, Timer, type ErrorCode, type HelloOk } from '@sluice/protocol'
+import { LIMITS, SluiceError, Timer, type ErrorCode, type HelloOk, durationText } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
 import { nextTurn } from './awaiting.js'
 import { Connection } from './connection.js'
@@ -555,7 +555,7 @@ export class Sluice {
     if (inTime) return
     throw new SluiceError(
       'TIMEOUT',
-      `The client was not done after ${timeoutMs} ms and was closed; ${left} publishes were unconfirmed.`,
+      `The client was not done after ${durationText(timeoutMs)} and was closed; ${left} publishes were unconfirmed.`,
     )
   }
 
@@ -699,7 +699,7 @@ export class Sluice {
     const why = last === undefined ? `No broker answers at ${address.text}.` : last.message
     return new SluiceError(
       'UNREACHABLE',
-      `${why}${afterMs === 0 ? '' : ` Gave up after ${afterMs} ms.`} Is the broker running, and is that its address?`,
+      `${why}${afterMs === 0 ? '' : ` Gave up after ${durationText(afterMs)}.`} Is the broker running, and is that its address?`,
       { cause: last },
     )
   }

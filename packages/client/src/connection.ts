@@ -26,6 +26,7 @@ import {
   type ErrorCode,
   type Fault,
   type HelloOk,
+  durationText,
 } from '@sluice/protocol'
 import { Heartbeat } from './heartbeat.js'
 import type { Dial, Transport } from './transport.js'
@@ -117,7 +118,7 @@ export class Connection {
       this.fail(
         new SluiceError(
           code,
-          `${this.#address.text} did not finish the handshake within ${LIMITS.handshakeMsMax} ms.`,
+          `${this.#address.text} did not finish the handshake within ${durationText(LIMITS.handshakeMsMax)}.`,
         ),
       )
     }, LIMITS.handshakeMsMax)
@@ -475,7 +476,7 @@ export class Connection {
         this.fail(
           new SluiceError(
             'HEARTBEAT_TIMEOUT',
-            `Nothing was heard from ${this.#address.text} for ${this.ok.heartbeatMs * 2} ms.`,
+            `Nothing was heard from ${this.#address.text} for ${durationText(this.ok.heartbeatMs * 2)}.`,
           ),
         )
       })

@@ -47,7 +47,7 @@ describe('extending a lease', () => {
       { subscriptionId: 101, firstTag: tag + 1, count: 1, durationMs: 120_000 },
       { subscriptionId: 101, firstTag: tag, count: 1, durationMs: 0 },
     ])
-    expect(() => messages[0]!.extend(99)).toThrow('at least 100 ms')
+    expect(() => messages[0]!.extend(99)).toThrow('`duration` is 99ms; it must be at least 100ms.')
     expect(() => messages[0]!.extend('soon' as never)).toThrow('duration')
     await messages[0]!.ack()
   })

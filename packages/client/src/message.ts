@@ -18,6 +18,7 @@ import {
   type Delivery,
   type Outcome,
   type RecordOptions,
+  durationText,
 } from '@sluice/protocol'
 import type { Connection } from './connection.js'
 import { durationMs, type Duration } from './duration.js'
@@ -432,7 +433,7 @@ function extensionMs(duration: Duration): number {
   if (ms >= LIMITS.processingTimeoutMsMin) return ms
   throw new SluiceError(
     'INVALID_ARGUMENT',
-    `\`duration\` is ${ms} ms; a message is extended by at least ${LIMITS.processingTimeoutMsMin} ms.`,
+    `\`duration\` is ${durationText(ms)}; it must be at least ${durationText(LIMITS.processingTimeoutMsMin)}.`,
   )
 }
 

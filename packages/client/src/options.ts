@@ -10,6 +10,7 @@ import {
   type ErrorCode,
   type QueueName,
   type RecordOptions,
+  durationText,
 } from '@sluice/protocol'
 import type { StandardSchemaV1 } from '@standard-schema/spec'
 import { durationMs, parseDuration, type Duration } from './duration.js'
@@ -521,7 +522,7 @@ function processingTimeoutMs(value: Duration | undefined): number | undefined {
   if (ms >= LIMITS.processingTimeoutMsMin) return ms
   throw new SluiceError(
     'INVALID_ARGUMENT',
-    `\`processingTimeout\` is ${ms} ms; it must be at least ${LIMITS.processingTimeoutMsMin} ms.`,
+    `\`processingTimeout\` is ${durationText(ms)}; it must be at least ${durationText(LIMITS.processingTimeoutMsMin)}.`,
   )
 }
 

@@ -28,6 +28,7 @@ import {
   type Fault,
   type HelloOk,
   type RecordOptions,
+  sizeText,
 } from '@sluice/protocol'
 import { randomBytes } from 'node:crypto'
 import { addAbortListener, removeAbortListener } from './aborts.js'
@@ -204,7 +205,7 @@ export class Producer {
         this.#giveScratch(batch.bytes)
         throw new SluiceError(
           'BATCH_TOO_LARGE',
-          `The first ${batch.count} of ${messages.length} messages take ${bytes} bytes; a batch takes at most ${LIMITS.batchBytesMax}.`,
+          `The first ${batch.count} of ${messages.length} messages take ${bytes} bytes; a batch takes at most ${sizeText(LIMITS.batchBytesMax)}.`,
         )
       }
     }
@@ -233,7 +234,7 @@ export class Producer {
   #tooManyWaiting(): SluiceError {
     return new SluiceError(
       'TOO_MANY_WAITING',
-      `Publishes that take ${this.#waitingBytes} bytes wait to be sent; \`maxWaitingBytes\` is ${this.#settings.maxWaitingBytes}.`,
+      `Publishes that take ${this.#waitingBytes} bytes wait to be sent; \`maxWaitingBytes\` is ${sizeText(this.#settings.maxWaitingBytes)}.`,
     )
   }
 
@@ -389,7 +390,7 @@ export class Producer {
     if (bytes > this.#messageBytesMax) {
       throw new SluiceError(
         'MESSAGE_TOO_LARGE',
-        `A message has ${bytes} bytes; the broker takes at most ${this.#messageBytesMax}.`,
+        `A message has ${bytes} bytes; the broker accepts at most ${sizeText(this.#messageBytesMax)}.`,
       )
     }
   }
@@ -401,7 +402,7 @@ export class Producer {
         : (['TRANSACTION_TOO_LARGE', 'An atomic step'] as const)
     return new SluiceError(
       code,
-      `${what} takes a frame of ${sending.end} bytes; the broker takes at most ${this.#frameBytesMax}.`,
+      `${what} takes a frame of ${sending.end} bytes; the broker accepts at most ${sizeText(this.#frameBytesMax)}.`,
     )
   }
 

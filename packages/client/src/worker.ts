@@ -2,7 +2,7 @@
  * A consumer that calls a handler for what is delivered: its life from the first subscription to its close, over as
  * many connections as it takes. When which handler is called is the business of the kinds of workers that extend it.
  */
-import { SluiceError, Timer } from '@sluice/protocol'
+import { SluiceError, Timer, durationText } from '@sluice/protocol'
 import { excuseAwaiting, nextTurn, type Running } from './awaiting.js'
 import type { Claims } from './claims.js'
 import type { Connection } from './connection.js'
@@ -301,7 +301,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     }
     const error = new SluiceError(
       'TIMEOUT',
-      `${this.running} handlers of ${this.queue} were still running after ${timeoutMs} ms; their messages go back.`,
+      `${this.running} handlers of ${this.queue} were still running after ${durationText(timeoutMs)}; their messages are released.`,
     )
     this.#giveUp(error)
     throw error

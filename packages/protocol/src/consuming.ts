@@ -22,6 +22,7 @@
  * Tags wrap at 2^32: the range (first, count) means first, first + 1, … modulo 2^32. All ranges of one frame together
  * name at most as many tags as the largest credit has.
  */
+import { durationText } from './units.js'
 import {
   clipText,
   readText,
@@ -218,7 +219,7 @@ export function decodeSettle(
     if (delayMs > LIMITS.delayMsMax) {
       throw new SluiceError(
         'INVALID_ARGUMENT',
-        `A delay of ${delayMs} ms was given; at most ${LIMITS.delayMsMax} are allowed.`,
+        `A delay of ${durationText(delayMs)} was given; at most ${durationText(LIMITS.delayMsMax)} is allowed.`,
       )
     }
     const reasonAt = at + SETTLE_ITEM_BYTES
@@ -261,7 +262,7 @@ export function decodeExtend(bytes: Uint8Array, start: number, end: number): Ext
   if (durationMs !== 0 && (durationMs < processingTimeoutMsMin || durationMs > delayMsMax)) {
     throw new SluiceError(
       'INVALID_ARGUMENT',
-      `A lease was to be extended by ${durationMs} ms; it must be from ${processingTimeoutMsMin} to ${delayMsMax} ms.`,
+      `An EXTEND of ${durationText(durationMs)} was asked for; it must be from ${durationText(processingTimeoutMsMin)} to ${durationText(delayMsMax)}.`,
     )
   }
   return {

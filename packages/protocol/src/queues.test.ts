@@ -161,12 +161,12 @@ describe('options that contradict each other', () => {
     const equal = { retryInitialMs: 5, retryMaxMs: 5 }
     expect(queueOptions(equal)).toStrictEqual(equal)
     expect(() => queueOptions({ retryInitialMs: 6, retryMaxMs: 5 })).toThrow(
-      refusal('OPTION_CONFLICT', '`retryInitialMs` is 6, above `retryMaxMs` of 5.'),
+      refusal('OPTION_CONFLICT', '`retryInitialMs` is 6ms, above `retryMaxMs` of 5ms.'),
     )
     // Alone it is only known to contradict once it stands beside the other one.
     expect(queueOptions({ retryInitialMs: 300_001 })).toStrictEqual({ retryInitialMs: 300_001 })
     expect(() => checkOptionsTogether({ ...QUEUE_OPTION_DEFAULTS, retryInitialMs: 300_001 })).toThrow(
-      refusal('OPTION_CONFLICT', 'above `retryMaxMs` of 300000'),
+      refusal('OPTION_CONFLICT', 'above `retryMaxMs` of 5m'),
     )
   })
 

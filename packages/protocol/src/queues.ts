@@ -6,6 +6,7 @@
  * SUBSCRIBE { queue, messages, bytes, limit?, processingTimeoutMs?, claims? } → SUBSCRIBE_OK. UNSUBSCRIBE → RESULT { }.
  * Unknown fields are refused by name. What is asked about single messages and consumers stands in managing.ts.
  */
+import { durationText } from './units.js'
 import { decodeClaims, type Claim } from './consuming.js'
 import { SluiceError, shown, type ErrorCode } from './errors.js'
 import { LIMITS } from './limits.js'
@@ -241,7 +242,7 @@ export function checkOptionsTogether(options: Partial<QueueOptions>): void {
   if (retryInitialMs !== undefined && retryMaxMs !== undefined && retryInitialMs > retryMaxMs) {
     throw new SluiceError(
       'OPTION_CONFLICT',
-      `\`retryInitialMs\` is ${retryInitialMs}, above \`retryMaxMs\` of ${retryMaxMs}.`,
+      `\`retryInitialMs\` is ${durationText(retryInitialMs)}, above \`retryMaxMs\` of ${durationText(retryMaxMs)}.`,
     )
   }
   if (overflow !== undefined && overflow !== 'reject' && maxMessages === 0 && maxBytes === 0) {

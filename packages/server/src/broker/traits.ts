@@ -13,6 +13,7 @@ import {
   readU32,
   readU48,
   type ErrorCode,
+  durationText,
 } from '@sluice/protocol'
 import { ID_WORDS, hashInto, type Traits } from '../queue/index.js'
 
@@ -174,18 +175,21 @@ export function checkAt(what: string, atMs: number, nowMs: number): void {
   if (atMs < nowMs - LIMITS.atPastMsMax) {
     throw new SluiceError(
       'AT_IN_THE_PAST',
-      `${what} is ${atMs}, ${nowMs - atMs} ms past; at most ${LIMITS.atPastMsMax} ms past it means now.`,
+      `${what} is ${new Date(atMs).toISOString()}, ${durationText(nowMs - atMs)} in the past; up to ${durationText(LIMITS.atPastMsMax)} it means now.`,
     )
   }
   if (atMs > nowMs + LIMITS.delayMsMax) {
     throw new SluiceError(
       'INVALID_DELAY',
-      `${what} is ${atMs}, ${atMs - nowMs} ms ahead; it must be at most ${LIMITS.delayMsMax} ms.`,
+      `${what} is ${atMs}, ${durationText(atMs - nowMs)} ahead; it must be at most ${durationText(LIMITS.delayMsMax)}.`,
     )
   }
 }
 
 function checkTime(code: ErrorCode, what: string, valueMs: number, minMs: number, maxMs: number): void {
   if (valueMs >= minMs && valueMs <= maxMs) return
-  throw new SluiceError(code, `${what} is ${valueMs} ms; it must be from ${minMs} to ${maxMs} ms.`)
+  throw new SluiceError(
+    code,
+    `${what} is ${durationText(valueMs)}; it must be from ${durationText(minMs)} to ${durationText(maxMs)}.`,
+  )
 }

@@ -83,7 +83,7 @@ export class Writer {
     const { usedBytes, budgetBytes } = this.memoryFull
     throw new SluiceError(
       'MEMORY_FULL',
-      `The broker uses ${usedBytes} bytes of memory; of its budget of ${budgetBytes} nothing is left for more messages. Consumers can go on.`,
+      `The broker uses ${Math.round(usedBytes / 2 ** 20)}MiB of its memory budget of ${Math.round(budgetBytes / 2 ** 20)}MiB; nothing is left for more messages. Consumers can go on.`,
       { retryAfterMs: 1_000 },
     )
   }

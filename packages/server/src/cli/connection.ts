@@ -41,6 +41,8 @@ async function dial({ url, timeout }: GlobalOptions, label: string): Promise<Slu
       connectTimeout: 0,
       ...(timeout === undefined ? {} : { timeout: durationMs(timeout, '--timeout') }),
     })
+    // The command counts and reports what it could not acknowledge; a warning of Node for each would be noise.
+    sluice.on('leaseLost', () => {})
     let isLost = false
     sluice.on('disconnected', ({ error }) => {
       isLost = true

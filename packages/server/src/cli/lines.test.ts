@@ -35,7 +35,7 @@ test('a line may be as long as the limit and no longer, ended or not', async () 
   expect(await collect(Buffer.from('ok\nabcd\nabcd'), [3], 4)).toEqual(['ok', 'abcd', 'abcd'])
   await expect(collect(Buffer.from('ok\nabcde\n'), [3], 4)).rejects.toMatchObject({
     code: 'INVALID_BODY',
-    message: 'Line 2 is longer than 4 bytes.',
+    message: 'Line 2 is longer than 4B.',
   })
-  await expect(collect(Buffer.from('abcde'), [100], 4)).rejects.toThrow('Line 1 is longer than 4 bytes.')
+  await expect(collect(Buffer.from('abcde'), [100], 4)).rejects.toThrow('Line 1 is longer than 4B.')
 })

@@ -1,5 +1,5 @@
 /** Lines of a stream of bytes, one chunk's worth at a time, so that memory is bounded by the longest line. */
-import { SluiceError } from '@sluice/protocol'
+import { SluiceError, sizeText } from '@sluice/protocol'
 
 const NEWLINE = 10
 
@@ -24,7 +24,7 @@ export async function* linesOf(
   }
   const within = (bytes: number): void => {
     if (bytes <= lineBytesMax) return
-    throw new SluiceError('INVALID_BODY', `Line ${count + 1} is longer than ${lineBytesMax} bytes.`)
+    throw new SluiceError('INVALID_BODY', `Line ${count + 1} is longer than ${sizeText(lineBytesMax)}.`)
   }
   for await (const chunk of chunks) {
     const lines: Uint8Array[] = []

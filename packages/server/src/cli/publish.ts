@@ -4,7 +4,7 @@
  */
 import { open } from 'node:fs/promises'
 import type { MessageOptions, Receipt } from '@sluice/client'
-import { LIMITS, SluiceError, queueName, shown } from '@sluice/protocol'
+import { LIMITS, SluiceError, queueName, shown, sizeText } from '@sluice/protocol'
 import { command } from './command.js'
 import { withBroker } from './connection.js'
 import { durationMs, given, headersFlag, numberFlag, timeFlag } from './flags.js'
@@ -306,7 +306,7 @@ async function wholeFile(path: string): Promise<Uint8Array> {
     if (bytes > LIMITS.messageBytesMax) {
       throw new SluiceError(
         'MESSAGE_TOO_LARGE',
-        `${path === '-' ? 'stdin' : `The file ${path}`} has more than ${LIMITS.messageBytesMax} bytes, the most that a message can have.`,
+        `${path === '-' ? 'stdin' : `The file ${path}`} has more than ${sizeText(LIMITS.messageBytesMax)}, the most that a message can have.`,
       )
     }
   }

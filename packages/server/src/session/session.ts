@@ -54,6 +54,7 @@ import {
   type Opcode,
   type OpcodeName,
   type Placed,
+  durationText,
 } from '@sluice/protocol'
 import type { Broker, Output } from '../broker/broker.js'
 import { fittedRecord } from '../broker/origin.js'
@@ -275,7 +276,7 @@ export class Session implements Output, Consumer {
           this.#refusal ??
             new SluiceError(
               'HANDSHAKE_TIMEOUT',
-              `The handshake was not finished within ${this.#settings.handshakeMs} ms.`,
+              `The handshake was not finished within ${durationText(this.#settings.handshakeMs)}.`,
             ),
         )
       }
@@ -285,7 +286,7 @@ export class Session implements Output, Consumer {
       this.fail(
         new SluiceError(
           'HEARTBEAT_TIMEOUT',
-          `Nothing was heard for ${nowMs - this.#heardMs} ms; the heartbeat is ${this.#heartbeatMs} ms.`,
+          `Nothing was heard for ${durationText(Math.round(nowMs - this.#heardMs))}; the heartbeat is ${durationText(this.#heartbeatMs)}.`,
         ),
       )
       return
@@ -294,7 +295,7 @@ export class Session implements Output, Consumer {
       this.fail(
         new SluiceError(
           'SLOW_CONSUMER',
-          `${this.#outstandingBytes} bytes were not read for ${this.#settings.stalledMs} ms.`,
+          `${this.#outstandingBytes} bytes were not read for ${durationText(this.#settings.stalledMs)}.`,
         ),
       )
       return
