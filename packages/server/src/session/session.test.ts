@@ -8,11 +8,13 @@ import {
   OP,
   OUTCOME,
   SluiceError,
+  decodeFault,
   encodeAuth,
   encodeControl,
   encodeHello,
   encodePreface,
   encodeSettle,
+  faultError,
   queueName,
   sealBatch,
   writeFrameHeader,
@@ -355,11 +357,45 @@ test('what is refused because too much is under way is not done', async () => {
   expect(discards).toHaveBeenCalledTimes(16)
 })
 
+test('a connection has as many subscriptions as it may', async () => {
+  const codes: string[] = []
+  const decoder = new FrameDecoder((opcode, _flags, _channel, _correlation, bytes, start, end) => {
+    if (opcode === OP.ERROR) codes.push(faultError(decodeFault(bytes, start, end)).code)
+  })
+  decoder.frameBytesMax = SESSION_DEFAULTS.frameBytesMax
+  const transport = {
+    peer: '',
+    write: (bytes: Uint8Array, written: () => void) => {
+      decoder.push(bytes)
+      written()
+    },
+    pause: () => {},
+    resume: () => {},
+    end: () => {},
+  }
+  const one = new Session(broker, transport, { ...SESSION_DEFAULTS, subscriptionsMax: 2 }, nowMs, () => {})
+  one.receive(GREETING, nowMs)
+  broker.ensure({ name: queueName('q'), options: {}, update: false })
+  const subscribe = (channel: number): void =>
+    one.receive(frame(OP.SUBSCRIBE, encodeControl({ queue: 'q', messages: 1, bytes: 1 }), channel), nowMs)
+  subscribe(1)
+  subscribe(2)
+  await turns(5)
+  expect([codes, broker.info(queueName('q')).consumers]).toEqual([[], 2])
+  subscribe(3)
+  await turns(5)
+  expect([codes, broker.info(queueName('q')).consumers]).toEqual([['TOO_MANY_SUBSCRIPTIONS'], 2])
+})
+
 test('a peer that asks and never reads is given up', () => {
   session.receive(GREETING, nowMs)
   const pings = Buffer.concat(Array.from({ length: 1000 }, () => frame(OP.PING)))
   for (let i = 0; i < 9; i++) session.receive(pings, nowMs)
+  // The greeting is unread as well.
+  session.receive(pings.subarray(frame(OP.PING).length), nowMs)
   expect(closed).toEqual([])
+  session.receive(frame(OP.PING), nowMs)
+  expect(closed).toEqual(['SLOW_CONSUMER'])
   for (let i = 0; i < 100; i++) session.receive(pings, nowMs)
   expect(closed).toEqual(['SLOW_CONSUMER'])
   expect(sentBytes).toBeLessThan(200_000)

@@ -155,6 +155,7 @@ export const CALLER = { label: 'somebody', isOpen: true }
 export interface BenchOptions {
   readonly segmentBytes?: number
   readonly checkpointBytes?: number
+  readonly queuesMax?: number
   /** Keeps what the next process would find, before each entry. */
   readonly keepsSnapshots?: boolean
 }
@@ -171,11 +172,14 @@ export class Bench {
   /** Of the last batch. */
   number = 0
   readonly #checkpointBytes: number | undefined
+  readonly #queuesMax: number | undefined
   readonly #producers = new Map<string, Producer>()
   #turns: (() => void)[] = []
 
-  constructor({ segmentBytes = 1 << 20, checkpointBytes, keepsSnapshots = false }: BenchOptions = {}) {
-    this.#checkpointBytes = checkpointBytes
+  constructor(options: BenchOptions = {}) {
+    const { segmentBytes = 1 << 20, keepsSnapshots = false } = options
+    this.#checkpointBytes = options.checkpointBytes
+    this.#queuesMax = options.queuesMax
     this.log = new MemoryLog({
       segmentBytes,
       ...(keepsSnapshots
@@ -199,6 +203,7 @@ export class Bench {
       },
       messageBytesMax: 1024,
       ...(this.#checkpointBytes === undefined ? {} : { checkpointBytes: this.#checkpointBytes }),
+      ...(this.#queuesMax === undefined ? {} : { queuesMax: this.#queuesMax }),
     })
     return this
   }

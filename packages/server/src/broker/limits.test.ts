@@ -1,0 +1,104 @@
+/** The limits of the broker itself, each at its value and one beyond. They are listed in docs/LIMITS.md. */
+import { BATCH_HEADER_BYTES, queueName, type Placed } from '@sluice/protocol'
+import { describe, expect, it } from 'vitest'
+import { FORMER_LEASES_MAX, FormerLeases } from '../queue/former.js'
+import { Bench, CALLER, Q, batchOf, type Message } from '../testing/bench.js'
+
+const SEGMENT_BYTES = 64 << 10
+
+const refused = (code: string): Error => expect.objectContaining({ code }) as Error
+const many = (count: number, message: (index: number) => Message): Message[] =>
+  Array.from({ length: count }, (_, index) => message(index))
+
+it('has as many queues as it may, and place for another when one is deleted', async () => {
+  const bench = await new Bench({ queuesMax: 2 }).open()
+  const names = ['a', 'b', 'c'].map(queueName)
+  bench.ensure({}, names[0])
+  bench.ensure({}, names[1])
+  expect(() => bench.ensure({}, names[2])).toThrow(refused('TOO_MANY_QUEUES'))
+  bench.ensure({ maxMessages: 5 }, names[1])
+  bench.broker.delete(names[0]!)
+  await bench.settle()
+  bench.ensure({}, names[2])
+  expect(bench.info(names[1]).options.maxMessages).toBe(5)
+  expect(() => bench.ensure({}, names[0])).toThrow(refused('TOO_MANY_QUEUES'))
+})
+
+it('remembers as many producers as a quarter of a segment lists, and forgets none that is connected', async () => {
+  const bench = await new Bench({ segmentBytes: SEGMENT_BYTES }).open()
+  const most = SEGMENT_BYTES / 4 / 16
+  const identity = (index: number): string => index.toString(16).padStart(32, '0')
+  const attach = (index: number): void => void bench.broker.attachProducer(identity(index), 0)
+  for (let index = 0; index < most; index++) attach(index)
+  attach(0)
+  expect(() => attach(most)).toThrow(refused('TOO_MANY_CONNECTIONS'))
+  const one = bench.broker.attachProducer(identity(7), 0)
+  bench.broker.detachProducer(one)
+  bench.broker.detachProducer(one)
+  attach(most)
+  expect(() => attach(7)).toThrow(refused('TOO_MANY_CONNECTIONS'))
+})
+
+describe('with small segments', () => {
+  it('a batch has at most half of one', async () => {
+    const bench = await new Bench({ segmentBytes: SEGMENT_BYTES }).open()
+    bench.ensure()
+    const bodiesBytes = SEGMENT_BYTES / 2 - BATCH_HEADER_BYTES - 33 * 8
+    const batch = (bytes: number): Message[] =>
+      many(33, (index) => ({ bodyBytes: index === 0 ? bytes - 32 * 983 : 983 }))
+    expect((await bench.publish(batch(bodiesBytes))).baseOffset).toBe(0)
+    expect(() => bench.put(batch(bodiesBytes + 1))).toThrow(refused('BATCH_TOO_LARGE'))
+    expect(bench.info().ready).toBe(33)
+  })
+
+  it('a batch has at most as many known ids as a quarter of one takes note of', async () => {
+    const bench = await new Bench({ segmentBytes: SEGMENT_BYTES }).open()
+    bench.ensure()
+    const most = Math.floor(SEGMENT_BYTES / 4 / 24)
+    const ids = (count: number): Message[] => many(count, (index) => ({ id: String(index), bodyBytes: 0 }))
+    await bench.publish(ids(most + 1))
+    expect((await bench.publish(ids(most))).duplicates?.size).toBe(most)
+    expect(() => bench.put(ids(most + 1))).toThrow(refused('BATCH_TOO_LARGE'))
+  })
+
+  it('an atomic step has at most a quarter of one', async () => {
+    const bench = await new Bench({ segmentBytes: SEGMENT_BYTES }).open()
+    bench.ensure()
+    const step = (bytes: number): readonly Placed[] => {
+      const messages = many(16, (index) => ({ bodyBytes: index === 0 ? bytes - 15 * 1_010 : 1_010 }))
+      const number = ++bench.number
+      const batch = batchOf(messages, number)
+      const batches = [{ queue: Q, bytes: batch, at: 0, end: batch.length }]
+      return bench.atomic({ number, crc: 1, acks: [], batches })
+    }
+    // The step is a batch around the one that it publishes.
+    const most = SEGMENT_BYTES / 4 - 2 * BATCH_HEADER_BYTES - 16 * 8
+    expect(step(most)).toHaveLength(1)
+    expect(() => step(most + 1)).toThrow(refused('TRANSACTION_TOO_LARGE'))
+    await bench.settle()
+    expect(bench.info().ready).toBe(16)
+  })
+})
+
+it('looks at 100,000 messages for a page of a peek, chosen or not', async () => {
+  const bench = await new Bench({ segmentBytes: 8 << 20 }).open()
+  bench.ensure()
+  for (let i = 0; i < 4; i++) await bench.publish(many(25_000, () => ({ bodyBytes: 0 })))
+  const peek = { name: Q, state: 'dead' as const, from: 0, limit: 10, filter: {} }
+  expect(await bench.broker.peek(peek, CALLER)).toEqual({ messages: [], next: undefined })
+  await bench.publish([{}])
+  expect(await bench.broker.peek(peek, CALLER)).toEqual({ messages: [], next: 100_000 })
+  expect(await bench.broker.peek({ ...peek, from: 100_000 }, CALLER)).toEqual({
+    messages: [],
+    next: undefined,
+  })
+})
+
+it('keeps the newest leases of a queue that can be claimed', () => {
+  const former = new FormerLeases()
+  const lease = { subscriptionId: 1, tag: 1, deadlineMs: Infinity, isCharged: false, bytes: 10 }
+  for (let offset = 0; offset < FORMER_LEASES_MAX; offset++) former.add(offset, lease)
+  expect([former.size, former.get(0)]).toEqual([FORMER_LEASES_MAX, lease])
+  former.add(FORMER_LEASES_MAX, lease)
+  expect([former.size, former.get(0), former.get(1)]).toEqual([FORMER_LEASES_MAX, undefined, lease])
+})
