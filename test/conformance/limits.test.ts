@@ -2,7 +2,7 @@
  * Each limit at its value and one beyond it: what is refused, and with which code. The tables of docs/LIMITS.md are held
  * against the same rows, so that the page, the code and the refusals agree.
  */
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync, readFileSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import {
@@ -51,6 +51,9 @@ import {
 import { describe, expect, it } from 'vitest'
 import { connectSettings } from '../../packages/client/src/options.js'
 import { checkAt } from '../../packages/server/src/broker/traits.js'
+import { SETTINGS } from '../../packages/server/src/cli/settings.js'
+import { MEMORY_BYTES_MIN, sharesOf } from '../../packages/server/src/memory.js'
+import { SESSION_DEFAULTS } from '../../packages/server/src/session/session.js'
 
 type Limit = keyof typeof LIMITS
 
@@ -369,6 +372,29 @@ describe('docs/LIMITS.md', () => {
     expect(told.size).toBeGreaterThanOrEqual(Object.keys(LIMITS).length)
   })
 
+  it('has each constant that ends with _MAX, with its value, or here is why it is no limit', () => {
+    const told = new Map(rows.map(([name, value]) => [name!.replaceAll('`', ''), value]))
+    const constants = constantsOf(join(root, 'packages'))
+    let checked = 0
+    for (const [name, values] of constants) {
+      const isListed = told.has(name)
+      const why = NO_LIMIT[name]
+      if (why === undefined && !isListed && name.endsWith('_MIN')) continue
+      expect(isListed, `${name} in docs/LIMITS.md, or in NO_LIMIT`).toBe(why === undefined)
+      if (!isListed) continue
+      for (const value of values) expect(told.get(name), name).toBe(valueText(name, value))
+      checked++
+    }
+    for (const name of Object.keys(NO_LIMIT)) expect([...constants.keys()], name).toContain(name)
+    expect(checked).toBeGreaterThanOrEqual(25)
+    // Every row is held against something.
+    for (const [name, value] of told) {
+      if (Object.hasOwn(LIMITS, name) || constants.has(name)) continue
+      expect(Object.keys(SETTINGS_AND_SHARES), name).toContain(name)
+      expect(value, name).toBe(SETTINGS_AND_SHARES[name])
+    }
+  })
+
   it('names codes that exist, and tests that are there', () => {
     let checked = 0
     for (const [name, , , code, test] of rows) {
@@ -385,7 +411,94 @@ describe('docs/LIMITS.md', () => {
 function valueText(name: string, value: number): string {
   if (name === 'delayMsMax') return '100 years'
   if (/Ms(Min|Max|Default)$/.test(name)) return durationText(value)
-  if (/Bytes(Min|Max|Default|Target|ScheduledTarget|Unauthenticated)$/.test(name) && value % 1024 === 0)
+  if (
+    /(Bytes(Min|Max|Default|Target|ScheduledTarget|Unauthenticated)|BYTES_(MIN|MAX|LEAST))$/.test(name) &&
+    value % 1024 === 0
+  )
     return sizeText(value)
   return value.toLocaleString('en-US')
+}
+
+const shares = sharesOf(Number.MAX_SAFE_INTEGER)
+
+/** Rows that are neither of the protocol nor a constant, with their values. */
+const SETTINGS_AND_SHARES: Readonly<Record<string, string>> = {
+  '--max-connections': Number(SETTINGS['max-connections'].default).toLocaleString('en-US'),
+  '--memory': sizeText(MEMORY_BYTES_MIN),
+  subscriptionsMax: SESSION_DEFAULTS.subscriptionsMax.toLocaleString('en-US'),
+  outboundBytesSoft: sizeText(SESSION_DEFAULTS.outboundBytesSoft),
+  outboundBytesHard: sizeText(SESSION_DEFAULTS.outboundBytesHard),
+  stalledMs: durationText(SESSION_DEFAULTS.stalledMs),
+  receiveBytesMax: sizeText(shares.receiveBytesMax),
+  outboundBytesMax: sizeText(shares.outboundBytesMax),
+  pendingBytesMax: sizeText(shares.pendingBytesMax),
+  queuesMax: '100,000',
+  maxInFlight: connectSettings(undefined, {}).maxInFlight.toLocaleString('en-US'),
+  maxWaitingBytes: sizeText(connectSettings(undefined, {}).maxWaitingBytes),
+  // Of a segment; see packages/server/src/broker/limits.test.ts.
+  '--max-message-bytes': 'a quarter',
+  batch: 'half',
+  'known ids': 'a quarter',
+  'atomic step': 'a quarter',
+}
+
+/** Constants at which nothing is refused and nothing ends. */
+const NO_LIMIT: Readonly<Record<string, string>> = {
+  PAUSE_MS_MAX: 'the longest pause of publishAll between two tries',
+  SHARED_BODY_BYTES_MAX: 'larger bodies are not copied',
+  END_MS_MAX: 'how long a socket may take to close',
+  STARTED_RANGES_MAX: 'the client sends several frames',
+  BURST_MAX: 'the rest is started in the next turn',
+  CHAIN_MAX: 'how far a caller is looked for',
+  SPARE_SIZE_MAX: 'buffers that are kept',
+  SPARE_BYTES_MAX: 'buffers that are kept',
+  SPARE_COLD_MAX: 'buffers that are kept',
+  SPARES_MAX: 'segments that are made ahead',
+  COUNT_MAX: 'the width of a field; higher counts are shown as this',
+  TEXT_BYTES_MAX: 'the width of a field; texts are cut before',
+  TIMER_PART_MS_MAX: 'longer times are waited for in parts',
+  READERS_OPEN_MAX: 'files that are kept open',
+  READS_MAX: 'reads at a time; others wait',
+  AHEAD_PARTS_MAX: 'how much is read ahead',
+  TRIES_MAX: 'tries for the lock when files change meanwhile',
+  LOCK_BYTES_MAX: 'how much of the file is read',
+  LISTED_MAX: 'the layout of a chunk changes',
+  RETAINED_MAX: 'buckets that are kept',
+  OLDEST_LOOKED_AT_MAX: 'a number for people is a bound from there on',
+  CONFIRMS_BYTES_MAX: 'the next frame begins',
+  IN_FLIGHT_MESSAGES_MAX: 'the command waits for confirms',
+  IN_FLIGHT_BYTES_MAX: 'the command waits for confirms',
+  STOP_MS_MAX: 'how long the process may take to stop',
+  START_MS_MAX: 'how long the process may take to start',
+  BODY_CHARACTERS_MAX: 'what a table shows',
+  TEXT_CHARACTERS_MAX: 'what a table shows',
+  SAMPLES_MAX: 'measured values that are kept',
+  WIDTH_MAX: 'the width of the help',
+}
+
+/** The numbers that the code names with _MAX, _MIN or _LEAST, by name; of one name there can be several. */
+function constantsOf(directory: string): Map<string, number[]> {
+  const found = new Map<string, number[]>()
+  for (const file of readdirSync(directory, { recursive: true, encoding: 'utf8' })) {
+    if (!/^[a-z]+\/src\/(?!.*testing\/).*(?<!\.test|\.d)\.ts$/.test(file)) continue
+    const source = readFileSync(join(directory, file), 'utf8')
+    for (const [, name, text] of source.matchAll(
+      /^(?:export )?const ([A-Z][A-Z_]*_(?:MAX|MIN|LEAST)) = ([\dxa-f_ *<]+)$/gm,
+    ))
+      found.set(name!, [...(found.get(name!) ?? []), valueOf(text!)])
+  }
+  return found
+}
+
+/** Of a constant: `16 << 20`, `2 ** 40`, `4 * 1024`, `0xffff`. */
+function valueOf(text: string): number {
+  const shift = text.split(' << ').map((part) =>
+    part
+      .split(' ** ')
+      .map((factor) =>
+        factor.split(' * ').reduce((product, number) => product * Number(number.replaceAll('_', '')), 1),
+      )
+      .reduce((base, exponent) => base ** exponent),
+  )
+  return shift.reduce((value, bits) => value * 2 ** bits)
 }

@@ -1,7 +1,7 @@
 /** The limits of the broker itself, each at its value and one beyond. They are listed in docs/LIMITS.md. */
 import { BATCH_HEADER_BYTES, queueName, type Placed } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
-import { FORMER_LEASES_MAX, FormerLeases } from '../queue/former.js'
+import { ALL_ENDED, ENDED_MAX, FORMER_LEASES_MAX, FormerLeases } from '../queue/former.js'
 import { Bench, CALLER, Q, batchOf, type Message } from '../testing/bench.js'
 
 const SEGMENT_BYTES = 64 << 10
@@ -101,4 +101,13 @@ it('keeps the newest leases of a queue that can be claimed', () => {
   expect([former.size, former.get(0)]).toEqual([FORMER_LEASES_MAX, lease])
   former.add(FORMER_LEASES_MAX, lease)
   expect([former.size, former.get(0), former.get(1)]).toEqual([FORMER_LEASES_MAX, undefined, lease])
+})
+
+it('tells as many ended subscriptions of a queue apart as it may, and then none', () => {
+  const former = new FormerLeases()
+  for (let id = 1; id <= ENDED_MAX; id++) expect(former.end(id)).toBe(true)
+  expect(former.ended).toHaveLength(ENDED_MAX)
+  expect(former.end(ENDED_MAX + 1)).toBe(true)
+  expect(former.ended).toEqual([ALL_ENDED])
+  expect(former.end(ENDED_MAX + 2)).toBe(false)
 })
