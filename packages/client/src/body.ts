@@ -39,12 +39,23 @@ const unpackrToMaps = new Unpackr({ ...decoding, mapsAsObjects: false })
  */
 export function packBody(body: unknown): Uint8Array {
   try {
-    return packr.pack(isPlain(body, 0) ? body : copyOf(body), RESET_BUFFER_MODE)
+    const plain = isPlain(body, 0) ? body : copyOf(body)
+    const pack = ++lastPack
+    let packed: Uint8Array | undefined
+    try {
+      packed = packr.pack(plain, RESET_BUFFER_MODE)
+    } catch (error) {
+      if (pack === lastPack) throw error
+    }
+    // A getter packed another body meanwhile, in the same buffer. A copy has no getters.
+    return pack === lastPack ? packed! : packr.pack(copyOf(body), RESET_BUFFER_MODE)
   } catch (error) {
     if (error instanceof SluiceError) throw error
     throw new SluiceError('INVALID_BODY', 'The body cannot be encoded.', { cause: error })
   }
 }
+
+let lastPack = 0
 
 /** @throws SluiceError INVALID_BODY when the text has half a surrogate pair, which UTF-8 cannot hold */
 export function checkText(body: string): void {

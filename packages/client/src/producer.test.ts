@@ -10,6 +10,7 @@ import {
 } from '@sluice/protocol'
 import fc from 'fast-check'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { packBody } from './body.js'
 import type { Sluice } from './client.js'
 import { Peer, turns, until } from './testing/peer.js'
 
@@ -132,6 +133,53 @@ describe('batching', () => {
     await turns()
     expect(peer.link.named('PUBLISH')).toEqual([])
     expect(refused.length).toBe(16)
+  })
+
+  it('writes each message whole where reading one body publishes another', async () => {
+    peer.confirmAll()
+    sluice = await peer.connect()
+    const nested: Promise<unknown>[] = []
+    const publishNested = (): void => void nested.push(sluice.publish('q', { nested: 'x'.repeat(100) }))
+    let reads = 0
+    const body = {
+      get first() {
+        if (++reads === 1) publishNested()
+        return 1
+      },
+      last: { toJSON: () => 'end' },
+    }
+    const converted = {
+      toJSON: () => {
+        publishNested()
+        return 'text'
+      },
+    }
+    const packed = {
+      get first() {
+        if (++packs === 2) publishNested()
+        return 1
+      },
+      last: 2,
+    }
+    let packs = 0
+    await Promise.all([
+      sluice.publish('q', converted),
+      sluice.publish('q', body),
+      sluice.publish('q', packed),
+    ])
+    await sluice.publishBatch('q', [{ body: converted }, { body: 2 }])
+    await Promise.all(nested)
+    const bytesOf = (value: unknown): string => Buffer.from(packBody(value)).toString()
+    const other = bytesOf({ nested: 'x'.repeat(100) })
+    const sent = peer.link.published.flatMap(({ bodies }) => bodies)
+    expect(sent.filter((one) => one !== other)).toEqual([
+      bytesOf('text'),
+      bytesOf({ first: 1, last: 'end' }),
+      bytesOf({ first: 1, last: 2 }),
+      bytesOf('text'),
+      bytesOf(2),
+    ])
+    expect(sent.filter((one) => one === other)).toHaveLength(nested.length)
   })
 
   it('publishes a batch as one atomic batch, after what was published before', async () => {

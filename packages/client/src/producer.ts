@@ -87,6 +87,8 @@ export class Producer {
   #waiting: Sending[] = []
   #waitingAt = 0
   #waitingBytes = 0
+  /** Of some of these all callers have gone. */
+  #hasWithdrawn = false
   /** By name. One without an open batch stays: to look for a queue is most of what a message to it costs. */
   readonly #lanes = new Map<string, Lane>()
   #lanesMax = QUEUES_KEPT
@@ -151,11 +153,20 @@ export class Producer {
     signal: AbortSignal | undefined,
     failsOffline = false,
   ): Promise<Receipt> {
+    // To read a body can call code of the user, which may publish or close: nothing else is looked at before.
+    const contentType = contentTypeOf(body)
+    const payload = payloadOf(body, contentType)
     this.#admit(signal)
     let batch = this.#last
     if (batch === undefined || !batch.open || batch.queue !== queue) batch = this.#openBatch(queue)
     const before = batch.end
-    const end = this.#append(batch, body, options)
+    let end: number
+    try {
+      end = this.#append(batch, payload, contentType, options)
+    } catch (error) {
+      if (batch.count === 0) this.#discard(batch)
+      throw error
+    }
     const bytesMax = this.#recordsBytesMax(options)
     if (batch.count > 0 && end - batch.recordsAt > bytesMax) {
       // It does not fit any more: it becomes the first of the next batch.
@@ -189,7 +200,6 @@ export class Producer {
     signal: AbortSignal | undefined,
     failsOffline: boolean,
   ): Promise<Receipt[]> {
-    this.#admit(signal)
     if (messages.length > LIMITS.batchCountMax) {
       throw new SluiceError(
         'BATCH_TOO_LARGE',
@@ -198,7 +208,8 @@ export class Producer {
     }
     const batch = new Batch(queue, true, this.#takeScratch())
     for (const { body, options } of messages) {
-      batch.end = this.#append(batch, body, options)
+      const contentType = contentTypeOf(body)
+      batch.end = this.#append(batch, payloadOf(body, contentType), contentType, options)
       batch.count++
       const bytes = batch.end - batch.recordsAt + BATCH_HEADER_BYTES
       if (messages.length > 1 && bytes > LIMITS.batchBytesMax) {
@@ -210,6 +221,7 @@ export class Producer {
       }
     }
     if (batch.end > this.#frameBytesMax) throw this.#tooLarge(batch)
+    this.#admit(signal)
     return this.#enqueue(batch, [queue], timeoutMs, signal, failsOffline) as Promise<Receipt[]>
   }
 
@@ -272,7 +284,8 @@ export class Producer {
   record(body: unknown, options: RecordOptions | undefined): Uint8Array {
     const draft = { bytes: this.#takeScratch(), end: 0 }
     try {
-      const end = this.#append(draft, body, options)
+      const contentType = contentTypeOf(body)
+      const end = this.#append(draft, payloadOf(body, contentType), contentType, options)
       return new Uint8Array(draft.bytes.subarray(0, end))
     } finally {
       this.#giveScratch(draft.bytes)
@@ -342,6 +355,13 @@ export class Producer {
     if (this.#last === batch) this.#last = undefined
   }
 
+  // It was opened for a message that was refused: nothing is going to be sent that would take it out.
+  #discard(batch: Batch): void {
+    this.#close(batch)
+    this.#waiting.pop()
+    this.#giveScratch(batch.bytes)
+  }
+
   #takeScratch(): Buffer {
     const bytes = this.#scratch.pop()
     if (bytes === undefined) return Buffer.allocUnsafeSlow(SCRATCH_BYTES_FIRST)
@@ -358,23 +378,24 @@ export class Producer {
   }
 
   /** Writes a record behind the last one, without counting it yet; returns where it ends. */
-  #append(batch: Draft, body: unknown, options: RecordOptions | undefined): number {
+  #append(
+    batch: Draft,
+    payload: string | Uint8Array,
+    contentType: ContentType,
+    options: RecordOptions | undefined,
+  ): number {
     const at = batch.end
     const headBytes = options === undefined ? RECORD_HEADER_BYTES : recordBytes(options, 0)
     const payloadAt = at + headBytes
-    let contentType: ContentType
     let payloadBytes: number
-    if (typeof body === 'string') {
-      checkText(body)
-      contentType = CONTENT_TYPE.text
+    if (typeof payload === 'string') {
+      checkText(payload)
       // UTF-8 takes at most three bytes for a UTF-16 unit; a long text is measured rather than overestimated.
-      const bytesMax = body.length < 1024 ? body.length * 3 : textBytes(body)
-      this.#checkSize(headBytes, body.length < 1024 ? body.length : bytesMax)
+      const bytesMax = payload.length < 1024 ? payload.length * 3 : textBytes(payload)
+      this.#checkSize(headBytes, payload.length < 1024 ? payload.length : bytesMax)
       this.#room(batch, headBytes + bytesMax)
-      payloadBytes = batch.bytes.write(body, payloadAt, 'utf8')
+      payloadBytes = batch.bytes.write(payload, payloadAt, 'utf8')
     } else {
-      contentType = body instanceof Uint8Array ? CONTENT_TYPE.bytes : CONTENT_TYPE.msgpack
-      const payload = body instanceof Uint8Array ? body : packBody(body)
       payloadBytes = payload.length
       this.#checkSize(headBytes, payloadBytes)
       this.#room(batch, headBytes + payloadBytes)
@@ -473,7 +494,10 @@ export class Producer {
   flush(connection: Connection | undefined): void {
     this.#turnMs = 0
     this.#gatheredBytes = 0
-    if (connection === undefined || !connection.takesWork) return
+    if (connection === undefined || !connection.takesWork) {
+      this.#dropWithdrawn()
+      return
+    }
     if (this.#again.length > 0) this.#resend(connection)
     if (this.#again.length > 0 && !this.#giveUpAgain()) return
     if (this.#refused > 0) {
@@ -508,7 +532,10 @@ export class Producer {
       bytes += batch.end
       batches.push(batch)
     }
-    if (batches.length === 0) return
+    if (batches.length === 0) {
+      this.#tellIdle()
+      return
+    }
     const frames = Buffer.allocUnsafe(bytes)
     let at = 0
     for (const batch of batches) {
@@ -693,7 +720,7 @@ export class Producer {
   #answered(): void {
     if (this.#waitingAt < this.#waiting.length || this.#again.length > 0 || this.#refused > 0)
       this.#schedule()
-    else if (this.#sent.size === 0) this.#tellIdle()
+    else this.#tellIdle()
   }
 
   #refuse(batch: Sending, error: SluiceError): void {
@@ -708,7 +735,11 @@ export class Producer {
     const resolve = batch.resolves[index]
     if (resolve === undefined) return
     batch.resolves[index] = undefined
-    if (batch.number === 0 && ++batch.withdrawn === batch.callers) batch.refused()
+    if (batch.number === 0 && ++batch.withdrawn === batch.callers) {
+      batch.refused()
+      this.#hasWithdrawn = true
+      this.#schedule()
+    }
     const watch = batch.watches?.get(resolve)
     if (watch !== undefined) {
       removeAbortListener(watch.signal, watch.onAbort)
@@ -728,8 +759,6 @@ export class Producer {
         if (resolve !== undefined && failsOffline.has(resolve)) this.#giveUp(sending, index, noConnection())
       })
     }
-    // Batches of which nothing is left leave with the next flush.
-    this.#answered()
   }
 
   #sweep(nowMs: number): number {
@@ -744,6 +773,8 @@ export class Producer {
 
   // Without a connection nothing else would take them out of memory.
   #dropWithdrawn(): void {
+    if (!this.#hasWithdrawn) return
+    this.#hasWithdrawn = false
     const isOver = (sending: Sending): boolean => sending.callers > 0 && sending.withdrawn === sending.callers
     const waiting = this.#waiting.slice(this.#waitingAt)
     const left = waiting.filter((sending) => !isOver(sending))
@@ -755,6 +786,7 @@ export class Producer {
     }
     this.#waiting = left
     this.#waitingAt = 0
+    this.#tellIdle()
   }
 
   #sweepBatch(batch: Sending, nowMs: number): number {
@@ -795,6 +827,7 @@ export class Producer {
   }
 
   #tellIdle(): void {
+    if (this.#idle.length === 0 || this.#sent.size > 0 || this.#waitingAt < this.#waiting.length) return
     const waiters = this.#idle
     this.#idle = []
     for (const resolve of waiters) resolve()
@@ -818,6 +851,16 @@ export class Producer {
     this.#scratch.length = 0
     this.#tellIdle()
   }
+}
+
+function contentTypeOf(body: unknown): ContentType {
+  if (typeof body === 'string') return CONTENT_TYPE.text
+  return body instanceof Uint8Array ? CONTENT_TYPE.bytes : CONTENT_TYPE.msgpack
+}
+
+/** What is written of a body; data is overwritten by the next call. @throws SluiceError INVALID_BODY */
+function payloadOf(body: unknown, contentType: ContentType): string | Uint8Array {
+  return contentType === CONTENT_TYPE.msgpack ? packBody(body) : (body as string | Uint8Array)
 }
 
 /** A record in the making. */
