@@ -1,5 +1,5 @@
 import { OP, SluiceError, type ErrorCode } from '@sluice/protocol'
-import { describe, expect, it } from 'vitest'
+import { describe, expect, it, vi } from 'vitest'
 import { Feed, type FeedOptions, type PublishAllResult } from './feed.js'
 import type { Receipt } from './sending.js'
 import { Peer, turns, until } from './testing/peer.js'
@@ -133,6 +133,43 @@ describe('publishing all', () => {
       const invalid = { code: 'INVALID_ARGUMENT' satisfies ErrorCode }
       await expect(feed(accept).run(source as never)).rejects.toMatchObject(invalid)
     }
+  })
+
+  it('publishes again what is refused, however long its source takes for the next message', async () => {
+    let isAccepted = false
+    let tries = 0
+    async function* source(): AsyncGenerator<number> {
+      yield 1
+      // As where the source waits for what was published to be consumed.
+      await until(() => isAccepted)
+    }
+    const publish = async (message: number): Promise<Receipt> => {
+      if (++tries < 3) throw new SluiceError('QUEUE_FULL', 'full')
+      isAccepted = true
+      return accept(message)
+    }
+    expect(await feed(publish).run(source())).toEqual({ published: 1, duplicates: 0 })
+  })
+
+  it('rejects with what its listener rejects with, and with an item that is none', async () => {
+    const broken = new Error('broken')
+    const onProgress = () => Promise.reject(broken) as never
+    await expect(feed(accept, { onProgress }).run(later(3000))).rejects.toBe(broken)
+    // At the end nothing waits for the listener, and nothing is unhandled.
+    expect(await feed(accept, { onProgress }).run([1])).toMatchObject({ published: 1 })
+    const sources = [() => undefined, () => Promise.resolve(undefined)]
+    for (const next of sources) {
+      const source = { [Symbol.asyncIterator]: () => ({ next }) } as never
+      await expect(feed(accept).run(source)).rejects.toThrow(TypeError)
+    }
+  })
+
+  it('listens once to a signal that many of them have', async () => {
+    const { signal } = new AbortController()
+    const add = vi.spyOn(signal, 'addEventListener')
+    const feeds = Array.from({ length: 20 }, () => feed(accept, { signal }).run(later(10)))
+    await Promise.all(feeds)
+    expect(add).toHaveBeenCalledOnce()
   })
 
   it('ends when its signal is aborted, also while its source or a pause lasts', async () => {

@@ -4,7 +4,8 @@
  * anything more is read.
  */
 import { SluiceError, type ErrorCode } from '@sluice/protocol'
-import { promiseOf, thenOf } from './endings.js'
+import { addAbortListener, removeAbortListener } from './aborts.js'
+import { follow, promiseOf, thenOf } from './endings.js'
 import type { Receipt } from './sending.js'
 
 /** What `publishAll` has done. */
@@ -68,35 +69,53 @@ export class Feed<Message> {
     const { signal } = this.#options
     const onAbort = (): void => this.#fail(this.#options.aborted(this.#underWay > 0))
     if (signal?.aborted === true) onAbort()
-    signal?.addEventListener('abort', onAbort, { once: true })
+    else if (signal !== undefined) addAbortListener(signal, onAbort)
     try {
       await this.#read(source)
       this.#progress(0)
       if (this.#failure !== undefined) throw this.#failure.error
       return this.#result
     } finally {
-      signal?.removeEventListener('abort', onAbort)
+      removeAbortListener(signal, onAbort)
     }
   }
 
   async #read(source: Iterable<Message> | AsyncIterable<Message>): Promise<void> {
     const iterator = iteratorOf(source)
     let isExhausted = false
+    let isReading = false
+    /** At most one, which was read and is not published yet. */
+    const read: IteratorResult<Message>[] = []
     try {
       while (this.#failure === undefined) {
         if (this.#refused.length > 0) {
           if (this.#underWay > 0) await this.#change()
           else await this.#again()
-        } else if (!isExhausted && this.#underWay < this.#options.concurrency) {
-          const next = iterator.next()
-          const then = thenOf(next)
-          const result =
-            then === undefined
-              ? (next as IteratorResult<Message>)
-              : await this.#orFailure(promiseOf(next, then) as Promise<IteratorResult<Message>>)
-          if (result === undefined) break
+        } else if (read.length > 0) {
+          const result = read.pop()!
           if (result.done === true) isExhausted = true
           else this.#publish({ index: this.#index++, message: result.value })
+        } else if (isReading) await this.#change()
+        else if (!isExhausted && this.#underWay < this.#options.concurrency) {
+          const next: unknown = iterator.next()
+          const then = thenOf(next)
+          if (then === undefined) read.push(next as IteratorResult<Message>)
+          else {
+            // Not awaited: what is refused meanwhile goes again however long the source takes.
+            isReading = true
+            promiseOf(next, then).then(
+              (result) => {
+                isReading = false
+                read.push(result as IteratorResult<Message>)
+                this.#wake?.()
+              },
+              (error: unknown) => {
+                isReading = false
+                isExhausted = true
+                this.#fail(error)
+              },
+            )
+          }
         } else if (this.#underWay > 0) await this.#change()
         else return
       }
@@ -152,7 +171,16 @@ export class Feed<Message> {
     if (confirmed === this.#told || confirmed - this.#told < everyMessages) return
     this.#told = confirmed
     try {
-      this.#options.onProgress?.(this.#result)
+      const result: unknown = this.#options.onProgress?.(this.#result)
+      const then = thenOf(result)
+      if (then !== undefined) {
+        void follow(
+          result,
+          then,
+          () => {},
+          (error) => this.#fail(error),
+        )
+      }
     } catch (error) {
       this.#fail(error)
     }
