@@ -514,6 +514,61 @@ describe('events and the end', () => {
     expect((await publish).offset).toBe(7)
   })
 
+  it.each<[string, string, (client: Sluice) => Promise<unknown>]>([
+    ['was refused', 'INVALID_BODY', (client) => client.publish('q', undefined)],
+    ['was aborted', 'ABORTED', (client) => client.publish('q', 'x', { signal: AbortSignal.timeout(5) })],
+    ['came to its deadline', 'TIMEOUT', (client) => client.publish('q', 'x', { timeout: 5 })],
+  ])('does not wait for a connection for a publish that %s', async (_, code, publish) => {
+    peer.refusals = 1000
+    sluice = peer.create()
+    await turns()
+    const published = publish(sluice)
+    const closed = sluice.close()
+    await expect(published).rejects.toMatchObject({ code })
+    await closed
+  })
+
+  it('is closed for good by a listener that hears of the lost connection', async () => {
+    sluice = await peer.connect()
+    const heard: string[] = []
+    let closed: Promise<void> | undefined
+    sluice.on('disconnected', () => {
+      closed = sluice!.close({ timeout: 0 })
+    })
+    for (const name of ['connected', 'reconnecting'] as const) sluice.on(name, () => heard.push(name))
+    peer.link.cut()
+    await until(() => closed !== undefined)
+    await closed
+    // A first pause takes 50 ms at most.
+    await new Promise((resolve) => setTimeout(resolve, 100))
+    expect([heard, sluice.connected, peer.links.length]).toEqual([[], false, 1])
+  })
+
+  it('refuses events, listeners and options that it does not have', async () => {
+    sluice = await peer.connect()
+    const invalid = { code: 'INVALID_ARGUMENT' }
+    const wrong = [
+      () => sluice!.on('disconect' as never, () => {}),
+      () => sluice!.on('toString' as never, () => {}),
+      () => sluice!.on('error', undefined as never),
+      () => sluice!.consume({ name: 'q', schema: {} as never }, () => {}),
+    ]
+    for (const call of wrong) expect(call).toThrow(expect.objectContaining(invalid))
+    const worker = sluice.consume('q', () => {})
+    const rejected: Promise<unknown>[] = [
+      sluice.close({ timeOut: 1 } as never),
+      sluice.close({ timeout: 'soon' as never }),
+      worker.close({ timeout: -1 }),
+      worker.close(null as never),
+      sluice.publish({ name: 'q', schema: null as never }, 1),
+      sluice.publishBatch('q', new Set([{ body: 1 }]) as never),
+      // oxlint-disable-next-line no-sparse-arrays -- a hole is the case
+      sluice.publishBatch('q', [, { body: 1 }] as never),
+    ]
+    for (const call of rejected) await expect(call).rejects.toMatchObject(invalid)
+    expect(sluice.connected).toBe(true)
+  })
+
   it('tells of a lost connection, and of none that it closed itself', async () => {
     sluice = await peer.connect()
     const lost: string[] = []

@@ -2,7 +2,15 @@
  * The client: dials, keeps one connection to the broker and dials again when it is lost; hands each new connection to
  * the producer first, so that what is unanswered goes before what is new, then to the consumers.
  */
-import { LIMITS, SluiceError, Timer, type ErrorCode, type HelloOk, durationText } from '@sluice/protocol'
+import {
+  durationText,
+  LIMITS,
+  shown,
+  SluiceError,
+  Timer,
+  type ErrorCode,
+  type HelloOk,
+} from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
 import { nextTurn } from './awaiting.js'
 import { Connection } from './connection.js'
@@ -20,6 +28,7 @@ import type { DeliveredMessage, Message } from './message.js'
 import { Ration } from './ration.js'
 import {
   batchRecordOptions,
+  closeTimeoutMs,
   connectSettings,
   failsOffline,
   consumeIntake,
@@ -103,6 +112,17 @@ export interface SluiceEvents {
   /** A worker or an iterator waits, for its queue to exist or until the broker takes its subscription. */
   waiting: ConsumerWaiting
 }
+
+const EVENTS = Object.keys({
+  connected: true,
+  disconnected: true,
+  reconnecting: true,
+  notice: true,
+  error: true,
+  handlerError: true,
+  leaseLost: true,
+  waiting: true,
+} satisfies Record<keyof SluiceEvents, true>) as readonly string[]
 
 // Dialling again would only be told the same.
 const FATAL: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['AUTH_FAILED', 'PROTOCOL_VERSION'])
@@ -201,11 +221,21 @@ export class Sluice {
   /**
    * Calls `listener` for each event of this name; returns a function that ends that. Where `waiting`, `handlerError`,
    * `leaseLost` or `error` has no listener, Node prints a warning; nothing is thrown.
+   *
+   * @throws SluiceError INVALID_ARGUMENT for an event that does not exist
    */
   on<Name extends keyof SluiceEvents>(
     name: Name,
     listener: (payload: SluiceEvents[Name]) => void,
   ): () => void {
+    if (!EVENTS.includes(name)) {
+      throw new SluiceError(
+        'INVALID_ARGUMENT',
+        `There is no event ${shown(name)}; there are ${EVENTS.join(', ')}.`,
+      )
+    }
+    if (typeof listener !== 'function')
+      throw new SluiceError('INVALID_ARGUMENT', `The listener of '${name}' must be a function.`)
     return this.#events.on(name, listener)
   }
 
@@ -289,9 +319,16 @@ export class Sluice {
   ): Promise<Receipt[]> {
     onlyKnown('publishBatch', options, SEND_OPTIONS)
     const { name, schema } = queueOf(ref)
-    const records = messages.map((message) => ({
+    if (!Array.isArray(messages)) {
+      throw new SluiceError(
+        'INVALID_ARGUMENT',
+        '`publishBatch` takes an array of messages; `publishAll` takes any iterable.',
+      )
+    }
+    // Not `map`, which passes over the holes of an array.
+    const records = Array.from(messages as readonly BatchMessage[], (message) => ({
       options: batchRecordOptions(message),
-      body: message.body as unknown,
+      body: message.body,
     }))
     if (schema !== undefined) {
       let index = 0
@@ -513,16 +550,15 @@ export class Sluice {
    *
    * @param options `timeout`: default the client's. When it passes, what is left is given up. 0: that happens at once, and
    * is no error; publishes that are unconfirmed reject with CLOSED.
-   * @throws SluiceError TIMEOUT
+   * @throws SluiceError TIMEOUT, INVALID_ARGUMENT
    */
-  close(options: { readonly timeout?: Duration } = {}): Promise<void> {
+  async close(options: { readonly timeout?: Duration } = {}): Promise<void> {
+    const timeoutMs = closeTimeoutMs(options, this.#settings.timeoutMs)
     if (this.#closing === undefined) {
-      const timeoutMs =
-        options.timeout === undefined ? this.#settings.timeoutMs : parseDuration(options.timeout, 'timeout')
       this.#closing = this.#closed === undefined ? this.#close(timeoutMs) : Promise.resolve()
       this.#closing.catch(() => {})
     }
-    return this.#ending(this.#closing)
+    await this.#ending(this.#closing)
   }
 
   // In each call by itself: who awaits it shows only there.
@@ -748,16 +784,22 @@ export class Sluice {
     this.#events.emit('connected', { address: this.#settings.address.text, serverVersion, again })
   }
 
+  #isShut(): boolean {
+    return this.#closed !== undefined
+  }
+
   #lost(error: SluiceError): void {
     const openMs = this.#openedMs === 0 ? 0 : performance.now() - this.#openedMs
     const wasOpen = this.#openedMs > 0
     this.#openedMs = 0
     this.#connection = undefined
     this.#lastError = error
-    if (this.#closed !== undefined) return
+    if (this.#isShut()) return
     if (wasOpen) {
       this.#producer.offline()
       this.#events.emit('disconnected', { error })
+      // A listener may have closed it.
+      if (this.#isShut()) return
     }
     if (FATAL.has(error.code)) {
       this.#shut(error)

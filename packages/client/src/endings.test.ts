@@ -78,6 +78,8 @@ describe('what a handler throws', () => {
     expect(end(new Retry({ delay: 5, reason: 'busy' }))).toEqual([retry, 5, 'busy', false])
     for (const delayMs of [NaN, -1, 1.5, Infinity, '5', null, LIMITS.delayMsMax + 1])
       expect(end(Object.assign(new Retry(), { delayMs }))).toEqual([retry, undefined, undefined, false])
+    for (const wrong of ['busy', null, { delayMs: 5 }, { reason: 'x', after: 1 }])
+      expect(() => new Retry(wrong as never)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }))
     const broken = Object.defineProperty(new DeadLetter('x'), 'message', { get: throwing })
     expect(end(broken)).toEqual([retry, undefined, NO_TEXT, true])
   })

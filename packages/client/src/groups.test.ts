@@ -203,6 +203,18 @@ describe('a worker of batches', () => {
     expect(peer.link.named('STARTED')).toEqual([])
   })
 
+  it('leaves no timer behind when it gives up at once', async () => {
+    const timers = (): number => process.getActiveResourcesInfo().filter((name) => name === 'Timeout').length
+    const before = timers()
+    const worker = sluice.consume('q', { batch: { size: 4, wait: '1h' } }, () => {})
+    const channel = await peer.subscribed()
+    peer.link.deliver(channel, 101, texts(2))
+    await until(() => timers() > before)
+    await worker.close({ timeout: 0 })
+    await turns()
+    expect(timers()).toBe(before)
+  })
+
   it('waits for its handlers when it closes', async () => {
     let end!: () => void
     const worker = sluice.consume('q', { batch: { size: 2 } }, () => new Promise<void>((r) => (end = r)))

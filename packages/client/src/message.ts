@@ -22,6 +22,7 @@ import {
 } from '@sluice/protocol'
 import type { Connection } from './connection.js'
 import { durationMs, type Duration } from './duration.js'
+import { onlyKnown } from './options.js'
 import { INSPECT, NO_HEADERS, recordBody } from './records.js'
 import { leaseLost, Settlement, type SettleGroup } from './settlement.js'
 
@@ -234,7 +235,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
   }
 
   retry(options: RetryOptions = {}): Promise<void> {
-    const delayMs = retryDelayMs(options)
+    const delayMs = retryDelayMs('message.retry', options)
     return this.#settle(OUTCOME.retry, delayMs, givenReason(options.reason))
   }
 
@@ -424,7 +425,9 @@ function givenReason(reason: unknown): string | undefined {
   return clipText(reason, LIMITS.reasonBytesMax)
 }
 
-function retryDelayMs({ delay }: RetryOptions): number | undefined {
+function retryDelayMs(call: string, options: RetryOptions): number | undefined {
+  onlyKnown(call, options, ['delay', 'reason'])
+  const { delay } = options
   return delay === undefined ? undefined : durationMs(delay, 'delay', 'INVALID_DELAY')
 }
 
@@ -453,11 +456,11 @@ function alreadySettled(message: DeliveredMessage): SluiceError {
 export class Retry extends Error {
   readonly delayMs: number | undefined
 
-  /** @throws SluiceError INVALID_DELAY */
+  /** @throws SluiceError INVALID_DELAY, INVALID_ARGUMENT */
   constructor(options: RetryOptions = {}) {
-    super(options.reason ?? '')
+    super(options?.reason ?? '')
     this.name = 'Retry'
-    this.delayMs = retryDelayMs(options)
+    this.delayMs = retryDelayMs('Retry', options)
   }
 }
 

@@ -178,17 +178,22 @@ export function queue<Body = unknown>(name: string, declaration?: QueueDeclarati
 export function queue(name: string, declaration: QueueDeclaration = {}): Queue {
   const checked = queueName(name)
   onlyKnown('queue', declaration, ['schema'])
-  const { schema } = declaration
-  if (schema !== undefined && typeof schema['~standard']?.validate !== 'function') {
+  return new QueueValue(checked, checkedSchema(declaration.schema))
+}
+
+// @throws SluiceError INVALID_ARGUMENT
+function checkedSchema(schema: StandardSchemaV1 | undefined): StandardSchemaV1 | undefined {
+  if (schema !== undefined && typeof schema?.['~standard']?.validate !== 'function') {
     throw new SluiceError('INVALID_ARGUMENT', '`schema` must be a Standard Schema.')
   }
-  return new QueueValue(checked, schema)
+  return schema
 }
 
 /** @throws SluiceError INVALID_NAME, INVALID_ARGUMENT */
 export function queueOf(ref: QueueRef): Queue {
   if (ref instanceof QueueValue) return ref
-  if (typeof ref === 'object' && ref !== null) return new QueueValue(queueName(ref.name), ref.schema)
+  if (typeof ref === 'object' && ref !== null)
+    return new QueueValue(queueName(ref.name), checkedSchema(ref.schema))
   return new QueueValue(queueName(ref), undefined)
 }
 
@@ -552,6 +557,12 @@ export function failsOffline({ offline }: SendOptions): boolean {
 /** The deadline that a call has by itself, or the client's. */
 export function timeoutOf(options: CallOptions | undefined, defaultMs: number): number {
   return options?.timeout === undefined ? defaultMs : parseDuration(options.timeout, 'timeout')
+}
+
+/** The timeout of `close`, or the client's. @throws SluiceError INVALID_ARGUMENT */
+export function closeTimeoutMs(options: { readonly timeout?: Duration }, defaultMs: number): number {
+  onlyKnown('close', options, ['timeout'])
+  return timeoutOf(options, defaultMs)
 }
 
 /**

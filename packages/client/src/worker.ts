@@ -6,10 +6,10 @@ import { SluiceError, Timer, durationText } from '@sluice/protocol'
 import { excuseAwaiting, nextTurn, type Running } from './awaiting.js'
 import type { Claims } from './claims.js'
 import type { Connection } from './connection.js'
-import { parseDuration, type Duration } from './duration.js'
+import type { Duration } from './duration.js'
 import { endingOf } from './endings.js'
 import type { DeliveredMessage, HandlerContext, Message } from './message.js'
-import type { ConsumeIntake } from './options.js'
+import { closeTimeoutMs, type ConsumeIntake } from './options.js'
 import { Renewal } from './renewal.js'
 import type { Held } from './orphans.js'
 import { lossBy, Subscription, type Consumer, type Session, type SubscriptionOwner } from './subscription.js'
@@ -43,7 +43,7 @@ export interface Worker extends AsyncDisposable {
    *
    * @param options `timeout`: default the client's. When it passes, the handlers' signals are aborted and their
    * messages go back to the queue. 0: that happens at once, and is no error.
-   * @throws SluiceError TIMEOUT
+   * @throws SluiceError TIMEOUT, INVALID_ARGUMENT
    */
   close(options?: { readonly timeout?: Duration }): Promise<void>
 }
@@ -257,14 +257,13 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     else this.#rejectClosed(error)
   }
 
-  close(options: { readonly timeout?: Duration } = {}): Promise<void> {
+  async close(options: { readonly timeout?: Duration } = {}): Promise<void> {
+    const timeoutMs = closeTimeoutMs(options, this.#session.timeoutMs)
     if (this.#closing === undefined) {
-      const timeoutMs =
-        options.timeout === undefined ? this.#session.timeoutMs : parseDuration(options.timeout, 'timeout')
       this.#closing = this.#finished ? Promise.resolve() : this.#close(timeoutMs)
       this.#closing.catch(() => {})
     }
-    return this.#ending(this.#closing)
+    await this.#ending(this.#closing)
   }
 
   // In each call by itself: who awaits it shows only there.
@@ -311,6 +310,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     this.subscription?.abortHandlers(reason)
     this.#claims?.abortHandlers(reason)
     void this.subscription?.unsubscribe()
+    this.forgetMessages()
     this.#finish(undefined)
   }
 
