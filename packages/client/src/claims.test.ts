@@ -84,6 +84,35 @@ describe('the handlers of a worker', () => {
     expect([runs[0]!.message.offset, runs[0]!.message.attempt]).toEqual([7, 2])
   })
 
+  it('claim while their worker closes, which waits until their outcomes are durable', async () => {
+    const runs: (() => void)[] = []
+    const worker = sluice.consume('q', { concurrency: 2 }, () => new Promise<void>((end) => runs.push(end)))
+    peer.link.deliver(await peer.subscribed(), 101, texts(2))
+    await until(() => runs.length === 2)
+    let isClosed = false
+    const closed = worker.close().then(() => {
+      isClosed = true
+    })
+    await turns(5)
+    peer.refusals = 1
+    const dialled = peer.dialled()
+    peer.link.cut()
+    // One ends while there is no connection, the other on the next.
+    runs[0]!()
+    await dialled
+    await until(() => peer.link.named('SUBSCRIBE').length > 0)
+    expect(control(peer.link.named('SUBSCRIBE')[0]!)).toMatchObject({ limit: 0 })
+    await turns(5)
+    expect([isClosed, asked.length]).toEqual([false, 2])
+    runs[1]!()
+    await closed
+    expect(peer.link.settles).toMatchObject([
+      { firstTag: 50, count: 1, outcome: OUTCOME.ack },
+      { firstTag: 51, count: 1, outcome: OUTCOME.ack },
+    ])
+    expect([losses, peer.link.frames.at(-1)!.name]).toEqual([[], 'UNSUBSCRIBE'])
+  })
+
   it('claim again, by what the broker granted, when that connection is lost too', async () => {
     const runs = consumed({ concurrency: 1 })
     peer.link.deliver(await peer.subscribed(), 101, texts(1))

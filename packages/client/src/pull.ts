@@ -317,6 +317,7 @@ export class Pullers implements Consumer {
   readonly #pullers = new Map<string, Puller>()
   /** Those that have no pull, and since when; the longest first. */
   readonly #idle = new Map<Puller, number>()
+  #closed: SluiceError | undefined
 
   constructor(session: Session) {
     this.#session = session
@@ -324,6 +325,7 @@ export class Pullers implements Consumer {
   }
 
   pull(queue: string, settings: PullSettings): Promise<DeliveredMessage[]> {
+    if (this.#closed !== undefined) return Promise.reject(this.#closed)
     let puller = this.#pullers.get(queue)
     if (puller === undefined) {
       puller = new Puller(this.#session, queue, this.#rests)
@@ -369,6 +371,7 @@ export class Pullers implements Consumer {
   }
 
   fail(error: SluiceError): void {
+    this.#closed ??= error
     const pullers = [...this.#pullers.values()]
     this.#pullers.clear()
     this.#idle.clear()

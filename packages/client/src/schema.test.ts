@@ -1,3 +1,4 @@
+import type { StandardSchemaV1 } from '@standard-schema/spec'
 import { CONTENT_TYPE, OUTCOME, type SettleItem } from '@sluice/protocol'
 import { afterEach, beforeEach, describe, expect, expectTypeOf, it } from 'vitest'
 import type { Sluice } from './client.js'
@@ -134,6 +135,26 @@ for (const how of ['sync', 'async'] as const) {
     })
   })
 }
+
+it('pulls no more once the client is closed, also when nothing matched', async () => {
+  let validate!: () => void
+  const schema: StandardSchemaV1 = {
+    '~standard': {
+      version: 1,
+      vendor: 'test',
+      validate: () =>
+        new Promise((resolve) => {
+          validate = () => resolve({ issues: [{ message: 'no' }] })
+        }),
+    },
+  }
+  const pulling = sluice.pull({ name: 'q', schema }, { wait: '1h' })
+  peer.link.deliver(await peer.subscribed(), 101, ['one'])
+  await until(() => validate !== undefined)
+  await sluice.close({ timeout: 0 })
+  validate()
+  await expect(pulling).rejects.toMatchObject({ code: 'CLOSED' })
+})
 
 it('does not look at bodies of a queue without a schema', async () => {
   let message: Message | undefined

@@ -92,18 +92,16 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   }
 
   attach(connection: Connection): void {
-    if (this.#closing !== undefined || this.#finished || this.subscription !== undefined) return
-    this.#renewal.cancel()
+    if (this.#finished || this.subscription !== undefined) return
     const claims = this.#claims
+    const isClosing = this.#closing !== undefined
+    // Its handlers still want their outcomes to count.
+    if (isClosing && claims === undefined) return
+    this.#renewal.cancel()
     this.#claims = undefined
+    const terms = { ...this.intake, claims, ...(isClosing ? { limit: 0 } : {}) }
     try {
-      this.subscription = new Subscription(
-        this.#session,
-        connection,
-        this.queue,
-        { ...this.intake, claims },
-        this,
-      )
+      this.subscription = new Subscription(this.#session, connection, this.queue, terms, this)
     } catch (error) {
       this.ended(error as SluiceError, claims)
     }
@@ -227,8 +225,9 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     if (error.code !== 'QUEUE_DELETED') this.orphan()
     this.#leave()
     this.#tellSubscribed()
-    // While closing this is one more way to the same end.
-    const isOver = this.#closing !== undefined || this.#finished
+    // While closing this is one more way to the same end, unless handlers still claim what they have.
+    const claimsAgain = claims !== undefined && error.retryable
+    const isOver = this.#finished || (this.#closing !== undefined && !claimsAgain)
     if (!isOver && this.#renewal.renews(error)) {
       this.#claims = claims
       return
@@ -322,10 +321,19 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
       this.giveBack(subscription)
     }
     if (!this.#isIdle()) await new Promise<void>((resolve) => this.#idleWaiters.push(resolve))
-    await subscription?.settled()
+    // What handlers had on a lost connection is settled on the next one.
+    for (;;) {
+      const { subscription } = this
+      if (this.#claims !== undefined || subscription?.open === false)
+        await new Promise<void>((resolve) => this.#subscribedWaiters.push(resolve))
+      else {
+        await subscription?.settled()
+        if (subscription === this.subscription) break
+      }
+    }
     // A handler that awaits this has a message still.
-    if (this.running > 0) void subscription?.retire()
-    else await subscription?.unsubscribe()
+    if (this.running > 0) void this.subscription?.retire()
+    else await this.subscription?.unsubscribe()
     return true
   }
 
