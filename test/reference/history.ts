@@ -375,9 +375,12 @@ class History {
       const acks: { pair: Pair; tag: number }[] = []
       for (const pair of this.#pairs())
         if (this.#chance.hit(0.5)) acks.push(...this.#tags(pair, 0.3).map((tag) => ({ pair, tag })))
-      const batches = this.#names
+      const first = this.#names
         .filter(() => this.#chance.hit(0.4))
         .map((queue) => ({ queue, contents: this.#contents() }))
+      // A queue can have several batches in a step, with those of others between them.
+      const again = first.filter(() => this.#chance.hit(0.3))
+      const batches = [...first, ...again.map(({ queue }) => ({ queue, contents: this.#contents() }))]
       // What leases a queue that was full of them: see to it that it does not grow for ever.
       const crowded = batches.some(
         ({ queue }) => (this.#bench.model.queues.get(queue)?.messages.length ?? 0) > CROWD,

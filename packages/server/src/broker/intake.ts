@@ -16,7 +16,14 @@ import {
   type Fault,
   type Placed,
 } from '@sluice/protocol'
-import { FactBuffer, type Admission, type Beside, type Queue, type Subscription } from '../queue/index.js'
+import {
+  FactBuffer,
+  newComing,
+  type Admission,
+  type Coming,
+  type Queue,
+  type Subscription,
+} from '../queue/index.js'
 import type { Producer } from './producers.js'
 import { toldDuplicates, type State } from './state.js'
 import { asksForAny, checkTraits, readTraits, type BatchTraits } from './traits.js'
@@ -52,38 +59,20 @@ interface Judged {
   /** Of these, valid until the next batch is judged. */
   readonly traits: BatchTraits | undefined
   readonly lacksTtl: boolean
+  /** All that comes with it; undefined: it is plain and comes alone. */
+  readonly coming: Coming | undefined
   readonly admission: Admission
-}
-
-/** What an atomic step does to a queue, while it is added up. */
-type Share = { -readonly [Name in keyof Beside]: Beside[Name] } & {
-  readonly offsets: Set<number>
-  readonly replaced: Set<number>
-}
-
-function newShare(): Share {
-  return {
-    messages: 0,
-    bytes: 0,
-    offsets: new Set(),
-    taken: 0,
-    admittedMessages: 0,
-    admittedBytes: 0,
-    replaced: new Set(),
-    freshIds: 0,
-    firsts: new Map(),
-  }
 }
 
 /** Of a plain batch: nobody counts it. */
 const PLAIN: Admission = {
+  base: 0,
+  later: undefined,
   duplicates: undefined,
   replaced: undefined,
   messages: 0,
   bytes: 0,
-  freshIds: 0,
 }
-const NOTHING_BESIDE: Beside = { ...newShare(), firsts: undefined }
 /** Facts about one acknowledged message, at most. */
 const ACK_FACT_BYTES = 16
 /** A fact about one duplicate. */
@@ -151,12 +140,13 @@ export class Intake {
     at: number,
     end: number,
   ): Placed {
-    const batch = this.#judge(to, bytes, at, end, NOTHING_BESIDE)
-    const { queue, admission } = batch
+    const batch = this.#judge(to, bytes, at, end, undefined)
+    const { queue, admission, coming } = batch
+    if (coming !== undefined) this.#admit(queue, coming)
     this.#writer.checkRoom(end - at)
     if (producer.id === 0) this.#declare(producer)
     const cancelled = admission.replaced === undefined ? undefined : this.#replace(queue, admission)
-    if (!batch.isPlain) queue.makeRoom(admission, this.#writer.nowMs)
+    if (coming !== undefined) queue.makeRoom(coming, this.#writer.nowMs)
     if (batch.hasTraits) {
       this.#factsAhead(batch)
       if (cancelled === undefined) {
@@ -194,8 +184,8 @@ export class Intake {
     const known = producer.resultOf(number, crc, unanswered)
     if (known !== undefined) return known
     try {
-      const shares = this.#checkLeases(step.acks)
-      const batches = this.#judgeAll(producer, step, shares)
+      const comings = this.#checkLeases(step.acks)
+      const batches = this.#judgeAll(producer, step, comings)
       let bytes = BATCH_HEADER_BYTES
       for (const { at, end } of batches) bytes += end - at
       for (const { admission } of batches) bytes += admissionFactsBytes(admission)
@@ -209,7 +199,7 @@ export class Intake {
       }
       this.#writer.checkRoom(bytes)
       if (producer.id === 0) this.#declare(producer)
-      return this.#apply(producer, step, batches, shares)
+      return this.#apply(producer, step, batches, comings)
     } catch (error) {
       throw remembered(producer, number, error)
     }
@@ -219,19 +209,19 @@ export class Intake {
     producer: Producer,
     step: AtomicStep,
     batches: readonly Judged[],
-    shares: ReadonlyMap<Queue, Share>,
+    comings: ReadonlyMap<Queue, Coming>,
   ): readonly Placed[] {
     const writer = this.#writer
     const { nowMs } = writer
-    const queues = [...shares.keys()]
+    const queues = [...comings.keys()]
     // What was done before stands before; so does what makes room, which can be much and is no part of the step.
     for (const queue of queues) writer.facts(queue.id, queue.facts)
     for (const { subscription, firstTag, count } of step.acks) subscription!.ack(firstTag, count, nowMs)
     const acked = queues.map((queue) => ({ queue, facts: queue.facts.take() }))
     for (const { queue, admission } of batches) queue.replace(admission, nowMs)
     const cancelled = queues.map((queue) => ({ queue, facts: queue.facts.take() }))
-    for (const [queue, { admittedMessages, admittedBytes }] of shares) {
-      queue.makeRoom({ messages: admittedMessages, bytes: admittedBytes }, nowMs)
+    for (const [queue, coming] of comings) {
+      queue.makeRoom(coming, nowMs)
       writer.facts(queue.id, queue.facts)
     }
     const ahead = batches.map((batch) => {
@@ -264,14 +254,15 @@ export class Intake {
   }
 
   // What the leases hold that are named, by queue. @throws SluiceError LEASE_LOST
-  #checkLeases(acks: readonly AckRange[]): Map<Queue, Share> {
-    const shares = new Map<Queue, Share>()
+  #checkLeases(acks: readonly AckRange[]): Map<Queue, Coming> {
+    const comings = new Map<Queue, Coming>()
     const seen = new Map<Subscription, Set<number>>()
     for (const { subscription, firstTag, count } of acks) {
       if (subscription === undefined) throw leaseLost(firstTag)
       const tags = seen.get(subscription) ?? new Set()
       seen.set(subscription, tags)
-      const sum = shareOf(shares, subscription.queue)
+      const sum = comingTo(comings, subscription.queue)
+      const offsets = (sum.offsets ??= new Set())
       for (let i = 0; i < count; i++) {
         const tag = (firstTag + i) >>> 0
         const bytes = subscription.bytesOf(tag)
@@ -279,15 +270,15 @@ export class Intake {
         tags.add(tag)
         sum.messages++
         sum.bytes += bytes
-        sum.offsets.add(subscription.offsetOf(tag))
+        offsets.add(subscription.offsetOf(tag))
       }
     }
-    return shares
+    return comings
   }
 
-  // Each batch is judged as what it is: behind the acknowledgements and the earlier batches of its queue.
-  #judgeAll(producer: Producer, step: AtomicStep, shares: Map<Queue, Share>): Judged[] {
-    return step.batches.map((batch) => {
+  // The batches of a queue are judged together, behind the acknowledgements.
+  #judgeAll(producer: Producer, step: AtomicStep, comings: Map<Queue, Coming>): Judged[] {
+    const batches = step.batches.map((batch) => {
       const { bytes, at, end } = batch
       checkBatch(bytes, at, end)
       const number = readU64(bytes, at + 24)
@@ -299,20 +290,28 @@ export class Intake {
       }
       checkFollows(producer, number, bytes, at)
       const queue = this.queue(batch.queue)
-      const share = shareOf(shares, queue)
-      const judged = this.#judge(queue, bytes, at, end, share)
-      const { admission, count } = judged
-      share.taken += count
-      share.admittedMessages += admission.messages
-      share.admittedBytes += admission.bytes
-      share.freshIds += admission.freshIds
-      for (const offset of admission.replaced?.values() ?? []) share.replaced.add(offset)
-      return judged
+      return this.#judge(queue, bytes, at, end, comingTo(comings, queue))
     })
+    for (const [queue, coming] of comings) this.#admit(queue, coming)
+    return batches
+  }
+
+  // @throws SluiceError
+  #admit(queue: Queue, coming: Coming): void {
+    const { segmentBytes } = this.#writer
+    queue.admit(coming)
+    for (const batch of coming.batches) {
+      if (admissionFactsBytes(batch) <= segmentBytes / 4) continue
+      const known = (batch.duplicates?.size ?? 0) + (batch.replaced?.size ?? 0)
+      throw new SluiceError(
+        'BATCH_TOO_LARGE',
+        `A batch has ${known} messages with a known id; the segments of this broker take note of at most ${Math.floor(segmentBytes / 4 / (batch.replaced === undefined ? DUPLICATE_FACT_BYTES : REPLACE_FACTS_BYTES))} in one batch.`,
+      )
+    }
   }
 
   // Changes nothing but what time changes. @throws SluiceError
-  #judge(queue: Queue, bytes: Uint8Array, at: number, end: number, beside: Beside): Judged {
+  #judge(queue: Queue, bytes: Uint8Array, at: number, end: number, beside: Coming | undefined): Judged {
     const { nowMs, segmentBytes } = this.#writer
     const count = readU32(bytes, at + 12)
     const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, this.#messageBytesMax)
@@ -325,9 +324,10 @@ export class Intake {
         `A batch of ${count} messages has ${end - at} bytes; the segments of this broker take at most ${most}.`,
       )
     }
-    const base = queue.next + beside.taken
+    const base = queue.next + (beside?.taken ?? 0)
     const isPlain = !queue.looksAtMessages && !asksForAny(checked)
     if (isPlain) {
+      if (beside !== undefined) beside.taken += count
       return {
         queue,
         bytes,
@@ -339,6 +339,7 @@ export class Intake {
         hasTraits: false,
         traits: undefined,
         lacksTtl: false,
+        coming: beside,
         admission: PLAIN,
       }
     }
@@ -348,16 +349,10 @@ export class Intake {
     queue.settleTime(nowMs)
     this.#writer.note(queue)
     const traits = hasTraits ? this.#traitsOf({ queue, bytes, at, count }) : undefined
-    const admission = queue.admit(count, end - at - BATCH_HEADER_BYTES, traits, beside)
-    if (admissionFactsBytes(admission) > segmentBytes / 4) {
-      const known = (admission.duplicates?.size ?? 0) + (admission.replaced?.size ?? 0)
-      throw new SluiceError(
-        'BATCH_TOO_LARGE',
-        `A batch has ${known} messages with a known id; the segments of this broker take note of at most ${Math.floor(segmentBytes / 4 / (admission.replaced === undefined ? DUPLICATE_FACT_BYTES : REPLACE_FACTS_BYTES))} in one batch.`,
-      )
-    }
+    const coming = beside ?? newComing()
+    const admission = queue.look(count, end - at - BATCH_HEADER_BYTES, traits, coming)
     const lacksTtl = traits?.lacksTtl === true
-    return { queue, bytes, at, end, count, base, isPlain, hasTraits, traits, lacksTtl, admission }
+    return { queue, bytes, at, end, count, base, isPlain, hasTraits, traits, lacksTtl, coming, admission }
   }
 
   // What recovery has to know when it comes to the batch.
@@ -390,10 +385,10 @@ export class Intake {
   }
 }
 
-function shareOf(shares: Map<Queue, Share>, queue: Queue): Share {
-  let share = shares.get(queue)
-  if (share === undefined) shares.set(queue, (share = newShare()))
-  return share
+function comingTo(comings: Map<Queue, Coming>, queue: Queue): Coming {
+  let coming = comings.get(queue)
+  if (coming === undefined) comings.set(queue, (coming = newComing()))
+  return coming
 }
 
 function leaseLost(tag: number): SluiceError {

@@ -352,6 +352,58 @@ describe('a producer that asks again', () => {
     expect([with1 > 0, with1 < snapshots.length]).toEqual([true, true])
   })
 
+  it('replaces over the batches of an atomic step as in one batch, after any crash', async () => {
+    const bench = await new Bench({ keepsSnapshots: true }).open()
+    bench.ensure({ dedupWindowMs: HOUR, maxMessages: 4, maxBytes: 1_000 })
+    await bench.publish([{ id: 'waits' }, {}])
+    await bench.settle()
+    const number = ++bench.number
+    const last = (id: string): Message => ({ id, replaces: true })
+    const batches = [
+      [{ id: 'a' }, last('waits'), last('b')],
+      [last('a'), { id: 'b' }, last('waits')],
+      [last('a')],
+    ].map((messages) => {
+      const bytes = batchOf(messages, number)
+      return { queue: Q, bytes, at: 0, end: bytes.length }
+    })
+    const places = [
+      {
+        baseOffset: 2,
+        duplicates: new Map([
+          [0, 8],
+          [1, 7],
+        ]),
+      },
+      {
+        baseOffset: 5,
+        duplicates: new Map([
+          [0, 8],
+          [1, 4],
+          [2, 7],
+        ]),
+      },
+      { baseOffset: 8, duplicates: undefined },
+    ]
+    const images = bench.snapshots.length
+    const step = { number, crc: 5, acks: [], batches }
+    expect(bench.atomic(step)).toEqual(places)
+    await bench.settle()
+    const after = { published: 5, duplicates: 4, cancelled: 1, ready: 4 }
+    expect(bench.info()).toMatchObject(after)
+    for (const snapshot of [...bench.snapshots.slice(images), bench.log.reopened()]) {
+      await bench.restart(snapshot)
+      const isDone = bench.info().published === 5
+      expect(bench.info()).toMatchObject(isDone ? after : { published: 2, duplicates: 0, cancelled: 0 })
+      expect(bench.atomic(step)).toEqual(places)
+      expect(bench.info()).toMatchObject(after)
+      // The window knows the ids by those that were accepted.
+      const again = await bench.publish([{ id: 'a' }, { id: 'waits' }, { id: 'b' }])
+      expect([...again.duplicates!.values()]).toEqual([8, 7, 4])
+      bench.broker.audit()
+    }
+  })
+
   it('is refused an atomic step whose batches together do not fit a queue', async () => {
     const bench = await new Bench().open()
     bench.ensure({ dedupWindowMs: HOUR, maxMessages: 3, dedupMaxIds: 2 })

@@ -7,7 +7,7 @@ import { FACT, readFacts, type Fact } from './facts.js'
 import { Keys } from './keys.js'
 import type { Run } from './line.js'
 import { decodeChunkPage, encodeChunkPage } from './pages.js'
-import { Queue, type QueueDefinition } from './queue.js'
+import { Queue, newComing, type QueueDefinition } from './queue.js'
 import { CountedUse } from '../testing/log-use.js'
 
 function definition(options: Partial<QueueOptions> = {}): QueueDefinition {
@@ -64,6 +64,13 @@ const newRun = (): Run => ({
 })
 
 // A call of `expect` takes longer than all else that is done for a message.
+/** Makes room for a batch of so many messages. */
+function makeRoom(queue: Queue, count: number, nowMs: number): void {
+  const coming = newComing()
+  queue.look(count, 0, undefined, coming)
+  queue.makeRoom(coming, nowMs)
+}
+
 function same(actual: unknown, expected: unknown): void {
   if (actual !== expected) expect(actual).toBe(expected)
 }
@@ -306,7 +313,7 @@ class Pair {
     model.sweep()
     const maxMessages = Math.max(1, queue.live - queue.deadCount - count + 1)
     queue.applyOptions({ ...queue.options, maxMessages, overflow: 'drop-oldest' }, model.now)
-    queue.makeRoom({ messages: 1, bytes: 0 }, model.now)
+    makeRoom(queue, 1, model.now)
     const waiting = model.messages.filter(({ state }) => state === 'ready' || state === 'scheduled')
     waiting.sort((a, b) => a.priority - b.priority || a.offset - b.offset)
     for (const message of waiting.slice(0, count)) {
@@ -438,17 +445,12 @@ describe('queue against a plain model', () => {
   })
 })
 
-/** No atomic step. */
-const NOTHING = {
-  messages: 0,
-  bytes: 0,
-  offsets: new Set<number>(),
-  taken: 0,
-  admittedMessages: 0,
-  admittedBytes: 0,
-  replaced: new Set<number>(),
-  freshIds: 0,
-  firsts: undefined,
+/** Bytes that a batch of one message would bring. @throws SluiceError when it does not fit */
+function admitted(queue: Queue, recordsBytes: number): number {
+  const coming = newComing()
+  const { bytes } = queue.look(1, recordsBytes, undefined, coming)
+  queue.admit(coming)
+  return bytes
 }
 
 describe('queue', () => {
@@ -572,7 +574,7 @@ describe('queue', () => {
     queue.open(1)
     const run = newRun()
     const publish = (count: number, priority: number): void => {
-      queue.makeRoom({ messages: count, bytes: 0 }, 1)
+      makeRoom(queue, count, 1)
       queue.append(queue.next, count, 512, 1, count * 100, {
         ...traitsOf(1, count, 1),
         priorities: new Uint8Array(count).fill(priority),
@@ -683,13 +685,12 @@ describe('queue', () => {
     if (how === 'ack') queue.ack(1, 999, 1, 999 * 50)
     else for (let offset = 1; offset < 1_000; offset++) queue.deadLetter(offset, DEATH.rejected, 1, '', 50)
     expect(queue.bytes - queue.deadBytes).toBe(LARGE)
-    const freed = NOTHING
-    expect(() => queue.admit(1, 600_000, undefined, freed)).toThrow(
+    expect(() => admitted(queue, 600_000)).toThrow(
       'The queue q holds 1000000 bytes, and 600000 more came; it holds at most 1500000.',
     )
     queue.ack(0, 1, 1, LARGE)
     expect(queue.bytes - queue.deadBytes).toBe(0)
-    expect(queue.admit(1, 600_000, undefined, freed).bytes).toBe(600_000)
+    expect(admitted(queue, 600_000)).toBe(600_000)
   })
 
   it('keeps a chunk that begins in its middle', () => {

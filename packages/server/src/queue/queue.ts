@@ -64,21 +64,36 @@ export interface QueueDefinition {
   readonly idsFrom: number
 }
 
-/** What else the atomic step does to a queue that a batch is part of. */
-export interface Beside {
+/** What comes to a queue in one step, while it is checked: a batch, or acknowledgements and batches of an atomic step. */
+export interface Coming {
   /** What leaves: acknowledged messages, which are as good as gone. */
-  readonly messages: number
-  readonly bytes: number
-  readonly offsets: ReadonlySet<number>
-  /** What comes first: offsets that earlier batches take, what of them stays, and ids that are new in them. */
-  readonly taken: number
-  readonly admittedMessages: number
-  readonly admittedBytes: number
-  /** Offsets of messages whose places they take. */
-  readonly replaced: ReadonlySet<number>
-  readonly freshIds: number
-  /** Ids of earlier batches, and the offset that has each first; `admit` adds those of its own. Undefined: there are none. */
-  readonly firsts: Map<string, number> | undefined
+  messages: number
+  bytes: number
+  /** Undefined: none. */
+  offsets: Set<number> | undefined
+  /** The batches, in their order. */
+  readonly batches: Admission[]
+  /** Offsets that they take. */
+  taken: number
+  /** Ids that they have; undefined: none so far. */
+  firsts: Map<string, First> | undefined
+  /** Those of them whose message takes the place of one that waits. */
+  replacing: First[] | undefined
+  /** How many ids were not known. */
+  freshIds: number
+}
+
+export function newComing(): Coming {
+  return {
+    messages: 0,
+    bytes: 0,
+    offsets: undefined,
+    batches: [],
+    taken: 0,
+    firsts: undefined,
+    replacing: undefined,
+    freshIds: 0,
+  }
 }
 
 /** What is known of a lease that was claimed. */
@@ -93,28 +108,33 @@ export interface Reclaimed {
   readonly bytes: number
 }
 
-/** What accepting a batch needs to know before it changes anything. */
+/** What accepting a batch needs to know before it changes anything. Final once all that comes with it was looked at. */
 export interface Admission {
-  /** Messages that have the id of another one: index → offset of that one. */
-  readonly duplicates: Map<number, number> | undefined
+  /** Offset of its first message. */
+  readonly base: number
+  /** Messages that have the id of another one, in any order. */
+  later: { readonly index: number; readonly first: First }[] | undefined
+  /** The same, in order: index → offset of that one. */
+  duplicates: Map<number, number> | undefined
   /** Messages that take the place of one that waits: index → offset of that one. */
-  readonly replaced: ReadonlyMap<number, number> | undefined
-  readonly messages: number
-  readonly bytes: number
-  /** Ids that were not known. */
-  readonly freshIds: number
+  replaced: Map<number, number> | undefined
+  /** Without duplicates. */
+  messages: number
+  bytes: number
 }
 
-/** What an id of a batch stands for, while the batch is looked at. */
+/** An id of what comes, while it is looked at. */
 interface First {
-  /** Of the message of the batch that is accepted; -1: none, an earlier message is known. */
-  index: number
+  /** Of the message that has the id: one that comes, or one that is known. */
   offset: number
+  /** The batch that it comes in; undefined: an earlier message is known. */
+  batch: Admission | undefined
+  /** What its record takes, where that counts. */
+  bytes: number
   /** The message whose place it takes; -1: none. */
   readonly replaced: number
 }
 
-const NO_DUPLICATES = { duplicates: undefined, replaced: undefined, freshIds: 0 }
 /** Messages that a queue leaves in the ring of arrivals: to take in a thousand batches takes 0.2 ms. */
 const ARRIVED_MAX = CHUNK_MESSAGES
 const NOBODY: readonly Subscription[] = []
@@ -973,81 +993,90 @@ export class Queue implements Arriving {
   // --- what may be accepted ---
 
   /**
-   * What a batch would bring, after `settleTime`. Nothing is changed.
-   * @throws SluiceError DEDUP_FULL, QUEUE_FULL
+   * Looks at a batch that would come behind those of `coming`, after `settleTime`. Nothing of the queue is changed.
+   * @throws SluiceError DEDUP_FULL
    */
-  admit(count: number, recordsBytes: number, traits: Traits | undefined, beside: Beside): Admission {
-    const { duplicates, replaced, freshIds } =
-      traits?.hasIds === true ? this.#findDuplicates(count, traits, beside) : NO_DUPLICATES
-    let bytes = recordsBytes
-    if (duplicates !== undefined) for (const index of duplicates.keys()) bytes -= traits!.sizes?.[index] ?? 0
-    const admission = { duplicates, replaced, messages: count - (duplicates?.size ?? 0), bytes, freshIds }
-    const { maxMessages, maxBytes } = this.#options
-    if ((maxMessages > 0 || maxBytes > 0) && admission.messages > 0) this.#checkLimits(admission, beside)
-    return admission
+  look(count: number, recordsBytes: number, traits: Traits | undefined, coming: Coming): Admission {
+    const { unique, dedupWindowMs } = this.#options
+    const base = this.next + coming.taken
+    const batch: Admission = {
+      base,
+      later: undefined,
+      duplicates: undefined,
+      replaced: undefined,
+      messages: count,
+      bytes: recordsBytes,
+    }
+    coming.batches.push(batch)
+    coming.taken += count
+    if (traits?.hasIds === true && (unique === 'pending' || dedupWindowMs > 0))
+      this.#findDuplicates(count, traits, batch, coming)
+    return batch
   }
 
-  #findDuplicates(
-    count: number,
-    traits: Traits,
-    beside: Beside,
-  ): Pick<Admission, 'duplicates' | 'replaced' | 'freshIds'> {
-    const { unique, dedupWindowMs, dedupMaxIds } = this.#options
-    if (unique === 'window' && dedupWindowMs === 0) return NO_DUPLICATES
-    const isPending = unique === 'pending'
-    const stays = (offset: number): boolean => !beside.offsets.has(offset)
-    const base = this.next + beside.taken
-    // Each id is looked up once, however often it comes.
-    const firsts = new Map<string, First>()
-    const later: { readonly index: number; readonly first: First }[] = []
-    let isSorted = true
+  // Each id is looked up once, however often it comes.
+  #findDuplicates(count: number, traits: Traits, batch: Admission, coming: Coming): void {
+    const { offsets } = coming
+    const firsts = (coming.firsts ??= new Map())
+    const isPending = this.#options.unique === 'pending'
+    const stays = offsets === undefined ? undefined : (offset: number): boolean => !offsets.has(offset)
     let fresh = 0
     for (let index = 0; index < count; index++) {
       const at = index * ID_WORDS
       if (!isId(traits.ids, at)) continue
       const id = traits.ids.subarray(at, at + ID_WORDS).join()
       const replaces = traits.replaces[index] === 1
+      const offset = batch.base + index
+      const bytes = traits.sizes?.[index] ?? 0
       const first = firsts.get(id)
       if (first === undefined) {
-        // What an earlier batch of the step brings is not there yet, and is not replaced.
-        const earlier = beside.firsts?.get(id)
-        const known =
-          earlier ?? (isPending ? this.#pending.find(traits.ids, at, stays) : this.ids.find(traits.ids, at))
+        const known = isPending ? this.#pending.find(traits.ids, at, stays) : this.ids.find(traits.ids, at)
         if (known === -1) fresh++
-        const isAccepted = known === -1 || (replaces && earlier === undefined && this.#isReplaceable(known))
+        const isAccepted = known === -1 || (replaces && this.#isReplaceable(known))
         const made = isAccepted
-          ? { index, offset: base + index, replaced: known }
-          : { index: -1, offset: known, replaced: -1 }
+          ? { offset, batch, bytes, replaced: known }
+          : { offset: known, batch: undefined, bytes: 0, replaced: -1 }
         firsts.set(id, made)
-        if (!isAccepted) later.push({ index, first: made })
-      } else if (replaces && first.index >= 0) {
-        // Of several in one batch the last is accepted.
-        later.push({ index: first.index, first })
-        isSorted = false
-        first.index = index
-        first.offset = base + index
-      } else later.push({ index, first })
+        if (!isAccepted) addLater(batch, index, bytes, made)
+        else if (known !== -1) (coming.replacing ??= []).push(made)
+      } else if (replaces && first.batch !== undefined) {
+        // Of several that come together the last is accepted, whichever batches they are in.
+        addLater(first.batch, first.offset - first.batch.base, first.bytes, first)
+        first.offset = offset
+        first.batch = batch
+        first.bytes = bytes
+      } else addLater(batch, index, bytes, first)
     }
-    const known = isPending ? this.#pending.count - this.#idsOf(beside) : this.ids.count
-    const more = beside.freshIds + fresh
-    if (fresh > 0 && known + more > dedupMaxIds) {
-      throw new SluiceError(
-        'DEDUP_FULL',
-        `The queue ${this.name} remembers ${known} ids, and ${more} more came; it remembers at most ${dedupMaxIds}.`,
-        { retryAfterMs: 1_000 },
-      )
+    coming.freshIds += fresh
+    if (fresh > 0) this.#checkIds(coming)
+  }
+
+  // @throws SluiceError DEDUP_FULL
+  #checkIds(coming: Coming): void {
+    const { unique, dedupMaxIds } = this.#options
+    const known = unique === 'pending' ? this.#pending.count - this.#idsOf(coming) : this.ids.count
+    if (known + coming.freshIds <= dedupMaxIds) return
+    throw new SluiceError(
+      'DEDUP_FULL',
+      `The queue ${this.name} remembers ${known} ids, and ${coming.freshIds} more came; it remembers at most ${dedupMaxIds}.`,
+      { retryAfterMs: 1_000 },
+    )
+  }
+
+  /**
+   * All that comes was looked at: what each batch brings is final. Nothing of the queue is changed.
+   * @throws SluiceError QUEUE_FULL
+   */
+  admit(coming: Coming): void {
+    for (const batch of coming.batches) {
+      if (batch.later === undefined) continue
+      batch.later.sort((a, b) => a.index - b.index)
+      batch.duplicates = new Map(batch.later.map(({ index, first }) => [index, first.offset]))
     }
-    if (beside.firsts !== undefined) for (const [id, { offset }] of firsts) beside.firsts.set(id, offset)
-    if (!isSorted) later.sort((a, b) => a.index - b.index)
-    const replaced = new Map<number, number>()
-    for (const first of firsts.values())
-      if (first.index >= 0 && first.replaced >= 0) replaced.set(first.index, first.replaced)
-    return {
-      duplicates:
-        later.length === 0 ? undefined : new Map(later.map(({ index, first }) => [index, first.offset])),
-      replaced: replaced.size === 0 ? undefined : replaced,
-      freshIds: fresh,
-    }
+    for (const { batch, offset, replaced } of coming.replacing ?? [])
+      (batch!.replaced ??= new Map()).set(offset - batch!.base, replaced)
+    const { maxMessages, maxBytes } = this.#options
+    if (maxMessages > 0 || maxBytes > 0) this.#checkLimits(coming)
   }
 
   #isReplaceable(offset: number): boolean {
@@ -1062,7 +1091,8 @@ export class Queue implements Arriving {
   }
 
   // Ids of messages that leave in the same step, and that no other message has.
-  #idsOf({ offsets }: Beside): number {
+  #idsOf({ offsets }: Coming): number {
+    if (offsets === undefined) return 0
     let ids = 0
     const stays = (offset: number): boolean => !offsets.has(offset)
     const seen = new Set<string>()
@@ -1077,25 +1107,31 @@ export class Queue implements Arriving {
     return ids
   }
 
-  #checkLimits(admission: Admission, beside: Beside): void {
+  #checkLimits(coming: Coming): void {
     const { maxMessages, maxBytes, overflow } = this.#options
-    let messages = this.live - this.deadCount - beside.messages
-    let bytes = this.bytes - this.deadBytes - beside.bytes
-    for (const offset of [...(admission.replaced?.values() ?? []), ...beside.replaced]) {
-      const chunk = this.chunkAt(offset)!
-      messages--
-      bytes -= chunk.bytesAt(offset - chunk.base)
+    let messages = this.live - this.deadCount - coming.messages
+    let bytes = this.bytes - this.deadBytes - coming.bytes
+    let moreMessages = 0
+    let moreBytes = 0
+    for (const batch of coming.batches) {
+      moreMessages += batch.messages
+      moreBytes += batch.bytes
+      if (batch.replaced === undefined) continue
+      for (const offset of batch.replaced.values()) {
+        const chunk = this.chunkAt(offset)!
+        messages--
+        bytes -= chunk.bytesAt(offset - chunk.base)
+      }
     }
+    if (moreMessages === 0) return
     bytes = Math.round(bytes)
     // What consumers hold cannot make room; of the rest, all could.
-    const firmMessages = overflow === 'reject' ? messages : this.leased - beside.messages
+    const firmMessages = overflow === 'reject' ? messages : this.leased - coming.messages
     let firmBytes = bytes
     if (overflow !== 'reject') {
-      firmBytes = -beside.bytes
+      firmBytes = -coming.bytes
       for (const subscription of this.subscriptions) firmBytes += subscription.unsettledBytes
     }
-    const moreMessages = beside.admittedMessages + admission.messages
-    const moreBytes = beside.admittedBytes + admission.bytes
     if (maxMessages > 0 && firmMessages + moreMessages > maxMessages)
       throw this.#full('messages', messages, moreMessages, maxMessages)
     if (maxBytes > 0 && Math.round(firmBytes) + moreBytes > maxBytes)
@@ -1112,9 +1148,16 @@ export class Queue implements Arriving {
   }
 
   /** Makes room for what was admitted. */
-  makeRoom({ messages, bytes }: Pick<Admission, 'messages' | 'bytes'>, nowMs: number): void {
+  makeRoom({ batches }: Pick<Coming, 'batches'>, nowMs: number): void {
     const { maxMessages, maxBytes, overflow } = this.#options
-    if ((maxMessages === 0 && maxBytes === 0) || messages === 0 || overflow === 'reject') return
+    if ((maxMessages === 0 && maxBytes === 0) || overflow === 'reject') return
+    let messages = 0
+    let bytes = 0
+    for (const batch of batches) {
+      messages += batch.messages
+      bytes += batch.bytes
+    }
+    if (messages === 0) return
     const mostMessages = (maxMessages || Infinity) - messages
     const mostBytes = (maxBytes || Infinity) - bytes
     while (this.live - this.deadCount > mostMessages || Math.round(this.bytes - this.deadBytes) > mostBytes) {
@@ -1432,6 +1475,12 @@ const FIRST_LIFE: Lives = { redrives: 0, attempts: 0 }
 
 function isId(words: Uint32Array, at: number): boolean {
   return (words[at]! | words[at + 1]! | words[at + 2]! | words[at + 3]!) !== 0
+}
+
+function addLater(batch: Admission, index: number, bytes: number, first: First): void {
+  ;(batch.later ??= []).push({ index, first })
+  batch.messages--
+  batch.bytes -= bytes
 }
 
 function sumOf(sizes: Uint32Array, from: number, to: number): number {
