@@ -95,6 +95,8 @@ export interface BrokerOptions {
   readonly pendingBytesMax?: number
   /** A checkpoint begins after so many bytes of log. Default: half a segment. */
   readonly checkpointBytes?: number
+  /** Offsets that a replay goes over at a time; it reads the log twice for so many. Default: 2^25. */
+  readonly replayWindowOffsets?: number
 }
 
 /**
@@ -272,7 +274,13 @@ export class Broker {
     this.#writer.nowMs = nowMs
     this.#intake = new Intake(state, this.#writer, messageBytesMax, changed)
     this.#moves = new Moves(state, this.#writer, records, changed)
-    this.#operator = new Operator(options.log, records, this.#moves, this.#premises())
+    this.#operator = new Operator(
+      options.log,
+      records,
+      this.#moves,
+      this.#premises(),
+      options.replayWindowOffsets,
+    )
     // 4,096 boots apart before an id can come again, and a million subscriptions within each.
     this.#nextSubscription = ((state.boot % 4096) << 20) >>> 0
     for (const queue of state.queues.values()) this.#armTimer(queue)

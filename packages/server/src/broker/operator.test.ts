@@ -2,7 +2,9 @@
 import { LIMITS, OUTCOME, queueName, readRecordOptions, type HistoryEvent } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Bench, CALLER, Q, type Message } from '../testing/bench.js'
-import type { RedriveResult, ReplayResult } from './operator.js'
+import type { ConsumersResult, RedriveResult, ReplayResult } from './operator.js'
+
+type Page = Awaited<ReturnType<Bench['broker']['history']>>
 
 const OTHER = queueName('other')
 const HOUR = 3_600_000
@@ -353,6 +355,30 @@ describe('replay', () => {
     expect(await origins(bench)).toEqual(Array.from({ length: 20 }, (_, i) => i))
   })
 
+  it.each([0, 1, 2, 3])('goes over window after window, with a crash before page %i', async (crashBefore) => {
+    // Batches of one, of several and over the edges of windows; and a window of which nothing is left.
+    const bench = await new Bench({ replayWindowOffsets: 8 }).open()
+    bench.ensure({ retainAgeMs: HOUR, ttlMs: HOUR })
+    bench.ensure({}, OTHER)
+    for (const count of [1, 5, 6, 4, 8]) await bench.publish(many(count))
+    await drain(bench)
+    await bench.publish(Array.from({ length: 10 }, () => ({ ttlMs: 1 })))
+    await bench.pass(1_000)
+    await bench.publish(many(3))
+    await drain(bench)
+    let replayed = 0
+    let pages = 0
+    for (let cursor: string | null | undefined; cursor !== null && pages < 50; pages++) {
+      if (pages % 4 === crashBefore) await bench.crash()
+      const page: ReplayResult = await replay(bench, { to: OTHER, limit: 5, cursor })
+      replayed += page.replayed
+      cursor = page.cursor
+    }
+    expect(replayed).toBe(27)
+    expect(await origins(bench)).toEqual([...Array.from({ length: 24 }, (_, i) => i), 34, 35, 36])
+    expect(pages).toBeGreaterThan(6)
+  })
+
   it('ends with the connection of its client, and keeps nothing for it', async () => {
     const bench = await new Bench().open()
     bench.ensure({ retainAgeMs: HOUR })
@@ -491,6 +517,43 @@ describe('history', () => {
       ...(attempts === undefined ? [] : [attempts]),
     ])
   }
+
+  it('goes on inside an entry that says more of the message than a page has room for', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({})
+    await bench.publish([{}, {}])
+    bench.broker.beginTurn()
+    const times = Array.from({ length: 1_500 }, (_, i) => bench.now + HOUR + i)
+    for (const atMs of times) {
+      bench.broker.reschedule({ name: Q, offset: 1, id: undefined, delayMs: undefined, atMs })
+      bench.broker.reschedule({ name: Q, offset: 0, id: undefined, delayMs: HOUR, atMs: undefined })
+    }
+    const entries = bench.log.entries.length
+    await bench.settle()
+    expect(bench.log.entries).toHaveLength(entries + 1)
+    bench.broker.beginTurn()
+    bench.broker.purge(Q)
+    await bench.settle()
+    const found: HistoryEvent[] = []
+    const cursors: string[] = []
+    for (let cursor: string | undefined | null; cursor !== null;) {
+      if (cursors.length === 1) await bench.crash()
+      const page: Page = await bench.broker.history({ name: Q, offset: 1, cursor }, CALLER)
+      expect([page.complete, page.events.length > 0]).toEqual([true, true])
+      found.push(...page.events)
+      cursor = page.cursor
+      if (page.cursor !== null) cursors.push(page.cursor)
+    }
+    // Each names the same entry, and how much of it was told.
+    expect(cursors).toHaveLength(2)
+    expect(new Set(cursors.map((cursor) => cursor.slice(0, cursor.lastIndexOf(':')))).size).toBe(1)
+    expect(found.map(({ event }) => event)).toEqual([
+      'published',
+      ...times.map(() => 'rescheduled'),
+      'purged',
+    ])
+    expect(found.slice(1, -1).map(({ dueMs }) => dueMs)).toEqual(times)
+  })
 
   it('tells what happened in the order in which it did', async () => {
     const bench = await new Bench().open()
@@ -641,5 +704,36 @@ describe('what holds the oldest segment', () => {
     expect(recordBytes).toBe(225 * 908)
     expect(writtenBytes).toBeGreaterThan(recordBytes)
     expect(liveBytes).toBe(0)
+  })
+})
+
+describe('consumers', () => {
+  it('come in pages that look at no more leases than one after another may', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({})
+    const workers = [bench.consume(3), bench.consume(3), bench.consume(3)]
+    for (let i = 0; i < 3; i++) {
+      await bench.publish(many(3))
+      await bench.settle()
+      await bench.pass(10)
+    }
+    const oldest = workers.map(({ subscription }) => subscription.oldestLeaseMs)
+    // As if two of them had held very much once.
+    for (const { subscription } of workers.slice(0, 2)) subscription.claimTag(1 << 17)
+    const pages: number[] = []
+    const found: (number | null)[] = []
+    for (let from: number | null = 0; from !== null;) {
+      const page: ConsumersResult = bench.broker.consumers({ name: Q, from })
+      pages.push(page.consumers.length)
+      found.push(...page.consumers.map(({ oldestLeaseMs }) => oldestLeaseMs))
+      from = page.next
+    }
+    expect(pages).toEqual([1, 1, 1])
+    expect(found).toEqual(oldest)
+    expect(oldest.every((ms) => ms !== null)).toBe(true)
+    const [first] = workers
+    first!.ackAll()
+    await bench.settle()
+    expect(first!.subscription.oldestLeaseMs).toBe(null)
   })
 })

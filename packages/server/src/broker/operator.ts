@@ -37,6 +37,8 @@ const PAGE_BYTES = 1 << 20
 const LOOKED_AT_MAX = 100_000
 /** Consumers in one answer: with names of 255 bytes they fit a control frame. */
 const PAGE_CONSUMERS = 100
+/** Slots for leases that a page of consumers looks at, beside those of its first one: a fraction of a millisecond. */
+const PAGE_SLOTS = 1 << 18
 /** Requests that read, of all clients: so many are done at a time, and so many are known. */
 const RUNNING_MAX = 8
 const REQUESTS_MAX = 256
@@ -106,12 +108,12 @@ export class Operator {
   #running = 0
   readonly #waiting: (() => void)[] = []
 
-  constructor(log: Log, records: Records, moves: Moves, premises: Premises) {
+  constructor(log: Log, records: Records, moves: Moves, premises: Premises, replayWindowOffsets?: number) {
     this.#log = log
     this.#records = records
     this.#moves = moves
     this.#premises = premises
-    this.#replays = new Replays(log)
+    this.#replays = new Replays(log, replayWindowOffsets)
   }
 
   /** The client is gone: nothing is kept for it. */
@@ -340,11 +342,13 @@ export class Operator {
     const queue = this.#premises.queue(request.name)
     const active = queue.soleSubscription
     const all = queue.subscriptions.filter(({ id }) => id >= request.from).toSorted((a, b) => a.id - b.id)
-    const page = all.slice(0, PAGE_CONSUMERS).map((subscription) => {
-      let oldestLeaseMs: number | null = null
-      for (const { leasedAtMs } of subscription.held())
-        oldestLeaseMs = oldestLeaseMs === null ? leasedAtMs : Math.min(oldestLeaseMs, leasedAtMs)
-      return {
+    const consumers: ConsumerInfo[] = []
+    let slots = 0
+    for (const subscription of all) {
+      slots += subscription.slots
+      if (consumers.length === PAGE_CONSUMERS || (consumers.length > 0 && slots > PAGE_SLOTS))
+        return { consumers, next: subscription.id }
+      consumers.push({
         id: subscription.id,
         client: subscription.consumer.label,
         peer: subscription.consumer.peer,
@@ -355,11 +359,11 @@ export class Operator {
         leased: subscription.unsettled,
         leasedBytes: subscription.unsettledBytes,
         started: subscription.startedCount,
-        oldestLeaseMs,
+        oldestLeaseMs: subscription.oldestLeaseMs,
         delivered: subscription.delivered,
-      }
-    })
-    return { consumers: page, next: all[PAGE_CONSUMERS]?.id ?? null }
+      })
+    }
+    return { consumers, next: null }
   }
 }
 

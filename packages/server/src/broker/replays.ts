@@ -27,7 +27,7 @@ import type { Caller } from './operator.js'
 import { choosesAmong, choosesRecord } from './records.js'
 import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from './scan.js'
 
-/** Offsets of one window, and of one piece of its set: 4 MiB in pieces of 8 KiB. */
+/** Offsets of one window, unless the broker was given other ones, and of one piece of its set: 4 MiB in pieces of 8 KiB. */
 const WINDOW_OFFSETS = 1 << 25
 const PIECE_OFFSETS = 1 << 16
 /** Replays that have a set, of all clients. */
@@ -79,6 +79,7 @@ interface Cursor {
 class Window {
   readonly queueId: number
   readonly floor: number
+  readonly offsets: number
   /** Acknowledged, and not come to. */
   readonly acked: OffsetSet
   /** While the set is made anew for a later page: what earlier pages came to. */
@@ -92,21 +93,24 @@ class Window {
   caller: Caller | undefined
   usedMs = 0
 
-  constructor(queueId: number, floor: number) {
+  constructor(queueId: number, floor: number, offsets: number) {
     this.queueId = queueId
     this.floor = floor
-    this.acked = new OffsetSet(floor)
+    this.offsets = offsets
+    this.acked = new OffsetSet(floor, offsets)
   }
 }
 
 export class Replays {
   readonly #log: Log
+  readonly #windowOffsets: number
   readonly #kept = new Set<Window>()
   #running = 0
   #lastId = 0
 
-  constructor(log: Log) {
+  constructor(log: Log, windowOffsets = WINDOW_OFFSETS) {
     this.#log = log
+    this.#windowOffsets = windowOffsets
   }
 
   /** Windows that are kept between pages. */
@@ -174,9 +178,9 @@ export class Replays {
         { retryAfterMs: 1_000 },
       )
     }
-    const window = new Window(queueId, cursor.floor)
+    const window = new Window(queueId, cursor.floor, this.#windowOffsets)
     if (cursor.position > cursor.start || cursor.index > 0) {
-      window.done = new OffsetSet(cursor.floor)
+      window.done = new OffsetSet(cursor.floor, this.#windowOffsets)
       window.isPartly = this.#log.usage().firstPosition > cursor.start
     }
     return window
@@ -291,7 +295,7 @@ function scan({ position, bytes }: LogEntry, queueId: number, cursor: Cursor, wi
     } else if (isOfQueue(bytes, at, BATCH_TYPE.messages, queueId)) {
       const header = readBatchHeader(bytes, at)
       const end = header.baseOffset + header.count
-      const windowEnd = window.floor + WINDOW_OFFSETS
+      const windowEnd = window.floor + window.offsets
       if (end > windowEnd)
         window.nextFloor = Math.min(window.nextFloor, Math.max(header.baseOffset, windowEnd))
       window.done?.add(header.baseOffset, comeTo(header, position + at, cursor))
@@ -321,14 +325,16 @@ function cursorOf(text: string): Cursor {
 /** Offsets of one window, as bits; those outside it are passed over. */
 class OffsetSet {
   readonly #floor: number
+  readonly #size: number
   readonly #pieces = new Map<number, Uint32Array>()
 
-  constructor(floor: number) {
+  constructor(floor: number, size: number) {
     this.#floor = floor
+    this.#size = size
   }
 
   add(offset: number, count: number): void {
-    const end = Math.min(offset + count - this.#floor, WINDOW_OFFSETS)
+    const end = Math.min(offset + count - this.#floor, this.#size)
     for (let from = Math.max(offset - this.#floor, 0); from < end;) {
       const piece = Math.floor(from / PIECE_OFFSETS)
       const to = Math.min(end, (piece + 1) * PIECE_OFFSETS)

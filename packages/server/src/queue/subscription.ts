@@ -310,6 +310,20 @@ export class Subscription {
     }
   }
 
+  /** Slots that looking at all it holds passes: at least twice what it ever held at once. */
+  get slots(): number {
+    return this.#states.length
+  }
+
+  /** When the message was delivered that it has held for longest; null: it holds none. */
+  get oldestLeaseMs(): number | null {
+    if (this.unsettled === 0) return null
+    let oldestMs = Infinity
+    for (let slot = 0; slot < this.#states.length; slot++)
+      if (this.#states[slot] !== FREE && this.#times[slot]! < oldestMs) oldestMs = this.#times[slot]!
+    return oldestMs
+  }
+
   /** Bytes of the message under `tag`; -1 where the tag is stale. */
   bytesOf(tag: number): number {
     const slot = tag & this.#mask

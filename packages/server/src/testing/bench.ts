@@ -23,7 +23,7 @@ import {
   type LostRange,
   type TagRange,
 } from '@sluice/protocol'
-import { Broker } from '../broker/broker.js'
+import { Broker, type BrokerOptions } from '../broker/broker.js'
 import type { AtomicStep } from '../broker/intake.js'
 import type { Producer } from '../broker/producers.js'
 import { MemoryLog } from '../log/memory-log.js'
@@ -156,6 +156,7 @@ export interface BenchOptions {
   readonly segmentBytes?: number
   readonly checkpointBytes?: number
   readonly queuesMax?: number
+  readonly replayWindowOffsets?: number
   /** Keeps what the next process would find, before each entry. */
   readonly keepsSnapshots?: boolean
 }
@@ -171,15 +172,12 @@ export class Bench {
   readonly snapshots: MemoryLog[] = []
   /** Of the last batch. */
   number = 0
-  readonly #checkpointBytes: number | undefined
-  readonly #queuesMax: number | undefined
+  readonly #more: Partial<BrokerOptions>
   readonly #producers = new Map<string, Producer>()
   #turns: (() => void)[] = []
 
-  constructor(options: BenchOptions = {}) {
-    const { segmentBytes = 1 << 20, keepsSnapshots = false } = options
-    this.#checkpointBytes = options.checkpointBytes
-    this.#queuesMax = options.queuesMax
+  constructor({ segmentBytes = 1 << 20, keepsSnapshots = false, ...more }: BenchOptions = {}) {
+    this.#more = more
     this.log = new MemoryLog({
       segmentBytes,
       ...(keepsSnapshots
@@ -202,8 +200,7 @@ export class Bench {
         throw error
       },
       messageBytesMax: 1024,
-      ...(this.#checkpointBytes === undefined ? {} : { checkpointBytes: this.#checkpointBytes }),
-      ...(this.#queuesMax === undefined ? {} : { queuesMax: this.#queuesMax }),
+      ...this.#more,
     })
     return this
   }
