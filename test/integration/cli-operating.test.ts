@@ -410,6 +410,34 @@ describe.concurrent('dead letters', () => {
 })
 
 describe.concurrent('messages that are done', () => {
+  test('are published again until Ctrl-C, and from there on, each once', async () => {
+    await sluice.queues.ensure('paced', { retain: { age: '1d' } })
+    await sluice.queues.ensure('paced/copies')
+    await sluice.publishBatch(
+      'paced',
+      Array.from({ length: 40 }, (_, i) => ({ body: i })),
+    )
+    for (const message of await sluice.pull('paced', { max: 40 })) await message.ack()
+    const replay = ['replay', 'paced', '--to', 'paced/copies']
+    const child = start([...replay, '--rate', '10'], { SLUICE_URL: broker.url })
+    const result = ended(child)
+    await until(async () => (await sluice.queues.get('paced/copies')).published > 0)
+    child.kill('SIGINT')
+    const { code, stderr } = await result
+    const { published } = await sluice.queues.get('paced/copies')
+    expect(code).toBe(130)
+    expect(stderr).toMatch(
+      /^Interrupted: \d+ messages? published to paced\/copies since\.\nhint: Run the same command with --cursor [\d:]+: it goes on where this one ended\.\n$/,
+    )
+    const cursor = /--cursor ([\d:]+):/.exec(stderr)![1]!
+    expect((await run([...replay, '--cursor', cursor])).stderr).toBe(
+      `Published ${40 - published} messages of the queue paced to the queue paced/copies again.\n`,
+    )
+    const copies = await sluice.pull('paced/copies', { max: 100 })
+    expect(copies.map(({ body }) => body)).toEqual(Array.from({ length: 40 }, (_, i) => i))
+    expect((await run([...replay, '--cursor', 'x'])).stderr).toMatch(/^error: .*cursor.*\n hint: .*\n$/)
+  })
+
   test('are published again', async () => {
     await sluice.queues.ensure('done', { retain: { age: '1d' } })
     await sluice.queues.ensure('copies')

@@ -1,4 +1,11 @@
-import { encodeMessages, OP, ORIGIN_HEADERS, QUEUE_OPTION_DEFAULTS, type PeekPage } from '@sluice/protocol'
+import {
+  encodeMessages,
+  ERRORS,
+  OP,
+  ORIGIN_HEADERS,
+  QUEUE_OPTION_DEFAULTS,
+  type PeekPage,
+} from '@sluice/protocol'
 import { afterEach, beforeEach, describe, expect, expectTypeOf, it } from 'vitest'
 import type { Sluice } from './client.js'
 import { queue } from './options.js'
@@ -386,6 +393,65 @@ describe('replaying', () => {
       limit: 1000,
     }
     expect(asked('REPLAY')).toEqual([common, { ...common, cursor: 'a' }, { ...common, cursor: 'b' }])
+  })
+
+  it('that the broker ends in a page says what is done, and where to go on', async () => {
+    const error = { code: ERRORS.DISK_LOW.number, retryable: true, retryAfterMs: 500, message: 'No room.' }
+    answer(
+      OP.REPLAY,
+      { matched: 1000, replayed: 1000, cursor: 'a' },
+      { matched: 7, replayed: 7, cursor: 'b', error },
+    )
+    await expect(sluice.queues.replay('q', { to: 'check' })).rejects.toMatchObject({
+      code: 'DISK_LOW',
+      outcome: 'partial',
+      retryable: true,
+      retryAfterMs: 500,
+      message: 'No room. Before that 1007 messages were published again.',
+      progress: { matched: 1007, replayed: 1007, cursor: 'b' },
+    })
+    answer(OP.REPLAY, { matched: 3, replayed: 3, cursor: null })
+    expect(await sluice.queues.replay('q', { to: 'check', cursor: 'b' })).toEqual({ matched: 3, replayed: 3 })
+    expect(asked('REPLAY').at(-1)).toEqual({ name: 'q', to: 'check', limit: 1000, cursor: 'b' })
+  })
+
+  it('whose later page is refused says what the pages before it did', async () => {
+    let pages = 0
+    peer.replies[OP.REPLAY] = (frame, link) => {
+      if (pages++ === 0) link.result(frame, { matched: 1, replayed: 1, cursor: 'a' })
+      else link.error('MEMORY_FULL', 'request', 0, frame.correlation)
+    }
+    await expect(sluice.queues.replay('q')).rejects.toMatchObject({
+      code: 'MEMORY_FULL',
+      outcome: 'partial',
+      message: 'told: MEMORY_FULL Before that 1 message was published again.',
+      progress: { matched: 1, replayed: 1, cursor: 'a' },
+    })
+    pages = 0
+    peer.replies[OP.REPLAY] = (frame, link) => link.error('MEMORY_FULL', 'request', 0, frame.correlation)
+    const refused = await sluice.queues.replay('q').catch((error: unknown) => error)
+    expect(refused).toMatchObject({ code: 'MEMORY_FULL', outcome: undefined, progress: undefined })
+    // A dry run does nothing of which there could be a part.
+    peer.replies[OP.REPLAY] = (frame, link) => {
+      if (pages++ === 0) link.result(frame, { matched: 1, replayed: 0, cursor: 'a' })
+      else link.error('MEMORY_FULL', 'request', 0, frame.correlation)
+    }
+    const dry = await sluice.queues.replay('q', { dryRun: true }).catch((error: unknown) => error)
+    expect(dry).toMatchObject({ code: 'MEMORY_FULL', outcome: undefined, progress: undefined })
+  })
+
+  it('that loses its connection after a page says where the page is that may be done', async () => {
+    let pages = 0
+    peer.replies[OP.REPLAY] = (frame, link) => {
+      if (pages++ === 0) link.result(frame, { matched: 2, replayed: 2, cursor: 'a' })
+      else link.cut()
+    }
+    await expect(sluice.queues.replay('q')).rejects.toMatchObject({
+      code: 'CONNECTION_LOST',
+      outcome: 'unknown',
+      progress: { matched: 2, replayed: 2, cursor: 'a' },
+    })
+    expect(pages).toBe(2)
   })
 
   it('stops at its limit, and says what it would do', async () => {

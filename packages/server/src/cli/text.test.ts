@@ -1,7 +1,7 @@
 /** What the command line writes: tables, names that were mistyped, text from outside. */
-import { ERRORS, SluiceError, type ErrorCode } from '@sluice/protocol'
+import { ERRORS, SluiceError, type ErrorCode, type Progress } from '@sluice/protocol'
 import { describe, expect, test } from 'vitest'
-import { EXIT, UsageError, failureOf, failureText } from './failure.js'
+import { EXIT, UsageError, failureOf, failureText, type Failure } from './failure.js'
 import { counted, printable } from './output.js'
 import { editDistance, nearest } from './spelling.js'
 import { list, table } from './table.js'
@@ -67,6 +67,28 @@ describe('failures', () => {
     expect(exit('CONNECTION_LOST')).toBe(6)
     expect(exit('QUEUE_CONFLICT')).toBe(1)
     expect(failureOf(new UsageError('What.', 'How.')).exit).toBe(2)
+  })
+
+  test('what did a part of its work says how to do the rest', () => {
+    const cut = (progress: Progress): Failure =>
+      failureOf(new SluiceError('DISK_LOW', 'No room.', { outcome: 'partial', progress }))
+    const plain = failureOf(new SluiceError('DISK_LOW', 'No room.')).advice
+    const replay = cut({ matched: 7, replayed: 7, cursor: '1:2:3:4:5:6:7' })
+    expect(failureText(replay, false)).toBe(
+      `error: No room.\n hint: ${plain} Run the same command with --cursor 1:2:3:4:5:6:7: it goes on where this one ended.\n`,
+    )
+    expect(JSON.parse(failureText(replay, true))).toEqual({
+      error: {
+        code: 'DISK_LOW',
+        message: 'No room.',
+        advice: replay.advice,
+        outcome: 'partial',
+        progress: { matched: 7, replayed: 7, cursor: '1:2:3:4:5:6:7' },
+      },
+    })
+    expect(cut({ matched: 7, redriven: 7, guarded: 0 }).advice).toBe(
+      `${plain} Run the same command again: it goes on with what is left.`,
+    )
   })
 
   test('what the system says becomes a sentence', () => {

@@ -2,8 +2,9 @@
  * A walk over many messages at the broker, as its user sees it: on a terminal how far it is, and at Ctrl-C how far it
  * came. Both are read from the counters of a queue, so others who work on that queue at the time are counted too.
  */
-import type { QueueInfo, Sluice } from '@sluice/client'
+import { SluiceError, type QueueInfo, type Sluice } from '@sluice/client'
 import type { Argv } from 'yargs'
+import { goOnText } from './failure.js'
 import { countFlag, given, numberFlag } from './flags.js'
 import { notice } from './output.js'
 import { onStop, signalExit, type StopSignal } from './signals.js'
@@ -74,6 +75,8 @@ export async function walked<Result>(
     if (stopped === undefined) throw error
     hide()
     notice(`Interrupted: ${await soFar()}.`)
+    const cursor = error instanceof SluiceError ? error.progress?.cursor : undefined
+    if (cursor !== undefined) notice(`hint: ${goOnText(cursor)}`)
     process.exitCode = signalExit(stopped)
     return undefined
   } finally {
