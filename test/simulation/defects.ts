@@ -54,7 +54,7 @@ const isNames = (name: string): boolean => name.endsWith('.segment')
 // ------------------------------------------------------------------------------------------------------- the log
 
 /** A log that does some things differently. */
-function otherLog(log: Log, change: Partial<Log>): Log {
+export function otherLog(log: Log, change: Partial<Log>): Log {
   return {
     get segmentBytes() {
       return log.segmentBytes
@@ -161,7 +161,7 @@ function onQueues(broker: Broker, change: (queue: Queue) => void): void {
 /**
  * Methods of a class are others until they are given back; `change` gets what they were.
  */
-function replaced<Class extends object>(
+export function replaced<Class extends object>(
   prototype: Class,
   change: (before: Readonly<Class>) => Partial<Class>,
 ): () => void {

@@ -9,6 +9,7 @@
 import { BATCH_ATTRIBUTE, BATCH_TYPE, SluiceError, readBatchHeader } from '@sluice/protocol'
 import { entryBatches } from '../log/entry.js'
 import type { Log, LogEntry } from '../log/log.js'
+import { SEGMENT_HEADER_BYTES } from '../log/segment.js'
 import type { Tail } from '../log/tail.js'
 import type { State } from './state.js'
 
@@ -27,6 +28,8 @@ const NEWS_SEGMENTS = 1
 const NEWS_SHARE = 1 / 32
 /** Segments that copying one forward takes until it is given back: its copy, and the one in which the directory counts. */
 const COPY_SEGMENTS = 2
+/** What copies take with the headers and the padding of their entries, at most. */
+const PADDED = 1 + 1 / 8
 
 export class Relocation {
   readonly #log: Log
@@ -155,14 +158,24 @@ export class Relocation {
     const start = this.#state.segments.oldestLive(Math.max(firstPosition, this.before))
     const active = Math.floor(this.#tail.position / this.#log.segmentBytes) * this.#log.segmentBytes
     if (start >= active || start >= this.retainedFrom) return Infinity
-    // What would not fit would use up what gives space back.
+    if (this.isScarce && !this.#fits(start)) return Infinity
     const { segmentBytes } = this.#log
-    const comesBack = this.markFrees ? segmentBytes : 0
-    if (this.isScarce && this.#log.room() + comesBack < this.copyBytes) return Infinity
     if (start < this.#passEnd) return start
     const fromNews = NEWS_SEGMENTS * segmentBytes * (this.isScarce ? 0.5 : 1)
     const fromPass = NEWS_SHARE * (this.#tail.upkeepBytes - this.#passUpkeep)
     return this.#news - this.#passNews >= fromNews + fromPass ? start : Infinity
+  }
+
+  // What would not fit would use up what gives space back. What fits the rest of the segment that is written takes only the
+  // one that begins behind it: that rest would be lost when the checkpoint ends the segment.
+  #fits(start: number): boolean {
+    const { segmentBytes } = this.#log
+    const { segments } = this.#state
+    const whole = segmentBytes - SEGMENT_HEADER_BYTES
+    const left = segmentBytes - (this.#tail.position % segmentBytes)
+    const copies = segments.liveBytesAt(start) * PADDED + segments.upkeepBytes + this.#tail.pendingBytes
+    const needed = left + (copies <= left ? 1 : COPY_SEGMENTS) * whole
+    return this.#log.room() + (this.markFrees ? whole : 0) >= needed
   }
 
   #begin(): boolean {

@@ -160,6 +160,11 @@ export class Segments implements LogUse {
     return bytes
   }
 
+  /** Bytes of live batches in the segment that `position` is in. */
+  liveBytesAt(position: number): number {
+    return this.#uses.get(Math.floor(position / this.#segmentBytes))?.liveBytes ?? 0
+  }
+
   /** Counts the live batches of all queues anew and compares. @throws Error naming the segment that differs */
   audit(queues: Iterable<Queue>): void {
     const counted = new Map<number, number>()

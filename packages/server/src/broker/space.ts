@@ -28,8 +28,9 @@ export interface Holder {
  * mostly making another one: done at once, that took a tenth of the rate at which a backlog is drained.
  */
 const PATIENCE_MS = 5_000
-/** How often the use of the log is looked at. */
+/** How often the use of the log is looked at; earlier once so much of a segment was appended, which settles could use up. */
 const LOOK_MS = 20
+const LOOK_SEGMENTS = 1 / 4
 /** How often it is looked at what queues retain. */
 const LOOK_RETAINED_MS = 1_000
 /** Of a segment: how much more room than copying needs is kept for it. */
@@ -46,6 +47,7 @@ export class Space {
   readonly #checkpoints: Checkpoints
   readonly #relocation: Relocation
   #lookedMs = 0
+  #lookedBytes = 0
   #nextLookMs = 0
   /** Until then the next checkpoint may still come by itself, unless one came since its floor was seen. */
   #patientUntilMs = Infinity
@@ -71,14 +73,16 @@ export class Space {
   step(nowMs: number, wake: () => void): void {
     if (this.#checkpoints.step(nowMs)) wake()
     if (this.#relocation.isRunning) this.#relocation.step(nowMs, wake)
-    if (nowMs < this.#lookedMs + LOOK_MS) {
+    const { segmentBytes } = this.#log
+    const isEarly = this.#tail.appendedBytes - this.#lookedBytes < segmentBytes * LOOK_SEGMENTS
+    if (isEarly && nowMs < this.#lookedMs + LOOK_MS) {
       this.#nextLookMs = this.#lookedMs + LOOK_MS
       return
     }
     this.#lookedMs = nowMs
+    this.#lookedBytes = this.#tail.appendedBytes
     if (nowMs >= this.#retainedLookedMs + LOOK_RETAINED_MS) this.#lookAtRetained(nowMs)
     const { firstPosition } = this.#log.usage()
-    const { segmentBytes } = this.#log
     const firstStart = Math.floor(firstPosition / segmentBytes) * segmentBytes
     const live = this.#state.segments.oldestLive(firstPosition)
     const needed = Math.min(live, this.#tail.position - segmentBytes)
@@ -103,7 +107,7 @@ export class Space {
     }
     this.#truncate(wake)
     if (!this.#relocation.isRunning) this.#relocation.step(nowMs, wake)
-    this.#look()
+    this.#look(wanted)
     this.#nextLookMs = this.#nextAfter(nowMs, wanted)
   }
 
@@ -157,10 +161,11 @@ export class Space {
    */
   isExhausted = false
 
-  #look(): void {
+  #look(wantedFloor: number): void {
     const comesBack =
       this.#truncation !== undefined ||
       this.#checkpoints.isUnderWay ||
+      (this.#hasNextSegment && this.#checkpoints.freesEnoughUpTo(wantedFloor)) ||
       (this.#checkpoints.markFrees && this.#hasNextSegment) ||
       this.#relocation.isCopying
     const needed = this.#relocation.copyBytes + this.#log.segmentBytes * MARGIN

@@ -1,0 +1,149 @@
+/** The disk becomes full at every step of a short history: nothing confirmed is lost, and nothing stops for good. */
+import { expect, test } from 'vitest'
+import { Space } from '../../packages/server/src/broker/space.js'
+import { Supply } from '../../packages/server/src/log/supply.js'
+import { otherLog, replaced } from './defects.js'
+import {
+  FullDisk,
+  SEGMENT_BYTES,
+  STEPS,
+  type Filling,
+  type FullDiskDefect,
+  type FullDiskReport,
+  type FullEnding,
+} from './full-disk.js'
+import { IS_LONG } from './seeds.js'
+import { Violation } from './trace.js'
+
+const ENDINGS: readonly FullEnding[] = ['none', 'power', 'kill', 'close']
+
+/** Of the file system: the reserve is a third of the smaller ones. */
+const SEGMENTS = [14, 9, 11]
+
+/** Full behind each step; each with one of the endings, in turn. */
+async function everyStep(filling: Filling, endings: readonly FullEnding[]): Promise<FullDiskReport[]> {
+  const reports: FullDiskReport[] = []
+  for (let fillAfter = 1; fillAfter <= STEPS; fillAfter++) {
+    const ending = endings[fillAfter % endings.length]!
+    try {
+      reports.push(
+        await new FullDisk({
+          fillAfter,
+          filling,
+          ending,
+          segments: SEGMENTS[fillAfter % SEGMENTS.length]!,
+        }).run(),
+      )
+    } catch (error) {
+      throw new Error(`${filling}, ${ending}, full behind step ${fillAfter}: ${String(error)}`, {
+        cause: error,
+      })
+    }
+  }
+  return reports
+}
+
+const count = (reports: FullDiskReport[], holds: (report: FullDiskReport) => boolean): number =>
+  reports.filter(holds).length
+
+test.each(IS_LONG ? ENDINGS.map((ending) => [ending]) : [ENDINGS])(
+  'full of its own messages: every settle is confirmed, and each start serves',
+  { timeout: 300_000 },
+  async (...endings) => {
+    const reports = await everyStep('reserved', endings)
+    expect(reports.length).toBe(STEPS)
+    expect(count(reports, ({ waited, refusedStart }) => waited || refusedStart)).toBe(0)
+    expect(count(reports, ({ refused }) => refused > 0)).toBe(STEPS)
+    // Together these take more than the whole reserve.
+    expect(count(reports, ({ drained }) => drained * 512 > 4 * SEGMENT_BYTES)).toBeGreaterThan(STEPS / 3)
+  },
+)
+
+test.each(ENDINGS)(
+  'full of something else, %s: settles wait, and go on',
+  { timeout: 300_000 },
+  async (ending) => {
+    const reports = await everyStep('stuffed', [ending])
+    expect(reports.length).toBe(STEPS)
+    expect(count(reports, ({ waited }) => waited)).toBeGreaterThan(STEPS / 3)
+    if (ending === 'none') expect(count(reports, ({ resumed }) => resumed > 0)).toBeGreaterThan(STEPS / 3)
+    else expect(count(reports, ({ refusedStart }) => refusedStart)).toBeGreaterThan(STEPS / 3)
+  },
+)
+
+interface Planted extends FullDiskDefect {
+  readonly name: string
+  readonly filling: Filling
+  readonly ending: FullEnding
+}
+
+const DEFECTS: readonly Planted[] = [
+  {
+    name: 'the reserve is one segment too small',
+    filling: 'reserved',
+    ending: 'none',
+    log: (log) => otherLog(log, { reserve: (bytes, nowMs) => log.reserve(bytes - SEGMENT_BYTES, nowMs) }),
+  },
+  {
+    name: 'publishes take the reserve',
+    filling: 'reserved',
+    ending: 'none',
+    log: (log) => otherLog(log, { reserve: (bytes) => bytes <= log.room() }),
+  },
+  {
+    name: 'publishes take what the pages of a checkpoint need',
+    filling: 'reserved',
+    ending: 'none',
+    install: () => {
+      const before = Object.getOwnPropertyDescriptor(Space.prototype, 'upkeepBytes')!
+      Object.defineProperty(Space.prototype, 'upkeepBytes', { ...before, get: () => -4 * SEGMENT_BYTES })
+      return () => Object.defineProperty(Space.prototype, 'upkeepBytes', before)
+    },
+  },
+  {
+    name: 'a settle that waits is not woken when there is room',
+    filling: 'stuffed',
+    ending: 'none',
+    neverWakes: true,
+    install: () => replaced(Supply.prototype, () => ({ wake: () => {} })),
+  },
+  {
+    name: 'a start waits for room for good',
+    filling: 'stuffed',
+    ending: 'power',
+    log: (log) => otherLog(log, { stuck: () => new Promise(() => {}) }),
+  },
+  {
+    name: 'a stop waits for room for good',
+    filling: 'stuffed',
+    ending: 'close',
+    log: (log) => otherLog(log, { stuck: () => new Promise(() => {}) }),
+  },
+  {
+    name: 'what waits for room is confirmed',
+    filling: 'stuffed',
+    ending: 'kill',
+    log: (log) =>
+      otherLog(log, {
+        append: (position, lsn, entry) => Promise.race([log.append(position, lsn, entry), log.stuck()]),
+      }),
+  },
+]
+
+test.each(DEFECTS)('found: $name', { timeout: 120_000 }, async ({ filling, ending, ...defect }) => {
+  let found: unknown
+  for (let fillAfter = 1; fillAfter <= STEPS && found === undefined; fillAfter++) {
+    try {
+      await new FullDisk({
+        fillAfter,
+        filling,
+        ending,
+        defect,
+        segments: SEGMENTS[fillAfter % SEGMENTS.length]!,
+      }).run()
+    } catch (error) {
+      found = error
+    }
+  }
+  expect(found).toBeInstanceOf(Violation)
+})
