@@ -185,6 +185,18 @@ describe.concurrent('queues', () => {
       /no consumer/,
       /queue consumers/,
     )
+    expectFailure(
+      await run(['queue', 'close-consumer', 'consumed', '4294967295']),
+      4,
+      /no consumer/,
+      /queue consumers/,
+    )
+    expectFailure(
+      await run(['queue', 'close-consumer', 'consumed', '4294967296']),
+      2,
+      /from .* to 4294967295/,
+      /within these bounds/,
+    )
   })
 })
 

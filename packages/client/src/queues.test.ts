@@ -519,6 +519,9 @@ describe('dead letters', () => {
     setTimeout(() => controller.abort(), 10)
     await expect(slow).rejects.toMatchObject({ code: 'ABORTED' })
     await expect(sluice.dead.redrive('q', { rate: 0 })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+    await expect(sluice.dead.redrive('q', { rate: 1_000_001 })).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+    })
   })
 
   it('can be chosen by offset, in requests that are not too long', async () => {

@@ -1,6 +1,7 @@
 /** The limits of the broker itself, each at its value and one beyond. They are listed in docs/LIMITS.md. */
-import { BATCH_HEADER_BYTES, queueName, type Placed } from '@sluice/protocol'
+import { BATCH_HEADER_BYTES, LIMITS, OUTCOME, queueName, type Placed } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
+import { SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, segmentBytesFit } from '../log/segment.js'
 import { ALL_ENDED, ENDED_MAX, FORMER_LEASES_MAX, FormerLeases } from '../queue/former.js'
 import { Bench, CALLER, Q, batchOf, type Message } from '../testing/bench.js'
 
@@ -110,4 +111,48 @@ it('tells as many ended subscriptions of a queue apart as it may, and then none'
   expect(former.end(ENDED_MAX + 1)).toBe(true)
   expect(former.ended).toEqual([ALL_ENDED])
   expect(former.end(ENDED_MAX + 2)).toBe(false)
+})
+
+it('keeps leases that can be claimed for 64 queues, and forgets those of the first', async () => {
+  const bench = await new Bench().open()
+  const names = Array.from({ length: 65 }, (_, index) => queueName(`q${index}`))
+  for (const [index, name] of names.entries()) {
+    bench.ensure({}, name)
+    await bench.publish([{}], name)
+    const worker = bench.consume(1, { name })
+    await bench.settle()
+    worker.die()
+    await bench.settle()
+    const kept = names.slice(0, index + 1).map((each) => bench.broker.queue(each).former.size)
+    expect(kept).toEqual(kept.map((_, at) => (index === 64 && at === 0 ? 0 : 1)))
+  }
+})
+
+it('tells a history by pages of 32 KiB', async () => {
+  const bench = await new Bench({ segmentBytes: 16 << 20 }).open()
+  bench.ensure({ maxDeliveries: 100, retryInitialMs: 0 })
+  await bench.publish([{}])
+  const worker = bench.consume()
+  const told = async (cursor?: string): Promise<[number, string | null]> => {
+    const page = await bench.broker.history({ name: Q, offset: 0, cursor }, CALLER)
+    return [page.events.length, page.cursor]
+  }
+  const retry = async (): Promise<void> => {
+    await bench.settle()
+    worker.settle(0, OUTCOME.retry, { delayMs: 0, reason: 'x'.repeat(LIMITS.reasonBytesMax - 64) })
+    await bench.pass(1)
+  }
+  // With its 64 bytes each takes an eighth of a page.
+  for (let tries = 0; tries < 7; tries++) await retry()
+  expect(await told()).toEqual([8, null])
+  for (let tries = 0; tries < 3; tries++) await retry()
+  const [count, cursor] = await told()
+  expect(count).toBeLessThan(11)
+  expect(await told(cursor!)).toEqual([11 - count, null])
+})
+
+it('takes segments of whole blocks, within bounds', () => {
+  for (const bytes of [SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX]) expect(segmentBytesFit(bytes)).toBe(true)
+  for (const bytes of [SEGMENT_BYTES_MIN - 4096, SEGMENT_BYTES_MIN + 1, SEGMENT_BYTES_MAX + 4096])
+    expect(segmentBytesFit(bytes)).toBe(false)
 })
