@@ -247,6 +247,21 @@ it('has the same options of `connect` and `createClient` in their comments', () 
   }
 })
 
+it('has all options of what takes messages in the comments', () => {
+  const source = readFileSync(join(guideDirectory, '../../packages/client/src/client.ts'), 'utf8')
+  for (const [call, type] of [
+    ['consume', 'ConsumeOptions'],
+    ['messages', 'MessagesOptions'],
+    ['pull', 'PullOptions'],
+  ] as const) {
+    const before = source.slice(0, source.search(new RegExp(`^  (?:async )?${call}<`, 'm')))
+    const comment = before.slice(before.lastIndexOf('/**'))
+    const known = namedOptions(pages).flatMap(([of, [name]]) => (of === type ? [name!] : []))
+    expect(known.length).toBeGreaterThanOrEqual(4)
+    for (const name of known) expect(comment, `${call} and its option ${name}`).toContain(`\`${name}`)
+  }
+})
+
 it('names no error that there is not, and tells what to do about each that it lists', () => {
   let listed = 0
   const named = new Set<string>()

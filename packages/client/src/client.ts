@@ -526,7 +526,7 @@ export class Sluice {
    * Takes up to `max` messages: as soon as there is one it resolves with what is ready, and with none at the end of
    * `wait`. Where the queue has a schema, only messages that match it count.
    *
-   * @param options `max`, default 1; `wait`, default 0; `processingTimeout`; the deadline is `wait` plus `timeout`.
+   * @param options `max`, default 1; `wait`, default 0; `processingTimeout`; `signal`; the deadline is `wait` plus `timeout`.
    * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, QUEUE_NOT_FOUND, TIMEOUT, ABORTED, CLOSED
    * @example
    * for (const message of await sluice.pull('orders', { max: 10, wait: '20s' })) await message.ack()
