@@ -460,3 +460,32 @@ describe('an atomic step without an answer', () => {
     await step
   })
 })
+
+it('a step that waits is sent under the leases that its messages have by then', async () => {
+  peer.grants = (claims) => claims.map(({ attempt }, index) => ({ index, tag: 70 + 2 * index, attempt }))
+  await sluice.close({ timeout: 1 }).catch(() => {})
+  sluice = await peer.connect({ maxInFlight: 1 })
+  const { messages } = await pulled('a', 'b')
+  const first = sluice.publish('q', 'first')
+  await turns()
+  const done = sluice.atomic((tx) => {
+    for (const message of messages) tx.ack(message)
+    tx.publish('q', 'second')
+  })
+  await turns()
+  const dialled = peer.dialled()
+  peer.link.cut()
+  await dialled
+  await until(() => peer.link.named('SUBSCRIBE').length > 0)
+  await turns(10)
+  expect(peer.link.atomics).toEqual([])
+  peer.link.confirm([1, 0])
+  await first
+  await until(() => peer.link.atomics.length > 0)
+  expect(peer.link.atomics[0]!.acks).toMatchObject([
+    { firstTag: 70, count: 1 },
+    { firstTag: 72, count: 1 },
+  ])
+  peer.link.atomicOk(2, 1)
+  expect(await done).toMatchObject([{ offset: 1 }])
+})

@@ -518,7 +518,8 @@ export class Producer {
       if (this.#isCautious && this.#sent.get(this.#probe) !== undefined) break
       this.#shiftWaiting()
       this.#close(batch)
-      const obstacle = batch.end > this.#frameBytesMax ? this.#tooLarge(batch) : batch.obstacle(connection)
+      let obstacle = batch.obstacle(connection)
+      if (batch.end > this.#frameBytesMax) obstacle ??= this.#tooLarge(batch)
       if (obstacle !== undefined) {
         this.#refuse(batch, obstacle)
         continue

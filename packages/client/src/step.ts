@@ -40,7 +40,8 @@ interface StepBatch extends AtomicBatch {
 
 export class Step extends Sending {
   readonly #messages: readonly DeliveredMessage[]
-  readonly #acks: readonly AtomicAck[]
+  /** As its messages are called on the connection that it is sent on. */
+  #acks: readonly AtomicAck[]
   readonly #batches: readonly StepBatch[]
   /** Of each record: its batch, and its index there. */
   readonly #places: readonly (readonly [batch: number, index: number])[]
@@ -98,6 +99,10 @@ export class Step extends Sending {
       const obstacle = message.obstacle(connection)
       if (obstacle !== undefined) return obstacle
     }
+    // A message that was claimed on another connection meanwhile has another tag there.
+    const acks = rangesOf(this.#messages)
+    this.end += (acks.length - this.#acks.length) * ACK_BYTES
+    this.#acks = acks
     return undefined
   }
 
