@@ -46,6 +46,8 @@ export interface ModelMessage {
 }
 
 export interface FormerLease {
+  /** What it counts in a credit. */
+  readonly bytes: number
   readonly lease: string
   readonly deadlineMs: number
   /** The try was charged when it ended. */

@@ -68,6 +68,8 @@ export interface ModelSubscription {
   readonly started: Map<number, number>
   /** Tags of claimed leases whose try was charged before. */
   readonly precharged: Set<number>
+  /** What claimed leases count in the credit, by tag; others count their record. */
+  readonly sizes: Map<number, number>
   /** Every tag that was ever granted, with the offset of its message, for what comes late. */
   readonly granted: Map<number, number>
   /** Attempts that were charged with the settle of a tag; of those that were retried and did not die. */
@@ -703,6 +705,7 @@ export class Model {
       granted: new Map(),
       charged: new Map(),
       precharged: new Set(),
+      sizes: new Map(),
     }
     this.subscriptions.set(key, subscription)
     this.#byId.set(id, subscription)
@@ -710,7 +713,13 @@ export class Model {
   }
 
   /** Leases were claimed with the subscription, and these were granted. */
-  claimed(key: object, claims: readonly Claim[], granted: readonly Granted[], nowMs: number): void {
+  claimed(
+    key: object,
+    claims: readonly Claim[],
+    granted: readonly Granted[],
+    countedBytes: (tag: number) => number,
+    nowMs: number,
+  ): void {
     const { boot } = this
     const subscription = this.#subscription(key)
     const { queue } = subscription
@@ -735,8 +744,10 @@ export class Model {
         throw new Violation(7, `${what} is granted; the last lease is ${message.former?.lease}`)
       if (attempt !== message.attempts + 1)
         throw new Violation(10, `${what} is attempt ${attempt}; ${message.attempts} were charged`)
-      // 14: within the credit.
-      const bytes = message.record.length
+      // 14: within the credit. After a restart a lease counts what the broker takes for its size, until it ends.
+      const bytes = countedBytes(tag)
+      if (claim.boot === boot && bytes !== message.former!.bytes)
+        throw new Violation(14, `${what} counts ${bytes} bytes; it counted ${message.former!.bytes} before`)
       if (subscription.held.size >= subscription.messages)
         throw new Violation(14, `${what} exceeds a credit of ${subscription.messages} messages`)
       if (subscription.held.size > 0 && subscription.heldBytes + bytes > subscription.bytes)
@@ -746,6 +757,7 @@ export class Model {
       subscription.lastTag = tag
       subscription.held.set(tag, message)
       subscription.heldBytes += bytes
+      subscription.sizes.set(tag, bytes)
       subscription.granted.set(tag, message.offset)
       const deadlineMs = message.former?.deadlineMs ?? Infinity
       subscription.started.set(tag, deadlineMs === Infinity ? nowMs + timeoutOf(subscription) : deadlineMs)
@@ -1002,7 +1014,8 @@ export class Model {
     subscription.held.delete(tag)
     subscription.started.delete(tag)
     subscription.holdsSuspect = false
-    subscription.heldBytes -= message.record.length
+    subscription.heldBytes -= sizeOf(subscription, tag, message)
+    subscription.sizes.delete(tag)
     return subscription.precharged.delete(tag)
   }
 
@@ -1174,10 +1187,11 @@ export class Model {
     for (const [tag, message] of [...subscription.held]) {
       const wasStarted = started.has(tag)
       const deadlineMs = started.get(tag) ?? Infinity
+      const bytes = sizeOf(subscription, tag, message)
       const wasCharged = this.#letGo(subscription, tag, message)
       const isCharged = (blame === 'started' && wasStarted) || (blame === 'alone' && holdsSuspect)
       const lease = leaseName(subscription.id, tag)
-      if (!isStopping) message.former = { lease, deadlineMs, isCharged: isCharged || wasCharged }
+      if (!isStopping) message.former = { lease, bytes, deadlineMs, isCharged: isCharged || wasCharged }
       // S15: the one that was begun with is charged, or the one that went alone.
       if (isCharged) {
         this.counts.charged++
@@ -1314,6 +1328,7 @@ export class Model {
         )
       subscription.held.clear()
       subscription.started.clear()
+      subscription.sizes.clear()
       subscription.heldBytes = 0
       subscription.holdsSuspect = false
     }
@@ -1710,6 +1725,10 @@ function leaseName(subscriptionId: number, tag: number): string {
 
 function messageKey(queueId: number, offset: number): string {
   return `${queueId}:${offset}`
+}
+
+function sizeOf({ sizes }: ModelSubscription, tag: number, { record }: ModelMessage): number {
+  return sizes.get(tag) ?? record.length
 }
 
 // What was announced, and is not named as started by now, is not being handled.

@@ -225,7 +225,8 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
   const claim = broker.claim.bind(broker)
   broker.claim = (subscription, claims) => {
     const granted = claim(subscription, claims)
-    to.guard(() => model.claimed(subscription, claims, granted, broker.nowMs))
+    const counted = (tag: number): number => subscription.bytesOf(tag)
+    to.guard(() => model.claimed(subscription, claims, granted, counted, broker.nowMs))
     return granted
   }
 

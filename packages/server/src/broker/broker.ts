@@ -549,7 +549,7 @@ export class Broker {
     if (queue.options.single && soleSubscription !== undefined && soleSubscription !== subscription)
       return granted
     for (const [index, claim] of claims.entries()) {
-      if (!subscription.takesClaim(claim.bytes)) continue
+      if (!subscription.takesClaim(queue.claimBytes(claim.offset))) continue
       const { label } = subscription.consumer
       const reclaimed = queue.reclaim(claim, this.boot, this.nowMs, label)
       if (reclaimed === undefined) continue

@@ -224,6 +224,16 @@ describe('a claim across a restart', () => {
     expect(bench.info()).toMatchObject({ leased: 1, bytes: bytes / 2 })
   })
 
+  it('keeps to the credit by the bytes that it counts', async () => {
+    const bench = await opened()
+    const first = await working(bench, [{ bodyBytes: 100 }, { bodyBytes: 100 }], 0, 1)
+    const claims = [0, 1].map((offset) => claimOf(bench, first, offset, { bytes: 8 }))
+    await bench.crash()
+    const next = bench.consume(2)
+    next.subscription.setCredit(2, 150, undefined, false)
+    expect(claim(bench, next, ...claims)).toMatchObject([{ index: 0 }])
+  })
+
   it('is refused when the subscription had ended before, whatever was written since', async () => {
     for (const checkpoints of [false, true]) {
       const bench = await new Bench({ segmentBytes: 64 << 10, checkpointBytes: 16 << 10 }).open()

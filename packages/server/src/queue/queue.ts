@@ -780,6 +780,7 @@ export class Queue implements Arriving {
     }
     const sinceMs = this.#line.retake(chunk, index, nowMs)
     if (sinceMs === undefined) return undefined
+    const bytes = this.claimBytes(offset)
     this.former.delete(offset)
     this.leased++
     if (this.retains) this.facts.hand(offset, 1, client)
@@ -788,9 +789,19 @@ export class Queue implements Arriving {
       attempt: chunk.attemptsAt(index) + 1,
       deadlineMs: former?.deadlineMs ?? Infinity,
       isCharged: former?.isCharged ?? false,
-      // Of a lease that this boot does not know, the queue's own count: the client's word would change what is counted.
-      bytes: former?.bytes ?? Math.round(chunk.bytesAt(index)),
+      bytes,
     }
+  }
+
+  /**
+   * What the lease of a message counts when it is claimed: what it counted before, or of one that this boot does not know
+   * the queue's own count. The client's word would change what is counted. 0: there is no such message.
+   */
+  claimBytes(offset: number): number {
+    const former = this.former.get(offset)
+    if (former !== undefined) return former.bytes
+    const chunk = this.stateOf(offset) === undefined ? undefined : this.chunkAt(offset)
+    return chunk === undefined ? 0 : Math.round(chunk.bytesAt(offset - chunk.base))
   }
 
   /** A subscription ended and gave messages back: after a restart no lease of it can be claimed. */
