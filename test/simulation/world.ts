@@ -71,6 +71,8 @@ const LINGER_MS = 1_000
 const HOUR_MS = 3_600_000
 const HEALING_STEPS_MAX = 150_000
 const SLACK_MS = 200
+/** Seconds until a broker that waits for room on its disk must have noticed it. */
+const LOOKS_MAX = 5
 /** So long the broker may take to come to rest, and so long it is watched then. */
 const REST_SECONDS = 60
 
@@ -801,6 +803,13 @@ export class World implements Surroundings, Listening, LogListening {
       this.#unreadableUntilMs > 0 ||
       this.#sleepers.length > 0 ||
       this.ledger.written.lsn !== this.ledger.durable.lsn
+    // After the disk was full nothing is delivered until the broker has looked again.
+    for (let looks = 0; broker.isBehind && !isWaiting(); looks++) {
+      if (looks === LOOKS_MAX) throw new Violation(16, 'the broker waits for room that its disk has')
+      this.count('looked for room')
+      this.#pass(1_000)
+      await this.#rest()
+    }
     if (isWaiting()) return
     const hasRoom = !this.#isLowUnnoticed && this.nowMs >= this.#lowUntilMs && !this.#faulted
     this.model.calm(this.brokerMs, hasRoom)
