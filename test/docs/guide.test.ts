@@ -11,7 +11,7 @@ import { ERRORS, LIMITS, QUEUE_OPTIONS, type QueueOptionName } from '@sluice/pro
 import { startServer, type RunningServer } from '@sluice/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { connectSettings } from '../../packages/client/src/options.js'
-import { guideDirectory, readPages, type Page, type Table } from './pages.js'
+import { guideDirectory, readPages, readReadme, type Page, type Table } from './pages.js'
 import { compilePrograms, enterPrograms, helpOf, printedAt, runProgram, writePrograms } from './programs.js'
 
 const pages = readPages()
@@ -58,6 +58,7 @@ describe('the programs of the guide', () => {
   it('compile', async () => {
     expect(await compilePrograms()).toBe('')
     expect(optionTypes().length).toBeGreaterThan(30)
+    expect(readReadme()).toContain('sluice.consume(')
   })
 
   describe.concurrent('run', () => {

@@ -59,6 +59,20 @@ const PRINTS = ' // prints '
 /** Between what one line prints the first time and the next. */
 const THEN = ', then '
 
+/** The code of the README of the project as one program, each line where it is there. */
+export function readReadme(): string {
+  const lines = readFileSync(join(guideDirectory, '../../README.md'), 'utf8').split('\n')
+  let isCode = false
+  return lines
+    .map((line) => {
+      if (line === '```ts') isCode = true
+      else if (line === '```') isCode = false
+      else if (isCode) return line
+      return ''
+    })
+    .join('\n')
+}
+
 function readPage(file: string): Page {
   const name = file.slice(0, -'.md'.length)
   const text = readFileSync(join(guideDirectory, file), 'utf8')

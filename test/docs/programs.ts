@@ -8,7 +8,7 @@ import { createRequire } from 'node:module'
 import { join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { formatWithOptions } from 'node:util'
-import type { Page } from './pages.js'
+import { readReadme, type Page } from './pages.js'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 /** In the workspace, so that the programs find its packages. */
@@ -64,6 +64,7 @@ export async function writePrograms(
       'declare function guideLog(page: string, line: number, ...values: unknown[]): void\n',
     ),
     writeFile(join(directory, 'types.ts'), typesProgram(types, missing)),
+    writeFile(join(directory, 'project.ts'), readReadme()),
     ...pages.map((page) => writeFile(programOf(page), page.program)),
   ])
 }
