@@ -102,7 +102,8 @@ describe('an error that comes later', () => {
     await sluice.close({ timeout: 0 })
     const errors = (await Promise.all(publishes)) as SluiceError[]
     expect(new Set(errors).size).toBe(TRACED_MAX + 1)
-    for (const error of errors) expect(error).toMatchObject({ code: 'CLOSED', outcome: 'unknown' })
+    for (const error of errors)
+      expect(error).toMatchObject({ code: 'CLOSED', outcome: 'unknown', queue: 'q' })
   })
 
   it('names the message of a settle, and does not reject twice when it fails twice', async () => {

@@ -22,13 +22,27 @@ export function fail(
 const NO_NAMES: SluiceErrorNames = {}
 
 function failing(error: SluiceError, names: SluiceErrorNames): Promise<never> {
-  if (traced === TRACED_MAX) return Promise.reject(error)
+  if (traced === TRACED_MAX) return Promise.reject(untraced(error, names))
   if (traced++ === 0) {
     setImmediate(() => {
       traced = 0
     })
   }
   return rejection(error, names)
+}
+
+let named: { readonly error: SluiceError; readonly own: SluiceError } | undefined
+
+// Those that are about the same share one error.
+function untraced(error: SluiceError, names: SluiceErrorNames): SluiceError {
+  if (names.queue === undefined && names.offset === undefined) return error
+  const isKnown =
+    named !== undefined &&
+    named.error === error &&
+    named.own.queue === names.queue &&
+    named.own.offset === names.offset
+  if (!isKnown) named = { error, own: error.with(names) }
+  return named!.own
 }
 
 async function rejection(failure: SluiceError, names: SluiceErrorNames): Promise<never> {
