@@ -65,7 +65,7 @@ export class BatchTable {
    * one before takes over their indexes. The first and the last may go on in the chunks beside this one, which look here
    * for them.
    */
-  keep(indexes: Iterable<number>): void {
+  keep(indexes: readonly number[]): void {
     const last = this.count - 1
     let kept = 1
     let newest = 0

@@ -46,6 +46,10 @@ export interface Lives {
 /** Tables with less room than this are packed only in a full chunk, which gets no more. */
 const ROWS_KEPT = 32
 const BATCHES_KEPT = 32
+/** A chunk whose messages go in order is packed when no more than these are left: it keeps them if that is where it ends. */
+const DRAINED_MAX = 4
+/** What has to be given back when a message is gone: its key, its id, its part of the bytes. */
+const HELD = (1 << COLUMN.key) | (1 << COLUMN.id) | (1 << COLUMN.size)
 const PRIORITY_BITS = 5
 const PRIORITY_MASK = 2 ** PRIORITY_BITS - 1
 
@@ -134,7 +138,7 @@ export class Chunk {
 
   /** Whether something is kept of single messages here that has to be given back when they are gone. */
   get holdsMessages(): boolean {
-    return this.hasKeys || this.hasIds || this.hasSizes || this.dead !== undefined || this.lives !== undefined
+    return this.#columns?.hasAny(HELD) === true || this.dead !== undefined || this.lives !== undefined
   }
 
   has(mark: Mark, index: number): boolean {
@@ -169,9 +173,9 @@ export class Chunk {
     return end <= from ? 0 : end - from - this.marks.countGone(from, end)
   }
 
-  /** Indexes of the live messages, in order; nothing may go meanwhile. */
-  *liveIndexes(): IterableIterator<number> {
-    for (let index = this.firstLive(0); index < this.count; index = this.firstLive(index + 1)) yield index
+  /** Indexes of the live messages, in order. */
+  liveIndexes(): number[] {
+    return this.marks.liveIndexes(this.count)
   }
 
   expiryAt(index: number): number {
@@ -179,6 +183,7 @@ export class Chunk {
   }
 
   isExpired(index: number, nowMs: number): boolean {
+    if (!this.hasExpiries) return false
     const expiryMs = this.expiryAt(index)
     return expiryMs !== 0 && expiryMs <= nowMs
   }
@@ -220,14 +225,7 @@ export class Chunk {
   /** Whether this is the hash of the message's id, which is all 0 if it has none that is needed. */
   isId(index: number, h0: number, h1: number, h2: number, h3: number): boolean {
     const columns = this.#columns
-    const place = columns === undefined ? -1 : columns.place(COLUMN.id, index)
-    if (place < 0) return (h0 | h1 | h2 | h3) === 0
-    return (
-      columns!.wordAt(place) === h0 &&
-      columns!.wordAt(place + 1) === h1 &&
-      columns!.wordAt(place + 2) === h2 &&
-      columns!.wordAt(place + 3) === h3
-    )
+    return columns === undefined ? (h0 | h1 | h2 | h3) === 0 : columns.isId(index, h0, h1, h2, h3)
   }
 
   /** Word of the hash of the message's id. */
@@ -243,13 +241,16 @@ export class Chunk {
     return words
   }
 
-  /** Sets what the messages at `[from, to)` ask for; `traitsFrom` is the index of the first in its batch. */
+  /** Sets what the messages at `[from, to)`, which are new, ask for; `traitsFrom` is the index of the first in its batch. */
   setTraits(from: number, to: number, traits: Traits, traitsFrom: number): void {
+    const { priorities, dues, expiries, sizes } = traits
     for (let index = from, at = traitsFrom; index < to; index++, at++) {
-      this.setPriority(index, traits.priorities[at]!)
-      if (traits.dues[at] !== 0) this.setDue(index, 0, traits.dues[at]!)
-      if (traits.expiries[at] !== 0) this.setExpiry(index, traits.expiries[at]!)
-      if (traits.sizes !== undefined) this.setSize(index, traits.sizes[at]!)
+      const priority = priorities[at]!
+      this.priorityMask |= 1 << priority
+      if (priority !== 0) this.columns.set(COLUMN.charge, index, priority)
+      if (dues[at] !== 0) this.columns.setWide(COLUMN.due, COLUMN.dueHigh, index, dues[at]!)
+      if (expiries[at] !== 0) this.setExpiry(index, expiries[at]!)
+      if (sizes !== undefined) this.setSize(index, sizes[at]!)
     }
   }
 
@@ -354,7 +355,8 @@ export class Chunk {
   append(end: number, position: number, timeMs: number, bytes: number, batchBytes: number): void {
     // Where half of the batches are gone at least, their room serves the next ones.
     const { count, room } = this.batches
-    if (count === room && count >= BATCHES_KEPT && this.live * 2 <= count) this.#packBatches()
+    if (count === room && count >= BATCHES_KEPT && this.live * 2 <= count)
+      this.batches.keep(this.liveIndexes())
     this.batches.push(this.count, position, timeMs, batchBytes)
     this.priorityMask |= 1
     this.live += end - this.count
@@ -393,29 +395,28 @@ export class Chunk {
   }
 
   /**
-   * After messages went: where few are left, gives back what the others took, each time that three quarters of it are of
-   * no use. Batches have other numbers then.
+   * After messages before `end` went: where few are left, gives back what the others took, each time that three quarters
+   * of it are of no use. Batches have other numbers then.
    */
-  pack(): void {
+  pack(end: number): void {
     const { live, full } = this
     if (live > LISTED_MAX || (live === 0 && full)) return
+    // A full chunk whose oldest messages go first is all gone soon.
+    if (full && live > DRAINED_MAX && this.dead === undefined && this.firstLive(0) >= end) return
     const columns = this.#columns
-    if (full) {
-      if (!this.marks.areListed) this.marks.list()
-      if (live * 4 <= this.batches.room) {
-        this.#packBatches()
-        this.batches.trim()
-      }
+    const isLoose = columns !== undefined && live * 4 <= columns.room
+    if (!full) {
+      if (!isLoose) return
+      if (columns.room > ROWS_KEPT) columns.pack(this.liveIndexes())
+      else if (live === 0) columns.restart(this.count)
+      return
     }
-    if (columns === undefined || live * 4 > columns.room) return
-    if (full) {
-      if (!columns.pack(this.liveIndexes())) this.#columns = undefined
-    } else if (columns.room > ROWS_KEPT) columns.pack(this.liveIndexes())
-    else if (live === 0) columns.restart(this.count)
-  }
-
-  #packBatches(): void {
-    this.batches.keep([...this.liveIndexes()])
+    if (!this.marks.areListed) this.marks.list()
+    if (live * 4 <= this.batches.room) {
+      this.batches.keep(this.liveIndexes())
+      this.batches.trim()
+    }
+    if (isLoose && !columns.pack(this.liveIndexes())) this.#columns = undefined
   }
 
   /** Recovery: messages `[from, to)` are gone, as a page says. */

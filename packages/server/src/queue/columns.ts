@@ -1,8 +1,8 @@
 /**
  * What is known of single messages of one chunk beyond what their batch says: a table with a row of 32-bit words for
  * each message, and only the columns that any of them needs. It costs by what is in it. Where most messages from some
- * index on have a row, rows are side by side. Where few have one, rows are in the order of their indexes, and the first
- * word of each is its index. A message without a row has 0 in all columns.
+ * index on have a row, each column is an array: one look finds a word. Where few have one, rows are in the order of
+ * their indexes in one array, and the first word of each is its index. A message without a row has 0 in all columns.
  *
  * The owner says when rows may go: `pack` keeps those of the messages that it names.
  */
@@ -44,12 +44,17 @@ type Column = (typeof COLUMN)[ColumnName]
 
 const COLUMNS = Object.keys(COLUMN).length
 const ROWS_FIRST = 4
+/** Of a table that messages come to one after the other, as often as it is full. */
+const ROWS_GROWTH = 4
 const WORD_2 = 2 ** 32
 const NO_WORDS = new Uint32Array(0)
+const NO_ARRAYS: readonly Uint32Array[] = Array.from({ length: COLUMNS }, () => NO_WORDS)
 const ID_MASK = (2 ** ID_WORDS - 1) << COLUMN.id
 
-/** Which columns there are, and where in a row. One object for each combination that occurs. */
+/** Which columns there are, and where in a row of a sparse table. One object for each combination that occurs. */
 interface Layout {
+  readonly mask: number
+  readonly columns: readonly number[]
   /** Words of a row; the first one is its index. */
   readonly width: number
   /** Place in the row by column; 0: there is no such column. */
@@ -62,109 +67,112 @@ function layoutOf(mask: number): Layout {
   const known = LAYOUTS.get(mask)
   if (known !== undefined) return known
   const at = new Uint8Array(COLUMNS)
-  let width = 1
-  for (let column = 0; column < COLUMNS; column++) if ((mask >>> column) & 1) at[column] = width++
-  const layout = { width, at }
+  const columns: number[] = []
+  for (let column = 0; column < COLUMNS; column++)
+    if ((mask >>> column) & 1) at[column] = columns.push(column)
+  const layout = { mask, columns, width: 1 + columns.length, at }
   LAYOUTS.set(mask, layout)
   return layout
 }
 
 export class Columns {
-  #mask = 0
-  /** Of the layout: where each column is in a row, and the words of a row. */
-  #at = layoutOf(0).at
-  #width = layoutOf(0).width
-  #words = NO_WORDS
+  #layout = layoutOf(0)
+  /** By column, unless the table is sparse: words of the rows from `#first` on, empty where there is no such column. */
+  #arrays = NO_ARRAYS.slice()
+  /** Index that the first row is of, unless the table is sparse. */
+  #first = 0
   /** Rows in use. */
   #rows = 0
-  /** Index that the first row is of, while they are not sparse. */
-  #first = 0
-  /** Rows are in the order of their indexes, with gaps between them. */
+  /** Rows that there is room for. */
+  #room = 0
+  /** Rows are in the order of their indexes, with gaps between them, in `#words`. */
   #isSparse = false
+  #words = NO_WORDS
 
   /** Rows that there is room for. */
   get room(): number {
-    return this.#words.length / this.#width
+    return this.#room
   }
 
   /** Whether any message was given anything in this column. */
   has(column: Column): boolean {
-    return this.#at[column] !== 0
+    return (this.#layout.mask & (1 << column)) !== 0
+  }
+
+  /** Whether any message was given anything in any of these columns, which are bits of a mask. */
+  hasAny(columns: number): boolean {
+    return (this.#layout.mask & columns) !== 0
   }
 
   get(column: Column, index: number): number {
-    const place = this.place(column, index)
-    return place < 0 ? 0 : this.#words[place]!
+    const words = this.#arrays[column]!
+    const row = index - this.#first
+    if (row >= 0 && row < words.length) return words[row]!
+    return this.#isSparse ? this.#getSparse(column, index) : 0
   }
 
   /** A number in two columns. */
   getWide(low: Column, high: Column, index: number): number {
-    const place = this.place(low, index)
-    if (place < 0) return 0
-    const highAt = this.#at[high]!
-    const number = this.#words[place]!
-    return highAt === 0 ? number : number + this.#words[place - this.#at[low]! + highAt]! * WORD_2
+    return this.get(low, index) + this.get(high, index) * WORD_2
   }
 
-  /** Where the word is, for `wordAt`; negative where it is 0. Columns that always come together are side by side. */
-  place(column: Column, index: number): number {
-    const at = this.#at[column]!
-    if (at === 0) return -1
-    const row = this.#isSparse ? this.#find(index) : index - this.#first
-    return row < 0 || row >= this.#rows ? -1 : row * this.#width + at
-  }
-
-  wordAt(place: number): number {
-    return this.#words[place]!
+  /** Whether these are the four words of the message's id. */
+  isId(index: number, h0: number, h1: number, h2: number, h3: number): boolean {
+    return (
+      this.get(COLUMN.id, index) === h0 &&
+      this.get(COLUMN.id1, index) === h1 &&
+      this.get(COLUMN.id2, index) === h2 &&
+      this.get(COLUMN.id3, index) === h3
+    )
   }
 
   set(column: Column, index: number, word: number): void {
-    if (this.#at[column] === 0) {
-      if (word === 0) return
-      this.#extend(this.#mask | (1 << column))
-    }
-    const row = this.#rowFor(index)
-    this.#words[row * this.#width + this.#at[column]!] = word
+    const words = this.#arrays[column]!
+    const row = index - this.#first
+    if (row >= 0 && row < words.length) {
+      words[row] = word
+      if (row >= this.#rows) this.#rows = row + 1
+    } else this.#make(column, index, word)
   }
 
   /** Sets a number below 2^53 in two columns, of which the high one is there once a number needs it. */
   setWide(low: Column, high: Column, index: number, value: number): void {
     if (value < WORD_2) {
       this.set(low, index, value)
-      if (this.#at[high] !== 0) this.set(high, index, 0)
+      if (this.has(high)) this.set(high, index, 0)
       return
     }
-    this.#extend(this.#mask | (1 << low) | (1 << high))
-    this.set(low, index, value % WORD_2)
-    this.set(high, index, Math.floor(value / WORD_2))
+    this.#extend(this.#layout.mask | (1 << low) | (1 << high))
+    const highWord = Math.floor(value / WORD_2)
+    this.set(low, index, value - highWord * WORD_2)
+    this.set(high, index, highWord)
   }
 
   /** Sets the four words of an id. */
   setId(index: number, words: Uint32Array, at: number): void {
-    this.#extend(this.#mask | ID_MASK)
-    const place = this.#rowFor(index) * this.#width + this.#at[COLUMN.id]!
-    for (let word = 0; word < ID_WORDS; word++) this.#words[place + word] = words[at + word]!
+    this.#extend(this.#layout.mask | ID_MASK)
+    for (let word = 0; word < ID_WORDS; word++)
+      this.set((COLUMN.id + word) as typeof COLUMN.id, index, words[at + word]!)
   }
 
   /** There will be these columns, and rows of the first `count` messages: each is made once. */
   reserve(columns: readonly ColumnName[], count: number): void {
-    let mask = this.#mask
+    let { mask } = this.#layout
     for (const name of columns) mask |= 1 << COLUMN[name]
     this.#extend(mask)
-    if (this.#rows === 0 && count > this.room) this.#resize(powerOf2(count))
+    if (this.#rows === 0 && count > this.#room) this.#resize(powerOf2(count))
   }
 
   /** All messages below `index` are gone: the room serves the next ones. */
   restart(index: number): void {
-    this.#words.fill(0, 0, this.#rows * this.#width)
+    if (this.#isSparse) this.#lay([], false, index, this.#room)
+    for (const column of this.#layout.columns) this.#arrays[column]!.fill(0, 0, this.#rows)
     this.#rows = 0
     this.#first = index
-    this.#isSparse = false
   }
 
   /** Keeps the rows of these messages, which come in order; false when nothing is known of any. */
-  pack(indexes: Iterable<number>): boolean {
-    const width = this.#width
+  pack(indexes: readonly number[]): boolean {
     const kept: number[] = []
     for (const index of indexes) {
       const row = this.#isSparse ? this.#find(index) : index - this.#first
@@ -174,33 +182,56 @@ export class Columns {
     const first = kept[1] ?? 0
     const span = rows === 0 ? 0 : kept.at(-1)! - first + 1
     const isSparse = span > rows * 2
-    const words = new Uint32Array((isSparse ? rows : span) * width)
-    for (let at = 0; at < kept.length; at += 2) {
-      const from = kept[at]! * width
-      const index = kept[at + 1]!
-      const to = (isSparse ? at / 2 : index - first) * width
-      for (let word = 1; word < width; word++) words[to + word] = this.#words[from + word]!
+    this.#lay(kept, isSparse, first, isSparse ? rows : span)
+    return rows > 0
+  }
+
+  // Lays these rows out anew, of which each is there as its number and its index, with room for so many.
+  #lay(kept: readonly number[], isSparse: boolean, first: number, room: number): void {
+    const { columns, width, at } = this.#layout
+    const arrays = NO_ARRAYS.slice()
+    const words = isSparse ? new Uint32Array(room * width) : NO_WORDS
+    if (!isSparse) for (const column of columns) arrays[column] = new Uint32Array(room)
+    for (let place = 0; place < kept.length; place += 2) {
+      const row = kept[place]!
+      const index = kept[place + 1]!
+      const to = (place / 2) * width
       if (isSparse) words[to] = index
+      for (const column of columns) {
+        const word = this.#word(column, row)
+        if (isSparse) words[to + at[column]!] = word
+        else arrays[column]![index - first] = word
+      }
     }
+    this.#arrays = arrays
     this.#words = words
-    this.#rows = isSparse ? rows : span
+    this.#room = room
     this.#first = first
     this.#isSparse = isSparse
-    return rows > 0
+    this.#rows = isSparse || kept.length === 0 ? kept.length / 2 : kept.at(-1)! - first + 1
+  }
+
+  #word(column: number, row: number): number {
+    return this.#isSparse
+      ? this.#words[row * this.#layout.width + this.#layout.at[column]!]!
+      : this.#arrays[column]![row]!
   }
 
   // Whether anything is in the row.
   #says(row: number): boolean {
-    const end = (row + 1) * this.#width
-    let word = row * this.#width + 1
-    while (word < end && this.#words[word] === 0) word++
-    return word < end
+    return this.#layout.columns.some((column) => this.#word(column, row) !== 0)
+  }
+
+  #getSparse(column: Column, index: number): number {
+    const at = this.#layout.at[column]!
+    const row = at === 0 ? -1 : this.#find(index)
+    return row < 0 ? 0 : this.#words[row * this.#layout.width + at]!
   }
 
   // Row of the message in a sparse table; of one that has none, -1 minus where it would be.
   #find(index: number): number {
     const words = this.#words
-    const width = this.#width
+    const { width } = this.#layout
     let low = 0
     let high = this.#rows
     while (low < high) {
@@ -211,42 +242,61 @@ export class Columns {
     return low < this.#rows && words[low * width] === index ? low : -1 - low
   }
 
+  // Sets a word where no array has a place for it.
+  #make(column: Column, index: number, word: number): void {
+    if (!this.has(column)) {
+      if (word === 0) return
+      this.#extend(this.#layout.mask | (1 << column))
+    }
+    const row = this.#rowFor(index)
+    if (this.#isSparse) this.#words[row * this.#layout.width + this.#layout.at[column]!] = word
+    else this.#arrays[column]![row] = word
+  }
+
   // The row of the message; made if there is none.
   #rowFor(index: number): number {
     if (!this.#isSparse) {
       const row = index - this.#first
-      if (row >= 0) {
-        if (row < this.#rows) return row
-        const { room } = this
-        if (row < room || (row < Math.max(ROWS_FIRST, room * 2) && this.#rows * 2 >= room)) {
-          if (row >= room) this.#resize(Math.max(ROWS_FIRST, room * 2))
-          this.#rows = row + 1
-          return row
-        }
+      const room = this.#room
+      const more = Math.max(ROWS_FIRST, room * ROWS_GROWTH)
+      if (row >= 0 && (row < room || (row < more && this.#rows * 2 >= room))) {
+        if (row >= room) this.#resize(more)
+        if (row >= this.#rows) this.#rows = row + 1
+        return row
       }
-      this.#number()
+      this.#lay(this.#all(), true, 0, this.#rows)
     }
     const row = this.#find(index)
     if (row >= 0) return row
-    if (this.#rows === this.room) {
+    if (this.#rows === this.#room) {
       if (this.#isDenseUntil(index)) {
-        this.#spread(index)
-        return index - this.#first
+        const first = this.#words[0]!
+        this.#lay(this.#all(), false, first, powerOf2(index - first + 1))
+        this.#rows = index - first + 1
+        return index - first
       }
       this.#resize(Math.max(1, this.#rows * 2))
     }
     return this.#open(-1 - row, index)
   }
 
+  // All rows, as `#lay` takes them.
+  #all(): number[] {
+    const rows: number[] = []
+    for (let row = 0; row < this.#rows; row++)
+      rows.push(row, this.#isSparse ? this.#words[row * this.#layout.width]! : this.#first + row)
+    return rows
+  }
+
   // Whether the message comes after all that have a row, and most up to it have one.
   #isDenseUntil(index: number): boolean {
     if (this.#rows === 0) return false
-    const last = this.#words[(this.#rows - 1) * this.#width]!
+    const last = this.#words[(this.#rows - 1) * this.#layout.width]!
     return last < index && index - this.#words[0]! < this.#rows * 2
   }
 
   #open(row: number, index: number): number {
-    const width = this.#width
+    const { width } = this.#layout
     this.#words.copyWithin((row + 1) * width, row * width, this.#rows * width)
     this.#words.fill(0, row * width, (row + 1) * width)
     this.#words[row * width] = index
@@ -254,49 +304,35 @@ export class Columns {
     return row
   }
 
-  // From each row at its index to rows that say their index.
-  #number(): void {
-    for (let row = 0; row < this.#rows; row++) this.#words[row * this.#width] = this.#first + row
-    this.#isSparse = true
-  }
-
-  // The other way round, with a row for `last`.
-  #spread(last: number): void {
-    const width = this.#width
-    const first = this.#words[0]!
-    const words = new Uint32Array(powerOf2(last - first + 1) * width)
-    for (let row = 0; row < this.#rows; row++) {
-      const from = row * width
-      words.set(this.#words.subarray(from, from + width), (this.#words[from]! - first) * width)
-    }
-    this.#words = words
-    this.#first = first
-    this.#rows = last - first + 1
-    this.#isSparse = false
-  }
-
   #resize(rows: number): void {
-    const words = new Uint32Array(Math.min(rows, CHUNK_MESSAGES) * this.#width)
-    words.set(this.#words.subarray(0, this.#rows * this.#width))
-    this.#words = words
+    const room = (this.#room = Math.min(rows, CHUNK_MESSAGES))
+    if (this.#isSparse) this.#words = copyOf(this.#words, room * this.#layout.width)
+    else for (const column of this.#layout.columns) this.#arrays[column] = copyOf(this.#arrays[column]!, room)
   }
 
   #extend(mask: number): void {
-    if (mask === this.#mask) return
-    const { at, width } = layoutOf(mask)
-    const words = new Uint32Array(this.room * width)
-    for (let row = 0; row < this.#rows; row++) words[row * width] = this.#words[row * this.#width]!
-    for (let column = 0; column < COLUMNS; column++) {
-      const from = this.#at[column]!
-      if (from === 0) continue
-      for (let row = 0; row < this.#rows; row++)
-        words[row * width + at[column]!] = this.#words[row * this.#width + from]!
+    const before = this.#layout
+    if (mask === before.mask) return
+    const { columns, width, at } = (this.#layout = layoutOf(mask))
+    if (!this.#isSparse) {
+      for (const column of columns)
+        if (before.at[column] === 0) this.#arrays[column] = new Uint32Array(this.#room)
+      return
     }
-    this.#mask = mask
-    this.#at = at
-    this.#width = width
+    const words = new Uint32Array(this.#room * width)
+    for (let row = 0; row < this.#rows; row++) {
+      words[row * width] = this.#words[row * before.width]!
+      for (const column of before.columns)
+        words[row * width + at[column]!] = this.#words[row * before.width + before.at[column]!]!
+    }
     this.#words = words
   }
+}
+
+function copyOf(words: Uint32Array, length: number): Uint32Array<ArrayBuffer> {
+  const copy = new Uint32Array(length)
+  copy.set(words)
+  return copy
 }
 
 function powerOf2(least: number): number {

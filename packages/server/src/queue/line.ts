@@ -94,9 +94,10 @@ export class Line {
       this.#countPlain(0, to - from)
       return
     }
+    const { hasDues, hasKeys } = chunk
     for (let index = from; index < to; index++) {
-      const dueMs = chunk.dueAt(index)
-      const slot = chunk.keyAt(index)
+      const dueMs = hasDues ? chunk.dueAt(index) : 0
+      const slot = hasKeys ? chunk.keyAt(index) : NONE
       if (dueMs !== 0) this.#delay(chunk, index, dueMs)
       else if (slot === NONE) this.#countPlain(chunk.priorityAt(index), 1)
       else {

@@ -145,17 +145,32 @@ export class Marks {
     return to
   }
 
+  /** Of `[0, end)`, those that are not gone, in order. */
+  liveIndexes(end: number): number[] {
+    const indexes: number[] = []
+    if (this.#list !== undefined) {
+      for (const entry of this.#list) indexes.push(entry >>> INDEX_SHIFT)
+      return indexes
+    }
+    for (let from = 0; from < end; from += 32) {
+      const gone = this.#words === undefined ? 0 : this.#words[from >>> 5]!
+      for (let live = ~gone & wordMask(from, end); live !== 0; live &= live - 1)
+        indexes.push(from + trailingZeros(live))
+    }
+    return indexes
+  }
+
   /** Lists what is live of a full chunk, of which that is little. */
   list(): void {
     const words = this.#words
     if (words === undefined) return
-    const list: number[] = []
-    for (let index = this.firstLive(0, CHUNK_MESSAGES); index < CHUNK_MESSAGES;) {
+    const list = this.liveIndexes(CHUNK_MESSAGES)
+    for (let place = 0; place < list.length; place++) {
+      const index = list[place]!
       let entry = index << INDEX_SHIFT
       for (let mark = 1; mark < SETS; mark++)
         if (hasBit(words, mark * CHUNK_MESSAGES + index)) entry |= flagOf(mark as Mark)
-      list.push(entry)
-      index = this.firstLive(index + 1, CHUNK_MESSAGES)
+      list[place] = entry
     }
     // As long as it is, not as long as it could become.
     this.#list = list.slice()
@@ -179,7 +194,10 @@ export class Marks {
     const list = this.#list!
     const start = this.#place(from)
     const end = this.#place(to)
-    if (end > start) this.#list = [...list.slice(0, start), ...list.slice(end)]
+    // Mostly it is one of a few: `splice` and `copyWithin` take longer.
+    let kept = start
+    for (let place = end; place < list.length; place++) list[kept++] = list[place]!
+    list.length = kept
     return end - start
   }
 

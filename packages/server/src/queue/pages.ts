@@ -268,7 +268,7 @@ export function decodeChunkPage(bytes: Uint8Array, start: number, keys: Keys): C
     })
     at = reasonAt + reasonBytes
   }
-  chunk.pack()
+  chunk.pack(0)
   chunk.dirty = false
   return chunk
 }

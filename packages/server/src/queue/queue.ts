@@ -1403,10 +1403,9 @@ export class Queue implements Arriving {
     for (let index = from; index < end;) {
       const batch = chunk.batches.find(index)
       const batchEnd = Math.min(chunk.batchEnd(batch), end)
-      const place = chunk.batches.place(batch)
-      const isSized = chunk.hasSizes
       const counted = hasMore ? this.#forget(chunk, index, batchEnd) : undefined
-      const bytes = isSized || size === undefined ? counted : (size * (batchEnd - index)) / (end - from)
+      const bytes =
+        size === undefined || chunk.hasSizes ? counted : (size * (batchEnd - index)) / (end - from)
       const bytesBefore = chunk.bytes
       const count = chunk.remove(index, batchEnd, bytes)
       if (count > 0) {
@@ -1417,7 +1416,7 @@ export class Queue implements Arriving {
           this.#use.remove(chunk.batches.place(batch), chunk.batches.bytes(batch))
         // What is in the queue's page is counted there.
         if (this.retains && timeMs !== NEVER && this.pagePosition < this.appliedFrom)
-          this.#use.retain(this.id, place, bytesBefore - chunk.bytes, timeMs)
+          this.#use.retain(this.id, chunk.batches.place(batch), bytesBefore - chunk.bytes, timeMs)
       }
       index = batchEnd
     }
@@ -1428,7 +1427,7 @@ export class Queue implements Arriving {
       this.#chunks.drop(chunk)
       this.#use.pages.gone(chunk.pageBytes)
       if (this.#newest === chunk) this.#newest = undefined
-    } else chunk.pack()
+    } else chunk.pack(end)
     return removed
   }
 
