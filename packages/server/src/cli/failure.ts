@@ -131,7 +131,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   },
   CONSUMER_CLOSED: {
     exit: EXIT.failure,
-    advice: 'An operator wanted it so; start it again if it may go on.',
+    advice: 'Start it again, unless the operator wants it to stay closed.',
   },
   TRANSACTION_TOO_LARGE: { exit: EXIT.failure, advice: 'Do less in one atomic step.' },
   INVALID_OPTION: BOUNDS,
@@ -261,7 +261,7 @@ export function failureOf(error: unknown): Failure {
     exit: EXIT.failure,
     code: code ?? 'UNEXPECTED',
     what: `${error instanceof Error ? error.name : 'Error'}: ${what}`,
-    advice: 'This was not foreseen; please report it with the command that you ran.',
+    advice: 'Unexpected error. Please report it, including the command you ran.',
   }
 }
 

@@ -45,7 +45,7 @@ const COMMANDS: readonly CommandEntry[] = [
   },
   {
     command: 'cancel <queue>',
-    describe: 'Take back a message that is scheduled or ready',
+    describe: 'Cancel a message that is scheduled or ready',
     load: async () => (await import('./pending.js')).cancel,
   },
   {
@@ -61,12 +61,12 @@ const COMMANDS: readonly CommandEntry[] = [
   },
   {
     command: 'replay <queue>',
-    describe: 'Publish messages again that were done',
+    describe: 'Publish messages again that were acknowledged',
     load: async () => (await import('./replay.js')).replay,
   },
   {
     command: 'history <queue> <offset>',
-    describe: 'Tell what happened to a message',
+    describe: 'Print what happened to a message',
     load: async () => (await import('./replay.js')).history,
   },
   {

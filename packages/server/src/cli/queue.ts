@@ -200,12 +200,12 @@ const ENTRIES: readonly CommandEntry[] = [
   },
   {
     command: 'pause <name>',
-    describe: 'Hand nothing out until it is resumed',
+    describe: 'Stop deliveries until the queue is resumed',
     load: () => Promise.resolve(turn('pause', 'Paused', 'was paused already')),
   },
   {
     command: 'resume <name>',
-    describe: 'End a pause',
+    describe: 'Start deliveries again',
     load: () => Promise.resolve(turn('resume', 'Resumed', 'was not paused')),
   },
   {

@@ -47,7 +47,7 @@ export const replay = command<ReplayFlags>({
         ),
       ),
     ).epilogue(
-      'Publishes messages again that were done and that the queue still keeps: see --retain-age and --retain-bytes of ' +
+      'Publishes messages again that were acknowledged and that the queue still keeps: see --retain-age and --retain-bytes of ' +
         '`sluice queue ensure`. Each copy is a new message.',
     ),
   handler: async (options) => {
