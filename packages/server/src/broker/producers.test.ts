@@ -42,7 +42,7 @@ test('of one that has left for good no result is kept, and its number is', () =>
   producer.dirty = false
   producer.forgetAll()
   producer.shrink()
-  expect(producer.windowBytes).toBe(16 * KNOWN_BYTES)
+  expect(producer.windowBytes).toBe(0)
   expect(producer).toMatchObject({ highest: 5_000, floor: 5_001, dirty: true })
   expect(() => producer.resultOf(5_000, 5_000, 0)).toThrow(/older than the window/)
   const page = producer.encodePage()
@@ -51,4 +51,25 @@ test('of one that has left for good no result is kept, and its number is', () =>
     highest: 5_000,
     floor: 5_001,
   })
+})
+
+test('one of which no result is remembered takes no room for any, and takes batches all the same', () => {
+  const producer = new Producer(1, '00'.repeat(16), PAGE_BYTES_MAX)
+  expect(producer.windowBytes).toBe(0)
+  const first = 2 ** 40
+  expect(producer.resultOf(first, 7, 0)).toBeUndefined()
+  producer.accept(first, 10, 7)
+  expect(producer.windowBytes).toBe(16 * KNOWN_BYTES)
+  expect(producer.resultOf(first, 7, 0)?.[0]!.baseOffset).toBe(10)
+  // Its connection is lost: it may still ask.
+  producer.shrink()
+  expect(producer.resultOf(first, 7, 0)?.[0]!.baseOffset).toBe(10)
+  producer.forgetAll()
+  producer.shrink()
+  const page = producer.encodePage()
+  expect(Producer.decodePage(page, 0, page.length, PAGE_BYTES_MAX).windowBytes).toBe(0)
+  expect(producer.windowBytes).toBe(0)
+  expect(producer.resultOf(first + 1, 8, 0)).toBeUndefined()
+  producer.accept(first + 1, 20, 8)
+  expect(producer.resultOf(first + 1, 8, 0)?.[0]!.baseOffset).toBe(20)
 })

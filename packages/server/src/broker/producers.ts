@@ -21,8 +21,11 @@ import {
 } from '@sluice/protocol'
 
 const IDENTITY_BYTES = 16
-/** Results that there is room for at first; a power of two. */
+/** Results that there is room for with the first one; a power of two. */
 const RESULTS_FIRST = 16
+/** While none is remembered. The arrays of a hundred thousand producers that have left would take as many kilobytes. */
+const NO_NUMBERS = new Float64Array(0)
+const NO_CRCS = new Uint32Array(0)
 const PAGE_HEAD_BYTES = IDENTITY_BYTES + 4 + 4 + 8 + 8 + 8
 const PAGE_ITEM_BYTES = 20
 /** Bytes of a page that a remembered duplicate, or the place of a batch, takes at most. */
@@ -44,9 +47,9 @@ export class Producer {
   pageBytes = 0
   /** Results of numbers below this are forgotten. */
   floor = 1
-  #numbers = new Float64Array(RESULTS_FIRST)
-  #bases = new Float64Array(RESULTS_FIRST)
-  #crcs = new Uint32Array(RESULTS_FIRST)
+  #numbers: Float64Array = NO_NUMBERS
+  #bases: Float64Array = NO_NUMBERS
+  #crcs: Uint32Array = NO_CRCS
   #refused: Map<number, Fault> | undefined
   /** Results that are more than a base offset: of batches with duplicates, and of atomic steps. */
   readonly #places = new Map<number, readonly Placed[]>()
@@ -122,7 +125,7 @@ export class Producer {
       if (this.#numbers.length >= LIMITS.inFlightBatchesMax) {
         this.forgetBelow(number - LIMITS.inFlightBatchesMax + 1)
       } else {
-        this.#resize(this.#numbers.length * 2)
+        this.#resize(Math.max(RESULTS_FIRST, this.#numbers.length * 2))
       }
     }
     const slot = number & (this.#numbers.length - 1)
@@ -152,16 +155,16 @@ export class Producer {
 
   /** The producer is away: what its window took at its widest is not needed for the results that are remembered. */
   shrink(): void {
-    let size = RESULTS_FIRST
-    while (size <= this.highest - this.floor) size *= 2
+    let size = this.highest < this.floor ? 0 : RESULTS_FIRST
+    while (size > 0 && size <= this.highest - this.floor) size *= 2
     if (size < this.#numbers.length) this.#resize(size)
   }
 
   #resize(size: number): void {
     const [numbers, bases, crcs] = [this.#numbers, this.#bases, this.#crcs]
-    this.#numbers = new Float64Array(size)
-    this.#bases = new Float64Array(size)
-    this.#crcs = new Uint32Array(size)
+    this.#numbers = size === 0 ? NO_NUMBERS : new Float64Array(size)
+    this.#bases = size === 0 ? NO_NUMBERS : new Float64Array(size)
+    this.#crcs = size === 0 ? NO_CRCS : new Uint32Array(size)
     for (const [slot, number] of numbers.entries()) {
       if (number < this.floor) continue
       const to = number & (size - 1)
