@@ -120,6 +120,56 @@ describe('space', () => {
   })
 })
 
+describe('a disk that is full of what is retained', () => {
+  // Of a segment: settles use the room up at other moments of a checkpoint.
+  it.each([3.125, 3.25, 3.5, 4])('is drained one by one, with %d segments kept for it', async (reserve) => {
+    const bench = await new Bench({
+      segmentBytes: SEGMENT,
+      checkpointBytes: 32 * 1024,
+      segmentsMax: 16,
+      reserveBytes: reserve * SEGMENT,
+    }).open()
+    bench.ensure({ retainAgeMs: 3_600_000 })
+    await expect(
+      (async () => {
+        for (;;) {
+          await bench.publish(repeated(20, { bodyBytes: 900 }))
+          await bench.pass(25)
+        }
+      })(),
+    ).rejects.toThrow('The log has no room')
+    const worker = bench.consume(20)
+    await bench.settle()
+    const entry = { isStuck: false }
+    const drain = async (): Promise<void> => {
+      for (let idle = 0; !entry.isStuck && worker.got.length > 0; idle++) {
+        if (idle === 100) throw new Error('nothing is settled any more')
+        // A connection that is not read from.
+        if (bench.broker.isBehind) await bench.pass(100)
+        else {
+          const { tag } = worker.got.shift()!
+          bench.broker.beginTurn()
+          bench.broker.settle(worker.subscription, [{ firstTag: tag, count: 1, outcome: OUTCOME.ack }])
+          await bench.pass(5)
+          idle = 0
+        }
+      }
+    }
+    void bench.log.stuck().then(() => (entry.isStuck = true))
+    await drain()
+    // Not even an entry has room. Once its time is over, what is retained goes all the same, and the rest is drained.
+    expect(entry.isStuck).toBe(true)
+    await rest(bench, 3_700_000)
+    entry.isStuck = false
+    await drain()
+    expect(bench.info()).toMatchObject({ ready: 0, leased: 0 })
+    await rest(bench, 3_700_000)
+    expect(bench.log.usage().segments).toBeLessThanOrEqual(6)
+    await bench.publish(repeated(20, { bodyBytes: 900 }))
+    bench.broker.audit()
+  })
+})
+
 describe('what a checkpoint could not list', () => {
   it('is refused by name, long before', async () => {
     const bench = await new Bench(SMALL).open()

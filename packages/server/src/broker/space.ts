@@ -55,8 +55,10 @@ export class Space {
   #retainedLookedMs = 0
   /** When the next of what is retained is retained for long enough. */
   #retainedUntilMs = Infinity
-  /** Segments below `floor` are not needed once `gate` is durable. */
-  #truncation: { readonly floor: number; readonly gate: number } | undefined
+  /** Neither the state nor live messages need the segments before this start, and what says so is durable. */
+  #doneBefore = 0
+  /** The next such start: what says so is durable with `gate`. */
+  #done: { readonly before: number; readonly gate: number } | undefined
   #truncating = false
   #retryMs = 0
 
@@ -98,16 +100,19 @@ export class Space {
     const isCheap = this.#state.segments.pages.bytes <= segmentBytes * CHEAP_PAGES
     const evacuates = isCheap || this.#relocation.excessBytes > 0
     this.#checkpoints.evacuateBefore = Math.max(this.#relocation.before, evacuates ? needed : 0)
-    let floor = Math.min(this.#checkpoints.floor, live, this.#relocation.retainedFrom)
-    if (this.#truncation === undefined && floor - firstStart >= segmentBytes && nowMs >= this.#retryMs) {
+    const before = Math.floor(Math.min(this.#checkpoints.floor, live) / segmentBytes) * segmentBytes
+    if (this.#done === undefined && before > Math.max(this.#doneBefore, firstStart))
+      this.#done = { before, gate: this.#tail.gate }
+    this.#noteDone()
+    // Whether something is still retained says the clock: that waits for nothing to be durable.
+    if (this.#firstAfter(this.#doneBefore) > firstStart && !this.#truncating && nowMs >= this.#retryMs) {
       // What was settled since it was looked at last may be retained.
       this.#lookAtRetained(nowMs)
-      floor = Math.min(floor, this.#relocation.retainedFrom)
-      if (floor - firstStart >= segmentBytes) this.#truncation = { floor, gate: this.#tail.gate }
+      const floor = this.#firstAfter(this.#doneBefore)
+      if (floor > firstStart) this.#truncate(floor, wake)
     }
-    this.#truncate(wake)
     if (!this.#relocation.isRunning) this.#relocation.step(nowMs, wake)
-    this.#look(wanted)
+    this.#look()
     this.#nextLookMs = this.#nextAfter(nowMs, wanted)
   }
 
@@ -161,12 +166,15 @@ export class Space {
    */
   isExhausted = false
 
-  #look(wantedFloor: number): void {
+  #look(): void {
+    const { firstPosition } = this.#log.usage()
     const comesBack =
-      this.#truncation !== undefined ||
+      this.#truncating ||
+      (this.#done !== undefined && this.#firstAfter(this.#done.before) > firstPosition) ||
       this.#checkpoints.isUnderWay ||
-      (this.#hasNextSegment && this.#checkpoints.freesEnoughUpTo(wantedFloor)) ||
-      (this.#checkpoints.markFrees && this.#hasNextSegment) ||
+      // It is about to begin, or to end the segment so that it counts. One that frees nothing when it counts, because
+      // messages or what is retained stand in front, does neither.
+      this.#checkpoints.freesEnoughUpTo(this.#checkpoints.wantedFloor) ||
       this.#relocation.isCopying
     const needed = this.#relocation.copyBytes + this.#log.segmentBytes * MARGIN
     this.isExhausted = this.#relocation.isScarce && comesBack && this.#log.room() < needed
@@ -195,7 +203,7 @@ export class Space {
   /** Entries up to `lsn` are durable. Returns whether there is something to do now. */
   durable(lsn: number): boolean {
     const isMarked = this.#checkpoints.durable(lsn)
-    return isMarked || (this.#truncation !== undefined && !this.#truncating && lsn >= this.#truncation.gate)
+    return isMarked || (this.#done !== undefined && lsn >= this.#done.gate)
   }
 
   /** Nothing is copied any more, also not what is being read. */
@@ -210,18 +218,26 @@ export class Space {
     this.#retainedUntilMs = untilMs
   }
 
-  #truncate(wake: () => void): void {
-    const truncation = this.#truncation
-    if (truncation === undefined || this.#truncating || this.#tail.durableLsn < truncation.gate) return
+  #noteDone(): void {
+    if (this.#done === undefined || this.#tail.durableLsn < this.#done.gate) return
+    this.#doneBefore = this.#done.before
+    this.#done = undefined
+  }
+
+  /** Start of the oldest segment that stays, when those before `start` go unless they are retained. */
+  #firstAfter(start: number): number {
+    return Math.min(start, this.#relocation.retainedFrom)
+  }
+
+  #truncate(floor: number, wake: () => void): void {
     this.#truncating = true
     const done = (): void => {
       this.#truncating = false
-      this.#truncation = undefined
       wake()
     }
-    this.#log.truncateBefore(truncation.floor).then(
+    this.#log.truncateBefore(floor).then(
       () => {
-        this.#state.segments.forgetBefore(truncation.floor)
+        this.#state.segments.forgetBefore(floor)
         done()
       },
       () => {

@@ -18,7 +18,7 @@ export interface MemoryLogOptions {
   /** 1 MiB unless told. */
   readonly segmentBytes?: number
   readonly salt?: number
-  /** Segments that there is room for; no limit unless told. */
+  /** Segments that there is room for; no limit unless told. An entry that needs another one waits until one goes. */
   readonly segmentsMax?: number
   /** Bytes that `reserve` leaves for entries that must not be refused; none unless told. */
   readonly reserveBytes?: number
@@ -51,6 +51,9 @@ export class MemoryLog implements Log {
   #appending = false
   #failure: SluiceError | undefined
   #closed = false
+  /** Whoever waits to be told that an entry waits for a segment; and the entry that does. */
+  readonly #onStuck: (() => void)[] = []
+  #goOn: (() => void) | undefined
 
   constructor(options: MemoryLogOptions = {}, kept?: Kept) {
     this.segmentBytes = options.segmentBytes ?? 1024 * 1024
@@ -122,9 +125,9 @@ export class MemoryLog implements Log {
     return this.#left() + Math.max(0, segments) * (this.segmentBytes - SEGMENT_HEADER_BYTES)
   }
 
-  /** Never: `segmentsMax` is kept by `reserve` alone. */
   stuck(): Promise<void> {
-    return new Promise(() => {})
+    if (this.#goOn !== undefined) return Promise.resolve()
+    return new Promise((resolve) => this.#onStuck.push(resolve))
   }
 
   async append(position: number, lsn: number, entry: Uint8Array): Promise<void> {
@@ -154,6 +157,7 @@ export class MemoryLog implements Log {
     this.#writePosition = position + entry.length
     const kept: LogEntry = { position, lsn: entryLsn(entry, 0), bytes: entry.slice() }
     try {
+      if (position % this.segmentBytes === SEGMENT_HEADER_BYTES) await this.#segmentFor(position)
       await this.#options.beforeAppend?.(kept)
     } catch (cause) {
       this.#failure = new SluiceError('LOG_FAILED', `Writing entry ${lsn} failed.`, { cause })
@@ -170,6 +174,17 @@ export class MemoryLog implements Log {
     this.#kept.nextPosition = this.#writePosition
     this.#kept.nextLsn = lsn + 1
     this.#kept.lastCrc = entryCrcOf(entry, 0)
+  }
+
+  async #segmentFor(position: number): Promise<void> {
+    const { segmentsMax = Infinity } = this.#options
+    const number = Math.floor(position / this.segmentBytes)
+    while (number - this.#kept.firstSegment >= segmentsMax) {
+      for (const tell of this.#onStuck.splice(0)) tell()
+      await new Promise<void>((resolve) => (this.#goOn = resolve))
+      this.#goOn = undefined
+      if (this.#closed) throw new Error('the log was closed while an entry waited for a segment')
+    }
   }
 
   readRange(position: number, length: number, into?: Uint8Array): Promise<Uint8Array> {
@@ -205,6 +220,7 @@ export class MemoryLog implements Log {
     if (segment > kept.firstSegment) {
       kept.firstSegment = segment
       kept.entries = kept.entries.filter((entry) => entry.position >= segment * this.segmentBytes)
+      this.#goOn?.()
     }
     return Promise.resolve()
   }
@@ -221,6 +237,7 @@ export class MemoryLog implements Log {
 
   close(): Promise<void> {
     this.#closed = true
+    this.#goOn?.()
     return Promise.resolve()
   }
 

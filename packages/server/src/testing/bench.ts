@@ -159,6 +159,9 @@ export interface BenchOptions {
   readonly replayWindowOffsets?: number
   /** Keeps what the next process would find, before each entry. */
   readonly keepsSnapshots?: boolean
+  /** Of the disk: segments that there is room for, and bytes that are left for what must not be refused. */
+  readonly segmentsMax?: number
+  readonly reserveBytes?: number
 }
 
 /** Who publishes, unless told otherwise. */
@@ -176,10 +179,18 @@ export class Bench {
   readonly #producers = new Map<string, Producer>()
   #turns: (() => void)[] = []
 
-  constructor({ segmentBytes = 1 << 20, keepsSnapshots = false, ...more }: BenchOptions = {}) {
+  constructor({
+    segmentBytes = 1 << 20,
+    keepsSnapshots = false,
+    segmentsMax,
+    reserveBytes,
+    ...more
+  }: BenchOptions = {}) {
     this.#more = more
     this.log = new MemoryLog({
       segmentBytes,
+      ...(segmentsMax === undefined ? {} : { segmentsMax }),
+      ...(reserveBytes === undefined ? {} : { reserveBytes }),
       ...(keepsSnapshots
         ? { beforeAppend: () => void this.snapshots.push(this.log.reopened({ segmentBytes })) }
         : {}),
