@@ -97,8 +97,8 @@ function eventsIn(
       const holds = offset >= header.baseOffset && offset < header.baseOffset + header.count
       if (!holds || header.attributes & BATCH_ATTRIBUTE.relocated) continue
       known.complete = true
-      known.isPending = true
       // The fact that it was a duplicate precedes its batch: it was never there.
+      known.isPending = !isDuplicate
       if (!isDuplicate) each({ event: 'published', atMs: header.timeMs })
     } else if (header.type === BATCH_TYPE.facts) {
       readFacts(bytes, at + BATCH_HEADER_BYTES, at + header.length, (fact) => {

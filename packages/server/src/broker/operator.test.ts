@@ -555,6 +555,29 @@ describe('history', () => {
     expect(found.slice(1, -1).map(({ dueMs }) => dueMs)).toEqual(times)
   })
 
+  it('tells of a purge where it took the message, and not of a duplicate or of what was gone', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ dedupWindowMs: HOUR })
+    await bench.publish([{ id: 'a' }, { id: 'a' }, {}])
+    const worker = bench.consume(2)
+    await bench.settle()
+    worker.settle(2, OUTCOME.ack)
+    await bench.settle()
+    bench.broker.beginTurn()
+    expect(bench.broker.purge(Q)).toBe(1)
+    await bench.settle()
+    const t = bench.now
+    expect(await events(bench, 0)).toEqual([
+      ['published', t],
+      ['purged', t],
+    ])
+    expect(await events(bench, 1)).toEqual([['duplicate', t]])
+    expect(await events(bench, 2)).toEqual([
+      ['published', t],
+      ['acked', t],
+    ])
+  })
+
   it('tells what happened in the order in which it did', async () => {
     const bench = await new Bench().open()
     bench.ensure({ retainAgeMs: HOUR, dedupWindowMs: HOUR, maxDeliveries: 2 })
