@@ -25,6 +25,7 @@ import {
   writeRecordHead,
   type AtomicBatch,
   type DeadSelection,
+  type HistoryEvent,
   type MessageFilter,
   type MessageState,
   type PeekPage,
@@ -73,6 +74,7 @@ export interface Defect {
 export interface BenchOptions {
   readonly segmentBytes?: number
   readonly checkpointBytes?: number
+  readonly replayWindowOffsets?: number
   readonly defect?: Defect | undefined
 }
 
@@ -141,6 +143,8 @@ const STEPS_MAX = 24
 /** Rounds of turns after which an answer is taken to never come. */
 const WAIT_ROUNDS_MAX = 100
 
+type HistoryPage = Awaited<ReturnType<Broker['history']>>
+
 const UNKNOWN: Pick<Pair, 'number'> = { number: -1 }
 
 export class Bench {
@@ -199,6 +203,9 @@ export class Bench {
       },
       messageBytesMax: 4 * 1024,
       checkpointBytes: this.#options.checkpointBytes ?? 32 * 1024,
+      ...(this.#options.replayWindowOffsets === undefined
+        ? {}
+        : { replayWindowOffsets: this.#options.replayWindowOffsets }),
     })
     this.broker = await this.#wait(opening)
     this.#options.defect?.install(this.broker)
@@ -867,7 +874,14 @@ export class Bench {
           processingTimeoutMs,
         ),
       () => {
-        model = this.model.subscribe(name, messages, bytes, limit, processingTimeoutMs)
+        model = this.model.subscribe(
+          name,
+          messages,
+          bytes,
+          limit,
+          processingTimeoutMs,
+          connection.consumer.label,
+        )
       },
       () => {},
     )
@@ -1078,44 +1092,97 @@ export class Bench {
   }
 
   /**
-   * What was acknowledged and must still be retained comes again, in the order of its offsets; other messages that are
-   * gone may. Returns how many came.
+   * What was acknowledged and must still be retained comes again, in the order of its offsets; other acknowledged
+   * messages may. `between` says what happens after a page: the broker dies; or the answer is lost, and the page is asked
+   * for again, which does it twice. Returns how many came.
    */
-  async replay(name: string, to: string): Promise<number> {
+  async replay(
+    name: string,
+    to: string,
+    between: () => 'crash' | 'lost' | 'nothing' = () => 'nothing',
+  ): Promise<number> {
     await this.endTurn()
     const { done, options } = this.model.queue(name)
     const must = done
-      .filter(({ atMs }) => atMs > this.nowMs - options.retainAgeMs)
-      .map(({ message }) => message.content.body)
+      .filter(({ atMs, isRetained }) => isRetained && atMs > this.nowMs - options.retainAgeMs)
+      .map(({ message }) => message.offset)
+    const known = new Map(done.map(({ message }) => [message.offset, message]))
+    const { firstPosition } = this.log.usage()
+    const came: number[] = []
+    let replayed = 0
+    let isMade = false
+    for (let cursor: string | null | undefined; cursor !== null;) {
+      const first = await this.#replayPage(name, to, cursor, known)
+      let next = first.cursor
+      let after = between()
+      if (after === 'lost') {
+        // Whatever the broker kept for the next page, and whether or not it is the same broker.
+        if (replayed % 2 === 1) await this.crash()
+        const again = await this.#replayPage(name, to, cursor, known)
+        same(`a page of a replay of ${name} that is asked for again`, again.offsets, first.offsets)
+        replayed += again.offsets.length
+        next = again.cursor
+        this.count('pages replayed twice')
+        after = between()
+      }
+      came.push(...first.offsets)
+      replayed += first.offsets.length
+      if (after === 'crash') {
+        await this.crash()
+        isMade = true
+        this.count('crashes between pages of a replay')
+      }
+      cursor = next
+    }
+    same(`messages that came twice by a replay of ${name}`, came.length, new Set(came).size)
+    // A set that is made anew cannot tell what was done in segments that went meanwhile: it passes some over.
+    const isSure = !isMade || this.log.usage().firstPosition === firstPosition
+    if (isSure) {
+      const all = new Set(came)
+      same(
+        `messages of ${name} that were not replayed`,
+        must.filter((offset) => !all.has(offset)),
+        [],
+      )
+    }
+    this.count('messages replayed', replayed)
+    await this.endTurn()
+    return replayed
+  }
+
+  // Offsets that the messages had which came, and where to go on.
+  async #replayPage(
+    name: string,
+    to: string,
+    cursor: string | undefined,
+    known: ReadonlyMap<number, ModelMessage>,
+  ): Promise<{ readonly offsets: number[]; readonly cursor: string | null }> {
+    await this.endTurn()
+    this.#begin()
     const target = this.model.queue(to)
     const from = target.next
-    let replayed = 0
-    for (let cursor: string | null | undefined; cursor !== null;) {
-      this.#begin()
-      const page = await this.#wait(
-        this.broker.replay(
-          {
-            name: queueName(name),
-            fromOffset: cursor === undefined ? 0 : undefined,
-            fromMs: undefined,
-            untilMs: undefined,
-            limit: 3,
-            cursor: cursor ?? undefined,
-            filter: {},
-            to: to === name ? undefined : queueName(to),
-            dryRun: false,
-          },
-          OPERATOR,
-        ),
-      )
-      same('messages replayed', page.replayed, page.matched)
-      replayed += page.replayed
-      cursor = page.cursor
-    }
+    const page = await this.#wait(
+      this.broker.replay(
+        {
+          name: queueName(name),
+          fromOffset: cursor === undefined ? 0 : undefined,
+          fromMs: undefined,
+          untilMs: undefined,
+          limit: 3,
+          cursor,
+          filter: {},
+          to: to === name ? undefined : queueName(to),
+          dryRun: false,
+        },
+        OPERATOR,
+      ),
+    )
+    same('messages replayed', page.replayed, page.matched)
     const { messages } = await this.#wait(
       this.broker.peek({ name: queueName(to), state: undefined, from, limit: 1000, filter: {} }, OPERATOR),
     )
-    same('messages that came by a replay', messages.length, replayed)
+    same('messages that came by a replay', messages.length, page.replayed)
+    const offsets: number[] = []
     for (const { record, offset } of messages) {
       const content = contentOf(record, 0)
       same('offset of a replayed message', offset, target.next)
@@ -1124,22 +1191,57 @@ export class Bench {
         [content.delayMs, content.atMs, content.ttlMs],
         [undefined, undefined, undefined],
       )
-      const original = done.find(({ message }) => message.content.body === content.body)?.message
-      if (original !== undefined) {
-        const { key, id, priority } = original.content
-        same(
-          'replayed message',
-          { key, id, priority },
-          { key: content.key, id: content.id, priority: content.priority },
-        )
-      }
-      if (must.includes(content.body)) must.splice(must.indexOf(content.body), 1)
+      const origin = Number(content.headers[ORIGIN_HEADERS.offset])
+      const original = known.get(origin)
+      if (original === undefined || content.headers[ORIGIN_HEADERS.queue] !== name)
+        throw new Difference(`message ${origin} of ${name} was replayed, and was not acknowledged`)
+      const { key, id, priority, body } = original.content
+      same(
+        `replayed message ${origin} of ${name}`,
+        { key: content.key, id: content.id, priority: content.priority, body: content.body },
+        { key, id, priority, body },
+      )
+      offsets.push(origin)
       this.model.replayed(to, content)
     }
-    same('messages that were not replayed', must, [])
-    this.count('messages replayed', replayed)
     await this.endTurn()
-    return replayed
+    return { offsets, cursor: page.cursor }
+  }
+
+  /**
+   * Compares what HISTORY tells of a message. What is complete is all that happened; otherwise the log has lost the first
+   * of it.
+   */
+  async history(name: string, offset: number): Promise<void> {
+    const events: HistoryEvent[] = []
+    let isComplete = false
+    for (let cursor: string | null | undefined; cursor !== null;) {
+      const at: string | undefined = cursor
+      const page: HistoryPage | undefined = await this.#bothLater(
+        `history of message ${offset} of ${name}`,
+        () => this.broker.history({ name: queueName(name), offset, cursor: at }, OPERATOR),
+        () => {
+          if (offset >= this.model.queue(name).next) throw new Refused(['MESSAGE_NOT_FOUND'])
+        },
+        (answer) => {
+          events.push(...answer.events)
+          isComplete = answer.complete
+        },
+      )
+      if (page === undefined) return
+      cursor = page.cursor
+    }
+    this.#followSweep(name)
+    const all = this.model.queue(name).history.get(offset) ?? []
+    const expected = isComplete ? all : all.slice(all.length - events.length)
+    // Where the model has no text, the words are the broker's own.
+    const told = events.map((event, at) =>
+      expected[at]?.text === undefined ? { ...event, text: undefined } : event,
+    )
+    same(`history of message ${offset} of ${name}, ${isComplete ? '' : 'not '}complete`, told, expected)
+    this.count('histories')
+    if (isComplete) this.count('complete histories')
+    for (const { event } of events) this.count(`in a history: ${event}`)
   }
 
   /** Compares all that PEEK shows, page by page. */

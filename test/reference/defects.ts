@@ -230,6 +230,26 @@ export const DEFECTS: readonly PlantedDefect[] = [
   installed('a restart forgets that a queue is paused', (broker) => {
     for (const { name } of broker.list('', 100).queues) broker.queue(name).paused = false
   }),
+  installed('a page of a replay begins with the last message of the page before', (broker) => {
+    around(broker, 'replay', (replay) => async (request, by) => {
+      const page = await replay(request, by)
+      const [position, index, ...rest] = (page.cursor ?? '0:0').split(':').map(Number)
+      return index === 0 ? page : { ...page, cursor: [position, index! - 1, ...rest].join(':') }
+    })
+  }),
+  installed('a replay passes over the first message of a later page', (broker) => {
+    around(broker, 'replay', (replay) => async (request, by) => {
+      const page = await replay(request, by)
+      const [position, index, ...rest] = (page.cursor ?? '0:0').split(':').map(Number)
+      return index === 0 ? page : { ...page, cursor: [position, index! + 1, ...rest].join(':') }
+    })
+  }),
+  installed('a history tells of no delivery', (broker) => {
+    around(broker, 'history', (history) => async (request, by) => {
+      const page = await history(request, by)
+      return { ...page, events: page.events.filter(({ event }) => event !== 'delivered') }
+    })
+  }),
 ]
 
 /** Consumers that do some things differently. */

@@ -121,6 +121,7 @@ class History {
     this.#names = Array.from({ length: this.#chance.int(2, 4) }, (_, index) => `q${index}`)
     this.#bench = new Bench(product, {
       checkpointBytes: this.#chance.pick([8, 16, 64]) * 1024,
+      replayWindowOffsets: new Chance(~options.seed).pick([5, 40, 1_000]),
       defect: options.defect,
     })
   }
@@ -556,7 +557,9 @@ class History {
       const filter = this.#chance.hit(0.3) ? this.#filter() : {}
       const limit = this.#chance.pick([1, 3, 1000])
       this.#say(name, state ?? 'all', limit, filter)
-      if (name !== 'missing') await this.#bench.peek(name, state, limit, filter)
+      if (name === 'missing') return
+      await this.#bench.peek(name, state, limit, filter)
+      await this.#lookBack(name)
     },
 
     consumers: async (): Promise<void> => {
@@ -564,6 +567,7 @@ class History {
       this.#say(name)
       this.#bench.compareConsumers(name)
       if (this.#chance.hit(0.5)) this.#bench.look(name)
+      if (this.#chance.hit(0.7)) await this.#replay()
     },
 
     pause: async (): Promise<void> => {
@@ -614,6 +618,32 @@ class History {
       this.#say('delete', name)
       this.#bench.delete(name)
     },
+  }
+
+  /** What is told of some messages of the queue, whatever became of them. */
+  async #lookBack(name: string): Promise<void> {
+    const { next } = this.#bench.model.queue(name)
+    for (let count = this.#chance.int(1, 4); count > 0; count--) {
+      const isNew = this.#chance.hit(0.6)
+      await this.#bench.history(name, this.#chance.int(isNew ? Math.max(0, next - 30) : 0, next))
+    }
+  }
+
+  async #replay(): Promise<void> {
+    const { queues } = this.#bench.model
+    const retaining = [...queues.values()].filter(({ options }) => options.retainAgeMs > 0)
+    const names = this.#names.filter((name) => queues.has(name))
+    if (retaining.length === 0) return
+    const chance = this.#chance
+    const { name } = chance.pick(retaining)
+    const to = chance.pick(names)
+    // Queues must not grow without an end.
+    if (queues.get(to)!.messages.length > CROWD) return
+    const disturbed = chance.pick([0, 0.2, 0.6])
+    this.#say('replay', name, to, disturbed)
+    await this.#bench.replay(name, to, () =>
+      chance.hit(disturbed) ? chance.pick(['crash', 'lost'] as const) : 'nothing',
+    )
   }
 
   /** A message dies and is brought back until it is guarded. */

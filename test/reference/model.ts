@@ -12,6 +12,7 @@ import {
   QUEUE_OPTION_DEFAULTS,
   type DeadSelection,
   type DeathName,
+  type HistoryEventName,
   type MessageFilter,
   type MessageState,
   type QueueCounter,
@@ -87,8 +88,19 @@ export interface ModelMessage {
   reason: string | undefined
 }
 
+/** What HISTORY tells of a message. */
+export interface ModelEvent {
+  readonly event: HistoryEventName
+  readonly atMs: number
+  readonly attempts?: number
+  readonly dueMs?: number
+  /** Undefined: the broker's own words, or none. */
+  readonly text?: string
+}
+
 export interface ModelSubscription {
   readonly queue: ModelQueue
+  readonly client: string
   readonly processingTimeoutMs: number | undefined
   creditMessages: number
   creditBytes: number
@@ -105,8 +117,10 @@ export interface ModelQueue {
   paused: boolean
   /** All that is not gone, by offset. */
   messages: ModelMessage[]
-  /** Acknowledged ones: what is retained can be replayed. */
-  readonly done: { readonly message: ModelMessage; readonly atMs: number }[]
+  /** Acknowledged ones: what is retained can be replayed, and nothing else than these. */
+  readonly done: { readonly message: ModelMessage; readonly atMs: number; readonly isRetained: boolean }[]
+  /** What happened to each message, by offset, in order. */
+  readonly history: Map<number, ModelEvent[]>
   /** Offset of the next message. */
   next: number
   acked: number
@@ -169,6 +183,12 @@ export class Model {
     return queue
   }
 
+  #note(queue: ModelQueue, offset: number, event: HistoryEventName, more: Partial<ModelEvent> = {}): void {
+    const events = queue.history.get(offset) ?? []
+    queue.history.set(offset, events)
+    events.push({ event, atMs: this.nowMs, ...more })
+  }
+
   #count(event: string): void {
     this.events.set(event, (this.events.get(event) ?? 0) + 1)
   }
@@ -210,6 +230,7 @@ export class Model {
       paused: false,
       messages: [],
       done: [],
+      history: new Map(),
       next: 0,
       acked: 0,
       accepted: new Map(),
@@ -257,6 +278,7 @@ export class Model {
     const purged = queue.messages.filter(({ state }) => state !== 'dead')
     for (const message of purged) {
       if (message.lease !== undefined) this.#lose(message)
+      this.#note(queue, message.offset, 'purged')
       this.#remove(queue, message)
     }
     queue.counters.purged += purged.length
@@ -330,6 +352,7 @@ export class Model {
   // It went when its time was over, or when it was due after that, whenever that is noticed.
   #expire(queue: ModelQueue, message: ModelMessage): void {
     this.#count('expired')
+    this.#note(queue, message.offset, 'expired')
     queue.counters.expired++
     this.#remove(queue, message, this.#overMs(message))
   }
@@ -482,6 +505,7 @@ export class Model {
       const queue = this.queue(name)
       for (const message of replaced) {
         queue.counters.cancelled++
+        this.#note(queue, message.offset, 'cancelled')
         this.#remove(queue, message)
         this.#count('replaced')
       }
@@ -489,6 +513,7 @@ export class Model {
         if (queue.options.overflow === 'dead-letter') this.#die(queue, victim, 'overflow', '')
         else {
           queue.counters.dropped++
+          this.#note(queue, victim.offset, 'dropped')
           this.#remove(queue, victim)
         }
       }
@@ -508,6 +533,7 @@ export class Model {
         } else if (firstOffset !== undefined) {
           duplicates.set(index, firstOffset)
           queue.counters.duplicates++
+          this.#note(queue, queue.next, 'duplicate')
           queue.next++
         } else this.#append(queue, content)
       }
@@ -627,6 +653,7 @@ export class Model {
       diedMs: 0,
       reason: undefined,
     }
+    this.#note(queue, message.offset, 'published')
     queue.messages.push(message)
     const { unique, dedupWindowMs } = queue.options
     if (content.id !== undefined && unique === 'window' && dedupWindowMs > 0)
@@ -643,10 +670,12 @@ export class Model {
     bytes: number,
     limit: number | undefined,
     processingTimeoutMs: number | undefined,
+    client: string,
   ): ModelSubscription {
     const queue = this.queue(name)
     const subscription: ModelSubscription = {
       queue,
+      client,
       processingTimeoutMs,
       creditMessages: messages,
       creditBytes: bytes,
@@ -753,6 +782,7 @@ export class Model {
     if (message.content.ttlMs !== undefined || queue.options.ttlMs > 0) this.#count('with ttl')
     if (attempt > 1) this.#count('further attempt')
     if (alone) this.#count('alone')
+    if (queue.options.retainAgeMs > 0) this.#note(queue, offset, 'delivered', { text: subscription.client })
     message.marked = 'yes'
     message.sinceMs = undefined
     message.state = 'leased'
@@ -875,8 +905,9 @@ export class Model {
 
   #ack(queue: ModelQueue, message: ModelMessage): void {
     queue.acked++
+    this.#note(queue, message.offset, 'acked')
     this.#remove(queue, message)
-    if (queue.options.retainAgeMs > 0) queue.done.push({ message, atMs: this.nowMs })
+    queue.done.push({ message, atMs: this.nowMs, isRetained: queue.options.retainAgeMs > 0 })
   }
 
   #release(queue: ModelQueue, message: ModelMessage): void {
@@ -912,11 +943,16 @@ export class Model {
     }
     this.#count('retried')
     message.lineMs = this.nowMs + delayMs
+    const { attempts } = message
+    this.#note(queue, message.offset, 'retried', { attempts, dueMs: message.lineMs, ...textOf(reason) })
     this.#comeAtLineTime(queue, message)
   }
 
   #die(queue: ModelQueue, message: ModelMessage, death: DeathName, reason: string | undefined): void {
     this.#count(`dead ${death}`)
+    const { attempts } = message
+    const tries = attempts > 0 ? { attempts } : {}
+    this.#note(queue, message.offset, 'dead', { ...tries, ...textOf(reason) })
     message.death = death
     message.diedMs = this.nowMs
     message.reason = reason
@@ -1022,6 +1058,7 @@ export class Model {
     const queue = this.queue(name)
     const message = this.#find(queue, offset, id, answer)
     queue.counters.cancelled++
+    this.#note(queue, message.offset, 'cancelled')
     this.#remove(queue, message)
     return message.offset
   }
@@ -1049,6 +1086,7 @@ export class Model {
     const dueMs = Math.max(this.nowMs + (delayMs ?? 0), atMs ?? 0)
     if (message.attempts === 0 && message.expiresMs !== 0) message.expiresMs += dueMs - message.lineMs
     message.lineMs = dueMs
+    this.#note(queue, message.offset, 'rescheduled', { dueMs })
     this.#comeAtLineTime(queue, message)
     return { offset: message.offset, dueMs }
   }
@@ -1146,6 +1184,7 @@ export class Model {
     if (!request.dryRun) {
       for (const message of matched) {
         queue.counters.discarded++
+        this.#note(queue, message.offset, 'discarded')
         this.#remove(queue, message)
       }
     }
@@ -1159,6 +1198,7 @@ export class Model {
   returned(): void {
     const { queue, message } = this.returning.shift()!
     queue.counters.redriven++
+    this.#note(queue, message.offset, 'redriven')
     message.earlierAttempts += message.attempts
     message.attempts = 0
     message.redrives++
@@ -1176,6 +1216,7 @@ export class Model {
     const { from, to, message, kind } = transfer
     this.transfers = this.transfers.filter((other) => other !== transfer)
     from.counters[kind]++
+    this.#note(from, message.offset, kind, kind === 'moved' ? { text: to.name } : {})
     this.#remove(from, message)
     this.#append(to, content)
   }
@@ -1212,6 +1253,11 @@ export class Model {
 /** How often a message was brought back, over all queues that it has been in. */
 export function redrivesOf({ redrives, content }: ModelMessage): number {
   return redrives + Number(content.headers[ORIGIN_HEADERS.redrives] ?? 0)
+}
+
+/** What a consumer said, where it said anything. */
+function textOf(reason: string | undefined): Partial<ModelEvent> {
+  return reason === undefined || reason === '' ? {} : { text: reason }
 }
 
 /** The order in which eligible messages go. */

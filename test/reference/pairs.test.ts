@@ -76,6 +76,11 @@ const FEATURES = {
   },
   retain: {
     options: () => ({ retainAgeMs: 3_600_000 }),
+    before: async ({ bench, round }) => {
+      if (round % 2 === 1) return
+      let pages = round
+      await bench.replay(Q, OTHER, () => (['nothing', 'crash', 'lost'] as const)[pages++ % 3]!)
+    },
     during: async ({ bench, round }) => {
       if (round % 2 === 1) await bench.replay(Q, round % 4 === 1 ? OTHER : Q)
     },
@@ -150,6 +155,7 @@ async function play(names: readonly FeatureName[], variant: Variant): Promise<Re
       await bench.endTurn()
       bench.disconnect(pair.connection)
       await bench.peek(Q, undefined, 5, {})
+      await bench.history(Q, round * 5 + step * 2)
       await bench.pass([30, 90, 250][step]!, round % 3 === 0)
     }
     if (round === 2) await bench.crash()
@@ -187,6 +193,7 @@ const CHECKED = [
   'audits',
   'messages peeked',
   'messages replayed',
+  'complete histories',
 ]
 
 async function check(...names: readonly FeatureName[]): Promise<{ checks: number; idle: FeatureName[] }> {

@@ -56,6 +56,23 @@ const SEEN: Readonly<Record<string, number>> = {
   ticks: 8_900,
   'refused MESSAGE_NOT_FOUND': 820,
   'pages that were not the last': 120,
+  'messages replayed': 1_400,
+  'crashes between pages of a replay': 120,
+  'pages replayed twice': 90,
+  'complete histories': 1_200,
+  'in a history: delivered': 160,
+  'in a history: retried': 90,
+  'in a history: acked': 270,
+  'in a history: dead': 100,
+  'in a history: moved': 16,
+  'in a history: redriven': 15,
+  'in a history: rescheduled': 15,
+  'in a history: cancelled': 20,
+  'in a history: expired': 200,
+  'in a history: dropped': 45,
+  'in a history: duplicate': 40,
+  'in a history: discarded': 4,
+  'in a history: purged': 140,
 }
 
 test('histories', { timeout: 300_000 }, async () => {
