@@ -1,5 +1,5 @@
 /** What a client claims when it subscribes again, and what becomes of the handlers. */
-import { decodeClaims, LIMITS, OUTCOME, type Claim, type SluiceError } from '@sluice/protocol'
+import { decodeClaims, LIMITS, OP, OUTCOME, type Claim, type SluiceError } from '@sluice/protocol'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { Sluice } from './client.js'
 import type { Message } from './message.js'
@@ -111,6 +111,24 @@ describe('the handlers of a worker', () => {
       { firstTag: 51, count: 1, outcome: OUTCOME.ack },
     ])
     expect([losses, peer.link.frames.at(-1)!.name]).toEqual([[], 'UNSUBSCRIBE'])
+  })
+
+  it('wait for the answer to a settle or an extension no longer than any call', async () => {
+    await sluice.close({ timeout: 0 })
+    sluice = await peer.connect({ timeout: 50 })
+    const runs = consumed({ concurrency: 2 })
+    peer.link.deliver(await peer.subscribed(), 101, texts(2))
+    await until(() => runs.length === 2)
+    peer.refusals = 1
+    const dialled = peer.dialled()
+    peer.replies[OP.SUBSCRIBE] = undefined
+    peer.link.cut()
+    await dialled
+    const late = { code: 'TIMEOUT', outcome: 'unknown' }
+    await Promise.all([
+      expect(runs[0]!.message.ack()).rejects.toMatchObject({ ...late, queue: 'q', offset: 0 }),
+      expect(runs[1]!.message.extend()).rejects.toMatchObject(late),
+    ])
   })
 
   it('claim again, by what the broker granted, when that connection is lost too', async () => {

@@ -9,6 +9,8 @@
 import {
   encodeClaims,
   LIMITS,
+  SluiceError,
+  Timer,
   type AtomicAck,
   type Claim,
   type Granted,
@@ -23,8 +25,9 @@ interface Pending {
   readonly delayMs: number | undefined
   readonly reason: string | undefined
   readonly invalid: boolean | undefined
-  /** For whoever waits for the answer. */
+  /** For whoever waits for the answer, until `timer` ends that. */
   readonly group: SettleGroup
+  timer: Timer | undefined
 }
 
 interface Extension {
@@ -41,6 +44,12 @@ interface Entry {
 }
 
 const TAG_BASE = 0xfff0_0000
+
+function notAnswered(): SluiceError {
+  return new SluiceError('TIMEOUT', 'There was no connection before the deadline of the call passed.', {
+    outcome: 'unknown',
+  })
+}
 
 export class Claims implements Lessor {
   readonly queue: string
@@ -89,6 +98,7 @@ export class Claims implements Lessor {
         subscription.extend(tag, extension.durationMs).then(extension.resolve, extension.reject)
       if (pending === undefined) continue
       const { outcome, delayMs, reason, invalid, group } = pending
+      pending.timer?.cancel()
       subscription
         .settle(tag, outcome, delayMs, reason, invalid)
         .answer(message)
@@ -115,6 +125,7 @@ export class Claims implements Lessor {
 
   #lose({ message, pending, extension }: Entry, reason: LeaseLossReason | undefined): void {
     this.#session.floor.leave(1)
+    pending?.timer?.cancel()
     pending?.group.finish(leaseLost())
     extension?.reject(leaseLost())
     if (reason !== undefined) this.#session.leaseLost({ queue: this.queue, offset: message.offset, reason })
@@ -135,8 +146,12 @@ export class Claims implements Lessor {
     reason: string | undefined,
     invalid?: boolean,
   ): SettleGroup {
-    const group = new SettleGroup(() => {})
-    this.#entries[tag - TAG_BASE]!.pending = { outcome, delayMs, reason, invalid, group }
+    // Whoever waits for the answer has a deadline, as with a connection; the settle itself is sent whenever there is one.
+    const group = new SettleGroup(() => {
+      pending.timer ??= new Timer(() => group.finish(notAnswered()), this.#session.timeoutMs).unref()
+    })
+    const pending: Pending = { outcome, delayMs, reason, invalid, group, timer: undefined }
+    this.#entries[tag - TAG_BASE]!.pending = pending
     return group
   }
 
@@ -148,6 +163,10 @@ export class Claims implements Lessor {
     })
     if (before !== undefined) extended.then(before.resolve, before.reject)
     extended.catch(() => {})
+    const { reject } = entry.extension!
+    const timer = new Timer(() => reject(notAnswered()), this.#session.timeoutMs).unref()
+    const cancel = (): void => timer.cancel()
+    extended.then(cancel, cancel)
     return extended
   }
 
