@@ -47,6 +47,7 @@ describe.concurrent('wrong values', () => {
       /\S/,
     ],
     ['queue edit q', /not said what/, /--help/],
+    ['queue list --timeout 0', /--timeout is "0"; it must be at least 1ms/, /longer/],
     [`publish q b --delay 1s --at ${TIME}`, /--delay and an --at/, /one of them/],
     ['publish q --id a', /same --id/, /--file -/],
     ['peek q --state redy', /--state is "redy"/, /Did you mean ready/],

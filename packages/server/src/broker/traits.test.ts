@@ -105,6 +105,10 @@ describe('priority, delay and time to live', () => {
       await expect(bench.publish([{}, options])).rejects.toMatchObject({ code })
       await expect(bench.publish([{}, options])).rejects.toThrow(`\`${name}\` of message 1`)
     }
+    // An age of years in milliseconds would not read.
+    await expect(bench.publish([{ atMs: bench.now - 60_001 }])).rejects.toThrow(
+      /is \d{4}-.*Z, and now it is \d{4}-.*Z; a time up to 1m in the past means now\.$/,
+    )
     for (const options of [
       { delayMs: hundredYears },
       { atMs: bench.now - 60_000 },

@@ -170,18 +170,22 @@ export function checkTraits(bytes: Uint8Array, at: number, count: number, nowMs:
   }
 }
 
+function timeText(ms: number): string {
+  return new Date(ms).toISOString()
+}
+
 /** @throws SluiceError AT_IN_THE_PAST, INVALID_DELAY */
 export function checkAt(what: string, atMs: number, nowMs: number): void {
   if (atMs < nowMs - LIMITS.atPastMsMax) {
     throw new SluiceError(
       'AT_IN_THE_PAST',
-      `${what} is ${new Date(atMs).toISOString()}, ${durationText(nowMs - atMs)} in the past; up to ${durationText(LIMITS.atPastMsMax)} it means now.`,
+      `${what} is ${timeText(atMs)}, and now it is ${timeText(nowMs)}; a time up to ${durationText(LIMITS.atPastMsMax)} in the past means now.`,
     )
   }
   if (atMs > nowMs + LIMITS.delayMsMax) {
     throw new SluiceError(
       'INVALID_DELAY',
-      `${what} is ${atMs}, ${durationText(atMs - nowMs)} ahead; it must be at most ${durationText(LIMITS.delayMsMax)}.`,
+      `${what} is ${timeText(atMs)}; it must be at most ${durationText(LIMITS.delayMsMax)} ahead.`,
     )
   }
 }

@@ -39,7 +39,7 @@ async function dial({ url, timeout }: GlobalOptions, label: string): Promise<Slu
       name: `sluice ${label}`,
       // Somebody is looking on: what does not answer at once is said at once.
       connectTimeout: 0,
-      ...(timeout === undefined ? {} : { timeout: durationMs(timeout, '--timeout') }),
+      ...(timeout === undefined ? {} : { timeout: durationMs(timeout, '--timeout', 1) }),
     })
     // The command counts and reports what it could not acknowledge; a warning of Node for each would be noise.
     sluice.on('leaseLost', () => {})

@@ -97,7 +97,7 @@ export const publish = command<PublishOptions>({
       const send = (message: unknown): Promise<Receipt> =>
         sluice.publish(queue, message, {
           ...record,
-          ...(options.timeout === undefined ? {} : { timeout: durationMs(options.timeout, '--timeout') }),
+          ...(options.timeout === undefined ? {} : { timeout: durationMs(options.timeout, '--timeout', 1) }),
         })
       if (single === undefined) return publishLines(queue, bodyType, options.json, send)
       const receipt = await send(single)
