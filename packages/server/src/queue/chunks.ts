@@ -43,9 +43,10 @@ export class Chunks {
   place(chunk: Chunk): void {
     const at = chunk.base / CHUNK_MESSAGES
     if (this.#list.length === 0) this.#first = at
-    while (at < this.#first) {
-      this.#list.unshift(undefined)
-      this.#first--
+    if (at < this.#first) {
+      const gap = Array.from({ length: this.#first - at }, () => undefined)
+      this.#list = [...gap, ...this.#list]
+      this.#first = at
     }
     while (at - this.#first > this.#list.length) this.#list.push(undefined)
     this.#list[at - this.#first] = chunk

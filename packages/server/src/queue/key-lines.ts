@@ -28,6 +28,10 @@ export class KeyLines {
   readonly #keys: Keys
   readonly #offered: (priority: number, sinceMs: number, offset: number) => void
 
+  /** What was put before another one last, and in which line. */
+  #inserted = NONE
+  #insertedSlot = NONE
+
   /** `offered` is told each head that is put on offer. */
   constructor(
     chunks: Chunks,
@@ -139,13 +143,53 @@ export class KeyLines {
       this.append(slot, chunk, index)
       return
     }
+    const next = this.#nextOf(slot, chunk, index)
+    this.#link(slot, chunk, index, this.#before(next), next)
+    this.#insertedSlot = slot
+    this.#inserted = chunk.base + index
+  }
+
+  // The message that the one at `index`, which does not belong at the end, belongs before. It is sought from the head and
+  // from the one that was inserted last at once: several that come back in order take one step each.
+  #nextOf(slot: number, chunk: Chunk, index: number): number {
     let next = this.#keys.headOf(slot)
+    let other = this.#isInserted(slot, chunk.base + index) ? this.#inserted : NONE
+    const isAfter = other !== NONE && this.#isBehind(other, chunk, index)
     while (this.#isBehind(next, chunk, index)) {
-      const other = this.#chunks.at(next)!
-      next = other.nextAt(next - other.base)
+      next = this.#after(next)
+      if (other === NONE) continue
+      if (isAfter) {
+        other = this.#after(other)
+        if (!this.#isBehind(other, chunk, index)) return other
+      } else {
+        const previous = this.#before(other)
+        if (previous === NONE || this.#isBehind(previous, chunk, index)) return other
+        other = previous
+      }
     }
-    const other = this.#chunks.at(next)!
-    this.#link(slot, chunk, index, other.previousAt(next - other.base), next)
+    return next
+  }
+
+  // Whether the message that was inserted last is in the line of this key still, and is not the one that comes now.
+  #isInserted(slot: number, offset: number): boolean {
+    const inserted = this.#inserted
+    if (this.#insertedSlot !== slot || inserted === offset) return false
+    const chunk = this.#chunks.at(inserted)
+    if (chunk === undefined) return false
+    const index = inserted - chunk.base
+    return (
+      chunk.isWaiting(index) && chunk.isRipe(index) && !chunk.isGone(index) && chunk.keyAt(index) === slot
+    )
+  }
+
+  #after(offset: number): number {
+    const chunk = this.#chunks.at(offset)!
+    return chunk.nextAt(offset - chunk.base)
+  }
+
+  #before(offset: number): number {
+    const chunk = this.#chunks.at(offset)!
+    return chunk.previousAt(offset - chunk.base)
   }
 
   // Whether the message at `index` stands behind the one at `offset` in the line of their key.

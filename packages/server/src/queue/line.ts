@@ -3,7 +3,7 @@
  * (invariant 12). Volatile; recovery builds it from the chunks.
  *
  * What came without key and delay and was not tried yet stands in the plain line of its priority, which is nothing but
- * a cursor: no such message stands before it. What waits for its time is scheduled. What is due stands in
+ * a cursor, and a queue of what came back before it: no other such message precedes the cursor. What waits for its time is scheduled. What is due stands in
  * the line of its key, or if it has none in the due queue of its priority; there also stands the head of each key that is
  * free, from the moment at which it became eligible, so that keys take turns (invariant 13).
  *
@@ -66,6 +66,12 @@ export class Line {
   readonly #oldest = new Float64Array(PRIORITIES)
   /** By priority: messages that came back below `#oldest`, by offset; some have left the line again. */
   readonly #behind: (TimeQueue | undefined)[] = []
+  /** By priority: plain messages that came back before its cursor, by offset; some have left the line again. */
+  readonly #returned: (TimeQueue | undefined)[] = []
+  /** Priorities of which there are any. */
+  #returnedMask = 0
+  /** Offset of the message that `#head` found. */
+  #headOffset = 0
   readonly #plainCounts = new Float64Array(PRIORITIES)
   readonly #due: (TimeQueue | undefined)[] = []
   readonly #schedule: Schedule
@@ -218,7 +224,7 @@ export class Line {
     for (let mask = this.#plainMask | this.#dueMask; mask !== 0; mask &= mask - 1) {
       const priority = 31 - Math.clz32(mask & -mask)
       const chunk = this.#head(priority)
-      if (chunk !== undefined) oldest = Math.min(oldest, plainTime(chunk, this.#cursors[priority]!))
+      if (chunk !== undefined) oldest = Math.min(oldest, plainTime(chunk, this.#headOffset))
       oldest = Math.min(oldest, this.#dueQueue(priority)?.firstTime ?? Infinity)
     }
     return Math.min(oldest, this.#oldestKeyed())
@@ -257,11 +263,11 @@ export class Line {
     for (let mask = this.#plainMask | this.#dueMask; mask !== 0; mask = this.#plainMask | this.#dueMask) {
       const priority = 31 - Math.clz32(mask)
       const chunk = this.#head(priority)
-      const cursor = this.#cursors[priority]!
+      const offset = this.#headOffset
       const due = this.#dueQueue(priority)
       if (due !== undefined) {
-        const plainSince = chunk === undefined ? Infinity : plainTime(chunk, cursor)
-        if (due.firstTime < plainSince || (due.firstTime === plainSince && due.firstOffset < cursor)) {
+        const plainSince = chunk === undefined ? Infinity : plainTime(chunk, offset)
+        if (due.firstTime < plainSince || (due.firstTime === plainSince && due.firstOffset < offset)) {
           this.#dueRun(due, max, nowMs, run)
           return true
         }
@@ -289,7 +295,9 @@ export class Line {
     const priority = chunk.priorityAt(index)
     if (run.sinceMs === -1) {
       takeOut(chunk, index, index + count)
-      this.#cursors[priority] = run.offset + count
+      const end = run.offset + count
+      if (end > this.#cursors[priority]!) this.#cursors[priority] = end
+      if ((this.#returnedMask & (1 << priority)) !== 0) this.#leaveReturned(priority, end)
       this.#countPlain(priority, -count)
       return
     }
@@ -316,7 +324,7 @@ export class Line {
     this.#stands(priority, chunk, index)
     if (sinceMs === -1) {
       chunk.marks.delete(MARK.out, index, index + 1)
-      if (offset < this.#cursors[priority]!) this.#cursors[priority] = offset
+      if (offset < this.#cursors[priority]!) this.#return(priority, chunk, index)
       this.#countPlain(priority, 1)
       return
     }
@@ -451,6 +459,8 @@ export class Line {
     this.#plainMask = 0
     this.#dueMask = 0
     this.#due.length = 0
+    this.#returned.length = 0
+    this.#returnedMask = 0
     this.#schedule.clear()
     this.#suspects.clear()
     this.#unexplained.clear()
@@ -480,13 +490,13 @@ export class Line {
   }
 
   #plainRun(chunk: Chunk, priority: number, max: number, nowMs: number, run: Run): void {
-    const cursor = this.#cursors[priority]!
-    const index = cursor - chunk.base
+    const offset = this.#headOffset
+    const index = offset - chunk.base
     const batch = chunk.batches.find(index)
     let end = Math.min(chunk.batchEnd(batch), index + max)
     end = chunk.marks.firstTaken(index, end)
     const marked = this.#isMarked(chunk, index)
-    if (this.redeliveredBelow > cursor) end = Math.min(end, this.redeliveredBelow - chunk.base)
+    if (this.redeliveredBelow > offset) end = Math.min(end, this.redeliveredBelow - chunk.base)
     else if (marked) end = chunk.marks.firstSeen(false, index, end)
     else end = chunk.marks.firstSeen(true, index, end)
     if (!chunk.hasOnly(priority)) {
@@ -498,13 +508,13 @@ export class Line {
       for (let at = index + 1; at < end; at++) if (chunk.isExpired(at, nowMs)) end = at
     }
     if (this.#suspects.size > 0) end = this.#untilSuspect(chunk, index, end)
-    run.offset = cursor
+    run.offset = offset
     run.count = end - index
     run.batchPosition = chunk.batches.place(batch)
     run.publishedAtMs = chunk.batches.timeMs(batch)
     run.attempt = 1
     run.redelivered = marked
-    run.alone = this.#suspects.has(cursor)
+    run.alone = this.#suspects.has(offset)
     run.sinceMs = -1
   }
 
@@ -549,9 +559,13 @@ export class Line {
     return at - index
   }
 
-  // Moves the cursor to the first plain message of the priority and returns its chunk; undefined when there is none.
+  // Finds the first plain message of the priority, for `#headOffset`, and returns its chunk; undefined when there is none.
   #head(priority: number): Chunk | undefined {
     if ((this.#plainMask & (1 << priority)) === 0) return undefined
+    if ((this.#returnedMask & (1 << priority)) !== 0) {
+      const chunk = this.#firstReturned(priority)
+      if (chunk !== undefined) return chunk
+    }
     let cursor = Math.max(this.#cursors[priority]!, this.#chunks.firstOffset)
     while (cursor < this.#end) {
       const chunk = this.#chunks.at(cursor)
@@ -562,7 +576,7 @@ export class Line {
           index = chunk.marks.firstFree(index, count)
           if (index === count) break
           if (isOnly || chunk.priorityAt(index) === priority) {
-            this.#cursors[priority] = chunk.base + index
+            this.#headOffset = this.#cursors[priority] = chunk.base + index
             return chunk
           }
         }
@@ -570,6 +584,43 @@ export class Line {
       cursor = Math.min(chunkEndAfter(cursor), this.#end)
     }
     throw new Error(`priority ${priority} counts plain messages and has none`)
+  }
+
+  // The message is plain again, before the cursor: that does not move back, so that what precedes it is passed once.
+  #return(priority: number, chunk: Chunk, index: number): void {
+    if (chunk.marks.add(MARK.returned, index, index + 1) === 0) return
+    const returned = (this.#returned[priority] ??= new TimeQueue())
+    returned.push(0, chunk.base + index)
+    this.#returnedMask |= 1 << priority
+  }
+
+  #firstReturned(priority: number): Chunk | undefined {
+    const returned = this.#returned[priority]!
+    for (; returned.size > 0; this.#dropReturned(returned)) {
+      const offset = returned.firstOffset
+      const chunk = this.#chunks.at(offset)
+      const index = chunk === undefined ? 0 : offset - chunk.base
+      if (chunk === undefined || isOut(chunk, index) || chunk.isGone(index)) continue
+      this.#headOffset = offset
+      return chunk
+    }
+    this.#returnedMask &= ~(1 << priority)
+    return undefined
+  }
+
+  // Of those that came back, none before `end` is plain any more.
+  #leaveReturned(priority: number, end: number): void {
+    const returned = this.#returned[priority]!
+    while (returned.size > 0 && returned.firstOffset < end) this.#dropReturned(returned)
+    if (returned.size === 0) this.#returnedMask &= ~(1 << priority)
+  }
+
+  // Should it come back once more, it is put in again.
+  #dropReturned(returned: TimeQueue): void {
+    const offset = returned.firstOffset
+    const chunk = this.#chunks.at(offset)
+    returned.pop()
+    chunk?.marks.delete(MARK.returned, offset - chunk.base, offset - chunk.base + 1)
   }
 
   // The due queue of the priority without what means nothing at its front; undefined when nothing is left.

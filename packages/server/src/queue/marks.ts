@@ -28,10 +28,12 @@ export const MARK = {
   seen: 4,
   /** Among those that the line keeps because they came back behind the oldest that it looks for. */
   behind: 5,
+  /** Among the plain ones that the line keeps because they came back before its cursor. */
+  returned: 6,
 } as const
 export type Mark = (typeof MARK)[keyof typeof MARK]
 
-const SETS = 6
+const SETS = 7
 /** A full chunk with no more live messages than these lists them. */
 export const LISTED_MAX = 32
 /** Of an entry in the list: the index in the bits from here on, below them a bit for each set but `gone`. */

@@ -568,6 +568,75 @@ describe('queue', () => {
     expect(page.dead!.get(0)).toMatchObject({ attempts: 300, timeMs: 1, reason: 'busy', isMoving: false })
   })
 
+  it('delivers what came back without passing over all that was delivered since', () => {
+    const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
+    queue.open(1)
+    const run = newRun()
+    // Every other one has another priority, so that each has to be looked at.
+    const COUNT = 8_192
+    queue.append(0, COUNT, 512, 1, COUNT * 100, {
+      ...traitsOf(1, COUNT, 1),
+      priorities: Uint8Array.from({ length: COUNT }, (_, at) => (at % 2 === 0 ? 1 : 0)),
+      dues: new Float64Array(COUNT),
+      expiries: new Float64Array(COUNT),
+    })
+    for (let offset = 0; offset < COUNT; offset += 2) {
+      expect(queue.nextRun(16, 1, run)).toBe(true)
+      queue.lease(run, 1, 1, '')
+    }
+    const looks = vi.spyOn(Chunk.prototype, 'priorityAt')
+    queue.append(COUNT, 1, 1_024, 1, 100, {
+      ...traitsOf(1, 1, 1),
+      priorities: Uint8Array.of(1),
+      dues: new Float64Array(1),
+    })
+    for (let i = 0; i < 500; i++) {
+      queue.release(4, -1, 1)
+      queue.release(2, -1, 1)
+      for (const expected of [2, 4, COUNT]) {
+        queue.nextRun(1, 1, run)
+        expect(run.offset).toBe(expected)
+        if (expected !== COUNT) queue.lease(run, 1, 1, '')
+      }
+    }
+    expect(looks.mock.calls.length).toBeLessThan(COUNT + 500 * 20)
+    looks.mockRestore()
+  })
+
+  it.each([
+    ['oldest first', (at: number) => at],
+    ['newest first', (at: number) => 1_999 - at],
+  ] as const)('takes what comes back into the line of its key in steps, %s', (_, offsetOf) => {
+    const queue = new Queue(1, definition({ keyConcurrency: 2_000 }), new CountedUse(), new Arrivals(4))
+    queue.open(1)
+    const run = newRun()
+    const COUNT = 2_000
+    for (let offset = 0; offset < COUNT + 10; offset++)
+      queue.append(offset, 1, 512 + offset, 1, 100, {
+        ...traitsOf(1, 1, 1),
+        priorities: new Uint8Array(1),
+        dues: new Float64Array(1),
+        expiries: new Float64Array(1),
+        isKeyed: true,
+        keys: Uint32Array.of(7, 7),
+      })
+    for (let offset = 0; offset < COUNT; offset++) {
+      queue.nextRun(1, 1, run)
+      queue.lease(run, 1, 1, '')
+    }
+    const steps = vi.spyOn(Chunk.prototype, 'nextAt')
+    const stepsBack = vi.spyOn(Chunk.prototype, 'previousAt')
+    for (let at = 0; at < COUNT; at++) queue.release(offsetOf(at), 1, 1)
+    expect(steps.mock.calls.length + stepsBack.mock.calls.length).toBeLessThan(COUNT * 5)
+    steps.mockRestore()
+    stepsBack.mockRestore()
+    for (let offset = 0; offset < COUNT; offset++) {
+      queue.nextRun(1, 1, run)
+      expect(run.offset).toBe(offset)
+      queue.lease(run, 1, 1, '')
+    }
+  })
+
   it('finds what to drop without passing over the queue again while others of lower priorities are leased', () => {
     const options = { maxMessages: 5_000, overflow: 'drop-oldest' } as const
     const queue = new Queue(1, definition(options), new CountedUse(), new Arrivals(4))
