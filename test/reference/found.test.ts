@@ -1,5 +1,5 @@
 /**
- * What random histories found, each as the shortest script that shows it. Those that are still there are expected to
+ * What random histories found, each as the shortest script that shows it, and scripts for what they come to rarely. Those that are still there are expected to
  * differ; one that is mended goes over to the others.
  */
 import { queueName } from '@sluice/protocol'
@@ -198,6 +198,94 @@ const MENDED: Readonly<Record<string, Script>> = {
       bench.atomic(bench.producers[0]!, [{ pair, tag: held(pair)[0]! }], [{ queue: 'dead', contents }])
     },
 }
+
+// What random histories come to rarely: many tries, many messages of one id, few that are left of many.
+const FAR: Readonly<Record<string, (bench: Bench) => Promise<number>>> = {
+  'tries beyond 255, where they are unlimited': async (bench) => {
+    bench.ensure('q', { maxDeliveries: 'unlimited', retryInitialMs: 0, retryMaxMs: 0 })
+    publish(bench, 'q', {})
+    for (let attempt = 1; attempt <= 300; attempt++) {
+      const pair = await consume(bench, 'q')
+      same(`messages delivered for try ${attempt}`, held(pair).length, 1)
+      settle(bench, pair, 'retry')
+      await bench.pass(1, false)
+      bench.disconnect(pair.connection)
+      if (attempt === 260) await bench.crash()
+    }
+    await bench.peek('q', undefined, 5, {})
+    settle(bench, await consume(bench, 'q'), 'deadLetter')
+    await bench.endTurn()
+    await bench.peek('q', 'dead', 5, {})
+    await bench.redrive({ ...all, name: 'q' })
+    await bench.drain()
+    return bench.model.events.get('further attempt') ?? 0
+  },
+
+  'many messages of one id, some of them leased': async (bench) => {
+    bench.ensure('q', { dedupWindowMs: 0 })
+    const alike = Array.from({ length: 100 }, () => ({ id: 'i', delayMs: 50 }))
+    for (let round = 0; round < 3; round++) {
+      publish(bench, 'q', ...alike)
+      await bench.pass(round === 1 ? 60 : 1, false)
+      const pair = await consume(bench, 'q', 30)
+      for (let i = 0; i < 40; i++) bench.cancel('q', undefined, 'i')
+      await bench.endTurn()
+      settle(bench, pair, 'release')
+      await bench.endTurn()
+      for (let i = 0; i < 20; i++) bench.cancel('q', undefined, 'i')
+      if (round === 1) await bench.crash()
+    }
+    await bench.drain()
+    return bench.counts.get('messages drained') ?? 0
+  },
+
+  'few that are left of each thousand, with priorities, and what comes back': async (bench) => {
+    bench.ensure('q', { maxMessages: 2_000, overflow: 'drop-oldest', keyConcurrency: 3 })
+    for (let round = 0; round < 12; round++) {
+      const messages = Array.from({ length: 250 }, (_, i) => ({
+        priority: i % 3,
+        ...(i % 50 === 7 ? { key: 'k' } : {}),
+      }))
+      publish(bench, 'q', ...messages)
+      const pair = await consume(bench, 'q', 240)
+      const tags = held(pair)
+      const few = tags.filter((_, i) => i % 80 === 5)
+      const others = tags.filter((_, i) => i % 80 !== 5)
+      const outcome = (['deadLetter', 'retry', 'release'] as const)[round % 3]!
+      const item = { delayMs: undefined, reason: 'no luck', invalid: false }
+      bench.settle(pair, [
+        { ...item, tags: others, outcome: 'ack' },
+        { ...item, tags: few, outcome },
+      ])
+      await bench.endTurn()
+      bench.disconnect(pair.connection)
+      if (round === 6) await bench.crash()
+    }
+    await bench.redrive({ ...all, name: 'q' })
+    await bench.drain()
+    return bench.counts.get('messages drained') ?? 0
+  },
+
+  'priorities in a queue that is full': async (bench) => {
+    bench.ensure('q', { maxMessages: 20, overflow: 'drop-oldest' })
+    for (let round = 0; round < 30; round++) {
+      publish(bench, 'q', ...Array.from({ length: 7 }, (_, i) => ({ priority: (i * 5 + round) % 4 })))
+      const pair = await consume(bench, 'q', 3)
+      publish(bench, 'q', ...Array.from({ length: 5 }, (_, i) => ({ priority: i % 4 })))
+      settle(bench, pair, (['release', 'ack', 'retry'] as const)[round % 3]!)
+      await bench.endTurn()
+      bench.disconnect(pair.connection)
+      if (round === 15) await bench.crash()
+    }
+    await bench.drain()
+    return bench.model.events.get('overflow') ?? 0
+  },
+}
+
+test.each(Object.entries(FAR))('%s', { timeout: 120_000 }, async (_name, script) => {
+  // Each has come to what it is about, and no answer differed.
+  expect(await script(await opened())).toBeGreaterThan(50)
+})
 
 test.each(Object.entries(MENDED))('%s', async (_name, script) => {
   await expect(script()).resolves.toBeUndefined()
