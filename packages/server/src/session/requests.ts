@@ -83,14 +83,14 @@ export const REQUESTS = {
 
 export type RequestName = keyof typeof REQUESTS
 
-/** Requests that read from disk and take several turns. */
-export const LONG_REQUESTS: ReadonlySet<OpcodeName> = new Set<RequestName>([
-  'PEEK',
-  'REDRIVE',
-  'DISCARD',
-  'REPLAY',
-  'HISTORY',
-])
+const LONG_REQUESTS = ['PEEK', 'REDRIVE', 'DISCARD', 'REPLAY', 'HISTORY'] as const satisfies RequestName[]
+type LongRequestName = (typeof LONG_REQUESTS)[number]
+const LONG: ReadonlySet<OpcodeName> = new Set(LONG_REQUESTS)
+
+/** Whether the request reads from disk and takes several turns. */
+export function isLong(name: RequestName): name is LongRequestName {
+  return LONG.has(name)
+}
 
 function afterName(body: Body): string {
   onlyFields('LIST', body, ['after'])

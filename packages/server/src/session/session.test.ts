@@ -4,6 +4,7 @@ import {
   BATCH_TYPE,
   FRAME_HEADER_BYTES,
   FrameDecoder,
+  LIMITS,
   MECHANISM,
   OP,
   OUTCOME,
@@ -40,24 +41,27 @@ function frame(opcode: number, payload: Uint8Array = new Uint8Array(0), channel 
   return bytes
 }
 
-const GREETING = Buffer.concat([
-  encodePreface(),
-  frame(
-    OP.HELLO,
-    encodeHello({
-      versionMin: 1,
-      versionMax: 1,
-      features: 0,
-      frameBytesMax: SESSION_DEFAULTS.frameBytesMax,
-      heartbeatMs: 0,
-      producer: new Uint8Array(16),
-      acceptedNumber: 0,
-      inFlightBatches: 0,
-      name: '',
-    }),
-  ),
-  frame(OP.AUTH, encodeAuth({ mechanism: MECHANISM.anonymous, identity: '', secret: new Uint8Array(0) })),
-])
+const greeting = (frameBytesMax: number): Uint8Array =>
+  Buffer.concat([
+    encodePreface(),
+    frame(
+      OP.HELLO,
+      encodeHello({
+        versionMin: 1,
+        versionMax: 1,
+        features: 0,
+        frameBytesMax,
+        heartbeatMs: 0,
+        producer: new Uint8Array(16),
+        acceptedNumber: 0,
+        inFlightBatches: 0,
+        name: '',
+      }),
+    ),
+    frame(OP.AUTH, encodeAuth({ mechanism: MECHANISM.anonymous, identity: '', secret: new Uint8Array(0) })),
+  ])
+
+const GREETING = greeting(SESSION_DEFAULTS.frameBytesMax)
 
 beforeEach(async () => {
   nowMs = 1_700_000_000_000
@@ -350,9 +354,18 @@ test('what is refused because too much is under way is not done', async () => {
   session.receive(GREETING, nowMs)
   broker.ensure({ name: queueName('q'), options: {}, update: false })
   await turns(5)
-  const discards = vi.spyOn(broker, 'discard').mockReturnValue(new Promise(() => {}))
+  let answer = (): void => {}
+  const discards = vi.spyOn(broker, 'discard').mockReturnValue(
+    new Promise((resolve) => {
+      answer = () => resolve({ matched: 0, discarded: 0, next: null })
+    }),
+  )
   for (let i = 0; i < 20; i++) session.receive(frame(OP.DISCARD, encodeControl({ name: 'q' })), nowMs)
   await turns(5)
+  // One at a time.
+  expect(discards).toHaveBeenCalledTimes(1)
+  answer()
+  await turns(50)
   expect(closed).toEqual([])
   expect(discards).toHaveBeenCalledTimes(16)
 })
@@ -399,6 +412,69 @@ test('a peer that asks and never reads is given up', () => {
   for (let i = 0; i < 100; i++) session.receive(pings, nowMs)
   expect(closed).toEqual(['SLOW_CONSUMER'])
   expect(sentBytes).toBeLessThan(200_000)
+})
+
+describe('who reads is not given up for what comes at once', () => {
+  /** A session of a peer that reads all that was sent, a turn later; and how many frames of a kind have come. */
+  function reader(frameBytesMax: number): { peer: Session; came: (opcode: number) => number } {
+    const opcodes: number[] = []
+    const decoder = new FrameDecoder((opcode) => void opcodes.push(opcode))
+    decoder.frameBytesMax = frameBytesMax
+    const link = {
+      peer: '',
+      write: (bytes: Uint8Array, written: () => void) => {
+        decoder.push(bytes)
+        setImmediate(written)
+      },
+      pause: () => {},
+      resume: () => {},
+      end: () => {},
+    }
+    const peer = new Session(broker, link, SESSION_DEFAULTS, nowMs, (_session, why) => closed.push(why?.code))
+    peer.receive(greeting(frameBytesMax), nowMs)
+    return { peer, came: (opcode) => opcodes.filter((other) => other === opcode).length }
+  }
+
+  test('as many pages as may be asked for', async () => {
+    broker.ensure({ name: queueName('q'), options: {}, update: false })
+    const producer = broker.attachProducer('1'.repeat(32), 0)
+    for (let i = 1; i <= 20; i++) broker.publish(producer, 'q', batch(i, 100_000), 0, 56 + 100_000, 0)
+    await turns(5)
+    const { peer, came } = reader(SESSION_DEFAULTS.frameBytesMax)
+    const ask = frame(OP.PEEK, encodeControl({ name: 'q', from: 0, limit: 20 }))
+    peer.receive(Buffer.concat(Array.from({ length: 16 }, () => ask)), nowMs)
+    await turns(200)
+    expect(closed).toEqual([])
+    expect([came(OP.MESSAGES), came(OP.ERROR)]).toEqual([16, 0])
+    expect(peer.isIdle).toBe(true)
+  })
+
+  test('a message that is larger than messages may be by now', async () => {
+    const bytes = 12 << 20
+    const log = new MemoryLog({ segmentBytes: 64 << 20 })
+    const shared = {
+      now: () => nowMs,
+      random: () => 0.5,
+      defer: (endTurn: () => void): void => void setImmediate(endTurn),
+      onFatal: (error: unknown) => {
+        throw error
+      },
+    }
+    broker = await Broker.open({ ...shared, log, messageBytesMax: 15 << 20 })
+    broker.ensure({ name: queueName('q'), options: {}, update: false })
+    broker.publish(broker.attachProducer('1'.repeat(32), 0), 'q', batch(1, bytes), 0, 56 + bytes, 0)
+    await turns(5)
+    const later = log.reopened()
+    await later.open()
+    broker = await Broker.open({ ...shared, log: later })
+    const { peer, came } = reader(LIMITS.frameBytesMax)
+    peer.receive(frame(OP.PEEK, encodeControl({ name: 'q', from: 0, limit: 1 })), nowMs)
+    await turns(20)
+    peer.receive(frame(OP.SUBSCRIBE, encodeControl({ queue: 'q', messages: 1, bytes: 1 }), 1), nowMs)
+    await turns(20)
+    expect(closed).toEqual([])
+    expect([came(OP.MESSAGES), came(OP.DELIVER)]).toEqual([1, 1])
+  })
 })
 
 describe('the deadline of the handshake', () => {

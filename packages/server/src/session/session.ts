@@ -62,7 +62,7 @@ import type { Producer } from '../broker/producers.js'
 import type { Consumer, Run, Subscription } from '../queue/index.js'
 import { DELIVERY_OVERHEAD_BYTES, Deliveries } from './deliveries.js'
 import { Outbox, type OutboxTransport } from './outbox.js'
-import { LONG_REQUESTS, REQUESTS, type Answer, type RequestName } from './requests.js'
+import { REQUESTS, isLong, type Answer, type RequestName } from './requests.js'
 
 /** What a session needs of the connection under it. */
 export interface Transport extends OutboxTransport {
@@ -142,8 +142,13 @@ export class Session implements Output, Consumer {
   #producer: Producer | undefined
   #heartbeatMs: number
   #inFlightBatches = 0
-  /** Requests that take several turns and are not answered yet. */
+  /**
+   * Requests that take several turns and are not answered yet. One is done at a time, once what was answered before is
+   * mostly read: all of them together would be more than may be unread, of a peer that had no time to read.
+   */
   #working = 0
+  #isWorking = false
+  readonly #waiting: { readonly correlation: number; readonly work: () => Promise<Answer> }[] = []
   #refusal: SluiceError | undefined
   /** The client said that it is done; or the broker stops and hands out nothing more. */
   #saidGoodbye = false
@@ -162,6 +167,8 @@ export class Session implements Output, Consumer {
   #isCongested = false
   #isPaused = false
   #waitsForDisk = false
+  /** Most that was written at once: it may be more than is kept else, and more than a message may have by now. */
+  #largestBytes = 0
   /** Largest record, alone in its frame, that the client accepts. */
   #recordBytesMax = 0
   /** The PUBLISH_OK that was written last: its page, and where its payload begins and ends there. */
@@ -350,8 +357,8 @@ export class Session implements Output, Consumer {
     if (this.#stage === 'open') this.#countOutbound()
     const { outboundBytesSoft, outboundBytesHard } = this.#settings
     // One message may be larger than all that is kept else.
-    const most =
-      Math.max(outboundBytesSoft, this.#broker.messageBytesMax + MESSAGE_OVERHEAD_BYTES) + outboundBytesHard
+    const messageBytes = Math.max(this.#broker.messageBytesMax, this.#largestBytes) + MESSAGE_OVERHEAD_BYTES
+    const most = Math.max(outboundBytesSoft, messageBytes) + outboundBytesHard
     if (this.#outstandingBytes > most) {
       this.fail(
         new SluiceError(
@@ -385,6 +392,7 @@ export class Session implements Output, Consumer {
   ): void {
     // It may overtake confirms, but neither the answer to SUBSCRIBE nor a delivery that waits.
     const outbox = run.durable && this.#outbox.barriers === 0 ? this.#freeOutbox : this.#outbox
+    if (end - start > this.#largestBytes) this.#largestBytes = end - start
     if (end - start > this.#recordBytesMax) {
       // Every agreed frame has room for a batch and for the largest message: this is one that was moved.
       const record = fittedRecord(copyBytes(bytes, start, end), this.#recordBytesMax)
@@ -723,21 +731,24 @@ export class Session implements Output, Consumer {
 
   request(name: RequestName, correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const body = decodeControl(bytes, start, end)
-    if (LONG_REQUESTS.has(name)) this.#checkWorking()
-    const answer = REQUESTS[name](
-      {
-        broker: this.#broker,
-        caller: this,
-        payloadBytesMax: this.#frameBytesMax - FRAME_HEADER_BYTES,
-      },
-      body,
-    )
-    if (answer instanceof Promise) this.#later(correlation, answer)
-    else this.answer(correlation, answer)
+    const asker = {
+      broker: this.#broker,
+      caller: this,
+      payloadBytesMax: this.#frameBytesMax - FRAME_HEADER_BYTES,
+    }
+    if (!isLong(name)) {
+      this.answer(correlation, REQUESTS[name](asker, body))
+      return
+    }
+    this.#checkWorking()
+    this.#working++
+    this.#waiting.push({ correlation, work: () => REQUESTS[name](asker, body) })
+    this.#workOn()
   }
 
   /** Writes the answer to a request. */
   answer(correlation: number, { opcode, payload }: Answer): void {
+    if (payload.length > this.#largestBytes) this.#largestBytes = payload.length
     this.#outbox.frame(opcode, 0, correlation, payload)
     this.#broker.hold(this)
     this.#waitForDisk()
@@ -752,9 +763,13 @@ export class Session implements Output, Consumer {
   }
 
   // What has to read takes turns of its own; its answer is held like any other once it is there.
-  #later(correlation: number, work: Promise<Answer>): void {
-    this.#working++
-    work.then(
+  #workOn(): void {
+    if (this.#isWorking || this.#outstandingBytes > this.#softBytes) return
+    const next = this.#waiting.shift()
+    if (next === undefined) return
+    const { correlation, work } = next
+    this.#isWorking = true
+    work().then(
       (answer) => this.#worked(() => this.answer(correlation, answer), correlation),
       (error: unknown) =>
         this.#worked(() => {
@@ -765,6 +780,7 @@ export class Session implements Output, Consumer {
 
   #worked(answer: () => void, correlation: number): void {
     this.#working--
+    this.#isWorking = false
     if (this.#stage !== 'open') return
     this.#broker.beginTurn()
     try {
@@ -773,6 +789,7 @@ export class Session implements Output, Consumer {
       this.#failed(error, 0, correlation)
     }
     this.#broker.hold(this)
+    this.#workOn()
   }
 
   #subscription(channel: number, id: number): Subscription | undefined {
@@ -818,6 +835,7 @@ export class Session implements Output, Consumer {
   #progressed(): void {
     if (this.#stage !== 'open') return
     this.#countOutbound()
+    this.#workOn()
     if (!this.#isCongested) return
     this.#stalledSinceMs = this.#broker.nowMs
     if (this.#outstandingBytes > this.#softBytes / 2) return
@@ -867,6 +885,7 @@ export class Session implements Output, Consumer {
     if (this.#stage === 'closed') return
     this.#stage = 'closed'
     this.#decoder.stop()
+    this.#waiting.length = 0
     this.#outbox.clear()
     this.#freeOutbox.clear()
     this.#settings.outbound.bytes -= this.#outboundBytes
