@@ -168,6 +168,10 @@ export class FullDisk {
       if ((await this.#start()) !== undefined) await this.#drain(isReserved ? 'half' : 'until it waits')
       else this.report.refusedStart = true
     }
+    if (isReserved) {
+      await this.#drain('all')
+      await this.#publishesAgain()
+    }
     await this.#makeRoom()
     await this.#drain('all')
     await this.#publishesAgain()

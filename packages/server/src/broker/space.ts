@@ -132,6 +132,8 @@ export class Space {
       this.#checkpoints.freesEnoughUpTo(wantedFloor)
     )
       nextMs = Math.min(nextMs, Math.max(this.#patientUntilMs, nowMs + LOOK_MS))
+    // Connections wait, and the room may come from elsewhere.
+    if (this.isExhausted) nextMs = Math.min(nextMs, nowMs + RETRY_MS)
     return nowMs < this.#retryMs ? Math.min(nextMs, this.#retryMs) : nextMs
   }
 

@@ -45,7 +45,8 @@ export const serve = command({
       .describe('json', 'Log JSON on a terminal too')
       .epilogue(
         'A flag goes before its variable, that before the default. SIGTERM and SIGINT stop the broker in order, within ' +
-          '10 seconds and with exit code 0; a second one at once. Exit code 70: the log could not be written to; ' +
+          '10 seconds and with exit code 0; a second one at once. Exit code 1: the broker could not start, for example ' +
+          'because the disk has no room for another segment; nothing is lost. Exit code 70: the log could not be written to; ' +
           'nothing that was confirmed is lost.',
       )
   },

@@ -1025,6 +1025,58 @@ describe('a full disk', () => {
     await log.close()
   })
 
+  test('what was refused for want of the reserve is refused until a fifth more than it is free', async () => {
+    const disk = new SimulatedDisk({ capacityBytes: 100 * SEGMENT })
+    let nowMs = 1
+    const { log } = await openLog(disk, { reserveBytes: 20 * SEGMENT, now: () => nowMs })
+    await until(() => disk.names().includes(segmentName(2)))
+    const whole = SEGMENT - SEGMENT_HEADER_BYTES
+    // Two segments are there; the others are what is free.
+    const asked = async (segments: number): Promise<boolean> => {
+      disk.capacityBytes = disk.usedBytes + (segments - 2) * SEGMENT
+      nowMs += 1_000
+      log.reserve(0, nowMs)
+      for (let turns = 0; turns < 10; turns++) await tick()
+      return log.reserve(512, nowMs)
+    }
+    const needed = Math.ceil((20 * SEGMENT + 512) / whole)
+    const cleared = Math.ceil((24 * SEGMENT + 512) / whole)
+    expect(await asked(needed)).toBe(true)
+    expect(await asked(needed - 1)).toBe(false)
+    expect(await asked(needed)).toBe(false)
+    expect(await asked(cleared - 1)).toBe(false)
+    expect(await asked(cleared)).toBe(true)
+    expect(await asked(needed)).toBe(true)
+    await log.close()
+  })
+
+  test('room that comes and goes many times a second is reported once in ten seconds, with a count', async () => {
+    const disk = new SimulatedDisk({ capacityBytes: 100 * SEGMENT })
+    let nowMs = 1
+    const notices: string[] = []
+    const { log } = await openLog(disk, {
+      lowFreeBytes: 50 * SEGMENT,
+      now: () => nowMs,
+      onNotice: ({ kind, text }) => notices.push(`${kind}: ${text}`),
+    })
+    await until(() => disk.names().includes(segmentName(2)))
+    let refused = 0
+    for (let i = 0; i < 22; i++) {
+      disk.capacityBytes = disk.usedBytes + (i % 2 === 0 ? 40 : 80) * SEGMENT
+      nowMs += 1_000
+      log.reserve(0, nowMs)
+      for (let turns = 0; turns < 10; turns++) await tick()
+      if (!log.reserve(512, nowMs)) refused++
+    }
+    expect(refused).toBe(11)
+    const free = (segments: number): string => String(segments * SEGMENT)
+    const low = `disk-low: ${free(40)} bytes are free, less than ${free(50)}: publishes are refused.`
+    const ok = `disk-ok: ${free(80)} bytes are free: publishes are accepted.`
+    const again = `${low} It happened 5 times since the last notice.`
+    expect(notices).toEqual([low, ok, again, ok, again, ok])
+    await log.close()
+  })
+
   test('the low mark is five per cent or 1 GiB, within reason', () => {
     const gib = 2 ** 30
     expect(defaultLowFreeBytes(100 * gib)).toBe(5 * gib)

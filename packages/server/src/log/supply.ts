@@ -40,13 +40,42 @@ export function defaultReserveBytes(segmentBytes: number, totalBytes: number): n
   return Math.max(segmentBytes, Math.min(4 * segmentBytes, totalBytes / 3))
 }
 
-/** Below the low mark publishes are refused; they are taken again above this many times it. */
+/**
+ * Publishes are refused below the low mark, or when the reserve is not whole; they are accepted again above this many times
+ * both. Else each segment that comes back would be filled at once, and what is live copied again for the next.
+ */
 const LOW_CLEARS_AT = 1.2
+/** One notice of a kind in this time: on a full disk room comes and goes many times a second. */
+const NOTICE_INTERVAL_MS = 10_000
 const SPACE_INTERVAL_MS = 1_000
 const PREPARE_RETRY_MS = 250
 /** Prepared ahead; recycled segments may make it more. */
 const SPARES_WANTED = 1
 const SPARES_MAX = 2
+
+/** Lets one notice pass in each interval, and counts those between. */
+class NoticeLimit {
+  #count = 0
+  #toldMs = -Infinity
+
+  /** It happened once more. */
+  add(): void {
+    this.#count++
+  }
+
+  /** How often it happened since the last notice, if another may be given now; else 0. */
+  take(nowMs: number): number {
+    const sinceMs = nowMs - this.#toldMs
+    const count = this.#count
+    if (count === 0 || (sinceMs >= 0 && sinceMs < NOTICE_INTERVAL_MS)) return 0
+    this.#toldMs = nowMs
+    this.#count = 0
+    return count
+  }
+}
+
+const times = (count: number): string =>
+  count === 1 ? '' : ` It happened ${count} times since the last notice.`
 
 export class Supply {
   readonly #options: SupplyOptions
@@ -74,7 +103,14 @@ export class Supply {
   #freeBytes = 0
   #lowFreeBytes = 0
   #reserveBytes: number
+  /** Too little is free. */
   #low = false
+  /** The last request found the reserve not whole. */
+  #short = false
+  #refuses = false
+  readonly #lowNotices = new NoticeLimit()
+  readonly #stuckNotices = new NoticeLimit()
+  #isLowTold = false
   #spaceAtMs = 0
   #spaceRefresh: Promise<void> | undefined
 
@@ -160,13 +196,13 @@ export class Supply {
       })
     } catch (error) {
       if (this.#fuse.failure !== undefined) return
-      if (!this.#prepareFailed) {
-        this.#options.notify(
-          'no-segment',
-          `No segment could be prepared: ${error instanceof Error ? error.message : String(error)}.`,
-        )
-      }
+      if (!this.#prepareFailed) this.#stuckNotices.add()
       this.#prepareFailed = true
+      const count = this.#stuckNotices.take(this.#options.now())
+      if (count > 0) {
+        const why = error instanceof Error ? error.message : String(error)
+        this.#options.notify('no-segment', `No segment could be prepared: ${why}.${times(count)}`)
+      }
       // What was filled is given back: others may need the last bytes of the disk more.
       if (this.#draftExists && !this.#fuse.stopped) {
         await this.#disk.remove(SEGMENT_DRAFT_NAME).then(
@@ -256,7 +292,12 @@ export class Supply {
           this.#spaceRefresh = undefined
         })
     }
-    if (this.#low) return false
+    this.#short = !this.#hasRoom(bytes, number, at)
+    this.#decide(nowMs)
+    return !this.#refuses
+  }
+
+  #hasRoom(bytes: number, number: number, at: number): boolean {
     const left = this.#segmentBytes - at
     const creatable = this.#prepareFailed
       ? 0
@@ -264,7 +305,30 @@ export class Supply {
     // One less where the entry under way still waits for its segment: that is being prepared, or cannot be.
     const segments = this.#newest - number + creatable
     const room = (bytes <= left ? left : 0) + segments * (this.#segmentBytes - SEGMENT_HEADER_BYTES)
-    return bytes + this.#reserveBytes <= room
+    return bytes + this.#reserveBytes * (this.#refuses ? LOW_CLEARS_AT : 1) <= room
+  }
+
+  /** Whether publishes are refused now; gives notice of it. */
+  #decide(nowMs: number): void {
+    const refuses = this.#low || this.#short
+    if (refuses && !this.#refuses) this.#lowNotices.add()
+    this.#refuses = refuses
+    if (!refuses) {
+      if (this.#isLowTold)
+        this.#options.notify('disk-ok', `${this.#freeBytes} bytes are free: publishes are accepted.`)
+      this.#isLowTold = false
+      return
+    }
+    const count = this.#isLowTold ? 0 : this.#lowNotices.take(nowMs)
+    if (count === 0) return
+    this.#isLowTold = true
+    const why = this.#low
+      ? `less than ${this.#lowFreeBytes}`
+      : `and the reserve of ${this.#reserveBytes} for settles and copies is not whole`
+    this.#options.notify(
+      'disk-low',
+      `${this.#freeBytes} bytes are free, ${why}: publishes are refused.${times(count)}`,
+    )
   }
 
   /** Bytes that can be written behind `at` in segment `number` and in all that follow, down to the last free byte. */
@@ -287,15 +351,8 @@ export class Supply {
     this.#lowFreeBytes = this.#options.lowFreeBytes ?? defaultLowFreeBytes(space.totalBytes)
     this.#reserveBytes =
       this.#options.reserveBytes ?? defaultReserveBytes(this.#segmentBytes, space.totalBytes)
-    const low = this.#freeBytes < this.#lowFreeBytes * (this.#low ? LOW_CLEARS_AT : 1)
-    if (low === this.#low) return
-    this.#low = low
-    this.#options.notify(
-      low ? 'disk-low' : 'disk-ok',
-      low
-        ? `${this.#freeBytes} bytes are free, less than ${this.#lowFreeBytes}: publishes are refused.`
-        : `${this.#freeBytes} bytes are free: publishes are accepted.`,
-    )
+    this.#low = this.#freeBytes < this.#lowFreeBytes * (this.#refuses ? LOW_CLEARS_AT : 1)
+    this.#decide(this.#spaceAtMs)
   }
 
   // ------------------------------------------------------------------------------------------------------ closing
