@@ -138,8 +138,8 @@ export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
 
 const SEQUENCE_STEP = 100_000
 
-/** Notes in the history that a producer tries to publish. */
-export function remember(attempt: Attempt, producer: string, history: HistoryEvent[]): void {
+/** Notes in the history that a producer tries to publish; `from` messages of its number precede these. */
+export function remember(attempt: Attempt, producer: string, history: HistoryEvent[], from = 0): void {
   const { queue, names, records, options, number } = attempt
   for (const [index, message] of names.entries()) {
     history.push({
@@ -148,7 +148,7 @@ export function remember(attempt: Attempt, producer: string, history: HistoryEve
       message,
       producer,
       body: String(crc32(records[index]!)),
-      sequence: number * SEQUENCE_STEP + index,
+      sequence: number * SEQUENCE_STEP + from + index,
       lane: laneOf(options[index]),
     })
   }

@@ -327,7 +327,12 @@ export class Consumer extends Client {
     for (let i = chance.int(0, 2); i > 0; i--)
       queues.add(chance.hit(0.03) ? 'nowhere' : chance.pick(queueNames))
     const number = this.#steps.nextNumber
-    const batches = [...queues].map((queue, batch) => ({ queue, drafts: this.#drafts(queue, number, batch) }))
+    // A queue can have several, with those of others between them.
+    const again = [...queues].filter(() => chance.hit(0.3))
+    const batches = [...queues, ...again].map((queue, batch) => ({
+      queue,
+      drafts: this.#drafts(queue, number, batch),
+    }))
     for (const { reader, tag } of acks) reader.held.delete(tag)
     this.around.count('step')
     this.#sendStep(this.#steps.make(ranges, acks, batches))

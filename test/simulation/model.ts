@@ -188,6 +188,7 @@ export class Model {
     'steps refused': 0,
     'step acks': 0,
     'step batches': 0,
+    'further batches': 0,
   }
 
   constructor(view: ModelView) {
@@ -344,14 +345,22 @@ export class Model {
     )
     // What is a duplicate is judged before anything of the step is done.
     const freed = freedBy(held!)
-    const duplicates = attempts.map((attempt, i) => this.#duplicatesOf(attempt, places[i]!, freed))
+    const groups = byQueue(attempts, places)
+    const found = groups.map(({ attempt, placed }) => this.#duplicatesOf(attempt, placed!, freed))
     for (const { subscription, tag, message } of held!) {
       this.counts['step acks']++
       this.#letGo(subscription, tag, message)
       this.#ack(subscription.queue, message, nowMs)
     }
-    for (const [i, attempt] of attempts.entries()) this.#makeRoom(attempt, duplicates[i]!, nowMs)
-    const accepted = attempts.map((attempt, i) => this.#accept(attempt, places[i]!, duplicates[i]!, nowMs))
+    for (const [i, { attempt }] of groups.entries()) this.#makeRoom(attempt, found[i]!, nowMs)
+    const accepted = attempts.map((attempt, i) => {
+      const group = groups.findIndex(({ attempt: { queue } }) => queue === attempt.queue)
+      const start = groups[group]!.starts.get(i)!
+      const own = [...found[group]!].filter(([at]) => at >= start && at < start + attempt.records.length)
+      const duplicates = new Map(own.map(([at, first]) => [at - start, first]))
+      return this.#accept(attempt, places[i]!, duplicates, nowMs)
+    })
+    this.counts['further batches'] += attempts.length - groups.length
     this.#producer(identity).accepted.set(number, { places: accepted, crc })
   }
 
@@ -394,7 +403,7 @@ export class Model {
     nowMs: number,
   ): ErrorCode | undefined {
     const freed = freedBy(held)
-    for (const attempt of attempts) {
+    for (const { attempt } of byQueue(attempts)) {
       const queue = this.names.get(attempt.queue)
       if (queue === undefined) return 'QUEUE_NOT_FOUND'
       const refusal = this.#refusal(queue, attempt, freed.get(queue) ?? NOTHING_FREED, nowMs)
@@ -1757,6 +1766,34 @@ function sayQueue({ next, live, counts, carried, paused, options }: ModelQueue |
 }
 
 /** What leaves the queues with these. */
+interface Group {
+  readonly attempt: Attempt
+  readonly placed: Placed | undefined
+  /** By the place of a batch in the step: index of its first message. */
+  readonly starts: ReadonlyMap<number, number>
+}
+
+/** The batches of a step as one batch for each queue: what they bring counts together. */
+function byQueue(attempts: readonly Attempt[], places?: readonly Placed[]): Group[] {
+  const queues = [...new Set(attempts.map(({ queue }) => queue))]
+  return queues.map((queue) => {
+    const own = [...attempts.entries()].filter(([, attempt]) => attempt.queue === queue)
+    const [first, { names, options, ...rest }] = own[0]!
+    const records: Uint8Array[] = []
+    const starts = new Map<number, number>()
+    const duplicates = new Map<number, number>()
+    for (const [i, attempt] of own) {
+      starts.set(i, records.length)
+      for (const [index, offset] of places?.[i]?.duplicates ?? [])
+        duplicates.set(records.length + index, offset)
+      records.push(...attempt.records)
+    }
+    const baseOffset = places?.[first]?.baseOffset
+    const placed = baseOffset === undefined ? undefined : { baseOffset, duplicates }
+    return { attempt: { ...rest, names, options, records }, placed, starts }
+  })
+}
+
 function freedBy(
   held: readonly { readonly subscription: ModelSubscription; readonly message: ModelMessage }[],
 ): Map<ModelQueue, Freed> {

@@ -48,7 +48,7 @@ export class Steps<Ack> {
     return this.#unanswered.values()
   }
 
-  /** A step that acknowledges `ranges` and publishes `batches`, one for a queue. */
+  /** A step that acknowledges `ranges` and publishes `batches`, of which several can be for one queue. */
   make(
     ranges: readonly AtomicAck[],
     acks: readonly Ack[],
@@ -68,9 +68,11 @@ export class Steps<Ack> {
         expects: undefined,
       }
     })
+    let from = 0
     for (const attempt of attempts) {
       this.#attempts.add(attempt)
-      remember(attempt, this.#producer, this.#history)
+      remember(attempt, this.#producer, this.#history, from)
+      from += attempt.names.length
     }
     const payload = encodeAtomic(
       number,
