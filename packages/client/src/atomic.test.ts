@@ -3,6 +3,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { Sluice } from './client.js'
 import type { Message } from './message.js'
 import { queue } from './options.js'
+import { Step } from './step.js'
 import { Peer, turns, until } from './testing/peer.js'
 
 let peer: Peer
@@ -488,4 +489,13 @@ it('a step that waits is sent under the leases that its messages have by then', 
   ])
   peer.link.atomicOk(2, 1)
   expect(await done).toMatchObject([{ offset: 1 }])
+})
+
+it('a step that is taken back lets go of the frames that it was sent with, which others keep', () => {
+  const step = new Step([], [{ queue: 'q', record: new Uint8Array(8) }])
+  const frames = Buffer.alloc(step.end + 4096)
+  step.number = 1
+  step.seal(frames, 100, 0)
+  step.unsend()
+  expect([step.bytes.length, step.at, step.number]).toEqual([0, 0, 0])
 })

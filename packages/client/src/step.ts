@@ -81,8 +81,11 @@ export class Step extends Sending {
 
   readonly isSplit = false
 
-  // Its batches are kept apart from the frame.
-  protected unwritten(): void {}
+  // Its batches are kept apart from the frame. What it was sent with is that of others too, and must not be written again.
+  protected unwritten(): void {
+    this.bytes = NO_BYTES
+    this.at = 0
+  }
 
   get isBound(): boolean {
     return this.#messages.length > 0
