@@ -194,4 +194,36 @@ describe('what a checkpoint could not list', () => {
     expect(bench.broker.status.queues).toBeGreaterThan(1_500)
     bench.broker.audit()
   })
+
+  it('waits at home as a dead letter, and moves on when queues are deleted', async () => {
+    const bench = await new Bench({ segmentBytes: 16 * 1024, checkpointBytes: 8 * 1024 }).open()
+    const dead = queueName('dead')
+    bench.ensure({}, dead)
+    bench.ensure({ deadLetter: dead })
+    await bench.publish([{}])
+    const worker = bench.consume(1)
+    await bench.settle()
+    let queues = 0
+    const fill = async (): Promise<void> => {
+      for (; queues < 5_000; queues++) {
+        bench.ensure({}, queueName(`q${queues}`))
+        await bench.publish([{}], queueName(`q${queues}`))
+      }
+    }
+    await expect(fill()).rejects.toThrow(/pages; with segments of 0\.015625 MiB it may take 640/)
+    worker.settle(0, OUTCOME.deadLetter)
+    await bench.pass(5_000)
+    expect([bench.info().dead, bench.info(dead).ready]).toEqual([1, 0])
+    for (let i = 0; i < 20; i++) {
+      bench.broker.beginTurn()
+      bench.broker.delete(queueName(`q${i}`))
+    }
+    await bench.settle()
+    await bench.pass(5_000)
+    expect([bench.info().dead, bench.info(dead).ready]).toEqual([0, 1])
+    await bench.publish([{}])
+    await bench.crash()
+    expect([bench.info().ready, bench.info(dead).ready]).toEqual([1, 1])
+    bench.broker.audit()
+  })
 })
