@@ -222,7 +222,9 @@ export class State {
     const id = header.queueId
     readFacts(bytes, at + BATCH_HEADER_BYTES, at + header.length, (fact) => {
       if (fact.kind === FACT.producer) {
-        if (fact.offset >= this.#listedProducerIds) this.addProducer(this.newProducer(fact.offset, fact.text))
+        // One that came while the checkpoint was under way can have its page in it already.
+        if (fact.offset >= this.#listedProducerIds && !this.producersById.has(fact.offset))
+          this.addProducer(this.newProducer(fact.offset, fact.text))
       } else if (fact.kind === FACT.atomic) {
         const places = this.#placesOf(fact.text)
         this.#stepDuplicates.clear()
