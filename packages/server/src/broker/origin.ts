@@ -45,7 +45,8 @@ interface Layout {
   readonly payloadAt: number
 }
 
-const TIMES = RECORD_FLAG.delay | RECORD_FLAG.at | RECORD_FLAG.ttl
+/** What a copy does not ask for again. */
+const DONE = RECORD_FLAG.delay | RECORD_FLAG.at | RECORD_FLAG.ttl | RECORD_FLAG.replaces
 const ORIGIN_NAMES: ReadonlySet<string> = new Set(Object.values(ORIGIN_HEADERS))
 /** Bytes of a header beside its name and its value. */
 const HEADER_BYTES = 3
@@ -147,7 +148,7 @@ function withOrigin(
   const size = fixedBytes + headersBytes
   const copy = new Uint8Array(gap + size)
   writeU32(copy, gap, size)
-  copy[gap + 4] = (record[4]! & ~TIMES & ~RECORD_FLAG.headers) | (headersBytes > 0 ? RECORD_FLAG.headers : 0)
+  copy[gap + 4] = (record[4]! & ~DONE & ~RECORD_FLAG.headers) | (headersBytes > 0 ? RECORD_FLAG.headers : 0)
   copy[gap + 5] = record[5]!
   let at = gap + RECORD_HEADER_BYTES
   for (const part of [viewBytes(record, keyAt, headersAt), ...kept]) {
