@@ -549,8 +549,9 @@ export class Producer {
   }
 
   /**
-   * Which batch it follows in its queue: the latest that is split when it is refused. The broker refuses what follows a
-   * refused one, so that nothing overtakes what is sent again. A step that follows one in any queue is followed in all
+   * Which batch it follows in its queue: the latest that is split when it is refused, or that follows one itself: that is
+   * refused too when its caller was told that the first one failed for good. The broker refuses what follows a refused one,
+   * so that nothing overtakes what is sent again. A step that follows one in any queue is followed in all
    * of its queues.
    */
   #chain(sending: Sending): void {
@@ -559,7 +560,7 @@ export class Producer {
       const lane = sending.lane ?? this.#lanes.get(sending.queue)
       if (lane === undefined) return
       sending.follows = this.#distance(lane, number)
-      if (sending.isSplit) lane.leader = number
+      if (sending.isSplit || sending.follows > 0) lane.leader = number
     } else if (sending instanceof Step) {
       const lanes = this.#lanes
       const follows = sending.follow((queue) => {
