@@ -252,7 +252,7 @@ describe('Keys', () => {
       { numRuns: 8 },
     )
     expect(most).toBeGreaterThan(10)
-  })
+  }, 120_000)
 })
 
 type Step =
