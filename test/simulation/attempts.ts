@@ -39,6 +39,10 @@ export interface Attempt {
   readonly names: readonly string[]
   /** What each asks for. */
   readonly options: readonly (RecordOptions | undefined)[]
+  /** How far below its number that of the batch is which it follows; 0: none. */
+  readonly follows: number
+  /** Independent messages: when they are refused together they go again by themselves. */
+  readonly isSplit: boolean
   /** The refusals that it deserves; undefined: it is to be taken. */
   readonly expects: readonly ErrorCode[] | undefined
 }
@@ -63,6 +67,16 @@ export function buildBatch(
     record.set(payload, writeRecordHead(record, 0, options, CONTENT_TYPE.bytes, payload.length))
     return record
   })
+  return { batch: packBatch(number, records, atomic), records }
+}
+
+/** A batch of these records. */
+export function packBatch(
+  number: number,
+  records: readonly Uint8Array[],
+  atomic: boolean,
+  follows = 0,
+): Uint8Array {
   const length = records.reduce((sum, record) => sum + record.length, BATCH_HEADER_BYTES)
   const batch = new Uint8Array(length)
   let at = BATCH_HEADER_BYTES
@@ -75,8 +89,9 @@ export function buildBatch(
     attributes: atomic ? BATCH_ATTRIBUTE.atomic : 0,
     count: records.length,
     batchNumber: number,
+    follows,
   })
-  return { batch, records }
+  return batch
 }
 
 /** What clients call the message that they find in a queue: its name, and whether it came there from another one. */
@@ -162,7 +177,8 @@ export function accepted(
   history: HistoryEvent[],
 ): void {
   for (const [index, message] of names.entries()) {
-    if (duplicates?.has(index) === true) history.push({ kind: 'outcome', message, outcome: 'duplicate' })
+    if ((duplicates?.get(index) ?? base + index) !== base + index)
+      history.push({ kind: 'outcome', message, outcome: 'duplicate' })
     else history.push({ kind: 'outcome', message, outcome: 'ok', offset: base + index })
   }
 }
@@ -173,11 +189,13 @@ export class Attempts {
   /** By queue and name: what came there from another queue. */
   readonly #copies = new Map<string, Uint8Array[]>()
 
-  add(attempt: Attempt): void {
+  /** `isAgain`: its messages were in an earlier one, which was refused. */
+  add(attempt: Attempt, isAgain = false): void {
     const key = `${attempt.identity}:${attempt.number}`
     const same = this.#byNumber.get(key)
     if (same === undefined) this.#byNumber.set(key, [attempt])
     else same.push(attempt)
+    if (isAgain) return
     for (const [index, name] of attempt.names.entries()) {
       if (this.#byName.has(name)) throw new Error(`two messages have the name ${name}`)
       this.#byName.set(name, { attempt, index })

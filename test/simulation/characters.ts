@@ -98,7 +98,10 @@ export function wishFor(character: Character, chance: Chance, nowMs: number): Re
   }
   if (chance.hit(mortal)) options.ttlMs = 1 + chance.skewed(4_000)
   if (chance.hit(keyed)) options.key = `k${chance.skewed(6)}`
-  if (chance.hit(identified)) options.id = idFor(chance)
+  if (chance.hit(identified)) {
+    options.id = idFor(chance)
+    if (chance.hit(0.3)) options.replaces = true
+  }
   if (chance.hit(0.05))
     options.headers = { colour: chance.pick(['red', 'blue']), trace: `${chance.int(0, 9)}` }
   return options

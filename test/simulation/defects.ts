@@ -11,7 +11,7 @@ import { ENTRY_HEADER_BYTES, readEntryHeader, sealEntry } from '../../packages/s
 import { FileLog } from '../../packages/server/src/log/file-log.js'
 import type { Disk, DiskFile, Log } from '../../packages/server/src/log/log.js'
 import { segmentName } from '../../packages/server/src/log/segment.js'
-import { Chunk, FACT, FactBuffer, IdWindow, type Queue } from '../../packages/server/src/queue/index.js'
+import { Chunk, FACT, FactBuffer, IdWindow, Queue } from '../../packages/server/src/queue/index.js'
 import { FormerLeases } from '../../packages/server/src/queue/former.js'
 import { KeyLines } from '../../packages/server/src/queue/key-lines.js'
 import type { Transport } from '../../packages/server/src/session/session.js'
@@ -466,6 +466,26 @@ export const DEFECTS: readonly Defect[] = [
           this.rules = rules
         },
       })),
+  },
+  {
+    name: 'what follows a refused batch is judged by itself',
+    install: () => replaced(BrokerProducer.prototype, () => ({ wasRefused: () => false })),
+  },
+  {
+    name: 'that a message replaces another is not written',
+    install: () => replaced(FactBuffer.prototype, () => ({ replace: () => {} })),
+  },
+  {
+    name: 'what is replaced stays',
+    install: () => replaced(Queue.prototype, () => ({ replace: () => {} })),
+  },
+  {
+    name: 'what a consumer has is replaced',
+    broker: (broker) =>
+      onQueues(broker, (queue) => {
+        const stateOf = queue.stateOf.bind(queue)
+        queue.stateOf = (offset) => (stateOf(offset) === 'leased' ? 'ready' : stateOf(offset))
+      }),
   },
   {
     name: 'ids are forgotten at a checkpoint',

@@ -173,12 +173,16 @@ interface Ahead {
   readonly queueId: number
   ttl: { readonly base: number; readonly count: number; readonly ttlMs: number } | undefined
   readonly duplicates: Map<number, number>
+  /** Offset of a message → that of the one that it replaces. */
+  readonly replaced: Map<number, number>
 }
 
 /** What must stand together in one entry. */
 interface Together {
   ahead: Ahead | undefined
   /** Messages that left for another queue and have not come there yet. */
+  /** Ids of what was cancelled, by "queue id:offset". */
+  readonly cancelled: Map<string, string | undefined>
   readonly leaving: { readonly target: string; readonly record: Uint8Array }[]
   /** Batches without a producer of their own, which an atomic step has to answer for. */
   readonly steps: { readonly number: number; readonly place: LedgerPlace }[]
@@ -211,7 +215,9 @@ export class LedgerState {
   /** Told of what left by itself; of one state only. */
   onDeparture: ((departure: Departure) => void) | undefined
   summary: EntrySummary = { acked: new Set(), atomics: [] }
-  #together: Together = { ahead: undefined, leaving: [], steps: [] }
+  /** Told of what producers sent, in the order of the log; of one state only. */
+  onAccepted: ((queueId: number, records: readonly Uint8Array[]) => void) | undefined
+  #together: Together = { ahead: undefined, cancelled: new Map(), leaving: [], steps: [] }
 
   queueNamed(name: string): LedgerQueue | undefined {
     for (const queue of this.queues.values()) if (queue.name === name) return queue
@@ -231,6 +237,7 @@ export class LedgerState {
     const end = readU32(entry, 4)
     let batches = 0
     this.summary = { acked: new Set(), atomics: [] }
+    this.#together.cancelled.clear()
     for (let at = ENTRY_HEADER; at < end; at += readU32(entry, at)) {
       this.#applyBatch(entry, at, position + at)
       batches++
@@ -310,6 +317,11 @@ export class LedgerState {
         throw new Violation(3, `a batch of producer ${producerId}, which there is not`)
       this.#accept(producer, number, { places: [place], crc: readU32(bytes, at + 44), isAtomic: false })
     }
+    if (number > 0)
+      this.onAccepted?.(
+        queue.id,
+        records.filter((_, index) => !isDuplicate(duplicates, base, index)),
+      )
     queue.places.set(base, [position])
     queue.batchBytes.set(base, readU32(bytes, at))
     this.#add(queue, base, records, readU48(bytes, at + 32), ttlMs, duplicates)
@@ -348,9 +360,20 @@ export class LedgerState {
       const record = records[offset - base]
       if (record === undefined || wishesOf(record).id === undefined)
         throw new Violation(9, `offset ${offset} is called a duplicate; ${what} follows`)
-      if (first >= offset)
+      // Within a batch the last that replaces is accepted.
+      const later = records[first - base]
+      const isReplaced = first > offset && later !== undefined && replacesIn(later, record)
+      if (first >= offset && !isReplaced)
         throw new Violation(6, `offset ${offset} of ${queue.name} is the duplicate of ${first}, a later one`)
       duplicates.set(offset - base, first)
+    }
+    for (const [offset, old] of ahead?.replaced ?? []) {
+      // 9: the one is gone and the other there in one entry.
+      const wishes = records[offset - base] === undefined ? undefined : wishesOf(records[offset - base]!)
+      const gone = this.#together.cancelled.get(`${queue.id}:${old}`)
+      if (wishes?.replaces !== true || wishes.id === undefined || wishes.id !== gone)
+        throw new Violation(9, `offset ${offset} is said to replace ${old} of ${queue.name}; ${what} follows`)
+      duplicates.set(offset - base, offset)
     }
     const ttl = ahead?.ttl
     if (ttl !== undefined && (ttl.base !== base || ttl.count !== records.length))
@@ -359,7 +382,7 @@ export class LedgerState {
     const lacks = records.some((record) => wishesOf(record).ttlMs === undefined)
     const must = lacks ? (queue.options['ttlMs'] as number) : 0
     if (ttlMs !== must) throw new Violation(17, `${what} has the time to live ${ttlMs}, not ${must}`)
-    return { duplicates, ttlMs }
+    return { duplicates: new Map([...duplicates].toSorted(([a], [b]) => a - b)), ttlMs }
   }
 
   #add(
@@ -372,7 +395,7 @@ export class LedgerState {
   ): void {
     const windowMs = queue.options['unique'] === 'window' ? (queue.options['dedupWindowMs'] as number) : 0
     for (const [index, record] of records.entries()) {
-      if (duplicates.has(index)) continue
+      if (isDuplicate(duplicates, base, index)) continue
       const offset = base + index
       const wishes = wishesOf(record)
       const dueMs = dueMsOf(wishes, timeMs)
@@ -393,7 +416,7 @@ export class LedgerState {
       })
       if (windowMs > 0 && wishes.id !== undefined) queue.remembered.remember(wishes.id, offset, timeMs)
     }
-    queue.counts.duplicates += duplicates.size
+    for (const index of duplicates.keys()) if (isDuplicate(duplicates, base, index)) queue.counts.duplicates++
     queue.next = base + records.length
   }
 
@@ -544,7 +567,10 @@ export class LedgerState {
         for (let i = offset; i < offset + count; i++) this.#leave(queue, i, 'is dropped', 'dropped')
         return
       case FACT.cancel:
-        for (let i = offset; i < offset + count; i++) this.#leave(queue, i, 'is cancelled', 'cancelled')
+        for (let i = offset; i < offset + count; i++) {
+          this.#together.cancelled.set(`${queue.id}:${i}`, queue.live.get(i)?.wishes.id)
+          this.#leave(queue, i, 'is cancelled', 'cancelled')
+        }
         return
       case FACT.discard:
         for (let i = offset; i < offset + count; i++) {
@@ -580,8 +606,8 @@ export class LedgerState {
       case FACT.duplicate:
         this.#about(queue).duplicates.set(offset, timeMs)
         return
-      // Who was replaced is cancelled by a fact of its own; this one is for the answer alone.
       case FACT.replace:
+        this.#about(queue).replaced.set(offset, timeMs)
         return
       case FACT.ttl:
         this.#about(queue).ttl = { base: offset, count, ttlMs: timeMs }
@@ -599,7 +625,12 @@ export class LedgerState {
     if (ahead?.queueId === queue.id) return ahead
     if (ahead !== undefined)
       throw new Violation(9, `facts about a batch of ${queue.name} follow those about another batch`)
-    return (this.#together.ahead = { queueId: queue.id, ttl: undefined, duplicates: new Map() })
+    return (this.#together.ahead = {
+      queueId: queue.id,
+      ttl: undefined,
+      duplicates: new Map(),
+      replaced: new Map(),
+    })
   }
 
   #die(queue: LedgerQueue, { offset, attempts, death: how, timeMs, text }: Fact): void {
@@ -713,6 +744,16 @@ export class LedgerState {
   }
 }
 
+/** Another message has its id; where it replaces one, it names itself. */
+function isDuplicate(duplicates: ReadonlyMap<number, number>, base: number, index: number): boolean {
+  return (duplicates.get(index) ?? base + index) !== base + index
+}
+
+function replacesIn(later: Uint8Array, record: Uint8Array): boolean {
+  const { id, replaces } = wishesOf(later)
+  return replaces && id === wishesOf(record).id
+}
+
 function recordsOf(bytes: Uint8Array, at: number, count: number): Uint8Array[] {
   const end = at + readU32(bytes, at)
   const records: Uint8Array[] = []
@@ -732,9 +773,16 @@ export class Ledger {
   /** The entry that is being written. */
   #underWay: { readonly entry: Uint8Array; readonly position: number } | undefined
 
-  /** `onDeparture` is told what is durably gone for a reason that no client was told. */
-  constructor(onDeparture?: (departure: Departure) => void) {
+  /**
+   * `onDeparture` is told what is durably gone for a reason that no client was told, `onAccepted` what producers sent
+   * and is durably there, in the order of the log.
+   */
+  constructor(
+    onDeparture?: (departure: Departure) => void,
+    onAccepted?: (queueId: number, records: readonly Uint8Array[]) => void,
+  ) {
     this.durable.onDeparture = onDeparture
+    this.durable.onAccepted = onAccepted
   }
 
   begin(entry: Uint8Array, position: number): EntrySummary {

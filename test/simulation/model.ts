@@ -87,6 +87,8 @@ interface ModelProducer {
   readonly accepted: Map<number, { readonly places: readonly ModelPlace[]; readonly crc: number }>
   /** Of this boot. */
   readonly refused: Map<number, ErrorCode>
+  /** Of this boot, those that can be accepted when they come again included; what follows them is refused. */
+  readonly open: Set<number>
   /** Results below this are not asked for any more. */
   told: number
 }
@@ -166,6 +168,8 @@ export class Model {
     calm: 0,
     duplicates: 0,
     'duplicate ids': 0,
+    'kept behind': 0,
+    replaced: 0,
     expired: 0,
     dropped: 0,
     overflowed: 0,
@@ -213,6 +217,7 @@ export class Model {
     }
     for (const producer of this.#producers.values()) {
       producer.refused.clear()
+      producer.open.clear()
       producer.accepted.clear()
     }
     for (const saved of state.producers.values()) {
@@ -310,6 +315,7 @@ export class Model {
     })
     if (!isFresh) return
     const duplicates = this.#duplicatesOf(attempt, answer as Placed)
+    this.#replace(attempt, this.#replacedBy(attempt, duplicates, NOTHING_FREED), nowMs)
     this.#makeRoom(attempt, duplicates, nowMs)
     const place = this.#accept(attempt, answer as Placed, duplicates, nowMs)
     this.#producer(identity).accepted.set(number, { places: [place], crc })
@@ -347,11 +353,16 @@ export class Model {
     const freed = freedBy(held!)
     const groups = byQueue(attempts, places)
     const found = groups.map(({ attempt, placed }) => this.#duplicatesOf(attempt, placed!, freed))
+    const replaced = groups.map(({ attempt }, i) => {
+      const queue = this.names.get(attempt.queue)
+      return this.#replacedBy(attempt, found[i]!, (queue && freed.get(queue)) ?? NOTHING_FREED)
+    })
     for (const { subscription, tag, message } of held!) {
       this.counts['step acks']++
       this.#letGo(subscription, tag, message)
       this.#ack(subscription.queue, message, nowMs)
     }
+    for (const [i, { attempt }] of groups.entries()) this.#replace(attempt, replaced[i]!, nowMs)
     for (const [i, { attempt }] of groups.entries()) this.#makeRoom(attempt, found[i]!, nowMs)
     const accepted = attempts.map((attempt, i) => {
       const group = groups.findIndex(({ attempt: { queue } }) => queue === attempt.queue)
@@ -430,6 +441,8 @@ export class Model {
     const refused = producer.refused.get(number)
     const isOld = number < producer.told
     const deserved = attempts.flatMap(({ expects }) => expects ?? [])
+    for (const old of producer.open) if (old < producer.told) producer.open.delete(old)
+    const isBehind = attempts.some(({ follows }) => follows > 0 && producer.open.has(number - follows))
     if (!(answer instanceof SluiceError)) {
       if (known !== undefined) {
         if (known.crc !== crc || !samePlaces(known.places, answer))
@@ -444,9 +457,11 @@ export class Model {
         throw new Violation(3, `${what} is accepted and was refused with ${refused}`)
       if (isOld) throw new Violation(3, `${what} is accepted although it is older than its window`)
       if (deserved.length > 0) throw new Violation(21, `${what} is accepted and deserves ${deserved.join()}`)
+      if (isBehind) throw new Violation('order', `${what} is accepted and follows a batch that was refused`)
       const refusal = refusalOf()
       if (refusal === 'LEASE_LOST' || (refusal !== undefined && !this.#isUnsure(attempts)))
         throw new Violation('S8', `${what} is accepted and must be refused with ${refusal}`)
+      producer.open.delete(number)
       return true
     }
     const { code } = answer
@@ -462,6 +477,9 @@ export class Model {
         )
     } else if (refused !== undefined) {
       allowed.push(refused)
+    } else if (isBehind) {
+      allowed.push('EARLIER_REFUSED')
+      this.counts['kept behind']++
     } else {
       const refusal = refusalOf()
       if (refusal !== undefined) allowed.push(refusal)
@@ -478,7 +496,11 @@ export class Model {
     // What can succeed later is judged anew when it comes again.
     if (!answer.retryable && code !== 'UNKNOWN_OUTCOME' && code !== 'NUMBER_REUSED' && known === undefined)
       producer.refused.set(number, code)
-    for (const { names } of attempts) for (const name of names) this.judgedAnew.add(name)
+    if (known === undefined && !isOld) producer.open.add(number)
+    // What goes again in the order of the calls is not overtaken.
+    if (code === 'EARLIER_REFUSED') return false
+    for (const { names, isSplit } of attempts)
+      if (!isSplit) for (const name of names) this.judgedAnew.add(name)
     return false
   }
 
@@ -496,26 +518,69 @@ export class Model {
     if (producer.accepted.size > 0)
       throw new Violation(3, `producer ${identity} is forgotten, and had batches accepted`)
     producer.refused.clear()
+    producer.open.clear()
     producer.told = 0
   }
 
-  /** Index in the batch → offset of the first. Of ids that it is not sure about, what the broker says. */
+  /**
+   * Index in the batch → offset of the first; its own where it replaces another. Of ids that it is not sure about, what
+   * the broker says.
+   */
   #duplicatesIn(queue: ModelQueue, attempt: Attempt, freed: Freed, hint?: Placed): Map<number, number> {
     const { unique, dedupWindowMs } = queue.options
     const duplicates = new Map<number, number>()
     if (unique === 'window' && dedupWindowMs === 0) return duplicates
-    const fresh = new Map<string, number>()
-    for (const [index, record] of attempt.records.entries()) {
-      const { id } = wishesOf(record)
+    const ids = attempt.records.map((record) => wishesOf(record))
+    const byId = new Map<string, { accepted: number | undefined; readonly known: number | undefined }>()
+    for (const [index, { id, replaces }] of ids.entries()) {
       if (id === undefined) continue
-      let first =
-        unique === 'window' ? queue.remembered.find(id)?.offset : queue.pending.find(id, freed.offsets)
-      if (first !== undefined && queue.unsure.has(id) && hint?.duplicates?.get(index) !== first)
-        first = undefined
-      if (first === undefined && !fresh.has(id)) fresh.set(id, index)
-      else duplicates.set(index, first ?? queue.next + fresh.get(id)!)
+      const before = byId.get(id)
+      if (before !== undefined) {
+        // Of several in one batch the last that replaces is accepted.
+        if (replaces && before.accepted !== undefined) before.accepted = index
+        continue
+      }
+      const known = this.#firstOf(queue, id, freed)
+      const said = (at: number): boolean =>
+        ids[at]!.id === id && [known, queue.next + at].includes(hint?.duplicates?.get(at))
+      const isKnown = known !== undefined && (!queue.unsure.has(id) || ids.some((_, at) => said(at)))
+      const isAccepted = !isKnown || (replaces && waits(queue.live.get(known)))
+      byId.set(id, { accepted: isAccepted ? index : undefined, known: isKnown ? known : undefined })
+    }
+    for (const [index, { id }] of ids.entries()) {
+      if (id === undefined) continue
+      const { accepted, known } = byId.get(id)!
+      if (accepted !== index) duplicates.set(index, accepted === undefined ? known! : queue.next + accepted)
+      else if (known !== undefined && waits(queue.live.get(known))) duplicates.set(index, queue.next + index)
     }
     return duplicates
+  }
+
+  #firstOf(queue: ModelQueue, id: string, freed: Freed): number | undefined {
+    return queue.options.unique === 'window'
+      ? queue.remembered.find(id)?.offset
+      : queue.pending.find(id, freed.offsets)
+  }
+
+  /** Messages whose places are taken, before anything is changed. */
+  #replacedBy(attempt: Attempt, duplicates: ReadonlyMap<number, number>, freed: Freed): ModelMessage[] {
+    const queue = this.names.get(attempt.queue)
+    if (queue === undefined) return []
+    const indexes = [...duplicates].filter(([index, first]) => first === queue.next + index)
+    return indexes.map(([index]) => {
+      const { id } = wishesOf(attempt.records[index]!)
+      return queue.live.get(this.#firstOf(queue, id!, freed)!)!
+    })
+  }
+
+  #replace(attempt: Attempt, replaced: readonly ModelMessage[], nowMs: number): void {
+    const queue = this.names.get(attempt.queue)!
+    for (const message of replaced) {
+      this.counts.replaced++
+      queue.counts.cancelled++
+      queue.line.leave(message, nowMs)
+      this.#remove(queue, message)
+    }
   }
 
   #refusal(queue: ModelQueue, attempt: Attempt, freed: Freed, nowMs: number): ErrorCode | undefined {
@@ -532,12 +597,14 @@ export class Model {
       }
       if (ids.size > 0 && known + ids.size > dedupMaxIds) return 'DEDUP_FULL'
     }
-    const admitted = this.#admitted(attempt, duplicates)
+    const admitted = this.#admitted(queue, attempt, duplicates)
     if (admitted.messages === 0) return undefined
+    const replaced = new Set(this.#replacedBy(attempt, duplicates, freed))
     // What consumers hold cannot make room; of the rest, all could.
     const firm = { messages: -freed.messages, bytes: -freed.bytes }
-    for (const { state, record } of queue.live.values()) {
-      if (state === 'dead' || (overflow !== 'reject' && state !== 'leased')) continue
+    for (const message of queue.live.values()) {
+      const { state, record } = message
+      if (state === 'dead' || (overflow !== 'reject' && state !== 'leased') || replaced.has(message)) continue
       firm.messages++
       firm.bytes += record.length
     }
@@ -547,10 +614,10 @@ export class Model {
     return isFull ? 'QUEUE_FULL' : undefined
   }
 
-  #admitted(attempt: Attempt, duplicates: ReadonlyMap<number, number>): Freed {
+  #admitted(queue: ModelQueue, attempt: Attempt, duplicates: ReadonlyMap<number, number>): Freed {
     const admitted = { messages: 0, bytes: 0, offsets: new Set<number>() }
     for (const [index, record] of attempt.records.entries()) {
-      if (duplicates.has(index)) continue
+      if ((duplicates.get(index) ?? queue.next + index) !== queue.next + index) continue
       admitted.messages++
       admitted.bytes += record.length
     }
@@ -563,7 +630,7 @@ export class Model {
     if (queue === undefined) return
     const { maxMessages, maxBytes, overflow } = queue.options
     if (overflow === 'reject') return
-    const admitted = this.#admitted(attempt, duplicates)
+    const admitted = this.#admitted(queue, attempt, duplicates)
     if (admitted.messages === 0) return
     for (;;) {
       let messages = admitted.messages
@@ -624,7 +691,7 @@ export class Model {
     if (base !== queue.next)
       throw new Violation(5, `${queue.name} gives offset ${base}; its next one is ${queue.next}`)
     for (const [index, record] of attempt.records.entries()) {
-      if (duplicates.has(index)) {
+      if ((duplicates.get(index) ?? base + index) !== base + index) {
         queue.next++
         queue.counts.duplicates++
         this.counts['duplicate ids']++
@@ -675,7 +742,7 @@ export class Model {
   #producer(identity: string): ModelProducer {
     let producer = this.#producers.get(identity)
     if (producer === undefined) {
-      producer = { accepted: new Map(), refused: new Map(), told: 0 }
+      producer = { accepted: new Map(), refused: new Map(), open: new Set(), told: 0 }
       this.#producers.set(identity, producer)
     }
     return producer
@@ -1734,6 +1801,11 @@ function leaseName(subscriptionId: number, tag: number): string {
 
 function messageKey(queueId: number, offset: number): string {
   return `${queueId}:${offset}`
+}
+
+/** Whether another message can take its place. */
+function waits(message: ModelMessage | undefined): boolean {
+  return message?.state === 'scheduled' || message?.state === 'ready'
 }
 
 function sizeOf({ sizes }: ModelSubscription, tag: number, { record }: ModelMessage): number {

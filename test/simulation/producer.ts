@@ -10,9 +10,10 @@ import {
   recordBytes,
   type Duplicates,
   type ErrorCode,
+  type Fault,
   type HelloOk,
 } from '@sluice/protocol'
-import { accepted, buildBatch, remember, type Attempt, type RecordDraft } from './attempts.js'
+import { accepted, buildBatch, packBatch, remember, type Attempt, type RecordDraft } from './attempts.js'
 import { wishFor } from './characters.js'
 import { Client, type Surroundings } from './client.js'
 import { Violation } from './trace.js'
@@ -20,7 +21,18 @@ import { Violation } from './trace.js'
 interface Unanswered {
   readonly attempt: Attempt
   readonly payload: Uint8Array
+  /** It was refused on this connection, and goes again when all is answered: message by message, or whole. */
+  goesAgain: 'split' | 'whole' | undefined
 }
+
+/** What goes again under a new number. */
+type Again = Pick<Attempt, 'queue' | 'records' | 'names' | 'options' | 'isSplit' | 'expects'> & {
+  readonly atomic: boolean
+}
+
+// What holds for the queue or the number, whatever the messages are.
+const ABOUT_THE_BATCH: ReadonlySet<string> = new Set(['QUEUE_NOT_FOUND', 'UNKNOWN_OUTCOME', 'NUMBER_REUSED'])
+const ABOUT_ROOM: ReadonlySet<string> = new Set(['QUEUE_FULL', 'DEDUP_FULL'])
 
 export class Producer extends Client {
   readonly isHostile: boolean
@@ -28,6 +40,10 @@ export class Producer extends Client {
   #number = 0
   #acceptedNumber = 0
   readonly #unanswered = new Map<number, Unanswered>()
+  /** In the order of the calls; before all that is new. */
+  #anew: Again[] = []
+  /** By queue: the number that what is sent to it next follows, while that is unanswered. */
+  readonly #leaders = new Map<string, number>()
   /** Numbers that were confirmed, for one who reuses them. */
   readonly #confirmed: number[] = []
   /** On this connection: reused numbers whose refusal is to come. */
@@ -41,7 +57,7 @@ export class Producer extends Client {
   }
 
   get isDone(): boolean {
-    return this.#unanswered.size === 0
+    return this.#unanswered.size === 0 && this.#anew.length === 0
   }
 
   /** The lowest number that it may still send again. */
@@ -64,9 +80,11 @@ export class Producer extends Client {
   }
 
   protected opened(_ok: HelloOk): void {
-    for (const [number, { payload }] of this.#unanswered) {
+    for (const [number, sent] of this.#unanswered) {
       this.around.count('resent')
-      this.#send(number, payload)
+      if (sent.goesAgain !== undefined) this.around.count('refused sent again')
+      sent.goesAgain = undefined
+      this.#send(number, sent.payload)
     }
   }
 
@@ -76,6 +94,19 @@ export class Producer extends Client {
 
   protected work(): void {
     const { chance, isHealing } = this.around
+    const sent = [...this.#unanswered.values()]
+    if (sent.some(({ goesAgain }) => goesAgain !== undefined)) {
+      // Nothing more until all that is under way is answered.
+      if (sent.every(({ goesAgain }) => goesAgain !== undefined)) this.#takeBack()
+      return
+    }
+    const again = this.#anew[0]
+    if (again !== undefined) {
+      if (this.#unanswered.size >= this.#window) return
+      this.#anew.shift()
+      this.#sendAgain(again)
+      return
+    }
     if (isHealing || this.#unanswered.size >= this.#window) return
     if (this.isHostile && this.#confirmed.length > 0 && chance.hit(0.15)) this.#reuse()
     else if (this.isHostile && chance.hit(0.3)) this.#offend()
@@ -161,6 +192,8 @@ export class Producer extends Client {
       records,
       names: [this.#name(number, 0, `r${this.#reuses}`)],
       options: [undefined],
+      follows: 0,
+      isSplit: false,
       expects: ['NUMBER_REUSED'],
     }
     attempts.add(attempt)
@@ -171,6 +204,59 @@ export class Producer extends Client {
     this.#send(number, payloadOf(queue, batch))
   }
 
+  /** What was refused goes again, in the order of its numbers, which is that of the calls. */
+  #takeBack(): void {
+    const back: Again[] = []
+    for (const { attempt, goesAgain } of this.#unanswered.values()) {
+      const { queue, records, names, options, isSplit, expects } = attempt
+      if (goesAgain === 'whole') {
+        this.around.count('went again')
+        back.push({ queue, records, names, options, isSplit, expects, atomic: attempt.batch[5] === 1 })
+        continue
+      }
+      this.around.count('split')
+      for (const [i, name] of names.entries()) {
+        // Only the last of them is bad.
+        const deserved = i === names.length - 1 ? expects : undefined
+        back.push({
+          queue,
+          records: [records[i]!],
+          names: [name],
+          options: [options[i]],
+          isSplit: false,
+          expects: deserved,
+          atomic: false,
+        })
+      }
+    }
+    this.#unanswered.clear()
+    this.#anew = [...back, ...this.#anew]
+  }
+
+  #sendAgain({ atomic, ...again }: Again): void {
+    const number = ++this.#number
+    const follows = this.#follow(again.queue, number, again.isSplit)
+    const batch = packBatch(number, again.records, atomic, follows)
+    this.#sendNew({ ...again, identity: this.identityText, number, batch, follows }, true)
+  }
+
+  /** How far below `number` the batch is that it follows. */
+  #follow(queue: string, number: number, isSplit: boolean): number {
+    const leader = this.#leaders.get(queue)
+    const follows = leader !== undefined && this.#unanswered.has(leader) ? number - leader : 0
+    if (isSplit || follows > 0) this.#leaders.set(queue, number)
+    return follows
+  }
+
+  #sendNew(attempt: Attempt, isAgain: boolean): void {
+    const { queue, number, batch } = attempt
+    this.around.attempts.add(attempt, isAgain)
+    if (!isAgain) remember(attempt, this.name, this.around.history)
+    const payload = payloadOf(queue, batch)
+    this.#unanswered.set(number, { attempt, payload, goesAgain: undefined })
+    this.#send(number, payload)
+  }
+
   #attempt(
     queue: string,
     number: number,
@@ -179,7 +265,12 @@ export class Producer extends Client {
     expects: readonly ErrorCode[] | undefined,
     spoil?: (batch: Uint8Array) => void,
   ): void {
-    const { batch, records } = buildBatch(number, drafts, atomic)
+    const { records } = buildBatch(number, drafts, atomic)
+    const isAboutOne = expects === undefined || isTime(expects[0]!)
+    const isSplit = !atomic && drafts.length > 1 && isAboutOne
+    // What is spoilt goes again as it should have been, so it must not be refused for another.
+    const follows = isAboutOne ? this.#follow(queue, number, isSplit) : 0
+    const batch = packBatch(number, records, atomic, follows)
     spoil?.(batch)
     const attempt: Attempt = {
       identity: this.identityText,
@@ -189,13 +280,11 @@ export class Producer extends Client {
       records,
       names: drafts.map(({ name }) => name),
       options: drafts.map(({ options }) => options),
+      follows,
+      isSplit,
       expects,
     }
-    this.around.attempts.add(attempt)
-    remember(attempt, this.name, this.around.history)
-    const payload = payloadOf(queue, batch)
-    this.#unanswered.set(number, { attempt, payload })
-    this.#send(number, payload)
+    this.#sendNew(attempt, false)
   }
 
   #send(number: number, payload: Uint8Array): void {
@@ -240,7 +329,7 @@ export class Producer extends Client {
       )
     } else if (opcode === OP.PUBLISH_ERR) {
       const { batchNumber, fault } = decodePublishErr(bytes, start, end)
-      this.#refused(batchNumber, fault.code)
+      this.#refused(batchNumber, fault)
     } else {
       throw new Violation(21, `${this.name} is sent frame ${opcode}`)
     }
@@ -262,7 +351,7 @@ export class Producer extends Client {
     accepted(unanswered.attempt, base, duplicates, this.around.history)
   }
 
-  #refused(number: number, code: ErrorCode): void {
+  #refused(number: number, { code, retryable }: Fault): void {
     this.around.count(`refused with ${code}`)
     const unanswered = this.#unanswered.get(number)
     const attempt = unanswered?.attempt ?? this.#reused.get(number)?.shift()
@@ -273,10 +362,21 @@ export class Producer extends Client {
       )
     if (unanswered !== undefined && code === 'UNKNOWN_OUTCOME')
       throw new Violation(3, `${this.name} waits for batch ${number} and is told ${code}`)
+    if (unanswered !== undefined) {
+      const isAboutOne = ABOUT_ROOM.has(code) || (!retryable && !ABOUT_THE_BATCH.has(code))
+      if (code === 'EARLIER_REFUSED') unanswered.goesAgain = 'whole'
+      else if (attempt.isSplit && isAboutOne) unanswered.goesAgain = 'split'
+      if (unanswered.goesAgain !== undefined) return
+    }
     this.#unanswered.delete(number)
     for (const message of attempt.names)
       this.around.history.push({ kind: 'outcome', message, outcome: 'fail' })
   }
+}
+
+/** Refusals of one message for its times. */
+function isTime(code: ErrorCode): boolean {
+  return code === 'INVALID_DELAY' || code === 'AT_IN_THE_PAST' || code === 'INVALID_TTL'
 }
 
 function payloadOf(queue: string, batch: Uint8Array): Uint8Array {

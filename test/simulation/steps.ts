@@ -65,6 +65,8 @@ export class Steps<Ack> {
         records,
         names: drafts.map(({ name }) => name),
         options: drafts.map(({ options }) => options),
+        follows: 0,
+        isSplit: false,
         expects: undefined,
       }
     })

@@ -12,11 +12,13 @@ export interface Wishes {
   readonly ttlMs: number | undefined
   readonly key: string | undefined
   readonly id: string | undefined
+  /** It takes the place of a message with its id that waits. */
+  readonly replaces: boolean
   readonly headers: readonly (readonly [string, string])[]
   readonly payload: Uint8Array
 }
 
-const FLAG = { delay: 1, at: 2, ttl: 4, key: 8, id: 16, headers: 32 } as const
+const FLAG = { delay: 1, at: 2, ttl: 4, key: 8, id: 16, headers: 32, replaces: 128 } as const
 const HEAD_BYTES = 8
 
 export function wishesOf(record: Uint8Array): Wishes {
@@ -52,6 +54,7 @@ export function wishesOf(record: Uint8Array): Wishes {
     ttlMs,
     key,
     id,
+    replaces: (flags & FLAG.replaces) !== 0,
     headers,
     payload: record.subarray(end),
   }

@@ -14,7 +14,7 @@ const TIMEOUT_MS = 600_000
 /** What has to happen in the runs, or they test less than they seem to; and how often at least, in 60 of them. */
 const MUST_HAPPEN: Readonly<Record<string, number>> = {
   // The log.
-  'segments begun': 1000,
+  'segments begun': 900,
   'segments recycled': 250,
   directories: 800,
   'state pages': 5000,
@@ -37,6 +37,11 @@ const MUST_HAPPEN: Readonly<Record<string, number>> = {
   'witnessed confirmed': 5000,
   resent: 500,
   duplicates: 200,
+  split: 250,
+  'kept behind': 400,
+  'went again': 400,
+  'refused sent again': 40,
+  'in order': 20_000,
   'number reused': 200,
   'error NUMBER_REUSED': 20,
   'error UNKNOWN_OUTCOME': 50,
@@ -58,7 +63,7 @@ const MUST_HAPPEN: Readonly<Record<string, number>> = {
   died: 200,
   charged: 10,
   suspected: 10,
-  alone: 5,
+  alone: 3,
   stale: 100,
   'settled again': 40,
   drained: 30,
@@ -78,6 +83,7 @@ const MUST_HAPPEN: Readonly<Record<string, number>> = {
   redriven: 40,
   discarded: 15,
   cancelled: 25,
+  replaced: 150,
   rescheduled: 20,
   steps: 250,
   'steps in the log': 250,

@@ -15,7 +15,7 @@ import { Schedule } from '../../packages/server/src/queue/schedule.js'
 import { SESSION_DEFAULTS, Session, type SessionSettings } from '../../packages/server/src/session/session.js'
 import { checkHistory, findingLines, violations, type HistoryEvent, type Report } from '../checker/history.js'
 import { Administrator } from './administrator.js'
-import { Attempts, messageName } from './attempts.js'
+import { Attempts, messageName, nameOf } from './attempts.js'
 import { Chance } from './chance.js'
 import { characterOf, type Character } from './characters.js'
 import type { Client, Surroundings } from './client.js'
@@ -101,6 +101,8 @@ export class World implements Surroundings, Listening, LogListening {
   readonly heartbeatMs: number
   readonly counts = new Map<string, number>()
   readonly #copies = new Set<string>()
+  /** Names of what producers sent, by queue, in the order of the log. */
+  readonly #accepted = new Map<number, string[]>()
   nowMs = 1_700_000_000_000
   /** How far the broker's clock is from the world's: its machine's was set between two lives, or its log was ahead. */
   #offMs = 0
@@ -179,8 +181,14 @@ export class World implements Surroundings, Listening, LogListening {
       stalledMs: 1_000,
     }
     this.disk = new SimulatedDisk(this.#diskOptions())
-    this.ledger = new Ledger(({ queue, record, why }) =>
-      this.history.push({ kind: 'gone', queue, message: messageName(queue, record), why }),
+    this.ledger = new Ledger(
+      ({ queue, record, why }) =>
+        this.history.push({ kind: 'gone', queue, message: messageName(queue, record), why }),
+      (queueId, records) => {
+        const names = this.#accepted.get(queueId) ?? []
+        this.#accepted.set(queueId, names)
+        for (const record of records) names.push(nameOf(record))
+      },
     )
     this.model = new Model({
       dueMs: (queueId, offset) => this.#dueMs(queueId, offset),
@@ -921,6 +929,7 @@ export class World implements Surroundings, Listening, LogListening {
     for (const name of ['nowhere', ...this.queueNames]) {
       if (!this.model.names.has(name)) this.history.push({ kind: 'end', queue: name, left: 0, dead: 0 })
     }
+    this.#checkOrder()
     const report = checkHistory(this.#ordered())
     const wrong = violations(report)
     if (wrong.length > 0) throw new Violation(wrong[0]!.verdict, findingLines(wrong))
@@ -933,6 +942,32 @@ export class World implements Surroundings, Listening, LogListening {
     await this.#boot()
     this.#tally()
     return report
+  }
+
+  /** What a producer sent to a queue is accepted in the order of its calls, whatever was refused or lost meanwhile. */
+  #checkOrder(): void {
+    const calls = new Map<string, { readonly producer: string; readonly sequence: number }>()
+    for (const event of this.history) {
+      if (event.kind !== 'attempt' || event.sequence === undefined) continue
+      // What was refused alone, and whose refusal was lost, is judged anew behind what its producer sent later.
+      if (this.model.judgedAnew.has(event.message)) continue
+      calls.set(event.message, { producer: event.producer, sequence: event.sequence })
+    }
+    for (const [queueId, names] of this.#accepted) {
+      const last = new Map<string, number>()
+      for (const name of names) {
+        const call = calls.get(name)
+        if (call === undefined) continue
+        const before = last.get(call.producer) ?? -1
+        if (call.sequence <= before)
+          throw new Violation(
+            'order',
+            `queue ${queueId} has ${name} behind message ${before} of ${call.producer}, which was sent later`,
+          )
+        last.set(call.producer, call.sequence)
+        this.count('in order')
+      }
+    }
   }
 
   // A batch that was refused and judged anew stands behind what its producer sent later. What was rescheduled waits for
