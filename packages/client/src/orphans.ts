@@ -6,11 +6,17 @@
  * Invariant: a queue is listed as long as it has a handler of that kind, so that mostly there is nothing to look at.
  */
 
+/** How long a message waits at first for the handler that has it, and at most. */
+const PATIENCE_MS = 1_000
+const PATIENCE_MS_MAX = 60_000
+
 /** A message by its offset, or all messages of a key. */
 export type Held = number | string
 
 interface Waiting {
   handlers: number
+  /** How often a message was released because the handler had not ended. */
+  releases: number
   /** Called once, when the last handler has ended. */
   readonly wakes: Set<() => void>
 }
@@ -24,7 +30,7 @@ export class Orphans {
     if (all === undefined) this.#queues.set(queue, (all = new Map()))
     for (const one of held) {
       const waiting = all.get(one)
-      if (waiting === undefined) all.set(one, { handlers: 1, wakes: new Set() })
+      if (waiting === undefined) all.set(one, { handlers: 1, wakes: new Set(), releases: 0 })
       else waiting.handlers++
     }
     return () => this.#end(queue, held)
@@ -52,8 +58,23 @@ export class Orphans {
     return this.#queues.get(queue)?.has(one) === true
   }
 
-  /** Calls `wake` once when `one`, which is held, no longer is. */
+  /** Calls `wake` once when `one`, which is held, no longer is, unless it is released before. */
   wait(queue: string, one: Held, wake: () => void): void {
     this.#queues.get(queue)?.get(one)?.wakes.add(wake)
+  }
+
+  /** `wake` waits for `one` no more: its message is released. */
+  released(queue: string, one: Held, wake: () => void): void {
+    const waiting = this.#queues.get(queue)?.get(one)
+    if (waiting?.wakes.delete(wake) === true) waiting.releases++
+  }
+
+  /**
+   * Milliseconds for which a message waits for `one` before it is released. Doubles with each release, because a message
+   * that came back to this process was wanted by no other.
+   */
+  patienceMs(queue: string, one: Held): number {
+    const releases = this.#queues.get(queue)?.get(one)?.releases ?? 0
+    return Math.min(PATIENCE_MS * 2 ** releases, PATIENCE_MS_MAX)
   }
 }

@@ -343,12 +343,18 @@ export class Subscription implements ChannelSink, Settling, Lessor {
 
   // It waits for the end of the handler, but not for long: then others may have it.
   #setAside(run: Run, held: Held): void {
-    const aside: Aside = { run, timer: new Timer(() => this.#releaseAside(aside), ASIDE_MS) }
+    const { orphans } = this.#session
+    const aside: Aside = {
+      run,
+      timer: new Timer(() => this.#releaseAside(aside), orphans.patienceMs(this.queue, held)),
+      held,
+      wake: () => this.#resume(aside),
+    }
     this.#aside.add(aside)
     // It counts as delivered, but not as buffered.
     this.buffered--
     this.#bufferedBytes -= run.records.length - run.gap
-    this.#session.orphans.wait(this.queue, held, () => this.#resume(aside))
+    orphans.wait(this.queue, held, aside.wake)
   }
 
   #resume(aside: Aside): void {
@@ -357,7 +363,8 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     const offset = run.gap === 0 ? run.firstOffset : readU64(run.records, 0)
     const held = this.#heldBy(offset, run.records, run.gap)
     if (held !== undefined) {
-      this.#session.orphans.wait(this.queue, held, () => this.#resume(aside))
+      aside.held = held
+      this.#session.orphans.wait(this.queue, held, aside.wake)
       return
     }
     aside.timer.cancel()
@@ -369,8 +376,8 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   }
 
   #releaseAside(aside: Aside): void {
-    if (!this.#aside.delete(aside) || !this.live) return
-    aside.timer.cancel()
+    this.#forgetAside(aside)
+    if (!this.live) return
     this.#gather().add(aside.run.firstTag, 1, OUTCOME.release, undefined, undefined)
     this.#hurry()
     this.unsettled--
@@ -378,8 +385,13 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   }
 
   #dropAside(): void {
-    for (const { timer } of this.#aside) timer.cancel()
-    this.#aside.clear()
+    for (const aside of this.#aside) this.#forgetAside(aside)
+  }
+
+  #forgetAside(aside: Aside): void {
+    this.#aside.delete(aside)
+    aside.timer.cancel()
+    this.#session.orphans.released(this.queue, aside.held, aside.wake)
   }
 
   /** A claimed message is leased to it, under `tag`, and still being handled. */
@@ -478,8 +490,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       const { firstTag } = aside.run
       if (!lost.delete(firstTag)) continue
       offsets.delete(firstTag)
-      aside.timer.cancel()
-      this.#aside.delete(aside)
+      this.#forgetAside(aside)
       this.unsettled--
     }
     const held = this.#owner.leasesLost?.(lost) ?? []
@@ -1037,11 +1048,12 @@ function partOf(run: Run, from: number, to: number, records: Uint8Array): Run {
 /** A message that waits for the end of a handler of an earlier lease. */
 interface Aside {
   readonly run: Run
+  /** Releases it, so that other consumers may have it. */
   readonly timer: Timer
+  held: Held
+  readonly wake: () => void
 }
 
-/** Then it goes back to its queue, so that other consumers may have it. */
-const ASIDE_MS = 1_000
 /** Messages that are kept in the list of what is handled, beyond twice of what is. */
 const TRACKED_SLACK = 64
 
