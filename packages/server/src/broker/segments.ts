@@ -169,10 +169,10 @@ export class Segments implements LogUse {
   audit(queues: Iterable<Queue>): void {
     const counted = new Map<number, number>()
     for (const queue of queues) {
-      for (const { place, bytes } of queue.liveBatches()) {
+      queue.eachLiveBatch((place, bytes) => {
         const number = Math.floor(place / this.#segmentBytes)
         counted.set(number, (counted.get(number) ?? 0) + bytes)
-      }
+      })
     }
     for (const number of new Set([...counted.keys(), ...this.#uses.keys()])) {
       const bytes = counted.get(number) ?? 0

@@ -74,7 +74,7 @@ test('what arrives and waits ends where it would stand had somebody looked at on
         expect(queue.bytes).toBeCloseTo(recordBytes)
         expect(pagesOf(queue)).toEqual(pagesOf(prompt[index]!))
         queue.audit()
-        for (const { place, bytes } of queue.liveBatches()) live.set(place, bytes)
+        queue.eachLiveBatch((place, bytes) => void live.set(place, bytes))
       })
       for (const [place, bytes] of use.live) expect(bytes).toBe(live.get(place) ?? 0)
     }),

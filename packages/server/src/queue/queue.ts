@@ -596,7 +596,7 @@ export class Queue implements Arriving {
 
   /** The queue is gone: nothing in the log is needed for it any more. */
   drop(): void {
-    if (this.#isOpen) for (const { place, bytes } of this.liveBatches()) this.#use.remove(place, bytes)
+    if (this.#isOpen) this.eachLiveBatch((place, bytes) => this.#use.remove(place, bytes))
     for (const chunk of this.chunks()) {
       this.#use.pages.gone(chunk.pageBytes)
       for (const index of chunk.dead?.indexes() ?? []) this.#reasons.forget(chunk.dead!.get(index)!.reason)
@@ -618,12 +618,19 @@ export class Queue implements Arriving {
 
   /** Where the batch with its oldest message that is not done stands in the log; -1: it has none. */
   get oldestPosition(): number {
-    for (const { place } of this.liveBatches()) return place
-    return -1
+    let position = -1
+    this.eachLiveBatch((place) => {
+      position = place
+      return true
+    })
+    return position
   }
 
-  /** The batches that any live message is in, each once, by offset. */
-  *liveBatches(): IterableIterator<{ readonly place: number; readonly bytes: number }> {
+  /**
+   * Visits the batches that any live message is in, each once, by offset, until `visit` returns true. Makes no object for
+   * each: a queue that is deleted can have millions of them.
+   */
+  eachLiveBatch(visit: (place: number, bytes: number) => boolean | void): void {
     let last = -1
     for (const chunk of this.chunks()) {
       if (chunk.live === 0) continue
@@ -632,7 +639,7 @@ export class Queue implements Arriving {
         // One that goes on in the next chunk was told of.
         if (place === last || chunk.batchIsGone(batch)) continue
         last = place
-        yield { place, bytes: chunk.batches.bytes(batch) }
+        if (visit(place, chunk.batches.bytes(batch)) === true) return
       }
     }
   }
@@ -668,7 +675,7 @@ export class Queue implements Arriving {
   /** Recovery is over: every message takes its place in the line. */
   open(nowMs: number): void {
     this.#isOpen = true
-    for (const { place, bytes } of this.liveBatches()) this.#use.add(place, bytes)
+    this.eachLiveBatch((place, bytes) => this.#use.add(place, bytes))
     this.former.open()
     for (const chunk of this.chunks()) {
       for (const index of chunk.dead?.indexes() ?? [])
