@@ -584,14 +584,16 @@ export class Sluice {
     const overdue = new Promise<boolean>((resolve) => {
       timer = new Timer(() => resolve(false), timeoutMs)
     })
+    const workers = [...this.#workers]
     const inTime = await Promise.race([this.#wind(timeoutMs), overdue])
     timer?.cancel()
-    const left = this.#producer.pending
+    const handlers = workers.reduce((sum, worker) => sum + worker.runningHandlers, 0)
+    const publishes = this.#producer.pending
     this.#shut(new SluiceError('CLOSED', 'The client was closed.'))
     if (inTime) return
     throw new SluiceError(
       'TIMEOUT',
-      `The client was not done after ${durationText(timeoutMs)} and was closed; ${left} publishes were unconfirmed.`,
+      `The client was closed after ${durationText(timeoutMs)}, with ${handlers} handlers running and ${publishes} publishes unconfirmed.`,
     )
   }
 

@@ -156,6 +156,10 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     this.#session.handlerFailed({ queue, offset, attempt, messages: messages.length, error })
   }
 
+  get runningHandlers(): number {
+    return this.running
+  }
+
   /** The handlers that are running. */
   protected abstract handlers(): readonly Running[]
 
