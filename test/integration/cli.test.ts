@@ -87,8 +87,8 @@ describe.concurrent('usage', () => {
     ['an option given twice', ['serve', '--port', '1', '--port', '2'], /--port was given twice/, /\S/],
     [
       'an option out of bounds',
-      ['queue', 'ensure', 'q', '--max-deliveries', '256'],
-      /"256".* 1 to 255/,
+      ['queue', 'ensure', 'q', '--max-deliveries', '65536'],
+      /"65536".* 1 to 65535/,
       /\S/,
     ],
     ['an address that is none', ['queue', 'list', '--url', 'http://x'], /"http:\/\/x"/, /sluice:\/\//],
@@ -274,7 +274,7 @@ describe.concurrent('messages', () => {
     expect(missing.stderr).toMatch(/^Published 0 messages.* line 1:\nerror: .*nowhere/)
     expect(missing.code).toBe(4)
     expectFailure(file, 1, /not-there/, /path/)
-    expectFailure(large, 1, /1048576/, /--max-message-bytes/)
+    expectFailure(large, 1, /1048577 bytes.* at most 1MiB/, /--max-message-bytes/)
   })
 
   test('10,000 lines of stdin are as many messages, in their order', async () => {
