@@ -21,7 +21,7 @@ const flights = (await readFlights(count)).slice(
   firstRecord(producer, count),
   firstRecord(producer + 1, count),
 )
-const sluice = await connect(url, { name: `producer ${producer + 1}`, timeout: '30s' })
+const sluice = await connect(url, { name: `producer ${producer + 1}`, connectTimeout: '30s' })
 
 let allowed = 0
 let published = 0

@@ -100,7 +100,7 @@ export class Scenario {
     const port = await freePort()
     this.#url = `sluice://127.0.0.1:${port}`
     const broker = this.#startBroker(port)
-    const sluice = (this.#sluice = await connect(this.#url, { name: 'demo', timeout: '30s', signal }))
+    const sluice = (this.#sluice = await connect(this.#url, { name: 'demo', connectTimeout: '30s', signal }))
     await sluice.queues.ensure(Flights)
     const workers = Array.from({ length: WORKERS }, () => this.#startWorker())
     for (let number = 0; number < PRODUCERS; number++) this.#startProducer(number)

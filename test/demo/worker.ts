@@ -20,7 +20,7 @@ const [url, name] = process.argv.slice(2)
 
 standBy()
 
-const sluice = await connect(url, { name: name!, timeout: '30s' })
+const sluice = await connect(url, { name: name!, connectTimeout: '30s' })
 let connection = 1
 sluice.on('connected', () => connection++)
 sluice.on('handlerError', ({ error }) => console.error(name, 'handler failed', error))
