@@ -169,11 +169,14 @@ type Step = string | number
 
 /** `what` is wrong, at the end of these steps from the body. */
 function bodyFault(what: string, path: readonly Step[], cause?: unknown): SluiceError {
-  return new SluiceError(
+  const error = new SluiceError(
     'INVALID_BODY',
     `body${shownPath(path)} ${what}; a body is bytes, text, or plain data of null, booleans, numbers, bigints, text, dates, bytes, arrays and objects.`,
     { cause },
   )
+  // V8 keeps ten frames: those of a deep walk would leave none for the line that published.
+  Error.captureStackTrace(error, packBody)
+  return error
 }
 
 /** Steps of a path that are shown at its beginning and at its end. */

@@ -621,7 +621,7 @@ export class Sluice {
   }
 
   #refuseWhenClosed(): void {
-    if (this.#closed !== undefined) throw this.#closed
+    if (this.#closed !== undefined) throw this.#closed.with({})
     if (this.#closing !== undefined) throw new SluiceError('CLOSED', 'The client was closed.')
   }
 

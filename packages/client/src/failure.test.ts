@@ -94,6 +94,32 @@ describe('an error that comes later', () => {
     })
   }
 
+  it('has the line of the caller also where the client is closed', async () => {
+    await sluice.close()
+    const closed: (() => Promise<unknown>)[] = [
+      () => sluice.publish('orders', 'x'),
+      () => sluice.publishBatch('orders', [{ body: 'x' }]),
+      () => sluice.queues.get('orders'),
+      () => sluice.pull('orders'),
+      async () => {
+        for await (const message of sluice.messages('orders')) await message.ack()
+      },
+    ]
+    for (const call of closed) {
+      const error = await failureOf(call)
+      expect(error.code).toBe('CLOSED')
+      expect(error.stack).toContain('theCallerOfThis')
+    }
+    expect(closed).toHaveLength(5)
+  })
+
+  it('has the line of the caller also where a body is wrong at its depth', async () => {
+    const body = { a: { b: { c: { d: { e: [{ f: new Map() }] } } } } }
+    const error = await failureOf(() => sluice.publish('orders', body))
+    expect(error.code).toBe('INVALID_BODY')
+    expect(error.stack).toContain('theCallerOfThis')
+  })
+
   it('is one of its own for each caller of a batch, up to a number in one turn', async () => {
     const publishes = Array.from({ length: TRACED_MAX + 10 }, () =>
       sluice.publish('q', 'x').catch((error: unknown) => error),

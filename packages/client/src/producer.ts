@@ -238,7 +238,7 @@ export class Producer {
   }
 
   #admit(signal: AbortSignal | undefined): void {
-    if (this.#closed !== undefined) throw this.#closed
+    if (this.#closed !== undefined) throw this.#closed.with({})
     if (this.#waitingBytes > this.#settings.maxWaitingBytes) throw this.#tooManyWaiting()
     if (signal?.aborted === true) throw aborted(signal, false)
   }

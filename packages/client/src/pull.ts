@@ -325,7 +325,7 @@ export class Pullers implements Consumer {
   }
 
   pull(queue: string, settings: PullSettings): Promise<DeliveredMessage[]> {
-    if (this.#closed !== undefined) return Promise.reject(this.#closed)
+    if (this.#closed !== undefined) return Promise.reject(this.#closed.with({}))
     let puller = this.#pullers.get(queue)
     if (puller === undefined) {
       puller = new Puller(this.#session, queue, this.#rests)

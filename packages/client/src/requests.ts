@@ -46,7 +46,8 @@ export class Requests {
     answer: Answer<Result>,
   ): Promise<Result> {
     return new Promise((resolve) => {
-      if (this.#closed !== undefined) throw this.#closed
+      // A copy, whose stack has the line that called.
+      if (this.#closed !== undefined) throw this.#closed.with({})
       const signal = call?.signal
       if (signal?.aborted === true) throw aborted(signal, false)
       const payload = encodeControl(body)
