@@ -354,6 +354,16 @@ describe.concurrent('messages', () => {
     expect(info.ready).toBeGreaterThan(0)
   })
 
+  test('of which no more receipts are read are published without a word of a failure', async () => {
+    await sluice.queues.ensure('receipts')
+    const child = start(['publish', 'receipts', '--json'], { SLUICE_URL: broker.url })
+    child.stdout.once('data', () => child.stdout.destroy())
+    child.stdin.end('line\n'.repeat(50_000))
+    const { code, stderr } = await ended(child)
+    expect(code).toBe(0)
+    expect(stderr).toMatch(/^Published [\d,]+ messages to receipts, .*\.\n$/)
+  })
+
   test('that cannot be written are not acknowledged', async () => {
     await sluice.queues.ensure('full')
     await sluice.publish('full', 'hello')

@@ -79,7 +79,11 @@ export class Store {
     this.#url = `sluice://127.0.0.1:${port}`
     const args = ['serve', '--port', String(port), '--data-dir', join(directory, 'data')]
     const broker = processes.start('broker', BROKER_PROGRAM, args, join(directory, 'broker.log'))
-    const sluice = (this.#sluice = await connect(this.#url, { name: 'operator', connectTimeout: '30s', signal }))
+    const sluice = (this.#sluice = await connect(this.#url, {
+      name: 'operator',
+      connectTimeout: '30s',
+      signal,
+    }))
     for (const queue of QUEUES) await sluice.queues.ensure(queue, OPTIONS)
     await this.#hire([
       ['shop', SHOP],

@@ -10,7 +10,7 @@ import { withBroker } from './connection.js'
 import { durationMs, given, headersFlag, numberFlag, timeFlag } from './flags.js'
 import { UsageError } from './failure.js'
 import { linesOf } from './lines.js'
-import { counted, grouped, notice, print, printJson } from './output.js'
+import { OutputClosed, counted, grouped, notice, print, printJson } from './output.js'
 import { headerFlag } from './selection.js'
 import { onStop, signalExit, type StopSignal } from './signals.js'
 
@@ -188,7 +188,8 @@ async function publishLines(
   forget()
   const elapsedMs = performance.now() - beganMs
   failure ??= shipment.failure?.error
-  notice(summary(shipment, queue, elapsedMs, failure !== undefined))
+  // The reader of stdout had enough: that is no failure, and no line of text follows the summary.
+  notice(summary(shipment, queue, elapsedMs, failure !== undefined && !(failure instanceof OutputClosed)))
   if (failure !== undefined) throw failure
   if (stopped !== undefined) process.exitCode = signalExit(stopped)
 }
