@@ -92,7 +92,7 @@ describe.concurrent('usage', () => {
       /\S/,
     ],
     ['an address that is none', ['queue', 'list', '--url', 'http://x'], /"http:\/\/x"/, /sluice:\/\//],
-    ['a body twice', ['publish', 'q', 'b', '--file', 'f'], /two bodies/, /\S/],
+    ['a body twice', ['publish', 'q', 'b', '--file', 'f'], /mutually exclusive/, /\S/],
     ['a header without a value', ['publish', 'q', 'b', '--header', 'a'], /"a"/, /name=value/],
     ['a delete that nobody confirms', ['queue', 'rm', 'q'], /not a terminal/, /--yes/],
     ['another host than this one', ['serve', '--host', '0.0.0.0'], /no users/, /127\.0\.0\.1/],
@@ -142,13 +142,18 @@ describe.concurrent('queues', () => {
     const made = await run(['queue', 'ensure', 'life', '--max-deliveries', '5', '--retry-initial', '2s'])
     expect(made).toEqual({ code: 0, stdout: '', stderr: 'Made the queue life.\n' })
     const again = await run(['queue', 'ensure', 'life'])
-    expect(again).toEqual({ code: 0, stdout: '', stderr: 'The queue life is there.\n' })
+    expect(again).toEqual({ code: 0, stdout: '', stderr: 'The queue life is unchanged.\n' })
     expectFailure(
       await run(['queue', 'ensure', 'life', '--max-deliveries', '6']),
       1,
       /other options/,
       /--update/,
     )
+
+    const updating = ['queue', 'ensure', 'life', '--retry-max', '2m', '--update']
+    const { stderr } = await run(updating)
+    expect(stderr).toBe('Changed the queue life: retry-max 5m → 2m.\n')
+    expect((await run(updating)).stderr).toBe('The queue life is unchanged.\n')
 
     const updated = await run(['queue', 'ensure', 'life', '--retry-max', '1m', '--update', '--json'])
     expect(JSON.parse(updated.stdout)).toMatchObject({
@@ -165,7 +170,7 @@ describe.concurrent('queues', () => {
     await sluice.publish('life', 'hello')
     expect(await run(['queue', 'purge', 'life', '--yes'])).toMatchObject({
       code: 0,
-      stderr: 'Took 1 message out of the queue life.\n',
+      stderr: 'Purged 1 message from the queue life.\n',
     })
     const deleted = await run(['queue', 'rm', 'life', '-y', '--json'])
     expect(JSON.parse(deleted.stdout)).toEqual({ name: 'life', messages: 0 })
@@ -305,7 +310,7 @@ describe.concurrent('messages', () => {
     expect(few).toEqual({
       code: 4,
       stdout: 'one\n',
-      stderr: 'Consumed 1 message of 2: no other arrived within --wait.\n',
+      stderr: 'Consumed 1 message of 2: no more arrived within --wait.\n',
     })
     expect(await run(['consume', 'few', '--count', '1', '--wait', '0'])).toMatchObject({
       code: 4,
@@ -590,6 +595,7 @@ describe('bench', () => {
     [['--producers', '0', '--consumers', '3', '--messages', '2'], /each consumer needs a message/],
     [['--producers', '0', '--consumers', '0'], /nothing to measure/],
     [['--duration', 'long'], /--duration/],
+    [['--duration', '0'], /--duration is "0"; it must be at least 1ms/],
     [['--queue', 'two words'], /queue name/],
   ])('refuses %j', async (args, message) => {
     expectFailure(await run([...QUICK.slice(0, 1), ...args]), 2, message, /./)

@@ -892,7 +892,7 @@ export class Broker {
     if (found !== -1) return found
     throw new SluiceError(
       'MESSAGE_NOT_FOUND',
-      `No message with the id ${JSON.stringify(id)} is known in the queue ${queue.name}.`,
+      `The queue ${queue.name} knows no message with the id ${JSON.stringify(id)}.`,
     )
   }
 

@@ -49,7 +49,7 @@ export async function historyOf(
   if (offset >= queue.next) {
     throw new SluiceError(
       'MESSAGE_NOT_FOUND',
-      `There was no message ${offset} in the queue ${queue.name} yet; the next one is ${queue.next}.`,
+      `The queue ${queue.name} has had no message ${offset} yet; its next offset is ${queue.next}.`,
     )
   }
   const events: HistoryEvent[] = []

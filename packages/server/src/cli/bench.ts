@@ -136,7 +136,7 @@ export const bench = command<BenchOptions>({
   handler: async (options) => {
     checkNumbers(options)
     const times = {
-      durationMs: durationMs(options.duration, '--duration'),
+      durationMs: durationMs(options.duration, '--duration', 1),
       warmupMs: durationMs(options.warmup, '--warmup'),
     }
     const name = queueName(options.queue ?? `bench-${randomBytes(4).toString('hex')}`)
@@ -152,7 +152,7 @@ function checkNumbers(options: BenchOptions): void {
     const flag = name.replace(/[A-Z]/, (letter) => `-${letter.toLowerCase()}`)
     throw new UsageError(
       `--${flag} must be a whole number from ${min} to ${max}.`,
-      '`sluice bench --help` tells more.',
+      'See `sluice bench --help`.',
     )
   }
   if (options.producers === 0 && options.messages < options.consumers) {

@@ -133,14 +133,14 @@ function refuseWord(
   const names = entries.map(({ command }) => command.split(' ')[0]!)
   if (word === undefined) {
     const what = path.length === 0 ? 'No command was given.' : `\`sluice ${path.join(' ')}\` needs a command.`
-    throw new UsageError(what, `There are ${names.join(', ')}. ${helpAdvice(path)}`)
+    throw new UsageError(what, `Use one of ${names.join(', ')}. ${helpAdvice(path)}`)
   }
   const meant = nearest(String(word), [...names, ...entries.flatMap(({ aliases = [] }) => aliases)])
   const what = `There is no command ${JSON.stringify([...path, word].join(' '))}.`
   throw new UsageError(
     what,
     meant === undefined
-      ? `There are ${names.join(', ')}. ${helpAdvice(path)}`
+      ? `Use one of ${names.join(', ')}. ${helpAdvice(path)}`
       : `Did you mean \`sluice ${[...path, meant].join(' ')}\`?`,
   )
 }
@@ -211,5 +211,5 @@ export function missingArgument(words: readonly string[], given: number): UsageE
 }
 
 export function helpAdvice(words: readonly string[]): string {
-  return `\`sluice ${[...words, '--help'].join(' ')}\` tells more.`
+  return `See \`sluice ${[...words, '--help'].join(' ')}\`.`
 }

@@ -13,12 +13,12 @@ export function yesFlag(yargs: Argv): Argv {
   return yargs.option('yes', { type: 'boolean', default: false, alias: 'y', describe: 'Do not ask' })
 }
 
-/** `what` shall be done, as the end of a sentence. @throws UsageError when there is no terminal to ask on */
+/** `what` is what the command does, as the subject of a sentence. @throws UsageError when there is no terminal to ask on */
 export function needsAnswer({ yes }: YesOption, what: string): boolean {
   if (yes) return false
   if (process.stdin.isTTY && process.stderr.isTTY) return true
   throw new UsageError(
-    `Nobody is there to confirm that ${what}: this is not a terminal.`,
+    `${what} needs a confirmation, and stdin is not a terminal.`,
     'Add --yes if you mean it.',
   )
 }

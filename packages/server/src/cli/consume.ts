@@ -46,7 +46,7 @@ export const consume = command<ConsumeOptions>({
         default: true,
         describe: 'Acknowledge what was printed; --no-ack gives it back at the end',
       })
-      .describe('json', 'Print each message with what belongs to it, as a line of JSON')
+      .describe('json', 'Print each message with its metadata, as a line of JSON')
       .epilogue(
         'Text is printed as it is, data as JSON, bytes raw; with --json bytes are base64. Ctrl-C releases what was ' +
           'not printed. What was written into a pipe counts as printed: prefer --count 1 to `| head -1`. ' +
@@ -143,7 +143,7 @@ async function consumeAll(sluice: Sluice, wishes: Wishes): Promise<void> {
   }
   if (stopped !== undefined) process.exitCode = signalExit(stopped)
   else if (isOverdue && count !== Infinity && taken < count) {
-    notice(`Consumed ${counted(taken, 'message')} of ${count}: no other arrived within --wait.`)
+    notice(`Consumed ${counted(taken, 'message')} of ${count}: no more arrived within --wait.`)
     process.exitCode = EXIT.notFound
   }
 }

@@ -167,7 +167,7 @@ const remove = command<ChoiceOptions & WalkOptions & YesOption>({
     const { dryRun, ...limit } = walkOf(options)
     const choice = choiceOf(options)
     const wishes = { ...choice, ...limit }
-    const isAsked = !dryRun && needsAnswer(options, `dead messages of the queue ${queue} shall be deleted`)
+    const isAsked = !dryRun && needsAnswer(options, `Deleting dead messages of the queue ${queue}`)
     await withBroker(options, 'dead delete', async (sluice) => {
       if (isAsked) {
         const { matched } = await sluice.dead.delete(queue, { ...wishes, dryRun: true })

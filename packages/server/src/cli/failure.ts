@@ -81,11 +81,11 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   INVALID_NAME: {
     exit: EXIT.usage,
     advice:
-      'Use up to 255 letters, digits and . _ - : / and begin with a letter, a digit or _ such as in orders/new.',
+      'Use up to 255 letters, digits and . _ - : / and begin with a letter, a digit or _, for example orders/new.',
   },
   QUEUE_NOT_FOUND: {
     exit: EXIT.notFound,
-    advice: '`sluice queue list` shows the queues that there are, `sluice queue ensure NAME` makes one.',
+    advice: 'List queues with `sluice queue list`, or make this one with `sluice queue ensure NAME`.',
   },
   QUEUE_CONFLICT: {
     exit: EXIT.failure,
@@ -117,21 +117,21 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
     exit: EXIT.failure,
     advice: 'Wait until ids leave the window, or raise --dedup-max-ids with `sluice queue edit`.',
   },
-  OPTION_CONFLICT: { exit: EXIT.usage, advice: 'Give one of the two, or values that go together.' },
+  OPTION_CONFLICT: { exit: EXIT.usage, advice: 'Give one of the two, or values that are compatible.' },
   DEAD_LETTER_CYCLE: { exit: EXIT.usage, advice: 'Name a queue whose own dead letters go elsewhere.' },
   OPTION_FIXED: { exit: EXIT.usage, advice: 'Make another queue with this option, and move to it.' },
   MESSAGE_NOT_FOUND: {
     exit: EXIT.notFound,
-    advice: '`sluice peek QUEUE` shows the messages that are there, with their offsets.',
+    advice: 'List messages and their offsets with `sluice peek QUEUE`.',
   },
   MESSAGE_LEASED: { exit: EXIT.failure, advice: 'Wait until its consumer is done with it, then try again.' },
   CONSUMER_NOT_FOUND: {
     exit: EXIT.notFound,
-    advice: '`sluice queue consumers QUEUE` shows the consumers that there are.',
+    advice: 'List consumers with `sluice queue consumers QUEUE`.',
   },
   CONSUMER_CLOSED: {
     exit: EXIT.failure,
-    advice: 'Start it again, unless the operator wants it to stay closed.',
+    advice: 'Start the command again if the operator agrees.',
   },
   TRANSACTION_TOO_LARGE: { exit: EXIT.failure, advice: 'Do less in one atomic step.' },
   INVALID_OPTION: BOUNDS,
@@ -162,7 +162,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   IN_FLIGHT_EXCEEDED: DEFECT,
   CORRUPT: {
     exit: EXIT.failure,
-    advice: "Check the broker's disk and its log; the other queues are not concerned.",
+    advice: "Check the broker's disk and its log; other queues are not affected.",
   },
   UNREACHABLE: { exit: EXIT.unreachable, advice: ADDRESS },
   CONNECTION_LOST: {
@@ -172,12 +172,12 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   CLOSED: { exit: EXIT.failure, advice: LATER },
   TIMEOUT: {
     exit: EXIT.unreachable,
-    advice: 'Allow more time with --timeout, or see what keeps the broker busy.',
+    advice: 'Allow more time with --timeout, or find out what keeps the broker busy.',
   },
   ABORTED: { exit: EXIT.failure, advice: LATER },
   INVALID_BODY: {
     exit: EXIT.failure,
-    advice: 'Mend the input, or choose another --body-type: text, json or bytes.',
+    advice: 'Correct the input, or choose another --body-type: text, json or bytes.',
   },
   INVALID_URL: { exit: EXIT.usage, advice: 'Write it as sluice://host:port, in --url or SLUICE_URL.' },
   ALREADY_SETTLED: DEFECT,
@@ -204,7 +204,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
 const SYSTEM_ROWS: Readonly<Record<string, Row>> = {
   EADDRINUSE: {
     exit: EXIT.failure,
-    advice: 'Stop what listens there, or choose another port with --port; 0 takes any that is free.',
+    advice: 'Stop the process that uses this port, or choose another with --port; 0 takes any free port.',
   },
   EADDRNOTAVAIL: {
     exit: EXIT.failure,
@@ -214,9 +214,9 @@ const SYSTEM_ROWS: Readonly<Record<string, Row>> = {
     exit: EXIT.failure,
     advice: 'Use an address that this machine has, such as --host 127.0.0.1.',
   },
-  EACCES: { exit: EXIT.failure, advice: 'Use a file, directory or port that you have the rights for.' },
-  EPERM: { exit: EXIT.failure, advice: 'Use a file, directory or port that you have the rights for.' },
-  EROFS: { exit: EXIT.failure, advice: 'Use a directory on a file system that can be written to.' },
+  EACCES: { exit: EXIT.failure, advice: 'Use a file, directory or port that you have permission for.' },
+  EPERM: { exit: EXIT.failure, advice: 'Use a file, directory or port that you have permission for.' },
+  EROFS: { exit: EXIT.failure, advice: 'Use a directory on a writable file system.' },
   ENOSPC: { exit: EXIT.failure, advice: 'Free space on that disk.' },
   ENOENT: { exit: EXIT.failure, advice: 'Check the path.' },
   ENOTDIR: { exit: EXIT.failure, advice: 'Check the path: a part of it is a file.' },

@@ -44,7 +44,7 @@ const refused: readonly (readonly [name: string, call: () => unknown, what: RegE
   ['no choice', () => choiceFlag('', '--state', ['ready', 'dead']), /--state is ""/, /one of these/],
   ['a header', () => headersFlag(['=x']), /--header is "=x"/, /name=value/],
   ['a header twice', () => headersFlag(['a=1', 'a=2']), /"a" is given twice/, /once/],
-  ['two messages', () => refOf({ offset: '1', id: 'a' }), /--offset and an --id/, /one of them/],
+  ['two messages', () => refOf({ offset: '1', id: 'a' }), /--offset and --id are/, /one of --offset/],
   ['an empty id', () => refOf({ offset: undefined, id: '' }), /--id is empty/, /id/],
   ['long text', () => sizeFlag('x'.repeat(1_000), '--max-bytes'), /^.{0,120}$/, /\S/],
 ]

@@ -67,8 +67,10 @@ export const reschedule = command<RescheduleOptions>({
 function dueOf({ delay, at }: RescheduleOptions): Due {
   if ((delay === undefined) === (at === undefined)) {
     throw new UsageError(
-      delay === undefined ? 'It is not said when.' : 'There are a --delay and an --at.',
-      'Give --delay or --at, one of them.',
+      delay === undefined
+        ? 'Neither --delay nor --at was given.'
+        : '--delay and --at are mutually exclusive.',
+      'Give one of --delay and --at.',
     )
   }
   return delay === undefined ? { at: timeFlag(at!, '--at') } : { delay: durationMs(delay, '--delay') }

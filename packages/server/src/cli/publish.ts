@@ -42,7 +42,7 @@ interface PublishOptions {
 /** What travels with a message. Lines share all of it, and so can have no id. */
 const MESSAGE_FLAGS = {
   id: 'Deduplicates: the same id is not accepted twice',
-  'on-duplicate': 'keep or replace: what becomes of it where a message with its id waits [default: keep]',
+  'on-duplicate': 'keep or replace the waiting message that has the same id [default: keep]',
   key: 'Orders: messages of one key are handled one after the other',
   priority: `0 to ${LIMITS.priorityMax}, higher goes first [default: 0]`,
   delay: 'Delivered no earlier than this long from now, such as 30s or 2h',
@@ -79,11 +79,11 @@ export const publish = command<PublishOptions>({
     const record = recordOf(options)
     const { body, file } = options
     if (body !== undefined && file !== undefined) {
-      throw new UsageError('There are two bodies: an argument and --file.', 'Give one of them.')
+      throw new UsageError('The body argument and --file are mutually exclusive.', 'Give one of them.')
     }
     if (options.id !== undefined && body === undefined && file === undefined) {
       throw new UsageError(
-        'Each line of stdin would be a message with the same --id, so that only the first were accepted.',
+        'Each line of stdin would be a message with the same --id, so only the first would be accepted.',
         'Publish the whole of stdin as one message with --file -, or leave the id out.',
       )
     }
@@ -114,7 +114,7 @@ export const publish = command<PublishOptions>({
 function recordOf(options: PublishOptions): MessageOptions {
   const { id, key, priority, delay, at, ttl, header } = options
   if (delay !== undefined && at !== undefined) {
-    throw new UsageError('There are a --delay and an --at.', 'Give one of them.')
+    throw new UsageError('--delay and --at are mutually exclusive.', 'Give one of them.')
   }
   return given({
     id,

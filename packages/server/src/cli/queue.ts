@@ -2,8 +2,8 @@
  * `sluice queue`: making, changing, looking at, pausing, emptying and deleting queues, and their consumers. What takes
  * messages away asks first.
  */
-import type { ConsumerInfo, QueueInfo } from '@sluice/client'
-import { QUEUE_COUNTERS, queueName, type QueueCounter } from '@sluice/protocol'
+import type { ConsumerInfo, QueueInfo, Sluice } from '@sluice/client'
+import { QUEUE_COUNTERS, SluiceError, queueName, type QueueCounter } from '@sluice/protocol'
 import type { Argv } from 'yargs'
 import { addCommands, command, type CommandEntry } from './command.js'
 import { isConfirmed, needsAnswer, yesFlag, type YesOption } from './confirmation.js'
@@ -41,11 +41,17 @@ const ensure = command<NamedOptions & { readonly update: boolean }>({
   handler: async (options) => {
     const name = queueName(options.name)
     const traits = traitsOf(options)
-    const result = await withBroker(options, 'queue ensure', (sluice) =>
-      withFlagNames(() => sluice.queues.ensure(name, { ...traits, update: options.update })),
-    )
-    if (options.json) await printJson(result)
-    else notice(result.created ? `Made the queue ${name}.` : `The queue ${name} is there.`)
+    const { before, result } = await withBroker(options, 'queue ensure', async (sluice) => {
+      const before = options.update && !options.json ? await optionsOf(sluice, name) : undefined
+      const result = await withFlagNames(() =>
+        sluice.queues.ensure(name, { ...traits, update: options.update }),
+      )
+      return { before, result }
+    })
+    if (options.json) return printJson(result)
+    if (result.created) return notice(`Made the queue ${name}.`)
+    const changes = before === undefined ? [] : differences(before, result.queue.options)
+    notice(changesText(name, changes))
   },
 })
 
@@ -56,7 +62,7 @@ const edit = command<NamedOptions>({
     const traits = traitsOf(options)
     if (Object.keys(traits).length === 0) {
       throw new UsageError(
-        `It is not said what shall change about the queue ${name}.`,
+        `No option to change was given for the queue ${name}.`,
         'Name options and their values; `sluice queue edit --help` lists them.',
       )
     }
@@ -68,10 +74,25 @@ const edit = command<NamedOptions>({
     })
     const changes = differences(before.options, queue.options)
     if (options.json) await printJson({ changed: changes.length > 0, queue })
-    else if (changes.length > 0) notice(`Changed the queue ${name}: ${changes.join(', ')}.`)
-    else notice(`The queue ${name} is like that already.`)
+    else notice(changesText(name, changes))
   },
 })
+
+/** Undefined when there is no such queue. */
+async function optionsOf(sluice: Sluice, name: string): Promise<QueueInfo['options'] | undefined> {
+  try {
+    return (await sluice.queues.get(name)).options
+  } catch (error) {
+    if (error instanceof SluiceError && error.code === 'QUEUE_NOT_FOUND') return undefined
+    throw error
+  }
+}
+
+function changesText(name: string, changes: readonly string[]): string {
+  return changes.length > 0
+    ? `Changed the queue ${name}: ${changes.join(', ')}.`
+    : `The queue ${name} is unchanged.`
+}
 
 const get = command<NamedOptions>({
   builder: named,
@@ -94,7 +115,7 @@ const listQueues = command<object>({
   },
 })
 
-function removal(verb: 'delete' | 'purge', done: string): ReturnType<typeof command> {
+function removal(verb: 'delete' | 'purge', doing: string): ReturnType<typeof command> {
   return command<NamedOptions & YesOption>({
     builder: (yargs) =>
       yesFlag(named(yargs)).epilogue(
@@ -104,7 +125,7 @@ function removal(verb: 'delete' | 'purge', done: string): ReturnType<typeof comm
       ),
     handler: async (options) => {
       const name = queueName(options.name)
-      const isAsked = needsAnswer(options, `the queue ${name} shall be ${done}`)
+      const isAsked = needsAnswer(options, `${doing} the queue ${name}`)
       await withBroker(options, `queue ${verb}`, async (sluice) => {
         if (isAsked) {
           const info = await sluice.queues.get(name)
@@ -113,7 +134,7 @@ function removal(verb: 'delete' | 'purge', done: string): ReturnType<typeof comm
         const { messages } = await sluice.queues[verb](name)
         if (options.json) await printJson({ name, messages })
         else if (verb === 'delete') notice(`Deleted the queue ${name} with ${counted(messages, 'message')}.`)
-        else notice(`Took ${counted(messages, 'message')} out of the queue ${name}.`)
+        else notice(`Purged ${counted(messages, 'message')} from the queue ${name}.`)
       })
     },
   })
@@ -123,7 +144,7 @@ function question(verb: 'delete' | 'purge', { name, ready, scheduled, leased, de
   const live = ready + scheduled + leased
   return verb === 'delete'
     ? `Delete the queue ${name} and ${counted(live + dead, 'message')} in it?`
-    : `Take ${counted(live, 'message')} out of the queue ${name}?`
+    : `Purge ${counted(live, 'message')} from the queue ${name}?`
 }
 
 function turn(verb: 'pause' | 'resume', done: string, wasDone: string): ReturnType<typeof command> {
@@ -191,12 +212,12 @@ const ENTRIES: readonly CommandEntry[] = [
     command: 'delete <name>',
     aliases: ['rm'],
     describe: 'Delete a queue and all its messages',
-    load: () => Promise.resolve(removal('delete', 'deleted')),
+    load: () => Promise.resolve(removal('delete', 'Deleting')),
   },
   {
     command: 'purge <name>',
     describe: 'Take all messages out of a queue',
-    load: () => Promise.resolve(removal('purge', 'emptied')),
+    load: () => Promise.resolve(removal('purge', 'Purging')),
   },
   {
     command: 'pause <name>',

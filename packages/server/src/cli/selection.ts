@@ -96,8 +96,10 @@ export function refFlags(yargs: Argv): Argv {
 export function refOf({ offset, id }: RefOptions): MessageRef {
   if ((offset === undefined) === (id === undefined)) {
     throw new UsageError(
-      offset === undefined ? 'It is not said which message.' : 'There are an --offset and an --id.',
-      'Give --offset or --id, one of them; `sluice peek QUEUE` shows both.',
+      offset === undefined
+        ? 'Neither --offset nor --id was given.'
+        : '--offset and --id are mutually exclusive.',
+      'Give one of --offset and --id; `sluice peek QUEUE` shows both.',
     )
   }
   if (id === '') throw new UsageError('--id is empty.', 'Give the id of a message.')

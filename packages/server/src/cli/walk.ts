@@ -32,7 +32,7 @@ export function rateFlag(yargs: Argv): Argv {
   return yargs.option('rate', {
     type: 'string',
     requiresArg: true,
-    describe: 'Most messages a second [default: as fast as it goes]',
+    describe: 'Most messages a second [default: unlimited]',
   })
 }
 
