@@ -214,7 +214,7 @@ export class Store {
       .filter(({ holder, body }) => holder === worker && body.id !== order.id)
       .map(({ body }) => body.id)
     await this.#member(worker).process.kill()
-    lines.say('operator', `SIGKILL for ${worker}: ${order.id} is charged, and nobody was told;`)
+    lines.say('operator', `SIGKILL for ${worker}: ${order.id} is charged, but not reported;`)
     lines.say('operator', `${neighbours.length} more orders were waiting in its hands`)
     const rest = (): (Done & { readonly by: string })[] =>
       this.#done('charged').filter((done) => neighbours.includes(done.order))
