@@ -174,7 +174,7 @@ describe.concurrent('queues', () => {
     ]
     const closed = await run(['queue', 'close-consumer', 'consumed', String(consumer.id)])
     expect(closed.stderr).toBe(
-      `Closed the consumer ${consumer.id} of the queue consumed; 1 message went back.\n`,
+      `Closed the consumer ${consumer.id} of the queue consumed; 1 message returned to the queue.\n`,
     )
     const { code, stdout, stderr } = await consuming
     expect(stdout).toBe('held\n')
@@ -440,7 +440,7 @@ describe.concurrent('messages that are done', () => {
     const { published } = await sluice.queues.get('paced/copies')
     expect(code).toBe(130)
     expect(stderr).toMatch(
-      /^Interrupted: \d+ messages? published to paced\/copies since\.\nhint: Run the same command with --cursor [\d:]+: it goes on where this one ended\.\n$/,
+      /^Interrupted: \d+ messages? published to paced\/copies since\.\nhint: Run the same command with --cursor [\d:]+: it continues where this one ended\.\n$/,
     )
     const cursor = /--cursor ([\d:]+):/.exec(stderr)![1]!
     expect((await run([...replay, '--cursor', cursor])).stderr).toBe(

@@ -54,7 +54,7 @@ export interface QueueOptions {
   readonly unique?: 'window' | 'pending'
   /** How long an id is remembered after it was first accepted; 0: not at all. Default 10 min. */
   readonly dedupWindow?: Duration
-  /** Ids that are remembered at most; more are refused with DEDUP_FULL. Default 1,000,000. */
+  /** Most ids that are remembered; further ones are refused with DEDUP_FULL. Default 1,000,000. */
   readonly dedupMaxIds?: number
   /** Messages that may be scheduled, ready and leased; 0: any number. Default 0. */
   readonly maxMessages?: number
@@ -65,7 +65,7 @@ export interface QueueOptions {
    * Default `'reject'`.
    */
   readonly overflow?: 'reject' | 'drop-oldest' | 'dead-letter'
-  /** Queue that dead messages are moved to; null: they are kept at home. Default null. */
+  /** Queue that dead messages are moved to; null: they stay in their queue. Default null. */
   readonly deadLetter?: QueueRef | null
   /** One consumer at a time gets messages; the next one takes over when it goes or is idle. Default false. */
   readonly single?: boolean
@@ -93,7 +93,7 @@ export interface QueueSettings {
   readonly maxMessages: number
   readonly maxBytes: number
   readonly overflow: 'reject' | 'drop-oldest' | 'dead-letter'
-  /** Name of the queue that dead messages are moved to; null: they are kept at home. */
+  /** Name of the queue that dead messages are moved to; null: they stay in their queue. */
   readonly deadLetter: string | null
   readonly single: boolean
   readonly retain: { readonly age: number; readonly bytes: number }

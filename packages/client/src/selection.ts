@@ -78,7 +78,7 @@ export function refFields(call: string, ref: MessageRef): Body {
 export interface Pace {
   /** Most messages that it acts on. Default: all. */
   readonly limit?: number
-  /** Most messages a second. Default: as fast as it goes. */
+  /** Most messages a second. Default: unlimited. */
   readonly rate?: number
 }
 

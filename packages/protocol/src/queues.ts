@@ -113,7 +113,7 @@ export const QUEUE_OPTIONS = {
     default: 1_000_000,
     min: 1,
     max: LIMITS.dedupMaxIdsMax,
-    meaning: 'Ids that are remembered at most; more are refused, never forgotten early.',
+    meaning: 'Most ids that are remembered; further ones are refused, none is forgotten early.',
   },
   maxMessages: {
     kind: 'number',
@@ -138,7 +138,7 @@ export const QUEUE_OPTIONS = {
   deadLetter: {
     kind: 'name',
     default: '',
-    meaning: 'Queue that dead messages are moved to; without one they are kept at home.',
+    meaning: 'Queue that dead messages are moved to; without one they stay in their queue.',
   },
   single: {
     kind: 'flag',

@@ -127,7 +127,7 @@ export class Operator {
     if (this.#running + this.#waiting.length >= REQUESTS_MAX) {
       throw new SluiceError(
         'TOO_MANY_REQUESTS',
-        `${REQUESTS_MAX} requests that read are under way at this broker; another has to wait.`,
+        `${REQUESTS_MAX} requests that read from disk are running on this broker; another has to wait.`,
         { retryAfterMs: 1_000 },
       )
     }

@@ -174,7 +174,7 @@ export class Replays {
     if (this.#running + this.#kept.size >= REPLAYS_MAX) {
       throw new SluiceError(
         'TOO_MANY_REQUESTS',
-        `${REPLAYS_MAX} replays are under way at this broker; another has to wait until one of them is over.`,
+        `${REPLAYS_MAX} replays are running on this broker; another has to wait until one of them ends.`,
         { retryAfterMs: 1_000 },
       )
     }

@@ -138,7 +138,7 @@ async function consumeAll(sluice: Sluice, wishes: Wishes): Promise<void> {
   if (unreadable > 0) {
     throw new SluiceError(
       'INVALID_BODY',
-      `${counted(unreadable, 'message')} could not be decoded and went back.`,
+      `${counted(unreadable, 'message')} could not be decoded and returned to the queue.`,
     )
   }
   if (stopped !== undefined) process.exitCode = signalExit(stopped)

@@ -267,12 +267,12 @@ export function failureOf(error: unknown): Failure {
 
 // What was brought back or deleted is not chosen again; what was replayed would be.
 function advanceOf({ cursor }: Progress): string {
-  return cursor === undefined ? 'Run the same command again: it goes on with what is left.' : goOnText(cursor)
+  return cursor === undefined ? 'Run the same command again: it continues with the rest.' : goOnText(cursor)
 }
 
 /** How a replay goes on that ended early. */
 export function goOnText(cursor: string): string {
-  return `Run the same command with --cursor ${cursor}: it goes on where this one ended.`
+  return `Run the same command with --cursor ${cursor}: it continues where this one ended.`
 }
 
 // "listen EADDRINUSE: address already in use 127.0.0.1:7420": what the system calls it, in the order of a sentence.

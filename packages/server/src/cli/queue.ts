@@ -120,8 +120,8 @@ function removal(verb: 'delete' | 'purge', doing: string): ReturnType<typeof com
     builder: (yargs) =>
       yesFlag(named(yargs)).epilogue(
         verb === 'delete'
-          ? 'All messages of the queue go with it, the dead ones too.'
-          : 'Takes all messages that are scheduled, ready or leased now; the dead ones stay.',
+          ? 'Deletes all messages of the queue too, including the dead ones.'
+          : 'Deletes all messages that are scheduled, ready or leased now; the dead ones stay.',
       ),
     handler: async (options) => {
       const name = queueName(options.name)
@@ -191,7 +191,10 @@ const closeConsumer = command<NamedOptions & { readonly id: string }>({
       sluice.queues.closeConsumer(name, id),
     )
     if (options.json) await printJson({ name, id, messages })
-    else notice(`Closed the consumer ${id} of the queue ${name}; ${counted(messages, 'message')} went back.`)
+    else
+      notice(
+        `Closed the consumer ${id} of the queue ${name}; ${counted(messages, 'message')} returned to the queue.`,
+      )
   },
 })
 

@@ -99,8 +99,8 @@ export const history = command<{ readonly queue: string; readonly offset: string
     )
     if (options.json) return printJson({ queue, offset, complete, events })
     if (events.length > 0) await print(table(columnsOf(events), events))
-    else notice(`Nothing is known of message ${offset} of the queue ${queue}.`)
-    if (!complete && events.length > 0) notice('What happened earlier is no longer kept.')
+    else notice(`The log has no events of message ${offset} of the queue ${queue}.`)
+    if (!complete && events.length > 0) notice('Earlier events are no longer kept.')
   },
 })
 

@@ -124,7 +124,7 @@ export function readSettings(
   ) as unknown as Settings
   if (!isLoopback(settings.host)) {
     throw new UsageError(
-      `The broker does not listen on ${settings.host}: it has no users yet, so everybody who reaches it could do everything.`,
+      `The broker does not listen on ${settings.host}: it has no users yet, so every client that reaches it would have all rights.`,
       'Listen on 127.0.0.1, and let other machines in through a tunnel, such as `ssh -L 7420:127.0.0.1:7420 HOST`.',
     )
   }

@@ -75,7 +75,7 @@ describe('failures', () => {
     const plain = failureOf(new SluiceError('DISK_LOW', 'No room.')).advice
     const replay = cut({ matched: 7, replayed: 7, cursor: '1:2:3:4:5:6:7' })
     expect(failureText(replay, false)).toBe(
-      `error: No room.\n hint: ${plain} Run the same command with --cursor 1:2:3:4:5:6:7: it goes on where this one ended.\n`,
+      `error: No room.\n hint: ${plain} Run the same command with --cursor 1:2:3:4:5:6:7: it continues where this one ended.\n`,
     )
     expect(JSON.parse(failureText(replay, true))).toEqual({
       error: {
@@ -87,7 +87,7 @@ describe('failures', () => {
       },
     })
     expect(cut({ matched: 7, redriven: 7, guarded: 0 }).advice).toBe(
-      `${plain} Run the same command again: it goes on with what is left.`,
+      `${plain} Run the same command again: it continues with the rest.`,
     )
   })
 

@@ -758,7 +758,7 @@ export class Session implements Output, Consumer {
     if (this.#working < WORKING_MAX) return
     throw new SluiceError(
       'TOO_MANY_REQUESTS',
-      `${WORKING_MAX} requests that read are under way on this connection; another has to wait.`,
+      `${WORKING_MAX} requests that read from disk are running on this connection; another has to wait.`,
     )
   }
 
