@@ -446,6 +446,7 @@ const SETTINGS_AND_SHARES: Readonly<Record<string, string>> = {
 const NO_LIMIT: Readonly<Record<string, string>> = {
   PAUSE_MS_MAX: 'the longest pause of publishAll between two tries',
   SHARED_BODY_BYTES_MAX: 'larger bodies are not copied',
+  DRAINED_MAX: 'a full chunk with more messages left is not packed',
   PATIENCE_MS_MAX: 'the longest that a redelivered message waits for a handler that still has it',
   END_MS_MAX: 'how long a socket may take to close',
   STARTED_RANGES_MAX: 'the client sends several frames',
