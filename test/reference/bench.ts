@@ -406,6 +406,8 @@ export class Bench {
       { ...rest, headers: own(headers) },
       {
         ...message.content,
+        // It replaced what had its id when it was published; where it is moved to, it replaces nothing.
+        replaces: false,
         delayMs: undefined,
         atMs: undefined,
         ttlMs: undefined,
