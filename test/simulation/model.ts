@@ -70,8 +70,8 @@ export interface ModelSubscription {
   readonly precharged: Set<number>
   /** What claimed leases count in the credit, by tag; others count their record. */
   readonly sizes: Map<number, number>
-  /** Every tag that was ever granted, with the offset of its message, for what comes late. */
-  readonly granted: Map<number, number>
+  /** Every tag that was ever granted, with the offset and the attempt of its message, for what comes late. */
+  readonly granted: Map<number, { readonly offset: number; readonly attempt: number }>
   /** Attempts that were charged with the settle of a tag; of those that were retried and did not die. */
   readonly charged: Map<number, number>
 }
@@ -834,7 +834,7 @@ export class Model {
       subscription.held.set(tag, message)
       subscription.heldBytes += bytes
       subscription.sizes.set(tag, bytes)
-      subscription.granted.set(tag, message.offset)
+      subscription.granted.set(tag, { offset: message.offset, attempt })
       const deadlineMs = message.former?.deadlineMs ?? Infinity
       subscription.started.set(tag, deadlineMs === Infinity ? nowMs + timeoutOf(subscription) : deadlineMs)
       if (message.former?.isCharged === true) subscription.precharged.add(tag)
@@ -856,9 +856,11 @@ export class Model {
   told(subscriptionId: number, tag: number): void {
     const { boot } = this
     const subscription = this.#byId.get(subscriptionId)
-    const offset = subscription?.granted.get(tag)
-    if (subscription === undefined || offset === undefined) return
+    const granted = subscription?.granted.get(tag)
+    if (subscription === undefined || granted === undefined) return
     const { queue } = subscription
+    // As it was delivered: its try can be over, and charged, before what waits for the disk is sent.
+    const { offset, attempt } = granted
     const key = messageKey(queue.id, offset)
     const before = this.holders.get(key)
     // What a consumer gave back itself it does not claim.
@@ -869,7 +871,7 @@ export class Model {
     const message = queue.live.get(offset)
     const claim = {
       ...{ offset, queueNumber: queue.id, boot, subscriptionId, tag },
-      ...{ attempt: (message?.attempts ?? 0) + 1, bytes: message?.record.length ?? 8 },
+      ...{ attempt, bytes: message?.record.length ?? 8 },
     }
     this.holders.set(key, { lease: leaseName(subscriptionId, tag), claim })
   }
@@ -1006,7 +1008,7 @@ export class Model {
     subscription.lastTag = tag
     subscription.held.set(tag, message)
     subscription.heldBytes += bytes
-    subscription.granted.set(tag, message.offset)
+    subscription.granted.set(tag, { offset: message.offset, attempt: message.attempts + 1 })
     subscription.delivered++
     message.former = undefined
     queue.line.take(message, nowMs)

@@ -205,7 +205,7 @@ export class Witness {
         const tag = (firstTag + i) >>> 0
         if (stale.has(tag)) continue
         this.counts.settled++
-        const offset = subscription?.granted.get(tag)
+        const offset = subscription?.granted.get(tag)?.offset
         if (subscription === undefined || offset === undefined)
           throw new Violation(
             7,
@@ -239,7 +239,7 @@ export class Witness {
     for (const [i, { offset, record }] of messages.entries()) {
       this.counts.delivered++
       const tag = (firstTag + i) >>> 0
-      if (subscription.granted.get(tag) !== offset)
+      if (subscription.granted.get(tag)?.offset !== offset)
         throw new Violation(
           14,
           `offset ${offset} of ${queue.name} is delivered under tag ${tag}, which was not granted for it`,
