@@ -21,6 +21,8 @@ describe('a broker whose process is stopped now and then', () => {
     expect(total.get('broker stalled')).toBeGreaterThan(3 * seeds.length)
     expect(total.get('retried')).toBeGreaterThan(8 * seeds.length)
     expect(total.get('order')).toBeGreaterThan(200 * seeds.length)
-    expect(total.get('session closed: HEARTBEAT_TIMEOUT') ?? 0).toBe(0)
+    // Rarely the schedule keeps a peer's packets for two heartbeats. The world checks each such end: while the broker was
+    // awake, the peer was silent for that long.
+    expect(total.get('session closed: HEARTBEAT_TIMEOUT') ?? 0).toBeLessThanOrEqual(seeds.length / 10)
   })
 })
