@@ -445,8 +445,6 @@ const SETTINGS_AND_SHARES: Readonly<Record<string, string>> = {
 /** Constants at which nothing is refused and nothing ends. */
 const NO_LIMIT: Readonly<Record<string, string>> = {
   PAUSE_MS_MAX: 'the longest pause of publishAll between two tries',
-  DRAINED_MAX: 'the layout of a chunk changes',
-  PATIENCE_MS_MAX: 'how long a message waits for a handler of an earlier lease before it is released again',
   SHARED_BODY_BYTES_MAX: 'larger bodies are not copied',
   DRAINED_MAX: 'a full chunk with more messages left is not packed',
   PATIENCE_MS_MAX: 'the longest that a redelivered message waits for a handler that still has it',
