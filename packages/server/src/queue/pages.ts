@@ -27,7 +27,7 @@ import {
   writeU64,
   type QueueCounts,
 } from '@sluice/protocol'
-import { CHUNK_WORDS } from './bits.js'
+import { CHUNK_MESSAGES, CHUNK_WORDS } from './bits.js'
 import { Chunk, type Death } from './chunk.js'
 import type { ColumnName } from './columns.js'
 import { DeadMessages } from './dead.js'
@@ -59,12 +59,12 @@ const MOVING = 128
 /** Live messages are listed where they are fewer than one of these. */
 const LISTED_SHARE = 4
 const INDEX_BITS = 10
+const ALL_INDEXES: readonly number[] = Array.from({ length: CHUNK_MESSAGES }, (_, index) => index)
 const INDEX_MASK = 2 ** INDEX_BITS - 1
 
 export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
   const { count, live } = chunk
   const isListed = live * LISTED_SHARE < count
-  const indexes = isListed ? [...chunk.liveIndexes()] : Array.from({ length: count }, (_, index) => index)
   const waiting: number[] = []
   if (chunk.hasDues) {
     for (const index of chunk.liveIndexes())
@@ -80,6 +80,8 @@ export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
   if (chunk.hasKeys) rowBytes += KEY_BYTES
   if (chunk.hasIds) rowBytes += ID_BYTES
   if (chunk.hasSizes) rowBytes += SIZE_BYTES
+  // Of most chunks nothing is said of single messages.
+  const indexes = isListed ? chunk.liveIndexes() : rowBytes > 0 ? ALL_INDEXES.slice(0, count) : []
   let size = HEAD_BYTES + chunk.batches.pageBytes + (hasGone ? GONE_BYTES : 0) + indexes.length * rowBytes
   size += waiting.length * WAITING_BYTES + dead * DEAD_BYTES + lives * LIVES_BYTES
   for (const index of chunk.dead?.indexes() ?? []) size += textBytes(chunk.dead!.get(index)!.reason)
