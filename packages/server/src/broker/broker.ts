@@ -174,6 +174,7 @@ export class Broker {
   /** With small segments reasons are cut: those of a whole chunk of dead messages stand in one page. */
   readonly #reasonBytesMax: number
   readonly #pagesMax: number
+  readonly #pendingBytesMax: number
   /** Those that hold something; in no particular order. */
   readonly #outputs = new Set<Output>()
   readonly #waitingForDisk: (() => void)[] = []
@@ -264,6 +265,7 @@ export class Broker {
     tail.report({ durable: (lsn) => this.#durable(lsn), failed: (error) => this.fail(error) })
     this.messageBytesMax = messageBytesMax
     this.#pagesMax = pagesMax(options.log.segmentBytes)
+    this.#pendingBytesMax = options.pendingBytesMax ?? PENDING_BYTES_DEFAULT
     this.#reasonBytesMax = Math.floor(options.log.segmentBytes / 4 / CHUNK_MESSAGES)
     this.status = status
     this.boot = state.boot
@@ -298,8 +300,7 @@ export class Broker {
 
   /** So much waits for the disk that connections should not be read from. */
   get isBehind(): boolean {
-    const { pendingBytesMax = PENDING_BYTES_DEFAULT } = this.#options
-    return this.#space.isExhausted || this.#tail.pendingBytes > pendingBytesMax
+    return this.#tail.pendingBytes > this.#pendingBytesMax || this.#space.isExhausted
   }
 
   /** The next time at which `tick` has something to do, ms since the epoch; Infinity when there is none. */

@@ -52,15 +52,11 @@ interface Judged {
   readonly count: number
   /** Offset of its first message. */
   readonly base: number
-  /** Nothing is asked for by a message of it, and its queue has no limits. */
-  readonly isPlain: boolean
   /** Its records are looked at one by one. */
   readonly hasTraits: boolean
   /** Of these, valid until the next batch is judged. */
   readonly traits: BatchTraits | undefined
   readonly lacksTtl: boolean
-  /** All that comes with it; undefined: it is plain and comes alone. */
-  readonly coming: Coming | undefined
   readonly admission: Admission
 }
 
@@ -140,13 +136,16 @@ export class Intake {
     at: number,
     end: number,
   ): Placed {
-    const batch = this.#judge(to, bytes, at, end, undefined)
-    const { queue, admission, coming } = batch
-    if (coming !== undefined) this.#admit(queue, coming)
+    const asks = this.#check(bytes, at, end)
+    if (isPlain(to, asks)) return this.#takePlain(producer, number, crc, to, bytes, at, end)
+    const coming = newComing()
+    const batch = this.#judge(to, bytes, at, end, asks, coming)
+    const { queue, admission } = batch
+    this.#admit(queue, coming)
     this.#writer.checkRoom(end - at)
     if (producer.id === 0) this.#declare(producer)
     const cancelled = admission.replaced === undefined ? undefined : this.#replace(queue, admission)
-    if (coming !== undefined) queue.makeRoom(coming, this.#writer.nowMs)
+    queue.makeRoom(coming, this.#writer.nowMs)
     if (batch.hasTraits) {
       this.#factsAhead(batch)
       if (cancelled === undefined) {
@@ -163,9 +162,32 @@ export class Intake {
     const placed = this.#append(batch, producer.id, batch.traits)
     producer.accept(number, placed.baseOffset, crc, placed.duplicates)
     producer.lastUsedMs = this.#writer.nowMs
-    // Plain messages leave no facts and no deadline: with many queues, what is not looked at need not be in the cache.
-    if (!batch.isPlain || queue.subscriptions.length > 0) this.#changed(queue)
+    this.#changed(queue)
     return placed
+  }
+
+  // @throws SluiceError
+  #takePlain(
+    producer: Producer,
+    number: number,
+    crc: number,
+    queue: Queue,
+    bytes: Uint8Array,
+    at: number,
+    end: number,
+  ): Placed {
+    const writer = this.#writer
+    writer.checkRoom(end - at)
+    if (producer.id === 0) this.#declare(producer)
+    const count = readU32(bytes, at + 12)
+    const baseOffset = queue.next
+    const position = writer.messages(bytes, at, end, queue, producer.id, bytes[at + 5]!)
+    queue.append(baseOffset, count, position, writer.nowMs, end - at - BATCH_HEADER_BYTES)
+    producer.accept(number, baseOffset, crc, undefined)
+    producer.lastUsedMs = writer.nowMs
+    // Plain messages leave no facts and no deadline: with many queues, what is not looked at need not be in the cache.
+    if (queue.subscriptions.length > 0) this.#changed(queue)
+    return { baseOffset, duplicates: undefined }
   }
 
   // Messages whose places are taken leave; the facts about that stand in the entry of the batch.
@@ -290,7 +312,7 @@ export class Intake {
       }
       checkFollows(producer, number, bytes, at)
       const queue = this.queue(batch.queue)
-      return this.#judge(queue, bytes, at, end, comingTo(comings, queue))
+      return this.#judge(queue, bytes, at, end, this.#check(bytes, at, end), comingTo(comings, queue))
     })
     for (const [queue, coming] of comings) this.#admit(queue, coming)
     return batches
@@ -310,24 +332,29 @@ export class Intake {
     }
   }
 
-  // Changes nothing but what time changes. @throws SluiceError
-  #judge(queue: Queue, bytes: Uint8Array, at: number, end: number, beside: Coming | undefined): Judged {
-    const { nowMs, segmentBytes } = this.#writer
+  // What the records of the batch ask for, together. @throws SluiceError
+  #check(bytes: Uint8Array, at: number, end: number): number {
     const count = readU32(bytes, at + 12)
     const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, this.#messageBytesMax)
     if (typeof checked !== 'number') throw new SluiceError(checked.code, checked.message)
     // With small segments less fits than the protocol allows; facts about each message must fit beside it.
-    const most = segmentBytes / 2
+    const most = this.#writer.segmentBytes / 2
     if (end - at > most) {
       throw new SluiceError(
         'BATCH_TOO_LARGE',
         `A batch of ${count} messages has ${end - at} bytes; the segments of this broker take at most ${most}.`,
       )
     }
-    const base = queue.next + (beside?.taken ?? 0)
-    const isPlain = !queue.looksAtMessages && !asksForAny(checked)
-    if (isPlain) {
-      if (beside !== undefined) beside.taken += count
+    return checked
+  }
+
+  // Changes nothing but what time changes. @throws SluiceError
+  #judge(queue: Queue, bytes: Uint8Array, at: number, end: number, asks: number, coming: Coming): Judged {
+    const { nowMs } = this.#writer
+    const count = readU32(bytes, at + 12)
+    const base = queue.next + coming.taken
+    if (isPlain(queue, asks)) {
+      coming.taken += count
       return {
         queue,
         bytes,
@@ -335,24 +362,21 @@ export class Intake {
         end,
         count,
         base,
-        isPlain,
         hasTraits: false,
         traits: undefined,
         lacksTtl: false,
-        coming: beside,
         admission: PLAIN,
       }
     }
     const { maxBytes, ttlMs } = queue.options
-    const hasTraits = asksForAny(checked) || ttlMs > 0 || maxBytes > 0
+    const hasTraits = asksForAny(asks) || ttlMs > 0 || maxBytes > 0
     if (hasTraits) checkTraits(bytes, at, count, nowMs)
     queue.settleTime(nowMs)
     this.#writer.note(queue)
     const traits = hasTraits ? this.#traitsOf({ queue, bytes, at, count }) : undefined
-    const coming = beside ?? newComing()
     const admission = queue.look(count, end - at - BATCH_HEADER_BYTES, traits, coming)
     const lacksTtl = traits?.lacksTtl === true
-    return { queue, bytes, at, end, count, base, isPlain, hasTraits, traits, lacksTtl, coming, admission }
+    return { queue, bytes, at, end, count, base, hasTraits, traits, lacksTtl, admission }
   }
 
   // What recovery has to know when it comes to the batch.
@@ -383,6 +407,11 @@ export class Intake {
     this.#facts.producer(producer.id, producer.identity)
     this.#writer.facts(0, this.#facts)
   }
+}
+
+// Nothing is asked for by a message of the batch, and its queue has no limits.
+function isPlain(queue: Queue, asks: number): boolean {
+  return !queue.looksAtMessages && !asksForAny(asks)
 }
 
 function comingTo(comings: Map<Queue, Coming>, queue: Queue): Coming {
