@@ -40,7 +40,7 @@ import {
   type TagRange,
 } from '@sluice/protocol'
 import type { Broker } from '../../packages/server/src/broker/broker.js'
-import type { Producer } from '../../packages/server/src/broker/producers.js'
+import type { Producer } from '../../packages/server/src/state/producers.js'
 import type { MemoryLog } from '../../packages/server/src/log/memory-log.js'
 import type { Consumer, Subscription } from '../../packages/server/src/queue/index.js'
 import type { Schedule } from '../../packages/server/src/queue/schedule.js'

@@ -5,7 +5,7 @@
  */
 import { OUTCOME, SluiceError, decodeAtomic, type QueueName } from '@sluice/protocol'
 import { Broker } from '../../packages/server/src/broker/broker.js'
-import type { Producer as BrokerProducer } from '../../packages/server/src/broker/producers.js'
+import type { Producer as BrokerProducer } from '../../packages/server/src/state/producers.js'
 import { FileLog } from '../../packages/server/src/log/file-log.js'
 import type { LogBounds } from '../../packages/server/src/log/log.js'
 import type { Consumer, Subscription } from '../../packages/server/src/queue/index.js'

@@ -4,7 +4,7 @@
  */
 import { DELIVER_FLAG, FRAME_HEADER_BYTES, OP, OUTCOME, readU32, readU64 } from '@sluice/protocol'
 import type { Broker } from '../../packages/server/src/broker/broker.js'
-import { Producer as BrokerProducer } from '../../packages/server/src/broker/producers.js'
+import { Producer as BrokerProducer } from '../../packages/server/src/state/producers.js'
 import { Tail } from '../../packages/server/src/log/tail.js'
 import { Writer } from '../../packages/server/src/broker/writer.js'
 import { ENTRY_HEADER_BYTES, readEntryHeader, sealEntry } from '../../packages/server/src/log/entry.js'

@@ -1,6 +1,6 @@
 /** The disk becomes full at every step of a short history: nothing confirmed is lost, and nothing stops for good. */
 import { expect, test } from 'vitest'
-import { Space } from '../../packages/server/src/broker/space.js'
+import { Space } from '../../packages/server/src/state/space.js'
 import { Supply } from '../../packages/server/src/log/supply.js'
 import { otherLog, replaced } from './defects.js'
 import {

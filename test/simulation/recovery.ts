@@ -4,7 +4,7 @@
  * results of producers' batches.
  */
 import type { Broker } from '../../packages/server/src/broker/broker.js'
-import { hashId } from '../../packages/server/src/broker/traits.js'
+import { hashId } from '../../packages/server/src/state/traits.js'
 import type { Log } from '../../packages/server/src/log/log.js'
 import { ID_WORDS, hashInto, type Chunk, type Queue } from '../../packages/server/src/queue/index.js'
 import { PendingIds } from './identifiers.js'

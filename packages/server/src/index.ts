@@ -1,6 +1,6 @@
 /** The Sluice broker, for programs that run it inside a process of their own. */
 export type { BrokerStatus } from './broker/broker.js'
-export type { Holder } from './broker/space.js'
+export type { Holder } from './state/space.js'
 export {
   startServer,
   type DiskReport,

@@ -14,8 +14,8 @@ import { afterEach, describe, expect, test, vi } from 'vitest'
 import { MemoryLog } from '../log/memory-log.js'
 import { REASON_HEAD_BYTES, TimeHeap, type Consumer, type Subscription } from '../queue/index.js'
 import { Broker } from './broker.js'
-import { PRODUCER_IDLE_MS } from './checkpoint.js'
-import type { Producer } from './producers.js'
+import { PRODUCER_IDLE_MS } from '../state/checkpoint.js'
+import type { Producer } from '../state/producers.js'
 
 const MIB = 1 << 20
 const JOBS = queueName('jobs')

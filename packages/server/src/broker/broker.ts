@@ -66,13 +66,13 @@ import {
   type RedriveResult,
   type ReplayResult,
 } from './operator.js'
-import type { Producer } from './producers.js'
+import type { Producer } from '../state/producers.js'
 import { Records } from './records.js'
-import { recover } from './recovery.js'
-import { pagesMax, producersMax } from './directory.js'
-import { Space, type Holder } from './space.js'
-import { BOOT_AFTER_CLOSE, sameOptions, type State } from './state.js'
-import { checkAt, hashId } from './traits.js'
+import { recover } from '../state/recovery.js'
+import { pagesMax, producersMax } from '../state/directory.js'
+import { Space, type Holder } from '../state/space.js'
+import { BOOT_AFTER_CLOSE, sameOptions, type State } from '../state/state.js'
+import { checkAt, hashId } from '../state/traits.js'
 import { Writer, type MemoryUse } from './writer.js'
 
 export interface BrokerOptions {

@@ -14,7 +14,7 @@ import {
 import { entryBatches } from '../log/entry.js'
 import type { Log } from '../log/log.js'
 import { FACT, readFacts, type Fact, type Queue } from '../queue/index.js'
-import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from './scan.js'
+import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from '../log/scan.js'
 
 /** Events of one page, and what one takes beside its text: a page fits a control frame. */
 const EVENTS_BYTES_MAX = 32 << 10

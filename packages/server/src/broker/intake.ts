@@ -24,9 +24,9 @@ import {
   type Queue,
   type Subscription,
 } from '../queue/index.js'
-import type { Producer } from './producers.js'
-import { toldDuplicates, type State } from './state.js'
-import { asksForAny, checkTraits, readTraits, type BatchTraits } from './traits.js'
+import type { Producer } from '../state/producers.js'
+import { toldDuplicates, type State } from '../state/state.js'
+import { asksForAny, checkTraits, readTraits, type BatchTraits } from '../state/traits.js'
 import type { Writer } from './writer.js'
 
 /** Consecutive deliveries that an atomic step acknowledges; no subscription: it is over. */

@@ -7,8 +7,8 @@ import { ANY_PRIORITY, BATCH_ATTRIBUTE, BATCH_HEADER_BYTES, LIMITS, SluiceError 
 import { FactBuffer, type Queue } from '../queue/index.js'
 import { movedBatch, type Origin } from './origin.js'
 import { redrivesOf, type Records } from './records.js'
-import type { State } from './state.js'
-import { asksForAny, readTraits } from './traits.js'
+import type { State } from '../state/state.js'
+import { asksForAny, readTraits } from '../state/traits.js'
 import type { Writer } from './writer.js'
 
 /** Messages moved in one turn, at most; the rest follows in the next. */

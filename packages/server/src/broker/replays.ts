@@ -25,7 +25,7 @@ import { FACT, readFacts, type Queue } from '../queue/index.js'
 import { addBits, hasBit, removeBits } from '../queue/bits.js'
 import type { Caller } from './operator.js'
 import { choosesAmong, choosesRecord } from './records.js'
-import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from './scan.js'
+import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from '../log/scan.js'
 
 /** Offsets of one window, unless the broker was given other ones, and of one piece of its set: 4 MiB in pieces of 8 KiB. */
 const WINDOW_OFFSETS = 1 << 25

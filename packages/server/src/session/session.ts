@@ -58,7 +58,7 @@ import {
 } from '@sluice/protocol'
 import type { Broker, Output } from '../broker/broker.js'
 import { fittedRecord } from '../broker/origin.js'
-import type { Producer } from '../broker/producers.js'
+import type { Producer } from '../state/producers.js'
 import type { Consumer, Run, Subscription } from '../queue/index.js'
 import { DELIVERY_OVERHEAD_BYTES, Deliveries } from './deliveries.js'
 import { Outbox, type OutboxTransport } from './outbox.js'

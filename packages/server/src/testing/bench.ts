@@ -25,7 +25,7 @@ import {
 } from '@sluice/protocol'
 import { Broker, type BrokerOptions } from '../broker/broker.js'
 import type { AtomicStep } from '../broker/intake.js'
-import type { Producer } from '../broker/producers.js'
+import type { Producer } from '../state/producers.js'
 import { MemoryLog } from '../log/memory-log.js'
 import type { Consumer, Run, Subscription } from '../queue/index.js'
 import { Schedule } from '../queue/schedule.js'

@@ -3,7 +3,7 @@
  * of it, and a cursor between the pages that says where the next one goes on.
  */
 import { SluiceError } from '@sluice/protocol'
-import type { Log, LogEntry } from '../log/log.js'
+import type { Log, LogEntry } from './log.js'
 
 /** Log that one page reads. */
 export const READ_BYTES_MAX = 64 << 20
