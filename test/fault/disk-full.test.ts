@@ -187,7 +187,7 @@ test.skipIf(missing !== undefined)(
         for (;;)
           await client.publishBatch(
             'q',
-            Array.from({ length: 200 }, () => ({ body: 'x'.repeat(80) })),
+            Array.from({ length: 200 }, () => ({ body: 'x'.repeat(20) })),
           )
       }
       await expect(fill()).rejects.toMatchObject({ code: 'DISK_LOW' })
