@@ -12,8 +12,19 @@ import { SluiceError } from './errors.js'
 import { LIMITS } from './limits.js'
 
 export const BATCH_HEADER_BYTES = 48
-const FOLLOWS_AT = 38
 export const BATCH_VERSION = 1
+
+const TYPE_AT = 4
+const ATTRIBUTES_AT = 5
+const VERSION_AT = 6
+const QUEUE_ID_AT = 8
+const COUNT_AT = 12
+const BASE_OFFSET_AT = 16
+const NUMBER_AT = 24
+const TIME_AT = 32
+const FOLLOWS_AT = 38
+const PRODUCER_ID_AT = 40
+const RECORDS_CRC_AT = 44
 
 /** Type of a batch. Only `messages` travels; the others are facts that the broker writes to its log. */
 export const BATCH_TYPE = { messages: 1, facts: 2, page: 3, boot: 4, directory: 5, close: 6 } as const
@@ -38,26 +49,26 @@ export interface BatchHeader {
 
 export type BatchStamp = Partial<Omit<BatchHeader, 'length' | 'recordsCrc' | 'version'>> & {
   readonly type: number
-  /** How far below its own number that of the batch is which it follows; 0: none. */
+  /** Distance between the batch's number and that of the batch that it follows; 0: it follows none. */
   readonly follows?: number
 }
 
 /**
- * Writes the header of the batch whose records already stand at `[at + 48, end)`, and their checksum.
+ * Writes the header and the checksum of a batch whose records are already in `bytes[at + 48, end)`.
  */
 export function sealBatch(bytes: Uint8Array, at: number, end: number, stamp: BatchStamp): void {
   writeU32(bytes, at, end - at)
-  bytes[at + 4] = stamp.type
-  bytes[at + 5] = stamp.attributes ?? 0
-  writeU16(bytes, at + 6, BATCH_VERSION)
-  writeU32(bytes, at + 8, stamp.queueId ?? 0)
-  writeU32(bytes, at + 12, stamp.count ?? 0)
-  writeU64(bytes, at + 16, stamp.baseOffset ?? 0)
-  writeU64(bytes, at + 24, stamp.batchNumber ?? 0)
-  writeU48(bytes, at + 32, stamp.timeMs ?? 0)
+  bytes[at + TYPE_AT] = stamp.type
+  bytes[at + ATTRIBUTES_AT] = stamp.attributes ?? 0
+  writeU16(bytes, at + VERSION_AT, BATCH_VERSION)
+  writeU32(bytes, at + QUEUE_ID_AT, stamp.queueId ?? 0)
+  writeU32(bytes, at + COUNT_AT, stamp.count ?? 0)
+  writeU64(bytes, at + BASE_OFFSET_AT, stamp.baseOffset ?? 0)
+  writeU64(bytes, at + NUMBER_AT, stamp.batchNumber ?? 0)
+  writeU48(bytes, at + TIME_AT, stamp.timeMs ?? 0)
   writeU16(bytes, at + FOLLOWS_AT, stamp.follows ?? 0)
-  writeU32(bytes, at + 40, stamp.producerId ?? 0)
-  writeU32(bytes, at + 44, crc32(bytes, at + BATCH_HEADER_BYTES, end))
+  writeU32(bytes, at + PRODUCER_ID_AT, stamp.producerId ?? 0)
+  writeU32(bytes, at + RECORDS_CRC_AT, crc32(bytes, at + BATCH_HEADER_BYTES, end))
 }
 
 /** Stamps what only the broker knows onto a batch that came from a producer; reserved bytes become 0. */
@@ -69,37 +80,79 @@ export function stampBatch(
   timeMs: number,
   producerId: number,
 ): void {
-  writeU32(bytes, at + 8, queueId)
-  writeU64(bytes, at + 16, baseOffset)
-  writeU48(bytes, at + 32, timeMs)
+  writeU32(bytes, at + QUEUE_ID_AT, queueId)
+  writeU64(bytes, at + BASE_OFFSET_AT, baseOffset)
+  writeU48(bytes, at + TIME_AT, timeMs)
   writeU16(bytes, at + FOLLOWS_AT, 0)
-  writeU32(bytes, at + 40, producerId)
+  writeU32(bytes, at + PRODUCER_ID_AT, producerId)
 }
 
 export function readBatchHeader(bytes: Uint8Array, at: number): BatchHeader {
   return {
-    length: readU32(bytes, at),
-    type: bytes[at + 4]!,
-    attributes: bytes[at + 5]!,
-    version: readU16(bytes, at + 6),
-    queueId: readU32(bytes, at + 8),
-    count: readU32(bytes, at + 12),
-    baseOffset: readU64(bytes, at + 16),
-    batchNumber: readU64(bytes, at + 24),
-    timeMs: readU48(bytes, at + 32),
-    producerId: readU32(bytes, at + 40),
-    recordsCrc: readU32(bytes, at + 44),
+    length: batchLength(bytes, at),
+    type: batchType(bytes, at),
+    attributes: batchAttributes(bytes, at),
+    version: batchVersion(bytes, at),
+    queueId: batchQueueId(bytes, at),
+    count: batchCount(bytes, at),
+    baseOffset: batchBaseOffset(bytes, at),
+    batchNumber: batchNumber(bytes, at),
+    timeMs: batchTimeMs(bytes, at),
+    producerId: readU32(bytes, at + PRODUCER_ID_AT),
+    recordsCrc: batchRecordsCrc(bytes, at),
   }
 }
 
-/** How far below its own number that of the batch is which the batch at `at` follows; 0: none. */
+// Single fields of the header of the batch at `at`.
+
+export function batchLength(bytes: Uint8Array, at: number): number {
+  return readU32(bytes, at)
+}
+
+export function batchType(bytes: Uint8Array, at: number): number {
+  return bytes[at + TYPE_AT]!
+}
+
+export function batchAttributes(bytes: Uint8Array, at: number): number {
+  return bytes[at + ATTRIBUTES_AT]!
+}
+
+function batchVersion(bytes: Uint8Array, at: number): number {
+  return readU16(bytes, at + VERSION_AT)
+}
+
+export function batchQueueId(bytes: Uint8Array, at: number): number {
+  return readU32(bytes, at + QUEUE_ID_AT)
+}
+
+export function batchCount(bytes: Uint8Array, at: number): number {
+  return readU32(bytes, at + COUNT_AT)
+}
+
+export function batchBaseOffset(bytes: Uint8Array, at: number): number {
+  return readU64(bytes, at + BASE_OFFSET_AT)
+}
+
+export function batchNumber(bytes: Uint8Array, at: number): number {
+  return readU64(bytes, at + NUMBER_AT)
+}
+
+export function batchTimeMs(bytes: Uint8Array, at: number): number {
+  return readU48(bytes, at + TIME_AT)
+}
+
+/** Distance between the batch's number and that of the batch that it follows; 0: it follows none. */
 export function batchFollows(bytes: Uint8Array, at: number): number {
   return readU16(bytes, at + FOLLOWS_AT)
 }
 
+export function batchRecordsCrc(bytes: Uint8Array, at: number): number {
+  return readU32(bytes, at + RECORDS_CRC_AT)
+}
+
 /** Whether the checksum of the batch at `[at, end)` matches its records. */
 export function batchIsIntact(bytes: Uint8Array, at: number, end: number): boolean {
-  return readU32(bytes, at + 44) === crc32(bytes, at + BATCH_HEADER_BYTES, end)
+  return batchRecordsCrc(bytes, at) === crc32(bytes, at + BATCH_HEADER_BYTES, end)
 }
 
 /**
@@ -109,16 +162,18 @@ export function batchIsIntact(bytes: Uint8Array, at: number, end: number): boole
 export function checkBatch(bytes: Uint8Array, at: number, end: number): void {
   const got = end - at
   if (got < BATCH_HEADER_BYTES) throw cutOff(got)
-  const length = readU32(bytes, at)
+  const length = batchLength(bytes, at)
   if (length !== got) throw otherLength(length, got)
-  if (bytes[at + 4] !== BATCH_TYPE.messages) throw otherType(bytes[at + 4]!)
-  const version = readU16(bytes, at + 6)
+  const type = batchType(bytes, at)
+  if (type !== BATCH_TYPE.messages) throw otherType(type)
+  const version = batchVersion(bytes, at)
   if (version !== BATCH_VERSION) throw otherVersion(version)
-  if (bytes[at + 5]! & ~BATCH_ATTRIBUTE.atomic) throw otherAttributes(bytes[at + 5]!)
-  const count = readU32(bytes, at + 12)
+  const attributes = batchAttributes(bytes, at)
+  if (attributes & ~BATCH_ATTRIBUTE.atomic) throw otherAttributes(attributes)
+  const count = batchCount(bytes, at)
   if (count === 0 || count > LIMITS.batchCountMax) throw countOutOfRange(count)
   if (count > 1 && length > LIMITS.batchBytesMax) throw tooLong(count, length)
-  const number = readU64(bytes, at + 24)
+  const number = batchNumber(bytes, at)
   if (number === 0 || !Number.isSafeInteger(number)) throw numberOutOfRange(number)
   if (!batchIsIntact(bytes, at, end)) throw corrupt(number)
 }

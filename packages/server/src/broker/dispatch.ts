@@ -2,7 +2,14 @@
  * Handing out: takes runs from a queue's line and gives them to its subscriptions in turn, within their credit. The
  * only place that joins what the queue knows (offsets) with the bytes (blocks of the log).
  */
-import { BATCH_HEADER_BYTES, SluiceError, readU32, readU64 } from '@sluice/protocol'
+import {
+  BATCH_HEADER_BYTES,
+  SluiceError,
+  batchBaseOffset,
+  batchCount,
+  batchQueueId,
+  readU32,
+} from '@sluice/protocol'
 import { holdsBatch, type Block, type Blocks } from '../log/blocks.js'
 import { CHUNK_MESSAGES } from '../queue/bits.js'
 import type { Queue, Run, Subscription } from '../queue/index.js'
@@ -158,7 +165,7 @@ export class Dispatcher {
       place = { batchPosition: -1, index: 0, byte: 0 }
       this.#places.set(queue, place)
     }
-    const index = run.offset - readU64(bytes, batchAt + 16)
+    const index = run.offset - batchBaseOffset(bytes, batchAt)
     if (place.batchPosition !== run.batchPosition) checkHeader(queue, run, bytes, batchAt)
     if (place.batchPosition !== run.batchPosition || place.index > index) {
       place.batchPosition = run.batchPosition
@@ -193,12 +200,12 @@ function checkHeader(queue: Queue, run: Run, bytes: Uint8Array, batchAt: number)
   const batch = chunk.batches.find(index)
   const start = chunk.batches.first(batch)
   const end = chunk.batchEnd(batch)
-  const first = readU64(bytes, batchAt + 16) - chunk.base
-  const after = first + readU32(bytes, batchAt + 12)
+  const first = batchBaseOffset(bytes, batchAt) - chunk.base
+  const after = first + batchCount(bytes, batchAt)
   const isFirst = start === 0 ? first <= 0 : first === start
   // Batches between it and the next one that the chunk knows may be gone.
   const isLast = end === CHUNK_MESSAGES ? after >= end : after > index && after <= end
-  if (isFirst && isLast && readU32(bytes, batchAt + 8) === queue.id) return
+  if (isFirst && isLast && batchQueueId(bytes, batchAt) === queue.id) return
   throw new SluiceError(
     'CORRUPT',
     `The batch at position ${run.batchPosition} of the log is not the one that the queue ${queue.name} has there.`,

@@ -4,8 +4,8 @@ import {
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
   SluiceError,
+  batchQueueId,
   readBatchHeader,
-  readU32,
   textBytes,
   type HistoryEvent,
   type HistoryEventName,
@@ -91,7 +91,7 @@ function eventsIn(
 ): void {
   let isDuplicate = false
   for (const at of entryBatches(bytes, 0)) {
-    if (readU32(bytes, at + 8) !== queueId) continue
+    if (batchQueueId(bytes, at) !== queueId) continue
     const header = readBatchHeader(bytes, at)
     if (header.type === BATCH_TYPE.messages) {
       const holds = offset >= header.baseOffset && offset < header.baseOffset + header.count

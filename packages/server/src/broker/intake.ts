@@ -6,11 +6,13 @@ import {
   BATCH_ATTRIBUTE,
   BATCH_HEADER_BYTES,
   SluiceError,
+  batchAttributes,
+  batchCount,
   batchFollows,
+  batchNumber,
+  batchRecordsCrc,
   checkBatch,
   checkRecords,
-  readU32,
-  readU64,
   type AtomicBatch,
   type Duplicates,
   type Fault,
@@ -114,8 +116,8 @@ export class Intake {
     unanswered: number,
   ): Placed {
     checkBatch(bytes, at, end)
-    const number = readU64(bytes, at + 24)
-    const crc = readU32(bytes, at + 44)
+    const number = batchNumber(bytes, at)
+    const crc = batchRecordsCrc(bytes, at)
     const known = producer.resultOf(number, crc, unanswered)?.[0]
     if (known !== undefined) return known
     try {
@@ -179,9 +181,9 @@ export class Intake {
     const writer = this.#writer
     writer.checkRoom(end - at)
     if (producer.id === 0) this.#declare(producer)
-    const count = readU32(bytes, at + 12)
+    const count = batchCount(bytes, at)
     const baseOffset = queue.next
-    const position = writer.messages(bytes, at, end, queue, producer.id, bytes[at + 5]!)
+    const position = writer.messages(bytes, at, end, queue, producer.id, batchAttributes(bytes, at))
     queue.append(baseOffset, count, position, writer.nowMs, end - at - BATCH_HEADER_BYTES)
     producer.accept(number, baseOffset, crc, undefined)
     producer.lastUsedMs = writer.nowMs
@@ -303,7 +305,7 @@ export class Intake {
     const batches = step.batches.map((batch) => {
       const { bytes, at, end } = batch
       checkBatch(bytes, at, end)
-      const number = readU64(bytes, at + 24)
+      const number = batchNumber(bytes, at)
       if (number !== step.number) {
         throw new SluiceError(
           'BATCH_MALFORMED',
@@ -334,7 +336,7 @@ export class Intake {
 
   // What the records of the batch ask for, together. @throws SluiceError
   #check(bytes: Uint8Array, at: number, end: number): number {
-    const count = readU32(bytes, at + 12)
+    const count = batchCount(bytes, at)
     const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, this.#messageBytesMax)
     if (typeof checked !== 'number') throw new SluiceError(checked.code, checked.message)
     // With small segments less fits than the protocol allows; facts about each message must fit beside it.
@@ -351,7 +353,7 @@ export class Intake {
   // Changes nothing but what time changes. @throws SluiceError
   #judge(queue: Queue, bytes: Uint8Array, at: number, end: number, asks: number, coming: Coming): Judged {
     const { nowMs } = this.#writer
-    const count = readU32(bytes, at + 12)
+    const count = batchCount(bytes, at)
     const base = queue.next + coming.taken
     if (isPlain(queue, asks)) {
       coming.taken += count
@@ -394,7 +396,7 @@ export class Intake {
     const { queue, bytes, at, end, count, hasTraits, admission } = batch
     const { nowMs } = this.#writer
     const { duplicates } = admission
-    const attributes = bytes[at + 5]! | (hasTraits ? BATCH_ATTRIBUTE.traits : 0)
+    const attributes = batchAttributes(bytes, at) | (hasTraits ? BATCH_ATTRIBUTE.traits : 0)
     const baseOffset = queue.next
     const position = this.#writer.messages(bytes, at, end, queue, producerId, attributes)
     queue.append(baseOffset, count, position, nowMs, end - at - BATCH_HEADER_BYTES, traits, duplicates)

@@ -3,11 +3,11 @@ import {
   BATCH_HEADER_BYTES,
   ORIGIN_HEADERS,
   RECORD_FLAG,
+  batchBaseOffset,
   copyBytes,
   deathName,
   readText,
   readU32,
-  readU64,
   type MessageFilter,
 } from '@sluice/protocol'
 import type { Blocks } from '../log/blocks.js'
@@ -31,7 +31,7 @@ export class Records {
     if (block === undefined) return undefined
     const batchAt = position - block.position
     let at = batchAt + BATCH_HEADER_BYTES
-    for (let index = offset - readU64(block.bytes, batchAt + 16); index > 0; index--)
+    for (let index = offset - batchBaseOffset(block.bytes, batchAt); index > 0; index--)
       at += readU32(block.bytes, at)
     return copyBytes(block.bytes, at, at + readU32(block.bytes, at))
   }

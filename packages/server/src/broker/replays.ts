@@ -13,6 +13,9 @@ import {
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
   SluiceError,
+  batchLength,
+  batchQueueId,
+  batchType,
   copyBytes,
   readBatchHeader,
   readU32,
@@ -289,7 +292,7 @@ function* settledIn(
 function scan({ position, bytes }: LogEntry, queueId: number, cursor: Cursor, window: Window): void {
   for (const at of entryBatches(bytes, 0)) {
     if (isOfQueue(bytes, at, BATCH_TYPE.facts, queueId)) {
-      readFacts(bytes, at + BATCH_HEADER_BYTES, at + readU32(bytes, at), (fact) => {
+      readFacts(bytes, at + BATCH_HEADER_BYTES, at + batchLength(bytes, at), (fact) => {
         if (fact.kind === FACT.ack) window.acked.add(fact.offset, fact.count)
       })
     } else if (isOfQueue(bytes, at, BATCH_TYPE.messages, queueId)) {
@@ -309,7 +312,7 @@ function comeTo({ count }: BatchHeader, position: number, cursor: Cursor): numbe
 }
 
 function isOfQueue(bytes: Uint8Array, at: number, type: number, queueId: number): boolean {
-  return bytes[at + 4] === type && readU32(bytes, at + 8) === queueId
+  return batchType(bytes, at) === type && batchQueueId(bytes, at) === queueId
 }
 
 function cursorText({ position, index, end, start, floor, scanned, id }: Cursor): string {

@@ -5,7 +5,7 @@
  * Invariant: what a block says about a position is what the log holds there. A recent block is only given up once
  * all of it is durable, so every position is either in a recent block or readable from disk.
  */
-import { BATCH_HEADER_BYTES, LIMITS, SluiceError, batchIsIntact, readU32 } from '@sluice/protocol'
+import { BATCH_HEADER_BYTES, LIMITS, SluiceError, batchIsIntact, batchLength } from '@sluice/protocol'
 import type { Log } from './log.js'
 
 export interface Block {
@@ -116,7 +116,7 @@ export class Blocks {
     const block = this.#find(position)
     if (block === undefined) return undefined
     const at = position - block.position
-    const length = readU32(block.bytes, at)
+    const length = batchLength(block.bytes, at)
     if (block.checkedPosition !== position && block.checkedPosition !== RECENT) {
       if (length < BATCH_HEADER_BYTES) throw corrupt(position)
       if (!batchIsIntact(block.bytes, at, at + length)) throw corrupt(position)
@@ -191,7 +191,7 @@ export class Blocks {
     const wanted = Math.min(ahead ? this.#aheadBytes : this.#exactBytes, end - position)
     const spare = this.#spareCold.at(-1)?.length === wanted ? this.#spareCold.pop() : undefined
     let bytes = await this.#log.readRange(position, wanted, spare)
-    const length = bytes.length < BATCH_HEADER_BYTES ? Infinity : readU32(bytes, 0)
+    const length = bytes.length < BATCH_HEADER_BYTES ? Infinity : batchLength(bytes, 0)
     if (length > end - position) throw corrupt(position)
     if (!ahead) {
       this.#typicalBytes = length
@@ -226,7 +226,7 @@ export class Blocks {
     // Where many queues are read in order, each block has less time. Reading less leaves it more.
     const { readAheadBytes } = this.#options
     const last = checkedPosition - position
-    const usedPart = checkedPosition === -1 ? 0 : (last + readU32(bytes, last)) / bytes.length
+    const usedPart = checkedPosition === -1 ? 0 : (last + batchLength(bytes, last)) / bytes.length
     if (usedPart < AHEAD_LESS_AT)
       this.#setAhead(Math.max(this.#aheadBytes / 2, readAheadBytes / AHEAD_PARTS_MAX))
     else if (usedPart > AHEAD_MORE_AT) this.#setAhead(Math.min(this.#aheadBytes * 2, readAheadBytes))
@@ -291,7 +291,7 @@ const EXACT_BYTES = LIMITS.batchBytesScheduledTarget
 /** Whether `block` holds the whole batch at `position`. One that was read ahead can end within a batch. */
 export function holdsBatch(block: Block, position: number): boolean {
   const at = position - block.position
-  return at >= 0 && at + BATCH_HEADER_BYTES <= block.used && at + readU32(block.bytes, at) <= block.used
+  return at >= 0 && at + BATCH_HEADER_BYTES <= block.used && at + batchLength(block.bytes, at) <= block.used
 }
 
 function corrupt(position: number): SluiceError {

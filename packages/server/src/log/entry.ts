@@ -9,6 +9,7 @@
 import {
   BATCH_HEADER_BYTES,
   batchIsIntact,
+  batchLength,
   crc32,
   readU32,
   readU48,
@@ -87,7 +88,7 @@ const NO_CRC = new Uint8Array(4)
 /** Where the batch at `at` ends, or -1 when no whole batch stands between `at` and `end`. */
 export function batchEnd(bytes: Uint8Array, at: number, end: number): number {
   if (at + BATCH_HEADER_BYTES > end) return -1
-  const length = readU32(bytes, at)
+  const length = batchLength(bytes, at)
   return length < BATCH_HEADER_BYTES || length > end - at ? -1 : at + length
 }
 

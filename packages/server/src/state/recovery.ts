@@ -2,7 +2,14 @@
  * Recovery: from the newest directory of state pages that the log points to, then every fact behind it. Without a
  * directory, every fact from the beginning. Nothing is written, so a crash in here changes nothing.
  */
-import { BATCH_HEADER_BYTES, BATCH_TYPE, SluiceError, batchIsIntact, readU32 } from '@sluice/protocol'
+import {
+  BATCH_HEADER_BYTES,
+  BATCH_TYPE,
+  SluiceError,
+  batchIsIntact,
+  batchLength,
+  batchType,
+} from '@sluice/protocol'
 import { entryBatches } from '../log/entry.js'
 import type { Log, LogBounds } from '../log/log.js'
 import { PAGE, decodeDirectory, type Directory } from './directory.js'
@@ -57,7 +64,7 @@ async function restorePages(log: Log, state: State, directory: Directory): Promi
       if (
         at < 0 ||
         at + BATCH_HEADER_BYTES > held.bytes.length ||
-        at + readU32(held.bytes, at) > held.bytes.length
+        at + batchLength(held.bytes, at) > held.bytes.length
       ) {
         held = { position, bytes: await readAhead(log, position, held.bytes) }
         at = 0
@@ -73,13 +80,13 @@ async function readAhead(log: Log, position: number, spare: Uint8Array): Promise
   const segmentEnd = (Math.floor(position / log.segmentBytes) + 1) * log.segmentBytes
   const wanted = Math.min(READ_BYTES, segmentEnd - position)
   const bytes = await log.readRange(position, wanted, spare.length === wanted ? spare : undefined)
-  const length = readU32(bytes, 0)
+  const length = batchLength(bytes, 0)
   return length <= bytes.length ? bytes : readBatch(log, position, BATCH_TYPE.page)
 }
 
 async function readBatch(log: Log, position: number, type: number): Promise<Uint8Array> {
   const head = await log.readRange(position, BATCH_HEADER_BYTES)
-  const length = readU32(head, 0)
+  const length = batchLength(head, 0)
   const segmentEnd = (Math.floor(position / log.segmentBytes) + 1) * log.segmentBytes
   if (length < BATCH_HEADER_BYTES || position + length > segmentEnd) throw damaged(position)
   const bytes = await log.readRange(position, length)
@@ -88,9 +95,9 @@ async function readBatch(log: Log, position: number, type: number): Promise<Uint
 }
 
 function checkBatch(bytes: Uint8Array, at: number, position: number, type: number): void {
-  const length = readU32(bytes, at)
+  const length = batchLength(bytes, at)
   if (length < BATCH_HEADER_BYTES || at + length > bytes.length) throw damaged(position)
-  if (bytes[at + 4] !== type || !batchIsIntact(bytes, at, at + length)) throw damaged(position)
+  if (batchType(bytes, at) !== type || !batchIsIntact(bytes, at, at + length)) throw damaged(position)
 }
 
 function damaged(position: number): SluiceError {

@@ -6,7 +6,7 @@
  * would write, so what is too much is what copying frees. And copying goes in passes, each from the oldest segment to
  * where the log ended when it began; the next one begins only when enough is new since.
  */
-import { BATCH_ATTRIBUTE, BATCH_TYPE, SluiceError, readBatchHeader } from '@sluice/protocol'
+import { BATCH_ATTRIBUTE, BATCH_TYPE, SluiceError, batchType, readBatchHeader } from '@sluice/protocol'
 import { entryBatches } from '../log/entry.js'
 import type { Log, LogEntry } from '../log/log.js'
 import { SEGMENT_HEADER_BYTES } from '../log/segment.js'
@@ -199,7 +199,7 @@ export class Relocation {
 
   #copy(entry: LogEntry, nowMs: number): void {
     for (const at of entryBatches(entry.bytes, 0)) {
-      if (entry.bytes[at + 4] !== BATCH_TYPE.messages) continue
+      if (batchType(entry.bytes, at) !== BATCH_TYPE.messages) continue
       const header = readBatchHeader(entry.bytes, at)
       const queue = this.#state.queuesById.get(header.queueId)
       if (queue === undefined) continue

@@ -6,8 +6,9 @@ import {
   BATCH_ATTRIBUTE,
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
+  batchTimeMs,
+  batchType,
   readBatchHeader,
-  readU48,
   type Duplicates,
   type Placed,
   type QueueCounter,
@@ -169,9 +170,9 @@ export class State {
 
   /** Recovery: applies the batch at `at`, which stands at `position` in the log. */
   apply(bytes: Uint8Array, at: number, position: number): void {
-    const type = bytes[at + 4]!
+    const type = batchType(bytes, at)
     // The time of its header, which batches of every kind have.
-    this.newestMs = Math.max(this.newestMs, readU48(bytes, at + 32))
+    this.newestMs = Math.max(this.newestMs, batchTimeMs(bytes, at))
     if (type === BATCH_TYPE.messages) this.#applyMessages(bytes, at, position)
     else if (type === BATCH_TYPE.facts) this.#applyFacts(bytes, at, position)
     else if (type === BATCH_TYPE.boot) this.#applyBoot(bytes, at, position)
