@@ -53,7 +53,7 @@ import { connectSettings } from '../../packages/client/src/options.js'
 import { checkAt } from '../../packages/server/src/state/traits.js'
 import { SETTINGS } from '../../packages/server/src/cli/settings.js'
 import { MEMORY_BYTES_MIN, sharesOf } from '../../packages/server/src/memory.js'
-import { SESSION_DEFAULTS } from '../../packages/server/src/session/session.js'
+import { SESSION_DEFAULTS } from '../../packages/server/src/session/settings.js'
 
 type Limit = keyof typeof LIMITS
 

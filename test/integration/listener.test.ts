@@ -8,7 +8,7 @@ import { afterEach, beforeEach, expect, test, vi } from 'vitest'
 import { Broker } from '../../packages/server/src/broker/broker.js'
 import { MemoryLog } from '../../packages/server/src/log/memory-log.js'
 import { Listener } from '../../packages/server/src/net/listener.js'
-import { SESSION_DEFAULTS } from '../../packages/server/src/session/session.js'
+import { SESSION_DEFAULTS } from '../../packages/server/src/session/settings.js'
 import { Peer, batch, frame, publishFrame } from '../fault/peer.js'
 import { until } from '../fault/processes.js'
 

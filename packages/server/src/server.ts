@@ -14,7 +14,8 @@ import { MEMORY_BYTES_MIN, MemoryGauge, PROCESS_METER, defaultMemoryBytes, share
 import { Clock, STEP_MS } from './net/clock.js'
 import { connectionsFor, openFilesMax } from './open-files.js'
 import { Listener, type ListenerEvent } from './net/listener.js'
-import { SESSION_DEFAULTS, type Session, type SessionSettings } from './session/session.js'
+import type { Session } from './session/session.js'
+import { SESSION_DEFAULTS, type SessionSettings } from './session/settings.js'
 import { version } from './version.js'
 
 export interface ServerOptions {

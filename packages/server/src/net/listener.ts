@@ -5,7 +5,8 @@
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net'
 import { SluiceError, viewBytes } from '@sluice/protocol'
 import type { Broker } from '../broker/broker.js'
-import { Session, type SessionSettings, type Transport } from '../session/session.js'
+import { Session, type Transport } from '../session/session.js'
+import type { SessionSettings } from '../session/settings.js'
 
 export interface ListenerOptions {
   readonly host: string

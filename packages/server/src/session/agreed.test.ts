@@ -29,7 +29,8 @@ import {
 import { describe, expect, it } from 'vitest'
 import { Broker } from '../broker/broker.js'
 import { MemoryLog } from '../log/memory-log.js'
-import { SESSION_DEFAULTS, Session } from './session.js'
+import { Session } from './session.js'
+import { SESSION_DEFAULTS } from './settings.js'
 
 const LARGEST = LIMITS.batchBytesMax
 const LEAST = LARGEST + MESSAGE_OVERHEAD_BYTES

@@ -25,7 +25,8 @@ import {
 import { beforeEach, describe, expect, test, vi } from 'vitest'
 import { Broker } from '../broker/broker.js'
 import { MemoryLog } from '../log/memory-log.js'
-import { SESSION_DEFAULTS, Session } from './session.js'
+import { Session } from './session.js'
+import { SESSION_DEFAULTS } from './settings.js'
 
 let nowMs = 0
 let sentBytes = 0

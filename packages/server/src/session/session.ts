@@ -5,27 +5,21 @@
  * Errors end what their scope says: the request, the channel, or the connection. Nobody else notices.
  */
 import {
-  DURABILITY,
   FRAME_HEADER_BYTES,
   FrameDecoder,
   GOODBYE_REASON,
   LIMITS,
-  MECHANISM,
-  MESSAGE_OVERHEAD_BYTES,
   OP,
   OPCODES,
-  PROTOCOL_VERSION,
   SluiceError,
   atomicNumber,
   clipText,
   copyBytes,
   decodeAtomic,
-  decodeAuth,
   decodeControl,
   decodeCredit,
   decodeExtend,
   decodeGoodbye,
-  decodeHello,
   decodeRanges,
   decodeSettle,
   decodeSubscriptionId,
@@ -34,9 +28,7 @@ import {
   encodeDrained,
   encodeFault,
   encodeGoodbye,
-  encodeHelloOk,
   encodeLeasesLost,
-  encodePreface,
   encodePublishErr,
   encodeRanges,
   encodeSubscribed,
@@ -48,21 +40,24 @@ import {
   writeFrameHeader,
   writePublishOkItem,
   writeU32,
-  type Hello,
   type LostRange,
   type Loss,
   type Opcode,
   type OpcodeName,
   type Placed,
-  durationText,
 } from '@sluice/protocol'
 import type { Broker, Output } from '../broker/broker.js'
 import { fittedRecord } from '../broker/origin.js'
 import type { Producer } from '../state/producers.js'
 import type { Consumer, Run, Subscription } from '../queue/index.js'
 import { DELIVERY_OVERHEAD_BYTES, Deliveries } from './deliveries.js'
+import { Handshake, greeting, unexpectedFrame } from './handshake.js'
+import { Liveness } from './liveness.js'
 import { Outbox, type OutboxTransport } from './outbox.js'
+import { Reading } from './reading.js'
 import { REQUESTS, isLong, type Answer, type RequestName } from './requests.js'
+import type { SessionSettings } from './settings.js'
+import { Unread } from './unread.js'
 
 /** What a session needs of the connection under it. */
 export interface Transport extends OutboxTransport {
@@ -74,44 +69,7 @@ export interface Transport extends OutboxTransport {
   end(): void
 }
 
-export interface SessionSettings {
-  readonly serverVersion: string
-  readonly frameBytesMax: number
-  /** Used unless the client asks for a shorter one. */
-  readonly heartbeatMs: number
-  readonly handshakeMs: number
-  readonly inFlightBatches: number
-  readonly inFlightBytes: number
-  /** Beyond so many unread bytes a connection gets no deliveries. */
-  readonly outboundBytesSoft: number
-  /** Beyond so many more, or after `stalledMs` without progress above the soft bound, it is closed. */
-  readonly outboundBytesHard: number
-  readonly stalledMs: number
-  readonly subscriptionsMax: number
-  readonly outbound: Outbound
-}
-
-/** What all connections that share it have not read: while it is over its bound, each gets only what it reads at once. */
-export interface Outbound {
-  bytes: number
-  readonly bytesMax: number
-}
-
-export const SESSION_DEFAULTS: SessionSettings = {
-  serverVersion: '',
-  frameBytesMax: LIMITS.frameBytesDefault,
-  heartbeatMs: LIMITS.heartbeatMsDefault,
-  handshakeMs: LIMITS.handshakeMsMax,
-  inFlightBatches: LIMITS.inFlightBatchesDefault,
-  inFlightBytes: LIMITS.inFlightBytesDefault,
-  outboundBytesSoft: 1 << 20,
-  outboundBytesHard: 8 << 20,
-  stalledMs: 10_000,
-  subscriptionsMax: 4_096,
-  outbound: { bytes: 0, bytesMax: Infinity },
-}
-
-type Stage = 'hello' | 'auth' | 'open' | 'closed'
+type Stage = 'handshake' | 'open' | 'closed'
 
 /** Frames that a client may send. */
 type ClientOpcode = {
@@ -137,10 +95,12 @@ export class Session implements Output, Consumer {
   readonly #freeOutbox: Outbox
   readonly #onClosed: (session: Session, why: SluiceError | undefined) => void
   readonly #subscriptions = new Map<number, Subscription>()
-  #stage: Stage = 'hello'
-  #hello: Hello | undefined
+  readonly #handshake: Handshake
+  readonly #liveness: Liveness
+  readonly #unread: Unread
+  readonly #reading: Reading
+  #stage: Stage = 'handshake'
   #producer: Producer | undefined
-  #heartbeatMs: number
   #inFlightBatches = 0
   /**
    * Requests that take several turns and are not answered yet. One is done at a time, once what was answered before is
@@ -149,27 +109,13 @@ export class Session implements Output, Consumer {
   #working = 0
   #isWorking = false
   readonly #waiting: { readonly correlation: number; readonly work: () => Promise<Answer> }[] = []
-  #refusal: SluiceError | undefined
-  /** The client said that it is done; or the broker stops and hands out nothing more. */
+  /** The client said that it is done; or the broker stops and delivers nothing more. */
   #saidGoodbye = false
   /** The client never comes back. */
   #hasLeft = false
   #isStopping = false
-  /** Times in ms: begun, last byte heard, last byte sent, since when too much is unread (0: it is not). */
-  #begunMs: number
-  #heardMs: number
-  #spokeMs: number
-  #stalledSinceMs = 0
-  /** Its part of what all connections have not read. */
-  #outboundBytes = 0
-  /** Frames that went past the outboxes and that the transport has not passed on. */
-  #urgentUnread = 0
-  #isCongested = false
-  #isPaused = false
-  #waitsForDisk = false
-  /** Most that was written at once: it may be more than is kept else, and more than a message may have by now. */
-  #largestBytes = 0
-  /** Largest record, alone in its frame, that the client accepts. */
+  /** Largest frame that the client accepts, and the largest record that is alone in one. */
+  #frameBytesMax = 0
   #recordBytesMax = 0
   /** The PUBLISH_OK that was written last: its page, and where its payload begins and ends there. */
   #okPage = NO_PAGE
@@ -188,18 +134,18 @@ export class Session implements Output, Consumer {
     this.#transport = transport
     this.#settings = settings
     this.#onClosed = onClosed
-    this.#heartbeatMs = settings.heartbeatMs
-    this.#begunMs = nowMs
-    this.#heardMs = nowMs
-    this.#spokeMs = nowMs
+    this.#handshake = new Handshake(broker, settings, nowMs)
+    this.#liveness = new Liveness(transport, settings.heartbeatMs, nowMs)
+    this.#reading = new Reading(broker, transport, settings.inFlightBytes)
     const outgoing: OutboxTransport = {
       write: (bytes, written) => {
-        this.#spokeMs = this.#broker.nowMs
+        this.#liveness.spoke(this.#broker.nowMs)
         transport.write(bytes, written)
       },
     }
     this.#outbox = new Outbox(outgoing, () => this.#progressed())
     this.#freeOutbox = new Outbox(outgoing, () => this.#progressed())
+    this.#unread = new Unread(this.#outbox, this.#freeOutbox, settings)
     this.#decoder = new FrameDecoder((opcode, flags, channel, correlation, bytes, start, end) => {
       this.#frame(opcode, flags, channel, correlation, bytes, start, end)
     })
@@ -211,7 +157,7 @@ export class Session implements Output, Consumer {
 
   /** The label that the client gave itself; '' before the handshake. */
   get label(): string {
-    return this.#hello?.name ?? ''
+    return this.#handshake.label
   }
 
   get isOpen(): boolean {
@@ -220,16 +166,7 @@ export class Session implements Output, Consumer {
 
   /** Whether it takes deliveries: it has read most of what was sent to it. */
   get isReady(): boolean {
-    return !this.#isCongested && !this.#isStopping && this.#stage === 'open'
-  }
-
-  /** Largest frame that the client accepts. */
-  get #frameBytesMax(): number {
-    return this.#hello!.frameBytesMax
-  }
-
-  get #outstandingBytes(): number {
-    return this.#outbox.outstandingBytes + this.#freeOutbox.outstandingBytes
+    return !this.#unread.isCongested && !this.#isStopping && this.#stage === 'open'
   }
 
   /** Bytes of half-received frames that this connection keeps. */
@@ -240,7 +177,7 @@ export class Session implements Output, Consumer {
   /** The next bytes from the peer. */
   receive(chunk: Uint8Array, nowMs: number): void {
     if (this.#stage === 'closed') return
-    this.#heardMs = nowMs
+    this.#liveness.heard(nowMs)
     this.#broker.beginTurn()
     try {
       this.#decoder.push(chunk)
@@ -263,51 +200,22 @@ export class Session implements Output, Consumer {
 
   /** Answers HELLO, once it comes, with this error: the connection has no place here. */
   refuse(error: SluiceError): void {
-    this.#refusal = error
+    this.#handshake.refuse(error)
   }
 
-  /** Judges deadlines. `stallMs` is how late this call comes: nobody is blamed for what this process slept through. */
+  /** Judges deadlines. `stallMs` is how late this call comes: no peer is blamed for what this process slept through. */
   tick(nowMs: number, stallMs: number): void {
     if (this.#stage === 'closed') return
+    if (this.#stage === 'handshake') {
+      const late = this.#handshake.overdue(nowMs, stallMs)
+      if (late !== undefined) this.fail(late)
+      return
+    }
     // What is not read because of the disk cannot be heard either.
-    this.#heardMs = this.#isPaused ? nowMs : Math.min(nowMs, this.#heardMs + stallMs)
-    this.#begunMs = Math.min(nowMs, this.#begunMs + stallMs)
-    // Whose unread bytes use up what all connections share has to read them, even if there is nothing to deliver.
-    if (this.#outboundBytes > this.#softBytes) this.#congested()
-    // What waits for the disk cannot be read yet.
-    if (this.#outbox.unreadBytes + this.#freeOutbox.unreadBytes === 0) this.#stalledSinceMs &&= nowMs
-    if (this.#stalledSinceMs > 0) this.#stalledSinceMs = Math.min(nowMs, this.#stalledSinceMs + stallMs)
-    if (this.#stage !== 'open') {
-      if (nowMs - this.#begunMs > this.#settings.handshakeMs) {
-        this.fail(
-          this.#refusal ??
-            new SluiceError(
-              'HANDSHAKE_TIMEOUT',
-              `The handshake was not finished within ${durationText(this.#settings.handshakeMs)}.`,
-            ),
-        )
-      }
-      return
-    }
-    if (nowMs - this.#heardMs > this.#heartbeatMs * 2) {
-      this.fail(
-        new SluiceError(
-          'HEARTBEAT_TIMEOUT',
-          `Nothing was heard for ${durationText(Math.round(nowMs - this.#heardMs))}; the heartbeat is ${durationText(this.#heartbeatMs)}.`,
-        ),
-      )
-      return
-    }
-    if (this.#stalledSinceMs > 0 && nowMs - this.#stalledSinceMs > this.#settings.stalledMs) {
-      this.fail(
-        new SluiceError(
-          'SLOW_CONSUMER',
-          `${this.#outstandingBytes} bytes were not read for ${durationText(this.#settings.stalledMs)}.`,
-        ),
-      )
-      return
-    }
-    if (nowMs - this.#spokeMs >= this.#heartbeatMs / 2) this.#urgent(OP.PING, 0)
+    if (this.#reading.isPaused) this.#liveness.heard(nowMs)
+    const late = this.#liveness.overdue(nowMs, stallMs) ?? this.#unread.overdue(nowMs, stallMs)
+    if (late === undefined) this.#liveness.beat(nowMs)
+    else this.fail(late)
   }
 
   /** The broker stops: tells the client, hands out nothing more, and still takes what the client has to say. */
@@ -339,10 +247,7 @@ export class Session implements Output, Consumer {
   fail(error: SluiceError): void {
     if (this.#stage === 'closed') return
     const payload = encodeFault({ ...faultOf(error), scope: 'connection' })
-    const greeting = this.#stage === 'hello' || this.#stage === 'auth' ? encodePreface() : NO_BYTES
-    const bytes = new Uint8Array(greeting.length + FRAME_HEADER_BYTES + payload.length)
-    bytes.set(greeting)
-    bytes.set(payload, writeFrameHeader(bytes, greeting.length, payload.length, OP.ERROR, 0, 0))
+    const bytes = this.#stage === 'handshake' ? greeting(OP.ERROR, payload) : frameBytes(OP.ERROR, payload)
     // A peer that speaks another protocol is not answered in this one.
     if (this.#decoder.isOurs) this.#transport.write(bytes, () => {})
     this.#close(error)
@@ -354,19 +259,9 @@ export class Session implements Output, Consumer {
   endTurn(gate: number): void {
     this.#outbox.endTurn(gate)
     this.#freeOutbox.endTurn(0)
-    if (this.#stage === 'open') this.#countOutbound()
-    const { outboundBytesSoft, outboundBytesHard } = this.#settings
-    // One message may be larger than all that is kept else.
-    const messageBytes = Math.max(this.#broker.messageBytesMax, this.#largestBytes) + MESSAGE_OVERHEAD_BYTES
-    const most = Math.max(outboundBytesSoft, messageBytes) + outboundBytesHard
-    if (this.#outstandingBytes > most) {
-      this.fail(
-        new SluiceError(
-          'SLOW_CONSUMER',
-          `${this.#outstandingBytes} bytes are unread; at most ${most} are kept.`,
-        ),
-      )
-    }
+    if (this.#stage === 'open') this.#unread.count()
+    const error = this.#unread.overflow(this.#broker.messageBytesMax)
+    if (error !== undefined) this.fail(error)
   }
 
   release(durableLsn: number): boolean {
@@ -374,8 +269,7 @@ export class Session implements Output, Consumer {
     const holds = this.#outbox.release(durableLsn)
     if (this.#stage !== 'open') return false
     if (!holds && this.#saidGoodbye) this.end()
-    else if (this.#isPaused && this.#outbox.inFlightBytes <= this.#settings.inFlightBytes / 2)
-      this.#resumeReading()
+    else this.#reading.answered(this.#outbox.inFlightBytes)
     return holds
   }
 
@@ -392,15 +286,14 @@ export class Session implements Output, Consumer {
   ): void {
     // It may overtake confirms, but neither the answer to SUBSCRIBE nor a delivery that waits.
     const outbox = run.durable && this.#outbox.barriers === 0 ? this.#freeOutbox : this.#outbox
-    if (end - start > this.#largestBytes) this.#largestBytes = end - start
+    this.#unread.wrote(end - start)
     if (end - start > this.#recordBytesMax) {
       // Every agreed frame has room for a batch and for the largest message: this is one that was moved.
       const record = fittedRecord(copyBytes(bytes, start, end), this.#recordBytesMax)
       this.#deliveries.write(outbox, subscription, run, firstTag, count, record, 0, record.length)
     } else this.#deliveries.write(outbox, subscription, run, firstTag, count, bytes, start, end)
     this.#broker.hold(this)
-    this.#countOutbound()
-    if (this.#outstandingBytes > this.#softBytes) this.#congested()
+    this.#unread.delivered(this.#broker.nowMs)
   }
 
   lost(subscription: Subscription, reason: Loss, ranges: readonly LostRange[]): void {
@@ -446,10 +339,7 @@ export class Session implements Output, Consumer {
           `${name} has the frame flags ${flags}; this version has none.`,
         )
       if (handler === undefined || !this.#expects(name)) {
-        throw new SluiceError(
-          'UNEXPECTED_FRAME',
-          `The frame ${name} may not be sent by a client at the stage ${this.#stage}.`,
-        )
+        throw unexpectedFrame(name, this.#stage === 'handshake' ? this.#handshake.step : this.#stage)
       }
       if (isEmpty && end !== start) {
         throw new SluiceError('MALFORMED_FRAME', `${name} has ${end - start} bytes; it must have none.`)
@@ -461,8 +351,7 @@ export class Session implements Output, Consumer {
   }
 
   #expects(name: OpcodeName): boolean {
-    if (name === 'HELLO') return this.#stage === 'hello'
-    if (name === 'AUTH') return this.#stage === 'auth'
+    if (name === 'HELLO' || name === 'AUTH') return this.#stage === 'handshake'
     return this.#stage === 'open'
   }
 
@@ -485,80 +374,23 @@ export class Session implements Output, Consumer {
   }
 
   takeHello(bytes: Uint8Array, start: number, end: number): void {
-    const hello = decodeHello(bytes, start, end)
-    if (this.#refusal !== undefined) {
-      this.#hello = hello
-      throw this.#refusal
-    }
-    if (hello.versionMin > PROTOCOL_VERSION || hello.versionMax < PROTOCOL_VERSION) {
-      this.#hello = hello
-      throw new SluiceError(
-        'PROTOCOL_VERSION',
-        `The client speaks versions ${hello.versionMin} to ${hello.versionMax}; this broker speaks ${PROTOCOL_VERSION}.`,
-      )
-    }
-    const least = Math.max(this.#broker.messageBytesMax, LIMITS.batchBytesMax) + MESSAGE_OVERHEAD_BYTES
-    if (hello.frameBytesMax < least) {
-      throw new SluiceError(
-        'INVALID_ARGUMENT',
-        `The client takes frames of ${hello.frameBytesMax} bytes; messages of this broker need ${least}.`,
-        { scope: 'connection' },
-      )
-    }
-    this.#hello = hello
-    this.#recordBytesMax = hello.frameBytesMax - DELIVERY_OVERHEAD_BYTES
-    this.#stage = 'auth'
+    this.#handshake.takeHello(bytes, start, end)
   }
 
   takeAuth(bytes: Uint8Array, start: number, end: number): void {
-    const auth = decodeAuth(bytes, start, end)
-    if (auth.mechanism !== MECHANISM.anonymous || auth.identity !== '' || auth.secret.length > 0) {
-      throw new SluiceError(
-        'AUTH_FAILED',
-        `The authentication mechanism ${auth.mechanism} is not offered; this broker has no users.`,
-      )
-    }
-    const hello = this.#hello!
-    const { heartbeatMs, frameBytesMax, inFlightBytes, serverVersion } = this.#settings
-    this.#inFlightBatches = Math.min(hello.inFlightBatches || Infinity, this.#settings.inFlightBatches)
-    this.#producer = this.#broker.attachProducer(
-      Buffer.from(hello.producer).toString('hex'),
-      hello.acceptedNumber,
-    )
-    this.#heartbeatMs =
-      hello.heartbeatMs === 0
-        ? heartbeatMs
-        : Math.max(LIMITS.heartbeatMsMin, Math.min(hello.heartbeatMs, heartbeatMs))
+    const agreed = this.#handshake.takeAuth(bytes, start, end)
+    this.#producer = this.#broker.attachProducer(agreed.identity, agreed.acceptedNumber)
+    this.#inFlightBatches = agreed.inFlightBatches
+    this.#liveness.heartbeatMs = agreed.heartbeatMs
+    this.#frameBytesMax = agreed.frameBytesMax
+    this.#recordBytesMax = agreed.frameBytesMax - DELIVERY_OVERHEAD_BYTES
     this.#stage = 'open'
-    this.#decoder.frameBytesMax = frameBytesMax
-    const ok = encodeHelloOk({
-      version: PROTOCOL_VERSION,
-      features: 0,
-      frameBytesMax,
-      heartbeatMs: this.#heartbeatMs,
-      messageBytesMax: this.#broker.messageBytesMax,
-      inFlightBatches: this.#inFlightBatches,
-      inFlightBytes,
-      boot: this.#broker.boot,
-      durability: DURABILITY.disk,
-      serverVersion,
-    })
-    const preface = encodePreface()
-    const greeting = new Uint8Array(preface.length + FRAME_HEADER_BYTES + ok.length)
-    greeting.set(preface)
-    greeting.set(ok, writeFrameHeader(greeting, preface.length, ok.length, OP.HELLO_OK, 0, 0))
-    this.#send(greeting)
+    this.#decoder.frameBytesMax = this.#settings.frameBytesMax
+    this.#liveness.send(this.#handshake.welcome(agreed), this.#broker.nowMs)
   }
 
   ping(correlation: number): void {
-    this.#urgent(OP.PONG, correlation)
-    if (this.#urgentUnread <= URGENT_UNREAD_MAX) return
-    this.fail(
-      new SluiceError(
-        'SLOW_CONSUMER',
-        `${this.#urgentUnread} answers to PING are unread; at most ${URGENT_UNREAD_MAX} are kept.`,
-      ),
-    )
+    this.#liveness.pong(correlation, this.#broker.nowMs)
   }
 
   takeGoodbye(bytes: Uint8Array, start: number, end: number): void {
@@ -610,11 +442,10 @@ export class Session implements Output, Consumer {
     if (unanswered >= this.#inFlightBatches) throw tooManyInFlight(unanswered + 1, this.#inFlightBatches)
   }
 
-  // What was written last answers so many bytes of the producer's.
+  // What was written last answers this many bytes of the producer's.
   #took(bytes: number): void {
     this.#outbox.answers(bytes)
-    if (this.#outbox.inFlightBytes > this.#settings.inFlightBytes || this.#broker.isBehind)
-      this.#pauseReading()
+    this.#reading.accepted(this.#outbox.inFlightBytes)
   }
 
   #refuse(number: number, error: unknown): void {
@@ -701,7 +532,7 @@ export class Session implements Output, Consumer {
     const stale = subscription === undefined ? items : this.#broker.settle(subscription, items)
     this.#outbox.frame(OP.SETTLE_OK, channel, correlation, encodeRanges(subscriptionId, stale))
     this.#broker.hold(this)
-    this.#waitForDisk()
+    this.#reading.waitForDisk()
   }
 
   extend(channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
@@ -748,10 +579,10 @@ export class Session implements Output, Consumer {
 
   /** Writes the answer to a request. */
   answer(correlation: number, { opcode, payload }: Answer): void {
-    if (payload.length > this.#largestBytes) this.#largestBytes = payload.length
+    this.#unread.wrote(payload.length)
     this.#outbox.frame(opcode, 0, correlation, payload)
     this.#broker.hold(this)
-    this.#waitForDisk()
+    this.#reading.waitForDisk()
   }
 
   #checkWorking(): void {
@@ -764,7 +595,7 @@ export class Session implements Output, Consumer {
 
   // What has to read takes turns of its own; its answer is held like any other once it is there.
   #workOn(): void {
-    if (this.#isWorking || this.#outstandingBytes > this.#softBytes) return
+    if (this.#isWorking || this.#unread.isOverSoft) return
     const next = this.#waiting.shift()
     if (next === undefined) return
     const { correlation, work } = next
@@ -799,77 +630,12 @@ export class Session implements Output, Consumer {
 
   // --- the connection ---
 
-  // Heartbeats do not wait at the gate: a slow disk must not look like a dead peer.
-  #urgent(opcode: number, correlation: number): void {
-    const bytes = new Uint8Array(FRAME_HEADER_BYTES)
-    writeFrameHeader(bytes, 0, 0, opcode, 0, correlation)
-    this.#send(bytes)
-  }
-
-  #send(bytes: Uint8Array): void {
-    this.#spokeMs = this.#broker.nowMs
-    this.#urgentUnread++
-    this.#transport.write(bytes, () => {
-      this.#urgentUnread--
-    })
-  }
-
-  #countOutbound(): void {
-    const { outbound } = this.#settings
-    outbound.bytes += this.#outstandingBytes - this.#outboundBytes
-    this.#outboundBytes = this.#outstandingBytes
-  }
-
-  // Beyond so many unread bytes it gets no deliveries.
-  get #softBytes(): number {
-    const { outbound, outboundBytesSoft } = this.#settings
-    return outbound.bytes > outbound.bytesMax ? 0 : outboundBytesSoft
-  }
-
-  #congested(): void {
-    if (this.#isCongested) return
-    this.#isCongested = true
-    this.#stalledSinceMs = this.#broker.nowMs
-  }
-
   #progressed(): void {
     if (this.#stage !== 'open') return
-    this.#countOutbound()
+    this.#unread.count()
     this.#workOn()
-    if (!this.#isCongested) return
-    this.#stalledSinceMs = this.#broker.nowMs
-    if (this.#outstandingBytes > this.#softBytes / 2) return
-    this.#isCongested = false
-    this.#stalledSinceMs = 0
+    if (!this.#unread.eased(this.#broker.nowMs)) return
     for (const subscription of this.#subscriptions.values()) this.#broker.ready(subscription.queue)
-  }
-
-  // What makes facts is read no faster than the disk takes them.
-  #waitForDisk(): void {
-    if (!this.#broker.isBehind) return
-    this.#pauseReading()
-    this.#resumeReading()
-  }
-
-  #pauseReading(): void {
-    if (this.#isPaused) return
-    this.#isPaused = true
-    this.#transport.pause()
-  }
-
-  #resumeReading(): void {
-    if (this.#broker.isBehind) {
-      if (this.#waitsForDisk) return
-      this.#waitsForDisk = true
-      this.#broker.whenNotBehind(() => {
-        this.#waitsForDisk = false
-        this.#resumeReading()
-      })
-      return
-    }
-    if (this.#stage === 'closed') return
-    this.#isPaused = false
-    this.#transport.resume()
   }
 
   #unsubscribeAll(connectionDied: boolean): void {
@@ -888,8 +654,8 @@ export class Session implements Output, Consumer {
     this.#waiting.length = 0
     this.#outbox.clear()
     this.#freeOutbox.clear()
-    this.#settings.outbound.bytes -= this.#outboundBytes
-    this.#outboundBytes = 0
+    this.#unread.clear()
+    this.#reading.close()
     this.#unsubscribeAll(!this.#saidGoodbye)
     this.#broker.forget(this)
     if (this.#producer !== undefined) this.#broker.detachProducer(this.#producer, this.#hasLeft)
@@ -897,14 +663,11 @@ export class Session implements Output, Consumer {
   }
 }
 
-const NO_BYTES = new Uint8Array(0)
 const NO_PAGE = -1
 /** Confirms that share a frame; one with many duplicates goes alone, and fits every agreed frame. */
 const CONFIRMS_BYTES_MAX = 64 << 10
 /** Requests that take several turns, at a time on one connection. */
 const WORKING_MAX = 16
-/** Answers to PING that are kept for a peer that does not read; nobody else asks so often. */
-const URGENT_UNREAD_MAX = 10_000
 
 function requestHandler(name: RequestName): Handler {
   return (session, _channel, correlation, bytes, start, end) =>
@@ -956,6 +719,12 @@ for (const [name, { code, layout }] of Object.entries(OPCODES) as [OpcodeName, O
 // Apart from where it is thrown, so that its text is no part of the path of each batch.
 function tooManyInFlight(batches: number, most: number): SluiceError {
   return new SluiceError('IN_FLIGHT_EXCEEDED', `${batches} batches are unanswered; at most ${most} may be.`)
+}
+
+function frameBytes(opcode: number, payload: Uint8Array): Uint8Array {
+  const bytes = new Uint8Array(FRAME_HEADER_BYTES + payload.length)
+  bytes.set(payload, writeFrameHeader(bytes, 0, payload.length, opcode, 0, 0))
+  return bytes
 }
 
 function faultOf(error: SluiceError): {

@@ -1,0 +1,166 @@
+/**
+ * The handshake of a connection: HELLO, then AUTH, within a deadline. Owns what the client said of itself, what both
+ * sides agree on, and the reason for which a connection is refused. The session calls it with each of the two frames.
+ *
+ * Invariant: it changes nothing of the broker. The session does that, with the agreement that AUTH completes.
+ */
+import {
+  DURABILITY,
+  FRAME_HEADER_BYTES,
+  LIMITS,
+  MECHANISM,
+  MESSAGE_OVERHEAD_BYTES,
+  OP,
+  PROTOCOL_VERSION,
+  SluiceError,
+  decodeAuth,
+  decodeHello,
+  durationText,
+  encodeHelloOk,
+  encodePreface,
+  writeFrameHeader,
+  type Hello,
+} from '@sluice/protocol'
+import type { SessionSettings } from './settings.js'
+
+/** What of the broker is told in HELLO_OK. */
+export interface Host {
+  readonly messageBytesMax: number
+  readonly boot: number
+}
+
+/** What is in force once the connection is open. */
+export interface Agreement {
+  /** Identity of the client's producer, hexadecimal, and the last number of its that was confirmed to it. */
+  readonly identity: string
+  readonly acceptedNumber: number
+  /** Largest frame that the client accepts. */
+  readonly frameBytesMax: number
+  readonly heartbeatMs: number
+  readonly inFlightBatches: number
+}
+
+export class Handshake {
+  /** The frame that comes next. */
+  step: 'hello' | 'auth' = 'hello'
+  readonly #host: Host
+  readonly #settings: SessionSettings
+  #hello: Hello | undefined
+  #refusal: SluiceError | undefined
+  #begunMs: number
+
+  constructor(host: Host, settings: SessionSettings, nowMs: number) {
+    this.#host = host
+    this.#settings = settings
+    this.#begunMs = nowMs
+  }
+
+  /** The label that the client gave itself; '' before HELLO. */
+  get label(): string {
+    return this.#hello?.name ?? ''
+  }
+
+  /** Answers HELLO, once it comes, with this error. */
+  refuse(error: SluiceError): void {
+    this.#refusal = error
+  }
+
+  /** @throws SluiceError the refusal, UNEXPECTED_FRAME, PROTOCOL_VERSION, INVALID_ARGUMENT, MALFORMED_FRAME */
+  takeHello(bytes: Uint8Array, start: number, end: number): void {
+    if (this.step !== 'hello') throw unexpectedFrame('HELLO', this.step)
+    const hello = decodeHello(bytes, start, end)
+    this.#hello = hello
+    if (this.#refusal !== undefined) throw this.#refusal
+    if (hello.versionMin > PROTOCOL_VERSION || hello.versionMax < PROTOCOL_VERSION) {
+      throw new SluiceError(
+        'PROTOCOL_VERSION',
+        `The client speaks versions ${hello.versionMin} to ${hello.versionMax}; this broker speaks ${PROTOCOL_VERSION}.`,
+      )
+    }
+    const least = Math.max(this.#host.messageBytesMax, LIMITS.batchBytesMax) + MESSAGE_OVERHEAD_BYTES
+    if (hello.frameBytesMax < least) {
+      throw new SluiceError(
+        'INVALID_ARGUMENT',
+        `The client takes frames of ${hello.frameBytesMax} bytes; messages of this broker need ${least}.`,
+        { scope: 'connection' },
+      )
+    }
+    this.step = 'auth'
+  }
+
+  /** @throws SluiceError UNEXPECTED_FRAME, AUTH_FAILED, MALFORMED_FRAME */
+  takeAuth(bytes: Uint8Array, start: number, end: number): Agreement {
+    if (this.step !== 'auth') throw unexpectedFrame('AUTH', this.step)
+    const auth = decodeAuth(bytes, start, end)
+    if (auth.mechanism !== MECHANISM.anonymous || auth.identity !== '' || auth.secret.length > 0) {
+      throw new SluiceError(
+        'AUTH_FAILED',
+        `The authentication mechanism ${auth.mechanism} is not offered; this broker has no users.`,
+      )
+    }
+    const { producer, acceptedNumber, frameBytesMax, heartbeatMs, inFlightBatches } = this.#hello!
+    const offered = this.#settings
+    return {
+      identity: Buffer.from(producer).toString('hex'),
+      acceptedNumber,
+      frameBytesMax,
+      heartbeatMs:
+        heartbeatMs === 0
+          ? offered.heartbeatMs
+          : Math.max(LIMITS.heartbeatMsMin, Math.min(heartbeatMs, offered.heartbeatMs)),
+      inFlightBatches: Math.min(inFlightBatches || Infinity, offered.inFlightBatches),
+    }
+  }
+
+  /** The first bytes that the broker sends: its preface and HELLO_OK. */
+  welcome({ heartbeatMs, inFlightBatches }: Agreement): Uint8Array {
+    const { frameBytesMax, inFlightBytes, serverVersion } = this.#settings
+    const { messageBytesMax, boot } = this.#host
+    const ok = encodeHelloOk({
+      version: PROTOCOL_VERSION,
+      features: 0,
+      frameBytesMax,
+      heartbeatMs,
+      messageBytesMax,
+      inFlightBatches,
+      inFlightBytes,
+      boot,
+      durability: DURABILITY.disk,
+      serverVersion,
+    })
+    return greeting(OP.HELLO_OK, ok)
+  }
+
+  /**
+   * The error with which the connection ends because the handshake takes too long, or undefined. `stallMs` is how late
+   * this call comes: time that this process slept through does not count.
+   */
+  overdue(nowMs: number, stallMs: number): SluiceError | undefined {
+    this.#begunMs = Math.min(nowMs, this.#begunMs + stallMs)
+    const { handshakeMs } = this.#settings
+    if (nowMs - this.#begunMs <= handshakeMs) return undefined
+    return (
+      this.#refusal ??
+      new SluiceError(
+        'HANDSHAKE_TIMEOUT',
+        `The handshake was not finished within ${durationText(handshakeMs)}.`,
+      )
+    )
+  }
+}
+
+/** The preface and one frame. */
+export function greeting(opcode: number, payload: Uint8Array): Uint8Array {
+  const preface = encodePreface()
+  const bytes = new Uint8Array(preface.length + FRAME_HEADER_BYTES + payload.length)
+  bytes.set(preface)
+  bytes.set(payload, writeFrameHeader(bytes, preface.length, payload.length, opcode, 0, 0))
+  return bytes
+}
+
+export function unexpectedFrame(name: string, stage: string): SluiceError {
+  return new SluiceError(
+    'UNEXPECTED_FRAME',
+    `The frame ${name} may not be sent by a client at the stage ${stage}.`,
+  )
+}
