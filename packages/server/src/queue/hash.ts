@@ -63,3 +63,8 @@ function round(): void {
   v1 = ((v1 << 13) | (v1 >>> 19)) ^ v2
   v2 = (v2 << 16) | (v2 >>> 16)
 }
+
+/** Whether the hash at `words[at]` is that of an id: what has no id has all 0. */
+export function isId(words: Uint32Array, at: number): boolean {
+  return (words[at]! | words[at + 1]! | words[at + 2]! | words[at + 3]!) !== 0
+}

@@ -1,6 +1,7 @@
 /** The queue core: pure, synchronous, no clock, no chance, no I/O. */
 export * from './arrivals.js'
 export * from './chunk.js'
+export * from './contents.js'
 export * from './dead.js'
 export * from './facts.js'
 export * from './hash.js'

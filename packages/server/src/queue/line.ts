@@ -54,7 +54,7 @@ export class Line {
   /** Messages in the plain line of priority 0, mostly the only one; those of the others are in `#plainCounts`. */
   #ordinary = 0
   /** Offsets below this may have been delivered by an earlier run of the broker. */
-  redeliveredBelow = 0
+  #redeliveredBelow = 0
   readonly #chunks: Chunks
   readonly #keys: Keys
   readonly #keyLines: KeyLines
@@ -122,8 +122,10 @@ export class Line {
   }
 
   /** Recovery is over: every message that is live and not dead takes its place. */
-  rebuild(end: number, nowMs: number): void {
+  rebuild(rules: KeyRules, end: number, redeliveredBelow: number, nowMs: number): void {
+    this.#keyLines.rules = rules
     this.#end = end
+    this.#redeliveredBelow = redeliveredBelow
     const due: Placed[] = []
     for (const chunk of this.#chunks) {
       if (chunk.dead !== undefined) for (const index of chunk.dead.indexes()) takeOut(chunk, index, index + 1)
@@ -132,15 +134,6 @@ export class Line {
     }
     this.#keyLines.rebuild(due)
     this.advance(nowMs)
-  }
-
-  get rules(): KeyRules {
-    return this.#keyLines.rules
-  }
-
-  /** For before the line is built. */
-  set rules(rules: KeyRules) {
-    this.#keyLines.rules = rules
   }
 
   /** The rules of keys have changed: what stands in lines of keys stands there anew. */
@@ -496,7 +489,7 @@ export class Line {
     let end = Math.min(chunk.batchEnd(batch), index + max)
     end = chunk.marks.firstTaken(index, end)
     const marked = this.#isMarked(chunk, index)
-    if (this.redeliveredBelow > offset) end = Math.min(end, this.redeliveredBelow - chunk.base)
+    if (this.#redeliveredBelow > offset) end = Math.min(end, this.#redeliveredBelow - chunk.base)
     else if (marked) end = chunk.marks.firstSeen(false, index, end)
     else end = chunk.marks.firstSeen(true, index, end)
     if (!chunk.hasOnly(priority)) {
@@ -747,7 +740,7 @@ export class Line {
   }
 
   #isMarked(chunk: Chunk, index: number): boolean {
-    return chunk.base + index < this.redeliveredBelow || chunk.has(MARK.seen, index)
+    return chunk.base + index < this.#redeliveredBelow || chunk.has(MARK.seen, index)
   }
 
   #mark(chunk: Chunk, index: number): void {

@@ -33,7 +33,8 @@ import type { ColumnName } from './columns.js'
 import { DeadMessages } from './dead.js'
 import { ID_WORDS } from './hash.js'
 import type { Keys } from './keys.js'
-import type { Queue, QueueDefinition } from './queue.js'
+import type { QueueDefinition } from './contents.js'
+import type { Queue } from './queue.js'
 
 const HEAD_BYTES = 32
 const GONE_BYTES = CHUNK_WORDS * 4

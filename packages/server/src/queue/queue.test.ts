@@ -7,7 +7,8 @@ import { FACT, readFacts, type Fact } from './facts.js'
 import { Keys } from './keys.js'
 import type { Run } from './line.js'
 import { decodeChunkPage, encodeChunkPage } from './pages.js'
-import { Queue, newComing, type QueueDefinition } from './queue.js'
+import type { QueueDefinition } from './contents.js'
+import { Queue, newComing } from './queue.js'
 import { CountedUse } from '../testing/log-use.js'
 
 function definition(options: Partial<QueueOptions> = {}): QueueDefinition {
@@ -764,7 +765,7 @@ describe('queue', () => {
 
   it('keeps a chunk that begins in its middle', () => {
     const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
-    queue.append(5_000, 10, 512, 1, 1_000)
+    queue.appendFact(5_000, 10, 512, 1, 1_000)
     queue.open(1)
     const run = newRun()
     expect(queue.nextRun(100, 1, run)).toBe(true)
@@ -777,13 +778,13 @@ describe('queue', () => {
 
   it('passes over facts, in recovery, that the page of a chunk holds already', () => {
     const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
-    queue.append(0, 10, 512, 1, 1_000)
+    queue.appendFact(0, 10, 512, 1, 1_000)
     const chunk = queue.chunkAt(0)!
     chunk.pagePosition = 5_000
     queue.appliedFrom = 4_000
     queue.remove(0, 5, 1)
     queue.purgeFact(10, 1)
-    queue.append(10, 5, 4_000, 1, 500)
+    queue.appendFact(10, 5, 4_000, 1, 500)
     expect(queue.live).toBe(10)
     queue.appliedFrom = 6_000
     queue.remove(0, 5, 1)

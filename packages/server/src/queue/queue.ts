@@ -1,68 +1,32 @@
 /**
- * A queue: the durable state of its messages, and the line in which they are handed out. Pure: time and chance come
- * as arguments, bytes stay outside (the queue knows where a batch stands in the log, not what it says).
+ * A queue: what is durable of it (`Contents`), and the serving of its messages: the line in which they are delivered, the
+ * leases of its subscriptions, what it accepts. Pure: time and chance come as arguments, bytes stay outside (the queue
+ * knows where a batch is in the log, not what it says).
  *
- * Each message is in exactly one state (invariant 6): ready in a plain line (in neither `gone` nor `out` of its
- * chunk), scheduled (in `out` and `waiting`), due (in `ripe` as well, and in a heap or in the line of its key), leased
- * (in `out`, and in one slot of one subscription), dead (in `out` and `dead`), or gone.
+ * It decides, puts what it decided into `facts`, and applies it to its contents at once; the broker writes the facts into
+ * the open entry. As their `Follower` it keeps what serves in step with the contents.
  */
 import {
   BATCH_HEADER_BYTES,
   LIMITS,
-  QUEUE_COUNTERS,
   SluiceError,
   type Claim,
   type Duplicates,
   type MessageState,
-  type QueueCounter,
   type QueueInfo,
   type QueueOptions,
 } from '@sluice/protocol'
-import { NO_ARRIVAL, type Arrivals, type Arriving } from './arrivals.js'
-import { CHUNK_MESSAGES } from './bits.js'
-import { DEATH, type Chunk, type Death, type Lives, type Traits } from './chunk.js'
-import { DeadMessages, type Dead } from './dead.js'
-import { Chunks, chunkEndAfter } from './chunks.js'
+import { NO_ARRIVAL } from './arrivals.js'
+import { DEATH, type Chunk, type Death, type Traits } from './chunk.js'
+import { Contents, type Follower } from './contents.js'
 import { FactBuffer, type GoneFact } from './facts.js'
 import { FormerLeases } from './former.js'
-import { ID_WORDS } from './hash.js'
-import { IdWindow, PendingIds } from './ids.js'
-import type { Placed } from './key-lines.js'
-import { Keys, NONE } from './keys.js'
+import { ID_WORDS, isId } from './hash.js'
+import { PendingIds } from './ids.js'
+import type { KeyRules, Placed } from './key-lines.js'
 import { Line, type Run } from './line.js'
 import { MARK } from './marks.js'
-import type { PageUse } from './page-use.js'
-import { Reasons } from './reasons.js'
 import type { Subscription } from './subscription.js'
-
-/**
- * Told where in the log batches with live messages stand, so that it knows which segments are still needed, and what
- * copying would copy: a batch counts whole until its last message is gone.
- */
-export interface LogUse {
-  /** What the queues' pages take. */
-  readonly pages: PageUse
-  /** A batch of `bytes`, header included, with live messages stands at `position`. */
-  add(position: number, bytes: number): void
-  /** Nothing of the batch at `position` is live any more. */
-  remove(position: number, bytes: number): void
-  /** A live batch was copied. */
-  move(from: number, to: number, bytes: number): void
-  /** Messages of a queue that retains them were settled; they stay readable for a while. */
-  retain(queueId: number, position: number, bytes: number, timeMs: number): void
-}
-
-/** What makes a queue what it is, beside its messages. */
-export interface QueueDefinition {
-  readonly name: string
-  readonly options: QueueOptions
-  readonly createdAtMs: number
-  readonly paused: boolean
-  /** Key of the hashes of its ids and keys: four words. */
-  readonly seed: readonly number[]
-  /** Ids of messages below this offset were forgotten when the window of ids was changed. */
-  readonly idsFrom: number
-}
 
 /** What comes to a queue in one step, while it is checked: a batch, or acknowledgements and batches of an atomic step. */
 export interface Coming {
@@ -135,73 +99,19 @@ interface First {
   readonly replaced: number
 }
 
-/** Messages that a queue leaves in the ring of arrivals: to take in a thousand batches takes 0.2 ms. */
-const ARRIVED_MAX = CHUNK_MESSAGES
 const NOBODY: readonly Subscription[] = []
-/** Chunks that one batch can be in. */
-const BATCH_CHUNKS_MAX = Math.ceil(LIMITS.batchCountMax / CHUNK_MESSAGES) + 1
 /** How often messages are looked for whose time to live is over. */
 const SWEEP_MS = 1_000
 
-export class Queue implements Arriving {
-  // What each append looks at stands first, together: with thousands of queues little else is in the cache.
-  readonly id: number
-  readonly name: string
-  /** Offset of the next message. */
-  next = 0
-  live = 0
-  /** The definition or the counters differ from the newest page. */
-  dirty = true
-  /** Its options ask for a look at each batch, whatever the messages ask for. */
-  looksAtMessages = false
-  /** The line exists: recovery is over. */
-  #isOpen = false
+export class Queue extends Contents implements Follower {
   /** Those that it hands messages to, in the order in which they came. */
   subscriptions: readonly Subscription[] = NOBODY
-  readonly #use: LogUse
-  readonly #arrivals: Arrivals
-  lastArrival = NO_ARRIVAL
-  /** Messages that have arrived and are not taken in: the newest ones. */
-  #arrived = 0
-  /** Of all messages that are not gone. */
-  bytes = 0
-  #options!: QueueOptions
-  /** The chunk that was filled last, if it is still there: the way to it through the list of all is longer. */
-  #newest: Chunk | undefined
-  // Both as of what was taken in: nobody but `#chunks` and `#line` looks at them.
-  readonly #chunksSoFar = new Chunks()
-  readonly keys = new Keys()
-  readonly #lineSoFar = new Line(this.#chunksSoFar, this.keys)
-  readonly createdAtMs: number
-  readonly seed: readonly number[]
-  paused: boolean
-  idsFrom: number
-  /** Messages that went to another queue when they were brought back. */
-  carried = 0
-  readonly counts = Object.fromEntries(Object.keys(QUEUE_COUNTERS).map((name) => [name, 0])) as Record<
-    QueueCounter,
-    number
-  >
-  /** Of the counters that follow from no other fact, what the log says. */
-  readonly tallied = { released: 0, redelivered: 0 }
-  deadCount = 0
-  /** Of the dead messages. */
-  deadBytes = 0
-  /** Where the newest page of it stands; -1: none. */
-  pagePosition = -1
-  /** What that page takes in the log. */
-  pageBytes = 0
-
+  readonly #lineSoFar = new Line(this.chunksSoFar, this.keys)
   leased = 0
   /** Which subscription is served next. */
   turn = 0
   /** Facts that are applied here and not yet in the open entry. */
   readonly facts = new FactBuffer()
-  /**
-   * In recovery: where the fact that is being applied stands in the log. A chunk whose page is newer holds it already
-   * and passes it over.
-   */
-  appliedFrom = Infinity
   /** In the broker's list of queues whose facts wait to be written. */
   hasPendingFacts = false
   /** For when the broker's timer is set. */
@@ -214,57 +124,14 @@ export class Queue implements Arriving {
   unreadablePosition = -1
   /** No message that is being handled must be done before this. */
   earliestDeadlineMs = Infinity
-  /** How what its messages ask for is read. */
-  traitRules!: { readonly seed: readonly number[]; readonly ttlMs: number; readonly withSizes: boolean }
   /** Offsets of dead messages that are to be moved, as they died. */
   readonly moving: number[] = []
 
-  readonly ids: IdWindow
   readonly former = new FormerLeases()
-  readonly #pending: PendingIds
-  readonly #reasons: Reasons
+  readonly #pending = new PendingIds(this.chunksSoFar)
   /** Highest offset handed out by this run of the broker, + 1. */
   #deliveredBelow = 0
-  /** No message expires before this. */
-  #earliestExpiryMs = Infinity
   #sweptMs = 0
-
-  constructor(
-    id: number,
-    definition: QueueDefinition,
-    use: LogUse,
-    arrivals: Arrivals,
-    reasons: Reasons = new Reasons(),
-  ) {
-    this.id = id
-    this.name = definition.name
-    this.createdAtMs = definition.createdAtMs
-    this.seed = definition.seed
-    this.paused = definition.paused
-    this.idsFrom = definition.idsFrom
-    this.#use = use
-    this.ids = new IdWindow(use.pages)
-    this.#arrivals = arrivals
-    this.#reasons = reasons
-    this.#pending = new PendingIds(this.#chunksSoFar)
-    this.options = definition.options
-  }
-
-  get options(): QueueOptions {
-    return this.#options
-  }
-
-  set options(options: QueueOptions) {
-    this.#options = options
-    this.looksAtMessages = options.ttlMs > 0 || options.maxMessages > 0 || options.maxBytes > 0
-    this.traitRules = { seed: this.seed, ttlMs: options.ttlMs, withSizes: options.maxBytes > 0 }
-    this.#lineSoFar.rules = { keyConcurrency: options.keyConcurrency, blocks: options.onFail === 'block' }
-  }
-
-  get #chunks(): Chunks {
-    if (this.lastArrival !== NO_ARRIVAL) this.takeIn()
-    return this.#chunksSoFar
-  }
 
   get #line(): Line {
     if (this.lastArrival !== NO_ARRIVAL) this.takeIn()
@@ -303,35 +170,13 @@ export class Queue implements Arriving {
     return this.live - this.deadCount - this.leased - this.#line.scheduled
   }
 
-  /** Messages that were acknowledged. */
-  get acked(): number {
-    const { purged, expired, dropped, cancelled, duplicates, moved, discarded } = this.counts
-    const otherwise = purged + expired + dropped + cancelled + duplicates + moved + discarded + this.carried
-    return this.next - this.live - otherwise
-  }
-
-  get retains(): boolean {
-    return this.#options.retainAgeMs > 0 || this.#options.retainBytes > 0
-  }
-
-  /** Offsets below this may have been delivered by an earlier run of the broker. */
-  get redeliveredBelow(): number {
-    return this.#line.redeliveredBelow
-  }
-
-  set redeliveredBelow(offset: number) {
-    this.#line.redeliveredBelow = offset
-  }
-
   get deliveredBelow(): number {
     return Math.max(this.redeliveredBelow, this.#deliveredBelow)
   }
 
-  // --- durable state: the same in service and in recovery ---
-
   /**
-   * Messages `[base, base + count)` were accepted; their batch stands at `position`. In service, base is `next`.
-   * `traits`: what they ask for, where any of them asks for anything. `duplicates` are gone at once.
+   * As `appendFact`, in service: `base` is `next`. A batch that asks for nothing only takes its place at the end; that is
+   * done at the next look at the queue.
    */
   append(
     base: number,
@@ -342,340 +187,50 @@ export class Queue implements Arriving {
     traits?: Traits,
     duplicates?: Duplicates,
   ): void {
-    // What asks for nothing only takes its place at the end; that is done when somebody looks.
-    if (this.#isOpen && traits === undefined && duplicates === undefined) {
-      this.#arrivals.add(this, count, position, timeMs, recordsBytes)
-      this.#arrived += count
-      this.next = base + count
-      this.live += count
-      this.bytes += recordsBytes
-      this.dirty = true
-      this.#use.add(position, BATCH_HEADER_BYTES + recordsBytes)
-      if (this.#arrived >= ARRIVED_MAX) this.takeIn()
-      return
-    }
-    this.takeIn()
-    const end = base + count
-    const batchBytes = BATCH_HEADER_BYTES + recordsBytes
-    if (this.#isOpen) this.#use.add(position, batchBytes)
-    for (let from = base; from < end;) {
-      const to = Math.min(end, chunkEndAfter(from))
-      const chunk = this.#chunkToFill(from)
-      const index = from - chunk.base
-      if ((this.#isOpen || chunk.pagePosition <= this.appliedFrom) && index >= chunk.count) {
-        const bytes =
-          traits?.sizes === undefined
-            ? (recordsBytes * (to - from)) / count
-            : sumOf(traits.sizes, from - base, to - base)
-        chunk.append(to - chunk.base, position, timeMs, bytes, batchBytes)
-        if (traits !== undefined) this.#setTraits(chunk, index, to - chunk.base, traits, from - base)
-        this.live += to - from
-        this.bytes += bytes
-        if (this.#isOpen && duplicates === undefined) this.#line.add(chunk, index, to - chunk.base)
-      }
-      from = to
-    }
-    if (end > this.next) this.next = end
-    if (duplicates !== undefined) this.#takeDuplicates(base, end, duplicates)
-    if (traits?.hasIds === true && this.#options.dedupWindowMs > 0 && this.#options.unique === 'window')
-      this.#rememberIds(base, count, timeMs, traits, duplicates)
-    this.dirty = true
+    this.use.add(position, BATCH_HEADER_BYTES + recordsBytes)
+    if (traits === undefined && duplicates === undefined) this.arrive(count, position, timeMs, recordsBytes)
+    else this.appendFact(base, count, position, timeMs, recordsBytes, traits, duplicates)
   }
 
-  /** Puts what has arrived into its chunks and into the line. */
-  takeIn(): void {
-    if (this.lastArrival === NO_ARRIVAL) return
-    const arrivals = this.#arrivals
-    let from = this.next - this.#arrived
-    let place = arrivals.turn(this.lastArrival)
-    this.#arrived = 0
-    this.lastArrival = NO_ARRIVAL
-    while (place !== NO_ARRIVAL) {
-      const count = arrivals.count(place)
-      const bytes = arrivals.bytes(place)
-      for (const end = from + count; from < end;) {
-        const to = Math.min(end, chunkEndAfter(from))
-        const chunk = this.#chunkToFill(from)
-        const share = (bytes * (to - from)) / count
-        const position = arrivals.position(place)
-        chunk.append(to - chunk.base, position, arrivals.timeMs(place), share, BATCH_HEADER_BYTES + bytes)
-        this.#line.add(chunk, from - chunk.base, to - chunk.base)
-        from = to
-      }
-      place = arrivals.free(place)
-    }
+  // --- what follows from a change of the contents: see `Follower` ---
+
+  entered(chunk: Chunk, from: number, to: number): void {
+    this.#lineSoFar.add(chunk, from, to)
   }
 
-  #chunkToFill(offset: number): Chunk {
-    const newest = this.#newest
-    if (newest !== undefined && offset >= newest.base && offset < newest.base + CHUNK_MESSAGES) return newest
-    const known = this.#chunks.at(offset)
-    if (known === undefined) this.#use.pages.count++
-    return (this.#newest = known ?? this.#chunks.toFill(offset))
+  passed(end: number): void {
+    this.#lineSoFar.passed(end)
   }
 
-  #setTraits(chunk: Chunk, from: number, to: number, traits: Traits, traitsFrom: number): void {
-    chunk.setTraits(from, to, traits, traitsFrom)
-    if (chunk.earliestExpiryMs < this.#earliestExpiryMs) this.#earliestExpiryMs = chunk.earliestExpiryMs
-    const { isKeyed, keys, hasIds, ids, dues } = traits
-    if (isKeyed) {
-      for (let index = from, at = traitsFrom; index < to; index++, at++) {
-        const low = keys[at * 2]!
-        const high = keys[at * 2 + 1]!
-        if ((low | high) !== 0) chunk.setKey(index, this.keys.hold(low, high))
-      }
-    }
-    if (!hasIds) return
-    const all = this.#options.unique === 'pending'
-    for (let index = from, at = traitsFrom; index < to; index++, at++) {
-      // What is delayed can be cancelled by its id for as long as it waits.
-      if (!isId(ids, at * ID_WORDS) || (!all && dues[at] === 0)) continue
-      chunk.setId(index, ids, at * ID_WORDS)
-      // In recovery a later fact can free an id for an earlier batch of the same turn: they are known when it is over.
-      if (this.#isOpen) this.#pending.add(chunk.base + index)
-    }
+  idPending(offset: number): void {
+    this.#pending.add(offset)
   }
 
-  #rememberIds(
-    base: number,
-    count: number,
-    timeMs: number,
-    traits: Traits,
-    duplicates: Duplicates | undefined,
-  ): void {
-    if (this.ids.restoredUntil > this.appliedFrom) return
-    this.ids.forgetUntil(timeMs - this.#options.dedupWindowMs)
-    for (let i = 0; i < count; i++) {
-      // In recovery a later change of the window can be known already.
-      if (base + i >= this.idsFrom && isId(traits.ids, i * ID_WORDS) && duplicates?.has(i) !== true)
-        this.ids.remember(traits.ids, i * ID_WORDS, base + i, timeMs)
-    }
+  idDone(offset: number): void {
+    this.#pending.done(offset)
   }
 
-  // All of the batch is there by now: it is live for as long as any part of it is.
-  #takeDuplicates(base: number, end: number, duplicates: Duplicates): void {
-    for (const index of duplicates.keys()) this.remove(base + index, 1, NEVER)
-    if (!this.#isOpen) return
-    for (let from = base; from < end;) {
-      const to = Math.min(end, chunkEndAfter(from))
-      const chunk = this.#chunks.at(from)
-      if (chunk !== undefined) {
-        for (let index = from - chunk.base; index < to - chunk.base; index++)
-          if (!chunk.isGone(index)) this.#line.add(chunk, index, index + 1)
-      }
-      this.#line.passed(to)
-      from = to
-    }
+  removedFrom(chunk: Chunk, batch: number): void {
+    if (this.isOver(chunk, batch)) this.use.remove(chunk.batches.place(batch), chunk.batches.bytes(batch))
   }
 
-  /** Messages `[offset, offset + count)` are gone; those that were gone before are passed over. Returns how many. */
-  remove(offset: number, count: number, timeMs: number, bytes?: number): number {
-    let removed = 0
-    const end = Math.min(offset + count, this.next)
-    for (let from = offset; from < end;) {
-      const chunk = this.#chunkToApply(from)
-      const to = Math.min(end, chunkEndAfter(from))
-      if (chunk !== undefined) {
-        const share = bytes === undefined ? undefined : (bytes * (to - from)) / count
-        removed += this.#removeIn(chunk, from - chunk.base, to - chunk.base, timeMs, share)
-      }
-      from = to
-    }
-    return removed
+  copied(from: number, to: number, bytes: number): void {
+    this.use.move(from, to, bytes)
   }
 
-  retryFact(offset: number, attempts: number, dueMs: number): void {
-    const chunk = this.#liveChunkToApply(offset)
-    if (chunk === undefined) return
-    chunk.setDue(offset - chunk.base, attempts, dueMs)
-    chunk.dirty = true
-  }
-
-  /** `size` is what its record takes, where that is known. */
-  deadFact(offset: number, dead: Omit<Dead, 'bytes'>, size?: number): void {
-    const chunk = this.#liveChunkToApply(offset)
-    if (chunk === undefined) return
-    const index = offset - chunk.base
-    if (this.#isOpen && chunk.hasId(index) && !chunk.isDead(index)) this.#pending.done(offset)
-    chunk.dead ??= new DeadMessages()
-    // As exact as it is kept, so that what is added here is what is taken away later.
-    const known = chunk.dead.get(index)
-    const bytes = known?.bytes ?? size ?? Math.round(chunk.bytesAt(index))
-    if (known === undefined) {
-      this.deadCount++
-      this.deadBytes += bytes
-    } else this.#reasons.forget(known.reason)
-    chunk.dead.set(index, { ...dead, reason: this.#reasons.keep(dead.reason), bytes })
-    chunk.dirty = true
-  }
-
-  /** A dead message begins a new life in its queue: it is due at `timeMs`, untried, and no time to live ends it. */
-  redriveFact(offset: number, redrives: number, timeMs: number): void {
-    const chunk = this.#liveChunkToApply(offset)
-    if (chunk === undefined) return
-    const index = offset - chunk.base
-    const dead = chunk.dead?.get(index)
-    if (dead !== undefined) {
-      this.deadCount--
-      this.deadBytes -= dead.bytes
-      this.#reasons.forget(dead.reason)
-      this.#undead(chunk, index)
-      chunk.lives ??= new Map()
-      chunk.lives.set(index, {
-        redrives,
-        attempts: (chunk.lives.get(index)?.attempts ?? 0) + dead.attempts,
-      })
-    }
-    chunk.setDue(index, 0, timeMs)
-    if (chunk.expiryAt(index) !== 0) chunk.setExpiry(index, 0)
-    if (this.#isOpen && chunk.hasId(index)) this.#pending.add(offset)
-    chunk.dirty = true
-  }
-
-  /** The message is due at another time. As long as it was not tried, its time to live begins there. */
-  rescheduleFact(offset: number, dueMs: number): void {
-    const chunk = this.#liveChunkToApply(offset)
-    if (chunk === undefined) return
-    const index = offset - chunk.base
-    const attempts = chunk.attemptsAt(index)
-    const expiryMs = chunk.expiryAt(index)
-    if (expiryMs !== 0) {
-      if (attempts === 0) chunk.setExpiry(index, expiryMs + dueMs - chunk.lineTimeAt(index))
-      else chunk.lookAtExpiries(Math.max(expiryMs, dueMs))
-      this.#earliestExpiryMs = Math.min(this.#earliestExpiryMs, chunk.earliestExpiryMs)
-    }
-    chunk.setDue(index, attempts, dueMs)
-    chunk.dirty = true
-  }
-
-  /** All below `below` but the dead are gone. */
-  purgeFact(below: number, timeMs: number): void {
-    for (const chunk of this.chunks()) {
-      if (chunk.pagePosition > this.appliedFrom) continue
-      const end = Math.min(chunk.count, below - chunk.base)
-      if (end <= 0) continue
-      let from = 0
-      for (const index of [...(chunk.dead?.indexes() ?? []), end]) {
-        if (index > from) this.#removeIn(chunk, from, Math.min(index, end), timeMs)
-        from = index + 1
-      }
-    }
-  }
-
-  /** The batch that begins with `offset` was copied to `position`. */
-  relocateFact(offset: number, count: number, position: number): void {
-    let from = -1
-    let bytes = 0
-    for (let at = offset; at < offset + count; at = chunkEndAfter(at)) {
-      const chunk = this.#chunkToApply(at)
-      if (chunk === undefined) continue
-      const index = at - chunk.base
-      const batch = chunk.batches.find(index)
-      if (chunk.batches.first(batch) !== index) continue
-      from = chunk.batches.place(batch)
-      bytes = chunk.batches.bytes(batch)
-      chunk.relocate(batch, position)
-    }
-    if (this.#isOpen && from !== -1) this.#use.move(from, position, bytes)
-  }
-
-  /** Live messages of the batch of `[offset, offset + count)`, if it still stands at `position`. */
-  liveAt(offset: number, count: number, position: number): number {
-    let live = 0
-    for (let from = offset; from < offset + count;) {
-      const to = Math.min(offset + count, chunkEndAfter(from))
-      const chunk = this.chunkAt(from)
-      if (chunk !== undefined && from - chunk.base < chunk.count) {
-        const batch = chunk.batches.find(from - chunk.base)
-        if (chunk.batches.place(batch) === position) live += liveIn(chunk, from - chunk.base, to - chunk.base)
-      }
-      from = to
-    }
-    return live
-  }
-
-  /** The queue is gone: nothing in the log is needed for it any more. */
-  drop(): void {
-    if (this.#isOpen) this.eachLiveBatch((place, bytes) => this.#use.remove(place, bytes))
-    for (const chunk of this.chunks()) {
-      this.#use.pages.gone(chunk.pageBytes)
-      for (const index of chunk.dead?.indexes() ?? []) this.#reasons.forget(chunk.dead!.get(index)!.reason)
-    }
-    this.ids.drop()
-    // Whoever still holds on to the queue finds nothing in it.
-    this.#chunks.clear()
-    this.#newest = undefined
+  dropped(): void {
+    this.eachLiveBatch((place, bytes) => this.use.remove(place, bytes))
     this.#line.clear()
     this.moving.length = 0
-    this.live = 0
     this.leased = 0
-    this.deadCount = 0
-  }
-
-  chunkAt(offset: number): Chunk | undefined {
-    return this.#chunks.at(offset)
-  }
-
-  /** Where the batch with its oldest message that is not done stands in the log; -1: it has none. */
-  get oldestPosition(): number {
-    let position = -1
-    this.eachLiveBatch((place) => {
-      position = place
-      return true
-    })
-    return position
-  }
-
-  /**
-   * Visits the batches that any live message is in, each once, by offset, until `visit` returns true. Makes no object for
-   * each: a queue that is deleted can have millions of them.
-   */
-  eachLiveBatch(visit: (place: number, bytes: number) => boolean | void): void {
-    let last = -1
-    for (const chunk of this.chunks()) {
-      if (chunk.live === 0) continue
-      for (let batch = 0; batch < chunk.batches.count; batch++) {
-        const place = chunk.batches.place(batch)
-        // One that goes on in the next chunk was told of.
-        if (place === last || chunk.batchIsGone(batch)) continue
-        last = place
-        if (visit(place, chunk.batches.bytes(batch)) === true) return
-      }
-    }
-  }
-
-  chunks(): IterableIterator<Chunk> {
-    return this.#chunks[Symbol.iterator]()
-  }
-
-  /** Offset of the oldest chunk that is not all gone, and everything before it is. */
-  get firstOffset(): number {
-    return this.#chunks.firstOffset
-  }
-
-  /** Puts a chunk in that was read from a page. */
-  restore(chunk: Chunk): void {
-    this.#chunks.place(chunk)
-    this.#newest = undefined
-    this.#use.pages.count++
-    this.#use.pages.written(0, chunk.pageBytes)
-    this.live += chunk.live
-    this.bytes += chunk.bytes
-    this.deadCount += chunk.dead?.size ?? 0
-    for (const index of chunk.dead?.indexes() ?? []) {
-      const dead = chunk.dead!.get(index)!
-      this.deadBytes += dead.bytes
-      chunk.dead!.set(index, { ...dead, reason: this.#reasons.keep(dead.reason) })
-    }
-    this.#earliestExpiryMs = Math.min(this.#earliestExpiryMs, chunk.earliestExpiryMs)
   }
 
   // --- the line ---
 
   /** Recovery is over: every message takes its place in the line. */
   open(nowMs: number): void {
-    this.#isOpen = true
-    this.eachLiveBatch((place, bytes) => this.#use.add(place, bytes))
+    this.follow(this)
+    this.eachLiveBatch((place, bytes) => this.use.add(place, bytes))
     this.former.open()
     for (const chunk of this.chunks()) {
       for (const index of chunk.dead?.indexes() ?? [])
@@ -685,29 +240,20 @@ export class Queue implements Arriving {
         if (chunk.hasId(index) && !chunk.isDead(index)) this.#pending.add(chunk.base + index)
       }
     }
-    this.#line.rebuild(this.next, nowMs)
+    this.#line.rebuild(keyRules(this.options), this.next, this.redeliveredBelow, nowMs)
   }
 
   /** The options have changed: what follows from them for what is there already. */
   applyOptions(options: QueueOptions, nowMs: number): void {
-    const { onFail, keyConcurrency, dedupWindowMs } = this.#options
+    const { onFail, keyConcurrency, dedupWindowMs } = this.options
     this.options = options
     if (onFail !== options.onFail || keyConcurrency !== options.keyConcurrency)
-      this.#line.reorder(this.#line.rules, nowMs)
+      this.#line.reorder(keyRules(options), nowMs)
     if (dedupWindowMs !== options.dedupWindowMs) {
       // What either window has forgotten no later one knows again, nor another process that reads the ids in the log.
       this.ids.forgetUntil(nowMs - Math.min(dedupWindowMs, options.dedupWindowMs))
       this.idsFrom = this.ids.oldestOffset === -1 ? this.next : this.ids.oldestOffset
     }
-    this.dirty = true
-  }
-
-  /** Recovery: the definition was changed. */
-  redefine({ options, paused, idsFrom }: QueueDefinition): void {
-    this.options = options
-    this.paused = paused
-    this.idsFrom = idsFrom
-    this.ids.forgetBelow(idsFrom)
     this.dirty = true
   }
 
@@ -720,8 +266,8 @@ export class Queue implements Arriving {
   /** As `advance`, and nothing is left that has expired: for decisions that depend on what there is. */
   settleTime(nowMs: number): void {
     this.#line.advance(nowMs)
-    if (nowMs >= this.#earliestExpiryMs) this.#sweep(nowMs)
-    if (this.ids.size > 0) this.ids.forgetUntil(nowMs - this.#options.dedupWindowMs)
+    if (nowMs >= this.earliestExpiryMs) this.#sweep(nowMs)
+    if (this.ids.size > 0) this.ids.forgetUntil(nowMs - this.options.dedupWindowMs)
   }
 
   /** When `advance` has something to do next; Infinity when nothing waits for its time. */
@@ -730,7 +276,7 @@ export class Queue implements Arriving {
   }
 
   get #nextSweepMs(): number {
-    return Math.max(this.#earliestExpiryMs, this.#sweptMs + SWEEP_MS)
+    return Math.max(this.earliestExpiryMs, this.#sweptMs + SWEEP_MS)
   }
 
   /** Fills `run` with what goes next, at most `max` messages; false when nothing is ready. */
@@ -838,7 +384,7 @@ export class Queue implements Arriving {
     bytes?: number,
     isCharged = false,
   ): void {
-    const { maxDeliveries } = this.#options
+    const { maxDeliveries } = this.options
     const attempts = this.#nextAttempt(offset, isCharged)
     if (maxDeliveries !== 'unlimited' && attempts >= maxDeliveries) {
       this.deadLetter(offset, DEATH.maxDeliveries, nowMs, reason, bytes, isCharged)
@@ -860,12 +406,6 @@ export class Queue implements Arriving {
     if (released === this.tallied.released && redelivered === this.tallied.redelivered) return
     this.facts.tally(released, redelivered)
     this.tallyFact(released, redelivered)
-  }
-
-  tallyFact(released: number, redelivered: number): void {
-    Object.assign(this.counts, { released, redelivered })
-    Object.assign(this.tallied, { released, redelivered })
-    this.dirty = true
   }
 
   /** A leased message was not tried: it takes its old place, and nothing is recorded. */
@@ -909,7 +449,7 @@ export class Queue implements Arriving {
   }
 
   #die(offset: number, attempts: number, death: Death, nowMs: number, reason: string, bytes?: number): void {
-    const isMoving = this.#options.deadLetter !== ''
+    const isMoving = this.options.deadLetter !== ''
     this.#line.absolve(offset)
     this.facts.dead(offset, attempts, death, isMoving, nowMs, reason)
     this.deadFact(offset, { attempts, death, timeMs: nowMs, reason, isMoving }, bytes)
@@ -968,7 +508,7 @@ export class Queue implements Arriving {
 
   /** Whether a dead message may come back: where only one with its id may be pending, none is. */
   mayRedrive(offset: number): boolean {
-    if (this.#options.unique !== 'pending') return true
+    if (this.options.unique !== 'pending') return true
     const chunk = this.chunkAt(offset)!
     const index = offset - chunk.base
     return !chunk.hasId(index) || this.#pending.find(chunk.idAt(index), 0) === -1
@@ -1015,7 +555,7 @@ export class Queue implements Arriving {
    * @throws SluiceError DEDUP_FULL
    */
   look(count: number, recordsBytes: number, traits: Traits | undefined, coming: Coming): Admission {
-    const { unique, dedupWindowMs } = this.#options
+    const { unique, dedupWindowMs } = this.options
     const base = this.next + coming.taken
     const batch: Admission = {
       base,
@@ -1036,7 +576,7 @@ export class Queue implements Arriving {
   #findDuplicates(count: number, traits: Traits, batch: Admission, coming: Coming): void {
     const { offsets } = coming
     const firsts = (coming.firsts ??= new Map())
-    const isPending = this.#options.unique === 'pending'
+    const isPending = this.options.unique === 'pending'
     const stays = offsets === undefined ? undefined : (offset: number): boolean => !offsets.has(offset)
     let fresh = 0
     for (let index = 0; index < count; index++) {
@@ -1071,7 +611,7 @@ export class Queue implements Arriving {
 
   // @throws SluiceError DEDUP_FULL
   #checkIds(coming: Coming): void {
-    const { unique, dedupMaxIds } = this.#options
+    const { unique, dedupMaxIds } = this.options
     const known = unique === 'pending' ? this.#pending.count - this.#idsOf(coming) : this.ids.count
     if (known + coming.freshIds <= dedupMaxIds) return
     throw new SluiceError(
@@ -1093,7 +633,7 @@ export class Queue implements Arriving {
     }
     for (const { batch, offset, replaced } of coming.replacing ?? [])
       (batch!.replaced ??= new Map()).set(offset - batch!.base, replaced)
-    const { maxMessages, maxBytes } = this.#options
+    const { maxMessages, maxBytes } = this.options
     if (maxMessages > 0 || maxBytes > 0) this.#checkLimits(coming)
   }
 
@@ -1126,7 +666,7 @@ export class Queue implements Arriving {
   }
 
   #checkLimits(coming: Coming): void {
-    const { maxMessages, maxBytes, overflow } = this.#options
+    const { maxMessages, maxBytes, overflow } = this.options
     let messages = this.live - this.deadCount - coming.messages
     let bytes = this.bytes - this.deadBytes - coming.bytes
     let moreMessages = 0
@@ -1167,7 +707,7 @@ export class Queue implements Arriving {
 
   /** Makes room for what was admitted. */
   makeRoom({ batches }: Pick<Coming, 'batches'>, nowMs: number): void {
-    const { maxMessages, maxBytes, overflow } = this.#options
+    const { maxMessages, maxBytes, overflow } = this.options
     if ((maxMessages === 0 && maxBytes === 0) || overflow === 'reject') return
     let messages = 0
     let bytes = 0
@@ -1191,22 +731,6 @@ export class Queue implements Arriving {
   }
 
   // --- looking ---
-
-  /** Tries of the message that were charged so far. */
-  attemptsOf(offset: number): number {
-    const chunk = this.chunkAt(offset)
-    return chunk === undefined ? 0 : chunk.attemptsAt(offset - chunk.base)
-  }
-
-  livesOf(offset: number): Lives {
-    const chunk = this.chunkAt(offset)
-    return chunk?.lives?.get(offset - chunk.base) ?? FIRST_LIFE
-  }
-
-  deadAt(offset: number): Dead | undefined {
-    const chunk = this.chunkAt(offset)
-    return chunk?.dead?.get(offset - chunk.base)
-  }
 
   /** Undefined for a message that is gone, or never was. */
   stateOf(offset: number): MessageState | undefined {
@@ -1233,7 +757,7 @@ export class Queue implements Arriving {
     // Of several, one that can be changed.
     const standing = this.#pending.find(id, 0, (offset) => this.stateOf(offset) !== 'leased')
     const pending = standing === -1 ? this.#pending.find(id, 0) : standing
-    if (pending !== -1 || this.#options.unique === 'pending') return pending
+    if (pending !== -1 || this.options.unique === 'pending') return pending
     const offset = this.ids.find(id, 0)
     return offset === -1 || this.stateOf(offset) === undefined ? -1 : offset
   }
@@ -1243,7 +767,7 @@ export class Queue implements Arriving {
    * queue's `retryMaxMs`.
    */
   backoffMs(attempts: number, chance: number): number {
-    const { retryInitialMs, retryMaxMs } = this.#options
+    const { retryInitialMs, retryMaxMs } = this.options
     const nominal = Math.min(retryInitialMs * 2 ** Math.min(attempts - 1, 50), retryMaxMs)
     return Math.min(Math.round(nominal * (0.8 + 0.4 * chance)), retryMaxMs)
   }
@@ -1265,8 +789,8 @@ export class Queue implements Arriving {
       due++
       if (chunk.isExpired(index, nowMs)) expire(chunk, index)
     })
-    if (nowMs >= this.#earliestExpiryMs) {
-      for (const chunk of this.#chunks) {
+    if (nowMs >= this.earliestExpiryMs) {
+      for (const chunk of this.chunks()) {
         if (chunk.earliestExpiryMs > nowMs) continue
         for (let index = 0; index < chunk.count; index++) {
           if (!chunk.isExpired(index, nowMs) || chunk.isGone(index) || chunk.isDead(index)) continue
@@ -1287,7 +811,7 @@ export class Queue implements Arriving {
     const oldest = this.#line.oldestSince
     return {
       name: this.name,
-      options: this.#options,
+      options: this.options,
       paused: this.paused,
       ready: this.ready,
       scheduled: this.scheduled,
@@ -1368,13 +892,13 @@ export class Queue implements Arriving {
   #sweep(nowMs: number): void {
     this.#sweptMs = nowMs
     const expired: Placed[] = []
-    for (const chunk of this.#chunks) if (chunk.earliestExpiryMs <= nowMs) this.#look(chunk, nowMs, expired)
+    for (const chunk of this.chunks()) if (chunk.earliestExpiryMs <= nowMs) this.#look(chunk, nowMs, expired)
     // In the order in which their times were over: each may have freed its key for the next.
     if (this.keys.size > 0) expired.sort((a, b) => a.timeMs - b.timeMs)
     for (const { chunk, index } of expired) this.#expireInLine(chunk, chunk.base + index, nowMs)
-    this.#earliestExpiryMs = Infinity
-    for (const chunk of this.#chunks)
-      this.#earliestExpiryMs = Math.min(this.#earliestExpiryMs, chunk.earliestExpiryMs)
+    this.earliestExpiryMs = Infinity
+    for (const chunk of this.chunks())
+      this.earliestExpiryMs = Math.min(this.earliestExpiryMs, chunk.earliestExpiryMs)
   }
 
   // Finds what has expired, and when to look again.
@@ -1389,109 +913,6 @@ export class Queue implements Arriving {
       else if (this.#line.stands(chunk, index)) expired.push({ chunk, index, timeMs: expiryMs })
     }
   }
-
-  // The chunk that a fact about `offset` changes; undefined when it is gone or its page holds the fact already.
-  #chunkToApply(offset: number): Chunk | undefined {
-    const chunk = this.#chunks.at(offset)
-    return chunk === undefined || chunk.pagePosition > this.appliedFrom ? undefined : chunk
-  }
-
-  #liveChunkToApply(offset: number): Chunk | undefined {
-    const chunk = this.#chunkToApply(offset)
-    return chunk === undefined || chunk.isGone(offset - chunk.base) ? undefined : chunk
-  }
-
-  // Batch by batch, because each stands in a segment of its own that loses live messages.
-  // `size` is what the messages take, where that is known.
-  #removeIn(chunk: Chunk, from: number, to: number, timeMs: number, size?: number): number {
-    let removed = 0
-    const end = Math.min(to, chunk.count)
-    const hasMore = chunk.holdsMessages
-    for (let index = from; index < end;) {
-      const batch = chunk.batches.find(index)
-      const batchEnd = Math.min(chunk.batchEnd(batch), end)
-      const counted = hasMore ? this.#forget(chunk, index, batchEnd) : undefined
-      const bytes =
-        size === undefined || chunk.hasSizes ? counted : (size * (batchEnd - index)) / (end - from)
-      const bytesBefore = chunk.bytes
-      const count = chunk.remove(index, batchEnd, bytes)
-      if (count > 0) {
-        removed += count
-        this.bytes -= bytesBefore - chunk.bytes
-        // In recovery parts of a batch can be missing still: what is live is counted when it is over.
-        if (this.#isOpen && this.#isOver(chunk, batch))
-          this.#use.remove(chunk.batches.place(batch), chunk.batches.bytes(batch))
-        // What is in the queue's page is counted there.
-        if (this.retains && timeMs !== NEVER && this.pagePosition < this.appliedFrom)
-          this.#use.retain(this.id, chunk.batches.place(batch), bytesBefore - chunk.bytes, timeMs)
-      }
-      index = batchEnd
-    }
-    if (removed === 0) return 0
-    this.live -= removed
-    this.dirty = true
-    if (chunk.live === 0 && chunk.full) {
-      this.#chunks.drop(chunk)
-      this.#use.pages.gone(chunk.pageBytes)
-      if (this.#newest === chunk) this.#newest = undefined
-    } else chunk.pack(end)
-    return removed
-  }
-
-  // Whether nothing of the batch is live, here or in the chunks that it came from and goes on in.
-  #isOver(chunk: Chunk, batch: number): boolean {
-    if (!chunk.batchIsGone(batch)) return false
-    const place = chunk.batches.place(batch)
-    if (batch === 0 && this.#isLiveFrom(chunk.base, -CHUNK_MESSAGES, place)) return false
-    const isLast = batch + 1 === chunk.batches.count
-    return !isLast || !chunk.full || !this.#isLiveFrom(chunk.base, CHUNK_MESSAGES, place)
-  }
-
-  // Whether the batch at `place` has a live message in the next chunk that is there: a chunk between would be all of it.
-  #isLiveFrom(base: number, step: number, place: number): boolean {
-    for (let i = 1; i <= BATCH_CHUNKS_MAX; i++) {
-      const chunk = this.#chunksSoFar.at(base + i * step)
-      if (chunk === undefined || chunk.batches.count === 0) continue
-      const batch = step > 0 ? 0 : chunk.batches.count - 1
-      return chunk.batches.place(batch) === place && !chunk.batchIsGone(batch)
-    }
-    return false
-  }
-
-  // What is kept about single messages that are about to be gone goes with them. Returns their bytes.
-  #forget(chunk: Chunk, from: number, to: number): number {
-    let bytes = 0
-    for (let index = from; index < to; index++) {
-      if (chunk.isGone(index)) continue
-      const size = chunk.bytesAt(index)
-      bytes += size
-      const slot = chunk.keyAt(index)
-      if (slot !== NONE) this.keys.release(slot)
-      if (this.#isOpen && chunk.hasId(index) && !chunk.isDead(index)) this.#pending.done(chunk.base + index)
-      chunk.lives?.delete(index)
-      chunk.forgetSize(index)
-      const dead = chunk.dead?.get(index)
-      if (dead === undefined) continue
-      this.#reasons.forget(dead.reason)
-      this.#undead(chunk, index)
-      this.deadCount--
-      this.deadBytes -= dead.bytes
-    }
-    return bytes
-  }
-
-  #undead(chunk: Chunk, index: number): void {
-    chunk.dead!.delete(index)
-    if (chunk.dead!.size === 0) chunk.dead = undefined
-  }
-}
-
-/** In the place of a time of settling: of what was never there for anybody, nothing is retained. */
-const NEVER = -1
-const FIRST_LIFE: Lives = { redrives: 0, attempts: 0 }
-
-function isId(words: Uint32Array, at: number): boolean {
-  return (words[at]! | words[at + 1]! | words[at + 2]! | words[at + 3]!) !== 0
 }
 
 function addLater(batch: Admission, index: number, bytes: number, first: First): void {
@@ -1500,12 +921,6 @@ function addLater(batch: Admission, index: number, bytes: number, first: First):
   batch.bytes -= bytes
 }
 
-function sumOf(sizes: Uint32Array, from: number, to: number): number {
-  let sum = 0
-  for (let at = from; at < to; at++) sum += sizes[at]!
-  return sum
-}
-
-function liveIn(chunk: Chunk, from: number, to: number): number {
-  return chunk.liveIn(from, to)
+function keyRules({ keyConcurrency, onFail }: QueueOptions): KeyRules {
+  return { keyConcurrency, blocks: onFail === 'block' }
 }

@@ -211,7 +211,7 @@ export class State {
       const rules = { ...queue.traitRules, ttlMs: ahead?.ttlMs ?? 0 }
       const traits =
         header.attributes & BATCH_ATTRIBUTE.traits ? readTraits(bytes, at, count, timeMs, rules) : undefined
-      queue.append(baseOffset, count, position, timeMs, length - BATCH_HEADER_BYTES, traits, duplicates)
+      queue.appendFact(baseOffset, count, position, timeMs, length - BATCH_HEADER_BYTES, traits, duplicates)
       if (duplicates !== undefined && queue.pagePosition < position)
         queue.counts.duplicates += duplicates.size
     }
