@@ -87,7 +87,7 @@ async function round(kind: string, when: number, random: Random): Promise<Round>
       await until('what is there to be consumed', () => handled >= ready)
       await reader.close()
       server.broker.audit()
-      const { ready: left, dead } = server.broker.info('q' as never)
+      const { ready: left, dead } = server.broker.catalog.info('q' as never)
       events.push({ kind: 'end', queue: 'q', left, dead })
     } finally {
       await server.stop()

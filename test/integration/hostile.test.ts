@@ -807,13 +807,13 @@ describe('after the handshake', () => {
 
   test('what was refused left nothing behind', async () => {
     expect(Object.keys(cases).length).toBeGreaterThan(100)
-    expect(server.broker.list('', Infinity).queues.map(({ name }) => name)).toEqual([
+    expect(server.broker.catalog.list('', Infinity).queues.map(({ name }) => name)).toEqual([
       'fuzz',
       'honest',
       'slow',
       QUEUE,
     ])
-    expect(server.broker.info(QUEUE as never)).toMatchObject({ published: 0, ready: 0, bytes: 0 })
+    expect(server.broker.catalog.info(QUEUE as never)).toMatchObject({ published: 0, ready: 0, bytes: 0 })
   })
 
   test('a name that means something to JavaScript is a name as any other', async () => {
@@ -882,9 +882,9 @@ describe('after the handshake', () => {
       await peer.dispose()
       return answers
     }
-    const { published } = server.broker.info(QUEUE as never)
+    const { published } = server.broker.catalog.info(QUEUE as never)
     expect(await send()).toEqual(await send())
-    expect(server.broker.info(QUEUE as never).published).toBe(published + count)
+    expect(server.broker.catalog.info(QUEUE as never).published).toBe(published + count)
   })
 
   test('tags and subscriptions of nobody are stale, and nothing else', async () => {
@@ -913,7 +913,7 @@ describe('after the handshake', () => {
 
   test('a frame that breaks off takes nothing with it', async () => {
     const whole = publishFrame(QUEUE, batch(1, [{ payload: new Uint8Array(500) }]))
-    const published = server.broker.info(QUEUE as never).published
+    const published = server.broker.catalog.info(QUEUE as never).published
     let cuts = 0
     for (let end = 1; end < whole.length; end += 7) {
       const peer = await open()
@@ -924,7 +924,7 @@ describe('after the handshake', () => {
       cuts++
     }
     expect(cuts).toBeGreaterThan(80)
-    expect(server.broker.info(QUEUE as never).published).toBe(published)
+    expect(server.broker.catalog.info(QUEUE as never).published).toBe(published)
   })
 })
 
@@ -963,7 +963,10 @@ describe('greed', () => {
       await until('all messages to come back', () => offsets.size === count)
       expect(marked).toBeGreaterThan(0)
       await worker.close()
-      await until('all messages to be settled', () => server.broker.info('slow' as never).acked === count)
+      await until(
+        'all messages to be settled',
+        () => server.broker.catalog.info('slow' as never).acked === count,
+      )
     } finally {
       await sluice.close()
     }
@@ -993,7 +996,7 @@ describe('greed', () => {
       control(OP.SUBSCRIBE, { queue: QUEUE, messages: 10, bytes: 1_000 }, index + 1),
     )
     peer.send(...frames)
-    const consumers = (): number => server.broker.info(QUEUE as never).consumers
+    const consumers = (): number => server.broker.catalog.info(QUEUE as never).consumers
     await until('all to be subscribed', () => consumers() === 1_000)
     await peer.dispose()
     await until('all to be gone', () => consumers() < 1_000)

@@ -45,7 +45,7 @@ beforeEach(async () => {
       throw error
     },
   })
-  broker.ensure({ name: queueName(QUEUE), options: {}, update: false })
+  broker.catalog.ensure({ name: queueName(QUEUE), options: {}, update: false })
   listener = new Listener(broker, {
     host: '127.0.0.1',
     port: 0,
@@ -109,7 +109,7 @@ test('the connection that takes most gives way, whoever sends last', async () =>
   for (const peer of modest) peer.send(whole.subarray(whole.length - 1))
   for (const peer of modest) await peer.frame(OP.PUBLISH_OK)
   expect(listener.receiveBytes).toBeLessThanOrEqual(BUDGET_BYTES)
-  expect(broker.info(queueName(QUEUE)).published).toBe(5)
+  expect(broker.catalog.info(queueName(QUEUE)).published).toBe(5)
 })
 
 test('a connection that breaks off gives back what it took', async () => {

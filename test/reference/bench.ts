@@ -492,7 +492,7 @@ export class Bench {
   look(name: string): void {
     this.#both(
       `info of ${name}`,
-      () => this.broker.info(queueName(name)),
+      () => this.broker.catalog.info(queueName(name)),
       () => {
         const queue = this.model.queue(name)
         return { queue, stale: this.model.stale(queue).length }
@@ -577,7 +577,7 @@ export class Bench {
   ensure(name: string, options: Partial<QueueOptions>, update = false): void {
     this.#both(
       `ensure ${name}`,
-      () => this.broker.ensure({ name: queueName(name), options, update }),
+      () => this.broker.catalog.ensure({ name: queueName(name), options, update }),
       () => {
         this.#followSweep(name)
         return this.model.ensure(name, options, update)
@@ -589,7 +589,7 @@ export class Bench {
   delete(name: string): void {
     this.#both(
       `delete ${name}`,
-      () => this.broker.delete(queueName(name)),
+      () => this.broker.catalog.delete(queueName(name)),
       () => this.model.delete(name),
       (answer, expected) => same(`messages deleted with ${name}`, answer, expected),
     )
@@ -600,7 +600,7 @@ export class Bench {
   purge(name: string): void {
     this.#both(
       `purge ${name}`,
-      () => this.broker.purge(queueName(name)),
+      () => this.broker.catalog.purge(queueName(name)),
       () => {
         this.#followSweep(name)
         return this.model.purge(name)
@@ -612,7 +612,8 @@ export class Bench {
   pause(name: string, paused: boolean): void {
     this.#both(
       `${paused ? 'pause' : 'resume'} ${name}`,
-      () => (paused ? this.broker.pause(queueName(name)) : this.broker.resume(queueName(name))),
+      () =>
+        paused ? this.broker.catalog.pause(queueName(name)) : this.broker.catalog.resume(queueName(name)),
       () => this.model.pause(name, paused),
       (answer, expected) => same(`whether ${name} changed`, answer, expected),
     )

@@ -228,7 +228,7 @@ export const DEFECTS: readonly PlantedDefect[] = [
     aroundConsumer(broker, { lost: () => {} })
   }),
   installed('a restart forgets that a queue is paused', (broker) => {
-    for (const { name } of broker.list('', 100).queues) broker.queue(name).paused = false
+    for (const { name } of broker.catalog.list('', 100).queues) broker.queue(name).paused = false
   }),
   installed('a page of a replay begins with the last message of the page before', (broker) => {
     around(broker, 'replay', (replay) => async (request, by) => {

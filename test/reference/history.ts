@@ -708,7 +708,7 @@ class History {
         } else if (pair !== undefined && this.#chance.hit(0.7)) {
           for (const firstTag of this.#tags(pair, 0.5))
             broker.settle(pair.product, [{ firstTag, count: 1, outcome: OUTCOME.ack }])
-        } else broker.purge(queueName(name))
+        } else broker.catalog.purge(queueName(name))
       } catch (error) {
         if (!(error instanceof Error && error.name === 'SluiceError')) throw error
       }

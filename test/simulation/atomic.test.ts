@@ -184,7 +184,7 @@ class Bench {
   }
 
   info(name: typeof IN): QueueInfo {
-    return this.broker.info(name)
+    return this.broker.catalog.info(name)
   }
 }
 
@@ -204,10 +204,10 @@ test('a step is all or nothing at every sector of every write, and takes effect 
   const disk = new SimulatedDisk()
   let caught: Caught[] = []
   const bench = await new Bench().open(watched(disk, (write) => caught.push(write)))
-  bench.broker.ensure({ name: IN, options: {}, update: false })
+  bench.broker.catalog.ensure({ name: IN, options: {}, update: false })
   // One of them has something to say ahead of each batch.
-  bench.broker.ensure({ name: OUT[0], options: { ttlMs: 3_600_000 }, update: false })
-  bench.broker.ensure({ name: OUT[1], options: {}, update: false })
+  bench.broker.catalog.ensure({ name: OUT[0], options: { ttlMs: 3_600_000 }, update: false })
+  bench.broker.catalog.ensure({ name: OUT[1], options: {}, update: false })
   await bench.feed(STEPS)
   const subscription = bench.consume(IN, 8, (held) => bench.held.push(held))
   await bench.rest()

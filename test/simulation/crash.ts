@@ -354,7 +354,7 @@ export class CrashPoints {
         },
       }
       broker.beginTurn()
-      broker.resume(name as QueueName)
+      broker.catalog.resume(name as QueueName)
       const subscription = broker.subscribe(name as QueueName, 1, consumer, 65_535, 0xffff_ffff, undefined)
       for (let quiet = 0; quiet < 3;) {
         const turn = turns.shift()
@@ -367,7 +367,7 @@ export class CrashPoints {
         broker.settle(subscription, items)
       }
       if (wrong !== undefined) throw wrong
-      const { leased } = broker.info(name as QueueName)
+      const { leased } = broker.catalog.info(name as QueueName)
       const { line, live } = model.names.get(name)!
       // What is ready can stand behind a retry of its key.
       const first = line.first(live.values())

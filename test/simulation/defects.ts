@@ -384,8 +384,9 @@ export const DEFECTS: readonly Defect[] = [
   {
     name: 'a purge forgets what is leased',
     broker: (broker) => {
-      const purge = broker.purge.bind(broker)
-      broker.purge = (name) => {
+      const { catalog } = broker
+      const purge = catalog.purge.bind(catalog)
+      catalog.purge = (name) => {
         const queue = broker.queue(name)
         const { subscriptions } = queue
         queue.subscriptions = []

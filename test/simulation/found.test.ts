@@ -178,7 +178,7 @@ test('a confirm does not join a frame of an earlier turn whose page came again',
 
 test('the mark of an orderly stop is the last thing in the log, also with a turn under way', async () => {
   const bench = await new Bench().open(1)
-  bench.broker.ensure({ name: NAME, options: {}, update: false })
+  bench.broker.catalog.ensure({ name: NAME, options: {}, update: false })
   bench.publish(NAME, 1, 20)
   await bench.settle()
   // A checkpoint is due, and a turn that would write it.
@@ -190,12 +190,12 @@ test('the mark of an orderly stop is the last thing in the log, also with a turn
   expect(bench.fatal).toBeUndefined()
   const next = await new Bench(bench.disk.clone()).open()
   expect(next.broker.status.afterCrash).toBe(false)
-  expect(next.broker.info(NAME).ready).toBe(40)
+  expect(next.broker.catalog.info(NAME).ready).toBe(40)
 })
 
 test('more settles in one turn than one segment can hold are written in parts', async () => {
   const bench = await new Bench().open()
-  bench.broker.ensure({ name: NAME, options: {}, update: false })
+  bench.broker.catalog.ensure({ name: NAME, options: {}, update: false })
   const tags: number[] = []
   const consumer: Consumer = {
     label: '',
@@ -224,7 +224,7 @@ test('more settles in one turn than one segment can hold are written in parts', 
   await bench.settle()
   expect(bench.fatal).toBeUndefined()
   const next = await new Bench(bench.disk.clone()).open()
-  expect(next.broker.info(NAME).ready).toBe(2000)
+  expect(next.broker.catalog.info(NAME).ready).toBe(2000)
 })
 
 test('a connection that is not read because of the disk is not called silent', async () => {
@@ -261,8 +261,8 @@ test('a connection that is not read because of the disk is not called silent', a
 
 /** A queue with `count` dead messages, and one that is empty. */
 async function withDead(bench: Bench, count: number): Promise<void> {
-  bench.broker.ensure({ name: NAME, options: {}, update: false })
-  bench.broker.ensure({ name: OTHER, options: {}, update: false })
+  bench.broker.catalog.ensure({ name: NAME, options: {}, update: false })
+  bench.broker.catalog.ensure({ name: OTHER, options: {}, update: false })
   bench.publish(NAME, 1, count)
   const consumer: Consumer = {
     label: '',
@@ -280,7 +280,7 @@ async function withDead(bench: Bench, count: number): Promise<void> {
   await bench.settle()
   bench.broker.unsubscribe(subscription, 'nobody')
   await bench.settle()
-  expect(bench.broker.info(NAME).dead).toBe(count)
+  expect(bench.broker.catalog.info(NAME).dead).toBe(count)
 }
 
 const OTHER = 'other' as QueueName
@@ -303,7 +303,7 @@ for (const opcode of [OP.DISCARD, OP.REDRIVE] as const) {
     expect(bench.broker.usage().liveBytes).toBeGreaterThan(0)
     const next = await new Bench(bench.disk.clone()).open()
     next.broker.audit()
-    expect(next.broker.info(OTHER).ready).toBe(3)
+    expect(next.broker.catalog.info(OTHER).ready).toBe(3)
   })
 }
 
@@ -326,7 +326,7 @@ test('nothing stands behind the mark of an orderly stop, also while dead message
 for (const opcode of [OP.HISTORY, OP.REPLAY] as const) {
   test(`${opcodeName(opcode)} that comes to a segment which was given back harms nobody`, async () => {
     const bench = await new Bench().open()
-    bench.broker.ensure({ name: NAME, options: {}, update: false })
+    bench.broker.catalog.ensure({ name: NAME, options: {}, update: false })
     for (let number = 1; number <= 20; number++) {
       bench.publish(NAME, number, 80)
       await bench.settle()

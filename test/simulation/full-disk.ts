@@ -151,7 +151,7 @@ export class FullDisk {
     const { fillAfter, filling, ending } = this.#options
     if ((await this.#start()) === undefined)
       throw new Violation('full', 'a start on an empty disk was refused')
-    this.#live.ensure({ name: Q, options: {}, update: false })
+    this.#live.catalog.ensure({ name: Q, options: {}, update: false })
     for (let step = 0; step < fillAfter; step++) await this.#step(step)
     if (filling === 'reserved') await this.#fill()
     else {
@@ -236,9 +236,9 @@ export class FullDisk {
   async #drain(how: 'all' | 'half' | 'until it waits'): Promise<void> {
     const consumer = this.#subscribe(1)
     let taken = 0
-    const most = how === 'half' ? this.#live.info(Q).ready / 2 : Infinity
+    const most = how === 'half' ? this.#live.catalog.info(Q).ready / 2 : Infinity
     const next = (): boolean => consumer.got.length > taken
-    const left = (): boolean => this.#live.info(Q).ready > 0
+    const left = (): boolean => this.#live.catalog.info(Q).ready > 0
     while (taken < most) {
       if (how !== 'until it waits') {
         await this.#until('a message is delivered', PATIENCE_MS, () => next() || !left())

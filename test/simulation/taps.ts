@@ -113,6 +113,7 @@ export interface Owed {
 export function tapBroker(broker: Broker, to: Listening): Owed {
   const { model, attempts } = to
   const owed: Owed = { promise: undefined }
+  const { catalog } = broker
   const tapped = new WeakSet<Queue>()
   const tap = (name: string): void => {
     const queue = broker.queue(name)
@@ -230,8 +231,8 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
     return granted
   }
 
-  const ensure = broker.ensure.bind(broker)
-  broker.ensure = (request) => {
+  const ensure = catalog.ensure.bind(catalog)
+  catalog.ensure = (request) => {
     const answer = ensure(request)
     const { id } = broker.queue(request.name)
     tap(request.name)
@@ -241,8 +242,8 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
     return answer
   }
 
-  const remove = broker.delete.bind(broker)
-  broker.delete = (name) => {
+  const remove = catalog.delete.bind(catalog)
+  catalog.delete = (name) => {
     const { id } = broker.queue(name)
     const messages = remove(name)
     to.guard(() => model.deleted(name, messages))
@@ -252,8 +253,8 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
     return messages
   }
 
-  const purge = broker.purge.bind(broker)
-  broker.purge = (name) => {
+  const purge = catalog.purge.bind(catalog)
+  catalog.purge = (name) => {
     const { id } = broker.queue(name)
     const alive = [...(model.names.get(name)?.live.values() ?? [])].filter(({ state }) => state !== 'dead')
     to.guard(() => model.purging())
@@ -270,15 +271,15 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
     return messages
   }
 
-  const pause = broker.pause.bind(broker)
-  broker.pause = (name) => {
+  const pause = catalog.pause.bind(catalog)
+  catalog.pause = (name) => {
     const changed = pause(name)
     to.guard(() => model.setPaused(name, true, changed))
     return changed
   }
 
-  const resume = broker.resume.bind(broker)
-  broker.resume = (name) => {
+  const resume = catalog.resume.bind(catalog)
+  catalog.resume = (name) => {
     const changed = resume(name)
     to.guard(() => model.setPaused(name, false, changed))
     return changed
@@ -305,8 +306,8 @@ export function tapBroker(broker: Broker, to: Listening): Owed {
       (told) => model.rescheduled(request, told, broker.nowMs),
     )
 
-  const info = broker.info.bind(broker)
-  broker.info = (name) => {
+  const info = catalog.info.bind(catalog)
+  catalog.info = (name) => {
     const answer = info(name)
     to.guard(() => model.counted(answer, broker.nowMs))
     return answer

@@ -823,13 +823,13 @@ export class World implements Surroundings, Listening, LogListening {
     const hasRoom = !this.#isLowUnnoticed && this.nowMs >= this.#lowUntilMs && !this.#faulted
     this.model.calm(this.brokerMs, hasRoom)
     // Whoever asks notices what has expired.
-    broker.list('', Infinity)
+    broker.catalog.list('', Infinity)
     await this.#rest()
     if (isWaiting()) return
     this.model.agreesWith(this.ledger.durable)
     broker.audit()
     this.#checkLive(broker)
-    broker.list('', Infinity)
+    broker.catalog.list('', Infinity)
     this.#check()
   }
 
@@ -901,7 +901,7 @@ export class World implements Surroundings, Listening, LogListening {
           `not drained after ${HEALING_STEPS_MAX} steps: ${this.#clients
             .filter((client) => !client.isDone)
             .map(({ name }) => name)
-            .join()} are not done; ${JSON.stringify(this.broker!.list('', Infinity).queues.map(({ name, ready, scheduled, leased }) => ({ name, ready, scheduled, leased })))}`,
+            .join()} are not done; ${JSON.stringify(this.broker!.catalog.list('', Infinity).queues.map(({ name, ready, scheduled, leased }) => ({ name, ready, scheduled, leased })))}`,
         )
     }
     await this.#calm()
@@ -909,7 +909,7 @@ export class World implements Surroundings, Listening, LogListening {
 
   // After a clock was set back, what is scheduled is due much later than anybody wants to wait here.
   #leap(): void {
-    const queues = this.broker?.list('', Infinity).queues ?? []
+    const queues = this.broker?.catalog.list('', Infinity).queues ?? []
     // What is ready can stand behind a retry of its key.
     const isWaiting = queues.every(({ leased }) => leased === 0) && !this.model.hasEligible
     if (isWaiting && queues.some(({ scheduled }) => scheduled > 0)) this.#pass(HOUR_MS / 4)
@@ -918,13 +918,13 @@ export class World implements Surroundings, Listening, LogListening {
   #isDrained(): boolean {
     if (this.#fatal !== undefined) this.#check()
     if (!this.#clients.every((client) => client.isDone)) return false
-    return this.broker!.list('', Infinity).queues.every(
+    return this.broker!.catalog.list('', Infinity).queues.every(
       ({ ready, scheduled, leased }) => ready + scheduled + leased === 0,
     )
   }
 
   async #judge(): Promise<Report> {
-    for (const { name, ready, scheduled, leased, dead } of this.broker!.list('', Infinity).queues) {
+    for (const { name, ready, scheduled, leased, dead } of this.broker!.catalog.list('', Infinity).queues) {
       this.history.push({ kind: 'end', queue: name, left: ready + scheduled + leased, dead })
     }
     for (const name of ['nowhere', ...this.queueNames]) {

@@ -47,7 +47,7 @@ class Rig {
       // So that what was published before the last few batches is read back.
       blocks: { blockBytes: 65_536, recentBytes: 65_536 },
     })
-    this.broker.ensure({ name: JOBS, options: { maxDeliveries: 255 }, update: false })
+    this.broker.catalog.ensure({ name: JOBS, options: { maxDeliveries: 255 }, update: false })
     this.producer = this.broker.attachProducer('0'.repeat(32), 0)
     await turns()
   }
@@ -114,7 +114,7 @@ describe('what one frame may cost', () => {
     expect(rig.broker.settle(subscription, [item])).toEqual([])
     await turns(20)
     expect(rig.fatal).toEqual([])
-    expect(rig.broker.info(JOBS)).toMatchObject({ dead: 2000, leased: 0 })
+    expect(rig.broker.catalog.info(JOBS)).toMatchObject({ dead: 2000, leased: 0 })
     rig.broker.audit()
   })
 
@@ -159,7 +159,7 @@ describe('what one frame may cost', () => {
       expect(first!.reason === reasonOf(0)).toBe(true)
       const [last] = (await rig.broker.peek({ ...PEEK, from: count - 1 }, CALLER)).messages
       expect(last!.reason).toBe(reasonOf(count - 1).slice(0, REASON_HEAD_BYTES))
-      expect(rig.broker.info(JOBS)).toMatchObject({ dead: count })
+      expect(rig.broker.catalog.info(JOBS)).toMatchObject({ dead: count })
     }
     await check()
     const again = new Rig(rig.log.reopened())

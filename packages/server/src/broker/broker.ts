@@ -11,14 +11,11 @@ import {
   LOSS,
   MESSAGE_OVERHEAD_BYTES,
   OUTCOME,
-  QUEUE_OPTION_DEFAULTS,
   SluiceError,
-  checkOptionsTogether,
   clipText,
   type Claim,
   type ConsumersRequest,
   type DeadSelection,
-  type EnsureRequest,
   type Granted,
   type HistoryRequest,
   type LostRange,
@@ -26,10 +23,7 @@ import {
   type PeekPage,
   type PeekRequest,
   type Placed,
-  type QueueInfo,
   type QueueName,
-  type QueueOptionName,
-  type QueueOptions,
   type RedriveRequest,
   type ReplayRequest,
   type RescheduleRequest,
@@ -41,18 +35,17 @@ import type { Log } from '../log/log.js'
 import { Tail } from '../log/tail.js'
 import {
   DEATH,
-  FactBuffer,
   ID_WORDS,
   REASON_HEAD_BYTES,
   Subscription,
   TimeHeap,
   emptyLease,
-  encodeDefinition,
   type Consumer,
   type Lease,
   type Queue,
 } from '../queue/index.js'
 import { CHUNK_MESSAGES } from '../queue/bits.js'
+import { Catalog } from './catalog.js'
 import { Dispatcher } from './dispatch.js'
 import { Intake, type AtomicStep } from './intake.js'
 import type { HistoryResult } from './history.js'
@@ -67,11 +60,12 @@ import {
   type ReplayResult,
 } from './operator.js'
 import type { Producer } from '../state/producers.js'
+import { addLost, addTag } from './ranges.js'
 import { Records } from './records.js'
 import { recover } from '../state/recovery.js'
 import { pagesMax, producersMax } from '../state/directory.js'
 import { Space, type Holder } from '../state/space.js'
-import { BOOT_AFTER_CLOSE, sameOptions, type State } from '../state/state.js'
+import { BOOT_AFTER_CLOSE, type State } from '../state/state.js'
 import { checkAt, hashId } from '../state/traits.js'
 import { Writer, type MemoryUse } from './writer.js'
 
@@ -163,14 +157,13 @@ export class Broker {
   readonly #dispatcher: Dispatcher
   readonly #space: Space
   readonly #active: Queue[] = []
-  readonly #facts = new FactBuffer()
   readonly #writer: Writer
   readonly #intake: Intake
   readonly #moves: Moves
   readonly #operator: Operator
+  /** Queues by name. */
+  readonly catalog: Catalog
   readonly #timers = new TimeHeap()
-  /** Names of all queues, sorted; made when it is asked for. */
-  #names: string[] | undefined
   /** With small segments reasons are cut: those of a whole chunk of dead messages stand in one page. */
   readonly #reasonBytesMax: number
   readonly #pagesMax: number
@@ -276,6 +269,10 @@ export class Broker {
     this.#writer.nowMs = nowMs
     this.#intake = new Intake(state, this.#writer, messageBytesMax, changed)
     this.#moves = new Moves(state, this.#writer, records, changed)
+    this.catalog = new Catalog(state, this.#writer, this.#moves, options, {
+      changed,
+      deleted: (queue) => this.#claimable.delete(queue),
+    })
     this.#operator = new Operator(
       options.log,
       records,
@@ -428,7 +425,7 @@ export class Broker {
 
   /** @throws SluiceError QUEUE_NOT_FOUND */
   queue(name: string): Queue {
-    return this.#intake.queue(name)
+    return this.#state.queue(name)
   }
 
   /** The queue whose name stands at `bytes[start, end)`; undefined if there is none. */
@@ -690,170 +687,7 @@ export class Broker {
     this.#activate(queue)
   }
 
-  // --- queues ---
-
-  /**
-   * @throws SluiceError QUEUE_CONFLICT, OPTION_CONFLICT, OPTION_FIXED, DEAD_LETTER_CYCLE, QUEUE_NOT_FOUND of a
-   * dead-letter queue, TOO_MANY_QUEUES
-   */
-  ensure(request: EnsureRequest): { created: boolean; queue: QueueInfo } {
-    const existing = this.#state.queues.get(request.name)
-    const options = { ...(existing?.options ?? QUEUE_OPTION_DEFAULTS), ...request.options }
-    const differs = existing === undefined || !sameOptions(existing.options, options)
-    if (existing !== undefined && differs && !request.update) throw conflict(existing, request)
-    if (differs) this.#checkOptions(request, options, existing)
-    if (existing !== undefined) {
-      if (differs) {
-        existing.applyOptions(options, this.nowMs)
-        this.#declare(existing)
-        this.#moves.note(existing)
-        this.#changed(existing)
-      }
-      return { created: false, queue: this.#info(existing) }
-    }
-    const queuesMax = this.#options.queuesMax ?? 100_000
-    if (this.#state.queues.size >= queuesMax) {
-      throw new SluiceError(
-        'TOO_MANY_QUEUES',
-        `There are ${this.#state.queues.size} queues; at most ${queuesMax} are allowed.`,
-      )
-    }
-    const { pages } = this.#state
-    if (pages >= this.#pagesMax) {
-      throw new SluiceError(
-        'TOO_MANY_QUEUES',
-        `There are ${this.#state.queues.size} queues, and the state of all takes ${pages} pages; with segments of ${this.#log.segmentBytes / 2 ** 20} MiB it may take ${this.#pagesMax}.`,
-      )
-    }
-    const { random } = this.#options
-    const queue = this.#state.addQueue(this.#state.nextQueueId, {
-      name: request.name,
-      options,
-      createdAtMs: this.nowMs,
-      paused: false,
-      seed: Array.from({ length: ID_WORDS }, () => Math.floor(random() * 2 ** 32)),
-      idsFrom: 0,
-    })
-    queue.open(this.nowMs)
-    this.#names = undefined
-    this.#declare(queue)
-    this.#moves.made(queue.name)
-    return { created: true, queue: this.#info(queue) }
-  }
-
-  #checkOptions(request: EnsureRequest, options: QueueOptions, existing: Queue | undefined): void {
-    checkOptionsTogether(options)
-    if (existing !== undefined && existing.options.unique !== options.unique) {
-      throw new SluiceError(
-        'OPTION_FIXED',
-        `\`unique\` of the queue ${existing.name} is "${existing.options.unique}" since it was made and cannot be changed.`,
-      )
-    }
-    if (request.options.deadLetter === undefined) return
-    const path: string[] = [request.name]
-    for (let name = options.deadLetter; name !== '';) {
-      path.push(name)
-      if (name === request.name) {
-        throw new SluiceError(
-          'DEAD_LETTER_CYCLE',
-          `Dead messages of the queue ${request.name} would come back to it: ${path.join(' → ')}.`,
-        )
-      }
-      const next = this.#state.queues.get(name)
-      if (next === undefined && name === options.deadLetter)
-        throw new SluiceError(
-          'QUEUE_NOT_FOUND',
-          `There is no queue ${JSON.stringify(name)} for dead messages.`,
-        )
-      name = next?.options.deadLetter ?? ''
-    }
-  }
-
-  // What the queue is, as it is now, stands in the log.
-  #declare(queue: Queue): void {
-    this.#writer.note(queue)
-    this.#facts.ensure(encodeDefinition(queue))
-    this.#writer.facts(queue.id, this.#facts)
-    queue.dirty = true
-  }
-
-  /** Nothing is handed out any more, until it is resumed; false if it was so before. @throws SluiceError QUEUE_NOT_FOUND */
-  pause(name: QueueName): boolean {
-    return this.#setPaused(this.queue(name), true)
-  }
-
-  /** Messages are handed out again; false if they were. @throws SluiceError QUEUE_NOT_FOUND */
-  resume(name: QueueName): boolean {
-    return this.#setPaused(this.queue(name), false)
-  }
-
-  #setPaused(queue: Queue, paused: boolean): boolean {
-    if (queue.paused === paused) return false
-    queue.paused = paused
-    this.#declare(queue)
-    this.#activate(queue)
-    return true
-  }
-
-  /** @throws SluiceError QUEUE_NOT_FOUND */
-  info(name: QueueName): QueueInfo {
-    return this.#info(this.queue(name))
-  }
-
-  // Looking changes nothing, and costs nothing for each message or key.
-  #info(queue: Queue): QueueInfo {
-    return queue.infoAt(this.nowMs, this.#state.segments.retainedBytes(queue.id))
-  }
-
-  /** At most `limit` queues by name, those behind the name `after`; `more`: there are others behind them. */
-  list(after: string, limit: number): { readonly queues: QueueInfo[]; readonly more: boolean } {
-    const names = (this.#names ??= [...this.#state.queues.keys()].sort())
-    let from = 0
-    for (let to = names.length; from < to;) {
-      const middle = (from + to) >>> 1
-      if (names[middle]! <= after) from = middle + 1
-      else to = middle
-    }
-    const page = names.slice(from, from + limit)
-    return {
-      queues: page.map((name) => this.info(name as QueueName)),
-      more: from + limit < names.length,
-    }
-  }
-
-  /** Deletes the queue and all its messages; returns how many. @throws SluiceError QUEUE_NOT_FOUND */
-  delete(name: QueueName): number {
-    const queue = this.queue(name)
-    const messages = queue.live
-    queue.facts.clear()
-    this.#facts.delete()
-    this.#writer.facts(queue.id, this.#facts)
-    const error = new SluiceError('QUEUE_DELETED', `The queue ${name} was deleted.`)
-    for (const subscription of queue.subscriptions) {
-      queue.detach(subscription)
-      subscription.takeAll(this.#lease, () => {})
-      subscription.consumer.ended(subscription, error)
-    }
-    this.#state.removeQueue(queue)
-    this.#claimable.delete(queue)
-    this.#names = undefined
-    return messages
-  }
-
-  /** Removes all that is scheduled, ready and leased; returns how many. @throws SluiceError QUEUE_NOT_FOUND */
-  purge(name: QueueName): number {
-    const queue = this.queue(name)
-    queue.settleTime(this.nowMs)
-    for (const subscription of queue.subscriptions) {
-      const lost: LostRange[] = []
-      const tags = [...subscription.held()].map(({ tag }) => tag).sort((a, b) => a - b)
-      for (const tag of tags) if (subscription.take(tag, this.#lease)) addLost(lost, tag, this.#lease.offset)
-      if (lost.length > 0) subscription.consumer.lost(subscription, LOSS.purged, lost)
-    }
-    const messages = queue.purge(this.nowMs)
-    this.#changed(queue)
-    return messages
-  }
+  // --- single messages ---
 
   /**
    * Takes out a message that is scheduled or ready.
@@ -1204,36 +1038,4 @@ function messageDoesNotFit(messageBytesMax: number, segmentBytes: number): strin
 
 function processingTimeoutMs(subscription: Subscription): number {
   return subscription.processingTimeoutMs ?? subscription.queue.options.processingTimeoutMs
-}
-
-/** Tags come in their order. */
-function addTag(ranges: TagRange[], tag: number): void {
-  const last = ranges.at(-1)
-  if (last !== undefined && (last.firstTag + last.count) >>> 0 === tag) {
-    ranges[ranges.length - 1] = { firstTag: last.firstTag, count: last.count + 1 }
-  } else {
-    ranges.push({ firstTag: tag, count: 1 })
-  }
-}
-
-/** Tags come in their order; a range ends where the offsets are not consecutive. */
-function addLost(ranges: LostRange[], tag: number, offset: number): void {
-  const last = ranges.at(-1)
-  if (
-    last !== undefined &&
-    (last.firstTag + last.count) >>> 0 === tag &&
-    last.firstOffset + last.count === offset
-  ) {
-    ranges[ranges.length - 1] = { ...last, count: last.count + 1 }
-  } else ranges.push({ firstTag: tag, count: 1, firstOffset: offset })
-}
-
-function conflict(queue: Queue, request: EnsureRequest): SluiceError {
-  const differing = Object.entries(request.options)
-    .filter(([name, value]) => queue.options[name as QueueOptionName] !== value)
-    .map(([name, value]) => `\`${name}\` is ${queue.options[name as QueueOptionName]}, not ${value}`)
-  return new SluiceError(
-    'QUEUE_CONFLICT',
-    `The queue ${queue.name} exists with other options: ${differing.join(', ')}.`,
-  )
 }

@@ -110,12 +110,12 @@ describe('a claim within one boot', () => {
         other.leave()
         await bench.settle()
       },
-      'it was purged': (bench) => void bench.broker.purge(Q),
+      'it was purged': (bench) => void bench.broker.catalog.purge(Q),
       'it was rescheduled': (bench) =>
         void bench.broker.reschedule({ name: Q, offset: 0, delayMs: 5, atMs: undefined, id: undefined }),
       'it was cancelled': (bench) => void bench.broker.cancel({ name: Q, offset: 0, id: undefined }),
       'its queue was made anew': async (bench) => {
-        bench.broker.delete(Q)
+        bench.broker.catalog.delete(Q)
         bench.ensure()
         await bench.publish([{}, {}])
       },
@@ -175,7 +175,7 @@ describe('a claim within one boot', () => {
     const bench = await opened()
     const first = await working(bench, [{}], 0)
     first.die()
-    bench.broker.pause(Q)
+    bench.broker.catalog.pause(Q)
     expect(claim(bench, bench.consume(), claimOf(bench, first, 0))).toHaveLength(1)
     const single = await opened({ single: true })
     const active = await working(single, [{}, {}], 0, 1)

@@ -93,14 +93,6 @@ export class Intake {
     this.#changed = changed
   }
 
-  /** @throws SluiceError QUEUE_NOT_FOUND */
-  queue(name: string): Queue {
-    const queue = this.#state.queues.get(name)
-    if (queue === undefined)
-      throw new SluiceError('QUEUE_NOT_FOUND', `There is no queue ${JSON.stringify(name)}.`)
-    return queue
-  }
-
   /**
    * Takes the batch at `[at, end)` and returns where it went. It is for the queue `to`, or for that of the name `to`.
    * `unanswered` is how many numbers below its own the producer still waits for. A refusal is remembered under the
@@ -122,7 +114,8 @@ export class Intake {
     if (known !== undefined) return known
     try {
       checkFollows(producer, number, bytes, at)
-      return this.#take(producer, number, crc, typeof to === 'string' ? this.queue(to) : to, bytes, at, end)
+      const queue = typeof to === 'string' ? this.#state.queue(to) : to
+      return this.#take(producer, number, crc, queue, bytes, at, end)
     } catch (error) {
       throw remembered(producer, number, error)
     }
@@ -313,7 +306,7 @@ export class Intake {
         )
       }
       checkFollows(producer, number, bytes, at)
-      const queue = this.queue(batch.queue)
+      const queue = this.#state.queue(batch.queue)
       return this.#judge(queue, bytes, at, end, this.#check(bytes, at, end), comingTo(comings, queue))
     })
     for (const [queue, coming] of comings) this.#admit(queue, coming)

@@ -18,7 +18,7 @@ it('has as many queues as it may, and place for another when one is deleted', as
   bench.ensure({}, names[1])
   expect(() => bench.ensure({}, names[2])).toThrow(refused('TOO_MANY_QUEUES'))
   bench.ensure({ maxMessages: 5 }, names[1])
-  bench.broker.delete(names[0]!)
+  bench.broker.catalog.delete(names[0]!)
   await bench.settle()
   bench.ensure({}, names[2])
   expect(bench.info(names[1]).options.maxMessages).toBe(5)

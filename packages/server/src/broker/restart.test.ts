@@ -27,8 +27,8 @@ describe('a queue', () => {
     await bench.fill(200_000)
     expect(await bench.crash()).toBe(true)
     const pausedAt = bench.broker.endPosition
-    expect(bench.broker.pause(Q)).toBe(true)
-    expect(bench.broker.pause(Q)).toBe(false)
+    expect(bench.broker.catalog.pause(Q)).toBe(true)
+    expect(bench.broker.catalog.pause(Q)).toBe(false)
     await bench.settle()
     await bench.crash()
     expect(bench.info().paused).toBe(true)
@@ -39,7 +39,7 @@ describe('a queue', () => {
 
     await bench.publish([{}])
     expect(await bench.order()).toEqual([])
-    expect(bench.broker.resume(Q)).toBe(true)
+    expect(bench.broker.catalog.resume(Q)).toBe(true)
     expect(await bench.order()).toEqual([0])
   })
 
@@ -218,7 +218,7 @@ describe('a producer that asks again', () => {
     const bench = await new Bench(SMALL).open()
     const bytes = await duplicatesOf(bench)
     const publishedBefore = bench.broker.endPosition
-    bench.broker.purge(Q)
+    bench.broker.catalog.purge(Q)
     await bench.fill(400_000)
     expect(isGone(bench, publishedBefore)).toBe(true)
     expect(await bench.crash()).toBe(true)
@@ -281,8 +281,8 @@ describe('a producer that asks again', () => {
       await bench.settle()
       const before = bench.broker.endPosition
       if (from === 'page') {
-        bench.broker.purge(Q)
-        bench.broker.purge(P)
+        bench.broker.catalog.purge(Q)
+        bench.broker.catalog.purge(P)
         await bench.fill(400_000)
       }
       expect(await bench.crash()).toBe(from === 'page')
@@ -551,14 +551,14 @@ describe('a dead message that is to be moved', () => {
     bench.ensure({}, DEAD)
     bench.ensure({ deadLetter: DEAD })
     await bench.publish([{}, {}])
-    bench.broker.delete(DEAD)
+    bench.broker.catalog.delete(DEAD)
     await dies(bench)
     expect(bench.info()).toMatchObject({ dead: 1, moved: 0 })
     bench.ensure({}, DEAD)
     await bench.settle()
     expect(bench.info()).toMatchObject({ dead: 0, moved: 1 })
     expect(bench.info(DEAD)).toMatchObject({ ready: 1 })
-    bench.broker.delete(DEAD)
+    bench.broker.catalog.delete(DEAD)
     await dies(bench)
     await bench.crash()
     expect(bench.info()).toMatchObject({ dead: 1, moved: 1 })

@@ -126,7 +126,7 @@ class Peer {
   }
 
   ensure(name: string, options: object = {}): void {
-    this.broker.ensure({ name: queueName(name), options, update: true })
+    this.broker.catalog.ensure({ name: queueName(name), options, update: true })
   }
 
   async subscribe(queue: string, channel: number): Promise<number> {

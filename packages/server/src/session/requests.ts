@@ -57,13 +57,13 @@ function done(page: CutShort): Answer {
 }
 
 export const REQUESTS = {
-  ENSURE: ({ broker }, body) => result(broker.ensure(ensureRequest(body))),
-  GET: ({ broker }, body) => result({ queue: broker.info(nameRequest('GET', body)) }),
-  LIST: ({ broker }, body) => result(broker.list(afterName(body), LIST_PAGE)),
-  DELETE: ({ broker }, body) => result({ messages: broker.delete(nameRequest('DELETE', body)) }),
-  PURGE: ({ broker }, body) => result({ messages: broker.purge(nameRequest('PURGE', body)) }),
-  PAUSE: ({ broker }, body) => result({ changed: broker.pause(nameRequest('PAUSE', body)) }),
-  RESUME: ({ broker }, body) => result({ changed: broker.resume(nameRequest('RESUME', body)) }),
+  ENSURE: ({ broker }, body) => result(broker.catalog.ensure(ensureRequest(body))),
+  GET: ({ broker }, body) => result({ queue: broker.catalog.info(nameRequest('GET', body)) }),
+  LIST: ({ broker }, body) => result(broker.catalog.list(afterName(body), LIST_PAGE)),
+  DELETE: ({ broker }, body) => result({ messages: broker.catalog.delete(nameRequest('DELETE', body)) }),
+  PURGE: ({ broker }, body) => result({ messages: broker.catalog.purge(nameRequest('PURGE', body)) }),
+  PAUSE: ({ broker }, body) => result({ changed: broker.catalog.pause(nameRequest('PAUSE', body)) }),
+  RESUME: ({ broker }, body) => result({ changed: broker.catalog.resume(nameRequest('RESUME', body)) }),
   CANCEL: ({ broker }, body) => result(broker.cancel(cancelRequest(body))),
   RESCHEDULE: ({ broker }, body) => result(broker.reschedule(rescheduleRequest(body))),
   CONSUMERS: ({ broker }, body) => result(broker.consumers(consumersRequest(body))),

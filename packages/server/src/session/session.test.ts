@@ -107,7 +107,7 @@ describe('while the disk does not answer', () => {
   let answer = (): void => {}
   beforeEach(async () => {
     session.receive(GREETING, nowMs)
-    broker.ensure({ name: queueName('q'), options: {}, update: false })
+    broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
     await turns(5)
     disk = new Promise((resolve) => (answer = resolve))
   })
@@ -135,7 +135,7 @@ describe('while the disk does not answer', () => {
     const body = { queue: 'q', messages: 4, bytes: 1 << 24 }
     session.receive(frame(OP.SUBSCRIBE, encodeControl(body), 1), nowMs)
     await turns(5)
-    expect(broker.info(queueName('q')).leased).toBe(4)
+    expect(broker.catalog.info(queueName('q')).leased).toBe(4)
     publish(5, 44, 1 << 20)
     expect(broker.isBehind).toBe(true)
     const { id } = broker.consumers({ name: queueName('q'), from: 0 }).consumers[0]!
@@ -144,11 +144,11 @@ describe('while the disk does not answer', () => {
     expect(paused).toBe(true)
     await turns(20)
     // Taken, for it was there; what it makes room for has to wait.
-    expect(broker.info(queueName('q'))).toMatchObject({ leased: 2, ready: 42 })
+    expect(broker.catalog.info(queueName('q'))).toMatchObject({ leased: 2, ready: 42 })
     answer()
     await turns(100)
     expect(paused).toBe(false)
-    expect(broker.info(queueName('q')).leased).toBe(4)
+    expect(broker.catalog.info(queueName('q')).leased).toBe(4)
   })
 
   test('no consumer is blamed for what was not sent to it', async () => {
@@ -176,7 +176,7 @@ describe('while all together have too much unread', () => {
     const outbound = { bytes: 0, bytesMax: 5_000 }
     const MESSAGES = 40
     const BODY_BYTES = 1_000
-    broker.ensure({ name: queueName('q'), options: {}, update: false })
+    broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
     const producer = broker.attachProducer('1'.repeat(32), 0)
     for (let i = 1; i <= MESSAGES; i++)
       broker.publish(producer, 'q', batch(i, BODY_BYTES), 0, 56 + BODY_BYTES, 0)
@@ -220,11 +220,11 @@ describe('while all together have too much unread', () => {
     expect(outbound.bytes).toBeGreaterThan(outbound.bytesMax)
     expect(outbound.bytes).toBeLessThan(outbound.bytesMax + 4 * (BODY_BYTES + 200))
     // Nobody who reads is kept waiting for those that do not.
-    for (let i = 0; i < MESSAGES && broker.info(queueName('q')).ready > 0; i++) {
+    for (let i = 0; i < MESSAGES && broker.catalog.info(queueName('q')).ready > 0; i++) {
       expect(readAll()).toBeLessThan(outbound.bytesMax + 2 * BODY_BYTES)
       await turns(2)
     }
-    expect(broker.info(queueName('q')).ready).toBe(0)
+    expect(broker.catalog.info(queueName('q')).ready).toBe(0)
     readAll()
     nowMs += SESSION_DEFAULTS.stalledMs + 1
     broker.beginTurn()
@@ -238,7 +238,7 @@ describe('while all together have too much unread', () => {
 
   test('who uses up what is shared, without too much of its own, is closed when it does not read', async () => {
     const outbound = { bytes: 0, bytesMax: 5_000 }
-    broker.ensure({ name: queueName('q'), options: {}, update: false })
+    broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
     const producer = broker.attachProducer('1'.repeat(32), 0)
     broker.publish(producer, 'q', batch(1, 6_000), 0, 56 + 6_000, 0)
     await turns(5)
@@ -297,7 +297,7 @@ describe('a client that has said GOODBYE', () => {
     decoder.frameBytesMax = SESSION_DEFAULTS.frameBytesMax
     one = new Session(broker, link, SESSION_DEFAULTS, nowMs, (_, why) => closed.push(why?.code))
     one.receive(GREETING, nowMs)
-    broker.ensure({ name: queueName('q'), options: {}, update: false })
+    broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
   })
 
   test.each([false, true])('gets the answer that is under way, with its side closed: %s', async (isHalf) => {
@@ -353,7 +353,7 @@ test('a connection that is refused is told why once it says HELLO, and has begun
 // It is begun with before it is refused: whoever sends it again has it done twice.
 test('what is refused because too much is under way is not done', async () => {
   session.receive(GREETING, nowMs)
-  broker.ensure({ name: queueName('q'), options: {}, update: false })
+  broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
   await turns(5)
   let answer = (): void => {}
   const discards = vi.spyOn(broker, 'discard').mockReturnValue(
@@ -389,16 +389,16 @@ test('a connection has as many subscriptions as it may', async () => {
   }
   const one = new Session(broker, transport, { ...SESSION_DEFAULTS, subscriptionsMax: 2 }, nowMs, () => {})
   one.receive(GREETING, nowMs)
-  broker.ensure({ name: queueName('q'), options: {}, update: false })
+  broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
   const subscribe = (channel: number): void =>
     one.receive(frame(OP.SUBSCRIBE, encodeControl({ queue: 'q', messages: 1, bytes: 1 }), channel), nowMs)
   subscribe(1)
   subscribe(2)
   await turns(5)
-  expect([codes, broker.info(queueName('q')).consumers]).toEqual([[], 2])
+  expect([codes, broker.catalog.info(queueName('q')).consumers]).toEqual([[], 2])
   subscribe(3)
   await turns(5)
-  expect([codes, broker.info(queueName('q')).consumers]).toEqual([['TOO_MANY_SUBSCRIPTIONS'], 2])
+  expect([codes, broker.catalog.info(queueName('q')).consumers]).toEqual([['TOO_MANY_SUBSCRIPTIONS'], 2])
 })
 
 test('a peer that asks and never reads is given up', () => {
@@ -437,7 +437,7 @@ describe('who reads is not given up for what comes at once', () => {
   }
 
   test('as many pages as may be asked for', async () => {
-    broker.ensure({ name: queueName('q'), options: {}, update: false })
+    broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
     const producer = broker.attachProducer('1'.repeat(32), 0)
     for (let i = 1; i <= 20; i++) broker.publish(producer, 'q', batch(i, 100_000), 0, 56 + 100_000, 0)
     await turns(5)
@@ -462,7 +462,7 @@ describe('who reads is not given up for what comes at once', () => {
       },
     }
     broker = await Broker.open({ ...shared, log, messageBytesMax: 15 << 20 })
-    broker.ensure({ name: queueName('q'), options: {}, update: false })
+    broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
     broker.publish(broker.attachProducer('1'.repeat(32), 0), 'q', batch(1, bytes), 0, 56 + bytes, 0)
     await turns(5)
     const later = log.reopened()

@@ -80,7 +80,7 @@ describe('at rest nothing is written', () => {
   it('of state pages that take many segments', async () => {
     const bench = await new Bench(SMALL).open()
     for (let i = 0; i < 2_000; i++)
-      bench.broker.ensure({ name: queueName(`q${i}`), options: {}, update: false })
+      bench.broker.catalog.ensure({ name: queueName(`q${i}`), options: {}, update: false })
     await bench.settle()
     bench.ensure()
     await bench.fill(1_000_000)
@@ -96,7 +96,7 @@ describe('space', () => {
     bench.ensure()
     for (let i = 0; i < 150; i++) await bench.publish(repeated(20, { bodyBytes: 900 }))
     expect(bench.log.usage().segments).toBeGreaterThan(20)
-    bench.broker.purge(Q)
+    bench.broker.catalog.purge(Q)
     await bench.settle()
     await rest(bench, 60_000)
     expect(bench.log.usage().segments).toBeLessThanOrEqual(5)
@@ -179,7 +179,7 @@ describe('what a checkpoint could not list', () => {
       const name = queueName(`q${queues}`)
       try {
         bench.broker.beginTurn()
-        bench.broker.ensure({ name, options: {}, update: false })
+        bench.broker.catalog.ensure({ name, options: {}, update: false })
         await bench.publish([{}], name)
       } catch (error) {
         refusal = error
@@ -216,7 +216,7 @@ describe('what a checkpoint could not list', () => {
     expect([bench.info().dead, bench.info(dead).ready]).toEqual([1, 0])
     for (let i = 0; i < 20; i++) {
       bench.broker.beginTurn()
-      bench.broker.delete(queueName(`q${i}`))
+      bench.broker.catalog.delete(queueName(`q${i}`))
     }
     await bench.settle()
     await bench.pass(5_000)

@@ -8,6 +8,7 @@ import {
   BATCH_TYPE,
   batchTimeMs,
   batchType,
+  SluiceError,
   readBatchHeader,
   type Duplicates,
   type Placed,
@@ -69,6 +70,14 @@ export class State {
   /** Pages that a directory may have to list: a queue whose messages have arrived gets another one with the next chunk. */
   get pages(): number {
     return this.segments.pages.count + this.queues.size
+  }
+
+  /** @throws SluiceError QUEUE_NOT_FOUND */
+  queue(name: string): Queue {
+    const queue = this.queues.get(name)
+    if (queue === undefined)
+      throw new SluiceError('QUEUE_NOT_FOUND', `There is no queue ${JSON.stringify(name)}.`)
+    return queue
   }
 
   addQueue(id: number, definition: QueueDefinition): Queue {

@@ -78,7 +78,7 @@ describe('priority, delay and time to live', () => {
           await bench.pass(120_000)
           await bench.pass(2_000)
           bench.broker.audit()
-          const info = bench.broker.info(Q)
+          const info = bench.broker.catalog.info(Q)
           expect(info).toMatchObject({ ready: 0, scheduled: 0, leased: 0 })
           expect(info.acked + info.expired).toBe(info.published)
         },
@@ -116,6 +116,6 @@ describe('priority, delay and time to live', () => {
       { priority: 31 },
     ])
       await bench.publish([options])
-    expect(bench.broker.info(Q)).toMatchObject({ published: 4, scheduled: 1 })
+    expect(bench.broker.catalog.info(Q)).toMatchObject({ published: 4, scheduled: 1 })
   })
 })

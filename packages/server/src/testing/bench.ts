@@ -252,12 +252,12 @@ export class Bench {
 
   ensure(options: Partial<QueueOptions> = {}, name: QueueName = Q): void {
     this.broker.beginTurn()
-    this.broker.ensure({ name, options, update: true })
+    this.broker.catalog.ensure({ name, options, update: true })
   }
 
   info(name: QueueName = Q): QueueInfo {
     this.broker.beginTurn()
-    return this.broker.info(name)
+    return this.broker.catalog.info(name)
   }
 
   producer(identity: string = IDENTITY): Producer {
@@ -318,10 +318,10 @@ export class Bench {
       this.send(batchOf([{ bodyBytes: 900 }], this.#filled++), other, 'ff'.repeat(16))
       // Space is looked at every few milliseconds.
       await this.pass(25)
-      if (this.#filled % 16 === 0) this.broker.purge(other)
+      if (this.#filled % 16 === 0) this.broker.catalog.purge(other)
     }
     this.broker.beginTurn()
-    this.broker.purge(other)
+    this.broker.catalog.purge(other)
     await this.pass(1_100)
   }
 

@@ -1,0 +1,85 @@
+/** Looking at queues, which changes nothing of them. */
+import { queueName } from '@sluice/protocol'
+import { describe, expect, it } from 'vitest'
+import { Bench, Q } from '../testing/bench.js'
+
+describe('looking at queues', () => {
+  it('writes nothing, and counts what is there by now', async () => {
+    const bench = await new Bench().open()
+    bench.ensure()
+    await bench.publish([
+      {},
+      { ttlMs: 5_000, key: 'a' },
+      { delayMs: 5_000 },
+      { delayMs: 5_000, ttlMs: 1 },
+      { key: 'b' },
+    ])
+    const worker = bench.consume(1)
+    await bench.settle()
+    bench.now += 6_000
+    const entries = bench.log.entries.length
+    bench.broker.beginTurn()
+    for (let i = 0; i < 3; i++) {
+      expect(bench.broker.catalog.info(Q)).toMatchObject({ ready: 2, scheduled: 0, leased: 1, expired: 2 })
+      expect(bench.broker.catalog.list('', 10).queues[0]).toEqual(bench.broker.catalog.info(Q))
+      expect(bench.broker.catalog.ensure({ name: Q, options: {}, update: false }).queue).toEqual(
+        bench.broker.catalog.info(Q),
+      )
+    }
+    expect(bench.endTurns()).toBe(0)
+    await bench.settle()
+    expect(bench.log.entries.length).toBe(entries)
+    expect(worker.got).toHaveLength(1)
+    const shown = bench.broker.catalog.info(Q)
+    // What was noticed is what was counted.
+    await bench.pass(0)
+    const { oldestReadyMs } = bench.broker.catalog.info(Q)
+    expect({ ...bench.broker.catalog.info(Q), oldestReadyMs: 0 }).toEqual({ ...shown, oldestReadyMs: 0 })
+    expect(oldestReadyMs).toBe(6_000)
+    bench.broker.audit()
+  })
+
+  it('delivers nothing that became due, nor ends what takes too long: only time does', async () => {
+    const bench = await new Bench().open()
+    bench.ensure()
+    await bench.publish([{}, { delayMs: 5_000 }, { delayMs: 5_000, key: 'a' }, { ttlMs: 5_000, key: 'a' }])
+    const worker = bench.consume(10, { timeoutMs: 5_000 })
+    await bench.settle()
+    worker.start(0)
+    await bench.settle()
+    expect(worker.takeOffsets()).toEqual([0, 3])
+    bench.now += 6_000
+    bench.broker.beginTurn()
+    const queue = bench.broker.queue(Q)
+    const { nextDeadline } = bench.broker
+    for (let i = 0; i < 3; i++) {
+      expect(bench.broker.catalog.info(Q)).toMatchObject({ ready: 2, scheduled: 0, leased: 2 })
+      expect(bench.broker.catalog.list('', 10).queues).toHaveLength(1)
+      expect(queue.facts.isEmpty).toBe(true)
+      expect(queue.active).toBe(false)
+      expect(bench.broker.nextDeadline).toBe(nextDeadline)
+      expect(bench.endTurns()).toBe(0)
+    }
+    expect(worker.takeOffsets()).toEqual([])
+    expect(worker.tagsLost).toEqual([])
+    await bench.pass(0)
+    expect(worker.takeOffsets()).toEqual([1])
+    expect(worker.tagsLost).toHaveLength(1)
+    bench.broker.audit()
+  })
+
+  it('lists them by name, page by page, as they come and go', async () => {
+    const bench = await new Bench().open()
+    const names = (after: string, limit: number): string[] =>
+      bench.broker.catalog.list(after, limit).queues.map(({ name }) => name)
+    for (const name of ['b', 'd', 'a']) bench.ensure({}, queueName(name))
+    expect(names('', 2)).toEqual(['a', 'b'])
+    expect(bench.broker.catalog.list('', 2).more).toBe(true)
+    expect(names('b', 2)).toEqual(['d'])
+    bench.ensure({}, queueName('c'))
+    bench.broker.catalog.delete(queueName('d'))
+    expect(names('b', 2)).toEqual(['c'])
+    expect(bench.broker.catalog.list('b', 2).more).toBe(false)
+    expect(names('c', 2)).toEqual([])
+  })
+})

@@ -1,0 +1,249 @@
+/**
+ * The queues by name: makes, changes, pauses, empties and deletes them, and says what they are and hold.
+ *
+ * Looking changes nothing: `info` and `list` count what is due and what has expired as of this turn, write no fact and
+ * wake no queue. Called for each request about a queue as a whole.
+ */
+import {
+  LOSS,
+  QUEUE_OPTION_DEFAULTS,
+  SluiceError,
+  checkOptionsTogether,
+  type EnsureRequest,
+  type LostRange,
+  type QueueInfo,
+  type QueueName,
+  type QueueOptionName,
+  type QueueOptions,
+} from '@sluice/protocol'
+import { FactBuffer, ID_WORDS, emptyLease, encodeDefinition, type Queue } from '../queue/index.js'
+import { pagesMax } from '../state/directory.js'
+import { sameOptions, type State } from '../state/state.js'
+import type { Moves } from './moves.js'
+import { addLost } from './ranges.js'
+import type { Writer } from './writer.js'
+
+const QUEUES_DEFAULT = 100_000
+
+export interface CatalogOptions {
+  readonly queuesMax?: number
+  /** A number in [0, 1), for the key under which a queue hashes its ids. */
+  readonly random: () => number
+}
+
+/** What others do about a queue that the catalog has changed. */
+export interface CatalogEvents {
+  changed(queue: Queue): void
+  deleted(queue: Queue): void
+}
+
+export class Catalog {
+  readonly #state: State
+  readonly #writer: Writer
+  readonly #moves: Moves
+  readonly #random: () => number
+  readonly #queuesMax: number
+  readonly #pagesMax: number
+  readonly #events: CatalogEvents
+  readonly #facts = new FactBuffer()
+  readonly #lease = emptyLease()
+  /** Names of all queues, sorted; made when a list is asked for. */
+  #names: string[] | undefined
+
+  constructor(
+    state: State,
+    writer: Writer,
+    moves: Moves,
+    { queuesMax = QUEUES_DEFAULT, random }: CatalogOptions,
+    events: CatalogEvents,
+  ) {
+    this.#state = state
+    this.#writer = writer
+    this.#moves = moves
+    this.#random = random
+    this.#queuesMax = queuesMax
+    this.#pagesMax = pagesMax(writer.segmentBytes)
+    this.#events = events
+  }
+
+  /**
+   * @throws SluiceError QUEUE_CONFLICT, OPTION_CONFLICT, OPTION_FIXED, DEAD_LETTER_CYCLE, QUEUE_NOT_FOUND of a
+   * dead-letter queue, TOO_MANY_QUEUES
+   */
+  ensure(request: EnsureRequest): { created: boolean; queue: QueueInfo } {
+    const existing = this.#state.queues.get(request.name)
+    const options = { ...(existing?.options ?? QUEUE_OPTION_DEFAULTS), ...request.options }
+    const differs = existing === undefined || !sameOptions(existing.options, options)
+    if (existing !== undefined && differs && !request.update) throw conflict(existing, request)
+    if (differs) this.#checkOptions(request, options, existing)
+    if (existing === undefined) return { created: true, queue: this.#info(this.#make(request.name, options)) }
+    if (differs) {
+      existing.applyOptions(options, this.#writer.nowMs)
+      this.#declare(existing)
+      this.#moves.note(existing)
+      this.#events.changed(existing)
+    }
+    return { created: false, queue: this.#info(existing) }
+  }
+
+  #checkOptions(request: EnsureRequest, options: QueueOptions, existing: Queue | undefined): void {
+    checkOptionsTogether(options)
+    if (existing !== undefined && existing.options.unique !== options.unique) {
+      throw new SluiceError(
+        'OPTION_FIXED',
+        `\`unique\` of the queue ${existing.name} is "${existing.options.unique}" since it was made and cannot be changed.`,
+      )
+    }
+    if (request.options.deadLetter !== undefined) this.#checkDeadLetter(request.name, options.deadLetter)
+  }
+
+  #checkDeadLetter(from: string, to: string): void {
+    const path: string[] = [from]
+    for (let name = to; name !== '';) {
+      path.push(name)
+      if (name === from) {
+        throw new SluiceError(
+          'DEAD_LETTER_CYCLE',
+          `Dead messages of the queue ${from} would come back to it: ${path.join(' → ')}.`,
+        )
+      }
+      const next = this.#state.queues.get(name)
+      if (next === undefined && name === to)
+        throw new SluiceError(
+          'QUEUE_NOT_FOUND',
+          `There is no queue ${JSON.stringify(name)} for dead messages.`,
+        )
+      name = next?.options.deadLetter ?? ''
+    }
+  }
+
+  #make(name: QueueName, options: QueueOptions): Queue {
+    this.#checkRoom()
+    const queue = this.#state.addQueue(this.#state.nextQueueId, {
+      name,
+      options,
+      createdAtMs: this.#writer.nowMs,
+      paused: false,
+      seed: Array.from({ length: ID_WORDS }, () => Math.floor(this.#random() * 2 ** 32)),
+      idsFrom: 0,
+    })
+    queue.open(this.#writer.nowMs)
+    this.#names = undefined
+    this.#declare(queue)
+    this.#moves.made(queue.name)
+    return queue
+  }
+
+  #checkRoom(): void {
+    const { pages, queues } = this.#state
+    if (queues.size >= this.#queuesMax) {
+      throw new SluiceError(
+        'TOO_MANY_QUEUES',
+        `There are ${queues.size} queues; at most ${this.#queuesMax} are allowed.`,
+      )
+    }
+    if (pages >= this.#pagesMax) {
+      throw new SluiceError(
+        'TOO_MANY_QUEUES',
+        `There are ${queues.size} queues, and the state of all takes ${pages} pages; with segments of ${this.#writer.segmentBytes / 2 ** 20} MiB it may take ${this.#pagesMax}.`,
+      )
+    }
+  }
+
+  // Writes to the log what the queue is now.
+  #declare(queue: Queue): void {
+    this.#writer.note(queue)
+    this.#facts.ensure(encodeDefinition(queue))
+    this.#writer.facts(queue.id, this.#facts)
+    queue.dirty = true
+  }
+
+  /** Nothing is delivered any more, until it is resumed; false if it was so before. @throws SluiceError QUEUE_NOT_FOUND */
+  pause(name: QueueName): boolean {
+    return this.#setPaused(this.#state.queue(name), true)
+  }
+
+  /** Messages are delivered again; false if they were. @throws SluiceError QUEUE_NOT_FOUND */
+  resume(name: QueueName): boolean {
+    return this.#setPaused(this.#state.queue(name), false)
+  }
+
+  #setPaused(queue: Queue, paused: boolean): boolean {
+    if (queue.paused === paused) return false
+    queue.paused = paused
+    this.#declare(queue)
+    this.#events.changed(queue)
+    return true
+  }
+
+  /** @throws SluiceError QUEUE_NOT_FOUND */
+  info(name: QueueName): QueueInfo {
+    return this.#info(this.#state.queue(name))
+  }
+
+  // Costs what is overdue, and nothing for each message or key.
+  #info(queue: Queue): QueueInfo {
+    return queue.infoAt(this.#writer.nowMs, this.#state.segments.retainedBytes(queue.id))
+  }
+
+  /** At most `limit` queues by name, those behind the name `after`; `more`: there are others behind them. */
+  list(after: string, limit: number): { readonly queues: QueueInfo[]; readonly more: boolean } {
+    const names = (this.#names ??= [...this.#state.queues.keys()].sort())
+    let from = 0
+    for (let to = names.length; from < to;) {
+      const middle = (from + to) >>> 1
+      if (names[middle]! <= after) from = middle + 1
+      else to = middle
+    }
+    const page = names.slice(from, from + limit)
+    return {
+      queues: page.map((name) => this.info(name as QueueName)),
+      more: from + limit < names.length,
+    }
+  }
+
+  /** Deletes the queue and all its messages; returns how many. @throws SluiceError QUEUE_NOT_FOUND */
+  delete(name: QueueName): number {
+    const queue = this.#state.queue(name)
+    const messages = queue.live
+    queue.facts.clear()
+    this.#facts.delete()
+    this.#writer.facts(queue.id, this.#facts)
+    const error = new SluiceError('QUEUE_DELETED', `The queue ${name} was deleted.`)
+    for (const subscription of queue.subscriptions) {
+      queue.detach(subscription)
+      subscription.takeAll(this.#lease, () => {})
+      subscription.consumer.ended(subscription, error)
+    }
+    this.#state.removeQueue(queue)
+    this.#names = undefined
+    this.#events.deleted(queue)
+    return messages
+  }
+
+  /** Removes all that is scheduled, ready and leased; returns how many. @throws SluiceError QUEUE_NOT_FOUND */
+  purge(name: QueueName): number {
+    const queue = this.#state.queue(name)
+    const { nowMs } = this.#writer
+    queue.settleTime(nowMs)
+    for (const subscription of queue.subscriptions) {
+      const lost: LostRange[] = []
+      const tags = [...subscription.held()].map(({ tag }) => tag).sort((a, b) => a - b)
+      for (const tag of tags) if (subscription.take(tag, this.#lease)) addLost(lost, tag, this.#lease.offset)
+      if (lost.length > 0) subscription.consumer.lost(subscription, LOSS.purged, lost)
+    }
+    const messages = queue.purge(nowMs)
+    this.#events.changed(queue)
+    return messages
+  }
+}
+
+function conflict(queue: Queue, request: EnsureRequest): SluiceError {
+  const differing = Object.entries(request.options)
+    .filter(([name, value]) => queue.options[name as QueueOptionName] !== value)
+    .map(([name, value]) => `\`${name}\` is ${queue.options[name as QueueOptionName]}, not ${value}`)
+  return new SluiceError(
+    'QUEUE_CONFLICT',
+    `The queue ${queue.name} exists with other options: ${differing.join(', ')}.`,
+  )
+}
