@@ -13,6 +13,7 @@ import {
   readU32,
   readU48,
   textBytes,
+  viewBytes,
   writeText,
   writeU16,
   writeU32,
@@ -22,10 +23,22 @@ import { SluiceError, shown, type ErrorCode } from './errors.js'
 import { LIMITS } from './limits.js'
 
 export const RECORD_HEADER_BYTES = 8
+/** Bytes of a header beside its name and its value. */
+export const HEADER_OVERHEAD_BYTES = 3
+/** Bytes of each of the options delay, at and ttl. */
+export const RECORD_TIME_BYTES = 6
+
+const FLAGS_AT = 4
+/** Of the byte with the priority in its low bits and the content type in its high ones. */
+const PRIORITY_AT = 5
+const PRIORITY_MASK = 31
+const CONTENT_TYPE_SHIFT = 5
+const OPTIONS_LENGTH_AT = 6
 
 /** `replaces`: where a message with its id waits, that one is cancelled. The bit between means something to `checkRecords`. */
 export const RECORD_FLAG = { delay: 1, at: 2, ttl: 4, key: 8, id: 16, headers: 32, replaces: 128 } as const
 const KNOWN_FLAGS = 63 | RECORD_FLAG.replaces
+const TIME_FLAGS = [RECORD_FLAG.delay, RECORD_FLAG.at, RECORD_FLAG.ttl] as const
 
 /** What the payload is, for whoever decodes it; the broker does not look. */
 export const CONTENT_TYPE = { bytes: 0, text: 1, msgpack: 2 } as const
@@ -51,9 +64,9 @@ export function recordBytes(options: RecordOptions | undefined, payloadBytes: nu
 
 function optionsBytes(options: RecordOptions): number {
   let bytes = 0
-  if (options.delayMs !== undefined) bytes += 6
-  if (options.atMs !== undefined) bytes += 6
-  if (options.ttlMs !== undefined) bytes += 6
+  if (options.delayMs !== undefined) bytes += RECORD_TIME_BYTES
+  if (options.atMs !== undefined) bytes += RECORD_TIME_BYTES
+  if (options.ttlMs !== undefined) bytes += RECORD_TIME_BYTES
   if (options.key !== undefined) bytes += 1 + textBytes(options.key)
   if (options.id !== undefined) bytes += 1 + textBytes(options.id)
   if (options.headers !== undefined) bytes += headersBytes(options.headers)
@@ -62,7 +75,8 @@ function optionsBytes(options: RecordOptions): number {
 
 function headersBytes(headers: Readonly<Record<string, string>>): number {
   let bytes = 0
-  for (const name of Object.keys(headers)) bytes += 3 + textBytes(name) + textBytes(headers[name]!)
+  for (const name of Object.keys(headers))
+    bytes += HEADER_OVERHEAD_BYTES + textBytes(name) + textBytes(headers[name]!)
   return bytes
 }
 
@@ -83,17 +97,17 @@ export function writeRecordHead(
     if (options.delayMs !== undefined) {
       flags |= RECORD_FLAG.delay
       writeU48(bytes, next, options.delayMs)
-      next += 6
+      next += RECORD_TIME_BYTES
     }
     if (options.atMs !== undefined) {
       flags |= RECORD_FLAG.at
       writeU48(bytes, next, options.atMs)
-      next += 6
+      next += RECORD_TIME_BYTES
     }
     if (options.ttlMs !== undefined) {
       flags |= RECORD_FLAG.ttl
       writeU48(bytes, next, options.ttlMs)
-      next += 6
+      next += RECORD_TIME_BYTES
     }
     if (options.key !== undefined) {
       flags |= RECORD_FLAG.key
@@ -106,19 +120,23 @@ export function writeRecordHead(
     if (options.headers !== undefined) {
       flags |= RECORD_FLAG.headers
       for (const name of Object.keys(options.headers)) {
-        next = writeShortText(bytes, next, name)
-        const length = writeText(bytes, next + 2, options.headers[name]!)
-        writeU16(bytes, next, length)
-        next += 2 + length
+        next = writeHeader(bytes, next, name, options.headers[name]!)
       }
     }
   }
   if (options?.replaces === true) flags |= RECORD_FLAG.replaces
   writeU32(bytes, at, next - at + payloadBytes)
-  bytes[at + 4] = flags
-  bytes[at + 5] = (options?.priority ?? 0) | (contentType << 5)
-  writeU16(bytes, at + 6, next - at - RECORD_HEADER_BYTES)
+  bytes[at + FLAGS_AT] = flags
+  bytes[at + PRIORITY_AT] = (options?.priority ?? 0) | (contentType << CONTENT_TYPE_SHIFT)
+  writeU16(bytes, at + OPTIONS_LENGTH_AT, next - at - RECORD_HEADER_BYTES)
   return next
+}
+
+function writeHeader(bytes: Uint8Array, at: number, name: string, value: string): number {
+  const lengthAt = writeShortText(bytes, at, name)
+  const length = writeText(bytes, lengthAt + 2, value)
+  writeU16(bytes, lengthAt, length)
+  return lengthAt + 2 + length
 }
 
 function writeShortText(bytes: Uint8Array, at: number, text: string): number {
@@ -213,25 +231,49 @@ function checkText(code: ErrorCode, name: string, value: unknown, min: number, m
   }
 }
 
+/** Bytes of the whole record at `at`. */
+export function recordSize(bytes: Uint8Array, at: number): number {
+  return readU32(bytes, at)
+}
+
+/** Bits of RECORD_FLAG. */
+export function recordFlags(bytes: Uint8Array, at: number): number {
+  return bytes[at + FLAGS_AT]!
+}
+
+export function recordPriority(bytes: Uint8Array, at: number): number {
+  return bytes[at + PRIORITY_AT]! & PRIORITY_MASK
+}
+
+/** One of CONTENT_TYPE, in a record that has passed `checkRecords`. */
+export function recordContentType(bytes: Uint8Array, at: number): number {
+  return bytes[at + PRIORITY_AT]! >> CONTENT_TYPE_SHIFT
+}
+
+/** Where the payload of the record at `at` begins: behind its options. */
+export function recordPayloadAt(bytes: Uint8Array, at: number): number {
+  return at + RECORD_HEADER_BYTES + readU16(bytes, at + OPTIONS_LENGTH_AT)
+}
+
 /** Options of the record at `at`, which must have passed `checkRecords`. */
 export function readRecordOptions(bytes: Uint8Array, at: number): RecordOptions {
-  const flags = bytes[at + 4]!
-  const end = at + RECORD_HEADER_BYTES + readU16(bytes, at + 6)
+  const flags = recordFlags(bytes, at)
+  const end = recordPayloadAt(bytes, at)
   const options: { -readonly [Name in keyof RecordOptions]: RecordOptions[Name] } = {
-    priority: bytes[at + 5]! & 31,
+    priority: recordPriority(bytes, at),
   }
   let next = at + RECORD_HEADER_BYTES
   if (flags & RECORD_FLAG.delay) {
     options.delayMs = readU48(bytes, next)
-    next += 6
+    next += RECORD_TIME_BYTES
   }
   if (flags & RECORD_FLAG.at) {
     options.atMs = readU48(bytes, next)
-    next += 6
+    next += RECORD_TIME_BYTES
   }
   if (flags & RECORD_FLAG.ttl) {
     options.ttlMs = readU48(bytes, next)
-    next += 6
+    next += RECORD_TIME_BYTES
   }
   if (flags & RECORD_FLAG.key) {
     options.key = readText(bytes, next + 1, next + 1 + bytes[next]!)
@@ -253,6 +295,80 @@ export function readRecordOptions(bytes: Uint8Array, at: number): RecordOptions 
     options.headers = headers
   }
   return options
+}
+
+/** Where the parts of a record begin; each ends where the next one begins. */
+export interface RecordLayout {
+  /** Key and id. */
+  readonly keyAt: number
+  readonly idAt: number
+  readonly headersAt: number
+  readonly payloadAt: number
+}
+
+/** `record` must have passed `checkRecords`. */
+export function recordLayout(record: Uint8Array): RecordLayout {
+  const flags = recordFlags(record, 0)
+  let keyAt = RECORD_HEADER_BYTES
+  for (const flag of TIME_FLAGS) if (flags & flag) keyAt += RECORD_TIME_BYTES
+  const idAt = flags & RECORD_FLAG.key ? keyAt + 1 + record[keyAt]! : keyAt
+  const headersAt = flags & RECORD_FLAG.id ? idAt + 1 + record[idAt]! : idAt
+  return { keyAt, idAt, headersAt, payloadAt: recordPayloadAt(record, 0) }
+}
+
+/** Where a header is in its record: all of it is `[at, valueEnd)`. */
+export interface HeaderPlace {
+  readonly at: number
+  readonly nameAt: number
+  readonly nameEnd: number
+  readonly valueAt: number
+  readonly valueEnd: number
+}
+
+/** The headers of a record, in their order. */
+export function* recordHeaders(
+  record: Uint8Array,
+  { headersAt, payloadAt }: RecordLayout,
+): Generator<HeaderPlace, void, undefined> {
+  for (let at = headersAt; at < payloadAt;) {
+    const nameAt = at + 1
+    const nameEnd = nameAt + record[at]!
+    const valueAt = nameEnd + 2
+    const valueEnd = valueAt + readU16(record, nameEnd)
+    yield { at, nameAt, nameEnd, valueAt, valueEnd }
+    at = valueEnd
+  }
+}
+
+/** The bytes of one header, as `copyRecord` takes it. */
+export function encodeHeader(name: string, value: string): Uint8Array {
+  const bytes = new Uint8Array(HEADER_OVERHEAD_BYTES + textBytes(name) + textBytes(value))
+  writeHeader(bytes, 0, name, value)
+  return bytes
+}
+
+/**
+ * A copy of the record, behind `gap` bytes of a new array, with these headers instead of its own. The copy has no times
+ * and replaces no message: what the record asked for there has been done.
+ */
+export function copyRecord(record: Uint8Array, headers: readonly Uint8Array[], gap: number): Uint8Array {
+  const { keyAt, headersAt, payloadAt } = recordLayout(record)
+  let optionsBytes = headersAt - keyAt
+  for (const header of headers) optionsBytes += header.length
+  const size = RECORD_HEADER_BYTES + optionsBytes + record.length - payloadAt
+  const copy = new Uint8Array(gap + size)
+  writeU32(copy, gap, size)
+  const kept = recordFlags(record, 0) & (RECORD_FLAG.key | RECORD_FLAG.id)
+  copy[gap + FLAGS_AT] = kept | (headers.length > 0 ? RECORD_FLAG.headers : 0)
+  copy[gap + PRIORITY_AT] = record[PRIORITY_AT]!
+  writeU16(copy, gap + OPTIONS_LENGTH_AT, optionsBytes)
+  let at = gap + RECORD_HEADER_BYTES
+  for (const part of [viewBytes(record, keyAt, headersAt), ...headers]) {
+    copy.set(part, at)
+    at += part.length
+  }
+  copy.set(viewBytes(record, payloadAt, record.length), at)
+  return copy
 }
 
 /** What `checkRecords` found wrong first, and in which record. */
@@ -283,7 +399,7 @@ export function checkRecords(
     at += gap
     if (end - at < RECORD_HEADER_BYTES)
       return malformed(index, `record header is cut off at byte ${at - start}`)
-    const size = readU32(bytes, at)
+    const size = recordSize(bytes, at)
     if (size < RECORD_HEADER_BYTES || size > end - at) {
       return malformed(index, `record size ${size} does not fit the ${end - at} bytes that are left`)
     }
@@ -294,12 +410,13 @@ export function checkRecords(
         message: `Message ${index} has ${size - RECORD_HEADER_BYTES} bytes; at most ${messageBytesMax} are accepted.`,
       }
     }
-    const flags = bytes[at + 4]!
-    if (bytes[at + 5]! & 31) flagsSeen |= ANY_PRIORITY
-    if (bytes[at + 5]! >> 5 > CONTENT_TYPE.msgpack) return malformed(index, 'content type is unknown')
-    const optionsEnd = readU16(bytes, at + 6)
-    if (flags !== 0 || optionsEnd !== 0) {
-      const fault = checkOptions(bytes, at, flags, optionsEnd, size)
+    const flags = recordFlags(bytes, at)
+    if (recordPriority(bytes, at) > 0) flagsSeen |= ANY_PRIORITY
+    if (recordContentType(bytes, at) > CONTENT_TYPE.msgpack)
+      return malformed(index, 'content type is unknown')
+    const optionsLength = readU16(bytes, at + OPTIONS_LENGTH_AT)
+    if (flags !== 0 || optionsLength !== 0) {
+      const fault = checkOptions(bytes, at, flags, optionsLength, size)
       if (fault !== undefined) return malformed(index, fault)
       flagsSeen |= flags
     }
@@ -329,7 +446,7 @@ function checkOptions(
   const end = next + length
   if (flags & RECORD_FLAG.delay && flags & RECORD_FLAG.at) return 'delay and at are both set'
   if (flags & RECORD_FLAG.replaces && !(flags & RECORD_FLAG.id)) return 'it replaces others and has no id'
-  for (const flag of [RECORD_FLAG.delay, RECORD_FLAG.at, RECORD_FLAG.ttl]) if (flags & flag) next += 6
+  for (const flag of TIME_FLAGS) if (flags & flag) next += RECORD_TIME_BYTES
   if (next > end) return 'times are cut off'
   for (const flag of [RECORD_FLAG.key, RECORD_FLAG.id]) {
     if (!(flags & flag)) continue

@@ -8,7 +8,7 @@ import {
   batchBaseOffset,
   batchCount,
   batchQueueId,
-  readU32,
+  recordSize,
 } from '@sluice/protocol'
 import { holdsBatch, type Block, type Blocks } from '../log/blocks.js'
 import { CHUNK_MESSAGES } from '../queue/bits.js'
@@ -118,7 +118,7 @@ export class Dispatcher {
     let count = 0
     let tag = firstTag
     while (count < run.count && (count === 0 || subscription.isFree(tag))) {
-      const size = readU32(bytes, at)
+      const size = recordSize(bytes, at)
       if (!subscription.takes(size)) break
       subscription.grant(tag, run.offset + count, size, run.sinceMs, nowMs)
       at += size
@@ -173,7 +173,7 @@ export class Dispatcher {
       place.byte = BATCH_HEADER_BYTES
     }
     while (place.index < index) {
-      place.byte += readU32(bytes, batchAt + place.byte)
+      place.byte += recordSize(bytes, batchAt + place.byte)
       place.index++
     }
     return place

@@ -3,7 +3,14 @@
  * redriven or replayed elsewhere. That a message has left and that it is there are in one entry, so after any crash
  * it is in exactly one of the two queues.
  */
-import { ANY_PRIORITY, BATCH_ATTRIBUTE, BATCH_HEADER_BYTES, LIMITS, SluiceError } from '@sluice/protocol'
+import {
+  ANY_PRIORITY,
+  BATCH_ATTRIBUTE,
+  BATCH_HEADER_BYTES,
+  SluiceError,
+  recordFlags,
+  recordPriority,
+} from '@sluice/protocol'
 import { FactBuffer, type Queue } from '../queue/index.js'
 import { movedBatch, type Origin } from './origin.js'
 import { redrivesOf, type Records } from './records.js'
@@ -199,5 +206,5 @@ export class Moves {
 
 function asksForTraits(batch: Uint8Array): boolean {
   const at = BATCH_HEADER_BYTES
-  return asksForAny(batch[at + 4]! | (batch[at + 5]! & LIMITS.priorityMax ? ANY_PRIORITY : 0))
+  return asksForAny(recordFlags(batch, at) | (recordPriority(batch, at) > 0 ? ANY_PRIORITY : 0))
 }

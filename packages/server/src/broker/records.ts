@@ -7,12 +7,14 @@ import {
   copyBytes,
   deathName,
   readText,
-  readU32,
+  recordFlags,
+  recordHeaders,
+  recordLayout,
+  recordSize,
   type MessageFilter,
 } from '@sluice/protocol'
 import type { Blocks } from '../log/blocks.js'
 import type { Dead, Queue } from '../queue/index.js'
-import { eachHeader, layoutOf } from './origin.js'
 
 export class Records {
   readonly #blocks: Blocks
@@ -32,8 +34,8 @@ export class Records {
     const batchAt = position - block.position
     let at = batchAt + BATCH_HEADER_BYTES
     for (let index = offset - batchBaseOffset(block.bytes, batchAt); index > 0; index--)
-      at += readU32(block.bytes, at)
-    return copyBytes(block.bytes, at, at + readU32(block.bytes, at))
+      at += recordSize(block.bytes, at)
+    return copyBytes(block.bytes, at, at + recordSize(block.bytes, at))
   }
 
   /**
@@ -90,15 +92,14 @@ export function choosesAmong(
 
 /** Keys, ids and headers are compared as bytes: two that are not UTF-8 are the same text and not the same key. */
 export function choosesRecord({ key, id, headers }: MessageFilter, record: Uint8Array): boolean {
-  const layout = layoutOf(record)
+  const layout = recordLayout(record)
   const { keyAt, idAt, headersAt } = layout
   if (key !== undefined && !isText(record, keyAt + 1, idAt, key)) return false
   if (id !== undefined && !isText(record, idAt + 1, headersAt, id)) return false
   return Object.entries(headers ?? {}).every(([name, value]) => {
     let has = false
-    eachHeader(record, layout, (at, nameEnd, end) => {
-      if (isText(record, at + 1, nameEnd, name)) has = isText(record, nameEnd + 2, end, value)
-    })
+    for (const { nameAt, nameEnd, valueAt, valueEnd } of recordHeaders(record, layout))
+      if (isText(record, nameAt, nameEnd, name)) has = isText(record, valueAt, valueEnd, value)
     return has
   })
 }
@@ -115,11 +116,11 @@ function viewBuffer(bytes: Uint8Array, start: number, end: number): Buffer {
 /** How often a message was brought back, over all queues that it has been in. */
 export function redrivesOf(queue: Queue, offset: number, record: Uint8Array): number {
   const here = queue.livesOf(offset).redrives
-  if ((record[4]! & RECORD_FLAG.headers) === 0) return here
+  if ((recordFlags(record, 0) & RECORD_FLAG.headers) === 0) return here
   let before = 0
-  eachHeader(record, layoutOf(record), (at, nameEnd, end) => {
-    if (isText(record, at + 1, nameEnd, ORIGIN_HEADERS.redrives))
-      before = Number(readText(record, nameEnd + 2, end))
-  })
+  for (const { nameAt, nameEnd, valueAt, valueEnd } of recordHeaders(record, recordLayout(record))) {
+    if (isText(record, nameAt, nameEnd, ORIGIN_HEADERS.redrives))
+      before = Number(readText(record, valueAt, valueEnd))
+  }
   return here + (Number.isSafeInteger(before) && before > 0 ? before : 0)
 }

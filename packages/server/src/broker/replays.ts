@@ -18,7 +18,7 @@ import {
   batchType,
   copyBytes,
   readBatchHeader,
-  readU32,
+  recordSize,
   type BatchHeader,
   type ReplayRequest,
 } from '@sluice/protocol'
@@ -278,11 +278,11 @@ function* settledIn(
     const { baseOffset, count, timeMs } = header
     if (timeMs < fromMs || timeMs >= untilMs) continue
     let record = at + BATCH_HEADER_BYTES
-    for (let index = 0; index < count; index++, record += readU32(bytes, record)) {
+    for (let index = 0; index < count; index++, record += recordSize(bytes, record)) {
       const offset = baseOffset + index
       if (offset < fromOffset || !window.acked.has(offset)) continue
       if (position === from && index < fromIndex) continue
-      const copy = copyBytes(bytes, record, record + readU32(bytes, record))
+      const copy = copyBytes(bytes, record, record + recordSize(bytes, record))
       yield { record: copy, offset, publishedMs: timeMs, position, index }
     }
   }

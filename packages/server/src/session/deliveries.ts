@@ -9,7 +9,7 @@ import {
   FRAME_HEADER_BYTES,
   OP,
   SCATTERED_BYTES,
-  readU32,
+  recordSize,
   viewBytes,
   writeDeliverHead,
   writeU32,
@@ -57,7 +57,7 @@ export class Deliveries {
     const scatteredBytes = DELIVER_HEADER_BYTES + count * SCATTERED_BYTES + end - start
     if (count < SIDE_BY_SIDE_MIN && scatteredBytes <= SCATTERED_FRAME_BYTES) {
       for (let i = 0, at = start; i < count; i++) {
-        const size = readU32(bytes, at)
+        const size = recordSize(bytes, at)
         this.#scattered(outbox, subscription, run, i, (firstTag + i) >>> 0, flags, bytes, at, size)
         at += size
       }

@@ -9,9 +9,12 @@ import {
   LIMITS,
   RECORD_FLAG,
   RECORD_HEADER_BYTES,
+  RECORD_TIME_BYTES,
   SluiceError,
-  readU32,
   readU48,
+  recordFlags,
+  recordPriority,
+  recordSize,
   type ErrorCode,
   durationText,
 } from '@sluice/protocol'
@@ -88,26 +91,26 @@ export function readTraits(
   scratch.sizes = withSizes ? sizes : undefined
   let record = at + BATCH_HEADER_BYTES
   for (let index = 0; index < count; index++) {
-    const flags = bytes[record + 4]!
+    const flags = recordFlags(bytes, record)
     let next = record + RECORD_HEADER_BYTES
     let dueMs = 0
     if (flags & RECORD_FLAG.delay) {
       const delayMs = readU48(bytes, next)
       if (delayMs > 0) dueMs = timeMs + delayMs
-      next += 6
+      next += RECORD_TIME_BYTES
     }
     if (flags & RECORD_FLAG.at) {
       const atMs = readU48(bytes, next)
       if (atMs > timeMs) dueMs = atMs
-      next += 6
+      next += RECORD_TIME_BYTES
     }
-    priorities[index] = bytes[record + 5]! & 31
+    priorities[index] = recordPriority(bytes, record)
     dues[index] = dueMs
     // The time to live begins when the message is due.
     let ownTtlMs = ttlMs
     if (flags & RECORD_FLAG.ttl) {
       ownTtlMs = readU48(bytes, next)
-      next += 6
+      next += RECORD_TIME_BYTES
     } else scratch.lacksTtl = true
     expiries[index] = ownTtlMs === 0 ? 0 : (dueMs || timeMs) + ownTtlMs
     keys[index * 2] = 0
@@ -124,9 +127,9 @@ export function readTraits(
     if (flags & RECORD_FLAG.id) {
       hashId(bytes, next + 1, next + 1 + bytes[next]!, seed, ids, idAt)
       scratch.hasIds = true
-      scratch.replaces[index] = flags >>> 7
+      scratch.replaces[index] = flags & RECORD_FLAG.replaces ? 1 : 0
     } else ids.fill(0, idAt, idAt + ID_WORDS)
-    const size = readU32(bytes, record)
+    const size = recordSize(bytes, record)
     sizes[index] = size
     record += size
   }
@@ -154,19 +157,19 @@ export function hashId(
 export function checkTraits(bytes: Uint8Array, at: number, count: number, nowMs: number): void {
   let record = at + BATCH_HEADER_BYTES
   for (let index = 0; index < count; index++) {
-    const flags = bytes[record + 4]!
+    const flags = recordFlags(bytes, record)
     let next = record + RECORD_HEADER_BYTES
     if (flags & RECORD_FLAG.delay) {
       checkTime('INVALID_DELAY', `\`delay\` of message ${index}`, readU48(bytes, next), 0, LIMITS.delayMsMax)
-      next += 6
+      next += RECORD_TIME_BYTES
     }
     if (flags & RECORD_FLAG.at) {
       checkAt(`\`at\` of message ${index}`, readU48(bytes, next), nowMs)
-      next += 6
+      next += RECORD_TIME_BYTES
     }
     if (flags & RECORD_FLAG.ttl)
       checkTime('INVALID_TTL', `\`ttl\` of message ${index}`, readU48(bytes, next), 1, LIMITS.delayMsMax)
-    record += readU32(bytes, record)
+    record += recordSize(bytes, record)
   }
 }
 
