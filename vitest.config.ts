@@ -1,7 +1,27 @@
+/**
+ * The tests in four projects, by what they need: `unit` computes, `integration` opens sockets and starts processes,
+ * `simulation` runs seeds against models, `fault` breaks processes and disks and waits for real time. A unit test that
+ * opens a socket or starts a process fails (test/unit.ts), so the lists here cannot go stale unseen.
+ */
+import { availableParallelism } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { configDefaults, defineConfig } from 'vitest/config'
 
 const packageNames = ['protocol', 'client', 'server']
+
+const INTEGRATION = [
+  'packages/client/src/transport.test.ts',
+  'test/{integration,docs}/**/*.test.ts',
+  'test/demo/demo.test.ts',
+  'test/store/store.test.ts',
+]
+const SIMULATION = ['test/{simulation,reference}/**/*.test.ts']
+const FAULT = ['packages/server/src/log/lock.test.ts', 'test/fault/**/*.test.ts']
+const DIST = [...configDefaults.exclude, '**/dist/**']
+
+function project(name: string, include: readonly string[]) {
+  return { extends: true as const, test: { name, include: [...include], exclude: DIST } }
+}
 
 export default defineConfig({
   resolve: {
@@ -11,9 +31,25 @@ export default defineConfig({
     })),
   },
   test: {
-    include: ['packages/*/src/**/*.test.ts', 'test/**/*.test.ts'],
-    exclude: [...configDefaults.exclude, '**/dist/**'],
+    projects: [
+      {
+        extends: true,
+        test: {
+          name: 'unit',
+          include: ['packages/*/src/**/*.test.ts', 'test/**/*.test.ts'],
+          exclude: [...DIST, ...INTEGRATION, ...SIMULATION, ...FAULT],
+          setupFiles: ['./test/unit.ts'],
+          // Modules are loaded once per worker, not once per file.
+          isolate: false,
+        },
+      },
+      project('integration', INTEGRATION),
+      project('simulation', SIMULATION),
+      project('fault', FAULT),
+    ],
     pool: 'forks',
+    // The default leaves one processor idle, which is half of a machine with two.
+    maxWorkers: availableParallelism(),
     testTimeout: 30_000,
     hookTimeout: 30_000,
     reporters: ['default', './test/reporter.ts'],
