@@ -1,29 +1,21 @@
 /**
- * The client: dials, keeps one connection to the broker and dials again when it is lost; hands each new connection to
- * the producer first, so that what is unanswered goes before what is new, then to the consumers.
+ * The client: what a program publishes, consumes and asks for, over one link to the broker. A new connection has what the
+ * producer has unanswered first (see `Link`), then the consumers.
  */
-import {
-  durationText,
-  LIMITS,
-  shown,
-  SluiceError,
-  Timer,
-  type ErrorCode,
-  type HelloOk,
-} from '@sluice/protocol'
+import { durationText, shown, SluiceError, Timer } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
 import { nextTurn } from './awaiting.js'
-import { Connection } from './connection.js'
+import type { Connection } from './connection.js'
 import { DeadLetters } from './dead.js'
 import { Deadlines } from './deadlines.js'
 import { parseDuration, type Duration } from './duration.js'
 import { reasonOf } from './endings.js'
 import { Events } from './events.js'
-import { fail } from './failure.js'
 import { Feed, type PublishAllResult } from './feed.js'
 import { Floor } from './floor.js'
 import { Orphans } from './orphans.js'
 import { GroupWorker, type GroupHandler } from './groups.js'
+import { Link, type Connected, type Disconnected, type Notice, type Reconnecting } from './link.js'
 import type { DeliveredMessage, Message } from './message.js'
 import { Ration } from './ration.js'
 import {
@@ -58,7 +50,6 @@ import {
 import { aborted, noConnection, Producer } from './producer.js'
 import { Pullers } from './pull.js'
 import { Queues } from './queues.js'
-import { failuresAfterLoss, reconnectDelayMs } from './reconnect.js'
 import { Requests } from './requests.js'
 import { checkBody, Reader, ReadStream, type Schema } from './schema.js'
 import type { Receipt } from './sending.js'
@@ -69,33 +60,6 @@ import { Draft, type Transaction } from './transaction.js'
 import { dialTcp, type Dial } from './transport.js'
 import { Turn } from './turn.js'
 import type { BatchHandler, ConsumingWorker, Handler, Worker } from './worker.js'
-
-/** The connection to the broker was made. */
-export interface Connected {
-  readonly address: string
-  readonly serverVersion: string
-  /** False the first time. */
-  readonly again: boolean
-}
-
-/** The connection was lost; the client dials again. */
-export interface Disconnected {
-  readonly error: SluiceError
-}
-
-/** The client is going to dial again. */
-export interface Reconnecting {
-  /** Attempts that failed in a row. */
-  readonly attempt: number
-  readonly delayMs: number
-  readonly error: SluiceError
-}
-
-/** Something that the broker says by itself. */
-export interface Notice {
-  readonly code: ErrorCode
-  readonly message: string
-}
 
 /** Events of a client and what their listeners get. */
 export interface SluiceEvents {
@@ -124,18 +88,9 @@ const EVENTS = Object.keys({
   waiting: true,
 } satisfies Record<keyof SluiceEvents, true>) as readonly string[]
 
-// Dialling again would only be told the same.
-const FATAL: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['AUTH_FAILED', 'PROTOCOL_VERSION'])
-
 /** What `messages` returns; leaving a `for await` loop over it closes it. */
 export interface MessageIterator<Body>
   extends AsyncIterableIterator<Message<Body>, undefined>, AsyncDisposable {}
-
-/** Waits for a connection. */
-interface Opening {
-  resolve(): void
-  reject(error: SluiceError): void
-}
 
 /**
  * A client of one broker. Made by `connect`, or by `createClient` before there is a connection.
@@ -149,7 +104,6 @@ export class Sluice {
   /** Dead letters: list, get, redrive, delete. */
   readonly dead: DeadLetters
   readonly #settings: Settings
-  readonly #dial: Dial
   readonly #events = new Events<SluiceEvents>((name, payload) => this.#warn(name, payload))
   #toldOfHandlers = false
   readonly #lossesTold = new Ration(LOSSES_TOLD_MS)
@@ -162,26 +116,18 @@ export class Sluice {
   readonly #streams = new Set<MessageStream>()
   readonly #pullers: Pullers
   readonly #requests: Requests
-  /** Being dialled, or open. */
-  #connection: Connection | undefined
-  #openedMs = 0
-  #failures = 0
-  #wasOpen = false
-  #reconnectTimer: Timer | undefined
-  readonly #openings = new Set<Opening>()
+  readonly #link: Link
   /** `connect` is under way, and reports by itself why it fails. */
   #isConnecting = false
-  #lastError: SluiceError | undefined
   #closing: Promise<void> | undefined
   #closed: SluiceError | undefined
 
   /** @internal */
   constructor(settings: Settings, dial: Dial) {
     this.#settings = settings
-    this.#dial = dial
     this.#turn = new Turn(
-      () => this.#producer.flush(this.#connection),
-      () => this.#connection?.flush(),
+      () => this.#producer.flush(this.#link.connection),
+      () => this.#link.connection?.flush(),
     )
     this.#producer = new Producer(
       settings,
@@ -189,9 +135,19 @@ export class Sluice {
       () => this.#turn.schedule(),
       () => this.#turn.sendAhead(),
     )
-    this.#deadlines.add((nowMs) => this.#connection?.sweep(nowMs) ?? Infinity)
-    const openConnection = (): Connection | undefined =>
-      this.#connection?.open === true ? this.#connection : undefined
+    const events = this.#events
+    const link = new Link(settings, dial, this.#producer, {
+      opened: (connection) => this.#opened(connection),
+      connected: (event) => events.emit('connected', event),
+      disconnected: (event) => events.emit('disconnected', event),
+      reconnecting: (event) => events.emit('reconnecting', event),
+      notice: (event) => events.emit('notice', event),
+      stray: (error) => events.emit('error', error),
+      writable: () => this.#turn.schedule(),
+      refused: (error) => this.#shut(error),
+    })
+    this.#link = link
+    this.#deadlines.add((nowMs) => link.connection?.sweep(nowMs) ?? Infinity)
     this.#session = {
       turn: this.#turn,
       deadlines: this.#deadlines,
@@ -199,12 +155,12 @@ export class Sluice {
       floor: new Floor(),
       orphans: new Orphans(),
       get connection() {
-        return openConnection()
+        return link.connection
       },
-      report: (error) => this.#events.emit('error', error),
-      handlerFailed: (failure) => this.#events.emit('handlerError', failure),
-      leaseLost: (loss) => this.#events.emit('leaseLost', loss),
-      waiting: (event) => this.#events.emit('waiting', event),
+      report: (error) => events.emit('error', error),
+      handlerFailed: (failure) => events.emit('handlerError', failure),
+      leaseLost: (loss) => events.emit('leaseLost', loss),
+      waiting: (event) => events.emit('waiting', event),
     }
     this.#pullers = new Pullers(this.#session)
     this.#consumers.add(this.#pullers)
@@ -215,7 +171,7 @@ export class Sluice {
 
   /** Whether there is a connection to the broker now. */
   get connected(): boolean {
-    return this.#connection?.open === true
+    return this.#link.connection !== undefined
   }
 
   /**
@@ -290,8 +246,7 @@ export class Sluice {
   /** Whether a call fails when the connection is lost before it is sent. @throws SluiceError OFFLINE */
   #mayFailOffline(options: SendOptions, queue?: string): boolean {
     if (!failsOffline(options)) return false
-    const { connection } = this.#session
-    if (connection === undefined || connection.stopping) throw noConnection().with({ queue })
+    if (this.#link.serving === undefined) throw noConnection().with({ queue })
     return true
   }
 
@@ -605,7 +560,7 @@ export class Sluice {
     const outcomes = await Promise.allSettled(closing)
     // Settles of the caller's own, such as after a pull, are made durable too.
     this.#turn.flushAll()
-    await Promise.all([this.#producer.idle(), this.#connection?.answered()])
+    await Promise.all([this.#producer.idle(), this.#link.connection?.answered()])
     return outcomes.every(({ status }) => status === 'fulfilled')
   }
 
@@ -615,9 +570,9 @@ export class Sluice {
 
   #add(consumer: Consumer): void {
     this.#consumers.add(consumer)
-    const { connection } = this.#session
-    // One that is going to end takes no subscriptions; the next one is attached to by itself.
-    if (connection !== undefined && !connection.stopping) consumer.attach(connection)
+    // A connection that is going to end takes no subscriptions; the next one is attached to by itself.
+    const { serving } = this.#link
+    if (serving !== undefined) consumer.attach(serving)
   }
 
   #refuseWhenClosed(): void {
@@ -673,55 +628,19 @@ export class Sluice {
     const { timeout, signal } = options
     const timeoutMs = timeout === undefined ? Infinity : parseDuration(timeout, 'timeout')
     this.#refuseWhenClosed()
-    await this.#untilOpen(timeoutMs, signal)
-  }
-
-  #untilOpen(timeoutMs: number, signal: AbortSignal | undefined): Promise<void> {
-    return new Promise((resolve) => {
-      if (signal?.aborted === true) throw aborted(signal, false)
-      if (this.connected) {
-        resolve()
-        return
-      }
-      const done = (): void => {
-        timer?.cancel()
-        removeAbortListener(signal, onAbort)
-        this.#openings.delete(opening)
-      }
-      const opening: Opening = {
-        resolve: () => {
-          done()
-          resolve()
-        },
-        reject: (error) => {
-          done()
-          fail(resolve, error)
-        },
-      }
-      const onAbort = (): void => opening.reject(aborted(signal!, false))
-      const timer =
-        timeoutMs === Infinity
-          ? undefined
-          : new Timer(() => opening.reject(this.#unreachable(timeoutMs)), timeoutMs)
-      if (signal !== undefined) addAbortListener(signal, onAbort)
-      this.#openings.add(opening)
-    })
+    await this.#link.untilOpen(timeoutMs, signal)
   }
 
   /** Begins to dial. @internal */
   start(): void {
-    this.#connect()
+    this.#link.start()
   }
 
   /** Dials until there is a connection, for as long as the settings say; a client that has none by then is closed. @internal */
   async open(signal: AbortSignal | undefined): Promise<void> {
-    const { connectTimeoutMs, timeoutMs } = this.#settings
-    // One try alone still has to end when something listens there and says nothing.
-    const opened = this.#untilOpen(connectTimeoutMs || timeoutMs, signal)
     this.#isConnecting = true
     try {
-      if (signal?.aborted !== true) this.#connect()
-      await opened
+      await this.#link.open(signal)
     } catch (error) {
       this.#shut(error as SluiceError)
       throw error
@@ -730,110 +649,24 @@ export class Sluice {
     }
   }
 
-  #unreachable(afterMs: number): SluiceError {
-    const { address } = this.#settings
-    const last = this.#lastError
-    if (last !== undefined && last.code !== 'UNREACHABLE') return last
-    const why = last === undefined ? `No broker answers at ${address.text}.` : last.message
-    return new SluiceError(
-      'UNREACHABLE',
-      `${why}${afterMs === 0 ? '' : ` Gave up after ${durationText(afterMs)}.`} Is the broker running, and is that its address?`,
-      { cause: last },
-    )
-  }
-
-  #connect(): void {
-    const { address, name, heartbeatMs } = this.#settings
-    const producer = this.#producer
-    const connection: Connection = new Connection(
-      this.#dial,
-      address,
-      {
-        name,
-        heartbeatMs,
-        producer: producer.identity,
-        acceptedNumber: producer.acceptedNumber,
-        inFlightBatches: IN_FLIGHT_BATCHES,
-      },
-      {
-        opened: (ok) => this.#opened(connection, ok),
-        publishOk: (bytes, start, end) => producer.publishOk(bytes, start, end),
-        publishErr: (bytes, start, end) => producer.publishErr(bytes, start, end),
-        atomicOk: (bytes, start, end) => producer.atomicOk(bytes, start, end),
-        notice: ({ code, message }) => this.#events.emit('notice', { code, message }),
-        stray: (error) => this.#events.emit('error', error),
-        stopping: (message) => {
-          producer.offline()
-          this.#events.emit('notice', { code: 'SHUTTING_DOWN', message })
-        },
-        writable: () => this.#turn.schedule(),
-        lost: (error) => this.#lost(error),
-      },
-    )
-    this.#connection = connection
-  }
-
-  #opened(connection: Connection, ok: HelloOk): void {
-    this.#openedMs = performance.now()
-    this.#producer.attach(connection, ok)
+  // What waited for a connection.
+  #opened(connection: Connection): void {
     for (const consumer of this.#consumers) consumer.attach(connection)
     this.#requests.attach(connection)
     this.#turn.schedule()
-    const again = this.#wasOpen
-    this.#wasOpen = true
-    for (const opening of [...this.#openings]) opening.resolve()
-    const { serverVersion } = ok
-    this.#events.emit('connected', { address: this.#settings.address.text, serverVersion, again })
-  }
-
-  #isShut(): boolean {
-    return this.#closed !== undefined
-  }
-
-  #lost(error: SluiceError): void {
-    const openMs = this.#openedMs === 0 ? 0 : performance.now() - this.#openedMs
-    const wasOpen = this.#openedMs > 0
-    this.#openedMs = 0
-    this.#connection = undefined
-    this.#lastError = error
-    if (this.#isShut()) return
-    if (wasOpen) {
-      this.#producer.offline()
-      this.#events.emit('disconnected', { error })
-      // A listener may have closed it.
-      if (this.#isShut()) return
-    }
-    if (FATAL.has(error.code)) {
-      this.#shut(error)
-      return
-    }
-    if (this.#isConnecting && this.#settings.connectTimeoutMs === 0) {
-      this.#shut(this.#unreachable(0))
-      return
-    }
-    if (error.code === 'PRODUCER_UNKNOWN') this.#producer.renew()
-    this.#failures = failuresAfterLoss(this.#failures, openMs)
-    const delayMs = Math.max(reconnectDelayMs(this.#failures, Math.random()), error.retryAfterMs)
-    // This timer is what keeps the process alive while there is no socket.
-    this.#reconnectTimer = new Timer(() => this.#connect(), delayMs)
-    this.#events.emit('reconnecting', { attempt: this.#failures, delayMs, error })
   }
 
   /** The end of the client: nothing is dialled, accepted or waited for any more. */
   #shut(error: SluiceError): void {
     if (this.#closed !== undefined) return
     this.#closed = error
-    this.#reconnectTimer?.cancel()
-    const connection = this.#connection
-    this.#connection = undefined
+    const end = this.#link.stop()
     for (const consumer of this.#consumers) consumer.fail(error)
     this.#consumers.clear()
     this.#producer.close(error)
     this.#requests.close(error)
     this.#deadlines.stop()
-    if (error.code === 'CLOSED') connection?.goodbye()
-    else connection?.fail(error)
-    for (const opening of [...this.#openings]) opening.reject(error)
+    end(error)
     if (error.code !== 'CLOSED' && !this.#isConnecting) this.#events.emit('error', error)
   }
 }
@@ -856,9 +689,6 @@ async function pullThrough(
 
 /** Lost leases that nobody listens for are summed up in one warning a minute. */
 const LOSSES_TOLD_MS = 60_000
-
-// What this side can hold; the broker tells what it allows.
-const IN_FLIGHT_BATCHES = LIMITS.inFlightBatchesMax
 
 /** `connect`, with the transport as an argument. */
 export async function connectThrough(

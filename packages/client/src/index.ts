@@ -1,14 +1,6 @@
 /** The client of the Sluice message broker: connect, publish, consume. */
 export { connect, createClient } from './client.js'
-export type {
-  Connected,
-  Disconnected,
-  MessageIterator,
-  Notice,
-  Reconnecting,
-  Sluice,
-  SluiceEvents,
-} from './client.js'
+export type { MessageIterator, Sluice, SluiceEvents } from './client.js'
 export type {
   DeadDeleted,
   DeadLetters,
@@ -20,6 +12,7 @@ export type {
 export { parseDuration } from './duration.js'
 export type { Duration } from './duration.js'
 export type { PublishAllResult } from './feed.js'
+export type { Connected, Disconnected, Notice, Reconnecting } from './link.js'
 export { DeadLetter, Retry } from './message.js'
 export type { HandlerContext, Message, RetryOptions } from './message.js'
 export { queue } from './options.js'
