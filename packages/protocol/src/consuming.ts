@@ -48,6 +48,7 @@ export const DELIVER_FLAG = { redelivered: 1, alone: 2, scattered: 4 } as const
 /** Bytes before each record of a scattered delivery. */
 export const SCATTERED_BYTES = 16
 export const DELIVER_HEADER_BYTES = 32
+const DELIVER_COUNT_AT = 24
 
 export interface Credit {
   readonly subscriptionId: number
@@ -119,11 +120,38 @@ export function writeDeliverHead(
   writeU32(bytes, at + 4, firstTag)
   writeU64(bytes, at + 8, firstOffset)
   writeU64(bytes, at + 16, publishedAtMs)
-  writeU32(bytes, at + 24, count)
+  writeU32(bytes, at + DELIVER_COUNT_AT, count)
   writeU16(bytes, at + 28, attempt)
   bytes[at + 30] = flags
   bytes[at + 31] = 0
   return at + DELIVER_HEADER_BYTES
+}
+
+/** Corrects the count in the head at `at`, after a message has been added. */
+export function writeDeliverCount(bytes: Uint8Array, at: number, count: number): void {
+  writeU32(bytes, at + DELIVER_COUNT_AT, count)
+}
+
+/** Writes the 16 bytes before a record of a scattered delivery; returns the position after them. */
+export function writeScatteredHead(
+  bytes: Uint8Array,
+  at: number,
+  offset: number,
+  publishedAtMs: number,
+): number {
+  writeU64(bytes, at, offset)
+  writeU64(bytes, at + 8, publishedAtMs)
+  return at + SCATTERED_BYTES
+}
+
+/** From the 16 bytes at `at`, before a record of a scattered delivery. */
+export function scatteredOffset(bytes: Uint8Array, at: number): number {
+  return readU64(bytes, at)
+}
+
+/** From the 16 bytes at `at`, before a record of a scattered delivery. */
+export function scatteredPublishedAtMs(bytes: Uint8Array, at: number): number {
+  return readU64(bytes, at + 8)
 }
 
 /** @throws SluiceError MALFORMED_FRAME */
@@ -134,7 +162,7 @@ export function decodeDeliverHead(bytes: Uint8Array, start: number, end: number)
     firstTag: readU32(bytes, start + 4),
     firstOffset: u64('DELIVER', bytes, start + 8),
     publishedAtMs: u64('DELIVER', bytes, start + 16),
-    count: readU32(bytes, start + 24),
+    count: readU32(bytes, start + DELIVER_COUNT_AT),
     attempt: readU16(bytes, start + 28),
     flags: bytes[start + 30]!,
   }

@@ -10,6 +10,11 @@ import { LIMITS } from './limits.js'
 
 export const FRAME_HEADER_BYTES = 12
 
+const OPCODE_AT = 4
+const FLAGS_AT = 5
+const CHANNEL_AT = 6
+const CORRELATION_AT = 8
+
 /** First bytes of a connection, from the client and then from the server: "SLCE", major, minor, u16 0. */
 export const PREFACE_BYTES = 8
 export const PROTOCOL_MAJOR = 1
@@ -42,11 +47,21 @@ export function writeFrameHeader(
   flags = 0,
 ): number {
   writeU32(bytes, at, payloadBytes)
-  bytes[at + 4] = opcode
-  bytes[at + 5] = flags
-  writeU16(bytes, at + 6, channel)
-  writeU32(bytes, at + 8, correlation)
+  bytes[at + OPCODE_AT] = opcode
+  bytes[at + FLAGS_AT] = flags
+  writeU16(bytes, at + CHANNEL_AT, channel)
+  writeU32(bytes, at + CORRELATION_AT, correlation)
   return at + FRAME_HEADER_BYTES
+}
+
+/** Corrects the length in the frame header at `at`, after the payload has become longer. */
+export function writeFrameLength(bytes: Uint8Array, at: number, payloadBytes: number): void {
+  writeU32(bytes, at, payloadBytes)
+}
+
+/** Replaces the correlation in the frame header at `at`. */
+export function writeFrameCorrelation(bytes: Uint8Array, at: number, correlation: number): void {
+  writeU32(bytes, at + CORRELATION_AT, correlation)
 }
 
 export function encodePreface(): Uint8Array {
@@ -181,10 +196,10 @@ export class FrameDecoder {
 
   #emit(bytes: Uint8Array, at: number, total: number): void {
     this.#sink(
-      bytes[at + 4]!,
-      bytes[at + 5]!,
-      readU16(bytes, at + 6),
-      readU32(bytes, at + 8),
+      bytes[at + OPCODE_AT]!,
+      bytes[at + FLAGS_AT]!,
+      readU16(bytes, at + CHANNEL_AT),
+      readU32(bytes, at + CORRELATION_AT),
       bytes,
       at + FRAME_HEADER_BYTES,
       at + total,

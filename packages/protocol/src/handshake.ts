@@ -274,7 +274,11 @@ export function need(frame: string, got: number, bytes: number): void {
 
 /** A u64 of a frame. @throws SluiceError MALFORMED_FRAME unless it is below 2^53 */
 export function u64(frame: string, bytes: Uint8Array, at: number): number {
-  const value = readU64(bytes, at)
+  return exactNumber(frame, readU64(bytes, at))
+}
+
+/** @throws SluiceError MALFORMED_FRAME unless `value`, read as a u64, is below 2^53 */
+export function exactNumber(frame: string, value: number): number {
   if (!Number.isSafeInteger(value))
     throw new SluiceError('MALFORMED_FRAME', `${frame} has a number of ${value}; it must be below 2^53.`)
   return value

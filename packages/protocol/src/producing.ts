@@ -10,23 +10,16 @@
  *   number of the ATOMIC; the length in its header says where the next one begins.
  * ATOMIC_OK: u64 number · u32 batches · of each u64 base offset · u32 duplicates · duplicates as in PUBLISH_OK.
  */
-import { BATCH_HEADER_BYTES } from './batch.js'
-import {
-  readText,
-  readU16,
-  readU32,
-  readU64,
-  textBytes,
-  writeText,
-  writeU16,
-  writeU32,
-  writeU64,
-} from './bytes.js'
+import { BATCH_HEADER_BYTES, batchCount, batchLength, batchNumber } from './batch.js'
+import { readText, readU16, readU32, textBytes, writeText, writeU16, writeU32, writeU64 } from './bytes.js'
 import { crc32 } from './checksum.js'
 import { SluiceError } from './errors.js'
-import { decodeFault, encodeFault, need, u64, type Fault } from './handshake.js'
+import { decodeFault, encodeFault, exactNumber, need, u64, type Fault } from './handshake.js'
 import { LIMITS } from './limits.js'
 import { queueName } from './names.js'
+
+/** Where the queue's name begins in the payload of PUBLISH; it ends where the batch begins. */
+export const PUBLISH_NAME_AT = 1
 
 export const PUBLISH_OK_ITEM_BYTES = 20
 
@@ -139,7 +132,7 @@ export function decodePublishErr(
  */
 export function publishBatchStart(bytes: Uint8Array, start: number, end: number): number {
   need('PUBLISH', end - start, 1)
-  const at = start + 1 + bytes[start]!
+  const at = start + PUBLISH_NAME_AT + bytes[start]!
   if (at > end)
     throw new SluiceError(
       'MALFORMED_FRAME',
@@ -147,6 +140,21 @@ export function publishBatchStart(bytes: Uint8Array, start: number, end: number)
     )
   need('The batch of PUBLISH', end - at, BATCH_HEADER_BYTES)
   return at
+}
+
+/**
+ * The number of the batch at `at`, under which a refusal is answered.
+ * @throws SluiceError MALFORMED_FRAME
+ */
+export function publishNumber(bytes: Uint8Array, at: number): number {
+  return exactNumber('The batch of PUBLISH', batchNumber(bytes, at))
+}
+
+/** Writes what precedes a batch in PUBLISH and in ATOMIC; returns where the batch begins. */
+export function writePublishHead(bytes: Uint8Array, at: number, queue: string): number {
+  const nameBytes = writeText(bytes, at + PUBLISH_NAME_AT, queue)
+  bytes[at] = nameBytes
+  return at + PUBLISH_NAME_AT + nameBytes
 }
 
 /** Consecutive deliveries of one subscription, as an atomic step acknowledges them. */
@@ -172,10 +180,8 @@ export interface Atomic {
   readonly batches: readonly AtomicBatch[]
 }
 
-const ATOMIC_HEAD_BYTES = 16
-const ATOMIC_ACK_BYTES = 16
-const BATCH_COUNT_AT = 12
-const BATCH_NUMBER_AT = 24
+export const ATOMIC_HEAD_BYTES = 16
+export const ATOMIC_ACK_BYTES = 16
 
 /**
  * The batches must be sealed, with `number` as theirs.
@@ -194,8 +200,8 @@ export function encodeAtomic(
   let size = ATOMIC_HEAD_BYTES + acks.length * ATOMIC_ACK_BYTES
   let messages = 0
   for (const { queue, bytes, at, end } of batches) {
-    size += 1 + textBytes(queueName(queue)) + end - at
-    messages += readU32(bytes, at + BATCH_COUNT_AT)
+    size += PUBLISH_NAME_AT + textBytes(queueName(queue)) + end - at
+    messages += batchCount(bytes, at)
   }
   checkAtMost('messages', messages, LIMITS.atomicMessagesMax)
   const bytes = new Uint8Array(size)
@@ -211,9 +217,7 @@ export function encodeAtomic(
     next += ATOMIC_ACK_BYTES
   }
   for (const batch of batches) {
-    const nameBytes = writeText(bytes, next + 1, batch.queue)
-    bytes[next] = nameBytes
-    next += 1 + nameBytes
+    next = writePublishHead(bytes, next, batch.queue)
     bytes.set(batch.bytes.subarray(batch.at, batch.end), next)
     next += batch.end - batch.at
   }
@@ -256,8 +260,8 @@ export function decodeAtomic(bytes: Uint8Array, start: number, end: number): Ato
     )
   }
   const ackCount = readU16(bytes, start + 12)
-  const batchCount = readU16(bytes, start + 14)
-  checkAtMost('batches', batchCount, LIMITS.atomicBatchesMax)
+  const batchTotal = readU16(bytes, start + 14)
+  checkAtMost('batches', batchTotal, LIMITS.atomicBatchesMax)
   let at = start + ATOMIC_HEAD_BYTES
   need('ATOMIC', end - at, ackCount * ATOMIC_ACK_BYTES)
   const acks: AtomicAck[] = []
@@ -276,23 +280,23 @@ export function decodeAtomic(bytes: Uint8Array, start: number, end: number): Ato
   }
   const batches: AtomicBatch[] = []
   let messages = 0
-  for (let i = 0; i < batchCount; i++) {
+  for (let i = 0; i < batchTotal; i++) {
     const batchAt = publishBatchStart(bytes, at, end)
-    const queue = readText(bytes, at + 1, batchAt)
-    const length = readU32(bytes, batchAt)
+    const queue = readText(bytes, at + PUBLISH_NAME_AT, batchAt)
+    const length = batchLength(bytes, batchAt)
     if (length < BATCH_HEADER_BYTES || length > end - batchAt) {
       throw new SluiceError(
         'MALFORMED_FRAME',
         `Batch ${i} of ATOMIC says that it has ${length} bytes; ${end - batchAt} are left.`,
       )
     }
-    if (readU64(bytes, batchAt + BATCH_NUMBER_AT) !== number) {
+    if (batchNumber(bytes, batchAt) !== number) {
       throw new SluiceError(
         'BATCH_MALFORMED',
         `Batch ${i} of the atomic step ${number} does not have its number.`,
       )
     }
-    messages += readU32(bytes, batchAt + BATCH_COUNT_AT)
+    messages += batchCount(bytes, batchAt)
     checkAtMost('messages', messages, LIMITS.atomicMessagesMax)
     batches.push({ queue, bytes, at: batchAt, end: batchAt + length })
     at = batchAt + length

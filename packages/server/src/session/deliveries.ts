@@ -11,9 +11,10 @@ import {
   SCATTERED_BYTES,
   recordSize,
   viewBytes,
+  writeDeliverCount,
   writeDeliverHead,
-  writeU32,
-  writeU64,
+  writeFrameLength,
+  writeScatteredHead,
 } from '@sluice/protocol'
 import type { Run, Subscription } from '../queue/index.js'
 import type { Outbox } from './outbox.js'
@@ -27,8 +28,6 @@ const SIDE_BY_SIDE_MIN = 16
 const SCATTERED_FRAME_BYTES = 64 << 10
 /** Bytes of the frame around the record of a message that is alone in it, at most. */
 export const DELIVERY_OVERHEAD_BYTES = FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES + SCATTERED_BYTES
-/** Where a delivery says how many messages it has. */
-const COUNT_AT = 24
 
 export class Deliveries {
   /** The scattered delivery that was written last: where, and what the next message must be to join it. */
@@ -99,14 +98,13 @@ export class Deliveries {
       this.#attempt = run.attempt
       this.#flags = flags
     }
-    writeU64(outbox.bytes, at, run.offset + index)
-    writeU64(outbox.bytes, at + 8, run.publishedAtMs)
-    outbox.bytes.set(viewBytes(bytes, start, start + size), at + SCATTERED_BYTES)
+    const recordAt = writeScatteredHead(outbox.bytes, at, run.offset + index, run.publishedAtMs)
+    outbox.bytes.set(viewBytes(bytes, start, start + size), recordAt)
     this.#count++
     this.#end = at + length
     this.#tag = (tag + 1) >>> 0
-    writeU32(outbox.bytes, this.#payloadAt + COUNT_AT, this.#count)
-    writeU32(outbox.bytes, this.#payloadAt - FRAME_HEADER_BYTES, this.#end - this.#payloadAt)
+    writeDeliverCount(outbox.bytes, this.#payloadAt, this.#count)
+    writeFrameLength(outbox.bytes, this.#payloadAt - FRAME_HEADER_BYTES, this.#end - this.#payloadAt)
   }
 }
 

@@ -11,6 +11,7 @@ import {
   LIMITS,
   OP,
   OPCODES,
+  PUBLISH_NAME_AT,
   SluiceError,
   atomicNumber,
   clipText,
@@ -33,13 +34,13 @@ import {
   encodeRanges,
   encodeSubscribed,
   publishBatchStart,
+  publishNumber,
   publishOkItemBytes,
   readText,
   subscribeRequest,
-  u64,
   writeFrameHeader,
+  writeFrameLength,
   writePublishOkItem,
-  writeU32,
   type LostRange,
   type Loss,
   type Opcode,
@@ -405,10 +406,10 @@ export class Session implements Output, Consumer {
   publish(correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const batchAt = publishBatchStart(bytes, start, end)
     // What has no number that can be told cannot be refused under it.
-    const number = u64('The batch of PUBLISH', bytes, batchAt + 24)
+    const number = publishNumber(bytes, batchAt)
     this.#checkWindow(correlation)
     try {
-      const nameAt = start + 1
+      const nameAt = start + PUBLISH_NAME_AT
       const to = this.#broker.queueAt(bytes, nameAt, batchAt) ?? readText(bytes, nameAt, batchAt)
       const placed = this.#broker.publish(this.#producer!, to, bytes, batchAt, end, correlation)
       this.#confirm(number, placed)
@@ -467,7 +468,7 @@ export class Session implements Output, Consumer {
       this.#broker.hold(this)
     }
     this.#okEnd = writePublishOkItem(outbox.bytes, at, batchNumber, baseOffset, duplicates)
-    writeU32(outbox.bytes, this.#okAt - FRAME_HEADER_BYTES, this.#okEnd - this.#okAt)
+    writeFrameLength(outbox.bytes, this.#okAt - FRAME_HEADER_BYTES, this.#okEnd - this.#okAt)
   }
 
   subscribe(channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
