@@ -11,7 +11,14 @@ import { ENTRY_HEADER_BYTES, readEntryHeader, sealEntry } from '../../packages/s
 import { FileLog } from '../../packages/server/src/log/file-log.js'
 import type { Disk, DiskFile, Log } from '../../packages/server/src/log/log.js'
 import { segmentName } from '../../packages/server/src/log/segment.js'
-import { Chunk, FACT, FactBuffer, IdWindow, Queue } from '../../packages/server/src/queue/index.js'
+import {
+  Admission,
+  Chunk,
+  FACT,
+  FactBuffer,
+  IdWindow,
+  type Queue,
+} from '../../packages/server/src/queue/index.js'
 import { FormerLeases } from '../../packages/server/src/queue/former.js'
 import { KeyLines } from '../../packages/server/src/queue/key-lines.js'
 import type { Transport } from '../../packages/server/src/session/session.js'
@@ -478,7 +485,7 @@ export const DEFECTS: readonly Defect[] = [
   },
   {
     name: 'what is replaced stays',
-    install: () => replaced(Queue.prototype, () => ({ replace: () => {} })),
+    install: () => replaced(Admission.prototype, () => ({ replace: () => {} })),
   },
   {
     name: 'what a consumer has is replaced',

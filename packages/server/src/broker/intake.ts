@@ -18,14 +18,7 @@ import {
   type Fault,
   type Placed,
 } from '@sluice/protocol'
-import {
-  FactBuffer,
-  newComing,
-  type Admission,
-  type Coming,
-  type Queue,
-  type Subscription,
-} from '../queue/index.js'
+import { Admission, FactBuffer, type AdmittedBatch, type Queue, type Subscription } from '../queue/index.js'
 import type { Producer } from '../state/producers.js'
 import { toldDuplicates, type State } from '../state/state.js'
 import { asksForAny, checkTraits, readTraits, type BatchTraits } from '../state/traits.js'
@@ -59,11 +52,11 @@ interface Judged {
   /** Of these, valid until the next batch is judged. */
   readonly traits: BatchTraits | undefined
   readonly lacksTtl: boolean
-  readonly admission: Admission
+  readonly admitted: AdmittedBatch
 }
 
 /** Of a plain batch: nobody counts it. */
-const PLAIN: Admission = {
+const PLAIN: AdmittedBatch = {
   base: 0,
   later: undefined,
   duplicates: undefined,
@@ -133,14 +126,14 @@ export class Intake {
   ): Placed {
     const asks = this.#check(bytes, at, end)
     if (isPlain(to, asks)) return this.#takePlain(producer, number, crc, to, bytes, at, end)
-    const coming = newComing()
-    const batch = this.#judge(to, bytes, at, end, asks, coming)
-    const { queue, admission } = batch
-    this.#admit(queue, coming)
+    const admission = new Admission(to)
+    const batch = this.#judge(to, bytes, at, end, asks, admission)
+    const { queue, admitted } = batch
+    this.#admit(admission)
     this.#writer.checkRoom(end - at)
     if (producer.id === 0) this.#declare(producer)
-    const cancelled = admission.replaced === undefined ? undefined : this.#replace(queue, admission)
-    queue.makeRoom(coming, this.#writer.nowMs)
+    const cancelled = admitted.replaced === undefined ? undefined : this.#replace(queue, admission)
+    admission.makeRoom(this.#writer.nowMs)
     if (batch.hasTraits) {
       this.#factsAhead(batch)
       if (cancelled === undefined) {
@@ -188,7 +181,7 @@ export class Intake {
   // Messages whose places are taken leave; the facts about that stand in the entry of the batch.
   #replace(queue: Queue, admission: Admission): FactBuffer {
     this.#writer.facts(queue.id, queue.facts)
-    queue.replace(admission, this.#writer.nowMs)
+    admission.replace(this.#writer.nowMs)
     return queue.facts.take()
   }
 
@@ -201,11 +194,11 @@ export class Intake {
     const known = producer.resultOf(number, crc, unanswered)
     if (known !== undefined) return known
     try {
-      const comings = this.#checkLeases(step.acks)
-      const batches = this.#judgeAll(producer, step, comings)
+      const admissions = this.#checkLeases(step.acks)
+      const batches = this.#judgeAll(producer, step, admissions)
       let bytes = BATCH_HEADER_BYTES
       for (const { at, end } of batches) bytes += end - at
-      for (const { admission } of batches) bytes += admissionFactsBytes(admission)
+      for (const { admitted } of batches) bytes += admittedFactsBytes(admitted)
       const acks = step.acks.reduce((sum, { count }) => sum + count, 0)
       const most = this.#writer.segmentBytes / 4
       if (bytes + acks * ACK_FACT_BYTES > most) {
@@ -216,7 +209,7 @@ export class Intake {
       }
       this.#writer.checkRoom(bytes)
       if (producer.id === 0) this.#declare(producer)
-      return this.#apply(producer, step, batches, comings)
+      return this.#apply(producer, step, batches, admissions)
     } catch (error) {
       throw remembered(producer, number, error)
     }
@@ -226,19 +219,19 @@ export class Intake {
     producer: Producer,
     step: AtomicStep,
     batches: readonly Judged[],
-    comings: ReadonlyMap<Queue, Coming>,
+    admissions: ReadonlyMap<Queue, Admission>,
   ): readonly Placed[] {
     const writer = this.#writer
     const { nowMs } = writer
-    const queues = [...comings.keys()]
+    const queues = [...admissions.keys()]
     // What was done before stands before; so does what makes room, which can be much and is no part of the step.
     for (const queue of queues) writer.facts(queue.id, queue.facts)
     for (const { subscription, firstTag, count } of step.acks) subscription!.ack(firstTag, count, nowMs)
     const acked = queues.map((queue) => ({ queue, facts: queue.facts.take() }))
-    for (const { queue, admission } of batches) queue.replace(admission, nowMs)
+    for (const admission of admissions.values()) admission.replace(nowMs)
     const cancelled = queues.map((queue) => ({ queue, facts: queue.facts.take() }))
-    for (const [queue, coming] of comings) {
-      queue.makeRoom(coming, nowMs)
+    for (const [queue, admission] of admissions) {
+      admission.makeRoom(nowMs)
       writer.facts(queue.id, queue.facts)
     }
     const ahead = batches.map((batch) => {
@@ -247,9 +240,9 @@ export class Intake {
       return facts
     })
     const result = new FactBuffer()
-    const places = batches.map(({ base, admission }) => ({
+    const places = batches.map(({ base, admitted }) => ({
       baseOffset: base,
-      duplicates: told(admission, base),
+      duplicates: told(admitted, base),
     }))
     const where = batches.map(({ queue, base }) => [queue.id, base])
     result.atomic(producer.id, step.number, step.crc, JSON.stringify(where))
@@ -271,30 +264,27 @@ export class Intake {
   }
 
   // What the leases hold that are named, by queue. @throws SluiceError LEASE_LOST
-  #checkLeases(acks: readonly AckRange[]): Map<Queue, Coming> {
-    const comings = new Map<Queue, Coming>()
+  #checkLeases(acks: readonly AckRange[]): Map<Queue, Admission> {
+    const admissions = new Map<Queue, Admission>()
     const seen = new Map<Subscription, Set<number>>()
     for (const { subscription, firstTag, count } of acks) {
       if (subscription === undefined) throw leaseLost(firstTag)
       const tags = seen.get(subscription) ?? new Set()
       seen.set(subscription, tags)
-      const sum = comingTo(comings, subscription.queue)
-      const offsets = (sum.offsets ??= new Set())
+      const admission = admissionTo(admissions, subscription.queue)
       for (let i = 0; i < count; i++) {
         const tag = (firstTag + i) >>> 0
         const bytes = subscription.bytesOf(tag)
         if (bytes === -1 || tags.has(tag)) throw leaseLost(tag)
         tags.add(tag)
-        sum.messages++
-        sum.bytes += bytes
-        offsets.add(subscription.offsetOf(tag))
+        admission.leaves(subscription.offsetOf(tag), bytes)
       }
     }
-    return comings
+    return admissions
   }
 
   // The batches of a queue are judged together, behind the acknowledgements.
-  #judgeAll(producer: Producer, step: AtomicStep, comings: Map<Queue, Coming>): Judged[] {
+  #judgeAll(producer: Producer, step: AtomicStep, admissions: Map<Queue, Admission>): Judged[] {
     const batches = step.batches.map((batch) => {
       const { bytes, at, end } = batch
       checkBatch(bytes, at, end)
@@ -307,18 +297,18 @@ export class Intake {
       }
       checkFollows(producer, number, bytes, at)
       const queue = this.#state.queue(batch.queue)
-      return this.#judge(queue, bytes, at, end, this.#check(bytes, at, end), comingTo(comings, queue))
+      return this.#judge(queue, bytes, at, end, this.#check(bytes, at, end), admissionTo(admissions, queue))
     })
-    for (const [queue, coming] of comings) this.#admit(queue, coming)
+    for (const admission of admissions.values()) this.#admit(admission)
     return batches
   }
 
   // @throws SluiceError
-  #admit(queue: Queue, coming: Coming): void {
+  #admit(admission: Admission): void {
     const { segmentBytes } = this.#writer
-    queue.admit(coming)
-    for (const batch of coming.batches) {
-      if (admissionFactsBytes(batch) <= segmentBytes / 4) continue
+    admission.check()
+    for (const batch of admission.batches) {
+      if (admittedFactsBytes(batch) <= segmentBytes / 4) continue
       const known = (batch.duplicates?.size ?? 0) + (batch.replaced?.size ?? 0)
       throw new SluiceError(
         'BATCH_TOO_LARGE',
@@ -344,12 +334,19 @@ export class Intake {
   }
 
   // Changes nothing but what time changes. @throws SluiceError
-  #judge(queue: Queue, bytes: Uint8Array, at: number, end: number, asks: number, coming: Coming): Judged {
+  #judge(
+    queue: Queue,
+    bytes: Uint8Array,
+    at: number,
+    end: number,
+    asks: number,
+    admission: Admission,
+  ): Judged {
     const { nowMs } = this.#writer
     const count = batchCount(bytes, at)
-    const base = queue.next + coming.taken
+    const base = queue.next + admission.taken
     if (isPlain(queue, asks)) {
-      coming.taken += count
+      admission.pass(count)
       return {
         queue,
         bytes,
@@ -360,7 +357,7 @@ export class Intake {
         hasTraits: false,
         traits: undefined,
         lacksTtl: false,
-        admission: PLAIN,
+        admitted: PLAIN,
       }
     }
     const { maxBytes, ttlMs } = queue.options
@@ -369,16 +366,16 @@ export class Intake {
     queue.settleTime(nowMs)
     this.#writer.note(queue)
     const traits = hasTraits ? this.#traitsOf({ queue, bytes, at, count }) : undefined
-    const admission = queue.look(count, end - at - BATCH_HEADER_BYTES, traits, coming)
+    const admitted = admission.look(count, end - at - BATCH_HEADER_BYTES, traits)
     const lacksTtl = traits?.lacksTtl === true
-    return { queue, bytes, at, end, count, base, hasTraits, traits, lacksTtl, admission }
+    return { queue, bytes, at, end, count, base, hasTraits, traits, lacksTtl, admitted }
   }
 
   // What recovery has to know when it comes to the batch.
-  #factsAhead({ queue, count, base, lacksTtl, admission }: Judged, facts: FactBuffer = this.#facts): void {
+  #factsAhead({ queue, count, base, lacksTtl, admitted }: Judged, facts: FactBuffer = this.#facts): void {
     if (lacksTtl && queue.options.ttlMs > 0) facts.ttl(base, count, queue.options.ttlMs)
-    for (const [index, first] of admission.duplicates ?? []) facts.duplicate(base + index, first)
-    for (const [index, replaced] of admission.replaced ?? []) facts.replace(base + index, replaced)
+    for (const [index, first] of admitted.duplicates ?? []) facts.duplicate(base + index, first)
+    for (const [index, replaced] of admitted.replaced ?? []) facts.replace(base + index, replaced)
   }
 
   #traitsOf({ queue, bytes, at, count }: Pick<Judged, 'queue' | 'bytes' | 'at' | 'count'>): BatchTraits {
@@ -386,15 +383,15 @@ export class Intake {
   }
 
   #append(batch: Judged, producerId: number, traits: BatchTraits | undefined): Placed {
-    const { queue, bytes, at, end, count, hasTraits, admission } = batch
+    const { queue, bytes, at, end, count, hasTraits, admitted } = batch
     const { nowMs } = this.#writer
-    const { duplicates } = admission
+    const { duplicates } = admitted
     const attributes = batchAttributes(bytes, at) | (hasTraits ? BATCH_ATTRIBUTE.traits : 0)
     const baseOffset = queue.next
     const position = this.#writer.messages(bytes, at, end, queue, producerId, attributes)
     queue.append(baseOffset, count, position, nowMs, end - at - BATCH_HEADER_BYTES, traits, duplicates)
     if (duplicates !== undefined) queue.counts.duplicates += duplicates.size
-    return { baseOffset, duplicates: told(admission, baseOffset) }
+    return { baseOffset, duplicates: told(admitted, baseOffset) }
   }
 
   #declare(producer: Producer): void {
@@ -409,10 +406,10 @@ function isPlain(queue: Queue, asks: number): boolean {
   return !queue.looksAtMessages && !asksForAny(asks)
 }
 
-function comingTo(comings: Map<Queue, Coming>, queue: Queue): Coming {
-  let coming = comings.get(queue)
-  if (coming === undefined) comings.set(queue, (coming = newComing()))
-  return coming
+function admissionTo(admissions: Map<Queue, Admission>, queue: Queue): Admission {
+  let admission = admissions.get(queue)
+  if (admission === undefined) admissions.set(queue, (admission = new Admission(queue)))
+  return admission
 }
 
 function leaseLost(tag: number): SluiceError {
@@ -422,11 +419,11 @@ function leaseLost(tag: number): SluiceError {
   )
 }
 
-function admissionFactsBytes({ duplicates, replaced }: Admission): number {
+function admittedFactsBytes({ duplicates, replaced }: AdmittedBatch): number {
   return (duplicates?.size ?? 0) * DUPLICATE_FACT_BYTES + (replaced?.size ?? 0) * REPLACE_FACTS_BYTES
 }
 
-function told({ duplicates, replaced }: Admission, baseOffset: number): Duplicates | undefined {
+function told({ duplicates, replaced }: AdmittedBatch, baseOffset: number): Duplicates | undefined {
   return replaced === undefined ? duplicates : toldDuplicates(duplicates, replaced.keys(), baseOffset)
 }
 

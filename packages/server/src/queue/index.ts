@@ -1,4 +1,5 @@
 /** The queue core: pure, synchronous, no clock, no chance, no I/O. */
+export * from './admission.js'
 export * from './arrivals.js'
 export * from './chunk.js'
 export * from './contents.js'

@@ -1,6 +1,7 @@
 import { BATCH_HEADER_BYTES, QUEUE_OPTION_DEFAULTS, type QueueOptions } from '@sluice/protocol'
 import fc from 'fast-check'
 import { describe, expect, it, vi } from 'vitest'
+import { Admission } from './admission.js'
 import { Arrivals } from './arrivals.js'
 import { Chunk, DEATH, type Traits } from './chunk.js'
 import { FACT, readFacts, type Fact } from './facts.js'
@@ -8,7 +9,7 @@ import { Keys } from './keys.js'
 import type { Run } from './line.js'
 import { decodeChunkPage, encodeChunkPage } from './pages.js'
 import type { QueueDefinition } from './contents.js'
-import { Queue, newComing } from './queue.js'
+import { Queue } from './queue.js'
 import { CountedUse } from '../testing/log-use.js'
 
 function definition(options: Partial<QueueOptions> = {}): QueueDefinition {
@@ -67,9 +68,9 @@ const newRun = (): Run => ({
 // A call of `expect` takes longer than all else that is done for a message.
 /** Makes room for a batch of so many messages. */
 function makeRoom(queue: Queue, count: number, nowMs: number): void {
-  const coming = newComing()
-  queue.look(count, 0, undefined, coming)
-  queue.makeRoom(coming, nowMs)
+  const admission = new Admission(queue)
+  admission.look(count, 0, undefined)
+  admission.makeRoom(nowMs)
 }
 
 function same(actual: unknown, expected: unknown): void {
@@ -448,9 +449,9 @@ describe('queue against a plain model', () => {
 
 /** Bytes that a batch of one message would bring. @throws SluiceError when it does not fit */
 function admitted(queue: Queue, recordsBytes: number): number {
-  const coming = newComing()
-  const { bytes } = queue.look(1, recordsBytes, undefined, coming)
-  queue.admit(coming)
+  const admission = new Admission(queue)
+  const { bytes } = admission.look(1, recordsBytes, undefined)
+  admission.check()
   return bytes
 }
 

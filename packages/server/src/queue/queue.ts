@@ -1,6 +1,6 @@
 /**
  * A queue: what is durable of it (`Contents`), and the serving of its messages: the line in which they are delivered, the
- * leases of its subscriptions, what it accepts. Pure: time and chance come as arguments, bytes stay outside (the queue
+ * leases of its subscriptions. Pure: time and chance come as arguments, bytes stay outside (the queue
  * knows where a batch is in the log, not what it says).
  *
  * It decides, puts what it decided into `facts`, and applies it to its contents at once; the broker writes the facts into
@@ -21,44 +21,11 @@ import { DEATH, type Chunk, type Death, type Traits } from './chunk.js'
 import { Contents, type Follower } from './contents.js'
 import { FactBuffer, type GoneFact } from './facts.js'
 import { FormerLeases } from './former.js'
-import { ID_WORDS, isId } from './hash.js'
 import { PendingIds } from './ids.js'
 import type { KeyRules, Placed } from './key-lines.js'
 import { Line, type Run } from './line.js'
 import { MARK } from './marks.js'
 import type { Subscription } from './subscription.js'
-
-/** What comes to a queue in one step, while it is checked: a batch, or acknowledgements and batches of an atomic step. */
-export interface Coming {
-  /** What leaves: acknowledged messages, which are as good as gone. */
-  messages: number
-  bytes: number
-  /** Undefined: none. */
-  offsets: Set<number> | undefined
-  /** The batches, in their order. */
-  readonly batches: Admission[]
-  /** Offsets that they take. */
-  taken: number
-  /** Ids that they have; undefined: none so far. */
-  firsts: Map<string, First> | undefined
-  /** Those of them whose message takes the place of one that waits. */
-  replacing: First[] | undefined
-  /** How many ids were not known. */
-  freshIds: number
-}
-
-export function newComing(): Coming {
-  return {
-    messages: 0,
-    bytes: 0,
-    offsets: undefined,
-    batches: [],
-    taken: 0,
-    firsts: undefined,
-    replacing: undefined,
-    freshIds: 0,
-  }
-}
 
 /** What is known of a lease that was claimed. */
 export interface Reclaimed {
@@ -70,33 +37,6 @@ export interface Reclaimed {
   readonly isCharged: boolean
   /** Of its record; after a restart as its client says. */
   readonly bytes: number
-}
-
-/** What accepting a batch needs to know before it changes anything. Final once all that comes with it was looked at. */
-export interface Admission {
-  /** Offset of its first message. */
-  readonly base: number
-  /** Messages that have the id of another one, in any order. */
-  later: { readonly index: number; readonly first: First }[] | undefined
-  /** The same, in order: index → offset of that one. */
-  duplicates: Map<number, number> | undefined
-  /** Messages that take the place of one that waits: index → offset of that one. */
-  replaced: Map<number, number> | undefined
-  /** Without duplicates. */
-  messages: number
-  bytes: number
-}
-
-/** An id of what comes, while it is looked at. */
-interface First {
-  /** Of the message that has the id: one that comes, or one that is known. */
-  offset: number
-  /** The batch that it comes in; undefined: an earlier message is known. */
-  batch: Admission | undefined
-  /** What its record takes, where that counts. */
-  bytes: number
-  /** The message whose place it takes; -1: none. */
-  readonly replaced: number
 }
 
 const NOBODY: readonly Subscription[] = []
@@ -128,7 +68,8 @@ export class Queue extends Contents implements Follower {
   readonly moving: number[] = []
 
   readonly former = new FormerLeases()
-  readonly #pending = new PendingIds(this.chunksSoFar)
+  /** Ids of messages that are not done. */
+  readonly pending = new PendingIds(this.chunksSoFar)
   /** Highest offset handed out by this run of the broker, + 1. */
   #deliveredBelow = 0
   #sweptMs = 0
@@ -203,11 +144,11 @@ export class Queue extends Contents implements Follower {
   }
 
   idPending(offset: number): void {
-    this.#pending.add(offset)
+    this.pending.add(offset)
   }
 
   idDone(offset: number): void {
-    this.#pending.done(offset)
+    this.pending.done(offset)
   }
 
   removedFrom(chunk: Chunk, batch: number): void {
@@ -237,7 +178,7 @@ export class Queue extends Contents implements Follower {
         if (chunk.dead!.get(index)!.isMoving) this.moving.push(chunk.base + index)
       if (!chunk.hasIds) continue
       for (const index of chunk.liveIndexes()) {
-        if (chunk.hasId(index) && !chunk.isDead(index)) this.#pending.add(chunk.base + index)
+        if (chunk.hasId(index) && !chunk.isDead(index)) this.pending.add(chunk.base + index)
       }
     }
     this.#line.rebuild(keyRules(this.options), this.next, this.redeliveredBelow, nowMs)
@@ -511,7 +452,7 @@ export class Queue extends Contents implements Follower {
     if (this.options.unique !== 'pending') return true
     const chunk = this.chunkAt(offset)!
     const index = offset - chunk.base
-    return !chunk.hasId(index) || this.#pending.find(chunk.idAt(index), 0) === -1
+    return !chunk.hasId(index) || this.pending.find(chunk.idAt(index), 0) === -1
   }
 
   /** A dead message begins a new life at the end of its line. */
@@ -548,186 +489,20 @@ export class Queue extends Contents implements Follower {
     this.dirty = true
   }
 
-  // --- what may be accepted ---
-
   /**
-   * Looks at a batch that would come behind those of `coming`, after `settleTime`. Nothing of the queue is changed.
-   * @throws SluiceError DEDUP_FULL
+   * The oldest message of the lowest priority in the line makes room: it is dropped or dead, as the queue says. False, and
+   * nothing is done, when the line is empty.
    */
-  look(count: number, recordsBytes: number, traits: Traits | undefined, coming: Coming): Admission {
-    const { unique, dedupWindowMs } = this.options
-    const base = this.next + coming.taken
-    const batch: Admission = {
-      base,
-      later: undefined,
-      duplicates: undefined,
-      replaced: undefined,
-      messages: count,
-      bytes: recordsBytes,
-    }
-    coming.batches.push(batch)
-    coming.taken += count
-    if (traits?.hasIds === true && (unique === 'pending' || dedupWindowMs > 0))
-      this.#findDuplicates(count, traits, batch, coming)
-    return batch
-  }
-
-  // Each id is looked up once, however often it comes.
-  #findDuplicates(count: number, traits: Traits, batch: Admission, coming: Coming): void {
-    const { offsets } = coming
-    const firsts = (coming.firsts ??= new Map())
-    const isPending = this.options.unique === 'pending'
-    const stays = offsets === undefined ? undefined : (offset: number): boolean => !offsets.has(offset)
-    let fresh = 0
-    for (let index = 0; index < count; index++) {
-      const at = index * ID_WORDS
-      if (!isId(traits.ids, at)) continue
-      const id = traits.ids.subarray(at, at + ID_WORDS).join()
-      const replaces = traits.replaces[index] === 1
-      const offset = batch.base + index
-      const bytes = traits.sizes?.[index] ?? 0
-      const first = firsts.get(id)
-      if (first === undefined) {
-        const known = isPending ? this.#pending.find(traits.ids, at, stays) : this.ids.find(traits.ids, at)
-        if (known === -1) fresh++
-        const isAccepted = known === -1 || (replaces && this.#isReplaceable(known))
-        const made = isAccepted
-          ? { offset, batch, bytes, replaced: known }
-          : { offset: known, batch: undefined, bytes: 0, replaced: -1 }
-        firsts.set(id, made)
-        if (!isAccepted) addLater(batch, index, bytes, made)
-        else if (known !== -1) (coming.replacing ??= []).push(made)
-      } else if (replaces && first.batch !== undefined) {
-        // Of several that come together the last is accepted, whichever batches they are in.
-        addLater(first.batch, first.offset - first.batch.base, first.bytes, first)
-        first.offset = offset
-        first.batch = batch
-        first.bytes = bytes
-      } else addLater(batch, index, bytes, first)
-    }
-    coming.freshIds += fresh
-    if (fresh > 0) this.#checkIds(coming)
-  }
-
-  // @throws SluiceError DEDUP_FULL
-  #checkIds(coming: Coming): void {
-    const { unique, dedupMaxIds } = this.options
-    const known = unique === 'pending' ? this.#pending.count - this.#idsOf(coming) : this.ids.count
-    if (known + coming.freshIds <= dedupMaxIds) return
-    throw new SluiceError(
-      'DEDUP_FULL',
-      `The queue ${this.name} remembers ${known} ids, and ${coming.freshIds} more came; it remembers at most ${dedupMaxIds}.`,
-      { retryAfterMs: 1_000 },
-    )
-  }
-
-  /**
-   * All that comes was looked at: what each batch brings is final. Nothing of the queue is changed.
-   * @throws SluiceError QUEUE_FULL
-   */
-  admit(coming: Coming): void {
-    for (const batch of coming.batches) {
-      if (batch.later === undefined) continue
-      batch.later.sort((a, b) => a.index - b.index)
-      batch.duplicates = new Map(batch.later.map(({ index, first }) => [index, first.offset]))
-    }
-    for (const { batch, offset, replaced } of coming.replacing ?? [])
-      (batch!.replaced ??= new Map()).set(offset - batch!.base, replaced)
-    const { maxMessages, maxBytes } = this.options
-    if (maxMessages > 0 || maxBytes > 0) this.#checkLimits(coming)
-  }
-
-  #isReplaceable(offset: number): boolean {
-    const state = this.stateOf(offset)
-    return state === 'scheduled' || state === 'ready'
-  }
-
-  /** What was admitted takes their places. */
-  replace({ replaced }: Admission, nowMs: number): void {
-    if (replaced === undefined) return
-    for (const offset of replaced.values()) this.cancel(offset, nowMs)
-  }
-
-  // Ids of messages that leave in the same step, and that no other message has.
-  #idsOf({ offsets }: Coming): number {
-    if (offsets === undefined) return 0
-    let ids = 0
-    const stays = (offset: number): boolean => !offsets.has(offset)
-    const seen = new Set<string>()
-    for (const offset of offsets) {
-      const chunk = this.chunkAt(offset)!
-      const words = chunk.idAt(offset - chunk.base)
-      const id = words.join()
-      if (!isId(words, 0) || seen.has(id)) continue
-      seen.add(id)
-      if (this.#pending.find(words, 0, stays) === -1) ids++
-    }
-    return ids
-  }
-
-  #checkLimits(coming: Coming): void {
-    const { maxMessages, maxBytes, overflow } = this.options
-    let messages = this.live - this.deadCount - coming.messages
-    let bytes = this.bytes - this.deadBytes - coming.bytes
-    let moreMessages = 0
-    let moreBytes = 0
-    for (const batch of coming.batches) {
-      moreMessages += batch.messages
-      moreBytes += batch.bytes
-      if (batch.replaced === undefined) continue
-      for (const offset of batch.replaced.values()) {
-        const chunk = this.chunkAt(offset)!
-        messages--
-        bytes -= chunk.bytesAt(offset - chunk.base)
-      }
-    }
-    if (moreMessages === 0) return
-    bytes = Math.round(bytes)
-    // What consumers hold cannot make room; of the rest, all could.
-    const firmMessages = overflow === 'reject' ? messages : this.leased - coming.messages
-    let firmBytes = bytes
-    if (overflow !== 'reject') {
-      firmBytes = -coming.bytes
-      for (const subscription of this.subscriptions) firmBytes += subscription.unsettledBytes
-    }
-    if (maxMessages > 0 && firmMessages + moreMessages > maxMessages)
-      throw this.#full('messages', messages, moreMessages, maxMessages)
-    if (maxBytes > 0 && Math.round(firmBytes) + moreBytes > maxBytes)
-      throw this.#full('bytes', bytes, moreBytes, maxBytes)
-  }
-
-  #full(what: string, has: number, more: number, most: number): SluiceError {
-    return new SluiceError(
-      'QUEUE_FULL',
-      `The queue ${this.name} holds ${has} ${what}, and ${more} more came; it holds at most ${most}.`,
-      // What would not fit an empty queue will never fit.
-      more > most ? { retryable: false } : { retryAfterMs: 100 },
-    )
-  }
-
-  /** Makes room for what was admitted. */
-  makeRoom({ batches }: Pick<Coming, 'batches'>, nowMs: number): void {
-    const { maxMessages, maxBytes, overflow } = this.options
-    if ((maxMessages === 0 && maxBytes === 0) || overflow === 'reject') return
-    let messages = 0
-    let bytes = 0
-    for (const batch of batches) {
-      messages += batch.messages
-      bytes += batch.bytes
-    }
-    if (messages === 0) return
-    const mostMessages = (maxMessages || Infinity) - messages
-    const mostBytes = (maxBytes || Infinity) - bytes
-    while (this.live - this.deadCount > mostMessages || Math.round(this.bytes - this.deadBytes) > mostBytes) {
-      const offset = this.#line.oldest()
-      if (offset === -1) return
-      const chunk = this.chunkAt(offset)!
-      this.#line.leave(chunk, offset - chunk.base, nowMs)
-      if (overflow === 'drop-oldest') {
-        this.#gone('drop', offset)
-        this.counts.dropped += this.remove(offset, 1, nowMs)
-      } else this.#die(offset, this.attemptsOf(offset), DEATH.overflow, nowMs, '')
-    }
+  evictOldest(nowMs: number): boolean {
+    const offset = this.#line.oldest()
+    if (offset === -1) return false
+    const chunk = this.chunkAt(offset)!
+    this.#line.leave(chunk, offset - chunk.base, nowMs)
+    if (this.options.overflow === 'drop-oldest') {
+      this.#gone('drop', offset)
+      this.counts.dropped += this.remove(offset, 1, nowMs)
+    } else this.#die(offset, this.attemptsOf(offset), DEATH.overflow, nowMs, '')
+    return true
   }
 
   // --- looking ---
@@ -755,8 +530,8 @@ export class Queue extends Contents implements Follower {
   /** Offset of the message with this id, as far as ids are known; -1 if it is not here. */
   offsetOf(id: Uint32Array): number {
     // Of several, one that can be changed.
-    const standing = this.#pending.find(id, 0, (offset) => this.stateOf(offset) !== 'leased')
-    const pending = standing === -1 ? this.#pending.find(id, 0) : standing
+    const standing = this.pending.find(id, 0, (offset) => this.stateOf(offset) !== 'leased')
+    const pending = standing === -1 ? this.pending.find(id, 0) : standing
     if (pending !== -1 || this.options.unique === 'pending') return pending
     const offset = this.ids.find(id, 0)
     return offset === -1 || this.stateOf(offset) === undefined ? -1 : offset
@@ -913,12 +688,6 @@ export class Queue extends Contents implements Follower {
       else if (this.#line.stands(chunk, index)) expired.push({ chunk, index, timeMs: expiryMs })
     }
   }
-}
-
-function addLater(batch: Admission, index: number, bytes: number, first: First): void {
-  ;(batch.later ??= []).push({ index, first })
-  batch.messages--
-  batch.bytes -= bytes
 }
 
 function keyRules({ keyConcurrency, onFail }: QueueOptions): KeyRules {

@@ -1,0 +1,256 @@
+/**
+ * An admission: what comes to a queue in one step, a batch or the acknowledgements and batches of an atomic step, and
+ * whether the queue accepts it: by its limits, and by the ids that it knows.
+ *
+ * In this order: `look` at each batch, behind `settleTime`; `check` all together; then `replace` and `makeRoom` change the
+ * queue, and the batches can be appended. Nothing is changed before `check` has passed. A batch that asks for nothing, of a
+ * queue that looks at no messages, needs none of it.
+ */
+import { SluiceError } from '@sluice/protocol'
+import type { Traits } from './chunk.js'
+import { ID_WORDS, isId } from './hash.js'
+import type { Queue } from './queue.js'
+
+/** What is known of a batch before it changes anything. Final once all of the step was checked. */
+export interface AdmittedBatch {
+  /** Offset of its first message. */
+  readonly base: number
+  /** Messages that have the id of another one, in any order. */
+  later: { readonly index: number; readonly first: First }[] | undefined
+  /** The same, in order: index → offset of that one. */
+  duplicates: Map<number, number> | undefined
+  /** Messages that take the place of one that waits: index → offset of that one. */
+  replaced: Map<number, number> | undefined
+  /** Without duplicates. */
+  messages: number
+  bytes: number
+}
+
+/** An id of what comes, while it is looked at. */
+interface First {
+  /** Of the message that has the id: one that comes, or one that is known. */
+  offset: number
+  /** The batch that it comes in; undefined: an earlier message is known. */
+  batch: AdmittedBatch | undefined
+  /** What its record takes, where that counts. */
+  bytes: number
+  /** The message whose place it takes; -1: none. */
+  readonly replaced: number
+}
+
+export class Admission {
+  readonly #queue: Queue
+  /** The batches, in their order. */
+  readonly batches: AdmittedBatch[] = []
+  /** Offsets that they take. */
+  taken = 0
+  /** What leaves: acknowledged messages, which are as good as gone. */
+  #messagesLeaving = 0
+  #bytesLeaving = 0
+  /** Undefined: none. */
+  #leaving: Set<number> | undefined
+  /** Ids that the batches have; undefined: none so far. */
+  #firsts: Map<string, First> | undefined
+  /** Those of them whose message takes the place of one that waits. */
+  #replacing: First[] | undefined
+  /** How many ids were not known. */
+  #freshIds = 0
+
+  constructor(queue: Queue) {
+    this.#queue = queue
+  }
+
+  /** The leased message at `offset` is acknowledged in the same step. */
+  leaves(offset: number, bytes: number): void {
+    this.#messagesLeaving++
+    this.#bytesLeaving += bytes
+    this.#leaving ??= new Set()
+    this.#leaving.add(offset)
+  }
+
+  /** A batch of `count` messages, of which nothing has to be known, comes behind the others. */
+  pass(count: number): void {
+    this.taken += count
+  }
+
+  /** Looks at a batch that comes behind the others. @throws SluiceError DEDUP_FULL */
+  look(count: number, recordsBytes: number, traits: Traits | undefined): AdmittedBatch {
+    const { unique, dedupWindowMs } = this.#queue.options
+    const batch: AdmittedBatch = {
+      base: this.#queue.next + this.taken,
+      later: undefined,
+      duplicates: undefined,
+      replaced: undefined,
+      messages: count,
+      bytes: recordsBytes,
+    }
+    this.batches.push(batch)
+    this.taken += count
+    if (traits?.hasIds === true && (unique === 'pending' || dedupWindowMs > 0))
+      this.#findDuplicates(count, traits, batch)
+    return batch
+  }
+
+  // Each id is looked up once, however often it comes.
+  #findDuplicates(count: number, traits: Traits, batch: AdmittedBatch): void {
+    const { ids, pending, options } = this.#queue
+    const leaving = this.#leaving
+    const firsts = (this.#firsts ??= new Map())
+    const isPending = options.unique === 'pending'
+    const stays = leaving === undefined ? undefined : (offset: number): boolean => !leaving.has(offset)
+    let fresh = 0
+    for (let index = 0; index < count; index++) {
+      const at = index * ID_WORDS
+      if (!isId(traits.ids, at)) continue
+      const id = traits.ids.subarray(at, at + ID_WORDS).join()
+      const replaces = traits.replaces[index] === 1
+      const offset = batch.base + index
+      const bytes = traits.sizes?.[index] ?? 0
+      const first = firsts.get(id)
+      if (first === undefined) {
+        const known = isPending ? pending.find(traits.ids, at, stays) : ids.find(traits.ids, at)
+        if (known === -1) fresh++
+        const isAccepted = known === -1 || (replaces && this.#isReplaceable(known))
+        const made = isAccepted
+          ? { offset, batch, bytes, replaced: known }
+          : { offset: known, batch: undefined, bytes: 0, replaced: -1 }
+        firsts.set(id, made)
+        if (!isAccepted) addLater(batch, index, bytes, made)
+        else if (known !== -1) (this.#replacing ??= []).push(made)
+      } else if (replaces && first.batch !== undefined) {
+        // Of several that come together the last is accepted, whichever batches they are in.
+        addLater(first.batch, first.offset - first.batch.base, first.bytes, first)
+        first.offset = offset
+        first.batch = batch
+        first.bytes = bytes
+      } else addLater(batch, index, bytes, first)
+    }
+    this.#freshIds += fresh
+    if (fresh > 0) this.#checkIds()
+  }
+
+  #isReplaceable(offset: number): boolean {
+    const state = this.#queue.stateOf(offset)
+    return state === 'scheduled' || state === 'ready'
+  }
+
+  // @throws SluiceError DEDUP_FULL
+  #checkIds(): void {
+    const { ids, pending, options, name } = this.#queue
+    const known = options.unique === 'pending' ? pending.count - this.#idsLeaving() : ids.count
+    if (known + this.#freshIds <= options.dedupMaxIds) return
+    throw new SluiceError(
+      'DEDUP_FULL',
+      `The queue ${name} remembers ${known} ids, and ${this.#freshIds} more came; it remembers at most ${options.dedupMaxIds}.`,
+      { retryAfterMs: 1_000 },
+    )
+  }
+
+  // Ids of messages that leave in the same step, and that no other message has.
+  #idsLeaving(): number {
+    const leaving = this.#leaving
+    if (leaving === undefined) return 0
+    let ids = 0
+    const stays = (offset: number): boolean => !leaving.has(offset)
+    const seen = new Set<string>()
+    for (const offset of leaving) {
+      const chunk = this.#queue.chunkAt(offset)!
+      const words = chunk.idAt(offset - chunk.base)
+      const id = words.join()
+      if (!isId(words, 0) || seen.has(id)) continue
+      seen.add(id)
+      if (this.#queue.pending.find(words, 0, stays) === -1) ids++
+    }
+    return ids
+  }
+
+  /**
+   * All that comes was looked at: what each batch brings is final. Nothing of the queue is changed.
+   * @throws SluiceError QUEUE_FULL
+   */
+  check(): void {
+    for (const batch of this.batches) {
+      if (batch.later === undefined) continue
+      batch.later.sort((a, b) => a.index - b.index)
+      batch.duplicates = new Map(batch.later.map(({ index, first }) => [index, first.offset]))
+    }
+    for (const { batch, offset, replaced } of this.#replacing ?? [])
+      (batch!.replaced ??= new Map()).set(offset - batch!.base, replaced)
+    const { maxMessages, maxBytes } = this.#queue.options
+    if (maxMessages > 0 || maxBytes > 0) this.#checkLimits()
+  }
+
+  #checkLimits(): void {
+    const queue = this.#queue
+    const { maxMessages, maxBytes, overflow } = queue.options
+    let messages = queue.live - queue.deadCount - this.#messagesLeaving
+    let bytes = queue.bytes - queue.deadBytes - this.#bytesLeaving
+    let moreMessages = 0
+    let moreBytes = 0
+    for (const batch of this.batches) {
+      moreMessages += batch.messages
+      moreBytes += batch.bytes
+      if (batch.replaced === undefined) continue
+      for (const offset of batch.replaced.values()) {
+        const chunk = queue.chunkAt(offset)!
+        messages--
+        bytes -= chunk.bytesAt(offset - chunk.base)
+      }
+    }
+    if (moreMessages === 0) return
+    bytes = Math.round(bytes)
+    // What consumers hold cannot make room; of the rest, all could.
+    const firmMessages = overflow === 'reject' ? messages : queue.leased - this.#messagesLeaving
+    let firmBytes = bytes
+    if (overflow !== 'reject') {
+      firmBytes = -this.#bytesLeaving
+      for (const subscription of queue.subscriptions) firmBytes += subscription.unsettledBytes
+    }
+    if (maxMessages > 0 && firmMessages + moreMessages > maxMessages)
+      throw this.#full('messages', messages, moreMessages, maxMessages)
+    if (maxBytes > 0 && Math.round(firmBytes) + moreBytes > maxBytes)
+      throw this.#full('bytes', bytes, moreBytes, maxBytes)
+  }
+
+  #full(what: string, has: number, more: number, most: number): SluiceError {
+    return new SluiceError(
+      'QUEUE_FULL',
+      `The queue ${this.#queue.name} holds ${has} ${what}, and ${more} more came; it holds at most ${most}.`,
+      // What would not fit an empty queue will never fit.
+      more > most ? { retryable: false } : { retryAfterMs: 100 },
+    )
+  }
+
+  /** Takes out the messages whose places are taken. */
+  replace(nowMs: number): void {
+    for (const { replaced } of this.batches)
+      if (replaced !== undefined) for (const offset of replaced.values()) this.#queue.cancel(offset, nowMs)
+  }
+
+  /** Makes room for what was checked. */
+  makeRoom(nowMs: number): void {
+    const queue = this.#queue
+    const { maxMessages, maxBytes, overflow } = queue.options
+    if ((maxMessages === 0 && maxBytes === 0) || overflow === 'reject') return
+    let messages = 0
+    let bytes = 0
+    for (const batch of this.batches) {
+      messages += batch.messages
+      bytes += batch.bytes
+    }
+    if (messages === 0) return
+    const mostMessages = (maxMessages || Infinity) - messages
+    const mostBytes = (maxBytes || Infinity) - bytes
+    while (
+      queue.live - queue.deadCount > mostMessages ||
+      Math.round(queue.bytes - queue.deadBytes) > mostBytes
+    )
+      if (!queue.evictOldest(nowMs)) return
+  }
+}
+
+function addLater(batch: AdmittedBatch, index: number, bytes: number, first: First): void {
+  ;(batch.later ??= []).push({ index, first })
+  batch.messages--
+  batch.bytes -= bytes
+}
