@@ -2,12 +2,15 @@
  * A listener of its own: what counts against the budget for half-received frames, who gives way when it is used up, and
  * what becomes of connections that the system cannot accept.
  */
-import { LIMITS, MESSAGE_OVERHEAD_BYTES, OP, queueName } from '@sluice/protocol'
+import { LIMITS, MESSAGE_OVERHEAD_BYTES, OP, queueName, type SluiceError } from '@sluice/protocol'
 import type * as Net from 'node:net'
+import { connect } from 'node:net'
 import { afterEach, beforeEach, expect, test, vi } from 'vitest'
 import { Broker } from '../../packages/server/src/broker/broker.js'
 import { MemoryLog } from '../../packages/server/src/log/memory-log.js'
 import { Listener } from '../../packages/server/src/net/listener.js'
+import type { Peer as NetPeer } from '../../packages/server/src/net/peer.js'
+import { Session } from '../../packages/server/src/session/session.js'
 import { SESSION_DEFAULTS } from '../../packages/server/src/session/settings.js'
 import { Peer, batch, frame, publishFrame } from '../fault/peer.js'
 import { until } from '../fault/processes.js'
@@ -46,12 +49,13 @@ beforeEach(async () => {
     },
   })
   broker.catalog.ensure({ name: queueName(QUEUE), options: {}, update: false })
+  const settings = { ...SESSION_DEFAULTS, frameBytesMax: LIMITS.frameBytesDefault + MESSAGE_OVERHEAD_BYTES }
   listener = new Listener(broker, {
     host: '127.0.0.1',
     port: 0,
     connectionsMax: 1_000,
     receiveBytesMax: BUDGET_BYTES,
-    settings: { ...SESSION_DEFAULTS, frameBytesMax: LIMITS.frameBytesDefault + MESSAGE_OVERHEAD_BYTES },
+    newPeer: (transport, nowMs, onClosed) => new Session(broker, transport, settings, nowMs, onClosed),
     now: () => Date.now(),
     onEvent: () => {},
     onTrouble: (what, error) => troubles.push(`${what}: ${String(error)}`),
@@ -140,4 +144,64 @@ test('a connection that cannot be accepted is reported once, and the port is ope
   servers.at(-1)!.emit('error', error)
   expect(troubles).toHaveLength(2)
   expect(listener.connections).toBe(2)
+})
+
+test('a peer of another protocol is all that the listener needs', async () => {
+  const calls: string[] = []
+  const events: string[] = []
+  const other = new Listener(broker, {
+    host: '127.0.0.1',
+    port: 0,
+    connectionsMax: 1,
+    receiveBytesMax: 10,
+    newPeer: (transport, _nowMs, onClosed) => {
+      let heldBytes = 0
+      const close = (call: string, why?: SluiceError): void => {
+        calls.push(call)
+        onClosed(peer, why)
+        transport.end()
+      }
+      const peer: NetPeer = {
+        label: 'echo',
+        get heldBytes() {
+          return heldBytes
+        },
+        isIdle: true,
+        receive: (chunk) => {
+          heldBytes += chunk.length
+          calls.push(`receive ${Buffer.from(chunk).toString()}`)
+          transport.write(Uint8Array.from(chunk), () => {})
+        },
+        inputEnded: () => close('inputEnded'),
+        disconnected: () => void calls.push('disconnected'),
+        refuse: () => void calls.push('refuse'),
+        tick: () => {},
+        goodbye: () => void calls.push('goodbye'),
+        end: () => close('end'),
+        fail: (error) => close(`fail ${error.code}`, error),
+      }
+      return peer
+    },
+    now: () => Date.now(),
+    onEvent: (event, _address, label, error) => events.push(`${event} ${label} ${error?.code ?? ''}`),
+    onTrouble: (what, error) => troubles.push(`${what}: ${String(error)}`),
+  })
+  const { port: otherPort } = await other.listen()
+  const socket = connect(otherPort, '127.0.0.1')
+  let echoed = ''
+  socket.on('data', (chunk) => (echoed += chunk.toString()))
+  socket.write('hello')
+  await until('the echo', () => echoed === 'hello')
+  expect(other.receiveBytes).toBe(5)
+  socket.write(' and goodbye')
+  await until('the end', () => calls.includes('disconnected'))
+  expect(calls).toEqual(['receive hello', 'receive  and goodbye', 'fail MEMORY_FULL', 'disconnected'])
+  const last = connect(otherPort, '127.0.0.1')
+  await until('a connection', () => events.length === 3)
+  await other.stop(1_000)
+  await until('the end', () => calls.length === 7)
+  last.destroy()
+  expect(calls.slice(4)).toEqual(['goodbye', 'end', 'disconnected'])
+  expect(events).toEqual(['connected echo ', 'closed echo MEMORY_FULL', 'connected echo ', 'closed echo '])
+  expect([other.connections, other.receiveBytes]).toEqual([0, 0])
 })

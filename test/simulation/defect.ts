@@ -1,7 +1,8 @@
 /** A planted bug: what it puts between the parts of a world. See defects.ts. */
 import type { Broker } from '../../packages/server/src/broker/broker.js'
 import type { Disk, Log } from '../../packages/server/src/log/log.js'
-import type { Session, Transport } from '../../packages/server/src/session/session.js'
+import type { Transport } from '../../packages/server/src/net/peer.js'
+import type { Session } from '../../packages/server/src/session/session.js'
 import type { SimulatedDisk } from './disk.js'
 
 export interface Defect {

@@ -21,7 +21,7 @@ import {
 } from '../../packages/server/src/queue/index.js'
 import { FormerLeases } from '../../packages/server/src/queue/former.js'
 import { KeyLines } from '../../packages/server/src/queue/key-lines.js'
-import type { Transport } from '../../packages/server/src/session/session.js'
+import type { Transport } from '../../packages/server/src/net/peer.js'
 import type { Defect } from './defect.js'
 import type { SimulatedDisk } from './disk.js'
 

@@ -3,7 +3,8 @@
  * the session writes stays in its own memory until the simulated kernel has room for it, so that bytes that are
  * changed too early are seen. A frozen link moves nothing and tells nobody.
  */
-import type { Session, Transport } from '../../packages/server/src/session/session.js'
+import type { Transport } from '../../packages/server/src/net/peer.js'
+import type { Session } from '../../packages/server/src/session/session.js'
 import type { Chance } from './chance.js'
 
 /** Bytes in order, in and out in any pieces. */

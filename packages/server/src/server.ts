@@ -14,7 +14,7 @@ import { MEMORY_BYTES_MIN, MemoryGauge, PROCESS_METER, defaultMemoryBytes, share
 import { Clock, STEP_MS } from './net/clock.js'
 import { connectionsFor, openFilesMax } from './open-files.js'
 import { Listener, type ListenerEvent } from './net/listener.js'
-import type { Session } from './session/session.js'
+import { Session } from './session/session.js'
 import { SESSION_DEFAULTS, type SessionSettings } from './session/settings.js'
 import { version } from './version.js'
 
@@ -182,23 +182,24 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
     const connectionsMax = connectionsFor(wanted, filesMax)
     if (connectionsMax < wanted)
       onEvent('connections are limited by open files', { connectionsMax, wanted, openFilesMax: filesMax })
+    const settings: SessionSettings = {
+      ...SESSION_DEFAULTS,
+      frameBytesMax: Math.max(
+        SESSION_DEFAULTS.frameBytesMax,
+        broker.messageBytesMax + MESSAGE_OVERHEAD_BYTES,
+      ),
+      serverVersion: version(),
+      outbound,
+      ...options.session,
+    }
     listener = new Listener(broker, {
       host: options.host ?? '127.0.0.1',
       port: options.port ?? 7420,
       connectionsMax,
       receiveBytesMax: shares.receiveBytesMax,
-      settings: {
-        ...SESSION_DEFAULTS,
-        frameBytesMax: Math.max(
-          SESSION_DEFAULTS.frameBytesMax,
-          broker.messageBytesMax + MESSAGE_OVERHEAD_BYTES,
-        ),
-        serverVersion: version(),
-        outbound,
-        ...options.session,
-      },
+      newPeer: (transport, nowMs, onClosed) => new Session(broker, transport, settings, nowMs, onClosed),
       now: () => clock.now(),
-      onEvent: (event, session, error) => onEvent(eventName(event), describe(session, error)),
+      onEvent: (event, address, label, error) => onEvent(eventName(event), describe(address, label, error)),
       onTrouble: (what, error) => onEvent(what, { error }),
     })
     const listening = listener
@@ -273,10 +274,14 @@ function eventName(event: ListenerEvent): string {
   return `connection ${event}`
 }
 
-function describe(session: Session, error: SluiceError | undefined): Readonly<Record<string, unknown>> {
+function describe(
+  address: string,
+  label: string,
+  error: SluiceError | undefined,
+): Readonly<Record<string, unknown>> {
   return {
-    peer: session.peer,
-    client: session.label,
+    peer: address,
+    client: label,
     ...(error === undefined ? {} : { code: error.code, reason: error.message }),
   }
 }

@@ -1,12 +1,19 @@
 /**
- * The TCP edge: sockets on one side, sessions on the other, and the one timer that wakes them. Nothing here knows
- * what a frame means.
+ * The TCP edge: sockets on one side, peers on the other, and the one timer that wakes them. Owns which connections have
+ * a place, and the budget for half-received input. Nothing here knows what the bytes mean.
  */
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net'
 import { SluiceError, viewBytes } from '@sluice/protocol'
-import type { Broker } from '../broker/broker.js'
-import { Session, type Transport } from '../session/session.js'
-import type { SessionSettings } from '../session/settings.js'
+import type { NewPeer, Peer, Transport } from './peer.js'
+
+/** The broker, as far as the listener drives it. */
+export interface Turns {
+  /** The next time at which `tick` has something to do, ms since the epoch. */
+  readonly nextDeadline: number
+  /** Everything until the end of the turn happens at its time. */
+  beginTurn(): void
+  tick(): void
+}
 
 export interface ListenerOptions {
   readonly host: string
@@ -14,9 +21,16 @@ export interface ListenerOptions {
   readonly connectionsMax: number
   /** Bytes of half-received frames that all connections together may keep. */
   readonly receiveBytesMax: number
-  readonly settings: SessionSettings
+  /** The protocol that is spoken on this port. */
+  readonly newPeer: NewPeer
   readonly now: () => number
-  readonly onEvent: (event: ListenerEvent, session: Session, error: SluiceError | undefined) => void
+  /** `address` is where the client is, and `label` what it calls itself. */
+  readonly onEvent: (
+    event: ListenerEvent,
+    address: string,
+    label: string,
+    error: SluiceError | undefined,
+  ) => void
   /** Something failed that belongs to no connection. */
   readonly onTrouble: (what: string, error: unknown) => void
 }
@@ -33,7 +47,7 @@ const TICK_MS = 50
 const REST_MS = 0.5
 
 /**
- * Connections that have no place and are not gone: refused ones that wait for HELLO, closed ones that flush. Beyond a
+ * Connections that have no place and are not gone: refused ones that wait to be told, closed ones that flush. Beyond a
  * quarter of the places, within these bounds, the oldest is cut off.
  */
 const PARTING_MIN = 16
@@ -45,20 +59,20 @@ const ACCEPT_RETRY_MS = 250
 interface Link {
   readonly socket: Socket
   readonly transport: SocketTransport
-  /** What its half-received frame takes. */
+  /** What its half-received input takes. */
   heldBytes: number
 }
 
 /**
- * Invariant: `#links` are the connections that are counted against `connectionsMax`; a link leaves it when its session
+ * Invariant: `#links` are the connections that are counted against `connectionsMax`; a link leaves it when its peer
  * closes, before its socket does, and is in `#parting` until the socket is closed too.
  */
 export class Listener {
-  readonly #broker: Broker
+  readonly #turns: Turns
   readonly #options: ListenerOptions
   #server: Server
-  readonly #links = new Map<Session, Link>()
-  readonly #parting = new Map<Session, Link>()
+  readonly #links = new Map<Peer, Link>()
+  readonly #parting = new Map<Peer, Link>()
   readonly #partingMax: number
   #address: AddressInfo | undefined
   #ticker: NodeJS.Timeout | undefined
@@ -68,8 +82,8 @@ export class Listener {
   #tickedMs = 0
   #receiveBytes = 0
 
-  constructor(broker: Broker, options: ListenerOptions) {
-    this.#broker = broker
+  constructor(turns: Turns, options: ListenerOptions) {
+    this.#turns = turns
     this.#options = options
     this.#partingMax = Math.max(PARTING_MIN, Math.min(options.connectionsMax >> 2, PARTING_MAX))
     this.#server = this.#newServer()
@@ -96,16 +110,16 @@ export class Listener {
   /** Accepts nothing more, tells every client, gives those that hold leases `graceMs` to settle, and closes. */
   async stop(graceMs: number): Promise<void> {
     const closed = this.#close()
-    this.#broker.beginTurn()
-    for (const session of this.#parting.keys()) session.end()
-    for (const session of this.#links.keys()) session.goodbye('The broker is stopping.')
+    this.#turns.beginTurn()
+    for (const peer of this.#parting.keys()) peer.end()
+    for (const peer of this.#links.keys()) peer.goodbye('The broker is stopping.')
     const untilMs = this.#options.now() + graceMs
     while (this.#links.size > 0 && this.#options.now() < untilMs) {
-      this.#broker.beginTurn()
-      for (const session of this.#links.keys()) if (session.isIdle) session.end()
+      this.#turns.beginTurn()
+      for (const peer of this.#links.keys()) if (peer.isIdle) peer.end()
       await pause(10)
     }
-    for (const session of this.#links.keys()) session.end()
+    for (const peer of this.#links.keys()) peer.end()
     const hardMs = this.#options.now() + graceMs
     while (this.#links.size + this.#parting.size > 0 && this.#options.now() < hardMs) await pause(10)
     this.#destroyAll()
@@ -184,51 +198,45 @@ export class Listener {
     const transport = new SocketTransport(socket)
     const link: Link = { socket, transport, heldBytes: 0 }
     let refused = false
-    const session = new Session(
-      this.#broker,
-      transport,
-      this.#options.settings,
-      this.#options.now(),
-      (closed, why) => {
-        if (this.#links.delete(closed)) this.#part(closed, link)
-        this.#forget(link)
-        this.#options.onEvent(refused ? 'refused' : 'closed', closed, why)
-      },
-    )
+    const { newPeer, now, onEvent, connectionsMax } = this.#options
+    const peer = newPeer(transport, now(), (closed, why) => {
+      if (this.#links.delete(closed)) this.#part(closed, link)
+      this.#forget(link)
+      onEvent(refused ? 'refused' : 'closed', transport.peer, closed.label, why)
+    })
     socket.on('error', () => {
       // 'close' follows; what the other side did to its socket is no event of ours.
     })
     socket.on('close', () => {
-      this.#links.delete(session)
-      this.#parting.delete(session)
-      this.#broker.beginTurn()
-      session.disconnected()
+      this.#links.delete(peer)
+      this.#parting.delete(peer)
+      this.#turns.beginTurn()
+      peer.disconnected()
     })
-    socket.on('data', (chunk) => this.#received(session, link, chunk))
+    socket.on('data', (chunk) => this.#received(peer, link, chunk))
     socket.on('end', () => {
-      this.#broker.beginTurn()
-      session.peerEnded()
+      this.#turns.beginTurn()
+      peer.inputEnded()
     })
-    const { connectionsMax } = this.#options
     if (this.#links.size >= connectionsMax) {
       refused = true
-      session.refuse(
+      peer.refuse(
         new SluiceError(
           'TOO_MANY_CONNECTIONS',
           `There are ${this.#links.size} connections; at most ${connectionsMax} are allowed.`,
         ),
       )
-      this.#part(session, link)
+      this.#part(peer, link)
       return
     }
     this.#isTroubled = false
-    this.#links.set(session, link)
-    this.#options.onEvent('connected', session, undefined)
+    this.#links.set(peer, link)
+    onEvent('connected', transport.peer, peer.label, undefined)
   }
 
   // It has no place any more, or never had one; its socket may take a moment to be told and to flush.
-  #part(session: Session, link: Link): void {
-    this.#parting.set(session, link)
+  #part(peer: Peer, link: Link): void {
+    this.#parting.set(peer, link)
     if (this.#parting.size <= this.#partingMax) return
     for (const [oldest, { socket }] of this.#parting) {
       this.#parting.delete(oldest)
@@ -242,11 +250,11 @@ export class Listener {
     link.heldBytes = 0
   }
 
-  #received(session: Session, link: Link, chunk: Buffer): void {
+  #received(peer: Peer, link: Link, chunk: Buffer): void {
     const begunMs = performance.now()
     // Not as the Buffer that it is: what is cut out of one costs twice as much.
-    session.receive(viewBytes(chunk, 0, chunk.length), this.#options.now())
-    const held = session.heldBytes
+    peer.receive(viewBytes(chunk, 0, chunk.length), this.#options.now())
+    const held = peer.heldBytes
     if (held !== link.heldBytes) {
       this.#receiveBytes += held - link.heldBytes
       link.heldBytes = held
@@ -257,11 +265,11 @@ export class Listener {
 
   // The connection that takes most gives way, not the one whose bytes came last.
   #makeRoom(): void {
-    let largest: Session | undefined
+    let largest: Peer | undefined
     let most = 0
-    for (const [session, { heldBytes }] of this.#links) {
+    for (const [peer, { heldBytes }] of this.#links) {
       if (heldBytes <= most) continue
-      largest = session
+      largest = peer
       most = heldBytes
     }
     largest?.fail(this.#receiveBudgetError(most))
@@ -278,11 +286,11 @@ export class Listener {
     const nowMs = this.#options.now()
     const stallMs = Math.max(0, nowMs - this.#tickedMs - 2 * TICK_MS)
     this.#tickedMs = nowMs
-    if (nowMs >= this.#broker.nextDeadline) this.#broker.tick()
+    if (nowMs >= this.#turns.nextDeadline) this.#turns.tick()
     setImmediate(() => {
-      this.#broker.beginTurn()
-      for (const session of this.#links.keys()) session.tick(nowMs, stallMs)
-      for (const session of this.#parting.keys()) session.tick(nowMs, stallMs)
+      this.#turns.beginTurn()
+      for (const peer of this.#links.keys()) peer.tick(nowMs, stallMs)
+      for (const peer of this.#parting.keys()) peer.tick(nowMs, stallMs)
     })
   }
 }

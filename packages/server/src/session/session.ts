@@ -50,6 +50,7 @@ import {
 import type { Broker, Output } from '../broker/broker.js'
 import { fittedRecord } from '../broker/origin.js'
 import type { Producer } from '../state/producers.js'
+import type { Peer, Transport } from '../net/peer.js'
 import type { Consumer, Run, Subscription } from '../queue/index.js'
 import { DELIVERY_OVERHEAD_BYTES, Deliveries } from './deliveries.js'
 import { Handshake, greeting, unexpectedFrame } from './handshake.js'
@@ -59,16 +60,6 @@ import { Reading } from './reading.js'
 import { REQUESTS, isLong, type Answer, type RequestName } from './requests.js'
 import type { SessionSettings } from './settings.js'
 import { Unread } from './unread.js'
-
-/** What a session needs of the connection under it. */
-export interface Transport extends OutboxTransport {
-  readonly peer: string
-  /** Stops and resumes the bytes that come in. */
-  pause(): void
-  resume(): void
-  /** Sends what was written, then closes. */
-  end(): void
-}
 
 type Stage = 'handshake' | 'open' | 'closed'
 
@@ -86,7 +77,7 @@ type Handler = (
   end: number,
 ) => void
 
-export class Session implements Output, Consumer {
+export class Session implements Peer, Output, Consumer {
   readonly #broker: Broker
   readonly #transport: Transport
   readonly #settings: SessionSettings
@@ -193,7 +184,7 @@ export class Session implements Output, Consumer {
   }
 
   /** The peer sends no more bytes. After GOODBYE it still reads the answers that are under way. */
-  peerEnded(): void {
+  inputEnded(): void {
     if (this.#stage === 'open' && this.#saidGoodbye) return
     this.#close(undefined)
     this.#transport.end()
