@@ -15,7 +15,7 @@ import {
   type SluiceErrorNames,
   type SluiceError,
 } from '@sluice/protocol'
-import { receipt, Sending, type Receipt } from './sending.js'
+import { receipt, Sending, type Receipt, type Resolve } from './sending.js'
 
 /** PUBLISH frame and batch header around the records, at most. */
 export const ENVELOPE_BYTES = FRAME_HEADER_BYTES + 1 + LIMITS.queueNameBytesMax + BATCH_HEADER_BYTES
@@ -98,6 +98,35 @@ export class Batch extends Sending {
 
   get isSplit(): boolean {
     return !this.atomic && this.callers > 1
+  }
+
+  /** Each message that a caller still waits for by itself, to be sent again. */
+  split(): Batch[] {
+    const alone: Batch[] = []
+    let at = this.at + this.recordsAt
+    for (let i = 0; i < this.callers; i++) {
+      const size = readU32(this.bytes, at)
+      const resolve = this.resolves[i]
+      if (resolve !== undefined) alone.push(this.#alone(at, at + size, resolve, this.deadlines[i]!))
+      at += size
+    }
+    return alone
+  }
+
+  #alone(from: number, to: number, resolve: Resolve, deadlineMs: number): Batch {
+    const one = new Batch(this.queue, false, Buffer.allocUnsafeSlow(this.recordsAt + to - from))
+    one.open = false
+    one.count = 1
+    this.bytes.copy(one.bytes, one.end, from, to)
+    one.end += to - from
+    one.addCaller(resolve, deadlineMs)
+    if (this.failsOffline?.has(resolve) === true) one.failsOffline = new Set([resolve])
+    const watch = this.watches?.get(resolve)
+    if (watch !== undefined) {
+      watch.sending = one
+      one.watches = new Map([[resolve, watch]])
+    }
+    return one
   }
 
   protected unwritten(): void {

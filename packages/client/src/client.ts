@@ -47,7 +47,8 @@ import {
   type SendOptions,
   type Settings,
 } from './options.js'
-import { aborted, noConnection, Producer } from './producer.js'
+import { aborted, noConnection } from './outcomes.js'
+import { Producer } from './producer.js'
 import { Pullers } from './pull.js'
 import { Queues } from './queues.js'
 import { Requests } from './requests.js'

@@ -8,37 +8,27 @@
  */
 import {
   BATCH_HEADER_BYTES,
-  CONTENT_TYPE,
   decodeAtomicOk,
   decodePublishErr,
   decodePublishOk,
-  faultError,
   LIMITS,
   PRODUCER_IDENTITY_BYTES,
   queueName,
-  readU32,
-  RECORD_HEADER_BYTES,
-  recordBytes,
   SluiceError,
-  textBytes,
-  writeRecordHead,
   writeU32,
-  type ContentType,
   type Duplicates,
-  type Fault,
   type HelloOk,
   type RecordOptions,
   sizeText,
 } from '@sluice/protocol'
 import { randomBytes } from 'node:crypto'
-import { addAbortListener, removeAbortListener } from './aborts.js'
 import { Batch, ENVELOPE_BYTES, type Lane } from './batch.js'
-import { checkText, packBody } from './body.js'
 import type { Connection } from './connection.js'
 import type { Deadlines } from './deadlines.js'
-import { fail } from './failure.js'
+import { contentTypeOf, Drafts, payloadOf, reserve } from './drafts.js'
 import type { Settings } from './options.js'
-import type { Receipt, Resolve, Sending, Watch } from './sending.js'
+import { aborted, isAboutOneMessage, noConnection, overdue, refusal, unknownOutcome } from './outcomes.js'
+import type { Receipt, Resolve, Sending } from './sending.js'
 import { Step } from './step.js'
 import { Window } from './window.js'
 
@@ -50,10 +40,6 @@ const CORRELATION_AT = 8
  * turn; with 16 KiB it gave less, for every write is a commit more.
  */
 const AHEAD_BYTES = 48 * 1024
-const SCRATCH_BYTES_FIRST = 2 * 1024
-/** None that is longer is kept for later, and of the others so many bytes: enough for a thousand queues in one turn. */
-const SCRATCH_BYTES_KEPT = 256 * 1024
-const SCRATCH_POOL_BYTES = 2 << 20
 /** What a caller that waits takes beside the bytes of its message: a promise, its functions, its deadline. */
 const CALLER_BYTES = 512
 const SMALLER_WINDOW = 'the broker now takes fewer unanswered batches than were sent'
@@ -103,14 +89,12 @@ export class Producer {
   #isCautious = false
   /** Number of the last of these. */
   #probe = 0
-  readonly #scratch: Buffer[] = []
-  #scratchBytes = 0
+  readonly #drafts = new Drafts()
   /** Time as of this turn; 0: not yet read. */
   #turnMs = 0
   #inFlightBatches: number = LIMITS.inFlightBatchesDefault
   #inFlightBytes: number
   #frameBytesMax: number = LIMITS.frameBytesMax
-  #messageBytesMax: number = LIMITS.messageBytesMax
   #batchBytes: number = LIMITS.batchBytesTarget
   readonly #batchCount: number
   #closed: SluiceError | undefined
@@ -162,7 +146,7 @@ export class Producer {
     const before = batch.end
     let end: number
     try {
-      end = this.#append(batch, payload, contentType, options)
+      end = this.#drafts.append(batch, payload, contentType, options)
     } catch (error) {
       if (batch.count === 0) this.#discard(batch)
       throw error
@@ -173,7 +157,7 @@ export class Producer {
       const full = batch
       this.#close(full)
       batch = this.#openBatch(queue)
-      this.#room(batch, end - before)
+      reserve(batch, end - before)
       full.bytes.copy(batch.bytes, batch.end, before, end)
       batch.end += end - before
     } else batch.end = end
@@ -206,14 +190,14 @@ export class Producer {
         `A batch of ${messages.length} messages was given; at most ${LIMITS.batchCountMax} fit.`,
       )
     }
-    const batch = new Batch(queue, true, this.#takeScratch())
+    const batch = new Batch(queue, true, this.#drafts.take())
     for (const { body, options } of messages) {
       const contentType = contentTypeOf(body)
-      batch.end = this.#append(batch, payloadOf(body, contentType), contentType, options)
+      batch.end = this.#drafts.append(batch, payloadOf(body, contentType), contentType, options)
       batch.count++
       const bytes = batch.end - batch.recordsAt + BATCH_HEADER_BYTES
       if (messages.length > 1 && bytes > LIMITS.batchBytesMax) {
-        this.#giveScratch(batch.bytes)
+        this.#drafts.give(batch.bytes)
         throw new SluiceError(
           'BATCH_TOO_LARGE',
           `The first ${batch.count} of ${messages.length} messages take ${bytes} bytes; a batch takes at most ${sizeText(LIMITS.batchBytesMax)}.`,
@@ -282,14 +266,7 @@ export class Producer {
 
   /** A record by itself, for an atomic step. @throws SluiceError */
   record(body: unknown, options: RecordOptions | undefined): Uint8Array {
-    const draft = { bytes: this.#takeScratch(), end: 0 }
-    try {
-      const contentType = contentTypeOf(body)
-      const end = this.#append(draft, payloadOf(body, contentType), contentType, options)
-      return new Uint8Array(draft.bytes.subarray(0, end))
-    } finally {
-      this.#giveScratch(draft.bytes)
-    }
+    return this.#drafts.record(body, options)
   }
 
   #wait(
@@ -303,32 +280,17 @@ export class Producer {
     const promise = newPromise()
     if (deadlineMs < batch.nextDeadlineMs) this.#deadlines.arm(deadlineMs)
     batch.addCaller(takenResolve, deadlineMs)
-    if (signal !== undefined) this.#watch(batch, takenResolve, signal)
+    if (signal !== undefined) batch.watch(takenResolve, signal, this.#aborted)
     if (failsOffline) (batch.failsOffline ??= new Set()).add(takenResolve)
     this.#schedule()
     return promise
-  }
-
-  #watch(sending: Sending, resolve: Resolve, signal: AbortSignal): void {
-    const watch: Watch = {
-      sending,
-      signal,
-      onAbort: () => {
-        const { sending } = watch
-        const index = sending.resolves.indexOf(resolve)
-        if (index >= 0) this.#giveUp(sending, index, aborted(signal, sending.number !== 0))
-      },
-    }
-    addAbortListener(signal, watch.onAbort)
-    sending.watches ??= new Map()
-    sending.watches.set(resolve, watch)
   }
 
   #openBatch(queue: string): Batch {
     const lane = this.#lanes.get(queue) ?? this.#newLane(queue)
     let batch = lane.open
     if (batch === undefined) {
-      batch = new Batch(lane.queue, false, this.#takeScratch(), lane)
+      batch = new Batch(lane.queue, false, this.#drafts.take(), lane)
       lane.open = batch
       this.#waiting.push(batch)
     }
@@ -359,61 +321,7 @@ export class Producer {
   #discard(batch: Batch): void {
     this.#close(batch)
     this.#waiting.pop()
-    this.#giveScratch(batch.bytes)
-  }
-
-  #takeScratch(): Buffer {
-    const bytes = this.#scratch.pop()
-    if (bytes === undefined) return Buffer.allocUnsafeSlow(SCRATCH_BYTES_FIRST)
-    this.#scratchBytes -= bytes.length
-    return bytes
-  }
-
-  #giveScratch(bytes: Buffer): void {
-    const { length } = bytes
-    if (length < SCRATCH_BYTES_FIRST || length > SCRATCH_BYTES_KEPT) return
-    if (this.#scratchBytes + length > SCRATCH_POOL_BYTES) return
-    this.#scratchBytes += length
-    this.#scratch.push(bytes)
-  }
-
-  /** Writes a record behind the last one, without counting it yet; returns where it ends. */
-  #append(
-    batch: Draft,
-    payload: string | Uint8Array,
-    contentType: ContentType,
-    options: RecordOptions | undefined,
-  ): number {
-    const at = batch.end
-    const headBytes = options === undefined ? RECORD_HEADER_BYTES : recordBytes(options, 0)
-    const payloadAt = at + headBytes
-    let payloadBytes: number
-    if (typeof payload === 'string') {
-      checkText(payload)
-      // UTF-8 takes at most three bytes for a UTF-16 unit; a long text is measured rather than overestimated.
-      const bytesMax = payload.length < 1024 ? payload.length * 3 : textBytes(payload)
-      this.#checkSize(headBytes, payload.length < 1024 ? payload.length : bytesMax)
-      this.#room(batch, headBytes + bytesMax)
-      payloadBytes = batch.bytes.write(payload, payloadAt, 'utf8')
-    } else {
-      payloadBytes = payload.length
-      this.#checkSize(headBytes, payloadBytes)
-      this.#room(batch, headBytes + payloadBytes)
-      batch.bytes.set(payload, payloadAt)
-    }
-    this.#checkSize(headBytes, payloadBytes)
-    writeRecordHead(batch.bytes, at, options, contentType, payloadBytes)
-    return payloadAt + payloadBytes
-  }
-
-  #checkSize(headBytes: number, payloadBytes: number): void {
-    const bytes = headBytes - RECORD_HEADER_BYTES + payloadBytes
-    if (bytes > this.#messageBytesMax) {
-      throw new SluiceError(
-        'MESSAGE_TOO_LARGE',
-        `A message has ${bytes} bytes; the broker accepts at most ${sizeText(this.#messageBytesMax)}.`,
-      )
-    }
+    this.#drafts.give(batch.bytes)
   }
 
   #tooLarge(sending: Sending): SluiceError {
@@ -427,32 +335,24 @@ export class Producer {
     )
   }
 
-  #room(batch: Draft, bytes: number): void {
-    const need = batch.end + bytes
-    if (need <= batch.bytes.length) return
-    const grown = Buffer.allocUnsafeSlow(Math.max(need, batch.bytes.length * 2))
-    batch.bytes.copy(grown, 0, 0, batch.end)
-    batch.bytes = grown
-  }
-
   /** A connection is open: what it allows, and everything unanswered again before anything new. */
   attach(connection: Connection, ok: HelloOk): void {
     this.#inFlightBatches = ok.inFlightBatches
     this.#inFlightBytes = Math.min(this.#settings.maxInFlightBytes, ok.inFlightBytes)
     this.#frameBytesMax = ok.frameBytesMax
-    this.#messageBytesMax = ok.messageBytesMax
+    this.#drafts.messageBytesMax = ok.messageBytesMax
     this.#batchBytes = Math.min(LIMITS.batchBytesTarget, ok.frameBytesMax - ENVELOPE_BYTES)
     for (const batch of this.#sent.values()) {
       if (batch.end <= ok.frameBytesMax) continue
       this.#forget(batch)
-      this.#refuse(batch, unknownOutcome('the broker now takes no frame as large as the one it was sent in'))
+      batch.refuse(unknownOutcome('the broker now takes no frame as large as the one it was sent in'))
     }
     this.#again = [...this.#sent.values()].reverse()
     this.#resend(connection)
     // Later there may be subscriptions on this connection, and a step names those of another by the same numbers.
     for (const sending of this.#again.filter(({ isBound }) => isBound)) {
       this.#forget(sending)
-      this.#refuse(sending, unknownOutcome(SMALLER_WINDOW))
+      sending.refuse(unknownOutcome(SMALLER_WINDOW))
     }
   }
 
@@ -485,7 +385,7 @@ export class Producer {
     this.#again = []
     for (const sending of unanswered) {
       this.#forget(sending)
-      this.#refuse(sending, unknownOutcome(SMALLER_WINDOW))
+      sending.refuse(unknownOutcome(SMALLER_WINDOW))
     }
     return true
   }
@@ -510,7 +410,7 @@ export class Producer {
       const batch = this.#waiting[this.#waitingAt]!
       if ((batch.count === 0 || batch.withdrawn > 0) && !batch.compact()) {
         this.#close(batch)
-        this.#giveScratch(batch.bytes)
+        this.#drafts.give(batch.bytes)
         this.#shiftWaiting()
         continue
       }
@@ -521,7 +421,7 @@ export class Producer {
       let obstacle = batch.obstacle(connection)
       if (batch.end > this.#frameBytesMax) obstacle ??= this.#tooLarge(batch)
       if (obstacle !== undefined) {
-        this.#refuse(batch, obstacle)
+        batch.refuse(obstacle)
         continue
       }
       batch.number = ++this.#lastNumber
@@ -542,7 +442,7 @@ export class Producer {
     for (const batch of batches) {
       const scratch = batch.bytes
       batch.seal(frames, at, this.#below(batch.number))
-      this.#giveScratch(scratch)
+      this.#drafts.give(scratch)
       at += batch.end
     }
     connection.sendFrames(frames)
@@ -654,7 +554,7 @@ export class Producer {
       this.#isCautious = true
     } else {
       this.#forget(batch)
-      this.#refuse(batch, refusal(fault))
+      batch.refuse(refusal(fault))
     }
     this.#answered()
   }
@@ -672,7 +572,7 @@ export class Producer {
       if (sending.goesAgain === undefined) continue
       const isSplit = sending.goesAgain === 'split'
       this.#forget(sending)
-      if (isSplit && sending instanceof Batch) anew.push(...this.#split(sending))
+      if (isSplit && sending instanceof Batch) anew.push(...sending.split())
       else if (sending.live === 0) sending.refused()
       else {
         sending.unsend()
@@ -682,33 +582,6 @@ export class Producer {
     for (const sending of anew) this.#waits(sending, sending.end)
     this.#waiting = [...anew, ...this.#waiting.slice(this.#waitingAt)]
     this.#waitingAt = 0
-  }
-
-  /** Each message of a refused batch by itself. */
-  #split(batch: Batch): Batch[] {
-    const alone: Batch[] = []
-    let at = batch.at + batch.recordsAt
-    for (let i = 0; i < batch.callers; i++) {
-      const size = readU32(batch.bytes, at)
-      const resolve = batch.resolves[i]
-      if (resolve !== undefined) {
-        const one = new Batch(batch.queue, false, Buffer.allocUnsafeSlow(batch.recordsAt + size))
-        one.open = false
-        one.count = 1
-        batch.bytes.copy(one.bytes, one.end, at, at + size)
-        one.end += size
-        one.addCaller(resolve, batch.deadlines[i]!)
-        if (batch.failsOffline?.has(resolve) === true) one.failsOffline = new Set([resolve])
-        const watch = batch.watches?.get(resolve)
-        if (watch !== undefined) {
-          watch.sending = one
-          one.watches = new Map([[resolve, watch]])
-        }
-        alone.push(one)
-      }
-      at += size
-    }
-    return alone
   }
 
   #forget(batch: Sending): void {
@@ -725,30 +598,15 @@ export class Producer {
     else this.#tellIdle()
   }
 
-  #refuse(batch: Sending, error: SluiceError): void {
-    batch.unwatch()
-    for (const resolve of batch.resolves) if (resolve !== undefined) fail(resolve, error, batch.names)
-    batch.resolves.fill(undefined)
-    batch.refused()
+  /** One caller has its answer; what was sent stays in the window, what was not sent is withdrawn. */
+  #giveUp(sending: Sending, index: number, error: SluiceError): void {
+    if (!sending.giveUp(index, error)) return
+    this.#hasWithdrawn = true
+    this.#schedule()
   }
 
-  /** One caller has its answer; what was sent stays in the window, what was not sent is withdrawn. */
-  #giveUp(batch: Sending, index: number, error: SluiceError): void {
-    const resolve = batch.resolves[index]
-    if (resolve === undefined) return
-    batch.resolves[index] = undefined
-    if (batch.number === 0 && ++batch.withdrawn === batch.callers) {
-      batch.refused()
-      this.#hasWithdrawn = true
-      this.#schedule()
-    }
-    const watch = batch.watches?.get(resolve)
-    if (watch !== undefined) {
-      removeAbortListener(watch.signal, watch.onAbort)
-      batch.watches?.delete(resolve)
-    }
-    fail(resolve, error, batch.names)
-  }
+  readonly #aborted = (sending: Sending, index: number, signal: AbortSignal): void =>
+    this.#giveUp(sending, index, aborted(signal, sending.number !== 0))
 
   /** There is no connection, or none that takes anything: what was not sent fails, of callers that do not wait for another. */
   offline(): void {
@@ -797,7 +655,7 @@ export class Producer {
     for (let i = 0; i < batch.callers; i++) {
       if (batch.resolves[i] === undefined) continue
       if (batch.deadlines[i]! > nowMs) nextMs = Math.min(nextMs, batch.deadlines[i]!)
-      else this.#giveUp(batch, i, batch.number === 0 ? notSentInTime() : unansweredInTime())
+      else this.#giveUp(batch, i, overdue(batch.number !== 0))
     }
     batch.nextDeadlineMs = nextMs
     return nextMs
@@ -818,7 +676,7 @@ export class Producer {
     this.#probe = 0
     for (const lane of this.#lanes.values()) lane.leader = 0
     for (const batch of sent)
-      this.#refuse(batch, unknownOutcome('the broker no longer knows the numbers of this client'))
+      batch.refuse(unknownOutcome('the broker no longer knows the numbers of this client'))
     this.#answered()
   }
 
@@ -840,88 +698,16 @@ export class Producer {
     if (this.#closed !== undefined) return
     this.#closed = error
     const unknown = new SluiceError(error.code, error.message, { cause: error, outcome: 'unknown' })
-    for (const batch of this.#sent.values())
-      this.#refuse(batch, batch.goesAgain === undefined ? unknown : error)
+    for (const batch of this.#sent.values()) batch.refuse(batch.goesAgain === undefined ? unknown : error)
     this.#sent.clear()
     this.#refused = 0
-    for (let i = this.#waitingAt; i < this.#waiting.length; i++) this.#refuse(this.#waiting[i]!, error)
+    for (let i = this.#waitingAt; i < this.#waiting.length; i++) this.#waiting[i]!.refuse(error)
     this.#waiting = []
     this.#waitingAt = 0
     this.#waitingBytes = 0
     this.#lanes.clear()
     this.#last = undefined
-    this.#scratch.length = 0
+    this.#drafts.clear()
     this.#tellIdle()
   }
-}
-
-function contentTypeOf(body: unknown): ContentType {
-  if (typeof body === 'string') return CONTENT_TYPE.text
-  return body instanceof Uint8Array ? CONTENT_TYPE.bytes : CONTENT_TYPE.msgpack
-}
-
-/** What is written of a body; data is overwritten by the next call. @throws SluiceError INVALID_BODY */
-function payloadOf(body: unknown, contentType: ContentType): string | Uint8Array {
-  return contentType === CONTENT_TYPE.msgpack ? packBody(body) : (body as string | Uint8Array)
-}
-
-/** A record in the making. */
-interface Draft {
-  bytes: Buffer
-  end: number
-}
-
-// Refusals that hold for the queue or the number, whatever the messages are: no message fares better by itself.
-const ABOUT_THE_BATCH: ReadonlySet<string> = new Set([
-  'QUEUE_NOT_FOUND',
-  'QUEUE_DELETED',
-  'INVALID_NAME',
-  'UNKNOWN_OUTCOME',
-  'NUMBER_REUSED',
-])
-
-// A limit that the batch is above, and that some of its messages may keep by themselves.
-const ABOUT_ROOM: ReadonlySet<string> = new Set(['QUEUE_FULL', 'DEDUP_FULL'])
-
-function isAboutOneMessage(fault: Fault): boolean {
-  return ABOUT_ROOM.has(fault.code) || (!fault.retryable && !ABOUT_THE_BATCH.has(fault.code))
-}
-
-function refusal(fault: Fault): SluiceError {
-  return fault.code === 'UNKNOWN_OUTCOME'
-    ? new SluiceError(fault.code, fault.message, { ...fault, outcome: 'unknown' })
-    : faultError(fault)
-}
-
-function unknownOutcome(why: string): SluiceError {
-  return new SluiceError('UNKNOWN_OUTCOME', `What was sent may have been accepted or not: ${why}.`, {
-    outcome: 'unknown',
-  })
-}
-
-/** What a call rejects with that does not wait for a connection. */
-export function noConnection(): SluiceError {
-  return new SluiceError('OFFLINE', 'There is no connection to the broker; nothing was sent.')
-}
-
-function notSentInTime(): SluiceError {
-  return new SluiceError('TIMEOUT', 'Nothing was sent before the deadline of the call passed.')
-}
-
-function unansweredInTime(): SluiceError {
-  return new SluiceError(
-    'TIMEOUT',
-    'The broker did not answer before the deadline of the call passed; it may have accepted what was sent.',
-    { outcome: 'unknown' },
-  )
-}
-
-/** What a call rejects with whose signal was aborted. */
-export function aborted(signal: AbortSignal, sent: boolean): SluiceError {
-  const options = { cause: signal.reason as unknown }
-  return new SluiceError(
-    'ABORTED',
-    'The signal of the call was aborted.',
-    sent ? { ...options, outcome: 'unknown' } : options,
-  )
 }

@@ -7,7 +7,7 @@ import { addAbortListener, removeAbortListener } from './aborts.js'
 import type { Connection } from './connection.js'
 import { fail as failCall } from './failure.js'
 import { timeoutOf, type CallOptions } from './options.js'
-import { aborted } from './producer.js'
+import { aborted } from './outcomes.js'
 import type { Session } from './subscription.js'
 
 export type Body = { readonly [name: string]: unknown }

@@ -3,7 +3,7 @@ import { LIMITS, SluiceError, Timer, errorCode, type DeathName, type Progress } 
 import { addAbortListener, removeAbortListener } from './aborts.js'
 import { durationMs, type Duration } from './duration.js'
 import { onlyKnown, whole, type CallOptions } from './options.js'
-import { aborted } from './producer.js'
+import { aborted } from './outcomes.js'
 import type { Body } from './requests.js'
 
 /** What a message must be to be chosen: all of what is given. */

@@ -3,8 +3,9 @@
  * each with a deadline and perhaps a signal, and is one frame that is kept byte for byte until the answer.
  */
 import type { Duplicates, SluiceError, SluiceErrorNames } from '@sluice/protocol'
-import { removeAbortListener } from './aborts.js'
+import { addAbortListener, removeAbortListener } from './aborts.js'
 import type { Connection } from './connection.js'
+import { fail } from './failure.js'
 
 /** Where a confirmed message stands. */
 export interface Receipt {
@@ -81,10 +82,54 @@ export abstract class Sending {
     return callers
   }
 
+  /** `gone` is called when the signal of this caller is aborted: with what it waits for by then, and its index there. */
+  watch(
+    resolve: Resolve,
+    signal: AbortSignal,
+    gone: (sending: Sending, index: number, signal: AbortSignal) => void,
+  ): void {
+    const watch: Watch = {
+      sending: this,
+      signal,
+      onAbort: () => {
+        const { sending } = watch
+        const index = sending.resolves.indexOf(resolve)
+        if (index >= 0) gone(sending, index, signal)
+      },
+    }
+    addAbortListener(signal, watch.onAbort)
+    this.watches ??= new Map()
+    this.watches.set(resolve, watch)
+  }
+
   unwatch(): void {
     if (this.watches === undefined) return
     for (const { signal, onAbort } of this.watches.values()) removeAbortListener(signal, onAbort)
     this.watches = undefined
+  }
+
+  /** It has no effect: tells all that wait. */
+  refuse(error: SluiceError): void {
+    this.unwatch()
+    for (const resolve of this.resolves) if (resolve !== undefined) fail(resolve, error, this.names)
+    this.resolves.fill(undefined)
+    this.refused()
+  }
+
+  /** One caller has its answer. Returns whether that withdraws it: it was not sent, and no other caller waits. */
+  giveUp(index: number, error: SluiceError): boolean {
+    const resolve = this.resolves[index]
+    if (resolve === undefined) return false
+    this.resolves[index] = undefined
+    const isWithdrawn = this.number === 0 && ++this.withdrawn === this.callers
+    if (isWithdrawn) this.refused()
+    const watch = this.watches?.get(resolve)
+    if (watch !== undefined) {
+      removeAbortListener(watch.signal, watch.onAbort)
+      this.watches?.delete(resolve)
+    }
+    fail(resolve, error, this.names)
+    return isWithdrawn
   }
 
   /** Takes out what was withdrawn before it is sent. False: nothing is left of it. */
