@@ -14,7 +14,7 @@ import type { SimulatedDisk } from './disk.js'
 import type { LedgerState } from './ledger.js'
 import { Model } from './model.js'
 import { compareRecovered } from './recovery.js'
-import { tapBroker } from './taps.js'
+import { Taps } from './taps.js'
 import { Violation } from './trace.js'
 import type { Sender, World } from './world.js'
 
@@ -76,6 +76,7 @@ interface Recovered {
   readonly log: FileLog
   readonly bounds: LogBounds
   readonly turns: (() => void)[]
+  readonly taps: Taps
 }
 
 const IDLE: Consumer = {
@@ -221,6 +222,7 @@ export class CrashPoints {
     readonly log: FileLog
     readonly bounds: Promise<LogBounds>
     readonly turns: (() => void)[]
+    readonly taps: Taps
   } {
     const log = new FileLog({
       disk,
@@ -239,6 +241,7 @@ export class CrashPoints {
       return found
     }
     const turns: (() => void)[] = []
+    const taps = new Taps()
     const broker = Broker.open({
       log,
       now: () => world.brokerMs,
@@ -248,10 +251,11 @@ export class CrashPoints {
       messageBytesMax: world.messageBytesMax,
       blocks: { blockBytes: 4096, recentBytes: 64 * 1024, coldBytes: 256 * 1024, readAheadBytes: 16 * 1024 },
       checkpointBytes: 1 << 30,
+      observer: taps,
     })
     // One that is cut short never ends.
     broker.catch(() => {})
-    return { broker, log, bounds, turns }
+    return { broker, log, bounds, turns, taps }
   }
 
   async #recover(world: World, disk: SimulatedDisk): Promise<Recovered> {
@@ -261,11 +265,12 @@ export class CrashPoints {
       log: opening.log,
       bounds: await opening.bounds,
       turns: opening.turns,
+      taps: opening.taps,
     }
   }
 
   /** What a judge of what the recovered broker does from now on is told. */
-  #judge(world: World, { broker }: Recovered, state: LedgerState, afterCrash: boolean): Judge {
+  #judge(world: World, { broker, taps }: Recovered, state: LedgerState, afterCrash: boolean): Judge {
     const model = new Model({
       dueMs: (queueId, offset) => {
         const queue = broker.queue(model.queues.get(queueId)!.name)
@@ -279,7 +284,7 @@ export class CrashPoints {
     })
     model.recover(state, afterCrash, broker.nowMs, world.latestMs)
     const judge: Judge = { model, wrong: undefined }
-    tapBroker(broker, {
+    taps.attach(broker, {
       model,
       attempts: world.attempts,
       durable: state,
@@ -329,25 +334,21 @@ export class CrashPoints {
   }
 
   /** 1, 2, 12, 13, 22: everything that is not dead or scheduled is handed out, once, in order, whole and marked. */
-  async #drain({ broker, turns }: Recovered, { model }: Judge): Promise<void> {
+  async #drain({ broker, turns }: Recovered, judge: Judge): Promise<void> {
     this.counts.drained++
-    let wrong: Violation | undefined
+    const { model } = judge
+    let wrong: Error | undefined
     for (const { name } of [...model.queues.values()]) {
       const held: number[] = []
       const consumer: Consumer = {
         label: 'drain',
         peer: 'drain',
         isReady: true,
-        deliver: (subscription, run, firstTag, count, bytes, start, end) => {
-          try {
-            model.dispatched(subscription, run, firstTag, count, bytes.slice(start, end), broker.nowMs)
-          } catch (error) {
-            wrong ??= error as Violation
-          }
+        deliver: (_subscription, _run, firstTag, count) => {
           this.counts.drainedMessages += count
           for (let i = 0; i < count; i++) held.push((firstTag + i) >>> 0)
         },
-        lost: (subscription, _reason, ranges) => model.lost(subscription, ranges, broker.nowMs),
+        lost: () => {},
         drained: () => {},
         ended: (_subscription, error) => {
           wrong ??= new Violation(2, `${name} cannot be drained: ${error.message}`)
@@ -366,6 +367,7 @@ export class CrashPoints {
         broker.beginTurn()
         broker.settle(subscription, items)
       }
+      wrong ??= judge.wrong
       if (wrong !== undefined) throw wrong
       const { leased } = broker.catalog.info(name as QueueName)
       const { line, live } = model.names.get(name)!

@@ -2,8 +2,7 @@
  * Planted bugs: each is put between the parts of a world through a seam, and each must be found. A simulation that
  * finds none of its own bugs proves nothing by finding none of others.
  */
-import { DELIVER_FLAG, FRAME_HEADER_BYTES, OP, OUTCOME, readU32, readU64 } from '@sluice/protocol'
-import type { Broker } from '../../packages/server/src/broker/broker.js'
+import { DELIVER_FLAG, FRAME_HEADER_BYTES, OP, readU32, readU64 } from '@sluice/protocol'
 import { Producer as BrokerProducer } from '../../packages/server/src/state/producers.js'
 import { Tail } from '../../packages/server/src/log/tail.js'
 import { Writer } from '../../packages/server/src/broker/writer.js'
@@ -17,7 +16,8 @@ import {
   FACT,
   FactBuffer,
   IdWindow,
-  type Queue,
+  Queue,
+  Subscription,
 } from '../../packages/server/src/queue/index.js'
 import { FormerLeases } from '../../packages/server/src/queue/former.js'
 import { KeyLines } from '../../packages/server/src/queue/key-lines.js'
@@ -148,20 +148,6 @@ function otherFrames(
       }
       transport.write(new Uint8Array(Buffer.concat(parts)), written)
     },
-  }
-}
-
-/** Every queue of the broker is changed before it is used. */
-function onQueues(broker: Broker, change: (queue: Queue) => void): void {
-  const seen = new WeakSet<Queue>()
-  const find = broker.queue.bind(broker)
-  broker.queue = (name) => {
-    const queue = find(name)
-    if (!seen.has(queue)) {
-      seen.add(queue)
-      change(queue)
-    }
-    return queue
   }
 }
 
@@ -303,47 +289,43 @@ export const DEFECTS: readonly Defect[] = [
   },
   {
     name: 'an ack is confirmed and not applied',
-    broker: (broker) => {
-      const settle = broker.settle.bind(broker)
-      broker.settle = (subscription, items) =>
-        settle(
-          subscription,
-          items.map((item) => (item.outcome === OUTCOME.ack ? { ...item, outcome: OUTCOME.release } : item)),
-        )
-    },
+    install: () =>
+      replaced(Queue.prototype, () => ({
+        ack(this: Queue, offset, count, nowMs) {
+          for (let i = 0; i < count; i++) this.release(offset + i, -1, nowMs)
+        },
+      })),
   },
   {
     name: 'a settle of another is not called stale',
-    broker: (broker) => {
-      const settle = broker.settle.bind(broker)
-      broker.settle = (subscription, items) => {
-        settle(subscription, items)
-        return []
-      }
-    },
+    install: () =>
+      replaced(Subscription.prototype, (before) => ({
+        ack(this: Subscription, firstTag, count, nowMs) {
+          before.ack.call(this, firstTag, count, nowMs)
+        },
+      })),
   },
   {
     name: 'a released message goes to the end of the line',
-    broker: (broker) =>
-      onQueues(broker, (queue) => {
-        const release = queue.release.bind(queue)
-        queue.release = (offset) => release(offset, broker.nowMs, broker.nowMs)
-      }),
+    install: () =>
+      replaced(Queue.prototype, (before) => ({
+        release(this: Queue, offset, _sinceMs, nowMs) {
+          before.release.call(this, offset, nowMs, nowMs)
+        },
+      })),
   },
   {
     name: 'a retry does not count',
-    broker: (broker) =>
-      onQueues(broker, (queue) => {
-        queue.attemptsOf = () => 0
-      }),
+    install: () => replaced(Queue.prototype, () => ({ attemptsOf: () => 0 })),
   },
   {
     name: 'what is scheduled is ready too early',
-    broker: (broker) =>
-      onQueues(broker, (queue) => {
-        const advance = queue.advance.bind(queue)
-        queue.advance = (nowMs) => advance(nowMs + 400)
-      }),
+    install: () =>
+      replaced(Queue.prototype, (before) => ({
+        advance(this: Queue, nowMs) {
+          before.advance.call(this, nowMs + 400)
+        },
+      })),
   },
   {
     name: 'the timer is lost',
@@ -356,52 +338,41 @@ export const DEFECTS: readonly Defect[] = [
   },
   {
     name: 'credit wakes nobody',
-    broker: (broker) => {
-      broker.credit = (subscription, messages, bytes, limit, drain) => {
-        subscription.setCredit(messages, bytes, limit, drain)
-      }
-    },
+    install: () =>
+      replaced(Subscription.prototype, (before) => ({
+        setCredit(this: Subscription, messages, bytes, limit, drain) {
+          before.setCredit.call(this, messages, bytes, limit, drain)
+          const { queue } = this
+          if (queue.active) return
+          // As if it were in the list of queues that may have something to deliver, until the credit was taken.
+          queue.active = true
+          queueMicrotask(() => (queue.active = false))
+        },
+      })),
   },
   {
     name: 'one message more than the credit is granted',
-    broker: (broker) => {
-      const subscribe = broker.subscribe.bind(broker)
-      broker.subscribe = (name, channel, consumer, messages, bytes, limit) =>
-        subscribe(name, channel, consumer, messages + 1, bytes, limit)
-    },
+    install: () =>
+      replaced(Subscription.prototype, (before) => ({
+        setCredit(this: Subscription, messages, bytes, limit, drain) {
+          before.setCredit.call(this, messages + 1, bytes, limit, drain)
+        },
+      })),
   },
   {
     name: 'a producer is not known again after a restart',
-    broker: (broker) => {
-      const attach = broker.attachProducer.bind(broker)
-      const known = new Set<string>()
-      broker.attachProducer = (identity, accepted) => {
-        const producer = attach(identity, accepted)
-        if (!known.has(identity)) {
-          known.add(identity)
-          producer.resultOf = (number, crc, unanswered) =>
-            producer.highest >= number && number < 4
-              ? undefined
-              : BrokerProducer.prototype.resultOf.call(producer, number, crc, unanswered)
-        }
-        return producer
-      }
-    },
+    install: () =>
+      replaced(BrokerProducer.prototype, (before) => ({
+        resultOf(this: BrokerProducer, number, crc, unanswered) {
+          const isForgotten = this.highest >= number && number < 4
+          return isForgotten ? undefined : before.resultOf.call(this, number, crc, unanswered)
+        },
+      })),
   },
   {
     name: 'a purge forgets what is leased',
-    broker: (broker) => {
-      const { catalog } = broker
-      const purge = catalog.purge.bind(catalog)
-      catalog.purge = (name) => {
-        const queue = broker.queue(name)
-        const { subscriptions } = queue
-        queue.subscriptions = []
-        const messages = purge(name)
-        queue.subscriptions = subscriptions
-        return messages
-      }
-    },
+    // Purging alone asks for all that is held in order to take it back.
+    install: () => replaced(Subscription.prototype, () => ({ *held(): IterableIterator<never> {} })),
   },
   {
     name: 'an atomic step is split over two entries',
@@ -489,11 +460,13 @@ export const DEFECTS: readonly Defect[] = [
   },
   {
     name: 'what a consumer has is replaced',
-    broker: (broker) =>
-      onQueues(broker, (queue) => {
-        const stateOf = queue.stateOf.bind(queue)
-        queue.stateOf = (offset) => (stateOf(offset) === 'leased' ? 'ready' : stateOf(offset))
-      }),
+    install: () =>
+      replaced(Queue.prototype, (before) => ({
+        stateOf(this: Queue, offset) {
+          const state = before.stateOf.call(this, offset)
+          return state === 'leased' ? 'ready' : state
+        },
+      })),
   },
   {
     name: 'ids are forgotten at a checkpoint',
@@ -508,17 +481,16 @@ export const DEFECTS: readonly Defect[] = [
   },
   {
     name: 'a dead letter leaves its home and is there until the restart',
-    broker: (broker) =>
-      onQueues(broker, (queue) => {
-        queue.moved = () => {}
-      }),
+    install: () => replaced(Queue.prototype, () => ({ moved: () => {} })),
   },
   {
     name: 'a release is charged',
-    broker: (broker) =>
-      onQueues(broker, (queue) => {
-        queue.release = (offset, _sinceMs, nowMs) => queue.retry(offset, nowMs, nowMs, '')
-      }),
+    install: () =>
+      replaced(Queue.prototype, () => ({
+        release(this: Queue, offset, _sinceMs, nowMs) {
+          this.retry(offset, nowMs, nowMs, '')
+        },
+      })),
   },
   {
     name: 'a lease can be claimed after the next one',
@@ -526,18 +498,17 @@ export const DEFECTS: readonly Defect[] = [
   },
   {
     name: 'what another consumer has is granted to the one that claims it',
-    broker: (broker) => {
-      const claim = broker.claim.bind(broker)
-      broker.claim = (subscription, claims) => {
-        const granted = claim(subscription, claims)
-        const { queue } = subscription
-        const index = claims.findIndex(({ offset }) => queue.stateOf(offset) === 'leased')
-        if (granted.length > 0 || index === -1) return granted
-        return [
-          { index, tag: subscription.claimTag(1), attempt: queue.attemptsOf(claims[index]!.offset) + 1 },
-        ]
-      }
-    },
+    install: () =>
+      replaced(Queue.prototype, (before) => ({
+        reclaim(this: Queue, claim, boot, nowMs, client) {
+          const { offset } = claim
+          if (this.stateOf(offset) !== 'leased') return before.reclaim.call(this, claim, boot, nowMs, client)
+          return {
+            ...{ sinceMs: -1, attempt: this.attemptsOf(offset) + 1, deadlineMs: Infinity },
+            ...{ isCharged: false, bytes: this.claimBytes(offset) },
+          }
+        },
+      })),
   },
   {
     name: 'that a subscription ended is forgotten with a restart',

@@ -1,13 +1,30 @@
 /**
- * Listens in on the seams of a broker: every command that reaches it, with its answer, what each queue notices of the
- * time, what becomes of its dead messages, and every entry that is appended, are told to the model and the ledger.
- * Nothing is changed on the way.
+ * Observes a broker for the model and the ledger: every command, with its answer, what each queue notices of the time,
+ * what becomes of its dead messages, and every entry that is appended. Nothing is changed on the way.
  */
-import { OP, SluiceError, readU64, type Placed } from '@sluice/protocol'
-import type { Broker } from '../../packages/server/src/broker/broker.js'
+import {
+  OP,
+  SluiceError,
+  readU64,
+  type Claim,
+  type Granted,
+  type Loss,
+  type LostRange,
+  type MessageRef,
+  type Placed,
+  type QueueInfo,
+  type QueueOptions,
+  type RescheduleRequest,
+  type SettleItem,
+  type TagRange,
+} from '@sluice/protocol'
+import type { Blame, Broker } from '../../packages/server/src/broker/broker.js'
+import type { AtomicStep } from '../../packages/server/src/broker/intake.js'
+import type { Observer } from '../../packages/server/src/broker/observer.js'
 import type { Log, LogBounds, LogEntry, LogUsage } from '../../packages/server/src/log/log.js'
-import type { Queue } from '../../packages/server/src/queue/index.js'
+import type { Queue, Run, Subscription } from '../../packages/server/src/queue/index.js'
 import type { Session } from '../../packages/server/src/session/session.js'
+import type { Producer } from '../../packages/server/src/state/producers.js'
 import type { Attempts } from './attempts.js'
 import type { EntrySummary, LedgerState } from './ledger.js'
 import type { Model } from './model.js'
@@ -105,319 +122,239 @@ export class TappedLog implements Log {
   }
 }
 
-/** What the next RESULT promises: what the disk must say when it goes out. */
-export interface Owed {
+/** What the observed broker is compared with. It listens once it is attached: what a start does is judged by its result. */
+export class Taps implements Observer {
+  /** What the next RESULT promises: what the disk must say when it goes out. */
   promise: (() => string | undefined) | undefined
-}
+  #broker: Broker | undefined
+  #to: Listening | undefined
+  /** Messages of a queue that is being purged. */
+  #alive: readonly { readonly offset: number }[] = []
 
-export function tapBroker(broker: Broker, to: Listening): Owed {
-  const { model, attempts } = to
-  const owed: Owed = { promise: undefined }
-  const { catalog } = broker
-  const tapped = new WeakSet<Queue>()
-  const tap = (name: string): void => {
-    const queue = broker.queue(name)
-    if (tapped.has(queue)) return
-    tapped.add(queue)
-    tapQueue(
-      queue,
-      broker,
-      to,
-      () => lastAppend,
-      (appended) => (lastAppend = appended),
-    )
-  }
-  // Where a copy went that another queue is about to be told of.
-  let lastAppend: Appended | undefined
-  for (const name of model.names.keys()) tap(name)
-
-  /** Tells the answer of `work`, or how it was refused. */
-  const telling = <Result>(work: () => Result, tell: (answer: Result | SluiceError) => void): Result => {
-    let answer: Result
-    try {
-      answer = work()
-    } catch (error) {
-      if (error instanceof SluiceError) to.guard(() => tell(error))
-      throw error
-    }
-    to.guard(() => tell(answer))
-    return answer
+  attach(broker: Broker, to: Listening): void {
+    this.#broker = broker
+    this.#to = to
   }
 
-  const publish = broker.publish.bind(broker)
-  broker.publish = (producer, queueName, bytes, at, end, unanswered) => {
-    const batch = new Uint8Array(bytes.subarray(at, end))
-    return telling(
-      () => publish(producer, queueName, bytes, at, end, unanswered),
-      (answer: Placed | SluiceError) => {
-        const attempt = attempts.matching(producer.identity, readU64(batch, 24), batch)
-        model.published(attempt, unanswered, answer, broker.nowMs)
-      },
-    )
+  #tell(tell: (model: Model, nowMs: number, to: Listening) => void): void {
+    const to = this.#to
+    if (to !== undefined) to.guard(() => tell(to.model, this.#broker!.nowMs, to))
   }
 
-  const atomic = broker.atomic.bind(broker)
-  broker.atomic = (producer, step, unanswered) => {
-    const { number, crc, acks } = step
-    const batches = step.batches.map(({ bytes, at, end }) => new Uint8Array(bytes.subarray(at, end)))
-    return telling(
-      () => atomic(producer, step, unanswered),
-      (answer) => {
-        const found = batches.map((batch) => attempts.matching(producer.identity, number, batch))
-        const named = acks.map(({ subscription: key, firstTag, count }) => ({ key, firstTag, count }))
-        model.stepped(producer.identity, number, crc, named, found, unanswered, answer, broker.nowMs)
-      },
+  published(
+    producer: Producer,
+    bytes: Uint8Array,
+    at: number,
+    end: number,
+    unanswered: number,
+    answer: Placed | SluiceError,
+  ): void {
+    this.#tell((model, nowMs, { attempts }) => {
+      const batch = new Uint8Array(bytes.subarray(at, end))
+      const attempt = attempts.matching(producer.identity, readU64(batch, 24), batch)
+      model.published(attempt, unanswered, answer, nowMs)
+    })
+  }
+
+  stepped(
+    producer: Producer,
+    { number, crc, acks, batches }: AtomicStep,
+    unanswered: number,
+    answer: readonly Placed[] | SluiceError,
+  ): void {
+    this.#tell((model, nowMs, { attempts }) => {
+      const found = batches.map(({ bytes, at, end }) =>
+        attempts.matching(producer.identity, number, new Uint8Array(bytes.subarray(at, end))),
+      )
+      const named = acks.map(({ subscription: key, firstTag, count }) => ({ key, firstTag, count }))
+      model.stepped(producer.identity, number, crc, named, found, unanswered, answer, nowMs)
+    })
+  }
+
+  detached({ connections, id, identity }: Producer): void {
+    if (connections === 0 && id === 0) this.#tell((model) => model.forgotten(identity))
+  }
+
+  subscribed(subscription: Subscription, messages: number, bytes: number, limit: number | undefined): void {
+    const { id, queue, consumer, processingTimeoutMs } = subscription
+    this.#tell((model) =>
+      model.subscribed(subscription, id, queue.name, consumer, messages, bytes, limit, processingTimeoutMs),
     )
   }
 
-  const detachProducer = broker.detachProducer.bind(broker)
-  broker.detachProducer = (producer) => {
-    detachProducer(producer)
-    if (producer.connections === 0 && producer.id === 0) to.guard(() => model.forgotten(producer.identity))
+  credited(
+    subscription: Subscription,
+    messages: number,
+    bytes: number,
+    limit: number | undefined,
+    drain: boolean,
+  ): void {
+    this.#tell((model) => model.credited(subscription, messages, bytes, limit, drain))
   }
 
-  const subscribe = broker.subscribe.bind(broker)
-  broker.subscribe = (name, channel, consumer, messages, bytes, limit, timeoutMs) => {
-    const subscription = subscribe(name, channel, consumer, messages, bytes, limit, timeoutMs)
-    to.guard(() =>
-      model.subscribed(subscription, subscription.id, name, consumer, messages, bytes, limit, timeoutMs),
+  delivered(
+    subscription: Subscription,
+    run: Run,
+    firstTag: number,
+    count: number,
+    bytes: Uint8Array,
+    start: number,
+    end: number,
+  ): void {
+    this.#tell((model, nowMs) =>
+      model.dispatched(subscription, run, firstTag, count, bytes.subarray(start, end), nowMs),
     )
-    return subscription
   }
 
-  const credit = broker.credit.bind(broker)
-  broker.credit = (subscription, messages, bytes, limit, drain) => {
-    credit(subscription, messages, bytes, limit, drain)
-    to.guard(() => model.credited(subscription, messages, bytes, limit, drain))
+  settled(subscription: Subscription, items: readonly SettleItem[], stale: readonly TagRange[]): void {
+    this.#tell((model, nowMs) => model.settled(subscription, items, stale, nowMs))
   }
 
-  const settle = broker.settle.bind(broker)
-  broker.settle = (subscription, items) => {
-    const stale = settle(subscription, items)
-    to.guard(() => model.settled(subscription, items, stale, broker.nowMs))
-    return stale
+  started(subscription: Subscription, ranges: readonly TagRange[]): void {
+    this.#tell((model, nowMs) => model.started(subscription, ranges, nowMs))
   }
 
-  const started = broker.started.bind(broker)
-  broker.started = (subscription, ranges) => {
-    started(subscription, ranges)
-    to.guard(() => model.started(subscription, ranges, broker.nowMs))
+  starting(subscription: Subscription, ranges: readonly TagRange[]): void {
+    this.#tell((model) => model.starting(subscription, ranges))
   }
 
-  const starting = broker.starting.bind(broker)
-  broker.starting = (subscription, ranges) => {
-    starting(subscription, ranges)
-    to.guard(() => model.starting(subscription, ranges))
+  extended(
+    subscription: Subscription,
+    firstTag: number,
+    count: number,
+    durationMs: number,
+    stale: readonly TagRange[],
+  ): void {
+    this.#tell((model, nowMs) => model.extended(subscription, firstTag, count, durationMs, stale, nowMs))
   }
 
-  const extend = broker.extend.bind(broker)
-  broker.extend = (subscription, firstTag, count, durationMs) => {
-    const stale = extend(subscription, firstTag, count, durationMs)
-    to.guard(() => model.extended(subscription, firstTag, count, durationMs, stale, broker.nowMs))
-    return stale
-  }
-
-  const unsubscribe = broker.unsubscribe.bind(broker)
-  broker.unsubscribe = (subscription, blame, isStopping) => {
-    unsubscribe(subscription, blame, isStopping)
-    to.guard(() => model.unsubscribed(subscription, blame, isStopping === true, broker.nowMs))
-  }
-
-  const claim = broker.claim.bind(broker)
-  broker.claim = (subscription, claims) => {
-    const granted = claim(subscription, claims)
+  claimed(subscription: Subscription, claims: readonly Claim[], granted: readonly Granted[]): void {
     const counted = (tag: number): number => subscription.bytesOf(tag)
-    to.guard(() => model.claimed(subscription, claims, granted, counted, broker.nowMs))
-    return granted
+    this.#tell((model, nowMs) => model.claimed(subscription, claims, granted, counted, nowMs))
   }
 
-  const ensure = catalog.ensure.bind(catalog)
-  catalog.ensure = (request) => {
-    const answer = ensure(request)
-    const { id } = broker.queue(request.name)
-    tap(request.name)
-    to.guard(() => model.ensured(id, answer.queue, broker.nowMs))
-    owed.promise = () =>
-      to.durable.lastQueueId < id ? `queue ${request.name} is said to be there and is not on disk` : undefined
-    return answer
+  lost(subscription: Subscription, _reason: Loss, ranges: readonly LostRange[]): void {
+    this.#tell((model, nowMs) => model.lost(subscription, ranges, nowMs))
   }
 
-  const remove = catalog.delete.bind(catalog)
-  catalog.delete = (name) => {
-    const { id } = broker.queue(name)
-    const messages = remove(name)
-    to.guard(() => model.deleted(name, messages))
-    to.removed(name)
-    owed.promise = () =>
-      to.durable.queues.has(id) ? `queue ${name} is said to be deleted and is on disk` : undefined
-    return messages
+  drained(subscription: Subscription): void {
+    this.#tell((model) => model.drained(subscription))
   }
 
-  const purge = catalog.purge.bind(catalog)
-  catalog.purge = (name) => {
-    const { id } = broker.queue(name)
-    const alive = [...(model.names.get(name)?.live.values() ?? [])].filter(({ state }) => state !== 'dead')
-    to.guard(() => model.purging())
-    const messages = purge(name)
-    to.guard(() => model.purged(name, messages))
-    to.removed(name)
-    owed.promise = () => {
-      const saved = to.durable.queues.get(id)
+  unsubscribed(subscription: Subscription, blame: Blame, isStopping: boolean): void {
+    this.#tell((model, nowMs) => model.unsubscribed(subscription, blame, isStopping, nowMs))
+  }
+
+  ensured({ id, name }: Queue, info: QueueInfo): void {
+    this.#tell((model, nowMs) => model.ensured(id, info, nowMs))
+    this.#promise(({ durable }) =>
+      durable.lastQueueId < id ? `queue ${name} is said to be there and is not on disk` : undefined,
+    )
+  }
+
+  optionsChanged({ id }: Queue, options: QueueOptions): void {
+    this.#tell((model, nowMs) => model.changed(id, options, nowMs))
+  }
+
+  setPaused({ name }: Queue, paused: boolean, changed: boolean): void {
+    this.#tell((model) => model.setPaused(name, paused, changed))
+  }
+
+  deleted({ id, name }: Queue, messages: number): void {
+    this.#tell((model) => model.deleted(name, messages))
+    this.#to?.removed(name)
+    this.#promise(({ durable }) =>
+      durable.queues.has(id) ? `queue ${name} is said to be deleted and is on disk` : undefined,
+    )
+  }
+
+  purging({ name }: Queue): void {
+    const messages = this.#to?.model.names.get(name)?.live.values() ?? []
+    this.#alive = [...messages].filter(({ state }) => state !== 'dead')
+    this.#tell((model) => model.purging())
+  }
+
+  purged({ id, name }: Queue, messages: number): void {
+    this.#tell((model) => model.purged(name, messages))
+    this.#to?.removed(name)
+    const alive = this.#alive
+    this.#promise(({ durable }) => {
+      const saved = durable.queues.get(id)
       for (const { offset } of alive)
         if (saved?.live.has(offset) === true)
           return `offset ${offset} of ${name} is said to be purged and is on disk`
       return undefined
-    }
-    return messages
-  }
-
-  const pause = catalog.pause.bind(catalog)
-  catalog.pause = (name) => {
-    const changed = pause(name)
-    to.guard(() => model.setPaused(name, true, changed))
-    return changed
-  }
-
-  const resume = catalog.resume.bind(catalog)
-  catalog.resume = (name) => {
-    const changed = resume(name)
-    to.guard(() => model.setPaused(name, false, changed))
-    return changed
-  }
-
-  const cancel = broker.cancel.bind(broker)
-  broker.cancel = (ref) => {
-    const answer = telling(
-      () => cancel(ref),
-      (told) => model.cancelled(ref, told, broker.nowMs),
-    )
-    const { id } = broker.queue(ref.name)
-    owed.promise = () =>
-      to.durable.queues.get(id)?.live.has(answer.offset) === true
-        ? `offset ${answer.offset} of ${ref.name} is said to be cancelled and is on disk`
-        : undefined
-    return answer
-  }
-
-  const reschedule = broker.reschedule.bind(broker)
-  broker.reschedule = (request) =>
-    telling(
-      () => reschedule(request),
-      (told) => model.rescheduled(request, told, broker.nowMs),
-    )
-
-  const info = catalog.info.bind(catalog)
-  catalog.info = (name) => {
-    const answer = info(name)
-    to.guard(() => model.counted(answer, broker.nowMs))
-    return answer
-  }
-
-  return owed
-}
-
-interface Appended {
-  readonly id: number
-  readonly base: number
-}
-
-function tapQueue(
-  queue: Queue,
-  broker: Broker,
-  to: Listening,
-  lastAppend: () => Appended | undefined,
-  appended: (where: Appended) => void,
-): void {
-  const { model } = to
-  const { id } = queue
-
-  const advance = queue.advance.bind(queue)
-  queue.advance = (nowMs) => {
-    to.guard(() => model.looked(id, nowMs))
-    advance(nowMs)
-  }
-
-  const settleTime = queue.settleTime.bind(queue)
-  queue.settleTime = (nowMs) => {
-    to.guard(() => model.looked(id, nowMs))
-    settleTime(nowMs)
-    to.guard(() => model.settledTime(id, nowMs))
-  }
-
-  const applyOptions = queue.applyOptions.bind(queue)
-  queue.applyOptions = (options, nowMs) => {
-    applyOptions(options, nowMs)
-    to.guard(() => model.changed(id, options, nowMs))
-  }
-
-  const append = queue.append.bind(queue)
-  queue.append = (base, ...rest) => {
-    append(base, ...rest)
-    appended({ id, base })
-  }
-
-  const moved = queue.moved.bind(queue)
-  queue.moved = (offset, isRedrive, nowMs) => {
-    const reason = queue.deadAt(offset)?.reason ?? ''
-    moved(offset, isRedrive, nowMs)
-    to.guard(() => model.moved(id, offset, isRedrive, lastAppend()!, reason, nowMs))
-  }
-
-  const redrive = queue.redrive.bind(queue)
-  queue.redrive = (offset, nowMs, by) => {
-    redrive(offset, nowMs, by)
-    to.guard(() => model.redriven(id, offset, nowMs))
-  }
-
-  const discard = queue.discard.bind(queue)
-  queue.discard = (offset, nowMs) => {
-    discard(offset, nowMs)
-    to.guard(() => model.discarded(id, offset))
-  }
-
-  const gone = queue.facts.gone.bind(queue.facts)
-  queue.facts.gone = (kind, offset, count) => {
-    gone(kind, offset, count)
-    if (kind !== 'expire') return
-    to.guard(() => {
-      for (let i = 0; i < count; i++) model.expired(id, offset + i, broker.nowMs)
     })
   }
-}
 
-export function tapSession(
-  session: Session,
-  broker: Broker,
-  conversation: Conversation,
-  owed: Owed,
-  to: Listening,
-): void {
-  const { model } = to
-  const deliver = session.deliver.bind(session)
-  session.deliver = (subscription, run, firstTag, count, bytes, start, end) => {
-    to.guard(() =>
-      model.dispatched(subscription, run, firstTag, count, bytes.subarray(start, end), broker.nowMs),
+  counted(info: QueueInfo): void {
+    this.#tell((model, nowMs) => model.counted(info, nowMs))
+  }
+
+  cancelled(ref: MessageRef, answer: { readonly offset: number } | SluiceError): void {
+    this.#tell((model, nowMs) => model.cancelled(ref, answer, nowMs))
+    if (answer instanceof SluiceError || this.#broker === undefined) return
+    const { id } = this.#broker.queue(ref.name)
+    this.#promise(({ durable }) =>
+      durable.queues.get(id)?.live.has(answer.offset) === true
+        ? `offset ${answer.offset} of ${ref.name} is said to be cancelled and is on disk`
+        : undefined,
     )
-    deliver(subscription, run, firstTag, count, bytes, start, end)
   }
 
-  const lost = session.lost.bind(session)
-  session.lost = (subscription, reason, ranges) => {
-    to.guard(() => model.lost(subscription, ranges, broker.nowMs))
-    lost(subscription, reason, ranges)
+  rescheduled(
+    request: RescheduleRequest,
+    answer: { readonly offset: number; readonly dueMs: number } | SluiceError,
+  ): void {
+    this.#tell((model, nowMs) => model.rescheduled(request, answer, nowMs))
   }
 
-  const drained = session.drained.bind(session)
-  session.drained = (subscription) => {
-    to.guard(() => model.drained(subscription))
-    drained(subscription)
+  moved(
+    { id }: Queue,
+    offset: number,
+    isRedrive: boolean,
+    target: Queue,
+    targetOffset: number,
+    reason: string,
+  ): void {
+    this.#tell((model, nowMs) =>
+      model.moved(id, offset, isRedrive, { id: target.id, base: targetOffset }, reason, nowMs),
+    )
   }
 
-  const answer = session.answer.bind(session)
-  session.answer = (correlation, given) => {
-    if (given.opcode === OP.RESULT)
-      conversation.promises.push({ correlation, broken: owed.promise ?? ((): undefined => undefined) })
-    owed.promise = undefined
-    answer(correlation, given)
+  redriven({ id }: Queue, offset: number): void {
+    this.#tell((model, nowMs) => model.redriven(id, offset, nowMs))
+  }
+
+  discarded({ id }: Queue, offset: number): void {
+    this.#tell((model) => model.discarded(id, offset))
+  }
+
+  looked({ id }: Queue): void {
+    this.#tell((model, nowMs) => model.looked(id, nowMs))
+  }
+
+  timeSettled({ id }: Queue): void {
+    this.#tell((model, nowMs) => model.settledTime(id, nowMs))
+  }
+
+  expired({ id }: Queue, offset: number): void {
+    this.#tell((model, nowMs) => model.expired(id, offset, nowMs))
+  }
+
+  #promise(broken: (to: Listening) => string | undefined): void {
+    const to = this.#to
+    if (to !== undefined) this.promise = () => broken(to)
+  }
+
+  /** Each RESULT of the session is held against what it promises. */
+  tapAnswers(session: Session, conversation: Conversation): void {
+    const answer = session.answer.bind(session)
+    session.answer = (correlation, given) => {
+      if (given.opcode === OP.RESULT)
+        conversation.promises.push({ correlation, broken: this.promise ?? ((): undefined => undefined) })
+      this.promise = undefined
+      answer(correlation, given)
+    }
   }
 }

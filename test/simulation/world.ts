@@ -29,7 +29,7 @@ import { Link } from './link.js'
 import { Model } from './model.js'
 import { Producer } from './producer.js'
 import { compareRecovered } from './recovery.js'
-import { TappedLog, tapBroker, tapSession, type Listening, type LogListening, type Owed } from './taps.js'
+import { TappedLog, Taps, type Listening, type LogListening } from './taps.js'
 import { SimulationFailure, Trace, Violation } from './trace.js'
 import { Conversation, Witness } from './witness.js'
 
@@ -405,7 +405,7 @@ export class World implements Surroundings, Listening, LogListening {
       this.#closed(link, why),
     )
     defect?.session?.(session)
-    tapSession(session, broker, conversation, this.#owed, this)
+    this.#taps.tapAnswers(session, conversation)
     link.session = session
     link.slow = !this.isHealing && this.#options.onlyStalls !== true && this.chance.hit(0.15)
     this.#links.push(link)
@@ -560,7 +560,7 @@ export class World implements Surroundings, Listening, LogListening {
 
   // ----------------------------------------------------------------------------------------------- birth and death
 
-  #owed: Owed = { promise: undefined }
+  #taps = new Taps()
 
   #diskOptions(): SimulatedDiskOptions {
     return { random: this.chance.random, mode: 'queued', fault: (operation) => this.#fault(operation) }
@@ -603,7 +603,7 @@ export class World implements Surroundings, Listening, LogListening {
     this.#fatal = undefined
     this.#faulted = false
     this.#directoryFailed = false
-    this.#owed = { promise: undefined }
+    const taps = new Taps()
     this.witness.isDead = false
     await defect?.beforeOpen?.(this.disk)
     const files = this.openLog(this.disk)
@@ -630,6 +630,7 @@ export class World implements Surroundings, Listening, LogListening {
           readAheadBytes: 8 * 1024,
         },
         checkpointBytes: this.#checkpointBytes,
+        observer: taps,
       }),
       () => {
         // Until the boot mark is written, the log says how the last life ended.
@@ -647,7 +648,8 @@ export class World implements Surroundings, Listening, LogListening {
     compareRecovered(broker, log, this.ledger.written, afterCrash, this.latestMs, (identity) =>
       this.lowestUnanswered(identity),
     )
-    this.#owed = tapBroker(broker, this)
+    taps.attach(broker, this)
+    this.#taps = taps
     this.broker = broker
     this.#tickedMs = this.nowMs
     this.model.boot = broker.boot

@@ -18,6 +18,7 @@ import {
   type DeadSelection,
   type Granted,
   type HistoryRequest,
+  type Loss,
   type LostRange,
   type MessageRef,
   type PeekPage,
@@ -59,6 +60,7 @@ import {
   type RedriveResult,
   type ReplayResult,
 } from './operator.js'
+import { telling, type Observer } from './observer.js'
 import type { Producer } from '../state/producers.js'
 import { addLost, addTag } from './ranges.js'
 import { Records } from './records.js'
@@ -91,6 +93,8 @@ export interface BrokerOptions {
   readonly checkpointBytes?: number
   /** Offsets that a replay goes over at a time; it reads the log twice for so many. Default: 2^25. */
   readonly replayWindowOffsets?: number
+  /** For tests. */
+  readonly observer?: Observer | undefined
 }
 
 /**
@@ -150,6 +154,7 @@ export class Broker {
   /** Time of this turn, ms. */
   nowMs: number
   readonly #options: BrokerOptions
+  readonly #observer: Observer | undefined
   readonly #log: Log
   readonly #state: State
   readonly #blocks: Blocks
@@ -253,7 +258,10 @@ export class Broker {
     this.#state = state
     this.#blocks = blocks
     this.#tail = tail
-    this.#dispatcher = new Dispatcher(blocks)
+    const { observer } = options
+    this.#observer = observer
+    if (observer !== undefined) state.observe(observer)
+    this.#dispatcher = new Dispatcher(blocks, observer)
     this.#space = space
     tail.report({ durable: (lsn) => this.#durable(lsn), failed: (error) => this.fail(error) })
     this.messageBytesMax = messageBytesMax
@@ -267,8 +275,8 @@ export class Broker {
     const records = new Records(blocks)
     this.#writer = new Writer(options.log, tail, this.#wake)
     this.#writer.nowMs = nowMs
-    this.#intake = new Intake(state, this.#writer, messageBytesMax, changed)
-    this.#moves = new Moves(state, this.#writer, records, changed)
+    this.#intake = new Intake(state, this.#writer, messageBytesMax, changed, observer)
+    this.#moves = new Moves(state, this.#writer, records, changed, observer)
     this.catalog = new Catalog(state, this.#writer, this.#moves, options, {
       changed,
       deleted: (queue) => this.#claimable.delete(queue),
@@ -279,6 +287,7 @@ export class Broker {
       this.#moves,
       this.#premises(),
       options.replayWindowOffsets,
+      observer,
     )
     // 4,096 boots apart before an id can come again, and a million subscriptions within each.
     this.#nextSubscription = ((state.boot % 4096) << 20) >>> 0
@@ -354,6 +363,7 @@ export class Broker {
       const queue = this.#state.queuesById.get(this.#timers.firstOffset)
       this.#timers.pop()
       if (queue === undefined) continue
+      this.#observer?.looked(queue)
       queue.advance(this.nowMs)
       if (queue.earliestDeadlineMs <= this.nowMs) this.#endOverdue(queue)
       this.#changed(queue)
@@ -405,6 +415,7 @@ export class Broker {
     this.#state.removeProducer(producer)
     // Put in anew, it stands behind all that have been away for longer.
     if (producer.id !== 0) this.#state.addProducer(producer)
+    this.#observer?.detached(producer)
   }
 
   // Those that are away are kept until there are too many: then the one that is away longest goes.
@@ -475,6 +486,7 @@ export class Broker {
     subscription.setCredit(messages, bytes, limit, false)
     queue.attach(subscription)
     this.#activate(queue)
+    this.#observer?.subscribed(subscription, messages, bytes, limit)
     return subscription
   }
 
@@ -487,6 +499,7 @@ export class Broker {
   ): void {
     subscription.setCredit(messages, bytes, limit, drain)
     this.#activate(subscription.queue)
+    this.#observer?.credited(subscription, messages, bytes, limit, drain)
   }
 
   /** Settles what is still leased of the named tags; returns the ranges that were stale. */
@@ -512,6 +525,7 @@ export class Broker {
       }
     }
     this.#changed(queue)
+    this.#observer?.settled(subscription, items, stale)
     return stale
   }
 
@@ -540,6 +554,12 @@ export class Broker {
    * one else has had them since. They are no deliveries; each goes on with the time that it had.
    */
   claim(subscription: Subscription, claims: readonly Claim[]): Granted[] {
+    const granted = this.#claim(subscription, claims)
+    this.#observer?.claimed(subscription, claims, granted)
+    return granted
+  }
+
+  #claim(subscription: Subscription, claims: readonly Claim[]): Granted[] {
     const { queue } = subscription
     const granted: Granted[] = []
     // With `single`, one that waits for its turn handles nothing.
@@ -576,6 +596,7 @@ export class Broker {
     }
     subscription.endAnnouncement()
     this.#noteDeadline(subscription)
+    this.#observer?.started(subscription, ranges)
   }
 
   /**
@@ -584,6 +605,7 @@ export class Broker {
    */
   starting(subscription: Subscription, ranges: readonly TagRange[]): void {
     subscription.announce(ranges)
+    this.#observer?.starting(subscription, ranges)
   }
 
   /** These messages may take `durationMs` from now, 0: as long as any; returns the ranges that were stale. */
@@ -595,6 +617,7 @@ export class Broker {
       if (!subscription.extend(tag, deadlineMs)) addTag(stale, tag)
     }
     this.#noteDeadline(subscription)
+    this.#observer?.extended(subscription, firstTag, count, durationMs, stale)
     return stale
   }
 
@@ -619,10 +642,15 @@ export class Broker {
           this.#retry(queue, this.#lease, 'the processing timeout passed')
           addLost(lost, tag, this.#lease.offset)
         }
-        if (lost.length > 0) subscription.consumer.lost(subscription, LOSS.processingTimeout, lost)
+        if (lost.length > 0) this.#lose(subscription, LOSS.processingTimeout, lost)
       }
       queue.earliestDeadlineMs = Math.min(queue.earliestDeadlineMs, subscription.earliestDeadlineMs)
     }
+  }
+
+  #lose(subscription: Subscription, reason: Loss, lost: readonly LostRange[]): void {
+    this.#observer?.lost(subscription, reason, lost)
+    subscription.consumer.lost(subscription, reason, lost)
   }
 
   /**
@@ -668,6 +696,7 @@ export class Broker {
     })
     queue.detach(subscription)
     this.#changed(queue)
+    this.#observer?.unsubscribed(subscription, blame, isStopping)
   }
 
   // What can be claimed is kept for so many queues; for the one that has had some for longest no more.
@@ -689,11 +718,24 @@ export class Broker {
 
   // --- single messages ---
 
+  #settleTime(queue: Queue): void {
+    this.#observer?.looked(queue)
+    queue.settleTime(this.nowMs)
+    this.#observer?.timeSettled(queue)
+  }
+
   /**
    * Takes out a message that is scheduled or ready.
    * @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND, MESSAGE_LEASED
    */
   cancel(ref: MessageRef): { readonly offset: number } {
+    return telling(
+      () => this.#cancel(ref),
+      (answer) => this.#observer?.cancelled(ref, answer),
+    )
+  }
+
+  #cancel(ref: MessageRef): { readonly offset: number } {
     const queue = this.queue(ref.name)
     const offset = this.#offsetOf(queue, ref)
     queue.cancel(offset, this.nowMs)
@@ -706,6 +748,13 @@ export class Broker {
    * @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND, MESSAGE_LEASED, AT_IN_THE_PAST, INVALID_DELAY
    */
   reschedule(request: RescheduleRequest): { readonly offset: number; readonly dueMs: number } {
+    return telling(
+      () => this.#reschedule(request),
+      (answer) => this.#observer?.rescheduled(request, answer),
+    )
+  }
+
+  #reschedule(request: RescheduleRequest): { readonly offset: number; readonly dueMs: number } {
     const { delayMs, atMs } = request
     if (atMs !== undefined) checkAt('`at`', atMs, this.nowMs)
     const queue = this.queue(request.name)
@@ -717,7 +766,7 @@ export class Broker {
   }
 
   #offsetOf(queue: Queue, { offset, id }: MessageRef): number {
-    queue.settleTime(this.nowMs)
+    this.#settleTime(queue)
     this.#changed(queue)
     if (offset !== undefined) return offset
     const bytes = Buffer.from(id!)

@@ -20,6 +20,7 @@ import { FactBuffer, ID_WORDS, emptyLease, encodeDefinition, type Queue } from '
 import { pagesMax } from '../state/directory.js'
 import { sameOptions, type State } from '../state/state.js'
 import type { Moves } from './moves.js'
+import type { Observer } from './observer.js'
 import { addLost } from './ranges.js'
 import type { Writer } from './writer.js'
 
@@ -29,6 +30,7 @@ export interface CatalogOptions {
   readonly queuesMax?: number
   /** A number in [0, 1), for the key under which a queue hashes its ids. */
   readonly random: () => number
+  readonly observer?: Observer | undefined
 }
 
 /** What others do about a queue that the catalog has changed. */
@@ -45,6 +47,7 @@ export class Catalog {
   readonly #queuesMax: number
   readonly #pagesMax: number
   readonly #events: CatalogEvents
+  readonly #observer: Observer | undefined
   readonly #facts = new FactBuffer()
   readonly #lease = emptyLease()
   /** Names of all queues, sorted; made when a list is asked for. */
@@ -54,7 +57,7 @@ export class Catalog {
     state: State,
     writer: Writer,
     moves: Moves,
-    { queuesMax = QUEUES_DEFAULT, random }: CatalogOptions,
+    { queuesMax = QUEUES_DEFAULT, random, observer }: CatalogOptions,
     events: CatalogEvents,
   ) {
     this.#state = state
@@ -64,6 +67,7 @@ export class Catalog {
     this.#queuesMax = queuesMax
     this.#pagesMax = pagesMax(writer.segmentBytes)
     this.#events = events
+    this.#observer = observer
   }
 
   /**
@@ -76,14 +80,17 @@ export class Catalog {
     const differs = existing === undefined || !sameOptions(existing.options, options)
     if (existing !== undefined && differs && !request.update) throw conflict(existing, request)
     if (differs) this.#checkOptions(request, options, existing)
-    if (existing === undefined) return { created: true, queue: this.#info(this.#make(request.name, options)) }
-    if (differs) {
+    const queue = existing ?? this.#make(request.name, options)
+    if (existing !== undefined && differs) {
       existing.applyOptions(options, this.#writer.nowMs)
+      this.#observer?.optionsChanged(existing, options)
       this.#declare(existing)
       this.#moves.note(existing)
       this.#events.changed(existing)
     }
-    return { created: false, queue: this.#info(existing) }
+    const info = this.#info(queue)
+    this.#observer?.ensured(queue, info)
+    return { created: existing === undefined, queue: info }
   }
 
   #checkOptions(request: EnsureRequest, options: QueueOptions, existing: Queue | undefined): void {
@@ -169,16 +176,21 @@ export class Catalog {
   }
 
   #setPaused(queue: Queue, paused: boolean): boolean {
-    if (queue.paused === paused) return false
-    queue.paused = paused
-    this.#declare(queue)
-    this.#events.changed(queue)
-    return true
+    const differs = queue.paused !== paused
+    if (differs) {
+      queue.paused = paused
+      this.#declare(queue)
+      this.#events.changed(queue)
+    }
+    this.#observer?.setPaused(queue, paused, differs)
+    return differs
   }
 
   /** @throws SluiceError QUEUE_NOT_FOUND */
   info(name: QueueName): QueueInfo {
-    return this.#info(this.#state.queue(name))
+    const info = this.#info(this.#state.queue(name))
+    this.#observer?.counted(info)
+    return info
   }
 
   // Costs what is overdue, and nothing for each message or key.
@@ -218,6 +230,7 @@ export class Catalog {
     this.#state.removeQueue(queue)
     this.#names = undefined
     this.#events.deleted(queue)
+    this.#observer?.deleted(queue, messages)
     return messages
   }
 
@@ -225,15 +238,21 @@ export class Catalog {
   purge(name: QueueName): number {
     const queue = this.#state.queue(name)
     const { nowMs } = this.#writer
+    this.#observer?.purging(queue)
+    this.#observer?.looked(queue)
     queue.settleTime(nowMs)
+    this.#observer?.timeSettled(queue)
     for (const subscription of queue.subscriptions) {
       const lost: LostRange[] = []
       const tags = [...subscription.held()].map(({ tag }) => tag).sort((a, b) => a - b)
       for (const tag of tags) if (subscription.take(tag, this.#lease)) addLost(lost, tag, this.#lease.offset)
-      if (lost.length > 0) subscription.consumer.lost(subscription, LOSS.purged, lost)
+      if (lost.length === 0) continue
+      this.#observer?.lost(subscription, LOSS.purged, lost)
+      subscription.consumer.lost(subscription, LOSS.purged, lost)
     }
     const messages = queue.purge(nowMs)
     this.#events.changed(queue)
+    this.#observer?.purged(queue, messages)
     return messages
   }
 }

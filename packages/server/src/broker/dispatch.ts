@@ -13,6 +13,7 @@ import {
 import { holdsBatch, type Block, type Blocks } from '../log/blocks.js'
 import { CHUNK_MESSAGES } from '../queue/bits.js'
 import type { Queue, Run, Subscription } from '../queue/index.js'
+import type { Observer } from './observer.js'
 
 /** Most messages in one run when several consumers share a queue. */
 const SHARED_RUN_MESSAGES = 64
@@ -33,6 +34,7 @@ interface Place {
 
 export class Dispatcher {
   readonly #blocks: Blocks
+  readonly #observer: Observer | undefined
   readonly #run: Run = {
     offset: 0,
     count: 0,
@@ -47,8 +49,9 @@ export class Dispatcher {
   }
   readonly #places = new WeakMap<Queue, Place>()
 
-  constructor(blocks: Blocks) {
+  constructor(blocks: Blocks, observer: Observer | undefined) {
     this.#blocks = blocks
+    this.#observer = observer
   }
 
   /**
@@ -135,6 +138,7 @@ export class Dispatcher {
     queue.lease(run, count, nowMs, subscription.consumer.label)
     place.index += count
     place.byte += at - start
+    this.#observer?.delivered(subscription, run, firstTag, count, bytes, start, at)
     subscription.consumer.deliver(subscription, run, firstTag, count, bytes, start, at)
     return true
   }
@@ -182,7 +186,9 @@ export class Dispatcher {
   /** Tells those that asked for it that nothing more goes out now. */
   answerDrains(queue: Queue): void {
     for (const subscription of queue.subscriptions) {
-      if (subscription.draining && subscription.consumer.isReady) subscription.answerDrain()
+      if (!subscription.draining || !subscription.consumer.isReady) continue
+      this.#observer?.drained(subscription)
+      subscription.answerDrain()
     }
   }
 }

@@ -22,6 +22,7 @@ import { Admission, FactBuffer, type AdmittedBatch, type Queue, type Subscriptio
 import type { Producer } from '../state/producers.js'
 import { toldDuplicates, type State } from '../state/state.js'
 import { asksForAny, checkTraits, readTraits, type BatchTraits } from '../state/traits.js'
+import { telling, type Observer } from './observer.js'
 import type { Writer } from './writer.js'
 
 /** Consecutive deliveries that an atomic step acknowledges; no subscription: it is over. */
@@ -76,14 +77,22 @@ export class Intake {
   readonly #writer: Writer
   readonly #messageBytesMax: number
   readonly #changed: (queue: Queue) => void
+  readonly #observer: Observer | undefined
   readonly #facts = new FactBuffer()
 
   /** `changed` is told each queue that something was done to. */
-  constructor(state: State, writer: Writer, messageBytesMax: number, changed: (queue: Queue) => void) {
+  constructor(
+    state: State,
+    writer: Writer,
+    messageBytesMax: number,
+    changed: (queue: Queue) => void,
+    observer: Observer | undefined,
+  ) {
     this.#state = state
     this.#writer = writer
     this.#messageBytesMax = messageBytesMax
     this.#changed = changed
+    this.#observer = observer
   }
 
   /**
@@ -93,6 +102,22 @@ export class Intake {
    * @throws SluiceError the refusal
    */
   publish(
+    producer: Producer,
+    to: Queue | string,
+    bytes: Uint8Array,
+    at: number,
+    end: number,
+    unanswered: number,
+  ): Placed {
+    const observer = this.#observer
+    if (observer === undefined) return this.#publish(producer, to, bytes, at, end, unanswered)
+    return telling(
+      () => this.#publish(producer, to, bytes, at, end, unanswered),
+      (answer) => observer.published(producer, bytes, at, end, unanswered, answer),
+    )
+  }
+
+  #publish(
     producer: Producer,
     to: Queue | string,
     bytes: Uint8Array,
@@ -190,6 +215,15 @@ export class Intake {
    * @throws SluiceError the refusal
    */
   atomic(producer: Producer, step: AtomicStep, unanswered: number): readonly Placed[] {
+    const observer = this.#observer
+    if (observer === undefined) return this.#atomic(producer, step, unanswered)
+    return telling(
+      () => this.#atomic(producer, step, unanswered),
+      (answer) => observer.stepped(producer, step, unanswered, answer),
+    )
+  }
+
+  #atomic(producer: Producer, step: AtomicStep, unanswered: number): readonly Placed[] {
     const { number, crc } = step
     const known = producer.resultOf(number, crc, unanswered)
     if (known !== undefined) return known
@@ -363,7 +397,9 @@ export class Intake {
     const { maxBytes, ttlMs } = queue.options
     const hasTraits = asksForAny(asks) || ttlMs > 0 || maxBytes > 0
     if (hasTraits) checkTraits(bytes, at, count, nowMs)
+    this.#observer?.looked(queue)
     queue.settleTime(nowMs)
+    this.#observer?.timeSettled(queue)
     this.#writer.note(queue)
     const traits = hasTraits ? this.#traitsOf({ queue, bytes, at, count }) : undefined
     const admitted = admission.look(count, end - at - BATCH_HEADER_BYTES, traits)

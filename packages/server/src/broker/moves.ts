@@ -16,6 +16,7 @@ import { movedBatch, type Origin } from './origin.js'
 import { redrivesOf, type Records } from './records.js'
 import type { State } from '../state/state.js'
 import { asksForAny, readTraits } from '../state/traits.js'
+import type { Observer } from './observer.js'
 import type { Writer } from './writer.js'
 
 /** Messages moved in one turn, at most; the rest follows in the next. */
@@ -28,6 +29,7 @@ export class Moves {
   readonly #writer: Writer
   readonly #records: Records
   readonly #changed: (queue: Queue) => void
+  readonly #observer: Observer | undefined
   readonly #facts = new FactBuffer()
   /** Queues with messages that are to be moved. */
   readonly #queues = new Set<Queue>()
@@ -36,11 +38,18 @@ export class Moves {
   /** Queues whose next message is being read from disk. */
   readonly #loading = new Set<Queue>()
 
-  constructor(state: State, writer: Writer, records: Records, changed: (queue: Queue) => void) {
+  constructor(
+    state: State,
+    writer: Writer,
+    records: Records,
+    changed: (queue: Queue) => void,
+    observer: Observer | undefined,
+  ) {
     this.#state = state
     this.#writer = writer
     this.#records = records
     this.#changed = changed
+    this.#observer = observer
     for (const queue of state.queues.values()) this.note(queue)
   }
 
@@ -165,8 +174,9 @@ export class Moves {
       this.#facts.clear()
       return false
     }
-    this.#put(batch, bytes, target, () => this.#writer.facts(queue.id, this.#facts))
+    const targetOffset = this.#put(batch, bytes, target, () => this.#writer.facts(queue.id, this.#facts))
     queue.moved(offset, kind === 'carry', nowMs)
+    this.#observer?.moved(queue, offset, kind === 'carry', target, targetOffset, dead.reason)
     this.#changed(queue)
     return true
   }
@@ -184,14 +194,17 @@ export class Moves {
     return batch.length + this.#writer.factsBytes(this.#facts) + 2 * BATCH_HEADER_BYTES
   }
 
-  #put(batch: Uint8Array, bytes: number, target: Queue, before: () => void): void {
+  // Returns the offset of the message in `target`.
+  #put(batch: Uint8Array, bytes: number, target: Queue, before: () => void): number {
     const writer = this.#writer
     const { nowMs } = writer
     const { ttlMs, maxBytes } = target.options
     const hasTraits = asksForTraits(batch) || ttlMs > 0 || maxBytes > 0
     const ahead = new FactBuffer()
     if (ttlMs > 0) ahead.ttl(target.next, 1, ttlMs)
+    this.#observer?.looked(target)
     target.settleTime(nowMs)
+    this.#observer?.timeSettled(target)
     writer.together(bytes + writer.factsBytes(ahead))
     before()
     writer.facts(target.id, ahead)
@@ -201,6 +214,7 @@ export class Moves {
     const traits = hasTraits ? readTraits(batch, 0, 1, nowMs, target.traitRules) : undefined
     target.append(base, 1, position, nowMs, batch.length - BATCH_HEADER_BYTES, traits)
     this.#changed(target)
+    return base
   }
 }
 

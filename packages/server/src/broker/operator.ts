@@ -27,6 +27,7 @@ import type { Log } from '../log/log.js'
 import type { Chunk, Queue } from '../queue/index.js'
 import { historyOf, type HistoryResult } from './history.js'
 import type { Moves } from './moves.js'
+import type { Observer } from './observer.js'
 import { fittedRecord } from './origin.js'
 import { choosesAmong, choosesRecord, needsRecord, redrivesOf, type Records } from './records.js'
 import { Replays, type Settled } from './replays.js'
@@ -104,15 +105,24 @@ export class Operator {
   readonly #records: Records
   readonly #moves: Moves
   readonly #premises: Premises
+  readonly #observer: Observer | undefined
   readonly #replays: Replays
   #running = 0
   readonly #waiting: (() => void)[] = []
 
-  constructor(log: Log, records: Records, moves: Moves, premises: Premises, replayWindowOffsets?: number) {
+  constructor(
+    log: Log,
+    records: Records,
+    moves: Moves,
+    premises: Premises,
+    replayWindowOffsets: number | undefined,
+    observer: Observer | undefined,
+  ) {
     this.#log = log
     this.#records = records
     this.#moves = moves
     this.#premises = premises
+    this.#observer = observer
     this.#replays = new Replays(log, replayWindowOffsets)
   }
 
@@ -235,8 +245,11 @@ export class Operator {
         return
       }
       if (!dryRun) {
-        if (to === undefined) queue.redrive(offset, this.#premises.now(), caller.label)
-        else if (!this.#moves.move(queue, offset, record, this.#premises.queue(to), 'carry')) throw diskLow()
+        if (to === undefined) {
+          queue.redrive(offset, this.#premises.now(), caller.label)
+          this.#observer?.redriven(queue, offset)
+        } else if (!this.#moves.move(queue, offset, record, this.#premises.queue(to), 'carry'))
+          throw diskLow()
         this.#premises.changed(queue)
       }
       counts.redriven++
@@ -249,6 +262,7 @@ export class Operator {
     return this.#forDead(request, caller, counts, 'discarded', (queue, offset) => {
       if (!request.dryRun) {
         queue.discard(offset, this.#premises.now())
+        this.#observer?.discarded(queue, offset)
         this.#premises.changed(queue)
       }
       counts.discarded++

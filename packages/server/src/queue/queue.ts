@@ -43,6 +43,11 @@ const NOBODY: readonly Subscription[] = []
 /** How often messages are looked for whose time to live is over. */
 const SWEEP_MS = 1_000
 
+/** Is notified of messages that leave because their time to live is over. */
+export interface QueueObserver {
+  expired(queue: Queue, offset: number): void
+}
+
 export class Queue extends Contents implements Follower {
   /** Those that it hands messages to, in the order in which they came. */
   subscriptions: readonly Subscription[] = NOBODY
@@ -73,6 +78,7 @@ export class Queue extends Contents implements Follower {
   /** Highest offset handed out by this run of the broker, + 1. */
   #deliveredBelow = 0
   #sweptMs = 0
+  observer: QueueObserver | undefined
 
   get #line(): Line {
     if (this.lastArrival !== NO_ARRIVAL) this.takeIn()
@@ -652,14 +658,18 @@ export class Queue extends Contents implements Follower {
   #expireLeased(offset: number, nowMs: number): void {
     this.leased--
     this.#line.finish(offset, 1, nowMs)
-    this.#gone('expire', offset)
-    this.counts.expired += this.remove(offset, 1, nowMs)
+    this.#noteExpired(offset, nowMs)
   }
 
   #expireInLine(chunk: Chunk, offset: number, nowMs: number): void {
     // It went when its time was over, however late that is noticed.
     this.#line.leave(chunk, offset - chunk.base, chunk.expiryAt(offset - chunk.base))
+    this.#noteExpired(offset, nowMs)
+  }
+
+  #noteExpired(offset: number, nowMs: number): void {
     this.#gone('expire', offset)
+    this.observer?.expired(this, offset)
     this.counts.expired += this.remove(offset, 1, nowMs)
   }
 

@@ -27,6 +27,7 @@ import {
   type Death,
   type Fact,
   type QueueDefinition,
+  type QueueObserver,
 } from '../queue/index.js'
 import { PAGE, type Directory } from './directory.js'
 import { NameCache } from './name-cache.js'
@@ -61,6 +62,7 @@ export class State {
 
   /** What the results of one producer may take in its page. */
   readonly #producerPageBytes: number
+  #queueObserver: QueueObserver | undefined
 
   constructor(segmentBytes: number) {
     this.#producerPageBytes = segmentBytes / 4
@@ -82,11 +84,18 @@ export class State {
 
   addQueue(id: number, definition: QueueDefinition): Queue {
     const queue = new Queue(id, definition, this.segments, this.#arrivals, this.#reasons)
+    queue.observer = this.#queueObserver
     this.queues.set(queue.name, queue)
     this.queuesById.set(id, queue)
     if (id >= this.nextQueueId) this.nextQueueId = id + 1
     this.segments.pages.count++
     return queue
+  }
+
+  /** Recovery is over: each queue reports to `observer`, those that come later too. */
+  observe(observer: QueueObserver): void {
+    this.#queueObserver = observer
+    for (const queue of this.queues.values()) queue.observer = observer
   }
 
   removeQueue(queue: Queue): void {

@@ -1,0 +1,122 @@
+/**
+ * An observer of a broker: it is notified of each command after it was applied, with its answer, and of what time and
+ * dead-letter routing do to messages. For tests that compare a broker with a model; in service there is none, which
+ * costs one check a batch, a run or a command.
+ *
+ * Calls are synchronous and within the turn. An observer changes nothing, and bytes are valid during the call.
+ */
+import {
+  SluiceError,
+  type Claim,
+  type Granted,
+  type Loss,
+  type LostRange,
+  type MessageRef,
+  type Placed,
+  type QueueInfo,
+  type QueueOptions,
+  type RescheduleRequest,
+  type SettleItem,
+  type TagRange,
+} from '@sluice/protocol'
+import type { Queue, QueueObserver, Run, Subscription } from '../queue/index.js'
+import type { Producer } from '../state/producers.js'
+import type { Blame } from './broker.js'
+import type { AtomicStep } from './intake.js'
+
+export interface Observer extends QueueObserver {
+  // Producers. A refusal is an answer too.
+  published(
+    producer: Producer,
+    bytes: Uint8Array,
+    at: number,
+    end: number,
+    unanswered: number,
+    answer: Placed | SluiceError,
+  ): void
+  stepped(
+    producer: Producer,
+    step: AtomicStep,
+    unanswered: number,
+    answer: readonly Placed[] | SluiceError,
+  ): void
+  detached(producer: Producer): void
+
+  // Consumers.
+  subscribed(subscription: Subscription, messages: number, bytes: number, limit: number | undefined): void
+  credited(
+    subscription: Subscription,
+    messages: number,
+    bytes: number,
+    limit: number | undefined,
+    drain: boolean,
+  ): void
+  /** Before its consumer gets it; see `Consumer.deliver`. */
+  delivered(
+    subscription: Subscription,
+    run: Run,
+    firstTag: number,
+    count: number,
+    bytes: Uint8Array,
+    start: number,
+    end: number,
+  ): void
+  settled(subscription: Subscription, items: readonly SettleItem[], stale: readonly TagRange[]): void
+  started(subscription: Subscription, ranges: readonly TagRange[]): void
+  starting(subscription: Subscription, ranges: readonly TagRange[]): void
+  extended(
+    subscription: Subscription,
+    firstTag: number,
+    count: number,
+    durationMs: number,
+    stale: readonly TagRange[],
+  ): void
+  claimed(subscription: Subscription, claims: readonly Claim[], granted: readonly Granted[]): void
+  lost(subscription: Subscription, reason: Loss, ranges: readonly LostRange[]): void
+  drained(subscription: Subscription): void
+  unsubscribed(subscription: Subscription, blame: Blame, isStopping: boolean): void
+
+  // Queues.
+  ensured(queue: Queue, info: QueueInfo): void
+  optionsChanged(queue: Queue, options: QueueOptions): void
+  setPaused(queue: Queue, paused: boolean, changed: boolean): void
+  deleted(queue: Queue, messages: number): void
+  purging(queue: Queue): void
+  purged(queue: Queue, messages: number): void
+  counted(info: QueueInfo): void
+
+  // Messages.
+  cancelled(ref: MessageRef, answer: { readonly offset: number } | SluiceError): void
+  rescheduled(
+    request: RescheduleRequest,
+    answer: { readonly offset: number; readonly dueMs: number } | SluiceError,
+  ): void
+  /** The dead message left `queue`, which gave `reason`, for `target`, where it is at `targetOffset`. */
+  moved(
+    queue: Queue,
+    offset: number,
+    isRedrive: boolean,
+    target: Queue,
+    targetOffset: number,
+    reason: string,
+  ): void
+  redriven(queue: Queue, offset: number): void
+  discarded(queue: Queue, offset: number): void
+
+  // Time. What is due becomes ready, and what has expired goes, after `looked`.
+  looked(queue: Queue): void
+  timeSettled(queue: Queue): void
+}
+
+/** Does `work`; `tell` gets its answer, or the error that refuses it. */
+export function telling<Answer>(work: () => Answer, tell: (answer: Answer | SluiceError) => void): Answer {
+  let answer: Answer
+  try {
+    answer = work()
+  } catch (error) {
+    if (error instanceof SluiceError) tell(error)
+    throw error
+  }
+  tell(answer)
+  return answer
+}
