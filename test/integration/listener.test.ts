@@ -156,7 +156,10 @@ test('a peer of another protocol is all that the listener needs', async () => {
     receiveBytesMax: 10,
     newPeer: (transport, _nowMs, onClosed) => {
       let heldBytes = 0
+      let isClosed = false
       const close = (call: string, why?: SluiceError): void => {
+        if (isClosed) return
+        isClosed = true
         calls.push(call)
         onClosed(peer, why)
         transport.end()

@@ -17,7 +17,10 @@ export interface Transport {
   end(): void
 }
 
-/** One connection, as a protocol sees it. Each call is in a turn of the broker, which `receive` begins itself. */
+/**
+ * One connection, as a protocol sees it. Each call is in a turn of the broker, which `receive` begins itself. Once it has
+ * closed, calls do nothing.
+ */
 export interface Peer {
   /** The label that the client gave itself; '' as long as it is not known. */
   readonly label: string
