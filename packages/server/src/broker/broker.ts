@@ -690,8 +690,8 @@ export class Broker {
         this.#retry(queue, lease, 'the connection of its consumer was lost')
         return
       }
-      if (blame === 'suspects' && started) queue.suspect(offset)
-      else if (blame === 'unexplained' || blame === 'alone') queue.unexplained(offset)
+      if (blame === 'suspects' && started) queue.suspects.add(offset)
+      else if (blame === 'unexplained' || blame === 'alone') queue.suspects.addUnattributed(offset)
       queue.release(offset, sinceMs, this.nowMs)
     })
     queue.detach(subscription)

@@ -17,11 +17,10 @@ import { KeyLines, type KeyRules, type Placed } from './key-lines.js'
 import { NONE, type Keys } from './keys.js'
 import { MARK } from './marks.js'
 import { Schedule } from './schedule.js'
+import type { Suspects } from './suspects.js'
 import { TimeQueue } from './time-queue.js'
 
 const PRIORITIES = 32
-/** Deaths of consumers that had a message and had begun with nothing, after which it is a suspect. */
-const UNEXPLAINED_MAX = 3
 /** A queue by time is cleared of what means nothing once that is more than half of it and more than this. */
 const STALE_SLACK = 1024
 /** Messages that are looked at for the oldest one of those with keys. Beyond that, it is the oldest of these. */
@@ -79,14 +78,12 @@ export class Line {
   #dueMask = 0
   /** No message with a key below this stands in the line of its key. */
   #keyedFrom = 0
-  /** Offsets that were being handled, among others, when a connection died; one of them may have killed it. */
-  readonly #suspects = new Set<number>()
-  /** How many consumers died with a message that had begun with none. */
-  readonly #unexplained = new Map<number, number>()
+  readonly #suspects: Suspects
 
-  constructor(chunks: Chunks, keys: Keys) {
+  constructor(chunks: Chunks, keys: Keys, suspects: Suspects) {
     this.#chunks = chunks
     this.#keys = keys
+    this.#suspects = suspects
     this.#schedule = new Schedule(chunks)
     this.#keyLines = new KeyLines(chunks, keys, (priority, sinceMs, offset) =>
       this.#makeDue(priority, sinceMs, offset),
@@ -337,7 +334,7 @@ export class Line {
   comeBack(chunk: Chunk, offset: number, dueMs: number, nowMs: number): void {
     const index = offset - chunk.base
     this.#mark(chunk, index)
-    this.absolve(offset)
+    this.#suspects.clear(offset, 1)
     const slot = chunk.keyAt(index)
     if (slot !== NONE) this.#keys.countLeased(slot, -1)
     this.enter(chunk, index, dueMs, nowMs)
@@ -393,7 +390,7 @@ export class Line {
       this.#keys.countLeased(slot, 1)
     }
     this.leave(chunk, index, nowMs)
-    this.absolve(chunk.base + index)
+    this.#suspects.clear(chunk.base + index, 1)
     return isPlain ? -1 : chunk.lineTimeAt(index)
   }
 
@@ -404,8 +401,7 @@ export class Line {
 
   /** Messages `[offset, offset + count)` that were handed out are done with. */
   finish(offset: number, count: number, nowMs: number): void {
-    if (this.#suspects.size > 0 || this.#unexplained.size > 0)
-      for (let i = 0; i < count; i++) this.absolve(offset + i)
+    this.#suspects.clear(offset, count)
     if (this.#keys.size === 0) return
     for (let at = offset; at < offset + count; at++) {
       const chunk = this.#chunks.at(at)!
@@ -425,26 +421,6 @@ export class Line {
     return -1
   }
 
-  /** A message that is about to be given back may have killed its consumer: it is handed out alone from now on. */
-  suspect(offset: number): void {
-    this.#suspects.add(offset)
-    this.#unexplained.delete(offset)
-  }
-
-  /** A message's consumer has died and had begun with nothing. The third time it is a suspect. */
-  unexplained(offset: number): void {
-    if (this.#suspects.has(offset)) return
-    const deaths = (this.#unexplained.get(offset) ?? 0) + 1
-    if (deaths >= UNEXPLAINED_MAX) this.suspect(offset)
-    else this.#unexplained.set(offset, deaths)
-  }
-
-  /** Nothing is held against the message any more. */
-  absolve(offset: number): void {
-    this.#suspects.delete(offset)
-    this.#unexplained.delete(offset)
-  }
-
   /** Everything that stood in the line, or was leased, is gone. */
   clear(): void {
     this.#ordinary = 0
@@ -455,8 +431,7 @@ export class Line {
     this.#returned.length = 0
     this.#returnedMask = 0
     this.#schedule.clear()
-    this.#suspects.clear()
-    this.#unexplained.clear()
+    this.#suspects.clearAll()
     this.#keys.clear()
   }
 
@@ -629,8 +604,7 @@ export class Line {
   // A suspect is a run by itself, and the run before it ends there.
   #untilSuspect(chunk: Chunk, from: number, to: number): number {
     if (this.#suspects.has(chunk.base + from)) return from + 1
-    for (let index = from + 1; index < to; index++) if (this.#suspects.has(chunk.base + index)) return index
-    return to
+    return this.#suspects.firstIn(chunk.base + from + 1, chunk.base + to) - chunk.base
   }
 
   #delay(chunk: Chunk, index: number, dueMs: number): void {

@@ -502,7 +502,7 @@ describe('queue', () => {
     const run = newRun()
     expect(queue.nextRun(10, 1, run)).toBe(true)
     queue.lease(run, 10, 1, '')
-    for (const offset of [3, 4, 7]) queue.suspect(offset)
+    for (const offset of [3, 4, 7]) queue.suspects.add(offset)
     for (let offset = 0; offset < 10; offset++) queue.release(offset, -1, 1)
     const runs: [number, number, boolean][] = []
     while (queue.nextRun(10, 1, run)) {

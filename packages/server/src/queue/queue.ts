@@ -26,6 +26,7 @@ import type { KeyRules, Placed } from './key-lines.js'
 import { Line, type Run } from './line.js'
 import { MARK } from './marks.js'
 import type { Subscription } from './subscription.js'
+import { Suspects } from './suspects.js'
 
 /** What is known of a lease that was claimed. */
 export interface Reclaimed {
@@ -51,7 +52,8 @@ export interface QueueObserver {
 export class Queue extends Contents implements Follower {
   /** Those that it hands messages to, in the order in which they came. */
   subscriptions: readonly Subscription[] = NOBODY
-  readonly #lineSoFar = new Line(this.chunksSoFar, this.keys)
+  readonly suspects = new Suspects()
+  readonly #lineSoFar = new Line(this.chunksSoFar, this.keys, this.suspects)
   leased = 0
   /** Which subscription is served next. */
   turn = 0
@@ -366,16 +368,6 @@ export class Queue extends Contents implements Follower {
     this.#line.giveBack(this.chunkAt(offset)!, offset, sinceMs, nowMs)
   }
 
-  /** A leased message, about to be released, may have killed its consumer: it is handed out alone from now on. */
-  suspect(offset: number): void {
-    this.#line.suspect(offset)
-  }
-
-  /** A leased message, about to be released, was with a consumer that died and had begun with nothing. */
-  unexplained(offset: number): void {
-    this.#line.unexplained(offset)
-  }
-
   /** A leased message is given up; this try counts, if it was not counted before. */
   deadLetter(
     offset: number,
@@ -397,7 +389,7 @@ export class Queue extends Contents implements Follower {
 
   #die(offset: number, attempts: number, death: Death, nowMs: number, reason: string, bytes?: number): void {
     const isMoving = this.options.deadLetter !== ''
-    this.#line.absolve(offset)
+    this.suspects.clear(offset, 1)
     this.facts.dead(offset, attempts, death, isMoving, nowMs, reason)
     this.deadFact(offset, { attempts, death, timeMs: nowMs, reason, isMoving }, bytes)
     if (isMoving) this.moving.push(offset)
@@ -490,7 +482,7 @@ export class Queue extends Contents implements Follower {
   }
 
   #gone(kind: GoneFact, offset: number): void {
-    this.#line.absolve(offset)
+    this.suspects.clear(offset, 1)
     this.facts.gone(kind, offset, 1)
     this.dirty = true
   }
