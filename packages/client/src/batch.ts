@@ -6,11 +6,12 @@ import {
   FRAME_HEADER_BYTES,
   LIMITS,
   OP,
-  readU32,
+  PUBLISH_NAME_AT,
+  recordSize,
   sealBatch,
   viewBytes,
   writeFrameHeader,
-  writeText,
+  writePublishHead,
   type Duplicates,
   type SluiceErrorNames,
   type SluiceError,
@@ -18,7 +19,8 @@ import {
 import { receipt, Sending, type Receipt, type Resolve } from './sending.js'
 
 /** PUBLISH frame and batch header around the records, at most. */
-export const ENVELOPE_BYTES = FRAME_HEADER_BYTES + 1 + LIMITS.queueNameBytesMax + BATCH_HEADER_BYTES
+export const ENVELOPE_BYTES =
+  FRAME_HEADER_BYTES + PUBLISH_NAME_AT + LIMITS.queueNameBytesMax + BATCH_HEADER_BYTES
 
 /** A queue that is published to, and the batch of it that further messages may join. */
 export interface Lane {
@@ -43,9 +45,7 @@ export class Batch extends Sending {
   follows = 0
 
   constructor(queue: string, atomic: boolean, bytes: Buffer, lane?: Lane) {
-    const nameBytes = writeText(bytes, FRAME_HEADER_BYTES + 1, queue)
-    bytes[FRAME_HEADER_BYTES] = nameBytes
-    const recordsAt = FRAME_HEADER_BYTES + 1 + nameBytes + BATCH_HEADER_BYTES
+    const recordsAt = writePublishHead(bytes, FRAME_HEADER_BYTES, queue) + BATCH_HEADER_BYTES
     super(bytes, recordsAt)
     this.queue = queue
     this.lane = lane
@@ -63,7 +63,7 @@ export class Batch extends Sending {
     let to = this.recordsAt
     let kept = 0
     for (let i = 0; i < this.count; i++) {
-      const size = readU32(this.bytes, from)
+      const size = recordSize(this.bytes, from)
       if (this.resolves[i] !== undefined) {
         this.bytes.copyWithin(to, from, from + size)
         to += size
@@ -105,7 +105,7 @@ export class Batch extends Sending {
     const alone: Batch[] = []
     let at = this.at + this.recordsAt
     for (let i = 0; i < this.callers; i++) {
-      const size = readU32(this.bytes, at)
+      const size = recordSize(this.bytes, at)
       const resolve = this.resolves[i]
       if (resolve !== undefined) alone.push(this.#alone(at, at + size, resolve, this.deadlines[i]!))
       at += size

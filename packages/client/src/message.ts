@@ -9,9 +9,12 @@ import {
   LIMITS,
   OUTCOME,
   readRecordOptions,
-  readU32,
+  recordFlags,
+  recordPriority,
+  recordSize,
+  scatteredOffset,
+  scatteredPublishedAtMs,
   RECORD_FLAG,
-  readU64,
   shown,
   SluiceError,
   type AtomicAck,
@@ -179,11 +182,11 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
 
   get offset(): number {
     const { gap, records, firstOffset } = this.#run
-    return gap === 0 ? firstOffset + this.#index : readU64(records, this.#at - gap)
+    return gap === 0 ? firstOffset + this.#index : scatteredOffset(records, this.#at - gap)
   }
 
   get priority(): number {
-    return this.#run.records[this.#at + 5]! & 31
+    return recordPriority(this.#run.records, this.#at)
   }
 
   get attempt(): number {
@@ -196,7 +199,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
 
   get publishedAt(): Date {
     const { gap, records, publishedAtMs } = this.#run
-    return new Date(gap === 0 ? publishedAtMs : readU64(records, this.#at - gap + 8))
+    return new Date(gap === 0 ? publishedAtMs : scatteredPublishedAtMs(records, this.#at - gap))
   }
 
   get headers(): Readonly<Record<string, string>> {
@@ -208,7 +211,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
   }
 
   get #flags(): number {
-    return this.#run.records[this.#at + 4]!
+    return recordFlags(this.#run.records, this.#at)
   }
 
   get #record(): RecordOptions {
@@ -380,7 +383,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
   }
 
   get recordBytes(): number {
-    return readU32(this.#run.records, this.#at)
+    return recordSize(this.#run.records, this.#at)
   }
 
   /** The broker wants it handled with nothing beside it. */

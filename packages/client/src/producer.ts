@@ -15,7 +15,7 @@ import {
   PRODUCER_IDENTITY_BYTES,
   queueName,
   SluiceError,
-  writeU32,
+  writeFrameCorrelation,
   type Duplicates,
   type HelloOk,
   type RecordOptions,
@@ -33,7 +33,6 @@ import { Step } from './step.js'
 import { Window } from './window.js'
 
 /** Where the correlation stands in a frame. */
-const CORRELATION_AT = 8
 /**
  * What one turn publishes is sent before its end each time it comes to so much: the broker parses and writes it while
  * the rest is being encoded. With 1,000 of 128 bytes in flight that gave 5 % more publishes a second than one write a
@@ -369,7 +368,7 @@ export class Producer {
       this.#again.pop()
       this.#setRefusal(batch, undefined)
       const { bytes, at, end } = batch
-      writeU32(bytes, at + CORRELATION_AT, below)
+      writeFrameCorrelation(bytes, at, below)
       connection.sendFrames(bytes.subarray(at, at + end))
     }
   }

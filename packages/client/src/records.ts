@@ -1,14 +1,11 @@
 /** Records as messages read them: each of these is the same for one that was delivered and one that was looked at. */
-import { RECORD_HEADER_BYTES, readU16, readU32, viewBytes } from '@sluice/protocol'
+import { recordContentType, recordPayloadAt, recordSize, viewBytes } from '@sluice/protocol'
 import { decodeBody } from './body.js'
 
 /** The body of the record at `at`. @throws SluiceError INVALID_BODY */
 export function recordBody(bytes: Uint8Array, at: number): unknown {
-  return decodeBody(bytes[at + 5]! >> 5, bytes, bodyStart(bytes, at), at + readU32(bytes, at))
-}
-
-function bodyStart(bytes: Uint8Array, at: number): number {
-  return at + RECORD_HEADER_BYTES + readU16(bytes, at + 6)
+  const end = at + recordSize(bytes, at)
+  return decodeBody(recordContentType(bytes, at), bytes, recordPayloadAt(bytes, at), end)
 }
 
 /**
@@ -16,7 +13,7 @@ function bodyStart(bytes: Uint8Array, at: number): number {
  * its buffer: of a large one no further copy is needed for that.
  */
 export function recordsCopy(bytes: Uint8Array, start: number, end: number, gap: number): Uint8Array {
-  const pad = (start - bodyStart(bytes, start + gap)) & 7
+  const pad = (start - recordPayloadAt(bytes, start + gap)) & 7
   const copy = new Uint8Array(pad + end - start).subarray(pad)
   copy.set(viewBytes(bytes, start, end))
   return copy

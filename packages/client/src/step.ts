@@ -7,12 +7,15 @@
  */
 import {
   BATCH_ATTRIBUTE,
+  ATOMIC_ACK_BYTES,
+  ATOMIC_HEAD_BYTES,
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
   encodeAtomic,
   FRAME_HEADER_BYTES,
   LIMITS,
   OP,
+  PUBLISH_NAME_AT,
   sealBatch,
   SluiceError,
   textBytes,
@@ -54,8 +57,8 @@ export class Step extends Sending {
     limit('acknowledges', messages.length, 'messages', LIMITS.atomicAcksMax)
     limit('publishes', records.length, 'messages', LIMITS.atomicMessagesMax)
     limit('publishes', batches.length, 'batches', LIMITS.atomicBatchesMax)
-    let bytes = FRAME_HEADER_BYTES + HEAD_BYTES + acks.length * ACK_BYTES
-    for (const { queue, end } of batches) bytes += 1 + textBytes(queue) + end
+    let bytes = FRAME_HEADER_BYTES + ATOMIC_HEAD_BYTES + acks.length * ATOMIC_ACK_BYTES
+    for (const { queue, end } of batches) bytes += PUBLISH_NAME_AT + textBytes(queue) + end
     super(NO_BYTES, bytes)
     this.#messages = messages
     this.#acks = acks
@@ -104,7 +107,7 @@ export class Step extends Sending {
     }
     // A message that was claimed on another connection meanwhile has another tag there.
     const acks = rangesOf(this.#messages)
-    this.end += (acks.length - this.#acks.length) * ACK_BYTES
+    this.end += (acks.length - this.#acks.length) * ATOMIC_ACK_BYTES
     this.#acks = acks
     return undefined
   }
@@ -152,9 +155,6 @@ export class Step extends Sending {
 }
 
 const NO_BYTES = Buffer.alloc(0)
-/** Of ATOMIC, before and of each range of acknowledgements. */
-const HEAD_BYTES = 16
-const ACK_BYTES = 16
 
 function limit(does: string, count: number, what: string, max: number): void {
   if (count <= max) return

@@ -24,8 +24,9 @@ import {
   OP,
   OUTCOME,
   readRecordOptions,
-  readU32,
-  readU64,
+  recordFlags,
+  recordSize,
+  scatteredOffset,
   RECORD_FLAG,
   SCATTERED_BYTES,
   SluiceError,
@@ -318,8 +319,8 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     let fromAt = 0
     let at = 0
     for (let index = 0; index < run.count; index++) {
-      const next = at + gap + readU32(records, at + gap)
-      const offset = gap === 0 ? run.firstOffset + index : readU64(records, at)
+      const next = at + gap + recordSize(records, at + gap)
+      const offset = gap === 0 ? run.firstOffset + index : scatteredOffset(records, at)
       const held = this.#heldBy(offset, records, at + gap)
       if (held !== undefined) {
         if (index > from) this.#keep(partOf(run, from, index, records.subarray(fromAt, at)))
@@ -336,7 +337,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   #heldBy(offset: number, records: Uint8Array, at: number): Held | undefined {
     const { orphans } = this.#session
     if (orphans.holds(this.queue, offset)) return offset
-    if ((records[at + 4]! & RECORD_FLAG.key) === 0) return undefined
+    if ((recordFlags(records, at) & RECORD_FLAG.key) === 0) return undefined
     const { key } = readRecordOptions(records, at)
     return key !== undefined && orphans.holds(this.queue, key) ? key : undefined
   }
@@ -360,7 +361,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   #resume(aside: Aside): void {
     if (!this.live || !this.#aside.has(aside)) return
     const { run } = aside
-    const offset = run.gap === 0 ? run.firstOffset : readU64(run.records, 0)
+    const offset = run.gap === 0 ? run.firstOffset : scatteredOffset(run.records, 0)
     const held = this.#heldBy(offset, run.records, run.gap)
     if (held !== undefined) {
       aside.held = held
@@ -445,7 +446,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     let fromAt = 0
     let at = 0
     for (let index = 0; index < count; index++) {
-      const next = at + gap + readU32(records, at + gap)
+      const next = at + gap + recordSize(records, at + gap)
       if (next - fromAt > PART_BYTES && index > from) {
         pushPart(this.#runs, run, from, index, recordsCopy(records, fromAt, at, gap))
         from = index
@@ -538,7 +539,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       let keptIndex = index
       let keptAt = at
       for (; index < run.count; index++, seen++) {
-        const size = readU32(run.records, at + run.gap)
+        const size = recordSize(run.records, at + run.gap)
         const next = at + run.gap + size
         const tag = (run.firstTag + index) >>> 0
         if (tags.delete(tag)) {
@@ -777,7 +778,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     const run = this.#runs[this.#runsAt]!
     const at = this.#at + run.gap
     const message = new DeliveredMessage(run, this.#index, at)
-    const size = readU32(run.records, at)
+    const size = recordSize(run.records, at)
     this.buffered--
     this.announced--
     this.#bufferedBytes -= size

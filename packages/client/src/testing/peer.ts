@@ -3,6 +3,7 @@
  * test says; by itself it only answers what `replies` has an answer for.
  */
 import {
+  BATCH_HEADER_BYTES,
   checkBatch,
   CONTENT_TYPE,
   decodeAtomic,
@@ -14,6 +15,7 @@ import {
   decodeSettle,
   decodeSubscriptionId,
   DELIVER_FLAG,
+  DELIVER_HEADER_BYTES,
   encodeAtomicOk,
   encodeControl,
   encodeDrained,
@@ -32,13 +34,14 @@ import {
   LOSS,
   OP,
   opcodeName,
+  PUBLISH_NAME_AT,
   publishBatchStart,
   readBatchHeader,
   readRecordOptions,
   readText,
-  readU16,
   readU32,
-  RECORD_HEADER_BYTES,
+  recordPayloadAt,
+  recordSize,
   recordBytes,
   SCATTERED_BYTES,
   writeDeliverHead,
@@ -46,7 +49,7 @@ import {
   publishOkItemBytes,
   writePublishOkItem,
   writeRecordHead,
-  writeU64,
+  writeScatteredHead,
   type Duplicates,
   type AtomicAck,
   type Claim,
@@ -253,7 +256,9 @@ export class Link {
       textRecord(body, each === undefined ? options : each[i], contentType),
     )
     const gap = offsets === undefined ? 0 : SCATTERED_BYTES
-    const bytes = new Uint8Array(32 + records.reduce((sum, record) => sum + gap + record.length, 0))
+    const bytes = new Uint8Array(
+      DELIVER_HEADER_BYTES + records.reduce((sum, record) => sum + gap + record.length, 0),
+    )
     let at = writeDeliverHead(
       bytes,
       0,
@@ -266,12 +271,9 @@ export class Link {
       offsets === undefined ? flags : flags | DELIVER_FLAG.scattered,
     )
     for (const [i, record] of records.entries()) {
-      if (offsets !== undefined) {
-        writeU64(bytes, at, offsets[i] ?? 0)
-        writeU64(bytes, at + 8, 1_700_000_000_000 + i)
-      }
-      bytes.set(record, at + gap)
-      at += gap + record.length
+      if (offsets !== undefined) at = writeScatteredHead(bytes, at, offsets[i] ?? 0, 1_700_000_000_000 + i)
+      bytes.set(record, at)
+      at += record.length
     }
     this.send(OP.DELIVER, channel, 0, bytes)
     this.#tag = (tag + bodies.length) >>> 0
@@ -435,7 +437,7 @@ export function textRecord(
 
 function published(payload: Uint8Array): Published {
   const at = publishBatchStart(payload, 0, payload.length)
-  return publishedBatch(readText(payload, 1, at), payload, at, payload.length)
+  return publishedBatch(readText(payload, PUBLISH_NAME_AT, at), payload, at, payload.length)
 }
 
 function publishedBatch(queue: string, payload: Uint8Array, at: number, end: number): Published {
@@ -443,10 +445,10 @@ function publishedBatch(queue: string, payload: Uint8Array, at: number, end: num
   const { batchNumber, count, attributes } = readBatchHeader(payload, at)
   const bodies: string[] = []
   const options: RecordOptions[] = []
-  let record = at + 48
+  let record = at + BATCH_HEADER_BYTES
   for (let i = 0; i < count; i++) {
-    const end = record + readU32(payload, record)
-    bodies.push(readText(payload, record + RECORD_HEADER_BYTES + readU16(payload, record + 6), end))
+    const end = record + recordSize(payload, record)
+    bodies.push(readText(payload, recordPayloadAt(payload, record), end))
     options.push(readRecordOptions(payload, record))
     record = end
   }
