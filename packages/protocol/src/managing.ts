@@ -393,19 +393,19 @@ export interface HistoryEvent {
 
 export const HISTORY_EVENTS = {
   published: 'Accepted.',
-  delivered: 'Handed to the consumer that `text` names. Recorded where the queue retains history.',
-  retried: 'Tried in vain; comes back at `dueMs`.',
+  delivered: 'Delivered to the consumer that `text` names. Recorded if the queue retains.',
+  retried: 'Failed; comes back at `dueMs`.',
   acked: 'Done.',
   dead: 'Given up; `text` says why.',
   moved: 'Moved to the queue that `text` names.',
-  redriven: 'Brought back from the dead by the client that `text` names.',
-  rescheduled: 'Its time was changed to `dueMs`.',
+  redriven: 'Brought back by the client that `text` names.',
+  rescheduled: 'Its due time was changed to `dueMs`.',
   cancelled: 'Cancelled.',
-  expired: 'Its time to live was over.',
-  dropped: 'Made room for newer ones.',
+  expired: 'Its time to live passed.',
+  dropped: 'Dropped, to make room for newer ones.',
   duplicate: 'Had the id of another message.',
-  discarded: 'Deleted from the dead.',
-  purged: 'Taken out by a purge.',
+  discarded: 'Deleted while dead.',
+  purged: 'Removed by a purge.',
 } as const
 export type HistoryEventName = keyof typeof HISTORY_EVENTS
 

@@ -52,35 +52,35 @@ export const QUEUE_OPTIONS = {
     min: 1,
     max: LIMITS.maxDeliveriesMax,
     word: 'unlimited',
-    meaning: 'Tries after which a message is dead.',
+    meaning: 'Attempts after which a message is dead.',
   },
   retryInitialMs: {
     kind: 'number',
     default: 1_000,
     min: 0,
     max: LIMITS.delayMsMax,
-    meaning: 'Wait before the second try; doubles with each further one.',
+    meaning: 'Wait before the second attempt; doubles with each further one.',
   },
   retryMaxMs: {
     kind: 'number',
     default: 300_000,
     min: 0,
     max: LIMITS.delayMsMax,
-    meaning: 'Longest wait between two tries.',
+    meaning: 'Longest wait between two attempts.',
   },
   processingTimeoutMs: {
     kind: 'number',
     default: 1_800_000,
     min: LIMITS.processingTimeoutMsMin,
     max: LIMITS.delayMsMax,
-    meaning: 'How long a message may be handled before it is taken away and tried again.',
+    meaning: 'How long a message may be handled before its lease ends and it is retried.',
   },
   ttlMs: {
     kind: 'number',
     default: 0,
     min: 0,
     max: LIMITS.delayMsMax,
-    meaning: 'Time to live of messages that name none; 0: they do not expire.',
+    meaning: 'Time to live of messages that set none; 0: they do not expire.',
   },
   keyConcurrency: {
     kind: 'number',
@@ -93,13 +93,14 @@ export const QUEUE_OPTIONS = {
     kind: 'choice',
     choices: ['block', 'skip'],
     default: 'block',
-    meaning: 'Whether a failed message holds its key until it is done, or lets the next ones pass.',
+    meaning: 'Whether a failed message blocks its key until it is done, or lets the next ones pass.',
   },
   unique: {
     kind: 'choice',
     choices: ['window', 'pending'],
     default: 'window',
-    meaning: 'How long an id counts: for `dedupWindowMs`, or while its message is not done. Fixed once made.',
+    meaning:
+      'How long an id counts: for `dedupWindowMs`, or while its message is not done. Fixed at creation.',
   },
   dedupWindowMs: {
     kind: 'number',
@@ -113,7 +114,7 @@ export const QUEUE_OPTIONS = {
     default: 1_000_000,
     min: 1,
     max: LIMITS.dedupMaxIdsMax,
-    meaning: 'Most ids that are remembered; further ones are refused, none is forgotten early.',
+    meaning: 'Most ids that are remembered; further ones are refused, and none is forgotten early.',
   },
   maxMessages: {
     kind: 'number',
@@ -133,7 +134,7 @@ export const QUEUE_OPTIONS = {
     kind: 'choice',
     choices: ['reject', 'drop-oldest', 'dead-letter'],
     default: 'reject',
-    meaning: 'At a limit: refuse what is new, drop what is oldest, or make what is oldest a dead letter.',
+    meaning: 'At a limit: refuse new messages, drop the oldest, or dead-letter the oldest.',
   },
   deadLetter: {
     kind: 'name',
@@ -143,22 +144,21 @@ export const QUEUE_OPTIONS = {
   single: {
     kind: 'flag',
     default: false,
-    meaning: 'One consumer at a time gets messages; the next one takes over when it goes or is idle.',
+    meaning: 'One consumer at a time receives messages; the next one takes over when it leaves or is idle.',
   },
   retainAgeMs: {
     kind: 'number',
     default: 0,
     min: 0,
     max: LIMITS.delayMsMax,
-    meaning: 'How long what was settled is kept in the log for replay; 0: not by age.',
+    meaning: 'How long settled messages are kept in the log for replay; 0: not by age.',
   },
   retainBytes: {
     kind: 'number',
     default: 0,
     min: 0,
     max: Number.MAX_SAFE_INTEGER,
-    meaning:
-      'Bytes of what was settled that are kept for replay, in whole segments; 0: as `retainAgeMs` says.',
+    meaning: 'Bytes of settled messages kept for replay, in whole segments; 0: as `retainAgeMs` says.',
   },
 } as const satisfies Record<string, QueueOption>
 
@@ -255,16 +255,16 @@ export function checkOptionsTogether(options: Partial<QueueOptions>): void {
 
 /** Counters of a queue: events since it was made. All but the last two survive every restart. */
 export const QUEUE_COUNTERS = {
-  purged: 'Taken out by a purge.',
-  expired: 'Their time to live was over before they were handled.',
-  dropped: 'Made room for newer ones at a limit.',
+  purged: 'Removed by a purge.',
+  expired: 'Expired before they were handled.',
+  dropped: 'Dropped at a limit, to make room for newer ones.',
   cancelled: 'Cancelled by id or offset.',
   duplicates: 'Had the id of another message and were not kept.',
   moved: 'Dead, and moved to another queue.',
   discarded: 'Dead, and deleted.',
-  redriven: 'Dead, and brought back.',
-  released: 'Given back untried, by a consumer or by its end.',
-  redelivered: 'Handed out again.',
+  redriven: 'Dead, and redriven.',
+  released: 'Released without an attempt, by a consumer or when it ended.',
+  redelivered: 'Delivered again.',
 } as const
 
 export type QueueCounter = keyof typeof QUEUE_COUNTERS
