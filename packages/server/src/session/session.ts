@@ -25,7 +25,6 @@ import {
   decodeSettle,
   decodeSubscriptionId,
   encodeAtomicOk,
-  encodeControl,
   encodeDrained,
   encodeFault,
   encodeGoodbye,
@@ -52,12 +51,14 @@ import { fittedRecord } from '../broker/origin.js'
 import type { Producer } from '../state/producers.js'
 import type { Peer, Transport } from '../net/peer.js'
 import type { Consumer, Run, Subscription } from '../queue/index.js'
+import { encodeAnswer, result, type Answer } from './answers.js'
 import { DELIVERY_OVERHEAD_BYTES, Deliveries } from './deliveries.js'
 import { Handshake, greeting, unexpectedFrame } from './handshake.js'
 import { Liveness } from './liveness.js'
+import { LongRequests } from './long-requests.js'
 import { Outbox, type OutboxTransport } from './outbox.js'
 import { Reading } from './reading.js'
-import { REQUESTS, isLong, type Answer, type RequestName } from './requests.js'
+import { REQUESTS, isLong, type RequestName } from './requests.js'
 import type { SessionSettings } from './settings.js'
 import { Unread } from './unread.js'
 
@@ -94,13 +95,7 @@ export class Session implements Peer, Output, Consumer {
   #stage: Stage = 'handshake'
   #producer: Producer | undefined
   #inFlightBatches = 0
-  /**
-   * Requests that take several turns and are not answered yet. One is done at a time, once what was answered before is
-   * mostly read: all of them together would be more than may be unread, of a peer that had no time to read.
-   */
-  #working = 0
-  #isWorking = false
-  readonly #waiting: { readonly correlation: number; readonly work: () => Promise<Answer> }[] = []
+  readonly #longRequests = new LongRequests((correlation, answer) => this.#finished(correlation, answer))
   /** The client said that it is done; or the broker stops and delivers nothing more. */
   #saidGoodbye = false
   /** The client never comes back. */
@@ -224,13 +219,13 @@ export class Session implements Peer, Output, Consumer {
   /** It holds no lease and waits for nothing: closing it takes nothing from anybody. */
   get isIdle(): boolean {
     for (const subscription of this.#subscriptions.values()) if (subscription.unsettled > 0) return false
-    return this.#working === 0 && this.#outbox.isEmpty && this.#freeOutbox.isEmpty
+    return this.#longRequests.unanswered === 0 && this.#outbox.isEmpty && this.#freeOutbox.isEmpty
   }
 
   /** Closes once everything that is held has gone out. Nobody is charged for what was being handled. */
   end(): void {
     this.#saidGoodbye = true
-    if (this.#stage === 'open' && (this.#working > 0 || !this.#outbox.isEmpty)) return
+    if (this.#stage === 'open' && (this.#longRequests.unanswered > 0 || !this.#outbox.isEmpty)) return
     this.#close(undefined)
     this.#transport.end()
   }
@@ -549,23 +544,20 @@ export class Session implements Peer, Output, Consumer {
     }
     this.#broker.unsubscribe(subscription, 'nobody')
     this.#subscriptions.delete(channel)
-    this.answer(correlation, { opcode: OP.RESULT, payload: encodeControl({}) })
+    this.answer(correlation, result({}))
   }
 
   request(name: RequestName, correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const body = decodeControl(bytes, start, end)
-    const asker = {
-      broker: this.#broker,
-      caller: this,
-      payloadBytesMax: this.#frameBytesMax - FRAME_HEADER_BYTES,
-    }
+    const payloadBytesMax = this.#frameBytesMax - FRAME_HEADER_BYTES
+    const context = { broker: this.#broker, caller: this, payloadBytesMax }
     if (!isLong(name)) {
-      this.answer(correlation, REQUESTS[name](asker, body))
+      this.answer(correlation, encodeAnswer(name, REQUESTS[name](context, body), payloadBytesMax))
       return
     }
-    this.#checkWorking()
-    this.#working++
-    this.#waiting.push({ correlation, work: () => REQUESTS[name](asker, body) })
+    this.#longRequests.add(correlation, async () =>
+      encodeAnswer(name, await REQUESTS[name](context, body), payloadBytesMax),
+    )
     this.#workOn()
   }
 
@@ -577,37 +569,16 @@ export class Session implements Peer, Output, Consumer {
     this.#reading.waitForDisk()
   }
 
-  #checkWorking(): void {
-    if (this.#working < WORKING_MAX) return
-    throw new SluiceError(
-      'TOO_MANY_REQUESTS',
-      `${WORKING_MAX} requests that read from disk are running on this connection; another has to wait.`,
-    )
-  }
-
   // What has to read takes turns of its own; its answer is held like any other once it is there.
   #workOn(): void {
-    if (this.#isWorking || this.#unread.isOverSoft) return
-    const next = this.#waiting.shift()
-    if (next === undefined) return
-    const { correlation, work } = next
-    this.#isWorking = true
-    work().then(
-      (answer) => this.#worked(() => this.answer(correlation, answer), correlation),
-      (error: unknown) =>
-        this.#worked(() => {
-          throw error
-        }, correlation),
-    )
+    if (!this.#unread.isOverSoft) this.#longRequests.next()
   }
 
-  #worked(answer: () => void, correlation: number): void {
-    this.#working--
-    this.#isWorking = false
+  #finished(correlation: number, answer: () => Answer): void {
     if (this.#stage !== 'open') return
     this.#broker.beginTurn()
     try {
-      answer()
+      this.answer(correlation, answer())
     } catch (error) {
       this.#failed(error, 0, correlation)
     }
@@ -643,7 +614,7 @@ export class Session implements Peer, Output, Consumer {
     if (this.#stage === 'closed') return
     this.#stage = 'closed'
     this.#decoder.stop()
-    this.#waiting.length = 0
+    this.#longRequests.clear()
     this.#outbox.clear()
     this.#freeOutbox.clear()
     this.#unread.clear()
@@ -658,8 +629,6 @@ export class Session implements Peer, Output, Consumer {
 const NO_PAGE = -1
 /** Confirms that share a frame; one with many duplicates goes alone, and fits every agreed frame. */
 const CONFIRMS_BYTES_MAX = 64 << 10
-/** Requests that take several turns, at a time on one connection. */
-const WORKING_MAX = 16
 
 function requestHandler(name: RequestName): Handler {
   return (session, _channel, correlation, bytes, start, end) =>
