@@ -31,6 +31,7 @@ import {
 import { Heartbeat } from './heartbeat.js'
 import type { Dial, Transport } from './transport.js'
 import type { Address } from './url.js'
+import { Waiters } from './waiters.js'
 
 /** Waits for the answer to one request; is told exactly one of the two. */
 export interface Reply {
@@ -93,7 +94,7 @@ export class Connection {
   readonly #transport: Transport
   readonly #decoder: FrameDecoder
   readonly #replies = new Map<number, Reply>()
-  readonly #answeredWaiters: (() => void)[] = []
+  readonly #answered = new Waiters()
   /** Frames that wait for the next write: whole chunks, then the `#smallEnd` bytes gathered in `#small`. */
   #chunks: Uint8Array[] = []
   #small = Buffer.allocUnsafeSlow(SMALL_BYTES)
@@ -232,12 +233,11 @@ export class Connection {
   /** Resolves when no request waits for its answer, or the connection has ended. */
   answered(): Promise<void> {
     if (this.#replies.size === 0 || this.#state === 'ended') return Promise.resolve()
-    return new Promise((resolve) => this.#answeredWaiters.push(resolve))
+    return this.#answered.wait()
   }
 
   #tellAnswered(): void {
-    if (this.#replies.size > 0 || this.#answeredWaiters.length === 0) return
-    for (const resolve of this.#answeredWaiters.splice(0)) resolve()
+    if (this.#replies.size === 0) this.#answered.tell()
   }
 
   /** Says GOODBYE, for good, and closes after everything has left. */

@@ -4,16 +4,17 @@
  *
  * Invariant: of each key, at most one message is ready or out; the others stand behind it.
  */
+import { Fifo } from './fifo.js'
+
 export interface Keyed {
   readonly key: string | undefined
 }
 
 export class Lines<Message extends Keyed> {
   readonly #ordered: boolean
-  /** `#ready[#readyAt…]` may go, each since the time at the same index. */
-  #ready: Message[] = []
-  #times: number[] = []
-  #readyAt = 0
+  /** These may go, each since the time at the same place. */
+  readonly #ready = new Fifo<Message>()
+  readonly #times = new Fifo<number>()
   /** By each key that is ready or out: what stands behind. */
   readonly #behind = new Map<string, Message[]>()
   /** Those that went and are not done; kept where there is an order. */
@@ -25,17 +26,17 @@ export class Lines<Message extends Keyed> {
 
   /** How many may go. */
   get ready(): number {
-    return this.#ready.length - this.#readyAt
+    return this.#ready.length
   }
 
   /** Since when the first may go; only when there is one. */
   get sinceMs(): number {
-    return this.#times[this.#readyAt]!
+    return this.#times.at(0)!
   }
 
   /** The one that goes after `index` others. */
   at(index: number): Message | undefined {
-    return this.#ready[this.#readyAt + index]
+    return this.#ready.at(index)
   }
 
   add(message: Message, nowMs: number): void {
@@ -58,19 +59,10 @@ export class Lines<Message extends Keyed> {
 
   /** Lets the first `count` go. */
   take(count: number): Message[] {
-    const taken = this.#ready.slice(this.#readyAt, this.#readyAt + count)
-    this.#readyAt += taken.length
-    if (this.#readyAt === this.#ready.length) this.#setReady([], [])
-    else if (this.#readyAt >= 1024 && this.#readyAt * 2 > this.#ready.length)
-      this.#setReady(this.#ready.slice(this.#readyAt), this.#times.slice(this.#readyAt))
+    const taken = this.#ready.take(count)
+    this.#times.skip(taken.length)
     if (this.#ordered) for (const message of taken) this.#out.add(message)
     return taken
-  }
-
-  #setReady(ready: Message[], times: number[]): void {
-    this.#ready = ready
-    this.#times = times
-    this.#readyAt = 0
   }
 
   /** A message that went is done, or is no longer ours to order: the next of its key may go. */
@@ -94,13 +86,11 @@ export class Lines<Message extends Keyed> {
       lost.push(...behind.filter(isLost))
       this.#behind.set(key, kept)
     }
-    const ready = this.#ready.slice(this.#readyAt)
-    const times = this.#times.slice(this.#readyAt)
+    const ready = this.#ready.drain()
+    const times = this.#times.drain()
     const heads = ready.filter(isLost)
-    this.#setReady(
-      ready.filter((message) => !isLost(message)),
-      times.filter((_, index) => !isLost(ready[index]!)),
-    )
+    this.#ready.replace(ready.filter((message) => !isLost(message)))
+    this.#times.replace(times.filter((_, index) => !isLost(ready[index]!)))
     if (this.#ordered) {
       for (const message of heads) this.#free(message, nowMs)
       for (const message of [...this.#out]) if (isLost(message)) this.done(message, nowMs)
@@ -110,9 +100,9 @@ export class Lines<Message extends Keyed> {
 
   /** Forgets everything, also what is out; returns what waited. */
   clear(): Message[] {
-    const waiting = this.#ready.slice(this.#readyAt)
+    const waiting = this.#ready.drain()
     for (const behind of this.#behind.values()) waiting.push(...behind)
-    this.#setReady([], [])
+    this.#times.clear()
     this.#behind.clear()
     this.#out.clear()
     return waiting

@@ -26,10 +26,12 @@ import { Batch, ENVELOPE_BYTES, type Lane } from './batch.js'
 import type { Connection } from './connection.js'
 import type { Deadlines } from './deadlines.js'
 import { contentTypeOf, Drafts, payloadOf, reserve } from './drafts.js'
+import { Fifo } from './fifo.js'
 import type { Settings } from './options.js'
 import { aborted, isAboutOneMessage, noConnection, overdue, refusal, unknownOutcome } from './outcomes.js'
 import type { Receipt, Resolve, Sending } from './sending.js'
 import { Step } from './step.js'
+import { Waiters } from './waiters.js'
 import { Window } from './window.js'
 
 /** Where the correlation stands in a frame. */
@@ -68,9 +70,8 @@ export class Producer {
   #sentBytes = 0
   /** Those of `#sent` that this connection has not carried yet, highest number first. */
   #again: Sending[] = []
-  /** `#waiting[#waitingAt…]`, oldest first. */
-  #waiting: Sending[] = []
-  #waitingAt = 0
+  /** Not sent, oldest first. */
+  readonly #waiting = new Fifo<Sending>()
   #waitingBytes = 0
   /** Of some of these all callers have gone. */
   #hasWithdrawn = false
@@ -97,7 +98,7 @@ export class Producer {
   #batchBytes: number = LIMITS.batchBytesTarget
   readonly #batchCount: number
   #closed: SluiceError | undefined
-  #idle: (() => void)[] = []
+  readonly #idle = new Waiters()
 
   /** `schedule` asks for a `flush` at the end of the turn, `sendAhead` for one now. */
   constructor(settings: Settings, deadlines: Deadlines, schedule: () => void, sendAhead: () => void) {
@@ -123,7 +124,7 @@ export class Producer {
   get pending(): number {
     let callers = 0
     for (const sending of this.#sent.values()) callers += sending.live
-    for (let i = this.#waitingAt; i < this.#waiting.length; i++) callers += this.#waiting[i]!.live
+    for (const sending of this.#waiting) callers += sending.live
     return callers
   }
 
@@ -405,8 +406,8 @@ export class Producer {
     }
     const batches: Sending[] = []
     let bytes = 0
-    while (this.#waitingAt < this.#waiting.length) {
-      const batch = this.#waiting[this.#waitingAt]!
+    while (this.#waiting.length > 0) {
+      const batch = this.#waiting.at(0)!
       if ((batch.count === 0 || batch.withdrawn > 0) && !batch.compact()) {
         this.#close(batch)
         this.#drafts.give(batch.bytes)
@@ -492,15 +493,7 @@ export class Producer {
   }
 
   #shiftWaiting(): void {
-    this.#left(this.#waiting[this.#waitingAt]!)
-    this.#waitingAt++
-    if (this.#waitingAt === this.#waiting.length) {
-      this.#waiting = []
-      this.#waitingAt = 0
-    } else if (this.#waitingAt >= 1024 && this.#waitingAt * 2 > this.#waiting.length) {
-      this.#waiting = this.#waiting.slice(this.#waitingAt)
-      this.#waitingAt = 0
-    }
+    this.#left(this.#waiting.shift()!)
   }
 
   /** @throws SluiceError MALFORMED_FRAME */
@@ -579,8 +572,7 @@ export class Producer {
       }
     }
     for (const sending of anew) this.#waits(sending, sending.end)
-    this.#waiting = [...anew, ...this.#waiting.slice(this.#waitingAt)]
-    this.#waitingAt = 0
+    this.#waiting.replace([...anew, ...this.#waiting])
   }
 
   #forget(batch: Sending): void {
@@ -592,8 +584,7 @@ export class Producer {
 
   // There may be room in the window now, or nothing left to wait for.
   #answered(): void {
-    if (this.#waitingAt < this.#waiting.length || this.#again.length > 0 || this.#refused > 0)
-      this.#schedule()
+    if (this.#waiting.length > 0 || this.#again.length > 0 || this.#refused > 0) this.#schedule()
     else this.#tellIdle()
   }
 
@@ -609,8 +600,7 @@ export class Producer {
 
   /** There is no connection, or none that takes anything: what was not sent fails, of callers that do not wait for another. */
   offline(): void {
-    for (let i = this.#waitingAt; i < this.#waiting.length; i++) {
-      const sending = this.#waiting[i]!
+    for (const sending of this.#waiting) {
       const { failsOffline } = sending
       if (failsOffline === undefined) continue
       sending.failsOffline = undefined
@@ -623,10 +613,9 @@ export class Producer {
   #sweep(nowMs: number): number {
     let nextMs = Infinity
     for (const batch of this.#sent.values()) nextMs = Math.min(nextMs, this.#sweepBatch(batch, nowMs))
-    for (let i = this.#waitingAt; i < this.#waiting.length; i++)
-      nextMs = Math.min(nextMs, this.#sweepBatch(this.#waiting[i]!, nowMs))
+    for (const sending of this.#waiting) nextMs = Math.min(nextMs, this.#sweepBatch(sending, nowMs))
     this.#dropWithdrawn()
-    if (this.#waitingAt < this.#waiting.length) this.#schedule()
+    if (this.#waiting.length > 0) this.#schedule()
     return nextMs
   }
 
@@ -635,7 +624,7 @@ export class Producer {
     if (!this.#hasWithdrawn) return
     this.#hasWithdrawn = false
     const isOver = (sending: Sending): boolean => sending.callers > 0 && sending.withdrawn === sending.callers
-    const waiting = this.#waiting.slice(this.#waitingAt)
+    const waiting = [...this.#waiting]
     const left = waiting.filter((sending) => !isOver(sending))
     if (left.length === waiting.length) return
     for (const sending of waiting) {
@@ -643,8 +632,7 @@ export class Producer {
       this.#close(sending)
       this.#left(sending)
     }
-    this.#waiting = left
-    this.#waitingAt = 0
+    this.#waiting.replace(left)
     this.#tellIdle()
   }
 
@@ -681,15 +669,12 @@ export class Producer {
 
   /** Resolves when nothing is unanswered and nothing waits. */
   idle(): Promise<void> {
-    if (this.#sent.size === 0 && this.#waitingAt === this.#waiting.length) return Promise.resolve()
-    return new Promise((resolve) => this.#idle.push(resolve))
+    if (this.#sent.size === 0 && this.#waiting.length === 0) return Promise.resolve()
+    return this.#idle.wait()
   }
 
   #tellIdle(): void {
-    if (this.#idle.length === 0 || this.#sent.size > 0 || this.#waitingAt < this.#waiting.length) return
-    const waiters = this.#idle
-    this.#idle = []
-    for (const resolve of waiters) resolve()
+    if (this.#sent.size === 0 && this.#waiting.length === 0) this.#idle.tell()
   }
 
   /** Rejects what is left and everything that follows. */
@@ -700,9 +685,7 @@ export class Producer {
     for (const batch of this.#sent.values()) batch.refuse(batch.goesAgain === undefined ? unknown : error)
     this.#sent.clear()
     this.#refused = 0
-    for (let i = this.#waitingAt; i < this.#waiting.length; i++) this.#waiting[i]!.refuse(error)
-    this.#waiting = []
-    this.#waitingAt = 0
+    for (const sending of this.#waiting.drain()) sending.refuse(error)
     this.#waitingBytes = 0
     this.#lanes.clear()
     this.#last = undefined

@@ -10,6 +10,7 @@ import { addAbortListener, removeAbortListener } from './aborts.js'
 import type { Claims } from './claims.js'
 import type { Connection } from './connection.js'
 import { fail } from './failure.js'
+import { Fifo } from './fifo.js'
 import type { DeliveredMessage } from './message.js'
 import type { PullSettings } from './options.js'
 import { aborted } from './outcomes.js'
@@ -60,7 +61,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
   #subscription: Subscription | undefined
   /** The processing timeout that it was made with. */
   #processingTimeoutMs: number | undefined
-  #waiting: Pull[] = []
+  readonly #waiting = new Fifo<Pull>()
   #current: Pull | undefined
   #draining = false
   /** What was pulled on a connection that was lost, and is not settled. */
@@ -134,7 +135,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
     pull.detach()
     pull.fail(error, this.queue)
     if (pull !== this.#current) {
-      this.#waiting = this.#waiting.filter((other) => other !== pull)
+      this.#waiting.replace([...this.#waiting].filter((other) => other !== pull))
       return
     }
     pull.abandoned = true
@@ -144,7 +145,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
 
   #serve(): void {
     if (this.#current !== undefined || this.#waiting.length === 0) return
-    this.#current = this.#waiting.shift()!
+    this.#current = this.#waiting.shift()
     this.#grant()
   }
 
@@ -298,9 +299,9 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
     this.#subscription = undefined
     this.#claims?.refuse(undefined)
     this.#claims = undefined
-    const pulls = this.#current === undefined ? this.#waiting : [this.#current, ...this.#waiting]
+    const pulls = this.#waiting.drain()
+    if (this.#current !== undefined) pulls.unshift(this.#current)
     this.#current = undefined
-    this.#waiting = []
     for (const pull of pulls) {
       pull.detach()
       pull.fail(error, this.queue)

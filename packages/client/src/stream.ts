@@ -7,16 +7,16 @@ import { addAbortListener, removeAbortListener } from './aborts.js'
 import type { Claims } from './claims.js'
 import type { Connection } from './connection.js'
 import { fail } from './failure.js'
+import { Fifo } from './fifo.js'
 import type { DeliveredMessage } from './message.js'
 import type { Intake } from './options.js'
 import { aborted } from './outcomes.js'
 import { Renewal } from './renewal.js'
 import { lossBy, Subscription, type Consumer, type Session, type SubscriptionOwner } from './subscription.js'
 import type { Starting } from './turn.js'
+import { Waiters } from './waiters.js'
 
-interface Waiter {
-  readonly resolve: (result: IteratorResult<DeliveredMessage, undefined>) => void
-}
+type Next = (result: IteratorResult<DeliveredMessage, undefined>) => void
 
 const BURST_MAX = 1024
 const BURST_MS = 1
@@ -35,14 +35,15 @@ export class MessageStream
   #subscription: Subscription | undefined
   /** What was yielded on a connection that was lost, and is not settled. */
   #claims: Claims | undefined
-  #waiters: Waiter[] = []
+  /** Calls of `next` that have no message yet. */
+  readonly #nexts = new Fifo<Next>()
   #listed = false
   #burst = 1
   #burstBeganMs = 0
   /** Told by the next `next`, once. */
   #failure: SluiceError | undefined
   #ending: Promise<void> | undefined
-  #subscribedWaiters: (() => void)[] = []
+  readonly #subscribed = new Waiters()
 
   constructor(
     session: Session,
@@ -87,12 +88,12 @@ export class MessageStream
     }
     if (this.#ending !== undefined) return Promise.resolve(DONE)
     const subscription = this.#subscription
-    if (subscription !== undefined && subscription.announced > 0 && this.#waiters.length === 0) {
+    if (subscription !== undefined && subscription.announced > 0 && this.#nexts.length === 0) {
       return Promise.resolve({ value: subscription.take(), done: false })
     }
     if (this.#burstBeganMs > 0) this.#adapt()
     if (subscription !== undefined && subscription.buffered > 0) this.#list()
-    return new Promise((resolve) => this.#waiters.push({ resolve }))
+    return new Promise((resolve) => this.#nexts.push(resolve))
   }
 
   // The loop has come back for more than was announced.
@@ -111,17 +112,11 @@ export class MessageStream
 
   subscribed(): void {
     this.#renewal.subscribed()
-    this.#tellSubscribed()
-  }
-
-  #tellSubscribed(): void {
-    const waiters = this.#subscribedWaiters
-    this.#subscribedWaiters = []
-    for (const resolve of waiters) resolve()
+    this.#subscribed.tell()
   }
 
   delivered(): void {
-    if (this.#waiters.length > 0) this.#list()
+    if (this.#nexts.length > 0) this.#list()
   }
 
   drained(): void {}
@@ -134,19 +129,17 @@ export class MessageStream
       this.#burst = Math.max(this.#burst >> 1, 1)
       this.#burstBeganMs = 0
     }
-    if (this.#waiters.length === 0) return
-    subscription.announce(Math.max(this.#burst, this.#waiters.length), this.#waiters.length)
+    if (this.#nexts.length === 0) return
+    subscription.announce(Math.max(this.#burst, this.#nexts.length), this.#nexts.length)
     this.#burstBeganMs = performance.now()
   }
 
   startHandlers(): void {
     const subscription = this.#subscription
     if (subscription === undefined || this.#ending !== undefined) return
-    let given = 0
-    while (given < this.#waiters.length && subscription.announced > 0)
-      this.#waiters[given++]!.resolve({ value: subscription.take(), done: false })
-    if (given > 0) this.#waiters = this.#waiters.slice(given)
-    if (this.#waiters.length > 0 && subscription.buffered > 0 && !subscription.blocked) this.#list()
+    while (this.#nexts.length > 0 && subscription.announced > 0)
+      this.#nexts.shift()!({ value: subscription.take(), done: false })
+    if (this.#nexts.length > 0 && subscription.buffered > 0 && !subscription.blocked) this.#list()
     if (subscription.isStarting) this.#list()
   }
 
@@ -155,12 +148,12 @@ export class MessageStream
     if (this.#ending === undefined) this.#claims = claims
     else claims?.refuse('disconnected')
     this.#burst = 1
-    this.#tellSubscribed()
+    this.#subscribed.tell()
   }
 
   ended(error: SluiceError, claims: Claims | undefined): void {
     this.#subscription = undefined
-    this.#tellSubscribed()
+    this.#subscribed.tell()
     if (this.#ending === undefined && this.#renewal.renews(error)) {
       this.#claims = claims
       return
@@ -171,7 +164,7 @@ export class MessageStream
 
   fail(error: SluiceError): void {
     this.#subscription = undefined
-    this.#tellSubscribed()
+    this.#subscribed.tell()
     this.#end(error.code === 'CLOSED' ? undefined : error)
   }
 
@@ -194,10 +187,9 @@ export class MessageStream
     this.#claims?.refuse('disconnected')
     this.#claims = undefined
     this.#forget(this)
-    const waiters = this.#waiters
-    this.#waiters = []
-    if (error !== undefined && waiters.length === 0) this.#failure = error
-    waiters.forEach(({ resolve }, index) => {
+    const nexts = this.#nexts.drain()
+    if (error !== undefined && nexts.length === 0) this.#failure = error
+    nexts.forEach((resolve, index) => {
       if (index === 0 && error !== undefined) fail(resolve, error, { queue: this.#queue })
       else resolve(DONE)
     })
@@ -207,7 +199,7 @@ export class MessageStream
   async #drain(): Promise<void> {
     const subscription = this.#subscription
     if (subscription === undefined) return
-    if (!subscription.open) await new Promise<void>((resolve) => this.#subscribedWaiters.push(resolve))
+    if (!subscription.open) await this.#subscribed.wait()
     await subscription.stop()
     subscription.releaseBuffered()
     await subscription.settled()

@@ -46,6 +46,7 @@ import { DeliveredMessage, type Lessor, type Run, type Watcher } from './message
 import { recordsCopy } from './records.js'
 import { leaseLost, SettleGroup } from './settlement.js'
 import type { Settling, Turn } from './turn.js'
+import { Waiters } from './waiters.js'
 
 /** What consumers need of their client. */
 export interface Session {
@@ -203,9 +204,9 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   #gathered = 0
   #bytesSince = 0
   readonly #unanswered = new Set<SettleGroup>()
-  #settledWaiters: (() => void)[] = []
-  #emptyWaiters: (() => void)[] = []
-  #drainWaiters: (() => void)[] = []
+  readonly #settled = new Waiters()
+  readonly #emptied = new Waiters()
+  readonly #drained = new Waiters()
   readonly #watched = new Set<Watcher>()
   /** Tags of messages that were taken, and lost before they were settled; undefined: none. */
   #lost: Set<number> | undefined
@@ -382,7 +383,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     this.#gather().add(aside.run.firstTag, 1, OUTCOME.release, undefined, undefined)
     this.#hurry()
     this.unsettled--
-    if (this.#emptyWaiters.length > 0 && this.#isEmpty()) this.#tellEmpty()
+    if (this.#emptied.any && this.#isEmpty()) this.#emptied.tell()
   }
 
   #dropAside(): void {
@@ -462,7 +463,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     const { subscriptionId } = decodeDrained(bytes, start, end)
     if (!this.open || !this.live || subscriptionId !== this.#id) return
     this.#owner.drained()
-    this.#tellDrained()
+    this.#drained.tell()
   }
 
   // Tags come round again; what was lost under one of these is long out of anybody's hands.
@@ -519,7 +520,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     // A handler had each that is left, also where its settle is under way: that comes too late.
     for (const offset of offsets.values())
       this.#session.leaseLost({ queue: this.queue, offset, reason: REASONS[why] ?? 'other' })
-    if (this.#emptyWaiters.length > 0 && this.#isEmpty()) this.#tellEmpty()
+    if (this.#emptied.any && this.#isEmpty()) this.#emptied.tell()
     // The one that could not begin may have been among them.
     this.#session.floor.withdraw(this.#wake)
     if (this.live && this.buffered + this.held > 0) this.#owner.delivered()
@@ -591,7 +592,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   settleClaim(tag: number): void {
     this.#unclaim(tag)
     this.forget(tag)
-    if (this.#isEmpty() && this.#emptyWaiters.length > 0) this.#tellEmpty()
+    if (this.#isEmpty() && this.#emptied.any) this.#emptied.tell()
   }
 
   reopenClaim(tag: number, alone: boolean): void {
@@ -599,7 +600,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     if (this.holds(tag)) {
       this.unsettled++
       this.#session.floor.enter(1, alone)
-    } else if (this.#isEmpty() && this.#emptyWaiters.length > 0) this.#tellEmpty()
+    } else if (this.#isEmpty() && this.#emptied.any) this.#emptied.tell()
   }
 
   #unclaim(tag: number): void {
@@ -645,13 +646,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   stop(): Promise<void> {
     if (!this.live || !this.open) return Promise.resolve()
     this.credit({ messages: 0, bytes: 0, drain: true })
-    return new Promise((resolve) => this.#drainWaiters.push(resolve))
-  }
-
-  #tellDrained(): void {
-    const waiters = this.#drainWaiters
-    this.#drainWaiters = []
-    for (const resolve of waiters) resolve()
+    return this.#drained.wait()
   }
 
   /**
@@ -840,20 +835,14 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     if (!this.#isUrgent && !this.#mayWait(outcome)) this.#hurry()
     this.unsettled--
     this.#session.floor.leave(1)
-    if (this.#emptyWaiters.length > 0 && this.#isEmpty()) this.#tellEmpty()
+    if (this.#emptied.any && this.#isEmpty()) this.#emptied.tell()
     return group
   }
 
   /** Resolves when nothing that was delivered is unsettled. */
   emptied(): Promise<void> {
     if (this.#isEmpty() || !this.live) return Promise.resolve()
-    return new Promise((resolve) => this.#emptyWaiters.push(resolve))
-  }
-
-  #tellEmpty(): void {
-    const waiters = this.#emptyWaiters
-    this.#emptyWaiters = []
-    for (const resolve of waiters) resolve()
+    return this.#emptied.wait()
   }
 
   #gather(): SettleGroup {
@@ -923,14 +912,11 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   settled(): Promise<void> {
     if (this.#unanswered.size === 0 && this.#group === undefined) return Promise.resolve()
     if (this.#group !== undefined) this.#hurry()
-    return new Promise((resolve) => this.#settledWaiters.push(resolve))
+    return this.#settled.wait()
   }
 
   #tellSettled(): void {
-    if (this.#unanswered.size > 0 || this.#group !== undefined) return
-    const waiters = this.#settledWaiters
-    this.#settledWaiters = []
-    for (const resolve of waiters) resolve()
+    if (this.#unanswered.size === 0 && this.#group === undefined) this.#settled.tell()
   }
 
   /** Leaves it to itself: it ends when everything that was delivered is settled, and tells nobody. */
@@ -1010,8 +996,8 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     this.#group = undefined
     group?.finish(reason)
     this.#tellSettled()
-    this.#tellDrained()
-    this.#tellEmpty()
+    this.#drained.tell()
+    this.#emptied.tell()
     this.abortHandlers(reason)
   }
 }

@@ -14,6 +14,7 @@ import { Renewal } from './renewal.js'
 import type { Held } from './orphans.js'
 import { lossBy, Subscription, type Consumer, type Session, type SubscriptionOwner } from './subscription.js'
 import type { Starting } from './turn.js'
+import { Waiters } from './waiters.js'
 
 /**
  * Handles one message. When it resolves, the message is acknowledged. When it throws `DeadLetter`, the message is
@@ -64,8 +65,9 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   #listed = false
   #closing: Promise<void> | undefined
   #finished = false
-  #idleWaiters: (() => void)[] = []
-  #subscribedWaiters: (() => void)[] = []
+  readonly #idle = new Waiters()
+  /** It has a subscription, or none any more. */
+  readonly #subscribed = new Waiters()
   #resolveClosed!: () => void
   #rejectClosed!: (error: SluiceError) => void
 
@@ -109,13 +111,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
 
   subscribed(): void {
     this.#renewal.subscribed()
-    this.#tellSubscribed()
-  }
-
-  #tellSubscribed(): void {
-    const waiters = this.#subscribedWaiters
-    this.#subscribedWaiters = []
-    for (const resolve of waiters) resolve()
+    this.#subscribed.tell()
   }
 
   delivered(): void {
@@ -169,10 +165,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
 
   /** A handler has ended. */
   protected tellIdle(): void {
-    if (this.#idleWaiters.length === 0 || !this.#isIdle()) return
-    const waiters = this.#idleWaiters
-    this.#idleWaiters = []
-    for (const resolve of waiters) resolve()
+    if (this.#idle.any && this.#isIdle()) this.#idle.tell()
   }
 
   lost(claims: Claims | undefined): void {
@@ -180,7 +173,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     if (this.#finished) claims?.refuse('disconnected')
     else this.#claims = claims
     this.#leave()
-    this.#tellSubscribed()
+    this.#subscribed.tell()
   }
 
   #leave(): void {
@@ -228,7 +221,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     // A queue that is made again counts its messages anew.
     if (error.code !== 'QUEUE_DELETED') this.orphan()
     this.#leave()
-    this.#tellSubscribed()
+    this.#subscribed.tell()
     // While closing this is one more way to the same end, unless handlers still claim what they have.
     const claimsAgain = claims !== undefined && error.retryable
     const isOver = this.#finished || (this.#closing !== undefined && !claimsAgain)
@@ -320,16 +313,15 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   async #drain(): Promise<true> {
     const { subscription } = this
     if (subscription !== undefined) {
-      if (!subscription.open) await new Promise<void>((resolve) => this.#subscribedWaiters.push(resolve))
+      if (!subscription.open) await this.#subscribed.wait()
       await subscription.stop()
       this.giveBack(subscription)
     }
-    if (!this.#isIdle()) await new Promise<void>((resolve) => this.#idleWaiters.push(resolve))
+    if (!this.#isIdle()) await this.#idle.wait()
     // What handlers had on a lost connection is settled on the next one.
     for (;;) {
       const { subscription } = this
-      if (this.#claims !== undefined || subscription?.open === false)
-        await new Promise<void>((resolve) => this.#subscribedWaiters.push(resolve))
+      if (this.#claims !== undefined || subscription?.open === false) await this.#subscribed.wait()
       else {
         await subscription?.settled()
         if (subscription === this.subscription) break

@@ -1,0 +1,23 @@
+import { expect, it } from 'vitest'
+import { Waiters } from './waiters.js'
+
+it('tell all that wait, once, in their order', async () => {
+  const waiters = new Waiters()
+  const told: string[] = []
+  const wait = async (name: string): Promise<void> => {
+    await waiters.wait()
+    told.push(name)
+  }
+  expect(waiters.any).toBe(false)
+  waiters.tell()
+  const all = [wait('a'), wait('b')]
+  expect(waiters.any).toBe(true)
+  waiters.tell()
+  expect(waiters.any).toBe(false)
+  const late = wait('late')
+  await Promise.all(all)
+  expect(told).toEqual(['a', 'b'])
+  waiters.tell()
+  await late
+  expect(told).toEqual(['a', 'b', 'late'])
+})
