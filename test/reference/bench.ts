@@ -143,7 +143,7 @@ const STEPS_MAX = 24
 /** Rounds of turns after which an answer is taken to never come. */
 const WAIT_ROUNDS_MAX = 100
 
-type HistoryPage = Awaited<ReturnType<Broker['history']>>
+type HistoryPage = Awaited<ReturnType<Broker['history']['page']>>
 
 const UNKNOWN: Pick<Pair, 'number'> = { number: -1 }
 
@@ -370,7 +370,7 @@ export class Bench {
     for (const to of new Set(transfers.map((transfer) => transfer.to))) {
       const expected = transfers.filter((transfer) => transfer.to === to)
       const page = await this.#wait(
-        this.broker.peek(
+        this.broker.operator.peek(
           { name: queueName(to.name), state: undefined, from: to.next, limit: 1000, filter: {} },
           OPERATOR,
         ),
@@ -986,7 +986,7 @@ export class Bench {
   compareConsumers(name: string): void {
     this.#both(
       `consumers of ${name}`,
-      () => this.broker.consumers({ name: queueName(name), from: 0 }).consumers,
+      () => this.broker.catalog.consumers({ name: queueName(name), from: 0 }).consumers,
       () => this.model.queue(name),
       (answer, queue) => {
         const pairs = queue.subscriptions.map((subscription) =>
@@ -1070,7 +1070,7 @@ export class Bench {
     const named = { ...rest, name: queueName(name), to: to === undefined ? undefined : queueName(to) }
     await this.#bothLater(
       `redrive of ${name}`,
-      () => this.broker.redrive(named, OPERATOR),
+      () => this.broker.operator.redrive(named, OPERATOR),
       (answer) => this.#page(answer?.next ?? null, () => this.model.redrive(named, answer?.next ?? null)),
       ({ matched, redriven, guarded }, expected) =>
         same(`redrive of ${name}`, { matched, redriven, guarded }, expected),
@@ -1081,7 +1081,7 @@ export class Bench {
     const named = { ...request, name: queueName(request.name) }
     await this.#bothLater(
       `discard of ${request.name}`,
-      () => this.broker.discard(named, OPERATOR),
+      () => this.broker.operator.discard(named, OPERATOR),
       (answer) => this.#page(answer?.next ?? null, () => this.model.discard(named, answer?.next ?? null)),
       ({ matched, discarded }, expected) =>
         same(`discard of ${request.name}`, { matched, discarded }, expected),
@@ -1165,7 +1165,7 @@ export class Bench {
     const target = this.model.queue(to)
     const from = target.next
     const page = await this.#wait(
-      this.broker.replay(
+      this.broker.replays.page(
         {
           name: queueName(name),
           fromOffset: cursor === undefined ? 0 : undefined,
@@ -1182,7 +1182,10 @@ export class Bench {
     )
     same('messages replayed', page.replayed, page.matched)
     const { messages } = await this.#wait(
-      this.broker.peek({ name: queueName(to), state: undefined, from, limit: 1000, filter: {} }, OPERATOR),
+      this.broker.operator.peek(
+        { name: queueName(to), state: undefined, from, limit: 1000, filter: {} },
+        OPERATOR,
+      ),
     )
     same('messages that came by a replay', messages.length, page.replayed)
     const offsets: number[] = []
@@ -1222,7 +1225,7 @@ export class Bench {
       const at: string | undefined = cursor
       const page: HistoryPage | undefined = await this.#bothLater(
         `history of message ${offset} of ${name}`,
-        () => this.broker.history({ name: queueName(name), offset, cursor: at }, OPERATOR),
+        () => this.broker.history.page({ name: queueName(name), offset, cursor: at }, OPERATOR),
         () => {
           if (offset >= this.model.queue(name).next) throw new Refused(['MESSAGE_NOT_FOUND'])
         },
@@ -1259,7 +1262,7 @@ export class Bench {
       const at: number = from
       const page: PeekPage | undefined = await this.#bothLater(
         `peek into ${name}`,
-        () => this.broker.peek({ name: queueName(name), state, from: at, limit, filter }, OPERATOR),
+        () => this.broker.operator.peek({ name: queueName(name), state, from: at, limit, filter }, OPERATOR),
         () => this.#followSweep(name),
         ({ messages, next }) => {
           if (messages.length > limit) throw new Difference(`a page of ${messages.length} messages was shown`)

@@ -24,14 +24,14 @@ export interface PlantedDefect {
   readonly plant: () => Defect
 }
 
-/** Puts `wrap` around a method of a broker. */
-function around<Name extends keyof Broker>(
-  broker: Broker,
+/** Puts `wrap` around a method of a broker, or of a part of it. */
+function around<Part extends object, Name extends keyof Part>(
+  part: Part,
   name: Name,
-  wrap: (method: Broker[Name]) => Broker[Name],
+  wrap: (method: Part[Name]) => Part[Name],
 ): void {
-  const method = broker[name] as (...args: never[]) => unknown
-  Object.defineProperty(broker, name, { value: wrap(method.bind(broker) as Broker[Name]) })
+  const method = part[name] as (...args: never[]) => unknown
+  Object.defineProperty(part, name, { value: wrap(method.bind(part) as Part[Name]) })
 }
 
 /** Consumers see deliveries that `change` has had in its hands. */
@@ -91,7 +91,7 @@ function blind(name: string, change: (content: Content) => Partial<Content>): Pl
           }
           return run
         })
-        around(broker, 'peek', (peek) => async (...request) => {
+        around(broker.operator, 'peek', (peek) => async (...request) => {
           const page = await peek(...request)
           for (const { record } of page.messages) restore(record, 0)
           return page
@@ -219,10 +219,10 @@ export const DEFECTS: readonly PlantedDefect[] = [
     })
   }),
   installed('a redrive goes by no filter', (broker) => {
-    around(broker, 'redrive', (redrive) => (request, by) => redrive({ ...request, filter: {} }, by))
+    around(broker.operator, 'redrive', (redrive) => (request, by) => redrive({ ...request, filter: {} }, by))
   }),
   installed('a dead message is brought back as often as is asked for', (broker) => {
-    around(broker, 'redrive', (redrive) => (request, by) => redrive({ ...request, force: true }, by))
+    around(broker.operator, 'redrive', (redrive) => (request, by) => redrive({ ...request, force: true }, by))
   }),
   installed('a purge tells nobody', (broker) => {
     aroundConsumer(broker, { lost: () => {} })
@@ -231,21 +231,21 @@ export const DEFECTS: readonly PlantedDefect[] = [
     for (const { name } of broker.catalog.list('', 100).queues) broker.queue(name).paused = false
   }),
   installed('a page of a replay begins with the last message of the page before', (broker) => {
-    around(broker, 'replay', (replay) => async (request, by) => {
+    around(broker.replays, 'page', (replay) => async (request, by) => {
       const page = await replay(request, by)
       const [position, index, ...rest] = (page.cursor ?? '0:0').split(':').map(Number)
       return index === 0 ? page : { ...page, cursor: [position, index! - 1, ...rest].join(':') }
     })
   }),
   installed('a replay passes over the first message of a later page', (broker) => {
-    around(broker, 'replay', (replay) => async (request, by) => {
+    around(broker.replays, 'page', (replay) => async (request, by) => {
       const page = await replay(request, by)
       const [position, index, ...rest] = (page.cursor ?? '0:0').split(':').map(Number)
       return index === 0 ? page : { ...page, cursor: [position, index! + 1, ...rest].join(':') }
     })
   }),
   installed('a history tells of no delivery', (broker) => {
-    around(broker, 'history', (history) => async (request, by) => {
+    around(broker.history, 'page', (history) => async (request, by) => {
       const page = await history(request, by)
       return { ...page, events: page.events.filter(({ event }) => event !== 'delivered') }
     })

@@ -165,7 +165,7 @@ const MENDED: Readonly<Record<string, Script>> = {
     const request = { ...all, name: queueName('q'), limit: 1, offsets: [0, 1], dryRun: true }
     let matched = 0
     for (let from: number | null = 0, page = 0; from !== null && page < 5; page++) {
-      const answer: Awaited<ReturnType<Broker['redrive']>> = await bench.broker.redrive(
+      const answer: Awaited<ReturnType<Broker['operator']['redrive']>> = await bench.broker.operator.redrive(
         { ...request, from },
         { label: 'a test', isOpen: true },
       )

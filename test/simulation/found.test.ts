@@ -311,7 +311,7 @@ test('nothing stands behind the mark of an orderly stop, also while dead message
   const bench = await new Bench().open()
   await withDead(bench, 20)
   const filter = {}
-  const asked = bench.broker.redrive(
+  const asked = bench.broker.operator.redrive(
     { name: NAME, from: 0, limit: 1000, offsets: undefined, filter, to: OTHER, force: false, dryRun: false },
     OPERATOR,
   )
@@ -356,7 +356,7 @@ test('the history of each of several messages that left together says how', asyn
   await withDead(bench, 3)
   bench.publish(OTHER, 2, 3)
   const all = { from: 0, limit: 10, offsets: undefined, filter: {}, dryRun: false }
-  await Promise.all([bench.broker.discard({ name: NAME, ...all }, OPERATOR), bench.settle()])
+  await Promise.all([bench.broker.operator.discard({ name: NAME, ...all }, OPERATOR), bench.settle()])
   bench.broker.beginTurn()
   for (const offset of [0, 1, 2]) bench.broker.cancel({ name: OTHER, offset, id: undefined })
   await bench.settle()
@@ -365,7 +365,7 @@ test('the history of each of several messages that left together says how', asyn
     [OTHER, 'cancelled'],
   ] as const) {
     for (const offset of [0, 1, 2]) {
-      const { events } = await bench.broker.history({ name, offset, cursor: undefined }, OPERATOR)
+      const { events } = await bench.broker.history.page({ name, offset, cursor: undefined }, OPERATOR)
       expect(events.at(-1), `offset ${offset} of ${name}`).toMatchObject({ event: how })
     }
   }

@@ -581,7 +581,7 @@ describe('consumers', () => {
     const [a, b, c] = workers as [(typeof workers)[0], (typeof workers)[0], (typeof workers)[0]]
     const got = (): number[][] => workers.map(({ offsets }) => offsets)
     const active = (): string[] =>
-      bench.broker
+      bench.broker.catalog
         .consumers({ name: Q, from: 0 })
         .consumers.filter((each) => each.active)
         .map((each) => each.client)
@@ -615,7 +615,7 @@ describe('consumers', () => {
     const bench = await opened({ single: true })
     const [puller, worker] = ['puller', 'worker'].map((label) => bench.consume(1, { label }))
     const active = (): string[] =>
-      bench.broker
+      bench.broker.catalog
         .consumers({ name: Q, from: 0 })
         .consumers.filter((each) => each.active)
         .map((each) => each.client)

@@ -134,7 +134,7 @@ describe('what one frame may cost', () => {
     const bytes = rig.broker.usage().writtenBytes - before
     expect(bytes).toBeGreaterThan(20_000 * (24 + 64))
     expect(bytes).toBeLessThan(20_000 * (24 + 64) + 64 * 1024)
-    const page = await rig.broker.peek({ ...PEEK, from: 19_999 }, CALLER)
+    const page = await rig.broker.operator.peek({ ...PEEK, from: 19_999 }, CALLER)
     expect(page.messages[0]!.reason).toBe('x'.repeat(64))
     rig.broker.audit()
   })
@@ -155,9 +155,9 @@ describe('what one frame may cost', () => {
     for (let offset = 0; offset < count; offset++) bury(offset)
     await turns(20)
     const check = async (): Promise<void> => {
-      const [first] = (await rig.broker.peek({ ...PEEK, from: 0 }, CALLER)).messages
+      const [first] = (await rig.broker.operator.peek({ ...PEEK, from: 0 }, CALLER)).messages
       expect(first!.reason === reasonOf(0)).toBe(true)
-      const [last] = (await rig.broker.peek({ ...PEEK, from: count - 1 }, CALLER)).messages
+      const [last] = (await rig.broker.operator.peek({ ...PEEK, from: count - 1 }, CALLER)).messages
       expect(last!.reason).toBe(reasonOf(count - 1).slice(0, REASON_HEAD_BYTES))
       expect(rig.broker.catalog.info(JOBS)).toMatchObject({ dead: count })
     }
@@ -273,14 +273,14 @@ describe('a log that cannot be read for a while', () => {
     const { rig, break: breakIt, mend } = await filled()
     breakIt()
     const peek = peekRequest({ name: JOBS, state: 'ready', limit: 5 })
-    await expect(rig.broker.peek(peek, CALLER)).rejects.toMatchObject({
+    await expect(rig.broker.operator.peek(peek, CALLER)).rejects.toMatchObject({
       code: 'READ_FAILED',
       retryable: true,
       scope: 'request',
     })
     expect(rig.fatal).toEqual([])
     mend()
-    expect((await rig.broker.peek(peek, CALLER)).messages).toHaveLength(5)
+    expect((await rig.broker.operator.peek(peek, CALLER)).messages).toHaveLength(5)
   })
 })
 

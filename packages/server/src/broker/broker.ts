@@ -14,19 +14,12 @@ import {
   SluiceError,
   clipText,
   type Claim,
-  type ConsumersRequest,
-  type DeadSelection,
   type Granted,
-  type HistoryRequest,
   type Loss,
   type LostRange,
   type MessageRef,
-  type PeekPage,
-  type PeekRequest,
   type Placed,
   type QueueName,
-  type RedriveRequest,
-  type ReplayRequest,
   type RescheduleRequest,
   type SettleItem,
   type TagRange,
@@ -49,21 +42,15 @@ import { CHUNK_MESSAGES } from '../queue/bits.js'
 import { Catalog } from './catalog.js'
 import { Dispatcher } from './dispatch.js'
 import { Intake, type AtomicStep } from './intake.js'
-import type { HistoryResult } from './history.js'
+import { History } from './history.js'
 import { Moves } from './moves.js'
-import {
-  Operator,
-  type Caller,
-  type Premises,
-  type ConsumersResult,
-  type DiscardResult,
-  type RedriveResult,
-  type ReplayResult,
-} from './operator.js'
+import { DiskRequests } from './disk-requests.js'
 import { telling, type Observer } from './observer.js'
+import { Operator } from './operator.js'
 import type { Producer } from '../state/producers.js'
 import { addLost, addTag } from './ranges.js'
 import { Records } from './records.js'
+import { Replays } from './replays.js'
 import { recover } from '../state/recovery.js'
 import { pagesMax, producersMax } from '../state/directory.js'
 import { Space, type Holder } from '../state/space.js'
@@ -165,7 +152,9 @@ export class Broker {
   readonly #writer: Writer
   readonly #intake: Intake
   readonly #moves: Moves
-  readonly #operator: Operator
+  readonly operator: Operator
+  readonly replays: Replays
+  readonly history: History
   /** Queues by name. */
   readonly catalog: Catalog
   readonly #timers = new TimeHeap()
@@ -281,14 +270,11 @@ export class Broker {
       changed,
       deleted: (queue) => this.#claimable.delete(queue),
     })
-    this.#operator = new Operator(
-      options.log,
-      records,
-      this.#moves,
-      this.#premises(),
-      options.replayWindowOffsets,
-      observer,
-    )
+    const { log } = options
+    const requests = new DiskRequests(() => this.#beginTurnAnew())
+    this.operator = new Operator(state, this.#writer, records, this.#moves, requests, changed, observer)
+    this.replays = new Replays(log, state, this.#writer, this.#moves, requests, options.replayWindowOffsets)
+    this.history = new History(log, state, requests)
     // 4,096 boots apart before an id can come again, and a million subscriptions within each.
     this.#nextSubscription = ((state.boot % 4096) << 20) >>> 0
     for (const queue of state.queues.values()) this.#armTimer(queue)
@@ -315,18 +301,11 @@ export class Broker {
     return Math.min(this.#timers.firstTime, idleAt, this.#moves.retryAtMs, this.#space.nextDeadline)
   }
 
-  #premises(): Premises {
-    return {
-      now: () => this.nowMs,
-      endPosition: () => this.endPosition,
-      beginTurn: () => {
-        if (this.#stopped || this.#failed)
-          throw new SluiceError('SHUTTING_DOWN', 'The broker is stopping.', { scope: 'request' })
-        this.beginTurn()
-      },
-      changed: (queue) => this.#changed(queue),
-      queue: (name) => this.queue(name),
-    }
+  // A request that waited goes on, in a turn of its own. @throws SluiceError SHUTTING_DOWN when nothing may be written any more
+  #beginTurnAnew(): void {
+    if (this.#stopped || this.#failed)
+      throw new SluiceError('SHUTTING_DOWN', 'The broker is stopping.', { scope: 'request' })
+    this.beginTurn()
   }
 
   /** Begins a turn: everything until its end happens at this time. */
@@ -778,36 +757,6 @@ export class Broker {
       'MESSAGE_NOT_FOUND',
       `The queue ${queue.name} knows no message with the id ${JSON.stringify(id)}.`,
     )
-  }
-
-  /** See `Operator`. */
-  peek(request: PeekRequest, caller: Caller, bytesMax?: number): Promise<PeekPage> {
-    return this.#operator.peek(request, caller, bytesMax)
-  }
-
-  redrive(request: RedriveRequest, caller: Caller): Promise<RedriveResult> {
-    return this.#operator.redrive(request, caller)
-  }
-
-  discard(request: DeadSelection, caller: Caller): Promise<DiscardResult> {
-    return this.#operator.discard(request, caller)
-  }
-
-  replay(request: ReplayRequest, caller: Caller): Promise<ReplayResult> {
-    return this.#operator.replay(request, caller)
-  }
-
-  history(request: HistoryRequest, caller: Caller): Promise<HistoryResult> {
-    return this.#operator.history(request, caller)
-  }
-
-  /** The client is gone: nothing is kept for what it asked. */
-  forget(caller: Caller): void {
-    this.#operator.forget(caller)
-  }
-
-  consumers(request: ConsumersRequest): ConsumersResult {
-    return this.#operator.consumers(request)
   }
 
   /**

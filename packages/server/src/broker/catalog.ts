@@ -1,14 +1,16 @@
 /**
  * The queues by name: makes, changes, pauses, empties and deletes them, and says what they are and hold.
  *
- * Looking changes nothing: `info` and `list` count what is due and what has expired as of this turn, write no fact and
- * wake no queue. Called for each request about a queue as a whole.
+ * Looking changes nothing: `info`, `list` and `consumers` write no fact and wake no queue. What is due, and what has
+ * expired as of this turn, is counted as such whether or not it was noticed. Called for each request about a queue as a whole.
  */
 import {
   LOSS,
   QUEUE_OPTION_DEFAULTS,
   SluiceError,
   checkOptionsTogether,
+  type ConsumerInfo,
+  type ConsumersRequest,
   type EnsureRequest,
   type LostRange,
   type QueueInfo,
@@ -25,6 +27,15 @@ import { addLost } from './ranges.js'
 import type { Writer } from './writer.js'
 
 const QUEUES_DEFAULT = 100_000
+/** Consumers in one answer: with names of 255 bytes they fit a control frame. */
+const PAGE_CONSUMERS = 100
+/** Slots for leases that a page of consumers looks at, beside those of its first one: a fraction of a millisecond. */
+const PAGE_SLOTS = 1 << 18
+
+export interface ConsumersResult {
+  readonly consumers: ConsumerInfo[]
+  readonly next: number | null
+}
 
 export interface CatalogOptions {
   readonly queuesMax?: number
@@ -212,6 +223,35 @@ export class Catalog {
       queues: page.map((name) => this.info(name as QueueName)),
       more: from + limit < names.length,
     }
+  }
+
+  /** A page of the queue's consumers, by id, from `request.from` on. @throws SluiceError QUEUE_NOT_FOUND */
+  consumers(request: ConsumersRequest): ConsumersResult {
+    const queue = this.#state.queue(request.name)
+    const active = queue.soleSubscription
+    const all = queue.subscriptions.filter(({ id }) => id >= request.from).toSorted((a, b) => a.id - b.id)
+    const consumers: ConsumerInfo[] = []
+    let slots = 0
+    for (const subscription of all) {
+      slots += subscription.slots
+      if (consumers.length === PAGE_CONSUMERS || (consumers.length > 0 && slots > PAGE_SLOTS))
+        return { consumers, next: subscription.id }
+      consumers.push({
+        id: subscription.id,
+        client: subscription.consumer.label,
+        peer: subscription.consumer.peer,
+        active: !queue.options.single || subscription === active,
+        sinceMs: subscription.sinceMs,
+        creditMessages: subscription.creditMessages,
+        creditBytes: subscription.creditBytes,
+        leased: subscription.unsettled,
+        leasedBytes: subscription.unsettledBytes,
+        started: subscription.startedCount,
+        oldestLeaseMs: subscription.oldestLeaseMs,
+        delivered: subscription.delivered,
+      })
+    }
+    return { consumers, next: null }
   }
 
   /** Deletes the queue and all its messages; returns how many. @throws SluiceError QUEUE_NOT_FOUND */

@@ -14,6 +14,8 @@ import {
 import { entryBatches } from '../log/entry.js'
 import type { Log } from '../log/log.js'
 import { FACT, readFacts, type Fact, type Queue } from '../queue/index.js'
+import type { State } from '../state/state.js'
+import type { Caller, DiskRequests } from './disk-requests.js'
 import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from '../log/scan.js'
 
 /** Events of one page, and what one takes beside its text: a page fits a control frame. */
@@ -34,15 +36,32 @@ interface Known {
   isPending: boolean
 }
 
-/**
- * `check` is called for each entry that was read: it throws when the request shall end.
- * @throws SluiceError MESSAGE_NOT_FOUND, INVALID_ARGUMENT; what reading the log throws
- */
-export async function historyOf(
+export class History {
+  readonly #log: Log
+  readonly #state: State
+  readonly #requests: DiskRequests
+
+  constructor(log: Log, state: State, requests: DiskRequests) {
+    this.#log = log
+    this.#state = state
+    this.#requests = requests
+  }
+
+  /** @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND, INVALID_ARGUMENT, CORRUPT, TOO_MANY_REQUESTS */
+  page(request: HistoryRequest, caller: Caller): Promise<HistoryResult> {
+    return this.#requests.run(caller, () => {
+      const queue = this.#state.queue(request.name)
+      return read(queue, request, this.#log, () => this.#requests.resume(caller))
+    })
+  }
+}
+
+// `resume` is called for each entry that was read: it throws when the request shall end.
+async function read(
   queue: Queue,
   request: HistoryRequest,
   log: Log,
-  check: () => void,
+  resume: () => void,
 ): Promise<HistoryResult> {
   const { offset } = request
   const [position, flags, told] = numbersOf(request.cursor ?? '0:0:0', 3) as [number, number, number]
@@ -57,7 +76,7 @@ export async function historyOf(
   let readBytes = 0
   let eventsBytes = 0
   for await (const entry of entriesFrom(log, segmentStart(position, log))) {
-    check()
+    resume()
     if (entry.position < position) continue
     const before = flagsOf(known)
     const next = (skip: number): HistoryResult => ({

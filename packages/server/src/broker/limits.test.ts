@@ -86,10 +86,10 @@ it('looks at 100,000 messages for a page of a peek, chosen or not', async () => 
   bench.ensure()
   for (let i = 0; i < 4; i++) await bench.publish(many(25_000, () => ({ bodyBytes: 0 })))
   const peek = { name: Q, state: 'dead' as const, from: 0, limit: 10, filter: {} }
-  expect(await bench.broker.peek(peek, CALLER)).toEqual({ messages: [], next: undefined })
+  expect(await bench.broker.operator.peek(peek, CALLER)).toEqual({ messages: [], next: undefined })
   await bench.publish([{}])
-  expect(await bench.broker.peek(peek, CALLER)).toEqual({ messages: [], next: 100_000 })
-  expect(await bench.broker.peek({ ...peek, from: 100_000 }, CALLER)).toEqual({
+  expect(await bench.broker.operator.peek(peek, CALLER)).toEqual({ messages: [], next: 100_000 })
+  expect(await bench.broker.operator.peek({ ...peek, from: 100_000 }, CALLER)).toEqual({
     messages: [],
     next: undefined,
   })
@@ -134,7 +134,7 @@ it('tells a history by pages of 32 KiB', async () => {
   await bench.publish([{}])
   const worker = bench.consume()
   const told = async (cursor?: string): Promise<[number, string | null]> => {
-    const page = await bench.broker.history({ name: Q, offset: 0, cursor }, CALLER)
+    const page = await bench.broker.history.page({ name: Q, offset: 0, cursor }, CALLER)
     return [page.events.length, page.cursor]
   }
   const retry = async (): Promise<void> => {

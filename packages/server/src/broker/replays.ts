@@ -25,41 +25,35 @@ import {
 import { entryBatches } from '../log/entry.js'
 import type { Log, LogEntry } from '../log/log.js'
 import { FACT, readFacts, type Queue } from '../queue/index.js'
-import { addBits, hasBit, removeBits } from '../queue/bits.js'
-import type { Caller } from './operator.js'
+import type { State } from '../state/state.js'
+import { cutFault, type Caller, type CutShort, type DiskRequests } from './disk-requests.js'
+import type { Moves } from './moves.js'
+import { OffsetSet } from './offset-set.js'
 import { choosesAmong, choosesRecord } from './records.js'
 import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from '../log/scan.js'
+import type { Writer } from './writer.js'
 
-/** Offsets of one window, unless the broker was given other ones, and of one piece of its set: 4 MiB in pieces of 8 KiB. */
+/** Offsets of one window, unless the broker was given other ones: 4 MiB of bits. */
 const WINDOW_OFFSETS = 1 << 25
-const PIECE_OFFSETS = 1 << 16
 /** Replays that have a set, of all clients. */
 const REPLAYS_MAX = 8
 /** One whose next page was not asked for within this time gives way to another replay. */
 const IDLE_MS = 10_000
 
-/** What a page has done so far, and where the next one goes on. */
-export interface ReplayProgress {
-  matched: number
-  replayed: number
-  cursor: string | null
-}
-
-/** Who does the work of a page. */
-export interface ReplayWork {
-  /** Time of this turn, ms. */
-  now(): number
-  /** Called after each wait. @throws SluiceError when the page shall end */
-  check(): void
-  /** Publishes the message again. @throws SluiceError when there is no room */
-  publish(message: Settled): void
+export interface ReplayResult extends CutShort {
+  readonly matched: number
+  readonly replayed: number
+  readonly cursor: string | null
 }
 
 /** A message that is to be published again. */
-export interface Settled {
+interface Settled {
   readonly record: Uint8Array
   readonly offset: number
   readonly publishedMs: number
+  /** Of its batch, and its index in it. */
+  readonly position: number
+  readonly index: number
 }
 
 /** Where a page begins, and what holds for all pages of its replay. */
@@ -106,19 +100,29 @@ class Window {
 
 export class Replays {
   readonly #log: Log
+  readonly #state: State
+  readonly #writer: Writer
+  readonly #moves: Moves
+  readonly #requests: DiskRequests
   readonly #windowOffsets: number
   readonly #kept = new Set<Window>()
   #running = 0
   #lastId = 0
 
-  constructor(log: Log, windowOffsets = WINDOW_OFFSETS) {
+  constructor(
+    log: Log,
+    state: State,
+    writer: Writer,
+    moves: Moves,
+    requests: DiskRequests,
+    windowOffsets = WINDOW_OFFSETS,
+  ) {
     this.#log = log
+    this.#state = state
+    this.#writer = writer
+    this.#moves = moves
+    this.#requests = requests
     this.#windowOffsets = windowOffsets
-  }
-
-  /** Windows that are kept between pages. */
-  get kept(): number {
-    return this.#kept.size
   }
 
   /** The client is gone: nothing is kept for it. */
@@ -127,44 +131,62 @@ export class Replays {
   }
 
   /**
-   * A page, from `request.cursor` on, or of a replay that ends at `end`. `progress` says what it did, also when it throws.
-   * @throws SluiceError INVALID_ARGUMENT, TOO_MANY_REQUESTS; what `work` and reading the log throw
+   * A page, from `request.cursor` on; without one the first of a replay.
+   * @throws SluiceError QUEUE_NOT_FOUND, INVALID_ARGUMENT, DISK_LOW, MEMORY_FULL, CORRUPT, TOO_MANY_REQUESTS
    */
-  async page(
-    queue: Queue,
-    request: ReplayRequest,
-    end: number,
-    caller: Caller,
-    work: ReplayWork,
-    progress: ReplayProgress,
-  ): Promise<void> {
-    const cursor = request.cursor === undefined ? this.#begin(request, end) : cursorOf(request.cursor)
-    const window = this.#take(queue.id, cursor, request.cursor, work.now())
-    let isTold = false
-    this.#running++
-    try {
-      await this.#page(queue, request, cursor, window, work, progress)
-      isTold = true
-    } finally {
-      this.#running--
-      if (isTold || progress.replayed > 0) this.#keep(window, progress.cursor, caller, work.now())
-    }
+  page(request: ReplayRequest, caller: Caller): Promise<ReplayResult> {
+    return this.#requests.run(caller, async () => {
+      const queue = this.#state.queue(request.name)
+      const cursor = request.cursor === undefined ? this.#begin(request) : cursorOf(request.cursor)
+      const window = this.#take(queue.id, cursor, request.cursor)
+      const page = new Page(this.#log, queue.id, request, cursor, window)
+      let isAnswered = false
+      this.#running++
+      try {
+        await page.run({
+          nowMs: () => this.#writer.nowMs,
+          resume: () => this.#requests.resume(caller),
+          publish: (message) => this.#publish(message, queue, request, caller),
+        })
+        isAnswered = true
+        return page.result
+      } catch (error) {
+        if (request.dryRun || page.matched === 0) throw error
+        return { ...page.result, error: cutFault(error) }
+      } finally {
+        this.#running--
+        if (isAnswered || page.matched > 0) this.#keep(page, caller)
+      }
+    })
   }
 
-  #keep(window: Window, cursor: string | null, caller: Caller, nowMs: number): void {
-    if (window.cursor !== cursor || !caller.isOpen) return
+  // The clock goes on between the messages of a page, and the queue that they go to can be deleted between pages.
+  #publish(message: Settled, queue: Queue, request: ReplayRequest, caller: Caller): void {
+    this.#requests.resume(caller)
+    const { record, offset, publishedMs } = message
+    const target = this.#state.queue(request.to ?? request.name)
+    const origin = { queue: queue.name, offset, publishedMs, attempts: 0, redrives: 0, dead: undefined }
+    this.#moves.copy(record, origin, target)
+  }
+
+  // For the next page, if that goes on in the same window.
+  #keep({ window, isOver, result }: Page, caller: Caller): void {
+    if (isOver || !caller.isOpen) return
+    window.cursor = result.cursor ?? ''
     window.caller = caller
-    window.usedMs = nowMs
+    window.usedMs = this.#writer.nowMs
     this.#kept.add(window)
   }
 
-  #begin({ fromOffset = 0 }: ReplayRequest, end: number): Cursor {
+  #begin({ fromOffset = 0 }: ReplayRequest): Cursor {
     const start = this.#log.usage().firstPosition
+    const end = this.#writer.tail.position
     return { position: start, index: 0, end, start, floor: fromOffset, scanned: 0, id: ++this.#lastId }
   }
 
   // The window that an earlier page left for this cursor, or one of which nothing is known yet.
-  #take(queueId: number, cursor: Cursor, text: string | undefined, nowMs: number): Window {
+  #take(queueId: number, cursor: Cursor, text: string | undefined): Window {
+    const { nowMs } = this.#writer
     for (const window of this.#kept) {
       if (window.cursor !== text || window.queueId !== queueId) continue
       this.#kept.delete(window)
@@ -188,75 +210,135 @@ export class Replays {
     }
     return window
   }
+}
 
-  async #page(
-    queue: Queue,
-    request: ReplayRequest,
-    cursor: Cursor,
-    window: Window,
-    work: ReplayWork,
-    progress: ReplayProgress,
-  ): Promise<void> {
-    let { position, index } = cursor
+/** What a page does with what it finds. */
+interface Work {
+  /** Time of this turn. */
+  nowMs(): number
+  /** Called after each wait. @throws SluiceError when the page shall end */
+  resume(): void
+  /** @throws SluiceError when there is no room */
+  publish(message: Settled): void
+}
+
+/** One page: it reads the facts that its window lacks, and then messages, until it has read or published enough. */
+class Page {
+  readonly window: Window
+  /** Messages that were chosen, and published unless it was a dry run. */
+  matched = 0
+  readonly #log: Log
+  readonly #queueId: number
+  readonly #request: ReplayRequest
+  readonly #cursor: Cursor
+  #position: number
+  #index: number
+  #scanned: number
+  #readBytes = 0
+
+  constructor(log: Log, queueId: number, request: ReplayRequest, cursor: Cursor, window: Window) {
+    this.window = window
+    this.#log = log
+    this.#queueId = queueId
+    this.#request = request
+    this.#cursor = cursor
+    this.#position = cursor.position
+    this.#index = cursor.index
     // A set that is not there is made from the beginning.
-    let scanned = window.cursor === '' ? 0 : cursor.scanned
-    try {
-      let readBytes = 0
-      if (scanned < cursor.end) {
-        for await (const entry of entriesFrom(this.#log, segmentStart(scanned, this.#log))) {
-          work.check()
-          if (entry.position >= cursor.end) break
-          if (entry.position < scanned) continue
-          scanned = entry.position
-          if (readBytes > READ_BYTES_MAX) return
-          readBytes += entry.bytes.length
-          scan(entry, queue.id, cursor, window)
-        }
-        scanned = cursor.end
-        window.acked.subtract(window.done)
-        window.done = undefined
-      }
-      let hasAny = false
-      for await (const entry of entriesFrom(this.#log, segmentStart(position, this.#log))) {
-        work.check()
-        if (entry.position >= cursor.end) break
-        if (entry.position + entry.bytes.length <= position) continue
-        if (readBytes > READ_BYTES_MAX && hasAny) return
-        hasAny = true
-        readBytes += entry.bytes.length
-        for (const message of settledIn(entry, queue.id, request, window, position, index)) {
-          position = message.position
-          index = message.index
-          const { record, publishedMs } = message
-          const circumstances = { dead: undefined, attempts: 0, timeMs: publishedMs }
-          if (
-            choosesAmong(request.filter, circumstances, work.now()) &&
-            choosesRecord(request.filter, record)
-          ) {
-            if (progress.matched === request.limit) return
-            if (!request.dryRun) work.publish(message)
-            progress.matched++
-            progress.replayed++
-          }
-          // Another copy of its batch, which was made to give space back, can follow.
-          window.acked.remove(message.offset)
-          index++
-        }
-        position = Math.max(position, entry.position + entry.bytes.length)
-        index = 0
-      }
-      position = cursor.end
-    } finally {
-      const { end } = cursor
-      if (position < end) window.cursor = cursorText({ ...cursor, position, index, scanned })
-      if (position < end) progress.cursor = window.cursor
-      else if (window.nextFloor === Infinity) progress.cursor = null
-      else {
-        const start = this.#log.usage().firstPosition
-        const floor = window.nextFloor
-        progress.cursor = cursorText({ ...cursor, position: start, index: 0, start, floor, scanned: 0 })
-      }
+    this.#scanned = window.cursor === '' ? 0 : cursor.scanned
+  }
+
+  /** Its window is done. */
+  get isOver(): boolean {
+    return this.#position >= this.#cursor.end
+  }
+
+  /** What it has done so far, also where it failed. */
+  get result(): ReplayResult {
+    return { matched: this.matched, replayed: this.matched, cursor: this.#next() }
+  }
+
+  #next(): string | null {
+    const at = { position: this.#position, index: this.#index, scanned: this.#scanned }
+    if (!this.isOver) return cursorText({ ...this.#cursor, ...at })
+    const floor = this.window.nextFloor
+    if (floor === Infinity) return null
+    const start = this.#log.usage().firstPosition
+    return cursorText({ ...this.#cursor, position: start, index: 0, start, floor, scanned: 0 })
+  }
+
+  async run(work: Work): Promise<void> {
+    if (!(await this.#scan(work))) return
+    if (await this.#publish(work)) this.#position = this.#cursor.end
+  }
+
+  // Returns whether the set of the window is complete.
+  async #scan(work: Work): Promise<boolean> {
+    const { window } = this
+    const { end } = this.#cursor
+    if (this.#scanned >= end) return true
+    for await (const entry of entriesFrom(this.#log, segmentStart(this.#scanned, this.#log))) {
+      work.resume()
+      if (entry.position >= end) break
+      if (entry.position < this.#scanned) continue
+      this.#scanned = entry.position
+      if (this.#readBytes > READ_BYTES_MAX) return false
+      this.#readBytes += entry.bytes.length
+      scan(entry, this.#queueId, this.#cursor, window)
     }
+    this.#scanned = end
+    window.acked.subtract(window.done)
+    window.done = undefined
+    return true
+  }
+
+  // Returns whether all messages of the window were looked at.
+  async #publish(work: Work): Promise<boolean> {
+    let hasAny = false
+    for await (const entry of entriesFrom(this.#log, segmentStart(this.#position, this.#log))) {
+      work.resume()
+      if (entry.position >= this.#cursor.end) break
+      const entryEnd = entry.position + entry.bytes.length
+      if (entryEnd <= this.#position) continue
+      if (this.#readBytes > READ_BYTES_MAX && hasAny) return false
+      hasAny = true
+      this.#readBytes += entry.bytes.length
+      if (!this.#publishFrom(entry, work)) return false
+      this.#position = Math.max(this.#position, entryEnd)
+      this.#index = 0
+    }
+    return true
+  }
+
+  // Returns whether the page has room for more than the entry holds.
+  #publishFrom(entry: LogEntry, work: Work): boolean {
+    const { window } = this
+    for (const message of settledIn(
+      entry,
+      this.#queueId,
+      this.#request,
+      window,
+      this.#position,
+      this.#index,
+    )) {
+      this.#position = message.position
+      this.#index = message.index
+      if (this.#isChosen(message, work.nowMs())) {
+        if (this.matched === this.#request.limit) return false
+        if (!this.#request.dryRun) work.publish(message)
+        this.matched++
+      }
+      // Another copy of its batch, which was made to give space back, can follow.
+      window.acked.remove(message.offset)
+      this.#index++
+    }
+    return true
+  }
+
+  #isChosen({ record, publishedMs }: Settled, nowMs: number): boolean {
+    const { filter } = this.#request
+    const circumstances = { dead: undefined, attempts: 0, timeMs: publishedMs }
+    return choosesAmong(filter, circumstances, nowMs) && choosesRecord(filter, record)
   }
 }
 
@@ -268,7 +350,7 @@ function* settledIn(
   window: Window,
   from: number,
   fromIndex: number,
-): Generator<Settled & { readonly position: number; readonly index: number }, void> {
+): Generator<Settled, void> {
   const { bytes } = entry
   for (const at of entryBatches(bytes, 0)) {
     const position = entry.position + at
@@ -323,48 +405,4 @@ function cursorText({ position, index, end, start, floor, scanned, id }: Cursor)
 function cursorOf(text: string): Cursor {
   const [position = 0, index = 0, end = 0, start = 0, floor = 0, scanned = 0, id = 0] = numbersOf(text, 7)
   return { position, index, end, start, floor, scanned, id }
-}
-
-/** Offsets of one window, as bits; those outside it are passed over. */
-class OffsetSet {
-  readonly #floor: number
-  readonly #size: number
-  readonly #pieces = new Map<number, Uint32Array>()
-
-  constructor(floor: number, size: number) {
-    this.#floor = floor
-    this.#size = size
-  }
-
-  add(offset: number, count: number): void {
-    const end = Math.min(offset + count - this.#floor, this.#size)
-    for (let from = Math.max(offset - this.#floor, 0); from < end;) {
-      const piece = Math.floor(from / PIECE_OFFSETS)
-      const to = Math.min(end, (piece + 1) * PIECE_OFFSETS)
-      let words = this.#pieces.get(piece)
-      if (words === undefined) this.#pieces.set(piece, (words = new Uint32Array(PIECE_OFFSETS / 32)))
-      addBits(words, from - piece * PIECE_OFFSETS, to - piece * PIECE_OFFSETS)
-      from = to
-    }
-  }
-
-  has(offset: number): boolean {
-    const at = offset - this.#floor
-    const words = this.#pieces.get(Math.floor(at / PIECE_OFFSETS))
-    return words !== undefined && hasBit(words, at % PIECE_OFFSETS)
-  }
-
-  remove(offset: number): void {
-    const at = offset - this.#floor
-    const words = this.#pieces.get(Math.floor(at / PIECE_OFFSETS))
-    if (words !== undefined) removeBits(words, at % PIECE_OFFSETS, (at % PIECE_OFFSETS) + 1)
-  }
-
-  subtract(other: OffsetSet | undefined): void {
-    if (other === undefined) return
-    for (const [piece, words] of this.#pieces) {
-      const taken = other.#pieces.get(piece)
-      if (taken !== undefined) for (let i = 0; i < words.length; i++) words[i]! &= ~taken[i]!
-    }
-  }
 }

@@ -159,7 +159,7 @@ describe.each([LEAST, LEAST + 700, SESSION_DEFAULTS.frameBytesMax])(
             filter: {},
             dryRun: false,
           }
-          await peer.broker.redrive(
+          await peer.broker.operator.redrive(
             { ...all, to: queueName('back'), force: false },
             { label: '', isOpen: true },
           )

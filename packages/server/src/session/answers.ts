@@ -3,7 +3,7 @@
  * Called by the session with what a handler returned (requests.ts).
  */
 import { ERRORS, OP, encodeControl, encodeMessages, type Body } from '@sluice/protocol'
-import type { CutShort } from '../broker/operator.js'
+import type { CutShort } from '../broker/disk-requests.js'
 import type { AnswerOf, RequestName } from './requests.js'
 
 export interface Answer {

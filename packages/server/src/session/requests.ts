@@ -2,6 +2,9 @@
  * Requests that are answered once: what each asks of the broker. A handler takes a decoded body and returns a plain
  * object; the edge that it came through decodes the one and encodes the other (answers.ts, for frames). A frame kind
  * that is missing here, and that no other part of the session handles, does not compile.
+ *
+ * Invariant: a request that changes nothing can fail, and it then ends nothing but itself, whatever was thrown in it or in
+ * the encoding of its answer. `handle` and `handleLong`, the only ways to the handlers, see to that for every edge.
  */
 import {
   SluiceError,
@@ -21,7 +24,7 @@ import {
   type OpcodeName,
 } from '@sluice/protocol'
 import type { Broker } from '../broker/broker.js'
-import type { Caller } from '../broker/operator.js'
+import type { Caller } from '../broker/disk-requests.js'
 
 /** What a request is handled with. */
 export interface RequestContext {
@@ -36,7 +39,7 @@ type Request = (context: RequestContext, body: Body) => object | Promise<object>
 /** Queues in one answer to LIST: with names of 255 bytes, twice in each, they fit a control frame. */
 const LIST_PAGE = 40
 
-export const REQUESTS = {
+const REQUESTS = {
   ENSURE: ({ broker }, body) => broker.catalog.ensure(ensureRequest(body)),
   GET: ({ broker }, body) => ({ queue: broker.catalog.info(nameRequest('GET', body)) }),
   LIST: ({ broker }, body) => broker.catalog.list(afterName(body), LIST_PAGE),
@@ -46,20 +49,22 @@ export const REQUESTS = {
   RESUME: ({ broker }, body) => ({ changed: broker.catalog.resume(nameRequest('RESUME', body)) }),
   CANCEL: ({ broker }, body) => broker.cancel(cancelRequest(body)),
   RESCHEDULE: ({ broker }, body) => broker.reschedule(rescheduleRequest(body)),
-  CONSUMERS: ({ broker }, body) => broker.consumers(consumersRequest(body)),
+  CONSUMERS: ({ broker }, body) => broker.catalog.consumers(consumersRequest(body)),
   CLOSE_CONSUMER: ({ broker }, body) => {
     const { name, id } = closeConsumerRequest(body)
     return broker.closeConsumer(name, id)
   },
   PEEK: async ({ broker, caller, payloadBytesMax }, body) =>
-    broker.peek(peekRequest(body), caller, payloadBytesMax),
-  REDRIVE: async ({ broker, caller }, body) => broker.redrive(redriveRequest(body), caller),
-  DISCARD: async ({ broker, caller }, body) => broker.discard(discardRequest(body), caller),
-  REPLAY: async ({ broker, caller }, body) => broker.replay(replayRequest(body), caller),
-  HISTORY: async ({ broker, caller }, body) => broker.history(historyRequest(body), caller),
+    broker.operator.peek(peekRequest(body), caller, payloadBytesMax),
+  REDRIVE: async ({ broker, caller }, body) => broker.operator.redrive(redriveRequest(body), caller),
+  DISCARD: async ({ broker, caller }, body) => broker.operator.discard(discardRequest(body), caller),
+  REPLAY: async ({ broker, caller }, body) => broker.replays.page(replayRequest(body), caller),
+  HISTORY: async ({ broker, caller }, body) => broker.history.page(historyRequest(body), caller),
 } as const satisfies Partial<Record<OpcodeName, Request>>
 
 export type RequestName = keyof typeof REQUESTS
+
+export const REQUEST_NAMES = Object.keys(REQUESTS) as RequestName[]
 
 const LONG_REQUESTS = ['PEEK', 'REDRIVE', 'DISCARD', 'REPLAY', 'HISTORY'] as const satisfies RequestName[]
 type LongRequestName = (typeof LONG_REQUESTS)[number]
@@ -71,6 +76,55 @@ export type AnswerOf<Name extends RequestName> = Awaited<ReturnType<(typeof REQU
 /** Whether the request reads from disk and takes several turns. */
 export function isLong(name: RequestName): name is LongRequestName {
   return LONG.has(name)
+}
+
+/** Does what the request asks and encodes its answer. @throws SluiceError; anything else where a change failed half-way */
+export function handle<Encoded>(
+  name: Exclude<RequestName, LongRequestName>,
+  context: RequestContext,
+  body: Body,
+  encode: (answer: AnswerOf<RequestName>) => Encoded,
+): Encoded {
+  try {
+    return encode(REQUESTS[name](context, body))
+  } catch (error) {
+    throw changesNothing(name, body) ? ofReading(error) : error
+  }
+}
+
+/** As `handle`, for a request that takes several turns. */
+export async function handleLong<Encoded>(
+  name: LongRequestName,
+  context: RequestContext,
+  body: Body,
+  encode: (answer: AnswerOf<RequestName>) => Encoded,
+): Promise<Encoded> {
+  try {
+    return encode(await REQUESTS[name](context, body))
+  } catch (error) {
+    throw changesNothing(name, body) ? ofReading(error) : error
+  }
+}
+
+const READING: ReadonlySet<RequestName> = new Set<RequestName>([
+  'GET',
+  'LIST',
+  'CONSUMERS',
+  'PEEK',
+  'HISTORY',
+])
+/** Requests that change nothing in a dry run. */
+const REHEARSABLE: ReadonlySet<RequestName> = new Set<RequestName>(['REDRIVE', 'DISCARD', 'REPLAY'])
+
+function changesNothing(name: RequestName, body: Body): boolean {
+  return READING.has(name) || (REHEARSABLE.has(name) && body['dryRun'] === true)
+}
+
+// A defect in what changes nothing leaves nothing half done.
+function ofReading(error: unknown): SluiceError {
+  if (error instanceof SluiceError) return error
+  const why = error instanceof Error ? error.message : String(error)
+  return new SluiceError('READ_FAILED', `The request could not be done: ${why}.`, { cause: error })
 }
 
 function afterName(body: Body): string {

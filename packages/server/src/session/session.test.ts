@@ -138,7 +138,7 @@ describe('while the disk does not answer', () => {
     expect(broker.catalog.info(queueName('q')).leased).toBe(4)
     publish(5, 44, 1 << 20)
     expect(broker.isBehind).toBe(true)
-    const { id } = broker.consumers({ name: queueName('q'), from: 0 }).consumers[0]!
+    const { id } = broker.catalog.consumers({ name: queueName('q'), from: 0 }).consumers[0]!
     const item = { firstTag: 0, count: 2, outcome: OUTCOME.retry, delayMs: 0, reason: 'x'.repeat(4_000) }
     session.receive(frame(OP.SETTLE, encodeSettle(id, [item]), 1), nowMs)
     expect(paused).toBe(true)
@@ -302,7 +302,7 @@ describe('a client that has said GOODBYE', () => {
 
   test.each([false, true])('gets the answer that is under way, with its side closed: %s', async (isHalf) => {
     let answer!: (page: PeekPage) => void
-    vi.spyOn(broker, 'peek').mockReturnValue(new Promise((resolve) => (answer = resolve)))
+    vi.spyOn(broker.operator, 'peek').mockReturnValue(new Promise((resolve) => (answer = resolve)))
     one.receive(frame(OP.PEEK, encodeControl({ name: 'q' })), nowMs)
     one.receive(GOODBYE, nowMs)
     if (isHalf) one.inputEnded()
@@ -331,7 +331,7 @@ describe('a client that has said GOODBYE', () => {
   })
 
   test('waits no longer than two heartbeats', () => {
-    vi.spyOn(broker, 'peek').mockReturnValue(new Promise(() => {}))
+    vi.spyOn(broker.operator, 'peek').mockReturnValue(new Promise(() => {}))
     one.receive(frame(OP.PEEK, encodeControl({ name: 'q' })), nowMs)
     one.receive(GOODBYE, nowMs)
     one.tick((nowMs += 2 * SESSION_DEFAULTS.heartbeatMs + 1), 0)
@@ -356,7 +356,7 @@ test('what is refused because too much is under way is not done', async () => {
   broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
   await turns(5)
   let answer = (): void => {}
-  const discards = vi.spyOn(broker, 'discard').mockReturnValue(
+  const discards = vi.spyOn(broker.operator, 'discard').mockReturnValue(
     new Promise((resolve) => {
       answer = () => resolve({ matched: 0, discarded: 0, next: null })
     }),

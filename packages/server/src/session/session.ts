@@ -58,7 +58,7 @@ import { Liveness } from './liveness.js'
 import { LongRequests } from './long-requests.js'
 import { Outbox, type OutboxTransport } from './outbox.js'
 import { Reading } from './reading.js'
-import { REQUESTS, isLong, type RequestName } from './requests.js'
+import { REQUEST_NAMES, handle, handleLong, isLong, type AnswerOf, type RequestName } from './requests.js'
 import type { SessionSettings } from './settings.js'
 import { Unread } from './unread.js'
 
@@ -551,13 +551,12 @@ export class Session implements Peer, Output, Consumer {
     const body = decodeControl(bytes, start, end)
     const payloadBytesMax = this.#frameBytesMax - FRAME_HEADER_BYTES
     const context = { broker: this.#broker, caller: this, payloadBytesMax }
+    const encode = (answer: AnswerOf<RequestName>): Answer => encodeAnswer(name, answer, payloadBytesMax)
     if (!isLong(name)) {
-      this.answer(correlation, encodeAnswer(name, REQUESTS[name](context, body), payloadBytesMax))
+      this.answer(correlation, handle(name, context, body, encode))
       return
     }
-    this.#longRequests.add(correlation, async () =>
-      encodeAnswer(name, await REQUESTS[name](context, body), payloadBytesMax),
-    )
+    this.#longRequests.add(correlation, () => handleLong(name, context, body, encode))
     this.#workOn()
   }
 
@@ -620,7 +619,7 @@ export class Session implements Peer, Output, Consumer {
     this.#unread.clear()
     this.#reading.close()
     this.#unsubscribeAll(!this.#saidGoodbye)
-    this.#broker.forget(this)
+    this.#broker.replays.forget(this)
     if (this.#producer !== undefined) this.#broker.detachProducer(this.#producer, this.#hasLeft)
     this.#onClosed(this, why)
   }
@@ -658,9 +657,10 @@ const HANDLERS: { readonly [Name in ClientOpcode]: Handler } = {
     session.extend(channel, correlation, bytes, start, end),
   UNSUBSCRIBE: (session, channel, correlation, bytes, start, end) =>
     session.unsubscribe(channel, correlation, bytes, start, end),
-  ...(Object.fromEntries(
-    Object.keys(REQUESTS).map((name) => [name, requestHandler(name as RequestName)]),
-  ) as Record<RequestName, Handler>),
+  ...(Object.fromEntries(REQUEST_NAMES.map((name) => [name, requestHandler(name)])) as Record<
+    RequestName,
+    Handler
+  >),
 }
 
 interface Kind {

@@ -1,0 +1,162 @@
+/** What a failure of a request ends: of one that changes nothing, the request; of any other, where it is a defect, the broker. */
+import {
+  FrameDecoder,
+  FRAME_HEADER_BYTES,
+  MECHANISM,
+  OP,
+  decodeFault,
+  encodeAuth,
+  encodeControl,
+  encodeHello,
+  encodePreface,
+  faultError,
+  writeFrameHeader,
+  type Body,
+  type SluiceError,
+} from '@sluice/protocol'
+import { describe, expect, it } from 'vitest'
+import type { Broker } from '../broker/broker.js'
+import { Bench, CALLER, Q } from '../testing/bench.js'
+import { encodeAnswer, type Answer } from './answers.js'
+import { REQUEST_NAMES, handle, handleLong, isLong, type AnswerOf, type RequestName } from './requests.js'
+import { Session } from './session.js'
+import { SESSION_DEFAULTS } from './settings.js'
+
+const HOUR = 3_600_000
+const name = 'q'
+
+const READING: readonly (readonly [RequestName, Body])[] = [
+  ['GET', { name }],
+  ['LIST', {}],
+  ['CONSUMERS', { name }],
+  ['PEEK', { name }],
+  ['HISTORY', { name, offset: 0 }],
+  ['REDRIVE', { name, dryRun: true }],
+  ['DISCARD', { name, dryRun: true }],
+  ['REPLAY', { name, dryRun: true }],
+]
+
+const CHANGING: readonly (readonly [RequestName, Body])[] = [
+  ['ENSURE', { name }],
+  ['DELETE', { name }],
+  ['PURGE', { name }],
+  ['PAUSE', { name }],
+  ['RESUME', { name }],
+  ['CANCEL', { name, offset: 0 }],
+  ['RESCHEDULE', { name, offset: 0, delayMs: 1 }],
+  ['CLOSE_CONSUMER', { name, id: 1 }],
+  ['REDRIVE', { name }],
+  ['DISCARD', { name, dryRun: false }],
+  ['REPLAY', { name }],
+]
+
+const failure = new RangeError('Set maximum size exceeded')
+
+/** A broker in which everything is defective. */
+const BROKEN = new Proxy({} as Broker, {
+  get: () => {
+    throw failure
+  },
+})
+
+async function ask(request: RequestName, body: Body, broker: Broker): Promise<Answer> {
+  const context = { broker, caller: CALLER, payloadBytesMax: 1 << 20 }
+  const encode = (answer: AnswerOf<RequestName>): Answer => encodeAnswer(request, answer, 1 << 20)
+  return isLong(request) ? handleLong(request, context, body, encode) : handle(request, context, body, encode)
+}
+
+describe('a defect', () => {
+  it('is looked for in every request', () => {
+    const names = new Set([...READING, ...CHANGING].map(([request]) => request))
+    expect([...names].sort()).toEqual([...REQUEST_NAMES].sort())
+  })
+
+  it.each(READING)('in %s with %j ends the request alone', async (request, body) => {
+    await expect(ask(request, body, BROKEN)).rejects.toMatchObject({
+      code: 'READ_FAILED',
+      scope: 'request',
+      cause: failure,
+    })
+  })
+
+  it.each(CHANGING)('in %s with %j stays a defect', async (request, body) => {
+    await expect(ask(request, body, BROKEN)).rejects.toBe(failure)
+  })
+
+  it('in the answer of what only reads ends the request alone', async () => {
+    const page = { messages: [undefined], next: undefined }
+    const broker = { operator: { peek: () => Promise.resolve(page) } } as unknown as Broker
+    await expect(ask('PEEK', { name }, broker)).rejects.toMatchObject({ code: 'READ_FAILED' })
+  })
+
+  it('that a client meets by reading leaves its connection open and the broker at work', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ retainAgeMs: HOUR })
+    await bench.publish([{}, {}, {}])
+    const worker = bench.consume()
+    await bench.settle()
+    worker.ackAll()
+    worker.leave()
+    await bench.settle()
+    const errors: (SluiceError | undefined)[] = []
+    const closed: unknown[] = []
+    const decoder = new FrameDecoder((opcode, _flags, _channel, _correlation, bytes, start, end) => {
+      if (opcode === OP.ERROR) errors.push(faultError(decodeFault(bytes, start, end)))
+    })
+    decoder.frameBytesMax = SESSION_DEFAULTS.frameBytesMax
+    const transport = {
+      peer: '',
+      write: (bytes: Uint8Array, written: () => void) => {
+        decoder.push(bytes)
+        written()
+      },
+      pause: () => {},
+      resume: () => {},
+      end: () => {},
+    }
+    const session = new Session(bench.broker, transport, SESSION_DEFAULTS, bench.now, (_, why) => {
+      closed.push(why)
+    })
+    session.receive(GREETING, bench.now)
+    bench.log.read = () => {
+      throw failure
+    }
+    bench.broker.catalog.info = () => {
+      throw failure
+    }
+    session.receive(frame(OP.HISTORY, encodeControl({ name, offset: 0 })), bench.now)
+    session.receive(frame(OP.REPLAY, encodeControl({ name, dryRun: true })), bench.now)
+    session.receive(frame(OP.GET, encodeControl({ name })), bench.now)
+    await bench.settle()
+    expect(errors.map((error) => error?.code)).toEqual(['READ_FAILED', 'READ_FAILED', 'READ_FAILED'])
+    expect(closed).toEqual([])
+    expect((await bench.publish([{}])).baseOffset).toBe(3)
+    expect(bench.broker.queue(Q).live).toBe(1)
+    bench.broker.audit()
+  })
+})
+
+function frame(opcode: number, payload: Uint8Array): Uint8Array {
+  const bytes = new Uint8Array(FRAME_HEADER_BYTES + payload.length)
+  bytes.set(payload, writeFrameHeader(bytes, 0, payload.length, opcode, 0, 1))
+  return bytes
+}
+
+const GREETING = Buffer.concat([
+  encodePreface(),
+  frame(
+    OP.HELLO,
+    encodeHello({
+      versionMin: 1,
+      versionMax: 1,
+      features: 0,
+      frameBytesMax: SESSION_DEFAULTS.frameBytesMax,
+      heartbeatMs: 0,
+      producer: new Uint8Array(16),
+      acceptedNumber: 0,
+      inFlightBatches: 0,
+      name: '',
+    }),
+  ),
+  frame(OP.AUTH, encodeAuth({ mechanism: MECHANISM.anonymous, identity: '', secret: new Uint8Array(0) })),
+])
