@@ -18,6 +18,12 @@ describe('opcodes', () => {
     expect(opcodeName(-1)).toBe(undefined)
   })
 
+  test('a frame that a client sends is legal at one stage', () => {
+    const sent = Object.values(OPCODES).filter(({ sender }) => sender !== 'server')
+    expect(sent).toHaveLength(30)
+    expect(sent.map(({ stage }) => stage)).not.toContain('any')
+  })
+
   test('no msgpack is read in the handshake', () => {
     const early = Object.values(OPCODES).filter(({ stage }) => stage !== 'open')
     expect(early).toHaveLength(4)

@@ -45,6 +45,7 @@ import {
   type Opcode,
   type OpcodeName,
   type Placed,
+  type Stage,
 } from '@sluice/protocol'
 import type { Broker, Output } from '../broker/broker.js'
 import { fittedRecord } from '../broker/origin.js'
@@ -61,8 +62,6 @@ import { Reading } from './reading.js'
 import { REQUEST_NAMES, handle, handleLong, isLong, type AnswerOf, type RequestName } from './requests.js'
 import type { SessionSettings } from './settings.js'
 import { Unread } from './unread.js'
-
-type Stage = 'handshake' | 'open' | 'closed'
 
 /** Frames that a client may send. */
 type ClientOpcode = {
@@ -92,7 +91,7 @@ export class Session implements Peer, Output, Consumer {
   readonly #liveness: Liveness
   readonly #unread: Unread
   readonly #reading: Reading
-  #stage: Stage = 'handshake'
+  #stage: Exclude<Stage, 'any'> | 'closed' = 'handshake'
   #producer: Producer | undefined
   #inFlightBatches = 0
   readonly #longRequests = new LongRequests((correlation, answer) => this.#finished(correlation, answer))
@@ -319,13 +318,13 @@ export class Session implements Peer, Output, Consumer {
       const kind = KINDS[opcode]
       if (kind === undefined)
         throw new SluiceError('UNKNOWN_OPCODE', `No frame kind has the number ${opcode}.`)
-      const { name, isEmpty, handler } = kind
+      const { name, stage, isEmpty, handler } = kind
       if (flags !== 0)
         throw new SluiceError(
           'MALFORMED_FRAME',
           `${name} has the frame flags ${flags}; this version has none.`,
         )
-      if (handler === undefined || !this.#expects(name)) {
+      if (handler === undefined || stage !== this.#stage) {
         throw unexpectedFrame(name, this.#stage === 'handshake' ? this.#handshake.step : this.#stage)
       }
       if (isEmpty && end !== start) {
@@ -335,11 +334,6 @@ export class Session implements Peer, Output, Consumer {
     } catch (error) {
       this.#failed(error, channel, correlation)
     }
-  }
-
-  #expects(name: OpcodeName): boolean {
-    if (name === 'HELLO' || name === 'AUTH') return this.#stage === 'handshake'
-    return this.#stage === 'open'
   }
 
   // Bad input is answered; anything else is a defect of ours, after which nothing may be confirmed.
@@ -665,6 +659,8 @@ const HANDLERS: { readonly [Name in ClientOpcode]: Handler } = {
 
 interface Kind {
   readonly name: OpcodeName
+  /** The one stage at which it is legal; `any` is for frames of the broker. */
+  readonly stage: Stage
   readonly isEmpty: boolean
   /** None: no client may send it. */
   readonly handler: Handler | undefined
@@ -672,9 +668,9 @@ interface Kind {
 
 // By number: with names alone, finding the handler was a fiftieth of what a broker does for single messages.
 const KINDS: (Kind | undefined)[] = []
-for (const [name, { code, layout }] of Object.entries(OPCODES) as [OpcodeName, Opcode][]) {
+for (const [name, { code, stage, layout }] of Object.entries(OPCODES) as [OpcodeName, Opcode][]) {
   const handler = (HANDLERS as Partial<Record<OpcodeName, Handler>>)[name]
-  KINDS[code] = { name, isEmpty: layout === 'empty', handler }
+  KINDS[code] = { name, stage, isEmpty: layout === 'empty', handler }
 }
 
 // Apart from where it is thrown, so that its text is no part of the path of each batch.
