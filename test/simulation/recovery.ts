@@ -6,7 +6,13 @@
 import type { Broker } from '../../packages/server/src/broker/broker.js'
 import { hashId } from '../../packages/server/src/state/traits.js'
 import type { Log } from '../../packages/server/src/log/log.js'
-import { ID_WORDS, hashInto, type Chunk, type Queue } from '../../packages/server/src/queue/index.js'
+import {
+  ID_WORDS,
+  emptyLocation,
+  hashInto,
+  type Chunk,
+  type Queue,
+} from '../../packages/server/src/queue/index.js'
 import { PendingIds } from './identifiers.js'
 import {
   COUNTERS,
@@ -161,7 +167,9 @@ function compareMessage(
       dead,
     },
   )
-  const position = chunk.batches.placeAt(index)
+  const location = emptyLocation()
+  chunk.locate(index, location)
+  const position = location.batchPosition
   if (position < firstPosition || !saved.places.get(message.batchBase)!.includes(position)) {
     throw new Violation(
       17,

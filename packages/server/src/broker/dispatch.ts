@@ -2,17 +2,9 @@
  * Handing out: takes runs from a queue's line and gives them to its subscriptions in turn, within their credit. The
  * only place that joins what the queue knows (offsets) with the bytes (blocks of the log).
  */
-import {
-  BATCH_HEADER_BYTES,
-  SluiceError,
-  batchBaseOffset,
-  batchCount,
-  batchQueueId,
-  recordSize,
-} from '@sluice/protocol'
+import { BATCH_HEADER_BYTES, recordSize } from '@sluice/protocol'
 import { holdsBatch, type Block, type Blocks } from '../log/blocks.js'
-import { CHUNK_MESSAGES } from '../queue/bits.js'
-import type { Queue, Run, Subscription } from '../queue/index.js'
+import { checkBatchAt, emptyRun, indexInBatch, type Queue, type Subscription } from '../queue/index.js'
 import type { Observer } from './observer.js'
 
 /** Most messages in one run when several consumers share a queue. */
@@ -35,18 +27,7 @@ interface Place {
 export class Dispatcher {
   readonly #blocks: Blocks
   readonly #observer: Observer | undefined
-  readonly #run: Run = {
-    offset: 0,
-    count: 0,
-    batchPosition: 0,
-    publishedAtMs: 0,
-    attempt: 0,
-    redelivered: false,
-    alone: false,
-    sinceMs: -1,
-    expired: false,
-    durable: false,
-  }
+  readonly #run = emptyRun()
   readonly #places = new WeakMap<Queue, Place>()
 
   constructor(blocks: Blocks, observer: Observer | undefined) {
@@ -146,19 +127,8 @@ export class Dispatcher {
   // Has what the queue needs after `block` read while the block is handed out.
   #loadNext(queue: Queue, block: Block): void {
     block.isFollowed = true
-    const { offset } = this.#run
-    let chunk = queue.chunkAt(offset)
-    let batch = chunk === undefined ? 0 : chunk.batches.find(offset - chunk.base)
-    while (chunk !== undefined) {
-      for (; batch < chunk.batches.count; batch++) {
-        const position = chunk.batches.place(batch)
-        if (holdsBatch(block, position) || chunk.batchIsGone(batch)) continue
-        this.#blocks.loadEarly(position)
-        return
-      }
-      chunk = queue.chunkAt(chunk.base + CHUNK_MESSAGES)
-      batch = 0
-    }
+    const next = queue.liveBatchFrom(this.#run.offset, (position) => !holdsBatch(block, position))
+    if (next !== -1) this.#blocks.loadEarly(next)
   }
 
   // Finds the first message of the run within its batch.
@@ -169,8 +139,8 @@ export class Dispatcher {
       place = { batchPosition: -1, index: 0, byte: 0 }
       this.#places.set(queue, place)
     }
-    const index = run.offset - batchBaseOffset(bytes, batchAt)
-    if (place.batchPosition !== run.batchPosition) checkHeader(queue, run, bytes, batchAt)
+    const index = indexInBatch(run, bytes, batchAt)
+    if (place.batchPosition !== run.batchPosition) checkBatchAt(run, queue, bytes, batchAt)
     if (place.batchPosition !== run.batchPosition || place.index > index) {
       place.batchPosition = run.batchPosition
       place.index = 0
@@ -196,24 +166,4 @@ export class Dispatcher {
 function sole(queue: Queue): readonly Subscription[] {
   const { soleSubscription } = queue
   return soleSubscription === undefined ? [] : [soleSubscription]
-}
-
-// The checksum of a batch covers its records alone: whose they are is held against what the queue knows. A batch that
-// reaches over both ends of the chunk is known by its queue and by holding the offset.
-function checkHeader(queue: Queue, run: Run, bytes: Uint8Array, batchAt: number): void {
-  const chunk = queue.chunkAt(run.offset)!
-  const index = run.offset - chunk.base
-  const batch = chunk.batches.find(index)
-  const start = chunk.batches.first(batch)
-  const end = chunk.batchEnd(batch)
-  const first = batchBaseOffset(bytes, batchAt) - chunk.base
-  const after = first + batchCount(bytes, batchAt)
-  const isFirst = start === 0 ? first <= 0 : first === start
-  // Batches between it and the next one that the chunk knows may be gone.
-  const isLast = end === CHUNK_MESSAGES ? after >= end : after > index && after <= end
-  if (isFirst && isLast && batchQueueId(bytes, batchAt) === queue.id) return
-  throw new SluiceError(
-    'CORRUPT',
-    `The batch at position ${run.batchPosition} of the log is not the one that the queue ${queue.name} has there.`,
-  )
 }

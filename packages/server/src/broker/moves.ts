@@ -161,7 +161,7 @@ export class Moves {
     const batch = movedBatch(record, {
       queue: queue.name,
       offset,
-      publishedMs: chunk.batches.timeAt(offset - chunk.base),
+      publishedMs: chunk.publishedAt(offset - chunk.base),
       attempts: queue.livesOf(offset).attempts + dead.attempts,
       redrives: redrivesOf(queue, offset, record) + (kind === 'carry' ? 1 : 0),
       dead,

@@ -110,7 +110,7 @@ export class Operator {
     const circumstances = {
       dead,
       attempts: dead?.attempts ?? queue.attemptsOf(offset),
-      timeMs: dead?.timeMs ?? chunk.batches.timeAt(offset - chunk.base),
+      timeMs: dead?.timeMs ?? chunk.publishedAt(offset - chunk.base),
     }
     return choosesAmong(filter, circumstances, this.#writer.nowMs)
   }
@@ -129,7 +129,7 @@ export class Operator {
       totalAttempts: queue.livesOf(offset).attempts + attempts,
       redrives: redrivesOf(queue, offset, record),
       offset,
-      publishedAtMs: chunk.batches.timeAt(index),
+      publishedAtMs: chunk.publishedAt(index),
       timeMs: dead?.timeMs ?? chunk.lineTimeAt(index),
       expiresAtMs: dead === undefined ? chunk.expiryAt(index) : 0,
       reason: dead?.reason ?? '',

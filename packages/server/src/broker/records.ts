@@ -3,7 +3,6 @@ import {
   BATCH_HEADER_BYTES,
   ORIGIN_HEADERS,
   RECORD_FLAG,
-  batchBaseOffset,
   copyBytes,
   deathName,
   readText,
@@ -14,10 +13,11 @@ import {
   type MessageFilter,
 } from '@sluice/protocol'
 import type { Blocks } from '../log/blocks.js'
-import type { Dead, Queue } from '../queue/index.js'
+import { emptyLocation, indexInBatch, type Dead, type Queue } from '../queue/index.js'
 
 export class Records {
   readonly #blocks: Blocks
+  readonly #location = emptyLocation()
 
   constructor(blocks: Blocks) {
     this.#blocks = blocks
@@ -28,12 +28,13 @@ export class Records {
    * @throws SluiceError CORRUPT
    */
   find(queue: Queue, offset: number): Uint8Array | undefined {
-    const position = positionOf(queue, offset)
-    const block = this.#blocks.findBatch(position)
+    queue.locate(offset, this.#location)
+    const { batchPosition } = this.#location
+    const block = this.#blocks.findBatch(batchPosition)
     if (block === undefined) return undefined
-    const batchAt = position - block.position
+    const batchAt = batchPosition - block.position
     let at = batchAt + BATCH_HEADER_BYTES
-    for (let index = offset - batchBaseOffset(block.bytes, batchAt); index > 0; index--)
+    for (let index = indexInBatch(this.#location, block.bytes, batchAt); index > 0; index--)
       at += recordSize(block.bytes, at)
     return copyBytes(block.bytes, at, at + recordSize(block.bytes, at))
   }
@@ -47,21 +48,21 @@ export class Records {
       if (queue.stateOf(offset) === undefined) return undefined
       const record = this.find(queue, offset)
       if (record !== undefined) return record
-      const position = positionOf(queue, offset)
+      const position = this.#positionOf(queue, offset)
       try {
         await this.#blocks.load(position, false)
       } catch (error) {
         // It may have been relocated or be gone by now, and its segment given back.
-        const isStill = queue.stateOf(offset) !== undefined && positionOf(queue, offset) === position
+        const isStill = queue.stateOf(offset) !== undefined && this.#positionOf(queue, offset) === position
         if (isStill && loads > 0) throw error
       }
     }
   }
-}
 
-function positionOf(queue: Queue, offset: number): number {
-  const chunk = queue.chunkAt(offset)!
-  return chunk.batches.placeAt(offset - chunk.base)
+  #positionOf(queue: Queue, offset: number): number {
+    queue.locate(offset, this.#location)
+    return this.#location.batchPosition
+  }
 }
 
 /** What a filter can know of a message without its record. */

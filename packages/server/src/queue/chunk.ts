@@ -12,6 +12,7 @@ import { BatchTable } from './batches.js'
 import { COLUMN, Columns } from './columns.js'
 import type { DeadMessages } from './dead.js'
 import { ID_WORDS } from './hash.js'
+import type { Location } from './location.js'
 import { LISTED_MAX, MARK, Marks, type Mark } from './marks.js'
 
 export { DEATH, type Death }
@@ -62,7 +63,7 @@ export class Chunk {
   live = 0
   /** Bytes of the records that were appended here; of a batch across chunks, its share by count. */
   bytes = 0
-  /** Those that hold the messages. */
+  /** Those that hold the messages; only the contents and pages of the queue look into them. */
   readonly batches = new BatchTable()
   /** Bit by priority: some message here was appended with it. */
   priorityMask = 0
@@ -188,9 +189,25 @@ export class Chunk {
     return expiryMs !== 0 && expiryMs <= nowMs
   }
 
+  /** When the message was published. */
+  publishedAt(index: number): number {
+    return this.batches.timeAt(index)
+  }
+
   /** Where the message stands in time: when it is or was due, or when it was published. */
   lineTimeAt(index: number): number {
     return this.dueAt(index) || this.batches.timeAt(index)
+  }
+
+  /** Says where the message is in the log. */
+  locate(index: number, location: Location): void {
+    const { base, batches } = this
+    const batch = batches.find(index)
+    location.offset = base + index
+    location.batchPosition = batches.place(batch)
+    location.publishedAtMs = batches.timeMs(batch)
+    location.batchFrom = base + batches.first(batch)
+    location.batchEnd = base + this.batchEnd(batch)
   }
 
   /** Size of the message's record; 0 where it is not known. */

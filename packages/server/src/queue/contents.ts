@@ -26,6 +26,7 @@ import { DeadMessages, type Dead } from './dead.js'
 import { ID_WORDS, isId } from './hash.js'
 import { IdWindow } from './ids.js'
 import { Keys, NONE } from './keys.js'
+import type { Location } from './location.js'
 import type { PageUse } from './page-use.js'
 import { Reasons } from './reasons.js'
 
@@ -524,6 +525,12 @@ export class Contents implements Arriving {
     return this.#chunks.at(offset)
   }
 
+  /** Says where the message at `offset`, which is not gone, is in the log. */
+  locate(offset: number, location: Location): void {
+    const chunk = this.chunkAt(offset)!
+    chunk.locate(offset - chunk.base, location)
+  }
+
   /** Where the batch with its oldest message that is not done stands in the log; -1: it has none. */
   get oldestPosition(): number {
     let position = -1
@@ -550,6 +557,24 @@ export class Contents implements Arriving {
         if (visit(place, chunk.batches.bytes(batch)) === true) return
       }
     }
+  }
+
+  /**
+   * Place of the first batch with a live message that is `wanted`, from that of the message at `offset` on; -1: none
+   * before a chunk that is all gone.
+   */
+  liveBatchFrom(offset: number, wanted: (place: number) => boolean): number {
+    let chunk = this.chunkAt(offset)
+    let batch = chunk === undefined ? 0 : chunk.batches.find(offset - chunk.base)
+    while (chunk !== undefined) {
+      for (; batch < chunk.batches.count; batch++) {
+        const place = chunk.batches.place(batch)
+        if (wanted(place) && !chunk.batchIsGone(batch)) return place
+      }
+      chunk = this.chunkAt(chunk.base + CHUNK_MESSAGES)
+      batch = 0
+    }
+    return -1
   }
 
   chunks(): IterableIterator<Chunk> {
@@ -624,8 +649,13 @@ export class Contents implements Arriving {
     return removed
   }
 
-  /** Whether nothing of the batch is live, here or in the chunks that it came from and goes on in. */
-  protected isOver(chunk: Chunk, batch: number): boolean {
+  /** Gives the log the room of the batch back, if nothing of it is live any more. */
+  protected freeBatch(chunk: Chunk, batch: number): void {
+    if (this.#isOver(chunk, batch)) this.use.remove(chunk.batches.place(batch), chunk.batches.bytes(batch))
+  }
+
+  // Whether nothing of the batch is live, here or in the chunks that it came from and goes on in.
+  #isOver(chunk: Chunk, batch: number): boolean {
     if (!chunk.batchIsGone(batch)) return false
     const place = chunk.batches.place(batch)
     if (batch === 0 && this.#isLiveFrom(chunk.base, -CHUNK_MESSAGES, place)) return false

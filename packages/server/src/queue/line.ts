@@ -15,6 +15,7 @@ import type { Chunk } from './chunk.js'
 import { chunkEndAfter, type Chunks } from './chunks.js'
 import { KeyLines, type KeyRules, type Placed } from './key-lines.js'
 import { NONE, type Keys } from './keys.js'
+import { emptyLocation, type Location } from './location.js'
 import { MARK } from './marks.js'
 import { Schedule } from './schedule.js'
 import type { Suspects } from './suspects.js'
@@ -27,11 +28,8 @@ const STALE_SLACK = 1024
 const OLDEST_LOOKED_AT_MAX = 16_384
 
 /** Consecutive messages of one batch that can be handed out together: same priority, same attempt, same mark. */
-export interface Run {
-  offset: number
+export interface Run extends Location {
   count: number
-  batchPosition: number
-  publishedAtMs: number
   attempt: number
   redelivered: boolean
   /** A suspect: whoever gets it handles nothing else meanwhile. */
@@ -42,6 +40,19 @@ export interface Run {
   expired: boolean
   /** All that a delivery of it says is on disk already; set by whoever knows where the disk is. */
   durable: boolean
+}
+
+export function emptyRun(): Run {
+  return {
+    ...emptyLocation(),
+    count: 0,
+    attempt: 0,
+    redelivered: false,
+    alone: false,
+    sinceMs: -1,
+    expired: false,
+    durable: false,
+  }
 }
 
 export class Line {
@@ -79,6 +90,7 @@ export class Line {
   /** No message with a key below this stands in the line of its key. */
   #keyedFrom = 0
   readonly #suspects: Suspects
+  readonly #location = emptyLocation()
 
   constructor(chunks: Chunks, keys: Keys, suspects: Suspects) {
     this.#chunks = chunks
@@ -107,7 +119,7 @@ export class Line {
         takeOut(chunk, index, index + 1)
         this.#ripen(chunk, index)
         this.#keyLines.append(slot, chunk, index)
-        const timeMs = chunk.batches.timeAt(index)
+        const timeMs = chunk.publishedAt(index)
         this.#keyLines.offer(slot, timeMs, chunk.base + index, timeMs)
       }
     }
@@ -236,7 +248,7 @@ export class Line {
       }
       for (; offset < Math.min(end, this.#end); offset++) {
         const index = offset - chunk.base
-        if (!isFirst && (--left === 0 || chunk.batches.timeAt(index) >= oldest)) return oldest
+        if (!isFirst && (--left === 0 || chunk.publishedAt(index) >= oldest)) return oldest
         if (!chunk.isRipe(index) || !chunk.isWaiting(index) || chunk.isGone(index)) continue
         if (chunk.keyAt(index) === NONE) continue
         if (isFirst) this.#keyedFrom = offset
@@ -274,7 +286,9 @@ export class Line {
     if (this.#dueMask === 0) return
     this.#due[31 - Math.clz32(this.#dueMask)]!.early(count, (offset) => {
       const chunk = this.#chunks.at(offset)
-      if (chunk !== undefined) each(chunk.batches.placeAt(offset - chunk.base))
+      if (chunk === undefined) return
+      chunk.locate(offset - chunk.base, this.#location)
+      each(this.#location.batchPosition)
     })
   }
 
@@ -460,8 +474,8 @@ export class Line {
   #plainRun(chunk: Chunk, priority: number, max: number, nowMs: number, run: Run): void {
     const offset = this.#headOffset
     const index = offset - chunk.base
-    const batch = chunk.batches.find(index)
-    let end = Math.min(chunk.batchEnd(batch), index + max)
+    chunk.locate(index, run)
+    let end = Math.min(run.batchEnd - chunk.base, index + max)
     end = chunk.marks.firstTaken(index, end)
     const marked = this.#isMarked(chunk, index)
     if (this.#redeliveredBelow > offset) end = Math.min(end, this.#redeliveredBelow - chunk.base)
@@ -476,10 +490,7 @@ export class Line {
       for (let at = index + 1; at < end; at++) if (chunk.isExpired(at, nowMs)) end = at
     }
     if (this.#suspects.size > 0) end = this.#untilSuspect(chunk, index, end)
-    run.offset = offset
     run.count = end - index
-    run.batchPosition = chunk.batches.place(batch)
-    run.publishedAtMs = chunk.batches.timeMs(batch)
     run.attempt = 1
     run.redelivered = marked
     run.alone = this.#suspects.has(offset)
@@ -490,13 +501,10 @@ export class Line {
     const offset = due.firstOffset
     const chunk = this.#chunks.at(offset)!
     const index = offset - chunk.base
-    const batch = chunk.batches.find(index)
     const attempts = chunk.attemptsAt(index)
-    run.offset = offset
-    const room = Math.min(max, chunk.batchEnd(batch) - index)
+    chunk.locate(index, run)
+    const room = Math.min(max, run.batchEnd - offset)
     run.count = this.#isFirstTry(chunk, index) ? this.#neighbours(due, chunk, index, room) : 1
-    run.batchPosition = chunk.batches.place(batch)
-    run.publishedAtMs = chunk.batches.timeMs(batch)
     run.attempt = Math.min(attempts + 1, LIMITS.maxDeliveriesMax)
     run.redelivered = attempts > 0 || this.#isMarked(chunk, index) || chunk.lives?.has(index) === true
     run.alone = this.#suspects.has(offset)
@@ -723,7 +731,7 @@ export class Line {
 }
 
 function plainTime(chunk: Chunk, offset: number): number {
-  return chunk.batches.timeAt(offset - chunk.base)
+  return chunk.publishedAt(offset - chunk.base)
 }
 
 function isOut(chunk: Chunk, index: number): boolean {

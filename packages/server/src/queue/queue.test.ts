@@ -6,7 +6,7 @@ import { Arrivals } from './arrivals.js'
 import { Chunk, DEATH, type Traits } from './chunk.js'
 import { FACT, readFacts, type Fact } from './facts.js'
 import { Keys } from './keys.js'
-import type { Run } from './line.js'
+import { emptyRun } from './line.js'
 import { decodeChunkPage, encodeChunkPage } from './pages.js'
 import type { QueueDefinition } from './contents.js'
 import { Queue } from './queue.js'
@@ -51,19 +51,6 @@ interface Message {
   delivered: boolean
   returned: boolean
 }
-
-const newRun = (): Run => ({
-  offset: 0,
-  count: 0,
-  batchPosition: 0,
-  publishedAtMs: 0,
-  attempt: 0,
-  redelivered: false,
-  alone: false,
-  sinceMs: -1,
-  expired: false,
-  durable: false,
-})
 
 // A call of `expect` takes longer than all else that is done for a message.
 /** Makes room for a batch of so many messages. */
@@ -247,7 +234,7 @@ class Pair {
 
   // `next` is what the model expects; it is asked again after each message.
   #lease(max: number, take: number, next = (): Message | undefined => this.model.next()): boolean {
-    const run = newRun()
+    const run = emptyRun()
     if (!this.queue.nextRun(max, this.model.now, run)) {
       expect(next()).toBeUndefined()
       return false
@@ -465,7 +452,7 @@ describe('queue', () => {
 
   it('forgets chunks whose messages are all gone', () => {
     const { queue } = make()
-    const run = newRun()
+    const run = emptyRun()
     for (let i = 0; i < 300; i++) queue.append(queue.next, 1000, i * 512, 1, 100_000)
     let chunksBefore = 0
     for (const _ of queue.chunks()) chunksBefore++
@@ -499,7 +486,7 @@ describe('queue', () => {
   it('hands out suspects alone until they are settled', () => {
     const { queue } = make()
     queue.append(0, 10, 512, 1, 1_000)
-    const run = newRun()
+    const run = emptyRun()
     expect(queue.nextRun(10, 1, run)).toBe(true)
     queue.lease(run, 10, 1, '')
     for (const offset of [3, 4, 7]) queue.suspects.add(offset)
@@ -531,7 +518,7 @@ describe('queue', () => {
     const { queue } = make()
     queue.applyOptions({ ...queue.options, maxDeliveries }, 1)
     queue.append(0, 2, 512, 1, 200)
-    const run = newRun()
+    const run = emptyRun()
     const TRIES = 299
     for (let attempt = 1; attempt <= TRIES; attempt++) {
       queue.nextRun(1, 1, run)
@@ -573,7 +560,7 @@ describe('queue', () => {
   it('delivers what came back without passing over all that was delivered since', () => {
     const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
     queue.open(1)
-    const run = newRun()
+    const run = emptyRun()
     // Every other one has another priority, so that each has to be looked at.
     const COUNT = 8_192
     queue.append(0, COUNT, 512, 1, COUNT * 100, {
@@ -611,7 +598,7 @@ describe('queue', () => {
   ] as const)('takes what comes back into the line of its key in steps, %s', (_, offsetOf) => {
     const queue = new Queue(1, definition({ keyConcurrency: 2_000 }), new CountedUse(), new Arrivals(4))
     queue.open(1)
-    const run = newRun()
+    const run = emptyRun()
     const COUNT = 2_000
     for (let offset = 0; offset < COUNT + 10; offset++)
       queue.append(offset, 1, 512 + offset, 1, 100, {
@@ -643,7 +630,7 @@ describe('queue', () => {
     const options = { maxMessages: 5_000, overflow: 'drop-oldest' } as const
     const queue = new Queue(1, definition(options), new CountedUse(), new Arrivals(4))
     queue.open(1)
-    const run = newRun()
+    const run = emptyRun()
     const publish = (count: number, priority: number): void => {
       makeRoom(queue, count, 1)
       queue.append(queue.next, count, 512, 1, count * 100, {
@@ -676,7 +663,7 @@ describe('queue', () => {
     const all = { ...definition({ unique: 'pending', maxBytes: 1e12, ttlMs: 1e9 }) }
     const queue = new Queue(1, all, new CountedUse(), new Arrivals(4))
     queue.open(1)
-    const run = newRun()
+    const run = emptyRun()
     const COUNT = 8 * 1_024
     for (let offset = 0; offset < COUNT; offset++) {
       queue.append(offset, 1, 512 + offset, 1, 100, {
@@ -729,7 +716,7 @@ describe('queue', () => {
   it('keeps little of a newest chunk in which few messages are left', () => {
     const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
     queue.open(1)
-    const run = newRun()
+    const run = emptyRun()
     for (let offset = 0; offset < 1_000; offset++) {
       const traits = { ...traitsOf(1, 1, 1), priorities: Uint8Array.of(7) }
       queue.append(offset, 1, 512 + offset, 1, 100, { ...traits, dues: new Float64Array(1) })
@@ -750,7 +737,7 @@ describe('queue', () => {
     // Nothing asks for sizes when they come: of the batch only all bytes are known.
     queue.append(0, 1_000, 512, 1, LARGE + 999 * 50)
     queue.applyOptions({ ...queue.options, maxBytes: 1_500_000 }, 1)
-    const run = newRun()
+    const run = emptyRun()
     queue.nextRun(1_000, 1, run)
     queue.lease(run, 1_000, 1, '')
     if (how === 'ack') queue.ack(1, 999, 1, 999 * 50)
@@ -768,7 +755,7 @@ describe('queue', () => {
     const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
     queue.appendFact(5_000, 10, 512, 1, 1_000)
     queue.open(1)
-    const run = newRun()
+    const run = emptyRun()
     expect(queue.nextRun(100, 1, run)).toBe(true)
     expect([run.offset, run.count]).toEqual([5_000, 10])
     expect(queue.live).toBe(10)

@@ -160,7 +160,7 @@ export class Queue extends Contents implements Follower {
   }
 
   removedFrom(chunk: Chunk, batch: number): void {
-    if (this.isOver(chunk, batch)) this.use.remove(chunk.batches.place(batch), chunk.batches.bytes(batch))
+    this.freeBatch(chunk, batch)
   }
 
   copied(from: number, to: number, bytes: number): void {

@@ -1,0 +1,65 @@
+import {
+  BATCH_HEADER_BYTES,
+  BATCH_TYPE,
+  QUEUE_OPTION_DEFAULTS,
+  sealBatch,
+  stampBatch,
+} from '@sluice/protocol'
+import { expect, test } from 'vitest'
+import { Arrivals } from './arrivals.js'
+import { CHUNK_MESSAGES } from './bits.js'
+import { checkBatchAt, emptyLocation, indexInBatch } from './location.js'
+import { Queue } from './queue.js'
+import { CountedUse } from '../testing/log-use.js'
+
+const COUNTS = [1, 300, 2_500, 7, 900, 1_024, 40]
+
+function headerOf(queueId: number, base: number, count: number): Uint8Array {
+  const bytes = new Uint8Array(BATCH_HEADER_BYTES)
+  sealBatch(bytes, 0, BATCH_HEADER_BYTES, { type: BATCH_TYPE.messages, count })
+  stampBatch(bytes, 0, queueId, base, 1, 1)
+  return bytes
+}
+
+test('says of each message which batch it is in, and the header of that batch its index there', () => {
+  const definition = { name: 'q', options: QUEUE_OPTION_DEFAULTS, createdAtMs: 0, paused: false, idsFrom: 0 }
+  const queue = new Queue(1, { ...definition, seed: [1, 2, 3, 4] }, new CountedUse(), new Arrivals(4))
+  queue.open(1)
+  const location = emptyLocation()
+  const batches = COUNTS.map((count, index) => {
+    const base = queue.next
+    queue.append(base, count, 10_000 * index, 5 + index, count * 100)
+    return { base, count, position: 10_000 * index, timeMs: 5 + index }
+  })
+  let located = 0
+  for (const { base, count, position, timeMs } of batches) {
+    const header = headerOf(1, base, count)
+    for (let offset = base; offset < base + count; offset++) {
+      queue.locate(offset, location)
+      const chunkBase = offset - (offset % CHUNK_MESSAGES)
+      expect(location).toEqual({
+        offset,
+        batchPosition: position,
+        publishedAtMs: timeMs,
+        batchFrom: Math.max(base, chunkBase),
+        batchEnd: Math.min(base + count, chunkBase + CHUNK_MESSAGES),
+      })
+      checkBatchAt(location, queue, header, 0)
+      if (indexInBatch(location, header, 0) === offset - base) located++
+    }
+  }
+  expect(located).toBe(COUNTS.reduce((sum, count) => sum + count, 0))
+})
+
+test.each([
+  ['of another queue', headerOf(2, 10, 5)],
+  ['that begins elsewhere', headerOf(1, 9, 6)],
+  ['that is longer', headerOf(1, 10, 6)],
+  ['that ends before the message', headerOf(1, 10, 3)],
+])('knows a batch %s', (_, header) => {
+  const location = { offset: 13, batchPosition: 512, publishedAtMs: 1, batchFrom: 10, batchEnd: 15 }
+  expect(() => checkBatchAt(location, { id: 1, name: 'q' }, header, 0)).toThrow(
+    'The batch at position 512 of the log is not the one that the queue q has there.',
+  )
+  checkBatchAt(location, { id: 1, name: 'q' }, headerOf(1, 10, 5), 0)
+})
