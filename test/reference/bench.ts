@@ -1032,7 +1032,7 @@ export class Bench {
   cancel(name: string, offset: number | undefined, id: string | undefined): void {
     this.#both(
       `cancel ${id ?? offset} of ${name}`,
-      () => this.broker.cancel({ name: queueName(name), offset, id }),
+      () => this.broker.operator.cancel({ name: queueName(name), offset, id }),
       (answer) => {
         this.#followSweep(name)
         return this.model.cancel(name, offset, id, answer?.offset)
@@ -1050,7 +1050,7 @@ export class Bench {
   ): void {
     this.#both(
       `reschedule ${id ?? offset} of ${name}`,
-      () => this.broker.reschedule({ name: queueName(name), offset, id, delayMs, atMs }),
+      () => this.broker.operator.reschedule({ name: queueName(name), offset, id, delayMs, atMs }),
       (answer) => {
         this.#followSweep(name)
         return this.model.reschedule(name, offset, id, delayMs, atMs, answer?.offset)

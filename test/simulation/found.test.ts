@@ -358,7 +358,7 @@ test('the history of each of several messages that left together says how', asyn
   const all = { from: 0, limit: 10, offsets: undefined, filter: {}, dryRun: false }
   await Promise.all([bench.broker.operator.discard({ name: NAME, ...all }, OPERATOR), bench.settle()])
   bench.broker.beginTurn()
-  for (const offset of [0, 1, 2]) bench.broker.cancel({ name: OTHER, offset, id: undefined })
+  for (const offset of [0, 1, 2]) bench.broker.operator.cancel({ name: OTHER, offset, id: undefined })
   await bench.settle()
   for (const [name, how] of [
     [NAME, 'discarded'],

@@ -289,7 +289,7 @@ describe('ids', () => {
     const bench = await opened({ unique: 'pending', dedupMaxIds: 2 })
     await bench.publish([{ id: 'a' }, { id: 'b' }])
     expect(() => bench.put([{ id: 'c' }])).toThrow(failing('DEDUP_FULL', true))
-    bench.broker.cancel({ name: Q, offset: undefined, id: 'a' })
+    bench.broker.operator.cancel({ name: Q, offset: undefined, id: 'a' })
     expect((await bench.publish([{ id: 'c' }])).duplicates).toBeUndefined()
   })
 
@@ -313,10 +313,10 @@ describe('ids', () => {
     await bench.publish([{ id: 'later', delayMs: HOUR }, { id: 'never', delayMs: HOUR }, { id: 'now' }])
     const byId = (id: string) => ({ name: Q, offset: undefined, id })
     const at = bench.now + 5_000
-    expect(bench.broker.cancel(byId('never'))).toEqual({ offset: 1 })
-    expect(() => bench.broker.cancel(byId('never'))).toThrow(failing('MESSAGE_NOT_FOUND', false))
-    expect(() => bench.broker.cancel(byId('nobody'))).toThrow(failing('MESSAGE_NOT_FOUND', false))
-    expect(bench.broker.reschedule({ ...byId('later'), delayMs: 5_000, atMs: undefined })).toEqual({
+    expect(bench.broker.operator.cancel(byId('never'))).toEqual({ offset: 1 })
+    expect(() => bench.broker.operator.cancel(byId('never'))).toThrow(failing('MESSAGE_NOT_FOUND', false))
+    expect(() => bench.broker.operator.cancel(byId('nobody'))).toThrow(failing('MESSAGE_NOT_FOUND', false))
+    expect(bench.broker.operator.reschedule({ ...byId('later'), delayMs: 5_000, atMs: undefined })).toEqual({
       offset: 0,
       dueMs: at,
     })
@@ -324,15 +324,15 @@ describe('ids', () => {
     // The window has long forgotten: what is delayed is found all the same.
     await bench.crash()
     const again = { ...byId('later'), delayMs: undefined, atMs: at + 1_000 }
-    expect(bench.broker.reschedule(again)).toEqual({ offset: 0, dueMs: at + 1_000 })
+    expect(bench.broker.operator.reschedule(again)).toEqual({ offset: 0, dueMs: at + 1_000 })
     expect(await bench.order()).toEqual([2])
     await bench.pass(5_500)
     expect(await bench.order()).toEqual([2])
     const worker = bench.consume()
     await bench.pass(500)
     expect(worker.offsets).toEqual([2, 0])
-    expect(() => bench.broker.cancel(byId('later'))).toThrow(failing('MESSAGE_LEASED', false))
-    expect(() => bench.broker.reschedule(again)).toThrow(failing('MESSAGE_LEASED', false))
+    expect(() => bench.broker.operator.cancel(byId('later'))).toThrow(failing('MESSAGE_LEASED', false))
+    expect(() => bench.broker.operator.reschedule(again)).toThrow(failing('MESSAGE_LEASED', false))
     expect(bench.info()).toMatchObject({ cancelled: 1, leased: 2 })
   })
 })

@@ -17,10 +17,8 @@ import {
   type Granted,
   type Loss,
   type LostRange,
-  type MessageRef,
   type Placed,
   type QueueName,
-  type RescheduleRequest,
   type SettleItem,
   type TagRange,
 } from '@sluice/protocol'
@@ -29,7 +27,6 @@ import type { Log } from '../log/log.js'
 import { Tail } from '../log/tail.js'
 import {
   DEATH,
-  ID_WORDS,
   REASON_HEAD_BYTES,
   Subscription,
   TimeHeap,
@@ -45,7 +42,7 @@ import { Intake, type AtomicStep } from './intake.js'
 import { History } from './history.js'
 import { Moves } from './moves.js'
 import { DiskRequests } from './disk-requests.js'
-import { telling, type Observer } from './observer.js'
+import type { Observer } from './observer.js'
 import { Operator } from './operator.js'
 import type { Producer } from '../state/producers.js'
 import { addLost, addTag } from './ranges.js'
@@ -55,7 +52,6 @@ import { recover } from '../state/recovery.js'
 import { pagesMax, producersMax } from '../state/directory.js'
 import { Space, type Holder } from '../state/space.js'
 import { BOOT_AFTER_CLOSE, type State } from '../state/state.js'
-import { checkAt, hashId } from '../state/traits.js'
 import { Writer, type MemoryUse } from './writer.js'
 
 export interface BrokerOptions {
@@ -693,70 +689,6 @@ export class Broker {
   /** A consumer that was not ready takes deliveries again. */
   ready(queue: Queue): void {
     this.#activate(queue)
-  }
-
-  // --- single messages ---
-
-  #settleTime(queue: Queue): void {
-    this.#observer?.looked(queue)
-    queue.settleTime(this.nowMs)
-    this.#observer?.timeSettled(queue)
-  }
-
-  /**
-   * Takes out a message that is scheduled or ready.
-   * @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND, MESSAGE_LEASED
-   */
-  cancel(ref: MessageRef): { readonly offset: number } {
-    return telling(
-      () => this.#cancel(ref),
-      (answer) => this.#observer?.cancelled(ref, answer),
-    )
-  }
-
-  #cancel(ref: MessageRef): { readonly offset: number } {
-    const queue = this.queue(ref.name)
-    const offset = this.#offsetOf(queue, ref)
-    queue.cancel(offset, this.nowMs)
-    this.#changed(queue)
-    return { offset }
-  }
-
-  /**
-   * A message that is scheduled or ready is due at another time.
-   * @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND, MESSAGE_LEASED, AT_IN_THE_PAST, INVALID_DELAY
-   */
-  reschedule(request: RescheduleRequest): { readonly offset: number; readonly dueMs: number } {
-    return telling(
-      () => this.#reschedule(request),
-      (answer) => this.#observer?.rescheduled(request, answer),
-    )
-  }
-
-  #reschedule(request: RescheduleRequest): { readonly offset: number; readonly dueMs: number } {
-    const { delayMs, atMs } = request
-    if (atMs !== undefined) checkAt('`at`', atMs, this.nowMs)
-    const queue = this.queue(request.name)
-    const offset = this.#offsetOf(queue, request)
-    const dueMs = Math.max(this.nowMs, atMs ?? this.nowMs + delayMs!)
-    queue.reschedule(offset, dueMs, this.nowMs)
-    this.#changed(queue)
-    return { offset, dueMs }
-  }
-
-  #offsetOf(queue: Queue, { offset, id }: MessageRef): number {
-    this.#settleTime(queue)
-    this.#changed(queue)
-    if (offset !== undefined) return offset
-    const bytes = Buffer.from(id!)
-    const words = new Uint32Array(ID_WORDS)
-    hashId(bytes, 0, bytes.length, queue.seed, words, 0)
-    const found = queue.offsetOf(words)
-    if (found !== -1) return found
-    throw new SluiceError(
-      'MESSAGE_NOT_FOUND',
-      `The queue ${queue.name} knows no message with the id ${JSON.stringify(id)}.`,
-    )
   }
 
   /**

@@ -112,8 +112,14 @@ describe('a claim within one boot', () => {
       },
       'it was purged': (bench) => void bench.broker.catalog.purge(Q),
       'it was rescheduled': (bench) =>
-        void bench.broker.reschedule({ name: Q, offset: 0, delayMs: 5, atMs: undefined, id: undefined }),
-      'it was cancelled': (bench) => void bench.broker.cancel({ name: Q, offset: 0, id: undefined }),
+        void bench.broker.operator.reschedule({
+          name: Q,
+          offset: 0,
+          delayMs: 5,
+          atMs: undefined,
+          id: undefined,
+        }),
+      'it was cancelled': (bench) => void bench.broker.operator.cancel({ name: Q, offset: 0, id: undefined }),
       'its queue was made anew': async (bench) => {
         bench.broker.catalog.delete(Q)
         bench.ensure()

@@ -223,7 +223,7 @@ describe('redrive', () => {
     }
     expect(await redrive(bench)).toEqual({ matched: 3, redriven: 2, guarded: 1, barred: 1, next: null })
     expect(bench.put([{ id: 'y' }]).duplicates).toEqual(new Map([[0, 1]]))
-    bench.broker.cancel({ name: Q, offset: undefined, id: 'x' })
+    bench.broker.operator.cancel({ name: Q, offset: undefined, id: 'x' })
     expect(await redrive(bench)).toEqual({ matched: 1, redriven: 1, guarded: 0, barred: 0, next: null })
     bench.broker.audit()
   })
@@ -417,7 +417,7 @@ describe('replay', () => {
     bench.ensure({}, OTHER)
     await bench.publish([{ id: 'a' }, { id: 'a' }, { ttlMs: 10 }, { id: 'c', delayMs: HOUR }, {}, {}, {}])
     await bench.pass(20)
-    bench.broker.cancel({ name: Q, offset: undefined, id: 'c' })
+    bench.broker.operator.cancel({ name: Q, offset: undefined, id: 'c' })
     const worker = bench.consume()
     await bench.settle()
     worker.settle(0, OUTCOME.ack)
@@ -530,8 +530,8 @@ describe('history', () => {
     bench.broker.beginTurn()
     const times = Array.from({ length: 1_500 }, (_, i) => bench.now + HOUR + i)
     for (const atMs of times) {
-      bench.broker.reschedule({ name: Q, offset: 1, id: undefined, delayMs: undefined, atMs })
-      bench.broker.reschedule({ name: Q, offset: 0, id: undefined, delayMs: HOUR, atMs: undefined })
+      bench.broker.operator.reschedule({ name: Q, offset: 1, id: undefined, delayMs: undefined, atMs })
+      bench.broker.operator.reschedule({ name: Q, offset: 0, id: undefined, delayMs: HOUR, atMs: undefined })
     }
     const entries = bench.log.entries.length
     await bench.settle()
@@ -589,7 +589,7 @@ describe('history', () => {
     const t = bench.now
     await bench.publish([{ id: 'a', delayMs: 1_000 }, { id: 'a' }])
     bench.broker.beginTurn()
-    bench.broker.reschedule({ name: Q, offset: 0, id: undefined, delayMs: 100, atMs: undefined })
+    bench.broker.operator.reschedule({ name: Q, offset: 0, id: undefined, delayMs: 100, atMs: undefined })
     const worker = bench.consume(10, { label: 'w' })
     await bench.settle()
     await bench.pass(100)

@@ -1,6 +1,6 @@
 /**
- * Requests about single messages: looking at them, and bringing back or deleting the dead. Each page takes as many turns
- * as it needs, and what was chosen is looked at again after every wait.
+ * Requests about single messages: looking at them, bringing back or deleting the dead, and cancelling or rescheduling one.
+ * A page takes as many turns as it needs; what was chosen is looked at again after every wait.
  */
 import {
   LIMITS,
@@ -11,16 +11,19 @@ import {
   peekedBytes,
   type DeadSelection,
   type MessageFilter,
+  type MessageRef,
   type PeekPage,
   type PeekRequest,
   type PeekedMessage,
   type RedriveRequest,
+  type RescheduleRequest,
 } from '@sluice/protocol'
-import type { Chunk, Queue } from '../queue/index.js'
+import { ID_WORDS, type Chunk, type Queue } from '../queue/index.js'
 import type { State } from '../state/state.js'
+import { checkAt, hashId } from '../state/traits.js'
 import { cutFault, type Caller, type CutShort, type DiskRequests } from './disk-requests.js'
 import type { Moves } from './moves.js'
-import type { Observer } from './observer.js'
+import { telling, type Observer } from './observer.js'
 import { fittedRecord } from './origin.js'
 import { choosesAmong, choosesRecord, needsRecord, redrivesOf, type Records } from './records.js'
 import type { Writer } from './writer.js'
@@ -223,6 +226,65 @@ export class Operator {
       }
       return { ...counts, matched, next: null }
     })
+  }
+
+  /**
+   * Takes out a message that is scheduled or ready.
+   * @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND, MESSAGE_LEASED
+   */
+  cancel(ref: MessageRef): { readonly offset: number } {
+    return telling(
+      () => this.#cancel(ref),
+      (answer) => this.#observer?.cancelled(ref, answer),
+    )
+  }
+
+  #cancel(ref: MessageRef): { readonly offset: number } {
+    const queue = this.#state.queue(ref.name)
+    const offset = this.#offsetOf(queue, ref)
+    queue.cancel(offset, this.#writer.nowMs)
+    this.#changed(queue)
+    return { offset }
+  }
+
+  /**
+   * A message that is scheduled or ready is due at another time.
+   * @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND, MESSAGE_LEASED, AT_IN_THE_PAST, INVALID_DELAY
+   */
+  reschedule(request: RescheduleRequest): { readonly offset: number; readonly dueMs: number } {
+    return telling(
+      () => this.#reschedule(request),
+      (answer) => this.#observer?.rescheduled(request, answer),
+    )
+  }
+
+  #reschedule(request: RescheduleRequest): { readonly offset: number; readonly dueMs: number } {
+    const { delayMs, atMs } = request
+    const { nowMs } = this.#writer
+    if (atMs !== undefined) checkAt('`at`', atMs, nowMs)
+    const queue = this.#state.queue(request.name)
+    const offset = this.#offsetOf(queue, request)
+    const dueMs = Math.max(nowMs, atMs ?? nowMs + delayMs!)
+    queue.reschedule(offset, dueMs, nowMs)
+    this.#changed(queue)
+    return { offset, dueMs }
+  }
+
+  #offsetOf(queue: Queue, { offset, id }: MessageRef): number {
+    this.#observer?.looked(queue)
+    queue.settleTime(this.#writer.nowMs)
+    this.#observer?.timeSettled(queue)
+    this.#changed(queue)
+    if (offset !== undefined) return offset
+    const bytes = Buffer.from(id!)
+    const words = new Uint32Array(ID_WORDS)
+    hashId(bytes, 0, bytes.length, queue.seed, words, 0)
+    const found = queue.offsetOf(words)
+    if (found !== -1) return found
+    throw new SluiceError(
+      'MESSAGE_NOT_FOUND',
+      `The queue ${queue.name} knows no message with the id ${JSON.stringify(id)}.`,
+    )
   }
 }
 

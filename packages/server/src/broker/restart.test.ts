@@ -157,7 +157,7 @@ describe('ids', () => {
           [1, 1],
         ]),
       )
-      bench.broker.cancel({ name: Q, offset: baseOffset + 2, id: undefined })
+      bench.broker.operator.cancel({ name: Q, offset: baseOffset + 2, id: undefined })
       await bench.settle()
     }
     await bench.crash()
