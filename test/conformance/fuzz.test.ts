@@ -12,7 +12,8 @@ import {
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
 import { READERS, readBatch, readRecords } from './payloads.js'
-import { FRAME_VECTORS, RUNS_TIMEOUT_MS, VECTORS, concat, framesOf, runs } from './vectors.js'
+import { runs, TIMEOUT_MS } from '../amount.js'
+import { FRAME_VECTORS, VECTORS, concat, framesOf } from './vectors.js'
 
 type Mutation = (bytes: Uint8Array) => Uint8Array
 
@@ -64,7 +65,7 @@ function outcome(reading: () => unknown): number {
   }
 }
 
-test('mutated payloads through the reader of every frame kind', { timeout: RUNS_TIMEOUT_MS }, () => {
+test('mutated payloads through the reader of every frame kind', { timeout: TIMEOUT_MS }, () => {
   let checked = 0
   let read = 0
   fc.assert(
@@ -82,16 +83,16 @@ test('mutated payloads through the reader of every frame kind', { timeout: RUNS_
         checked++
       }
     }),
-    { numRuns: runs(800, 300_000) },
+    { numRuns: runs(300, 300_000) },
   )
-  expect(checked).toBeGreaterThanOrEqual(800 * 42)
+  expect(checked).toBeGreaterThanOrEqual(300 * 42)
   // Both ends of the readers were reached.
-  expect(read).toBeGreaterThan(500)
+  expect(read).toBeGreaterThan(190)
   expect(read).toBeLessThan(checked)
 })
 
 // Its checksum hides what is behind it from the test above; a stranger can make the checksum too.
-test('mutated atomic steps whose checksum is right', { timeout: RUNS_TIMEOUT_MS }, () => {
+test('mutated atomic steps whose checksum is right', { timeout: TIMEOUT_MS }, () => {
   const written = FRAME_VECTORS.filter(({ bytes }) => bytes[4] === OP.ATOMIC)
   expect(written).toHaveLength(3)
   const read = READERS.get(OP.ATOMIC)!
@@ -110,7 +111,7 @@ test('mutated atomic steps whose checksum is right', { timeout: RUNS_TIMEOUT_MS 
       accepted += inside
       refused += 1 - inside
     }),
-    { numRuns: runs(4_000, 1_000_000) },
+    { numRuns: runs(1_500, 1_000_000) },
   )
   expect(accepted).toBeGreaterThan(100)
   expect(refused).toBeGreaterThan(100)
@@ -118,7 +119,7 @@ test('mutated atomic steps whose checksum is right', { timeout: RUNS_TIMEOUT_MS 
 
 test(
   'mutated streams through the frame decoder, in pieces, and on into the readers',
-  { timeout: RUNS_TIMEOUT_MS },
+  { timeout: TIMEOUT_MS },
   () => {
     const stream = concat(FRAME_VECTORS.map(({ bytes }) => bytes))
     let frames = 0
@@ -146,14 +147,14 @@ test(
         frames += whole.length / 2
         errors += 1 - first
       }),
-      { numRuns: runs(1_500, 200_000) },
+      { numRuns: runs(600, 200_000) },
     )
-    expect(frames).toBeGreaterThan(10_000)
-    expect(errors).toBeGreaterThan(100)
+    expect(frames).toBeGreaterThan(4_000)
+    expect(errors).toBeGreaterThan(40)
   },
 )
 
-test('mutated records and batches', { timeout: RUNS_TIMEOUT_MS }, () => {
+test('mutated records and batches', { timeout: TIMEOUT_MS }, () => {
   const written = VECTORS.filter(({ kind }) => kind === 'record' || kind === 'batch')
   let accepted = 0
   let refused = 0
@@ -172,13 +173,13 @@ test('mutated records and batches', { timeout: RUNS_TIMEOUT_MS }, () => {
       accepted += good
       refused += 1 - good
     }),
-    { numRuns: runs(4_000, 1_000_000) },
+    { numRuns: runs(1_500, 1_000_000) },
   )
-  expect(accepted).toBeGreaterThan(100)
-  expect(refused).toBeGreaterThan(100)
+  expect(accepted).toBeGreaterThan(40)
+  expect(refused).toBeGreaterThan(40)
 })
 
-test('random bytes under every opcode and every frame flag', { timeout: RUNS_TIMEOUT_MS }, () => {
+test('random bytes under every opcode and every frame flag', { timeout: TIMEOUT_MS }, () => {
   let checked = 0
   fc.assert(
     fc.property(fc.nat(255), fc.nat(255), fc.uint8Array({ maxLength: 200 }), (opcode, flags, payload) => {
@@ -189,7 +190,7 @@ test('random bytes under every opcode and every frame flag', { timeout: RUNS_TIM
       for (const reader of READERS.values()) outcome(() => reader(payload, 0, payload.length))
       checked++
     }),
-    { numRuns: runs(800, 300_000) },
+    { numRuns: runs(300, 300_000) },
   )
-  expect(checked).toBeGreaterThanOrEqual(800)
+  expect(checked).toBeGreaterThanOrEqual(300)
 })

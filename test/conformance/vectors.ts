@@ -52,12 +52,3 @@ export function framesOf(
   for (const chunk of chunks) decoder.push(chunk)
   return frames
 }
-
-/** How often to try: `usual`, or in the long run (SLUICE_LONG=1) `long`, or what SLUICE_LONG says. */
-export function runs(usual: number, long: number): number {
-  const asked = Number(process.env['SLUICE_LONG'] ?? 0)
-  return asked === 1 ? long : Math.max(usual, asked)
-}
-
-/** For a test that tries `runs` times. */
-export const RUNS_TIMEOUT_MS = process.env['SLUICE_LONG'] === undefined ? 30_000 : 3_600_000

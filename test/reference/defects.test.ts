@@ -1,8 +1,12 @@
-/** Every planted defect is found, within few seeds. */
+/**
+ * Every planted defect is found, within few seeds. `pnpm test` begins with the seed that is known to find it; the long
+ * mode searches from the first seed on.
+ */
 import { expect, test } from 'vitest'
 import { Broker } from '../../packages/server/src/broker/broker.js'
 import { MemoryLog } from '../../packages/server/src/log/memory-log.js'
 import { Schedule } from '../../packages/server/src/queue/schedule.js'
+import { IS_LONG, TIMEOUT_MS } from '../amount.js'
 import { DEFECTS, type PlantedDefect } from './defects.js'
 import { runHistory } from './history.js'
 import { Difference } from './model.js'
@@ -11,18 +15,35 @@ const PRODUCT = { Broker, MemoryLog, Schedule }
 const SEEDS_MAX = 40
 const OPERATIONS = 600
 
+/** By a defect's name, where it is not the first seed. An entry that is out of date costs time, no more. */
+const KNOWN_SEEDS: Readonly<Record<string, number>> = {
+  'of a queue with `single` the oldest subscription gets messages, also while it asks for none': 3,
+  'an extension does nothing': 6,
+  'a limit lets one more in': 2,
+  'an atomic step that is refused acknowledges all the same': 3,
+  'a dead message is brought back as often as is asked for': 27,
+  'a page of a replay begins with the last message of the page before': 4,
+  'a replay passes over the first message of a later page': 8,
+  'a history tells of no delivery': 4,
+}
+
 const found: string[] = []
 
-async function firstDifference({ plant }: PlantedDefect): Promise<unknown> {
-  for (let seed = 1; seed <= SEEDS_MAX; seed++) {
+async function firstDifference({ name, plant }: PlantedDefect): Promise<unknown> {
+  const seeds = Array.from({ length: SEEDS_MAX }, (_, i) => i + 1)
+  const known = KNOWN_SEEDS[name]
+  if (!IS_LONG && known !== undefined) seeds.unshift(known)
+  for (const seed of seeds) {
     const options = { seed, operations: OPERATIONS, defect: plant() }
     const { failure } = await runHistory(PRODUCT, options)
-    if (failure !== undefined) return failure.error
+    if (failure === undefined) continue
+    if (IS_LONG || seed !== (known ?? 1)) console.log(`  ${JSON.stringify(name)}: ${seed},`)
+    return failure.error
   }
   return undefined
 }
 
-test.each(DEFECTS)('found: $name', { timeout: 120_000 }, async (defect) => {
+test.each(DEFECTS)('found: $name', { timeout: TIMEOUT_MS }, async (defect) => {
   const difference = await firstDifference(defect)
   expect(difference, `not found in ${SEEDS_MAX} seeds`).toBeInstanceOf(Difference)
   found.push(defect.name)

@@ -1,5 +1,5 @@
 /**
- * The crash matrix of atomic steps: 1,000 of them, each acknowledging an input and publishing what follows from it to
+ * The crash matrix of atomic steps: 500 of them, each acknowledging an input and publishing what follows from it to
  * one or two queues, on a broker that loses its power at every write to the log and at every sector of each. The client
  * comes back, sends again what was not answered, and does anew what was refused. Nothing may be acknowledged without
  * being published, published without being acknowledged, or published twice.
@@ -18,11 +18,12 @@ import type { AtomicStep } from '../../packages/server/src/broker/intake.js'
 import { FileLog } from '../../packages/server/src/log/file-log.js'
 import type { Disk, DiskFile } from '../../packages/server/src/log/log.js'
 import type { Consumer, Subscription } from '../../packages/server/src/queue/index.js'
+import { ONE_SEED, runs, TIMEOUT_MS } from '../amount.js'
 import { buildBatch, nameOf, splitRecords } from './attempts.js'
 import { Chance } from './chance.js'
 import { SECTOR_BYTES, SimulatedDisk } from './disk.js'
 
-const STEPS = 1_300
+const STEPS = runs(500, 1_300)
 const SEGMENT_BYTES = 96 * 1024
 const CHECKPOINT_BYTES = 48 * 1024
 /** Every so many-th image is drained to its last message. */
@@ -197,130 +198,139 @@ function stepFor({ input, subscription, tag }: Held, number: number): Sent {
   return { input, number, payload: encodeAtomic(number, acks, batches) }
 }
 
-test('a step is all or nothing at every sector of every write, and takes effect once', async () => {
-  const chance = new Chance(1)
-  const looked = { writes: 0, images: 0, torn: 0, done: 0, undone: 0, redone: 0, drained: 0 }
-  const wrong = { ackedOnly: 0, publishedOnly: 0, twice: 0, lost: 0, other: 0 }
-  const disk = new SimulatedDisk()
-  let caught: Caught[] = []
-  const bench = await new Bench().open(watched(disk, (write) => caught.push(write)))
-  bench.broker.catalog.ensure({ name: IN, options: {}, update: false })
-  // One of them has something to say ahead of each batch.
-  bench.broker.catalog.ensure({ name: OUT[0], options: { ttlMs: 3_600_000 }, update: false })
-  bench.broker.catalog.ensure({ name: OUT[1], options: {}, update: false })
-  await bench.feed(STEPS)
-  const subscription = bench.consume(IN, 8, (held) => bench.held.push(held))
-  await bench.rest()
-  caught = []
+test(
+  'a step is all or nothing at every sector of every write, and takes effect once',
+  async () => {
+    const chance = new Chance(ONE_SEED ?? 1)
+    const looked = { writes: 0, images: 0, torn: 0, done: 0, undone: 0, redone: 0, drained: 0 }
+    const wrong = { ackedOnly: 0, publishedOnly: 0, twice: 0, lost: 0, other: 0 }
+    const disk = new SimulatedDisk()
+    let caught: Caught[] = []
+    const bench = await new Bench().open(watched(disk, (write) => caught.push(write)))
+    bench.broker.catalog.ensure({ name: IN, options: {}, update: false })
+    // One of them has something to say ahead of each batch.
+    bench.broker.catalog.ensure({ name: OUT[0], options: { ttlMs: 3_600_000 }, update: false })
+    bench.broker.catalog.ensure({ name: OUT[1], options: {}, update: false })
+    await bench.feed(STEPS)
+    const subscription = bench.consume(IN, 8, (held) => bench.held.push(held))
+    await bench.rest()
+    caught = []
 
-  /** One image: the first `sectors` of a write that was about to be made are on the disk. */
-  const look = async (write: Caught, sectors: number, done: number, sent: readonly Sent[]): Promise<void> => {
-    looked.images++
-    const isWhole = sectors * SECTOR_BYTES >= write.bytes.length
-    if (sectors > 0 && !isWhole) looked.torn++
-    const image = write.before.crash(chance.random)
-    image.damage(write.name, write.position, write.bytes.subarray(0, sectors * SECTOR_BYTES))
-    const after = await new Bench().open(image)
-    const acked = after.info(IN).acked
-    // What was answered is there; and each step is there or it is not.
-    if (acked < done || acked > done + sent.length) wrong.lost++
-    for (const out of [0, 1] as const) {
-      const { published } = after.info(OUT[out])
-      const must = outputsBefore(acked, out)
-      if (published < must) wrong.ackedOnly++
-      if (published > must) wrong.publishedOnly++
-    }
-    // The client is back, with all that was not answered.
-    const last = sent.at(-1)!
-    let number = last.number
-    const refused = new Map<number, Sent>()
-    for (const [unanswered, one] of sent.entries()) {
-      const wasDone = one.input < acked
-      try {
-        const places = after.send(one, undefined, unanswered)
-        const must = outputsOf(one.input).map((out) => outputsBefore(one.input, out))
-        if (!wasDone || places.map(({ baseOffset }) => baseOffset).join() !== must.join()) wrong.other++
-        looked.done++
-      } catch (error) {
-        if (!(error instanceof SluiceError) || error.code !== 'LEASE_LOST') throw error
-        if (wasDone) wrong.other++
-        refused.set(one.input, one)
-        looked.undone++
+    /** One image: the first `sectors` of a write that was about to be made are on the disk. */
+    const look = async (
+      write: Caught,
+      sectors: number,
+      done: number,
+      sent: readonly Sent[],
+    ): Promise<void> => {
+      looked.images++
+      const isWhole = sectors * SECTOR_BYTES >= write.bytes.length
+      if (sectors > 0 && !isWhole) looked.torn++
+      const image = write.before.crash(chance.random)
+      image.damage(write.name, write.position, write.bytes.subarray(0, sectors * SECTOR_BYTES))
+      const after = await new Bench().open(image)
+      const acked = after.info(IN).acked
+      // What was answered is there; and each step is there or it is not.
+      if (acked < done || acked > done + sent.length) wrong.lost++
+      for (const out of [0, 1] as const) {
+        const { published } = after.info(OUT[out])
+        const must = outputsBefore(acked, out)
+        if (published < must) wrong.ackedOnly++
+        if (published > must) wrong.publishedOnly++
       }
-    }
-    if (refused.size > 0) {
-      const handed: Held[] = []
-      const redo = after.consume(IN, refused.size, (held) => handed.push(held))
-      await after.rest()
-      for (const held of handed) {
-        if (!refused.delete(held.input)) wrong.other++
-        after.send(stepFor(held, ++number), held, 0)
-        looked.redone++
+      // The client is back, with all that was not answered.
+      const last = sent.at(-1)!
+      let number = last.number
+      const refused = new Map<number, Sent>()
+      for (const [unanswered, one] of sent.entries()) {
+        const wasDone = one.input < acked
+        try {
+          const places = after.send(one, undefined, unanswered)
+          const must = outputsOf(one.input).map((out) => outputsBefore(one.input, out))
+          if (!wasDone || places.map(({ baseOffset }) => baseOffset).join() !== must.join()) wrong.other++
+          looked.done++
+        } catch (error) {
+          if (!(error instanceof SluiceError) || error.code !== 'LEASE_LOST') throw error
+          if (wasDone) wrong.other++
+          refused.set(one.input, one)
+          looked.undone++
+        }
       }
-      if (refused.size > 0) wrong.lost++
-      after.broker.unsubscribe(redo, 'nobody')
-      await after.rest()
+      if (refused.size > 0) {
+        const handed: Held[] = []
+        const redo = after.consume(IN, refused.size, (held) => handed.push(held))
+        await after.rest()
+        for (const held of handed) {
+          if (!refused.delete(held.input)) wrong.other++
+          after.send(stepFor(held, ++number), held, 0)
+          looked.redone++
+        }
+        if (refused.size > 0) wrong.lost++
+        after.broker.unsubscribe(redo, 'nobody')
+        await after.rest()
+      }
+      const total = done + sent.length
+      if (after.info(IN).acked !== total) wrong.lost++
+      for (const out of [0, 1] as const) {
+        const excess = after.info(OUT[out]).published - outputsBefore(total, out)
+        if (excess > 0) wrong.twice++
+        if (excess < 0) wrong.lost++
+      }
+      if (looked.images % DRAINED_EVERY === 0) await drain(after, total)
     }
-    const total = done + sent.length
-    if (after.info(IN).acked !== total) wrong.lost++
-    for (const out of [0, 1] as const) {
-      const excess = after.info(OUT[out]).published - outputsBefore(total, out)
-      if (excess > 0) wrong.twice++
-      if (excess < 0) wrong.lost++
-    }
-    if (looked.images % DRAINED_EVERY === 0) await drain(after, total)
-  }
 
-  /** Every output is there once. */
-  const drain = async (after: Bench, total: number): Promise<void> => {
-    looked.drained++
-    for (const out of [0, 1] as const) {
-      const names = new Set<string>()
-      after.consume(OUT[out], 65_535, (_held, record) => {
-        const name = nameOf(record)
-        if (names.has(name)) wrong.twice++
-        names.add(name)
+    /** Every output is there once. */
+    const drain = async (after: Bench, total: number): Promise<void> => {
+      looked.drained++
+      for (const out of [0, 1] as const) {
+        const names = new Set<string>()
+        after.consume(OUT[out], 65_535, (_held, record) => {
+          const name = nameOf(record)
+          if (names.has(name)) wrong.twice++
+          names.add(name)
+        })
+        await after.rest()
+        for (let input = 0; input < total; input++)
+          if (outputsOf(input).includes(out) && !names.delete(`out:${input}:${out}`)) wrong.lost++
+        if (names.size > 0) wrong.other++
+      }
+      after.broker.audit()
+    }
+
+    let number = 0
+    for (let done = 0; done < STEPS;) {
+      // Steps of one turn share an entry, or do not.
+      const count = Math.min(chance.int(1, 3), bench.held.length, STEPS - done)
+      const sent = bench.held.splice(0, count).map((held, unanswered) => {
+        const one = stepFor(held, ++number)
+        bench.send(one, held, unanswered)
+        return one
       })
-      await after.rest()
-      for (let input = 0; input < total; input++)
-        if (outputsOf(input).includes(out) && !names.delete(`out:${input}:${out}`)) wrong.lost++
-      if (names.size > 0) wrong.other++
+      expect(sent.length).toBeGreaterThan(0)
+      await bench.rest()
+      bench.pass(chance.int(0, 30))
+      await bench.rest()
+      const writes = caught
+      caught = []
+      for (const write of writes) {
+        looked.writes++
+        const sectors = Math.ceil(write.bytes.length / SECTOR_BYTES)
+        for (let kept = 0; kept <= sectors; kept++) await look(write, kept, done, sent)
+      }
+      done += sent.length
+      caught = []
     }
-    after.broker.audit()
-  }
-
-  let number = 0
-  for (let done = 0; done < STEPS;) {
-    // Steps of one turn share an entry, or do not.
-    const count = Math.min(chance.int(1, 3), bench.held.length, STEPS - done)
-    const sent = bench.held.splice(0, count).map((held, unanswered) => {
-      const one = stepFor(held, ++number)
-      bench.send(one, held, unanswered)
-      return one
-    })
-    expect(sent.length).toBeGreaterThan(0)
-    await bench.rest()
-    bench.pass(chance.int(0, 30))
-    await bench.rest()
-    const writes = caught
-    caught = []
-    for (const write of writes) {
-      looked.writes++
-      const sectors = Math.ceil(write.bytes.length / SECTOR_BYTES)
-      for (let kept = 0; kept <= sectors; kept++) await look(write, kept, done, sent)
-    }
-    done += sent.length
-    caught = []
-  }
-  await drain(bench, STEPS)
-  expect(wrong).toEqual({ ackedOnly: 0, publishedOnly: 0, twice: 0, lost: 0, other: 0 })
-  expect(bench.info(IN)).toMatchObject({ acked: STEPS, ready: 0, leased: 0 })
-  expect(subscription.unsettled).toBe(0)
-  expect(looked.writes).toBeGreaterThan(STEPS / 3)
-  expect(looked.images).toBeGreaterThan(1.5 * STEPS)
-  expect(looked.torn).toBeGreaterThan(STEPS / 4)
-  expect(looked.done).toBeGreaterThan(STEPS)
-  expect(looked.undone).toBeGreaterThan(STEPS)
-  expect(looked.redone).toBe(looked.undone)
-  expect(looked.drained).toBeGreaterThan(50)
-}, 120_000)
+    await drain(bench, STEPS)
+    expect(wrong).toEqual({ ackedOnly: 0, publishedOnly: 0, twice: 0, lost: 0, other: 0 })
+    expect(bench.info(IN)).toMatchObject({ acked: STEPS, ready: 0, leased: 0 })
+    expect(subscription.unsettled).toBe(0)
+    expect(looked.writes).toBeGreaterThan(STEPS / 3)
+    expect(looked.images).toBeGreaterThan(1.5 * STEPS)
+    expect(looked.torn).toBeGreaterThan(STEPS / 4)
+    expect(looked.done).toBeGreaterThan(STEPS)
+    expect(looked.undone).toBeGreaterThan(STEPS)
+    expect(looked.redone).toBe(looked.undone)
+    expect(looked.drained).toBeGreaterThan(STEPS / 26)
+  },
+  TIMEOUT_MS,
+)

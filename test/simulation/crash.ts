@@ -97,19 +97,17 @@ export class CrashPoints {
   readonly counts: CrashCounts
   readonly #chance: Chance
   readonly #share: number
-  #isFull: () => boolean
 
-  /** `share` of the uses of the disk are looked at, until `isFull`. */
-  constructor(seed: number, counts: CrashCounts, share: number, isFull: () => boolean) {
+  /** `share` of the uses of the disk are looked at. */
+  constructor(seed: number, counts: CrashCounts, share: number) {
     this.#chance = new Chance(seed ^ 0x0c4a_5e)
     this.counts = counts
     this.#share = share
-    this.#isFull = isFull
   }
 
   async look(world: World): Promise<void> {
     const chance = this.#chance
-    if (!chance.hit(this.#share) || this.#isFull()) return
+    if (!chance.hit(this.#share)) return
     const image = chance.hit(0.85) ? world.disk.crash(chance.random) : world.disk.kill(chance.random)
     try {
       await this.#check(world, image)

@@ -2,6 +2,7 @@
 import { expect, test } from 'vitest'
 import { Space } from '../../packages/server/src/state/space.js'
 import { Supply } from '../../packages/server/src/log/supply.js'
+import { IS_LONG, TIMEOUT_MS } from '../amount.js'
 import { otherLog, replaced } from './defects.js'
 import {
   FullDisk,
@@ -12,7 +13,6 @@ import {
   type FullDiskReport,
   type FullEnding,
 } from './full-disk.js'
-import { IS_LONG } from './seeds.js'
 import { Violation } from './trace.js'
 
 const ENDINGS: readonly FullEnding[] = ['none', 'power', 'kill', 'close']
@@ -48,7 +48,7 @@ const count = (reports: FullDiskReport[], holds: (report: FullDiskReport) => boo
 
 test.each(IS_LONG ? ENDINGS.map((ending) => [ending]) : [ENDINGS])(
   'full of its own messages: every settle is confirmed, and each start serves',
-  { timeout: 300_000 },
+  { timeout: TIMEOUT_MS },
   async (...endings) => {
     const reports = await everyStep('reserved', endings)
     expect(reports.length).toBe(STEPS)
@@ -61,7 +61,7 @@ test.each(IS_LONG ? ENDINGS.map((ending) => [ending]) : [ENDINGS])(
 
 test.each(ENDINGS)(
   'full of something else, %s: settles wait, and go on',
-  { timeout: 300_000 },
+  { timeout: TIMEOUT_MS },
   async (ending) => {
     const reports = await everyStep('stuffed', [ending])
     expect(reports.length).toBe(STEPS)

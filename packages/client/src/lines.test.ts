@@ -1,6 +1,7 @@
 import * as fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { Lines } from './lines.js'
+import { runs } from '../../../test/amount.js'
 
 interface Item {
   readonly key: string | undefined
@@ -96,7 +97,7 @@ describe('lines', () => {
         }
         expect(lines.clear().length).toBe(waiting.length)
       }),
-      { numRuns: 300 },
+      { numRuns: runs(150, 3_000) },
     )
     expect(checked).toBeGreaterThan(1000)
   })

@@ -1,6 +1,7 @@
 import fc from 'fast-check'
 import { expect, it } from 'vitest'
 import { Window } from './window.js'
+import { runs } from '../../../test/amount.js'
 
 it('holds what a Map of ascending numbers holds, whatever leaves it in whatever order', () => {
   const step = fc.oneof(
@@ -48,7 +49,7 @@ it('holds what a Map of ascending numbers holds, whatever leaves it in whatever 
       window.delete(last + 5)
       expect(window.size).toBe(map.size)
     }),
-    { numRuns: 60 },
+    { numRuns: runs(15, 600) },
   )
   expect(largest).toBeGreaterThan(64)
 })

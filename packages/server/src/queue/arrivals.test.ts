@@ -5,6 +5,7 @@ import { Arrivals } from './arrivals.js'
 import { encodeChunkPage } from './pages.js'
 import { Queue } from './queue.js'
 import { CountedUse } from '../testing/log-use.js'
+import { runs } from '../../../../test/amount.js'
 
 const QUEUES = 3
 const NOW_MS = 1_000
@@ -78,7 +79,7 @@ test('what arrives and waits ends where it would stand had somebody looked at on
       })
       for (const [place, bytes] of use.live) expect(bytes).toBe(live.get(place) ?? 0)
     }),
-    { numRuns: 300 },
+    { numRuns: runs(100, 3_000) },
   )
   expect(waited).toBeGreaterThan(300)
 })

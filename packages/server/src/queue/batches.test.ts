@@ -1,6 +1,7 @@
 import fc from 'fast-check'
 import { expect, it } from 'vitest'
 import { BatchTable } from './batches.js'
+import { runs } from '../../../../test/amount.js'
 
 interface Batch {
   first: number
@@ -72,7 +73,7 @@ it('holds what was put in, however far apart, and gives it back from a page', ()
         expect(contentsOf(table)).toEqual(plain)
       },
     ),
-    { numRuns: 300 },
+    { numRuns: runs(120, 3_000) },
   )
   expect(wide).toBeGreaterThan(30)
   expect(narrow).toBeGreaterThan(30)

@@ -1,6 +1,7 @@
 import fc from 'fast-check'
 import { expect, it } from 'vitest'
 import { CHUNK_MESSAGES, CHUNK_WORDS, addBits, countRange, hasBit, removeBits } from './bits.js'
+import { runs } from '../../../../test/amount.js'
 
 const range = fc
   .tuple(fc.integer({ min: 0, max: CHUNK_MESSAGES }), fc.integer({ min: 0, max: CHUNK_MESSAGES }))
@@ -33,7 +34,7 @@ it('does what a set of numbers does', () => {
         expect(countRange(words, from, to)).toBe(count)
       },
     ),
-    { numRuns: 300 },
+    { numRuns: runs(100, 3_000) },
   )
   expect(compared).toBeGreaterThan(10_000)
 })

@@ -2,6 +2,7 @@ import fc from 'fast-check'
 import { expect, it } from 'vitest'
 import { CHUNK_MESSAGES } from './bits.js'
 import { COLUMN, Columns } from './columns.js'
+import { runs } from '../../../../test/amount.js'
 
 const WIDE = [
   [COLUMN.due, COLUMN.dueHigh],
@@ -35,6 +36,7 @@ const steps = fc.array<Step>(
 )
 
 it('hold what a map of each column holds, wherever the messages with a row are', () => {
+  const numRuns = runs(100, 3_000)
   let compared = 0
   fc.assert(
     fc.property(steps, (list) => {
@@ -87,9 +89,9 @@ it('hold what a map of each column holds, wherever the messages with a row are',
       }
       expect(wrong).toEqual([])
     }),
-    { numRuns: 300 },
+    { numRuns },
   )
-  expect(compared).toBe(300 * CHUNK_MESSAGES)
+  expect(compared).toBe(numRuns * CHUNK_MESSAGES)
 })
 
 it('take room for what is in them', () => {

@@ -7,6 +7,7 @@ import { HashIndex } from './hash-index.js'
 import { IdWindow, PendingIds } from './ids.js'
 import { PageUse } from './page-use.js'
 import { Keys, NONE } from './keys.js'
+import { runs } from '../../../../test/amount.js'
 
 /** A hash that collides often in its first word, as a bad day would have it. */
 function words(id: number): Uint32Array {
@@ -249,7 +250,7 @@ describe('Keys', () => {
         expect(keys.size).toBe(0)
         expect(keys.pages).toBeLessThanOrEqual(1)
       }),
-      { numRuns: 8 },
+      { numRuns: runs(2, 40) },
     )
     expect(most).toBeGreaterThan(10)
   }, 120_000)
@@ -278,6 +279,7 @@ const WINDOW_MS = 5_000
 
 describe('IdWindow', () => {
   it('knows an id for its window and no longer, also when it is read back from its pages', () => {
+    const numRuns = runs(5, 150)
     let looked = 0
     let duplicates = 0
     let restarts = 0
@@ -322,11 +324,11 @@ describe('IdWindow', () => {
           expect(window.size).toBe(plain.size)
         }
       }),
-      { numRuns: 15 },
+      { numRuns },
     )
-    expect(looked).toBeGreaterThan(10_000)
-    expect(duplicates).toBeGreaterThan(1_000)
-    expect(restarts).toBeGreaterThan(100)
+    expect(looked).toBeGreaterThan(1_000 * numRuns)
+    expect(duplicates).toBeGreaterThan(100 * numRuns)
+    expect(restarts).toBeGreaterThan(20 * numRuns)
     expect(words(3)).toHaveLength(ID_WORDS)
     expect(QUEUE_OPTION_DEFAULTS.dedupMaxIds).toBe(1_000_000)
   })

@@ -11,6 +11,7 @@ import { decodeChunkPage, encodeChunkPage } from './pages.js'
 import type { QueueDefinition } from './contents.js'
 import { Queue } from './queue.js'
 import { CountedUse } from '../testing/log-use.js'
+import { runs } from '../../../../test/amount.js'
 
 function definition(options: Partial<QueueOptions> = {}): QueueDefinition {
   const seed = [1, 2, 3, 4]
@@ -392,6 +393,7 @@ class Pair {
 
 describe('queue against a plain model', () => {
   it('hands out, takes back and counts as the model does', () => {
+    const numRuns = runs(120, 5_000)
     let dispatched = 0
     let dropped = 0
     let stepsRun = 0
@@ -406,14 +408,15 @@ describe('queue against a plain model', () => {
         dispatched += pair.dispatched
         dropped += pair.dropped
       }),
-      { numRuns: 500 },
+      { numRuns },
     )
-    expect(stepsRun).toBeGreaterThan(10_000)
-    expect(dispatched).toBeGreaterThan(60_000)
-    expect(dropped).toBeGreaterThan(4_500)
+    expect(stepsRun).toBeGreaterThan(20 * numRuns)
+    expect(dispatched).toBeGreaterThan(100 * numRuns)
+    expect(dropped).toBeGreaterThan(7 * numRuns)
   }, 120_000)
 
   it('drains in order what is left after any history', () => {
+    const numRuns = runs(20, 600)
     let drained = 0
     fc.assert(
       fc.property(steps, (list) => {
@@ -428,9 +431,9 @@ describe('queue against a plain model', () => {
         pair.check()
         drained += pair.dispatched
       }),
-      { numRuns: 60 },
+      { numRuns },
     )
-    expect(drained).toBeGreaterThan(20_000)
+    expect(drained).toBeGreaterThan(250 * numRuns)
   })
 })
 

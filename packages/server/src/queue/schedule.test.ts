@@ -4,6 +4,7 @@ import { CHUNK_MESSAGES } from './bits.js'
 import { Chunks } from './chunks.js'
 import { MARK } from './marks.js'
 import { Schedule } from './schedule.js'
+import { runs } from '../../../../test/amount.js'
 
 const nearMax = Schedule.nearMax
 beforeEach(() => {
@@ -101,7 +102,7 @@ it('gives each message when it is due and never before, however many there are',
       expect(rig.due(1e9)).toEqual(expected)
       expect(rig.schedule.nextDeadline).toBe(Infinity)
     }),
-    { numRuns: 300 },
+    { numRuns: runs(100, 3_000) },
   )
   expect(came).toBeGreaterThan(1_000)
   expect(withLater).toBeGreaterThan(1_000)

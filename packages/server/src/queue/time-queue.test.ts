@@ -1,6 +1,7 @@
 import fc from 'fast-check'
 import { expect, it } from 'vitest'
 import { TimeQueue } from './time-queue.js'
+import { runs } from '../../../../test/amount.js'
 
 type Entry = readonly [timeMs: number, offset: number]
 
@@ -20,6 +21,7 @@ const step = fc.oneof(
 const inOrder = (a: Entry, b: Entry): number => a[0] - b[0] || a[1] - b[1]
 
 it('gives what was put in by time and offset, in whatever order it came', () => {
+  const numRuns = runs(120, 4_000)
   let popped = 0
   let inRuns = 0
   fc.assert(
@@ -66,10 +68,10 @@ it('gives what was put in by time and offset, in whatever order it came', () => 
         expect(all.sort(inOrder)).toEqual(expected)
       }
     }),
-    { numRuns: 400 },
+    { numRuns },
   )
-  expect(popped).toBeGreaterThan(1_000)
-  expect(inRuns).toBeGreaterThan(500)
+  expect(popped).toBeGreaterThan(2.5 * numRuns)
+  expect(inRuns).toBeGreaterThan(1.25 * numRuns)
 })
 
 it('stays in order when it has grown, been emptied and wrapped around', () => {

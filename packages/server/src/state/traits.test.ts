@@ -2,8 +2,9 @@ import { type RecordOptions } from '@sluice/protocol'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { Bench, Q } from '../testing/bench.js'
+import { runs } from '../../../../test/amount.js'
 
-const SMALL = { segmentBytes: 16 * 1024, checkpointBytes: 4 * 1024 }
+const SMALL = { segmentBytes: 16 * 1024, checkpointBytes: 2 * 1024 }
 
 describe('priority, delay and time to live', () => {
   it('keep their meaning across crashes, checkpoints and truncated segments', async () => {
@@ -83,7 +84,7 @@ describe('priority, delay and time to live', () => {
           expect(info.acked + info.expired).toBe(info.published)
         },
       ),
-      { numRuns: 80 },
+      { numRuns: runs(20, 800) },
     )
     expect(compared).toBeGreaterThan(1_000)
     expect(crashes).toBeGreaterThan(100)
