@@ -499,13 +499,6 @@ export const CASES: Readonly<Record<string, Case>> = {
     retryAfterMs: 1500,
     message: '',
   }),
-  NOTICE: fault(OP.NOTICE, 65_535, 0, {
-    code: 'LEASE_LOST',
-    scope: 'request',
-    retryable: false,
-    retryAfterMs: 0,
-    message: 'late',
-  }),
 
   batch: one,
   'batch, atomic': atomic,

@@ -68,7 +68,6 @@ export const READERS: ReadonlyMap<number, Reader> = new Map<number, Reader>([
   [OP.PONG, (_bytes, start, end) => exact('PONG', end - start, 0)],
   [OP.GOODBYE, decodeGoodbye],
   [OP.ERROR, decodeFault],
-  [OP.NOTICE, decodeFault],
   [OP.PUBLISH, readPublish],
   [OP.PUBLISH_OK, readPublishOk],
   [OP.PUBLISH_ERR, decodePublishErr],

@@ -2,7 +2,7 @@ import { encodeControl, encodeGoodbye, FRAME_HEADER_BYTES, LIMITS, OP, SluiceErr
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { connectThrough, createClient, type Sluice } from './client.js'
 import { queue } from './options.js'
-import { control, fault, Peer, turns, until } from './testing/peer.js'
+import { control, Peer, turns, until } from './testing/peer.js'
 
 let peer: Peer
 let sluice: Sluice | undefined
@@ -411,15 +411,15 @@ describe('events and the end', () => {
     sluice.on('connected', ({ again }) => log.push(['connected', again]))
     const off = sluice.on('notice', ({ code }) => log.push(['notice', code]))
     peer.link.error('LEASE_LOST', 'request')
-    peer.link.send(OP.NOTICE, 0, 0, fault('LEASE_LOST', 'request'))
+    peer.link.send(OP.GOODBYE, 0, 0, encodeGoodbye(1, 'restarting'))
     await turns()
     off()
-    peer.link.send(OP.NOTICE, 0, 0, fault('LEASE_LOST', 'request'))
+    peer.link.send(OP.GOODBYE, 0, 0, encodeGoodbye(1, 'restarting'))
     await turns()
     peer.link.cut()
     await until(() => log.length === 4)
     expect(log).toEqual([
-      ['notice', 'LEASE_LOST'],
+      ['notice', 'SHUTTING_DOWN'],
       ['disconnected', 'CONNECTION_LOST'],
       ['reconnecting', 1],
       ['connected', true],

@@ -23,7 +23,6 @@ import {
   PROTOCOL_VERSION,
   SluiceError,
   writeFrameHeader,
-  type ErrorCode,
   type Fault,
   type HelloOk,
   durationText,
@@ -60,7 +59,6 @@ export interface ConnectionEvents {
   publishOk(bytes: Uint8Array, start: number, end: number): void
   publishErr(bytes: Uint8Array, start: number, end: number): void
   atomicOk(bytes: Uint8Array, start: number, end: number): void
-  notice(fault: Fault): void
   /** An error that belongs to no request. */
   stray(error: SluiceError): void
   /** The broker takes no new work on this connection and is going to close it. */
@@ -401,9 +399,6 @@ export class Connection {
       case OP.ERROR:
         this.#fault(channel, correlation, decodeFault(bytes, start, end))
         return
-      case OP.NOTICE:
-        this.#notice(channel, decodeFault(bytes, start, end))
-        return
       case OP.GOODBYE:
         this.#stopping = true
         this.#events.stopping(decodeGoodbye(bytes, start, end).text)
@@ -444,11 +439,6 @@ export class Connection {
     if (reply === undefined && sink === undefined) this.#events.stray(error)
   }
 
-  #notice(channel: number, fault: Fault): void {
-    this.#events.notice(fault)
-    if (ENDS_SUBSCRIPTION.has(fault.code)) this.#channels.get(channel)?.ended(faultError(fault))
-  }
-
   #welcome(ok: HelloOk): void {
     checkWelcome(ok)
     this.ok = ok
@@ -485,9 +475,6 @@ export class Connection {
 }
 
 const EMPTY = new Uint8Array(0)
-
-// Ends of a subscription that no request caused, however the broker tells them.
-const ENDS_SUBSCRIPTION: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['QUEUE_DELETED', 'CONSUMER_CLOSED'])
 
 function incomprehensible(error: unknown): SluiceError {
   return error instanceof SluiceError

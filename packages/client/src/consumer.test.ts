@@ -14,7 +14,7 @@ import { DeadLetter, Retry, type Message } from './message.js'
 import type { ConsumeOptions } from './options.js'
 import { IDLE } from './pull.js'
 import { RENEWAL } from './renewal.js'
-import { control, fault, type Frame, type Link, Peer, texts, turns, until } from './testing/peer.js'
+import { control, type Frame, type Link, Peer, texts, turns, until } from './testing/peer.js'
 import type { Worker } from './worker.js'
 
 let peer: Peer
@@ -392,13 +392,10 @@ describe('a worker', () => {
   })
 
   it("ends when its queue is deleted, with missing: 'fail'", async () => {
-    const notices: string[] = []
-    sluice.on('notice', ({ code }) => notices.push(code))
     const worker = sluice.consume('q', { missing: 'fail' }, () => {})
     const channel = await peer.subscribed()
-    peer.link.send(OP.NOTICE, channel, 0, fault('QUEUE_DELETED', 'channel'))
+    peer.link.error('QUEUE_DELETED', 'channel', channel)
     await expect(worker.closed).rejects.toMatchObject({ code: 'QUEUE_DELETED' })
-    expect(notices).toEqual(['QUEUE_DELETED'])
   })
 })
 

@@ -10,7 +10,7 @@ import {
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { Sluice } from './client.js'
 import type { Message } from './message.js'
-import { control, fault, Peer, texts, turns, until } from './testing/peer.js'
+import { control, Peer, texts, turns, until } from './testing/peer.js'
 
 let peer: Peer
 let sluice: Sluice
@@ -350,23 +350,20 @@ describe('losing leases', () => {
 })
 
 describe('a consumer that an operator closes', () => {
-  for (const how of ['ERROR', 'NOTICE'] as const) {
-    it(`ends when it is told by ${how}`, async () => {
-      const reported: string[] = []
-      sluice.on('error', ({ code }) => reported.push(code))
-      const worker = sluice.consume('q', () => {})
-      const channel = await peer.subscribed()
-      if (how === 'ERROR') peer.link.error('CONSUMER_CLOSED', 'channel', channel)
-      else peer.link.send(OP.NOTICE, channel, 0, fault('CONSUMER_CLOSED', 'channel'))
-      await expect(worker.closed).rejects.toMatchObject({ code: 'CONSUMER_CLOSED' })
-      expect(reported).toEqual(['CONSUMER_CLOSED'])
-      peer.link.cut()
-      await peer.dialled()
-      await until(() => sluice.connected)
-      await turns()
-      expect(peer.link.named('SUBSCRIBE')).toEqual([])
-    })
-  }
+  it('ends when it is told', async () => {
+    const reported: string[] = []
+    sluice.on('error', ({ code }) => reported.push(code))
+    const worker = sluice.consume('q', () => {})
+    const channel = await peer.subscribed()
+    peer.link.error('CONSUMER_CLOSED', 'channel', channel)
+    await expect(worker.closed).rejects.toMatchObject({ code: 'CONSUMER_CLOSED' })
+    expect(reported).toEqual(['CONSUMER_CLOSED'])
+    peer.link.cut()
+    await peer.dialled()
+    await until(() => sluice.connected)
+    await turns()
+    expect(peer.link.named('SUBSCRIBE')).toEqual([])
+  })
 
   it('ends an iterator, and leaves the next pull its chance', async () => {
     const stream = sluice.messages('q')

@@ -126,7 +126,6 @@ export class Link {
         publishOk: (bytes, start, end) => producer.publishOk(bytes, start, end),
         publishErr: (bytes, start, end) => producer.publishErr(bytes, start, end),
         atomicOk: (bytes, start, end) => producer.atomicOk(bytes, start, end),
-        notice: ({ code, message }) => events.notice({ code, message }),
         stray: (error) => events.stray(error),
         stopping: (message) => {
           producer.offline()

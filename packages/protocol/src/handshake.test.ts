@@ -199,7 +199,7 @@ describe('AUTH', () => {
   })
 })
 
-describe('ERROR and NOTICE', () => {
+describe('ERROR', () => {
   const scopes: readonly ErrorScope[] = ['request', 'channel', 'connection']
   const anyFault = fc.record(
     {

@@ -192,7 +192,7 @@ export function decodeAuth(bytes: Uint8Array, start: number, end: number): Auth 
   }
 }
 
-/** What ERROR, NOTICE and the second half of PUBLISH_ERR carry. */
+/** What ERROR and the second half of PUBLISH_ERR carry. */
 export interface Fault {
   readonly code: ErrorCode
   readonly scope: ErrorScope

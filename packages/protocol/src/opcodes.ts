@@ -24,7 +24,7 @@ export const OPCODES = {
   PONG: { code: 5, sender: 'both', stage: 'open', layout: 'empty' },
   GOODBYE: { code: 6, sender: 'both', stage: 'open', layout: 'fixed' },
   ERROR: { code: 7, sender: 'server', stage: 'any', layout: 'fixed' },
-  NOTICE: { code: 8, sender: 'server', stage: 'open', layout: 'fixed' },
+  // 8 was NOTICE, which no broker sent.
 
   PUBLISH: { code: 16, sender: 'client', stage: 'open', layout: 'fixed' },
   PUBLISH_OK: { code: 17, sender: 'server', stage: 'open', layout: 'fixed' },
