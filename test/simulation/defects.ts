@@ -5,6 +5,7 @@
 import { DELIVER_FLAG, FRAME_HEADER_BYTES, OP, readU32, readU64 } from '@sluice/protocol'
 import { Producer as BrokerProducer } from '../../packages/server/src/state/producers.js'
 import { Tail } from '../../packages/server/src/log/tail.js'
+import { Turn } from '../../packages/server/src/broker/turn.js'
 import { Writer } from '../../packages/server/src/broker/writer.js'
 import { ENTRY_HEADER_BYTES, readEntryHeader, sealEntry } from '../../packages/server/src/log/entry.js'
 import { FileLog } from '../../packages/server/src/log/file-log.js'
@@ -329,12 +330,13 @@ export const DEFECTS: readonly Defect[] = [
   },
   {
     name: 'the timer is lost',
-    broker: (broker) => {
-      broker.tick = () => {
-        broker.beginTurn()
-        broker.wake()
-      }
-    },
+    install: () =>
+      replaced(Turn.prototype, () => ({
+        tick(this: Turn) {
+          this.begin()
+          this.wake()
+        },
+      })),
   },
   {
     name: 'credit wakes nobody',
@@ -381,7 +383,7 @@ export const DEFECTS: readonly Defect[] = [
         messages(this: Writer, bytes, at, end, queue, producerId, attributes) {
           const position = before.messages.call(this, bytes, at, end, queue, producerId, attributes)
           const isOfStep = producerId === 0 && readU64(bytes, at + 24) > 0
-          if (isOfStep) this.tail.seal(this.nowMs)
+          if (isOfStep) this.tail.seal(this.turn.nowMs)
           return position
         },
       })),
@@ -396,7 +398,7 @@ export const DEFECTS: readonly Defect[] = [
           facts(this: Writer, queueId, buffer) {
             const isStep = !buffer.isEmpty && buffer.bytes[0] === FACT.atomic
             before.facts.call(this, queueId, buffer)
-            if (isStep) this.tail.seal(this.nowMs)
+            if (isStep) this.tail.seal(this.turn.nowMs)
           },
         })),
       ]

@@ -29,11 +29,11 @@ import {
   DEATH,
   REASON_HEAD_BYTES,
   Subscription,
-  TimeHeap,
   emptyLease,
   type Consumer,
   type Lease,
   type Queue,
+  type Timer,
 } from '../queue/index.js'
 import { CHUNK_MESSAGES } from '../queue/bits.js'
 import { Catalog } from './catalog.js'
@@ -52,6 +52,7 @@ import { recover } from '../state/recovery.js'
 import { pagesMax, producersMax } from '../state/directory.js'
 import { Space, type Holder } from '../state/space.js'
 import { BOOT_AFTER_CLOSE, type State } from '../state/state.js'
+import { Turn } from './turn.js'
 import { Writer, type MemoryUse } from './writer.js'
 
 export interface BrokerOptions {
@@ -101,8 +102,6 @@ const CLAIMABLE_QUEUES_MAX = 64
 
 /** How long after the last entry an empty one is put behind it. */
 const IDLE_MS = 1_000
-/** Timers that were replaced are cleared away once there are so many more than twice the queues. */
-const TIMERS_SLACK = 64
 const PENDING_BYTES_DEFAULT = 32 << 20
 /** What the reasons of one SETTLE item may take in the log, up to the beginning of each. */
 const ITEM_REASONS_BYTES_MAX = 1 << 20
@@ -134,8 +133,6 @@ export class Broker {
   readonly messageBytesMax: number
   readonly boot: number
   readonly status: BrokerStatus
-  /** Time of this turn, ms. */
-  nowMs: number
   readonly #options: BrokerOptions
   readonly #observer: Observer | undefined
   readonly #log: Log
@@ -144,7 +141,9 @@ export class Broker {
   readonly #tail: Tail
   readonly #dispatcher: Dispatcher
   readonly #space: Space
-  readonly #active: Queue[] = []
+  readonly #turn: Turn
+  readonly #spaceTimer: Timer
+  readonly #idleTimer: Timer
   readonly #writer: Writer
   readonly #intake: Intake
   readonly #moves: Moves
@@ -153,7 +152,6 @@ export class Broker {
   readonly history: History
   /** Queues by name. */
   readonly catalog: Catalog
-  readonly #timers = new TimeHeap()
   /** With small segments reasons are cut: those of a whole chunk of dead messages stand in one page. */
   readonly #reasonBytesMax: number
   readonly #pagesMax: number
@@ -165,7 +163,6 @@ export class Broker {
   /** Queues with leases that can be claimed, in the order in which they came to have some. */
   readonly #claimable = new Set<Queue>()
   #nextSubscription: number
-  #turnIsDue = false
   #endedAtMs = 0
   #lastIsEmpty = true
   #failed = false
@@ -255,25 +252,39 @@ export class Broker {
     this.#reasonBytesMax = Math.floor(options.log.segmentBytes / 4 / CHUNK_MESSAGES)
     this.status = status
     this.boot = state.boot
-    this.nowMs = nowMs
-    const changed = (queue: Queue): void => this.#changed(queue)
+    const turn = new Turn(options, nowMs)
+    this.#turn = turn
+    this.#spaceTimer = turn.timer()
+    this.#idleTimer = turn.timer()
     const records = new Records(blocks)
-    this.#writer = new Writer(options.log, tail, this.#wake)
-    this.#writer.nowMs = nowMs
-    this.#intake = new Intake(state, this.#writer, messageBytesMax, changed, observer)
-    this.#moves = new Moves(state, this.#writer, records, changed, observer)
-    this.catalog = new Catalog(state, this.#writer, this.#moves, options, {
-      changed,
+    this.#writer = new Writer(options.log, tail, turn)
+    this.#intake = new Intake(state, this.#writer, messageBytesMax, turn, observer)
+    this.#moves = new Moves(state, this.#writer, records, turn, observer)
+    turn.connect({
+      facts: this.#writer,
+      moves: this.#moves,
+      due: (queue) => this.#due(queue),
+      end: () => this.#endTurn(),
+    })
+    this.catalog = new Catalog(state, this.#writer, this.#moves, turn, options, {
       deleted: (queue) => this.#claimable.delete(queue),
     })
     const { log } = options
-    const requests = new DiskRequests(() => this.#beginTurnAnew())
-    this.operator = new Operator(state, this.#writer, records, this.#moves, requests, changed, observer)
-    this.replays = new Replays(log, state, this.#writer, this.#moves, requests, options.replayWindowOffsets)
+    const requests = new DiskRequests(turn)
+    this.operator = new Operator(state, records, this.#moves, requests, turn, observer)
+    this.replays = new Replays(
+      log,
+      state,
+      turn,
+      this.#writer,
+      this.#moves,
+      requests,
+      options.replayWindowOffsets,
+    )
     this.history = new History(log, state, requests)
     // 4,096 boots apart before an id can come again, and a million subscriptions within each.
     this.#nextSubscription = ((state.boot % 4096) << 20) >>> 0
-    for (const queue of state.queues.values()) this.#armTimer(queue)
+    for (const queue of state.queues.values()) turn.armQueue(queue)
   }
 
   /** Where what is written next will stand in the log, at the earliest. */
@@ -293,31 +304,24 @@ export class Broker {
 
   /** The next time at which `tick` has something to do, ms since the epoch; Infinity when there is none. */
   get nextDeadline(): number {
-    const idleAt = this.#lastIsEmpty ? Infinity : this.#endedAtMs + IDLE_MS
-    return Math.min(this.#timers.firstTime, idleAt, this.#moves.retryAtMs, this.#space.nextDeadline)
+    return this.#turn.nextDeadline
   }
 
-  // A request that waited goes on, in a turn of its own. @throws SluiceError SHUTTING_DOWN when nothing may be written any more
-  #beginTurnAnew(): void {
-    if (this.#stopped || this.#failed)
-      throw new SluiceError('SHUTTING_DOWN', 'The broker is stopping.', { scope: 'request' })
-    this.beginTurn()
+  /** Time of this turn, ms. */
+  get nowMs(): number {
+    return this.#turn.nowMs
   }
 
   /** Begins a turn: everything until its end happens at this time. */
   beginTurn(): void {
-    // A machine's clock can be behind the log that its broker continues: what comes next is not older than what is there.
-    this.nowMs = Math.max(this.nowMs, this.#options.now())
-    this.#writer.nowMs = this.nowMs
+    this.#turn.begin()
   }
 
   readonly #wake = (): void => this.wake()
 
-  /** Something was taken in: the turn will be ended. */
+  /** The turn will be ended. */
   wake(): void {
-    if (this.#turnIsDue || this.#failed || this.#stopped) return
-    this.#turnIsDue = true
-    this.#options.defer(() => this.#endTurn())
+    this.#turn.wake()
   }
 
   /** `output` was given something in this turn. */
@@ -333,17 +337,14 @@ export class Broker {
 
   /** Time passed: what was scheduled becomes ready. */
   tick(): void {
-    this.beginTurn()
-    while (this.#timers.firstTime <= this.nowMs) {
-      const queue = this.#state.queuesById.get(this.#timers.firstOffset)
-      this.#timers.pop()
-      if (queue === undefined) continue
-      this.#observer?.looked(queue)
-      queue.advance(this.nowMs)
-      if (queue.earliestDeadlineMs <= this.nowMs) this.#endOverdue(queue)
-      this.#changed(queue)
-    }
-    this.wake()
+    this.#turn.tick()
+  }
+
+  #due(queue: Queue): void {
+    this.#observer?.looked(queue)
+    queue.advance(this.nowMs)
+    if (queue.earliestDeadlineMs <= this.nowMs) this.#endOverdue(queue)
+    this.#turn.changed(queue)
   }
 
   /** The clock was set forward by `byMs`, in which nothing was handled: it does not count for processing timeouts. */
@@ -460,7 +461,7 @@ export class Broker {
     this.#nextSubscription = (this.#nextSubscription + 1) >>> 0
     subscription.setCredit(messages, bytes, limit, false)
     queue.attach(subscription)
-    this.#activate(queue)
+    this.#turn.activate(queue)
     this.#observer?.subscribed(subscription, messages, bytes, limit)
     return subscription
   }
@@ -473,7 +474,7 @@ export class Broker {
     drain: boolean,
   ): void {
     subscription.setCredit(messages, bytes, limit, drain)
-    this.#activate(subscription.queue)
+    this.#turn.activate(subscription.queue)
     this.#observer?.credited(subscription, messages, bytes, limit, drain)
   }
 
@@ -499,7 +500,7 @@ export class Broker {
         this.#writer.note(queue)
       }
     }
-    this.#changed(queue)
+    this.#turn.changed(queue)
     this.#observer?.settled(subscription, items, stale)
     return stale
   }
@@ -556,7 +557,7 @@ export class Broker {
     }
     if (granted.length === 0) return granted
     this.#noteDeadline(subscription)
-    this.#changed(queue)
+    this.#turn.changed(queue)
     return granted
   }
 
@@ -600,7 +601,7 @@ export class Broker {
     const { queue, earliestDeadlineMs } = subscription
     if (earliestDeadlineMs >= queue.earliestDeadlineMs) return
     queue.earliestDeadlineMs = earliestDeadlineMs
-    this.#armTimer(queue)
+    this.#turn.armQueue(queue)
     this.wake()
   }
 
@@ -670,7 +671,7 @@ export class Broker {
       queue.release(offset, sinceMs, this.nowMs)
     })
     queue.detach(subscription)
-    this.#changed(queue)
+    this.#turn.changed(queue)
     this.#observer?.unsubscribed(subscription, blame, isStopping)
   }
 
@@ -688,7 +689,7 @@ export class Broker {
 
   /** A consumer that was not ready takes deliveries again. */
   ready(queue: Queue): void {
-    this.#activate(queue)
+    this.#turn.activate(queue)
   }
 
   /**
@@ -721,6 +722,7 @@ export class Broker {
     this.#endTurn()
     // Nothing may stand behind the mark of the end: no further turn, and no copy that is being read.
     this.#stopped = true
+    this.#turn.stop()
     this.#space.stop()
     for (const queue of this.#state.queues.values()) {
       if (queue.deliveredBelow > queue.redeliveredBelow) {
@@ -754,6 +756,7 @@ export class Broker {
   #abandon(): Promise<void> {
     if (!this.#tail.isIdle) {
       this.#failed = true
+      this.#turn.stop()
       this.#outputs.clear()
     }
     return this.#log.close()
@@ -795,6 +798,7 @@ export class Broker {
   fail(error: unknown): void {
     if (this.#failed) return
     this.#failed = true
+    this.#turn.stop()
     this.#failure = error
     this.#outputs.clear()
     for (const waiter of this.#idleWaiters.splice(0)) waiter()
@@ -802,20 +806,15 @@ export class Broker {
   }
 
   #endTurn(): void {
-    this.#turnIsDue = false
-    if (this.#failed || this.#stopped) return
-    this.beginTurn()
+    const turn = this.#turn
+    if (!turn.finish()) return
     try {
       // What is delivered comes back with facts, which would wait behind those that wait for the disk already.
-      if (!this.isBehind) {
-        for (const queue of this.#active.splice(0)) {
-          queue.active = false
-          this.#dispatch(queue)
-        }
-      }
-      if (this.#moves.isWanted) this.#moves.step(this.#wake)
+      if (!this.isBehind) turn.eachActive((queue) => this.#dispatch(queue))
+      if (this.#moves.isWanted) this.#moves.step()
       this.#writer.flush()
-      this.#space.step(this.nowMs, this.#wake)
+      this.#space.step(turn.nowMs, this.#wake)
+      turn.arm(this.#spaceTimer, this.#space.nextDeadline)
       this.#writer.upkeepBytes = this.#space.upkeepBytes
       const { pages } = this.#state
       this.#writer.pagesFull = pages < this.#pagesMax ? undefined : { pages, pagesMax: this.#pagesMax }
@@ -831,6 +830,7 @@ export class Broker {
       this.#lastIsEmpty = true
       this.#tail.sealEmpty(this.nowMs)
     }
+    turn.arm(this.#idleTimer, this.#lastIsEmpty ? Infinity : this.#endedAtMs + IDLE_MS)
     const { gate } = this.#tail
     for (const output of this.#outputs) output.endTurn(gate)
     this.#tail.flush(this.nowMs)
@@ -841,7 +841,7 @@ export class Broker {
   #resume(): void {
     if (this.isBehind) return
     for (const resume of this.#waitingForDisk.splice(0)) resume()
-    if (this.#active.length > 0) this.wake()
+    if (this.#turn.hasActive) this.wake()
   }
 
   #release(durableLsn: number): void {
@@ -862,25 +862,25 @@ export class Broker {
       return
     }
     this.#writer.note(queue)
-    this.#armTimer(queue)
+    this.#turn.armQueue(queue)
     if (position === -1) return
     queue.loading = true
     this.#dispatcher.load(queue, position).then(
       () => {
         queue.loading = false
-        this.#activate(queue)
+        this.#turn.activate(queue)
       },
       (error: unknown) => {
         queue.loading = false
         if (hasPassed(error)) {
           // The log has waited between its tries, and reported it; consumers wait on.
-          this.#activate(queue)
+          this.#turn.activate(queue)
           return
         }
         if (queue.unreadablePosition !== position) {
           // It may have been purged meanwhile, and its segment given back: looked at once more.
           queue.unreadablePosition = position
-          this.#activate(queue)
+          this.#turn.activate(queue)
           return
         }
         this.#options.onNotice?.('stored messages could not be read', { queue: queue.name, position, error })
@@ -901,43 +901,6 @@ export class Broker {
     for (const subscription of [...queue.subscriptions]) {
       this.unsubscribe(subscription, 'nobody')
       subscription.consumer.ended(subscription, error)
-    }
-  }
-
-  #activate(queue: Queue): void {
-    if (queue.active || queue.subscriptions.length === 0) return
-    queue.active = true
-    this.#active.push(queue)
-    this.wake()
-  }
-
-  // Facts of the queue may wait to be written, its line may have moved, and its next deadline with it.
-  #changed(queue: Queue): void {
-    this.#writer.note(queue)
-    if (queue.moving.length > 0) {
-      this.#moves.note(queue)
-      this.wake()
-    }
-    this.#armTimer(queue)
-    this.#activate(queue)
-    this.wake()
-  }
-
-  #armTimer(queue: Queue): void {
-    const deadline = queue.nextDeadline
-    if (deadline >= queue.armedMs && queue.armedMs > this.nowMs) return
-    queue.armedMs = deadline
-    if (deadline === Infinity) return
-    // What a nearer deadline replaced stays until its time, and is set anew behind each nearer one.
-    if (this.#timers.size > 2 * this.#state.queuesById.size + TIMERS_SLACK) this.#rearmAll()
-    else this.#timers.push(deadline, queue.id)
-  }
-
-  #rearmAll(): void {
-    this.#timers.clear()
-    for (const queue of this.#state.queuesById.values()) {
-      queue.armedMs = queue.nextDeadline
-      if (queue.armedMs !== Infinity) this.#timers.push(queue.armedMs, queue.id)
     }
   }
 

@@ -24,6 +24,7 @@ import { sameOptions, type State } from '../state/state.js'
 import type { Moves } from './moves.js'
 import type { Observer } from './observer.js'
 import { addLost } from './ranges.js'
+import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
 const QUEUES_DEFAULT = 100_000
@@ -46,7 +47,6 @@ export interface CatalogOptions {
 
 /** What others do about a queue that the catalog has changed. */
 export interface CatalogEvents {
-  changed(queue: Queue): void
   deleted(queue: Queue): void
 }
 
@@ -54,6 +54,7 @@ export class Catalog {
   readonly #state: State
   readonly #writer: Writer
   readonly #moves: Moves
+  readonly #turn: Turn
   readonly #random: () => number
   readonly #queuesMax: number
   readonly #pagesMax: number
@@ -68,12 +69,14 @@ export class Catalog {
     state: State,
     writer: Writer,
     moves: Moves,
+    turn: Turn,
     { queuesMax = QUEUES_DEFAULT, random, observer }: CatalogOptions,
     events: CatalogEvents,
   ) {
     this.#state = state
     this.#writer = writer
     this.#moves = moves
+    this.#turn = turn
     this.#random = random
     this.#queuesMax = queuesMax
     this.#pagesMax = pagesMax(writer.segmentBytes)
@@ -93,11 +96,11 @@ export class Catalog {
     if (differs) this.#checkOptions(request, options, existing)
     const queue = existing ?? this.#make(request.name, options)
     if (existing !== undefined && differs) {
-      existing.applyOptions(options, this.#writer.nowMs)
+      existing.applyOptions(options, this.#turn.nowMs)
       this.#observer?.optionsChanged(existing, options)
       this.#declare(existing)
       this.#moves.note(existing)
-      this.#events.changed(existing)
+      this.#turn.changed(existing)
     }
     const info = this.#info(queue)
     this.#observer?.ensured(queue, info)
@@ -140,12 +143,12 @@ export class Catalog {
     const queue = this.#state.addQueue(this.#state.nextQueueId, {
       name,
       options,
-      createdAtMs: this.#writer.nowMs,
+      createdAtMs: this.#turn.nowMs,
       paused: false,
       seed: Array.from({ length: ID_WORDS }, () => Math.floor(this.#random() * 2 ** 32)),
       idsFrom: 0,
     })
-    queue.open(this.#writer.nowMs)
+    queue.open(this.#turn.nowMs)
     this.#names = undefined
     this.#declare(queue)
     this.#moves.made(queue.name)
@@ -191,7 +194,7 @@ export class Catalog {
     if (differs) {
       queue.paused = paused
       this.#declare(queue)
-      this.#events.changed(queue)
+      this.#turn.changed(queue)
     }
     this.#observer?.setPaused(queue, paused, differs)
     return differs
@@ -206,7 +209,7 @@ export class Catalog {
 
   // Costs what is overdue, and nothing for each message or key.
   #info(queue: Queue): QueueInfo {
-    return queue.infoAt(this.#writer.nowMs, this.#state.segments.retainedBytes(queue.id))
+    return queue.infoAt(this.#turn.nowMs, this.#state.segments.retainedBytes(queue.id))
   }
 
   /** At most `limit` queues by name, those behind the name `after`; `more`: there are others behind them. */
@@ -269,6 +272,7 @@ export class Catalog {
     }
     this.#state.removeQueue(queue)
     this.#names = undefined
+    this.#turn.forget(queue)
     this.#events.deleted(queue)
     this.#observer?.deleted(queue, messages)
     return messages
@@ -277,11 +281,8 @@ export class Catalog {
   /** Removes all that is scheduled, ready and leased; returns how many. @throws SluiceError QUEUE_NOT_FOUND */
   purge(name: QueueName): number {
     const queue = this.#state.queue(name)
-    const { nowMs } = this.#writer
     this.#observer?.purging(queue)
-    this.#observer?.looked(queue)
-    queue.settleTime(nowMs)
-    this.#observer?.timeSettled(queue)
+    this.#turn.settleTime(queue)
     for (const subscription of queue.subscriptions) {
       const lost: LostRange[] = []
       const tags = [...subscription.held()].map(({ tag }) => tag).sort((a, b) => a - b)
@@ -290,8 +291,8 @@ export class Catalog {
       this.#observer?.lost(subscription, LOSS.purged, lost)
       subscription.consumer.lost(subscription, LOSS.purged, lost)
     }
-    const messages = queue.purge(nowMs)
-    this.#events.changed(queue)
+    const messages = queue.purge(this.#turn.nowMs)
+    this.#turn.changed(queue)
     this.#observer?.purged(queue, messages)
     return messages
   }

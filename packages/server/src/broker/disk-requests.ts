@@ -5,6 +5,7 @@
  * After each wait a request calls `resume` before it looks at anything: other commands were handled meanwhile.
  */
 import { LIMITS, SluiceError, clipText, type Fault } from '@sluice/protocol'
+import type { Turn } from './turn.js'
 
 /** Requests of all clients that run at a time, and that are known. */
 const RUNNING_MAX = 8
@@ -26,13 +27,12 @@ export interface CutShort {
 export type CutFault = Pick<Fault, 'code' | 'retryable' | 'retryAfterMs' | 'message'>
 
 export class DiskRequests {
-  readonly #beginTurn: () => void
+  readonly #turn: Turn
   #running = 0
   readonly #waiting: (() => void)[] = []
 
-  /** `beginTurn` throws when nothing may be written any more. */
-  constructor(beginTurn: () => void) {
-    this.#beginTurn = beginTurn
+  constructor(turn: Turn) {
+    this.#turn = turn
   }
 
   /** @throws SluiceError TOO_MANY_REQUESTS; what `resume` and `work` throw */
@@ -60,7 +60,7 @@ export class DiskRequests {
 
   /** Begins a turn after a wait. @throws SluiceError SHUTTING_DOWN; CONNECTION_LOST when the caller is gone */
   resume(caller: Caller): void {
-    this.#beginTurn()
+    this.#turn.beginAgain()
     if (!caller.isOpen) throw new SluiceError('CONNECTION_LOST', 'The client that asked for it is gone.')
   }
 }

@@ -23,6 +23,7 @@ import type { Producer } from '../state/producers.js'
 import { toldDuplicates, type State } from '../state/state.js'
 import { asksForAny, checkTraits, readTraits, type BatchTraits } from '../state/traits.js'
 import { telling, type Observer } from './observer.js'
+import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
 /** Consecutive deliveries that an atomic step acknowledges; no subscription: it is over. */
@@ -76,22 +77,21 @@ export class Intake {
   readonly #state: State
   readonly #writer: Writer
   readonly #messageBytesMax: number
-  readonly #changed: (queue: Queue) => void
+  readonly #turn: Turn
   readonly #observer: Observer | undefined
   readonly #facts = new FactBuffer()
 
-  /** `changed` is told each queue that something was done to. */
   constructor(
     state: State,
     writer: Writer,
     messageBytesMax: number,
-    changed: (queue: Queue) => void,
+    turn: Turn,
     observer: Observer | undefined,
   ) {
     this.#state = state
     this.#writer = writer
     this.#messageBytesMax = messageBytesMax
-    this.#changed = changed
+    this.#turn = turn
     this.#observer = observer
   }
 
@@ -158,7 +158,7 @@ export class Intake {
     this.#writer.checkRoom(end - at)
     if (producer.id === 0) this.#declare(producer)
     const cancelled = admitted.replaced === undefined ? undefined : this.#replace(queue, admission)
-    admission.makeRoom(this.#writer.nowMs)
+    admission.makeRoom(this.#turn.nowMs)
     if (batch.hasTraits) {
       this.#factsAhead(batch)
       if (cancelled === undefined) {
@@ -174,8 +174,8 @@ export class Intake {
     }
     const placed = this.#append(batch, producer.id, batch.traits)
     producer.accept(number, placed.baseOffset, crc, placed.duplicates)
-    producer.lastUsedMs = this.#writer.nowMs
-    this.#changed(queue)
+    producer.lastUsedMs = this.#turn.nowMs
+    this.#turn.changed(queue)
     return placed
   }
 
@@ -195,18 +195,18 @@ export class Intake {
     const count = batchCount(bytes, at)
     const baseOffset = queue.next
     const position = writer.messages(bytes, at, end, queue, producer.id, batchAttributes(bytes, at))
-    queue.append(baseOffset, count, position, writer.nowMs, end - at - BATCH_HEADER_BYTES)
+    queue.append(baseOffset, count, position, this.#turn.nowMs, end - at - BATCH_HEADER_BYTES)
     producer.accept(number, baseOffset, crc, undefined)
-    producer.lastUsedMs = writer.nowMs
+    producer.lastUsedMs = this.#turn.nowMs
     // Plain messages leave no facts and no deadline: with many queues, what is not looked at need not be in the cache.
-    if (queue.subscriptions.length > 0) this.#changed(queue)
+    if (queue.subscriptions.length > 0) this.#turn.changed(queue)
     return { baseOffset, duplicates: undefined }
   }
 
   // Messages whose places are taken leave; the facts about that stand in the entry of the batch.
   #replace(queue: Queue, admission: Admission): FactBuffer {
     this.#writer.facts(queue.id, queue.facts)
-    admission.replace(this.#writer.nowMs)
+    admission.replace(this.#turn.nowMs)
     return queue.facts.take()
   }
 
@@ -256,7 +256,7 @@ export class Intake {
     admissions: ReadonlyMap<Queue, Admission>,
   ): readonly Placed[] {
     const writer = this.#writer
-    const { nowMs } = writer
+    const { nowMs } = this.#turn
     const queues = [...admissions.keys()]
     // What was done before stands before; so does what makes room, which can be much and is no part of the step.
     for (const queue of queues) writer.facts(queue.id, queue.facts)
@@ -293,7 +293,7 @@ export class Intake {
     writer.facts(0, result)
     producer.answer(step.number, step.crc, places)
     producer.lastUsedMs = nowMs
-    for (const queue of queues) this.#changed(queue)
+    for (const queue of queues) this.#turn.changed(queue)
     return places
   }
 
@@ -376,7 +376,7 @@ export class Intake {
     asks: number,
     admission: Admission,
   ): Judged {
-    const { nowMs } = this.#writer
+    const { nowMs } = this.#turn
     const count = batchCount(bytes, at)
     const base = queue.next + admission.taken
     if (isPlain(queue, asks)) {
@@ -397,9 +397,7 @@ export class Intake {
     const { maxBytes, ttlMs } = queue.options
     const hasTraits = asksForAny(asks) || ttlMs > 0 || maxBytes > 0
     if (hasTraits) checkTraits(bytes, at, count, nowMs)
-    this.#observer?.looked(queue)
-    queue.settleTime(nowMs)
-    this.#observer?.timeSettled(queue)
+    this.#turn.settleTime(queue)
     this.#writer.note(queue)
     const traits = hasTraits ? this.#traitsOf({ queue, bytes, at, count }) : undefined
     const admitted = admission.look(count, end - at - BATCH_HEADER_BYTES, traits)
@@ -415,12 +413,12 @@ export class Intake {
   }
 
   #traitsOf({ queue, bytes, at, count }: Pick<Judged, 'queue' | 'bytes' | 'at' | 'count'>): BatchTraits {
-    return readTraits(bytes, at, count, this.#writer.nowMs, queue.traitRules)
+    return readTraits(bytes, at, count, this.#turn.nowMs, queue.traitRules)
   }
 
   #append(batch: Judged, producerId: number, traits: BatchTraits | undefined): Placed {
     const { queue, bytes, at, end, count, hasTraits, admitted } = batch
-    const { nowMs } = this.#writer
+    const { nowMs } = this.#turn
     const { duplicates } = admitted
     const attributes = batchAttributes(bytes, at) | (hasTraits ? BATCH_ATTRIBUTE.traits : 0)
     const baseOffset = queue.next

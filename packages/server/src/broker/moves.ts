@@ -11,12 +11,13 @@ import {
   recordFlags,
   recordPriority,
 } from '@sluice/protocol'
-import { FactBuffer, type Queue } from '../queue/index.js'
+import { FactBuffer, type Queue, type Timer } from '../queue/index.js'
 import { movedBatch, type Origin } from './origin.js'
 import { redrivesOf, type Records } from './records.js'
 import type { State } from '../state/state.js'
 import { asksForAny, readTraits } from '../state/traits.js'
 import type { Observer } from './observer.js'
+import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
 /** Messages moved in one turn, at most; the rest follows in the next. */
@@ -28,9 +29,11 @@ export class Moves {
   readonly #state: State
   readonly #writer: Writer
   readonly #records: Records
-  readonly #changed: (queue: Queue) => void
+  readonly #turn: Turn
   readonly #observer: Observer | undefined
   readonly #facts = new FactBuffer()
+  /** The log had no room: it is looked at again. */
+  readonly #retry: Timer
   /** Queues with messages that are to be moved. */
   readonly #queues = new Set<Queue>()
   /** Queues with messages that are to go to a queue which was not there when it was looked for. */
@@ -38,17 +41,12 @@ export class Moves {
   /** Queues whose next message is being read from disk. */
   readonly #loading = new Set<Queue>()
 
-  constructor(
-    state: State,
-    writer: Writer,
-    records: Records,
-    changed: (queue: Queue) => void,
-    observer: Observer | undefined,
-  ) {
+  constructor(state: State, writer: Writer, records: Records, turn: Turn, observer: Observer | undefined) {
     this.#state = state
     this.#writer = writer
     this.#records = records
-    this.#changed = changed
+    this.#turn = turn
+    this.#retry = turn.timer()
     this.#observer = observer
     for (const queue of state.queues.values()) this.note(queue)
   }
@@ -68,18 +66,15 @@ export class Moves {
     }
   }
 
-  /** The log had no room: when that is looked at again; Infinity when it has. */
-  retryAtMs = Infinity
-
   /** Whether `step` has something to do. */
   get isWanted(): boolean {
     return this.#queues.size > 0
   }
 
-  /** Moves what can be moved now; returns whether there is more. `wake` asks for another turn. */
-  step(wake: () => void): void {
+  /** Moves what can be moved now. */
+  step(): void {
     let left = TURN_MESSAGES
-    this.retryAtMs = Infinity
+    this.#turn.arm(this.#retry, Infinity)
     for (const queue of [...this.#queues]) {
       if (this.#loading.has(queue)) continue
       const target = this.#state.queues.get(queue.options.deadLetter)
@@ -90,9 +85,9 @@ export class Moves {
         if (!isGone) this.#stranded.add(queue)
         continue
       }
-      left = this.#moveFrom(queue, target, left, wake)
+      left = this.#moveFrom(queue, target, left)
       if (left === 0) {
-        wake()
+        this.#turn.wake()
         return
       }
     }
@@ -102,7 +97,7 @@ export class Moves {
     return this.#state.queuesById.get(queue.id) !== queue
   }
 
-  #moveFrom(queue: Queue, target: Queue, most: number, wake: () => void): number {
+  #moveFrom(queue: Queue, target: Queue, most: number): number {
     let left = most
     let done = 0
     for (const offset of queue.moving) {
@@ -118,11 +113,11 @@ export class Moves {
           continue
         }
         if (record === undefined) {
-          this.#load(queue, offset, wake)
+          this.#load(queue, offset)
           break
         }
         if (!this.move(queue, offset, record, target, 'move')) {
-          this.retryAtMs = this.#writer.nowMs + RETRY_MS
+          this.#turn.arm(this.#retry, this.#turn.nowMs + RETRY_MS)
           break
         }
         left--
@@ -134,11 +129,11 @@ export class Moves {
     return left
   }
 
-  #load(queue: Queue, offset: number, wake: () => void): void {
+  #load(queue: Queue, offset: number): void {
     this.#loading.add(queue)
     const done = (): void => {
       this.#loading.delete(queue)
-      wake()
+      this.#turn.wake()
     }
     this.#records.read(queue, offset).then(done, (error: unknown) => {
       // As above, unless it can be read another time.
@@ -155,7 +150,7 @@ export class Moves {
    * no room, and nothing was done.
    */
   move(queue: Queue, offset: number, record: Uint8Array, target: Queue, kind: 'move' | 'carry'): boolean {
-    const { nowMs } = this.#writer
+    const { nowMs } = this.#turn
     const dead = queue.deadAt(offset)!
     const chunk = queue.chunkAt(offset)!
     const batch = movedBatch(record, {
@@ -177,7 +172,7 @@ export class Moves {
     const targetOffset = this.#put(batch, bytes, target, () => this.#writer.facts(queue.id, this.#facts))
     queue.moved(offset, kind === 'carry', nowMs)
     this.#observer?.moved(queue, offset, kind === 'carry', target, targetOffset, dead.reason)
-    this.#changed(queue)
+    this.#turn.changed(queue)
     return true
   }
 
@@ -197,14 +192,12 @@ export class Moves {
   // Returns the offset of the message in `target`.
   #put(batch: Uint8Array, bytes: number, target: Queue, before: () => void): number {
     const writer = this.#writer
-    const { nowMs } = writer
+    const { nowMs } = this.#turn
     const { ttlMs, maxBytes } = target.options
     const hasTraits = asksForTraits(batch) || ttlMs > 0 || maxBytes > 0
     const ahead = new FactBuffer()
     if (ttlMs > 0) ahead.ttl(target.next, 1, ttlMs)
-    this.#observer?.looked(target)
-    target.settleTime(nowMs)
-    this.#observer?.timeSettled(target)
+    this.#turn.settleTime(target)
     writer.together(bytes + writer.factsBytes(ahead))
     before()
     writer.facts(target.id, ahead)
@@ -213,7 +206,7 @@ export class Moves {
     const position = writer.messages(batch, 0, batch.length, target, 0, attributes)
     const traits = hasTraits ? readTraits(batch, 0, 1, nowMs, target.traitRules) : undefined
     target.append(base, 1, position, nowMs, batch.length - BATCH_HEADER_BYTES, traits)
-    this.#changed(target)
+    this.#turn.changed(target)
     return base
   }
 }

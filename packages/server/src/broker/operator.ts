@@ -26,7 +26,7 @@ import type { Moves } from './moves.js'
 import { telling, type Observer } from './observer.js'
 import { fittedRecord } from './origin.js'
 import { choosesAmong, choosesRecord, needsRecord, redrivesOf, type Records } from './records.js'
-import type { Writer } from './writer.js'
+import type { Turn } from './turn.js'
 
 /** Bytes of one answer, unless a single message is larger. */
 const PAGE_BYTES = 1 << 20
@@ -50,28 +50,25 @@ export interface DiscardResult extends CutShort {
 
 export class Operator {
   readonly #state: State
-  readonly #writer: Writer
   readonly #records: Records
   readonly #moves: Moves
   readonly #requests: DiskRequests
-  readonly #changed: (queue: Queue) => void
+  readonly #turn: Turn
   readonly #observer: Observer | undefined
 
   constructor(
     state: State,
-    writer: Writer,
     records: Records,
     moves: Moves,
     requests: DiskRequests,
-    changed: (queue: Queue) => void,
+    turn: Turn,
     observer: Observer | undefined,
   ) {
     this.#state = state
-    this.#writer = writer
     this.#records = records
     this.#moves = moves
     this.#requests = requests
-    this.#changed = changed
+    this.#turn = turn
     this.#observer = observer
   }
 
@@ -89,7 +86,7 @@ export class Operator {
     for (const offset of offsetsFrom(queue, request.from)) {
       if (messages.length === request.limit || bytes >= PAGE_BYTES || ++looked > LOOKED_AT_MAX)
         return { messages: held(queue, messages), next: offset }
-      const state = queue.stateAt(offset, this.#writer.nowMs)
+      const state = queue.stateAt(offset, this.#turn.nowMs)
       if (state === undefined || (request.state !== undefined && state !== request.state)) continue
       if (!this.#mayChoose(queue, offset, request.filter)) continue
       const record = await this.#records.read(queue, offset)
@@ -115,11 +112,11 @@ export class Operator {
       attempts: dead?.attempts ?? queue.attemptsOf(offset),
       timeMs: dead?.timeMs ?? chunk.publishedAt(offset - chunk.base),
     }
-    return choosesAmong(filter, circumstances, this.#writer.nowMs)
+    return choosesAmong(filter, circumstances, this.#turn.nowMs)
   }
 
   #peeked(queue: Queue, offset: number, record: Uint8Array): PeekedMessage | undefined {
-    const state = queue.stateAt(offset, this.#writer.nowMs)
+    const state = queue.stateAt(offset, this.#turn.nowMs)
     if (state === undefined) return undefined
     const chunk = queue.chunkAt(offset)!
     const index = offset - chunk.base
@@ -160,10 +157,10 @@ export class Operator {
       }
       if (!dryRun) {
         if (to === undefined) {
-          queue.redrive(offset, this.#writer.nowMs, caller.label)
+          queue.redrive(offset, this.#turn.nowMs, caller.label)
           this.#observer?.redriven(queue, offset)
         } else if (!this.#moves.move(queue, offset, record, this.#state.queue(to), 'carry')) throw diskLow()
-        this.#changed(queue)
+        this.#turn.changed(queue)
       }
       counts.redriven++
     })
@@ -174,9 +171,9 @@ export class Operator {
     const counts = { discarded: 0 }
     return this.#forDead(request, caller, counts, 'discarded', (queue, offset) => {
       if (!request.dryRun) {
-        queue.discard(offset, this.#writer.nowMs)
+        queue.discard(offset, this.#turn.nowMs)
         this.#observer?.discarded(queue, offset)
-        this.#changed(queue)
+        this.#turn.changed(queue)
       }
       counts.discarded++
     })
@@ -242,8 +239,8 @@ export class Operator {
   #cancel(ref: MessageRef): { readonly offset: number } {
     const queue = this.#state.queue(ref.name)
     const offset = this.#offsetOf(queue, ref)
-    queue.cancel(offset, this.#writer.nowMs)
-    this.#changed(queue)
+    queue.cancel(offset, this.#turn.nowMs)
+    this.#turn.changed(queue)
     return { offset }
   }
 
@@ -260,21 +257,19 @@ export class Operator {
 
   #reschedule(request: RescheduleRequest): { readonly offset: number; readonly dueMs: number } {
     const { delayMs, atMs } = request
-    const { nowMs } = this.#writer
+    const { nowMs } = this.#turn
     if (atMs !== undefined) checkAt('`at`', atMs, nowMs)
     const queue = this.#state.queue(request.name)
     const offset = this.#offsetOf(queue, request)
     const dueMs = Math.max(nowMs, atMs ?? nowMs + delayMs!)
     queue.reschedule(offset, dueMs, nowMs)
-    this.#changed(queue)
+    this.#turn.changed(queue)
     return { offset, dueMs }
   }
 
   #offsetOf(queue: Queue, { offset, id }: MessageRef): number {
-    this.#observer?.looked(queue)
-    queue.settleTime(this.#writer.nowMs)
-    this.#observer?.timeSettled(queue)
-    this.#changed(queue)
+    this.#turn.settleTime(queue)
+    this.#turn.changed(queue)
     if (offset !== undefined) return offset
     const bytes = Buffer.from(id!)
     const words = new Uint32Array(ID_WORDS)

@@ -31,6 +31,7 @@ import type { Moves } from './moves.js'
 import { OffsetSet } from './offset-set.js'
 import { choosesAmong, choosesRecord } from './records.js'
 import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from '../log/scan.js'
+import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
 /** Offsets of one window, unless the broker was given other ones: 4 MiB of bits. */
@@ -101,6 +102,7 @@ class Window {
 export class Replays {
   readonly #log: Log
   readonly #state: State
+  readonly #turn: Turn
   readonly #writer: Writer
   readonly #moves: Moves
   readonly #requests: DiskRequests
@@ -112,6 +114,7 @@ export class Replays {
   constructor(
     log: Log,
     state: State,
+    turn: Turn,
     writer: Writer,
     moves: Moves,
     requests: DiskRequests,
@@ -119,6 +122,7 @@ export class Replays {
   ) {
     this.#log = log
     this.#state = state
+    this.#turn = turn
     this.#writer = writer
     this.#moves = moves
     this.#requests = requests
@@ -144,7 +148,7 @@ export class Replays {
       this.#running++
       try {
         await page.run({
-          nowMs: () => this.#writer.nowMs,
+          nowMs: () => this.#turn.nowMs,
           resume: () => this.#requests.resume(caller),
           publish: (message) => this.#publish(message, queue, request, caller),
         })
@@ -174,7 +178,7 @@ export class Replays {
     if (isOver || !caller.isOpen) return
     window.cursor = result.cursor ?? ''
     window.caller = caller
-    window.usedMs = this.#writer.nowMs
+    window.usedMs = this.#turn.nowMs
     this.#kept.add(window)
   }
 
@@ -186,7 +190,7 @@ export class Replays {
 
   // The window that an earlier page left for this cursor, or one of which nothing is known yet.
   #take(queueId: number, cursor: Cursor, text: string | undefined): Window {
-    const { nowMs } = this.#writer
+    const { nowMs } = this.#turn
     for (const window of this.#kept) {
       if (window.cursor !== text || window.queueId !== queueId) continue
       this.#kept.delete(window)

@@ -13,6 +13,7 @@ import {
 import type { Log } from '../log/log.js'
 import type { Tail } from '../log/tail.js'
 import { factsUntil, type FactBuffer, type Queue } from '../queue/index.js'
+import type { Turn } from './turn.js'
 
 /** What of its budget of memory the broker uses, in bytes. */
 export interface MemoryUse {
@@ -27,9 +28,8 @@ export interface PagesFull {
 }
 
 export class Writer {
-  /** Time of this turn, ms. */
-  nowMs = 0
   readonly tail: Tail
+  readonly turn: Turn
   /** Of the messages that were written since the broker started. */
   recordBytes = 0
   /** Set while memory is used up and no more is taken. */
@@ -39,13 +39,12 @@ export class Writer {
   /** Set while a checkpoint could not list more pages than there are. */
   pagesFull: PagesFull | undefined
   readonly #log: Log
-  readonly #wake: () => void
   readonly #withFacts: Queue[] = []
 
-  constructor(log: Log, tail: Tail, wake: () => void) {
+  constructor(log: Log, tail: Tail, turn: Turn) {
     this.#log = log
     this.tail = tail
-    this.#wake = wake
+    this.turn = turn
   }
 
   get segmentBytes(): number {
@@ -59,7 +58,7 @@ export class Writer {
   /** Whether `bytes` more have room, while what must always be written keeps its own. */
   hasRoom(bytes: number): boolean {
     if (this.pagesFull !== undefined) return false
-    return this.#log.reserve(this.tail.pendingBytes + bytes + this.upkeepBytes, this.nowMs)
+    return this.#log.reserve(this.tail.pendingBytes + bytes + this.upkeepBytes, this.turn.nowMs)
   }
 
   /** Whether messages of `bytes` are taken now, whatever their queue says. @throws SluiceError DISK_LOW, MEMORY_FULL */
@@ -99,7 +98,7 @@ export class Writer {
     if (queue.hasPendingFacts) return
     queue.hasPendingFacts = true
     this.#withFacts.push(queue)
-    this.#wake()
+    this.turn.wake()
   }
 
   /** Writes what queues have gathered. */
@@ -115,7 +114,7 @@ export class Writer {
 
   /** What is written next, `bytes` with its headers, stands in one entry: all of it is durable, or nothing. */
   together(bytes: number): void {
-    this.tail.reserve(bytes, this.nowMs)
+    this.tail.reserve(bytes, this.turn.nowMs)
   }
 
   /** Bytes that the facts will take, at most. */
@@ -136,20 +135,20 @@ export class Writer {
           ? { end: bytes.length, count: facts.count }
           : factsUntil(bytes, from, this.#factsBytesMax)
       const length = BATCH_HEADER_BYTES + end - from
-      const at = this.tail.reserve(length, this.nowMs)
+      const at = this.tail.reserve(length, this.turn.nowMs)
       this.tail.bytes.set(bytes.subarray(from, end), at + BATCH_HEADER_BYTES)
       sealBatch(this.tail.bytes, at, at + length, {
         type: BATCH_TYPE.facts,
         queueId,
         count,
-        timeMs: this.nowMs,
+        timeMs: this.turn.nowMs,
       })
       this.tail.add(length)
       from = end
     }
     if (facts.isEmpty) return
     facts.clear()
-    this.#wake()
+    this.turn.wake()
   }
 
   /** The batch `bytes[at, end)` of messages that are at `base` from now on; returns its place in the log. */
@@ -162,20 +161,25 @@ export class Writer {
     attributes: number,
   ): number {
     const length = end - at
-    const to = this.tail.reserve(length, this.nowMs)
+    const to = this.tail.reserve(length, this.turn.nowMs)
     this.tail.bytes.set(viewBytes(bytes, at, end), to)
-    stampBatch(this.tail.bytes, to, queue.id, queue.next, this.nowMs, producerId)
+    stampBatch(this.tail.bytes, to, queue.id, queue.next, this.turn.nowMs, producerId)
     this.tail.bytes[to + 5] = attributes
     this.recordBytes += length - BATCH_HEADER_BYTES
-    this.#wake()
+    this.turn.wake()
     return this.tail.add(length)
   }
 
   /** A batch that says something by its header alone. It is written at once. */
   mark(type: number, count: number, attributes: number): void {
-    const at = this.tail.reserve(BATCH_HEADER_BYTES, this.nowMs)
-    sealBatch(this.tail.bytes, at, at + BATCH_HEADER_BYTES, { type, count, attributes, timeMs: this.nowMs })
+    const at = this.tail.reserve(BATCH_HEADER_BYTES, this.turn.nowMs)
+    sealBatch(this.tail.bytes, at, at + BATCH_HEADER_BYTES, {
+      type,
+      count,
+      attributes,
+      timeMs: this.turn.nowMs,
+    })
     this.tail.add(BATCH_HEADER_BYTES)
-    this.tail.flush(this.nowMs)
+    this.tail.flush(this.turn.nowMs)
   }
 }

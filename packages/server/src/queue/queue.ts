@@ -27,6 +27,7 @@ import { Line, type Run } from './line.js'
 import { MARK } from './marks.js'
 import type { Subscription } from './subscription.js'
 import { Suspects } from './suspects.js'
+import type { Timer } from './timer.js'
 
 /** What is known of a lease that was claimed. */
 export interface Reclaimed {
@@ -61,8 +62,8 @@ export class Queue extends Contents implements Follower {
   readonly facts = new FactBuffer()
   /** In the broker's list of queues whose facts wait to be written. */
   hasPendingFacts = false
-  /** For when the broker's timer is set. */
-  armedMs = Infinity
+  /** For its next deadline, once it has had one. */
+  timer: Timer | undefined
   /** In the broker's list of queues that may have something to hand out. */
   active = false
   /** Waiting for bytes from the disk; handing out goes on when they are there. */

@@ -1,0 +1,46 @@
+import { expect, test } from 'vitest'
+import { Timer } from '../queue/index.js'
+import { Timers } from './timers.js'
+
+test('timers come in the order of their deadlines, however they were armed, moved and disarmed', () => {
+  let seed = 7
+  const random = (below: number): number => {
+    seed = (Math.imul(seed, 1_103_515_245) + 12_345) >>> 0
+    return (seed >>> 8) % below
+  }
+  const timers = new Timers()
+  const all = Array.from({ length: 200 }, () => new Timer(() => {}))
+  const deadlines = new Map<Timer, number>()
+  let shifted = 0
+  for (let step = 0; step < 20_000; step++) {
+    if (timers.size > 0 && random(5) === 0) {
+      const nearest = Math.min(...deadlines.values())
+      expect(timers.firstMs).toBe(nearest)
+      const first = timers.shift()
+      expect(deadlines.get(first)).toBe(nearest)
+      expect([first.deadlineMs, first.place]).toEqual([Infinity, -1])
+      deadlines.delete(first)
+      shifted++
+    } else {
+      const timer = all[random(all.length)]!
+      const deadlineMs = random(4) === 0 ? Infinity : random(1_000)
+      timers.arm(timer, deadlineMs)
+      if (deadlineMs === Infinity) deadlines.delete(timer)
+      else deadlines.set(timer, deadlineMs)
+    }
+    expect(timers.size).toBe(deadlines.size)
+  }
+  expect(shifted).toBeGreaterThan(3_000)
+})
+
+test('without a timer there is no deadline', () => {
+  const timers = new Timers()
+  const timer = new Timer(() => {})
+  expect(timers.firstMs).toBe(Infinity)
+  timers.arm(timer, 5)
+  timers.arm(timer, 5)
+  expect([timers.size, timers.firstMs]).toEqual([1, 5])
+  timers.arm(timer, Infinity)
+  timers.arm(timer, Infinity)
+  expect([timers.size, timers.firstMs]).toEqual([0, Infinity])
+})

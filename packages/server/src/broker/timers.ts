@@ -1,0 +1,81 @@
+/**
+ * The armed timers, nearest deadline first: a binary heap in which each timer knows its place, so that arming one anew
+ * moves it. Nothing stale is left behind, whatever is armed and disarmed.
+ *
+ * Invariant: `heap[timer.place] === timer` for each armed timer, and no timer is nearer than the one above it.
+ */
+import type { Timer } from '../queue/index.js'
+
+export class Timers {
+  readonly #heap: Timer[] = []
+
+  get size(): number {
+    return this.#heap.length
+  }
+
+  /** Deadline of the first; Infinity when none is armed. */
+  get firstMs(): number {
+    return this.#heap.length === 0 ? Infinity : this.#heap[0]!.deadlineMs
+  }
+
+  /** Takes the first out, which is no longer armed; there must be one. */
+  shift(): Timer {
+    const first = this.#heap[0]!
+    this.arm(first, Infinity)
+    return first
+  }
+
+  /** `deadlineMs` replaces the timer's deadline; Infinity disarms it. */
+  arm(timer: Timer, deadlineMs: number): void {
+    if (deadlineMs === timer.deadlineMs) return
+    timer.deadlineMs = deadlineMs
+    if (deadlineMs === Infinity) this.#remove(timer)
+    else if (timer.place === -1) {
+      this.#heap.push(timer)
+      this.#rise(timer, this.#heap.length - 1)
+    } else this.#sift(timer, timer.place)
+  }
+
+  #remove(timer: Timer): void {
+    const { place } = timer
+    timer.place = -1
+    const last = this.#heap.pop()!
+    if (last !== timer) this.#sift(last, place)
+  }
+
+  #sift(timer: Timer, place: number): void {
+    const hole = this.#descend(timer, place)
+    if (hole === place) this.#rise(timer, place)
+    else this.#put(timer, hole)
+  }
+
+  // Puts the timer into `place`, or above it, behind all that are as near.
+  #rise(timer: Timer, place: number): void {
+    let hole = place
+    while (hole > 0) {
+      const above = (hole - 1) >>> 1
+      if (this.#heap[above]!.deadlineMs <= timer.deadlineMs) break
+      this.#put(this.#heap[above]!, hole)
+      hole = above
+    }
+    this.#put(timer, hole)
+  }
+
+  // Moves up what is nearer than the timer; returns the place that this leaves for it.
+  #descend(timer: Timer, place: number): number {
+    const heap = this.#heap
+    let hole = place
+    for (let below = hole * 2 + 1; below < heap.length; below = hole * 2 + 1) {
+      if (below + 1 < heap.length && heap[below + 1]!.deadlineMs < heap[below]!.deadlineMs) below++
+      if (heap[below]!.deadlineMs >= timer.deadlineMs) break
+      this.#put(heap[below]!, hole)
+      hole = below
+    }
+    return hole
+  }
+
+  #put(timer: Timer, place: number): void {
+    this.#heap[place] = timer
+    timer.place = place
+  }
+}

@@ -1,0 +1,12 @@
+/** A deadline, and what happens at it. The heap of the turn (`broker/timers.ts`) alone writes its fields. */
+export class Timer {
+  /** ms since the epoch; Infinity: not armed. */
+  deadlineMs = Infinity
+  /** Place in the heap; -1: not armed. */
+  place = -1
+  readonly run: () => void
+
+  constructor(run: () => void) {
+    this.run = run
+  }
+}
