@@ -1,9 +1,8 @@
 /**
- * One life of a subscription, on one connection: what was delivered and not yet taken, what of it was announced as
- * started, and the settles of what was taken. Its connection's end is its end; whoever owns it opens another.
+ * One life of a subscription, on one connection: its credit, what of its messages is announced as started, the leases of
+ * what was taken, and their settles. Its connection's end is its end; whoever owns it opens another.
  *
- * Invariant: of the `buffered` messages, in the order in which they came, the first `announced` were named in STARTED
- * or STARTING.
+ * Invariant: what is delivered and unsettled is in the buffer, set aside, held, or handled.
  */
 import {
   checkRecords,
@@ -23,26 +22,23 @@ import {
   MOVED_BYTES_MAX,
   OP,
   OUTCOME,
-  readRecordOptions,
-  recordFlags,
   recordSize,
   scatteredOffset,
-  RECORD_FLAG,
   SCATTERED_BYTES,
   SluiceError,
-  Timer,
   type AtomicAck,
   type ErrorCode,
   type Outcome,
   type TagRange,
 } from '@sluice/protocol'
-import { SHARED_BYTES } from './body.js'
+import { Aside } from './aside.js'
+import { addRange, partOf, RunBuffer, STARTED_RANGES_MAX } from './buffer.js'
 import { Claims } from './claims.js'
 import type { ChannelSink, Connection, Reply } from './connection.js'
 import type { Deadlines } from './deadlines.js'
 import type { Floor } from './floor.js'
-import type { Held, Orphans } from './orphans.js'
-import { DeliveredMessage, type Lessor, type Run, type Watcher } from './message.js'
+import type { Orphans } from './orphans.js'
+import type { DeliveredMessage, Lessor, Run, Watcher } from './message.js'
 import { recordsCopy } from './records.js'
 import { leaseLost, SettleGroup } from './settlement.js'
 import type { Settling, Turn } from './turn.js'
@@ -158,9 +154,6 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   live = true
   /** SUBSCRIBE_OK came. */
   open = false
-  /** Delivered and not taken. */
-  buffered = 0
-  announced = 0
   /** Named in the last STARTING, of which STARTED has not said yet what became of it. */
   #starting: readonly TagRange[] = NO_RANGES
   /** What comes next waits until nothing else is being handled; the owner is told `delivered` then. */
@@ -183,18 +176,13 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   #attempts: Map<number, number> | undefined
   /** What was taken and may not be settled yet; kept where the owner does not. */
   #taken: DeliveredMessage[] | undefined
-  /** Delivered, while a handler that lost the same message still runs. */
-  readonly #aside = new Set<Aside>()
+  readonly #buffer: RunBuffer
+  readonly #aside: Aside
   #creditMessages: number
   #creditBytes: number
   #limit: number
-  /** Of these, and of those that are held. */
-  #bufferedBytes = 0
-  /** The buffer: `#runs[#runsAt…]`, the first of them from message `#index`, whose part of it begins at byte `#at`. */
-  #runs: Run[] = []
-  #runsAt = 0
-  #index = 0
-  #at = 0
+  /** Of those that are held. */
+  #heldBytes = 0
   /** Begun, and not yet named as started. */
   #begun: { firstTag: number; count: number }[] = []
   #group: SettleGroup | undefined
@@ -228,6 +216,13 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     this.#creditMessages = terms.messages
     this.#creditBytes = terms.bytes
     this.#limit = terms.limit ?? Infinity
+    this.#buffer = new RunBuffer(session.floor, this.#wake)
+    this.#aside = new Aside(
+      queue,
+      session.orphans,
+      (run) => this.#resumed(run),
+      ({ firstTag }) => this.#released(firstTag),
+    )
     this.#channel = connection.openChannel(this)
     if (owner.handling === undefined) this.#taken = []
     const { messages, bytes, limit, processingTimeoutMs, claims } = terms
@@ -261,6 +256,16 @@ export class Subscription implements ChannelSink, Settling, Lessor {
         if (error.code !== 'CONNECTION_LOST') this.ended(error)
       },
     })
+  }
+
+  /** Delivered and not taken. */
+  get buffered(): number {
+    return this.#buffer.count
+  }
+
+  /** Of these, those that are named as started. */
+  get announced(): number {
+    return this.#buffer.announced
   }
 
   #deadline(): number {
@@ -297,23 +302,21 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       )
     const recordsBytes = end - from - count * gap
     if (
-      this.#bufferedBytes + recordsBytes > this.#creditBytes + MOVED_BYTES_MAX ||
+      this.#buffer.bytes + this.#heldBytes + recordsBytes > this.#creditBytes + MOVED_BYTES_MAX ||
       this.deliveries + count > this.#limit
     )
       throw malformed('It brings more bytes or messages than were asked for.')
     const run = { ...head, lessor: this, gap, records: bytes.subarray(from, end) }
     if (this.#session.orphans.has(this.queue)) this.#keepOthers(run)
-    else this.#keep(run)
+    else this.#buffer.keep(run)
     if (this.#lost !== undefined) this.#reuse(head)
-    this.buffered += count
-    this.#bufferedBytes += recordsBytes
     this.#bytesSince += recordsBytes
     this.unsettled += count
     this.deliveries += count
     this.#owner.delivered()
   }
 
-  // As `#keep`, but what a handler of this process still has, or one of its key, is set aside.
+  // What a handler of this process still has, or one of its key, is set aside; the others go into the buffer.
   #keepOthers(run: Run): void {
     const { gap, records } = run
     let from = 0
@@ -322,78 +325,28 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     for (let index = 0; index < run.count; index++) {
       const next = at + gap + recordSize(records, at + gap)
       const offset = gap === 0 ? run.firstOffset + index : scatteredOffset(records, at)
-      const held = this.#heldBy(offset, records, at + gap)
+      const held = this.#aside.heldBy(offset, records, at + gap)
       if (held !== undefined) {
-        if (index > from) this.#keep(partOf(run, from, index, records.subarray(fromAt, at)))
-        this.#setAside(partOf(run, index, index + 1, recordsCopy(records, at, next, gap)), held)
+        if (index > from) this.#buffer.keep(partOf(run, from, index, records.subarray(fromAt, at)))
+        this.#aside.add(partOf(run, index, index + 1, recordsCopy(records, at, next, gap)), held)
         from = index + 1
         fromAt = next
       }
       at = next
     }
-    if (run.count > from) this.#keep(partOf(run, from, run.count, records.subarray(fromAt)))
+    if (run.count > from) this.#buffer.keep(partOf(run, from, run.count, records.subarray(fromAt)))
   }
 
-  /** What of the message at `at` a handler of an earlier lease holds. */
-  #heldBy(offset: number, records: Uint8Array, at: number): Held | undefined {
-    const { orphans } = this.#session
-    if (orphans.holds(this.queue, offset)) return offset
-    if ((recordFlags(records, at) & RECORD_FLAG.key) === 0) return undefined
-    const { key } = readRecordOptions(records, at)
-    return key !== undefined && orphans.holds(this.queue, key) ? key : undefined
-  }
-
-  // It waits for the end of the handler, but not for long: then others may have it.
-  #setAside(run: Run, held: Held): void {
-    const { orphans } = this.#session
-    const aside: Aside = {
-      run,
-      timer: new Timer(() => this.#releaseAside(aside), orphans.patienceMs(this.queue, held)),
-      held,
-      wake: () => this.#resume(aside),
-    }
-    this.#aside.add(aside)
-    // It counts as delivered, but not as buffered.
-    this.buffered--
-    this.#bufferedBytes -= run.records.length - run.gap
-    orphans.wait(this.queue, held, aside.wake)
-  }
-
-  #resume(aside: Aside): void {
-    if (!this.live || !this.#aside.has(aside)) return
-    const { run } = aside
-    const offset = run.gap === 0 ? run.firstOffset : scatteredOffset(run.records, 0)
-    const held = this.#heldBy(offset, run.records, run.gap)
-    if (held !== undefined) {
-      aside.held = held
-      this.#session.orphans.wait(this.queue, held, aside.wake)
-      return
-    }
-    aside.timer.cancel()
-    this.#aside.delete(aside)
-    this.#runs.push(run)
-    this.buffered++
-    this.#bufferedBytes += run.records.length - run.gap
+  #resumed(run: Run): void {
+    this.#buffer.push(run)
     this.#owner.delivered()
   }
 
-  #releaseAside(aside: Aside): void {
-    this.#forgetAside(aside)
-    if (!this.live) return
-    this.#gather().add(aside.run.firstTag, 1, OUTCOME.release, undefined, undefined)
+  #released(tag: number): void {
+    this.#gather().add(tag, 1, OUTCOME.release, undefined, undefined)
     this.#hurry()
     this.unsettled--
     if (this.#emptied.any && this.#isEmpty()) this.#emptied.tell()
-  }
-
-  #dropAside(): void {
-    for (const aside of this.#aside) this.#forgetAside(aside)
-  }
-
-  #forgetAside(aside: Aside): void {
-    this.#aside.delete(aside)
-    aside.timer.cancel()
-    this.#session.orphans.released(this.queue, aside.held, aside.wake)
   }
 
   /** A claimed message is leased to it, under `tag`, and still being handled. */
@@ -439,25 +392,6 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     return claims
   }
 
-  // The bytes of a frame are overwritten by the next read. They are copied once, in parts so small that the body of a
-  // message can be a view of its part: that is 50 ns for each instead of the 200 of a further copy.
-  #keep(run: Run): void {
-    const { count, gap, records } = run
-    let from = 0
-    let fromAt = 0
-    let at = 0
-    for (let index = 0; index < count; index++) {
-      const next = at + gap + recordSize(records, at + gap)
-      if (next - fromAt > PART_BYTES && index > from) {
-        pushPart(this.#runs, run, from, index, recordsCopy(records, fromAt, at, gap))
-        from = index
-        fromAt = at
-      }
-      at = next
-    }
-    pushPart(this.#runs, run, from, count, recordsCopy(records, fromAt, at, gap))
-  }
-
   /** @throws SluiceError MALFORMED_FRAME */
   drained(bytes: Uint8Array, start: number, end: number): void {
     const { subscriptionId } = decodeDrained(bytes, start, end)
@@ -487,14 +421,9 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     this.#group?.exclude(lost)
     for (const group of this.#unanswered) group.exclude(lost)
     for (const tag of this.#claimed ?? []) if (lost.delete(tag)) (this.#lost ??= new Set()).add(tag)
-    for (const tag of this.#dropFromBuffer(lost)) offsets.delete(tag)
-    for (const aside of this.#aside) {
-      const { firstTag } = aside.run
-      if (!lost.delete(firstTag)) continue
-      offsets.delete(firstTag)
-      this.#forgetAside(aside)
-      this.unsettled--
-    }
+    const dropped = [...this.#buffer.drop(lost), ...this.#aside.drop(lost)]
+    for (const tag of dropped) offsets.delete(tag)
+    this.unsettled -= dropped.length
     const held = this.#owner.leasesLost?.(lost) ?? []
     this.#letGo(held)
     this.unsettled -= held.length
@@ -502,7 +431,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       lost.delete(tag)
       offsets.delete(tag)
     }
-    const taken = this.unsettled - this.buffered - this.held - this.#aside.size
+    const taken = this.unsettled - this.buffered - this.held - this.#aside.count
     if (lost.size > taken)
       throw malformed(`LEASES_LOST names ${lost.size} messages that are being handled; there are ${taken}.`)
     this.unsettled -= lost.size
@@ -524,46 +453,6 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     // The one that could not begin may have been among them.
     this.#session.floor.withdraw(this.#wake)
     if (this.live && this.buffered + this.held > 0) this.#owner.delivered()
-  }
-
-  /** Takes the messages with these tags out of the buffer, and their tags out of `tags`; returns those. */
-  #dropFromBuffer(tags: Set<number>): readonly number[] {
-    const dropped: number[] = []
-    if (this.buffered === 0 || tags.size === 0) return dropped
-    const runs: Run[] = []
-    let announced = 0
-    let seen = 0
-    let index = this.#index
-    let at = this.#at
-    for (let r = this.#runsAt; r < this.#runs.length; r++, index = 0, at = 0) {
-      const run = this.#runs[r]!
-      let keptIndex = index
-      let keptAt = at
-      for (; index < run.count; index++, seen++) {
-        const size = recordSize(run.records, at + run.gap)
-        const next = at + run.gap + size
-        const tag = (run.firstTag + index) >>> 0
-        if (tags.delete(tag)) {
-          pushPart(runs, run, keptIndex, index, run.records.subarray(keptAt, at))
-          keptIndex = index + 1
-          keptAt = next
-          dropped.push(tag)
-          if (seen < this.announced) announced++
-          this.#bufferedBytes -= size
-        }
-        at = next
-      }
-      pushPart(runs, run, keptIndex, index, run.records.subarray(keptAt, at))
-    }
-    this.#runs = runs
-    this.#runsAt = 0
-    this.#index = 0
-    this.#at = 0
-    this.buffered -= dropped.length
-    this.unsettled -= dropped.length
-    this.announced -= announced
-    if (announced > 0) this.#session.floor.leave(announced)
-    return dropped
   }
 
   holds(tag: number): boolean {
@@ -659,33 +548,8 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   announce(count: number, certain: number, regardless = false): void {
     this.blocked = false
     if (!this.live) return
-    const { floor } = this.#session
-    const ranges: { firstTag: number; count: number }[] = []
-    let skip = this.announced
-    let left = Math.min(count, this.buffered - this.announced)
-    let index = this.#index
-    for (let r = this.#runsAt; left > 0 && r < this.#runs.length; r++, index = 0) {
-      const run = this.#runs[r]!
-      let from = index
-      if (skip > 0) {
-        const skipped = Math.min(skip, run.count - from)
-        skip -= skipped
-        from += skipped
-      }
-      if (from === run.count) continue
-      const alone = (run.flags & DELIVER_FLAG.alone) !== 0
-      if (alone && this.announced > 0 && regardless) break
-      if (!regardless && !floor.admits(alone, this.#wake)) {
-        this.blocked = true
-        break
-      }
-      const named = alone ? 1 : Math.min(left, run.count - from)
-      addRange(ranges, (run.firstTag + from) >>> 0, named)
-      floor.enter(named, alone)
-      this.announced += named
-      left -= named
-      if (alone || ranges.length === STARTED_RANGES_MAX) break
-    }
+    const ranges = this.#buffer.announce(count, regardless)
+    this.blocked = this.#buffer.isBlocked
     if (ranges.length === 0) return
     const isCertain = this.announced <= certain
     if (!isCertain) this.#starting = ranges
@@ -707,15 +571,14 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     if (starting === NO_RANGES) return false
     this.#starting = NO_RANGES
     const { announced } = this
-    if (!this.live || (announced === 0 && this.unsettled === this.buffered + this.held + this.#aside.size))
+    if (!this.live || (announced === 0 && this.unsettled === this.buffered + this.held + this.#aside.count))
       return false
     // What is done is not named, so the broker has to hear of that first.
     this.flushSettles()
-    const run = this.#runs[this.#runsAt]
-    const taken = announced === 0 || run === undefined ? starting : upTo(starting, run.firstTag + this.#index)
+    const { firstTag } = this.#buffer
+    const taken = announced === 0 || firstTag === undefined ? starting : upTo(starting, firstTag)
     this.#send(OP.STARTED, encodeRanges(this.#id, taken))
-    this.announced = 0
-    if (announced > 0) this.#session.floor.leave(announced)
+    this.#buffer.unannounce()
     return announced > 0
   }
 
@@ -725,16 +588,16 @@ export class Subscription implements ChannelSink, Settling, Lessor {
 
   /** The next message, without naming it as started: only where none is announced. */
   hold(): DeliveredMessage {
-    this.announced++
-    const message = this.take()
+    const message = this.#buffer.takeUnannounced()
+    if (this.#taken !== undefined) this.#track(message)
     this.held++
-    this.#bufferedBytes += message.recordBytes
+    this.#heldBytes += message.recordBytes
     return message
   }
 
   #letGo(held: readonly DeliveredMessage[]): void {
     this.held -= held.length
-    for (const { recordBytes } of held) this.#bufferedBytes -= recordBytes
+    for (const { recordBytes } of held) this.#heldBytes -= recordBytes
   }
 
   /** Whether a held message may begin now; if not, the owner is told `delivered` when that may have changed. */
@@ -770,27 +633,8 @@ export class Subscription implements ChannelSink, Settling, Lessor {
 
   /** The next announced message. */
   take(): DeliveredMessage {
-    const run = this.#runs[this.#runsAt]!
-    const at = this.#at + run.gap
-    const message = new DeliveredMessage(run, this.#index, at)
-    const size = recordSize(run.records, at)
-    this.buffered--
-    this.announced--
-    this.#bufferedBytes -= size
+    const message = this.#buffer.take()
     if (this.#taken !== undefined) this.#track(message)
-    if (++this.#index < run.count) {
-      this.#at = at + size
-      return message
-    }
-    this.#index = 0
-    this.#at = 0
-    if (++this.#runsAt === this.#runs.length) {
-      this.#runs = []
-      this.#runsAt = 0
-    } else if (this.#runsAt === 1024) {
-      this.#runs = this.#runs.slice(1024)
-      this.#runsAt = 0
-    }
     return message
   }
 
@@ -799,27 +643,13 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     this.#session.floor.withdraw(this.#wake)
     if (!this.live) return
     this.nameStarted()
-    let index = this.#index
-    for (let r = this.#runsAt; r < this.#runs.length; r++, index = 0) {
-      const { firstTag, count } = this.#runs[r]!
-      this.#gather().add((firstTag + index) >>> 0, count - index, OUTCOME.release, undefined, undefined)
+    for (const { firstTag, count } of this.#buffer.ranges()) {
+      this.#gather().add(firstTag, count, OUTCOME.release, undefined, undefined)
       this.#hurry()
     }
-    for (const aside of this.#aside) this.#releaseAside(aside)
-    this.unsettled -= this.buffered
-    const { announced } = this
-    this.#dropBuffer()
-    if (announced > 0) this.#session.floor.leave(announced)
-  }
-
-  #dropBuffer(): void {
-    this.#runs = []
-    this.#runsAt = 0
-    this.#index = 0
-    this.#at = 0
-    this.buffered = 0
-    this.announced = 0
-    this.#bufferedBytes = 0
+    this.#aside.releaseAll()
+    this.unsettled -= this.#buffer.count
+    this.#buffer.clear()
   }
 
   settle(
@@ -987,11 +817,11 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   #die(reason: SluiceError): void {
     this.live = false
     this.#session.floor.withdraw(this.#wake)
-    const started = this.unsettled - this.buffered - this.held - this.#aside.size + this.announced
+    const handled = this.unsettled - this.#buffer.count - this.held - this.#aside.count
     this.held = 0
-    this.#dropAside()
-    this.#dropBuffer()
-    if (started > 0) this.#session.floor.leave(started)
+    this.#aside.clear()
+    this.#buffer.clear()
+    if (handled > 0) this.#session.floor.leave(handled)
     const group = this.#group
     this.#group = undefined
     group?.finish(reason)
@@ -1014,38 +844,10 @@ const NOBODY: SubscriptionOwner = {
   },
 }
 
-/** With what `recordsCopy` may put before it, a part fills what bodies may share. */
-const PART_BYTES = SHARED_BYTES - 8
-
-function pushPart(runs: Run[], run: Run, from: number, to: number, records: Uint8Array): void {
-  if (from < to) runs.push(partOf(run, from, to, records))
-}
-
-/** Messages `[from, to)` of a run, whose records these are, as a run of their own. */
-function partOf(run: Run, from: number, to: number, records: Uint8Array): Run {
-  return {
-    ...run,
-    firstTag: (run.firstTag + from) >>> 0,
-    firstOffset: run.firstOffset + from,
-    count: to - from,
-    records,
-  }
-}
-
-/** A message that waits for the end of a handler of an earlier lease. */
-interface Aside {
-  readonly run: Run
-  /** Releases it, so that other consumers may have it. */
-  readonly timer: Timer
-  held: Held
-  readonly wake: () => void
-}
-
 /** Messages that are kept in the list of what is handled, beyond twice of what is. */
 const TRACKED_SLACK = 64
 
 const NO_RANGES: readonly TagRange[] = []
-const STARTED_RANGES_MAX = 4_096
 
 /** The part of these ranges that comes before `tag`, in their order. */
 function upTo(ranges: readonly TagRange[], tag: number): TagRange[] {
@@ -1060,12 +862,6 @@ function upTo(ranges: readonly TagRange[], tag: number): TagRange[] {
     break
   }
   return before
-}
-
-function addRange(ranges: { firstTag: number; count: number }[], firstTag: number, count: number): void {
-  const last = ranges[ranges.length - 1]
-  if (last !== undefined && (last.firstTag + last.count) >>> 0 === firstTag) last.count += count
-  else ranges.push({ firstTag, count })
 }
 
 function malformed(what: string): SluiceError {

@@ -1,0 +1,108 @@
+/**
+ * Messages of one subscription that were delivered while a handler of this process still has them, or in order of keys
+ * another of their key, by a lease that may be lost (see `Orphans`). Each waits here for the end of that handler, but not
+ * for long: then it is released, so that other consumers may have it.
+ *
+ * Invariant: what is here is delivered and unsettled, and not in the buffer; its wake-up is registered with the orphans.
+ */
+import { readRecordOptions, RECORD_FLAG, recordFlags, scatteredOffset, Timer } from '@sluice/protocol'
+import type { Run } from './message.js'
+import type { Held, Orphans } from './orphans.js'
+
+interface Waiting {
+  /** One message. */
+  readonly run: Run
+  /** Releases it. */
+  readonly timer: Timer
+  held: Held
+  readonly wake: () => void
+}
+
+export class Aside {
+  readonly #queue: string
+  readonly #orphans: Orphans
+  readonly #resumed: (run: Run) => void
+  readonly #released: (run: Run) => void
+  readonly #waiting = new Set<Waiting>()
+
+  /** `resumed` gets a message whose handler has ended, `released` one that waited for too long; both are here no more. */
+  constructor(queue: string, orphans: Orphans, resumed: (run: Run) => void, released: (run: Run) => void) {
+    this.#queue = queue
+    this.#orphans = orphans
+    this.#resumed = resumed
+    this.#released = released
+  }
+
+  get count(): number {
+    return this.#waiting.size
+  }
+
+  /** What of the message whose record is at `at` a handler of an earlier lease holds. */
+  heldBy(offset: number, records: Uint8Array, at: number): Held | undefined {
+    const orphans = this.#orphans
+    if (orphans.holds(this.#queue, offset)) return offset
+    if ((recordFlags(records, at) & RECORD_FLAG.key) === 0) return undefined
+    const { key } = readRecordOptions(records, at)
+    return key !== undefined && orphans.holds(this.#queue, key) ? key : undefined
+  }
+
+  /** Sets a message aside until no handler holds `held`. */
+  add(run: Run, held: Held): void {
+    const orphans = this.#orphans
+    const waiting: Waiting = {
+      run,
+      timer: new Timer(() => this.#release(waiting), orphans.patienceMs(this.#queue, held)),
+      held,
+      wake: () => this.#resume(waiting),
+    }
+    this.#waiting.add(waiting)
+    orphans.wait(this.#queue, held, waiting.wake)
+  }
+
+  #resume(waiting: Waiting): void {
+    if (!this.#waiting.has(waiting)) return
+    const { run } = waiting
+    const offset = run.gap === 0 ? run.firstOffset : scatteredOffset(run.records, 0)
+    const held = this.heldBy(offset, run.records, run.gap)
+    if (held !== undefined) {
+      waiting.held = held
+      this.#orphans.wait(this.#queue, held, waiting.wake)
+      return
+    }
+    waiting.timer.cancel()
+    this.#waiting.delete(waiting)
+    this.#resumed(run)
+  }
+
+  #release(waiting: Waiting): void {
+    this.#forget(waiting)
+    this.#released(waiting.run)
+  }
+
+  releaseAll(): void {
+    for (const waiting of this.#waiting) this.#release(waiting)
+  }
+
+  /** Drops the messages with these tags, and their tags out of `tags`; returns those. */
+  drop(tags: Set<number>): readonly number[] {
+    const dropped: number[] = []
+    for (const waiting of this.#waiting) {
+      const { firstTag } = waiting.run
+      if (!tags.delete(firstTag)) continue
+      dropped.push(firstTag)
+      this.#forget(waiting)
+    }
+    return dropped
+  }
+
+  /** Drops everything. */
+  clear(): void {
+    for (const waiting of this.#waiting) this.#forget(waiting)
+  }
+
+  #forget(waiting: Waiting): void {
+    this.#waiting.delete(waiting)
+    waiting.timer.cancel()
+    this.#orphans.released(this.#queue, waiting.held, waiting.wake)
+  }
+}

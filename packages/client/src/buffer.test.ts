@@ -1,0 +1,118 @@
+import { CONTENT_TYPE, DELIVER_FLAG, recordBytes, writeRecordHead } from '@sluice/protocol'
+import fc from 'fast-check'
+import { expect, it } from 'vitest'
+import { RunBuffer } from './buffer.js'
+import { Floor } from './floor.js'
+import type { Lessor, Run } from './message.js'
+
+function runOf(firstTag: number, sizes: readonly number[], flags = 0): Run {
+  const bytes = sizes.reduce((sum, size) => sum + recordBytes(undefined, size), 0)
+  const records = new Uint8Array(bytes)
+  let at = 0
+  for (const size of sizes) at = writeRecordHead(records, at, undefined, CONTENT_TYPE.bytes, size) + size
+  return {
+    subscriptionId: 1,
+    firstTag,
+    firstOffset: firstTag,
+    attempt: 1,
+    flags,
+    publishedAtMs: 0,
+    count: sizes.length,
+    gap: 0,
+    lessor: {} as Lessor,
+    records,
+  }
+}
+
+it('gives what was put in, once and in order, whatever is announced, dropped and taken', () => {
+  let taken = 0
+  let dropped = 0
+  const sizes = fc.array(fc.oneof(fc.integer({ min: 0, max: 50 }), fc.constant(5000)), {
+    minLength: 1,
+    maxLength: 20,
+  })
+  const step = fc.oneof(
+    fc.record({ kind: fc.constant('keep' as const), sizes }),
+    fc.record({ kind: fc.constant('announce' as const), count: fc.integer({ min: 1, max: 30 }) }),
+    fc.record({ kind: fc.constant('take' as const), count: fc.integer({ min: 1, max: 30 }) }),
+    fc.record({ kind: fc.constant('hold' as const), count: fc.integer({ min: 1, max: 10 }) }),
+    fc.record({ kind: fc.constant('drop' as const), every: fc.integer({ min: 2, max: 5 }) }),
+    fc.record({ kind: fc.constant('unannounce' as const) }),
+  )
+  fc.assert(
+    fc.property(fc.array(step, { maxLength: 40 }), (story) => {
+      const buffer = new RunBuffer(new Floor(), () => {})
+      let model: { tag: number; bytes: number }[] = []
+      let announced = 0
+      let last = 0xffff_fff0
+      for (const step of story) {
+        if (step.kind === 'keep') {
+          buffer.keep(runOf(last, step.sizes))
+          for (const size of step.sizes) {
+            model.push({ tag: last, bytes: recordBytes(undefined, size) })
+            last = (last + 1) >>> 0
+          }
+        } else if (step.kind === 'announce') {
+          const named = buffer
+            .announce(step.count, false)
+            .flatMap(({ firstTag, count }) =>
+              Array.from({ length: count }, (_, index) => (firstTag + index) >>> 0),
+            )
+          expect(named).toEqual(model.slice(announced, announced + step.count).map(({ tag }) => tag))
+          announced += named.length
+        } else if (step.kind === 'take') {
+          for (let i = 0; i < step.count && announced > 0; i++, announced--, taken++)
+            expect(buffer.take().tag).toBe(model.shift()!.tag)
+        } else if (step.kind === 'hold') {
+          for (let i = 0; i < step.count && announced === 0 && model.length > 0; i++, taken++)
+            expect(buffer.takeUnannounced().tag).toBe(model.shift()!.tag)
+        } else if (step.kind === 'drop') {
+          const lost = model.filter((_, index) => index % step.every === 1)
+          const elsewhere = (last + 7) >>> 0
+          const tags = new Set([...lost.map(({ tag }) => tag), elsewhere])
+          expect(buffer.drop(tags)).toEqual(lost.map(({ tag }) => tag))
+          expect([...tags]).toEqual([elsewhere])
+          announced -= model.slice(0, announced).filter((one) => lost.includes(one)).length
+          model = model.filter((one) => !lost.includes(one))
+          dropped += lost.length
+        } else {
+          buffer.unannounce()
+          announced = 0
+        }
+        expect(buffer.count).toBe(model.length)
+        expect(buffer.announced).toBe(announced)
+        expect(buffer.bytes).toBe(model.reduce((sum, { bytes }) => sum + bytes, 0))
+        expect(buffer.firstTag).toBe(model[0]?.tag)
+        expect(buffer.ranges().reduce((sum, { count }) => sum + count, 0)).toBe(model.length)
+      }
+      buffer.clear()
+      expect([buffer.count, buffer.announced, buffer.bytes, buffer.firstTag]).toEqual([0, 0, 0, undefined])
+    }),
+    { numRuns: 200 },
+  )
+  expect(taken).toBeGreaterThan(100)
+  expect(dropped).toBeGreaterThan(100)
+})
+
+it('announces one that must be alone by itself, and nothing beside it', () => {
+  const floor = new Floor()
+  let woken = 0
+  const buffer = new RunBuffer(floor, () => woken++)
+  buffer.push(runOf(1, [1, 1]))
+  buffer.push(runOf(3, [1], DELIVER_FLAG.alone))
+  buffer.push(runOf(4, [1]))
+  expect(buffer.announce(10, false)).toEqual([{ firstTag: 1, count: 2 }])
+  expect(buffer.isBlocked).toBe(true)
+  buffer.take()
+  buffer.take()
+  floor.leave(2)
+  expect(woken).toBe(1)
+  expect(buffer.announce(10, false)).toEqual([{ firstTag: 3, count: 1 }])
+  buffer.take()
+  expect(buffer.announce(10, false)).toEqual([])
+  expect(buffer.isBlocked).toBe(true)
+  floor.leave(1)
+  expect(woken).toBe(2)
+  expect(buffer.announce(10, false)).toEqual([{ firstTag: 4, count: 1 }])
+  expect(buffer.isBlocked).toBe(false)
+})
