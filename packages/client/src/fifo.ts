@@ -2,10 +2,10 @@
  * What waits in line: added at the end, taken from the front, in constant time. An array with the place of its first item,
  * because `shift` of a long array moves all of it.
  *
- * Invariant: the items are `#slots[#head…]`. Fewer than half of the slots, or fewer than `FREE_MAX`, are before them; what
+ * Invariant: the items are `#slots[#head…]`. Fewer than half of the slots, or fewer than `FREE_SLOTS`, are before them; what
  * was taken stays in memory until its slot is given back.
  */
-const FREE_MAX = 1024
+const FREE_SLOTS = 1024
 
 export class Fifo<Item> {
   #slots: Item[] = []
@@ -42,7 +42,7 @@ export class Fifo<Item> {
   skip(count: number): void {
     this.#head += count
     if (this.#head === this.#slots.length) this.clear()
-    else if (this.#head >= FREE_MAX && this.#head * 2 > this.#slots.length) {
+    else if (this.#head >= FREE_SLOTS && this.#head * 2 > this.#slots.length) {
       this.#slots = this.#slots.slice(this.#head)
       this.#head = 0
     }
