@@ -1,0 +1,69 @@
+/**
+ * What of the tree's shape does not hold yet, or does not have to, each with its reason. An entry that is no longer needed
+ * fails the test: delete it.
+ */
+type Reasons = Readonly<Record<string, string>>
+
+/** Imports that close a circle, as `from → to`: one of each circle, the one to be removed. */
+export const CIRCLES: Reasons = {
+  'packages/server/src/queue/subscription.ts → packages/server/src/queue/queue.ts':
+    'A subscription settles what it holds in its queue; what settles is to go between the two.',
+  'packages/server/src/broker/observer.ts → packages/server/src/broker/broker.ts':
+    'Why a subscription ended is a type of the broker.',
+  'packages/server/src/broker/observer.ts → packages/server/src/broker/intake.ts':
+    'An atomic step is a type of the intake, which notifies the observer.',
+  'packages/client/src/claims.ts → packages/client/src/subscription.ts':
+    'Claims are made for the state of a subscription, which has them.',
+  'packages/client/src/feed.ts → packages/client/src/endings.ts':
+    'Options of a handler name its message, and the message its feed.',
+}
+
+/** Imports from a floor that is not below, as `from → to`. */
+export const FLOORS: Reasons = {
+  'packages/server/src/session/session.ts → packages/server/src/net/peer.ts':
+    'The listener owns what it asks of a peer, and a session is one; only a type.',
+}
+
+/** Functions of more lines than one may have, as `file: name`. */
+export const LONG_FUNCTIONS: Reasons = {
+  'packages/server/src/server.ts: startServer':
+    'Puts the parts of a server together, in the order in which they need each other.',
+  'packages/server/src/log/survey.ts: Survey.#surveyDirectory':
+    'One decision table over what a directory can look like; to be split by case.',
+  'packages/server/src/log/survey.ts: Survey.#surveyTail':
+    'One decision table over how a log can end; to be split by case.',
+  'packages/server/src/queue/pages.ts: encodeChunkPage':
+    'One page, field by field, in the order of its layout.',
+  'packages/server/src/queue/pages.ts: decodeChunkPage':
+    'One page, field by field, in the order of its layout.',
+}
+
+/** Files of more lines than one may have. */
+export const LONG_FILES: Reasons = {
+  'packages/client/src/client.ts': 'The public methods of the client and their documentation.',
+  'packages/client/src/subscription.ts': 'Credit, deliveries and settles of a subscription; to be split.',
+  'packages/server/src/broker/broker.ts':
+    'The turn, and subscriptions with their leases; both are to be files.',
+  'packages/server/src/queue/contents.ts': 'What the facts do to the messages of a queue.',
+  'packages/server/src/queue/line.ts': 'One order over plain, due and keyed messages.',
+}
+
+/** Files that own a layout in bytes, which is no batch or record of the protocol. */
+export const LAYOUTS: Reasons = {
+  'packages/server/src/log/entry.ts': 'The header of an entry.',
+  'packages/server/src/log/segment.ts': 'The header of a segment.',
+  'packages/server/src/queue/batches.ts': 'The columns of a packed table, in the byte order of the machine.',
+  'packages/server/src/queue/facts.ts': 'Facts.',
+  'packages/server/src/queue/hash.ts': 'Words of four bytes, for hashing.',
+  'packages/server/src/queue/ids.ts': 'Pages of ids.',
+  'packages/server/src/queue/pages.ts': 'Pages of chunks and queues.',
+  'packages/server/src/state/directory.ts': 'The directory of a checkpoint.',
+  'packages/server/src/state/producers.ts': 'Pages of producers.',
+}
+
+/** Files that read or write bytes of the protocol at a number. */
+export const RAW_OFFSETS: Reasons = {
+  'packages/server/src/broker/writer.ts': 'Writes the attributes of a batch.',
+  'packages/server/src/state/relocation.ts': 'Writes the attributes of a batch.',
+  'packages/client/src/testing/peer.ts': 'Reads the flags of CREDIT as the peer of a test.',
+}
