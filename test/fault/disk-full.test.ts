@@ -4,6 +4,7 @@ import { spawnSync } from 'node:child_process'
 import { appendFile, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
+import { IS_LONG } from '../amount.js'
 import { checkHistory, findingLines, violations, type HistoryEvent } from '../checker/history.js'
 import { BrokerProcess, scratchDirectory, until } from './processes.js'
 
@@ -169,14 +170,14 @@ test.skipIf(missing !== undefined)(
   `a full disk is drained one by one, stops in order, and starts or says why not${because}`,
   async () => {
     const scratch = await scratchDirectory('small')
-    const size = 12 << 20
+    const size = IS_LONG ? 12 << 20 : 3 << 20
     expect(spawnSync('mount', ['-t', 'tmpfs', '-o', `size=${size}`, 'tmpfs', scratch.path]).status).toBe(0)
     const ballast = join(scratch.path, 'ballast')
     const options = {
       port: 0,
       dataDir: join(scratch.path, 'data'),
-      segmentBytes: SEGMENT_BYTES,
-      messageBytesMax: 64 << 10,
+      segmentBytes: size / 12,
+      messageBytesMax: size / 192,
     }
     const first = new BrokerProcess(options)
     const others: BrokerProcess[] = []
@@ -192,7 +193,7 @@ test.skipIf(missing !== undefined)(
       }
       await expect(fill()).rejects.toMatchObject({ code: 'DISK_LOW' })
       // Each takes an entry of its own: together they are more than the whole disk.
-      const settles = size / 512 + 4_000
+      const settles = Math.ceil((size / 512) * 1.16)
       for (let done = 0; done < settles; done++) {
         const [message] = await client.pull('q', { wait: 5_000 })
         await message!.ack()

@@ -3,6 +3,7 @@ import { SluiceError, connect } from '@sluice/client'
 import { startServer } from '@sluice/server'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
+import { runs } from '../amount.js'
 import { checkHistory, findingLines, violations, type HistoryEvent } from '../checker/history.js'
 import { BrokerProcess, scratchDirectory, until } from './processes.js'
 import { Random } from './random.js'
@@ -10,7 +11,7 @@ import { readTrace, straceIsMissing, traced } from './strace.js'
 
 const missing = straceIsMissing()
 const SEED = Number(process.env['SLUICE_SEED'] ?? Date.now() % 1_000_000)
-const ROUNDS = process.env['SLUICE_LONG'] === undefined ? 20 : 500
+const ROUNDS = runs(8, 500)
 const EXIT_LOG_FAILED = 70
 const EXIT_MS_MAX = 1_000
 /** Many more than it takes until the write that fails. */

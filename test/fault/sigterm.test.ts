@@ -2,12 +2,13 @@
 import { connect } from '@sluice/client'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
+import { runs } from '../amount.js'
 import { checkHistory, findingLines, violations, type HistoryEvent } from '../checker/history.js'
 import { LoadProcess, readHistories } from './load.js'
 import { BrokerProcess, freePort, scratchDirectory, until } from './processes.js'
 
 const SEED = Number(process.env['SLUICE_SEED'] ?? Date.now() % 1_000_000)
-const ROUNDS = process.env['SLUICE_LONG'] === undefined ? 5 : 200
+const ROUNDS = runs(3, 200)
 const EXIT_MS_MAX = 10_000
 
 test(

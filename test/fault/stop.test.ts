@@ -5,6 +5,7 @@
 import { connect } from '@sluice/client'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
+import { runs } from '../amount.js'
 import { checkHistory, findingLines, violations, type HistoryEvent } from '../checker/history.js'
 import { LoadProcess, readHistories } from './load.js'
 import type { TimedEvent } from './load-process.js'
@@ -12,7 +13,7 @@ import { BrokerProcess, delay, freePort, scratchDirectory, until, type ScriptPro
 import { Random } from './random.js'
 
 const SEED = Number(process.env['SLUICE_SEED'] ?? Date.now() % 1_000_000)
-const STOPS = process.env['SLUICE_LONG'] === undefined ? 50 : 500
+const STOPS = runs(16, 500)
 const HEARTBEAT_MS = 120
 
 test(
