@@ -87,6 +87,10 @@ export function stampBatch(
   writeU32(bytes, at + PRODUCER_ID_AT, producerId)
 }
 
+export function writeBatchAttributes(bytes: Uint8Array, at: number, attributes: number): void {
+  bytes[at + ATTRIBUTES_AT] = attributes
+}
+
 export function readBatchHeader(bytes: Uint8Array, at: number): BatchHeader {
   return {
     length: batchLength(bytes, at),

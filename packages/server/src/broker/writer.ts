@@ -9,6 +9,7 @@ import {
   sealBatch,
   stampBatch,
   viewBytes,
+  writeBatchAttributes,
 } from '@sluice/protocol'
 import type { Log } from '../log/log.js'
 import type { Tail } from '../log/tail.js'
@@ -164,7 +165,7 @@ export class Writer {
     const to = this.tail.reserve(length, this.turn.nowMs)
     this.tail.bytes.set(viewBytes(bytes, at, end), to)
     stampBatch(this.tail.bytes, to, queue.id, queue.next, this.turn.nowMs, producerId)
-    this.tail.bytes[to + 5] = attributes
+    writeBatchAttributes(this.tail.bytes, to, attributes)
     this.recordBytes += length - BATCH_HEADER_BYTES
     this.turn.wake()
     return this.tail.add(length)

@@ -6,7 +6,14 @@
  * would write, so what is too much is what copying frees. And copying goes in passes, each from the oldest segment to
  * where the log ended when it began; the next one begins only when enough is new since.
  */
-import { BATCH_ATTRIBUTE, BATCH_TYPE, SluiceError, batchType, readBatchHeader } from '@sluice/protocol'
+import {
+  BATCH_ATTRIBUTE,
+  BATCH_TYPE,
+  SluiceError,
+  batchType,
+  readBatchHeader,
+  writeBatchAttributes,
+} from '@sluice/protocol'
 import { entryBatches } from '../log/entry.js'
 import type { Log, LogEntry } from '../log/log.js'
 import { SEGMENT_HEADER_BYTES } from '../log/segment.js'
@@ -206,7 +213,7 @@ export class Relocation {
       if (queue.liveAt(header.baseOffset, header.count, entry.position + at) === 0) continue
       const to = this.#tail.reserve(header.length, nowMs)
       this.#tail.bytes.set(entry.bytes.subarray(at, at + header.length), to)
-      this.#tail.bytes[to + 5] = header.attributes | BATCH_ATTRIBUTE.relocated
+      writeBatchAttributes(this.#tail.bytes, to, header.attributes | BATCH_ATTRIBUTE.relocated)
       const position = this.#tail.add(header.length)
       queue.relocateFact(header.baseOffset, header.count, position)
       this.#allowance -= header.length
