@@ -42,7 +42,7 @@ import {
   type ConsumerInfo,
   type ContentType,
   type Credit,
-  type Delivery,
+  type DeliverHead,
   type Extend,
   type Fault,
   type Granted,
@@ -182,10 +182,9 @@ function credit(value: Credit): Case {
   return { bytes: frame(OP.CREDIT, 1, 0, encodeCredit(value)), value }
 }
 
-function deliver(head: Delivery, records: readonly Case[]): Case {
+function deliver(head: DeliverHead, records: readonly Case[]): Case {
   const bytes = new Uint8Array(DELIVER_HEADER_BYTES)
-  const { subscriptionId, firstTag, firstOffset, publishedAtMs, count, attempt, flags } = head
-  writeDeliverHead(bytes, 0, subscriptionId, firstTag, firstOffset, publishedAtMs, count, attempt, flags)
+  writeDeliverHead(bytes, 0, head)
   return {
     bytes: frame(OP.DELIVER, 1, 0, concat([bytes, ...records.map((each) => each.bytes)])),
     value: { head, records: records.map((each) => each.value) },
@@ -193,7 +192,7 @@ function deliver(head: Delivery, records: readonly Case[]): Case {
 }
 
 /** Of messages that do not stand side by side; `head` is that of the first. */
-function scattered(head: Delivery, records: readonly (readonly [number, number, Case])[]): Case {
+function scattered(head: DeliverHead, records: readonly (readonly [number, number, Case])[]): Case {
   const parts = records.map(([offset, publishedAtMs, { bytes }]) => {
     const part = new Uint8Array(SCATTERED_BYTES + bytes.length)
     writeU64(part, 0, offset)

@@ -820,7 +820,7 @@ export class Bench {
       label: `client ${number}`,
       peer: `127.0.0.1:${number}`,
       isReady: true,
-      deliver: (subscription, run, firstTag, count, bytes, start) => {
+      deliver: (subscription, { run, firstTag, count, bytes, start }) => {
         const pair = this.#pairs.get(subscription)
         if (pair === undefined) throw new Difference('something was delivered to an unknown subscription')
         let at = start

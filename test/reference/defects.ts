@@ -14,7 +14,7 @@ import {
   CONTENT_TYPE,
 } from '@sluice/protocol'
 import type { Broker } from '../../packages/server/src/broker/broker.js'
-import type { Consumer, Run } from '../../packages/server/src/queue/index.js'
+import type { Consumer, Delivery, Run, Subscription } from '../../packages/server/src/queue/index.js'
 import { contentOf, type Defect } from './bench.js'
 import type { Content } from './model.js'
 
@@ -39,11 +39,10 @@ function aroundDeliveries(broker: Broker, change: (run: Run, bytes: Uint8Array, 
   around(broker, 'subscribe', (subscribe) => (name, channel, consumer, ...rest) => {
     const bent: Consumer = Object.create(consumer, {
       deliver: {
-        value: (
-          ...[subscription, run, firstTag, count, bytes, start, end]: Parameters<Consumer['deliver']>
-        ) => {
-          const copy = bytes.slice()
-          consumer.deliver(subscription, change({ ...run }, copy, start), firstTag, count, copy, start, end)
+        value: (subscription: Subscription, delivery: Delivery) => {
+          const { run, start } = delivery
+          const bytes = delivery.bytes.slice()
+          consumer.deliver(subscription, { ...delivery, run: change({ ...run }, bytes, start), bytes })
         },
       },
     }) as Consumer

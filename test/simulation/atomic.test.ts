@@ -158,7 +158,7 @@ class Bench {
       label: '',
       peer: '',
       isReady: true,
-      deliver: (subscription, run, firstTag, _count, bytes, start, end) => {
+      deliver: (subscription, { run, firstTag, bytes, start, end }) => {
         for (const [i, record] of splitRecords(bytes, start, end).entries())
           each({ input: run.offset + i, subscription, tag: (firstTag + i) >>> 0 }, record)
       },

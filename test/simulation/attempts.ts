@@ -17,7 +17,7 @@ import {
   recordBytes,
   sealBatch,
   writeRecordHead,
-  type Delivery,
+  type DeliverHead,
   type Duplicates,
   type ErrorCode,
   type RecordOptions,
@@ -125,7 +125,7 @@ export function deliveredIn(
   bytes: Uint8Array,
   start: number,
   end: number,
-): Delivery & { readonly messages: { readonly offset: number; readonly record: Uint8Array }[] } {
+): DeliverHead & { readonly messages: { readonly offset: number; readonly record: Uint8Array }[] } {
   const head = decodeDeliverHead(bytes, start, end)
   const at = start + DELIVER_HEADER_BYTES
   if ((head.flags & DELIVER_FLAG.scattered) === 0) {

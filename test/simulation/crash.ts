@@ -342,7 +342,7 @@ export class CrashPoints {
         label: 'drain',
         peer: 'drain',
         isReady: true,
-        deliver: (_subscription, _run, firstTag, count) => {
+        deliver: (_subscription, { firstTag, count }) => {
           this.counts.drainedMessages += count
           for (let i = 0; i < count; i++) held.push((firstTag + i) >>> 0)
         },

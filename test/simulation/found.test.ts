@@ -201,7 +201,7 @@ test('more settles in one turn than one segment can hold are written in parts', 
     label: '',
     peer: '',
     isReady: true,
-    deliver: (_subscription: Subscription, _run, firstTag, count) => {
+    deliver: (_subscription: Subscription, { firstTag, count }) => {
       for (let i = 0; i < count; i++) tags.push(firstTag + i)
     },
     lost: () => {},
@@ -268,7 +268,7 @@ async function withDead(bench: Bench, count: number): Promise<void> {
     label: '',
     peer: '',
     isReady: true,
-    deliver: (subscription, _run, firstTag, count) => {
+    deliver: (subscription, { firstTag, count }) => {
       const item = { firstTag, count, outcome: OUTCOME.deadLetter }
       queueMicrotask(() => bench.broker.settle(subscription, [item]))
     },

@@ -22,7 +22,7 @@ import { Broker, type Output } from '../../packages/server/src/broker/broker.js'
 import { FileLog } from '../../packages/server/src/log/file-log.js'
 import type { LogNotice } from '../../packages/server/src/log/fuse.js'
 import type { Log } from '../../packages/server/src/log/log.js'
-import type { Consumer, Run, Subscription } from '../../packages/server/src/queue/index.js'
+import type { Consumer, Delivery, Subscription } from '../../packages/server/src/queue/index.js'
 import type { Defect } from './defect.js'
 import { SimulatedDisk, randomFrom } from './disk.js'
 import { Violation } from './trace.js'
@@ -470,7 +470,7 @@ class Taker implements Consumer {
   readonly got: { readonly offset: number; readonly tag: number }[] = []
   subscription!: Subscription
 
-  deliver(_subscription: Subscription, run: Run, firstTag: number, count: number): void {
+  deliver(_subscription: Subscription, { run, firstTag, count }: Delivery): void {
     for (let i = 0; i < count; i++) this.got.push({ offset: run.offset + i, tag: (firstTag + i) >>> 0 })
   }
 

@@ -22,7 +22,7 @@ import type { Blame, Broker } from '../../packages/server/src/broker/broker.js'
 import type { AtomicStep } from '../../packages/server/src/broker/intake.js'
 import type { Observer } from '../../packages/server/src/broker/observer.js'
 import type { Log, LogBounds, LogEntry, LogUsage } from '../../packages/server/src/log/log.js'
-import type { Queue, Run, Subscription } from '../../packages/server/src/queue/index.js'
+import type { Delivery, Queue, Subscription } from '../../packages/server/src/queue/index.js'
 import type { Session } from '../../packages/server/src/session/session.js'
 import type { Producer } from '../../packages/server/src/state/producers.js'
 import type { Attempts } from './attempts.js'
@@ -192,15 +192,7 @@ export class Taps implements Observer {
     this.#tell((model) => model.credited(subscription, messages, bytes, limit, drain))
   }
 
-  delivered(
-    subscription: Subscription,
-    run: Run,
-    firstTag: number,
-    count: number,
-    bytes: Uint8Array,
-    start: number,
-    end: number,
-  ): void {
+  delivered(subscription: Subscription, { run, firstTag, count, bytes, start, end }: Delivery): void {
     this.#tell((model, nowMs) =>
       model.dispatched(subscription, run, firstTag, count, bytes.subarray(start, end), nowMs),
     )

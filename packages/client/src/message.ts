@@ -18,7 +18,7 @@ import {
   shown,
   SluiceError,
   type AtomicAck,
-  type Delivery,
+  type DeliverHead,
   type Outcome,
   type RecordOptions,
   durationText,
@@ -124,7 +124,7 @@ export interface Watcher {
 }
 
 /** Messages that came in one frame: consecutive tags, consecutive offsets, one copy of their records. */
-export interface Run extends Delivery {
+export interface Run extends DeliverHead {
   /** Bytes before each record: 0, or where the run is scattered its offset and time. */
   readonly gap: number
   readonly lessor: Lessor

@@ -100,16 +100,22 @@ describe('CREDIT', () => {
 
 describe('DELIVER', () => {
   test('any head comes back; its reserved byte and unknown flags do not matter', () => {
-    const anyHead = fc.tuple(u32, u32, u64, u64, u32, fc.nat(0xffff), fc.nat(0xff))
+    const anyHead = fc.record({
+      subscriptionId: u32,
+      firstTag: u32,
+      firstOffset: u64,
+      publishedAtMs: u64,
+      count: u32,
+      attempt: fc.nat(0xffff),
+      flags: fc.nat(0xff),
+    })
     fc.assert(
       fc.property(anyHead, fc.nat(255), (head, reserved) => {
         const bytes = new Uint8Array(5 + DELIVER_HEADER_BYTES + 3)
-        expect(writeDeliverHead(bytes, 5, ...head)).toBe(5 + DELIVER_HEADER_BYTES)
+        expect(writeDeliverHead(bytes, 5, head)).toBe(5 + DELIVER_HEADER_BYTES)
         expect(bytes[5 + 31]).toBe(0)
         bytes[5 + 31] = reserved
-        const [subscriptionId, firstTag, firstOffset, publishedAtMs, count, attempt, flags] = head
-        const expected = { subscriptionId, firstTag, firstOffset, publishedAtMs, count, attempt, flags }
-        expect(decodeDeliverHead(bytes, 5, bytes.length)).toStrictEqual(expected)
+        expect(decodeDeliverHead(bytes, 5, bytes.length)).toEqual(head)
       }),
       { numRuns: 300 },
     )
@@ -117,8 +123,10 @@ describe('DELIVER', () => {
 
   test('an offset or a time of 2^53 is refused, and so is a head that is cut off', () => {
     const bytes = new Uint8Array(DELIVER_HEADER_BYTES)
+    const times = { firstOffset: 3, publishedAtMs: 4 }
+    const head = { subscriptionId: 1, firstTag: 2, ...times, count: 5, attempt: 6, flags: 1 }
     for (const at of [8, 16]) {
-      writeDeliverHead(bytes, 0, 1, 2, 3, 4, 5, 6, 1)
+      writeDeliverHead(bytes, 0, head)
       bytes.set(TWO_53, at)
       expect(() => decodeDeliverHead(bytes, 0, 32)).toThrow(
         malformed('DELIVER has a number of 9007199254740992; it must be below 2^53.'),

@@ -94,7 +94,8 @@ export function decodeCredit(bytes: Uint8Array, start: number, end: number): Cre
   }
 }
 
-export interface Delivery {
+/** What a delivery says before its records. */
+export interface DeliverHead {
   readonly subscriptionId: number
   readonly firstTag: number
   readonly firstOffset: number
@@ -104,25 +105,15 @@ export interface Delivery {
   readonly flags: number
 }
 
-/** Writes the 32 bytes before the records of a run; returns the position after them. */
-export function writeDeliverHead(
-  bytes: Uint8Array,
-  at: number,
-  subscriptionId: number,
-  firstTag: number,
-  firstOffset: number,
-  publishedAtMs: number,
-  count: number,
-  attempt: number,
-  flags: number,
-): number {
-  writeU32(bytes, at, subscriptionId)
-  writeU32(bytes, at + 4, firstTag)
-  writeU64(bytes, at + 8, firstOffset)
-  writeU64(bytes, at + 16, publishedAtMs)
-  writeU32(bytes, at + DELIVER_COUNT_AT, count)
-  writeU16(bytes, at + 28, attempt)
-  bytes[at + 30] = flags
+/** Writes the 32 bytes before the records; returns the position after them. */
+export function writeDeliverHead(bytes: Uint8Array, at: number, head: DeliverHead): number {
+  writeU32(bytes, at, head.subscriptionId)
+  writeU32(bytes, at + 4, head.firstTag)
+  writeU64(bytes, at + 8, head.firstOffset)
+  writeU64(bytes, at + 16, head.publishedAtMs)
+  writeU32(bytes, at + DELIVER_COUNT_AT, head.count)
+  writeU16(bytes, at + 28, head.attempt)
+  bytes[at + 30] = head.flags
   bytes[at + 31] = 0
   return at + DELIVER_HEADER_BYTES
 }
@@ -155,7 +146,7 @@ export function scatteredPublishedAtMs(bytes: Uint8Array, at: number): number {
 }
 
 /** @throws SluiceError MALFORMED_FRAME */
-export function decodeDeliverHead(bytes: Uint8Array, start: number, end: number): Delivery {
+export function decodeDeliverHead(bytes: Uint8Array, start: number, end: number): DeliverHead {
   need('DELIVER', end - start, DELIVER_HEADER_BYTES)
   return {
     subscriptionId: readU32(bytes, start),

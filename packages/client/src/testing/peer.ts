@@ -259,17 +259,15 @@ export class Link {
     const bytes = new Uint8Array(
       DELIVER_HEADER_BYTES + records.reduce((sum, record) => sum + gap + record.length, 0),
     )
-    let at = writeDeliverHead(
-      bytes,
-      0,
+    let at = writeDeliverHead(bytes, 0, {
       subscriptionId,
-      tag,
-      offsets?.[0] ?? offset,
-      1_700_000_000_000,
-      bodies.length,
+      firstTag: tag,
+      firstOffset: offsets?.[0] ?? offset,
+      publishedAtMs: 1_700_000_000_000,
+      count: bodies.length,
       attempt,
-      offsets === undefined ? flags : flags | DELIVER_FLAG.scattered,
-    )
+      flags: offsets === undefined ? flags : flags | DELIVER_FLAG.scattered,
+    })
     for (const [i, record] of records.entries()) {
       if (offsets !== undefined) at = writeScatteredHead(bytes, at, offsets[i] ?? 0, 1_700_000_000_000 + i)
       bytes.set(record, at)

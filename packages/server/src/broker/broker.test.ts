@@ -76,7 +76,7 @@ class Rig {
       label: '',
       peer: '',
       isReady: true,
-      deliver: (_subscription, run, firstTag, count, bytes, start) => {
+      deliver: (_subscription, { run, firstTag, count, bytes, start }) => {
         let at = start
         for (let i = 0; i < count; i++) {
           const size = Buffer.from(bytes).readUInt32LE(at)

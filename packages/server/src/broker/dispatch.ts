@@ -4,7 +4,14 @@
  */
 import { BATCH_HEADER_BYTES, recordSize } from '@sluice/protocol'
 import { holdsBatch, type Block, type Blocks } from '../log/blocks.js'
-import { checkBatchAt, emptyRun, indexInBatch, type Queue, type Subscription } from '../queue/index.js'
+import {
+  checkBatchAt,
+  emptyRun,
+  indexInBatch,
+  type Delivery,
+  type Queue,
+  type Subscription,
+} from '../queue/index.js'
 import type { Observer } from './observer.js'
 
 /** Most messages in one run when several consumers share a queue. */
@@ -24,10 +31,13 @@ interface Place {
   byte: number
 }
 
+const NO_BYTES = new Uint8Array(0)
+
 export class Dispatcher {
   readonly #blocks: Blocks
   readonly #observer: Observer | undefined
   readonly #run = emptyRun()
+  readonly #delivery: Delivery = { run: this.#run, firstTag: 0, count: 0, bytes: NO_BYTES, start: 0, end: 0 }
   readonly #places = new WeakMap<Queue, Place>()
 
   constructor(blocks: Blocks, observer: Observer | undefined) {
@@ -119,8 +129,14 @@ export class Dispatcher {
     queue.lease(run, count, nowMs, subscription.consumer.label)
     place.index += count
     place.byte += at - start
-    this.#observer?.delivered(subscription, run, firstTag, count, bytes, start, at)
-    subscription.consumer.deliver(subscription, run, firstTag, count, bytes, start, at)
+    const delivery = this.#delivery
+    delivery.firstTag = firstTag
+    delivery.count = count
+    delivery.bytes = bytes
+    delivery.start = start
+    delivery.end = at
+    this.#observer?.delivered(subscription, delivery)
+    subscription.consumer.deliver(subscription, delivery)
     return true
   }
 

@@ -19,7 +19,7 @@ import {
   type SettleItem,
   type TagRange,
 } from '@sluice/protocol'
-import type { Queue, QueueObserver, Run, Subscription } from '../queue/index.js'
+import type { Delivery, Queue, QueueObserver, Subscription } from '../queue/index.js'
 import type { Producer } from '../state/producers.js'
 import type { Blame } from './broker.js'
 import type { AtomicStep } from './intake.js'
@@ -52,15 +52,7 @@ export interface Observer extends QueueObserver {
     drain: boolean,
   ): void
   /** Before its consumer gets it; see `Consumer.deliver`. */
-  delivered(
-    subscription: Subscription,
-    run: Run,
-    firstTag: number,
-    count: number,
-    bytes: Uint8Array,
-    start: number,
-    end: number,
-  ): void
+  delivered(subscription: Subscription, delivery: Delivery): void
   settled(subscription: Subscription, items: readonly SettleItem[], stale: readonly TagRange[]): void
   started(subscription: Subscription, ranges: readonly TagRange[]): void
   starting(subscription: Subscription, ranges: readonly TagRange[]): void

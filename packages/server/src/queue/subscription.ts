@@ -33,6 +33,19 @@ export interface Lease {
   deadlineMs: number
 }
 
+/**
+ * The first `count` messages of `run` under the tags from `firstTag`; their records are `bytes[start, end)`. One object
+ * serves all deliveries: it is valid during the call.
+ */
+export interface Delivery {
+  readonly run: Run
+  firstTag: number
+  count: number
+  bytes: Uint8Array
+  start: number
+  end: number
+}
+
 /** What a subscription's owner does with what the queue decides. All of it waits at the durability gate. */
 export interface Consumer {
   /** The label that its client gave itself, and where it is; for people. */
@@ -40,19 +53,8 @@ export interface Consumer {
   readonly peer: string
   /** Whether it takes deliveries now: false while too much that was sent to it is unread. */
   readonly isReady: boolean
-  /**
-   * The first `count` messages of `run` are leased under the tags from `firstTag`; `bytes[start, end)` are their
-   * records, valid during the call.
-   */
-  deliver(
-    subscription: Subscription,
-    run: Run,
-    firstTag: number,
-    count: number,
-    bytes: Uint8Array,
-    start: number,
-    end: number,
-  ): void
+  /** These messages are leased to the subscription. */
+  deliver(subscription: Subscription, delivery: Delivery): void
   /** Messages under these tags were taken away from it. */
   lost(subscription: Subscription, reason: Loss, ranges: readonly LostRange[]): void
   /** A drain was asked for and nothing more goes out now. */

@@ -16,7 +16,7 @@ import {
   writeFrameLength,
   writeScatteredHead,
 } from '@sluice/protocol'
-import type { Run, Subscription } from '../queue/index.js'
+import type { Delivery, Run, Subscription } from '../queue/index.js'
 import type { Outbox } from './outbox.js'
 
 /**
@@ -30,107 +30,99 @@ const SCATTERED_FRAME_BYTES = 64 << 10
 export const DELIVERY_OVERHEAD_BYTES = FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES + SCATTERED_BYTES
 
 export class Deliveries {
-  /** The scattered delivery that was written last: where, and what the next message must be to join it. */
+  /** Head of the frame that was written last. */
+  readonly #head = {
+    subscriptionId: 0,
+    firstTag: 0,
+    firstOffset: 0,
+    publishedAtMs: 0,
+    count: 0,
+    attempt: 0,
+    flags: 0,
+  }
+  /** Where the scattered delivery is that was written last. */
   #outbox: Outbox | undefined
   #page = -1
   #payloadAt = 0
   #end = 0
-  #count = 0
-  #subscription: Subscription | undefined
-  #tag = 0
-  #attempt = 0
-  #flags = 0
 
-  /** The first `count` messages of `run`, whose records are `bytes[start, end)`, under the tags from `firstTag`. */
-  write(
-    outbox: Outbox,
-    subscription: Subscription,
-    run: Run,
-    firstTag: number,
-    count: number,
-    bytes: Uint8Array,
-    start: number,
-    end: number,
-  ): void {
-    const flags = (run.redelivered ? DELIVER_FLAG.redelivered : 0) | (run.alone ? DELIVER_FLAG.alone : 0)
+  write(outbox: Outbox, subscription: Subscription, delivery: Delivery): void {
+    const { run, count, bytes, start, end } = delivery
     const scatteredBytes = DELIVER_HEADER_BYTES + count * SCATTERED_BYTES + end - start
     if (count < SIDE_BY_SIDE_MIN && scatteredBytes <= SCATTERED_FRAME_BYTES) {
-      for (let i = 0, at = start; i < count; i++) {
-        const size = recordSize(bytes, at)
-        this.#scattered(outbox, subscription, run, i, (firstTag + i) >>> 0, flags, bytes, at, size)
-        at += size
-      }
+      for (let i = 0, at = start; i < count; i++) at = this.#scattered(outbox, subscription, delivery, i, at)
       return
     }
-    const at = begin(outbox, subscription, run, 0, firstTag, count, flags, end - start)
+    this.#describe(subscription, delivery, 0, count, flagsOf(run))
+    const at = this.#begin(outbox, subscription.channel, end - start)
     outbox.bytes.set(viewBytes(bytes, start, end), at)
   }
 
-  // The message at `index` of the run, whose record of `size` bytes is at `start`.
+  // The message at `index`, whose record is at `start`. Returns where that record ends.
   #scattered(
     outbox: Outbox,
     subscription: Subscription,
-    run: Run,
+    delivery: Delivery,
     index: number,
-    tag: number,
-    flags: number,
-    bytes: Uint8Array,
     start: number,
-    size: number,
-  ): void {
-    const length = SCATTERED_BYTES + size
+  ): number {
+    const { run, firstTag, bytes } = delivery
+    const head = this.#head
+    const end = start + recordSize(bytes, start)
+    const length = SCATTERED_BYTES + end - start
+    const flags = flagsOf(run) | DELIVER_FLAG.scattered
     const joins =
       this.#outbox === outbox &&
-      this.#subscription === subscription &&
-      this.#tag === tag &&
-      this.#attempt === run.attempt &&
-      this.#flags === flags &&
+      head.subscriptionId === subscription.id &&
+      (head.firstTag + head.count) >>> 0 === (firstTag + index) >>> 0 &&
+      head.attempt === run.attempt &&
+      head.flags === flags &&
       !run.alone &&
       this.#end - this.#payloadAt + length <= SCATTERED_FRAME_BYTES
     let at = joins ? outbox.extend(this.#page, this.#end, length) : -1
     if (at === -1) {
-      at = begin(outbox, subscription, run, index, tag, 1, flags | DELIVER_FLAG.scattered, length)
+      this.#describe(subscription, delivery, index, 1, flags)
+      at = this.#begin(outbox, subscription.channel, length)
       this.#outbox = outbox
       this.#page = outbox.page
       this.#payloadAt = at - DELIVER_HEADER_BYTES
-      this.#count = 0
-      this.#subscription = subscription
-      this.#attempt = run.attempt
-      this.#flags = flags
+      this.#end = at + length
+    } else {
+      head.count++
+      this.#end = at + length
+      writeDeliverCount(outbox.bytes, this.#payloadAt, head.count)
+      writeFrameLength(outbox.bytes, this.#payloadAt - FRAME_HEADER_BYTES, this.#end - this.#payloadAt)
     }
     const recordAt = writeScatteredHead(outbox.bytes, at, run.offset + index, run.publishedAtMs)
-    outbox.bytes.set(viewBytes(bytes, start, start + size), recordAt)
-    this.#count++
-    this.#end = at + length
-    this.#tag = (tag + 1) >>> 0
-    writeDeliverCount(outbox.bytes, this.#payloadAt, this.#count)
-    writeFrameLength(outbox.bytes, this.#payloadAt - FRAME_HEADER_BYTES, this.#end - this.#payloadAt)
+    outbox.bytes.set(viewBytes(bytes, start, end), recordAt)
+    return end
+  }
+
+  // Sets the head of a frame whose first message is at `index`.
+  #describe(
+    subscription: Subscription,
+    { run, firstTag }: Delivery,
+    index: number,
+    count: number,
+    flags: number,
+  ): void {
+    const head = this.#head
+    head.subscriptionId = subscription.id
+    head.firstTag = (firstTag + index) >>> 0
+    head.firstOffset = run.offset + index
+    head.publishedAtMs = run.publishedAtMs
+    head.count = count
+    head.attempt = run.attempt
+    head.flags = flags
+  }
+
+  // Writes the frame up to its records, which take `bytes`; returns where they go.
+  #begin(outbox: Outbox, channel: number, bytes: number): number {
+    const at = outbox.begin(OP.DELIVER, channel, 0, DELIVER_HEADER_BYTES + bytes)
+    return writeDeliverHead(outbox.bytes, at, this.#head)
   }
 }
 
-// Writes the frame, whose first message is at `index` of the run, up to its records, which take `bytes`; returns where
-// they go.
-function begin(
-  outbox: Outbox,
-  subscription: Subscription,
-  run: Run,
-  index: number,
-  firstTag: number,
-  count: number,
-  flags: number,
-  bytes: number,
-): number {
-  const at = outbox.begin(OP.DELIVER, subscription.channel, 0, DELIVER_HEADER_BYTES + bytes)
-  const { offset, publishedAtMs, attempt } = run
-  return writeDeliverHead(
-    outbox.bytes,
-    at,
-    subscription.id,
-    firstTag,
-    offset + index,
-    publishedAtMs,
-    count,
-    attempt,
-    flags,
-  )
+function flagsOf(run: Run): number {
+  return (run.redelivered ? DELIVER_FLAG.redelivered : 0) | (run.alone ? DELIVER_FLAG.alone : 0)
 }

@@ -51,7 +51,7 @@ import type { Broker, Output } from '../broker/broker.js'
 import { fittedRecord } from '../broker/origin.js'
 import type { Producer } from '../state/producers.js'
 import type { Peer, Transport } from '../net/peer.js'
-import type { Consumer, Run, Subscription } from '../queue/index.js'
+import type { Consumer, Delivery, Subscription } from '../queue/index.js'
 import { encodeAnswer, result, type Answer } from './answers.js'
 import { DELIVERY_OVERHEAD_BYTES, Deliveries } from './deliveries.js'
 import { Handshake, greeting, unexpectedFrame } from './handshake.js'
@@ -261,23 +261,21 @@ export class Session implements Peer, Output, Consumer {
 
   // --- Consumer ---
 
-  deliver(
-    subscription: Subscription,
-    run: Run,
-    firstTag: number,
-    count: number,
-    bytes: Uint8Array,
-    start: number,
-    end: number,
-  ): void {
+  deliver(subscription: Subscription, delivery: Delivery): void {
+    const { run, bytes, start, end } = delivery
     // It may overtake confirms, but neither the answer to SUBSCRIBE nor a delivery that waits.
     const outbox = run.durable && this.#outbox.barriers === 0 ? this.#freeOutbox : this.#outbox
     this.#unread.wrote(end - start)
     if (end - start > this.#recordBytesMax) {
       // Every agreed frame has room for a batch and for the largest message: this is one that was moved.
       const record = fittedRecord(copyBytes(bytes, start, end), this.#recordBytesMax)
-      this.#deliveries.write(outbox, subscription, run, firstTag, count, record, 0, record.length)
-    } else this.#deliveries.write(outbox, subscription, run, firstTag, count, bytes, start, end)
+      this.#deliveries.write(outbox, subscription, {
+        ...delivery,
+        bytes: record,
+        start: 0,
+        end: record.length,
+      })
+    } else this.#deliveries.write(outbox, subscription, delivery)
     this.#broker.hold(this)
     this.#unread.delivered(this.#broker.nowMs)
   }

@@ -27,7 +27,7 @@ import { Broker, type BrokerOptions } from '../broker/broker.js'
 import type { AtomicStep } from '../broker/intake.js'
 import type { Producer } from '../state/producers.js'
 import { MemoryLog } from '../log/memory-log.js'
-import type { Consumer, Run, Subscription } from '../queue/index.js'
+import type { Consumer, Delivery, Subscription } from '../queue/index.js'
 import { Schedule } from '../queue/schedule.js'
 
 // So that few scheduled messages are many already.
@@ -78,7 +78,7 @@ export class Worker implements Consumer {
     this.label = label
   }
 
-  deliver(_subscription: Subscription, run: Run, firstTag: number, count: number): void {
+  deliver(_subscription: Subscription, { run, firstTag, count }: Delivery): void {
     const { attempt, redelivered, alone } = run
     for (let i = 0; i < count; i++) {
       const tag = (firstTag + i) >>> 0
