@@ -436,6 +436,45 @@ export class Chunk {
     if (isLoose && !columns.pack(this.liveIndexes())) this.#columns = undefined
   }
 
+  /** Counts everything anew and compares. @throws Error naming what differs */
+  invariants(): void {
+    const { batches, count, live } = this
+    for (let batch = 1; batch < batches.count; batch++)
+      if (batches.first(batch - 1) >= batches.first(batch)) this.#differs(`batch ${batch} begins too early`)
+    const indexes = this.liveIndexes()
+    const marked = this.liveIn(0, count)
+    if (indexes.length !== live || marked !== live)
+      this.#differs(`live is ${live}, counted ${indexes.length}, by its marks ${marked}`)
+    if (live === 0 && this.bytes !== 0) this.#differs(`nothing is live, and takes ${this.bytes} bytes`)
+    let sizedLive = 0
+    let sizedBytes = 0
+    for (const index of indexes) {
+      const isWaiting = this.isWaiting(index)
+      const isOut = this.has(MARK.out, index)
+      if (index < batches.first(0)) this.#differs(`${index} is live, and in no batch`)
+      if (!((this.priorityMask >>> this.priorityAt(index)) & 1))
+        this.#differs(`the priority of ${index} is not in the mask`)
+      if (isWaiting ? !isOut || this.isDead(index) : this.isRipe(index))
+        this.#differs(`${index} is in two states at once`)
+      // What is leased is looked at when it comes back, and what has to wait when it is due.
+      const expiryMs = isOut && !isWaiting ? 0 : this.expiryAt(index)
+      const lookAtMs = isWaiting ? Math.max(expiryMs, this.dueAt(index)) : expiryMs
+      if (expiryMs !== 0 && lookAtMs < this.earliestExpiryMs)
+        this.#differs(`${index} expires at ${lookAtMs}, the first at ${this.earliestExpiryMs}`)
+      const size = this.sizeAt(index)
+      if (size > 0) sizedLive++
+      sizedBytes += size
+    }
+    if (sizedLive !== this.#sizedLive || sizedBytes !== this.#sizedBytes)
+      this.#differs(`${this.#sizedLive} of ${this.#sizedBytes} bytes, counted ${sizedLive} of ${sizedBytes}`)
+    for (const index of [...(this.dead?.indexes() ?? []), ...(this.lives?.keys() ?? [])])
+      if (this.isGone(index)) this.#differs(`${index} is gone, and known to be dead or brought back`)
+  }
+
+  #differs(what: string): never {
+    throw new Error(`chunk ${this.base}: ${what}`)
+  }
+
   /** Recovery: messages `[from, to)` are gone, as a page says. */
   restoreGone(from: number, to: number): void {
     this.live -= this.marks.add(MARK.gone, from, to)

@@ -449,26 +449,59 @@ export class Line {
     this.#keys.clear()
   }
 
-  /** Messages in plain lines, and waiting in queues by time and lines of keys, for comparing with a count of the chunks. */
-  counts(): {
-    readonly plain: number
-    readonly scheduled: number
-    readonly due: number
-    readonly keyed: number
-  } {
-    const due = new Set<number>()
-    for (const queue of this.#due) {
+  /** Counts everything that is in the line anew and compares. @throws Error naming what differs */
+  invariants(): void {
+    const plain = new Float64Array(PRIORITIES)
+    const waiting = { scheduled: 0, due: 0, keyed: 0 }
+    for (const chunk of this.#chunks) {
+      for (const index of chunk.liveIndexes()) {
+        if (!this.stands(chunk, index)) continue
+        const offset = chunk.base + index
+        const priority = chunk.priorityAt(index)
+        if (offset >= this.#end) differs(`offset ${offset} is in the line, which ends at ${this.#end}`)
+        if (offset < this.#oldest[priority]! && !chunk.has(MARK.behind, index))
+          differs(`offset ${offset} is older than the oldest of priority ${priority}`)
+        if (!chunk.isWaiting(index)) {
+          plain[priority]!++
+          if (offset < this.#cursors[priority]! && !chunk.has(MARK.returned, index))
+            differs(`offset ${offset} is plain, before the cursor of priority ${priority}`)
+        } else if (!chunk.isRipe(index)) waiting.scheduled++
+        else if (chunk.keyAt(index) === NONE) waiting.due++
+        else {
+          waiting.keyed++
+          if (offset < this.#keyedFrom) differs(`offset ${offset} has a key, before the first that has one`)
+        }
+      }
+    }
+    for (let priority = 0; priority < PRIORITIES; priority++) {
+      const count = priority === 0 ? this.#ordinary : this.#plainCounts[priority]!
+      const isInMask = ((this.#plainMask >>> priority) & 1) === 1
+      if (count !== plain[priority] || count > 0 !== isInMask)
+        differs(
+          `${count} plain of priority ${priority}, counted ${plain[priority]}, in the mask: ${isInMask}`,
+        )
+    }
+    const scheduled = this.#schedule.offsets().size
+    const due = this.#countDue()
+    const keyed = this.#keyLines.audit()
+    if (scheduled !== waiting.scheduled || scheduled !== this.scheduled)
+      differs(`${this.scheduled} scheduled, found ${scheduled}, counted ${waiting.scheduled}`)
+    if (due !== waiting.due) differs(`${due} due without a key, counted ${waiting.due}`)
+    if (keyed !== waiting.keyed) differs(`${keyed} in lines of keys, counted ${waiting.keyed}`)
+  }
+
+  // Messages without a key that are in due queues.
+  #countDue(): number {
+    const offsets = new Set<number>()
+    for (const [priority, queue] of this.#due.entries()) {
       queue?.forEach((timeMs, offset) => {
         const chunk = this.#dueChunk(timeMs, offset)
-        if (chunk !== undefined && chunk.keyAt(offset - chunk.base) === NONE) due.add(offset)
+        if (chunk === undefined) return
+        if (!((this.#dueMask >>> priority) & 1)) differs(`offset ${offset} is due, and not in the mask`)
+        if (chunk.keyAt(offset - chunk.base) === NONE) offsets.add(offset)
       })
     }
-    return {
-      plain: this.#plainCounts.reduce((sum, count) => sum + count, this.#ordinary),
-      scheduled: this.#schedule.offsets().size,
-      due: due.size,
-      keyed: this.#keyLines.audit(),
-    }
+    return offsets.size
   }
 
   #plainRun(chunk: Chunk, priority: number, max: number, nowMs: number, run: Run): void {
@@ -728,6 +761,10 @@ export class Line {
   #mark(chunk: Chunk, index: number): void {
     chunk.marks.add(MARK.seen, index, index + 1)
   }
+}
+
+function differs(what: string): never {
+  throw new Error(`line: ${what}`)
 }
 
 function plainTime(chunk: Chunk, offset: number): number {

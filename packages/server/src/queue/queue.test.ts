@@ -7,6 +7,7 @@ import { Chunk, DEATH, type Traits } from './chunk.js'
 import { FACT, readFacts, type Fact } from './facts.js'
 import { Keys } from './keys.js'
 import { emptyRun } from './line.js'
+import { MARK } from './marks.js'
 import { decodeChunkPage, encodeChunkPage } from './pages.js'
 import type { QueueDefinition } from './contents.js'
 import { Queue } from './queue.js'
@@ -781,4 +782,36 @@ describe('queue', () => {
     queue.remove(0, 5, 1)
     expect(queue.live).toBe(5)
   })
+})
+
+describe('invariants', () => {
+  const filled = (): Queue => {
+    const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
+    queue.open(1)
+    queue.append(0, 40, 512, 1, 4_000, traitsOf(6, 40, 1))
+    queue.append(40, 10, 9_000, 1, 1_000)
+    queue.audit()
+    return queue
+  }
+  const chunkOf = (queue: Queue): Chunk => queue.chunkAt(0)!
+
+  it.each<[string, (queue: Queue) => void, string]>([
+    ['a live message too many', (queue) => chunkOf(queue).live++, 'chunk 0: live is 51, counted 50'],
+    ['a message in two states', (queue) => chunkOf(queue).marks.add(MARK.ripe, 41, 42), 'in two states'],
+    ['a priority without its bit', (queue) => (chunkOf(queue).priorityMask = 1), 'is not in the mask'],
+    ['a late expiry', (queue) => (chunkOf(queue).earliestExpiryMs = 1_000_000), 'expires at'],
+    ['a bit of the plain line', (queue) => chunkOf(queue).marks.add(MARK.out, 41, 42), 'line: '],
+    ['a message that waits in nothing', wait, 'line: '],
+    ['a dead message that is not counted', (queue) => queue.deadCount++, 'queue q: live 50/50, dead 1/0'],
+  ])('notice %s', (_, damage, text) => {
+    const queue = filled()
+    damage(queue)
+    expect(() => queue.audit()).toThrow(text)
+  })
+
+  function wait(queue: Queue): void {
+    const { marks } = chunkOf(queue)
+    marks.add(MARK.out, 45, 46)
+    marks.add(MARK.waiting, 45, 46)
+  }
 })

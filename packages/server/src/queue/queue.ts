@@ -24,7 +24,6 @@ import { FormerLeases } from './former.js'
 import { PendingIds } from './ids.js'
 import type { KeyRules, Placed } from './key-lines.js'
 import { Line, type Run } from './line.js'
-import { MARK } from './marks.js'
 import type { Subscription } from './subscription.js'
 import { Suspects } from './suspects.js'
 import type { Timer } from './timer.js'
@@ -606,39 +605,31 @@ export class Queue extends Contents implements Follower {
   audit(): void {
     let live = 0
     let dead = 0
-    let plain = 0
-    let waiting = 0
-    let scheduled = 0
+    let deadBytes = 0
+    let standing = 0
     for (const chunk of this.chunks()) {
-      const counted = chunk.liveIn(0, chunk.count)
-      if (chunk.live !== counted)
-        throw new Error(`chunk ${chunk.base}: live ${chunk.live}, counted ${counted}`)
+      chunk.invariants()
       live += chunk.live
-      dead += chunk.dead?.size ?? 0
-      for (const index of chunk.liveIndexes()) {
-        if (!chunk.has(MARK.out, index)) plain++
-        else if (this.#line.stands(chunk, index)) waiting++
-        if (chunk.isScheduled(index)) scheduled++
+      for (const index of chunk.dead?.indexes() ?? []) {
+        dead++
+        deadBytes += chunk.dead!.get(index)!.bytes
       }
+      for (const index of chunk.liveIndexes()) if (this.#line.stands(chunk, index)) standing++
     }
+    this.#line.invariants()
     let held = 0
     for (const subscription of this.subscriptions) held += subscription.unsettled
-    const line = this.#line.counts()
-    const counted = plain + waiting + this.leased + dead
+    const counted = standing + this.leased + dead
     if (
       live !== this.live ||
       dead !== this.deadCount ||
+      deadBytes !== this.deadBytes ||
       counted !== live ||
-      held !== this.leased ||
-      plain !== line.plain ||
-      scheduled !== line.scheduled ||
-      scheduled !== this.#line.scheduled ||
-      waiting !== line.scheduled + line.due + line.keyed
+      held !== this.leased
     ) {
       throw new Error(
-        `queue ${this.name}: live ${this.live}/${live}, dead ${this.deadCount}/${dead}, leased ${this.leased}/${held}, ` +
-          `plain ${line.plain}/${plain} + waiting ${line.scheduled} + ${line.due} + ${line.keyed}/${waiting} + leased + dead = ${counted}, ` +
-          `scheduled ${this.#line.scheduled}/${scheduled}`,
+        `queue ${this.name}: live ${this.live}/${live}, dead ${this.deadCount}/${dead} of ${this.deadBytes}/${deadBytes} bytes, ` +
+          `leased ${this.leased}/${held}, in the line ${standing} + leased + dead = ${counted}`,
       )
     }
   }
