@@ -39,8 +39,8 @@ describe.concurrent('wrong values', () => {
     ['queue ensure q --ttl 30', /--ttl is "30"; it must be a duration/, /with a unit/],
     ['queue ensure q --max-bytes 10x', /--max-bytes is "10x".* size/, /'10mb'/],
     ['queue ensure q --unique pendin', /--unique is "pendin"; .* window, pending/, /Did you mean pending/],
-    ['queue ensure q --dead-leter x', /no option --dead-leter/, /--dead-letter/],
-    ['queue ensure q --no-max-deliveries', /no option --no-max-deliveries/, /--max-deliveries/],
+    ['queue ensure q --dead-leter x', /Unknown option --dead-leter/, /--dead-letter/],
+    ['queue ensure q --no-max-deliveries', /Unknown option --no-max-deliveries/, /--max-deliveries/],
     [
       'queue ensure q --retry-initial 2s --retry-max 1s',
       /--retry-initial is 2s, above --retry-max of 1s/,
@@ -54,12 +54,12 @@ describe.concurrent('wrong values', () => {
     ['cancel q', /Neither --offset nor --id/, /--offset and --id/],
     ['reschedule q --offset 1', /Neither --delay nor --at/, /--delay and --at/],
     ['dead', /needs a command/, /list, get, redrive, delete/],
-    ['dead redrve q', /no command "dead redrve"/, /`sluice dead redrive`/],
-    ['dead redrive q --to q', /--to names the queue q itself/, /Leave it out/],
+    ['dead redrve q', /Unknown command "dead redrve"/, /`sluice dead redrive`/],
+    ['dead redrive q --to q', /--to names the queue q itself/, /Omit --to/],
     ['dead list q --reason max-deliveries', /--reason is/, /Did you mean maxDeliveries/],
     ['dead delete q', /not a terminal/, /--yes/],
     ['replay q --from yesterday', /--from is "yesterday"/, /2026-05-01T10:00Z/],
-    ['replay q --reason rejected', /no option --reason/, /replay --help/],
+    ['replay q --reason rejected', /Unknown option --reason/, /replay --help/],
   ]
   test.each(mistakes)('%s is an error of usage', async (args, what, hint) => {
     expectFailure(await run(args.split(' ')), 2, what, hint)
@@ -100,7 +100,7 @@ describe.concurrent('queues', () => {
     }
     expect(Object.keys(values)).toEqual(Object.keys(QUEUE_OPTIONS))
     const made = await run(['queue', 'ensure', 'options', ...Object.values(values).flat()])
-    expect(made).toMatchObject({ code: 0, stderr: 'Made the queue options.\n' })
+    expect(made).toMatchObject({ code: 0, stderr: 'Created the queue options.\n' })
     expect((await sluice.queues.get('options')).options).toEqual({
       maxDeliveries: 5,
       retry: { initial: 2_000, max: 90_000 },
@@ -142,7 +142,7 @@ describe.concurrent('queues', () => {
       /--unique/,
       /another queue/,
     )
-    expect((await run(['queue', 'get', 'failed'])).stdout).toContain('all as by default')
+    expect((await run(['queue', 'get', 'failed'])).stdout).toContain('all at their defaults')
   })
 
   test('are paused and resumed', async () => {
@@ -154,7 +154,7 @@ describe.concurrent('queues', () => {
     })
     expect((await run(['queue', 'list'])).stdout).toMatch(/^pausing .* yes$/m)
     expect((await run(['queue', 'resume', 'pausing'])).stderr).toBe('Resumed the queue pausing.\n')
-    expect((await run(['queue', 'resume', 'pausing'])).stderr).toBe('The queue pausing was not paused.\n')
+    expect((await run(['queue', 'resume', 'pausing'])).stderr).toBe('The queue pausing is not paused.\n')
   })
 
   test('tell of their consumers, and close them', async () => {
@@ -266,7 +266,7 @@ describe.concurrent('messages', () => {
       '--json',
     ])
     expect(documents(some.stdout)).toMatchObject([{ offset: 2 }])
-    expect(some.stderr).toMatch(/--from 3 /)
+    expect(some.stderr).toMatch(/--from 3,/)
     const filtered = await run([
       'peek',
       'peeked',
@@ -325,7 +325,7 @@ describe.concurrent('dead letters', () => {
     expect(lines[0]).toMatch(/^OFFSET {2}REASON +WHEN +ATTEMPTS {2}KEY +ERROR +BODY$/)
     expect(lines[1]).toMatch(/^ +0 {2}rejected .* 1 {2}even {2}no such customer {2}0$/)
     expect(lines).toHaveLength(4)
-    expect(stderr).toMatch(/--from 2 /)
+    expect(stderr).toMatch(/--from 2,/)
     const odd = await run(['dead', 'ls', 'dead/shown', '--key', 'odd', '--error', 'such', '--json'])
     expect(documents(odd.stdout)).toMatchObject([
       { offset: 1, state: 'dead', reason: 'rejected', error: 'no such customer', attempts: 1, body: 1 },
@@ -346,11 +346,11 @@ describe.concurrent('dead letters', () => {
     expect(await run([...redrive, '--key', 'even', '--dry-run'])).toEqual({
       code: 0,
       stdout: '',
-      stderr: 'This would bring back 3 dead messages of the queue dead/back.\n',
+      stderr: 'This would return 3 dead messages to the queue dead/back.\n',
     })
     expect((await sluice.queues.get('dead/back')).dead).toBe(6)
     expect((await run([...redrive, '--offset', '0', '--offset', '2', '--offset', '99'])).stderr).toBe(
-      'Brought back 2 dead messages of the queue dead/back.\n',
+      'Returned 2 dead messages to the queue dead/back.\n',
     )
     expect((await run([...redrive, '--to', 'dead/elsewhere', '--key', 'odd', '--limit', '2'])).stderr).toBe(
       'Moved 2 dead messages of the queue dead/back to the queue dead/elsewhere.\n',
@@ -376,8 +376,8 @@ describe.concurrent('dead letters', () => {
       await die('dead/often', 1)
     }
     expect((await run(['dead', 'redrive', 'dead/often'])).stderr).toBe(
-      'Brought back 0 dead messages of the queue dead/often.\n' +
-        'Of those that match 1 was brought back 10 times already and stays dead; --force takes them too.\n',
+      'Returned 0 dead messages to the queue dead/often.\n' +
+        'Of the matching messages, 1 was already redriven 10 times and stays dead; --force redrives such messages too.\n',
     )
     expect(
       JSON.parse((await run(['dead', 'redrive', 'dead/often', '--json', '--force'])).stdout),
@@ -416,7 +416,7 @@ describe.concurrent('dead letters', () => {
     expect({ code, stdout, stderr }).toEqual({
       code: 130,
       stdout: '',
-      stderr: `Interrupted: ${redriven} message${redriven === 1 ? '' : 's'} brought back.\n`,
+      stderr: `Interrupted: ${redriven} message${redriven === 1 ? '' : 's'} redriven.\n`,
     })
     expect(redriven).toBeLessThan(40)
   })
@@ -462,7 +462,9 @@ describe.concurrent('messages that are done', () => {
       stdout: '',
       stderr: 'This would publish 3 messages of the queue done to the queue copies again.\n',
     })
-    expect((await run([...replay, '--until', '2020-01-01', '--dry-run'])).stderr).toMatch(/no message/)
+    expect((await run([...replay, '--until', '2020-01-01', '--dry-run'])).stderr).toMatch(
+      /no acknowledged message/,
+    )
     expect(JSON.parse((await run([...replay, '--from', '1', '--key', 'c', '--json'])).stdout)).toEqual({
       queue: 'done',
       to: 'copies',
@@ -474,7 +476,7 @@ describe.concurrent('messages that are done', () => {
       'Published 2 messages of the queue done to the queue copies again.\n',
     )
     expect((await run(['replay', 'done', '--from', '2020-01-01', '--header', 'x=y'])).stderr).toMatch(
-      /no message/,
+      /no acknowledged message/,
     )
     expect((await run(['peek', 'copies', '--json'])).stdout).toContain('"origin":{"queue":"done","offset":2')
   })

@@ -60,12 +60,12 @@ describe.concurrent('usage', () => {
   })
 
   const mistakes: readonly (readonly [string, readonly string[], RegExp, RegExp])[] = [
-    ['a typo of a command', ['consum', 'q'], /no command "consum"/, /`sluice consume`/],
-    ['one with an option', ['consum', 'q', '--count', '1'], /no command "consum"/, /`sluice consume`/],
+    ['a typo of a command', ['consum', 'q'], /Unknown command "consum"/, /`sluice consume`/],
+    ['one with an option', ['consum', 'q', '--count', '1'], /Unknown command "consum"/, /`sluice consume`/],
     [
       'one of queue, with an option',
       ['queue', 'ensur', 'q', '--ttl', '1h'],
-      /no command "queue ensur"/,
+      /Unknown command "queue ensur"/,
       /ensure/,
     ],
     [
@@ -74,17 +74,17 @@ describe.concurrent('usage', () => {
       /needs a command/,
       /ensure, edit, get, list, delete, purge, pause, resume/,
     ],
-    ['a typo of an option', ['serve', '--prot', '1'], /no option --prot/, /--port/],
+    ['a typo of an option', ['serve', '--prot', '1'], /Unknown option --prot/, /--port/],
     [
       'an option taken back that has a value',
       ['publish', 'q', 'b', '--no-key'],
-      /no option --no-key/,
+      /Unknown option --no-key/,
       /--key/,
     ],
     ['a missing name', ['queue', 'get'], /<name> is missing: sluice queue get <name>/, /queue get --help/],
-    ['one argument too many', ['publish', 'q', 'a', 'b'], /too many: "b"/, /quotes/],
+    ['one argument too many', ['publish', 'q', 'a', 'b'], /Unexpected argument "b"/, /quotes/],
     ['an option without its value', ['consume', 'q', '--count'], /--count needs a value/, /\S/],
-    ['an option given twice', ['serve', '--port', '1', '--port', '2'], /--port was given twice/, /\S/],
+    ['an option given twice', ['serve', '--port', '1', '--port', '2'], /--port is given twice/, /\S/],
     [
       'an option out of bounds',
       ['queue', 'ensure', 'q', '--max-deliveries', '65536'],
@@ -140,7 +140,7 @@ describe.concurrent('usage', () => {
 describe.concurrent('queues', () => {
   test('are made, shown, changed and deleted', async () => {
     const made = await run(['queue', 'ensure', 'life', '--max-deliveries', '5', '--retry-initial', '2s'])
-    expect(made).toEqual({ code: 0, stdout: '', stderr: 'Made the queue life.\n' })
+    expect(made).toEqual({ code: 0, stdout: '', stderr: 'Created the queue life.\n' })
     const again = await run(['queue', 'ensure', 'life'])
     expect(again).toEqual({ code: 0, stdout: '', stderr: 'The queue life is unchanged.\n' })
     expectFailure(
@@ -270,7 +270,7 @@ describe.concurrent('messages', () => {
       run(['publish', 'broken', '--file', '-'], { input: 'x'.repeat(LIMITS.messageBytesDefault + 1) }),
     ])
     expect(json.stderr).toMatch(
-      /^Published 1 message to broken, offset \d\. Then:\nerror: Line 3 is not JSON.*\n hint: .*\n$/,
+      /^Published 1 message to broken, offset \d\. Then this failed:\nerror: Line 3 is not JSON.*\n hint: .*\n$/,
     )
     expect(json.code).toBe(1)
     expect(text.stderr).toMatch(/Published 1 message .*\nerror: Line 2 is not UTF-8/)
@@ -289,7 +289,7 @@ describe.concurrent('messages', () => {
     const published = await run(['publish', 'lines'], { input })
     expect(published.stdout).toBe('')
     expect(published.stderr).toMatch(
-      /^Published 10,000 messages to lines, offsets 0 to 9999, [\d,]+ a second\.\n$/,
+      /^Published 10,000 messages to lines, offsets 0 to 9999, [\d,]+ per second\.\n$/,
     )
     const receipts = await run(['publish', 'lines', '--json'], { input: 'a\r\n\nb' })
     expect(
@@ -534,7 +534,7 @@ describe.concurrent('serve', () => {
       () => !stubborn.child.kill('SIGTERM') || stubborn.lines.some((line) => line.includes('second')),
     )
     expect(await stubborn.closed).toBe(143)
-    expect(stubborn.lines.at(-1)).toBe('Ended at once by a second SIGTERM.')
+    expect(stubborn.lines.at(-1)).toBe('A second SIGTERM ended it at once.')
     socket.destroy()
   })
 
@@ -592,7 +592,7 @@ describe('bench', () => {
     [['--in-flight', '0'], /--in-flight must be a whole number from 1/],
     [['--rate', '-5'], /--rate must be/],
     [['--producers', '0', '--messages', '0'], /--messages must be/],
-    [['--producers', '0', '--consumers', '3', '--messages', '2'], /each consumer needs a message/],
+    [['--producers', '0', '--consumers', '3', '--messages', '2'], /each consumer needs at least one message/],
     [['--producers', '0', '--consumers', '0'], /nothing to measure/],
     [['--duration', 'long'], /--duration/],
     [['--duration', '0'], /--duration is "0"; it must be at least 1ms/],

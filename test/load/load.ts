@@ -59,7 +59,7 @@ export type Report =
   | { readonly is: 'count'; readonly count: Count }
   | { readonly is: 'result'; readonly result: Result }
 
-/** Of closed-loop publishes one in so many is timed: reading the clock for each would be measured too. */
+/** One in this many closed-loop publishes is timed: reading the clock for each would be measured too. */
 const TIMED_EVERY = 16
 
 class Load {

@@ -1,5 +1,5 @@
 /**
- * `sluice bench`: load on a running broker from processes of their own, and what came of it. Producers and consumers
+ * `sluice bench`: load on a running broker from separate processes, and the results. Producers and consumers
  * each have a connection; what a figure counts is confirmed (durable) or acknowledged.
  */
 import { fork, type ChildProcess } from 'node:child_process'
@@ -30,7 +30,7 @@ interface BenchOptions {
 
 type Options = GlobalOptions & BenchOptions
 
-/** The processes of a run, and what ends it before its time: a signal, or one of them. */
+/** The processes of a run, and what ends it early: a signal, or one of them. */
 class Run {
   readonly #children: ChildProcess[] = []
   readonly #early = new AbortController()
@@ -110,28 +110,28 @@ export const bench = command<BenchOptions>({
     yargs
       .option('producers', { type: 'number', default: 1, describe: 'Producer processes' })
       .option('consumers', { type: 'number', default: 1, describe: 'Consumer processes' })
-      .option('size', { type: 'number', default: 128, describe: 'Bytes of a body, at least 8' })
+      .option('size', { type: 'number', default: 128, describe: 'Bytes per body, at least 8' })
       .option('in-flight', {
         type: 'number',
         default: 1_000,
-        describe: 'Unanswered publishes, or messages held, of each process',
+        describe: 'Unanswered publishes, or held messages, per process',
       })
       .option('rate', {
         type: 'number',
         default: 0,
-        describe: 'Messages a second of all producers, open loop; 0: as fast as they are confirmed',
+        describe: 'Messages per second of all producers, open loop; 0: as fast as they are confirmed',
       })
       .option('duration', { type: 'string', default: '10s', describe: 'How long to measure' })
       .option('warmup', { type: 'string', default: '1s', describe: 'How long to run before measuring' })
       .option('messages', {
         type: 'number',
         default: 2_000_000,
-        describe: 'With no producers: what is published first and then consumed',
+        describe: 'Without producers: messages that are published first and then consumed',
       })
       .option('queue', {
         type: 'string',
         requiresArg: true,
-        describe: 'Queue to use; default: one of its own, deleted at the end',
+        describe: 'Queue to use; default: a temporary one, deleted at the end',
       }),
   handler: async (options) => {
     checkNumbers(options)
@@ -157,14 +157,14 @@ function checkNumbers(options: BenchOptions): void {
   }
   if (options.producers === 0 && options.messages < options.consumers) {
     throw new UsageError(
-      'Without producers each consumer needs a message to take.',
+      'Without producers, each consumer needs at least one message.',
       'Give more --messages or fewer --consumers.',
     )
   }
   if (options.producers === 0 && options.consumers === 0) {
     throw new UsageError(
-      'Without producers and without consumers there is nothing to measure.',
-      'Leave out --producers 0 or --consumers 0.',
+      'Without producers and consumers there is nothing to measure.',
+      'Omit --producers 0 or --consumers 0.',
     )
   }
 }
@@ -262,7 +262,7 @@ async function measure(
   return figures
 }
 
-/** Publishes what a run with consumers only is to take. */
+/** Publishes the messages of a run that has only consumers. */
 async function fill(options: Options, name: string, run: Run): Promise<void> {
   const side = start('publish', { ...options, inFlight: 5_000 }, name, 1, { messages: options.messages }, run)
   const progress = showProgress([side], options, run)
@@ -293,7 +293,7 @@ function start(
     })
     run.add(load)
     side.loads.push(load)
-    // A load that has ended cannot be told; its exit says why.
+    // A load that has ended cannot be stopped; its exit says why.
     load.on('error', () => {})
     load.once('exit', (code) => {
       if (code !== 0) run.endEarly(new Error(`A load process ended with code ${code}.`))

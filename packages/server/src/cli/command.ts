@@ -119,9 +119,9 @@ function refuseExtra(options: ArgumentsCamelCase, words: readonly string[], posi
   if (extra.length === 0) return
   const advice =
     positionals === 0
-      ? `Leave it out. ${helpAdvice(words)}`
+      ? `Omit it. ${helpAdvice(words)}`
       : `Put quotes around an argument that has spaces in it. ${helpAdvice(words)}`
-  throw new UsageError(`There is one argument too many: ${JSON.stringify(extra[0])}.`, advice)
+  throw new UsageError(`Unexpected argument ${JSON.stringify(extra[0])}.`, advice)
 }
 
 function refuseWord(
@@ -132,11 +132,11 @@ function refuseWord(
   const word = options._[path.length]
   const names = entries.map(({ command }) => command.split(' ')[0]!)
   if (word === undefined) {
-    const what = path.length === 0 ? 'No command was given.' : `\`sluice ${path.join(' ')}\` needs a command.`
+    const what = path.length === 0 ? 'No command is given.' : `\`sluice ${path.join(' ')}\` needs a command.`
     throw new UsageError(what, `Use one of ${names.join(', ')}. ${helpAdvice(path)}`)
   }
   const meant = nearest(String(word), [...names, ...entries.flatMap(({ aliases = [] }) => aliases)])
-  const what = `There is no command ${JSON.stringify([...path, word].join(' '))}.`
+  const what = `Unknown command ${JSON.stringify([...path, word].join(' '))}.`
   throw new UsageError(
     what,
     meant === undefined
@@ -156,8 +156,8 @@ interface KnownOptions {
 const ALWAYS = ['_', '$0', '--', 'help', 'h', 'version']
 
 /**
- * A check for yargs: options that do not exist, and those that were given twice. Of a command that does not exist nobody
- * knows its options: that is said by `refuseWord`.
+ * A check for yargs: refuses unknown options, and options that are given twice. The options of an unknown command are
+ * not known; `refuseWord` refuses it.
  */
 export function refuseOptions(options: ArgumentsCamelCase, known: unknown): true {
   const words = commandWords(options)
@@ -171,16 +171,16 @@ export function refuseOptions(options: ArgumentsCamelCase, known: unknown): true
     if (!names.has(name)) {
       const meant = name.length === 1 ? undefined : nearest(name, Object.keys(keys))
       throw new UsageError(
-        `There is no option ${flag}.`,
+        `Unknown option ${flag}.`,
         meant === undefined ? helpAdvice(words) : `Did you mean --${meant}?`,
       )
     }
-    // `--no-NAME` is read as NAME of false: without sense where NAME has a value, unless the command says so.
+    // `--no-NAME` is read as NAME of false: meaningless if NAME has a value, unless the command declares it.
     if (isNegated(value) && !flags.includes(name) && !names.has(`no-${name}`)) {
-      throw new UsageError(`There is no option --no-${name}.`, `Leave out --${name} instead.`)
+      throw new UsageError(`Unknown option --no-${name}.`, `Omit --${name} instead.`)
     }
     if (Array.isArray(value) && !array.includes(name)) {
-      throw new UsageError(`The option ${flag} was given twice.`, 'Give it once.')
+      throw new UsageError(`The option ${flag} is given twice.`, 'Give it once.')
     }
   }
   return true

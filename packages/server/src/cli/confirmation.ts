@@ -1,4 +1,4 @@
-/** A question before something is taken away for good. Where nobody can answer, `--yes` does. */
+/** A question before something is deleted permanently. Without a terminal, `--yes` answers it. */
 import { createInterface } from 'node:readline/promises'
 import type { Argv } from 'yargs'
 import { EXIT, UsageError } from './failure.js'
@@ -10,20 +10,22 @@ export interface YesOption {
 }
 
 export function yesFlag(yargs: Argv): Argv {
-  return yargs.option('yes', { type: 'boolean', default: false, alias: 'y', describe: 'Do not ask' })
+  return yargs.option('yes', {
+    type: 'boolean',
+    default: false,
+    alias: 'y',
+    describe: 'Do not ask for confirmation',
+  })
 }
 
 /** `what` is what the command does, as the subject of a sentence. @throws UsageError when there is no terminal to ask on */
 export function needsAnswer({ yes }: YesOption, what: string): boolean {
   if (yes) return false
   if (process.stdin.isTTY && process.stderr.isTTY) return true
-  throw new UsageError(
-    `${what} needs a confirmation, and stdin is not a terminal.`,
-    'Add --yes if you mean it.',
-  )
+  throw new UsageError(`${what} needs a confirmation, and stdin is not a terminal.`, 'Add --yes to confirm.')
 }
 
-/** Waits for a yes; without one says that nothing was changed and sets the exit code. */
+/** Waits for a yes; without one reports that nothing was changed and sets the exit code. */
 export async function isConfirmed(text: string): Promise<boolean> {
   const terminal = createInterface({ input: process.stdin, output: process.stderr })
   let interrupted = false

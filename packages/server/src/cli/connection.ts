@@ -1,4 +1,4 @@
-/** The connection of a command to its broker: options to settings, and what is said when it is lost and made again. */
+/** The connection of a command to its broker: options to settings, and notices when it is lost and restored. */
 import { connect, type Sluice } from '@sluice/client'
 import type { GlobalOptions } from './command.js'
 import { durationMs } from './flags.js'
@@ -6,7 +6,7 @@ import { notice } from './output.js'
 
 /** How long a command that has failed, or was interrupted, still waits for the broker. */
 const FAREWELL_MS = 3_000
-/** After so long without an answer a person is told what is waited for. */
+/** After this long without an answer, a notice says what the command waits for. */
 const PATIENCE_MS = 700
 
 /** Does `work` with a connection and closes it. @throws what `work` throws; SluiceError as `connect` */
@@ -23,7 +23,7 @@ export async function withBroker<Result>(
     return result
   } finally {
     const closing = sluice.close({ timeout: FAREWELL_MS })
-    // What was asked for is done, or has failed for a reason that matters more.
+    // The work is done, or has failed for a reason that matters more.
     if (failed) await closing.catch(() => {})
     else await closing
   }
@@ -37,7 +37,7 @@ async function dial({ url, timeout }: GlobalOptions, label: string): Promise<Slu
   try {
     const sluice = await connect(url, {
       name: `sluice ${label}`,
-      // Somebody is looking on: what does not answer at once is said at once.
+      // A user is watching: a broker that does not answer at once is reported at once.
       connectTimeout: 0,
       ...(timeout === undefined ? {} : { timeout: durationMs(timeout, '--timeout', 1) }),
     })
@@ -46,10 +46,10 @@ async function dial({ url, timeout }: GlobalOptions, label: string): Promise<Slu
     let isLost = false
     sluice.on('disconnected', ({ error }) => {
       isLost = true
-      notice(`${error.message} Connecting again.`)
+      notice(`${error.message} Reconnecting.`)
     })
     sluice.on('connected', ({ address }) => {
-      if (isLost) notice(`Connected to ${address} again.`)
+      if (isLost) notice(`Reconnected to ${address}.`)
       isLost = false
     })
     return sluice

@@ -13,7 +13,7 @@ import { counted, notice, outputError } from './output.js'
 import { onStop, signalExit, type StopSignal } from './signals.js'
 
 const PREFETCH = 256
-/** What --no-ack holds at most; the broker lends no more than twice the bytes. */
+/** What --no-ack holds at most; the broker leases at most twice the bytes. */
 const HELD_MESSAGES_MAX = LIMITS.creditMessagesMax
 const HELD_BYTES_MAX = 128 << 20
 
@@ -34,23 +34,23 @@ export const consume = command<ConsumeOptions>({
         type: 'string',
         requiresArg: true,
         describe:
-          'Exit when no message has arrived for this long, such as 2s; with --count and fewer messages the exit code is 4 [default: never]',
+          'Exit when no message arrives for this long, such as 2s; with fewer than --count messages the exit code is 4 [default: never]',
       })
       .option('processing-timeout', {
         type: 'string',
         requiresArg: true,
-        describe: 'Longest time in which a message is printed, such as 5m [default: as its queue says]',
+        describe: 'Processing timeout of a message, such as 5m [default: the queue setting]',
       })
       .option('ack', {
         type: 'boolean',
         default: true,
-        describe: 'Acknowledge what was printed; --no-ack gives it back at the end',
+        describe: 'Acknowledge printed messages; --no-ack releases them at the end',
       })
       .describe('json', 'Print each message with its metadata, as a line of JSON')
       .epilogue(
-        'Text is printed as it is, data as JSON, bytes raw; with --json bytes are base64. Ctrl-C releases what was ' +
-          'not printed. What was written into a pipe counts as printed: prefer --count 1 to `| head -1`. ' +
-          'Exit codes beside those of every command: 4 when --wait passed before --count messages had come, 130 after ' +
+        'Text is printed as is, data as JSON, bytes raw; with --json bytes are base64. Ctrl-C releases what was ' +
+          'not printed. Output written to a pipe counts as printed: prefer --count 1 to `| head -1`. ' +
+          'Additional exit codes: 4 when --wait passed before --count messages had arrived, 130 after ' +
           'SIGINT (Ctrl-C), 143 after SIGTERM.',
       ),
   handler: async (options) => {
@@ -82,7 +82,7 @@ async function consumeAll(sluice: Sluice, wishes: Wishes): Promise<void> {
   const stream = sluice.messages(queue, {
     prefetch: Math.min(count, ack ? PREFETCH : HELD_MESSAGES_MAX),
     ...(ack ? {} : { prefetchBytes: HELD_BYTES_MAX * 2 }),
-    // A typo must not wait.
+    // A mistyped queue name must fail, not wait.
     missing: 'fail',
     ...given({ processingTimeout }),
   })
@@ -95,7 +95,7 @@ async function consumeAll(sluice: Sluice, wishes: Wishes): Promise<void> {
     end()
   })
   if (process.stdout.isTTY && count === Infinity && waitMs === undefined) {
-    notice(`Messages of ${queue} as they come; Ctrl-C ends.`)
+    notice(`Printing messages of ${queue} as they arrive; Ctrl-C ends.`)
   }
   const printer = new Printer(end, ack)
   let idle: Timer | undefined
@@ -121,7 +121,7 @@ async function consumeAll(sluice: Sluice, wishes: Wishes): Promise<void> {
       if (printer.isFull) await printer.room()
       if (printer.failure !== undefined || taken === count) break
       if (!ack && (taken === HELD_MESSAGES_MAX || printer.bytes > HELD_BYTES_MAX)) {
-        notice(`Ended after ${counted(taken, 'message')}: no more can be held without acknowledging them.`)
+        notice(`Ended after ${counted(taken, 'message')}: no more can be held unacknowledged.`)
         break
       }
     }
@@ -148,7 +148,7 @@ async function consumeAll(sluice: Sluice, wishes: Wishes): Promise<void> {
   }
 }
 
-/** A message that is ready may take so long to arrive. */
+/** A ready message may take this long to arrive. */
 const WAIT_MS_MIN = 100
 
 /**

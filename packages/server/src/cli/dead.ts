@@ -1,4 +1,4 @@
-/** `sluice dead`: looks at dead letters, brings them back and deletes them. What takes them away for good asks first. */
+/** `sluice dead`: lists, redrives and deletes dead letters. Deletion asks first. */
 import type { RedriveOptions } from '@sluice/client'
 import { LIMITS, queueName } from '@sluice/protocol'
 import type { Argv } from 'yargs'
@@ -33,9 +33,9 @@ const listDead = command<ListOptions>({
         .option('limit', {
           type: 'string',
           requiresArg: true,
-          describe: `Most messages that are shown [default: ${SHOWN_DEFAULT}]`,
+          describe: `Show at most N messages [default: ${SHOWN_DEFAULT}]`,
         }),
-    ).describe('json', 'Print each message whole, as a line of JSON'),
+    ).describe('json', 'Print each message in full, as a line of JSON'),
   handler: async (options) => {
     const queue = queueName(options.queue)
     const filter = filterOf(options)
@@ -55,7 +55,7 @@ const get = command<QueueOption & { readonly offset: string }>({
     onQueue(yargs).positional('offset', {
       type: 'string',
       demandOption: true,
-      describe: 'Its place in the queue',
+      describe: 'Offset of the message',
     }),
   handler: async (options) => {
     const queue = queueName(options.queue)
@@ -76,7 +76,7 @@ function choiceFlags(yargs: Argv): Argv {
       type: 'string',
       array: true,
       requiresArg: true,
-      describe: 'The one at this offset; can be given several times',
+      describe: 'The message at this offset; can be given several times',
     }),
   )
 }
@@ -101,14 +101,14 @@ interface RedriveFlags extends ChoiceOptions, PacedOptions {
 const redrive = command<RedriveFlags>({
   builder: (yargs) =>
     rateFlag(walkFlags(choiceFlags(onQueue(yargs))))
-      .option('to', { type: 'string', requiresArg: true, describe: 'Another queue that they go to' })
+      .option('to', { type: 'string', requiresArg: true, describe: 'Move them to another queue' })
       .option('force', {
         type: 'boolean',
         default: false,
-        describe: `Also those that were brought back ${LIMITS.redrivesMax} times`,
+        describe: `Include messages already redriven ${LIMITS.redrivesMax} times`,
       })
       .epilogue(
-        'All that match come back, with attempt 1 next. What is not filtered is everything: try --dry-run first.',
+        'Redriven messages start again with attempt 1. Without a filter all dead messages match: try --dry-run first.',
       ),
   handler: async (options) => {
     const queue = queueName(options.queue)
@@ -116,7 +116,7 @@ const redrive = command<RedriveFlags>({
     if (to === queue) {
       throw new UsageError(
         `--to names the queue ${queue} itself.`,
-        'Leave it out: the messages then go back to where they were.',
+        'Omit --to: the messages then return to their own queue.',
       )
     }
     const { dryRun, ...limit } = walkOf(options)
@@ -126,32 +126,32 @@ const redrive = command<RedriveFlags>({
       walked(
         sluice,
         queue,
-        (before, now) => `${counted(now.redriven - before.redriven, 'message')} brought back`,
+        (before, now) => `${counted(now.redriven - before.redriven, 'message')} redriven`,
         (signal) => sluice.dead.redrive(queue, wishes, { signal }),
       ),
     )
     if (result === undefined) return
     const { matched, redriven, guarded, barred } = result
     if (options.json) return printJson({ queue, to: to ?? queue, dryRun, matched, redriven, guarded, barred })
-    const did = to === undefined ? (dryRun ? 'bring back' : 'Brought back') : dryRun ? 'move' : 'Moved'
-    const where = to === undefined ? '' : ` to the queue ${to}`
     if (matched === 0) notice(noneOf(queue, choice))
     else {
-      const what = `${counted(dryRun ? matched - guarded : redriven, 'dead message')} of the queue ${queue}${where}`
-      notice(dryRun ? `This would ${did} ${what}.` : `${did} ${what}.`)
+      const what = counted(dryRun ? matched - guarded : redriven, 'dead message')
+      if (to === undefined)
+        notice(`${dryRun ? 'This would return' : 'Returned'} ${what} to the queue ${queue}.`)
+      else notice(`${dryRun ? 'This would move' : 'Moved'} ${what} of the queue ${queue} to the queue ${to}.`)
     }
     const worn = guarded - barred
     if (worn > 0) {
       const many = worn === 1 ? '1 was' : `${grouped(worn)} were`
       const stay = worn === 1 ? 'stays' : 'stay'
       notice(
-        `Of those that match ${many} brought back ${LIMITS.redrivesMax} times already and ${stay} dead; --force takes them too.`,
+        `Of the matching messages, ${many} already redriven ${LIMITS.redrivesMax} times and ${stay} dead; --force redrives such messages too.`,
       )
     }
     if (barred > 0) {
       const stay = barred === 1 ? '1 stays dead: its id is' : `${grouped(barred)} stay dead: their ids are`
       notice(
-        `Of those that match ${stay} that of another pending message, and the queue has --unique pending. Redrive them when that message is done or cancelled, or to another queue with --to.`,
+        `Of the matching messages, ${stay} in use by another pending message, and the queue has --unique pending. Redrive them when that message is done or cancelled, or to another queue with --to.`,
       )
     }
   },
@@ -159,9 +159,7 @@ const redrive = command<RedriveFlags>({
 
 const remove = command<ChoiceOptions & WalkOptions & YesOption>({
   builder: (yargs) =>
-    yesFlag(walkFlags(choiceFlags(onQueue(yargs)))).epilogue(
-      'Deletes all that match, for good. What is not filtered is everything.',
-    ),
+    yesFlag(walkFlags(choiceFlags(onQueue(yargs)))).epilogue('Without a filter all dead messages match.'),
   handler: async (options) => {
     const queue = queueName(options.queue)
     const { dryRun, ...limit } = walkOf(options)
@@ -171,8 +169,8 @@ const remove = command<ChoiceOptions & WalkOptions & YesOption>({
     await withBroker(options, 'dead delete', async (sluice) => {
       if (isAsked) {
         const { matched } = await sluice.dead.delete(queue, { ...wishes, dryRun: true })
-        const question = `Delete ${counted(matched, 'dead message')} of the queue ${queue} for good?`
-        // Where there is nothing to delete there is nothing to ask; what follows says so.
+        const question = `Permanently delete ${counted(matched, 'dead message')} of the queue ${queue}?`
+        // With nothing to delete there is nothing to ask; the code below reports it.
         if (matched > 0 && !(await isConfirmed(question))) return
       }
       const result = await walked(
@@ -195,7 +193,7 @@ const ENTRIES: readonly CommandEntry[] = [
   {
     command: 'list <queue>',
     aliases: ['ls'],
-    describe: 'Show the dead messages of a queue',
+    describe: 'List the dead messages of a queue',
     load: () => Promise.resolve(listDead),
   },
   {
@@ -206,13 +204,13 @@ const ENTRIES: readonly CommandEntry[] = [
   },
   {
     command: 'redrive <queue>',
-    describe: 'Bring dead messages back',
+    describe: 'Return dead messages to their queue',
     load: () => Promise.resolve(redrive),
   },
   {
     command: 'delete <queue>',
     aliases: ['rm'],
-    describe: 'Delete dead messages for good',
+    describe: 'Permanently delete dead messages',
     load: () => Promise.resolve(remove),
   },
 ]

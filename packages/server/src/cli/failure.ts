@@ -1,6 +1,6 @@
 /**
- * How a failure ends a command: the exit code, one line of what happened and one of how to mend it. One row for every
- * error code, one for each error of the system that a user can do something about.
+ * How a failure ends a command: the exit code, one line with what happened and one with what to do. One row for every
+ * error code, and one for each system error that a user can act on.
  */
 import { SluiceError, type Effect, type ErrorCode, type Progress } from '@sluice/protocol'
 import { printable } from './output.js'
@@ -18,7 +18,7 @@ export const EXIT = {
 
 type Exit = (typeof EXIT)[keyof typeof EXIT]
 
-/** The command was called in a way that it cannot be. */
+/** The command was called with wrong arguments. */
 export class UsageError extends Error {
   readonly advice: string
 
@@ -36,11 +36,10 @@ interface Row {
 
 const DEFECT: Row = {
   exit: EXIT.failure,
-  advice:
-    'Client and broker misunderstand each other: use the same version of both, and report this if you do.',
+  advice: 'Use the same version of client and broker. If you already do, please report this.',
 }
 const LATER = 'Try again in a moment.'
-const ADDRESS = 'Start a broker with `sluice serve`, or name its address with --url or SLUICE_URL.'
+const ADDRESS = 'Start a broker with `sluice serve`, or set its address with --url or SLUICE_URL.'
 
 const BOUNDS: Row = {
   exit: EXIT.usage,
@@ -50,11 +49,11 @@ const BOUNDS: Row = {
 const ROWS: Readonly<Record<ErrorCode, Row>> = {
   PROTOCOL_VERSION: {
     exit: EXIT.failure,
-    advice: 'Make sure that --url names the port of a Sluice broker, and that it is of the same version.',
+    advice: 'Check that --url has the port of a Sluice broker of the same version.',
   },
   MALFORMED_FRAME: {
     exit: EXIT.unreachable,
-    advice: 'Make sure that --url names the port of a Sluice broker, 7420 by default, and of this version.',
+    advice: 'Check that --url has the port of a Sluice broker of this version; the default is 7420.',
   },
   FRAME_TOO_LARGE: DEFECT,
   UNKNOWN_OPCODE: DEFECT,
@@ -63,20 +62,20 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   HANDSHAKE_TIMEOUT: {
     exit: EXIT.unreachable,
     advice:
-      'Make sure that --url names the port of a Sluice broker; if it is busy, allow more time with --timeout.',
+      'Check that --url has the port of a Sluice broker; if the broker is busy, allow more time with --timeout.',
   },
   HEARTBEAT_TIMEOUT: {
     exit: EXIT.unreachable,
-    advice: 'Try again; if it happens often, the broker or the network is overloaded.',
+    advice: 'Try again. If it recurs, the broker or the network is overloaded.',
   },
-  SLOW_CONSUMER: { exit: EXIT.failure, advice: 'Read the output faster, or into a file.' },
+  SLOW_CONSUMER: { exit: EXIT.failure, advice: 'Read the output faster, or redirect it to a file.' },
   TOO_MANY_CONNECTIONS: {
     exit: EXIT.unreachable,
     advice: 'Close other clients, or start the broker with a higher --max-connections.',
   },
-  SHUTTING_DOWN: { exit: EXIT.unreachable, advice: 'Try again when the broker has been started again.' },
+  SHUTTING_DOWN: { exit: EXIT.unreachable, advice: 'Try again when the broker has restarted.' },
   PRODUCER_UNKNOWN: { exit: EXIT.failure, advice: LATER },
-  NOT_SUPPORTED: { exit: EXIT.usage, advice: 'Leave it out, or use a version that has it.' },
+  NOT_SUPPORTED: { exit: EXIT.usage, advice: 'Omit it, or use a version that supports it.' },
   INVALID_ARGUMENT: BOUNDS,
   INVALID_NAME: {
     exit: EXIT.usage,
@@ -85,15 +84,15 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   },
   QUEUE_NOT_FOUND: {
     exit: EXIT.notFound,
-    advice: 'List queues with `sluice queue list`, or make this one with `sluice queue ensure NAME`.',
+    advice: 'List queues with `sluice queue list`, or create this one with `sluice queue ensure NAME`.',
   },
   QUEUE_CONFLICT: {
     exit: EXIT.failure,
-    advice: 'Add --update to change its options, or leave out those that differ.',
+    advice: 'Add --update to change its options, or omit those that differ.',
   },
   QUEUE_DELETED: {
     exit: EXIT.notFound,
-    advice: 'Make it again with `sluice queue ensure NAME` if it is still wanted.',
+    advice: 'If it is still needed, create it again with `sluice queue ensure NAME`.',
   },
   TOO_MANY_QUEUES: {
     exit: EXIT.failure,
@@ -107,7 +106,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   BATCH_MALFORMED: DEFECT,
   BATCH_CORRUPT: {
     exit: EXIT.failure,
-    advice: 'Send it again; if it happens often, test memory and network.',
+    advice: 'Send it again. If it recurs, test memory and network.',
   },
   QUEUE_FULL: {
     exit: EXIT.failure,
@@ -119,25 +118,25 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   },
   OPTION_CONFLICT: { exit: EXIT.usage, advice: 'Give one of the two, or values that are compatible.' },
   DEAD_LETTER_CYCLE: { exit: EXIT.usage, advice: 'Name a queue whose own dead letters go elsewhere.' },
-  OPTION_FIXED: { exit: EXIT.usage, advice: 'Make another queue with this option, and move to it.' },
+  OPTION_FIXED: { exit: EXIT.usage, advice: 'Create another queue with this option, and move to it.' },
   MESSAGE_NOT_FOUND: {
     exit: EXIT.notFound,
     advice: 'List messages and their offsets with `sluice peek QUEUE`.',
   },
-  MESSAGE_LEASED: { exit: EXIT.failure, advice: 'Wait until its consumer is done with it, then try again.' },
+  MESSAGE_LEASED: { exit: EXIT.failure, advice: 'Wait until its consumer has settled it, then try again.' },
   CONSUMER_NOT_FOUND: {
     exit: EXIT.notFound,
     advice: 'List consumers with `sluice queue consumers QUEUE`.',
   },
   CONSUMER_CLOSED: {
     exit: EXIT.failure,
-    advice: 'Start the command again if the operator agrees.',
+    advice: 'An operator closed this consumer; ask before you run the command again.',
   },
   TRANSACTION_TOO_LARGE: { exit: EXIT.failure, advice: 'Do less in one atomic step.' },
   INVALID_OPTION: BOUNDS,
   INVALID_PRIORITY: BOUNDS,
   INVALID_DELAY: BOUNDS,
-  AT_IN_THE_PAST: { exit: EXIT.usage, advice: 'Give a time that is still to come, or leave it out.' },
+  AT_IN_THE_PAST: { exit: EXIT.usage, advice: 'Give a time in the future, or omit it.' },
   INVALID_TTL: BOUNDS,
   INVALID_KEY: BOUNDS,
   INVALID_ID: BOUNDS,
@@ -147,13 +146,13 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   EARLIER_REFUSED: { exit: EXIT.failure, advice: LATER },
   UNKNOWN_OUTCOME: {
     exit: EXIT.failure,
-    advice: 'Look with `sluice queue get NAME` whether the message has arrived before you send it again.',
+    advice: 'Check with `sluice queue get NAME` whether the message has arrived before you send it again.',
   },
   NUMBER_REUSED: DEFECT,
-  DISK_LOW: { exit: EXIT.failure, advice: "Free space on the broker's disk; consumers can go on." },
+  DISK_LOW: { exit: EXIT.failure, advice: "Free space on the broker's disk; consumers can continue." },
   MEMORY_FULL: {
     exit: EXIT.failure,
-    advice: 'Let consumers catch up, or purge what is not needed, then try again.',
+    advice: 'Let consumers catch up, or purge queues that are not needed, then try again.',
   },
   LEASE_LOST: { exit: EXIT.failure, advice: 'Nothing is lost: the message is delivered again.' },
   SUBSCRIPTION_NOT_FOUND: DEFECT,
@@ -167,7 +166,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   UNREACHABLE: { exit: EXIT.unreachable, advice: ADDRESS },
   CONNECTION_LOST: {
     exit: EXIT.unreachable,
-    advice: 'The command may have taken effect: look with `sluice queue get NAME` before you repeat it.',
+    advice: 'The command may have taken effect: check with `sluice queue get NAME` before you repeat it.',
   },
   CLOSED: { exit: EXIT.failure, advice: LATER },
   TIMEOUT: {
@@ -184,7 +183,7 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   OFFLINE: DEFECT,
   DATA_DIR_LOCKED: {
     exit: EXIT.failure,
-    advice: 'Stop that broker, or give this one a directory of its own with --data-dir.',
+    advice: 'Stop that broker, or choose another directory with --data-dir.',
   },
   READ_FAILED: {
     exit: EXIT.failure,
@@ -193,11 +192,12 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
   LOG_CORRUPT: {
     exit: EXIT.failure,
     advice:
-      'Nothing was changed. Keep a copy of the data directory, check the disk, and restore a backup or begin a new --data-dir.',
+      'Nothing was changed. Keep a copy of the data directory, check the disk, and restore a backup or start with a new --data-dir.',
   },
   LOG_FAILED: {
     exit: EXIT.fatal,
-    advice: 'Nothing that was confirmed is lost. Check disk and file system, then start the broker again.',
+    advice:
+      'Nothing that was confirmed is lost. Check the disk and its file system, then start the broker again.',
   },
 }
 
@@ -219,13 +219,13 @@ const SYSTEM_ROWS: Readonly<Record<string, Row>> = {
   EROFS: { exit: EXIT.failure, advice: 'Use a directory on a writable file system.' },
   ENOSPC: { exit: EXIT.failure, advice: 'Free space on that disk.' },
   ENOENT: { exit: EXIT.failure, advice: 'Check the path.' },
-  ENOTDIR: { exit: EXIT.failure, advice: 'Check the path: a part of it is a file.' },
-  EEXIST: { exit: EXIT.failure, advice: 'Check the path: a file is in the way.' },
+  ENOTDIR: { exit: EXIT.failure, advice: 'Check the path: part of it is a file.' },
+  EEXIST: { exit: EXIT.failure, advice: 'Check the path: a file already exists there.' },
   EISDIR: { exit: EXIT.failure, advice: 'Check the path: it is a directory.' },
   ENAMETOOLONG: { exit: EXIT.failure, advice: 'Choose a shorter path.' },
-  ELOOP: { exit: EXIT.failure, advice: 'Check the path: its symbolic links lead to themselves.' },
+  ELOOP: { exit: EXIT.failure, advice: 'Check the path: its symbolic links form a loop.' },
   EDQUOT: { exit: EXIT.failure, advice: 'Free space, or raise the quota.' },
-  ENFILE: { exit: EXIT.failure, advice: 'The machine has too many open files: stop what has them open.' },
+  ENFILE: { exit: EXIT.failure, advice: 'The machine has too many open files: close some.' },
   EMFILE: { exit: EXIT.failure, advice: 'Allow more open files: `ulimit -n`.' },
   EIO: { exit: EXIT.failure, advice: 'Check the disk.' },
 }
@@ -237,7 +237,7 @@ export interface Failure {
   readonly what: string
   /** One line. */
   readonly advice: string
-  /** Of a command that had an effect before it failed, or may have had one. */
+  /** Set if the command had an effect before it failed, or may have had one. */
   readonly outcome?: Effect | undefined
   readonly progress?: Progress | undefined
 }
@@ -265,12 +265,12 @@ export function failureOf(error: unknown): Failure {
   }
 }
 
-// What was brought back or deleted is not chosen again; what was replayed would be.
+// A redrive or deletion does not select its messages again; a replay would.
 function advanceOf({ cursor }: Progress): string {
   return cursor === undefined ? 'Run the same command again: it continues with the rest.' : goOnText(cursor)
 }
 
-/** How a replay goes on that ended early. */
+/** How to continue a replay that ended early. */
 export function goOnText(cursor: string): string {
   return `Run the same command with --cursor ${cursor}: it continues where this one ended.`
 }

@@ -1,4 +1,4 @@
-/** Values of flags: text in, checked values out. What is refused is said with the flag, the text and what it must be. */
+/** Values of flags: text in, checked values out. A refusal names the flag, the text and what it must be. */
 import { LIMITS, durationText } from '@sluice/protocol'
 import { UsageError } from './failure.js'
 import { nearest } from './spelling.js'
@@ -20,7 +20,7 @@ export function numberFlag(text: string, flag: string, min: number, max: number)
   )
 }
 
-/** Messages, offsets, tries: any number from `min`. @throws UsageError */
+/** Messages, offsets, attempts: any number from `min`. @throws UsageError */
 export function countFlag(text: string, flag: string, min = 0): number {
   return numberFlag(text, flag, min, Number.MAX_SAFE_INTEGER)
 }
@@ -44,7 +44,7 @@ export function sizeFlag(text: string, flag: string): number {
   )
 }
 
-const MOMENTS = 'Write it as 2026-05-01T10:00Z, or without Z for the time of this machine'
+const MOMENTS = 'Write it as 2026-05-01T10:00Z, or without Z for local time'
 
 /** A time as ISO text or as milliseconds since 1970. @throws UsageError */
 export function timeFlag(text: string, flag: string): Date {
@@ -84,7 +84,7 @@ export function choiceFlag<Choice extends string>(
   )
 }
 
-/** What `--header` was given, each time once: name=value. @throws UsageError */
+/** The headers of `--header name=value`, each name once. @throws UsageError */
 export function headersFlag(texts: readonly string[] | undefined): Record<string, string> | undefined {
   if (texts === undefined || texts.length === 0) return undefined
   const headers = new Map<string, string>()

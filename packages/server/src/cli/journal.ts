@@ -1,5 +1,5 @@
 /**
- * What a running broker says: one line for each event on stderr, JSON for machines, laid out for people on a terminal.
+ * The log of a running broker: one line for each event on stderr, as JSON, or formatted for people on a terminal.
  * Text from outside cannot end a line or colour it.
  */
 import { pino, type DestinationStream, type Logger } from 'pino'
@@ -8,7 +8,7 @@ import type { LogLevel } from './settings.js'
 
 type Level = Exclude<LogLevel, 'silent'>
 
-/** How much an event matters; what is not named is `info`. */
+/** Levels of events; others are `info`. */
 const LEVELS: Readonly<Record<string, Level>> = {
   'connection connected': 'debug',
   'connection closed': 'debug',
@@ -55,7 +55,7 @@ export class Journal {
     return new Journal(logger)
   }
 
-  /** One line. A closed connection is news only when there was a reason to close it. */
+  /** One line. A closed connection matters only if there was a reason to close it. */
   event(event: string, details: Readonly<Record<string, unknown>> = {}, level?: Level): void {
     const usual = event === 'connection closed' && details['code'] !== undefined ? 'warn' : LEVELS[event]
     this.#logger[level ?? usual ?? 'info'](plain(details), printable(event))

@@ -1,9 +1,9 @@
 /**
- * One load process of `sluice bench`: a producer or a consumer with a connection of its own. It is told what to do
- * by its parent, and reports counts and latencies a few times a second.
+ * One load process of `sluice bench`: a producer or a consumer with its own connection. It gets its task from its
+ * parent, and reports counts and latencies a few times a second.
  *
- * Latencies are from the intended time of sending where a rate is set (so that a stall delays what follows it and
- * shows), else from the call. Times are of the system's monotonic clock, which all processes share.
+ * Latencies are measured from the intended time of sending if a rate is set (so that a stall delays what follows it and
+ * shows), otherwise from the call. Times are of the system's monotonic clock, which all processes share.
  */
 import {
   connect,
@@ -24,9 +24,9 @@ export interface LoadTask {
   readonly size: number
   /** Unanswered publishes, or messages a consumer may hold. */
   readonly inFlight: number
-  /** Messages a second of this process, open loop; 0: as fast as they are confirmed. */
+  /** Messages per second of this process, open loop; 0: as fast as they are confirmed. */
   readonly rate: number
-  /** Stops by itself after so many; 0: when it is told. */
+  /** Stops after this many; 0: when the parent says so. */
   readonly messages: number
   /** Whether bodies carry their time of sending, and the consumer reads it. */
   readonly endToEnd: boolean
@@ -43,7 +43,7 @@ export interface LoadReport {
   readonly latencies: readonly number[]
 }
 
-/** Why it cannot go on. */
+/** Why it cannot continue. */
 export interface LoadFailure {
   readonly failure: { readonly code: ErrorCode; readonly message: string }
 }
@@ -51,7 +51,7 @@ export interface LoadFailure {
 const REPORT_MS = 200
 /** Latencies kept for one report. */
 const SAMPLES_MAX = 5_000
-/** Of closed-loop publishes one in so many is timed: reading the clock for each would be measured too. */
+/** One in this many closed-loop publishes is timed: reading the clock for each would be measured too. */
 const TIMED_EVERY = 16
 
 class Load {
@@ -239,7 +239,7 @@ function giveUp(error: unknown): void {
   process.send?.(report, () => process.exit(1))
 }
 
-// Ctrl-C reaches the whole group; the parent ends this process, and this one ends when there is no parent any more.
+// Ctrl-C reaches the whole group; the parent ends this process, which also exits when its parent is gone.
 process.on('SIGINT', () => {})
 process.on('disconnect', () => process.exit())
 

@@ -24,7 +24,7 @@ const COMMANDS: readonly CommandEntry[] = [
   },
   {
     command: 'queue',
-    describe: 'Make, look at, change, pause, empty and delete queues',
+    describe: 'Create, show, change, pause, purge and delete queues',
     isGroup: true,
     load: async () => (await import('./queue.js')).queue,
   },
@@ -40,7 +40,7 @@ const COMMANDS: readonly CommandEntry[] = [
   },
   {
     command: 'peek <queue>',
-    describe: 'Look at the messages of a queue without taking them',
+    describe: 'Look at the messages of a queue without consuming them',
     load: async () => (await import('./peek.js')).peek,
   },
   {
@@ -55,13 +55,13 @@ const COMMANDS: readonly CommandEntry[] = [
   },
   {
     command: 'dead',
-    describe: 'Look at dead messages, bring them back, delete them',
+    describe: 'List, redrive and delete dead messages',
     isGroup: true,
     load: async () => (await import('./dead.js')).dead,
   },
   {
     command: 'replay <queue>',
-    describe: 'Publish messages again that were acknowledged',
+    describe: 'Publish acknowledged messages again',
     load: async () => (await import('./replay.js')).replay,
   },
   {
@@ -71,24 +71,24 @@ const COMMANDS: readonly CommandEntry[] = [
   },
   {
     command: 'bench',
-    describe: 'Put load on a running broker and measure it',
+    describe: 'Measure a running broker under load',
     load: async () => (await import('./bench.js')).bench,
   },
 ]
 
 const EPILOGUE = `Start here:
   sluice serve                     run a broker, with its data in ./data
-  sluice queue ensure orders       make a queue
+  sluice queue ensure orders       create a queue
   sluice publish orders hello      publish a message
-  sluice consume orders            print and acknowledge what is there and what comes
-  sluice dead list orders          what was given up, and why
+  sluice consume orders            print and acknowledge messages as they arrive
+  sluice dead list orders          list messages that were given up, and why
 
 Exit codes: 0 ok, 1 failure, 2 usage, 4 not found, 5 denied, 6 unreachable.
-A broker also has 70: its log failed. A command that SIGINT ended has 130, SIGTERM 143.`
+\`sluice serve\` also exits with 70 when its log fails. SIGINT gives 130, SIGTERM 143.`
 
 const WIDTH_MAX = 100
 
-/** Texts of yargs that are not plain enough. */
+/** Texts of yargs, reworded. */
 const WORDING = {
   'Not enough non-option arguments: got %s, need at least %s': plural('%s of %s arguments'),
   'Not enough arguments following: %s': 'The option --%s needs a value.',
@@ -114,24 +114,24 @@ function program(args: readonly string[]): Argv {
     .option('timeout', {
       type: 'string',
       requiresArg: true,
-      describe: 'Longest wait for an answer, such as 500ms or 10s [default: 5s to connect, 30s a call]',
+      describe: 'Longest wait for an answer, such as 500ms or 10s [default: 5s to connect, 30s per call]',
     })
     .option('json', { type: 'boolean', default: false, describe: 'Print JSON' })
     .version(version())
-    .group(GLOBAL_OPTIONS, 'Options of every command:')
+    .group(GLOBAL_OPTIONS, 'Common options:')
     .parserConfiguration({ 'greedy-arrays': false, 'dot-notation': false, 'boolean-negation': true })
     .wrap(Math.min(WIDTH_MAX, process.stdout.columns ?? WIDTH_MAX))
     .exitProcess(false)
-    // It can be called twice for one failure; what is thrown by the first call ends the parsing.
+    // It can be called twice for one failure; the exception of the first call ends the parsing.
     .fail((message: string | null, error: Error | undefined) => {
       if (error !== undefined) throw error
       const words = commandWord(args)
       const tooFew = TOO_FEW.exec(message ?? '')
       if (tooFew !== null) throw missingArgument(words, Number(tooFew[1]))
-      throw new UsageError(message ?? 'The command is not complete.', helpAdvice(words))
+      throw new UsageError(message ?? 'The command is incomplete.', helpAdvice(words))
     })
     .check(refuseOptions as Parameters<Argv['check']>[0])
-  // Where help is known to yargs, the word `help` asks for it too, even as the body of a message.
+  // With help registered, yargs takes the word `help` as a request too, even as the body of a message.
   if (wantsHelp)
     instance
       .help('help')
@@ -164,7 +164,7 @@ async function main(args: readonly string[]): Promise<void> {
     if (args.length === 0) process.stdout.write(`${await program(['--help']).getHelp()}\n`)
     else await program(args[0] === 'help' ? [...args.slice(1), '--help'] : args).parseAsync()
   } catch (error) {
-    // Whoever read stdout has had enough.
+    // The reader of stdout has closed it.
     if (error instanceof OutputClosed) return
     const failure = failureOf(
       isYargsError(error) ? new UsageError(error.message, helpAdvice(commandWord(args))) : error,

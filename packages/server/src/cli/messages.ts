@@ -1,4 +1,4 @@
-/** Messages that are looked at and not taken, as `peek` and `dead` print them: a table, documents, or one at length. */
+/** Messages as `peek` and `dead` print them: a table, JSON documents, or one message in full. */
 import type { MessagePage, PeekedMessage } from '@sluice/client'
 import { LIMITS } from '@sluice/protocol'
 import { base64, plain, preview, readableFields } from './body.js'
@@ -8,7 +8,7 @@ import { notice, print, printJson } from './output.js'
 import { list, shortened, table, type Column } from './table.js'
 import { rounded } from './units.js'
 
-/** Messages that are shown where --limit says nothing. */
+/** Messages that are shown without --limit. */
 export const SHOWN_DEFAULT = 20
 /** Characters of a body, and of a key, an id or an error, that a table shows. */
 const BODY_CHARACTERS_MAX = 80
@@ -52,7 +52,7 @@ async function* pages(
   return undefined
 }
 
-/** Prints what `fetch` brings: a table for people, with `json` a document for each message. */
+/** Prints what `fetch` returns: a table, or with `json` a document for each message. */
 export async function printMessages(
   fetch: Fetch,
   part: Part,
@@ -78,7 +78,7 @@ export async function printMessages(
     await print(table(used, rows, widthMax()))
   } else if (!json) notice(none)
   if (step.value !== undefined)
-    notice(`There are more: --from ${step.value} goes on, --limit shows more at a time.`)
+    notice(`There are more: continue with --from ${step.value}, or show more at a time with --limit.`)
 }
 
 /** A terminal that does not know its width has 0 columns. */
@@ -86,7 +86,7 @@ function widthMax(): number {
   return process.stdout.isTTY && process.stdout.columns > 0 ? process.stdout.columns : Infinity
 }
 
-/** A row keeps the beginning of a body alone, however many there are. */
+/** A row keeps only the beginning of a body, so that many rows take little memory. */
 interface Row {
   readonly message: Omit<PeekedMessage, 'body'>
   readonly when: string
@@ -163,7 +163,7 @@ function messageDocument(message: PeekedMessage): object {
   }
 }
 
-/** Prints one message at length, the body at the end and whole. */
+/** Prints one message in full, with the body at the end. */
 export async function printMessage(message: PeekedMessage, json: boolean): Promise<void> {
   if (json) return printJson(messageDocument(message))
   const { offset, state, reason, error, id, key, priority, attempts, totalAttempts, redrives } = message
@@ -172,7 +172,7 @@ export async function printMessage(message: PeekedMessage, json: boolean): Promi
     ...{ offset, state, reason, error, key, id },
     priority: priority === 0 ? undefined : priority,
     attempts,
-    'attempts in all': totalAttempts === attempts ? undefined : totalAttempts,
+    'total attempts': totalAttempts === attempts ? undefined : totalAttempts,
     redrives: redrives === 0 ? undefined : redrives,
     published: publishedAt,
     'ready since': readySince,
@@ -181,7 +181,7 @@ export async function printMessage(message: PeekedMessage, json: boolean): Promi
     consumer: holder,
     died: diedAt,
     expires: expiresAt,
-    'came from': origin === undefined ? undefined : `${origin.queue}, offset ${origin.offset ?? 'unknown'}`,
+    'moved from': origin === undefined ? undefined : `${origin.queue}, offset ${origin.offset ?? 'unknown'}`,
   }
   const entries: [string, string | number][] = []
   for (const [name, value] of Object.entries(fields)) {

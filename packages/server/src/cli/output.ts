@@ -1,10 +1,10 @@
 /**
- * stdout and stderr. stdout carries data only; whatever is said about it goes to stderr. A reader that goes away ends
+ * stdout and stderr. stdout has only data; notices go to stderr. A reader that closes stdout ends
  * a command quietly.
  */
 import { writeSync } from 'node:fs'
 
-/** Nobody reads stdout any more. */
+/** The reader of stdout has closed it. */
 export class OutputClosed extends Error {
   constructor() {
     super('stdout was closed')
@@ -12,7 +12,7 @@ export class OutputClosed extends Error {
   }
 }
 
-/** Keeps errors of the two streams from ending the process: a failed `print` tells of them. */
+/** Keeps errors of the two streams from ending the process: a failed `print` reports them. */
 export function guardOutput(): void {
   process.stdout.on('error', () => {})
   process.stderr.on('error', () => {})
@@ -39,7 +39,7 @@ export function printJson(value: unknown): Promise<void> {
   return print(`${JSON.stringify(value)}\n`)
 }
 
-/** Tells the user something, on a line of stderr. */
+/** Writes a line for the user to stderr. */
 export function notice(text: string): void {
   process.stderr.write(`${printable(text)}\n`)
 }
@@ -49,7 +49,7 @@ export function lastWords(text: string): void {
   try {
     writeSync(2, text)
   } catch {
-    // Nobody is there to read it.
+    // stderr is closed.
   }
 }
 

@@ -1,4 +1,4 @@
-/** `sluice peek`: looks at messages of a queue without taking them. */
+/** `sluice peek`: looks at messages of a queue without consuming them. */
 import { MESSAGE_STATE, queueName, type MessageState } from '@sluice/protocol'
 import { command } from './command.js'
 import { withBroker } from './connection.js'
@@ -29,13 +29,11 @@ export const peek = command<PeekOptions>({
         .option('limit', {
           type: 'string',
           requiresArg: true,
-          describe: `Most messages that are shown [default: ${SHOWN_DEFAULT}]`,
+          describe: `Show at most N messages [default: ${SHOWN_DEFAULT}]`,
         }),
     )
-      .describe('json', 'Print each message whole, as a line of JSON')
-      .epilogue(
-        'Shown in the order of their offsets, bodies shortened. Looking takes nothing and changes nothing.',
-      ),
+      .describe('json', 'Print each message in full, as a line of JSON')
+      .epilogue('Shows messages in offset order, with bodies shortened. Peeking changes nothing.'),
   handler: async (options) => {
     const queue = queueName(options.queue)
     const state = options.state === undefined ? undefined : choiceFlag(options.state, '--state', STATES)

@@ -14,7 +14,7 @@ interface CancelOptions extends RefOptions {
 }
 
 const WHICH =
-  'The message is one that is scheduled or ready. By id it is found where it has a delay, or while its id is remembered.'
+  'The message must be scheduled or ready. It is found by id if it has a delay, or while its id is remembered.'
 
 export const cancel = command<CancelOptions>({
   builder: (yargs) =>
@@ -67,9 +67,7 @@ export const reschedule = command<RescheduleOptions>({
 function dueOf({ delay, at }: RescheduleOptions): Due {
   if ((delay === undefined) === (at === undefined)) {
     throw new UsageError(
-      delay === undefined
-        ? 'Neither --delay nor --at was given.'
-        : '--delay and --at are mutually exclusive.',
+      delay === undefined ? 'Neither --delay nor --at is given.' : '--delay and --at are mutually exclusive.',
       'Give one of --delay and --at.',
     )
   }

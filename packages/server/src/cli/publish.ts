@@ -1,6 +1,6 @@
 /**
- * `sluice publish`: one message from an argument or a file, or one from each line of stdin. Of what stdin brings only
- * so much is read ahead of the broker's confirmations.
+ * `sluice publish`: one message from an argument or a file, or one from each line of stdin. Only a bounded part of stdin
+ * is read ahead of the broker's confirmations.
  */
 import { open } from 'node:fs/promises'
 import type { MessageOptions, Receipt } from '@sluice/client'
@@ -21,7 +21,7 @@ type BodyType = (typeof BODY_TYPES)[number]
 const IN_FLIGHT_MESSAGES_MAX = 5_000
 const IN_FLIGHT_BYTES_MAX = 16 << 20
 const PROGRESS_MS = 200
-/** Of fewer messages a rate says nothing. */
+/** With fewer messages a rate means nothing. */
 const RATE_MESSAGES_MIN = 1_000
 
 interface PublishOptions {
@@ -39,26 +39,26 @@ interface PublishOptions {
   readonly header: readonly string[] | undefined
 }
 
-/** What travels with a message. Lines share all of it, and so can have no id. */
+/** Options of a message. Lines share all of them, and so cannot have an id. */
 const MESSAGE_FLAGS = {
-  id: 'Deduplicates: the same id is not accepted twice',
-  'on-duplicate': 'keep or replace the waiting message that has the same id [default: keep]',
-  key: 'Orders: messages of one key are handled one after the other',
+  id: 'Deduplication id: the same id is not accepted twice',
+  'on-duplicate': 'keep or replace the waiting message with the same id [default: keep]',
+  key: 'Ordering key: messages of one key are handled one after the other',
   priority: `0 to ${LIMITS.priorityMax}, higher goes first [default: 0]`,
-  delay: 'Delivered no earlier than this long from now, such as 30s or 2h',
-  at: 'Delivered no earlier than this: ISO text such as 2030-05-01T10:00Z, or milliseconds since 1970',
-  ttl: 'Expires this long after it is due [default: as its queue says]',
+  delay: 'Deliver no earlier than this long from now, such as 30s or 2h',
+  at: 'Deliver no earlier than this time: ISO text such as 2030-05-01T10:00Z, or milliseconds since 1970',
+  ttl: 'Expire this long after it is due [default: the queue setting]',
 } as const
 
 export const publish = command<PublishOptions>({
   builder: (yargs) => {
     yargs
       .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
-      .positional('body', { type: 'string', describe: 'The message; without it each line of stdin is one' })
+      .positional('body', { type: 'string', describe: 'The message; if omitted, each line of stdin is one' })
       .option('file', {
         type: 'string',
         requiresArg: true,
-        describe: 'Publish the whole of a file as one message; - is stdin',
+        describe: 'Publish a whole file as one message; - is stdin',
       })
       .option('body-type', {
         type: 'string',
@@ -68,9 +68,9 @@ export const publish = command<PublishOptions>({
       })
     for (const [name, describe] of Object.entries(MESSAGE_FLAGS))
       yargs.option(name, { type: 'string', requiresArg: true, describe })
-    return headerFlag(yargs, 'A header name=value; can be given several times').epilogue(
-      'Prints the offset of a single message; for lines the count on stderr; with --json a receipt for each message. ' +
-        'A body that begins with a dash comes after --, as in: sluice publish orders -- -5',
+    return headerFlag(yargs, 'Header as name=value; can be given several times').epilogue(
+      'Prints the offset of a single message, or for lines the count on stderr; with --json a receipt per message. ' +
+        'Put a body that begins with a dash after --, as in: sluice publish orders -- -5',
     )
   },
   handler: async (options) => {
@@ -84,7 +84,7 @@ export const publish = command<PublishOptions>({
     if (options.id !== undefined && body === undefined && file === undefined) {
       throw new UsageError(
         'Each line of stdin would be a message with the same --id, so only the first would be accepted.',
-        'Publish the whole of stdin as one message with --file -, or leave the id out.',
+        'Publish the whole of stdin as one message with --file -, or omit the id.',
       )
     }
     const single =
@@ -137,7 +137,7 @@ function onDuplicateOf(text: string | undefined, id: string | undefined): 'keep'
       'Give one of the two.',
     )
   if (text === 'replace' && id === undefined)
-    throw new UsageError('`--on-duplicate replace` needs an id to find the other message by.', 'Add --id ID.')
+    throw new UsageError('`--on-duplicate replace` needs --id to find the other message.', 'Add --id ID.')
   return text
 }
 
@@ -181,14 +181,14 @@ async function publishLines(
     // Ctrl-C destroys stdin under the loop.
     if (stopped === undefined) failure = error as Error
   }
-  // Otherwise a terminal, or a writer that stays, keeps the process.
+  // Otherwise a terminal, or a writer that does not close stdin, keeps the process alive.
   process.stdin.destroy()
   await shipment.done()
   progress()
   forget()
   const elapsedMs = performance.now() - beganMs
   failure ??= shipment.failure?.error
-  // The reader of stdout had enough: that is no failure, and no line of text follows the summary.
+  // A closed stdout is not a failure, and no line of text follows the summary.
   notice(summary(shipment, queue, elapsedMs, failure !== undefined && !(failure instanceof OutputClosed)))
   if (failure !== undefined) throw failure
   if (stopped !== undefined) process.exitCode = signalExit(stopped)
@@ -200,14 +200,14 @@ function isBlank(bytes: Uint8Array): boolean {
   return bytes.every((byte) => byte === 32 || byte === 9)
 }
 
-/** Publishes that are under way: bounded, and confirmed to the user in their order. */
+/** Publishes in flight: bounded, and confirmed to the user in order. */
 class Shipment {
   confirmed = 0
   /** Of the confirmed messages. */
   duplicates = 0
   firstOffset: number | undefined
   lastOffset: number | undefined
-  /** The first that failed; what came after it may still succeed. */
+  /** The first that failed; later ones may still succeed. */
   failure: { readonly error: Error; readonly line: number } | undefined
   readonly #tell: ((receipt: Receipt) => Promise<void>) | undefined
   #messages = 0
@@ -223,7 +223,7 @@ class Shipment {
     return this.#messages < IN_FLIGHT_MESSAGES_MAX && this.#bytes < IN_FLIGHT_BYTES_MAX
   }
 
-  /** Resolves when there is room, or nothing more is wanted. */
+  /** Resolves when there is room, or a publish has failed. */
   room(): Promise<void> {
     return new Promise((resolve) => {
       this.#roomWaiter = resolve
@@ -276,16 +276,16 @@ function summary(shipment: Shipment, queue: string, elapsedMs: number, failed: b
   const rate =
     confirmed < RATE_MESSAGES_MIN
       ? ''
-      : `, ${grouped(Math.round((confirmed / Math.max(1, elapsedMs)) * 1000))} a second`
+      : `, ${grouped(Math.round((confirmed / Math.max(1, elapsedMs)) * 1000))} per second`
   const known = duplicates === 0 ? '' : `, ${counted(duplicates, 'duplicate')}`
   const text = `Published ${counted(confirmed, 'message')} to ${queue}${range}${known}${rate}.`
   if (!failed) return text
   return failure === undefined
-    ? `${text} Then:`
-    : `${text} The first that failed is line ${grouped(failure.line)}:`
+    ? `${text} Then this failed:`
+    : `${text} The first failure is line ${grouped(failure.line)}:`
 }
 
-/** A line that is written again and again; only on a terminal. Returns what takes it away. */
+/** A progress line that is rewritten; only on a terminal. Returns a function that removes it. */
 function showProgress(shipment: Shipment): () => void {
   if (!process.stderr.isTTY || process.stdin.isTTY) return () => {}
   const timer = setInterval(() => {
@@ -307,24 +307,24 @@ async function wholeFile(path: string): Promise<Uint8Array> {
     if (bytes > LIMITS.messageBytesMax) {
       throw new SluiceError(
         'MESSAGE_TOO_LARGE',
-        `${path === '-' ? 'stdin' : `The file ${path}`} has more than ${sizeText(LIMITS.messageBytesMax)}, the most that a message can have.`,
+        `${path === '-' ? 'stdin' : `The file ${path}`} is larger than ${sizeText(LIMITS.messageBytesMax)}, the limit of a message.`,
       )
     }
   }
   return Buffer.concat(chunks)
 }
 
-// A byte order mark is a part of a text.
+// A byte order mark is part of the text.
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
-/** @throws SluiceError INVALID_BODY, without a word of the body itself */
+/** @throws SluiceError INVALID_BODY, which does not quote the body */
 function decode(bytes: Uint8Array, bodyType: BodyType, what: string): unknown {
   if (bodyType === 'bytes') return bytes
   let text: string
   try {
     text = utf8.decode(bytes)
   } catch (cause) {
-    throw new SluiceError('INVALID_BODY', `${what} is not UTF-8; --body-type bytes publishes it as it is.`, {
+    throw new SluiceError('INVALID_BODY', `${what} is not UTF-8; --body-type bytes publishes it as is.`, {
       cause,
     })
   }
@@ -346,7 +346,7 @@ function decode(bytes: Uint8Array, bodyType: BodyType, what: string): unknown {
   )
 }
 
-/** In valid JSON: a string, which is passed over whatever it contains, or a number. */
+/** In valid JSON: a string, which is skipped whatever it contains, or a number. */
 const JSON_TOKEN = /"|-?\d[\d.eE+-]*/g
 
 /** An integer beyond 2^53, or a number that is too large to be one; undefined when JSON.parse keeps all of them. */
@@ -376,5 +376,8 @@ function endOfString(json: string, start: number): number {
 function bodyTypeOf(text: string): BodyType {
   const found = BODY_TYPES.find((type) => type === text)
   if (found !== undefined) return found
-  throw new UsageError(`--body-type is ${JSON.stringify(text)}.`, `Give one of ${BODY_TYPES.join(', ')}.`)
+  throw new UsageError(
+    `--body-type is ${JSON.stringify(text)}; it must be one of ${BODY_TYPES.join(', ')}.`,
+    'Give one of these.',
+  )
 }

@@ -1,6 +1,6 @@
 /**
- * `sluice queue`: making, changing, looking at, pausing, emptying and deleting queues, and their consumers. What takes
- * messages away asks first.
+ * `sluice queue`: creating, changing, showing, pausing, purging and deleting queues, and their consumers. Commands that
+ * delete messages ask first.
  */
 import type { ConsumerInfo, QueueInfo, Sluice } from '@sluice/client'
 import { QUEUE_COUNTERS, SluiceError, queueName, type QueueCounter } from '@sluice/protocol'
@@ -34,9 +34,9 @@ const ensure = command<NamedOptions & { readonly update: boolean }>({
         .option('update', {
           type: 'boolean',
           default: false,
-          describe: 'Change a queue that has other options, instead of refusing',
+          describe: 'Change the queue if its options differ, instead of refusing',
         })
-        .epilogue('Only the options that are named are compared and changed.'),
+        .epilogue('Only the given options are compared and changed.'),
     ),
   handler: async (options) => {
     const name = queueName(options.name)
@@ -49,25 +49,25 @@ const ensure = command<NamedOptions & { readonly update: boolean }>({
       return { before, result }
     })
     if (options.json) return printJson(result)
-    if (result.created) return notice(`Made the queue ${name}.`)
+    if (result.created) return notice(`Created the queue ${name}.`)
     const changes = before === undefined ? [] : differences(before, result.queue.options)
     notice(changesText(name, changes))
   },
 })
 
 const edit = command<NamedOptions>({
-  builder: (yargs) => traitFlags(named(yargs).epilogue('Only the options that are named are changed.')),
+  builder: (yargs) => traitFlags(named(yargs).epilogue('Only the given options are changed.')),
   handler: async (options) => {
     const name = queueName(options.name)
     const traits = traitsOf(options)
     if (Object.keys(traits).length === 0) {
       throw new UsageError(
-        `No option to change was given for the queue ${name}.`,
-        'Name options and their values; `sluice queue edit --help` lists them.',
+        `No option to change is given for the queue ${name}.`,
+        'Give options and their values; `sluice queue edit --help` lists them.',
       )
     }
     const { before, queue } = await withBroker(options, 'queue edit', async (sluice) => {
-      // To change is not to make: a queue that is missing stays so.
+      // Editing does not create: a missing queue stays missing.
       const before = await sluice.queues.get(name)
       const { queue } = await withFlagNames(() => sluice.queues.ensure(name, { ...traits, update: true }))
       return { before, queue }
@@ -110,7 +110,7 @@ const listQueues = command<object>({
     const queues = await withBroker(options, 'queue list', (sluice) => sluice.queues.list())
     const sorted = queues.toSorted((a, b) => (a.name < b.name ? -1 : 1))
     if (options.json) await printJson(sorted)
-    else if (sorted.length === 0) notice('There are no queues; `sluice queue ensure NAME` makes one.')
+    else if (sorted.length === 0) notice('There are no queues; `sluice queue ensure NAME` creates one.')
     else await print(table(COLUMNS, sorted))
   },
 })
@@ -120,8 +120,8 @@ function removal(verb: 'delete' | 'purge', doing: string): ReturnType<typeof com
     builder: (yargs) =>
       yesFlag(named(yargs)).epilogue(
         verb === 'delete'
-          ? 'Deletes all messages of the queue too, including the dead ones.'
-          : 'Deletes all messages that are scheduled, ready or leased now; the dead ones stay.',
+          ? 'Also deletes all messages of the queue, including dead ones.'
+          : 'Deletes all messages that are scheduled, ready or leased now; dead ones stay.',
       ),
     handler: async (options) => {
       const name = queueName(options.name)
@@ -150,7 +150,7 @@ function question(verb: 'delete' | 'purge', { name, ready, scheduled, leased, de
 function turn(verb: 'pause' | 'resume', done: string, wasDone: string): ReturnType<typeof command> {
   return command<NamedOptions>({
     builder: (yargs) =>
-      named(yargs).epilogue('A pause stops deliveries, nothing else. It survives restarts.'),
+      named(yargs).epilogue('A pause stops deliveries and nothing else. It survives restarts.'),
     handler: async (options) => {
       const name = queueName(options.name)
       const { changed } = await withBroker(options, `queue ${verb}`, (sluice) => sluice.queues[verb](name))
@@ -179,10 +179,10 @@ const closeConsumer = command<NamedOptions & { readonly id: string }>({
       .positional('id', {
         type: 'string',
         demandOption: true,
-        describe: 'Its id, as `sluice queue consumers` shows it',
+        describe: 'Id of the consumer, from `sluice queue consumers`',
       })
       .epilogue(
-        'What it holds goes back to the queue. Its client is told, and does not subscribe again by itself.',
+        'Its messages return to the queue. Its client is notified, and does not resubscribe automatically.',
       ),
   handler: async (options) => {
     const name = queueName(options.name)
@@ -201,7 +201,7 @@ const closeConsumer = command<NamedOptions & { readonly id: string }>({
 const ENTRIES: readonly CommandEntry[] = [
   {
     command: 'ensure <name>',
-    describe: 'Make a queue unless it exists',
+    describe: 'Create a queue unless it exists',
     load: () => Promise.resolve(ensure),
   },
   {
@@ -219,27 +219,27 @@ const ENTRIES: readonly CommandEntry[] = [
   },
   {
     command: 'purge <name>',
-    describe: 'Take all messages out of a queue',
+    describe: 'Delete all messages of a queue except dead ones',
     load: () => Promise.resolve(removal('purge', 'Purging')),
   },
   {
     command: 'pause <name>',
     describe: 'Stop deliveries until the queue is resumed',
-    load: () => Promise.resolve(turn('pause', 'Paused', 'was paused already')),
+    load: () => Promise.resolve(turn('pause', 'Paused', 'is already paused')),
   },
   {
     command: 'resume <name>',
     describe: 'Start deliveries again',
-    load: () => Promise.resolve(turn('resume', 'Resumed', 'was not paused')),
+    load: () => Promise.resolve(turn('resume', 'Resumed', 'is not paused')),
   },
   {
     command: 'consumers <name>',
-    describe: 'Show who consumes a queue',
+    describe: 'List the consumers of a queue',
     load: () => Promise.resolve(consumers),
   },
   {
     command: 'close-consumer <name> <id>',
-    describe: 'End a consumer of a queue',
+    describe: 'Close a consumer of a queue',
     load: () => Promise.resolve(closeConsumer),
   },
 ]
@@ -296,7 +296,7 @@ function description(info: QueueInfo): string {
     ['published', info.published],
     ['acked', info.acked],
     ...COUNTERS.map((counter): [string, number] => [counter, info[counter]]),
-    ...(options.length === 0 ? [['options', 'all as by default'] as [string, string]] : options),
+    ...(options.length === 0 ? [['options', 'all at their defaults'] as [string, string]] : options),
   ])
 }
 

@@ -1,4 +1,4 @@
-/** `sluice replay` and `sluice history`: what became of messages that are done, and doing them again. */
+/** `sluice replay` and `sluice history`: publishing acknowledged messages again, and what happened to a message. */
 import type { HistoryEvent } from '@sluice/client'
 import { queueName } from '@sluice/protocol'
 import { command } from './command.js'
@@ -32,22 +32,22 @@ export const replay = command<ReplayFlags>({
             .option('until', {
               type: 'string',
               requiresArg: true,
-              describe: 'Published before this time [default: now]',
+              describe: 'Only messages published before this time [default: now]',
             })
             .option('to', {
               type: 'string',
               requiresArg: true,
-              describe: 'Another queue that the copies go to [default: the same]',
+              describe: 'Publish the copies to another queue [default: the same]',
             })
             .option('cursor', {
               type: 'string',
               requiresArg: true,
-              describe: 'Go on where an earlier replay with the same options ended, as its error says',
+              describe: 'Continue an earlier replay with the same options; its error message has the cursor',
             }),
         ),
       ),
     ).epilogue(
-      'Publishes messages again that were acknowledged and that the queue still keeps: see --retain-age and --retain-bytes of ' +
+      'Publishes acknowledged messages again that the queue still keeps: see --retain-age and --retain-bytes of ' +
         '`sluice queue ensure`. Each copy is a new message.',
     ),
   handler: async (options) => {
@@ -79,7 +79,7 @@ export const replay = command<ReplayFlags>({
     if (result === undefined) return
     const { matched, replayed } = result
     if (options.json) return printJson({ queue, to: target, dryRun, matched, replayed })
-    if (matched === 0) return notice(`The queue ${queue} keeps no message that is done and matches.`)
+    if (matched === 0) return notice(`The queue ${queue} has no acknowledged message that matches.`)
     const what = `${counted(dryRun ? matched : replayed, 'message')} of the queue ${queue}${to === undefined ? '' : ` to the queue ${to}`}`
     notice(dryRun ? `This would publish ${what} again.` : `Published ${what} again.`)
   },
@@ -89,8 +89,10 @@ export const history = command<{ readonly queue: string; readonly offset: string
   builder: (yargs) =>
     yargs
       .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
-      .positional('offset', { type: 'string', demandOption: true, describe: 'Its place in the queue' })
-      .epilogue('As far as the broker still has it; a queue with --retain-age or --retain-bytes keeps more.'),
+      .positional('offset', { type: 'string', demandOption: true, describe: 'Offset of the message' })
+      .epilogue(
+        'The history reaches back as far as the log; a queue with --retain-age or --retain-bytes keeps more.',
+      ),
   handler: async (options) => {
     const queue = queueName(options.queue)
     const offset = countFlag(options.offset, 'The offset')

@@ -1,11 +1,11 @@
-/** Which messages are meant: the filters that peek, dead and replay share, and the one message of cancel and others. */
+/** Selecting messages: the filters that peek, dead and replay share, and the single message of cancel and reschedule. */
 import type { MessageFilter, MessageRef } from '@sluice/client'
 import { DEATH, LIMITS, type DeathName } from '@sluice/protocol'
 import type { Argv } from 'yargs'
 import { choiceFlag, countFlag, durationMs, given, headersFlag, numberFlag } from './flags.js'
 import { UsageError } from './failure.js'
 
-/** What a message was published with, and when. */
+/** Filters by what a message was published with, and when. */
 export interface RecordFilterOptions {
   readonly key: string | undefined
   readonly id: string | undefined
@@ -14,7 +14,7 @@ export interface RecordFilterOptions {
   readonly youngerThan: string | undefined
 }
 
-/** Also what became of it since. */
+/** Also by what happened to it since. */
 export interface FilterOptions extends RecordFilterOptions {
   readonly reason: string | undefined
   readonly error: string | undefined
@@ -24,16 +24,16 @@ export interface FilterOptions extends RecordFilterOptions {
 const DEATHS = Object.keys(DEATH) as DeathName[]
 
 const RECORD_FILTERS = {
-  key: 'Of this key',
+  key: 'Has this key',
   id: 'Published with this id',
-  'older-than': 'Published, or dead since, at least this long ago, such as 2h',
-  'younger-than': 'Published, or dead since, at most this long ago',
+  'older-than': 'Published (or died, if dead) at least this long ago, such as 2h',
+  'younger-than': 'Published (or died, if dead) at most this long ago',
 } as const
 
 const FATE_FILTERS = {
   reason: `Dead for this reason: ${DEATHS.join(', ')}`,
   error: 'Dead with an error that contains this text',
-  attempts: 'Tried at least this often',
+  attempts: 'Has at least this many attempts',
 } as const
 
 export function filterFlags(yargs: Argv): Argv {
@@ -43,7 +43,7 @@ export function filterFlags(yargs: Argv): Argv {
 export function recordFilterFlags(yargs: Argv): Argv {
   return headerFlag(
     textFlags(yargs, RECORD_FILTERS),
-    'With this header, name=value; can be given several times',
+    'Has this header, name=value; can be given several times',
   )
 }
 
@@ -60,9 +60,9 @@ export function headerFlag(yargs: Argv, describe: string): Argv {
 /** @throws UsageError, SluiceError INVALID_ARGUMENT */
 export function filterOf(options: RecordFilterOptions & Partial<FilterOptions>): MessageFilter {
   const { key, id, header, reason, error, attempts, olderThan, youngerThan } = options
-  // That is what a shell makes of a variable that is not set.
+  // A shell expands an unset variable to this.
   for (const [flag, text] of Object.entries({ key, id, error })) {
-    if (text === '') throw new UsageError(`--${flag} is empty.`, 'Give a text, or leave it out.')
+    if (text === '') throw new UsageError(`--${flag} is empty.`, 'Give a text, or omit it.')
   }
   return given({
     key,
@@ -97,7 +97,7 @@ export function refOf({ offset, id }: RefOptions): MessageRef {
   if ((offset === undefined) === (id === undefined)) {
     throw new UsageError(
       offset === undefined
-        ? 'Neither --offset nor --id was given.'
+        ? 'Neither --offset nor --id is given.'
         : '--offset and --id are mutually exclusive.',
       'Give one of --offset and --id; `sluice peek QUEUE` shows both.',
     )

@@ -1,5 +1,5 @@
 /**
- * `sluice serve`: the broker as a process. Settings in, log out; a signal stops it in order, a second one at once; a
+ * `sluice serve`: the broker as a process. Settings in, log out; a signal stops it gracefully, a second one at once; a
  * log that fails ends it with exit code 70, because nothing may be confirmed any more.
  */
 import { startServer, type RunningServer } from '../server.js'
@@ -19,9 +19,9 @@ import { onStop } from './signals.js'
 import { list } from './table.js'
 import { version } from '../version.js'
 
-/** The longest that stopping in order may take. */
+/** The longest that a graceful stop may take. */
 const STOP_MS_MAX = 9_500
-/** How long a start that is to be stopped may go on; a start writes nothing that the next one would miss. */
+/** How long a start may continue after a signal; a start writes nothing that the next one would miss. */
 const START_MS_MAX = 2_000
 
 export const serve = command({
@@ -40,13 +40,13 @@ export const serve = command({
       .option('force-lock', {
         type: 'boolean',
         default: false,
-        describe: 'Take over a data directory on a network file system whose broker is gone for good',
+        describe: 'Take over a data directory on a network file system whose broker is permanently gone',
       })
-      .describe('json', 'Log JSON on a terminal too')
+      .describe('json', 'Log JSON even on a terminal')
       .epilogue(
-        'A flag goes before its variable, that before the default. SIGTERM and SIGINT stop the broker in order, within ' +
-          '10 seconds and with exit code 0; a second one at once. Exit code 1: the broker could not start, for example ' +
-          'because the disk has no room for another segment; nothing is lost. Exit code 70: the log could not be written to; ' +
+        'A flag overrides its variable, which overrides the default. SIGTERM and SIGINT stop the broker gracefully, within ' +
+          '10 seconds and with exit code 0; a second signal ends it at once. Exit code 1: the broker could not start, for example ' +
+          'because the disk has no room for another segment; nothing is lost. Exit code 70: the log could not be written; ' +
           'nothing that was confirmed is lost.',
       )
   },
@@ -55,13 +55,13 @@ export const serve = command({
       const flag = options.url === undefined ? '--timeout' : '--url'
       throw new UsageError(
         `\`sluice serve\` has no option ${flag}.`,
-        'Say where to listen with --host and --port.',
+        'Set the address to listen on with --host and --port.',
       )
     }
     const settings = readSettings(options, process.env)
     const strangers = unknownVariables(process.env)
     for (const { name, meant } of strangers) {
-      if (meant !== undefined) throw new UsageError(`There is no setting ${name}.`, `Did you mean ${meant}?`)
+      if (meant !== undefined) throw new UsageError(`Unknown setting ${name}.`, `Did you mean ${meant}?`)
     }
     const isForPeople = process.stderr.isTTY && !options.json
     const journal = await Journal.open(settings['log-level'], isForPeople)
@@ -87,12 +87,12 @@ async function run(
     memoryBytes: settings.memory,
     session: { heartbeatMs: settings.heartbeat },
     onEvent: (event, details) => {
-      // `onFatal` tells of it.
+      // `onFatal` reports it.
       if (event !== 'log failed') journal.event(event, details)
     },
     onFatal: (error) => fatal(journal, error),
   })
-  // Even before it has started: then it starts and stops again.
+  // Also before it has started: then it starts and stops again.
   const forget = onStop((signal) => {
     journal.event('stopping', { signal })
     void stop(starting, journal)
@@ -122,7 +122,7 @@ async function stop(starting: Promise<RunningServer>, journal: Journal): Promise
   try {
     server = await starting
   } catch {
-    // The start has failed, and says so itself.
+    // The start has failed, and reports why.
     clearTimeout(overdue)
     return
   } finally {
@@ -176,7 +176,7 @@ function announce(server: RunningServer, settings: Settings, journal: Journal, i
     ['recovered', status.boot === 1 ? 'nothing: the data directory is new' : recovered],
   ]
   if (status.afterCrash && status.boot > 1)
-    lines.push(['', 'the last run ended without a stop; nothing confirmed is lost'])
+    lines.push(['', 'the previous run did not stop gracefully; nothing confirmed is lost'])
   lines.push(['ready', `after ${Math.round(server.startedMs)} ms; Ctrl-C stops`])
   process.stderr.write(`Sluice\n${list(lines, '  ')}\n`)
 }

@@ -1,6 +1,6 @@
 /**
- * The settings of a broker, in one table: flag, variable and default. A flag goes before the variable SLUICE_<NAME>,
- * that before the default. Whoever reads them gets whole, checked values.
+ * The settings of a broker, in one table: flag, variable and default. A flag overrides the variable SLUICE_<NAME>,
+ * which overrides the default. `readSettings` returns complete, checked values.
  */
 import { BlockList, isIPv6 } from 'node:net'
 import { LIMITS, durationText } from '@sluice/protocol'
@@ -39,17 +39,17 @@ export type LogLevel = (typeof LOG_LEVELS)[number]
 const CONNECTIONS_MAX = 1_000_000
 
 export const SETTINGS = {
-  port: setting('TCP port; 0 takes any that is free', '7420', 'a whole number from 0 to 65535', (text) =>
+  port: setting('TCP port; 0 takes any free port', '7420', 'a whole number from 0 to 65535', (text) =>
     whole(text, 0, 65_535),
   ),
   host: setting('Address to listen on; loopback only', '127.0.0.1', 'an address or a host name', (text) =>
     /^[\w.:%-]+$/.test(text) ? text : undefined,
   ),
-  'data-dir': setting('Directory of the log; made if it is missing', './data', 'a path', (text) =>
+  'data-dir': setting('Directory of the log; created if missing', './data', 'a path', (text) =>
     text === '' || text.includes('\0') ? undefined : text,
   ),
   'segment-bytes': setting(
-    'Size of a file of the log; a log that exists keeps its own',
+    'Size of a log file; an existing log keeps its own',
     `${SEGMENT_BYTES_DEFAULT / 1024 ** 2}MiB`,
     `a size from ${SEGMENT_BYTES_LEAST / 1024 ** 2}MiB to ${SEGMENT_BYTES_MAX / 1024 ** 2}MiB in whole blocks of 4KiB`,
     (text) => {
@@ -67,22 +67,22 @@ export const SETTINGS = {
     },
   ),
   'max-connections': setting(
-    'Connections at a time',
+    'Most connections at a time',
     '10000',
     `a whole number from 1 to ${CONNECTIONS_MAX}`,
     (text) => whole(text, 1, CONNECTIONS_MAX),
   ),
   memory: setting(
-    'Memory that the broker may use; when it is used up, publishes are refused',
-    'half of what there is',
+    'Memory that the broker may use; beyond it publishes are refused',
+    'half of the available memory',
     `a size of ${MEMORY_BYTES_MIN / 1024 ** 2}MiB or more`,
     (text) => {
-      const bytes = text === 'half of what there is' ? defaultMemoryBytes() : size(text)
+      const bytes = text === 'half of the available memory' ? defaultMemoryBytes() : size(text)
       return bytes !== undefined && bytes >= MEMORY_BYTES_MIN ? bytes : undefined
     },
   ),
   heartbeat: setting(
-    'Longest silence of a healthy connection; twice that ends it',
+    'Longest silence of a healthy connection; after twice that it is closed',
     `${LIMITS.heartbeatMsDefault / 1000}s`,
     `a duration from ${durationText(LIMITS.heartbeatMsMin)} to ${durationText(LIMITS.heartbeatMsMax)}`,
     (text) => {
@@ -90,8 +90,11 @@ export const SETTINGS = {
       return ms !== undefined && ms >= LIMITS.heartbeatMsMin && ms <= LIMITS.heartbeatMsMax ? ms : undefined
     },
   ),
-  'log-level': setting<LogLevel>('What is logged', 'info', `one of ${LOG_LEVELS.join(', ')}`, (text) =>
-    LOG_LEVELS.find((level) => level === text),
+  'log-level': setting<LogLevel>(
+    'Lowest level that is logged',
+    'info',
+    `one of ${LOG_LEVELS.join(', ')}`,
+    (text) => LOG_LEVELS.find((level) => level === text),
   ),
 } as const satisfies Record<string, Setting<unknown>>
 
@@ -124,8 +127,8 @@ export function readSettings(
   ) as unknown as Settings
   if (!isLoopback(settings.host)) {
     throw new UsageError(
-      `The broker does not listen on ${settings.host}: it has no users yet, so every client that reaches it would have all rights.`,
-      'Listen on 127.0.0.1, and let other machines in through a tunnel, such as `ssh -L 7420:127.0.0.1:7420 HOST`.',
+      `The broker does not listen on ${settings.host}: it has no users yet, so every client that reaches it would have full access.`,
+      'Listen on 127.0.0.1, and connect other machines through a tunnel, such as `ssh -L 7420:127.0.0.1:7420 HOST`.',
     )
   }
   return settings
@@ -136,18 +139,18 @@ function parsed(name: SettingName, text: unknown, source: string): unknown {
   const value = typeof text === 'string' ? parse(text) : undefined
   if (value !== undefined) return value
   const shown = typeof text === 'string' ? JSON.stringify(text.slice(0, 60)) : String(text)
-  // A Kubernetes service by the name of `sluice` sets SLUICE_PORT in every container beside it.
+  // A Kubernetes service named `sluice` sets SLUICE_PORT in every container of its namespace.
   const advice =
     source.startsWith(PREFIX) && typeof text === 'string' && /^\w+:\/\//.test(text)
       ? `Kubernetes sets it for a service named sluice: pass --${name}, or set enableServiceLinks to false.`
-      : `Set ${source} to ${form}, or leave it out for ${SETTINGS[name].default}.`
+      : `Set ${source} to ${form}, or omit it for ${SETTINGS[name].default}.`
   throw new UsageError(`${source} is ${shown}; it must be ${form}.`, advice)
 }
 
 /** Variables that a client reads, and those that Kubernetes sets for a service by this name. */
 const FOREIGN = /^SLUICE_(URL|SERVICE_.*|PORT_\d+_.*)$/
 
-/** The variables that look like settings and are none, each with the one that was perhaps meant. */
+/** Variables that look like settings but are not, each with the likely intended one. */
 export function unknownVariables(
   environment: Readonly<Record<string, string | undefined>>,
 ): { readonly name: string; readonly meant: string | undefined }[] {

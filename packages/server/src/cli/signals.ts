@@ -1,6 +1,6 @@
 /**
- * SIGINT and SIGTERM: the first asks to stop in order, the next ends the process at once. One press of Ctrl-C under
- * `npx` or `pnpm` arrives twice, so what follows within a moment is the same signal.
+ * SIGINT and SIGTERM: the first asks for a graceful stop, the next ends the process at once. One press of Ctrl-C under
+ * `npx` or `pnpm` arrives twice, so a second one within a moment is the same signal.
  */
 import { constants } from 'node:os'
 import { lastWords } from './output.js'
@@ -18,7 +18,7 @@ export function onStop(stop: (signal: StopSignal) => void): () => void {
       firstMs = nowMs
       stop(signal)
     } else if (nowMs - firstMs > SAME_MS) {
-      lastWords(`Ended at once by a second ${signal}.\n`)
+      lastWords(`A second ${signal} ended it at once.\n`)
       process.exit(signalExit(signal))
     }
   }

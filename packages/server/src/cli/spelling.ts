@@ -1,9 +1,9 @@
-/** What somebody may have meant who mistyped one of a few known words. */
+/** The known word that a mistyped one was probably meant to be. */
 
-/** Words of so many letters are near only by one edit: two of them would be half the word. */
+/** Words of this many letters match with one edit only: two would be half the word. */
 const SHORT = 4
 
-/** The known word that is fewest edits away; undefined when even that one is not much like it. */
+/** The known word that is fewest edits away; undefined if even that one is too different. */
 export function nearest(word: string, known: Iterable<string>): string | undefined {
   let best: string | undefined
   let bestDistance = Infinity

@@ -39,7 +39,7 @@ export function list(
   return entries.map(([name, value]) => `${indent}${name.padEnd(width)}${GAP}${cell(value)}\n`).join('')
 }
 
-/** At most so many characters, the last one a sign that there were more. */
+/** At most `charactersMax` characters; the last one is … if there were more. */
 export function shortened(text: string, charactersMax: number): string {
   if (text.length <= charactersMax) return text
   const kept = text.slice(0, Math.max(0, charactersMax - 1))

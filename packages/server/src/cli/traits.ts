@@ -1,6 +1,6 @@
 /**
  * The options of a queue as flags, and back as text: everything here is derived from the one table of them. A flag is
- * the option's name in words, without its unit; `--no-NAME` takes back what can be none.
+ * the option's name in words, without its unit; `--no-NAME` resets an option that can be none.
  */
 import type { QueueInfo, QueueOptions } from '@sluice/client'
 import {
@@ -39,7 +39,7 @@ function trait(name: QueueOptionName): Trait {
 const NAMES = Object.keys(QUEUE_OPTIONS) as QueueOptionName[]
 const TRAITS = NAMES.map(trait)
 
-/** Can be none, so that there is something to take back. */
+/** Can be none, so it has a `--no-NAME`. */
 function isOptional({ option }: Trait): boolean {
   return option.default === 0 || option.default === ''
 }
@@ -55,8 +55,8 @@ export function traitFlags(yargs: Argv): Argv {
   }
   const negations = TRAITS.filter((each) => isOptional(each) || each.option.kind === 'flag')
   return yargs.epilogue(
-    `Set to the default by ${negations.map(({ flag }) => `--no-${flag}`).join(', ')}; numbers, times and sizes whose ` +
-      'default is none also take the word none. ' +
+    `Reset to the default with ${negations.map(({ flag }) => `--no-${flag}`).join(', ')}. Numbers, times and sizes whose ` +
+      'default is none also accept the word none. ' +
       'Times are written as 500ms, 30s, 5m, 2h or 7d, sizes as 500kb, 10mb, 64MiB or 1gb.',
   )
 }
@@ -72,7 +72,7 @@ function described(each: Trait): string {
 }
 
 /**
- * The options that were named, as the client takes them.
+ * The given options, as the client takes them.
  * @throws UsageError, SluiceError INVALID_ARGUMENT, INVALID_NAME
  */
 export function traitsOf(flags: Readonly<Record<string, unknown>>): QueueOptions {
@@ -88,7 +88,7 @@ export function traitsOf(flags: Readonly<Record<string, unknown>>): QueueOptions
   return options
 }
 
-// What may be said instead of a number.
+// The word that may replace a number.
 function wordOf(option: Trait['option']): string | undefined {
   return 'word' in option ? option.word : undefined
 }
@@ -109,7 +109,7 @@ function valueOf({ flag: bare, option, unit }: Trait, given: unknown): unknown {
   return durationMs(text, flag, min)
 }
 
-/** Name and value of the options that are not as they are by default. */
+/** Name and value of the options that differ from their defaults. */
 export function unusual(options: QueueInfo['options']): [name: string, value: string][] {
   return TRAITS.filter((each) => settingOf(options, each) !== defaultOf(each)).map((each) => [
     each.flag.replaceAll('-', ' '),
@@ -142,7 +142,7 @@ function valueText({ option, unit }: Trait, value: unknown): string {
   return unit === 'duration' ? durationText(value) : unit === 'size' ? sizeText(value) : String(value)
 }
 
-/** Does `work`; what is refused in it names options as the flags that they are here. */
+/** Does `work`; its refusals name options as flags. */
 export async function withFlagNames<Result>(work: () => Promise<Result>): Promise<Result> {
   try {
     return await work()

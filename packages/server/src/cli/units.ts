@@ -20,7 +20,7 @@ export function size(text: string): number | undefined {
 
 /**
  * Milliseconds of `30s`, `250ms`, `1.5h`, or of several units from the largest to the smallest as in `1d12h`. A unit is
- * required, except for 0: one reader would take a bare number for seconds, another for milliseconds. Undefined when the
+ * required, except for 0: a bare number could be read as seconds or as milliseconds. Undefined when the
  * text is not a duration; the caller checks bounds.
  */
 export function duration(text: string): number | undefined {

@@ -1,6 +1,6 @@
 /**
- * A walk over many messages at the broker, as its user sees it: on a terminal how far it is, and at Ctrl-C how far it
- * came. Both are read from the counters of a queue, so others who work on that queue at the time are counted too.
+ * An operation on many messages at the broker, as its user sees it: progress on a terminal, and at Ctrl-C how far it
+ * got. Both are read from the counters of a queue, so the work of other clients on that queue is counted too.
  */
 import { SluiceError, type QueueInfo, type Sluice } from '@sluice/client'
 import type { Argv } from 'yargs'
@@ -21,18 +21,26 @@ export interface PacedOptions extends WalkOptions {
   readonly rate: string | undefined
 }
 
-/** What every walk takes. */
+/** Flags of every such operation. */
 export function walkFlags(yargs: Argv): Argv {
   return yargs
-    .option('limit', { type: 'string', requiresArg: true, describe: 'Most messages [default: all]' })
-    .option('dry-run', { type: 'boolean', default: false, describe: 'Only count what it would do' })
+    .option('limit', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Affect at most N messages [default: all]',
+    })
+    .option('dry-run', {
+      type: 'boolean',
+      default: false,
+      describe: 'Only count the messages it would affect',
+    })
 }
 
 export function rateFlag(yargs: Argv): Argv {
   return yargs.option('rate', {
     type: 'string',
     requiresArg: true,
-    describe: 'Most messages a second [default: unlimited]',
+    describe: 'Most messages per second [default: unlimited]',
   })
 }
 
@@ -50,7 +58,7 @@ export function rateOf({ rate }: PacedOptions): { readonly rate?: number } {
 }
 
 /**
- * Does `work`. `tell` says what came of it so far, by the counters of `queue` before and now.
+ * Does `work`. `tell` describes the progress so far, from the counters of `queue` before and now.
  * @returns undefined when a signal ended it
  * @throws what `work` throws; SluiceError QUEUE_NOT_FOUND
  */
@@ -85,7 +93,7 @@ export async function walked<Result>(
   }
 }
 
-/** A line that is written again and again; only on a terminal. Returns what takes it away. */
+/** A progress line that is rewritten; only on a terminal. Returns a function that removes it. */
 function showProgress(soFar: () => Promise<string>): () => void {
   if (!process.stderr.isTTY) return () => {}
   let isShown = false
