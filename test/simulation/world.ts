@@ -316,6 +316,7 @@ export class World implements Surroundings, Listening, LogListening {
   async #settle(): Promise<void> {
     await drained()
     this.#check()
+    for (const { session } of this.#links) session?.invariants()
     const { counts } = this.disk
     const uses =
       counts.write + counts.sync + counts.rename + counts.remove + counts.syncDirectory + this.#stepped

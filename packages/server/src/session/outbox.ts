@@ -4,7 +4,7 @@
  *
  * Invariant: nothing reaches the transport before `release` was called with an LSN at or above its gate.
  */
-import { FRAME_HEADER_BYTES, OP, writeFrameHeader } from '@sluice/protocol'
+import { FRAME_HEADER_BYTES, FrameDecoder, OP, writeFrameHeader } from '@sluice/protocol'
 
 /** Where released bytes go. `bytes` stay untouched until `written` is called. */
 export interface OutboxTransport {
@@ -64,7 +64,7 @@ export class Outbox {
     const at = writeFrameHeader(this.bytes, this.#length, payloadBytes, opcode, channel, correlation)
     this.#length += total
     this.outstandingBytes += total
-    if (opcode !== OP.PUBLISH_OK && opcode !== OP.PUBLISH_ERR && opcode !== OP.SETTLE_OK) {
+    if (isBarrier(opcode)) {
       this.barriers++
       this.#pageBarriers++
     }
@@ -111,13 +111,41 @@ export class Outbox {
     return !this.isEmpty
   }
 
-  /** Nothing more will be sent. */
+  /** Nothing more will be sent. What the transport has is still unread. */
   clear(): void {
     this.bytes = NO_BYTES
     this.#length = 0
     this.#filled = []
     this.#gated = []
-    this.outstandingBytes = 0
+    this.outstandingBytes = this.unreadBytes
+    this.inFlightBytes = 0
+    this.#answersBytes = 0
+    this.barriers = 0
+    this.#pageBarriers = 0
+  }
+
+  /** Counts everything anew and compares. @throws Error naming what differs */
+  invariants(): void {
+    let bytes = this.unreadBytes + this.#length
+    let answersBytes = this.#answersBytes
+    let barriers = checkFrames(this.bytes, this.#length, this.#pageBarriers)
+    let lastGate = 0
+    for (const page of this.#gated) {
+      if (page.gate < lastGate) differs(`a page waits for ${page.gate} behind one that waits for ${lastGate}`)
+      lastGate = page.gate
+    }
+    for (const page of this.#filled)
+      if (page.gate !== Infinity) differs(`a page of this turn waits for ${page.gate}`)
+    for (const page of [...this.#gated, ...this.#filled]) {
+      bytes += page.length
+      answersBytes += page.answersBytes
+      barriers += checkFrames(page.bytes, page.length, page.barriers)
+    }
+    if (bytes !== this.outstandingBytes)
+      differs(`${this.outstandingBytes} bytes are outstanding, counted ${bytes}`)
+    if (answersBytes !== this.inFlightBytes)
+      differs(`${this.inFlightBytes} bytes are in flight, counted ${answersBytes}`)
+    if (barriers !== this.barriers) differs(`${this.barriers} frames are barriers, counted ${barriers}`)
   }
 
   #send(page: Page): void {
@@ -159,6 +187,29 @@ export class Outbox {
 }
 
 const NO_BYTES = new Uint8Array(0)
+
+function isBarrier(opcode: number): boolean {
+  return opcode !== OP.PUBLISH_OK && opcode !== OP.PUBLISH_ERR && opcode !== OP.SETTLE_OK
+}
+
+// A page has whole frames, and `barriers` of them no delivery may overtake; returns that count.
+function checkFrames(bytes: Uint8Array, length: number, barriers: number): number {
+  let counted = 0
+  let frameEnd = 0
+  const decoder = new FrameDecoder((opcode, _flags, _channel, _correlation, _bytes, _start, end) => {
+    if (isBarrier(opcode)) counted++
+    frameEnd = end
+  }, false)
+  decoder.frameBytesMax = Infinity
+  decoder.push(bytes.subarray(0, length))
+  if (frameEnd !== length) differs(`the frames of a page of ${length} bytes end at ${frameEnd}`)
+  if (counted !== barriers) differs(`a page has ${barriers} barriers, counted ${counted}`)
+  return barriers
+}
+
+function differs(what: string): never {
+  throw new Error(`outbox: ${what}`)
+}
 
 // Pages come in powers of two and are used again, by all connections of the process: they live for one turn.
 const SPARE_PAGES = 8

@@ -240,12 +240,20 @@ export class Session implements Peer, Output, Consumer {
     this.#transport.end()
   }
 
+  /** Counts what it holds anew and compares. @throws Error naming what differs */
+  invariants(): void {
+    this.#outbox.invariants()
+    this.#freeOutbox.invariants()
+    this.#unread.invariants()
+  }
+
   // --- Output ---
 
   endTurn(gate: number): void {
     this.#outbox.endTurn(gate)
     this.#freeOutbox.endTurn(0)
-    if (this.#stage === 'open') this.#unread.count()
+    if (this.#stage !== 'open') return
+    this.#unread.count()
     const error = this.#unread.overflow(this.#broker.messageBytesMax)
     if (error !== undefined) this.fail(error)
   }

@@ -107,6 +107,16 @@ export class Unread {
     this.#countedBytes = 0
   }
 
+  /** @throws Error naming what differs */
+  invariants(): void {
+    if (this.isCongested !== this.#stalledSinceMs > 0)
+      throw new Error(`unread: congested is ${this.isCongested}, since ${this.#stalledSinceMs}`)
+    if (this.#countedBytes < 0 || this.#settings.outbound.bytes < this.#countedBytes)
+      throw new Error(
+        `unread: ${this.#countedBytes} bytes counted, of ${this.#settings.outbound.bytes} of all`,
+      )
+  }
+
   #congest(nowMs: number): void {
     if (this.isCongested) return
     this.isCongested = true
