@@ -1,7 +1,7 @@
 import { clipText, LIMITS, OUTCOME } from '@sluice/protocol'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import type { Sluice } from './client.js'
-import { endingOf, reasonOf } from './endings.js'
+import { attempt, callHandler, endingOf, reasonOf, Thrown, type Follower } from './endings.js'
 import { DeadLetter, Retry, type Message } from './message.js'
 import { Peer, turns, until } from './testing/peer.js'
 
@@ -82,6 +82,60 @@ describe('what a handler throws', () => {
       expect(() => new Retry(wrong as never)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }))
     const broken = Object.defineProperty(new DeadLetter('x'), 'message', { get: throwing })
     expect(end(broken)).toEqual([retry, undefined, NO_TEXT, true])
+  })
+})
+
+describe('the call of a function of the user', () => {
+  type Call = (value?: unknown) => void
+  const NOW = 'now'
+  const calls: [call: () => unknown, end: string, whenFollowed: string][] = [
+    [() => 5, NOW, 'nothing'],
+    [throwing, 'thrown', 'failed'],
+    [() => Promise.resolve(5), 'done', 'nothing'],
+    [() => Promise.reject(new Error('later')), 'failed', 'failed'],
+    [() => thenable(throwing), 'failed', 'failed'],
+    [() => revoked(), 'thrown', 'failed'],
+    [() => Object.create(Promise.prototype) as unknown, 'thrown', 'failed'],
+    [
+      () =>
+        thenable((done: Call, failed: Call) => {
+          done()
+          failed()
+          done()
+          throwing()
+        }),
+      'done',
+      'nothing',
+    ],
+  ]
+
+  it('has one end, whatever it does, and throws nothing', async () => {
+    for (const [call, expected] of calls) {
+      const ends: string[] = []
+      const follower: Follower = {
+        ended: undefined,
+        done: () => ends.push('done'),
+        failed: () => ends.push('failed'),
+      }
+      let followed = 0
+      const caller = { follower: () => (followed++, follower), unfollowed: () => followed-- }
+      const end = callHandler(call, undefined, undefined, caller)
+      if (end === undefined) ends.push(NOW)
+      else if (end instanceof Thrown) ends.push('thrown')
+      expect(followed).toBe(end === follower ? 1 : 0)
+      await turns()
+      expect(ends).toEqual([expected])
+    }
+    expect(calls).toHaveLength(8)
+  })
+
+  it('tells of a failure once, at once or later, and of nothing else', async () => {
+    for (const [call, , expected] of calls) {
+      const failures: string[] = []
+      attempt(call, () => failures.push('failed'))
+      await turns()
+      expect(failures).toEqual(expected === 'failed' ? ['failed'] : [])
+    }
   })
 })
 

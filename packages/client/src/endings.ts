@@ -97,7 +97,7 @@ export function promiseOf(result: unknown, then: Then): Promise<unknown> {
  * Calls one of the two, once, when `result` is settled; returns a promise for that. May throw at once: then it calls
  * neither.
  */
-export function follow(
+function follow(
   result: unknown,
   then: Then,
   done: () => void,
@@ -105,3 +105,65 @@ export function follow(
 ): Promise<unknown> {
   return nativeThen.call(promiseOf(result, then), done, failed)
 }
+
+/** Gets the end of a handler that goes on after its call has returned. */
+export interface Follower {
+  /** A promise for that end, whatever it is. */
+  ended: PromiseLike<unknown> | undefined
+  readonly done: () => void
+  readonly failed: (error: unknown) => void
+}
+
+/** Calls handlers. */
+export interface Caller<Context, Follows extends Follower> {
+  /** The handler with this context goes on: what gets its end. */
+  follower(context: Context): Follows
+  /** There is nothing to follow after all: its call counts as failed. */
+  unfollowed(follower: Follows): void
+}
+
+/** The call of a handler failed, before it returned anything that goes on. */
+export class Thrown {
+  readonly error: unknown
+
+  constructor(error: unknown) {
+    this.error = error
+  }
+}
+
+/**
+ * Calls a handler, and is the one place where what it throws or returns is looked at. Returns how it ended: undefined, well;
+ * `Thrown`; or what follows it, of which one function is called, once. Throws nothing.
+ */
+export function callHandler<Argument, Context, Follows extends Follower>(
+  handler: (argument: Argument, context: Context) => unknown,
+  argument: Argument,
+  context: Context,
+  caller: Caller<Context, Follows>,
+): Follows | Thrown | undefined {
+  let follower: Follows | undefined
+  try {
+    const result = handler(argument, context)
+    const then = thenOf(result)
+    if (then === undefined) return undefined
+    follower = caller.follower(context)
+    follower.ended = follow(result, then, follower.done, follower.failed)
+    return follower
+  } catch (error) {
+    if (follower !== undefined) caller.unfollowed(follower)
+    return new Thrown(error)
+  }
+}
+
+/** Calls a function of the user whose result means nothing; `failed` gets what it throws, at once or later. Throws nothing. */
+export function attempt(call: () => unknown, failed: (error: unknown) => void): void {
+  try {
+    const result = call()
+    const then = thenOf(result)
+    if (then !== undefined) void follow(result, then, ignored, failed)
+  } catch (error) {
+    failed(error)
+  }
+}
+
+function ignored(): void {}

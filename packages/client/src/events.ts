@@ -2,7 +2,7 @@
  * Typed events of the client. What goes wrong and has no listener becomes a warning of the process; so does a listener
  * that fails. Neither is thrown.
  */
-import { follow, reasonOf, stackOf, thenOf } from './endings.js'
+import { attempt, reasonOf, stackOf } from './endings.js'
 
 type Listener<Payload> = (payload: Payload) => void
 
@@ -33,13 +33,10 @@ export class Events<Payloads extends object> {
       return
     }
     for (const listener of listeners) {
-      try {
-        const result: unknown = (listener as (payload: Payloads[Name]) => unknown)(payload)
-        const then = thenOf(result)
-        if (then !== undefined) void follow(result, then, ignored, (error) => this.#warn(name, error))
-      } catch (error) {
-        this.#warn(name, error)
-      }
+      attempt(
+        () => (listener as (payload: Payloads[Name]) => unknown)(payload),
+        (error) => this.#warn(name, error),
+      )
     }
   }
 
@@ -51,5 +48,3 @@ export class Events<Payloads extends object> {
     })
   }
 }
-
-function ignored(): void {}

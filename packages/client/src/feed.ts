@@ -5,7 +5,7 @@
  */
 import { SluiceError, type ErrorCode } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
-import { follow, promiseOf, thenOf } from './endings.js'
+import { attempt, promiseOf, thenOf } from './endings.js'
 import type { Receipt } from './sending.js'
 
 /** What `publishAll` has done. */
@@ -170,20 +170,12 @@ export class Feed<Message> {
     const confirmed = this.#published + this.#duplicates
     if (confirmed === this.#told || confirmed - this.#told < everyMessages) return
     this.#told = confirmed
-    try {
-      const result: unknown = this.#options.onProgress?.(this.#result)
-      const then = thenOf(result)
-      if (then !== undefined) {
-        void follow(
-          result,
-          then,
-          () => {},
-          (error) => this.#fail(error),
-        )
-      }
-    } catch (error) {
-      this.#fail(error)
-    }
+    const { onProgress } = this.#options
+    if (onProgress === undefined) return
+    attempt(
+      () => onProgress(this.#result),
+      (error) => this.#fail(error),
+    )
   }
 
   /** What was refused goes again, after a pause that doubles while nothing is accepted. */
@@ -243,11 +235,9 @@ function iteratorOf<Message>(source: Iterable<Message> | AsyncIterable<Message>)
 
 // It is left like a loop by `break`. A generator that waits for something ends when that comes; nothing waits for it.
 function leave(iterator: Source<unknown>): void {
-  try {
-    const result: unknown = iterator.return?.()
-    const then = thenOf(result)
-    if (then !== undefined) promiseOf(result, then).catch(() => {})
-  } catch {
-    // The failure that ended the feed is what its caller gets.
-  }
+  // The failure that ended the feed is what its caller gets.
+  attempt(
+    () => iterator.return?.(),
+    () => {},
+  )
 }

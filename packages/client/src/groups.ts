@@ -7,7 +7,7 @@
  */
 import { OUTCOME, Timer, type SluiceError } from '@sluice/protocol'
 import { Running } from './awaiting.js'
-import { follow, thenOf } from './endings.js'
+import { callHandler, Thrown, type Caller, type Follower } from './endings.js'
 import { Lines } from './lines.js'
 import type { DeliveredMessage, HandlerContext, Watcher } from './message.js'
 import type { ConsumeIntake } from './options.js'
@@ -18,8 +18,11 @@ import { ConsumingWorker } from './worker.js'
 export type GroupHandler = (messages: DeliveredMessage[], context: HandlerContext) => unknown
 
 /** The messages of one call of the handler, and its context. */
-class Group extends Running implements HandlerContext, Watcher {
+class Group extends Running implements HandlerContext, Watcher, Follower {
   readonly messages: readonly DeliveredMessage[]
+  /** Made where its handler goes on. */
+  done!: () => void
+  failed!: (error: unknown) => void
   #abort: AbortController | undefined
 
   constructor(messages: readonly DeliveredMessage[]) {
@@ -50,7 +53,7 @@ class Group extends Running implements HandlerContext, Watcher {
   }
 }
 
-export class GroupWorker extends ConsumingWorker {
+export class GroupWorker extends ConsumingWorker implements Caller<Group, Group> {
   readonly #handler: GroupHandler
   readonly #size: number
   readonly #waitMs: number
@@ -121,23 +124,21 @@ export class GroupWorker extends ConsumingWorker {
   }
 
   #start(group: Group): void {
-    try {
-      const result = this.#handler([...group.messages], group)
-      const then = thenOf(result)
-      if (then !== undefined) {
-        const done = (): void => this.#ended(group, true, undefined)
-        const failed = (error: unknown): void => this.#ended(group, false, error)
-        group.ended = follow(result, then, done, failed)
-        return
-      }
-    } catch (error) {
-      this.#end(group, false, error)
-      return
-    }
-    this.#end(group, true, undefined)
+    const end = callHandler(this.#handler, [...group.messages], group, this)
+    if (end === undefined) this.#end(group, true, undefined)
+    else if (end instanceof Thrown) this.#end(group, false, end.error)
   }
 
-  #ended(group: Group, succeeded: boolean, error: unknown): void {
+  follower(group: Group): Group {
+    group.done = () => this.#handled(group, true, undefined)
+    group.failed = (error) => this.#handled(group, false, error)
+    return group
+  }
+
+  unfollowed(): void {}
+
+  /** The handler of `group` has ended, after its call had returned. */
+  #handled(group: Group, succeeded: boolean, error: unknown): void {
     this.#end(group, succeeded, error)
     this.#more()
   }

@@ -8,7 +8,7 @@
  */
 import { OUTCOME } from '@sluice/protocol'
 import { Running } from './awaiting.js'
-import { follow, thenOf } from './endings.js'
+import { callHandler, Thrown, type Caller, type Follower } from './endings.js'
 import type { DeliveredMessage, HandlerContext } from './message.js'
 import type { ConsumeIntake } from './options.js'
 import type { Session, Subscription } from './subscription.js'
@@ -18,7 +18,7 @@ const BURST_MAX = 4096
 const BURST_MS = 1
 
 /** A place for one running handler; kept and used again, so that a message costs no closure. */
-class Place extends Running {
+class Place extends Running implements Follower {
   message!: DeliveredMessage
   readonly done: () => void
   readonly failed: (error: unknown) => void
@@ -32,7 +32,7 @@ class Place extends Running {
 
 export type SingleHandler = (message: DeliveredMessage, context: HandlerContext) => unknown
 
-export class SingleWorker extends ConsumingWorker {
+export class SingleWorker extends ConsumingWorker implements Caller<DeliveredMessage, Place> {
   readonly #handler: SingleHandler
   readonly #places: Place[] = []
   readonly #free: Place[] = []
@@ -70,22 +70,20 @@ export class SingleWorker extends ConsumingWorker {
   }
 
   #start(message: DeliveredMessage): void {
-    let place: Place | undefined
-    try {
-      const result = this.#handler(message, message)
-      const then = thenOf(result)
-      if (then !== undefined) {
-        place = this.#free.pop() ?? this.#newPlace()
-        place.message = message
-        place.ended = follow(result, then, place.done, place.failed)
-      }
-    } catch (error) {
-      if (place !== undefined) this.#free.push(place)
-      this.failed([message], error)
-      return
-    }
-    if (place === undefined) message.finish(OUTCOME.ack)
+    const end = callHandler(this.#handler, message, message, this)
+    if (end === undefined) message.finish(OUTCOME.ack)
+    else if (end instanceof Thrown) this.failed([message], end.error)
     else this.running++
+  }
+
+  follower(message: DeliveredMessage): Place {
+    const place = this.#free.pop() ?? this.#newPlace()
+    place.message = message
+    return place
+  }
+
+  unfollowed(place: Place): void {
+    this.#free.push(place)
   }
 
   #newPlace(): Place {
