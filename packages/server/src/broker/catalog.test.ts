@@ -1,7 +1,10 @@
 /** Looking at queues, which changes nothing of them. */
 import { queueName } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
-import { Bench, Q } from '../testing/bench.js'
+import { Bench, Q, type Message } from '../testing/bench.js'
+import type { ConsumersResult } from './catalog.js'
+
+const many = (count: number, message: Message = {}): Message[] => Array.from({ length: count }, () => message)
 
 describe('looking at queues', () => {
   it('writes nothing, and counts what is there by now', async () => {
@@ -81,5 +84,36 @@ describe('looking at queues', () => {
     expect(names('b', 2)).toEqual(['c'])
     expect(bench.broker.catalog.list('b', 2).more).toBe(false)
     expect(names('c', 2)).toEqual([])
+  })
+})
+
+describe('consumers', () => {
+  it('come in pages that look at no more leases than one after another may', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({})
+    const workers = [bench.consume(3), bench.consume(3), bench.consume(3)]
+    for (let i = 0; i < 3; i++) {
+      await bench.publish(many(3))
+      await bench.settle()
+      await bench.pass(10)
+    }
+    const oldest = workers.map(({ subscription }) => subscription.oldestLeaseMs)
+    // As if two of them had held very much once.
+    for (const { subscription } of workers.slice(0, 2)) subscription.claimTag(1 << 17)
+    const pages: number[] = []
+    const found: (number | null)[] = []
+    for (let from: number | null = 0; from !== null;) {
+      const page: ConsumersResult = bench.broker.catalog.consumers({ name: Q, from })
+      pages.push(page.consumers.length)
+      found.push(...page.consumers.map(({ oldestLeaseMs }) => oldestLeaseMs))
+      from = page.next
+    }
+    expect(pages).toEqual([1, 1, 1])
+    expect(found).toEqual(oldest)
+    expect(oldest.every((ms) => ms !== null)).toBe(true)
+    const [first] = workers
+    first!.ackAll()
+    await bench.settle()
+    expect(first!.subscription.oldestLeaseMs).toBe(null)
   })
 })

@@ -227,3 +227,31 @@ describe('what a checkpoint could not list', () => {
     bench.broker.audit()
   })
 })
+
+describe('what holds the oldest segment', () => {
+  const smaller = { segmentBytes: 64 * 1024, checkpointBytes: 16 * 1024 }
+
+  it('is told, with the queue that has a message there, and so is what was written for what was taken', async () => {
+    const bench = await new Bench(smaller).open()
+    bench.ensure()
+    expect(bench.broker.holder()).toEqual({ by: 'writing', queue: undefined })
+    await bench.publish([{ bodyBytes: 900 }])
+    const worker = bench.consume(1)
+    await bench.settle()
+    await bench.fill(smaller.segmentBytes)
+    expect(bench.broker.holder()).toEqual({ by: 'messages', queue: Q })
+    worker.ackAll()
+    const seen = new Set<string>()
+    for (let i = 0; i < 40; i++) {
+      await bench.fill(4_000)
+      seen.add(bench.broker.holder().by)
+    }
+    expect([...seen]).toContain('checkpoint')
+    expect([...seen]).not.toContain('messages')
+    const { recordBytes, writtenBytes, liveBytes } = bench.broker.usage()
+    // One, then 64, then 4 each time.
+    expect(recordBytes).toBe(225 * 908)
+    expect(writtenBytes).toBeGreaterThan(recordBytes)
+    expect(liveBytes).toBe(0)
+  })
+})

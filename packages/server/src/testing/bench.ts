@@ -8,6 +8,7 @@ import {
   CONTENT_TYPE,
   OUTCOME,
   queueName,
+  readRecordOptions,
   recordBytes,
   sealBatch,
   writeRecordHead,
@@ -17,6 +18,7 @@ import {
   type QueueName,
   type QueueOptions,
   type RecordOptions,
+  type RedriveRequest,
   type SettleItem,
   type SluiceError,
   type Loss,
@@ -24,6 +26,7 @@ import {
   type TagRange,
 } from '@sluice/protocol'
 import { Broker, type BrokerOptions } from '../broker/broker.js'
+import type { RedriveResult } from '../broker/operator.js'
 import type { AtomicStep } from '../broker/intake.js'
 import type { Producer } from '../state/producers.js'
 import { MemoryLog } from '../log/memory-log.js'
@@ -308,6 +311,51 @@ export class Bench {
     worker.leave()
     await this.settle()
     return worker.offsets
+  }
+
+  /** What is ready dies. */
+  async kill(reason = 'no', name: QueueName = Q): Promise<void> {
+    const worker = this.consume(1_000, { name })
+    await this.settle()
+    for (const { offset } of worker.got) worker.settle(offset, OUTCOME.deadLetter, { reason })
+    worker.leave()
+    await this.settle()
+  }
+
+  /** What is ready is acknowledged; its offsets. */
+  async drain(name: QueueName = Q): Promise<number[]> {
+    const worker = this.consume(1_000, { name })
+    await this.settle()
+    const { offsets } = worker
+    worker.ackAll()
+    worker.leave()
+    await this.settle()
+    return offsets
+  }
+
+  async redrive(request: Partial<RedriveRequest> = {}): Promise<RedriveResult> {
+    this.broker.beginTurn()
+    const all = { name: Q, from: 0, limit: 1000, offsets: undefined, filter: {}, to: undefined }
+    const result = await this.broker.operator.redrive(
+      { ...all, force: false, dryRun: false, ...request },
+      CALLER,
+    )
+    await this.settle()
+    return result
+  }
+
+  /** The offsets that messages of the queue had where they were before. */
+  async origins(name: QueueName): Promise<number[]> {
+    this.broker.beginTurn()
+    const peek = { name, state: undefined, limit: 1000, filter: {} }
+    const found: number[] = []
+    for (let from: number | undefined = 0; from !== undefined;) {
+      const page = await this.broker.operator.peek({ ...peek, from }, CALLER)
+      for (const { record } of page.messages)
+        found.push(Number(readRecordOptions(record, 0).headers?.['sluice-origin-offset']))
+      from = page.next
+    }
+    return found
   }
 
   /** So many bytes, about, go through the log by another producer and another queue, and none of them stays. */
