@@ -19,10 +19,7 @@ export const CIRCLES: Reasons = {
 }
 
 /** Imports from a floor that is not below, as `from → to`. */
-export const FLOORS: Reasons = {
-  'packages/server/src/session/session.ts → packages/server/src/net/peer.ts':
-    'The listener owns what it asks of a peer, and a session is one; only a type.',
-}
+export const FLOORS: Reasons = {}
 
 /** Functions of more lines than one may have, as `file: name`. */
 export const LONG_FUNCTIONS: Reasons = {

@@ -170,7 +170,7 @@ describe('the graph', () => {
       [`${server}/queue/a.ts`, `${server}/log/a.ts`],
       [`${server}/log/a.ts`, `${server}/queue/a.ts`],
       [`${server}/state/a.ts`, `${server}/broker/a.ts`],
-      [`${server}/session/a.ts`, `${server}/net/a.ts`],
+      [`${server}/net/a.ts`, `${server}/session/a.ts`],
       [`${server}/broker/a.ts`, client],
       [`${server}/net/a.ts`, `${server}/server.ts`],
       [`${server}/session/a.ts`, `${server}/testing/bench.ts`],

@@ -34,17 +34,13 @@ import {
   encodeSubscribed,
   publishBatchStart,
   publishNumber,
-  publishOkItemBytes,
   readText,
   subscribeRequest,
   writeFrameHeader,
-  writeFrameLength,
-  writePublishOkItem,
   type LostRange,
   type Loss,
   type Opcode,
   type OpcodeName,
-  type Placed,
   type Stage,
 } from '@sluice/protocol'
 import type { Broker, Output } from '../broker/broker.js'
@@ -53,6 +49,7 @@ import type { Producer } from '../state/producers.js'
 import type { Peer, Transport } from '../net/peer.js'
 import type { Consumer, Delivery, Subscription } from '../queue/index.js'
 import { encodeAnswer, result, type Answer } from './answers.js'
+import { Confirms } from './confirms.js'
 import { DELIVERY_OVERHEAD_BYTES, Deliveries } from './deliveries.js'
 import { Handshake, greeting, unexpectedFrame } from './handshake.js'
 import { Liveness } from './liveness.js'
@@ -103,10 +100,7 @@ export class Session implements Peer, Output, Consumer {
   /** Largest frame that the client accepts, and the largest record that is alone in one. */
   #frameBytesMax = 0
   #recordBytesMax = 0
-  /** The PUBLISH_OK that was written last: its page, and where its payload begins and ends there. */
-  #okPage = NO_PAGE
-  #okAt = 0
-  #okEnd = 0
+  readonly #confirms = new Confirms()
   readonly #deliveries = new Deliveries()
 
   constructor(
@@ -398,7 +392,8 @@ export class Session implements Peer, Output, Consumer {
       const nameAt = start + PUBLISH_NAME_AT
       const to = this.#broker.queueAt(bytes, nameAt, batchAt) ?? readText(bytes, nameAt, batchAt)
       const placed = this.#broker.publish(this.#producer!, to, bytes, batchAt, end, correlation)
-      this.#confirm(number, placed)
+      // One that shares a frame is held with it.
+      if (this.#confirms.write(this.#outbox, number, placed)) this.#broker.hold(this)
       this.#took(end - start)
     } catch (error) {
       this.#refuse(number, error)
@@ -439,22 +434,6 @@ export class Session implements Peer, Output, Consumer {
     if (!(error instanceof SluiceError) || error.scope !== 'request') throw error
     this.#outbox.frame(OP.PUBLISH_ERR, 0, 0, encodePublishErr(number, faultOf(error)))
     this.#broker.hold(this)
-  }
-
-  // Confirms of one turn share a frame for as long as nothing else comes between them.
-  #confirm(batchNumber: number, { baseOffset, duplicates }: Placed): void {
-    const outbox = this.#outbox
-    const bytes = publishOkItemBytes(duplicates)
-    const fits = this.#okEnd - this.#okAt + bytes <= CONFIRMS_BYTES_MAX
-    let at = fits ? outbox.extend(this.#okPage, this.#okEnd, bytes) : -1
-    if (at === -1) {
-      at = outbox.begin(OP.PUBLISH_OK, 0, 0, bytes)
-      this.#okPage = outbox.page
-      this.#okAt = at
-      this.#broker.hold(this)
-    }
-    this.#okEnd = writePublishOkItem(outbox.bytes, at, batchNumber, baseOffset, duplicates)
-    writeFrameLength(outbox.bytes, this.#okAt - FRAME_HEADER_BYTES, this.#okEnd - this.#okAt)
   }
 
   subscribe(channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
@@ -624,10 +603,6 @@ export class Session implements Peer, Output, Consumer {
     this.#onClosed(this, why)
   }
 }
-
-const NO_PAGE = -1
-/** Confirms that share a frame; one with many duplicates goes alone, and fits every agreed frame. */
-const CONFIRMS_BYTES_MAX = 64 << 10
 
 function requestHandler(name: RequestName): Handler {
   return (session, _channel, correlation, bytes, start, end) =>
