@@ -60,7 +60,5 @@ export const LAYOUTS: Reasons = {
 
 /** Files that read or write bytes of the protocol at a number. */
 export const RAW_OFFSETS: Reasons = {
-  'packages/server/src/broker/writer.ts': 'Writes the attributes of a batch.',
-  'packages/server/src/state/relocation.ts': 'Writes the attributes of a batch.',
   'packages/client/src/testing/peer.ts': 'Reads the flags of CREDIT as the peer of a test.',
 }
