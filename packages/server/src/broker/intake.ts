@@ -133,24 +133,16 @@ export class Intake {
     try {
       checkFollows(producer, number, bytes, at)
       const queue = typeof to === 'string' ? this.#state.queue(to) : to
-      return this.#take(producer, number, crc, queue, bytes, at, end)
+      return this.#take(producer, queue, bytes, at, end)
     } catch (error) {
       throw remembered(producer, number, error)
     }
   }
 
   // @throws SluiceError
-  #take(
-    producer: Producer,
-    number: number,
-    crc: number,
-    to: Queue,
-    bytes: Uint8Array,
-    at: number,
-    end: number,
-  ): Placed {
+  #take(producer: Producer, to: Queue, bytes: Uint8Array, at: number, end: number): Placed {
     const asks = this.#check(bytes, at, end)
-    if (isPlain(to, asks)) return this.#takePlain(producer, number, crc, to, bytes, at, end)
+    if (isPlain(to, asks)) return this.#takePlain(producer, to, bytes, at, end)
     const admission = new Admission(to)
     const batch = this.#judge(to, bytes, at, end, asks, admission)
     const { queue, admitted } = batch
@@ -173,30 +165,22 @@ export class Intake {
       this.#writer.facts(queue.id, this.#facts)
     }
     const placed = this.#append(batch, producer.id, batch.traits)
-    producer.accept(number, placed.baseOffset, crc, placed.duplicates)
+    producer.accept(batchNumber(bytes, at), placed.baseOffset, batchRecordsCrc(bytes, at), placed.duplicates)
     producer.lastUsedMs = this.#turn.nowMs
     this.#turn.changed(queue)
     return placed
   }
 
   // @throws SluiceError
-  #takePlain(
-    producer: Producer,
-    number: number,
-    crc: number,
-    queue: Queue,
-    bytes: Uint8Array,
-    at: number,
-    end: number,
-  ): Placed {
+  #takePlain(producer: Producer, queue: Queue, bytes: Uint8Array, at: number, end: number): Placed {
     const writer = this.#writer
     writer.checkRoom(end - at)
     if (producer.id === 0) this.#declare(producer)
     const count = batchCount(bytes, at)
     const baseOffset = queue.next
     const position = writer.messages(bytes, at, end, queue, producer.id, batchAttributes(bytes, at))
-    queue.append(baseOffset, count, position, this.#turn.nowMs, end - at - BATCH_HEADER_BYTES)
-    producer.accept(number, baseOffset, crc, undefined)
+    queue.append(count, position, this.#turn.nowMs, end - at - BATCH_HEADER_BYTES)
+    producer.accept(batchNumber(bytes, at), baseOffset, batchRecordsCrc(bytes, at), undefined)
     producer.lastUsedMs = this.#turn.nowMs
     // Plain messages leave no facts and no deadline: with many queues, what is not looked at need not be in the cache.
     if (queue.subscriptions.length > 0) this.#turn.changed(queue)
@@ -423,7 +407,7 @@ export class Intake {
     const attributes = batchAttributes(bytes, at) | (hasTraits ? BATCH_ATTRIBUTE.traits : 0)
     const baseOffset = queue.next
     const position = this.#writer.messages(bytes, at, end, queue, producerId, attributes)
-    queue.append(baseOffset, count, position, nowMs, end - at - BATCH_HEADER_BYTES, traits, duplicates)
+    queue.append(count, position, nowMs, end - at - BATCH_HEADER_BYTES, traits, duplicates)
     if (duplicates !== undefined) queue.counts.duplicates += duplicates.size
     return { baseOffset, duplicates: told(admitted, baseOffset) }
   }

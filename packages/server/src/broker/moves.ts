@@ -205,7 +205,7 @@ export class Moves {
     const attributes = hasTraits ? BATCH_ATTRIBUTE.traits : 0
     const position = writer.messages(batch, 0, batch.length, target, 0, attributes)
     const traits = hasTraits ? readTraits(batch, 0, 1, nowMs, target.traitRules) : undefined
-    target.append(base, 1, position, nowMs, batch.length - BATCH_HEADER_BYTES, traits)
+    target.append(1, position, nowMs, batch.length - BATCH_HEADER_BYTES, traits)
     this.#turn.changed(target)
     return base
   }

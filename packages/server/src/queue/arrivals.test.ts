@@ -58,7 +58,7 @@ test('what arrives and waits ends where it would stand had somebody looked at on
         if ('append' in step) {
           position += 512
           for (const queue of queues)
-            queue.append(queue.next, step.append, position, NOW_MS + position, step.append * 100)
+            queue.append(step.append, position, NOW_MS + position, step.append * 100)
           queues[1]!.takeIn()
           if (queues[0]!.lastArrival !== -1) waited++
         } else if ('look' in step) expect(pagesOf(queues[0]!)).toEqual(pagesOf(queues[1]!))
@@ -89,7 +89,7 @@ test('what a queue leaves in the ring is bounded', () => {
   let longest = 0
   let waiting = 0
   for (let position = 0; position < 5_000; position++) {
-    queue!.append(queue!.next, 1, position * 512, NOW_MS, 100)
+    queue!.append(1, position * 512, NOW_MS, 100)
     waiting = queue!.lastArrival === -1 ? 0 : waiting + 1
     longest = Math.max(longest, waiting)
   }

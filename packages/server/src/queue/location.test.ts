@@ -28,7 +28,7 @@ test('says of each message which batch it is in, and the header of that batch it
   const location = emptyLocation()
   const batches = COUNTS.map((count, index) => {
     const base = queue.next
-    queue.append(base, count, 10_000 * index, 5 + index, count * 100)
+    queue.append(count, 10_000 * index, 5 + index, count * 100)
     return { base, count, position: 10_000 * index, timeMs: 5 + index }
   })
   let located = 0

@@ -217,7 +217,7 @@ class Pair {
           returned: false,
         })
       }
-      queue.append(queue.next, step.count, position, model.now, step.count * 100, traits)
+      queue.append(step.count, position, model.now, step.count * 100, traits)
     } else if (step.kind === 'lease') this.#lease(step.max, step.take)
     else if (step.kind === 'settle') this.#settle(step.how, step.pick, step.delay)
     else if (step.kind === 'ackMany') this.#ackMany(step.count)
@@ -457,7 +457,7 @@ describe('queue', () => {
   it('forgets chunks whose messages are all gone', () => {
     const { queue } = make()
     const run = emptyRun()
-    for (let i = 0; i < 300; i++) queue.append(queue.next, 1000, i * 512, 1, 100_000)
+    for (let i = 0; i < 300; i++) queue.append(1000, i * 512, 1, 100_000)
     let chunksBefore = 0
     for (const _ of queue.chunks()) chunksBefore++
     expect(chunksBefore).toBe(293)
@@ -489,7 +489,7 @@ describe('queue', () => {
 
   it('hands out suspects alone until they are settled', () => {
     const { queue } = make()
-    queue.append(0, 10, 512, 1, 1_000)
+    queue.append(10, 512, 1, 1_000)
     const run = emptyRun()
     expect(queue.nextRun(10, 1, run)).toBe(true)
     queue.lease(run, 10, 1, '')
@@ -521,7 +521,7 @@ describe('queue', () => {
   it.each([300, 'unlimited'] as const)('counts tries beyond 255, of %s', (maxDeliveries) => {
     const { queue } = make()
     queue.applyOptions({ ...queue.options, maxDeliveries }, 1)
-    queue.append(0, 2, 512, 1, 200)
+    queue.append(2, 512, 1, 200)
     const run = emptyRun()
     const TRIES = 299
     for (let attempt = 1; attempt <= TRIES; attempt++) {
@@ -567,7 +567,7 @@ describe('queue', () => {
     const run = emptyRun()
     // Every other one has another priority, so that each has to be looked at.
     const COUNT = 8_192
-    queue.append(0, COUNT, 512, 1, COUNT * 100, {
+    queue.append(COUNT, 512, 1, COUNT * 100, {
       ...traitsOf(1, COUNT, 1),
       priorities: Uint8Array.from({ length: COUNT }, (_, at) => (at % 2 === 0 ? 1 : 0)),
       dues: new Float64Array(COUNT),
@@ -578,7 +578,7 @@ describe('queue', () => {
       queue.lease(run, 1, 1, '')
     }
     const looks = vi.spyOn(Chunk.prototype, 'priorityAt')
-    queue.append(COUNT, 1, 1_024, 1, 100, {
+    queue.append(1, 1_024, 1, 100, {
       ...traitsOf(1, 1, 1),
       priorities: Uint8Array.of(1),
       dues: new Float64Array(1),
@@ -605,7 +605,7 @@ describe('queue', () => {
     const run = emptyRun()
     const COUNT = 2_000
     for (let offset = 0; offset < COUNT + 10; offset++)
-      queue.append(offset, 1, 512 + offset, 1, 100, {
+      queue.append(1, 512 + offset, 1, 100, {
         ...traitsOf(1, 1, 1),
         priorities: new Uint8Array(1),
         dues: new Float64Array(1),
@@ -637,7 +637,7 @@ describe('queue', () => {
     const run = emptyRun()
     const publish = (count: number, priority: number): void => {
       makeRoom(queue, count, 1)
-      queue.append(queue.next, count, 512, 1, count * 100, {
+      queue.append(count, 512, 1, count * 100, {
         ...traitsOf(1, count, 1),
         priorities: new Uint8Array(count).fill(priority),
         dues: new Float64Array(count),
@@ -670,7 +670,7 @@ describe('queue', () => {
     const run = emptyRun()
     const COUNT = 8 * 1_024
     for (let offset = 0; offset < COUNT; offset++) {
-      queue.append(offset, 1, 512 + offset, 1, 100, {
+      queue.append(1, 512 + offset, 1, 100, {
         priorities: Uint8Array.of(offset % 3),
         dues: Float64Array.of(0),
         expiries: Float64Array.of(2 ** 41),
@@ -723,7 +723,7 @@ describe('queue', () => {
     const run = emptyRun()
     for (let offset = 0; offset < 1_000; offset++) {
       const traits = { ...traitsOf(1, 1, 1), priorities: Uint8Array.of(7) }
-      queue.append(offset, 1, 512 + offset, 1, 100, { ...traits, dues: new Float64Array(1) })
+      queue.append(1, 512 + offset, 1, 100, { ...traits, dues: new Float64Array(1) })
       if (!queue.nextRun(1, 1, run)) continue
       queue.lease(run, 1, 1, '')
       if (offset % 500 === 7) queue.release(offset, run.sinceMs, 1)
@@ -739,7 +739,7 @@ describe('queue', () => {
     const { queue } = make()
     const LARGE = 1_000_000
     // Nothing asks for sizes when they come: of the batch only all bytes are known.
-    queue.append(0, 1_000, 512, 1, LARGE + 999 * 50)
+    queue.append(1_000, 512, 1, LARGE + 999 * 50)
     queue.applyOptions({ ...queue.options, maxBytes: 1_500_000 }, 1)
     const run = emptyRun()
     queue.nextRun(1_000, 1, run)
@@ -788,8 +788,8 @@ describe('invariants', () => {
   const filled = (): Queue => {
     const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
     queue.open(1)
-    queue.append(0, 40, 512, 1, 4_000, traitsOf(6, 40, 1))
-    queue.append(40, 10, 9_000, 1, 1_000)
+    queue.append(40, 512, 1, 4_000, traitsOf(6, 40, 1))
+    queue.append(10, 9_000, 1, 1_000)
     queue.audit()
     return queue
   }

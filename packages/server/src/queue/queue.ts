@@ -124,11 +124,10 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * As `appendFact`, in service: `base` is `next`. A batch that asks for nothing only takes its place at the end; that is
-   * done at the next look at the queue.
+   * As `appendFact`, in service: the first message gets the offset `next`. A batch that asks for nothing only takes its
+   * place at the end; that is done at the next look at the queue.
    */
   append(
-    base: number,
     count: number,
     position: number,
     timeMs: number,
@@ -138,7 +137,7 @@ export class Queue extends Contents implements Follower {
   ): void {
     this.use.add(position, BATCH_HEADER_BYTES + recordsBytes)
     if (traits === undefined && duplicates === undefined) this.arrive(count, position, timeMs, recordsBytes)
-    else this.appendFact(base, count, position, timeMs, recordsBytes, traits, duplicates)
+    else this.appendFact(this.next, count, position, timeMs, recordsBytes, traits, duplicates)
   }
 
   // --- what follows from a change of the contents: see `Follower` ---
