@@ -867,7 +867,7 @@ export class Bench {
     const product = this.#both(
       `subscribe to ${name}`,
       () =>
-        this.broker.subscribe(
+        this.broker.leases.subscribe(
           queueName(name),
           connection.pairs.length + 1,
           connection.consumer,
@@ -903,7 +903,7 @@ export class Bench {
     drain: boolean,
   ): void {
     this.#begin()
-    this.broker.credit(product, messages, bytes, limit, drain)
+    this.broker.leases.credit(product, messages, bytes, limit, drain)
     model.creditMessages = messages
     model.creditBytes = bytes
     model.limit = limit ?? Infinity
@@ -912,13 +912,13 @@ export class Bench {
 
   started({ product, model }: Pair, tags: readonly number[]): void {
     this.#begin()
-    this.broker.started(product, rangesOf(tags))
+    this.broker.leases.started(product, rangesOf(tags))
     this.model.started(model, tags)
   }
 
   starting({ product, model }: Pair, tags: readonly number[]): void {
     this.#begin()
-    this.broker.starting(product, rangesOf(tags))
+    this.broker.leases.starting(product, rangesOf(tags))
     this.model.starting(model, tags)
   }
 
@@ -926,7 +926,7 @@ export class Bench {
     this.#begin()
     const stale: number[] = []
     for (const { firstTag, count } of rangesOf(tags))
-      stale.push(...tagsOf(this.broker.extend(product, firstTag, count, durationMs)))
+      stale.push(...tagsOf(this.broker.leases.extend(product, firstTag, count, durationMs)))
     same('stale tags of an extension', stale, this.model.extend(model, tags, durationMs))
     this.count('extensions')
   }
@@ -942,7 +942,7 @@ export class Bench {
         ...(invalid ? { invalid } : {}),
       })),
     )
-    const stale = tagsOf(this.broker.settle(product, encoded))
+    const stale = tagsOf(this.broker.leases.settle(product, encoded))
     same('stale tags of a settle', stale, this.model.settle(model, items))
     for (const { tags, outcome } of items) this.count(`messages settled with ${outcome}`, tags.length)
     this.count('stale tags', stale.length)
@@ -950,7 +950,7 @@ export class Bench {
 
   unsubscribe(pair: Pair): void {
     this.#begin()
-    this.broker.unsubscribe(pair.product, 'nobody')
+    this.broker.leases.unsubscribe(pair.product, 'nobody')
     this.model.unsubscribe(pair.model)
     this.#forget(pair)
   }
@@ -959,7 +959,7 @@ export class Bench {
     const { name } = pair.model.queue
     this.#both(
       `close a consumer of ${name}`,
-      () => this.broker.closeConsumer(queueName(name), pair.product.id),
+      () => this.broker.leases.closeConsumer(queueName(name), pair.product.id),
       () => {
         this.model.ended.push(pair.model)
         return this.model.unsubscribe(pair.model)
@@ -971,7 +971,7 @@ export class Bench {
 
   disconnect(connection: Connection): void {
     this.#begin()
-    this.broker.disconnect(connection.pairs.map(({ product }) => product))
+    this.broker.leases.disconnect(connection.pairs.map(({ product }) => product))
     this.model.disconnect(connection.pairs.map(({ model }) => model))
     connection.pairs = []
     this.connections = this.connections.filter((other) => other !== connection)

@@ -36,7 +36,7 @@ function around<Part extends object, Name extends keyof Part>(
 
 /** Consumers see deliveries that `change` has had in its hands. */
 function aroundDeliveries(broker: Broker, change: (run: Run, bytes: Uint8Array, start: number) => Run): void {
-  around(broker, 'subscribe', (subscribe) => (name, channel, consumer, ...rest) => {
+  around(broker.leases, 'subscribe', (subscribe) => (name, channel, consumer, ...rest) => {
     const bent: Consumer = Object.create(consumer, {
       deliver: {
         value: (subscription: Subscription, delivery: Delivery) => {
@@ -135,7 +135,7 @@ export const DEFECTS: readonly PlantedDefect[] = [
     ttlMs === undefined ? {} : { ttlMs: LIMITS.delayMsMax },
   ),
   installed('a release is charged', (broker) => {
-    around(broker, 'settle', (settle) => (subscription, items) => {
+    around(broker.leases, 'settle', (settle) => (subscription, items) => {
       const bent = items.map((item) =>
         item.outcome === OUTCOME.release ? { ...item, outcome: OUTCOME.retry, delayMs: 0 } : item,
       )
@@ -143,7 +143,7 @@ export const DEFECTS: readonly PlantedDefect[] = [
     })
   }),
   installed('a retry is not charged', (broker) => {
-    around(broker, 'settle', (settle) => (subscription, items) => {
+    around(broker.leases, 'settle', (settle) => (subscription, items) => {
       const bent = items.map((item) =>
         item.outcome === OUTCOME.retry ? { ...item, outcome: OUTCOME.release } : item,
       )
@@ -152,7 +152,7 @@ export const DEFECTS: readonly PlantedDefect[] = [
   }),
   installed('an invalid body is taken for a rejected one', (broker) => {
     around(
-      broker,
+      broker.leases,
       'settle',
       (settle) => (subscription, items) =>
         settle(
@@ -168,14 +168,14 @@ export const DEFECTS: readonly PlantedDefect[] = [
     aroundDeliveries(broker, (run) => ({ ...run, alone: false }))
   }),
   installed('a lost connection is to blame for nothing', (broker) => {
-    around(broker, 'disconnect', () => (subscriptions) => {
-      for (const subscription of subscriptions) broker.unsubscribe(subscription, 'nobody')
+    around(broker.leases, 'disconnect', () => (subscriptions) => {
+      for (const subscription of subscriptions) broker.leases.unsubscribe(subscription, 'nobody')
     })
   }),
   installed(
     'of a queue with `single` the oldest subscription gets messages, also while it asks for none',
     (broker) => {
-      around(broker, 'subscribe', (subscribe) => (...request) => {
+      around(broker.leases, 'subscribe', (subscribe) => (...request) => {
         const subscription = subscribe(...request)
         Object.defineProperty(subscription.queue, 'soleSubscription', {
           configurable: true,
@@ -186,7 +186,7 @@ export const DEFECTS: readonly PlantedDefect[] = [
     },
   ),
   installed('an extension does nothing', (broker) => {
-    around(broker, 'extend', () => () => [])
+    around(broker.leases, 'extend', () => () => [])
   }),
   installed('a limit lets one more in', (broker) => {
     around(broker, 'publish', (publish) => (producer, to, ...rest) => {
@@ -212,7 +212,7 @@ export const DEFECTS: readonly PlantedDefect[] = [
       } catch (error) {
         for (const { subscription, firstTag, count } of step.acks)
           if (subscription !== undefined)
-            broker.settle(subscription, [{ firstTag, count, outcome: OUTCOME.ack }])
+            broker.leases.settle(subscription, [{ firstTag, count, outcome: OUTCOME.ack }])
         throw error
       }
     })
@@ -253,7 +253,7 @@ export const DEFECTS: readonly PlantedDefect[] = [
 
 /** Consumers that do some things differently. */
 function aroundConsumer(broker: Broker, change: Partial<Consumer>): void {
-  around(broker, 'subscribe', (subscribe) => (name, channel, consumer, ...rest) => {
+  around(broker.leases, 'subscribe', (subscribe) => (name, channel, consumer, ...rest) => {
     const bent = Object.create(consumer, Object.getOwnPropertyDescriptors(change)) as Consumer
     return subscribe(name, channel, bent, ...rest)
   })

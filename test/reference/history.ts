@@ -707,7 +707,7 @@ class History {
           broker.publish(attached, name, bytes, 0, bytes.length, RESENDABLE)
         } else if (pair !== undefined && this.#chance.hit(0.7)) {
           for (const firstTag of this.#tags(pair, 0.5))
-            broker.settle(pair.product, [{ firstTag, count: 1, outcome: OUTCOME.ack }])
+            broker.leases.settle(pair.product, [{ firstTag, count: 1, outcome: OUTCOME.ack }])
         } else broker.catalog.purge(queueName(name))
       } catch (error) {
         if (!(error instanceof Error && error.name === 'SluiceError')) throw error

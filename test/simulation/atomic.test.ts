@@ -14,7 +14,7 @@ import {
 } from '@sluice/protocol'
 import { expect, test } from 'vitest'
 import { Broker } from '../../packages/server/src/broker/broker.js'
-import type { AtomicStep } from '../../packages/server/src/broker/intake.js'
+import type { AtomicStep } from '../../packages/server/src/broker/commands.js'
 import { FileLog } from '../../packages/server/src/log/file-log.js'
 import type { Disk, DiskFile } from '../../packages/server/src/log/log.js'
 import type { Consumer, Subscription } from '../../packages/server/src/queue/index.js'
@@ -167,7 +167,7 @@ class Bench {
       ended: (_subscription, error) => (this.#fatal ??= error),
     }
     this.broker.beginTurn()
-    return this.broker.subscribe(name, 1, consumer, messages, 0xffff_ffff, undefined)
+    return this.broker.leases.subscribe(name, 1, consumer, messages, 0xffff_ffff, undefined)
   }
 
   /** Sends a step, with so many before it unanswered. @throws SluiceError */
@@ -266,7 +266,7 @@ test(
           looked.redone++
         }
         if (refused.size > 0) wrong.lost++
-        after.broker.unsubscribe(redo, 'nobody')
+        after.broker.leases.unsubscribe(redo, 'nobody')
         await after.rest()
       }
       const total = done + sent.length

@@ -163,14 +163,14 @@ export class CrashPoints {
       if (claims.length === 0) continue
       let subscription: Subscription
       try {
-        subscription = broker.subscribe(name as QueueName, 1, IDLE, 65_535, 0xffff_ffff, undefined)
+        subscription = broker.leases.subscribe(name as QueueName, 1, IDLE, 65_535, 0xffff_ffff, undefined)
       } catch (error) {
         // It is not there yet, or no longer.
         if (error instanceof SluiceError) continue
         throw error
       }
       this.counts.staleClaims += claims.length
-      const [granted] = broker.claim(subscription, claims)
+      const [granted] = broker.leases.claim(subscription, claims)
       if (granted !== undefined) {
         const { offset, subscriptionId, tag } = claims[granted.index]!
         throw new Violation(
@@ -178,7 +178,7 @@ export class CrashPoints {
           `the lease ${subscriptionId}:${tag} on offset ${offset} of ${name} is granted again; another has had it since`,
         )
       }
-      broker.unsubscribe(subscription, 'nobody')
+      broker.leases.unsubscribe(subscription, 'nobody')
     }
   }
 
@@ -354,7 +354,14 @@ export class CrashPoints {
       }
       broker.beginTurn()
       broker.catalog.resume(name as QueueName)
-      const subscription = broker.subscribe(name as QueueName, 1, consumer, 65_535, 0xffff_ffff, undefined)
+      const subscription = broker.leases.subscribe(
+        name as QueueName,
+        1,
+        consumer,
+        65_535,
+        0xffff_ffff,
+        undefined,
+      )
       for (let quiet = 0; quiet < 3;) {
         const turn = turns.shift()
         turn?.()
@@ -363,7 +370,7 @@ export class CrashPoints {
         if (turn !== undefined || held.length === 0) continue
         const items = held.splice(0).map((firstTag) => ({ firstTag, count: 1, outcome: OUTCOME.ack }))
         broker.beginTurn()
-        broker.settle(subscription, items)
+        broker.leases.settle(subscription, items)
       }
       wrong ??= judge.wrong
       if (wrong !== undefined) throw wrong

@@ -208,7 +208,7 @@ test('more settles in one turn than one segment can hold are written in parts', 
     drained: () => {},
     ended: () => {},
   }
-  const subscription = bench.broker.subscribe(NAME, 1, consumer, 4000, 1 << 30, undefined)
+  const subscription = bench.broker.leases.subscribe(NAME, 1, consumer, 4000, 1 << 30, undefined)
   const batches = 40
   for (let number = 1; number <= batches; number++) {
     bench.publish(NAME, number, 100)
@@ -219,7 +219,7 @@ test('more settles in one turn than one segment can hold are written in parts', 
   const odd = tags.filter((tag) => tag % 2 === 1)
   for (let at = 0; at < odd.length; at += 100) {
     const items = odd.slice(at, at + 100).map((firstTag) => ({ firstTag, count: 1, outcome: OUTCOME.ack }))
-    expect(bench.broker.settle(subscription, items)).toEqual([])
+    expect(bench.broker.leases.settle(subscription, items)).toEqual([])
   }
   await bench.settle()
   expect(bench.fatal).toBeUndefined()
@@ -270,15 +270,15 @@ async function withDead(bench: Bench, count: number): Promise<void> {
     isReady: true,
     deliver: (subscription, { firstTag, count }) => {
       const item = { firstTag, count, outcome: OUTCOME.deadLetter }
-      queueMicrotask(() => bench.broker.settle(subscription, [item]))
+      queueMicrotask(() => bench.broker.leases.settle(subscription, [item]))
     },
     lost: () => {},
     drained: () => {},
     ended: () => {},
   }
-  const subscription = bench.broker.subscribe(NAME, 1, consumer, 4000, 1 << 30, undefined)
+  const subscription = bench.broker.leases.subscribe(NAME, 1, consumer, 4000, 1 << 30, undefined)
   await bench.settle()
-  bench.broker.unsubscribe(subscription, 'nobody')
+  bench.broker.leases.unsubscribe(subscription, 'nobody')
   await bench.settle()
   expect(bench.broker.catalog.info(NAME).dead).toBe(count)
 }

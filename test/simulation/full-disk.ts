@@ -199,7 +199,7 @@ export class FullDisk {
     for (const { offset, tag } of consumer.got) if (offset % 5 !== 0) this.#settle(subscription, offset, tag)
     await this.#pass(STEP_MS)
     this.#live.beginTurn()
-    this.#live.disconnect([subscription])
+    this.#live.leases.disconnect([subscription])
     await this.#pass(STEP_MS)
   }
 
@@ -260,10 +260,10 @@ export class FullDisk {
       }
       this.report.drained++
       this.#live.beginTurn()
-      this.#live.credit(consumer.subscription, 1, 1 << 20, undefined, false)
+      this.#live.leases.credit(consumer.subscription, 1, 1 << 20, undefined, false)
     }
     this.#live.beginTurn()
-    this.#live.disconnect([consumer.subscription])
+    this.#live.leases.disconnect([consumer.subscription])
     await this.#pump()
   }
 
@@ -320,13 +320,13 @@ export class FullDisk {
     const broker = this.#live
     broker.beginTurn()
     const taker = new Taker()
-    taker.subscription = broker.subscribe(Q, 1, taker, messages, 1 << 20, undefined)
+    taker.subscription = broker.leases.subscribe(Q, 1, taker, messages, 1 << 20, undefined)
     return taker
   }
 
   #settle(subscription: Subscription, offset: number, tag: number): void {
     this.#live.beginTurn()
-    const stale = this.#live.settle(subscription, [{ firstTag: tag, count: 1, outcome: OUTCOME.ack }])
+    const stale = this.#live.leases.settle(subscription, [{ firstTag: tag, count: 1, outcome: OUTCOME.ack }])
     if (stale.length > 0) throw new Violation('full', `the settle of message ${offset} is stale`)
     this.#settled.set(offset, 'unknown')
     this.#answer(() => this.#settled.set(offset, 'confirmed'))

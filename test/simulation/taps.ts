@@ -18,8 +18,8 @@ import {
   type SettleItem,
   type TagRange,
 } from '@sluice/protocol'
-import type { Blame, Broker } from '../../packages/server/src/broker/broker.js'
-import type { AtomicStep } from '../../packages/server/src/broker/intake.js'
+import type { Broker } from '../../packages/server/src/broker/broker.js'
+import type { AtomicStep, Blame } from '../../packages/server/src/broker/commands.js'
 import type { Observer } from '../../packages/server/src/broker/observer.js'
 import type { Log, LogBounds, LogEntry, LogUsage } from '../../packages/server/src/log/log.js'
 import type { Delivery, Queue, Subscription } from '../../packages/server/src/queue/index.js'

@@ -8,10 +8,6 @@ type Reasons = Readonly<Record<string, string>>
 export const CIRCLES: Reasons = {
   'packages/server/src/queue/subscription.ts → packages/server/src/queue/queue.ts':
     'A subscription settles what it holds in its queue; what settles is to go between the two.',
-  'packages/server/src/broker/observer.ts → packages/server/src/broker/broker.ts':
-    'Why a subscription ended is a type of the broker.',
-  'packages/server/src/broker/observer.ts → packages/server/src/broker/intake.ts':
-    'An atomic step is a type of the intake, which notifies the observer.',
   'packages/client/src/claims.ts → packages/client/src/subscription.ts':
     'Claims are made for the state of a subscription, which has them.',
   'packages/client/src/feed.ts → packages/client/src/endings.ts':
@@ -39,8 +35,6 @@ export const LONG_FUNCTIONS: Reasons = {
 export const LONG_FILES: Reasons = {
   'packages/client/src/client.ts': 'The public methods of the client and their documentation.',
   'packages/client/src/subscription.ts': 'Credit, deliveries and settles of a subscription; to be split.',
-  'packages/server/src/broker/broker.ts':
-    'The turn, and subscriptions with their leases; both are to be files.',
   'packages/server/src/queue/contents.ts': 'What the facts do to the messages of a queue.',
   'packages/server/src/queue/line.ts': 'One order over plain, due and keyed messages.',
 }

@@ -211,7 +211,7 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
     looking = setInterval(() => {
       const change = clock.look()
       if (change !== undefined) onEvent(`clock ${change.kind}`, { byMs: change.byMs })
-      if (change?.kind === 'stepped') broker.clockStepped(change.byMs)
+      if (change?.kind === 'stepped') broker.leases.clockStepped(change.byMs)
       if (!gauge.look(performance.now())) return
       const { isFull, usedBytes } = gauge
       broker.memoryFull = isFull ? { usedBytes, budgetBytes } : undefined

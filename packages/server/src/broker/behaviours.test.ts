@@ -423,7 +423,7 @@ describe('a message that is being handled', () => {
     await bench.pass(6_000)
     worker.start(4)
     bench.broker.beginTurn()
-    expect(bench.broker.extend(worker.subscription, worker.tagOf(1), 1, 0)).toEqual([])
+    expect(bench.broker.leases.extend(worker.subscription, worker.tagOf(1), 1, 0)).toEqual([])
     await bench.pass(3_999)
     expect(worker.tagsLost).toEqual([])
     await bench.pass(1)
@@ -434,7 +434,7 @@ describe('a message that is being handled', () => {
       { ...lost[1], firstOffset: 3 },
     ])
     expect(worker.settle(3, OUTCOME.ack)).toEqual([lost[1]])
-    expect(bench.broker.extend(worker.subscription, worker.tagOf(0), 1, 0)).toEqual([lost[0]])
+    expect(bench.broker.leases.extend(worker.subscription, worker.tagOf(0), 1, 0)).toEqual([lost[0]])
     expect(bench.info()).toMatchObject({ leased: 3, scheduled: 2 })
     await bench.pass(1_000)
     expect(worker.got.slice(5)).toMatchObject([
@@ -471,7 +471,7 @@ describe('a message that is being handled', () => {
     worker.announce(3)
     expect(worker.subscription.startedCount).toBe(1)
     bench.broker.beginTurn()
-    bench.broker.extend(worker.subscription, worker.tagOf(3), 1, 500)
+    bench.broker.leases.extend(worker.subscription, worker.tagOf(3), 1, 500)
     await bench.pass(500)
     expect(bench.info()).toMatchObject({ leased: 1, dead: 2 })
   })
@@ -499,7 +499,7 @@ describe('a message that is being handled', () => {
     await bench.settle()
     worker.start(0, 1, 2, 3)
     bench.broker.beginTurn()
-    expect(bench.broker.extend(worker.subscription, worker.tagOf(3), 1, 9_000)).toEqual([])
+    expect(bench.broker.leases.extend(worker.subscription, worker.tagOf(3), 1, 9_000)).toEqual([])
     await bench.pass(2_000)
     expect(worker.tagsLost).toEqual([{ firstTag: worker.tagOf(0), count: 3, firstOffset: 0 }])
     expect(bench.info()).toMatchObject({ dead: 3, leased: 1 })
@@ -621,7 +621,7 @@ describe('consumers', () => {
         .map((each) => each.client)
     const credit = (limit: number, drain: boolean): void => {
       bench.broker.beginTurn()
-      bench.broker.credit(puller!.subscription, 1, 1 << 20, limit, drain)
+      bench.broker.leases.credit(puller!.subscription, 1, 1 << 20, limit, drain)
     }
     credit(1, false)
     await bench.publish(many(4))
@@ -657,15 +657,15 @@ describe('consumers', () => {
     expect([closed.offsets, other.offsets]).toEqual([[0, 1], [2]])
     bench.broker.beginTurn()
     const { id } = closed.subscription
-    expect(bench.broker.closeConsumer(Q, id)).toEqual({ messages: 2 })
+    expect(bench.broker.leases.closeConsumer(Q, id)).toEqual({ messages: 2 })
     expect(closed.endings).toMatchObject([{ code: 'CONSUMER_CLOSED', scope: 'channel' }])
     await bench.settle()
     expect(other.got.slice(1)).toMatchObject([
       { offset: 0, attempt: 1, alone: false, redelivered: true },
       { offset: 1, attempt: 1, alone: false, redelivered: true },
     ])
-    expect(() => bench.broker.closeConsumer(Q, id)).toThrow(failing('CONSUMER_NOT_FOUND', false))
-    expect(() => bench.broker.closeConsumer(queueName('nothing'), id)).toThrow(
+    expect(() => bench.broker.leases.closeConsumer(Q, id)).toThrow(failing('CONSUMER_NOT_FOUND', false))
+    expect(() => bench.broker.leases.closeConsumer(queueName('nothing'), id)).toThrow(
       failing('QUEUE_NOT_FOUND', false),
     )
     expect(bench.info()).toMatchObject({ consumers: 1, leased: 3, released: 2 })

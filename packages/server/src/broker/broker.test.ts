@@ -89,7 +89,7 @@ class Rig {
       drained: () => {},
       ended: (_subscription, error) => this.ended.push(error.code),
     }
-    return this.broker.subscribe(JOBS, 1, consumer, messages, 2 ** 32 - 1, undefined)
+    return this.broker.leases.subscribe(JOBS, 1, consumer, messages, 2 ** 32 - 1, undefined)
   }
 }
 
@@ -111,7 +111,7 @@ describe('what one frame may cost', () => {
     expect(rig.got).toHaveLength(2000)
     const item = { firstTag: 0, count: 2000, outcome: OUTCOME.deadLetter, reason: 'x'.repeat(1000) }
     rig.broker.beginTurn()
-    expect(rig.broker.settle(subscription, [item])).toEqual([])
+    expect(rig.broker.leases.settle(subscription, [item])).toEqual([])
     await turns(20)
     expect(rig.fatal).toEqual([])
     expect(rig.broker.catalog.info(JOBS)).toMatchObject({ dead: 2000, leased: 0 })
@@ -129,7 +129,7 @@ describe('what one frame may cost', () => {
     const reason = 'x'.repeat(LIMITS.reasonBytesMax)
     const item = { firstTag: 0, count: 20_000, outcome: OUTCOME.deadLetter, reason }
     rig.broker.beginTurn()
-    expect(rig.broker.settle(subscription, [item])).toEqual([])
+    expect(rig.broker.leases.settle(subscription, [item])).toEqual([])
     await turns(20)
     const bytes = rig.broker.usage().writtenBytes - before
     expect(bytes).toBeGreaterThan(20_000 * (24 + 64))
@@ -150,7 +150,7 @@ describe('what one frame may cost', () => {
     const bury = (offset: number): void => {
       const item = { firstTag: rig.got[offset]!.tag, count: 1, outcome: OUTCOME.deadLetter }
       rig.broker.beginTurn()
-      rig.broker.settle(subscription, [{ ...item, reason: reasonOf(offset) }])
+      rig.broker.leases.settle(subscription, [{ ...item, reason: reasonOf(offset) }])
     }
     for (let offset = 0; offset < count; offset++) bury(offset)
     await turns(20)
@@ -177,7 +177,7 @@ describe('what one frame may cost', () => {
     rig.broker.beginTurn()
     const reason = 'x'.repeat(LIMITS.reasonBytesMax)
     const items = rig.got.map(({ tag }) => ({ firstTag: tag, count: 1, outcome: OUTCOME.deadLetter, reason }))
-    rig.broker.settle(subscription, items)
+    rig.broker.leases.settle(subscription, items)
     for (let i = 0; i < 30; i++) await rig.publish(['x'.repeat(60_000)])
     expect(rig.fatal).toEqual([])
     expect((await rig.log.reopened().open()).checkpoint).toBeDefined()
@@ -201,7 +201,7 @@ test('timers that were replaced by nearer ones do not gather', async () => {
   await turns()
   const retry = (tag: number, delayMs: number): void => {
     rig.broker.beginTurn()
-    rig.broker.settle(subscription, [{ firstTag: tag, count: 1, outcome: OUTCOME.retry, delayMs }])
+    rig.broker.leases.settle(subscription, [{ firstTag: tag, count: 1, outcome: OUTCOME.retry, delayMs }])
   }
   retry(0, 1e10)
   for (let cycle = 0; cycle < 250; cycle++) {

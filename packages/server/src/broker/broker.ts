@@ -5,47 +5,22 @@
  *
  * Once a turn of the event loop `#endTurn` hands out what became ready, writes the open entry and lets answers go.
  */
-import {
-  BATCH_TYPE,
-  LIMITS,
-  LOSS,
-  MESSAGE_OVERHEAD_BYTES,
-  OUTCOME,
-  SluiceError,
-  clipText,
-  type Claim,
-  type Granted,
-  type Loss,
-  type LostRange,
-  type Placed,
-  type QueueName,
-  type SettleItem,
-  type TagRange,
-} from '@sluice/protocol'
+import { BATCH_TYPE, LIMITS, MESSAGE_OVERHEAD_BYTES, SluiceError, type Placed } from '@sluice/protocol'
 import { BLOCKS_DEFAULTS, Blocks, type BlocksOptions } from '../log/blocks.js'
 import type { Log } from '../log/log.js'
 import { Tail } from '../log/tail.js'
-import {
-  DEATH,
-  REASON_HEAD_BYTES,
-  Subscription,
-  emptyLease,
-  type Consumer,
-  type Lease,
-  type Queue,
-  type Timer,
-} from '../queue/index.js'
-import { CHUNK_MESSAGES } from '../queue/bits.js'
+import type { Queue, Timer } from '../queue/index.js'
 import { Catalog } from './catalog.js'
 import { Dispatcher } from './dispatch.js'
-import { Intake, type AtomicStep } from './intake.js'
+import type { AtomicStep } from './commands.js'
+import { Intake } from './intake.js'
 import { History } from './history.js'
+import { Leases } from './leases.js'
 import { Moves } from './moves.js'
 import { DiskRequests } from './disk-requests.js'
 import type { Observer } from './observer.js'
 import { Operator } from './operator.js'
 import type { Producer } from '../state/producers.js'
-import { addLost, addTag } from './ranges.js'
 import { Records } from './records.js'
 import { Replays } from './replays.js'
 import { recover } from '../state/recovery.js'
@@ -90,21 +65,9 @@ export interface Output {
   release(durableLsn: number): boolean
 }
 
-/**
- * What the end of a subscription means for the messages that it held: nothing; a try, for the only one that was being
- * handled; suspicion, for several; a try, for the only one that was held, if it was handed out alone; or a death that none
- * of them explains.
- */
-export type Blame = 'nobody' | 'started' | 'suspects' | 'alone' | 'unexplained'
-
-/** Queues whose ended leases can be claimed, each with at most FORMER_LEASES_MAX. */
-const CLAIMABLE_QUEUES_MAX = 64
-
 /** How long after the last entry an empty one is put behind it. */
 const IDLE_MS = 1_000
 const PENDING_BYTES_DEFAULT = 32 << 20
-/** What the reasons of one SETTLE item may take in the log, up to the beginning of each. */
-const ITEM_REASONS_BYTES_MAX = 1 << 20
 
 export interface BrokerStatus {
   readonly queues: number
@@ -152,17 +115,13 @@ export class Broker {
   readonly history: History
   /** Queues by name. */
   readonly catalog: Catalog
-  /** With small segments reasons are cut: those of a whole chunk of dead messages stand in one page. */
-  readonly #reasonBytesMax: number
+  /** Subscriptions, and what they hold. */
+  readonly leases: Leases
   readonly #pagesMax: number
   readonly #pendingBytesMax: number
   /** Those that hold something; in no particular order. */
   readonly #outputs = new Set<Output>()
   readonly #waitingForDisk: (() => void)[] = []
-  readonly #lease = emptyLease()
-  /** Queues with leases that can be claimed, in the order in which they came to have some. */
-  readonly #claimable = new Set<Queue>()
-  #nextSubscription: number
   #endedAtMs = 0
   #lastIsEmpty = true
   #failed = false
@@ -249,7 +208,6 @@ export class Broker {
     this.messageBytesMax = messageBytesMax
     this.#pagesMax = pagesMax(options.log.segmentBytes)
     this.#pendingBytesMax = options.pendingBytesMax ?? PENDING_BYTES_DEFAULT
-    this.#reasonBytesMax = Math.floor(options.log.segmentBytes / 4 / CHUNK_MESSAGES)
     this.status = status
     this.boot = state.boot
     const turn = new Turn(options, nowMs)
@@ -260,15 +218,14 @@ export class Broker {
     this.#writer = new Writer(options.log, tail, turn)
     this.#intake = new Intake(state, this.#writer, messageBytesMax, turn, observer)
     this.#moves = new Moves(state, this.#writer, records, turn, observer)
+    this.leases = new Leases(state, this.#writer, turn, options)
     turn.connect({
       facts: this.#writer,
       moves: this.#moves,
-      due: (queue) => this.#due(queue),
+      due: (queue) => this.leases.due(queue),
       end: () => this.#endTurn(),
     })
-    this.catalog = new Catalog(state, this.#writer, this.#moves, turn, options, {
-      deleted: (queue) => this.#claimable.delete(queue),
-    })
+    this.catalog = new Catalog(state, this.#writer, this.#moves, this.leases, turn, options)
     const { log } = options
     const requests = new DiskRequests(turn)
     this.operator = new Operator(state, records, this.#moves, requests, turn, observer)
@@ -282,8 +239,6 @@ export class Broker {
       options.replayWindowOffsets,
     )
     this.history = new History(log, state, requests)
-    // 4,096 boots apart before an id can come again, and a million subscriptions within each.
-    this.#nextSubscription = ((state.boot % 4096) << 20) >>> 0
     for (const queue of state.queues.values()) turn.armQueue(queue)
   }
 
@@ -338,23 +293,6 @@ export class Broker {
   /** Time passed: what was scheduled becomes ready. */
   tick(): void {
     this.#turn.tick()
-  }
-
-  #due(queue: Queue): void {
-    this.#observer?.looked(queue)
-    queue.advance(this.nowMs)
-    if (queue.earliestDeadlineMs <= this.nowMs) this.#endOverdue(queue)
-    this.#turn.changed(queue)
-  }
-
-  /** The clock was set forward by `byMs`, in which nothing was handled: it does not count for processing timeouts. */
-  clockStepped(byMs: number): void {
-    for (const queue of this.#state.queues.values()) {
-      if (queue.earliestDeadlineMs === Infinity) continue
-      queue.earliestDeadlineMs += byMs
-      for (const subscription of queue.subscriptions) subscription.postpone(byMs)
-    }
-    this.tick()
   }
 
   // --- producing ---
@@ -435,279 +373,6 @@ export class Broker {
   /** See `Intake.atomic`. */
   atomic(producer: Producer, step: AtomicStep, unanswered: number): readonly Placed[] {
     return this.#intake.atomic(producer, step, unanswered)
-  }
-
-  // --- consuming ---
-
-  /** @throws SluiceError QUEUE_NOT_FOUND */
-  subscribe(
-    name: QueueName,
-    channel: number,
-    consumer: Consumer,
-    messages: number,
-    bytes: number,
-    limit: number | undefined,
-    processingTimeoutMs?: number,
-  ): Subscription {
-    const queue = this.queue(name)
-    const subscription = new Subscription(
-      this.#nextSubscription,
-      channel,
-      queue,
-      consumer,
-      this.nowMs,
-      processingTimeoutMs,
-    )
-    this.#nextSubscription = (this.#nextSubscription + 1) >>> 0
-    subscription.setCredit(messages, bytes, limit, false)
-    queue.attach(subscription)
-    this.#turn.activate(queue)
-    this.#observer?.subscribed(subscription, messages, bytes, limit)
-    return subscription
-  }
-
-  credit(
-    subscription: Subscription,
-    messages: number,
-    bytes: number,
-    limit: number | undefined,
-    drain: boolean,
-  ): void {
-    subscription.setCredit(messages, bytes, limit, drain)
-    this.#turn.activate(subscription.queue)
-    this.#observer?.credited(subscription, messages, bytes, limit, drain)
-  }
-
-  /** Settles what is still leased of the named tags; returns the ranges that were stale. */
-  settle(subscription: Subscription, items: readonly SettleItem[]): TagRange[] {
-    const stale: TagRange[] = []
-    const { queue } = subscription
-    const noteStale = (tag: number): void => addTag(stale, tag)
-    for (const item of items) {
-      if (item.outcome === OUTCOME.ack) {
-        subscription.ack(item.firstTag, item.count, this.nowMs, noteStale)
-        continue
-      }
-      const reason = clipText(item.reason ?? '', this.#reasonBytes(item.count))
-      for (let i = 0; i < item.count; i++) {
-        const tag = (item.firstTag + i) >>> 0
-        if (!subscription.take(tag, this.#lease)) {
-          noteStale(tag)
-          continue
-        }
-        this.#end(queue, this.#lease, item, reason)
-        // One item can name many messages, and each of their facts has the reason: they must not wait for the last.
-        this.#writer.note(queue)
-      }
-    }
-    this.#turn.changed(queue)
-    this.#observer?.settled(subscription, items, stale)
-    return stale
-  }
-
-  // Each message of an item has a fact with the reason: many of them share what one may make of the log.
-  #reasonBytes(messages: number): number {
-    const share = Math.max(REASON_HEAD_BYTES, Math.floor(ITEM_REASONS_BYTES_MAX / messages))
-    return Math.min(this.#reasonBytesMax, share)
-  }
-
-  #end(queue: Queue, lease: Lease, item: SettleItem, reason: string): void {
-    if (item.outcome === OUTCOME.release) queue.release(lease.offset, lease.sinceMs, this.nowMs)
-    else if (item.outcome === OUTCOME.deadLetter) {
-      const death = item.invalid === true ? DEATH.invalid : DEATH.rejected
-      queue.deadLetter(lease.offset, death, this.nowMs, reason, lease.bytes, lease.isCharged)
-    } else this.#retry(queue, lease, reason, item.delayMs)
-  }
-
-  #retry(queue: Queue, { offset, bytes, isCharged }: Lease, reason: string, delayMs?: number): void {
-    const attempts = queue.attemptsOf(offset) + (isCharged ? 0 : 1)
-    const waitMs = delayMs ?? queue.backoffMs(attempts, this.#options.random())
-    queue.retry(offset, this.nowMs + waitMs, this.nowMs, reason, bytes, isCharged)
-  }
-
-  /**
-   * Leases messages anew that the subscription's client has handled since before its connection was lost, as far as no
-   * one else has had them since. They are no deliveries; each goes on with the time that it had.
-   */
-  claim(subscription: Subscription, claims: readonly Claim[]): Granted[] {
-    const granted = this.#claim(subscription, claims)
-    this.#observer?.claimed(subscription, claims, granted)
-    return granted
-  }
-
-  #claim(subscription: Subscription, claims: readonly Claim[]): Granted[] {
-    const { queue } = subscription
-    const granted: Granted[] = []
-    // With `single`, one that waits for its turn handles nothing.
-    const { soleSubscription } = queue
-    if (queue.options.single && soleSubscription !== undefined && soleSubscription !== subscription)
-      return granted
-    for (const [index, claim] of claims.entries()) {
-      if (!subscription.takesClaim(queue.claimBytes(claim.offset))) continue
-      const { label } = subscription.consumer
-      const reclaimed = queue.reclaim(claim, this.boot, this.nowMs, label)
-      if (reclaimed === undefined) continue
-      const { sinceMs, attempt, isCharged, bytes } = reclaimed
-      const deadlineMs =
-        reclaimed.deadlineMs === Infinity
-          ? this.nowMs + processingTimeoutMs(subscription)
-          : reclaimed.deadlineMs
-      const tag = subscription.grantClaim(claim.offset, bytes, sinceMs, this.nowMs, deadlineMs, isCharged)
-      granted.push({ index, tag, attempt })
-    }
-    if (granted.length === 0) return granted
-    this.#noteDeadline(subscription)
-    this.#turn.changed(queue)
-    return granted
-  }
-
-  /**
-   * The consumer handles these messages: from now on each may take as long as the queue or it allows. What it announced
-   * before, and has neither settled nor names here, it does not handle.
-   */
-  started(subscription: Subscription, ranges: readonly TagRange[]): void {
-    const deadlineMs = this.nowMs + processingTimeoutMs(subscription)
-    for (const { firstTag, count } of ranges) {
-      for (let i = 0; i < count; i++) subscription.start((firstTag + i) >>> 0, deadlineMs)
-    }
-    subscription.endAnnouncement()
-    this.#noteDeadline(subscription)
-    this.#observer?.started(subscription, ranges)
-  }
-
-  /**
-   * The consumer is going to handle these messages one after the other: each of them may be what ends its connection.
-   * Which of them it handles, and since when, it says in STARTED; until then none has a deadline.
-   */
-  starting(subscription: Subscription, ranges: readonly TagRange[]): void {
-    subscription.announce(ranges)
-    this.#observer?.starting(subscription, ranges)
-  }
-
-  /** These messages may take `durationMs` from now, 0: as long as any; returns the ranges that were stale. */
-  extend(subscription: Subscription, firstTag: number, count: number, durationMs: number): TagRange[] {
-    const deadlineMs = this.nowMs + (durationMs || processingTimeoutMs(subscription))
-    const stale: TagRange[] = []
-    for (let i = 0; i < count; i++) {
-      const tag = (firstTag + i) >>> 0
-      if (!subscription.extend(tag, deadlineMs)) addTag(stale, tag)
-    }
-    this.#noteDeadline(subscription)
-    this.#observer?.extended(subscription, firstTag, count, durationMs, stale)
-    return stale
-  }
-
-  #noteDeadline(subscription: Subscription): void {
-    const { queue, earliestDeadlineMs } = subscription
-    if (earliestDeadlineMs >= queue.earliestDeadlineMs) return
-    queue.earliestDeadlineMs = earliestDeadlineMs
-    this.#turn.armQueue(queue)
-    this.wake()
-  }
-
-  // What took too long is tried again, by whoever comes next; whoever had it is told.
-  #endOverdue(queue: Queue): void {
-    queue.earliestDeadlineMs = Infinity
-    for (const subscription of queue.subscriptions) {
-      if (subscription.earliestDeadlineMs <= this.nowMs) {
-        const lost: LostRange[] = []
-        for (const tag of subscription.overdue(this.nowMs).sort((a, b) => a - b)) {
-          if (!subscription.take(tag, this.#lease)) continue
-          // Its attempt stays the same, so that alone would not tell a claim of this lease from the next one.
-          if (this.#lease.isCharged) queue.subscriptionEnded(subscription.id)
-          this.#retry(queue, this.#lease, 'the processing timeout passed')
-          addLost(lost, tag, this.#lease.offset)
-        }
-        if (lost.length > 0) this.#lose(subscription, LOSS.processingTimeout, lost)
-      }
-      queue.earliestDeadlineMs = Math.min(queue.earliestDeadlineMs, subscription.earliestDeadlineMs)
-    }
-  }
-
-  #lose(subscription: Subscription, reason: Loss, lost: readonly LostRange[]): void {
-    this.#observer?.lost(subscription, reason, lost)
-    subscription.consumer.lost(subscription, reason, lost)
-  }
-
-  /**
-   * A connection died with these subscriptions. The one message that was being handled is charged a try; of several,
-   * of whatever subscription, nobody can tell which was to blame: they come back one at a time until it shows. Where
-   * nothing had been begun with, the only message that was held is to blame if it was handed out alone; and others
-   * become suspects when that has happened to them often enough. `isStopping`: see `unsubscribe`.
-   */
-  disconnect(subscriptions: Iterable<Subscription>, isStopping = false): void {
-    const all = [...subscriptions]
-    const started = all.reduce((sum, { startedCount }) => sum + startedCount, 0)
-    const held = all.reduce((sum, { unsettled }) => sum + unsettled, 0)
-    const blame = started === 1 ? 'started' : started > 1 ? 'suspects' : held === 1 ? 'alone' : 'unexplained'
-    for (const subscription of all) this.unsubscribe(subscription, blame, isStopping)
-  }
-
-  /**
-   * The subscription is over: what it holds is released, and what was being handled bears the blame that is due. Its
-   * client may claim what it goes on handling. `isStopping`: the broker stops and delivers nothing more, so that no one
-   * else gets it before the restart.
-   */
-  unsubscribe(subscription: Subscription, blame: Blame, isStopping = false): void {
-    const { queue, id: subscriptionId } = subscription
-    if (subscription.unsettled > 0 && !isStopping) {
-      queue.subscriptionEnded(subscriptionId)
-      this.#noteClaimable(queue)
-    }
-    subscription.takeAll(this.#lease, (lease) => {
-      const { offset, started, alone, sinceMs, tag, deadlineMs } = lease
-      const isCharged = (blame === 'started' && started) || (blame === 'alone' && alone)
-      if (!isStopping)
-        queue.former.add(offset, {
-          ...{ subscriptionId, tag, deadlineMs, bytes: lease.bytes },
-          isCharged: isCharged || lease.isCharged,
-        })
-      if (isCharged) {
-        this.#retry(queue, lease, 'the connection of its consumer was lost')
-        return
-      }
-      if (blame === 'suspects' && started) queue.suspects.add(offset)
-      else if (blame === 'unexplained' || blame === 'alone') queue.suspects.addUnattributed(offset)
-      queue.release(offset, sinceMs, this.nowMs)
-    })
-    queue.detach(subscription)
-    this.#turn.changed(queue)
-    this.#observer?.unsubscribed(subscription, blame, isStopping)
-  }
-
-  // What can be claimed is kept for so many queues; for the one that has had some for longest no more.
-  #noteClaimable(queue: Queue): void {
-    this.#claimable.delete(queue)
-    this.#claimable.add(queue)
-    if (this.#claimable.size <= CLAIMABLE_QUEUES_MAX) return
-    for (const oldest of this.#claimable) {
-      oldest.former.forget()
-      this.#claimable.delete(oldest)
-      break
-    }
-  }
-
-  /** A consumer that was not ready takes deliveries again. */
-  ready(queue: Queue): void {
-    this.#turn.activate(queue)
-  }
-
-  /**
-   * Ends a subscription; what it holds goes back, and nobody is blamed. Returns how many messages.
-   * @throws SluiceError QUEUE_NOT_FOUND, CONSUMER_NOT_FOUND
-   */
-  closeConsumer(name: QueueName, id: number): { readonly messages: number } {
-    const queue = this.queue(name)
-    const subscription = queue.subscriptions.find((subscription) => subscription.id === id)
-    if (subscription === undefined)
-      throw new SluiceError('CONSUMER_NOT_FOUND', `The queue ${name} has no consumer with the id ${id}.`)
-    const messages = subscription.unsettled
-    this.unsubscribe(subscription, 'nobody')
-    subscription.consumer.ended(
-      subscription,
-      new SluiceError('CONSUMER_CLOSED', `An operator closed the consumer ${id} of the queue ${name}.`),
-    )
-    return { messages }
   }
 
   // --- the turn ---
@@ -898,10 +563,7 @@ export class Broker {
   // What is stored cannot be delivered: consumers are told, nothing is dropped, everything else goes on.
   #endSubscriptions(queue: Queue, error: SluiceError): void {
     this.#options.onNotice?.('subscriptions ended', { queue: queue.name, error: error.message })
-    for (const subscription of [...queue.subscriptions]) {
-      this.unsubscribe(subscription, 'nobody')
-      subscription.consumer.ended(subscription, error)
-    }
+    this.leases.closeAll(queue, error)
   }
 
   async #untilIdle(): Promise<void> {
@@ -927,8 +589,4 @@ function messageDoesNotFit(messageBytesMax: number, segmentBytes: number): strin
     `a message and its headers may take a quarter of a segment, and no message more than ${mib(LIMITS.messageBytesMax)}. ` +
     `Set max-message-bytes to ${most} or less, or make a new log with segment-bytes of ${Math.ceil(least / 2 ** 20)} MiB or more.`
   )
-}
-
-function processingTimeoutMs(subscription: Subscription): number {
-  return subscription.processingTimeoutMs ?? subscription.queue.options.processingTimeoutMs
 }

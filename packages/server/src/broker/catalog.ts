@@ -5,25 +5,23 @@
  * expired as of this turn, is counted as such whether or not it was noticed. Called for each request about a queue as a whole.
  */
 import {
-  LOSS,
   QUEUE_OPTION_DEFAULTS,
   SluiceError,
   checkOptionsTogether,
   type ConsumerInfo,
   type ConsumersRequest,
   type EnsureRequest,
-  type LostRange,
   type QueueInfo,
   type QueueName,
   type QueueOptionName,
   type QueueOptions,
 } from '@sluice/protocol'
-import { FactBuffer, ID_WORDS, emptyLease, encodeDefinition, type Queue } from '../queue/index.js'
+import { FactBuffer, ID_WORDS, encodeDefinition, type Queue } from '../queue/index.js'
 import { pagesMax } from '../state/directory.js'
 import { sameOptions, type State } from '../state/state.js'
+import type { Leases } from './leases.js'
 import type { Moves } from './moves.js'
 import type { Observer } from './observer.js'
-import { addLost } from './ranges.js'
 import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
@@ -45,11 +43,6 @@ export interface CatalogOptions {
   readonly observer?: Observer | undefined
 }
 
-/** What others do about a queue that the catalog has changed. */
-export interface CatalogEvents {
-  deleted(queue: Queue): void
-}
-
 export class Catalog {
   readonly #state: State
   readonly #writer: Writer
@@ -58,10 +51,9 @@ export class Catalog {
   readonly #random: () => number
   readonly #queuesMax: number
   readonly #pagesMax: number
-  readonly #events: CatalogEvents
+  readonly #leases: Leases
   readonly #observer: Observer | undefined
   readonly #facts = new FactBuffer()
-  readonly #lease = emptyLease()
   /** Names of all queues, sorted; made when a list is asked for. */
   #names: string[] | undefined
 
@@ -69,9 +61,9 @@ export class Catalog {
     state: State,
     writer: Writer,
     moves: Moves,
+    leases: Leases,
     turn: Turn,
     { queuesMax = QUEUES_DEFAULT, random, observer }: CatalogOptions,
-    events: CatalogEvents,
   ) {
     this.#state = state
     this.#writer = writer
@@ -80,7 +72,7 @@ export class Catalog {
     this.#random = random
     this.#queuesMax = queuesMax
     this.#pagesMax = pagesMax(writer.segmentBytes)
-    this.#events = events
+    this.#leases = leases
     this.#observer = observer
   }
 
@@ -264,16 +256,10 @@ export class Catalog {
     queue.facts.clear()
     this.#facts.delete()
     this.#writer.facts(queue.id, this.#facts)
-    const error = new SluiceError('QUEUE_DELETED', `The queue ${name} was deleted.`)
-    for (const subscription of queue.subscriptions) {
-      queue.detach(subscription)
-      subscription.takeAll(this.#lease, () => {})
-      subscription.consumer.ended(subscription, error)
-    }
+    this.#leases.forget(queue, new SluiceError('QUEUE_DELETED', `The queue ${name} was deleted.`))
     this.#state.removeQueue(queue)
     this.#names = undefined
     this.#turn.forget(queue)
-    this.#events.deleted(queue)
     this.#observer?.deleted(queue, messages)
     return messages
   }
@@ -283,14 +269,7 @@ export class Catalog {
     const queue = this.#state.queue(name)
     this.#observer?.purging(queue)
     this.#turn.settleTime(queue)
-    for (const subscription of queue.subscriptions) {
-      const lost: LostRange[] = []
-      const tags = [...subscription.held()].map(({ tag }) => tag).sort((a, b) => a - b)
-      for (const tag of tags) if (subscription.take(tag, this.#lease)) addLost(lost, tag, this.#lease.offset)
-      if (lost.length === 0) continue
-      this.#observer?.lost(subscription, LOSS.purged, lost)
-      subscription.consumer.lost(subscription, LOSS.purged, lost)
-    }
+    this.#leases.takeBack(queue)
     const messages = queue.purge(this.#turn.nowMs)
     this.#turn.changed(queue)
     this.#observer?.purged(queue, messages)

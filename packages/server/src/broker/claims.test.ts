@@ -21,7 +21,7 @@ function claimOf(bench: Bench, worker: Worker, offset: number, changes: Partial<
 
 function claim(bench: Bench, worker: Worker, ...claims: Claim[]): Granted[] {
   bench.broker.beginTurn()
-  return bench.broker.claim(worker.subscription, claims)
+  return bench.broker.leases.claim(worker.subscription, claims)
 }
 
 /** A worker with these messages, of which `started` are being handled. */
@@ -35,7 +35,7 @@ async function working(bench: Bench, messages: readonly Message[], ...started: n
 
 const settle = (bench: Bench, worker: Worker, tag: number, outcome: 1 | 2 | 3 | 4): unknown => {
   bench.broker.beginTurn()
-  return bench.broker.settle(worker.subscription, [{ firstTag: tag, count: 1, outcome }])
+  return bench.broker.leases.settle(worker.subscription, [{ firstTag: tag, count: 1, outcome }])
 }
 
 describe('a claim within one boot', () => {
@@ -201,7 +201,7 @@ describe('a claim across a restart', () => {
       const one = claimOf(bench, first, 0)
       if (isOrderly) {
         bench.broker.beginTurn()
-        bench.broker.unsubscribe(first.subscription, 'nobody', true)
+        bench.broker.leases.unsubscribe(first.subscription, 'nobody', true)
         await Promise.all([bench.broker.close(), bench.settle()])
       }
       await bench.pass(isOrderly ? 0 : 6_000)

@@ -13,7 +13,6 @@ import {
   batchRecordsCrc,
   checkBatch,
   checkRecords,
-  type AtomicBatch,
   type Duplicates,
   type Fault,
   type Placed,
@@ -22,23 +21,10 @@ import { Admission, FactBuffer, type AdmittedBatch, type Queue, type Subscriptio
 import type { Producer } from '../state/producers.js'
 import { toldDuplicates, type State } from '../state/state.js'
 import { asksForAny, checkTraits, readTraits, type BatchTraits } from '../state/traits.js'
+import type { AckRange, AtomicStep } from './commands.js'
 import { telling, type Observer } from './observer.js'
 import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
-
-/** Consecutive deliveries that an atomic step acknowledges; no subscription: it is over. */
-export interface AckRange {
-  readonly subscription: Subscription | undefined
-  readonly firstTag: number
-  readonly count: number
-}
-
-export interface AtomicStep {
-  readonly number: number
-  readonly crc: number
-  readonly acks: readonly AckRange[]
-  readonly batches: readonly AtomicBatch[]
-}
 
 /** A batch that may be taken. */
 interface Judged {

@@ -21,8 +21,7 @@ import {
 } from '@sluice/protocol'
 import type { Delivery, Queue, QueueObserver, Subscription } from '../queue/index.js'
 import type { Producer } from '../state/producers.js'
-import type { Blame } from './broker.js'
-import type { AtomicStep } from './intake.js'
+import type { AtomicStep, Blame } from './commands.js'
 
 export interface Observer extends QueueObserver {
   // Producers. A refusal is an answer too.

@@ -742,7 +742,7 @@ describe('a clock that is set forward', () => {
     worker.start(0)
     await bench.pass(400)
     bench.now += HOUR
-    bench.broker.clockStepped(HOUR)
+    bench.broker.leases.clockStepped(HOUR)
     await bench.settle()
     expect(bench.info()).toMatchObject({ scheduled: 0, ready: 1, leased: 2 })
     expect(worker.tagsLost).toEqual([])

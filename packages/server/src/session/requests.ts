@@ -52,7 +52,7 @@ const REQUESTS = {
   CONSUMERS: ({ broker }, body) => broker.catalog.consumers(consumersRequest(body)),
   CLOSE_CONSUMER: ({ broker }, body) => {
     const { name, id } = closeConsumerRequest(body)
-    return broker.closeConsumer(name, id)
+    return broker.leases.closeConsumer(name, id)
   },
   PEEK: async ({ broker, caller, payloadBytesMax }, body) =>
     broker.operator.peek(peekRequest(body), caller, payloadBytesMax),

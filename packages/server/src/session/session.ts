@@ -453,7 +453,7 @@ export class Session implements Peer, Output, Consumer {
         `The connection has ${this.#subscriptions.size} subscriptions; it may have ${this.#settings.subscriptionsMax}.`,
       )
     }
-    const subscription = this.#broker.subscribe(
+    const subscription = this.#broker.leases.subscribe(
       request.queue,
       channel,
       this,
@@ -464,7 +464,7 @@ export class Session implements Peer, Output, Consumer {
     )
     this.#subscriptions.set(channel, subscription)
     const { id: subscriptionId, queue } = subscription
-    const granted = this.#broker.claim(subscription, request.claims)
+    const granted = this.#broker.leases.claim(subscription, request.claims)
     const payload = encodeSubscribed({ subscriptionId, queueNumber: queue.id, granted })
     this.#outbox.frame(OP.SUBSCRIBE_OK, channel, correlation, payload)
     this.#broker.hold(this)
@@ -475,7 +475,7 @@ export class Session implements Peer, Output, Consumer {
     const subscription = this.#subscription(channel, credit.subscriptionId)
     // A subscription that ended while this was under way: its end was told already.
     if (subscription === undefined) return
-    this.#broker.credit(subscription, credit.messages, credit.bytes, credit.limit, credit.drain)
+    this.#broker.leases.credit(subscription, credit.messages, credit.bytes, credit.limit, credit.drain)
     // Nothing is handed out any more, so nothing more can come.
     if (this.#isStopping && credit.drain) subscription.answerDrain()
   }
@@ -483,19 +483,19 @@ export class Session implements Peer, Output, Consumer {
   started(channel: number, bytes: Uint8Array, start: number, end: number): void {
     const { subscriptionId, ranges } = decodeRanges('STARTED', bytes, start, end)
     const subscription = this.#subscription(channel, subscriptionId)
-    if (subscription !== undefined) this.#broker.started(subscription, ranges)
+    if (subscription !== undefined) this.#broker.leases.started(subscription, ranges)
   }
 
   starting(channel: number, bytes: Uint8Array, start: number, end: number): void {
     const { subscriptionId, ranges } = decodeRanges('STARTING', bytes, start, end)
     const subscription = this.#subscription(channel, subscriptionId)
-    if (subscription !== undefined) this.#broker.starting(subscription, ranges)
+    if (subscription !== undefined) this.#broker.leases.starting(subscription, ranges)
   }
 
   settle(channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const { subscriptionId, items } = decodeSettle(bytes, start, end)
     const subscription = this.#subscription(channel, subscriptionId)
-    const stale = subscription === undefined ? items : this.#broker.settle(subscription, items)
+    const stale = subscription === undefined ? items : this.#broker.leases.settle(subscription, items)
     this.#outbox.frame(OP.SETTLE_OK, channel, correlation, encodeRanges(subscriptionId, stale))
     this.#broker.hold(this)
     this.#reading.waitForDisk()
@@ -507,7 +507,7 @@ export class Session implements Peer, Output, Consumer {
     const stale =
       subscription === undefined
         ? [{ firstTag, count }]
-        : this.#broker.extend(subscription, firstTag, count, durationMs)
+        : this.#broker.leases.extend(subscription, firstTag, count, durationMs)
     this.#outbox.frame(OP.SETTLE_OK, channel, correlation, encodeRanges(subscriptionId, stale))
     this.#broker.hold(this)
   }
@@ -521,7 +521,7 @@ export class Session implements Peer, Output, Consumer {
         `No subscription ${subscriptionId} is open on channel ${channel}.`,
       )
     }
-    this.#broker.unsubscribe(subscription, 'nobody')
+    this.#broker.leases.unsubscribe(subscription, 'nobody')
     this.#subscriptions.delete(channel)
     this.answer(correlation, result({}))
   }
@@ -576,15 +576,15 @@ export class Session implements Peer, Output, Consumer {
     this.#unread.count()
     this.#workOn()
     if (!this.#unread.eased(this.#broker.nowMs)) return
-    for (const subscription of this.#subscriptions.values()) this.#broker.ready(subscription.queue)
+    for (const subscription of this.#subscriptions.values()) this.#broker.leases.ready(subscription)
   }
 
   #unsubscribeAll(connectionDied: boolean): void {
     const isStopping = this.#isStopping
-    if (connectionDied) this.#broker.disconnect(this.#subscriptions.values(), isStopping)
+    if (connectionDied) this.#broker.leases.disconnect(this.#subscriptions.values(), isStopping)
     else
       for (const subscription of this.#subscriptions.values())
-        this.#broker.unsubscribe(subscription, 'nobody', isStopping)
+        this.#broker.leases.unsubscribe(subscription, 'nobody', isStopping)
     this.#subscriptions.clear()
   }
 

@@ -43,7 +43,7 @@ describe('at rest nothing is written', () => {
       count: 1,
       outcome: offset % 100 === 50 ? OUTCOME.deadLetter : OUTCOME.ack,
     }))
-    bench.broker.settle(worker.subscription, items)
+    bench.broker.leases.settle(worker.subscription, items)
     await bench.settle()
     expect(bench.info()).toMatchObject({ dead: 400, ready: 0 })
     // Each of the batches would be copied whole.
@@ -149,7 +149,7 @@ describe('a disk that is full of what is retained', () => {
         else {
           const { tag } = worker.got.shift()!
           bench.broker.beginTurn()
-          bench.broker.settle(worker.subscription, [{ firstTag: tag, count: 1, outcome: OUTCOME.ack }])
+          bench.broker.leases.settle(worker.subscription, [{ firstTag: tag, count: 1, outcome: OUTCOME.ack }])
           await bench.pass(5)
           idle = 0
         }

@@ -27,7 +27,7 @@ import {
 } from '@sluice/protocol'
 import { Broker, type BrokerOptions } from '../broker/broker.js'
 import type { RedriveResult } from '../broker/operator.js'
-import type { AtomicStep } from '../broker/intake.js'
+import type { AtomicStep } from '../broker/commands.js'
 import type { Producer } from '../state/producers.js'
 import { MemoryLog } from '../log/memory-log.js'
 import type { Consumer, Delivery, Subscription } from '../queue/index.js'
@@ -118,20 +118,20 @@ export class Worker implements Consumer {
   start(...offsets: number[]): void {
     this.#bench.broker.beginTurn()
     const ranges = offsets.map((offset) => ({ firstTag: this.tagOf(offset), count: 1 }))
-    this.#bench.broker.started(this.subscription, ranges)
+    this.#bench.broker.leases.started(this.subscription, ranges)
   }
 
   announce(...offsets: number[]): void {
     this.#bench.broker.beginTurn()
     const ranges = offsets.map((offset) => ({ firstTag: this.tagOf(offset), count: 1 }))
-    this.#bench.broker.starting(this.subscription, ranges)
+    this.#bench.broker.leases.starting(this.subscription, ranges)
   }
 
   /** Settles the message; the tags that were stale. */
   settle(offset: number, outcome: Outcome, more: Partial<SettleItem> = {}): TagRange[] {
     this.#bench.broker.beginTurn()
     const item = { firstTag: this.tagOf(offset), count: 1, outcome, ...more }
-    return this.#bench.broker.settle(this.subscription, [item])
+    return this.#bench.broker.leases.settle(this.subscription, [item])
   }
 
   ackAll(): void {
@@ -142,13 +142,13 @@ export class Worker implements Consumer {
   /** Its connection dies. */
   die(): void {
     this.#bench.broker.beginTurn()
-    this.#bench.broker.disconnect([this.subscription])
+    this.#bench.broker.leases.disconnect([this.subscription])
   }
 
   /** Its subscription ends, and nobody is blamed. */
   leave(): void {
     this.#bench.broker.beginTurn()
-    this.#bench.broker.unsubscribe(this.subscription, 'nobody')
+    this.#bench.broker.leases.unsubscribe(this.subscription, 'nobody')
   }
 }
 
@@ -300,7 +300,15 @@ export class Bench {
   ): Worker {
     this.broker.beginTurn()
     const worker = new Worker(this, label)
-    worker.subscription = this.broker.subscribe(name, 1, worker, messages, 1 << 24, undefined, timeoutMs)
+    worker.subscription = this.broker.leases.subscribe(
+      name,
+      1,
+      worker,
+      messages,
+      1 << 24,
+      undefined,
+      timeoutMs,
+    )
     return worker
   }
 

@@ -1,0 +1,409 @@
+/**
+ * Subscriptions and the leases that they hold: from credit to the end of each lease, whatever ends it. Sessions call it
+ * with what consumers ask for, the turn when the deadline of a queue has passed, the catalog when a queue is emptied.
+ *
+ * Invariant: a message whose lease ends is acknowledged, or `#end` decides what becomes of it.
+ */
+import {
+  LOSS,
+  OUTCOME,
+  SluiceError,
+  clipText,
+  type Claim,
+  type Granted,
+  type Loss,
+  type LostRange,
+  type QueueName,
+  type SettleItem,
+  type TagRange,
+} from '@sluice/protocol'
+import { CHUNK_MESSAGES } from '../queue/bits.js'
+import {
+  DEATH,
+  REASON_HEAD_BYTES,
+  Subscription,
+  emptyLease,
+  type Consumer,
+  type Lease,
+  type Queue,
+} from '../queue/index.js'
+import type { State } from '../state/state.js'
+import type { Blame } from './commands.js'
+import type { Observer } from './observer.js'
+import { addLost, addTag } from './ranges.js'
+import type { Turn } from './turn.js'
+import type { Writer } from './writer.js'
+
+/** What becomes of a message that was not acknowledged when its lease ended. */
+type Ending = 'release' | 'suspect' | 'unattributed' | 'retry' | 'rejected' | 'invalid'
+
+export interface LeasesOptions {
+  /** A number in [0, 1), for jitter. */
+  readonly random: () => number
+  readonly observer?: Observer | undefined
+}
+
+/** Queues whose ended leases can be claimed, each with at most FORMER_LEASES_MAX. */
+const CLAIMABLE_QUEUES_MAX = 64
+/** What the reasons of one SETTLE item may take in the log, up to the beginning of each. */
+const ITEM_REASONS_BYTES_MAX = 1 << 20
+
+export class Leases {
+  readonly #state: State
+  readonly #writer: Writer
+  readonly #turn: Turn
+  readonly #random: () => number
+  readonly #observer: Observer | undefined
+  /** With small segments reasons are cut: those of a whole chunk of dead messages are in one page. */
+  readonly #reasonBytesMax: number
+  readonly #lease = emptyLease()
+  /** Queues with leases that can be claimed, in the order in which they came to have some. */
+  readonly #claimable = new Set<Queue>()
+  #nextSubscription: number
+
+  constructor(state: State, writer: Writer, turn: Turn, { random, observer }: LeasesOptions) {
+    this.#state = state
+    this.#writer = writer
+    this.#turn = turn
+    this.#random = random
+    this.#observer = observer
+    this.#reasonBytesMax = Math.floor(writer.segmentBytes / 4 / CHUNK_MESSAGES)
+    // 4,096 boots apart before an id can come again, and a million subscriptions within each.
+    this.#nextSubscription = ((state.boot % 4096) << 20) >>> 0
+  }
+
+  // --- subscriptions ---
+
+  /** @throws SluiceError QUEUE_NOT_FOUND */
+  subscribe(
+    name: QueueName,
+    channel: number,
+    consumer: Consumer,
+    messages: number,
+    bytes: number,
+    limit: number | undefined,
+    timeoutMs?: number,
+  ): Subscription {
+    const queue = this.#state.queue(name)
+    const { nowMs } = this.#turn
+    const subscription = new Subscription(this.#nextSubscription, channel, queue, consumer, nowMs, timeoutMs)
+    this.#nextSubscription = (this.#nextSubscription + 1) >>> 0
+    subscription.setCredit(messages, bytes, limit, false)
+    queue.attach(subscription)
+    this.#turn.activate(queue)
+    this.#observer?.subscribed(subscription, messages, bytes, limit)
+    return subscription
+  }
+
+  credit(
+    subscription: Subscription,
+    messages: number,
+    bytes: number,
+    limit: number | undefined,
+    drain: boolean,
+  ): void {
+    subscription.setCredit(messages, bytes, limit, drain)
+    this.#turn.activate(subscription.queue)
+    this.#observer?.credited(subscription, messages, bytes, limit, drain)
+  }
+
+  /** A consumer that was not ready takes deliveries again. */
+  ready(subscription: Subscription): void {
+    this.#turn.activate(subscription.queue)
+  }
+
+  /**
+   * A connection died with these subscriptions. The one message that was being handled is charged a try; of several,
+   * of whatever subscription, nothing tells which was to blame: they come back one at a time until it shows. Where
+   * nothing was started, the only message that was held is to blame if it was delivered alone; and others become
+   * suspects when that has happened to them often enough. `isStopping`: see `unsubscribe`.
+   */
+  disconnect(subscriptions: Iterable<Subscription>, isStopping = false): void {
+    const all = [...subscriptions]
+    const started = all.reduce((sum, { startedCount }) => sum + startedCount, 0)
+    const held = all.reduce((sum, { unsettled }) => sum + unsettled, 0)
+    const blame = started === 1 ? 'started' : started > 1 ? 'suspects' : held === 1 ? 'alone' : 'unexplained'
+    for (const subscription of all) this.unsubscribe(subscription, blame, isStopping)
+  }
+
+  /**
+   * The subscription is over: what it holds is released, and what was being handled bears the blame that is due. Its
+   * client may claim what it goes on handling. `isStopping`: the broker stops and delivers nothing more, so that no one
+   * else gets it before the restart.
+   */
+  unsubscribe(subscription: Subscription, blame: Blame, isStopping = false): void {
+    const { queue, id: subscriptionId } = subscription
+    if (subscription.unsettled > 0 && !isStopping) {
+      queue.subscriptionEnded(subscriptionId)
+      this.#noteClaimable(queue)
+    }
+    subscription.takeAll(this.#lease, (lease) => {
+      const { offset, tag, deadlineMs, bytes } = lease
+      const ending = endingFor(blame, lease)
+      const isCharged = ending === 'retry' || lease.isCharged
+      if (!isStopping) queue.former.add(offset, { subscriptionId, tag, deadlineMs, bytes, isCharged })
+      this.#end(queue, lease, ending, 'the connection of its consumer was lost')
+    })
+    queue.detach(subscription)
+    this.#turn.changed(queue)
+    this.#observer?.unsubscribed(subscription, blame, isStopping)
+  }
+
+  /**
+   * Ends a subscription; what it holds goes back, and nothing is blamed. Returns how many messages.
+   * @throws SluiceError QUEUE_NOT_FOUND, CONSUMER_NOT_FOUND
+   */
+  closeConsumer(name: QueueName, id: number): { readonly messages: number } {
+    const queue = this.#state.queue(name)
+    const subscription = queue.subscriptions.find((subscription) => subscription.id === id)
+    if (subscription === undefined)
+      throw new SluiceError('CONSUMER_NOT_FOUND', `The queue ${name} has no consumer with the id ${id}.`)
+    const messages = subscription.unsettled
+    this.#close(
+      subscription,
+      new SluiceError('CONSUMER_CLOSED', `An operator closed the consumer ${id} of the queue ${name}.`),
+    )
+    return { messages }
+  }
+
+  /** The queue can deliver nothing: its consumers get `error`, nothing is dropped. */
+  closeAll(queue: Queue, error: SluiceError): void {
+    for (const subscription of [...queue.subscriptions]) this.#close(subscription, error)
+  }
+
+  #close(subscription: Subscription, error: SluiceError): void {
+    this.unsubscribe(subscription, 'nobody')
+    subscription.consumer.ended(subscription, error)
+  }
+
+  // --- outcomes ---
+
+  /** Settles what is still leased of the named tags; returns the ranges that were stale. */
+  settle(subscription: Subscription, items: readonly SettleItem[]): TagRange[] {
+    const stale: TagRange[] = []
+    const { queue } = subscription
+    const noteStale = (tag: number): void => addTag(stale, tag)
+    for (const item of items) {
+      if (item.outcome === OUTCOME.ack) {
+        subscription.ack(item.firstTag, item.count, this.#turn.nowMs, noteStale)
+        continue
+      }
+      const reason = clipText(item.reason ?? '', this.#reasonBytes(item.count))
+      const ending = endingOf(item)
+      for (let i = 0; i < item.count; i++) {
+        const tag = (item.firstTag + i) >>> 0
+        if (!subscription.take(tag, this.#lease)) {
+          noteStale(tag)
+          continue
+        }
+        this.#end(queue, this.#lease, ending, reason, item.delayMs)
+        // One item can name many messages, and each of their facts has the reason: they must not wait for the last.
+        this.#writer.note(queue)
+      }
+    }
+    this.#turn.changed(queue)
+    this.#observer?.settled(subscription, items, stale)
+    return stale
+  }
+
+  // Each message of an item has a fact with the reason: many of them share what one may make of the log.
+  #reasonBytes(messages: number): number {
+    const share = Math.max(REASON_HEAD_BYTES, Math.floor(ITEM_REASONS_BYTES_MAX / messages))
+    return Math.min(this.#reasonBytesMax, share)
+  }
+
+  // The one place that decides what the end of a lease does to its message, but for an acknowledgement.
+  #end(queue: Queue, lease: Lease, ending: Ending, reason: string, delayMs?: number): void {
+    const { offset, sinceMs, bytes, isCharged } = lease
+    const { nowMs } = this.#turn
+    if (ending === 'retry') {
+      const attempts = queue.attemptsOf(offset) + (isCharged ? 0 : 1)
+      const waitMs = delayMs ?? queue.backoffMs(attempts, this.#random())
+      queue.retry(offset, nowMs + waitMs, nowMs, reason, bytes, isCharged)
+    } else if (ending === 'rejected' || ending === 'invalid') {
+      queue.deadLetter(offset, DEATH[ending], nowMs, reason, bytes, isCharged)
+    } else {
+      if (ending === 'suspect') queue.suspects.add(offset)
+      else if (ending === 'unattributed') queue.suspects.addUnattributed(offset)
+      queue.release(offset, sinceMs, nowMs)
+    }
+  }
+
+  // --- time ---
+
+  /**
+   * The consumer handles these messages: from now on each may take as long as the queue or it allows. What it announced
+   * before, and has neither settled nor names here, it does not handle.
+   */
+  started(subscription: Subscription, ranges: readonly TagRange[]): void {
+    const deadlineMs = this.#turn.nowMs + processingTimeoutMs(subscription)
+    for (const { firstTag, count } of ranges) {
+      for (let i = 0; i < count; i++) subscription.start((firstTag + i) >>> 0, deadlineMs)
+    }
+    subscription.endAnnouncement()
+    this.#noteDeadline(subscription)
+    this.#observer?.started(subscription, ranges)
+  }
+
+  /**
+   * The consumer is going to handle these messages one after the other: each of them may be what ends its connection.
+   * Which of them it handles, and since when, it says in STARTED; until then none has a deadline.
+   */
+  starting(subscription: Subscription, ranges: readonly TagRange[]): void {
+    subscription.announce(ranges)
+    this.#observer?.starting(subscription, ranges)
+  }
+
+  /** These messages may take `durationMs` from now, 0: as long as any; returns the ranges that were stale. */
+  extend(subscription: Subscription, firstTag: number, count: number, durationMs: number): TagRange[] {
+    const deadlineMs = this.#turn.nowMs + (durationMs || processingTimeoutMs(subscription))
+    const stale: TagRange[] = []
+    for (let i = 0; i < count; i++) {
+      const tag = (firstTag + i) >>> 0
+      if (!subscription.extend(tag, deadlineMs)) addTag(stale, tag)
+    }
+    this.#noteDeadline(subscription)
+    this.#observer?.extended(subscription, firstTag, count, durationMs, stale)
+    return stale
+  }
+
+  #noteDeadline(subscription: Subscription): void {
+    const { queue, earliestDeadlineMs } = subscription
+    if (earliestDeadlineMs >= queue.earliestDeadlineMs) return
+    queue.earliestDeadlineMs = earliestDeadlineMs
+    this.#turn.armQueue(queue)
+    this.#turn.wake()
+  }
+
+  /** The deadline of the queue has passed. */
+  due(queue: Queue): void {
+    const { nowMs } = this.#turn
+    this.#observer?.looked(queue)
+    queue.advance(nowMs)
+    if (queue.earliestDeadlineMs <= nowMs) this.#endOverdue(queue)
+    this.#turn.changed(queue)
+  }
+
+  // What took too long is tried again, by the consumer that comes next; the one that had it is notified.
+  #endOverdue(queue: Queue): void {
+    const { nowMs } = this.#turn
+    queue.earliestDeadlineMs = Infinity
+    for (const subscription of queue.subscriptions) {
+      if (subscription.earliestDeadlineMs <= nowMs) {
+        const lost: LostRange[] = []
+        for (const tag of subscription.overdue(nowMs).sort((a, b) => a - b)) {
+          if (!subscription.take(tag, this.#lease)) continue
+          // Its attempt stays the same, so that alone would not tell a claim of this lease from the next one.
+          if (this.#lease.isCharged) queue.subscriptionEnded(subscription.id)
+          this.#end(queue, this.#lease, 'retry', 'the processing timeout passed')
+          addLost(lost, tag, this.#lease.offset)
+        }
+        this.#lose(subscription, LOSS.processingTimeout, lost)
+      }
+      queue.earliestDeadlineMs = Math.min(queue.earliestDeadlineMs, subscription.earliestDeadlineMs)
+    }
+  }
+
+  /** The clock was set forward by `byMs`, in which nothing was handled: it does not count for processing timeouts. */
+  clockStepped(byMs: number): void {
+    for (const queue of this.#state.queues.values()) {
+      if (queue.earliestDeadlineMs === Infinity) continue
+      queue.earliestDeadlineMs += byMs
+      for (const subscription of queue.subscriptions) subscription.postpone(byMs)
+    }
+    this.#turn.tick()
+  }
+
+  // --- claims ---
+
+  /**
+   * Leases messages anew that the subscription's client has handled since before its connection was lost, as far as no
+   * one else has had them since. They are no deliveries; each goes on with the time that it had.
+   */
+  claim(subscription: Subscription, claims: readonly Claim[]): Granted[] {
+    const granted = this.#claim(subscription, claims)
+    this.#observer?.claimed(subscription, claims, granted)
+    return granted
+  }
+
+  #claim(subscription: Subscription, claims: readonly Claim[]): Granted[] {
+    const { queue } = subscription
+    const { nowMs } = this.#turn
+    const granted: Granted[] = []
+    // With `single`, one that waits for its turn handles nothing.
+    const { soleSubscription } = queue
+    if (queue.options.single && soleSubscription !== undefined && soleSubscription !== subscription)
+      return granted
+    for (const [index, claim] of claims.entries()) {
+      if (!subscription.takesClaim(queue.claimBytes(claim.offset))) continue
+      const { label } = subscription.consumer
+      const reclaimed = queue.reclaim(claim, this.#state.boot, nowMs, label)
+      if (reclaimed === undefined) continue
+      const { sinceMs, attempt, isCharged, bytes } = reclaimed
+      const deadlineMs =
+        reclaimed.deadlineMs === Infinity ? nowMs + processingTimeoutMs(subscription) : reclaimed.deadlineMs
+      const tag = subscription.grantClaim(claim.offset, bytes, sinceMs, nowMs, deadlineMs, isCharged)
+      granted.push({ index, tag, attempt })
+    }
+    if (granted.length === 0) return granted
+    this.#noteDeadline(subscription)
+    this.#turn.changed(queue)
+    return granted
+  }
+
+  // What can be claimed is kept for a number of queues; for the one that has had some for longest no more.
+  #noteClaimable(queue: Queue): void {
+    this.#claimable.delete(queue)
+    this.#claimable.add(queue)
+    if (this.#claimable.size <= CLAIMABLE_QUEUES_MAX) return
+    for (const oldest of this.#claimable) {
+      oldest.former.forget()
+      this.#claimable.delete(oldest)
+      break
+    }
+  }
+
+  // --- queues that are emptied ---
+
+  /** Takes back all that is leased of the queue, which is purged. */
+  takeBack(queue: Queue): void {
+    for (const subscription of queue.subscriptions) {
+      const lost: LostRange[] = []
+      const tags = [...subscription.held()].map(({ tag }) => tag).sort((a, b) => a - b)
+      for (const tag of tags) if (subscription.take(tag, this.#lease)) addLost(lost, tag, this.#lease.offset)
+      this.#lose(subscription, LOSS.purged, lost)
+    }
+  }
+
+  #lose(subscription: Subscription, reason: Loss, lost: readonly LostRange[]): void {
+    if (lost.length === 0) return
+    this.#observer?.lost(subscription, reason, lost)
+    subscription.consumer.lost(subscription, reason, lost)
+  }
+
+  /** The queue is deleted: its subscriptions are over, with `error`. */
+  forget(queue: Queue, error: SluiceError): void {
+    for (const subscription of queue.subscriptions) {
+      queue.detach(subscription)
+      subscription.takeAll(this.#lease, () => {})
+      subscription.consumer.ended(subscription, error)
+    }
+    this.#claimable.delete(queue)
+  }
+}
+
+function endingOf({ outcome, invalid }: SettleItem): Ending {
+  if (outcome === OUTCOME.release) return 'release'
+  if (outcome === OUTCOME.deadLetter) return invalid === true ? 'invalid' : 'rejected'
+  return 'retry'
+}
+
+function endingFor(blame: Blame, { started, alone }: Lease): Ending {
+  if ((blame === 'started' && started) || (blame === 'alone' && alone)) return 'retry'
+  if (blame === 'suspects' && started) return 'suspect'
+  return blame === 'unexplained' || blame === 'alone' ? 'unattributed' : 'release'
+}
+
+function processingTimeoutMs(subscription: Subscription): number {
+  return subscription.processingTimeoutMs ?? subscription.queue.options.processingTimeoutMs
+}
