@@ -95,7 +95,7 @@ const PROGRESS_MS = 1_000
 /** How long the queue of a run may take to be deleted. */
 const FAREWELL_MS = 3_000
 
-/** Bounds of what is given as a number. A body has room for its time of sending. */
+/** Bounds of the numeric options. A body has room for its time of sending. */
 const BOUNDS = {
   producers: [0, 1_000],
   consumers: [0, 1_000],
@@ -187,7 +187,7 @@ async function runBench(options: Options, times: Times, sluice: Sluice, name: st
   } finally {
     run.kill()
     if (options.queue === undefined) {
-      // What has failed before matters more.
+      // An earlier failure matters more.
       await sluice.queues.delete(name, { timeout: FAREWELL_MS }).catch(() => {})
     }
     forget()

@@ -1,9 +1,9 @@
-/** Bodies as text: whole as JSON can say them, or the beginning of them for a table. */
+/** Bodies as text: in full as JSON, or their beginning for a table. */
 import { failureOf } from './failure.js'
 import { printable } from './output.js'
 import { shortened } from './table.js'
 
-/** Fields of a document: what the body is, and the body. */
+/** Fields of a JSON document: the type of the body, and the body. */
 export interface BodyFields {
   readonly bodyType: 'text' | 'bytes' | 'data'
   readonly body: unknown
@@ -14,7 +14,7 @@ export function bodyFields(body: unknown): BodyFields {
   return { bodyType, body: plain(body) }
 }
 
-/** As `bodyFields`; of a message whose body is not readable, why. */
+/** As `bodyFields`; if the body is not readable, the reason. */
 export function readableFields(message: {
   readonly body: unknown
 }): BodyFields | { readonly bodyError: string } {
@@ -25,7 +25,7 @@ export function readableFields(message: {
   }
 }
 
-/** A body as JSON can say it: bytes as base64, a bigint as its digits, a date as ISO text. */
+/** A body as a JSON value: bytes as base64, a bigint as its digits, a date as ISO text. */
 export function plain(value: unknown): unknown {
   if (typeof value === 'bigint') return value.toString()
   if (typeof value !== 'object' || value === null || value instanceof Date) return value
@@ -40,7 +40,7 @@ export function base64(bytes: Uint8Array): string {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('base64')
 }
 
-/** Bytes of which the beginning is shown. */
+/** Bytes of a body that are shown. */
 const BYTES_SHOWN = 16
 
 /** The beginning of a body, on one line. */
@@ -55,7 +55,7 @@ export function preview(message: { readonly body: unknown }, charactersMax: numb
     const hex = Buffer.from(body.subarray(0, BYTES_SHOWN)).toString('hex')
     return shortened(`(${body.length} bytes) ${hex}${body.length > BYTES_SHOWN ? '…' : ''}`, charactersMax)
   }
-  // What is cut off need not be made printable.
+  // Cut first: only the kept part has to be made printable.
   const text = typeof body === 'string' ? body : JSON.stringify(plain(body))
   return shortened(printable(shortened(text, charactersMax * 2)), charactersMax)
 }

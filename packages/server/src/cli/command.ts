@@ -1,6 +1,6 @@
 /**
- * A command as this program knows it, and what all of them have in common when they are called: no unknown word or
- * option, none twice, and a hint at the right page of help.
+ * A command as this program knows it, and the checks that all commands share: no unknown word or option,
+ * none given twice, and a hint at the right help page.
  */
 import type { Argv, ArgumentsCamelCase } from 'yargs'
 import { UsageError } from './failure.js'
@@ -21,19 +21,19 @@ export interface CommandEntry {
   readonly command: string
   readonly aliases?: readonly string[]
   readonly describe: string
-  /** It has commands of its own. */
+  /** It has subcommands. */
   readonly isGroup?: boolean
   /** Imports the rest; called only when the command is. */
   readonly load: () => Promise<CommandBody>
 }
 
-/** Options and what to do, whatever the options are. */
+/** Options and handler, for any type of options. */
 export interface CommandBody {
   readonly builder?: unknown
   readonly handler: (options: never) => unknown
 }
 
-/** The body of a command: what its handler says of its options, its builder has to declare. */
+/** The body of a command: its builder has to declare the options that its handler reads. */
 export function command<Options>(body: {
   readonly builder: (yargs: Argv) => unknown
   readonly handler: (options: ArgumentsCamelCase<GlobalOptions & Options>) => Promise<void> | void
@@ -41,7 +41,7 @@ export function command<Options>(body: {
   return body
 }
 
-/** Puts commands under `path`, the words before them; `$0` stands for none or an unknown one. */
+/** Adds commands under `path`, the words before them; `$0` handles a missing or an unknown one. */
 export function addCommands(yargs: Argv, path: readonly string[], entries: readonly CommandEntry[]): Argv {
   for (const { command: text, aliases = [], describe, isGroup = false, load } of entries) {
     const [name, ...positionals] = text.split(' ')
@@ -80,8 +80,8 @@ export function addCommands(yargs: Argv, path: readonly string[], entries: reado
 const SHIELD = '\0'
 
 /**
- * Arguments behind `--`, which yargs would leave over: with a character before them that no argument can have they are
- * words like others, whatever they begin with.
+ * Arguments after `--`, which yargs would not assign: prefixed with a character that no argument can have, they are
+ * ordinary words, whatever they begin with.
  */
 export function shieldWords(args: readonly string[]): string[] {
   const end = args.indexOf('--')
@@ -100,10 +100,10 @@ function unshielded(options: ArgumentsCamelCase): ArgumentsCamelCase {
   ) as typeof options
 }
 
-/** What a command has besides its arguments and what all of them have: that goes first in its help. */
+/** Options of this command only, without arguments and common options; its help lists them first. */
 function ownOptions(yargs: Argv, positionals: readonly string[]): string[] {
   const { key } = (yargs as unknown as { getOptions(): KnownOptions }).getOptions()
-  // Letters are other names of what is listed.
+  // Single letters are aliases.
   return Object.keys(key).filter(
     (name) =>
       name.length > 1 &&
@@ -113,7 +113,7 @@ function ownOptions(yargs: Argv, positionals: readonly string[]): string[] {
   )
 }
 
-/** `orders hello world`: three words where two are taken. */
+/** Refuses extra words: `orders hello world` has three words where two are accepted. */
 function refuseExtra(options: ArgumentsCamelCase, words: readonly string[], positionals: number): void {
   const extra = options._.slice(words.length)
   if (extra.length === 0) return
@@ -145,7 +145,7 @@ function refuseWord(
   )
 }
 
-/** What yargs knows of the command that is running; the argument of a check, though its types say otherwise. */
+/** What yargs knows of the running command; it passes this to a check, although its types say otherwise. */
 interface KnownOptions {
   readonly key: Readonly<Record<string, unknown>>
   readonly boolean: readonly string[]

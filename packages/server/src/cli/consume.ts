@@ -173,7 +173,7 @@ async function idleTimer(
   return timer
 }
 
-/** Writes messages to stdout and acknowledges what has left. */
+/** Writes messages to stdout and acknowledges those that were written. */
 class Printer {
   bytes = 0
   unacknowledged = 0

@@ -295,7 +295,7 @@ function capital(text: string): string {
   return text.charAt(0).toUpperCase() + text.slice(1)
 }
 
-/** The lines for stderr: two for people, one JSON document where the command was given --json. */
+/** The lines for stderr: two for people, or one JSON document with --json. */
 export function failureText({ code, what, advice, outcome, progress }: Failure, json: boolean): string {
   if (json) return `${JSON.stringify({ error: { code, message: what, advice, outcome, progress } })}\n`
   return `error: ${what}\n hint: ${advice}\n`

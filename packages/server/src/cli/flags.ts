@@ -52,7 +52,7 @@ export function timeFlag(text: string, flag: string): Date {
   return moment(text) ?? refuse(text, flag, 'a time', `${MOMENTS}, or as milliseconds since 1970.`)
 }
 
-/** Where to begin: a plain number is an offset, anything else a time. @throws UsageError */
+/** A starting point: a plain number is an offset, anything else a time. @throws UsageError */
 export function placeFlag(text: string, flag: string): number | Date {
   const must = 'an offset or a time'
   return (

@@ -176,7 +176,7 @@ async function main(args: readonly string[]): Promise<void> {
   }
 }
 
-// Most of its own findings come through `fail`; a missing value of an option does not.
+// yargs reports most errors through `fail`, but not a missing value of an option.
 function isYargsError(error: unknown): error is Error {
   return error instanceof Error && error.name === 'YError'
 }

@@ -193,7 +193,7 @@ export async function printMessage(message: PeekedMessage, json: boolean): Promi
   await print(`${list(entries)}\n${text}\n`)
 }
 
-/** What a body is, and all of it as text. */
+/** The type of a body, and all of it as text. */
 function bodyText(message: PeekedMessage): [what: string, text: string] {
   let body: unknown
   try {

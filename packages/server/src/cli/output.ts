@@ -34,7 +34,7 @@ export function outputError(error: Error): Error {
   return code === 'EPIPE' || code === 'ERR_STREAM_DESTROYED' ? new OutputClosed() : error
 }
 
-/** One JSON document on a line of its own. */
+/** One JSON document on one line. */
 export function printJson(value: unknown): Promise<void> {
   return print(`${JSON.stringify(value)}\n`)
 }

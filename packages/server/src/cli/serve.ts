@@ -65,7 +65,7 @@ export const serve = command({
     }
     const isForPeople = process.stderr.isTTY && !options.json
     const journal = await Journal.open(settings['log-level'], isForPeople)
-    for (const { name } of strangers) journal.event('variable is not a setting', { name }, 'warn')
+    for (const { name } of strangers) journal.event('unknown setting in the environment', { name }, 'warn')
     await run(settings, options['force-lock'] === true, journal, isForPeople)
   },
 })
@@ -111,11 +111,11 @@ async function run(
 async function stop(starting: Promise<RunningServer>, journal: Journal): Promise<void> {
   const beganMs = performance.now()
   const overdue = setTimeout(() => {
-    journal.event('stopping takes too long, ended', { afterMs: STOP_MS_MAX }, 'error')
+    journal.event('stopping took too long; exiting', { afterMs: STOP_MS_MAX }, 'error')
     process.exit(EXIT.failure)
   }, STOP_MS_MAX)
   const ended = setTimeout(() => {
-    journal.event('stopped while it started', { afterMs: START_MS_MAX })
+    journal.event('stopped during startup', { afterMs: START_MS_MAX })
     process.exit(EXIT.ok)
   }, START_MS_MAX)
   let server: RunningServer
@@ -140,7 +140,7 @@ async function stop(starting: Promise<RunningServer>, journal: Journal): Promise
 // Nothing that happens from here on may be confirmed: no turn of the event loop is left to do it.
 function fatal(journal: Journal, error: unknown): never {
   journal.event(
-    'the broker has failed and ends',
+    'the broker failed; exiting',
     { error: error instanceof Error ? error : new Error(String(error)) },
     'fatal',
   )

@@ -30,7 +30,7 @@ export function onStop(stop: (signal: StopSignal) => void): () => void {
   }
 }
 
-/** What a shell calls a process that a signal ended. */
+/** The exit code that shells give a process that a signal ended. */
 export function signalExit(signal: StopSignal): number {
   return 128 + constants.signals[signal]
 }

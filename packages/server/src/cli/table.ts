@@ -8,7 +8,7 @@ export interface Column<Row> {
 
 const GAP = '  '
 
-/** A line of titles, then one for each row; what is wider than `widthMax` is cut. */
+/** A line of titles, then one line per row; lines are cut at `widthMax`. */
 export function table<Row>(
   columns: readonly Column<Row>[],
   rows: readonly Row[],

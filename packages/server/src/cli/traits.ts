@@ -21,7 +21,7 @@ interface Trait {
   readonly flag: string
   readonly option: Option
   readonly unit: Unit
-  /** Where it stands among the options of the client: `retry.initial` is in `retry`. */
+  /** Its place in the options of the client: `retry.initial` is in `retry`. */
   readonly path: readonly [string, string?]
 }
 
