@@ -11,7 +11,7 @@ import { readTrace, straceIsMissing, traced } from './strace.js'
 
 const missing = straceIsMissing()
 const SEED = Number(process.env['SLUICE_SEED'] ?? Date.now() % 1_000_000)
-const ROUNDS = runs(8, 500)
+const ROUNDS = runs(8, 100)
 const EXIT_LOG_FAILED = 70
 const EXIT_MS_MAX = 1_000
 /** Many more than it takes until the write that fails. */

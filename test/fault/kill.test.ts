@@ -3,7 +3,7 @@ import { expect, test } from 'vitest'
 import { runs } from '../amount.js'
 import { complaints, killRepeatedly, summary } from './kill.js'
 
-const KILLS = Number(process.env['SLUICE_KILLS'] ?? runs(15, 1_000))
+const KILLS = Number(process.env['SLUICE_KILLS'] ?? runs(15, 200))
 const SEED = Number(process.env['SLUICE_SEED'] ?? Date.now() % 1_000_000)
 
 test(

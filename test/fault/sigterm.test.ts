@@ -8,7 +8,7 @@ import { LoadProcess, readHistories } from './load.js'
 import { BrokerProcess, freePort, scratchDirectory, until } from './processes.js'
 
 const SEED = Number(process.env['SLUICE_SEED'] ?? Date.now() % 1_000_000)
-const ROUNDS = runs(3, 200)
+const ROUNDS = runs(3, 50)
 const EXIT_MS_MAX = 10_000
 
 test(

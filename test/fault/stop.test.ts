@@ -13,7 +13,7 @@ import { BrokerProcess, delay, freePort, scratchDirectory, until, type ScriptPro
 import { Random } from './random.js'
 
 const SEED = Number(process.env['SLUICE_SEED'] ?? Date.now() % 1_000_000)
-const STOPS = runs(16, 500)
+const STOPS = runs(16, 100)
 const HEARTBEAT_MS = 120
 
 test(

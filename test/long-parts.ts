@@ -1,0 +1,81 @@
+/** What the long mode consists of: parts of some minutes, each a command of its own. */
+import { fileURLToPath } from 'node:url'
+
+export interface Part {
+  readonly name: string
+  /** What is set besides SLUICE_LONG. */
+  readonly env: Readonly<Record<string, string>>
+  readonly file: string
+  /** A part of the names of the tests that run; all of the file without it. */
+  readonly only?: string
+}
+
+/** The folder in which the commands run. */
+export const ROOT = fileURLToPath(new URL(import.meta.url.endsWith('.ts') ? '..' : '../..', import.meta.url))
+
+function seeds(name: string, file: string, only: string, first: number, count: number, each: number): Part[] {
+  return Array.from({ length: count / each }, (_, i) => {
+    const from = first + i * each
+    const range = `${from}-${from + each - 1}`
+    return { name: `${name}-${range}`, env: { SLUICE_SEEDS: range }, file, only }
+  })
+}
+
+/** As often as is said, each time with seeds of its own. */
+function times(name: string, count: number, file: string): Part[] {
+  return Array.from({ length: count }, (_, i) => ({ name: `${name}-${i + 1}`, env: {}, file }))
+}
+
+function once(name: string, file: string, only?: string): Part {
+  return { name, env: {}, file, ...(only === undefined ? {} : { only }) }
+}
+
+const SIMULATION = 'test/simulation'
+const QUEUE = 'packages/server/src/queue'
+
+export const PARTS: readonly Part[] = [
+  once('defects-simulation', `${SIMULATION}/defects.test.ts`),
+  once('defects-reference', 'test/reference/defects.test.ts'),
+  ...seeds('world', `${SIMULATION}/world.test.ts`, 'keeps its promises', 1, 3_000, 100),
+  ...seeds('same-again', `${SIMULATION}/world.test.ts`, 'does the same again', 901, 40, 40),
+  ...seeds('crash', `${SIMULATION}/crash.test.ts`, 'recovers from', 10_001, 1_500, 30),
+  ...seeds('clock', `${SIMULATION}/clock.test.ts`, 'hands out nothing early', 5_001, 1_000, 200),
+  ...seeds('reference', 'test/reference/reference.test.ts', 'histories', 1, 1_000, 100),
+  ...Array.from({ length: 20 }, (_, i) => ({
+    name: `atomic-${i + 1}`,
+    env: { SLUICE_SEED: String(i + 1) },
+    file: `${SIMULATION}/atomic.test.ts`,
+  })),
+  once('full-disk', `${SIMULATION}/full-disk.test.ts`),
+  ...times('kill', 5, 'test/fault/kill.test.ts'),
+  ...times('stop', 5, 'test/fault/stop.test.ts'),
+  ...times('eio', 5, 'test/fault/eio.test.ts'),
+  ...times('sigterm', 4, 'test/fault/sigterm.test.ts'),
+  once('drained-disk', 'test/fault/disk-full.test.ts'),
+  ...['payloads through', 'atomic steps', 'mutated streams', 'records and batches', 'random bytes'].map(
+    (only) => once(`fuzz-${only.replace(' ', '-')}`, 'test/conformance/fuzz.test.ts', only),
+  ),
+  once('fuzz-pieces', 'test/conformance/stream.test.ts', 'in many pieces'),
+  ...seeds('log', 'packages/server/src/log/file-log.test.ts', 'what any power cut', 1, 1_000, 200),
+  ...seeds('log-creation', 'packages/server/src/log/file-log.test.ts', 'a creation that is cut', 1, 200, 200),
+  once('queue-model', `${QUEUE}/queue.test.ts`, 'queue against a plain model'),
+  ...['ids', 'bits', 'columns', 'schedule', 'arrivals', 'time-queue', 'batches'].map((name) =>
+    once(`queue-${name}`, `${QUEUE}/${name}.test.ts`),
+  ),
+  once('options', 'packages/server/src/state/traits.test.ts'),
+  once('client-window', 'packages/client/src/window.test.ts'),
+  once('client-lines', 'packages/client/src/lines.test.ts'),
+  once('control', 'packages/protocol/src/control.test.ts'),
+]
+
+/** The arguments of npx. */
+export function argumentsOf({ file, only }: Part): string[] {
+  return ['vitest', 'run', file, ...(only === undefined ? [] : ['-t', only])]
+}
+
+/** As it is typed in a shell. */
+export function commandOf(part: Part): string {
+  const env = Object.entries({ SLUICE_LONG: '1', ...part.env }).map(([name, value]) => `${name}=${value}`)
+  const args = argumentsOf(part).map((arg) => (/^[\w./-]+$/.test(arg) ? arg : `'${arg}'`))
+  return [...env, 'npx', ...args].join(' ')
+}

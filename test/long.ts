@@ -1,0 +1,93 @@
+/**
+ * `pnpm test:long`: the long modes of the tests, a part at a time. The parts that passed are noted in test/dist, so that
+ * a run that was interrupted goes on where it was.
+ *
+ * pnpm test:long [--parts 3]     runs the next parts: all that are left, or so many
+ * pnpm test:long --part crash    runs the parts whose names begin so, whether they are done or not
+ * pnpm test:long --list          says what is done, what is left, and the command of each
+ * pnpm test:long --again         forgets what is done
+ */
+import { spawnSync } from 'node:child_process'
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { parseArgs } from 'node:util'
+import { argumentsOf, commandOf, PARTS, ROOT, type Part } from './long-parts.js'
+
+const NOTES = join(ROOT, 'test/dist/long.json')
+
+/** By the name of a part that passed: when, and at which commit. */
+type Notes = Record<string, string>
+
+function readNotes(): Notes {
+  try {
+    return JSON.parse(readFileSync(NOTES, 'utf8')) as Notes
+  } catch {
+    return {}
+  }
+}
+
+function commit(): string {
+  return (
+    spawnSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: ROOT, encoding: 'utf8' }).stdout?.trim() ?? ''
+  )
+}
+
+function run(part: Part): boolean {
+  console.log(`\n== ${part.name}: ${commandOf(part)}`)
+  const env = { ...process.env, SLUICE_LONG: '1', ...part.env }
+  const { status } = spawnSync('npx', argumentsOf(part), { cwd: ROOT, env, stdio: 'inherit' })
+  if (status !== 0) return false
+  const notes = readNotes()
+  notes[part.name] = `${new Date().toISOString()} ${commit()}`.trim()
+  mkdirSync(dirname(NOTES), { recursive: true })
+  writeFileSync(NOTES, `${JSON.stringify(notes, undefined, 2)}\n`)
+  return true
+}
+
+function left(): Part[] {
+  const notes = readNotes()
+  return PARTS.filter(({ name }) => notes[name] === undefined)
+}
+
+function sayNext(): void {
+  const parts = left()
+  const [next] = parts
+  console.log(
+    next === undefined
+      ? `\nAll ${PARTS.length} parts are done. \`pnpm test:long --again\` forgets that.`
+      : `\n${PARTS.length - parts.length} of ${PARTS.length} parts are done. Next is ${next.name}: ${commandOf(next)}`,
+  )
+}
+
+function main(): void {
+  const { values } = parseArgs({
+    options: {
+      parts: { type: 'string' },
+      part: { type: 'string' },
+      list: { type: 'boolean' },
+      again: { type: 'boolean' },
+    },
+  })
+  if (values.again === true) rmSync(NOTES, { force: true })
+  if (values.list === true) {
+    const notes = readNotes()
+    for (const part of PARTS) console.log(`${part.name.padEnd(24)} ${notes[part.name] ?? commandOf(part)}`)
+  } else if (values.again !== true) {
+    const { part: start, parts: count } = values
+    const chosen = start === undefined ? left() : PARTS.filter(({ name }) => name.startsWith(start))
+    if (start !== undefined && chosen.length === 0) {
+      console.error(`No part begins with ${start}; --list names them.`)
+      process.exitCode = 2
+      return
+    }
+    for (const part of chosen.slice(0, count === undefined ? chosen.length : Number(count))) {
+      if (run(part)) continue
+      console.error(`\n${part.name} failed. Once more: ${commandOf(part)}`)
+      process.exitCode = 1
+      return
+    }
+  }
+  sayNext()
+}
+
+main()
