@@ -190,6 +190,31 @@ export class RunBuffer {
     return dropped
   }
 
+  /** Counts everything that is here anew and compares. @throws Error naming what differs */
+  invariants(): void {
+    let count = 0
+    let bytes = 0
+    let skipped = this.#index
+    for (const run of this.#runs) {
+      let at = 0
+      for (let index = 0; index < run.count; index++) {
+        const size = recordSize(run.records, at + run.gap)
+        if (index >= skipped) {
+          if (count === 0 && at !== this.#at)
+            differs(`the first message is at ${at}, and expected at ${this.#at}`)
+          count++
+          bytes += size
+        }
+        at += run.gap + size
+      }
+      if (at !== run.records.length) differs(`records of ${run.records.length} bytes end at ${at}`)
+      skipped = 0
+    }
+    if (count !== this.count || bytes !== this.bytes)
+      differs(`${this.count} messages of ${this.bytes} bytes, counted ${count} of ${bytes}`)
+    if (this.announced < 0 || this.announced > count) differs(`${this.announced} of ${count} are announced`)
+  }
+
   /** Drops everything. */
   clear(): void {
     this.#runs.clear()
@@ -221,4 +246,8 @@ export function addRange(
   const last = ranges[ranges.length - 1]
   if (last !== undefined && (last.firstTag + last.count) >>> 0 === firstTag) last.count += count
   else ranges.push({ firstTag, count })
+}
+
+function differs(what: string): never {
+  throw new Error(`buffer: ${what}`)
 }

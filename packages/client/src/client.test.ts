@@ -609,6 +609,15 @@ describe('events and the end', () => {
   })
 })
 
+it('is checked whenever a turn is over in which its broker or it has sent something', async () => {
+  peer.confirmAll()
+  sluice = await peer.connect()
+  const before = peer.checks
+  for (let i = 0; i < 10; i++) await sluice.publish('q', i)
+  await turns()
+  expect(peer.checks - before).toBeGreaterThanOrEqual(10)
+})
+
 describe('schemas', () => {
   const schema = {
     '~standard': {

@@ -93,6 +93,13 @@ const EVENTS = Object.keys({
 export interface MessageIterator<Body>
   extends AsyncIterableIterator<Message<Body>, undefined>, AsyncDisposable {}
 
+let check: (sluice: Sluice) => void
+
+/** Checks what is true of a client between any two steps; for tests. @throws Error naming what differs */
+export function checkInvariants(sluice: Sluice): void {
+  check(sluice)
+}
+
 /**
  * A client of one broker. Made by `connect`, or by `createClient` before there is a connection.
  *
@@ -100,6 +107,13 @@ export interface MessageIterator<Body>
  * subscribes again. It is closed by `close`, or by a broker that refuses it for good (AUTH_FAILED, PROTOCOL_VERSION).
  */
 export class Sluice {
+  static {
+    check = (sluice) => {
+      sluice.#producer.invariants()
+      sluice.#link.connection?.invariants()
+    }
+  }
+
   /** Queues at the broker, and single messages and consumers of theirs. */
   readonly queues: Queues
   /** Dead letters: list, get, redrive, delete. */

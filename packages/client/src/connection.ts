@@ -52,6 +52,8 @@ export interface ChannelSink {
   ended(error: SluiceError): void
   /** The connection ended, and the subscription with it. */
   lost(error: SluiceError): void
+  /** @throws Error naming what differs */
+  invariants(): void
 }
 
 export interface ConnectionEvents {
@@ -236,6 +238,13 @@ export class Connection {
 
   #tellAnswered(): void {
     if (this.#replies.size === 0) this.#answered.tell()
+  }
+
+  /** Those of its own, and of its subscriptions. @throws Error naming what differs */
+  invariants(): void {
+    if (this.#answered.any && this.#replies.size === 0)
+      throw new Error('connection: everything is answered, and something waits for that')
+    for (const sink of this.#channels.values()) sink.invariants()
   }
 
   /** Says GOODBYE, for good, and closes after everything has left. */

@@ -116,6 +116,15 @@ export class Drafts {
     }
   }
 
+  /** @throws Error naming what differs */
+  invariants(): void {
+    const bytes = this.#pool.reduce((sum, { length }) => sum + length, 0)
+    if (bytes !== this.#poolBytes || bytes > POOL_BYTES)
+      throw new Error(`drafts: ${this.#poolBytes} bytes are kept, counted ${bytes}, of ${POOL_BYTES}`)
+    if (new Set(this.#pool).size !== this.#pool.length)
+      throw new Error('drafts: a buffer was given back twice')
+  }
+
   /** Lets go of the buffers that are kept. */
   clear(): void {
     this.#pool.length = 0

@@ -677,6 +677,48 @@ export class Producer {
     if (this.#sent.size === 0 && this.#waiting.length === 0) this.#idle.tell()
   }
 
+  /** Counts everything anew and compares. @throws Error naming what differs */
+  invariants(): void {
+    this.#drafts.invariants()
+    const sent = [...this.#sent.values()]
+    const waiting = [...this.#waiting]
+    compare('are sent', this.#sent.size, sent.length)
+    compare('messages are sent', this.#sentMessages, sumOf(sent, 'count'))
+    compare('bytes are sent', this.#sentBytes, sumOf(sent, 'end'))
+    compare('bytes wait', this.#waitingBytes, sumOf(waiting, 'waitingBytes'))
+    const goAgain = sent.filter(({ goesAgain }) => goesAgain !== undefined)
+    compare('were refused and go again', this.#refused, goAgain.length)
+    for (const sending of sent) {
+      const { number } = sending
+      if (this.#sent.get(number) !== sending || number > this.#lastNumber)
+        differs(`${number} is sent; the last number is ${this.#lastNumber}`)
+      if (sending.open || sending.waitingBytes > 0) differs(`${number} is sent, and still open or waiting`)
+    }
+    for (const sending of waiting) {
+      const { number, withdrawn, callers, live } = sending
+      if (number !== 0) differs(`${number} waits, and has a number`)
+      if (withdrawn !== callers - live) differs(`${withdrawn} of ${callers} have gone, ${live} wait`)
+    }
+    const resolves = [...sent, ...waiting].flatMap((sending) =>
+      sending.resolves.filter((one) => one !== undefined),
+    )
+    compare('callers wait', new Set(resolves).size, resolves.length)
+    let open = 0
+    for (const lane of this.#lanes.values()) {
+      if (lane.leader > this.#lastNumber) differs(`${lane.leader} leads ${lane.queue}, and was not given`)
+      if (lane.open === undefined) continue
+      open++
+      if (!lane.open.open || lane.open.lane !== lane || !waiting.includes(lane.open))
+        differs(`the open batch of ${lane.queue} is not open, or does not wait`)
+    }
+    compare('batches are open', waiting.filter((sending) => sending.open).length, open)
+    if (this.#last?.open === false) differs('the batch that was last published to is closed')
+    if (this.#acceptedNumber > this.#lastNumber)
+      differs(`${this.#acceptedNumber} is accepted, and was not given`)
+    if (this.#idle.any && sent.length + waiting.length === 0)
+      differs('it is idle, and something waits for that')
+  }
+
   /** Rejects what is left and everything that follows. */
   close(error: SluiceError): void {
     if (this.#closed !== undefined) return
@@ -684,6 +726,9 @@ export class Producer {
     const unknown = new SluiceError(error.code, error.message, { cause: error, outcome: 'unknown' })
     for (const batch of this.#sent.values()) batch.refuse(batch.goesAgain === undefined ? unknown : error)
     this.#sent.clear()
+    this.#again = []
+    this.#sentMessages = 0
+    this.#sentBytes = 0
     this.#refused = 0
     for (const sending of this.#waiting.drain()) sending.refuse(error)
     this.#waitingBytes = 0
@@ -692,4 +737,16 @@ export class Producer {
     this.#drafts.clear()
     this.#tellIdle()
   }
+}
+
+function differs(what: string): never {
+  throw new Error(`producer: ${what}`)
+}
+
+function sumOf(sendings: readonly Sending[], what: 'count' | 'end' | 'waitingBytes'): number {
+  return sendings.reduce((sum, sending) => sum + sending[what], 0)
+}
+
+function compare(what: string, kept: number, counted: number): void {
+  if (kept !== counted) differs(`${kept} ${what}, counted ${counted}`)
 }

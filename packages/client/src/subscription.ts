@@ -814,6 +814,34 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     this.#owner.lost(claims)
   }
 
+  /** Counts everything anew and compares; between two turns, or at the end of one. @throws Error naming what differs */
+  invariants(): void {
+    const { unsettled, held } = this
+    const buffer = this.#buffer
+    buffer.invariants()
+    if (this.#lost?.size === 0 || this.#claimed?.size === 0) this.#differs('an empty set is kept')
+    if (!this.live) {
+      const kept = buffer.count + this.#aside.count + held
+      if (kept > 0 || this.#group !== undefined) this.#differs(`it has ended, and keeps ${kept} messages`)
+      return
+    }
+    if (held < 0 || this.#heldBytes < 0 || (held === 0 && this.#heldBytes > 0))
+      this.#differs(`${held} held messages take ${this.#heldBytes} bytes`)
+    const handled = unsettled - buffer.count - this.#aside.count - held
+    if (handled < 0) this.#differs(`${unsettled} are unsettled, ${-handled} too few for what was not taken`)
+    // A list of its own may have one that was lost, and whose tag has come round again.
+    const leased = this.#taken === undefined ? this.#handled.length : 0
+    if (leased > handled) this.#differs(`${leased} messages are leased, and ${handled} counted as handled`)
+    if (this.#drained.any && !this.open) this.#differs('it drains before it is open')
+    if (this.#emptied.any && this.#isEmpty()) this.#differs('it is empty, and something waits for that')
+    if (this.#settled.any && this.#unanswered.size === 0 && this.#group === undefined)
+      this.#differs('everything is settled, and something waits for that')
+  }
+
+  #differs(what: string): never {
+    throw new Error(`subscription of ${this.queue}: ${what}`)
+  }
+
   #die(reason: SluiceError): void {
     this.live = false
     this.#session.floor.withdraw(this.#wake)

@@ -65,7 +65,7 @@ import {
   type SettleItem,
   type TagRange,
 } from '@sluice/protocol'
-import { clientThrough, connectThrough, type Sluice } from '../client.js'
+import { checkInvariants, clientThrough, connectThrough, type Sluice } from '../client.js'
 import type { ClientOptions, ConnectOptions } from '../options.js'
 import type { Dial, Transport, TransportEvents } from '../transport.js'
 
@@ -142,6 +142,7 @@ export class Link {
       write: (chunks) => {
         this.writes++
         for (const chunk of chunks) this.#decoder.push(chunk)
+        this.#peer.check()
         return this.flowing
       },
       end: () => {
@@ -165,6 +166,7 @@ export class Link {
       const chunk = new Uint8Array(bytes)
       if (!this.closed) this.#events.data(chunk)
       chunk.fill(0xee)
+      this.#peer.check()
     })
   }
 
@@ -359,6 +361,10 @@ export class Peer {
   }
   /** Attempts to connect that fail before one is let in. */
   refusals = 0
+  /** How often the invariants of its clients were checked. */
+  checks = 0
+  #isChecking = false
+  readonly #clients: Sluice[] = []
   readonly #waiters: (() => void)[] = []
 
   /** Waits for the SUBSCRIBE of this number on the newest link, and its answer; returns its channel. */
@@ -387,12 +393,27 @@ export class Peer {
     return link
   }
 
-  connect(options: ConnectOptions = {}): Promise<Sluice> {
-    return connectThrough(this.dial, 'sluice://scripted:1', options)
+  async connect(options: ConnectOptions = {}): Promise<Sluice> {
+    const sluice = await connectThrough(this.dial, 'sluice://scripted:1', options)
+    this.#clients.push(sluice)
+    return sluice
   }
 
   create(options: ClientOptions = {}): Sluice {
-    return clientThrough(this.dial, 'sluice://scripted:1', options)
+    const sluice = clientThrough(this.dial, 'sluice://scripted:1', options)
+    this.#clients.push(sluice)
+    return sluice
+  }
+
+  /** Checks what is always true of its clients once this turn is over: after whatever it sends, and each of their writes. */
+  check(): void {
+    if (this.#isChecking) return
+    this.#isChecking = true
+    setImmediate(() => {
+      this.#isChecking = false
+      for (const sluice of this.#clients) checkInvariants(sluice)
+      this.checks++
+    })
   }
 
   /** Resolves when the client dials the next time. */
