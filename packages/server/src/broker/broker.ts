@@ -202,7 +202,6 @@ export class Broker {
     const { observer } = options
     this.#observer = observer
     if (observer !== undefined) state.observe(observer)
-    this.#dispatcher = new Dispatcher(blocks, observer)
     this.#space = space
     tail.report({ durable: (lsn) => this.#durable(lsn), failed: (error) => this.fail(error) })
     this.messageBytesMax = messageBytesMax
@@ -219,6 +218,7 @@ export class Broker {
     this.#intake = new Intake(state, this.#writer, messageBytesMax, turn, observer)
     this.#moves = new Moves(state, this.#writer, records, turn, observer)
     this.leases = new Leases(state, this.#writer, turn, options)
+    this.#dispatcher = new Dispatcher(blocks, this.#writer, this.leases, turn, options)
     turn.connect({
       facts: this.#writer,
       moves: this.#moves,
@@ -475,7 +475,7 @@ export class Broker {
     if (!turn.finish()) return
     try {
       // What is delivered comes back with facts, which would wait behind those that wait for the disk already.
-      if (!this.isBehind) turn.eachActive((queue) => this.#dispatch(queue))
+      if (!this.isBehind) turn.eachActive((queue) => this.#dispatcher.dispatch(queue))
       if (this.#moves.isWanted) this.#moves.step()
       this.#writer.flush()
       this.#space.step(turn.nowMs, this.#wake)
@@ -513,59 +513,6 @@ export class Broker {
     for (const output of this.#outputs) if (!output.release(durableLsn)) this.#outputs.delete(output)
   }
 
-  #dispatch(queue: Queue): void {
-    if (queue.loading || queue.subscriptions.length === 0 || queue.paused) {
-      if (queue.paused) this.#dispatcher.answerDrains(queue)
-      return
-    }
-    let position: number
-    try {
-      position = this.#dispatcher.dispatch(queue, this.nowMs)
-    } catch (error) {
-      if (!(error instanceof SluiceError)) throw error
-      this.#endSubscriptions(queue, error)
-      return
-    }
-    this.#writer.note(queue)
-    this.#turn.armQueue(queue)
-    if (position === -1) return
-    queue.loading = true
-    this.#dispatcher.load(queue, position).then(
-      () => {
-        queue.loading = false
-        this.#turn.activate(queue)
-      },
-      (error: unknown) => {
-        queue.loading = false
-        if (hasPassed(error)) {
-          // The log has waited between its tries, and reported it; consumers wait on.
-          this.#turn.activate(queue)
-          return
-        }
-        if (queue.unreadablePosition !== position) {
-          // It may have been purged meanwhile, and its segment given back: looked at once more.
-          queue.unreadablePosition = position
-          this.#turn.activate(queue)
-          return
-        }
-        this.#options.onNotice?.('stored messages could not be read', { queue: queue.name, position, error })
-        const cause = error instanceof SluiceError ? error.message : 'They could not be read from disk.'
-        this.#endSubscriptions(
-          queue,
-          new SluiceError('CORRUPT', `Messages of the queue ${queue.name} cannot be delivered. ${cause}`, {
-            cause: error,
-          }),
-        )
-      },
-    )
-  }
-
-  // What is stored cannot be delivered: consumers are told, nothing is dropped, everything else goes on.
-  #endSubscriptions(queue: Queue, error: SluiceError): void {
-    this.#options.onNotice?.('subscriptions ended', { queue: queue.name, error: error.message })
-    this.leases.closeAll(queue, error)
-  }
-
   async #untilIdle(): Promise<void> {
     while (!this.#tail.isIdle && !this.#failed) {
       await new Promise<void>((resolve) => {
@@ -573,11 +520,6 @@ export class Broker {
       })
     }
   }
-}
-
-/** Whether a read failed for a reason that is no damage: it may succeed the next time. */
-function hasPassed(error: unknown): boolean {
-  return error instanceof SluiceError && error.code === 'READ_FAILED'
 }
 
 function messageDoesNotFit(messageBytesMax: number, segmentBytes: number): string {

@@ -1,8 +1,12 @@
 /**
- * Handing out: takes runs from a queue's line and gives them to its subscriptions in turn, within their credit. The
- * only place that joins what the queue knows (offsets) with the bytes (blocks of the log).
+ * Delivery: takes runs from a queue's line and gives them to its subscriptions in turn, within their credit. The only
+ * place that joins what the queue knows (offsets) with the bytes (blocks of the log).
+ *
+ * The end of the turn calls it for each queue that may have something to deliver. What is not in memory is read first, and
+ * then the queue is served again; where it cannot be read, the subscriptions end, nothing is dropped, and everything else
+ * goes on.
  */
-import { BATCH_HEADER_BYTES, recordSize } from '@sluice/protocol'
+import { BATCH_HEADER_BYTES, SluiceError, recordSize } from '@sluice/protocol'
 import { holdsBatch, type Block, type Blocks } from '../log/blocks.js'
 import {
   checkBatchAt,
@@ -12,7 +16,10 @@ import {
   type Queue,
   type Subscription,
 } from '../queue/index.js'
+import type { Leases } from './leases.js'
 import type { Observer } from './observer.js'
+import type { Turn } from './turn.js'
+import type { Writer } from './writer.js'
 
 /** Most messages in one run when several consumers share a queue. */
 const SHARED_RUN_MESSAGES = 64
@@ -23,35 +30,131 @@ const SHARED_RUN_MESSAGES = 64
  */
 const UPCOMING = 64
 
-/** Where a message was found last: the next one of the same batch is found from there, not from the batch's start. */
-interface Place {
+/** How far the delivery of a queue has come. */
+interface Course {
+  /** Which subscription is served next. */
+  nextSubscription: number
+  /** It waits for bytes from the disk. */
+  isLoading: boolean
+  /** Place in the log that could not be read; -1: none. */
+  unreadablePosition: number
+  /** Where a message was found last: the next one of the same batch is found from there, not from the batch's start. */
   batchPosition: number
-  /** Index in the batch, and byte from its start. */
+  /** Index of that message in the batch, and its byte from the batch's start. */
   index: number
   byte: number
 }
 
 const NO_BYTES = new Uint8Array(0)
 
+export interface DispatchOptions {
+  readonly onNotice?: ((event: string, details: object) => void) | undefined
+  readonly observer?: Observer | undefined
+}
+
 export class Dispatcher {
   readonly #blocks: Blocks
+  readonly #writer: Writer
+  readonly #leases: Leases
+  readonly #turn: Turn
+  readonly #onNotice: ((event: string, details: object) => void) | undefined
   readonly #observer: Observer | undefined
   readonly #run = emptyRun()
   readonly #delivery: Delivery = { run: this.#run, firstTag: 0, count: 0, bytes: NO_BYTES, start: 0, end: 0 }
-  readonly #places = new WeakMap<Queue, Place>()
+  readonly #courses = new WeakMap<Queue, Course>()
 
-  constructor(blocks: Blocks, observer: Observer | undefined) {
+  constructor(
+    blocks: Blocks,
+    writer: Writer,
+    leases: Leases,
+    turn: Turn,
+    { onNotice, observer }: DispatchOptions,
+  ) {
     this.#blocks = blocks
+    this.#writer = writer
+    this.#leases = leases
+    this.#turn = turn
+    this.#onNotice = onNotice
     this.#observer = observer
   }
 
+  /** Delivers what can be delivered now. */
+  dispatch(queue: Queue): void {
+    if (queue.paused) {
+      this.#answerDrains(queue)
+      return
+    }
+    if (queue.subscriptions.length === 0) return
+    const course = this.#courseOf(queue)
+    if (course.isLoading) return
+    let position: number
+    try {
+      position = this.#serve(queue, course)
+    } catch (error) {
+      if (!(error instanceof SluiceError)) throw error
+      this.#end(queue, error)
+      return
+    }
+    this.#writer.note(queue)
+    this.#turn.armQueue(queue)
+    if (position === -1) return
+    course.isLoading = true
+    this.#load(queue, position).then(
+      () => {
+        course.isLoading = false
+        this.#turn.activate(queue)
+      },
+      (error: unknown) => {
+        course.isLoading = false
+        this.#readFailed(queue, course, position, error)
+      },
+    )
+  }
+
+  #courseOf(queue: Queue): Course {
+    let course = this.#courses.get(queue)
+    if (course === undefined) {
+      course = {
+        nextSubscription: 0,
+        isLoading: false,
+        unreadablePosition: -1,
+        batchPosition: -1,
+        index: 0,
+        byte: 0,
+      }
+      this.#courses.set(queue, course)
+    }
+    return course
+  }
+
+  #readFailed(queue: Queue, course: Course, position: number, error: unknown): void {
+    // If it may succeed the next time, the log has waited between its tries, and reported it; consumers wait on.
+    const isPassing = error instanceof SluiceError && error.code === 'READ_FAILED'
+    if (isPassing || course.unreadablePosition !== position) {
+      // It may have been purged meanwhile, and its segment given back: looked at once more.
+      if (!isPassing) course.unreadablePosition = position
+      this.#turn.activate(queue)
+      return
+    }
+    this.#onNotice?.('stored messages could not be read', { queue: queue.name, position, error })
+    const cause = error instanceof SluiceError ? error.message : 'They could not be read from disk.'
+    const text = `Messages of the queue ${queue.name} cannot be delivered. ${cause}`
+    this.#end(queue, new SluiceError('CORRUPT', text, { cause: error }))
+  }
+
+  // What is stored cannot be delivered.
+  #end(queue: Queue, error: SluiceError): void {
+    this.#onNotice?.('subscriptions ended', { queue: queue.name, error: error.message })
+    this.#leases.closeAll(queue, error)
+  }
+
   /**
-   * Reads what `dispatch` could not do without. In a line that is read in order that is the batch and what follows it.
+   * Reads what `#serve` could not do without. In a line that is read in order that is the batch and what follows it.
    * What is due can stand in order too, as heads of keys mostly do; otherwise it is read batch by batch, those of the
    * next ones with it.
    * @throws SluiceError CORRUPT; whatever the log's `readRange` throws
    */
-  async load(queue: Queue, position: number): Promise<void> {
+  async #load(queue: Queue, position: number): Promise<void> {
     if (this.#run.sinceMs === -1) return this.#blocks.load(position, true)
     const others = new Set<number>()
     let upcoming = 0
@@ -66,11 +169,9 @@ export class Dispatcher {
     await Promise.all([needed, this.#blocks.loadAhead(others)])
   }
 
-  /**
-   * Hands out what can go now. Returns a position in the log that has to be loaded first, or -1.
-   * @throws SluiceError CORRUPT
-   */
-  dispatch(queue: Queue, nowMs: number): number {
+  // Returns a position in the log that has to be loaded first, or -1. @throws SluiceError CORRUPT
+  #serve(queue: Queue, course: Course): number {
+    const { nowMs } = this.#turn
     const run = this.#run
     const subscriptions = queue.options.single ? sole(queue) : queue.subscriptions
     const served = subscriptions.length
@@ -78,8 +179,8 @@ export class Dispatcher {
     // A subscription whose byte credit is too small for the message at the head is passed over once.
     let passed = 0
     while (passed < served) {
-      const subscription = subscriptions[queue.turn % served]!
-      queue.turn = (queue.turn + 1) % served
+      const subscription = subscriptions[course.nextSubscription % served]!
+      course.nextSubscription = (course.nextSubscription + 1) % served
       const room = subscription.consumer.isReady ? subscription.room : 0
       if (room <= 0) {
         passed++
@@ -93,20 +194,20 @@ export class Dispatcher {
       }
       const block = this.#blocks.findBatch(run.batchPosition)
       if (block === undefined) return run.batchPosition
-      if (this.#deliver(queue, subscription, block, nowMs)) passed = 0
+      if (this.#deliver(queue, course, subscription, block, nowMs)) passed = 0
       else passed++
     }
-    this.answerDrains(queue)
+    this.#answerDrains(queue)
     return -1
   }
 
   /** Delivers the first part of the run that fits; false when not even one message does. */
-  #deliver(queue: Queue, subscription: Subscription, block: Block, nowMs: number): boolean {
+  #deliver(queue: Queue, course: Course, subscription: Subscription, block: Block, nowMs: number): boolean {
     const run = this.#run
     const bytes = block.bytes
     const batchAt = run.batchPosition - block.position
-    const place = this.#place(queue, bytes, batchAt)
-    const start = batchAt + place.byte
+    this.#find(queue, course, bytes, batchAt)
+    const start = batchAt + course.byte
     const firstTag = subscription.claimTag(run.count)
     let at = start
     let count = 0
@@ -127,8 +228,8 @@ export class Dispatcher {
     // That the one who had it before can no longer claim it after a restart is such a fact.
     if (run.redelivered && queue.former.isWatched) run.durable = false
     queue.lease(run, count, nowMs, subscription.consumer.label)
-    place.index += count
-    place.byte += at - start
+    course.index += count
+    course.byte += at - start
     const delivery = this.#delivery
     delivery.firstTag = firstTag
     delivery.count = count
@@ -148,29 +249,23 @@ export class Dispatcher {
   }
 
   // Finds the first message of the run within its batch.
-  #place(queue: Queue, bytes: Uint8Array, batchAt: number): Place {
+  #find(queue: Queue, course: Course, bytes: Uint8Array, batchAt: number): void {
     const run = this.#run
-    let place = this.#places.get(queue)
-    if (place === undefined) {
-      place = { batchPosition: -1, index: 0, byte: 0 }
-      this.#places.set(queue, place)
-    }
     const index = indexInBatch(run, bytes, batchAt)
-    if (place.batchPosition !== run.batchPosition) checkBatchAt(run, queue, bytes, batchAt)
-    if (place.batchPosition !== run.batchPosition || place.index > index) {
-      place.batchPosition = run.batchPosition
-      place.index = 0
-      place.byte = BATCH_HEADER_BYTES
+    if (course.batchPosition !== run.batchPosition) checkBatchAt(run, queue, bytes, batchAt)
+    if (course.batchPosition !== run.batchPosition || course.index > index) {
+      course.batchPosition = run.batchPosition
+      course.index = 0
+      course.byte = BATCH_HEADER_BYTES
     }
-    while (place.index < index) {
-      place.byte += recordSize(bytes, batchAt + place.byte)
-      place.index++
+    while (course.index < index) {
+      course.byte += recordSize(bytes, batchAt + course.byte)
+      course.index++
     }
-    return place
   }
 
-  /** Tells those that asked for it that nothing more goes out now. */
-  answerDrains(queue: Queue): void {
+  // Tells those that asked for it that nothing more goes out now.
+  #answerDrains(queue: Queue): void {
     for (const subscription of queue.subscriptions) {
       if (!subscription.draining || !subscription.consumer.isReady) continue
       this.#observer?.drained(subscription)

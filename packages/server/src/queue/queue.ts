@@ -55,20 +55,15 @@ export class Queue extends Contents implements Follower {
   readonly suspects = new Suspects()
   readonly #lineSoFar = new Line(this.chunksSoFar, this.keys, this.suspects)
   leased = 0
-  /** Which subscription is served next. */
-  turn = 0
   /** Facts that are applied here and not yet in the open entry. */
   readonly facts = new FactBuffer()
-  /** In the broker's list of queues whose facts wait to be written. */
+  // Three notes of the broker, which looks at them with each batch: a map from the queue would be a look-up more.
+  /** In the list of queues whose facts wait to be written; see `Writer.note`. */
   hasPendingFacts = false
-  /** For its next deadline, once it has had one. */
-  timer: Timer | undefined
-  /** In the broker's list of queues that may have something to hand out. */
+  /** In the list of queues that may have something to deliver; see `Turn.activate`. */
   active = false
-  /** Waiting for bytes from the disk; handing out goes on when they are there. */
-  loading = false
-  /** Place in the log that could not be read; -1: none. */
-  unreadablePosition = -1
+  /** For its next deadline, once it has had one; see `Turn.armQueue`. */
+  timer: Timer | undefined
   /** No message that is being handled must be done before this. */
   earliestDeadlineMs = Infinity
   /** Offsets of dead messages that are to be moved, as they died. */
