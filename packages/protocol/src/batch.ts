@@ -1,6 +1,6 @@
 /**
- * Batches: the unit that travels and is stored as it came. One queue, one producer, one number; the checksum covers
- * the records from the producer's hand to the disk and back.
+ * Batches: the unit that is sent and is stored as it was received. A batch has one queue, one producer and one number; its
+ * checksum covers the records from the producer to the disk and back.
  *
  * Header, 48 bytes: u32 length (header included) · u8 type · u8 attributes · u16 version · u32 queue id* · u32 count ·
  * u64 base offset* · u64 batch number · u48 time* · u16 follows · u32 producer id* · u32 records CRC. The broker stamps
@@ -26,10 +26,10 @@ const FOLLOWS_AT = 38
 const PRODUCER_ID_AT = 40
 const RECORDS_CRC_AT = 44
 
-/** Type of a batch. Only `messages` travels; the others are facts that the broker writes to its log. */
+/** Type of a batch. Only `messages` is sent; the others are facts that the broker writes to its log. */
 export const BATCH_TYPE = { messages: 1, facts: 2, page: 3, boot: 4, directory: 5, close: 6 } as const
 
-/** `atomic`: all or none of the messages are taken. `relocated`: copied forward by the broker, original header.
+/** `atomic`: all or none of the messages are accepted. `relocated`: copied forward by the broker, original header.
  * `traits`: stamped by the broker where a record has a priority, a delay, a time or a time to live. */
 export const BATCH_ATTRIBUTE = { atomic: 1, relocated: 2, traits: 4 } as const
 
@@ -182,19 +182,19 @@ export function checkBatch(bytes: Uint8Array, at: number, end: number): void {
   if (!batchIsIntact(bytes, at, end)) throw corrupt(number)
 }
 
-// Apart from the checks: V8 makes the text of a number that two of several errors name before it knows whether any is
-// needed, and that was a fourteenth of what a broker does for a single message.
+// The errors are made outside `checkBatch`: V8 would format a number that several of them contain before any of them is
+// needed, which took a fourteenth of the broker's time for a single message.
 
 function cutOff(got: number): SluiceError {
   return malformed(`A batch of ${got} bytes is shorter than its header of ${BATCH_HEADER_BYTES}.`)
 }
 
 function otherLength(length: number, got: number): SluiceError {
-  return malformed(`A batch says that it has ${length} bytes; ${got} came.`)
+  return malformed(`The header of a batch gives ${length} bytes; ${got} arrived.`)
 }
 
 function otherType(type: number): SluiceError {
-  return malformed(`Batch type ${type} is not one that a producer may send.`)
+  return malformed(`A producer may not send batch type ${type}.`)
 }
 
 function otherVersion(version: number): SluiceError {
@@ -202,7 +202,7 @@ function otherVersion(version: number): SluiceError {
 }
 
 function otherAttributes(attributes: number): SluiceError {
-  return malformed(`Batch attributes ${attributes} are not ones that a producer may set.`)
+  return malformed(`A producer may not set batch attributes ${attributes}.`)
 }
 
 function countOutOfRange(count: number): SluiceError {
@@ -220,7 +220,7 @@ function tooLong(count: number, length: number): SluiceError {
 }
 
 function numberOutOfRange(number: number): SluiceError {
-  return malformed(`Batch number ${number} is out of range; numbers begin at 1 and stay below 2^53.`)
+  return malformed(`Batch number ${number} is out of range; numbers start at 1 and stay below 2^53.`)
 }
 
 function corrupt(number: number): SluiceError {

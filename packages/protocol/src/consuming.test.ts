@@ -278,10 +278,7 @@ describe('EXTEND', () => {
       expect(decoded({ durationMs }).durationMs).toBe(durationMs)
     for (const durationMs of [1, LIMITS.processingTimeoutMsMin - 1, LIMITS.delayMsMax + 1, 2 ** 48 - 1]) {
       expect(() => decoded({ durationMs })).toThrow(
-        refusal(
-          'INVALID_ARGUMENT',
-          `${durationText(durationMs)} was asked for; it must be from 100ms to 36525d`,
-        ),
+        refusal('INVALID_ARGUMENT', `${durationText(durationMs)}; it must be from 100ms to 36525d`),
       )
     }
     expect(decoded({ count: RANGES_ALL_MAX }).count).toBe(RANGES_ALL_MAX)

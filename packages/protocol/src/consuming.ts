@@ -52,11 +52,11 @@ const DELIVER_COUNT_AT = 24
 
 export interface Credit {
   readonly subscriptionId: number
-  /** Most unsettled messages that the consumer wants to hold; 0 stops deliveries. */
+  /** Limit of unsettled messages; 0 stops deliveries. */
   readonly messages: number
-  /** Most unsettled bytes (record sizes); a message larger than this goes alone. */
+  /** Limit of unsettled bytes (record sizes); a larger message is delivered alone. */
   readonly bytes: number
-  /** Deliveries of this subscription, counted from its beginning, after which it stops; undefined: no end. */
+  /** Deliveries after which the subscription stops, counted from its start; undefined: no limit. */
   readonly limit: number | undefined
   /** Answer DRAINED once nothing more can be delivered now, and stop. */
   readonly drain: boolean
@@ -79,7 +79,7 @@ export function decodeCredit(bytes: Uint8Array, start: number, end: number): Cre
   if (messages > LIMITS.creditMessagesMax) {
     throw new SluiceError(
       'INVALID_ARGUMENT',
-      `A credit of ${messages} messages was given; at most ${LIMITS.creditMessagesMax} are allowed.`,
+      `A credit of ${messages} messages is too large; at most ${LIMITS.creditMessagesMax} are allowed.`,
     )
   }
   const flags = bytes[start + 12]!
@@ -94,7 +94,7 @@ export function decodeCredit(bytes: Uint8Array, start: number, end: number): Cre
   }
 }
 
-/** What a delivery says before its records. */
+/** The head of a delivery, before its records. */
 export interface DeliverHead {
   readonly subscriptionId: number
   readonly firstTag: number
@@ -167,17 +167,17 @@ export interface TagRange {
 
 export interface SettleItem extends TagRange {
   readonly outcome: Outcome
-  /** For `retry`: when it comes back, instead of the queue's own back-off. */
+  /** For `retry`: the delay until the next attempt, instead of the queue's back-off. */
   readonly delayMs?: number | undefined
   /** For `retry` and `deadLetter`: what went wrong, for a person. */
   readonly reason?: string | undefined
-  /** For `deadLetter`: the body is not what its queue is for, and no try can mend that. */
+  /** For `deadLetter`: the body is not valid for its queue, so no further attempt can succeed. */
   readonly invalid?: boolean | undefined
 }
 
 export const SETTLE_ITEM_BYTES = 20
 
-/** A reason that is too long is cut to LIMITS.reasonBytesMax. */
+/** Truncates a reason to LIMITS.reasonBytesMax. */
 export function encodeSettle(subscriptionId: number, items: readonly SettleItem[]): Uint8Array {
   const reasons = items.map(({ reason }) =>
     reason === undefined ? undefined : clipText(reason, LIMITS.reasonBytesMax),
@@ -203,7 +203,7 @@ export function encodeSettle(subscriptionId: number, items: readonly SettleItem[
 
 /**
  * Hands out each item; `outcome` is one of OUTCOME.
- * The whole frame is checked before the first item is handed out, so that nothing of a malformed one is applied.
+ * The whole frame is checked before anything is returned, so that no part of a malformed frame is applied.
  * @throws SluiceError MALFORMED_FRAME, INVALID_ARGUMENT
  */
 export function decodeSettle(
@@ -232,13 +232,13 @@ export function decodeSettle(
     if (reasonBytes > LIMITS.reasonBytesMax) {
       throw new SluiceError(
         'INVALID_ARGUMENT',
-        `A reason of ${reasonBytes} bytes was given; at most ${LIMITS.reasonBytesMax} are kept.`,
+        `A reason of ${reasonBytes} bytes is too long; at most ${LIMITS.reasonBytesMax} are allowed.`,
       )
     }
     if (delayMs > LIMITS.delayMsMax) {
       throw new SluiceError(
         'INVALID_ARGUMENT',
-        `A delay of ${durationText(delayMs)} was given; at most ${durationText(LIMITS.delayMsMax)} is allowed.`,
+        `A delay of ${durationText(delayMs)} is too long; at most ${durationText(LIMITS.delayMsMax)} is allowed.`,
       )
     }
     const reasonAt = at + SETTLE_ITEM_BYTES
@@ -258,7 +258,7 @@ export function decodeSettle(
 
 export interface Extend extends TagRange {
   readonly subscriptionId: number
-  /** From now on; 0: as long as the subscription's messages may take. */
+  /** Starting now; 0: the processing timeout of the subscription. */
   readonly durationMs: number
 }
 
@@ -281,7 +281,7 @@ export function decodeExtend(bytes: Uint8Array, start: number, end: number): Ext
   if (durationMs !== 0 && (durationMs < processingTimeoutMsMin || durationMs > delayMsMax)) {
     throw new SluiceError(
       'INVALID_ARGUMENT',
-      `An EXTEND of ${durationText(durationMs)} was asked for; it must be from ${durationText(processingTimeoutMsMin)} to ${durationText(delayMsMax)}.`,
+      `The duration of EXTEND is ${durationText(durationMs)}; it must be from ${durationText(processingTimeoutMsMin)} to ${durationText(delayMsMax)}.`,
     )
   }
   return {
@@ -315,7 +315,7 @@ export function decodeRanges(
   need(frame, end - start, 4)
   if ((end - start - 4) % 8 !== 0)
     throw new SluiceError('MALFORMED_FRAME', `${frame} has ${end - start} bytes; its ranges take 8 each.`)
-  // A range has a tag at least. An item of SETTLE can be stale in many ranges, so no lower bound would do.
+  // Each range has at least one tag. One item of SETTLE can be stale in many ranges, so there is no lower bound.
   if ((end - start - 4) / 8 > LIMITS.creditMessagesMax)
     throw new SluiceError('MALFORMED_FRAME', `${frame} has more than ${LIMITS.creditMessagesMax} ranges.`)
   const ranges: TagRange[] = []
@@ -329,7 +329,7 @@ export function decodeRanges(
   return { subscriptionId: readU32(bytes, start), ranges }
 }
 
-/** Why the broker took leases away. */
+/** Why the broker ended leases. */
 export const LOSS = { processingTimeout: 1, purged: 2 } as const
 export type Loss = (typeof LOSS)[keyof typeof LOSS]
 
@@ -340,7 +340,7 @@ export interface LostRange extends TagRange {
 
 export interface LeasesLost {
   readonly subscriptionId: number
-  /** One of LOSS, or what a later broker calls it. */
+  /** One of LOSS, or a reason that only a later version knows. */
   readonly reason: number
   readonly ranges: readonly LostRange[]
 }
@@ -382,8 +382,7 @@ export function decodeLeasesLost(bytes: Uint8Array, start: number, end: number):
   return { subscriptionId: readU32(bytes, start), reason: bytes[start + 4]!, ranges }
 }
 
-// Ranges are walked tag by tag, so their counts, also taken together, are bounded by the largest credit before
-// anything is done with them.
+// Ranges are walked tag by tag, so each count and their sum are bounded by the largest credit first.
 function checkRange(frame: string, count: number, tags: number): void {
   if (count === 0 || count > LIMITS.creditMessagesMax) {
     throw new SluiceError(
@@ -399,16 +398,16 @@ function checkRange(frame: string, count: number, tags: number): void {
   }
 }
 
-/** A lease of an earlier connection, of a message that its client still handles. */
+/** A lease of an earlier connection, for a message that the client still handles. */
 export interface Claim {
   readonly offset: number
-  /** What SUBSCRIBE_OK of that lease said. */
+  /** From the SUBSCRIBE_OK of that lease. */
   readonly queueNumber: number
   readonly boot: number
   readonly subscriptionId: number
   readonly tag: number
   readonly attempt: number
-  /** Of its record: what it takes of the byte credit. */
+  /** Size of its record, which counts against the byte credit. */
   readonly bytes: number
 }
 
@@ -471,13 +470,13 @@ export interface Granted {
   /** Which claim of SUBSCRIBE. */
   readonly index: number
   readonly tag: number
-  /** What names the try in a later claim. */
+  /** Identifies the attempt in a later claim. */
   readonly attempt: number
 }
 
 export interface Subscribed {
   readonly subscriptionId: number
-  /** Of the queue, as long as it is not deleted. */
+  /** Identifies the queue until it is deleted. */
   readonly queueNumber: number
   /** In the order of their claims. */
   readonly granted: readonly Granted[]
@@ -512,7 +511,7 @@ export function decodeSubscribed(bytes: Uint8Array, start: number, end: number):
   const granted: Granted[] = []
   for (let at = start + SUBSCRIBED_HEAD_BYTES; at < end; at += GRANTED_BYTES) {
     const index = readU32(bytes, at)
-    // In their order, so that none is granted twice.
+    // Ascending, so that no claim is granted twice.
     if (index >= LIMITS.claimsMax || index <= (granted.at(-1)?.index ?? -1))
       throw new SluiceError('MALFORMED_FRAME', `SUBSCRIBE_OK grants claim ${index} out of order.`)
     granted.push({ index, tag: readU32(bytes, at + 4), attempt: readU16(bytes, at + 8) })

@@ -1,7 +1,7 @@
 /**
  * Control frames: msgpack maps of at most 64 KiB, decoded only after authentication and then checked for shape.
- * The bytes are walked once before msgpackr sees them, because its extensions reach further than plain data: one of
- * them makes a hundred megabytes of text out of one frame.
+ * The bytes are checked before msgpackr decodes them, because its extensions go beyond plain data: one of them expands
+ * a single frame to a hundred megabytes of text.
  */
 import { Packr, Unpackr } from 'msgpackr/index-no-eval'
 import { copyBytes, isWellFormed } from './bytes.js'
@@ -49,7 +49,7 @@ export function encodeControl(body: { readonly [name: string]: unknown }): Uint8
   return bytes
 }
 
-// Text that UTF-8 cannot hold would arrive as another text. @throws SluiceError INVALID_ARGUMENT
+// Text that UTF-8 cannot represent would arrive as different text. @throws SluiceError INVALID_ARGUMENT
 function checkTexts(value: unknown): void {
   if (typeof value === 'string') {
     if (isWellFormed(value)) return
@@ -86,7 +86,7 @@ export function decodeControl(
   try {
     value = objectsFrom(unpackr.unpack(copyBytes(bytes, start, end)))
   } catch (error) {
-    // The decoder's own message may quote hostile bytes; it goes no further than `cause`.
+    // The decoder's message may quote hostile bytes, so it is kept in `cause` only.
     throw notPlain(error)
   }
   if (typeof value !== 'object' || value === null || Array.isArray(value) || value instanceof Uint8Array) {
@@ -110,9 +110,9 @@ function objectsFrom(value: unknown): unknown {
   return object
 }
 
-/** What `checkPlain` returns of bytes that are no plain data. */
+/** Result of `checkPlain` for bytes that are not plain data. */
 export const NOT_PLAIN = -1
-/** Bits of what it returns of others. */
+/** Bits of its result for plain data. */
 export const PLAIN_HAS = {
   timestamps: 1,
   /** A map has a key `__proto__`, or one of more than 31 bytes. */
@@ -174,7 +174,7 @@ export function checkPlain(bytes: Uint8Array, start: number, end: number): numbe
     }
     if (at > end) return NOT_PLAIN
     if (items >= 0) {
-      // Each item takes a byte at least, so a count that cannot be there is refused before anything is made for it.
+      // Each item takes at least one byte, so a count that does not fit is refused before anything is allocated.
       if (items > end - at || left.length > LIMITS.controlDepthMax) return NOT_PLAIN
       left.push(items)
       inMap.push(token < 0x90 || token >= 0xde)

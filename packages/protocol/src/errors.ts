@@ -1,6 +1,6 @@
 /**
- * The one table of error codes: number on the wire, how much of the conversation it ends, and whether the same
- * call can succeed later. Numbers are never reused; those from 1000 arise in a client and never travel.
+ * The one table of error codes: number on the wire, scope, and whether the same call can succeed later. Numbers are
+ * never reused; those from 1000 are raised locally and are never sent.
  */
 
 /** What an error ends: one request, one channel (subscription), or the connection. */
@@ -409,7 +409,7 @@ export type ErrorCode = keyof typeof ERRORS
 
 const CODES = new Map<number, ErrorCode>()
 for (const [code, { number }] of Object.entries(ERRORS)) {
-  if (CODES.has(number)) throw new Error(`error number ${number} stands twice`)
+  if (CODES.has(number)) throw new Error(`error number ${number} is defined twice`)
   CODES.set(number, code as ErrorCode)
 }
 
@@ -418,10 +418,10 @@ export function errorCode(number: number): ErrorCode | undefined {
   return CODES.get(number)
 }
 
-/** What is known of the effect of a call that failed; undefined: it had none. */
+/** The effect of a failed call; undefined: it had none. */
 export type Effect = 'unknown' | 'partial'
 
-/** What a call over many messages did before it failed: the counts that it would have been answered with. */
+/** Counts of a call over many messages that failed part-way, as in its answer. */
 export interface Progress {
   readonly matched: number
   readonly redriven?: number
@@ -429,7 +429,7 @@ export interface Progress {
   readonly barred?: number
   readonly deleted?: number
   readonly replayed?: number
-  /** Of a replay: where it goes on, as its option `cursor`. */
+  /** Of a replay: the `cursor` from which to continue. */
   readonly cursor?: string
 }
 
@@ -444,23 +444,23 @@ export interface SluiceErrorOptions extends SluiceErrorNames {
   readonly cause?: unknown
   /** Wider than the table's where one frame ends more than its kind usually does. */
   readonly scope?: ErrorScope
-  /** Milliseconds after which a retry makes sense; 0 when the broker does not say. */
+  /** Milliseconds to wait before a retry; 0: unspecified. */
   readonly retryAfterMs?: number
   /** `unknown`: the call may or may not have taken effect. `partial`: a part of it did, see `progress`. */
   readonly outcome?: Effect
   readonly progress?: Progress
-  /** Overrides the table, as a newer peer may have told it. */
+  /** Overrides the table, with the value that a newer peer sent. */
   readonly retryable?: boolean
 }
 
-// What moves a cursor or ends a line, and JSON leaves as it is.
+// Characters that move a cursor or end a line and that JSON does not escape.
 const UNESCAPED = /[\p{Cc}\p{Zl}\p{Zp}]/gu
 
 function escaped(character: string): string {
   return `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`
 }
 
-/** A value of any kind as it stands in an error's sentence: short, and never failing as `String` does on some objects. */
+/** A value of any type as text for an error message. It is short, and does not throw as `String` does for some objects. */
 export function shown(value: unknown): string {
   if (typeof value === 'string') return JSON.stringify(value.slice(0, 40)).replace(UNESCAPED, escaped)
   if (typeof value === 'function') return 'a function'
@@ -478,7 +478,7 @@ export class SluiceError extends Error {
   readonly retryable: boolean
   readonly retryAfterMs: number
   readonly outcome: Effect | undefined
-  /** Of a call over many messages that did a part of its work: how much. */
+  /** What a call over many messages did before it failed. */
   readonly progress: Progress | undefined
   /** The queue that the call was about. */
   readonly queue: string | undefined
@@ -498,7 +498,7 @@ export class SluiceError extends Error {
     this.offset = options.offset
   }
 
-  /** The same error, about these. */
+  /** The same error with these names. */
   with(names: SluiceErrorNames): SluiceError {
     const { code, message, cause, scope, retryable, retryAfterMs, outcome, progress } = this
     const { queue = this.queue, offset = this.offset } = names

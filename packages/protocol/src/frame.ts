@@ -95,22 +95,22 @@ export class FrameDecoder {
     this.#need = preface ? PREFACE_BYTES : FRAME_HEADER_BYTES
   }
 
-  /** Bytes of a frame that has begun and not ended. */
+  /** Bytes of the unfinished frame. */
   get heldBytes(): number {
     return this.#have
   }
 
-  /** Capacity of the buffer of the frame that has begun; 0 between frames. What a memory budget has to count. */
+  /** Capacity of the buffer of the unfinished frame, for a memory budget; 0 between frames. */
   get capacityBytes(): number {
     return this.#held.length
   }
 
-  /** The stream began with our magic, whatever came after it. */
+  /** The stream began with the magic of this protocol. */
   get isOurs(): boolean {
     return this.#isOurs
   }
 
-  /** No further frame is handed out, also not from the chunk that is being pushed. */
+  /** No further frame reaches the sink, not even from the chunk that is being pushed. */
   stop(): void {
     this.#stopped = true
     this.#held = EMPTY
@@ -118,8 +118,8 @@ export class FrameDecoder {
   }
 
   /**
-   * Takes the next bytes of the stream and hands each whole frame to the sink, in order. After an error, the sink's
-   * own included, it is stopped: where the next frame would begin is no longer known.
+   * Takes the next bytes of the stream and passes each whole frame to the sink, in order. An error, also one of the sink,
+   * stops it: where the next frame begins is then unknown.
    * @throws SluiceError PROTOCOL_VERSION (not this protocol, or another major version), FRAME_TOO_LARGE
    */
   push(chunk: Uint8Array): void {
@@ -152,7 +152,7 @@ export class FrameDecoder {
     return at
   }
 
-  // Copies bytes towards the unfinished preface or frame, and hands it out when it is whole.
+  // Copies bytes to the unfinished preface or frame, and passes on the frame when it is whole.
   #hold(chunk: Uint8Array, at: number): number {
     const take = Math.min(this.#need - this.#have, chunk.length - at)
     this.#reserve(this.#have + take)
@@ -188,7 +188,7 @@ export class FrameDecoder {
     if (total > this.frameBytesMax) {
       throw new SluiceError(
         'FRAME_TOO_LARGE',
-        `A frame of ${total} bytes was announced; at most ${this.frameBytesMax} are accepted here.`,
+        `A frame has ${total} bytes; at most ${this.frameBytesMax} are accepted.`,
       )
     }
     return total
@@ -206,7 +206,7 @@ export class FrameDecoder {
     )
   }
 
-  // New memory follows what has arrived, doubling, never what a header merely announces.
+  // The buffer grows with the bytes that have arrived, by doubling, and not with the length in a header.
   #reserve(bytes: number): void {
     if (bytes <= this.#held.length) return
     const wanted = Math.min(this.#need, bytes * 2)
@@ -219,8 +219,8 @@ export class FrameDecoder {
 
 const EMPTY = new Uint8Array(0)
 
-// Buffers of finished frames are shared by all decoders of the process. A buffer of its own for each connection would
-// make memory follow the connections, and a new one for each frame costs as much as its copy.
+// Buffers of finished frames are shared by all decoders of the process. With one buffer for each connection, memory would
+// grow with the connections; a new buffer for each frame costs as much as the copy.
 const SPARE_SIZE_MIN = 256
 const SPARE_SIZE_MAX = 256 * 1024
 const SPARE_BYTES_MAX = 2 * 1024 * 1024
@@ -248,7 +248,7 @@ function giveBack(bytes: Uint8Array): void {
   spare[Math.clz32(length)]!.push(bytes)
 }
 
-// Judged as soon as the bytes are there, so that a peer of another protocol is refused at its fourth byte.
+// Checked as soon as bytes arrive, so that a peer of another protocol is refused at its fourth byte at the latest.
 function checkMagic(bytes: Uint8Array, have: number): void {
   for (let i = 0; i < Math.min(have, MAGIC.length); i++) {
     if (bytes[i] !== MAGIC[i]) {

@@ -188,7 +188,7 @@ describe('AUTH', () => {
     longer.set(bytes)
     writeU16(longer, 2 + 255, 1025)
     expect(() => decodeAuth(longer, 0, longer.length)).toThrow(
-      malformed('A secret of 1025 bytes was sent; at most 1024'),
+      malformed('The secret has 1025 bytes; at most 1024'),
     )
   })
 

@@ -23,7 +23,7 @@ export const PRODUCER_IDENTITY_BYTES = 16
 /** Feature bits; a connection has those that both sides name. None is defined in version 1. */
 export const FEATURES = {} as const satisfies Record<string, number>
 
-/** How safe a confirmed message is: `memory` is for tests, `disk` survives loss of power. */
+/** Where a confirmed message is stored: `memory` is for tests, `disk` survives a power loss. */
 export const DURABILITY = { memory: 0, disk: 1 } as const
 
 export const MECHANISM = { anonymous: 0 } as const
@@ -34,7 +34,7 @@ export interface Hello {
   readonly features: number
   readonly frameBytesMax: number
   readonly heartbeatMs: number
-  /** Sixteen random bytes, kept for as long as the client lives, across reconnects. */
+  /** Sixteen random bytes, chosen once by a client and kept across reconnects. */
   readonly producer: Uint8Array
   /** Highest batch number that the broker has confirmed to this producer; 0 when none. */
   readonly acceptedNumber: number
@@ -50,7 +50,7 @@ export interface HelloOk {
   readonly messageBytesMax: number
   readonly inFlightBatches: number
   readonly inFlightBytes: number
-  /** How often the broker has started on this data: subscription ids of one boot mean nothing in the next. */
+  /** Counts the starts of the broker on this data. Subscription ids are valid within one boot. */
   readonly boot: number
   readonly durability: number
   readonly serverVersion: string
@@ -181,7 +181,7 @@ export function decodeAuth(bytes: Uint8Array, start: number, end: number): Auth 
   if (secretBytes > LIMITS.credentialBytesMax) {
     throw new SluiceError(
       'MALFORMED_FRAME',
-      `A secret of ${secretBytes} bytes was sent; at most ${LIMITS.credentialBytesMax} are read.`,
+      `The secret has ${secretBytes} bytes; at most ${LIMITS.credentialBytesMax} are allowed.`,
     )
   }
   exact('AUTH', end - start, 4 + identityBytes + secretBytes)
@@ -192,7 +192,7 @@ export function decodeAuth(bytes: Uint8Array, start: number, end: number): Auth 
   }
 }
 
-/** What ERROR and the second half of PUBLISH_ERR carry. */
+/** The content of ERROR and of the second half of PUBLISH_ERR. */
 export interface Fault {
   readonly code: ErrorCode
   readonly scope: ErrorScope
@@ -242,8 +242,8 @@ export function faultError(fault: Fault): SluiceError {
 }
 
 /**
- * Why a side says GOODBYE: it has nothing more to say, the broker is stopping and clients should come back later, or the
- * client never comes back.
+ * Why a side sends GOODBYE. `done`: it closes the connection; `stopping`: the broker stops, and clients should reconnect
+ * later; `left`: the client will not reconnect.
  */
 export const GOODBYE_REASON = { done: 0, stopping: 1, left: 2 } as const
 

@@ -1,6 +1,6 @@
 /**
  * Every limit of the protocol, in one place. Units and bounds are the last word of each name.
- * Relations between limits are asserted when the module is loaded, so a bad edit cannot start.
+ * Relations between limits are asserted when the module is loaded.
  */
 
 const KIB = 1024
@@ -20,13 +20,13 @@ export const LIMITS = {
   /** Largest message: payload and options, without the record's own 8 bytes. */
   messageBytesDefault: 1 * MIB,
   messageBytesMax: 15 * MIB,
-  /** Largest batch of more than one message. A message that is alone in its batch may be larger. */
+  /** Largest batch of several messages. A batch of one message may be larger. */
   batchBytesMax: 1 * MIB,
-  /** What a client aims at when it packs independent messages into one batch. */
+  /** Target of a client that packs independent messages into one batch. */
   batchBytesTarget: 64 * KIB,
   /**
-   * The same for messages with a delay or a time. Each of them comes due by itself, far from its neighbours, and the
-   * broker reads the whole batch for it.
+   * The same for messages with a delay or a time. Each becomes due on its own, and the broker reads its whole batch
+   * then.
    */
   batchBytesScheduledTarget: 16 * KIB,
   batchCountMax: 65_535,
@@ -55,9 +55,9 @@ export const LIMITS = {
   inFlightBytesDefault: 16 * MIB,
   /** 100 years. */
   delayMsMax: 100 * 365.25 * 24 * 3600 * 1000,
-  /** An `at` that is so long past, at most, means now. */
+  /** An `at` in the past, by at most this, means now. */
   atPastMsMax: 60_000,
-  /** As many as the fields of frames hold. More tries, where they are unlimited, are counted as this many. */
+  /** The largest value of the fields in frames. With unlimited deliveries, attempts above it are reported as this value. */
   maxDeliveriesMax: 65_535,
   keyConcurrencyMax: 65_535,
   dedupMaxIdsMax: 16_000_000,
@@ -68,9 +68,9 @@ export const LIMITS = {
   atomicAcksMax: 65_535,
   atomicBatchesMax: 1_024,
   atomicMessagesMax: 65_535,
-  /** Messages that one PEEK, REDRIVE, DISCARD or REPLAY is answered with, or acts on. */
+  /** Messages that one PEEK, REDRIVE, DISCARD or REPLAY returns or changes. */
   pageMessagesMax: 1_000,
-  /** How often one message is brought back from the dead, unless it is forced. */
+  /** Redrives of one message, unless a redrive is forced. */
   redrivesMax: 10,
 } as const
 
@@ -103,7 +103,7 @@ relation(
 )
 relation(LIMITS.controlBytesMax + 12 <= LIMITS.frameBytesDefault, 'control body fits a frame')
 relation(LIMITS.rangesMax * 20 + 16 <= LIMITS.frameBytesDefault, 'settle items fit a frame')
-// Every frame that is agreed has room for the largest batch, so what must fit each of them is held against that.
+// Every agreed frame size has room for the largest batch, so what must fit any frame is compared with that.
 relation(LIMITS.creditMessagesMax * 8 + 16 <= LIMITS.batchBytesMax, 'ranges fit every agreed frame')
 relation(LIMITS.batchCountMax * 12 + 32 <= LIMITS.batchBytesMax, 'duplicates fit every agreed frame')
 relation(

@@ -322,7 +322,7 @@ describe('requests', () => {
       ['CANCEL', cancelRequest, {}],
       ['RESCHEDULE', rescheduleRequest, { delayMs: 5 }],
     ] as const) {
-      const one = refusal('INVALID_ARGUMENT', `${frame} names its message by \`offset\` or by \`id\``)
+      const one = refusal('INVALID_ARGUMENT', `${frame} needs either \`offset\` or \`id\`.`)
       expect(() => read({ name: 'q', ...more })).toThrow(one)
       expect(() => read({ name: 'q', offset: 1, id: 'i', ...more })).toThrow(one)
       expect(read({ name: 'q', id: 'i'.repeat(255), ...more })).toHaveProperty('id', 'i'.repeat(255))
@@ -334,11 +334,11 @@ describe('requests', () => {
   })
 
   test('RESCHEDULE takes one time, REPLAY one beginning', () => {
-    const one = refusal('INVALID_ARGUMENT', 'RESCHEDULE takes `delayMs` or `atMs`, one of them.')
+    const one = refusal('INVALID_ARGUMENT', 'RESCHEDULE needs either `delayMs` or `atMs`.')
     expect(() => rescheduleRequest({ name: 'q', offset: 1 })).toThrow(one)
     expect(() => rescheduleRequest({ name: 'q', offset: 1, delayMs: 1, atMs: 1 })).toThrow(one)
     expect(() => replayRequest({ name: 'q', fromOffset: 0, fromMs: 0 })).toThrow(
-      refusal('INVALID_ARGUMENT', 'REPLAY begins at `fromOffset` or at `fromMs`, not both.'),
+      refusal('INVALID_ARGUMENT', '`fromOffset` and `fromMs` are mutually exclusive.'),
     )
     expect(replayRequest({ name: 'q', fromOffset: 0 })).toMatchObject({ fromOffset: 0, fromMs: undefined })
   })

@@ -1,5 +1,5 @@
 /**
- * What operators ask about single messages and consumers: requests of control frames, and the answer to PEEK.
+ * Requests about single messages and consumers, and the answer to PEEK.
  *
  * PEEK { name, state?, from?, limit?, filter? } → MESSAGES. REDRIVE { name, from?, limit?, offsets?, filter?, to?,
  * dryRun?, force? } → { matched, redriven, guarded, barred, next, error? }. DISCARD { name, from?, limit?, offsets?,
@@ -7,7 +7,7 @@
  * delayMs? | atMs? } → { offset, dueMs }. REPLAY { name, fromOffset? | fromMs?, untilMs?, limit?, cursor?, filter?, to?,
  * dryRun? } → { matched, replayed, cursor, error? }. HISTORY { name, offset, cursor? } → { events, complete, cursor }.
  * CONSUMERS { name, from? } → { consumers, next }. CLOSE_CONSUMER { name, id } → { messages }.
- * `next` and `cursor` are null when there is nothing behind; else they go into the next request, as `from` or `cursor`.
+ * `next` and `cursor` are null on the last page; else the next request has them as `from` or `cursor`.
  *
  * MESSAGES: u8 flags (1: more behind `next`) · u8 0 · u16 0 · u32 count · u64 next offset · messages of u8 state ·
  *   u8 death · u16 attempts · u16 total attempts · u16 redrives · u64 offset · u64 published at · u64 time ·
@@ -71,10 +71,10 @@ export const ORIGIN_BYTES_MAX =
   LIMITS.reasonBytesMax +
   Object.values(ORIGIN_HEADERS).reduce((sum, name) => sum + 3 + name.length + ORIGIN_WORD_BYTES, 0)
 
-/** Bytes of the largest record that a broker delivers, its own first 8 not counted: a message that was moved. */
+/** Bytes of the largest record that a broker delivers, without its header: a moved message. */
 export const MOVED_BYTES_MAX = LIMITS.messageBytesMax + ORIGIN_BYTES_MAX
 
-/** What a message must be to be chosen; of what is given, all. */
+/** Conditions that a message must meet, all of those that are given. */
 export interface MessageFilter {
   /** Of a dead one: why. */
   readonly reason?: DeathName | undefined
@@ -84,11 +84,11 @@ export interface MessageFilter {
   readonly id?: string | undefined
   /** Header names and the values that they must have. */
   readonly headers?: Readonly<Record<string, string>> | undefined
-  /** Tries in this life, at least. */
+  /** At least this many attempts since the last redrive. */
   readonly minAttempts?: number | undefined
-  /** Died, or was published if it is not dead, at least so long ago. */
+  /** Minimum time since it died, or since it was published if it is not dead. */
   readonly olderThanMs?: number | undefined
-  /** Died, or was published if it is not dead, at most so long ago. */
+  /** Maximum time since it died, or since it was published if it is not dead. */
   readonly youngerThanMs?: number | undefined
 }
 
@@ -117,7 +117,7 @@ function messageFilter(frame: string, value: unknown): MessageFilter {
   }
   return {
     reason: reason as DeathName | undefined,
-    // An empty one is refused: what was meant to choose a few would choose none, or all.
+    // An empty value is refused: it would select nothing or everything.
     error: optionalText('error', body['error'], 1, LIMITS.reasonBytesMax),
     key: optionalText('key', body['key'], 1, LIMITS.keyBytesMax),
     id: optionalText('id', body['id'], 1, LIMITS.idBytesMax),
@@ -219,7 +219,7 @@ export function peekRequest(body: Body): PeekRequest {
   }
 }
 
-/** Which dead messages are meant: those at `offsets`, or all from `from` on; of these, what the filter leaves. */
+/** Selects dead messages: those at `offsets`, or all from `from` on, that match the filter. */
 export interface DeadSelection {
   readonly name: QueueName
   readonly from: number
@@ -227,7 +227,7 @@ export interface DeadSelection {
   /** Ascending, each once. */
   readonly offsets: readonly number[] | undefined
   readonly filter: MessageFilter
-  /** Only says what it would do. */
+  /** Counts what would be done, and does nothing. */
   readonly dryRun: boolean
 }
 
@@ -255,9 +255,9 @@ function ascending(offsets: readonly unknown[]): number[] {
 }
 
 export interface RedriveRequest extends DeadSelection {
-  /** Another queue that they go to; undefined: back into their own. */
+  /** Target queue; undefined: their own. */
   readonly to: QueueName | undefined
-  /** Also those that were brought back as often as is allowed. */
+  /** Also messages that have reached LIMITS.redrivesMax. */
   readonly force: boolean
 }
 
@@ -288,10 +288,7 @@ function messageRef(frame: string, body: Body): MessageRef {
   const offset = optionalWhole('offset', body['offset'], Number.MAX_SAFE_INTEGER)
   const id = optionalText('id', body['id'], 1, LIMITS.idBytesMax)
   if ((offset === undefined) === (id === undefined))
-    throw new SluiceError(
-      'INVALID_ARGUMENT',
-      `${frame} names its message by \`offset\` or by \`id\`, one of them.`,
-    )
+    throw new SluiceError('INVALID_ARGUMENT', `${frame} needs either \`offset\` or \`id\`.`)
   return { name: queueName(body['name']), offset, id }
 }
 
@@ -311,7 +308,7 @@ export function rescheduleRequest(body: Body): RescheduleRequest {
   onlyFields('RESCHEDULE', body, ['name', 'offset', 'id', 'delayMs', 'atMs'])
   const { delayMs, atMs } = body
   if ((delayMs === undefined) === (atMs === undefined))
-    throw new SluiceError('INVALID_ARGUMENT', 'RESCHEDULE takes `delayMs` or `atMs`, one of them.')
+    throw new SluiceError('INVALID_ARGUMENT', 'RESCHEDULE needs either `delayMs` or `atMs`.')
   return {
     ...messageRef('RESCHEDULE', body),
     delayMs:
@@ -328,7 +325,7 @@ export interface ReplayRequest {
   /** Published before this. */
   readonly untilMs: number | undefined
   readonly limit: number
-  /** Where an earlier page ended; its text means something to the broker alone. */
+  /** Where an earlier page ended; opaque to clients. */
   readonly cursor: string | undefined
   readonly filter: MessageFilter
   readonly to: QueueName | undefined
@@ -349,7 +346,7 @@ export function replayRequest(body: Body): ReplayRequest {
     'dryRun',
   ])
   if (body['fromOffset'] !== undefined && body['fromMs'] !== undefined)
-    throw new SluiceError('INVALID_ARGUMENT', 'REPLAY begins at `fromOffset` or at `fromMs`, not both.')
+    throw new SluiceError('INVALID_ARGUMENT', '`fromOffset` and `fromMs` are mutually exclusive.')
   return {
     name: queueName(body['name']),
     fromOffset: optionalWhole('fromOffset', body['fromOffset'], Number.MAX_SAFE_INTEGER),
@@ -379,13 +376,13 @@ export function historyRequest(body: Body): HistoryRequest {
   }
 }
 
-/** One thing that happened to a message, as HISTORY tells it. */
+/** One event of a message in the answer to HISTORY. */
 export interface HistoryEvent {
   readonly event: HistoryEventName
   readonly atMs: number
-  /** Tries so far, where the event says. */
+  /** Attempts so far, where the event has them. */
   readonly attempts?: number
-  /** When it comes back. */
+  /** When the message becomes due. */
   readonly dueMs?: number
   /** What went wrong; or where it was moved to, or who had it, or who brought it back. */
   readonly text?: string
@@ -411,7 +408,7 @@ export type HistoryEventName = keyof typeof HISTORY_EVENTS
 
 export interface ConsumersRequest {
   readonly name: QueueName
-  /** First subscription id that is told; they are told in the order of their ids. */
+  /** Lowest subscription id to return; consumers are returned in the order of their ids. */
   readonly from: number
 }
 
@@ -427,23 +424,23 @@ export function closeConsumerRequest(body: Body): { readonly name: QueueName; re
   return { name: queueName(body['name']), id: whole('id', body['id'], 0xffff_ffff) }
 }
 
-/** A consumer of a queue, as CONSUMERS tells it. */
+/** A consumer of a queue in the answer to CONSUMERS. */
 export interface ConsumerInfo {
   /** Of its subscription. */
   readonly id: number
   /** Label that its client gave itself. */
   readonly client: string
   readonly peer: string
-  /** With `single`: whether it is the one that gets messages; else true. */
+  /** With `single`: whether it is the one that receives messages; else true. */
   readonly active: boolean
   readonly sinceMs: number
   readonly creditMessages: number
   readonly creditBytes: number
   readonly leased: number
   readonly leasedBytes: number
-  /** Of these, how many are being handled. */
+  /** Leased messages that are being handled. */
   readonly started: number
-  /** Since when it has held the message that it has held longest; null when it holds none. */
+  /** Start of its oldest lease; null when it holds none. */
   readonly oldestLeaseMs: number | null
   readonly delivered: number
 }
@@ -453,14 +450,14 @@ export interface PeekedMessage {
   readonly state: MessageState
   /** Undefined unless dead. */
   readonly death: DeathName | undefined
-  /** Tries in this life. On the wire these three counts stop at 65,535. */
+  /** Attempts since the last redrive. On the wire these three counts stop at 65,535. */
   readonly attempts: number
-  /** Tries in all its lives. */
+  /** All attempts, also those before a redrive. */
   readonly totalAttempts: number
   readonly redrives: number
   readonly offset: number
   readonly publishedAtMs: number
-  /** Ready: eligible since; scheduled: due; leased: handed out; dead: died. */
+  /** Ready: eligible since; scheduled: due; leased: delivered; dead: died. */
   readonly timeMs: number
   /** 0: never. */
   readonly expiresAtMs: number
@@ -472,7 +469,7 @@ export interface PeekedMessage {
 
 export interface PeekPage {
   readonly messages: readonly PeekedMessage[]
-  /** Where to go on; undefined: nothing is behind. */
+  /** Where the next page begins; undefined: this is the last page. */
   readonly next: number | undefined
 }
 
@@ -480,10 +477,10 @@ export interface PeekPage {
 export const PAGE_HEAD_BYTES = 16
 /** Of each message, before its texts and its record. */
 export const PEEKED_HEAD_BYTES = 44
-// What is brought back by force, again and again, can have been tried more often than a u16 counts.
+// Forced redrives can bring the attempts of a message above the largest u16.
 const COUNT_MAX = 0xffff
 
-/** Bytes that a message takes in MESSAGES; less if its texts are cut there. */
+/** Size of a message in MESSAGES, before its texts are truncated. */
 export function peekedBytes({ reason, holder, record }: PeekedMessage): number {
   return PEEKED_HEAD_BYTES + textBytes(reason) + textBytes(holder) + record.length
 }

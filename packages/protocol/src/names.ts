@@ -1,6 +1,6 @@
 /**
  * Names of queues and clients, checked the same way on both sides. Files are named by number, so a name only has to
- * be harmless in logs, URLs and shells.
+ * be safe in logs, URLs and shells.
  */
 import { textBytes } from './bytes.js'
 import { SluiceError, shown } from './errors.js'

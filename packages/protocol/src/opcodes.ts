@@ -79,6 +79,6 @@ export function opcodeName(code: number): OpcodeName | undefined {
 
 const NAMES: (OpcodeName | undefined)[] = []
 for (const [name, { code }] of Object.entries(OPCODES)) {
-  if (NAMES[code] !== undefined) throw new Error(`opcode ${code} stands twice`)
+  if (NAMES[code] !== undefined) throw new Error(`opcode ${code} is defined twice`)
   NAMES[code] = name as OpcodeName
 }

@@ -141,7 +141,7 @@ describe('PUBLISH', () => {
       )
       if (length > 0) {
         const cut = (): number => publishBatchStart(bytes, 3, batchAt - 1)
-        expect(cut).toThrow(malformed(`names a queue of ${length} bytes; ${length - 1} came`))
+        expect(cut).toThrow(malformed(`has ${length} bytes; ${length - 1} arrived`))
       }
       checked++
     }
@@ -246,7 +246,7 @@ describe('ATOMIC', () => {
     }
     expect(refused).toBe(174)
     const long = resealed(new Uint8Array([...step, 0]), () => {})
-    expect(() => read(long)).toThrow(malformed('ATOMIC has 1 bytes behind its last batch'))
+    expect(() => read(long)).toThrow(malformed('ATOMIC has 1 bytes after its last batch'))
   })
 
   test('each flipped bit behind the checksum, and in it, is noticed', () => {
@@ -281,13 +281,18 @@ describe('ATOMIC', () => {
     ],
     ['more ranges than came', (b) => writeU16(b, 12, 0xffff), 'MALFORMED_FRAME', 'it needs 1048560'],
     ['one range more', (b) => writeU16(b, 12, 3), 'MALFORMED_FRAME', ''],
-    ['one batch less', (b) => writeU16(b, 14, 1), 'MALFORMED_FRAME', '66 bytes behind its last batch'],
+    ['one batch less', (b) => writeU16(b, 14, 1), 'MALFORMED_FRAME', '66 bytes after its last batch'],
     ['one batch more', (b) => writeU16(b, 14, 3), 'MALFORMED_FRAME', 'PUBLISH has 0 bytes'],
     ['1,025 batches', (b) => writeU16(b, 14, 1_025), 'TRANSACTION_TOO_LARGE', '1025 batches; at most 1024'],
-    ['a name past the end', (b) => (b[108] = 255), 'MALFORMED_FRAME', 'names a queue of 255 bytes; 65 came'],
-    ['a batch of 47 bytes', (b) => writeU32(b, 52, 47), 'MALFORMED_FRAME', 'Batch 0 of ATOMIC says that'],
-    ['a batch of 0 bytes', (b) => writeU32(b, 52, 0), 'MALFORMED_FRAME', 'has 0 bytes; 122 are left'],
-    ['a batch past the end', (b) => writeU32(b, 110, 65), 'MALFORMED_FRAME', 'has 65 bytes; 64 are left'],
+    ['a name past the end', (b) => (b[108] = 255), 'MALFORMED_FRAME', 'PUBLISH has 255 bytes; 65 arrived'],
+    [
+      'a batch of 47 bytes',
+      (b) => writeU32(b, 52, 47),
+      'MALFORMED_FRAME',
+      'The header of batch 0 of ATOMIC gives 47 bytes',
+    ],
+    ['a batch of 0 bytes', (b) => writeU32(b, 52, 0), 'MALFORMED_FRAME', 'gives 0 bytes; 122 are left'],
+    ['a batch past the end', (b) => writeU32(b, 110, 65), 'MALFORMED_FRAME', 'gives 65 bytes; 64 are left'],
     ['the longest batch', (b) => writeU32(b, 110, 0xffff_ffff), 'MALFORMED_FRAME', '4294967295 bytes'],
     [
       'more messages than may be, by their counts',

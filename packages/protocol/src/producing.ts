@@ -7,7 +7,7 @@
  * PUBLISH_ERR: u64 number · fault (see handshake.ts). It also refuses an ATOMIC.
  * ATOMIC: u64 number · u32 CRC-32 of everything behind it · u16 ranges · u16 batches · ranges of u16 channel · u16 0 ·
  *   u32 subscription id · u32 first tag · u32 count, which are acknowledged · batches, each as PUBLISH has it, with the
- *   number of the ATOMIC; the length in its header says where the next one begins.
+ *   number of the ATOMIC; the length in its header gives where the next one begins.
  * ATOMIC_OK: u64 number · u32 batches · of each u64 base offset · u32 duplicates · duplicates as in PUBLISH_OK.
  */
 import { BATCH_HEADER_BYTES, batchCount, batchLength, batchNumber } from './batch.js'
@@ -60,8 +60,8 @@ function writePlace(
 }
 
 /**
- * Duplicates of a batch: index in the batch → offset at which that message was accepted before. Of a message that was
- * accepted and replaced an earlier one it is the message's own.
+ * Duplicates of a batch: index in the batch → offset at which that message was accepted before. For a message that was
+ * accepted and replaced an earlier one it is the message's own offset.
  */
 export type Duplicates = ReadonlyMap<number, number>
 
@@ -127,7 +127,7 @@ export function decodePublishErr(
 }
 
 /**
- * Where the batch begins, behind the queue's name. There is a whole batch header, so that a refusal has a number.
+ * Where the batch begins, after the queue's name. A whole batch header is there, so that a refusal has a number.
  * @throws SluiceError MALFORMED_FRAME
  */
 export function publishBatchStart(bytes: Uint8Array, start: number, end: number): number {
@@ -136,7 +136,7 @@ export function publishBatchStart(bytes: Uint8Array, start: number, end: number)
   if (at > end)
     throw new SluiceError(
       'MALFORMED_FRAME',
-      `PUBLISH names a queue of ${bytes[start]} bytes; ${end - start - 1} came.`,
+      `The queue name of PUBLISH has ${bytes[start]} bytes; ${end - start - 1} arrived.`,
     )
   need('The batch of PUBLISH', end - at, BATCH_HEADER_BYTES)
   return at
@@ -195,7 +195,7 @@ export function encodeAtomic(
   checkAtMost('batches', batches.length, LIMITS.atomicBatchesMax)
   let acknowledged = 0
   for (const { count } of acks) acknowledged += count
-  // A range has a message at least, so that their number fits its field too.
+  // Each range has at least one message, so the number of ranges fits its field too.
   checkAtMost('acknowledgements', Math.max(acknowledged, acks.length), LIMITS.atomicAcksMax)
   let size = ATOMIC_HEAD_BYTES + acks.length * ATOMIC_ACK_BYTES
   let messages = 0
@@ -241,7 +241,7 @@ export function atomicNumber(bytes: Uint8Array, start: number, end: number): num
 }
 
 /**
- * Of the batches only length, count and number are looked at, so that nothing in them is known to be right.
+ * Reads only length, count and number of the batches; the rest of them is not checked here.
  * @throws SluiceError MALFORMED_FRAME, BATCH_MALFORMED, BATCH_CORRUPT, TRANSACTION_TOO_LARGE
  */
 export function decodeAtomic(bytes: Uint8Array, start: number, end: number): Atomic {
@@ -249,7 +249,7 @@ export function decodeAtomic(bytes: Uint8Array, start: number, end: number): Ato
   if (number === 0) {
     throw new SluiceError(
       'BATCH_MALFORMED',
-      'The number 0 of an atomic step is out of range; numbers begin at 1 and stay below 2^53.',
+      'The number 0 of an atomic step is out of range; numbers start at 1 and stay below 2^53.',
     )
   }
   const crc = readU32(bytes, start + 8)
@@ -287,7 +287,7 @@ export function decodeAtomic(bytes: Uint8Array, start: number, end: number): Ato
     if (length < BATCH_HEADER_BYTES || length > end - batchAt) {
       throw new SluiceError(
         'MALFORMED_FRAME',
-        `Batch ${i} of ATOMIC says that it has ${length} bytes; ${end - batchAt} are left.`,
+        `The header of batch ${i} of ATOMIC gives ${length} bytes; ${end - batchAt} are left.`,
       )
     }
     if (batchNumber(bytes, batchAt) !== number) {
@@ -302,7 +302,7 @@ export function decodeAtomic(bytes: Uint8Array, start: number, end: number): Ato
     at = batchAt + length
   }
   if (at !== end)
-    throw new SluiceError('MALFORMED_FRAME', `ATOMIC has ${end - at} bytes behind its last batch.`)
+    throw new SluiceError('MALFORMED_FRAME', `ATOMIC has ${end - at} bytes after its last batch.`)
   return { number, crc, acks, batches }
 }
 

@@ -189,7 +189,7 @@ describe('options that contradict each other', () => {
 
   test('a window of ids that count while they are pending', () => {
     expect(() => queueOptions({ unique: 'pending', dedupWindowMs: 600_000 })).toThrow(
-      refusal('OPTION_CONFLICT', '`dedupWindowMs` was given with `unique` of "pending"'),
+      refusal('OPTION_CONFLICT', '`dedupWindowMs` has no effect with `unique` of "pending"'),
     )
     for (const named of [{ unique: 'pending' }, { unique: 'window', dedupWindowMs: 0 }, { dedupWindowMs: 5 }])
       expect(queueOptions(named)).toStrictEqual(named)

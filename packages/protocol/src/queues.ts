@@ -1,10 +1,10 @@
 /**
- * What control frames say about queues: options with their defaults and bounds, requests, and answers.
+ * Queues in control frames: options with their defaults and bounds, requests, and answers.
  *
  * ENSURE { name, options?, update? } → { created, queue }. GET { name } → { queue }. LIST { after? } → { queues, more }.
  * DELETE { name } → { messages }. PURGE { name } → { messages }. PAUSE, RESUME { name } → { changed }.
  * SUBSCRIBE { queue, messages, bytes, limit?, processingTimeoutMs?, claims? } → SUBSCRIBE_OK. UNSUBSCRIBE → RESULT { }.
- * Unknown fields are refused by name. What is asked about single messages and consumers stands in managing.ts.
+ * Unknown fields are refused by name. Requests about single messages and consumers are in managing.ts.
  */
 import { durationText } from './units.js'
 import { decodeClaims, type Claim } from './consuming.js'
@@ -203,7 +203,7 @@ export function queueOptions(named: unknown): Partial<QueueOptions> {
   if (known.unique === 'pending' && known.dedupWindowMs !== undefined) {
     throw new SluiceError(
       'OPTION_CONFLICT',
-      '`dedupWindowMs` was given with `unique` of "pending": an id then counts for as long as its message is not done.',
+      '`dedupWindowMs` has no effect with `unique` of "pending": an id counts while its message is pending.',
     )
   }
   return known
@@ -234,7 +234,7 @@ function checkOption(name: string, option: QueueOption, value: unknown): void {
 }
 
 /**
- * What a whole set of options must not say; of a part, what is there is compared.
+ * Checks options against each other; those that are missing are not compared.
  * @throws SluiceError OPTION_CONFLICT
  */
 export function checkOptionsTogether(options: Partial<QueueOptions>): void {
@@ -270,7 +270,7 @@ export const QUEUE_COUNTERS = {
 export type QueueCounter = keyof typeof QUEUE_COUNTERS
 export type QueueCounts = { readonly [Name in QueueCounter]: number }
 
-/** What a queue holds at one moment, as GET and LIST tell it. Counts are messages unless named otherwise. */
+/** A queue in the answers to GET and LIST. Counts are messages unless named otherwise. */
 export interface QueueInfo extends QueueCounts {
   readonly name: string
   readonly options: QueueOptions

@@ -1,5 +1,5 @@
 /**
- * Records: one message each, as it stands in a batch on the wire, in the log and in a delivery.
+ * Records: one message each, with the same bytes in a batch on the wire, in the log and in a delivery.
  *
  * Layout: u32 size (all of it) · u8 flags · u8 priority (low 5 bits) and content type (high 3 bits) ·
  * u16 options length · options (delay u48, at u48, ttl u48, key, id, headers: in this order, those that the flags
@@ -35,16 +35,16 @@ const PRIORITY_MASK = 31
 const CONTENT_TYPE_SHIFT = 5
 const OPTIONS_LENGTH_AT = 6
 
-/** `replaces`: where a message with its id waits, that one is cancelled. The bit between means something to `checkRecords`. */
+/** `replaces`: a waiting message with the same id is cancelled. Bit 6 is ANY_PRIORITY in the result of `checkRecords`. */
 export const RECORD_FLAG = { delay: 1, at: 2, ttl: 4, key: 8, id: 16, headers: 32, replaces: 128 } as const
 const KNOWN_FLAGS = 63 | RECORD_FLAG.replaces
 const TIME_FLAGS = [RECORD_FLAG.delay, RECORD_FLAG.at, RECORD_FLAG.ttl] as const
 
-/** What the payload is, for whoever decodes it; the broker does not look. */
+/** How a client decodes the payload; the broker does not read it. */
 export const CONTENT_TYPE = { bytes: 0, text: 1, msgpack: 2 } as const
 export type ContentType = (typeof CONTENT_TYPE)[keyof typeof CONTENT_TYPE]
 
-/** All that a record carries beside its payload. Times in milliseconds, `at` since the epoch. */
+/** Options of a record. Times are milliseconds; `at` is since the epoch. */
 export interface RecordOptions {
   readonly priority?: number | undefined
   readonly delayMs?: number | undefined
@@ -53,7 +53,7 @@ export interface RecordOptions {
   readonly key?: string | undefined
   readonly id?: string | undefined
   readonly headers?: Readonly<Record<string, string>> | undefined
-  /** Takes the place of a message with its id that waits. It has no bytes of its own, and nobody reads it. */
+  /** Replaces a waiting message with the same id. A flag without bytes; `readRecordOptions` leaves it out. */
   readonly replaces?: boolean | undefined
 }
 
@@ -141,7 +141,7 @@ function writeHeader(bytes: Uint8Array, at: number, name: string, value: string)
 
 function writeShortText(bytes: Uint8Array, at: number, text: string): number {
   const length = writeText(bytes, at + 1, text)
-  // Its length would wrap, and no reader could tell where the record ends. Whoever calls has checked it.
+  // Its length would wrap, and no reader could find the end of the record. The caller has checked it.
   if (length > 255) throw new Error(`a text of ${length} bytes does not fit the u8 before it`)
   bytes[at] = length
   return at + 1 + length
@@ -160,19 +160,19 @@ export function checkRecordOptions(options: RecordOptions): void {
   if (delayMs !== undefined && atMs !== undefined) {
     throw new SluiceError(
       'OPTION_CONFLICT',
-      '`delay` and `at` were given together; a message has one due time.',
+      '`delay` and `at` are mutually exclusive; a message has one due time.',
     )
   }
   if (key !== undefined) checkText('INVALID_KEY', 'key', key, 1, LIMITS.keyBytesMax)
   if (id !== undefined) checkText('INVALID_ID', 'id', id, 1, LIMITS.idBytesMax)
   if (headers !== undefined) checkHeaders(headers)
   if (options.replaces === true && id === undefined) {
-    throw new SluiceError('OPTION_CONFLICT', 'A message without an `id` replaces none; give it one.')
+    throw new SluiceError('OPTION_CONFLICT', 'A message that replaces another must have an `id`.')
   }
 }
 
 function checkHeaders(headers: Readonly<Record<string, string>>): void {
-  // Text, lists and maps have no names, or other names than they seem to have.
+  // `Object.keys` of a text, a list or a Map does not give header names.
   if (typeof headers !== 'object' || headers === null || Array.isArray(headers) || headers instanceof Map)
     throw new SluiceError(
       'INVALID_HEADERS',
@@ -222,7 +222,7 @@ function checkText(code: ErrorCode, name: string, value: unknown, min: number, m
   if (bytes < min || bytes > max) {
     throw new SluiceError(code, `${name} takes ${bytes} bytes; it must take ${min} to ${max}.`)
   }
-  // Text of ASCII takes a byte for each unit.
+  // ASCII text takes one byte for each unit.
   if (bytes !== value.length && !isWellFormed(value)) {
     throw new SluiceError(
       code,
@@ -349,7 +349,7 @@ export function encodeHeader(name: string, value: string): Uint8Array {
 
 /**
  * A copy of the record, behind `gap` bytes of a new array, with these headers instead of its own. The copy has no times
- * and replaces no message: what the record asked for there has been done.
+ * and replaces no message: those options have had their effect.
  */
 export function copyRecord(record: Uint8Array, headers: readonly Uint8Array[], gap: number): Uint8Array {
   const { keyAt, headersAt, payloadAt } = recordLayout(record)
@@ -379,7 +379,7 @@ export interface RecordFault {
 }
 
 /**
- * Walks the records in `bytes[start, end)`, before each of which stand `gap` bytes of something else, and checks every
+ * Walks the records in `bytes[start, end)`, each preceded by `gap` other bytes, and checks every
  * length in them against what encloses it. No count is trusted: there must be exactly `count` records, and they must
  * fill the range.
  * `flagsSeen` gathers the union of the records' flags, with bit 6 set when any has a priority, so that the caller
@@ -445,7 +445,7 @@ function checkOptions(
   let next = at + RECORD_HEADER_BYTES
   const end = next + length
   if (flags & RECORD_FLAG.delay && flags & RECORD_FLAG.at) return 'delay and at are both set'
-  if (flags & RECORD_FLAG.replaces && !(flags & RECORD_FLAG.id)) return 'it replaces others and has no id'
+  if (flags & RECORD_FLAG.replaces && !(flags & RECORD_FLAG.id)) return 'it replaces a message and has no id'
   for (const flag of TIME_FLAGS) if (flags & flag) next += RECORD_TIME_BYTES
   if (next > end) return 'times are cut off'
   for (const flag of [RECORD_FLAG.key, RECORD_FLAG.id]) {

@@ -1,5 +1,5 @@
 /**
- * A timer of any length, for broker and clients. `setTimeout` fires after 1 ms when asked for more than 24.8 days, and
+ * A timer of any length, for broker and clients. `setTimeout` fires after 1 ms when the wait is longer than 24.8 days, and
  * durations go up to 100 years: a longer wait is divided into parts.
  */
 
@@ -32,7 +32,7 @@ export class Timer {
     if (!this.#keepsAlive) this.#handle.unref()
   }
 
-  // Of a wait in one part `setTimeout` is the judge: its clock and this one differ by fractions of a millisecond.
+  // A wait in one part ends when `setTimeout` fires: its clock and this one differ by fractions of a millisecond.
   readonly #passed = (): void => {
     const leftMs = this.#waitMs <= TIMER_PART_MS_MAX ? 0 : this.#dueMs - performance.now()
     if (leftMs > 0) this.#arm(leftMs)
