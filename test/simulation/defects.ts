@@ -300,7 +300,7 @@ export const DEFECTS: readonly Defect[] = [
   {
     name: 'a settle of another is not called stale',
     install: () =>
-      replaced(Subscription.prototype, (before) => ({
+      replaced<Subscription>(Subscription.prototype, (before) => ({
         ack(this: Subscription, firstTag, count, nowMs) {
           before.ack.call(this, firstTag, count, nowMs)
         },
@@ -341,7 +341,7 @@ export const DEFECTS: readonly Defect[] = [
   {
     name: 'credit wakes nobody',
     install: () =>
-      replaced(Subscription.prototype, (before) => ({
+      replaced<Subscription>(Subscription.prototype, (before) => ({
         setCredit(this: Subscription, messages, bytes, limit, drain) {
           before.setCredit.call(this, messages, bytes, limit, drain)
           const { queue } = this
@@ -355,7 +355,7 @@ export const DEFECTS: readonly Defect[] = [
   {
     name: 'one message more than the credit is granted',
     install: () =>
-      replaced(Subscription.prototype, (before) => ({
+      replaced<Subscription>(Subscription.prototype, (before) => ({
         setCredit(this: Subscription, messages, bytes, limit, drain) {
           before.setCredit.call(this, messages + 1, bytes, limit, drain)
         },
@@ -374,7 +374,8 @@ export const DEFECTS: readonly Defect[] = [
   {
     name: 'a purge forgets what is leased',
     // Purging alone asks for all that is held in order to take it back.
-    install: () => replaced(Subscription.prototype, () => ({ *held(): IterableIterator<never> {} })),
+    install: () =>
+      replaced<Subscription>(Subscription.prototype, () => ({ *held(): IterableIterator<never> {} })),
   },
   {
     name: 'an atomic step is split over two entries',

@@ -6,8 +6,6 @@ type Reasons = Readonly<Record<string, string>>
 
 /** Imports that close a circle, as `from → to`: one of each circle, the one to be removed. */
 export const CIRCLES: Reasons = {
-  'packages/server/src/queue/subscription.ts → packages/server/src/queue/queue.ts':
-    'A subscription settles what it holds in its queue; what settles is to go between the two.',
   'packages/client/src/claims.ts → packages/client/src/subscription.ts':
     'Claims are made for the state of a subscription, which has them.',
   'packages/client/src/feed.ts → packages/client/src/endings.ts':

@@ -24,7 +24,7 @@ import { FormerLeases } from './former.js'
 import { PendingIds } from './ids.js'
 import type { KeyRules, Placed } from './key-lines.js'
 import { Line, type Run } from './line.js'
-import type { Subscription } from './subscription.js'
+import { SubscriptionOf, type ConsumerOf } from './subscription.js'
 import { Suspects } from './suspects.js'
 import type { Timer } from './timer.js'
 
@@ -39,6 +39,10 @@ export interface Reclaimed {
   /** Of its record; after a restart as its client says. */
   readonly bytes: number
 }
+
+export const Subscription = SubscriptionOf<Queue>
+export type Subscription = SubscriptionOf<Queue>
+export type Consumer = ConsumerOf<Queue>
 
 const NOBODY: readonly Subscription[] = []
 /** How often messages are looked for whose time to live is over. */

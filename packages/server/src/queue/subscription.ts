@@ -8,7 +8,6 @@
  */
 import type { Loss, LostRange, SluiceError, TagRange } from '@sluice/protocol'
 import type { Run } from './line.js'
-import type { Queue } from './queue.js'
 
 const FREE = 0
 const HELD = 1
@@ -46,28 +45,33 @@ export interface Delivery {
   end: number
 }
 
+/** What a subscription asks of the queue that it belongs to. `queue.ts` says which class that is. */
+interface Settled {
+  ack(offset: number, count: number, nowMs: number, bytes?: number): void
+}
+
 /** What a subscription's owner does with what the queue decides. All of it waits at the durability gate. */
-export interface Consumer {
+export interface ConsumerOf<Q extends Settled> {
   /** The label that its client gave itself, and where it is; for people. */
   readonly label: string
   readonly peer: string
   /** Whether it takes deliveries now: false while too much that was sent to it is unread. */
   readonly isReady: boolean
   /** These messages are leased to the subscription. */
-  deliver(subscription: Subscription, delivery: Delivery): void
+  deliver(subscription: SubscriptionOf<Q>, delivery: Delivery): void
   /** Messages under these tags were taken away from it. */
-  lost(subscription: Subscription, reason: Loss, ranges: readonly LostRange[]): void
+  lost(subscription: SubscriptionOf<Q>, reason: Loss, ranges: readonly LostRange[]): void
   /** A drain was asked for and nothing more goes out now. */
-  drained(subscription: Subscription): void
+  drained(subscription: SubscriptionOf<Q>): void
   /** The subscription is over, all its leases with it. */
-  ended(subscription: Subscription, error: SluiceError): void
+  ended(subscription: SubscriptionOf<Q>, error: SluiceError): void
 }
 
-export class Subscription {
+export class SubscriptionOf<Q extends Settled> {
   readonly id: number
   readonly channel: number
-  readonly queue: Queue
-  readonly consumer: Consumer
+  readonly queue: Q
+  readonly consumer: ConsumerOf<Q>
   readonly sinceMs: number
   /** How long a message may be handled. */
   processingTimeoutMs: number | undefined
@@ -105,8 +109,8 @@ export class Subscription {
   constructor(
     id: number,
     channel: number,
-    queue: Queue,
-    consumer: Consumer,
+    queue: Q,
+    consumer: ConsumerOf<Q>,
     sinceMs: number,
     processingTimeoutMs?: number,
   ) {
