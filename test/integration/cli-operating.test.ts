@@ -312,7 +312,7 @@ describe.concurrent('messages', () => {
       /^Message 2 of the queue waiting is due at .*, now\.\n$/,
     )
     const [message] = await sluice.pull('waiting')
-    expectFailure(await run(['cancel', 'waiting', '--offset', '2']), 1, /with a consumer/, /Wait/)
+    expectFailure(await run(['cancel', 'waiting', '--offset', '2']), 1, /held by a consumer/, /Wait/)
     await message!.ack()
   })
 })

@@ -161,7 +161,7 @@ describe('plain data', () => {
       [/x/, 'body is a RegExp'],
       [new Error('x'), 'body is a Error'],
       [Promise.resolve(), 'body is a Promise'],
-      ['\ud800', 'body is text with half a surrogate pair'],
+      ['\ud800', 'body is text with an unpaired surrogate'],
       [{ [Symbol('s')]: 1 }, 'body has a symbol as the name of a property'],
       [
         deep,
@@ -170,7 +170,7 @@ describe('plain data', () => {
       [cycle, 'body.self refers to an object that contains it'],
       [{ list: [{ back: cycle }, cycle] }, 'body.list[0].back.self refers to an object that contains it'],
       [Object.assign([1], { total: 2 }), 'body is an array that has a property "total" beside its items'],
-      [{ a: { ['half \ud83c']: 1 } }, 'body.a["half \\ud83c"] has half a surrogate pair in its name'],
+      [{ a: { ['half \ud83c']: 1 } }, 'body.a["half \\ud83c"] has an unpaired surrogate in its name'],
       [{ a: { toJSON: () => undefined }, b: [{ toJSON: () => undefined }] }, 'body.b[0] is undefined'],
       [{ a: { toJSON: () => new Map() } }, 'body.a is a Map'],
       [

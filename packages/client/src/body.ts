@@ -57,10 +57,10 @@ export function packBody(body: unknown): Uint8Array {
 
 let lastPack = 0
 
-/** @throws SluiceError INVALID_BODY when the text has half a surrogate pair, which UTF-8 cannot hold */
+/** @throws SluiceError INVALID_BODY when the text has an unpaired surrogate, which UTF-8 cannot represent */
 export function checkText(body: string): void {
   if (!isWellFormed(body)) {
-    throw new SluiceError('INVALID_BODY', 'body is text with half a surrogate pair; send it as bytes.')
+    throw new SluiceError('INVALID_BODY', 'body is text with an unpaired surrogate; send it as bytes.')
   }
 }
 
@@ -256,7 +256,7 @@ function objectCopy(object: object, path: Step[], ancestors: object[]): object {
   const copy: Record<string, unknown> = {}
   for (const name of Object.keys(object)) {
     path.push(name)
-    if (!isWellFormed(name)) throw bodyFault('has half a surrogate pair in its name', path)
+    if (!isWellFormed(name)) throw bodyFault('has an unpaired surrogate in its name', path)
     const item = converted((object as Record<string, unknown>)[name], name, path)
     if (item !== undefined) setProperty(copy, name, plainCopy(item, path, ancestors))
     path.pop()
@@ -269,7 +269,7 @@ function objectCopy(object: object, path: Step[], ancestors: object[]): object {
 function scalarFault(value: unknown): string | undefined {
   switch (typeof value) {
     case 'string':
-      return isWellFormed(value) ? undefined : 'is text with half a surrogate pair'
+      return isWellFormed(value) ? undefined : 'is text with an unpaired surrogate'
     case 'bigint':
       return isInteger64(value) ? undefined : 'is a bigint of more than 64 bits'
     case 'undefined':

@@ -475,7 +475,7 @@ export class Connection {
         this.fail(
           new SluiceError(
             'HEARTBEAT_TIMEOUT',
-            `Nothing was heard from ${this.#address.text} for ${durationText(this.ok.heartbeatMs * 2)}.`,
+            `Nothing was received from ${this.#address.text} for ${durationText(this.ok.heartbeatMs * 2)}.`,
           ),
         )
       })

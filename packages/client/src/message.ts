@@ -423,7 +423,10 @@ function givenReason(reason: unknown): string | undefined {
   if (typeof reason !== 'string')
     throw new SluiceError('INVALID_ARGUMENT', `\`reason\` is ${shown(reason)}; it must be text.`)
   if (!isWellFormed(reason)) {
-    throw new SluiceError('INVALID_ARGUMENT', '`reason` has half a surrogate pair, which UTF-8 cannot hold.')
+    throw new SluiceError(
+      'INVALID_ARGUMENT',
+      '`reason` has an unpaired surrogate, which UTF-8 cannot represent.',
+    )
   }
   return clipText(reason, LIMITS.reasonBytesMax)
 }
@@ -446,7 +449,7 @@ function extensionMs(duration: Duration): number {
 function alreadySettled(message: DeliveredMessage): SluiceError {
   return new SluiceError(
     'ALREADY_SETTLED',
-    `Message ${message.offset} of ${message.queue} was settled before; the first settle counts.`,
+    `Message ${message.offset} of ${message.queue} is already settled; the first settle counts.`,
     { queue: message.queue, offset: message.offset },
   )
 }

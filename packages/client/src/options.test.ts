@@ -147,11 +147,11 @@ describe('options', () => {
     expect(() => recordOptions({ headers: { a: 1 } as never })).toThrow('header')
     expect(() => recordOptions({ at: new Date(NaN) })).toThrow('at')
     for (const half of ['half \ud83c', '\udc00']) {
-      expect(() => recordOptions({ id: half })).toThrow('half a surrogate pair')
-      expect(() => recordOptions({ key: half })).toThrow('half a surrogate pair')
-      expect(() => recordOptions({ headers: { [half]: 'x' } })).toThrow('half a surrogate pair')
-      expect(() => recordOptions({ headers: { x: half } })).toThrow('half a surrogate pair')
-      expect(() => connectSettings(undefined, { name: half })).toThrow('half a surrogate pair')
+      expect(() => recordOptions({ id: half })).toThrow('an unpaired surrogate')
+      expect(() => recordOptions({ key: half })).toThrow('an unpaired surrogate')
+      expect(() => recordOptions({ headers: { [half]: 'x' } })).toThrow('an unpaired surrogate')
+      expect(() => recordOptions({ headers: { x: half } })).toThrow('an unpaired surrogate')
+      expect(() => connectSettings(undefined, { name: half })).toThrow('an unpaired surrogate')
     }
     expect(consumeIntake({ processingTimeout: '1s' }).processingTimeoutMs).toBe(1000)
   })

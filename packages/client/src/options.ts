@@ -99,7 +99,7 @@ export function connectSettings(
   if (typeof name !== 'string' || textBytes(name) > LIMITS.clientNameBytesMax || !isWellFormed(name)) {
     throw new SluiceError(
       'INVALID_ARGUMENT',
-      `\`name\` is ${shown(name)}; it must be text of at most ${LIMITS.clientNameBytesMax} bytes, without half a surrogate pair.`,
+      `\`name\` is ${shown(name)}; it must be text of at most ${LIMITS.clientNameBytesMax} bytes, without an unpaired surrogate.`,
     )
   }
   const fromEnvironment = process.env['SLUICE_URL']

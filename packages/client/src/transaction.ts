@@ -65,7 +65,7 @@ export class Draft implements Transaction {
   // Caught by its caller or not: a part of the step is missing, so the rest must not happen either.
   #do(part: () => void): void {
     if (this.#isClosed)
-      throw new SluiceError('CLOSED', 'The atomic step is over: its function has ended before.')
+      throw new SluiceError('CLOSED', 'The atomic step has ended: its function has already returned.')
     try {
       part()
     } catch (error) {

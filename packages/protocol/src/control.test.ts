@@ -176,7 +176,7 @@ describe('plain data', () => {
   })
 })
 
-describe('text with half a surrogate pair', () => {
+describe('text with an unpaired surrogate', () => {
   test.each([[{ id: 'a \ud83c' }], [{ a: { '\udc00': 1 } }], [{ a: ['b', ['\ud83c\ud83c']] }]])(
     'is refused in %j',
     (body) => {

@@ -55,7 +55,7 @@ function checkTexts(value: unknown): void {
     if (isWellFormed(value)) return
     throw new SluiceError(
       'INVALID_ARGUMENT',
-      `A request has the text ${shown(value)}: it has half a surrogate pair, which UTF-8 cannot hold.`,
+      `A request has the text ${shown(value)}: it has an unpaired surrogate, which UTF-8 cannot represent.`,
     )
   }
   if (typeof value !== 'object' || value === null || ArrayBuffer.isView(value)) return

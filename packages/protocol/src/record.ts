@@ -226,7 +226,7 @@ function checkText(code: ErrorCode, name: string, value: unknown, min: number, m
   if (bytes !== value.length && !isWellFormed(value)) {
     throw new SluiceError(
       code,
-      `${name} is ${shown(value)}: it has half a surrogate pair, which UTF-8 cannot hold.`,
+      `${name} is ${shown(value)}: it has an unpaired surrogate, which UTF-8 cannot represent.`,
     )
   }
 }

@@ -61,7 +61,7 @@ export class DiskRequests {
   /** Begins a turn after a wait. @throws SluiceError SHUTTING_DOWN; CONNECTION_LOST when the caller is gone */
   resume(caller: Caller): void {
     this.#turn.beginAgain()
-    if (!caller.isOpen) throw new SluiceError('CONNECTION_LOST', 'The client that asked for it is gone.')
+    if (!caller.isOpen) throw new SluiceError('CONNECTION_LOST', 'The client that sent the request is gone.')
   }
 }
 

@@ -316,7 +316,7 @@ export class Intake {
       const known = (batch.duplicates?.size ?? 0) + (batch.replaced?.size ?? 0)
       throw new SluiceError(
         'BATCH_TOO_LARGE',
-        `A batch has ${known} messages with a known id; the segments of this broker take note of at most ${Math.floor(segmentBytes / 4 / (batch.replaced === undefined ? DUPLICATE_FACT_BYTES : REPLACE_FACTS_BYTES))} in one batch.`,
+        `A batch has ${known} messages with a known id; the segments of this broker record at most ${Math.floor(segmentBytes / 4 / (batch.replaced === undefined ? DUPLICATE_FACT_BYTES : REPLACE_FACTS_BYTES))} in one batch.`,
       )
     }
   }

@@ -68,14 +68,14 @@ export class Writer {
       const { pages, pagesMax } = this.pagesFull
       throw new SluiceError(
         'DISK_LOW',
-        `The state of queues and messages takes ${pages} pages; with segments of ${this.segmentBytes / 2 ** 20} MiB it may take ${pagesMax}. Consumers can go on; a log with larger segments holds more.`,
+        `The state of queues and messages takes ${pages} pages; with segments of ${this.segmentBytes / 2 ** 20} MiB it may take ${pagesMax}. Consumers can continue; a log with larger segments holds more.`,
         { retryAfterMs: 1_000 },
       )
     }
     if (!this.hasRoom(bytes)) {
       throw new SluiceError(
         'DISK_LOW',
-        'The log has no room for more messages: too little disk space is free, or no further segment could be made. Consumers can go on.',
+        'The log has no room for more messages: too little disk space is free, or no further segment could be created. Consumers can continue.',
         { retryAfterMs: 1_000 },
       )
     }
@@ -83,7 +83,7 @@ export class Writer {
     const { usedBytes, budgetBytes } = this.memoryFull
     throw new SluiceError(
       'MEMORY_FULL',
-      `The broker uses ${Math.round(usedBytes / 2 ** 20)}MiB of its memory budget of ${Math.round(budgetBytes / 2 ** 20)}MiB; nothing is left for more messages. Consumers can go on.`,
+      `The broker uses ${Math.round(usedBytes / 2 ** 20)}MiB of its memory budget of ${Math.round(budgetBytes / 2 ** 20)}MiB; nothing is left for more messages. Consumers can continue.`,
       { retryAfterMs: 1_000 },
     )
   }

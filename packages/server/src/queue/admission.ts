@@ -141,7 +141,7 @@ export class Admission {
     if (known + this.#freshIds <= options.dedupMaxIds) return
     throw new SluiceError(
       'DEDUP_FULL',
-      `The queue ${name} remembers ${known} ids, and ${this.#freshIds} more came; it remembers at most ${options.dedupMaxIds}.`,
+      `The queue ${name} remembers ${known} ids, and ${this.#freshIds} more arrived; it remembers at most ${options.dedupMaxIds}.`,
       { retryAfterMs: 1_000 },
     )
   }
@@ -215,7 +215,7 @@ export class Admission {
   #full(what: string, has: number, more: number, most: number): SluiceError {
     return new SluiceError(
       'QUEUE_FULL',
-      `The queue ${this.#queue.name} holds ${has} ${what}, and ${more} more came; it holds at most ${most}.`,
+      `The queue ${this.#queue.name} holds ${has} ${what}, and ${more} more arrived; it holds at most ${most}.`,
       // What would not fit an empty queue will never fit.
       more > most ? { retryable: false } : { retryAfterMs: 100 },
     )

@@ -748,7 +748,7 @@ describe('queue', () => {
     else for (let offset = 1; offset < 1_000; offset++) queue.deadLetter(offset, DEATH.rejected, 1, '', 50)
     expect(queue.bytes - queue.deadBytes).toBe(LARGE)
     expect(() => admitted(queue, 600_000)).toThrow(
-      'The queue q holds 1000000 bytes, and 600000 more came; it holds at most 1500000.',
+      'The queue q holds 1000000 bytes, and 600000 more arrived; it holds at most 1500000.',
     )
     queue.ack(0, 1, 1, LARGE)
     expect(queue.bytes - queue.deadBytes).toBe(0)

@@ -430,7 +430,7 @@ export class Queue extends Contents implements Follower {
     if (state === 'leased')
       throw new SluiceError(
         'MESSAGE_LEASED',
-        `Message ${offset} of the queue ${this.name} is with a consumer; it can be changed once it is back.`,
+        `Message ${offset} of the queue ${this.name} is held by a consumer; it cannot be changed until it is settled.`,
       )
     if (state === undefined || state === 'dead') {
       throw new SluiceError(

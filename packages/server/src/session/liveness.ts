@@ -45,7 +45,7 @@ export class Liveness {
     if (nowMs - this.#heardMs <= this.heartbeatMs * 2) return undefined
     return new SluiceError(
       'HEARTBEAT_TIMEOUT',
-      `Nothing was heard for ${durationText(Math.round(nowMs - this.#heardMs))}; the heartbeat is ${durationText(this.heartbeatMs)}.`,
+      `Nothing was received for ${durationText(Math.round(nowMs - this.#heardMs))}; the heartbeat is ${durationText(this.heartbeatMs)}.`,
     )
   }
 

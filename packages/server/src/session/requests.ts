@@ -124,7 +124,7 @@ function changesNothing(name: RequestName, body: Body): boolean {
 function ofReading(error: unknown): SluiceError {
   if (error instanceof SluiceError) return error
   const why = error instanceof Error ? error.message : String(error)
-  return new SluiceError('READ_FAILED', `The request could not be done: ${why}.`, { cause: error })
+  return new SluiceError('READ_FAILED', `The request failed: ${why}.`, { cause: error })
 }
 
 function afterName(body: Body): string {
