@@ -241,7 +241,10 @@ export class Link {
     return this.#isStopped
   }
 
-  /** Dials no more, and has no connection any more; returns what ends the one that there is, and rejects who waits for one. */
+  /**
+   * Ends dialling; there is no `connection` from now on. What it returns ends the one that there was, and rejects the calls
+   * that wait for one: the owner calls it once nothing of its own would use the connection.
+   */
   stop(): (error: SluiceError) => void {
     this.#isStopped = true
     this.#timer?.cancel()
