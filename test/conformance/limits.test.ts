@@ -224,7 +224,7 @@ function announce(total: number, frameBytesMax?: number): void {
   const decoder = new FrameDecoder(() => {}, false)
   if (frameBytesMax !== undefined) decoder.frameBytesMax = frameBytesMax
   const header = new Uint8Array(FRAME_HEADER_BYTES)
-  writeFrameHeader(header, 0, total - FRAME_HEADER_BYTES, 1, 0, 0, 0)
+  writeFrameHeader(header, 0, total - FRAME_HEADER_BYTES, 1, 0, 0)
   decoder.push(header)
 }
 

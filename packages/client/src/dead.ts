@@ -149,7 +149,7 @@ export class DeadLetters {
       progress: counts.redriven === 0 ? undefined : counts,
       text: `Before that ${messagesWere(counts.redriven)} brought back.`,
     })
-    await this.#walk(OP.REDRIVE, 'REDRIVE', queue, selection, fields, rate, counts, soFar, call)
+    await this.#walk({ frame: 'REDRIVE', queue, selection, fields, rate, counts, soFar }, call)
     return counts
   }
 
@@ -170,22 +170,16 @@ export class DeadLetters {
       progress: counts.discarded === 0 ? undefined : done(),
       text: `Before that ${messagesWere(counts.discarded)} deleted.`,
     })
-    await this.#walk(OP.DISCARD, 'DISCARD', queue, options, {}, undefined, counts, soFar, call)
+    await this.#walk({ frame: 'DISCARD', queue, selection: options, fields: {}, counts, soFar }, call)
     return done()
   }
 
   /** Adds up in `counts` what each page was answered with. */
   async #walk(
-    opcode: number,
-    frame: string,
-    queue: QueueRef,
-    { offsets, limit, dryRun, ...filter }: DeadSelection,
-    fields: Record<string, unknown>,
-    rate: number | undefined,
-    counts: { matched: number; [name: string]: number },
-    soFar: () => SoFar,
+    { frame, queue, selection, fields, rate, counts, soFar }: DeadWalk,
     call: CallOptions | undefined,
   ): Promise<void> {
+    const { offsets, limit, dryRun, ...filter } = selection
     if (call !== undefined) onlyKnown('dead', call, CALL_OPTIONS)
     const { name } = queueOf(queue)
     const body = withoutUndefined({ name, dryRun, ...filterField(filter), ...fields })
@@ -197,7 +191,7 @@ export class DeadLetters {
       const place = chosen === undefined ? { from } : { offsets: chosen }
       // Repeated after a lost connection, it could take what died anew since.
       const answer = await this.#requests.send(
-        opcode,
+        OP[frame],
         { ...body, ...place, limit },
         dryRun === true,
         call,
@@ -219,6 +213,18 @@ export class DeadLetters {
     // What a dry run would have done is nothing that was done.
     await walk<number>(pace, call, take, dryRun === true ? NOTHING : soFar)
   }
+}
+
+/** What a walk over dead letters asks of each page, and what it adds up. */
+interface DeadWalk {
+  readonly frame: 'REDRIVE' | 'DISCARD'
+  readonly queue: QueueRef
+  readonly selection: DeadSelection
+  /** Further fields of the request. */
+  readonly fields: Record<string, unknown>
+  readonly rate?: number | undefined
+  readonly counts: { matched: number; [name: string]: number }
+  readonly soFar: () => SoFar
 }
 
 const NOTHING = (): SoFar => ({ progress: undefined, text: '' })

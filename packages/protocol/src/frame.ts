@@ -44,11 +44,10 @@ export function writeFrameHeader(
   opcode: number,
   channel: number,
   correlation: number,
-  flags = 0,
 ): number {
   writeU32(bytes, at, payloadBytes)
   bytes[at + OPCODE_AT] = opcode
-  bytes[at + FLAGS_AT] = flags
+  bytes[at + FLAGS_AT] = 0
   writeU16(bytes, at + CHANNEL_AT, channel)
   writeU32(bytes, at + CORRELATION_AT, correlation)
   return at + FRAME_HEADER_BYTES
