@@ -21,7 +21,7 @@ const REJECTED = 1
 const MAX_DELIVERIES = 2
 const INVALID = 4
 const AT_PAST_MS_MAX = 60_000
-const UNEXPLAINED_MAX = 3
+const UNATTRIBUTED_MAX = 3
 
 export interface ModelQueue {
   readonly id: number
@@ -1278,7 +1278,7 @@ export class Model {
       }
       if (blame === 'suspects' && wasStarted) this.#suspect(message)
       else if (blame === 'unexplained' || blame === 'alone') {
-        if (++message.unexplained >= UNEXPLAINED_MAX) this.#suspect(message)
+        if (++message.unexplained >= UNATTRIBUTED_MAX) this.#suspect(message)
       }
       this.#release(queue, message, nowMs)
     }
