@@ -8,7 +8,7 @@ import {
   type ErrorCode,
   type SluiceError,
 } from '@sluice/protocol'
-import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { afterEach, beforeEach, describe, expect, it, onTestFinished, vi } from 'vitest'
 import type { Sluice } from './client.js'
 import { DeadLetter, Retry, type Message } from './message.js'
 import type { ConsumeOptions } from './options.js'
@@ -917,13 +917,15 @@ describe('pulling', () => {
   })
 
   it('gives up its subscription when no pull needs it for a while, and all is settled', async () => {
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'performance'], shouldAdvanceTime: true })
+    onTestFinished(() => void vi.useRealTimers())
     const pull = sluice.pull('q', { wait: '20s' })
     const channel = await peer.subscribed()
     peer.link.deliver(channel, 101, ['a'])
     const [message] = await pull
     expect(await sluice.pull('q')).toEqual([])
     expect(peer.link.named('SUBSCRIBE').length).toBe(1)
-    await new Promise((resolve) => setTimeout(resolve, IDLE.ms * 1.5))
+    await vi.advanceTimersByTimeAsync(IDLE.ms * 1.5)
     expect(peer.link.named('UNSUBSCRIBE').length).toBe(0)
     await message!.ack()
     await until(() => peer.link.named('UNSUBSCRIBE').length === 1)

@@ -250,7 +250,7 @@ describe('Keys', () => {
         expect(keys.size).toBe(0)
         expect(keys.pages).toBeLessThanOrEqual(1)
       }),
-      { numRuns: runs(2, 40) },
+      { numRuns: runs(1, 40) },
     )
     expect(most).toBeGreaterThan(10)
   }, 120_000)

@@ -3,6 +3,7 @@ import fc from 'fast-check'
 import { expect, it } from 'vitest'
 import type { Queue } from '../queue/index.js'
 import { NameCache } from './name-cache.js'
+import { runs } from '../../../../test/amount.js'
 
 const named = (name: string): Queue => ({ name }) as Queue
 
@@ -41,6 +42,7 @@ it('finds what the map holds, whichever queues come and go', () => {
         }
       },
     ),
+    { numRuns: runs(30, 1_000) },
   )
   expect(found).toBeGreaterThan(1_000)
   expect(gone).toBeGreaterThan(1_000)
