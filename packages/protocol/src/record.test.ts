@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { readU16, writeU16, writeU32 } from './bytes.js'
+import { readText, readU16, writeU16, writeU32 } from './bytes.js'
 import { SluiceError, type ErrorCode } from './errors.js'
 import { LIMITS } from './limits.js'
 import {
@@ -10,8 +10,17 @@ import {
   RECORD_HEADER_BYTES,
   checkRecordOptions,
   checkRecords,
+  copyRecord,
+  encodeHeader,
   readRecordOptions,
   recordBytes,
+  recordContentType,
+  recordFlags,
+  recordHeaders,
+  recordLayout,
+  recordPayloadAt,
+  recordPriority,
+  recordSize,
   writeRecordHead,
   type ContentType,
   type RecordOptions,
@@ -251,6 +260,46 @@ describe('checkRecordOptions', () => {
     const bytes = encode(options)
     expect(checkRecords(bytes, 0, bytes.length, 1, LARGE)).toBeTypeOf('number')
     expect(readRecordOptions(bytes, 0)).toEqual(options)
+  })
+})
+
+describe('the parts of a record', () => {
+  test('fields and headers are those that were written', () => {
+    let headersSeen = 0
+    fc.assert(
+      fc.property(anyOptions, anyPayload, anyType, (options, payload, type) => {
+        const record = encode(options, payload, type)
+        expect(recordSize(record, 0)).toBe(record.length)
+        expect(recordPriority(record, 0)).toBe(options.priority ?? 0)
+        expect(recordContentType(record, 0)).toBe(type)
+        expect(recordFlags(record, 0) & RECORD_FLAG.key).toBe(options.key === undefined ? 0 : RECORD_FLAG.key)
+        expect(record.subarray(recordPayloadAt(record, 0))).toEqual(payload)
+        const headers = [...recordHeaders(record, recordLayout(record))].map(
+          ({ nameAt, nameEnd, valueAt, valueEnd }) => [
+            readText(record, nameAt, nameEnd),
+            readText(record, valueAt, valueEnd),
+          ],
+        )
+        headersSeen += headers.length
+        expect(headers).toEqual(Object.entries(options.headers ?? {}))
+      }),
+      { numRuns: 300 },
+    )
+    expect(headersSeen).toBeGreaterThan(100)
+  })
+
+  test('a copy has key, id, priority and payload, other headers, and nothing else', () => {
+    fc.assert(
+      fc.property(anyOptions, anyPayload, anyType, headerList, (options, payload, type, list) => {
+        const record = encode({ ...options, replaces: options.id !== undefined }, payload, type)
+        const headers = list.map(([name, value]) => encodeHeader(name, value))
+        const copy = copyRecord(record, headers, 5).subarray(5)
+        const { key, id, priority } = options
+        const kept = { key, id, priority, headers: list.length > 0 ? Object.fromEntries(list) : undefined }
+        expect(copy).toEqual(encode(kept, payload, type))
+      }),
+      { numRuns: 300 },
+    )
   })
 })
 
