@@ -276,6 +276,22 @@ it('what is pulled is claimed without credit, and the next pull goes on', async 
   expect(peer.link.settles).toMatchObject([{ firstTag: 50 }])
 })
 
+it.each([
+  ['pulled', async () => (await sluice.pull('q', { max: 1, wait: '5s' }))[0]!],
+  ['iterated', async () => (await sluice.messages('q')[Symbol.asyncIterator]().next()).value!],
+] as const)('what is %s is claimed again when that connection is lost too', async (_, take) => {
+  const taking = take()
+  peer.link.deliver(await peer.subscribed(), 101, texts(1), { tag: 20 })
+  const message = await taking
+  await reconnected()
+  expect(asked).toMatchObject([{ offset: 0, tag: 20, attempt: 1 }])
+  await reconnected()
+  expect(asked).toMatchObject([{ offset: 0, tag: 50, attempt: 2 }])
+  await message.ack()
+  expect([peer.link.settles.length, losses]).toEqual([1, []])
+  expect(peer.link.settles).toMatchObject([{ firstTag: 50, outcome: OUTCOME.ack }])
+})
+
 it('an answer that grants what was not claimed is refused, and what was claimed is lost', async () => {
   const runs = consumed({ concurrency: 1 })
   sluice.on('error', () => {})

@@ -93,7 +93,7 @@ export class Claims implements Lessor {
     for (const { index, tag, attempt } of granted) {
       const { message, pending, extension } = this.#entries[index]!
       message.rebind(subscription, tag)
-      subscription.adopt(tag, attempt)
+      subscription.adopt(message, tag, attempt)
       if (extension !== undefined)
         subscription.extend(tag, extension.durationMs).then(extension.resolve, extension.reject)
       if (pending === undefined) continue

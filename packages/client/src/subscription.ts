@@ -349,9 +349,10 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     if (this.#emptied.any && this.#isEmpty()) this.#emptied.tell()
   }
 
-  /** A claimed message is leased to it, under `tag`, and still being handled. */
-  adopt(tag: number, attempt: number): void {
+  /** A claimed message is leased to it, under `tag`, and still being handled: on the next connection it is claimed again. */
+  adopt(message: DeliveredMessage, tag: number, attempt: number): void {
     this.unsettled++
+    if (this.#taken !== undefined) this.#track(message)
     this.#attempts ??= new Map()
     this.#attempts.set(tag, attempt)
   }
