@@ -114,6 +114,15 @@ describe.runIf(isLinux)('a socket in the directory', () => {
     expect(await sockets()).toEqual([])
   })
 
+  test('that goes on closing each connection without an answer keeps it too', async () => {
+    const child = await holding('')
+    try {
+      expect((await refusal()).code).toBe('DATA_DIR_LOCKED')
+    } finally {
+      await child.kill()
+    }
+  })
+
   test('of a process that is stopped, and says nothing, keeps it too', async () => {
     const child = await holding('')
     try {

@@ -170,14 +170,17 @@ async function settle(
   name: string,
   file: string,
 ): Promise<void> {
+  const giveUpMs = performance.now() + ANSWER_MS
   for (;;) {
     const others = (await readdir(directory)).filter((other) => SOCKET.test(other) && other !== name)
     const states = await Promise.all(others.map((other) => ask(`${near}/${other}`)))
     const gone = others.filter((_, index) => states[index] === 'gone')
-    const wins = others.every(
-      (other, index) => states[index] === 'gone' || (states[index] === 'candidate' && other > name),
-    )
-    if (!wins) throw locked(directory, await readHolder(file))
+    const wins = others.every((other, index) => {
+      const state = states[index]
+      return state === 'gone' || state === 'leaving' || (state === 'candidate' && other > name)
+    })
+    const isOver = states.includes('leaving') && performance.now() > giveUpMs
+    if (!wins || isOver) throw locked(directory, await readHolder(file))
     if (gone.length === others.length) {
       for (const other of gone) await unlinkIfThere(join(directory, other))
       // Another one may have taken ours for gone in the moment before it listened, and be gone itself by now.
@@ -191,9 +194,10 @@ async function settle(
   }
 }
 
-type State = 'owner' | 'candidate' | 'gone'
+type State = 'owner' | 'candidate' | 'leaving' | 'gone'
 
-// Only a refusal says that nobody listens: a process that is stopped does not answer, and is there.
+// Only a refusal says that no process listens: one that is stopped does not answer, and is there. A socket that is being
+// closed drops a connection without an answer; the next look finds it gone.
 function ask(path: string): Promise<State> {
   return new Promise((done) => {
     const connection = connect({ path })
@@ -204,10 +208,11 @@ function ask(path: string): Promise<State> {
       done(state)
     }
     connection.once('data', (said) => finish(said.toString('latin1') === CANDIDATE ? 'candidate' : 'owner'))
-    connection.once('end', () => finish('owner'))
-    connection.once('error', ({ code }: NodeJS.ErrnoException) =>
-      finish(code === 'ECONNREFUSED' || code === 'ENOENT' ? 'gone' : 'owner'),
-    )
+    connection.once('end', () => finish('leaving'))
+    connection.once('error', ({ code }: NodeJS.ErrnoException) => {
+      if (code === 'ECONNREFUSED' || code === 'ENOENT') finish('gone')
+      else finish(code === 'ECONNRESET' || code === 'EPIPE' ? 'leaving' : 'owner')
+    })
   })
 }
 
