@@ -31,6 +31,7 @@ import { Broker } from '../broker/broker.js'
 import { MemoryLog } from '../log/memory-log.js'
 import { Session } from './session.js'
 import { SESSION_DEFAULTS } from './settings.js'
+import { readingTransport } from '../testing/transport.js'
 
 const LARGEST = LIMITS.batchBytesMax
 const LEAST = LARGEST + MESSAGE_OVERHEAD_BYTES
@@ -64,17 +65,13 @@ class Peer {
     })
     // It fails on a longer one.
     decoder.frameBytesMax = frameBytesMax
-    const transport = {
-      peer: '',
-      write: (bytes: Uint8Array, written: () => void) => {
-        decoder.push(Buffer.from(bytes))
-        written()
-      },
-      pause: () => {},
-      resume: () => {},
-      end: () => {},
-    }
-    this.#session = new Session(this.broker, transport, SESSION_DEFAULTS, 1_700_000_000_000, () => {})
+    this.#session = new Session(
+      this.broker,
+      readingTransport(decoder),
+      SESSION_DEFAULTS,
+      1_700_000_000_000,
+      () => {},
+    )
     const hello = {
       versionMin: 1,
       versionMax: 1,

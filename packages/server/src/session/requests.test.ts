@@ -21,6 +21,7 @@ import { encodeAnswer, type Answer } from './answers.js'
 import { REQUEST_NAMES, handle, handleLong, isLong, type AnswerOf, type RequestName } from './requests.js'
 import { Session } from './session.js'
 import { SESSION_DEFAULTS } from './settings.js'
+import { readingTransport } from '../testing/transport.js'
 
 const HOUR = 3_600_000
 const name = 'q'
@@ -104,16 +105,7 @@ describe('a defect', () => {
       if (opcode === OP.ERROR) errors.push(faultError(decodeFault(bytes, start, end)))
     })
     decoder.frameBytesMax = SESSION_DEFAULTS.frameBytesMax
-    const transport = {
-      peer: '',
-      write: (bytes: Uint8Array, written: () => void) => {
-        decoder.push(bytes)
-        written()
-      },
-      pause: () => {},
-      resume: () => {},
-      end: () => {},
-    }
+    const transport = readingTransport(decoder)
     const session = new Session(bench.broker, transport, SESSION_DEFAULTS, bench.now, (_, why) => {
       closed.push(why)
     })

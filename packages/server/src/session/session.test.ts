@@ -27,6 +27,7 @@ import { Broker } from '../broker/broker.js'
 import { MemoryLog } from '../log/memory-log.js'
 import { Session } from './session.js'
 import { SESSION_DEFAULTS } from './settings.js'
+import { readingTransport } from '../testing/transport.js'
 
 let nowMs = 0
 let sentBytes = 0
@@ -377,16 +378,7 @@ test('a connection has as many subscriptions as it may', async () => {
     if (opcode === OP.ERROR) codes.push(faultError(decodeFault(bytes, start, end)).code)
   })
   decoder.frameBytesMax = SESSION_DEFAULTS.frameBytesMax
-  const transport = {
-    peer: '',
-    write: (bytes: Uint8Array, written: () => void) => {
-      decoder.push(bytes)
-      written()
-    },
-    pause: () => {},
-    resume: () => {},
-    end: () => {},
-  }
+  const transport = readingTransport(decoder)
   const one = new Session(broker, transport, { ...SESSION_DEFAULTS, subscriptionsMax: 2 }, nowMs, () => {})
   one.receive(GREETING, nowMs)
   broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
