@@ -14,7 +14,7 @@ import {
   type Body,
   type SluiceError,
 } from '@sluice/protocol'
-import { describe, expect, it } from 'vitest'
+import { describe, expect, it, vi } from 'vitest'
 import type { Broker } from '../broker/broker.js'
 import { Bench, CALLER, Q } from '../testing/bench.js'
 import { encodeAnswer, type Answer } from './answers.js'
@@ -125,6 +125,37 @@ describe('a defect', () => {
     expect((await bench.publish([{}])).baseOffset).toBe(3)
     expect(bench.broker.queue(Q).live).toBe(1)
     bench.broker.audit()
+  })
+
+  it.each([
+    { isChange: true, hasLeft: false },
+    { isChange: true, hasLeft: true },
+    { isChange: false, hasLeft: false },
+    { isChange: false, hasLeft: true },
+  ])('in a long request ends the broker if it is a change: %j', async ({ isChange, hasLeft }) => {
+    const bench = await new Bench().open()
+    bench.ensure()
+    let failRequest = (): void => {}
+    vi.spyOn(bench.broker.operator, 'discard').mockReturnValue(
+      new Promise((_resolve, reject) => (failRequest = () => reject(failure))),
+    )
+    const fail = vi.spyOn(bench.broker, 'fail').mockReturnValue()
+    const decoder = new FrameDecoder(() => {})
+    const session = new Session(
+      bench.broker,
+      readingTransport(decoder),
+      SESSION_DEFAULTS,
+      bench.now,
+      () => {},
+    )
+    session.receive(GREETING, bench.now)
+    session.receive(frame(OP.DISCARD, encodeControl({ name, dryRun: !isChange })), bench.now)
+    if (hasLeft) session.disconnected()
+    await bench.settle()
+    failRequest()
+    await bench.settle()
+    expect(fail.mock.calls).toEqual(isChange ? [[failure]] : [])
+    expect(session.isOpen).toBe(!hasLeft && !isChange)
   })
 })
 

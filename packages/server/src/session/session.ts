@@ -553,13 +553,15 @@ export class Session implements Peer, Output, Consumer {
   }
 
   #finished(correlation: number, answer: () => Answer): void {
-    if (this.#stage !== 'open') return
     this.#broker.beginTurn()
     try {
-      this.answer(correlation, answer())
+      // A change can fail half-way after its client has left, and that is a defect as well.
+      const written = answer()
+      if (this.#stage === 'open') this.answer(correlation, written)
     } catch (error) {
       this.#failed(error, 0, correlation)
     }
+    if (this.#stage !== 'open') return
     this.#broker.hold(this)
     this.#workOn()
   }
