@@ -3,7 +3,7 @@ import { decodeClaims, LIMITS, OP, OUTCOME, type Claim, type SluiceError } from 
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { Sluice } from './client.js'
 import type { Message } from './message.js'
-import type { LeaseLoss } from './subscription.js'
+import type { LeaseLoss } from './losses.js'
 import { control, Peer, texts, turns, until } from './testing/peer.js'
 
 let peer: Peer

@@ -16,9 +16,11 @@ import {
   type Granted,
   type Outcome,
 } from '@sluice/protocol'
+import { leaseLost, type LeaseLossReason } from './losses.js'
 import type { DeliveredMessage, Lessor, Watcher } from './message.js'
-import { leaseLost, SettleGroup } from './settlement.js'
-import type { LeaseLossReason, Session, Subscription } from './subscription.js'
+import type { Session } from './session.js'
+import { SettleGroup } from './settlement.js'
+import { Watchers } from './watchers.js'
 
 interface Pending {
   readonly outcome: Outcome
@@ -51,11 +53,17 @@ function notAnswered(): SluiceError {
   })
 }
 
+/** The subscription that claims the leases. */
+export interface Claimant extends Lessor {
+  /** The message is leased to it again, under `tag`. */
+  adopt(message: DeliveredMessage, tag: number, attempt: number): void
+}
+
 export class Claims implements Lessor {
   readonly queue: string
   readonly #session: Session
   readonly #entries: Entry[] = []
-  readonly #watched = new Set<Watcher>()
+  readonly #watchers = new Watchers()
   #isOver = false
 
   constructor(session: Session, queue: string) {
@@ -81,15 +89,13 @@ export class Claims implements Lessor {
   }
 
   /** The answer to SUBSCRIBE: these go on under leases of `subscription`, the others are lost. */
-  answered(subscription: Subscription, granted: readonly Granted[]): void {
+  answered(subscription: Claimant, granted: readonly Granted[]): void {
     const refused = new Set(this.#entries.keys())
     for (const { index } of granted) refused.delete(index)
     const tags = new Set([...refused].map((index) => TAG_BASE + index))
     this.#isOver = true
-    for (const watcher of this.#watched) {
-      if (watcher.isAmong(tags)) watcher.abort(leaseLost())
-      else subscription.watch(watcher)
-    }
+    this.#watchers.abort(tags, leaseLost())
+    for (const watcher of this.#watchers.takeAll()) subscription.watch(watcher)
     for (const { index, tag, attempt } of granted) {
       const { message, pending, extension } = this.#entries[index]!
       message.rebind(subscription, tag)
@@ -119,8 +125,7 @@ export class Claims implements Lessor {
   }
 
   abortHandlers(reason = leaseLost()): void {
-    for (const watcher of this.#watched) watcher.abort(reason)
-    this.#watched.clear()
+    this.#watchers.abortAll(reason)
   }
 
   #lose({ message, pending, extension }: Entry, reason: LeaseLossReason | undefined): void {
@@ -186,10 +191,10 @@ export class Claims implements Lessor {
   reopenClaim(): void {}
 
   watch(watcher: Watcher): void {
-    this.#watched.add(watcher)
+    this.#watchers.add(watcher)
   }
 
   unwatch(watcher: Watcher): void {
-    this.#watched.delete(watcher)
+    this.#watchers.delete(watcher)
   }
 }

@@ -11,11 +11,12 @@ import { Deadlines } from './deadlines.js'
 import { parseDuration, type Duration } from './duration.js'
 import { reasonOf } from './endings.js'
 import { Events } from './events.js'
-import { Feed, type PublishAllResult } from './feed.js'
+import { Feed } from './feed.js'
 import { Floor } from './floor.js'
 import { Orphans } from './orphans.js'
 import { GroupWorker, type GroupHandler } from './groups.js'
 import { Link, type Connected, type Disconnected, type Notice, type Reconnecting } from './link.js'
+import type { LeaseLoss } from './losses.js'
 import type { DeliveredMessage, Message } from './message.js'
 import { Ration } from './ration.js'
 import {
@@ -40,6 +41,7 @@ import {
   type ConsumeOptions,
   type MessagesOptions,
   type PublishAllOptions,
+  type PublishAllResult,
   type PublishOptions,
   type PullOptions,
   type PullSettings,
@@ -56,7 +58,7 @@ import { checkBody, Reader, ReadStream, type Schema } from './schema.js'
 import type { Receipt } from './sending.js'
 import { SingleWorker, type SingleHandler } from './singles.js'
 import { MessageStream } from './stream.js'
-import type { Consumer, ConsumerWaiting, HandlerFailure, LeaseLoss, Session } from './subscription.js'
+import type { Consumer, ConsumerWaiting, HandlerFailure, Session } from './session.js'
 import { Draft, type Transaction } from './transaction.js'
 import { dialTcp, type Dial } from './transport.js'
 import { Turn } from './turn.js'

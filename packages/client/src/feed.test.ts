@@ -1,6 +1,7 @@
 import { OP, SluiceError, type ErrorCode } from '@sluice/protocol'
 import { describe, expect, it, vi } from 'vitest'
-import { Feed, type FeedOptions, type PublishAllResult } from './feed.js'
+import { Feed, type FeedOptions } from './feed.js'
+import type { PublishAllResult } from './options.js'
 import type { Receipt } from './sending.js'
 import { Peer, turns, until } from './testing/peer.js'
 

@@ -6,15 +6,8 @@
 import { SluiceError, type ErrorCode } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
 import { attempt, promiseOf, thenOf } from './endings.js'
+import type { PublishAllResult } from './options.js'
 import type { Receipt } from './sending.js'
-
-/** What `publishAll` has done. */
-export interface PublishAllResult {
-  /** Messages that were accepted. */
-  readonly published: number
-  /** Messages with an id that was known: they are not in `published`. */
-  readonly duplicates: number
-}
 
 /** Refusals that pass when consumers drain the queue, or an operator makes room. */
 const FULL: ReadonlySet<ErrorCode> = new Set<ErrorCode>([

@@ -9,10 +9,11 @@ import { OUTCOME, Timer, type SluiceError } from '@sluice/protocol'
 import { Running } from './awaiting.js'
 import { callHandler, Thrown, type Caller, type Follower } from './endings.js'
 import { Lines } from './lines.js'
+import { leaseLost } from './losses.js'
 import type { DeliveredMessage, HandlerContext, Watcher } from './message.js'
 import type { ConsumeIntake } from './options.js'
-import { leaseLost } from './settlement.js'
-import type { Session, Subscription } from './subscription.js'
+import type { Session } from './session.js'
+import type { Subscription } from './subscription.js'
 import { ConsumingWorker } from './worker.js'
 
 export type GroupHandler = (messages: DeliveredMessage[], context: HandlerContext) => unknown

@@ -11,8 +11,8 @@ export type {
 } from './dead.js'
 export { parseDuration } from './duration.js'
 export type { Duration } from './duration.js'
-export type { PublishAllResult } from './feed.js'
 export type { Connected, Disconnected, Notice, Reconnecting } from './link.js'
+export type { LeaseLoss, LeaseLossReason } from './losses.js'
 export { DeadLetter, Retry } from './message.js'
 export type { HandlerContext, Message, RetryOptions } from './message.js'
 export { queue } from './options.js'
@@ -26,6 +26,7 @@ export type {
   MessageOptions,
   MessagesOptions,
   PublishAllOptions,
+  PublishAllResult,
   PublishOptions,
   PullOptions,
   Queue,
@@ -50,7 +51,7 @@ export type {
 } from './queues.js'
 export type { MessageFilter, MessageRef, Pace } from './selection.js'
 export type { Receipt } from './sending.js'
-export type { ConsumerWaiting, HandlerFailure, LeaseLoss, LeaseLossReason } from './subscription.js'
+export type { ConsumerWaiting, HandlerFailure } from './session.js'
 export type { Transaction } from './transaction.js'
 export type { BatchHandler, Handler, Worker } from './worker.js'
 export { SluiceError } from '@sluice/protocol'

@@ -25,9 +25,10 @@ import {
 } from '@sluice/protocol'
 import type { Connection } from './connection.js'
 import { durationMs, type Duration } from './duration.js'
+import { leaseLost } from './losses.js'
 import { onlyKnown } from './options.js'
 import { INSPECT, NO_HEADERS, recordBody } from './records.js'
-import { leaseLost, Settlement, type SettleGroup } from './settlement.js'
+import { Settlement, type SettleGroup } from './settlement.js'
 
 /** Options of `message.retry` and `Retry`. */
 export interface RetryOptions {

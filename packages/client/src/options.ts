@@ -14,7 +14,6 @@ import {
 } from '@sluice/protocol'
 import type { StandardSchemaV1 } from '@standard-schema/spec'
 import { durationMs, parseDuration, type Duration } from './duration.js'
-import type { PublishAllResult } from './feed.js'
 import { DEFAULT_URL, parseUrl, type Address } from './url.js'
 
 /** What every call takes. */
@@ -329,6 +328,14 @@ function collectedHeaders(entries: Iterable<readonly [string, string]>): Readonl
 /** A message of `publishBatch`. */
 export interface BatchMessage<Body = unknown> extends MessageOptions {
   readonly body: Body
+}
+
+/** What `publishAll` has done so far. */
+export interface PublishAllResult {
+  /** Messages that the broker accepted. */
+  readonly published: number
+  /** Messages whose id the broker knew; they are not in `published`. */
+  readonly duplicates: number
 }
 
 /** Options of `publishAll`. */

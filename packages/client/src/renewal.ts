@@ -5,7 +5,7 @@
 import { Timer, type ErrorCode, type SluiceError } from '@sluice/protocol'
 import type { Connection } from './connection.js'
 import { backoffMs } from './reconnect.js'
-import type { Session } from './subscription.js'
+import type { Session } from './session.js'
 
 export const RENEWAL = { delayMsMin: 50, delayMsMax: 2_000 } as const
 

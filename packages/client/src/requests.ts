@@ -8,7 +8,7 @@ import type { Connection } from './connection.js'
 import { fail as failCall } from './failure.js'
 import { timeoutOf, type CallOptions } from './options.js'
 import { aborted } from './outcomes.js'
-import type { Session } from './subscription.js'
+import type { Session } from './session.js'
 
 export type Body = { readonly [name: string]: unknown }
 

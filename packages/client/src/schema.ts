@@ -6,7 +6,7 @@ import type { DeliveredMessage } from './message.js'
 import type { Queue } from './options.js'
 import type { SingleHandler } from './singles.js'
 import type { MessageStream } from './stream.js'
-import type { Session } from './subscription.js'
+import type { Session } from './session.js'
 
 export type Schema = NonNullable<Queue['schema']>
 

@@ -3,8 +3,16 @@
  *
  * Nothing is made for a settle that nobody waits for: `Settlement` turns into a real promise only when it is used.
  */
-import { encodeSettle, SluiceError, textBytes, LIMITS, type Outcome, type TagRange } from '@sluice/protocol'
+import {
+  encodeSettle,
+  textBytes,
+  LIMITS,
+  type Outcome,
+  type SluiceError,
+  type TagRange,
+} from '@sluice/protocol'
 import { fail } from './failure.js'
+import { leaseLost } from './losses.js'
 
 /** A range of tags with one outcome; grows while consecutive tags come. */
 export interface Item {
@@ -173,15 +181,6 @@ function merged(items: Item[]): Item[] {
     else result.push(item)
   }
   return result
-}
-
-/** Rejection of a settle that came too late. */
-export function leaseLost(cause?: unknown): SluiceError {
-  return new SluiceError(
-    'LEASE_LOST',
-    'The message no longer belongs to this consumer: its connection was lost, its processing timeout passed, or its queue was purged or deleted.',
-    { cause },
-  )
 }
 
 /**

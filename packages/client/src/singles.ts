@@ -11,7 +11,8 @@ import { Running } from './awaiting.js'
 import { callHandler, Thrown, type Caller, type Follower } from './endings.js'
 import type { DeliveredMessage, HandlerContext } from './message.js'
 import type { ConsumeIntake } from './options.js'
-import type { Session, Subscription } from './subscription.js'
+import type { Session } from './session.js'
+import type { Subscription } from './subscription.js'
 import { ConsumingWorker } from './worker.js'
 
 const BURST_MAX = 4096

@@ -18,7 +18,6 @@ import {
   encodeExtend,
   encodeRanges,
   encodeSubscriptionId,
-  LOSS,
   MOVED_BYTES_MAX,
   OP,
   OUTCOME,
@@ -27,7 +26,6 @@ import {
   SCATTERED_BYTES,
   SluiceError,
   type AtomicAck,
-  type ErrorCode,
   type Outcome,
   type TagRange,
 } from '@sluice/protocol'
@@ -35,90 +33,14 @@ import { Aside } from './aside.js'
 import { addRange, partOf, RunBuffer, STARTED_RANGES_MAX } from './buffer.js'
 import { Claims } from './claims.js'
 import type { ChannelSink, Connection, Reply } from './connection.js'
-import type { Deadlines } from './deadlines.js'
-import type { Floor } from './floor.js'
-import type { Orphans } from './orphans.js'
+import { leaseLost, lossBy, lossReason } from './losses.js'
 import type { DeliveredMessage, Lessor, Run, Watcher } from './message.js'
 import { recordsCopy } from './records.js'
-import { leaseLost, SettleGroup } from './settlement.js'
-import type { Settling, Turn } from './turn.js'
+import type { Session } from './session.js'
+import { SettleGroup } from './settlement.js'
+import type { Settling } from './turn.js'
 import { Waiters } from './waiters.js'
-
-/** What consumers need of their client. */
-export interface Session {
-  readonly turn: Turn
-  readonly deadlines: Deadlines
-  readonly timeoutMs: number
-  readonly floor: Floor
-  readonly orphans: Orphans
-  /** The open connection, if there is one. */
-  readonly connection: Connection | undefined
-  /** Emits `error`. */
-  report(error: SluiceError): void
-  /** Emits `handlerError`. */
-  handlerFailed(failure: HandlerFailure): void
-  /** Emits `leaseLost`. */
-  leaseLost(loss: LeaseLoss): void
-  /** Emits `waiting`. */
-  waiting(event: ConsumerWaiting): void
-}
-
-/** A worker or an iterator has no subscription, because its queue does not exist or the broker refuses it for now; it asks again. */
-export interface ConsumerWaiting {
-  readonly queue: string
-  /** QUEUE_NOT_FOUND, QUEUE_DELETED, or an error that is `retryable`. */
-  readonly error: SluiceError
-}
-
-/** A handler threw something other than `Retry` and `DeadLetter`; the message is tried again. */
-export interface HandlerFailure {
-  readonly queue: string
-  /** Of a batch, its first message's. */
-  readonly offset: number
-  readonly attempt: number
-  /** How many messages the handler had. */
-  readonly messages: number
-  readonly error: unknown
-}
-
-/** A message that a handler had no longer belongs to this client: what the handler did with it does not count. */
-export interface LeaseLoss {
-  readonly queue: string
-  readonly offset: number
-  readonly reason: LeaseLossReason
-}
-
-/** `other`: for a reason that a later broker knows. */
-export type LeaseLossReason =
-  | 'processingTimeout'
-  | 'purged'
-  | 'disconnected'
-  | 'queueDeleted'
-  | 'consumerClosed'
-  | 'other'
-
-const REASONS: Readonly<Record<number, LeaseLossReason>> = {
-  [LOSS.processingTimeout]: 'processingTimeout',
-  [LOSS.purged]: 'purged',
-}
-
-/** Of the ends of a subscription. */
-const END_REASONS: Partial<Readonly<Record<ErrorCode, LeaseLossReason>>> = {
-  QUEUE_DELETED: 'queueDeleted',
-  CONSUMER_CLOSED: 'consumerClosed',
-}
-
-/** What the end of a subscription means for what is handled. */
-export function lossBy({ code }: SluiceError): LeaseLossReason {
-  return END_REASONS[code] ?? 'other'
-}
-
-/** What the client needs of whatever subscribes: it is attached to each new connection. */
-export interface Consumer {
-  attach(connection: Connection): void
-  /** The client is closed for good. */
-  fail(error: SluiceError): void
-}
+import { Watchers } from './watchers.js'
 
 export interface SubscriptionOwner {
   subscribed(): void
@@ -195,7 +117,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   readonly #settled = new Waiters()
   readonly #emptied = new Waiters()
   readonly #drained = new Waiters()
-  readonly #watched = new Set<Watcher>()
+  readonly #watchers = new Watchers()
   /** Tags of messages that were taken, and lost before they were settled; undefined: none. */
   #lost: Set<number> | undefined
   /** Tags that atomic steps acknowledge, which are under way; undefined: none. They are not unsettled. */
@@ -377,11 +299,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     if (handled.length === 0) return undefined
     const claims = new Claims(this.#session, this.queue)
     const tags = new Set(handled.map(({ tag }) => tag))
-    for (const watcher of this.#watched) {
-      if (!watcher.isAmong(tags)) continue
-      this.#watched.delete(watcher)
-      claims.watch(watcher)
-    }
+    for (const watcher of this.#watchers.take(tags)) claims.watch(watcher)
     const { boot } = this.#connection.ok
     for (const message of handled) {
       const { tag, offset, recordBytes: bytes } = message
@@ -440,16 +358,11 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       this.#lost ??= new Set()
       for (const tag of lost) this.#lost.add(tag)
       this.#session.floor.leave(lost.size)
-      const reason = leaseLost()
-      for (const watcher of [...this.#watched]) {
-        if (!watcher.isAmong(lost)) continue
-        this.#watched.delete(watcher)
-        watcher.abort(reason)
-      }
+      this.#watchers.abort(lost, leaseLost())
     }
     // A handler had each that is left, also where its settle is under way: that comes too late.
     for (const offset of offsets.values())
-      this.#session.leaseLost({ queue: this.queue, offset, reason: REASONS[why] ?? 'other' })
+      this.#session.leaseLost({ queue: this.queue, offset, reason: lossReason(why) })
     if (this.#emptied.any && this.#isEmpty()) this.#emptied.tell()
     // The one that could not begin may have been among them.
     this.#session.floor.withdraw(this.#wake)
@@ -784,18 +697,16 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   }
 
   watch(watcher: Watcher): void {
-    this.#watched.add(watcher)
+    this.#watchers.add(watcher)
   }
 
   unwatch(watcher: Watcher): void {
-    this.#watched.delete(watcher)
+    this.#watchers.delete(watcher)
   }
 
   /** Aborts the signals of running handlers. */
   abortHandlers(reason: SluiceError): void {
-    const watched = [...this.#watched]
-    this.#watched.clear()
-    for (const watcher of watched) watcher.abort(reason)
+    this.#watchers.abortAll(reason)
   }
 
   ended(error: SluiceError): void {

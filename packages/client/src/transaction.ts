@@ -4,7 +4,7 @@ import { DeliveredMessage, type Message } from './message.js'
 import { MESSAGE_OPTIONS, queueOf, recordOptions, type MessageOptions, type QueueRef } from './options.js'
 import { checkBody } from './schema.js'
 import { Step, type StepRecord } from './step.js'
-import type { Session } from './subscription.js'
+import type { Session } from './session.js'
 
 /**
  * The first argument of the function that `atomic` calls. What it is told happens together with all the rest, when that

@@ -1,0 +1,47 @@
+/** Why a lease on a message was lost, and the error of a settle that comes after that. */
+import { LOSS, SluiceError, type ErrorCode } from '@sluice/protocol'
+
+/** A message that a handler had no longer belongs to this client: what the handler did with it does not count. */
+export interface LeaseLoss {
+  readonly queue: string
+  readonly offset: number
+  readonly reason: LeaseLossReason
+}
+
+/** `other` is a reason that only a later version knows. */
+export type LeaseLossReason =
+  | 'processingTimeout'
+  | 'purged'
+  | 'disconnected'
+  | 'queueDeleted'
+  | 'consumerClosed'
+  | 'other'
+
+const REASONS: Readonly<Record<number, LeaseLossReason>> = {
+  [LOSS.processingTimeout]: 'processingTimeout',
+  [LOSS.purged]: 'purged',
+}
+
+const END_REASONS: Partial<Readonly<Record<ErrorCode, LeaseLossReason>>> = {
+  QUEUE_DELETED: 'queueDeleted',
+  CONSUMER_CLOSED: 'consumerClosed',
+}
+
+/** The reason that LEASES_LOST gives as a number. */
+export function lossReason(code: number): LeaseLossReason {
+  return REASONS[code] ?? 'other'
+}
+
+/** The reason for all leases of a subscription that ended with this error. */
+export function lossBy({ code }: SluiceError): LeaseLossReason {
+  return END_REASONS[code] ?? 'other'
+}
+
+/** The error of a settle whose message no longer belongs to this consumer. */
+export function leaseLost(cause?: unknown): SluiceError {
+  return new SluiceError(
+    'LEASE_LOST',
+    'The message no longer belongs to this consumer: its connection was lost, its processing timeout passed, or its queue was purged or deleted.',
+    { cause },
+  )
+}

@@ -1,0 +1,58 @@
+/**
+ * What the parts of a client that consume or ask need of it: the connection, the turn, the deadlines, and its events.
+ * The client makes one session and passes it to each worker, iterator, puller and request.
+ */
+import type { SluiceError } from '@sluice/protocol'
+import type { Connection } from './connection.js'
+import type { Deadlines } from './deadlines.js'
+import type { Floor } from './floor.js'
+import type { LeaseLoss } from './losses.js'
+import type { Orphans } from './orphans.js'
+import type { Turn } from './turn.js'
+
+export interface Session {
+  readonly turn: Turn
+  readonly deadlines: Deadlines
+  readonly timeoutMs: number
+  readonly floor: Floor
+  readonly orphans: Orphans
+  /** The open connection, if there is one. */
+  readonly connection: Connection | undefined
+  /** Emits `error`. */
+  report(error: SluiceError): void
+  /** Emits `handlerError`. */
+  handlerFailed(failure: HandlerFailure): void
+  /** Emits `leaseLost`. */
+  leaseLost(loss: LeaseLoss): void
+  /** Emits `waiting`. */
+  waiting(event: ConsumerWaiting): void
+}
+
+/** Whatever subscribes. The client attaches it to each new connection. */
+export interface Consumer {
+  attach(connection: Connection): void
+  /** The client is closed; no connection follows. */
+  fail(error: SluiceError): void
+}
+
+/**
+ * A worker or an iterator has no subscription, because its queue does not exist or the broker refuses the subscription for
+ * now. The client tries again.
+ */
+export interface ConsumerWaiting {
+  readonly queue: string
+  /** QUEUE_NOT_FOUND, QUEUE_DELETED, or an error that is `retryable`. */
+  readonly error: SluiceError
+}
+
+/** A handler threw something other than `Retry` and `DeadLetter`; the broker delivers the message again. */
+export interface HandlerFailure {
+  readonly queue: string
+  /** Of a batch, the offset of its first message. */
+  readonly offset: number
+  readonly attempt: number
+  /** Number of messages that the handler got. */
+  readonly messages: number
+  /** What the handler threw. */
+  readonly error: unknown
+}

@@ -1,0 +1,42 @@
+/**
+ * The signals of running handlers, each of which is aborted when a lease of its handler is lost.
+ *
+ * Invariant: a watcher is removed before it is aborted, because a listener of its signal may call back in here.
+ */
+import type { SluiceError } from '@sluice/protocol'
+import type { Watcher } from './message.js'
+
+export class Watchers {
+  readonly #watchers = new Set<Watcher>()
+
+  add(watcher: Watcher): void {
+    this.#watchers.add(watcher)
+  }
+
+  delete(watcher: Watcher): void {
+    this.#watchers.delete(watcher)
+  }
+
+  /** Removes, and returns, the watchers of messages with these tags. */
+  take(tags: ReadonlySet<number>): Watcher[] {
+    const taken = [...this.#watchers].filter((watcher) => watcher.isAmong(tags))
+    for (const watcher of taken) this.#watchers.delete(watcher)
+    return taken
+  }
+
+  /** Removes, and returns, all watchers. */
+  takeAll(): Watcher[] {
+    const taken = [...this.#watchers]
+    this.#watchers.clear()
+    return taken
+  }
+
+  /** Aborts the watchers of messages with these tags. */
+  abort(tags: ReadonlySet<number>, reason: SluiceError): void {
+    for (const watcher of this.take(tags)) watcher.abort(reason)
+  }
+
+  abortAll(reason: SluiceError): void {
+    for (const watcher of this.takeAll()) watcher.abort(reason)
+  }
+}
