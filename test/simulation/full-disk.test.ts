@@ -1,7 +1,7 @@
 /** The disk becomes full at every step of a short history: nothing confirmed is lost, and nothing stops for good. */
 import { expect, test } from 'vitest'
 import { Space } from '../../packages/server/src/state/space.js'
-import { Supply } from '../../packages/server/src/log/supply.js'
+import { SegmentPool } from '../../packages/server/src/log/segment-pool.js'
 import { IS_LONG, TIMEOUT_MS } from '../amount.js'
 import { otherLog, replaced } from './defects.js'
 import {
@@ -100,7 +100,7 @@ const DEFECTS: readonly Planted[] = [
     filling: 'stuffed',
     ending: 'none',
     neverWakes: true,
-    install: () => replaced(Supply.prototype, () => ({ wake: () => {} })),
+    install: () => replaced(SegmentPool.prototype, () => ({ wake: () => {} })),
   },
   {
     name: 'a start waits for room for good',

@@ -20,7 +20,7 @@ import {
 } from '@sluice/protocol'
 import { Broker, type Output } from '../../packages/server/src/broker/broker.js'
 import { FileLog } from '../../packages/server/src/log/file-log.js'
-import type { LogNotice } from '../../packages/server/src/log/fuse.js'
+import type { LogNotice } from '../../packages/server/src/log/notices.js'
 import type { Log } from '../../packages/server/src/log/log.js'
 import type { Consumer, Delivery, Subscription } from '../../packages/server/src/queue/index.js'
 import type { Defect } from './defect.js'

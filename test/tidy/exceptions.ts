@@ -14,10 +14,6 @@ export const FLOORS: Reasons = {}
 export const LONG_FUNCTIONS: Reasons = {
   'packages/server/src/server.ts: startServer':
     'Puts the parts of a server together, in the order in which they need each other.',
-  'packages/server/src/log/survey.ts: Survey.#surveyDirectory':
-    'One decision table over what a directory can look like; to be split by case.',
-  'packages/server/src/log/survey.ts: Survey.#surveyTail':
-    'One decision table over how a log can end; to be split by case.',
   'packages/server/src/queue/pages.ts: encodeChunkPage':
     'One page, field by field, in the order of its layout.',
   'packages/server/src/queue/pages.ts: decodeChunkPage':

@@ -16,7 +16,7 @@ import type { Log } from '../log/log.js'
 import { FACT, readFacts, type Fact, type Queue } from '../queue/index.js'
 import type { State } from '../state/state.js'
 import type { Caller, DiskRequests } from './disk-requests.js'
-import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from '../log/scan.js'
+import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from '../log/cursor.js'
 
 /** Events of one page, and what one takes beside its text: a page fits a control frame. */
 const EVENTS_BYTES_MAX = 32 << 10

@@ -30,7 +30,7 @@ import { cutFault, type Caller, type CutShort, type DiskRequests } from './disk-
 import type { Moves } from './moves.js'
 import { OffsetSet } from './offset-set.js'
 import { choosesAmong, choosesRecord } from './records.js'
-import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from '../log/scan.js'
+import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from '../log/cursor.js'
 import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 

@@ -1,6 +1,6 @@
 /**
  * The decision tables of recovery: what is done with each state that a log's directory and the end of a log can be
- * found in. Nothing but data and a look-up; the survey collects the facts and does what the row says.
+ * found in. Only data and a look-up: `directory-scan.ts` and `tail-scan.ts` collect the facts and act on the row.
  *
  * Invariant: each combination of facts fits exactly one row, and docs/STORAGE.md has the same rows in the same order.
  */
@@ -70,6 +70,12 @@ export const TAIL_ROWS: readonly Row<TailFacts, TailRow>[] = [
   { row: 'torn', behind: ['unfinished'], later: ['none'] },
   { row: 'torn-in-next', behind: ['nothing'], next: ['unfinished'], later: ['none'] },
 ]
+
+/** The rows that decided a log scan. A row is missing until it is decided. */
+export interface ScanRows {
+  directory?: DirectoryRow
+  tail?: TailRow
+}
 
 /** The rows that fit; every table is written so that it is one. */
 export function matchingRows<Facts extends object, Name>(

@@ -10,10 +10,10 @@ import type { DirectoryRow, TailRow } from './decisions.js'
 import { ENTRY_HEADER_BYTES, readEntryHeader } from './entry.js'
 import { FileLog } from './file-log.js'
 import type { FileLogOptions } from './file-log.js'
-import type { LogNotice } from './fuse.js'
 import type { Log, LogBounds, LogEntry } from './log.js'
+import type { LogNotice } from './notices.js'
 import { META_NAME, SEGMENT_HEADER_BYTES, placeEntry, segmentName } from './segment.js'
-import { defaultLowFreeBytes } from './supply.js'
+import { defaultLowFreeBytes } from './segment-pool.js'
 import { IS_LONG, ONE_SEED, seedsFrom, TIMEOUT_MS } from '../../../../test/amount.js'
 
 const SEGMENT = 16 * 1024

@@ -13,11 +13,13 @@ import {
   readEntryHeader,
   recordsAreIntact,
 } from './entry.js'
-import { Fuse } from './fuse.js'
-import type { LogNotice, Notify } from './fuse.js'
+import type { ScanRows } from './decisions.js'
+import { FailStop } from './fail-stop.js'
 import type { Disk, Log, LogBounds, LogEntry, LogUsage } from './log.js'
+import type { LogNotice, Notify } from './notices.js'
 import { Readers } from './readers.js'
 import type { Reader } from './readers.js'
+import { scanLog } from './scan.js'
 import {
   EntryWalker,
   SEGMENT_BYTES_DEFAULT,
@@ -29,9 +31,7 @@ import {
   writeSegmentHeader,
 } from './segment.js'
 import type { OpenSegment, SegmentHeader } from './segment.js'
-import { Supply } from './supply.js'
-import { Survey } from './survey.js'
-import type { SurveyRows } from './survey.js'
+import { SegmentPool } from './segment-pool.js'
 
 export interface FileLogOptions {
   readonly disk: Disk
@@ -52,17 +52,17 @@ export interface FileLogOptions {
 
 export class FileLog implements Log {
   /** Which rows of the decision tables `open` met; for tests and for a line in the operator's log. */
-  recovery: SurveyRows = {}
+  readonly recovery: ScanRows = {}
 
   readonly #options: FileLogOptions
   readonly #notify: Notify
-  readonly #fuse: Fuse
+  readonly #failStop: FailStop
   readonly #readers: Readers
   #segmentBytes: number
   #salt = 0
   #opened = false
   /** There from when the log was found until the end. */
-  #supply: Supply | undefined
+  #pool: SegmentPool | undefined
 
   /** The segment that is written. */
   #active: OpenSegment | undefined
@@ -85,7 +85,7 @@ export class FileLog implements Log {
     this.#options = options
     this.#notify = (kind, text) => options.onNotice?.({ kind, text })
     // Who waits for a segment is told that there will be none.
-    this.#fuse = new Fuse(this.#notify, () => this.#supply?.wake())
+    this.#failStop = new FailStop(this.#notify, () => this.#pool?.wake())
     this.#readers = new Readers({
       disk: options.disk,
       notify: this.#notify,
@@ -105,16 +105,14 @@ export class FileLog implements Log {
     if (this.#opened) throw new Error('the log was opened before')
     this.#opened = true
     const { disk, now, random32, sleep, reserveBytes, lowFreeBytes } = this.#options
-    const shared = { disk, now, fuse: this.#fuse, notify: this.#notify }
-    const survey = new Survey({ ...shared, random32, segmentBytes: this.#segmentBytes })
-    this.recovery = survey.rows
+    const shared = { disk, now, failStop: this.#failStop, notify: this.#notify }
     try {
-      const found = await survey.find()
-      const { segmentBytes, salt, first, active, at, nextLsn, lastCrc, checkpoint, cutBytes } = found
+      const end = await scanLog({ ...shared, random32, segmentBytes: this.#segmentBytes }, this.recovery)
+      const { segmentBytes, salt, first, active, at, nextLsn, lastCrc, checkpoint, cutBytes } = end
       this.#segmentBytes = segmentBytes
       this.#salt = salt
       this.#active = active
-      this.#begun = found.begun
+      this.#begun = end.begun
       this.#headSegment = active.number
       this.#headAt = at
       this.#durableSegment = active.number
@@ -122,7 +120,7 @@ export class FileLog implements Log {
       this.#nextLsn = nextLsn
       this.#lastCrc = lastCrc
       this.#checkpoint = checkpoint
-      this.#supply = new Supply(
+      this.#pool = new SegmentPool(
         {
           ...shared,
           readers: this.#readers,
@@ -133,9 +131,9 @@ export class FileLog implements Log {
         },
         first,
         active.number,
-        found.spares,
+        end.spares,
       )
-      await this.#supply.start()
+      await this.#pool.start()
       return {
         firstPosition: first * segmentBytes + SEGMENT_HEADER_BYTES,
         nextPosition: active.number * segmentBytes + at,
@@ -154,7 +152,7 @@ export class FileLog implements Log {
   // --------------------------------------------------------------------------------------------------- appending
 
   append(position: number, lsn: number, entry: Uint8Array): Promise<void> {
-    if (this.#fuse.failure !== undefined) return Promise.reject(this.#fuse.failure)
+    if (this.#failStop.failure !== undefined) return Promise.reject(this.#failStop.failure)
     try {
       this.#checkAppend(position, lsn, entry)
     } catch (error) {
@@ -214,7 +212,7 @@ export class FileLog implements Log {
       })
       bytes.set(entry, SEGMENT_HEADER_BYTES)
     }
-    await this.#fuse.durably(`Segment ${segmentName(number)}`, () => file.write(from, bytes))
+    await this.#failStop.durably(`Segment ${segmentName(number)}`, () => file.write(from, bytes))
     this.#writtenBytes += bytes.length
     this.#begun = true
     this.#durableSegment = this.#headSegment
@@ -236,11 +234,11 @@ export class FileLog implements Log {
   // ------------------------------------------------------------------------------------------------------- space
 
   reserve(bytes: number, nowMs: number): boolean {
-    return this.#supply?.reserve(bytes, this.#headSegment, this.#headAt, nowMs) ?? false
+    return this.#pool?.reserve(bytes, this.#headSegment, this.#headAt, nowMs) ?? false
   }
 
   room(): number {
-    return this.#supply?.room(this.#headSegment, this.#headAt) ?? 0
+    return this.#pool?.room(this.#headSegment, this.#headAt) ?? 0
   }
 
   stuck(): Promise<void> {
@@ -252,20 +250,20 @@ export class FileLog implements Log {
   }
 
   async truncateBefore(position: number): Promise<void> {
-    if (this.#fuse.failure !== undefined) throw this.#fuse.failure
+    if (this.#failStop.failure !== undefined) throw this.#failStop.failure
     await this.#mustBeOpen().giveBackWhile(
       (number) => number < this.#durableSegment && (number + 1) * this.#segmentBytes <= position,
     )
   }
 
   usage(): LogUsage {
-    const first = this.#supply?.first ?? 1
+    const first = this.#pool?.first ?? 1
     const segments = this.#durableSegment - first + 1
     return {
       segments,
       bytes: segments * this.#segmentBytes,
       firstPosition: first * this.#segmentBytes + SEGMENT_HEADER_BYTES,
-      writtenBytes: this.#writtenBytes + (this.#supply?.filledBytes ?? 0),
+      writtenBytes: this.#writtenBytes + (this.#pool?.filledBytes ?? 0),
     }
   }
 
@@ -391,11 +389,11 @@ export class FileLog implements Log {
   // ----------------------------------------------------------------------------------------------------- closing
 
   async close(): Promise<void> {
-    this.#fuse.close()
+    this.#failStop.close()
     // The entry under way is still written; only one that waits for a segment is not.
     await this.#appending?.catch(() => undefined)
     try {
-      await this.#supply?.close()
+      await this.#pool?.close()
     } finally {
       this.#readers.close()
       const active = this.#active
@@ -404,9 +402,9 @@ export class FileLog implements Log {
     }
   }
 
-  #mustBeOpen(): Supply {
-    if (this.#supply === undefined || this.#fuse.closed) throw new Error('the log is not open')
-    return this.#supply
+  #mustBeOpen(): SegmentPool {
+    if (this.#pool === undefined || this.#failStop.closed) throw new Error('the log is not open')
+    return this.#pool
   }
 }
 

@@ -7,7 +7,7 @@
  * meanwhile, and is closed by whoever lets go of it last. A segment that is dropped has no reader here any more.
  */
 import { SluiceError } from '@sluice/protocol'
-import type { Notify } from './fuse.js'
+import type { Notify } from './notices.js'
 import type { Disk, DiskFile } from './log.js'
 import { corrupt, segmentName } from './segment.js'
 

@@ -1,37 +1,25 @@
 /**
- * Reading the log from its beginning, for requests about what is done: page by page, each of which reads a bounded part
- * of it, and a cursor between the pages that says where the next one goes on.
+ * The log scan, with which a file log opens: what the directory contains, then where the log ends. `FileLog.open` calls
+ * it once. The two halves are `directory-scan.ts` and `tail-scan.ts`, with one decision table each.
  */
-import { SluiceError } from '@sluice/protocol'
-import type { Log, LogEntry } from './log.js'
+import type { ScanRows } from './decisions.js'
+import { scanDirectory } from './directory-scan.js'
+import type { OpenFiles, ScanOptions } from './directory-scan.js'
+import { scanTail } from './tail-scan.js'
+import type { LogEnd } from './tail-scan.js'
 
-/** Log that one page reads. */
-export const READ_BYTES_MAX = 64 << 20
-
-/** Entries from the one at `position` on, or from the oldest that is there. Segments in front can go meanwhile. */
-export async function* entriesFrom(log: Log, position: number): AsyncGenerator<LogEntry, void> {
-  for (let from = position; ;) {
-    from = Math.max(from, log.usage().firstPosition)
-    try {
-      for await (const entry of log.read(from)) {
-        yield entry
-        from = entry.position + entry.bytes.length
-      }
-      return
-    } catch (error) {
-      if (from >= log.usage().firstPosition) throw error
-    }
+/**
+ * Sets each of `rows` as soon as it is decided. When it rejects, no file stays open.
+ * @throws SluiceError LOG_CORRUPT, LOG_FAILED, NOT_SUPPORTED
+ */
+export async function scanLog(options: ScanOptions, rows: ScanRows): Promise<LogEnd> {
+  const files: OpenFiles = new Map()
+  try {
+    // After a killed process, a visible file name may not be on disk yet.
+    await options.failStop.durably('The directory of the log', () => options.disk.syncDirectory())
+    return await scanTail(await scanDirectory(options, files, rows), files, options, rows)
+  } catch (error) {
+    await Promise.all([...files.values()].map((file) => file.close()))
+    throw error
   }
-}
-
-/** The oldest position from which entries can be read up to `position`. */
-export function segmentStart(position: number, log: Log): number {
-  return Math.floor(position / log.segmentBytes) * log.segmentBytes
-}
-
-/** The numbers of a cursor; its text means something to the broker alone. @throws SluiceError INVALID_ARGUMENT */
-export function numbersOf(cursor: string, count: number): number[] {
-  const numbers = cursor.split(':').map((part) => (/^\d{1,16}$/.test(part) ? Number(part) : Number.NaN))
-  if (numbers.length === count && numbers.every(Number.isSafeInteger)) return numbers
-  throw new SluiceError('INVALID_ARGUMENT', 'The `cursor` is not one that an earlier page ended with.')
 }

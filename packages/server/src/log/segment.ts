@@ -1,7 +1,7 @@
 /**
  * What stands in the files of a log: their names, the header of a segment, the small file that names the log, the zeros
  * of one that was never written to, and how entries are found in a segment. A segment whose header does not name the
- * number in its file name is unused, whatever else stands in it. Which file is judged how is the survey's business.
+ * number in its file name is unused, whatever else stands in it. The log scan decides what to do with each file.
  */
 import {
   SluiceError,

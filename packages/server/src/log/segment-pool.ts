@@ -6,15 +6,17 @@
  * removals go one by one, each durable before the next, and nothing is written to a file before its name is on disk.
  * That no segment can be prepared is no failure: `reserve` tells of it, and an entry waits in `take`.
  */
-import type { Fuse, Notify } from './fuse.js'
+import type { FailStop } from './fail-stop.js'
 import type { Disk } from './log.js'
+import { NoticeLimit, repeated } from './notices.js'
+import type { Notify } from './notices.js'
 import type { Readers } from './readers.js'
 import { SEGMENT_DRAFT_NAME, SEGMENT_HEADER_BYTES, fillWithZeros, segmentName } from './segment.js'
 import type { OpenSegment } from './segment.js'
 
-export interface SupplyOptions {
+export interface SegmentPoolOptions {
   readonly disk: Disk
-  readonly fuse: Fuse
+  readonly failStop: FailStop
   readonly notify: Notify
   /** Told of each segment that is given back; one that is still read is not used again. */
   readonly readers: Readers
@@ -45,42 +47,16 @@ export function defaultReserveBytes(segmentBytes: number, totalBytes: number): n
  * both. Else each segment that comes back would be filled at once, and what is live copied again for the next.
  */
 const LOW_CLEARS_AT = 1.2
-/** One notice of a kind in this time: on a full disk room comes and goes many times a second. */
-const NOTICE_INTERVAL_MS = 10_000
 const SPACE_INTERVAL_MS = 1_000
 const PREPARE_RETRY_MS = 250
 /** Prepared ahead; recycled segments may make it more. */
 const SPARES_WANTED = 1
 const SPARES_MAX = 2
 
-/** Lets one notice pass in each interval, and counts those between. */
-class NoticeLimit {
-  #count = 0
-  #toldMs = -Infinity
-
-  /** It happened once more. */
-  add(): void {
-    this.#count++
-  }
-
-  /** How often it happened since the last notice, if another may be given now; else 0. */
-  take(nowMs: number): number {
-    const sinceMs = nowMs - this.#toldMs
-    const count = this.#count
-    if (count === 0 || (sinceMs >= 0 && sinceMs < NOTICE_INTERVAL_MS)) return 0
-    this.#toldMs = nowMs
-    this.#count = 0
-    return count
-  }
-}
-
-const times = (count: number): string =>
-  count === 1 ? '' : ` It happened ${count} times since the last notice.`
-
-export class Supply {
-  readonly #options: SupplyOptions
+export class SegmentPool {
+  readonly #options: SegmentPoolOptions
   readonly #disk: Disk
-  readonly #fuse: Fuse
+  readonly #failStop: FailStop
   readonly #segmentBytes: number
   /** Zeros that were written into new segments. */
   filledBytes = 0
@@ -115,10 +91,10 @@ export class Supply {
   #spaceRefresh: Promise<void> | undefined
 
   /** `first` and `active` number the oldest segment and the one that is written; the spares follow the latter. */
-  constructor(options: SupplyOptions, first: number, active: number, spares: readonly OpenSegment[]) {
+  constructor(options: SegmentPoolOptions, first: number, active: number, spares: readonly OpenSegment[]) {
     this.#options = options
     this.#disk = options.disk
-    this.#fuse = options.fuse
+    this.#failStop = options.failStop
     this.#segmentBytes = options.segmentBytes
     this.#reserveBytes = options.reserveBytes ?? options.segmentBytes
     this.#first = first
@@ -145,8 +121,8 @@ export class Supply {
     while ((spare = this.#spares[0]) === undefined) {
       this.#prepareAhead()
       await this.#preparing
-      if (this.#fuse.failure !== undefined) throw this.#fuse.failure
-      if (this.#fuse.closed) throw new Error('the log was closed while an entry waited for a segment')
+      if (this.#failStop.failure !== undefined) throw this.#failStop.failure
+      if (this.#failStop.closed) throw new Error('the log was closed while an entry waited for a segment')
       if (this.#spares.length > 0) continue
       this.#isStuck = true
       for (const tell of this.#onStuck.splice(0)) tell()
@@ -156,7 +132,7 @@ export class Supply {
       await Promise.race([woken, this.#options.sleep(PREPARE_RETRY_MS)])
     }
     this.#isStuck = false
-    if (this.#fuse.failure !== undefined) throw this.#fuse.failure
+    if (this.#failStop.failure !== undefined) throw this.#failStop.failure
     this.#spares.shift()
     this.#prepareAhead()
     return spare
@@ -175,7 +151,8 @@ export class Supply {
 
   /** Starts to prepare a segment when there are too few; one at a time, in the background. */
   #prepareAhead(): void {
-    if (this.#preparing !== undefined || this.#spares.length >= SPARES_WANTED || this.#fuse.stopped) return
+    if (this.#preparing !== undefined || this.#spares.length >= SPARES_WANTED || this.#failStop.stopped)
+      return
     this.#preparing = this.#prepare().finally(() => {
       this.#preparing = undefined
       // The spare may have been taken at once; a full disk is tried again when somebody asks.
@@ -188,30 +165,30 @@ export class Supply {
     try {
       if (!(await this.#fillDraft())) return
       await this.#inDirectory(async () => {
-        if (this.#fuse.stopped) return
+        if (this.#failStop.stopped) return
         const number = this.#newest + 1
         await this.#disk.rename(SEGMENT_DRAFT_NAME, segmentName(number))
         this.#draftExists = false
         await this.#addSpare(number)
       })
     } catch (error) {
-      if (this.#fuse.failure !== undefined) return
+      if (this.#failStop.failure !== undefined) return
       if (!this.#prepareFailed) this.#stuckNotices.add()
       this.#prepareFailed = true
       const count = this.#stuckNotices.take(this.#options.now())
       if (count > 0) {
         const why = error instanceof Error ? error.message : String(error)
-        this.#options.notify('no-segment', `No segment could be prepared: ${why}.${times(count)}`)
+        this.#options.notify('no-segment', `No segment could be prepared: ${why}.${repeated(count)}`)
       }
       // What was filled is given back: others may need the last bytes of the disk more.
-      if (this.#draftExists && !this.#fuse.stopped) {
+      if (this.#draftExists && !this.#failStop.stopped) {
         await this.#disk.remove(SEGMENT_DRAFT_NAME).then(
           () => (this.#draftExists = false),
           () => undefined,
         )
       }
     }
-    if (!this.#fuse.stopped) await this.#refreshSpace()
+    if (!this.#failStop.stopped) await this.#refreshSpace()
   }
 
   /** @returns false when stopped */
@@ -220,7 +197,7 @@ export class Supply {
     const file = await this.#disk.open(SEGMENT_DRAFT_NAME, { create: true })
     this.#draftExists = true
     try {
-      const isFilled = await fillWithZeros(file, this.#segmentBytes, () => this.#fuse.stopped)
+      const isFilled = await fillWithZeros(file, this.#segmentBytes, () => this.#failStop.stopped)
       if (isFilled) this.filledBytes += this.#segmentBytes
       return isFilled
     } finally {
@@ -244,7 +221,7 @@ export class Supply {
   giveBackWhile(isFree: (number: number) => boolean): Promise<void> {
     return this.#inDirectory(async () => {
       while (isFree(this.#first)) {
-        if (this.#fuse.stopped) return
+        if (this.#failStop.stopped) return
         await this.#giveBack(this.#first)
       }
     })
@@ -283,7 +260,7 @@ export class Supply {
 
   /** Whether `bytes` have room behind `at` in segment `number` and in all that follow, the reserve left whole. */
   reserve(bytes: number, number: number, at: number, nowMs: number): boolean {
-    if (this.#fuse.stopped) return false
+    if (this.#failStop.stopped) return false
     const sinceMs = nowMs - this.#spaceAtMs
     if (this.#spaceRefresh === undefined && (sinceMs >= SPACE_INTERVAL_MS || sinceMs < 0)) {
       this.#spaceRefresh = this.#refreshSpace()
@@ -327,7 +304,7 @@ export class Supply {
       : `and the reserve of ${this.#reserveBytes} for settles and copies is not whole`
     this.#options.notify(
       'disk-low',
-      `${this.#freeBytes} bytes are free, ${why}: publishes are refused.${times(count)}`,
+      `${this.#freeBytes} bytes are free, ${why}: publishes are refused.${repeated(count)}`,
     )
   }
 
@@ -373,6 +350,6 @@ export class Supply {
   }
 
   #syncDirectory(): Promise<void> {
-    return this.#fuse.durably('The directory of the log', () => this.#disk.syncDirectory())
+    return this.#failStop.durably('The directory of the log', () => this.#disk.syncDirectory())
   }
 }
