@@ -244,9 +244,10 @@ test.skipIf(missing !== undefined)(
       if (refused === undefined) second.signal('SIGTERM')
       else expect(refused).toMatch(/The disk is full/)
       expect((await second.exited).code === 0).toBe(refused === undefined)
-      if (stuckAgain !== undefined) expect(refused).toBeDefined()
+      // Even when the last settle found no room, what the log gave back since then may be enough for a start.
       console.log(
-        `${more} of ${backlog} drained; stuck: ${stuck !== undefined}, again: ${stuckAgain !== undefined}`,
+        `${more} of ${backlog} drained; stuck: ${stuck !== undefined}, again: ${stuckAgain !== undefined}, ` +
+          `start refused: ${refused !== undefined}`,
       )
 
       await rm(ballast)
