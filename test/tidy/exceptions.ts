@@ -27,7 +27,6 @@ export const LONG_FILES: Reasons = {
     'What a producer sends and what is confirmed, and the check of its invariant.',
   'packages/client/src/subscription.ts': 'Credit, deliveries and settles of a subscription; to be split.',
   'packages/server/src/queue/contents.ts': 'What the facts do to the messages of a queue.',
-  'packages/server/src/queue/line.ts': 'One order over plain, due and keyed messages.',
 }
 
 /** Files that own a layout in bytes, which is no batch or record of the protocol. */

@@ -52,7 +52,8 @@ const DRAINED_MAX = 4
 /** What has to be given back when a message is gone: its key, its id, its part of the bytes. */
 const HELD = (1 << COLUMN.key) | (1 << COLUMN.id) | (1 << COLUMN.size)
 const PRIORITY_BITS = 5
-const PRIORITY_MASK = 2 ** PRIORITY_BITS - 1
+export const PRIORITIES = 2 ** PRIORITY_BITS
+const PRIORITY_MASK = PRIORITIES - 1
 
 export class Chunk {
   // What each append looks at stands together: it is all that is looked at of most chunks.
@@ -161,6 +162,11 @@ export class Chunk {
   /** Whether the message waits for its time. */
   isScheduled(index: number): boolean {
     return this.isWaiting(index) && !this.isRipe(index) && !this.isGone(index)
+  }
+
+  /** Whether the message, which is not gone, is in the line: it is neither leased nor dead. */
+  isInLine(index: number): boolean {
+    return !this.has(MARK.out, index) || this.isWaiting(index)
   }
 
   /** Index of the first live message from `index` on; `count` if there is none. */

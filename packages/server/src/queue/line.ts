@@ -11,49 +11,23 @@
  * have become too many.
  */
 import { LIMITS } from '@sluice/protocol'
-import type { Chunk } from './chunk.js'
+import { PRIORITIES, type Chunk } from './chunk.js'
 import { chunkEndAfter, type Chunks } from './chunks.js'
+import { DropOrder } from './drop-order.js'
 import { KeyLines, type KeyRules, type Placed } from './key-lines.js'
 import { NONE, type Keys } from './keys.js'
-import { emptyLocation, type Location } from './location.js'
+import { emptyLocation } from './location.js'
 import { MARK } from './marks.js'
+import { ReturnedMessages } from './returned.js'
+import type { Run } from './run.js'
 import { Schedule } from './schedule.js'
 import type { Suspects } from './suspects.js'
 import { TimeQueue } from './time-queue.js'
 
-const PRIORITIES = 32
 /** A queue by time is cleared of what means nothing once that is more than half of it and more than this. */
 const STALE_SLACK = 1024
 /** Messages that are looked at for the oldest one of those with keys. Beyond that, it is the oldest of these. */
 const OLDEST_LOOKED_AT_MAX = 16_384
-
-/** Consecutive messages of one batch that can be handed out together: same priority, same attempt, same mark. */
-export interface Run extends Location {
-  count: number
-  attempt: number
-  redelivered: boolean
-  /** A suspect: whoever gets it handles nothing else meanwhile. */
-  alone: boolean
-  /** -1: from the plain line. */
-  sinceMs: number
-  /** Its time to live is over: it is a run by itself and must not be delivered. */
-  expired: boolean
-  /** All that a delivery of it says is on disk already; set by whoever knows where the disk is. */
-  durable: boolean
-}
-
-export function emptyRun(): Run {
-  return {
-    ...emptyLocation(),
-    count: 0,
-    attempt: 0,
-    redelivered: false,
-    alone: false,
-    sinceMs: -1,
-    expired: false,
-    durable: false,
-  }
-}
 
 export class Line {
   // What adding a plain message looks at stands first, as in a queue.
@@ -69,17 +43,9 @@ export class Line {
   readonly #keys: Keys
   readonly #keyLines: KeyLines
   readonly #cursors = new Float64Array(PRIORITIES)
-  /**
-   * By priority: each message below this offset that is in the line is in `#behind`, too. It never moves back, so that
-   * a search for the oldest message passes each message once.
-   */
-  readonly #oldest = new Float64Array(PRIORITIES)
-  /** By priority: messages that came back below `#oldest`, by offset; some have left the line again. */
-  readonly #behind: (TimeQueue | undefined)[] = []
-  /** By priority: plain messages that came back before its cursor, by offset; some have left the line again. */
-  readonly #returned: (TimeQueue | undefined)[] = []
-  /** Priorities of which there are any. */
-  #returnedMask = 0
+  readonly #returned: ReturnedMessages
+  /** Made when the first message is dropped: most queues drop none. */
+  #dropOrder: DropOrder | undefined
   /** Offset of the message that `#head` found. */
   #headOffset = 0
   readonly #plainCounts = new Float64Array(PRIORITIES)
@@ -96,6 +62,7 @@ export class Line {
     this.#chunks = chunks
     this.#keys = keys
     this.#suspects = suspects
+    this.#returned = new ReturnedMessages(chunks)
     this.#schedule = new Schedule(chunks)
     this.#keyLines = new KeyLines(chunks, keys, (priority, sinceMs, offset) =>
       this.#makeDue(priority, sinceMs, offset),
@@ -301,7 +268,7 @@ export class Line {
       takeOut(chunk, index, index + count)
       const end = run.offset + count
       if (end > this.#cursors[priority]!) this.#cursors[priority] = end
-      if ((this.#returnedMask & (1 << priority)) !== 0) this.#leaveReturned(priority, end)
+      if ((this.#returned.mask & (1 << priority)) !== 0) this.#returned.dropBelow(priority, end)
       this.#countPlain(priority, -count)
       return
     }
@@ -325,10 +292,10 @@ export class Line {
     const index = offset - chunk.base
     const priority = chunk.priorityAt(index)
     this.#mark(chunk, index)
-    this.#stands(priority, chunk, index)
+    this.#dropOrder?.returned(chunk, index)
     if (sinceMs === -1) {
       chunk.marks.delete(MARK.out, index, index + 1)
-      if (offset < this.#cursors[priority]!) this.#return(priority, chunk, index)
+      if (offset < this.#cursors[priority]!) this.#returned.add(priority, chunk, index)
       this.#countPlain(priority, 1)
       return
     }
@@ -356,7 +323,7 @@ export class Line {
 
   /** A message that stands nowhere takes its place at `dueMs`, which is in its chunk already. */
   enter(chunk: Chunk, index: number, dueMs: number, nowMs: number): void {
-    this.#stands(chunk.priorityAt(index), chunk, index)
+    this.#dropOrder?.returned(chunk, index)
     const slot = chunk.keyAt(index)
     if (dueMs <= nowMs) {
       takeOut(chunk, index, index + 1)
@@ -365,11 +332,6 @@ export class Line {
     }
     this.#delay(chunk, index, dueMs)
     if (slot !== NONE) this.#keyLines.offer(slot, nowMs, NONE, 0)
-  }
-
-  /** Whether the message at `index`, which is not gone, stands in the line: it is neither leased nor dead. */
-  stands(chunk: Chunk, index: number): boolean {
-    return !isOut(chunk, index) || chunk.isWaiting(index)
   }
 
   /** A message that stands in the line leaves it, as of `timeMs`. */
@@ -427,12 +389,9 @@ export class Line {
   }
 
   /** The oldest message of the lowest priority that stands in the line; -1 when none does. */
-  oldest(): number {
-    for (let priority = 0; priority < PRIORITIES; priority++) {
-      const offset = this.#oldestOf(priority)
-      if (offset !== -1) return offset
-    }
-    return -1
+  firstToDrop(): number {
+    this.#dropOrder ??= new DropOrder(this.#chunks)
+    return this.#dropOrder.first(this.#end)
   }
 
   /** Everything that stood in the line, or was leased, is gone. */
@@ -442,8 +401,7 @@ export class Line {
     this.#plainMask = 0
     this.#dueMask = 0
     this.#due.length = 0
-    this.#returned.length = 0
-    this.#returnedMask = 0
+    this.#returned.clear()
     this.#schedule.clear()
     this.#suspects.clearAll()
     this.#keys.clear()
@@ -455,12 +413,12 @@ export class Line {
     const waiting = { scheduled: 0, due: 0, keyed: 0 }
     for (const chunk of this.#chunks) {
       for (const index of chunk.liveIndexes()) {
-        if (!this.stands(chunk, index)) continue
+        if (!chunk.isInLine(index)) continue
         const offset = chunk.base + index
         const priority = chunk.priorityAt(index)
         if (offset >= this.#end) differs(`offset ${offset} is in the line, which ends at ${this.#end}`)
-        if (offset < this.#oldest[priority]! && !chunk.has(MARK.behind, index))
-          differs(`offset ${offset} is older than the oldest of priority ${priority}`)
+        if (this.#dropOrder?.finds(chunk, index) === false)
+          differs(`offset ${offset} of priority ${priority} is missing from the drop order`)
         if (!chunk.isWaiting(index)) {
           plain[priority]!++
           if (offset < this.#cursors[priority]! && !chunk.has(MARK.returned, index))
@@ -571,9 +529,12 @@ export class Line {
   // Finds the first plain message of the priority, for `#headOffset`, and returns its chunk; undefined when there is none.
   #head(priority: number): Chunk | undefined {
     if ((this.#plainMask & (1 << priority)) === 0) return undefined
-    if ((this.#returnedMask & (1 << priority)) !== 0) {
-      const chunk = this.#firstReturned(priority)
-      if (chunk !== undefined) return chunk
+    if ((this.#returned.mask & (1 << priority)) !== 0) {
+      const offset = this.#returned.first(priority)
+      if (offset !== NONE) {
+        this.#headOffset = offset
+        return this.#chunks.at(offset)
+      }
     }
     let cursor = Math.max(this.#cursors[priority]!, this.#chunks.firstOffset)
     while (cursor < this.#end) {
@@ -593,43 +554,6 @@ export class Line {
       cursor = Math.min(chunkEndAfter(cursor), this.#end)
     }
     throw new Error(`priority ${priority} counts plain messages and has none`)
-  }
-
-  // The message is plain again, before the cursor: that does not move back, so that what precedes it is passed once.
-  #return(priority: number, chunk: Chunk, index: number): void {
-    if (chunk.marks.add(MARK.returned, index, index + 1) === 0) return
-    const returned = (this.#returned[priority] ??= new TimeQueue())
-    returned.push(0, chunk.base + index)
-    this.#returnedMask |= 1 << priority
-  }
-
-  #firstReturned(priority: number): Chunk | undefined {
-    const returned = this.#returned[priority]!
-    for (; returned.size > 0; this.#dropReturned(returned)) {
-      const offset = returned.firstOffset
-      const chunk = this.#chunks.at(offset)
-      const index = chunk === undefined ? 0 : offset - chunk.base
-      if (chunk === undefined || isOut(chunk, index) || chunk.isGone(index)) continue
-      this.#headOffset = offset
-      return chunk
-    }
-    this.#returnedMask &= ~(1 << priority)
-    return undefined
-  }
-
-  // Of those that came back, none before `end` is plain any more.
-  #leaveReturned(priority: number, end: number): void {
-    const returned = this.#returned[priority]!
-    while (returned.size > 0 && returned.firstOffset < end) this.#dropReturned(returned)
-    if (returned.size === 0) this.#returnedMask &= ~(1 << priority)
-  }
-
-  // Should it come back once more, it is put in again.
-  #dropReturned(returned: TimeQueue): void {
-    const offset = returned.firstOffset
-    const chunk = this.#chunks.at(offset)
-    returned.pop()
-    chunk?.marks.delete(MARK.returned, offset - chunk.base, offset - chunk.base + 1)
   }
 
   // The due queue of the priority without what means nothing at its front; undefined when nothing is left.
@@ -704,48 +628,6 @@ export class Line {
     const slot = chunk.keyAt(index)
     if (slot === NONE) return chunk.dueAt(index) === timeMs ? chunk : undefined
     return this.#keyLines.isOffered(slot, offset, timeMs) ? chunk : undefined
-  }
-
-  // --- what is dropped first ---
-
-  // The message is in the line again.
-  #stands(priority: number, chunk: Chunk, index: number): void {
-    if (chunk.base + index >= this.#oldest[priority]!) return
-    if (chunk.marks.add(MARK.behind, index, index + 1) === 0) return
-    const behind = (this.#behind[priority] ??= new TimeQueue())
-    behind.push(0, chunk.base + index)
-  }
-
-  #oldestOf(priority: number): number {
-    const first = this.#oldestBehind(this.#behind[priority])
-    if (first !== -1) return first
-    let offset = Math.max(this.#oldest[priority]!, this.#chunks.firstOffset)
-    for (; offset < this.#end; offset = Math.min(chunkEndAfter(offset), this.#end)) {
-      const chunk = this.#chunks.at(offset)
-      if (chunk === undefined || ((chunk.priorityMask >>> priority) & 1) === 0) continue
-      for (let index = offset - chunk.base; index < chunk.count; index++) {
-        index = chunk.firstLive(index)
-        if (index === chunk.count) break
-        if (chunk.priorityAt(index) !== priority || !this.stands(chunk, index)) continue
-        return (this.#oldest[priority] = chunk.base + index)
-      }
-    }
-    this.#oldest[priority] = this.#end
-    return -1
-  }
-
-  #oldestBehind(behind: TimeQueue | undefined): number {
-    if (behind === undefined) return -1
-    for (; behind.size > 0; behind.pop()) {
-      const offset = behind.firstOffset
-      const chunk = this.#chunks.at(offset)
-      if (chunk === undefined) continue
-      const index = offset - chunk.base
-      if (!chunk.isGone(index) && this.stands(chunk, index)) return offset
-      // Should it come back, it is put in again.
-      chunk.marks.delete(MARK.behind, index, index + 1)
-    }
-    return -1
   }
 
   #countPlain(priority: number, count: number): void {

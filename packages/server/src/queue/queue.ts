@@ -23,7 +23,8 @@ import { FactBuffer, type GoneFact } from './facts.js'
 import { FormerLeases } from './former.js'
 import { PendingIds } from './ids.js'
 import type { KeyRules, Placed } from './key-lines.js'
-import { Line, type Run } from './line.js'
+import { Line } from './line.js'
+import type { Run } from './run.js'
 import { SubscriptionOf, type ConsumerOf } from './subscription.js'
 import { Suspects } from './suspects.js'
 import type { Timer } from './timer.js'
@@ -261,7 +262,7 @@ export class Queue extends Contents implements Follower {
     if (claim.queueNumber !== this.id || chunk === undefined || this.stateOf(offset) === undefined)
       return undefined
     const index = offset - chunk.base
-    if (chunk.isDead(index) || !this.#line.stands(chunk, index)) return undefined
+    if (chunk.isDead(index) || !chunk.isInLine(index)) return undefined
     const former = this.former.get(offset)
     if (claim.boot === boot) {
       // No one has had it since: that would have taken the former lease away.
@@ -490,7 +491,7 @@ export class Queue extends Contents implements Follower {
    * nothing is done, when the line is empty.
    */
   evictOldest(nowMs: number): boolean {
-    const offset = this.#line.oldest()
+    const offset = this.#line.firstToDrop()
     if (offset === -1) return false
     const chunk = this.chunkAt(offset)!
     this.#line.leave(chunk, offset - chunk.base, nowMs)
@@ -510,7 +511,7 @@ export class Queue extends Contents implements Follower {
     if (chunk === undefined || index >= chunk.count || chunk.isGone(index)) return undefined
     if (chunk.isDead(index)) return 'dead'
     if (chunk.isScheduled(index)) return 'scheduled'
-    return this.#line.stands(chunk, index) ? 'ready' : 'leased'
+    return chunk.isInLine(index) ? 'ready' : 'leased'
   }
 
   /** As `stateOf`, but at `nowMs`, whether or not anything was done since: nothing is changed. */
@@ -565,7 +566,7 @@ export class Queue extends Contents implements Follower {
         if (chunk.earliestExpiryMs > nowMs) continue
         for (let index = 0; index < chunk.count; index++) {
           if (!chunk.isExpired(index, nowMs) || chunk.isGone(index) || chunk.isDead(index)) continue
-          if (!chunk.isScheduled(index) && this.#line.stands(chunk, index)) expire(chunk, index)
+          if (!chunk.isScheduled(index) && chunk.isInLine(index)) expire(chunk, index)
         }
       }
     }
@@ -612,7 +613,7 @@ export class Queue extends Contents implements Follower {
         dead++
         deadBytes += chunk.dead!.get(index)!.bytes
       }
-      for (const index of chunk.liveIndexes()) if (this.#line.stands(chunk, index)) standing++
+      for (const index of chunk.liveIndexes()) if (chunk.isInLine(index)) standing++
     }
     this.#line.invariants()
     let held = 0
@@ -677,7 +678,7 @@ export class Queue extends Contents implements Follower {
       // What waits for its time is looked at when it is due.
       const lookAtMs = chunk.isScheduled(index) ? Math.max(expiryMs, chunk.dueAt(index)) : expiryMs
       if (lookAtMs > nowMs) chunk.lookAtExpiries(lookAtMs)
-      else if (this.#line.stands(chunk, index)) expired.push({ chunk, index, timeMs: expiryMs })
+      else if (chunk.isInLine(index)) expired.push({ chunk, index, timeMs: expiryMs })
     }
   }
 }

@@ -7,7 +7,7 @@
  * never exceeds the credit that was in force when they were granted (invariant 14).
  */
 import type { Loss, LostRange, SluiceError, TagRange } from '@sluice/protocol'
-import type { Run } from './line.js'
+import type { Run } from './run.js'
 
 const FREE = 0
 const HELD = 1

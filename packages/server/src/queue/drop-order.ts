@@ -1,0 +1,81 @@
+/**
+ * The order in which messages of the line are dropped to make room: lowest priority first, then lowest offset. The line
+ * asks for the first one and reports each message that returns to it. Volatile.
+ *
+ * Invariant: each message of the line that is below the cursor of its priority is also in `#behind`. A cursor never
+ * moves back, so a search passes each message once.
+ */
+import { PRIORITIES, type Chunk } from './chunk.js'
+import { chunkEndAfter, type Chunks } from './chunks.js'
+import { MARK } from './marks.js'
+import { TimeQueue } from './time-queue.js'
+
+const NONE = -1
+
+export class DropOrder {
+  readonly #chunks: Chunks
+  /** By priority. */
+  readonly #cursors = new Float64Array(PRIORITIES)
+  /** By priority: messages that returned below the cursor, by offset. Some have left the line again. */
+  readonly #behind: (TimeQueue | undefined)[] = []
+
+  constructor(chunks: Chunks) {
+    this.#chunks = chunks
+  }
+
+  /** The message is in the line again. */
+  returned(chunk: Chunk, index: number): void {
+    const priority = chunk.priorityAt(index)
+    if (chunk.base + index >= this.#cursors[priority]!) return
+    if (chunk.marks.add(MARK.behind, index, index + 1) === 0) return
+    const behind = (this.#behind[priority] ??= new TimeQueue())
+    behind.push(0, chunk.base + index)
+  }
+
+  /** Offset of the first message to drop in a line that ends at `end`; -1 if the line is empty. */
+  first(end: number): number {
+    for (let priority = 0; priority < PRIORITIES; priority++) {
+      const behind = this.#firstBehind(priority)
+      const offset = behind === NONE ? this.#advance(priority, end) : behind
+      if (offset !== NONE) return offset
+    }
+    return NONE
+  }
+
+  /** Whether `first` will find this message, which is in the line. */
+  finds(chunk: Chunk, index: number): boolean {
+    return chunk.base + index >= this.#cursors[chunk.priorityAt(index)]! || chunk.has(MARK.behind, index)
+  }
+
+  // Moves the cursor to the first message of the priority that is in the line.
+  #advance(priority: number, end: number): number {
+    let offset = Math.max(this.#cursors[priority]!, this.#chunks.firstOffset)
+    for (; offset < end; offset = Math.min(chunkEndAfter(offset), end)) {
+      const chunk = this.#chunks.at(offset)
+      if (chunk === undefined || ((chunk.priorityMask >>> priority) & 1) === 0) continue
+      for (let index = offset - chunk.base; index < chunk.count; index++) {
+        index = chunk.firstLive(index)
+        if (index === chunk.count) break
+        if (chunk.priorityAt(index) !== priority || !chunk.isInLine(index)) continue
+        return (this.#cursors[priority] = chunk.base + index)
+      }
+    }
+    this.#cursors[priority] = end
+    return NONE
+  }
+
+  #firstBehind(priority: number): number {
+    const behind = this.#behind[priority]
+    if (behind === undefined) return NONE
+    for (; behind.size > 0; behind.pop()) {
+      const offset = behind.firstOffset
+      const chunk = this.#chunks.at(offset)
+      if (chunk === undefined) continue
+      const index = offset - chunk.base
+      if (!chunk.isGone(index) && chunk.isInLine(index)) return offset
+      // If it returns, it is added again.
+      chunk.marks.delete(MARK.behind, index, index + 1)
+    }
+    return NONE
+  }
+}

@@ -1,0 +1,32 @@
+/**
+ * A run: consecutive messages of one batch that are delivered together. They have the same priority, attempt and
+ * redelivery mark. The line fills one, and the dispatch of the broker delivers it.
+ */
+import { emptyLocation, type Location } from './location.js'
+
+export interface Run extends Location {
+  count: number
+  attempt: number
+  redelivered: boolean
+  /** A suspect: its consumer gets no other message until this one is settled. */
+  alone: boolean
+  /** Time from which the messages have been eligible; -1 if they come from the plain line. */
+  sinceMs: number
+  /** The time to live is over: the run is one message, which must not be delivered. */
+  expired: boolean
+  /** Everything that a delivery implies is already on disk. Set by the caller, who knows what is on disk. */
+  durable: boolean
+}
+
+export function emptyRun(): Run {
+  return {
+    ...emptyLocation(),
+    count: 0,
+    attempt: 0,
+    redelivered: false,
+    alone: false,
+    sinceMs: -1,
+    expired: false,
+    durable: false,
+  }
+}
