@@ -50,7 +50,7 @@ beforeEach(async () => {
   })
   broker.catalog.ensure({ name: queueName(QUEUE), options: {}, update: false })
   const settings = { ...SESSION_DEFAULTS, frameBytesMax: LIMITS.frameBytesDefault + MESSAGE_OVERHEAD_BYTES }
-  listener = new Listener(broker, {
+  listener = new Listener(broker.turn, {
     host: '127.0.0.1',
     port: 0,
     connectionsMax: 1_000,
@@ -149,7 +149,7 @@ test('a connection that cannot be accepted is reported once, and the port is ope
 test('a peer of another protocol is all that the listener needs', async () => {
   const calls: string[] = []
   const events: string[] = []
-  const other = new Listener(broker, {
+  const other = new Listener(broker.turn, {
     host: '127.0.0.1',
     port: 0,
     connectionsMax: 1,

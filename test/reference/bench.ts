@@ -104,7 +104,7 @@ interface Sent {
   readonly isRetryable: boolean
 }
 
-type Step = Parameters<Broker['atomic']>[1]
+type Step = Parameters<Broker['intake']['atomic']>[1]
 
 export interface BenchProducer {
   readonly identity: string
@@ -210,7 +210,7 @@ export class Bench {
     this.broker = await this.#wait(opening)
     this.#options.defect?.install(this.broker)
     for (const producer of this.producers)
-      producer.attached = this.broker.attachProducer(producer.identity, producer.confirmed)
+      producer.attached = this.broker.producers.attach(producer.identity, producer.confirmed)
     this.#begin()
   }
 
@@ -254,7 +254,7 @@ export class Bench {
     await this.open()
     for (const { name, counters } of this.model.queues.values()) {
       // These two do not survive a restart; what is left of them is not said.
-      const { released, redelivered } = this.broker.queue(name).counts
+      const { released, redelivered } = this.broker.catalog.queue(name).counts
       Object.assign(counters, { released, redelivered })
       this.#followSweep(name)
     }
@@ -270,7 +270,7 @@ export class Bench {
   /** Everything that follows happens now, and in the turn that is open. */
   #begin(): void {
     this.model.nowMs = this.nowMs
-    this.broker.beginTurn()
+    this.broker.turn.begin()
   }
 
   // Ends turns until nothing more happens. As in a server, a turn ends when all that arrived has been taken in.
@@ -336,7 +336,7 @@ export class Bench {
 
   #quiet(queue: ModelQueue): void {
     this.#followSweep(queue.name)
-    this.model.quiet(queue, this.broker.queue(queue.name).counts.expired)
+    this.model.quiet(queue, this.broker.catalog.queue(queue.name).counts.expired)
   }
 
   #nameOf({ subscription, tag }: { subscription: ModelSubscription; tag: number }): string {
@@ -446,7 +446,7 @@ export class Bench {
     const { broker, model } = this
     for (const queue of model.queues.values()) {
       // Unlike `info` of the broker, this changes nothing.
-      const info = broker.queue(queue.name).info(this.nowMs, 0)
+      const info = broker.catalog.queue(queue.name).info(this.nowMs, 0)
       const states = { ready: 0, scheduled: 0, leased: 0, dead: 0 }
       for (const { state } of queue.messages) states[state]++
       const counters = Object.fromEntries(
@@ -625,8 +625,12 @@ export class Bench {
   async pass(ms: number, inSteps: boolean): Promise<void> {
     await this.endTurn()
     const target = this.nowMs + ms
-    for (let step = inSteps ? 0 : STEPS_MAX; step < STEPS_MAX && this.broker.nextDeadline < target; step++) {
-      if (this.broker.nextDeadline > this.nowMs) this.nowMs = this.broker.nextDeadline
+    for (
+      let step = inSteps ? 0 : STEPS_MAX;
+      step < STEPS_MAX && this.broker.turn.nextDeadline < target;
+      step++
+    ) {
+      if (this.broker.turn.nextDeadline > this.nowMs) this.nowMs = this.broker.turn.nextDeadline
       await this.tick()
     }
     this.nowMs = target
@@ -640,14 +644,14 @@ export class Bench {
 
   #tick(): void {
     this.model.nowMs = this.nowMs
-    this.broker.tick()
-    this.model.tick(({ name }) => this.broker.queue(name).counts.expired)
+    this.broker.turn.tick()
+    this.model.tick(({ name }) => this.broker.catalog.queue(name).counts.expired)
     this.count('ticks')
   }
 
   #followSweep(name: string): void {
     const queue = this.model.queues.get(name)
-    if (queue !== undefined) this.model.followSweep(queue, this.broker.queue(name).counts.expired)
+    if (queue !== undefined) this.model.followSweep(queue, this.broker.catalog.queue(name).counts.expired)
   }
 
   // --- producing ---
@@ -670,7 +674,7 @@ export class Bench {
 
   addProducer(): BenchProducer {
     const identity = (this.producers.length + 1).toString(16).padStart(32, '0')
-    const attached = this.broker.attachProducer(identity, 0)
+    const attached = this.broker.producers.attach(identity, 0)
     const producer = { identity, attached, number: 0, confirmed: 0, sent: new Map<number, Sent>() }
     this.producers.push(producer)
     return producer
@@ -693,7 +697,7 @@ export class Bench {
     const { queue, contents, bytes } = sent
     const placed = this.#both(
       `publish to ${queue}`,
-      () => this.broker.publish(producer.attached, queue, bytes.slice(), 0, bytes.length, RESENDABLE),
+      () => this.broker.intake.publish(producer.attached, queue, bytes.slice(), 0, bytes.length, RESENDABLE),
       (answer) => {
         this.#beforePublish(queue, contents, answer !== undefined)
         return this.model.publish(queue, contents)
@@ -752,8 +756,8 @@ export class Bench {
       `publish to ${queue} again`,
       () =>
         step === undefined
-          ? [this.broker.publish(producer.attached, queue, bytes.slice(), 0, bytes.length, RESENDABLE)]
-          : this.broker.atomic(producer.attached, step, RESENDABLE),
+          ? [this.broker.intake.publish(producer.attached, queue, bytes.slice(), 0, bytes.length, RESENDABLE)]
+          : this.broker.intake.atomic(producer.attached, step, RESENDABLE),
       () => placed,
       (answer, expected) => same('answer to what was sent again', shownPlaces(answer), shownPlaces(expected)),
     )
@@ -780,7 +784,7 @@ export class Bench {
     }
     const placed = this.#both(
       'atomic step',
-      () => this.broker.atomic(producer.attached, step, RESENDABLE),
+      () => this.broker.intake.atomic(producer.attached, step, RESENDABLE),
       (answer) => {
         for (const { queue, contents } of batches) this.#beforePublish(queue, contents, answer !== undefined)
         return this.model.atomic(

@@ -65,7 +65,7 @@ function blind(name: string, change: (content: Content) => Partial<Content>): Pl
     return {
       name,
       install: (broker) => {
-        around(broker, 'publish', (publish) => (producer, queue, bytes, at, end, unanswered) => {
+        around(broker.intake, 'publish', (publish) => (producer, queue, bytes, at, end, unanswered) => {
           let record = at + BATCH_HEADER_BYTES
           let count = 0
           for (; record < end; record += readU32(bytes, record), count++) {
@@ -189,10 +189,10 @@ export const DEFECTS: readonly PlantedDefect[] = [
     around(broker.leases, 'extend', () => () => [])
   }),
   installed('a limit lets one more in', (broker) => {
-    around(broker, 'publish', (publish) => (producer, to, ...rest) => {
-      let queue: ReturnType<Broker['queue']>
+    around(broker.intake, 'publish', (publish) => (producer, to, ...rest) => {
+      let queue: ReturnType<Broker['catalog']['queue']>
       try {
-        queue = typeof to === 'string' ? broker.queue(to) : to
+        queue = typeof to === 'string' ? broker.catalog.queue(to) : to
       } catch {
         return publish(producer, to, ...rest)
       }
@@ -206,7 +206,7 @@ export const DEFECTS: readonly PlantedDefect[] = [
     })
   }),
   installed('an atomic step that is refused acknowledges all the same', (broker) => {
-    around(broker, 'atomic', (atomic) => (producer, step, unanswered) => {
+    around(broker.intake, 'atomic', (atomic) => (producer, step, unanswered) => {
       try {
         return atomic(producer, step, unanswered)
       } catch (error) {
@@ -227,7 +227,7 @@ export const DEFECTS: readonly PlantedDefect[] = [
     aroundConsumer(broker, { lost: () => {} })
   }),
   installed('a restart forgets that a queue is paused', (broker) => {
-    for (const { name } of broker.catalog.list('', 100).queues) broker.queue(name).paused = false
+    for (const { name } of broker.catalog.list('', 100).queues) broker.catalog.queue(name).paused = false
   }),
   installed('a page of a replay begins with the last message of the page before', (broker) => {
     around(broker.replays, 'page', (replay) => async (request, by) => {

@@ -704,7 +704,7 @@ class History {
         if (this.#chance.hit(0.4)) {
           const { attached, number } = this.#chance.pick(producers)
           const bytes = batchOf(this.#contents(), number + count)
-          broker.publish(attached, name, bytes, 0, bytes.length, RESENDABLE)
+          broker.intake.publish(attached, name, bytes, 0, bytes.length, RESENDABLE)
         } else if (pair !== undefined && this.#chance.hit(0.7)) {
           for (const firstTag of this.#tags(pair, 0.5))
             broker.leases.settle(pair.product, [{ firstTag, count: 1, outcome: OUTCOME.ack }])

@@ -137,17 +137,17 @@ class Bench {
 
   pass(ms: number): void {
     this.#nowMs += ms
-    this.broker.tick()
+    this.broker.turn.tick()
   }
 
   async feed(inputs: number): Promise<void> {
-    const producer = this.broker.attachProducer(FEEDER, 0)
+    const producer = this.broker.producers.attach(FEEDER, 0)
     const perBatch = 25
     for (let from = 0; from < inputs; from += perBatch) {
-      this.broker.beginTurn()
+      this.broker.turn.begin()
       const drafts = Array.from({ length: perBatch }, (_, i) => ({ name: `in:${from + i}`, padding: 0 }))
       const { batch } = buildBatch(from / perBatch + 1, drafts, false)
-      this.broker.publish(producer, IN, batch, 0, batch.length, 0)
+      this.broker.intake.publish(producer, IN, batch, 0, batch.length, 0)
       await this.rest()
     }
   }
@@ -166,7 +166,7 @@ class Bench {
       drained: () => {},
       ended: (_subscription, error) => (this.#fatal ??= error),
     }
-    this.broker.beginTurn()
+    this.broker.turn.begin()
     return this.broker.leases.subscribe(name, 1, consumer, messages, 0xffff_ffff, undefined)
   }
 
@@ -179,9 +179,9 @@ class Bench {
       acks: acks.map(({ firstTag, count }) => ({ subscription: held?.subscription, firstTag, count })),
       batches,
     }
-    this.broker.beginTurn()
-    const producer = this.broker.attachProducer(IDENTITY, 0)
-    return this.broker.atomic(producer, step, unanswered)
+    this.broker.turn.begin()
+    const producer = this.broker.producers.attach(IDENTITY, 0)
+    return this.broker.intake.atomic(producer, step, unanswered)
   }
 
   info(name: typeof IN): QueueInfo {

@@ -159,7 +159,7 @@ export class CrashPoints {
 
   /** 7: no lease that another consumer has had since, for all that it was told, is granted again. */
   #claimStale({ model }: World, { broker }: Recovered): void {
-    broker.beginTurn()
+    broker.turn.begin()
     for (const { id, name } of model.queues.values()) {
       const claims = model.superseded.filter(({ queueNumber }) => queueNumber === id)
       if (claims.length === 0) continue
@@ -273,7 +273,7 @@ export class CrashPoints {
   #judge(world: World, { broker, taps }: Recovered, state: LedgerState, afterCrash: boolean): Judge {
     const model = new Model({
       dueMs: (queueId, offset) => {
-        const queue = broker.queue(model.queues.get(queueId)!.name)
+        const queue = broker.catalog.queue(model.queues.get(queueId)!.name)
         const chunk = queue.chunkAt(offset)
         if (chunk === undefined || chunk.isDead(offset - chunk.base)) return undefined
         return chunk.dueAt(offset - chunk.base) || undefined
@@ -282,7 +282,7 @@ export class CrashPoints {
       copied: () => {},
       stepBytesMax: world.segmentBytes / 4,
     })
-    model.recover(state, afterCrash, broker.nowMs, world.latestMs)
+    model.recover(state, afterCrash, broker.turn.nowMs, world.latestMs)
     const judge: Judge = { model, wrong: undefined }
     taps.attach(broker, {
       model,
@@ -305,7 +305,7 @@ export class CrashPoints {
   #resend(world: World, { broker }: Recovered, state: LedgerState): void {
     const send = (sender: Sender, work: (producer: BrokerProducer, lowest: number) => void): void => {
       const known = state.producers.get(sender.identityText)?.highest ?? 0
-      const producer = broker.attachProducer(sender.identityText, known)
+      const producer = broker.producers.attach(sender.identityText, known)
       this.counts.resent++
       try {
         work(producer, sender.lowestUnanswered)
@@ -317,7 +317,7 @@ export class CrashPoints {
     for (const sender of world.producers) {
       for (const { queue, batch, number } of sender.unanswered()) {
         send(sender, (producer, lowest) => {
-          broker.publish(producer, queue, batch, 0, batch.length, number - lowest)
+          broker.intake.publish(producer, queue, batch, 0, batch.length, number - lowest)
         })
       }
     }
@@ -327,7 +327,7 @@ export class CrashPoints {
         send(sender, (producer, lowest) => {
           const { crc, acks, batches } = decodeAtomic(payload, 0, payload.length)
           const stale = acks.map(({ firstTag, count }) => ({ subscription: undefined, firstTag, count }))
-          broker.atomic(producer, { number, crc, acks: stale, batches }, number - lowest)
+          broker.intake.atomic(producer, { number, crc, acks: stale, batches }, number - lowest)
         })
       }
     }
@@ -356,7 +356,7 @@ export class CrashPoints {
           wrong ??= new Violation(2, `${name} cannot be drained: ${error.message}`)
         },
       }
-      broker.beginTurn()
+      broker.turn.begin()
       broker.catalog.resume(name as QueueName)
       const subscription = broker.leases.subscribe(
         name as QueueName,
@@ -375,7 +375,7 @@ export class CrashPoints {
           throw judge.wrong ?? new Violation(8, `${name} delivers again what was acknowledged`)
         if (turn !== undefined || held.length === 0) continue
         const items = held.splice(0).map((firstTag) => ({ firstTag, count: 1, outcome: OUTCOME.ack }))
-        broker.beginTurn()
+        broker.turn.begin()
         broker.leases.settle(subscription, items)
       }
       wrong ??= judge.wrong

@@ -76,10 +76,10 @@ class Bench {
   }
 
   publish(queue: string, number: number, count: number): void {
-    const producer = this.broker.attachProducer('ab'.repeat(16), 0)
+    const producer = this.broker.producers.attach('ab'.repeat(16), 0)
     const drafts = Array.from({ length: count }, (_, i) => ({ name: `${number}:${i}`, padding: 0 }))
     const { batch } = buildBatch(number, drafts, false)
-    this.broker.publish(producer, queue, batch, 0, batch.length, 0)
+    this.broker.intake.publish(producer, queue, batch, 0, batch.length, 0)
   }
 }
 
@@ -238,7 +238,7 @@ test('a connection that is not read because of the disk is not called silent', a
   let looked = 0
   for (let i = 0; i < 100; i++) {
     bench.nowMs += 50
-    bench.broker.beginTurn()
+    bench.broker.turn.begin()
     peer.session.tick(bench.nowMs, 0)
     looked++
   }
@@ -253,7 +253,7 @@ test('a connection that is not read because of the disk is not called silent', a
   // From here on it is.
   for (let i = 0; i < 100; i++) {
     bench.nowMs += 50
-    bench.broker.beginTurn()
+    bench.broker.turn.begin()
     peer.session.tick(bench.nowMs, 0)
   }
   expect(peer.isEnded).toBe(true)
@@ -357,7 +357,7 @@ test('the history of each of several messages that left together says how', asyn
   bench.publish(OTHER, 2, 3)
   const all = { from: 0, limit: 10, offsets: undefined, filter: {}, dryRun: false }
   await Promise.all([bench.broker.operator.discard({ name: NAME, ...all }, OPERATOR), bench.settle()])
-  bench.broker.beginTurn()
+  bench.broker.turn.begin()
   for (const offset of [0, 1, 2]) bench.broker.operator.cancel({ name: OTHER, offset, id: undefined })
   await bench.settle()
   for (const [name, how] of [

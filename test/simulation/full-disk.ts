@@ -198,7 +198,7 @@ export class FullDisk {
     const { subscription } = consumer
     for (const { offset, tag } of consumer.got) if (offset % 5 !== 0) this.#settle(subscription, offset, tag)
     await this.#pass(STEP_MS)
-    this.#live.beginTurn()
+    this.#live.turn.begin()
     this.#live.leases.disconnect([subscription])
     await this.#pass(STEP_MS)
   }
@@ -259,10 +259,10 @@ export class FullDisk {
         break
       }
       this.report.drained++
-      this.#live.beginTurn()
+      this.#live.turn.begin()
       this.#live.leases.credit(consumer.subscription, 1, 1 << 20, undefined, false)
     }
-    this.#live.beginTurn()
+    this.#live.turn.begin()
     this.#live.leases.disconnect([consumer.subscription])
     await this.#pump()
   }
@@ -296,11 +296,11 @@ export class FullDisk {
 
   #publish(bodies: readonly number[]): boolean {
     const broker = this.#live
-    broker.beginTurn()
-    const producer = broker.attachProducer(IDENTITY, 0)
+    broker.turn.begin()
+    const producer = broker.producers.attach(IDENTITY, 0)
     try {
       const bytes = batchOf(bodies, ++this.#batches)
-      const { baseOffset } = broker.publish(producer, Q, bytes, 0, bytes.length, this.#batches)
+      const { baseOffset } = broker.intake.publish(producer, Q, bytes, 0, bytes.length, this.#batches)
       for (let i = 0; i < bodies.length; i++) this.#published.set(baseOffset + i, 'unknown')
       this.#answer(() => {
         for (let i = 0; i < bodies.length; i++) this.#published.set(baseOffset + i, 'confirmed')
@@ -312,20 +312,20 @@ export class FullDisk {
       this.report.refused++
       return false
     } finally {
-      broker.detachProducer(producer)
+      broker.producers.detach(producer)
     }
   }
 
   #subscribe(messages: number): Taker {
     const broker = this.#live
-    broker.beginTurn()
+    broker.turn.begin()
     const taker = new Taker()
     taker.subscription = broker.leases.subscribe(Q, 1, taker, messages, 1 << 20, undefined)
     return taker
   }
 
   #settle(subscription: Subscription, offset: number, tag: number): void {
-    this.#live.beginTurn()
+    this.#live.turn.begin()
     const stale = this.#live.leases.settle(subscription, [{ firstTag: tag, count: 1, outcome: OUTCOME.ack }])
     if (stale.length > 0) throw new Violation('full', `the settle of message ${offset} is stale`)
     this.#settled.set(offset, 'unknown')
@@ -386,7 +386,7 @@ export class FullDisk {
 
   async #end(ending: Exclude<FullEnding, 'none'>): Promise<void> {
     if (ending === 'close') {
-      this.#live.beginTurn()
+      this.#live.turn.begin()
       await this.#driven('an orderly stop comes to an end', this.#live.close())
     }
     const random = this.#random
@@ -424,7 +424,7 @@ export class FullDisk {
     while (this.#nowMs < untilMs) {
       const nextMs = Math.min(
         untilMs,
-        this.#broker?.nextDeadline ?? Infinity,
+        this.#broker?.turn.nextDeadline ?? Infinity,
         ...this.#sleepers.map(({ atMs }) => atMs),
       )
       this.#nowMs = Math.max(nextMs, this.#nowMs + 1)
@@ -432,7 +432,8 @@ export class FullDisk {
         this.#sleepers.splice(this.#sleepers.indexOf(sleeper), 1)
         sleeper.wake()
       }
-      if (this.#broker !== undefined && this.#nowMs >= this.#broker.nextDeadline) this.#broker.tick()
+      if (this.#broker !== undefined && this.#nowMs >= this.#broker.turn.nextDeadline)
+        this.#broker.turn.tick()
       await this.#pump()
     }
   }

@@ -57,7 +57,7 @@ export function compareRecovered(
   if (queues !== state.queues.size)
     throw new Violation(17, `${queues} queues are there after recovery; the log has ${state.queues.size}`)
   for (const saved of state.queues.values()) {
-    const queue = broker.queue(saved.name)
+    const queue = broker.catalog.queue(saved.name)
     compareQueue(queue, saved, afterCrash)
     for (const [offset, message] of saved.live)
       compareMessage(queue, saved, offset, message, firstPosition, compared)
@@ -66,7 +66,7 @@ export function compareRecovered(
   for (const saved of state.producers.values()) {
     const unsure = lowest(saved.identity)
     // Throws when it does not know what it confirmed.
-    const producer = broker.attachProducer(saved.identity, saved.highest)
+    const producer = broker.producers.attach(saved.identity, saved.highest)
     if (producer.floor > unsure)
       throw new Violation(
         3,
@@ -84,7 +84,7 @@ export function compareRecovered(
       )
     }
     compare(3, `the highest number of ${saved.identity}`, producer.highest, saved.highest)
-    broker.detachProducer(producer)
+    broker.producers.detach(producer)
   }
   broker.audit()
   return compared

@@ -138,7 +138,7 @@ export class Taps implements Observer {
 
   #tell(tell: (model: Model, nowMs: number, to: Listening) => void): void {
     const to = this.#to
-    if (to !== undefined) to.guard(() => tell(to.model, this.#broker!.nowMs, to))
+    if (to !== undefined) to.guard(() => tell(to.model, this.#broker!.turn.nowMs, to))
   }
 
   published(
@@ -286,7 +286,7 @@ export class Taps implements Observer {
   cancelled(ref: MessageRef, answer: { readonly offset: number } | SluiceError): void {
     this.#tell((model, nowMs) => model.cancelled(ref, answer, nowMs))
     if (answer instanceof SluiceError || this.#broker === undefined) return
-    const { id } = this.#broker.queue(ref.name)
+    const { id } = this.#broker.catalog.queue(ref.name)
     this.#promise(({ durable }) =>
       durable.queues.get(id)?.live.has(answer.offset) === true
         ? `offset ${answer.offset} of ${ref.name} is said to be cancelled and is on disk`

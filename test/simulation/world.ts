@@ -353,7 +353,7 @@ export class World implements Surroundings, Listening, LogListening {
     if (this.#fullUntilMs > 0 && this.nowMs >= this.#fullUntilMs) this.#unfill()
     if (this.#unreadableUntilMs > 0 && this.nowMs >= this.#unreadableUntilMs) this.#unfill()
     if (broker === undefined || this.#fatal !== undefined) return
-    if (this.brokerMs >= broker.nextDeadline && this.chance.hit(0.7)) broker.tick()
+    if (this.brokerMs >= broker.turn.nextDeadline && this.chance.hit(0.7)) broker.turn.tick()
     if (this.nowMs - this.#tickedMs >= TICK_MS) this.#tick(broker)
   }
 
@@ -363,9 +363,9 @@ export class World implements Surroundings, Listening, LogListening {
     const passedMs = this.nowMs - this.#tickedMs - stallMs
     this.#tickedMs = this.nowMs
     this.trace.note(`tick ${this.nowMs} ${stallMs}`)
-    if (this.brokerMs >= broker.nextDeadline) broker.tick()
+    if (this.brokerMs >= broker.turn.nextDeadline) broker.turn.tick()
     for (const link of [...this.#links]) if (link.canReachServer) this.#toServer(link)
-    broker.beginTurn()
+    broker.turn.begin()
     for (const link of [...this.#links]) {
       const heard = this.#conversations.get(link)!
       // What the broker does not read, it cannot miss.
@@ -383,7 +383,7 @@ export class World implements Surroundings, Listening, LogListening {
 
   #dueMs(queueId: number, offset: number): number | undefined {
     const queue = this.model.queues.get(queueId)
-    const chunk = queue === undefined ? undefined : this.broker?.queue(queue.name).chunkAt(offset)
+    const chunk = queue === undefined ? undefined : this.broker?.catalog.queue(queue.name).chunkAt(offset)
     if (chunk === undefined || chunk.dead?.has(offset - chunk.base) === true) return undefined
     return chunk.dueAt(offset - chunk.base) || undefined
   }
@@ -437,7 +437,7 @@ export class World implements Surroundings, Listening, LogListening {
         flows.push(() => this.#sever(link))
       if (link.canBeAccepted) {
         flows.push(() => {
-          this.broker!.beginTurn()
+          this.broker!.turn.begin()
           link.accept(this.chance)
         })
       }
@@ -477,7 +477,7 @@ export class World implements Surroundings, Listening, LogListening {
     const { client } = link
     link.sever()
     this.#links = this.#links.filter((other) => other !== link)
-    this.broker?.beginTurn()
+    this.broker?.turn.begin()
     link.session?.disconnected()
     client?.closed(link)
   }
@@ -645,7 +645,7 @@ export class World implements Surroundings, Listening, LogListening {
       throw new Violation(22, `after ${afterClose ? 'a stop' : 'a crash'} the broker believes the contrary`)
     defect?.broker?.(broker)
     const { afterCrash } = broker.status
-    this.model.recover(this.ledger.written, afterCrash, broker.nowMs, this.latestMs)
+    this.model.recover(this.ledger.written, afterCrash, broker.turn.nowMs, this.latestMs)
     compareRecovered(broker, log, this.ledger.written, afterCrash, this.latestMs, (identity) =>
       this.lowestUnanswered(identity),
     )
@@ -745,11 +745,11 @@ export class World implements Surroundings, Listening, LogListening {
 
   async #stop(): Promise<void> {
     const broker = this.broker!
-    broker.beginTurn()
+    broker.turn.begin()
     for (const link of [...this.#links]) link.session!.goodbye('The broker is stopping.')
     for (let step = this.chance.int(0, 60); step > 0; step--) await this.#step()
     if (this.#fatal !== undefined) return
-    broker.beginTurn()
+    broker.turn.begin()
     for (const link of [...this.#links]) link.session!.end()
     for (let step = this.chance.int(0, 60); step > 0; step--) await this.#step()
     if (this.#fatal !== undefined) return
@@ -806,7 +806,7 @@ export class World implements Surroundings, Listening, LogListening {
     const { broker } = this
     if (broker === undefined) return
     this.trace.note('calm')
-    broker.tick()
+    broker.turn.tick()
     await this.#rest()
     // An entry can wait for a segment that the disk has no room for, a delivery for a read that is tried again.
     const isWaiting = (): boolean =>
@@ -856,10 +856,10 @@ export class World implements Surroundings, Listening, LogListening {
       const endMs = this.nowMs + seconds * 1_000
       let wakes = 0
       while (this.nowMs < endMs && this.#fatal === undefined) {
-        const dueMs = Math.max(1, broker.nextDeadline - this.brokerMs)
+        const dueMs = Math.max(1, broker.turn.nextDeadline - this.brokerMs)
         if (dueMs < 1_000) wakes++
         this.nowMs += Math.min(1_000, dueMs)
-        broker.tick()
+        broker.turn.tick()
         await this.#rest()
       }
       return wakes

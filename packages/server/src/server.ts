@@ -165,7 +165,7 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
     // The one timer of the broker's own deadlines, set anew where the nearest one has changed.
     let armedFor = Infinity
     const arm = (): void => {
-      const next = broker.nextDeadline
+      const next = broker.turn.nextDeadline
       if (next === armedFor) return
       armedFor = next
       clearTimeout(deadline)
@@ -174,7 +174,7 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
       const waitMs = Math.min(Math.max(0, next - clock.now()), TIMER_PART_MS_MAX)
       deadline = setTimeout(() => {
         armedFor = Infinity
-        broker.tick()
+        broker.turn.tick()
       }, waitMs)
     }
     const filesMax = openFilesMax()
@@ -192,7 +192,7 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
       outbound,
       ...options.session,
     }
-    listener = new Listener(broker, {
+    listener = new Listener(broker.turn, {
       host: options.host ?? '127.0.0.1',
       port: options.port ?? 7420,
       connectionsMax,

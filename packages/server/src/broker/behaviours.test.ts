@@ -29,13 +29,13 @@ describe('limits', () => {
     let left = [1, 2, 4, 5]
     for (let i = 0; i < 4; i++) {
       await bench.publish([{ priority: 2 }])
-      const queue = bench.broker.queue(Q)
+      const queue = bench.broker.catalog.queue(Q)
       dropped.push(...left.filter((offset) => queue.stateOf(offset) === undefined))
       left = left.filter((offset) => queue.stateOf(offset) !== undefined)
     }
     expect(dropped).toEqual([1, 2, 4, 5])
     expect(bench.info()).toMatchObject({ leased: 2, ready: 4, dropped: 4 })
-    expect(bench.broker.queue(Q).stateOf(3)).toBe('leased')
+    expect(bench.broker.catalog.queue(Q).stateOf(3)).toBe('leased')
     // Scheduled ones make room like ready ones.
     await bench.publish([{ delayMs: HOUR }])
     expect(bench.info()).toMatchObject({ leased: 2, ready: 3, scheduled: 1, dropped: 5 })
@@ -62,7 +62,7 @@ describe('limits', () => {
     for (const restarts of [false, true]) {
       if (restarts) await bench.crash()
       expect(bench.info()).toMatchObject({ dead: 2, ready: 2, scheduled: 0, dropped: 0 })
-      const queue = bench.broker.queue(Q)
+      const queue = bench.broker.catalog.queue(Q)
       // 3 is what a death by overflow has as its number.
       expect(queue.deadAt(0)).toMatchObject({ death: 3, attempts: 1, reason: '' })
       expect(queue.deadAt(1)).toMatchObject({ death: 3, attempts: 0 })
@@ -196,7 +196,7 @@ describe('a message that replaces', () => {
         duplicates: 0,
         published: 4,
       })
-      expect(bench.broker.queue(Q).stateOf(3)).toBe('scheduled')
+      expect(bench.broker.catalog.queue(Q).stateOf(3)).toBe('scheduled')
       bench.broker.audit()
       // Whatever was durable, one of them is there, never two and never none.
       for (const log of bench.snapshots) {
@@ -422,7 +422,7 @@ describe('a message that is being handled', () => {
     worker.start(0, 1, 3)
     await bench.pass(6_000)
     worker.start(4)
-    bench.broker.beginTurn()
+    bench.broker.turn.begin()
     expect(bench.broker.leases.extend(worker.subscription, worker.tagOf(1), 1, 0)).toEqual([])
     await bench.pass(3_999)
     expect(worker.tagsLost).toEqual([])
@@ -447,7 +447,7 @@ describe('a message that is being handled', () => {
       [1, 4].map((offset) => ({ firstTag: worker.tagOf(offset), count: 1, firstOffset: offset })),
     )
     await bench.pass(HOUR)
-    expect(bench.broker.queue(Q).stateOf(2)).toBe('leased')
+    expect(bench.broker.catalog.queue(Q).stateOf(2)).toBe('leased')
   })
 
   it('has no deadline while it is only announced, and none is left once a STARTED does not name it', async () => {
@@ -470,7 +470,7 @@ describe('a message that is being handled', () => {
     worker.announce(2)
     worker.announce(3)
     expect(worker.subscription.startedCount).toBe(1)
-    bench.broker.beginTurn()
+    bench.broker.turn.begin()
     bench.broker.leases.extend(worker.subscription, worker.tagOf(3), 1, 500)
     await bench.pass(500)
     expect(bench.info()).toMatchObject({ leased: 1, dead: 2 })
@@ -498,12 +498,12 @@ describe('a message that is being handled', () => {
     const worker = bench.consume(10, { timeoutMs: 2_000 })
     await bench.settle()
     worker.start(0, 1, 2, 3)
-    bench.broker.beginTurn()
+    bench.broker.turn.begin()
     expect(bench.broker.leases.extend(worker.subscription, worker.tagOf(3), 1, 9_000)).toEqual([])
     await bench.pass(2_000)
     expect(worker.tagsLost).toEqual([{ firstTag: worker.tagOf(0), count: 3, firstOffset: 0 }])
     expect(bench.info()).toMatchObject({ dead: 3, leased: 1 })
-    expect(bench.broker.queue(Q).deadAt(1)).toMatchObject({
+    expect(bench.broker.catalog.queue(Q).deadAt(1)).toMatchObject({
       attempts: 1,
       reason: 'the processing timeout passed',
     })
@@ -620,7 +620,7 @@ describe('consumers', () => {
         .consumers.filter((each) => each.active)
         .map((each) => each.client)
     const credit = (limit: number, drain: boolean): void => {
-      bench.broker.beginTurn()
+      bench.broker.turn.begin()
       bench.broker.leases.credit(puller!.subscription, 1, 1 << 20, limit, drain)
     }
     credit(1, false)
@@ -655,7 +655,7 @@ describe('consumers', () => {
     const other = bench.consume(9, { label: 'other' })
     await bench.settle()
     expect([closed.offsets, other.offsets]).toEqual([[0, 1], [2]])
-    bench.broker.beginTurn()
+    bench.broker.turn.begin()
     const { id } = closed.subscription
     expect(bench.broker.leases.closeConsumer(Q, id)).toEqual({ messages: 2 })
     expect(closed.endings).toMatchObject([{ code: 'CONSUMER_CLOSED', scope: 'channel' }])

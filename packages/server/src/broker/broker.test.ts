@@ -48,7 +48,7 @@ class Rig {
       blocks: { blockBytes: 65_536, recentBytes: 65_536 },
     })
     this.broker.catalog.ensure({ name: JOBS, options: { maxDeliveries: 255 }, update: false })
-    this.producer = this.broker.attachProducer('0'.repeat(32), 0)
+    this.producer = this.broker.producers.attach('0'.repeat(32), 0)
     await turns()
   }
 
@@ -67,7 +67,7 @@ class Rig {
       count: texts.length,
       batchNumber: ++this.number,
     })
-    this.broker.publish(this.producer, 'jobs', bytes, 0, length, 0)
+    this.broker.intake.publish(this.producer, 'jobs', bytes, 0, length, 0)
     await turns()
   }
 
@@ -110,7 +110,7 @@ describe('what one frame may cost', () => {
     await turns()
     expect(rig.got).toHaveLength(2000)
     const item = { firstTag: 0, count: 2000, outcome: OUTCOME.deadLetter, reason: 'x'.repeat(1000) }
-    rig.broker.beginTurn()
+    rig.broker.turn.begin()
     expect(rig.broker.leases.settle(subscription, [item])).toEqual([])
     await turns(20)
     expect(rig.fatal).toEqual([])
@@ -128,7 +128,7 @@ describe('what one frame may cost', () => {
     const before = rig.broker.usage().writtenBytes
     const reason = 'x'.repeat(LIMITS.reasonBytesMax)
     const item = { firstTag: 0, count: 20_000, outcome: OUTCOME.deadLetter, reason }
-    rig.broker.beginTurn()
+    rig.broker.turn.begin()
     expect(rig.broker.leases.settle(subscription, [item])).toEqual([])
     await turns(20)
     const bytes = rig.broker.usage().writtenBytes - before
@@ -149,7 +149,7 @@ describe('what one frame may cost', () => {
     const reasonOf = (offset: number): string => `${offset}: ${'x'.repeat(4_000)}`
     const bury = (offset: number): void => {
       const item = { firstTag: rig.got[offset]!.tag, count: 1, outcome: OUTCOME.deadLetter }
-      rig.broker.beginTurn()
+      rig.broker.turn.begin()
       rig.broker.leases.settle(subscription, [{ ...item, reason: reasonOf(offset) }])
     }
     for (let offset = 0; offset < count; offset++) bury(offset)
@@ -174,7 +174,7 @@ describe('what one frame may cost', () => {
     await rig.publish(Array.from({ length: 1024 }, () => ''))
     const subscription = rig.subscribe(1024)
     await turns()
-    rig.broker.beginTurn()
+    rig.broker.turn.begin()
     const reason = 'x'.repeat(LIMITS.reasonBytesMax)
     const items = rig.got.map(({ tag }) => ({ firstTag: tag, count: 1, outcome: OUTCOME.deadLetter, reason }))
     rig.broker.leases.settle(subscription, items)
@@ -200,7 +200,7 @@ test('timers that were replaced by nearer ones do not gather', async () => {
   const subscription = rig.subscribe(10)
   await turns()
   const retry = (tag: number, delayMs: number): void => {
-    rig.broker.beginTurn()
+    rig.broker.turn.begin()
     rig.broker.leases.settle(subscription, [{ firstTag: tag, count: 1, outcome: OUTCOME.retry, delayMs }])
   }
   retry(0, 1e10)
@@ -208,7 +208,7 @@ test('timers that were replaced by nearer ones do not gather', async () => {
     retry(rig.got.at(-1)!.tag, 10)
     await turns(2)
     rig.nowMs += 10
-    rig.broker.tick()
+    rig.broker.turn.tick()
     await turns(2)
   }
   expect(rig.got).toHaveLength(252)
@@ -218,16 +218,16 @@ test('timers that were replaced by nearer ones do not gather', async () => {
 test('a producer is remembered for a week after its connection ended, not after its last message', async () => {
   const rig = new Rig(new MemoryLog({ segmentBytes: MIB }))
   await rig.open()
-  const other = rig.broker.attachProducer('1'.repeat(32), 0)
+  const other = rig.broker.producers.attach('1'.repeat(32), 0)
   await rig.publish(['hello'])
   rig.nowMs += PRODUCER_IDLE_MS + 1
-  rig.broker.beginTurn()
-  rig.broker.detachProducer(rig.producer)
+  rig.broker.turn.begin()
+  rig.broker.producers.detach(rig.producer)
   rig.producer = other
   rig.number = 0
   for (let i = 0; i < 30; i++) await rig.publish(['x'.repeat(60_000)])
   expect((await rig.log.reopened().open()).checkpoint).toBeDefined()
-  expect(rig.broker.attachProducer('0'.repeat(32), 1).highest).toBe(1)
+  expect(rig.broker.producers.attach('0'.repeat(32), 1).highest).toBe(1)
 })
 
 test('does not open on a log that cannot be written', async () => {

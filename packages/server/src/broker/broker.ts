@@ -5,14 +5,13 @@
  *
  * Once a turn of the event loop `#endTurn` hands out what became ready, writes the open entry and lets answers go.
  */
-import { BATCH_TYPE, LIMITS, MESSAGE_OVERHEAD_BYTES, SluiceError, type Placed } from '@sluice/protocol'
+import { BATCH_TYPE, LIMITS, MESSAGE_OVERHEAD_BYTES, SluiceError } from '@sluice/protocol'
 import { BLOCKS_DEFAULTS, Blocks, type BlocksOptions } from '../log/blocks.js'
 import type { Log } from '../log/log.js'
 import { Tail } from '../log/tail.js'
-import type { Queue, Timer } from '../queue/index.js'
+import type { Timer } from '../queue/index.js'
 import { Catalog } from './catalog.js'
 import { Dispatcher } from './dispatch.js'
-import type { AtomicStep } from './commands.js'
 import { Intake } from './intake.js'
 import { History } from './history.js'
 import { Leases } from './leases.js'
@@ -20,11 +19,11 @@ import { Moves } from './moves.js'
 import { DiskRequests } from './disk-requests.js'
 import type { Observer } from './observer.js'
 import { Operator } from './operator.js'
-import type { Producer } from '../state/producers.js'
+import { Producers } from './producers.js'
 import { Records } from './records.js'
 import { Replays } from './replays.js'
 import { recover } from '../state/recovery.js'
-import { pagesMax, producersMax } from '../state/directory.js'
+import { pagesMax } from '../state/directory.js'
 import { Space, type Holder } from '../state/space.js'
 import { BOOT_AFTER_CLOSE, type State } from '../state/state.js'
 import { Turn } from './turn.js'
@@ -97,18 +96,20 @@ export class Broker {
   readonly boot: number
   readonly status: BrokerStatus
   readonly #options: BrokerOptions
-  readonly #observer: Observer | undefined
   readonly #log: Log
   readonly #state: State
   readonly #blocks: Blocks
   readonly #tail: Tail
   readonly #dispatcher: Dispatcher
   readonly #space: Space
-  readonly #turn: Turn
+  readonly turn: Turn
   readonly #spaceTimer: Timer
   readonly #idleTimer: Timer
   readonly #writer: Writer
-  readonly #intake: Intake
+  /** Producers by identity. */
+  readonly producers: Producers
+  /** What they send. */
+  readonly intake: Intake
   readonly #moves: Moves
   readonly operator: Operator
   readonly replays: Replays
@@ -173,7 +174,7 @@ export class Broker {
     broker.#writer.mark(BATCH_TYPE.boot, state.boot, afterCrash ? 0 : BOOT_AFTER_CLOSE)
     if (await broker.#idles()) {
       // Messages that an earlier process left to be moved need no other event.
-      if (broker.#moves.isWanted) broker.wake()
+      if (broker.#moves.isWanted) broker.turn.wake()
       return broker
     }
     if (broker.#failed) throw broker.#failure
@@ -200,7 +201,6 @@ export class Broker {
     this.#blocks = blocks
     this.#tail = tail
     const { observer } = options
-    this.#observer = observer
     if (observer !== undefined) state.observe(observer)
     this.#space = space
     tail.report({ durable: (lsn) => this.#durable(lsn), failed: (error) => this.fail(error) })
@@ -210,12 +210,13 @@ export class Broker {
     this.status = status
     this.boot = state.boot
     const turn = new Turn(options, nowMs)
-    this.#turn = turn
+    this.turn = turn
     this.#spaceTimer = turn.timer()
     this.#idleTimer = turn.timer()
     const records = new Records(blocks)
     this.#writer = new Writer(options.log, tail, turn)
-    this.#intake = new Intake(state, this.#writer, messageBytesMax, turn, observer)
+    this.producers = new Producers(state, options.log.segmentBytes, turn, observer)
+    this.intake = new Intake(state, this.#writer, messageBytesMax, turn, observer)
     this.#moves = new Moves(state, this.#writer, records, turn, observer)
     this.leases = new Leases(state, this.#writer, turn, options)
     this.#dispatcher = new Dispatcher(blocks, this.#writer, this.leases, turn, options)
@@ -257,122 +258,17 @@ export class Broker {
     return this.#tail.pendingBytes > this.#pendingBytesMax || this.#space.isExhausted
   }
 
-  /** The next time at which `tick` has something to do, ms since the epoch; Infinity when there is none. */
-  get nextDeadline(): number {
-    return this.#turn.nextDeadline
-  }
-
-  /** Time of this turn, ms. */
-  get nowMs(): number {
-    return this.#turn.nowMs
-  }
-
-  /** Begins a turn: everything until its end happens at this time. */
-  beginTurn(): void {
-    this.#turn.begin()
-  }
-
-  readonly #wake = (): void => this.wake()
-
-  /** The turn will be ended. */
-  wake(): void {
-    this.#turn.wake()
-  }
+  readonly #wake = (): void => this.turn.wake()
 
   /** `output` was given something in this turn. */
   hold(output: Output): void {
     this.#outputs.add(output)
-    this.wake()
+    this.turn.wake()
   }
 
   /** Calls back once less waits for the disk. */
   whenNotBehind(resume: () => void): void {
     this.#waitingForDisk.push(resume)
-  }
-
-  /** Time passed: what was scheduled becomes ready. */
-  tick(): void {
-    this.#turn.tick()
-  }
-
-  // --- producing ---
-
-  /**
-   * The producer with this identity, known or new. A new one gets its id, and is written to the log, with its first batch.
-   * @throws SluiceError PRODUCER_UNKNOWN when it was promised an answer that this log does not hold
-   */
-  attachProducer(identity: string, acceptedNumber: number): Producer {
-    let producer = this.#state.producers.get(identity)
-    if (acceptedNumber > (producer?.highest ?? 0)) {
-      throw new SluiceError(
-        'PRODUCER_UNKNOWN',
-        `Batch ${acceptedNumber} of this producer was confirmed, but the highest number known of it is ${producer?.highest ?? 0}.`,
-      )
-    }
-    if (producer === undefined) {
-      this.#makeRoomForProducer()
-      producer = this.#state.newProducer(0, identity)
-      this.#state.addProducer(producer)
-    }
-    producer.connections++
-    producer.lastUsedMs = this.nowMs
-    return producer
-  }
-
-  /** A connection of the producer is over; unless it `hasLeft`, it may come back with what was not answered. */
-  detachProducer(producer: Producer, hasLeft = false): void {
-    producer.connections--
-    producer.lastUsedMs = this.nowMs
-    if (producer.connections > 0) return
-    if (hasLeft) producer.forgetAll()
-    producer.shrink()
-    this.#state.removeProducer(producer)
-    // Put in anew, it stands behind all that have been away for longer.
-    if (producer.id !== 0) this.#state.addProducer(producer)
-    this.#observer?.detached(producer)
-  }
-
-  // Those that are away are kept until there are too many: then the one that is away longest goes.
-  #makeRoomForProducer(): void {
-    const { producers } = this.#state
-    const most = producersMax(this.#log.segmentBytes)
-    if (producers.size < most) return
-    for (const producer of producers.values()) {
-      if (producer.connections > 0) continue
-      this.#state.removeProducer(producer)
-      return
-    }
-    throw new SluiceError(
-      'TOO_MANY_CONNECTIONS',
-      `${producers.size} producers are connected; with segments of ${this.#log.segmentBytes / 2 ** 20} MiB at most ${most} can be.`,
-    )
-  }
-
-  /** @throws SluiceError QUEUE_NOT_FOUND */
-  queue(name: string): Queue {
-    return this.#state.queue(name)
-  }
-
-  /** The queue whose name stands at `bytes[start, end)`; undefined if there is none. */
-  queueAt(bytes: Uint8Array, start: number, end: number): Queue | undefined {
-    return this.#state.names.find(bytes, start, end)
-  }
-
-  /** See `Intake.publish`. */
-  publish(
-    producer: Producer,
-    to: Queue | string,
-    bytes: Uint8Array,
-    at: number,
-    end: number,
-    unanswered: number,
-  ): Placed {
-    return this.#intake.publish(producer, to, bytes, at, end, unanswered)
-  }
-
-  /** See `Intake.atomic`. */
-  atomic(producer: Producer, step: AtomicStep, unanswered: number): readonly Placed[] {
-    return this.#intake.atomic(producer, step, unanswered)
   }
 
   // --- the turn ---
@@ -387,7 +283,7 @@ export class Broker {
     this.#endTurn()
     // Nothing may stand behind the mark of the end: no further turn, and no copy that is being read.
     this.#stopped = true
-    this.#turn.stop()
+    this.turn.stop()
     this.#space.stop()
     for (const queue of this.#state.queues.values()) {
       if (queue.deliveredBelow > queue.redeliveredBelow) {
@@ -401,7 +297,7 @@ export class Broker {
     this.#writer.flush()
     this.#writer.mark(BATCH_TYPE.close, 0, 0)
     if (await this.#idles()) {
-      this.#tail.sealEmpty(this.nowMs)
+      this.#tail.sealEmpty(this.turn.nowMs)
       await this.#idles()
     } else if (!this.#failed) {
       this.#options.onNotice?.('stopped without a mark', {
@@ -421,7 +317,7 @@ export class Broker {
   #abandon(): Promise<void> {
     if (!this.#tail.isIdle) {
       this.#failed = true
-      this.#turn.stop()
+      this.turn.stop()
       this.#outputs.clear()
     }
     return this.#log.close()
@@ -452,18 +348,18 @@ export class Broker {
   }
 
   #durable(lsn: number): void {
-    if (this.#space.durable(lsn)) this.wake()
+    if (this.#space.durable(lsn)) this.turn.wake()
     this.#release(lsn)
     this.#resume()
-    if (this.#stopped) this.#tail.flush(this.nowMs)
-    if (!this.#tail.isIdle) this.wake()
+    if (this.#stopped) this.#tail.flush(this.turn.nowMs)
+    if (!this.#tail.isIdle) this.turn.wake()
     else for (const waiter of this.#idleWaiters.splice(0)) waiter()
   }
 
   fail(error: unknown): void {
     if (this.#failed) return
     this.#failed = true
-    this.#turn.stop()
+    this.turn.stop()
     this.#failure = error
     this.#outputs.clear()
     for (const waiter of this.#idleWaiters.splice(0)) waiter()
@@ -471,7 +367,7 @@ export class Broker {
   }
 
   #endTurn(): void {
-    const turn = this.#turn
+    const turn = this.turn
     if (!turn.finish()) return
     try {
       // What is delivered comes back with facts, which would wait behind those that wait for the disk already.
@@ -489,16 +385,16 @@ export class Broker {
       return
     }
     if (!this.#tail.isIdle) {
-      this.#endedAtMs = this.nowMs
+      this.#endedAtMs = this.turn.nowMs
       this.#lastIsEmpty = false
-    } else if (!this.#lastIsEmpty && this.nowMs >= this.#endedAtMs + IDLE_MS) {
+    } else if (!this.#lastIsEmpty && this.turn.nowMs >= this.#endedAtMs + IDLE_MS) {
       this.#lastIsEmpty = true
-      this.#tail.sealEmpty(this.nowMs)
+      this.#tail.sealEmpty(this.turn.nowMs)
     }
     turn.arm(this.#idleTimer, this.#lastIsEmpty ? Infinity : this.#endedAtMs + IDLE_MS)
     const { gate } = this.#tail
     for (const output of this.#outputs) output.endTurn(gate)
-    this.#tail.flush(this.nowMs)
+    this.#tail.flush(this.turn.nowMs)
     this.#release(this.#tail.durableLsn)
     this.#resume()
   }
@@ -506,7 +402,7 @@ export class Broker {
   #resume(): void {
     if (this.isBehind) return
     for (const resume of this.#waitingForDisk.splice(0)) resume()
-    if (this.#turn.hasActive) this.wake()
+    if (this.turn.hasActive) this.turn.wake()
   }
 
   #release(durableLsn: number): void {

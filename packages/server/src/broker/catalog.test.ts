@@ -21,7 +21,7 @@ describe('looking at queues', () => {
     await bench.settle()
     bench.now += 6_000
     const entries = bench.log.entries.length
-    bench.broker.beginTurn()
+    bench.broker.turn.begin()
     for (let i = 0; i < 3; i++) {
       expect(bench.broker.catalog.info(Q)).toMatchObject({ ready: 2, scheduled: 0, leased: 1, expired: 2 })
       expect(bench.broker.catalog.list('', 10).queues[0]).toEqual(bench.broker.catalog.info(Q))
@@ -52,15 +52,15 @@ describe('looking at queues', () => {
     await bench.settle()
     expect(worker.takeOffsets()).toEqual([0, 3])
     bench.now += 6_000
-    bench.broker.beginTurn()
-    const queue = bench.broker.queue(Q)
-    const { nextDeadline } = bench.broker
+    bench.broker.turn.begin()
+    const queue = bench.broker.catalog.queue(Q)
+    const { nextDeadline } = bench.broker.turn
     for (let i = 0; i < 3; i++) {
       expect(bench.broker.catalog.info(Q)).toMatchObject({ ready: 2, scheduled: 0, leased: 2 })
       expect(bench.broker.catalog.list('', 10).queues).toHaveLength(1)
       expect(queue.facts.isEmpty).toBe(true)
       expect(queue.active).toBe(false)
-      expect(bench.broker.nextDeadline).toBe(nextDeadline)
+      expect(bench.broker.turn.nextDeadline).toBe(nextDeadline)
       expect(bench.endTurns()).toBe(0)
     }
     expect(worker.takeOffsets()).toEqual([])

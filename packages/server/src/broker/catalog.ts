@@ -76,6 +76,16 @@ export class Catalog {
     this.#observer = observer
   }
 
+  /** @throws SluiceError QUEUE_NOT_FOUND */
+  queue(name: string): Queue {
+    return this.#state.queue(name)
+  }
+
+  /** The queue whose name is in `bytes[start, end)`; undefined if there is none. */
+  queueAt(bytes: Uint8Array, start: number, end: number): Queue | undefined {
+    return this.#state.names.find(bytes, start, end)
+  }
+
   /**
    * @throws SluiceError QUEUE_CONFLICT, OPTION_CONFLICT, OPTION_FIXED, DEAD_LETTER_CYCLE, QUEUE_NOT_FOUND of a
    * dead-letter queue, TOO_MANY_QUEUES

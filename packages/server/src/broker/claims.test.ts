@@ -20,7 +20,7 @@ function claimOf(bench: Bench, worker: Worker, offset: number, changes: Partial<
 }
 
 function claim(bench: Bench, worker: Worker, ...claims: Claim[]): Granted[] {
-  bench.broker.beginTurn()
+  bench.broker.turn.begin()
   return bench.broker.leases.claim(worker.subscription, claims)
 }
 
@@ -34,7 +34,7 @@ async function working(bench: Bench, messages: readonly Message[], ...started: n
 }
 
 const settle = (bench: Bench, worker: Worker, tag: number, outcome: 1 | 2 | 3 | 4): unknown => {
-  bench.broker.beginTurn()
+  bench.broker.turn.begin()
   return bench.broker.leases.settle(worker.subscription, [{ firstTag: tag, count: 1, outcome }])
 }
 
@@ -70,7 +70,7 @@ describe('a claim within one boot', () => {
     // The credit is used up by what was claimed.
     expect(next.got).toEqual([])
     next.die()
-    expect(bench.broker.queue(Q).attemptsOf(0)).toBe(1)
+    expect(bench.broker.catalog.queue(Q).attemptsOf(0)).toBe(1)
     const last = bench.consume()
     const lease = { subscriptionId: next.subscription.id, tag: granted!.tag, attempt: granted!.attempt }
     const again = claim(bench, last, claimOf(bench, first, 0, lease))
@@ -79,7 +79,7 @@ describe('a claim within one boot', () => {
     await bench.settle()
     await bench.crash()
     expect(bench.info()).toMatchObject({ acked: 1, ready: 1 })
-    expect(bench.broker.queue(Q).stateOf(0)).toBeUndefined()
+    expect(bench.broker.catalog.queue(Q).stateOf(0)).toBeUndefined()
   })
 
   it('clears suspicion, but not of those that are not claimed', async () => {
@@ -133,7 +133,7 @@ describe('a claim within one boot', () => {
       const first = await working(bench, [{ ttlMs: 60_000 }, {}], 0, 1)
       first.die()
       await bench.settle()
-      bench.broker.beginTurn()
+      bench.broker.turn.begin()
       await becomes(bench)
       expect(claim(bench, bench.consume(), claimOf(bench, first, 0)), name).toEqual([])
       bench.broker.audit()
@@ -200,7 +200,7 @@ describe('a claim across a restart', () => {
       const first = await working(bench, [{}, {}], 0)
       const one = claimOf(bench, first, 0)
       if (isOrderly) {
-        bench.broker.beginTurn()
+        bench.broker.turn.begin()
         bench.broker.leases.unsubscribe(first.subscription, 'nobody', true)
         await Promise.all([bench.broker.close(), bench.settle()])
       }

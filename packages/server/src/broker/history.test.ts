@@ -9,7 +9,7 @@ const HOUR = 3_600_000
 
 describe('history', () => {
   const events = async (bench: Bench, offset: number): Promise<[HistoryEvent['event'], ...number[]][]> => {
-    bench.broker.beginTurn()
+    bench.broker.turn.begin()
     const { events, complete, cursor } = await bench.broker.history.page(
       { name: Q, offset, cursor: undefined },
       CALLER,
@@ -26,7 +26,7 @@ describe('history', () => {
     const bench = await new Bench().open()
     bench.ensure({})
     await bench.publish([{}, {}])
-    bench.broker.beginTurn()
+    bench.broker.turn.begin()
     const times = Array.from({ length: 1_500 }, (_, i) => bench.now + HOUR + i)
     for (const atMs of times) {
       bench.broker.operator.reschedule({ name: Q, offset: 1, id: undefined, delayMs: undefined, atMs })
@@ -35,7 +35,7 @@ describe('history', () => {
     const entries = bench.log.entries.length
     await bench.settle()
     expect(bench.log.entries).toHaveLength(entries + 1)
-    bench.broker.beginTurn()
+    bench.broker.turn.begin()
     bench.broker.catalog.purge(Q)
     await bench.settle()
     const found: HistoryEvent[] = []
@@ -67,7 +67,7 @@ describe('history', () => {
     await bench.settle()
     worker.settle(2, OUTCOME.ack)
     await bench.settle()
-    bench.broker.beginTurn()
+    bench.broker.turn.begin()
     expect(bench.broker.catalog.purge(Q)).toBe(1)
     await bench.settle()
     const t = bench.now
@@ -87,7 +87,7 @@ describe('history', () => {
     bench.ensure({ retainAgeMs: HOUR, dedupWindowMs: HOUR, maxDeliveries: 2 })
     const t = bench.now
     await bench.publish([{ id: 'a', delayMs: 1_000 }, { id: 'a' }])
-    bench.broker.beginTurn()
+    bench.broker.turn.begin()
     bench.broker.operator.reschedule({ name: Q, offset: 0, id: undefined, delayMs: 100, atMs: undefined })
     const worker = bench.consume(10, { label: 'w' })
     await bench.settle()

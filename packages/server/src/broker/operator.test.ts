@@ -27,7 +27,7 @@ describe('redrive', () => {
       if (restarts) await bench.crash()
       expect(await bench.redrive()).toEqual({ matched: 1, redriven: 0, guarded: 1, barred: 0, next: null })
       expect(bench.info()).toMatchObject({ dead: 1, redriven: 10 })
-      expect(bench.broker.queue(Q).livesOf(0)).toEqual({ redrives: 10, attempts: 10 })
+      expect(bench.broker.catalog.queue(Q).livesOf(0)).toEqual({ redrives: 10, attempts: 10 })
     }
     expect(await bench.redrive({ force: true })).toEqual({
       matched: 1,
@@ -38,7 +38,7 @@ describe('redrive', () => {
     })
     await bench.crash()
     expect(bench.info()).toMatchObject({ dead: 0, ready: 1, redriven: 11, acked: 0 })
-    expect(bench.broker.queue(Q).livesOf(0)).toEqual({ redrives: 11, attempts: 11 })
+    expect(bench.broker.catalog.queue(Q).livesOf(0)).toEqual({ redrives: 11, attempts: 11 })
     // Its time to live was that of its first life.
     await bench.pass(10 * HOUR)
     const worker = bench.consume()
@@ -174,7 +174,7 @@ describe('peek', () => {
     // Time passes, and no timer fires.
     bench.now += 6_000
     const entries = bench.log.entries.length
-    bench.broker.beginTurn()
+    bench.broker.turn.begin()
     const { messages } = await bench.broker.operator.peek(
       { name: Q, state: undefined, from: 0, limit: 10, filter: {} },
       CALLER,

@@ -13,7 +13,7 @@ const many = (count: number, message: Message = {}): Message[] => Array.from({ l
 type Replay = Partial<Parameters<Bench['broker']['replays']['page']>[0]>
 
 async function replay(bench: Bench, request: Replay = {}): Promise<ReplayResult> {
-  bench.broker.beginTurn()
+  bench.broker.turn.begin()
   const from = { fromOffset: undefined, fromMs: undefined, untilMs: undefined, cursor: undefined }
   const defaults = { name: Q, ...from, limit: 1000, filter: {}, to: undefined, dryRun: false }
   const result = await bench.broker.replays.page({ ...defaults, ...request }, CALLER)
@@ -218,7 +218,7 @@ describe('replay', () => {
     await bench.settle()
     worker.settle(5, OUTCOME.ack)
     await bench.settle()
-    bench.broker.beginTurn()
+    bench.broker.turn.begin()
     const selection = { name: Q, from: 0, limit: 10, offsets: undefined, filter: {}, dryRun: false }
     expect(await bench.broker.operator.discard(selection, CALLER)).toMatchObject({ discarded: 1 })
     await bench.settle()
@@ -289,7 +289,7 @@ describe('replay', () => {
     let copies = 0
     for (let i = 0; i < 60 && copies === 0; i++) {
       await bench.fill(20_000)
-      copies = bench.broker.queue(Q).oldestPosition > firstPosition + SMALL.segmentBytes ? 1 : 0
+      copies = bench.broker.catalog.queue(Q).oldestPosition > firstPosition + SMALL.segmentBytes ? 1 : 0
     }
     expect(copies).toBe(1)
     bench.ensure({ retainAgeMs: HOUR })

@@ -533,7 +533,7 @@ describe('a dead message that is to be moved', () => {
       await next.restart(log)
       const home = next.info()
       const there = next.info(DEAD)
-      const alive = next.broker.queue(Q).stateOf(0) === 'ready' ? 1 : 0
+      const alive = next.broker.catalog.queue(Q).stateOf(0) === 'ready' ? 1 : 0
       seen.add(`alive ${alive}, dead ${home.dead}, moved ${there.ready}`)
       expect(alive + home.dead + there.ready).toBe(1)
       // Whoever goes on from here gets it there.
@@ -717,7 +717,7 @@ describe('a clock that is behind the log at start', () => {
     const bench = await new Bench().open()
     bench.ensure()
     await bench.publish([{ key: 'k' }])
-    const publishedMs = bench.broker.nowMs
+    const publishedMs = bench.broker.turn.nowMs
     const broker = await Broker.open({
       log: bench.log.reopened(),
       now: () => publishedMs - HOUR,
@@ -726,9 +726,9 @@ describe('a clock that is behind the log at start', () => {
       onFatal: () => {},
       messageBytesMax: 1024,
     })
-    expect(broker.nowMs).toBe(publishedMs)
-    broker.beginTurn()
-    expect(broker.nowMs).toBe(publishedMs)
+    expect(broker.turn.nowMs).toBe(publishedMs)
+    broker.turn.begin()
+    expect(broker.turn.nowMs).toBe(publishedMs)
   })
 })
 

@@ -11,7 +11,7 @@ export interface Turns {
   /** The next time at which `tick` has something to do, ms since the epoch. */
   readonly nextDeadline: number
   /** Everything until the end of the turn happens at its time. */
-  beginTurn(): void
+  begin(): void
   tick(): void
 }
 
@@ -110,12 +110,12 @@ export class Listener {
   /** Accepts nothing more, tells every client, gives those that hold leases `graceMs` to settle, and closes. */
   async stop(graceMs: number): Promise<void> {
     const closed = this.#close()
-    this.#turns.beginTurn()
+    this.#turns.begin()
     for (const peer of this.#parting.keys()) peer.end()
     for (const peer of this.#links.keys()) peer.goodbye('The broker is stopping.')
     const untilMs = this.#options.now() + graceMs
     while (this.#links.size > 0 && this.#options.now() < untilMs) {
-      this.#turns.beginTurn()
+      this.#turns.begin()
       for (const peer of this.#links.keys()) if (peer.isIdle) peer.end()
       await pause(10)
     }
@@ -210,12 +210,12 @@ export class Listener {
     socket.on('close', () => {
       this.#links.delete(peer)
       this.#parting.delete(peer)
-      this.#turns.beginTurn()
+      this.#turns.begin()
       peer.disconnected()
     })
     socket.on('data', (chunk) => this.#received(peer, link, chunk))
     socket.on('end', () => {
-      this.#turns.beginTurn()
+      this.#turns.begin()
       peer.inputEnded()
     })
     if (this.#links.size >= connectionsMax) {
@@ -288,7 +288,7 @@ export class Listener {
     this.#tickedMs = nowMs
     if (nowMs >= this.#turns.nextDeadline) this.#turns.tick()
     setImmediate(() => {
-      this.#turns.beginTurn()
+      this.#turns.begin()
       for (const peer of this.#links.keys()) peer.tick(nowMs, stallMs)
       for (const peer of this.#parting.keys()) peer.tick(nowMs, stallMs)
     })

@@ -112,7 +112,7 @@ class Peer {
 
   async turns(): Promise<void> {
     for (let i = 0; i < 10; i++) {
-      this.broker.wake()
+      this.broker.turn.wake()
       await new Promise((resolve) => setImmediate(resolve))
     }
   }

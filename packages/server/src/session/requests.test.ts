@@ -123,7 +123,7 @@ describe('a defect', () => {
     expect(errors.map((error) => error?.code)).toEqual(['READ_FAILED', 'READ_FAILED', 'READ_FAILED'])
     expect(closed).toEqual([])
     expect((await bench.publish([{}])).baseOffset).toBe(3)
-    expect(bench.broker.queue(Q).live).toBe(1)
+    expect(bench.broker.catalog.queue(Q).live).toBe(1)
     bench.broker.audit()
   })
 

@@ -99,7 +99,7 @@ function batch(number: number, payloadBytes: number): Uint8Array {
 
 async function turns(count: number): Promise<void> {
   for (let i = 0; i < count; i++) {
-    broker.wake()
+    broker.turn.wake()
     await new Promise((resolve) => setImmediate(resolve))
   }
 }
@@ -115,8 +115,9 @@ describe('while the disk does not answer', () => {
 
   test('a connection that is not read waits once, and is read again', async () => {
     const waits = vi.spyOn(broker, 'whenNotBehind')
-    const producer = broker.attachProducer('1'.repeat(32), 0)
-    for (let i = 1; i <= 40; i++) broker.publish(producer, 'q', batch(i, 1 << 20), 0, 56 + (1 << 20), 0)
+    const producer = broker.producers.attach('1'.repeat(32), 0)
+    for (let i = 1; i <= 40; i++)
+      broker.intake.publish(producer, 'q', batch(i, 1 << 20), 0, 56 + (1 << 20), 0)
     expect(broker.isBehind).toBe(true)
     session.receive(frame(OP.PUBLISH, Buffer.concat([Buffer.from([1, 0x71]), batch(1, 1)])), nowMs)
     expect(paused).toBe(true)
@@ -128,9 +129,9 @@ describe('while the disk does not answer', () => {
   })
 
   test('nothing more is delivered or settled than the disk can take', async () => {
-    const producer = broker.attachProducer('1'.repeat(32), 0)
+    const producer = broker.producers.attach('1'.repeat(32), 0)
     const publish = (from: number, to: number, bytes: number): void => {
-      for (let i = from; i <= to; i++) broker.publish(producer, 'q', batch(i, bytes), 0, 56 + bytes, 0)
+      for (let i = from; i <= to; i++) broker.intake.publish(producer, 'q', batch(i, bytes), 0, 56 + bytes, 0)
     }
     publish(1, 4, 1)
     const body = { queue: 'q', messages: 4, bytes: 1 << 24 }
@@ -153,10 +154,10 @@ describe('while the disk does not answer', () => {
   })
 
   test('no consumer is blamed for what was not sent to it', async () => {
-    const producer = broker.attachProducer('1'.repeat(32), 0)
+    const producer = broker.producers.attach('1'.repeat(32), 0)
     const body = { queue: 'q', messages: 10, bytes: 1 << 24 }
     session.receive(frame(OP.SUBSCRIBE, encodeControl(body), 1), nowMs)
-    for (let i = 1; i <= 3; i++) broker.publish(producer, 'q', batch(i, 1 << 20), 0, 56 + (1 << 20), 0)
+    for (let i = 1; i <= 3; i++) broker.intake.publish(producer, 'q', batch(i, 1 << 20), 0, 56 + (1 << 20), 0)
     await turns(5)
     nowMs += SESSION_DEFAULTS.stalledMs + 1
     session.tick(nowMs, 0)
@@ -178,9 +179,9 @@ describe('while all together have too much unread', () => {
     const MESSAGES = 40
     const BODY_BYTES = 1_000
     broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
-    const producer = broker.attachProducer('1'.repeat(32), 0)
+    const producer = broker.producers.attach('1'.repeat(32), 0)
     for (let i = 1; i <= MESSAGES; i++)
-      broker.publish(producer, 'q', batch(i, BODY_BYTES), 0, 56 + BODY_BYTES, 0)
+      broker.intake.publish(producer, 'q', batch(i, BODY_BYTES), 0, 56 + BODY_BYTES, 0)
     const ends: string[] = []
     const peers = Array.from({ length: 4 }, (_, index) => {
       const peer = { unread: [] as { bytes: number; read: () => void }[], session: undefined! as Session }
@@ -228,7 +229,7 @@ describe('while all together have too much unread', () => {
     expect(broker.catalog.info(queueName('q')).ready).toBe(0)
     readAll()
     nowMs += SESSION_DEFAULTS.stalledMs + 1
-    broker.beginTurn()
+    broker.turn.begin()
     for (const { session: one } of peers) {
       one.receive(frame(OP.PING), nowMs)
       one.tick(nowMs, 0)
@@ -240,8 +241,8 @@ describe('while all together have too much unread', () => {
   test('who uses up what is shared, without too much of its own, is closed when it does not read', async () => {
     const outbound = { bytes: 0, bytesMax: 5_000 }
     broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
-    const producer = broker.attachProducer('1'.repeat(32), 0)
-    broker.publish(producer, 'q', batch(1, 6_000), 0, 56 + 6_000, 0)
+    const producer = broker.producers.attach('1'.repeat(32), 0)
+    broker.intake.publish(producer, 'q', batch(1, 6_000), 0, 56 + 6_000, 0)
     await turns(5)
     const ends: string[] = []
     const unread: (() => void)[] = []
@@ -266,7 +267,7 @@ describe('while all together have too much unread', () => {
     expect(outbound.bytes).toBeGreaterThan(outbound.bytesMax)
     for (const one of [sleeper, other]) one.tick(nowMs, 0)
     nowMs += SESSION_DEFAULTS.stalledMs + 1
-    broker.beginTurn()
+    broker.turn.begin()
     for (const one of [sleeper, other]) {
       one.receive(frame(OP.PING), nowMs)
       one.tick(nowMs, 0)
@@ -341,7 +342,7 @@ describe('a client that has said GOODBYE', () => {
 })
 
 test('a connection that is refused is told why once it says HELLO, and has begun nothing', async () => {
-  const attach = vi.spyOn(broker, 'attachProducer')
+  const attach = vi.spyOn(broker.producers, 'attach')
   session.refuse(new SluiceError('TOO_MANY_CONNECTIONS', 'There are 3 connections; at most 3 are allowed.'))
   session.receive(encodePreface(), nowMs)
   expect({ closed, sentBytes }).toEqual({ closed: [], sentBytes: 0 })
@@ -430,8 +431,8 @@ describe('who reads is not given up for what comes at once', () => {
 
   test('as many pages as may be asked for', async () => {
     broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
-    const producer = broker.attachProducer('1'.repeat(32), 0)
-    for (let i = 1; i <= 20; i++) broker.publish(producer, 'q', batch(i, 100_000), 0, 56 + 100_000, 0)
+    const producer = broker.producers.attach('1'.repeat(32), 0)
+    for (let i = 1; i <= 20; i++) broker.intake.publish(producer, 'q', batch(i, 100_000), 0, 56 + 100_000, 0)
     await turns(5)
     const { peer, came } = reader(SESSION_DEFAULTS.frameBytesMax)
     const ask = frame(OP.PEEK, encodeControl({ name: 'q', from: 0, limit: 20 }))
@@ -455,7 +456,7 @@ describe('who reads is not given up for what comes at once', () => {
     }
     broker = await Broker.open({ ...shared, log, messageBytesMax: 15 << 20 })
     broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
-    broker.publish(broker.attachProducer('1'.repeat(32), 0), 'q', batch(1, bytes), 0, 56 + bytes, 0)
+    broker.intake.publish(broker.producers.attach('1'.repeat(32), 0), 'q', batch(1, bytes), 0, 56 + bytes, 0)
     await turns(5)
     const later = log.reopened()
     await later.open()

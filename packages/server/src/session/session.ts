@@ -119,7 +119,7 @@ export class Session implements Peer, Output, Consumer {
     this.#reading = new Reading(broker, transport, settings.inFlightBytes)
     const outgoing: OutboxTransport = {
       write: (bytes, written) => {
-        this.#liveness.spoke(this.#broker.nowMs)
+        this.#liveness.spoke(this.#broker.turn.nowMs)
         transport.write(bytes, written)
       },
     }
@@ -158,7 +158,7 @@ export class Session implements Peer, Output, Consumer {
   receive(chunk: Uint8Array, nowMs: number): void {
     if (this.#stage === 'closed') return
     this.#liveness.heard(nowMs)
-    this.#broker.beginTurn()
+    this.#broker.turn.begin()
     try {
       this.#decoder.push(chunk)
     } catch (error) {
@@ -279,7 +279,7 @@ export class Session implements Peer, Output, Consumer {
       })
     } else this.#deliveries.write(outbox, subscription, delivery)
     this.#broker.hold(this)
-    this.#unread.delivered(this.#broker.nowMs)
+    this.#unread.delivered(this.#broker.turn.nowMs)
   }
 
   lost(subscription: Subscription, reason: Loss, ranges: readonly LostRange[]): void {
@@ -360,18 +360,18 @@ export class Session implements Peer, Output, Consumer {
 
   takeAuth(bytes: Uint8Array, start: number, end: number): void {
     const agreed = this.#handshake.takeAuth(bytes, start, end)
-    this.#producer = this.#broker.attachProducer(agreed.identity, agreed.acceptedNumber)
+    this.#producer = this.#broker.producers.attach(agreed.identity, agreed.acceptedNumber)
     this.#inFlightBatches = agreed.inFlightBatches
     this.#liveness.heartbeatMs = agreed.heartbeatMs
     this.#frameBytesMax = agreed.frameBytesMax
     this.#recordBytesMax = agreed.frameBytesMax - DELIVERY_OVERHEAD_BYTES
     this.#stage = 'open'
     this.#decoder.frameBytesMax = this.#settings.frameBytesMax
-    this.#liveness.send(this.#handshake.welcome(agreed), this.#broker.nowMs)
+    this.#liveness.send(this.#handshake.welcome(agreed), this.#broker.turn.nowMs)
   }
 
   ping(correlation: number): void {
-    this.#liveness.pong(correlation, this.#broker.nowMs)
+    this.#liveness.pong(correlation, this.#broker.turn.nowMs)
   }
 
   takeGoodbye(bytes: Uint8Array, start: number, end: number): void {
@@ -390,8 +390,8 @@ export class Session implements Peer, Output, Consumer {
     this.#checkWindow(correlation)
     try {
       const nameAt = start + PUBLISH_NAME_AT
-      const to = this.#broker.queueAt(bytes, nameAt, batchAt) ?? readText(bytes, nameAt, batchAt)
-      const placed = this.#broker.publish(this.#producer!, to, bytes, batchAt, end, correlation)
+      const to = this.#broker.catalog.queueAt(bytes, nameAt, batchAt) ?? readText(bytes, nameAt, batchAt)
+      const placed = this.#broker.intake.publish(this.#producer!, to, bytes, batchAt, end, correlation)
       // One that shares a frame is held with it.
       if (this.#confirms.write(this.#outbox, number, placed)) this.#broker.hold(this)
       this.#took(end - start)
@@ -411,7 +411,7 @@ export class Session implements Peer, Output, Consumer {
         count,
       }))
       const step = { number, crc, acks: ranges, batches }
-      const places = this.#broker.atomic(this.#producer!, step, correlation)
+      const places = this.#broker.intake.atomic(this.#producer!, step, correlation)
       this.#outbox.frame(OP.ATOMIC_OK, 0, 0, encodeAtomicOk(number, places))
       this.#broker.hold(this)
       this.#took(end - start)
@@ -553,7 +553,7 @@ export class Session implements Peer, Output, Consumer {
   }
 
   #finished(correlation: number, answer: () => Answer): void {
-    this.#broker.beginTurn()
+    this.#broker.turn.begin()
     try {
       // A change can fail half-way after its client has left, and that is a defect as well.
       const written = answer()
@@ -577,7 +577,7 @@ export class Session implements Peer, Output, Consumer {
     if (this.#stage !== 'open') return
     this.#unread.count()
     this.#workOn()
-    if (!this.#unread.eased(this.#broker.nowMs)) return
+    if (!this.#unread.eased(this.#broker.turn.nowMs)) return
     for (const subscription of this.#subscriptions.values()) this.#broker.leases.ready(subscription)
   }
 
@@ -601,7 +601,7 @@ export class Session implements Peer, Output, Consumer {
     this.#reading.close()
     this.#unsubscribeAll(!this.#saidGoodbye)
     this.#broker.replays.forget(this)
-    if (this.#producer !== undefined) this.#broker.detachProducer(this.#producer, this.#hasLeft)
+    if (this.#producer !== undefined) this.#broker.producers.detach(this.#producer, this.#hasLeft)
     this.#onClosed(this, why)
   }
 }

@@ -12,9 +12,9 @@ const repeated = (count: number, message: Message): Message[] => Array.from({ le
 async function rest(bench: Bench, forMs: number): Promise<number> {
   const untilMs = bench.now + forMs
   let woken = 0
-  for (; bench.broker.nextDeadline <= untilMs; woken++) {
+  for (; bench.broker.turn.nextDeadline <= untilMs; woken++) {
     if (woken > 100_000) throw new Error('the broker never comes to rest')
-    await bench.pass(Math.max(1, bench.broker.nextDeadline - bench.now))
+    await bench.pass(Math.max(1, bench.broker.turn.nextDeadline - bench.now))
   }
   await bench.pass(untilMs - bench.now)
   return woken
@@ -24,7 +24,7 @@ async function rest(bench: Bench, forMs: number): Promise<number> {
 async function expectRest(bench: Bench): Promise<void> {
   await rest(bench, 120_000)
   const { writtenBytes } = bench.broker.usage()
-  expect(bench.broker.nextDeadline).toBe(Infinity)
+  expect(bench.broker.turn.nextDeadline).toBe(Infinity)
   for (let i = 0; i < 50; i++) await bench.pass(1_000)
   expect(bench.broker.usage().writtenBytes).toBe(writtenBytes)
   bench.broker.audit()
@@ -37,7 +37,7 @@ describe('at rest nothing is written', () => {
     for (let i = 0; i < 400; i++) await bench.publish(repeated(100, { bodyBytes: 100 }))
     const worker = bench.consume(60_000)
     await bench.settle()
-    bench.broker.beginTurn()
+    bench.broker.turn.begin()
     const items = worker.got.map(({ offset, tag }) => ({
       firstTag: tag,
       count: 1,
@@ -72,7 +72,7 @@ describe('at rest nothing is written', () => {
     const dueMs = bench.now + 80_000_000
     await rest(bench, 120_000)
     const { writtenBytes } = bench.broker.usage()
-    expect(bench.broker.nextDeadline).toBeGreaterThan(dueMs)
+    expect(bench.broker.turn.nextDeadline).toBeGreaterThan(dueMs)
     await bench.pass(1_000_000)
     expect(bench.broker.usage().writtenBytes).toBe(writtenBytes)
   })
@@ -148,7 +148,7 @@ describe('a disk that is full of what is retained', () => {
         if (bench.broker.isBehind) await bench.pass(100)
         else {
           const { tag } = worker.got.shift()!
-          bench.broker.beginTurn()
+          bench.broker.turn.begin()
           bench.broker.leases.settle(worker.subscription, [{ firstTag: tag, count: 1, outcome: OUTCOME.ack }])
           await bench.pass(5)
           idle = 0
@@ -178,7 +178,7 @@ describe('what a checkpoint could not list', () => {
     for (; refusal === undefined && queues < 20_000; queues++) {
       const name = queueName(`q${queues}`)
       try {
-        bench.broker.beginTurn()
+        bench.broker.turn.begin()
         bench.broker.catalog.ensure({ name, options: {}, update: false })
         await bench.publish([{}], name)
       } catch (error) {
@@ -215,7 +215,7 @@ describe('what a checkpoint could not list', () => {
     await bench.pass(5_000)
     expect([bench.info().dead, bench.info(dead).ready]).toEqual([1, 0])
     for (let i = 0; i < 20; i++) {
-      bench.broker.beginTurn()
+      bench.broker.turn.begin()
       bench.broker.catalog.delete(queueName(`q${i}`))
     }
     await bench.settle()

@@ -116,20 +116,20 @@ export class Worker implements Consumer {
   }
 
   start(...offsets: number[]): void {
-    this.#bench.broker.beginTurn()
+    this.#bench.broker.turn.begin()
     const ranges = offsets.map((offset) => ({ firstTag: this.tagOf(offset), count: 1 }))
     this.#bench.broker.leases.started(this.subscription, ranges)
   }
 
   announce(...offsets: number[]): void {
-    this.#bench.broker.beginTurn()
+    this.#bench.broker.turn.begin()
     const ranges = offsets.map((offset) => ({ firstTag: this.tagOf(offset), count: 1 }))
     this.#bench.broker.leases.starting(this.subscription, ranges)
   }
 
   /** Settles the message; the tags that were stale. */
   settle(offset: number, outcome: Outcome, more: Partial<SettleItem> = {}): TagRange[] {
-    this.#bench.broker.beginTurn()
+    this.#bench.broker.turn.begin()
     const item = { firstTag: this.tagOf(offset), count: 1, outcome, ...more }
     return this.#bench.broker.leases.settle(this.subscription, [item])
   }
@@ -141,13 +141,13 @@ export class Worker implements Consumer {
 
   /** Its connection dies. */
   die(): void {
-    this.#bench.broker.beginTurn()
+    this.#bench.broker.turn.begin()
     this.#bench.broker.leases.disconnect([this.subscription])
   }
 
   /** Its subscription ends, and nobody is blamed. */
   leave(): void {
-    this.#bench.broker.beginTurn()
+    this.#bench.broker.turn.begin()
     this.#bench.broker.leases.unsubscribe(this.subscription, 'nobody')
   }
 }
@@ -235,7 +235,7 @@ export class Bench {
 
   async pass(ms: number): Promise<void> {
     this.now += ms
-    this.broker.tick()
+    this.broker.turn.tick()
     await this.settle()
   }
 
@@ -254,19 +254,19 @@ export class Bench {
   }
 
   ensure(options: Partial<QueueOptions> = {}, name: QueueName = Q): void {
-    this.broker.beginTurn()
+    this.broker.turn.begin()
     this.broker.catalog.ensure({ name, options, update: true })
   }
 
   info(name: QueueName = Q): QueueInfo {
-    this.broker.beginTurn()
+    this.broker.turn.begin()
     return this.broker.catalog.info(name)
   }
 
   producer(identity: string = IDENTITY): Producer {
     let producer = this.#producers.get(identity)
     if (producer === undefined) {
-      producer = this.broker.attachProducer(identity, 0)
+      producer = this.broker.producers.attach(identity, 0)
       this.#producers.set(identity, producer)
     }
     return producer
@@ -285,20 +285,20 @@ export class Bench {
   }
 
   send(bytes: Uint8Array, name: QueueName = Q, identity: string = IDENTITY, unanswered = 0): Placed {
-    this.broker.beginTurn()
-    return this.broker.publish(this.producer(identity), name, bytes, 0, bytes.length, unanswered)
+    this.broker.turn.begin()
+    return this.broker.intake.publish(this.producer(identity), name, bytes, 0, bytes.length, unanswered)
   }
 
   atomic(step: AtomicStep, unanswered = 0): readonly Placed[] {
-    this.broker.beginTurn()
-    return this.broker.atomic(this.producer(), step, unanswered)
+    this.broker.turn.begin()
+    return this.broker.intake.atomic(this.producer(), step, unanswered)
   }
 
   consume(
     messages = 1_000,
     { name = Q, label = 'worker', timeoutMs }: { name?: QueueName; label?: string; timeoutMs?: number } = {},
   ): Worker {
-    this.broker.beginTurn()
+    this.broker.turn.begin()
     const worker = new Worker(this, label)
     worker.subscription = this.broker.leases.subscribe(
       name,
@@ -342,7 +342,7 @@ export class Bench {
   }
 
   async redrive(request: Partial<RedriveRequest> = {}): Promise<RedriveResult> {
-    this.broker.beginTurn()
+    this.broker.turn.begin()
     const all = { name: Q, from: 0, limit: 1000, offsets: undefined, filter: {}, to: undefined }
     const result = await this.broker.operator.redrive(
       { ...all, force: false, dryRun: false, ...request },
@@ -354,7 +354,7 @@ export class Bench {
 
   /** The offsets that messages of the queue had where they were before. */
   async origins(name: QueueName): Promise<number[]> {
-    this.broker.beginTurn()
+    this.broker.turn.begin()
     const peek = { name, state: undefined, limit: 1000, filter: {} }
     const found: number[] = []
     for (let from: number | undefined = 0; from !== undefined;) {
@@ -376,7 +376,7 @@ export class Bench {
       await this.pass(25)
       if (this.#filled % 16 === 0) this.broker.catalog.purge(other)
     }
-    this.broker.beginTurn()
+    this.broker.turn.begin()
     this.broker.catalog.purge(other)
     await this.pass(1_100)
   }

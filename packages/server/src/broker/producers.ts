@@ -1,0 +1,77 @@
+/**
+ * Producers as their connections see them: attaches a connection to the producer of its identity, and detaches it. Called by
+ * sessions.
+ *
+ * Invariant: a producer without connections stays in the table, with the results that it may ask for again, until the table
+ * is full; then the one that has been away longest is evicted.
+ */
+import { SluiceError } from '@sluice/protocol'
+import { producersMax } from '../state/directory.js'
+import type { Producer } from '../state/producers.js'
+import type { State } from '../state/state.js'
+import type { Observer } from './observer.js'
+import type { Turn } from './turn.js'
+
+export class Producers {
+  readonly #state: State
+  readonly #segmentBytes: number
+  readonly #turn: Turn
+  readonly #observer: Observer | undefined
+
+  constructor(state: State, segmentBytes: number, turn: Turn, observer: Observer | undefined) {
+    this.#state = state
+    this.#segmentBytes = segmentBytes
+    this.#turn = turn
+    this.#observer = observer
+  }
+
+  /**
+   * The producer with this identity, known or new. A new one gets its id, and is written to the log, with its first batch.
+   * @throws SluiceError PRODUCER_UNKNOWN when `acceptedNumber` was confirmed but is not in this log; TOO_MANY_CONNECTIONS
+   */
+  attach(identity: string, acceptedNumber: number): Producer {
+    let producer = this.#state.producers.get(identity)
+    if (acceptedNumber > (producer?.highest ?? 0)) {
+      throw new SluiceError(
+        'PRODUCER_UNKNOWN',
+        `Batch ${acceptedNumber} of this producer was confirmed, but the highest number known of it is ${producer?.highest ?? 0}.`,
+      )
+    }
+    if (producer === undefined) {
+      this.#makeRoom()
+      producer = this.#state.newProducer(0, identity)
+      this.#state.addProducer(producer)
+    }
+    producer.connections++
+    producer.lastUsedMs = this.#turn.nowMs
+    return producer
+  }
+
+  /** A connection of the producer has ended. With `hasLeft` its client never asks for a result again. */
+  detach(producer: Producer, hasLeft = false): void {
+    producer.connections--
+    producer.lastUsedMs = this.#turn.nowMs
+    if (producer.connections > 0) return
+    if (hasLeft) producer.forgetAll()
+    producer.shrink()
+    this.#state.removeProducer(producer)
+    // Added again, it comes after all that have been away longer.
+    if (producer.id !== 0) this.#state.addProducer(producer)
+    this.#observer?.detached(producer)
+  }
+
+  #makeRoom(): void {
+    const { producers } = this.#state
+    const most = producersMax(this.#segmentBytes)
+    if (producers.size < most) return
+    for (const producer of producers.values()) {
+      if (producer.connections > 0) continue
+      this.#state.removeProducer(producer)
+      return
+    }
+    throw new SluiceError(
+      'TOO_MANY_CONNECTIONS',
+      `${producers.size} producers are connected; with segments of ${this.#segmentBytes / 2 ** 20} MiB at most ${most} can be.`,
+    )
+  }
+}
