@@ -25,7 +25,6 @@ export const LONG_FILES: Reasons = {
   'packages/client/src/client.ts': 'The public methods of the client and their documentation.',
   'packages/client/src/producer.ts':
     'What a producer sends and what is confirmed, and the check of its invariant.',
-  'packages/client/src/subscription.ts': 'Credit, deliveries and settles of a subscription; to be split.',
   'packages/server/src/queue/contents.ts': 'What the facts do to the messages of a queue.',
 }
 

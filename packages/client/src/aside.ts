@@ -6,8 +6,8 @@
  * Invariant: what is here is delivered and unsettled, and not in the buffer; its wake-up is registered with the orphans.
  */
 import { readRecordOptions, RECORD_FLAG, recordFlags, scatteredOffset, Timer } from '@sluice/protocol'
-import type { Run } from './message.js'
 import type { Held, Orphans } from './orphans.js'
+import type { Run } from './run.js'
 
 interface Waiting {
   /** One message. */

@@ -3,7 +3,8 @@ import fc from 'fast-check'
 import { expect, it } from 'vitest'
 import { RunBuffer } from './buffer.js'
 import { Floor } from './floor.js'
-import type { Lessor, Run } from './message.js'
+import type { LeaseKeeper } from './lease.js'
+import type { Run } from './run.js'
 
 function runOf(firstTag: number, sizes: readonly number[], flags = 0): Run {
   const bytes = sizes.reduce((sum, size) => sum + recordBytes(undefined, size), 0)
@@ -19,7 +20,7 @@ function runOf(firstTag: number, sizes: readonly number[], flags = 0): Run {
     publishedAtMs: 0,
     count: sizes.length,
     gap: 0,
-    lessor: {} as Lessor,
+    keeper: {} as LeaseKeeper,
     records,
   }
 }

@@ -9,8 +9,9 @@ import { DELIVER_FLAG, recordSize, type TagRange } from '@sluice/protocol'
 import { SHARED_BYTES } from './body.js'
 import { Fifo } from './fifo.js'
 import type { Floor } from './floor.js'
-import { DeliveredMessage, type Run } from './message.js'
+import { DeliveredMessage } from './message.js'
 import { recordsCopy } from './records.js'
+import { partOf, recordsBytes, type Run } from './run.js'
 
 /** Ranges in one STARTED, STARTING. */
 export const STARTED_RANGES_MAX = 4_096
@@ -62,7 +63,7 @@ export class RunBuffer {
   push(run: Run): void {
     this.#runs.push(run)
     this.count += run.count
-    this.bytes += run.records.length - run.count * run.gap
+    this.bytes += recordsBytes(run)
   }
 
   /** Tag of the first message; undefined: it is empty. */
@@ -223,17 +224,6 @@ export class RunBuffer {
     this.count = 0
     this.bytes = 0
     this.unannounce()
-  }
-}
-
-/** Messages `[from, to)` of a run, whose records these are, as a run of their own. */
-export function partOf(run: Run, from: number, to: number, records: Uint8Array): Run {
-  return {
-    ...run,
-    firstTag: (run.firstTag + from) >>> 0,
-    firstOffset: run.firstOffset + from,
-    count: to - from,
-    records,
   }
 }
 

@@ -16,11 +16,12 @@ import {
   type Granted,
   type Outcome,
 } from '@sluice/protocol'
+import type { LeaseKeeper } from './lease.js'
 import { leaseLost, type LeaseLossReason } from './losses.js'
-import type { DeliveredMessage, Lessor, Watcher } from './message.js'
+import type { DeliveredMessage } from './message.js'
 import type { Session } from './session.js'
 import { SettleGroup } from './settlement.js'
-import { Watchers } from './watchers.js'
+import { Watchers, type Watcher } from './watchers.js'
 
 interface Pending {
   readonly outcome: Outcome
@@ -54,12 +55,12 @@ function notAnswered(): SluiceError {
 }
 
 /** The subscription that claims the leases. */
-export interface Claimant extends Lessor {
+export interface Claimant extends LeaseKeeper {
   /** The message is leased to it again, under `tag`. */
   adopt(message: DeliveredMessage, tag: number, attempt: number): void
 }
 
-export class Claims implements Lessor {
+export class Claims implements LeaseKeeper {
   readonly queue: string
   readonly #session: Session
   readonly #entries: Entry[] = []

@@ -29,6 +29,13 @@ export class Deadlines {
     ).unref()
   }
 
+  /** A deadline `timeoutMs` from now. */
+  after(timeoutMs: number): number {
+    const deadlineMs = performance.now() + timeoutMs
+    this.arm(deadlineMs)
+    return deadlineMs
+  }
+
   stop(): void {
     this.#stopped = true
     this.#timer?.cancel()

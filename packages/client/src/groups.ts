@@ -10,10 +10,11 @@ import { Running } from './awaiting.js'
 import { callHandler, Thrown, type Caller, type Follower } from './endings.js'
 import { Lines } from './lines.js'
 import { leaseLost } from './losses.js'
-import type { DeliveredMessage, HandlerContext, Watcher } from './message.js'
+import type { DeliveredMessage, HandlerContext } from './message.js'
 import type { ConsumeIntake } from './options.js'
 import type { Session } from './session.js'
 import type { Subscription } from './subscription.js'
+import type { Watcher } from './watchers.js'
 import { ConsumingWorker } from './worker.js'
 
 export type GroupHandler = (messages: DeliveredMessage[], context: HandlerContext) => unknown

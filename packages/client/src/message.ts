@@ -18,17 +18,19 @@ import {
   shown,
   SluiceError,
   type AtomicAck,
-  type DeliverHead,
   type Outcome,
   type RecordOptions,
   durationText,
 } from '@sluice/protocol'
 import type { Connection } from './connection.js'
 import { durationMs, type Duration } from './duration.js'
+import type { LeaseKeeper } from './lease.js'
 import { leaseLost } from './losses.js'
 import { onlyKnown } from './options.js'
 import { INSPECT, NO_HEADERS, recordBody } from './records.js'
-import { Settlement, type SettleGroup } from './settlement.js'
+import type { Run } from './run.js'
+import { Settlement } from './settlement.js'
+import type { Watcher } from './watchers.js'
 
 /** Options of `message.retry` and `Retry`. */
 export interface RetryOptions {
@@ -87,49 +89,6 @@ export interface HandlerContext {
    * the handler.
    */
   readonly signal: AbortSignal
-}
-
-/** The subscription that a message was delivered on, as the message knows it. */
-export interface Lessor {
-  readonly queue: string
-  /** Whether a message that was delivered with this tag, and was not settled, still belongs to the consumer. */
-  holds(tag: number): boolean
-  /** The message with this tag, which is not held, knows that and is not going to ask again. */
-  forget(tag: number): void
-  settle(
-    tag: number,
-    outcome: Outcome,
-    delayMs: number | undefined,
-    reason: string | undefined,
-    invalid?: boolean,
-  ): SettleGroup
-  extend(tag: number, durationMs: number): Promise<void>
-  /** Whether it was made on this connection. */
-  isOn(connection: Connection): boolean
-  acknowledgement(tag: number): AtomicAck
-  /** An atomic step is sent that acknowledges the message: until it is answered that counts as settled. */
-  claim(tag: number): void
-  settleClaim(tag: number): void
-  /** The step had no effect. */
-  reopenClaim(tag: number, alone: boolean): void
-  /** Tells when a lease is lost. */
-  watch(watcher: Watcher): void
-  unwatch(watcher: Watcher): void
-}
-
-/** Wants to know when a lease of its own is lost. */
-export interface Watcher {
-  isAmong(tags: ReadonlySet<number>): boolean
-  /** It was; or all that its subscription had were. */
-  abort(reason: SluiceError): void
-}
-
-/** Messages that came in one frame: consecutive tags, consecutive offsets, one copy of their records. */
-export interface Run extends DeliverHead {
-  /** Bytes before each record: 0, or where the run is scattered its offset and time. */
-  readonly gap: number
-  readonly lessor: Lessor
-  readonly records: Uint8Array
 }
 
 const UNREAD = Symbol('unread')
@@ -208,7 +167,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
   }
 
   get queue(): string {
-    return this.#run.lessor.queue
+    return this.#run.keeper.queue
   }
 
   get #flags(): number {
@@ -252,27 +211,27 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
   }
 
   #settle(outcome: Outcome, delayMs: number | undefined, reason: string | undefined): Promise<void> {
-    const { lessor } = this.#run
+    const { keeper } = this.#run
     const { tag } = this
-    if (this.#state !== OPEN || !lessor.holds(tag)) {
+    if (this.#state !== OPEN || !keeper.holds(tag)) {
       if (this.#state === OPEN) this.#lose()
       return new Settlement(this.#refusal(), this)
     }
     this.#state = SETTLED
-    if (this.#abort !== undefined) lessor.unwatch(this)
-    return new Settlement(lessor.settle(tag, outcome, delayMs, reason), this)
+    if (this.#abort !== undefined) keeper.unwatch(this)
+    return new Settlement(keeper.settle(tag, outcome, delayMs, reason), this)
   }
 
   #isOpen(): boolean {
     if (this.#state !== OPEN) return false
-    if (this.#run.lessor.holds(this.tag)) return true
+    if (this.#run.keeper.holds(this.tag)) return true
     this.#lose()
     return false
   }
 
   #lose(): void {
     this.#state = LOST
-    this.#run.lessor.forget(this.tag)
+    this.#run.keeper.forget(this.tag)
   }
 
   /** Why it cannot be settled. */
@@ -282,7 +241,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
 
   extend(duration?: Duration): Promise<void> {
     const durationMs = duration === undefined ? 0 : extensionMs(duration)
-    if (this.#isOpen()) return this.#run.lessor.extend(this.tag, durationMs)
+    if (this.#isOpen()) return this.#run.keeper.extend(this.tag, durationMs)
     const refused = Promise.reject<void>(this.#refusal())
     refused.catch(() => {})
     return refused
@@ -290,39 +249,39 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
 
   /** Settles as the handler's end says, unless it was settled before or is lost; nobody waits for it. */
   finish(outcome: Outcome, delayMs?: number, reason?: string, invalid?: boolean): void {
-    const { lessor } = this.#run
+    const { keeper } = this.#run
     const { tag } = this
-    if (this.#state !== OPEN || !lessor.holds(tag)) {
+    if (this.#state !== OPEN || !keeper.holds(tag)) {
       if (this.#state >= CLAIMED) ENDINGS.set(this, { outcome, delayMs, reason })
       else if (this.#state === OPEN) this.#lose()
       return
     }
     this.#state = SETTLED
-    if (this.#abort !== undefined) lessor.unwatch(this)
-    lessor.settle(tag, outcome, delayMs, reason, invalid)
+    if (this.#abort !== undefined) keeper.unwatch(this)
+    keeper.settle(tag, outcome, delayMs, reason, invalid)
   }
 
-  /** Whether it belongs to its consumer by a lease of `lessor`, and is not settled. */
-  isLeasedBy(lessor: Lessor): boolean {
+  /** Whether it belongs to its consumer by a lease of `keeper`, and is not settled. */
+  isLeasedBy(keeper: LeaseKeeper): boolean {
     return (
-      this.#run.lessor === lessor &&
+      this.#run.keeper === keeper &&
       (this.#state === OPEN || this.#state === CLAIMED) &&
-      lessor.holds(this.tag)
+      keeper.holds(this.tag)
     )
   }
 
-  /** Its lease goes on with another lessor, under this tag. */
-  rebind(lessor: Lessor, tag: number): void {
-    this.#run = { ...this.#run, lessor, firstTag: (tag - this.#index) >>> 0 }
+  /** Its lease goes on with another keeper, under this tag. */
+  rebind(keeper: LeaseKeeper, tag: number): void {
+    this.#run = { ...this.#run, keeper, firstTag: (tag - this.#index) >>> 0 }
   }
 
   /** Wants to be told, by `watcher`, when its lease is lost; or no more. */
   watchedBy(watcher: Watcher): void {
-    this.#run.lessor.watch(watcher)
+    this.#run.keeper.watch(watcher)
   }
 
   unwatchedBy(watcher: Watcher): void {
-    this.#run.lessor.unwatch(watcher)
+    this.#run.keeper.unwatch(watcher)
   }
 
   /** Its body was read through a schema. */
@@ -336,44 +295,44 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
    */
   claim(connection: Connection | undefined): void {
     if (!this.#isOpen()) throw this.#refusal()
-    if (connection === undefined || !this.#run.lessor.isOn(connection)) throw leaseLost()
+    if (connection === undefined || !this.#run.keeper.isOn(connection)) throw leaseLost()
     this.#state = CLAIMED
   }
 
   /** Why an atomic step cannot acknowledge it on this connection, though it has claimed it. */
   obstacle(connection: Connection): SluiceError | undefined {
-    const { lessor } = this.#run
-    return lessor.isOn(connection) && lessor.holds(this.tag) ? undefined : leaseLost()
+    const { keeper } = this.#run
+    return keeper.isOn(connection) && keeper.holds(this.tag) ? undefined : leaseLost()
   }
 
   acknowledgement(): AtomicAck {
-    return this.#run.lessor.acknowledgement(this.tag)
+    return this.#run.keeper.acknowledgement(this.tag)
   }
 
   /** The step that has claimed it is sent: from now on it counts as settled. */
   sent(): void {
     // It goes again, after an earlier batch was refused.
     if (this.#state === SENT) return
-    const { lessor } = this.#run
+    const { keeper } = this.#run
     this.#state = SENT
-    if (this.#abort !== undefined) lessor.unwatch(this)
-    lessor.claim(this.tag)
+    if (this.#abort !== undefined) keeper.unwatch(this)
+    keeper.claim(this.tag)
   }
 
   /** The step took effect. */
   accepted(): void {
     this.#state = SETTLED
     ENDINGS.delete(this)
-    this.#run.lessor.settleClaim(this.tag)
+    this.#run.keeper.settleClaim(this.tag)
   }
 
   /** The step had no effect: the message is as it was before, if it still belongs to the consumer. */
   reopen(): void {
     if (this.#state !== CLAIMED && this.#state !== SENT) return
-    if (this.#state === SENT) this.#run.lessor.reopenClaim(this.tag, this.alone)
+    if (this.#state === SENT) this.#run.keeper.reopenClaim(this.tag, this.alone)
     this.#state = OPEN
     if (this.#isOpen()) {
-      if (this.#abort !== undefined) this.#run.lessor.watch(this)
+      if (this.#abort !== undefined) this.#run.keeper.watch(this)
     } else this.abort(leaseLost())
     const ending = ENDINGS.get(this)
     if (ending === undefined) return
@@ -395,7 +354,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
   get signal(): AbortSignal {
     if (this.#abort === undefined) {
       this.#abort = new AbortController()
-      if (this.#isOpen()) this.#run.lessor.watch(this)
+      if (this.#isOpen()) this.#run.keeper.watch(this)
       else if (this.#state === LOST) this.#abort.abort(leaseLost())
     }
     return this.#abort.signal

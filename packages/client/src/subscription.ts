@@ -5,42 +5,39 @@
  * Invariant: what is delivered and unsettled is in the buffer, set aside, held, or handled.
  */
 import {
-  checkRecords,
   decodeDeliverHead,
   decodeDrained,
   decodeLeasesLost,
   decodeRanges,
   decodeSubscribed,
-  DELIVER_FLAG,
-  DELIVER_HEADER_BYTES,
   encodeControl,
   encodeCredit,
   encodeExtend,
   encodeRanges,
   encodeSubscriptionId,
-  MOVED_BYTES_MAX,
   OP,
-  OUTCOME,
   recordSize,
   scatteredOffset,
-  SCATTERED_BYTES,
-  SluiceError,
+  type SluiceError,
   type AtomicAck,
   type Outcome,
   type TagRange,
 } from '@sluice/protocol'
 import { Aside } from './aside.js'
-import { addRange, partOf, RunBuffer, STARTED_RANGES_MAX } from './buffer.js'
+import { addRange, RunBuffer, STARTED_RANGES_MAX } from './buffer.js'
 import { Claims } from './claims.js'
 import type { ChannelSink, Connection, Reply } from './connection.js'
+import { CreditBounds, type Credit } from './credit.js'
+import type { LeaseKeeper } from './lease.js'
 import { leaseLost, lossBy, lossReason } from './losses.js'
-import type { DeliveredMessage, Lessor, Run, Watcher } from './message.js'
+import type { DeliveredMessage } from './message.js'
 import { recordsCopy } from './records.js'
+import { decodeRun, malformedDelivery, partOf, recordsBytes, type Run } from './run.js'
 import type { Session } from './session.js'
-import { SettleGroup } from './settlement.js'
-import type { Settling } from './turn.js'
+import type { SettleGroup } from './settlement.js'
+import { Settles } from './settles.js'
 import { Waiters } from './waiters.js'
-import { Watchers } from './watchers.js'
+import { Watchers, type Watcher } from './watchers.js'
 
 export interface SubscriptionOwner {
   subscribed(): void
@@ -56,13 +53,6 @@ export interface SubscriptionOwner {
   leasesLost?(tags: ReadonlySet<number>): readonly DeliveredMessage[]
 }
 
-export interface Credit {
-  readonly messages: number
-  readonly bytes: number
-  readonly limit?: number
-  readonly drain?: boolean
-}
-
 /** What a subscription begins with. */
 export interface Terms extends Credit {
   /** Instead of the queue's own. */
@@ -71,7 +61,7 @@ export interface Terms extends Credit {
   readonly claims?: Claims | undefined
 }
 
-export class Subscription implements ChannelSink, Settling, Lessor {
+export class Subscription implements ChannelSink, LeaseKeeper {
   readonly queue: string
   live = true
   /** SUBSCRIBE_OK came. */
@@ -100,21 +90,12 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   #taken: DeliveredMessage[] | undefined
   readonly #buffer: RunBuffer
   readonly #aside: Aside
-  #creditMessages: number
-  #creditBytes: number
-  #limit: number
+  readonly #credit: CreditBounds
+  readonly #settles: Settles
   /** Of those that are held. */
   #heldBytes = 0
   /** Begun, and not yet named as started. */
   #begun: { firstTag: number; count: number }[] = []
-  #group: SettleGroup | undefined
-  /** The settles of `#group` go out with the turn; else they may be gathered for a while. */
-  #isUrgent = false
-  /** Settles in `#group`, and bytes delivered since the one before went out. */
-  #gathered = 0
-  #bytesSince = 0
-  readonly #unanswered = new Set<SettleGroup>()
-  readonly #settled = new Waiters()
   readonly #emptied = new Waiters()
   readonly #drained = new Waiters()
   readonly #watchers = new Watchers()
@@ -135,9 +116,6 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     this.#connection = connection
     this.queue = queue
     this.#owner = owner
-    this.#creditMessages = terms.messages
-    this.#creditBytes = terms.bytes
-    this.#limit = terms.limit ?? Infinity
     this.#buffer = new RunBuffer(session.floor, this.#wake)
     this.#aside = new Aside(
       queue,
@@ -146,6 +124,8 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       ({ firstTag }) => this.#released(firstTag),
     )
     this.#channel = connection.openChannel(this)
+    this.#credit = new CreditBounds(terms)
+    this.#settles = new Settles(session, connection, this.#channel, this.#credit)
     if (owner.handling === undefined) this.#taken = []
     const { messages, bytes, limit, processingTimeoutMs, claims } = terms
     if (claims !== undefined && claims.size > 0) this.#claims = claims
@@ -163,9 +143,10 @@ export class Subscription implements ChannelSink, Settling, Lessor {
         const { subscriptionId, queueNumber, granted } = decodeSubscribed(bytes, start, end)
         const claims = this.#claims
         if (granted.some(({ index }) => index >= (claims?.size ?? 0)))
-          throw malformed('It grants what was not claimed.')
+          throw malformedDelivery('It grants what was not claimed.')
         this.#claims = undefined
         this.#id = subscriptionId
+        this.#settles.open(subscriptionId)
         this.#queueNumber = queueNumber
         this.open = true
         if (this.live) claims?.answered(this, granted)
@@ -191,9 +172,8 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   }
 
   #deadline(): number {
-    const deadlineMs = performance.now() + this.#session.timeoutMs
-    this.#session.deadlines.arm(deadlineMs)
-    return deadlineMs
+    const { deadlines, timeoutMs } = this.#session
+    return deadlines.after(timeoutMs)
   }
 
   #request(opcode: number, payload: Uint8Array, reply: Reply): void {
@@ -210,29 +190,17 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   delivered(bytes: Uint8Array, start: number, end: number): void {
     const head = decodeDeliverHead(bytes, start, end)
     if (!this.open || !this.live || head.subscriptionId !== this.#id) return
-    const { count, firstOffset, publishedAtMs } = head
-    const from = start + DELIVER_HEADER_BYTES
-    const gap = head.flags & DELIVER_FLAG.scattered ? SCATTERED_BYTES : 0
-    const found = checkRecords(bytes, from, end, count, MOVED_BYTES_MAX, gap)
-    if (typeof found !== 'number') throw malformed(found.message)
-    if (count === 0 || !Number.isSafeInteger(firstOffset + count) || !Number.isSafeInteger(publishedAtMs))
-      throw malformed(`It has ${count} messages from offset ${firstOffset}, published at ${publishedAtMs}.`)
+    const run = decodeRun(head, bytes, start, end, this)
+    const { count } = run
+    const runBytes = recordsBytes(run)
     // What a consumer holds is bounded by what it asked for, also when the broker miscounts.
-    if (this.unsettled + count > this.#creditMessages)
-      throw malformed(
-        `It brings ${this.unsettled + count} unsettled messages; the credit is ${this.#creditMessages}.`,
-      )
-    const recordsBytes = end - from - count * gap
-    if (
-      this.#buffer.bytes + this.#heldBytes + recordsBytes > this.#creditBytes + MOVED_BYTES_MAX ||
-      this.deliveries + count > this.#limit
-    )
-      throw malformed('It brings more bytes or messages than were asked for.')
-    const run = { ...head, lessor: this, gap, records: bytes.subarray(from, end) }
+    const waitingBytes = this.#buffer.bytes + this.#heldBytes + runBytes
+    const excess = this.#credit.excess(this.unsettled + count, waitingBytes, this.deliveries + count)
+    if (excess !== undefined) throw malformedDelivery(excess)
     if (this.#session.orphans.has(this.queue)) this.#keepOthers(run)
     else this.#buffer.keep(run)
     if (this.#lost !== undefined) this.#reuse(head)
-    this.#bytesSince += recordsBytes
+    this.#settles.deliveredBytes += runBytes
     this.unsettled += count
     this.deliveries += count
     this.#owner.delivered()
@@ -265,8 +233,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   }
 
   #released(tag: number): void {
-    this.#gather().add(tag, 1, OUTCOME.release, undefined, undefined)
-    this.#hurry()
+    this.#settles.release(tag, 1)
     this.unsettled--
     if (this.#emptied.any && this.#isEmpty()) this.#emptied.tell()
   }
@@ -337,8 +304,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
       for (let i = 0; i < count; i++) offsets.set((firstTag + i) >>> 0, firstOffset + i)
     for (const tag of this.#lost ?? []) offsets.delete(tag)
     const lost = new Set(offsets.keys())
-    this.#group?.exclude(lost)
-    for (const group of this.#unanswered) group.exclude(lost)
+    this.#settles.exclude(lost)
     for (const tag of this.#claimed ?? []) if (lost.delete(tag)) (this.#lost ??= new Set()).add(tag)
     const dropped = [...this.#buffer.drop(lost), ...this.#aside.drop(lost)]
     for (const tag of dropped) offsets.delete(tag)
@@ -352,7 +318,9 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     }
     const taken = this.unsettled - this.buffered - this.held - this.#aside.count
     if (lost.size > taken)
-      throw malformed(`LEASES_LOST names ${lost.size} messages that are being handled; there are ${taken}.`)
+      throw malformedDelivery(
+        `LEASES_LOST names ${lost.size} messages that are being handled; there are ${taken}.`,
+      )
     this.unsettled -= lost.size
     if (lost.size > 0) {
       this.#lost ??= new Set()
@@ -437,11 +405,9 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   }
 
   /** Grants credit; only once open. */
-  credit({ messages, bytes, limit, drain = false }: Credit): void {
-    // Deliveries under the old credit may still be under way, so the bound only grows.
-    this.#creditMessages = Math.max(this.#creditMessages, messages)
-    this.#creditBytes = Math.max(this.#creditBytes, bytes)
-    this.#limit = Math.max(this.#limit, limit ?? Infinity)
+  credit(credit: Credit): void {
+    this.#credit.extend(credit)
+    const { messages, bytes, limit, drain = false } = credit
     this.#send(OP.CREDIT, encodeCredit({ subscriptionId: this.#id, messages, bytes, limit, drain }))
   }
 
@@ -488,7 +454,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     if (!this.live || (announced === 0 && this.unsettled === this.buffered + this.held + this.#aside.count))
       return false
     // What is done is not named, so the broker has to hear of that first.
-    this.flushSettles()
+    this.#settles.flushSettles()
     const { firstTag } = this.#buffer
     const taken = announced === 0 || firstTag === undefined ? starting : upTo(starting, firstTag)
     this.#send(OP.STARTED, encodeRanges(this.#id, taken))
@@ -539,10 +505,9 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   /** Gives back held messages. */
   releaseHeld(messages: readonly DeliveredMessage[]): void {
     if (!this.live) return
-    for (const { tag } of messages) this.#gather().add(tag, 1, OUTCOME.release, undefined, undefined)
+    for (const { tag } of messages) this.#settles.release(tag, 1)
     this.#letGo(messages)
     this.unsettled -= messages.length
-    if (messages.length > 0) this.#hurry()
   }
 
   /** The next announced message. */
@@ -557,10 +522,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     this.#session.floor.withdraw(this.#wake)
     if (!this.live) return
     this.nameStarted()
-    for (const { firstTag, count } of this.#buffer.ranges()) {
-      this.#gather().add(firstTag, count, OUTCOME.release, undefined, undefined)
-      this.#hurry()
-    }
+    for (const { firstTag, count } of this.#buffer.ranges()) this.#settles.release(firstTag, count)
     this.#aside.releaseAll()
     this.unsettled -= this.#buffer.count
     this.#buffer.clear()
@@ -573,10 +535,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     reason: string | undefined,
     invalid?: boolean,
   ): SettleGroup {
-    const group = this.#group ?? this.#gather()
-    group.add(tag, 1, outcome, delayMs, reason, invalid)
-    this.#gathered++
-    if (!this.#isUrgent && !this.#mayWait(outcome)) this.#hurry()
+    const group = this.#settles.add(tag, outcome, delayMs, reason, invalid)
     this.unsettled--
     this.#session.floor.leave(1)
     if (this.#emptied.any && this.#isEmpty()) this.#emptied.tell()
@@ -589,85 +548,16 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     return this.#emptied.wait()
   }
 
-  #gather(): SettleGroup {
-    if (this.#group === undefined) {
-      const group = new SettleGroup(() => {
-        if (this.#group === group) this.#hurry()
-      })
-      this.#group = group
-      this.#session.turn.gather(this)
-    }
-    return this.#group
-  }
-
-  // Only what cost no time to handle, and never so much that the broker runs out of credit meanwhile.
-  #mayWait(outcome: Outcome): boolean {
-    return (
-      outcome === OUTCOME.ack &&
-      this.#session.turn.isStarting &&
-      this.#gathered * 4 < this.#creditMessages &&
-      this.#bytesSince * 4 < this.#creditBytes
-    )
-  }
-
-  #hurry(): void {
-    if (this.#isUrgent) return
-    this.#isUrgent = true
-    this.#session.turn.settle(this)
-  }
-
-  flushSettles(): void {
-    const group = this.#group
-    this.#group = undefined
-    this.#isUrgent = false
-    if (group === undefined) return
-    this.#gathered = 0
-    this.#bytesSince = 0
-    if (!this.live) {
-      group.finish(leaseLost())
-      return
-    }
-    const payloads = group.encode(this.#id, this.#connection.ok.frameBytesMax)
-    let left = payloads.length
-    let failure: SluiceError | undefined
-    this.#unanswered.add(group)
-    const done = (error: SluiceError | undefined): void => {
-      failure ??= error
-      if (--left > 0) return
-      group.finish(failure)
-      this.#unanswered.delete(group)
-      this.#tellSettled()
-    }
-    const deadlineMs = this.#deadline()
-    for (const payload of payloads) {
-      this.#connection.request(OP.SETTLE, this.#channel, payload, {
-        expects: OP.SETTLE_OK,
-        deadlineMs,
-        answered: (bytes, start, end) => {
-          group.stale(decodeRanges('SETTLE_OK', bytes, start, end).ranges)
-          done(undefined)
-        },
-        failed: (error) => done(error.code === 'SUBSCRIPTION_NOT_FOUND' ? leaseLost(error) : error),
-      })
-    }
-  }
-
-  /** Resolves when every settle so far has been answered. */
+  /** Resolves when every settle so far has its answer. */
   settled(): Promise<void> {
-    if (this.#unanswered.size === 0 && this.#group === undefined) return Promise.resolve()
-    if (this.#group !== undefined) this.#hurry()
-    return this.#settled.wait()
-  }
-
-  #tellSettled(): void {
-    if (this.#unanswered.size === 0 && this.#group === undefined) this.#settled.tell()
+    return this.#settles.settled()
   }
 
   /** Leaves it to itself: it ends when everything that was delivered is settled, and tells nobody. */
   async retire(): Promise<void> {
     this.#owner = NOBODY
     await this.emptied()
-    await this.settled()
+    await this.#settles.settled()
     await this.unsubscribe()
   }
 
@@ -675,7 +565,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
   unsubscribe(): Promise<void> {
     if (!this.live) return Promise.resolve()
     // What was settled was settled before.
-    if (this.open) this.flushSettles()
+    if (this.open) this.#settles.flushSettles()
     this.#die(leaseLost())
     // Before SUBSCRIBE_OK there is no id to name; it is left as soon as there is one.
     return this.open ? this.#leave() : Promise.resolve()
@@ -731,10 +621,11 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     const { unsettled, held } = this
     const buffer = this.#buffer
     buffer.invariants()
+    this.#settles.invariants()
     if (this.#lost?.size === 0 || this.#claimed?.size === 0) this.#differs('an empty set is kept')
     if (!this.live) {
       const kept = buffer.count + this.#aside.count + held
-      if (kept > 0 || this.#group !== undefined) this.#differs(`it has ended, and keeps ${kept} messages`)
+      if (kept > 0) this.#differs(`it has ended, and keeps ${kept} messages`)
       return
     }
     if (held < 0 || this.#heldBytes < 0 || (held === 0 && this.#heldBytes > 0))
@@ -746,8 +637,6 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     if (leased > handled) this.#differs(`${leased} messages are leased, and ${handled} counted as handled`)
     if (this.#drained.any && !this.open) this.#differs('it drains before it is open')
     if (this.#emptied.any && this.#isEmpty()) this.#differs('it is empty, and something waits for that')
-    if (this.#settled.any && this.#unanswered.size === 0 && this.#group === undefined)
-      this.#differs('everything is settled, and something waits for that')
   }
 
   #differs(what: string): never {
@@ -762,10 +651,7 @@ export class Subscription implements ChannelSink, Settling, Lessor {
     this.#aside.clear()
     this.#buffer.clear()
     if (handled > 0) this.#session.floor.leave(handled)
-    const group = this.#group
-    this.#group = undefined
-    group?.finish(reason)
-    this.#tellSettled()
+    this.#settles.end(reason)
     this.#drained.tell()
     this.#emptied.tell()
     this.abortHandlers(reason)
@@ -802,8 +688,4 @@ function upTo(ranges: readonly TagRange[], tag: number): TagRange[] {
     break
   }
   return before
-}
-
-function malformed(what: string): SluiceError {
-  return new SluiceError('MALFORMED_FRAME', `What the broker delivers is not acceptable. ${what}`)
 }

@@ -4,7 +4,13 @@
  * Invariant: a watcher is removed before it is aborted, because a listener of its signal may call back in here.
  */
 import type { SluiceError } from '@sluice/protocol'
-import type { Watcher } from './message.js'
+
+/** Wants to know when a lease of its own is lost: a message, or the group of messages that a handler got. */
+export interface Watcher {
+  isAmong(tags: ReadonlySet<number>): boolean
+  /** Its lease was lost, or all leases of its subscription were. */
+  abort(reason: SluiceError): void
+}
 
 export class Watchers {
   readonly #watchers = new Set<Watcher>()

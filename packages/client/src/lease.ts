@@ -1,0 +1,36 @@
+/**
+ * What a delivered message needs of whatever keeps its lease: the subscription that it was delivered on, or, after a lost
+ * connection, the claims that wait for the next one.
+ */
+import type { AtomicAck, Outcome } from '@sluice/protocol'
+import type { Connection } from './connection.js'
+import type { SettleGroup } from './settlement.js'
+import type { Watcher } from './watchers.js'
+
+export interface LeaseKeeper {
+  readonly queue: string
+  /** Whether a message that was delivered with this tag, and is not settled, still belongs to the consumer. */
+  holds(tag: number): boolean
+  /** The message knows that its lease is lost, and does not ask for this tag again. */
+  forget(tag: number): void
+  settle(
+    tag: number,
+    outcome: Outcome,
+    delayMs: number | undefined,
+    reason: string | undefined,
+    invalid?: boolean,
+  ): SettleGroup
+  extend(tag: number, durationMs: number): Promise<void>
+  /** Whether the lease was granted on this connection. */
+  isOn(connection: Connection): boolean
+  acknowledgement(tag: number): AtomicAck
+  /** An atomic step that acknowledges the message is sent. Until its answer, the message counts as settled. */
+  claim(tag: number): void
+  /** The step took effect. */
+  settleClaim(tag: number): void
+  /** The step had no effect. */
+  reopenClaim(tag: number, alone: boolean): void
+  /** Aborts `watcher` when one of its leases is lost. */
+  watch(watcher: Watcher): void
+  unwatch(watcher: Watcher): void
+}
