@@ -130,7 +130,7 @@ test(
         const whole: number[] = []
         const pieces: number[] = []
         const sink = (lengths: number[]) =>
-          new FrameDecoder((opcode, _flags, _channel, _correlation, at, start, end) => {
+          new FrameDecoder(({ opcode, bytes: at, start, end }) => {
             expect(end).toBeLessThanOrEqual(at.length)
             lengths.push(opcode, end - start)
             outcome(() => READERS.get(opcode)?.(at, start, end))

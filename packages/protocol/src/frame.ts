@@ -23,18 +23,19 @@ export const PROTOCOL_MINOR = 0
 export const PROTOCOL_VERSION = 1
 const MAGIC = [0x53, 0x4c, 0x43, 0x45] as const
 
-/**
- * Receives each frame as it completes. `bytes[start, end)` is the payload and is only valid during the call.
- */
-export type FrameSink = (
-  opcode: number,
-  flags: number,
-  channel: number,
-  correlation: number,
-  bytes: Uint8Array,
-  start: number,
-  end: number,
-) => void
+/** A frame whose payload is `bytes[start, end)`. */
+export interface Frame {
+  readonly opcode: number
+  readonly flags: number
+  readonly channel: number
+  readonly correlation: number
+  readonly bytes: Uint8Array
+  readonly start: number
+  readonly end: number
+}
+
+/** Receives each frame as it completes. A decoder reuses one object for all its frames: it is only valid during the call. */
+export type FrameSink = (frame: Frame) => void
 
 /** Writes a frame header; `payloadBytes` is what follows it. Returns the position after it. */
 export function writeFrameHeader(
@@ -67,6 +68,8 @@ export function encodePreface(): Uint8Array {
   return Uint8Array.of(...MAGIC, PROTOCOL_MAJOR, PROTOCOL_MINOR, 0, 0)
 }
 
+const EMPTY = new Uint8Array(0)
+
 /**
  * Cuts a byte stream into a preface and frames.
  *
@@ -79,6 +82,15 @@ export class FrameDecoder {
   /** Largest frame, header included; raised by the session when the handshake is done. */
   frameBytesMax: number = LIMITS.frameBytesUnauthenticated
   readonly #sink: FrameSink
+  readonly #frame: { -readonly [Field in keyof Frame]: Frame[Field] } = {
+    opcode: 0,
+    flags: 0,
+    channel: 0,
+    correlation: 0,
+    bytes: EMPTY,
+    start: 0,
+    end: 0,
+  }
   #held: Uint8Array = EMPTY
   #have = 0
   #need: number
@@ -134,6 +146,9 @@ export class FrameDecoder {
     } catch (error) {
       this.stop()
       throw error
+    } finally {
+      // An idle connection does not keep the chunk in memory.
+      this.#frame.bytes = EMPTY
     }
   }
 
@@ -194,15 +209,15 @@ export class FrameDecoder {
   }
 
   #emit(bytes: Uint8Array, at: number, total: number): void {
-    this.#sink(
-      bytes[at + OPCODE_AT]!,
-      bytes[at + FLAGS_AT]!,
-      readU16(bytes, at + CHANNEL_AT),
-      readU32(bytes, at + CORRELATION_AT),
-      bytes,
-      at + FRAME_HEADER_BYTES,
-      at + total,
-    )
+    const frame = this.#frame
+    frame.opcode = bytes[at + OPCODE_AT]!
+    frame.flags = bytes[at + FLAGS_AT]!
+    frame.channel = readU16(bytes, at + CHANNEL_AT)
+    frame.correlation = readU32(bytes, at + CORRELATION_AT)
+    frame.bytes = bytes
+    frame.start = at + FRAME_HEADER_BYTES
+    frame.end = at + total
+    this.#sink(frame)
   }
 
   // The buffer grows with the bytes that have arrived, by doubling, and not with the length in a header.
@@ -215,8 +230,6 @@ export class FrameDecoder {
     this.#held = grown
   }
 }
-
-const EMPTY = new Uint8Array(0)
 
 // Buffers of finished frames are shared by all decoders of the process. With one buffer for each connection, memory would
 // grow with the connections; a new buffer for each frame costs as much as the copy.

@@ -60,7 +60,7 @@ class Peer {
       },
       messageBytesMax: LARGEST,
     })
-    const decoder = new FrameDecoder((opcode, _flags, channel, _correlation, bytes, start, end) => {
+    const decoder = new FrameDecoder(({ opcode, channel, bytes, start, end }) => {
       this.frames.push({ opcode, channel, payload: bytes.slice(start, end) })
     })
     // It fails on a longer one.

@@ -295,7 +295,7 @@ describe('a client that has said GOODBYE', () => {
       resume: () => {},
       end: () => void ended++,
     }
-    const decoder = new FrameDecoder((opcode) => void sent.push(opcode))
+    const decoder = new FrameDecoder(({ opcode }) => void sent.push(opcode))
     decoder.frameBytesMax = SESSION_DEFAULTS.frameBytesMax
     one = new Session(broker, link, SESSION_DEFAULTS, nowMs, (_, why) => closed.push(why?.code))
     one.receive(GREETING, nowMs)
@@ -375,7 +375,7 @@ test('what is refused because too much is under way is not done', async () => {
 
 test('a connection has as many subscriptions as it may', async () => {
   const codes: string[] = []
-  const decoder = new FrameDecoder((opcode, _flags, _channel, _correlation, bytes, start, end) => {
+  const decoder = new FrameDecoder(({ opcode, bytes, start, end }) => {
     if (opcode === OP.ERROR) codes.push(faultError(decodeFault(bytes, start, end)).code)
   })
   decoder.frameBytesMax = SESSION_DEFAULTS.frameBytesMax
@@ -412,7 +412,7 @@ describe('who reads is not given up for what comes at once', () => {
   /** A session of a peer that reads all that was sent, a turn later; and how many frames of a kind have come. */
   function reader(frameBytesMax: number): { peer: Session; came: (opcode: number) => number } {
     const opcodes: number[] = []
-    const decoder = new FrameDecoder((opcode) => void opcodes.push(opcode))
+    const decoder = new FrameDecoder(({ opcode }) => void opcodes.push(opcode))
     decoder.frameBytesMax = frameBytesMax
     const link = {
       peer: '',

@@ -37,6 +37,7 @@ import {
   readText,
   subscribeRequest,
   writeFrameHeader,
+  type Frame,
   type LostRange,
   type Loss,
   type Opcode,
@@ -65,14 +66,7 @@ type ClientOpcode = {
   [Name in OpcodeName]: (typeof OPCODES)[Name]['sender'] extends 'server' ? never : Name
 }[OpcodeName]
 
-type Handler = (
-  session: Session,
-  channel: number,
-  correlation: number,
-  bytes: Uint8Array,
-  start: number,
-  end: number,
-) => void
+type Handler = (session: Session, frame: Frame) => void
 
 export class Session implements Peer, Output, Consumer {
   readonly #broker: Broker
@@ -126,9 +120,7 @@ export class Session implements Peer, Output, Consumer {
     this.#outbox = new Outbox(outgoing, () => this.#progressed())
     this.#freeOutbox = new Outbox(outgoing, () => this.#progressed())
     this.#unread = new Unread(this.#outbox, this.#freeOutbox, settings)
-    this.#decoder = new FrameDecoder((opcode, flags, channel, correlation, bytes, start, end) => {
-      this.#frame(opcode, flags, channel, correlation, bytes, start, end)
-    })
+    this.#decoder = new FrameDecoder((frame) => this.#frame(frame))
   }
 
   get peer(): string {
@@ -305,15 +297,8 @@ export class Session implements Peer, Output, Consumer {
 
   // --- frames ---
 
-  #frame(
-    opcode: number,
-    flags: number,
-    channel: number,
-    correlation: number,
-    bytes: Uint8Array,
-    start: number,
-    end: number,
-  ): void {
+  #frame(frame: Frame): void {
+    const { opcode, flags, channel, correlation } = frame
     try {
       const kind = KINDS[opcode]
       if (kind === undefined)
@@ -327,10 +312,11 @@ export class Session implements Peer, Output, Consumer {
       if (handler === undefined || stage !== this.#stage) {
         throw unexpectedFrame(name, this.#stage === 'handshake' ? this.#handshake.step : this.#stage)
       }
-      if (isEmpty && end !== start) {
-        throw new SluiceError('MALFORMED_FRAME', `${name} has ${end - start} bytes; it must have none.`)
+      const payloadBytes = frame.end - frame.start
+      if (isEmpty && payloadBytes !== 0) {
+        throw new SluiceError('MALFORMED_FRAME', `${name} has ${payloadBytes} bytes; it must have none.`)
       }
-      handler(this, channel, correlation, bytes, start, end)
+      handler(this, frame)
     } catch (error) {
       this.#failed(error, channel, correlation)
     }
@@ -354,11 +340,11 @@ export class Session implements Peer, Output, Consumer {
     this.#broker.hold(this)
   }
 
-  takeHello(bytes: Uint8Array, start: number, end: number): void {
+  takeHello({ bytes, start, end }: Frame): void {
     this.#handshake.takeHello(bytes, start, end)
   }
 
-  takeAuth(bytes: Uint8Array, start: number, end: number): void {
+  takeAuth({ bytes, start, end }: Frame): void {
     const agreed = this.#handshake.takeAuth(bytes, start, end)
     this.#producer = this.#broker.producers.attach(agreed.identity, agreed.acceptedNumber)
     this.#inFlightBatches = agreed.inFlightBatches
@@ -370,11 +356,11 @@ export class Session implements Peer, Output, Consumer {
     this.#liveness.send(this.#handshake.welcome(agreed), this.#broker.turn.nowMs)
   }
 
-  ping(correlation: number): void {
+  ping({ correlation }: Frame): void {
     this.#liveness.pong(correlation, this.#broker.turn.nowMs)
   }
 
-  takeGoodbye(bytes: Uint8Array, start: number, end: number): void {
+  takeGoodbye({ bytes, start, end }: Frame): void {
     const { reason } = decodeGoodbye(bytes, start, end)
     this.#hasLeft = reason === GOODBYE_REASON.left
     // Its leases end here, and nothing that it was handling is held against anybody.
@@ -383,7 +369,7 @@ export class Session implements Peer, Output, Consumer {
     this.#broker.hold(this)
   }
 
-  publish(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+  publish({ correlation, bytes, start, end }: Frame): void {
     const batchAt = publishBatchStart(bytes, start, end)
     // What has no number that can be told cannot be refused under it.
     const number = publishNumber(bytes, batchAt)
@@ -400,7 +386,7 @@ export class Session implements Peer, Output, Consumer {
     }
   }
 
-  atomic(correlation: number, bytes: Uint8Array, start: number, end: number): void {
+  atomic({ correlation, bytes, start, end }: Frame): void {
     const number = atomicNumber(bytes, start, end)
     this.#checkWindow(correlation)
     try {
@@ -436,7 +422,7 @@ export class Session implements Peer, Output, Consumer {
     this.#broker.hold(this)
   }
 
-  subscribe(channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
+  subscribe({ channel, correlation, bytes, start, end }: Frame): void {
     const request = subscribeRequest(decodeControl(bytes, start, end))
     if (this.#isStopping)
       throw new SluiceError('SHUTTING_DOWN', 'The broker is stopping.', { scope: 'request' })
@@ -470,7 +456,7 @@ export class Session implements Peer, Output, Consumer {
     this.#broker.hold(this)
   }
 
-  credit(channel: number, bytes: Uint8Array, start: number, end: number): void {
+  credit({ channel, bytes, start, end }: Frame): void {
     const credit = decodeCredit(bytes, start, end)
     const subscription = this.#subscription(channel, credit.subscriptionId)
     // A subscription that ended while this was under way: its end was told already.
@@ -480,19 +466,19 @@ export class Session implements Peer, Output, Consumer {
     if (this.#isStopping && credit.drain) subscription.answerDrain()
   }
 
-  started(channel: number, bytes: Uint8Array, start: number, end: number): void {
+  started({ channel, bytes, start, end }: Frame): void {
     const { subscriptionId, ranges } = decodeRanges('STARTED', bytes, start, end)
     const subscription = this.#subscription(channel, subscriptionId)
     if (subscription !== undefined) this.#broker.leases.started(subscription, ranges)
   }
 
-  starting(channel: number, bytes: Uint8Array, start: number, end: number): void {
+  starting({ channel, bytes, start, end }: Frame): void {
     const { subscriptionId, ranges } = decodeRanges('STARTING', bytes, start, end)
     const subscription = this.#subscription(channel, subscriptionId)
     if (subscription !== undefined) this.#broker.leases.starting(subscription, ranges)
   }
 
-  settle(channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
+  settle({ channel, correlation, bytes, start, end }: Frame): void {
     const { subscriptionId, items } = decodeSettle(bytes, start, end)
     const subscription = this.#subscription(channel, subscriptionId)
     const stale = subscription === undefined ? items : this.#broker.leases.settle(subscription, items)
@@ -501,7 +487,7 @@ export class Session implements Peer, Output, Consumer {
     this.#reading.waitForDisk()
   }
 
-  extend(channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
+  extend({ channel, correlation, bytes, start, end }: Frame): void {
     const { subscriptionId, firstTag, count, durationMs } = decodeExtend(bytes, start, end)
     const subscription = this.#subscription(channel, subscriptionId)
     const stale =
@@ -512,7 +498,7 @@ export class Session implements Peer, Output, Consumer {
     this.#broker.hold(this)
   }
 
-  unsubscribe(channel: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
+  unsubscribe({ channel, correlation, bytes, start, end }: Frame): void {
     const subscriptionId = decodeSubscriptionId('UNSUBSCRIBE', bytes, start, end)
     const subscription = this.#subscription(channel, subscriptionId)
     if (subscription === undefined) {
@@ -526,7 +512,7 @@ export class Session implements Peer, Output, Consumer {
     this.answer(correlation, result({}))
   }
 
-  request(name: RequestName, correlation: number, bytes: Uint8Array, start: number, end: number): void {
+  request(name: RequestName, { correlation, bytes, start, end }: Frame): void {
     const body = decodeControl(bytes, start, end)
     const payloadBytesMax = this.#frameBytesMax - FRAME_HEADER_BYTES
     const context = { broker: this.#broker, caller: this, payloadBytesMax }
@@ -606,38 +592,30 @@ export class Session implements Peer, Output, Consumer {
   }
 }
 
-function requestHandler(name: RequestName): Handler {
-  return (session, _channel, correlation, bytes, start, end) =>
-    session.request(name, correlation, bytes, start, end)
-}
-
 // A client's frame without a handler, or a handler without a frame, does not compile.
 const HANDLERS: { readonly [Name in ClientOpcode]: Handler } = {
-  HELLO: (session, _channel, _correlation, bytes, start, end) => session.takeHello(bytes, start, end),
-  AUTH: (session, _channel, _correlation, bytes, start, end) => session.takeAuth(bytes, start, end),
-  PING: (session, _channel, correlation) => session.ping(correlation),
+  HELLO: (session, frame) => session.takeHello(frame),
+  AUTH: (session, frame) => session.takeAuth(frame),
+  PING: (session, frame) => session.ping(frame),
   PONG: () => {},
-  GOODBYE: (session, _channel, _correlation, bytes, start, end) => session.takeGoodbye(bytes, start, end),
-  PUBLISH: (session, _channel, correlation, bytes, start, end) =>
-    session.publish(correlation, bytes, start, end),
-  ATOMIC: (session, _channel, correlation, bytes, start, end) =>
-    session.atomic(correlation, bytes, start, end),
-  SUBSCRIBE: (session, channel, correlation, bytes, start, end) =>
-    session.subscribe(channel, correlation, bytes, start, end),
-  CREDIT: (session, channel, _correlation, bytes, start, end) => session.credit(channel, bytes, start, end),
-  STARTED: (session, channel, _correlation, bytes, start, end) => session.started(channel, bytes, start, end),
-  STARTING: (session, channel, _correlation, bytes, start, end) =>
-    session.starting(channel, bytes, start, end),
-  SETTLE: (session, channel, correlation, bytes, start, end) =>
-    session.settle(channel, correlation, bytes, start, end),
-  EXTEND: (session, channel, correlation, bytes, start, end) =>
-    session.extend(channel, correlation, bytes, start, end),
-  UNSUBSCRIBE: (session, channel, correlation, bytes, start, end) =>
-    session.unsubscribe(channel, correlation, bytes, start, end),
+  GOODBYE: (session, frame) => session.takeGoodbye(frame),
+  PUBLISH: (session, frame) => session.publish(frame),
+  ATOMIC: (session, frame) => session.atomic(frame),
+  SUBSCRIBE: (session, frame) => session.subscribe(frame),
+  CREDIT: (session, frame) => session.credit(frame),
+  STARTED: (session, frame) => session.started(frame),
+  STARTING: (session, frame) => session.starting(frame),
+  SETTLE: (session, frame) => session.settle(frame),
+  EXTEND: (session, frame) => session.extend(frame),
+  UNSUBSCRIBE: (session, frame) => session.unsubscribe(frame),
   ...(Object.fromEntries(REQUEST_NAMES.map((name) => [name, requestHandler(name)])) as Record<
     RequestName,
     Handler
   >),
+}
+
+function requestHandler(name: RequestName): Handler {
+  return (session, frame) => session.request(name, frame)
 }
 
 interface Kind {
