@@ -39,7 +39,8 @@ import {
 } from './bytes.js'
 import { SluiceError } from './errors.js'
 import { exact, need, u64 } from './handshake.js'
-import { LIMITS, MESSAGE_OVERHEAD_BYTES } from './limits.js'
+import { LIMITS } from './limits.js'
+import { MESSAGE_OVERHEAD_BYTES } from './producing.js'
 
 export const OUTCOME = { ack: 1, retry: 2, release: 3, deadLetter: 4 } as const
 export type Outcome = (typeof OUTCOME)[keyof typeof OUTCOME]
@@ -175,6 +176,7 @@ export interface SettleItem extends TagRange {
   readonly invalid?: boolean | undefined
 }
 
+export const SETTLE_HEAD_BYTES = 4
 export const SETTLE_ITEM_BYTES = 20
 
 /** Truncates a reason to LIMITS.reasonBytesMax. */
@@ -182,11 +184,11 @@ export function encodeSettle(subscriptionId: number, items: readonly SettleItem[
   const reasons = items.map(({ reason }) =>
     reason === undefined ? undefined : clipText(reason, LIMITS.reasonBytesMax),
   )
-  let size = 4
+  let size = SETTLE_HEAD_BYTES
   for (const reason of reasons) size += SETTLE_ITEM_BYTES + (reason === undefined ? 0 : textBytes(reason))
   const bytes = new Uint8Array(size)
   writeU32(bytes, 0, subscriptionId)
-  let at = 4
+  let at = SETTLE_HEAD_BYTES
   for (const [index, item] of items.entries()) {
     writeU32(bytes, at, item.firstTag)
     writeU32(bytes, at + 4, item.count)
@@ -211,10 +213,10 @@ export function decodeSettle(
   start: number,
   end: number,
 ): { subscriptionId: number; items: SettleItem[] } {
-  need('SETTLE', end - start, 4)
+  need('SETTLE', end - start, SETTLE_HEAD_BYTES)
   const items: SettleItem[] = []
   let tags = 0
-  let at = start + 4
+  let at = start + SETTLE_HEAD_BYTES
   while (at < end) {
     if (items.length === LIMITS.rangesMax)
       throw new SluiceError('MALFORMED_FRAME', `SETTLE has more than ${LIMITS.rangesMax} items.`)
@@ -292,15 +294,18 @@ export function decodeExtend(bytes: Uint8Array, start: number, end: number): Ext
   }
 }
 
+export const RANGES_HEAD_BYTES = 4
+export const RANGE_BYTES = 8
+
 /** STARTED, STARTING, and SETTLE_OK with the stale ranges. */
 export function encodeRanges(subscriptionId: number, ranges: readonly TagRange[]): Uint8Array {
-  const bytes = new Uint8Array(4 + ranges.length * 8)
+  const bytes = new Uint8Array(RANGES_HEAD_BYTES + ranges.length * RANGE_BYTES)
   writeU32(bytes, 0, subscriptionId)
-  let at = 4
+  let at = RANGES_HEAD_BYTES
   for (const range of ranges) {
     writeU32(bytes, at, range.firstTag)
     writeU32(bytes, at + 4, range.count)
-    at += 8
+    at += RANGE_BYTES
   }
   return bytes
 }
@@ -312,15 +317,16 @@ export function decodeRanges(
   start: number,
   end: number,
 ): { subscriptionId: number; ranges: TagRange[] } {
-  need(frame, end - start, 4)
-  if ((end - start - 4) % 8 !== 0)
+  need(frame, end - start, RANGES_HEAD_BYTES)
+  const rangesBytes = end - start - RANGES_HEAD_BYTES
+  if (rangesBytes % RANGE_BYTES !== 0)
     throw new SluiceError('MALFORMED_FRAME', `${frame} has ${end - start} bytes; its ranges take 8 each.`)
   // Each range has at least one tag. One item of SETTLE can be stale in many ranges, so there is no lower bound.
-  if ((end - start - 4) / 8 > LIMITS.creditMessagesMax)
+  if (rangesBytes / RANGE_BYTES > LIMITS.creditMessagesMax)
     throw new SluiceError('MALFORMED_FRAME', `${frame} has more than ${LIMITS.creditMessagesMax} ranges.`)
   const ranges: TagRange[] = []
   let tags = 0
-  for (let at = start + 4; at < end; at += 8) {
+  for (let at = start + RANGES_HEAD_BYTES; at < end; at += RANGE_BYTES) {
     const count = readU32(bytes, at + 4)
     tags += count
     checkRange(frame, count, tags)

@@ -14,16 +14,23 @@ import { BATCH_HEADER_BYTES, batchCount, batchLength, batchNumber } from './batc
 import { readText, readU16, readU32, textBytes, writeText, writeU16, writeU32, writeU64 } from './bytes.js'
 import { crc32 } from './checksum.js'
 import { SluiceError } from './errors.js'
+import { FRAME_HEADER_BYTES } from './frame.js'
 import { decodeFault, encodeFault, exactNumber, need, u64, type Fault } from './handshake.js'
 import { LIMITS } from './limits.js'
 import { queueName } from './names.js'
+import { RECORD_HEADER_BYTES } from './record.js'
 
 /** Where the queue's name begins in the payload of PUBLISH; it ends where the batch begins. */
 export const PUBLISH_NAME_AT = 1
 
-export const PUBLISH_OK_ITEM_BYTES = 20
+/** Bytes that a PUBLISH frame and a batch header add around one record, at most. */
+export const MESSAGE_OVERHEAD_BYTES =
+  FRAME_HEADER_BYTES + PUBLISH_NAME_AT + LIMITS.queueNameBytesMax + BATCH_HEADER_BYTES + RECORD_HEADER_BYTES
 
-const DUPLICATE_BYTES = 12
+/** A base offset and the number of duplicates. */
+export const PLACE_BYTES = 12
+export const PUBLISH_OK_ITEM_BYTES = 8 + PLACE_BYTES
+export const DUPLICATE_BYTES = 12
 
 /** Bytes of one item of PUBLISH_OK. */
 export function publishOkItemBytes(duplicates: Duplicates | undefined): number {
@@ -50,7 +57,7 @@ function writePlace(
 ): number {
   writeU64(bytes, at, baseOffset)
   writeU32(bytes, at + 8, duplicates?.size ?? 0)
-  let next = at + 12
+  let next = at + PLACE_BYTES
   for (const [index, first] of duplicates ?? []) {
     writeU32(bytes, next, index)
     writeU64(bytes, next + 4, first)
@@ -306,13 +313,15 @@ export function decodeAtomic(bytes: Uint8Array, start: number, end: number): Ato
   return { number, crc, acks, batches }
 }
 
+export const ATOMIC_OK_HEAD_BYTES = 12
+
 export function encodeAtomicOk(number: number, places: readonly Placed[]): Uint8Array {
-  let size = 12
-  for (const { duplicates } of places) size += 12 + (duplicates?.size ?? 0) * DUPLICATE_BYTES
+  let size = ATOMIC_OK_HEAD_BYTES
+  for (const { duplicates } of places) size += PLACE_BYTES + (duplicates?.size ?? 0) * DUPLICATE_BYTES
   const bytes = new Uint8Array(size)
   writeU64(bytes, 0, number)
   writeU32(bytes, 8, places.length)
-  let at = 12
+  let at = ATOMIC_OK_HEAD_BYTES
   for (const { baseOffset, duplicates } of places) at = writePlace(bytes, at, baseOffset, duplicates)
   return bytes
 }
@@ -323,16 +332,16 @@ export function decodeAtomicOk(
   start: number,
   end: number,
 ): { readonly number: number; readonly places: readonly Placed[] } {
-  need('ATOMIC_OK', end - start, 12)
+  need('ATOMIC_OK', end - start, ATOMIC_OK_HEAD_BYTES)
   const count = readU32(bytes, start + 8)
-  let at = start + 12
-  need('ATOMIC_OK', end - at, count * 12)
+  let at = start + ATOMIC_OK_HEAD_BYTES
+  need('ATOMIC_OK', end - at, count * PLACE_BYTES)
   const places: Placed[] = []
   for (let i = 0; i < count; i++) {
-    need('ATOMIC_OK', end - at, 12)
+    need('ATOMIC_OK', end - at, PLACE_BYTES)
     const baseOffset = u64('ATOMIC_OK', bytes, at)
     const duplicateCount = readU32(bytes, at + 8)
-    at += 12
+    at += PLACE_BYTES
     const duplicates =
       duplicateCount === 0 ? undefined : readDuplicates('ATOMIC_OK', bytes, at, end, duplicateCount)
     at += duplicateCount * DUPLICATE_BYTES
