@@ -25,7 +25,6 @@ export const LONG_FILES: Reasons = {
   'packages/client/src/client.ts': 'The public methods of the client and their documentation.',
   'packages/client/src/producer.ts':
     'What a producer sends and what is confirmed, and the check of its invariant.',
-  'packages/server/src/queue/contents.ts': 'What the facts do to the messages of a queue.',
 }
 
 /** Files that own a layout in bytes, which is no batch or record of the protocol. */

@@ -244,7 +244,7 @@ export class Dispatcher {
   // Has what the queue needs after `block` read while the block is handed out.
   #loadNext(queue: Queue, block: Block): void {
     block.isFollowed = true
-    const next = queue.liveBatchFrom(this.#run.offset, (position) => !holdsBatch(block, position))
+    const next = queue.chunks.liveBatchFrom(this.#run.offset, (position) => !holdsBatch(block, position))
     if (next !== -1) this.#blocks.loadEarly(next)
   }
 

@@ -300,7 +300,7 @@ function held(queue: Queue, messages: readonly PeekedMessage[]): PeekedMessage[]
 
 /** Offsets that are not gone, from `from` on, as they are when they are come to. */
 function* offsetsFrom(queue: Queue, from: number): IterableIterator<number> {
-  for (const chunk of queue.chunks()) {
+  for (const chunk of queue.chunks) {
     if (chunk.base + chunk.count <= from) continue
     for (let index = Math.max(0, from - chunk.base); index < chunk.count; index++)
       if (!chunk.isGone(index)) yield chunk.base + index
@@ -308,7 +308,7 @@ function* offsetsFrom(queue: Queue, from: number): IterableIterator<number> {
 }
 
 function* deadFrom(queue: Queue, from: number): IterableIterator<number> {
-  for (const chunk of queue.chunks()) {
+  for (const chunk of queue.chunks) {
     if (chunk.dead === undefined || chunk.base + chunk.count <= from) continue
     for (const offset of deadIn(chunk)) if (offset >= from) yield offset
   }

@@ -289,7 +289,8 @@ describe('replay', () => {
     let copies = 0
     for (let i = 0; i < 60 && copies === 0; i++) {
       await bench.fill(20_000)
-      copies = bench.broker.catalog.queue(Q).oldestPosition > firstPosition + SMALL.segmentBytes ? 1 : 0
+      copies =
+        bench.broker.catalog.queue(Q).chunks.oldestPosition > firstPosition + SMALL.segmentBytes ? 1 : 0
     }
     expect(copies).toBe(1)
     bench.ensure({ retainAgeMs: HOUR })

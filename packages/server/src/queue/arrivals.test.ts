@@ -27,7 +27,7 @@ function queuesOn(arrivals: Arrivals, use: CountedUse): Queue[] {
 }
 
 const pagesOf = (queue: Queue): string[] =>
-  [...queue.chunks()].map((chunk) => Buffer.from(encodeChunkPage(chunk, queue.keys)).toString('hex'))
+  [...queue.chunks].map((chunk) => Buffer.from(encodeChunkPage(chunk, queue.keys)).toString('hex'))
 
 const steps = fc.array(
   fc.oneof(
@@ -75,7 +75,7 @@ test('what arrives and waits ends where it would stand had somebody looked at on
         expect(queue.bytes).toBeCloseTo(recordBytes)
         expect(pagesOf(queue)).toEqual(pagesOf(prompt[index]!))
         queue.audit()
-        queue.eachLiveBatch((place, bytes) => void live.set(place, bytes))
+        queue.chunks.eachLiveBatch((place, bytes) => void live.set(place, bytes))
       })
       for (const [place, bytes] of use.live) expect(bytes).toBe(live.get(place) ?? 0)
     }),

@@ -2,9 +2,13 @@
  * The chunks of one queue by offset, from the oldest that is not all gone to the newest. A chunk that is full and all
  * gone is dropped; an absent chunk means that everything in it is gone.
  */
+import { LIMITS } from '@sluice/protocol'
 import { CHUNK_MESSAGES } from './bits.js'
 import { Chunk } from './chunk.js'
 import { MARK } from './marks.js'
+
+/** Most chunks that one batch can be in. */
+const BATCH_CHUNKS_MAX = Math.ceil(LIMITS.batchCountMax / CHUNK_MESSAGES) + 1
 
 /** Offset after the last one of the chunk that holds `offset`. */
 export function chunkEndAfter(offset: number): number {
@@ -70,5 +74,89 @@ export class Chunks {
 
   *[Symbol.iterator](): IterableIterator<Chunk> {
     for (const chunk of this.#list.slice()) if (chunk !== undefined) yield chunk
+  }
+
+  // --- batches with live messages: the log keeps a batch until its last message is gone ---
+
+  /** Position of the batch that holds the oldest live message; -1 if no message is live. */
+  get oldestPosition(): number {
+    let position = -1
+    this.eachLiveBatch((place) => {
+      position = place
+      return true
+    })
+    return position
+  }
+
+  /**
+   * Visits each batch that has a live message once, by offset, until `visit` returns true. Allocates nothing per batch:
+   * a queue that is deleted can have millions of them.
+   */
+  eachLiveBatch(visit: (place: number, bytes: number) => boolean | void): void {
+    let last = -1
+    for (const chunk of this) {
+      if (chunk.live === 0) continue
+      for (let batch = 0; batch < chunk.batches.count; batch++) {
+        const place = chunk.batches.place(batch)
+        // A batch that continues from the previous chunk was visited there.
+        if (place === last || chunk.batchIsGone(batch)) continue
+        last = place
+        if (visit(place, chunk.batches.bytes(batch)) === true) return
+      }
+    }
+  }
+
+  /**
+   * Position of the first batch that has a live message and is `wanted`, starting with the batch of the message at
+   * `offset`. -1 if there is none before the next absent chunk.
+   */
+  liveBatchFrom(offset: number, wanted: (place: number) => boolean): number {
+    let chunk = this.at(offset)
+    let batch = chunk === undefined ? 0 : chunk.batches.find(offset - chunk.base)
+    while (chunk !== undefined) {
+      for (; batch < chunk.batches.count; batch++) {
+        const place = chunk.batches.place(batch)
+        if (wanted(place) && !chunk.batchIsGone(batch)) return place
+      }
+      chunk = this.at(chunk.base + CHUNK_MESSAGES)
+      batch = 0
+    }
+    return -1
+  }
+
+  /** Number of live messages in the batch of `[offset, offset + count)`; 0 if that batch is no longer at `position`. */
+  liveAt(offset: number, count: number, position: number): number {
+    let live = 0
+    for (let from = offset; from < offset + count;) {
+      const to = Math.min(offset + count, chunkEndAfter(from))
+      const chunk = this.at(from)
+      if (chunk !== undefined && from - chunk.base < chunk.count) {
+        const batch = chunk.batches.find(from - chunk.base)
+        if (chunk.batches.place(batch) === position) live += chunk.liveIn(from - chunk.base, to - chunk.base)
+      }
+      from = to
+    }
+    return live
+  }
+
+  /** Whether no message of the batch is live, in this chunk or in the chunks that the batch also reaches. */
+  isBatchGone(chunk: Chunk, batch: number): boolean {
+    if (!chunk.batchIsGone(batch)) return false
+    const place = chunk.batches.place(batch)
+    if (batch === 0 && this.#isLiveFrom(chunk.base, -CHUNK_MESSAGES, place)) return false
+    const isLast = batch + 1 === chunk.batches.count
+    return !isLast || !chunk.full || !this.#isLiveFrom(chunk.base, CHUNK_MESSAGES, place)
+  }
+
+  // Whether the batch at `place` has a live message in the nearest chunk in the direction of `step`. An absent chunk
+  // between them was all of that batch.
+  #isLiveFrom(base: number, step: number, place: number): boolean {
+    for (let i = 1; i <= BATCH_CHUNKS_MAX; i++) {
+      const chunk = this.at(base + i * step)
+      if (chunk === undefined || chunk.batches.count === 0) continue
+      const batch = step > 0 ? 0 : chunk.batches.count - 1
+      return chunk.batches.place(batch) === place && !chunk.batchIsGone(batch)
+    }
+    return false
   }
 }

@@ -12,7 +12,6 @@
  */
 import {
   BATCH_HEADER_BYTES,
-  LIMITS,
   QUEUE_COUNTERS,
   type Duplicates,
   type QueueCounter,
@@ -90,8 +89,6 @@ const NOTHING_FOLLOWS: Follower = {
 
 /** Messages that a queue leaves in the ring of arrivals: to take in a thousand batches takes 0.2 ms. */
 const ARRIVED_MAX = CHUNK_MESSAGES
-/** Chunks that one batch can be in. */
-const BATCH_CHUNKS_MAX = Math.ceil(LIMITS.batchCountMax / CHUNK_MESSAGES) + 1
 /** In the place of a time of settling: what was never there for a consumer is not retained. */
 const NEVER = -1
 const FIRST_LIFE: Lives = { redrives: 0, attempts: 0 }
@@ -184,7 +181,8 @@ export class Contents implements Arriving {
     this.traitRules = { seed: this.seed, ttlMs: options.ttlMs, withSizes: options.maxBytes > 0 }
   }
 
-  get #chunks(): Chunks {
+  /** The chunks, with all that has arrived in them. */
+  get chunks(): Chunks {
     if (this.lastArrival !== NO_ARRIVAL) this.takeIn()
     return this.chunksSoFar
   }
@@ -306,9 +304,9 @@ export class Contents implements Arriving {
   #chunkToFill(offset: number): Chunk {
     const newest = this.#newest
     if (newest !== undefined && offset >= newest.base && offset < newest.base + CHUNK_MESSAGES) return newest
-    const known = this.#chunks.at(offset)
+    const known = this.chunks.at(offset)
     if (known === undefined) this.use.pages.count++
-    return (this.#newest = known ?? this.#chunks.toFill(offset))
+    return (this.#newest = known ?? this.chunks.toFill(offset))
   }
 
   #setTraits(chunk: Chunk, from: number, to: number, traits: Traits, traitsFrom: number): void {
@@ -353,7 +351,7 @@ export class Contents implements Arriving {
     for (const index of duplicates.keys()) this.remove(base + index, 1, NEVER)
     for (let from = base; from < end;) {
       const to = Math.min(end, chunkEndAfter(from))
-      const chunk = this.#chunks.at(from)
+      const chunk = this.chunks.at(from)
       if (chunk !== undefined) {
         for (let index = from - chunk.base; index < to - chunk.base; index++)
           if (!chunk.isGone(index)) this.#follower.entered(chunk, index, index + 1)
@@ -445,7 +443,7 @@ export class Contents implements Arriving {
 
   /** All below `below` but the dead are gone. */
   purgeFact(below: number, timeMs: number): void {
-    for (const chunk of this.chunks()) {
+    for (const chunk of this.chunks) {
       if (chunk.pagePosition > this.appliedFrom) continue
       const end = Math.min(chunk.count, below - chunk.base)
       if (end <= 0) continue
@@ -474,21 +472,6 @@ export class Contents implements Arriving {
     if (from !== -1) this.#follower.copied(from, position, bytes)
   }
 
-  /** Live messages of the batch of `[offset, offset + count)`, if it still stands at `position`. */
-  liveAt(offset: number, count: number, position: number): number {
-    let live = 0
-    for (let from = offset; from < offset + count;) {
-      const to = Math.min(offset + count, chunkEndAfter(from))
-      const chunk = this.chunkAt(from)
-      if (chunk !== undefined && from - chunk.base < chunk.count) {
-        const batch = chunk.batches.find(from - chunk.base)
-        if (chunk.batches.place(batch) === position) live += chunk.liveIn(from - chunk.base, to - chunk.base)
-      }
-      from = to
-    }
-    return live
-  }
-
   /** Recovery: the definition was changed. */
   redefine({ options, paused, idsFrom }: QueueDefinition): void {
     this.options = options
@@ -509,20 +492,20 @@ export class Contents implements Arriving {
   /** The queue is gone: nothing in the log is needed for it any more. */
   drop(): void {
     this.#follower.dropped()
-    for (const chunk of this.chunks()) {
+    for (const chunk of this.chunks) {
       this.use.pages.gone(chunk.pageBytes)
       for (const index of chunk.dead?.indexes() ?? []) this.#reasons.forget(chunk.dead!.get(index)!.reason)
     }
     this.ids.drop()
     // Whoever still holds on to the queue finds nothing in it.
-    this.#chunks.clear()
+    this.chunks.clear()
     this.#newest = undefined
     this.live = 0
     this.deadCount = 0
   }
 
   chunkAt(offset: number): Chunk | undefined {
-    return this.#chunks.at(offset)
+    return this.chunks.at(offset)
   }
 
   /** Says where the message at `offset`, which is not gone, is in the log. */
@@ -531,64 +514,9 @@ export class Contents implements Arriving {
     chunk.locate(offset - chunk.base, location)
   }
 
-  /** Where the batch with its oldest message that is not done stands in the log; -1: it has none. */
-  get oldestPosition(): number {
-    let position = -1
-    this.eachLiveBatch((place) => {
-      position = place
-      return true
-    })
-    return position
-  }
-
-  /**
-   * Visits the batches that any live message is in, each once, by offset, until `visit` returns true. Makes no object for
-   * each: a queue that is deleted can have millions of them.
-   */
-  eachLiveBatch(visit: (place: number, bytes: number) => boolean | void): void {
-    let last = -1
-    for (const chunk of this.chunks()) {
-      if (chunk.live === 0) continue
-      for (let batch = 0; batch < chunk.batches.count; batch++) {
-        const place = chunk.batches.place(batch)
-        // One that goes on in the next chunk was told of.
-        if (place === last || chunk.batchIsGone(batch)) continue
-        last = place
-        if (visit(place, chunk.batches.bytes(batch)) === true) return
-      }
-    }
-  }
-
-  /**
-   * Place of the first batch with a live message that is `wanted`, from that of the message at `offset` on; -1: none
-   * before a chunk that is all gone.
-   */
-  liveBatchFrom(offset: number, wanted: (place: number) => boolean): number {
-    let chunk = this.chunkAt(offset)
-    let batch = chunk === undefined ? 0 : chunk.batches.find(offset - chunk.base)
-    while (chunk !== undefined) {
-      for (; batch < chunk.batches.count; batch++) {
-        const place = chunk.batches.place(batch)
-        if (wanted(place) && !chunk.batchIsGone(batch)) return place
-      }
-      chunk = this.chunkAt(chunk.base + CHUNK_MESSAGES)
-      batch = 0
-    }
-    return -1
-  }
-
-  chunks(): IterableIterator<Chunk> {
-    return this.#chunks[Symbol.iterator]()
-  }
-
-  /** Offset of the oldest chunk that is not all gone, and everything before it is. */
-  get firstOffset(): number {
-    return this.#chunks.firstOffset
-  }
-
   /** Puts a chunk in that was read from a page. */
   restore(chunk: Chunk): void {
-    this.#chunks.place(chunk)
+    this.chunks.place(chunk)
     this.#newest = undefined
     this.use.pages.count++
     this.use.pages.written(0, chunk.pageBytes)
@@ -605,7 +533,7 @@ export class Contents implements Arriving {
 
   // The chunk that a fact about `offset` changes; undefined when it is gone or its page holds the fact already.
   #chunkToApply(offset: number): Chunk | undefined {
-    const chunk = this.#chunks.at(offset)
+    const chunk = this.chunks.at(offset)
     return chunk === undefined || chunk.pagePosition > this.appliedFrom ? undefined : chunk
   }
 
@@ -642,36 +570,11 @@ export class Contents implements Arriving {
     this.live -= removed
     this.dirty = true
     if (chunk.live === 0 && chunk.full) {
-      this.#chunks.drop(chunk)
+      this.chunks.drop(chunk)
       this.use.pages.gone(chunk.pageBytes)
       if (this.#newest === chunk) this.#newest = undefined
     } else chunk.pack(end)
     return removed
-  }
-
-  /** Gives the log the room of the batch back, if nothing of it is live any more. */
-  protected freeBatch(chunk: Chunk, batch: number): void {
-    if (this.#isOver(chunk, batch)) this.use.remove(chunk.batches.place(batch), chunk.batches.bytes(batch))
-  }
-
-  // Whether nothing of the batch is live, here or in the chunks that it came from and goes on in.
-  #isOver(chunk: Chunk, batch: number): boolean {
-    if (!chunk.batchIsGone(batch)) return false
-    const place = chunk.batches.place(batch)
-    if (batch === 0 && this.#isLiveFrom(chunk.base, -CHUNK_MESSAGES, place)) return false
-    const isLast = batch + 1 === chunk.batches.count
-    return !isLast || !chunk.full || !this.#isLiveFrom(chunk.base, CHUNK_MESSAGES, place)
-  }
-
-  // Whether the batch at `place` has a live message in the next chunk that is there: a chunk between would be all of it.
-  #isLiveFrom(base: number, step: number, place: number): boolean {
-    for (let i = 1; i <= BATCH_CHUNKS_MAX; i++) {
-      const chunk = this.chunksSoFar.at(base + i * step)
-      if (chunk === undefined || chunk.batches.count === 0) continue
-      const batch = step > 0 ? 0 : chunk.batches.count - 1
-      return chunk.batches.place(batch) === place && !chunk.batchIsGone(batch)
-    }
-    return false
   }
 
   // What is kept about single messages that are about to be gone goes with them. Returns their bytes.

@@ -349,7 +349,7 @@ class Pair {
     queue.next = old.next
     Object.assign(queue.counts, old.counts)
     queue.redeliveredBelow = old.deliveredBelow
-    for (const chunk of old.chunks())
+    for (const chunk of old.chunks)
       queue.restore(decodeChunkPage(encodeChunkPage(chunk, old.keys), 0, queue.keys))
     queue.open(this.model.now)
     this.queue = queue
@@ -459,14 +459,14 @@ describe('queue', () => {
     const run = emptyRun()
     for (let i = 0; i < 300; i++) queue.append(1000, i * 512, 1, 100_000)
     let chunksBefore = 0
-    for (const _ of queue.chunks()) chunksBefore++
+    for (const _ of queue.chunks) chunksBefore++
     expect(chunksBefore).toBe(293)
     while (queue.nextRun(100_000, 1, run)) {
       queue.lease(run, run.count, 1, '')
       queue.ack(run.offset, run.count, 1)
     }
     let chunksAfter = 0
-    for (const _ of queue.chunks()) chunksAfter++
+    for (const _ of queue.chunks) chunksAfter++
     expect(chunksAfter).toBe(1)
     expect(queue.live).toBe(0)
     expect(queue.bytes).toBeCloseTo(0)
@@ -692,7 +692,7 @@ describe('queue', () => {
     }
     expect(queue.deadCount).toBe(8 * left)
     const pages: number[] = []
-    for (const chunk of queue.chunks()) {
+    for (const chunk of queue.chunks) {
       expect(chunk.marks.areListed).toBe(true)
       expect(chunk.columns.room).toBeLessThanOrEqual(4 * left)
       expect(chunk.batches.room).toBeLessThanOrEqual(4 * left)
@@ -711,7 +711,7 @@ describe('queue', () => {
     // On disk as in memory.
     expect(pages).toHaveLength(8)
     expect(Math.max(...pages)).toBeLessThan(150 + 150 * left)
-    for (const chunk of queue.chunks())
+    for (const chunk of queue.chunks)
       for (const offset of [...chunk.liveIndexes()].map((index) => chunk.base + index))
         queue.discard(offset, 1)
     expect([queue.live, queue.keys.size, queue.bytes]).toEqual([0, 0, 0])

@@ -159,7 +159,8 @@ export class Queue extends Contents implements Follower {
   }
 
   removedFrom(chunk: Chunk, batch: number): void {
-    this.freeBatch(chunk, batch)
+    if (this.chunksSoFar.isBatchGone(chunk, batch))
+      this.use.remove(chunk.batches.place(batch), chunk.batches.bytes(batch))
   }
 
   copied(from: number, to: number, bytes: number): void {
@@ -167,7 +168,7 @@ export class Queue extends Contents implements Follower {
   }
 
   dropped(): void {
-    this.eachLiveBatch((place, bytes) => this.use.remove(place, bytes))
+    this.chunks.eachLiveBatch((place, bytes) => this.use.remove(place, bytes))
     this.#line.clear()
     this.moving.length = 0
     this.leased = 0
@@ -178,9 +179,9 @@ export class Queue extends Contents implements Follower {
   /** Recovery is over: every message takes its place in the line. */
   open(nowMs: number): void {
     this.follow(this)
-    this.eachLiveBatch((place, bytes) => this.use.add(place, bytes))
+    this.chunks.eachLiveBatch((place, bytes) => this.use.add(place, bytes))
     this.former.open()
-    for (const chunk of this.chunks()) {
+    for (const chunk of this.chunks) {
       for (const index of chunk.dead?.indexes() ?? [])
         if (chunk.dead!.get(index)!.isMoving) this.moving.push(chunk.base + index)
       if (!chunk.hasIds) continue
@@ -562,7 +563,7 @@ export class Queue extends Contents implements Follower {
       if (chunk.isExpired(index, nowMs)) expire(chunk, index)
     })
     if (nowMs >= this.earliestExpiryMs) {
-      for (const chunk of this.chunks()) {
+      for (const chunk of this.chunks) {
         if (chunk.earliestExpiryMs > nowMs) continue
         for (let index = 0; index < chunk.count; index++) {
           if (!chunk.isExpired(index, nowMs) || chunk.isGone(index) || chunk.isDead(index)) continue
@@ -606,7 +607,7 @@ export class Queue extends Contents implements Follower {
     let dead = 0
     let deadBytes = 0
     let standing = 0
-    for (const chunk of this.chunks()) {
+    for (const chunk of this.chunks) {
       chunk.invariants()
       live += chunk.live
       for (const index of chunk.dead?.indexes() ?? []) {
@@ -660,12 +661,12 @@ export class Queue extends Contents implements Follower {
   #sweep(nowMs: number): void {
     this.#sweptMs = nowMs
     const expired: Placed[] = []
-    for (const chunk of this.chunks()) if (chunk.earliestExpiryMs <= nowMs) this.#look(chunk, nowMs, expired)
+    for (const chunk of this.chunks) if (chunk.earliestExpiryMs <= nowMs) this.#look(chunk, nowMs, expired)
     // In the order in which their times were over: each may have freed its key for the next.
     if (this.keys.size > 0) expired.sort((a, b) => a.timeMs - b.timeMs)
     for (const { chunk, index } of expired) this.#expireInLine(chunk, chunk.base + index, nowMs)
     this.earliestExpiryMs = Infinity
-    for (const chunk of this.chunks())
+    for (const chunk of this.chunks)
       this.earliestExpiryMs = Math.min(this.earliestExpiryMs, chunk.earliestExpiryMs)
   }
 

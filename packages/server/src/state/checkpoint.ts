@@ -163,7 +163,7 @@ export class Checkpoints {
       // A queue, or a producer, can be gone by the time that its turn comes, or between two of its pages: what is counted
       // of pages that are not there any more is never given back.
       const isThere = (): boolean => state.queuesById.get(queue.id) === queue
-      for (const chunk of queue.chunks()) {
+      for (const chunk of queue.chunks) {
         // The list was made when the queue's turn came; a chunk can be freed while the checkpoint waits.
         if (queue.chunkAt(chunk.base) !== chunk) continue
         if (!chunk.dirty && chunk.pagePosition >= this.evacuateBefore) continue
@@ -244,7 +244,7 @@ function pagesOf(state: State): PageAt[] {
   }
   for (const queue of state.queues.values()) {
     list(PAGE.queue, queue.id, queue.pagePosition)
-    for (const chunk of queue.chunks()) list(PAGE.chunk, queue.id, chunk.pagePosition)
+    for (const chunk of queue.chunks) list(PAGE.chunk, queue.id, chunk.pagePosition)
     for (const { position } of queue.ids.pagesAt()) list(PAGE.ids, queue.id, position)
   }
   for (const producer of state.producers.values()) list(PAGE.producer, producer.id, producer.pagePosition)

@@ -210,7 +210,7 @@ export class Relocation {
       const header = readBatchHeader(entry.bytes, at)
       const queue = this.#state.queuesById.get(header.queueId)
       if (queue === undefined) continue
-      if (queue.liveAt(header.baseOffset, header.count, entry.position + at) === 0) continue
+      if (queue.chunks.liveAt(header.baseOffset, header.count, entry.position + at) === 0) continue
       const to = this.#tail.reserve(header.length, nowMs)
       this.#tail.bytes.set(entry.bytes.subarray(at, at + header.length), to)
       writeBatchAttributes(this.#tail.bytes, to, header.attributes | BATCH_ATTRIBUTE.relocated)

@@ -169,7 +169,7 @@ export class Segments implements LogUse {
   audit(queues: Iterable<Queue>): void {
     const counted = new Map<number, number>()
     for (const queue of queues) {
-      queue.eachLiveBatch((place, bytes) => {
+      queue.chunks.eachLiveBatch((place, bytes) => {
         const number = Math.floor(place / this.#segmentBytes)
         counted.set(number, (counted.get(number) ?? 0) + bytes)
       })

@@ -191,8 +191,8 @@ export class Space {
     const { segments, queues, queuesById } = this.#state
     if (isThere(this.#tail.position)) return { by: 'writing', queue: undefined }
     if (isThere(segments.oldestLive(firstPosition))) {
-      for (const { name, oldestPosition } of queues.values())
-        if (isThere(oldestPosition)) return { by: 'messages', queue: name }
+      for (const { name, chunks } of queues.values())
+        if (isThere(chunks.oldestPosition)) return { by: 'messages', queue: name }
       return { by: 'messages', queue: undefined }
     }
     if (isThere(this.#relocation.retainedFrom)) {

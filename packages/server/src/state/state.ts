@@ -359,7 +359,7 @@ export class State {
     for (const queue of this.queues.values()) {
       count += queue.ids.pageCount
       bytes += queue.pageBytes
-      for (const chunk of queue.chunks()) {
+      for (const chunk of queue.chunks) {
         count++
         bytes += chunk.pageBytes
       }
