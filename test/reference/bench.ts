@@ -872,13 +872,9 @@ export class Bench {
       `subscribe to ${name}`,
       () =>
         this.broker.leases.subscribe(
-          queueName(name),
+          { queue: queueName(name), messages, bytes, limit, processingTimeoutMs },
           connection.pairs.length + 1,
           connection.consumer,
-          messages,
-          bytes,
-          limit,
-          processingTimeoutMs,
         ),
       () => {
         model = this.model.subscribe(

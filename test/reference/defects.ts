@@ -36,7 +36,7 @@ function around<Part extends object, Name extends keyof Part>(
 
 /** Consumers see deliveries that `change` has had in its hands. */
 function aroundDeliveries(broker: Broker, change: (run: Run, bytes: Uint8Array, start: number) => Run): void {
-  around(broker.leases, 'subscribe', (subscribe) => (name, channel, consumer, ...rest) => {
+  around(broker.leases, 'subscribe', (subscribe) => (request, channel, consumer) => {
     const bent: Consumer = Object.create(consumer, {
       deliver: {
         value: (subscription: Subscription, delivery: Delivery) => {
@@ -46,7 +46,7 @@ function aroundDeliveries(broker: Broker, change: (run: Run, bytes: Uint8Array, 
         },
       },
     }) as Consumer
-    return subscribe(name, channel, bent, ...rest)
+    return subscribe(request, channel, bent)
   })
 }
 
@@ -253,8 +253,8 @@ export const DEFECTS: readonly PlantedDefect[] = [
 
 /** Consumers that do some things differently. */
 function aroundConsumer(broker: Broker, change: Partial<Consumer>): void {
-  around(broker.leases, 'subscribe', (subscribe) => (name, channel, consumer, ...rest) => {
+  around(broker.leases, 'subscribe', (subscribe) => (request, channel, consumer) => {
     const bent = Object.create(consumer, Object.getOwnPropertyDescriptors(change)) as Consumer
-    return subscribe(name, channel, bent, ...rest)
+    return subscribe(request, channel, bent)
   })
 }

@@ -167,7 +167,7 @@ class Bench {
       ended: (_subscription, error) => (this.#fatal ??= error),
     }
     this.broker.turn.begin()
-    return this.broker.leases.subscribe(name, 1, consumer, messages, 0xffff_ffff, undefined)
+    return this.broker.leases.subscribe({ queue: name, messages, bytes: 0xffff_ffff }, 1, consumer)
   }
 
   /** Sends a step, with so many before it unanswered. @throws SluiceError */

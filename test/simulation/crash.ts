@@ -89,6 +89,9 @@ const IDLE: Consumer = {
   ended: () => {},
 }
 
+/** Credit for all that a queue holds. */
+const ALL = { messages: 65_535, bytes: 0xffff_ffff }
+
 const AGAIN_SHARE = 0.1
 const INTERRUPTED_SHARE = 0.06
 const USED_SHARE = 0.06
@@ -165,7 +168,7 @@ export class CrashPoints {
       if (claims.length === 0) continue
       let subscription: Subscription
       try {
-        subscription = broker.leases.subscribe(name as QueueName, 1, IDLE, 65_535, 0xffff_ffff, undefined)
+        subscription = broker.leases.subscribe({ queue: name as QueueName, ...ALL }, 1, IDLE)
       } catch (error) {
         // It is not there yet, or no longer.
         if (error instanceof SluiceError) continue
@@ -358,14 +361,7 @@ export class CrashPoints {
       }
       broker.turn.begin()
       broker.catalog.resume(name as QueueName)
-      const subscription = broker.leases.subscribe(
-        name as QueueName,
-        1,
-        consumer,
-        65_535,
-        0xffff_ffff,
-        undefined,
-      )
+      const subscription = broker.leases.subscribe({ queue: name as QueueName, ...ALL }, 1, consumer)
       for (let quiet = 0; quiet < 3;) {
         const turn = turns.shift()
         turn?.()

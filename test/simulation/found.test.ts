@@ -208,7 +208,11 @@ test('more settles in one turn than one segment can hold are written in parts', 
     drained: () => {},
     ended: () => {},
   }
-  const subscription = bench.broker.leases.subscribe(NAME, 1, consumer, 4000, 1 << 30, undefined)
+  const subscription = bench.broker.leases.subscribe(
+    { queue: NAME, messages: 4000, bytes: 1 << 30 },
+    1,
+    consumer,
+  )
   const batches = 40
   for (let number = 1; number <= batches; number++) {
     bench.publish(NAME, number, 100)
@@ -276,7 +280,11 @@ async function withDead(bench: Bench, count: number): Promise<void> {
     drained: () => {},
     ended: () => {},
   }
-  const subscription = bench.broker.leases.subscribe(NAME, 1, consumer, 4000, 1 << 30, undefined)
+  const subscription = bench.broker.leases.subscribe(
+    { queue: NAME, messages: 4000, bytes: 1 << 30 },
+    1,
+    consumer,
+  )
   await bench.settle()
   bench.broker.leases.unsubscribe(subscription, 'nobody')
   await bench.settle()

@@ -320,7 +320,7 @@ export class FullDisk {
     const broker = this.#live
     broker.turn.begin()
     const taker = new Taker()
-    taker.subscription = broker.leases.subscribe(Q, 1, taker, messages, 1 << 20, undefined)
+    taker.subscription = broker.leases.subscribe({ queue: Q, messages, bytes: 1 << 20 }, 1, taker)
     return taker
   }
 

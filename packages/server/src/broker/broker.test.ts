@@ -89,7 +89,7 @@ class Rig {
       drained: () => {},
       ended: (_subscription, error) => this.ended.push(error.code),
     }
-    return this.broker.leases.subscribe(JOBS, 1, consumer, messages, 2 ** 32 - 1, undefined)
+    return this.broker.leases.subscribe({ queue: JOBS, messages, bytes: 2 ** 32 - 1 }, 1, consumer)
   }
 }
 

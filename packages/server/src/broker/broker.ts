@@ -22,7 +22,7 @@ import { Operator } from './operator.js'
 import { Producers } from './producers.js'
 import { Records } from './records.js'
 import { Replays } from './replays.js'
-import { recover } from '../state/recovery.js'
+import { recover, type Recovered } from '../state/recovery.js'
 import { pagesMax } from '../state/directory.js'
 import { Space, type Holder } from '../state/space.js'
 import { BOOT_AFTER_CLOSE, type State } from '../state/state.js'
@@ -54,6 +54,8 @@ export interface BrokerOptions {
   /** For tests. */
   readonly observer?: Observer | undefined
 }
+
+type Checked = BrokerOptions & { readonly messageBytesMax: number }
 
 /**
  * Something that holds answers back. Whatever it was given since the last turn ended waits for `gate`; what waits
@@ -95,32 +97,28 @@ export class Broker {
   readonly messageBytesMax: number
   readonly boot: number
   readonly status: BrokerStatus
+  readonly turn: Turn
+  readonly producers: Producers
+  readonly intake: Intake
+  readonly leases: Leases
+  readonly catalog: Catalog
+  readonly operator: Operator
+  readonly replays: Replays
+  readonly history: History
   readonly #options: BrokerOptions
   readonly #log: Log
   readonly #state: State
   readonly #blocks: Blocks
   readonly #tail: Tail
-  readonly #dispatcher: Dispatcher
   readonly #space: Space
-  readonly turn: Turn
+  readonly #writer: Writer
+  readonly #moves: Moves
+  readonly #dispatcher: Dispatcher
   readonly #spaceTimer: Timer
   readonly #idleTimer: Timer
-  readonly #writer: Writer
-  /** Producers by identity. */
-  readonly producers: Producers
-  /** What they send. */
-  readonly intake: Intake
-  readonly #moves: Moves
-  readonly operator: Operator
-  readonly replays: Replays
-  readonly history: History
-  /** Queues by name. */
-  readonly catalog: Catalog
-  /** Subscriptions, and what they hold. */
-  readonly leases: Leases
   readonly #pagesMax: number
   readonly #pendingBytesMax: number
-  /** Those that hold something; in no particular order. */
+  /** Outputs with something to send, in no particular order. */
   readonly #outputs = new Set<Output>()
   readonly #waitingForDisk: (() => void)[] = []
   #endedAtMs = 0
@@ -149,10 +147,10 @@ export class Broker {
     const afterCrash = !state.closed
     if (afterCrash) state.markAllDelivered()
     state.boot++
-    const nowMs = Math.max(options.now(), state.newestMs)
+    const turn = new Turn(options, Math.max(options.now(), state.newestMs))
     let messages = 0
     for (const queue of state.queues.values()) {
-      queue.open(nowMs)
+      queue.open(turn.nowMs)
       messages += queue.live
     }
     const status: BrokerStatus = {
@@ -164,13 +162,7 @@ export class Broker {
       boot: state.boot,
       afterCrash,
     }
-    const blocks = new Blocks(log, { ...BLOCKS_DEFAULTS, ...options.blocks })
-    const tail = new Tail(log, bounds, blocks)
-    tail.epoch = state.boot
-    let floor = recovered.directory?.replayFrom ?? bounds.firstPosition
-    for (const page of recovered.directory?.pages ?? []) floor = Math.min(floor, page.position)
-    const space = new Space(log, tail, state, options.checkpointBytes ?? log.segmentBytes / 2, floor)
-    const broker = new Broker(options, state, blocks, tail, space, status, nowMs, messageBytesMax)
+    const broker = new Broker({ ...options, messageBytesMax }, recovered, turn, status)
     broker.#writer.mark(BATCH_TYPE.boot, state.boot, afterCrash ? 0 : BOOT_AFTER_CLOSE)
     if (await broker.#idles()) {
       // Messages that an earlier process left to be moved need no other event.
@@ -185,61 +177,47 @@ export class Broker {
     )
   }
 
-  private constructor(
-    options: BrokerOptions,
-    state: State,
-    blocks: Blocks,
-    tail: Tail,
-    space: Space,
-    status: BrokerStatus,
-    nowMs: number,
-    messageBytesMax: number,
-  ) {
+  private constructor(options: Checked, recovered: Recovered, turn: Turn, status: BrokerStatus) {
+    const { log, messageBytesMax, observer } = options
+    const { state, bounds } = recovered
     this.#options = options
-    this.#log = options.log
+    this.#log = log
     this.#state = state
-    this.#blocks = blocks
-    this.#tail = tail
-    const { observer } = options
-    if (observer !== undefined) state.observe(observer)
-    this.#space = space
-    tail.report({ durable: (lsn) => this.#durable(lsn), failed: (error) => this.fail(error) })
-    this.messageBytesMax = messageBytesMax
-    this.#pagesMax = pagesMax(options.log.segmentBytes)
-    this.#pendingBytesMax = options.pendingBytesMax ?? PENDING_BYTES_DEFAULT
+    this.turn = turn
     this.status = status
     this.boot = state.boot
-    const turn = new Turn(options, nowMs)
-    this.turn = turn
+    this.messageBytesMax = messageBytesMax
+    this.#pagesMax = pagesMax(log.segmentBytes)
+    this.#pendingBytesMax = options.pendingBytesMax ?? PENDING_BYTES_DEFAULT
     this.#spaceTimer = turn.timer()
     this.#idleTimer = turn.timer()
-    const records = new Records(blocks)
-    this.#writer = new Writer(options.log, tail, turn)
-    this.producers = new Producers(state, options.log.segmentBytes, turn, observer)
-    this.intake = new Intake(state, this.#writer, messageBytesMax, turn, observer)
-    this.#moves = new Moves(state, this.#writer, records, turn, observer)
-    this.leases = new Leases(state, this.#writer, turn, options)
-    this.#dispatcher = new Dispatcher(blocks, this.#writer, this.leases, turn, options)
+    if (observer !== undefined) state.observe(observer)
+    this.#blocks = new Blocks(log, { ...BLOCKS_DEFAULTS, ...options.blocks })
+    this.#tail = new Tail(log, bounds, this.#blocks)
+    this.#tail.epoch = state.boot
+    this.#tail.report({ durable: (lsn) => this.#durable(lsn), failed: (error) => this.fail(error) })
+    const checkpointBytes = options.checkpointBytes ?? log.segmentBytes / 2
+    this.#space = new Space(log, this.#tail, state, checkpointBytes, neededFrom(recovered), () => turn.wake())
+    const records = new Records(this.#blocks)
+    const writer = new Writer(log, this.#tail, turn)
+    const moves = new Moves(state, writer, records, turn, observer)
+    const requests = new DiskRequests(turn)
+    this.#writer = writer
+    this.#moves = moves
+    this.producers = new Producers(state, log.segmentBytes, turn, observer)
+    this.intake = new Intake(state, writer, messageBytesMax, turn, observer)
+    this.leases = new Leases(state, writer, turn, options)
+    this.#dispatcher = new Dispatcher(this.#blocks, writer, this.leases, turn, options)
+    this.catalog = new Catalog(state, writer, moves, this.leases, turn, options)
+    this.operator = new Operator(state, records, moves, requests, turn, observer)
+    this.replays = new Replays(state, writer, moves, requests, turn, options)
+    this.history = new History(log, state, requests)
     turn.connect({
-      facts: this.#writer,
-      moves: this.#moves,
+      facts: writer,
+      moves,
       due: (queue) => this.leases.due(queue),
       end: () => this.#endTurn(),
     })
-    this.catalog = new Catalog(state, this.#writer, this.#moves, this.leases, turn, options)
-    const { log } = options
-    const requests = new DiskRequests(turn)
-    this.operator = new Operator(state, records, this.#moves, requests, turn, observer)
-    this.replays = new Replays(
-      log,
-      state,
-      turn,
-      this.#writer,
-      this.#moves,
-      requests,
-      options.replayWindowOffsets,
-    )
-    this.history = new History(log, state, requests)
     for (const queue of state.queues.values()) turn.armQueue(queue)
   }
 
@@ -257,8 +235,6 @@ export class Broker {
   get isBehind(): boolean {
     return this.#tail.pendingBytes > this.#pendingBytesMax || this.#space.isExhausted
   }
-
-  readonly #wake = (): void => this.turn.wake()
 
   /** `output` was given something in this turn. */
   hold(output: Output): void {
@@ -374,7 +350,7 @@ export class Broker {
       if (!this.isBehind) turn.eachActive((queue) => this.#dispatcher.dispatch(queue))
       if (this.#moves.isWanted) this.#moves.step()
       this.#writer.flush()
-      this.#space.step(turn.nowMs, this.#wake)
+      this.#space.step(turn.nowMs)
       turn.arm(this.#spaceTimer, this.#space.nextDeadline)
       this.#writer.upkeepBytes = this.#space.upkeepBytes
       const { pages } = this.#state
@@ -416,6 +392,13 @@ export class Broker {
       })
     }
   }
+}
+
+// Position in the log before which nothing is needed for the recovered state.
+function neededFrom({ directory, bounds }: Recovered): number {
+  let from = directory?.replayFrom ?? bounds.firstPosition
+  for (const page of directory?.pages ?? []) from = Math.min(from, page.position)
+  return from
 }
 
 function messageDoesNotFit(messageBytesMax: number, segmentBytes: number): string {

@@ -43,6 +43,17 @@ export interface LeasesOptions {
   readonly observer?: Observer | undefined
 }
 
+/** What a consumer asks for; a decoded SUBSCRIBE is one. */
+export interface SubscriptionRequest {
+  readonly queue: QueueName
+  /** Credit: messages, their bytes, and the most messages to deliver in all. */
+  readonly messages: number
+  readonly bytes: number
+  readonly limit?: number | undefined
+  /** Overrides the queue's option. */
+  readonly processingTimeoutMs?: number | undefined
+}
+
 /** Queues whose ended leases can be claimed, each with at most FORMER_LEASES_MAX. */
 const CLAIMABLE_QUEUES_MAX = 64
 /** What the reasons of one SETTLE item may take in the log, up to the beginning of each. */
@@ -75,18 +86,12 @@ export class Leases {
   // --- subscriptions ---
 
   /** @throws SluiceError QUEUE_NOT_FOUND */
-  subscribe(
-    name: QueueName,
-    channel: number,
-    consumer: Consumer,
-    messages: number,
-    bytes: number,
-    limit: number | undefined,
-    timeoutMs?: number,
-  ): Subscription {
-    const queue = this.#state.queue(name)
+  subscribe(request: SubscriptionRequest, channel: number, consumer: Consumer): Subscription {
+    const { messages, bytes, limit, processingTimeoutMs } = request
+    const queue = this.#state.queue(request.queue)
     const { nowMs } = this.#turn
-    const subscription = new Subscription(this.#nextSubscription, channel, queue, consumer, nowMs, timeoutMs)
+    const id = this.#nextSubscription
+    const subscription = new Subscription(id, channel, queue, consumer, nowMs, processingTimeoutMs)
     this.#nextSubscription = (this.#nextSubscription + 1) >>> 0
     subscription.setCredit(messages, bytes, limit, false)
     queue.attach(subscription)

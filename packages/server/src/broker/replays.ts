@@ -41,6 +41,11 @@ const REPLAYS_MAX = 8
 /** One whose next page was not asked for within this time gives way to another replay. */
 const IDLE_MS = 10_000
 
+export interface ReplaysOptions {
+  readonly log: Log
+  readonly replayWindowOffsets?: number
+}
+
 export interface ReplayResult extends CutShort {
   readonly matched: number
   readonly replayed: number
@@ -112,13 +117,12 @@ export class Replays {
   #lastId = 0
 
   constructor(
-    log: Log,
     state: State,
-    turn: Turn,
     writer: Writer,
     moves: Moves,
     requests: DiskRequests,
-    windowOffsets = WINDOW_OFFSETS,
+    turn: Turn,
+    { log, replayWindowOffsets = WINDOW_OFFSETS }: ReplaysOptions,
   ) {
     this.#log = log
     this.#state = state
@@ -126,7 +130,7 @@ export class Replays {
     this.#writer = writer
     this.#moves = moves
     this.#requests = requests
-    this.#windowOffsets = windowOffsets
+    this.#windowOffsets = replayWindowOffsets
   }
 
   /** The client is gone: nothing is kept for it. */

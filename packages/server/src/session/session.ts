@@ -439,15 +439,7 @@ export class Session implements Peer, Output, Consumer {
         `The connection has ${this.#subscriptions.size} subscriptions; it may have ${this.#settings.subscriptionsMax}.`,
       )
     }
-    const subscription = this.#broker.leases.subscribe(
-      request.queue,
-      channel,
-      this,
-      request.messages,
-      request.bytes,
-      request.limit,
-      request.processingTimeoutMs,
-    )
+    const subscription = this.#broker.leases.subscribe(request, channel, this)
     this.#subscriptions.set(channel, subscription)
     const { id: subscriptionId, queue } = subscription
     const granted = this.#broker.leases.claim(subscription, request.claims)

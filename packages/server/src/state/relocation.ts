@@ -42,6 +42,7 @@ export class Relocation {
   readonly #log: Log
   readonly #tail: Tail
   readonly #state: State
+  readonly #wake: () => void
   #entries: AsyncIterator<LogEntry> | undefined
   #reading = false
   #stopped = false
@@ -64,7 +65,9 @@ export class Relocation {
   /** The next segment that begins gives another one back. */
   markFrees = false
 
-  constructor(log: Log, tail: Tail, state: State) {
+  /** `wake` asks for another turn. */
+  constructor(log: Log, tail: Tail, state: State, wake: () => void) {
+    this.#wake = wake
     this.#log = log
     this.#tail = tail
     this.#state = state
@@ -111,7 +114,7 @@ export class Relocation {
   }
 
   /** Copies what the allowance permits, if it is wanted or running. */
-  step(nowMs: number, wake: () => void): void {
+  step(nowMs: number): void {
     this.#refill(nowMs)
     if (this.#reading || (this.#allowance <= 0 && !this.isScarce)) return
     if (this.#entries === undefined && !this.#begin()) return
@@ -119,7 +122,7 @@ export class Relocation {
     void this.#read(nowMs).then(
       () => {
         this.#reading = false
-        wake()
+        this.#wake()
       },
       (error: unknown) => {
         // The segment cannot be read whole: it stays where it is, and deliveries from it say so by themselves. For a

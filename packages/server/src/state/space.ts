@@ -46,6 +46,7 @@ export class Space {
   readonly #state: State
   readonly #checkpoints: Checkpoints
   readonly #relocation: Relocation
+  readonly #wake: () => void
   #lookedMs = 0
   #lookedBytes = 0
   #nextLookMs = 0
@@ -62,19 +63,22 @@ export class Space {
   #truncating = false
   #retryMs = 0
 
-  /** `floor`: nothing before this position is needed for the state as recovered. */
-  constructor(log: Log, tail: Tail, state: State, checkpointBytes: number, floor: number) {
+  /**
+   * `floor`: nothing before this position is needed for the state as recovered. `wake` asks for another turn.
+   */
+  constructor(log: Log, tail: Tail, state: State, checkpointBytes: number, floor: number, wake: () => void) {
     this.#log = log
     this.#tail = tail
     this.#state = state
     this.#checkpoints = new Checkpoints(log, tail, state, checkpointBytes, floor)
-    this.#relocation = new Relocation(log, tail, state)
+    this.#relocation = new Relocation(log, tail, state, wake)
+    this.#wake = wake
   }
 
-  /** All facts that are applied must be in the open entry. `wake` asks for another turn. */
-  step(nowMs: number, wake: () => void): void {
-    if (this.#checkpoints.step(nowMs)) wake()
-    if (this.#relocation.isRunning) this.#relocation.step(nowMs, wake)
+  /** All facts that are applied must be in the open entry. */
+  step(nowMs: number): void {
+    if (this.#checkpoints.step(nowMs)) this.#wake()
+    if (this.#relocation.isRunning) this.#relocation.step(nowMs)
     const { segmentBytes } = this.#log
     const isEarly = this.#tail.appendedBytes - this.#lookedBytes < segmentBytes * LOOK_SEGMENTS
     if (isEarly && nowMs < this.#lookedMs + LOOK_MS) {
@@ -109,9 +113,9 @@ export class Space {
       // What was settled since it was looked at last may be retained.
       this.#lookAtRetained(nowMs)
       const floor = this.#firstAfter(this.#doneBefore)
-      if (floor > firstStart) this.#truncate(floor, wake)
+      if (floor > firstStart) this.#truncate(floor)
     }
-    if (!this.#relocation.isRunning) this.#relocation.step(nowMs, wake)
+    if (!this.#relocation.isRunning) this.#relocation.step(nowMs)
     this.#look()
     this.#nextLookMs = this.#nextAfter(nowMs, wanted)
   }
@@ -231,11 +235,11 @@ export class Space {
     return Math.min(start, this.#relocation.retainedFrom)
   }
 
-  #truncate(floor: number, wake: () => void): void {
+  #truncate(floor: number): void {
     this.#truncating = true
     const done = (): void => {
       this.#truncating = false
-      wake()
+      this.#wake()
     }
     this.#log.truncateBefore(floor).then(
       () => {

@@ -300,15 +300,8 @@ export class Bench {
   ): Worker {
     this.broker.turn.begin()
     const worker = new Worker(this, label)
-    worker.subscription = this.broker.leases.subscribe(
-      name,
-      1,
-      worker,
-      messages,
-      1 << 24,
-      undefined,
-      timeoutMs,
-    )
+    const request = { queue: name, messages, bytes: 1 << 24, processingTimeoutMs: timeoutMs }
+    worker.subscription = this.broker.leases.subscribe(request, 1, worker)
     return worker
   }
 
