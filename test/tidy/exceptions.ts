@@ -23,8 +23,6 @@ export const LONG_FUNCTIONS: Reasons = {
 /** Files of more lines than one may have. */
 export const LONG_FILES: Reasons = {
   'packages/client/src/client.ts': 'The public methods of the client and their documentation.',
-  'packages/client/src/producer.ts':
-    'What a producer sends and what is confirmed, and the check of its invariant.',
 }
 
 /** Files that own a layout in bytes, which is no batch or record of the protocol. */

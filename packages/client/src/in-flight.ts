@@ -1,0 +1,238 @@
+/**
+ * What a producer has sent and the broker has not answered, by number: how much more may be sent, what is sent again on a
+ * new connection, and what was refused and is sent again under a new number.
+ *
+ * Invariant: a number is given once, to the bytes that carry it. What was sent stays here, byte for byte, until it is
+ * answered or given up, whether or not a caller still waits for it.
+ */
+import { LIMITS, writeFrameCorrelation, type HelloOk } from '@sluice/protocol'
+import type { Connection } from './connection.js'
+import { unknownOutcome } from './outcomes.js'
+import type { Sending } from './sending.js'
+import { Window } from './window.js'
+
+const SMALLER_WINDOW = 'the broker now accepts fewer unanswered batches than were sent'
+
+export class InFlight {
+  readonly #messagesMax: number
+  /** As the client was told; the broker may allow less. */
+  readonly #bytesSetting: number
+  #bytesMax: number
+  #batchesMax: number = LIMITS.inFlightBatchesDefault
+  #lastNumber = 0
+  #acceptedNumber = 0
+  readonly #sent = new Window<Sending>()
+  #messages = 0
+  #bytes = 0
+  /** What was sent on an earlier connection and not yet on this one, highest number first. */
+  #again: Sending[] = []
+  /**
+   * Number of refused sendings. They are sent again, under new numbers, when the rest is answered. Until then nothing new
+   * is sent, and they keep their numbers: after a reconnect they are sent again before what follows them, because a broker
+   * that forgot their refusal would accept what follows at once.
+   */
+  #refused = 0
+  /** After a refusal: only one batch that may be split is sent at a time, until one of these is accepted. */
+  #isCautious = false
+  /** Number of the last batch that was sent while cautious. */
+  #probe = 0
+
+  constructor(messagesMax: number, bytesMax: number) {
+    this.#messagesMax = messagesMax
+    this.#bytesSetting = bytesMax
+    this.#bytesMax = bytesMax
+  }
+
+  get size(): number {
+    return this.#sent.size
+  }
+
+  /** The highest number that was given. */
+  get lastNumber(): number {
+    return this.#lastNumber
+  }
+
+  /** The highest number that the broker has confirmed. */
+  get acceptedNumber(): number {
+    return this.#acceptedNumber
+  }
+
+  /** Something is to be sent again. */
+  get isBehind(): boolean {
+    return this.#again.length > 0 || this.#refused > 0
+  }
+
+  get(number: number): Sending | undefined {
+    return this.#sent.get(number)
+  }
+
+  /** By ascending number. */
+  values(): IterableIterator<Sending> {
+    return this.#sent.values()
+  }
+
+  /** Whether `sending` may be sent next. */
+  admits(sending: Sending): boolean {
+    // One alone is always sent: otherwise a message larger than the window would never be.
+    if (this.#sent.size === 0) return true
+    return (
+      this.below(this.#lastNumber + 1) < this.#batchesMax &&
+      this.#messages + sending.count <= this.#messagesMax &&
+      this.#bytes + sending.end <= this.#bytesMax &&
+      !(this.#isCautious && this.#sent.get(this.#probe) !== undefined)
+    )
+  }
+
+  /** `sending` is sent now, and gets its number. */
+  add(sending: Sending): void {
+    sending.number = ++this.#lastNumber
+    if (this.#isCautious && sending.isSplit) this.#probe = sending.number
+    this.#sent.add(sending.number, sending)
+    this.#messages += sending.count
+    this.#bytes += sending.end
+  }
+
+  /** Distance from `number` down to the lowest unanswered number; the broker may forget what is older. */
+  below(number: number): number {
+    const { lowest } = this.#sent
+    return lowest === undefined || lowest > number ? 0 : number - lowest
+  }
+
+  accept(sending: Sending): void {
+    this.forget(sending)
+    if (sending.number === this.#probe) this.#isCautious = false
+    if (sending.number > this.#acceptedNumber) this.#acceptedNumber = sending.number
+  }
+
+  /** `sending` was refused, and is sent again: each of its messages by itself, or whole. */
+  refuse(sending: Sending, goesAgain: 'split' | 'whole'): void {
+    this.#mark(sending, goesAgain)
+    this.#isCautious = true
+  }
+
+  #mark(sending: Sending, goesAgain: Sending['goesAgain']): void {
+    if (sending.goesAgain !== undefined) this.#refused--
+    sending.goesAgain = goesAgain
+    if (goesAgain !== undefined) this.#refused++
+  }
+
+  forget(sending: Sending): void {
+    if (sending.goesAgain !== undefined) this.#mark(sending, undefined)
+    this.#sent.delete(sending.number)
+    this.#messages -= sending.count
+    this.#bytes -= sending.end
+  }
+
+  /** A connection is open: takes over its limits, and sends everything unanswered again. */
+  attach(connection: Connection, ok: HelloOk): void {
+    this.#batchesMax = ok.inFlightBatches
+    this.#bytesMax = Math.min(this.#bytesSetting, ok.inFlightBytes)
+    for (const sending of this.#sent.values()) {
+      if (sending.end > ok.frameBytesMax)
+        this.#giveUp(sending, 'the broker no longer accepts a frame as large as the one that was sent')
+    }
+    this.#again = [...this.#sent.values()].reverse()
+    this.#resend(connection)
+    // Later there may be subscriptions on this connection, and the step names subscriptions of the earlier one by the same
+    // numbers.
+    for (const sending of this.#again.filter(({ isBound }) => isBound)) this.#giveUp(sending, SMALLER_WINDOW)
+  }
+
+  /** Sends what this connection did not carry yet. Returns whether something new may follow. */
+  resume(connection: Connection): boolean {
+    if (this.#again.length > 0) this.#resend(connection)
+    if (this.#again.length > 0 && !this.#giveUpAgain()) return false
+    return this.#refused === 0 || this.#sent.size === this.#refused
+  }
+
+  // Byte for byte except the correlation, which has the distance to the lowest unanswered number.
+  #resend(connection: Connection): void {
+    for (let sending = this.#again.at(-1); sending !== undefined; sending = this.#again.at(-1)) {
+      if (this.#sent.get(sending.number) === undefined) {
+        this.#again.pop()
+        continue
+      }
+      const below = this.below(sending.number)
+      // The window of the broker may be smaller than it was.
+      if (below >= this.#batchesMax) return
+      this.#again.pop()
+      this.#mark(sending, undefined)
+      const { bytes, at, end } = sending
+      writeFrameCorrelation(bytes, at, below)
+      connection.sendFrames(bytes.subarray(at, at + end))
+    }
+  }
+
+  // Refused sendings stay in the window until the rest is answered. Where the broker made the window smaller, they can
+  // fill it: then what could not be sent again is given up. Returns whether it was.
+  #giveUpAgain(): boolean {
+    const again = this.#again.filter(({ number }) => this.#sent.get(number) !== undefined)
+    const unanswered = again.filter(({ goesAgain }) => goesAgain === undefined)
+    if (this.#refused === 0 || this.#sent.size > this.#refused + unanswered.length) return false
+    this.#again = []
+    for (const sending of unanswered) this.#giveUp(sending, SMALLER_WINDOW)
+    return true
+  }
+
+  #giveUp(sending: Sending, why: string): void {
+    this.forget(sending)
+    sending.refuse(unknownOutcome(why))
+  }
+
+  /** Removes, and returns, the refused sendings in the order of their numbers, each with how it is sent again. */
+  takeRefused(): { readonly sending: Sending; readonly goesAgain: 'split' | 'whole' }[] {
+    const refused: { sending: Sending; goesAgain: 'split' | 'whole' }[] = []
+    if (this.#refused === 0) return refused
+    for (const sending of this.#sent.values()) {
+      const { goesAgain } = sending
+      if (goesAgain === undefined) continue
+      this.forget(sending)
+      refused.push({ sending, goesAgain })
+    }
+    return refused
+  }
+
+  /** Removes, and returns, everything. */
+  drain(): Sending[] {
+    const sent = [...this.#sent.values()]
+    this.#sent.clear()
+    this.#again = []
+    this.#messages = 0
+    this.#bytes = 0
+    this.#refused = 0
+    return sent
+  }
+
+  /** Numbers start again at 1, for another producer. */
+  restart(): void {
+    this.#lastNumber = 0
+    this.#acceptedNumber = 0
+    this.#probe = 0
+  }
+
+  /** Recounts everything and compares. @throws Error naming what differs */
+  invariants(): void {
+    let count = 0
+    let messages = 0
+    let bytes = 0
+    let refused = 0
+    for (const sending of this.#sent.values()) {
+      const { number } = sending
+      count++
+      messages += sending.count
+      bytes += sending.end
+      if (sending.goesAgain !== undefined) refused++
+      if (this.#sent.get(number) !== sending || number > this.#lastNumber)
+        throw new Error(`in flight: ${number} is sent; the last number is ${this.#lastNumber}`)
+      if (sending.open || sending.waitingBytes > 0)
+        throw new Error(`in flight: ${number} is sent, and still open or waiting`)
+    }
+    const kept = `${this.#sent.size} sent, ${this.#messages} messages, ${this.#bytes} bytes, ${this.#refused} refused`
+    const counted = `${count} sent, ${messages} messages, ${bytes} bytes, ${refused} refused`
+    if (kept !== counted) throw new Error(`in flight: ${kept}; counted ${counted}`)
+    if (this.#acceptedNumber > this.#lastNumber)
+      throw new Error(
+        `in flight: ${this.#acceptedNumber} is accepted, above ${this.#lastNumber}, the last number`,
+      )
+  }
+}
