@@ -14,10 +14,6 @@ export const FLOORS: Reasons = {}
 export const LONG_FUNCTIONS: Reasons = {
   'packages/server/src/server.ts: startServer':
     'Puts the parts of a server together, in the order in which they need each other.',
-  'packages/server/src/queue/pages.ts: encodeChunkPage':
-    'One page, field by field, in the order of its layout.',
-  'packages/server/src/queue/pages.ts: decodeChunkPage':
-    'One page, field by field, in the order of its layout.',
 }
 
 /** Files of more lines than one may have. */
@@ -33,7 +29,7 @@ export const LAYOUTS: Reasons = {
   'packages/server/src/queue/facts.ts': 'Facts.',
   'packages/server/src/queue/hash.ts': 'Words of four bytes, for hashing.',
   'packages/server/src/queue/ids.ts': 'Pages of ids.',
-  'packages/server/src/queue/pages.ts': 'Pages of chunks and queues.',
+  'packages/server/src/queue/chunk-page.ts': 'Pages of chunks.',
   'packages/server/src/state/directory.ts': 'The directory of a checkpoint.',
   'packages/server/src/state/producers.ts': 'Pages of producers.',
 }
