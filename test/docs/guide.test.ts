@@ -231,7 +231,7 @@ function quantity(text: string): number {
 }
 
 it('has the same options of `connect` and `createClient` in their comments', () => {
-  const source = readFileSync(join(guideDirectory, '../../packages/client/src/client.ts'), 'utf8')
+  const source = readFileSync(join(guideDirectory, '../../packages/client/src/connect.ts'), 'utf8')
   const known = namedOptions(pages.filter(({ name }) => name === 'connecting'))
     .filter(([type]) => type === 'ConnectOptions')
     .map(([, [name]]) => name!)

@@ -17,9 +17,7 @@ export const LONG_FUNCTIONS: Reasons = {
 }
 
 /** Files of more lines than one may have. */
-export const LONG_FILES: Reasons = {
-  'packages/client/src/client.ts': 'The public methods of the client and their documentation.',
-}
+export const LONG_FILES: Reasons = {}
 
 /** Files that own a layout in bytes, which is no batch or record of the protocol. */
 export const LAYOUTS: Reasons = {

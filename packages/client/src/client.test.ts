@@ -1,6 +1,7 @@
 import { encodeControl, encodeGoodbye, FRAME_HEADER_BYTES, LIMITS, OP, SluiceError } from '@sluice/protocol'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
-import { connectThrough, createClient, type Sluice } from './client.js'
+import type { Sluice } from './client.js'
+import { connectThrough, createClient } from './connect.js'
 import { queue } from './options.js'
 import { control, Peer, turns, until } from './testing/peer.js'
 

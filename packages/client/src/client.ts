@@ -2,27 +2,23 @@
  * The client: what a program publishes, consumes and asks for, over one link to the broker. A new connection has what the
  * producer has unanswered first (see `Link`), then the consumers.
  */
-import { durationText, shown, SluiceError, Timer } from '@sluice/protocol'
+import { durationText, SluiceError, Timer } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
 import { nextTurn } from './awaiting.js'
 import type { Connection } from './connection.js'
 import { DeadLetters } from './dead.js'
 import { Deadlines } from './deadlines.js'
 import { parseDuration, type Duration } from './duration.js'
-import { reasonOf } from './endings.js'
-import { Events } from './events.js'
+import { Events, type SluiceEvents } from './events.js'
 import { Feed } from './feed.js'
 import { Floor } from './floor.js'
 import { Orphans } from './orphans.js'
 import { GroupWorker, type GroupHandler } from './groups.js'
-import { Link, type Connected, type Disconnected, type Notice, type Reconnecting } from './link.js'
-import type { LeaseLoss } from './losses.js'
-import type { DeliveredMessage, Message } from './message.js'
-import { Ration } from './ration.js'
+import { Link } from './link.js'
+import type { Message } from './message.js'
 import {
   batchRecordOptions,
   closeTimeoutMs,
-  connectSettings,
   failsOffline,
   consumeIntake,
   messagesIntake,
@@ -36,15 +32,12 @@ import {
   type BatchConsumeOptions,
   type BatchMessage,
   type CallOptions,
-  type ClientOptions,
-  type ConnectOptions,
   type ConsumeOptions,
   type MessagesOptions,
   type PublishAllOptions,
   type PublishAllResult,
   type PublishOptions,
   type PullOptions,
-  type PullSettings,
   type QueueRef,
   type SendOptions,
   type Settings,
@@ -54,42 +47,15 @@ import { Producer } from './producer.js'
 import { Pullers } from './pull.js'
 import { Queues } from './queues.js'
 import { Requests } from './requests.js'
-import { checkBody, Reader, ReadStream, type Schema } from './schema.js'
+import { checkBody, pullThrough, Reader, ReadStream, type Schema } from './schema.js'
 import type { Receipt } from './sending.js'
 import { SingleWorker, type SingleHandler } from './singles.js'
 import { MessageStream } from './stream.js'
-import type { Consumer, ConsumerWaiting, HandlerFailure, Session } from './session.js'
+import type { Consumer, Session } from './session.js'
 import { Draft, type Transaction } from './transaction.js'
-import { dialTcp, type Dial } from './transport.js'
+import type { Dial } from './transport.js'
 import { Turn } from './turn.js'
 import type { BatchHandler, ConsumingWorker, Handler, Worker } from './worker.js'
-
-/** Events of a client and what their listeners get. */
-export interface SluiceEvents {
-  connected: Connected
-  disconnected: Disconnected
-  reconnecting: Reconnecting
-  notice: Notice
-  /** A failure that no call reports, such as the end of a worker. */
-  error: SluiceError
-  /** A handler threw something other than `Retry` and `DeadLetter`; its message is tried again. */
-  handlerError: HandlerFailure
-  /** A message that a handler had was taken away: what the handler did with it does not count. */
-  leaseLost: LeaseLoss
-  /** A worker or an iterator waits, for its queue to exist or until the broker takes its subscription. */
-  waiting: ConsumerWaiting
-}
-
-const EVENTS = Object.keys({
-  connected: true,
-  disconnected: true,
-  reconnecting: true,
-  notice: true,
-  error: true,
-  handlerError: true,
-  leaseLost: true,
-  waiting: true,
-} satisfies Record<keyof SluiceEvents, true>) as readonly string[]
 
 /** What `messages` returns; leaving a `for await` loop over it closes it. */
 export interface MessageIterator<Body>
@@ -121,9 +87,7 @@ export class Sluice {
   /** Dead letters: list, get, redrive, delete. */
   readonly dead: DeadLetters
   readonly #settings: Settings
-  readonly #events = new Events<SluiceEvents>((name, payload) => this.#warn(name, payload))
-  #toldOfHandlers = false
-  readonly #lossesTold = new Ration(LOSSES_TOLD_MS)
+  readonly #events = new Events()
   readonly #deadlines = new Deadlines()
   readonly #turn: Turn
   readonly #producer: Producer
@@ -201,14 +165,6 @@ export class Sluice {
     name: Name,
     listener: (payload: SluiceEvents[Name]) => void,
   ): () => void {
-    if (!EVENTS.includes(name)) {
-      throw new SluiceError(
-        'INVALID_ARGUMENT',
-        `There is no event ${shown(name)}; there are ${EVENTS.join(', ')}.`,
-      )
-    }
-    if (typeof listener !== 'function')
-      throw new SluiceError('INVALID_ARGUMENT', `The listener of '${name}' must be a function.`)
     return this.#events.on(name, listener)
   }
 
@@ -597,37 +553,6 @@ export class Sluice {
     if (this.#closing !== undefined) throw new SluiceError('CLOSED', 'The client was closed.')
   }
 
-  // A typo in a queue's name, a handler that always throws or one that always takes too long must not look like a
-  // program with nothing to do.
-  #warn(name: keyof SluiceEvents, payload: SluiceEvents[keyof SluiceEvents]): void {
-    if (name === 'error') {
-      const { code, message } = payload as SluiceEvents['error']
-      process.emitWarning(message, { type: 'SluiceWarning', code })
-    } else if (name === 'waiting') {
-      const { queue, error } = payload as SluiceEvents['waiting']
-      process.emitWarning(`${error.message} A consumer of ${queue} waits until it can subscribe.`, {
-        type: 'SluiceWarning',
-        code: error.code,
-      })
-    } else if (name === 'handlerError' && !this.#toldOfHandlers) {
-      this.#toldOfHandlers = true
-      const { queue, offset, attempt, error } = payload as SluiceEvents['handlerError']
-      process.emitWarning(
-        `A handler of ${queue} failed for offset ${offset}, attempt ${attempt}: ${reasonOf(error)}`,
-        { type: 'SluiceWarning', detail: "Further ones are not told: listen to 'handlerError' for all." },
-      )
-    } else if (name === 'leaseLost') {
-      const lost = this.#lossesTold.take(performance.now())
-      if (lost === 0) return
-      const { queue, offset, reason } = payload as SluiceEvents['leaseLost']
-      const others = lost === 1 ? '' : `, and ${lost - 1} before it since the last warning`
-      process.emitWarning(
-        `The lease on message ${offset} of ${queue} was lost (${reason})${others}: what its handler did does not count, and the message may run again.`,
-        { type: 'SluiceWarning', code: 'LEASE_LOST', detail: "Listen to 'leaseLost' to hear of each." },
-      )
-    }
-  }
-
   /**
    * Resolves when there is a connection to the broker: at once if there is one, and else however long that takes. The
    * client dials by itself, whether this is called or not.
@@ -686,82 +611,4 @@ export class Sluice {
     end(error)
     if (error.code !== 'CLOSED' && !this.#isConnecting) this.#events.emit('error', error)
   }
-}
-
-/** Pulls until there are messages for the caller, or the wait is over. */
-async function pullThrough(
-  reader: Reader,
-  pullers: Pullers,
-  queue: string,
-  settings: PullSettings,
-): Promise<DeliveredMessage[]> {
-  const untilMs = performance.now() + settings.waitMs
-  for (;;) {
-    const waitMs = Math.max(0, untilMs - performance.now())
-    const pulled = await pullers.pull(queue, { ...settings, waitMs })
-    const messages = await reader.admitted(pulled)
-    if (messages.length > 0 || pulled.length === 0) return messages
-  }
-}
-
-/** Lost leases that nobody listens for are summed up in one warning a minute. */
-const LOSSES_TOLD_MS = 60_000
-
-/** `connect`, with the transport as an argument. */
-export async function connectThrough(
-  dial: Dial,
-  url: string | undefined,
-  options: ConnectOptions,
-): Promise<Sluice> {
-  const sluice = new Sluice(connectSettings(url, options), dial)
-  await sluice.open(options.signal)
-  return sluice
-}
-
-/**
- * Connects to a broker.
- *
- * @param url `sluice://host:port`. Default: the environment variable SLUICE_URL, then sluice://localhost:7420.
- * @param options `name`, `maxInFlight`, `maxInFlightBytes`, `maxWaitingBytes`, `timeout`, `heartbeat`, `connectTimeout`,
- * `signal`.
- * @throws SluiceError UNREACHABLE when no broker answers within `connectTimeout`, 5 s by default; ABORTED; AUTH_FAILED, PROTOCOL_VERSION, INVALID_URL, INVALID_ARGUMENT, NOT_SUPPORTED
- * @example
- * const sluice = await connect('sluice://localhost:7420', { name: 'checkout' })
- */
-export function connect(url?: string, options?: ConnectOptions): Promise<Sluice>
-export function connect(options: ConnectOptions): Promise<Sluice>
-export function connect(first?: string | ConnectOptions, second?: ConnectOptions): Promise<Sluice> {
-  return typeof first === 'object'
-    ? connectThrough(dialTcp, undefined, first)
-    : connectThrough(dialTcp, first, second ?? {})
-}
-
-/** `createClient`, with the transport as an argument. */
-export function clientThrough(dial: Dial, url: string | undefined, options: ClientOptions): Sluice {
-  const sluice = new Sluice(connectSettings(url, options, 'createClient'), dial)
-  sluice.start()
-  return sluice
-}
-
-/**
- * Makes a client at once, which connects in the background and dials until it succeeds. Calls wait for the connection
- * until their deadlines, and consumers begin when it is there. `connect` is this and `await sluice.ready()`, with an end.
- *
- * A broker that refuses the client for good (AUTH_FAILED, PROTOCOL_VERSION) ends it: `ready` rejects, and so does every
- * call, and the event `error` tells.
- *
- * @param url As of `connect`.
- * @param options `name`, `maxInFlight`, `maxInFlightBytes`, `maxWaitingBytes`, `timeout`, `heartbeat`.
- * @throws SluiceError INVALID_URL, INVALID_ARGUMENT, NOT_SUPPORTED
- * @example
- * export const sluice = createClient('sluice://localhost:7420', { name: 'checkout' })
- * sluice.on('connected', ({ address, again }) => console.log(address, again))
- * await sluice.ready()
- */
-export function createClient(url?: string, options?: ClientOptions): Sluice
-export function createClient(options: ClientOptions): Sluice
-export function createClient(first?: string | ClientOptions, second?: ClientOptions): Sluice {
-  return typeof first === 'object'
-    ? clientThrough(dialTcp, undefined, first)
-    : clientThrough(dialTcp, first, second ?? {})
 }

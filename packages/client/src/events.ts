@@ -1,50 +1,115 @@
 /**
- * Typed events of the client. What goes wrong and has no listener becomes a warning of the process; so does a listener
- * that fails. Neither is thrown.
+ * The events of a client: their listeners, and the warnings of the process for problems that have no listener. A typo in
+ * a queue's name, or a handler that always throws, must not look like a program that has nothing to do.
+ *
+ * Invariant: `emit` throws nothing. A listener that fails becomes a warning too.
  */
+import { shown, SluiceError } from '@sluice/protocol'
 import { attempt, reasonOf, stackOf } from './endings.js'
+import type { Connected, Disconnected, Notice, Reconnecting } from './link.js'
+import type { LeaseLoss } from './losses.js'
+import { Ration } from './ration.js'
+import type { ConsumerWaiting, HandlerFailure } from './session.js'
 
-type Listener<Payload> = (payload: Payload) => void
+/** Events of a client, and what their listeners get. */
+export interface SluiceEvents {
+  connected: Connected
+  disconnected: Disconnected
+  reconnecting: Reconnecting
+  notice: Notice
+  /** A failure that no call reports, such as the end of a worker. */
+  error: SluiceError
+  /** A handler threw something other than `Retry` and `DeadLetter`; the broker delivers its message again. */
+  handlerError: HandlerFailure
+  /** A handler lost the lease on its message: what the handler does with it does not count. */
+  leaseLost: LeaseLoss
+  /** A worker or an iterator waits for its queue to exist, or until the broker accepts its subscription. */
+  waiting: ConsumerWaiting
+}
 
-export class Events<Payloads extends object> {
-  readonly #listeners = new Map<keyof Payloads, Set<Listener<never>>>()
-  readonly #unheard: (name: keyof Payloads, payload: Payloads[keyof Payloads]) => void
+type Name = keyof SluiceEvents
+type Listener = (payload: never) => unknown
 
-  /** `unheard` is called for what nobody listens to. */
-  constructor(unheard: (name: keyof Payloads, payload: Payloads[keyof Payloads]) => void) {
-    this.#unheard = unheard
-  }
+const NAMES = Object.keys({
+  connected: true,
+  disconnected: true,
+  reconnecting: true,
+  notice: true,
+  error: true,
+  handlerError: true,
+  leaseLost: true,
+  waiting: true,
+} satisfies Record<Name, true>) as readonly string[]
 
-  on<Name extends keyof Payloads>(name: Name, listener: Listener<Payloads[Name]>): () => void {
+/** Lost leases without a listener are counted, and reported in one warning a minute. */
+const LOSSES_WARNING_MS = 60_000
+
+export class Events {
+  readonly #listeners = new Map<Name, Set<Listener>>()
+  #hasWarnedOfHandlers = false
+  readonly #losses = new Ration(LOSSES_WARNING_MS)
+
+  /** @throws SluiceError INVALID_ARGUMENT for an unknown event, or a listener that is not a function */
+  on<Event extends Name>(name: Event, listener: (payload: SluiceEvents[Event]) => void): () => void {
+    if (!NAMES.includes(name)) {
+      throw new SluiceError(
+        'INVALID_ARGUMENT',
+        `There is no event ${shown(name)}; there are ${NAMES.join(', ')}.`,
+      )
+    }
+    if (typeof listener !== 'function')
+      throw new SluiceError('INVALID_ARGUMENT', `The listener of '${name}' must be a function.`)
     let listeners = this.#listeners.get(name)
     if (listeners === undefined) this.#listeners.set(name, (listeners = new Set()))
     listeners.add(listener)
     return () => this.off(name, listener)
   }
 
-  off<Name extends keyof Payloads>(name: Name, listener: Listener<Payloads[Name]>): void {
+  off<Event extends Name>(name: Event, listener: (payload: SluiceEvents[Event]) => void): void {
     this.#listeners.get(name)?.delete(listener)
   }
 
-  emit<Name extends keyof Payloads>(name: Name, payload: Payloads[Name]): void {
+  emit<Event extends Name>(name: Event, payload: SluiceEvents[Event]): void {
     const listeners = this.#listeners.get(name)
     if (listeners === undefined || listeners.size === 0) {
-      this.#unheard(name, payload)
+      this.#warn(name, payload)
       return
     }
     for (const listener of listeners) {
       attempt(
-        () => (listener as (payload: Payloads[Name]) => unknown)(payload),
-        (error) => this.#warn(name, error),
+        () => (listener as (payload: SluiceEvents[Event]) => unknown)(payload),
+        // A failing listener must not stop the other listeners, this client half-way through its work, or the process.
+        (error) => warn(`A listener of '${name}' failed: ${reasonOf(error)}`, { detail: stackOf(error) }),
       )
     }
   }
 
-  // It must stop neither the other listeners, nor this client half-way through its work, nor the process.
-  #warn(name: keyof Payloads, error: unknown): void {
-    process.emitWarning(`A listener of '${String(name)}' failed: ${reasonOf(error)}`, {
-      type: 'SluiceWarning',
-      detail: stackOf(error),
-    })
+  #warn(name: Name, payload: SluiceEvents[Name]): void {
+    if (name === 'error') {
+      const { code, message } = payload as SluiceEvents['error']
+      warn(message, { code })
+    } else if (name === 'waiting') {
+      const { queue, error } = payload as SluiceEvents['waiting']
+      warn(`${error.message} A consumer of ${queue} waits until it can subscribe.`, { code: error.code })
+    } else if (name === 'handlerError' && !this.#hasWarnedOfHandlers) {
+      this.#hasWarnedOfHandlers = true
+      const { queue, offset, attempt, error } = payload as SluiceEvents['handlerError']
+      warn(`A handler of ${queue} failed for offset ${offset}, attempt ${attempt}: ${reasonOf(error)}`, {
+        detail: "Only the first failure is reported. Listen to 'handlerError' for all of them.",
+      })
+    } else if (name === 'leaseLost') {
+      const losses = this.#losses.take(performance.now())
+      if (losses === 0) return
+      const { queue, offset, reason } = payload as SluiceEvents['leaseLost']
+      const others = losses === 1 ? '' : `, and ${losses - 1} other leases since the last warning`
+      warn(
+        `The lease on message ${offset} of ${queue} was lost (${reason})${others}. What its handler did does not count, and the message may be delivered again.`,
+        { code: 'LEASE_LOST', detail: "Listen to 'leaseLost' for each of them." },
+      )
+    }
   }
+}
+
+function warn(text: string, options: { readonly code?: string; readonly detail?: string }): void {
+  process.emitWarning(text, { type: 'SluiceWarning', ...options })
 }

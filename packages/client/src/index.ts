@@ -1,6 +1,6 @@
 /** The client of the Sluice message broker: connect, publish, consume. */
-export { connect, createClient } from './client.js'
-export type { MessageIterator, Sluice, SluiceEvents } from './client.js'
+export { connect, createClient } from './connect.js'
+export type { MessageIterator, Sluice } from './client.js'
 export type {
   DeadDeleted,
   DeadLetters,
@@ -11,6 +11,7 @@ export type {
 } from './dead.js'
 export { parseDuration } from './duration.js'
 export type { Duration } from './duration.js'
+export type { SluiceEvents } from './events.js'
 export type { Connected, Disconnected, Notice, Reconnecting } from './link.js'
 export type { LeaseLoss, LeaseLossReason } from './losses.js'
 export { DeadLetter, Retry } from './message.js'

@@ -186,7 +186,7 @@ describe('losing leases', () => {
     expect(warnings.map(({ name, message }) => [name, message])).toEqual([
       [
         'SluiceWarning',
-        'The lease on message 40 of q was lost (processingTimeout): what its handler did does not count, and the message may run again.',
+        'The lease on message 40 of q was lost (processingTimeout). What its handler did does not count, and the message may be delivered again.',
       ],
     ])
   })

@@ -3,7 +3,8 @@ import { OUTCOME, SluiceError } from '@sluice/protocol'
 import { promiseOf, reasonOf, thenOf } from './endings.js'
 import type { GroupHandler } from './groups.js'
 import type { DeliveredMessage } from './message.js'
-import type { Queue } from './options.js'
+import type { PullSettings, Queue } from './options.js'
+import type { Pullers } from './pull.js'
 import type { SingleHandler } from './singles.js'
 import type { MessageStream } from './stream.js'
 import type { Session } from './session.js'
@@ -131,6 +132,22 @@ export class ReadStream implements AsyncIterableIterator<DeliveredMessage, undef
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.#stream[Symbol.asyncDispose]()
+  }
+}
+
+/** Pulls until some messages match the schema, or the wait is over. */
+export async function pullThrough(
+  reader: Reader,
+  pullers: Pullers,
+  queue: string,
+  settings: PullSettings,
+): Promise<DeliveredMessage[]> {
+  const untilMs = performance.now() + settings.waitMs
+  for (;;) {
+    const waitMs = Math.max(0, untilMs - performance.now())
+    const pulled = await pullers.pull(queue, { ...settings, waitMs })
+    const messages = await reader.admitted(pulled)
+    if (messages.length > 0 || pulled.length === 0) return messages
   }
 }
 

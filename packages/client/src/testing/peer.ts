@@ -65,7 +65,8 @@ import {
   type SettleItem,
   type TagRange,
 } from '@sluice/protocol'
-import { checkInvariants, clientThrough, connectThrough, type Sluice } from '../client.js'
+import { checkInvariants, type Sluice } from '../client.js'
+import { clientThrough, connectThrough } from '../connect.js'
 import type { ClientOptions, ConnectOptions } from '../options.js'
 import type { Dial, Transport, TransportEvents } from '../transport.js'
 
