@@ -18,8 +18,8 @@ import {
   type Placed,
 } from '@sluice/protocol'
 import { Admission, FactBuffer, type AdmittedBatch, type Queue, type Subscription } from '../queue/index.js'
-import type { Producer } from '../state/producers.js'
-import { toldDuplicates, type State } from '../state/state.js'
+import { answeredDuplicates, type Producer } from '../state/producers.js'
+import type { State } from '../state/state.js'
 import { asksForAny, checkTraits, readTraits, type BatchTraits } from '../state/traits.js'
 import type { AckRange, AtomicStep } from './commands.js'
 import { telling, type Observer } from './observer.js'
@@ -428,7 +428,7 @@ function admittedFactsBytes({ duplicates, replaced }: AdmittedBatch): number {
 }
 
 function told({ duplicates, replaced }: AdmittedBatch, baseOffset: number): Duplicates | undefined {
-  return replaced === undefined ? duplicates : toldDuplicates(duplicates, replaced.keys(), baseOffset)
+  return replaced === undefined ? duplicates : answeredDuplicates(duplicates, replaced.keys(), baseOffset)
 }
 
 // Some messages of the earlier batch may come again, and must come first. @throws SluiceError EARLIER_REFUSED

@@ -242,6 +242,17 @@ function fromPlain(places: readonly PlainPlace[]): Placed[] {
   }))
 }
 
+/** The duplicates of a batch as its answer names them: a message that replaced another counts with its own offset. */
+export function answeredDuplicates(
+  duplicates: ReadonlyMap<number, number> | undefined,
+  replacing: Iterable<number>,
+  base: number,
+): ReadonlyMap<number, number> | undefined {
+  let answered: Map<number, number> | undefined
+  for (const index of replacing) (answered ??= new Map(duplicates)).set(index, base + index)
+  return answered === undefined ? duplicates : new Map([...answered].toSorted(([a], [b]) => a - b))
+}
+
 // Apart from where they are thrown, as `tooManyInFlight` of a session.
 function forgotten(number: number, floor: number): SluiceError {
   return new SluiceError(

@@ -13,6 +13,7 @@ import {
 import { entryBatches } from '../log/entry.js'
 import type { Log, LogBounds } from '../log/log.js'
 import { PAGE, decodeDirectory, type Directory } from './directory.js'
+import { Replay } from './replay.js'
 import { State } from './state.js'
 
 export interface Recovered {
@@ -28,20 +29,21 @@ export interface Recovered {
 export async function recover(log: Log): Promise<Recovered> {
   const bounds = await log.open()
   const state = new State(log.segmentBytes)
+  const replay = new Replay(state)
   let from = bounds.firstPosition
   let directory: Directory | undefined
   if (bounds.checkpoint !== undefined) {
     const bytes = await readBatch(log, bounds.checkpoint, BATCH_TYPE.directory)
     directory = decodeDirectory(bytes, BATCH_HEADER_BYTES)
-    state.restoreDirectory(directory)
-    await restorePages(log, state, directory)
-    state.pagesRestored()
+    replay.restoreDirectory(directory)
+    await restorePages(log, replay, directory)
+    replay.pagesRestored()
     from = directory.replayFrom
   }
   let entries = 0
   if (from < bounds.nextPosition) {
     for await (const entry of log.read(from)) {
-      for (const at of entryBatches(entry.bytes, 0)) state.apply(entry.bytes, at, entry.position + at)
+      for (const at of entryBatches(entry.bytes, 0)) replay.apply(entry.bytes, at, entry.position + at)
       entries++
     }
   }
@@ -52,7 +54,7 @@ export async function recover(log: Log): Promise<Recovered> {
 /** Pages that lie close together are read together. */
 const READ_BYTES = 1 << 20
 
-async function restorePages(log: Log, state: State, directory: Directory): Promise<void> {
+async function restorePages(log: Log, replay: Replay, directory: Directory): Promise<void> {
   const byKind = [PAGE.queue, PAGE.chunk, PAGE.producer, PAGE.ids]
   let held: { position: number; bytes: Uint8Array } = { position: 0, bytes: new Uint8Array(0) }
   for (const kind of byKind) {
@@ -70,7 +72,7 @@ async function restorePages(log: Log, state: State, directory: Directory): Promi
         at = 0
       }
       checkBatch(held.bytes, at, position, BATCH_TYPE.page)
-      state.restorePage(held.bytes, at, position)
+      replay.restorePage(held.bytes, at, position)
     }
   }
 }

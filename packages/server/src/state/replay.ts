@@ -1,0 +1,318 @@
+/**
+ * How recovery fills the state: it restores the pages of a checkpoint, then applies every later batch of the log, with
+ * the methods that queues use in service. `recover` creates it and drops it before the broker serves.
+ *
+ * Invariant 17: a batch can be applied to a state that already contains it. Pages are written while the broker serves, so
+ * a page can be newer than a fact that is replayed; a change is skipped if the page that contains it has a later
+ * position.
+ */
+import {
+  BATCH_ATTRIBUTE,
+  BATCH_HEADER_BYTES,
+  BATCH_TYPE,
+  batchTimeMs,
+  batchType,
+  readBatchHeader,
+  type Duplicates,
+  type Placed,
+  type QueueCounter,
+} from '@sluice/protocol'
+import {
+  FACT,
+  MOVING,
+  decodeChunkPage,
+  decodeQueuePage,
+  readFacts,
+  type Death,
+  type Fact,
+  type Queue,
+  type QueueDefinition,
+} from '../queue/index.js'
+import { PAGE, type Directory } from './directory.js'
+import { Producer, answeredDuplicates } from './producers.js'
+import { BOOT_AFTER_CLOSE, type State } from './state.js'
+import { readTraits } from './traits.js'
+
+export class Replay {
+  readonly #state: State
+  /** Ids below these belong to queues and producers that the directory lists, or that were gone when it was written. */
+  #listedQueueIds = 0
+  #listedProducerIds = 0
+  /** Facts about the batch that follows them. */
+  #preceding: PrecedingFacts | undefined
+  /** Duplicates in the batches of an atomic step, by queue and base offset, until the step's own fact. */
+  readonly #stepDuplicates = new Map<string, Duplicates>()
+
+  constructor(state: State) {
+    this.#state = state
+  }
+
+  /** Called first when there is a directory; `restorePage` follows for each of its pages. */
+  restoreDirectory(directory: Directory): void {
+    this.#state.boot = directory.boot
+    this.#state.nextQueueId = directory.nextQueueId
+    this.#state.nextProducerId = directory.nextProducerId
+    this.#listedQueueIds = directory.nextQueueId
+    this.#listedProducerIds = directory.nextProducerId
+  }
+
+  /** Restores the page at `position`. The page of a queue comes before the pages of its chunks. */
+  restorePage(bytes: Uint8Array, at: number, position: number): void {
+    const header = readBatchHeader(bytes, at)
+    const start = at + BATCH_HEADER_BYTES
+    const end = at + header.length
+    if (header.count === PAGE.queue) {
+      const page = decodeQueuePage(bytes, start, end)
+      const queue = this.#state.addQueue(header.queueId, page)
+      queue.next = page.next
+      queue.redeliveredBelow = page.redeliveredBelow
+      queue.former.restoreEnded(page.ended ?? [])
+      queue.carried = page.carried
+      Object.assign(queue.counts, page.counts)
+      queue.tallied.released = page.counts.released
+      queue.tallied.redelivered = page.counts.redelivered
+      this.#state.segments.restoreRetained(queue.id, page.retained)
+      queue.dirty = false
+      queue.pagePosition = position
+      queue.pageBytes = header.length
+      this.#state.segments.pages.written(0, header.length)
+    } else if (header.count === PAGE.chunk) {
+      const queue = this.#state.queuesById.get(header.queueId)
+      if (queue === undefined) return
+      const chunk = decodeChunkPage(bytes, start, queue.keys)
+      chunk.pagePosition = position
+      chunk.pageBytes = header.length
+      queue.restore(chunk)
+    } else if (header.count === PAGE.ids) {
+      this.#state.queuesById.get(header.queueId)?.ids.restorePage(bytes, start, end, position, header.length)
+    } else {
+      const producer = Producer.decodePage(bytes, start, end, this.#state.producerPageBytes)
+      producer.pagePosition = position
+      producer.pageBytes = header.length
+      this.#state.addProducer(producer)
+    }
+  }
+
+  /** Called after the last page. */
+  pagesRestored(): void {
+    for (const queue of this.#state.queues.values()) {
+      queue.ids.restored()
+      // The pages of ids can be older than the queue's page.
+      queue.ids.forgetBelow(queue.idsFrom)
+    }
+  }
+
+  /** Applies the batch at `bytes[at]`, whose position in the log is `position`. */
+  apply(bytes: Uint8Array, at: number, position: number): void {
+    const type = batchType(bytes, at)
+    // Batches of every type have a time in their header.
+    this.#state.newestMs = Math.max(this.#state.newestMs, batchTimeMs(bytes, at))
+    if (type === BATCH_TYPE.messages) this.#applyMessages(bytes, at, position)
+    else if (type === BATCH_TYPE.facts) this.#applyFacts(bytes, at, position)
+    else if (type === BATCH_TYPE.boot) this.#applyBoot(bytes, at, position)
+    this.#state.closed = type === BATCH_TYPE.close
+  }
+
+  #applyMessages(bytes: Uint8Array, at: number, position: number): void {
+    const header = readBatchHeader(bytes, at)
+    const queue = this.#state.queuesById.get(header.queueId)
+    const preceding = this.#preceding
+    this.#preceding = undefined
+    const relocated = (header.attributes & BATCH_ATTRIBUTE.relocated) !== 0
+    const duplicates = relocated ? undefined : byIndex(preceding?.duplicates, header.baseOffset)
+    const answered = relocated
+      ? undefined
+      : answeredDuplicates(duplicates, replacingIn(preceding, header.baseOffset), header.baseOffset)
+    if (answered !== undefined && header.producerId === 0)
+      this.#stepDuplicates.set(`${header.queueId}:${header.baseOffset}`, answered)
+    if (!relocated) {
+      const producer = this.#state.producersById.get(header.producerId)
+      if (
+        producer !== undefined &&
+        producer.pagePosition < position &&
+        header.batchNumber >= producer.floor
+      ) {
+        producer.accept(header.batchNumber, header.baseOffset, header.recordsCrc, answered)
+        producer.lastUsedMs = header.timeMs
+      }
+    }
+    if (queue === undefined) return
+    queue.appliedFrom = position
+    if (relocated) {
+      queue.relocateFact(header.baseOffset, header.count, position)
+    } else {
+      const { baseOffset, count, timeMs, length } = header
+      const rules = { ...queue.traitRules, ttlMs: preceding?.ttlMs ?? 0 }
+      const traits =
+        header.attributes & BATCH_ATTRIBUTE.traits ? readTraits(bytes, at, count, timeMs, rules) : undefined
+      queue.appendFact(baseOffset, count, position, timeMs, length - BATCH_HEADER_BYTES, traits, duplicates)
+      if (duplicates !== undefined && queue.pagePosition < position)
+        queue.counts.duplicates += duplicates.size
+    }
+    queue.appliedFrom = Infinity
+  }
+
+  #applyFacts(bytes: Uint8Array, at: number, position: number): void {
+    const header = readBatchHeader(bytes, at)
+    const id = header.queueId
+    readFacts(bytes, at + BATCH_HEADER_BYTES, at + header.length, (fact) => {
+      if (fact.kind === FACT.producer) {
+        // The page of a producer that was added during the checkpoint can be part of it.
+        if (fact.offset >= this.#listedProducerIds && !this.#state.producersById.has(fact.offset))
+          this.#state.addProducer(this.#state.newProducer(fact.offset, fact.text))
+      } else if (fact.kind === FACT.atomic) {
+        const places = this.#placesOf(fact.text)
+        this.#stepDuplicates.clear()
+        const producer = this.#state.producersById.get(fact.offset)
+        if (producer === undefined || producer.pagePosition >= position || fact.timeMs < producer.floor)
+          return
+        producer.answer(fact.timeMs, fact.count, places)
+        producer.lastUsedMs = header.timeMs
+      } else if (fact.kind === FACT.ensure) {
+        this.#applyEnsure(id, fact, position)
+      } else {
+        const queue = this.#state.queuesById.get(id)
+        if (queue !== undefined) this.#applyToQueue(queue, fact, position, header.timeMs)
+      }
+    })
+  }
+
+  #precedingFacts(): PrecedingFacts {
+    return (this.#preceding ??= { ttlMs: 0, duplicates: new Map(), replacing: new Set() })
+  }
+
+  // `text` has queue id and base offset of each batch of an atomic step. Their duplicates were read with the batches.
+  #placesOf(text: string): Placed[] {
+    return (JSON.parse(text) as [number, number][]).map(([queueId, baseOffset]) => ({
+      baseOffset,
+      duplicates: this.#stepDuplicates.get(`${queueId}:${baseOffset}`),
+    }))
+  }
+
+  #applyEnsure(id: number, fact: Fact, position: number): void {
+    const definition = JSON.parse(fact.text) as QueueDefinition
+    const queue = this.#state.queuesById.get(id)
+    if (queue === undefined) {
+      if (id >= this.#listedQueueIds) this.#state.addQueue(id, definition)
+    } else if (queue.pagePosition < position) {
+      queue.redefine(definition)
+    }
+  }
+
+  #applyToQueue(queue: Queue, fact: Fact, position: number, timeMs: number): void {
+    const { offset, count } = fact
+    queue.appliedFrom = position
+    switch (fact.kind) {
+      case FACT.ack:
+      case FACT.expire:
+      case FACT.drop:
+      case FACT.cancel:
+      case FACT.discard:
+      case FACT.move:
+      case FACT.carry:
+        queue.remove(offset, count, timeMs)
+        break
+      case FACT.retry:
+        queue.retryFact(offset, fact.attempts, fact.timeMs)
+        break
+      case FACT.dead:
+        queue.deadFact(offset, {
+          attempts: fact.attempts,
+          death: (fact.death & ~MOVING) as Death,
+          timeMs: fact.timeMs,
+          reason: fact.text,
+          isMoving: (fact.death & MOVING) !== 0,
+        })
+        break
+      case FACT.redrive:
+        queue.redriveFact(offset, count, fact.timeMs)
+        break
+      case FACT.reschedule:
+        queue.rescheduleFact(offset, fact.timeMs)
+        break
+      case FACT.duplicate:
+        this.#precedingFacts().duplicates.set(offset, fact.timeMs)
+        break
+      case FACT.replace:
+        this.#precedingFacts().replacing.add(offset)
+        break
+      case FACT.ttl:
+        this.#precedingFacts().ttlMs = fact.timeMs
+        break
+      case FACT.purge:
+        queue.purgeFact(offset, timeMs)
+        break
+      case FACT.delivered:
+        if (offset > queue.redeliveredBelow) {
+          queue.redeliveredBelow = offset
+          queue.dirty = true
+        }
+        break
+      case FACT.tally:
+        if (queue.pagePosition < position) queue.tallyFact(offset, fact.timeMs)
+        break
+      case FACT.hand:
+        break
+      case FACT.ended:
+        if (queue.pagePosition < position && queue.former.end(offset)) queue.dirty = true
+        break
+      case FACT.delete:
+        this.#state.removeQueue(queue)
+        break
+      default:
+        throw new Error(`fact of unknown kind ${fact.kind} at position ${position}`)
+    }
+    queue.appliedFrom = Infinity
+    if (queue.pagePosition < position) countFact(queue, fact)
+  }
+
+  // Before an orderly stop, facts record what was delivered. After any other stop, every message may have been.
+  #applyBoot(bytes: Uint8Array, at: number, position: number): void {
+    const header = readBatchHeader(bytes, at)
+    this.#state.boot = header.count
+    for (const queue of this.#state.queues.values())
+      if (queue.pagePosition < position) queue.former.bootBegan()
+    if (header.attributes === BOOT_AFTER_CLOSE) return
+    this.#state.markAllDelivered()
+  }
+}
+
+interface PrecedingFacts {
+  ttlMs: number
+  /** Offset of the first acceptance, by the offset of the duplicate. */
+  readonly duplicates: Map<number, number>
+  /** Offsets of messages that replaced others. */
+  readonly replacing: Set<number>
+}
+
+function byIndex(
+  duplicates: ReadonlyMap<number, number> | undefined,
+  base: number,
+): Map<number, number> | undefined {
+  if (duplicates === undefined || duplicates.size === 0) return undefined
+  return new Map([...duplicates].map(([offset, first]) => [offset - base, first]))
+}
+
+function replacingIn(preceding: PrecedingFacts | undefined, base: number): number[] {
+  return preceding === undefined ? [] : [...preceding.replacing].map((offset) => offset - base)
+}
+
+/** The counter that a fact increments. */
+const COUNTED: Readonly<Record<number, QueueCounter>> = {
+  [FACT.purge]: 'purged',
+  [FACT.expire]: 'expired',
+  [FACT.drop]: 'dropped',
+  [FACT.cancel]: 'cancelled',
+  [FACT.discard]: 'discarded',
+  [FACT.move]: 'moved',
+  [FACT.carry]: 'redriven',
+  [FACT.redrive]: 'redriven',
+}
+
+function countFact(queue: Queue, fact: Fact): void {
+  const counter = COUNTED[fact.kind]
+  if (counter === undefined) return
+  queue.counts[counter] += fact.kind === FACT.redrive ? 1 : fact.count
+  queue.dirty = true
+  if (fact.kind === FACT.carry) queue.carried += fact.count
+}
