@@ -1,8 +1,19 @@
 /**
- * Answers to requests, as frames: RESULT with the object as msgpack, or the layout that the request has for itself.
- * Called by the session with what a handler returned (requests.ts).
+ * Answers to requests, as frames: RESULT with the object as msgpack, the layout that the request has for itself, or ERROR.
+ * Called by the session with what a handler returned or threw (requests.ts).
  */
-import { ERRORS, OP, encodeControl, encodeMessages, type Body } from '@sluice/protocol'
+import {
+  ERRORS,
+  LIMITS,
+  OP,
+  clipText,
+  encodeControl,
+  encodeFault,
+  encodeMessages,
+  type Body,
+  type Fault,
+  type SluiceError,
+} from '@sluice/protocol'
 import type { CutShort } from '../broker/disk-requests.js'
 import type { AnswerOf, RequestName } from './requests.js'
 
@@ -42,4 +53,14 @@ function cutShort(page: CutShort): Answer {
   const { error } = page
   if (error === undefined) return result(page)
   return result({ ...page, error: { ...error, code: ERRORS[error.code].number } })
+}
+
+/** The payload of ERROR; `scope` is what the error ends on this connection. */
+export function errorPayload(error: SluiceError, scope: SluiceError['scope']): Uint8Array {
+  return encodeFault({ ...faultOf(error), scope })
+}
+
+export function faultOf(error: SluiceError): Fault {
+  const { code, scope, retryable, retryAfterMs } = error
+  return { code, scope, retryable, retryAfterMs, message: clipText(error.message, LIMITS.reasonBytesMax) }
 }

@@ -6,14 +6,13 @@
  * Invariant: `outbound.bytes` has what this connection counted into it, until `clear`.
  */
 import { MESSAGE_OVERHEAD_BYTES, SluiceError, durationText } from '@sluice/protocol'
-import type { Outbox } from './outbox.js'
+import type { Outboxes } from './outboxes.js'
 import type { SessionSettings } from './settings.js'
 
 export class Unread {
   /** More is unread than may be; deliveries wait. */
   isCongested = false
-  readonly #outbox: Outbox
-  readonly #freeOutbox: Outbox
+  readonly #outboxes: Outboxes
   readonly #settings: SessionSettings
   /** Its part of what all connections have not read. */
   #countedBytes = 0
@@ -22,15 +21,14 @@ export class Unread {
   /** Since when it is congested and has read nothing, ms; 0: it is not. */
   #stalledSinceMs = 0
 
-  constructor(outbox: Outbox, freeOutbox: Outbox, settings: SessionSettings) {
-    this.#outbox = outbox
-    this.#freeOutbox = freeOutbox
+  constructor(outboxes: Outboxes, settings: SessionSettings) {
+    this.#outboxes = outboxes
     this.#settings = settings
   }
 
   /** Bytes that wait for the disk or for the peer. */
   get bytes(): number {
-    return this.#outbox.outstandingBytes + this.#freeOutbox.outstandingBytes
+    return this.#outboxes.outstandingBytes
   }
 
   get isOverSoft(): boolean {
@@ -90,7 +88,7 @@ export class Unread {
     // A peer whose unread bytes use up what all connections share has to read them, even if there is nothing to deliver.
     if (this.#countedBytes > this.#softBytes) this.#congest(nowMs)
     // What waits for the disk cannot be read yet.
-    if (this.#outbox.unreadBytes + this.#freeOutbox.unreadBytes === 0) this.#stalledSinceMs &&= nowMs
+    if (this.#outboxes.unreadBytes === 0) this.#stalledSinceMs &&= nowMs
     if (this.#stalledSinceMs === 0) return undefined
     this.#stalledSinceMs = Math.min(nowMs, this.#stalledSinceMs + stallMs)
     const { stalledMs } = this.#settings

@@ -1,0 +1,239 @@
+/**
+ * The consuming half of a connection: its subscriptions by channel, what they are sent, and what their client says of
+ * the messages. The broker calls it as the consumer of each subscription; the session calls it with decoded frames and
+ * encodes what it returns.
+ *
+ * Invariant: a subscription that is over is not in `#subscriptions`, and frames that name it change nothing.
+ */
+import {
+  OP,
+  SluiceError,
+  copyBytes,
+  encodeDrained,
+  encodeLeasesLost,
+  type Credit,
+  type Extend,
+  type Loss,
+  type LostRange,
+  type SettleItem,
+  type Subscribed,
+  type SubscribeRequest,
+  type TagRange,
+} from '@sluice/protocol'
+import type { Broker, Output } from '../broker/broker.js'
+import { fittedRecord } from '../broker/origin.js'
+import type { Consumer, Delivery, Subscription } from '../queue/index.js'
+import { errorPayload } from './answers.js'
+import { DELIVERY_OVERHEAD_BYTES, Deliveries } from './deliveries.js'
+import type { Agreement } from './handshake.js'
+import type { Outboxes } from './outboxes.js'
+import type { Reading } from './reading.js'
+import type { Unread } from './unread.js'
+
+/** The connection: it sends what is in the outboxes. */
+export interface Connection extends Output {
+  readonly label: string
+  readonly peer: string
+}
+
+export class Consuming implements Consumer {
+  readonly #broker: Broker
+  readonly #connection: Connection
+  readonly #outboxes: Outboxes
+  readonly #unread: Unread
+  readonly #reading: Reading
+  readonly #subscriptionsMax: number
+  readonly #subscriptions = new Map<number, Subscription>()
+  readonly #deliveries = new Deliveries()
+  /** Largest record that is alone in a frame. */
+  #recordBytesMax = 0
+  #isOpen = false
+  /** The broker stops: nothing more is delivered. */
+  #isStopping = false
+
+  constructor(
+    broker: Broker,
+    connection: Connection,
+    outboxes: Outboxes,
+    unread: Unread,
+    reading: Reading,
+    subscriptionsMax: number,
+  ) {
+    this.#broker = broker
+    this.#connection = connection
+    this.#outboxes = outboxes
+    this.#unread = unread
+    this.#reading = reading
+    this.#subscriptionsMax = subscriptionsMax
+  }
+
+  // --- the connection ---
+
+  /** The handshake is done. */
+  begin({ frameBytesMax }: Agreement): void {
+    this.#recordBytesMax = frameBytesMax - DELIVERY_OVERHEAD_BYTES
+    this.#isOpen = true
+  }
+
+  /** The broker stops: nothing more is delivered; settles are still accepted. */
+  stop(): void {
+    this.#isStopping = true
+  }
+
+  /** The client has said GOODBYE: its leases end, and no message is charged an attempt. */
+  leave(): void {
+    for (const subscription of this.#subscriptions.values())
+      this.#broker.leases.unsubscribe(subscription, 'nobody', this.#isStopping)
+    this.#subscriptions.clear()
+  }
+
+  /** The connection is closed. `isLost`: without GOODBYE, so a message that was being handled may be the reason. */
+  end(isLost: boolean): void {
+    this.#isOpen = false
+    if (isLost) this.#broker.leases.disconnect(this.#subscriptions.values(), this.#isStopping)
+    else this.leave()
+    this.#subscriptions.clear()
+  }
+
+  /** Whether no message is leased to the client. */
+  get isIdle(): boolean {
+    for (const subscription of this.#subscriptions.values()) if (subscription.unsettled > 0) return false
+    return true
+  }
+
+  /** Deliveries go on after the client has read enough. */
+  resume(): void {
+    for (const subscription of this.#subscriptions.values()) this.#broker.leases.ready(subscription)
+  }
+
+  // --- Consumer ---
+
+  get label(): string {
+    return this.#connection.label
+  }
+
+  get peer(): string {
+    return this.#connection.peer
+  }
+
+  get isReady(): boolean {
+    return !this.#unread.isCongested && !this.#isStopping && this.#isOpen
+  }
+
+  deliver(subscription: Subscription, delivery: Delivery): void {
+    const { run, bytes, start, end } = delivery
+    const outbox = this.#outboxes.forDelivery(run.durable)
+    this.#unread.wrote(end - start)
+    if (end - start > this.#recordBytesMax) {
+      // Each agreed frame has room for a batch and for the largest message, so this message is one that was moved.
+      const record = fittedRecord(copyBytes(bytes, start, end), this.#recordBytesMax)
+      this.#deliveries.write(outbox, subscription, {
+        ...delivery,
+        bytes: record,
+        start: 0,
+        end: record.length,
+      })
+    } else this.#deliveries.write(outbox, subscription, delivery)
+    this.#broker.hold(this.#connection)
+    this.#unread.delivered(this.#broker.turn.nowMs)
+  }
+
+  lost({ id: subscriptionId, channel }: Subscription, reason: Loss, ranges: readonly LostRange[]): void {
+    this.#send(OP.LEASES_LOST, channel, encodeLeasesLost({ subscriptionId, reason, ranges }))
+  }
+
+  drained({ id, channel, delivered }: Subscription): void {
+    this.#send(OP.DRAINED, channel, encodeDrained(id, delivered))
+  }
+
+  ended({ channel }: Subscription, error: SluiceError): void {
+    this.#subscriptions.delete(channel)
+    this.#send(OP.ERROR, channel, errorPayload(error, 'channel'))
+  }
+
+  #send(opcode: number, channel: number, payload: Uint8Array): void {
+    this.#outboxes.gated.frame(opcode, channel, 0, payload)
+    this.#broker.hold(this.#connection)
+  }
+
+  // --- frames of the client ---
+
+  /** The subscription with this id on this channel; undefined when it is over. */
+  subscription(channel: number, id: number): Subscription | undefined {
+    const subscription = this.#subscriptions.get(channel)
+    return subscription?.id === id ? subscription : undefined
+  }
+
+  /** @throws SluiceError SHUTTING_DOWN, INVALID_ARGUMENT, CHANNEL_IN_USE, TOO_MANY_SUBSCRIPTIONS, QUEUE_NOT_FOUND */
+  subscribe(channel: number, request: SubscribeRequest): Subscribed {
+    if (this.#isStopping)
+      throw new SluiceError('SHUTTING_DOWN', 'The broker is stopping.', { scope: 'request' })
+    if (channel === 0)
+      throw new SluiceError(
+        'INVALID_ARGUMENT',
+        'A subscription needs a channel from 1 to 65535; 0 is the connection itself.',
+      )
+    if (this.#subscriptions.has(channel))
+      throw new SluiceError('CHANNEL_IN_USE', `A subscription is open on channel ${channel}.`)
+    const { size } = this.#subscriptions
+    if (size >= this.#subscriptionsMax) {
+      throw new SluiceError(
+        'TOO_MANY_SUBSCRIPTIONS',
+        `The connection has ${size} subscriptions; it may have ${this.#subscriptionsMax}.`,
+      )
+    }
+    const { leases } = this.#broker
+    const subscription = leases.subscribe(request, channel, this)
+    this.#subscriptions.set(channel, subscription)
+    const { id: subscriptionId, queue } = subscription
+    const granted = leases.claim(subscription, request.claims)
+    return { subscriptionId, queueNumber: queue.id, granted }
+  }
+
+  credit(channel: number, { subscriptionId, messages, bytes, limit, drain }: Credit): void {
+    const subscription = this.subscription(channel, subscriptionId)
+    // The client has already been sent the error that ended its subscription.
+    if (subscription === undefined) return
+    this.#broker.leases.credit(subscription, messages, bytes, limit, drain)
+    // A broker that stops delivers nothing more, so the drain is complete.
+    if (this.#isStopping && drain) subscription.answerDrain()
+  }
+
+  started(channel: number, subscriptionId: number, ranges: readonly TagRange[]): void {
+    const subscription = this.subscription(channel, subscriptionId)
+    if (subscription !== undefined) this.#broker.leases.started(subscription, ranges)
+  }
+
+  starting(channel: number, subscriptionId: number, ranges: readonly TagRange[]): void {
+    const subscription = this.subscription(channel, subscriptionId)
+    if (subscription !== undefined) this.#broker.leases.starting(subscription, ranges)
+  }
+
+  /** Returns the ranges that were stale. */
+  settle(channel: number, subscriptionId: number, items: readonly SettleItem[]): readonly TagRange[] {
+    const subscription = this.subscription(channel, subscriptionId)
+    const stale = subscription === undefined ? items : this.#broker.leases.settle(subscription, items)
+    this.#reading.waitForDisk()
+    return stale
+  }
+
+  /** Returns the ranges that were stale. */
+  extend(channel: number, { subscriptionId, firstTag, count, durationMs }: Extend): readonly TagRange[] {
+    const subscription = this.subscription(channel, subscriptionId)
+    if (subscription === undefined) return [{ firstTag, count }]
+    return this.#broker.leases.extend(subscription, firstTag, count, durationMs)
+  }
+
+  /** @throws SluiceError SUBSCRIPTION_NOT_FOUND */
+  unsubscribe(channel: number, subscriptionId: number): void {
+    const subscription = this.subscription(channel, subscriptionId)
+    if (subscription === undefined) {
+      throw new SluiceError(
+        'SUBSCRIPTION_NOT_FOUND',
+        `No subscription ${subscriptionId} is open on channel ${channel}.`,
+      )
+    }
+    this.#broker.leases.unsubscribe(subscription, 'nobody')
+    this.#subscriptions.delete(channel)
+  }
+}

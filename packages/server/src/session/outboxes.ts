@@ -1,0 +1,60 @@
+/**
+ * The two outboxes of a connection. Answers, and deliveries of messages that are not durable yet, wait for the entry of
+ * their turn in `gated`; a delivery of durable messages depends on no entry and goes through `free`.
+ *
+ * Invariant: a delivery overtakes confirms alone. It neither overtakes another delivery nor the answer to SUBSCRIBE.
+ */
+import { Outbox, type OutboxTransport } from './outbox.js'
+
+export class Outboxes {
+  readonly gated: Outbox
+  readonly free: Outbox
+
+  /** `written` is called after the transport has passed on some of the bytes. */
+  constructor(transport: OutboxTransport, written: () => void) {
+    this.gated = new Outbox(transport, written)
+    this.free = new Outbox(transport, written)
+  }
+
+  get isEmpty(): boolean {
+    return this.gated.isEmpty && this.free.isEmpty
+  }
+
+  /** Bytes that wait for the disk or for the peer. */
+  get outstandingBytes(): number {
+    return this.gated.outstandingBytes + this.free.outstandingBytes
+  }
+
+  /** Of these, bytes that wait for the peer alone. */
+  get unreadBytes(): number {
+    return this.gated.unreadBytes + this.free.unreadBytes
+  }
+
+  /** The outbox for a delivery of messages that are durable, or not yet. */
+  forDelivery(durable: boolean): Outbox {
+    return durable && this.gated.barriers === 0 ? this.free : this.gated
+  }
+
+  /** The frames of this turn wait for the entry `gate`. */
+  endTurn(gate: number): void {
+    this.gated.endTurn(gate)
+    this.free.endTurn(0)
+  }
+
+  /** Sends what waited for entries up to `durableLsn`; returns whether anything still waits. */
+  release(durableLsn: number): boolean {
+    this.free.release(durableLsn)
+    return this.gated.release(durableLsn)
+  }
+
+  clear(): void {
+    this.gated.clear()
+    this.free.clear()
+  }
+
+  /** @throws Error naming what differs */
+  invariants(): void {
+    this.gated.invariants()
+    this.free.invariants()
+  }
+}

@@ -1,0 +1,117 @@
+/**
+ * The producing half of a connection: PUBLISH and ATOMIC, and what answers them. Called by the session with each such
+ * frame, from the handshake on.
+ *
+ * Invariant: each batch or atomic step whose number can be read gets one answer under that number, or its error ends the
+ * connection. At most `inFlightBatches` are unanswered.
+ */
+import {
+  OP,
+  PUBLISH_NAME_AT,
+  SluiceError,
+  atomicNumber,
+  decodeAtomic,
+  encodeAtomicOk,
+  encodePublishErr,
+  publishBatchStart,
+  publishNumber,
+  readText,
+  type Frame,
+} from '@sluice/protocol'
+import type { Broker, Output } from '../broker/broker.js'
+import type { Producer } from '../state/producers.js'
+import { faultOf } from './answers.js'
+import { Confirms } from './confirms.js'
+import type { Consuming } from './consuming.js'
+import type { Agreement } from './handshake.js'
+import type { Outbox } from './outbox.js'
+import type { Reading } from './reading.js'
+
+export class Producing {
+  readonly #broker: Broker
+  readonly #connection: Output
+  readonly #outbox: Outbox
+  readonly #reading: Reading
+  readonly #consuming: Consuming
+  readonly #confirms = new Confirms()
+  #producer: Producer | undefined
+  #inFlightBatches = 0
+
+  /** `connection` sends what is in `outbox`. */
+  constructor(broker: Broker, connection: Output, outbox: Outbox, reading: Reading, consuming: Consuming) {
+    this.#broker = broker
+    this.#connection = connection
+    this.#outbox = outbox
+    this.#reading = reading
+    this.#consuming = consuming
+  }
+
+  /** The handshake is done. @throws SluiceError PRODUCER_UNKNOWN, TOO_MANY_CONNECTIONS */
+  begin({ identity, acceptedNumber, inFlightBatches }: Agreement): void {
+    this.#producer = this.#broker.producers.attach(identity, acceptedNumber)
+    this.#inFlightBatches = inFlightBatches
+  }
+
+  /** The connection is closed. `hasLeft`: its client does not come back. */
+  end(hasLeft: boolean): void {
+    if (this.#producer !== undefined) this.#broker.producers.detach(this.#producer, hasLeft)
+  }
+
+  publish({ correlation, bytes, start, end }: Frame): void {
+    const batchAt = publishBatchStart(bytes, start, end)
+    // Without a number it cannot be refused: what is thrown so far has the scope of the connection.
+    const number = publishNumber(bytes, batchAt)
+    this.#checkWindow(correlation)
+    try {
+      const nameAt = start + PUBLISH_NAME_AT
+      const to = this.#broker.catalog.queueAt(bytes, nameAt, batchAt) ?? readText(bytes, nameAt, batchAt)
+      const placed = this.#broker.intake.publish(this.#producer!, to, bytes, batchAt, end, correlation)
+      // A confirm that shares a frame is sent with it.
+      if (this.#confirms.write(this.#outbox, number, placed)) this.#broker.hold(this.#connection)
+      this.#accepted(end - start)
+    } catch (error) {
+      this.#refuse(number, error)
+    }
+  }
+
+  atomic({ correlation, bytes, start, end }: Frame): void {
+    const number = atomicNumber(bytes, start, end)
+    this.#checkWindow(correlation)
+    try {
+      const { crc, acks, batches } = decodeAtomic(bytes, start, end)
+      const ranges = acks.map(({ channel, subscriptionId, firstTag, count }) => ({
+        subscription: this.#consuming.subscription(channel, subscriptionId),
+        firstTag,
+        count,
+      }))
+      const step = { number, crc, acks: ranges, batches }
+      const places = this.#broker.intake.atomic(this.#producer!, step, correlation)
+      this.#outbox.frame(OP.ATOMIC_OK, 0, 0, encodeAtomicOk(number, places))
+      this.#broker.hold(this.#connection)
+      this.#accepted(end - start)
+    } catch (error) {
+      this.#refuse(number, error)
+    }
+  }
+
+  #checkWindow(unanswered: number): void {
+    if (unanswered >= this.#inFlightBatches) throw tooManyInFlight(unanswered + 1, this.#inFlightBatches)
+  }
+
+  // The frame written last answers `bytes` of the producer.
+  #accepted(bytes: number): void {
+    this.#outbox.answers(bytes)
+    this.#reading.accepted(this.#outbox.inFlightBytes)
+  }
+
+  #refuse(number: number, error: unknown): void {
+    if (!(error instanceof SluiceError) || error.scope !== 'request') throw error
+    this.#outbox.frame(OP.PUBLISH_ERR, 0, 0, encodePublishErr(number, faultOf(error)))
+    this.#broker.hold(this.#connection)
+  }
+}
+
+// A function of its own, so that building the text is not compiled into the path of each batch.
+function tooManyInFlight(batches: number, most: number): SluiceError {
+  return new SluiceError('IN_FLIGHT_EXCEEDED', `${batches} batches are unanswered; at most ${most} may be.`)
+}
