@@ -5,6 +5,7 @@ import { RunBuffer } from './buffer.js'
 import { Floor } from './floor.js'
 import type { LeaseKeeper } from './lease.js'
 import type { Run } from './run.js'
+import { expectSame } from '../../../test/same.js'
 
 function runOf(firstTag: number, sizes: readonly number[], flags = 0): Run {
   const bytes = sizes.reduce((sum, size) => sum + recordBytes(undefined, size), 0)
@@ -63,7 +64,7 @@ it('gives what was put in, once and in order, whatever is announced, dropped and
           announced += named.length
         } else if (step.kind === 'take') {
           for (let i = 0; i < step.count && announced > 0; i++, announced--, taken++)
-            expect(buffer.take().tag).toBe(model.shift()!.tag)
+            expectSame(buffer.take().tag, model.shift()!.tag)
         } else if (step.kind === 'hold') {
           const held = announced === 0 ? Math.min(step.count, model.length) : 0
           taken += held
@@ -82,11 +83,17 @@ it('gives what was put in, once and in order, whatever is announced, dropped and
           announced = 0
         }
         buffer.invariants()
-        expect(buffer.count).toBe(model.length)
-        expect(buffer.announced).toBe(announced)
-        expect(buffer.bytes).toBe(model.reduce((sum, { bytes }) => sum + bytes, 0))
-        expect(buffer.firstTag).toBe(model[0]?.tag)
-        expect(buffer.ranges().reduce((sum, { count }) => sum + count, 0)).toBe(model.length)
+        expectSame(buffer.count, model.length)
+        expectSame(buffer.announced, announced)
+        expectSame(
+          buffer.bytes,
+          model.reduce((sum, { bytes }) => sum + bytes, 0),
+        )
+        expectSame(buffer.firstTag, model[0]?.tag)
+        expectSame(
+          buffer.ranges().reduce((sum, { count }) => sum + count, 0),
+          model.length,
+        )
       }
       buffer.clear()
       expect([buffer.count, buffer.announced, buffer.bytes, buffer.firstTag]).toEqual([0, 0, 0, undefined])

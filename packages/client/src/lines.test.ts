@@ -2,6 +2,7 @@ import * as fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { Lines } from './lines.js'
 import { runs } from '../../../test/amount.js'
+import { expectSame } from '../../../test/same.js'
 
 interface Item {
   readonly key: string | undefined
@@ -75,8 +76,12 @@ describe('lines', () => {
           } else if ('take' in step) {
             for (const item of lines.take(step.take)) {
               const first = waiting.find(({ key }) => key === item.key)
-              if (item.key !== undefined) expect(item).toBe(first)
-              if (item.key !== undefined) expect(out.some(({ key }) => key === item.key)).toBe(false)
+              if (item.key !== undefined) expectSame(item, first)
+              if (item.key !== undefined)
+                expectSame(
+                  out.some(({ key }) => key === item.key),
+                  false,
+                )
               waiting = waiting.filter((other) => other !== item)
               out.push(item)
               checked++
@@ -93,7 +98,7 @@ describe('lines', () => {
           }
           const keys = new Set(waiting.map(({ key }) => key).filter((key) => key !== undefined))
           for (const { key } of out) if (key !== undefined) keys.delete(key)
-          expect(lines.ready).toBe(waiting.filter(({ key }) => key === undefined).length + keys.size)
+          expectSame(lines.ready, waiting.filter(({ key }) => key === undefined).length + keys.size)
         }
         expect(lines.clear().length).toBe(waiting.length)
       }),

@@ -2,6 +2,7 @@ import fc from 'fast-check'
 import { expect, it } from 'vitest'
 import { Window } from './window.js'
 import { runs } from '../../../test/amount.js'
+import { expectSame } from '../../../test/same.js'
 
 it('holds what a Map of ascending numbers holds, whatever leaves it in whatever order', () => {
   const step = fc.oneof(
@@ -40,10 +41,10 @@ it('holds what a Map of ascending numbers holds, whatever leaves it in whatever 
           map.clear()
         }
         largest = Math.max(largest, map.size)
-        expect(window.size).toBe(map.size)
-        expect(window.lowest).toBe(map.keys().next().value)
+        expectSame(window.size, map.size)
+        expectSame(window.lowest, map.keys().next().value)
         for (const number of [begin - 1, begin, last - 65, last - 1, last, last + 1, last + 64])
-          expect(window.get(number)).toBe(map.get(number))
+          expectSame(window.get(number), map.get(number))
       }
       expect([...window.values()]).toEqual([...map.values()])
       window.delete(last + 5)

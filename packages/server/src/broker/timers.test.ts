@@ -1,6 +1,7 @@
 import { expect, test } from 'vitest'
 import { Timer } from '../queue/index.js'
 import { Timers } from './timers.js'
+import { expectSame } from '../../../../test/same.js'
 
 test('timers come in the order of their deadlines, however they were armed, moved and disarmed', () => {
   let seed = 7
@@ -15,10 +16,11 @@ test('timers come in the order of their deadlines, however they were armed, move
   for (let step = 0; step < 20_000; step++) {
     if (timers.size > 0 && random(5) === 0) {
       const nearest = Math.min(...deadlines.values())
-      expect(timers.firstMs).toBe(nearest)
+      expectSame(timers.firstMs, nearest)
       const first = timers.shift()
-      expect(deadlines.get(first)).toBe(nearest)
-      expect([first.deadlineMs, first.place]).toEqual([Infinity, -1])
+      expectSame(deadlines.get(first), nearest)
+      expectSame(first.deadlineMs, Infinity)
+      expectSame(first.place, -1)
       deadlines.delete(first)
       shifted++
     } else {
@@ -28,7 +30,7 @@ test('timers come in the order of their deadlines, however they were armed, move
       if (deadlineMs === Infinity) deadlines.delete(timer)
       else deadlines.set(timer, deadlineMs)
     }
-    expect(timers.size).toBe(deadlines.size)
+    expectSame(timers.size, deadlines.size)
   }
   expect(shifted).toBeGreaterThan(3_000)
 })

@@ -12,6 +12,7 @@ import {
   resemblesEntry,
   sealEntry,
 } from './entry.js'
+import { expectSame } from '../../../../test/same.js'
 
 const CHAIN = { lsn: 7, previousCrc: 0xdead_beef, position: 0x1_0000_1000, salt: 0x1234_5678, epoch: 3 }
 const EXPECTED = { lsn: 7, previousCrc: 0xdead_beef, position: 0x1_0000_1000, salt: 0x1234_5678 }
@@ -76,7 +77,7 @@ test('an entry may stand anywhere in a larger array and have no batches or thous
     expect(positions).toHaveLength(count)
     let at = 777 + ENTRY_HEADER_BYTES
     for (const [index, batch] of positions.entries()) {
-      expect(batch).toBe(at)
+      expectSame(batch, at)
       at += BATCH_HEADER_BYTES + (index % 3)
     }
     checked++

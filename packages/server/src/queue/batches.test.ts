@@ -2,6 +2,7 @@ import fc from 'fast-check'
 import { expect, it } from 'vitest'
 import { BatchTable } from './batches.js'
 import { runs } from '../../../../test/amount.js'
+import { expectSame } from '../../../../test/same.js'
 
 interface Batch {
   first: number
@@ -61,7 +62,10 @@ it('holds what was put in, however far apart, and gives it back from a page', ()
         if (table.isNarrow) narrow++
         else wide++
         for (let index = 3; index < first; index++)
-          expect(table.find(index)).toBe(plain.findLastIndex((batch) => batch.first <= index))
+          expectSame(
+            table.find(index),
+            plain.findLastIndex((batch) => batch.first <= index),
+          )
         const page = new Uint8Array(table.pageBytes + 8)
         expect(table.encode(page, 5)).toBe(5 + table.pageBytes)
         const again = new BatchTable()

@@ -2,6 +2,7 @@ import fc from 'fast-check'
 import { expect, it } from 'vitest'
 import { CHUNK_MESSAGES, CHUNK_WORDS, addBits, countRange, hasBit, removeBits } from './bits.js'
 import { runs } from '../../../../test/amount.js'
+import { expectSame } from '../../../../test/same.js'
 
 const range = fc
   .tuple(fc.integer({ min: 0, max: CHUNK_MESSAGES }), fc.integer({ min: 0, max: CHUNK_MESSAGES }))
@@ -28,7 +29,7 @@ it('does what a set of numbers does', () => {
         let count = 0
         for (let i = to - 1; i >= from; i--) {
           if (set.has(i)) count++
-          expect(hasBit(words, i)).toBe(set.has(i))
+          expectSame(hasBit(words, i), set.has(i))
           compared++
         }
         expect(countRange(words, from, to)).toBe(count)

@@ -9,6 +9,16 @@ const WIDE = [
   [COLUMN.next, COLUMN.nextHigh],
 ] as const
 
+const NARROW = [
+  COLUMN.charge,
+  COLUMN.key,
+  COLUMN.size,
+  COLUMN.id,
+  COLUMN.id1,
+  COLUMN.id2,
+  COLUMN.id3,
+] as const
+
 type Step =
   | { readonly kind: 'set'; readonly column: 0 | 5 | 18; readonly index: number; readonly value: number }
   | { readonly kind: 'wide'; readonly which: 0 | 1; readonly index: number; readonly value: number }
@@ -74,17 +84,16 @@ it('hold what a map of each column holds, wherever the messages with a row are',
       const wrong: unknown[] = []
       for (let at = 0; at < CHUNK_MESSAGES; at++) {
         const row = plain.get(at)
-        const found = [
-          ...([COLUMN.charge, COLUMN.key, COLUMN.size] as const).map((column) => columns.get(column, at)),
-          ...WIDE.map(([low, high]) => columns.getWide(low, high, at)),
-          ...([COLUMN.id, COLUMN.id1, COLUMN.id2, COLUMN.id3] as const).map((column) =>
-            columns.get(column, at),
-          ),
-        ]
-        const expected = [0, 5, 18, COLUMN.due, COLUMN.next, 10, 11, 12, 13].map(
-          (column) => row?.[column] ?? 0,
-        )
-        if (found.join() !== expected.join()) wrong.push([at, found, expected])
+        for (const column of NARROW) {
+          const found = columns.get(column, at)
+          const expected = row?.[column] ?? 0
+          if (found !== expected) wrong.push([at, column, found, expected])
+        }
+        for (const [low, high] of WIDE) {
+          const found = columns.getWide(low, high, at)
+          const expected = row?.[low] ?? 0
+          if (found !== expected) wrong.push([at, low, found, expected])
+        }
         compared++
       }
       expect(wrong).toEqual([])

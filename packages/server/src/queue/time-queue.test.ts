@@ -2,6 +2,7 @@ import fc from 'fast-check'
 import { expect, it } from 'vitest'
 import { TimeQueue } from './time-queue.js'
 import { runs } from '../../../../test/amount.js'
+import { expectSame } from '../../../../test/same.js'
 
 type Entry = readonly [timeMs: number, offset: number]
 
@@ -52,11 +53,11 @@ it('gives what was put in by time and offset, in whatever order it came', () => 
           expected = []
         }
         expected.sort(inOrder)
-        expect(queue.size).toBe(expected.length)
-        expect(queue.firstTime).toBe(expected[0]?.[0] ?? Infinity)
+        expectSame(queue.size, expected.length)
+        expectSame(queue.firstTime, expected[0]?.[0] ?? Infinity)
         if (expected.length === 0) continue
         const [timeMs, offset] = expected[0]!
-        expect(queue.firstOffset).toBe(offset)
+        expectSame(queue.firstOffset, offset)
         const run = queue.firstRun(12)
         expect(run).toBeLessThanOrEqual(Math.min(12, expected.length))
         // Whatever else has the same time and offset, these are the next ones.

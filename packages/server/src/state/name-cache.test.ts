@@ -4,6 +4,7 @@ import { expect, it } from 'vitest'
 import type { Queue } from '../queue/index.js'
 import { NameCache } from './name-cache.js'
 import { runs } from '../../../../test/amount.js'
+import { expectSame } from '../../../../test/same.js'
 
 const named = (name: string): Queue => ({ name }) as Queue
 
@@ -36,7 +37,7 @@ it('finds what the map holds, whichever queues come and go', () => {
             queues.delete(name)
             cache.forget(queue)
           }
-          expect(find(cache, name)).toBe(queues.get(name))
+          expectSame(find(cache, name), queues.get(name))
           if (queues.has(name)) found++
           else if (queue !== undefined) gone++
         }

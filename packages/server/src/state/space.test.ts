@@ -78,12 +78,12 @@ describe('at rest nothing is written', () => {
   })
 
   it('of state pages that take many segments', async () => {
-    const bench = await new Bench(SMALL).open()
-    for (let i = 0; i < 2_000; i++)
+    const bench = await new Bench({ segmentBytes: SEGMENT / 4, checkpointBytes: 8 * 1024 }).open()
+    for (let i = 0; i < 500; i++)
       bench.broker.catalog.ensure({ name: queueName(`q${i}`), options: {}, update: false })
     await bench.settle()
     bench.ensure()
-    await bench.fill(1_000_000)
+    await bench.fill(250_000)
     await expectRest(bench)
     await bench.crash()
     await expectRest(bench)
@@ -172,10 +172,10 @@ describe('a disk that is full of what is retained', () => {
 
 describe('what a checkpoint could not list', () => {
   it('is refused by name, long before', async () => {
-    const bench = await new Bench(SMALL).open()
+    const bench = await new Bench({ segmentBytes: SEGMENT / 4, checkpointBytes: 16 * 1024 }).open()
     let refusal: unknown
     let queues = 0
-    for (; refusal === undefined && queues < 20_000; queues++) {
+    for (; refusal === undefined && queues < 5_000; queues++) {
       const name = queueName(`q${queues}`)
       try {
         bench.broker.turn.begin()
@@ -186,12 +186,12 @@ describe('what a checkpoint could not list', () => {
       }
     }
     expect(refusal).toBeInstanceOf(SluiceError)
-    expect(String(refusal)).toMatch(/pages; with segments of 0\.125 MiB it may take 5120/)
-    expect(queues).toBeGreaterThan(1_500)
+    expect(String(refusal)).toMatch(/pages; with segments of 0\.03125 MiB it may take 1280/)
+    expect(queues).toBeGreaterThan(375)
     // What is there goes on, and a checkpoint lists all of it.
     await rest(bench, 120_000)
     expect(await bench.crash()).toBe(true)
-    expect(bench.broker.status.queues).toBeGreaterThan(1_500)
+    expect(bench.broker.status.queues).toBeGreaterThan(375)
     bench.broker.audit()
   })
 

@@ -135,7 +135,11 @@ export class Worker implements Consumer {
   }
 
   ackAll(): void {
-    for (const { offset } of this.got) this.settle(offset, OUTCOME.ack)
+    const { broker } = this.#bench
+    for (const firstTag of new Map(this.got.map(({ offset, tag }) => [offset, tag])).values()) {
+      broker.turn.begin()
+      broker.leases.settle(this.subscription, [{ firstTag, count: 1, outcome: OUTCOME.ack }])
+    }
     this.got.length = 0
   }
 
