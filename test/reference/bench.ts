@@ -44,18 +44,18 @@ import type { Producer } from '../../packages/server/src/state/producers.js'
 import type { MemoryLog } from '../../packages/server/src/log/memory-log.js'
 import type { Consumer, Subscription } from '../../packages/server/src/queue/index.js'
 import type { Schedule } from '../../packages/server/src/queue/schedule.js'
+import { originHeaders } from '../rules/message.js'
+import { Model, redrivesOf } from './model.js'
 import {
   Difference,
-  Model,
   Refused,
-  redrivesOf,
   type Content,
   type ModelMessage,
   type ModelQueue,
   type ModelSettle,
   type ModelSubscription,
   type Transfer,
-} from './model.js'
+} from './state.js'
 
 /** What is compared with the model. It comes as an argument, because compiled code and tests find it in two places. */
 export interface Product {
@@ -415,20 +415,21 @@ export class Bench {
         headers: own(message.content.headers),
       },
     )
-    const { queue, offset, publishedMs, reason, error, diedMs, attempts, redrives } = ORIGIN_HEADERS
     same(
       `origin of message ${message.offset} of ${from.name}`,
       Object.fromEntries(origin.map((name) => [name, headers[name]])),
-      {
-        [queue]: from.name,
-        [offset]: String(message.offset),
-        [publishedMs]: String(message.publishedMs),
-        [reason]: message.death,
-        [error]: message.reason ?? headers[error],
-        [diedMs]: String(message.diedMs),
-        [attempts]: String(message.earlierAttempts + message.attempts),
-        [redrives]: String(redrivesOf(message) + (kind === 'redriven' ? 1 : 0)),
-      },
+      Object.fromEntries(
+        originHeaders({
+          queue: from.name,
+          offset: message.offset,
+          publishedMs: message.publishedMs,
+          attempts: message.earlier.attempts + message.attempts,
+          redrives: redrivesOf(message) + (kind === 'redriven' ? 1 : 0),
+          death: message.death!,
+          diedMs: message.diedMs,
+          error: message.reason ?? headers[ORIGIN_HEADERS.error]!,
+        }),
+      ),
     )
     this.count(`messages ${kind} to another queue`)
   }
@@ -1017,7 +1018,7 @@ export class Bench {
               active: !queue.options.single || pair.model === active,
               leased: held(pair).length,
               leasedBytes: held(pair).reduce((sum, { content }) => sum + content.size, 0),
-              started: held(pair).filter(({ lease }) => lease!.started).length,
+              started: held(pair).filter(({ lease }) => lease!.deadlineMs !== undefined).length,
               delivered: pair.model.delivered,
               creditMessages: pair.model.creditMessages,
             }))
@@ -1289,7 +1290,7 @@ export class Bench {
   }
 
   #comparePeeked(name: string, shown: PeekedMessage, message: ModelMessage): void {
-    const { state, lease, attempts, earlierAttempts, content } = message
+    const { state, lease, attempts, earlier, content } = message
     const timeMs = state === 'dead' ? message.diedMs : state === 'leased' ? lease!.atMs : message.lineMs
     const holder = [...this.#pairs.values()].find(({ model }) => model === lease?.subscription)
     same(
@@ -1299,7 +1300,7 @@ export class Bench {
         state,
         death: state === 'dead' ? message.death : undefined,
         attempts,
-        totalAttempts: attempts + earlierAttempts,
+        totalAttempts: attempts + earlier.attempts,
         redrives: redrivesOf(message),
         offset: message.offset,
         publishedAtMs: message.publishedMs,

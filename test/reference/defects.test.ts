@@ -9,7 +9,7 @@ import { Schedule } from '../../packages/server/src/queue/schedule.js'
 import { IS_LONG, TIMEOUT_MS } from '../amount.js'
 import { DEFECTS, type PlantedDefect } from './defects.js'
 import { runHistory } from './history.js'
-import { Difference } from './model.js'
+import { Difference } from './state.js'
 
 const PRODUCT = { Broker, MemoryLog, Schedule }
 const SEEDS_MAX = 40

@@ -16,7 +16,7 @@ import {
 import type { Broker } from '../../packages/server/src/broker/broker.js'
 import type { Consumer, Delivery, Run, Subscription } from '../../packages/server/src/queue/index.js'
 import { contentOf, type Defect } from './bench.js'
-import type { Content } from './model.js'
+import type { Content } from './state.js'
 
 /** A defect keeps what it needs for one run, so each run gets its own. */
 export interface PlantedDefect {

@@ -8,7 +8,7 @@ import { Broker } from '../../packages/server/src/broker/broker.js'
 import { MemoryLog } from '../../packages/server/src/log/memory-log.js'
 import { Schedule } from '../../packages/server/src/queue/schedule.js'
 import { Bench, same, type Pair } from './bench.js'
-import type { ModelSettle } from './model.js'
+import type { ModelSettle } from './state.js'
 
 async function opened(): Promise<Bench> {
   const bench = new Bench({ Broker, MemoryLog, Schedule })

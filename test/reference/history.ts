@@ -24,7 +24,7 @@ import {
   type Pair,
   type Product,
 } from './bench.js'
-import type { Content, ModelSettle } from './model.js'
+import type { Content, ModelSettle } from './state.js'
 
 export interface HistoryOptions {
   readonly seed: number
@@ -651,11 +651,11 @@ class History {
     const queues = [...this.#bench.model.queues.values()].filter(
       ({ options, messages }) =>
         options.deadLetter === '' &&
-        messages.some(({ state, redrives }) => state === 'dead' && redrives < 10),
+        messages.some(({ state, earlier }) => state === 'dead' && earlier.redrives < 10),
     )
     if (queues.length === 0) return
     const queue = this.#chance.pick(queues)
-    const { offset, redrives } = queue.messages.find(({ state }) => state === 'dead')!
+    const { offset, earlier } = queue.messages.find(({ state }) => state === 'dead')!
     this.#say('redrive often', queue.name, offset)
     const request = {
       name: queue.name,
@@ -667,7 +667,7 @@ class History {
       to: undefined,
       force: false,
     }
-    for (let time = redrives; time <= 10; time++) {
+    for (let time = earlier.redrives; time <= 10; time++) {
       await this.#bench.redrive(request)
       const holder = this.#pairs().find(({ model }) =>
         [...model.held.values()].some((message) => model.queue === queue && message.offset === offset),

@@ -15,148 +15,50 @@ import {
   type HistoryEventName,
   type MessageFilter,
   type MessageState,
-  type QueueCounter,
   type QueueOptions,
 } from '@sluice/protocol'
-
-/** What a message says. Times in milliseconds. */
-export interface Content {
-  readonly priority: number
-  readonly key: string | undefined
-  readonly id: string | undefined
-  /** Takes the place of a message with its id that waits. */
-  readonly replaces: boolean
-  readonly delayMs: number | undefined
-  readonly atMs: number | undefined
-  readonly ttlMs: number | undefined
-  readonly headers: Readonly<Record<string, string>>
-  readonly body: string
-  /** Bytes of the record. */
-  readonly size: number
-}
-
-/** The codes of all that is wrong with a request; the product names one of them. */
-export class Refused extends Error {
-  readonly codes: readonly string[]
-
-  constructor(codes: readonly string[]) {
-    super(`refused with ${codes.join(' or ')}`)
-    this.codes = codes
-  }
-}
-
-/** The product did what the specification does not allow. */
-export class Difference extends Error {}
-
-interface ModelLease {
-  readonly subscription: ModelSubscription
-  readonly tag: number
-  readonly atMs: number
-  readonly sinceMs: number
-  readonly alone: boolean
-  started: boolean
-  /** When it times out; Infinity until it is started. */
-  deadlineMs: number
-}
-
-export interface ModelMessage {
-  readonly offset: number
-  readonly content: Content
-  readonly publishedMs: number
-  state: MessageState
-  /** By what it stands in line: publish time or due time. */
-  lineMs: number
-  /** 0: never. */
-  expiresMs: number
-  /** Since when it has been eligible; undefined while it is not. */
-  sinceMs: number | undefined
-  attempts: number
-  /** Tries in earlier lives. */
-  earlierAttempts: number
-  redrives: number
-  /** Whether a delivery must carry the redelivered mark. */
-  marked: 'no' | 'maybe' | 'yes'
-  suspect: boolean
-  /** Deaths of connections that held it and had started nothing. */
-  silentDeaths: number
-  lease: ModelLease | undefined
-  death: DeathName | undefined
-  /** Its queue had a dead-letter queue when it died. */
-  isMoving: boolean
-  diedMs: number
-  /** Undefined: the broker's own words. */
-  reason: string | undefined
-}
-
-/** What HISTORY tells of a message. */
-export interface ModelEvent {
-  readonly event: HistoryEventName
-  readonly atMs: number
-  readonly attempts?: number
-  readonly dueMs?: number
-  /** Undefined: the broker's own words, or none. */
-  readonly text?: string
-}
-
-export interface ModelSubscription {
-  readonly queue: ModelQueue
-  readonly client: string
-  readonly processingTimeoutMs: number | undefined
-  creditMessages: number
-  creditBytes: number
-  limit: number
-  draining: boolean
-  delivered: number
-  readonly held: Map<number, ModelMessage>
-  isOpen: boolean
-}
-
-export interface ModelQueue {
-  readonly name: string
-  options: QueueOptions
-  paused: boolean
-  /** All that is not gone, by offset. */
-  messages: ModelMessage[]
-  /** Acknowledged ones: what is retained can be replayed, and nothing else than these. */
-  readonly done: { readonly message: ModelMessage; readonly atMs: number; readonly isRetained: boolean }[]
-  /** What happened to each message, by offset, in order. */
-  readonly history: Map<number, ModelEvent[]>
-  /** Offset of the next message. */
-  next: number
-  acked: number
-  /** Ids that were accepted: where and when. */
-  readonly accepted: Map<string, { readonly offset: number; readonly atMs: number }>
-  readonly counters: Record<QueueCounter, number>
-  subscriptions: ModelSubscription[]
-  /** Highest offset handed out since the broker began, + 1. */
-  deliveredBelow: number
-}
-
-/** A message on its way into another queue; it is there once the product shows it. */
-export interface Transfer {
-  readonly kind: 'moved' | 'redriven'
-  readonly from: ModelQueue
-  readonly to: ModelQueue
-  readonly message: ModelMessage
-}
-
-export interface ModelPlaced {
-  readonly base: number
-  readonly duplicates: ReadonlyMap<number, number>
-}
-
-export interface ModelBatch {
-  readonly queue: string
-  readonly contents: readonly Content[]
-}
-
-export interface ModelSettle {
-  readonly tags: readonly number[]
-  readonly outcome: 'ack' | 'retry' | 'release' | 'deadLetter'
-  readonly delayMs: number | undefined
-  readonly reason: string | undefined
-  readonly invalid: boolean
-}
+import { isAccepted, isDedupFull, planIds, planRoom } from '../rules/admission.js'
+import { activeOf, fits, hasRoom, type Load } from '../rules/credit.js'
+import { RememberedIds } from '../rules/ids.js'
+import {
+  CLEARED,
+  blameFor,
+  deadlineAfterAnnouncement,
+  deadlineAfterExtension,
+  deadlineAfterStarted,
+  deadlineAfterStarting,
+  leaseEndFor,
+  suspicionAfter,
+} from '../rules/lease.js'
+import { Line } from '../rules/line.js'
+import {
+  NO_EARLIER_LIVES,
+  afterFailure,
+  afterRelease,
+  backoffMs,
+  dueMsOf,
+  expiryOf,
+  isExpired,
+  isTooFarPast,
+  isWaiting,
+  livesAfterRedrive,
+  redrivesElsewhere,
+  rescheduled,
+} from '../rules/message.js'
+import { changeOf } from '../rules/options.js'
+import {
+  Difference,
+  Refused,
+  type Content,
+  type ModelBatch,
+  type ModelEvent,
+  type ModelMessage,
+  type ModelPlaced,
+  type ModelQueue,
+  type ModelSettle,
+  type ModelSubscription,
+  type Transfer,
+} from './state.js'
 
 export class Model {
   nowMs: number
@@ -213,15 +115,10 @@ export class Model {
     if (codes.length > 0) throw new Refused(codes)
     if (existing !== undefined) {
       existing.options = after
-      // What one window has forgotten, no later one knows again.
-      if (after.dedupWindowMs !== before.dedupWindowMs) {
-        const windowMs = Math.min(after.dedupWindowMs, before.dedupWindowMs)
-        for (const [id, { atMs }] of existing.accepted)
-          if (atMs + windowMs <= this.nowMs) existing.accepted.delete(id)
-      }
-      if (after.onFail !== before.onFail || after.keyConcurrency !== before.keyConcurrency)
-        this.#lineUp(existing)
-      if (after.deadLetter !== before.deadLetter) this.#moveWaiting(existing)
+      const { forgetsAfterMs, reorders, routesDead } = changeOf(before, after)
+      if (forgetsAfterMs !== undefined) existing.remembered.forgetUntil(this.nowMs - forgetsAfterMs)
+      if (reorders) existing.line.reorder(after, existing.messages)
+      if (routesDead) this.#moveWaiting(existing)
       return false
     }
     this.queues.set(name, {
@@ -233,7 +130,8 @@ export class Model {
       history: new Map(),
       next: 0,
       acked: 0,
-      accepted: new Map(),
+      line: new Line<ModelMessage>(after),
+      remembered: new RememberedIds(),
       counters: {
         purged: 0,
         expired: 0,
@@ -302,9 +200,12 @@ export class Model {
     for (const queue of this.queues.values()) {
       this.arrive(queue)
       const overdue = queue.messages
-        .filter((message) => message.lease !== undefined && message.lease.deadlineMs <= this.nowMs)
-        .toSorted((a, b) => a.lease!.deadlineMs - b.lease!.deadlineMs || a.offset - b.offset)
-      for (const message of overdue) {
+        .flatMap((message) => {
+          const deadlineMs = message.lease?.deadlineMs
+          return deadlineMs === undefined || deadlineMs > this.nowMs ? [] : [{ message, deadlineMs }]
+        })
+        .toSorted((a, b) => a.deadlineMs - b.deadlineMs || a.message.offset - b.message.offset)
+      for (const { message } of overdue) {
         this.#count('timeout')
         this.#lose(message)
         this.#retry(queue, message, this.#backoffMs(queue, message), undefined)
@@ -324,12 +225,12 @@ export class Model {
     const due = queue.messages
       .filter(({ state, lineMs }) => state === 'scheduled' && lineMs <= this.nowMs)
       .toSorted((a, b) => a.lineMs - b.lineMs || a.offset - b.offset)
-    for (const message of due) this.#enter(queue, message, message.lineMs)
+    for (const message of due) queue.line.arrive(message, this.nowMs)
   }
 
   /** Ready messages whose time to live is over and that nobody has looked at yet. */
   stale(queue: ModelQueue): ModelMessage[] {
-    return queue.messages.filter((message) => message.state === 'ready' && this.#isExpired(message))
+    return queue.messages.filter((message) => message.state === 'ready' && isExpired(message, this.nowMs))
   }
 
   /** If the product has swept the queue, so does the model. */
@@ -340,13 +241,9 @@ export class Model {
 
   sweep(queue: ModelQueue): void {
     const stale = this.stale(queue).toSorted(
-      (a, b) => this.#overMs(a) - this.#overMs(b) || a.offset - b.offset,
+      (a, b) => this.#overMs(queue, a) - this.#overMs(queue, b) || a.offset - b.offset,
     )
     for (const message of stale) this.#expire(queue, message)
-  }
-
-  #isExpired(message: ModelMessage): boolean {
-    return message.expiresMs !== 0 && message.expiresMs <= this.nowMs
   }
 
   // It went when its time was over, or when it was due after that, whenever that is noticed.
@@ -354,101 +251,36 @@ export class Model {
     this.#count('expired')
     this.#note(queue, message.offset, 'expired')
     queue.counters.expired++
-    this.#remove(queue, message, this.#overMs(message))
+    this.#remove(queue, message, this.#overMs(queue, message))
   }
 
-  #overMs({ expiresMs, lineMs, sinceMs, state }: ModelMessage): number {
-    return state === 'leased' ? this.nowMs : Math.max(expiresMs, lineMs, sinceMs ?? 0)
+  #overMs(queue: ModelQueue, message: ModelMessage): number {
+    const { state, expiresMs, lineMs } = message
+    return state === 'leased'
+      ? this.nowMs
+      : Math.max(expiresMs, lineMs, queue.line.eligibleSince(message) ?? 0)
   }
 
   // --- the line ---
 
-  /** Ready messages of a key, in the order in which they may go. */
-  #lineOf(queue: ModelQueue, key: string): ModelMessage[] {
-    const failedFirst = (message: ModelMessage): number =>
-      queue.options.onFail === 'block' && message.attempts >= 1 ? 0 : 1
-    return queue.messages
-      .filter(({ state, content }) => state === 'ready' && content.key === key)
-      .toSorted((a, b) => failedFirst(a) - failedFirst(b) || a.lineMs - b.lineMs || a.offset - b.offset)
-  }
-
-  #isFree(queue: ModelQueue, key: string): boolean {
-    const ofKey = queue.messages.filter(({ content }) => content.key === key)
-    const leased = ofKey.filter(({ state }) => state === 'leased').length
-    if (leased >= queue.options.keyConcurrency) return false
-    return (
-      queue.options.onFail === 'skip' ||
-      !ofKey.some(({ state, attempts }) => state === 'scheduled' && attempts >= 1)
-    )
-  }
-
-  /**
-   * Something happened to the key, at `atMs`: its head, if the key is free, is eligible, and nothing else of it.
-   * `newcomer` became ready just now and, where it is the head thereby, is eligible since `sinceMs`; any other new head
-   * since `atMs`, but not since before it was there.
-   */
-  #rehead(
-    queue: ModelQueue,
-    key: string | undefined,
-    atMs: number,
-    newcomer?: ModelMessage,
-    sinceMs?: number,
-  ): void {
-    if (key === undefined) return
-    const line = this.#lineOf(queue, key)
-    const head = this.#isFree(queue, key) ? line[0] : undefined
-    for (const message of line) if (message !== head) message.sinceMs = undefined
-    if (head !== undefined && head.sinceMs === undefined)
-      head.sinceMs = head === newcomer ? sinceMs : Math.max(atMs, head.lineMs)
-    if (line.length > (head === undefined ? 0 : 1)) this.#count('key held back')
-  }
-
-  /** The message becomes ready. */
-  #enter(queue: ModelQueue, message: ModelMessage, sinceMs: number): void {
-    message.state = 'ready'
-    message.sinceMs = undefined
-    if (message.content.key === undefined) message.sinceMs = sinceMs
-    this.#rehead(queue, message.content.key, this.nowMs, message, sinceMs)
-  }
-
-  /** The message becomes something else than ready. */
-  #leave(queue: ModelQueue, message: ModelMessage, state: MessageState, atMs = this.nowMs): void {
-    this.#vacate(message)
-    message.state = state
-    this.#rehead(queue, message.content.key, atMs)
-  }
-
-  /** It stands nowhere, for as long as it takes to put it where it belongs. */
-  #vacate(message: ModelMessage): void {
-    if (message.lease !== undefined) message.lease.subscription.held.delete(message.lease.tag)
-    message.lease = undefined
-    message.sinceMs = undefined
-  }
-
-  /** The message comes at its line time, which may be now. */
-  #comeAtLineTime(queue: ModelQueue, message: ModelMessage): void {
-    this.#vacate(message)
-    if (message.lineMs <= this.nowMs) this.#enter(queue, message, message.lineMs)
-    else this.#leave(queue, message, 'scheduled')
-  }
-
-  /** Lines and eligibility are built anew: every head is eligible since its line time. */
-  #lineUp(queue: ModelQueue): void {
-    for (const message of queue.messages) if (message.state === 'ready') message.sinceMs = undefined
-    const keys = new Set(queue.messages.map(({ content }) => content.key))
-    for (const key of keys) {
-      if (key !== undefined) {
-        const head = this.#lineOf(queue, key)[0]
-        this.#rehead(queue, key, this.nowMs, head, head?.lineMs)
-      }
-    }
-    for (const message of queue.messages)
-      if (message.state === 'ready' && message.content.key === undefined) message.sinceMs = message.lineMs
-  }
-
   #remove(queue: ModelQueue, message: ModelMessage, atMs = this.nowMs): void {
     queue.messages = queue.messages.filter((other) => other !== message)
-    this.#leave(queue, message, 'dead', atMs)
+    this.#leave(queue, message, atMs)
+  }
+
+  /** The message is in the line no more, nor leased. */
+  #leave(queue: ModelQueue, message: ModelMessage, atMs = this.nowMs): void {
+    if (message.state === 'leased') {
+      this.#endLease(message)
+      queue.line.finish(message, atMs)
+    } else if (message.state !== 'dead') queue.line.leave(message, atMs)
+    message.state = 'dead'
+  }
+
+  #endLease(message: ModelMessage): void {
+    const { subscription, tag } = message.lease!
+    subscription.held.delete(tag)
+    message.lease = undefined
   }
 
   #lose(message: ModelMessage): void {
@@ -548,69 +380,34 @@ export class Model {
     codes: string[],
   ): Plan {
     for (const { atMs, delayMs } of contents) {
-      if (atMs !== undefined && atMs < this.nowMs - LIMITS.atPastMsMax) codes.push('AT_IN_THE_PAST')
+      if (isTooFarPast(atMs, this.nowMs)) codes.push('AT_IN_THE_PAST')
       if (atMs !== undefined && atMs > this.nowMs + LIMITS.delayMsMax) codes.push('INVALID_DELAY')
       if (delayMs !== undefined && delayMs > LIMITS.delayMsMax) codes.push('INVALID_DELAY')
     }
-    // By id: which message of the batch is accepted, or which known one all of them are duplicates of.
-    const byId = new Map<string, { accepted: number | undefined; known: number | undefined }>()
-    const replaced = new Map<string, ModelMessage>()
-    let newIds = 0
-    for (const [index, { id, replaces }] of contents.entries()) {
-      if (id === undefined || !this.#remembersIds(queue)) continue
-      const before = byId.get(id)
-      if (before !== undefined) {
-        if (replaces && before.accepted !== undefined) before.accepted = index
-        continue
-      }
-      const known = this.#firstOffset(queue, id, done)
-      if (known === undefined) newIds++
-      const message = queue.messages.find(({ offset }) => offset === known)
-      const waits = message !== undefined && (message.state === 'scheduled' || message.state === 'ready')
-      if (replaces && waits) replaced.set(id, message)
-      byId.set(id, { accepted: known === undefined || (replaces && waits) ? index : undefined, known })
-    }
-    const duplicates = new Map<number, number>()
-    const fresh: Content[] = []
-    for (const [index, content] of contents.entries()) {
-      const verdict = content.id === undefined ? undefined : byId.get(content.id)
-      if (verdict === undefined || verdict.accepted === index) {
-        fresh.push(content)
-        if (content.id !== undefined && replaced.has(content.id)) duplicates.set(index, queue.next + index)
-      } else
-        duplicates.set(index, verdict.accepted === undefined ? verdict.known! : queue.next + verdict.accepted)
-    }
-    const known = this.#knownIds(queue, done)
-    if (newIds > 0 && known.size + newIds > queue.options.dedupMaxIds) codes.push('DEDUP_FULL')
-    const victims: ModelMessage[] = []
-    const { maxMessages, maxBytes, overflow } = queue.options
-    const held = queue.messages.filter(
-      (message) =>
-        message.state !== 'dead' && !done.includes(message) && ![...replaced.values()].includes(message),
+    const find = (at: number): ModelMessage | undefined => queue.messages.find(({ offset }) => offset === at)
+    const ids = planIds(
+      contents,
+      queue.next,
+      queue.options,
+      (id) => this.#firstOffset(queue, id, done),
+      (offset) => {
+        const message = find(offset)
+        return message !== undefined && isWaiting(message)
+      },
     )
-    const fits = (): boolean => {
-      const left = held.filter((message) => !victims.includes(message))
-      const bytes = [...left.map(({ content }) => content.size), ...fresh.map(({ size }) => size)]
-      return (
-        (maxMessages === 0 || left.length + fresh.length <= maxMessages) &&
-        (maxBytes === 0 || bytes.reduce((sum, size) => sum + size, 0) <= maxBytes)
-      )
+    if (isDedupFull(this.#knownIds(queue, done), ids.newIds, queue.options)) codes.push('DEDUP_FULL')
+    const sizes = contents.filter((_, index) => isAccepted(ids, queue.next, index)).map(({ size }) => size)
+    const occupants = queue.messages.filter(
+      (message) => message.state !== 'dead' && !done.includes(message) && !ids.replaced.has(message.offset),
+    )
+    const { isFull, evicted } = planRoom(occupants, sizes, queue.options)
+    if (isFull) codes.push('QUEUE_FULL')
+    else if (evicted.length > 0) this.#count('overflow')
+    return {
+      duplicates: ids.duplicates,
+      victims: evicted,
+      replaced: [...ids.replaced].map((offset) => find(offset)!),
     }
-    if (fresh.length > 0 && !fits()) {
-      if (overflow !== 'reject') {
-        const droppable = held
-          .filter(({ state }) => state !== 'leased')
-          .toSorted((a, b) => a.content.priority - b.content.priority || a.offset - b.offset)
-        while (!fits() && droppable.length > 0) victims.push(droppable.shift()!)
-      }
-      if (!fits()) codes.push('QUEUE_FULL')
-      else this.#count('overflow')
-    }
-    return { duplicates, victims, replaced: [...replaced.values()] }
-  }
-
-  #remembersIds(queue: ModelQueue): boolean {
-    return queue.options.unique === 'pending' || queue.options.dedupWindowMs > 0
   }
 
   /** Offset of the message that makes another one with this id a duplicate. */
@@ -619,34 +416,42 @@ export class Model {
       return queue.messages.find(
         (message) => message.content.id === id && message.state !== 'dead' && !done.includes(message),
       )?.offset
-    const accepted = queue.accepted.get(id)
-    if (accepted === undefined || accepted.atMs + queue.options.dedupWindowMs <= this.nowMs) return undefined
-    return accepted.offset
+    return this.#remembered(queue).find(id)?.offset
   }
 
-  /** Ids that make another message a duplicate. */
-  #knownIds(queue: ModelQueue, done: readonly ModelMessage[]): Set<string> {
-    const ids = [...queue.accepted.keys(), ...queue.messages.flatMap(({ content: { id } }) => id ?? [])]
-    return new Set(ids.filter((id) => this.#firstOffset(queue, id, done) !== undefined))
+  #remembered({ remembered, options }: ModelQueue): RememberedIds {
+    remembered.forgetUntil(this.nowMs - options.dedupWindowMs)
+    return remembered
+  }
+
+  /** How many ids make another message a duplicate. */
+  #knownIds(queue: ModelQueue, done: readonly ModelMessage[]): number {
+    return queue.options.unique === 'window'
+      ? this.#remembered(queue).size
+      : this.#pendingIds(queue, done).size
+  }
+
+  #pendingIds({ messages }: ModelQueue, done: readonly ModelMessage[]): Set<string> {
+    const pending = messages.filter((message) => message.state !== 'dead' && !done.includes(message))
+    return new Set(pending.flatMap(({ content: { id } }) => id ?? []))
   }
 
   #append(queue: ModelQueue, content: Content): ModelMessage {
-    const dueMs = Math.max(this.nowMs + (content.delayMs ?? 0), content.atMs ?? 0)
-    const ttlMs = content.ttlMs ?? queue.options.ttlMs
+    const lineMs = dueMsOf(content, this.nowMs)
     const message: ModelMessage = {
       offset: queue.next++,
       content,
+      bytes: content.size,
       publishedMs: this.nowMs,
-      state: 'scheduled',
-      lineMs: dueMs,
-      expiresMs: ttlMs === 0 ? 0 : dueMs + ttlMs,
-      sinceMs: undefined,
+      state: 'leased',
+      lineMs,
+      isPlain: lineMs === this.nowMs,
+      sinceMs: lineMs,
+      expiresMs: expiryOf(content, queue.options.ttlMs, lineMs),
       attempts: 0,
-      earlierAttempts: 0,
-      redrives: 0,
+      earlier: NO_EARLIER_LIVES,
+      ...CLEARED,
       marked: 'no',
-      suspect: false,
-      silentDeaths: 0,
       lease: undefined,
       death: undefined,
       isMoving: false,
@@ -657,8 +462,8 @@ export class Model {
     queue.messages.push(message)
     const { unique, dedupWindowMs } = queue.options
     if (content.id !== undefined && unique === 'window' && dedupWindowMs > 0)
-      queue.accepted.set(content.id, { offset: message.offset, atMs: this.nowMs })
-    if (dueMs <= this.nowMs) this.#enter(queue, message, dueMs)
+      queue.remembered.remember(content.id, message.offset, this.nowMs)
+    queue.line.add(message, this.nowMs)
     return message
   }
 
@@ -689,49 +494,37 @@ export class Model {
     return subscription
   }
 
-  /** Of a queue with `single`: the subscription that holds messages, or else the first that has credit left. */
   active(queue: ModelQueue): ModelSubscription | undefined {
-    const { subscriptions } = queue
-    return (
-      subscriptions.find(({ held }) => held.size > 0) ??
-      subscriptions.find(({ creditMessages, delivered, limit }) => creditMessages > 0 && delivered < limit)
-    )
+    return activeOf(queue.subscriptions)
   }
 
   /** Whether the subscription takes anything at all now. */
   #hasRoom(subscription: ModelSubscription): boolean {
-    const { queue, held, creditMessages, delivered, limit } = subscription
-    if (queue.options.single && this.active(queue) !== subscription) return false
-    if ([...held.values()].some(({ lease }) => lease!.alone)) return false
-    return held.size < creditMessages && delivered < limit
+    const { options, subscriptions } = subscription.queue
+    return hasRoom(subscription, loadOf(subscription), options.single, subscriptions)
   }
 
   /** Whether the subscription takes this message now. */
   #takes(subscription: ModelSubscription, message: ModelMessage): boolean {
-    if (!this.#hasRoom(subscription)) return false
-    const { held, creditBytes } = subscription
-    if (held.size === 0) return true
-    const bytes = [...held.values()].reduce((sum, { content }) => sum + content.size, message.content.size)
-    return !message.suspect && bytes <= creditBytes
+    return this.#hasRoom(subscription) && fits(subscription, loadOf(subscription), message)
   }
 
   /** The eligible message that goes first. */
   head(queue: ModelQueue): ModelMessage | undefined {
-    return queue.messages.filter(({ sinceMs }) => sinceMs !== undefined).toSorted(byTurn)[0]
+    return queue.line.first(queue.messages)
   }
 
   /** Whether this message goes next, those aside whose time is over. */
   isNext(queue: ModelQueue, offset: number): boolean {
-    const order = queue.messages
-      .filter((message) => message.sinceMs !== undefined && !this.#isExpired(message))
-      .toSorted(byTurn)
-    return order[0]?.offset === offset
+    return (
+      queue.line.first(queue.messages.filter((message) => !isExpired(message, this.nowMs)))?.offset === offset
+    )
   }
 
   /** As `head`, after the expired ones that stood before it have been passed over. */
   #liveHead(queue: ModelQueue): ModelMessage | undefined {
     let head = this.head(queue)
-    while (head !== undefined && this.#isExpired(head)) {
+    while (head !== undefined && isExpired(head, this.nowMs)) {
       this.#expire(queue, head)
       head = this.head(queue)
     }
@@ -767,9 +560,8 @@ export class Model {
       throw new Difference(`${what} came as attempt ${attempt}, not ${message.attempts + 1}`)
     if (message.marked !== 'maybe' && redelivered !== (message.marked === 'yes'))
       throw new Difference(`${what}: redelivered is ${redelivered}, it had to be ${message.marked}`)
-    if (alone !== message.suspect)
-      throw new Difference(`${what}: alone is ${alone}, it had to be ${message.suspect}`)
-    const sinceMs = message.sinceMs!
+    if (alone !== message.isSuspect)
+      throw new Difference(`${what}: alone is ${alone}, it had to be ${message.isSuspect}`)
     if (
       queue.messages.some(
         (one) =>
@@ -779,23 +571,15 @@ export class Model {
       this.#count('priority passed')
     if (message.content.delayMs !== undefined || message.content.atMs !== undefined) this.#count('delayed')
     if (message.content.key !== undefined) this.#count('keyed')
+    if (queue.messages.some((one) => one.state === 'ready' && queue.line.eligibleSince(one) === undefined))
+      this.#count('key held back')
     if (message.content.ttlMs !== undefined || queue.options.ttlMs > 0) this.#count('with ttl')
     if (attempt > 1) this.#count('further attempt')
     if (alone) this.#count('alone')
     if (queue.options.retainAgeMs > 0) this.#note(queue, offset, 'delivered', { text: subscription.client })
     message.marked = 'yes'
-    message.sinceMs = undefined
-    message.state = 'leased'
-    message.lease = {
-      subscription,
-      tag,
-      atMs: this.nowMs,
-      sinceMs,
-      alone,
-      started: false,
-      deadlineMs: Infinity,
-    }
-    this.#rehead(queue, message.content.key, this.nowMs)
+    message.lease = { subscription, tag, atMs: this.nowMs, alone, deadlineMs: undefined }
+    queue.line.take(message, this.nowMs)
     subscription.held.set(tag, message)
     subscription.delivered++
     queue.deliveredBelow = Math.max(queue.deliveredBelow, offset + 1)
@@ -817,7 +601,7 @@ export class Model {
       return
     }
     if (!queue.subscriptions.some((subscription) => this.#hasRoom(subscription))) return
-    while (head !== undefined && this.#isExpired(head)) {
+    while (head !== undefined && isExpired(head, this.nowMs)) {
       if (queue.counters.expired >= expired) return
       this.#expire(queue, head)
       head = this.head(queue)
@@ -830,23 +614,16 @@ export class Model {
 
   /** Publish or due time of the message that has been ready for longest; Infinity where none is. */
   oldestReadyMs(queue: ModelQueue): number {
-    const ready = queue.messages.filter(
-      ({ state, content: { key } }) => state === 'ready' && key === undefined,
-    )
-    for (const key of new Set(queue.messages.map(({ content }) => content.key))) {
-      if (key === undefined) continue
-      const line = this.#lineOf(queue, key)
-      ready.push(...line)
-    }
+    const ready = queue.messages.filter(({ state }) => state === 'ready')
     return Math.min(...ready.map(({ lineMs }) => lineMs))
   }
 
   started(subscription: ModelSubscription, tags: readonly number[]): void {
     for (const tag of tags) {
       const lease = subscription.held.get(tag)?.lease
-      if (lease === undefined || lease.deadlineMs !== Infinity) continue
-      lease.started = true
-      lease.deadlineMs = this.nowMs + this.#processingTimeoutMs(subscription)
+      if (lease === undefined) continue
+      const timeoutMs = this.#processingTimeoutMs(subscription)
+      lease.deadlineMs = deadlineAfterStarted(lease.deadlineMs, this.nowMs, timeoutMs)
     }
     this.#endAnnouncement(subscription)
   }
@@ -856,13 +633,13 @@ export class Model {
     this.#endAnnouncement(subscription)
     for (const tag of tags) {
       const lease = subscription.held.get(tag)?.lease
-      if (lease !== undefined) lease.started = true
+      if (lease !== undefined) lease.deadlineMs = deadlineAfterStarting(lease.deadlineMs)
     }
   }
 
   // What was announced and is not named as started by now is not being handled.
   #endAnnouncement({ held }: ModelSubscription): void {
-    for (const { lease } of held.values()) if (lease!.deadlineMs === Infinity) lease!.started = false
+    for (const { lease } of held.values()) lease!.deadlineMs = deadlineAfterAnnouncement(lease!.deadlineMs)
   }
 
   #processingTimeoutMs({ processingTimeoutMs, queue }: ModelSubscription): number {
@@ -874,10 +651,12 @@ export class Model {
     const stale: number[] = []
     for (const tag of tags) {
       const lease = subscription.held.get(tag)?.lease
-      if (lease === undefined) stale.push(tag)
-      // Before it is begun with there is no deadline.
-      else if (lease.started)
-        lease.deadlineMs = this.nowMs + (durationMs || this.#processingTimeoutMs(subscription))
+      if (lease === undefined) {
+        stale.push(tag)
+        continue
+      }
+      const timeoutMs = this.#processingTimeoutMs(subscription)
+      lease.deadlineMs = deadlineAfterExtension(lease.deadlineMs, this.nowMs, durationMs, timeoutMs)
     }
     return stale
   }
@@ -912,32 +691,28 @@ export class Model {
 
   #release(queue: ModelQueue, message: ModelMessage): void {
     queue.counters.released++
-    if (this.#isExpired(message)) {
+    if (afterRelease(message, this.nowMs) === 'expired') {
       this.#expire(queue, message)
       return
     }
-    const { sinceMs } = message.lease!
-    this.#vacate(message)
-    this.#enter(queue, message, sinceMs)
+    this.#endLease(message)
+    queue.line.giveBack(message, this.nowMs)
   }
 
-  /** Wait before the next try, if the one that has just failed is counted. */
-  #backoffMs(queue: ModelQueue, message: ModelMessage): number {
-    const { retryInitialMs, retryMaxMs } = queue.options
-    const nominal = Math.min(retryInitialMs * 2 ** message.attempts, retryMaxMs)
-    return Math.min(Math.round(nominal * (0.8 + 0.4 * this.chance)), retryMaxMs)
+  /** Delay before the next attempt, if the current one fails. */
+  #backoffMs({ options }: ModelQueue, { attempts }: ModelMessage): number {
+    return backoffMs(options, attempts + 1, this.chance)
   }
 
   #retry(queue: ModelQueue, message: ModelMessage, delayMs: number, reason: string | undefined): void {
     message.attempts++
-    message.suspect = false
-    message.silentDeaths = 0
-    const { maxDeliveries } = queue.options
-    if (maxDeliveries !== 'unlimited' && message.attempts >= maxDeliveries) {
+    Object.assign(message, CLEARED)
+    const becomes = afterFailure(message, message.attempts, queue.options, this.nowMs)
+    if (becomes === 'dead') {
       this.#die(queue, message, 'maxDeliveries', reason)
       return
     }
-    if (this.#isExpired(message)) {
+    if (becomes === 'expired') {
       this.#expire(queue, message)
       return
     }
@@ -945,7 +720,9 @@ export class Model {
     message.lineMs = this.nowMs + delayMs
     const { attempts } = message
     this.#note(queue, message.offset, 'retried', { attempts, dueMs: message.lineMs, ...textOf(reason) })
-    this.#comeAtLineTime(queue, message)
+    message.isPlain = false
+    this.#endLease(message)
+    queue.line.comeBack(message, this.nowMs)
   }
 
   #die(queue: ModelQueue, message: ModelMessage, death: DeathName, reason: string | undefined): void {
@@ -956,9 +733,8 @@ export class Model {
     message.death = death
     message.diedMs = this.nowMs
     message.reason = reason
-    message.suspect = false
-    message.silentDeaths = 0
-    this.#leave(queue, message, 'dead')
+    Object.assign(message, CLEARED)
+    this.#leave(queue, message)
     message.isMoving = queue.options.deadLetter !== ''
     this.#move(queue, message)
   }
@@ -995,19 +771,18 @@ export class Model {
     const held = subscriptions.flatMap(({ queue, held: messages }) =>
       [...messages.values()].map((message) => ({ queue, message, lease: message.lease! })),
     )
-    const started = held.filter(({ lease }) => lease.started)
-    const isCharged = (one: (typeof held)[number]): boolean =>
-      started.length === 1 ? one.lease.started : started.length === 0 && one.lease.alone && held.length === 1
-    for (const one of held) {
-      if (isCharged(one)) {
+    const started = held.filter(({ lease }) => lease.deadlineMs !== undefined)
+    const blame = blameFor(started.length, held.length)
+    for (const { queue, message, lease } of held) {
+      const end = leaseEndFor(blame, lease.deadlineMs !== undefined, lease.alone)
+      if (end === 'charged') {
         this.#count('charged')
-        this.#retry(one.queue, one.message, this.#backoffMs(one.queue, one.message), undefined)
+        this.#retry(queue, message, this.#backoffMs(queue, message), undefined)
         continue
       }
-      if (started.length > 1 && one.lease.started) one.message.suspect = true
-      if (started.length === 0 && ++one.message.silentDeaths >= 3) one.message.suspect = true
-      if (one.message.suspect) this.#count('suspect')
-      this.#release(one.queue, one.message)
+      Object.assign(message, suspicionAfter(end, message))
+      if (message.isSuspect) this.#count('suspect')
+      this.#release(queue, message)
     }
     for (const subscription of subscriptions) this.#over(subscription)
   }
@@ -1072,7 +847,7 @@ export class Model {
     answer: number | undefined,
   ): { offset: number; dueMs: number } {
     const codes: string[] = []
-    if (atMs !== undefined && atMs < this.nowMs - LIMITS.atPastMsMax) codes.push('AT_IN_THE_PAST')
+    if (isTooFarPast(atMs, this.nowMs)) codes.push('AT_IN_THE_PAST')
     const queue = this.queues.get(name)
     if (queue === undefined) throw new Refused([...codes, 'QUEUE_NOT_FOUND'])
     let message: ModelMessage | undefined
@@ -1083,11 +858,12 @@ export class Model {
       codes.push(...error.codes)
     }
     if (message === undefined || codes.length > 0) throw new Refused(codes)
-    const dueMs = Math.max(this.nowMs + (delayMs ?? 0), atMs ?? 0)
-    if (message.attempts === 0 && message.expiresMs !== 0) message.expiresMs += dueMs - message.lineMs
-    message.lineMs = dueMs
+    const dueMs = dueMsOf({ delayMs, atMs }, this.nowMs)
+    queue.line.leave(message, this.nowMs)
+    Object.assign(message, rescheduled(message, dueMs))
+    message.isPlain = false
     this.#note(queue, message.offset, 'rescheduled', { dueMs })
-    this.#comeAtLineTime(queue, message)
+    queue.line.enter(message, this.nowMs)
     return { offset: message.offset, dueMs }
   }
 
@@ -1165,7 +941,7 @@ export class Model {
     matched: readonly ModelMessage[],
     { dryRun, force }: { readonly dryRun: boolean; readonly force: boolean },
   ): ModelMessage[] {
-    const pending = this.#knownIds(queue, [])
+    const pending = this.#pendingIds(queue, [])
     return matched.filter((message) => {
       const { id } = message.content
       const isBarred =
@@ -1199,15 +975,15 @@ export class Model {
     const { queue, message } = this.returning.shift()!
     queue.counters.redriven++
     this.#note(queue, message.offset, 'redriven')
-    message.earlierAttempts += message.attempts
+    message.earlier = livesAfterRedrive(message.earlier, message.attempts)
     message.attempts = 0
-    message.redrives++
+    message.isPlain = false
     message.lineMs = this.nowMs
     message.expiresMs = 0
     message.marked = 'yes'
     message.death = undefined
     message.isMoving = false
-    this.#enter(queue, message, this.nowMs)
+    queue.line.enter(message, this.nowMs)
   }
 
   /** The product shows the message in its new queue: gone here, new there. */
@@ -1236,33 +1012,38 @@ export class Model {
     for (const queue of this.queues.values()) {
       for (const subscription of queue.subscriptions) subscription.isOpen = false
       queue.subscriptions = []
+      queue.line = new Line<ModelMessage>(queue.options)
       for (const message of queue.messages) {
-        message.suspect = false
-        message.silentDeaths = 0
+        Object.assign(message, CLEARED)
         message.lease = undefined
         if (isCrash) message.marked = 'yes'
         else if (message.marked === 'no' && message.offset < queue.deliveredBelow) message.marked = 'maybe'
-        if (message.state === 'leased') message.state = 'ready'
-        if (message.state === 'scheduled' && message.lineMs <= this.nowMs) message.state = 'ready'
+        if (message.state === 'dead') continue
+        message.sinceMs = message.lineMs
+        if (message.isPlain || message.lineMs <= this.nowMs) message.state = 'ready'
+        else queue.line.enter(message, this.nowMs)
       }
-      this.#lineUp(queue)
+      queue.line.reorder(queue.options, queue.messages)
     }
   }
 }
 
 /** How often a message was brought back, over all queues that it has been in. */
-export function redrivesOf({ redrives, content }: ModelMessage): number {
-  return redrives + Number(content.headers[ORIGIN_HEADERS.redrives] ?? 0)
+export function redrivesOf({ earlier, content }: ModelMessage): number {
+  return earlier.redrives + redrivesElsewhere(content.headers[ORIGIN_HEADERS.redrives])
+}
+
+function loadOf({ held }: ModelSubscription): Load {
+  const messages = [...held.values()]
+  return {
+    bytes: messages.reduce((sum, { bytes }) => sum + bytes, 0),
+    isSuspect: messages.some(({ lease }) => lease!.alone),
+  }
 }
 
 /** What a consumer said, where it said anything. */
 function textOf(reason: string | undefined): Partial<ModelEvent> {
   return reason === undefined || reason === '' ? {} : { text: reason }
-}
-
-/** The order in which eligible messages go. */
-function byTurn(a: ModelMessage, b: ModelMessage): number {
-  return b.content.priority - a.content.priority || a.sinceMs! - b.sinceMs! || a.offset - b.offset
 }
 
 interface Plan {
@@ -1278,7 +1059,7 @@ function shownOf(value: ModelMessage | ModelSubscription | undefined): string {
     const { creditMessages, creditBytes, limit, delivered, held } = value
     return JSON.stringify({ creditMessages, creditBytes, limit, delivered, held: held.size })
   }
-  const { offset, state, lineMs, sinceMs, expiresMs, attempts, suspect, content } = value
+  const { offset, state, lineMs, sinceMs, expiresMs, attempts, isSuspect, content } = value
   const { priority, key, id, size } = content
   return JSON.stringify({
     offset,
@@ -1290,7 +1071,7 @@ function shownOf(value: ModelMessage | ModelSubscription | undefined): string {
     sinceMs,
     expiresMs,
     attempts,
-    suspect,
+    isSuspect,
     size,
   })
 }

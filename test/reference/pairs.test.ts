@@ -8,7 +8,7 @@ import { Broker } from '../../packages/server/src/broker/broker.js'
 import { MemoryLog } from '../../packages/server/src/log/memory-log.js'
 import { Schedule } from '../../packages/server/src/queue/schedule.js'
 import { Bench, type BenchProducer, type Pair } from './bench.js'
-import type { ModelSettle } from './model.js'
+import type { ModelSettle } from './state.js'
 
 const Q = 'q'
 const OTHER = 'other'

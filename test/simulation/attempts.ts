@@ -26,7 +26,7 @@ import { crc32 } from 'node:zlib'
 import type { HistoryEvent } from '../checker/history.js'
 import { laneOf } from './characters.js'
 import { Violation } from './trace.js'
-import { wishesOf } from './wishes.js'
+import { contentOf } from './record.js'
 
 export interface Attempt {
   /** Sixteen bytes in hex. */
@@ -96,7 +96,7 @@ export function packBatch(
 
 /** What clients call the message that they find in a queue: its name, and whether it came there from another one. */
 export function messageName(queue: string, record: Uint8Array): string {
-  const isCopy = wishesOf(record).headers.some(([name]) => name === 'sluice-origin-queue')
+  const isCopy = contentOf(record).headers.some(([name]) => name === 'sluice-origin-queue')
   return isCopy ? `${nameOf(record)} in ${queue} as ${crc32(record)}` : nameOf(record)
 }
 

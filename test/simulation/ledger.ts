@@ -6,11 +6,23 @@
  * `durable` is the state after the last entry whose append resolved, `written` the one after the last that was begun:
  * with one write in flight a crash leaves one or the other.
  */
-import { readText, readU16, readU32, readU48, readU64 } from '@sluice/protocol'
+import { readText, readU16, readU32, readU48, readU64, type QueueOptions } from '@sluice/protocol'
 import { sameBytes } from './attempts.js'
-import { RememberedIds } from './identifiers.js'
+import { isAccepted } from '../rules/admission.js'
+import { RememberedIds } from '../rules/ids.js'
+import {
+  NO_EARLIER_LIVES,
+  dueMsOf,
+  expiryOf,
+  isExpired,
+  isListedById,
+  livesAfterRedrive,
+  rescheduled,
+  type EarlierLives,
+} from '../rules/message.js'
+import { changeOf } from '../rules/options.js'
 import { Violation } from './trace.js'
-import { OVERFLOW, copyOf, dueMsOf, redrivesBefore, wishesOf, type Wishes } from './wishes.js'
+import { DEATHS, OVERFLOW, contentOf, copyOf, redrivesBefore, type Content } from './record.js'
 
 export interface LedgerDead {
   readonly attempts: number
@@ -22,7 +34,7 @@ export interface LedgerDead {
 
 export interface LedgerMessage {
   readonly record: Uint8Array
-  readonly wishes: Wishes
+  readonly content: Content
   readonly timeMs: number
   readonly batchBase: number
   attempts: number
@@ -30,7 +42,7 @@ export interface LedgerMessage {
   /** 0: never. */
   expiresMs: number
   /** Of earlier lives. */
-  lives: { readonly redrives: number; readonly attempts: number } | undefined
+  earlier: EarlierLives | undefined
   dead: LedgerDead | undefined
   /** Its id is known for as long as it is pending. */
   readonly isListed: boolean
@@ -320,7 +332,7 @@ export class LedgerState {
     if (number > 0)
       this.onAccepted?.(
         queue.id,
-        records.filter((_, index) => !isDuplicate(duplicates, base, index)),
+        records.filter((_, index) => isAccepted({ duplicates }, base, index)),
       )
     queue.places.set(base, [position])
     queue.batchBytes.set(base, readU32(bytes, at))
@@ -358,7 +370,7 @@ export class LedgerState {
     const duplicates = new Map<number, number>()
     for (const [offset, first] of ahead?.duplicates ?? []) {
       const record = records[offset - base]
-      if (record === undefined || wishesOf(record).id === undefined)
+      if (record === undefined || contentOf(record).id === undefined)
         throw new Violation(9, `offset ${offset} is called a duplicate; ${what} follows`)
       // Within a batch the last that replaces is accepted.
       const later = records[first - base]
@@ -369,9 +381,9 @@ export class LedgerState {
     }
     for (const [offset, old] of ahead?.replaced ?? []) {
       // 9: the one is gone and the other there in one entry.
-      const wishes = records[offset - base] === undefined ? undefined : wishesOf(records[offset - base]!)
+      const content = records[offset - base] === undefined ? undefined : contentOf(records[offset - base]!)
       const gone = this.#together.cancelled.get(`${queue.id}:${old}`)
-      if (wishes?.replaces !== true || wishes.id === undefined || wishes.id !== gone)
+      if (content?.replaces !== true || content.id === undefined || content.id !== gone)
         throw new Violation(9, `offset ${offset} is said to replace ${old} of ${queue.name}; ${what} follows`)
       duplicates.set(offset - base, offset)
     }
@@ -379,7 +391,7 @@ export class LedgerState {
     if (ttl !== undefined && (ttl.base !== base || ttl.count !== records.length))
       throw new Violation(9, `${what} follows the time to live of another`)
     const ttlMs = ttl?.ttlMs ?? 0
-    const lacks = records.some((record) => wishesOf(record).ttlMs === undefined)
+    const lacks = records.some((record) => contentOf(record).ttlMs === undefined)
     const must = lacks ? (queue.options['ttlMs'] as number) : 0
     if (ttlMs !== must) throw new Violation(17, `${what} has the time to live ${ttlMs}, not ${must}`)
     return { duplicates: new Map([...duplicates].toSorted(([a], [b]) => a - b)), ttlMs }
@@ -395,28 +407,27 @@ export class LedgerState {
   ): void {
     const windowMs = queue.options['unique'] === 'window' ? (queue.options['dedupWindowMs'] as number) : 0
     for (const [index, record] of records.entries()) {
-      if (isDuplicate(duplicates, base, index)) continue
+      if (!isAccepted({ duplicates }, base, index)) continue
       const offset = base + index
-      const wishes = wishesOf(record)
-      const dueMs = dueMsOf(wishes, timeMs)
-      const ownTtlMs = wishes.ttlMs ?? ttlMs
-      const isListed =
-        wishes.id !== undefined && (queue.options['unique'] === 'pending' || dueMs !== undefined)
+      const content = contentOf(record)
+      const lineMs = dueMsOf(content, timeMs)
+      const isDelayed = lineMs > timeMs
       queue.live.set(offset, {
         record: new Uint8Array(record),
-        wishes,
+        content,
         timeMs,
         batchBase: base,
         attempts: 0,
-        dueMs,
-        expiresMs: ownTtlMs === 0 ? 0 : (dueMs ?? timeMs) + ownTtlMs,
-        lives: undefined,
+        dueMs: isDelayed ? lineMs : undefined,
+        expiresMs: expiryOf(content, ttlMs, lineMs),
+        earlier: undefined,
         dead: undefined,
-        isListed,
+        isListed: isListedById(content, queue.options['unique'] as string, isDelayed),
       })
-      if (windowMs > 0 && wishes.id !== undefined) queue.remembered.remember(wishes.id, offset, timeMs)
+      if (windowMs > 0 && content.id !== undefined) queue.remembered.remember(content.id, offset, timeMs)
     }
-    for (const index of duplicates.keys()) if (isDuplicate(duplicates, base, index)) queue.counts.duplicates++
+    for (const index of duplicates.keys())
+      if (!isAccepted({ duplicates }, base, index)) queue.counts.duplicates++
     queue.next = base + records.length
   }
 
@@ -479,8 +490,9 @@ export class LedgerState {
   #ensure(id: number, definition: Definition, atMs: number): void {
     const queue = this.queues.get(id)
     if (queue !== undefined) {
-      const windows = [queue.options, definition.options].map(({ dedupWindowMs }) => dedupWindowMs as number)
-      if (windows[0] !== windows[1]) queue.remembered.forgetUntil(atMs - Math.min(...windows))
+      const [before, after] = [queue.options, definition.options] as unknown as [QueueOptions, QueueOptions]
+      const { forgetsAfterMs } = changeOf(before, after)
+      if (forgetsAfterMs !== undefined) queue.remembered.forgetUntil(atMs - forgetsAfterMs)
       queue.options = definition.options
       queue.paused = definition.paused
       return
@@ -557,9 +569,12 @@ export class LedgerState {
         return
       case FACT.expire:
         for (let i = offset; i < offset + count; i++) {
-          const { expiresMs } = this.#alive(queue, i, 'expires')
-          if (expiresMs === 0 || expiresMs > fact.atMs)
-            throw new Violation(6, `offset ${i} of ${queue.name} expires at ${fact.atMs}, not ${expiresMs}`)
+          const message = this.#alive(queue, i, 'expires')
+          if (!isExpired(message, fact.atMs))
+            throw new Violation(
+              6,
+              `offset ${i} of ${queue.name} expires at ${fact.atMs}, not ${message.expiresMs}`,
+            )
           this.#leave(queue, i, 'expires', 'expired')
         }
         return
@@ -568,7 +583,7 @@ export class LedgerState {
         return
       case FACT.cancel:
         for (let i = offset; i < offset + count; i++) {
-          this.#together.cancelled.set(`${queue.id}:${i}`, queue.live.get(i)?.wishes.id)
+          this.#together.cancelled.set(`${queue.id}:${i}`, queue.live.get(i)?.content.id)
           this.#leave(queue, i, 'is cancelled', 'cancelled')
         }
         return
@@ -585,11 +600,11 @@ export class LedgerState {
         return
       case FACT.redrive: {
         const { message, dead } = this.#dead(queue, offset, 'is brought back')
-        const before = message.lives ?? { redrives: 0, attempts: 0 }
-        if (count !== before.redrives + 1)
+        const earlier = livesAfterRedrive(message.earlier ?? NO_EARLIER_LIVES, dead.attempts)
+        if (count !== earlier.redrives)
           throw new Violation(10, `offset ${offset} of ${queue.name} is brought back ${count} times`)
         message.dead = undefined
-        message.lives = { redrives: count, attempts: before.attempts + dead.attempts }
+        message.earlier = earlier
         message.attempts = 0
         message.dueMs = timeMs
         message.expiresMs = 0
@@ -598,8 +613,9 @@ export class LedgerState {
       }
       case FACT.reschedule: {
         const message = this.#alive(queue, offset, 'is rescheduled')
-        if (message.attempts === 0 && message.expiresMs !== 0)
-          message.expiresMs += timeMs - (message.dueMs ?? message.timeMs)
+        const { attempts, expiresMs } = message
+        const before = { attempts, expiresMs, lineMs: message.dueMs ?? message.timeMs }
+        message.expiresMs = rescheduled(before, timeMs).expiresMs
         message.dueMs = timeMs
         return
       }
@@ -654,16 +670,16 @@ export class LedgerState {
   #depart(queue: LedgerQueue, { kind, offset, text: target }: Fact): void {
     const { message, dead } = this.#dead(queue, offset, 'is moved')
     const isCarried = kind === FACT.carry
-    const lives = message.lives ?? { redrives: 0, attempts: 0 }
+    const earlier = message.earlier ?? NO_EARLIER_LIVES
     const record = copyOf(message.record, {
       queue: queue.name,
       offset,
       publishedMs: message.timeMs,
-      attempts: lives.attempts + dead.attempts,
-      redrives: lives.redrives + redrivesBefore(message.wishes) + (isCarried ? 1 : 0),
-      death: dead.death,
+      attempts: earlier.attempts + dead.attempts,
+      redrives: earlier.redrives + redrivesBefore(message.content) + (isCarried ? 1 : 0),
+      death: DEATHS[dead.death]!,
       diedMs: dead.timeMs,
-      reason: dead.reason,
+      error: dead.reason,
     })
     this.#together.leaving.push({ target, record })
     this.#departed(queue, offset, isCarried ? 'carried' : 'moved')
@@ -744,14 +760,9 @@ export class LedgerState {
   }
 }
 
-/** Another message has its id; where it replaces one, it names itself. */
-function isDuplicate(duplicates: ReadonlyMap<number, number>, base: number, index: number): boolean {
-  return (duplicates.get(index) ?? base + index) !== base + index
-}
-
 function replacesIn(later: Uint8Array, record: Uint8Array): boolean {
-  const { id, replaces } = wishesOf(later)
-  return replaces && id === wishesOf(record).id
+  const { id, replaces } = contentOf(later)
+  return replaces && id === contentOf(record).id
 }
 
 function recordsOf(bytes: Uint8Array, at: number, count: number): Uint8Array[] {

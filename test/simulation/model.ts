@@ -10,71 +10,45 @@
  */
 import { SluiceError, readU32, type Placed, type QueueInfo, type QueueOptions } from '@sluice/protocol'
 import type { Claim, ErrorCode, Granted, MessageRef, SettleItem, TagRange } from '@sluice/protocol'
+import { isAccepted, isDedupFull, planIds, planRoom, type IdPlan, type RoomPlan } from '../rules/admission.js'
+import { activeOf, fits, hasRoom, type Load } from '../rules/credit.js'
+import { PendingIds, RememberedIds } from '../rules/ids.js'
+import {
+  CLEARED,
+  blameFor,
+  deadlineAfterAnnouncement,
+  deadlineAfterExtension,
+  deadlineAfterStarted,
+  deadlineAfterStarting,
+  leaseEndFor,
+  suspicionAfter,
+  type Blame,
+} from '../rules/lease.js'
+import { Line } from '../rules/line.js'
+import {
+  NO_EARLIER_LIVES,
+  afterFailure,
+  afterRelease,
+  backoffBoundsMs,
+  dueMsOf,
+  expiryOf,
+  isExpired,
+  isListedById,
+  isTooFarPast,
+  isWaiting,
+  livesAfterRedrive,
+  rescheduled,
+} from '../rules/message.js'
+import { changeOf } from '../rules/options.js'
 import { messageName, sameBytes, splitRecords, type Attempt } from './attempts.js'
-import { PendingIds, RememberedIds } from './identifiers.js'
 import { COUNTERS, noCounts, type Counters, type LedgerQueue, type LedgerState } from './ledger.js'
-import { ModelLine, type ModelMessage } from './line.js'
+import { DEATHS, OVERFLOW, contentOf, copyOf, redrivesBefore } from './record.js'
+import type { ModelConsumer, ModelMessage, ModelQueue, ModelSubscription } from './state.js'
 import { Violation } from './trace.js'
-import { OVERFLOW, copyOf, dueMsOf, redrivesBefore, wishesOf } from './wishes.js'
 
 const REJECTED = 1
 const MAX_DELIVERIES = 2
 const INVALID = 4
-const AT_PAST_MS_MAX = 60_000
-const UNATTRIBUTED_MAX = 3
-
-export interface ModelQueue {
-  readonly id: number
-  readonly name: string
-  options: QueueOptions
-  paused: boolean
-  next: number
-  acked: number
-  readonly counts: Counters
-  carried: number
-  /** All that is not gone, by offset. */
-  readonly live: Map<number, ModelMessage>
-  readonly line: ModelLine
-  readonly remembered: RememberedIds
-  /** Of these, those that an earlier life with a later clock may have forgotten. */
-  readonly unsure: Set<string>
-  readonly pending: PendingIds
-  readonly subscriptions: Set<ModelSubscription>
-  /** What expired while it was being given back. */
-  readonly expiring: Set<number>
-}
-
-/** What the model needs of a connection. */
-export interface ModelConsumer {
-  readonly isReady: boolean
-}
-
-export interface ModelSubscription {
-  readonly id: number
-  readonly queue: ModelQueue
-  /** Whose it is: the connection. */
-  readonly consumer: ModelConsumer
-  readonly processingTimeoutMs: number | undefined
-  messages: number
-  bytes: number
-  limit: number
-  draining: boolean
-  delivered: number
-  lastTag: number
-  readonly held: Map<number, ModelMessage>
-  heldBytes: number
-  holdsSuspect: boolean
-  /** Tags that are being handled, and when each has to be done: Infinity where it is only announced. */
-  readonly started: Map<number, number>
-  /** Tags of claimed leases whose try was charged before. */
-  readonly precharged: Set<number>
-  /** What claimed leases count in the credit, by tag; others count their record. */
-  readonly sizes: Map<number, number>
-  /** Every tag that was ever granted, with the offset and the attempt of its message, for what comes late. */
-  readonly granted: Map<number, { readonly offset: number; readonly attempt: number }>
-  /** Attempts that were charged with the settle of a tag; of those that were retried and did not die. */
-  readonly charged: Map<number, number>
-}
 
 /** Where one batch went. */
 interface ModelPlace {
@@ -101,16 +75,19 @@ export interface ModelAck {
   readonly count: number
 }
 
-interface Freed {
-  messages: number
-  bytes: number
-  /** Whose ids are free by then. */
-  readonly offsets: Set<number>
+/** Offsets that an atomic step acknowledges: they take no room, and their ids are free. */
+type Freed = ReadonlySet<number>
+
+const NOTHING_FREED: Freed = new Set()
+
+/** What a batch does to its queue. */
+interface Plan {
+  readonly ids: IdPlan
+  readonly room: RoomPlan<ModelMessage>
 }
 
-const NOTHING_FREED: Freed = { messages: 0, bytes: 0, offsets: new Set() }
-
-export type ModelBlame = 'nobody' | 'started' | 'suspects' | 'alone' | 'unexplained'
+/** `nobody`: the subscription ended in order. */
+export type ModelBlame = 'nobody' | Blame
 
 /** What the model cannot know by itself. */
 export interface ModelView {
@@ -244,7 +221,7 @@ export class Model {
       counts: { ...saved.counts },
       carried: saved.carried,
       live: new Map(),
-      line: new ModelLine(options),
+      line: new Line<ModelMessage>(options),
       remembered: saved.remembered.clone(),
       unsure: new Set(),
       pending: new PendingIds(),
@@ -262,14 +239,15 @@ export class Model {
     for (const { id, timeMs } of queue.remembered.entries())
       if (timeMs <= latestMs - options.dedupWindowMs) queue.unsure.add(id)
     for (const [offset, message] of saved.live) {
-      const { record, wishes, timeMs, attempts, lives, dead, isListed, expiresMs } = message
+      const { record, content, timeMs, attempts, earlier, dead, isListed, expiresMs } = message
       const left = old?.live.get(offset)?.left ?? false
       const lineMs = message.dueMs ?? timeMs
-      const wasOut = attempts > 0 || lives !== undefined
+      const wasOut = attempts > 0 || earlier !== undefined
       const known: ModelMessage = {
         offset,
         record,
-        wishes,
+        bytes: record.length,
+        content,
         publishedMs: timeMs,
         state: dead === undefined ? 'scheduled' : 'dead',
         lineMs,
@@ -277,20 +255,19 @@ export class Model {
         sinceMs: lineMs,
         expiresMs,
         attempts,
-        lives: lives ?? { redrives: 0, attempts: 0 },
+        earlier: earlier ?? NO_EARLIER_LIVES,
         dead,
         isListed,
         // 22: after an unclean stop every unsettled older message is marked.
         mustMark: afterCrash || left || wasOut,
         mayMark: afterCrash || offset < saved.redeliveredBelow || wasOut,
         left,
-        isSuspect: false,
-        unexplained: 0,
+        ...CLEARED,
         former: undefined,
       }
       queue.live.set(offset, known)
       if (dead !== undefined) continue
-      if (isListed) queue.pending.add(wishes.id!, offset)
+      if (isListed) queue.pending.add(content.id!, offset)
       // A plain message has no time to wait for, whatever the clock was set to since.
       if (known.isPlain || lineMs <= nowMs) known.state = 'ready'
       else {
@@ -314,10 +291,12 @@ export class Model {
       return queue === undefined ? 'QUEUE_NOT_FOUND' : this.#refusal(queue, attempt, NOTHING_FREED, nowMs)
     })
     if (!isFresh) return
-    const duplicates = this.#duplicatesOf(attempt, answer as Placed)
-    this.#replace(attempt, this.#replacedBy(attempt, duplicates, NOTHING_FREED), nowMs)
-    this.#makeRoom(attempt, duplicates, nowMs)
-    const place = this.#accept(attempt, answer as Placed, duplicates, nowMs)
+    const placed = answer as Placed
+    const queue = this.#named(attempt.queue)
+    const plan = this.#planOf(queue, attempt, placed, NOTHING_FREED)
+    this.#replace(queue, plan, nowMs)
+    this.#makeRoom(queue, plan, nowMs)
+    const place = this.#accept(attempt, placed, plan.ids.duplicates, nowMs)
     this.#producer(identity).accepted.set(number, { places: [place], crc })
   }
 
@@ -352,22 +331,23 @@ export class Model {
     // What is a duplicate is judged before anything of the step is done.
     const freed = freedBy(held!)
     const groups = byQueue(attempts, places)
-    const found = groups.map(({ attempt, placed }) => this.#duplicatesOf(attempt, placed!, freed))
-    const replaced = groups.map(({ attempt }, i) => {
-      const queue = this.names.get(attempt.queue)
-      return this.#replacedBy(attempt, found[i]!, (queue && freed.get(queue)) ?? NOTHING_FREED)
+    const plans = groups.map(({ attempt, placed }) => {
+      const queue = this.#named(attempt.queue)
+      return { queue, plan: this.#planOf(queue, attempt, placed!, freed.get(queue) ?? NOTHING_FREED) }
     })
     for (const { subscription, tag, message } of held!) {
       this.counts['step acks']++
       this.#letGo(subscription, tag, message)
       this.#ack(subscription.queue, message, nowMs)
     }
-    for (const [i, { attempt }] of groups.entries()) this.#replace(attempt, replaced[i]!, nowMs)
-    for (const [i, { attempt }] of groups.entries()) this.#makeRoom(attempt, found[i]!, nowMs)
+    for (const { queue, plan } of plans) this.#replace(queue, plan, nowMs)
+    for (const { queue, plan } of plans) this.#makeRoom(queue, plan, nowMs)
     const accepted = attempts.map((attempt, i) => {
       const group = groups.findIndex(({ attempt: { queue } }) => queue === attempt.queue)
       const start = groups[group]!.starts.get(i)!
-      const own = [...found[group]!].filter(([at]) => at >= start && at < start + attempt.records.length)
+      const own = [...plans[group]!.plan.ids.duplicates].filter(
+        ([at]) => at >= start && at < start + attempt.records.length,
+      )
       const duplicates = new Map(own.map(([at, first]) => [at - start, first]))
       return this.#accept(attempt, places[i]!, duplicates, nowMs)
     })
@@ -522,60 +502,37 @@ export class Model {
     producer.told = 0
   }
 
-  /**
-   * Index in the batch → offset of the first; its own where it replaces another. Of ids that it is not sure about, what
-   * the broker says.
-   */
-  #duplicatesIn(queue: ModelQueue, attempt: Attempt, freed: Freed, hint?: Placed): Map<number, number> {
-    const { unique, dedupWindowMs } = queue.options
-    const duplicates = new Map<number, number>()
-    if (unique === 'window' && dedupWindowMs === 0) return duplicates
-    const ids = attempt.records.map((record) => wishesOf(record))
-    const byId = new Map<string, { accepted: number | undefined; readonly known: number | undefined }>()
-    for (const [index, { id, replaces }] of ids.entries()) {
-      if (id === undefined) continue
-      const before = byId.get(id)
-      if (before !== undefined) {
-        // Of several in one batch the last that replaces is accepted.
-        if (replaces && before.accepted !== undefined) before.accepted = index
-        continue
-      }
-      const known = this.#firstOf(queue, id, freed)
-      const said = (at: number): boolean =>
-        ids[at]!.id === id && [known, queue.next + at].includes(hint?.duplicates?.get(at))
-      const isKnown = known !== undefined && (!queue.unsure.has(id) || ids.some((_, at) => said(at)))
-      const isAccepted = !isKnown || (replaces && waits(queue.live.get(known)))
-      byId.set(id, { accepted: isAccepted ? index : undefined, known: isKnown ? known : undefined })
+  /** Of ids that the queue may have forgotten, `hint` is what the broker says. */
+  #plan(queue: ModelQueue, attempt: Attempt, freed: Freed, hint?: Placed): Plan {
+    const { records } = attempt
+    const contents = records.map((record) => contentOf(record))
+    const known = (id: string): number | undefined => {
+      const offset = this.#firstOf(queue, id, freed)
+      const isSaid = (at: number): boolean =>
+        contents[at]!.id === id && [offset, queue.next + at].includes(hint?.duplicates?.get(at))
+      return !queue.unsure.has(id) || contents.some((_, at) => isSaid(at)) ? offset : undefined
     }
-    for (const [index, { id }] of ids.entries()) {
-      if (id === undefined) continue
-      const { accepted, known } = byId.get(id)!
-      if (accepted !== index) duplicates.set(index, accepted === undefined ? known! : queue.next + accepted)
-      else if (known !== undefined && waits(queue.live.get(known))) duplicates.set(index, queue.next + index)
-    }
-    return duplicates
+    const ids = planIds(contents, queue.next, queue.options, known, (offset) => {
+      const message = queue.live.get(offset)
+      return message !== undefined && isWaiting(message)
+    })
+    const occupants = [...queue.live.values()].filter(
+      ({ state, offset }) => state !== 'dead' && !freed.has(offset) && !ids.replaced.has(offset),
+    )
+    const accepted = records.filter((_, index) => isAccepted(ids, queue.next, index))
+    const sizes = accepted.map(({ length }) => length)
+    return { ids, room: planRoom(occupants, sizes, queue.options) }
   }
 
   #firstOf(queue: ModelQueue, id: string, freed: Freed): number | undefined {
     return queue.options.unique === 'window'
       ? queue.remembered.find(id)?.offset
-      : queue.pending.find(id, freed.offsets)
+      : queue.pending.find(id, freed)
   }
 
-  /** Messages whose places are taken, before anything is changed. */
-  #replacedBy(attempt: Attempt, duplicates: ReadonlyMap<number, number>, freed: Freed): ModelMessage[] {
-    const queue = this.names.get(attempt.queue)
-    if (queue === undefined) return []
-    const indexes = [...duplicates].filter(([index, first]) => first === queue.next + index)
-    return indexes.map(([index]) => {
-      const { id } = wishesOf(attempt.records[index]!)
-      return queue.live.get(this.#firstOf(queue, id!, freed)!)!
-    })
-  }
-
-  #replace(attempt: Attempt, replaced: readonly ModelMessage[], nowMs: number): void {
-    const queue = this.names.get(attempt.queue)!
-    for (const message of replaced) {
+  #replace(queue: ModelQueue, { ids }: Plan, nowMs: number): void {
+    for (const offset of ids.replaced) {
+      const message = queue.live.get(offset)!
       this.counts.replaced++
       queue.counts.cancelled++
       queue.line.leave(message, nowMs)
@@ -584,97 +541,41 @@ export class Model {
   }
 
   #refusal(queue: ModelQueue, attempt: Attempt, freed: Freed, nowMs: number): ErrorCode | undefined {
-    const { unique, dedupWindowMs, dedupMaxIds, maxMessages, maxBytes, overflow } = queue.options
     for (const record of attempt.records)
-      if ((wishesOf(record).atMs ?? nowMs) < nowMs - AT_PAST_MS_MAX) return 'AT_IN_THE_PAST'
-    const duplicates = this.#duplicatesIn(queue, attempt, freed)
-    if (unique === 'pending' || dedupWindowMs > 0) {
-      const known = unique === 'window' ? queue.remembered.size : queue.pending.sizeWithout(freed.offsets)
-      const ids = new Set<string>()
-      for (const [index, record] of attempt.records.entries()) {
-        const { id } = wishesOf(record)
-        if (id !== undefined && !duplicates.has(index)) ids.add(id)
-      }
-      if (ids.size > 0 && known + ids.size > dedupMaxIds) return 'DEDUP_FULL'
-    }
-    const admitted = this.#admitted(queue, attempt, duplicates)
-    if (admitted.messages === 0) return undefined
-    const replaced = new Set(this.#replacedBy(attempt, duplicates, freed))
-    // What consumers hold cannot make room; of the rest, all could.
-    const firm = { messages: -freed.messages, bytes: -freed.bytes }
-    for (const message of queue.live.values()) {
-      const { state, record } = message
-      if (state === 'dead' || (overflow !== 'reject' && state !== 'leased') || replaced.has(message)) continue
-      firm.messages++
-      firm.bytes += record.length
-    }
-    const isFull =
-      (maxMessages > 0 && firm.messages + admitted.messages > maxMessages) ||
-      (maxBytes > 0 && firm.bytes + admitted.bytes > maxBytes)
-    return isFull ? 'QUEUE_FULL' : undefined
-  }
-
-  #admitted(queue: ModelQueue, attempt: Attempt, duplicates: ReadonlyMap<number, number>): Freed {
-    const admitted = { messages: 0, bytes: 0, offsets: new Set<number>() }
-    for (const [index, record] of attempt.records.entries()) {
-      if ((duplicates.get(index) ?? queue.next + index) !== queue.next + index) continue
-      admitted.messages++
-      admitted.bytes += record.length
-    }
-    return admitted
+      if (isTooFarPast(contentOf(record).atMs, nowMs)) return 'AT_IN_THE_PAST'
+    const { ids, room } = this.#plan(queue, attempt, freed)
+    const { remembered, pending, options } = queue
+    const known = options.unique === 'window' ? remembered.size : pending.sizeWithout(freed)
+    if (isDedupFull(known, ids.newIds, options)) return 'DEDUP_FULL'
+    return room.isFull ? 'QUEUE_FULL' : undefined
   }
 
   /** S8: the least important, and of these the oldest, make room for what is new. */
-  #makeRoom(attempt: Attempt, duplicates: ReadonlyMap<number, number>, nowMs: number): void {
-    const queue = this.names.get(attempt.queue)
-    if (queue === undefined) return
-    const { maxMessages, maxBytes, overflow } = queue.options
-    if (overflow === 'reject') return
-    const admitted = this.#admitted(queue, attempt, duplicates)
-    if (admitted.messages === 0) return
-    for (;;) {
-      let messages = admitted.messages
-      let bytes = admitted.bytes
-      let victim: ModelMessage | undefined
-      for (const message of queue.live.values()) {
-        if (message.state === 'dead') continue
-        messages++
-        bytes += message.record.length
-        if (message.state === 'leased') continue
-        const rank = message.wishes.priority - (victim?.wishes.priority ?? 32)
-        if (rank < 0 || (rank === 0 && message.offset < victim!.offset)) victim = message
-      }
-      const fits = (maxMessages === 0 || messages <= maxMessages) && (maxBytes === 0 || bytes <= maxBytes)
-      if (fits || victim === undefined) return
-      queue.line.leave(victim, nowMs)
-      if (overflow === 'drop-oldest') {
+  #makeRoom(queue: ModelQueue, { room }: Plan, nowMs: number): void {
+    for (const message of room.evicted) {
+      queue.line.leave(message, nowMs)
+      if (queue.options.overflow === 'drop-oldest') {
         this.counts.dropped++
         queue.counts.dropped++
-        this.#remove(queue, victim)
+        this.#remove(queue, message)
       } else {
         this.counts.overflowed++
-        this.#die(queue, victim, victim.attempts, OVERFLOW, nowMs)
+        this.#die(queue, message, message.attempts, OVERFLOW, nowMs)
       }
     }
   }
 
   /** S7: of an accepted batch. */
-  #duplicatesOf(
-    attempt: Attempt,
-    placed: Placed,
-    freed = new Map<ModelQueue, Freed>(),
-  ): ReadonlyMap<number, number> {
-    const queue = this.names.get(attempt.queue)
-    if (queue === undefined) return new Map()
-    const duplicates = this.#duplicatesIn(queue, attempt, freed.get(queue) ?? NOTHING_FREED, placed)
+  #planOf(queue: ModelQueue, attempt: Attempt, placed: Placed, freed: Freed): Plan {
+    const plan = this.#plan(queue, attempt, freed, placed)
     const is = JSON.stringify([...(placed.duplicates ?? [])])
-    const must = JSON.stringify([...duplicates])
+    const must = JSON.stringify([...plan.ids.duplicates])
     if (is !== must)
       throw new Violation(
         'S7',
         `of the batch at offset ${placed.baseOffset} of ${queue.name} these are called duplicates: ${is}, not ${must}`,
       )
-    return duplicates
+    return plan
   }
 
   #accept(
@@ -683,19 +584,17 @@ export class Model {
     duplicates: ReadonlyMap<number, number>,
     nowMs: number,
   ): ModelPlace {
-    const queue = this.names.get(attempt.queue)
-    if (queue === undefined)
-      throw new Violation(2, `${attempt.queue} takes a batch, and there is no such queue`)
+    const queue = this.#named(attempt.queue)
     const base = placed.baseOffset
     // 5: offsets are dense.
     if (base !== queue.next)
       throw new Violation(5, `${queue.name} gives offset ${base}; its next one is ${queue.next}`)
     for (const [index, record] of attempt.records.entries()) {
-      if ((duplicates.get(index) ?? base + index) !== base + index) {
+      if (!isAccepted({ duplicates }, base, index)) {
         queue.next++
         queue.counts.duplicates++
         this.counts['duplicate ids']++
-        queue.unsure.delete(wishesOf(record).id!)
+        queue.unsure.delete(contentOf(record).id!)
       } else this.#add(queue, record, nowMs)
     }
     return { queueId: queue.id, base, duplicates }
@@ -704,37 +603,36 @@ export class Model {
   #add(queue: ModelQueue, record: Uint8Array, nowMs: number): void {
     const { unique, dedupWindowMs, ttlMs } = queue.options
     const offset = queue.next++
-    const wishes = wishesOf(record)
-    const dueMs = dueMsOf(wishes, nowMs)
-    const lineMs = dueMs ?? nowMs
-    const ownTtlMs = wishes.ttlMs ?? ttlMs
-    const isListed = wishes.id !== undefined && (unique === 'pending' || dueMs !== undefined)
+    const content = contentOf(record)
+    const lineMs = dueMsOf(content, nowMs)
+    const isPlain = lineMs === nowMs
+    const isListed = isListedById(content, unique, !isPlain)
     const message: ModelMessage = {
       offset,
       record,
-      wishes,
+      bytes: record.length,
+      content,
       publishedMs: nowMs,
       state: 'leased',
       lineMs,
-      isPlain: dueMs === undefined,
+      isPlain,
       sinceMs: lineMs,
-      expiresMs: ownTtlMs === 0 ? 0 : lineMs + ownTtlMs,
+      expiresMs: expiryOf(content, ttlMs, lineMs),
       attempts: 0,
-      lives: { redrives: 0, attempts: 0 },
+      earlier: NO_EARLIER_LIVES,
       dead: undefined,
       isListed,
       mustMark: false,
       mayMark: false,
       left: false,
-      isSuspect: false,
-      unexplained: 0,
+      ...CLEARED,
       former: undefined,
     }
     queue.live.set(offset, message)
-    if (isListed) queue.pending.add(wishes.id, offset)
-    if (wishes.id !== undefined && unique === 'window' && dedupWindowMs > 0) {
-      queue.remembered.remember(wishes.id, offset, nowMs)
-      queue.unsure.delete(wishes.id)
+    if (isListed) queue.pending.add(content.id!, offset)
+    if (content.id !== undefined && unique === 'window' && dedupWindowMs > 0) {
+      queue.remembered.remember(content.id, offset, nowMs)
+      queue.unsure.delete(content.id)
     }
     queue.line.add(message, nowMs)
   }
@@ -768,8 +666,8 @@ export class Model {
       queue,
       consumer,
       processingTimeoutMs,
-      messages,
-      bytes,
+      creditMessages: messages,
+      creditBytes: bytes,
       limit: limit ?? Infinity,
       draining: false,
       delivered: 0,
@@ -800,7 +698,7 @@ export class Model {
     const subscription = this.#subscription(key)
     const { queue } = subscription
     this.counts.claims += claims.length
-    const active = activeOf(queue) ?? subscription
+    const active = activeOf(queue.subscriptions) ?? subscription
     if (queue.options.single && granted.length > 0 && subscription !== active)
       throw new Violation('S13', `${queue.name} grants a claim to another than its active one`)
     for (const { index, tag, attempt } of granted) {
@@ -824,10 +722,12 @@ export class Model {
       const bytes = countedBytes(tag)
       if (claim.boot === boot && bytes !== message.former!.bytes)
         throw new Violation(14, `${what} counts ${bytes} bytes; it counted ${message.former!.bytes} before`)
-      if (subscription.held.size >= subscription.messages)
-        throw new Violation(14, `${what} exceeds a credit of ${subscription.messages} messages`)
-      if (subscription.held.size > 0 && subscription.heldBytes + bytes > subscription.bytes)
-        throw new Violation(14, `${what} exceeds a credit of ${subscription.bytes} bytes`)
+      const counted = { bytes, isSuspect: false }
+      if (
+        subscription.held.size >= subscription.creditMessages ||
+        !fits(subscription, loadOf(subscription), counted)
+      )
+        throw new Violation(14, `${what} of ${bytes} bytes exceeds ${creditText(subscription)}`)
       if (subscription.held.has(tag) || tag <= subscription.lastTag)
         throw new Violation(7, `${what} has tag ${tag} after ${subscription.lastTag}`)
       subscription.lastTag = tag
@@ -845,8 +745,7 @@ export class Model {
       if (ofKey !== undefined && ofKey.leased > queue.options.keyConcurrency)
         throw new Violation(13, `${what} is one of ${ofKey.leased} of its key that are leased`)
       message.former = undefined
-      message.isSuspect = false
-      message.unexplained = 0
+      Object.assign(message, CLEARED)
       message.mustMark = true
       message.mayMark = true
     }
@@ -878,8 +777,8 @@ export class Model {
 
   credited(key: object, messages: number, bytes: number, limit: number | undefined, drain: boolean): void {
     const subscription = this.#subscription(key)
-    subscription.messages = messages
-    subscription.bytes = bytes
+    subscription.creditMessages = messages
+    subscription.creditBytes = bytes
     subscription.limit = limit ?? Infinity
     subscription.draining = drain
   }
@@ -904,7 +803,7 @@ export class Model {
     const { queue } = subscription
     if (queue.paused) throw new Violation('S9', `${queue.name} hands out offset ${run.offset} and is paused`)
     // S13: only the one that holds messages, or else the first that has credit left.
-    if (queue.options.single && subscription !== activeOf(queue))
+    if (queue.options.single && subscription !== activeOf(queue.subscriptions))
       throw new Violation(
         'S13',
         `${queue.name} hands out offset ${run.offset} to another than its active one`,
@@ -951,18 +850,18 @@ export class Model {
         )
       if (subscription.holdsSuspect || (run.alone && subscription.held.size > 0))
         throw new Violation('O8', `${what} goes where a suspect is, or is one and goes where others are`)
+      this.#grant(subscription, message, (firstTag + i) >>> 0, parts[i]!.length, nowMs)
       if (run.alone) {
         this.counts.alone++
         subscription.holdsSuspect = true
       }
-      this.#grant(subscription, message, (firstTag + i) >>> 0, parts[i]!.length, nowMs)
     }
   }
 
   // 12, 13: none that comes before it is passed over, and none goes before its key lets it.
   #judgeOrder(queue: ModelQueue, message: ModelMessage, runSinceMs: number, what: string): void {
     const sinceMs = queue.line.eligibleSince(message)
-    const { priority, key } = message.wishes
+    const { priority, key } = message.content
     if (sinceMs === undefined) {
       const { leased, retrying } = queue.line.keyOf(message)!
       throw new Violation(
@@ -977,7 +876,7 @@ export class Model {
     if (first !== message)
       throw new Violation(
         12,
-        `${what} (priority ${priority}, since ${sinceMs}) passes over offset ${first.offset} (priority ${first.wishes.priority}, since ${queue.line.eligibleSince(first)})`,
+        `${what} (priority ${priority}, since ${sinceMs}) passes over offset ${first.offset} (priority ${first.content.priority}, since ${queue.line.eligibleSince(first)})`,
       )
     if (runSinceMs !== -1 && runSinceMs !== sinceMs)
       throw new Violation(12, `${what} is eligible since ${sinceMs}; the broker says ${runSinceMs}`)
@@ -993,16 +892,8 @@ export class Model {
     const { queue } = subscription
     const what = `offset ${message.offset} of ${queue.name}`
     // 14: within the credit, or alone.
-    if (subscription.held.size >= subscription.messages)
-      throw new Violation(14, `${what} exceeds a credit of ${subscription.messages} messages`)
-    if (subscription.delivered >= subscription.limit)
-      throw new Violation(14, `${what} exceeds a limit of ${subscription.limit} deliveries`)
-    if (subscription.held.size > 0 && subscription.heldBytes + bytes > subscription.bytes) {
-      throw new Violation(
-        14,
-        `${what} of ${bytes} bytes exceeds a credit of ${subscription.bytes} bytes, of which ${subscription.heldBytes} are held`,
-      )
-    }
+    if (!this.#hasRoom(subscription) || !fits(subscription, loadOf(subscription), message))
+      throw new Violation(14, `${what} of ${bytes} bytes exceeds ${creditText(subscription)}`)
     if (subscription.held.has(tag) || tag <= subscription.lastTag)
       throw new Violation(7, `${what} has tag ${tag} after ${subscription.lastTag}`)
     subscription.lastTag = tag
@@ -1106,14 +997,14 @@ export class Model {
 
   #release(queue: ModelQueue, message: ModelMessage, nowMs: number): void {
     queue.counts.released++
-    if (this.#expiresBack(queue, message, nowMs)) return
+    if (this.#expiresBack(queue, message, afterRelease(message, nowMs) === 'expired', nowMs)) return
     queue.line.giveBack(message, nowMs)
   }
 
   // S4: a lease outlives the time to live, and not what comes after it.
-  #expiresBack(queue: ModelQueue, message: ModelMessage, nowMs: number): boolean {
+  #expiresBack(queue: ModelQueue, message: ModelMessage, mustExpire: boolean, nowMs: number): boolean {
     const wasTold = queue.expiring.delete(message.offset)
-    if (isExpired(message, nowMs) !== wasTold)
+    if (mustExpire !== wasTold)
       throw new Violation(
         'S4',
         `offset ${message.offset} of ${queue.name} comes back at ${nowMs} and expires at ${message.expiresMs}; it is gone: ${wasTold}`,
@@ -1131,18 +1022,17 @@ export class Model {
     nowMs: number,
     isCharged: boolean,
   ): void {
-    const { maxDeliveries, retryInitialMs, retryMaxMs } = queue.options
     const attempts = message.attempts + (isCharged ? 0 : 1)
+    const becomes = afterFailure(message, attempts, queue.options, nowMs)
     // 10: past the last try means dead.
-    if (maxDeliveries !== 'unlimited' && attempts >= maxDeliveries) {
+    if (becomes === 'dead') {
       queue.line.finish(message, nowMs)
       this.#die(queue, message, attempts, MAX_DELIVERIES, nowMs)
       return
     }
-    if (this.#expiresBack(queue, message, nowMs)) return
+    if (this.#expiresBack(queue, message, becomes === 'expired', nowMs)) return
     message.attempts = attempts
-    message.isSuspect = false
-    message.unexplained = 0
+    Object.assign(message, CLEARED)
     this.counts.retried++
     const dueMs = this.#view.dueMs(queue.id, message.offset)
     const what = `offset ${message.offset} of ${queue.name} after attempt ${message.attempts}`
@@ -1151,11 +1041,10 @@ export class Model {
       if (dueMs !== nowMs + delayMs)
         throw new Violation(11, `${what} comes back at ${dueMs}, not at ${nowMs} + ${delayMs}`)
     } else {
-      const nominal = Math.min(retryInitialMs * 2 ** (message.attempts - 1), retryMaxMs)
+      const { least, most } = backoffBoundsMs(queue.options, attempts)
       const waitMs = dueMs - nowMs
-      if (waitMs < Math.floor(nominal * 0.8) || waitMs > Math.min(Math.ceil(nominal * 1.2), retryMaxMs)) {
-        throw new Violation(11, `${what} waits ${waitMs} ms; its back-off is ${nominal} ms`)
-      }
+      if (waitMs < least || waitMs > most)
+        throw new Violation(11, `${what} waits ${waitMs} ms; its back-off is ${least} to ${most} ms`)
     }
     message.lineMs = dueMs
     message.isPlain = false
@@ -1167,9 +1056,8 @@ export class Model {
     message.dead = { attempts, death, timeMs: nowMs, isMoving }
     message.state = 'dead'
     message.attempts = 0
-    message.isSuspect = false
-    message.unexplained = 0
-    if (message.isListed) queue.pending.done(message.wishes.id!, message.offset)
+    Object.assign(message, CLEARED)
+    if (message.isListed) queue.pending.done(message.content.id!, message.offset)
     this.counts.died++
   }
 
@@ -1179,8 +1067,8 @@ export class Model {
     this.#remove(queue, message)
   }
 
-  #remove(queue: ModelQueue, { offset, isListed, wishes }: ModelMessage): void {
-    if (isListed) queue.pending.done(wishes.id!, offset)
+  #remove(queue: ModelQueue, { offset, isListed, content }: ModelMessage): void {
+    if (isListed) queue.pending.done(content.id!, offset)
     queue.live.delete(offset)
   }
 
@@ -1189,8 +1077,9 @@ export class Model {
     for (const { firstTag, count } of ranges) {
       for (let i = 0; i < count; i++) {
         const tag = (firstTag + i) >>> 0
-        if (subscription.held.has(tag) && (subscription.started.get(tag) ?? Infinity) === Infinity)
-          subscription.started.set(tag, nowMs + timeoutOf(subscription))
+        if (!subscription.held.has(tag)) continue
+        const before = subscription.started.get(tag)
+        subscription.started.set(tag, deadlineAfterStarted(before, nowMs, timeoutOf(subscription)))
       }
     }
     endAnnouncement(subscription)
@@ -1203,9 +1092,10 @@ export class Model {
     for (const { firstTag, count } of ranges) {
       for (let i = 0; i < count; i++) {
         const tag = (firstTag + i) >>> 0
-        if (!subscription.held.has(tag) || subscription.started.has(tag)) continue
-        this.counts.announced++
-        subscription.started.set(tag, Infinity)
+        if (!subscription.held.has(tag)) continue
+        const before = subscription.started.get(tag)
+        if (before === undefined) this.counts.announced++
+        subscription.started.set(tag, deadlineAfterStarting(before))
       }
     }
   }
@@ -1226,9 +1116,9 @@ export class Model {
         throw new Violation(7, `tag ${tag} of subscription ${subscription.id} is extended: ${!isStale}`)
       if (isStale) continue
       this.counts.extended++
-      // There is no deadline before it is begun with.
-      if (subscription.started.has(tag))
-        subscription.started.set(tag, nowMs + (durationMs || timeoutOf(subscription)))
+      const before = subscription.started.get(tag)
+      const deadlineMs = deadlineAfterExtension(before, nowMs, durationMs, timeoutOf(subscription))
+      if (deadlineMs !== undefined) subscription.started.set(tag, deadlineMs)
     }
   }
 
@@ -1267,7 +1157,8 @@ export class Model {
       const deadlineMs = started.get(tag) ?? Infinity
       const bytes = sizeOf(subscription, tag, message)
       const wasCharged = this.#letGo(subscription, tag, message)
-      const isCharged = (blame === 'started' && wasStarted) || (blame === 'alone' && holdsSuspect)
+      const end = blame === 'nobody' ? 'released' : leaseEndFor(blame, wasStarted, holdsSuspect)
+      const isCharged = end === 'charged'
       const lease = leaseName(subscription.id, tag)
       if (!isStopping) message.former = { lease, bytes, deadlineMs, isCharged: isCharged || wasCharged }
       // S15: the one that was begun with is charged, or the one that went alone.
@@ -1276,20 +1167,13 @@ export class Model {
         this.#retry(queue, message, undefined, nowMs, wasCharged)
         continue
       }
-      if (blame === 'suspects' && wasStarted) this.#suspect(message)
-      else if (blame === 'unexplained' || blame === 'alone') {
-        if (++message.unexplained >= UNATTRIBUTED_MAX) this.#suspect(message)
-      }
+      const suspicion = suspicionAfter(end, message)
+      if (end !== 'released' && suspicion.isSuspect) this.counts.suspected++
+      Object.assign(message, suspicion)
       this.#release(queue, message, nowMs)
     }
     queue.subscriptions.delete(subscription)
     this.subscriptions.delete(key)
-  }
-
-  #suspect(message: ModelMessage): void {
-    this.counts.suspected++
-    message.isSuspect = true
-    message.unexplained = 0
   }
 
   // O8: exactly one that was being handled is charged; of several none is, and they are suspects.
@@ -1303,7 +1187,7 @@ export class Model {
         started += subscription.started.size
         held += subscription.held.size
       }
-      must = started === 1 ? 'started' : started > 1 ? 'suspects' : held === 1 ? 'alone' : 'unexplained'
+      must = blameFor(started, held)
       this.#blamed.set(consumer, must)
     }
     if (blame !== must)
@@ -1341,7 +1225,7 @@ export class Model {
         counts: noCounts(),
         carried: 0,
         live: new Map(),
-        line: new ModelLine(info.options),
+        line: new Line<ModelMessage>(info.options),
         remembered: new RememberedIds(),
         unsure: new Set(),
         pending: new PendingIds(),
@@ -1359,11 +1243,11 @@ export class Model {
   /** The options of a queue have changed. */
   changed(id: number, options: QueueOptions, nowMs: number): void {
     const queue = this.#numbered(id)
-    const { onFail, keyConcurrency } = queue.options
+    const { reorders, forgetsAfterMs } = changeOf(queue.options, options)
     this.#forgetIds(queue, nowMs)
     queue.options = options
-    this.#forgetIds(queue, nowMs)
-    if (onFail === options.onFail && keyConcurrency === options.keyConcurrency) return
+    this.#forgetIds(queue, nowMs, forgetsAfterMs)
+    if (!reorders) return
     queue.line.reorder(options, queue.live.values())
     this.#arrive(queue, nowMs)
   }
@@ -1443,19 +1327,15 @@ export class Model {
     if (message === undefined) return
     const queue = this.#named(ref.name)
     const { dueMs } = answer as { readonly dueMs: number }
-    const mustMs = Math.max(nowMs, ref.atMs ?? nowMs + ref.delayMs!)
+    const mustMs = dueMsOf(ref, nowMs)
     if (dueMs !== mustMs)
       throw new Violation(11, `offset ${message.offset} of ${ref.name} is due at ${dueMs}, not at ${mustMs}`)
     this.counts.rescheduled++
     this.rescheduledNames.add(messageName(ref.name, message.record))
     queue.line.leave(message, nowMs)
-    if (message.attempts === 0 && message.expiresMs !== 0) message.expiresMs += dueMs - message.lineMs
-    message.lineMs = dueMs
+    Object.assign(message, rescheduled(message, dueMs))
     message.former = undefined
     message.isPlain = false
-    message.isSuspect = false
-    message.unexplained = 0
-    message.state = 'leased'
     queue.line.enter(message, nowMs)
   }
 
@@ -1494,11 +1374,11 @@ export class Model {
   redriven(id: number, offset: number, nowMs: number): void {
     const queue = this.#numbered(id)
     const message = this.#deadAt(queue, offset, 'brought back')
-    const { dead, lives, wishes } = message
-    const other = queue.options.unique === 'pending' ? queue.pending.find(wishes.id ?? '') : undefined
+    const { dead, earlier, content } = message
+    const other = queue.options.unique === 'pending' ? queue.pending.find(content.id ?? '') : undefined
     if (other !== undefined)
       throw new Violation('S7', `offset ${offset} of ${queue.name} is brought back, and ${other} has its id`)
-    message.lives = { redrives: lives.redrives + 1, attempts: lives.attempts + dead!.attempts }
+    message.earlier = livesAfterRedrive(earlier, dead!.attempts)
     message.dead = undefined
     message.former = undefined
     message.attempts = 0
@@ -1507,11 +1387,9 @@ export class Model {
     message.expiresMs = 0
     message.mustMark = true
     message.mayMark = true
-    if (message.isListed) queue.pending.add(message.wishes.id!, offset)
+    if (message.isListed) queue.pending.add(message.content.id!, offset)
     queue.counts.redriven++
     this.counts.redriven++
-    // It was not in the line.
-    message.state = 'leased'
     queue.line.enter(message, nowMs)
   }
 
@@ -1536,7 +1414,7 @@ export class Model {
     const message = this.#deadAt(queue, offset, 'moved')
     const to = this.#numbered(target.id)
     const what = `offset ${offset} of ${queue.name}`
-    const { lives, wishes } = message
+    const { earlier, content } = message
     const dead = message.dead!
     if (!isCarried && (!dead.isMoving || queue.options.deadLetter !== to.name))
       throw new Violation(17, `${what} is moved to ${to.name} and is not meant to`)
@@ -1555,11 +1433,11 @@ export class Model {
       queue: queue.name,
       offset,
       publishedMs: message.publishedMs,
-      attempts: lives.attempts + dead.attempts,
-      redrives: lives.redrives + redrivesBefore(wishes) + (isCarried ? 1 : 0),
-      death: dead.death,
+      attempts: earlier.attempts + dead.attempts,
+      redrives: earlier.redrives + redrivesBefore(content) + (isCarried ? 1 : 0),
+      death: DEATHS[dead.death]!,
       diedMs: dead.timeMs,
-      reason,
+      error: reason,
     })
     this.#add(to, record, nowMs)
     this.#view.copied(to.name, record)
@@ -1621,8 +1499,8 @@ export class Model {
     }
   }
 
-  #forgetIds(queue: ModelQueue, nowMs: number): void {
-    queue.remembered.forgetUntil(nowMs - queue.options.dedupWindowMs)
+  #forgetIds(queue: ModelQueue, nowMs: number, windowMs = queue.options.dedupWindowMs): void {
+    queue.remembered.forgetUntil(nowMs - windowMs)
     for (const id of queue.unsure) if (queue.remembered.find(id) === undefined) queue.unsure.delete(id)
   }
 
@@ -1695,20 +1573,14 @@ export class Model {
 
   #handedNext(subscription: ModelSubscription): ModelMessage | undefined {
     const { queue } = subscription
-    if (
-      queue.paused ||
-      !subscription.consumer.isReady ||
-      subscription.holdsSuspect ||
-      subscription.held.size >= subscription.messages ||
-      subscription.delivered >= subscription.limit ||
-      (queue.options.single && subscription !== activeOf(queue))
-    )
-      return undefined
+    if (queue.paused || !subscription.consumer.isReady || !this.#hasRoom(subscription)) return undefined
     const first = queue.line.first(queue.live.values())
-    if (first === undefined || (first.isSuspect && subscription.held.size > 0)) return undefined
-    const fits =
-      subscription.held.size === 0 || subscription.heldBytes + first.record.length <= subscription.bytes
-    return fits ? first : undefined
+    return first !== undefined && fits(subscription, loadOf(subscription), first) ? first : undefined
+  }
+
+  #hasRoom(subscription: ModelSubscription): boolean {
+    const { options, subscriptions } = subscription.queue
+    return hasRoom(subscription, loadOf(subscription), options.single, subscriptions)
   }
 
   /** 8, 17: with everything on disk, the log says what was done. */
@@ -1732,14 +1604,14 @@ export class Model {
             attempts: written.attempts,
             lineMs: dead === undefined ? (written.dueMs ?? written.timeMs) : 0,
             expiresMs: written.expiresMs,
-            lives: written.lives ?? { redrives: 0, attempts: 0 },
+            earlier: written.earlier ?? NO_EARLIER_LIVES,
             dead: dead && [dead.attempts, dead.death, dead.timeMs, dead.isMoving],
           },
           {
             attempts: message.attempts,
             lineMs: message.dead === undefined ? message.lineMs : 0,
             expiresMs: message.expiresMs,
-            lives: message.lives,
+            earlier: message.earlier,
             dead: message.dead && [
               message.dead.attempts,
               message.dead.death,
@@ -1780,21 +1652,6 @@ export class Model {
 /** How late a timer may be; the world looks at it at least every 50 ms. */
 const TIMER_SLACK_MS = 120
 
-/** Of a queue with `single`: the subscription that holds messages, or else the first that has credit left. */
-function activeOf({ subscriptions }: ModelQueue): ModelSubscription | undefined {
-  let first: ModelSubscription | undefined
-  for (const subscription of subscriptions) {
-    const { held, messages, delivered, limit } = subscription
-    if (held.size > 0) return subscription
-    if (messages > 0 && delivered < limit) first ??= subscription
-  }
-  return first
-}
-
-function isExpired({ expiresMs }: ModelMessage, nowMs: number): boolean {
-  return expiresMs !== 0 && expiresMs <= nowMs
-}
-
 const SUPERSEDED_MAX = 300
 
 function leaseName(subscriptionId: number, tag: number): string {
@@ -1805,18 +1662,23 @@ function messageKey(queueId: number, offset: number): string {
   return `${queueId}:${offset}`
 }
 
-/** Whether another message can take its place. */
-function waits(message: ModelMessage | undefined): boolean {
-  return message?.state === 'scheduled' || message?.state === 'ready'
-}
-
 function sizeOf({ sizes }: ModelSubscription, tag: number, { record }: ModelMessage): number {
   return sizes.get(tag) ?? record.length
 }
 
+function loadOf({ heldBytes, holdsSuspect }: ModelSubscription): Load {
+  return { bytes: heldBytes, isSuspect: holdsSuspect }
+}
+
+function creditText(subscription: ModelSubscription): string {
+  const { creditMessages, creditBytes, limit, delivered, held, heldBytes } = subscription
+  return `a credit of ${creditMessages} messages and ${creditBytes} bytes, of which ${held.size} and ${heldBytes} are held, or the limit ${limit} after ${delivered} deliveries`
+}
+
 // What was announced, and is not named as started by now, is not being handled.
 function endAnnouncement({ started }: ModelSubscription): void {
-  for (const [tag, deadlineMs] of started) if (deadlineMs === Infinity) started.delete(tag)
+  for (const [tag, deadlineMs] of started)
+    if (deadlineAfterAnnouncement(deadlineMs) === undefined) started.delete(tag)
 }
 
 function timeoutOf({ processingTimeoutMs, queue }: ModelSubscription): number {
@@ -1870,14 +1732,11 @@ function byQueue(attempts: readonly Attempt[], places?: readonly Placed[]): Grou
 
 function freedBy(
   held: readonly { readonly subscription: ModelSubscription; readonly message: ModelMessage }[],
-): Map<ModelQueue, Freed> {
-  const freed = new Map<ModelQueue, Freed>()
+): Map<ModelQueue, Set<number>> {
+  const freed = new Map<ModelQueue, Set<number>>()
   for (const { subscription, message } of held) {
-    const sum = freed.get(subscription.queue) ?? { messages: 0, bytes: 0, offsets: new Set() }
-    freed.set(subscription.queue, sum)
-    sum.messages++
-    sum.bytes += message.record.length
-    sum.offsets.add(message.offset)
+    const offsets = freed.get(subscription.queue) ?? new Set()
+    freed.set(subscription.queue, offsets.add(message.offset))
   }
   return freed
 }

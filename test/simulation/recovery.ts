@@ -13,7 +13,7 @@ import {
   type Chunk,
   type Queue,
 } from '../../packages/server/src/queue/index.js'
-import { PendingIds } from './identifiers.js'
+import { PendingIds } from '../rules/ids.js'
 import {
   COUNTERS,
   type LedgerDead,
@@ -140,9 +140,9 @@ function compareMessage(
   const index = chunk === undefined ? 0 : offset - chunk.base
   if (chunk === undefined || index >= chunk.count || chunk.isGone(index))
     throw new Violation(1, `${what} is gone after recovery`)
-  const { wishes, dead, lives } = message
+  const { content, dead, earlier } = message
   if (dead !== undefined) compared.dead++
-  if (wishes.key !== undefined) compared.keys++
+  if (content.key !== undefined) compared.keys++
   compare(
     17,
     what,
@@ -157,13 +157,13 @@ function compareMessage(
       dead: deadOf(chunk, index),
     },
     {
-      priority: wishes.priority,
+      priority: content.priority,
       dueMs: message.dueMs ?? 0,
       attempts: message.attempts,
       expiresMs: message.expiresMs,
-      key: wishes.key === undefined ? undefined : hashOfKey(wishes.key, queue.seed),
-      id: message.isListed ? hashOfId(wishes.id!, queue.seed) : undefined,
-      lives,
+      key: content.key === undefined ? undefined : hashOfKey(content.key, queue.seed),
+      id: message.isListed ? hashOfId(content.id!, queue.seed) : undefined,
+      lives: earlier,
       dead,
     },
   )
@@ -197,8 +197,8 @@ function compareIds(queue: Queue, saved: LedgerQueue, latestMs: number, compared
   if (saved.options['unique'] !== 'pending') return
   // Of several with one id, that of the first.
   const pending = new PendingIds()
-  for (const [offset, { dead, wishes }] of saved.live)
-    if (dead === undefined && wishes.id !== undefined) pending.add(wishes.id, offset)
+  for (const [offset, { dead, content }] of saved.live)
+    if (dead === undefined && content.id !== undefined) pending.add(content.id, offset)
   for (const [id, offset] of pending.entries()) {
     compared.ids++
     const found = queue.offsetOf(Uint32Array.from(hashOfId(id, queue.seed)))

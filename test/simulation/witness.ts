@@ -216,7 +216,7 @@ export class Witness {
         if (message !== undefined && outcome === OUTCOME.ack)
           throw new Violation(8, `the ack of ${what} is confirmed and not on disk`)
         // What died may have been brought back since.
-        if (message === undefined || message.dead !== undefined || message.lives !== undefined) continue
+        if (message === undefined || message.dead !== undefined || message.earlier !== undefined) continue
         if (outcome === OUTCOME.deadLetter)
           throw new Violation(8, `${what} is said to be dead and is not on disk as dead`)
         const charged = subscription.charged.get(tag) ?? 0

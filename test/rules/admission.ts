@@ -1,0 +1,116 @@
+/**
+ * Rules of a batch that is published: which of its messages are duplicates or replace others, and which messages make
+ * room for it. Pure functions, which share no code with the server.
+ */
+import type { QueueOptions } from '@sluice/protocol'
+import type { Message, MessageOptions } from './message.js'
+
+type IdRule = Pick<QueueOptions, 'unique' | 'dedupWindowMs' | 'dedupMaxIds'>
+
+export function remembersIds({ unique, dedupWindowMs }: Pick<IdRule, 'unique' | 'dedupWindowMs'>): boolean {
+  return unique === 'pending' || dedupWindowMs > 0
+}
+
+/** What the ids of a batch mean. */
+export interface IdPlan {
+  /** Index in the batch → offset of the message that has the id; its own offset where it replaces another message. */
+  readonly duplicates: ReadonlyMap<number, number>
+  /** Offsets of the messages that are replaced. */
+  readonly replaced: ReadonlySet<number>
+  /** Ids that the queue does not know yet. */
+  readonly newIds: number
+}
+
+const NO_IDS: IdPlan = { duplicates: new Map(), replaced: new Set(), newIds: 0 }
+
+/**
+ * `next` is the offset of the first message of the batch. `offsetOf` says which message makes another with this id a
+ * duplicate, `isWaiting` whether it can be replaced.
+ */
+export function planIds(
+  contents: readonly MessageOptions[],
+  next: number,
+  options: Pick<IdRule, 'unique' | 'dedupWindowMs'>,
+  offsetOf: (id: string) => number | undefined,
+  isWaiting: (offset: number) => boolean,
+): IdPlan {
+  if (!remembersIds(options)) return NO_IDS
+  // `accepted`: index of the one message of the batch that is; without it all are duplicates of the known one.
+  const byId = new Map<string, { accepted: number | undefined; readonly known: number | undefined }>()
+  const replaced = new Set<number>()
+  let newIds = 0
+  for (const [index, { id, replaces }] of contents.entries()) {
+    if (id === undefined) continue
+    const earlier = byId.get(id)
+    if (earlier !== undefined) {
+      // Of several in one batch the last that replaces is accepted.
+      if (replaces && earlier.accepted !== undefined) earlier.accepted = index
+      continue
+    }
+    const known = offsetOf(id)
+    if (known === undefined) newIds++
+    const isReplaced = known !== undefined && replaces && isWaiting(known)
+    if (isReplaced) replaced.add(known)
+    byId.set(id, { accepted: known === undefined || isReplaced ? index : undefined, known })
+  }
+  const duplicates = new Map<number, number>()
+  for (const [index, { id }] of contents.entries()) {
+    if (id === undefined) continue
+    const { accepted, known } = byId.get(id)!
+    if (accepted !== index) duplicates.set(index, accepted === undefined ? known! : next + accepted)
+    else if (known !== undefined) duplicates.set(index, next + index)
+  }
+  return { duplicates, replaced, newIds }
+}
+
+/** The message at this index is accepted: no other has its id, or it replaces the one that has. */
+export function isAccepted({ duplicates }: Pick<IdPlan, 'duplicates'>, next: number, index: number): boolean {
+  return (duplicates.get(index) ?? next + index) === next + index
+}
+
+/** Whether the queue cannot remember the new ids; `known` is how many it remembers. */
+export function isDedupFull(
+  known: number,
+  newIds: number,
+  { dedupMaxIds }: Pick<IdRule, 'dedupMaxIds'>,
+): boolean {
+  return newIds > 0 && known + newIds > dedupMaxIds
+}
+
+type Occupant = Pick<Message, 'offset' | 'content' | 'bytes' | 'state'>
+
+export interface RoomPlan<O extends Occupant> {
+  readonly isFull: boolean
+  /** Messages that make room: of the lowest priority first, of these the oldest first. */
+  readonly evicted: readonly O[]
+}
+
+/**
+ * Which messages make room for new ones of these sizes. `occupants` are all that count in the limits of the queue: not
+ * the dead, and not what leaves in the same step. What a consumer holds cannot make room.
+ */
+export function planRoom<O extends Occupant>(
+  occupants: readonly O[],
+  sizes: readonly number[],
+  { maxMessages, maxBytes, overflow }: Pick<QueueOptions, 'maxMessages' | 'maxBytes' | 'overflow'>,
+): RoomPlan<O> {
+  const evicted: O[] = []
+  if (sizes.length === 0) return { isFull: false, evicted }
+  let messages = occupants.length + sizes.length
+  let bytes = sizes.reduce((sum, size) => sum + size, 0)
+  for (const occupant of occupants) bytes += occupant.bytes
+  const isFull = (): boolean =>
+    (maxMessages > 0 && messages > maxMessages) || (maxBytes > 0 && bytes > maxBytes)
+  if (overflow !== 'reject' && isFull()) {
+    const evictable = occupants
+      .filter(({ state }) => state !== 'leased')
+      .toSorted((a, b) => a.content.priority - b.content.priority || a.offset - b.offset)
+    for (const occupant of evictable) {
+      if (!isFull()) break
+      evicted.push(occupant)
+      messages--
+      bytes -= occupant.bytes
+    }
+  }
+  return { isFull: isFull(), evicted }
+}

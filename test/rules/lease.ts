@@ -1,0 +1,69 @@
+/**
+ * Rules of a lease: its deadline, and what becomes of its message when the connection of its consumer dies. Pure
+ * functions, which share no code with the server.
+ *
+ * A deadline is undefined while nothing handles the message, Infinity while its handling is only announced.
+ */
+import type { Message } from './message.js'
+
+export type Deadline = number | undefined
+
+/** STARTED names the message. A running deadline is kept. */
+export function deadlineAfterStarted(deadlineMs: Deadline, nowMs: number, timeoutMs: number): number {
+  return deadlineMs === undefined || deadlineMs === Infinity ? nowMs + timeoutMs : deadlineMs
+}
+
+/** STARTING names the message. */
+export function deadlineAfterStarting(deadlineMs: Deadline): number {
+  return deadlineMs ?? Infinity
+}
+
+/** A later STARTED or STARTING ends the announcements before it. */
+export function deadlineAfterAnnouncement(deadlineMs: Deadline): Deadline {
+  return deadlineMs === Infinity ? undefined : deadlineMs
+}
+
+/** The lease is extended. A message that is not being handled has no deadline to move. */
+export function deadlineAfterExtension(
+  deadlineMs: Deadline,
+  nowMs: number,
+  durationMs: number,
+  timeoutMs: number,
+): Deadline {
+  return deadlineMs === undefined ? undefined : nowMs + (durationMs || timeoutMs)
+}
+
+export type Blame = 'started' | 'suspects' | 'alone' | 'unexplained'
+
+/** Who is to blame for the end of a connection that held `held` messages and was handling `started` of them. */
+export function blameFor(started: number, held: number): Blame {
+  if (started > 0) return started === 1 ? 'started' : 'suspects'
+  return held === 1 ? 'alone' : 'unexplained'
+}
+
+export type LeaseEnd = 'charged' | 'suspected' | 'unattributed' | 'released'
+
+/** The end of one lease of a connection that died. `isAlone`: the message was delivered alone, as a suspect. */
+export function leaseEndFor(blame: Blame, isStarted: boolean, isAlone: boolean): LeaseEnd {
+  if (blame === 'started') return isStarted ? 'charged' : 'released'
+  if (blame === 'suspects') return isStarted ? 'suspected' : 'released'
+  return blame === 'alone' && isAlone ? 'charged' : 'unattributed'
+}
+
+/** Unattributed deaths after which a message is a suspect. */
+const UNATTRIBUTED_MAX = 3
+
+type Suspicion = Pick<Message, 'isSuspect' | 'unattributedDeaths'>
+
+/** A settle of any kind, a timeout and a charge clear suspicion; a release keeps it. */
+export const CLEARED: Suspicion = { isSuspect: false, unattributedDeaths: 0 }
+
+export function suspicionAfter(end: LeaseEnd, before: Suspicion): Suspicion {
+  if (end === 'charged') return CLEARED
+  if (end === 'suspected') return { isSuspect: true, unattributedDeaths: 0 }
+  if (end === 'released' || before.isSuspect) return before
+  const unattributedDeaths = before.unattributedDeaths + 1
+  return unattributedDeaths < UNATTRIBUTED_MAX
+    ? { isSuspect: false, unattributedDeaths }
+    : { isSuspect: true, unattributedDeaths: 0 }
+}

@@ -1,0 +1,264 @@
+/**
+ * The order in which the messages of a queue are delivered: by priority, then by the time since which they are eligible,
+ * then by offset. Of a key only the head of its line is eligible, and only while the key is free.
+ *
+ * A message is in the line while it is `ready` or `scheduled`; the line sets these two states, and `leased` for a
+ * message that leaves it. Plain arrays, searched from end to end; shares no code with the server.
+ */
+import type { Message } from './message.js'
+
+export interface LineMessage extends Message {
+  /** It never waited for a time. */
+  isPlain: boolean
+  /** Eligible since; with a key: since when it was at its last delivery. */
+  sinceMs: number
+}
+
+export interface LineRules {
+  readonly keyConcurrency: number
+  readonly onFail: string
+}
+
+interface KeyLine<M> {
+  /** Ready messages, the next one first. */
+  readonly line: M[]
+  leased: number
+  /** Messages that have failed and wait for their retry. */
+  retrying: number
+  /** The head, while it is eligible. */
+  offered: M | undefined
+  /** Since when `offered` is eligible, or the last one was. */
+  sinceMs: number
+}
+
+export class Line<M extends LineMessage> {
+  #rules: LineRules
+  readonly #keys = new Map<string, KeyLine<M>>()
+
+  constructor(rules: LineRules) {
+    this.#rules = rules
+  }
+
+  /**
+   * A message was published. Without a delay it goes behind all earlier ones of its key, even if the clock was set back
+   * since.
+   */
+  add(message: M, nowMs: number): void {
+    const key = this.#keyOf(message)
+    if (key === undefined || message.lineMs > nowMs) {
+      this.enter(message, nowMs)
+      return
+    }
+    message.state = 'ready'
+    key.line.push(message)
+    this.#offer(key, nowMs, message)
+  }
+
+  /** A message that is not in the line enters it at its `lineMs`. */
+  enter(message: M, nowMs: number): void {
+    if (message.lineMs <= nowMs) {
+      this.#becomeReady(message, nowMs)
+      return
+    }
+    message.state = 'scheduled'
+    const key = this.#keyOf(message)
+    if (key === undefined) return
+    if (message.attempts > 0) key.retrying++
+    this.#offer(key, nowMs)
+  }
+
+  /** A scheduled message is due. */
+  arrive(message: M, nowMs: number): void {
+    const key = this.#keyOf(message)
+    if (key !== undefined && message.attempts > 0) key.retrying--
+    this.#becomeReady(message, nowMs)
+  }
+
+  /** The message is delivered. */
+  take(message: M, nowMs: number): void {
+    const key = this.#keyOf(message)
+    message.state = 'leased'
+    if (key === undefined) return
+    message.sinceMs = key.sinceMs
+    takeFrom(key.line, message)
+    key.leased++
+    this.#offer(key, nowMs)
+  }
+
+  /** A message in the line is leased again by the consumer that had it. */
+  retake(message: M, nowMs: number): void {
+    const key = this.#keyOf(message)
+    // Counted first, so that its leaving offers no other message of the key.
+    if (key !== undefined) key.leased++
+    this.leave(message, nowMs)
+    message.sinceMs = message.lineMs
+  }
+
+  /** A leased message is released to its old place. */
+  giveBack(message: M, nowMs: number): void {
+    message.state = 'ready'
+    const key = this.#keyOf(message)
+    if (key === undefined) return
+    key.leased--
+    this.#insert(key, message)
+    this.#offer(key, nowMs, message)
+  }
+
+  /** A leased message is retried at its new `lineMs`. */
+  comeBack(message: M, nowMs: number): void {
+    const key = this.#keyOf(message)
+    if (key !== undefined) key.leased--
+    this.enter(message, nowMs)
+  }
+
+  /** A leased message is gone or dead. */
+  finish(message: M, nowMs: number): void {
+    const key = this.#keyOf(message)
+    if (key === undefined) return
+    key.leased--
+    this.#offer(key, nowMs)
+  }
+
+  /** A message leaves the line, as of `timeMs`. */
+  leave(message: M, timeMs: number): void {
+    const key = this.#keyOf(message)
+    const wasReady = message.state === 'ready'
+    message.state = 'leased'
+    if (key === undefined) return
+    if (wasReady) takeFrom(key.line, message)
+    else if (message.attempts > 0) key.retrying--
+    if (key.offered === message) key.offered = undefined
+    this.#offer(key, timeMs)
+  }
+
+  /** All messages leave at once, the leased ones too. */
+  clear(): void {
+    this.#keys.clear()
+  }
+
+  /** Builds the lines of all keys again, by other rules; each head is eligible since its `lineMs`. */
+  reorder(rules: LineRules, messages: Iterable<M>): void {
+    this.#rules = rules
+    for (const key of this.#keys.values()) {
+      key.line.length = 0
+      key.offered = undefined
+    }
+    for (const message of messages) {
+      const key = this.#keyOf(message)
+      if (key !== undefined && message.state === 'ready') this.#insert(key, message)
+    }
+    for (const key of this.#keys.values()) {
+      const head = key.line[0]
+      if (head === undefined || !this.#isFree(key)) continue
+      key.offered = head
+      key.sinceMs = head.lineMs
+    }
+  }
+
+  /** Since when the message is eligible; undefined if it is not. */
+  eligibleSince(message: M): number | undefined {
+    if (message.state !== 'ready') return undefined
+    const key = this.#keyOf(message)
+    if (key === undefined) return message.sinceMs
+    return key.offered === message ? key.sinceMs : undefined
+  }
+
+  /**
+   * The eligible message that is next. Of one priority, plain messages without a key go by offset alone: their times
+   * ascend with it, unless the clock was set back between two lives of the broker.
+   */
+  first(messages: Iterable<M>): M | undefined {
+    let priority = -1
+    let plain: M | undefined
+    let other: M | undefined
+    let otherMs = 0
+    for (const message of messages) {
+      if (message.content.priority < priority) continue
+      const sinceMs = this.eligibleSince(message)
+      if (sinceMs === undefined) continue
+      if (message.content.priority > priority) {
+        priority = message.content.priority
+        plain = undefined
+        other = undefined
+      }
+      if (message.isPlain && message.content.key === undefined) {
+        if (plain === undefined || message.offset < plain.offset) plain = message
+      } else if (
+        other === undefined ||
+        sinceMs < otherMs ||
+        (sinceMs === otherMs && message.offset < other.offset)
+      ) {
+        other = message
+        otherMs = sinceMs
+      }
+    }
+    if (plain === undefined || other === undefined) return plain ?? other
+    const isOther = otherMs < plain.sinceMs || (otherMs === plain.sinceMs && other.offset < plain.offset)
+    return isOther ? other : plain
+  }
+
+  /** What holds back the messages of the key of this one; undefined if it has no key. */
+  keyOf(message: M): { readonly leased: number; readonly retrying: number } | undefined {
+    return this.#keyOf(message)
+  }
+
+  #keyOf({ content }: M): KeyLine<M> | undefined {
+    if (content.key === undefined) return undefined
+    let key = this.#keys.get(content.key)
+    if (key === undefined) {
+      key = { line: [], leased: 0, retrying: 0, offered: undefined, sinceMs: 0 }
+      this.#keys.set(content.key, key)
+    }
+    return key
+  }
+
+  #becomeReady(message: M, nowMs: number): void {
+    const key = this.#keyOf(message)
+    message.state = 'ready'
+    message.sinceMs = message.lineMs
+    if (key === undefined) return
+    this.#insert(key, message)
+    this.#offer(key, nowMs, message)
+  }
+
+  #isFree({ leased, retrying }: KeyLine<M>): boolean {
+    const { keyConcurrency, onFail } = this.#rules
+    return leased < keyConcurrency && (onFail === 'skip' || retrying === 0)
+  }
+
+  #insert(key: KeyLine<M>, message: M): void {
+    const last = key.line.at(-1)
+    const isLast = last === undefined || this.#isBefore(last, message)
+    const at = isLast ? key.line.length : key.line.findIndex((other) => this.#isBefore(message, other))
+    key.line.splice(at, 0, message)
+  }
+
+  #isBefore(a: M, b: M): boolean {
+    const rank = this.#rank(a) - this.#rank(b)
+    if (rank !== 0) return rank < 0
+    return a.lineMs < b.lineMs || (a.lineMs === b.lineMs && a.offset < b.offset)
+  }
+
+  // Where a failed message blocks its key, it goes before all that have not failed.
+  #rank({ attempts }: M): number {
+    return this.#rules.onFail === 'block' && attempts > 0 ? 0 : 1
+  }
+
+  // A new head is eligible as of `timeMs`; the one that has just become ready since it is ready.
+  #offer(key: KeyLine<M>, timeMs: number, newcomer?: M): void {
+    const head = key.line[0]
+    if (head === undefined || !this.#isFree(key)) {
+      key.offered = undefined
+      return
+    }
+    if (key.offered === head) return
+    key.offered = head
+    key.sinceMs = head === newcomer ? head.sinceMs : Math.max(timeMs, key.sinceMs, head.lineMs)
+  }
+}
+
+function takeFrom<M extends LineMessage>(line: M[], message: M): void {
+  const at = line.indexOf(message)
+  if (at === -1) throw new Error(`Message ${message.offset} is not in the line of its key.`)
+  line.splice(at, 1)
+}

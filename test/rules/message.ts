@@ -1,0 +1,168 @@
+/**
+ * Rules of one message: its times, and what an outcome, a change of its time or a redrive makes of it. Pure functions,
+ * which share no code with the server.
+ *
+ * `test/reference` applies them to an exact state, `test/simulation` to the states that a crash can leave.
+ */
+import type { MessageState, QueueOptions } from '@sluice/protocol'
+
+/** What a record asks of its queue. Times in ms; an absent one is undefined. */
+export interface MessageOptions {
+  readonly priority: number
+  readonly key: string | undefined
+  readonly id: string | undefined
+  /** Replaces a waiting message with the same id. */
+  readonly replaces: boolean
+  readonly delayMs: number | undefined
+  readonly atMs: number | undefined
+  readonly ttlMs: number | undefined
+}
+
+/** What earlier lives of a message add up to: a redrive begins a new one. */
+export interface EarlierLives {
+  readonly redrives: number
+  readonly attempts: number
+}
+
+export const NO_EARLIER_LIVES: EarlierLives = { redrives: 0, attempts: 0 }
+
+/** A message in its queue. */
+export interface Message {
+  readonly offset: number
+  readonly content: MessageOptions
+  /** Of its record. */
+  readonly bytes: number
+  readonly publishedMs: number
+  state: MessageState
+  /** Its time in the line: publish time, or the time at which it is or was due. */
+  lineMs: number
+  /** 0: never. */
+  expiresMs: number
+  /** Failed attempts of this life. */
+  attempts: number
+  earlier: EarlierLives
+  /** It may have ended the process of its consumer: it is delivered alone until it is settled. */
+  isSuspect: boolean
+  /** Connections that died while they held it and handled nothing. */
+  unattributedDeaths: number
+}
+
+/** How far in the past the time of a new message may be. */
+const AT_PAST_MS_MAX = 60_000
+
+export function isTooFarPast(atMs: number | undefined, nowMs: number): boolean {
+  return atMs !== undefined && atMs < nowMs - AT_PAST_MS_MAX
+}
+
+/** When a message is due that is published or rescheduled now; never in the past. */
+export function dueMsOf({ delayMs, atMs }: Pick<MessageOptions, 'delayMs' | 'atMs'>, nowMs: number): number {
+  return Math.max(nowMs + (delayMs ?? 0), atMs ?? 0)
+}
+
+/** `expiresMs` of a message that is published; its time to live begins when it is due. */
+export function expiryOf({ ttlMs }: MessageOptions, queueTtlMs: number, dueMs: number): number {
+  const ownTtlMs = ttlMs ?? queueTtlMs
+  return ownTtlMs === 0 ? 0 : dueMs + ownTtlMs
+}
+
+export function isExpired({ expiresMs }: Pick<Message, 'expiresMs'>, nowMs: number): boolean {
+  return expiresMs !== 0 && expiresMs <= nowMs
+}
+
+/** Another message with the same id can replace it. */
+export function isWaiting({ state }: Pick<Message, 'state'>): boolean {
+  return state === 'scheduled' || state === 'ready'
+}
+
+/** Its id is known while the message is pending, whatever the window of its queue is. */
+export function isListedById({ id }: MessageOptions, unique: string, isDelayed: boolean): boolean {
+  return id !== undefined && (unique === 'pending' || isDelayed)
+}
+
+type Times = Pick<Message, 'lineMs' | 'expiresMs'>
+
+/** The time to live moves along with the due time, unless an attempt has failed. */
+export function rescheduled(
+  { lineMs, expiresMs, attempts }: Times & Pick<Message, 'attempts'>,
+  dueMs: number,
+): Times {
+  const isMoved = attempts === 0 && expiresMs !== 0
+  return { lineMs: dueMs, expiresMs: isMoved ? expiresMs + dueMs - lineMs : expiresMs }
+}
+
+/** A dead message after `attempts` begins a new life, in its place or in another queue. */
+export function livesAfterRedrive(
+  { redrives, attempts: before }: EarlierLives,
+  attempts: number,
+): EarlierLives {
+  return { redrives: redrives + 1, attempts: before + attempts }
+}
+
+/** What becomes of a message that returns to its queue after its lease. A lease outlives the time to live. */
+export function afterRelease(message: Pick<Message, 'expiresMs'>, nowMs: number): 'expired' | 'ready' {
+  return isExpired(message, nowMs) ? 'expired' : 'ready'
+}
+
+/** What becomes of a message after its failed attempt number `attempts`. */
+export function afterFailure(
+  message: Pick<Message, 'expiresMs'>,
+  attempts: number,
+  { maxDeliveries }: Pick<QueueOptions, 'maxDeliveries'>,
+  nowMs: number,
+): 'dead' | 'expired' | 'retried' {
+  if (maxDeliveries !== 'unlimited' && attempts >= maxDeliveries) return 'dead'
+  return isExpired(message, nowMs) ? 'expired' : 'retried'
+}
+
+type Backoff = Pick<QueueOptions, 'retryInitialMs' | 'retryMaxMs'>
+
+function nominalBackoffMs({ retryInitialMs, retryMaxMs }: Backoff, attempts: number): number {
+  return Math.min(retryInitialMs * 2 ** (attempts - 1), retryMaxMs)
+}
+
+/** Delay before the attempt that follows failed attempt number `attempts`; `chance` is in [0, 1). */
+export function backoffMs(options: Backoff, attempts: number, chance: number): number {
+  const nominalMs = nominalBackoffMs(options, attempts)
+  return Math.min(Math.round(nominalMs * (0.8 + 0.4 * chance)), options.retryMaxMs)
+}
+
+/** Bounds of `backoffMs` over all chances. */
+export function backoffBoundsMs(
+  options: Backoff,
+  attempts: number,
+): { readonly least: number; readonly most: number } {
+  return { least: backoffMs(options, attempts, 0), most: backoffMs(options, attempts, 1) }
+}
+
+/** How often a message was redriven in other queues, by its header. */
+export function redrivesElsewhere(header: string | undefined): number {
+  return Number(header ?? 0)
+}
+
+/** Where a copy in another queue comes from, and how its original died. */
+export interface Origin {
+  readonly queue: string
+  readonly offset: number
+  readonly publishedMs: number
+  /** Of all lives. */
+  readonly attempts: number
+  /** In all queues, the redrive that makes the copy included. */
+  readonly redrives: number
+  readonly death: string
+  readonly diedMs: number
+  readonly error: string
+}
+
+/** The headers of a copy that name its origin; they replace those of an earlier copy. */
+export function originHeaders(origin: Origin): readonly (readonly [name: string, value: string])[] {
+  return [
+    ['sluice-origin-queue', origin.queue],
+    ['sluice-origin-offset', String(origin.offset)],
+    ['sluice-origin-published', String(origin.publishedMs)],
+    ['sluice-redrives', String(origin.redrives)],
+    ['sluice-attempts', String(origin.attempts)],
+    ['sluice-dead-reason', origin.death],
+    ['sluice-dead-at', String(origin.diedMs)],
+    ['sluice-dead-error', origin.error],
+  ]
+}

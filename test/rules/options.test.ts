@@ -1,0 +1,25 @@
+import { QUEUE_OPTION_DEFAULTS, type QueueOptions } from '@sluice/protocol'
+import { expect, test } from 'vitest'
+import { changeOf } from './options.js'
+
+const NOTHING = { forgetsAfterMs: undefined, reorders: false, routesDead: false }
+
+function change(before: Partial<QueueOptions>, after: Partial<QueueOptions>): object {
+  return changeOf({ ...QUEUE_OPTION_DEFAULTS, ...before }, { ...QUEUE_OPTION_DEFAULTS, ...after })
+}
+
+test('a change of the window forgets by the shorter one', () => {
+  expect(change({ dedupWindowMs: 100 }, { dedupWindowMs: 100 })).toEqual(NOTHING)
+  expect(change({ dedupWindowMs: 100 }, { dedupWindowMs: 500 })).toEqual({ ...NOTHING, forgetsAfterMs: 100 })
+  expect(change({ dedupWindowMs: 500 }, { dedupWindowMs: 0 })).toEqual({ ...NOTHING, forgetsAfterMs: 0 })
+})
+
+test('what concerns keys builds their lines again', () => {
+  expect(change({ keyConcurrency: 1 }, { keyConcurrency: 2 })).toEqual({ ...NOTHING, reorders: true })
+  expect(change({ onFail: 'block' }, { onFail: 'skip' })).toEqual({ ...NOTHING, reorders: true })
+})
+
+test('another dead-letter queue routes dead messages', () => {
+  expect(change({}, { deadLetter: 'dlq' })).toEqual({ ...NOTHING, routesDead: true })
+  expect(change({ maxMessages: 1 }, { maxMessages: 2 })).toEqual(NOTHING)
+})

@@ -1,0 +1,21 @@
+/** Rules of a change of queue options. Pure functions, which share no code with the server. */
+import type { QueueOptions } from '@sluice/protocol'
+
+export interface OptionChange {
+  /** Accepted ids at least this old are forgotten for good; undefined: none are. */
+  readonly forgetsAfterMs: number | undefined
+  /** The lines of all keys are built again. */
+  readonly reorders: boolean
+  /** Dead messages may have a dead-letter queue now. */
+  readonly routesDead: boolean
+}
+
+export function changeOf(before: QueueOptions, after: QueueOptions): OptionChange {
+  // An id that a shorter window has forgotten is not known again in a longer one.
+  const windowsMs = [before.dedupWindowMs, after.dedupWindowMs]
+  return {
+    forgetsAfterMs: windowsMs[0] === windowsMs[1] ? undefined : Math.min(...windowsMs),
+    reorders: before.onFail !== after.onFail || before.keyConcurrency !== after.keyConcurrency,
+    routesDead: before.deadLetter !== after.deadLetter,
+  }
+}
