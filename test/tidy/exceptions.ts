@@ -11,10 +11,7 @@ export const CIRCLES: Reasons = {}
 export const FLOORS: Reasons = {}
 
 /** Functions of more lines than one may have, as `file: name`. */
-export const LONG_FUNCTIONS: Reasons = {
-  'packages/server/src/server.ts: startServer':
-    'Puts the parts of a server together, in the order in which they need each other.',
-}
+export const LONG_FUNCTIONS: Reasons = {}
 
 /** Files of more lines than one may have. */
 export const LONG_FILES: Reasons = {}

@@ -3,14 +3,21 @@
  * apart in the right order.
  */
 import { randomInt } from 'node:crypto'
-import { resolve } from 'node:path'
-import { MESSAGE_OVERHEAD_BYTES, SluiceError, TIMER_PART_MS_MAX } from '@sluice/protocol'
+import { MESSAGE_OVERHEAD_BYTES, SluiceError } from '@sluice/protocol'
+import { Alarm } from './alarm.js'
 import { Broker, type BrokerStatus, type BrokerUsage } from './broker/broker.js'
+import { DataDirectory } from './data-directory.js'
 import type { Holder } from './state/space.js'
-import { NodeDisk } from './log/disk.js'
+import type { Disk } from './log/log.js'
 import { FileLog } from './log/file-log.js'
-import { lockDirectory } from './log/lock.js'
-import { MEMORY_BYTES_MIN, MemoryGauge, PROCESS_METER, defaultMemoryBytes, sharesOf } from './memory.js'
+import {
+  MEMORY_BYTES_MIN,
+  MemoryGauge,
+  PROCESS_METER,
+  defaultMemoryBytes,
+  sharesOf,
+  type MemoryShares,
+} from './memory.js'
 import { Clock, STEP_MS } from './net/clock.js'
 import { connectionsFor, openFilesMax } from './open-files.js'
 import { Listener, type ListenerEvent } from './net/listener.js'
@@ -89,11 +96,24 @@ export interface DiskReport extends Pick<
   readonly oldest: Holder
 }
 
-/** How often memory is looked at: in between, no more can come than a network brings. */
-const LOOK_MS = 50
+/** How often clock and memory are checked: in between, no more can arrive than a network brings. */
+const WATCH_MS = 50
+
+const CONNECTIONS_DEFAULT = 10_000
 
 /** How long clients have to finish once they were told that the broker stops. */
 const GRACE_MS = 2_000
+
+/** What the parts of one server share. */
+interface Shared {
+  readonly options: ServerOptions
+  readonly budgetBytes: number
+  readonly shares: MemoryShares
+  readonly clock: Clock
+  readonly alarm: Alarm
+  readonly onEvent: NonNullable<ServerOptions['onEvent']>
+  readonly onFatal: (error: unknown) => void
+}
 
 /**
  * Starts a broker on a data directory.
@@ -101,127 +121,45 @@ const GRACE_MS = 2_000
  */
 export async function startServer(options: ServerOptions = {}): Promise<RunningServer> {
   const begunMs = performance.now()
-  const budgetBytes = options.memoryBytes ?? defaultMemoryBytes()
-  if (budgetBytes < MEMORY_BYTES_MIN) {
-    throw new SluiceError(
-      'INVALID_ARGUMENT',
-      `memoryBytes is ${budgetBytes}; a broker needs at least ${MEMORY_BYTES_MIN}.`,
-    )
-  }
-  const dataDir = resolve(options.dataDir ?? './data')
-  const disk = await NodeDisk.at(dataDir).catch((error: unknown) => {
-    throw unusable(dataDir, error)
-  })
-  const lock = await lockDirectory(dataDir, {
-    force: options.forceLock ?? false,
-    onLost: (error) => onFatal(error),
-  }).catch(async (error: unknown) => {
-    await disk.close()
-    throw unusable(dataDir, error)
-  })
+  const budgetBytes = memoryBudget(options.memoryBytes)
   const clock = new Clock()
-  const onEvent = options.onEvent ?? ((): void => {})
-  const shares = sharesOf(budgetBytes)
-  const gauge = new MemoryGauge(budgetBytes, PROCESS_METER)
-  const outbound = { bytes: 0, bytesMax: shares.outboundBytesMax }
-  let looking: NodeJS.Timeout | undefined
+  const alarm = new Alarm(() => clock.now())
   let listener: Listener | undefined
-  let deadline: NodeJS.Timeout | undefined
+  let watching: NodeJS.Timeout | undefined
   const onFatal = (error: unknown): void => {
     listener?.abort()
-    clearTimeout(deadline)
-    clearInterval(looking)
+    alarm.stop()
+    clearInterval(watching)
     options.onFatal?.(error)
   }
+  const onEvent = options.onEvent ?? ((): void => {})
+  const shared = { options, budgetBytes, shares: sharesOf(budgetBytes), clock, alarm, onEvent, onFatal }
+  const lock = { force: options.forceLock ?? false, onLost: onFatal }
+  const directory = await DataDirectory.open(options.dataDir ?? './data', lock)
   try {
-    const log = new FileLog({
-      disk,
-      now: () => clock.now(),
-      random32: () => randomInt(2 ** 32),
-      onNotice: (notice) => onEvent(`log ${notice.kind}`, { text: notice.text }),
-      ...(options.segmentBytes === undefined ? {} : { segmentBytes: options.segmentBytes }),
-      ...(options.lowFreeBytes === undefined ? {} : { lowFreeBytes: options.lowFreeBytes }),
-    })
-    const broker = await Broker.open({
-      log,
-      now: () => clock.now(),
-      continueFrom: (timeMs) => {
-        const byMs = clock.continueFrom(timeMs)
-        if (byMs > STEP_MS) onEvent('clock behind the log', { byMs: Math.round(byMs) })
-      },
-      random,
-      defer: (endTurn) => {
-        setImmediate(() => {
-          endTurn()
-          arm()
-        })
-      },
-      onFatal,
-      onNotice: (event, details) => onEvent(event, { ...details }),
-      blocks: shares.blocks,
-      pendingBytesMax: shares.pendingBytesMax,
-      ...(options.messageBytesMax === undefined ? {} : { messageBytesMax: options.messageBytesMax }),
-    })
-    // The one timer of the broker's own deadlines, set anew where the nearest one has changed.
-    let armedFor = Infinity
-    const arm = (): void => {
-      const next = broker.turn.nextDeadline
-      if (next === armedFor) return
-      armedFor = next
-      clearTimeout(deadline)
-      if (next === Infinity) return
-      // After one part the clock is asked again: it may have been set meanwhile.
-      const waitMs = Math.min(Math.max(0, next - clock.now()), TIMER_PART_MS_MAX)
-      deadline = setTimeout(() => {
-        armedFor = Infinity
-        broker.turn.tick()
-      }, waitMs)
-    }
-    const filesMax = openFilesMax()
-    const wanted = options.connectionsMax ?? 10_000
-    const connectionsMax = connectionsFor(wanted, filesMax)
-    if (connectionsMax < wanted)
-      onEvent('connections are limited by open files', { connectionsMax, wanted, openFilesMax: filesMax })
-    const settings: SessionSettings = {
-      ...SESSION_DEFAULTS,
-      frameBytesMax: Math.max(
-        SESSION_DEFAULTS.frameBytesMax,
-        broker.messageBytesMax + MESSAGE_OVERHEAD_BYTES,
-      ),
-      serverVersion: version(),
-      outbound,
-      ...options.session,
-    }
-    listener = new Listener(broker.turn, {
-      host: options.host ?? '127.0.0.1',
-      port: options.port ?? 7420,
-      connectionsMax,
-      receiveBytesMax: shares.receiveBytesMax,
-      newPeer: (transport, nowMs, onClosed) => new Session(broker, transport, settings, nowMs, onClosed),
-      now: () => clock.now(),
-      onEvent: (event, address, label, error) => onEvent(eventName(event), describe(address, label, error)),
-      onTrouble: (what, error) => onEvent(what, { error }),
-    })
-    const listening = listener
+    const broker = await openBroker(directory.disk, shared)
+    const outbound = { bytes: 0, bytesMax: shared.shares.outboundBytesMax }
+    const listening = newListener(broker, outbound, shared)
+    listener = listening
     const address = await listening.listen().catch(async (error: unknown) => {
       await broker.close()
       throw error
     })
-    arm()
-    looking = setInterval(() => {
-      const change = clock.look()
-      if (change !== undefined) onEvent(`clock ${change.kind}`, { byMs: change.byMs })
-      if (change?.kind === 'stepped') broker.leases.clockStepped(change.byMs)
-      if (!gauge.look(performance.now())) return
-      const { isFull, usedBytes } = gauge
-      broker.memoryFull = isFull ? { usedBytes, budgetBytes } : undefined
-      onEvent(isFull ? 'memory is full' : 'memory is free again', { usedBytes, budgetBytes })
-    }, LOOK_MS)
+    alarm.start(broker.turn)
+    const gauge = new MemoryGauge(budgetBytes, PROCESS_METER)
+    watching = setInterval(() => watch(broker, gauge, shared), WATCH_MS)
     let stopping: Promise<void> | undefined
+    const stop = async (): Promise<void> => {
+      await listening.stop(GRACE_MS)
+      await broker.close()
+      alarm.stop()
+      clearInterval(watching)
+      await directory.close()
+    }
     return {
       host: address.address,
       port: address.port,
-      dataDir,
+      dataDir: directory.path,
       status: broker.status,
       broker,
       memory: () => ({
@@ -232,37 +170,103 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
         receiveBytes: listening.receiveBytes,
         outboundBytes: outbound.bytes,
       }),
-      disk: () => {
-        const { liveBytes, logBytes, segments, recordBytes, writtenBytes } = broker.usage()
-        return { liveBytes, logBytes, segments, recordBytes, writtenBytes, oldest: broker.holder() }
-      },
+      disk: () => diskReport(broker),
       startedMs: performance.now() - begunMs,
-      stop: () => {
-        stopping ??= (async () => {
-          await listening.stop(GRACE_MS)
-          await broker.close()
-          clearTimeout(deadline)
-          clearInterval(looking)
-          await lock.release()
-          await disk.close()
-        })()
-        return stopping
-      },
+      stop: () => (stopping ??= stop()),
     }
   } catch (error) {
-    await lock.release()
-    await disk.close()
+    await directory.close()
     throw error
   }
 }
 
-/** The system's error as a sentence that names the directory, with its code; any other error as it is. */
-function unusable(dataDir: string, error: unknown): unknown {
-  const { code, message } = error as NodeJS.ErrnoException
-  const reason = /^E[A-Z0-9]+: ([^,]+)/.exec(message)?.[1]
-  if (error instanceof SluiceError || reason === undefined) return error
-  const text = `The data directory ${dataDir} cannot be used: ${reason}.`
-  return Object.assign(new Error(text, { cause: error }), { code })
+// @throws SluiceError INVALID_ARGUMENT
+function memoryBudget(bytes = defaultMemoryBytes()): number {
+  if (bytes >= MEMORY_BYTES_MIN) return bytes
+  throw new SluiceError(
+    'INVALID_ARGUMENT',
+    `memoryBytes is ${bytes}; a broker needs at least ${MEMORY_BYTES_MIN}.`,
+  )
+}
+
+function openBroker(
+  disk: Disk,
+  { options, shares, clock, alarm, onEvent, onFatal }: Shared,
+): Promise<Broker> {
+  const log = new FileLog({
+    disk,
+    now: () => clock.now(),
+    random32: () => randomInt(2 ** 32),
+    onNotice: (notice) => onEvent(`log ${notice.kind}`, { text: notice.text }),
+    ...(options.segmentBytes === undefined ? {} : { segmentBytes: options.segmentBytes }),
+    ...(options.lowFreeBytes === undefined ? {} : { lowFreeBytes: options.lowFreeBytes }),
+  })
+  return Broker.open({
+    log,
+    now: () => clock.now(),
+    continueFrom: (timeMs) => {
+      const byMs = clock.continueFrom(timeMs)
+      if (byMs > STEP_MS) onEvent('clock behind the log', { byMs: Math.round(byMs) })
+    },
+    random,
+    defer: (endTurn) => {
+      setImmediate(() => {
+        endTurn()
+        alarm.arm()
+      })
+    },
+    onFatal,
+    onNotice: (event, details) => onEvent(event, { ...details }),
+    blocks: shares.blocks,
+    pendingBytesMax: shares.pendingBytesMax,
+    ...(options.messageBytesMax === undefined ? {} : { messageBytesMax: options.messageBytesMax }),
+  })
+}
+
+function newListener(
+  broker: Broker,
+  outbound: SessionSettings['outbound'],
+  { options, shares, clock, onEvent }: Shared,
+): Listener {
+  const filesMax = openFilesMax()
+  const wanted = options.connectionsMax ?? CONNECTIONS_DEFAULT
+  const connectionsMax = connectionsFor(wanted, filesMax)
+  if (connectionsMax < wanted)
+    onEvent('connections are limited by open files', { connectionsMax, wanted, openFilesMax: filesMax })
+  const messageFrameBytes = broker.messageBytesMax + MESSAGE_OVERHEAD_BYTES
+  const settings: SessionSettings = {
+    ...SESSION_DEFAULTS,
+    frameBytesMax: Math.max(SESSION_DEFAULTS.frameBytesMax, messageFrameBytes),
+    serverVersion: version(),
+    outbound,
+    ...options.session,
+  }
+  return new Listener(broker.turn, {
+    host: options.host ?? '127.0.0.1',
+    port: options.port ?? 7420,
+    connectionsMax,
+    receiveBytesMax: shares.receiveBytesMax,
+    newPeer: (transport, nowMs, onClosed) => new Session(broker, transport, settings, nowMs, onClosed),
+    now: () => clock.now(),
+    onEvent: (event, address, label, error) => onEvent(eventName(event), describe(address, label, error)),
+    onTrouble: (what, error) => onEvent(what, { error }),
+  })
+}
+
+// Acts on what the clock and the memory of the process did since the last call.
+function watch(broker: Broker, gauge: MemoryGauge, { budgetBytes, clock, onEvent }: Shared): void {
+  const change = clock.look()
+  if (change !== undefined) onEvent(`clock ${change.kind}`, { byMs: change.byMs })
+  if (change?.kind === 'stepped') broker.leases.clockStepped(change.byMs)
+  if (!gauge.look(performance.now())) return
+  const { isFull, usedBytes } = gauge
+  broker.memoryFull = isFull ? { usedBytes, budgetBytes } : undefined
+  onEvent(isFull ? 'memory is full' : 'memory is free again', { usedBytes, budgetBytes })
+}
+
+function diskReport(broker: Broker): DiskReport {
+  const { liveBytes, logBytes, segments, recordBytes, writtenBytes } = broker.usage()
+  return { liveBytes, logBytes, segments, recordBytes, writtenBytes, oldest: broker.holder() }
 }
 
 /** In [0, 1), from the system's generator: the keys of hashes come from it, and nobody shall guess them. */

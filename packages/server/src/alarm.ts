@@ -1,0 +1,47 @@
+/**
+ * The one timer for a broker's deadlines. The server arms it after each turn, because a turn is all that changes deadlines.
+ */
+import { TIMER_PART_MS_MAX } from '@sluice/protocol'
+
+/** The turn of a broker. */
+export interface Deadlines {
+  /** Milliseconds since the epoch; Infinity when there is none. */
+  readonly nextDeadline: number
+  tick(): void
+}
+
+export class Alarm {
+  readonly #now: () => number
+  #deadlines: Deadlines | undefined
+  #timer: NodeJS.Timeout | undefined
+  #armedFor = Infinity
+
+  constructor(now: () => number) {
+    this.#now = now
+  }
+
+  start(deadlines: Deadlines): void {
+    this.#deadlines = deadlines
+    this.arm()
+  }
+
+  /** Sets the timer for the next deadline. Without effect before `start` and after `stop`. */
+  arm(): void {
+    const deadlines = this.#deadlines
+    if (deadlines === undefined || deadlines.nextDeadline === this.#armedFor) return
+    this.#armedFor = deadlines.nextDeadline
+    clearTimeout(this.#timer)
+    if (this.#armedFor === Infinity) return
+    // After one part the clock is read again: it may have been set meanwhile.
+    const waitMs = Math.min(Math.max(0, this.#armedFor - this.#now()), TIMER_PART_MS_MAX)
+    this.#timer = setTimeout(() => {
+      this.#armedFor = Infinity
+      deadlines.tick()
+    }, waitMs)
+  }
+
+  stop(): void {
+    this.#deadlines = undefined
+    clearTimeout(this.#timer)
+  }
+}

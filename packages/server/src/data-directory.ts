@@ -1,0 +1,54 @@
+/**
+ * The data directory of a broker: its disk, and the lock that keeps other brokers out. Both are opened and closed together.
+ * Called by the server.
+ */
+import { resolve } from 'node:path'
+import { SluiceError } from '@sluice/protocol'
+import { NodeDisk } from './log/disk.js'
+import { lockDirectory, type DirectoryLock } from './log/lock.js'
+
+interface DataDirectoryOptions {
+  /** Takes over a directory on a network file system that a broker of another machine may use. */
+  readonly force: boolean
+  /** Another broker took the lock: nothing may be written any more. */
+  readonly onLost: (error: unknown) => void
+}
+
+export class DataDirectory {
+  readonly path: string
+  readonly disk: NodeDisk
+  readonly #lock: DirectoryLock
+
+  private constructor(path: string, disk: NodeDisk, lock: DirectoryLock) {
+    this.path = path
+    this.disk = disk
+    this.#lock = lock
+  }
+
+  /** Makes the directory if it is missing. @throws SluiceError DATA_DIR_LOCKED; or the system's error, with the path */
+  static async open(path: string, options: DataDirectoryOptions): Promise<DataDirectory> {
+    const absolute = resolve(path)
+    const disk = await NodeDisk.at(absolute).catch((error: unknown) => {
+      throw unusable(absolute, error)
+    })
+    const lock = await lockDirectory(absolute, options).catch(async (error: unknown) => {
+      await disk.close()
+      throw unusable(absolute, error)
+    })
+    return new DataDirectory(absolute, disk, lock)
+  }
+
+  async close(): Promise<void> {
+    await this.#lock.release()
+    await this.disk.close()
+  }
+}
+
+// The system's error as a sentence that names the directory, with its code; any other error as it is.
+function unusable(path: string, error: unknown): unknown {
+  const { code, message } = error as NodeJS.ErrnoException
+  const reason = /^E[A-Z0-9]+: ([^,]+)/.exec(message)?.[1]
+  if (error instanceof SluiceError || reason === undefined) return error
+  const text = `The data directory ${path} cannot be used: ${reason}.`
+  return Object.assign(new Error(text, { cause: error }), { code })
+}
