@@ -4,7 +4,8 @@
  */
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net'
 import { SluiceError, viewBytes } from '@sluice/protocol'
-import type { NewPeer, Peer, Transport } from './peer.js'
+import type { NewPeer, Peer } from './peer.js'
+import { SocketTransport } from './socket-transport.js'
 
 /** The broker, as far as the listener drives it. */
 export interface Turns {
@@ -292,58 +293,6 @@ export class Listener {
       for (const peer of this.#links.keys()) peer.tick(nowMs, stallMs)
       for (const peer of this.#parting.keys()) peer.tick(nowMs, stallMs)
     })
-  }
-}
-
-/** How long a closed connection may take to flush its last words. */
-const LINGER_MS = 1_000
-
-export class SocketTransport implements Transport {
-  readonly peer: string
-  readonly #socket: Socket
-  #isPaused = false
-  #isEnded = false
-  #isResting = false
-
-  constructor(socket: Socket) {
-    this.#socket = socket
-    this.peer = `${socket.remoteAddress ?? ''}:${socket.remotePort ?? 0}`
-  }
-
-  write(bytes: Uint8Array, written: () => void): void {
-    if (this.#socket.writable) this.#socket.write(bytes, written)
-  }
-
-  pause(): void {
-    this.#isPaused = true
-    this.#socket.pause()
-  }
-
-  resume(): void {
-    this.#isPaused = false
-    if (!this.#isResting) this.#socket.resume()
-  }
-
-  /** Reads on in the next turn, unless it is paused then. */
-  rest(): void {
-    if (this.#isResting) return
-    this.#isResting = true
-    this.#socket.pause()
-    setImmediate(() => {
-      this.#isResting = false
-      if (!this.#isPaused) this.#socket.resume()
-    })
-  }
-
-  end(): void {
-    if (this.#isEnded) return
-    this.#isEnded = true
-    this.#socket.end()
-    // What comes is read and dropped: closing a socket with unread bytes resets it, and the last words are lost.
-    this.#isResting = false
-    this.resume()
-    // A peer that does not close its side is not waited for.
-    setTimeout(() => this.#socket.destroy(), LINGER_MS).unref()
   }
 }
 

@@ -1,7 +1,7 @@
 import { Socket } from 'node:net'
 import { setImmediate as turn } from 'node:timers/promises'
 import { expect, it } from 'vitest'
-import { SocketTransport } from './listener.js'
+import { SocketTransport } from './socket-transport.js'
 
 /** Counts; nothing is connected. */
 class Counting extends Socket {
