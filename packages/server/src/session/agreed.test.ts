@@ -2,27 +2,21 @@
 import {
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
-  FRAME_HEADER_BYTES,
   FrameDecoder,
   LIMITS,
-  MECHANISM,
   MESSAGE_OVERHEAD_BYTES,
   OP,
   ORIGIN_HEADERS,
   OUTCOME,
   decodeControl,
   decodeMessages,
-  encodeAuth,
   encodeControl,
-  encodeHello,
-  encodePreface,
   encodeSettle,
   queueName,
   readRecordOptions,
   readU32,
   recordBytes,
   sealBatch,
-  writeFrameHeader,
   writeRecordHead,
   type RecordOptions,
 } from '@sluice/protocol'
@@ -31,6 +25,7 @@ import { Broker } from '../broker/broker.js'
 import { MemoryLog } from '../log/memory-log.js'
 import { Session } from './session.js'
 import { SESSION_DEFAULTS } from './settings.js'
+import { frame, greeting } from '../testing/client.js'
 import { readingTransport } from '../testing/transport.js'
 
 const LARGEST = LIMITS.batchBytesMax
@@ -72,33 +67,13 @@ class Peer {
       1_700_000_000_000,
       () => {},
     )
-    const hello = {
-      versionMin: 1,
-      versionMax: 1,
-      features: 0,
-      frameBytesMax,
-      heartbeatMs: 0,
-      producer: new Uint8Array(16),
-      acceptedNumber: 0,
-      inFlightBatches: 0,
-      name: 'n'.repeat(name.length),
-    }
-    const helloBytes = encodeHello(hello)
-    helloBytes.set(name, helloBytes.length - name.length)
-    this.#session.receive(encodePreface(), 1_700_000_000_000)
-    this.send(OP.HELLO, helloBytes)
-    this.send(
-      OP.AUTH,
-      encodeAuth({ mechanism: MECHANISM.anonymous, identity: '', secret: new Uint8Array(0) }),
-    )
+    this.#session.receive(greeting(frameBytesMax, name), 1_700_000_000_000)
     await this.turns()
     return this
   }
 
   send(opcode: number, payload: Uint8Array, channel = 0): void {
-    const bytes = new Uint8Array(FRAME_HEADER_BYTES + payload.length)
-    bytes.set(payload, writeFrameHeader(bytes, 0, payload.length, opcode, channel, 0))
-    this.#session.receive(bytes, 1_700_000_000_000)
+    this.#session.receive(frame(opcode, payload, channel), 1_700_000_000_000)
   }
 
   publish(queue: string, messageBytes: number, options: RecordOptions = {}, count = 1): void {

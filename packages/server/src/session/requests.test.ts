@@ -1,22 +1,17 @@
 /** What a failure of a request ends: of one that changes nothing, the request; of any other, where it is a defect, the broker. */
 import {
   FrameDecoder,
-  FRAME_HEADER_BYTES,
-  MECHANISM,
   OP,
   decodeFault,
-  encodeAuth,
   encodeControl,
-  encodeHello,
-  encodePreface,
   faultError,
-  writeFrameHeader,
   type Body,
   type SluiceError,
 } from '@sluice/protocol'
 import { describe, expect, it, vi } from 'vitest'
 import type { Broker } from '../broker/broker.js'
 import { Bench, CALLER, Q } from '../testing/bench.js'
+import { frame, greeting } from '../testing/client.js'
 import { encodeAnswer, type Answer } from './answers.js'
 import { REQUEST_NAMES, handle, handleLong, isLong, type AnswerOf, type RequestName } from './requests.js'
 import { Session } from './session.js'
@@ -50,6 +45,8 @@ const CHANGING: readonly (readonly [RequestName, Body])[] = [
   ['DISCARD', { name, dryRun: false }],
   ['REPLAY', { name }],
 ]
+
+const GREETING = greeting()
 
 const failure = new RangeError('Set maximum size exceeded')
 
@@ -158,28 +155,3 @@ describe('a defect', () => {
     expect(session.isOpen).toBe(!hasLeft && !isChange)
   })
 })
-
-function frame(opcode: number, payload: Uint8Array): Uint8Array {
-  const bytes = new Uint8Array(FRAME_HEADER_BYTES + payload.length)
-  bytes.set(payload, writeFrameHeader(bytes, 0, payload.length, opcode, 0, 1))
-  return bytes
-}
-
-const GREETING = Buffer.concat([
-  encodePreface(),
-  frame(
-    OP.HELLO,
-    encodeHello({
-      versionMin: 1,
-      versionMax: 1,
-      features: 0,
-      frameBytesMax: SESSION_DEFAULTS.frameBytesMax,
-      heartbeatMs: 0,
-      producer: new Uint8Array(16),
-      acceptedNumber: 0,
-      inFlightBatches: 0,
-      name: '',
-    }),
-  ),
-  frame(OP.AUTH, encodeAuth({ mechanism: MECHANISM.anonymous, identity: '', secret: new Uint8Array(0) })),
-])

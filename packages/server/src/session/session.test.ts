@@ -5,20 +5,16 @@ import {
   FRAME_HEADER_BYTES,
   FrameDecoder,
   LIMITS,
-  MECHANISM,
   OP,
   OUTCOME,
   SluiceError,
   decodeFault,
-  encodeAuth,
   encodeControl,
-  encodeHello,
   encodePreface,
   encodeSettle,
   faultError,
   queueName,
   sealBatch,
-  writeFrameHeader,
   writeRecordHead,
   type PeekPage,
 } from '@sluice/protocol'
@@ -27,6 +23,7 @@ import { Broker } from '../broker/broker.js'
 import { MemoryLog } from '../log/memory-log.js'
 import { Session } from './session.js'
 import { SESSION_DEFAULTS } from './settings.js'
+import { frame, greeting } from '../testing/client.js'
 import { readingTransport } from '../testing/transport.js'
 
 let nowMs = 0
@@ -37,33 +34,7 @@ let session: Session
 let broker: Broker
 let disk: Promise<void> | undefined
 
-function frame(opcode: number, payload: Uint8Array = new Uint8Array(0), channel = 0): Uint8Array {
-  const bytes = new Uint8Array(FRAME_HEADER_BYTES + payload.length)
-  bytes.set(payload, writeFrameHeader(bytes, 0, payload.length, opcode, channel, 0))
-  return bytes
-}
-
-const greeting = (frameBytesMax: number): Uint8Array =>
-  Buffer.concat([
-    encodePreface(),
-    frame(
-      OP.HELLO,
-      encodeHello({
-        versionMin: 1,
-        versionMax: 1,
-        features: 0,
-        frameBytesMax,
-        heartbeatMs: 0,
-        producer: new Uint8Array(16),
-        acceptedNumber: 0,
-        inFlightBatches: 0,
-        name: '',
-      }),
-    ),
-    frame(OP.AUTH, encodeAuth({ mechanism: MECHANISM.anonymous, identity: '', secret: new Uint8Array(0) })),
-  ])
-
-const GREETING = greeting(SESSION_DEFAULTS.frameBytesMax)
+const GREETING = greeting()
 
 beforeEach(async () => {
   nowMs = 1_700_000_000_000
