@@ -1,6 +1,7 @@
 /** What is asked about single messages, over restarts: bringing back the dead, and looking. */
 import { LIMITS, queueName, readRecordOptions } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
+import { emptyLocation } from '../queue/index.js'
 import { Bench, CALLER, Q, type Message } from '../testing/bench.js'
 
 const OTHER = queueName('other')
@@ -167,6 +168,28 @@ describe('redrive', () => {
 })
 
 describe('peek', () => {
+  it('refuses a record from the batch of another message as damage', async () => {
+    const bench = await new Bench().open()
+    bench.ensure()
+    await bench.publish(many(3))
+    await bench.publish(many(2))
+    const queue = bench.broker.catalog.queue(Q)
+    const elsewhere = emptyLocation()
+    queue.locate(4, elsewhere)
+    const peek = { name: Q, state: undefined, from: 1, limit: 1, filter: {} }
+    expect(await bench.broker.operator.peek(peek, CALLER)).toMatchObject({ messages: [{ offset: 1 }] })
+    const locate = queue.locate.bind(queue)
+    queue.locate = (offset, location) => {
+      locate(offset, location)
+      location.batchPosition = elsewhere.batchPosition
+    }
+    await expect(bench.broker.operator.peek(peek, CALLER)).rejects.toMatchObject({
+      code: 'CORRUPT',
+      scope: 'request',
+      message: `The batch at position ${elsewhere.batchPosition} of the log is not the one that the queue q has there.`,
+    })
+  })
+
   it('shows what is there by now, and changes nothing', async () => {
     const bench = await new Bench().open()
     bench.ensure()

@@ -13,7 +13,7 @@ import {
   type MessageFilter,
 } from '@sluice/protocol'
 import type { Blocks } from '../log/blocks.js'
-import { emptyLocation, indexInBatch, type Dead, type Queue } from '../queue/index.js'
+import { checkBatchAt, emptyLocation, indexInBatch, type Dead, type Queue } from '../queue/index.js'
 
 export class Records {
   readonly #blocks: Blocks
@@ -33,6 +33,7 @@ export class Records {
     const block = this.#blocks.findBatch(batchPosition)
     if (block === undefined) return undefined
     const batchAt = batchPosition - block.position
+    checkBatchAt(this.#location, queue, block.bytes, batchAt)
     let at = batchAt + BATCH_HEADER_BYTES
     for (let index = indexInBatch(this.#location, block.bytes, batchAt); index > 0; index--)
       at += recordSize(block.bytes, at)
