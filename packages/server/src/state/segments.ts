@@ -1,24 +1,24 @@
 /**
- * What each segment of the log still holds: batches with live messages, counted when recovery is over and while the
- * queues' state changes; and settled messages that their queues retain, which stand in the queues' pages.
+ * What each segment of the log still contains: batches with live messages, counted from the end of recovery on as the
+ * queues report changes, and settled messages that their queues retain, which are part of the queues' pages.
  *
- * Invariant 6: the live bytes of a segment are those of the batches in it that have a live message, whole and with their
- * headers: what copying the segment would copy.
+ * Invariant 6: the live bytes of a segment are the whole batches in it, headers included, that have a live message. This
+ * is what copying the segment would copy.
  */
 import { DIRECTORY_HEAD_BYTES, PAGE_AT_BYTES } from './directory.js'
 import { PageUse, type LogUse, type Queue } from '../queue/index.js'
 
 /** Settled messages of one queue in one segment. */
 interface Retained {
-  /** When the last of them was settled. */
+  /** When the last of these messages was settled. */
   lastMs: number
   bytes: number
 }
 
-/** Segments of one queue that are told apart, in memory and in its page: beyond it two that follow each other are one. */
+/** Segments counted separately for one queue, in memory and in its page. Beyond it, neighbours are merged in pairs. */
 const RETAINED_MAX = 256
 
-/** What the newer one of a pair held is kept for as long as both: never too short. */
+/** Merges each pair under its older segment, with the later time: nothing is freed too early. */
 function inPairs(segments: ReadonlyMap<number, Retained>): Map<number, Retained> {
   const pairs = new Map<number, Retained>()
   let older: Retained | undefined
@@ -40,7 +40,9 @@ interface Use {
 
 export class Segments implements LogUse {
   readonly pages = new PageUse()
-  /** Bytes of live batches that were taken away, since the broker started. */
+  /** Bytes of live batches in all segments. */
+  liveBytes = 0
+  /** Bytes of batches that stopped being live since the broker started. */
   goneBytes = 0
   readonly #segmentBytes: number
   readonly #uses = new Map<number, Use>()
@@ -55,10 +57,12 @@ export class Segments implements LogUse {
 
   add(position: number, bytes: number): void {
     this.#use(position).liveBytes += bytes
+    this.liveBytes += bytes
   }
 
   remove(position: number, bytes: number): void {
     this.#use(position).liveBytes -= bytes
+    this.liveBytes -= bytes
     this.goneBytes += bytes
   }
 
@@ -67,7 +71,7 @@ export class Segments implements LogUse {
     this.#use(to).liveBytes += bytes
   }
 
-  /** Something was retained since it was looked at last. */
+  /** Whether messages were retained since the last `oldestRetained`. */
   retainsMore = false
 
   retain(queueId: number, position: number, bytes: number, timeMs: number): void {
@@ -90,7 +94,7 @@ export class Segments implements LogUse {
     return sum
   }
 
-  /** For the page of a queue: number, last settle, bytes of each segment. */
+  /** For the page of a queue: of each segment the number, the time of the last settle, and the bytes. */
   retained(queueId: number): [number, number, number][] {
     const segments = this.#retained.get(queueId)
     return [...(segments ?? [])].map(([number, { lastMs, bytes }]) => [number, lastMs, Math.round(bytes)])
@@ -101,7 +105,7 @@ export class Segments implements LogUse {
     this.#retained.set(queueId, new Map(list.map(([number, lastMs, bytes]) => [number, { lastMs, bytes }])))
   }
 
-  /** A queue that still retains messages of the segment that `position` is in. */
+  /** Id of a queue that retains messages of the segment that contains `position`. */
   retainerOf(position: number): number | undefined {
     const number = Math.floor(position / this.#segmentBytes)
     for (const [queueId, segments] of this.#retained) if (segments.has(number)) return queueId
@@ -113,9 +117,9 @@ export class Segments implements LogUse {
   }
 
   /**
-   * Start of the oldest segment that some queue still retains, Infinity when none does; and when the next one is retained
-   * no longer. Such are forgotten: segments whose last settle is too long ago, and the oldest ones beyond the queue's
-   * bytes.
+   * `oldest` is the start of the oldest segment that a queue still retains, Infinity when none does; `untilMs` is when
+   * the next segment expires. Forgets segments whose last settle is older than the queue's age limit, and the oldest
+   * segments beyond its byte limit.
    */
   oldestRetained(
     queues: ReadonlyMap<number, Queue>,
@@ -134,7 +138,7 @@ export class Segments implements LogUse {
       let room = retainBytes === 0 ? Infinity : retainBytes
       for (const number of [...segments.keys()].sort((a, b) => b - a)) {
         const { lastMs, bytes } = segments.get(number)!
-        // The one that crosses the limit stays whole.
+        // The segment that crosses the limit stays whole.
         const isOver = room <= 0 || (retainAgeMs > 0 && lastMs + retainAgeMs <= nowMs)
         room -= bytes
         if (isOver) segments.delete(number)
@@ -147,42 +151,42 @@ export class Segments implements LogUse {
     return { oldest: oldest * this.#segmentBytes, untilMs }
   }
 
-  /** Bytes of live batches, in all segments. */
-  get liveBytes(): number {
-    return this.liveBytesBefore(Infinity)
-  }
-
   /** Bytes of live batches in the segments that end at or before `position`. */
   liveBytesBefore(position: number): number {
+    if (position === Infinity) return this.liveBytes
     let bytes = 0
     for (const [number, { liveBytes }] of this.#uses)
       if ((number + 1) * this.#segmentBytes <= position) bytes += liveBytes
     return bytes
   }
 
-  /** Bytes of live batches in the segment that `position` is in. */
+  /** Bytes of live batches in the segment that contains `position`. */
   liveBytesAt(position: number): number {
     return this.#uses.get(Math.floor(position / this.#segmentBytes))?.liveBytes ?? 0
   }
 
-  /** Counts the live batches of all queues anew and compares. @throws Error naming the segment that differs */
+  /** Recounts the live batches of all queues and compares. @throws Error that names the segment that differs */
   audit(queues: Iterable<Queue>): void {
     const counted = new Map<number, number>()
+    let total = 0
     for (const queue of queues) {
-      queue.chunks.eachLiveBatch((place, bytes) => {
-        const number = Math.floor(place / this.#segmentBytes)
+      queue.chunks.eachLiveBatch((position, bytes) => {
+        const number = Math.floor(position / this.#segmentBytes)
         counted.set(number, (counted.get(number) ?? 0) + bytes)
+        total += bytes
       })
     }
     for (const number of new Set([...counted.keys(), ...this.#uses.keys()])) {
       const bytes = counted.get(number) ?? 0
       const { liveBytes } = this.#uses.get(number) ?? { liveBytes: 0 }
       if (bytes !== liveBytes)
-        throw new Error(`segment ${number}: ${liveBytes} bytes are said to be live, counted ${bytes}`)
+        throw new Error(`Segment ${number} has ${bytes} live bytes; its counter says ${liveBytes}.`)
     }
+    if (total !== this.liveBytes)
+      throw new Error(`All segments have ${total} live bytes; the counter says ${this.liveBytes}.`)
   }
 
-  /** What writing all pages anew, and the directory of them, would take. */
+  /** Bytes of a checkpoint that writes every page, and its directory. */
   get upkeepBytes(): number {
     return this.pages.bytes + DIRECTORY_HEAD_BYTES + this.pages.count * PAGE_AT_BYTES
   }
@@ -197,10 +201,12 @@ export class Segments implements LogUse {
     return oldest * this.#segmentBytes
   }
 
-  /** The segments that end at or before `position` are gone. */
+  /** The segments that end at or before `position` no longer exist. */
   forgetBefore(position: number): void {
-    for (const number of this.#uses.keys()) {
-      if ((number + 1) * this.#segmentBytes <= position) this.#uses.delete(number)
+    for (const [number, { liveBytes }] of this.#uses) {
+      if ((number + 1) * this.#segmentBytes > position) continue
+      this.liveBytes -= liveBytes
+      this.#uses.delete(number)
     }
     for (const segments of this.#retained.values()) {
       for (const number of segments.keys())
