@@ -3,7 +3,7 @@
  * made: each signal gets one listener, which is there only while something waits.
  */
 
-class Fan {
+class Listeners {
   readonly #signal: AbortSignal
   readonly #waiting = new Set<() => void>()
 
@@ -27,16 +27,16 @@ class Fan {
   }
 }
 
-const FANS = new WeakMap<AbortSignal, Fan>()
+const LISTENERS = new WeakMap<AbortSignal, Listeners>()
 
 /** Calls `listener` once, when the signal is aborted; each function is added once. It must not throw. */
 export function addAbortListener(signal: AbortSignal, listener: () => void): void {
-  let fan = FANS.get(signal)
-  if (fan === undefined) FANS.set(signal, (fan = new Fan(signal)))
-  fan.add(listener)
+  let listeners = LISTENERS.get(signal)
+  if (listeners === undefined) LISTENERS.set(signal, (listeners = new Listeners(signal)))
+  listeners.add(listener)
 }
 
 /** Ends what `addAbortListener` began. */
 export function removeAbortListener(signal: AbortSignal | undefined, listener: () => void): void {
-  if (signal !== undefined) FANS.get(signal)?.delete(listener)
+  if (signal !== undefined) LISTENERS.get(signal)?.delete(listener)
 }

@@ -2,7 +2,7 @@ import { CONTENT_TYPE, DELIVER_FLAG, recordBytes, writeRecordHead } from '@sluic
 import fc from 'fast-check'
 import { expect, it } from 'vitest'
 import { RunBuffer } from './buffer.js'
-import { Floor } from './floor.js'
+import { Isolation } from './isolation.js'
 import type { LeaseKeeper } from './lease.js'
 import type { Run } from './run.js'
 import { expectSame } from '../../../test/same.js'
@@ -43,7 +43,7 @@ it('gives what was put in, once and in order, whatever is announced, dropped and
   )
   fc.assert(
     fc.property(fc.array(step, { minLength: 10, maxLength: 40 }), (story) => {
-      const buffer = new RunBuffer(new Floor(), () => {})
+      const buffer = new RunBuffer(new Isolation(), () => {})
       let model: { tag: number; bytes: number }[] = []
       let announced = 0
       let last = 0xffff_fff0
@@ -105,9 +105,9 @@ it('gives what was put in, once and in order, whatever is announced, dropped and
 })
 
 it('announces one that must be alone by itself, and nothing beside it', () => {
-  const floor = new Floor()
+  const isolation = new Isolation()
   let woken = 0
-  const buffer = new RunBuffer(floor, () => woken++)
+  const buffer = new RunBuffer(isolation, () => woken++)
   buffer.push(runOf(1, [1, 1]))
   buffer.push(runOf(3, [1], DELIVER_FLAG.alone))
   buffer.push(runOf(4, [1]))
@@ -115,13 +115,13 @@ it('announces one that must be alone by itself, and nothing beside it', () => {
   expect(buffer.isBlocked).toBe(true)
   buffer.take()
   buffer.take()
-  floor.leave(2)
+  isolation.leave(2)
   expect(woken).toBe(1)
   expect(buffer.announce(10, false)).toEqual([{ firstTag: 3, count: 1 }])
   buffer.take()
   expect(buffer.announce(10, false)).toEqual([])
   expect(buffer.isBlocked).toBe(true)
-  floor.leave(1)
+  isolation.leave(1)
   expect(woken).toBe(2)
   expect(buffer.announce(10, false)).toEqual([{ firstTag: 4, count: 1 }])
   expect(buffer.isBlocked).toBe(false)
@@ -135,7 +135,7 @@ it('finds what does not add up', () => {
     [(buffer) => (buffer.announced = -1), '-1 of 3 are announced'],
   ]
   for (const [spoil, found] of spoilt) {
-    const buffer = new RunBuffer(new Floor(), () => {})
+    const buffer = new RunBuffer(new Isolation(), () => {})
     buffer.keep(runOf(1, [1, 2, 3]))
     buffer.invariants()
     spoil(buffer)

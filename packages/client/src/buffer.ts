@@ -3,12 +3,12 @@
  * puts runs in, has messages announced, and takes them one by one.
  *
  * Invariant: in the order in which they came, the first `announced` of the `count` messages are named in STARTED or
- * STARTING, and count as handled on the floor. `bytes` is what the records of all of them take.
+ * STARTING, and count as handled on the isolation. `bytes` is what the records of all of them take.
  */
 import { DELIVER_FLAG, recordSize, type TagRange } from '@sluice/protocol'
 import { SHARED_BYTES } from './body.js'
 import { Fifo } from './fifo.js'
-import type { Floor } from './floor.js'
+import type { Isolation } from './isolation.js'
 import { DeliveredMessage } from './message.js'
 import { recordsCopy } from './records.js'
 import { partOf, recordsBytes, type Run } from './run.js'
@@ -23,17 +23,17 @@ export class RunBuffer {
   count = 0
   announced = 0
   bytes = 0
-  /** The last `announce` stopped at a message that the floor does not admit; `wake` is called when that may have changed. */
+  /** The last `announce` stopped at a message that the isolation does not admit; `wake` is called when that may have changed. */
   isBlocked = false
-  readonly #floor: Floor
+  readonly #isolation: Isolation
   readonly #wake: () => void
   readonly #runs = new Fifo<Run>()
   /** Of the first run, the first message that is here, and where it begins in the records. */
   #index = 0
   #at = 0
 
-  constructor(floor: Floor, wake: () => void) {
-    this.#floor = floor
+  constructor(isolation: Isolation, wake: () => void) {
+    this.#isolation = isolation
     this.#wake = wake
   }
 
@@ -89,7 +89,7 @@ export class RunBuffer {
    */
   announce(count: number, regardless: boolean): TagRange[] {
     this.isBlocked = false
-    const floor = this.#floor
+    const isolation = this.#isolation
     const ranges: { firstTag: number; count: number }[] = []
     let skip = this.announced
     let left = Math.min(count, this.count - this.announced)
@@ -105,13 +105,13 @@ export class RunBuffer {
       if (from === run.count) continue
       const alone = (run.flags & DELIVER_FLAG.alone) !== 0
       if (alone && this.announced > 0 && regardless) break
-      if (!regardless && !floor.admits(alone, this.#wake)) {
+      if (!regardless && !isolation.admits(alone, this.#wake)) {
         this.isBlocked = true
         break
       }
       const named = alone ? 1 : Math.min(left, run.count - from)
       addRange(ranges, (run.firstTag + from) >>> 0, named)
-      floor.enter(named, alone)
+      isolation.enter(named, alone)
       this.announced += named
       left -= named
       if (alone || ranges.length === STARTED_RANGES_MAX) break
@@ -123,7 +123,7 @@ export class RunBuffer {
   unannounce(): void {
     const { announced } = this
     this.announced = 0
-    if (announced > 0) this.#floor.leave(announced)
+    if (announced > 0) this.#isolation.leave(announced)
   }
 
   /** Takes the first message, which is announced. */
@@ -187,7 +187,7 @@ export class RunBuffer {
     this.#at = 0
     this.count -= dropped.length
     this.announced -= announced
-    if (announced > 0) this.#floor.leave(announced)
+    if (announced > 0) this.#isolation.leave(announced)
     return dropped
   }
 

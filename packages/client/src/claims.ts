@@ -130,7 +130,7 @@ export class Claims implements LeaseKeeper {
   }
 
   #lose({ message, pending, extension }: Entry, reason: LeaseLossReason | undefined): void {
-    this.#session.floor.leave(1)
+    this.#session.isolation.leave(1)
     pending?.timer?.cancel()
     pending?.group.finish(leaseLost())
     extension?.reject(leaseLost())

@@ -11,7 +11,7 @@ import { Deadlines } from './deadlines.js'
 import { parseDuration, type Duration } from './duration.js'
 import { Events, type SluiceEvents } from './events.js'
 import { Feed } from './feed.js'
-import { Floor } from './floor.js'
+import { Isolation } from './isolation.js'
 import { Orphans } from './orphans.js'
 import { GroupWorker, type GroupHandler } from './groups.js'
 import { Link } from './link.js'
@@ -20,8 +20,8 @@ import {
   batchRecordOptions,
   closeTimeoutMs,
   failsOffline,
-  consumeIntake,
-  messagesIntake,
+  workerSettings,
+  streamSettings,
   onlyKnown,
   publishAllConcurrency,
   pullSettings,
@@ -133,7 +133,7 @@ export class Sluice {
       turn: this.#turn,
       deadlines: this.#deadlines,
       timeoutMs: settings.timeoutMs,
-      floor: new Floor(),
+      isolation: new Isolation(),
       orphans: new Orphans(),
       get connection() {
         return link.connection
@@ -387,7 +387,7 @@ export class Sluice {
       throw new SluiceError('INVALID_ARGUMENT', '`consume` needs a handler function.')
     }
     const { name, schema } = queueOf(ref)
-    const intake = consumeIntake(options)
+    const settings = workerSettings(options)
     this.#refuseWhenClosed()
     const { signal } = options
     const close = (): void => {
@@ -401,19 +401,19 @@ export class Sluice {
     const reader = schema === undefined ? undefined : new Reader(schema, this.#session)
     let worker: ConsumingWorker
     // The types of bodies are the caller's word; a handler gets what is there.
-    if (intake.batch !== undefined) {
+    if (settings.batch !== undefined) {
       const whole = handler as unknown as GroupHandler
       const group = reader === undefined ? whole : reader.forGroups(whole)
-      worker = new GroupWorker(this.#session, name, intake, group, forget)
+      worker = new GroupWorker(this.#session, name, settings, group, forget)
     } else {
       const whole = handler as unknown as SingleHandler
       const single = reader === undefined ? whole : reader.forSingles(whole)
       // One at a time are in order anyway.
-      if (!intake.ordered || intake.concurrency === 1)
-        worker = new SingleWorker(this.#session, name, intake, single, forget)
+      if (!settings.ordered || settings.concurrency === 1)
+        worker = new SingleWorker(this.#session, name, settings, single, forget)
       else {
         const group: GroupHandler = ([message]) => single(message!, message!)
-        worker = new GroupWorker(this.#session, name, intake, group, forget)
+        worker = new GroupWorker(this.#session, name, settings, group, forget)
       }
     }
     this.#workers.add(worker)
@@ -436,9 +436,9 @@ export class Sluice {
    */
   messages<Output>(ref: QueueRef<unknown, Output>, options: MessagesOptions = {}): MessageIterator<Output> {
     const { name, schema } = queueOf(ref)
-    const intake = messagesIntake(options)
+    const settings = streamSettings(options)
     this.#refuseWhenClosed()
-    const stream = new MessageStream(this.#session, name, intake, options.signal, (stream) => {
+    const stream = new MessageStream(this.#session, name, settings, options.signal, (stream) => {
       this.#streams.delete(stream)
       this.#consumers.delete(stream)
     })
@@ -513,7 +513,7 @@ export class Sluice {
       timer = new Timer(() => resolve(false), timeoutMs)
     })
     const workers = [...this.#workers]
-    const inTime = await Promise.race([this.#wind(timeoutMs), overdue])
+    const inTime = await Promise.race([this.#drain(timeoutMs), overdue])
     timer?.cancel()
     const handlers = workers.reduce((sum, worker) => sum + worker.runningHandlers, 0)
     const publishes = this.#producer.pending
@@ -525,7 +525,7 @@ export class Sluice {
     )
   }
 
-  async #wind(timeoutMs: number): Promise<boolean> {
+  async #drain(timeoutMs: number): Promise<boolean> {
     this.#pullers.fail(new SluiceError('CLOSED', 'The client was closed.'))
     const closing: Promise<unknown>[] = []
     for (const worker of this.#workers) closing.push(worker.close({ timeout: timeoutMs }))

@@ -226,7 +226,7 @@ export class Connection {
         new SluiceError('TIMEOUT', `${this.#address.text} did not answer in time.`, { outcome: 'unknown' }),
       )
     }
-    this.#tellAnswered()
+    this.#notifyAnswered()
     return nextMs
   }
 
@@ -236,8 +236,8 @@ export class Connection {
     return this.#answered.wait()
   }
 
-  #tellAnswered(): void {
-    if (this.#replies.size === 0) this.#answered.tell()
+  #notifyAnswered(): void {
+    if (this.#replies.size === 0) this.#answered.notify()
   }
 
   /** Those of its own, and of its subscriptions. @throws Error naming what differs */
@@ -275,7 +275,7 @@ export class Connection {
     const lost = this.#lostError(error)
     for (const reply of this.#replies.values()) reply.failed(lost)
     this.#replies.clear()
-    this.#tellAnswered()
+    this.#notifyAnswered()
     for (const sink of this.#channels.values()) sink.lost(lost)
     this.#channels.clear()
     this.#events.lost(error)
@@ -430,7 +430,7 @@ export class Connection {
       reply.failed(incomprehensible(error))
       throw error
     }
-    this.#tellAnswered()
+    this.#notifyAnswered()
   }
 
   #fault(channel: number, correlation: number, fault: Fault): void {
@@ -444,7 +444,7 @@ export class Connection {
     const sink = fault.scope === 'channel' ? this.#channels.get(channel) : undefined
     reply?.failed(error)
     sink?.ended(error)
-    this.#tellAnswered()
+    this.#notifyAnswered()
     if (reply === undefined && sink === undefined) this.#events.stray(error)
   }
 

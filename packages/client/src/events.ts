@@ -8,7 +8,7 @@ import { shown, SluiceError } from '@sluice/protocol'
 import { attempt, reasonOf, stackOf } from './endings.js'
 import type { Connected, Disconnected, Notice, Reconnecting } from './link.js'
 import type { LeaseLoss } from './losses.js'
-import { Ration } from './ration.js'
+import { Throttle } from './throttle.js'
 import type { ConsumerWaiting, HandlerFailure } from './session.js'
 
 /** Events of a client, and what their listeners get. */
@@ -47,7 +47,7 @@ const LOSSES_WARNING_MS = 60_000
 export class Events {
   readonly #listeners = new Map<Name, Set<Listener>>()
   #hasWarnedOfHandlers = false
-  readonly #losses = new Ration(LOSSES_WARNING_MS)
+  readonly #losses = new Throttle(LOSSES_WARNING_MS)
 
   /** @throws SluiceError INVALID_ARGUMENT for an unknown event, or a listener that is not a function */
   on<Event extends Name>(name: Event, listener: (payload: SluiceEvents[Event]) => void): () => void {

@@ -44,7 +44,7 @@ export class Feed<Message> {
   readonly #options: FeedOptions<Message>
   #published = 0
   #duplicates = 0
-  #told = 0
+  #reported = 0
   #index = 0
   #underWay = 0
   #refused: Refused<Message>[] = []
@@ -161,8 +161,8 @@ export class Feed<Message> {
 
   #progress(everyMessages: number): void {
     const confirmed = this.#published + this.#duplicates
-    if (confirmed === this.#told || confirmed - this.#told < everyMessages) return
-    this.#told = confirmed
+    if (confirmed === this.#reported || confirmed - this.#reported < everyMessages) return
+    this.#reported = confirmed
     const { onProgress } = this.#options
     if (onProgress === undefined) return
     attempt(

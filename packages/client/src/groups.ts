@@ -11,7 +11,7 @@ import { callHandler, Thrown, type Caller, type Follower } from './endings.js'
 import { Lines } from './lines.js'
 import { leaseLost } from './losses.js'
 import type { DeliveredMessage, HandlerContext } from './message.js'
-import type { ConsumeIntake } from './options.js'
+import type { WorkerSettings } from './options.js'
 import type { Session } from './session.js'
 import type { Subscription } from './subscription.js'
 import type { Watcher } from './watchers.js'
@@ -69,21 +69,21 @@ export class GroupWorker extends ConsumingWorker implements Caller<Group, Group>
   constructor(
     session: Session,
     queue: string,
-    intake: ConsumeIntake,
+    settings: WorkerSettings,
     handler: GroupHandler,
     forget: (worker: ConsumingWorker) => void,
   ) {
-    super(session, queue, intake, forget)
+    super(session, queue, settings, forget)
     this.#handler = handler
-    this.#size = intake.batch?.size ?? 1
-    this.#waitMs = intake.batch?.waitMs ?? 0
-    this.#lines = new Lines(intake.ordered)
+    this.#size = settings.batch?.size ?? 1
+    this.#waitMs = settings.batch?.waitMs ?? 0
+    this.#lines = new Lines(settings.ordered)
   }
 
   protected choose(subscription: Subscription): void {
     const nowMs = performance.now()
     while (subscription.buffered > 0) this.#lines.add(subscription.hold(), nowMs)
-    while (this.running < this.intake.concurrency && this.#isDue(nowMs)) {
+    while (this.running < this.settings.concurrency && this.#isDue(nowMs)) {
       if (!subscription.mayBegin(this.#lines.at(0)!)) break
       const messages = this.#lines.take(this.#together())
       subscription.begin(messages)
@@ -152,16 +152,16 @@ export class GroupWorker extends ConsumingWorker implements Caller<Group, Group>
     group.end()
     if (succeeded) for (const message of group.messages) message.finish(OUTCOME.ack)
     else this.failed(group.messages, error)
-    const nowMs = this.intake.ordered ? performance.now() : 0
+    const nowMs = this.settings.ordered ? performance.now() : 0
     for (const message of group.messages) this.#lines.done(message, nowMs)
-    this.tellIdle()
+    this.notifyIdle()
   }
 
   // What is blocked is told by `delivered` when it may go on.
   #more(): void {
     const { subscription } = this
     if (subscription === undefined || this.isClosing || subscription.blocked) return
-    if (this.running < this.intake.concurrency && this.#isDue(performance.now())) this.list()
+    if (this.running < this.settings.concurrency && this.#isDue(performance.now())) this.list()
   }
 
   protected handlers(): readonly Running[] {
@@ -183,7 +183,7 @@ export class GroupWorker extends ConsumingWorker implements Caller<Group, Group>
     this.#chosen = []
     this.#lines.clear()
     this.#stopTimer()
-    this.tellIdle()
+    this.notifyIdle()
   }
 
   protected giveBack(subscription: Subscription): void {

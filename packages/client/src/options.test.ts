@@ -3,8 +3,8 @@ import type { Sluice } from './client.js'
 import type { Message } from './message.js'
 import {
   connectSettings,
-  consumeIntake,
-  messagesIntake,
+  workerSettings,
+  streamSettings,
   pullSettings,
   queue,
   queueOf,
@@ -117,7 +117,7 @@ describe('queues as values', () => {
 
 describe('options', () => {
   it('have their defaults', () => {
-    expect(consumeIntake({})).toEqual({
+    expect(workerSettings({})).toEqual({
       ordered: false,
       batch: undefined,
       concurrency: 1,
@@ -126,8 +126,8 @@ describe('options', () => {
       processingTimeoutMs: undefined,
       waitsForQueue: true,
     })
-    expect(consumeIntake({ concurrency: 60_000 }).messages).toBe(65_535)
-    expect(messagesIntake({})).toMatchObject({ messages: 10 })
+    expect(workerSettings({ concurrency: 60_000 }).messages).toBe(65_535)
+    expect(streamSettings({})).toMatchObject({ messages: 10 })
     expect(pullSettings({}, 7)).toEqual({ max: 1, waitMs: 0, timeoutMs: 7 })
     expect(recordOptions({ timeout: 5 } as never)).toBe(undefined)
     expect(recordOptions({ at: 5 })).toMatchObject({ atMs: 5 })
@@ -135,13 +135,13 @@ describe('options', () => {
 
   it('are refused by name where nobody has them, or their value is out of bounds', () => {
     for (const options of [{ processingTimeout: 99 }, { processingTimeout: 'long' as never }]) {
-      expect(() => consumeIntake(options)).toThrow('processingTimeout')
-      expect(() => messagesIntake(options)).toThrow('processingTimeout')
+      expect(() => workerSettings(options)).toThrow('processingTimeout')
+      expect(() => streamSettings(options)).toThrow('processingTimeout')
       expect(() => pullSettings(options, 1)).toThrow('processingTimeout')
     }
-    expect(() => consumeIntake({ concurency: 1 } as never)).toThrow('concurency')
-    expect(() => consumeIntake({ concurrency: 0 })).toThrow('concurrency')
-    expect(() => consumeIntake({ prefetch: 65_536 })).toThrow('prefetch')
+    expect(() => workerSettings({ concurency: 1 } as never)).toThrow('concurency')
+    expect(() => workerSettings({ concurrency: 0 })).toThrow('concurrency')
+    expect(() => workerSettings({ prefetch: 65_536 })).toThrow('prefetch')
     expect(() => pullSettings({ max: 1.5 }, 1)).toThrow('max')
     expect(() => recordOptions({ headers: [] as never })).toThrow('headers')
     expect(() => recordOptions({ headers: { a: 1 } as never })).toThrow('header')
@@ -153,6 +153,6 @@ describe('options', () => {
       expect(() => recordOptions({ headers: { x: half } })).toThrow('an unpaired surrogate')
       expect(() => connectSettings(undefined, { name: half })).toThrow('an unpaired surrogate')
     }
-    expect(consumeIntake({ processingTimeout: '1s' }).processingTimeoutMs).toBe(1000)
+    expect(workerSettings({ processingTimeout: '1s' }).processingTimeoutMs).toBe(1000)
   })
 })

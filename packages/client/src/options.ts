@@ -428,7 +428,7 @@ export interface PullOptions extends CallOptions {
   readonly processingTimeout?: Duration
 }
 
-export interface Intake {
+export interface ConsumerSettings {
   readonly concurrency: number
   readonly messages: number
   readonly bytes: number
@@ -440,21 +440,21 @@ export interface Intake {
 
 const PREFETCH_BYTES_DEFAULT = 16 * 1024 * 1024
 const MESSAGES_PREFETCH_DEFAULT = 10
-const INTAKE_OPTIONS = ['prefetch', 'prefetchBytes', 'processingTimeout', 'missing', 'signal'] as const
+const CONSUMER_OPTIONS = ['prefetch', 'prefetchBytes', 'processingTimeout', 'missing', 'signal'] as const
 
 /** What a worker takes, and how it hands it out. */
-export interface ConsumeIntake extends Intake {
+export interface WorkerSettings extends ConsumerSettings {
   /** Messages of one key go one after the other. */
   readonly ordered: boolean
   readonly batch: { readonly size: number; readonly waitMs: number } | undefined
 }
 
 /** @throws SluiceError INVALID_ARGUMENT, OPTION_CONFLICT */
-export function consumeIntake(options: ConsumeOptions | BatchConsumeOptions): ConsumeIntake {
-  onlyKnown('consume', options, [...INTAKE_OPTIONS, 'concurrency', 'ordering', 'batch'])
+export function workerSettings(options: ConsumeOptions | BatchConsumeOptions): WorkerSettings {
+  onlyKnown('consume', options, [...CONSUMER_OPTIONS, 'concurrency', 'ordering', 'batch'])
   const max = LIMITS.creditMessagesMax
   const concurrency = whole('concurrency', options.concurrency ?? 1, 1, max)
-  const batch = batchIntake(options.batch)
+  const batch = batchSettings(options.batch)
   const atATime = concurrency * (batch?.size ?? 1)
   const prefetch = whole('prefetch', options.prefetch ?? Math.min(atATime * 2, max), 1, max)
   if (batch !== undefined && prefetch < batch.size) {
@@ -478,7 +478,7 @@ export function consumeIntake(options: ConsumeOptions | BatchConsumeOptions): Co
   }
 }
 
-function batchIntake(batch: BatchConsumeOptions['batch'] | undefined): ConsumeIntake['batch'] {
+function batchSettings(batch: BatchConsumeOptions['batch'] | undefined): WorkerSettings['batch'] {
   if (batch === undefined) return undefined
   onlyKnown('consume.batch', batch, ['size', 'wait'])
   return {
@@ -488,8 +488,8 @@ function batchIntake(batch: BatchConsumeOptions['batch'] | undefined): ConsumeIn
 }
 
 /** @throws SluiceError INVALID_ARGUMENT */
-export function messagesIntake(options: MessagesOptions): Intake {
-  onlyKnown('messages', options, INTAKE_OPTIONS)
+export function streamSettings(options: MessagesOptions): ConsumerSettings {
+  onlyKnown('messages', options, CONSUMER_OPTIONS)
   return {
     concurrency: 1,
     messages: whole('prefetch', options.prefetch ?? MESSAGES_PREFETCH_DEFAULT, 1, LIMITS.creditMessagesMax),

@@ -356,7 +356,7 @@ export class Producer {
       batches.push(batch)
     }
     if (batches.length === 0) {
-      this.#tellIdle()
+      this.#notifyIdle()
       return
     }
     const frames = Buffer.allocUnsafe(bytes)
@@ -470,7 +470,7 @@ export class Producer {
   // There may be room in the window now, or nothing left to wait for.
   #answered(): void {
     if (this.#waiting.length > 0 || this.#inFlight.isBehind) this.#schedule()
-    else this.#tellIdle()
+    else this.#notifyIdle()
   }
 
   /** One caller has its answer; what was sent stays in the window, what was not sent is withdrawn. */
@@ -518,7 +518,7 @@ export class Producer {
       this.#left(sending)
     }
     this.#waiting.replace(left)
-    this.#tellIdle()
+    this.#notifyIdle()
   }
 
   #sweepBatch(batch: Sending, nowMs: number): number {
@@ -552,8 +552,8 @@ export class Producer {
     return this.#idle.wait()
   }
 
-  #tellIdle(): void {
-    if (this.#inFlight.size === 0 && this.#waiting.length === 0) this.#idle.tell()
+  #notifyIdle(): void {
+    if (this.#inFlight.size === 0 && this.#waiting.length === 0) this.#idle.notify()
   }
 
   /** Counts everything anew and compares. @throws Error naming what differs */
@@ -599,7 +599,7 @@ export class Producer {
     this.#lanes.clear()
     this.#last = undefined
     this.#drafts.clear()
-    this.#tellIdle()
+    this.#notifyIdle()
   }
 }
 

@@ -251,7 +251,7 @@ export class Queues {
    * @throws SluiceError QUEUE_NOT_FOUND
    */
   pause(queue: QueueRef, call?: CallOptions): Promise<{ readonly changed: boolean }> {
-    return this.#turn('PAUSE', queue, call)
+    return this.#setPaused('PAUSE', queue, call)
   }
 
   /**
@@ -259,10 +259,10 @@ export class Queues {
    * @throws SluiceError QUEUE_NOT_FOUND
    */
   resume(queue: QueueRef, call?: CallOptions): Promise<{ readonly changed: boolean }> {
-    return this.#turn('RESUME', queue, call)
+    return this.#setPaused('RESUME', queue, call)
   }
 
-  async #turn(
+  async #setPaused(
     frame: 'PAUSE' | 'RESUME',
     queue: QueueRef,
     call: CallOptions | undefined,

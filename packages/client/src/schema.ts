@@ -17,7 +17,7 @@ export async function checkBody(schema: Schema, body: unknown, what: string): Pr
   if (issues === undefined) return
   throw new SluiceError(
     'INVALID_BODY',
-    `The ${what} does not match the schema of its queue: ${told(issues)}.`,
+    `The ${what} does not match the schema of its queue: ${issuesText(issues)}.`,
   )
 }
 
@@ -58,7 +58,10 @@ export class Reader {
 
   #judge(message: DeliveredMessage, result: Result): boolean {
     if (result.issues !== undefined)
-      return this.#refuse(message, `The body does not match the schema of its queue: ${told(result.issues)}.`)
+      return this.#refuse(
+        message,
+        `The body does not match the schema of its queue: ${issuesText(result.issues)}.`,
+      )
     message.read(result.value)
     return true
   }
@@ -153,11 +156,11 @@ export async function pullThrough(
 
 type Issues = NonNullable<Result['issues']>
 
-const ISSUES_TOLD = 3
+const ISSUES_SHOWN = 3
 
-function told(issues: Issues): string {
+function issuesText(issues: Issues): string {
   return issues
-    .slice(0, ISSUES_TOLD)
+    .slice(0, ISSUES_SHOWN)
     .map(({ message, path }) => {
       const steps = (path ?? []).map((step) => String(typeof step === 'object' ? step.key : step))
       return steps.length === 0 ? message : `${steps.join('.')}: ${message}`

@@ -5,7 +5,7 @@
 import type { SluiceError } from '@sluice/protocol'
 import type { Connection } from './connection.js'
 import type { Deadlines } from './deadlines.js'
-import type { Floor } from './floor.js'
+import type { Isolation } from './isolation.js'
 import type { LeaseLoss } from './losses.js'
 import type { Orphans } from './orphans.js'
 import type { Turn } from './turn.js'
@@ -14,7 +14,7 @@ export interface Session {
   readonly turn: Turn
   readonly deadlines: Deadlines
   readonly timeoutMs: number
-  readonly floor: Floor
+  readonly isolation: Isolation
   readonly orphans: Orphans
   /** The open connection, if there is one. */
   readonly connection: Connection | undefined

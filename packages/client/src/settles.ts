@@ -109,7 +109,7 @@ export class Settles implements Settling {
       if (--left > 0) return
       group.finish(failure)
       this.#unanswered.delete(group)
-      this.#tellSettled()
+      this.#notifySettled()
     }
     const { deadlines, timeoutMs } = this.#session
     const deadlineMs = deadlines.after(timeoutMs)
@@ -143,8 +143,8 @@ export class Settles implements Settling {
     return this.#settled.wait()
   }
 
-  #tellSettled(): void {
-    if (this.#isSettled) this.#settled.tell()
+  #notifySettled(): void {
+    if (this.#isSettled) this.#settled.notify()
   }
 
   /** The subscription has ended: what was gathered and not sent fails with `reason`. */
@@ -153,7 +153,7 @@ export class Settles implements Settling {
     const group = this.#group
     this.#group = undefined
     group?.finish(reason)
-    this.#tellSettled()
+    this.#notifySettled()
   }
 
   /** @throws Error naming what differs */

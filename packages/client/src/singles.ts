@@ -10,7 +10,7 @@ import { OUTCOME } from '@sluice/protocol'
 import { Running } from './awaiting.js'
 import { callHandler, Thrown, type Caller, type Follower } from './endings.js'
 import type { DeliveredMessage, HandlerContext } from './message.js'
-import type { ConsumeIntake } from './options.js'
+import type { WorkerSettings } from './options.js'
 import type { Session } from './session.js'
 import type { Subscription } from './subscription.js'
 import { ConsumingWorker } from './worker.js'
@@ -43,19 +43,19 @@ export class SingleWorker extends ConsumingWorker implements Caller<DeliveredMes
   constructor(
     session: Session,
     queue: string,
-    intake: ConsumeIntake,
+    settings: WorkerSettings,
     handler: SingleHandler,
     forget: (worker: ConsumingWorker) => void,
   ) {
-    super(session, queue, intake, forget)
+    super(session, queue, settings, forget)
     this.#handler = handler
-    this.#burst = intake.concurrency
+    this.#burst = settings.concurrency
   }
 
   protected choose(subscription: Subscription): void {
     if (subscription.nameStarted()) this.#shorten()
     const idle = this.running === 0
-    const free = this.intake.concurrency - this.running
+    const free = this.settings.concurrency - this.running
     subscription.announce(idle ? Math.max(this.#burst, free) : free, free)
     if (idle) this.#burstBeganMs = performance.now()
   }
@@ -63,10 +63,11 @@ export class SingleWorker extends ConsumingWorker implements Caller<DeliveredMes
   startHandlers(): void {
     const { subscription } = this
     if (subscription === undefined) return
-    while (subscription.announced > 0 && this.running < this.intake.concurrency && !this.isClosing)
+    while (subscription.announced > 0 && this.running < this.settings.concurrency && !this.isClosing)
       this.#start(subscription.take())
     if (this.running === 0) this.#rested(subscription)
-    else if (subscription.announced === 0 && this.running < this.intake.concurrency) this.#more(subscription)
+    else if (subscription.announced === 0 && this.running < this.settings.concurrency)
+      this.#more(subscription)
     if (subscription.isStarting) this.list()
   }
 
@@ -121,7 +122,7 @@ export class SingleWorker extends ConsumingWorker implements Caller<DeliveredMes
       else if (this.running === 0) this.#rested(subscription)
       else this.#more(subscription)
     }
-    this.tellIdle()
+    this.notifyIdle()
   }
 
   /** Nothing runs and nothing is announced: the burst is over. */
@@ -132,14 +133,14 @@ export class SingleWorker extends ConsumingWorker implements Caller<DeliveredMes
       if (tookMs < BURST_MS) this.#burst = Math.min(this.#burst * 2, BURST_MAX)
       else if (tookMs > BURST_MS * 2) {
         const shorter = Math.floor((this.#burst * BURST_MS) / tookMs)
-        this.#burst = Math.max(shorter, this.intake.concurrency)
+        this.#burst = Math.max(shorter, this.settings.concurrency)
       }
     }
     this.#more(subscription)
   }
 
   #shorten(): void {
-    this.#burst = Math.max(this.#burst >> 1, this.intake.concurrency)
+    this.#burst = Math.max(this.#burst >> 1, this.settings.concurrency)
     this.#burstBeganMs = 0
   }
 
@@ -149,7 +150,7 @@ export class SingleWorker extends ConsumingWorker implements Caller<DeliveredMes
   }
 
   protected forgetMessages(): void {
-    this.#burst = this.intake.concurrency
+    this.#burst = this.settings.concurrency
   }
 
   protected giveBack(subscription: Subscription): void {

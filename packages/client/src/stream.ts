@@ -10,7 +10,7 @@ import { fail } from './failure.js'
 import { Fifo } from './fifo.js'
 import { lossBy } from './losses.js'
 import type { DeliveredMessage } from './message.js'
-import type { Intake } from './options.js'
+import type { ConsumerSettings } from './options.js'
 import { aborted } from './outcomes.js'
 import { Renewal } from './renewal.js'
 import type { Consumer, Session } from './session.js'
@@ -29,7 +29,7 @@ export class MessageStream
 {
   readonly #session: Session
   readonly #queue: string
-  readonly #intake: Intake
+  readonly #settings: ConsumerSettings
   readonly #forget: (stream: MessageStream) => void
   readonly #signal: AbortSignal | undefined
   readonly #renewal: Renewal
@@ -50,16 +50,18 @@ export class MessageStream
   constructor(
     session: Session,
     queue: string,
-    intake: Intake,
+    settings: ConsumerSettings,
     signal: AbortSignal | undefined,
     forget: (stream: MessageStream) => void,
   ) {
     this.#session = session
     this.#queue = queue
-    this.#intake = intake
+    this.#settings = settings
     this.#signal = signal
     this.#forget = forget
-    this.#renewal = new Renewal(session, queue, intake.waitsForQueue, (connection) => this.attach(connection))
+    this.#renewal = new Renewal(session, queue, settings.waitsForQueue, (connection) =>
+      this.attach(connection),
+    )
     this.#onAbort = () => this.#end(aborted(signal!, false))
     if (signal?.aborted === true) this.#onAbort()
     else if (signal !== undefined) addAbortListener(signal, this.#onAbort)
@@ -70,7 +72,7 @@ export class MessageStream
     this.#renewal.cancel()
     const claims = this.#claims
     this.#claims = undefined
-    const terms = { ...this.#intake, claims }
+    const terms = { ...this.#settings, claims }
     try {
       this.#subscription = new Subscription(this.#session, connection, this.#queue, terms, this)
     } catch (error) {
@@ -114,7 +116,7 @@ export class MessageStream
 
   subscribed(): void {
     this.#renewal.subscribed()
-    this.#subscribed.tell()
+    this.#subscribed.notify()
   }
 
   delivered(): void {
@@ -150,12 +152,12 @@ export class MessageStream
     if (this.#ending === undefined) this.#claims = claims
     else claims?.refuse('disconnected')
     this.#burst = 1
-    this.#subscribed.tell()
+    this.#subscribed.notify()
   }
 
   ended(error: SluiceError, claims: Claims | undefined): void {
     this.#subscription = undefined
-    this.#subscribed.tell()
+    this.#subscribed.notify()
     if (this.#ending === undefined && this.#renewal.renews(error)) {
       this.#claims = claims
       return
@@ -166,7 +168,7 @@ export class MessageStream
 
   fail(error: SluiceError): void {
     this.#subscription = undefined
-    this.#subscribed.tell()
+    this.#subscribed.notify()
     this.#end(error.code === 'CLOSED' ? undefined : error)
   }
 

@@ -116,7 +116,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.#connection = connection
     this.queue = queue
     this.#owner = owner
-    this.#buffer = new RunBuffer(session.floor, this.#wake)
+    this.#buffer = new RunBuffer(session.isolation, this.#wake)
     this.#aside = new Aside(
       queue,
       session.orphans,
@@ -235,7 +235,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   #released(tag: number): void {
     this.#settles.release(tag, 1)
     this.unsettled--
-    if (this.#emptied.any && this.#isEmpty()) this.#emptied.tell()
+    if (this.#emptied.any && this.#isEmpty()) this.#emptied.notify()
   }
 
   /** A claimed message is leased to it, under `tag`, and still being handled: on the next connection it is claimed again. */
@@ -283,7 +283,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     const { subscriptionId } = decodeDrained(bytes, start, end)
     if (!this.open || !this.live || subscriptionId !== this.#id) return
     this.#owner.drained()
-    this.#drained.tell()
+    this.#drained.notify()
   }
 
   // Tags come round again; what was lost under one of these is long out of anybody's hands.
@@ -310,7 +310,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     for (const tag of dropped) offsets.delete(tag)
     this.unsettled -= dropped.length
     const held = this.#owner.leasesLost?.(lost) ?? []
-    this.#letGo(held)
+    this.#forgetHeld(held)
     this.unsettled -= held.length
     for (const { tag } of held) {
       lost.delete(tag)
@@ -325,15 +325,15 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     if (lost.size > 0) {
       this.#lost ??= new Set()
       for (const tag of lost) this.#lost.add(tag)
-      this.#session.floor.leave(lost.size)
+      this.#session.isolation.leave(lost.size)
       this.#watchers.abort(lost, leaseLost())
     }
     // A handler had each that is left, also where its settle is under way: that comes too late.
     for (const offset of offsets.values())
       this.#session.leaseLost({ queue: this.queue, offset, reason: lossReason(why) })
-    if (this.#emptied.any && this.#isEmpty()) this.#emptied.tell()
+    if (this.#emptied.any && this.#isEmpty()) this.#emptied.notify()
     // The one that could not begin may have been among them.
-    this.#session.floor.withdraw(this.#wake)
+    this.#session.isolation.withdraw(this.#wake)
     if (this.live && this.buffered + this.held > 0) this.#owner.delivered()
   }
 
@@ -357,21 +357,21 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.#claimed ??= new Set()
     this.#claimed.add(tag)
     this.unsettled--
-    this.#session.floor.leave(1)
+    this.#session.isolation.leave(1)
   }
 
   settleClaim(tag: number): void {
     this.#unclaim(tag)
     this.forget(tag)
-    if (this.#isEmpty() && this.#emptied.any) this.#emptied.tell()
+    if (this.#isEmpty() && this.#emptied.any) this.#emptied.notify()
   }
 
   reopenClaim(tag: number, alone: boolean): void {
     this.#unclaim(tag)
     if (this.holds(tag)) {
       this.unsettled++
-      this.#session.floor.enter(1, alone)
-    } else if (this.#isEmpty() && this.#emptied.any) this.#emptied.tell()
+      this.#session.isolation.enter(1, alone)
+    } else if (this.#isEmpty() && this.#emptied.any) this.#emptied.notify()
   }
 
   #unclaim(tag: number): void {
@@ -475,22 +475,22 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     return message
   }
 
-  #letGo(held: readonly DeliveredMessage[]): void {
+  #forgetHeld(held: readonly DeliveredMessage[]): void {
     this.held -= held.length
     for (const { recordBytes } of held) this.#heldBytes -= recordBytes
   }
 
   /** Whether a held message may begin now; if not, the owner is told `delivered` when that may have changed. */
   mayBegin({ alone }: DeliveredMessage): boolean {
-    this.blocked = !this.#session.floor.admits(alone, this.#wake)
+    this.blocked = !this.#session.isolation.admits(alone, this.#wake)
     return !this.blocked
   }
 
   /** Held messages begin, of which `mayBegin` holds; `nameBegun` tells the broker. */
   begin(messages: readonly DeliveredMessage[]): void {
-    this.#letGo(messages)
+    this.#forgetHeld(messages)
     for (const { tag, alone } of messages) {
-      this.#session.floor.enter(1, alone)
+      this.#session.isolation.enter(1, alone)
       addRange(this.#begun, tag, 1)
     }
   }
@@ -506,7 +506,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   releaseHeld(messages: readonly DeliveredMessage[]): void {
     if (!this.live) return
     for (const { tag } of messages) this.#settles.release(tag, 1)
-    this.#letGo(messages)
+    this.#forgetHeld(messages)
     this.unsettled -= messages.length
   }
 
@@ -519,7 +519,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
 
   /** Gives back what was not taken: it was not tried. */
   releaseBuffered(): void {
-    this.#session.floor.withdraw(this.#wake)
+    this.#session.isolation.withdraw(this.#wake)
     if (!this.live) return
     this.nameStarted()
     for (const { firstTag, count } of this.#buffer.ranges()) this.#settles.release(firstTag, count)
@@ -537,8 +537,8 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   ): SettleGroup {
     const group = this.#settles.add(tag, outcome, delayMs, reason, invalid)
     this.unsettled--
-    this.#session.floor.leave(1)
-    if (this.#emptied.any && this.#isEmpty()) this.#emptied.tell()
+    this.#session.isolation.leave(1)
+    if (this.#emptied.any && this.#isEmpty()) this.#emptied.notify()
     return group
   }
 
@@ -555,7 +555,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
 
   /** Leaves it to itself: it ends when everything that was delivered is settled, and tells nobody. */
   async retire(): Promise<void> {
-    this.#owner = NOBODY
+    this.#owner = NO_OWNER
     await this.emptied()
     await this.#settles.settled()
     await this.unsubscribe()
@@ -645,20 +645,20 @@ export class Subscription implements ChannelSink, LeaseKeeper {
 
   #die(reason: SluiceError): void {
     this.live = false
-    this.#session.floor.withdraw(this.#wake)
+    this.#session.isolation.withdraw(this.#wake)
     const handled = this.unsettled - this.#buffer.count - this.held - this.#aside.count
     this.held = 0
     this.#aside.clear()
     this.#buffer.clear()
-    if (handled > 0) this.#session.floor.leave(handled)
+    if (handled > 0) this.#session.isolation.leave(handled)
     this.#settles.end(reason)
-    this.#drained.tell()
-    this.#emptied.tell()
+    this.#drained.notify()
+    this.#emptied.notify()
     this.abortHandlers(reason)
   }
 }
 
-const NOBODY: SubscriptionOwner = {
+const NO_OWNER: SubscriptionOwner = {
   subscribed() {},
   delivered() {},
   drained() {},

@@ -9,15 +9,15 @@ it('tell all that wait, once, in their order', async () => {
     told.push(name)
   }
   expect(waiters.any).toBe(false)
-  waiters.tell()
+  waiters.notify()
   const all = [wait('a'), wait('b')]
   expect(waiters.any).toBe(true)
-  waiters.tell()
+  waiters.notify()
   expect(waiters.any).toBe(false)
   const late = wait('late')
   await Promise.all(all)
   expect(told).toEqual(['a', 'b'])
-  waiters.tell()
+  waiters.notify()
   await late
   expect(told).toEqual(['a', 'b', 'late'])
 })

@@ -15,7 +15,7 @@ export class Waiters {
   }
 
   /** The moment has come. */
-  tell(): void {
+  notify(): void {
     const resolves = this.#resolves
     if (resolves === undefined) return
     this.#resolves = undefined

@@ -10,7 +10,7 @@ import type { Duration } from './duration.js'
 import { endingOf } from './endings.js'
 import { lossBy } from './losses.js'
 import type { DeliveredMessage, HandlerContext, Message } from './message.js'
-import { closeTimeoutMs, type ConsumeIntake } from './options.js'
+import { closeTimeoutMs, type WorkerSettings } from './options.js'
 import { Renewal } from './renewal.js'
 import type { Held } from './orphans.js'
 import type { Consumer, Session } from './session.js'
@@ -54,7 +54,7 @@ export interface Worker extends AsyncDisposable {
 export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionOwner, Starting {
   readonly queue: string
   readonly closed: Promise<void>
-  protected readonly intake: ConsumeIntake
+  protected readonly settings: WorkerSettings
   protected subscription: Subscription | undefined
   /** Handlers. */
   protected running = 0
@@ -76,14 +76,16 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   constructor(
     session: Session,
     queue: string,
-    intake: ConsumeIntake,
+    settings: WorkerSettings,
     forget: (worker: ConsumingWorker) => void,
   ) {
     this.#session = session
     this.queue = queue
-    this.intake = intake
+    this.settings = settings
     this.#forget = forget
-    this.#renewal = new Renewal(session, queue, intake.waitsForQueue, (connection) => this.attach(connection))
+    this.#renewal = new Renewal(session, queue, settings.waitsForQueue, (connection) =>
+      this.attach(connection),
+    )
     this.closed = new Promise((resolve, reject) => {
       this.#resolveClosed = resolve
       this.#rejectClosed = reject
@@ -103,7 +105,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     if (isClosing && claims === undefined) return
     this.#renewal.cancel()
     this.#claims = undefined
-    const terms = { ...this.intake, claims, ...(isClosing ? { limit: 0 } : {}) }
+    const terms = { ...this.settings, claims, ...(isClosing ? { limit: 0 } : {}) }
     try {
       this.subscription = new Subscription(this.#session, connection, this.queue, terms, this)
     } catch (error) {
@@ -113,7 +115,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
 
   subscribed(): void {
     this.#renewal.subscribed()
-    this.#subscribed.tell()
+    this.#subscribed.notify()
   }
 
   delivered(): void {
@@ -166,8 +168,8 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   }
 
   /** A handler has ended. */
-  protected tellIdle(): void {
-    if (this.#idle.any && this.#isIdle()) this.#idle.tell()
+  protected notifyIdle(): void {
+    if (this.#idle.any && this.#isIdle()) this.#idle.notify()
   }
 
   lost(claims: Claims | undefined): void {
@@ -175,7 +177,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     if (this.#finished) claims?.refuse('disconnected')
     else this.#claims = claims
     this.#leave()
-    this.#subscribed.tell()
+    this.#subscribed.notify()
   }
 
   #leave(): void {
@@ -203,7 +205,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
       const held = new Set<Held>()
       for (const { offset, key } of messages) {
         held.add(offset)
-        if (this.intake.ordered && key !== undefined) held.add(key)
+        if (this.settings.ordered && key !== undefined) held.add(key)
       }
       handler.orphaned = orphans.begin(this.queue, [...held])
     }
@@ -223,7 +225,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     // A queue that is made again counts its messages anew.
     if (error.code !== 'QUEUE_DELETED') this.orphan()
     this.#leave()
-    this.#subscribed.tell()
+    this.#subscribed.notify()
     // While closing this is one more way to the same end, unless handlers still claim what they have.
     const claimsAgain = claims !== undefined && error.retryable
     const isOver = this.#finished || (this.#closing !== undefined && !claimsAgain)
@@ -278,7 +280,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   /** Does not wait for the handlers that await the async function that calls this. */
   excuse(): void {
     excuseAwaiting(this.handlers())
-    this.tellIdle()
+    this.notifyIdle()
   }
 
   async #close(timeoutMs: number): Promise<void> {

@@ -1,8 +1,8 @@
 import { expect, test } from 'vitest'
-import { Ration } from './ration.js'
+import { Throttle } from './throttle.js'
 
 test('the first is told at once, and those after it together when the time has passed', () => {
-  const ration = new Ration(100)
+  const ration = new Throttle(100)
   expect([0, 1, 50, 99].map((ms) => ration.take(ms))).toEqual([1, 0, 0, 0])
   expect([100, 101, 200].map((ms) => ration.take(ms))).toEqual([4, 0, 2])
 })

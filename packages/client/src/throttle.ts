@@ -1,5 +1,5 @@
 /** Counts what happens, and lets it be told once in a while: the first at once, later ones with all since. */
-export class Ration {
+export class Throttle {
   readonly #everyMs: number
   #nextMs = -Infinity
   #count = 0

@@ -6,7 +6,7 @@
  * Neither side starves. While such a suspect waits, no ordinary message is started, so that the handlers that run come
  * to an end. When one suspect is done, the ordinary messages that waited for it go before the next suspect.
  */
-export class Floor {
+export class Isolation {
   /** Messages that were named as started and are not settled. */
   #held = 0
   #alone = false
