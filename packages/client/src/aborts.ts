@@ -1,6 +1,6 @@
 /**
- * What waits for an AbortSignal. A signal is often that of a process or a request, under which thousands of calls are
- * made: each signal gets one listener, which is there only while something waits.
+ * Listeners of AbortSignals. Thousands of calls may share the signal of a process or a request, so each signal has one
+ * listener of its own, and only while a call waits for it.
  */
 
 class Listeners {
@@ -22,21 +22,21 @@ class Listeners {
   }
 
   readonly #aborted = (): void => {
-    // One of them may remove others.
+    // A listener may remove others.
     for (const listener of [...this.#waiting]) if (this.#waiting.delete(listener)) listener()
   }
 }
 
 const LISTENERS = new WeakMap<AbortSignal, Listeners>()
 
-/** Calls `listener` once, when the signal is aborted; each function is added once. It must not throw. */
+/** Calls `listener` once, when the signal is aborted. `listener` must not throw; adding it twice has no effect. */
 export function addAbortListener(signal: AbortSignal, listener: () => void): void {
   let listeners = LISTENERS.get(signal)
   if (listeners === undefined) LISTENERS.set(signal, (listeners = new Listeners(signal)))
   listeners.add(listener)
 }
 
-/** Ends what `addAbortListener` began. */
+/** Undoes `addAbortListener`. */
 export function removeAbortListener(signal: AbortSignal | undefined, listener: () => void): void {
   if (signal !== undefined) LISTENERS.get(signal)?.delete(listener)
 }

@@ -1,9 +1,10 @@
 /**
- * Messages of one subscription that were delivered while a handler of this process still has them, or in order of keys
- * another of their key, by a lease that may be lost (see `Orphans`). Each waits here for the end of that handler, but not
- * for long: then it is released, so that other consumers may have it.
+ * Messages of one subscription that cannot start yet, because a handler of an earlier lease still runs in this process:
+ * with the same message, or, where keys are ordered, with another message of its key (see `Orphans`). Each waits until
+ * that handler ends. If that takes too long, the message is released, so that another consumer can get it.
  *
- * Invariant: what is here is delivered and unsettled, and not in the buffer; its wake-up is registered with the orphans.
+ * Invariant: these messages are delivered and unsettled, and not in the buffer. The wake-up of each is registered with
+ * the orphans.
  */
 import { readRecordOptions, RECORD_FLAG, recordFlags, scatteredOffset, Timer } from '@sluice/protocol'
 import type { Held, Orphans } from './orphans.js'
@@ -12,7 +13,7 @@ import type { Run } from './run.js'
 interface Waiting {
   /** One message. */
   readonly run: Run
-  /** Releases it. */
+  /** Releases the message. */
   readonly timer: Timer
   held: Held
   readonly wake: () => void
@@ -25,7 +26,7 @@ export class Aside {
   readonly #released: (run: Run) => void
   readonly #waiting = new Set<Waiting>()
 
-  /** `resumed` gets a message whose handler has ended, `released` one that waited for too long; both are here no more. */
+  /** `resumed` gets each message whose handler has ended, `released` each that waited too long. Both have left this list. */
   constructor(queue: string, orphans: Orphans, resumed: (run: Run) => void, released: (run: Run) => void) {
     this.#queue = queue
     this.#orphans = orphans
@@ -37,7 +38,7 @@ export class Aside {
     return this.#waiting.size
   }
 
-  /** What of the message whose record is at `at` a handler of an earlier lease holds. */
+  /** What a handler of an earlier lease holds of the message whose record is at `at`: its offset or its key. */
   heldBy(offset: number, records: Uint8Array, at: number): Held | undefined {
     const orphans = this.#orphans
     if (orphans.holds(this.#queue, offset)) return offset
@@ -83,7 +84,7 @@ export class Aside {
     for (const waiting of this.#waiting) this.#release(waiting)
   }
 
-  /** Drops the messages with these tags, and their tags out of `tags`; returns those. */
+  /** Drops the messages with these tags. Removes their tags from `tags`, and returns them. */
   drop(tags: Set<number>): readonly number[] {
     const dropped: number[] = []
     for (const waiting of this.#waiting) {

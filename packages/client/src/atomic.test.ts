@@ -224,7 +224,7 @@ describe('an atomic step that is refused', () => {
     const retries = peer.link.settles.toSorted((a, b) => a.firstTag - b.firstTag)
     expect(retries).toMatchObject([
       { firstTag: tag, outcome: OUTCOME.retry, reason: 'refused: DISK_LOW' },
-      { firstTag: tag + 1, outcome: OUTCOME.retry, reason: 'its atomic step had no effect' },
+      { firstTag: tag + 1, outcome: OUTCOME.retry, reason: 'The atomic step had no effect.' },
     ])
   })
 

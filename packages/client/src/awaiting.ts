@@ -1,22 +1,22 @@
 /**
- * Which handlers await a promise of ours. A handler that awaits `close` of its own worker waits for itself, because the
- * worker waits for its handlers.
+ * Finds handlers that await the `close` of their own worker. The worker waits for its handlers, so such a handler would
+ * wait for itself.
  *
- * V8 keeps the chain of async functions that await each other, and shows it in the stack of an error. A function with a
- * name of its own awaits each handler; where that name is in the chain of `close`, the handler cannot end before `close`
- * does. All of this happens in `close`, so that a handler costs nothing. Where the chain is broken (`Promise.race`, `then`,
- * an engine without it) the handler is waited for until the timeout.
+ * V8 keeps the chain of async functions that await each other, and shows it in the stack of an error. `close` awaits each
+ * handler in a function with a unique name. If that name is in the chain of `close`, the handler cannot end before `close`
+ * does. All of this happens in `close`, so a handler costs nothing. Where the chain is broken (`Promise.race`, `then`, an
+ * engine without it), the worker waits for the handler until the timeout.
  */
 
 /** A handler that is running. */
 export class Running {
-  /** Its end; undefined until the call of the handler has returned. */
+  /** The promise of the handler; undefined until its call has returned. */
   ended: PromiseLike<unknown> | undefined = undefined
-  /** It awaits the end of its worker, which therefore does not wait for it. */
+  /** The handler awaits the end of its worker, so the worker does not wait for it. */
   isExcused = false
-  /** The function that awaits it, once one does: with a second one the chain would break. */
+  /** Name of the function that awaits the handler. There is only one, because a second would break the chain. */
   awaitedBy = ''
-  /** To be called at its end, where a lease of it is lost, or may be. */
+  /** Called when the handler ends, if it has lost a lease or may have. */
   orphaned: (() => void) | undefined = undefined
 }
 
@@ -24,8 +24,8 @@ const CHAIN_MAX = 1_000
 let lastNumber = 0
 
 /**
- * Excuses those handlers that await the async function that calls this. That function must have awaited a turn of the
- * event loop before, so that its caller awaits it by now.
+ * Excuses the handlers that await the async function that calls this one. That function must have awaited one turn of the
+ * event loop before, so that its own caller awaits it by now.
  */
 export function excuseAwaiting(handlers: readonly Running[]): void {
   if (handlers.length === 0) return
@@ -51,7 +51,7 @@ function awaitNamed(handler: Running): void {
   void named[name]!()
 }
 
-/** The next turn of the event loop. */
+/** Resolves in the next turn of the event loop. */
 export function nextTurn(): Promise<void> {
   return new Promise((resolve) => setImmediate(resolve))
 }

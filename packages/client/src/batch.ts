@@ -1,4 +1,4 @@
-/** Messages of one queue that travel together, as a PUBLISH frame in the making. */
+/** Messages of one queue that are sent together, in one PUBLISH frame. */
 import {
   BATCH_ATTRIBUTE,
   BATCH_HEADER_BYTES,
@@ -18,30 +18,30 @@ import {
 } from '@sluice/protocol'
 import { receipt, Sending, type Receipt, type Resolve } from './sending.js'
 
-/** PUBLISH frame and batch header around the records, at most. */
+/** Most bytes of a PUBLISH frame besides its records. */
 export const ENVELOPE_BYTES =
   FRAME_HEADER_BYTES + PUBLISH_NAME_AT + LIMITS.queueNameBytesMax + BATCH_HEADER_BYTES
 
-/** A queue that is published to, and the batch of it that further messages may join. */
+/** A queue that the client publishes to, and its open batch, which further messages may join. */
 export interface Lane {
   readonly queue: string
   open: Batch | undefined
-  /** Number of the batch that what is sent to the queue next follows, while that is unanswered. */
+  /** Number of the batch that the next one of this queue follows, as long as it is unanswered. */
   leader: number
 }
 
 /**
- * Index `i` of its callers is message `i`; but an atomic batch has one caller, at index 0. Before it is sent its
- * records stand from `recordsAt`.
+ * Caller `i` waits for message `i`. An atomic batch has one caller, at index 0. Until the batch is sent, its records begin
+ * at `recordsAt`.
  */
 export class Batch extends Sending {
   readonly queue: string
-  /** Undefined: it was never open. */
+  /** Undefined for a batch that was never open. */
   readonly lane: Lane | undefined
   readonly atomic: boolean
   readonly recordsAt: number
   readonly isBound = false
-  /** How far below its number that of the batch is which it follows; 0: none. */
+  /** Its number less the number of the batch that it follows; 0 if it follows none. */
   follows = 0
 
   constructor(queue: string, atomic: boolean, bytes: Buffer, lane?: Lane) {
@@ -100,7 +100,7 @@ export class Batch extends Sending {
     return !this.atomic && this.callers > 1
   }
 
-  /** Each message that a caller still waits for by itself, to be sent again. */
+  /** Batches of one message, to be sent again: one for each message that a caller still waits for. */
   split(): Batch[] {
     const alone: Batch[] = []
     let at = this.at + this.recordsAt
@@ -136,7 +136,7 @@ export class Batch extends Sending {
 
   refused(): void {}
 
-  /** It was accepted: tells its callers. */
+  /** The broker accepted the batch: resolves the promises of its callers. */
   confirm(baseOffset: number, duplicates: Duplicates | undefined): void {
     const { resolves } = this
     if (this.atomic) {

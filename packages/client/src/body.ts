@@ -1,7 +1,7 @@
 /**
- * Bodies: bytes stay bytes, text stays text, anything else is msgpack of plain data. As in JSON, properties that are
- * undefined are left out and `toJSON` is used; what msgpack cannot say is refused with its path, never bent into
- * something near it: what a consumer reads equals what was published.
+ * Encodes and decodes bodies. Bytes stay bytes, text stays text, and anything else is msgpack of plain data. As in JSON,
+ * undefined properties are omitted and `toJSON` is called. Data that msgpack cannot represent is refused with its path,
+ * never converted to something similar: a consumer reads exactly what was published.
  */
 import {
   CONTENT_TYPE,
@@ -16,7 +16,7 @@ import {
 } from '@sluice/protocol'
 import { Packr, RESET_BUFFER_MODE, Unpackr } from 'msgpackr/index-no-eval'
 
-/** Deepest nesting of a body, the outermost list or map counted. */
+/** Deepest nesting of a body, including the outermost list or map. */
 export const BODY_DEPTH_MAX = LIMITS.controlDepthMax
 
 // `useToJSON` is missing from the types of msgpackr 2.1.
@@ -27,14 +27,14 @@ const decoding: object = {
   useRecords: false,
   structuredClone: false,
   copyBuffers: true,
-  // Numbers travel as 32-bit integers or floats, so that a 64-bit integer is always what was a bigint.
+  // Numbers are encoded as 32-bit integers or floats, so a 64-bit integer was always a bigint.
   int64AsType: 'bigint',
 }
 const unpackr = new Unpackr({ ...decoding, mapsAsObjects: true })
 const unpackrToMaps = new Unpackr({ ...decoding, mapsAsObjects: false })
 
 /**
- * Packs plain data. The result is overwritten by the next call: copy it.
+ * Packs plain data. The next call overwrites the result, so copy it.
  * @throws SluiceError INVALID_BODY naming the path of what is not plain data
  */
 export function packBody(body: unknown): Uint8Array {
@@ -47,7 +47,7 @@ export function packBody(body: unknown): Uint8Array {
     } catch (error) {
       if (pack === lastPack) throw error
     }
-    // A getter packed another body meanwhile, in the same buffer. A copy has no getters.
+    // A getter of the body packed another body into the same buffer. A copy has no getters.
     return pack === lastPack ? packed! : packr.pack(copyOf(body), RESET_BUFFER_MODE)
   } catch (error) {
     if (error instanceof SluiceError) throw error
@@ -65,22 +65,22 @@ export function checkText(body: string): void {
 }
 
 /**
- * The payload in `bytes[start, end)` as the value that was published.
+ * Decodes the payload in `bytes[start, end)` to the value that was published.
  * @throws SluiceError INVALID_BODY
  */
 export function decodeBody(contentType: number, bytes: Uint8Array, start: number, end: number): unknown {
   if (contentType === CONTENT_TYPE.text) return readText(bytes, start, end)
   if (contentType === CONTENT_TYPE.bytes) return ownBytes(bytes, start, end)
-  // Walked before msgpackr sees it: a broker may be hostile, or hold what another program published.
+  // Checked before msgpackr reads it: the broker, or the program that published it, may be hostile.
   const found = checkPlain(bytes, start, end)
   if (found === NOT_PLAIN) throw notPlain()
   try {
     const packed = bytes.subarray(start, end)
-    // Nearly all there is, decoded at once: an object of four properties takes 1.0 µs, by way of maps 2.6.
+    // The usual case. Decoding an object of four properties takes 1.0 µs this way, and 2.6 µs with maps.
     if (found === 0) return unpackr.unpack(packed)
     return objectsFrom(unpackrToMaps.unpack(packed))
   } catch (error) {
-    // The decoder's own words may quote hostile bytes: they go no further than `cause`.
+    // The decoder's message may quote hostile bytes, so it is only in `cause`.
     throw notPlain(error)
   }
 }
@@ -90,16 +90,16 @@ function notPlain(cause?: unknown): SluiceError {
 }
 
 /**
- * Small bodies share buffers of this size. A buffer of its own, which above 64 bytes comes from the system, added half to
- * what a consumer spent on a message of 128 bytes: 1.0 against 0.65 µs.
+ * Small bodies share buffers of this size. A separate buffer for each, which V8 allocates outside its heap above 64 bytes,
+ * raised the cost of a message of 128 bytes to its consumer from 0.65 to 1.0 µs.
  */
 export const SHARED_BYTES = 16 * 1024
 const SHARED_BODY_BYTES_MAX = 4 * 1024
 let shared = new Uint8Array(SHARED_BYTES)
 let sharedAt = 0
 
-// A small part of a large buffer is copied, because whoever keeps it would keep all of the buffer alive; and so is what
-// does not begin where it can be read as numbers of up to 8 bytes.
+// A small part of a large buffer is copied, because a reference to it would keep the whole buffer alive. Bytes that do
+// not begin at a multiple of 8 are copied too, so that a caller can view them as a typed array.
 function ownBytes(bytes: Uint8Array, start: number, end: number): Uint8Array {
   const length = end - start
   const isAligned = ((bytes.byteOffset + start) & 7) === 0
@@ -116,7 +116,7 @@ function ownBytes(bytes: Uint8Array, start: number, end: number): Uint8Array {
   return body
 }
 
-/** Whether a value is plain data as it is: nothing to leave out, to convert or to refuse. */
+/** Whether a value is plain data already: nothing has to be omitted, converted or refused. */
 function isPlain(value: unknown, depth: number): boolean {
   switch (typeof value) {
     case 'string':
@@ -139,7 +139,7 @@ function isPlain(value: unknown, depth: number): boolean {
       const item: unknown = value[index]
       if (typeof item !== 'number' && !isPlain(item, depth + 1)) return false
     }
-    // One more is a property that the array has beside its items.
+    // A further key is a property that the array has besides its items.
     return Object.keys(value).length === length && toJsonOf(value) === undefined
   }
   const prototype: unknown = Object.getPrototypeOf(value)
@@ -167,19 +167,19 @@ function toJsonOf(value: object): ToJson | undefined {
 
 type Step = string | number
 
-/** `what` is wrong, at the end of these steps from the body. */
+/** The error for a fault at the end of `path`, which begins at the body. */
 function bodyFault(what: string, path: readonly Step[], cause?: unknown): SluiceError {
   const error = new SluiceError(
     'INVALID_BODY',
     `body${shownPath(path)} ${what}; a body is bytes, text, or plain data of null, booleans, numbers, bigints, text, dates, bytes, arrays and objects.`,
     { cause },
   )
-  // V8 keeps ten frames: those of a deep walk would leave none for the line that published.
+  // V8 keeps ten frames of a stack. Those of a deep walk would leave no room for the line that published.
   Error.captureStackTrace(error, packBody)
   return error
 }
 
-/** Steps of a path that are shown at its beginning and at its end. */
+/** Steps shown at the beginning and at the end of a long path. */
 const PATH_STEPS_SHOWN = 4
 
 function shownPath(path: readonly Step[]): string {
@@ -196,8 +196,8 @@ function shownPath(path: readonly Step[]): string {
 }
 
 /**
- * A copy of a body that is not plain as it is: without properties that are undefined, and with what `toJSON` returns in
- * place of the object that has it, as JSON does. Dates and bytes stay themselves, though they have that method.
+ * A plain copy of a body. As in JSON, undefined properties are omitted, and the result of `toJSON` replaces an object that
+ * has this method. Dates and bytes are kept, although they have it.
  * @throws SluiceError INVALID_BODY naming the first thing that is not plain data
  */
 function copyOf(body: unknown): unknown {
@@ -205,7 +205,7 @@ function copyOf(body: unknown): unknown {
   return plainCopy(converted(body, '', path), path, [])
 }
 
-/** What JSON would go on with: `value`, or what its `toJSON` returns. @throws SluiceError INVALID_BODY */
+/** The value that JSON would encode: `value`, or what its `toJSON` returns. @throws SluiceError INVALID_BODY */
 function converted(value: unknown, name: Step, path: readonly Step[]): unknown {
   if ((typeof value !== 'object' && typeof value !== 'function') || value === null) return value
   try {
@@ -288,14 +288,14 @@ function instanceFault(value: object): string {
   return `is ${typeof name === 'string' && name !== '' ? `a ${name.slice(0, 40)}` : 'a class instance'}`
 }
 
-/** Sets a property as data, also one of the name `__proto__`. */
+/** Sets a property as data, even when its name is `__proto__`. */
 function setProperty(object: Record<string, unknown>, name: string, value: unknown): void {
   if (name === '__proto__') {
     Object.defineProperty(object, name, { value, enumerable: true, configurable: true, writable: true })
   } else object[name] = value
 }
 
-/** Turns decoded Maps into objects, in place where that is possible. */
+/** Converts decoded Maps to objects, in place where possible. */
 function objectsFrom(value: unknown): unknown {
   if (typeof value !== 'object' || value === null) return value
   if (value instanceof Map) {

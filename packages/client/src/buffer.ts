@@ -1,9 +1,9 @@
 /**
- * The messages of one subscription that were delivered and not taken, as the runs in which they came. The subscription
- * puts runs in, has messages announced, and takes them one by one.
+ * The messages of one subscription that were delivered and not taken, in their runs. The subscription adds runs, announces
+ * messages, and takes them one by one.
  *
- * Invariant: in the order in which they came, the first `announced` of the `count` messages are named in STARTED or
- * STARTING, and count as handled on the isolation. `bytes` is what the records of all of them take.
+ * Invariant: in order of arrival, the first `announced` of the `count` messages are named in STARTED or STARTING, and
+ * the isolation counts them as being handled. `bytes` is the size of all their records.
  */
 import { DELIVER_FLAG, recordSize, type TagRange } from '@sluice/protocol'
 import { SHARED_BYTES } from './body.js'
@@ -13,22 +13,22 @@ import { DeliveredMessage } from './message.js'
 import { recordsCopy } from './records.js'
 import { partOf, recordsBytes, type Run } from './run.js'
 
-/** Ranges in one STARTED, STARTING. */
+/** Most ranges in one STARTED or STARTING. */
 export const STARTED_RANGES_MAX = 4_096
 
-/** With what `recordsCopy` may put before it, a part fills what bodies may share. */
+/** Size of a part. With the padding that `recordsCopy` may put before it, a part fills one shared buffer of bodies. */
 const PART_BYTES = SHARED_BYTES - 8
 
 export class RunBuffer {
   count = 0
   announced = 0
   bytes = 0
-  /** The last `announce` stopped at a message that the isolation does not admit; `wake` is called when that may have changed. */
+  /** The last `announce` stopped at a message that the isolation does not admit. `wake` is called when it may admit it. */
   isBlocked = false
   readonly #isolation: Isolation
   readonly #wake: () => void
   readonly #runs = new Fifo<Run>()
-  /** Of the first run, the first message that is here, and where it begins in the records. */
+  /** In the first run, the index of the first message that was not taken, and its position in the records. */
   #index = 0
   #at = 0
 
@@ -38,9 +38,8 @@ export class RunBuffer {
   }
 
   /**
-   * Puts in a run whose records are bytes of a frame, which the next read overwrites. They are copied once, in parts so
-   * small that the body of a message can be a view of its part: that is 50 ns for each instead of the 200 of a further
-   * copy.
+   * Adds a run whose records are in a frame, which the next read overwrites. They are copied once, in parts small enough
+   * that the body of a message can be a view of its part. That takes 50 ns a message; a second copy would take 200.
    */
   keep(run: Run): void {
     const { count, gap, records } = run
@@ -59,20 +58,20 @@ export class RunBuffer {
     if (from < count) this.push(partOf(run, from, count, recordsCopy(records, fromAt, at, gap)))
   }
 
-  /** Puts in a run whose records are a copy. */
+  /** Adds a run whose records are a copy. */
   push(run: Run): void {
     this.#runs.push(run)
     this.count += run.count
     this.bytes += recordsBytes(run)
   }
 
-  /** Tag of the first message; undefined: it is empty. */
+  /** Tag of the first message; undefined if the buffer is empty. */
   get firstTag(): number | undefined {
     const run = this.#runs.at(0)
     return run === undefined ? undefined : (run.firstTag + this.#index) >>> 0
   }
 
-  /** Tags of all messages, of each run by themselves. */
+  /** Tags of all messages, one range for each run. */
   ranges(): TagRange[] {
     const ranges: TagRange[] = []
     let index = this.#index
@@ -84,8 +83,8 @@ export class RunBuffer {
   }
 
   /**
-   * Announces up to `count` further messages and returns their tags. One that must be alone is announced by itself, when
-   * nothing else is being handled. `regardless`: what others handle does not matter.
+   * Announces up to `count` further messages and returns their tags. A message that must be alone is announced by itself,
+   * when no other message is being handled. With `regardless`, other messages that are being handled do not matter.
    */
   announce(count: number, regardless: boolean): TagRange[] {
     this.isBlocked = false
@@ -119,7 +118,7 @@ export class RunBuffer {
     return ranges
   }
 
-  /** Nothing is announced any more. */
+  /** Withdraws all announcements. */
   unannounce(): void {
     const { announced } = this
     this.announced = 0
@@ -132,7 +131,7 @@ export class RunBuffer {
     return this.takeUnannounced()
   }
 
-  /** Takes the first message, where none is announced. */
+  /** Takes the first message when none is announced. */
   takeUnannounced(): DeliveredMessage {
     const run = this.#runs.at(0)!
     const at = this.#at + run.gap
@@ -149,7 +148,7 @@ export class RunBuffer {
     return message
   }
 
-  /** Drops the messages with these tags, and their tags out of `tags`; returns those. */
+  /** Drops the messages with these tags. Removes their tags from `tags`, and returns them. */
   drop(tags: Set<number>): readonly number[] {
     const dropped: number[] = []
     if (this.count === 0 || tags.size === 0) return dropped
@@ -191,7 +190,7 @@ export class RunBuffer {
     return dropped
   }
 
-  /** Counts everything that is here anew and compares. @throws Error naming what differs */
+  /** Recounts all messages and compares. @throws Error naming what differs */
   invariants(): void {
     let count = 0
     let bytes = 0
@@ -227,7 +226,7 @@ export class RunBuffer {
   }
 }
 
-/** Adds tags to ranges, the last of which grows where they follow it. */
+/** Adds tags to ranges. The last range grows if the tags follow it. */
 export function addRange(
   ranges: { firstTag: number; count: number }[],
   firstTag: number,

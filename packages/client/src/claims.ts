@@ -1,10 +1,10 @@
 /**
- * The leases that the handlers of one consumer had when its connection was lost. They are claimed with the next
- * SUBSCRIBE; until its answer nothing is decided: what a handler settles meanwhile waits here, and is sent under the
- * new lease. What is not granted is lost.
+ * The leases that the handlers of one consumer had when its connection was lost. The next SUBSCRIBE claims them. Settles
+ * by a handler wait here until it is answered, and are then sent under the new lease. A lease that the broker does not
+ * grant is lost.
  *
- * Invariant: the tag of a message here is the index of its claim, above TAG_BASE: far from the tags of messages that were
- * delivered with it and are settled.
+ * Invariant: the tag of a message here is TAG_BASE plus the index of its claim, far from the tags of its settled
+ * neighbours.
  */
 import {
   encodeClaims,
@@ -28,7 +28,7 @@ interface Pending {
   readonly delayMs: number | undefined
   readonly reason: string | undefined
   readonly invalid: boolean | undefined
-  /** For whoever waits for the answer, until `timer` ends that. */
+  /** Has the answer of the broker, or fails when `timer` fires. */
   readonly group: SettleGroup
   timer: Timer | undefined
 }
@@ -76,7 +76,7 @@ export class Claims implements LeaseKeeper {
     return this.#entries.length
   }
 
-  /** Takes a message over from the subscription that was lost, up to `claimsMax`; false: no more. */
+  /** Adds a message of the lost subscription. Returns false when there are `claimsMax` already. */
   add(message: DeliveredMessage, claim: Claim): boolean {
     if (this.#entries.length === LIMITS.claimsMax) return false
     message.rebind(this, TAG_BASE + this.#entries.length)
@@ -84,12 +84,12 @@ export class Claims implements LeaseKeeper {
     return true
   }
 
-  /** What SUBSCRIBE claims. */
+  /** The claims, as SUBSCRIBE encodes them. */
   encode(): Uint8Array {
     return encodeClaims(this.#entries.map(({ claim }) => claim))
   }
 
-  /** The answer to SUBSCRIBE: these go on under leases of `subscription`, the others are lost. */
+  /** SUBSCRIBE is answered: granted messages continue under leases of `subscription`, the others are lost. */
   answered(subscription: Claimant, granted: readonly Granted[]): void {
     const refused = new Set(this.#entries.keys())
     for (const { index } of granted) refused.delete(index)
@@ -117,7 +117,7 @@ export class Claims implements LeaseKeeper {
     for (const index of refused) this.#lose(this.#entries[index]!, 'disconnected')
   }
 
-  /** None of them can be claimed any more. `why`: none where the client gave them up itself. */
+  /** None of these leases can be claimed. `why` is undefined when the client gave them up itself. */
   refuse(why: LeaseLossReason | undefined): void {
     if (this.#isOver) return
     this.#isOver = true
@@ -137,7 +137,7 @@ export class Claims implements LeaseKeeper {
     if (reason !== undefined) this.#session.leaseLost({ queue: this.queue, offset: message.offset, reason })
   }
 
-  // --- what the messages need meanwhile ---
+  // --- the lease keeper of the messages until then ---
 
   holds(): boolean {
     return !this.#isOver
@@ -152,7 +152,7 @@ export class Claims implements LeaseKeeper {
     reason: string | undefined,
     invalid?: boolean,
   ): SettleGroup {
-    // Whoever waits for the answer has a deadline, as with a connection; the settle itself is sent whenever there is one.
+    // A caller that waits for the answer has a deadline, as with a connection. The settle itself is sent at any later time.
     const group = new SettleGroup(() => {
       pending.timer ??= new Timer(() => group.finish(notAnswered()), this.#session.timeoutMs).unref()
     })
@@ -180,7 +180,7 @@ export class Claims implements LeaseKeeper {
     return false
   }
 
-  // No atomic step takes a message that is on no connection.
+  // Never called: an atomic step refuses a message that has no connection.
   acknowledgement(): AtomicAck {
     throw leaseLost()
   }

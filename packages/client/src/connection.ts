@@ -1,7 +1,8 @@
 /**
- * One connection to a broker, from dialling to its end: handshake, heartbeat, frames in and out, and which answer
- * belongs to which request. It ends exactly once, by `lost`, whatever the reason; nothing a peer sends gets past it
- * as an exception. Who dials again is not its business.
+ * One connection to a broker, from dialling to its end: handshake, heartbeat, frames in both directions, and the answers
+ * to requests. It does not dial again; the link does.
+ *
+ * Invariant: a connection ends exactly once, with `lost`. Nothing that the peer sends leaves it as an exception.
  */
 import {
   decodeFault,
@@ -32,11 +33,11 @@ import type { Dial, Transport } from './transport.js'
 import type { Address } from './url.js'
 import { Waiters } from './waiters.js'
 
-/** Waits for the answer to one request; is told exactly one of the two. */
+/** Waits for the answer to one request. Exactly one of the two methods is called. */
 export interface Reply {
   /** Opcode of the only frame that answers it. */
   readonly expects: number
-  /** On the clock of `performance.now`; Infinity when something else ends the wait. */
+  /** By `performance.now()`; Infinity when something else ends the wait. */
   readonly deadlineMs: number
   answered(bytes: Uint8Array, start: number, end: number): void
   failed(error: SluiceError): void
@@ -63,11 +64,11 @@ export interface ConnectionEvents {
   atomicOk(bytes: Uint8Array, start: number, end: number): void
   /** An error that belongs to no request. */
   stray(error: SluiceError): void
-  /** The broker takes no new work on this connection and is going to close it. */
+  /** The broker accepts no new work on this connection and is about to close it. */
   stopping(text: string): void
-  /** The socket takes more again. */
+  /** The socket accepts bytes again. */
   writable(): void
-  /** The end. `error` says why, by its own code; what was waiting has been told CONNECTION_LOST. */
+  /** The connection has ended. `error` has the reason; waiting requests have failed with CONNECTION_LOST. */
   lost(error: SluiceError): void
 }
 
@@ -86,7 +87,7 @@ const SMALL_BYTES = 16 * 1024
 export class Connection {
   readonly #channels = new Map<number, ChannelSink>()
   #lastChannel = 0
-  /** What the broker said in the handshake; read only once open. */
+  /** The broker's part of the handshake; set once open. */
   ok!: HelloOk
   readonly #address: Address
   readonly #events: ConnectionEvents
@@ -95,7 +96,7 @@ export class Connection {
   readonly #decoder: FrameDecoder
   readonly #replies = new Map<number, Reply>()
   readonly #answered = new Waiters()
-  /** Frames that wait for the next write: whole chunks, then the `#smallEnd` bytes gathered in `#small`. */
+  /** Frames that wait for the next write: whole chunks, followed by `#smallEnd` bytes in `#small`. */
   #chunks: Uint8Array[] = []
   #small = Buffer.allocUnsafeSlow(SMALL_BYTES)
   #smallEnd = 0
@@ -139,12 +140,12 @@ export class Connection {
     return this.#state === 'open'
   }
 
-  /** Whether new work may be sent: open, not told to stop, and the socket takes more. */
+  /** Whether new work may be sent: the connection is open, the broker is not stopping, and the socket accepts bytes. */
   get takesWork(): boolean {
     return this.#state === 'open' && this.#flowing && !this.#stopping
   }
 
-  /** Puts one frame into the outbox; `flush` sends it. */
+  /** Adds one frame to the outbox; `flush` sends it. */
   send(opcode: number, channel: number, correlation: number, payload: Uint8Array): void {
     if (this.#state === 'ended') return
     const size = FRAME_HEADER_BYTES + payload.length
@@ -160,7 +161,7 @@ export class Connection {
     this.#smallEnd = at + payload.length
   }
 
-  /** Puts whole frames into the outbox, without a copy: the bytes must not change while this connection lasts. */
+  /** Adds whole frames to the outbox without a copy: the bytes must not change as long as this connection exists. */
   sendFrames(frames: Uint8Array): void {
     if (this.#state === 'ended') return
     this.#closeSmall()
@@ -202,7 +203,7 @@ export class Connection {
     this.#channels.delete(channel)
   }
 
-  /** Hands everything in the outbox to the socket, in one write. */
+  /** Writes the whole outbox to the socket, in one write. */
   flush(): void {
     if (this.#state === 'ended') return
     this.#closeSmall()
@@ -230,7 +231,7 @@ export class Connection {
     return nextMs
   }
 
-  /** Resolves when no request waits for its answer, or the connection has ended. */
+  /** Resolves when no request waits for an answer, or the connection has ended. */
   answered(): Promise<void> {
     if (this.#replies.size === 0 || this.#state === 'ended') return Promise.resolve()
     return this.#answered.wait()
@@ -240,14 +241,14 @@ export class Connection {
     if (this.#replies.size === 0) this.#answered.notify()
   }
 
-  /** Those of its own, and of its subscriptions. @throws Error naming what differs */
+  /** Checks the invariants of the connection and its subscriptions. @throws Error naming what differs */
   invariants(): void {
     if (this.#answered.any && this.#replies.size === 0)
       throw new Error('connection: everything is answered, and something waits for that')
     for (const sink of this.#channels.values()) sink.invariants()
   }
 
-  /** Says GOODBYE, for good, and closes after everything has left. */
+  /** Sends GOODBYE, and closes the socket once everything is sent. */
   goodbye(): void {
     if (this.#state !== 'open') {
       this.fail(new SluiceError('CLOSED', 'The client was closed.'))
@@ -291,7 +292,7 @@ export class Connection {
 
   #closeSmall(): void {
     if (this.#smallEnd === 0) return
-    // A copy of just what is there: the socket may hold on to it for as long as the peer does not read.
+    // A copy of exactly these bytes: the socket keeps it for as long as the peer does not read.
     this.#chunks.push(Buffer.from(this.#small.subarray(0, this.#smallEnd)))
     this.#smallEnd = 0
   }
@@ -373,7 +374,7 @@ export class Connection {
     }
     switch (opcode) {
       case OP.DELIVER:
-        // None there: the rest of what was under way when the subscription ended.
+        // Undefined if the subscription has ended: the delivery was already under way.
         this.#channels.get(channel)?.delivered(bytes, start, end)
         return
       case OP.PUBLISH_OK:
@@ -419,14 +420,14 @@ export class Connection {
 
   #answer(opcode: number, correlation: number, bytes: Uint8Array, start: number, end: number): void {
     const reply = this.#replies.get(correlation)
-    // None there: the deadline of the request passed before.
+    // Undefined after the deadline of the request has passed.
     if (reply === undefined) return
     if (reply.expects !== opcode) throw unexpected(opcode, `as the answer to request ${correlation}`)
     this.#replies.delete(correlation)
     try {
       reply.answered(bytes, start, end)
     } catch (error) {
-      // The connection is going to end; who waits for just this answer must not wait on.
+      // The connection is about to end, and this reply is no longer in the list that fails then.
       reply.failed(incomprehensible(error))
       throw error
     }
@@ -452,12 +453,12 @@ export class Connection {
     checkWelcome(ok)
     this.ok = ok
     this.#state = 'open'
-    // What HELLO said that this side accepts; HELLO_OK says what the broker does.
+    // The limit of this side, from HELLO. HELLO_OK has the limit of the broker.
     this.#decoder.frameBytesMax = LIMITS.frameBytesMax
     clearTimeout(this.#handshakeTimer)
     this.#heartbeat = new Heartbeat(ok.heartbeatMs, performance.now())
     this.#heartbeatTimer = setInterval(() => this.#beat(), this.#heartbeat.tickMs)
-    // The socket keeps the process alive for as long as there is one.
+    // The socket keeps the process alive.
     this.#heartbeatTimer.unref()
     this.#events.opened(ok)
   }
@@ -469,7 +470,7 @@ export class Connection {
       this.send(OP.PING, 0, this.#newCorrelation(), EMPTY)
       this.flush()
     } else if (verdict === 'suspect') {
-      // The check phase comes after a poll of the sockets, so bytes that waited there are heard first.
+      // The check phase follows a poll of the sockets, so bytes that waited in the socket are received first.
       setImmediate(() => {
         if (this.#state !== 'open' || !heartbeat.judge(performance.now())) return
         this.fail(
@@ -501,7 +502,7 @@ function unexpected(opcode: number, where: string): SluiceError {
   return new SluiceError('UNEXPECTED_FRAME', `The broker sent ${name} ${where}.`)
 }
 
-// A broker that offers nonsense would leave publishes waiting for ever, or this side open to any length.
+// Invalid limits would make publishes wait without end, or let the peer send frames of any length.
 function checkWelcome(ok: HelloOk): void {
   if (ok.version !== PROTOCOL_VERSION) {
     throw new SluiceError(

@@ -1,4 +1,4 @@
-/** Dead letters: what gave up on its queue and is kept there for a person. */
+/** Dead letters: messages that failed for the last time and stay in their queue until an operator acts on them. */
 import { LIMITS, OP, SluiceError } from '@sluice/protocol'
 import { onlyKnown, queueOf, whole, type CallOptions, type QueueRef } from './options.js'
 import { messagesAnswer, type MessagePage, type PeekedMessage } from './peeked.js'
@@ -20,52 +20,55 @@ import {
 
 /** Options of `dead.list`. */
 export interface DeadListOptions extends MessageFilter {
-  /** First offset that is looked at. Default 0. */
+  /** Offset at which the page begins. Default 0. */
   readonly from?: number
   /** Most messages of the page, 1 to 1,000. Default 1,000; large messages make it shorter. */
   readonly limit?: number
 }
 
-/** Which dead letters are meant: those that match the filter, or of these only the ones at `offsets`. */
+/** Selects dead letters: those that match the filter and, if `offsets` is set, have one of these offsets. */
 export interface DeadSelection extends MessageFilter {
-  /** Of these offsets only. */
+  /** Only messages at these offsets. */
   readonly offsets?: readonly number[]
   /** Most messages. Default: all. */
   readonly limit?: number
-  /** Does nothing, and counts what matches. Default false. */
+  /** Changes nothing, and counts the messages that match. Default false. */
   readonly dryRun?: boolean
 }
 
 /** Options of `dead.redrive`. */
 export interface RedriveOptions extends DeadSelection, Pace {
-  /** Another queue that they go to. Default: back into their own. */
+  /** Moves the messages to another queue. Default: back to their own queue. */
   readonly to?: QueueRef
-  /** Also those that were brought back ten times already. */
+  /** Includes messages that were redriven ten times already. Default false. */
   readonly force?: boolean
 }
 
-/** What a redrive did. With `dryRun` nothing is brought back, and `matched` says what would be chosen. */
+/** Result of a redrive. With `dryRun` nothing is redriven, and `matched` is the number that would be selected. */
 export interface Redriven {
-  /** Were chosen. */
+  /** Messages selected. */
   readonly matched: number
-  /** Of these, were brought back. */
+  /** Of these, messages redriven. */
   readonly redriven: number
-  /** Of these, were left: those that were brought back ten times already, see `force`; and those that are barred. */
+  /** Of these, messages left dead: those that were redriven ten times already (see `force`), and the barred ones. */
   readonly guarded: number
-  /** Of `guarded`: the queue has `unique: 'pending'`, and another message with the id is pending. `force` changes nothing. */
+  /**
+   * Of `guarded`, messages whose id another pending message has, in a queue with `unique: 'pending'`. `force` does not
+   * redrive them.
+   */
   readonly barred: number
 }
 
-/** What a deletion of dead letters did. With `dryRun` none is, and `matched` says how many would be. */
+/** Result of a deletion of dead letters. With `dryRun` nothing is deleted, and `matched` is the number that would be. */
 export interface DeadDeleted {
-  /** Were chosen. */
+  /** Messages selected. */
   readonly matched: number
   readonly deleted: number
 }
 
 const SELECTION_FIELDS = [...FILTER_FIELDS, 'offsets', 'limit', 'dryRun'] as const
 
-/** `sluice.dead`. Every call rejects with a SluiceError: QUEUE_NOT_FOUND, TIMEOUT, ABORTED, CLOSED and those named. */
+/** `sluice.dead`. Every call may reject with QUEUE_NOT_FOUND, TIMEOUT, ABORTED or CLOSED, besides the errors it names. */
 export class DeadLetters {
   readonly #requests: Requests
 
@@ -75,9 +78,9 @@ export class DeadLetters {
   }
 
   /**
-   * A page of the dead letters of a queue that match, by offset.
+   * Lists one page of the dead letters of a queue that match, by offset.
    *
-   * @param options The filter; `from` and `limit` choose the page, whose `next` is the `from` of the next one.
+   * @param options The filter; `from` and `limit` select the page. Its `next` is the `from` of the next page.
    * @throws SluiceError INVALID_ARGUMENT
    * @example
    * const { messages, next } = await sluice.dead.list('orders', { reason: 'rejected', olderThan: '1h' })
@@ -93,7 +96,7 @@ export class DeadLetters {
   }
 
   /**
-   * The dead letter at an offset.
+   * Reads the dead letter at an offset.
    *
    * @throws SluiceError MESSAGE_NOT_FOUND
    * @example
@@ -126,14 +129,13 @@ export class DeadLetters {
   }
 
   /**
-   * Brings dead letters back: into their own queue, each at its old offset and with attempt 1 next, or to another one,
-   * where each is a new message that knows its origin.
+   * Redrives dead letters: to their own queue, each at its old offset and with attempt 1 next, or to another queue, where
+   * each becomes a new message with an `origin`.
    *
-   * It goes through the queue page by page. When it is ended early, by an error or its signal, what it did until then
-   * stays done: the error has `outcome: 'partial'` and says in `progress` how much. It can be called again, and then goes
-   * on with those that are still dead.
+   * It works page by page. An error or the signal can end it early. Messages redriven until then stay redriven: the error
+   * has `outcome: 'partial'`, and `progress` has the counts. A second call continues with the messages that are still dead.
    *
-   * @param options The filter or `offsets`; `to`; `rate`, messages a second; `limit`; `dryRun`; `force`.
+   * @param options The filter or `offsets`; `to`; `rate`, in messages per second; `limit`; `dryRun`; `force`.
    * @param call `timeout` is the deadline of each page.
    * @throws SluiceError INVALID_ARGUMENT; QUEUE_NOT_FOUND, also of `to`; CONNECTION_LOST with `outcome: 'unknown'`
    * @example
@@ -147,14 +149,14 @@ export class DeadLetters {
     const counts = { matched: 0, redriven: 0, guarded: 0, barred: 0 }
     const soFar = (): SoFar => ({
       progress: counts.redriven === 0 ? undefined : counts,
-      text: `Before that ${messagesWere(counts.redriven)} brought back.`,
+      text: `Before that, ${messagesWere(counts.redriven)} redriven.`,
     })
     await this.#walk({ frame: 'REDRIVE', queue, selection, fields, rate, counts, soFar }, call)
     return counts
   }
 
   /**
-   * Deletes dead letters for good.
+   * Deletes dead letters permanently.
    *
    * @param options The filter or `offsets`; `limit`; `dryRun`.
    * @param call `timeout` is the deadline of each page.
@@ -168,13 +170,13 @@ export class DeadLetters {
     const done = (): DeadDeleted => ({ matched: counts.matched, deleted: counts.discarded })
     const soFar = (): SoFar => ({
       progress: counts.discarded === 0 ? undefined : done(),
-      text: `Before that ${messagesWere(counts.discarded)} deleted.`,
+      text: `Before that, ${messagesWere(counts.discarded)} deleted.`,
     })
     await this.#walk({ frame: 'DISCARD', queue, selection: options, fields: {}, counts, soFar }, call)
     return done()
   }
 
-  /** Adds up in `counts` what each page was answered with. */
+  /** Sends one request for each page, and adds the answers to `counts`. */
   async #walk(
     { frame, queue, selection, fields, rate, counts, soFar }: DeadWalk,
     call: CallOptions | undefined,
@@ -189,7 +191,7 @@ export class DeadLetters {
       const chosen = list?.slice(firstFrom(list, from)).slice(0, Math.min(limit, LIMITS.pageMessagesMax))
       if (chosen?.length === 0) return { matched: 0, next: undefined }
       const place = chosen === undefined ? { from } : { offsets: chosen }
-      // Repeated after a lost connection, it could take what died anew since.
+      // Not repeated after a lost connection: a second request could select messages that have died since.
       const answer = await this.#requests.send(
         OP[frame],
         { ...body, ...place, limit },
@@ -210,12 +212,12 @@ export class DeadLetters {
       if (next !== null) return { matched, next: next as number }
       return { matched, next: chosen === undefined ? undefined : chosen.at(-1)! + 1 }
     }
-    // What a dry run would have done is nothing that was done.
+    // A dry run makes no progress.
     await walk<number>(pace, call, take, dryRun === true ? NOTHING : soFar)
   }
 }
 
-/** What a walk over dead letters asks of each page, and what it adds up. */
+/** A walk over dead letters: the request for each page, and the counts of all answers. */
 interface DeadWalk {
   readonly frame: 'REDRIVE' | 'DISCARD'
   readonly queue: QueueRef

@@ -1,10 +1,10 @@
 /**
- * One timer for all deadlines of a client. Whoever waits keeps its own deadlines and is asked when the earliest may
- * have passed: no timer, closure or heap entry per call.
+ * One timer for all deadlines of a client. Each part that waits keeps its own deadlines, and its sweep is called when the
+ * earliest may have passed. So a call needs no timer, closure or heap entry.
  */
 import { Timer } from '@sluice/protocol'
 
-/** Ends what is overdue and returns its next deadline, Infinity when it has none. */
+/** Fails what is overdue. Returns the next deadline, or Infinity. */
 export type Sweep = (nowMs: number) => number
 
 export class Deadlines {
@@ -17,12 +17,12 @@ export class Deadlines {
     this.#sweeps.push(sweep)
   }
 
-  /** There is a deadline at this time. Cheap when an earlier one is known already, which is the usual case. */
+  /** Adds a deadline. Cheap when an earlier one is armed already, which is the usual case. */
   arm(deadlineMs: number): void {
     if (deadlineMs >= this.#armedMs || this.#stopped) return
     this.#armedMs = deadlineMs
     this.#timer?.cancel()
-    // What waits for an answer also holds a socket or a reconnect timer, and that keeps the process alive.
+    // A call that waits also has a socket or a reconnect timer, which keeps the process alive.
     this.#timer = new Timer(
       () => this.#fire(),
       Math.max(1, Math.ceil(deadlineMs - performance.now())),

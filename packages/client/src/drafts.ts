@@ -1,9 +1,8 @@
 /**
- * Records in the making: what a caller publishes becomes a record behind the others of its batch, in a buffer that grows
- * with them and is used again once they are sent.
+ * Encodes published messages as records, each behind the earlier ones of its batch, in a buffer that grows and is reused
+ * once the batch is sent. The producer encodes batches here, and the records of atomic steps.
  *
- * Invariant: a buffer that was given back is in no draft; those that are kept take `POOL_BYTES` at most. The producer
- * writes batches here, and the records of atomic steps.
+ * Invariant: a returned buffer is in no draft. The pool has at most `POOL_BYTES`.
  */
 import {
   CONTENT_TYPE,
@@ -20,11 +19,12 @@ import {
 import { checkText, packBody } from './body.js'
 
 const BYTES_FIRST = 2 * 1024
-/** None that is longer is kept for later, and of the others this many bytes: enough for a thousand queues in one turn. */
+/** A longer buffer is not reused. */
 const BYTES_KEPT = 256 * 1024
+/** Enough to publish to a thousand queues in one turn. */
 const POOL_BYTES = 2 << 20
 
-/** Records, or what begins with them, in the making. */
+/** A buffer, and the end of the bytes written to it. */
 interface Draft {
   bytes: Buffer
   end: number
@@ -35,12 +35,12 @@ export function contentTypeOf(body: unknown): ContentType {
   return body instanceof Uint8Array ? CONTENT_TYPE.bytes : CONTENT_TYPE.msgpack
 }
 
-/** What is written of a body; data is overwritten by the next call. @throws SluiceError INVALID_BODY */
+/** The payload of a body. The next call overwrites packed data. @throws SluiceError INVALID_BODY */
 export function payloadOf(body: unknown, contentType: ContentType): string | Uint8Array {
   return contentType === CONTENT_TYPE.msgpack ? packBody(body) : (body as string | Uint8Array)
 }
 
-/** Makes room for `bytes` more. */
+/** Makes room for `bytes` more bytes. */
 export function reserve(draft: Draft, bytes: number): void {
   const need = draft.end + bytes
   if (need <= draft.bytes.length) return
@@ -50,12 +50,12 @@ export function reserve(draft: Draft, bytes: number): void {
 }
 
 export class Drafts {
-  /** What the broker accepts of one message. */
+  /** Most bytes of a message that the broker accepts. */
   messageBytesMax: number = LIMITS.messageBytesMax
   readonly #pool: Buffer[] = []
   #poolBytes = 0
 
-  /** A buffer for a draft. */
+  /** Takes a buffer for a draft. */
   take(): Buffer {
     const bytes = this.#pool.pop()
     if (bytes === undefined) return Buffer.allocUnsafeSlow(BYTES_FIRST)
@@ -63,7 +63,7 @@ export class Drafts {
     return bytes
   }
 
-  /** The draft with this buffer is over. */
+  /** Returns the buffer of a draft that has ended. */
   give(bytes: Buffer): void {
     const { length } = bytes
     if (length < BYTES_FIRST || length > BYTES_KEPT) return
@@ -73,7 +73,7 @@ export class Drafts {
   }
 
   /**
-   * Writes a record behind the last one, without counting it yet; returns where it ends.
+   * Writes a record after the last one, and returns its end. The caller moves `draft.end` to accept it.
    * @throws SluiceError MESSAGE_TOO_LARGE, INVALID_BODY, and those of an option
    */
   append(
@@ -104,7 +104,7 @@ export class Drafts {
     return payloadAt + payloadBytes
   }
 
-  /** A record by itself, for an atomic step. @throws SluiceError as `append` */
+  /** Encodes a single record, for an atomic step. @throws SluiceError as `append` */
   record(body: unknown, options: RecordOptions | undefined): Uint8Array {
     const draft = { bytes: this.take(), end: 0 }
     try {
@@ -125,7 +125,7 @@ export class Drafts {
       throw new Error('drafts: a buffer was given back twice')
   }
 
-  /** Lets go of the buffers that are kept. */
+  /** Empties the pool. */
   clear(): void {
     this.#pool.length = 0
     this.#poolBytes = 0

@@ -1,4 +1,4 @@
-/** Lengths of time as users write them: milliseconds, or text such as '30s'. Everything inside counts milliseconds. */
+/** Parses durations that users write: milliseconds, or text such as '30s'. Internally all durations are milliseconds. */
 import { LIMITS, shown, SluiceError, type ErrorCode } from '@sluice/protocol'
 
 const UNIT_MS = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const
@@ -7,10 +7,10 @@ const UNIT_MS = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 } as c
 export type Duration = number | `${number}${keyof typeof UNIT_MS}`
 
 /**
- * Milliseconds of a duration, rounded to whole ones.
+ * Converts a duration to milliseconds, rounded to whole ones.
  *
  * @param value Milliseconds, or text with one of the units ms, s, m, h, d.
- * @param name What an error calls the value.
+ * @param name Name of the value in an error.
  * @throws SluiceError INVALID_ARGUMENT when it is neither, is negative, or is longer than 100 years
  * @example
  * parseDuration('1.5s') // 1500
@@ -19,7 +19,7 @@ export function parseDuration(value: unknown, name = 'duration'): number {
   return durationMs(value, name, 'INVALID_ARGUMENT')
 }
 
-/** As `parseDuration`, refused with `code`. */
+/** As `parseDuration`, but the error has this code. */
 export function durationMs(value: unknown, name: string, code: ErrorCode): number {
   let ms: number | undefined
   if (typeof value === 'number') ms = value

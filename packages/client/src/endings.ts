@@ -1,21 +1,23 @@
 /**
- * How a handler ends: what it returned or threw is a value of the user and can be anything, so each look at it can
- * throw. Nothing here throws; each handler has exactly one end, and that end has text that can be sent.
+ * Calls handlers and reads how they end. A handler can return or throw any value, and every access to such a value can
+ * throw.
+ *
+ * Invariant: no function here throws, unless it says so. Each handler ends exactly once, with text that can be sent.
  */
 import { clipText, LIMITS, OUTCOME, wellFormedText, type Outcome } from '@sluice/protocol'
 import { DeadLetter, Retry } from './message.js'
 
-/** What becomes of the messages of a handler that threw. */
+/** The outcome for the messages of a handler that threw. */
 export interface Ending {
   readonly outcome: Outcome
   /** Undefined: the queue's own back-off. */
   readonly delayMs: number | undefined
   readonly reason: string | undefined
-  /** The handler failed; it did not decide with `Retry` or `DeadLetter`. */
+  /** The handler failed, and did not throw `Retry` or `DeadLetter`. */
   readonly isFailure: boolean
 }
 
-/** What `error`, thrown by a handler, asks for. */
+/** The outcome that an error thrown by a handler asks for. */
 export function endingOf(error: unknown): Ending {
   try {
     if (error instanceof DeadLetter) {
@@ -28,19 +30,19 @@ export function endingOf(error: unknown): Ending {
       return { outcome: OUTCOME.retry, delayMs: delayOf(error), reason, isFailure: false }
     }
   } catch {
-    // A look at it threw: whatever it is, the handler failed.
+    // Reading the error threw, so the handler failed.
   }
   return { outcome: OUTCOME.retry, delayMs: undefined, reason: reasonOf(error), isFailure: true }
 }
 
-// The constructor checked it, but a property can be set.
+// The constructor checked the delay, but a handler can set the property.
 function delayOf({ delayMs }: Retry): number | undefined {
   const isDelay =
     typeof delayMs === 'number' && Number.isInteger(delayMs) && delayMs >= 0 && delayMs <= LIMITS.delayMsMax
   return isDelay ? delayMs : undefined
 }
 
-/** What went wrong, of whatever was thrown: well-formed text, no longer than the broker keeps. */
+/** The reason in any thrown value: well-formed text, no longer than the broker keeps. */
 export function reasonOf(error: unknown): string {
   try {
     return clipReason(textOf(error instanceof Error && error.message !== '' ? error.message : error))
@@ -49,7 +51,7 @@ export function reasonOf(error: unknown): string {
   }
 }
 
-/** Where an error was made, for a person. */
+/** The stack of an error, or its text. */
 export function stackOf(error: unknown): string {
   try {
     return textOf(error instanceof Error ? error.stack : error)
@@ -58,7 +60,7 @@ export function stackOf(error: unknown): string {
   }
 }
 
-/** Text of any value, such as a message that some library set to an object. */
+/** Text of any value; a library may have set an error's message to an object. May throw. */
 function textOf(value: unknown): string {
   return typeof value === 'string' ? value : String(value)
 }
@@ -75,7 +77,7 @@ type Then = (
 
 const { then: nativeThen } = Promise.prototype as { readonly then: Then }
 
-/** The `then` of what a handler returned, as `await` would look for it; undefined: the handler has ended. May throw. */
+/** The `then` method that `await` would call; undefined if `result` is no promise. May throw. */
 export function thenOf(result: unknown): Then | undefined {
   if ((typeof result !== 'object' && typeof result !== 'function') || result === null) return undefined
   const { then } = result as { readonly then?: unknown }
@@ -83,8 +85,8 @@ export function thenOf(result: unknown): Then | undefined {
 }
 
 /**
- * A promise of what `result` with its method `then` comes to: itself, or where it is something else, which may call back
- * twice, throw, or resolve with another promise, one that follows it.
+ * A native promise for `result`, whose method is `then`: `result` itself, or a promise that follows it. A foreign `then` may
+ * call back twice, throw, or resolve with another promise.
  */
 export function promiseOf(result: unknown, then: Then): Promise<unknown> {
   if (then === nativeThen) return result as Promise<unknown>
@@ -94,8 +96,7 @@ export function promiseOf(result: unknown, then: Then): Promise<unknown> {
 }
 
 /**
- * Calls one of the two, once, when `result` is settled; returns a promise for that. May throw at once: then it calls
- * neither.
+ * Calls `done` or `failed` once, when `result` is settled. Returns a promise for that. May throw, and then calls neither.
  */
 function follow(
   result: unknown,
@@ -106,9 +107,9 @@ function follow(
   return nativeThen.call(promiseOf(result, then), done, failed)
 }
 
-/** Gets the end of a handler that goes on after its call has returned. */
+/** Learns how a handler ends that is still running after its call has returned. */
 export interface Follower {
-  /** A promise for that end, whatever it is. */
+  /** Resolves at that end, even when the handler fails. */
   ended: PromiseLike<unknown> | undefined
   readonly done: () => void
   readonly failed: (error: unknown) => void
@@ -116,13 +117,13 @@ export interface Follower {
 
 /** Calls handlers. */
 export interface Caller<Context, Follows extends Follower> {
-  /** The handler with this context goes on: what gets its end. */
+  /** The handler with this context is still running: returns its follower. */
   follower(context: Context): Follows
-  /** There is nothing to follow after all: its call counts as failed. */
+  /** `follower` is not needed after all, because the call counts as failed. */
   unfollowed(follower: Follows): void
 }
 
-/** The call of a handler failed, before it returned anything that goes on. */
+/** The call of a handler failed before it returned a promise. */
 export class Thrown {
   readonly error: unknown
 
@@ -132,8 +133,8 @@ export class Thrown {
 }
 
 /**
- * Calls a handler, and is the one place where what it throws or returns is looked at. Returns how it ended: undefined, well;
- * `Thrown`; or what follows it, of which one function is called, once. Throws nothing.
+ * Calls a handler. This is the only place that reads what a handler throws or returns. Returns undefined when the handler
+ * succeeded, `Thrown` when it failed, or its follower while it is still running: then `done` or `failed` is called, once.
  */
 export function callHandler<Argument, Context, Follows extends Follower>(
   handler: (argument: Argument, context: Context) => unknown,
@@ -155,7 +156,7 @@ export function callHandler<Argument, Context, Follows extends Follower>(
   }
 }
 
-/** Calls a function of the user whose result means nothing; `failed` gets what it throws, at once or later. Throws nothing. */
+/** Calls a function of the user and ignores its result. `failed` gets what it throws, at once or later. */
 export function attempt(call: () => unknown, failed: (error: unknown) => void): void {
   try {
     const result = call()

@@ -1,16 +1,16 @@
 /**
- * How a call fails whose answer comes later. An error that is made where the answer is read has a stack of this client
- * alone; what its reader looks for is the line that called. V8 knows which async functions await a promise, so the promise
- * of the call is resolved with one that rejects two microtasks later: by then the chain is there, and the stack is taken
- * from it. A call that succeeds costs nothing for that.
+ * Fails a call whose answer comes later. The stack of an error that is created where the answer is read shows only this
+ * client, but the reader needs the line that called. V8 knows which async functions await a promise. So the promise of the
+ * call is resolved with a promise that rejects two microtasks later: by then the chain of callers exists, and the stack is
+ * captured from it. A call that succeeds costs nothing extra.
  */
 import type { SluiceError, SluiceErrorNames } from '@sluice/protocol'
 
-/** Errors in one turn of the event loop that get a stack of their own: all publishes may fail at once. */
+/** Most errors per turn of the event loop whose stack has the caller's line: all publishes may fail at once. */
 export const TRACED_MAX = 1_000
 let traced = 0
 
-/** Settles the promise of a call, which `resolve` belongs to. Once: a second failure would have nothing that handles it. */
+/** Rejects the promise that `resolve` belongs to. Call it once: a second rejection would be unhandled. */
 export function fail(
   resolve: (value: never) => void,
   error: SluiceError,
@@ -33,7 +33,7 @@ function failing(error: SluiceError, names: SluiceErrorNames): Promise<never> {
 
 let named: { readonly error: SluiceError; readonly own: SluiceError } | undefined
 
-// Those that are about the same share one error.
+// Consecutive failures about the same queue and offset share one error.
 function untraced(error: SluiceError, names: SluiceErrorNames): SluiceError {
   if (names.queue === undefined && names.offset === undefined) return error
   const isKnown =

@@ -1,7 +1,6 @@
 /**
- * Publishes whatever an iterable yields: with a bound on what is under way, so that memory does not follow the number of
- * messages, and with patience where the broker is full. What was refused as full is published again, in its order, before
- * anything more is read.
+ * Publishes what an iterable yields, with a bound on unconfirmed messages, so that memory does not grow with their number.
+ * Messages that the broker refuses because it is full are published again, in their order, before more are read.
  */
 import { SluiceError, type ErrorCode } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
@@ -20,21 +19,21 @@ const FULL: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
 
 const PAUSE_MS_FIRST = 50
 const PAUSE_MS_MAX = 5_000
-/** Confirmed messages from one call of `onProgress` to the next. */
+/** Confirmed messages between two calls of `onProgress`. */
 const PROGRESS_MESSAGES = 1_000
 
 interface Refused<Message> {
-  /** Its place in the order in which messages were read. */
+  /** Position of the message in the order of reading. */
   readonly index: number
   readonly message: Message
 }
 
 export interface FeedOptions<Message> {
   readonly publish: (message: Message) => Promise<Receipt>
-  /** Most messages under way. */
+  /** Most unconfirmed messages. */
   readonly concurrency: number
   readonly signal: AbortSignal | undefined
-  /** What the feed rejects with when its signal is aborted. */
+  /** Makes the error of the feed when its signal is aborted. */
   readonly aborted: (isUnderWay: boolean) => SluiceError
   readonly onProgress: ((progress: PublishAllResult) => void) | undefined
   readonly random: () => number
@@ -57,7 +56,7 @@ export class Feed<Message> {
     this.#options = options
   }
 
-  /** Ends when all that `source` yields is accepted. Rejects with the first failure, when nothing is under way any more. */
+  /** Resolves when everything that `source` yields is accepted. Rejects with the first failure, once nothing is unconfirmed. */
   async run(source: Iterable<Message> | AsyncIterable<Message>): Promise<PublishAllResult> {
     const { signal } = this.#options
     const onAbort = (): void => this.#fail(this.#options.aborted(this.#underWay > 0))
@@ -77,7 +76,7 @@ export class Feed<Message> {
     const iterator = iteratorOf(source)
     let isExhausted = false
     let isReading = false
-    /** At most one, which was read and is not published yet. */
+    /** At most one message, which was read and is not published yet. */
     const read: IteratorResult<Message>[] = []
     try {
       while (this.#failure === undefined) {
@@ -94,7 +93,7 @@ export class Feed<Message> {
           const then = thenOf(next)
           if (then === undefined) read.push(next as IteratorResult<Message>)
           else {
-            // Not awaited: what is refused meanwhile goes again however long the source takes.
+            // Not awaited, so that refused messages are published again however long the source takes.
             isReading = true
             promiseOf(next, then).then(
               (result) => {
@@ -171,7 +170,7 @@ export class Feed<Message> {
     )
   }
 
-  /** What was refused goes again, after a pause that doubles while nothing is accepted. */
+  /** Publishes the refused messages again, after a pause that doubles while nothing is accepted. */
   async #again(): Promise<void> {
     const pauseMs = Math.max(this.#retryAfterMs, this.#pauseMs * (0.5 + this.#options.random() / 2))
     this.#pauseMs = Math.min(this.#pauseMs * 2, PAUSE_MS_MAX)
@@ -188,7 +187,7 @@ export class Feed<Message> {
     while (this.#underWay > 0 && this.#failure === undefined) await this.#change()
   }
 
-  /** Resolves when there is room again, nothing is under way, or something has failed. */
+  /** Resolves when half of the room is free, nothing is unconfirmed, or something has failed. */
   #change(): Promise<void> {
     return new Promise((resolve) => {
       this.#wake = () => {
@@ -226,9 +225,9 @@ function iteratorOf<Message>(source: Iterable<Message> | AsyncIterable<Message>)
   )
 }
 
-// It is left like a loop by `break`. A generator that waits for something ends when that comes; nothing waits for it.
+// Ends the iterator as `break` ends a loop. A generator ends after its pending `await`; the feed does not wait for that.
 function leave(iterator: Source<unknown>): void {
-  // The failure that ended the feed is what its caller gets.
+  // The caller gets the failure that ended the feed instead.
   attempt(
     () => iterator.return?.(),
     () => {},

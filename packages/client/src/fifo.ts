@@ -1,9 +1,9 @@
 /**
- * What waits in line: added at the end, taken from the front, in constant time. An array with the place of its first item,
- * because `shift` of a long array moves all of it.
+ * A first-in, first-out queue with constant-time operations: an array and the index of its first item, because `shift`
+ * moves all items of a long array.
  *
- * Invariant: the items are `#slots[#head…]`. Fewer than half of the slots, or fewer than `FREE_SLOTS`, are before them; what
- * was taken stays in memory until its slot is given back.
+ * Invariant: the items are `#slots[#head…]`. At most half of the slots, or fewer than `FREE_SLOTS`, precede them. An item
+ * that was taken stays referenced until its slot is dropped.
  */
 const FREE_SLOTS = 1024
 
@@ -15,7 +15,7 @@ export class Fifo<Item> {
     return this.#slots.length - this.#head
   }
 
-  /** The item behind `index` others. */
+  /** The item with `index` items before it. */
   at(index: number): Item | undefined {
     return this.#slots[this.#head + index]
   }
@@ -31,14 +31,14 @@ export class Fifo<Item> {
     return item
   }
 
-  /** Takes the first `count`, or as many as there are. */
+  /** Takes the first `count` items, or all if there are fewer. */
   take(count: number): Item[] {
     const items = this.#slots.slice(this.#head, this.#head + count)
     this.skip(items.length)
     return items
   }
 
-  /** Drops the first `count`; there are as many. */
+  /** Drops the first `count` items. There must be as many. */
   skip(count: number): void {
     this.#head += count
     if (this.#head === this.#slots.length) this.clear()
@@ -48,7 +48,7 @@ export class Fifo<Item> {
     }
   }
 
-  /** Takes the item that was added last. */
+  /** Takes the last item. */
   pop(): Item | undefined {
     if (this.#head === this.#slots.length) return undefined
     const item = this.#slots.pop()
@@ -56,14 +56,14 @@ export class Fifo<Item> {
     return item
   }
 
-  /** Takes all. */
+  /** Takes all items. */
   drain(): Item[] {
     const items = this.#head === 0 ? this.#slots : this.#slots.slice(this.#head)
     this.clear()
     return items
   }
 
-  /** These are in line instead; the array is the line's own from now on. */
+  /** Replaces all items. The queue owns the array from now on. */
   replace(items: Item[]): void {
     this.#slots = items
     this.#head = 0
@@ -74,7 +74,7 @@ export class Fifo<Item> {
     this.#head = 0
   }
 
-  /** From the front; what is added meanwhile comes too. */
+  /** From the front, including items that are added during the iteration. */
   *[Symbol.iterator](): IterableIterator<Item> {
     for (let i = this.#head; i < this.#slots.length; i++) yield this.#slots[i]!
   }

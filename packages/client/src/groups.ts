@@ -1,9 +1,9 @@
 /**
- * A worker that chooses what goes to a handler together: batches, gathered up to a size or for a time, or single
- * messages in the order of their keys, or both. A group is what one call of the handler gets.
+ * A worker that groups messages for its handler: batches, gathered up to a size or for a time, or single messages in the
+ * order of their keys, or both. One call of the handler gets one group.
  *
- * Messages are taken from the subscription as they come and wait here, in lines; a group is named as started just before
- * its handler runs. One that must be alone is a group of its own, and is not waited with.
+ * Messages are taken from the subscription as they arrive, and wait here in lines. A group is announced as started just
+ * before its handler runs. A message that must be alone is a group by itself, and does not wait for others.
  */
 import { OUTCOME, Timer, type SluiceError } from '@sluice/protocol'
 import { Running } from './awaiting.js'
@@ -22,7 +22,7 @@ export type GroupHandler = (messages: DeliveredMessage[], context: HandlerContex
 /** The messages of one call of the handler, and its context. */
 class Group extends Running implements HandlerContext, Watcher, Follower {
   readonly messages: readonly DeliveredMessage[]
-  /** Made where its handler goes on. */
+  /** Set when the handler returns a promise. */
   done!: () => void
   failed!: (error: unknown) => void
   #abort: AbortController | undefined
@@ -49,7 +49,7 @@ class Group extends Running implements HandlerContext, Watcher, Follower {
     this.#abort?.abort(reason)
   }
 
-  /** Its handler has ended. */
+  /** The handler has ended. */
   end(): void {
     if (this.#abort !== undefined) this.messages[0]!.unwatchedBy(this)
   }
@@ -60,9 +60,9 @@ export class GroupWorker extends ConsumingWorker implements Caller<Group, Group>
   readonly #size: number
   readonly #waitMs: number
   readonly #lines: Lines<DeliveredMessage>
-  /** Named as started; their handlers run at the end of this turn, and count as running already. */
+  /** Announced as started. Their handlers run at the end of this turn, and count as running already. */
   #chosen: Group[] = []
-  /** With those that are chosen. */
+  /** Includes the chosen groups. */
   readonly #running = new Set<Group>()
   #timer: Timer | undefined
 
@@ -95,7 +95,7 @@ export class GroupWorker extends ConsumingWorker implements Caller<Group, Group>
     subscription.nameBegun()
   }
 
-  /** How many of those that are first in line go together. */
+  /** Number of messages at the head of the line that form the next group. */
   #together(): number {
     let count = 1
     if (this.#lines.at(0)!.alone) return count
@@ -103,13 +103,13 @@ export class GroupWorker extends ConsumingWorker implements Caller<Group, Group>
     return count
   }
 
-  /** Whether a group should go now. If only time can tell, it is looked at again then. */
+  /** Whether a group should start now. If it is waiting for more messages, a timer asks again. */
   #isDue(nowMs: number): boolean {
     const { ready } = this.#lines
     if (ready === 0) return false
     if (ready >= this.#size || this.#waitMs === 0) return true
     const dueMs = this.#lines.sinceMs + this.#waitMs
-    // One that must be alone is the end of a batch: behind it nothing comes.
+    // A message that must be alone ends the batch before it.
     if (nowMs >= dueMs || this.#together() < ready || this.#lines.at(0)!.alone) return true
     this.#timer ??= new Timer(() => {
       this.#timer = undefined
@@ -157,7 +157,7 @@ export class GroupWorker extends ConsumingWorker implements Caller<Group, Group>
     this.notifyIdle()
   }
 
-  // What is blocked is told by `delivered` when it may go on.
+  // A blocked subscription calls `delivered` when it may continue.
   #more(): void {
     const { subscription } = this
     if (subscription === undefined || this.isClosing || subscription.blocked) return

@@ -1,13 +1,13 @@
 /**
- * Decides when to ping and when a silent peer is dead. Pure: the connection tells it the time and owns the timer.
+ * Decides when to ping, and when a silent peer is dead. Pure: the connection passes the time and owns the timer.
  *
- * A tick that comes late means that this process was stalled, not the peer: bytes may wait in the socket unread. The
- * stall is given back to the peer, and death is only pronounced by `judge`, after one more poll of the socket.
+ * A late tick means that this process was stalled, not the peer: bytes may be unread in the socket. So a stall does not
+ * count as silence of the peer, and only `judge` declares it dead, after one more poll of the socket.
  */
 export type Tick = 'quiet' | 'ping' | 'suspect'
 
 export class Heartbeat {
-  /** How often `tick` wants to be called. */
+  /** Interval between calls of `tick`. */
   readonly tickMs: number
   readonly #intervalMs: number
   #heardMs: number
@@ -22,12 +22,12 @@ export class Heartbeat {
     this.#tickDueMs = nowMs + this.tickMs
   }
 
-  /** Any byte came. */
+  /** Bytes were received. */
   heard(nowMs: number): void {
     this.#heardMs = nowMs
   }
 
-  /** Any byte went out. */
+  /** Bytes were sent. */
   sent(nowMs: number): void {
     this.#sentMs = nowMs
   }
@@ -37,11 +37,11 @@ export class Heartbeat {
     if (stallMs > 0) this.#heardMs = Math.min(nowMs, this.#heardMs + stallMs)
     this.#tickDueMs = nowMs + this.tickMs
     if (nowMs - this.#heardMs >= this.#intervalMs * 2) return 'suspect'
-    // Half the interval must not pass unnoticed between two ticks, so the next tick counts as now.
+    // Half the interval must not pass between two ticks, so this looks ahead to the next tick.
     return nowMs + this.tickMs - this.#sentMs > this.#intervalMs / 2 ? 'ping' : 'quiet'
   }
 
-  /** Whether a suspect is still silent after the socket was polled once more. */
+  /** Whether a suspect peer is still silent after one more poll of the socket. */
   judge(nowMs: number): boolean {
     return nowMs - this.#heardMs >= this.#intervalMs * 2
   }

@@ -1,23 +1,22 @@
 /**
- * Which messages of a client are being handled. The broker flags a message `alone` when it may have ended a
- * connection: it is started only when nothing else is being handled, on whatever subscription, and nothing is started
- * until it is settled.
+ * Isolates suspects. The broker flags a message as `alone` when it may have crashed a client. Such a suspect starts only
+ * when this client handles no other message, on any subscription, and no other message starts until it is settled.
  *
- * Neither side starves. While such a suspect waits, no ordinary message is started, so that the handlers that run come
- * to an end. When one suspect is done, the ordinary messages that waited for it go before the next suspect.
+ * Invariant: neither kind starves. While a suspect waits, no ordinary message starts, so that the running handlers end.
+ * When a suspect is settled, the ordinary messages that waited for it start before the next suspect.
  */
 export class Isolation {
-  /** Messages that were named as started and are not settled. */
+  /** Messages that were announced as started and are not settled. */
   #held = 0
   #alone = false
-  /** Wake-ups of those that wait with a suspect, until it starts or they withdraw; the first of them goes first. */
+  /** Wake-ups of subscriptions whose next message is a suspect, in the order in which suspects start. */
   readonly #suspects = new Set<() => void>()
-  /** Wake-ups of those that wait with ordinary messages; each is called once. */
+  /** Wake-ups of subscriptions whose next message is ordinary; each is called once. */
   #others = new Set<() => void>()
-  /** A suspect is done: those that waited for it are next. */
+  /** A suspect was settled, and the ordinary messages that waited for it are next. */
   #othersAreNext = false
 
-  /** Whether a message may start now, or one that must be alone; if not, `wake` is called when that may have changed. */
+  /** Whether a message may start now. If not, `wake` is called when that may have changed. `alone`: it is a suspect. */
   admits(alone: boolean, wake: () => void): boolean {
     if (alone) {
       this.#othersAreNext = false
@@ -26,17 +25,17 @@ export class Isolation {
       return this.#held === 0
     }
     if (!this.#alone && this.#suspects.size === 0) return true
-    // What it waited with before is no longer its first.
+    // The suspect that this subscription waited with is no longer its next message.
     this.#suspects.delete(wake)
     if (!this.#alone && (this.#suspects.size === 0 || this.#othersAreNext)) return true
     this.#others.add(wake)
     return false
   }
 
-  /** Whoever waits with `wake` waits no more. */
+  /** The subscription with this wake-up no longer waits. */
   withdraw(wake: () => void): void {
     this.#others.delete(wake)
-    // Ordinary messages may have waited for just this suspect.
+    // It may have been the only suspect that ordinary messages waited for.
     if (this.#suspects.delete(wake) && this.#suspects.size === 0 && !this.#alone) this.#wakeOthers()
   }
 
@@ -48,7 +47,7 @@ export class Isolation {
   leave(count: number): void {
     this.#held -= count
     if (this.#held > 0) return
-    // Those that are woken first start first.
+    // Subscriptions that are woken first start first.
     const othersFirst = this.#alone && this.#others.size > 0
     this.#alone = false
     if (othersFirst) {

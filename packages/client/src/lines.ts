@@ -1,8 +1,8 @@
 /**
- * Messages that wait for a handler, in the order in which they came. With `ordered`, a message of a key waits until the
- * one of the same key before it is done; the messages of other keys go past it.
+ * Messages that wait for a handler, in order of arrival. With `ordered`, a message waits until the previous message of its
+ * key is done, and messages of other keys pass it.
  *
- * Invariant: of each key, at most one message is ready or out; the others stand behind it.
+ * Invariant: at most one message of each key is ready or out; the others are behind it.
  */
 import { Fifo } from './fifo.js'
 
@@ -12,29 +12,29 @@ export interface Keyed {
 
 export class Lines<Message extends Keyed> {
   readonly #ordered: boolean
-  /** These may go, each since the time at the same place. */
+  /** Messages that may go, each since the time at the same index of `#times`. */
   readonly #ready = new Fifo<Message>()
   readonly #times = new Fifo<number>()
-  /** By each key that is ready or out: what stands behind. */
-  readonly #behind = new Map<string, Message[]>()
-  /** Those that went and are not done; kept where there is an order. */
+  /** For each key that has a message ready or out, the messages behind it; undefined if there were none yet. */
+  readonly #behind = new Map<string, Fifo<Message> | undefined>()
+  /** Messages that went and are not done; only kept with `ordered`. */
   readonly #out = new Set<Message>()
 
   constructor(ordered: boolean) {
     this.#ordered = ordered
   }
 
-  /** How many may go. */
+  /** Number of messages that may go. */
   get ready(): number {
     return this.#ready.length
   }
 
-  /** Since when the first may go; only when there is one. */
+  /** The time since which the first message may go. There must be one. */
   get sinceMs(): number {
     return this.#times.at(0)!
   }
 
-  /** The one that goes after `index` others. */
+  /** The message that goes after `index` others. */
   at(index: number): Message | undefined {
     return this.#ready.at(index)
   }
@@ -42,12 +42,13 @@ export class Lines<Message extends Keyed> {
   add(message: Message, nowMs: number): void {
     const key = this.#ordered ? message.key : undefined
     if (key !== undefined) {
-      const behind = this.#behind.get(key)
-      if (behind !== undefined) {
+      if (this.#behind.has(key)) {
+        let behind = this.#behind.get(key)
+        if (behind === undefined) this.#behind.set(key, (behind = new Fifo()))
         behind.push(message)
         return
       }
-      this.#behind.set(key, [])
+      this.#behind.set(key, undefined)
     }
     this.#push(message, nowMs)
   }
@@ -57,7 +58,7 @@ export class Lines<Message extends Keyed> {
     this.#times.push(nowMs)
   }
 
-  /** Lets the first `count` go. */
+  /** Takes the first `count` messages, which go to a handler. */
   take(count: number): Message[] {
     const taken = this.#ready.take(count)
     this.#times.skip(taken.length)
@@ -65,7 +66,7 @@ export class Lines<Message extends Keyed> {
     return taken
   }
 
-  /** A message that went is done, or is no longer ours to order: the next of its key may go. */
+  /** A message that went is done, or its lease is lost: the next message of its key may go. */
   done(message: Message, nowMs: number): void {
     if (this.#out.delete(message)) this.#free(message, nowMs)
   }
@@ -77,14 +78,16 @@ export class Lines<Message extends Keyed> {
     else this.#push(next, nowMs)
   }
 
-  /** Takes out, and returns, what is lost of those that wait; what is lost of those that went counts as done. */
+  /** Removes, and returns, the lost messages that wait. A lost message that went counts as done. */
   lose(isLost: (message: Message) => boolean, nowMs: number): Message[] {
     const lost: Message[] = []
-    for (const [key, behind] of this.#behind) {
-      const kept = behind.filter((message) => !isLost(message))
-      if (kept.length === behind.length) continue
-      lost.push(...behind.filter(isLost))
-      this.#behind.set(key, kept)
+    for (const behind of this.#behind.values()) {
+      if (behind === undefined) continue
+      const waiting = [...behind]
+      const kept = waiting.filter((message) => !isLost(message))
+      if (kept.length === waiting.length) continue
+      lost.push(...waiting.filter(isLost))
+      behind.replace(kept)
     }
     const ready = this.#ready.drain()
     const times = this.#times.drain()
@@ -98,10 +101,10 @@ export class Lines<Message extends Keyed> {
     return [...heads, ...lost]
   }
 
-  /** Forgets everything, also what is out; returns what waited. */
+  /** Removes all messages, including those that went. Returns those that waited. */
   clear(): Message[] {
     const waiting = this.#ready.drain()
-    for (const behind of this.#behind.values()) waiting.push(...behind)
+    for (const behind of this.#behind.values()) if (behind !== undefined) waiting.push(...behind)
     this.#times.clear()
     this.#behind.clear()
     this.#out.clear()

@@ -1,9 +1,9 @@
 /**
- * The link to the broker: dials, keeps one connection, and dials again with a growing pause when it failed or was lost.
- * The client makes one and closes it; it goes on until then, or until a broker refuses the client for good.
+ * The link to the broker: dials, keeps one connection, and dials again with a growing pause when it fails or is lost. The
+ * client makes one link and stops it. A broker that refuses the client permanently ends it too.
  *
- * Invariant: until `stop` there is a connection, one that is being dialled, or a timer for the next attempt. The
- * producer has each new connection first, so that what is unanswered goes before what is new.
+ * Invariant: until `stop` there is an open connection, a connection being dialled, or a timer for the next attempt. The
+ * producer gets each new connection first, so that unanswered publishes are sent before new work.
  */
 import { durationText, LIMITS, SluiceError, Timer, type ErrorCode, type HelloOk } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
@@ -15,11 +15,11 @@ import type { Producer } from './producer.js'
 import { failuresAfterLoss, reconnectDelayMs } from './reconnect.js'
 import type { Dial } from './transport.js'
 
-/** The connection to the broker was made. */
+/** The client has connected to the broker. */
 export interface Connected {
   readonly address: string
   readonly serverVersion: string
-  /** False the first time. */
+  /** False for the first connection of the client. */
   readonly again: boolean
 }
 
@@ -28,15 +28,15 @@ export interface Disconnected {
   readonly error: SluiceError
 }
 
-/** The client is going to dial again. */
+/** The client dials again after `delayMs`. */
 export interface Reconnecting {
-  /** Attempts that failed in a row. */
+  /** Number of consecutive failures. */
   readonly attempt: number
   readonly delayMs: number
   readonly error: SluiceError
 }
 
-/** Something that the broker says by itself. */
+/** A notice from the broker that answers no request. */
 export interface Notice {
   readonly code: ErrorCode
   readonly message: string
@@ -45,16 +45,16 @@ export interface Notice {
 export interface LinkEvents {
   /** A connection is open, and the producer has it. */
   opened(connection: Connection): void
-  /** After `opened`, when those that waited for a connection have been told. */
+  /** After `opened`, when all calls that waited for a connection are resolved. */
   connected(event: Connected): void
   disconnected(event: Disconnected): void
   reconnecting(event: Reconnecting): void
   notice(event: Notice): void
   /** An error that belongs to no request. */
   stray(error: SluiceError): void
-  /** The connection takes more again. */
+  /** The connection accepts bytes again. */
   writable(): void
-  /** The link dials no more; its owner closes it. */
+  /** The link has stopped dialling, and its owner closes it. */
   refused(error: SluiceError): void
 }
 
@@ -64,10 +64,10 @@ interface Opening {
   reject(error: SluiceError): void
 }
 
-// To dial again would only have the same answer.
+// Dialling again would have the same result.
 const FATAL: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['AUTH_FAILED', 'PROTOCOL_VERSION'])
 
-// What this side can hold; the broker tells what it allows.
+// The limit of this side. The broker answers with its own.
 const IN_FLIGHT_BATCHES = LIMITS.inFlightBatchesMax
 
 export class Link {
@@ -75,15 +75,15 @@ export class Link {
   readonly #dial: Dial
   readonly #producer: Producer
   readonly #events: LinkEvents
-  /** Being dialled, or open. */
+  /** The connection that is being dialled or open. */
   #connection: Connection | undefined
-  /** 0: it is not open. */
+  /** 0 if the connection is not open. */
   #openedMs = 0
   #failures = 0
   #wasOpen = false
   #timer: Timer | undefined
   readonly #openings = new Set<Opening>()
-  /** The first attempt is the only one. */
+  /** There is only one attempt. */
   #dialsOnce = false
   #lastError: SluiceError | undefined
   #isStopped = false
@@ -100,13 +100,13 @@ export class Link {
     return this.#connection?.open === true ? this.#connection : undefined
   }
 
-  /** The connection that takes new work, if there is one: it is open, and the broker has not said that it closes it. */
+  /** The open connection, if there is one and the broker is not about to close it. */
   get serving(): Connection | undefined {
     const { connection } = this
     return connection?.stopping === false ? connection : undefined
   }
 
-  /** Begins to dial. */
+  /** Starts to dial. */
   start(): void {
     const { address, name, heartbeatMs } = this.#settings
     const producer = this.#producer
@@ -139,12 +139,12 @@ export class Link {
   }
 
   /**
-   * Begins to dial, and resolves when there is a connection, within the time that the settings say; 0: at the first
-   * attempt. Rejects else, and its owner closes it.
+   * Starts to dial. Resolves when there is a connection within `connectTimeoutMs`, or, if that is 0, at the first attempt.
+   * Otherwise rejects, and the owner closes the link.
    */
   open(signal: AbortSignal | undefined): Promise<void> {
     const { connectTimeoutMs, timeoutMs } = this.#settings
-    // One attempt alone still has to end when something listens there and says nothing.
+    // A single attempt must also end when a process accepts the connection and sends nothing.
     const opened = this.untilOpen(connectTimeoutMs || timeoutMs, signal)
     this.#dialsOnce = connectTimeoutMs === 0
     if (signal?.aborted !== true) this.start()
@@ -232,7 +232,7 @@ export class Link {
     if (error.code === 'PRODUCER_UNKNOWN') this.#producer.renew()
     this.#failures = failuresAfterLoss(this.#failures, openMs)
     const delayMs = Math.max(reconnectDelayMs(this.#failures, Math.random()), error.retryAfterMs)
-    // This timer is what keeps the process alive while there is no socket.
+    // This timer keeps the process alive while there is no socket.
     this.#timer = new Timer(() => this.start(), delayMs)
     this.#events.reconnecting({ attempt: this.#failures, delayMs, error })
   }
@@ -242,8 +242,8 @@ export class Link {
   }
 
   /**
-   * Ends dialling; there is no `connection` from now on. What it returns ends the one that there was, and rejects the calls
-   * that wait for one: the owner calls it once nothing of its own would use the connection.
+   * Stops dialling; from now on `connection` is undefined. Returns a function that ends the last connection and rejects the
+   * calls that wait for one. The owner calls it once none of its parts uses the connection.
    */
   stop(): (error: SluiceError) => void {
     this.#isStopped = true

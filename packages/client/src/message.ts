@@ -1,6 +1,6 @@
 /**
- * A delivered message. What most handlers never look at (body, options, times, signal) is decoded when it is first
- * read; until then a message is a few numbers into the bytes of its run.
+ * A delivered message, and what its consumer does with it. Body, options, times and signal are decoded when they are first
+ * read; until then a message is a few positions in the bytes of its run.
  */
 import {
   clipText,
@@ -34,50 +34,52 @@ import type { Watcher } from './watchers.js'
 
 /** Options of `message.retry` and `Retry`. */
 export interface RetryOptions {
-  /** When it comes back. Default: the queue's own back-off. */
+  /** Delay until the message is delivered again. Default: the queue's `retry` back-off. */
   readonly delay?: Duration
-  /** What went wrong, for a person; at most 4 KiB of it are kept. */
+  /** What went wrong, as text for operators; the broker keeps 4 KiB of it. */
   readonly reason?: string
 }
 
 /**
- * A message and the lease on it. It is settled once: the first of `ack`, `retry`, `release` and `deadLetter` counts.
+ * A message and the lease on it. A message is settled once: only the first of `ack`, `retry`, `release` and `deadLetter`
+ * counts.
  *
- * Each returns a promise that resolves when the outcome is durable. Not awaiting it is safe: it is made only when used.
- * It rejects with ALREADY_SETTLED; with LEASE_LOST when the message no longer belongs to this consumer, such as after
- * its processing timeout; with CONNECTION_LOST and `outcome: 'unknown'` when the answer never came.
+ * Each of these returns a promise that resolves when the outcome is durable. It is safe not to await it: an unused promise
+ * causes no unhandled rejection. It rejects with ALREADY_SETTLED; with LEASE_LOST when the message no longer belongs to this
+ * consumer, for example after its processing timeout; and with CONNECTION_LOST and `outcome: 'unknown'` when the connection
+ * was lost before the answer.
  */
 export interface Message<Body = unknown> {
   /**
-   * Decoded when it is first read. Bytes are the message's own, but may share their `buffer` with those of others, as Node's
-   * Buffers do: they begin at `byteOffset`. Throws SluiceError INVALID_BODY where that fails.
+   * Decoded when it is first read; throws SluiceError INVALID_BODY if that fails. A `Uint8Array` may share its `buffer` with
+   * other bodies, as Node's Buffers do, and then begins at its `byteOffset`.
    */
   readonly body: Body
   readonly id: string | undefined
   readonly key: string | undefined
-  /** Its place in the queue, from 0. */
+  /** Position of the message in the queue, from 0. */
   readonly offset: number
-  /** 0 to 31, higher goes first. */
+  /** 0 to 31; messages of a higher priority are delivered first. */
   readonly priority: number
-  /** 1 for the first try. */
+  /** Number of this attempt, from 1. */
   readonly attempt: number
-  /** It may have been delivered before. */
+  /** Whether the message may have been delivered before. */
   readonly redelivered: boolean
   readonly publishedAt: Date
   readonly headers: Readonly<Record<string, string>>
-  /** Name of its queue. */
+  /** Name of the queue. */
   readonly queue: string
-  /** Done: it leaves the queue. */
+  /** The message is done, and leaves the queue. */
   ack(): Promise<void>
-  /** Failed: counts as a try and comes back later. Throws INVALID_DELAY, and INVALID_ARGUMENT for a reason that is not text. */
+  /** The attempt failed: the message is delivered again later. Throws INVALID_DELAY, and INVALID_ARGUMENT for a reason that is not text. */
   retry(options?: RetryOptions): Promise<void>
-  /** Not tried: does not count and comes back at its old place. */
+  /** There was no attempt: the message returns to its position in the queue, and the attempt does not count. */
   release(): Promise<void>
-  /** Given up: kept among the dead letters for a person. Throws INVALID_ARGUMENT for a reason that is not text. */
+  /** The message becomes a dead letter. Throws INVALID_ARGUMENT for a reason that is not text. */
   deadLetter(reason?: string): Promise<void>
   /**
-   * Not done yet: the processing timeout begins anew, with `duration` from now, at least 100 ms, or else with the time
-   * that messages of this consumer have. Not a settle. Throws INVALID_ARGUMENT.
+   * Restarts the processing timeout: it passes `duration` from now, at least 100 ms. Default: the processing timeout of this
+   * consumer. Does not settle the message. Throws INVALID_ARGUMENT, and rejects as a settle does.
    */
   extend(duration?: Duration): Promise<void>
 }
@@ -85,8 +87,7 @@ export interface Message<Body = unknown> {
 /** The second argument of a handler. */
 export interface HandlerContext {
   /**
-   * Aborted when the message, or one of the batch, no longer belongs to this consumer, or the worker stops waiting for
-   * the handler.
+   * Aborted when the lease on the message, or on one of the batch, is lost, or when the worker stops waiting for the handler.
    */
   readonly signal: AbortSignal
 }
@@ -96,8 +97,9 @@ const UNREAD = Symbol('unread')
 const OPEN = 0
 const SETTLED = 1
 const LOST = 2
-/** By an atomic step, before it is sent and after. */
+/** An atomic step acknowledges the message, and is not sent yet. */
 const CLAIMED = 3
+/** That step is sent. */
 const SENT = 4
 type LeaseState = typeof OPEN | typeof SETTLED | typeof LOST | typeof CLAIMED | typeof SENT
 
@@ -107,7 +109,7 @@ interface Ending {
   readonly reason: string | undefined
 }
 
-/** How the handlers of messages ended that are claimed by an atomic step. */
+/** How the handlers of claimed messages ended. */
 const ENDINGS = new WeakMap<DeliveredMessage, Ending>()
 
 export class DeliveredMessage implements Message, HandlerContext, Watcher {
@@ -178,12 +180,12 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     return (this.#options ??= readRecordOptions(this.#run.records, this.#at))
   }
 
-  /** What it is called on its subscription. */
+  /** Number of the delivery within its subscription. */
   get tag(): number {
     return (this.#run.firstTag + this.#index) >>> 0
   }
 
-  /** What a log should show of it. */
+  /** The message as a log should show it. */
   toJSON(): object {
     const { queue, offset, id, key, priority, attempt, redelivered, publishedAt, headers, body } = this
     return { queue, offset, id, key, priority, attempt, redelivered, publishedAt, headers, body }
@@ -247,7 +249,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     return refused
   }
 
-  /** Settles as the handler's end says, unless it was settled before or is lost; nobody waits for it. */
+  /** Settles the message with the outcome of its handler, unless it is settled or lost. */
   finish(outcome: Outcome, delayMs?: number, reason?: string, invalid?: boolean): void {
     const { keeper } = this.#run
     const { tag } = this
@@ -261,7 +263,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     keeper.settle(tag, outcome, delayMs, reason, invalid)
   }
 
-  /** Whether it belongs to its consumer by a lease of `keeper`, and is not settled. */
+  /** Whether `keeper` keeps its lease, and the message is not settled. */
   isLeasedBy(keeper: LeaseKeeper): boolean {
     return (
       this.#run.keeper === keeper &&
@@ -270,12 +272,12 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     )
   }
 
-  /** Its lease goes on with another keeper, under this tag. */
+  /** From now on `keeper` keeps its lease, under this tag. */
   rebind(keeper: LeaseKeeper, tag: number): void {
     this.#run = { ...this.#run, keeper, firstTag: (tag - this.#index) >>> 0 }
   }
 
-  /** Wants to be told, by `watcher`, when its lease is lost; or no more. */
+  /** Aborts `watcher` when the lease is lost, until `unwatchedBy`. */
   watchedBy(watcher: Watcher): void {
     this.#run.keeper.watch(watcher)
   }
@@ -284,13 +286,13 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     this.#run.keeper.unwatch(watcher)
   }
 
-  /** Its body was read through a schema. */
+  /** The schema of its queue has made this body of it. */
   read(body: unknown): void {
     this.#body = body
   }
 
   /**
-   * An atomic step on this connection is going to acknowledge it; until `accepted` or `reopen` nothing else settles it.
+   * An atomic step on this connection acknowledges the message. Nothing else settles it until `accepted` or `reopen`.
    * @throws SluiceError ALREADY_SETTLED, LEASE_LOST
    */
   claim(connection: Connection | undefined): void {
@@ -299,7 +301,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     this.#state = CLAIMED
   }
 
-  /** Why an atomic step cannot acknowledge it on this connection, though it has claimed it. */
+  /** Why the atomic step that has claimed the message cannot acknowledge it on this connection. */
   obstacle(connection: Connection): SluiceError | undefined {
     const { keeper } = this.#run
     return keeper.isOn(connection) && keeper.holds(this.tag) ? undefined : leaseLost()
@@ -309,9 +311,9 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     return this.#run.keeper.acknowledgement(this.tag)
   }
 
-  /** The step that has claimed it is sent: from now on it counts as settled. */
+  /** The step that has claimed the message is sent: the message counts as settled. */
   sent(): void {
-    // It goes again, after an earlier batch was refused.
+    // The step is sent again, because an earlier batch was refused.
     if (this.#state === SENT) return
     const { keeper } = this.#run
     this.#state = SENT
@@ -326,7 +328,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     this.#run.keeper.settleClaim(this.tag)
   }
 
-  /** The step had no effect: the message is as it was before, if it still belongs to the consumer. */
+  /** The step had no effect: the message can be settled again, if its lease is not lost. */
   reopen(): void {
     if (this.#state !== CLAIMED && this.#state !== SENT) return
     if (this.#state === SENT) this.#run.keeper.reopenClaim(this.tag, this.alone)
@@ -337,7 +339,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     const ending = ENDINGS.get(this)
     if (ending === undefined) return
     ENDINGS.delete(this)
-    // Its handler did not wait for the step. What it meant to do with the message was not done.
+    // The handler ended without awaiting the step, so its success does not acknowledge the message.
     if (ending.outcome === OUTCOME.ack) this.finish(OUTCOME.retry, undefined, STEP_REFUSED)
     else this.finish(ending.outcome, ending.delayMs, ending.reason)
   }
@@ -346,7 +348,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     return recordSize(this.#run.records, this.#at)
   }
 
-  /** The broker wants it handled with nothing beside it. */
+  /** No other message may be handled at the same time; see `Isolation`. */
   get alone(): boolean {
     return (this.#run.flags & DELIVER_FLAG.alone) !== 0
   }
@@ -360,7 +362,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     return this.#abort.signal
   }
 
-  /** It was not settled, and no longer belongs to the consumer. */
+  /** Whether its lease was lost before it was settled. */
   get isLost(): boolean {
     return !this.#isOpen() && this.#state === LOST
   }
@@ -375,9 +377,9 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
   }
 }
 
-const STEP_REFUSED = 'its atomic step had no effect'
+const STEP_REFUSED = 'The atomic step had no effect.'
 
-/** A reason that a caller gave, as it is sent: no longer than the broker keeps. @throws SluiceError INVALID_ARGUMENT */
+/** Checks a caller's reason, and cuts it to the length that the broker keeps. @throws SluiceError INVALID_ARGUMENT */
 function givenReason(reason: unknown): string | undefined {
   if (reason === undefined) return undefined
   if (typeof reason !== 'string')
@@ -415,7 +417,7 @@ function alreadySettled(message: DeliveredMessage): SluiceError {
 }
 
 /**
- * Thrown by a handler: the message failed and comes back, after `delay` instead of the queue's own back-off.
+ * Thrown by a handler: the attempt failed, and the message is delivered again after `delay` instead of the queue's back-off.
  * @example
  * throw new Retry({ delay: '5m', reason: 'the shop is closed' })
  */
@@ -431,7 +433,7 @@ export class Retry extends Error {
 }
 
 /**
- * Thrown by a handler: the message is given up and kept among the dead letters.
+ * Thrown by a handler: the message becomes a dead letter, with `reason` as its error.
  * @example
  * throw new DeadLetter('no such customer')
  */

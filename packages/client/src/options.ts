@@ -1,4 +1,4 @@
-/** Options as users give them, turned once into full ones: defaults, units, bounds, and no unknown names. */
+/** Turns the options of each call into complete settings: checks names and bounds, applies defaults, converts units. */
 import {
   checkRecordOptions,
   isWellFormed,
@@ -16,7 +16,7 @@ import type { StandardSchemaV1 } from '@standard-schema/spec'
 import { durationMs, parseDuration, type Duration } from './duration.js'
 import { DEFAULT_URL, parseUrl, type Address } from './url.js'
 
-/** What every call takes. */
+/** Options of every call. */
 export interface CallOptions {
   /** Deadline of the call. Default: the client's `timeout`. */
   readonly timeout?: Duration
@@ -26,28 +26,28 @@ export interface CallOptions {
 
 /** Options of `createClient`. */
 export interface ClientOptions {
-  /** Label of this client in the broker's lists and logs, at most 255 bytes. Default: none. */
+  /** Name of this client in the broker's lists and logs, at most 255 bytes. Default: none. */
   readonly name?: string
-  /** Most messages that may be published and not yet confirmed; beyond it `publish` waits. Default 10,000. */
+  /** Most messages that are published and not confirmed; beyond it `publish` waits. 1 to 10,000,000. Default 10,000. */
   readonly maxInFlight?: number
-  /** Most bytes that may be published and not yet confirmed. Default 16 MiB. */
+  /** Most bytes that are published and not confirmed; beyond it `publish` waits. From 1 byte to 4 GiB less 1 byte. Default 16 MiB. */
   readonly maxInFlightBytes?: number
   /**
-   * Most memory of publishes that wait for their place in flight: their bytes, and 512 more for each. One more is refused
-   * with TOO_MANY_WAITING. Default 512 MiB.
+   * Most memory of publishes that wait to be sent: their bytes, and 512 bytes more for each. Beyond it `publish` rejects
+   * with TOO_MANY_WAITING. From 1 byte to 1 TiB. Default 512 MiB.
    */
   readonly maxWaitingBytes?: number
   /** Deadline of each call. Default 30 s. */
   readonly timeout?: Duration
-  /** Interval in which either side must be heard, 100 ms to 5 min. Default 10 s. */
+  /** Interval in which each side must send something, 100 ms to 5 min. Default 10 s. */
   readonly heartbeat?: Duration
 }
 
 /** Options of `connect`. */
 export interface ConnectOptions extends ClientOptions {
-  /** How long `connect` goes on trying where no broker answers; 0: it tries once. Default 5 s. */
+  /** How long `connect` keeps trying when no broker answers; 0 means one attempt. Default 5 s. */
   readonly connectTimeout?: Duration
-  /** Aborts `connect`; it means nothing once connected. */
+  /** Aborts `connect`; has no effect once connected. */
   readonly signal?: AbortSignal
 }
 
@@ -132,13 +132,13 @@ export function connectSettings(
   }
 }
 
-/** A queue and, where a schema was given, the type of its bodies. Made by `queue`. */
+/** A queue, and the type of its bodies. Made by `queue`. */
 export interface Queue<Input = unknown, Output = Input> {
   readonly name: string
   readonly schema?: StandardSchemaV1<Input, Output> | undefined
 }
 
-/** Names a queue: the value that `queue` made, or its name. */
+/** Refers to a queue: by its name, or by a value that `queue` made. */
 export type QueueRef<Input = unknown, Output = Input> = string | Queue<Input, Output>
 
 class QueueValue implements Queue {
@@ -154,14 +154,14 @@ class QueueValue implements Queue {
 /** Options of `queue`. */
 export interface QueueDeclaration<Schema extends StandardSchemaV1 = StandardSchemaV1> {
   /**
-   * Any Standard Schema (Zod, Valibot, ArkType, …). A body is checked when it is published and travels as it was given;
-   * a consumer gets what the schema makes of it. One that does not match becomes a dead letter.
+   * Any Standard Schema (Zod, Valibot, ArkType, …). `publish` checks a body and sends it unchanged. A consumer gets the
+   * output of the schema. A delivered message that does not match becomes a dead letter.
    */
   readonly schema?: Schema
 }
 
 /**
- * Names a queue, as a plain value that modules share; nothing is created at the broker.
+ * Declares a queue as a plain value that modules share. Creates nothing at the broker; see `queues.ensure`.
  *
  * @param name Letters, digits and `. _ - : /`, 1 to 255 bytes, beginning with a letter, a digit or `_`.
  * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT
@@ -198,38 +198,38 @@ export function queueOf(ref: QueueRef): Queue {
 
 /** Options of one message. */
 export interface MessageOptions {
-  /** Deduplicates, as the queue's `unique` says: a second message with the same id is not accepted again. 1 to 255 bytes. */
+  /** Deduplicates: a second message with the same id is not accepted, for as long as the queue's `unique` says. 1 to 255 bytes. */
   readonly id?: string
   /**
-   * What becomes of this message when one with its `id` is known. `'keep'`: nothing, it is a duplicate. `'replace'`: where
-   * that one is scheduled or ready it is cancelled, and this one is accepted with its own delay, in one step; where it is
-   * with a consumer, dead or done, this one is a duplicate. Default `'keep'`.
+   * What happens when the broker knows a message with the same `id`. `'keep'`: this message is a duplicate. `'replace'`: if
+   * the known message is scheduled or ready, it is cancelled and this one is accepted, with its own delay, in one step; if
+   * it is leased, dead or done, this message is a duplicate. Default `'keep'`.
    */
   readonly onDuplicate?: 'keep' | 'replace'
-  /** Orders: messages of one key are handled one after the other; see `keyConcurrency`. 1 to 255 bytes. */
+  /** Messages of one key are handled one after the other; see `keyConcurrency`. 1 to 255 bytes. */
   readonly key?: string
-  /** 0 to 31, higher goes first. Default 0. */
+  /** 0 to 31; messages of a higher priority are delivered first. Default 0. */
   readonly priority?: number
-  /** Delivered no earlier than this long after it was published. Not together with `at`. */
+  /** Earliest delivery, from the time of publishing; at most 100 years. Mutually exclusive with `at`. */
   readonly delay?: Duration
-  /** Delivered no earlier than this; a number is milliseconds since the epoch. */
+  /** Earliest delivery; a number is milliseconds since the epoch. Mutually exclusive with `delay`. */
   readonly at?: Date | number
-  /** Expires this long after it became due, from 1 ms. Default: the queue's `ttl`. */
+  /** Time to live from when the message is due, from 1 ms. Default: the queue's `ttl`. */
   readonly ttl?: Duration
-  /** Text to text, at most 64 of them and 16 KiB: an object, or a Map, Headers or URLSearchParams whose names differ. */
+  /** At most 64 names and values, and 16 KiB: an object, or a Map, Headers or URLSearchParams without repeated names. */
   readonly headers?: Readonly<Record<string, string>> | HeaderEntries
 }
 
-/** Names and their values, such as a Map, fetch's Headers, or URLSearchParams. */
+/** Iterates names and values, as a Map, `Headers` and `URLSearchParams` do. */
 export interface HeaderEntries {
   entries(): Iterable<readonly [name: string, value: string]>
 }
 
-/** What calls take that send messages. */
+/** Options of calls that send messages. */
 export interface SendOptions extends CallOptions {
   /**
-   * While there is no connection to the broker: `'wait'` for one, until the deadline, or `'fail'` at once with OFFLINE.
-   * What was sent waits for its answer in either case. Default `'wait'`.
+   * While there is no connection to the broker: `'wait'` for one until the deadline, or `'fail'` immediately with OFFLINE.
+   * A message that was sent waits for its answer in either case. Default `'wait'`.
    */
   readonly offline?: 'wait' | 'fail'
 }
@@ -252,7 +252,7 @@ const PUBLISH_OPTIONS = [...MESSAGE_OPTIONS, ...SEND_OPTIONS] as const
 const BATCH_MESSAGE_OPTIONS = ['body', ...MESSAGE_OPTIONS] as const
 
 /**
- * The part of the options that travels with the message; undefined when that is nothing.
+ * The options that are stored with the message; undefined if there are none.
  * @throws SluiceError INVALID_ARGUMENT, INVALID_PRIORITY, INVALID_DELAY, INVALID_TTL, INVALID_KEY, INVALID_ID,
  * INVALID_HEADERS, OPTION_CONFLICT
  */
@@ -293,7 +293,7 @@ export function recordOptions(
   return record
 }
 
-// A copy of own properties, so that what is counted is what is written. @throws SluiceError INVALID_HEADERS
+// A copy of the own properties, so that the headers that are counted are those that are written. @throws SluiceError INVALID_HEADERS
 function plainHeaders(headers: unknown): Readonly<Record<string, string>> {
   if (typeof headers === 'object' && headers !== null) {
     const prototype: unknown = Object.getPrototypeOf(headers)
@@ -302,7 +302,7 @@ function plainHeaders(headers: unknown): Readonly<Record<string, string>> {
       if (symbol === undefined) return { ...headers }
       throw new SluiceError('INVALID_HEADERS', `The name of a header is ${shown(symbol)}; it must be text.`)
     }
-    // Not so an array or a Set: what those iterate is no entry.
+    // This excludes arrays and Sets, which do not iterate entries.
     const { entries, [Symbol.iterator]: iterator } = headers as Partial<HeaderEntries & Iterable<unknown>>
     if (entries !== undefined && (entries as unknown) === iterator)
       return collectedHeaders((headers as HeaderEntries).entries())
@@ -340,9 +340,9 @@ export interface PublishAllResult {
 
 /** Options of `publishAll`. */
 export interface PublishAllOptions extends CallOptions {
-  /** Most messages that are read and not yet confirmed, 1 to 10,000,000. Default: the client's `maxInFlight`. */
+  /** Most messages that are read and not confirmed, 1 to 10,000,000. Default: the client's `maxInFlight`. */
   readonly concurrency?: number
-  /** Called after each 1,000 messages that were confirmed, and at the end. */
+  /** Called after every 1,000 confirmed messages, and at the end. */
   readonly onProgress?: (progress: PublishAllResult) => void
 }
 
@@ -368,50 +368,50 @@ export function batchRecordOptions(message: BatchMessage): RecordOptions | undef
 
 /** Options of `consume`. */
 export interface ConsumeOptions {
-  /** Most handlers at a time, 1 to 65,535. Default 1. */
+  /** Most handlers that run at the same time, 1 to 65,535. Default 1. */
   readonly concurrency?: number
-  /** Most messages held and not settled, those in handlers included. Default twice what the handlers take at a time. */
+  /** Most unsettled messages that this consumer has, including those in handlers, 1 to 65,535. Default: twice `concurrency` times `batch.size`. */
   readonly prefetch?: number
-  /** Most bytes held and not settled; a larger message comes alone. Default 16 MiB. */
+  /** Most bytes of unsettled messages; a larger message is delivered alone. Default 16 MiB. */
   readonly prefetchBytes?: number
-  /** How long a message may be handled before it is taken away, from 100 ms. Default: as its queue says. */
+  /** How long a message may be handled before its lease is lost, from 100 ms. Default: the queue's `processingTimeout`. */
   readonly processingTimeout?: Duration
   /**
-   * `'key'`: messages of one key are handled one after the other, in their order, also when several of them are held;
-   * other keys go past them. Default: in any order.
+   * `'key'`: this worker handles messages of one key one after the other, in their order, even if the queue's
+   * `keyConcurrency` allows more; other keys pass them. Default: in any order.
    */
   readonly ordering?: 'key'
   readonly batch?: undefined
   /**
-   * What happens while the queue does not exist, also when it is deleted: `'wait'` for it, after a warning, or `'fail'`.
-   * Default `'wait'`.
+   * What happens when the queue does not exist or is deleted: `'wait'` until it exists, after the event `waiting`, or
+   * `'fail'`. Default `'wait'`.
    */
   readonly missing?: 'wait' | 'fail'
-  /** Closes the worker when it is aborted. */
+  /** Closes the worker. */
   readonly signal?: AbortSignal
 }
 
 /** Options of `consume` with a handler that takes several messages at a time. */
 export interface BatchConsumeOptions extends Omit<ConsumeOptions, 'batch'> {
   readonly batch: {
-    /** Most messages that a handler gets, 1 to 65,535. With `ordering: 'key'` they have different keys. */
+    /** Most messages in one batch, 1 to 65,535. With `ordering: 'key'` they have different keys. */
     readonly size: number
-    /** How long the first of them may wait for others. Default 0: a handler that is free takes what is there. */
+    /** How long the first message may wait for others. Default 0: a free handler gets the messages that have arrived. */
     readonly wait?: Duration
   }
 }
 
 /** Options of `messages`. */
 export interface MessagesOptions {
-  /** Most messages held and not settled, 1 to 65,535. Default 10. */
+  /** Most unsettled messages that this iterator has, 1 to 65,535. Default 10. */
   readonly prefetch?: number
-  /** Most bytes held and not settled; a larger message comes alone. Default 16 MiB. */
+  /** Most bytes of unsettled messages; a larger message is delivered alone. Default 16 MiB. */
   readonly prefetchBytes?: number
-  /** How long a message may be handled before it is taken away, from 100 ms. Default: as its queue says. */
+  /** How long a message may be handled before its lease is lost, from 100 ms. Default: the queue's `processingTimeout`. */
   readonly processingTimeout?: Duration
   /**
-   * What happens while the queue does not exist, also when it is deleted: `'wait'` for it, after a warning, or `'fail'`.
-   * Default `'wait'`.
+   * What happens when the queue does not exist or is deleted: `'wait'` until it exists, after the event `waiting`, or
+   * `'fail'`. Default `'wait'`.
    */
   readonly missing?: 'wait' | 'fail'
   /** Ends the iteration with ABORTED. */
@@ -422,17 +422,18 @@ export interface MessagesOptions {
 export interface PullOptions extends CallOptions {
   /** Most messages, 1 to 65,535. Default 1. */
   readonly max?: number
-  /** How long to wait for the first message. Default 0: what is ready now. */
+  /** How long to wait for the first message. Default 0: only messages that are ready now. */
   readonly wait?: Duration
-  /** How long a message may be handled before it is taken away, from 100 ms. Default: as its queue says. */
+  /** How long a message may be handled before its lease is lost, from 100 ms. Default: the queue's `processingTimeout`. */
   readonly processingTimeout?: Duration
 }
 
+/** What a worker or an iterator asks the broker for. */
 export interface ConsumerSettings {
   readonly concurrency: number
   readonly messages: number
   readonly bytes: number
-  /** Undefined: the queue's own. */
+  /** Undefined: as the queue says. */
   readonly processingTimeoutMs: number | undefined
   /** Waits for a queue that does not exist. */
   readonly waitsForQueue: boolean
@@ -442,9 +443,9 @@ const PREFETCH_BYTES_DEFAULT = 16 * 1024 * 1024
 const MESSAGES_PREFETCH_DEFAULT = 10
 const CONSUMER_OPTIONS = ['prefetch', 'prefetchBytes', 'processingTimeout', 'missing', 'signal'] as const
 
-/** What a worker takes, and how it hands it out. */
+/** Settings of a worker, with how it calls its handlers. */
 export interface WorkerSettings extends ConsumerSettings {
-  /** Messages of one key go one after the other. */
+  /** Messages of one key are handled one after the other. */
   readonly ordered: boolean
   readonly batch: { readonly size: number; readonly waitMs: number } | undefined
 }
@@ -499,13 +500,13 @@ export function streamSettings(options: MessagesOptions): ConsumerSettings {
   }
 }
 
-/** What a pull asks for. */
+/** Settings of a pull. */
 export interface PullSettings {
   readonly max: number
   readonly waitMs: number
-  /** Undefined: the queue's own. */
+  /** Undefined: as the queue says. */
   readonly processingTimeoutMs: number | undefined
-  /** How long the broker may be late. */
+  /** How long the broker may take to answer after `waitMs`. */
   readonly timeoutMs: number
   readonly signal: AbortSignal | undefined
 }
@@ -542,7 +543,7 @@ function prefetchBytes(value: number | undefined): number {
   return whole('prefetchBytes', value ?? PREFETCH_BYTES_DEFAULT, 1, LIMITS.creditBytesMax)
 }
 
-/** Milliseconds since the epoch of a time. @throws SluiceError `code` */
+/** A time as milliseconds since the epoch. @throws SluiceError `code` */
 export function timeMs(name: string, value: unknown, code: ErrorCode = 'INVALID_ARGUMENT'): number {
   const ms = value instanceof Date ? value.getTime() : value
   if (typeof ms !== 'number' || !Number.isInteger(ms) || ms < 0 || ms >= 2 ** 48) {
@@ -554,27 +555,27 @@ export function timeMs(name: string, value: unknown, code: ErrorCode = 'INVALID_
   return ms
 }
 
-/** Whether a call fails where there is no connection. @throws SluiceError INVALID_ARGUMENT */
+/** Whether a call fails when there is no connection. @throws SluiceError INVALID_ARGUMENT */
 export function failsOffline({ offline }: SendOptions): boolean {
   if (offline === undefined || offline === 'wait') return false
   if (offline === 'fail') return true
   throw new SluiceError('INVALID_ARGUMENT', `\`offline\` is ${shown(offline)}; it must be "wait" or "fail".`)
 }
 
-/** The deadline that a call has by itself, or the client's. */
+/** The timeout of the call, or the default. */
 export function timeoutOf(options: CallOptions | undefined, defaultMs: number): number {
   return options?.timeout === undefined ? defaultMs : parseDuration(options.timeout, 'timeout')
 }
 
-/** The timeout of `close`, or the client's. @throws SluiceError INVALID_ARGUMENT */
+/** The timeout of `close`, or the default. @throws SluiceError INVALID_ARGUMENT */
 export function closeTimeoutMs(options: { readonly timeout?: Duration }, defaultMs: number): number {
   onlyKnown('close', options, ['timeout'])
   return timeoutOf(options, defaultMs)
 }
 
 /**
- * A misspelt option must not be silently without effect.
- * @throws SluiceError INVALID_ARGUMENT, NOT_SUPPORTED for options that a later version has
+ * Refuses unknown options: a misspelt option must not be ignored silently.
+ * @throws SluiceError INVALID_ARGUMENT, NOT_SUPPORTED for options of a later version
  */
 export function onlyKnown(
   call: string,

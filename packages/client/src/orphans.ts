@@ -1,21 +1,21 @@
 /**
- * Messages whose leases are lost, or may be, while their handlers still run in this process. None of them is handed to
- * a second handler meanwhile, and in order of keys no other of its key: who is delivered one sets it aside until the
- * handler has ended.
+ * Messages and keys of orphaned handlers: handlers that still run in this process although their leases are lost, or may
+ * be. A message that is delivered again is set aside until its orphaned handler has ended, and so is, where keys are
+ * ordered, any message of the same key.
  *
- * Invariant: a queue is listed as long as it has a handler of that kind, so that mostly there is nothing to look at.
+ * Invariant: only queues with orphaned handlers are in the map, so that usually there is nothing to look up.
  */
 
-/** How long a message waits at first for the handler that has it, and at most. */
+/** First and longest time that a message waits for its orphaned handler. */
 const PATIENCE_MS = 1_000
 const PATIENCE_MS_MAX = 60_000
 
-/** A message by its offset, or all messages of a key. */
+/** A message, by its offset; or all messages of a key. */
 export type Held = number | string
 
 interface Waiting {
   handlers: number
-  /** How often a message was released because the handler had not ended. */
+  /** Number of times that a message was released because the handler had not ended. */
   releases: number
   /** Called once, when the last handler has ended. */
   readonly wakes: Set<() => void>
@@ -24,7 +24,7 @@ interface Waiting {
 export class Orphans {
   readonly #queues = new Map<string, Map<Held, Waiting>>()
 
-  /** A handler runs that holds these; the result is to be called when it has ended. */
+  /** Registers an orphaned handler with what it holds. The caller calls the result when the handler has ended. */
   begin(queue: string, held: readonly Held[]): () => void {
     let all = this.#queues.get(queue)
     if (all === undefined) this.#queues.set(queue, (all = new Map()))
@@ -49,7 +49,7 @@ export class Orphans {
     for (const wake of woken) wake()
   }
 
-  /** Whether a handler of the queue runs whose lease may be lost. */
+  /** Whether the queue has an orphaned handler. */
   has(queue: string): boolean {
     return this.#queues.has(queue)
   }
@@ -58,20 +58,20 @@ export class Orphans {
     return this.#queues.get(queue)?.has(one) === true
   }
 
-  /** Calls `wake` once when `one`, which is held, no longer is, unless it is released before. */
+  /** Calls `wake` once, when no handler holds `one` any more. `one` must be held. */
   wait(queue: string, one: Held, wake: () => void): void {
     this.#queues.get(queue)?.get(one)?.wakes.add(wake)
   }
 
-  /** `wake` waits for `one` no more: its message is released. */
+  /** The message that waited for `one` is released, so `wake` is not called. */
   released(queue: string, one: Held, wake: () => void): void {
     const waiting = this.#queues.get(queue)?.get(one)
     if (waiting?.wakes.delete(wake) === true) waiting.releases++
   }
 
   /**
-   * Milliseconds for which a message waits for `one` before it is released. Doubles with each release, because a message
-   * that came back to this process was wanted by no other.
+   * How long a message waits for `one` before it is released. Doubles with each release, because a message that is delivered
+   * to this process again has no other consumer.
    */
   patienceMs(queue: string, one: Held): number {
     const releases = this.#queues.get(queue)?.get(one)?.releases ?? 0

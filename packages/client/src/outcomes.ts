@@ -1,11 +1,10 @@
 /**
- * How a call fails whose outcome the broker decides: which refusals concern a batch as a whole, and which error says
- * that something was not sent, was refused, or may have been accepted. The producer, and every call with a signal or a
- * deadline, rejects with these.
+ * Errors of calls whose outcome the broker decides: the call was not sent, was refused, or may have been accepted. Also
+ * which refusals concern a batch as a whole. The producer, and every call with a signal or a deadline, rejects with these.
  */
 import { faultError, SluiceError, type Fault } from '@sluice/protocol'
 
-// Refusals that hold for the queue or the number, whatever the messages are: no message fares better by itself.
+// Refusals because of the queue or the number: each message would be refused by itself too.
 const ABOUT_THE_BATCH: ReadonlySet<string> = new Set([
   'QUEUE_NOT_FOUND',
   'QUEUE_DELETED',
@@ -14,29 +13,29 @@ const ABOUT_THE_BATCH: ReadonlySet<string> = new Set([
   'NUMBER_REUSED',
 ])
 
-// A limit that the batch is above, and that some of its messages may keep by themselves.
+// Limits that a whole batch may exceed, and some of its messages by themselves may not.
 const ABOUT_ROOM: ReadonlySet<string> = new Set(['QUEUE_FULL', 'DEDUP_FULL'])
 
-/** Whether messages of the batch that was refused may be accepted by themselves. */
+/** Whether messages of a refused batch may be accepted by themselves. */
 export function isAboutOneMessage(fault: Fault): boolean {
   return ABOUT_ROOM.has(fault.code) || (!fault.retryable && !ABOUT_THE_BATCH.has(fault.code))
 }
 
-/** What the broker refused. */
+/** The error for a refusal by the broker. */
 export function refusal(fault: Fault): SluiceError {
   return fault.code === 'UNKNOWN_OUTCOME'
     ? new SluiceError(fault.code, fault.message, { ...fault, outcome: 'unknown' })
     : faultError(fault)
 }
 
-/** What was sent, and the broker's answer will never come. */
+/** The call was sent, and can no longer be answered. */
 export function unknownOutcome(why: string): SluiceError {
-  return new SluiceError('UNKNOWN_OUTCOME', `What was sent may have been accepted or not: ${why}.`, {
+  return new SluiceError('UNKNOWN_OUTCOME', `The broker may have accepted the publish or not: ${why}.`, {
     outcome: 'unknown',
   })
 }
 
-/** What a call rejects with that does not wait for a connection. */
+/** A call that does not wait for a connection found none. */
 export function noConnection(): SluiceError {
   return new SluiceError('OFFLINE', 'There is no connection to the broker; nothing was sent.')
 }
@@ -51,7 +50,7 @@ export function overdue(sent: boolean): SluiceError {
   )
 }
 
-/** What a call rejects with whose signal was aborted. */
+/** The signal of a call was aborted. */
 export function aborted(signal: AbortSignal, sent: boolean): SluiceError {
   const options = { cause: signal.reason as unknown }
   return new SluiceError(

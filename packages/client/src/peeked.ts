@@ -1,6 +1,6 @@
 /**
- * Messages as PEEK shows them: nobody has a lease on them, and they may have changed since. Body, options and origin
- * are decoded when they are first read.
+ * Messages as PEEK shows them, without a lease: they may have changed since. Body, options and origin are decoded when
+ * they are first read.
  */
 import {
   checkRecords,
@@ -25,62 +25,62 @@ export interface Origin {
   readonly queue: string
   readonly offset: number | undefined
   readonly publishedAt: Date | undefined
-  /** Why it was dead there; undefined when it was not. */
+  /** Why it was dead there; undefined if it was not. */
   readonly reason: DeathName | undefined
-  /** What went wrong there, for a person. */
+  /** What went wrong there, as text. */
   readonly error: string | undefined
   readonly diedAt: Date | undefined
-  /** Tries there. */
+  /** Number of attempts there. */
   readonly attempts: number | undefined
-  /** How often it was brought back from the dead. */
+  /** Number of times that it was redriven. */
   readonly redrives: number | undefined
 }
 
-/** A message in its queue, as it was when it was looked at. Looking takes no lease. */
+/** A message in its queue, as it was at the time of the call. Peeking takes no lease. */
 export interface PeekedMessage<Body = unknown> {
-  /** Name of its queue. */
+  /** Name of the queue. */
   readonly queue: string
-  /** Its place in the queue, from 0. */
+  /** Position of the message in the queue, from 0. */
   readonly offset: number
-  /** As it was published; decoded when it is first read. Throws SluiceError INVALID_BODY where that fails. */
+  /** The body as published, decoded when it is first read; throws SluiceError INVALID_BODY if that fails. */
   readonly body: Body
   readonly id: string | undefined
   readonly key: string | undefined
-  /** 0 to 31, higher goes first. */
+  /** 0 to 31; messages of a higher priority are delivered first. */
   readonly priority: number
   readonly headers: Readonly<Record<string, string>>
   readonly state: MessageState
-  /** Why it is dead; undefined when it is not. */
+  /** Why it is dead; undefined if it is not. */
   readonly reason: DeathName | undefined
-  /** Of a dead message, what its consumer said, for a person; undefined when nothing was said. */
+  /** For a dead message, the reason that its consumer gave; undefined if it gave none. */
   readonly error: string | undefined
-  /** Tries so far, since it was published or last brought back from the dead. */
+  /** Number of attempts since it was published or last redriven. */
   readonly attempts: number
-  /** Tries in all. */
+  /** Number of all attempts. */
   readonly totalAttempts: number
-  /** How often it was brought back from the dead. */
+  /** Number of times that it was redriven. */
   readonly redrives: number
   readonly publishedAt: Date
-  /** Ready: since when it can be delivered. */
+  /** When a ready message became ready. */
   readonly readySince: Date | undefined
-  /** Scheduled: when it becomes ready. */
+  /** When a scheduled message becomes ready. */
   readonly dueAt: Date | undefined
-  /** Leased: when it was delivered. */
+  /** When a leased message was delivered. */
   readonly leasedAt: Date | undefined
-  /** Leased: the name that its consumer's client gave itself. */
+  /** Name of the client that has the lease. */
   readonly holder: string | undefined
-  /** Dead: since when. */
+  /** When a dead message died. */
   readonly diedAt: Date | undefined
-  /** When its time to live is over; undefined: never. */
+  /** When it expires; undefined if it does not. */
   readonly expiresAt: Date | undefined
-  /** Where it was before, when it was moved or copied here. */
+  /** Where it was before it was moved or copied to this queue. */
   readonly origin: Origin | undefined
 }
 
-/** Some messages of a queue, by offset. */
+/** A page of messages of a queue, by offset. */
 export interface MessagePage<Body = unknown> {
   readonly messages: PeekedMessage<Body>[]
-  /** Where the next page begins: goes into `from`. Undefined: nothing is behind. */
+  /** Offset of the next page, for `from`; absent on the last page. */
   readonly next?: number
 }
 
@@ -187,7 +187,7 @@ class Peeked implements PeekedMessage {
     return originOf(this.headers)
   }
 
-  /** What a log should show of it: all that is there. */
+  /** The message as a log should show it. */
   toJSON(): object {
     const { queue, offset, state, id, key, priority, attempts, totalAttempts, redrives } = this
     const { publishedAt, readySince, dueAt, leasedAt, holder, diedAt, expiresAt, reason, error } = this
@@ -208,7 +208,7 @@ function textOf(text: string): string | undefined {
   return text === '' ? undefined : text
 }
 
-/** What the broker wrote on a message that it moved; anybody can publish such headers, so nothing is relied on. */
+/** The origin that the broker writes to a message that it moves. Any client can publish such headers, so all are checked. */
 function originOf(headers: Readonly<Record<string, string>>): Origin | undefined {
   const queue = headers[ORIGIN_HEADERS.queue]
   if (queue === undefined) return undefined
@@ -235,7 +235,7 @@ function timeOf(text: string | undefined): Date | undefined {
   return ms === undefined ? undefined : new Date(ms)
 }
 
-/** MESSAGES, about the queue of this name. */
+/** Reads MESSAGES, the answer about the queue of this name. */
 export function messagesAnswer<Body>(queue: string): Answer<MessagePage<Body>> {
   return {
     opcode: OP.MESSAGES,
@@ -255,5 +255,5 @@ export function messagesAnswer<Body>(queue: string): Answer<MessagePage<Body>> {
 }
 
 function malformed(what: string): SluiceError {
-  return new SluiceError('MALFORMED_FRAME', `MESSAGES is not acceptable. ${what}`)
+  return new SluiceError('MALFORMED_FRAME', `The broker sent a malformed MESSAGES. ${what}`)
 }

@@ -1,6 +1,6 @@
 /**
- * Publishing: records are encoded straight into the open batch of their queue; at the end of the turn batches are
- * numbered, sealed and sent, as far as the window allows. Atomic steps take their turn among them.
+ * Publishes. Records are encoded into the open batch of their queue. At the end of the turn, batches are numbered, sealed
+ * and sent, as far as the window allows. Atomic steps are sent among them, in order.
  *
  * Invariant: `#waiting` has what was not sent, oldest first, and `#inFlight` what was. Only from `#waiting` is a message
  * withdrawn by a deadline or a signal.
@@ -33,14 +33,14 @@ import { Step } from './step.js'
 import { Waiters } from './waiters.js'
 
 /**
- * What one turn publishes is sent before its end each time it comes to so much: the broker parses and writes it while
- * the rest is being encoded. With 1,000 of 128 bytes in flight that gave 5 % more publishes a second than one write a
- * turn; with 16 KiB it gave less, for every write is a commit more.
+ * When one turn has published this many bytes, they are sent before its end, so that the broker parses and writes them
+ * while the rest is encoded. With 1,000 messages of 128 bytes in flight, this gave 5 % more publishes per second than one
+ * write per turn. 16 KiB gave fewer, because each write is one more commit.
  */
 const AHEAD_BYTES = 48 * 1024
-/** What a caller that waits takes beside the bytes of its message: a promise, its functions, its deadline. */
+/** Memory of a waiting caller besides the bytes of its message: a promise, its functions, its deadline. */
 const CALLER_BYTES = 512
-/** Names of queues that are kept while nothing is published to them. */
+/** Lanes that are kept while nothing is published to them. */
 const QUEUES_KEPT = 16_384
 
 // The executor of every publish: no closure is made per message.
@@ -55,21 +55,21 @@ export class Producer {
   readonly #deadlines: Deadlines
   readonly #schedule: () => void
   readonly #sendAhead: () => void
-  /** Since the last `flush`. */
+  /** Bytes published since the last `flush`. */
   #gatheredBytes = 0
   #identity = randomBytes(PRODUCER_IDENTITY_BYTES)
   readonly #inFlight: InFlight
-  /** Not sent, oldest first. */
+  /** Not sent yet, oldest first. */
   readonly #waiting = new Fifo<Sending>()
   #waitingBytes = 0
-  /** Of some of these all callers have gone. */
+  /** Some of `#waiting` have no caller left. */
   #hasWithdrawn = false
-  /** By name. One without an open batch stays: to look for a queue is most of what a message to it costs. */
+  /** By queue. A lane without an open batch is kept, because a new lane costs more than the message. */
   readonly #lanes = new Map<string, Lane>()
   #lanesMax = QUEUES_KEPT
   #last: Batch | undefined
   readonly #drafts = new Drafts()
-  /** Time as of this turn; 0: not yet read. */
+  /** Time of this turn; 0 if not read yet. */
   #turnMs = 0
   #frameBytesMax: number = LIMITS.frameBytesMax
   #batchBytes: number = LIMITS.batchBytesTarget
@@ -77,7 +77,7 @@ export class Producer {
   #closed: SluiceError | undefined
   readonly #idle = new Waiters()
 
-  /** `schedule` asks for a `flush` at the end of the turn, `sendAhead` for one now. */
+  /** `schedule` requests a `flush` at the end of the turn, `sendAhead` one now. */
   constructor(settings: Settings, deadlines: Deadlines, schedule: () => void, sendAhead: () => void) {
     this.#settings = settings
     this.#deadlines = deadlines
@@ -97,7 +97,7 @@ export class Producer {
     return this.#inFlight.acceptedNumber
   }
 
-  /** Publishes that have not been answered, sent or not. */
+  /** Number of unanswered publishes, sent or not. */
   get pending(): number {
     let callers = 0
     for (const sending of this.#inFlight.values()) callers += sending.live
@@ -105,7 +105,7 @@ export class Producer {
     return callers
   }
 
-  /** Takes one message; the promise is settled by the broker's answer. @throws SluiceError INVALID_NAME among others */
+  /** Publishes one message. The answer of the broker settles the promise. @throws SluiceError INVALID_NAME among others */
   publish(
     queue: string,
     body: unknown,
@@ -114,7 +114,7 @@ export class Producer {
     signal: AbortSignal | undefined,
     failsOffline = false,
   ): Promise<Receipt> {
-    // To read a body can call code of the user, which may publish or close: nothing else is looked at before.
+    // Reading a body can call code of the user, which may publish or close. So the body is read before any state.
     const contentType = contentTypeOf(body)
     const payload = payloadOf(body, contentType)
     this.#admit(signal)
@@ -130,7 +130,7 @@ export class Producer {
     }
     const bytesMax = this.#recordsBytesMax(options)
     if (batch.count > 0 && end - batch.recordsAt > bytesMax) {
-      // It does not fit any more: it becomes the first of the next batch.
+      // The record does not fit, and becomes the first of the next batch.
       const full = batch
       this.#close(full)
       batch = this.#openBatch(queue)
@@ -147,13 +147,13 @@ export class Producer {
     return promise
   }
 
-  // How long the records of a batch get that a message with these options is the last of.
+  // Size at which a batch is closed, after a message with these options.
   #recordsBytesMax(options: RecordOptions | undefined): number {
     const isScheduled = options !== undefined && (options.delayMs !== undefined || options.atMs !== undefined)
     return (isScheduled ? LIMITS.batchBytesScheduledTarget : this.#batchBytes) - BATCH_HEADER_BYTES
   }
 
-  /** Takes messages that are accepted or refused together. @throws SluiceError */
+  /** Publishes messages that are accepted or refused together. @throws SluiceError */
   publishBatch(
     queue: string,
     messages: readonly { readonly body: unknown; readonly options: RecordOptions | undefined }[],
@@ -164,7 +164,7 @@ export class Producer {
     if (messages.length > LIMITS.batchCountMax) {
       throw new SluiceError(
         'BATCH_TOO_LARGE',
-        `A batch of ${messages.length} messages was given; at most ${LIMITS.batchCountMax} fit.`,
+        `The batch has ${messages.length} messages; it must have at most ${LIMITS.batchCountMax}.`,
       )
     }
     const batch = new Batch(queue, true, this.#drafts.take())
@@ -186,7 +186,7 @@ export class Producer {
     return this.#enqueue(batch, [queue], timeoutMs, signal, failsOffline) as Promise<Receipt[]>
   }
 
-  /** Takes an atomic step. @throws SluiceError */
+  /** Sends an atomic step. @throws SluiceError */
   perform(
     step: Step,
     timeoutMs: number,
@@ -211,7 +211,7 @@ export class Producer {
     )
   }
 
-  /** A part of it, of so many bytes, waits from now on. */
+  /** `bytes` more bytes of `sending` wait from now on. */
   #waits(sending: Sending, bytes: number): void {
     const more = bytes + CALLER_BYTES
     sending.waitingBytes += more
@@ -230,7 +230,7 @@ export class Producer {
     signal: AbortSignal | undefined,
     failsOffline: boolean,
   ): Promise<unknown> {
-    // What was published before goes before.
+    // Batches that were opened earlier are sent first.
     for (const queue of queues) {
       const earlier = this.#lanes.get(queue)?.open
       if (earlier !== undefined) this.#close(earlier)
@@ -241,7 +241,7 @@ export class Producer {
     return this.#wait(sending, timeoutMs, signal, failsOffline)
   }
 
-  /** A record by itself, for an atomic step. @throws SluiceError */
+  /** Encodes a single record, for an atomic step. @throws SluiceError */
   record(body: unknown, options: RecordOptions | undefined): Uint8Array {
     return this.#drafts.record(body, options)
   }
@@ -294,7 +294,7 @@ export class Producer {
     if (this.#last === batch) this.#last = undefined
   }
 
-  // It was opened for a message that was refused: nothing is going to be sent that would take it out.
+  // The batch was opened for a message that was refused. It is empty, and would wait without end.
   #discard(batch: Batch): void {
     this.#close(batch)
     this.#waiting.pop()
@@ -312,7 +312,7 @@ export class Producer {
     )
   }
 
-  /** A connection is open: what it allows, and everything unanswered again before anything new. */
+  /** A connection is open: applies its limits, and sends everything unanswered again before anything new. */
   attach(connection: Connection, ok: HelloOk): void {
     this.#frameBytesMax = ok.frameBytesMax
     this.#drafts.messageBytesMax = ok.messageBytesMax
@@ -320,7 +320,7 @@ export class Producer {
     this.#inFlight.attach(connection, ok)
   }
 
-  /** Sends what the window lets through, all of it as one chunk. */
+  /** Sends all that the window admits, as one chunk. */
   flush(connection: Connection | undefined): void {
     this.#turnMs = 0
     this.#gatheredBytes = 0
@@ -330,7 +330,7 @@ export class Producer {
     }
     const inFlight = this.#inFlight
     if (!inFlight.resume(connection)) return
-    this.#sendAnew()
+    this.#requeueRefused()
     const batches: Sending[] = []
     let bytes = 0
     while (this.#waiting.length > 0) {
@@ -371,10 +371,9 @@ export class Producer {
   }
 
   /**
-   * Which batch it follows in its queue: the latest that is split when it is refused, or that follows one itself: that is
-   * refused too when its caller was told that the first one failed for good. The broker refuses what follows a refused one,
-   * so that nothing overtakes what is sent again. A step that follows one in any queue is followed in all
-   * of its queues.
+   * Sets the batch that `sending` follows in its queue: the latest that is split when it is refused, or that follows
+   * another itself. The broker refuses whatever follows a refused batch, so that nothing overtakes messages that are sent
+   * again. A step that follows a batch in any queue is followed in all of its queues.
    */
   #chain(sending: Sending): void {
     const { number } = sending
@@ -450,30 +449,30 @@ export class Producer {
     this.#answered()
   }
 
-  /** What was refused waits again, in the order of its numbers, which is that of the calls, before all that is new. */
-  #sendAnew(): void {
+  /** Refused sendings wait again, before all new ones. The order of their numbers is the order of the calls. */
+  #requeueRefused(): void {
     const refused = this.#inFlight.takeRefused()
     if (refused.length === 0) return
-    const anew: Sending[] = []
+    const again: Sending[] = []
     for (const { sending, goesAgain } of refused) {
-      if (goesAgain === 'split' && sending instanceof Batch) anew.push(...sending.split())
+      if (goesAgain === 'split' && sending instanceof Batch) again.push(...sending.split())
       else if (sending.live === 0) sending.refused()
       else {
         sending.unsend()
-        anew.push(sending)
+        again.push(sending)
       }
     }
-    for (const sending of anew) this.#waits(sending, sending.end)
-    this.#waiting.replace([...anew, ...this.#waiting])
+    for (const sending of again) this.#waits(sending, sending.end)
+    this.#waiting.replace([...again, ...this.#waiting])
   }
 
-  // There may be room in the window now, or nothing left to wait for.
+  // The window may have room now, or everything may be answered.
   #answered(): void {
     if (this.#waiting.length > 0 || this.#inFlight.isBehind) this.#schedule()
     else this.#notifyIdle()
   }
 
-  /** One caller has its answer; what was sent stays in the window, what was not sent is withdrawn. */
+  /** One caller stops waiting. If `sending` was sent, it stays in the window; if not, the message is withdrawn. */
   #giveUp(sending: Sending, index: number, error: SluiceError): void {
     if (!sending.giveUp(index, error)) return
     this.#hasWithdrawn = true
@@ -483,7 +482,7 @@ export class Producer {
   readonly #aborted = (sending: Sending, index: number, signal: AbortSignal): void =>
     this.#giveUp(sending, index, aborted(signal, sending.number !== 0))
 
-  /** There is no connection, or none that takes anything: what was not sent fails, of callers that do not wait for another. */
+  /** No connection accepts work: unsent publishes fail, if their caller does not wait for a connection. */
   offline(): void {
     for (const sending of this.#waiting) {
       const { failsOffline } = sending
@@ -504,7 +503,7 @@ export class Producer {
     return nextMs
   }
 
-  // Without a connection nothing else would take them out of memory.
+  // Without a connection, nothing else would remove them from memory.
   #dropWithdrawn(): void {
     if (!this.#hasWithdrawn) return
     this.#hasWithdrawn = false
@@ -533,10 +532,10 @@ export class Producer {
     return nextMs
   }
 
-  /** The broker has lost this producer's numbers: what was sent cannot be told apart from what is new. */
+  /** The broker has lost the numbers of this producer, so it would not recognize what is sent again. */
   renew(): void {
-    // What is known to be refused was not accepted, whatever the broker has lost.
-    this.#sendAnew()
+    // A refused sending was not accepted, whatever the broker has lost.
+    this.#requeueRefused()
     const sent = this.#inFlight.drain()
     this.#inFlight.restart()
     this.#identity = randomBytes(PRODUCER_IDENTITY_BYTES)
@@ -546,7 +545,7 @@ export class Producer {
     this.#answered()
   }
 
-  /** Resolves when nothing is unanswered and nothing waits. */
+  /** Resolves when nothing waits and nothing is unanswered. */
   idle(): Promise<void> {
     if (this.#inFlight.size === 0 && this.#waiting.length === 0) return Promise.resolve()
     return this.#idle.wait()
@@ -556,7 +555,7 @@ export class Producer {
     if (this.#inFlight.size === 0 && this.#waiting.length === 0) this.#idle.notify()
   }
 
-  /** Counts everything anew and compares. @throws Error naming what differs */
+  /** Recounts everything and compares. @throws Error naming what differs */
   invariants(): void {
     this.#drafts.invariants()
     this.#inFlight.invariants()
@@ -588,7 +587,7 @@ export class Producer {
       differs('it is idle, and something waits for that')
   }
 
-  /** Rejects what is left and everything that follows. */
+  /** Rejects all pending publishes, and all later ones. */
   close(error: SluiceError): void {
     if (this.#closed !== undefined) return
     this.#closed = error

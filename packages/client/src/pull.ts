@@ -1,9 +1,9 @@
 /**
- * Pulling: one subscription a queue, kept for the next pull for a short time, without credit between pulls. Pulls are
- * served one after the other, so that each knows which deliveries are its own.
+ * Pulls. Each queue has one subscription, which is kept for a short time for the next pull, without credit. Pulls are
+ * served one after the other, so that each knows which deliveries are for it.
  *
- * A pull raises the subscription's limit by what it wants. At the first delivery, or when its wait is over, it drains:
- * the broker sends what it can at once and then says that nothing more comes.
+ * A pull raises the limit of the subscription by `max`. At the first delivery, or when its wait has passed, it drains the
+ * subscription: the broker delivers what it can at once, and then answers that nothing more follows.
  */
 import { LIMITS, SluiceError, Timer } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
@@ -30,7 +30,7 @@ class Pull implements PullSettings {
   timer: Timer | undefined
   onAbort: (() => void) | undefined
   waitIsOver = false
-  /** The caller has been told; what still comes is given back. */
+  /** The caller has its error; later deliveries are released. */
   abandoned = false
   #isOver = false
 
@@ -61,14 +61,14 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
   readonly #session: Session
   readonly queue: string
   #subscription: Subscription | undefined
-  /** The processing timeout that it was made with. */
+  /** The processing timeout of `#subscription`. */
   #processingTimeoutMs: number | undefined
   readonly #waiting = new Fifo<Pull>()
   #current: Pull | undefined
   #draining = false
-  /** What was pulled on a connection that was lost, and is not settled. */
+  /** Messages that were pulled on a lost connection and are not settled. */
   #claims: Claims | undefined
-  /** Subscribed to claim that, and without credit yet. */
+  /** The subscription claims these messages first, and has no credit yet. */
   #isClaiming = false
   #listed = false
   readonly #renewal: Renewal
@@ -76,7 +76,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
   #refusal: SluiceError | undefined
   readonly #rests: (puller: Puller) => void
 
-  /** `rests` is called when the last pull is over. */
+  /** `rests` is called when the last pull has ended. */
   constructor(session: Session, queue: string, rests: (puller: Puller) => void) {
     this.#session = session
     this.queue = queue
@@ -88,12 +88,12 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
     return this.#subscription !== undefined || this.#claims !== undefined
   }
 
-  /** Messages that it pulled are not settled. */
+  /** Whether a pulled message is not settled. */
   get holdsMessages(): boolean {
     return (this.#subscription?.unsettled ?? 0) > 0 || this.#claims !== undefined
   }
 
-  /** Gives up its subscription, which ends when what was pulled is settled. */
+  /** Gives up the subscription, which ends when all pulled messages are settled. */
   leave(): void {
     void this.#subscription?.retire()
     this.#subscription = undefined
@@ -163,7 +163,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
     const { connection } = this.#session
     const { processingTimeoutMs } = pull
     if (this.#subscription !== undefined && this.#processingTimeoutMs !== processingTimeoutMs) {
-      // It lasts until what earlier pulls took from it is settled.
+      // It ends when the messages of earlier pulls are settled.
       void this.#subscription.retire()
       this.#subscription = undefined
     }
@@ -191,7 +191,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
     }
   }
 
-  // At most one is under way, and it belongs to the current pull: a pull ends only after its DRAINED.
+  // At most one drain is under way, and it belongs to the current pull, which ends only after DRAINED.
   #drain(): void {
     const subscription = this.#subscription
     const pull = this.#current
@@ -209,7 +209,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
       if (this.#current !== undefined) this.#grant()
       return
     }
-    // What was pulled is claimed first; the next pull gets its credit when that is answered.
+    // Pulled messages are claimed first. The next pull gets its credit after the answer.
     this.#isClaiming = true
     this.#subscribe(connection, 0, this.#processingTimeoutMs, claims)
   }
@@ -228,7 +228,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
   delivered(): void {
     const pull = this.#current
     if (pull === undefined || this.#draining) return
-    // A full hand needs no drain: the limit has stopped the broker.
+    // With `max` messages no drain is needed: the limit has stopped the broker.
     if (this.#subscription!.buffered >= pull.max) this.#list()
     else this.#drain()
   }
@@ -254,11 +254,11 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
   startHandlers(): void {
     const pull = this.#current
     const subscription = this.#subscription
-    // What comes before DRAINED would be taken for the answer to the next pull.
+    // Before DRAINED, a late delivery would go to the next pull.
     if (pull === undefined || subscription === undefined || this.#draining) return
     const messages: DeliveredMessage[] = []
     while (subscription.announced > 0) messages.push(subscription.take())
-    // Left over when the caller has gone, or when one of them must be handled alone.
+    // These remain when the pull was aborted, or when a message must be handled alone.
     if (subscription.buffered > 0) subscription.releaseBuffered()
     pull.detach()
     pull.resolve(messages)
@@ -311,14 +311,14 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
   }
 }
 
-/** Subscriptions without a pull are kept this long, and this many. */
+/** How long, and how many, subscriptions without a pull are kept. */
 export const IDLE = { ms: 1_000, subscriptionsMax: 256 } as const
 
-/** The pullers of a client, by queue. A place on the connection that no pull uses is given back. */
+/** The pullers of a client, by queue. An idle subscription is ended, because a connection has a limited number of them. */
 export class Pullers implements Consumer {
   readonly #session: Session
   readonly #pullers = new Map<string, Puller>()
-  /** Those that have no pull, and since when; the longest first. */
+  /** Pullers without a pull, and the time since which; the longest idle first. */
   readonly #idle = new Map<Puller, number>()
   #closed: SluiceError | undefined
 
@@ -339,7 +339,7 @@ export class Pullers implements Consumer {
 
   readonly #rests = (puller: Puller): void => {
     this.#idle.delete(puller)
-    // It may have been replaced.
+    // Another puller may have replaced it.
     if (this.#pullers.get(puller.queue) !== puller) return
     if (!puller.hasSubscription) {
       this.#pullers.delete(puller.queue)
@@ -361,7 +361,7 @@ export class Pullers implements Consumer {
     for (const [puller, sinceMs] of this.#idle) {
       if (sinceMs + IDLE.ms > nowMs) return sinceMs + IDLE.ms
       if (puller.holdsMessages) {
-        // The next pull finds them on its own subscription, which matters to a queue with one active consumer.
+        // The subscription is kept while it has messages: a queue with `single` serves only one consumer at a time.
         this.#idle.delete(puller)
         this.#idle.set(puller, nowMs)
       } else this.#leave(puller)

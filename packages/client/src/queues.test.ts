@@ -407,7 +407,7 @@ describe('replaying', () => {
       outcome: 'partial',
       retryable: true,
       retryAfterMs: 500,
-      message: 'No room. Before that 1007 messages were published again.',
+      message: 'No room. Before that, 1007 messages were published again.',
       progress: { matched: 1007, replayed: 1007, cursor: 'b' },
     })
     answer(OP.REPLAY, { matched: 3, replayed: 3, cursor: null })
@@ -424,7 +424,7 @@ describe('replaying', () => {
     await expect(sluice.queues.replay('q')).rejects.toMatchObject({
       code: 'MEMORY_FULL',
       outcome: 'partial',
-      message: 'told: MEMORY_FULL Before that 1 message was published again.',
+      message: 'told: MEMORY_FULL Before that, 1 message was published again.',
       progress: { matched: 1, replayed: 1, cursor: 'a' },
     })
     pages = 0

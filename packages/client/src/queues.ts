@@ -1,4 +1,4 @@
-/** Queues at the broker, and what operators do with single messages and consumers of theirs. */
+/** Queues at the broker: definition, operation, and operator calls for single messages and consumers. */
 import {
   HISTORY_EVENTS,
   LIMITS,
@@ -33,53 +33,53 @@ import {
   type Step,
 } from './selection.js'
 
-/** Options of a queue. What is not named keeps its value, or gets its default when the queue is made. */
+/** Options of a queue. An option that is not set keeps its value, or gets its default when the queue is created. */
 export interface QueueOptions {
-  /** Tries after which a message is dead, 1 to 65,535, or `'unlimited'`. Default 10. */
+  /** Attempts after which a message is dead, 1 to 65,535, or `'unlimited'`. Default 10. */
   readonly maxDeliveries?: number | 'unlimited'
-  /** Wait before the second try, doubled with each further one up to `max`. Default 1 s, at most 5 min. */
+  /** Delay before the second attempt, doubled for each further attempt up to `max`. Default: `initial` 1 s, `max` 5 min. */
   readonly retry?: { readonly initial?: Duration; readonly max?: Duration }
-  /** How long a message may be handled before it is taken away and tried again, from 100 ms. Default 30 min. */
+  /** How long a message may be handled before its lease is lost and it is delivered again, from 100 ms. Default 30 min. */
   readonly processingTimeout?: Duration
-  /** Time to live of messages that name none; 0: they do not expire. Default 0. */
+  /** Time to live of messages published without `ttl`; 0 means that they do not expire. Default 0. */
   readonly ttl?: Duration
-  /** Messages of one key that may be leased at a time, 1 to 65,535. Default 1. */
+  /** Most messages of one key that are leased at the same time, 1 to 65,535. Default 1. */
   readonly keyConcurrency?: number
-  /** Whether a failed message holds its key until it is done, or lets the next ones pass. Default `'block'`. */
+  /** Whether a failed message blocks its key until it is done, or later messages of the key pass it. Default `'block'`. */
   readonly onFail?: 'block' | 'skip'
   /**
-   * How long an `id` counts: for `dedupWindow`, or for as long as its message is scheduled, ready, leased or waiting
-   * for a retry. Fixed once the queue is made. Default `'window'`.
+   * How long an `id` is remembered: for `dedupWindow`, or as long as its message is scheduled, ready, leased or waiting for
+   * a retry. Cannot be changed once the queue exists. Default `'window'`.
    */
   readonly unique?: 'window' | 'pending'
-  /** How long an id is remembered after it was first accepted; 0: not at all. Default 10 min. */
+  /** How long an id is remembered after its message was accepted; 0 means not at all. Default 10 min. */
   readonly dedupWindow?: Duration
-  /** Most ids that are remembered; further ones are refused with DEDUP_FULL. Default 1,000,000. */
+  /** Most ids that are remembered; beyond it messages with an id are refused with DEDUP_FULL. Default 1,000,000. */
   readonly dedupMaxIds?: number
-  /** Messages that may be scheduled, ready and leased; 0: any number. Default 0. */
+  /** Most messages that are scheduled, ready or leased; 0 means no limit. Default 0. */
   readonly maxMessages?: number
-  /** Bytes that these may have; 0: any number. Default 0. */
+  /** Most bytes of these messages; 0 means no limit. Default 0. */
   readonly maxBytes?: number
   /**
-   * At a limit: refuse what is new with QUEUE_FULL, drop the oldest of the lowest priority, or make that a dead letter.
-   * Default `'reject'`.
+   * What happens at `maxMessages` or `maxBytes`: `'reject'` new messages with QUEUE_FULL; or drop the oldest message of the
+   * lowest priority, or make that message a dead letter. Default `'reject'`.
    */
   readonly overflow?: 'reject' | 'drop-oldest' | 'dead-letter'
-  /** Queue that dead messages are moved to; null: they stay in their queue. Default null. */
+  /** Queue to which dead messages are moved; null means that they stay in their queue. Default null. */
   readonly deadLetter?: QueueRef | null
-  /** One consumer at a time gets messages; the next one takes over when it goes or is idle. Default false. */
+  /** Only one consumer at a time gets messages; another takes over when it leaves or is idle. Default false. */
   readonly single?: boolean
-  /** How long, and in how many bytes at most, settled messages are kept for `replay`; 0: not by it. Default 0. */
+  /** Keeps settled messages for `replay`: up to this age, up to this number of bytes, or both; 0 means not set. Default: none are kept. */
   readonly retain?: { readonly age?: Duration; readonly bytes?: number }
 }
 
 /** Options of `queues.ensure`. */
 export interface EnsureOptions extends QueueOptions {
-  /** Changes a queue that exists with other options, instead of refusing. Default false. */
+  /** Changes the options of a queue that exists, instead of rejecting with QUEUE_CONFLICT. Default false. */
   readonly update?: boolean
 }
 
-/** The options that a queue has. Durations are milliseconds, sizes bytes; 0 means what it means in `QueueOptions`. */
+/** All options of a queue. Durations are in milliseconds, sizes in bytes; 0 has the meaning that `QueueOptions` gives. */
 export interface QueueSettings {
   readonly maxDeliveries: number | 'unlimited'
   readonly retry: { readonly initial: number; readonly max: number }
@@ -93,30 +93,30 @@ export interface QueueSettings {
   readonly maxMessages: number
   readonly maxBytes: number
   readonly overflow: 'reject' | 'drop-oldest' | 'dead-letter'
-  /** Name of the queue that dead messages are moved to; null: they stay in their queue. */
+  /** Name of the queue to which dead messages are moved; null means that they stay in their queue. */
   readonly deadLetter: string | null
   readonly single: boolean
   readonly retain: { readonly age: number; readonly bytes: number }
 }
 
-/** What a queue holds at one moment. Counts are messages unless named otherwise; fields that end in `Ms` are durations. */
+/** The state of a queue at the time of the call. Counts are of messages; fields that end in `Ms` are durations. */
 export interface QueueInfo extends Omit<WireQueueInfo, 'options' | 'createdAtMs'> {
   readonly options: QueueSettings
   readonly createdAt: Date
 }
 
-/** A consumer of a queue and what it holds. */
+/** A consumer of a queue, its credit, and its unsettled messages. */
 export interface ConsumerInfo extends Omit<WireConsumerInfo, 'sinceMs' | 'oldestLeaseMs'> {
   readonly subscribedAt: Date
-  /** When it was delivered the message that it has held longest; null when it holds none. */
+  /** When its oldest unsettled message was delivered; null if it has none. */
   readonly oldestLeaseAt: Date | null
 }
 
 /** Options of `queues.peek`. */
 export interface PeekOptions extends MessageFilter {
-  /** Default: any. */
+  /** Only messages in this state. Default: any state. */
   readonly state?: MessageState
-  /** First offset that is looked at. Default 0. */
+  /** Offset at which the page begins. Default 0. */
   readonly from?: number
   /** Most messages of the page, 1 to 1,000. Default 1,000; large messages make it shorter. */
   readonly limit?: number
@@ -124,23 +124,23 @@ export interface PeekOptions extends MessageFilter {
 
 /** Options of `queues.replay`. */
 export interface ReplayOptions extends MessageFilter, Pace {
-  /** First offset, or first time of publishing. Default: the oldest that is kept. */
+  /** First offset, or earliest time of publishing. Default: the oldest message that is kept. */
   readonly from?: number | Date
-  /** Published before this. Default: now. */
+  /** Only messages published before this time. Default: now. */
   readonly until?: Date
-  /** Another queue that the copies go to. Default: the same. */
+  /** Queue to which the copies are published. Default: the same queue. */
   readonly to?: QueueRef
-  /** Goes on where an earlier call with the same options ended: `progress.cursor` of its error. */
+  /** Continues where an earlier call with the same options ended: `progress.cursor` of its error. */
   readonly cursor?: string
-  /** Does nothing, and counts what matches. Default false. */
+  /** Publishes nothing, and counts the messages that match. Default false. */
   readonly dryRun?: boolean
 }
 
-/** What a replay did. With `dryRun` nothing is published, and `matched` says what would be. */
+/** Result of a replay. With `dryRun` nothing is published, and `matched` is the number that would be. */
 export interface Replayed {
-  /** Were chosen. */
+  /** Messages selected. */
   readonly matched: number
-  /** Of these, were published again. */
+  /** Of these, messages published again. */
   readonly replayed: number
 }
 
@@ -148,25 +148,25 @@ export interface Replayed {
 export interface HistoryEvent {
   readonly event: HistoryEventName
   readonly at: Date
-  /** Tries so far, where the event says. */
+  /** Number of attempts so far, if the event has it. */
   readonly attempts?: number
-  /** When it comes back, where the event says. */
+  /** When the message is due, if the event has it. */
   readonly due?: Date
-  /** What went wrong; or where it was moved to, or who had it, or who brought it back. */
+  /** The error, the queue that it was moved to, or the client that consumed or redrove it. */
   readonly text?: string
 }
 
 /** What happened to a message, oldest first. */
 export interface History {
   readonly events: HistoryEvent[]
-  /** False: some of it is no longer kept. */
+  /** False if earlier events are no longer in the log. */
   readonly complete: boolean
 }
 
-/** When a message is due: after a delay from now, or at a time; a number is milliseconds since the epoch. */
+/** When a message is due: after a delay from now, or at a time. A number in `at` is milliseconds since the epoch. */
 export type Due = { readonly delay: Duration } | { readonly at: Date | number }
 
-/** `sluice.queues`. Every call rejects with a SluiceError: INVALID_NAME, TIMEOUT, ABORTED, CLOSED and those named. */
+/** `sluice.queues`. Every call may reject with INVALID_NAME, TIMEOUT, ABORTED or CLOSED, besides the errors it names. */
 export class Queues {
   readonly #requests: Requests
 
@@ -176,7 +176,7 @@ export class Queues {
   }
 
   /**
-   * Makes the queue unless it exists. Compares only the options that are named.
+   * Creates the queue if it does not exist. If it exists, compares only the options that are set.
    *
    * @throws SluiceError QUEUE_CONFLICT when it exists with other options and `update` is not true; INVALID_OPTION
    * naming the option; OPTION_CONFLICT, OPTION_FIXED, DEAD_LETTER_CYCLE, QUEUE_NOT_FOUND of the `deadLetter` queue,
@@ -197,13 +197,13 @@ export class Queues {
     return { created: result['created'], queue: queueInfo('ENSURE', result['queue']) }
   }
 
-  /** @throws SluiceError QUEUE_NOT_FOUND */
+  /** The state and the options of a queue. @throws SluiceError QUEUE_NOT_FOUND */
   async get(queue: QueueRef, call?: CallOptions): Promise<QueueInfo> {
     const result = await this.#call(OP.GET, { name: queueOf(queue).name }, true, call)
     return queueInfo('GET', result['queue'])
   }
 
-  /** All queues, by name. The deadline is that of each page of them. */
+  /** All queues, ordered by name. The deadline applies to each page. */
   async list(call?: CallOptions): Promise<QueueInfo[]> {
     const all: QueueInfo[] = []
     let body: Body = {}
@@ -213,14 +213,14 @@ export class Queues {
       for (const queue of queues) all.push(queueInfo('LIST', queue))
       if (more !== true) return all
       const after = all.at(-1)?.name
-      // A page that brings nothing new would be asked for again for ever.
+      // A page without a new queue would be requested again without end.
       if (queues.length === 0 || after === undefined || after === body['after']) throw malformed('LIST')
       body = { after }
     }
   }
 
   /**
-   * Deletes the queue and all its messages, the dead ones too; says how many there were.
+   * Deletes the queue and all its messages, including dead ones. Resolves with their number.
    * @throws SluiceError QUEUE_NOT_FOUND; CONNECTION_LOST with `outcome: 'unknown'`
    */
   delete(queue: QueueRef, call?: CallOptions): Promise<{ readonly messages: number }> {
@@ -228,14 +228,14 @@ export class Queues {
   }
 
   /**
-   * Removes all messages that are scheduled, ready or leased now, not the dead ones; says how many there were.
+   * Removes all messages that are scheduled, ready or leased, but not dead ones. Resolves with their number.
    * @throws SluiceError QUEUE_NOT_FOUND; CONNECTION_LOST with `outcome: 'unknown'`
    */
   purge(queue: QueueRef, call?: CallOptions): Promise<{ readonly messages: number }> {
     return this.#removal('PURGE', { name: queueOf(queue).name }, call)
   }
 
-  // Not repeated after a lost connection: a second one could take what came since.
+  // Not repeated after a lost connection: a second request could remove messages published since.
   async #removal(
     frame: 'DELETE' | 'PURGE' | 'CLOSE_CONSUMER',
     body: Body,
@@ -247,7 +247,7 @@ export class Queues {
   }
 
   /**
-   * Hands nothing out until `resume`. Publishing and settling go on. `changed` is false when it was paused before.
+   * Stops deliveries until `resume`. Publishing and settling continue. `changed` is false if the queue was paused already.
    * @throws SluiceError QUEUE_NOT_FOUND
    */
   pause(queue: QueueRef, call?: CallOptions): Promise<{ readonly changed: boolean }> {
@@ -255,7 +255,7 @@ export class Queues {
   }
 
   /**
-   * Ends `pause`. `changed` is false when it was not paused.
+   * Ends a pause. `changed` is false if the queue was not paused.
    * @throws SluiceError QUEUE_NOT_FOUND
    */
   resume(queue: QueueRef, call?: CallOptions): Promise<{ readonly changed: boolean }> {
@@ -273,9 +273,9 @@ export class Queues {
   }
 
   /**
-   * Looks at messages without taking them: a page of those that match, by offset.
+   * Reads messages without taking a lease: one page of those that match, by offset.
    *
-   * @param options `state` and the filter; `from` and `limit` choose the page, whose `next` is the `from` of the next.
+   * @param options `state` and the filter; `from` and `limit` select the page. Its `next` is the `from` of the next page.
    * @throws SluiceError QUEUE_NOT_FOUND, INVALID_ARGUMENT
    * @example
    * const { messages, next } = await sluice.queues.peek('orders', { state: 'scheduled', key: 'customer-7', limit: 20 })
@@ -294,10 +294,10 @@ export class Queues {
   }
 
   /**
-   * Takes back a message that is scheduled or ready, also behind others of its key.
+   * Cancels a message that is scheduled or ready, even behind others of its key.
    *
-   * @param ref By `id`: of a message that is delayed, or of a queue with `unique: 'pending'`, or whose id is still
-   * remembered.
+   * @param ref The `offset`, or the `id`. An `id` is known if the message is delayed, if the queue has `unique: 'pending'`, or
+   * as long as `dedupWindow` remembers it.
    * @throws SluiceError MESSAGE_LEASED when a consumer has it; MESSAGE_NOT_FOUND when it is gone, dead or unknown;
    * QUEUE_NOT_FOUND; CONNECTION_LOST with `outcome: 'unknown'`
    * @example
@@ -310,7 +310,7 @@ export class Queues {
   }
 
   /**
-   * Changes when a message that is scheduled or ready is due. Its tries stay; a time to live that runs from its due
+   * Changes the due time of a message that is scheduled or ready. Its attempts stay. A time to live that counts from the due
    * time moves with it.
    *
    * @param ref As for `cancel`.
@@ -340,7 +340,7 @@ export class Queues {
   }
 
   /**
-   * Who consumes the queue, with what credit and how much in hand. The deadline is that of each page of them.
+   * The consumers of a queue, with their credit and their unsettled messages. The deadline applies to each page.
    * @throws SluiceError QUEUE_NOT_FOUND
    */
   async consumers(queue: QueueRef, call?: CallOptions): Promise<ConsumerInfo[]> {
@@ -356,16 +356,17 @@ export class Queues {
       if (!Array.isArray(consumers)) throw malformed('CONSUMERS')
       for (const consumer of consumers) all.push(consumerInfo(consumer))
       if (next === null || next === undefined) return all
-      // A page that does not go on would be asked for again for ever.
+      // A page that makes no progress would be requested again without end.
       if (wholeIn('CONSUMERS', next) <= from) throw malformed('CONSUMERS')
       from = next as number
     }
   }
 
   /**
-   * Ends a consumer: its worker or iterator is told CONSUMER_CLOSED and what it has goes back; says how much that was.
+   * Closes a consumer: its worker or iterator ends with CONSUMER_CLOSED, and its messages return to the queue. Resolves with
+   * their number.
    *
-   * @param id As `consumers` tells it.
+   * @param id The `id` that `consumers` returns.
    * @throws SluiceError CONSUMER_NOT_FOUND, QUEUE_NOT_FOUND; CONNECTION_LOST with `outcome: 'unknown'`
    */
   async closeConsumer(
@@ -378,11 +379,11 @@ export class Queues {
   }
 
   /**
-   * Publishes messages again that were settled and that the queue still keeps; see `retain`. It goes page by page; when
-   * it is ended early, what it did until then stays done: the error has `outcome: 'partial'` and says in `progress` how
-   * much, and where it goes on.
+   * Publishes settled messages again that the queue still keeps; see `retain`. It works page by page. An error or the signal
+   * can end it early. Messages published until then stay published: the error has `outcome: 'partial'`, and `progress` has
+   * the counts and the `cursor` at which to continue.
    *
-   * @param options `from`, `until` and the filter; `to`; `rate`, messages a second; `limit`; `dryRun`; `cursor`.
+   * @param options `from`, `until` and the filter; `to`; `rate`, in messages per second; `limit`; `dryRun`; `cursor`.
    * @param call `timeout` is the deadline of each page.
    * @throws SluiceError QUEUE_NOT_FOUND, INVALID_ARGUMENT; CONNECTION_LOST with `outcome: 'unknown'`
    * @example
@@ -406,7 +407,7 @@ export class Queues {
     const pace = withoutUndefined({ limit, rate: dryRun === true ? undefined : rate })
     const take = async (limit: number): Promise<Step<string>> => {
       const page = withoutUndefined({ cursor: place, limit })
-      // Repeated after a lost connection, it could publish a page twice.
+      // Not repeated after a lost connection: a second request could publish a page twice.
       const answer = await this.#call(OP.REPLAY, { ...body, ...page }, dryRun === true, call)
       const error = cutShort('REPLAY', answer)
       const matched = wholeIn('REPLAY', answer['matched'])
@@ -421,14 +422,14 @@ export class Queues {
         dryRun === true || done.replayed === 0
           ? undefined
           : { ...done, ...(place === undefined ? {} : { cursor: place }) },
-      text: `Before that ${messagesWere(done.replayed)} published again.`,
+      text: `Before that, ${messagesWere(done.replayed)} published again.`,
     })
     await walk<string>(pace, call, take, soFar)
     return done
   }
 
   /**
-   * What happened to the message at an offset, as far as the log still has it.
+   * The history of the message at an offset, as far as it is still in the log.
    *
    * @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND
    * @example
@@ -455,7 +456,7 @@ export class Queues {
   }
 }
 
-/** Each option of a queue as it is called here, by the broker's name of it. Those that end in Ms are durations. */
+/** The path of each queue option in `QueueOptions`, by its name on the wire. Wire names that end in Ms are durations. */
 const OPTION_PATHS = {
   maxDeliveries: ['maxDeliveries'],
   retryInitialMs: ['retry', 'initial'],
@@ -478,7 +479,7 @@ const OPTION_PATHS = {
 
 const PATHS = Object.entries(OPTION_PATHS) as [QueueOptionName, readonly [keyof QueueOptions, string?]][]
 
-/** The broker's names and units for the options. @throws SluiceError INVALID_OPTION, INVALID_NAME */
+/** The options under their names and in their units on the wire. @throws SluiceError INVALID_OPTION, INVALID_NAME */
 function wireOptions(named: QueueOptions): Body {
   onlyOptions(named, '', [...new Set(PATHS.map(([, [name]]) => name))])
   const options: Record<string, unknown> = {}
@@ -557,7 +558,7 @@ function historyEvent(value: unknown): HistoryEvent {
   }) as unknown as HistoryEvent
 }
 
-/** Where an answer says that the next page begins. One that does not go on would be asked for again for ever. */
+/** The cursor of the next page. One that makes no progress is refused: it would be requested again without end. */
 function cursorIn(frame: string, { cursor }: Body, before: string | undefined): string | undefined {
   if (cursor === null || cursor === undefined) return undefined
   if (typeof cursor !== 'string' || cursor === before) throw malformed(frame)
