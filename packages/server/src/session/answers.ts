@@ -1,6 +1,6 @@
 /**
- * Answers to requests, as frames: RESULT with the object as msgpack, the layout that the request has for itself, or ERROR.
- * Called by the session with what a handler returned or threw (requests.ts).
+ * Encodes the answers to requests: RESULT with the object in msgpack, the request's own layout, or ERROR. Called by the
+ * session with what a handler (requests.ts) returned or threw.
  */
 import {
   ERRORS,
@@ -24,7 +24,7 @@ export interface Answer {
 
 type Encoding<Answered> = (answer: Answered, payloadBytesMax: number) => Answer
 
-/** Of the requests whose answer is not their object as it is. */
+/** Requests whose answer is not simply their object in msgpack. */
 const ENCODINGS: { readonly [Name in RequestName]?: Encoding<AnswerOf<Name>> } = {
   PEEK: (page, payloadBytesMax) => ({
     opcode: OP.MESSAGES,
@@ -48,14 +48,14 @@ export function result(body: object): Answer {
   return { opcode: OP.RESULT, payload: encodeControl(body as Body) }
 }
 
-// A fault that cut a page short travels with what the page had done by then, its code as a number.
+// A page that an error cut short contains what it had done, and the error with its code as a number.
 function cutShort(page: CutShort): Answer {
   const { error } = page
   if (error === undefined) return result(page)
   return result({ ...page, error: { ...error, code: ERRORS[error.code].number } })
 }
 
-/** The payload of ERROR; `scope` is what the error ends on this connection. */
+/** The payload of ERROR. `scope`: what the error ends on this connection. */
 export function errorPayload(error: SluiceError, scope: SluiceError['scope']): Uint8Array {
   return encodeFault({ ...faultOf(error), scope })
 }

@@ -1,7 +1,4 @@
-/**
- * PUBLISH_OK frames, written into the outbox of a connection. Confirms of one turn share a frame for as long as no other
- * frame comes between them.
- */
+/** Writes PUBLISH_OK frames. Consecutive confirms of one turn share a frame. */
 import {
   FRAME_HEADER_BYTES,
   OP,
@@ -12,16 +9,16 @@ import {
 } from '@sluice/protocol'
 import type { Outbox } from './outbox.js'
 
-/** Confirms that share a frame; one with many duplicates goes alone, and fits every agreed frame. */
+/** Longest shared frame. A confirm with many duplicates can be longer; it gets a frame of its own. */
 const CONFIRMS_BYTES_MAX = 64 << 10
 
 export class Confirms {
-  /** The frame that was written last: its page, and where its payload begins and ends there. */
+  /** The last frame: its page, and where its payload starts and ends in it. */
   #page = -1
   #payloadAt = 0
   #end = 0
 
-  /** Returns whether a frame was begun for it. */
+  /** Returns whether the confirm started a new frame. */
   write(outbox: Outbox, batchNumber: number, { baseOffset, duplicates }: Placed): boolean {
     const bytes = publishOkItemBytes(duplicates)
     const fits = this.#end - this.#payloadAt + bytes <= CONFIRMS_BYTES_MAX

@@ -1,9 +1,8 @@
 /**
- * The consuming half of a connection: its subscriptions by channel, what they are sent, and what their client says of
- * the messages. The broker calls it as the consumer of each subscription; the session calls it with decoded frames and
- * encodes what it returns.
+ * The consuming half of a connection: its subscriptions by channel, their deliveries, and their credit and settles. The
+ * broker calls it as the consumer of each subscription. Frames of the client reach it decoded (frames.ts).
  *
- * Invariant: a subscription that is over is not in `#subscriptions`, and frames that name it change nothing.
+ * Invariant: `#subscriptions` contains open subscriptions only, and a frame that names another one changes nothing.
  */
 import {
   OP,
@@ -30,7 +29,7 @@ import type { Outboxes } from './outboxes.js'
 import type { Reading } from './reading.js'
 import type { Unread } from './unread.js'
 
-/** The connection: it sends what is in the outboxes. */
+/** The connection, whose turns send the frames in the outboxes. */
 export interface Connection extends Output {
   readonly label: string
   readonly peer: string
@@ -45,7 +44,7 @@ export class Consuming implements Consumer {
   readonly #subscriptionsMax: number
   readonly #subscriptions = new Map<number, Subscription>()
   readonly #deliveries = new Deliveries()
-  /** Largest record that is alone in a frame. */
+  /** Largest record that fits a frame of its own. */
   #recordBytesMax = 0
   #isOpen = false
   /** The broker stops: nothing more is delivered. */
@@ -101,7 +100,7 @@ export class Consuming implements Consumer {
     return true
   }
 
-  /** Deliveries go on after the client has read enough. */
+  /** The client has read enough: deliveries go on. */
   resume(): void {
     for (const subscription of this.#subscriptions.values()) this.#broker.leases.ready(subscription)
   }
@@ -125,7 +124,7 @@ export class Consuming implements Consumer {
     const outbox = this.#outboxes.forDelivery(run.durable)
     this.#unread.wrote(end - start)
     if (end - start > this.#recordBytesMax) {
-      // Each agreed frame has room for a batch and for the largest message, so this message is one that was moved.
+      // An agreed frame has room for the largest message. Only the origin headers of a moved message can exceed it.
       const record = fittedRecord(copyBytes(bytes, start, end), this.#recordBytesMax)
       this.#deliveries.write(outbox, subscription, {
         ...delivery,
@@ -158,7 +157,7 @@ export class Consuming implements Consumer {
 
   // --- frames of the client ---
 
-  /** The subscription with this id on this channel; undefined when it is over. */
+  /** The open subscription with this id on this channel. */
   subscription(channel: number, id: number): Subscription | undefined {
     const subscription = this.#subscriptions.get(channel)
     return subscription?.id === id ? subscription : undefined
@@ -179,7 +178,7 @@ export class Consuming implements Consumer {
     if (size >= this.#subscriptionsMax) {
       throw new SluiceError(
         'TOO_MANY_SUBSCRIPTIONS',
-        `The connection has ${size} subscriptions; it may have ${this.#subscriptionsMax}.`,
+        `The connection has ${size} subscriptions; at most ${this.#subscriptionsMax} are allowed.`,
       )
     }
     const { leases } = this.#broker
@@ -192,7 +191,7 @@ export class Consuming implements Consumer {
 
   credit(channel: number, { subscriptionId, messages, bytes, limit, drain }: Credit): void {
     const subscription = this.subscription(channel, subscriptionId)
-    // The client has already been sent the error that ended its subscription.
+    // The subscription has ended meanwhile, and the client is notified of that.
     if (subscription === undefined) return
     this.#broker.leases.credit(subscription, messages, bytes, limit, drain)
     // A broker that stops delivers nothing more, so the drain is complete.

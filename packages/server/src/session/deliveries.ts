@@ -1,7 +1,7 @@
 /**
- * DELIVER frames, written into an outbox. Messages that stand side by side go as one run; what does not comes message
- * by message, and shares a frame for as long as nothing else comes between, because a frame costs its receiver several
- * times what a message does.
+ * Writes DELIVER frames. A long run of messages with consecutive offsets gets a frame of its own. Shorter ones are
+ * written as scattered messages, which share a frame while no other frame comes between them, because a frame costs
+ * its receiver several times as much as a message.
  */
 import {
   DELIVER_FLAG,
@@ -19,18 +19,15 @@ import {
 import type { Delivery, Run, Subscription } from '../queue/index.js'
 import type { Outbox } from './outbox.js'
 
-/**
- * So many messages that stand side by side go as a run of their own rather than one by one: fewer are cheaper in a frame
- * that they share with others.
- */
-const SIDE_BY_SIDE_MIN = 16
-/** A scattered delivery is not made longer than this. */
+/** From this many messages on, a run gets a frame of its own; a shorter run is cheaper in a shared frame. */
+const RUN_MESSAGES_MIN = 16
+/** Longest payload of a shared frame. */
 const SCATTERED_FRAME_BYTES = 64 << 10
-/** Bytes of the frame around the record of a message that is alone in it, at most. */
+/** Most bytes that a frame has besides the record, when it contains one message. */
 export const DELIVERY_OVERHEAD_BYTES = FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES + SCATTERED_BYTES
 
 export class Deliveries {
-  /** Head of the frame that was written last. */
+  /** Head of the last frame. */
   readonly #head = {
     subscriptionId: 0,
     firstTag: 0,
@@ -40,7 +37,7 @@ export class Deliveries {
     attempt: 0,
     flags: 0,
   }
-  /** Where the scattered delivery is that was written last. */
+  /** Where the last shared frame is. */
   #outbox: Outbox | undefined
   #page = -1
   #payloadAt = 0
@@ -49,7 +46,7 @@ export class Deliveries {
   write(outbox: Outbox, subscription: Subscription, delivery: Delivery): void {
     const { run, count, bytes, start, end } = delivery
     const scatteredBytes = DELIVER_HEADER_BYTES + count * SCATTERED_BYTES + end - start
-    if (count < SIDE_BY_SIDE_MIN && scatteredBytes <= SCATTERED_FRAME_BYTES) {
+    if (count < RUN_MESSAGES_MIN && scatteredBytes <= SCATTERED_FRAME_BYTES) {
       for (let i = 0, at = start; i < count; i++) at = this.#scattered(outbox, subscription, delivery, i, at)
       return
     }
@@ -58,7 +55,7 @@ export class Deliveries {
     outbox.bytes.set(viewBytes(bytes, start, end), at)
   }
 
-  // The message at `index`, whose record is at `start`. Returns where that record ends.
+  // Writes the message at `index` of the delivery, whose record starts at `start`. Returns where that record ends.
   #scattered(
     outbox: Outbox,
     subscription: Subscription,
@@ -116,7 +113,7 @@ export class Deliveries {
     head.flags = flags
   }
 
-  // Writes the frame up to its records, which take `bytes`; returns where they go.
+  // Starts a frame whose records take `bytes`; returns where they are to be written.
   #begin(outbox: Outbox, channel: number, bytes: number): number {
     const at = outbox.begin(OP.DELIVER, channel, 0, DELIVER_HEADER_BYTES + bytes)
     return writeDeliverHead(outbox.bytes, at, this.#head)

@@ -1,8 +1,8 @@
 /**
- * The handshake of a connection: HELLO, then AUTH, within a deadline. Owns what the client said of itself, what both
- * sides agree on, and the reason for which a connection is refused. The session calls it with each of the two frames.
+ * The handshake of a connection: HELLO, then AUTH, within a deadline. Owns what HELLO contained, what both sides agree on,
+ * and the error with which a connection is refused. Called by the session with each of the two frames.
  *
- * Invariant: it changes nothing of the broker. The session does that, with the agreement that AUTH completes.
+ * Invariant: it does not change the broker. The session does, with the agreement that `takeAuth` returns.
  */
 import {
   DURABILITY,
@@ -23,15 +23,15 @@ import {
 } from '@sluice/protocol'
 import type { SessionSettings } from './settings.js'
 
-/** What of the broker is told in HELLO_OK. */
+/** The facts about the broker that HELLO_OK contains. */
 export interface Host {
   readonly messageBytesMax: number
   readonly boot: number
 }
 
-/** What is in force once the connection is open. */
+/** What both sides have agreed on. */
 export interface Agreement {
-  /** Identity of the client's producer, hexadecimal, and the last number of its that was confirmed to it. */
+  /** Identity of the client's producer, in hexadecimal, and the highest batch number that it knows to be confirmed. */
   readonly identity: string
   readonly acceptedNumber: number
   /** Largest frame that the client accepts. */
@@ -41,26 +41,26 @@ export interface Agreement {
 }
 
 export class Handshake {
-  /** The frame that comes next. */
+  /** The next frame that is expected. */
   step: 'hello' | 'auth' = 'hello'
   readonly #host: Host
   readonly #settings: SessionSettings
   #hello: Hello | undefined
   #refusal: SluiceError | undefined
-  #begunMs: number
+  #startedMs: number
 
   constructor(host: Host, settings: SessionSettings, nowMs: number) {
     this.#host = host
     this.#settings = settings
-    this.#begunMs = nowMs
+    this.#startedMs = nowMs
   }
 
-  /** The label that the client gave itself; '' before HELLO. */
+  /** The client's own label; '' before HELLO. */
   get label(): string {
     return this.#hello?.name ?? ''
   }
 
-  /** Answers HELLO, once it comes, with this error. */
+  /** Answers HELLO with this error when it arrives. */
   refuse(error: SluiceError): void {
     this.#refusal = error
   }
@@ -81,7 +81,7 @@ export class Handshake {
     if (hello.frameBytesMax < least) {
       throw new SluiceError(
         'INVALID_ARGUMENT',
-        `The client takes frames of ${hello.frameBytesMax} bytes; messages of this broker need ${least}.`,
+        `The client accepts frames of ${hello.frameBytesMax} bytes; messages of this broker need ${least}.`,
         { scope: 'connection' },
       )
     }
@@ -131,14 +131,11 @@ export class Handshake {
     return greeting(OP.HELLO_OK, ok)
   }
 
-  /**
-   * The error with which the connection ends because the handshake takes too long, or undefined. `stallMs` is how late
-   * this call comes: time that this process slept through does not count.
-   */
+  /** Returns HANDSHAKE_TIMEOUT, or the refusal, once the deadline has passed. `stallMs`: see `Session.tick`. */
   overdue(nowMs: number, stallMs: number): SluiceError | undefined {
-    this.#begunMs = Math.min(nowMs, this.#begunMs + stallMs)
+    this.#startedMs = Math.min(nowMs, this.#startedMs + stallMs)
     const { handshakeMs } = this.#settings
-    if (nowMs - this.#begunMs <= handshakeMs) return undefined
+    if (nowMs - this.#startedMs <= handshakeMs) return undefined
     return (
       this.#refusal ??
       new SluiceError(

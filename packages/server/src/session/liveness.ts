@@ -1,22 +1,22 @@
 /**
- * Whether the two sides of a connection still hear each other: when the peer was heard last, when it was last sent
- * something, and the heartbeats that fill the silence. Called by the session for each chunk, write and tick.
+ * Heartbeats of a connection: when bytes were last received and last sent, the PING that fills a silence, and the deadline
+ * for a silent client. Called by the session for each chunk, write and tick.
  *
- * Heartbeats do not wait at the gate: a slow disk must not look like a dead peer.
+ * Invariant: heartbeats do not wait for the gate. With a slow disk, the broker must not look dead to its clients.
  */
 import { FRAME_HEADER_BYTES, OP, SluiceError, durationText, writeFrameHeader } from '@sluice/protocol'
 import type { OutboxTransport } from './outbox.js'
 
-/** Answers to PING that are kept for a peer that does not read; nobody else asks so often. */
+/** Unread answers to PING that are kept. Only a client that does not read can reach this number. */
 const URGENT_UNREAD_MAX = 10_000
 
 export class Liveness {
-  /** Half of the silence after which a peer is given up. */
+  /** Half of the silence after which the connection is closed. */
   heartbeatMs: number
   readonly #transport: OutboxTransport
   #heardMs: number
   #spokeMs: number
-  /** Writes that went past the outboxes and that the transport has not passed on. */
+  /** Writes that bypassed the outboxes and that the client has not read yet. */
   #urgentUnread = 0
 
   constructor(transport: OutboxTransport, heartbeatMs: number, nowMs: number) {
@@ -26,20 +26,17 @@ export class Liveness {
     this.#spokeMs = nowMs
   }
 
-  /** Bytes of the peer came; or none could, because they are not read. */
+  /** Bytes have arrived, or none could because reading is paused. */
   heard(nowMs: number): void {
     this.#heardMs = nowMs
   }
 
-  /** Bytes go to the peer. */
+  /** Bytes are being sent. */
   spoke(nowMs: number): void {
     this.#spokeMs = nowMs
   }
 
-  /**
-   * The error with which the connection ends because the peer is silent, or undefined. `stallMs` is how late this call
-   * comes: time that this process slept through does not count.
-   */
+  /** Returns HEARTBEAT_TIMEOUT after two heartbeats of silence. `stallMs`: see `Session.tick`. */
   overdue(nowMs: number, stallMs: number): SluiceError | undefined {
     this.#heardMs = Math.min(nowMs, this.#heardMs + stallMs)
     if (nowMs - this.#heardMs <= this.heartbeatMs * 2) return undefined
@@ -49,7 +46,7 @@ export class Liveness {
     )
   }
 
-  /** Sends PING if nothing was sent for half a heartbeat. */
+  /** Sends PING if nothing has been sent for half a heartbeat. */
   beat(nowMs: number): void {
     if (nowMs - this.#spokeMs >= this.heartbeatMs / 2) this.#frame(OP.PING, 0, nowMs)
   }
@@ -64,7 +61,7 @@ export class Liveness {
     )
   }
 
-  /** Sends bytes that promise nothing of what is on disk. */
+  /** Sends bytes that confirm nothing, so they need not wait for the gate. */
   send(bytes: Uint8Array, nowMs: number): void {
     this.#spokeMs = nowMs
     this.#urgentUnread++

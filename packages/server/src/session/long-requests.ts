@@ -1,7 +1,7 @@
 /**
- * Requests of one connection that read from disk and take several turns. One is done at a time, and the session says
- * when the next one may begin: once the answers before it are mostly read. All of them together would be more than may be
- * unread, of a peer that had no time to read.
+ * Requests of one connection that read from disk and take several turns. One runs at a time. The session starts the next
+ * one when the client has read most of the earlier answers: all answers at once could exceed the unread bytes that a
+ * connection may have.
  */
 import { SluiceError } from '@sluice/protocol'
 import type { Answer } from './answers.js'
@@ -11,7 +11,7 @@ interface LongRequest {
   readonly work: () => Promise<Answer>
 }
 
-/** Requests that take several turns, at a time on one connection. */
+/** Long requests of one connection that are unanswered. */
 const WORKING_MAX = 16
 
 export class LongRequests {
@@ -21,7 +21,7 @@ export class LongRequests {
   readonly #waiting: LongRequest[] = []
   readonly #finished: (correlation: number, answer: () => Answer) => void
 
-  /** `finished` is called with what returns the answer, or throws the error, of one request. */
+  /** `finished` is called for each request, with a function that returns its answer or throws its error. */
   constructor(finished: (correlation: number, answer: () => Answer) => void) {
     this.#finished = finished
   }
@@ -38,7 +38,7 @@ export class LongRequests {
     this.#waiting.push({ correlation, work })
   }
 
-  /** Begins with the next one, unless one is being done. */
+  /** Starts the next request, unless one is running. */
   next(): void {
     if (this.#isWorking) return
     const next = this.#waiting.shift()
@@ -54,7 +54,7 @@ export class LongRequests {
     )
   }
 
-  /** None of those that wait is wanted any more. */
+  /** Drops the requests that have not been started. */
   clear(): void {
     this.#waiting.length = 0
   }

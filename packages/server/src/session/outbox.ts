@@ -1,12 +1,12 @@
 /**
- * What a connection has still to be told. Frames are written here while a turn runs; when it ends they wait for the
- * entry of that turn, and go out in order once it is durable.
+ * Frames that are to be sent to a client. They are written here during a turn, wait for the entry of that turn, and are
+ * sent in order once it is durable.
  *
- * Invariant: nothing reaches the transport before `release` was called with an LSN at or above its gate.
+ * Invariant: a frame reaches the transport only after `release` was called with an LSN at or above its gate.
  */
 import { FRAME_HEADER_BYTES, FrameDecoder, OP, writeFrameHeader } from '@sluice/protocol'
 
-/** Where released bytes go. `bytes` stay untouched until `written` is called. */
+/** Where released bytes go. `bytes` must not be changed until `written` is called. */
 export interface OutboxTransport {
   write(bytes: Uint8Array, written: () => void): void
 }
@@ -15,39 +15,40 @@ interface Page {
   gate: number
   readonly bytes: Uint8Array
   readonly length: number
-  /** Bytes of published batches that are answered in this page. */
+  /** Bytes of the published batches that frames in this page answer. */
   readonly answersBytes: number
   /** Frames in this page that no delivery may overtake. */
   readonly barriers: number
 }
 
 const PAGE_BYTES_MIN = 4 << 10
-/** A page that is at least this long is not made longer by copying; the next frame begins another. */
+/** A page of at least this length is not grown by copying; the next frame starts another page. */
 const PAGE_BYTES_GROWN = 256 << 10
 
 export class Outbox {
-  /** The page that frames are written to: the payload of the frame from `begin` goes here. */
+  /** The page being filled; the payload of a frame is written here, where `begin` says. */
   bytes: Uint8Array = NO_BYTES
-  /** Number of that page; the bytes of an earlier one can come again. */
+  /** Number of that page. The bytes of a page are reused, so they do not identify it. */
   page = 0
-  /** Bytes that wait for the disk or for the peer. */
+  /** Bytes that wait for the disk or for the client. */
   outstandingBytes = 0
-  /** Of these, bytes that wait for the peer alone. */
+  /** Of these, bytes that wait for the client only. */
   unreadBytes = 0
   /** Bytes of published batches whose answers wait for the disk. */
   inFlightBytes = 0
-  /** Frames held that no delivery may overtake: all but confirms, which stand for themselves. */
+  /** Waiting frames that no delivery may overtake: all except confirms and refusals. */
   barriers = 0
   #answersBytes = 0
   #pageBarriers = 0
   #length = 0
-  /** Pages of this turn that are full, then those of earlier turns that wait for their entry. */
+  /** Full pages of this turn. */
   #filled: Page[] = []
+  /** Pages of earlier turns, which wait for their entries. */
   #gated: Page[] = []
   readonly #transport: OutboxTransport
   readonly #written: () => void
 
-  /** `written` is called after the transport has passed on some of the bytes. */
+  /** `written` is called each time the transport has sent some of the bytes. */
   constructor(transport: OutboxTransport, written: () => void) {
     this.#transport = transport
     this.#written = written
@@ -57,7 +58,7 @@ export class Outbox {
     return this.#length === 0 && this.#filled.length === 0 && this.#gated.length === 0
   }
 
-  /** Writes a frame header and returns where in `bytes` its payload goes. */
+  /** Writes a frame header and returns the index of its payload in `bytes`. */
   begin(opcode: number, channel: number, correlation: number, payloadBytes: number): number {
     const total = FRAME_HEADER_BYTES + payloadBytes
     if (this.#length + total > this.bytes.length) this.#makeRoom(total)
@@ -77,8 +78,8 @@ export class Outbox {
   }
 
   /**
-   * Makes the last frame longer by `bytes` and returns where they go; -1 if the page is another by now, or full, or
-   * the frame is not the last one.
+   * Extends the last frame by `bytes` and returns their index. Returns -1 if the frame is no longer the last one of the
+   * page being filled, or if the page is full.
    */
   extend(page: number, frameEnd: number, bytes: number): number {
     if (page !== this.page || frameEnd !== this.#length || frameEnd + bytes > this.bytes.length) return -1
@@ -87,7 +88,7 @@ export class Outbox {
     return frameEnd
   }
 
-  /** A batch of `bytes` was taken, and what was written last answers it. */
+  /** The frame written last answers a batch of `bytes`. */
   answers(bytes: number): void {
     this.inFlightBytes += bytes
     this.#answersBytes += bytes
@@ -102,7 +103,7 @@ export class Outbox {
     this.#filled = []
   }
 
-  /** Sends what waited for entries up to `durableLsn`; returns whether anything still waits. */
+  /** Sends the frames whose entries are durable; returns whether others still wait. */
   release(durableLsn: number): boolean {
     let sent = 0
     while (sent < this.#gated.length && this.#gated[sent]!.gate <= durableLsn)
@@ -111,7 +112,7 @@ export class Outbox {
     return !this.isEmpty
   }
 
-  /** Nothing more will be sent. What the transport has is still unread. */
+  /** Drops the frames that wait. Bytes that the transport already has still count as unread. */
   clear(): void {
     this.bytes = NO_BYTES
     this.#length = 0
@@ -124,7 +125,7 @@ export class Outbox {
     this.#pageBarriers = 0
   }
 
-  /** Counts everything anew and compares. @throws Error naming what differs */
+  /** Recounts everything and compares. @throws Error naming what differs */
   invariants(): void {
     let bytes = this.unreadBytes + this.#length
     let answersBytes = this.#answersBytes
@@ -192,7 +193,7 @@ function isBarrier(opcode: number): boolean {
   return opcode !== OP.PUBLISH_OK && opcode !== OP.PUBLISH_ERR && opcode !== OP.SETTLE_OK
 }
 
-// A page has whole frames, and `barriers` of them no delivery may overtake; returns that count.
+// Checks that a page has whole frames, `barriers` of them not to be overtaken; returns that count.
 function checkFrames(bytes: Uint8Array, length: number, barriers: number): number {
   let counted = 0
   let frameEnd = 0
@@ -211,7 +212,7 @@ function differs(what: string): never {
   throw new Error(`outbox: ${what}`)
 }
 
-// Pages come in powers of two and are used again, by all connections of the process: they live for one turn.
+// Pages have sizes of powers of two. All connections share the spare ones, because a page is used for only a few turns.
 const SPARE_PAGES = 8
 const SPARE_BYTES_MAX = 1 << 20
 const spare = new Map<number, Uint8Array[]>()

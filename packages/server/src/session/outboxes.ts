@@ -1,8 +1,8 @@
 /**
- * The two outboxes of a connection. Answers, and deliveries of messages that are not durable yet, wait for the entry of
- * their turn in `gated`; a delivery of durable messages depends on no entry and goes through `free`.
+ * The two outboxes of a connection. Answers, and deliveries of messages that are not durable yet, wait in `gated` for the
+ * entry of their turn. A delivery of durable messages does not need to wait and goes through `free`.
  *
- * Invariant: a delivery overtakes confirms alone. It neither overtakes another delivery nor the answer to SUBSCRIBE.
+ * Invariant: a delivery overtakes only confirms, never another delivery or the answer to SUBSCRIBE.
  */
 import { Outbox, type OutboxTransport } from './outbox.js'
 
@@ -10,7 +10,7 @@ export class Outboxes {
   readonly gated: Outbox
   readonly free: Outbox
 
-  /** `written` is called after the transport has passed on some of the bytes. */
+  /** `written` is called each time the transport has sent some of the bytes. */
   constructor(transport: OutboxTransport, written: () => void) {
     this.gated = new Outbox(transport, written)
     this.free = new Outbox(transport, written)
@@ -20,17 +20,17 @@ export class Outboxes {
     return this.gated.isEmpty && this.free.isEmpty
   }
 
-  /** Bytes that wait for the disk or for the peer. */
+  /** Bytes that wait for the disk or for the client. */
   get outstandingBytes(): number {
     return this.gated.outstandingBytes + this.free.outstandingBytes
   }
 
-  /** Of these, bytes that wait for the peer alone. */
+  /** Of these, bytes that wait for the client only. */
   get unreadBytes(): number {
     return this.gated.unreadBytes + this.free.unreadBytes
   }
 
-  /** The outbox for a delivery of messages that are durable, or not yet. */
+  /** The outbox for a delivery; `durable`: its messages are on disk. */
   forDelivery(durable: boolean): Outbox {
     return durable && this.gated.barriers === 0 ? this.free : this.gated
   }
@@ -41,7 +41,7 @@ export class Outboxes {
     this.free.endTurn(0)
   }
 
-  /** Sends what waited for entries up to `durableLsn`; returns whether anything still waits. */
+  /** Sends the frames whose entries are durable; returns whether others still wait. */
   release(durableLsn: number): boolean {
     this.free.release(durableLsn)
     return this.gated.release(durableLsn)

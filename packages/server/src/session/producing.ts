@@ -37,7 +37,7 @@ export class Producing {
   #producer: Producer | undefined
   #inFlightBatches = 0
 
-  /** `connection` sends what is in `outbox`. */
+  /** The turns of `connection` send the frames in `outbox`. */
   constructor(broker: Broker, connection: Output, outbox: Outbox, reading: Reading, consuming: Consuming) {
     this.#broker = broker
     this.#connection = connection
@@ -59,14 +59,14 @@ export class Producing {
 
   publish({ correlation, bytes, start, end }: Frame): void {
     const batchAt = publishBatchStart(bytes, start, end)
-    // Without a number it cannot be refused: what is thrown so far has the scope of the connection.
+    // A refusal names the batch number. An error before the number is known ends the connection.
     const number = publishNumber(bytes, batchAt)
     this.#checkWindow(correlation)
     try {
       const nameAt = start + PUBLISH_NAME_AT
       const to = this.#broker.catalog.queueAt(bytes, nameAt, batchAt) ?? readText(bytes, nameAt, batchAt)
       const placed = this.#broker.intake.publish(this.#producer!, to, bytes, batchAt, end, correlation)
-      // A confirm that shares a frame is sent with it.
+      // A confirm that shares a frame is sent together with it.
       if (this.#confirms.write(this.#outbox, number, placed)) this.#broker.hold(this.#connection)
       this.#accepted(end - start)
     } catch (error) {
@@ -111,7 +111,10 @@ export class Producing {
   }
 }
 
-// A function of its own, so that building the text is not compiled into the path of each batch.
+// A separate function, so that the text does not add to the code that runs for each batch.
 function tooManyInFlight(batches: number, most: number): SluiceError {
-  return new SluiceError('IN_FLIGHT_EXCEEDED', `${batches} batches are unanswered; at most ${most} may be.`)
+  return new SluiceError(
+    'IN_FLIGHT_EXCEEDED',
+    `${batches} batches are unanswered; at most ${most} are allowed.`,
+  )
 }

@@ -1,54 +1,54 @@
 /**
- * Whether bytes of the peer are read: not while too many bytes of batches wait for their answers, nor while the disk is
- * behind. Called by the session when it has accepted something that is written to the log, and when answers went out.
+ * Whether a connection is read from. It is paused while too many bytes of its batches are unanswered, and while the disk
+ * is behind. Called when a command has written facts, and when answers were sent.
  */
 
-/** Bytes that can be stopped: a socket. */
+/** Input that can be paused: a socket. */
 export interface Source {
   pause(): void
   resume(): void
 }
 
-/** The disk, as far as it says when to stop reading. */
-export interface Behind {
-  /** So much waits for the disk that connections should not be read from. */
+/** The disk, as far as reading depends on it. */
+export interface Disk {
+  /** Too many bytes wait for the disk to read more from connections. */
   readonly isBehind: boolean
-  /** Calls back once that is over. */
+  /** Calls `ready` once the disk is no longer behind. */
   whenNotBehind(ready: () => void): void
 }
 
 export class Reading {
   isPaused = false
-  readonly #disk: Behind
+  readonly #disk: Disk
   readonly #source: Source
   readonly #inFlightBytesMax: number
   #waitsForDisk = false
   #isClosed = false
 
-  constructor(disk: Behind, source: Source, inFlightBytesMax: number) {
+  constructor(disk: Disk, source: Source, inFlightBytesMax: number) {
     this.#disk = disk
     this.#source = source
     this.#inFlightBytesMax = inFlightBytesMax
   }
 
-  /** A batch was accepted; `inFlightBytes` of batches are unanswered now. */
+  /** A batch was accepted. `inFlightBytes`: bytes of batches that are unanswered now. */
   accepted(inFlightBytes: number): void {
     if (inFlightBytes > this.#inFlightBytesMax || this.#disk.isBehind) this.#pause()
   }
 
-  /** Answers went out; `inFlightBytes` of batches are unanswered now. */
+  /** Answers were sent. `inFlightBytes`: bytes of batches that are unanswered now. */
   answered(inFlightBytes: number): void {
     if (this.isPaused && inFlightBytes <= this.#inFlightBytesMax / 2) this.#resume()
   }
 
-  /** What makes facts is read no faster than the disk takes them. */
+  /** A command has written facts: pauses while the disk is behind. */
   waitForDisk(): void {
     if (!this.#disk.isBehind) return
     this.#pause()
     this.#resume()
   }
 
-  /** The connection is closed; what still comes is not the session's. */
+  /** The connection is closed, so reading is never resumed. */
   close(): void {
     this.#isClosed = true
   }

@@ -1,10 +1,10 @@
 /**
- * Requests that are answered once: what each asks of the broker. A handler takes a decoded body and returns a plain
- * object; the edge that it came through decodes the one and encodes the other (answers.ts, for frames). A frame kind
- * that is missing here, and that no other part of the session handles, does not compile.
+ * Requests with one answer, and the broker call for each. A handler takes a decoded body and returns a plain object. The
+ * caller decodes the body and encodes the answer (frames: session.ts and answers.ts). An opcode of a client that is
+ * neither here nor in frames.ts does not compile.
  *
- * Invariant: a request that changes nothing can fail, and it then ends nothing but itself, whatever was thrown in it or in
- * the encoding of its answer. `handle` and `handleLong`, the only ways to the handlers, see to that for every edge.
+ * Invariant: when a request that changes nothing fails, only that request ends, whatever its handler or the encoding of
+ * its answer threw. `handle` and `handleLong` ensure this, and are the only way to call a handler.
  */
 import {
   SluiceError,
@@ -26,7 +26,7 @@ import {
 import type { Broker } from '../broker/broker.js'
 import type { Caller } from '../broker/disk-requests.js'
 
-/** What a request is handled with. */
+/** What a handler needs besides the body. */
 export interface RequestContext {
   readonly broker: Broker
   readonly caller: Caller
@@ -36,7 +36,7 @@ export interface RequestContext {
 
 type Request = (context: RequestContext, body: Body) => object | Promise<object>
 
-/** Queues in one answer to LIST: with names of 255 bytes, twice in each, they fit a control frame. */
+/** Queues in one answer to LIST. Each can have two names of 255 bytes; 40 of them fit a control frame. */
 const LIST_PAGE = 40
 
 const REQUESTS = {
@@ -70,7 +70,7 @@ const LONG_REQUESTS = ['PEEK', 'REDRIVE', 'DISCARD', 'REPLAY', 'HISTORY'] as con
 type LongRequestName = (typeof LONG_REQUESTS)[number]
 const LONG: ReadonlySet<OpcodeName> = new Set(LONG_REQUESTS)
 
-/** What the handler of a request returns, in the end. */
+/** The answer of a request, before it is encoded. */
 export type AnswerOf<Name extends RequestName> = Awaited<ReturnType<(typeof REQUESTS)[Name]>>
 
 /** Whether the request reads from disk and takes several turns. */
@@ -78,7 +78,7 @@ export function isLong(name: RequestName): name is LongRequestName {
   return LONG.has(name)
 }
 
-/** Does what the request asks and encodes its answer. @throws SluiceError; anything else where a change failed half-way */
+/** Handles a request and encodes its answer. @throws SluiceError; any other error when a change failed half-way */
 export function handle<Encoded>(
   name: Exclude<RequestName, LongRequestName>,
   context: RequestContext,
@@ -88,11 +88,11 @@ export function handle<Encoded>(
   try {
     return encode(REQUESTS[name](context, body))
   } catch (error) {
-    throw changesNothing(name, body) ? ofReading(error) : error
+    throw changesNothing(name, body) ? readFailure(error) : error
   }
 }
 
-/** As `handle`, for a request that takes several turns. */
+/** Like `handle`, for a request that takes several turns. */
 export async function handleLong<Encoded>(
   name: LongRequestName,
   context: RequestContext,
@@ -102,7 +102,7 @@ export async function handleLong<Encoded>(
   try {
     return encode(await REQUESTS[name](context, body))
   } catch (error) {
-    throw changesNothing(name, body) ? ofReading(error) : error
+    throw changesNothing(name, body) ? readFailure(error) : error
   }
 }
 
@@ -114,14 +114,14 @@ const READING: ReadonlySet<RequestName> = new Set<RequestName>([
   'HISTORY',
 ])
 /** Requests that change nothing in a dry run. */
-const REHEARSABLE: ReadonlySet<RequestName> = new Set<RequestName>(['REDRIVE', 'DISCARD', 'REPLAY'])
+const DRY_RUNNABLE: ReadonlySet<RequestName> = new Set<RequestName>(['REDRIVE', 'DISCARD', 'REPLAY'])
 
 function changesNothing(name: RequestName, body: Body): boolean {
-  return READING.has(name) || (REHEARSABLE.has(name) && body['dryRun'] === true)
+  return READING.has(name) || (DRY_RUNNABLE.has(name) && body['dryRun'] === true)
 }
 
-// A defect in what changes nothing leaves nothing half done.
-function ofReading(error: unknown): SluiceError {
+// A defect in a request that changes nothing leaves no state half changed.
+function readFailure(error: unknown): SluiceError {
   if (error instanceof SluiceError) return error
   const why = error instanceof Error ? error.message : String(error)
   return new SluiceError('READ_FAILED', `The request failed: ${why}.`, { cause: error })

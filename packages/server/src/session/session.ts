@@ -1,8 +1,8 @@
 /**
- * One connection: its stages, its frames, its subscriptions. Bytes in, broker calls, frames out; no socket and no
- * clock of its own, so that the simulator can drive it.
+ * One connection of Sluice's protocol: its stages, its deadlines, and the parts that its frames go to (frames.ts).
+ * Bytes come in, frames go out. It has no socket and no clock, so that the simulator can drive it.
  *
- * Errors end what their scope says: the request, the channel, or the connection. Nobody else notices.
+ * Invariant: an error ends what its scope names, the request, the channel or the connection, and affects no other client.
  */
 import {
   FRAME_HEADER_BYTES,
@@ -48,9 +48,9 @@ export class Session implements Peer, Connection, Receiver {
   readonly #reading: Reading
   #stage: Exclude<Stage, 'any'> | 'closed' = 'handshake'
   readonly #longRequests = new LongRequests((correlation, answer) => this.#finished(correlation, answer))
-  /** The client said that it is done; or the broker stops and delivers nothing more. */
+  /** The client has sent GOODBYE, or the broker is closing this connection. */
   #saidGoodbye = false
-  /** The client never comes back. */
+  /** GOODBYE said that the client does not reconnect. */
   #hasLeft = false
   /** Largest frame that the client accepts. */
   #frameBytesMax = 0
@@ -89,7 +89,7 @@ export class Session implements Peer, Connection, Receiver {
     return this.#transport.peer
   }
 
-  /** The label that the client gave itself; '' before the handshake. */
+  /** The client's own label; '' before HELLO. */
   get label(): string {
     return this.#handshake.label
   }
@@ -98,12 +98,12 @@ export class Session implements Peer, Connection, Receiver {
     return this.#stage === 'open'
   }
 
-  /** Bytes of half-received frames that this connection keeps. */
+  /** Memory held for a partly received frame. */
   get heldBytes(): number {
     return this.#decoder.capacityBytes
   }
 
-  /** The next bytes from the peer. */
+  /** Handles the next bytes from the client. */
   receive(chunk: Uint8Array, nowMs: number): void {
     if (this.#stage === 'closed') return
     this.#liveness.heard(nowMs)
@@ -115,24 +115,24 @@ export class Session implements Peer, Connection, Receiver {
     }
   }
 
-  /** The transport is gone; whoever the peer was, it hears nothing any more. */
+  /** The transport is closed: nothing more reaches the client. */
   disconnected(): void {
     this.#close(undefined)
   }
 
-  /** The peer sends no more bytes. After GOODBYE it still reads the answers that are under way. */
+  /** The client sends no more bytes. After GOODBYE it still reads its outstanding answers. */
   inputEnded(): void {
     if (this.#stage === 'open' && this.#saidGoodbye) return
     this.#close(undefined)
     this.#transport.end()
   }
 
-  /** Answers HELLO, once it comes, with this error: the connection has no place here. */
+  /** Answers HELLO with this error when it arrives: the connection is over the limit. */
   refuse(error: SluiceError): void {
     this.#handshake.refuse(error)
   }
 
-  /** Judges deadlines. `stallMs` is how late this call comes: no peer is blamed for what this process slept through. */
+  /** Checks deadlines. `stallMs` is the delay of this call; it does not count against the client. */
   tick(nowMs: number, stallMs: number): void {
     if (this.#stage === 'closed') return
     if (this.#stage === 'handshake') {
@@ -140,14 +140,14 @@ export class Session implements Peer, Connection, Receiver {
       if (late !== undefined) this.fail(late)
       return
     }
-    // What is not read because of the disk cannot be heard either.
+    // While reading is paused for the disk, nothing can be heard from the client.
     if (this.#reading.isPaused) this.#liveness.heard(nowMs)
     const late = this.#liveness.overdue(nowMs, stallMs) ?? this.#unread.overdue(nowMs, stallMs)
     if (late === undefined) this.#liveness.beat(nowMs)
     else this.fail(late)
   }
 
-  /** The broker stops: tells the client, hands out nothing more, and still takes what the client has to say. */
+  /** The broker stops: sends GOODBYE and delivers nothing more; frames of the client are still handled. */
   goodbye(text: string): void {
     if (this.#stage !== 'open') {
       this.end()
@@ -158,12 +158,12 @@ export class Session implements Peer, Connection, Receiver {
     this.#broker.hold(this)
   }
 
-  /** It holds no lease and waits for nothing: closing it takes nothing from anybody. */
+  /** No message is leased, and no answer is outstanding: the connection can be closed without loss. */
   get isIdle(): boolean {
     return this.consuming.isIdle && this.#longRequests.unanswered === 0 && this.#outboxes.isEmpty
   }
 
-  /** Closes once everything that is held has gone out. Nobody is charged for what was being handled. */
+  /** Closes once all answers have been sent. No message that is being handled is charged an attempt. */
   end(): void {
     this.#saidGoodbye = true
     if (this.#stage === 'open' && (this.#longRequests.unanswered > 0 || !this.#outboxes.gated.isEmpty)) return
@@ -171,18 +171,18 @@ export class Session implements Peer, Connection, Receiver {
     this.#transport.end()
   }
 
-  /** Ends the connection with an error that the client is told, past the gate: nothing in it was promised. */
+  /** Sends the error and closes. The error does not wait for the gate, because it confirms nothing. */
   fail(error: SluiceError): void {
     if (this.#stage === 'closed') return
     const payload = errorPayload(error, 'connection')
     const bytes = this.#stage === 'handshake' ? greeting(OP.ERROR, payload) : frameBytes(OP.ERROR, payload)
-    // A peer that speaks another protocol is not answered in this one.
+    // A peer that speaks another protocol could not read it.
     if (this.#decoder.isOurs) this.#transport.write(bytes, () => {})
     this.#close(error)
     this.#transport.end()
   }
 
-  /** Counts what it holds anew and compares. @throws Error naming what differs */
+  /** Recounts what is queued and compares. @throws Error naming what differs */
   invariants(): void {
     this.#outboxes.invariants()
     this.#unread.invariants()
@@ -218,7 +218,7 @@ export class Session implements Peer, Connection, Receiver {
     }
   }
 
-  // Bad input is answered; anything else is a defect of ours, after which nothing may be confirmed.
+  // A SluiceError is answered. Any other error is a defect of the broker, after which nothing may be confirmed.
   #failed(error: unknown, channel = 0, correlation = 0): void {
     if (!(error instanceof SluiceError)) {
       this.#close(undefined)
@@ -274,7 +274,7 @@ export class Session implements Peer, Connection, Receiver {
       return
     }
     this.#longRequests.add(correlation, () => handleLong(name, context, body, encode))
-    this.#workOn()
+    this.#startLongRequest()
   }
 
   /** Writes the answer to a request. */
@@ -285,15 +285,15 @@ export class Session implements Peer, Connection, Receiver {
     this.#reading.waitForDisk()
   }
 
-  // What has to read takes turns of its own; its answer is held like any other once it is there.
-  #workOn(): void {
+  // A request that reads from disk takes several turns; then its answer waits for the gate like any other.
+  #startLongRequest(): void {
     if (!this.#unread.isOverSoft) this.#longRequests.next()
   }
 
   #finished(correlation: number, answer: () => Answer): void {
     this.#broker.turn.begin()
     try {
-      // A change can fail half-way after its client has left, and that is a defect as well.
+      // A change that failed half-way is a defect even if its client has disconnected.
       const written = answer()
       if (this.#stage === 'open') this.answer(correlation, written)
     } catch (error) {
@@ -301,7 +301,7 @@ export class Session implements Peer, Connection, Receiver {
     }
     if (this.#stage !== 'open') return
     this.#broker.hold(this)
-    this.#workOn()
+    this.#startLongRequest()
   }
 
   // --- the connection ---
@@ -309,7 +309,7 @@ export class Session implements Peer, Connection, Receiver {
   #progressed(): void {
     if (this.#stage !== 'open') return
     this.#unread.count()
-    this.#workOn()
+    this.#startLongRequest()
     if (this.#unread.eased(this.#broker.turn.nowMs)) this.consuming.resume()
   }
 

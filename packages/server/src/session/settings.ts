@@ -1,24 +1,24 @@
-/** What a session is configured with: its limits, and what all sessions of a broker share. */
+/** Settings of a session: its limits, and the count of unread bytes that all sessions share. */
 import { LIMITS } from '@sluice/protocol'
 
 export interface SessionSettings {
   readonly serverVersion: string
   readonly frameBytesMax: number
-  /** Used unless the client asks for a shorter one. */
+  /** Upper bound; a client can ask for a shorter interval. */
   readonly heartbeatMs: number
   readonly handshakeMs: number
   readonly inFlightBatches: number
   readonly inFlightBytes: number
-  /** Beyond this many unread bytes a connection gets no deliveries. */
+  /** Above this number of unread bytes a connection gets no deliveries. */
   readonly outboundBytesSoft: number
-  /** Beyond this many more, or after `stalledMs` without progress above the soft bound, it is closed. */
+  /** A connection is closed this far above the soft bound, or after `stalledMs` above it without reading. */
   readonly outboundBytesHard: number
   readonly stalledMs: number
   readonly subscriptionsMax: number
   readonly outbound: Outbound
 }
 
-/** What all connections that share it have not read: while it is over its bound, each gets only what it reads at once. */
+/** Unread bytes of all connections. Above `bytesMax`, each gets its next delivery when it has read the previous one. */
 export interface Outbound {
   bytes: number
   readonly bytesMax: number

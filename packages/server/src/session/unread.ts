@@ -1,24 +1,24 @@
 /**
- * What a connection has not read, and what follows from it: beyond the soft bound it is congested and gets no
- * deliveries; if it then reads nothing for too long, or far more is unread, it is closed. Called by the session for
- * each delivery, at the end of each turn, when the transport has passed bytes on, and by its tick.
+ * The bytes that a client has not read, and their limits. Above the soft bound the connection is congested and gets no
+ * deliveries; it is closed if the client then reads nothing for too long, or above the hard bound. Called by the session
+ * for each delivery, at the end of each turn, when the transport has sent bytes, and by its tick.
  *
- * Invariant: `outbound.bytes` has what this connection counted into it, until `clear`.
+ * Invariant: `outbound.bytes` contains `#countedBytes` of this connection until `clear`.
  */
 import { MESSAGE_OVERHEAD_BYTES, SluiceError, durationText } from '@sluice/protocol'
 import type { Outboxes } from './outboxes.js'
 import type { SessionSettings } from './settings.js'
 
 export class Unread {
-  /** More is unread than may be; deliveries wait. */
+  /** Above the soft bound: deliveries wait. */
   isCongested = false
   readonly #outboxes: Outboxes
   readonly #settings: SessionSettings
-  /** Its part of what all connections have not read. */
+  /** The bytes of this connection that are counted in `outbound`. */
   #countedBytes = 0
-  /** Largest message or answer that was written: it may be more than is kept else, and more than a message may have by now. */
+  /** Largest message or answer so far. It can exceed the bounds, and also the message limit if that was lowered. */
   #largestBytes = 0
-  /** Since when it is congested and has read nothing, ms; 0: it is not. */
+  /** Time since which the connection is congested and nothing was read, ms; 0: it is not congested. */
   #stalledSinceMs = 0
 
   constructor(outboxes: Outboxes, settings: SessionSettings) {
@@ -26,7 +26,7 @@ export class Unread {
     this.#settings = settings
   }
 
-  /** Bytes that wait for the disk or for the peer. */
+  /** Bytes that wait for the disk or for the client. */
   get bytes(): number {
     return this.#outboxes.outstandingBytes
   }
@@ -35,24 +35,24 @@ export class Unread {
     return this.bytes > this.#softBytes
   }
 
-  // While all connections together have too much unread, each gets only what it reads at once.
+  // While all connections together exceed their bound, each gets its next delivery when it has read the previous one.
   get #softBytes(): number {
     const { outbound, outboundBytesSoft } = this.#settings
     return outbound.bytes > outbound.bytesMax ? 0 : outboundBytesSoft
   }
 
-  /** A message or an answer of `bytes` was written. */
+  /** A message or an answer of this size was written. */
   wrote(bytes: number): void {
     if (bytes > this.#largestBytes) this.#largestBytes = bytes
   }
 
-  /** Deliveries were written: are there too many by now? */
+  /** Deliveries were written: the connection may be congested now. */
   delivered(nowMs: number): void {
     this.count()
     if (this.bytes > this.#softBytes) this.#congest(nowMs)
   }
 
-  /** Brings what all connections have not read up to date. */
+  /** Updates the sum over all connections. */
   count(): void {
     const { outbound } = this.#settings
     const { bytes } = this
@@ -60,7 +60,7 @@ export class Unread {
     this.#countedBytes = bytes
   }
 
-  /** The peer has read something. Returns whether deliveries, which waited, can go on. */
+  /** The client has read something. Returns true when deliveries that waited can go on. */
   eased(nowMs: number): boolean {
     if (!this.isCongested) return false
     this.#stalledSinceMs = nowMs
@@ -70,24 +70,21 @@ export class Unread {
     return true
   }
 
-  /** The error with which the connection ends because more is unread than is kept, or undefined. */
+  /** Returns SLOW_CONSUMER above the hard bound. */
   overflow(messageBytesMax: number): SluiceError | undefined {
     const { outboundBytesSoft, outboundBytesHard } = this.#settings
-    // One message may be larger than all that is kept else.
+    // A single message can be larger than the soft bound.
     const messageBytes = Math.max(messageBytesMax, this.#largestBytes) + MESSAGE_OVERHEAD_BYTES
     const most = Math.max(outboundBytesSoft, messageBytes) + outboundBytesHard
     if (this.bytes <= most) return undefined
     return new SluiceError('SLOW_CONSUMER', `${this.bytes} bytes are unread; at most ${most} are kept.`)
   }
 
-  /**
-   * The error with which the connection ends because it has read nothing for too long, or undefined. `stallMs` is how
-   * late this call comes: time that this process slept through does not count.
-   */
+  /** Returns SLOW_CONSUMER when nothing was read for too long. `stallMs`: see `Session.tick`. */
   overdue(nowMs: number, stallMs: number): SluiceError | undefined {
-    // A peer whose unread bytes use up what all connections share has to read them, even if there is nothing to deliver.
+    // A client whose unread bytes use up the shared bound has to read them even if there is nothing to deliver.
     if (this.#countedBytes > this.#softBytes) this.#congest(nowMs)
-    // What waits for the disk cannot be read yet.
+    // Bytes that wait for the disk cannot be read yet.
     if (this.#outboxes.unreadBytes === 0) this.#stalledSinceMs &&= nowMs
     if (this.#stalledSinceMs === 0) return undefined
     this.#stalledSinceMs = Math.min(nowMs, this.#stalledSinceMs + stallMs)
@@ -99,7 +96,7 @@ export class Unread {
     )
   }
 
-  /** The connection is closed: it counts no more among all. */
+  /** The connection is closed: removes its bytes from the sum over all connections. */
   clear(): void {
     this.#settings.outbound.bytes -= this.#countedBytes
     this.#countedBytes = 0
@@ -111,7 +108,7 @@ export class Unread {
       throw new Error(`unread: congested is ${this.isCongested}, since ${this.#stalledSinceMs}`)
     if (this.#countedBytes < 0 || this.#settings.outbound.bytes < this.#countedBytes)
       throw new Error(
-        `unread: ${this.#countedBytes} bytes counted, of ${this.#settings.outbound.bytes} of all`,
+        `unread: ${this.#countedBytes} bytes are counted here, ${this.#settings.outbound.bytes} for all connections`,
       )
   }
 
