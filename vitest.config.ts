@@ -17,7 +17,10 @@ const INTEGRATION = [
   'test/demo/demo.test.ts',
   'test/store/store.test.ts',
 ]
-const SIMULATION = ['test/{simulation,reference}/**/*.test.ts']
+const SIMULATION = [
+  'packages/server/src/log/{crash,damage}.test.ts',
+  'test/{simulation,reference}/**/*.test.ts',
+]
 const FAULT = ['packages/server/src/log/lock.test.ts', 'test/fault/**/*.test.ts']
 const DIST = [...configDefaults.exclude, '**/dist/**']
 
