@@ -67,10 +67,10 @@ export function compareRecovered(
     const unsure = lowest(saved.identity)
     // Throws when it does not know what it confirmed.
     const producer = broker.producers.attach(saved.identity, saved.highest)
-    if (producer.floor > unsure)
+    if (producer.windowStart > unsure)
       throw new Violation(
         3,
-        `producer ${saved.identity} may send ${unsure} again; its window begins at ${producer.floor}`,
+        `producer ${saved.identity} may send ${unsure} again; its window begins at ${producer.windowStart}`,
       )
     for (const [number, { places, crc }] of saved.accepted) {
       if (number < unsure) continue

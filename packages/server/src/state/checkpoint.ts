@@ -1,7 +1,9 @@
 /**
- * Checkpoints: what changed since the last one is appended as state pages, a slice a turn, and then a directory of
- * the newest copy of every page. A directory counts once a segment begins behind it, because that is where recovery
- * finds its position; only then may what it replaces be truncated.
+ * Checkpoints: the state that changed since the last one is appended as state pages, one slice a turn, followed by a
+ * directory of the newest copy of every page. `Space` calls `step` once a turn.
+ *
+ * Invariant: a directory takes effect when the next segment begins, because recovery finds its position in the header of
+ * the newest segment. The pages and facts that it replaces may be truncated only then.
  */
 import { BATCH_HEADER_BYTES, BATCH_TYPE, sealBatch } from '@sluice/protocol'
 import type { Log } from '../log/log.js'
@@ -11,20 +13,20 @@ import type { Producer } from './producers.js'
 import { PAGE, encodeDirectory, type PageAt } from './directory.js'
 import type { State } from './state.js'
 
-/** Most bytes of pages that one turn appends; of small segments, a sixteenth. */
+/** Most bytes of pages that one turn appends. With small segments it is a sixteenth of a segment. */
 const SLICE_BYTES = 256 << 10
-/** A checkpoint is due when of what was appended such a share was new: pages alone never make another one due. */
+/** A checkpoint is due only if this share of the appended bytes is new: pages alone never make another one due. */
 const NEW_SHARE = 1 / 16
-/** What a checkpoint frees that is made before it is due; it may leave a segment half empty. */
+/** Segments that a checkpoint must free to start early. It may leave a segment half empty. */
 const FREED_SEGMENTS = 2
-/** A producer that was not heard of for so long is forgotten. */
+/** A producer without a connection or publish for this long is forgotten. */
 export const PRODUCER_IDLE_MS = 7 * 24 * 3600 * 1000
 
 interface Finished {
   readonly lsn: number
   readonly position: number
-  /** No page and no fact below this is needed any more once this directory counts. */
-  readonly floor: number
+  /** Once this directory takes effect, recovery needs no page and no fact before this position. */
+  readonly lowWater: number
 }
 
 export class Checkpoints {
@@ -32,7 +34,7 @@ export class Checkpoints {
   readonly #tail: Tail
   readonly #state: State
   readonly #intervalBytes: number
-  /** The next one begins when so much was appended since the last one began. */
+  /** The next checkpoint is due when this many bytes were appended since the last one started. */
   #dueBytes: number
   #begunAtBytes = 0
   #begunAtWritten = 0
@@ -41,31 +43,31 @@ export class Checkpoints {
   /** Bytes of pages and directories, since the broker started. */
   #writtenBytes = 0
   #finished: Finished | undefined
-  /** Durable and told to the log; counts when the next segment begins. */
-  #marked: { readonly segment: number; readonly floor: number } | undefined
-  /** Nothing before this position is needed for recovery. */
-  floor: number
-  /** Pages that stand before this position are appended again although they did not change. */
+  /** The directory that is durable and marked in the log; it takes effect when the next segment begins. */
+  #marked: { readonly segment: number; readonly lowWater: number } | undefined
+  /** Low-water mark: recovery needs nothing before this position. */
+  lowWater: number
+  /** Unchanged pages before this position are appended again. */
   evacuateBefore = 0
-  /** Another checkpoint would free what stands before this, and the log takes too much. 0: it does not. */
-  wantedFloor = 0
-  /** Publishes are refused for want of room: each segment counts. */
+  /** The log uses too much space, and another checkpoint could raise the low-water mark to this. 0: it does not. */
+  wantedLowWater = 0
+  /** Publishes are refused for lack of room, so every freed segment helps. */
   isScarce = false
-  /** What is copied fills the segment in any case: it need not end early. */
+  /** Copies are filling the segment, so it need not end early. */
   isFilling = false
 
-  constructor(log: Log, tail: Tail, state: State, intervalBytes: number, floor: number) {
+  constructor(log: Log, tail: Tail, state: State, intervalBytes: number, lowWater: number) {
     this.#log = log
     this.#tail = tail
     this.#state = state
     this.#intervalBytes = intervalBytes
     this.#dueBytes = intervalBytes
-    this.floor = floor
+    this.lowWater = lowWater
   }
 
   /**
-   * One slice of the running checkpoint, or the begin of one if enough was appended since the last, or if one would free
-   * enough. All facts that are applied must be in the open entry. Returns whether anything was appended.
+   * Runs one slice of a checkpoint. Starts one if it is due or would free enough. Every applied fact must be in the open
+   * entry. Returns whether a slice ran.
    */
   step(nowMs: number): boolean {
     this.#anchor(nowMs)
@@ -74,7 +76,7 @@ export class Checkpoints {
       const isDue =
         this.#tail.appendedBytes - this.#begunAtBytes >= this.#dueBytes &&
         this.#news - this.#begunAtNews >= this.#dueBytes * NEW_SHARE
-      if (!isDue && (!this.#freesEnough(this.wantedFloor) || this.markFrees)) return false
+      if (!isDue && (!this.#freesEnough(this.wantedLowWater) || this.markFrees)) return false
       this.#begunAtBytes = this.#tail.appendedBytes
       this.#begunAtWritten = this.#writtenBytes
       this.#begunAtNews = this.#news
@@ -82,68 +84,68 @@ export class Checkpoints {
     }
     if (this.#running.next().done === true) {
       this.#running = undefined
-      // Of ten thousand queues in use the pages take as much as half an interval: fewer of them, or they are most of the
-      // work. Restarting reads up to three intervals then.
+      // The pages of ten thousand busy queues take half an interval, so the interval grows: otherwise checkpoints would be
+      // most of the work. A restart then reads up to three intervals.
       const took = this.#writtenBytes - this.#begunAtWritten
       this.#dueBytes = Math.max(this.#intervalBytes, Math.min(took * 8, this.#intervalBytes * 3))
     }
     return true
   }
 
-  /** Bytes of batches that are no pages, since the broker started. */
+  /** Bytes of batches other than pages since the broker started. */
   get #news(): number {
     return this.#tail.addedBytes - this.#writtenBytes
   }
 
-  /** One is being written, or has yet to count. */
+  /** Whether a checkpoint is being written or is not durable yet. */
   get isUnderWay(): boolean {
     return this.#running !== undefined || this.#finished !== undefined
   }
 
-  /** Whether one would free enough of what the log takes too much, now or once it may. */
-  freesEnoughUpTo(floor: number): boolean {
-    return this.#running === undefined && this.#finished === undefined && this.#freesEnough(floor)
+  /** Whether a checkpoint up to `lowWater` would free enough to start early, and none is under way. */
+  freesEnoughUpTo(lowWater: number): boolean {
+    return this.#running === undefined && this.#finished === undefined && this.#freesEnough(lowWater)
   }
 
-  /** Entries up to `lsn` are durable. Returns whether a checkpoint is. */
+  /** Reports that entries up to `lsn` are durable. Returns whether a checkpoint became durable with them. */
   durable(lsn: number): boolean {
     const finished = this.#finished
     if (finished === undefined || finished.lsn > lsn) return false
     this.#log.markCheckpoint(finished.position)
-    this.#marked = { segment: this.#segmentOf(this.#tail.position), floor: finished.floor }
+    this.#marked = { segment: this.#segmentOf(this.#tail.position), lowWater: finished.lowWater }
     this.#finished = undefined
     return true
   }
 
-  // The mark is in the header of each segment that begins after it; from then on recovery starts there.
+  // Every later segment has the mark in its header, and recovery starts from it.
   #anchor(nowMs: number): void {
     const marked = this.#marked
     if (marked === undefined) return
     if (this.#segmentOf(this.#tail.position) <= marked.segment) {
-      // Who drains a backlog appends so little that the segment would not be full for long.
-      if (!this.#freesEnough(this.wantedFloor) || !this.markFrees || this.isFilling) return
+      // Draining a backlog appends little, so the segment would stay unfinished for a long time.
+      if (!this.#freesEnough(this.wantedLowWater) || !this.markFrees || this.isFilling) return
       this.#tail.endSegment(nowMs)
     }
-    this.floor = Math.max(this.floor, marked.floor)
+    this.lowWater = Math.max(this.lowWater, marked.lowWater)
     this.#marked = undefined
   }
 
-  #freesEnough(wantedFloor: number): boolean {
-    return this.#segmentsUpTo(wantedFloor) >= (this.isScarce ? 1 : FREED_SEGMENTS)
+  #freesEnough(wantedLowWater: number): boolean {
+    return this.#segmentsUpTo(wantedLowWater) >= (this.isScarce ? 1 : FREED_SEGMENTS)
   }
 
-  // Whether a segment goes once the directory counts that is marked: otherwise another one is made in its place.
+  /** Whether the marked directory will free a segment. If not, an early end of the segment only adds another one. */
   get markFrees(): boolean {
-    return this.#marked !== undefined && this.#segmentsUpTo(this.#marked.floor) >= 1
+    return this.#marked !== undefined && this.#segmentsUpTo(this.#marked.lowWater) >= 1
   }
 
-  // Whole segments that go when the floor is there.
-  #segmentsUpTo(floor: number): number {
+  // Segments that are freed when the low-water mark reaches `lowWater`.
+  #segmentsUpTo(lowWater: number): number {
     const { segmentBytes } = this.#log
-    return Math.floor(floor / segmentBytes) - Math.floor(this.floor / segmentBytes)
+    return Math.floor(lowWater / segmentBytes) - Math.floor(this.lowWater / segmentBytes)
   }
 
-  // An entry that ends with its segment has not begun the next one: no header there says anything yet.
+  // An entry that ends exactly with its segment has not begun the next one, which has no header yet.
   #segmentOf(position: number): number {
     return Math.floor((position - 1) / this.#log.segmentBytes)
   }
@@ -160,26 +162,26 @@ export class Checkpoints {
       return true
     }
     for (const queue of [...state.queues.values()]) {
-      // A queue, or a producer, can be gone by the time that its turn comes, or between two of its pages: what is counted
-      // of pages that are not there any more is never given back.
-      const isThere = (): boolean => state.queuesById.get(queue.id) === queue
+      // A queue or producer can be removed before the checkpoint reaches it, or between two of its pages. Counting a page
+      // of a removed queue would never be undone.
+      const exists = (): boolean => state.queuesById.get(queue.id) === queue
       for (const chunk of queue.chunks) {
-        // The list was made when the queue's turn came; a chunk can be freed while the checkpoint waits.
+        // A chunk can be freed while the checkpoint waits between two slices.
         if (queue.chunkAt(chunk.base) !== chunk) continue
         if (!chunk.dirty && chunk.pagePosition >= this.evacuateBefore) continue
         this.#write(chunk, PAGE.chunk, queue.id, encodeChunkPage(chunk, queue.keys), nowMs)
         if (sliceIsFull()) yield
       }
-      if (!isThere()) continue
+      if (!exists()) continue
       for (const page of queue.ids.pagesToWrite(this.evacuateBefore)) {
-        if (!isThere()) break
+        if (!exists()) break
         const bytes = queue.ids.encodePage(page)
         const position = this.#append(PAGE.ids, queue.id, bytes, nowMs)
         queue.ids.pageWritten(page, position, BATCH_HEADER_BYTES + bytes.length)
         if (sliceIsFull()) yield
       }
-      // Behind its chunks, so that what it counts is what they hold.
-      if (isThere() && (queue.dirty || queue.pagePosition < this.evacuateBefore)) {
+      // After its chunks, so that its counters match them.
+      if (exists() && (queue.dirty || queue.pagePosition < this.evacuateBefore)) {
         const retained = state.segments.retained(queue.id)
         this.#write(queue, PAGE.queue, queue.id, encodeQueuePage(queue, retained), nowMs)
         if (sliceIsFull()) yield
@@ -196,12 +198,12 @@ export class Checkpoints {
     const pages = pagesOf(state)
     const bytes = encodeDirectory({ replayFrom, boot, nextQueueId, nextProducerId, pages })
     const position = this.#append(0, 0, bytes, nowMs, BATCH_TYPE.directory)
-    let floor = replayFrom
-    for (const page of pages) if (page.position < floor) floor = page.position
-    this.#finished = { lsn: this.#tail.openLsn, position, floor }
+    let lowWater = replayFrom
+    for (const page of pages) if (page.position < lowWater) lowWater = page.position
+    this.#finished = { lsn: this.#tail.openLsn, position, lowWater }
   }
 
-  // The page of `owner`, as it is now.
+  // Appends the page of `owner` with its present state.
   #write(
     owner: { pagePosition: number; pageBytes: number; dirty: boolean },
     kind: number,
@@ -236,7 +238,7 @@ function isIdle(producer: Producer, nowMs: number): boolean {
   return producer.connections === 0 && nowMs - producer.lastUsedMs > PRODUCER_IDLE_MS
 }
 
-// Whatever has no page yet came after the checkpoint began, and is in the facts behind it.
+// A queue, chunk or producer without a page was added after the checkpoint started, and the later facts contain it.
 function pagesOf(state: State): PageAt[] {
   const pages: PageAt[] = []
   const list = (kind: number, id: number, position: number): void => {

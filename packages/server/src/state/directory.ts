@@ -1,29 +1,30 @@
 /**
- * The directory that ends a checkpoint: which pages hold the state, and where the newest copy of each stands.
+ * The directory at the end of a checkpoint: the position of the newest copy of every state page.
  *
- * Invariant: it fits the entry it is in. What would make it longer is refused long before (see `pagesMax`).
+ * Invariant: a directory fits one entry. Messages and queues are refused long before it would not (see `pagesMax`).
  */
 import { readU32, readU64, writeU32, writeU64 } from '@sluice/protocol'
 
 /**
- * Pages at which messages and queues are refused: their places take five eighths of a segment. Producers have a quarter
- * for themselves; the rest is for what one turn can add.
+ * Number of pages at which messages and queues are refused: their list takes five eighths of a segment. Producers have a
+ * quarter of their own, and the rest is for what one turn can add.
  */
 export function pagesMax(segmentBytes: number): number {
   return Math.floor((segmentBytes * 5) / 8 / PAGE_AT_BYTES)
 }
 
-/** Producers that are remembered: as many as a quarter of a segment lists, and never more than this. */
+/** Most producers that are remembered, whatever the size of a segment. */
 const PRODUCERS_MAX = 100_000
 
+/** Most producers that are remembered: their list takes at most a quarter of a segment. */
 export function producersMax(segmentBytes: number): number {
   return Math.min(PRODUCERS_MAX, segmentBytes / 4 / PAGE_AT_BYTES)
 }
 
-/** Kinds of state pages; a page batch has the kind as its count and the queue's or producer's id. */
+/** Kinds of state pages. A page batch has the kind in its count field, and the id of the queue or producer. */
 export const PAGE = { queue: 1, chunk: 2, producer: 3, ids: 4 } as const
 
-/** Where the newest copy of one page stands. */
+/** Position of the newest copy of one page. */
 export interface PageAt {
   readonly kind: number
   readonly id: number
@@ -31,7 +32,7 @@ export interface PageAt {
 }
 
 export interface Directory {
-  /** Facts from here on are not, or not all, in the pages. */
+  /** Facts from this position on may not be in the pages. */
   readonly replayFrom: number
   readonly boot: number
   readonly nextQueueId: number
@@ -43,8 +44,8 @@ export const DIRECTORY_HEAD_BYTES = 24
 export const PAGE_AT_BYTES = 16
 
 /**
- * Layout: u64 replay from · u32 boot · u32 next queue id · u32 next producer id · u32 pages ·
- * of each page u32 id, u32 kind, u64 position.
+ * Layout: u64 replay from · u32 boot · u32 next queue id · u32 next producer id · u32 pages, then for each page
+ * u32 id · u32 kind · u64 position.
  */
 export function encodeDirectory(directory: Directory): Uint8Array {
   const bytes = new Uint8Array(DIRECTORY_HEAD_BYTES + directory.pages.length * PAGE_AT_BYTES)

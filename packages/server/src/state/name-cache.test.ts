@@ -8,14 +8,14 @@ import { expectSame } from '../../../../test/same.js'
 
 const named = (name: string): Queue => ({ name }) as Queue
 
-/** Looks `name` up where it stands inside a frame. */
+/** Looks `name` up from the middle of a frame. */
 function find(cache: NameCache, name: string): Queue | undefined {
   const bytes = new Uint8Array(textBytes(name) + 5).fill(0x61)
   writeText(bytes, 3, name)
   return cache.find(bytes, 3, bytes.length - 2)
 }
 
-it('finds what the map holds, whichever queues come and go', () => {
+it('finds the same queues as the map while queues are created and deleted', () => {
   let found = 0
   let gone = 0
   fc.assert(
@@ -29,7 +29,7 @@ it('finds what the map holds, whichever queues come and go', () => {
         const queues = new Map<string, Queue>()
         const cache = new NameCache(queues)
         for (const [what, number] of steps) {
-          // The shorter ones are beginnings of the longer ones.
+          // Shorter names are prefixes of longer ones.
           const name = 'n'.repeat(1 + (number % 7)) + String(number % 3 === 0 ? number : '')
           const queue = queues.get(name)
           if (what === 'make' && queue === undefined) queues.set(name, named(name))
@@ -49,7 +49,7 @@ it('finds what the map holds, whichever queues come and go', () => {
   expect(gone).toBeGreaterThan(1_000)
 })
 
-it('finds each of many thousands, and a name made again as another queue', () => {
+it('finds each of 20,000 queues, and a queue that was deleted and created again', () => {
   const queues = new Map(Array.from({ length: 20_000 }, (_, i) => [`load-${i}`, named(`load-${i}`)]))
   const cache = new NameCache(queues)
   for (let round = 0; round < 2; round++)
@@ -60,7 +60,7 @@ it('finds each of many thousands, and a name made again as another queue', () =>
   expect(find(cache, 'load-7')).toBe(again)
 })
 
-it('takes bytes that are no name for none', () => {
+it('finds nothing for bytes that are no name', () => {
   const cache = new NameCache(new Map([['a', named('a')]]))
   expect(cache.find(Uint8Array.of(0x61), 0, 0)).toBeUndefined()
   expect(cache.find(Uint8Array.of(0x61, 0x00), 0, 2)).toBeUndefined()

@@ -1,4 +1,4 @@
-/** What a producer takes while it is away: only the results that it may still ask for. */
+/** Memory of a disconnected producer: only the results that it may still ask for. */
 import { expect, test } from 'vitest'
 import { Producer } from './producers.js'
 
@@ -14,7 +14,7 @@ function withBatches(count: number, unanswered: number): Producer {
   return producer
 }
 
-test('a window that was wide is as wide as what is unanswered once the producer is away', () => {
+test('shrinks a large window to the unanswered batches when the producer disconnects', () => {
   const producer = withBatches(5_000, 4_095)
   expect(producer.windowBytes).toBe(4_096 * KNOWN_BYTES)
   producer.shrink()
@@ -26,7 +26,7 @@ test('a window that was wide is as wide as what is unanswered once the producer 
   expect(producer.windowBytes).toBe(4_096 * KNOWN_BYTES)
   producer.shrink()
   expect(producer.windowBytes).toBe(16 * KNOWN_BYTES)
-  // It comes back, asks for what it did not hear of, and goes on.
+  // The producer reconnects, resends the unanswered batches, and continues.
   for (let number = 5_097; number <= 5_100; number++)
     expect(producer.resultOf(number, number, number - 5_097)?.[0]!.baseOffset).toBe(number * 10)
   for (let number = 5_101; number <= 6_000; number++) {
@@ -37,23 +37,23 @@ test('a window that was wide is as wide as what is unanswered once the producer 
     expect(producer.resultOf(number, number, number - 5_097)?.[0]!.baseOffset).toBe(number * 10)
 })
 
-test('of one that has left for good no result is kept, and its number is', () => {
+test('keeps the highest number and no result of a producer that sends nothing again', () => {
   const producer = withBatches(5_000, 4_095)
   producer.dirty = false
   producer.forgetAll()
   producer.shrink()
   expect(producer.windowBytes).toBe(0)
-  expect(producer).toMatchObject({ highest: 5_000, floor: 5_001, dirty: true })
+  expect(producer).toMatchObject({ highest: 5_000, windowStart: 5_001, dirty: true })
   expect(() => producer.resultOf(5_000, 5_000, 0)).toThrow(/older than the window/)
   const page = producer.encodePage()
   expect(page.length).toBeLessThan(100)
   expect(Producer.decodePage(page, 0, page.length, PAGE_BYTES_MAX)).toMatchObject({
     highest: 5_000,
-    floor: 5_001,
+    windowStart: 5_001,
   })
 })
 
-test('one of which no result is remembered takes no room for any, and takes batches all the same', () => {
+test('takes no memory without results, and accepts batches again', () => {
   const producer = new Producer(1, '00'.repeat(16), PAGE_BYTES_MAX)
   expect(producer.windowBytes).toBe(0)
   const first = 2 ** 40
@@ -61,7 +61,7 @@ test('one of which no result is remembered takes no room for any, and takes batc
   producer.accept(first, 10, 7)
   expect(producer.windowBytes).toBe(16 * KNOWN_BYTES)
   expect(producer.resultOf(first, 7, 0)?.[0]!.baseOffset).toBe(10)
-  // Its connection is lost: it may still ask.
+  // After a lost connection the producer may still resend.
   producer.shrink()
   expect(producer.resultOf(first, 7, 0)?.[0]!.baseOffset).toBe(10)
   producer.forgetAll()

@@ -1,9 +1,9 @@
 /**
- * Producers and the results of their recent batches, so that a batch that is sent again is answered and not taken
- * again (invariant 3). Accepted numbers are facts of the log; refused ones are remembered until the broker stops.
+ * Producers and the results of their recent batches: a batch that is sent again gets the same answer and is not accepted
+ * again (invariant 3). Accepted numbers are recorded in the log; refused ones are remembered until the broker stops.
  *
- * With each batch a producer says how many numbers below it are still unanswered. What is older than that is
- * forgotten, so a window is as long as what is really in flight.
+ * Each batch says how many lower numbers are still unanswered. Older results are forgotten, so a window is as long as
+ * what is in flight.
  */
 import {
   LIMITS,
@@ -21,44 +21,44 @@ import {
 } from '@sluice/protocol'
 
 const IDENTITY_BYTES = 16
-/** Results that there is room for with the first one; a power of two. */
+/** Capacity of a window when its first result arrives; a power of two. */
 const RESULTS_FIRST = 16
-/** While none is remembered. The arrays of a hundred thousand producers that have left would take as many kilobytes. */
+/** Shared by producers without results: own arrays would take 1 KB for each of 100,000 idle producers. */
 const NO_NUMBERS = new Float64Array(0)
 const NO_CRCS = new Uint32Array(0)
 const PAGE_HEAD_BYTES = IDENTITY_BYTES + 4 + 4 + 8 + 8 + 8
 const PAGE_ITEM_BYTES = 20
-/** Bytes of a page that a remembered duplicate, or the place of a batch, takes at most. */
+/** Most bytes that one remembered duplicate or batch place takes in a page. */
 const PLACE_BYTES = 40
 
 export class Producer {
   /** Id in the log; 0 until the first batch is accepted. */
   id: number
-  /** Sixteen bytes in hex. */
+  /** 16 bytes in hex. */
   readonly identity: string
-  /** Highest number that was accepted; 0 when none. */
+  /** Highest accepted number; 0 when there is none. */
   highest = 0
   lastUsedMs = 0
   /** Open connections of this producer. */
   connections = 0
   dirty = true
   pagePosition = -1
-  /** What that page takes in the log. */
+  /** Bytes of that page in the log. */
   pageBytes = 0
-  /** Results of numbers below this are forgotten. */
-  floor = 1
+  /** Results of lower numbers are forgotten. */
+  windowStart = 1
   #numbers: Float64Array = NO_NUMBERS
   #bases: Float64Array = NO_NUMBERS
   #crcs: Uint32Array = NO_CRCS
   #refused: Map<number, Fault> | undefined
-  /** Results that are more than a base offset: of batches with duplicates, and of atomic steps. */
+  /** Results with more than a base offset: batches with duplicates, and atomic steps. */
   readonly #places = new Map<number, readonly Placed[]>()
 
   readonly #pageBytesMax: number
-  /** Duplicates and places that are remembered. */
+  /** Number of remembered duplicates and places. */
   #remembered = 0
 
-  /** `pageBytesMax`: what results may take in its state page; older ones are forgotten early beyond it. */
+  /** `pageBytesMax` bounds the results in its state page; beyond it the oldest results are forgotten early. */
   constructor(id: number, identity: string, pageBytesMax: number) {
     this.id = id
     this.identity = identity
@@ -66,13 +66,12 @@ export class Producer {
   }
 
   /**
-   * What became of `number`; undefined if it has not been here. `unanswered` is how many numbers below it the producer
-   * still waits for.
+   * The result of `number`; undefined if it is new. `unanswered` is how many lower numbers the producer still waits for.
    * @throws SluiceError NUMBER_REUSED, UNKNOWN_OUTCOME, or the refusal
    */
   resultOf(number: number, crc: number, unanswered: number): readonly Placed[] | undefined {
     this.forgetBelow(number - unanswered)
-    if (number < this.floor) throw forgotten(number, this.floor)
+    if (number < this.windowStart) throw forgotten(number, this.windowStart)
     const slot = number & (this.#numbers.length - 1)
     if (this.#numbers[slot] === number) {
       if (this.#crcs[slot] !== crc) throw reused(number)
@@ -83,22 +82,22 @@ export class Producer {
     return undefined
   }
 
-  /** The producer waits for no number below `floor`. */
-  forgetBelow(floor: number): void {
-    if (floor <= this.floor) return
-    this.floor = floor
-    for (const [number, places] of this.#places) if (number < floor) this.#forgetPlaces(number, places)
-    if (this.#refused !== undefined) forgetKeysBelow(this.#refused, floor)
+  /** Forgets the results of numbers below `number`, whose answers the producer has received. */
+  forgetBelow(number: number): void {
+    if (number <= this.windowStart) return
+    this.windowStart = number
+    for (const [earlier, places] of this.#places) if (earlier < number) this.#forgetPlaces(earlier, places)
+    if (this.#refused !== undefined) forgetKeysBelow(this.#refused, number)
   }
 
-  /** The producer sends none of its numbers again. */
+  /** Forgets all results: the producer sends none of its numbers again. */
   forgetAll(): void {
     this.forgetBelow(this.highest + 1)
     this.#refused = undefined
     this.dirty = true
   }
 
-  /** An atomic step was taken: its batches went to `places`. */
+  /** Remembers the result of an accepted atomic step. */
   answer(number: number, crc: number, places: readonly Placed[]): void {
     this.accept(number, 0, crc)
     this.#remember(number, places)
@@ -107,7 +106,7 @@ export class Producer {
   #remember(number: number, places: readonly Placed[]): void {
     this.#places.set(number, places)
     this.#remembered += sizeOf(places)
-    // A producer that leaves so much unanswered learns of the oldest only that their outcome is not known.
+    // With this much unanswered, the oldest results are dropped: a resent batch then gets UNKNOWN_OUTCOME.
     for (const oldest of this.#places.keys()) {
       if (this.#remembered * PLACE_BYTES <= this.#pageBytesMax || oldest === number) break
       this.forgetBelow(oldest + 1)
@@ -121,7 +120,7 @@ export class Producer {
 
   accept(number: number, base: number, crc: number, duplicates?: Duplicates): void {
     if (number > this.highest) this.highest = number
-    while (number - this.floor >= this.#numbers.length) {
+    while (number - this.windowStart >= this.#numbers.length) {
       if (this.#numbers.length >= LIMITS.inFlightBatchesMax) {
         this.forgetBelow(number - LIMITS.inFlightBatchesMax + 1)
       } else {
@@ -137,26 +136,26 @@ export class Producer {
     this.dirty = true
   }
 
-  /** A refusal that is retryable is no answer to a number that comes again; what follows it is refused by it. */
+  /** A retryable refusal does not answer a number that is sent again, but it refuses the batches that follow it. */
   refuse(number: number, fault: Fault): void {
     this.#refused ??= new Map()
     this.#refused.set(number, fault)
   }
 
-  /** Whether `number`, which the producer still waits for, was refused. */
+  /** Whether `number`, which is unanswered, was refused. */
   wasRefused(number: number): boolean {
     return this.#refused?.has(number) === true
   }
 
-  /** Bytes of the arrays that results are in. */
+  /** Bytes of the arrays of results. */
   get windowBytes(): number {
     return this.#numbers.byteLength + this.#bases.byteLength + this.#crcs.byteLength
   }
 
-  /** The producer is away: what its window took at its widest is not needed for the results that are remembered. */
+  /** Called when the producer disconnects. Shrinks the arrays to the remembered results. */
   shrink(): void {
-    let size = this.highest < this.floor ? 0 : RESULTS_FIRST
-    while (size > 0 && size <= this.highest - this.floor) size *= 2
+    let size = this.highest < this.windowStart ? 0 : RESULTS_FIRST
+    while (size > 0 && size <= this.highest - this.windowStart) size *= 2
     if (size < this.#numbers.length) this.#resize(size)
   }
 
@@ -166,7 +165,7 @@ export class Producer {
     this.#bases = size === 0 ? NO_NUMBERS : new Float64Array(size)
     this.#crcs = size === 0 ? NO_CRCS : new Uint32Array(size)
     for (const [slot, number] of numbers.entries()) {
-      if (number < this.floor) continue
+      if (number < this.windowStart) continue
       const to = number & (size - 1)
       this.#numbers[to] = number
       this.#bases[to] = bases[slot]!
@@ -175,14 +174,14 @@ export class Producer {
   }
 
   /**
-   * State page: 16 B identity · u32 id · u32 count · u64 highest · u64 floor · u64 last used, ms ·
+   * State page: 16 B identity · u32 id · u32 count · u64 highest · u64 window start · u64 last used, ms ·
    * items of u64 number, u64 base offset, u32 CRC · results of batches with duplicates and of atomic steps, as JSON
    * text: pairs of number and places.
    */
   encodePage(): Uint8Array {
     const slots: number[] = []
     for (let slot = 0; slot < this.#numbers.length; slot++) {
-      if (this.#numbers[slot]! >= this.floor) slots.push(slot)
+      if (this.#numbers[slot]! >= this.windowStart) slots.push(slot)
     }
     const places = JSON.stringify([...this.#places].map(([number, places]) => [number, toPlain(places)]))
     const itemsEnd = PAGE_HEAD_BYTES + slots.length * PAGE_ITEM_BYTES
@@ -192,7 +191,7 @@ export class Producer {
     writeU32(bytes, 16, this.id)
     writeU32(bytes, 20, slots.length)
     writeU64(bytes, 24, this.highest)
-    writeU64(bytes, 32, this.floor)
+    writeU64(bytes, 32, this.windowStart)
     writeU64(bytes, 40, this.lastUsedMs)
     let at = PAGE_HEAD_BYTES
     for (const slot of slots) {
@@ -208,7 +207,7 @@ export class Producer {
     const identity = Buffer.from(bytes.subarray(start, start + IDENTITY_BYTES)).toString('hex')
     const producer = new Producer(readU32(bytes, start + 16), identity, pageBytesMax)
     const count = readU32(bytes, start + 20)
-    producer.floor = readU64(bytes, start + 32)
+    producer.windowStart = readU64(bytes, start + 32)
     let at = start + PAGE_HEAD_BYTES
     for (let i = 0; i < count; i++, at += PAGE_ITEM_BYTES) {
       producer.accept(readU64(bytes, at), readU64(bytes, at + 8), readU32(bytes, at + 16))
@@ -253,11 +252,10 @@ export function answeredDuplicates(
   return answered === undefined ? duplicates : new Map([...answered].toSorted(([a], [b]) => a - b))
 }
 
-// Apart from where they are thrown, as `tooManyInFlight` of a session.
-function forgotten(number: number, floor: number): SluiceError {
+function forgotten(number: number, windowStart: number): SluiceError {
   return new SluiceError(
     'UNKNOWN_OUTCOME',
-    `Batch ${number} is older than the window of its producer, which begins at ${floor}.`,
+    `Batch ${number} is older than the window of its producer, which begins at ${windowStart}.`,
     { outcome: 'unknown' },
   )
 }
@@ -266,10 +264,10 @@ function reused(number: number): SluiceError {
   return new SluiceError('NUMBER_REUSED', `Batch number ${number} was accepted before with other bytes.`)
 }
 
-// Numbers come nearly in order: one that is kept by a lower one before it goes with that.
-function forgetKeysBelow(map: Map<number, unknown>, floor: number): void {
+// Numbers are nearly in order, so it stops at the first that is kept. A lower number after that is removed later.
+function forgetKeysBelow(map: Map<number, unknown>, end: number): void {
   for (const number of map.keys()) {
-    if (number >= floor) return
+    if (number >= end) return
     map.delete(number)
   }
 }

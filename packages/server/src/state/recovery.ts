@@ -1,6 +1,6 @@
 /**
- * Recovery: from the newest directory of state pages that the log points to, then every fact behind it. Without a
- * directory, every fact from the beginning. Nothing is written, so a crash in here changes nothing.
+ * Recovery: restores the state pages of the newest directory that the log points to, then replays every later fact.
+ * Without a directory it replays the whole log. It writes nothing, so a crash during recovery changes nothing.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -19,9 +19,9 @@ import { State } from './state.js'
 export interface Recovered {
   readonly state: State
   readonly bounds: LogBounds
-  /** The directory that recovery began with; undefined when the whole log was read. */
+  /** The directory that recovery started from; undefined when it replayed the whole log. */
   readonly directory: Directory | undefined
-  /** Entries that were read behind it. */
+  /** Number of entries that were replayed. */
   readonly entries: number
 }
 
@@ -51,7 +51,7 @@ export async function recover(log: Log): Promise<Recovered> {
   return { state, bounds, directory, entries }
 }
 
-/** Pages that lie close together are read together. */
+/** Pages within this range are read together. */
 const READ_BYTES = 1 << 20
 
 async function restorePages(log: Log, replay: Replay, directory: Directory): Promise<void> {
@@ -77,7 +77,7 @@ async function restorePages(log: Log, replay: Replay, directory: Directory): Pro
   }
 }
 
-// `spare`: of what was read before nothing is needed any more.
+// Reads into `spare`, whose content is no longer needed, if it has the right length.
 async function readAhead(log: Log, position: number, spare: Uint8Array): Promise<Uint8Array> {
   const segmentEnd = (Math.floor(position / log.segmentBytes) + 1) * log.segmentBytes
   const wanted = Math.min(READ_BYTES, segmentEnd - position)

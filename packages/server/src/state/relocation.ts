@@ -1,10 +1,10 @@
 /**
- * Space comes back by copying what is still live in the oldest segment forward and truncating the prefix. A copied
- * batch keeps its header, so its offsets, times and checksum; only its place changes.
+ * Frees space by copying the live batches of the oldest segments to the end of the log, so that those segments can be
+ * truncated. A copied batch keeps its header, and so its offsets, times and checksum; only its position changes.
  *
- * Invariant: at rest it comes to an end. What counts as live is what copying would copy, and pages what writing them anew
- * would write, so what is too much is what copying frees. And copying goes in passes, each from the oldest segment to
- * where the log ended when it began; the next one begins only when enough is new since.
+ * Invariant: copying ends when the broker is at rest. Live bytes are exactly what copying would copy, and page bytes what
+ * rewriting would write, so copying can free every byte of the excess. Copying runs in passes, each from the oldest
+ * segment to the end of the log at the start of the pass. The next pass starts only after enough news.
  */
 import {
   BATCH_ATTRIBUTE,
@@ -20,22 +20,22 @@ import { SEGMENT_HEADER_BYTES } from '../log/segment.js'
 import type { Tail } from '../log/tail.js'
 import type { State } from './state.js'
 
-/** Segments that may be spent on what is not live before anything is copied. */
+/** Segments of dead bytes that are accepted before anything is copied. */
 const SLACK_SEGMENTS = 4
-/** Copying may add this share to what is appended anyway, and this much a second when nothing is. */
+/** Copying may add this share to other appended bytes, plus this many bytes per millisecond. */
 const SHARE = 0.25
 const IDLE_BYTES_PER_MS = 4096
-/** Bytes of entries that one step reads at most. */
+/** Most bytes of entries that one step reads. */
 const STEP_BYTES = 256 << 10
 /**
- * What must be new before another pass begins: so much of a segment, half of that while room is scarce, and such a share of
- * what the last pass wrote. Padding of its own entries is less.
+ * News that must arrive before another pass starts: a number of segments, half of it while room is scarce, plus a share
+ * of what the last pass wrote. The share exceeds the padding of the pass's own entries.
  */
 const NEWS_SEGMENTS = 1
 const NEWS_SHARE = 1 / 32
-/** Segments that copying one forward takes until it is given back: its copy, and the one in which the directory counts. */
+/** Segments needed to copy one and free it: its copy, and the segment with which the directory takes effect. */
 const COPY_SEGMENTS = 2
-/** What copies take with the headers and the padding of their entries, at most. */
+/** Most that copies take, relative to their bytes, with headers and padding of their entries. */
 const PADDED = 1 + 1 / 8
 
 export class Relocation {
@@ -50,19 +50,19 @@ export class Relocation {
   #allowance = 0
   #countedBytes = 0
   #countedMs = 0
-  /** Where the log ended when this pass began, and what was new until then. */
+  /** End of the log, news and upkeep bytes at the start of this pass. */
   #passEnd = 0
   #passNews = -Infinity
   #passUpkeep = 0
-  /** Everything live before this position has been copied or is being copied. */
+  /** Every live batch before this position has been copied or is being copied. */
   before = 0
-  /** Everything from here on stays where it is: something in it is retained. */
+  /** Segments from this position on are not copied, because queues retain messages in them. */
   retainedFrom = Infinity
-  /** What the next checkpoint will free. */
+  /** Bytes that the next checkpoint will free. */
   freedBytes = 0
-  /** Publishes are refused for want of room: whatever is gone is given back, and without delay. */
+  /** Publishes are refused for lack of room: all dead bytes are freed, without delay. */
   isScarce = false
-  /** The next segment that begins gives another one back. */
+  /** The start of the next segment will free another one. */
   markFrees = false
 
   /** `wake` asks for another turn. */
@@ -73,7 +73,7 @@ export class Relocation {
     this.#state = state
   }
 
-  /** How many bytes more of the disk than it may be are spent on what is gone; 0 or less when it is not too much. */
+  /** Bytes on disk beyond what the log may use; 0 or less when it does not use too much. */
   get excessBytes(): number {
     const { bytes } = this.#log.usage()
     const { segments } = this.#state
@@ -82,38 +82,38 @@ export class Relocation {
     const needed = segments.liveBytesBefore(this.retainedFrom) + segments.upkeepBytes
     const excess = bytes - kept - 2 * needed - SLACK_SEGMENTS * segmentBytes
     if (!this.isScarce) return excess
-    // The more room there is, the more may be gone before all that is live is copied for it.
+    // The more room is left, the more dead bytes are accepted before live bytes are copied.
     const slack = Math.max(segmentBytes, (this.#log.room() - this.copyBytes) / 2)
     return Math.max(excess, bytes - kept - needed - slack)
   }
 
-  /** Room that it takes to copy a segment and give it back, the checkpoint for it included. */
+  /** Room needed to copy a segment and free it, including the checkpoint. */
   get copyBytes(): number {
     const pages = this.#state.segments.upkeepBytes
     return COPY_SEGMENTS * this.#log.segmentBytes + pages + this.#tail.pendingBytes
   }
 
-  /** Bytes that came to the log and bytes that went, without what is copied and written to give space back. */
+  /** Bytes that were appended, without copies and pages, plus bytes that stopped being live. */
   get #news(): number {
     return this.#tail.appendedBytes - this.#tail.upkeepBytes + this.#state.segments.goneBytes
   }
 
-  /** Whether there is an excess that does not go with the next checkpoint. */
+  /** Whether the excess is more than the next checkpoint frees. */
   get #isWanted(): boolean {
     return this.excessBytes > this.freedBytes
   }
 
-  /** A segment is half done. */
+  /** Whether a segment is partly copied. */
   get isRunning(): boolean {
     return this.#entries !== undefined
   }
 
-  /** A segment is half done, or there is one to begin with. */
+  /** Whether a segment is partly copied or is to be copied next. */
   get isCopying(): boolean {
     return this.isRunning || this.#nextStart !== Infinity
   }
 
-  /** Copies what the allowance permits, if it is wanted or running. */
+  /** Copies as much as the allowance permits, if copying is wanted or running. */
   step(nowMs: number): void {
     this.#refill(nowMs)
     if (this.#reading || (this.#allowance <= 0 && !this.isScarce)) return
@@ -125,8 +125,8 @@ export class Relocation {
         this.#wake()
       },
       (error: unknown) => {
-        // The segment cannot be read whole: it stays where it is, and deliveries from it say so by themselves. For a
-        // reason that may pass it is tried again.
+        // A segment that cannot be read is kept; deliveries from it report the error. A read that may succeed later is
+        // tried again.
         this.#reading = false
         if (error instanceof SluiceError && error.code === 'READ_FAILED')
           this.before = Math.min(this.before, this.#segmentEnd - this.#log.segmentBytes)
@@ -135,7 +135,7 @@ export class Relocation {
     )
   }
 
-  // Entries of which nothing is live cost no turn each: there can be thousands of them in a segment.
+  // Reads several entries in one turn: a segment can have thousands of entries without a live batch.
   async #read(nowMs: number): Promise<void> {
     for (let left = STEP_BYTES; left > 0 && (this.#allowance > 0 || this.isScarce);) {
       const result = await this.#entries!.next()
@@ -149,13 +149,13 @@ export class Relocation {
     }
   }
 
-  /** When the next step can copy, ms since the epoch; Infinity when nothing is to be copied, or an entry is being read. */
+  /** When the next step can copy, in ms since the epoch; Infinity when there is nothing to copy or a read is in progress. */
   nextStepMs(nowMs: number): number {
     if (this.#reading || !this.isCopying) return Infinity
     return this.isScarce ? nowMs : nowMs + Math.max(1, Math.ceil(-this.#allowance / IDLE_BYTES_PER_MS))
   }
 
-  /** Nothing is copied any more, also not what is being read. */
+  /** Stops copying, including an entry that is being read. */
   stop(): void {
     this.#stopped = true
     this.#finish()
@@ -176,8 +176,8 @@ export class Relocation {
     return this.#news - this.#passNews >= fromNews + fromPass ? start : Infinity
   }
 
-  // What would not fit would use up what gives space back. What fits the rest of the segment that is written takes only the
-  // one that begins behind it: that rest would be lost when the checkpoint ends the segment.
+  // Copies that do not fit would use up the room needed to free space. Copies that fit the rest of the active segment
+  // need only one more segment, because the checkpoint would waste that rest by ending the segment.
   #fits(start: number): boolean {
     const { segmentBytes } = this.#log
     const { segments } = this.#state

@@ -130,7 +130,7 @@ export class Replay {
       if (
         producer !== undefined &&
         producer.pagePosition < position &&
-        header.batchNumber >= producer.floor
+        header.batchNumber >= producer.windowStart
       ) {
         producer.accept(header.batchNumber, header.baseOffset, header.recordsCrc, answered)
         producer.lastUsedMs = header.timeMs
@@ -164,7 +164,7 @@ export class Replay {
         const places = this.#placesOf(fact.text)
         this.#stepDuplicates.clear()
         const producer = this.#state.producersById.get(fact.offset)
-        if (producer === undefined || producer.pagePosition >= position || fact.timeMs < producer.floor)
+        if (producer === undefined || producer.pagePosition >= position || fact.timeMs < producer.windowStart)
           return
         producer.answer(fact.timeMs, fact.count, places)
         producer.lastUsedMs = header.timeMs

@@ -1,4 +1,4 @@
-/** What is counted of each segment, where there are many. */
+/** Counting by segment when a queue retains messages in many. */
 import { expect, it } from 'vitest'
 import type { Queue } from '../queue/index.js'
 import { Segments } from './segments.js'
@@ -7,11 +7,11 @@ import { expectSame } from '../../../../test/same.js'
 const SEGMENT = 64 * 1024
 const QUEUE = 3
 
-/** A queue that retains for so long; nothing else of it is looked at. */
+/** A queue that retains messages for `retainAgeMs`; no other property is read. */
 const retaining = (retainAgeMs: number): ReadonlyMap<number, Queue> =>
   new Map([[QUEUE, { retains: true, options: { retainAgeMs, retainBytes: 0 } } as Queue]])
 
-it('tells 256 segments with retained messages of a queue apart, and joins two that follow each other beyond', () => {
+it('counts 256 segments with retained messages of a queue, and merges neighbours beyond that', () => {
   const segments = new Segments(SEGMENT)
   const retain = (number: number): void => segments.retain(QUEUE, number * SEGMENT + 4096, 10, number * 1_000)
   for (let number = 1; number <= 256; number++) retain(number)
@@ -19,7 +19,7 @@ it('tells 256 segments with retained messages of a queue apart, and joins two th
   retain(257)
   const joined = segments.retained(QUEUE)
   expect(joined.length).toBe(129)
-  // Of a pair the older place and the later time count: nothing is given back too early.
+  // A pair has the older segment and the later time: nothing is freed too early.
   expect(joined.slice(0, 2)).toEqual([
     [1, 2_000, 20],
     [3, 4_000, 20],
@@ -29,7 +29,7 @@ it('tells 256 segments with retained messages of a queue apart, and joins two th
   expect(segments.oldestRetained(retaining(500_000), 300_000)).toEqual({ oldest: SEGMENT, untilMs: 502_000 })
   expect(segments.oldestRetained(retaining(100_000), 101_500).oldest).toBe(SEGMENT)
   expect(segments.oldestRetained(retaining(100_000), 102_000).oldest).toBe(3 * SEGMENT)
-  // However many come, the list stays short.
+  // The list stays short with any number of segments.
   for (let number = 258; number <= 10_000; number++) {
     retain(number)
     expectSame(segments.retained(QUEUE).length <= 256, true)

@@ -1,4 +1,4 @@
-/** What the log takes on disk: it comes back by itself, and at rest nothing is written. */
+/** Disk space of the log: it is freed without traffic, and a broker at rest writes nothing. */
 import { OUTCOME, SluiceError, queueName } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Bench, Q, type Message } from '../testing/bench.js'
@@ -8,19 +8,19 @@ const SMALL = { segmentBytes: SEGMENT, checkpointBytes: 16 * 1024 }
 
 const repeated = (count: number, message: Message): Message[] => Array.from({ length: count }, () => message)
 
-/** Nothing happens but that timers fire when they are due; returns how often one did. */
+/** Lets time pass, with due timers as the only events. Returns how many fired. */
 async function rest(bench: Bench, forMs: number): Promise<number> {
   const untilMs = bench.now + forMs
   let woken = 0
   for (; bench.broker.turn.nextDeadline <= untilMs; woken++) {
-    if (woken > 100_000) throw new Error('the broker never comes to rest')
+    if (woken > 100_000) throw new Error('The broker does not come to rest.')
     await bench.pass(Math.max(1, bench.broker.turn.nextDeadline - bench.now))
   }
   await bench.pass(untilMs - bench.now)
   return woken
 }
 
-/** It rests, and then neither writes anything nor wakes up for any time. */
+/** Waits until the broker rests, and expects that it then writes nothing and needs no timer. */
 async function expectRest(bench: Bench): Promise<void> {
   await rest(bench, 120_000)
   const { writtenBytes } = bench.broker.usage()
@@ -30,8 +30,8 @@ async function expectRest(bench: Bench): Promise<void> {
   bench.broker.audit()
 }
 
-describe('at rest nothing is written', () => {
-  it('of batches of which one message is left, dead', async () => {
+describe('a broker at rest writes nothing', () => {
+  it('with batches of which one message is left, dead', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure()
     for (let i = 0; i < 400; i++) await bench.publish(repeated(100, { bodyBytes: 100 }))
@@ -46,7 +46,7 @@ describe('at rest nothing is written', () => {
     bench.broker.leases.settle(worker.subscription, items)
     await bench.settle()
     expect(bench.info()).toMatchObject({ dead: 400, ready: 0 })
-    // Each of the batches would be copied whole.
+    // Each batch would be copied whole.
     expect(bench.broker.usage().liveBytes).toBeGreaterThan(400 * 100 * 100)
     await expectRest(bench)
     await bench.crash()
@@ -54,7 +54,7 @@ describe('at rest nothing is written', () => {
     await expectRest(bench)
   })
 
-  it('of one message in ten that is due in a day', async () => {
+  it('with one message in ten due in a day', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure()
     for (let i = 0; i < 200; i++)
@@ -77,7 +77,7 @@ describe('at rest nothing is written', () => {
     expect(bench.broker.usage().writtenBytes).toBe(writtenBytes)
   })
 
-  it('of state pages that take many segments', async () => {
+  it('with state pages that take many segments', async () => {
     const bench = await new Bench({ segmentBytes: SEGMENT / 4, checkpointBytes: 8 * 1024 }).open()
     for (let i = 0; i < 500; i++)
       bench.broker.catalog.ensure({ name: queueName(`q${i}`), options: {}, update: false })
@@ -91,7 +91,7 @@ describe('at rest nothing is written', () => {
 })
 
 describe('space', () => {
-  it('is given back although nothing happens any more', async () => {
+  it('is freed without further traffic', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure()
     for (let i = 0; i < 150; i++) await bench.publish(repeated(20, { bodyBytes: 900 }))
@@ -103,7 +103,7 @@ describe('space', () => {
     await expectRest(bench)
   })
 
-  it('that is retained is given back when its time is over', async () => {
+  it('of retained messages is freed when their retention ends', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure({ retainAgeMs: 600_000 })
     for (let i = 0; i < 150; i++) await bench.publish(repeated(20, { bodyBytes: 900 }))
@@ -120,58 +120,63 @@ describe('space', () => {
   })
 })
 
-describe('a disk that is full of what is retained', () => {
-  // Of a segment: settles use the room up at other moments of a checkpoint.
-  it.each([3.125, 3.25, 3.5, 4])('is drained one by one, with %d segments kept for it', async (reserve) => {
-    const bench = await new Bench({
-      segmentBytes: SEGMENT,
-      checkpointBytes: 32 * 1024,
-      segmentsMax: 16,
-      reserveBytes: reserve * SEGMENT,
-    }).open()
-    bench.ensure({ retainAgeMs: 3_600_000 })
-    await expect(
-      (async () => {
-        for (;;) {
-          await bench.publish(repeated(20, { bodyBytes: 900 }))
-          await bench.pass(25)
-        }
-      })(),
-    ).rejects.toThrow('The log has no room')
-    const worker = bench.consume(20)
-    await bench.settle()
-    const entry = { isStuck: false }
-    const drain = async (): Promise<void> => {
-      for (let idle = 0; !entry.isStuck && worker.got.length > 0; idle++) {
-        if (idle === 100) throw new Error('nothing is settled any more')
-        // A connection that is not read from.
-        if (bench.broker.isBehind) await bench.pass(100)
-        else {
-          const { tag } = worker.got.shift()!
-          bench.broker.turn.begin()
-          bench.broker.leases.settle(worker.subscription, [{ firstTag: tag, count: 1, outcome: OUTCOME.ack }])
-          await bench.pass(5)
-          idle = 0
+describe('a disk that is full of retained messages', () => {
+  // With each reserve, settles use the room up at a different moment of a checkpoint.
+  it.each([3.125, 3.25, 3.5, 4])(
+    'is drained message by message, with a reserve of %d segments',
+    async (reserve) => {
+      const bench = await new Bench({
+        segmentBytes: SEGMENT,
+        checkpointBytes: 32 * 1024,
+        segmentsMax: 16,
+        reserveBytes: reserve * SEGMENT,
+      }).open()
+      bench.ensure({ retainAgeMs: 3_600_000 })
+      await expect(
+        (async () => {
+          for (;;) {
+            await bench.publish(repeated(20, { bodyBytes: 900 }))
+            await bench.pass(25)
+          }
+        })(),
+      ).rejects.toThrow('The log has no room')
+      const worker = bench.consume(20)
+      await bench.settle()
+      const entry = { isStuck: false }
+      const drain = async (): Promise<void> => {
+        for (let idle = 0; !entry.isStuck && worker.got.length > 0; idle++) {
+          if (idle === 100) throw new Error('No message was settled in 100 steps.')
+          // The broker does not read from connections now.
+          if (bench.broker.isBehind) await bench.pass(100)
+          else {
+            const { tag } = worker.got.shift()!
+            bench.broker.turn.begin()
+            bench.broker.leases.settle(worker.subscription, [
+              { firstTag: tag, count: 1, outcome: OUTCOME.ack },
+            ])
+            await bench.pass(5)
+            idle = 0
+          }
         }
       }
-    }
-    void bench.log.stuck().then(() => (entry.isStuck = true))
-    await drain()
-    // Not even an entry has room. Once its time is over, what is retained goes all the same, and the rest is drained.
-    expect(entry.isStuck).toBe(true)
-    await rest(bench, 3_700_000)
-    entry.isStuck = false
-    await drain()
-    expect(bench.info()).toMatchObject({ ready: 0, leased: 0 })
-    await rest(bench, 3_700_000)
-    expect(bench.log.usage().segments).toBeLessThanOrEqual(6)
-    await bench.publish(repeated(20, { bodyBytes: 900 }))
-    bench.broker.audit()
-  })
+      void bench.log.stuck().then(() => (entry.isStuck = true))
+      await drain()
+      // There is no room for another entry. Retained messages still expire, and the rest is drained.
+      expect(entry.isStuck).toBe(true)
+      await rest(bench, 3_700_000)
+      entry.isStuck = false
+      await drain()
+      expect(bench.info()).toMatchObject({ ready: 0, leased: 0 })
+      await rest(bench, 3_700_000)
+      expect(bench.log.usage().segments).toBeLessThanOrEqual(6)
+      await bench.publish(repeated(20, { bodyBytes: 900 }))
+      bench.broker.audit()
+    },
+  )
 })
 
-describe('what a checkpoint could not list', () => {
-  it('is refused by name, long before', async () => {
+describe('more pages than a directory can list', () => {
+  it('are refused long before, with their number', async () => {
     const bench = await new Bench({ segmentBytes: SEGMENT / 4, checkpointBytes: 16 * 1024 }).open()
     let refusal: unknown
     let queues = 0
@@ -188,14 +193,14 @@ describe('what a checkpoint could not list', () => {
     expect(refusal).toBeInstanceOf(SluiceError)
     expect(String(refusal)).toMatch(/pages; with segments of 0\.03125 MiB it may take 1280/)
     expect(queues).toBeGreaterThan(375)
-    // What is there goes on, and a checkpoint lists all of it.
+    // The existing queues continue, and a checkpoint lists all of them.
     await rest(bench, 120_000)
     expect(await bench.crash()).toBe(true)
     expect(bench.broker.status.queues).toBeGreaterThan(375)
     bench.broker.audit()
   })
 
-  it('waits at home as a dead letter, and moves on when queues are deleted', async () => {
+  it('keep a dead letter in its queue until other queues are deleted', async () => {
     const bench = await new Bench({ segmentBytes: 16 * 1024, checkpointBytes: 8 * 1024 }).open()
     const dead = queueName('dead')
     bench.ensure({}, dead)
@@ -228,10 +233,10 @@ describe('what a checkpoint could not list', () => {
   })
 })
 
-describe('what holds the oldest segment', () => {
+describe('the holder of the oldest segment', () => {
   const smaller = { segmentBytes: 64 * 1024, checkpointBytes: 16 * 1024 }
 
-  it('is told, with the queue that has a message there, and so is what was written for what was taken', async () => {
+  it('is reported with its queue, and usage counts accepted and written bytes', async () => {
     const bench = await new Bench(smaller).open()
     bench.ensure()
     expect(bench.broker.holder()).toEqual({ by: 'writing', queue: undefined })
@@ -249,7 +254,7 @@ describe('what holds the oldest segment', () => {
     expect([...seen]).toContain('checkpoint')
     expect([...seen]).not.toContain('messages')
     const { recordBytes, writtenBytes, liveBytes } = bench.broker.usage()
-    // One, then 64, then 4 each time.
+    // Messages of 908 bytes: one, then 64, then 4 in each of 40 rounds.
     expect(recordBytes).toBe(225 * 908)
     expect(writtenBytes).toBeGreaterThan(recordBytes)
     expect(liveBytes).toBe(0)

@@ -1,9 +1,9 @@
 /**
- * What the log takes on disk: checkpoints, copies of what is still live, and giving back the segments in front. Called
- * once a turn; each call does a little.
+ * How much disk space the log uses: checkpoints, copies of live batches, and freeing the oldest segments. The broker
+ * calls `step` once a turn, and each call does a little.
  *
- * Invariant: a segment goes only when nothing that recovery could need stands in it, and only once the facts that made
- * it so are durable. After a crash they may not have happened, and then the segment is needed.
+ * Invariant: a segment is freed only when recovery cannot need it, and only once the facts that made this true are
+ * durable. A crash before that undoes the facts, and recovery then needs the segment.
  */
 import type { Log } from '../log/log.js'
 import type { Tail } from '../log/tail.js'
@@ -12,32 +12,32 @@ import { Checkpoints } from './checkpoint.js'
 import { Relocation } from './relocation.js'
 import type { State } from './state.js'
 
-/** What holds the oldest segment of the log, and so all that the log takes. */
+/** Why the oldest segment of the log cannot be freed. All later segments wait for it. */
 export interface Holder {
   /**
-   * `writing`: there is no other one. `messages` that are not done; `retained`, ones that are done and kept by their queue;
-   * `checkpoint`: of what stands in it there is no later copy yet. `nothing`: it is about to be given back.
+   * `writing`: it is the only segment. `messages`: it contains unsettled messages. `retained`: it contains settled
+   * messages that a queue retains. `checkpoint`: its state pages have no later copy yet. `nothing`: it is being freed.
    */
   readonly by: 'writing' | 'messages' | 'retained' | 'checkpoint' | 'nothing'
-  /** A queue whose oldest message is there, or that retains what is there, as far as that is known. */
+  /** A queue whose oldest message is in the segment, or that retains messages in it, if one is known. */
   readonly queue: string | undefined
 }
 
 /**
- * How long the log takes too much before a checkpoint is made for it, and then the next. It costs the rest of a segment, and
- * mostly making another one: done at once, that took a tenth of the rate at which a backlog is drained.
+ * How long the log uses too much space before an early checkpoint, and between two of them. An early checkpoint wastes
+ * the rest of a segment and usually needs a new one. Without this pause, draining a backlog was a tenth slower.
  */
 const PATIENCE_MS = 5_000
-/** How often the use of the log is looked at; earlier once so much of a segment was appended, which settles could use up. */
+/** Interval of the checks; a check comes earlier once this part of a segment was appended, before settles use the room up. */
 const LOOK_MS = 20
 const LOOK_SEGMENTS = 1 / 4
-/** How often it is looked at what queues retain. */
+/** Interval of the checks of what queues retain. */
 const LOOK_RETAINED_MS = 1_000
-/** Of a segment: how much more room than copying needs is kept for it. */
+/** Part of a segment that is kept free beyond the room that copying needs. */
 const MARGIN = 1 / 4
-/** Pages that take such a share of a segment are written anew with each checkpoint, to give back what they hold. */
+/** If all pages take at most this part of a segment, each checkpoint rewrites the old ones, which frees their segments. */
 const CHEAP_PAGES = 1 / 4
-/** How long after a segment could not be given back it is tried again. */
+/** Pause before freeing a segment is tried again. */
 const RETRY_MS = 1_000
 
 export class Space {
@@ -50,32 +50,38 @@ export class Space {
   #lookedMs = 0
   #lookedBytes = 0
   #nextLookMs = 0
-  /** Until then the next checkpoint may still come by itself, unless one came since its floor was seen. */
+  /** An early checkpoint waits until this time. */
   #patientUntilMs = Infinity
-  #seenFloor = 0
+  /** Low-water mark of the last checkpoint that was seen. */
+  #seenLowWater = 0
   #retainedLookedMs = 0
-  /** When the next of what is retained is retained for long enough. */
+  /** When the next retained segment expires. */
   #retainedUntilMs = Infinity
-  /** Neither the state nor live messages need the segments before this start, and what says so is durable. */
+  /** Neither the state nor live messages need the segments before this start; the facts behind this are durable. */
   #doneBefore = 0
-  /** The next such start: what says so is durable with `gate`. */
+  /** The next such start, whose facts are durable with the entry `gate`. */
   #done: { readonly before: number; readonly gate: number } | undefined
   #truncating = false
   #retryMs = 0
 
-  /**
-   * `floor`: nothing before this position is needed for the state as recovered. `wake` asks for another turn.
-   */
-  constructor(log: Log, tail: Tail, state: State, checkpointBytes: number, floor: number, wake: () => void) {
+  /** `lowWater`: the recovered state needs nothing before this position. `wake` asks for another turn. */
+  constructor(
+    log: Log,
+    tail: Tail,
+    state: State,
+    checkpointBytes: number,
+    lowWater: number,
+    wake: () => void,
+  ) {
     this.#log = log
     this.#tail = tail
     this.#state = state
-    this.#checkpoints = new Checkpoints(log, tail, state, checkpointBytes, floor)
+    this.#checkpoints = new Checkpoints(log, tail, state, checkpointBytes, lowWater)
     this.#relocation = new Relocation(log, tail, state, wake)
     this.#wake = wake
   }
 
-  /** All facts that are applied must be in the open entry. */
+  /** Call it when every applied fact is in the open entry. */
   step(nowMs: number): void {
     if (this.#checkpoints.step(nowMs)) this.#wake()
     if (this.#relocation.isRunning) this.#relocation.step(nowMs)
@@ -97,62 +103,62 @@ export class Space {
     this.#relocation.isScarce = isScarce
     this.#checkpoints.isScarce = isScarce
     this.#relocation.markFrees = this.#checkpoints.markFrees
-    this.#wantFloor(wanted, nowMs)
+    this.#wantLowWater(wanted, nowMs)
     this.#checkpoints.isFilling = isScarce && this.#relocation.isCopying
-    // Pages that stand in front of everything live would be all that holds their segments. Where they are many, they are
-    // not written anew as long as the log does not take too much: each checkpoint would write all of them.
+    // Pages before the oldest live batch are all that keeps their segments. They are rewritten, but many pages only while
+    // the log uses too much space: otherwise each checkpoint would write all of them.
     const isCheap = this.#state.segments.pages.bytes <= segmentBytes * CHEAP_PAGES
     const evacuates = isCheap || this.#relocation.excessBytes > 0
     this.#checkpoints.evacuateBefore = Math.max(this.#relocation.before, evacuates ? needed : 0)
-    const before = Math.floor(Math.min(this.#checkpoints.floor, live) / segmentBytes) * segmentBytes
+    const before = Math.floor(Math.min(this.#checkpoints.lowWater, live) / segmentBytes) * segmentBytes
     if (this.#done === undefined && before > Math.max(this.#doneBefore, firstStart))
       this.#done = { before, gate: this.#tail.gate }
     this.#noteDone()
-    // Whether something is still retained says the clock: that waits for nothing to be durable.
+    // Retention depends on the clock alone, so it does not wait for durable facts.
     if (this.#firstAfter(this.#doneBefore) > firstStart && !this.#truncating && nowMs >= this.#retryMs) {
-      // What was settled since it was looked at last may be retained.
+      // Messages that were settled since the last check may be retained.
       this.#lookAtRetained(nowMs)
-      const floor = this.#firstAfter(this.#doneBefore)
-      if (floor > firstStart) this.#truncate(floor)
+      const start = this.#firstAfter(this.#doneBefore)
+      if (start > firstStart) this.#truncateBefore(start)
     }
     if (!this.#relocation.isRunning) this.#relocation.step(nowMs)
     this.#look()
     this.#nextLookMs = this.#nextAfter(nowMs, wanted)
   }
 
-  /** When `step` has something to do next although nothing happens, ms since the epoch; Infinity when it has not. */
+  /** When `step` must be called although nothing happens, in ms since the epoch; Infinity: never. */
   get nextDeadline(): number {
     return this.#nextLookMs
   }
 
-  #nextAfter(nowMs: number, wantedFloor: number): number {
+  #nextAfter(nowMs: number, wantedLowWater: number): number {
     const lookAgainMs = this.#retainedLookedMs + LOOK_RETAINED_MS
-    // What was settled since is not in what was looked at.
+    // The last check does not include messages that were settled since.
     let nextMs = this.#state.segments.retainsMore ? lookAgainMs : Math.max(this.#retainedUntilMs, lookAgainMs)
     nextMs = Math.min(nextMs, this.#relocation.nextStepMs(nowMs))
     if (
       this.#relocation.excessBytes > 0 &&
       this.#hasNextSegment &&
-      this.#checkpoints.freesEnoughUpTo(wantedFloor)
+      this.#checkpoints.freesEnoughUpTo(wantedLowWater)
     )
       nextMs = Math.min(nextMs, Math.max(this.#patientUntilMs, nowMs + LOOK_MS))
-    // Connections wait, and the room may come from elsewhere.
+    // Connections wait for room, and other programs may free space on the disk.
     if (this.isExhausted) nextMs = Math.min(nextMs, nowMs + RETRY_MS)
     return nowMs < this.#retryMs ? Math.min(nextMs, this.#retryMs) : nextMs
   }
 
-  // What nothing but the last checkpoint holds goes with the next one; only what is held otherwise has to be copied.
-  #wantFloor(floor: number, nowMs: number): void {
-    // The segment that ends early takes the room of another one.
+  // The next checkpoint frees the segments that only the last one needs; other segments must be copied.
+  #wantLowWater(wanted: number, nowMs: number): void {
+    // A segment that is ended early uses the room of another one.
     const { isScarce, excessBytes } = this.#relocation
     const isWanted = this.#hasNextSegment && (excessBytes > 0 || (isScarce && this.#checkpoints.markFrees))
-    this.#relocation.freedBytes = isWanted ? Math.max(0, floor - this.#checkpoints.floor) : 0
-    if (!isWanted || this.#checkpoints.floor > this.#seenFloor) {
-      this.#seenFloor = this.#checkpoints.floor
+    this.#relocation.freedBytes = isWanted ? Math.max(0, wanted - this.#checkpoints.lowWater) : 0
+    if (!isWanted || this.#checkpoints.lowWater > this.#seenLowWater) {
+      this.#seenLowWater = this.#checkpoints.lowWater
       this.#patientUntilMs = nowMs + PATIENCE_MS
     }
     if (isScarce) this.#patientUntilMs = nowMs
-    this.#checkpoints.wantedFloor = isWanted && nowMs >= this.#patientUntilMs ? floor : 0
+    this.#checkpoints.wantedLowWater = isWanted && nowMs >= this.#patientUntilMs ? wanted : 0
   }
 
   get #hasNextSegment(): boolean {
@@ -161,32 +167,32 @@ export class Space {
     return this.#log.room() - left >= this.#tail.pendingBytes + segmentBytes - SEGMENT_HEADER_BYTES
   }
 
-  /** What a checkpoint writes at most. */
+  /** Most bytes that a checkpoint writes. */
   get upkeepBytes(): number {
     return this.#state.segments.upkeepBytes
   }
 
   /**
-   * What is left is needed to give space back, and space is being given back: whoever brings more has to wait for that.
-   * Where nothing can be given back, settles may use it up.
+   * The room that is left is needed to free space, and space is being freed: connections must wait. If nothing can be
+   * freed, this is false, and settles may use the room up.
    */
   isExhausted = false
 
   #look(): void {
     const { firstPosition } = this.#log.usage()
-    const comesBack =
+    const isFreeing =
       this.#truncating ||
       (this.#done !== undefined && this.#firstAfter(this.#done.before) > firstPosition) ||
       this.#checkpoints.isUnderWay ||
-      // It is about to begin, or to end the segment so that it counts. One that frees nothing when it counts, because
-      // messages or what is retained stand in front, does neither.
-      this.#checkpoints.freesEnoughUpTo(this.#checkpoints.wantedFloor) ||
+      // A checkpoint is about to start, or to end the segment so that it takes effect. It does neither if it frees
+      // nothing, because messages or retained messages keep older segments.
+      this.#checkpoints.freesEnoughUpTo(this.#checkpoints.wantedLowWater) ||
       this.#relocation.isCopying
     const needed = this.#relocation.copyBytes + this.#log.segmentBytes * MARGIN
-    this.isExhausted = this.#relocation.isScarce && comesBack && this.#log.room() < needed
+    this.isExhausted = this.#relocation.isScarce && isFreeing && this.#log.room() < needed
   }
 
-  /** Looks at every queue. */
+  /** Visits every queue. */
   holder(): Holder {
     const { firstPosition } = this.#log.usage()
     const { segmentBytes } = this.#log
@@ -203,16 +209,16 @@ export class Space {
       const queueId = segments.retainerOf(firstPosition)
       return { by: 'retained', queue: queueId === undefined ? undefined : queuesById.get(queueId)?.name }
     }
-    return { by: isThere(this.#checkpoints.floor) ? 'checkpoint' : 'nothing', queue: undefined }
+    return { by: isThere(this.#checkpoints.lowWater) ? 'checkpoint' : 'nothing', queue: undefined }
   }
 
-  /** Entries up to `lsn` are durable. Returns whether there is something to do now. */
+  /** Reports that entries up to `lsn` are durable. Returns whether `step` has something to do now. */
   durable(lsn: number): boolean {
     const isMarked = this.#checkpoints.durable(lsn)
     return isMarked || (this.#done !== undefined && lsn >= this.#done.gate)
   }
 
-  /** Nothing is copied any more, also not what is being read. */
+  /** Stops copying, including an entry that is being read. */
   stop(): void {
     this.#relocation.stop()
   }
@@ -230,24 +236,24 @@ export class Space {
     this.#done = undefined
   }
 
-  /** Start of the oldest segment that stays, when those before `start` go unless they are retained. */
+  /** Start of the oldest segment that is kept if those before `start` are freed unless they are retained. */
   #firstAfter(start: number): number {
     return Math.min(start, this.#relocation.retainedFrom)
   }
 
-  #truncate(floor: number): void {
+  #truncateBefore(start: number): void {
     this.#truncating = true
     const done = (): void => {
       this.#truncating = false
       this.#wake()
     }
-    this.#log.truncateBefore(floor).then(
+    this.#log.truncateBefore(start).then(
       () => {
-        this.#state.segments.forgetBefore(floor)
+        this.#state.segments.forgetBefore(start)
         done()
       },
       () => {
-        // What could not be given back is still there and is tried again; the log says why by itself.
+        // The segment still exists and is tried again; the log reports the cause.
         this.#retryMs = this.#lookedMs + RETRY_MS
         done()
       },

@@ -44,7 +44,7 @@ describe('priority, delay and time to live', () => {
             delayed: boolean
           }
           const waiting: Expected[] = []
-          // Hands out everything that is ready now, and compares order and times with what was asked for.
+          // Delivers every ready message, and compares order and times with the published options.
           const drain = async (): Promise<void> => {
             const ready = waiting
               .filter(({ since, expiry }) => since <= bench.now && (expiry === 0 || expiry > bench.now))
@@ -75,7 +75,7 @@ describe('priority, delay and time to live', () => {
           }
           await bench.pass(10_000)
           await drain()
-          // What has expired goes by itself, also when nobody asks for it.
+          // Messages expire without any request.
           await bench.pass(120_000)
           await bench.pass(2_000)
           bench.broker.audit()
@@ -106,7 +106,7 @@ describe('priority, delay and time to live', () => {
       await expect(bench.publish([{}, options])).rejects.toMatchObject({ code })
       await expect(bench.publish([{}, options])).rejects.toThrow(`\`${name}\` of message 1`)
     }
-    // An age of years in milliseconds would not read.
+    // The error shows dates, because an age of years in milliseconds is unreadable.
     await expect(bench.publish([{ atMs: bench.now - 60_001 }])).rejects.toThrow(
       /is \d{4}-.*Z, and now it is \d{4}-.*Z; a time up to 1m in the past means now\.$/,
     )

@@ -1,7 +1,6 @@
 /**
- * What the records of a batch ask for beside being delivered: priority, a time before which and one after which they
- * are not, a key, an id. Read from the records themselves, in service and in recovery, so nothing of it is written
- * twice.
+ * Options of messages that affect their delivery: priority, due time, expiry, key and id. Service and recovery read them
+ * from the records, so the log does not repeat them. Publishes and `Replay` call this.
  */
 import {
   ANY_PRIORITY,
@@ -20,31 +19,31 @@ import {
 } from '@sluice/protocol'
 import { ID_WORDS, hashInto, type Traits } from '../queue/index.js'
 
-/** What records may ask for. */
+/** Record flags of these options. */
 const ANY_TRAIT =
   RECORD_FLAG.delay | RECORD_FLAG.at | RECORD_FLAG.ttl | RECORD_FLAG.key | RECORD_FLAG.id | ANY_PRIORITY
 
-/** Whether what `checkRecords` saw has to be read one by one. */
+/** Whether records with these flags, as `checkRecords` reports them, must be read one by one. */
 export function asksForAny(flagsSeen: number): boolean {
   return (flagsSeen & ANY_TRAIT) !== 0
 }
 
-/** What of a queue its messages' traits depend on. */
+/** Properties of a queue that its messages' options depend on. */
 export interface TraitRules {
-  /** Key of the hashes: four words. */
+  /** Seed of the hashes: four words. */
   readonly seed: readonly number[]
-  /** Time to live of messages that name none; 0: for ever. */
+  /** Time to live of messages without their own; 0: unlimited. */
   readonly ttlMs: number
-  /** Sizes are wanted one by one. */
+  /** Whether the size of each message is needed. */
   readonly withSizes: boolean
 }
 
 export interface BatchTraits extends Traits {
-  /** Some message has no time to live of its own. */
+  /** Whether a message has no time to live of its own. */
   readonly lacksTtl: boolean
 }
 
-// Filled again for each batch; grown once to what batches of this process need.
+// Reused for every batch; grows to the largest batch of this process.
 const scratch = {
   priorities: new Uint8Array(0),
   dues: new Float64Array(0),
@@ -55,7 +54,6 @@ const scratch = {
   ids: new Uint32Array(0),
   replaces: new Uint8Array(0),
   sizes: undefined as Uint32Array | undefined,
-  /** Some message has no time to live of its own. */
   lacksTtl: false,
 }
 let sizes = new Uint32Array(0)
@@ -73,8 +71,8 @@ function makeRoom(count: number): void {
 }
 
 /**
- * The traits of the batch at `at`, whose records have passed `checkRecords`; valid until the next call. `timeMs` is
- * when it was published.
+ * The options of the batch at `at`, whose records have passed `checkRecords`. The result is valid until the next call.
+ * `timeMs` is the publish time.
  */
 export function readTraits(
   bytes: Uint8Array,
@@ -106,7 +104,7 @@ export function readTraits(
     }
     priorities[index] = recordPriority(bytes, record)
     dues[index] = dueMs
-    // The time to live begins when the message is due.
+    // The time to live starts when the message is due.
     let ownTtlMs = ttlMs
     if (flags & RECORD_FLAG.ttl) {
       ownTtlMs = readU48(bytes, next)
@@ -118,7 +116,7 @@ export function readTraits(
     if (flags & RECORD_FLAG.key) {
       const end = next + 1 + bytes[next]!
       hashInto(bytes, next + 1, end, seed[0]!, seed[1]!, keys, index * 2)
-      // Two zeros mean that there is none.
+      // Two zeros mean no key.
       if ((keys[index * 2]! | keys[index * 2 + 1]!) === 0) keys[index * 2] = 1
       scratch.isKeyed = true
       next = end
@@ -136,7 +134,7 @@ export function readTraits(
   return scratch
 }
 
-/** The hash of the id in `bytes[start, end)`: four words, not all 0, into `out` from `at`. */
+/** Writes the hash of the id in `bytes[start, end)` to `out` at `at`: four words that are not all 0. */
 export function hashId(
   bytes: Uint8Array,
   start: number,
@@ -151,8 +149,8 @@ export function hashId(
 }
 
 /**
- * Checks the times that the records of the batch at `at` ask for.
- * @throws SluiceError INVALID_DELAY, AT_IN_THE_PAST, INVALID_TTL: naming the message, the value and its limits
+ * Checks the delays, times and times to live in the batch at `at`.
+ * @throws SluiceError INVALID_DELAY, AT_IN_THE_PAST, INVALID_TTL with the message, the value and its limits
  */
 export function checkTraits(bytes: Uint8Array, at: number, count: number, nowMs: number): void {
   let record = at + BATCH_HEADER_BYTES
