@@ -20,7 +20,7 @@ afterEach(() => {
   vi.restoreAllMocks()
 })
 
-/** Both clocks go on, looked at as the server does it; what changed, with the time that had passed. */
+/** Advances both clocks in steps and checks them after each, as the server does; returns the changes. */
 function pass(clock: Clock, ms: number, stepMs = 50): ClockChange[] {
   const changes: ClockChange[] = []
   for (let passedMs = 0; passedMs < ms; passedMs += stepMs) {
@@ -34,14 +34,14 @@ function pass(clock: Clock, ms: number, stepMs = 50): ClockChange[] {
   return changes
 }
 
-test('does not go back when it is drawn to a wall clock that did', () => {
+test('does not go back when it is corrected towards a wall clock that was set back', () => {
   monotonicMs = 0
   wallMs = 1_000_000.02
   const clock = new Clock()
   wallMs = 500_000
   monotonicMs = 99.99
   expect(clock.now()).toBe(1_000_100)
-  // Drawn back by 0.05 ms, which is more than what has passed since.
+  // The correction is -0.05 ms, more than the time since the last call.
   monotonicMs = 100
   expect(clock.now()).toBe(1_000_100)
   monotonicMs = 101
@@ -64,7 +64,7 @@ describe('a small difference', () => {
 })
 
 describe('a wall clock that is set forward', () => {
-  test('is followed at once when it has lasted, and reported once', () => {
+  test('is followed in one step once the difference has lasted, and reported once', () => {
     const clock = new Clock()
     wallMs += 600_000
     expect(pass(clock, STEP_LASTS_MS)).toEqual([])
@@ -75,7 +75,7 @@ describe('a wall clock that is set forward', () => {
     expect(clock.now()).toBe(wallMs)
   })
 
-  test('changes nothing when it is set back soon', () => {
+  test('changes nothing when it is soon set back again', () => {
     const clock = new Clock()
     for (let time = 0; time < 5; time++) {
       wallMs += 2 * HOUR_MS
@@ -86,7 +86,7 @@ describe('a wall clock that is set forward', () => {
     expect(clock.now()).toBe(wallMs)
   })
 
-  test('is followed after a suspension, in which the monotonic clock stands still', () => {
+  test('is followed after a suspension, during which the monotonic clock stops', () => {
     const clock = new Clock()
     pass(clock, 1_000)
     wallMs += 48 * HOUR_MS
@@ -96,7 +96,7 @@ describe('a wall clock that is set forward', () => {
 })
 
 describe('a wall clock that is set back', () => {
-  test('is waited for: a tenth of the time is lost until both agree', () => {
+  test('slows time by a tenth until both agree', () => {
     const clock = new Clock()
     wallMs -= HOUR_MS
     expect(pass(clock, STEP_LASTS_MS + 200)).toEqual([{ kind: 'behind', byMs: HOUR_MS - 2 }])
@@ -106,12 +106,12 @@ describe('a wall clock that is set back', () => {
     expect(clock.now() - before).toBeLessThanOrEqual(90_000 + 1)
     expect(pass(clock, 10 * HOUR_MS, 1_000)).toEqual([])
     expect(Math.abs(clock.now() - wallMs)).toBeLessThanOrEqual(STEP_MS / 2)
-    // And again.
+    // A second change is reported too.
     wallMs -= HOUR_MS
     expect(pass(clock, STEP_LASTS_MS + 200)).toHaveLength(1)
   })
 
-  test('is stepped over when it is set forward meanwhile', () => {
+  test('leads to a step when it is set forward in the meantime', () => {
     const clock = new Clock()
     wallMs -= HOUR_MS
     pass(clock, 60_000)
@@ -124,16 +124,16 @@ describe('a wall clock that is set back', () => {
 })
 
 describe('a log that is ahead of the wall clock', () => {
-  test('is continued', () => {
+  test('moves the time forward to its newest entry', () => {
     const clock = new Clock()
     expect(clock.continueFrom(START_MS + HOUR_MS)).toBe(HOUR_MS)
     expect(clock.now()).toBe(START_MS + HOUR_MS)
-    // The caller has reported it.
+    // The caller reports this difference, so `look` does not.
     expect(pass(clock, 60_000, 100)).toEqual([])
     expect(clock.now() - START_MS - HOUR_MS).toBeLessThanOrEqual(54_000 + 1)
   })
 
-  test('is continued by a little, and by nothing when it is behind', () => {
+  test('moves the time even by a few milliseconds, and never back', () => {
     const clock = new Clock()
     expect(clock.continueFrom(START_MS + 20)).toBe(20)
     expect(clock.now()).toBe(START_MS + 20)

@@ -1,24 +1,26 @@
 /**
- * The broker's time: the wall clock at start plus the monotonic clock, corrected towards the wall clock and never set
- * back. A small difference is slewed. A large one is acted on once it has lasted: time jumps forward where the wall
- * clock is ahead, and passes more slowly where it is behind (ADR 0021).
+ * The broker's time: the wall clock at start plus the monotonic clock, corrected towards the wall clock. A small
+ * difference is slewed. When a large one has lasted, time steps forward if the wall clock is ahead, and passes more slowly
+ * if it is behind (ADR 0021).
+ *
+ * Invariant: time never goes back.
  */
 import { performance } from 'node:perf_hooks'
 
-/** Gained or lost against the monotonic clock while the difference is small: half a millisecond a second. */
+/** Correction for a small difference, as a share of the elapsed time: half a millisecond per second. */
 const SLEW = 0.0005
-/** Lost while the wall clock is far behind: a tenth, so an error is gone after ten times as long. */
+/** Correction while the wall clock is far behind: a difference of one hour is gone after ten hours. */
 const SLOW_SLEW = 0.1
-/** A difference beyond this is not drift: the machine was suspended, or its clock was set. */
+/** A larger difference is not drift: the machine was suspended, or its clock was set. */
 export const STEP_MS = 5_000
-/** A wall clock that is set back to where it was within this time changes nothing. */
+/** A large difference has to last this long, so that a clock that is set and soon set back changes nothing. */
 export const STEP_LASTS_MS = 4_000
-/** How often the clocks are compared. */
+/** Interval at which the two clocks are compared. */
 const COMPARE_MS = 100
 
-/** What the wall clock did, for the log: it differs from the broker's time by `byMs`. */
+/** A large difference between the wall clock and the broker's time, to be logged. */
 export interface ClockChange {
-  /** `stepped`: the broker's time was set forward by it. `behind`: the broker's time waits for the wall clock. */
+  /** `stepped`: the broker's time was set forward by `byMs`. `behind`: it passes more slowly until both agree. */
   readonly kind: 'stepped' | 'behind'
   readonly byMs: number
 }
@@ -26,25 +28,22 @@ export interface ClockChange {
 export class Clock {
   #monotonicMs = performance.now()
   #nowMs = Date.now()
-  #toldMs = 0
-  /** Of the wall clock, ahead of the broker's time. */
+  #lastMs = 0
+  /** The wall clock minus the broker's time. */
   #offMs = 0
-  /** Monotonic time since which the difference has been large, and in the same direction; undefined: it is small. */
+  /** Monotonic time since which the difference is large in one direction; undefined: it is small. */
   #largeSinceMs: number | undefined
-  /** The wall clock is known to be far behind. */
+  /** The wall clock is far behind, and that was reported. */
   #isBehind = false
 
   /** Whole milliseconds since the epoch; never goes back. */
   now(): number {
-    // Where a fraction of a millisecond is lost to the wall, the same one is told again.
-    this.#toldMs = Math.max(this.#toldMs, Math.floor(this.#preciseMs()))
-    return this.#toldMs
+    // A correction can set the precise time back by a fraction of a millisecond; then the last value is repeated.
+    this.#lastMs = Math.max(this.#lastMs, Math.floor(this.#preciseMs()))
+    return this.#lastMs
   }
 
-  /**
-   * Time goes on from `timeMs` where it would be earlier: the newest time of a log. Returns by how much that is ahead of
-   * the wall clock.
-   */
+  /** Sets the time to `timeMs`, the newest time in a log, unless it is later already. Returns the difference. */
   continueFrom(timeMs: number): number {
     const aheadMs = Math.max(0, timeMs - this.#preciseMs())
     this.#nowMs += aheadMs
@@ -52,11 +51,11 @@ export class Clock {
     return aheadMs
   }
 
-  /** To be called several times a second: acts on a large difference that has lasted. Returns what changed. */
+  /** Acts on a large difference that has lasted. The caller calls it several times a second and logs the change. */
   look(): ClockChange | undefined {
     this.#preciseMs()
     if (this.#largeSinceMs === undefined) {
-      // Halfway, so that a difference around the limit is not reported again and again.
+      // Half the limit, so that a difference near the limit is not reported repeatedly.
       if (this.#offMs > -STEP_MS / 2) this.#isBehind = false
       return undefined
     }
@@ -82,7 +81,7 @@ export class Clock {
     if (!isLarge || offMs > 0 !== this.#offMs > 0) this.#largeSinceMs = undefined
     if (isLarge) this.#largeSinceMs ??= monotonicMs
     const lossMs = passedMs * (this.#isBehind ? SLOW_SLEW : SLEW)
-    // What is large and ahead is stepped, not slewed.
+    // A wall clock that is far ahead leads to a step instead.
     const gainMs = isLarge ? 0 : passedMs * SLEW
     const byMs = Math.max(-lossMs, Math.min(gainMs, offMs))
     this.#nowMs += passedMs + byMs

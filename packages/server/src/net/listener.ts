@@ -1,17 +1,17 @@
 /**
- * The TCP edge: sockets on one side, peers on the other, and the one timer that wakes them. Owns which connections have
- * a place, and the budget for half-received input. Nothing here knows what the bytes mean.
+ * The TCP listener: it accepts sockets, gives each a peer, and runs the timer for their deadlines. Owns the limit of
+ * connections and the memory budget for partly received frames. It does not know the protocol.
  */
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net'
 import { SluiceError, viewBytes } from '@sluice/protocol'
 import type { NewPeer, Peer } from './peer.js'
 import { SocketTransport } from './socket-transport.js'
 
-/** The broker, as far as the listener drives it. */
+/** The turns of the broker, which the listener starts. */
 export interface Turns {
-  /** The next time at which `tick` has something to do, ms since the epoch. */
+  /** The next time at which `tick` is due, ms since the epoch. */
   readonly nextDeadline: number
-  /** Everything until the end of the turn happens at its time. */
+  /** Starts a turn: its commands get the current time. */
   begin(): void
   tick(): void
 }
@@ -20,61 +20,61 @@ export interface ListenerOptions {
   readonly host: string
   readonly port: number
   readonly connectionsMax: number
-  /** Bytes of half-received frames that all connections together may keep. */
+  /** Memory for partly received frames of all connections. */
   readonly receiveBytesMax: number
-  /** The protocol that is spoken on this port. */
+  /** The protocol of this port. */
   readonly newPeer: NewPeer
   readonly now: () => number
-  /** `address` is where the client is, and `label` what it calls itself. */
+  /** `address` and `label` identify the client; the label is the client's own. */
   readonly onEvent: (
     event: ListenerEvent,
     address: string,
     label: string,
     error: SluiceError | undefined,
   ) => void
-  /** Something failed that belongs to no connection. */
+  /** A failure that does not belong to a connection. */
   readonly onTrouble: (what: string, error: unknown) => void
 }
 
 export type ListenerEvent = 'connected' | 'closed' | 'refused'
 
-/** Deadlines are looked at so often; all of them are much longer. */
+/** Interval at which deadlines are checked; all deadlines are much longer. */
 const TICK_MS = 50
 /**
- * A connection that keeps the loop busy for longer with what it sent is not read from again in this turn. Node would read
- * it dry before anything else, up to 2 MiB: single messages for many queues are then handled and confirmed in one lump,
- * and the producer works while the broker waits and the other way round (154k a second instead of 192k; ADR 0019).
+ * When handling one chunk takes longer than this, the connection is not read again in this turn. Node would otherwise
+ * read up to 2 MiB from it first. Single messages to many queues would then be handled and confirmed all at once, so that
+ * broker and producer would take turns waiting for each other (154,000 instead of 192,000 messages a second; ADR 0019).
  */
 const REST_MS = 0.5
 
 /**
- * Connections that have no place and are not gone: refused ones that wait to be told, closed ones that flush. Beyond a
- * quarter of the places, within these bounds, the oldest is cut off.
+ * Bounds of the number of departing connections: refused ones whose error is not sent yet, and closed ones that still
+ * flush. It is a quarter of `connectionsMax` within these bounds; above it, the oldest socket is destroyed.
  */
-const PARTING_MIN = 16
-const PARTING_MAX = 128
+const DEPARTING_MIN = 16
+const DEPARTING_MAX = 128
 
-/** Pause before the port is opened again after a connection could not be accepted. */
+/** Delay before the port is reopened after a connection could not be accepted. */
 const ACCEPT_RETRY_MS = 250
 
 interface Link {
   readonly socket: Socket
   readonly transport: SocketTransport
-  /** What its half-received input takes. */
+  /** Memory for its partly received frame. */
   heldBytes: number
 }
 
 /**
- * Invariant: `#links` are the connections that are counted against `connectionsMax`; a link leaves it when its peer
- * closes, before its socket does, and is in `#parting` until the socket is closed too.
+ * Invariant: `#links` contains the connections that count against `connectionsMax`. When a peer closes, its link moves to
+ * `#departing`, where it stays until its socket is closed.
  */
 export class Listener {
   readonly #turns: Turns
   readonly #options: ListenerOptions
   #server: Server
   readonly #links = new Map<Peer, Link>()
-  readonly #parting = new Map<Peer, Link>()
-  readonly #partingMax: number
+  readonly #departing = new Map<Peer, Link>()
+  readonly #departingMax: number
   #address: AddressInfo | undefined
   #ticker: NodeJS.Timeout | undefined
   #retry: NodeJS.Timeout | undefined
@@ -86,16 +86,16 @@ export class Listener {
   constructor(turns: Turns, options: ListenerOptions) {
     this.#turns = turns
     this.#options = options
-    this.#partingMax = Math.max(PARTING_MIN, Math.min(options.connectionsMax >> 2, PARTING_MAX))
+    this.#departingMax = Math.max(DEPARTING_MIN, Math.min(options.connectionsMax >> 2, DEPARTING_MAX))
     this.#server = this.#newServer()
   }
 
-  /** Connections that have a place. */
+  /** Connections that count against the limit. */
   get connections(): number {
     return this.#links.size
   }
 
-  /** Bytes of half-received frames. */
+  /** Memory for partly received frames. */
   get receiveBytes(): number {
     return this.#receiveBytes
   }
@@ -108,11 +108,11 @@ export class Listener {
     return this.#address
   }
 
-  /** Accepts nothing more, tells every client, gives those that hold leases `graceMs` to settle, and closes. */
+  /** Closes the port, notifies each client, allows `graceMs` for settling leased messages, and closes the connections. */
   async stop(graceMs: number): Promise<void> {
     const closed = this.#close()
     this.#turns.begin()
-    for (const peer of this.#parting.keys()) peer.end()
+    for (const peer of this.#departing.keys()) peer.end()
     for (const peer of this.#links.keys()) peer.goodbye('The broker is stopping.')
     const untilMs = this.#options.now() + graceMs
     while (this.#links.size > 0 && this.#options.now() < untilMs) {
@@ -122,13 +122,13 @@ export class Listener {
     }
     for (const peer of this.#links.keys()) peer.end()
     const hardMs = this.#options.now() + graceMs
-    while (this.#links.size + this.#parting.size > 0 && this.#options.now() < hardMs) await pause(10)
+    while (this.#links.size + this.#departing.size > 0 && this.#options.now() < hardMs) await pause(10)
     this.#destroyAll()
     clearInterval(this.#ticker)
     await closed
   }
 
-  /** The log failed: nothing leaves any more. */
+  /** The log failed: no further byte may be sent. */
   abort(): void {
     clearInterval(this.#ticker)
     void this.#close()
@@ -145,10 +145,10 @@ export class Listener {
 
   #destroyAll(): void {
     for (const { socket } of this.#links.values()) socket.destroy()
-    for (const { socket } of this.#parting.values()) socket.destroy()
+    for (const { socket } of this.#departing.values()) socket.destroy()
   }
 
-  // `allowHalfOpen`: a client may say GOODBYE, close its side, and still read the answers that are under way.
+  // `allowHalfOpen`: a client can send GOODBYE, close its side, and still read its outstanding answers.
   #newServer(): Server {
     return createServer({ noDelay: true, allowHalfOpen: true }, (socket) => this.#accept(socket))
   }
@@ -165,8 +165,8 @@ export class Listener {
     })
   }
 
-  // The system asks again at once for as long as a connection waits that cannot be accepted, such as without a free
-  // file descriptor. A closed port does not ask.
+  // While a waiting connection cannot be accepted, for example without a free file descriptor, the system reports the
+  // error again immediately. Closing the port for a while prevents that loop.
   #acceptFailed(error: unknown): void {
     if (this.#stopped || this.#retry !== undefined) return
     this.#report(error)
@@ -188,7 +188,7 @@ export class Listener {
     }, ACCEPT_RETRY_MS)
   }
 
-  // Once, until connections are accepted again.
+  // Reports one failure until a connection is accepted again.
   #report(error: unknown): void {
     if (this.#isTroubled) return
     this.#isTroubled = true
@@ -201,16 +201,16 @@ export class Listener {
     let refused = false
     const { newPeer, now, onEvent, connectionsMax } = this.#options
     const peer = newPeer(transport, now(), (closed, why) => {
-      if (this.#links.delete(closed)) this.#part(closed, link)
+      if (this.#links.delete(closed)) this.#depart(closed, link)
       this.#forget(link)
       onEvent(refused ? 'refused' : 'closed', transport.peer, closed.label, why)
     })
     socket.on('error', () => {
-      // 'close' follows; what the other side did to its socket is no event of ours.
+      // 'close' follows and is handled; a reset by the client needs no report.
     })
     socket.on('close', () => {
       this.#links.delete(peer)
-      this.#parting.delete(peer)
+      this.#departing.delete(peer)
       this.#turns.begin()
       peer.disconnected()
     })
@@ -227,7 +227,7 @@ export class Listener {
           `There are ${this.#links.size} connections; at most ${connectionsMax} are allowed.`,
         ),
       )
-      this.#part(peer, link)
+      this.#depart(peer, link)
       return
     }
     this.#isTroubled = false
@@ -235,12 +235,12 @@ export class Listener {
     onEvent('connected', transport.peer, peer.label, undefined)
   }
 
-  // It has no place any more, or never had one; its socket may take a moment to be told and to flush.
-  #part(peer: Peer, link: Link): void {
-    this.#parting.set(peer, link)
-    if (this.#parting.size <= this.#partingMax) return
-    for (const [oldest, { socket }] of this.#parting) {
-      this.#parting.delete(oldest)
+  // The connection no longer counts, or never did; its socket may need a moment to send the last bytes.
+  #depart(peer: Peer, link: Link): void {
+    this.#departing.set(peer, link)
+    if (this.#departing.size <= this.#departingMax) return
+    for (const [oldest, { socket }] of this.#departing) {
+      this.#departing.delete(oldest)
       socket.destroy()
       return
     }
@@ -253,7 +253,7 @@ export class Listener {
 
   #received(peer: Peer, link: Link, chunk: Buffer): void {
     const begunMs = performance.now()
-    // Not as the Buffer that it is: what is cut out of one costs twice as much.
+    // As a plain Uint8Array: `subarray` of a Buffer costs twice as much.
     peer.receive(viewBytes(chunk, 0, chunk.length), this.#options.now())
     const held = peer.heldBytes
     if (held !== link.heldBytes) {
@@ -264,7 +264,7 @@ export class Listener {
     if (performance.now() - begunMs > REST_MS) link.transport.rest()
   }
 
-  // The connection that takes most gives way, not the one whose bytes came last.
+  // Closes the connection that uses the most memory, which need not be the one that received last.
   #makeRoom(): void {
     let largest: Peer | undefined
     let most = 0
@@ -278,11 +278,11 @@ export class Listener {
 
   #receiveBudgetError(heldBytes: number): SluiceError {
     const { receiveBytesMax } = this.#options
-    const text = `The half-received frame of this connection takes ${heldBytes} bytes, the most of all connections, which together take ${this.#receiveBytes}; at most ${receiveBytesMax} are kept.`
+    const text = `The partly received frame of this connection takes ${heldBytes} bytes, the most of all connections, which take ${this.#receiveBytes} bytes; at most ${receiveBytesMax} are kept.`
     return new SluiceError('MEMORY_FULL', text, { scope: 'connection', retryAfterMs: 1_000 })
   }
 
-  // A late call is judged only after the sockets were polled once more: what came meanwhile counts.
+  // Deadlines are checked after the next poll of the sockets, so that bytes that arrived during a stall are read first.
   #tick(): void {
     const nowMs = this.#options.now()
     const stallMs = Math.max(0, nowMs - this.#tickedMs - 2 * TICK_MS)
@@ -291,7 +291,7 @@ export class Listener {
     setImmediate(() => {
       this.#turns.begin()
       for (const peer of this.#links.keys()) peer.tick(nowMs, stallMs)
-      for (const peer of this.#parting.keys()) peer.tick(nowMs, stallMs)
+      for (const peer of this.#departing.keys()) peer.tick(nowMs, stallMs)
     })
   }
 }

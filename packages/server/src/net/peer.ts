@@ -1,54 +1,54 @@
 /**
- * The two sides of a connection: the bytes below and the protocol above. The listener knows no more of a protocol than
- * `Peer`; a protocol knows no more of a socket than `Transport`. `Session` is the peer of Sluice's own protocol.
+ * The interface between a connection and its protocol. The listener knows a protocol only as a `Peer`, and a protocol
+ * knows a socket only as a `Transport`. `Session` is the peer of Sluice's own protocol.
  */
 import type { SluiceError } from '@sluice/protocol'
 
-/** What a protocol needs of the connection under it. */
+/** A connection, as its protocol sees it. */
 export interface Transport {
-  /** Address and port of the other side. */
+  /** Address and port of the client. */
   readonly peer: string
-  /** `bytes` stay untouched until `written` is called. */
+  /** `bytes` must not be changed until `written` is called. */
   write(bytes: Uint8Array, written: () => void): void
-  /** Stops and resumes the bytes that come in. */
+  /** Stops and resumes reading. */
   pause(): void
   resume(): void
-  /** Sends what was written, then closes. */
+  /** Sends the bytes already written, then closes. */
   end(): void
 }
 
 /**
- * One connection, as a protocol sees it. Each call is in a turn of the broker, which `receive` begins itself. Once it has
- * closed, calls do nothing.
+ * The protocol of one connection, as the listener sees it. `receive` starts a turn of the broker itself; the listener makes
+ * the other calls within one. After the peer has closed, calls have no effect.
  */
 export interface Peer {
-  /** The label that the client gave itself; '' as long as it is not known. */
+  /** The client's own label; '' until it is known. */
   readonly label: string
-  /** Bytes of half-received input that it keeps. */
+  /** Memory held for a partly received frame. */
   readonly heldBytes: number
-  /** It holds no lease and waits for nothing: closing it takes nothing from its client. */
+  /** No message is leased, and no answer is outstanding: the connection can be closed without loss. */
   readonly isIdle: boolean
-  /** The next bytes. */
+  /** Handles the next bytes from the client. */
   receive(chunk: Uint8Array, nowMs: number): void
-  /** The other side sends no more bytes. */
+  /** The client sends no more bytes. */
   inputEnded(): void
-  /** The transport is gone. */
+  /** The transport is closed. */
   disconnected(): void
-  /** The connection has no place: it is told this error as soon as the protocol allows, and closed. */
+  /** The connection is over the limit: sends this error as soon as the protocol allows, and closes. */
   refuse(error: SluiceError): void
-  /** Judges deadlines. `stallMs` is how late this call comes: no client is blamed for what this process slept through. */
+  /** Checks deadlines. `stallMs` is the delay of this call; it does not count against the client. */
   tick(nowMs: number, stallMs: number): void
-  /** The broker stops: tells the client, delivers nothing more, and still takes what the client has to say. */
+  /** The broker stops: notifies the client and delivers nothing more; frames of the client are still handled. */
   goodbye(text: string): void
-  /** Closes once everything that is held has gone out. */
+  /** Closes once all answers have been sent. */
   end(): void
-  /** Tells the client this error and closes. */
+  /** Sends this error and closes. */
   fail(error: SluiceError): void
 }
 
 /**
- * A protocol takes over a connection that was accepted. `onClosed` is called once, with the error that ended it, when
- * the connection counts no more; the transport may still flush.
+ * Creates the peer of an accepted connection. `onClosed` is called once when the peer has closed, with the error that
+ * closed it; the transport may still flush.
  */
 export type NewPeer = (
   transport: Transport,

@@ -3,8 +3,8 @@ import { setImmediate as turn } from 'node:timers/promises'
 import { expect, it } from 'vitest'
 import { SocketTransport } from './socket-transport.js'
 
-/** Counts; nothing is connected. */
-class Counting extends Socket {
+/** An unconnected socket that records whether it is being read. */
+class RecordingSocket extends Socket {
   reads = true
 
   override pause(): this {
@@ -18,8 +18,8 @@ class Counting extends Socket {
   }
 }
 
-it('reads on in the next turn after a rest', async () => {
-  const socket = new Counting()
+it('a rest ends in the next turn', async () => {
+  const socket = new RecordingSocket()
   const transport = new SocketTransport(socket)
   transport.rest()
   expect(socket.reads).toBe(false)
@@ -27,8 +27,8 @@ it('reads on in the next turn after a rest', async () => {
   expect(socket.reads).toBe(true)
 })
 
-it('stays paused after a rest if it was paused meanwhile, or before', async () => {
-  const socket = new Counting()
+it('the socket stays paused after a rest if it was paused before or during the rest', async () => {
+  const socket = new RecordingSocket()
   const transport = new SocketTransport(socket)
   transport.rest()
   transport.pause()
@@ -41,8 +41,8 @@ it('stays paused after a rest if it was paused meanwhile, or before', async () =
   expect(socket.reads).toBe(true)
 })
 
-it('rests to the end of the turn, also when it is resumed in it', async () => {
-  const socket = new Counting()
+it('a rest lasts until the next turn, even if the socket is resumed before', async () => {
+  const socket = new RecordingSocket()
   const transport = new SocketTransport(socket)
   transport.pause()
   transport.rest()

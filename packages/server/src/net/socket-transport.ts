@@ -1,11 +1,11 @@
 /**
- * The transport of a peer over a TCP socket. Whether the socket is read depends on two callers: the peer, which pauses and
- * resumes, and the listener, which lets a busy socket rest until the next turn. It is read only when neither holds it.
+ * The transport of a peer over a TCP socket. The peer pauses and resumes reading; the listener lets a busy socket rest
+ * until the next turn. The socket is read only while it is neither paused nor resting.
  */
 import type { Socket } from 'node:net'
 import type { Transport } from './peer.js'
 
-/** How long a closed connection may take to flush its last words. */
+/** Longest time for a closed connection to flush its last bytes. */
 const LINGER_MS = 1_000
 
 export class SocketTransport implements Transport {
@@ -34,7 +34,7 @@ export class SocketTransport implements Transport {
     if (!this.#isResting) this.#socket.resume()
   }
 
-  /** Reads on in the next turn, unless it is paused then. */
+  /** Stops reading until the next turn. */
   rest(): void {
     if (this.#isResting) return
     this.#isResting = true
@@ -49,10 +49,10 @@ export class SocketTransport implements Transport {
     if (this.#isEnded) return
     this.#isEnded = true
     this.#socket.end()
-    // What comes is read and dropped: closing a socket with unread bytes resets it, and the last words are lost.
+    // Further input is read and dropped: closing a socket with unread input resets it, and the last bytes sent are lost.
     this.#isResting = false
     this.resume()
-    // A peer that does not close its side is not waited for.
+    // The client may never close its side.
     setTimeout(() => this.#socket.destroy(), LINGER_MS).unref()
   }
 }

@@ -1,4 +1,4 @@
-/** No frame is longer than the client's HELLO accepts, on whatever path it comes. */
+/** No frame is longer than the client accepts according to its HELLO. */
 import {
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
@@ -37,7 +37,7 @@ interface Frame {
   readonly payload: Uint8Array
 }
 
-/** A client that accepts frames of `frameBytesMax` bytes, and everything that it got. */
+/** A client that accepts frames of `frameBytesMax` bytes, and the frames that it has received. */
 class Peer {
   readonly frames: Frame[] = []
   broker!: Broker
@@ -58,7 +58,7 @@ class Peer {
     const decoder = new FrameDecoder(({ opcode, channel, bytes, start, end }) => {
       this.frames.push({ opcode, channel, payload: bytes.slice(start, end) })
     })
-    // It fails on a longer one.
+    // The decoder throws on a longer frame.
     decoder.frameBytesMax = frameBytesMax
     this.#session = new Session(
       this.broker,
@@ -92,7 +92,7 @@ class Peer {
     }
   }
 
-  /** Frames of the kind since the last call of this. */
+  /** The frames of this kind since the last call. */
   take(opcode: number): Frame[] {
     return this.frames.splice(0).filter((frame) => frame.opcode === opcode)
   }
@@ -113,7 +113,7 @@ class Peer {
 describe.each([LEAST, LEAST + 700, SESSION_DEFAULTS.frameBytesMax])(
   'with frames of %i bytes',
   (frameBytesMax) => {
-    it('the largest message is delivered and shown, however often it was moved', async () => {
+    it('the largest message is delivered and peeked after any number of moves', async () => {
       const peer = await new Peer().open(frameBytesMax)
       const dead = 'd'.repeat(30)
       peer.ensure(dead)
@@ -163,7 +163,7 @@ describe.each([LEAST, LEAST + 700, SESSION_DEFAULTS.frameBytesMax])(
       }
     })
 
-    it('a page of messages ends before it', async () => {
+    it('a page of messages fits a frame', async () => {
       const peer = await new Peer().open(frameBytesMax)
       peer.ensure('q')
       for (let i = 0; i < 4; i++) peer.publish('q', 600_000)
@@ -181,7 +181,7 @@ describe.each([LEAST, LEAST + 700, SESSION_DEFAULTS.frameBytesMax])(
       expect(found).toEqual([0, 1, 2, 3, 4])
     })
 
-    it('consumers whose names are not UTF-8 fit a page', async () => {
+    it('a page of consumers whose labels are not UTF-8 fits a frame', async () => {
       const peer = await new Peer().open(frameBytesMax, Buffer.alloc(LIMITS.clientNameBytesMax, 0xff))
       peer.ensure('q')
       for (let channel = 1; channel <= 150; channel++) await peer.subscribe('q', channel)
@@ -198,11 +198,11 @@ describe.each([LEAST, LEAST + 700, SESSION_DEFAULTS.frameBytesMax])(
       expect(found.size).toBe(150)
     })
 
-    it('confirms of one turn share frames that are not longer', async () => {
+    it('confirms of one turn share frames of at most this size', async () => {
       const peer = await new Peer().open(frameBytesMax)
       peer.ensure('q', { dedupWindowMs: 60_000 })
       peer.publish('q', 30, { id: 'x' })
-      // All are duplicates.
+      // All messages are duplicates.
       for (let i = 0; i < 4; i++) peer.publish('q', 10, { id: 'x' }, 20_000)
       await peer.turns()
       const confirms = peer.take(OP.PUBLISH_OK)

@@ -11,19 +11,19 @@ function livenessOf(): { liveness: Liveness; sent: number[] } {
   return { liveness: new Liveness(transport, HEARTBEAT_MS, 0), sent }
 }
 
-test('a peer is given up after two heartbeats of silence, without what the process slept through', () => {
+test('a silent client times out after two heartbeats, not counting the time that the process was stalled', () => {
   const { liveness } = livenessOf()
   expect(liveness.overdue(2 * HEARTBEAT_MS, 0)).toBe(undefined)
   expect(liveness.overdue(2 * HEARTBEAT_MS + 1, 0)?.code).toBe('HEARTBEAT_TIMEOUT')
   expect(liveness.overdue(2 * HEARTBEAT_MS + 1, 1)).toBe(undefined)
   liveness.heard(10_000)
-  // However long it slept: what is heard is not in the future.
+  // A long stall does not move the last receipt into the future.
   expect(liveness.overdue(11_000, 5_000)).toBe(undefined)
   expect(liveness.overdue(13_000, 0)).toBe(undefined)
   expect(liveness.overdue(13_001, 0)?.code).toBe('HEARTBEAT_TIMEOUT')
 })
 
-test('PING fills the silence of half a heartbeat', () => {
+test('PING is sent after half a heartbeat of silence', () => {
   const { liveness, sent } = livenessOf()
   liveness.beat(HEARTBEAT_MS / 2 - 1)
   expect(sent).toEqual([])

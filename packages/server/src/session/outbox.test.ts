@@ -3,13 +3,13 @@ import * as fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { Outbox } from './outbox.js'
 
-test('a frame is not made longer on another page, also when that has the same bytes again', () => {
+test('a frame is not extended on a later page, even if that page reuses the same bytes', () => {
   const sent: Uint8Array[] = []
   const transport = { write: (bytes: Uint8Array) => void sent.push(Uint8Array.from(bytes)) }
   const outbox = new Outbox(transport, () => {})
   outbox.begin(OP.PUBLISH_OK, 0, 0, 20)
   const { bytes, page } = outbox
-  // The page becomes too small, and then the one that takes its place is full.
+  // The page becomes too small; then its replacement is full.
   outbox.frame(OP.RESULT, 0, 0, new Uint8Array((1 << 20) - 32 - FRAME_HEADER_BYTES))
   outbox.frame(OP.SETTLE_OK, 0, 0, new Uint8Array(4))
   outbox.frame(OP.SETTLE_OK, 0, 0, new Uint8Array(4))
@@ -49,7 +49,7 @@ describe('invariants', () => {
     expect(() => outbox.invariants()).toThrow(found)
   })
 
-  test('hold after every step, and nothing leaves before its entry is durable', () => {
+  test('hold after every step, and no byte is sent before its entry is durable', () => {
     const OPCODES = [OP.PUBLISH_OK, OP.SETTLE_OK, OP.RESULT, OP.DELIVER]
     const step = fc.oneof(
       fc.record({
@@ -70,7 +70,7 @@ describe('invariants', () => {
       fc.property(fc.array(step, { maxLength: 60, size: 'max' }), fc.boolean(), (given, isClosed) => {
         let lsn = 1
         let durable = 0
-        /** Bytes written in turns whose entry is durable, and all that were sent. */
+        /** Bytes written in each turn, by LSN, and the sum of all bytes sent. */
         const written: number[] = [0, 0]
         let sent = 0
         const reads: (() => void)[] = []
@@ -98,7 +98,7 @@ describe('invariants', () => {
               writeFrameLength(outbox.bytes, last.at - FRAME_HEADER_BYTES, last.end - last.at)
             }
           } else if (one.kind === 'answers') {
-            // It belongs to a frame of this page.
+            // An answer belongs to a frame of the page being filled.
             if (last.page === outbox.page && last.end > 0 && !outbox.isEmpty) outbox.answers(one.bytes)
           } else if (one.kind === 'endTurn') {
             outbox.endTurn(lsn)

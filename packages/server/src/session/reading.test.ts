@@ -23,7 +23,7 @@ function readingOf(inFlightBytesMax: number): {
   return { reading: new Reading(disk, source, inFlightBytesMax), disk, calls }
 }
 
-test('it pauses beyond the bytes in flight, and goes on at half of them', () => {
+test('reading pauses above the limit of unanswered bytes and resumes at half of it', () => {
   const { reading, calls } = readingOf(100)
   reading.accepted(100)
   expect(reading.isPaused).toBe(false)
@@ -36,7 +36,7 @@ test('it pauses beyond the bytes in flight, and goes on at half of them', () => 
   expect([calls, reading.isPaused]).toEqual([['pause', 'resume'], false])
 })
 
-test('it waits for a disk that is behind once, and not at all when closed', () => {
+test('reading waits once for a disk that is behind, and never after close', () => {
   const { reading, disk, calls } = readingOf(100)
   disk.isBehind = true
   reading.waitForDisk()

@@ -1,4 +1,4 @@
-/** What a failure of a request ends: of one that changes nothing, the request; of any other, where it is a defect, the broker. */
+/** A defect in a request that changes nothing ends that request; a defect in any other request ends the broker. */
 import {
   FrameDecoder,
   OP,
@@ -50,7 +50,7 @@ const GREETING = greeting()
 
 const failure = new RangeError('Set maximum size exceeded')
 
-/** A broker in which everything is defective. */
+/** A broker that throws on every access. */
 const BROKEN = new Proxy({} as Broker, {
   get: () => {
     throw failure
@@ -64,12 +64,12 @@ async function ask(request: RequestName, body: Body, broker: Broker): Promise<An
 }
 
 describe('a defect', () => {
-  it('is looked for in every request', () => {
+  it('is tested in every request', () => {
     const names = new Set([...READING, ...CHANGING].map(([request]) => request))
     expect([...names].sort()).toEqual([...REQUEST_NAMES].sort())
   })
 
-  it.each(READING)('in %s with %j ends the request alone', async (request, body) => {
+  it.each(READING)('in %s with %j ends only the request', async (request, body) => {
     await expect(ask(request, body, BROKEN)).rejects.toMatchObject({
       code: 'READ_FAILED',
       scope: 'request',
@@ -77,17 +77,17 @@ describe('a defect', () => {
     })
   })
 
-  it.each(CHANGING)('in %s with %j stays a defect', async (request, body) => {
+  it.each(CHANGING)('in %s with %j is passed on as a defect', async (request, body) => {
     await expect(ask(request, body, BROKEN)).rejects.toBe(failure)
   })
 
-  it('in the answer of what only reads ends the request alone', async () => {
+  it('in the encoding of an answer that only reads ends only the request', async () => {
     const page = { messages: [undefined], next: undefined }
     const broker = { operator: { peek: () => Promise.resolve(page) } } as unknown as Broker
     await expect(ask('PEEK', { name }, broker)).rejects.toMatchObject({ code: 'READ_FAILED' })
   })
 
-  it('that a client meets by reading leaves its connection open and the broker at work', async () => {
+  it('in a request that only reads leaves the connection open and the broker running', async () => {
     const bench = await new Bench().open()
     bench.ensure({ retainAgeMs: HOUR })
     await bench.publish([{}, {}, {}])
@@ -129,7 +129,7 @@ describe('a defect', () => {
     { isChange: true, hasLeft: true },
     { isChange: false, hasLeft: false },
     { isChange: false, hasLeft: true },
-  ])('in a long request ends the broker if it is a change: %j', async ({ isChange, hasLeft }) => {
+  ])('in a long request ends the broker if the request is a change: %j', async ({ isChange, hasLeft }) => {
     const bench = await new Bench().open()
     bench.ensure()
     let failRequest = (): void => {}

@@ -1,4 +1,4 @@
-/** What a session does with peers that no client is: who never reads, and who is judged while the broker slept. */
+/** Sessions of clients that do not read, disconnect early or are refused, and their deadlines after a stall. */
 import {
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
@@ -75,7 +75,7 @@ async function turns(count: number): Promise<void> {
   }
 }
 
-describe('while the disk does not answer', () => {
+describe('while the disk is stalled', () => {
   let answer = (): void => {}
   beforeEach(async () => {
     session.receive(GREETING, nowMs)
@@ -84,7 +84,7 @@ describe('while the disk does not answer', () => {
     disk = new Promise((resolve) => (answer = resolve))
   })
 
-  test('a connection that is not read waits once, and is read again', async () => {
+  test('a paused connection registers once for the disk, and is read again afterwards', async () => {
     const waits = vi.spyOn(broker, 'whenNotBehind')
     const producer = broker.producers.attach('1'.repeat(32), 0)
     for (let i = 1; i <= 40; i++)
@@ -99,7 +99,7 @@ describe('while the disk does not answer', () => {
     expect(paused).toBe(false)
   })
 
-  test('nothing more is delivered or settled than the disk can take', async () => {
+  test('deliveries and settles wait for the disk', async () => {
     const producer = broker.producers.attach('1'.repeat(32), 0)
     const publish = (from: number, to: number, bytes: number): void => {
       for (let i = from; i <= to; i++) broker.intake.publish(producer, 'q', batch(i, bytes), 0, 56 + bytes, 0)
@@ -116,7 +116,7 @@ describe('while the disk does not answer', () => {
     session.receive(frame(OP.SETTLE, encodeSettle(id, [item]), 1), nowMs)
     expect(paused).toBe(true)
     await turns(20)
-    // Taken, for it was there; what it makes room for has to wait.
+    // The settle was already received, so it is applied; the deliveries that it allows have to wait.
     expect(broker.catalog.info(queueName('q'))).toMatchObject({ leased: 2, ready: 42 })
     answer()
     await turns(100)
@@ -124,7 +124,7 @@ describe('while the disk does not answer', () => {
     expect(broker.catalog.info(queueName('q')).leased).toBe(4)
   })
 
-  test('no consumer is blamed for what was not sent to it', async () => {
+  test('a consumer does not time out for bytes that were not sent to it', async () => {
     const producer = broker.producers.attach('1'.repeat(32), 0)
     const body = { queue: 'q', messages: 10, bytes: 1 << 24 }
     session.receive(frame(OP.SUBSCRIBE, encodeControl(body), 1), nowMs)
@@ -136,7 +136,7 @@ describe('while the disk does not answer', () => {
     answer()
     await turns(5)
     expect(sentBytes).toBeGreaterThan(1 << 20)
-    // Nobody calls back: now it is the peer that does not read.
+    // `written` is never called, so from now on the client is the one that does not read.
     nowMs += SESSION_DEFAULTS.stalledMs + 1
     session.receive(frame(OP.PING), nowMs)
     session.tick(nowMs, 0)
@@ -144,8 +144,8 @@ describe('while the disk does not answer', () => {
   })
 })
 
-describe('while all together have too much unread', () => {
-  test('each gets one piece when it has read the one before, and who reads nothing is closed', async () => {
+describe('while all connections together exceed the bound of unread bytes', () => {
+  test('each gets its next delivery after reading the previous one, and one that reads nothing is closed', async () => {
     const outbound = { bytes: 0, bytesMax: 5_000 }
     const MESSAGES = 40
     const BODY_BYTES = 1_000
@@ -189,10 +189,10 @@ describe('while all together have too much unread', () => {
       one.receive(frame(OP.SUBSCRIBE, encodeControl(body), 1), nowMs)
     }
     await turns(5)
-    // What it takes to see that it is too much, and one message for each that had nothing.
+    // Over the bound by at most one message for each connection.
     expect(outbound.bytes).toBeGreaterThan(outbound.bytesMax)
     expect(outbound.bytes).toBeLessThan(outbound.bytesMax + 4 * (BODY_BYTES + 200))
-    // Nobody who reads is kept waiting for those that do not.
+    // The clients that read do not wait for the others.
     for (let i = 0; i < MESSAGES && broker.catalog.info(queueName('q')).ready > 0; i++) {
       expect(readAll()).toBeLessThan(outbound.bytesMax + 2 * BODY_BYTES)
       await turns(2)
@@ -209,7 +209,7 @@ describe('while all together have too much unread', () => {
     expect(outbound.bytes).toBe(0)
   })
 
-  test('who uses up what is shared, without too much of its own, is closed when it does not read', async () => {
+  test('a connection that uses up the shared bound is closed when it does not read, even below its own bound', async () => {
     const outbound = { bytes: 0, bytesMax: 5_000 }
     broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
     const producer = broker.producers.attach('1'.repeat(32), 0)
@@ -273,21 +273,24 @@ describe('a client that has said GOODBYE', () => {
     broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
   })
 
-  test.each([false, true])('gets the answer that is under way, with its side closed: %s', async (isHalf) => {
-    let answer!: (page: PeekPage) => void
-    vi.spyOn(broker.operator, 'peek').mockReturnValue(new Promise((resolve) => (answer = resolve)))
-    one.receive(frame(OP.PEEK, encodeControl({ name: 'q' })), nowMs)
-    one.receive(GOODBYE, nowMs)
-    if (isHalf) one.inputEnded()
-    await turns(5)
-    expect({ ended, closed }).toEqual({ ended: 0, closed: [] })
-    answer({ messages: [], next: undefined })
-    await turns(5)
-    expect(sent).toContain(OP.MESSAGES)
-    expect({ ended, closed }).toEqual({ ended: 1, closed: [undefined] })
-  })
+  test.each([false, true])(
+    'gets its outstanding answer, with its side of the connection closed: %s',
+    async (isHalf) => {
+      let answer!: (page: PeekPage) => void
+      vi.spyOn(broker.operator, 'peek').mockReturnValue(new Promise((resolve) => (answer = resolve)))
+      one.receive(frame(OP.PEEK, encodeControl({ name: 'q' })), nowMs)
+      one.receive(GOODBYE, nowMs)
+      if (isHalf) one.inputEnded()
+      await turns(5)
+      expect({ ended, closed }).toEqual({ ended: 0, closed: [] })
+      answer({ messages: [], next: undefined })
+      await turns(5)
+      expect(sent).toContain(OP.MESSAGES)
+      expect({ ended, closed }).toEqual({ ended: 1, closed: [undefined] })
+    },
+  )
 
-  test('gets the error of what fails, and the confirm of what is not on disk yet', async () => {
+  test('gets the error of a failed request, and the confirm of a batch that is not on disk yet', async () => {
     let answer = (): void => {}
     disk = new Promise((resolve) => (answer = resolve))
     one.receive(frame(OP.PEEK, encodeControl({ name: 'none' })), nowMs)
@@ -303,7 +306,7 @@ describe('a client that has said GOODBYE', () => {
     expect({ ended, closed }).toEqual({ ended: 1, closed: [undefined] })
   })
 
-  test('waits no longer than two heartbeats', () => {
+  test('times out after two heartbeats', () => {
     vi.spyOn(broker.operator, 'peek').mockReturnValue(new Promise(() => {}))
     one.receive(frame(OP.PEEK, encodeControl({ name: 'q' })), nowMs)
     one.receive(GOODBYE, nowMs)
@@ -312,7 +315,7 @@ describe('a client that has said GOODBYE', () => {
   })
 })
 
-test('a connection that is refused is told why once it says HELLO, and has begun nothing', async () => {
+test('a refused connection gets the error in answer to HELLO, and no producer is attached', async () => {
   const attach = vi.spyOn(broker.producers, 'attach')
   session.refuse(new SluiceError('TOO_MANY_CONNECTIONS', 'There are 3 connections; at most 3 are allowed.'))
   session.receive(encodePreface(), nowMs)
@@ -323,8 +326,8 @@ test('a connection that is refused is told why once it says HELLO, and has begun
   expect(attach).not.toHaveBeenCalled()
 })
 
-// It is begun with before it is refused: whoever sends it again has it done twice.
-test('what is refused because too much is under way is not done', async () => {
+// If a refused request had run, its repetition would run it twice.
+test('a request that is refused because too many are outstanding is not run', async () => {
   session.receive(GREETING, nowMs)
   broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
   await turns(5)
@@ -336,7 +339,7 @@ test('what is refused because too much is under way is not done', async () => {
   )
   for (let i = 0; i < 20; i++) session.receive(frame(OP.DISCARD, encodeControl({ name: 'q' })), nowMs)
   await turns(5)
-  // One at a time.
+  // Requests run one at a time.
   expect(discards).toHaveBeenCalledTimes(1)
   answer()
   await turns(50)
@@ -344,7 +347,7 @@ test('what is refused because too much is under way is not done', async () => {
   expect(discards).toHaveBeenCalledTimes(16)
 })
 
-test('a connection has as many subscriptions as it may', async () => {
+test('a connection can have subscriptions up to its limit', async () => {
   const codes: string[] = []
   const decoder = new FrameDecoder(({ opcode, bytes, start, end }) => {
     if (opcode === OP.ERROR) codes.push(faultError(decodeFault(bytes, start, end)).code)
@@ -365,11 +368,11 @@ test('a connection has as many subscriptions as it may', async () => {
   expect([codes, broker.catalog.info(queueName('q')).consumers]).toEqual([['TOO_MANY_SUBSCRIPTIONS'], 2])
 })
 
-test('a peer that asks and never reads is given up', () => {
+test('a client that sends PING and never reads is closed', () => {
   session.receive(GREETING, nowMs)
   const pings = Buffer.concat(Array.from({ length: 1000 }, () => frame(OP.PING)))
   for (let i = 0; i < 9; i++) session.receive(pings, nowMs)
-  // The greeting is unread as well.
+  // HELLO_OK is unread too, so one PING fewer reaches the limit.
   session.receive(pings.subarray(frame(OP.PING).length), nowMs)
   expect(closed).toEqual([])
   session.receive(frame(OP.PING), nowMs)
@@ -379,8 +382,8 @@ test('a peer that asks and never reads is given up', () => {
   expect(sentBytes).toBeLessThan(200_000)
 })
 
-describe('who reads is not given up for what comes at once', () => {
-  /** A session of a peer that reads all that was sent, a turn later; and how many frames of a kind have come. */
+describe('a client that reads is not closed for a burst of answers', () => {
+  /** A session whose client reads everything one turn later; `came` counts the frames of a kind. */
   function reader(frameBytesMax: number): { peer: Session; came: (opcode: number) => number } {
     const opcodes: number[] = []
     const decoder = new FrameDecoder(({ opcode }) => void opcodes.push(opcode))
@@ -400,7 +403,7 @@ describe('who reads is not given up for what comes at once', () => {
     return { peer, came: (opcode) => opcodes.filter((other) => other === opcode).length }
   }
 
-  test('as many pages as may be asked for', async () => {
+  test('as many pages as can be outstanding', async () => {
     broker.catalog.ensure({ name: queueName('q'), options: {}, update: false })
     const producer = broker.producers.attach('1'.repeat(32), 0)
     for (let i = 1; i <= 20; i++) broker.intake.publish(producer, 'q', batch(i, 100_000), 0, 56 + 100_000, 0)
@@ -414,7 +417,7 @@ describe('who reads is not given up for what comes at once', () => {
     expect(peer.isIdle).toBe(true)
   })
 
-  test('a message that is larger than messages may be by now', async () => {
+  test('a message above the current limit, which was lowered after it was published', async () => {
     const bytes = 12 << 20
     const log = new MemoryLog({ segmentBytes: 64 << 20 })
     const shared = {
@@ -443,7 +446,7 @@ describe('who reads is not given up for what comes at once', () => {
 })
 
 describe('the deadline of the handshake', () => {
-  test('is as long as it says', () => {
+  test('is `handshakeMs`', () => {
     session.receive(GREETING.subarray(0, 20), nowMs)
     session.tick((nowMs += SESSION_DEFAULTS.handshakeMs), 0)
     expect(closed).toEqual([])
@@ -451,7 +454,7 @@ describe('the deadline of the handshake', () => {
     expect(closed).toEqual(['HANDSHAKE_TIMEOUT'])
   })
 
-  test('comes later by what the process slept, not only for the moment', () => {
+  test('moves by the time that the process was stalled, for all later checks too', () => {
     session.receive(GREETING.subarray(0, 20), nowMs)
     session.tick((nowMs += 20_000), 19_900)
     session.tick((nowMs += 50), 0)

@@ -1,6 +1,6 @@
 /**
- * A broker on a log in memory, played by a test: it drives time and turns, speaks for producers and consumers without
- * a socket, and lets the process die at any moment. A failure of the broker fails the test.
+ * A broker on a log in memory, driven by a test: the test controls time and turns, publishes and consumes without a
+ * socket, and can crash the process at any moment. A failure of the broker fails the test.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -33,14 +33,14 @@ import { MemoryLog } from '../log/memory-log.js'
 import type { Consumer, Delivery, Subscription } from '../queue/index.js'
 import { Schedule } from '../queue/schedule.js'
 
-// So that few scheduled messages are many already.
+// A small limit, so that a few scheduled messages exceed it.
 Schedule.nearMax = 8
 
 export const Q = queueName('q')
 
 export type Message = RecordOptions & { readonly bodyBytes?: number }
 
-/** The bytes of a batch, which can be sent more than once. */
+/** The bytes of a batch, which a test can send more than once. */
 export function batchOf(messages: readonly Message[], number: number, follows = 0): Uint8Array {
   const size = ({ bodyBytes = 50 }: Message): number => bodyBytes
   const length = messages.reduce(
@@ -64,12 +64,12 @@ export interface Delivered {
   readonly alone: boolean
 }
 
-/** One subscription and what came to it. */
+/** One subscription and its deliveries. */
 export class Worker implements Consumer {
   readonly peer = ''
   readonly isReady = true
   readonly label: string
-  /** All that was delivered, settled or not. */
+  /** All deliveries, settled or not. */
   readonly got: Delivered[] = []
   readonly tagsLost: LostRange[] = []
   readonly endings: SluiceError[] = []
@@ -103,15 +103,15 @@ export class Worker implements Consumer {
     return this.got.map(({ offset }) => offset)
   }
 
-  /** Offsets that came since the last call. */
+  /** Offsets of the deliveries since the last call. */
   takeOffsets(): number[] {
     return this.got.splice(0).map(({ offset }) => offset)
   }
 
-  /** The tag under which the message came last. */
+  /** The tag of the last delivery of the message. */
   tagOf(offset: number): number {
     const delivered = this.got.findLast((delivered) => delivered.offset === offset)
-    if (delivered === undefined) throw new Error(`message ${offset} did not come`)
+    if (delivered === undefined) throw new Error(`message ${offset} was not delivered`)
     return delivered.tag
   }
 
@@ -127,7 +127,7 @@ export class Worker implements Consumer {
     this.#bench.broker.leases.starting(this.subscription, ranges)
   }
 
-  /** Settles the message; the tags that were stale. */
+  /** Settles the message; returns the stale tags. */
   settle(offset: number, outcome: Outcome, more: Partial<SettleItem> = {}): TagRange[] {
     this.#bench.broker.turn.begin()
     const item = { firstTag: this.tagOf(offset), count: 1, outcome, ...more }
@@ -143,44 +143,44 @@ export class Worker implements Consumer {
     this.got.length = 0
   }
 
-  /** Its connection dies. */
+  /** Its connection is lost. */
   die(): void {
     this.#bench.broker.turn.begin()
     this.#bench.broker.leases.disconnect([this.subscription])
   }
 
-  /** Its subscription ends, and nobody is blamed. */
+  /** Its subscription ends, and no message is charged an attempt. */
   leave(): void {
     this.#bench.broker.turn.begin()
     this.#bench.broker.leases.unsubscribe(this.subscription, 'nobody')
   }
 }
 
-/** Who asks for what an operator asks. */
-export const CALLER = { label: 'somebody', isOpen: true }
+/** The client that sends operator requests. */
+export const CALLER = { label: 'operator', isOpen: true }
 
 export interface BenchOptions {
   readonly segmentBytes?: number
   readonly checkpointBytes?: number
   readonly queuesMax?: number
   readonly replayWindowOffsets?: number
-  /** Keeps what the next process would find, before each entry. */
+  /** Before each entry, keeps the log as the next process would find it. */
   readonly keepsSnapshots?: boolean
-  /** Of the disk: segments that there is room for, and bytes that are left for what must not be refused. */
+  /** Of the disk: segments that fit, and bytes that are reserved for facts that must not be refused. */
   readonly segmentsMax?: number
   readonly reserveBytes?: number
 }
 
-/** Who publishes, unless told otherwise. */
+/** The default producer. */
 const IDENTITY = '00'.repeat(16)
 
 export class Bench {
   log: MemoryLog
   now = 1_000_000
   broker!: Broker
-  /** What a process found that started before each of the entries so far. */
+  /** The log before each entry so far; see `keepsSnapshots`. */
   readonly snapshots: MemoryLog[] = []
-  /** Of the last batch. */
+  /** Number of the last batch. */
   number = 0
   readonly #more: Partial<BrokerOptions>
   readonly #producers = new Map<string, Producer>()
@@ -223,14 +223,14 @@ export class Bench {
     return this
   }
 
-  /** Ends turns until nothing more happens. */
+  /** Ends turns until none is due. */
   async settle(): Promise<void> {
     // All continuations of a turn run before the next one, however many there are.
     do await new Promise(setImmediate)
     while (this.endTurns() > 0)
   }
 
-  /** Ends the turns that are due; returns how many. What they wrote is not on disk yet. */
+  /** Ends the turns that are due; returns their number. Their entries are not on disk yet. */
   endTurns(): number {
     const turns = this.#turns.splice(0)
     for (const turn of turns) turn()
@@ -243,12 +243,12 @@ export class Bench {
     await this.settle()
   }
 
-  /** The process is gone; another one finds what was durable. Returns whether it begins with state pages. */
+  /** Crashes the process and starts another one on the durable log. Returns whether it found a checkpoint. */
   async crash(): Promise<boolean> {
     return this.restart(this.log.reopened())
   }
 
-  /** Another process starts on `log`. */
+  /** Starts another process on `log`. Returns whether it found a checkpoint. */
   async restart(log: MemoryLog): Promise<boolean> {
     this.log = log
     this.#turns = []
@@ -276,12 +276,12 @@ export class Bench {
     return producer
   }
 
-  /** Publishes in a turn that has not ended. */
+  /** Publishes without ending the turn. */
   put(messages: readonly Message[], name: QueueName = Q): Placed {
     return this.send(batchOf(messages, ++this.number), name)
   }
 
-  /** Publishes, until all that follows has happened. */
+  /** Publishes, and ends turns until none is due. */
   async publish(messages: readonly Message[], name: QueueName = Q): Promise<Placed> {
     const placed = this.put(messages, name)
     await this.settle()
@@ -309,7 +309,7 @@ export class Bench {
     return worker
   }
 
-  /** Offsets as they are handed out now; they are given back. */
+  /** Offsets in the order of delivery; the messages are released again. */
   async order(name: QueueName = Q): Promise<number[]> {
     const worker = this.consume(60_000, { name })
     await this.settle()
@@ -318,7 +318,7 @@ export class Bench {
     return worker.offsets
   }
 
-  /** What is ready dies. */
+  /** Dead-letters all ready messages. */
   async kill(reason = 'no', name: QueueName = Q): Promise<void> {
     const worker = this.consume(1_000, { name })
     await this.settle()
@@ -327,7 +327,7 @@ export class Bench {
     await this.settle()
   }
 
-  /** What is ready is acknowledged; its offsets. */
+  /** Acknowledges all ready messages; returns their offsets. */
   async drain(name: QueueName = Q): Promise<number[]> {
     const worker = this.consume(1_000, { name })
     await this.settle()
@@ -349,7 +349,7 @@ export class Bench {
     return result
   }
 
-  /** The offsets that messages of the queue had where they were before. */
+  /** The offsets that the messages had in the queues from which they were moved. */
   async origins(name: QueueName): Promise<number[]> {
     this.broker.turn.begin()
     const peek = { name, state: undefined, limit: 1000, filter: {} }
@@ -363,13 +363,13 @@ export class Bench {
     return found
   }
 
-  /** So many bytes, about, go through the log by another producer and another queue, and none of them stays. */
+  /** Writes about this many bytes to the log, as another producer to another queue, and purges them. */
   async fill(bytes: number): Promise<void> {
     const other = queueName('fill')
     this.ensure({}, other)
     for (let done = 0; done < bytes; done += 1024) {
       this.send(batchOf([{ bodyBytes: 900 }], this.#filled++), other, 'ff'.repeat(16))
-      // Space is looked at every few milliseconds.
+      // The broker checks its space every few milliseconds.
       await this.pass(25)
       if (this.#filled % 16 === 0) this.broker.catalog.purge(other)
     }

@@ -1,9 +1,9 @@
-/** Where live batches stand, counted as a queue tells of it; for tests of the queue core. */
+/** Live bytes by position in the log, as a queue reports them; for tests of the queue core. */
 import { PageUse, type LogUse } from '../queue/index.js'
 
 export class CountedUse implements LogUse {
   readonly pages = new PageUse()
-  /** Live bytes by place in the log. */
+  /** Live bytes by position in the log. */
   readonly live = new Map<number, number>()
 
   add(position: number, bytes: number): void {

@@ -1,8 +1,8 @@
-/** A connection whose peer reads at once what is written to it. */
+/** A connection whose client reads all bytes at once. */
 import type { FrameDecoder } from '@sluice/protocol'
 import type { Transport } from '../net/peer.js'
 
-/** The peer reads with `decoder`, before `write` returns. */
+/** The client decodes the bytes with `decoder` before `write` returns. */
 export function readingTransport(decoder: FrameDecoder): Transport {
   return {
     peer: '',
