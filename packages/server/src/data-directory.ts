@@ -8,7 +8,7 @@ import { NodeDisk } from './log/disk.js'
 import { lockDirectory, type DirectoryLock } from './log/lock.js'
 
 interface DataDirectoryOptions {
-  /** Takes over a directory on a network file system that a broker of another machine may use. */
+  /** Takes over a directory on a network file system although a broker on another machine may use it. */
   readonly force: boolean
   /** Another broker took the lock: nothing may be written any more. */
   readonly onLost: (error: unknown) => void
@@ -25,7 +25,7 @@ export class DataDirectory {
     this.#lock = lock
   }
 
-  /** Makes the directory if it is missing. @throws SluiceError DATA_DIR_LOCKED; or the system's error, with the path */
+  /** Creates the directory if it is missing. @throws SluiceError DATA_DIR_LOCKED; or the system's error, with the path */
   static async open(path: string, options: DataDirectoryOptions): Promise<DataDirectory> {
     const absolute = resolve(path)
     const disk = await NodeDisk.at(absolute).catch((error: unknown) => {

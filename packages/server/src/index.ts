@@ -1,4 +1,4 @@
-/** The Sluice broker, for programs that run it inside a process of their own. */
+/** The Sluice broker, for programs that run it in their own process. */
 export type { BrokerStatus } from './broker/broker.js'
 export type { Holder } from './state/space.js'
 export {

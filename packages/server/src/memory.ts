@@ -1,17 +1,18 @@
 /**
- * The memory of a broker process. What can be bounded by itself gets a share of the budget: the log in memory, what
- * waits for the disk, frames that are half received, answers and deliveries that were not read. The rest follows what
- * is irregular in the queues; when it comes to the mark, publishes are refused until consumers have drained it.
+ * The memory budget of a broker process. Parts with a limit of their own get a share: the log in memory, writes that wait for
+ * the disk, half-received frames, unread answers and deliveries. The rest is state of queues, which grows with leases, keys,
+ * ids and delays; when the process nears its budget, publishes are refused until consumers have settled enough. Called by the
+ * server.
  */
 import { totalmem } from 'node:os'
 import { runInNewContext } from 'node:vm'
 import { getHeapStatistics, setFlagsFromString } from 'node:v8'
 import type { BlocksOptions } from './log/blocks.js'
 
-/** Below this the broker has no room for its parts. */
+/** Smallest budget in which the parts of a broker fit. */
 export const MEMORY_BYTES_MIN = 192 << 20
 
-/** Half of what the machine has, or of what the container allows if that is less. */
+/** Half of the machine's memory, or of the container's limit if that is lower. */
 export function defaultMemoryBytes(): number {
   const allowed = process.constrainedMemory()
   const bytes = totalmem()
@@ -21,15 +22,15 @@ export function defaultMemoryBytes(): number {
 
 export interface MemoryShares {
   readonly blocks: Pick<BlocksOptions, 'recentBytes' | 'coldBytes'>
-  /** Bytes that may wait for the disk. */
+  /** Most bytes that wait for the disk. */
   readonly pendingBytesMax: number
-  /** Of half-received frames, all connections together. */
+  /** Most bytes of half-received frames, over all connections. */
   readonly receiveBytesMax: number
-  /** Of what connections have not read, all together. It stands in buffers of up to twice the size. */
+  /** Most unread bytes, over all connections. Their buffers take up to twice as much. */
   readonly outboundBytesMax: number
 }
 
-/** With a budget of 512 MiB or more, log and disk have as much as speeds them up. */
+/** More memory than from a budget of 512 MiB makes log and disk no faster. */
 export function sharesOf(budgetBytes: number): MemoryShares {
   const share = (part: number, bytesMax: number): number => Math.floor(Math.min(budgetBytes / part, bytesMax))
   return {
@@ -41,34 +42,34 @@ export function sharesOf(budgetBytes: number): MemoryShares {
 }
 
 /**
- * What Node itself takes beside V8's objects and buffers: 48 MiB for its code, stacks and allocator, and 32 for the two
- * halves of the young generation, which V8 keeps while anything happens, whatever lives in them.
+ * Memory of Node besides objects and buffers: 48 MiB for code, stacks and the allocator, and 32 MiB for the two halves of the
+ * young generation, which V8 keeps while the process is busy.
  */
 const RUNTIME_BYTES = 80 << 20
-/** Above this share of the budget publishes are refused, below the other one they are taken again. */
+/** Publishes are refused above the first share of the budget, and accepted again below the second. */
 const FULL_AT = 0.875
 const CLEARS_AT = 0.825
 /**
- * Garbage is told from what is used so often, and no oftener: it stops everything for a moment. Meanwhile only what is
- * over the budget itself counts as full.
+ * Least time between two collections, which each stop the process for a moment. In between, memory counts as full only above
+ * the budget itself, because the reading includes garbage.
  */
 const COLLECT_INTERVAL_MS = 1_000
 
 export interface Meter {
   /** Bytes of objects and buffers, garbage included. */
   read(): number
-  /** Gets rid of garbage. */
+  /** Collects garbage. */
   collect(): void
 }
 
 export const PROCESS_METER: Meter = {
   read() {
-    // Buffers are part of `external`.
+    // `external` includes buffers.
     try {
       const { heapUsed, external } = process.memoryUsage()
       return heapUsed + external
     } catch {
-      // It opens a file, for a number that is not needed here, and throws without a free descriptor.
+      // `memoryUsage` opens a file, and throws if no file descriptor is free.
       const { used_heap_size, external_memory } = getHeapStatistics()
       return used_heap_size + external_memory
     }
@@ -81,15 +82,16 @@ export const PROCESS_METER: Meter = {
 
 let collect: (() => void) | undefined
 
-// V8 gives its collector to whatever context is made after the flag.
+// V8 exposes its collector only in contexts created after the flag is set.
 function exposedCollector(): () => void {
   setFlagsFromString('--expose-gc')
   return runInNewContext('gc') as () => void
 }
 
+/** Whether a process is near its memory budget. Reads its meter when the server asks. */
 export class MemoryGauge {
   readonly budgetBytes: number
-  /** Runtime, objects and buffers. */
+  /** At the last reading: runtime, objects and buffers. */
   usedBytes = 0
   isFull = false
   readonly #meter: Meter
@@ -100,12 +102,12 @@ export class MemoryGauge {
     this.#meter = meter
   }
 
-  /** Looks anew. Returns whether `isFull` is another now. */
+  /** Reads the meter. Returns whether `isFull` changed. */
   look(nowMs: number): boolean {
     const mark = (this.isFull ? CLEARS_AT : FULL_AT) * this.budgetBytes
     this.#read()
     let isFull = this.usedBytes > mark
-    // A process at rest does not collect its garbage: it would stay full for ever.
+    // An idle process does not collect its garbage, and would stay full.
     if (isFull && nowMs >= this.#collectedMs + COLLECT_INTERVAL_MS) {
       this.#collectedMs = nowMs
       this.#meter.collect()

@@ -1,13 +1,13 @@
 /**
- * How many connections the limit of open files leaves room for. A broker without a free file descriptor can neither read
- * its log nor prepare a segment; it is better to refuse a connection.
+ * The number of connections that the limit of open files allows. A broker without a free file descriptor can neither read its
+ * log nor prepare a segment, so connections are refused before that. Called by the server at its start.
  */
 import { readFileSync } from 'node:fs'
 
-/** Kept for the log, for connections that are on their way out, and for Node itself. */
+/** Descriptors reserved for the log, for connections that are being closed, and for Node. */
 const FILES_RESERVED = 256
 
-/** Files that this process may have open; undefined where the system does not tell. Node has raised it to the most. */
+/** Limit of open files of this process, which Node has raised to its maximum; undefined if the system does not report it. */
 export function openFilesMax(): number | undefined {
   if (process.platform !== 'linux') return undefined
   let limits: string
@@ -20,7 +20,7 @@ export function openFilesMax(): number | undefined {
   return soft === undefined ? undefined : Number(soft)
 }
 
-/** As many of the wanted connections as fit; with very few files, half of them. */
+/** The wanted number of connections, or as many as fit. A very low limit of files is shared equally with the rest. */
 export function connectionsFor(wanted: number, filesMax: number | undefined): number {
   if (filesMax === undefined) return wanted
   const reserved = Math.min(FILES_RESERVED, Math.ceil(filesMax / 2))

@@ -1,6 +1,6 @@
 /**
- * One broker process: the data directory with its lock, the log, the broker and the port, put together and taken
- * apart in the right order.
+ * One broker process: opens data directory, log, broker and listener in this order, and closes them in reverse. Called by the
+ * command `sluice serve`, and by programs that run a broker themselves.
  */
 import { randomInt } from 'node:crypto'
 import { MESSAGE_OVERHEAD_BYTES, SluiceError } from '@sluice/protocol'
@@ -26,34 +26,34 @@ import { SESSION_DEFAULTS, type SessionSettings } from './session/settings.js'
 import { version } from './version.js'
 
 export interface ServerOptions {
-  /** Default './data'. Made if it is missing. */
+  /** Default './data'. Created if it is missing. */
   readonly dataDir?: string
-  /** Takes over a data directory on a network file system that a broker of another machine may use. */
+  /** Takes over a data directory on a network file system although a broker on another machine may use it. */
   readonly forceLock?: boolean
   /** Default '127.0.0.1'. */
   readonly host?: string
   /** Default 7420; 0 lets the system choose. */
   readonly port?: number
   /**
-   * Default 64 MiB. Messages may be at most a quarter of it. Below 256 KiB the state of queues with keys, ids and times to
-   * live does not fit: for tests of the log alone.
+   * Default 64 MiB. A message may have at most a quarter of it. Segments below 256 KiB are for tests of the log: the state of
+   * queues with keys, ids and times to live does not fit them.
    */
   readonly segmentBytes?: number
   /** Default 1 MiB. */
   readonly messageBytesMax?: number
-  /** Default 10,000; fewer where the limit of open files, less 256 for the rest of the broker, is lower. */
+  /** Default 10,000, but at most the limit of open files less 256. */
   readonly connectionsMax?: number
   /**
-   * Memory that the process may use, in bytes; at least 192 MiB. When it is used up, publishes are refused with
-   * MEMORY_FULL. Default: half of what the machine, or the container, has.
+   * Memory that the process may use, in bytes; at least 192 MiB. When it is full, publishes are refused with MEMORY_FULL.
+   * Default: half of the memory of the machine or container.
    */
   readonly memoryBytes?: number
   /** Free space below which publishes are refused. Default: 5 % of the disk, at least 1 GiB. */
   readonly lowFreeBytes?: number
   readonly session?: Partial<SessionSettings>
-  /** Told what happens, for logs. */
+  /** Called with events for a log. */
   readonly onEvent?: (event: string, details: Readonly<Record<string, unknown>>) => void
-  /** The log failed: the process has to end. Nothing was confirmed that is not on disk. */
+  /** Called when the broker failed: the process must end. All confirmed messages are on disk. */
   readonly onFatal?: (error: unknown) => void
 }
 
@@ -63,32 +63,32 @@ export interface RunningServer {
   readonly dataDir: string
   readonly status: BrokerStatus
   readonly broker: Broker
-  /** What the parts take now. */
+  /** Memory in use now. */
   memory(): MemoryReport
-  /** What is on disk, what was written, and what holds the oldest part of the log. Looks at every queue. */
+  /** Use of the disk, and what keeps the oldest segment of the log. Visits every queue. */
   disk(): DiskReport
   /** Milliseconds from the call to `startServer` until connections were accepted. */
   readonly startedMs: number
-  /** Stops accepting, tells clients, flushes, closes. Resolves when all of it is done. */
+  /** Stops accepting connections, notifies clients, and closes the broker. Resolves when all of it is done. */
   stop(): Promise<void>
 }
 
-/** Bytes. */
+/** In bytes. */
 export interface MemoryReport {
   readonly budgetBytes: number
-  /** Runtime, objects and buffers, what is listed below among them. */
+  /** Runtime, objects and buffers, including the parts below. */
   readonly usedBytes: number
   /** Publishes are refused. */
   readonly isFull: boolean
-  /** Of the log: what was written last, and what was read back. */
+  /** Blocks of the log: recently written ones, and ones read back. */
   readonly logBytes: number
-  /** Of frames that are half received. */
+  /** Half-received frames. */
   readonly receiveBytes: number
-  /** Of what connections have not read. */
+  /** Bytes that clients have not read. */
   readonly outboundBytes: number
 }
 
-/** Bytes, but for `segments`. `writtenBytes` over `recordBytes` is the write amplification since the broker started. */
+/** In bytes, except `segments`. `writtenBytes / recordBytes` is the write amplification since the broker started. */
 export interface DiskReport extends Pick<
   BrokerUsage,
   'liveBytes' | 'logBytes' | 'segments' | 'recordBytes' | 'writtenBytes'
@@ -96,15 +96,15 @@ export interface DiskReport extends Pick<
   readonly oldest: Holder
 }
 
-/** How often clock and memory are checked: in between, no more can arrive than a network brings. */
+/** Interval at which clock and memory are checked. Between two checks, memory grows by what the network delivers. */
 const WATCH_MS = 50
 
 const CONNECTIONS_DEFAULT = 10_000
 
-/** How long clients have to finish once they were told that the broker stops. */
+/** Time that clients have to finish after they were notified of the stop. */
 const GRACE_MS = 2_000
 
-/** What the parts of one server share. */
+/** Used by all parts of one server. */
 interface Shared {
   readonly options: ServerOptions
   readonly budgetBytes: number
@@ -253,7 +253,7 @@ function newListener(
   })
 }
 
-// Acts on what the clock and the memory of the process did since the last call.
+// Reacts to a step of the clock, and to memory that became full or free.
 function watch(broker: Broker, gauge: MemoryGauge, { budgetBytes, clock, onEvent }: Shared): void {
   const change = clock.look()
   if (change !== undefined) onEvent(`clock ${change.kind}`, { byMs: change.byMs })
@@ -269,7 +269,7 @@ function diskReport(broker: Broker): DiskReport {
   return { liveBytes, logBytes, segments, recordBytes, writtenBytes, oldest: broker.holder() }
 }
 
-/** In [0, 1), from the system's generator: the keys of hashes come from it, and nobody shall guess them. */
+/** A number in [0, 1) from the system's generator: it makes the keys of hashes, which must not be predictable. */
 function random(): number {
   return randomInt(2 ** 47) / 2 ** 47
 }

@@ -1,9 +1,9 @@
 /**
- * The broker: a deterministic state machine over one log. A command is checked against the state as it stands, its
- * facts are applied and put into the open entry, and whatever answers it waits at the gate until that entry is on
- * disk. There is no second, pending state: a failed write ends the process.
+ * The broker: a deterministic state machine over one log. Opens and closes it, ends each turn, and fails as a whole. Sessions
+ * call its parts: a command is checked against the state, its facts are applied and written to the open entry, and its answer
+ * waits until that entry is on disk. There is no second, pending state: a failed write ends the process.
  *
- * Once a turn of the event loop `#endTurn` hands out what became ready, writes the open entry and lets answers go.
+ * Once a turn of the event loop, `#endTurn` delivers what became ready, writes the open entry and releases answers.
  */
 import { BATCH_TYPE, LIMITS, MESSAGE_OVERHEAD_BYTES, SluiceError } from '@sluice/protocol'
 import { BLOCKS_DEFAULTS, Blocks, type BlocksOptions } from '../log/blocks.js'
@@ -33,23 +33,23 @@ export interface BrokerOptions {
   readonly log: Log
   /** Milliseconds since the epoch; never goes back. */
   readonly now: () => number
-  /** Sets the clock to this time, the newest in the log, if it is earlier. Without it time does not pass until then. */
+  /** Moves the clock forward to this time, the newest in the log. Without it, broker time stops until the clock reaches it. */
   readonly continueFrom?: (timeMs: number) => void
   /** A number in [0, 1), for jitter. */
   readonly random: () => number
-  /** Runs the end of a turn once everything that arrived together has been taken in. */
+  /** Runs the end of a turn after all input of the turn was handled. */
   readonly defer: (endTurn: () => void) => void
-  /** The log failed: nothing may be answered any more, the process must end. */
+  /** The broker failed: nothing may be confirmed any more, and the process must end. */
   readonly onFatal: (error: unknown) => void
   readonly onNotice?: (event: string, details: object) => void
   readonly messageBytesMax?: number
   readonly queuesMax?: number
   readonly blocks?: Partial<BlocksOptions>
-  /** Beyond so many bytes that wait for the disk, connections are not read from. Default: 32 MiB. */
+  /** Connections are not read while more bytes than this wait for the disk. Default: 32 MiB. */
   readonly pendingBytesMax?: number
-  /** A checkpoint begins after so many bytes of log. Default: half a segment. */
+  /** Bytes of log between two checkpoints. Default: half a segment. */
   readonly checkpointBytes?: number
-  /** Offsets that a replay goes over at a time; it reads the log twice for so many. Default: 2^25. */
+  /** Offsets in one window of a replay; the log is read twice for each window. Default: 2^25. */
   readonly replayWindowOffsets?: number
   /** For tests. */
   readonly observer?: Observer | undefined
@@ -58,15 +58,15 @@ export interface BrokerOptions {
 type Checked = BrokerOptions & { readonly messageBytesMax: number }
 
 /**
- * Something that holds answers back. Whatever it was given since the last turn ended waits for `gate`; what waits
- * for `durableLsn` or less may go. Returns whether it still holds anything.
+ * Holds answers back until they are durable. Answers queued in this turn wait for entry `gate`; `release` sends those that
+ * wait for `durableLsn` or an earlier entry, and returns whether any are still queued.
  */
 export interface Output {
   endTurn(gate: number): void
   release(durableLsn: number): boolean
 }
 
-/** How long after the last entry an empty one is put behind it. */
+/** An empty entry follows the last one after this time without another. */
 const IDLE_MS = 1_000
 const PENDING_BYTES_DEFAULT = 32 << 20
 
@@ -80,15 +80,15 @@ export interface BrokerStatus {
   readonly afterCrash: boolean
 }
 
-/** Bytes, but for `segments`. */
+/** In bytes, except `segments`. */
 export interface BrokerUsage {
-  /** In memory: what was written last, and what was read back. */
+  /** Blocks of the log in memory: recently written ones, and ones read back. */
   readonly blockBytes: number
-  /** On disk: batches with messages that are not done, and all that the log takes for them. */
+  /** On disk: batches that hold unfinished messages, and the whole log. */
   readonly liveBytes: number
   readonly logBytes: number
   readonly segments: number
-  /** Since the broker started: records of the messages that it took, and all that it wrote, the filling of new segments included. */
+  /** Since the broker started: records of accepted messages, and all bytes written, including those that fill new segments. */
   readonly recordBytes: number
   readonly writtenBytes: number
 }
@@ -129,7 +129,10 @@ export class Broker {
   #closing: Promise<void> | undefined
   #idleWaiters: (() => void)[] = []
 
-  /** Recovers from the log and begins a new boot; resolves when that is on disk. @throws SluiceError LOG_CORRUPT, LOG_FAILED */
+  /**
+   * Recovers from the log and begins a new boot; resolves when its mark is on disk.
+   * @throws SluiceError LOG_CORRUPT, LOG_FAILED, DISK_LOW, INVALID_ARGUMENT
+   */
   static async open(options: BrokerOptions): Promise<Broker> {
     const startedMs = options.now()
     const { log } = options
@@ -165,7 +168,7 @@ export class Broker {
     const broker = new Broker({ ...options, messageBytesMax }, recovered, turn, status)
     broker.#writer.mark(BATCH_TYPE.boot, state.boot, afterCrash ? 0 : BOOT_AFTER_CLOSE)
     if (await broker.#idles()) {
-      // Messages that an earlier process left to be moved need no other event.
+      // No event follows for messages that an earlier process left to be moved.
       if (broker.#moves.isWanted) broker.turn.wake()
       return broker
     }
@@ -221,35 +224,35 @@ export class Broker {
     for (const queue of state.queues.values()) turn.armQueue(queue)
   }
 
-  /** Where what is written next will stand in the log, at the earliest. */
+  /** Position in the log of the next write, at the earliest. */
   get endPosition(): number {
     return this.#tail.position
   }
 
-  /** Set while memory is used up: publishes are refused, and everything else goes on. What a process uses is seen outside. */
+  /** Set while the process is out of memory: publishes are refused, everything else continues. The server measures it. */
   set memoryFull(use: MemoryUse | undefined) {
     this.#writer.memoryFull = use
   }
 
-  /** So much waits for the disk that connections should not be read from. */
+  /** Too many bytes wait for the disk: connections should not be read. */
   get isBehind(): boolean {
     return this.#tail.pendingBytes > this.#pendingBytesMax || this.#space.isExhausted
   }
 
-  /** `output` was given something in this turn. */
+  /** An answer or a delivery was queued in `output` in this turn. */
   hold(output: Output): void {
     this.#outputs.add(output)
     this.turn.wake()
   }
 
-  /** Calls back once less waits for the disk. */
+  /** Calls `resume` when the disk has caught up. */
   whenNotBehind(resume: () => void): void {
     this.#waitingForDisk.push(resume)
   }
 
-  // --- the turn ---
+  // --- closing ---
 
-  /** Stops in order: writes down what was delivered, marks the end, and waits until all is on disk. */
+  /** Records what was delivered, marks the end of the log, and waits until all of it is on disk. */
   close(): Promise<void> {
     return (this.#closing ??= this.#close())
   }
@@ -257,7 +260,7 @@ export class Broker {
   async #close(): Promise<void> {
     if (this.#failed) return
     this.#endTurn()
-    // Nothing may stand behind the mark of the end: no further turn, and no copy that is being read.
+    // Nothing may follow the mark of the end: no further turn, and no copy from relocation.
     this.#stopped = true
     this.turn.stop()
     this.#space.stop()
@@ -283,13 +286,13 @@ export class Broker {
     await this.#abandon()
   }
 
-  /** Waits until all is on disk; false when that fails, or when something waits for a segment and there is no room for one. */
+  /** Waits until all is on disk. False: a write failed, or the next segment has no room on the disk. */
   async #idles(): Promise<boolean> {
     await Promise.race([this.#untilIdle(), this.#log.stuck()])
     return this.#tail.isIdle && !this.#failed
   }
 
-  // What still waits for the disk was not confirmed, and never is.
+  // Entries that still wait for the disk were not confirmed and never will be.
   #abandon(): Promise<void> {
     if (!this.#tail.isIdle) {
       this.#failed = true
@@ -299,7 +302,6 @@ export class Broker {
     return this.#log.close()
   }
 
-  /** What memory and disk hold, for people and tests. */
   usage(): BrokerUsage {
     const { bytes, segments, writtenBytes } = this.#log.usage()
     return {
@@ -312,12 +314,12 @@ export class Broker {
     }
   }
 
-  /** What holds the oldest segment of the log. Looks at every queue. */
+  /** What keeps the oldest segment of the log. Visits every queue. */
   holder(): Holder {
     return this.#space.holder()
   }
 
-  /** Counts everything anew and compares (invariant 6). @throws Error naming what differs */
+  /** Recounts everything and compares (invariant 6). @throws Error naming what differs */
   audit(): void {
     for (const queue of this.#state.queues.values()) queue.audit()
     this.#state.audit()
@@ -332,6 +334,7 @@ export class Broker {
     else for (const waiter of this.#idleWaiters.splice(0)) waiter()
   }
 
+  /** Ends the broker after a defect or a failed write: nothing is confirmed any more. */
   fail(error: unknown): void {
     if (this.#failed) return
     this.#failed = true
@@ -346,7 +349,7 @@ export class Broker {
     const turn = this.turn
     if (!turn.finish()) return
     try {
-      // What is delivered comes back with facts, which would wait behind those that wait for the disk already.
+      // Each delivery leads to facts, and they would queue behind the entries that already wait for the disk.
       if (!this.isBehind) turn.eachActive((queue) => this.#dispatcher.dispatch(queue))
       if (this.#moves.isWanted) this.#moves.step()
       this.#writer.flush()
@@ -356,7 +359,7 @@ export class Broker {
       const { pages } = this.#state
       this.#writer.pagesFull = pages < this.#pagesMax ? undefined : { pages, pagesMax: this.#pagesMax }
     } catch (error) {
-      // A defect of ours: the state may be half changed, and must not be confirmed.
+      // A defect of the broker: the state may be half changed, and must not be confirmed.
       this.fail(error)
       return
     }

@@ -1,8 +1,9 @@
 /**
- * The queues by name: makes, changes, pauses, empties and deletes them, and says what they are and hold.
+ * The queues by name: finds, creates, changes, pauses, purges, deletes and describes them. Called for each request about a
+ * queue as a whole, and for the queue of each publish.
  *
- * Looking changes nothing: `info`, `list` and `consumers` write no fact and wake no queue. What is due, and what has
- * expired as of this turn, is counted as such whether or not it was noticed. Called for each request about a queue as a whole.
+ * Invariant: `info`, `list` and `consumers` change nothing: they write no fact and wake no queue. They count messages as due
+ * or expired as of this turn, although the queue itself may find that out later.
  */
 import {
   QUEUE_OPTION_DEFAULTS,
@@ -26,9 +27,9 @@ import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
 const QUEUES_DEFAULT = 100_000
-/** Consumers in one answer: with names of 255 bytes they fit a control frame. */
+/** Consumers in one answer: with names of 255 bytes each, they fit a control frame. */
 const PAGE_CONSUMERS = 100
-/** Slots for leases that a page of consumers looks at, beside those of its first one: a fraction of a millisecond. */
+/** Lease slots that one page of consumers scans, beyond those of its first consumer: a fraction of a millisecond. */
 const PAGE_SLOTS = 1 << 18
 
 export interface ConsumersResult {
@@ -38,7 +39,7 @@ export interface ConsumersResult {
 
 export interface CatalogOptions {
   readonly queuesMax?: number
-  /** A number in [0, 1), for the key under which a queue hashes its ids. */
+  /** A number in [0, 1), for the key of each queue's hashes. */
   readonly random: () => number
   readonly observer?: Observer | undefined
 }
@@ -54,7 +55,7 @@ export class Catalog {
   readonly #leases: Leases
   readonly #observer: Observer | undefined
   readonly #facts = new FactBuffer()
-  /** Names of all queues, sorted; made when a list is asked for. */
+  /** Sorted names of all queues; undefined until a list is requested. */
   #names: string[] | undefined
 
   constructor(
@@ -114,7 +115,7 @@ export class Catalog {
     if (existing !== undefined && existing.options.unique !== options.unique) {
       throw new SluiceError(
         'OPTION_FIXED',
-        `\`unique\` of the queue ${existing.name} is "${existing.options.unique}" since it was made and cannot be changed.`,
+        `\`unique\` of the queue ${existing.name} is "${existing.options.unique}" and cannot be changed.`,
       )
     }
     if (request.options.deadLetter !== undefined) this.#checkDeadLetter(request.name, options.deadLetter)
@@ -173,7 +174,7 @@ export class Catalog {
     }
   }
 
-  // Writes to the log what the queue is now.
+  // Writes the definition of the queue to the log.
   #declare(queue: Queue): void {
     this.#writer.note(queue)
     this.#facts.ensure(encodeDefinition(queue))
@@ -181,12 +182,12 @@ export class Catalog {
     queue.dirty = true
   }
 
-  /** Nothing is delivered any more, until it is resumed; false if it was so before. @throws SluiceError QUEUE_NOT_FOUND */
+  /** Stops deliveries until `resume`; false if the queue was paused already. @throws SluiceError QUEUE_NOT_FOUND */
   pause(name: QueueName): boolean {
     return this.#setPaused(this.#state.queue(name), true)
   }
 
-  /** Messages are delivered again; false if they were. @throws SluiceError QUEUE_NOT_FOUND */
+  /** Resumes deliveries; false if the queue was not paused. @throws SluiceError QUEUE_NOT_FOUND */
   resume(name: QueueName): boolean {
     return this.#setPaused(this.#state.queue(name), false)
   }
@@ -209,12 +210,12 @@ export class Catalog {
     return info
   }
 
-  // Costs what is overdue, and nothing for each message or key.
+  // Costs time per overdue message, and none per other message or key.
   #info(queue: Queue): QueueInfo {
     return queue.infoAt(this.#turn.nowMs, this.#state.segments.retainedBytes(queue.id))
   }
 
-  /** At most `limit` queues by name, those behind the name `after`; `more`: there are others behind them. */
+  /** At most `limit` queues in order of name, after the name `after`. `more`: others follow. */
   list(after: string, limit: number): { readonly queues: QueueInfo[]; readonly more: boolean } {
     const names = (this.#names ??= [...this.#state.queues.keys()].sort())
     let from = 0
@@ -230,7 +231,7 @@ export class Catalog {
     }
   }
 
-  /** A page of the queue's consumers, by id, from `request.from` on. @throws SluiceError QUEUE_NOT_FOUND */
+  /** A page of the queue's consumers in order of id, from `request.from` on. @throws SluiceError QUEUE_NOT_FOUND */
   consumers(request: ConsumersRequest): ConsumersResult {
     const queue = this.#state.queue(request.name)
     const active = queue.soleSubscription
@@ -259,7 +260,7 @@ export class Catalog {
     return { consumers, next: null }
   }
 
-  /** Deletes the queue and all its messages; returns how many. @throws SluiceError QUEUE_NOT_FOUND */
+  /** Deletes the queue and its messages; returns their number. @throws SluiceError QUEUE_NOT_FOUND */
   delete(name: QueueName): number {
     const queue = this.#state.queue(name)
     const messages = queue.live
@@ -274,7 +275,7 @@ export class Catalog {
     return messages
   }
 
-  /** Removes all that is scheduled, ready and leased; returns how many. @throws SluiceError QUEUE_NOT_FOUND */
+  /** Removes all scheduled, ready and leased messages; returns their number. @throws SluiceError QUEUE_NOT_FOUND */
   purge(name: QueueName): number {
     const queue = this.#state.queue(name)
     this.#observer?.purging(queue)

@@ -1,9 +1,10 @@
-/** What sessions ask of the broker, where the protocol has no type for it: subscriptions are named by themselves. */
+/** Commands whose types are not the protocol's: they refer to subscriptions as objects, not by channel and id. */
 import type { AtomicBatch } from '@sluice/protocol'
 import type { Subscription } from '../queue/index.js'
 
-/** Consecutive deliveries that an atomic step acknowledges; no subscription: it is over. */
+/** Consecutive deliveries that an atomic step acknowledges. */
 export interface AckRange {
+  /** Undefined: the subscription has ended. */
   readonly subscription: Subscription | undefined
   readonly firstTag: number
   readonly count: number
@@ -17,8 +18,12 @@ export interface AtomicStep {
 }
 
 /**
- * What the end of a subscription means for the messages that it held: nothing; a try, for the only one that was being
- * handled; suspicion, for several; a try, for the only one that was held, if it was delivered alone; or a death that none
- * of them explains.
+ * What the end of a subscription means for the messages that it held.
+ *
+ * - `nobody`: it ended in order; nothing.
+ * - `started`: the connection was lost while one message was handled: an attempt of that message failed.
+ * - `suspects`: several messages were handled: each becomes a suspect.
+ * - `alone`: one message was held and none was handled: its attempt failed if it was delivered alone.
+ * - `unexplained`: several messages were held and none was handled: the loss is attributed to none of them.
  */
 export type Blame = 'nobody' | 'started' | 'suspects' | 'alone' | 'unexplained'

@@ -1,25 +1,26 @@
 /**
- * Requests that read from disk and so take several turns. A few of all clients run at a time, because each holds what it
- * found until it is answered; the others wait in line, and past a bound they are refused.
+ * Requests that read from disk and so take several turns. A few run at a time, because each keeps its results in memory until
+ * it is answered; the others wait in line, and beyond a limit they are refused. Used by `operator.ts`, `replays.ts` and
+ * `history.ts`.
  *
- * After each wait a request calls `resume` before it looks at anything: other commands were handled meanwhile.
+ * Invariant: after each wait a request calls `resume` before it reads any state. Other commands were handled meanwhile.
  */
 import { LIMITS, SluiceError, clipText, type Fault } from '@sluice/protocol'
 import type { Turn } from './turn.js'
 
-/** Requests of all clients that run at a time, and that are known. */
+/** Requests of all clients: running at a time, and running or waiting. */
 const RUNNING_MAX = 8
 const REQUESTS_MAX = 256
 
-/** The client that asks. */
+/** The client that sent a request. */
 export interface Caller {
-  /** Label of the client, for the history of what it does. */
+  /** Label of the client, for the history of a message. */
   readonly label: string
-  /** False: its connection is over, and it gets no answer. */
+  /** False: its connection has ended, and it gets no answer. */
   readonly isOpen: boolean
 }
 
-/** Why a page ended before its end, after it had done something. What is at its `next` or `cursor` was not done. */
+/** Why a page stopped early after it changed some messages. The message at its `next` or `cursor` is unchanged. */
 export interface CutShort {
   readonly error?: CutFault
 }
@@ -35,12 +36,12 @@ export class DiskRequests {
     this.#turn = turn
   }
 
-  /** @throws SluiceError TOO_MANY_REQUESTS; what `resume` and `work` throw */
+  /** Runs `work` when it is its turn. @throws SluiceError TOO_MANY_REQUESTS; errors of `resume` and `work` */
   async run<Result>(caller: Caller, work: () => Promise<Result>): Promise<Result> {
     if (this.#running + this.#waiting.length >= REQUESTS_MAX) {
       throw new SluiceError(
         'TOO_MANY_REQUESTS',
-        `${REQUESTS_MAX} requests that read from disk are running on this broker; another has to wait.`,
+        `${REQUESTS_MAX} requests that read from disk are running on this broker. Try again when one has ended.`,
         { retryAfterMs: 1_000 },
       )
     }
@@ -65,14 +66,14 @@ export class DiskRequests {
   }
 }
 
-// What is stored belongs to no channel of the client that looks at it: that it is damaged ends the request alone.
+// Damage in the log ends only the request: it concerns no channel of the client.
 function ofRequest(error: unknown): unknown {
   if (!(error instanceof SluiceError)) return error
   if (error.code !== 'CORRUPT' && error.code !== 'LOG_CORRUPT') return error
   return new SluiceError('CORRUPT', error.message, { scope: 'request', cause: error })
 }
 
-/** What can be answered. Anything else is a defect, after which nothing may be confirmed. @throws the defect */
+/** The fault to answer with. Any other error is a defect, after which nothing may be confirmed. @throws the defect */
 export function cutFault(error: unknown): CutFault {
   if (!(error instanceof SluiceError)) throw error
   const { code, retryable, retryAfterMs, message } = error

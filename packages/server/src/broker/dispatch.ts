@@ -1,10 +1,10 @@
 /**
- * Delivery: takes runs from a queue's line and gives them to its subscriptions in turn, within their credit. The only
- * place that joins what the queue knows (offsets) with the bytes (blocks of the log).
+ * Delivery: takes runs from the line of a queue and delivers them to its subscriptions in turn, within their credit. The only
+ * place that joins offsets, which the queue knows, with bytes, which are in blocks of the log.
  *
- * The end of the turn calls it for each queue that may have something to deliver. What is not in memory is read first, and
- * then the queue is served again; where it cannot be read, the subscriptions end, nothing is dropped, and everything else
- * goes on.
+ * Called at the end of a turn for each queue that may have something to deliver. If a block is not in memory, it is loaded and
+ * the queue is served again. If it cannot be read, the subscriptions of the queue end; no message is dropped, and other queues
+ * are not affected.
  */
 import { BATCH_HEADER_BYTES, SluiceError, recordSize } from '@sluice/protocol'
 import { holdsBatch, type Block, type Blocks } from '../log/blocks.js'
@@ -25,22 +25,22 @@ import type { Writer } from './writer.js'
 const SHARED_RUN_MESSAGES = 64
 
 /**
- * Messages that are looked at for what to read with the one that is needed. Where each is due by itself, 64 rather than 16
- * halved how late they are.
+ * Next messages whose batches are loaded together with the needed one. With one due time per message, 64 instead of 16 halved
+ * their lateness.
  */
 const UPCOMING = 64
 
-/** How far the delivery of a queue has come. */
-interface Course {
-  /** Which subscription is served next. */
+/** Progress of the delivery of one queue. */
+interface Progress {
+  /** Index of the subscription to serve next. */
   nextSubscription: number
-  /** It waits for bytes from the disk. */
+  /** A block is being loaded. */
   isLoading: boolean
-  /** Place in the log that could not be read; -1: none. */
+  /** Position of the batch that could not be read; -1: none. */
   unreadablePosition: number
-  /** Where a message was found last: the next one of the same batch is found from there, not from the batch's start. */
+  /** Batch of the last delivery. The search for the next message of this batch starts at `index` and `byte`. */
   batchPosition: number
-  /** Index of that message in the batch, and its byte from the batch's start. */
+  /** Index of a message in that batch, and its distance in bytes from the start of the batch. */
   index: number
   byte: number
 }
@@ -61,7 +61,7 @@ export class Dispatcher {
   readonly #observer: Observer | undefined
   readonly #run = emptyRun()
   readonly #delivery: Delivery = { run: this.#run, firstTag: 0, count: 0, bytes: NO_BYTES, start: 0, end: 0 }
-  readonly #courses = new WeakMap<Queue, Course>()
+  readonly #progress = new WeakMap<Queue, Progress>()
 
   constructor(
     blocks: Blocks,
@@ -78,18 +78,18 @@ export class Dispatcher {
     this.#observer = observer
   }
 
-  /** Delivers what can be delivered now. */
+  /** Delivers all messages that the credit and the blocks in memory allow. */
   dispatch(queue: Queue): void {
     if (queue.paused) {
       this.#answerDrains(queue)
       return
     }
     if (queue.subscriptions.length === 0) return
-    const course = this.#courseOf(queue)
-    if (course.isLoading) return
+    const progress = this.#progressOf(queue)
+    if (progress.isLoading) return
     let position: number
     try {
-      position = this.#serve(queue, course)
+      position = this.#serve(queue, progress)
     } catch (error) {
       if (!(error instanceof SluiceError)) throw error
       this.#end(queue, error)
@@ -98,23 +98,23 @@ export class Dispatcher {
     this.#writer.note(queue)
     this.#turn.armQueue(queue)
     if (position === -1) return
-    course.isLoading = true
+    progress.isLoading = true
     this.#load(queue, position).then(
       () => {
-        course.isLoading = false
+        progress.isLoading = false
         this.#turn.activate(queue)
       },
       (error: unknown) => {
-        course.isLoading = false
-        this.#readFailed(queue, course, position, error)
+        progress.isLoading = false
+        this.#readFailed(queue, progress, position, error)
       },
     )
   }
 
-  #courseOf(queue: Queue): Course {
-    let course = this.#courses.get(queue)
-    if (course === undefined) {
-      course = {
+  #progressOf(queue: Queue): Progress {
+    let progress = this.#progress.get(queue)
+    if (progress === undefined) {
+      progress = {
         nextSubscription: 0,
         isLoading: false,
         unreadablePosition: -1,
@@ -122,17 +122,17 @@ export class Dispatcher {
         index: 0,
         byte: 0,
       }
-      this.#courses.set(queue, course)
+      this.#progress.set(queue, progress)
     }
-    return course
+    return progress
   }
 
-  #readFailed(queue: Queue, course: Course, position: number, error: unknown): void {
-    // If it may succeed the next time, the log has waited between its tries, and reported it; consumers wait on.
+  #readFailed(queue: Queue, progress: Progress, position: number, error: unknown): void {
+    // A passing failure: the log has waited between its tries, and has reported it. Consumers keep waiting.
     const isPassing = error instanceof SluiceError && error.code === 'READ_FAILED'
-    if (isPassing || course.unreadablePosition !== position) {
-      // It may have been purged meanwhile, and its segment given back: looked at once more.
-      if (!isPassing) course.unreadablePosition = position
+    if (isPassing || progress.unreadablePosition !== position) {
+      // The messages may have been purged and their segment freed meanwhile: try once more.
+      if (!isPassing) progress.unreadablePosition = position
       this.#turn.activate(queue)
       return
     }
@@ -142,17 +142,16 @@ export class Dispatcher {
     this.#end(queue, new SluiceError('CORRUPT', text, { cause: error }))
   }
 
-  // What is stored cannot be delivered.
+  // Ends the subscriptions: messages of the queue cannot be read.
   #end(queue: Queue, error: SluiceError): void {
     this.#onNotice?.('subscriptions ended', { queue: queue.name, error: error.message })
     this.#leases.closeAll(queue, error)
   }
 
   /**
-   * Reads what `#serve` could not do without. In a line that is read in order that is the batch and what follows it.
-   * What is due can stand in order too, as heads of keys mostly do; otherwise it is read batch by batch, those of the
-   * next ones with it.
-   * @throws SluiceError CORRUPT; whatever the log's `readRange` throws
+   * Loads the block that `#serve` needs. A plain line is stored in order, so the block is read with those after it. Due
+   * messages and heads of keys are often stored in order too; if not, each of the next batches is loaded by itself.
+   * @throws SluiceError CORRUPT; errors of the log's `readRange`
    */
   async #load(queue: Queue, position: number): Promise<void> {
     if (this.#run.sinceMs === -1) return this.#blocks.load(position, true)
@@ -170,31 +169,31 @@ export class Dispatcher {
   }
 
   // Returns a position in the log that has to be loaded first, or -1. @throws SluiceError CORRUPT
-  #serve(queue: Queue, course: Course): number {
+  #serve(queue: Queue, progress: Progress): number {
     const { nowMs } = this.#turn
     const run = this.#run
     const subscriptions = queue.options.single ? sole(queue) : queue.subscriptions
     const served = subscriptions.length
     const shared = served > 1
-    // A subscription whose byte credit is too small for the message at the head is passed over once.
+    // Subscriptions in a row that could not take the message at the head; the loop ends when all were asked.
     let passed = 0
     while (passed < served) {
-      const subscription = subscriptions[course.nextSubscription % served]!
-      course.nextSubscription = (course.nextSubscription + 1) % served
+      const subscription = subscriptions[progress.nextSubscription % served]!
+      progress.nextSubscription = (progress.nextSubscription + 1) % served
       const room = subscription.consumer.isReady ? subscription.room : 0
       if (room <= 0) {
         passed++
         continue
       }
       if (!queue.nextRun(shared ? Math.min(room, SHARED_RUN_MESSAGES) : room, nowMs, run)) break
-      // A suspect goes to whoever holds nothing else, and nothing else goes there until it is settled.
+      // A suspect is delivered to a subscription that holds no other message, and that gets no other until it is settled.
       if (run.alone && subscription.unsettled > 0) {
         passed++
         continue
       }
       const block = this.#blocks.findBatch(run.batchPosition)
       if (block === undefined) return run.batchPosition
-      if (this.#deliver(queue, course, subscription, block, nowMs)) passed = 0
+      if (this.#deliver(queue, progress, subscription, block, nowMs)) passed = 0
       else passed++
     }
     this.#answerDrains(queue)
@@ -202,12 +201,18 @@ export class Dispatcher {
   }
 
   /** Delivers the first part of the run that fits; false when not even one message does. */
-  #deliver(queue: Queue, course: Course, subscription: Subscription, block: Block, nowMs: number): boolean {
+  #deliver(
+    queue: Queue,
+    progress: Progress,
+    subscription: Subscription,
+    block: Block,
+    nowMs: number,
+  ): boolean {
     const run = this.#run
     const bytes = block.bytes
     const batchAt = run.batchPosition - block.position
-    this.#find(queue, course, bytes, batchAt)
-    const start = batchAt + course.byte
+    this.#find(queue, progress, bytes, batchAt)
+    const start = batchAt + progress.byte
     const firstTag = subscription.claimTag(run.count)
     let at = start
     let count = 0
@@ -223,13 +228,13 @@ export class Dispatcher {
     if (count === 0) return false
     if (!block.isFollowed) this.#loadNext(queue, block)
     if (run.alone) subscription.holdsSuspect = true
-    // A first try is described by its batch alone; a further one also by facts, which may not be durable yet.
+    // A first delivery needs only its batch on disk; a later one also facts, which may not be durable yet.
     run.durable = run.sinceMs === -1 && run.batchPosition < this.#blocks.durablePosition
-    // That the one who had it before can no longer claim it after a restart is such a fact.
+    // One such fact: the previous consumer can no longer claim the message after a restart.
     if (run.redelivered && queue.former.isWatched) run.durable = false
     queue.lease(run, count, nowMs, subscription.consumer.label)
-    course.index += count
-    course.byte += at - start
+    progress.index += count
+    progress.byte += at - start
     const delivery = this.#delivery
     delivery.firstTag = firstTag
     delivery.count = count
@@ -241,30 +246,30 @@ export class Dispatcher {
     return true
   }
 
-  // Has what the queue needs after `block` read while the block is handed out.
+  // Starts to load the block that the queue needs after `block`, while this one is delivered.
   #loadNext(queue: Queue, block: Block): void {
     block.isFollowed = true
     const next = queue.chunks.liveBatchFrom(this.#run.offset, (position) => !holdsBatch(block, position))
     if (next !== -1) this.#blocks.loadEarly(next)
   }
 
-  // Finds the first message of the run within its batch.
-  #find(queue: Queue, course: Course, bytes: Uint8Array, batchAt: number): void {
+  // Sets `progress` to the first message of the run within its batch. @throws SluiceError CORRUPT
+  #find(queue: Queue, progress: Progress, bytes: Uint8Array, batchAt: number): void {
     const run = this.#run
     const index = indexInBatch(run, bytes, batchAt)
-    if (course.batchPosition !== run.batchPosition) checkBatchAt(run, queue, bytes, batchAt)
-    if (course.batchPosition !== run.batchPosition || course.index > index) {
-      course.batchPosition = run.batchPosition
-      course.index = 0
-      course.byte = BATCH_HEADER_BYTES
+    if (progress.batchPosition !== run.batchPosition) checkBatchAt(run, queue, bytes, batchAt)
+    if (progress.batchPosition !== run.batchPosition || progress.index > index) {
+      progress.batchPosition = run.batchPosition
+      progress.index = 0
+      progress.byte = BATCH_HEADER_BYTES
     }
-    while (course.index < index) {
-      course.byte += recordSize(bytes, batchAt + course.byte)
-      course.index++
+    while (progress.index < index) {
+      progress.byte += recordSize(bytes, batchAt + progress.byte)
+      progress.index++
     }
   }
 
-  // Tells those that asked for it that nothing more goes out now.
+  // Answers the subscriptions that wait to be drained: nothing more is delivered now.
   #answerDrains(queue: Queue): void {
     for (const subscription of queue.subscriptions) {
       if (!subscription.draining || !subscription.consumer.isReady) continue

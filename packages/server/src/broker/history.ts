@@ -1,4 +1,4 @@
-/** What the log says of one message. A page reads a part of the log; the next one goes on at its cursor. */
+/** The events of one message, as the log has them. Each page reads a part of the log; the next begins at its cursor. */
 import {
   BATCH_ATTRIBUTE,
   BATCH_HEADER_BYTES,
@@ -18,21 +18,21 @@ import type { State } from '../state/state.js'
 import type { Caller, DiskRequests } from './disk-requests.js'
 import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from '../log/cursor.js'
 
-/** Events of one page, and what one takes beside its text: a page fits a control frame. */
+/** Most bytes of events in one page, and bytes of an event without its text: a page fits a control frame. */
 const EVENTS_BYTES_MAX = 32 << 10
 const EVENT_BYTES = 64
 
 export interface HistoryResult {
   readonly events: HistoryEvent[]
-  /** The log reaches back to when the message was published. */
+  /** The log still has the publish of the message. */
   readonly complete: boolean
   readonly cursor: string | null
 }
 
-/** What is known where an entry begins. */
+/** What earlier entries said of the message. */
 interface Known {
   complete: boolean
-  /** A purge takes what is there: it says nothing of a message that was done, or dead, before. */
+  /** The message is not done and not dead: a purge removes it. */
   isPending: boolean
 }
 
@@ -56,7 +56,7 @@ export class History {
   }
 }
 
-// `resume` is called for each entry that was read: it throws when the request shall end.
+// Calls `resume` for each entry; it throws when the request must end.
 async function read(
   queue: Queue,
   request: HistoryRequest,
@@ -86,7 +86,7 @@ async function read(
     })
     if (readBytes > READ_BYTES_MAX || eventsBytes > EVENTS_BYTES_MAX) return next(0)
     readBytes += entry.bytes.length
-    // One entry can say more of a message than a page has room for: those of the page before are passed over.
+    // One entry can have more events of a message than fit a page: skip those of the page before.
     const skip = entry.position === position ? told : 0
     let found = 0
     let taken = skip
@@ -116,7 +116,7 @@ function eventsIn(
       const holds = offset >= header.baseOffset && offset < header.baseOffset + header.count
       if (!holds || header.attributes & BATCH_ATTRIBUTE.relocated) continue
       known.complete = true
-      // The fact that it was a duplicate precedes its batch: it was never there.
+      // A duplicate never existed; the fact about it precedes the batch.
       known.isPending = !isDuplicate
       if (!isDuplicate) each({ event: 'published', atMs: header.timeMs })
     } else if (header.type === BATCH_TYPE.facts) {
@@ -138,7 +138,7 @@ function flagsOf({ complete, isPending }: Known): number {
   return (complete ? COMPLETE : 0) | (isPending ? PENDING : 0)
 }
 
-/** Events after which a message is still there, and not dead. */
+/** Events after which a message is neither done nor dead. */
 const KEEPS_PENDING: ReadonlySet<HistoryEventName> = new Set<HistoryEventName>([
   'published',
   'delivered',
@@ -164,7 +164,7 @@ const EVENTS: Readonly<Record<number, HistoryEventName>> = {
   [FACT.hand]: 'delivered',
 }
 
-/** Facts that can name several messages, one behind the other. */
+/** Facts about several consecutive messages. */
 const RANGES: ReadonlySet<number> = new Set([
   FACT.ack,
   FACT.expire,

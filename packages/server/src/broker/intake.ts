@@ -1,6 +1,6 @@
 /**
- * What comes in: batches and atomic steps of producers. Each is judged as a whole before anything is changed; then its
- * facts and its messages are put into one entry, applied, and remembered under its number (invariants 3 and 9).
+ * Accepts batches and atomic steps of producers. Each is checked as a whole before anything changes; then its facts and
+ * messages are written to one entry, applied, and remembered under its number (invariants 3 and 9). Called by sessions.
  */
 import {
   BATCH_ATTRIBUTE,
@@ -26,8 +26,8 @@ import { telling, type Observer } from './observer.js'
 import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
-/** A batch that may be taken. */
-interface Judged {
+/** A batch that its queue can accept. */
+interface CheckedBatch {
   readonly queue: Queue
   readonly bytes: Uint8Array
   readonly at: number
@@ -35,15 +35,15 @@ interface Judged {
   readonly count: number
   /** Offset of its first message. */
   readonly base: number
-  /** Its records are looked at one by one. */
+  /** A message has options, or the queue limits its messages: each record is read. */
   readonly hasTraits: boolean
-  /** Of these, valid until the next batch is judged. */
+  /** Options of its messages; valid until the next batch is checked. */
   readonly traits: BatchTraits | undefined
   readonly lacksTtl: boolean
   readonly admitted: AdmittedBatch
 }
 
-/** Of a plain batch: nobody counts it. */
+/** For a plain batch, whose messages the queue only counts. */
 const PLAIN: AdmittedBatch = {
   base: 0,
   later: undefined,
@@ -52,11 +52,11 @@ const PLAIN: AdmittedBatch = {
   messages: 0,
   bytes: 0,
 }
-/** Facts about one acknowledged message, at most. */
+/** Most bytes of facts about one acknowledged message. */
 const ACK_FACT_BYTES = 16
 /** A fact about one duplicate. */
 const DUPLICATE_FACT_BYTES = 24
-/** Facts about one message that takes the place of another: that, and that the other is gone. */
+/** Two facts about a message that replaces another: the replacement, and that the other is gone. */
 const REPLACE_FACTS_BYTES = 24 + 16
 
 export class Intake {
@@ -82,9 +82,8 @@ export class Intake {
   }
 
   /**
-   * Takes the batch at `[at, end)` and returns where it went. It is for the queue `to`, or for that of the name `to`.
-   * `unanswered` is how many numbers below its own the producer still waits for. A refusal is remembered under the
-   * batch's number.
+   * Accepts the batch `bytes[at, end)` for the queue `to`, or for the queue named `to`, and returns its place. `unanswered`:
+   * the producer still waits for this many numbers below the batch's own. A refusal is remembered under that number.
    * @throws SluiceError the refusal
    */
   publish(
@@ -119,18 +118,18 @@ export class Intake {
     try {
       checkFollows(producer, number, bytes, at)
       const queue = typeof to === 'string' ? this.#state.queue(to) : to
-      return this.#take(producer, queue, bytes, at, end)
+      return this.#accept(producer, queue, bytes, at, end)
     } catch (error) {
-      throw remembered(producer, number, error)
+      throw refused(producer, number, error)
     }
   }
 
   // @throws SluiceError
-  #take(producer: Producer, to: Queue, bytes: Uint8Array, at: number, end: number): Placed {
-    const asks = this.#check(bytes, at, end)
-    if (isPlain(to, asks)) return this.#takePlain(producer, to, bytes, at, end)
+  #accept(producer: Producer, to: Queue, bytes: Uint8Array, at: number, end: number): Placed {
+    const asks = this.#checkLayout(bytes, at, end)
+    if (isPlain(to, asks)) return this.#acceptPlain(producer, to, bytes, at, end)
     const admission = new Admission(to)
-    const batch = this.#judge(to, bytes, at, end, asks, admission)
+    const batch = this.#checkBatch(to, bytes, at, end, asks, admission)
     const { queue, admitted } = batch
     this.#admit(admission)
     this.#writer.checkRoom(end - at)
@@ -142,7 +141,7 @@ export class Intake {
       if (cancelled === undefined) {
         this.#writer.together(this.#writer.factsBytes(this.#facts) + end - at)
       } else {
-        // What made room stands before.
+        // The facts about messages dropped to make room come first.
         this.#writer.facts(queue.id, queue.facts)
         const factsBytes = this.#writer.factsBytes(this.#facts) + this.#writer.factsBytes(cancelled)
         this.#writer.together(factsBytes + end - at)
@@ -158,7 +157,7 @@ export class Intake {
   }
 
   // @throws SluiceError
-  #takePlain(producer: Producer, queue: Queue, bytes: Uint8Array, at: number, end: number): Placed {
+  #acceptPlain(producer: Producer, queue: Queue, bytes: Uint8Array, at: number, end: number): Placed {
     const writer = this.#writer
     writer.checkRoom(end - at)
     if (producer.id === 0) this.#declare(producer)
@@ -168,12 +167,13 @@ export class Intake {
     queue.append(count, position, this.#turn.nowMs, end - at - BATCH_HEADER_BYTES)
     producer.accept(batchNumber(bytes, at), baseOffset, batchRecordsCrc(bytes, at), undefined)
     producer.lastUsedMs = this.#turn.nowMs
-    // Plain messages leave no facts and no deadline: with many queues, what is not looked at need not be in the cache.
+    // Plain messages leave no facts and no deadline. A queue without subscriptions is not touched further: with many queues,
+    // each touch misses the CPU cache.
     if (queue.subscriptions.length > 0) this.#turn.changed(queue)
     return { baseOffset, duplicates: undefined }
   }
 
-  // Messages whose places are taken leave; the facts about that stand in the entry of the batch.
+  // Removes the messages that the batch replaces; the facts about them must be in the entry of the batch.
   #replace(queue: Queue, admission: Admission): FactBuffer {
     this.#writer.facts(queue.id, queue.facts)
     admission.replace(this.#turn.nowMs)
@@ -181,7 +181,7 @@ export class Intake {
   }
 
   /**
-   * Takes all of an atomic step, or nothing.
+   * Accepts all of an atomic step, or nothing.
    * @throws SluiceError the refusal
    */
   atomic(producer: Producer, step: AtomicStep, unanswered: number): readonly Placed[] {
@@ -199,7 +199,7 @@ export class Intake {
     if (known !== undefined) return known
     try {
       const admissions = this.#checkLeases(step.acks)
-      const batches = this.#judgeAll(producer, step, admissions)
+      const batches = this.#checkBatches(producer, step, admissions)
       let bytes = BATCH_HEADER_BYTES
       for (const { at, end } of batches) bytes += end - at
       for (const { admitted } of batches) bytes += admittedFactsBytes(admitted)
@@ -208,27 +208,28 @@ export class Intake {
       if (bytes + acks * ACK_FACT_BYTES > most) {
         throw new SluiceError(
           'TRANSACTION_TOO_LARGE',
-          `An atomic step of ${acks} acknowledgements and ${bytes} bytes was asked for; the segments of this broker take at most ${most} bytes.`,
+          `The atomic step has ${acks} acknowledgements and ${bytes} bytes; with the segments of this broker it may have ${most} bytes.`,
         )
       }
       this.#writer.checkRoom(bytes)
       if (producer.id === 0) this.#declare(producer)
       return this.#apply(producer, step, batches, admissions)
     } catch (error) {
-      throw remembered(producer, number, error)
+      throw refused(producer, number, error)
     }
   }
 
   #apply(
     producer: Producer,
     step: AtomicStep,
-    batches: readonly Judged[],
+    batches: readonly CheckedBatch[],
     admissions: ReadonlyMap<Queue, Admission>,
   ): readonly Placed[] {
     const writer = this.#writer
     const { nowMs } = this.#turn
     const queues = [...admissions.keys()]
-    // What was done before stands before; so does what makes room, which can be much and is no part of the step.
+    // Earlier facts come first, and so do those about messages dropped to make room: there can be many, and they are no part
+    // of the step.
     for (const queue of queues) writer.facts(queue.id, queue.facts)
     for (const { subscription, firstTag, count } of step.acks) subscription!.ack(firstTag, count, nowMs)
     const acked = queues.map((queue) => ({ queue, facts: queue.facts.take() }))
@@ -246,7 +247,7 @@ export class Intake {
     const result = new FactBuffer()
     const places = batches.map(({ base, admitted }) => ({
       baseOffset: base,
-      duplicates: told(admitted, base),
+      duplicates: duplicatesIn(admitted, base),
     }))
     const where = batches.map(({ queue, base }) => [queue.id, base])
     result.atomic(producer.id, step.number, step.crc, JSON.stringify(where))
@@ -267,7 +268,7 @@ export class Intake {
     return places
   }
 
-  // What the leases hold that are named, by queue. @throws SluiceError LEASE_LOST
+  // One admission per queue, with the room that the acknowledgements make. @throws SluiceError LEASE_LOST
   #checkLeases(acks: readonly AckRange[]): Map<Queue, Admission> {
     const admissions = new Map<Queue, Admission>()
     const seen = new Map<Subscription, Set<number>>()
@@ -287,8 +288,8 @@ export class Intake {
     return admissions
   }
 
-  // The batches of a queue are judged together, behind the acknowledgements.
-  #judgeAll(producer: Producer, step: AtomicStep, admissions: Map<Queue, Admission>): Judged[] {
+  // Checks the batches of each queue together, after the acknowledgements that make room for them.
+  #checkBatches(producer: Producer, step: AtomicStep, admissions: Map<Queue, Admission>): CheckedBatch[] {
     const batches = step.batches.map((batch) => {
       const { bytes, at, end } = batch
       checkBatch(bytes, at, end)
@@ -296,12 +297,19 @@ export class Intake {
       if (number !== step.number) {
         throw new SluiceError(
           'BATCH_MALFORMED',
-          `A batch of the atomic step ${step.number} has the number ${number}; it must have that of its step.`,
+          `A batch of the atomic step ${step.number} has the number ${number}; it must have the number of its step.`,
         )
       }
       checkFollows(producer, number, bytes, at)
       const queue = this.#state.queue(batch.queue)
-      return this.#judge(queue, bytes, at, end, this.#check(bytes, at, end), admissionTo(admissions, queue))
+      return this.#checkBatch(
+        queue,
+        bytes,
+        at,
+        end,
+        this.#checkLayout(bytes, at, end),
+        admissionTo(admissions, queue),
+      )
     })
     for (const admission of admissions.values()) this.#admit(admission)
     return batches
@@ -321,31 +329,31 @@ export class Intake {
     }
   }
 
-  // What the records of the batch ask for, together. @throws SluiceError
-  #check(bytes: Uint8Array, at: number, end: number): number {
+  // Returns which options the records of the batch have, together. @throws SluiceError
+  #checkLayout(bytes: Uint8Array, at: number, end: number): number {
     const count = batchCount(bytes, at)
     const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, this.#messageBytesMax)
     if (typeof checked !== 'number') throw new SluiceError(checked.code, checked.message)
-    // With small segments less fits than the protocol allows; facts about each message must fit beside it.
+    // Small segments hold less than the protocol allows: facts about each message must fit beside the batch.
     const most = this.#writer.segmentBytes / 2
     if (end - at > most) {
       throw new SluiceError(
         'BATCH_TOO_LARGE',
-        `A batch of ${count} messages has ${end - at} bytes; the segments of this broker take at most ${most}.`,
+        `A batch of ${count} messages has ${end - at} bytes; with the segments of this broker it may have ${most}.`,
       )
     }
     return checked
   }
 
-  // Changes nothing but what time changes. @throws SluiceError
-  #judge(
+  // Changes only what is due or expired. @throws SluiceError
+  #checkBatch(
     queue: Queue,
     bytes: Uint8Array,
     at: number,
     end: number,
     asks: number,
     admission: Admission,
-  ): Judged {
+  ): CheckedBatch {
     const { nowMs } = this.#turn
     const count = batchCount(bytes, at)
     const base = queue.next + admission.taken
@@ -375,18 +383,26 @@ export class Intake {
     return { queue, bytes, at, end, count, base, hasTraits, traits, lacksTtl, admitted }
   }
 
-  // What recovery has to know when it comes to the batch.
-  #factsAhead({ queue, count, base, lacksTtl, admitted }: Judged, facts: FactBuffer = this.#facts): void {
+  // Facts that recovery must know before it applies the batch.
+  #factsAhead(
+    { queue, count, base, lacksTtl, admitted }: CheckedBatch,
+    facts: FactBuffer = this.#facts,
+  ): void {
     if (lacksTtl && queue.options.ttlMs > 0) facts.ttl(base, count, queue.options.ttlMs)
     for (const [index, first] of admitted.duplicates ?? []) facts.duplicate(base + index, first)
     for (const [index, replaced] of admitted.replaced ?? []) facts.replace(base + index, replaced)
   }
 
-  #traitsOf({ queue, bytes, at, count }: Pick<Judged, 'queue' | 'bytes' | 'at' | 'count'>): BatchTraits {
+  #traitsOf({
+    queue,
+    bytes,
+    at,
+    count,
+  }: Pick<CheckedBatch, 'queue' | 'bytes' | 'at' | 'count'>): BatchTraits {
     return readTraits(bytes, at, count, this.#turn.nowMs, queue.traitRules)
   }
 
-  #append(batch: Judged, producerId: number, traits: BatchTraits | undefined): Placed {
+  #append(batch: CheckedBatch, producerId: number, traits: BatchTraits | undefined): Placed {
     const { queue, bytes, at, end, count, hasTraits, admitted } = batch
     const { nowMs } = this.#turn
     const { duplicates } = admitted
@@ -395,7 +411,7 @@ export class Intake {
     const position = this.#writer.messages(bytes, at, end, queue, producerId, attributes)
     queue.append(count, position, nowMs, end - at - BATCH_HEADER_BYTES, traits, duplicates)
     if (duplicates !== undefined) queue.counts.duplicates += duplicates.size
-    return { baseOffset, duplicates: told(admitted, baseOffset) }
+    return { baseOffset, duplicates: duplicatesIn(admitted, baseOffset) }
   }
 
   #declare(producer: Producer): void {
@@ -405,7 +421,7 @@ export class Intake {
   }
 }
 
-// Nothing is asked for by a message of the batch, and its queue has no limits.
+// No message of the batch has options, and the queue has no limits.
 function isPlain(queue: Queue, asks: number): boolean {
   return !queue.looksAtMessages && !asksForAny(asks)
 }
@@ -419,7 +435,7 @@ function admissionTo(admissions: Map<Queue, Admission>, queue: Queue): Admission
 function leaseLost(tag: number): SluiceError {
   return new SluiceError(
     'LEASE_LOST',
-    `Nothing of the atomic step was done: the message under tag ${tag} no longer belongs to the consumer that acknowledges it.`,
+    `The atomic step was not applied: the consumer that acknowledges tag ${tag} no longer holds its message.`,
   )
 }
 
@@ -427,11 +443,12 @@ function admittedFactsBytes({ duplicates, replaced }: AdmittedBatch): number {
   return (duplicates?.size ?? 0) * DUPLICATE_FACT_BYTES + (replaced?.size ?? 0) * REPLACE_FACTS_BYTES
 }
 
-function told({ duplicates, replaced }: AdmittedBatch, baseOffset: number): Duplicates | undefined {
+function duplicatesIn({ duplicates, replaced }: AdmittedBatch, baseOffset: number): Duplicates | undefined {
   return replaced === undefined ? duplicates : answeredDuplicates(duplicates, replaced.keys(), baseOffset)
 }
 
-// Some messages of the earlier batch may come again, and must come first. @throws SluiceError EARLIER_REFUSED
+// Refuses a batch that follows a refused one, whose messages may be sent again and must come first.
+// @throws SluiceError EARLIER_REFUSED
 function checkFollows(producer: Producer, number: number, bytes: Uint8Array, at: number): void {
   const distance = batchFollows(bytes, at)
   if (distance > 0 && producer.wasRefused(number - distance)) throw earlierRefused(number, number - distance)
@@ -441,8 +458,8 @@ function earlierRefused(number: number, earlier: number): SluiceError {
   return new SluiceError('EARLIER_REFUSED', `Batch ${number} follows batch ${earlier}, which was refused.`)
 }
 
-// A refusal is told again; what can succeed later, unchanged, is judged anew when it comes again.
-function remembered(producer: Producer, number: number, error: unknown): unknown {
+// A final refusal is the answer to every retry of the number; after a retryable one the batch is checked again.
+function refused(producer: Producer, number: number, error: unknown): unknown {
   if (error instanceof SluiceError) producer.refuse(number, error satisfies Fault)
   return error
 }

@@ -1,8 +1,8 @@
 /**
- * Subscriptions and the leases that they hold: from credit to the end of each lease, whatever ends it. Sessions call it
- * with what consumers ask for, the turn when the deadline of a queue has passed, the catalog when a queue is emptied.
+ * Subscriptions and their leases, from credit to the end of each lease. Called by sessions for the requests of consumers, by
+ * the turn when a deadline of a queue has passed, and by the catalog when a queue is purged or deleted.
  *
- * Invariant: a message whose lease ends is acknowledged, or `#end` decides what becomes of it.
+ * Invariant: when a lease ends, its message is acknowledged, or `#end` decides what happens to it.
  */
 import {
   LOSS,
@@ -34,7 +34,7 @@ import { addLost, addTag } from './ranges.js'
 import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
-/** What becomes of a message that was not acknowledged when its lease ended. */
+/** What happens to a message that was not acknowledged when its lease ended. */
 type Ending = 'release' | 'suspect' | 'unattributed' | 'retry' | 'rejected' | 'invalid'
 
 export interface LeasesOptions {
@@ -54,9 +54,9 @@ export interface SubscriptionRequest {
   readonly processingTimeoutMs?: number | undefined
 }
 
-/** Queues whose ended leases can be claimed, each with at most FORMER_LEASES_MAX. */
+/** Most queues whose ended leases can be claimed, each with at most FORMER_LEASES_MAX. */
 const CLAIMABLE_QUEUES_MAX = 64
-/** What the reasons of one SETTLE item may take in the log, up to the beginning of each. */
+/** Most bytes that the reasons of one SETTLE item take in the log; each reason keeps at least its beginning. */
 const ITEM_REASONS_BYTES_MAX = 1 << 20
 
 export class Leases {
@@ -65,10 +65,10 @@ export class Leases {
   readonly #turn: Turn
   readonly #random: () => number
   readonly #observer: Observer | undefined
-  /** With small segments reasons are cut: those of a whole chunk of dead messages are in one page. */
+  /** Small segments limit the length of reasons: one page holds those of a whole chunk of dead messages. */
   readonly #reasonBytesMax: number
   readonly #lease = emptyLease()
-  /** Queues with leases that can be claimed, in the order in which they came to have some. */
+  /** Queues with leases that can be claimed, least recently listed first. */
   readonly #claimable = new Set<Queue>()
   #nextSubscription: number
 
@@ -79,7 +79,7 @@ export class Leases {
     this.#random = random
     this.#observer = observer
     this.#reasonBytesMax = Math.floor(writer.segmentBytes / 4 / CHUNK_MESSAGES)
-    // 4,096 boots apart before an id can come again, and a million subscriptions within each.
+    // An id repeats after 4,096 boots, or after a million subscriptions in one boot.
     this.#nextSubscription = ((state.boot % 4096) << 20) >>> 0
   }
 
@@ -112,16 +112,16 @@ export class Leases {
     this.#observer?.credited(subscription, messages, bytes, limit, drain)
   }
 
-  /** A consumer that was not ready takes deliveries again. */
+  /** The consumer is ready for deliveries again. */
   ready(subscription: Subscription): void {
     this.#turn.activate(subscription.queue)
   }
 
   /**
-   * A connection died with these subscriptions. The one message that was being handled is charged a try; of several,
-   * of whatever subscription, nothing tells which was to blame: they come back one at a time until it shows. Where
-   * nothing was started, the only message that was held is to blame if it was delivered alone; and others become
-   * suspects when that has happened to them often enough. `isStopping`: see `unsubscribe`.
+   * The connection of these subscriptions was lost. If one message was being handled, one of its attempts failed. If several
+   * were, in any of the subscriptions, each becomes a suspect: suspects are delivered alone until one of them fails alone. If
+   * none was, the only held message failed if it was delivered alone; several held messages become suspects after enough such
+   * losses. `isStopping`: see `unsubscribe`.
    */
   disconnect(subscriptions: Iterable<Subscription>, isStopping = false): void {
     const all = [...subscriptions]
@@ -132,9 +132,9 @@ export class Leases {
   }
 
   /**
-   * The subscription is over: what it holds is released, and what was being handled bears the blame that is due. Its
-   * client may claim what it goes on handling. `isStopping`: the broker stops and delivers nothing more, so that no one
-   * else gets it before the restart.
+   * Ends the subscription. Its messages are released, retried or suspected, according to `blame`; its client may claim those
+   * that it still handles. `isStopping`: the broker delivers nothing more before its restart, so no other consumer gets them
+   * first.
    */
   unsubscribe(subscription: Subscription, blame: Blame, isStopping = false): void {
     const { queue, id: subscriptionId } = subscription
@@ -155,7 +155,7 @@ export class Leases {
   }
 
   /**
-   * Ends a subscription; what it holds goes back, and nothing is blamed. Returns how many messages.
+   * Ends a subscription and releases its messages, without a failed attempt. Returns their number.
    * @throws SluiceError QUEUE_NOT_FOUND, CONSUMER_NOT_FOUND
    */
   closeConsumer(name: QueueName, id: number): { readonly messages: number } {
@@ -171,7 +171,7 @@ export class Leases {
     return { messages }
   }
 
-  /** The queue can deliver nothing: its consumers get `error`, nothing is dropped. */
+  /** Ends all subscriptions of the queue with `error`. Its messages stay. */
   closeAll(queue: Queue, error: SluiceError): void {
     for (const subscription of [...queue.subscriptions]) this.#close(subscription, error)
   }
@@ -183,7 +183,7 @@ export class Leases {
 
   // --- outcomes ---
 
-  /** Settles what is still leased of the named tags; returns the ranges that were stale. */
+  /** Settles the leased messages among the tags; returns the ranges of stale tags. */
   settle(subscription: Subscription, items: readonly SettleItem[]): TagRange[] {
     const stale: TagRange[] = []
     const { queue } = subscription
@@ -202,7 +202,7 @@ export class Leases {
           continue
         }
         this.#end(queue, this.#lease, ending, reason, item.delayMs)
-        // One item can name many messages, and each of their facts has the reason: they must not wait for the last.
+        // One item can settle many messages, each with a fact that has the reason: the facts are written along the way.
         this.#writer.note(queue)
       }
     }
@@ -211,13 +211,13 @@ export class Leases {
     return stale
   }
 
-  // Each message of an item has a fact with the reason: many of them share what one may make of the log.
+  // Each message of an item has a fact with the reason: many messages share one limit.
   #reasonBytes(messages: number): number {
     const share = Math.max(REASON_HEAD_BYTES, Math.floor(ITEM_REASONS_BYTES_MAX / messages))
     return Math.min(this.#reasonBytesMax, share)
   }
 
-  // The one place that decides what the end of a lease does to its message, but for an acknowledgement.
+  // The only place that decides what the end of a lease does to its message, except for an acknowledgement.
   #end(queue: Queue, lease: Lease, ending: Ending, reason: string, delayMs?: number): void {
     const { offset, sinceMs, bytes, isCharged } = lease
     const { nowMs } = this.#turn
@@ -237,8 +237,8 @@ export class Leases {
   // --- time ---
 
   /**
-   * The consumer handles these messages: from now on each may take as long as the queue or it allows. What it announced
-   * before, and has neither settled nor names here, it does not handle.
+   * The consumer has started these messages: their processing timeouts begin. Messages that it announced before are no longer
+   * announced.
    */
   started(subscription: Subscription, ranges: readonly TagRange[]): void {
     const deadlineMs = this.#turn.nowMs + processingTimeoutMs(subscription)
@@ -251,15 +251,15 @@ export class Leases {
   }
 
   /**
-   * The consumer is going to handle these messages one after the other: each of them may be what ends its connection.
-   * Which of them it handles, and since when, it says in STARTED; until then none has a deadline.
+   * The consumer is about to handle these messages one after the other, so each of them may end its connection. STARTED
+   * follows for those that it handles; until then none has a deadline.
    */
   starting(subscription: Subscription, ranges: readonly TagRange[]): void {
     subscription.announce(ranges)
     this.#observer?.starting(subscription, ranges)
   }
 
-  /** These messages may take `durationMs` from now, 0: as long as any; returns the ranges that were stale. */
+  /** Sets the deadline to `durationMs` from now; 0: to the processing timeout. Returns the ranges of stale tags. */
   extend(subscription: Subscription, firstTag: number, count: number, durationMs: number): TagRange[] {
     const deadlineMs = this.#turn.nowMs + (durationMs || processingTimeoutMs(subscription))
     const stale: TagRange[] = []
@@ -280,7 +280,7 @@ export class Leases {
     this.#turn.wake()
   }
 
-  /** The deadline of the queue has passed. */
+  /** A deadline of the queue has passed. */
   due(queue: Queue): void {
     const { nowMs } = this.#turn
     this.#observer?.looked(queue)
@@ -289,7 +289,7 @@ export class Leases {
     this.#turn.changed(queue)
   }
 
-  // What took too long is tried again, by the consumer that comes next; the one that had it is notified.
+  // Messages past their deadline are retried, and their consumer is notified of the loss.
   #endOverdue(queue: Queue): void {
     const { nowMs } = this.#turn
     queue.earliestDeadlineMs = Infinity
@@ -298,7 +298,7 @@ export class Leases {
         const lost: LostRange[] = []
         for (const tag of subscription.overdue(nowMs).sort((a, b) => a - b)) {
           if (!subscription.take(tag, this.#lease)) continue
-          // Its attempt stays the same, so that alone would not tell a claim of this lease from the next one.
+          // A charged lease and its successor have the same attempt: only the ended subscription tells their claims apart.
           if (this.#lease.isCharged) queue.subscriptionEnded(subscription.id)
           this.#end(queue, this.#lease, 'retry', 'the processing timeout passed')
           addLost(lost, tag, this.#lease.offset)
@@ -309,7 +309,7 @@ export class Leases {
     }
   }
 
-  /** The clock was set forward by `byMs`, in which nothing was handled: it does not count for processing timeouts. */
+  /** The clock was set forward by `byMs`. No processing timeout runs during that time. */
   clockStepped(byMs: number): void {
     for (const queue of this.#state.queues.values()) {
       if (queue.earliestDeadlineMs === Infinity) continue
@@ -322,8 +322,8 @@ export class Leases {
   // --- claims ---
 
   /**
-   * Leases messages anew that the subscription's client has handled since before its connection was lost, as far as no
-   * one else has had them since. They are no deliveries; each goes on with the time that it had.
+   * Leases messages again that the client has handled since before its connection was lost, unless another consumer has
+   * received them since. A claim is not a delivery, and the message keeps its deadline.
    */
   claim(subscription: Subscription, claims: readonly Claim[]): Granted[] {
     const granted = this.#claim(subscription, claims)
@@ -335,7 +335,7 @@ export class Leases {
     const { queue } = subscription
     const { nowMs } = this.#turn
     const granted: Granted[] = []
-    // With `single`, one that waits for its turn handles nothing.
+    // With `single`, a subscription that is not the active one handles nothing.
     const { soleSubscription } = queue
     if (queue.options.single && soleSubscription !== undefined && soleSubscription !== subscription)
       return granted
@@ -356,7 +356,7 @@ export class Leases {
     return granted
   }
 
-  // What can be claimed is kept for a number of queues; for the one that has had some for longest no more.
+  // Leases for claims are kept for a limited number of queues; the least recently listed one loses its own.
   #noteClaimable(queue: Queue): void {
     this.#claimable.delete(queue)
     this.#claimable.add(queue)
@@ -368,9 +368,9 @@ export class Leases {
     }
   }
 
-  // --- queues that are emptied ---
+  // --- purge and delete ---
 
-  /** Takes back all that is leased of the queue, which is purged. */
+  /** Ends all leases of the queue, which is being purged. */
   takeBack(queue: Queue): void {
     for (const subscription of queue.subscriptions) {
       const lost: LostRange[] = []
@@ -386,7 +386,7 @@ export class Leases {
     subscription.consumer.lost(subscription, reason, lost)
   }
 
-  /** The queue is deleted: its subscriptions are over, with `error`. */
+  /** The queue is being deleted: ends its subscriptions with `error`. */
   forget(queue: Queue, error: SluiceError): void {
     for (const subscription of queue.subscriptions) {
       queue.detach(subscription)

@@ -1,7 +1,9 @@
 /**
- * Messages that go from one queue to another: the dead ones of a queue that has a dead-letter queue, and what is
- * redriven or replayed elsewhere. That a message has left and that it is there are in one entry, so after any crash
- * it is in exactly one of the two queues.
+ * Moves messages from queue to queue: dead messages to the dead-letter queue at the end of a turn, and redriven or replayed
+ * messages when an operator asks for it.
+ *
+ * Invariant: the fact that a message left its queue and the batch in which it arrives are in one entry, so after any crash
+ * the message is in exactly one of the two queues.
  */
 import {
   ANY_PRIORITY,
@@ -20,9 +22,9 @@ import type { Observer } from './observer.js'
 import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
-/** Messages moved in one turn, at most; the rest follows in the next. */
+/** Most messages moved in one turn; the rest follow in the next. */
 const TURN_MESSAGES = 256
-/** How long after there was no room in the log it is tried again. */
+/** Delay before another try when the log has no room. */
 const RETRY_MS = 1_000
 
 export class Moves {
@@ -32,13 +34,13 @@ export class Moves {
   readonly #turn: Turn
   readonly #observer: Observer | undefined
   readonly #facts = new FactBuffer()
-  /** The log had no room: it is looked at again. */
+  /** Armed while the log has no room. */
   readonly #retry: Timer
-  /** Queues with messages that are to be moved. */
+  /** Queues with messages to move. */
   readonly #queues = new Set<Queue>()
-  /** Queues with messages that are to go to a queue which was not there when it was looked for. */
+  /** Queues with messages to move whose dead-letter queue does not exist. */
   readonly #stranded = new Set<Queue>()
-  /** Queues whose next message is being read from disk. */
+  /** Queues whose next message to move is being read from disk. */
   readonly #loading = new Set<Queue>()
 
   constructor(state: State, writer: Writer, records: Records, turn: Turn, observer: Observer | undefined) {
@@ -51,15 +53,15 @@ export class Moves {
     for (const queue of state.queues.values()) this.note(queue)
   }
 
-  /** The queue may have messages that are to be moved. */
+  /** Lists the queue if it has messages to move. */
   note(queue: Queue): void {
     if (queue.moving.length > 0 && queue.options.deadLetter !== '') this.#queues.add(queue)
   }
 
-  /** A queue was made: what waited for one of its name can go there. */
+  /** A queue was created: messages that waited for one of its name can be moved. */
   made(name: string): void {
     for (const queue of this.#stranded) {
-      // Those that were deleted leave with them: nothing else would ever take them out.
+      // Deleted queues are removed here too, and nowhere else.
       if (queue.options.deadLetter !== name && !this.#isGone(queue)) continue
       this.#stranded.delete(queue)
       this.note(queue)
@@ -71,7 +73,7 @@ export class Moves {
     return this.#queues.size > 0
   }
 
-  /** Moves what can be moved now. */
+  /** Moves the messages that can be moved now. */
   step(): void {
     let left = TURN_MESSAGES
     this.#turn.arm(this.#retry, Infinity)
@@ -80,7 +82,7 @@ export class Moves {
       const target = this.#state.queues.get(queue.options.deadLetter)
       const isGone = this.#isGone(queue)
       if (target === undefined || isGone) {
-        // They stay at home, until there is such a queue.
+        // Its messages stay until the dead-letter queue is created.
         this.#queues.delete(queue)
         if (!isGone) this.#stranded.add(queue)
         continue
@@ -97,25 +99,15 @@ export class Moves {
     return this.#state.queuesById.get(queue.id) !== queue
   }
 
+  // Moves at most `most` messages; returns how many more may be moved in this turn.
   #moveFrom(queue: Queue, target: Queue, most: number): number {
     let left = most
     let done = 0
     for (const offset of queue.moving) {
       if (left === 0) break
-      if (queue.deadAt(offset)?.isMoving === true) {
-        let record: Uint8Array | undefined
-        try {
-          record = this.#records.find(queue, offset)
-        } catch (error) {
-          if (!(error instanceof SluiceError)) throw error
-          // It cannot be read: it stays at home, dead, and the others go on.
-          done++
-          continue
-        }
-        if (record === undefined) {
-          this.#load(queue, offset)
-          break
-        }
+      const record = queue.deadAt(offset)?.isMoving === true ? this.#find(queue, offset) : 'none'
+      if (record === 'loading') break
+      if (record !== 'none') {
         if (!this.move(queue, offset, record, target, 'move')) {
           this.#turn.arm(this.#retry, this.#turn.nowMs + RETRY_MS)
           break
@@ -129,6 +121,19 @@ export class Moves {
     return left
   }
 
+  // The record of a message to move; 'none' if it is damaged: the message stays in its queue, dead, and the others go on.
+  #find(queue: Queue, offset: number): Uint8Array | 'loading' | 'none' {
+    try {
+      const record = this.#records.find(queue, offset)
+      if (record !== undefined) return record
+    } catch (error) {
+      if (!(error instanceof SluiceError)) throw error
+      return 'none'
+    }
+    this.#load(queue, offset)
+    return 'loading'
+  }
+
   #load(queue: Queue, offset: number): void {
     this.#loading.add(queue)
     const done = (): void => {
@@ -136,7 +141,7 @@ export class Moves {
       this.#turn.wake()
     }
     this.#records.read(queue, offset).then(done, (error: unknown) => {
-      // As above, unless it can be read another time.
+      // A damaged message stays in its queue; after READ_FAILED it is tried again.
       if (!(error instanceof SluiceError) || error.code !== 'READ_FAILED') {
         const at = queue.moving.indexOf(offset)
         if (at !== -1) queue.moving.splice(at, 1)
@@ -146,8 +151,8 @@ export class Moves {
   }
 
   /**
-   * The dead message at `offset` goes to `target`, which takes it whatever its limits and ids say. False: the log has
-   * no room, and nothing was done.
+   * Moves the dead message at `offset` to `target`, which accepts it regardless of limits and ids. `carry` is a redrive to
+   * another queue. False: the log has no room, and nothing has changed.
    */
   move(queue: Queue, offset: number, record: Uint8Array, target: Queue, kind: 'move' | 'carry'): boolean {
     const { nowMs } = this.#turn
@@ -161,7 +166,7 @@ export class Moves {
       redrives: redrivesOf(queue, offset, record) + (kind === 'carry' ? 1 : 0),
       dead,
     })
-    // What was done to the message before stands before.
+    // Earlier facts about the message come first.
     this.#writer.facts(queue.id, queue.facts)
     this.#facts.move(kind, offset, target.name)
     const bytes = this.#bytesOf(batch)
@@ -176,7 +181,7 @@ export class Moves {
     return true
   }
 
-  /** A copy of a message that was settled is published to `target` again. @throws SluiceError DISK_LOW, MEMORY_FULL */
+  /** Publishes a copy of an acknowledged message to `target`. @throws SluiceError DISK_LOW, MEMORY_FULL */
   copy(record: Uint8Array, origin: Origin, target: Queue): void {
     const batch = movedBatch(record, origin)
     const bytes = this.#bytesOf(batch)
@@ -184,12 +189,12 @@ export class Moves {
     this.#put(batch, bytes, target, () => {})
   }
 
-  // With the facts that go with it.
+  // Bytes of the batch together with the facts in `#facts`.
   #bytesOf(batch: Uint8Array): number {
     return batch.length + this.#writer.factsBytes(this.#facts) + 2 * BATCH_HEADER_BYTES
   }
 
-  // Returns the offset of the message in `target`.
+  // Writes the batch to `target`, after the facts that `before` writes. Returns the offset of the message in `target`.
   #put(batch: Uint8Array, bytes: number, target: Queue, before: () => void): number {
     const writer = this.#writer
     const { nowMs } = this.#turn

@@ -1,9 +1,9 @@
 /**
- * An observer of a broker: it is notified of each command after it was applied, with its answer, and of what time and
- * dead-letter routing do to messages. For tests that compare a broker with a model; in service there is none, which
- * costs one check a batch, a run or a command.
+ * An observer of a broker: it is notified of each command and its answer after the command was applied, and of messages that
+ * become due, expire or move. Tests use it to compare a broker with a model; without one it costs one check per batch, run or
+ * command.
  *
- * Calls are synchronous and within the turn. An observer changes nothing, and bytes are valid during the call.
+ * Calls are synchronous and within the turn. An observer changes nothing, and bytes are valid only during the call.
  */
 import {
   SluiceError,
@@ -24,7 +24,7 @@ import type { Producer } from '../state/producers.js'
 import type { AtomicStep, Blame } from './commands.js'
 
 export interface Observer extends QueueObserver {
-  // Producers. A refusal is an answer too.
+  // Producers. An error is an answer too.
   published(
     producer: Producer,
     bytes: Uint8Array,
@@ -50,7 +50,7 @@ export interface Observer extends QueueObserver {
     limit: number | undefined,
     drain: boolean,
   ): void
-  /** Before its consumer gets it; see `Consumer.deliver`. */
+  /** Called before `Consumer.deliver`. */
   delivered(subscription: Subscription, delivery: Delivery): void
   settled(subscription: Subscription, items: readonly SettleItem[], stale: readonly TagRange[]): void
   started(subscription: Subscription, ranges: readonly TagRange[]): void
@@ -82,7 +82,7 @@ export interface Observer extends QueueObserver {
     request: RescheduleRequest,
     answer: { readonly offset: number; readonly dueMs: number } | SluiceError,
   ): void
-  /** The dead message left `queue`, which gave `reason`, for `target`, where it is at `targetOffset`. */
+  /** The dead message left `queue` for `target`, where it is at `targetOffset`. */
   moved(
     queue: Queue,
     offset: number,
@@ -94,12 +94,12 @@ export interface Observer extends QueueObserver {
   redriven(queue: Queue, offset: number): void
   discarded(queue: Queue, offset: number): void
 
-  // Time. What is due becomes ready, and what has expired goes, after `looked`.
+  // Time. Between `looked` and `timeSettled`, due messages become ready and expired ones are removed.
   looked(queue: Queue): void
   timeSettled(queue: Queue): void
 }
 
-/** Does `work`; `tell` gets its answer, or the error that refuses it. */
+/** Does `work`; calls `tell` with its answer or its error. */
 export function telling<Answer>(work: () => Answer, tell: (answer: Answer | SluiceError) => void): Answer {
   let answer: Answer
   try {

@@ -1,7 +1,10 @@
-/** A set of offsets in `[floor, floor + size)`, as bits in pieces that exist once they hold one. Others are passed over. */
+/**
+ * A set of offsets in `[floor, floor + size)`; other offsets are ignored. Its bits are in pieces, which are allocated when their
+ * first offset is added.
+ */
 import { addBits, hasBit, removeBits } from '../queue/bits.js'
 
-/** Offsets of one piece: 8 KiB. */
+/** Offsets in one piece, which takes 8 KiB. */
 const PIECE_OFFSETS = 1 << 16
 
 export class OffsetSet {

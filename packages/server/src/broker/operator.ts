@@ -1,6 +1,7 @@
 /**
- * Requests about single messages: looking at them, bringing back or deleting the dead, and cancelling or rescheduling one.
- * A page takes as many turns as it needs; what was chosen is looked at again after every wait.
+ * Requests of an operator about single messages: peek, redrive, discard, cancel, reschedule. Called by sessions.
+ *
+ * Invariant: a page may take several turns, and the state of a message is checked again after each wait.
  */
 import {
   LIMITS,
@@ -28,16 +29,17 @@ import { fittedRecord } from './origin.js'
 import { choosesAmong, choosesRecord, needsRecord, redrivesOf, type Records } from './records.js'
 import type { Turn } from './turn.js'
 
-/** Bytes of one answer, unless a single message is larger. */
+/** Most bytes of one answer, unless a single message is larger. */
 const PAGE_BYTES = 1 << 20
-/** Messages that one page looks at, chosen or not. */
-const LOOKED_AT_MAX = 100_000
+/** Most messages that one page checks, chosen or not. */
+const CHECKED_MAX = 100_000
+
 export interface RedriveResult extends CutShort {
   readonly matched: number
   readonly redriven: number
-  /** Left alone: brought back too often, or barred. */
+  /** Not redriven: redriven too often before, or barred. */
   readonly guarded: number
-  /** Of these, those whose id another pending message has, where only one may be pending. */
+  /** The part of `guarded` whose id a pending message has, in a queue where pending ids are unique. */
   readonly barred: number
   readonly next: number | null
 }
@@ -72,7 +74,7 @@ export class Operator {
     this.#observer = observer
   }
 
-  /** `bytesMax`: what MESSAGES may have. @throws SluiceError QUEUE_NOT_FOUND, CORRUPT, TOO_MANY_REQUESTS */
+  /** `bytesMax`: largest payload of the answer. @throws SluiceError QUEUE_NOT_FOUND, CORRUPT, TOO_MANY_REQUESTS */
   peek(request: PeekRequest, caller: Caller, bytesMax = Infinity): Promise<PeekPage> {
     return this.#requests.run(caller, () => this.#peek(request, caller, bytesMax))
   }
@@ -82,9 +84,9 @@ export class Operator {
     const pageBytesMax = Math.min(PAGE_BYTES, bytesMax - PAGE_HEAD_BYTES)
     const messages: PeekedMessage[] = []
     let bytes = 0
-    let looked = 0
+    let checked = 0
     for (const offset of offsetsFrom(queue, request.from)) {
-      if (messages.length === request.limit || bytes >= PAGE_BYTES || ++looked > LOOKED_AT_MAX)
+      if (messages.length === request.limit || bytes >= PAGE_BYTES || ++checked > CHECKED_MAX)
         return { messages: held(queue, messages), next: offset }
       const state = queue.stateAt(offset, this.#turn.nowMs)
       if (state === undefined || (request.state !== undefined && state !== request.state)) continue
@@ -143,7 +145,7 @@ export class Operator {
     const counts = { redriven: 0, guarded: 0, barred: 0 }
     return this.#forDead(request, caller, counts, 'redriven', async (queue, offset, read) => {
       const { to, force, dryRun } = request
-      // It says how often it was brought back elsewhere.
+      // The record has the number of redrives in other queues.
       const record = await read()
       if (record === undefined || queue.deadAt(offset) === undefined) return
       if (to === undefined && !queue.mayRedrive(offset)) {
@@ -179,8 +181,8 @@ export class Operator {
     })
   }
 
-  // Calls `act` for each dead message that is meant, at a moment at which it is dead. Between a read and its reader another
-  // request may have been served, so `act` looks again. `counts[done]` says how many messages were changed.
+  // Calls `act` for each chosen dead message, while it is dead. `act` may call `read`, which waits: other requests are served
+  // meanwhile, so it must check again whether the message is dead. `counts[done]` is the number of changed messages.
   #forDead<Counts extends Readonly<Record<string, number>>>(
     request: DeadSelection & { readonly to?: string | undefined },
     caller: Caller,
@@ -195,12 +197,12 @@ export class Operator {
       if (to === name) throw sameQueue('REDRIVE', name)
       const offsets = request.offsets?.filter((offset) => offset >= from)
       let matched = 0
-      let looked = 0
+      let checked = 0
       let next: number | null = null
       try {
         for (const offset of offsets ?? deadFrom(queue, from)) {
           next = offset
-          if (matched === limit || ++looked > LOOKED_AT_MAX) return { ...counts, matched, next }
+          if (matched === limit || ++checked > CHECKED_MAX) return { ...counts, matched, next }
           if (queue.deadAt(offset) === undefined || !this.#mayChoose(queue, offset, filter)) continue
           const read = async (): Promise<Uint8Array | undefined> => {
             const record = await this.#records.read(queue, offset)
@@ -214,7 +216,7 @@ export class Operator {
           }
           await act(queue, offset, read)
           matched++
-          // While that was waited for the queue may have been deleted, and the broker stopped.
+          // During the wait the broker may have stopped, and the client may have left.
           this.#requests.resume(caller)
         }
       } catch (error) {
@@ -226,7 +228,7 @@ export class Operator {
   }
 
   /**
-   * Takes out a message that is scheduled or ready.
+   * Removes a scheduled or ready message.
    * @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND, MESSAGE_LEASED
    */
   cancel(ref: MessageRef): { readonly offset: number } {
@@ -245,7 +247,7 @@ export class Operator {
   }
 
   /**
-   * A message that is scheduled or ready is due at another time.
+   * Gives a scheduled or ready message another due time.
    * @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND, MESSAGE_LEASED, AT_IN_THE_PAST, INVALID_DELAY
    */
   reschedule(request: RescheduleRequest): { readonly offset: number; readonly dueMs: number } {
@@ -283,7 +285,7 @@ export class Operator {
   }
 }
 
-/** The messages, with who holds those that are leased; which are no longer leased says nothing of a holder. */
+/** The messages, with the holders of those that are still leased. */
 function held(queue: Queue, messages: readonly PeekedMessage[]): PeekedMessage[] {
   const leased = new Set<number>()
   for (const { state, offset } of messages) if (state === 'leased') leased.add(offset)
@@ -298,7 +300,7 @@ function held(queue: Queue, messages: readonly PeekedMessage[]): PeekedMessage[]
   )
 }
 
-/** Offsets that are not gone, from `from` on, as they are when they are come to. */
+/** Offsets that are not gone, from `from` on; each is checked when it is reached. */
 function* offsetsFrom(queue: Queue, from: number): IterableIterator<number> {
   for (const chunk of queue.chunks) {
     if (chunk.base + chunk.count <= from) continue
@@ -321,7 +323,7 @@ function deadIn(chunk: Chunk): number[] {
 function sameQueue(frame: string, name: string): SluiceError {
   return new SluiceError(
     'INVALID_ARGUMENT',
-    `${frame} goes to the queue ${name}, where the messages are; without \`to\` they go back into their own.`,
+    `The target of ${frame} is the queue ${name} itself. Omit \`to\` to return messages to their own queue.`,
   )
 }
 

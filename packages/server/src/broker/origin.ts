@@ -1,9 +1,9 @@
 /**
- * The headers that say where a message comes from which was moved to another queue. The broker adds them to a copy of
- * the record; all else that the producer wrote is copied as bytes, because keys, ids and headers need not be text.
+ * Origin headers: they name the queue that a moved message comes from and what happened to it there. They are added to a copy
+ * of the record; everything else is copied as bytes, because keys, ids and headers need not be valid text.
  *
- * A moved record is at most `ORIGIN_BYTES_MAX` larger than a published one. Where a connection agreed on frames with
- * less room, a delivery has fewer origin headers.
+ * A moved record is at most `ORIGIN_BYTES_MAX` larger than a published one. If the frames of a connection are too small for it,
+ * its delivery has fewer origin headers.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -25,7 +25,7 @@ import {
 } from '@sluice/protocol'
 import type { Dead } from '../queue/index.js'
 
-/** Where a message comes from that is copied to another queue. */
+/** The message that was moved or copied, as it was in its queue. */
 export interface Origin {
   readonly queue: string
   readonly offset: number
@@ -41,8 +41,8 @@ type Header = readonly [name: string, value: string]
 const ORIGIN_NAMES: ReadonlySet<string> = new Set(Object.values(ORIGIN_HEADERS))
 
 /**
- * A batch of one message: the record with headers that say where it comes from, and without the times that it asked
- * for, which have passed. What such headers said of an earlier move is replaced.
+ * A batch of one message: the record with origin headers in place of those of an earlier move, and without the options that
+ * have had their effect: delay, time to live, replacement.
  */
 export function movedBatch(record: Uint8Array, origin: Origin): Uint8Array {
   const { dead } = origin
@@ -63,7 +63,7 @@ export function movedBatch(record: Uint8Array, origin: Origin): Uint8Array {
   return batch
 }
 
-/** The record in at most `bytesMax` bytes, at the expense of its origin headers. */
+/** The record without those origin headers that do not fit in `bytesMax` bytes. */
 export function fittedRecord(record: Uint8Array, bytesMax: number): Uint8Array {
   if (record.length <= bytesMax) return record
   const headers: Header[] = []
@@ -75,9 +75,8 @@ export function fittedRecord(record: Uint8Array, bytesMax: number): Uint8Array {
 }
 
 /**
- * A copy of the record, behind `gap` bytes, with these headers behind its own in place of the origin headers that it
- * has. They give way from the last one on where they would exceed the limits of headers or make the record larger than
- * `bytesMax`; of the last one that fits in part, the beginning of an error's text is kept.
+ * A copy of the record, after `gap` free bytes. Its origin headers are replaced by `headers`, as many of them, in order, as fit
+ * the limits of headers and `bytesMax`; the text of an error is cut to fit.
  */
 function withOrigin(
   record: Uint8Array,

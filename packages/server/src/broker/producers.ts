@@ -26,7 +26,7 @@ export class Producers {
   }
 
   /**
-   * The producer with this identity, known or new. A new one gets its id, and is written to the log, with its first batch.
+   * The known or new producer with this identity. A new one gets its id, and is written to the log, with its first batch.
    * @throws SluiceError PRODUCER_UNKNOWN when `acceptedNumber` was confirmed but is not in this log; TOO_MANY_CONNECTIONS
    */
   attach(identity: string, acceptedNumber: number): Producer {
@@ -34,7 +34,7 @@ export class Producers {
     if (acceptedNumber > (producer?.highest ?? 0)) {
       throw new SluiceError(
         'PRODUCER_UNKNOWN',
-        `Batch ${acceptedNumber} of this producer was confirmed, but the highest number known of it is ${producer?.highest ?? 0}.`,
+        `Batch ${acceptedNumber} of this producer was confirmed, but the highest number that the broker has of it is ${producer?.highest ?? 0}.`,
       )
     }
     if (producer === undefined) {

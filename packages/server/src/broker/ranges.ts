@@ -1,4 +1,4 @@
-/** Ranges of consecutive tags, as SETTLE_OK and LEASES_LOST list them. Tags are added in their order. */
+/** Ranges of consecutive tags, as in SETTLE_OK and LEASES_LOST. Tags are added in ascending order. */
 import type { LostRange, TagRange } from '@sluice/protocol'
 
 export function addTag(ranges: TagRange[], tag: number): void {
@@ -10,7 +10,7 @@ export function addTag(ranges: TagRange[], tag: number): void {
   }
 }
 
-/** A range ends where the offsets are not consecutive. */
+/** As `addTag`; the offsets of a range are consecutive too. */
 export function addLost(ranges: LostRange[], tag: number, offset: number): void {
   const last = ranges.at(-1)
   if (

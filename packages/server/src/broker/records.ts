@@ -1,4 +1,7 @@
-/** Single records: finding one by its offset, in memory or on disk, and whether a filter chooses it. */
+/**
+ * Single records: finds one by its offset, in memory or on disk, and matches it with a filter. Called for dead-letter routing and
+ * for requests about single messages.
+ */
 import {
   BATCH_HEADER_BYTES,
   ORIGIN_HEADERS,
@@ -24,7 +27,7 @@ export class Records {
   }
 
   /**
-   * A copy of the record at `offset`, which is not gone; undefined when its block has to be loaded first.
+   * A copy of the record at `offset`, whose message is not gone; undefined if its block must be loaded first.
    * @throws SluiceError CORRUPT
    */
   find(queue: Queue, offset: number): Uint8Array | undefined {
@@ -41,8 +44,8 @@ export class Records {
   }
 
   /**
-   * A copy of the record at `offset`, from wherever it is; undefined when the message is gone meanwhile.
-   * @throws SluiceError CORRUPT; whatever the log's `readRange` throws
+   * A copy of the record at `offset`, loaded if need be; undefined if the message is gone by then.
+   * @throws SluiceError CORRUPT; errors of the log's `readRange`
    */
   async read(queue: Queue, offset: number): Promise<Uint8Array | undefined> {
     for (let loads = 0; ; loads++) {
@@ -53,7 +56,7 @@ export class Records {
       try {
         await this.#blocks.load(position, false)
       } catch (error) {
-        // It may have been relocated or be gone by now, and its segment given back.
+        // By now the message can be gone, or its batch relocated and the old segment freed.
         const isStill = queue.stateOf(offset) !== undefined && this.#positionOf(queue, offset) === position
         if (isStill && loads > 0) throw error
       }
@@ -66,19 +69,20 @@ export class Records {
   }
 }
 
-/** What a filter can know of a message without its record. */
+/** Properties of a message that a filter can check without its record. */
 export interface Circumstances {
   readonly dead: Dead | undefined
   readonly attempts: number
-  /** Died, or was published if it is not dead. */
+  /** When it died; when it was published, if it is not dead. */
   readonly timeMs: number
 }
 
-/** Whether the filter has to see records. */
+/** Whether the filter checks parts of the record. */
 export function needsRecord({ key, id, headers }: MessageFilter): boolean {
   return key !== undefined || id !== undefined || headers !== undefined
 }
 
+/** Whether the filter chooses the message, as far as that needs no record. */
 export function choosesAmong(
   filter: MessageFilter,
   { dead, attempts, timeMs }: Circumstances,
@@ -92,7 +96,7 @@ export function choosesAmong(
   return youngerThanMs === undefined || nowMs - timeMs <= youngerThanMs
 }
 
-/** Keys, ids and headers are compared as bytes: two that are not UTF-8 are the same text and not the same key. */
+/** Compares keys, ids and headers as bytes: different bytes that are no UTF-8 decode to the same text. */
 export function choosesRecord({ key, id, headers }: MessageFilter, record: Uint8Array): boolean {
   const layout = recordLayout(record)
   const { keyAt, idAt, headersAt } = layout
@@ -106,7 +110,7 @@ export function choosesRecord({ key, id, headers }: MessageFilter, record: Uint8
   })
 }
 
-// Whether `record[start, end)` is this text; an option that is not there ends before it begins.
+// Whether `record[start, end)` is this text. For a missing option, `end` is less than `start`.
 function isText(record: Uint8Array, start: number, end: number, text: string): boolean {
   return start <= end && viewBuffer(record, start, end).equals(Buffer.from(text))
 }
@@ -115,7 +119,7 @@ function viewBuffer(bytes: Uint8Array, start: number, end: number): Buffer {
   return Buffer.from(bytes.buffer, bytes.byteOffset + start, end - start)
 }
 
-/** How often a message was brought back, over all queues that it has been in. */
+/** How often a message was redriven, in all queues that it has been in. */
 export function redrivesOf(queue: Queue, offset: number, record: Uint8Array): number {
   const here = queue.livesOf(offset).redrives
   if ((recordFlags(record, 0) & RECORD_FLAG.headers) === 0) return here

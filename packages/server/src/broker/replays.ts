@@ -1,12 +1,12 @@
 /**
- * Replays: messages that were acknowledged and that the log still holds are published again, in the order in which they
- * are stored there, up to where the log ended when the first page was asked for.
+ * Replays: publishes acknowledged messages that are still in the log again, in log order, up to the end of the log at the
+ * first page of the replay.
  *
- * Which messages were acknowledged is known only from facts that follow them. So a replay goes over windows of offsets:
- * for each it first reads the facts of the whole log into a set of bits, and then the messages. Both take as many pages
- * as they need; the cursor says all that a page must know, and the set is a cache of what the log says. It is given up
- * with the last page, with the connection of its client, and when it is idle and another replay needs its place; a page
- * that does not find it reads the facts anew.
+ * Only the facts that follow a message say whether it was acknowledged. So a replay works on windows of offsets: for each
+ * window it first reads the facts of the whole log into a set of bits, and then the messages. Either step can take several
+ * pages. The cursor is all that a page needs; the set of bits is a cache of the log. It is dropped after the last page, with
+ * the connection of its client, and when it is idle and another replay needs its place. A page without it reads the facts
+ * again.
  */
 import {
   BATCH_ATTRIBUTE,
@@ -34,11 +34,11 @@ import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from '../log/cur
 import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
-/** Offsets of one window, unless the broker was given other ones: 4 MiB of bits. */
+/** Default number of offsets in a window: 4 MiB of bits. */
 const WINDOW_OFFSETS = 1 << 25
-/** Replays that have a set, of all clients. */
+/** Most windows at a time, of all clients. */
 const REPLAYS_MAX = 8
-/** One whose next page was not asked for within this time gives way to another replay. */
+/** A replay whose next page is not requested within this time gives way to another. */
 const IDLE_MS = 10_000
 
 export interface ReplaysOptions {
@@ -52,46 +52,46 @@ export interface ReplayResult extends CutShort {
   readonly cursor: string | null
 }
 
-/** A message that is to be published again. */
+/** An acknowledged message. */
 interface Settled {
   readonly record: Uint8Array
   readonly offset: number
   readonly publishedMs: number
-  /** Of its batch, and its index in it. */
+  /** Position of its batch, and its index in the batch. */
   readonly position: number
   readonly index: number
 }
 
-/** Where a page begins, and what holds for all pages of its replay. */
+/** The start of a page, and the values that all pages of its replay share. */
 interface Cursor {
-  /** Place of a batch or an entry, and index of a message in the batch: what precedes it is done. */
+  /** Position of a batch or an entry, and index of a message in the batch: all messages before are done. */
   readonly position: number
   readonly index: number
-  /** The log ended and began here when the replay began. */
+  /** End and start of the log when the replay began. */
   readonly end: number
   readonly start: number
   /** First offset of the window. */
   readonly floor: number
-  /** The facts before this are in the set of the window. */
+  /** Facts before this position are in the set of the window. */
   readonly scanned: number
-  /** Of the replay, in this run of the broker. */
+  /** Id of the replay, in this run of the broker. */
   readonly id: number
 }
 
-/** What is known of the messages of one window. */
+/** Which messages of one window were acknowledged. */
 class Window {
   readonly queueId: number
   readonly floor: number
   readonly offsets: number
-  /** Acknowledged, and not come to. */
+  /** Acknowledged messages that no page has reached. */
   readonly acked: OffsetSet
-  /** While the set is made anew for a later page: what earlier pages came to. */
+  /** While the set is rebuilt for a later page: messages that earlier pages have reached. */
   done: OffsetSet | undefined
-  /** First offset behind the window that the log holds. */
+  /** First offset after the window that is in the log. */
   nextFloor = Infinity
-  /** Segments went while the set was not there: what earlier pages came to is not all known. */
-  isPartly = false
-  /** Cursor of the page that it is for; who asks for it, and when it was used. */
+  /** Segments were freed before the set was rebuilt, so `done` is incomplete. */
+  isPartial = false
+  /** Cursor of the next page, the caller of the replay, and the time of its last page. */
   cursor = ''
   caller: Caller | undefined
   usedMs = 0
@@ -133,13 +133,13 @@ export class Replays {
     this.#windowOffsets = replayWindowOffsets
   }
 
-  /** The client is gone: nothing is kept for it. */
+  /** Drops the windows of a client that is gone. */
   forget(caller: Caller): void {
     for (const window of this.#kept) if (window.caller === caller) this.#kept.delete(window)
   }
 
   /**
-   * A page, from `request.cursor` on; without one the first of a replay.
+   * A page from `request.cursor` on; the first page of a replay without one.
    * @throws SluiceError QUEUE_NOT_FOUND, INVALID_ARGUMENT, DISK_LOW, MEMORY_FULL, CORRUPT, TOO_MANY_REQUESTS
    */
   page(request: ReplayRequest, caller: Caller): Promise<ReplayResult> {
@@ -168,7 +168,7 @@ export class Replays {
     })
   }
 
-  // The clock goes on between the messages of a page, and the queue that they go to can be deleted between pages.
+  // Time goes on between the messages of a page, and the target can be deleted between pages.
   #publish(message: Settled, queue: Queue, request: ReplayRequest, caller: Caller): void {
     this.#requests.resume(caller)
     const { record, offset, publishedMs } = message
@@ -177,7 +177,7 @@ export class Replays {
     this.#moves.copy(record, origin, target)
   }
 
-  // For the next page, if that goes on in the same window.
+  // Keeps the window for the next page, if one follows in the same window.
   #keep({ window, isOver, result }: Page, caller: Caller): void {
     if (isOver || !caller.isOpen) return
     window.cursor = result.cursor ?? ''
@@ -192,7 +192,7 @@ export class Replays {
     return { position: start, index: 0, end, start, floor: fromOffset, scanned: 0, id: ++this.#lastId }
   }
 
-  // The window that an earlier page left for this cursor, or one of which nothing is known yet.
+  // The window that an earlier page kept for this cursor, or an empty one. @throws SluiceError TOO_MANY_REQUESTS
   #take(queueId: number, cursor: Cursor, text: string | undefined): Window {
     const { nowMs } = this.#turn
     for (const window of this.#kept) {
@@ -207,33 +207,33 @@ export class Replays {
     if (this.#running + this.#kept.size >= REPLAYS_MAX) {
       throw new SluiceError(
         'TOO_MANY_REQUESTS',
-        `${REPLAYS_MAX} replays are running on this broker; another has to wait until one of them ends.`,
+        `${REPLAYS_MAX} replays are running on this broker. Try again when one has ended.`,
         { retryAfterMs: 1_000 },
       )
     }
     const window = new Window(queueId, cursor.floor, this.#windowOffsets)
     if (cursor.position > cursor.start || cursor.index > 0) {
       window.done = new OffsetSet(cursor.floor, this.#windowOffsets)
-      window.isPartly = this.#log.usage().firstPosition > cursor.start
+      window.isPartial = this.#log.usage().firstPosition > cursor.start
     }
     return window
   }
 }
 
-/** What a page does with what it finds. */
+/** What a page needs from the broker. */
 interface Work {
   /** Time of this turn. */
   nowMs(): number
-  /** Called after each wait. @throws SluiceError when the page shall end */
+  /** Called after each wait. @throws SluiceError when the page must end */
   resume(): void
   /** @throws SluiceError when there is no room */
   publish(message: Settled): void
 }
 
-/** One page: it reads the facts that its window lacks, and then messages, until it has read or published enough. */
+/** One page: reads the facts that its window lacks, and then messages, up to the limits of a page. */
 class Page {
   readonly window: Window
-  /** Messages that were chosen, and published unless it was a dry run. */
+  /** Messages that were chosen, and published except in a dry run. */
   matched = 0
   readonly #log: Log
   readonly #queueId: number
@@ -252,7 +252,7 @@ class Page {
     this.#cursor = cursor
     this.#position = cursor.position
     this.#index = cursor.index
-    // A set that is not there is made from the beginning.
+    // A new set needs all facts.
     this.#scanned = window.cursor === '' ? 0 : cursor.scanned
   }
 
@@ -261,7 +261,7 @@ class Page {
     return this.#position >= this.#cursor.end
   }
 
-  /** What it has done so far, also where it failed. */
+  /** Progress of the page, also after an error. */
   get result(): ReplayResult {
     return { matched: this.matched, replayed: this.matched, cursor: this.#next() }
   }
@@ -300,7 +300,7 @@ class Page {
     return true
   }
 
-  // Returns whether all messages of the window were looked at.
+  // Returns whether all messages of the window were checked.
   async #publish(work: Work): Promise<boolean> {
     let hasAny = false
     for await (const entry of entriesFrom(this.#log, segmentStart(this.#position, this.#log))) {
@@ -318,17 +318,10 @@ class Page {
     return true
   }
 
-  // Returns whether the page has room for more than the entry holds.
+  // Returns whether the page has room for messages of further entries.
   #publishFrom(entry: LogEntry, work: Work): boolean {
     const { window } = this
-    for (const message of settledIn(
-      entry,
-      this.#queueId,
-      this.#request,
-      window,
-      this.#position,
-      this.#index,
-    )) {
+    for (const message of this.#settledIn(entry)) {
       this.#position = message.position
       this.#index = message.index
       if (this.#isChosen(message, work.nowMs())) {
@@ -336,11 +329,37 @@ class Page {
         if (!this.#request.dryRun) work.publish(message)
         this.matched++
       }
-      // Another copy of its batch, which was made to give space back, can follow.
+      // A relocated copy of its batch can follow.
       window.acked.remove(message.offset)
       this.#index++
     }
     return true
+  }
+
+  // Acknowledged messages of the entry, from the page's position on.
+  *#settledIn(entry: LogEntry): Generator<Settled, void> {
+    const { window } = this
+    const { fromOffset = 0, fromMs = 0, untilMs = Infinity } = this.#request
+    // The page moves on between the messages.
+    const from = this.#position
+    const fromIndex = this.#index
+    const { bytes } = entry
+    for (const at of entryBatches(bytes, 0)) {
+      const position = entry.position + at
+      if (position < from || !isOfQueue(bytes, at, BATCH_TYPE.messages, this.#queueId)) continue
+      const header = readBatchHeader(bytes, at)
+      if (window.isPartial && (header.attributes & BATCH_ATTRIBUTE.relocated) !== 0) continue
+      const { baseOffset, count, timeMs } = header
+      if (timeMs < fromMs || timeMs >= untilMs) continue
+      let record = at + BATCH_HEADER_BYTES
+      for (let index = 0; index < count; index++, record += recordSize(bytes, record)) {
+        const offset = baseOffset + index
+        if (offset < fromOffset || !window.acked.has(offset)) continue
+        if (position === from && index < fromIndex) continue
+        const copy = copyBytes(bytes, record, record + recordSize(bytes, record))
+        yield { record: copy, offset, publishedMs: timeMs, position, index }
+      }
+    }
   }
 
   #isChosen({ record, publishedMs }: Settled, nowMs: number): boolean {
@@ -350,35 +369,7 @@ class Page {
   }
 }
 
-/** Messages of the entry that were acknowledged, from the one at `index` of the batch at `from` on. */
-function* settledIn(
-  entry: LogEntry,
-  queueId: number,
-  { fromOffset = 0, fromMs = 0, untilMs = Infinity }: ReplayRequest,
-  window: Window,
-  from: number,
-  fromIndex: number,
-): Generator<Settled, void> {
-  const { bytes } = entry
-  for (const at of entryBatches(bytes, 0)) {
-    const position = entry.position + at
-    if (position < from || !isOfQueue(bytes, at, BATCH_TYPE.messages, queueId)) continue
-    const header = readBatchHeader(bytes, at)
-    if (window.isPartly && (header.attributes & BATCH_ATTRIBUTE.relocated) !== 0) continue
-    const { baseOffset, count, timeMs } = header
-    if (timeMs < fromMs || timeMs >= untilMs) continue
-    let record = at + BATCH_HEADER_BYTES
-    for (let index = 0; index < count; index++, record += recordSize(bytes, record)) {
-      const offset = baseOffset + index
-      if (offset < fromOffset || !window.acked.has(offset)) continue
-      if (position === from && index < fromIndex) continue
-      const copy = copyBytes(bytes, record, record + recordSize(bytes, record))
-      yield { record: copy, offset, publishedMs: timeMs, position, index }
-    }
-  }
-}
-
-// Notes what the entry says of messages of the window.
+// Adds the facts of the entry to the window.
 function scan({ position, bytes }: LogEntry, queueId: number, cursor: Cursor, window: Window): void {
   for (const at of entryBatches(bytes, 0)) {
     if (isOfQueue(bytes, at, BATCH_TYPE.facts, queueId)) {
@@ -391,13 +382,13 @@ function scan({ position, bytes }: LogEntry, queueId: number, cursor: Cursor, wi
       const windowEnd = window.floor + window.offsets
       if (end > windowEnd)
         window.nextFloor = Math.min(window.nextFloor, Math.max(header.baseOffset, windowEnd))
-      window.done?.add(header.baseOffset, comeTo(header, position + at, cursor))
+      window.done?.add(header.baseOffset, doneIn(header, position + at, cursor))
     }
   }
 }
 
-/** How many messages of the batch earlier pages came to. */
-function comeTo({ count }: BatchHeader, position: number, cursor: Cursor): number {
+/** Number of messages of the batch that earlier pages have reached. */
+function doneIn({ count }: BatchHeader, position: number, cursor: Cursor): number {
   return position < cursor.position ? count : position === cursor.position ? cursor.index : 0
 }
 

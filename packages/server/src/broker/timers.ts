@@ -1,8 +1,8 @@
 /**
- * The armed timers, nearest deadline first: a binary heap in which each timer knows its place, so that arming one anew
- * moves it. Nothing stale is left behind, whatever is armed and disarmed.
+ * The armed timers: a binary heap with the nearest deadline first. Each timer knows its place, so arming it again moves it,
+ * and disarming it removes it.
  *
- * Invariant: `heap[timer.place] === timer` for each armed timer, and no timer is nearer than the one above it.
+ * Invariant: `heap[timer.place] === timer` for each armed timer, and no timer is nearer than its parent.
  */
 import type { Timer } from '../queue/index.js'
 
@@ -13,12 +13,12 @@ export class Timers {
     return this.#heap.length
   }
 
-  /** Deadline of the first; Infinity when none is armed. */
+  /** Nearest deadline; Infinity when no timer is armed. */
   get firstMs(): number {
     return this.#heap.length === 0 ? Infinity : this.#heap[0]!.deadlineMs
   }
 
-  /** Takes the first out, which is no longer armed; there must be one. */
+  /** Disarms and returns the timer with the nearest deadline; there must be one. */
   shift(): Timer {
     const first = this.#heap[0]!
     this.arm(first, Infinity)
@@ -49,7 +49,7 @@ export class Timers {
     else this.#put(timer, hole)
   }
 
-  // Puts the timer into `place`, or above it, behind all that are as near.
+  // Puts the timer at `place`, or above it, below all timers with the same deadline.
   #rise(timer: Timer, place: number): void {
     let hole = place
     while (hole > 0) {
@@ -61,7 +61,7 @@ export class Timers {
     this.#put(timer, hole)
   }
 
-  // Moves up what is nearer than the timer; returns the place that this leaves for it.
+  // Moves nearer timers up from below `place`; returns the place that is left for the timer.
   #descend(timer: Timer, place: number): number {
     const heap = this.#heap
     let hole = place

@@ -1,9 +1,9 @@
 /**
- * One turn of the event loop: its time, the queues that changed in it, those that may have something to deliver, and
- * the deadlines at which the next one is due although nothing arrives.
+ * One turn of the event loop: its time, the queues that may have something to deliver, and the deadlines at which a turn is
+ * due although nothing arrives. Sessions and the listener begin it, and every change of a queue is followed by `changed`. The
+ * broker ends it.
  *
- * Whatever changes a queue calls `changed`; the end of the turn, which the broker does, takes what that gathered.
- * Invariant: while a queue or anything else has a deadline, `nextDeadline` is no later.
+ * Invariant: `nextDeadline` is never later than the deadline of any queue or timer.
  */
 import { SluiceError } from '@sluice/protocol'
 import { Timer, type Queue } from '../queue/index.js'
@@ -16,16 +16,16 @@ export interface TurnOptions {
   readonly observer?: Observer | undefined
 }
 
-/** Takes note of a queue that changed. */
+/** Is notified of each queue that changed. */
 export interface Noting {
   note(queue: Queue): void
 }
 
-/** What a turn leads to. */
+/** What a turn calls. */
 export interface TurnParts {
-  /** Writes the facts that the queue gathered. */
+  /** Writes the facts of queues. */
   readonly facts: Noting
-  /** Routes its dead messages that are to go elsewhere. */
+  /** Routes dead messages to other queues. */
   readonly moves: Noting
   /** The deadline of the queue has passed. */
   due(queue: Queue): void
@@ -34,7 +34,7 @@ export interface TurnParts {
 }
 
 export class Turn {
-  /** Time of this turn, ms since the epoch: all of it happens at this time. */
+  /** Time of everything in this turn, ms since the epoch. */
   nowMs: number
   readonly #options: TurnOptions
   readonly #timers = new Timers()
@@ -53,32 +53,32 @@ export class Turn {
     this.#parts = parts
   }
 
-  /** The next time at which `tick` has something to do, ms since the epoch; Infinity when there is none. */
+  /** When `tick` is due, ms since the epoch; Infinity when it is not. */
   get nextDeadline(): number {
     return this.#timers.firstMs
   }
 
-  /** Something arrived, or a wait is over. */
+  /** Begins a turn: input arrived, or a wait ended. */
   begin(): void {
-    // A machine's clock can be behind the log that its broker continues: what comes next is not older than what is there.
+    // The clock of a machine can be behind the log that its broker continues, but broker time never goes back.
     this.nowMs = Math.max(this.nowMs, this.#options.now())
   }
 
-  /** As `begin`, for what was waited for. @throws SluiceError SHUTTING_DOWN when nothing may be written any more */
+  /** As `begin`, after a wait. @throws SluiceError SHUTTING_DOWN when nothing may be written any more */
   beginAgain(): void {
     if (this.#isStopped)
       throw new SluiceError('SHUTTING_DOWN', 'The broker is stopping.', { scope: 'request' })
     this.begin()
   }
 
-  /** The turn will be ended. */
+  /** Schedules the end of the turn. */
   wake(): void {
     if (this.#isDue || this.#isStopped) return
     this.#isDue = true
     this.#options.defer(() => this.#parts.end())
   }
 
-  /** The turn ends now; false: there are no more turns. */
+  /** Called at the end of the turn. False: the broker has stopped and must do nothing more. */
   finish(): boolean {
     this.#isDue = false
     if (this.#isStopped) return false
@@ -86,12 +86,12 @@ export class Turn {
     return true
   }
 
-  /** No turn ends any more. */
+  /** Schedules no more ends of turns. */
   stop(): void {
     this.#isStopped = true
   }
 
-  /** Time passed: what was due by now happens. */
+  /** Runs the timers that are due. */
   tick(): void {
     this.begin()
     while (this.#timers.firstMs <= this.nowMs) this.#timers.shift().run()
@@ -100,7 +100,7 @@ export class Turn {
 
   // --- queues ---
 
-  /** Facts of the queue may wait to be written, its line may have moved, and its next deadline with it. */
+  /** The queue changed: it may have facts to write, a new deadline, and messages to move or to deliver. */
   changed(queue: Queue): void {
     const { facts, moves } = this.#parts
     facts.note(queue)
@@ -122,7 +122,7 @@ export class Turn {
     return this.#active.length > 0
   }
 
-  /** Calls `each` for the queues that may have something to deliver, in the order in which they came to. */
+  /** Calls `each` for the queues that may have something to deliver, in the order of `activate`. */
   eachActive(each: (queue: Queue) => void): void {
     for (const queue of this.#active.splice(0)) {
       queue.active = false
@@ -130,7 +130,7 @@ export class Turn {
     }
   }
 
-  /** What is due becomes ready, and what has expired goes: for decisions that depend on what there is. */
+  /** Makes due messages ready and removes expired ones, before a decision that depends on them. */
   settleTime(queue: Queue): void {
     const { observer } = this.#options
     observer?.looked(queue)
@@ -140,7 +140,7 @@ export class Turn {
 
   // --- deadlines ---
 
-  /** A timer that wakes the broker. */
+  /** A timer that wakes the broker at its deadline. */
   timer(): Timer {
     return new Timer(() => this.wake())
   }
@@ -149,11 +149,11 @@ export class Turn {
     this.#timers.arm(timer, deadlineMs)
   }
 
-  /** The next deadline of the queue may be another one. */
+  /** Arms the queue's timer if its next deadline is earlier than the armed one. */
   armQueue(queue: Queue): void {
     const deadlineMs = queue.nextDeadline
     const armedMs = queue.timer === undefined ? Infinity : queue.timer.deadlineMs
-    // One that is too near costs a look, where arming it anew would cost as much each time that something is settled.
+    // A timer that is too early costs one check; to move it back would cost as much on each settle.
     if (deadlineMs >= armedMs && armedMs > this.nowMs) return
     queue.timer ??= new Timer(() => this.#parts.due(queue))
     this.#timers.arm(queue.timer, deadlineMs)

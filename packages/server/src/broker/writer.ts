@@ -1,6 +1,8 @@
 /**
- * What goes into the open entry: the facts that queues gathered, and batches of messages. Facts of a queue that were
- * applied and not written yet are listed here; they are written before anything that is computed from them leaves.
+ * Writes to the open entry: facts of queues, and batches of messages. Called by all that changes the state.
+ *
+ * Invariant: facts that were applied but not written are written by the end of the turn, before an answer based on them is
+ * sent.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -16,13 +18,13 @@ import type { Tail } from '../log/tail.js'
 import { factsUntil, type FactBuffer, type Queue } from '../queue/index.js'
 import type { Turn } from './turn.js'
 
-/** What of its budget of memory the broker uses, in bytes. */
+/** Memory that the process uses, and its budget. */
 export interface MemoryUse {
   readonly usedBytes: number
   readonly budgetBytes: number
 }
 
-/** Pages of state that there are, and at most may be. */
+/** Number of state pages, and its limit. */
 export interface PagesFull {
   readonly pages: number
   readonly pagesMax: number
@@ -31,13 +33,13 @@ export interface PagesFull {
 export class Writer {
   readonly tail: Tail
   readonly turn: Turn
-  /** Of the messages that were written since the broker started. */
+  /** Bytes of the records written since the broker started. */
   recordBytes = 0
-  /** Set while memory is used up and no more is taken. */
+  /** Set while the process is out of memory and publishes are refused. */
   memoryFull: MemoryUse | undefined
-  /** What writing all state pages anew would take: a checkpoint must always have room. */
+  /** Bytes of the largest checkpoint; room for it is always kept. */
   upkeepBytes = 0
-  /** Set while a checkpoint could not list more pages than there are. */
+  /** Set while the directory of a checkpoint has no room for more pages. */
   pagesFull: PagesFull | undefined
   readonly #log: Log
   readonly #withFacts: Queue[] = []
@@ -56,13 +58,13 @@ export class Writer {
     return this.#log.segmentBytes / 8
   }
 
-  /** Whether `bytes` more have room, while what must always be written keeps its own. */
+  /** Whether the log has room for `bytes` more besides the room that a checkpoint needs. */
   hasRoom(bytes: number): boolean {
     if (this.pagesFull !== undefined) return false
     return this.#log.reserve(this.tail.pendingBytes + bytes + this.upkeepBytes, this.turn.nowMs)
   }
 
-  /** Whether messages of `bytes` are taken now, whatever their queue says. @throws SluiceError DISK_LOW, MEMORY_FULL */
+  /** Checks that the broker has room for messages of `bytes`. @throws SluiceError DISK_LOW, MEMORY_FULL */
   checkRoom(bytes: number): void {
     if (this.pagesFull !== undefined) {
       const { pages, pagesMax } = this.pagesFull
@@ -88,10 +90,10 @@ export class Writer {
     )
   }
 
-  /** The queue may have facts that are to be written by the end of the turn. */
+  /** Lists the queue, if it has facts, to be written by the end of the turn. */
   note(queue: Queue): void {
     if (queue.facts.isEmpty) return
-    // Many settles in one turn need not wait in memory.
+    // The facts of many settles in one turn do not pile up in memory.
     if (queue.facts.length > this.#factsBytesMax) {
       this.facts(queue.id, queue.facts)
       return
@@ -102,7 +104,7 @@ export class Writer {
     this.turn.wake()
   }
 
-  /** Writes what queues have gathered. */
+  /** Writes the facts of the listed queues. */
   flush(): void {
     for (const queue of this.#withFacts) {
       queue.hasPendingFacts = false
@@ -113,21 +115,21 @@ export class Writer {
     this.#withFacts.length = 0
   }
 
-  /** What is written next, `bytes` with its headers, stands in one entry: all of it is durable, or nothing. */
+  /** Puts the next `bytes` of writes, with their headers, into one entry: all of them are durable, or none. */
   together(bytes: number): void {
     this.tail.reserve(bytes, this.turn.nowMs)
   }
 
-  /** Bytes that the facts will take, at most. */
+  /** Most bytes that the facts take in the log. */
   factsBytes(facts: FactBuffer): number {
     if (facts.isEmpty) return 0
-    // Each batch of them is filled to at least a half.
+    // Each batch of facts is at least half full.
     const batches =
       facts.length <= this.#factsBytesMax ? 1 : Math.ceil((2 * facts.length) / this.#factsBytesMax)
     return batches * BATCH_HEADER_BYTES + facts.length
   }
 
-  /** As one batch; more than fit a part of a segment as several, which may stand in several entries. */
+  /** Writes facts as one batch; many of them as several batches, which may be in several entries. */
   facts(queueId: number, facts: FactBuffer): void {
     const { bytes } = facts
     for (let from = 0; from < bytes.length;) {
@@ -152,7 +154,7 @@ export class Writer {
     this.turn.wake()
   }
 
-  /** The batch `bytes[at, end)` of messages that are at `base` from now on; returns its place in the log. */
+  /** Writes the batch `bytes[at, end)`, whose messages get the queue's next offsets; returns its position in the log. */
   messages(
     bytes: Uint8Array,
     at: number,
@@ -171,7 +173,7 @@ export class Writer {
     return this.tail.add(length)
   }
 
-  /** A batch that says something by its header alone. It is written at once. */
+  /** Writes a batch that is only a header, and sends it to the disk at once. */
   mark(type: number, count: number, attributes: number): void {
     const at = this.tail.reserve(BATCH_HEADER_BYTES, this.turn.nowMs)
     sealBatch(this.tail.bytes, at, at + BATCH_HEADER_BYTES, {
