@@ -1,6 +1,6 @@
 /**
- * The client: what a program publishes, consumes and asks for, over one link to the broker. A new connection has what the
- * producer has unanswered first (see `Link`), then the consumers.
+ * The client: publishes, consumes and requests over one link to the broker. On a new connection, the producer sends its
+ * unanswered batches first (see `Link`), and then the consumers subscribe.
  */
 import { durationText, SluiceError, Timer } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
@@ -57,13 +57,13 @@ import type { Dial } from './transport.js'
 import { Turn } from './turn.js'
 import type { BatchHandler, ConsumingWorker, Handler, Worker } from './worker.js'
 
-/** What `messages` returns; leaving a `for await` loop over it closes it. */
+/** Returned by `messages`. Leaving a `for await` loop over it closes it. */
 export interface MessageIterator<Body>
   extends AsyncIterableIterator<Message<Body>, undefined>, AsyncDisposable {}
 
 let check: (sluice: Sluice) => void
 
-/** Checks what is true of a client between any two steps; for tests. @throws Error naming what differs */
+/** Checks the invariants of a client, for tests. They hold between two turns. @throws Error naming what differs */
 export function checkInvariants(sluice: Sluice): void {
   check(sluice)
 }
@@ -71,8 +71,9 @@ export function checkInvariants(sluice: Sluice): void {
 /**
  * A client of one broker. Made by `connect`, or by `createClient` before there is a connection.
  *
- * It keeps one connection, dials again until it succeeds when that is lost, sends unconfirmed publishes again exactly once and
- * subscribes again. It is closed by `close`, or by a broker that refuses it for good (AUTH_FAILED, PROTOCOL_VERSION).
+ * It keeps one connection. When the connection is lost, it dials until it succeeds, sends unconfirmed publishes again, which
+ * the broker accepts exactly once, and subscribes again. `close` ends it, and so does a broker that refuses it permanently
+ * (AUTH_FAILED, PROTOCOL_VERSION).
  */
 export class Sluice {
   static {
@@ -82,7 +83,7 @@ export class Sluice {
     }
   }
 
-  /** Queues at the broker, and single messages and consumers of theirs. */
+  /** Queues at the broker: create, list, delete, pause, and calls for single messages and consumers. */
   readonly queues: Queues
   /** Dead letters: list, get, redrive, delete. */
   readonly dead: DeadLetters
@@ -98,7 +99,7 @@ export class Sluice {
   readonly #pullers: Pullers
   readonly #requests: Requests
   readonly #link: Link
-  /** `connect` is under way, and reports by itself why it fails. */
+  /** `connect` is under way, and rejects with the error that ends the client. */
   #isConnecting = false
   #closing: Promise<void> | undefined
   #closed: SluiceError | undefined
@@ -156,10 +157,10 @@ export class Sluice {
   }
 
   /**
-   * Calls `listener` for each event of this name; returns a function that ends that. Where `waiting`, `handlerError`,
-   * `leaseLost` or `error` has no listener, Node prints a warning; nothing is thrown.
+   * Calls `listener` for each event of this name, until the returned function is called. If `waiting`, `handlerError`,
+   * `leaseLost` or `error` has no listener, Node prints a warning. Events never throw, and neither does a failing listener.
    *
-   * @throws SluiceError INVALID_ARGUMENT for an event that does not exist
+   * @throws SluiceError INVALID_ARGUMENT for an unknown event
    */
   on<Name extends keyof SluiceEvents>(
     name: Name,
@@ -168,22 +169,22 @@ export class Sluice {
     return this.#events.on(name, listener)
   }
 
-  /** Ends what `on` began. */
+  /** Removes a listener that `on` added. */
   off<Name extends keyof SluiceEvents>(name: Name, listener: (payload: SluiceEvents[Name]) => void): void {
     this.#events.off(name, listener)
   }
 
   /**
-   * Publishes one message. Resolves when it is durable. Messages published in one turn of the event loop travel
-   * together and stay independent of each other. Beyond `maxInFlight` it waits for its place, in order; what
-   * waits is bounded by `maxWaitingBytes`.
+   * Publishes one message. Resolves when it is durable. Messages published in one turn of the event loop are sent together,
+   * and each is accepted or refused by itself. Beyond `maxInFlight`, a publish waits for its turn; `maxWaitingBytes` limits
+   * how many can wait.
    *
-   * @param body A `Uint8Array` stays bytes, a string text, anything else must be plain data; properties
-   * that are undefined are left out, and `toJSON` is used.
-   * @throws SluiceError INVALID_BODY, MESSAGE_TOO_LARGE, QUEUE_NOT_FOUND; INVALID_PRIORITY, INVALID_DELAY, AT_IN_THE_PAST,
-   * INVALID_TTL, INVALID_KEY, INVALID_ID, INVALID_HEADERS, OPTION_CONFLICT, INVALID_ARGUMENT of an option; QUEUE_FULL,
-   * DEDUP_FULL, DISK_LOW, MEMORY_FULL, TOO_MANY_WAITING, which are `retryable`; TIMEOUT and ABORTED, with `outcome: 'unknown'` when it had
-   * been sent; CLOSED
+   * @param body A `Uint8Array` stays bytes, and a string stays text. Anything else must be plain data: undefined properties
+   * are omitted, and `toJSON` is called.
+   * @throws SluiceError INVALID_NAME, INVALID_BODY, MESSAGE_TOO_LARGE, QUEUE_NOT_FOUND; for an option INVALID_PRIORITY,
+   * INVALID_DELAY, AT_IN_THE_PAST, INVALID_TTL, INVALID_KEY, INVALID_ID, INVALID_HEADERS, OPTION_CONFLICT, INVALID_ARGUMENT;
+   * QUEUE_FULL, DEDUP_FULL, DISK_LOW, MEMORY_FULL, TOO_MANY_WAITING, which are `retryable`; OFFLINE; TIMEOUT and ABORTED, with
+   * `outcome: 'unknown'` if it was sent; CLOSED
    * @example
    * const { offset } = await sluice.publish('orders', { total: 12 })
    */
@@ -193,7 +194,7 @@ export class Sluice {
     options?: PublishOptions,
   ): Promise<Receipt> {
     try {
-      // Of a name by itself only the producer's list of queues is asked, which has checked it.
+      // The producer has checked the name of each queue in its lanes, so it is not checked here again.
       if (typeof ref === 'string') return this.#publish(ref, body, options)
       const { name, schema } = queueOf(ref)
       if (schema !== undefined) return this.#publishChecked(name, schema, body, options)
@@ -216,7 +217,7 @@ export class Sluice {
     )
   }
 
-  /** Whether a call fails when the connection is lost before it is sent. @throws SluiceError OFFLINE */
+  /** Whether a call fails if the connection is lost before it is sent. @throws SluiceError OFFLINE */
   #mayFailOffline(options: SendOptions, queue?: string): boolean {
     if (!failsOffline(options)) return false
     if (this.#link.serving === undefined) throw noConnection().with({ queue })
@@ -234,7 +235,7 @@ export class Sluice {
   }
 
   /**
-   * Publishes messages to one queue, all or none of them. Resolves with their receipts, in their order.
+   * Publishes messages to one queue, all or none. Resolves with their receipts, in the order of the messages.
    *
    * @throws SluiceError BATCH_TOO_LARGE above 1 MiB or 65,535 messages; otherwise as `publish`
    * @example
@@ -253,7 +254,7 @@ export class Sluice {
         '`publishBatch` takes an array of messages; `publishAll` takes any iterable.',
       )
     }
-    // Not `map`, which passes over the holes of an array.
+    // Not `map`, which skips the holes of an array.
     const records = Array.from(messages as readonly BatchMessage[], (message) => ({
       options: batchRecordOptions(message),
       body: message.body,
@@ -274,15 +275,16 @@ export class Sluice {
   }
 
   /**
-   * Publishes all that an iterable or async iterable yields, each message by itself, and resolves when the last one is
-   * durable. Reads on only while fewer than `concurrency` messages are unconfirmed, so memory stays bounded however many
-   * there are. What is refused as full (QUEUE_FULL, DEDUP_FULL, DISK_LOW, MEMORY_FULL) is published again, in its order,
-   * after a pause, for as long as it takes; messages that were under way behind it may go before it.
+   * Publishes every message that an iterable or async iterable yields, each by itself. Resolves when the last one is durable.
+   * It reads only while fewer than `concurrency` messages are unconfirmed, so memory is bounded for any number of messages.
+   * A message that is refused because the broker is full (QUEUE_FULL, DEDUP_FULL, DISK_LOW, MEMORY_FULL) is published again
+   * after a pause, until it is accepted. Refused messages keep their order, but messages already sent after them may be
+   * accepted before them.
    *
    * Do not change a message after it was yielded: it may be published again.
    *
-   * @throws SluiceError As `publish`, for the first message that fails otherwise; what is under way by then is waited for,
-   * and nothing more is read. ABORTED when `signal` is. Whatever the iterable or `onProgress` throws.
+   * @throws SluiceError As `publish`, for the first message that fails for any other reason: nothing more is read, and the
+   * call rejects when no message is unconfirmed. ABORTED by `signal`. Also what the iterable or `onProgress` throws.
    * @example
    * const { published } = await sluice.publishAll('orders', orders.map((body) => ({ body })))
    */
@@ -312,16 +314,16 @@ export class Sluice {
   }
 
   /**
-   * Acknowledges messages and publishes others, to any queues, all or nothing: `fill` says what, and when it has ended
-   * that is sent. Resolves, when all of it is durable, with the receipts of the publishes in their order.
+   * Acknowledges messages and publishes others, to any queues, all or nothing. `fill` adds the acknowledgements and publishes,
+   * which are sent after it has ended. Resolves when all of them are durable, with the receipts of the publishes in order.
    *
-   * A message counts as settled as soon as it is sent. When the step is refused it has had no effect, and messages that
-   * still belong to this client can be settled again; a handler that throws then has its message tried again, as ever.
+   * The acknowledged messages count as settled when the step is sent. A refused step has no effect: its messages can be
+   * settled again if their leases are not lost, and a handler that throws has its message delivered again, as always.
    *
-   * @param fill May be async. When it throws, nothing happens and `atomic` rejects with what it threw.
-   * @throws SluiceError LEASE_LOST, ALREADY_SETTLED of a message; QUEUE_NOT_FOUND, QUEUE_FULL, DEDUP_FULL, DISK_LOW of a
-   * publish; TRANSACTION_TOO_LARGE; TIMEOUT and ABORTED, with `outcome: 'unknown'` when it had been sent; CLOSED;
-   * otherwise as `publish`
+   * @param fill May be async. If it throws, the step has no effect, and `atomic` rejects with what it threw.
+   * @throws SluiceError LEASE_LOST, ALREADY_SETTLED for a message; QUEUE_NOT_FOUND, QUEUE_FULL, DEDUP_FULL, DISK_LOW for a
+   * publish; TRANSACTION_TOO_LARGE; TIMEOUT and ABORTED, with `outcome: 'unknown'` if it was sent; CLOSED; otherwise as
+   * `publish`
    * @example
    * sluice.consume('orders', async (message) => {
    *   await sluice.atomic((tx) => {
@@ -334,7 +336,10 @@ export class Sluice {
     onlyKnown('atomic', options, SEND_OPTIONS)
     const timeoutMs = timeoutOf(options, this.#settings.timeoutMs)
     if (typeof fill !== 'function')
-      throw new SluiceError('INVALID_ARGUMENT', '`atomic` needs a function that says what it should do.')
+      throw new SluiceError(
+        'INVALID_ARGUMENT',
+        '`atomic` needs a function that adds acknowledgements and publishes.',
+      )
     const producer = this.#producer
     const draft = new Draft(this.#session, (body, record) => producer.record(body, record))
     let receipts: Promise<Receipt[]>
@@ -347,21 +352,21 @@ export class Sluice {
       draft.abandon()
       throw error
     }
-    // From here on the step answers for its messages.
+    // From here on, the step reopens its messages if it is refused.
     return receipts
   }
 
   /**
-   * Calls `handler` for each message of the queue, or with `batch` for several at a time, until the worker is closed.
+   * Calls `handler` for each message of the queue, or, with `batch`, for several at a time, until the worker is closed.
    *
-   * Where the queue has a schema, a handler gets what the schema made of the body; a message whose body does not match
-   * becomes a dead letter and no handler sees it.
+   * If the queue has a schema, the body is the output of the schema. A message whose body does not match becomes a dead
+   * letter, and no handler gets it.
    *
-   * @param options `concurrency`, default 1; `prefetch`, default twice what the handlers take at a time;
-   * `prefetchBytes`; `processingTimeout`; `ordering: 'key'`; `batch`; `missing`; `signal` closes it. Where the queue does
-   * not exist, or is deleted, the worker waits for it after the event `waiting`; with `missing: 'fail'` it ends and rejects
-   * `worker.closed`.
-   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, OPTION_CONFLICT
+   * @param options `concurrency`, default 1; `prefetch`, default twice the messages that all handlers can have;
+   * `prefetchBytes`, default 16 MiB; `processingTimeout`; `ordering: 'key'`; `batch`; `missing`; `signal` closes the worker.
+   * If the queue does not exist or is deleted, the worker emits `waiting` and waits for it; with `missing: 'fail'` it ends, and
+   * `worker.closed` rejects.
+   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, OPTION_CONFLICT, CLOSED
    * @example
    * const worker = sluice.consume('orders', { concurrency: 16 }, async (message) => ship(message.body))
    * @example
@@ -400,7 +405,7 @@ export class Sluice {
     }
     const reader = schema === undefined ? undefined : new Reader(schema, this.#session)
     let worker: ConsumingWorker
-    // The types of bodies are the caller's word; a handler gets what is there.
+    // The type of a body is declared by the caller and not checked without a schema.
     if (settings.batch !== undefined) {
       const whole = handler as unknown as GroupHandler
       const group = reader === undefined ? whole : reader.forGroups(whole)
@@ -408,7 +413,7 @@ export class Sluice {
     } else {
       const whole = handler as unknown as SingleHandler
       const single = reader === undefined ? whole : reader.forSingles(whole)
-      // One at a time are in order anyway.
+      // With one handler, messages are in order anyway.
       if (!settings.ordered || settings.concurrency === 1)
         worker = new SingleWorker(this.#session, name, settings, single, forget)
       else {
@@ -424,13 +429,13 @@ export class Sluice {
   }
 
   /**
-   * The messages of the queue as an async iterator; each is settled by its own methods. Leaving the loop gives back
-   * what was not yielded. Where the queue has a schema, only messages that match it are yielded.
+   * Iterates the messages of the queue; the loop settles each with its methods. Leaving the loop releases all messages that
+   * were not yielded. If the queue has a schema, messages that do not match it become dead letters and are not yielded.
    *
-   * @param options `prefetch`, default 10; `prefetchBytes`; `processingTimeout`; `missing`, as of `consume`; `signal` ends
-   * it.
-   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT; while iterating CONSUMER_CLOSED, ABORTED, and with `missing: 'fail'`
-   * QUEUE_NOT_FOUND, QUEUE_DELETED
+   * @param options `prefetch`, default 10; `prefetchBytes`, default 16 MiB; `processingTimeout`; `missing`, as for `consume`;
+   * `signal` ends the iteration.
+   * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, CLOSED; while iterating CONSUMER_CLOSED, ABORTED, and with
+   * `missing: 'fail'` QUEUE_NOT_FOUND, QUEUE_DELETED
    * @example
    * for await (const message of sluice.messages('orders', { prefetch: 10 })) await message.ack()
    */
@@ -451,10 +456,10 @@ export class Sluice {
   }
 
   /**
-   * Takes up to `max` messages: as soon as there is one it resolves with what is ready, and with none at the end of
-   * `wait`. Where the queue has a schema, only messages that match it count.
+   * Pulls up to `max` messages. Resolves with the messages that are ready as soon as there is one, or with an empty array
+   * after `wait`. If the queue has a schema, messages that do not match it become dead letters and are not returned.
    *
-   * @param options `max`, default 1; `wait`, default 0; `processingTimeout`; `signal`; the deadline is `wait` plus `timeout`.
+   * @param options `max`, default 1; `wait`, default 0; `processingTimeout`; `signal`. The deadline is `wait` plus `timeout`.
    * @throws SluiceError INVALID_NAME, INVALID_ARGUMENT, QUEUE_NOT_FOUND, TIMEOUT, ABORTED, CLOSED
    * @example
    * for (const message of await sluice.pull('orders', { max: 10, wait: '20s' })) await message.ack()
@@ -471,13 +476,14 @@ export class Sluice {
   }
 
   /**
-   * Closes the workers and iterators (what is buffered goes back, handlers are waited for), waits until everything
-   * published is confirmed, says goodbye. A second call waits for the same end.
+   * Closes all workers and iterators, waits for running handlers and unconfirmed publishes, and then disconnects. Messages
+   * without a handler return to their queue. A second call waits for the same end.
    *
-   * A handler that awaits it is not waited for: unless it has settled its message before, that goes back to the queue.
+   * It does not wait for a handler that awaits `close` itself. Unless that handler has settled its message, the message returns
+   * to the queue.
    *
-   * @param options `timeout`: default the client's. When it passes, what is left is given up. 0: that happens at once, and
-   * is no error; publishes that are unconfirmed reject with CLOSED.
+   * @param options `timeout`, default the client's: when it passes, the client closes without waiting any longer. With 0 that
+   * happens at once, without an error. Unconfirmed publishes reject with CLOSED.
    * @throws SluiceError TIMEOUT, INVALID_ARGUMENT
    */
   async close(options: { readonly timeout?: Duration } = {}): Promise<void> {
@@ -489,7 +495,7 @@ export class Sluice {
     await this.#ending(this.#closing)
   }
 
-  // In each call by itself: who awaits it shows only there.
+  // In each call separately, because only its own stack shows who awaits it.
   async #ending(closing: Promise<void>): Promise<void> {
     await nextTurn()
     for (const worker of this.#workers) worker.excuse()
@@ -503,7 +509,7 @@ export class Sluice {
   async #close(timeoutMs: number): Promise<void> {
     if (timeoutMs === 0) {
       for (const worker of this.#workers) void worker.close({ timeout: 0 })
-      // What was settled before is sent.
+      // Sends the settles so far.
       this.#turn.flushAll()
       this.#shut(new SluiceError('CLOSED', 'The client was closed.'))
       return
@@ -531,7 +537,7 @@ export class Sluice {
     for (const worker of this.#workers) closing.push(worker.close({ timeout: timeoutMs }))
     for (const stream of this.#streams) closing.push(stream.return())
     const outcomes = await Promise.allSettled(closing)
-    // Settles of the caller's own, such as after a pull, are made durable too.
+    // Sends settles outside of workers too, such as those after a pull.
     this.#turn.flushAll()
     await Promise.all([this.#producer.idle(), this.#link.connection?.answered()])
     return outcomes.every(({ status }) => status === 'fulfilled')
@@ -543,7 +549,7 @@ export class Sluice {
 
   #add(consumer: Consumer): void {
     this.#consumers.add(consumer)
-    // A connection that is going to end takes no subscriptions; the next one is attached to by itself.
+    // A connection of a stopping broker accepts no subscription. `#opened` attaches the consumer to the next one.
     const { serving } = this.#link
     if (serving !== undefined) consumer.attach(serving)
   }
@@ -554,11 +560,10 @@ export class Sluice {
   }
 
   /**
-   * Resolves when there is a connection to the broker: at once if there is one, and else however long that takes. The
-   * client dials by itself, whether this is called or not.
+   * Resolves when there is a connection to the broker. The client dials whether or not this is called.
    *
-   * @param options `timeout`: rejects after that with UNREACHABLE, while the client goes on dialling. Default: none.
-   * `signal`: ends the wait with ABORTED.
+   * @param options `timeout`, default none: rejects with UNREACHABLE when it passes, while the client continues to dial.
+   * `signal` ends the wait with ABORTED.
    * @throws SluiceError AUTH_FAILED, PROTOCOL_VERSION, which end the client; UNREACHABLE, ABORTED, CLOSED
    * @example
    * const sluice = createClient()
@@ -573,12 +578,12 @@ export class Sluice {
     await this.#link.untilOpen(timeoutMs, signal)
   }
 
-  /** Begins to dial. @internal */
+  /** Starts to dial. @internal */
   start(): void {
     this.#link.start()
   }
 
-  /** Dials until there is a connection, for as long as the settings say; a client that has none by then is closed. @internal */
+  /** Dials until there is a connection, for `connectTimeoutMs` at most. Without one, the client is closed. @internal */
   async open(signal: AbortSignal | undefined): Promise<void> {
     this.#isConnecting = true
     try {
@@ -591,14 +596,14 @@ export class Sluice {
     }
   }
 
-  // What waited for a connection.
+  // Serves everything that waited for a connection.
   #opened(connection: Connection): void {
     for (const consumer of this.#consumers) consumer.attach(connection)
     this.#requests.attach(connection)
     this.#turn.schedule()
   }
 
-  /** The end of the client: nothing is dialled, accepted or waited for any more. */
+  /** Ends the client: it no longer dials, accepts calls, or waits. */
   #shut(error: SluiceError): void {
     if (this.#closed !== undefined) return
     this.#closed = error

@@ -1,9 +1,9 @@
 /**
- * What a producer has sent and the broker has not answered, by number: how much more may be sent, what is sent again on a
- * new connection, and what was refused and is sent again under a new number.
+ * Sent and unanswered batches and steps of a producer, by number. Limits how much may be in flight, sends everything again
+ * on a new connection, and keeps refused sendings until they are sent under new numbers.
  *
- * Invariant: a number is given once, to the bytes that carry it. What was sent stays here, byte for byte, until it is
- * answered or given up, whether or not a caller still waits for it.
+ * Invariant: each number is given to one sending, and stays with its bytes. A sending stays here, byte for byte, until it
+ * is answered or given up, whether or not a caller still waits for it.
  */
 import { LIMITS, writeFrameCorrelation, type HelloOk } from '@sluice/protocol'
 import type { Connection } from './connection.js'
@@ -15,7 +15,7 @@ const SMALLER_WINDOW = 'the broker now accepts fewer unanswered batches than wer
 
 export class InFlight {
   readonly #messagesMax: number
-  /** As the client was told; the broker may allow less. */
+  /** The limit of the client; the broker may allow less. */
   readonly #bytesSetting: number
   #bytesMax: number
   #batchesMax: number = LIMITS.inFlightBatchesDefault
@@ -24,7 +24,7 @@ export class InFlight {
   readonly #sent = new Window<Sending>()
   #messages = 0
   #bytes = 0
-  /** What was sent on an earlier connection and not yet on this one, highest number first. */
+  /** Sent on an earlier connection and not yet on this one, highest number first. */
   #again: Sending[] = []
   /**
    * Number of refused sendings. They are sent again, under new numbers, when the rest is answered. Until then nothing new
@@ -57,7 +57,7 @@ export class InFlight {
     return this.#acceptedNumber
   }
 
-  /** Something is to be sent again. */
+  /** Whether something must be sent again before new work. */
   get isBehind(): boolean {
     return this.#again.length > 0 || this.#refused > 0
   }
@@ -92,7 +92,7 @@ export class InFlight {
     this.#bytes += sending.end
   }
 
-  /** Distance from `number` down to the lowest unanswered number; the broker may forget what is older. */
+  /** Distance from `number` down to the lowest unanswered number. The broker may forget lower numbers. */
   below(number: number): number {
     const { lowest } = this.#sent
     return lowest === undefined || lowest > number ? 0 : number - lowest

@@ -293,7 +293,7 @@ export function recordOptions(
   return record
 }
 
-// A copy of the own properties, so that the headers that are counted are those that are written. @throws SluiceError INVALID_HEADERS
+// A copy of the own properties, so that getters run once. @throws SluiceError INVALID_HEADERS
 function plainHeaders(headers: unknown): Readonly<Record<string, string>> {
   if (typeof headers === 'object' && headers !== null) {
     const prototype: unknown = Object.getPrototypeOf(headers)

@@ -45,7 +45,7 @@ export function overdue(sent: boolean): SluiceError {
   if (!sent) return new SluiceError('TIMEOUT', 'Nothing was sent before the deadline of the call passed.')
   return new SluiceError(
     'TIMEOUT',
-    'The broker did not answer before the deadline of the call passed; it may have accepted what was sent.',
+    'The broker did not answer before the deadline of the call passed; it may have accepted the publish.',
     { outcome: 'unknown' },
   )
 }

@@ -2,8 +2,8 @@
  * Publishes. Records are encoded into the open batch of their queue. At the end of the turn, batches are numbered, sealed
  * and sent, as far as the window allows. Atomic steps are sent among them, in order.
  *
- * Invariant: `#waiting` has what was not sent, oldest first, and `#inFlight` what was. Only from `#waiting` is a message
- * withdrawn by a deadline or a signal.
+ * Invariant: a batch or step is in `#waiting`, oldest first, until it is sent, and then in `#inFlight`. A deadline or a
+ * signal withdraws messages only from `#waiting`.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -427,7 +427,7 @@ export class Producer {
     const step = this.#inFlight.get(number)
     if (step === undefined) return
     if (!(step instanceof Step) || !step.takes(places)) {
-      throw new SluiceError('MALFORMED_FRAME', `ATOMIC_OK does not fit what was sent as ${number}.`)
+      throw new SluiceError('MALFORMED_FRAME', `ATOMIC_OK does not fit number ${number}.`)
     }
     this.#inFlight.accept(step)
     step.unwatch()
@@ -532,7 +532,7 @@ export class Producer {
     return nextMs
   }
 
-  /** The broker has lost the numbers of this producer, so it would not recognize what is sent again. */
+  /** The broker has lost the numbers of this producer, so it would not recognize batches that are sent again. */
   renew(): void {
     // A refused sending was not accepted, whatever the broker has lost.
     this.#requeueRefused()

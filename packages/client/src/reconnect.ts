@@ -1,21 +1,19 @@
-/**
- * When to dial again after a connection failed or was lost. Pure: time and randomness come as arguments.
- */
+/** When to dial again after a connection failed or was lost. Pure: time and randomness are arguments. */
 
 export const RECONNECT = { delayMsMin: 50, delayMsMax: 5_000, stableMs: 1_000 } as const
 
 /**
- * Wait before attempt `failures` + 1: doubles with each failure in a row, half of it random, so that the clients of a
- * restarted broker do not come back in one wave.
+ * The pause before attempt `failures` + 1. It doubles with each consecutive failure, and half of it is random, so that the
+ * clients of a restarted broker do not all connect at the same time.
  *
- * @param failures Attempts that failed in a row, at least 1.
+ * @param failures Number of consecutive failures, at least 1.
  * @param random In [0, 1).
  */
 export function reconnectDelayMs(failures: number, random: number): number {
   return backoffMs(RECONNECT, failures, random)
 }
 
-/** The same between any two bounds. */
+/** As `reconnectDelayMs`, between two other bounds. */
 export function backoffMs(
   { delayMsMin, delayMsMax }: { readonly delayMsMin: number; readonly delayMsMax: number },
   failures: number,
@@ -26,8 +24,8 @@ export function backoffMs(
 }
 
 /**
- * Failures in a row once a connection that was open for `openMs` is lost. A broker that accepts and hangs up at once
- * counts as failing, or it would be dialled without a pause.
+ * The number of consecutive failures after the loss of a connection that was open for `openMs`. A connection that is lost
+ * soon counts as a failure, or a broker that closes each connection at once would be dialled without a pause.
  */
 export function failuresAfterLoss(failures: number, openMs: number): number {
   return openMs >= RECONNECT.stableMs ? 1 : failures + 1

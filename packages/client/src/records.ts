@@ -1,4 +1,4 @@
-/** Records as messages read them: each of these is the same for one that was delivered and one that was looked at. */
+/** Reads records, for delivered and for peeked messages. */
 import { recordContentType, recordPayloadAt, recordSize, viewBytes } from '@sluice/protocol'
 import { decodeBody } from './body.js'
 
@@ -9,8 +9,8 @@ export function recordBody(bytes: Uint8Array, at: number): unknown {
 }
 
 /**
- * A copy of `bytes[start, end)`, records with `gap` bytes before each. The body of the first begins at a multiple of 8 of
- * its buffer: of a large one no further copy is needed for that.
+ * A copy of the records in `bytes[start, end)`, each with `gap` bytes before it. The first body begins at a multiple of 8 in
+ * the new buffer, so that a large body needs no second copy to be aligned.
  */
 export function recordsCopy(bytes: Uint8Array, start: number, end: number, gap: number): Uint8Array {
   const pad = (start - recordPayloadAt(bytes, start + gap)) & 7
@@ -19,10 +19,10 @@ export function recordsCopy(bytes: Uint8Array, start: number, end: number, gap: 
   return copy
 }
 
-/** The headers of a message that has none. */
+/** The headers of a message without headers. */
 export const NO_HEADERS: Readonly<Record<string, string>> = Object.freeze(
   Object.create(null) as Record<string, string>,
 )
 
-/** Where `console.log` asks an object what it should show. */
+/** The method by which `console.log` shows an object. */
 export const INSPECT = Symbol.for('nodejs.util.inspect.custom')

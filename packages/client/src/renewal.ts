@@ -1,6 +1,6 @@
 /**
- * When a consumer subscribes again after the broker refused or ended its subscription: at the next connection, or after a
- * pause on this one. Pauses double and are half random, so that thousands of consumers that wait cost little.
+ * Decides when a consumer subscribes again after the broker refused or ended its subscription: on the next connection, or
+ * on this one after a pause. Pauses double and are half random, so that thousands of waiting consumers cost little.
  */
 import { Timer, type ErrorCode, type SluiceError } from '@sluice/protocol'
 import type { Connection } from './connection.js'
@@ -9,7 +9,7 @@ import type { Session } from './session.js'
 
 export const RENEWAL = { delayMsMin: 50, delayMsMax: 2_000 } as const
 
-/** Of these the queue may come to be. Other errors say themselves whether a retry can help. */
+/** After these errors the queue may be created later. Other errors are `retryable` or not. */
 const MISSING: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['QUEUE_NOT_FOUND', 'QUEUE_DELETED'])
 
 export class Renewal {
@@ -18,7 +18,7 @@ export class Renewal {
   readonly #waitsForQueue: boolean
   readonly #attach: (connection: Connection) => void
   #timer: Timer | undefined
-  /** In a row. */
+  /** Number of consecutive refusals. */
   #refusals = 0
 
   constructor(
@@ -33,11 +33,11 @@ export class Renewal {
     this.#attach = attach
   }
 
-  /** The subscription was refused, or ended. False: for good. */
+  /** The subscription was refused or ended. Returns whether the consumer subscribes again. */
   renews(error: SluiceError): boolean {
     if (!error.retryable && !(this.#waitsForQueue && MISSING.has(error.code))) return false
     const { connection } = this.#session
-    // The next connection is attached to by itself.
+    // The client attaches the consumer to the next connection.
     if (connection === undefined || connection.stopping) return true
     this.#refusals++
     if (this.#refusals === 1) this.#session.waiting({ queue: this.#queue, error })
@@ -53,12 +53,12 @@ export class Renewal {
     if (connection !== undefined && !connection.stopping) this.#attach(connection)
   }
 
-  /** The broker took the subscription. */
+  /** The broker accepted the subscription. */
   subscribed(): void {
     this.#refusals = 0
   }
 
-  /** A subscription is opened now, or none any more. */
+  /** The consumer subscribes now, or never again. */
   cancel(): void {
     this.#timer?.cancel()
   }

@@ -1,6 +1,6 @@
 /**
- * Control requests: each is one frame and is answered by one. They wait while there is no connection; those that may
- * be repeated are sent again when the connection was lost before the answer came.
+ * Control requests: one frame each, with one frame as the answer. They wait while there is no connection. A repeatable
+ * request is sent again if the connection is lost before the answer.
  */
 import { decodeControl, encodeControl, OP, SluiceError, type SluiceErrorNames } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
@@ -12,7 +12,7 @@ import type { Session } from './session.js'
 
 export type Body = { readonly [name: string]: unknown }
 
-/** The frame that answers a request, and what it says. */
+/** The frame that answers a request, and how it is read. */
 export interface Answer<Result> {
   readonly opcode: number
   /** @throws SluiceError MALFORMED_FRAME */
@@ -37,7 +37,7 @@ export class Requests {
     session.deadlines.add((nowMs) => this.#sweep(nowMs))
   }
 
-  /** `repeatable`: sent again when the connection was lost meanwhile. Rejects with a SluiceError. */
+  /** Sends a request; a `repeatable` one again if the connection is lost before the answer. Rejects with a SluiceError. */
   send<Result>(
     opcode: number,
     body: Body,
@@ -46,7 +46,7 @@ export class Requests {
     answer: Answer<Result>,
   ): Promise<Result> {
     return new Promise((resolve) => {
-      // A copy, whose stack has the line that called.
+      // A copy has the stack of the caller.
       if (this.#closed !== undefined) throw this.#closed.with({})
       const signal = call?.signal
       if (signal?.aborted === true) throw aborted(signal, false)
@@ -61,7 +61,7 @@ export class Requests {
       }
       let isOver = false
       const fail = (error: SluiceError): void => {
-        // The answer to a call that was aborted may still come.
+        // An aborted call may still be answered.
         if (isOver) return
         isOver = true
         removeAbortListener(signal, onAbort)
@@ -82,7 +82,7 @@ export class Requests {
               resolve(result)
             },
             failed: (error) => {
-              // A broker that stops has done nothing: what it refuses goes to the next connection.
+              // A stopping broker has not executed the request, so it is sent on the next connection.
               const again = error.code === 'SHUTTING_DOWN' || (repeatable && error.code === 'CONNECTION_LOST')
               if (again && this.#closed === undefined && signal?.aborted !== true) this.#waiting.add(request)
               else fail(error)
@@ -98,7 +98,7 @@ export class Requests {
     })
   }
 
-  /** A connection is open: sends what has waited for one. */
+  /** A connection is open: sends the requests that waited for one. */
   attach(connection: Connection): void {
     const waiting = this.#waiting
     this.#waiting = new Set()
@@ -119,7 +119,7 @@ export class Requests {
     return nextMs
   }
 
-  /** Rejects what waits and everything that follows. */
+  /** Rejects all waiting requests, and all later ones. */
   close(error: SluiceError): void {
     this.#closed = error
     for (const request of this.#waiting) request.fail(error)
@@ -127,7 +127,7 @@ export class Requests {
   }
 }
 
-/** What a request is about, as its body names it. */
+/** The queue and the offset that a request concerns, for its error. */
 function namesOf({ name, queue, offset }: Body): SluiceErrorNames {
   const about = typeof name === 'string' ? name : queue
   return {

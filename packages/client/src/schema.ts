@@ -1,4 +1,4 @@
-/** Schemas of queues: what is published is checked against them, and what is delivered is read through them. */
+/** Applies the schemas of queues: checks bodies that are published, and converts bodies that are delivered. */
 import { OUTCOME, SluiceError } from '@sluice/protocol'
 import { promiseOf, reasonOf, thenOf } from './endings.js'
 import type { GroupHandler } from './groups.js'
@@ -11,7 +11,7 @@ import type { Session } from './session.js'
 
 export type Schema = NonNullable<Queue['schema']>
 
-/** @throws SluiceError INVALID_BODY naming the first things that the schema does not like */
+/** @throws SluiceError INVALID_BODY naming the first issues that the schema reports */
 export async function checkBody(schema: Schema, body: unknown, what: string): Promise<void> {
   const { issues } = await schema['~standard'].validate(body)
   if (issues === undefined) return
@@ -24,8 +24,8 @@ export async function checkBody(schema: Schema, body: unknown, what: string): Pr
 type Result = Awaited<ReturnType<Schema['~standard']['validate']>>
 
 /**
- * Reads delivered messages through a schema before anybody sees them. A body that does not match, or cannot be decoded,
- * is not what its queue is for, and no try can mend that: its message becomes a dead letter at once.
+ * Applies a schema to delivered messages before the consumer gets them. If a body does not match or cannot be decoded, no
+ * further attempt can succeed, so its message becomes a dead letter.
  */
 export class Reader {
   readonly #schema: Schema
@@ -36,7 +36,7 @@ export class Reader {
     this.#session = session
   }
 
-  /** Whether the message is for the consumer, with the body that the schema made of it. If not, it is settled. */
+  /** Whether the consumer gets the message. If so, its body is the output of the schema; if not, it is settled. */
   admits(message: DeliveredMessage): boolean | Promise<boolean> {
     let body: unknown
     try {
@@ -71,7 +71,7 @@ export class Reader {
     return false
   }
 
-  // A schema that throws says nothing about the body: the message is tried again, as if its handler had thrown.
+  // A schema that throws does not judge the body. The message is delivered again, as if its handler had thrown.
   #failed(message: DeliveredMessage, error: unknown): false {
     message.finish(OUTCOME.retry, undefined, reasonOf(error))
     const { queue, offset, attempt } = message
@@ -79,7 +79,7 @@ export class Reader {
     return false
   }
 
-  /** Those that are for the consumer, in their order. */
+  /** The messages that the consumer gets, in their order. */
   admitted(messages: DeliveredMessage[]): DeliveredMessage[] | Promise<DeliveredMessage[]> {
     const verdicts = messages.map((message) => this.admits(message))
     if (verdicts.every((verdict) => typeof verdict === 'boolean'))
@@ -88,7 +88,7 @@ export class Reader {
     return all.then((verdicts) => messages.filter((_, index) => verdicts[index]))
   }
 
-  /** The handler, called for those that are for it. */
+  /** A handler that calls `handler` only for messages that match. */
   forSingles(handler: SingleHandler): SingleHandler {
     return (message, context) => {
       const admits = this.admits(message)
@@ -97,7 +97,7 @@ export class Reader {
     }
   }
 
-  /** The handler, called for those that are for it, if there are any. */
+  /** A handler that calls `handler` with the messages that match, if there are any. */
   forGroups(handler: GroupHandler): GroupHandler {
     return (messages, context) => {
       const call = (admitted: DeliveredMessage[]): unknown =>
@@ -108,7 +108,7 @@ export class Reader {
   }
 }
 
-/** The messages of a stream that are for the consumer. */
+/** The messages of a stream that match the schema. */
 export class ReadStream implements AsyncIterableIterator<DeliveredMessage, undefined>, AsyncDisposable {
   readonly #stream: MessageStream
   readonly #reader: Reader
@@ -138,7 +138,7 @@ export class ReadStream implements AsyncIterableIterator<DeliveredMessage, undef
   }
 }
 
-/** Pulls until some messages match the schema, or the wait is over. */
+/** Pulls until some messages match the schema, or `waitMs` has passed. */
 export async function pullThrough(
   reader: Reader,
   pullers: Pullers,

@@ -1,4 +1,4 @@
-/** Which messages of a queue an operator means, and the walk over many of them, page by page and no faster than asked. */
+/** Selects messages for operator calls, and walks over many of them page by page, at a limited rate. */
 import { LIMITS, SluiceError, Timer, errorCode, type DeathName, type Progress } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
 import { durationMs, type Duration } from './duration.js'
@@ -6,21 +6,21 @@ import { onlyKnown, whole, type CallOptions } from './options.js'
 import { aborted } from './outcomes.js'
 import type { Body } from './requests.js'
 
-/** What a message must be to be chosen: all of what is given. */
+/** Selects messages. A message must match all fields that are set. */
 export interface MessageFilter {
   /** Why it is dead. */
   readonly reason?: DeathName
-  /** Text that its error contains. */
+  /** Text that the error of the message contains. */
   readonly error?: string
   readonly key?: string
   readonly id?: string
-  /** Headers and the values that they have. */
+  /** Names and values that the headers of the message include. */
   readonly header?: Readonly<Record<string, string>>
-  /** Tries at least. */
+  /** Least number of attempts. */
   readonly attempts?: number
-  /** Dead, or else published, at least this long ago. */
+  /** Least age: since a dead message died, or since any other was published. */
   readonly olderThan?: Duration
-  /** Dead, or else published, at most this long ago. */
+  /** Greatest age: since a dead message died, or since any other was published. */
   readonly youngerThan?: Duration
 }
 
@@ -37,7 +37,7 @@ export const FILTER_FIELDS = [
 
 export const CALL_OPTIONS = ['timeout', 'signal'] as const
 
-/** The broker's `filter` field, if anything is filtered. @throws SluiceError INVALID_ARGUMENT */
+/** The `filter` field on the wire, absent without a filter. @throws SluiceError INVALID_ARGUMENT */
 export function filterField(filter: MessageFilter): Body {
   const { reason, error, key, id, header, attempts, olderThan, youngerThan } = filter
   const fields = withoutUndefined({
@@ -61,7 +61,7 @@ export function withoutUndefined(fields: Record<string, unknown>): Body {
   return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined))
 }
 
-/** One message of a queue: by its offset, or by the id that it was published with. */
+/** Refers to one message of a queue: by its offset, or by the `id` with which it was published. */
 export type MessageRef = { readonly offset: number } | { readonly id: string }
 
 /** @throws SluiceError INVALID_ARGUMENT */
@@ -74,38 +74,39 @@ export function refFields(call: string, ref: MessageRef): Body {
   return withoutUndefined({ offset, id })
 }
 
-/** How far and how fast a walk goes. */
+/** Limits of a call that acts on many messages. */
 export interface Pace {
-  /** Most messages that it acts on. Default: all. */
+  /** Most messages. Default: all that match. */
   readonly limit?: number
-  /** Most messages a second. Default: unlimited. */
+  /** Most messages per second, above 0 and up to 1,000,000. Default: no limit. */
   readonly rate?: number
 }
 
-/** What one page of a walk did. */
+/** Result of one page of a walk. */
 export interface Step<Place> {
   readonly matched: number
-  /** Where the next page begins; undefined: this was the last one. */
+  /** Where the next page begins; undefined after the last page. */
   readonly next: Place | undefined
-  /** Why it ended at `next`, after it had done a part of its work. */
+  /** Why the broker stopped at `next`, before the end of the page. */
   readonly error?: SluiceError | undefined
 }
 
-/** What a walk has done so far, for when it fails. */
+/** Progress of a walk, for its error. */
 export interface SoFar {
-  /** Undefined: nothing. */
+  /** Undefined if nothing was done. */
   readonly progress: Progress | undefined
   /** A sentence. */
   readonly text: string
 }
 
-/** Pages a second of a walk that has a rate: short enough that the rate is even, long enough to be cheap. */
+/** Pages per second of a walk with a rate: enough pages for an even rate, few enough to be cheap. */
 const PACED_PAGES_A_SECOND = 4
 const RATE_MAX = 1_000_000
 
 /**
- * Takes pages until there are no more, or `limit` messages matched. `take` is told how many messages its page may have.
- * @throws SluiceError INVALID_ARGUMENT, ABORTED; what `take` throws; with what `soFar` says, if that is anything
+ * Requests pages until the last one, or until `limit` messages matched. The first argument of `take` is the most messages of
+ * its page.
+ * @throws SluiceError INVALID_ARGUMENT, ABORTED, and what `take` throws, with the progress of `soFar`
  */
 export async function walk<Place>(
   pace: Pace,
@@ -145,7 +146,7 @@ async function walkPages<Place>(
   }
 }
 
-/** Why the broker ended a page that had done a part of its work. @throws SluiceError MALFORMED_FRAME */
+/** The error that stopped a page before its end, if any. @throws SluiceError MALFORMED_FRAME */
 export function cutShort(frame: string, { error }: Body): SluiceError | undefined {
   if (error === undefined || error === null) return undefined
   if (typeof error !== 'object') throw malformed(frame)
@@ -159,9 +160,9 @@ export function cutShort(frame: string, { error }: Body): SluiceError | undefine
   })
 }
 
-/** The broker's answer to a request is not acceptable. */
+/** The answer to a request is malformed. */
 export function malformed(frame: string): SluiceError {
-  return new SluiceError('MALFORMED_FRAME', `The broker's answer to ${frame} is not of the expected form.`)
+  return new SluiceError('MALFORMED_FRAME', `The broker sent a malformed answer to ${frame}.`)
 }
 
 /** "1 message was" or "310 messages were". */
@@ -173,7 +174,7 @@ function pageOf(rate: number): number {
   if (typeof rate !== 'number' || !(rate > 0 && rate <= RATE_MAX)) {
     throw new SluiceError(
       'INVALID_ARGUMENT',
-      `\`rate\` is ${String(rate)}; it must be a number above 0, at most ${RATE_MAX} messages a second.`,
+      `\`rate\` is ${String(rate)}; it must be a number above 0, and at most ${RATE_MAX} messages per second.`,
     )
   }
   return Math.min(LIMITS.pageMessagesMax, Math.max(1, Math.floor(rate / PACED_PAGES_A_SECOND)))

@@ -1,19 +1,19 @@
 /**
- * What a producer sends under a number and is answered for by that number: a batch, or an atomic step. It has callers,
- * each with a deadline and perhaps a signal, and is one frame that is kept byte for byte until the answer.
+ * What a producer sends under one number and the broker answers by that number: a batch or an atomic step. It has callers,
+ * each with a deadline and perhaps a signal. It is one frame, which is kept byte for byte until the answer.
  */
 import type { Duplicates, SluiceError, SluiceErrorNames } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
 import type { Connection } from './connection.js'
 import { fail } from './failure.js'
 
-/** Where a confirmed message stands. */
+/** The result of a publish. */
 export interface Receipt {
-  /** Its place in the queue. */
+  /** Position of the message in its queue, from 0. */
   readonly offset: number
-  /** A message with the same id was accepted before; `offset` is that one's. */
+  /** A message with the same id was accepted earlier; `offset` is the offset of that message. */
   readonly duplicate: boolean
-  /** It took the place of a message with the same id that waited; that one is gone. */
+  /** This message replaced an earlier one with the same id, which is cancelled; see `onDuplicate`. */
   readonly replaced?: true
 }
 
@@ -26,29 +26,29 @@ export interface Watch {
 }
 
 export abstract class Sending {
-  /** Before it is sent: the frame in the making. After: the frames that were sent together, of which it is one. */
+  /** Before it is sent, the unfinished frame. Afterwards, all frames that were sent together with it. */
   bytes: Buffer
-  /** Where its frame begins there. */
+  /** Position of its frame in `bytes`. */
   at = 0
-  /** Bytes of the frame, as far as it has come. */
+  /** Length of the frame so far. */
   end: number
-  /** Messages. */
+  /** Number of messages. */
   count = 0
-  /** What it counts among what waits. */
+  /** Its share of the bytes that wait; 0 once sent. */
   waitingBytes = 0
-  /** 0: not sent yet. */
+  /** 0 if not sent yet. */
   number = 0
-  /** It was refused on this connection, and goes again under a new number: each of its messages by itself, or whole. */
+  /** It was refused on this connection and is sent again under a new number: each message by itself, or as a whole. */
   goesAgain: 'split' | 'whole' | undefined
   /** Whether further messages may join. */
   open = true
-  // A hole means that the caller has had its answer.
+  // Undefined at the index of a caller that no longer waits.
   resolves: (Resolve | undefined)[] = []
   deadlines: number[] = []
   nextDeadlineMs = Infinity
-  /** Callers that have gone before it was sent. */
+  /** Number of callers that stopped waiting before it was sent. */
   withdrawn = 0
-  /** Callers that gave a signal, by their resolve function: an index changes when others withdraw. */
+  /** Callers with a signal, by their resolve function, because indexes change when others withdraw. */
   watches: Map<Resolve, Watch> | undefined
   /** Callers that do not wait for a connection, until it is sent. */
   failsOffline: Set<Resolve> | undefined
@@ -58,11 +58,11 @@ export abstract class Sending {
     this.end = end
   }
 
-  /** Somebody waits for it, until `deadlineMs`. */
+  /** Adds a caller that waits until `deadlineMs`. */
   addCaller(resolve: Resolve, deadlineMs: number): void {
     if (deadlineMs < this.nextDeadlineMs) this.nextDeadlineMs = deadlineMs
     if (this.callers === 0) {
-      // An empty list takes room for seventeen with its first item, and with many queues most batches have one caller.
+      // V8 gives an empty array room for 17 items at the first push. With many queues, most batches have one caller.
       this.resolves = [resolve]
       this.deadlines = [deadlineMs]
       return
@@ -75,14 +75,14 @@ export abstract class Sending {
     return this.resolves.length
   }
 
-  /** Callers that wait for an answer. */
+  /** Number of callers that wait. */
   get live(): number {
     let callers = 0
     for (const resolve of this.resolves) if (resolve !== undefined) callers++
     return callers
   }
 
-  /** `gone` is called when the signal of this caller is aborted: with what it waits for by then, and its index there. */
+  /** Calls `gone` when the signal of this caller is aborted, with the sending that has it by then and its index there. */
   watch(
     resolve: Resolve,
     signal: AbortSignal,
@@ -108,7 +108,7 @@ export abstract class Sending {
     this.watches = undefined
   }
 
-  /** It has no effect: tells all that wait. */
+  /** It has no effect: rejects the promises of all callers. */
   refuse(error: SluiceError): void {
     this.unwatch()
     for (const resolve of this.resolves) if (resolve !== undefined) fail(resolve, error, this.names)
@@ -116,7 +116,7 @@ export abstract class Sending {
     this.refused()
   }
 
-  /** One caller has its answer. Returns whether that withdraws it: it was not sent, and no other caller waits. */
+  /** One caller stops waiting. Returns whether nothing is left to send: it was not sent, and no other caller waits. */
   giveUp(index: number, error: SluiceError): boolean {
     const resolve = this.resolves[index]
     if (resolve === undefined) return false
@@ -132,41 +132,41 @@ export abstract class Sending {
     return isWithdrawn
   }
 
-  /** Takes out what was withdrawn before it is sent. False: nothing is left of it. */
+  /** Removes withdrawn messages before it is sent. Returns false if nothing is left. */
   abstract compact(): boolean
 
-  /** What its callers are told that it was about. */
+  /** Names the queue in the errors of its callers. */
   abstract readonly names: SluiceErrorNames
 
-  /** Why it cannot be sent, on this connection. */
+  /** Why it cannot be sent on this connection. */
   abstract obstacle(connection: Connection): SluiceError | undefined
 
-  /** Writes the frame, which is going to be sent now, with its number, from `frames[at]`; `below` goes into the correlation. */
+  /** Writes the numbered frame to `frames[at]`, just before it is sent. `below` is its correlation. */
   seal(frames: Buffer, at: number, below: number): void {
     this.write(frames, at, below)
     this.bytes = frames
     this.at = at
   }
 
-  /** It was not accepted, because an earlier one was refused: it goes again, under another number. */
+  /** It was refused because of an earlier refusal, and is sent again under another number. */
   unsend(): void {
     this.number = 0
     this.withdrawn = this.callers - this.live
     this.unwritten()
   }
 
-  /** The frame that was sent is taken back. */
+  /** Restores the unfinished frame from the one that was sent. */
   protected abstract unwritten(): void
 
-  /** Whether its messages go by themselves when it is refused. */
+  /** Whether its messages are sent one by one after a refusal. */
   abstract readonly isSplit: boolean
 
   protected abstract write(frames: Buffer, at: number, below: number): void
 
-  /** Refers to subscriptions of the connection that it was first sent on. */
+  /** Whether it names subscriptions of the connection on which it was first sent. */
   abstract readonly isBound: boolean
 
-  /** It has no effect: it was refused, or withdrawn before it was sent. */
+  /** It has no effect, because it was refused or withdrawn. */
   abstract refused(): void
 }
 

@@ -1,7 +1,7 @@
 /**
- * What happens to delivered messages, gathered for a turn and sent in as few ranges as possible, and the answers.
+ * Settles of delivered messages, gathered and sent in as few ranges as possible, and their answers.
  *
- * Nothing is made for a settle that nobody waits for: `Settlement` turns into a real promise only when it is used.
+ * A settle without a waiting caller costs no promise: a `Settlement` creates one only when it is used.
  */
 import {
   encodeSettle,
@@ -14,18 +14,18 @@ import {
 import { fail } from './failure.js'
 import { leaseLost } from './losses.js'
 
-/** A range of tags with one outcome; grows while consecutive tags come. */
+/** A range of tags with one outcome. It grows as long as the next tag follows. */
 export interface Item {
   firstTag: number
   count: number
   readonly outcome: Outcome
   readonly delayMs: number | undefined
   readonly reason: string | undefined
-  /** Only where there is a reason. */
+  /** Only set with a reason. */
   readonly invalid: boolean | undefined
 }
 
-/** The message that a settle is about. */
+/** The message that is settled. */
 export interface Settled {
   readonly tag: number
   readonly queue: string
@@ -37,11 +37,11 @@ interface Waiter {
   readonly resolve: () => void
 }
 
-/** The settles of one subscription in one turn, from the first of them to the broker's answer for all. */
+/** Settles of one subscription that are sent together, from the first of them to the answer for all. */
 export class SettleGroup {
   readonly #hurry: () => void
   items: Item[] = []
-  /** Those that were sent, until they are answered. */
+  /** Sent and not answered. */
   #sent: Item[] = []
   #sorted = true
   #done = false
@@ -49,7 +49,7 @@ export class SettleGroup {
   #stale: TagRange[] = []
   #waiters: Waiter[] | undefined
 
-  /** `hurry` is called when somebody waits for the answer. */
+  /** `hurry` is called when a caller waits for the answer. */
   constructor(hurry: () => void) {
     this.#hurry = hurry
   }
@@ -104,7 +104,7 @@ export class SettleGroup {
     return payloads
   }
 
-  /** Takes out of `tags` those that it settles. */
+  /** Removes from `tags` those that it settles. */
   exclude(tags: Set<number>): void {
     for (const items of [this.items, this.#sent]) {
       for (const { firstTag, count } of items)
@@ -112,12 +112,12 @@ export class SettleGroup {
     }
   }
 
-  /** Tags that the broker named as no longer this consumer's. */
+  /** The broker answers that these tags no longer belong to the consumer. */
   stale(ranges: readonly TagRange[]): void {
     for (const range of ranges) this.#stale.push(range)
   }
 
-  /** Every frame of the group has been answered, or never will be. */
+  /** All frames of the group are answered, or cannot be answered any more. */
   finish(failure: SluiceError | undefined): void {
     if (this.#done) return
     this.#done = true
@@ -125,14 +125,14 @@ export class SettleGroup {
     this.#failure = failure
     const waiters = this.#waiters
     this.#waiters = undefined
-    if (waiters !== undefined) for (const waiter of waiters) this.#tell(waiter)
+    if (waiters !== undefined) for (const waiter of waiters) this.#settle(waiter)
   }
 
   /** A promise for the answer about one message. */
   answer(message: Settled): Promise<void> {
     return new Promise((resolve) => {
       const waiter = { message, resolve }
-      if (this.#done) this.#tell(waiter)
+      if (this.#done) this.#settle(waiter)
       else {
         ;(this.#waiters ??= []).push(waiter)
         this.#hurry()
@@ -140,7 +140,7 @@ export class SettleGroup {
     })
   }
 
-  #tell({ message, resolve }: Waiter): void {
+  #settle({ message, resolve }: Waiter): void {
     const { tag } = message
     const isStale = this.#stale.some(({ firstTag, count }) => (tag - firstTag) >>> 0 < count)
     const error = this.#failure ?? (isStale ? leaseLost() : undefined)
@@ -162,9 +162,9 @@ function joins(last: Item, outcome: Outcome, count: number): boolean {
   )
 }
 
-// Handlers that ran side by side settle out of order; sorted, their tags are runs again.
+// Concurrent handlers settle out of order. Sorting makes ranges of their tags.
 function merged(items: Item[]): Item[] {
-  // Tags wrap; within one turn they lie closer together than half the circle.
+  // Tags wrap at 2^32. The tags of one group are closer together than half of that.
   const origin = items[0]!.firstTag
   items.sort((a, b) => ((a.firstTag - origin) | 0) - ((b.firstTag - origin) | 0))
   const result: Item[] = []
@@ -184,8 +184,8 @@ function merged(items: Item[]): Item[] {
 }
 
 /**
- * A promise of one settle that costs nothing until it is used: without a `then` there is no promise and no unhandled
- * rejection.
+ * A promise for one settle that costs nothing until it is used: without a call of `then` there is no promise, and no
+ * unhandled rejection.
  */
 export class Settlement implements Promise<void> {
   readonly [Symbol.toStringTag] = 'Promise'

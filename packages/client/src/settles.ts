@@ -147,7 +147,7 @@ export class Settles implements Settling {
     if (this.#isSettled) this.#settled.notify()
   }
 
-  /** The subscription has ended: what was gathered and not sent fails with `reason`. */
+  /** The subscription has ended: gathered settles fail with `reason`. */
   end(reason: SluiceError): void {
     this.#isOver = true
     const group = this.#group

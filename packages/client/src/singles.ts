@@ -1,10 +1,11 @@
 /**
- * A worker whose handler gets one message at a time, in whatever order they come.
+ * A worker whose handler gets one message at a time, in order of arrival.
  *
- * Messages are announced to the broker just before their handlers run. Where handlers take a millisecond or more that
- * is as many as have a free place, so that a crash is blamed on what was really running. Where a whole burst of them
- * is done within a millisecond, the next burst is twice as long: one frame announces it. Where a handler of a burst is
- * not quick after all, the next turn says which messages of the burst have a handler, and the others have none.
+ * Messages are announced to the broker just before their handlers run. When handlers take a millisecond or more, only as
+ * many messages are announced as there are free places, so that the broker suspects only messages that really ran when
+ * the process crashes. When a whole burst is done within a millisecond, the next burst is twice as long, and one frame
+ * announces it. When a handler of a burst is slow after all, the next turn tells the broker which messages of the burst
+ * have started.
  */
 import { OUTCOME } from '@sluice/protocol'
 import { Running } from './awaiting.js'
@@ -18,7 +19,7 @@ import { ConsumingWorker } from './worker.js'
 const BURST_MAX = 4096
 const BURST_MS = 1
 
-/** A place for one running handler; kept and used again, so that a message costs no closure. */
+/** A place for one running handler. Places are reused, so that a message costs no closure. */
 class Place extends Running implements Follower {
   message!: DeliveredMessage
   readonly done: () => void
@@ -125,7 +126,7 @@ export class SingleWorker extends ConsumingWorker implements Caller<DeliveredMes
     this.notifyIdle()
   }
 
-  /** Nothing runs and nothing is announced: the burst is over. */
+  /** No handler runs and no message is announced: the burst has ended. */
   #rested(subscription: Subscription): void {
     if (this.#burstBeganMs > 0) {
       const tookMs = performance.now() - this.#burstBeganMs
@@ -144,7 +145,7 @@ export class SingleWorker extends ConsumingWorker implements Caller<DeliveredMes
     this.#burstBeganMs = 0
   }
 
-  // What is blocked is told by `delivered` when it may go on; asking again each turn would never let the loop rest.
+  // A blocked subscription calls `delivered` when it may continue. Asking in each turn would keep the event loop busy.
   #more(subscription: Subscription): void {
     if (subscription.buffered > 0 && !subscription.blocked) this.list()
   }

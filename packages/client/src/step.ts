@@ -1,9 +1,9 @@
 /**
- * An atomic step: acknowledgements and publishes to any queues that take effect together or not at all, as one ATOMIC
+ * An atomic step: acknowledgements and publishes to any queues that take effect together or not at all, in one ATOMIC
  * frame.
  *
- * Its messages are claimed as soon as they are named, so that nothing else settles them meanwhile; they count as settled
- * when the frame is sent, and can be settled again when it has no effect and they are still held.
+ * Invariant: the step claims each message that it acknowledges, so that nothing else settles it. The message counts as
+ * settled when the frame is sent, and can be settled again if the step has no effect and the lease is not lost.
  */
 import {
   BATCH_ATTRIBUTE,
@@ -37,16 +37,16 @@ export interface StepRecord {
 
 interface StepBatch extends AtomicBatch {
   readonly count: number
-  /** How far below the step's number that of the batch is which it follows; 0: none. */
+  /** Number of the step less the number of the batch that it follows; 0 if it follows none. */
   follows: number
 }
 
 export class Step extends Sending {
   readonly #messages: readonly DeliveredMessage[]
-  /** As its messages are called on the connection that it is sent on. */
+  /** The acknowledged messages, by their tags on the connection on which the step is sent. */
   #acks: readonly AtomicAck[]
   readonly #batches: readonly StepBatch[]
-  /** Of each record: its batch, and its index there. */
+  /** The batch of each record, and its index in the batch. */
   readonly #places: readonly (readonly [batch: number, index: number])[]
   #isOver = false
 
@@ -72,7 +72,7 @@ export class Step extends Sending {
     return this.#batches.map(({ queue }) => queue)
   }
 
-  /** Its batches follow those that are `distance` below its number, by queue; returns whether any follows one. */
+  /** Sets what each batch follows, by the `distance` for its queue. Returns whether any follows one. */
   follow(distance: (queue: string) => number): boolean {
     let follows = false
     for (const batch of this.#batches) {
@@ -84,7 +84,7 @@ export class Step extends Sending {
 
   readonly isSplit = false
 
-  // Its batches are kept apart from the frame. What it was sent with is that of others too, and must not be written again.
+  // The batches are not in the frame yet. `bytes` also has the frames of others, and must not be changed.
   protected unwritten(): void {
     this.bytes = NO_BYTES
     this.at = 0
@@ -105,7 +105,7 @@ export class Step extends Sending {
       const obstacle = message.obstacle(connection)
       if (obstacle !== undefined) return obstacle
     }
-    // A message that was claimed on another connection meanwhile has another tag there.
+    // A message whose lease was claimed on another connection has another tag there.
     const acks = rangesOf(this.#messages)
     this.end += (acks.length - this.#acks.length) * ATOMIC_ACK_BYTES
     this.#acks = acks
@@ -127,13 +127,13 @@ export class Step extends Sending {
     for (const message of this.#messages) message.sent()
   }
 
-  /** Whether an answer has a place for each batch. */
+  /** Whether an answer has a valid place for each batch. */
   takes(places: readonly Placed[]): boolean {
     const known = ({ baseOffset }: Placed): boolean => Number.isSafeInteger(baseOffset)
     return places.length === this.#batches.length && places.every(known)
   }
 
-  /** It took effect: tells its caller. */
+  /** The step took effect: resolves the promise of its caller. */
   confirm(places: readonly Placed[]): void {
     this.#isOver = true
     for (const message of this.#messages) message.accepted()
@@ -181,7 +181,7 @@ function rangesOf(messages: readonly DeliveredMessage[]): AtomicAck[] {
   return ranges
 }
 
-/** The records of one queue share a batch, or where they do not fit one, several in their order. */
+/** Puts the records of each queue into one batch, or, if they do not fit, into several in their order. */
 function batchesOf(records: readonly StepRecord[]): {
   readonly batches: StepBatch[]
   readonly places: (readonly [number, number])[]

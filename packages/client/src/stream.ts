@@ -1,6 +1,7 @@
 /**
- * A queue as an async iterator. A message counts as started when it is yielded; where the loop is quick a burst of
- * them is announced at once, and the next turn says which of them were yielded, as in the worker.
+ * The messages of a queue as an async iterator. A message counts as started when it is yielded. When the loop is fast, a
+ * burst of messages is announced at once, and the next turn tells the broker which of them were yielded (see
+ * `SingleWorker`).
  */
 import type { SluiceError } from '@sluice/protocol'
 import { addAbortListener, removeAbortListener } from './aborts.js'
@@ -35,14 +36,14 @@ export class MessageStream
   readonly #renewal: Renewal
   readonly #onAbort: () => void
   #subscription: Subscription | undefined
-  /** What was yielded on a connection that was lost, and is not settled. */
+  /** Messages that were yielded on a lost connection and are not settled. */
   #claims: Claims | undefined
-  /** Calls of `next` that have no message yet. */
+  /** Calls of `next` that wait for a message. */
   readonly #nexts = new Fifo<Next>()
   #listed = false
   #burst = 1
   #burstBeganMs = 0
-  /** Told by the next `next`, once. */
+  /** The next call of `next` rejects with it, once. */
   #failure: SluiceError | undefined
   #ending: Promise<void> | undefined
   readonly #subscribed = new Waiters()
@@ -100,7 +101,7 @@ export class MessageStream
     return new Promise((resolve) => this.#nexts.push(resolve))
   }
 
-  // The loop has come back for more than was announced.
+  // The loop has consumed all announced messages and calls `next` again.
   #adapt(): void {
     const tookMs = performance.now() - this.#burstBeganMs
     this.#burstBeganMs = 0
@@ -172,7 +173,7 @@ export class MessageStream
     this.#end(error.code === 'CLOSED' ? undefined : error)
   }
 
-  /** The loop was left; what it was given and has not settled stays its own until it does. */
+  /** The loop has ended. Messages that it got and has not settled stay leased. */
   async return(): Promise<IteratorReturnResult<undefined>> {
     this.#end(undefined)
     await this.#ending
@@ -183,7 +184,7 @@ export class MessageStream
     return this.return().then(() => undefined)
   }
 
-  /** Stops; resolves when what was not yielded has been given back. */
+  /** Ends the iteration; `#ending` resolves when all messages that were not yielded are released. */
   #end(error: SluiceError | undefined): void {
     if (this.#ending !== undefined) return
     removeAbortListener(this.#signal, this.#onAbort)

@@ -1,8 +1,8 @@
 /**
- * One life of a subscription, on one connection: its credit, what of its messages is announced as started, the leases of
- * what was taken, and their settles. Its connection's end is its end; whoever owns it opens another.
+ * One subscription on one connection, from SUBSCRIBE to its end: which of its messages are delivered, announced as
+ * started, taken, and settled. It ends with its connection, and its owner opens another.
  *
- * Invariant: what is delivered and unsettled is in the buffer, set aside, held, or handled.
+ * Invariant: each delivered and unsettled message is in the buffer, set aside, held, or handled.
  */
 import {
   decodeDeliverHead,
@@ -43,38 +43,38 @@ export interface SubscriptionOwner {
   subscribed(): void
   delivered(): void
   drained(): void
-  /** The broker refused the subscription or ended it. */
+  /** The broker refused or ended the subscription. */
   ended(error: SluiceError, claims: Claims | undefined): void
-  /** The connection is lost; with it what is handled, unless it is claimed again. */
+  /** The connection is lost, and so are all leases that `claims` does not claim on the next one. */
   lost(claims: Claims | undefined): void
-  /** What it has taken and may still handle; without it the subscription keeps count itself. */
+  /** Messages that the owner has taken and may still handle. Without it, the subscription keeps its own list. */
   handling?(): readonly DeliveredMessage[]
-  /** Messages are lost. Returns those of them that it holds and has not begun with, and forgets them. */
+  /** Leases are lost. Removes, and returns, the messages among them that the owner holds and has not started. */
   leasesLost?(tags: ReadonlySet<number>): readonly DeliveredMessage[]
 }
 
-/** What a subscription begins with. */
+/** The credit and the options of SUBSCRIBE. */
 export interface Terms extends Credit {
-  /** Instead of the queue's own. */
+  /** Replaces the processing timeout of the queue. */
   readonly processingTimeoutMs?: number | undefined
-  /** What the owner still handles of an earlier connection. */
+  /** Messages of an earlier connection that the owner still handles. */
   readonly claims?: Claims | undefined
 }
 
 export class Subscription implements ChannelSink, LeaseKeeper {
   readonly queue: string
   live = true
-  /** SUBSCRIBE_OK came. */
+  /** SUBSCRIBE is answered. */
   open = false
-  /** Named in the last STARTING, of which STARTED has not said yet what became of it. */
+  /** Named in the last STARTING, and not yet confirmed by STARTED. */
   #starting: readonly TagRange[] = NO_RANGES
-  /** What comes next waits until nothing else is being handled; the owner is told `delivered` then. */
+  /** The next message waits for its isolation. `delivered` is called when it may start. */
   blocked = false
-  /** Taken and not yet named as started. */
+  /** Number of messages that are taken and not yet named as started. */
   held = 0
-  /** Delivered and not settled. */
+  /** Number of messages that are delivered and not settled. */
   unsettled = 0
-  /** Delivered in all. */
+  /** Number of all messages delivered. */
   deliveries = 0
   readonly #session: Session
   readonly #connection: Connection
@@ -82,26 +82,26 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   readonly #channel: number
   #id = 0
   #queueNumber = 0
-  /** Sent with SUBSCRIBE and not answered. */
+  /** Sent in SUBSCRIBE and not answered. */
   #claims: Claims | undefined
-  /** What names the tries of messages that were claimed, by tag. */
+  /** Attempt numbers of claimed messages, by tag. */
   #attempts: Map<number, number> | undefined
-  /** What was taken and may not be settled yet; kept where the owner does not. */
+  /** Messages that were taken; settled ones are removed now and then. Undefined if the owner keeps the list. */
   #taken: DeliveredMessage[] | undefined
   readonly #buffer: RunBuffer
   readonly #aside: Aside
   readonly #credit: CreditBounds
   readonly #settles: Settles
-  /** Of those that are held. */
+  /** Bytes of the held messages. */
   #heldBytes = 0
-  /** Begun, and not yet named as started. */
+  /** Tags of messages that have started and are not yet named as started. */
   #begun: { firstTag: number; count: number }[] = []
   readonly #emptied = new Waiters()
   readonly #drained = new Waiters()
   readonly #watchers = new Watchers()
-  /** Tags of messages that were taken, and lost before they were settled; undefined: none. */
+  /** Tags of messages whose lease was lost before they were settled; undefined if there are none. */
   #lost: Set<number> | undefined
-  /** Tags that atomic steps acknowledge, which are under way; undefined: none. They are not unsettled. */
+  /** Tags that unanswered atomic steps acknowledge; undefined if there are none. They do not count as unsettled. */
   #claimed: Set<number> | undefined
 
   /** @throws SluiceError TOO_MANY_SUBSCRIPTIONS */
@@ -137,13 +137,13 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     }
     this.#request(OP.SUBSCRIBE, encodeControl(body), {
       expects: OP.SUBSCRIBE_OK,
-      // A subscription that was forgotten would keep its leases: only the connection's end ends this wait.
+      // No deadline: a subscription that the client gave up would keep its leases at the broker.
       deadlineMs: Infinity,
       answered: (bytes, start, end) => {
         const { subscriptionId, queueNumber, granted } = decodeSubscribed(bytes, start, end)
         const claims = this.#claims
         if (granted.some(({ index }) => index >= (claims?.size ?? 0)))
-          throw malformedDelivery('It grants what was not claimed.')
+          throw malformedDelivery('SUBSCRIBE_OK grants a lease that was not claimed.')
         this.#claims = undefined
         this.#id = subscriptionId
         this.#settles.open(subscriptionId)
@@ -154,19 +154,19 @@ export class Subscription implements ChannelSink, LeaseKeeper {
         if (this.live) this.#owner.subscribed()
         else void this.#leave()
       },
-      // A lost connection is told by `lost`.
+      // A lost connection calls `lost`.
       failed: (error) => {
         if (error.code !== 'CONNECTION_LOST') this.ended(error)
       },
     })
   }
 
-  /** Delivered and not taken. */
+  /** Number of messages that are delivered and not taken. */
   get buffered(): number {
     return this.#buffer.count
   }
 
-  /** Of these, those that are named as started. */
+  /** Of these, the number that are announced. */
   get announced(): number {
     return this.#buffer.announced
   }
@@ -193,7 +193,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     const run = decodeRun(head, bytes, start, end, this)
     const { count } = run
     const runBytes = recordsBytes(run)
-    // What a consumer holds is bounded by what it asked for, also when the broker miscounts.
+    // Memory is bounded by the credit, even if the broker miscounts.
     const waitingBytes = this.#buffer.bytes + this.#heldBytes + runBytes
     const excess = this.#credit.excess(this.unsettled + count, waitingBytes, this.deliveries + count)
     if (excess !== undefined) throw malformedDelivery(excess)
@@ -206,7 +206,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.#owner.delivered()
   }
 
-  // What a handler of this process still has, or one of its key, is set aside; the others go into the buffer.
+  // Sets messages of orphaned handlers aside, and adds the others to the buffer.
   #keepOthers(run: Run): void {
     const { gap, records } = run
     let from = 0
@@ -238,7 +238,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     if (this.#emptied.any && this.#isEmpty()) this.#emptied.notify()
   }
 
-  /** A claimed message is leased to it, under `tag`, and still being handled: on the next connection it is claimed again. */
+  /** A claimed message is leased to this subscription, under `tag`, and is still being handled. */
   adopt(message: DeliveredMessage, tag: number, attempt: number): void {
     this.unsettled++
     if (this.#taken !== undefined) this.#track(message)
@@ -246,7 +246,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.#attempts.set(tag, attempt)
   }
 
-  // Of what it has taken, what is not settled. Settling removes nothing there: that is done once in a while.
+  // Settled messages are removed only when the list has grown, so that a settle costs no search.
   #track(message: DeliveredMessage): void {
     const taken = this.#taken!
     taken.push(message)
@@ -259,7 +259,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     return handled.filter((message) => message.isLeasedBy(this))
   }
 
-  // What is handled of a connection that is lost, to be claimed on the next.
+  // The handled messages of a lost connection, to be claimed on the next one.
   #toClaim(): Claims | undefined {
     if (!this.open) return this.#claims
     const handled = this.#handled
@@ -286,14 +286,14 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.#drained.notify()
   }
 
-  // Tags come round again; what was lost under one of these is long out of anybody's hands.
+  // Tags wrap. A message that was lost under one of these tags was settled long ago.
   #reuse({ firstTag, count }: TagRange): void {
     for (let i = 0; i < count; i++) this.forget((firstTag + i) >>> 0)
   }
 
   /**
-   * The broker has taken messages away and has freed their credit. Those in the buffer vanish; those that were taken are
-   * told by their signal, and when they are settled. What this side has settled meanwhile is not concerned.
+   * The broker has ended leases and freed their credit. Messages in the buffer are dropped. For messages that were taken,
+   * the signal is aborted, and their settle rejects. Messages that are settled here already are not affected.
    * @throws SluiceError MALFORMED_FRAME
    */
   leasesLost(bytes: Uint8Array, start: number, end: number): void {
@@ -328,11 +328,11 @@ export class Subscription implements ChannelSink, LeaseKeeper {
       this.#session.isolation.leave(lost.size)
       this.#watchers.abort(lost, leaseLost())
     }
-    // A handler had each that is left, also where its settle is under way: that comes too late.
+    // A handler had each of these, even if its settle is under way: that settle comes too late.
     for (const offset of offsets.values())
       this.#session.leaseLost({ queue: this.queue, offset, reason: lossReason(why) })
     if (this.#emptied.any && this.#isEmpty()) this.#emptied.notify()
-    // The one that could not begin may have been among them.
+    // The message that waited for its isolation may be among them.
     this.#session.isolation.withdraw(this.#wake)
     if (this.live && this.buffered + this.held > 0) this.#owner.delivered()
   }
@@ -378,7 +378,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     if (this.#claimed?.delete(tag) === true && this.#claimed.size === 0) this.#claimed = undefined
   }
 
-  /** Nothing that was delivered may still have to be settled. */
+  /** Every delivered message is settled, and no atomic step may reopen one. */
   #isEmpty(): boolean {
     return this.unsettled === 0 && this.#claimed === undefined
   }
@@ -399,19 +399,19 @@ export class Subscription implements ChannelSink, LeaseKeeper {
         },
       )
     })
-    // Not awaiting it is safe, as it is with a settle.
+    // It is safe not to await it, as with a settle.
     extended.catch(() => {})
     return extended
   }
 
-  /** Grants credit; only once open. */
+  /** Grants credit. The subscription must be open. */
   credit(credit: Credit): void {
     this.#credit.extend(credit)
     const { messages, bytes, limit, drain = false } = credit
     this.#send(OP.CREDIT, encodeCredit({ subscriptionId: this.#id, messages, bytes, limit, drain }))
   }
 
-  /** Takes all credit back; resolves when nothing more can come. */
+  /** Withdraws all credit. Resolves when nothing more can be delivered. */
   stop(): Promise<void> {
     if (!this.live || !this.open) return Promise.resolve()
     this.credit({ messages: 0, bytes: 0, drain: true })
@@ -419,11 +419,11 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   }
 
   /**
-   * Names up to `count` further messages before they are handled: as started, where no more of them are named than are
-   * `certain` to be handled in this turn; and else as starting, one after the other, where `nameStarted` has to say in
-   * the next turn what became of it. One that must be alone is named by itself, when nothing else is being handled;
-   * until that is so the owner is told `delivered` again when it may have become so. `regardless`: what others handle
-   * does not matter.
+   * Announces up to `count` further messages before they are handled. If at most `certain` of them are announced, all start
+   * in this turn, and STARTED names them. Otherwise STARTING names them, and in the next turn the owner must call
+   * `nameStarted`, which names those that did start. A message that must be alone is announced by itself, when no other
+   * message is being handled; until then the subscription is `blocked`, and `delivered` is called when that may have
+   * changed. With `regardless`, other messages that are being handled do not matter.
    */
   announce(count: number, certain: number, regardless = false): void {
     this.blocked = false
@@ -436,15 +436,15 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.#send(isCertain ? OP.STARTED : OP.STARTING, encodeRanges(this.#id, ranges))
   }
 
-  /** What was named as starting has to be looked at by `nameStarted` in the next turn. */
+  /** Whether `nameStarted` must be called in the next turn. */
   get isStarting(): boolean {
     return this.#starting !== NO_RANGES
   }
 
   /**
-   * Names those that were announced as starting, were taken, and are not done; those that were not taken are announced
-   * no more. So the broker counts the time of just those that are being handled. Where all of them are done there is
-   * nothing to say. Returns whether some were not taken: the burst was too long.
+   * Sends STARTED for the messages that were announced as starting, were taken, and are not settled, and withdraws the
+   * announcement of the others. So the broker runs the processing timeout only of messages that are being handled. Sends
+   * nothing if all are settled. Returns whether some were not taken, because the burst was too long.
    */
   nameStarted(): boolean {
     const starting = this.#starting
@@ -453,7 +453,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     const { announced } = this
     if (!this.live || (announced === 0 && this.unsettled === this.buffered + this.held + this.#aside.count))
       return false
-    // What is done is not named, so the broker has to hear of that first.
+    // STARTED names unsettled messages only, so the settles are sent first.
     this.#settles.flushSettles()
     const { firstTag } = this.#buffer
     const taken = announced === 0 || firstTag === undefined ? starting : upTo(starting, firstTag)
@@ -466,7 +466,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     if (this.live) this.#owner.delivered()
   }
 
-  /** The next message, without naming it as started: only where none is announced. */
+  /** Takes the next message without announcing it. None may be announced. */
   hold(): DeliveredMessage {
     const message = this.#buffer.takeUnannounced()
     if (this.#taken !== undefined) this.#track(message)
@@ -480,13 +480,13 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     for (const { recordBytes } of held) this.#heldBytes -= recordBytes
   }
 
-  /** Whether a held message may begin now; if not, the owner is told `delivered` when that may have changed. */
+  /** Whether a held message may start now. If not, `delivered` is called when that may have changed. */
   mayBegin({ alone }: DeliveredMessage): boolean {
     this.blocked = !this.#session.isolation.admits(alone, this.#wake)
     return !this.blocked
   }
 
-  /** Held messages begin, of which `mayBegin` holds; `nameBegun` tells the broker. */
+  /** Held messages start. `mayBegin` must be true for them, and `nameBegun` must follow. */
   begin(messages: readonly DeliveredMessage[]): void {
     this.#forgetHeld(messages)
     for (const { tag, alone } of messages) {
@@ -495,6 +495,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     }
   }
 
+  /** Sends STARTED for the messages that have started since the last call. */
   nameBegun(): void {
     const ranges = this.#begun
     this.#begun = []
@@ -502,7 +503,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
       this.#send(OP.STARTED, encodeRanges(this.#id, ranges.slice(at, at + STARTED_RANGES_MAX)))
   }
 
-  /** Gives back held messages. */
+  /** Releases held messages. */
   releaseHeld(messages: readonly DeliveredMessage[]): void {
     if (!this.live) return
     for (const { tag } of messages) this.#settles.release(tag, 1)
@@ -510,14 +511,14 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.unsettled -= messages.length
   }
 
-  /** The next announced message. */
+  /** Takes the next announced message. */
   take(): DeliveredMessage {
     const message = this.#buffer.take()
     if (this.#taken !== undefined) this.#track(message)
     return message
   }
 
-  /** Gives back what was not taken: it was not tried. */
+  /** Releases all messages that were not taken. */
   releaseBuffered(): void {
     this.#session.isolation.withdraw(this.#wake)
     if (!this.live) return
@@ -542,7 +543,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     return group
   }
 
-  /** Resolves when nothing that was delivered is unsettled. */
+  /** Resolves when every delivered message is settled. */
   emptied(): Promise<void> {
     if (this.#isEmpty() || !this.live) return Promise.resolve()
     return this.#emptied.wait()
@@ -553,7 +554,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     return this.#settles.settled()
   }
 
-  /** Leaves it to itself: it ends when everything that was delivered is settled, and tells nobody. */
+  /** Detaches the owner. The subscription ends when every delivered message is settled. */
   async retire(): Promise<void> {
     this.#owner = NO_OWNER
     await this.emptied()
@@ -561,13 +562,13 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     await this.unsubscribe()
   }
 
-  /** Ends the subscription; what is unsettled goes back to the queue. Resolves when the broker has done so. */
+  /** Ends the subscription. Unsettled messages return to the queue. Resolves when the broker has ended it. */
   unsubscribe(): Promise<void> {
     if (!this.live) return Promise.resolve()
-    // What was settled was settled before.
+    // Settles are sent before UNSUBSCRIBE, so that they count.
     if (this.open) this.#settles.flushSettles()
     this.#die(leaseLost())
-    // Before SUBSCRIBE_OK there is no id to name; it is left as soon as there is one.
+    // Before SUBSCRIBE_OK there is no id. The answer sends UNSUBSCRIBE then.
     return this.open ? this.#leave() : Promise.resolve()
   }
 
@@ -616,7 +617,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.#owner.lost(claims)
   }
 
-  /** Counts everything anew and compares; between two turns, or at the end of one. @throws Error naming what differs */
+  /** Recounts everything and compares. Holds between two turns, and at the end of one. @throws Error naming what differs */
   invariants(): void {
     const { unsettled, held } = this
     const buffer = this.#buffer
@@ -631,8 +632,9 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     if (held < 0 || this.#heldBytes < 0 || (held === 0 && this.#heldBytes > 0))
       this.#differs(`${held} held messages take ${this.#heldBytes} bytes`)
     const handled = unsettled - buffer.count - this.#aside.count - held
-    if (handled < 0) this.#differs(`${unsettled} are unsettled, ${-handled} too few for what was not taken`)
-    // A list of its own may have one that was lost, and whose tag has come round again.
+    if (handled < 0)
+      this.#differs(`${unsettled} are unsettled, ${-handled} fewer than the messages that were not taken`)
+    // The own list may have a lost message whose tag was used again.
     const leased = this.#taken === undefined ? this.#handled.length : 0
     if (leased > handled) this.#differs(`${leased} messages are leased, and ${handled} counted as handled`)
     if (this.#drained.any && !this.open) this.#differs('it drains before it is open')
@@ -670,12 +672,12 @@ const NO_OWNER: SubscriptionOwner = {
   },
 }
 
-/** Messages that are kept in the list of what is handled, beyond twice of what is. */
+/** The list of taken messages is cleaned when it is longer than twice the unsettled ones by this many. */
 const TRACKED_SLACK = 64
 
 const NO_RANGES: readonly TagRange[] = []
 
-/** The part of these ranges that comes before `tag`, in their order. */
+/** The part of `ranges` before `tag`, in their order. */
 function upTo(ranges: readonly TagRange[], tag: number): TagRange[] {
   const before: TagRange[] = []
   for (const range of ranges) {

@@ -1,4 +1,4 @@
-/** Counts what happens, and lets it be told once in a while: the first at once, later ones with all since. */
+/** Limits reports of a frequent event: the first is reported at once, and later ones at most once per interval. */
 export class Throttle {
   readonly #everyMs: number
   #nextMs = -Infinity
@@ -8,7 +8,7 @@ export class Throttle {
     this.#everyMs = everyMs
   }
 
-  /** It happened again. Returns how often since it was last told, if it should be told now, and else 0. */
+  /** The event happened. Returns the number of events since the last report if one is due, and 0 otherwise. */
   take(nowMs: number): number {
     this.#count++
     if (nowMs < this.#nextMs) return 0

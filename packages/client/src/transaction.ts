@@ -1,4 +1,4 @@
-/** What a caller says that an atomic step should do, until it is sent. */
+/** Collects what an atomic step does, until it is sent. */
 import { SluiceError, type RecordOptions } from '@sluice/protocol'
 import { DeliveredMessage, type Message } from './message.js'
 import { MESSAGE_OPTIONS, queueOf, recordOptions, type MessageOptions, type QueueRef } from './options.js'
@@ -7,23 +7,23 @@ import { Step, type StepRecord } from './step.js'
 import type { Session } from './session.js'
 
 /**
- * The first argument of the function that `atomic` calls. What it is told happens together with all the rest, when that
- * function has ended; a call of it that throws ends the step, and nothing happens.
+ * The argument of the function that `atomic` calls. All its calls take effect together, after that function has ended. If
+ * one of them throws, the step has no effect.
  */
 export interface Transaction {
   /**
-   * The message is done. From now on it cannot be settled otherwise, unless the step has no effect.
+   * Acknowledges a message. From now on it cannot be settled otherwise, unless the step has no effect.
    * @throws SluiceError ALREADY_SETTLED; LEASE_LOST when it no longer belongs to a consumer of this client
    */
   ack(message: Message): void
   /**
-   * Publishes a message; its receipt is what `atomic` resolves with, in the order of these calls.
+   * Publishes a message. `atomic` resolves with the receipts, in the order of these calls.
    * @throws SluiceError As `publish` rejects: INVALID_NAME, INVALID_BODY, MESSAGE_TOO_LARGE, …
    */
   publish<Input>(queue: QueueRef<Input, unknown>, body: NoInfer<Input>, options?: MessageOptions): void
 }
 
-/** Makes a record of a body and its options. @throws SluiceError */
+/** Encodes a body and its options as a record. @throws SluiceError */
 export type Encode = (body: unknown, options: RecordOptions | undefined) => Uint8Array
 
 export class Draft implements Transaction {
@@ -56,13 +56,13 @@ export class Draft implements Transaction {
       this.#records.push({ queue: name, record: this.#encode(body, record) })
       if (schema === undefined) return
       const check = checkBody(schema, body, 'body')
-      // It is looked at when the step is complete.
+      // `complete` awaits it.
       check.catch(() => {})
       this.#checks.push(check)
     })
   }
 
-  // Caught by its caller or not: a part of the step is missing, so the rest must not happen either.
+  // Whether or not the caller catches it: a part of the step is missing, so the step must have no effect.
   #do(part: () => void): void {
     if (this.#isClosed)
       throw new SluiceError('CLOSED', 'The atomic step has ended: its function has already returned.')
@@ -75,8 +75,8 @@ export class Draft implements Transaction {
   }
 
   /**
-   * The function has ended: the step, or undefined when there is nothing to do.
-   * @throws What a call of it threw; SluiceError INVALID_BODY, TRANSACTION_TOO_LARGE
+   * The function has ended: makes the step. Undefined if it does nothing.
+   * @throws What a call threw; SluiceError INVALID_BODY, TRANSACTION_TOO_LARGE
    */
   async complete(): Promise<Step | undefined> {
     this.#isClosed = true
@@ -86,7 +86,7 @@ export class Draft implements Transaction {
     return new Step(this.#messages, this.#records)
   }
 
-  /** There will be no step: its messages can be settled again. */
+  /** There is no step: its messages can be settled again. */
   abandon(): void {
     this.#isClosed = true
     for (const message of this.#messages) message.reopen()

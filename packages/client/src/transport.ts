@@ -1,33 +1,30 @@
-/**
- * Bytes to and from a broker. The connection knows only these few methods, so that tests script a peer without a
- * socket.
- */
+/** Sends bytes to a broker and receives them. The connection uses only this interface, so tests need no socket. */
 import { createConnection, type Socket } from 'node:net'
 import type { Address } from './url.js'
 
-/** What a transport tells the connection. After `closed` nothing more is told. */
+/** Events of a transport. `closed` is the last one. */
 export interface TransportEvents {
   opened(): void
   /** The bytes are valid only during the call. */
   data(chunk: Uint8Array): void
-  /** What made `write` return false has left. */
+  /** Everything is sent that made `write` return false. */
   drained(): void
   closed(error: Error | undefined): void
 }
 
 export interface Transport {
-  /** Sends the chunks in one go. False: the peer is slower than this side; `drained` tells when it has caught up. */
+  /** Sends the chunks in one write. Returns false when the peer reads slowly; `drained` follows when all is sent. */
   write(chunks: readonly Uint8Array[]): boolean
-  /** Closes after what was written has left. */
+  /** Closes after everything is sent. */
   end(): void
   /** Closes at once. */
   destroy(): void
 }
 
-/** Begins to connect; the outcome is told by `opened` or `closed`, never during the call. */
+/** Starts to connect. Calls `opened` or `closed` later, never during the call. */
 export type Dial = (address: Address, events: TransportEvents) => Transport
 
-// One buffer per connection, overwritten by each read: whoever keeps bytes copies them. Larger reads mean fewer turns.
+// Size of the one read buffer, which each read overwrites. Larger reads need fewer turns of the event loop.
 const READ_BYTES = 256 * 1024
 
 const END_MS_MAX = 2_000

@@ -1,26 +1,25 @@
 /**
- * Gathers what one turn of the event loop wants to send, so that it leaves in one socket write: publishes, then
- * settles (so that an acknowledgement never overtakes what its handler published before it), then the names of the
- * messages whose handlers run next. Those handlers run only after the write: a process that dies in one of them has
- * said which.
+ * One turn of the event loop, which sends everything in one socket write: publishes, then settles, then the messages that
+ * start next. It runs in the check phase, after all promise continuations of the turn.
  *
- * It runs in the check phase, after all promise continuations of the turn.
+ * Invariant: an acknowledgement never overtakes what its handler published before it. Handlers run only after the write
+ * that announces their messages, so that the broker knows which of them ran when the process crashes.
  */
 
 export interface Settling {
-  /** Puts the turn's settles into the outbox. */
+  /** Writes the gathered settles to the outbox. */
   flushSettles(): void
 }
 
 export interface Starting {
-  /** Names the messages that `startHandlers` is going to hand out. */
+  /** Announces the messages whose handlers `startHandlers` calls. */
   announce(): void
   startHandlers(): void
 }
 
 /**
- * Acknowledgements that nobody waits for, by handlers that ended as soon as they began, are gathered for so long: at a
- * moderate rate that is one frame, one commit and one answer for several messages instead of one.
+ * How long acknowledgements without a waiting caller, by handlers that ended at once, are gathered. At a moderate rate that
+ * needs one frame, one commit and one answer for several messages.
  */
 const GATHER_MS = 4
 
@@ -32,7 +31,7 @@ export class Turn {
   #scheduled = false
   #gathering: Settling[] = []
   #gatherTimer: NodeJS.Timeout | undefined
-  /** Handlers are being called: what is settled now was settled by one before it returned. */
+  /** Handlers are being called: a settle comes from a handler that has not returned yet. */
   isStarting = false
 
   constructor(flushPublishes: () => void, write: () => void) {
@@ -46,13 +45,13 @@ export class Turn {
     setImmediate(this.#run)
   }
 
-  /** At most once a turn for each; the caller remembers that it is listed. */
+  /** Sends its settles at the end of this turn. Call it at most once per turn. */
   settle(settling: Settling): void {
     this.#settling.push(settling)
     this.schedule()
   }
 
-  /** Its settles may wait a little for others; `settle` is for when they may not. */
+  /** Sends its settles after GATHER_MS at the latest. */
   gather(settling: Settling): void {
     this.#gathering.push(settling)
     this.#gatherTimer ??= setTimeout(this.#gathered, GATHER_MS)
@@ -60,7 +59,7 @@ export class Turn {
 
   readonly #gathered = (): void => this.flushAll()
 
-  /** Sends at once everything, also what was still being gathered. */
+  /** Sends everything now, including settles that are still gathered. */
   flushAll(): void {
     clearTimeout(this.#gatherTimer)
     this.#gatherTimer = undefined
@@ -69,7 +68,7 @@ export class Turn {
     this.flush()
   }
 
-  /** At most once a turn for each; the caller remembers that it is listed. */
+  /** Calls `announce` and `startHandlers` at the end of this turn. Call it at most once per turn. */
   start(starting: Starting): void {
     this.#starting.push(starting)
     this.schedule()
@@ -80,13 +79,13 @@ export class Turn {
     this.flush()
   }
 
-  /** Sends the publishes of the turn so far; the rest follows at its end. */
+  /** Sends the publishes of this turn now, and everything else at its end. */
   sendAhead(): void {
     this.#flushPublishes()
     this.#write()
   }
 
-  /** Sends at once what has been gathered. */
+  /** Sends now what this turn has collected. */
   flush(): void {
     this.#flushPublishes()
     const settling = this.#settling

@@ -7,11 +7,11 @@ export const DEFAULT_URL = `sluice://localhost:${DEFAULT_PORT}`
 export interface Address {
   readonly host: string
   readonly port: number
-  /** As errors and events name it. */
+  /** The address in errors and events. */
   readonly text: string
 }
 
-/** @throws SluiceError INVALID_URL; NOT_SUPPORTED for credentials, which this version has no use for */
+/** @throws SluiceError INVALID_URL; NOT_SUPPORTED for credentials, which this version does not use */
 export function parseUrl(url: unknown): Address {
   if (typeof url !== 'string') throw invalid(url)
   let parsed: URL
@@ -24,8 +24,11 @@ export function parseUrl(url: unknown): Address {
   if (parsed.pathname !== '' && parsed.pathname !== '/') throw invalid(url)
   if (parsed.search !== '' || parsed.hash !== '') throw invalid(url)
   if (parsed.username !== '' || parsed.password !== '') {
-    // The address itself is not quoted: it holds a secret.
-    throw new SluiceError('NOT_SUPPORTED', 'The address has credentials; this version supports none.')
+    // The error does not quote the address, because it contains a secret.
+    throw new SluiceError(
+      'NOT_SUPPORTED',
+      'The address contains credentials; this version does not support them.',
+    )
   }
   const port = parsed.port === '' ? DEFAULT_PORT : Number(parsed.port)
   if (port === 0) throw invalid(url)

@@ -1,11 +1,8 @@
-/**
- * Promises for one moment that comes again and again, such as that nothing is unanswered. Whoever owns the moment says
- * when it has come; each promise resolves the first time after it was made.
- */
+/** Promises for a condition that its owner observes, such as that nothing is unanswered. */
 export class Waiters {
   #resolves: (() => void)[] | undefined
 
-  /** Whether `tell` has a promise to resolve. */
+  /** Whether a promise waits. */
   get any(): boolean {
     return this.#resolves !== undefined
   }
@@ -14,7 +11,7 @@ export class Waiters {
     return new Promise((resolve) => (this.#resolves ??= []).push(resolve))
   }
 
-  /** The moment has come. */
+  /** The condition holds: resolves all promises that wait. */
   notify(): void {
     const resolves = this.#resolves
     if (resolves === undefined) return

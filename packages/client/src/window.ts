@@ -1,18 +1,18 @@
 /**
- * What has a number and waits to be answered: numbers come in ascending order and mostly leave so. A ring of slots rather
- * than a Map, whose dead tables keep what once was in them alive: a thousand batches under way cost a third of a
- * producer's time in garbage collection, and finding the lowest number made an iterator each time.
+ * Items by ascending number, most of which are deleted in the same order. A ring of slots instead of a Map: old tables of a
+ * Map keep deleted items alive, which took a third of a producer's time in garbage collection with a thousand batches in
+ * flight, and the lowest number of a Map needs an iterator.
  */
 const SLOTS_FIRST = 64
 
 export class Window<Item> {
   size = 0
   #slots: (Item | undefined)[] = emptySlots<Item>(SLOTS_FIRST)
-  /** Numbers `[#first, #end)` can be here; unless it is empty, `#first` is. */
+  /** All items have numbers in `[#first, #end)`. Unless the window is empty, there is an item `#first`. */
   #first = 0
   #end = 0
 
-  /** The lowest number; undefined when it is empty. */
+  /** The lowest number; undefined if the window is empty. */
   get lowest(): number | undefined {
     return this.size === 0 ? undefined : this.#first
   }
@@ -21,7 +21,7 @@ export class Window<Item> {
     return number >= this.#first && number < this.#end ? this.#slots[this.#slot(number)] : undefined
   }
 
-  /** `number` is higher than every one that is here. */
+  /** `number` must be higher than all numbers in the window. */
   add(number: number, item: Item): void {
     if (this.size === 0) this.#first = number
     while (number - this.#first >= this.#slots.length) this.#grow()
@@ -44,7 +44,7 @@ export class Window<Item> {
     this.#first = this.#end = 0
   }
 
-  /** By ascending number. What is deleted meanwhile is passed over. */
+  /** By ascending number, without items that are deleted during the iteration. */
   *values(): IterableIterator<Item> {
     for (let number = this.#first; number < this.#end; number++) {
       const item = this.get(number)

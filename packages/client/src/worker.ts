@@ -1,6 +1,6 @@
 /**
- * A consumer that calls a handler for what is delivered: its life from the first subscription to its close, over as
- * many connections as it takes. When which handler is called is the business of the kinds of workers that extend it.
+ * A consumer that calls a handler for delivered messages, from its first subscription to its close, over any number of
+ * connections. Its subclasses decide when the handler is called, and with which messages.
  */
 import { SluiceError, Timer, durationText } from '@sluice/protocol'
 import { excuseAwaiting, nextTurn, type Running } from './awaiting.js'
@@ -19,16 +19,13 @@ import type { Starting } from './turn.js'
 import { Waiters } from './waiters.js'
 
 /**
- * Handles one message. When it resolves, the message is acknowledged. When it throws `DeadLetter`, the message is
- * given up; when it throws `Retry` or anything else, it is tried again. A handler that settles the message itself has
- * the first word: then its end means nothing.
+ * Handles one message. When it returns or resolves, the message is acknowledged. When it throws `DeadLetter`, the message
+ * becomes a dead letter. When it throws `Retry` or anything else, the message is delivered again. If the handler settles
+ * the message itself, its end has no effect.
  */
 export type Handler<Body = unknown> = (message: Message<Body>, context: HandlerContext) => unknown
 
-/**
- * Handles some messages at a time. How it ends is the outcome, as with `Handler`, of all of them that it has not settled
- * one by one.
- */
+/** Handles several messages at a time. Its end settles, as for `Handler`, each message that it has not settled itself. */
 export type BatchHandler<Body = unknown> = (messages: Message<Body>[], context: HandlerContext) => unknown
 
 /** A running consumer, made by `consume`. */
@@ -36,16 +33,16 @@ export interface Worker extends AsyncDisposable {
   /** Name of the queue. */
   readonly queue: string
   /**
-   * Resolves once the worker is closed; rejects with the SluiceError that ended it: CONSUMER_CLOSED when an operator did;
-   * with `missing: 'fail'`, QUEUE_NOT_FOUND and QUEUE_DELETED. Not listening to it is safe.
+   * Resolves once the worker is closed. Rejects with the SluiceError that ended it: CONSUMER_CLOSED by an operator; with
+   * `missing: 'fail'`, QUEUE_NOT_FOUND and QUEUE_DELETED. It is safe not to await it.
    */
   readonly closed: Promise<void>
   /**
-   * Takes no more messages, gives back those that no handler has begun with, waits for the handlers and until their
-   * outcomes are durable. A handler that awaits it is not waited for, and ends after it as any other does.
+   * Stops the worker: releases messages without a handler, and resolves when all handlers have ended and their outcomes are
+   * durable. It does not wait for a handler that awaits `close` itself; the outcome of that handler counts later.
    *
-   * @param options `timeout`: default the client's. When it passes, the handlers' signals are aborted and their
-   * messages go back to the queue. 0: that happens at once, and is no error.
+   * @param options `timeout`, default the client's: when it passes, the signals of the handlers are aborted, and their
+   * messages return to the queue. With 0 that happens at once, without an error.
    * @throws SluiceError TIMEOUT, INVALID_ARGUMENT
    */
   close(options?: { readonly timeout?: Duration }): Promise<void>
@@ -56,19 +53,19 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   readonly closed: Promise<void>
   protected readonly settings: WorkerSettings
   protected subscription: Subscription | undefined
-  /** Handlers. */
+  /** Number of running handlers. */
   protected running = 0
   readonly #session: Session
   readonly #forget: (worker: ConsumingWorker) => void
   readonly #renewal: Renewal
-  /** What its handlers have of a connection that was lost. */
+  /** Leases of its handlers on a lost connection. */
   #claims: Claims | undefined
-  /** In the list of the turn. */
+  /** The turn has it in its list. */
   #listed = false
   #closing: Promise<void> | undefined
   #finished = false
   readonly #idle = new Waiters()
-  /** It has a subscription, or none any more. */
+  /** Notified when a subscription is open, or when there is none any more. */
   readonly #subscribed = new Waiters()
   #resolveClosed!: () => void
   #rejectClosed!: (error: SluiceError) => void
@@ -101,7 +98,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     if (this.#finished || this.subscription !== undefined) return
     const claims = this.#claims
     const isClosing = this.#closing !== undefined
-    // Its handlers still want their outcomes to count.
+    // A closing worker subscribes again only so that the outcomes of its handlers count.
     if (isClosing && claims === undefined) return
     this.#renewal.cancel()
     this.#claims = undefined
@@ -124,7 +121,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
 
   drained(): void {}
 
-  /** Asks for `announce` and `startHandlers` at the end of the turn. */
+  /** Requests `announce` and `startHandlers` at the end of the turn. */
   protected list(): void {
     if (this.#listed) return
     this.#listed = true
@@ -136,18 +133,18 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     if (this.subscription !== undefined && this.#closing === undefined) this.choose(this.subscription)
   }
 
-  /** Names the messages whose handlers `startHandlers` is going to call. */
+  /** Announces the messages whose handlers `startHandlers` calls. */
   protected abstract choose(subscription: Subscription): void
 
   abstract startHandlers(): void
 
-  /** Nothing that its subscription had is its own any more. */
+  /** The subscription has ended: forgets its messages. */
   protected abstract forgetMessages(): void
 
-  /** Gives back what no handler has begun with. */
+  /** Releases all messages without a handler. */
   protected abstract giveBack(subscription: Subscription): void
 
-  /** A handler of these messages threw this. */
+  /** The handler of these messages failed with `error`. */
   protected failed(messages: readonly DeliveredMessage[], error: unknown): void {
     const { outcome, delayMs, reason, isFailure } = endingOf(error)
     for (const message of messages) message.finish(outcome, delayMs, reason)
@@ -160,14 +157,14 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     return this.running
   }
 
-  /** The handlers that are running. */
+  /** The running handlers. */
   protected abstract handlers(): readonly Running[]
 
   #isIdle(): boolean {
     return this.running === 0 || this.handlers().every(({ isExcused }) => isExcused)
   }
 
-  /** A handler has ended. */
+  /** A handler has ended, or is excused. */
   protected notifyIdle(): void {
     if (this.#idle.any && this.#isIdle()) this.#idle.notify()
   }
@@ -190,8 +187,8 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   }
 
   /**
-   * Handlers of these tags, or all of them, may have lost their leases: no other handler gets the same messages before
-   * they have ended.
+   * The handlers of these tags, or all handlers, may have lost their leases. No other handler gets their messages before they
+   * have ended.
    */
   protected orphan(tags?: ReadonlySet<number>): void {
     const { orphans } = this.#session
@@ -211,7 +208,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     }
   }
 
-  /** A handler has ended. */
+  /** A handler has ended: messages that waited for it can start. */
   protected handlerEnded(handler: Running): void {
     const { orphaned } = handler
     if (orphaned === undefined) return
@@ -222,11 +219,11 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
   protected abstract messagesOf(handler: Running): readonly DeliveredMessage[]
 
   ended(error: SluiceError, claims: Claims | undefined): void {
-    // A queue that is made again counts its messages anew.
+    // A queue that is created again starts at offset 0, so the offsets are of other messages.
     if (error.code !== 'QUEUE_DELETED') this.orphan()
     this.#leave()
     this.#subscribed.notify()
-    // While closing this is one more way to the same end, unless handlers still claim what they have.
+    // A closing worker ends here, unless handlers can still claim their leases.
     const claimsAgain = claims !== undefined && error.retryable
     const isOver = this.#finished || (this.#closing !== undefined && !claimsAgain)
     if (!isOver && this.#renewal.renews(error)) {
@@ -266,7 +263,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     await this.#ending(this.#closing)
   }
 
-  // In each call by itself: who awaits it shows only there.
+  // In each call separately, because only its own stack shows who awaits it.
   async #ending(closing: Promise<void>): Promise<void> {
     await nextTurn()
     this.excuse()
@@ -277,7 +274,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     }
   }
 
-  /** Does not wait for the handlers that await the async function that calls this. */
+  /** Stops waiting for handlers that await the async function that calls this. */
   excuse(): void {
     excuseAwaiting(this.handlers())
     this.notifyIdle()
@@ -322,7 +319,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
       this.giveBack(subscription)
     }
     if (!this.#isIdle()) await this.#idle.wait()
-    // What handlers had on a lost connection is settled on the next one.
+    // Leases on a lost connection are settled on the next one.
     for (;;) {
       const { subscription } = this
       if (this.#claims !== undefined || subscription?.open === false) await this.#subscribed.wait()
@@ -331,7 +328,7 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
         if (subscription === this.subscription) break
       }
     }
-    // A handler that awaits this has a message still.
+    // A handler that awaits this `close` still has its message.
     if (this.running > 0) void this.subscription?.retire()
     else await this.subscription?.unsubscribe()
     return true
