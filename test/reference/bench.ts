@@ -425,9 +425,11 @@ export class Bench {
           publishedMs: message.publishedMs,
           attempts: message.earlier.attempts + message.attempts,
           redrives: redrivesOf(message) + (kind === 'redriven' ? 1 : 0),
-          death: message.death!,
-          diedMs: message.diedMs,
-          error: message.reason ?? headers[ORIGIN_HEADERS.error]!,
+          dead: {
+            death: message.death!,
+            diedMs: message.diedMs,
+            error: message.reason ?? headers[ORIGIN_HEADERS.error]!,
+          },
         }),
       ),
     )

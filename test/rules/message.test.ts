@@ -115,22 +115,18 @@ test('the back-off doubles up to its maximum, by a fifth more or less', () => {
 })
 
 test('a copy names its origin', () => {
-  const headers = originHeaders({
-    queue: 'orders',
-    offset: 7,
-    publishedMs: 1,
-    attempts: 4,
-    redrives: 2,
-    death: 'rejected',
-    diedMs: 9,
-    error: 'no stock',
-  })
-  expect(Object.fromEntries(headers)).toEqual({
+  const origin = { queue: 'orders', offset: 7, publishedMs: 1, attempts: 4, redrives: 2 }
+  const replayed = {
     'sluice-origin-queue': 'orders',
     'sluice-origin-offset': '7',
     'sluice-origin-published': '1',
     'sluice-redrives': '2',
     'sluice-attempts': '4',
+  }
+  expect(Object.fromEntries(originHeaders({ ...origin, dead: undefined }))).toEqual(replayed)
+  const dead = { death: 'rejected', diedMs: 9, error: 'no stock' }
+  expect(Object.fromEntries(originHeaders({ ...origin, dead }))).toEqual({
+    ...replayed,
     'sluice-dead-reason': 'rejected',
     'sluice-dead-at': '9',
     'sluice-dead-error': 'no stock',

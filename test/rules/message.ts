@@ -139,7 +139,7 @@ export function redrivesElsewhere(header: string | undefined): number {
   return Number(header ?? 0)
 }
 
-/** Where a copy in another queue comes from, and how its original died. */
+/** Where a copy in another queue comes from. */
 export interface Origin {
   readonly queue: string
   readonly offset: number
@@ -148,21 +148,24 @@ export interface Origin {
   readonly attempts: number
   /** In all queues, the redrive that makes the copy included. */
   readonly redrives: number
-  readonly death: string
-  readonly diedMs: number
-  readonly error: string
+  /** How the original died; undefined where it was replayed. */
+  readonly dead: { readonly death: string; readonly diedMs: number; readonly error: string } | undefined
 }
 
 /** The headers of a copy that name its origin; they replace those of an earlier copy. */
 export function originHeaders(origin: Origin): readonly (readonly [name: string, value: string])[] {
+  const { dead } = origin
+  const death = [
+    ['sluice-dead-reason', dead?.death],
+    ['sluice-dead-at', dead && String(dead.diedMs)],
+    ['sluice-dead-error', dead?.error],
+  ] as const
   return [
     ['sluice-origin-queue', origin.queue],
     ['sluice-origin-offset', String(origin.offset)],
     ['sluice-origin-published', String(origin.publishedMs)],
     ['sluice-redrives', String(origin.redrives)],
     ['sluice-attempts', String(origin.attempts)],
-    ['sluice-dead-reason', origin.death],
-    ['sluice-dead-at', String(origin.diedMs)],
-    ['sluice-dead-error', origin.error],
+    ...death.flatMap(([name, value]) => (value === undefined ? [] : [[name, value] as const])),
   ]
 }

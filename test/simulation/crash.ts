@@ -163,8 +163,8 @@ export class CrashPoints {
   /** 7: no lease that another consumer has had since, for all that it was told, is granted again. */
   #claimStale({ model }: World, { broker }: Recovered): void {
     broker.turn.begin()
-    for (const { id, name } of model.queues.values()) {
-      const claims = model.superseded.filter(({ queueNumber }) => queueNumber === id)
+    for (const { id, name } of model.state.queues.values()) {
+      const claims = model.consuming.superseded.filter(({ queueNumber }) => queueNumber === id)
       if (claims.length === 0) continue
       let subscription: Subscription
       try {
@@ -276,7 +276,7 @@ export class CrashPoints {
   #judge(world: World, { broker, taps }: Recovered, state: LedgerState, afterCrash: boolean): Judge {
     const model = new Model({
       dueMs: (queueId, offset) => {
-        const queue = broker.catalog.queue(model.queues.get(queueId)!.name)
+        const queue = broker.catalog.queue(model.state.queues.get(queueId)!.name)
         const chunk = queue.chunkAt(offset)
         if (chunk === undefined || chunk.isDead(offset - chunk.base)) return undefined
         return chunk.dueAt(offset - chunk.base) || undefined
@@ -341,7 +341,7 @@ export class CrashPoints {
     this.counts.drained++
     const { model } = judge
     let wrong: Error | undefined
-    for (const { name } of [...model.queues.values()]) {
+    for (const { name } of [...model.state.queues.values()]) {
       const held: number[] = []
       let delivered = 0
       const consumer: Consumer = {
@@ -377,7 +377,7 @@ export class CrashPoints {
       wrong ??= judge.wrong
       if (wrong !== undefined) throw wrong
       const { leased } = broker.catalog.info(name as QueueName)
-      const { line, live } = model.names.get(name)!
+      const { line, live } = model.state.names.get(name)!
       // What is ready can stand behind a retry of its key.
       const first = line.first(live.values())
       if (leased > 0 || first !== undefined)

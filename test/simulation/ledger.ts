@@ -677,9 +677,7 @@ export class LedgerState {
       publishedMs: message.timeMs,
       attempts: earlier.attempts + dead.attempts,
       redrives: earlier.redrives + redrivesBefore(message.content) + (isCarried ? 1 : 0),
-      death: DEATHS[dead.death]!,
-      diedMs: dead.timeMs,
-      error: dead.reason,
+      dead: { death: DEATHS[dead.death]!, diedMs: dead.timeMs, error: dead.reason },
     })
     this.#together.leaving.push({ target, record })
     this.#departed(queue, offset, isCarried ? 'carried' : 'moved')

@@ -57,6 +57,13 @@ export function contentOf(record: Uint8Array): Content {
 export const DEATHS = ['', 'rejected', 'maxDeliveries', 'overflow', 'invalid'] as const
 export const OVERFLOW = 3
 
+const ORIGIN_NAMES = new Set(
+  originHeaders({
+    ...{ queue: '', offset: 0, publishedMs: 0, attempts: 0, redrives: 0 },
+    dead: { death: '', diedMs: 0, error: '' },
+  }).map(([name]) => name),
+)
+
 /** How often the message was redriven in queues that it was in before. */
 export function redrivesBefore({ headers }: Content): number {
   return redrivesElsewhere(headers.find(([name]) => name === 'sluice-redrives')?.[1])
@@ -66,9 +73,7 @@ export function redrivesBefore({ headers }: Content): number {
 export function copyOf(record: Uint8Array, origin: Origin): Uint8Array {
   const content = contentOf(record)
   const { key, id, priority, contentType, payload } = content
-  const added = originHeaders(origin)
-  const replaced = new Set(added.map(([name]) => name))
-  const headers = [...content.headers.filter(([name]) => !replaced.has(name)), ...added]
+  const headers = [...content.headers.filter(([name]) => !ORIGIN_NAMES.has(name)), ...originHeaders(origin)]
   const options: Buffer[] = []
   for (const text of [key, id]) if (text !== undefined) options.push(short(text))
   for (const [name, value] of headers) {

@@ -1,9 +1,10 @@
-/** The state of the model: queues, messages, and the subscriptions that hold them. */
+/** The state of the model: queues, messages, and the subscriptions that hold them. What is known of it is in plain Maps. */
 import type { QueueOptions } from '@sluice/protocol'
 import type { PendingIds, RememberedIds } from '../rules/ids.js'
 import type { Line, LineMessage } from '../rules/line.js'
 import type { Counters } from './ledger.js'
 import type { Content } from './record.js'
+import { Violation } from './trace.js'
 
 export interface ModelDead {
   readonly attempts: number
@@ -87,4 +88,85 @@ export interface ModelSubscription {
   readonly granted: Map<number, { readonly offset: number; readonly attempt: number }>
   /** Attempts that were charged with the settle of a tag; of those that were retried and did not die. */
   readonly charged: Map<number, number>
+}
+
+export type ModelCounts = ReturnType<typeof noModelCounts>
+
+/** What the model checks and sees, for tests that assert that it happened. */
+function noModelCounts() {
+  return {
+    dispatched: 0,
+    order: 0,
+    keyed: 0,
+    prioritized: 0,
+    stale: 0,
+    retried: 0,
+    released: 0,
+    died: 0,
+    acked: 0,
+    charged: 0,
+    suspected: 0,
+    alone: 0,
+    drained: 0,
+    repeated: 0,
+    calm: 0,
+    duplicates: 0,
+    'duplicate ids': 0,
+    'kept behind': 0,
+    replaced: 0,
+    expired: 0,
+    dropped: 0,
+    overflowed: 0,
+    moved: 0,
+    carried: 0,
+    redriven: 0,
+    discarded: 0,
+    cancelled: 0,
+    rescheduled: 0,
+    'timed out': 0,
+    extended: 0,
+    announced: 0,
+    claims: 0,
+    'claims granted': 0,
+    'claims granted after a restart': 0,
+    'queue full': 0,
+    'dedup full': 0,
+    steps: 0,
+    'steps repeated': 0,
+    'steps refused': 0,
+    'step acks': 0,
+    'step batches': 0,
+    'further batches': 0,
+  }
+}
+
+export class ModelState {
+  readonly queues = new Map<number, ModelQueue>()
+  readonly names = new Map<string, ModelQueue>()
+  readonly subscriptions = new Map<object, ModelSubscription>()
+  readonly counts = noModelCounts()
+  /** Number of the broker's life that is judged. */
+  boot = 0
+
+  add(queue: ModelQueue): void {
+    this.queues.set(queue.id, queue)
+    this.names.set(queue.name, queue)
+  }
+
+  remove({ id, name }: ModelQueue): void {
+    this.queues.delete(id)
+    this.names.delete(name)
+  }
+
+  named(name: string): ModelQueue {
+    const queue = this.names.get(name)
+    if (queue === undefined) throw new Violation(6, `the broker names queue ${name}, which does not exist`)
+    return queue
+  }
+
+  numbered(id: number): ModelQueue {
+    const queue = this.queues.get(id)
+    if (queue === undefined) throw new Violation(6, `the broker names queue ${id}, which does not exist`)
+    return queue
+  }
 }

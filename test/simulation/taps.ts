@@ -25,6 +25,7 @@ import type { Log, LogBounds, LogEntry, LogUsage } from '../../packages/server/s
 import type { Delivery, Queue, Subscription } from '../../packages/server/src/queue/index.js'
 import type { Session } from '../../packages/server/src/session/session.js'
 import type { Producer } from '../../packages/server/src/state/producers.js'
+import { compareCounts } from './agreement.js'
 import type { Attempts } from './attempts.js'
 import type { EntrySummary, LedgerState } from './ledger.js'
 import type { Model } from './model.js'
@@ -92,7 +93,8 @@ export class TappedLog implements Log {
   async append(position: number, lsn: number, entry: Uint8Array): Promise<void> {
     this.#to.guard(() => {
       const { acked, atomics } = this.#to.ledger.begin(entry, position)
-      for (const { identity, number } of atomics) this.#to.model.stepWritten(identity, number, acked)
+      for (const { identity, number } of atomics)
+        this.#to.model.publishing.stepWritten(identity, number, acked)
     })
     await this.inner.append(position, lsn, entry)
     this.#to.guard(() => this.#to.ledger.finish())
@@ -152,7 +154,7 @@ export class Taps implements Observer {
     this.#tell((model, nowMs, { attempts }) => {
       const batch = new Uint8Array(bytes.subarray(at, end))
       const attempt = attempts.matching(producer.identity, readU64(batch, 24), batch)
-      model.published(attempt, unanswered, answer, nowMs)
+      model.publishing.published(attempt, unanswered, answer, nowMs)
     })
   }
 
@@ -167,18 +169,27 @@ export class Taps implements Observer {
         attempts.matching(producer.identity, number, new Uint8Array(bytes.subarray(at, end))),
       )
       const named = acks.map(({ subscription: key, firstTag, count }) => ({ key, firstTag, count }))
-      model.stepped(producer.identity, number, crc, named, found, unanswered, answer, nowMs)
+      model.publishing.stepped(producer.identity, number, crc, named, found, unanswered, answer, nowMs)
     })
   }
 
   detached({ connections, id, identity }: Producer): void {
-    if (connections === 0 && id === 0) this.#tell((model) => model.forgotten(identity))
+    if (connections === 0 && id === 0) this.#tell((model) => model.publishing.results.forgotten(identity))
   }
 
   subscribed(subscription: Subscription, messages: number, bytes: number, limit: number | undefined): void {
     const { id, queue, consumer, processingTimeoutMs } = subscription
     this.#tell((model) =>
-      model.subscribed(subscription, id, queue.name, consumer, messages, bytes, limit, processingTimeoutMs),
+      model.consuming.subscribed(
+        subscription,
+        id,
+        queue.name,
+        consumer,
+        messages,
+        bytes,
+        limit,
+        processingTimeoutMs,
+      ),
     )
   }
 
@@ -189,25 +200,25 @@ export class Taps implements Observer {
     limit: number | undefined,
     drain: boolean,
   ): void {
-    this.#tell((model) => model.credited(subscription, messages, bytes, limit, drain))
+    this.#tell((model) => model.consuming.credited(subscription, messages, bytes, limit, drain))
   }
 
   delivered(subscription: Subscription, { run, firstTag, count, bytes, start, end }: Delivery): void {
     this.#tell((model, nowMs) =>
-      model.dispatched(subscription, run, firstTag, count, bytes.subarray(start, end), nowMs),
+      model.consuming.dispatched(subscription, run, firstTag, count, bytes.subarray(start, end), nowMs),
     )
   }
 
   settled(subscription: Subscription, items: readonly SettleItem[], stale: readonly TagRange[]): void {
-    this.#tell((model, nowMs) => model.settled(subscription, items, stale, nowMs))
+    this.#tell((model, nowMs) => model.consuming.settled(subscription, items, stale, nowMs))
   }
 
   started(subscription: Subscription, ranges: readonly TagRange[]): void {
-    this.#tell((model, nowMs) => model.started(subscription, ranges, nowMs))
+    this.#tell((model, nowMs) => model.consuming.started(subscription, ranges, nowMs))
   }
 
   starting(subscription: Subscription, ranges: readonly TagRange[]): void {
-    this.#tell((model) => model.starting(subscription, ranges))
+    this.#tell((model) => model.consuming.starting(subscription, ranges))
   }
 
   extended(
@@ -217,24 +228,26 @@ export class Taps implements Observer {
     durationMs: number,
     stale: readonly TagRange[],
   ): void {
-    this.#tell((model, nowMs) => model.extended(subscription, firstTag, count, durationMs, stale, nowMs))
+    this.#tell((model, nowMs) =>
+      model.consuming.extended(subscription, firstTag, count, durationMs, stale, nowMs),
+    )
   }
 
   claimed(subscription: Subscription, claims: readonly Claim[], granted: readonly Granted[]): void {
     const counted = (tag: number): number => subscription.bytesOf(tag)
-    this.#tell((model, nowMs) => model.claimed(subscription, claims, granted, counted, nowMs))
+    this.#tell((model, nowMs) => model.consuming.claimed(subscription, claims, granted, counted, nowMs))
   }
 
   lost(subscription: Subscription, _reason: Loss, ranges: readonly LostRange[]): void {
-    this.#tell((model, nowMs) => model.lost(subscription, ranges, nowMs))
+    this.#tell((model, nowMs) => model.consuming.lost(subscription, ranges, nowMs))
   }
 
   drained(subscription: Subscription): void {
-    this.#tell((model) => model.drained(subscription))
+    this.#tell((model) => model.consuming.drained(subscription))
   }
 
   unsubscribed(subscription: Subscription, blame: Blame, isStopping: boolean): void {
-    this.#tell((model, nowMs) => model.unsubscribed(subscription, blame, isStopping, nowMs))
+    this.#tell((model, nowMs) => model.consuming.unsubscribed(subscription, blame, isStopping, nowMs))
   }
 
   ensured({ id, name }: Queue, info: QueueInfo): void {
@@ -261,9 +274,9 @@ export class Taps implements Observer {
   }
 
   purging({ name }: Queue): void {
-    const messages = this.#to?.model.names.get(name)?.live.values() ?? []
+    const messages = this.#to?.model.state.names.get(name)?.live.values() ?? []
     this.#alive = [...messages].filter(({ state }) => state !== 'dead')
-    this.#tell((model) => model.purging())
+    this.#tell((model) => model.consuming.purging())
   }
 
   purged({ id, name }: Queue, messages: number): void {
@@ -280,7 +293,7 @@ export class Taps implements Observer {
   }
 
   counted(info: QueueInfo): void {
-    this.#tell((model, nowMs) => model.counted(info, nowMs))
+    this.#tell((model, nowMs) => compareCounts(model.state.named(info.name), info, nowMs))
   }
 
   cancelled(ref: MessageRef, answer: { readonly offset: number } | SluiceError): void {

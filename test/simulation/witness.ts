@@ -123,7 +123,7 @@ export class Witness {
       this.#peeked(conversation, correlation, bytes, start, end)
     } else if (opcode === OP.SUBSCRIBE_OK) {
       const { subscriptionId, granted } = decodeSubscribed(bytes, start, end)
-      for (const { tag } of granted) this.#model.told(subscriptionId, tag)
+      for (const { tag } of granted) this.#model.consuming.told(subscriptionId, tag)
     } else if (opcode === OP.LEASES_LOST) {
       this.counts['leases lost']++
     } else if (opcode === OP.ERROR) {
@@ -153,7 +153,7 @@ export class Witness {
 
   // 8, 9: what the step acknowledged is gone on disk.
   #stepped({ identity }: Conversation, number: number): void {
-    for (const ack of this.#model.acksOf(identity, number)) {
+    for (const ack of this.#model.publishing.acksOf(identity, number)) {
       const [queueId, offset] = ack.split(':').map(Number) as [number, number]
       if (this.#ledger.durable.queues.get(queueId)?.live.has(offset) === true)
         throw new Violation(
@@ -199,7 +199,7 @@ export class Witness {
     conversation.settles.delete(correlation)
     const stale = new Set<number>()
     for (const { firstTag, count } of ranges) for (let i = 0; i < count; i++) stale.add((firstTag + i) >>> 0)
-    const subscription = this.#model.subscriptionById(subscriptionId)
+    const subscription = this.#model.consuming.subscriptionById(subscriptionId)
     for (const { firstTag, count, outcome } of asked.items) {
       for (let i = 0; i < count; i++) {
         const tag = (firstTag + i) >>> 0
@@ -229,7 +229,7 @@ export class Witness {
   // 2: delivered means on disk, and published there byte for byte.
   #delivered(bytes: Uint8Array, start: number, end: number): void {
     const { subscriptionId, firstTag, count, messages } = deliveredIn(bytes, start, end)
-    const subscription = this.#model.subscriptionById(subscriptionId)
+    const subscription = this.#model.consuming.subscriptionById(subscriptionId)
     if (subscription === undefined)
       throw new Violation(7, `a delivery for subscription ${subscriptionId}, which there is not`)
     const { queue } = subscription
@@ -251,12 +251,12 @@ export class Witness {
         )
       const isOnDisk =
         saved === undefined
-          ? this.#ledger.durable.queues.size > 0 || this.#model.queues.get(queue.id) === undefined
+          ? this.#ledger.durable.queues.size > 0 || this.#model.state.queues.get(queue.id) === undefined
           : saved.next > offset
       if (!isOnDisk) throw new Violation(2, `offset ${offset} of ${queue.name} is delivered and not on disk`)
       const message = queue.live.get(offset)
       if (message !== undefined) message.left = true
-      this.#model.told(subscriptionId, tag)
+      this.#model.consuming.told(subscriptionId, tag)
     }
   }
 }

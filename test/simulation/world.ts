@@ -16,6 +16,7 @@ import { Session } from '../../packages/server/src/session/session.js'
 import { SESSION_DEFAULTS, type SessionSettings } from '../../packages/server/src/session/settings.js'
 import { checkHistory, findingLines, violations, type HistoryEvent, type Report } from '../checker/history.js'
 import { Administrator } from './administrator.js'
+import { compareWithLog } from './agreement.js'
 import { Attempts, messageName, nameOf } from './attempts.js'
 import { Chance } from './chance.js'
 import { characterOf, type Character } from './characters.js'
@@ -382,7 +383,7 @@ export class World implements Surroundings, Listening, LogListening {
   }
 
   #dueMs(queueId: number, offset: number): number | undefined {
-    const queue = this.model.queues.get(queueId)
+    const queue = this.model.state.queues.get(queueId)
     const chunk = queue === undefined ? undefined : this.broker?.catalog.queue(queue.name).chunkAt(offset)
     if (chunk === undefined || chunk.dead?.has(offset - chunk.base) === true) return undefined
     return chunk.dueAt(offset - chunk.base) || undefined
@@ -653,7 +654,7 @@ export class World implements Surroundings, Listening, LogListening {
     this.#taps = taps
     this.broker = broker
     this.#tickedMs = this.nowMs
-    this.model.boot = broker.boot
+    this.model.state.boot = broker.boot
     this.trace.note(`boot ${broker.boot} entries ${broker.status.entries}`)
     this.count('boots')
     if (log.bounds!.checkpoint !== undefined) this.count('recovered from a checkpoint')
@@ -829,7 +830,7 @@ export class World implements Surroundings, Listening, LogListening {
     broker.catalog.list('', Infinity)
     await this.#rest()
     if (isWaiting()) return
-    this.model.agreesWith(this.ledger.durable)
+    compareWithLog(this.model.state, this.ledger.durable)
     broker.audit()
     this.#checkLive(broker)
     broker.catalog.list('', Infinity)
@@ -931,7 +932,7 @@ export class World implements Surroundings, Listening, LogListening {
       this.history.push({ kind: 'end', queue: name, left: ready + scheduled + leased, dead })
     }
     for (const name of ['nowhere', ...this.queueNames]) {
-      if (!this.model.names.has(name)) this.history.push({ kind: 'end', queue: name, left: 0, dead: 0 })
+      if (!this.model.state.names.has(name)) this.history.push({ kind: 'end', queue: name, left: 0, dead: 0 })
     }
     this.#checkOrder()
     const report = checkHistory(this.#ordered())
@@ -954,7 +955,7 @@ export class World implements Surroundings, Listening, LogListening {
     for (const event of this.history) {
       if (event.kind !== 'attempt' || event.sequence === undefined) continue
       // What was refused alone, and whose refusal was lost, is judged anew behind what its producer sent later.
-      if (this.model.judgedAnew.has(event.message)) continue
+      if (this.model.publishing.results.judgedAnew.has(event.message)) continue
       calls.set(event.message, { producer: event.producer, sequence: event.sequence })
     }
     for (const [queueId, names] of this.#accepted) {
@@ -977,7 +978,8 @@ export class World implements Surroundings, Listening, LogListening {
   // A batch that was refused and judged anew stands behind what its producer sent later. What was rescheduled waits for
   // a time of its own.
   #ordered(): HistoryEvent[] {
-    const { judgedAnew, rescheduledNames } = this.model
+    const { publishing, rescheduledNames } = this.model
+    const { judgedAnew } = publishing.results
     return this.history.map((event) => {
       if (event.kind !== 'attempt') return event
       const { sequence, ...rest } = event
@@ -998,13 +1000,13 @@ export class World implements Surroundings, Listening, LogListening {
     const add = (what: string, more: number): void => {
       this.counts.set(what, (this.counts.get(what) ?? 0) + more)
     }
-    add('crash blame', this.model.counts.charged + this.model.counts.suspected)
+    add('crash blame', this.model.state.counts.charged + this.model.state.counts.suspected)
     add('directories', durable.directories)
     add('state pages', durable.pages)
     add('relocated batches', durable.relocated)
     add('steps in the log', durable.atomics)
     add('segments begun', Math.floor(durable.nextPosition / this.segmentBytes))
-    for (const [what, count] of Object.entries(this.model.counts)) add(what, count)
+    for (const [what, count] of Object.entries(this.model.state.counts)) add(what, count)
     for (const [what, count] of Object.entries(this.witness.counts))
       if (typeof count === 'number') add(`witnessed ${what}`, count)
     for (const [code, count] of this.witness.counts.errors) add(`error ${code}`, count)

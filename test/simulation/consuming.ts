@@ -1,0 +1,568 @@
+/**
+ * Judges what consumers receive and do: every delivery at the moment at which it is made, claims, settles, deadlines,
+ * and the blame when a connection dies.
+ */
+import type { Claim, Granted, SettleItem, TagRange } from '@sluice/protocol'
+import { activeOf, fits, hasRoom } from '../rules/credit.js'
+import {
+  CLEARED,
+  blameFor,
+  deadlineAfterExtension,
+  deadlineAfterStarted,
+  deadlineAfterStarting,
+  leaseEndFor,
+  suspicionAfter,
+  type Blame,
+} from '../rules/lease.js'
+import { isExpired } from '../rules/message.js'
+import { sameBytes, splitRecords } from './attempts.js'
+import { creditText, endAnnouncement, endLease, leaseName, loadOf, sizeOf, timeoutOf } from './leases.js'
+import type { Outcomes } from './outcomes.js'
+import type { ModelConsumer, ModelMessage, ModelQueue, ModelState, ModelSubscription } from './state.js'
+import { Violation } from './trace.js'
+
+const REJECTED = 1
+const INVALID = 4
+const SUPERSEDED_MAX = 300
+
+/** `nobody`: the subscription ended in order. */
+export type ModelBlame = 'nobody' | Blame
+
+export class Consuming {
+  /** Leases that others have had after. */
+  readonly superseded: Claim[] = []
+  readonly #state: ModelState
+  readonly #outcomes: Outcomes
+  readonly #byId = new Map<number, ModelSubscription>()
+  /** By message, the last lease of it that a consumer was told of, across all lives of the broker. */
+  readonly #holders = new Map<string, { readonly lease: string; readonly claim: Claim }>()
+  /** Leases that their consumers ended. */
+  readonly #settledLeases = new Set<string>()
+  /** Who was to blame when a connection died. */
+  readonly #blamed = new WeakMap<ModelConsumer, ModelBlame>()
+  /** Leases that were taken away while a queue is being emptied. */
+  #purged: Map<ModelSubscription, Set<number>> | undefined
+
+  constructor(state: ModelState, outcomes: Outcomes) {
+    this.#state = state
+    this.#outcomes = outcomes
+  }
+
+  subscribed(
+    key: object,
+    id: number,
+    queueName: string,
+    consumer: ModelConsumer,
+    messages: number,
+    bytes: number,
+    limit: number | undefined,
+    processingTimeoutMs?: number,
+  ): void {
+    const queue = this.#state.named(queueName)
+    // 7: a tag from another life must not mean anything in this one.
+    if (this.#byId.has(id)) throw new Violation(7, `two subscriptions have the id ${id}`)
+    const subscription: ModelSubscription = {
+      id,
+      queue,
+      consumer,
+      processingTimeoutMs,
+      creditMessages: messages,
+      creditBytes: bytes,
+      limit: limit ?? Infinity,
+      draining: false,
+      delivered: 0,
+      lastTag: -1,
+      held: new Map(),
+      heldBytes: 0,
+      holdsSuspect: false,
+      started: new Map(),
+      granted: new Map(),
+      charged: new Map(),
+      precharged: new Set(),
+      sizes: new Map(),
+    }
+    this.#state.subscriptions.set(key, subscription)
+    this.#byId.set(id, subscription)
+    queue.subscriptions.add(subscription)
+  }
+
+  /** Leases were claimed with the subscription, and these were granted. */
+  claimed(
+    key: object,
+    claims: readonly Claim[],
+    granted: readonly Granted[],
+    countedBytes: (tag: number) => number,
+    nowMs: number,
+  ): void {
+    const { boot } = this.#state
+    const subscription = this.#subscription(key)
+    const { queue } = subscription
+    this.#state.counts.claims += claims.length
+    const active = activeOf(queue.subscriptions) ?? subscription
+    if (queue.options.single && granted.length > 0 && subscription !== active)
+      throw new Violation('S13', `${queue.name} grants a claim to another than its active one`)
+    for (const { index, tag, attempt } of granted) {
+      const claim = claims[index]!
+      const lease = leaseName(claim.subscriptionId, claim.tag)
+      const message = queue.live.get(claim.offset)
+      const what = `the claim of ${lease} on offset ${claim.offset} of ${queue.name}`
+      // 7: it belongs to no one, and no one else has had it since.
+      if (claim.queueNumber !== queue.id || message === undefined)
+        throw new Violation(7, `${what} is granted, and that message is not there`)
+      if (message.state === 'leased' || message.state === 'dead')
+        throw new Violation(7, `${what} is granted while the message is ${message.state}`)
+      const holder = this.#holders.get(messageKey(queue.id, claim.offset))
+      if (holder?.lease !== lease)
+        throw new Violation(7, `${what} is granted; the last that had it is ${holder?.lease}`)
+      if (claim.boot === boot && message.former?.lease !== lease)
+        throw new Violation(7, `${what} is granted; the last lease is ${message.former?.lease}`)
+      if (attempt !== message.attempts + 1)
+        throw new Violation(10, `${what} is attempt ${attempt}; ${message.attempts} were charged`)
+      // 14: within the credit. After a restart a lease counts what the broker takes for its size, until it ends.
+      const bytes = countedBytes(tag)
+      if (claim.boot === boot && bytes !== message.former!.bytes)
+        throw new Violation(14, `${what} counts ${bytes} bytes; it counted ${message.former!.bytes} before`)
+      const counted = { bytes, isSuspect: false }
+      if (
+        subscription.held.size >= subscription.creditMessages ||
+        !fits(subscription, loadOf(subscription), counted)
+      )
+        throw new Violation(14, `${what} of ${bytes} bytes exceeds ${creditText(subscription)}`)
+      if (subscription.held.has(tag) || tag <= subscription.lastTag)
+        throw new Violation(7, `${what} has tag ${tag} after ${subscription.lastTag}`)
+      subscription.lastTag = tag
+      subscription.held.set(tag, message)
+      subscription.heldBytes += bytes
+      subscription.sizes.set(tag, bytes)
+      subscription.granted.set(tag, { offset: message.offset, attempt })
+      const deadlineMs = message.former?.deadlineMs ?? Infinity
+      subscription.started.set(tag, deadlineMs === Infinity ? nowMs + timeoutOf(subscription) : deadlineMs)
+      if (message.former?.isCharged === true) subscription.precharged.add(tag)
+      if (claim.boot === boot) this.#state.counts['claims granted']++
+      else this.#state.counts['claims granted after a restart']++
+      queue.line.retake(message, nowMs)
+      const ofKey = queue.line.keyOf(message)
+      if (ofKey !== undefined && ofKey.leased > queue.options.keyConcurrency)
+        throw new Violation(13, `${what} is one of ${ofKey.leased} of its key that are leased`)
+      message.former = undefined
+      Object.assign(message, CLEARED)
+      message.mustMark = true
+      message.mayMark = true
+    }
+  }
+
+  /** A lease left the broker: from now on its consumer has the message, and none before it. */
+  told(subscriptionId: number, tag: number): void {
+    const { boot } = this.#state
+    const subscription = this.#byId.get(subscriptionId)
+    const granted = subscription?.granted.get(tag)
+    if (subscription === undefined || granted === undefined) return
+    const { queue } = subscription
+    // As it was delivered: its try can be over, and charged, before what waits for the disk is sent.
+    const { offset, attempt } = granted
+    const key = messageKey(queue.id, offset)
+    const before = this.#holders.get(key)
+    // What a consumer gave back itself it does not claim.
+    if (before !== undefined && !this.#settledLeases.has(before.lease)) {
+      this.superseded.push(before.claim)
+      if (this.superseded.length > SUPERSEDED_MAX) this.superseded.shift()
+    }
+    const message = queue.live.get(offset)
+    const claim = {
+      ...{ offset, queueNumber: queue.id, boot, subscriptionId, tag },
+      ...{ attempt, bytes: message?.record.length ?? 8 },
+    }
+    this.#holders.set(key, { lease: leaseName(subscriptionId, tag), claim })
+  }
+
+  credited(key: object, messages: number, bytes: number, limit: number | undefined, drain: boolean): void {
+    const subscription = this.#subscription(key)
+    subscription.creditMessages = messages
+    subscription.creditBytes = bytes
+    subscription.limit = limit ?? Infinity
+    subscription.draining = drain
+  }
+
+  /** A run was handed out, at this moment. */
+  dispatched(
+    key: object,
+    run: {
+      offset: number
+      publishedAtMs: number
+      attempt: number
+      redelivered: boolean
+      alone: boolean
+      sinceMs: number
+    },
+    firstTag: number,
+    count: number,
+    records: Uint8Array,
+    nowMs: number,
+  ): void {
+    const subscription = this.#subscription(key)
+    const { queue } = subscription
+    if (queue.paused) throw new Violation('S9', `${queue.name} hands out offset ${run.offset} and is paused`)
+    // S13: only the one that holds messages, or else the first that has credit left.
+    if (queue.options.single && subscription !== activeOf(queue.subscriptions))
+      throw new Violation(
+        'S13',
+        `${queue.name} hands out offset ${run.offset} to another than its active one`,
+      )
+    const parts = splitRecords(records, 0, records.length)
+    if (parts.length !== count)
+      throw new Violation(2, `a run of ${count} messages of ${queue.name} carries ${parts.length} records`)
+    for (let i = 0; i < count; i++) {
+      const offset = run.offset + i
+      const what = `offset ${offset} of ${queue.name}`
+      const message = queue.live.get(offset)
+      this.#state.counts.dispatched++
+      // 2: what is delivered was published there, byte for byte.
+      if (message === undefined) throw new Violation(2, `${what} is handed out and is not there`)
+      if (!sameBytes(message.record, parts[i]!))
+        throw new Violation(2, `${what} is handed out with other bytes`)
+      if (run.publishedAtMs !== message.publishedMs)
+        throw new Violation(2, `${what} was published at ${message.publishedMs}, not ${run.publishedAtMs}`)
+      // 7, 11: one owner at a time, and nothing early.
+      if (message.state === 'leased') throw new Violation(7, `${what} is handed out and belongs to another`)
+      if (message.state === 'scheduled')
+        throw new Violation(11, `${what} is handed out at ${nowMs} and is due at ${message.lineMs}`)
+      if (message.state === 'dead') throw new Violation(6, `${what} is handed out and is dead`)
+      if (isExpired(message, nowMs))
+        throw new Violation('S4', `${what} is handed out at ${nowMs} and expired at ${message.expiresMs}`)
+      this.#judgeOrder(queue, message, run.sinceMs, what)
+      // 10: the attempt is one more than was charged.
+      if (run.attempt !== message.attempts + 1)
+        throw new Violation(10, `${what} is attempt ${run.attempt}; ${message.attempts} were charged`)
+      // 22: every repeat is marked, and nothing else is.
+      if (message.mustMark && !run.redelivered)
+        throw new Violation(22, `${what} is handed out again without the mark`)
+      if (run.redelivered && !message.mayMark)
+        throw new Violation(22, `${what} is marked as redelivered and never was out`)
+      if (run.redelivered) {
+        this.#state.counts.repeated++
+        queue.counts.redelivered++
+      }
+      // O8: a suspect has its consumer for itself.
+      if (run.alone !== message.isSuspect || (run.alone && count > 1))
+        throw new Violation(
+          'O8',
+          `${what} goes alone: ${run.alone}, in a run of ${count}; it is a suspect: ${message.isSuspect}`,
+        )
+      if (subscription.holdsSuspect || (run.alone && subscription.held.size > 0))
+        throw new Violation('O8', `${what} goes where a suspect is, or is one and goes where others are`)
+      this.#grant(subscription, message, (firstTag + i) >>> 0, parts[i]!.length, nowMs)
+      if (run.alone) {
+        this.#state.counts.alone++
+        subscription.holdsSuspect = true
+      }
+    }
+  }
+
+  // 12, 13: none that comes before it is passed over, and none goes before its key lets it.
+  #judgeOrder(queue: ModelQueue, message: ModelMessage, runSinceMs: number, what: string): void {
+    const sinceMs = queue.line.eligibleSince(message)
+    const { priority, key } = message.content
+    if (sinceMs === undefined) {
+      const { leased, retrying } = queue.line.keyOf(message)!
+      throw new Violation(
+        13,
+        `${what} is handed out before others of its key; ${leased} of them are leased, ${retrying} wait for a retry`,
+      )
+    }
+    const first = queue.line.first(queue.live.values())!
+    this.#state.counts.order++
+    if (key !== undefined) this.#state.counts.keyed++
+    if (priority > 0) this.#state.counts.prioritized++
+    if (first !== message)
+      throw new Violation(
+        12,
+        `${what} (priority ${priority}, since ${sinceMs}) passes over offset ${first.offset} (priority ${first.content.priority}, since ${queue.line.eligibleSince(first)})`,
+      )
+    if (runSinceMs !== -1 && runSinceMs !== sinceMs)
+      throw new Violation(12, `${what} is eligible since ${sinceMs}; the broker says ${runSinceMs}`)
+  }
+
+  #grant(
+    subscription: ModelSubscription,
+    message: ModelMessage,
+    tag: number,
+    bytes: number,
+    nowMs: number,
+  ): void {
+    const { queue } = subscription
+    const what = `offset ${message.offset} of ${queue.name}`
+    // 14: within the credit, or alone.
+    if (!this.#hasRoom(subscription) || !fits(subscription, loadOf(subscription), message))
+      throw new Violation(14, `${what} of ${bytes} bytes exceeds ${creditText(subscription)}`)
+    if (subscription.held.has(tag) || tag <= subscription.lastTag)
+      throw new Violation(7, `${what} has tag ${tag} after ${subscription.lastTag}`)
+    subscription.lastTag = tag
+    subscription.held.set(tag, message)
+    subscription.heldBytes += bytes
+    subscription.granted.set(tag, { offset: message.offset, attempt: message.attempts + 1 })
+    subscription.delivered++
+    message.former = undefined
+    queue.line.take(message, nowMs)
+    const key = queue.line.keyOf(message)
+    if (key !== undefined && key.leased > queue.options.keyConcurrency)
+      throw new Violation(13, `${what} is one of ${key.leased} of its key that are leased`)
+    message.mustMark = true
+    message.mayMark = true
+  }
+
+  settled(key: object, items: readonly SettleItem[], stale: readonly TagRange[], nowMs: number): void {
+    const subscription = this.#subscription(key)
+    const staleTags = new Set<number>()
+    for (const { firstTag, count } of stale)
+      for (let i = 0; i < count; i++) staleTags.add((firstTag + i) >>> 0)
+    let expectedStale = 0
+    const named = new Set<number>()
+    for (const item of items) {
+      for (let i = 0; i < item.count; i++) {
+        const tag = (item.firstTag + i) >>> 0
+        const message = subscription.held.get(tag)
+        // 7: a stale settle changes nothing, and is told; one that holds is not.
+        if (message === undefined) {
+          expectedStale++
+          if (!staleTags.has(tag))
+            throw new Violation(7, `tag ${tag} of subscription ${subscription.id} is stale and was settled`)
+          continue
+        }
+        if (staleTags.has(tag) && !named.has(tag)) {
+          // Named twice in one frame: the first wins, the second is stale.
+          const again =
+            items.flatMap(({ firstTag, count }) => ((tag - firstTag) >>> 0 < count ? [1] : [])).length > 1
+          if (!again)
+            throw new Violation(
+              7,
+              `tag ${tag} of subscription ${subscription.id} is held and was called stale`,
+            )
+        }
+        named.add(tag)
+        this.#settledLeases.add(leaseName(subscription.id, tag))
+        this.#settle(subscription, tag, message, item, nowMs)
+      }
+    }
+    this.#state.counts.stale += expectedStale
+    const told = stale.reduce((sum, { count }) => sum + count, 0)
+    if (told !== expectedStale) throw new Violation(7, `${told} tags are called stale; ${expectedStale} are`)
+  }
+
+  #settle(
+    subscription: ModelSubscription,
+    tag: number,
+    message: ModelMessage,
+    item: SettleItem,
+    nowMs: number,
+  ): void {
+    const { queue } = subscription
+    const isCharged = endLease(subscription, tag, message)
+    switch (item.outcome) {
+      case 1:
+        this.#outcomes.ack(queue, message, nowMs)
+        return
+      case 2:
+        this.#outcomes.retry(queue, message, item.delayMs, nowMs, isCharged)
+        if (queue.live.has(message.offset) && message.attempts > 0)
+          subscription.charged.set(tag, message.attempts)
+        return
+      case 3:
+        this.#outcomes.release(queue, message, nowMs)
+        this.#state.counts.released++
+        return
+      case 4: {
+        const death = item.invalid === true ? INVALID : REJECTED
+        queue.line.finish(message, nowMs)
+        this.#outcomes.die(queue, message, message.attempts + (isCharged ? 0 : 1), death, nowMs)
+      }
+    }
+  }
+
+  started(key: object, ranges: readonly TagRange[], nowMs: number): void {
+    const subscription = this.#subscription(key)
+    for (const { firstTag, count } of ranges) {
+      for (let i = 0; i < count; i++) {
+        const tag = (firstTag + i) >>> 0
+        if (!subscription.held.has(tag)) continue
+        const before = subscription.started.get(tag)
+        subscription.started.set(tag, deadlineAfterStarted(before, nowMs, timeoutOf(subscription)))
+      }
+    }
+    endAnnouncement(subscription)
+  }
+
+  /** Each may be the next that is handled; none has a deadline. */
+  starting(key: object, ranges: readonly TagRange[]): void {
+    const subscription = this.#subscription(key)
+    endAnnouncement(subscription)
+    for (const { firstTag, count } of ranges) {
+      for (let i = 0; i < count; i++) {
+        const tag = (firstTag + i) >>> 0
+        if (!subscription.held.has(tag)) continue
+        const before = subscription.started.get(tag)
+        if (before === undefined) this.#state.counts.announced++
+        subscription.started.set(tag, deadlineAfterStarting(before))
+      }
+    }
+  }
+
+  extended(
+    key: object,
+    firstTag: number,
+    count: number,
+    durationMs: number,
+    stale: readonly TagRange[],
+    nowMs: number,
+  ): void {
+    const subscription = this.#subscription(key)
+    for (let i = 0; i < count; i++) {
+      const tag = (firstTag + i) >>> 0
+      const isStale = stale.some((range) => (tag - range.firstTag) >>> 0 < range.count)
+      if (isStale === subscription.held.has(tag))
+        throw new Violation(7, `tag ${tag} of subscription ${subscription.id} is extended: ${!isStale}`)
+      if (isStale) continue
+      this.#state.counts.extended++
+      const before = subscription.started.get(tag)
+      const deadlineMs = deadlineAfterExtension(before, nowMs, durationMs, timeoutOf(subscription))
+      if (deadlineMs !== undefined) subscription.started.set(tag, deadlineMs)
+    }
+  }
+
+  /** A subscription is told that it has lost these. */
+  lost(key: object, ranges: readonly TagRange[], nowMs: number): void {
+    const subscription = this.#subscription(key)
+    const { queue } = subscription
+    for (const { firstTag, count } of ranges) {
+      for (let i = 0; i < count; i++) {
+        const tag = (firstTag + i) >>> 0
+        const message = subscription.held.get(tag)
+        const what = `tag ${tag} of subscription ${subscription.id}`
+        if (message === undefined) throw new Violation(7, `${what} is said to be lost and was not held`)
+        if (this.#purged !== undefined) {
+          const purged = this.#purged.get(subscription) ?? new Set()
+          this.#purged.set(subscription, purged.add(tag))
+          continue
+        }
+        const deadlineMs = subscription.started.get(tag)
+        if (deadlineMs === undefined || deadlineMs > nowMs)
+          throw new Violation('S14', `${what} is taken away at ${nowMs}; it had until ${deadlineMs}`)
+        this.#state.counts['timed out']++
+        const isCharged = endLease(subscription, tag, message)
+        this.#outcomes.retry(queue, message, undefined, nowMs, isCharged)
+      }
+    }
+  }
+
+  /** To be told after the broker has done it. */
+  unsubscribed(key: object, blame: ModelBlame, isStopping: boolean, nowMs: number): void {
+    const subscription = this.#subscription(key)
+    const { queue, started, consumer, holdsSuspect } = subscription
+    if (blame !== 'nobody') this.#judgeBlame(consumer, blame)
+    for (const [tag, message] of [...subscription.held]) {
+      const wasStarted = started.has(tag)
+      const deadlineMs = started.get(tag) ?? Infinity
+      const bytes = sizeOf(subscription, tag, message)
+      const wasCharged = endLease(subscription, tag, message)
+      const end = blame === 'nobody' ? 'released' : leaseEndFor(blame, wasStarted, holdsSuspect)
+      const isCharged = end === 'charged'
+      const lease = leaseName(subscription.id, tag)
+      if (!isStopping) message.former = { lease, bytes, deadlineMs, isCharged: isCharged || wasCharged }
+      // S15: the one that was begun with is charged, or the one that went alone.
+      if (isCharged) {
+        this.#state.counts.charged++
+        this.#outcomes.retry(queue, message, undefined, nowMs, wasCharged)
+        continue
+      }
+      const suspicion = suspicionAfter(end, message)
+      if (end !== 'released' && suspicion.isSuspect) this.#state.counts.suspected++
+      Object.assign(message, suspicion)
+      this.#outcomes.release(queue, message, nowMs)
+    }
+    queue.subscriptions.delete(subscription)
+    this.#state.subscriptions.delete(key)
+  }
+
+  // O8: exactly one that was being handled is charged; of several none is, and they are suspects.
+  #judgeBlame(consumer: ModelConsumer, blame: ModelBlame): void {
+    let must = this.#blamed.get(consumer)
+    if (must === undefined) {
+      let started = 0
+      let held = 0
+      for (const subscription of this.#state.subscriptions.values()) {
+        if (subscription.consumer !== consumer) continue
+        started += subscription.started.size
+        held += subscription.held.size
+      }
+      must = blameFor(started, held)
+      this.#blamed.set(consumer, must)
+    }
+    if (blame !== must)
+      throw new Violation('O8', `when a connection died the blame goes to ${blame}; it deserves ${must}`)
+  }
+
+  drained(key: object): void {
+    const subscription = this.#subscription(key)
+    if (!subscription.draining)
+      throw new Violation(16, `subscription ${subscription.id} is drained and did not ask`)
+    const waiting = this.nextFor(subscription)
+    if (waiting !== undefined)
+      throw new Violation(
+        16,
+        `subscription ${subscription.id} is drained while offset ${waiting.offset} of ${subscription.queue.name} can go`,
+      )
+    subscription.draining = false
+    subscription.limit = subscription.delivered
+    this.#state.counts.drained++
+  }
+
+  nextFor(subscription: ModelSubscription): ModelMessage | undefined {
+    const { queue } = subscription
+    if (queue.paused || !subscription.consumer.isReady || !this.#hasRoom(subscription)) return undefined
+    const first = queue.line.first(queue.live.values())
+    return first !== undefined && fits(subscription, loadOf(subscription), first) ? first : undefined
+  }
+
+  #hasRoom(subscription: ModelSubscription): boolean {
+    const { options, subscriptions } = subscription.queue
+    return hasRoom(subscription, loadOf(subscription), options.single, subscriptions)
+  }
+
+  /** The subscription with this id, also when it is over. */
+  subscriptionById(id: number): ModelSubscription | undefined {
+    return this.#byId.get(id)
+  }
+
+  #subscription(key: object): ModelSubscription {
+    const subscription = this.#state.subscriptions.get(key)
+    if (subscription === undefined)
+      throw new Violation(7, 'a subscription is used that was never made, or is over')
+    return subscription
+  }
+
+  /** A purge begins: every subscription that holds something is told. */
+  purging(): void {
+    this.#purged = new Map()
+  }
+
+  /** S10: the purge of this queue is done. */
+  purged(queue: ModelQueue): void {
+    const told = this.#purged!
+    this.#purged = undefined
+    for (const subscription of queue.subscriptions) {
+      if (subscription.held.size !== (told.get(subscription)?.size ?? 0))
+        throw new Violation(
+          'S10',
+          `subscription ${subscription.id} holds ${subscription.held.size} messages that are purged, and is told of ${told.get(subscription)?.size ?? 0}`,
+        )
+      subscription.held.clear()
+      subscription.started.clear()
+      subscription.sizes.clear()
+      subscription.heldBytes = 0
+      subscription.holdsSuspect = false
+    }
+  }
+}
+
+function messageKey(queueId: number, offset: number): string {
+  return `${queueId}:${offset}`
+}

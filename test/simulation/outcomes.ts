@@ -1,0 +1,151 @@
+/**
+ * What becomes of single messages in the state of the model: one is added, acknowledged, released, retried, dead, expired
+ * or gone. The caller has ended the lease.
+ */
+import { CLEARED } from '../rules/lease.js'
+import {
+  NO_EARLIER_LIVES,
+  afterFailure,
+  afterRelease,
+  backoffBoundsMs,
+  dueMsOf,
+  expiryOf,
+  isListedById,
+} from '../rules/message.js'
+import { contentOf } from './record.js'
+import type { ModelCounts, ModelMessage, ModelQueue } from './state.js'
+import { Violation } from './trace.js'
+
+const MAX_DELIVERIES = 2
+
+export class Outcomes {
+  readonly #counts: ModelCounts
+  readonly #dueMs: (queueId: number, offset: number) => number | undefined
+
+  /** `dueMs` is when the broker means to deliver a message again. */
+  constructor(counts: ModelCounts, dueMs: (queueId: number, offset: number) => number | undefined) {
+    this.#counts = counts
+    this.#dueMs = dueMs
+  }
+
+  add(queue: ModelQueue, record: Uint8Array, nowMs: number): void {
+    const { unique, dedupWindowMs, ttlMs } = queue.options
+    const offset = queue.next++
+    const content = contentOf(record)
+    const lineMs = dueMsOf(content, nowMs)
+    const isPlain = lineMs === nowMs
+    const isListed = isListedById(content, unique, !isPlain)
+    const message: ModelMessage = {
+      offset,
+      record,
+      bytes: record.length,
+      content,
+      publishedMs: nowMs,
+      state: 'leased',
+      lineMs,
+      isPlain,
+      sinceMs: lineMs,
+      expiresMs: expiryOf(content, ttlMs, lineMs),
+      attempts: 0,
+      earlier: NO_EARLIER_LIVES,
+      dead: undefined,
+      isListed,
+      mustMark: false,
+      mayMark: false,
+      left: false,
+      ...CLEARED,
+      former: undefined,
+    }
+    queue.live.set(offset, message)
+    if (isListed) queue.pending.add(content.id!, offset)
+    if (content.id !== undefined && unique === 'window' && dedupWindowMs > 0) {
+      queue.remembered.remember(content.id, offset, nowMs)
+      queue.unsure.delete(content.id)
+    }
+    queue.line.add(message, nowMs)
+  }
+
+  ack(queue: ModelQueue, message: ModelMessage, nowMs: number): void {
+    queue.line.finish(message, nowMs)
+    queue.acked++
+    this.#counts.acked++
+    this.remove(queue, message)
+  }
+
+  release(queue: ModelQueue, message: ModelMessage, nowMs: number): void {
+    queue.counts.released++
+    if (this.#expiresBack(queue, message, afterRelease(message, nowMs) === 'expired', nowMs)) return
+    queue.line.giveBack(message, nowMs)
+  }
+
+  // S4: a lease outlives the time to live, and not what comes after it.
+  #expiresBack(queue: ModelQueue, message: ModelMessage, mustExpire: boolean, nowMs: number): boolean {
+    const wasTold = queue.expiring.delete(message.offset)
+    if (mustExpire !== wasTold)
+      throw new Violation(
+        'S4',
+        `offset ${message.offset} of ${queue.name} comes back at ${nowMs} and expires at ${message.expiresMs}; it is gone: ${wasTold}`,
+      )
+    if (!wasTold) return false
+    queue.line.finish(message, nowMs)
+    this.expire(queue, message)
+    return true
+  }
+
+  retry(
+    queue: ModelQueue,
+    message: ModelMessage,
+    delayMs: number | undefined,
+    nowMs: number,
+    isCharged: boolean,
+  ): void {
+    const attempts = message.attempts + (isCharged ? 0 : 1)
+    const becomes = afterFailure(message, attempts, queue.options, nowMs)
+    // 10: past the last try means dead.
+    if (becomes === 'dead') {
+      queue.line.finish(message, nowMs)
+      this.die(queue, message, attempts, MAX_DELIVERIES, nowMs)
+      return
+    }
+    if (this.#expiresBack(queue, message, becomes === 'expired', nowMs)) return
+    message.attempts = attempts
+    Object.assign(message, CLEARED)
+    this.#counts.retried++
+    const dueMs = this.#dueMs(queue.id, message.offset)
+    const what = `offset ${message.offset} of ${queue.name} after attempt ${message.attempts}`
+    if (dueMs === undefined) throw new Violation(6, `${what} does not come back`)
+    if (delayMs !== undefined) {
+      if (dueMs !== nowMs + delayMs)
+        throw new Violation(11, `${what} comes back at ${dueMs}, not at ${nowMs} + ${delayMs}`)
+    } else {
+      const { least, most } = backoffBoundsMs(queue.options, attempts)
+      const waitMs = dueMs - nowMs
+      if (waitMs < least || waitMs > most)
+        throw new Violation(11, `${what} waits ${waitMs} ms; its back-off is ${least} to ${most} ms`)
+    }
+    message.lineMs = dueMs
+    message.isPlain = false
+    queue.line.comeBack(message, nowMs)
+  }
+
+  die(queue: ModelQueue, message: ModelMessage, attempts: number, death: number, nowMs: number): void {
+    const isMoving = queue.options.deadLetter !== ''
+    message.dead = { attempts, death, timeMs: nowMs, isMoving }
+    message.state = 'dead'
+    message.attempts = 0
+    Object.assign(message, CLEARED)
+    if (message.isListed) queue.pending.done(message.content.id!, message.offset)
+    this.#counts.died++
+  }
+
+  expire(queue: ModelQueue, message: ModelMessage): void {
+    queue.counts.expired++
+    this.#counts.expired++
+    this.remove(queue, message)
+  }
+
+  remove(queue: ModelQueue, { offset, isListed, content }: ModelMessage): void {
+    if (isListed) queue.pending.done(content.id!, offset)
+    queue.live.delete(offset)
+  }
+}

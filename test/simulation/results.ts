@@ -1,0 +1,175 @@
+/** The results of producers' batches. Invariant 3: one number has one result. */
+import { SluiceError, type ErrorCode, type Placed } from '@sluice/protocol'
+import type { Attempt } from './attempts.js'
+import type { LedgerProducer } from './ledger.js'
+import type { ModelCounts } from './state.js'
+import { Violation } from './trace.js'
+
+/** Where one batch went. */
+export interface ModelPlace {
+  readonly queueId: number
+  readonly base: number
+  readonly duplicates: ReadonlyMap<number, number>
+}
+
+interface ModelProducer {
+  readonly accepted: Map<number, { readonly places: readonly ModelPlace[]; readonly crc: number }>
+  /** Of this boot. */
+  readonly refused: Map<number, ErrorCode>
+  /** Of this boot, those that can be accepted when they come again included; what follows them is refused. */
+  readonly open: Set<number>
+  /** Results below this are not asked for any more. */
+  told: number
+}
+
+export class Results {
+  /** Messages that were refused at least once; after a restart the broker may accept them. */
+  readonly judgedAnew = new Set<string>()
+  readonly #producers = new Map<string, ModelProducer>()
+  readonly #counts: ModelCounts
+  readonly #diskMayBeLow: () => boolean
+  /** Whether the queue of a batch may or may not remember ids of it. */
+  readonly #isUnsure: (attempts: readonly Attempt[]) => boolean
+
+  constructor(
+    counts: ModelCounts,
+    diskMayBeLow: () => boolean,
+    isUnsure: (attempts: readonly Attempt[]) => boolean,
+  ) {
+    this.#counts = counts
+    this.#diskMayBeLow = diskMayBeLow
+    this.#isUnsure = isUnsure
+  }
+
+  accept(identity: string, number: number, places: readonly ModelPlace[], crc: number): void {
+    this.#producer(identity).accepted.set(number, { places, crc })
+  }
+
+  /** After a restart the results are those of the log; refusals are forgotten. */
+  recover(producers: Iterable<LedgerProducer>): void {
+    for (const { accepted, refused, open } of this.#producers.values()) {
+      refused.clear()
+      open.clear()
+      accepted.clear()
+    }
+    for (const { identity, accepted } of producers)
+      for (const [number, { places, crc }] of accepted) this.accept(identity, number, places, crc)
+  }
+
+  /** 3: one number, one result. Whether it is an acceptance that is new. */
+  answered(
+    identity: string,
+    number: number,
+    crc: number,
+    unanswered: number,
+    what: string,
+    answer: readonly Placed[] | SluiceError,
+    attempts: readonly Attempt[],
+    refusalOf: () => ErrorCode | undefined,
+  ): boolean {
+    const producer = this.#producer(identity)
+    producer.told = Math.max(producer.told, number - unanswered)
+    const known = producer.accepted.get(number)
+    const refused = producer.refused.get(number)
+    const isOld = number < producer.told
+    const deserved = attempts.flatMap(({ expects }) => expects ?? [])
+    for (const old of producer.open) if (old < producer.told) producer.open.delete(old)
+    const isBehind = attempts.some(({ follows }) => follows > 0 && producer.open.has(number - follows))
+    if (!(answer instanceof SluiceError)) {
+      if (known !== undefined) {
+        if (known.crc !== crc || !samePlaces(known.places, answer))
+          throw new Violation(
+            3,
+            `${what} is answered ${placesText(answer)}; it was accepted at ${placesText(known.places)}`,
+          )
+        this.#counts.duplicates++
+        return false
+      }
+      if (refused !== undefined && !isOld)
+        throw new Violation(3, `${what} is accepted and was refused with ${refused}`)
+      if (isOld) throw new Violation(3, `${what} is accepted although it is older than its window`)
+      if (deserved.length > 0) throw new Violation(21, `${what} is accepted and deserves ${deserved.join()}`)
+      if (isBehind) throw new Violation('order', `${what} is accepted and follows a batch that was refused`)
+      const refusal = refusalOf()
+      if (refusal === 'LEASE_LOST' || (refusal !== undefined && !this.#isUnsure(attempts)))
+        throw new Violation('S8', `${what} is accepted and must be refused with ${refusal}`)
+      producer.open.delete(number)
+      return true
+    }
+    const { code } = answer
+    const allowed: ErrorCode[] = [...deserved]
+    if (isOld) allowed.push('UNKNOWN_OUTCOME')
+    if (known !== undefined) {
+      if (known.crc !== crc) allowed.push('NUMBER_REUSED')
+      // What is known is answered, whatever became of its queue.
+      else if (!isOld)
+        throw new Violation(
+          3,
+          `${what} is refused with ${code} and was accepted at ${placesText(known.places)}`,
+        )
+    } else if (refused !== undefined) {
+      allowed.push(refused)
+    } else if (isBehind) {
+      allowed.push('EARLIER_REFUSED')
+      this.#counts['kept behind']++
+    } else {
+      const refusal = refusalOf()
+      if (refusal !== undefined) allowed.push(refusal)
+      else if (this.#diskMayBeLow()) allowed.push('DISK_LOW')
+      if (this.#isUnsure(attempts)) allowed.push('DEDUP_FULL', 'QUEUE_FULL', 'DISK_LOW')
+      if (code === 'QUEUE_FULL') this.#counts['queue full']++
+      if (code === 'DEDUP_FULL') this.#counts['dedup full']++
+    }
+    if (!allowed.includes(code))
+      throw new Violation(
+        3,
+        `${what} is refused with ${code}; it deserves ${allowed.join() || 'to be taken'}`,
+      )
+    // What can succeed later is judged anew when it comes again.
+    if (!answer.retryable && code !== 'UNKNOWN_OUTCOME' && code !== 'NUMBER_REUSED' && known === undefined)
+      producer.refused.set(number, code)
+    if (known === undefined && !isOld) producer.open.add(number)
+    // What goes again in the order of the calls is not overtaken.
+    if (code === 'EARLIER_REFUSED') return false
+    for (const { names, isSplit } of attempts)
+      if (!isSplit) for (const name of names) this.judgedAnew.add(name)
+    return false
+  }
+
+  /**
+   * A producer that never had a batch accepted has left. Its refusals go with it: no byte of it is under way any more,
+   * so whoever did not hear of a refusal cannot tell that the batch is judged anew.
+   */
+  forgotten(identity: string): void {
+    const producer = this.#producer(identity)
+    if (producer.accepted.size > 0)
+      throw new Violation(3, `producer ${identity} is forgotten, and had batches accepted`)
+    producer.refused.clear()
+    producer.open.clear()
+    producer.told = 0
+  }
+
+  #producer(identity: string): ModelProducer {
+    let producer = this.#producers.get(identity)
+    if (producer === undefined) {
+      producer = { accepted: new Map(), refused: new Map(), open: new Set(), told: 0 }
+      this.#producers.set(identity, producer)
+    }
+    return producer
+  }
+}
+
+type AnyPlace = ModelPlace | Placed
+
+function say(place: AnyPlace): unknown[] {
+  const base = 'base' in place ? place.base : place.baseOffset
+  return [base, ...(place.duplicates ?? [])]
+}
+
+function placesText(places: readonly AnyPlace[]): string {
+  return JSON.stringify(places.map(say))
+}
+
+function samePlaces(a: readonly AnyPlace[], b: readonly AnyPlace[]): boolean {
+  return placesText(a) === placesText(b)
+}
