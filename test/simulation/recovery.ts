@@ -4,12 +4,12 @@
  * results of producers' batches.
  */
 import type { Broker } from '../../packages/server/src/broker/broker.js'
-import { hashId } from '../../packages/server/src/state/traits.js'
 import type { Log } from '../../packages/server/src/log/log.js'
 import {
   ID_WORDS,
   emptyLocation,
-  hashInto,
+  hashId,
+  hashKey,
   type Chunk,
   type Queue,
 } from '../../packages/server/src/queue/index.js'
@@ -226,7 +226,7 @@ function idWords(chunk: Chunk, index: number): number[] | undefined {
 function hashOfKey(key: string, seed: readonly number[]): number[] {
   const words = new Uint32Array(2)
   const bytes = Buffer.from(key)
-  hashInto(bytes, 0, bytes.length, seed[0]!, seed[1]!, words, 0)
+  hashKey(bytes, 0, bytes.length, seed, words, 0)
   return [...words]
 }
 

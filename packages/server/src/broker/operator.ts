@@ -19,9 +19,9 @@ import {
   type RedriveRequest,
   type RescheduleRequest,
 } from '@sluice/protocol'
-import { ID_WORDS, type Chunk, type Queue } from '../queue/index.js'
+import { ID_WORDS, hashId, type Chunk, type Queue } from '../queue/index.js'
 import type { State } from '../state/state.js'
-import { checkAt, hashId } from '../state/traits.js'
+import { checkAt } from '../state/traits.js'
 import { cutFault, type Caller, type CutShort, type DiskRequests } from './disk-requests.js'
 import type { Moves } from './moves.js'
 import { telling, type Observer } from './observer.js'

@@ -58,6 +58,15 @@ export interface QueueDefinition {
   readonly idsFrom: number
 }
 
+/** A batch that is appended, by the fields of its header. */
+export interface AppendedBatch {
+  readonly baseOffset: number
+  readonly count: number
+  readonly timeMs: number
+  /** Bytes of the batch, header included. */
+  readonly length: number
+}
+
 /** Who is notified of changes once recovery is over; see `Queue`, the only one. */
 export interface Follower {
   /** The messages of `chunk` at `[from, to)` are new. */
@@ -262,21 +271,14 @@ export class Contents implements Arriving {
   // --- facts: the same in service and in recovery ---
 
   /**
-   * Messages `[base, base + count)` were accepted; their batch stands at `position`. In service, base is `next`.
-   * `traits`: what they ask for, where any of them asks for anything. `duplicates` are gone at once.
+   * The messages of a batch were accepted; it is at `position` in the log. In service its first offset is `next`.
+   * `traits`: the options of its messages, if any has one. `duplicates` are gone at once.
    */
-  appendFact(
-    base: number,
-    count: number,
-    position: number,
-    timeMs: number,
-    recordsBytes: number,
-    traits?: Traits,
-    duplicates?: Duplicates,
-  ): void {
+  appendFact(batch: AppendedBatch, position: number, traits?: Traits, duplicates?: Duplicates): void {
     this.takeIn()
+    const { baseOffset: base, count, timeMs, length } = batch
     const end = base + count
-    const batchBytes = BATCH_HEADER_BYTES + recordsBytes
+    const recordsBytes = length - BATCH_HEADER_BYTES
     for (let from = base; from < end;) {
       const to = Math.min(end, chunkEndAfter(from))
       const chunk = this.#chunkToFill(from)
@@ -286,7 +288,7 @@ export class Contents implements Arriving {
           traits?.sizes === undefined
             ? (recordsBytes * (to - from)) / count
             : sumOf(traits.sizes, from - base, to - base)
-        chunk.append(to - chunk.base, position, timeMs, bytes, batchBytes)
+        chunk.append(to - chunk.base, position, timeMs, bytes, length)
         if (traits !== undefined) this.#setTraits(chunk, index, to - chunk.base, traits, from - base)
         this.live += to - from
         this.bytes += bytes
@@ -297,7 +299,7 @@ export class Contents implements Arriving {
     if (end > this.next) this.next = end
     if (duplicates !== undefined) this.#takeDuplicates(base, end, duplicates)
     if (traits?.hasIds === true && this.#options.dedupWindowMs > 0 && this.#options.unique === 'window')
-      this.#rememberIds(base, count, timeMs, traits, duplicates)
+      this.#rememberIds(batch, traits, duplicates)
     this.dirty = true
   }
 
@@ -330,13 +332,8 @@ export class Contents implements Arriving {
     }
   }
 
-  #rememberIds(
-    base: number,
-    count: number,
-    timeMs: number,
-    traits: Traits,
-    duplicates: Duplicates | undefined,
-  ): void {
+  #rememberIds(batch: AppendedBatch, traits: Traits, duplicates: Duplicates | undefined): void {
+    const { baseOffset: base, count, timeMs } = batch
     if (this.ids.restoredUntil > this.appliedFrom) return
     this.ids.forgetUntil(timeMs - this.#options.dedupWindowMs)
     for (let i = 0; i < count; i++) {

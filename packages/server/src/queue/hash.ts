@@ -1,70 +1,107 @@
 /**
- * HalfSipHash-2-4 with 64 bits of result: a keyed hash of short texts in 32-bit arithmetic. Who does not know the key
- * cannot choose texts that collide. (Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012, and its reference
- * implementation for 32-bit machines.)
+ * Keyed hashes of the ids and keys of messages: HalfSipHash-2-4 with a result of 64 bits, in 32-bit arithmetic. A client
+ * that does not know the seed of a queue cannot choose texts that collide. (Aumasson and Bernstein, "SipHash: a fast
+ * short-input PRF", 2012, and its reference implementation for 32-bit machines.)
+ *
+ * All words 0 mean that a message has no id or no key, so no hash is all 0.
  */
 
-/** Words of the hash of an id: two hashes under different keys. */
+/** Words of the hash of an id: two hashes with different keys. */
 export const ID_WORDS = 4
 
-/** Writes the hash of `bytes[start, end)` under the key (k0, k1) into `out[at]` and `out[at + 1]`. */
-export function hashInto(
+/** Writes the hash of the key in `bytes[start, end)` into two words of `out` from `at`. `seed` is that of the queue. */
+export function hashKey(
   bytes: Uint8Array,
   start: number,
   end: number,
-  k0: number,
-  k1: number,
+  seed: readonly number[],
   out: Uint32Array,
   at: number,
 ): void {
-  v0 = k0
-  v1 = k1 ^ 0xee
-  v2 = 0x6c79_6765 ^ k0
-  v3 = 0x7465_6462 ^ k1
-  const length = end - start
-  const whole = start + (length & ~3)
-  for (let i = start; i < whole; i += 4) {
-    const word = bytes[i]! | (bytes[i + 1]! << 8) | (bytes[i + 2]! << 16) | (bytes[i + 3]! << 24)
-    compress(word)
-  }
-  let last = length << 24
-  for (let i = whole; i < end; i++) last |= bytes[i]! << ((i - whole) * 8)
-  compress(last)
-  v2 ^= 0xee
-  for (let i = 0; i < 4; i++) round()
-  out[at] = v1 ^ v3
-  v1 ^= 0xdd
-  for (let i = 0; i < 4; i++) round()
-  out[at + 1] = v1 ^ v3
+  hash(bytes, start, end, seed[0]!, seed[1]!)
+  out[at] = low
+  out[at + 1] = high
+  if ((low | high) === 0) out[at] = 1
 }
 
-// The state of the hash that is being computed: nothing is made per call.
-let v0 = 0
-let v1 = 0
-let v2 = 0
-let v3 = 0
-
-function compress(word: number): void {
-  v3 ^= word
-  round()
-  round()
-  v0 ^= word
+/** Writes the hash of the id in `bytes[start, end)` into four words of `out` from `at`. `seed` is that of the queue. */
+export function hashId(
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+  seed: readonly number[],
+  out: Uint32Array,
+  at: number,
+): void {
+  hash(bytes, start, end, seed[0]!, seed[2]!)
+  out[at] = low
+  out[at + 1] = high
+  hash(bytes, start, end, seed[1]!, seed[3]!)
+  out[at + 2] = low
+  out[at + 3] = high
+  if (!isId(out, at)) out[at] = 1
 }
 
-function round(): void {
-  v0 = (v0 + v1) | 0
-  v1 = ((v1 << 5) | (v1 >>> 27)) ^ v0
-  v0 = (v0 << 16) | (v0 >>> 16)
-  v2 = (v2 + v3) | 0
-  v3 = ((v3 << 8) | (v3 >>> 24)) ^ v2
-  v0 = (v0 + v3) | 0
-  v3 = ((v3 << 7) | (v3 >>> 25)) ^ v0
-  v2 = (v2 + v1) | 0
-  v1 = ((v1 << 13) | (v1 >>> 19)) ^ v2
-  v2 = (v2 << 16) | (v2 >>> 16)
-}
-
-/** Whether the hash at `words[at]` is that of an id: what has no id has all 0. */
+/** Whether the words at `words[at]` are the hash of an id. */
 export function isId(words: Uint32Array, at: number): boolean {
   return (words[at]! | words[at + 1]! | words[at + 2]! | words[at + 3]!) !== 0
+}
+
+// The result of `hash`: module variables, so that a call allocates nothing.
+let low = 0
+let high = 0
+
+// The round is written out twice, on local variables: as a function on module variables it took almost twice as long
+// (20 bytes: 290 ns, against 165).
+function hash(bytes: Uint8Array, start: number, end: number, k0: number, k1: number): void {
+  let v0 = k0
+  let v1 = k1 ^ 0xee
+  let v2 = 0x6c79_6765 ^ k0
+  let v3 = 0x7465_6462 ^ k1
+  const whole = start + ((end - start) & ~3)
+  for (let i = start; i <= whole; i += 4) {
+    const word =
+      i < whole
+        ? bytes[i]! | (bytes[i + 1]! << 8) | (bytes[i + 2]! << 16) | (bytes[i + 3]! << 24)
+        : lastWord(bytes, whole, end, end - start)
+    v3 ^= word
+    for (let round = 0; round < 2; round++) {
+      v0 = (v0 + v1) | 0
+      v1 = ((v1 << 5) | (v1 >>> 27)) ^ v0
+      v0 = (v0 << 16) | (v0 >>> 16)
+      v2 = (v2 + v3) | 0
+      v3 = ((v3 << 8) | (v3 >>> 24)) ^ v2
+      v0 = (v0 + v3) | 0
+      v3 = ((v3 << 7) | (v3 >>> 25)) ^ v0
+      v2 = (v2 + v1) | 0
+      v1 = ((v1 << 13) | (v1 >>> 19)) ^ v2
+      v2 = (v2 << 16) | (v2 >>> 16)
+    }
+    v0 ^= word
+  }
+  v2 ^= 0xee
+  for (let round = 0; round < 8; round++) {
+    if (round === 4) {
+      low = v1 ^ v3
+      v1 ^= 0xdd
+    }
+    v0 = (v0 + v1) | 0
+    v1 = ((v1 << 5) | (v1 >>> 27)) ^ v0
+    v0 = (v0 << 16) | (v0 >>> 16)
+    v2 = (v2 + v3) | 0
+    v3 = ((v3 << 8) | (v3 >>> 24)) ^ v2
+    v0 = (v0 + v3) | 0
+    v3 = ((v3 << 7) | (v3 >>> 25)) ^ v0
+    v2 = (v2 + v1) | 0
+    v1 = ((v1 << 13) | (v1 >>> 19)) ^ v2
+    v2 = (v2 << 16) | (v2 >>> 16)
+  }
+  high = v1 ^ v3
+}
+
+// The bytes after the last whole word, below the length in the highest byte.
+function lastWord(bytes: Uint8Array, from: number, end: number, length: number): number {
+  let word = length << 24
+  for (let i = from; i < end; i++) word |= bytes[i]! << ((i - from) * 8)
+  return word
 }

@@ -9,7 +9,7 @@ import { Keys } from './keys.js'
 import { emptyRun } from './run.js'
 import { MARK } from './marks.js'
 import { decodeChunkPage, encodeChunkPage } from './chunk-page.js'
-import type { QueueDefinition } from './contents.js'
+import type { AppendedBatch, QueueDefinition } from './contents.js'
 import { Queue } from './queue.js'
 import { CountedUse } from '../testing/log-use.js'
 import { runs } from '../../../../test/amount.js'
@@ -757,7 +757,7 @@ describe('queue', () => {
 
   it('keeps a chunk that begins in its middle', () => {
     const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
-    queue.appendFact(5_000, 10, 512, 1, 1_000)
+    queue.appendFact(batch(5_000, 10), 512)
     queue.open(1)
     const run = emptyRun()
     expect(queue.nextRun(100, 1, run)).toBe(true)
@@ -770,19 +770,23 @@ describe('queue', () => {
 
   it('passes over facts, in recovery, that the page of a chunk holds already', () => {
     const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
-    queue.appendFact(0, 10, 512, 1, 1_000)
+    queue.appendFact(batch(0, 10), 512)
     const chunk = queue.chunkAt(0)!
     chunk.pagePosition = 5_000
     queue.appliedFrom = 4_000
     queue.remove(0, 5, 1)
     queue.purgeFact(10, 1)
-    queue.appendFact(10, 5, 4_000, 1, 500)
+    queue.appendFact(batch(10, 5), 4_000)
     expect(queue.live).toBe(10)
     queue.appliedFrom = 6_000
     queue.remove(0, 5, 1)
     expect(queue.live).toBe(5)
   })
 })
+
+function batch(baseOffset: number, count: number): AppendedBatch {
+  return { baseOffset, count, timeMs: 1, length: BATCH_HEADER_BYTES + count * 100 }
+}
 
 describe('invariants', () => {
   const filled = (): Queue => {

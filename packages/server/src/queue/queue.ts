@@ -49,6 +49,9 @@ const NOBODY: readonly Subscription[] = []
 /** How often messages are looked for whose time to live is over. */
 const SWEEP_MS = 1_000
 
+/** The batch that `append` appends: one object for all calls. */
+const APPENDED = { baseOffset: 0, count: 0, timeMs: 0, length: 0 }
+
 /** Is notified of messages that leave because their time to live is over. */
 export interface QueueObserver {
   expired(queue: Queue, offset: number): void
@@ -135,9 +138,16 @@ export class Queue extends Contents implements Follower {
     traits?: Traits,
     duplicates?: Duplicates,
   ): void {
-    this.use.add(position, BATCH_HEADER_BYTES + recordsBytes)
+    const length = BATCH_HEADER_BYTES + recordsBytes
+    this.use.add(position, length)
     if (traits === undefined && duplicates === undefined) this.arrive(count, position, timeMs, recordsBytes)
-    else this.appendFact(this.next, count, position, timeMs, recordsBytes, traits, duplicates)
+    else {
+      APPENDED.baseOffset = this.next
+      APPENDED.count = count
+      APPENDED.timeMs = timeMs
+      APPENDED.length = length
+      this.appendFact(APPENDED, position, traits, duplicates)
+    }
   }
 
   // --- what follows from a change of the contents: see `Follower` ---

@@ -141,11 +141,12 @@ export class Replay {
     if (relocated) {
       queue.relocateFact(header.baseOffset, header.count, position)
     } else {
-      const { baseOffset, count, timeMs, length } = header
       const rules = { ...queue.traitRules, ttlMs: preceding?.ttlMs ?? 0 }
       const traits =
-        header.attributes & BATCH_ATTRIBUTE.traits ? readTraits(bytes, at, count, timeMs, rules) : undefined
-      queue.appendFact(baseOffset, count, position, timeMs, length - BATCH_HEADER_BYTES, traits, duplicates)
+        header.attributes & BATCH_ATTRIBUTE.traits
+          ? readTraits(bytes, at, header.count, header.timeMs, rules)
+          : undefined
+      queue.appendFact(header, position, traits, duplicates)
       if (duplicates !== undefined && queue.pagePosition < position)
         queue.counts.duplicates += duplicates.size
     }

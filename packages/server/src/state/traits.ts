@@ -17,7 +17,7 @@ import {
   type ErrorCode,
   durationText,
 } from '@sluice/protocol'
-import { ID_WORDS, hashInto, type Traits } from '../queue/index.js'
+import { ID_WORDS, hashId, hashKey, type Traits } from '../queue/index.js'
 
 /** Record flags of these options. */
 const ANY_TRAIT =
@@ -115,9 +115,7 @@ export function readTraits(
     keys[index * 2 + 1] = 0
     if (flags & RECORD_FLAG.key) {
       const end = next + 1 + bytes[next]!
-      hashInto(bytes, next + 1, end, seed[0]!, seed[1]!, keys, index * 2)
-      // Two zeros mean no key.
-      if ((keys[index * 2]! | keys[index * 2 + 1]!) === 0) keys[index * 2] = 1
+      hashKey(bytes, next + 1, end, seed, keys, index * 2)
       scratch.isKeyed = true
       next = end
     }
@@ -132,20 +130,6 @@ export function readTraits(
     record += size
   }
   return scratch
-}
-
-/** Writes the hash of the id in `bytes[start, end)` to `out` at `at`: four words that are not all 0. */
-export function hashId(
-  bytes: Uint8Array,
-  start: number,
-  end: number,
-  seed: readonly number[],
-  out: Uint32Array,
-  at: number,
-): void {
-  hashInto(bytes, start, end, seed[0]!, seed[2]!, out, at)
-  hashInto(bytes, start, end, seed[1]!, seed[3]!, out, at + 2)
-  if ((out[at]! | out[at + 1]! | out[at + 2]! | out[at + 3]!) === 0) out[at] = 1
 }
 
 /**
