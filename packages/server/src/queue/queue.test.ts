@@ -394,7 +394,7 @@ class Pair {
 
 describe('queue against a plain model', () => {
   it('hands out, takes back and counts as the model does', () => {
-    const numRuns = runs(60, 5_000)
+    const numRuns = runs(40, 5_000)
     let dispatched = 0
     let dropped = 0
     let stepsRun = 0

@@ -84,7 +84,7 @@ describe('priority, delay and time to live', () => {
           expect(info.acked + info.expired).toBe(info.published)
         },
       ),
-      { numRuns: runs(20, 800) },
+      { numRuns: runs(12, 800) },
     )
     expect(compared).toBeGreaterThan(1_000)
     expect(crashes).toBeGreaterThan(100)
