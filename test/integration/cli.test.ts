@@ -534,7 +534,7 @@ describe.concurrent('serve', () => {
       () => !stubborn.child.kill('SIGTERM') || stubborn.lines.some((line) => line.includes('second')),
     )
     expect(await stubborn.closed).toBe(143)
-    expect(stubborn.lines.at(-1)).toBe('A second SIGTERM ended it at once.')
+    expect(stubborn.lines.at(-1)).toBe('Ended immediately by a second SIGTERM.')
     socket.destroy()
   })
 

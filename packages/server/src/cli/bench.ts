@@ -1,6 +1,6 @@
 /**
- * `sluice bench`: load on a running broker from separate processes, and the results. Producers and consumers
- * each have a connection; what a figure counts is confirmed (durable) or acknowledged.
+ * `sluice bench`: loads a running broker from separate processes and prints the results. Each producer and consumer has
+ * its own connection. A figure counts messages that are confirmed, and so durable, or acknowledged.
  */
 import { fork, type ChildProcess } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
@@ -30,7 +30,7 @@ interface BenchOptions {
 
 type Options = GlobalOptions & BenchOptions
 
-/** The processes of a run, and what ends it early: a signal, or one of them. */
+/** The processes of a run. A signal, or the failure of one of them, ends it early. */
 class Run {
   readonly #children: ChildProcess[] = []
   readonly #early = new AbortController()
@@ -75,7 +75,7 @@ interface Side {
   readonly reports: Map<ChildProcess, LoadReport>
   failed: number
   readonly latency: RecordableHistogram
-  /** Count and time, by the clock of the loads, when the warm-up ended. */
+  /** Count and time at the end of the warm-up, by the clock of the load processes. */
   fromCount: number
   fromMs: number
 }
@@ -84,7 +84,7 @@ interface Figure {
   readonly messages: number
   readonly perSecond: number
   readonly failed: number
-  /** ms; null where nothing was timed. */
+  /** Milliseconds; null if nothing was timed. */
   readonly p50: number | null
   readonly p99: number | null
   readonly p999: number | null
@@ -92,10 +92,10 @@ interface Figure {
 }
 
 const PROGRESS_MS = 1_000
-/** How long the queue of a run may take to be deleted. */
-const FAREWELL_MS = 3_000
+/** Time limit for deleting the queue of a run. */
+const DELETE_TIMEOUT_MS = 3_000
 
-/** Bounds of the numeric options. A body has room for its time of sending. */
+/** Bounds of the numeric options. A body has at least the 8 bytes of its send time. */
 const BOUNDS = {
   producers: [0, 1_000],
   consumers: [0, 1_000],
@@ -187,8 +187,8 @@ async function runBench(options: Options, times: Times, sluice: Sluice, name: st
   } finally {
     run.kill()
     if (options.queue === undefined) {
-      // An earlier failure matters more.
-      await sluice.queues.delete(name, { timeout: FAREWELL_MS }).catch(() => {})
+      // An earlier failure is the one to report.
+      await sluice.queues.delete(name, { timeout: DELETE_TIMEOUT_MS }).catch(() => {})
     }
     forget()
   }
@@ -220,7 +220,7 @@ async function measure(
     const progress = showProgress([consume], options, run)
     await Promise.all(consume.loads.map((load) => exited(load)))
     progress()
-    // From the first message on: the start of a process is no part of it.
+    // Counted from the first message, to leave out the startup of the processes.
     consume.fromMs = Math.min(...[...consume.reports.values()].map(({ firstMs }) => firstMs))
     return { publish: undefined, consume: figure(consume) }
   }
@@ -262,7 +262,7 @@ async function measure(
   return figures
 }
 
-/** Publishes the messages of a run that has only consumers. */
+/** Publishes the messages for a run without producers. */
 async function fill(options: Options, name: string, run: Run): Promise<void> {
   const side = start('publish', { ...options, inFlight: 5_000 }, name, 1, { messages: options.messages }, run)
   const progress = showProgress([side], options, run)
@@ -293,7 +293,7 @@ function start(
     })
     run.add(load)
     side.loads.push(load)
-    // A load that has ended cannot be stopped; its exit says why.
+    // Sending `stop` to a process that has ended fails; its exit code is reported instead.
     load.on('error', () => {})
     load.once('exit', (code) => {
       if (code !== 0) run.endEarly(new Error(`A load process ended with code ${code}.`))
@@ -327,7 +327,7 @@ function exited(load: ChildProcess): Promise<void> {
   return new Promise((resolve, reject) => {
     const done = (code: number | null): void => {
       if (code === 0) resolve()
-      else reject(new Error(`a load process ended with code ${code}`))
+      else reject(new Error(`A load process ended with code ${code}.`))
     }
     if (load.exitCode !== null) done(load.exitCode)
     else load.once('exit', done)
@@ -340,7 +340,7 @@ function total(side: Side): number {
   return sum
 }
 
-/** When the newest report of a side was written. */
+/** The time of the newest report of a side. */
 function latest(side: Side): number {
   return Math.max(0, ...[...side.reports.values()].map(({ atMs }) => atMs))
 }
@@ -361,7 +361,7 @@ function figure(side: Side): Figure {
   }
 }
 
-/** One line on stderr while it runs, on a terminal only. Returns what ends it. */
+/** Shows a progress line on stderr, on a terminal only. Returns a function that removes it. */
 function showProgress(sides: readonly Side[], options: Options, run: Run): () => void {
   if (!process.stderr.isTTY || options.json) return () => {}
   const before = new Map(sides.map((side) => [side, total(side)]))

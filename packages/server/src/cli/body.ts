@@ -1,4 +1,4 @@
-/** Bodies as text: in full as JSON, or their beginning for a table. */
+/** Bodies as text: complete in JSON, or the beginning in a table. */
 import { failureOf } from './failure.js'
 import { printable } from './output.js'
 import { shortened } from './table.js'
@@ -14,7 +14,7 @@ export function bodyFields(body: unknown): BodyFields {
   return { bodyType, body: plain(body) }
 }
 
-/** As `bodyFields`; if the body is not readable, the reason. */
+/** Like `bodyFields`, but with the reason if the body cannot be decoded. */
 export function readableFields(message: {
   readonly body: unknown
 }): BodyFields | { readonly bodyError: string } {
@@ -40,7 +40,7 @@ export function base64(bytes: Uint8Array): string {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('base64')
 }
 
-/** Bytes of a body that are shown. */
+/** Bytes of a binary body that a preview shows. */
 const BYTES_SHOWN = 16
 
 /** The beginning of a body, on one line. */
@@ -55,7 +55,7 @@ export function preview(message: { readonly body: unknown }, charactersMax: numb
     const hex = Buffer.from(body.subarray(0, BYTES_SHOWN)).toString('hex')
     return shortened(`(${body.length} bytes) ${hex}${body.length > BYTES_SHOWN ? '…' : ''}`, charactersMax)
   }
-  // Cut first: only the kept part has to be made printable.
+  // Cut first, so that only the kept part is made printable.
   const text = typeof body === 'string' ? body : JSON.stringify(plain(body))
   return shortened(printable(shortened(text, charactersMax * 2)), charactersMax)
 }

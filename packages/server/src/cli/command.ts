@@ -1,6 +1,6 @@
 /**
- * A command as this program knows it, and the checks that all commands share: no unknown word or option,
- * none given twice, and a hint at the right help page.
+ * The form of a command, and the checks that all commands share: unknown words and options are refused, options given
+ * twice too, and an error names the right help page.
  */
 import type { Argv, ArgumentsCamelCase } from 'yargs'
 import { UsageError } from './failure.js'
@@ -13,27 +13,27 @@ export interface GlobalOptions {
   readonly json: boolean
 }
 
-/** Their names, and those that yargs brings. */
+/** Their names, and the names of the options that yargs adds. */
 export const GLOBAL_OPTIONS = ['url', 'timeout', 'json', 'help', 'version']
 
 export interface CommandEntry {
-  /** Name, then `<needed>` and `[optional]` arguments. */
+  /** Name, then `<required>` and `[optional]` arguments. */
   readonly command: string
   readonly aliases?: readonly string[]
   readonly describe: string
   /** It has subcommands. */
   readonly isGroup?: boolean
-  /** Imports the rest; called only when the command is. */
+  /** Imports the body of the command; called only if the command is used. */
   readonly load: () => Promise<CommandBody>
 }
 
-/** Options and handler, for any type of options. */
+/** The options and the handler of a command, for any type of options. */
 export interface CommandBody {
   readonly builder?: unknown
   readonly handler: (options: never) => unknown
 }
 
-/** The body of a command: its builder has to declare the options that its handler reads. */
+/** Types the body of a command: the builder must declare the options that the handler reads. */
 export function command<Options>(body: {
   readonly builder: (yargs: Argv) => unknown
   readonly handler: (options: ArgumentsCamelCase<GlobalOptions & Options>) => Promise<void> | void
@@ -41,7 +41,7 @@ export function command<Options>(body: {
   return body
 }
 
-/** Adds commands under `path`, the words before them; `$0` handles a missing or an unknown one. */
+/** Adds commands below `path`, the words that precede them. `$0` handles a missing or unknown command. */
 export function addCommands(yargs: Argv, path: readonly string[], entries: readonly CommandEntry[]): Argv {
   for (const { command: text, aliases = [], describe, isGroup = false, load } of entries) {
     const [name, ...positionals] = text.split(' ')
@@ -80,8 +80,8 @@ export function addCommands(yargs: Argv, path: readonly string[], entries: reado
 const SHIELD = '\0'
 
 /**
- * Arguments after `--`, which yargs would not assign: prefixed with a character that no argument can have, they are
- * ordinary words, whatever they begin with.
+ * Prefixes the arguments after `--` with a character that no argument can contain. yargs would not assign them to
+ * positionals; with the prefix it treats them as ordinary words, even if they start with a dash.
  */
 export function shieldWords(args: readonly string[]): string[] {
   const end = args.indexOf('--')
@@ -100,7 +100,7 @@ function unshielded(options: ArgumentsCamelCase): ArgumentsCamelCase {
   ) as typeof options
 }
 
-/** Options of this command only, without arguments and common options; its help lists them first. */
+/** The options of this command without the common ones; help lists them first. */
 function ownOptions(yargs: Argv, positionals: readonly string[]): string[] {
   const { key } = (yargs as unknown as { getOptions(): KnownOptions }).getOptions()
   // Single letters are aliases.
@@ -113,7 +113,7 @@ function ownOptions(yargs: Argv, positionals: readonly string[]): string[] {
   )
 }
 
-/** Refuses extra words: `orders hello world` has three words where two are accepted. */
+/** Refuses extra words, such as the third of `orders hello world` where two are accepted. */
 function refuseExtra(options: ArgumentsCamelCase, words: readonly string[], positionals: number): void {
   const extra = options._.slice(words.length)
   if (extra.length === 0) return
@@ -145,7 +145,7 @@ function refuseWord(
   )
 }
 
-/** What yargs knows of the running command; it passes this to a check, although its types say otherwise. */
+/** The options that yargs knows. It passes them to a check, although its types do not say so. */
 interface KnownOptions {
   readonly key: Readonly<Record<string, unknown>>
   readonly boolean: readonly string[]
@@ -156,8 +156,8 @@ interface KnownOptions {
 const ALWAYS = ['_', '$0', '--', 'help', 'h', 'version']
 
 /**
- * A check for yargs: refuses unknown options, and options that are given twice. The options of an unknown command are
- * not known; `refuseWord` refuses it.
+ * A check for yargs: refuses unknown options, and options given twice. It accepts any option of an unknown command,
+ * because `refuseWord` refuses the command itself.
  */
 export function refuseOptions(options: ArgumentsCamelCase, known: unknown): true {
   const words = commandWords(options)
@@ -175,7 +175,7 @@ export function refuseOptions(options: ArgumentsCamelCase, known: unknown): true
         meant === undefined ? helpAdvice(words) : `Did you mean --${meant}?`,
       )
     }
-    // `--no-NAME` is read as NAME of false: meaningless if NAME has a value, unless the command declares it.
+    // yargs reads `--no-NAME` as NAME=false. That is an error for an option with a value, unless `no-NAME` is declared.
     if (isNegated(value) && !flags.includes(name) && !names.has(`no-${name}`)) {
       throw new UsageError(`Unknown option --no-${name}.`, `Omit --${name} instead.`)
     }
@@ -190,17 +190,17 @@ function isNegated(value: unknown): boolean {
   return value === false || (Array.isArray(value) && value.includes(false))
 }
 
-/** What can be called, by the words that name it, with its form; the commands of a group once the group is called. */
+/** Forms of the commands by their words. Commands of a group are added when the group is used. */
 const COMMANDS = new Map<string, string>()
-/** Words after which another one names the command. */
+/** Commands that have subcommands. */
 const GROUPS = new Set<string>()
 
-// The words that name the command come first; what follows them in `_` is for `refuseExtra`.
+// The words that name the command. Further words in `_` are checked by `refuseExtra`.
 function commandWords(options: ArgumentsCamelCase): string[] {
   return options._.slice(0, GROUPS.has(String(options._[0])) ? 2 : 1).map(String)
 }
 
-/** A command was called with `given` arguments, fewer than it needs. */
+/** The error for a command with only `given` arguments, fewer than it requires. */
 export function missingArgument(words: readonly string[], given: number): UsageError {
   const positionals = (COMMANDS.get(words.join(' ')) ?? '').split(' ').slice(1)
   const missing = positionals[given] ?? 'An argument'

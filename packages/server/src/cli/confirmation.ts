@@ -1,4 +1,4 @@
-/** A question before something is deleted permanently. Without a terminal, `--yes` answers it. */
+/** The confirmation before a permanent deletion. Without a terminal, `--yes` is required. */
 import { createInterface } from 'node:readline/promises'
 import type { Argv } from 'yargs'
 import { EXIT, UsageError } from './failure.js'
@@ -18,14 +18,14 @@ export function yesFlag(yargs: Argv): Argv {
   })
 }
 
-/** `what` is what the command does, as the subject of a sentence. @throws UsageError when there is no terminal to ask on */
+/** Whether to ask. `what`: the operation, as the subject of a sentence. @throws UsageError without a terminal */
 export function needsAnswer({ yes }: YesOption, what: string): boolean {
   if (yes) return false
   if (process.stdin.isTTY && process.stderr.isTTY) return true
   throw new UsageError(`${what} needs a confirmation, and stdin is not a terminal.`, 'Add --yes to confirm.')
 }
 
-/** Waits for a yes; without one reports that nothing was changed and sets the exit code. */
+/** Asks, and returns whether the answer is yes. If not, prints that nothing was changed and sets the exit code. */
 export async function isConfirmed(text: string): Promise<boolean> {
   const terminal = createInterface({ input: process.stdin, output: process.stderr })
   let interrupted = false

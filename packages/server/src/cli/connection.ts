@@ -1,15 +1,15 @@
-/** The connection of a command to its broker: options to settings, and notices when it is lost and restored. */
+/** The connection of a command to the broker: its options, and notices when it is lost and restored. */
 import { connect, type Sluice } from '@sluice/client'
 import type { GlobalOptions } from './command.js'
 import { durationMs } from './flags.js'
 import { notice } from './output.js'
 
-/** How long a command that has failed, or was interrupted, still waits for the broker. */
-const FAREWELL_MS = 3_000
-/** After this long without an answer, a notice says what the command waits for. */
-const PATIENCE_MS = 700
+/** Time limit for closing the connection at the end of a command. */
+const CLOSE_TIMEOUT_MS = 3_000
+/** Delay before a notice that the command is waiting for the broker. */
+const WAITING_NOTICE_MS = 700
 
-/** Does `work` with a connection and closes it. @throws what `work` throws; SluiceError as `connect` */
+/** Runs `work` with a connection, then closes it. @throws the error of `work`; SluiceError as `connect` */
 export async function withBroker<Result>(
   options: GlobalOptions,
   label: string,
@@ -22,8 +22,8 @@ export async function withBroker<Result>(
     failed = false
     return result
   } finally {
-    const closing = sluice.close({ timeout: FAREWELL_MS })
-    // The work is done, or has failed for a reason that matters more.
+    const closing = sluice.close({ timeout: CLOSE_TIMEOUT_MS })
+    // If `work` has failed, its error is the one to report.
     if (failed) await closing.catch(() => {})
     else await closing
   }
@@ -33,15 +33,15 @@ async function dial({ url, timeout }: GlobalOptions, label: string): Promise<Slu
   const timer = setTimeout(() => {
     if (process.stderr.isTTY)
       notice(`Waiting for ${url ?? process.env['SLUICE_URL'] ?? 'the broker on this machine'} …`)
-  }, PATIENCE_MS)
+  }, WAITING_NOTICE_MS)
   try {
     const sluice = await connect(url, {
       name: `sluice ${label}`,
-      // A user is watching: a broker that does not answer at once is reported at once.
+      // 0: an unreachable broker is reported at once instead of being retried, because a user is waiting.
       connectTimeout: 0,
       ...(timeout === undefined ? {} : { timeout: durationMs(timeout, '--timeout', 1) }),
     })
-    // The command counts and reports what it could not acknowledge; a warning of Node for each would be noise.
+    // The command reports the messages that it could not acknowledge, so the warning for each of them is suppressed.
     sluice.on('leaseLost', () => {})
     let isLost = false
     sluice.on('disconnected', ({ error }) => {

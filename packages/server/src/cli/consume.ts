@@ -1,6 +1,6 @@
 /**
- * `sluice consume`: prints messages and acknowledges each once it has been written. Whatever was not written goes back
- * to its place, whether the command is interrupted or the reader of stdout goes away.
+ * `sluice consume`: prints messages and acknowledges each after it was written. Messages that were not written return to
+ * the queue when the command is interrupted or the reader closes stdout.
  */
 import type { Message, Sluice } from '@sluice/client'
 import { LIMITS, SluiceError, Timer, queueName } from '@sluice/protocol'
@@ -13,7 +13,7 @@ import { counted, notice, outputError } from './output.js'
 import { onStop, signalExit, type StopSignal } from './signals.js'
 
 const PREFETCH = 256
-/** What --no-ack holds at most; the broker leases at most twice the bytes. */
+/** Limits of messages held with --no-ack. The broker leases at most twice these bytes. */
 const HELD_MESSAGES_MAX = LIMITS.creditMessagesMax
 const HELD_BYTES_MAX = 128 << 20
 
@@ -68,7 +68,7 @@ export const consume = command<ConsumeOptions>({
   },
 })
 
-interface Wishes {
+interface ConsumeTask {
   readonly queue: string
   readonly count: number
   readonly waitMs: number | undefined
@@ -77,12 +77,12 @@ interface Wishes {
   readonly json: boolean
 }
 
-async function consumeAll(sluice: Sluice, wishes: Wishes): Promise<void> {
-  const { queue, count, waitMs, processingTimeout, ack, json } = wishes
+async function consumeAll(sluice: Sluice, task: ConsumeTask): Promise<void> {
+  const { queue, count, waitMs, processingTimeout, ack, json } = task
   const stream = sluice.messages(queue, {
     prefetch: Math.min(count, ack ? PREFETCH : HELD_MESSAGES_MAX),
     ...(ack ? {} : { prefetchBytes: HELD_BYTES_MAX * 2 }),
-    // A mistyped queue name must fail, not wait.
+    // A mistyped queue name must fail at once instead of waiting for the queue.
     missing: 'fail',
     ...given({ processingTimeout }),
   })
@@ -148,12 +148,12 @@ async function consumeAll(sluice: Sluice, wishes: Wishes): Promise<void> {
   }
 }
 
-/** A ready message may take this long to arrive. */
+/** Lower bound of --wait: a ready message can take this long to arrive. */
 const WAIT_MS_MIN = 100
 
 /**
- * Runs from when the broker has taken the subscription, because requests are answered in their order; not while
- * it is stdout that is waited for.
+ * The timer of --wait. It starts after the broker has accepted the subscription: requests are answered in order, so the
+ * answer to `get` proves that. It does not expire while stdout is blocked.
  */
 async function idleTimer(
   sluice: Sluice,
@@ -193,7 +193,7 @@ class Printer {
     return process.stdout.writableNeedDrain && this.failure === undefined
   }
 
-  /** Something has not been written and acknowledged yet: the broker may be waiting for that. */
+  /** Some messages are not written and acknowledged yet, so the broker may be waiting for credit. */
   get isBusy(): boolean {
     return this.#open > 0
   }
@@ -230,12 +230,12 @@ class Printer {
     for (const resolve of waiters) resolve()
   }
 
-  /** Resolves when stdout takes more, or nothing more is wanted. */
+  /** Resolves when stdout accepts more, or has failed. */
   async room(): Promise<void> {
     while (this.isFull && this.#open > 0) await this.#change()
   }
 
-  /** Resolves when everything has been written and acknowledged, or cannot be. */
+  /** Resolves when each message has been written and acknowledged, or that has failed. */
   async done(): Promise<void> {
     while (this.#open > 0) await this.#change()
   }

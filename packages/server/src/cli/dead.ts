@@ -1,4 +1,4 @@
-/** `sluice dead`: lists, redrives and deletes dead letters. Deletion asks first. */
+/** `sluice dead`: lists, redrives and deletes dead messages. Deletion asks for confirmation. */
 import type { RedriveOptions } from '@sluice/client'
 import { LIMITS, queueName } from '@sluice/protocol'
 import type { Argv } from 'yargs'
@@ -10,7 +10,7 @@ import { UsageError } from './failure.js'
 import { SHOWN_DEFAULT, partOf, printMessage, printMessages } from './messages.js'
 import { counted, grouped, notice, printJson } from './output.js'
 import { filterFlags, filterOf, type FilterOptions } from './selection.js'
-import { rateFlag, rateOf, walkFlags, walkOf, walked, type PacedOptions, type WalkOptions } from './walk.js'
+import { rateFlag, rateOf, bulkFlags, bulkOf, runBulk, type PacedOptions, type BulkOptions } from './bulk.js'
 
 interface QueueOption {
   readonly queue: string
@@ -100,7 +100,7 @@ interface RedriveFlags extends ChoiceOptions, PacedOptions {
 
 const redrive = command<RedriveFlags>({
   builder: (yargs) =>
-    rateFlag(walkFlags(choiceFlags(onQueue(yargs))))
+    rateFlag(bulkFlags(choiceFlags(onQueue(yargs))))
       .option('to', { type: 'string', requiresArg: true, describe: 'Move them to another queue' })
       .option('force', {
         type: 'boolean',
@@ -119,15 +119,22 @@ const redrive = command<RedriveFlags>({
         'Omit --to: the messages then return to their own queue.',
       )
     }
-    const { dryRun, ...limit } = walkOf(options)
+    const { dryRun, ...limit } = bulkOf(options)
     const choice = choiceOf(options)
-    const wishes = { ...choice, ...limit, ...rateOf(options), ...given({ to }), dryRun, force: options.force }
+    const request = {
+      ...choice,
+      ...limit,
+      ...rateOf(options),
+      ...given({ to }),
+      dryRun,
+      force: options.force,
+    }
     const result = await withBroker(options, 'dead redrive', (sluice) =>
-      walked(
+      runBulk(
         sluice,
         queue,
         (before, now) => `${counted(now.redriven - before.redriven, 'message')} redriven`,
-        (signal) => sluice.dead.redrive(queue, wishes, { signal }),
+        (signal) => sluice.dead.redrive(queue, request, { signal }),
       ),
     )
     if (result === undefined) return
@@ -157,27 +164,27 @@ const redrive = command<RedriveFlags>({
   },
 })
 
-const remove = command<ChoiceOptions & WalkOptions & YesOption>({
+const remove = command<ChoiceOptions & BulkOptions & YesOption>({
   builder: (yargs) =>
-    yesFlag(walkFlags(choiceFlags(onQueue(yargs)))).epilogue('Without a filter all dead messages match.'),
+    yesFlag(bulkFlags(choiceFlags(onQueue(yargs)))).epilogue('Without a filter all dead messages match.'),
   handler: async (options) => {
     const queue = queueName(options.queue)
-    const { dryRun, ...limit } = walkOf(options)
+    const { dryRun, ...limit } = bulkOf(options)
     const choice = choiceOf(options)
-    const wishes = { ...choice, ...limit }
+    const request = { ...choice, ...limit }
     const isAsked = !dryRun && needsAnswer(options, `Deleting dead messages of the queue ${queue}`)
     await withBroker(options, 'dead delete', async (sluice) => {
       if (isAsked) {
-        const { matched } = await sluice.dead.delete(queue, { ...wishes, dryRun: true })
+        const { matched } = await sluice.dead.delete(queue, { ...request, dryRun: true })
         const question = `Permanently delete ${counted(matched, 'dead message')} of the queue ${queue}?`
-        // With nothing to delete there is nothing to ask; the code below reports it.
+        // With nothing to delete there is no question; the code below prints that.
         if (matched > 0 && !(await isConfirmed(question))) return
       }
-      const result = await walked(
+      const result = await runBulk(
         sluice,
         queue,
         (before, now) => `${counted(now.discarded - before.discarded, 'message')} deleted`,
-        (signal) => sluice.dead.delete(queue, { ...wishes, dryRun }, { signal }),
+        (signal) => sluice.dead.delete(queue, { ...request, dryRun }, { signal }),
       )
       if (result === undefined) return
       const { matched, deleted } = result

@@ -1,6 +1,6 @@
 /**
- * How a failure ends a command: the exit code, one line with what happened and one with what to do. One row for every
- * error code, and one for each system error that a user can act on.
+ * How a failure ends a command: the exit code, one line that says what happened, and one that says what to do. The tables
+ * have a row for each error code, and for each system error that a user can act on.
  */
 import { SluiceError, type Effect, type ErrorCode, type Progress } from '@sluice/protocol'
 import { printable } from './output.js'
@@ -12,13 +12,13 @@ export const EXIT = {
   notFound: 4,
   denied: 5,
   unreachable: 6,
-  /** The log failed while the broker ran: nothing may be confirmed any more. */
+  /** The log failed while the broker was running, so it may confirm nothing more. */
   fatal: 70,
 } as const
 
 type Exit = (typeof EXIT)[keyof typeof EXIT]
 
-/** The command was called with wrong arguments. */
+/** The arguments of the command are wrong. */
 export class UsageError extends Error {
   readonly advice: string
 
@@ -237,12 +237,12 @@ export interface Failure {
   readonly what: string
   /** One line. */
   readonly advice: string
-  /** Set if the command had an effect before it failed, or may have had one. */
+  /** Set if the command had, or may have had, an effect before it failed. */
   readonly outcome?: Effect | undefined
   readonly progress?: Progress | undefined
 }
 
-/** What a thrown value means to the user. */
+/** The failure for a thrown value. */
 export function failureOf(error: unknown): Failure {
   const what = printable(error instanceof Error ? error.message : String(error))
   if (error instanceof UsageError) {
@@ -251,7 +251,7 @@ export function failureOf(error: unknown): Failure {
   if (error instanceof SluiceError) {
     const { code, outcome, progress } = error
     const row = ROWS[code]
-    const advice = progress === undefined ? row.advice : `${row.advice} ${advanceOf(progress)}`
+    const advice = progress === undefined ? row.advice : `${row.advice} ${continueText(progress)}`
     return { ...row, advice: printable(advice), code, what, outcome, progress }
   }
   const code = error instanceof Error ? (error as NodeJS.ErrnoException).code : undefined
@@ -265,17 +265,17 @@ export function failureOf(error: unknown): Failure {
   }
 }
 
-// A redrive or deletion does not select its messages again; a replay would.
-function advanceOf({ cursor }: Progress): string {
-  return cursor === undefined ? 'Run the same command again: it continues with the rest.' : goOnText(cursor)
+// Redriven and deleted messages no longer match. A replay would publish its messages again, so it needs a cursor.
+function continueText({ cursor }: Progress): string {
+  return cursor === undefined ? 'Run the same command again: it continues with the rest.' : cursorText(cursor)
 }
 
 /** How to continue a replay that ended early. */
-export function goOnText(cursor: string): string {
+export function cursorText(cursor: string): string {
   return `Run the same command with --cursor ${cursor}: it continues where this one ended.`
 }
 
-// "listen EADDRINUSE: address already in use 127.0.0.1:7420": what the system calls it, in the order of a sentence.
+// Turns a system error, such as "listen EADDRINUSE: address already in use 127.0.0.1:7420", into a sentence.
 function systemText(error: NodeJS.ErrnoException, what: string): string {
   const match = /^(?:\w+ )?E[A-Z]+: ([^,]+)(?:, (.*))?$/.exec(what)
   const { address, port } = error as { address?: string; port?: number }
@@ -295,7 +295,7 @@ function capital(text: string): string {
   return text.charAt(0).toUpperCase() + text.slice(1)
 }
 
-/** The lines for stderr: two for people, or one JSON document with --json. */
+/** The text for stderr: two lines, or one JSON document with --json. */
 export function failureText({ code, what, advice, outcome, progress }: Failure, json: boolean): string {
   if (json) return `${JSON.stringify({ error: { code, message: what, advice, outcome, progress } })}\n`
   return `error: ${what}\n hint: ${advice}\n`

@@ -1,4 +1,4 @@
-/** Values of flags: what is taken, and that a refusal names the flag, the text and what it must be. */
+/** Values of flags: accepted values, and errors that name the flag, the given text and the expected form. */
 import { QUEUE_OPTIONS } from '@sluice/protocol'
 import { describe, expect, test } from 'vitest'
 import { UsageError, failureOf } from './failure.js'
@@ -13,9 +13,9 @@ import {
   timeFlag,
 } from './flags.js'
 import { filterOf, refOf } from './selection.js'
-import { traitsOf } from './traits.js'
+import { queueOptionsOf } from './queue-flags.js'
 
-test('values are taken as they are meant', () => {
+test('valid texts are converted', () => {
   expect(numberFlag('31', '--priority', 0, 31)).toBe(31)
   expect(countFlag('9007199254740991', '--offset')).toBe(Number.MAX_SAFE_INTEGER)
   expect(durationMs('0', '--delay')).toBe(0)
@@ -48,19 +48,22 @@ const refused: readonly (readonly [name: string, call: () => unknown, what: RegE
   ['an empty id', () => refOf({ offset: undefined, id: '' }), /--id is empty/, /id/],
   ['long text', () => sizeFlag('x'.repeat(1_000), '--max-bytes'), /^.{0,120}$/, /\S/],
 ]
-test.each(refused)('%s is refused in words', (_name, call, what, advice) => {
-  let failure
-  try {
-    call()
-  } catch (error) {
-    failure = failureOf(error)
-  }
-  expect(failure).toMatchObject({ exit: 2 })
-  expect(failure?.what).toMatch(what)
-  expect(failure?.advice).toMatch(advice)
-})
+test.each(refused)(
+  '%s: the error names the flag, and the hint says what to do',
+  (_name, call, what, advice) => {
+    let failure
+    try {
+      call()
+    } catch (error) {
+      failure = failureOf(error)
+    }
+    expect(failure).toMatchObject({ exit: 2 })
+    expect(failure?.what).toMatch(what)
+    expect(failure?.advice).toMatch(advice)
+  },
+)
 
-test('an empty filter is refused, because it was meant to choose a few', () => {
+test('an empty filter value is refused, because it is probably an unset variable', () => {
   const none = { header: undefined, olderThan: undefined, youngerThan: undefined }
   expect(filterOf({ ...none, key: 'k', id: undefined })).toEqual({ key: 'k' })
   expect(() => filterOf({ ...none, key: '', id: undefined })).toThrow(UsageError)
@@ -68,22 +71,24 @@ test('an empty filter is refused, because it was meant to choose a few', () => {
 })
 
 describe('options of a queue', () => {
-  test('have the names, units and places that the client has', () => {
+  test('are converted to the names and units of the client', () => {
     expect(
-      traitsOf({ 'retry-max': '5m', 'retain-bytes': '1gb', 'dead-letter': 'failed', single: false }),
+      queueOptionsOf({ 'retry-max': '5m', 'retain-bytes': '1gb', 'dead-letter': 'failed', single: false }),
     ).toEqual({ retry: { max: 300_000 }, retain: { bytes: 1e9 }, deadLetter: 'failed', single: false })
-    expect(traitsOf({ 'dead-letter': false, ttl: false, unrelated: 'x' })).toEqual({
+    expect(queueOptionsOf({ 'dead-letter': false, ttl: false, unrelated: 'x' })).toEqual({
       deadLetter: null,
       ttl: 0,
     })
     expect(Object.keys(QUEUE_OPTIONS)).toHaveLength(17)
   })
 
-  test('are refused by their flags', () => {
-    expect(() => traitsOf({ 'max-deliveries': '65536' })).toThrow('--max-deliveries is "65536"')
-    expect(traitsOf({ 'max-deliveries': 'unlimited' })).toEqual({ maxDeliveries: 'unlimited' })
-    expect(traitsOf({ 'max-deliveries': '256' })).toEqual({ maxDeliveries: 256 })
-    expect(() => traitsOf({ overflow: 'drop' })).toThrow('--overflow is "drop"; it must be one of reject')
-    expect(() => traitsOf({ 'dead-letter': 'two words' })).toThrow('queue name')
+  test('are named by their flags in an error', () => {
+    expect(() => queueOptionsOf({ 'max-deliveries': '65536' })).toThrow('--max-deliveries is "65536"')
+    expect(queueOptionsOf({ 'max-deliveries': 'unlimited' })).toEqual({ maxDeliveries: 'unlimited' })
+    expect(queueOptionsOf({ 'max-deliveries': '256' })).toEqual({ maxDeliveries: 256 })
+    expect(() => queueOptionsOf({ overflow: 'drop' })).toThrow(
+      '--overflow is "drop"; it must be one of reject',
+    )
+    expect(() => queueOptionsOf({ 'dead-letter': 'two words' })).toThrow('queue name')
   })
 })

@@ -1,11 +1,11 @@
-/** Lines of a stream of bytes, one chunk's worth at a time, so that memory is bounded by the longest line. */
+/** Splits a byte stream into lines, chunk by chunk, so that memory is bounded by the longest line. */
 import { SluiceError, sizeText } from '@sluice/protocol'
 
 const NEWLINE = 10
 
 /**
- * The lines that each chunk completes, without the newline that ends them; what follows the last newline is a line if
- * it is not empty. The bytes are valid until the next step.
+ * Yields the lines that each chunk completes, without their newline. Text after the last newline is a line too. The bytes
+ * are valid until the next step.
  * @throws SluiceError INVALID_BODY naming the line that is longer than `lineBytesMax`
  */
 export async function* linesOf(

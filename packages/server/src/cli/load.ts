@@ -1,9 +1,9 @@
 /**
- * One load process of `sluice bench`: a producer or a consumer with its own connection. It gets its task from its
+ * One load process of `sluice bench`: a producer or a consumer with its own connection. It receives its task from its
  * parent, and reports counts and latencies a few times a second.
  *
- * Latencies are measured from the intended time of sending if a rate is set (so that a stall delays what follows it and
- * shows), otherwise from the call. Times are of the system's monotonic clock, which all processes share.
+ * If a rate is set, latencies are measured from the intended send time, so that a stall shows in the messages behind it;
+ * otherwise from the call. Times are of the system's monotonic clock, which all processes share.
  */
 import {
   connect,
@@ -20,30 +20,30 @@ export interface LoadTask {
   readonly role: 'producer' | 'consumer'
   readonly url: string | undefined
   readonly queue: string
-  /** Bytes of a body; at least 8, for the time of sending. */
+  /** Bytes of a body; at least 8, for the send time. */
   readonly size: number
-  /** Unanswered publishes, or messages a consumer may hold. */
+  /** Most unanswered publishes, or messages that a consumer holds. */
   readonly inFlight: number
-  /** Messages per second of this process, open loop; 0: as fast as they are confirmed. */
+  /** Messages per second of this process, independent of confirms; 0: each confirm starts the next publish. */
   readonly rate: number
-  /** Stops after this many; 0: when the parent says so. */
+  /** Stops after this many messages; 0: when the parent sends `stop`. */
   readonly messages: number
-  /** Whether bodies carry their time of sending, and the consumer reads it. */
+  /** Whether bodies contain their send time, which the consumer reads. */
   readonly endToEnd: boolean
 }
 
 export interface LoadReport {
-  /** Confirmed, or acknowledged, since the process began. */
+  /** Messages confirmed or acknowledged since the process started. */
   readonly count: number
-  /** When the first was, and when this was written, by the monotonic clock. */
+  /** Times of the first message and of this report, by the monotonic clock. */
   readonly firstMs: number
   readonly atMs: number
-  /** Since the last report: publishes that failed, and latencies in ms, a sample when there are many. */
+  /** Since the last report: failed publishes, and latencies in ms, sampled above `SAMPLES_MAX`. */
   readonly failed: number
   readonly latencies: readonly number[]
 }
 
-/** Why it cannot continue. */
+/** The error that ended the process. */
 export interface LoadFailure {
   readonly failure: { readonly code: ErrorCode; readonly message: string }
 }
@@ -51,19 +51,19 @@ export interface LoadFailure {
 const REPORT_MS = 200
 /** Latencies kept for one report. */
 const SAMPLES_MAX = 5_000
-/** One in this many closed-loop publishes is timed: reading the clock for each would be measured too. */
+/** Without a rate, one in this many publishes is timed, because reading the clock for each would distort the result. */
 const TIMED_EVERY = 16
 
 class Load {
   readonly #task: LoadTask
   readonly #sluice: Sluice
   readonly #queue: Queue<Uint8Array>
-  /** For messages that carry no time. */
+  /** The body of messages without a send time. */
   readonly #plainBody: Uint8Array
   #count = 0
   #firstMs = 0
   #failed = 0
-  #toldOfFailure = false
+  #hasReportedFailure = false
   #latencies: number[] = []
   #stopped = false
   #stopPacer: (() => void) | undefined
@@ -127,7 +127,7 @@ class Load {
     await done
   }
 
-  // Closed loop: each confirm makes the next publish.
+  // Each confirm starts the next publish.
   #publish(): void {
     const { messages, endToEnd } = this.#task
     if (this.#stopped || (messages > 0 && this.#sent >= messages)) {
@@ -158,16 +158,16 @@ class Load {
   readonly #refused = (error: unknown): void => {
     this.#failed++
     this.#outstanding--
-    this.#tell(error)
+    this.#publishFailed(error)
     this.#publish()
   }
 
-  #tell(error: unknown): void {
-    if (this.#toldOfFailure) return
-    this.#toldOfFailure = true
-    // The next would be refused as well.
+  #publishFailed(error: unknown): void {
+    if (this.#hasReportedFailure) return
+    this.#hasReportedFailure = true
+    // Further publishes would be refused too.
     if (error instanceof SluiceError && !error.retryable && error.outcome === undefined) giveUp(error)
-    else process.stderr.write(`a publish failed: ${String(error)}\n`)
+    else process.stderr.write(`A publish failed: ${String(error)}\n`)
   }
 
   #pace(rate: number): void {
@@ -191,7 +191,7 @@ class Load {
       (error: unknown) => {
         this.#failed++
         this.#outstanding--
-        this.#tell(error)
+        this.#publishFailed(error)
         if (this.#stopped) this.#finished?.()
       },
     )
@@ -239,7 +239,7 @@ function giveUp(error: unknown): void {
   process.send?.(report, () => process.exit(1))
 }
 
-// Ctrl-C reaches the whole group; the parent ends this process, which also exits when its parent is gone.
+// Ctrl-C reaches the whole process group, but the parent ends this process. It also exits when its parent is gone.
 process.on('SIGINT', () => {})
 process.on('disconnect', () => process.exit())
 

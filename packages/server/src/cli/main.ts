@@ -1,6 +1,6 @@
 /**
- * The command line: which commands there are, what they have in common, and how a failure ends the process. Each
- * command is imported when it is called.
+ * The command line: the commands, their common options, and how a failure ends the process. The module of a command is
+ * imported only if the command is used.
  */
 import yargs, { type Argv } from 'yargs'
 import {
@@ -88,7 +88,7 @@ Exit codes: 0 ok, 1 failure, 2 usage, 4 not found, 5 denied, 6 unreachable.
 
 const WIDTH_MAX = 100
 
-/** Texts of yargs, reworded. */
+/** Replacements for texts of yargs. */
 const WORDING = {
   'Not enough non-option arguments: got %s, need at least %s': plural('%s of %s arguments'),
   'Not enough arguments following: %s': 'The option --%s needs a value.',
@@ -122,7 +122,7 @@ function program(args: readonly string[]): Argv {
     .parserConfiguration({ 'greedy-arrays': false, 'dot-notation': false, 'boolean-negation': true })
     .wrap(Math.min(WIDTH_MAX, process.stdout.columns ?? WIDTH_MAX))
     .exitProcess(false)
-    // It can be called twice for one failure; the exception of the first call ends the parsing.
+    // yargs can call this twice for one failure; the exception of the first call ends the parsing.
     .fail((message: string | null, error: Error | undefined) => {
       if (error !== undefined) throw error
       const words = commandWord(args)
@@ -131,7 +131,7 @@ function program(args: readonly string[]): Argv {
       throw new UsageError(message ?? 'The command is incomplete.', helpAdvice(words))
     })
     .check(refuseOptions as Parameters<Argv['check']>[0])
-  // With help registered, yargs takes the word `help` as a request too, even as the body of a message.
+  // When help is registered, yargs also treats the word `help` as a request for it, even as the body of a message.
   if (wantsHelp)
     instance
       .help('help')

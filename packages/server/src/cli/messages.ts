@@ -1,4 +1,4 @@
-/** Messages as `peek` and `dead` print them: a table, JSON documents, or one message in full. */
+/** Output of messages for `peek` and `dead`: a table, JSON documents, or one message in full. */
 import type { MessagePage, PeekedMessage } from '@sluice/client'
 import { LIMITS } from '@sluice/protocol'
 import { base64, plain, preview, readableFields } from './body.js'
@@ -8,13 +8,13 @@ import { notice, print, printJson } from './output.js'
 import { list, shortened, table, type Column } from './table.js'
 import { rounded } from './units.js'
 
-/** Messages that are shown without --limit. */
+/** Messages shown without --limit. */
 export const SHOWN_DEFAULT = 20
-/** Characters of a body, and of a key, an id or an error, that a table shows. */
+/** Characters that a table shows of a body, and of a key, an id or an error. */
 const BODY_CHARACTERS_MAX = 80
 const TEXT_CHARACTERS_MAX = 40
 
-/** Which part of what matches is shown. */
+/** The part of the matching messages that is shown. */
 export interface Part {
   readonly from: number
   readonly limit: number
@@ -30,16 +30,14 @@ export function partOf(from: string | undefined, limit: string | undefined): Par
 
 type Fetch = (place: { readonly from: number; readonly limit: number }) => Promise<MessagePage>
 
-/**
- * Messages page by page, `limit` of them at most. Returns the offset of the next one that matches, if there is one.
- */
+/** Yields up to `limit` messages, page by page. Returns the offset of the next matching message, if there is one. */
 async function* pages(
   fetch: Fetch,
   { from, limit }: Part,
 ): AsyncGenerator<PeekedMessage[], number | undefined> {
   let left = limit
   for (let place: number | undefined = from; place !== undefined;) {
-    // One more than is shown: it says whether, and where, there is more.
+    // One more than is shown, to learn the offset of the next match.
     const page: MessagePage = await fetch({ from: place, limit: Math.min(left + 1, LIMITS.pageMessagesMax) })
     if (page.messages.length > left) {
       yield page.messages.slice(0, left)
@@ -52,7 +50,7 @@ async function* pages(
   return undefined
 }
 
-/** Prints what `fetch` returns: a table, or with `json` a document for each message. */
+/** Prints the messages that `fetch` returns: a table, or with `json` one document for each message. */
 export async function printMessages(
   fetch: Fetch,
   part: Part,
@@ -62,11 +60,11 @@ export async function printMessages(
     none,
   }: { readonly json: boolean; readonly columns: readonly MessageColumn[]; readonly none: string },
 ): Promise<void> {
-  const walk = pages(fetch, part)
+  const found = pages(fetch, part)
   const rows: Row[] = []
   const nowMs = Date.now()
-  let step = await walk.next()
-  for (; step.done !== true; step = await walk.next()) {
+  let step = await found.next()
+  for (; step.done !== true; step = await found.next()) {
     if (json)
       await print(step.value.map((message) => `${JSON.stringify(messageDocument(message))}\n`).join(''))
     else rows.push(...step.value.map((message) => rowOf(message, nowMs)))
@@ -81,12 +79,12 @@ export async function printMessages(
     notice(`There are more: continue with --from ${step.value}, or show more at a time with --limit.`)
 }
 
-/** A terminal that does not know its width has 0 columns. */
+/** A terminal of unknown width reports 0 columns. */
 function widthMax(): number {
   return process.stdout.isTTY && process.stdout.columns > 0 ? process.stdout.columns : Infinity
 }
 
-/** A row keeps only the beginning of a body, so that many rows take little memory. */
+/** A row keeps only the beginning of a body, to limit the memory of a long table. */
 interface Row {
   readonly message: Omit<PeekedMessage, 'body'>
   readonly when: string
@@ -113,7 +111,7 @@ type MessageColumn =
   | 'body'
 
 interface MessageColumnEntry extends Column<Row> {
-  /** Left out where no row uses it. */
+  /** If given, the column is omitted unless a row uses it. */
   readonly isUsed?: (row: Row) => boolean
 }
 
@@ -150,7 +148,7 @@ function whenOf({ readySince, dueAt, leasedAt, diedAt }: PeekedMessage, nowMs: n
   return awayMs > 0 ? `in ${rounded(awayMs)}` : `${rounded(-awayMs)} ago`
 }
 
-/** All of a message, for machines. */
+/** All fields of a message, for JSON. */
 function messageDocument(message: PeekedMessage): object {
   const { queue, offset, state, id, key, priority, attempts, totalAttempts, redrives } = message
   const { publishedAt, readySince, dueAt, leasedAt, holder, diedAt, expiresAt } = message
@@ -193,7 +191,7 @@ export async function printMessage(message: PeekedMessage, json: boolean): Promi
   await print(`${list(entries)}\n${text}\n`)
 }
 
-/** The type of a body, and all of it as text. */
+/** The type of a body, and the whole body as text. */
 function bodyText(message: PeekedMessage): [what: string, text: string] {
   let body: unknown
   try {

@@ -1,6 +1,6 @@
 /**
- * stdout and stderr. stdout has only data; notices go to stderr. A reader that closes stdout ends
- * a command quietly.
+ * Output of the commands: data goes to stdout, notices go to stderr. When the reader closes stdout, a command ends
+ * quietly.
  */
 import { writeSync } from 'node:fs'
 
@@ -18,7 +18,7 @@ export function guardOutput(): void {
   process.stderr.on('error', () => {})
 }
 
-/** Writes to stdout. Resolves when it has left. @throws OutputClosed, or the system's error */
+/** Writes to stdout; resolves when the bytes have been written. @throws OutputClosed, or the system error */
 export function print(text: string | Uint8Array): Promise<void> {
   return new Promise((resolve, reject) => {
     process.stdout.write(text, (error) => {
@@ -28,24 +28,24 @@ export function print(text: string | Uint8Array): Promise<void> {
   })
 }
 
-/** What a failed write to stdout means. */
+/** The error to throw for a failed write to stdout. */
 export function outputError(error: Error): Error {
   const { code } = error as NodeJS.ErrnoException
   return code === 'EPIPE' || code === 'ERR_STREAM_DESTROYED' ? new OutputClosed() : error
 }
 
-/** One JSON document on one line. */
+/** Prints a JSON document on one line. */
 export function printJson(value: unknown): Promise<void> {
   return print(`${JSON.stringify(value)}\n`)
 }
 
-/** Writes a line for the user to stderr. */
+/** Writes a line to stderr. */
 export function notice(text: string): void {
   process.stderr.write(`${printable(text)}\n`)
 }
 
-/** Writes to stderr at once, for a process that ends now. */
-export function lastWords(text: string): void {
+/** Writes to stderr synchronously, just before the process exits. */
+export function writeBeforeExit(text: string): void {
   try {
     writeSync(2, text)
   } catch {
@@ -53,7 +53,7 @@ export function lastWords(text: string): void {
   }
 }
 
-/** Characters that move the cursor, end a line or reorder text, as their code points: what others name stays one line. */
+/** Escapes characters that move the cursor, end the line or reorder text, because names and errors come from clients. */
 export function printable(text: string): string {
   return text.replace(
     /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu,
@@ -61,7 +61,7 @@ export function printable(text: string): string {
   )
 }
 
-/** Digits in groups of three, for sentences. */
+/** A count with its digits in groups of three. */
 export function grouped(count: number): string {
   return count.toLocaleString('en-US')
 }

@@ -1,4 +1,4 @@
-/** Times of sending at a fixed rate, for load that does not wait for its answers. */
+/** Send times at a fixed rate, for load that does not wait for its answers. */
 import { Worker as Thread } from 'node:worker_threads'
 
 /** Milliseconds of the system's monotonic clock, which all processes share. */
@@ -8,8 +8,8 @@ export function nowMs(): number {
 }
 
 /**
- * Calls `each` with every time of sending, by `nowMs`, at `rate` a second from now on; returns what ends it. A thread
- * waits for each time, because timers of the event loop are late by themselves.
+ * Calls `each` with the send times, `rate` of them per second from now on, by the clock of `nowMs`. Returns a function that
+ * ends it. A thread waits for each time, because timers of the event loop are late under load.
  */
 export function pace(rate: number, each: (dueMs: number) => void): () => void {
   const pacer = new Thread(PACER, { eval: true, workerData: { rate } })

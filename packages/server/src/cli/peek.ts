@@ -1,4 +1,4 @@
-/** `sluice peek`: looks at messages of a queue without consuming them. */
+/** `sluice peek`: prints messages of a queue without consuming them. */
 import { MESSAGE_STATE, queueName, type MessageState } from '@sluice/protocol'
 import { command } from './command.js'
 import { withBroker } from './connection.js'

@@ -1,4 +1,4 @@
-/** `sluice cancel` and `sluice reschedule`: one message that waits, by its offset or its id. */
+/** `sluice cancel` and `sluice reschedule`: change one waiting message, given by its offset or its id. */
 import type { Due } from '@sluice/client'
 import { queueName } from '@sluice/protocol'
 import { command } from './command.js'

@@ -1,6 +1,6 @@
 /**
- * `sluice publish`: one message from an argument or a file, or one from each line of stdin. Only a bounded part of stdin
- * is read ahead of the broker's confirmations.
+ * `sluice publish`: publishes one message from an argument or a file, or one for each line of stdin. stdin is read only a
+ * bounded number of messages and bytes ahead of the confirms.
  */
 import { open } from 'node:fs/promises'
 import type { MessageOptions, Receipt } from '@sluice/client'
@@ -17,11 +17,11 @@ import { onStop, signalExit, type StopSignal } from './signals.js'
 const BODY_TYPES = ['text', 'json', 'bytes'] as const
 type BodyType = (typeof BODY_TYPES)[number]
 
-/** What may be published and not yet confirmed. */
+/** Most messages and bytes that are published and not yet confirmed. */
 const IN_FLIGHT_MESSAGES_MAX = 5_000
 const IN_FLIGHT_BYTES_MAX = 16 << 20
 const PROGRESS_MS = 200
-/** With fewer messages a rate means nothing. */
+/** The summary shows a rate from this many messages on. */
 const RATE_MESSAGES_MIN = 1_000
 
 interface PublishOptions {
@@ -39,7 +39,7 @@ interface PublishOptions {
   readonly header: readonly string[] | undefined
 }
 
-/** Options of a message. Lines share all of them, and so cannot have an id. */
+/** Options of a message. All lines of stdin share them, so they cannot have an id. */
 const MESSAGE_FLAGS = {
   id: 'Deduplication id: the same id is not accepted twice',
   'on-duplicate': 'keep or replace the waiting message with the same id [default: keep]',
@@ -149,13 +149,13 @@ async function publishLines(
 ): Promise<void> {
   if (process.stdin.isTTY) notice(`Each line is a message for ${queue}; Ctrl-D ends.`)
   const beganMs = performance.now()
-  const shipment = new Shipment(json ? (receipt) => printJson({ queue, ...receipt }) : undefined)
+  const window = new PublishWindow(json ? (receipt) => printJson({ queue, ...receipt }) : undefined)
   let stopped: StopSignal | undefined
   const forget = onStop((signal) => {
     stopped = signal
     process.stdin.destroy()
   })
-  const progress = showProgress(shipment)
+  const progress = showProgress(window)
   let failure: Error | undefined
   let line = 0
   try {
@@ -165,31 +165,31 @@ async function publishLines(
         const trimmed =
           bodyType === 'bytes' || bytes.at(-1) !== CARRIAGE_RETURN ? bytes : bytes.subarray(0, -1)
         if (bodyType === 'json' && isBlank(trimmed)) continue
-        // A copy: the bytes are the stream's.
+        // Bytes are copied, because the stream reuses its buffer.
         const message = decode(
           bodyType === 'bytes' ? Uint8Array.from(trimmed) : trimmed,
           bodyType,
           `Line ${line}`,
         )
-        if (!shipment.hasRoom) await shipment.room()
-        if (shipment.failure !== undefined) break
-        shipment.add(send(message), trimmed.length, line)
+        if (!window.hasRoom) await window.room()
+        if (window.failure !== undefined) break
+        window.add(send(message), trimmed.length, line)
       }
-      if (shipment.failure !== undefined || stopped !== undefined) break
+      if (window.failure !== undefined || stopped !== undefined) break
     }
   } catch (error) {
-    // Ctrl-C destroys stdin under the loop.
+    // Ctrl-C destroys stdin, which makes the loop throw.
     if (stopped === undefined) failure = error as Error
   }
-  // Otherwise a terminal, or a writer that does not close stdin, keeps the process alive.
+  // Otherwise an open stdin keeps the process alive.
   process.stdin.destroy()
-  await shipment.done()
+  await window.done()
   progress()
   forget()
   const elapsedMs = performance.now() - beganMs
-  failure ??= shipment.failure?.error
-  // A closed stdout is not a failure, and no line of text follows the summary.
-  notice(summary(shipment, queue, elapsedMs, failure !== undefined && !(failure instanceof OutputClosed)))
+  failure ??= window.failure?.error
+  // A closed stdout is not a failure: no error follows the summary.
+  notice(summary(window, queue, elapsedMs, failure !== undefined && !(failure instanceof OutputClosed)))
   if (failure !== undefined) throw failure
   if (stopped !== undefined) process.exitCode = signalExit(stopped)
 }
@@ -200,23 +200,23 @@ function isBlank(bytes: Uint8Array): boolean {
   return bytes.every((byte) => byte === 32 || byte === 9)
 }
 
-/** Publishes in flight: bounded, and confirmed to the user in order. */
-class Shipment {
+/** The unconfirmed publishes: bounded in number and size, and reported in order. */
+class PublishWindow {
   confirmed = 0
-  /** Of the confirmed messages. */
+  /** Duplicates among the confirmed messages. */
   duplicates = 0
   firstOffset: number | undefined
   lastOffset: number | undefined
-  /** The first that failed; later ones may still succeed. */
+  /** The first failed publish; later ones can still succeed. */
   failure: { readonly error: Error; readonly line: number } | undefined
-  readonly #tell: ((receipt: Receipt) => Promise<void>) | undefined
+  readonly #report: ((receipt: Receipt) => Promise<void>) | undefined
   #messages = 0
   #bytes = 0
   #tail: Promise<void> = Promise.resolve()
   #roomWaiter: (() => void) | undefined
 
-  constructor(tell: ((receipt: Receipt) => Promise<void>) | undefined) {
-    this.#tell = tell
+  constructor(report: ((receipt: Receipt) => Promise<void>) | undefined) {
+    this.#report = report
   }
 
   get hasRoom(): boolean {
@@ -245,7 +245,7 @@ class Shipment {
         if (result.receipt.duplicate) this.duplicates++
         this.firstOffset ??= result.receipt.offset
         this.lastOffset = result.receipt.offset
-        await this.#tell?.(result.receipt)
+        await this.#report?.(result.receipt)
       } catch (error) {
         this.failure ??= { error: error as Error, line }
       }
@@ -259,14 +259,14 @@ class Shipment {
     })
   }
 
-  /** Resolves when everything has been answered. */
+  /** Resolves when each publish has been answered. */
   done(): Promise<void> {
     return this.#tail
   }
 }
 
-function summary(shipment: Shipment, queue: string, elapsedMs: number, failed: boolean): string {
-  const { confirmed, duplicates, firstOffset, lastOffset, failure } = shipment
+function summary(window: PublishWindow, queue: string, elapsedMs: number, failed: boolean): string {
+  const { confirmed, duplicates, firstOffset, lastOffset, failure } = window
   const range =
     firstOffset === undefined
       ? ''
@@ -285,11 +285,11 @@ function summary(shipment: Shipment, queue: string, elapsedMs: number, failed: b
     : `${text} The first failure is line ${grouped(failure.line)}:`
 }
 
-/** A progress line that is rewritten; only on a terminal. Returns a function that removes it. */
-function showProgress(shipment: Shipment): () => void {
+/** Shows a progress line, on a terminal only. Returns a function that removes it. */
+function showProgress(window: PublishWindow): () => void {
   if (!process.stderr.isTTY || process.stdin.isTTY) return () => {}
   const timer = setInterval(() => {
-    process.stderr.write(`\r${counted(shipment.confirmed, 'message')} published`)
+    process.stderr.write(`\r${counted(window.confirmed, 'message')} published`)
   }, PROGRESS_MS)
   return () => {
     clearInterval(timer)
@@ -314,7 +314,7 @@ async function wholeFile(path: string): Promise<Uint8Array> {
   return Buffer.concat(chunks)
 }
 
-// A byte order mark is part of the text.
+// A byte order mark is kept as part of the text.
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
 /** @throws SluiceError INVALID_BODY, which does not quote the body */
@@ -346,10 +346,10 @@ function decode(bytes: Uint8Array, bodyType: BodyType, what: string): unknown {
   )
 }
 
-/** In valid JSON: a string, which is skipped whatever it contains, or a number. */
+/** Matches the start of a string, or a number, in valid JSON. */
 const JSON_TOKEN = /"|-?\d[\d.eE+-]*/g
 
-/** An integer beyond 2^53, or a number that is too large to be one; undefined when JSON.parse keeps all of them. */
+/** The first number that JSON.parse would change: an integer beyond 2^53, or one that overflows to infinity. */
 function inexactNumber(json: string): string | undefined {
   JSON_TOKEN.lastIndex = 0
   for (let match = JSON_TOKEN.exec(json); match !== null; match = JSON_TOKEN.exec(json)) {
@@ -364,7 +364,7 @@ function inexactNumber(json: string): string | undefined {
   return undefined
 }
 
-/** The index behind the string that begins with the quote at `start`. */
+/** The index after the string whose opening quote is at `start`. */
 function endOfString(json: string, start: number): number {
   for (let at = start + 1; at < json.length; at++) {
     if (json[at] === '"') return at + 1

@@ -1,6 +1,6 @@
 /**
- * `sluice queue`: creating, changing, showing, pausing, purging and deleting queues, and their consumers. Commands that
- * delete messages ask first.
+ * `sluice queue`: creates, changes, shows, pauses, purges and deletes queues, and lists and closes their consumers.
+ * Commands that delete messages ask for confirmation.
  */
 import type { ConsumerInfo, QueueInfo, Sluice } from '@sluice/client'
 import { QUEUE_COUNTERS, SluiceError, queueName, type QueueCounter } from '@sluice/protocol'
@@ -12,7 +12,7 @@ import { numberFlag } from './flags.js'
 import { UsageError } from './failure.js'
 import { counted, notice, print, printJson } from './output.js'
 import { list, table, type Column } from './table.js'
-import { differences, traitFlags, traitsOf, unusual, withFlagNames } from './traits.js'
+import { differences, queueFlags, queueOptionsOf, unusual, withFlagNames } from './queue-flags.js'
 import { rounded } from './units.js'
 
 interface NamedOptions {
@@ -29,7 +29,7 @@ function named(yargs: Argv): Argv {
 
 const ensure = command<NamedOptions & { readonly update: boolean }>({
   builder: (yargs) =>
-    traitFlags(
+    queueFlags(
       named(yargs)
         .option('update', {
           type: 'boolean',
@@ -40,11 +40,11 @@ const ensure = command<NamedOptions & { readonly update: boolean }>({
     ),
   handler: async (options) => {
     const name = queueName(options.name)
-    const traits = traitsOf(options)
+    const given = queueOptionsOf(options)
     const { before, result } = await withBroker(options, 'queue ensure', async (sluice) => {
       const before = options.update && !options.json ? await optionsOf(sluice, name) : undefined
       const result = await withFlagNames(() =>
-        sluice.queues.ensure(name, { ...traits, update: options.update }),
+        sluice.queues.ensure(name, { ...given, update: options.update }),
       )
       return { before, result }
     })
@@ -56,20 +56,20 @@ const ensure = command<NamedOptions & { readonly update: boolean }>({
 })
 
 const edit = command<NamedOptions>({
-  builder: (yargs) => traitFlags(named(yargs).epilogue('Only the given options are changed.')),
+  builder: (yargs) => queueFlags(named(yargs).epilogue('Only the given options are changed.')),
   handler: async (options) => {
     const name = queueName(options.name)
-    const traits = traitsOf(options)
-    if (Object.keys(traits).length === 0) {
+    const given = queueOptionsOf(options)
+    if (Object.keys(given).length === 0) {
       throw new UsageError(
         `No option to change is given for the queue ${name}.`,
         'Give options and their values; `sluice queue edit --help` lists them.',
       )
     }
     const { before, queue } = await withBroker(options, 'queue edit', async (sluice) => {
-      // Editing does not create: a missing queue stays missing.
+      // Unlike `ensure`, `edit` does not create a queue: `get` throws if it does not exist.
       const before = await sluice.queues.get(name)
-      const { queue } = await withFlagNames(() => sluice.queues.ensure(name, { ...traits, update: true }))
+      const { queue } = await withFlagNames(() => sluice.queues.ensure(name, { ...given, update: true }))
       return { before, queue }
     })
     const changes = differences(before.options, queue.options)
@@ -78,7 +78,7 @@ const edit = command<NamedOptions>({
   },
 })
 
-/** Undefined when there is no such queue. */
+/** The options of the queue; undefined if it does not exist. */
 async function optionsOf(sluice: Sluice, name: string): Promise<QueueInfo['options'] | undefined> {
   try {
     return (await sluice.queues.get(name)).options

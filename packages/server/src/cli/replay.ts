@@ -1,4 +1,4 @@
-/** `sluice replay` and `sluice history`: publishing acknowledged messages again, and what happened to a message. */
+/** `sluice replay` publishes acknowledged messages again; `sluice history` prints what happened to a message. */
 import type { HistoryEvent } from '@sluice/client'
 import { queueName } from '@sluice/protocol'
 import { command } from './command.js'
@@ -7,7 +7,7 @@ import { countFlag, given, placeFlag, timeFlag } from './flags.js'
 import { counted, notice, print, printJson } from './output.js'
 import { filterOf, recordFilterFlags, type RecordFilterOptions } from './selection.js'
 import { table, type Column } from './table.js'
-import { rateFlag, rateOf, walkFlags, walkOf, walked, type PacedOptions } from './walk.js'
+import { rateFlag, rateOf, bulkFlags, bulkOf, runBulk, type PacedOptions } from './bulk.js'
 
 interface ReplayFlags extends RecordFilterOptions, PacedOptions {
   readonly queue: string
@@ -20,7 +20,7 @@ interface ReplayFlags extends RecordFilterOptions, PacedOptions {
 export const replay = command<ReplayFlags>({
   builder: (yargs) =>
     rateFlag(
-      walkFlags(
+      bulkFlags(
         recordFilterFlags(
           yargs
             .positional('queue', { type: 'string', demandOption: true, describe: 'Name of the queue' })
@@ -53,8 +53,8 @@ export const replay = command<ReplayFlags>({
   handler: async (options) => {
     const queue = queueName(options.queue)
     const to = options.to === undefined ? undefined : queueName(options.to)
-    const { dryRun, ...limit } = walkOf(options)
-    const wishes = {
+    const { dryRun, ...limit } = bulkOf(options)
+    const request = {
       ...filterOf(options),
       ...given({
         from: options.from === undefined ? undefined : placeFlag(options.from, '--from'),
@@ -68,12 +68,12 @@ export const replay = command<ReplayFlags>({
     }
     const target = to ?? queue
     const result = await withBroker(options, 'replay', (sluice) =>
-      walked(
+      runBulk(
         sluice,
         target,
         (before, now) =>
           `${counted(now.published - before.published, 'message')} published to ${target} since`,
-        (signal) => sluice.queues.replay(queue, wishes, { signal }),
+        (signal) => sluice.queues.replay(queue, request, { signal }),
       ),
     )
     if (result === undefined) return

@@ -1,11 +1,11 @@
-/** Selecting messages: the filters that peek, dead and replay share, and the single message of cancel and reschedule. */
+/** Flags that select messages: the filters of peek, dead and replay, and the one message of cancel and reschedule. */
 import type { MessageFilter, MessageRef } from '@sluice/client'
 import { DEATH, LIMITS, type DeathName } from '@sluice/protocol'
 import type { Argv } from 'yargs'
 import { choiceFlag, countFlag, durationMs, given, headersFlag, numberFlag } from './flags.js'
 import { UsageError } from './failure.js'
 
-/** Filters by what a message was published with, and when. */
+/** Filters on the options and the time with which a message was published. */
 export interface RecordFilterOptions {
   readonly key: string | undefined
   readonly id: string | undefined
@@ -14,7 +14,7 @@ export interface RecordFilterOptions {
   readonly youngerThan: string | undefined
 }
 
-/** Also by what happened to it since. */
+/** Filters that also use what happened to a message since then. */
 export interface FilterOptions extends RecordFilterOptions {
   readonly reason: string | undefined
   readonly error: string | undefined
@@ -60,7 +60,7 @@ export function headerFlag(yargs: Argv, describe: string): Argv {
 /** @throws UsageError, SluiceError INVALID_ARGUMENT */
 export function filterOf(options: RecordFilterOptions & Partial<FilterOptions>): MessageFilter {
   const { key, id, header, reason, error, attempts, olderThan, youngerThan } = options
-  // A shell expands an unset variable to this.
+  // An empty value is most likely an unset variable of the shell.
   for (const [flag, text] of Object.entries({ key, id, error })) {
     if (text === '') throw new UsageError(`--${flag} is empty.`, 'Give a text, or omit it.')
   }

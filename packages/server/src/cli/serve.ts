@@ -1,11 +1,11 @@
 /**
- * `sluice serve`: the broker as a process. Settings in, log out; a signal stops it gracefully, a second one at once; a
- * log that fails ends it with exit code 70, because nothing may be confirmed any more.
+ * `sluice serve`: the broker as a process. A signal stops it gracefully, a second one immediately. If its log fails, it
+ * exits with code 70, because it may confirm nothing more.
  */
 import { startServer, type RunningServer } from '../server.js'
 import { command } from './command.js'
 import { EXIT, UsageError } from './failure.js'
-import { Journal } from './journal.js'
+import { Logger } from './logger.js'
 import { counted } from './output.js'
 import {
   SETTINGS,
@@ -19,9 +19,9 @@ import { onStop } from './signals.js'
 import { list } from './table.js'
 import { version } from '../version.js'
 
-/** The longest that a graceful stop may take. */
+/** Time limit of a graceful stop. */
 const STOP_MS_MAX = 9_500
-/** How long a start may continue after a signal; a start writes nothing that the next one would miss. */
+/** Time limit for a startup to finish after a signal. Aborting a startup loses nothing. */
 const START_MS_MAX = 2_000
 
 export const serve = command({
@@ -59,23 +59,18 @@ export const serve = command({
       )
     }
     const settings = readSettings(options, process.env)
-    const strangers = unknownVariables(process.env)
-    for (const { name, meant } of strangers) {
+    const unknown = unknownVariables(process.env)
+    for (const { name, meant } of unknown) {
       if (meant !== undefined) throw new UsageError(`Unknown setting ${name}.`, `Did you mean ${meant}?`)
     }
-    const isForPeople = process.stderr.isTTY && !options.json
-    const journal = await Journal.open(settings['log-level'], isForPeople)
-    for (const { name } of strangers) journal.event('unknown setting in the environment', { name }, 'warn')
-    await run(settings, options['force-lock'] === true, journal, isForPeople)
+    const isPretty = process.stderr.isTTY && !options.json
+    const logger = await Logger.open(settings['log-level'], isPretty)
+    for (const { name } of unknown) logger.event('unknown setting in the environment', { name }, 'warn')
+    await run(settings, options['force-lock'] === true, logger, isPretty)
   },
 })
 
-async function run(
-  settings: Settings,
-  forceLock: boolean,
-  journal: Journal,
-  isForPeople: boolean,
-): Promise<void> {
+async function run(settings: Settings, forceLock: boolean, logger: Logger, isPretty: boolean): Promise<void> {
   const starting = startServer({
     dataDir: settings['data-dir'],
     forceLock,
@@ -87,15 +82,15 @@ async function run(
     memoryBytes: settings.memory,
     session: { heartbeatMs: settings.heartbeat },
     onEvent: (event, details) => {
-      // `onFatal` reports it.
-      if (event !== 'log failed') journal.event(event, details)
+      // `onFatal` logs this one.
+      if (event !== 'log failed') logger.event(event, details)
     },
-    onFatal: (error) => fatal(journal, error),
+    onFatal: (error) => fatal(logger, error),
   })
-  // Also before it has started: then it starts and stops again.
+  // A signal during startup stops the broker after it has started.
   const forget = onStop((signal) => {
-    journal.event('stopping', { signal })
-    void stop(starting, journal)
+    logger.event('stopping', { signal })
+    void stop(starting, logger)
   })
   let server: RunningServer
   try {
@@ -104,25 +99,25 @@ async function run(
     forget()
     throw error
   }
-  process.on('uncaughtException', (error) => fatal(journal, error))
-  announce(server, settings, journal, isForPeople)
+  process.on('uncaughtException', (error) => fatal(logger, error))
+  announce(server, settings, logger, isPretty)
 }
 
-async function stop(starting: Promise<RunningServer>, journal: Journal): Promise<void> {
+async function stop(starting: Promise<RunningServer>, logger: Logger): Promise<void> {
   const beganMs = performance.now()
   const overdue = setTimeout(() => {
-    journal.event('stopping took too long; exiting', { afterMs: STOP_MS_MAX }, 'error')
+    logger.event('stopping took too long; exiting', { afterMs: STOP_MS_MAX }, 'error')
     process.exit(EXIT.failure)
   }, STOP_MS_MAX)
   const ended = setTimeout(() => {
-    journal.event('stopped during startup', { afterMs: START_MS_MAX })
+    logger.event('stopped during startup', { afterMs: START_MS_MAX })
     process.exit(EXIT.ok)
   }, START_MS_MAX)
   let server: RunningServer
   try {
     server = await starting
   } catch {
-    // The start has failed, and reports why.
+    // The startup has failed and reports its error.
     clearTimeout(overdue)
     return
   } finally {
@@ -131,15 +126,15 @@ async function stop(starting: Promise<RunningServer>, journal: Journal): Promise
   try {
     await server.stop()
   } catch (error) {
-    fatal(journal, error)
+    fatal(logger, error)
   }
-  journal.event('stopped', { afterMs: Math.round(performance.now() - beganMs) })
+  logger.event('stopped', { afterMs: Math.round(performance.now() - beganMs) })
   process.exit(EXIT.ok)
 }
 
-// Nothing that happens from here on may be confirmed: no turn of the event loop is left to do it.
-function fatal(journal: Journal, error: unknown): never {
-  journal.event(
+// Exits synchronously: no later turn of the event loop can confirm anything.
+function fatal(logger: Logger, error: unknown): never {
+  logger.event(
     'the broker failed; exiting',
     { error: error instanceof Error ? error : new Error(String(error)) },
     'fatal',
@@ -147,12 +142,12 @@ function fatal(journal: Journal, error: unknown): never {
   process.exit(EXIT.fatal)
 }
 
-function announce(server: RunningServer, settings: Settings, journal: Journal, isForPeople: boolean): void {
+function announce(server: RunningServer, settings: Settings, logger: Logger, isPretty: boolean): void {
   const { status } = server
   const host = server.host.includes(':') ? `[${server.host}]` : server.host
   const address = `sluice://${host}:${server.port}`
-  if (!isForPeople) {
-    journal.event('listening', {
+  if (!isPretty) {
+    logger.event('listening', {
       version: version(),
       address,
       port: server.port,

@@ -28,7 +28,7 @@ test('defaults are valid values of their settings', () => {
   expect(SETTING_NAMES).toHaveLength(9)
 })
 
-test('a flag goes before its variable, that before the default', () => {
+test('a flag overrides its variable, which overrides the default', () => {
   const environment = { SLUICE_PORT: '1', SLUICE_DATA_DIR: '/var/sluice', SLUICE_HOST: '' }
   expect(readSettings({ port: '0' }, environment)).toMatchObject({
     port: 0,
@@ -82,7 +82,7 @@ describe('bounds', () => {
     ['heartbeat', 'soon'],
     ['log-level', 'loud'],
   ]
-  test.each(bad)('not --%s %s', (name, value) => {
+  test.each(bad)('--%s %s is refused', (name, value) => {
     expect(refused({ [name]: value }).message).toContain(`--${name} is `)
     if (typeof value === 'string' && value !== '') {
       expect(refused({}, { [variableOf(name)]: value }).message).toContain(`${variableOf(name)} is `)
@@ -91,18 +91,18 @@ describe('bounds', () => {
 })
 
 test.each(['0.0.0.0', '::', '10.0.0.1', 'example.com', '127.0.0.1.example.com'])(
-  '%s is not this machine alone',
+  '%s is refused, because it is not a loopback address',
   (host) => {
     expect(refused({ host }).message).toContain('no users')
   },
 )
 
-test('what Kubernetes sets for a service named sluice is explained', () => {
+test('a variable set by Kubernetes for a service named sluice is explained', () => {
   expect(refused({}, { SLUICE_PORT: 'tcp://10.0.0.1:7420' }).advice).toContain('Kubernetes')
   expect(unknownVariables({ SLUICE_SERVICE_HOST: '', SLUICE_PORT_7420_TCP: '', SLUICE_URL: '' })).toEqual([])
 })
 
-test('variables that look like settings are named', () => {
+test('unknown variables with the prefix are returned, with the likely intended setting', () => {
   expect(unknownVariables({ SLUICE_DATADIR: '', SLUICE_COLOUR: '', SLUICE_LONG: '', HOME: '' })).toEqual([
     { name: 'SLUICE_DATADIR', meant: 'SLUICE_DATA_DIR' },
     { name: 'SLUICE_COLOUR', meant: undefined },

@@ -1,6 +1,6 @@
 /**
- * The settings of a broker, in one table: flag, variable and default. A flag overrides the variable SLUICE_<NAME>,
- * which overrides the default. `readSettings` returns complete, checked values.
+ * The table of the broker's settings: flag, variable and default. A flag overrides the variable SLUICE_<NAME>, which
+ * overrides the default. `readSettings` returns complete, checked values.
  */
 import { BlockList, isIPv6 } from 'node:net'
 import { LIMITS, durationText } from '@sluice/protocol'
@@ -11,16 +11,16 @@ import { UsageError } from './failure.js'
 import { nearest } from './spelling.js'
 import { duration, size } from './units.js'
 
-/** What the log takes is smaller; state pages of queues with keys, ids and times to live need more. */
+/** The log itself accepts less, but state pages of queues with keys, ids and times to live need this much. */
 const SEGMENT_BYTES_LEAST = 1024 ** 2
 
 interface Setting<Value> {
   readonly describe: string
-  /** As a flag would say it. */
+  /** In the form of a flag's value. */
   readonly default: string
-  /** What the value must be, as the end of a sentence. */
+  /** The expected form, to end the sentence "it must be …". */
   readonly form: string
-  /** The value, or undefined when the text is not of this form. */
+  /** The value; undefined if the text does not have this form. */
   readonly parse: (text: string) => Value | undefined
 }
 
@@ -147,10 +147,10 @@ function parsed(name: SettingName, text: unknown, source: string): unknown {
   throw new UsageError(`${source} is ${shown}; it must be ${form}.`, advice)
 }
 
-/** Variables that a client reads, and those that Kubernetes sets for a service by this name. */
+/** Variables that the client reads, and variables that Kubernetes sets for a service named sluice. */
 const FOREIGN = /^SLUICE_(URL|SERVICE_.*|PORT_\d+_.*)$/
 
-/** Variables that look like settings but are not, each with the likely intended one. */
+/** Variables with the prefix of settings that are none, each with the setting that was probably meant. */
 export function unknownVariables(
   environment: Readonly<Record<string, string | undefined>>,
 ): { readonly name: string; readonly meant: string | undefined }[] {

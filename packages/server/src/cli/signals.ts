@@ -1,15 +1,15 @@
 /**
- * SIGINT and SIGTERM: the first asks for a graceful stop, the next ends the process at once. One press of Ctrl-C under
- * `npx` or `pnpm` arrives twice, so a second one within a moment is the same signal.
+ * SIGINT and SIGTERM: the first stops the process gracefully, the second ends it immediately. Under `npx` or `pnpm` one
+ * press of Ctrl-C sends two signals, so a second one within `SAME_MS` is ignored.
  */
 import { constants } from 'node:os'
-import { lastWords } from './output.js'
+import { writeBeforeExit } from './output.js'
 
 const SAME_MS = 100
 
 export type StopSignal = 'SIGINT' | 'SIGTERM'
 
-/** Calls `stop` at the first signal; returns a function that ends that. */
+/** Calls `stop` at the first signal. Returns a function that removes the handler. */
 export function onStop(stop: (signal: StopSignal) => void): () => void {
   let firstMs: number | undefined
   const take = (signal: StopSignal): void => {
@@ -18,7 +18,7 @@ export function onStop(stop: (signal: StopSignal) => void): () => void {
       firstMs = nowMs
       stop(signal)
     } else if (nowMs - firstMs > SAME_MS) {
-      lastWords(`A second ${signal} ended it at once.\n`)
+      writeBeforeExit(`Ended immediately by a second ${signal}.\n`)
       process.exit(signalExit(signal))
     }
   }
@@ -30,7 +30,7 @@ export function onStop(stop: (signal: StopSignal) => void): () => void {
   }
 }
 
-/** The exit code that shells give a process that a signal ended. */
+/** The exit code that shells use for a process ended by this signal. */
 export function signalExit(signal: StopSignal): number {
   return 128 + constants.signals[signal]
 }

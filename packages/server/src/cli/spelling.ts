@@ -1,9 +1,9 @@
-/** The known word that a mistyped one was probably meant to be. */
+/** Suggests a known word for a mistyped one. */
 
-/** Words of this many letters match with one edit only: two would be half the word. */
+/** Words up to this length match with one edit only, because two edits would be half the word. */
 const SHORT = 4
 
-/** The known word that is fewest edits away; undefined if even that one is too different. */
+/** The known word with the fewest edits; undefined if it is too different. */
 export function nearest(word: string, known: Iterable<string>): string | undefined {
   let best: string | undefined
   let bestDistance = Infinity
@@ -18,7 +18,7 @@ export function nearest(word: string, known: Iterable<string>): string | undefin
   return bestDistance <= (best.length <= SHORT ? 1 : Math.ceil(best.length / 3)) ? best : undefined
 }
 
-/** Letters to insert, delete, replace or swap with their neighbour. */
+/** The number of letters to insert, delete, replace, or swap with a neighbour. */
 export function editDistance(from: string, to: string): number {
   let beforeLast: number[] = []
   let last = Array.from({ length: to.length + 1 }, (_, index) => index)

@@ -1,4 +1,4 @@
-/** Tables and lists as aligned text: no borders, numbers to the right, the same on a terminal and in a pipe. */
+/** Tables and lists as aligned text without borders, numbers right-aligned. A pipe gets the same text as a terminal. */
 import { printable } from './output.js'
 
 export interface Column<Row> {
@@ -8,7 +8,7 @@ export interface Column<Row> {
 
 const GAP = '  '
 
-/** A line of titles, then one line per row; lines are cut at `widthMax`. */
+/** A line of titles, then one line for each row. Lines are cut at `widthMax`. */
 export function table<Row>(
   columns: readonly Column<Row>[],
   rows: readonly Row[],
@@ -39,11 +39,11 @@ export function list(
   return entries.map(([name, value]) => `${indent}${name.padEnd(width)}${GAP}${cell(value)}\n`).join('')
 }
 
-/** At most `charactersMax` characters; the last one is … if there were more. */
+/** The first `charactersMax` characters; if there are more, the last one shown is …. */
 export function shortened(text: string, charactersMax: number): string {
   if (text.length <= charactersMax) return text
   const kept = text.slice(0, Math.max(0, charactersMax - 1))
-  // Half a character is none.
+  // A surrogate pair is not split.
   return `${/[\uD800-\uDBFF]$/.test(kept) ? kept.slice(0, -1) : kept}…`
 }
 

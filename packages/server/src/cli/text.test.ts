@@ -1,4 +1,4 @@
-/** What the command line writes: tables, names that were mistyped, text from outside. */
+/** Texts of the command line: tables, suggestions, escaped text, failures. */
 import { ERRORS, SluiceError, type ErrorCode, type Progress } from '@sluice/protocol'
 import { describe, expect, test } from 'vitest'
 import { EXIT, UsageError, failureOf, failureText, type Failure } from './failure.js'
@@ -6,7 +6,7 @@ import { counted, printable } from './output.js'
 import { editDistance, nearest } from './spelling.js'
 import { list, table } from './table.js'
 
-test('a table has its numbers to the right and no spaces at the ends of lines', () => {
+test('a table right-aligns numbers and has no trailing spaces', () => {
   const columns = [
     { title: 'NAME', value: ({ name }: { name: string; ready: number }) => name },
     { title: 'READY', value: ({ ready }: { ready: number }) => ready },
@@ -24,7 +24,7 @@ test('a table has its numbers to the right and no spaces at the ends of lines', 
   ).toBe('name       a\nconsumers  12\n')
 })
 
-test('the nearest word is suggested only when it is near', () => {
+test('the nearest word is suggested only if it is similar', () => {
   const words = ['serve', 'queue', 'publish', 'consume', 'bench']
   expect(nearest('consum', words)).toBe('consume')
   expect(nearest('qeueu', words)).toBe('queue')
@@ -36,7 +36,7 @@ test('the nearest word is suggested only when it is near', () => {
   expect(editDistance('lsit', 'list')).toBe(1)
 })
 
-test('text from outside stays on its line and moves no cursor', () => {
+test('control characters are escaped', () => {
   expect(printable('a\nb\u001b[31m\u009b\u2028\u202eä漢')).toBe(
     'a\\u{a}b\\u{1b}[31m\\u{9b}\\u{2028}\\u{202e}ä漢',
   )
@@ -58,7 +58,7 @@ describe('failures', () => {
     expect(codes.length).toBeGreaterThan(40)
   })
 
-  test('an exit code for each class', () => {
+  test('each class of errors has an exit code', () => {
     const exit = (code: ErrorCode): number => failureOf(new SluiceError(code, '')).exit
     expect(exit('INVALID_NAME')).toBe(2)
     expect(exit('QUEUE_NOT_FOUND')).toBe(4)
@@ -69,7 +69,7 @@ describe('failures', () => {
     expect(failureOf(new UsageError('What.', 'How.')).exit).toBe(2)
   })
 
-  test('what did a part of its work says how to do the rest', () => {
+  test('the advice after partial work says how to continue', () => {
     const cut = (progress: Progress): Failure =>
       failureOf(new SluiceError('DISK_LOW', 'No room.', { outcome: 'partial', progress }))
     const plain = failureOf(new SluiceError('DISK_LOW', 'No room.')).advice
@@ -91,7 +91,7 @@ describe('failures', () => {
     )
   })
 
-  test('what the system says becomes a sentence', () => {
+  test('a system error is worded as a sentence', () => {
     const taken = Object.assign(new Error('listen EADDRINUSE: address already in use 127.0.0.1:7420'), {
       code: 'EADDRINUSE',
       syscall: 'listen',
@@ -108,7 +108,7 @@ describe('failures', () => {
     expect(failureOf(missing).what).toBe("No such file or directory: open 'x'.")
   })
 
-  test('anything else is said to be unforeseen, and stays two lines', () => {
+  test('any other error is unexpected, and printed on two lines', () => {
     const failure = failureOf(new TypeError('a\nb'))
     expect(failure).toMatchObject({ exit: 1, code: 'UNEXPECTED', what: 'TypeError: a\\u{a}b' })
     expect(failureText(failure, false)).toMatch(/^error: .*\n hint: .*\n$/)

@@ -1,4 +1,4 @@
-/** Sizes, durations and times as people write and read them. */
+/** Sizes, durations and times in text. */
 import { durationText, sizeText } from '@sluice/protocol'
 import { describe, expect, test } from 'vitest'
 import { duration, moment, rounded, size } from './units.js'
@@ -28,7 +28,7 @@ test.each(['', 'mb', '1.2345kb', '1.5', '.5mb', '-1', '10 mb', '10mi', '5ib', '1
   },
 )
 
-test('a size is written so that it is read again as it was', () => {
+test('a size is written so that it is parsed to the same value', () => {
   const texts = [0, 1, 1_500, 1e7, 1024, 1_024_000, 64 * 1024 ** 2, 5e12, 123_456_789].map(sizeText)
   expect(texts).toEqual(['0B', '1B', '1500B', '10MB', '1KiB', '1000KiB', '64MiB', '5TB', '123456789B'])
   expect(texts.map(size)).toEqual([0, 1, 1_500, 1e7, 1024, 1_024_000, 64 * 1024 ** 2, 5e12, 123_456_789])
@@ -70,7 +70,7 @@ test('durations are exact as settings, and rounded down as ages', () => {
 })
 
 describe('moments', () => {
-  test('have a zone, or are of this machine', () => {
+  test('have a zone, or use the time zone of this machine', () => {
     expect(moment('2030-05-01T10:00Z')?.toISOString()).toBe('2030-05-01T10:00:00.000Z')
     expect(moment('2030-05-01t10:00:30.5+02:00')?.toISOString()).toBe('2030-05-01T08:00:30.500Z')
     expect(moment('2030-05-01 10:00')).toEqual(new Date(2030, 4, 1, 10))

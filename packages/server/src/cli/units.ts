@@ -1,27 +1,27 @@
-/** Durations, sizes and times as people write and read them: text to numbers, and ages as text. */
+/** Parses durations, sizes and times, and formats ages. */
 import { DURATION_UNITS } from '@sluice/protocol'
 
 const PREFIXES = ['', 'k', 'm', 'g', 't']
 
 /**
- * Bytes of `10mb` or `10m` (millions), `64MiB` (powers of 1024), `1.5gb` or a plain number; undefined when the text is
- * none of these, or is not a whole number of bytes.
+ * Parses a size such as `10mb` or `10m` (millions), `64MiB` (powers of 1024), `1.5gb`, or a plain number. Returns bytes,
+ * or undefined if the text is not a size or not a whole number of bytes.
  */
 export function size(text: string): number | undefined {
   const match = /^(\d{1,15}(?:\.\d{1,9})?)([kmgt]?)(i?b|)$/i.exec(text)
   if (match === null) return undefined
   const power = PREFIXES.indexOf(match[2]!.toLowerCase())
   const isBinary = match[3]!.length === 2
-  // `ib` alone has the form of a unit and is none.
+  // `ib` without a prefix matches the pattern, but it is not a unit.
   if (isBinary && power === 0) return undefined
   const bytes = Number(match[1]) * (isBinary ? 1024 : 1000) ** power
   return Number.isSafeInteger(bytes) ? bytes : undefined
 }
 
 /**
- * Milliseconds of `30s`, `250ms`, `1.5h`, or of several units from the largest to the smallest as in `1d12h`. A unit is
- * required, except for 0: a bare number could be read as seconds or as milliseconds. Undefined when the
- * text is not a duration; the caller checks bounds.
+ * Parses a duration such as `30s`, `250ms`, `1.5h`, or `1d12h`, with the units from the largest to the smallest. A unit is
+ * required except for 0, because a bare number could be seconds or milliseconds. Returns milliseconds, or undefined if
+ * the text is not a duration; the caller checks bounds.
  */
 export function duration(text: string): number | undefined {
   if (text === '0') return 0
@@ -38,10 +38,10 @@ export function duration(text: string): number | undefined {
   return text === '' ? undefined : Math.round(ms)
 }
 
-/** From this many of a unit on, the next smaller one is left out. */
+/** From this many of a unit on, the next smaller unit is omitted. */
 const UNITS_MANY = 10
 
-/** A duration to the largest unit, and to the next smaller one below 10 of it: 350ms, 12s, 1h59m, 30d. */
+/** A duration in its largest unit, and for less than 10 of that also in the next smaller: 350ms, 12s, 1h59m, 30d. */
 export function rounded(ms: number): string {
   for (const [index, [unit, unitMs]] of DURATION_UNITS.entries()) {
     if (ms < unitMs || unit === 'ms') continue
@@ -55,12 +55,12 @@ export function rounded(ms: number): string {
 
 const MOMENT = /^(\d{4})-(\d\d)-(\d\d)(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,3})?)?(?:Z|[+-]\d\d:\d\d)?)?$/i
 
-/** ISO 8601; without a zone it is the time of this machine, a date alone its midnight. Undefined when it is no time. */
+/** Parses ISO 8601. Without a zone, the local time zone is used; a date alone is its midnight. Undefined if invalid. */
 export function moment(text: string): Date | undefined {
   const match = MOMENT.exec(text)
   if (match === null) return undefined
   const [, year, month, day] = match.map(Number) as [number, number, number, number]
-  // 31 April would be taken for 1 May.
+  // `Date` would accept 31 April as 1 May.
   if (new Date(Date.UTC(year, month - 1, day)).getUTCDate() !== day) return undefined
   const date = new Date(text.length === 10 ? `${text}T00:00` : text.replace(' ', 'T').toUpperCase())
   return Number.isNaN(date.getTime()) ? undefined : date

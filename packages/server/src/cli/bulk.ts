@@ -1,10 +1,10 @@
 /**
- * An operation on many messages at the broker, as its user sees it: progress on a terminal, and at Ctrl-C how far it
- * got. Both are read from the counters of a queue, so the work of other clients on that queue is counted too.
+ * Flags and progress of an operation on many messages. A terminal shows its progress; Ctrl-C prints how far it got. Both
+ * figures come from the counters of a queue, so they include the work of other clients on that queue.
  */
 import { SluiceError, type QueueInfo, type Sluice } from '@sluice/client'
 import type { Argv } from 'yargs'
-import { goOnText } from './failure.js'
+import { cursorText } from './failure.js'
 import { countFlag, given, numberFlag } from './flags.js'
 import { notice } from './output.js'
 import { onStop, signalExit, type StopSignal } from './signals.js'
@@ -12,17 +12,17 @@ import { onStop, signalExit, type StopSignal } from './signals.js'
 const PROGRESS_MS = 1_000
 const RATE_MAX = 1_000_000
 
-export interface WalkOptions {
+export interface BulkOptions {
   readonly limit: string | undefined
   readonly dryRun: boolean
 }
 
-export interface PacedOptions extends WalkOptions {
+export interface PacedOptions extends BulkOptions {
   readonly rate: string | undefined
 }
 
-/** Flags of every such operation. */
-export function walkFlags(yargs: Argv): Argv {
+/** Flags of each such operation. */
+export function bulkFlags(yargs: Argv): Argv {
   return yargs
     .option('limit', {
       type: 'string',
@@ -45,7 +45,7 @@ export function rateFlag(yargs: Argv): Argv {
 }
 
 /** @throws UsageError */
-export function walkOf({ limit, dryRun }: WalkOptions): {
+export function bulkOf({ limit, dryRun }: BulkOptions): {
   readonly limit?: number
   readonly dryRun: boolean
 } {
@@ -58,18 +58,18 @@ export function rateOf({ rate }: PacedOptions): { readonly rate?: number } {
 }
 
 /**
- * Does `work`. `tell` describes the progress so far, from the counters of `queue` before and now.
- * @returns undefined when a signal ended it
- * @throws what `work` throws; SluiceError QUEUE_NOT_FOUND
+ * Runs `work`. `describe` words the progress, from the counters of `queue` at the start and now.
+ * @returns undefined if a signal ended it
+ * @throws the error of `work`; SluiceError QUEUE_NOT_FOUND
  */
-export async function walked<Result>(
+export async function runBulk<Result>(
   sluice: Sluice,
   queue: string,
-  tell: (before: QueueInfo, now: QueueInfo) => string,
+  describe: (before: QueueInfo, now: QueueInfo) => string,
   work: (signal: AbortSignal) => Promise<Result>,
 ): Promise<Result | undefined> {
   const before = await sluice.queues.get(queue)
-  const soFar = async (): Promise<string> => tell(before, await sluice.queues.get(queue))
+  const soFar = async (): Promise<string> => describe(before, await sluice.queues.get(queue))
   const stop = new AbortController()
   let stopped: StopSignal | undefined
   const forget = onStop((signal) => {
@@ -84,7 +84,7 @@ export async function walked<Result>(
     hide()
     notice(`Interrupted: ${await soFar()}.`)
     const cursor = error instanceof SluiceError ? error.progress?.cursor : undefined
-    if (cursor !== undefined) notice(`hint: ${goOnText(cursor)}`)
+    if (cursor !== undefined) notice(`hint: ${cursorText(cursor)}`)
     process.exitCode = signalExit(stopped)
     return undefined
   } finally {
@@ -93,7 +93,7 @@ export async function walked<Result>(
   }
 }
 
-/** A progress line that is rewritten; only on a terminal. Returns a function that removes it. */
+/** Shows a progress line, on a terminal only. Returns a function that removes it. */
 function showProgress(soFar: () => Promise<string>): () => void {
   if (!process.stderr.isTTY) return () => {}
   let isShown = false

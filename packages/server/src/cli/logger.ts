@@ -1,14 +1,14 @@
 /**
- * The log of a running broker: one line for each event on stderr, as JSON, or formatted for people on a terminal.
- * Text from outside cannot end a line or colour it.
+ * The event log of a running broker on stderr: one line for each event, in JSON, or formatted on a terminal. Text that
+ * comes from clients cannot end a line or colour it.
  */
-import { pino, type DestinationStream, type Logger } from 'pino'
+import { pino, type DestinationStream, type Logger as PinoLogger } from 'pino'
 import { printable } from './output.js'
 import type { LogLevel } from './settings.js'
 
 type Level = Exclude<LogLevel, 'silent'>
 
-/** Levels of events; others are `info`. */
+/** Levels of events; the default is `info`. */
 const LEVELS: Readonly<Record<string, Level>> = {
   'connection connected': 'debug',
   'connection closed': 'debug',
@@ -27,21 +27,21 @@ const LEVELS: Readonly<Record<string, Level>> = {
   'stored messages could not be read': 'error',
 }
 
-/** Lines that wait for a slow reader; beyond it they are dropped rather than kept. */
+/** Bytes of lines that are kept for a slow reader; further lines are dropped. */
 const PENDING_BYTES_MAX = 8 << 20
 
-export class Journal {
-  readonly #logger: Logger
+export class Logger {
+  readonly #pino: PinoLogger
 
-  private constructor(logger: Logger) {
-    this.#logger = logger
+  private constructor(logger: PinoLogger) {
+    this.#pino = logger
   }
 
-  /** JSON lines, or on a terminal what pino-pretty makes of them. */
-  static async open(level: LogLevel, isPretty: boolean): Promise<Journal> {
+  /** Writes JSON lines, or with `isPretty` lines formatted by pino-pretty. */
+  static async open(level: LogLevel, isPretty: boolean): Promise<Logger> {
     const destination: DestinationStream = isPretty
       ? await prettyStderr()
-      : // Written beside the event loop: a reader that stalls must not stall the broker.
+      : // Asynchronous, so that a stalled reader does not block the event loop.
         pino.destination({ dest: 2, sync: false, maxLength: PENDING_BYTES_MAX })
     const logger = pino(
       {
@@ -52,13 +52,13 @@ export class Journal {
       },
       destination,
     )
-    return new Journal(logger)
+    return new Logger(logger)
   }
 
-  /** One line. A closed connection matters only if there was a reason to close it. */
+  /** Writes one line. A closed connection is a warning only if an error closed it. */
   event(event: string, details: Readonly<Record<string, unknown>> = {}, level?: Level): void {
     const usual = event === 'connection closed' && details['code'] !== undefined ? 'warn' : LEVELS[event]
-    this.#logger[level ?? usual ?? 'info'](plain(details), printable(event))
+    this.#pino[level ?? usual ?? 'info'](plain(details), printable(event))
   }
 }
 

@@ -1,6 +1,6 @@
 /**
- * The options of a queue as flags, and back as text: everything here is derived from the one table of them. A flag is
- * the option's name in words, without its unit; `--no-NAME` resets an option that can be none.
+ * Options of a queue as flags and as text, derived from the table `QUEUE_OPTIONS`. A flag is the name of the option in
+ * words, without its unit; `--no-NAME` resets an option whose default is none.
  */
 import type { QueueInfo, QueueOptions } from '@sluice/client'
 import {
@@ -17,15 +17,15 @@ import { choiceFlag, durationMs, numberFlag, sizeFlag } from './flags.js'
 type Option = (typeof QUEUE_OPTIONS)[QueueOptionName]
 type Unit = 'duration' | 'size' | 'count'
 
-interface Trait {
+interface QueueFlag {
   readonly flag: string
   readonly option: Option
   readonly unit: Unit
-  /** Its place in the options of the client: `retry.initial` is in `retry`. */
+  /** Its path in the client's options: `retry-initial` is `retry.initial`. */
   readonly path: readonly [string, string?]
 }
 
-function trait(name: QueueOptionName): Trait {
+function queueFlag(name: QueueOptionName): QueueFlag {
   const bare = name.replace(/Ms$/, '')
   const parts = /^(retry|retain)([A-Z]\w*)$/.exec(bare)
   return {
@@ -37,23 +37,23 @@ function trait(name: QueueOptionName): Trait {
 }
 
 const NAMES = Object.keys(QUEUE_OPTIONS) as QueueOptionName[]
-const TRAITS = NAMES.map(trait)
+const QUEUE_FLAGS = NAMES.map(queueFlag)
 
-/** Can be none, so it has a `--no-NAME`. */
-function isOptional({ option }: Trait): boolean {
+/** The option can be none, so it has a flag `--no-NAME`. */
+function isOptional({ option }: QueueFlag): boolean {
   return option.default === 0 || option.default === ''
 }
 
 /** Declares a flag for each option. */
-export function traitFlags(yargs: Argv): Argv {
-  for (const each of TRAITS) {
+export function queueFlags(yargs: Argv): Argv {
+  for (const each of QUEUE_FLAGS) {
     const { flag, option } = each
     const describe = described(each)
     if (option.kind === 'flag') yargs.option(flag, { type: 'boolean', describe })
     else yargs.option(flag, { type: 'string', requiresArg: true, describe })
     if (isOptional(each)) yargs.option(`no-${flag}`, { type: 'boolean', hidden: true })
   }
-  const negations = TRAITS.filter((each) => isOptional(each) || each.option.kind === 'flag')
+  const negations = QUEUE_FLAGS.filter((each) => isOptional(each) || each.option.kind === 'flag')
   return yargs.epilogue(
     `Reset to the default with ${negations.map(({ flag }) => `--no-${flag}`).join(', ')}. Numbers, times and sizes whose ` +
       'default is none also accept the word none. ' +
@@ -61,7 +61,7 @@ export function traitFlags(yargs: Argv): Argv {
   )
 }
 
-function described(each: Trait): string {
+function described(each: QueueFlag): string {
   const { option } = each
   const meaning = namesAsFlags(option.meaning).replace(/\.$/, '')
   let choices = option.kind === 'choice' ? ` (${option.choices.join(', ')})` : ''
@@ -72,12 +72,12 @@ function described(each: Trait): string {
 }
 
 /**
- * The given options, as the client takes them.
+ * The options that are given, in the form of the client.
  * @throws UsageError, SluiceError INVALID_ARGUMENT, INVALID_NAME
  */
-export function traitsOf(flags: Readonly<Record<string, unknown>>): QueueOptions {
+export function queueOptionsOf(flags: Readonly<Record<string, unknown>>): QueueOptions {
   const options: Record<string, unknown> = {}
-  for (const each of TRAITS) {
+  for (const each of QUEUE_FLAGS) {
     const given = flags[each.flag]
     if (given === undefined) continue
     const value = valueOf(each, given)
@@ -88,13 +88,13 @@ export function traitsOf(flags: Readonly<Record<string, unknown>>): QueueOptions
   return options
 }
 
-// The word that may replace a number.
-function wordOf(option: Trait['option']): string | undefined {
+// The word that is accepted instead of a number.
+function wordOf(option: QueueFlag['option']): string | undefined {
   return 'word' in option ? option.word : undefined
 }
 
-// `--no-NAME` is the value false.
-function valueOf({ flag: bare, option, unit }: Trait, given: unknown): unknown {
+// yargs passes `--no-NAME` as the value false.
+function valueOf({ flag: bare, option, unit }: QueueFlag, given: unknown): unknown {
   if (option.kind === 'flag') return given
   const flag = `--${bare}`
   if (given === false) return option.kind === 'name' ? null : 0
@@ -109,32 +109,32 @@ function valueOf({ flag: bare, option, unit }: Trait, given: unknown): unknown {
   return durationMs(text, flag, min)
 }
 
-/** Name and value of the options that differ from their defaults. */
+/** Names and values of the options that differ from their defaults. */
 export function unusual(options: QueueInfo['options']): [name: string, value: string][] {
-  return TRAITS.filter((each) => settingOf(options, each) !== defaultOf(each)).map((each) => [
+  return QUEUE_FLAGS.filter((each) => settingOf(options, each) !== defaultOf(each)).map((each) => [
     each.flag.replaceAll('-', ' '),
     valueText(each, settingOf(options, each)),
   ])
 }
 
-/** What changed, each as `name from → to`. */
+/** The changed options, each as `name from → to`. */
 export function differences(before: QueueInfo['options'], after: QueueInfo['options']): string[] {
-  return TRAITS.filter((each) => settingOf(before, each) !== settingOf(after, each)).map((each) => {
+  return QUEUE_FLAGS.filter((each) => settingOf(before, each) !== settingOf(after, each)).map((each) => {
     const [from, to] = [before, after].map((options) => valueText(each, settingOf(options, each)))
     return `${each.flag} ${from} → ${to}`
   })
 }
 
-function settingOf(options: QueueInfo['options'], { path: [name, part] }: Trait): unknown {
+function settingOf(options: QueueInfo['options'], { path: [name, part] }: QueueFlag): unknown {
   const value = (options as unknown as Record<string, unknown>)[name]
   return part === undefined ? value : (value as Record<string, unknown>)[part]
 }
 
-function defaultOf({ option }: Trait): unknown {
+function defaultOf({ option }: QueueFlag): unknown {
   return option.kind === 'name' ? null : option.default
 }
 
-function valueText({ option, unit }: Trait, value: unknown): string {
+function valueText({ option, unit }: QueueFlag, value: unknown): string {
   if (value === null || value === '') return 'none'
   if (typeof value === 'boolean') return value ? 'yes' : 'no'
   if (typeof value !== 'number') return value as string
@@ -142,7 +142,7 @@ function valueText({ option, unit }: Trait, value: unknown): string {
   return unit === 'duration' ? durationText(value) : unit === 'size' ? sizeText(value) : String(value)
 }
 
-/** Does `work`; its refusals name options as flags. */
+/** Runs `work`; in its errors, options are named by their flags. */
 export async function withFlagNames<Result>(work: () => Promise<Result>): Promise<Result> {
   try {
     return await work()
@@ -155,6 +155,6 @@ export async function withFlagNames<Result>(work: () => Promise<Result>): Promis
 function namesAsFlags(text: string): string {
   return text.replace(/`([a-zA-Z]+)`/g, (quoted, name: string) => {
     const at = NAMES.indexOf(name as QueueOptionName)
-    return at === -1 ? quoted : `--${TRAITS[at]!.flag}`
+    return at === -1 ? quoted : `--${QUEUE_FLAGS[at]!.flag}`
   })
 }
