@@ -6,7 +6,7 @@ import { addAbortListener, removeAbortListener } from './aborts.js'
 import { control, Peer, until } from './testing/peer.js'
 
 describe('listeners of one signal', () => {
-  it('share one listener, which is gone when the last of them is', () => {
+  it('share one listener, which is removed with the last of them', () => {
     const { signal } = new AbortController()
     const listeners = Array.from({ length: 5_000 }, () => () => {})
     for (const listener of listeners) addAbortListener(signal, listener)
@@ -20,7 +20,7 @@ describe('listeners of one signal', () => {
     expect(getEventListeners(signal, 'abort').length).toBe(1)
   })
 
-  it('are each called once, those that were removed are not', () => {
+  it('are each called once, unless they were removed', () => {
     const controller = new AbortController()
     const { signal } = controller
     const called: number[] = []
@@ -35,7 +35,7 @@ describe('listeners of one signal', () => {
     expect(getEventListeners(signal, 'abort').length).toBe(0)
   })
 
-  it('of different signals know nothing of each other', () => {
+  it('of different signals are independent', () => {
     const [a, b] = [new AbortController(), new AbortController()]
     let called = 0
     const listener = (): void => void called++
@@ -59,7 +59,7 @@ describe('one signal for many calls', () => {
     ['messages', (sluice, signal) => sluice.messages('q', { signal }).next()],
   ]
   for (const [name, call] of calls) {
-    it(`has one listener for fifty of ${name}, and none when they are over`, async () => {
+    it(`has one listener for fifty of ${name}, and none when they have ended`, async () => {
       const peer = new Peer()
       const sluice = await peer.connect()
       const controller = new AbortController()
@@ -74,7 +74,7 @@ describe('one signal for many calls', () => {
     })
   }
 
-  it('has none when the calls were answered', async () => {
+  it('has no listener once the calls are answered', async () => {
     const peer = new Peer()
     peer.confirmAll()
     peer.replies[OP.GET] = (frame, link) => link.result(frame, { name: control(frame)['name'] })

@@ -35,7 +35,7 @@ const codeOf = (promise: Promise<unknown>): Promise<string> =>
 const stepped = (count = 1): Promise<void> => until(() => peer.link.named('ATOMIC').length === count)
 
 describe('an atomic step', () => {
-  it('is one frame, numbered among the publishes, with a batch a queue', async () => {
+  it('is one frame, numbered among the publishes, with one batch per queue', async () => {
     const { messages, channel, tag } = await pulled('a', 'b', 'c')
     const before = sluice.publish('x', 'before')
     const step = sluice.atomic((tx) => {
@@ -78,7 +78,7 @@ describe('an atomic step', () => {
     expect(await codeOf(messages[1]!.ack())).toBe('done')
   })
 
-  it('joins acknowledgements that follow each other, and may have nothing else', async () => {
+  it('joins consecutive acknowledgements, and may have no publishes', async () => {
     const { messages, tag } = await pulled('a', 'b', 'c', 'd')
     const step = sluice.atomic(async (tx) => {
       await turns(1)
@@ -92,7 +92,7 @@ describe('an atomic step', () => {
     expect(peer.link.named('ATOMIC').length).toBe(1)
   })
 
-  it('is sent again byte for byte after a reconnect, before anything is subscribed', async () => {
+  it('is sent again byte for byte after a reconnect, before any SUBSCRIBE', async () => {
     const { messages } = await pulled('a')
     sluice.consume('other', () => {})
     const first = peer.link
@@ -114,7 +114,7 @@ describe('an atomic step', () => {
     expect(await codeOf(messages[0]!.ack())).toBe('ALREADY_SETTLED')
   })
 
-  it('is not sent to a later connection than its messages came on', async () => {
+  it('is not sent on a later connection than that of its messages', async () => {
     const { messages } = await pulled('a')
     peer.link.flowing = false
     const blocker = sluice.publish('x', 'fills the socket').catch(() => {})
@@ -134,7 +134,7 @@ describe('an atomic step', () => {
     expect(await codeOf(messages[0]!.ack())).toBe('LEASE_LOST')
   })
 
-  it('is given up rather than sent again where it would meet other subscriptions', async () => {
+  it('is given up when it could name other subscriptions on the new connection', async () => {
     const { messages } = await pulled('a')
     const unanswered = sluice.publish('x', 'one')
     await turns()
@@ -151,7 +151,7 @@ describe('an atomic step', () => {
 })
 
 describe('an atomic step that is refused', () => {
-  it('leaves messages that are still held as they were, credit included', async () => {
+  it('reopens messages whose leases remain, and counts them against the credit', async () => {
     const ends: (() => void)[] = []
     const seen: unknown[] = []
     sluice.consume('q', { concurrency: 2, prefetch: 2 }, async (message) => {
@@ -182,7 +182,7 @@ describe('an atomic step that is refused', () => {
     ends[0]!()
     await stepped(4)
     const dialled = peer.dialled()
-    // Three are held now: c and d are sent, and the broker has refused neither.
+    // Three are unsettled now: c and d are sent, and the broker has refused neither.
     peer.link.refuse(3, 'QUEUE_FULL')
     peer.link.refuse(4, 'QUEUE_FULL')
     peer.link.deliver(channel, 101, ['e'])
@@ -190,7 +190,7 @@ describe('an atomic step that is refused', () => {
     expect(seen).not.toContain('e')
   })
 
-  it('because a lease is gone tells which when it is settled', async () => {
+  it('reports the lost lease when that message is settled', async () => {
     const { messages, channel, tag } = await pulled('a', 'b')
     const step = codeOf(
       sluice.atomic((tx) => {
@@ -206,7 +206,7 @@ describe('an atomic step that is refused', () => {
     expect(peer.link.settles).toMatchObject([{ firstTag: tag + 1, count: 1 }])
   })
 
-  it('has its message tried again when the handler throws, or did not wait for it', async () => {
+  it('has its message delivered again when the handler throws, or did not await the step', async () => {
     sluice.consume('q', { concurrency: 2 }, async (message) => {
       const step = sluice.atomic((tx) => tx.ack(message))
       if (message.body === 'waits') await step
@@ -228,7 +228,7 @@ describe('an atomic step that is refused', () => {
     ])
   })
 
-  it('does what the handler asked for otherwise', async () => {
+  it('applies any other outcome of the handler', async () => {
     sluice.consume('q', async (message) => {
       void sluice.atomic((tx) => tx.ack(message)).catch(() => {})
       await message.deadLetter('no').catch(() => {})
@@ -243,7 +243,7 @@ describe('an atomic step that is refused', () => {
     expect(peer.link.settles).toMatchObject([{ outcome: OUTCOME.retry, reason: 'it broke' }])
   })
 
-  it('keeps a message alone that had to be', async () => {
+  it('keeps a message alone that must be alone', async () => {
     const begun: unknown[] = []
     sluice.consume('q', { concurrency: 4 }, async (message) => {
       begun.push(message.body)
@@ -262,7 +262,7 @@ describe('an atomic step that is refused', () => {
 })
 
 describe('an atomic step that is not sent', () => {
-  it('does nothing when its function throws', async () => {
+  it('has no effect when its function throws', async () => {
     const { messages } = await pulled('a')
     const step = sluice.atomic((tx) => {
       tx.ack(messages[0]!)
@@ -274,7 +274,7 @@ describe('an atomic step that is not sent', () => {
     expect(peer.link.named('ATOMIC')).toEqual([])
   })
 
-  it('does nothing when a part of it was refused, caught or not', async () => {
+  it('has no effect when a part of it was refused, caught or not', async () => {
     const { messages } = await pulled('a', 'b')
     await messages[1]!.ack()
     const other = new Peer()
@@ -305,7 +305,7 @@ describe('an atomic step that is not sent', () => {
     expect(await codeOf(messages[0]!.ack())).toBe('done')
   })
 
-  it('cannot be told more when it is over', async () => {
+  it('refuses calls after its end', async () => {
     let kept!: Parameters<Parameters<Sluice['atomic']>[0]>[0]
     await sluice.atomic((tx) => void (kept = tx))
     expect(() => kept.publish('x', 'late')).toThrow(expect.objectContaining({ code: 'CLOSED' }))
@@ -335,7 +335,7 @@ describe('an atomic step that is not sent', () => {
     expect(await good).toEqual([{ offset: 3, duplicate: false }])
   })
 
-  it('gives its message back at its deadline and by its signal', async () => {
+  it('reopens its message at its deadline and by its signal', async () => {
     const { messages, tag } = await pulled('a', 'b')
     peer.link.flowing = false
     void sluice.publish('x', 'fills the socket').catch(() => {})
@@ -354,7 +354,7 @@ describe('an atomic step that is not sent', () => {
     expect(peer.link.named('ATOMIC')).toEqual([])
   })
 
-  it('is refused when a lease is lost before it is sent, and leaves the others', async () => {
+  it('is refused when a lease is lost before it is sent, and keeps the other leases', async () => {
     const { messages, channel, tag } = await pulled('a', 'b')
     peer.link.flowing = false
     void sluice.publish('x', 'fills the socket').catch(() => {})
@@ -396,7 +396,7 @@ describe('an atomic step that is not sent', () => {
     expect((await fits).map(({ offset }) => offset)).toEqual([4, 5, 6])
   })
 
-  it('has several batches for a queue whose messages do not fit one, in their order', async () => {
+  it('has several batches for a queue when one is too small, in order', async () => {
     const receipts = sluice.atomic((tx) => {
       tx.publish('x', 'x'.repeat(600_000))
       tx.publish('x', 'x'.repeat(600_000))
@@ -416,7 +416,7 @@ describe('an atomic step that is not sent', () => {
 })
 
 describe('an atomic step without an answer', () => {
-  it('has an unknown outcome at its deadline, and keeps its messages until it is answered', async () => {
+  it('has an unknown outcome at its deadline, and keeps its messages claimed until the answer', async () => {
     const { messages, tag } = await pulled('a', 'b')
     const steps = messages.map((message) =>
       sluice.atomic((tx) => tx.ack(message), { timeout: 20 }).catch((error: unknown) => error),
@@ -431,7 +431,7 @@ describe('an atomic step without an answer', () => {
     expect(peer.link.settles).toMatchObject([{ firstTag: tag, count: 1 }])
   })
 
-  it('is waited for by close', async () => {
+  it('delays close', async () => {
     const step = sluice.atomic((tx) => tx.publish('x', 'one'))
     await stepped()
     const closed = sluice.close()
@@ -441,7 +441,7 @@ describe('an atomic step without an answer', () => {
     expect(await step).toEqual([{ offset: 0, duplicate: false }])
   })
 
-  it('is not taken for a batch, nor a batch for it', async () => {
+  it('is not confirmed as a batch, nor a batch as a step', async () => {
     const lost: string[] = []
     sluice.on('disconnected', ({ error }) => lost.push(error.code))
     const step = sluice.atomic((tx) => tx.publish('x', 'one'))
@@ -462,7 +462,7 @@ describe('an atomic step without an answer', () => {
   })
 })
 
-it('a step that waits is sent under the leases that its messages have by then', async () => {
+it('a step that waits is sent with the leases that its messages have when it is sent', async () => {
   peer.grants = (claims) => claims.map(({ attempt }, index) => ({ index, tag: 70 + 2 * index, attempt }))
   await sluice.close({ timeout: 1 }).catch(() => {})
   sluice = await peer.connect({ maxInFlight: 1 })
@@ -491,7 +491,7 @@ it('a step that waits is sent under the leases that its messages have by then', 
   expect(await done).toMatchObject([{ offset: 1 }])
 })
 
-it('a step that is taken back lets go of the frames that it was sent with, which others keep', () => {
+it('a step that is refused for an earlier one drops its reference to the shared frames', () => {
   const step = new Step([], [{ queue: 'q', record: new Uint8Array(8) }])
   const frames = Buffer.alloc(step.end + 4096)
   step.number = 1

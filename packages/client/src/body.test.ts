@@ -21,7 +21,7 @@ const refusal = (value: unknown): string => {
 }
 
 describe('plain data', () => {
-  it('comes back as it went', () => {
+  it('is decoded as it was published', () => {
     const values = [
       null,
       true,
@@ -51,7 +51,7 @@ describe('plain data', () => {
     expect(Object.getPrototypeOf(roundTrip(JSON.parse('{"__proto__": 1}')))).toBe(Object.prototype)
   })
 
-  it('comes back as it went, whatever it is', () => {
+  it('is decoded as it was published, for random values', () => {
     const anything = fc.anything({
       withBigInt: true,
       withDate: true,
@@ -83,7 +83,7 @@ describe('plain data', () => {
     )
   })
 
-  it('leaves out what is undefined and uses toJSON, as JSON does, but keeps dates and bytes', () => {
+  it('omits undefined properties and uses toJSON, as JSON does, but keeps dates and bytes', () => {
     class Money {
       readonly cents: number
       constructor(cents: number) {
@@ -122,14 +122,14 @@ describe('plain data', () => {
     expect(converted.length).toBe(12)
     const proto = Object.assign(JSON.parse('{"__proto__": {"polluted": true}}') as object, { a: undefined })
     expect(roundTrip(proto)).toEqual(JSON.parse('{"__proto__": {"polluted": true}}'))
-    // JSON asks once: what toJSON returns is not asked again.
+    // As in JSON, toJSON of a result of toJSON is not called.
     let asked = 0
     const once = { toJSON: () => (asked++, { toJSON: 'text', a: 1 }) }
     expect(roundTrip({ once })).toEqual({ once: { toJSON: 'text', a: 1 } })
     expect(asked).toBe(1)
   })
 
-  it('names the path of what is refused', () => {
+  it('names the path of refused data', () => {
     class Customer {
       name = 'somebody'
     }
@@ -194,7 +194,7 @@ describe('plain data', () => {
 })
 
 describe('decoding', () => {
-  it('gives bytes that nothing overwrites and that pin no large buffer', () => {
+  it('returns bytes that are never overwritten and keep no large buffer alive', () => {
     const run = new Uint8Array(1000).fill(7)
     const small = decodeBody(CONTENT_TYPE.bytes, run, 10, 14) as Uint8Array
     expect([...small]).toEqual([7, 7, 7, 7])
@@ -211,7 +211,7 @@ describe('decoding', () => {
     const hostile = [
       [],
       [0xc1],
-      // Lengths that nothing follows: an array, a map, text, bytes.
+      // Lengths without data: an array, a map, text, bytes.
       [0xdd, 0xff, 0xff, 0xff, 0xff],
       [0xdf, 0xff, 0xff, 0xff, 0xff],
       [0xdb, 0xff, 0xff, 0xff, 0xff],
@@ -247,7 +247,7 @@ describe('decoding', () => {
   })
 })
 
-it('gives each body bytes of its own, which can be read as numbers, and never those of a frame', () => {
+it('copies the bytes of each body out of the frame, aligned for typed arrays', () => {
   const frame = new Uint8Array(100_000).map((_, index) => index)
   const sizes = [0, 1, 7, 8, 128, 129, 4_095, 4_096, 4_097, 20_000]
   const bodies: { body: Uint8Array; start: number; end: number }[] = []
@@ -265,12 +265,12 @@ it('gives each body bytes of its own, which can be read as numbers, and never th
     expect(body.byteOffset % 8).toBe(0)
     body.fill(0xee)
     expect(body.buffer).not.toBe(frame.buffer)
-    // Whoever keeps a small one keeps little.
+    // A small body keeps only a small buffer alive.
     expect(body.buffer.byteLength).toBeLessThanOrEqual(Math.max(16_384, body.length))
   }
 })
 
-it('makes of a copied record no further copy, however long its options are', () => {
+it('does not copy the body of a copied record again, for any length of its options', () => {
   for (let keyBytes = 1; keyBytes <= 17; keyBytes++) {
     for (const gap of [0, 16]) {
       const body = new Uint8Array(200).map((_, index) => index + keyBytes)

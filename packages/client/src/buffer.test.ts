@@ -26,7 +26,7 @@ function runOf(firstTag: number, sizes: readonly number[], flags = 0): Run {
   }
 }
 
-it('gives what was put in, once and in order, whatever is announced, dropped and taken', () => {
+it('returns each message once and in order, for any sequence of announcements, drops and takes', () => {
   let taken = 0
   let dropped = 0
   const sizes = fc.array(fc.oneof(fc.integer({ min: 0, max: 50 }), fc.constant(5000)), {
@@ -104,7 +104,7 @@ it('gives what was put in, once and in order, whatever is announced, dropped and
   expect(dropped).toBeGreaterThan(50)
 })
 
-it('announces one that must be alone by itself, and nothing beside it', () => {
+it('announces a message that must be alone by itself', () => {
   const isolation = new Isolation()
   let woken = 0
   const buffer = new RunBuffer(isolation, () => woken++)
@@ -127,7 +127,7 @@ it('announces one that must be alone by itself, and nothing beside it', () => {
   expect(buffer.isBlocked).toBe(false)
 })
 
-it('finds what does not add up', () => {
+it('finds wrong counts', () => {
   const spoilt: [(buffer: RunBuffer) => void, string][] = [
     [(buffer) => buffer.count++, 'counted 3 of'],
     [(buffer) => buffer.bytes--, 'counted 3 of'],

@@ -1,4 +1,4 @@
-/** What a client claims when it subscribes again, and what becomes of the handlers. */
+/** The leases that a client claims when it subscribes again, and their handlers. */
 import { decodeClaims, LIMITS, OP, OUTCOME, type Claim, type SluiceError } from '@sluice/protocol'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { Sluice } from './client.js'
@@ -47,7 +47,7 @@ interface Run {
   readonly end: (error?: Error) => void
 }
 
-/** A worker whose handlers end when they are told. */
+/** A worker whose handlers end when the test says so. */
 function consumed(options: { concurrency: number; prefetch?: number; ordering?: 'key' }): Run[] {
   const runs: Run[] = []
   sluice.consume('q', options, (message, { signal }) => {
@@ -59,7 +59,7 @@ function consumed(options: { concurrency: number; prefetch?: number; ordering?: 
 }
 
 describe('the handlers of a worker', () => {
-  it('claim what they have, by its lease, and go on under the new one', async () => {
+  it('claim their leases, and continue under the new ones', async () => {
     const runs = consumed({ concurrency: 2, prefetch: 10 })
     peer.link.deliver(await peer.subscribed(), 101, texts(4), { offsets: [7, 3, 4, 5], attempt: 2, tag: 20 })
     await until(() => runs.length === 2)
@@ -70,7 +70,7 @@ describe('the handlers of a worker', () => {
       { offset: 3, tag: 21, ...lease },
     ])
     expect(control(peer.link.named('SUBSCRIBE')[0]!)).toMatchObject({ queue: 'q', messages: 10 })
-    // They take their part of the credit and of the concurrency.
+    // They count against the credit and the concurrency.
     peer.link.deliver(peer.link.named('SUBSCRIBE')[0]!.channel, 101, texts(8), { offset: 100 })
     await turns(10)
     expect(runs.length).toBe(2)
@@ -113,7 +113,7 @@ describe('the handlers of a worker', () => {
     expect([losses, peer.link.frames.at(-1)!.name]).toEqual([[], 'UNSUBSCRIBE'])
   })
 
-  it('wait for the answer to a settle or an extension no longer than any call', async () => {
+  it('wait for the answer to a settle or an extension no longer than the call timeout', async () => {
     await sluice.close({ timeout: 0 })
     sluice = await peer.connect({ timeout: 50 })
     const runs = consumed({ concurrency: 2 })
@@ -131,7 +131,7 @@ describe('the handlers of a worker', () => {
     ])
   })
 
-  it('claim again, by what the broker granted, when that connection is lost too', async () => {
+  it('claim the granted leases again when that connection is lost too', async () => {
     const runs = consumed({ concurrency: 1 })
     peer.link.deliver(await peer.subscribed(), 101, texts(1))
     await until(() => runs.length === 1)
@@ -142,7 +142,7 @@ describe('the handlers of a worker', () => {
     await until(() => peer.link.settles.length > 0)
   })
 
-  it('settle without a connection what is then sent under the new lease', async () => {
+  it('can settle without a connection, which is sent under the new lease', async () => {
     const runs = consumed({ concurrency: 4 })
     peer.link.deliver(await peer.subscribed(), 101, texts(4))
     await until(() => runs.length === 4)
@@ -167,7 +167,7 @@ describe('the handlers of a worker', () => {
     expect(losses).toEqual([{ queue: 'q', offset: 3, reason: 'disconnected' }])
   })
 
-  it('are told by signal and event of what is not granted, and no other handler gets it before they end', async () => {
+  it('learn of a lost lease by signal and event, and no other handler gets the message before they end', async () => {
     const runs = consumed({ concurrency: 4 })
     peer.link.deliver(await peer.subscribed(), 101, texts(2))
     await until(() => runs.length === 2)
@@ -189,14 +189,14 @@ describe('the handlers of a worker', () => {
     await until(() => peer.link.settles.reduce((sum, { count }) => sum + count, 0) === 3)
   })
 
-  it('keep what waits for them no longer than others should wait', async () => {
+  it('delay a message that waits for them only for a limited time', async () => {
     const runs = consumed({ concurrency: 4, ordering: 'key' })
     peer.link.deliver(await peer.subscribed(), 101, texts(1), { options: { key: 'k' } })
     await until(() => runs.length === 1)
     grant(() => false)
     await reconnected()
     const channel = peer.link.named('SUBSCRIBE')[0]!.channel
-    // Another of its key, which ran in order before.
+    // Another message of its key, which came first.
     peer.link.deliver(channel, 101, ['next'], { offset: 1, tag: 60, options: { key: 'k' } })
     peer.link.deliver(channel, 101, ['free'], { offset: 2, tag: 61, options: { key: 'l' } })
     await until(() => runs.length === 2)
@@ -206,7 +206,7 @@ describe('the handlers of a worker', () => {
     for (const { end } of runs) end()
   })
 
-  it('lose what is more than one SUBSCRIBE can claim', async () => {
+  it('lose the leases that exceed one SUBSCRIBE', async () => {
     const count = LIMITS.claimsMax + 1
     const runs = consumed({ concurrency: count, prefetch: count })
     peer.link.deliver(await peer.subscribed(), 101, texts(count))
@@ -217,7 +217,7 @@ describe('the handlers of a worker', () => {
     for (const { end } of runs) end()
   })
 
-  it('claim nothing that they have settled, and give up what a closed worker had', async () => {
+  it('do not claim settled messages, nor those of a closed worker', async () => {
     const runs = consumed({ concurrency: 4 })
     peer.link.deliver(await peer.subscribed(), 101, texts(2))
     await until(() => runs.length === 2)
@@ -241,7 +241,7 @@ describe('the handlers of a worker', () => {
   })
 })
 
-it('a batch goes on as a whole, and its signal fires when one of it is not granted', async () => {
+it('a batch continues as a whole, and its signal is aborted when one lease is not granted', async () => {
   const signals: AbortSignal[] = []
   const batches: Message[][] = []
   sluice.consume('q', { batch: { size: 2, wait: 0 }, concurrency: 2 }, (messages, { signal }) => {
@@ -259,7 +259,7 @@ it('a batch goes on as a whole, and its signal fires when one of it is not grant
   expect(peer.link.settles).toMatchObject([{ firstTag: 53 }])
 })
 
-it('what is pulled is claimed without credit, and the next pull goes on', async () => {
+it('pulled messages are claimed without credit, and the next pull continues', async () => {
   const pulling = sluice.pull('q', { max: 2, wait: '5s' })
   peer.link.deliver(await peer.subscribed(), 101, texts(2))
   const [one, two] = await pulling
@@ -279,7 +279,7 @@ it('what is pulled is claimed without credit, and the next pull goes on', async 
 it.each([
   ['pulled', async () => (await sluice.pull('q', { max: 1, wait: '5s' }))[0]!],
   ['iterated', async () => (await sluice.messages('q')[Symbol.asyncIterator]().next()).value!],
-] as const)('what is %s is claimed again when that connection is lost too', async (_, take) => {
+] as const)('messages that are %s are claimed again when that connection is lost too', async (_, take) => {
   const taking = take()
   peer.link.deliver(await peer.subscribed(), 101, texts(1), { tag: 20 })
   const message = await taking
@@ -292,7 +292,7 @@ it.each([
   expect(peer.link.settles).toMatchObject([{ firstTag: 50, outcome: OUTCOME.ack }])
 })
 
-it('an answer that grants what was not claimed is refused, and what was claimed is lost', async () => {
+it('an answer that grants an unclaimed lease is refused, and the claimed ones are lost', async () => {
   const runs = consumed({ concurrency: 1 })
   sluice.on('error', () => {})
   peer.link.deliver(await peer.subscribed(), 101, texts(1))

@@ -20,7 +20,7 @@ afterEach(async () => {
 const PREFACE = Uint8Array.of(0x53, 0x4c, 0x43, 0x45, 1, 0, 0, 0)
 
 describe('connecting', () => {
-  it('introduces itself and tells what it reached', async () => {
+  it('introduces itself, and reports the broker that it reached', async () => {
     sluice = await peer.connect({ name: 'checkout', heartbeat: '2s' })
     expect(peer.link.hello).toMatchObject({
       name: 'checkout',
@@ -34,7 +34,7 @@ describe('connecting', () => {
     expect(sluice.connected).toBe(true)
   })
 
-  it('tries again until it is let in', async () => {
+  it('tries again until the broker accepts it', async () => {
     peer.refusals = 3
     sluice = await peer.connect()
     expect(peer.links.length).toBe(1)
@@ -47,26 +47,26 @@ describe('connecting', () => {
     expect((error as SluiceError).message).toContain('ECONNREFUSED')
   })
 
-  it('refuses a signal that is none before anything is published', async () => {
+  it('refuses a value that is no signal before anything is published', async () => {
     sluice = await peer.connect()
     await expect(sluice.publish('q', 1, { signal: {} as never })).rejects.toThrow('AbortSignal')
     expect(peer.link.named('PUBLISH')).toEqual([])
   })
 
-  it('goes on trying however long its timeout is', async () => {
+  it('keeps trying even with the longest timeout', async () => {
     peer.refusals = 1
     sluice = await peer.connect({ connectTimeout: '30d' })
     expect(peer.links.length).toBe(1)
   })
 
-  it('tries once when it is told to', async () => {
+  it('tries once with a timeout of 0', async () => {
     peer.refusals = 1
     await expect(peer.connect({ connectTimeout: 0 })).rejects.toMatchObject({ code: 'UNREACHABLE' })
     sluice = await peer.connect({ connectTimeout: 0 })
     expect(peer.links.length).toBe(1)
   })
 
-  it('fails at once where dialling again would not help', async () => {
+  it('fails at once with a permanent error', async () => {
     for (const code of ['AUTH_FAILED', 'PROTOCOL_VERSION'] as const) {
       peer = new Peer()
       peer.replies[OP.HELLO] = (_frame, link) => {
@@ -108,8 +108,8 @@ describe('connecting', () => {
   })
 })
 
-describe('a client that is made before there is a connection', () => {
-  it('is there at once, connects by itself, and tells of it', async () => {
+describe('a client without a connection', () => {
+  it('exists at once, connects in the background, and emits an event', async () => {
     peer.refusals = 3
     peer.confirmAll()
     sluice = peer.create({ name: 'early' })
@@ -132,7 +132,7 @@ describe('a client that is made before there is a connection', () => {
     await worker.close()
   })
 
-  it('can be waited for, for a time and with a signal, and goes on after that', async () => {
+  it('can be awaited with a timeout and a signal, and continues after that', async () => {
     peer.refusals = 1000
     sluice = peer.create()
     await expect(sluice.ready({ timeout: 20 })).rejects.toMatchObject({ code: 'UNREACHABLE' })
@@ -149,7 +149,7 @@ describe('a client that is made before there is a connection', () => {
     await expect(sluice.ready()).rejects.toMatchObject({ code: 'CLOSED' })
   })
 
-  it('ends where dialling again would not help: `ready`, all calls and an event tell', async () => {
+  it('ends with a permanent error, which `ready`, all calls and an event report', async () => {
     peer.replies[OP.HELLO] = (_frame, link) => {
       link.sendBytes(PREFACE)
       link.error('AUTH_FAILED', 'connection')
@@ -165,7 +165,7 @@ describe('a client that is made before there is a connection', () => {
     expect(peer.links.length).toBe(1)
   })
 
-  it('is closed before it was ever connected', async () => {
+  it('can be closed before it has connected', async () => {
     peer.refusals = 1000
     sluice = peer.create()
     const ready = sluice.ready().catch((error: unknown) => error)
@@ -186,7 +186,7 @@ describe('a publish that does not wait for a connection', () => {
     ['atomic', (sluice) => sluice.atomic((tx) => tx.publish('q', 'x'), { offline: 'fail' })],
   ]
   for (const [name, call] of calls) {
-    it(`fails at once while there is none, with a known outcome: ${name}`, async () => {
+    it(`fails at once without a connection, with a known outcome: ${name}`, async () => {
       peer.refusals = 1000
       sluice = peer.create()
       const waits = sluice.publish('q', 'waits')
@@ -202,7 +202,7 @@ describe('a publish that does not wait for a connection', () => {
       expect(peer.link.published.map(({ bodies }) => bodies)).toEqual([['waits']])
     })
 
-    it(`fails when the connection is lost, or is going to end, before it was sent: ${name}`, async () => {
+    it(`fails when the connection is lost or stopping before it is sent: ${name}`, async () => {
       for (const end of ['cut', 'goodbye'] as const) {
         peer = new Peer()
         sluice = await peer.connect({ maxInFlight: 1 })
@@ -216,7 +216,7 @@ describe('a publish that does not wait for a connection', () => {
         await expect(unsent).rejects.toMatchObject({ code: 'OFFLINE', outcome: undefined })
         peer.confirmAll()
         if (end === 'goodbye') peer.link.cut()
-        // What was sent is sent again, as ever.
+        // A publish that was sent is sent again, as always.
         await Promise.all([sent, waits])
         expect(peer.link.published.map(({ bodies }) => bodies)).toEqual([['sent'], ['waits']])
         await sluice.close()
@@ -224,7 +224,7 @@ describe('a publish that does not wait for a connection', () => {
     })
   }
 
-  it('refuses what the option does not have', async () => {
+  it('refuses unknown values of the option', async () => {
     sluice = await peer.connect()
     await expect(sluice.publish('q', 'x', { offline: 'never' as never })).rejects.toMatchObject({
       code: 'INVALID_ARGUMENT',
@@ -255,7 +255,7 @@ describe('a hostile broker', () => {
   ]
 
   for (const [what, bytes] of nonsense) {
-    it(`is left, and dialled again, after ${what}`, async () => {
+    it(`is disconnected, and dialled again, after ${what}`, async () => {
       sluice = await peer.connect()
       const lost: string[] = []
       sluice.on('disconnected', ({ error }) => lost.push(error.code))
@@ -269,7 +269,7 @@ describe('a hostile broker', () => {
     })
   }
 
-  it('is left after deliveries that make no sense', async () => {
+  it('is disconnected after malformed deliveries', async () => {
     const deliveries: ((channel: number) => void)[] = [
       (channel) => peer.link.send(OP.DELIVER, channel, 0, new Uint8Array(31)),
       (channel) => {
@@ -297,7 +297,7 @@ describe('a hostile broker', () => {
     expect(peer.links.length).toBe(deliveries.length + 1)
   })
 
-  it('cannot offer limits that make no sense', async () => {
+  it('cannot offer invalid limits', async () => {
     const offers = [
       { inFlightBatches: 0 },
       { inFlightBytes: 0 },
@@ -374,7 +374,7 @@ describe('requests', () => {
     expect(await sluice.queues.purge('q')).toEqual({ messages: 8 })
   })
 
-  it('rejects with what the broker says, by its deadline, and by its signal', async () => {
+  it('reject with the error of the broker, at the deadline, and by the signal', async () => {
     sluice = await peer.connect()
     const missing = sluice.queues.get('q')
     await until(() => peer.link.named('GET').length === 1)
@@ -389,7 +389,7 @@ describe('requests', () => {
     await expect(sluice.queues.get('no such name')).rejects.toMatchObject({ code: 'INVALID_NAME' })
   })
 
-  it('repeats after a lost connection what can be repeated, and nothing else', async () => {
+  it('are repeated after a lost connection only if they are repeatable', async () => {
     sluice = await peer.connect()
     const list = sluice.queues.list()
     const purge = sluice.queues.purge('q').catch((error: unknown) => error)
@@ -403,8 +403,8 @@ describe('requests', () => {
   })
 })
 
-describe('events and the end', () => {
-  it('tells of connections that come and go, and survives errors that nobody hears', async () => {
+describe('events and closing', () => {
+  it('emits events for connections, and survives errors without a listener', async () => {
     const log: unknown[] = []
     sluice = await peer.connect()
     sluice.on('disconnected', ({ error }) => log.push(['disconnected', error.code]))
@@ -427,7 +427,7 @@ describe('events and the end', () => {
     ])
   })
 
-  it('sends no new work to a broker that says goodbye', async () => {
+  it('sends no new work to a broker that has sent GOODBYE', async () => {
     peer.confirmAll()
     sluice = await peer.connect()
     peer.link.send(OP.GOODBYE, 0, 0, encodeGoodbye(1, 'restarting'))
@@ -447,7 +447,7 @@ describe('events and the end', () => {
     expect(peer.link.named('PONG')[0]!.correlation).toBe(77)
   })
 
-  it('pings when it has nothing to say, and leaves a broker that says nothing', async () => {
+  it('pings when it sends nothing else, and disconnects from a silent broker', async () => {
     peer.replies[OP.HELLO] = (_frame, link) => link.helloOk({ heartbeatMs: 100 })
     sluice = await peer.connect()
     const lost: string[] = []
@@ -485,7 +485,7 @@ describe('events and the end', () => {
     expect(await waiting).toMatchObject({ code: 'CLOSED', outcome: undefined })
   })
 
-  it('closes at once, which is no error, when the timeout is 0', async () => {
+  it('closes at once, without an error, when the timeout is 0', async () => {
     sluice = await peer.connect()
     let begun = false
     const worker = sluice.consume('q', async (message) => {
@@ -504,11 +504,11 @@ describe('events and the end', () => {
     expect(peer.link.frames.at(-1)!.name).toBe('GOODBYE')
   })
 
-  it('waits for its publishes however long the timeout is', async () => {
+  it('waits for its publishes even with the longest timeout', async () => {
     sluice = await peer.connect()
     const publish = sluice.publish('q', 'x')
     const closed = sluice.close({ timeout: '30d' })
-    // Longer than a timer takes that fires at once.
+    // Long enough for a timer that overflows and fires at once.
     await new Promise((resolve) => setTimeout(resolve, 10))
     peer.link.confirm([1, 7])
     await closed
@@ -529,7 +529,7 @@ describe('events and the end', () => {
     await closed
   })
 
-  it('is closed for good by a listener that hears of the lost connection', async () => {
+  it('can be closed by a listener of the lost connection', async () => {
     sluice = await peer.connect()
     const heard: string[] = []
     let closed: Promise<void> | undefined
@@ -570,7 +570,7 @@ describe('events and the end', () => {
     expect(sluice.connected).toBe(true)
   })
 
-  it('tells of a lost connection, and of none that it closed itself', async () => {
+  it('emits an event for a lost connection, but not for one that it closed itself', async () => {
     sluice = await peer.connect()
     const lost: string[] = []
     sluice.on('disconnected', ({ error }) => lost.push(error.code))
@@ -593,7 +593,7 @@ describe('events and the end', () => {
     expect(await pull).toMatchObject({ code: 'CLOSED' })
   })
 
-  it('is closed for good by a broker that refuses it after a reconnect', async () => {
+  it('ends when a broker refuses it permanently after a reconnect', async () => {
     sluice = await peer.connect()
     const errors: string[] = []
     sluice.on('error', ({ code }) => errors.push(code))
@@ -610,7 +610,7 @@ describe('events and the end', () => {
   })
 })
 
-it('is checked whenever a turn is over in which its broker or it has sent something', async () => {
+it('is checked after each turn in which the broker or the client has sent something', async () => {
   peer.confirmAll()
   sluice = await peer.connect()
   const before = peer.checks
@@ -631,7 +631,7 @@ describe('schemas', () => {
     },
   }
 
-  it('validate what is published, and leave it as it is: who consumes it reads it through them', async () => {
+  it('validate a published body without changing it, and convert it for the consumer', async () => {
     peer.confirmAll()
     sluice = await peer.connect()
     const numbers = queue('n', { schema })

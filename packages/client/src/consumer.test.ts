@@ -52,7 +52,7 @@ describe('a worker', () => {
     expect(seen).toEqual(texts(10).flatMap((body, i) => [body, 5 + i]))
   })
 
-  it('gathers acknowledgements that nobody waits for, and sends at once what somebody does', async () => {
+  it('gathers acknowledgements without a waiting caller, and sends others at once', async () => {
     let wait = false
     const waited: Promise<void>[] = []
     sluice.consume('q', { concurrency: 100 }, (message) => {
@@ -79,7 +79,7 @@ describe('a worker', () => {
     expect(peer.link.settles.reduce((sum, { count }) => sum + count, 0)).toBe(54)
   })
 
-  it('merges what settles out of order, also where tags wrap', async () => {
+  it('merges settles that are out of order, even where tags wrap', async () => {
     const ends: (() => void)[] = []
     sluice.consume('q', { concurrency: 6 }, () => new Promise<void>((resolve) => ends.push(resolve)))
     const channel = await peer.subscribed()
@@ -120,7 +120,7 @@ describe('a worker', () => {
     expect(most).toBe(3)
   })
 
-  it('fills the places that quick handlers leave beside a slow one', async () => {
+  it('refills the places of fast handlers while a slow one runs', async () => {
     const begun: unknown[] = []
     let end!: () => void
     sluice.consume('q', { concurrency: 4, prefetch: 20 }, ({ body }) => {
@@ -134,7 +134,7 @@ describe('a worker', () => {
     end()
   })
 
-  it('announces ever longer bursts to quick handlers', async () => {
+  it('announces longer bursts for fast handlers', async () => {
     let done = 0
     sluice.consume('q', { concurrency: 1, prefetch: 2000 }, () => void done++)
     const channel = await peer.subscribed()
@@ -145,7 +145,7 @@ describe('a worker', () => {
     expect(named.reduce((sum, { count }) => sum + count, 0)).toBe(2000)
   })
 
-  it('says of a burst that is not quick after all which of it have a handler', async () => {
+  it('names the started messages of a burst with a slow handler', async () => {
     const begun: unknown[] = []
     let end!: () => void
     sluice.consume('q', { concurrency: 1, prefetch: 2000 }, ({ body }) => {
@@ -159,7 +159,7 @@ describe('a worker', () => {
     expect(begun.length).toBe(1501)
     const burst = peer.link.starting.at(-1)!
     expect(burst.firstTag + burst.count).toBeGreaterThan(tag + 1501)
-    // Those of the burst up to the one that hangs; what is done among them was settled before.
+    // The messages of the burst up to the one that hangs. Those that are done were settled before.
     const names = peer.link.frames.map(({ name }) => name)
     expect(peer.link.started.at(-1)).toEqual({
       firstTag: burst.firstTag,
@@ -171,7 +171,7 @@ describe('a worker', () => {
     await until(() => begun.length === 2000)
   })
 
-  it('says when none of a burst is left to handle but those that are being handled', async () => {
+  it('names the started messages when all others of a burst are lost', async () => {
     const ends: (() => void)[] = []
     let hang = false
     let done = 0
@@ -194,7 +194,7 @@ describe('a worker', () => {
     for (const end of ends) end()
   })
 
-  it('runs a message that must be alone with nothing beside it', async () => {
+  it('runs a message that must be alone by itself', async () => {
     const log: string[] = []
     const ends = new Map<unknown, () => void>()
     sluice.consume('q', { concurrency: 4, prefetch: 10 }, async ({ body }) => {
@@ -215,7 +215,7 @@ describe('a worker', () => {
     expect(log).toEqual(['a', 'b', 'c', 'd'])
   })
 
-  it('runs a message that must be alone with nothing beside it on any other queue', async () => {
+  it('runs a message that must be alone by itself across all queues', async () => {
     const log: string[] = []
     const ends = new Map<unknown, () => void>()
     const handler = async ({ body }: Message): Promise<void> => {
@@ -242,7 +242,7 @@ describe('a worker', () => {
     expect(log).toEqual(['a', 'b', 'c'])
   })
 
-  it('lets no other queue of its client starve a message that must be alone, and that starves no other', async () => {
+  it('starves neither a message that must be alone nor the other queues of its client', async () => {
     const log: string[] = []
     const ends: (() => void)[] = []
     sluice.consume('busy', { concurrency: 2, prefetch: 100 }, async ({ body }) => {
@@ -256,12 +256,12 @@ describe('a worker', () => {
     await until(() => ends.length === 2)
     peer.link.deliver(quiet!, 102, ['a'], { flags: DELIVER_FLAG.alone })
     await turns()
-    // Neither what is buffered nor what comes now starts before it.
+    // Neither a buffered message nor a new one starts before it.
     ends.shift()!()
     peer.link.deliver(busy!, 101, ['8'], { offset: 8 })
     await turns(10)
     expect(log).toEqual(['0', '1'])
-    // The next one waits until those that waited for the first have had their turn.
+    // The next suspect waits until the messages that waited for the first one have started.
     peer.link.deliver(quiet!, 102, ['b'], { offset: 1, flags: DELIVER_FLAG.alone })
     ends.shift()!()
     await until(() => ends.length === 2)
@@ -277,7 +277,7 @@ describe('a worker', () => {
     }
   })
 
-  it('holds nothing back for a message that must be alone and is gone', async () => {
+  it('blocks no message for one that must be alone and was lost', async () => {
     const log: string[] = []
     const ends: (() => void)[] = []
     sluice.consume('busy', { concurrency: 2 }, async ({ body }) => {
@@ -308,7 +308,7 @@ describe('a worker', () => {
     for (const end of ends) end()
   })
 
-  it('turns what a handler throws into the outcome it means', async () => {
+  it('converts each error of a handler to its outcome', async () => {
     const failures: unknown[] = []
     sluice.on('handlerError', ({ offset, error }) => failures.push([offset, (error as Error).message]))
     sluice.consume('q', { concurrency: 1, prefetch: 10 }, async ({ body }) => {
@@ -356,7 +356,7 @@ describe('a worker', () => {
     expect(errors).toMatchObject([{ code: 'ALREADY_SETTLED' }, { code: 'ALREADY_SETTLED' }])
   })
 
-  it('rejects a settle that the broker calls stale, and only that one', async () => {
+  it('rejects only the settles that the broker reports as stale', async () => {
     const messages: Message[] = []
     sluice.consume('q', { concurrency: 3 }, (message) => {
       messages.push(message)
@@ -380,7 +380,7 @@ describe('a worker', () => {
     ])
   })
 
-  it("rejects closed, and reports, when the queue is missing and it is told to, with missing: 'fail'", async () => {
+  it("rejects closed, and emits an error, when the queue is missing, with missing: 'fail'", async () => {
     const reported: SluiceError[] = []
     sluice.on('error', (error) => reported.push(error))
     peer.replies[OP.SUBSCRIBE] = (frame, link) =>
@@ -416,7 +416,7 @@ describe('a refused subscription', () => {
     return events
   }
 
-  it('is asked for again until the queue exists, and again when it was deleted; one event each', async () => {
+  it('is repeated until the queue exists, and after it was deleted, with one event each', async () => {
     const events = waits()
     refuse(3, 'QUEUE_NOT_FOUND')
     const bodies: unknown[] = []
@@ -435,7 +435,7 @@ describe('a refused subscription', () => {
     await worker.closed
   })
 
-  it('is asked for again by an iterator, unless it is to fail', async () => {
+  it('is repeated by an iterator, unless it waits for no queue', async () => {
     const events = waits()
     refuse(2, 'QUEUE_NOT_FOUND')
     const next = sluice.messages('q').next()
@@ -448,11 +448,11 @@ describe('a refused subscription', () => {
     })
   })
 
-  // Each error that says of itself that a retry can help, and none that does not: SUBSCRIBE has no list of its own.
+  // Repeated for all retryable errors and no others: the client has no list of errors for SUBSCRIBE.
   for (const code of Object.keys(ERRORS) as ErrorCode[]) {
     if (ERRORS[code].number >= 1000 || ['QUEUE_NOT_FOUND', 'QUEUE_DELETED'].includes(code)) continue
     const { retryable } = ERRORS[code]
-    it(`with ${code} ${retryable ? 'is asked for again' : 'is the end'}`, async () => {
+    it(`with ${code} ${retryable ? 'is repeated' : 'ends the worker'}`, async () => {
       waits()
       refuse(1, code)
       const worker = sluice.consume('q', () => {})
@@ -468,7 +468,7 @@ describe('a refused subscription', () => {
     })
   }
 
-  it('is not asked for on a connection that is going to end, but on the next', async () => {
+  it('is not repeated on a stopping connection, but on the next one', async () => {
     const events = waits()
     peer.link.send(OP.GOODBYE, 0, 0, encodeGoodbye(1, 'restarting'))
     await turns()
@@ -493,7 +493,7 @@ describe('a refused subscription', () => {
     expect(events).toEqual([])
   })
 
-  it('that a stopping broker refuses is asked for on the next connection, as is a request', async () => {
+  it('of a stopping broker is repeated on the next connection, as is a request', async () => {
     const events = waits()
     const refuses = (frame: Frame, link: Link): void => {
       link.send(OP.GOODBYE, 0, 0, encodeGoodbye(1, 'restarting'))
@@ -516,7 +516,7 @@ describe('a refused subscription', () => {
     await worker.close()
   })
 
-  it('is asked for by a pull until its time is over, which then rejects with the refusal', async () => {
+  it('is repeated by a pull until its deadline, and then rejects it', async () => {
     refuse(2, 'MEMORY_FULL')
     const pull = sluice.pull('q', { wait: '20s' })
     peer.link.deliver(await peer.subscribed(3), 103, ['x'])
@@ -527,7 +527,7 @@ describe('a refused subscription', () => {
     await expect(sluice.pull('q', { timeout: 30 })).rejects.toMatchObject({ code: 'MEMORY_FULL' })
   })
 
-  it('is not asked for any more by a worker that was closed meanwhile', async () => {
+  it('is not repeated by a closed worker', async () => {
     waits()
     refuse(Infinity, 'QUEUE_NOT_FOUND')
     const worker = sluice.consume('q', () => {})
@@ -540,7 +540,7 @@ describe('a refused subscription', () => {
 })
 
 describe('closing a worker', () => {
-  it('drains, gives back what was not begun, waits for handlers, then unsubscribes', async () => {
+  it('drains, releases messages without a handler, waits for handlers, then unsubscribes', async () => {
     let end!: () => void
     const worker = sluice.consume('q', { concurrency: 1, prefetch: 5 }, async () => {
       await new Promise<void>((resolve) => (end = resolve))
@@ -567,7 +567,7 @@ describe('closing a worker', () => {
     ])
   })
 
-  it('gives up on handlers after its timeout and aborts their signals', async () => {
+  it('stops waiting for handlers after its timeout and aborts their signals', async () => {
     let signal!: AbortSignal
     const worker = sluice.consume('q', async (_message, context) => {
       signal = context.signal
@@ -582,7 +582,7 @@ describe('closing a worker', () => {
     await until(() => peer.link.named('UNSUBSCRIBE').length === 1)
   })
 
-  it('gives up at once, which is no error, when its timeout is 0', async () => {
+  it('stops waiting at once, without an error, when its timeout is 0', async () => {
     let signal!: AbortSignal
     const worker = sluice.consume('q', { prefetch: 4 }, async (_message, context) => {
       signal = context.signal
@@ -597,7 +597,7 @@ describe('closing a worker', () => {
     await until(() => peer.link.named('UNSUBSCRIBE').length === 1)
   })
 
-  it('waits for its handlers however long its timeout is', async () => {
+  it('waits for its handlers even with the longest timeout', async () => {
     let end!: () => void
     const worker = sluice.consume('q', async () => {
       await new Promise<void>((resolve) => (end = resolve))
@@ -645,7 +645,7 @@ describe('closing a worker', () => {
         await worker.closed
         await until(() => peer.link.named('UNSUBSCRIBE').length === 1)
         expect(events).toContain('closed')
-        // Its end counts as that of any other, and is durable before the subscription is over.
+        // Its end counts like any other, and is durable before the subscription ends.
         expect(peer.link.settles).toContainEqual(
           expect.objectContaining({ firstTag: tag, outcome: OUTCOME.ack }),
         )
@@ -654,7 +654,7 @@ describe('closing a worker', () => {
     }
   }
 
-  it('waits for handlers that do not await it, also when another does or one only calls it', async () => {
+  it('waits for handlers that do not await it, even if another does, or one only calls it', async () => {
     let end!: () => void
     const order: string[] = []
     const worker: Worker = sluice.consume('q', { concurrency: 3 }, async ({ body }) => {
@@ -700,7 +700,7 @@ describe('closing a worker', () => {
 })
 
 describe('losing the connection', () => {
-  it('drops what was not begun, aborts what runs, ignores its late settle, subscribes again', async () => {
+  it('drops messages without a handler, aborts running handlers, ignores their late settles, subscribes again', async () => {
     const begun: unknown[] = []
     let reason: unknown
     let late: unknown
@@ -730,7 +730,7 @@ describe('losing the connection', () => {
     expect(first.settles).toEqual([])
   })
 
-  it('says that the outcome of a settle without an answer is unknown', async () => {
+  it('reports an unknown outcome for a settle without an answer', async () => {
     delete peer.replies[OP.SETTLE]
     const [message] = await pulled(['x'])
     const ack = message!.ack().catch((error: unknown) => error)
@@ -748,7 +748,7 @@ async function pulled(bodies: string[], options = {}): Promise<Message[]> {
 }
 
 describe('settling', () => {
-  it('makes a promise only when one is used', async () => {
+  it('creates a promise only when one is used', async () => {
     peer.replies[OP.SETTLE] = (frame, link) =>
       link.send(
         OP.SETTLE_OK,
@@ -764,7 +764,7 @@ describe('settling', () => {
     await turns(10)
     expect(ignored).toBeInstanceOf(Object)
     expect(Object.prototype.toString.call(ignored)).toBe('[object Promise]')
-    // Asked after the answer came.
+    // Used after the answer.
     await expect(ignored).rejects.toMatchObject({ code: 'LEASE_LOST' })
     let finalized = false
     await messages[1]!
@@ -778,7 +778,7 @@ describe('settling', () => {
     expect(unhandled).toEqual([])
   })
 
-  it('decodes what a message carries', async () => {
+  it('decodes all fields of a message', async () => {
     const [message] = await pulled(['text'], {
       offset: 9,
       attempt: 3,
@@ -799,7 +799,7 @@ describe('settling', () => {
     expect({ ...message!.headers }).toEqual({ a: 'b' })
   })
 
-  it('cuts long reasons to what the broker keeps', async () => {
+  it('cuts long reasons to the length that the broker keeps', async () => {
     const [message] = await pulled(['x'])
     await message!.deadLetter('ü'.repeat(4000))
     expect(peer.link.settles[0]!.reason).toBe('ü'.repeat(2048))
@@ -807,7 +807,7 @@ describe('settling', () => {
 })
 
 describe('the iterator', () => {
-  it('yields, names as started what it yields, and settles in the loop', async () => {
+  it('yields messages, names them as started, and settles them in the loop', async () => {
     const seen: unknown[] = []
     const iterating = (async () => {
       for await (const message of sluice.messages('q', { prefetch: 3 })) {
@@ -832,7 +832,7 @@ describe('the iterator', () => {
     expect(peer.link.named('UNSUBSCRIBE').length).toBe(1)
   })
 
-  it('names as started what was yielded, and nothing behind it once the loop takes its time', async () => {
+  it('names only yielded messages as started once the loop is slow', async () => {
     const iterator = sluice.messages('q', { prefetch: 500 })
     const channel = peer.subscribed()
     let next = iterator.next()
@@ -883,7 +883,7 @@ describe('the iterator', () => {
     expect(await other.next()).toEqual({ value: undefined, done: true })
   })
 
-  it('goes on over a reconnect', async () => {
+  it('continues after a reconnect', async () => {
     const stream = sluice.messages('q')
     const first = stream.next()
     await peer.subscribed()
@@ -898,7 +898,7 @@ describe('the iterator', () => {
 describe('pulling', () => {
   const credits = (): Frame[] => peer.link.named('CREDIT')
 
-  it('returns at the first delivery with what came until it was drained', async () => {
+  it('returns all messages up to DRAINED after the first delivery', async () => {
     const first = sluice.pull('q', { max: 10, wait: '20s' })
     const channel = await peer.subscribed()
     expect(control(peer.link.named('SUBSCRIBE')[0]!)).toMatchObject({ limit: 10, messages: 65_535 })
@@ -916,7 +916,7 @@ describe('pulling', () => {
     expect(peer.link.named('SUBSCRIBE').length).toBe(1)
   })
 
-  it('gives up its subscription when no pull needs it for a while, and all is settled', async () => {
+  it('ends its subscription when it is idle and all messages are settled', async () => {
     vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'performance'], shouldAdvanceTime: true })
     onTestFinished(() => void vi.useRealTimers())
     const pull = sluice.pull('q', { wait: '20s' })
@@ -933,7 +933,7 @@ describe('pulling', () => {
     expect(peer.link.named('SUBSCRIBE').length).toBe(2)
   })
 
-  it('keeps a bounded number of subscriptions that no pull uses, those that were used last', async () => {
+  it('keeps a bounded number of idle subscriptions, those used last', async () => {
     for (let n = 0; n < IDLE.subscriptionsMax + 50; n++) await sluice.pull(`q${n}`)
     await turns()
     const open = peer.link.named('SUBSCRIBE').length - peer.link.named('UNSUBSCRIBE').length
@@ -945,7 +945,7 @@ describe('pulling', () => {
     expect(peer.link.named('SUBSCRIBE').length).toBe(length + 1)
   })
 
-  it('returns nothing at the end of its wait', async () => {
+  it('returns an empty array at the end of its wait', async () => {
     const beganMs = performance.now()
     expect(await sluice.pull('q', { max: 10, wait: 50 })).toEqual([])
     expect(performance.now() - beganMs).toBeGreaterThan(40)
@@ -962,7 +962,7 @@ describe('pulling', () => {
     expect((await pulls[1]!)[0]!.body).toBe('b')
   })
 
-  it('gives back what comes after its signal was aborted, and serves the next', async () => {
+  it('releases messages that arrive after its signal was aborted, and serves the next pull', async () => {
     const controller = new AbortController()
     const first = sluice.pull('q', { max: 5, wait: '20s', signal: controller.signal })
     const channel = await peer.subscribed()
@@ -975,14 +975,14 @@ describe('pulling', () => {
     expect((await second).length).toBe(1)
   })
 
-  it('rejects on a missing queue, each time', async () => {
+  it('rejects each pull from a missing queue', async () => {
     peer.replies[OP.SUBSCRIBE] = (frame, link) =>
       link.error('QUEUE_NOT_FOUND', 'request', frame.channel, frame.correlation)
     for (let i = 0; i < 2; i++)
       await expect(sluice.pull('q', { wait: '1s' })).rejects.toMatchObject({ code: 'QUEUE_NOT_FOUND' })
   })
 
-  it('goes on over a reconnect', async () => {
+  it('continues after a reconnect', async () => {
     const pull = sluice.pull('q', { wait: '20s' })
     await peer.subscribed()
     peer.link.cut()

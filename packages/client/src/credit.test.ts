@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest'
 import { CreditBounds } from './credit.js'
 
 describe('The bounds of a credit', () => {
-  it('admit what was asked for, and no message more', () => {
+  it('admit the credit, and no message more', () => {
     const bounds = new CreditBounds({ messages: 10, bytes: 100, limit: 20 })
     expect(bounds.excess(10, 100, 20)).toBeUndefined()
     expect(bounds.excess(11, 100, 20)).toContain('the credit is 10')
@@ -16,7 +16,7 @@ describe('The bounds of a credit', () => {
     expect(bounds.excess(1, 101 + MOVED_BYTES_MAX, 1)).toContain('more bytes')
   })
 
-  it('never shrink: deliveries under an earlier credit may be under way', () => {
+  it('never shrink, because deliveries under an earlier credit may be under way', () => {
     const bounds = new CreditBounds({ messages: 10, bytes: 100 })
     bounds.extend({ messages: 0, bytes: 0, limit: 0, drain: true })
     expect(bounds.excess(10, 100, 1_000)).toBeUndefined()

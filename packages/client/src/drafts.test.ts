@@ -2,7 +2,7 @@ import { checkRecords, CONTENT_TYPE, LIMITS } from '@sluice/protocol'
 import { expect, it } from 'vitest'
 import { Drafts, reserve } from './drafts.js'
 
-it('writes records behind each other, in a buffer that grows', () => {
+it('writes records one after the other, in a buffer that grows', () => {
   const drafts = new Drafts()
   const draft = { bytes: drafts.take(), end: 0 }
   const first = draft.bytes.length
@@ -15,7 +15,7 @@ it('writes records behind each other, in a buffer that grows', () => {
   expect(typeof found).toBe('number')
 })
 
-it('counts a message by its options and its body, up to what the broker accepts', () => {
+it('measures a message by its options and its body, up to the limit of the broker', () => {
   const drafts = new Drafts()
   drafts.messageBytesMax = 100
   const draft = { bytes: drafts.take(), end: 0 }
@@ -27,7 +27,7 @@ it('counts a message by its options and its body, up to what the broker accepts'
   expect(draft.end).toBe(0)
 })
 
-it('uses buffers again, but keeps neither a large one nor more than its bound', () => {
+it('reuses buffers, but keeps neither a large one nor more than its bound', () => {
   const drafts = new Drafts()
   const bytes = drafts.take()
   drafts.give(bytes)
@@ -42,7 +42,7 @@ it('uses buffers again, but keeps neither a large one nor more than its bound', 
   expect(given.filter((one) => taken.has(one)).length).toBe(8)
 })
 
-it('makes a record that shares no bytes with what follows', () => {
+it('makes a record that shares no bytes with later ones', () => {
   const drafts = new Drafts()
   const one = drafts.record('one', undefined)
   const copy = new Uint8Array(one)

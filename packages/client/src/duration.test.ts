@@ -19,7 +19,7 @@ it('reads milliseconds and text with a unit', () => {
   expect(durations.length).toBe(10)
 })
 
-it('refuses everything else, naming what it is', () => {
+it('refuses everything else, with the value in the error', () => {
   const refused: [unknown, string][] = [
     [-1, '-1'],
     [NaN, 'NaN'],

@@ -27,7 +27,7 @@ const cycle = (): Error => {
   return error
 }
 
-/** Whatever a handler can throw, and the reason that its message fails with. */
+/** Values that a handler throws, and the reason for which its message fails. */
 const thrown: [unknown, string][] = [
   [undefined, 'undefined'],
   [null, 'null'],
@@ -58,15 +58,15 @@ const textless: unknown[] = [
   withMessage(new Error('x'), Object.create(null)),
 ]
 
-describe('what a handler throws', () => {
-  it('has text that can be sent, whatever it is', () => {
+describe('a thrown value', () => {
+  it('always has text that can be sent', () => {
     for (const [value, reason] of thrown) expect(reasonOf(value)).toBe(reason)
     for (const value of textless) expect(reasonOf(value)).toBe(NO_TEXT)
     expect(thrown).toHaveLength(17)
     expect(reasonOf(new Error('x'.repeat(50_000_000)))).toHaveLength(LIMITS.reasonBytesMax)
   })
 
-  it('keeps its decision, and nothing of it that is no delay and no text', () => {
+  it('keeps its decision, without an invalid delay or reason', () => {
     const { deadLetter, retry } = OUTCOME
     const end = (error: unknown): unknown[] => {
       const { outcome, delayMs, reason, isFailure } = endingOf(error)
@@ -109,7 +109,7 @@ describe('the call of a function of the user', () => {
     ],
   ]
 
-  it('has one end, whatever it does, and throws nothing', async () => {
+  it('always has one end, and throws nothing', async () => {
     for (const [call, expected] of calls) {
       const ends: string[] = []
       const follower: Follower = {
@@ -129,7 +129,7 @@ describe('the call of a function of the user', () => {
     expect(calls).toHaveLength(8)
   })
 
-  it('tells of a failure once, at once or later, and of nothing else', async () => {
+  it('reports a failure once, at once or later, and nothing else', async () => {
     for (const [call, , expected] of calls) {
       const failures: string[] = []
       attempt(call, () => failures.push('failed'))
@@ -180,7 +180,7 @@ for (const [kind, options] of KINDS) {
       sluice.consume('q', options as never, handle as never)
     }
 
-    it('fails a message for whatever its handler throws, at once or later, and goes on', async () => {
+    it('fails a message for any value that its handler throws, at once or later, and continues', async () => {
       const all = [...thrown.map(([value]) => value), ...textless]
       sluice.on('handlerError', () => {})
       consume((body) => {
@@ -194,7 +194,7 @@ for (const [kind, options] of KINDS) {
       const bodies = all.flatMap((_, i) => [`sync ${i}`, `async ${i}`])
       const first = peer.link.deliver(channel, 101, [...bodies, 'done'])
       const ends = await outcomes(bodies.length + 1)
-      // No text is no reason on the wire.
+      // Empty text is no reason on the wire.
       const reasons = all.flatMap((value) => Array(2).fill(reasonOf(value) || undefined))
       expect(ends).toEqual([
         ...reasons.map((reason, i) => [first + i, OUTCOME.retry, reason]),
@@ -202,7 +202,7 @@ for (const [kind, options] of KINDS) {
       ])
     })
 
-    it('follows whatever its handler returns as await does', async () => {
+    it('follows the result of its handler as await does', async () => {
       sluice.on('handlerError', () => {})
       type Call = (value?: unknown) => void
       const returned: [unknown, boolean][] = [
@@ -275,7 +275,7 @@ for (const [kind, options] of KINDS) {
 }
 
 describe('a reason', () => {
-  it('that is given by hand must be text, and settles nothing otherwise', async () => {
+  it('of a settle must be text, or the message is not settled', async () => {
     let message: Message | undefined
     sluice.consume('q', { concurrency: 1 }, (given) => {
       message = given
@@ -296,7 +296,7 @@ describe('a reason', () => {
 })
 
 describe('a listener', () => {
-  it('that fails is warned of, and neither stops the others nor the process', async () => {
+  it('that fails becomes a warning, and stops neither the others nor the process', async () => {
     const warnings = vi.spyOn(process, 'emitWarning').mockImplementation(() => {})
     let heard = 0
     sluice.on('handlerError', throwing)

@@ -16,7 +16,7 @@ afterEach(async () => {
   await sluice.close({ timeout: 0 })
 })
 
-/** What `theCallerOfThis` rejects with, whose name must be in the stack. */
+/** The error that `theCallerOfThis` rejects with; its stack must have that name. */
 async function failureOf(call: () => Promise<unknown>): Promise<SluiceError> {
   async function theCallerOfThis(): Promise<void> {
     await call()
@@ -76,7 +76,7 @@ describe('an error that comes later', () => {
     ],
   ]
   for (const [name, names, call] of calls) {
-    it(`has the line of the caller, and names what it is about: ${name}`, async () => {
+    it(`has the line of the caller, and names its queue and offset: ${name}`, async () => {
       peer.replies[OP.PUBLISH] = (_frame, link) => {
         const { number } = link.published.at(-1)!
         if (name !== 'publish, too late') link.refuse(number, 'QUEUE_NOT_FOUND')
@@ -94,7 +94,7 @@ describe('an error that comes later', () => {
     })
   }
 
-  it('has the line of the caller also where the client is closed', async () => {
+  it('has the line of the caller when the client is closed', async () => {
     await sluice.close()
     const closed: (() => Promise<unknown>)[] = [
       () => sluice.publish('orders', 'x'),
@@ -113,14 +113,14 @@ describe('an error that comes later', () => {
     expect(closed).toHaveLength(5)
   })
 
-  it('has the line of the caller also where a body is wrong at its depth', async () => {
+  it('has the line of the caller when a deep body is invalid', async () => {
     const body = { a: { b: { c: { d: { e: [{ f: new Map() }] } } } } }
     const error = await failureOf(() => sluice.publish('orders', body))
     expect(error.code).toBe('INVALID_BODY')
     expect(error.stack).toContain('theCallerOfThis')
   })
 
-  it('is one of its own for each caller of a batch, up to a number in one turn', async () => {
+  it('is separate for each caller of a batch, up to a limit per turn', async () => {
     const publishes = Array.from({ length: TRACED_MAX + 10 }, () =>
       sluice.publish('q', 'x').catch((error: unknown) => error),
     )
@@ -132,7 +132,7 @@ describe('an error that comes later', () => {
       expect(error).toMatchObject({ code: 'CLOSED', outcome: 'unknown', queue: 'q' })
   })
 
-  it('names the message of a settle, and does not reject twice when it fails twice', async () => {
+  it('names the message of a settle, and rejects once when it fails twice', async () => {
     peer.replies[OP.SETTLE] = undefined
     const [message] = await (async () => {
       const pulled = sluice.pull('q', { wait: '20s' })

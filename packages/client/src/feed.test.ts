@@ -43,7 +43,7 @@ describe('publishing all', () => {
     ['an array', [...numbers(2500)]],
     ['a generator', numbers(2500)],
     ['an async generator', later(2500)],
-  ])('of %s keeps to its concurrency and its order, counts, and tells its progress', async (_, source) => {
+  ])('from %s keeps to its concurrency and its order, counts, and reports progress', async (_, source) => {
     let underWay = 0
     let most = 0
     const order: number[] = []
@@ -62,12 +62,12 @@ describe('publishing all', () => {
     expect(progress.map(({ published, duplicates }) => published + duplicates)).toEqual([1000, 2000, 2500])
   })
 
-  it('of nothing is done at once', async () => {
+  it('of nothing resolves at once', async () => {
     expect(await feed(accept).run([])).toEqual({ published: 0, duplicates: 0 })
   })
 
   it.each(['QUEUE_FULL', 'DEDUP_FULL', 'DISK_LOW', 'MEMORY_FULL', 'TOO_MANY_WAITING'] as const)(
-    'publishes again what is refused with %s, in its order, and reads nothing meanwhile',
+    'publishes messages refused with %s again, in order, before it reads more',
     async (code) => {
       let read = 0
       let readAtFirst: number | undefined
@@ -96,7 +96,7 @@ describe('publishing all', () => {
     },
   )
 
-  it('ends with the first other failure, reads no more, and waits for what is under way', async () => {
+  it('ends with the first other failure, reads no more, and waits for unconfirmed messages', async () => {
     let left = false
     let settled = 0
     function* source(): Generator<number> {
@@ -118,7 +118,7 @@ describe('publishing all', () => {
     expect(settled).toBe(10)
   })
 
-  it('rejects with what its source or its listener throws', async () => {
+  it('rejects with the error of its source or its listener', async () => {
     const broken = new Error('broken')
     const fail = (): never => {
       throw broken
@@ -136,12 +136,12 @@ describe('publishing all', () => {
     }
   })
 
-  it('publishes again what is refused, however long its source takes for the next message', async () => {
+  it('publishes refused messages again while its source is waiting', async () => {
     let isAccepted = false
     let tries = 0
     async function* source(): AsyncGenerator<number> {
       yield 1
-      // As where the source waits for what was published to be consumed.
+      // The source may wait until the published messages are consumed.
       await until(() => isAccepted)
     }
     const publish = async (message: number): Promise<Receipt> => {
@@ -152,11 +152,11 @@ describe('publishing all', () => {
     expect(await feed(publish).run(source())).toEqual({ published: 1, duplicates: 0 })
   })
 
-  it('rejects with what its listener rejects with, and with an item that is none', async () => {
+  it('rejects with the rejection of its listener, and with an invalid item', async () => {
     const broken = new Error('broken')
     const onProgress = () => Promise.reject(broken) as never
     await expect(feed(accept, { onProgress }).run(later(3000))).rejects.toBe(broken)
-    // At the end nothing waits for the listener, and nothing is unhandled.
+    // At the end the feed does not wait for the listener, and no rejection is unhandled.
     expect(await feed(accept, { onProgress }).run([1])).toMatchObject({ published: 1 })
     const sources = [() => undefined, () => Promise.resolve(undefined)]
     for (const next of sources) {
@@ -165,7 +165,7 @@ describe('publishing all', () => {
     }
   })
 
-  it('listens once to a signal that many of them have', async () => {
+  it('adds one listener to a signal that many feeds share', async () => {
     const { signal } = new AbortController()
     const add = vi.spyOn(signal, 'addEventListener')
     const feeds = Array.from({ length: 20 }, () => feed(accept, { signal }).run(later(10)))
@@ -173,7 +173,7 @@ describe('publishing all', () => {
     expect(add).toHaveBeenCalledOnce()
   })
 
-  it('ends when its signal is aborted, also while its source or a pause lasts', async () => {
+  it('ends when its signal is aborted, even while its source waits or it pauses', async () => {
     const cases: [AsyncIterable<number> | Iterable<number>, (message: number) => Promise<Receipt>][] = [
       [{ [Symbol.asyncIterator]: () => ({ next: () => new Promise(() => {}) }) }, accept],
       [numbers(5), () => Promise.reject(new SluiceError('QUEUE_FULL', 'full', { retryAfterMs: 60_000 }))],
@@ -210,7 +210,7 @@ describe('a client', () => {
     await sluice.close({ timeout: 1 })
   })
 
-  it('keeps no more publishes that wait than it may, and takes more when those are sent', async () => {
+  it('limits waiting publishes, and accepts more once those are sent', async () => {
     const peer = new Peer()
     const sluice = await peer.connect({ maxInFlight: 1, maxWaitingBytes: 2048 })
     const results = [sluice.publish('a', 'first')]
@@ -231,7 +231,7 @@ describe('a client', () => {
     await sluice.close({ timeout: 1 })
   })
 
-  it('forgets publishes that gave up while there is no broker', async () => {
+  it('frees publishes whose callers gave up without a broker', async () => {
     const peer = new Peer()
     const sluice = await peer.connect({ maxWaitingBytes: 2048 })
     delete peer.replies[OP.HELLO]

@@ -3,7 +3,7 @@ import { expect, it } from 'vitest'
 import { Fifo } from './fifo.js'
 import { runs } from '../../../test/amount.js'
 
-it('holds what an array holds, whatever is added and taken', () => {
+it('holds what an array holds, for any sequence of operations', () => {
   const numRuns = runs(20, 600)
   let steps = 0
   const step = fc.oneof(
@@ -57,7 +57,7 @@ it('holds what an array holds, whatever is added and taken', () => {
   expect(steps).toBeGreaterThanOrEqual(10 * numRuns)
 })
 
-it('keeps its order across the place where free slots are given back', () => {
+it('keeps its order when free slots are dropped', () => {
   const fifo = new Fifo<number>()
   for (let i = 0; i < 5000; i++) fifo.push(i)
   for (let i = 0; i < 4000; i++) expect(fifo.shift()).toBe(i)

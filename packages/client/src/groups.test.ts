@@ -21,7 +21,7 @@ const settled = (): number => peer.link.settles.reduce((sum, { count }) => sum +
 const started = (): number => peer.link.started.reduce((sum, { count }) => sum + count, 0)
 
 describe('a worker of batches', () => {
-  it('asks for twice what its handlers take', async () => {
+  it('asks for twice the messages of its handlers', async () => {
     sluice.consume('q', { concurrency: 3, batch: { size: 100 } }, () => {})
     await peer.subscribed()
     expect(control(peer.link.named('SUBSCRIBE')[0]!)).toMatchObject({ messages: 600 })
@@ -49,7 +49,7 @@ describe('a worker of batches', () => {
     expect(peer.link.settles.every(({ outcome }) => outcome === OUTCOME.ack)).toBe(true)
   })
 
-  it('waits no longer than it may after the first, and not at all by default', async () => {
+  it('waits for the set time after the first message, and not at all by default', async () => {
     const took: number[] = []
     sluice.consume('q', { batch: { size: 100, wait: 40 } }, (messages) => {
       took.push(messages.length, performance.now() - beganMs)
@@ -69,7 +69,7 @@ describe('a worker of batches', () => {
     expect(sizes).toEqual([5])
   })
 
-  it('runs no more handlers at a time than its concurrency', async () => {
+  it('runs no more handlers than its concurrency', async () => {
     const ends: (() => void)[] = []
     const sizes: number[] = []
     sluice.consume('q', { concurrency: 2, prefetch: 50, batch: { size: 5 } }, (messages) => {
@@ -90,7 +90,7 @@ describe('a worker of batches', () => {
     await until(() => settled() === 18)
   })
 
-  it('has one outcome for all that it did not settle one by one', async () => {
+  it('has one outcome for all messages that it did not settle itself', async () => {
     const failures: unknown[] = []
     sluice.on('handlerError', ({ offset, messages }) => failures.push([offset, messages]))
     sluice.consume('q', { prefetch: 20, batch: { size: 3 } }, async (messages) => {
@@ -125,7 +125,7 @@ describe('a worker of batches', () => {
     expect(failures).toEqual([[0, 3]])
   })
 
-  it('makes a batch of its own of a message that must be alone', async () => {
+  it('puts a message that must be alone into its own batch', async () => {
     const batches: unknown[] = []
     const ends: (() => void)[] = []
     sluice.consume('q', { concurrency: 3, prefetch: 20, batch: { size: 4, wait: '10s' } }, (messages) => {
@@ -146,7 +146,7 @@ describe('a worker of batches', () => {
     expect(batches).toEqual([['a', 'b'], ['suspect'], ['c', 'd', 'e', 'f']])
   })
 
-  it('aborts its signal when one of its messages is lost, and keeps the others', async () => {
+  it('aborts its signal when one of its leases is lost, and keeps the others', async () => {
     let signal!: AbortSignal
     let late!: AbortSignal
     let batch: Message[] = []
@@ -169,7 +169,7 @@ describe('a worker of batches', () => {
     ])
   })
 
-  it('drops what is lost before it begins, credit included', async () => {
+  it('drops lost messages that have not started, and frees their credit', async () => {
     const batches: unknown[] = []
     sluice.consume('q', { prefetch: 4, batch: { size: 4, wait: '10s' } }, (messages) => {
       batches.push(bodies(messages))
@@ -184,7 +184,7 @@ describe('a worker of batches', () => {
     expect(peer.link.closed).toBe(false)
   })
 
-  it('gives back what it has gathered when it closes, and begins anew on another connection', async () => {
+  it('releases gathered messages when it closes, and starts empty on another connection', async () => {
     const batches: unknown[] = []
     const worker = sluice.consume('q', { batch: { size: 4, wait: '10s' } }, (messages) => {
       batches.push(bodies(messages))
@@ -203,7 +203,7 @@ describe('a worker of batches', () => {
     expect(peer.link.named('STARTED')).toEqual([])
   })
 
-  it('leaves no timer behind when it gives up at once', async () => {
+  it('leaves no timer behind when it closes at once', async () => {
     const timers = (): number => process.getActiveResourcesInfo().filter((name) => name === 'Timeout').length
     const before = timers()
     const worker = sluice.consume('q', { batch: { size: 4, wait: '1h' } }, () => {})
@@ -233,7 +233,7 @@ describe('a worker of batches', () => {
     ])
   })
 
-  it('refuses sizes that can never be', () => {
+  it('refuses impossible sizes', () => {
     const wrong: [object, string][] = [
       [{ batch: { size: 0 } }, 'INVALID_ARGUMENT'],
       [{ batch: { size: 65_536 } }, 'INVALID_ARGUMENT'],
@@ -266,7 +266,7 @@ describe('a worker that keeps keys in order', () => {
 
   const keyed = (...keys: string[]): { each: { key: string }[] } => ({ each: keys.map((key) => ({ key })) })
 
-  it('handles messages of a key one after the other, and others meanwhile', async () => {
+  it('handles messages of a key one after the other, and others in parallel', async () => {
     const runs = running({ concurrency: 3, prefetch: 20 })
     const channel = await peer.subscribed()
     const tag = peer.link.deliver(
@@ -310,7 +310,7 @@ describe('a worker that keeps keys in order', () => {
     expect(runs.map(({ body }) => body)).toEqual(['0', 'x', 'y'])
   })
 
-  it('frees a key whose message is lost, begun or not', async () => {
+  it('frees a key whose message is lost, started or not', async () => {
     const runs = running({ concurrency: 2, prefetch: 20 })
     const channel = await peer.subscribed()
     const tag = peer.link.deliver(channel, 101, ['a1', 'a2', 'a3'], keyed('a', 'a', 'a'))
@@ -336,7 +336,7 @@ describe('a worker that keeps keys in order', () => {
     expect(batches).toEqual([['a1', 'b1'], ['a2', 'b2'], ['a3']])
   })
 
-  it('gives back what stands behind when it closes', async () => {
+  it('releases waiting messages of a key when it closes', async () => {
     const ends: (() => void)[] = []
     const worker = sluice.consume('q', { ordering: 'key', concurrency: 2, prefetch: 9 }, () => {
       return new Promise<void>((resolve) => ends.push(resolve))
@@ -354,7 +354,7 @@ describe('a worker that keeps keys in order', () => {
     ])
   })
 
-  it('counts right when its connection is lost with messages in every state', async () => {
+  it('counts correctly when its connection is lost with messages in every state', async () => {
     const runs = running({ concurrency: 2, prefetch: 9 })
     let channel = await peer.subscribed()
     peer.link.deliver(channel, 101, ['a1', 'a2', 'b1', 'c1'], keyed('a', 'a', 'b', 'c'))
@@ -362,17 +362,17 @@ describe('a worker that keeps keys in order', () => {
     peer.link.cut()
     await peer.dialled()
     channel = await peer.subscribed()
-    // Alone begins only when nothing is being handled as far as the broker knows.
+    // A message that must be alone starts only when no started message is unsettled.
     peer.link.deliver(channel, 101, ['suspect'], { flags: DELIVER_FLAG.alone })
     await turns(10)
     expect(runs.map(({ body }) => body)).toEqual(['a1', 'b1'])
-    // The handlers of the lost connection still take the places.
+    // The handlers of the lost connection still occupy the places.
     runs[0]!.end()
     await until(() => runs.length === 3)
     expect(runs[2]!.body).toBe('suspect')
   })
 
-  it('needs no lines where one is handled at a time', async () => {
+  it('needs no lines with a concurrency of 1', async () => {
     const runs = running({ concurrency: 1, prefetch: 9 })
     const channel = await peer.subscribed()
     peer.link.deliver(channel, 101, ['a1', 'a2', 'b1'], keyed('a', 'a', 'b'))

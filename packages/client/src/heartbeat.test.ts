@@ -1,7 +1,7 @@
 import { expect, it } from 'vitest'
 import { Heartbeat } from './heartbeat.js'
 
-it('pings when half the interval would pass in silence', () => {
+it('pings before half the interval passes without sending', () => {
   const heartbeat = new Heartbeat(1000, 0)
   expect(heartbeat.tickMs).toBe(250)
   expect(heartbeat.tick(250)).toBe('quiet')
@@ -12,7 +12,7 @@ it('pings when half the interval would pass in silence', () => {
   expect(heartbeat.tick(1000)).toBe('ping')
 })
 
-it('suspects a peer that was silent for twice the interval, and clears it when it speaks', () => {
+it('suspects a peer after twice the interval of silence, and clears it when bytes arrive', () => {
   const heartbeat = new Heartbeat(1000, 0)
   for (let at = 250; at < 2000; at += 250) expect(heartbeat.tick(at)).not.toBe('suspect')
   expect(heartbeat.tick(2000)).toBe('suspect')
@@ -21,7 +21,7 @@ it('suspects a peer that was silent for twice the interval, and clears it when i
   expect(heartbeat.judge(2002)).toBe(false)
 })
 
-it('gives a stall of its own process back to the peer', () => {
+it('does not count a stall of its own process as silence of the peer', () => {
   const heartbeat = new Heartbeat(1000, 0)
   expect(heartbeat.tick(250)).toBe('quiet')
   // Ten seconds in which no timer fired.

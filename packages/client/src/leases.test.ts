@@ -38,7 +38,7 @@ const codes = async (promises: Promise<unknown>[]): Promise<string[]> =>
   )
 
 describe('extending a lease', () => {
-  it('names its message and the time from now', async () => {
+  it('sends the tag and the duration', async () => {
     const { messages, tag } = await pulled(texts(2))
     await messages[1]!.extend('2m')
     await messages[0]!.extend()
@@ -52,7 +52,7 @@ describe('extending a lease', () => {
     await messages[0]!.ack()
   })
 
-  it('is refused for what is settled or lost, and nobody has to listen', async () => {
+  it('is refused for a settled or lost message, without an unhandled rejection', async () => {
     const unhandled: unknown[] = []
     const listen = (error: unknown): void => void unhandled.push(error)
     process.on('unhandledRejection', listen)
@@ -79,7 +79,7 @@ describe('extending a lease', () => {
 })
 
 describe('a processing timeout', () => {
-  it('is told to the broker by whoever consumes', async () => {
+  it('is sent to the broker by every kind of consumer', async () => {
     sluice.consume('q', { processingTimeout: '1m' }, () => {})
     void sluice.messages('q', { processingTimeout: '2m' }).next()
     const pull = sluice.pull('q', { processingTimeout: '3m' })
@@ -90,7 +90,7 @@ describe('a processing timeout', () => {
     expect(await pull).toEqual([])
   })
 
-  it('gets a pull a subscription of its own, and the earlier one lasts until its messages are settled', async () => {
+  it('gives a pull its own subscription, and the earlier one remains until its messages are settled', async () => {
     const { messages } = await pulled(texts(1))
     expect(await sluice.pull('q', { processingTimeout: '1m' })).toEqual([])
     expect(await sluice.pull('q', { processingTimeout: '1m' })).toEqual([])
@@ -104,7 +104,7 @@ describe('a processing timeout', () => {
 })
 
 describe('losing leases', () => {
-  it('aborts the signal of just those messages, and refuses their settles without asking', async () => {
+  it('aborts only the signals of those messages, and refuses their settles locally', async () => {
     const aborted: unknown[] = []
     const messages: Message[] = []
     sluice.consume('q', { concurrency: 4 }, (message, { signal }) => {
@@ -130,11 +130,11 @@ describe('losing leases', () => {
       { firstTag: tag + 3, count: 1 },
     ])
     expect(await codes([messages[0]!.retry(), messages[0]!.extend()])).toEqual(['LEASE_LOST', 'LEASE_LOST'])
-    // A signal that is first asked for afterwards is aborted too.
+    // A signal that is first read afterwards is aborted too.
     expect((messages[0] as unknown as { signal: AbortSignal }).signal.aborted).toBe(true)
   })
 
-  it('is an event, for each message that a handler had or has settled too late', async () => {
+  it('emits an event for each message that a handler had or settled too late', async () => {
     delete peer.replies[OP.SETTLE]
     const losses: unknown[] = []
     sluice.on('leaseLost', (loss) => losses.push(loss))
@@ -148,7 +148,7 @@ describe('losing leases', () => {
     await until(() => messages.length === 3)
     void messages[1]!.ack().catch(() => {})
     await until(() => peer.link.named('SETTLE').length === 1)
-    // The last was only buffered.
+    // The last message was only buffered.
     peer.link.leasesLost(
       channel,
       101,
@@ -171,7 +171,7 @@ describe('losing leases', () => {
     expect(losses.at(-1)).toEqual({ queue: 'q', offset: 900, reason: 'purged' })
   })
 
-  it('is a warning where no one listens, and one for all that follow', async () => {
+  it('is a warning without a listener, and one more for all that follow', async () => {
     const warnings: Error[] = []
     const listen = (warning: Error): void => void warnings.push(warning)
     process.on('warning', listen)
@@ -191,7 +191,7 @@ describe('losing leases', () => {
     ])
   })
 
-  it('ignores how a handler of a lost message ends, and goes on with the credit that was freed', async () => {
+  it('ignores how a handler of a lost message ends, and uses the freed credit', async () => {
     const ends: (() => void)[] = []
     const begun: unknown[] = []
     sluice.consume('q', { concurrency: 2, prefetch: 2 }, ({ body }) => {
@@ -202,7 +202,7 @@ describe('losing leases', () => {
     const tag = peer.link.deliver(channel, 101, texts(2))
     await until(() => ends.length === 2)
     peer.link.leasesLost(channel, 101, { firstTag: tag, count: 2 })
-    // All of the credit again: without the loss this would be more than was asked for.
+    // The whole credit again. Without the loss this would exceed it.
     const next = peer.link.deliver(channel, 101, ['a', 'b'])
     await turns(10)
     expect(peer.link.closed).toBe(false)
@@ -216,7 +216,7 @@ describe('losing leases', () => {
     expect(peer.link.settles).toMatchObject([{ firstTag: next, count: 2, outcome: OUTCOME.ack }])
   })
 
-  it('takes what has not begun out of the buffer, wherever it is', async () => {
+  it('removes lost messages anywhere in the buffer', async () => {
     const begun: unknown[] = []
     const ends: (() => void)[] = []
     const worker = sluice.consume('q', { concurrency: 1, prefetch: 20 }, ({ body, offset, key }) => {
@@ -248,7 +248,7 @@ describe('losing leases', () => {
     expect(peer.link.settles.some(({ outcome }) => outcome === OUTCOME.release)).toBe(false)
   })
 
-  it('takes what has not begun out of a scattered delivery, and leaves the places of the others', async () => {
+  it('removes lost messages from a scattered delivery, and keeps the offsets of the others', async () => {
     const begun: unknown[] = []
     const ends: (() => void)[] = []
     sluice.consume('q', { concurrency: 1, prefetch: 20 }, ({ body, offset, publishedAt }) => {
@@ -272,7 +272,7 @@ describe('losing leases', () => {
     ])
   })
 
-  it('does not count what was settled before the loss was known', async () => {
+  it('does not count messages that were settled before the loss was known', async () => {
     delete peer.replies[OP.SETTLE]
     const { messages, channel, tag } = await pulled(texts(4))
     const sent = messages[0]!.ack()
@@ -293,7 +293,7 @@ describe('losing leases', () => {
     expect(await codes([messages[2]!.ack(), messages[3]!.ack()])).toEqual(['LEASE_LOST', 'LEASE_LOST'])
   })
 
-  it('lets a message begin that waited to be alone', async () => {
+  it('starts a message that waited to be alone', async () => {
     const begun: unknown[] = []
     sluice.consume('p', () => new Promise(() => {}))
     sluice.consume('q', ({ body }) => void begun.push(body))
@@ -308,7 +308,7 @@ describe('losing leases', () => {
     await until(() => begun.length === 1)
   })
 
-  it('lets the next begin when the one that had to be alone is lost', async () => {
+  it('starts the next message when the one that had to be alone is lost', async () => {
     const begun: unknown[] = []
     sluice.consume('p', () => new Promise(() => {}))
     sluice.consume('q', ({ body }) => void begun.push(body))
@@ -323,7 +323,7 @@ describe('losing leases', () => {
     expect(begun).toEqual(['next'])
   })
 
-  it('makes nothing of tags that come round again', async () => {
+  it('is not confused by tags that are used again', async () => {
     const { channel } = await pulled(['x'])
     peer.link.leasesLost(channel, 101, { firstTag: 1, count: 1 })
     await turns()
@@ -333,7 +333,7 @@ describe('losing leases', () => {
     expect(await codes([(await again)[0]!.ack()])).toEqual(['done'])
   })
 
-  it('leaves a broker that takes more than there was', async () => {
+  it('disconnects from a broker that ends more leases than there are', async () => {
     const { channel } = await pulled(['x'])
     const dialled = peer.dialled()
     peer.link.leasesLost(channel, 101, { firstTag: 1, count: 5 })
@@ -341,7 +341,7 @@ describe('losing leases', () => {
     expect(peer.links[0]!.closed).toBe(true)
   })
 
-  it('of another subscription of the same channel means nothing', async () => {
+  it('of another subscription on the same channel is ignored', async () => {
     const { messages, channel } = await pulled(['x'])
     peer.link.leasesLost(channel, 999, { firstTag: 1, count: 1 })
     await turns()
@@ -350,7 +350,7 @@ describe('losing leases', () => {
 })
 
 describe('a consumer that an operator closes', () => {
-  it('ends when it is told', async () => {
+  it('ends with CONSUMER_CLOSED', async () => {
     const reported: string[] = []
     sluice.on('error', ({ code }) => reported.push(code))
     const worker = sluice.consume('q', () => {})
@@ -365,7 +365,7 @@ describe('a consumer that an operator closes', () => {
     expect(peer.link.named('SUBSCRIBE')).toEqual([])
   })
 
-  it('ends an iterator, and leaves the next pull its chance', async () => {
+  it('ends an iterator, and the next pull subscribes again', async () => {
     const stream = sluice.messages('q')
     const next = stream.next()
     peer.link.error('CONSUMER_CLOSED', 'channel', await peer.subscribed())

@@ -15,7 +15,7 @@ const items = (keys: string): Item[] =>
 const ids = (taken: readonly Item[]): number[] => taken.map(({ id }) => id)
 
 describe('lines', () => {
-  it('let everything go in its order where none is asked for', () => {
+  it('let every message go in order of arrival without `ordered`', () => {
     const lines = new Lines<Item>(false)
     for (const item of items('aab')) lines.add(item, 5)
     expect([lines.ready, lines.sinceMs]).toEqual([3, 5])
@@ -25,7 +25,7 @@ describe('lines', () => {
     expect(lines.ready).toBe(0)
   })
 
-  it('hold a message back until the one of its key before it is done, and let others past', () => {
+  it('hold a message back until the previous one of its key is done, and let others pass', () => {
     const lines = new Lines<Item>(true)
     const all = items('aab-a-')
     for (const item of all) lines.add(item, 1)
@@ -42,7 +42,7 @@ describe('lines', () => {
     expect(ids(lines.take(9))).toEqual([4])
   })
 
-  it('free the key of what is lost, whether it waited or went', () => {
+  it('free the key of a lost message, whether it waited or went', () => {
     const lines = new Lines<Item>(true)
     const all = items('aaabbcc')
     for (const item of all) lines.add(item, 1)
@@ -54,7 +54,7 @@ describe('lines', () => {
     expect(ids(lines.clear())).toEqual([])
   })
 
-  it('never have two of a key out, and keep each key in order, whatever happens', () => {
+  it('never have two messages of a key out, and keep each key in order', () => {
     const step = fc.oneof(
       fc.record({ add: fc.constantFrom('a', 'b', 'c', undefined) }),
       fc.record({ take: fc.integer({ min: 1, max: 4 }) }),

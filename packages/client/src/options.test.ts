@@ -13,7 +13,7 @@ import {
 } from './options.js'
 
 describe('headers', () => {
-  it('can be whatever has entries of text', () => {
+  it('can be any iterable of text entries', () => {
     const given = [
       { tenant: 'a', ü: '🙂' },
       Object.assign(Object.create(null) as object, { tenant: 'a', ü: '🙂' }),
@@ -31,7 +31,7 @@ describe('headers', () => {
     )
   })
 
-  it('are refused where something of them would be lost', () => {
+  it('are refused if a part of them would be lost', () => {
     class Request {
       get tenant(): string {
         return 'a'
@@ -60,7 +60,7 @@ describe('headers', () => {
 })
 
 describe('queues as values', () => {
-  it('carry their name and schema', () => {
+  it('have their name and schema', () => {
     const schema = {
       '~standard': { version: 1 as const, vendor: 'x', validate: (value: unknown) => ({ value }) },
     }
@@ -80,7 +80,7 @@ describe('queues as values', () => {
     expect(wrong.length).toBe(6)
   })
 
-  it('type what is published and what is read', () => {
+  it('type published and consumed bodies', () => {
     interface Order {
       total: number
     }
@@ -133,7 +133,7 @@ describe('options', () => {
     expect(recordOptions({ at: 5 })).toMatchObject({ atMs: 5 })
   })
 
-  it('are refused by name where nobody has them, or their value is out of bounds', () => {
+  it('are refused by name if they are unknown or out of bounds', () => {
     for (const options of [{ processingTimeout: 99 }, { processingTimeout: 'long' as never }]) {
       expect(() => workerSettings(options)).toThrow('processingTimeout')
       expect(() => streamSettings(options)).toThrow('processingTimeout')

@@ -1,7 +1,7 @@
 import { expect, it } from 'vitest'
 import { Orphans } from './orphans.js'
 
-it('lets a message wait twice as long after each release, a minute at most, and keeps nothing of those released', () => {
+it('lets a message wait twice as long after each release, up to a minute, and forgets released ones', () => {
   const orphans = new Orphans()
   const end = orphans.begin('q', [7])
   const woken: number[] = []
@@ -14,13 +14,13 @@ it('lets a message wait twice as long after each release, a minute at most, and 
   }
   expect(waits).toEqual([1, 2, 4, 8, 16, 32, 60, 60, 60].map((seconds) => seconds * 1_000))
   end()
-  // Only the last one still waited.
+  // Only the last one was still waiting.
   expect(woken).toEqual([8])
   expect(orphans.has('q')).toBe(false)
   expect(orphans.patienceMs('q', 7)).toBe(1_000)
 })
 
-it('wakes what waits when the last of several handlers ends', () => {
+it('wakes a waiting message when the last of several handlers ends', () => {
   const orphans = new Orphans()
   const ends = [orphans.begin('q', [1, 'key']), orphans.begin('q', ['key'])]
   let woken = 0

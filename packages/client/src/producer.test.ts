@@ -26,7 +26,7 @@ afterEach(async () => {
 })
 
 describe('batching', () => {
-  it('sends what is published in one turn as one batch a queue, in one write', async () => {
+  it('sends the publishes of one turn as one batch per queue, in one write', async () => {
     peer.confirmAll()
     sluice = await peer.connect()
     const before = peer.link.writes
@@ -50,7 +50,7 @@ describe('batching', () => {
     ])
   })
 
-  it('begins another batch where the target size is reached, and lets a larger message travel alone', async () => {
+  it('starts another batch at the target size, and sends a larger message alone', async () => {
     peer.confirmAll()
     sluice = await peer.connect()
     const text = 'x'.repeat(20_000)
@@ -69,7 +69,7 @@ describe('batching', () => {
       expect(payload.length).toBeLessThanOrEqual(LIMITS.batchBytesTarget + 256)
   })
 
-  it('keeps a batch that comes due message by message short', async () => {
+  it('keeps batches of scheduled messages short', async () => {
     peer.confirmAll()
     sluice = await peer.connect()
     const body = 'x'.repeat(1000)
@@ -109,7 +109,7 @@ describe('batching', () => {
     expect(second).toEqual({ priority: 0, atMs: at.getTime() })
   })
 
-  it('refuses what is out of bounds before it is sent', async () => {
+  it('refuses values out of bounds before it sends them', async () => {
     sluice = await peer.connect()
     const refused: [Promise<unknown>, string][] = [
       [sluice.publish('a', 'b', { priority: 32 }), 'INVALID_PRIORITY'],
@@ -135,7 +135,7 @@ describe('batching', () => {
     expect(refused.length).toBe(16)
   })
 
-  it('writes each message whole where reading one body publishes another', async () => {
+  it('writes each message completely when reading one body publishes another', async () => {
     peer.confirmAll()
     sluice = await peer.connect()
     const nested: Promise<unknown>[] = []
@@ -182,7 +182,7 @@ describe('batching', () => {
     expect(sent.filter((one) => one === other)).toHaveLength(nested.length)
   })
 
-  it('publishes a batch as one atomic batch, after what was published before', async () => {
+  it('publishes a batch as one atomic batch, after earlier publishes', async () => {
     peer.confirmAll()
     sluice = await peer.connect()
     const [before, batch, after] = await Promise.all([
@@ -204,7 +204,7 @@ describe('batching', () => {
 })
 
 describe('the window', () => {
-  it('holds back what is beyond maxInFlight and sends it in order as answers come', async () => {
+  it('holds publishes beyond maxInFlight back, and sends them in order as answers arrive', async () => {
     sluice = await peer.connect({ maxInFlight: 2 })
     const results = [0, 1, 2, 3, 4].map((i) => sluice.publish('a', `${i}`))
     await turns()
@@ -221,7 +221,7 @@ describe('the window', () => {
     expect((await Promise.all(results)).map(({ offset }) => offset)).toEqual([0, 1, 2, 3, 4])
   })
 
-  it('never has more batches unanswered than the broker allows', async () => {
+  it('never has more unanswered batches than the broker allows', async () => {
     peer.replies[OP.HELLO] = (_frame, link) => link.helloOk({ inFlightBatches: 2 })
     sluice = await peer.connect()
     const results = ['a', 'b', 'c'].map((queue) => sluice.publish(queue, 'x'))
@@ -261,7 +261,7 @@ describe('the window', () => {
     await Promise.all(results)
   })
 
-  it('holds back by bytes, and lets one message through that is larger than the window', async () => {
+  it('limits bytes, and sends a message that is larger than the window alone', async () => {
     peer.replies[OP.HELLO] = (_frame, link) => link.helloOk({ inFlightBytes: 10_000 })
     sluice = await peer.connect()
     const results = [sluice.publish('a', 'x'.repeat(50_000)), sluice.publish('b', 'small')]
@@ -286,7 +286,7 @@ describe('the window', () => {
     expect((await second).offset).toBe(1)
   })
 
-  it('takes a waiting message back when its signal is aborted, and sends the rest', async () => {
+  it('withdraws a waiting message when its signal is aborted, and sends the rest', async () => {
     sluice = await peer.connect({ maxInFlight: 1 })
     const first = sluice.publish('a', 'first')
     await turns()
@@ -303,7 +303,7 @@ describe('the window', () => {
     expect(peer.link.published.map(({ bodies }) => bodies)).toEqual([['first'], ['third']])
   })
 
-  it('withdraws one message out of the middle of a batch', async () => {
+  it('withdraws one message from the middle of a batch', async () => {
     peer.confirmAll()
     sluice = await peer.connect()
     const controller = new AbortController()
@@ -323,7 +323,7 @@ describe('the window', () => {
 })
 
 describe('deadlines', () => {
-  it('ends an unanswered publish with an unknown outcome and keeps it for the reconnect', async () => {
+  it('rejects an unanswered publish with an unknown outcome, and keeps it for the reconnect', async () => {
     sluice = await peer.connect()
     await expect(sluice.publish('a', 'x', { timeout: 20 })).rejects.toMatchObject({
       code: 'TIMEOUT',
@@ -335,7 +335,7 @@ describe('deadlines', () => {
     expect(peer.link.published[0]).toMatchObject({ number: 1, bodies: ['x'] })
   })
 
-  it('ends a publish that was never sent plainly, and never sends it', async () => {
+  it('rejects an unsent publish with a known outcome, and never sends it', async () => {
     sluice = await peer.connect({ maxInFlight: 1 })
     const first = sluice.publish('a', 'first')
     const second = sluice.publish('a', 'second', { timeout: 20 })
@@ -348,7 +348,7 @@ describe('deadlines', () => {
 })
 
 describe('refusals', () => {
-  it('tries the messages of a refused batch by themselves, in order, under new numbers', async () => {
+  it('sends the messages of a refused batch one by one, in order, under new numbers', async () => {
     sluice = await peer.connect()
     const results = ['good', 'bad', 'fine'].map((body) => sluice.publish('a', body))
     await turns()
@@ -368,7 +368,7 @@ describe('refusals', () => {
     expect(fine).toMatchObject({ value: { offset: 1 } })
   })
 
-  it('gives each message its own verdict where there is no room for all of them', async () => {
+  it('gives each message its own result when there is no room for all of them', async () => {
     sluice = await peer.connect()
     let number = 0
     for (const code of ['QUEUE_FULL', 'DEDUP_FULL'] as const) {
@@ -386,7 +386,7 @@ describe('refusals', () => {
     expect(peer.link.published.map(({ bodies }) => bodies.length)).toEqual([2, 1, 1, 2, 1, 1])
   })
 
-  it('rejects the whole batch where each message would fare the same', async () => {
+  it('rejects the whole batch when each message would be refused too', async () => {
     sluice = await peer.connect()
     const codes = ['DISK_LOW', 'MEMORY_FULL', 'UNKNOWN_OUTCOME', 'QUEUE_NOT_FOUND'] as const
     let number = 0
@@ -419,7 +419,7 @@ describe('refusals', () => {
 })
 
 describe('replacing', () => {
-  it('tells a message that replaced another by its own offset among the duplicates', async () => {
+  it('recognizes a message that replaced another by its own offset among the duplicates', async () => {
     sluice = await peer.connect()
     const results = [
       sluice.publish('a', 'one', { id: 'i', onDuplicate: 'replace' }),
@@ -443,7 +443,7 @@ describe('replacing', () => {
     expect([payload[first + 4], payload[second + 4]]).toEqual([128 | 16, 16])
   })
 
-  it('needs an id and a known word', async () => {
+  it('needs an id and a known value', async () => {
     sluice = await peer.connect()
     await expect(sluice.publish('a', 1, { onDuplicate: 'replace' })).rejects.toMatchObject({
       code: 'OPTION_CONFLICT',
@@ -457,7 +457,7 @@ describe('replacing', () => {
 describe('order', () => {
   type Refusal = 'EARLIER_REFUSED' | 'AT_IN_THE_PAST' | 'QUEUE_FULL'
 
-  /** A broker that refuses what holds a bad message, and what follows a refused batch, as PROTOCOL.md says. */
+  /** A broker that refuses batches with a bad message, and batches that follow a refused one, as in PROTOCOL.md. */
   class Order {
     readonly accepted = new Map<string, string[]>()
     readonly #results = new Map<number, number>()
@@ -487,7 +487,7 @@ describe('order', () => {
       }
     }
 
-    /** Refusals are in memory alone. */
+    /** Refusals are only in memory. */
     restart(): void {
       this.#refused.clear()
     }
@@ -512,7 +512,7 @@ describe('order', () => {
 
   const calls = fc.array(call, { minLength: 2, maxLength: 30 })
 
-  /** Makes the calls, and `trouble` before that of the index; returns how many failed, and how many batches came. */
+  /** Makes the calls, and `trouble` before the call of each index. Returns the number of failures and of batches. */
   async function orderOf(
     made: readonly (typeof calls extends fc.Arbitrary<(infer Call)[]> ? Call : never)[],
     trouble?: { readonly at: number; readonly turns: number; readonly what: 'cut' | 'restart' },
@@ -551,7 +551,7 @@ describe('order', () => {
     }
   }
 
-  it('of what is accepted in a queue is that of the calls, whatever is refused', async () => {
+  it('of accepted messages is that of the calls, for any refusals', async () => {
     let refused = 0
     let sent = 0
     await fc.assert(
@@ -567,7 +567,7 @@ describe('order', () => {
     sluice = await peer.connect()
   })
 
-  it('of what is accepted is that of the calls, also when refusals are lost with the connection or the broker', async () => {
+  it('of accepted messages is that of the calls, even if refusals are lost with the connection or the broker', async () => {
     const trouble = fc.record({
       at: fc.integer({ min: 1, max: 12 }),
       turns: fc.integer({ min: 0, max: 5 }),
@@ -587,7 +587,7 @@ describe('order', () => {
     sluice = await peer.connect()
   })
 
-  it('is kept when the broker restarts between a refusal and the answer to what follows', async () => {
+  it('is kept when the broker restarts between a refusal and the next answer', async () => {
     sluice = await peer.connect()
     const results: Promise<unknown>[] = [sluice.publish('a', 'bad'), sluice.publish('a', 'good')]
     await turns()
@@ -617,7 +617,7 @@ describe('order', () => {
     expect(settled.map(({ status }) => status)).toEqual(['rejected', 'fulfilled', 'fulfilled'])
   })
 
-  it('is kept in a smaller window, where what cannot be sent again is given up', async () => {
+  it('is kept in a smaller window, where batches that cannot be sent again are given up', async () => {
     sluice = await peer.connect()
     const first = [sluice.publish('a', 'bad'), sluice.publish('a', 'good')]
     await turns()
@@ -651,7 +651,7 @@ describe('order', () => {
     ])
   })
 
-  it('is kept by an atomic step that was sent behind a refused batch', async () => {
+  it('is kept by an atomic step that was sent after a refused batch', async () => {
     sluice = await peer.connect()
     const results: Promise<unknown>[] = [sluice.publish('a', 'bad'), sluice.publish('a', 'good')]
     await turns()
@@ -680,7 +680,7 @@ describe('order', () => {
 })
 
 describe('reconnecting', () => {
-  it('sends every unanswered batch again, byte for byte, before what is new', async () => {
+  it('sends every unanswered batch again, byte for byte, before new ones', async () => {
     sluice = await peer.connect()
     const results = [sluice.publish('a', '1')]
     await turns()
@@ -707,7 +707,7 @@ describe('reconnecting', () => {
     expect(peer.link.hello!.acceptedNumber).toBe(2)
   })
 
-  it('begins a new identity when the broker no longer knows its numbers', async () => {
+  it('takes a new identity when the broker no longer knows its numbers', async () => {
     sluice = await peer.connect()
     const lost = sluice.publish('a', '1')
     await turns()

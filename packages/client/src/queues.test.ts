@@ -28,7 +28,7 @@ afterEach(async () => {
 const asked = (name: string): unknown[] =>
   peer.link.named(name).map((frame) => JSON.parse(JSON.stringify(control(frame))) as unknown)
 
-/** Answers each frame of this kind with the next of these; the last one again and again. */
+/** Answers each frame of this kind with the next of these answers, and repeats the last one. */
 const answer = (opcode: number, ...bodies: Record<string, unknown>[]): void => {
   let at = 0
   peer.replies[opcode] = (frame, link) => link.result(frame, bodies[Math.min(at++, bodies.length - 1)]!)
@@ -55,7 +55,7 @@ const pages = (...pages: PeekPage[]): void => {
 }
 
 describe('options of queues', () => {
-  it('travel under the names and units of the broker, and come back under those of the SDK', async () => {
+  it('are sent in the names and units of the broker, and returned in those of the SDK', async () => {
     const options = {
       maxDeliveries: 5,
       retryInitialMs: 1000,
@@ -115,7 +115,7 @@ describe('options of queues', () => {
     })
   })
 
-  it('say null where there is no dead-letter queue, and leave out what is not named', async () => {
+  it('have null without a dead-letter queue, and are not sent unless set', async () => {
     answer(OP.ENSURE, {
       created: false,
       queue: { name: 'q', options: QUEUE_OPTION_DEFAULTS, createdAtMs: 0 },
@@ -156,7 +156,7 @@ describe('queues', () => {
     expect([asked('PAUSE'), asked('RESUME')]).toEqual([[{ name: 'q' }], [{ name: 'q' }]])
   })
 
-  it('tell their consumers, and close one', async () => {
+  it('list their consumers, and close one', async () => {
     const told = { id: 7, client: 'c', peer: 'p', active: true, leased: 2 }
     const consumer = { ...told, sinceMs: 1_900_000_000_000, oldestLeaseMs: 1_900_000_001_000 }
     answer(
@@ -183,14 +183,14 @@ describe('queues', () => {
     }
   })
 
-  it('reject an answer that nobody can read at once, not at the deadline', async () => {
+  it('reject a malformed answer at once, not at the deadline', async () => {
     peer.replies[OP.GET] = (frame, link) => link.send(OP.RESULT, 0, frame.correlation, Uint8Array.of(0xc1))
     await expect(sluice.queues.get('q')).rejects.toMatchObject({ code: 'MALFORMED_FRAME' })
   })
 })
 
-describe('looking at messages', () => {
-  it('asks for what was said, and decodes what is there', async () => {
+describe('peeking', () => {
+  it('sends its options, and decodes the page', async () => {
     const headers = {
       a: 'b',
       [ORIGIN_HEADERS.queue]: 'orders',
@@ -277,7 +277,7 @@ describe('looking at messages', () => {
       holder: undefined,
     })
     expect(dead!.headers['a']).toBe('b')
-    // What the broker did not write, or somebody else did, is not there.
+    // Values that the broker does not write are ignored.
     expect(dead!.origin).toEqual({
       queue: 'orders',
       offset: 7,
@@ -296,7 +296,7 @@ describe('looking at messages', () => {
     expect(JSON.parse(JSON.stringify(ready))).toMatchObject({ offset: 12, state: 'ready', body: 'body' })
   })
 
-  it('has no next page where nothing is behind, and types bodies as they were published', async () => {
+  it('has no next page at the end, and types bodies as published', async () => {
     pages({ messages: [], next: undefined })
     const orders = queue<{ total: number }>('orders')
     expect(await sluice.queues.peek(orders)).toEqual({ messages: [] })
@@ -307,7 +307,7 @@ describe('looking at messages', () => {
     expect(typed).toBeTypeOf('function')
   })
 
-  it('refuses a page whose records make no sense', async () => {
+  it('refuses a page with malformed records', async () => {
     peer.replies[OP.PEEK] = (frame, link) => {
       const payload = encodeMessages({ messages: [PEEKED], next: undefined })
       payload[payload.length - 'body'.length - 4] = 0xff
@@ -350,7 +350,7 @@ describe('single messages', () => {
     expect(wrong.length).toBe(6)
   })
 
-  it('tell their history over its pages', async () => {
+  it('return their history over all pages', async () => {
     answer(
       OP.HISTORY,
       { events: [{ event: 'published', atMs: 1000, text: 'shop' }], complete: false, cursor: 'p8' },
@@ -373,7 +373,7 @@ describe('single messages', () => {
 })
 
 describe('replaying', () => {
-  it('goes over the pages and adds up', async () => {
+  it('walks over all pages and adds up the counts', async () => {
     answer(
       OP.REPLAY,
       { matched: 1000, replayed: 999, cursor: 'a' },
@@ -395,7 +395,7 @@ describe('replaying', () => {
     expect(asked('REPLAY')).toEqual([common, { ...common, cursor: 'a' }, { ...common, cursor: 'b' }])
   })
 
-  it('that the broker ends in a page says what is done, and where to go on', async () => {
+  it('that the broker stops in a page reports its progress, and where to continue', async () => {
     const error = { code: ERRORS.DISK_LOW.number, retryable: true, retryAfterMs: 500, message: 'No room.' }
     answer(
       OP.REPLAY,
@@ -415,7 +415,7 @@ describe('replaying', () => {
     expect(asked('REPLAY').at(-1)).toEqual({ name: 'q', to: 'check', limit: 1000, cursor: 'b' })
   })
 
-  it('whose later page is refused says what the pages before it did', async () => {
+  it('whose later page is refused reports the progress of the earlier pages', async () => {
     let pages = 0
     peer.replies[OP.REPLAY] = (frame, link) => {
       if (pages++ === 0) link.result(frame, { matched: 1, replayed: 1, cursor: 'a' })
@@ -431,7 +431,7 @@ describe('replaying', () => {
     peer.replies[OP.REPLAY] = (frame, link) => link.error('MEMORY_FULL', 'request', 0, frame.correlation)
     const refused = await sluice.queues.replay('q').catch((error: unknown) => error)
     expect(refused).toMatchObject({ code: 'MEMORY_FULL', outcome: undefined, progress: undefined })
-    // A dry run does nothing of which there could be a part.
+    // A dry run has no partial result.
     peer.replies[OP.REPLAY] = (frame, link) => {
       if (pages++ === 0) link.result(frame, { matched: 1, replayed: 0, cursor: 'a' })
       else link.error('MEMORY_FULL', 'request', 0, frame.correlation)
@@ -440,7 +440,7 @@ describe('replaying', () => {
     expect(dry).toMatchObject({ code: 'MEMORY_FULL', outcome: undefined, progress: undefined })
   })
 
-  it('that loses its connection after a page says where the page is that may be done', async () => {
+  it('that loses its connection after a page reports the page with an unknown outcome', async () => {
     let pages = 0
     peer.replies[OP.REPLAY] = (frame, link) => {
       if (pages++ === 0) link.result(frame, { matched: 2, replayed: 2, cursor: 'a' })
@@ -454,7 +454,7 @@ describe('replaying', () => {
     expect(pages).toBe(2)
   })
 
-  it('stops at its limit, and says what it would do', async () => {
+  it('stops at its limit, and counts in a dry run', async () => {
     answer(OP.REPLAY, { matched: 1000, replayed: 0, cursor: 'a' }, { matched: 200, replayed: 0, cursor: 'b' })
     const options = { from: 7, limit: 1200, dryRun: true }
     expect(await sluice.queues.replay('q', options)).toEqual({ matched: 1200, replayed: 0 })
@@ -466,7 +466,7 @@ describe('replaying', () => {
 })
 
 describe('dead letters', () => {
-  it('are listed, and one is got', async () => {
+  it('are listed, and read one by one', async () => {
     pages({ messages: [{ ...PEEKED, state: 'dead', death: 'invalid', offset: 3 }], next: undefined })
     const { messages } = await sluice.dead.list('q', { reason: 'invalid', from: 1, limit: 10 })
     expect(messages.map(({ offset, reason }) => [offset, reason])).toEqual([[3, 'invalid']])
@@ -479,7 +479,7 @@ describe('dead letters', () => {
     ])
   })
 
-  it('are brought back over all pages', async () => {
+  it('are redriven over all pages', async () => {
     answer(
       OP.REDRIVE,
       { matched: 900, redriven: 890, guarded: 10, barred: 0, next: 5000 },
@@ -501,7 +501,7 @@ describe('dead letters', () => {
     ])
   })
 
-  it('are brought back no faster than the rate, in pages of a quarter of a second', async () => {
+  it('are redriven no faster than the rate, in four pages per second', async () => {
     const times: number[] = []
     peer.replies[OP.REDRIVE] = (frame, link) => {
       times.push(performance.now())
@@ -510,7 +510,7 @@ describe('dead letters', () => {
       link.result(frame, { matched: 5, redriven: 5, guarded: 0, barred: 0, next })
     }
     await sluice.dead.redrive('q', { rate: 100 })
-    // 20 messages take 200 ms; the last page is not waited for.
+    // 20 messages take 200 ms. There is no pause after the last page.
     expect(asked('REDRIVE').map((body) => (body as { limit: number }).limit)).toEqual([25, 25, 25, 25])
     expect(times[3]! - times[0]!).toBeGreaterThan(140)
     const controller = new AbortController()
@@ -524,7 +524,7 @@ describe('dead letters', () => {
     })
   })
 
-  it('can be chosen by offset, in requests that are not too long', async () => {
+  it('can be selected by offset, in requests of limited length', async () => {
     const offsets = Array.from({ length: 1500 }, (_, i) => 3000 - i * 2)
     peer.replies[OP.DISCARD] = (frame, link) => {
       const chosen = control(frame)['offsets'] as number[]
@@ -548,7 +548,7 @@ describe('dead letters', () => {
     expect(await sluice.dead.delete('q', { offsets: [] })).toEqual({ matched: 0, deleted: 0 })
   })
 
-  it('are not brought back twice by a lost connection; a dry run is simply asked again', async () => {
+  it('are not redriven twice after a lost connection, but a dry run is repeated', async () => {
     const redrive = sluice.dead.redrive('q').catch((error: unknown) => error)
     const dry = sluice.dead.redrive('q', { dryRun: true })
     await until(() => peer.link.named('REDRIVE').length === 2)
@@ -558,7 +558,7 @@ describe('dead letters', () => {
     expect(await dry).toMatchObject({ matched: 4 })
   })
 
-  it('do not go round in circles with a broker that does', async () => {
+  it('do not loop with a broker that repeats a page', async () => {
     answer(OP.REDRIVE, { matched: 1, redriven: 1, guarded: 0, barred: 0, next: 5 })
     await expect(sluice.dead.redrive('q')).rejects.toMatchObject({ code: 'MALFORMED_FRAME' })
     answer(OP.REDRIVE, { matched: 'all', redriven: 1, guarded: 0, barred: 0, next: null })

@@ -26,7 +26,7 @@ const validate = (value: unknown): Validated => {
   return Number.isNaN(number) ? { issues: [{ message: 'not a number', path: ['total'] }] } : { value: number }
 }
 
-/** Reads text as a number, at once or later. */
+/** Converts text to a number, at once or later. */
 const numbers = (how: 'sync' | 'async'): Queue<string, number> =>
   queue('q', {
     schema: {
@@ -48,7 +48,7 @@ const INVALID = {
 
 for (const how of ['sync', 'async'] as const) {
   describe(`consuming through a schema that answers ${how}`, () => {
-    it('hands a handler what the schema made, and makes a dead letter of what does not match', async () => {
+    it('passes the output of the schema to the handler, and dead-letters messages that do not match', async () => {
       const seen: number[] = []
       sluice.consume(numbers(how), { concurrency: 4 }, (message) => {
         expectTypeOf(message).toEqualTypeOf<Message<number>>()
@@ -66,7 +66,7 @@ for (const how of ['sync', 'async'] as const) {
       ])
     })
 
-    it('makes a dead letter of what cannot be decoded', async () => {
+    it('dead-letters bodies that cannot be decoded', async () => {
       sluice.consume(numbers(how), () => expect.unreachable())
       peer.link.deliver(await peer.subscribed(), 101, ['\u0001\u0001'], { contentType: CONTENT_TYPE.msgpack })
       await until(() => settled().length === 1)
@@ -75,7 +75,7 @@ for (const how of ['sync', 'async'] as const) {
       ])
     })
 
-    it('tries a message again when the schema itself breaks', async () => {
+    it('delivers a message again when the schema throws', async () => {
       const failures: unknown[] = []
       sluice.on('handlerError', ({ error }) => failures.push((error as Error).message))
       sluice.consume(numbers(how), () => expect.unreachable())
@@ -85,7 +85,7 @@ for (const how of ['sync', 'async'] as const) {
       expect(failures).toEqual(['the schema broke'])
     })
 
-    it('leaves out of a batch what does not match, and calls no handler for nothing', async () => {
+    it('removes messages that do not match from a batch, and calls no handler for an empty one', async () => {
       const batches: number[][] = []
       sluice.consume(numbers(how), { prefetch: 10, batch: { size: 3 } }, (messages) => {
         expectTypeOf(messages).toEqualTypeOf<Message<number>[]>()
@@ -98,7 +98,7 @@ for (const how of ['sync', 'async'] as const) {
       expect(settled().filter(({ invalid }) => invalid === true).length).toBe(4)
     })
 
-    it('yields only what matches', async () => {
+    it('yields only messages that match', async () => {
       const seen: number[] = []
       const iterating = (async () => {
         for await (const message of sluice.messages(numbers(how))) {
@@ -120,7 +120,7 @@ for (const how of ['sync', 'async'] as const) {
       expect(peer.link.named('UNSUBSCRIBE').length).toBe(1)
     })
 
-    it('pulls what matches, and pulls again when nothing does', async () => {
+    it('returns messages that match, and pulls again when none does', async () => {
       const pulling = sluice.pull(numbers(how), { max: 3, wait: '5s' })
       const channel = await peer.subscribed()
       peer.link.deliver(channel, 101, ['one', 'two', 'three'])
@@ -136,7 +136,7 @@ for (const how of ['sync', 'async'] as const) {
   })
 }
 
-it('pulls no more once the client is closed, also when nothing matched', async () => {
+it('stops pulling once the client is closed, even if no message matched', async () => {
   let validate!: () => void
   const schema: StandardSchemaV1 = {
     '~standard': {
@@ -156,7 +156,7 @@ it('pulls no more once the client is closed, also when nothing matched', async (
   await expect(pulling).rejects.toMatchObject({ code: 'CLOSED' })
 })
 
-it('does not look at bodies of a queue without a schema', async () => {
+it('does not read bodies of a queue without a schema', async () => {
   let message: Message | undefined
   sluice.consume('q', (each) => void (message = each))
   peer.link.deliver(await peer.subscribed(), 101, ['\u0001\u0001'], { contentType: CONTENT_TYPE.msgpack })

@@ -13,7 +13,7 @@ const ack = (group: SettleGroup, tag: number): void => group.add(tag, 1, OUTCOME
 const message = (tag: number) => ({ tag, queue: 'q', offset: tag + 100 })
 
 describe('a group of settles', () => {
-  it('becomes one range for a run of acknowledgements, in whatever order they came', () => {
+  it('has one range for a run of acknowledgements, in any order', () => {
     const tags = Array.from({ length: 1000 }, (_, i) => (0xffff_ff00 + i) >>> 0)
     const orders = [
       tags,
@@ -28,7 +28,7 @@ describe('a group of settles', () => {
     expect(orders.length).toBe(3)
   })
 
-  it('keeps apart what differs in outcome, delay or reason', () => {
+  it('separates settles that differ in outcome, delay or reason', () => {
     const group = new SettleGroup(() => {})
     ack(group, 1)
     group.add(2, 1, OUTCOME.retry, 5, undefined)
@@ -47,7 +47,7 @@ describe('a group of settles', () => {
     ])
   })
 
-  it('takes several frames where one would have too many tags, ranges or bytes', () => {
+  it('uses several frames when one would have too many tags, ranges or bytes', () => {
     const many = new SettleGroup(() => {})
     for (let tag = 0; tag < LIMITS.creditMessagesMax + 10; tag++) ack(many, tag)
     expect(frames(many).map((items) => items.map(({ count }) => count))).toEqual([
@@ -65,7 +65,7 @@ describe('a group of settles', () => {
     expect(parts.flat().length).toBe(40)
   })
 
-  it('tells each waiter about its own tag, before and after the answer', async () => {
+  it('answers each waiter for its own tag, before and after the answer arrives', async () => {
     const group = new SettleGroup(() => {})
     ack(group, 1)
     ack(group, 2)

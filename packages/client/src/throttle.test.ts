@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest'
 import { Throttle } from './throttle.js'
 
-test('the first is told at once, and those after it together when the time has passed', () => {
+test('reports the first event at once, and later ones together after the interval', () => {
   const ration = new Throttle(100)
   expect([0, 1, 50, 99].map((ms) => ration.take(ms))).toEqual([1, 0, 0, 0])
   expect([100, 101, 200].map((ms) => ration.take(ms))).toEqual([4, 0, 2])

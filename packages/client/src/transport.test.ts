@@ -39,7 +39,7 @@ async function listen(onSocket: (socket: Socket) => void): Promise<number> {
   return (server.address() as AddressInfo).port
 }
 
-it('carries bytes both ways and tells of the end', async () => {
+it('sends bytes both ways and reports the end', async () => {
   const port = await listen((socket) => {
     socket.once('data', (chunk) => socket.end(Buffer.concat([chunk, Buffer.of(9)])))
   })
@@ -50,7 +50,7 @@ it('carries bytes both ways and tells of the end', async () => {
   expect(log.data).toEqual([1, 2, 3, 9])
 })
 
-it('tells of a refused connection as closed', async () => {
+it('reports a refused connection as closed', async () => {
   const port = await listen(() => {})
   close!()
   const log = dial(port)

@@ -1,7 +1,7 @@
 import { expect, it } from 'vitest'
 import { Waiters } from './waiters.js'
 
-it('tell all that wait, once, in their order', async () => {
+it('resolve all waiting promises, once, in order', async () => {
   const waiters = new Waiters()
   const told: string[] = []
   const wait = async (name: string): Promise<void> => {

@@ -24,7 +24,7 @@ it('aborts the watchers of lost messages, each once', () => {
   expect(watchers.takeAll()).toEqual([])
 })
 
-it('aborts none twice when a listener aborts all', () => {
+it('aborts no watcher twice when a listener aborts all', () => {
   const watchers = new Watchers()
   const aborted: number[] = []
   for (const tag of [1, 2]) watchers.add(watcherOf(tag, aborted, () => watchers.abortAll(leaseLost())))

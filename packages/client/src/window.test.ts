@@ -4,7 +4,7 @@ import { Window } from './window.js'
 import { runs } from '../../../test/amount.js'
 import { expectSame } from '../../../test/same.js'
 
-it('holds what a Map of ascending numbers holds, whatever leaves it in whatever order', () => {
+it('holds what a Map of ascending numbers holds, for any order of deletions', () => {
   const step = fc.oneof(
     {
       weight: 6,
@@ -55,7 +55,7 @@ it('holds what a Map of ascending numbers holds, whatever leaves it in whatever 
   expect(largest).toBeGreaterThan(64)
 })
 
-it('can be emptied while it is looked through', () => {
+it('can be emptied during an iteration', () => {
   const window = new Window<number>()
   for (let number = 10; number < 200; number++) window.add(number, number)
   const seen: number[] = []

@@ -1,6 +1,6 @@
 /**
- * A broker played by a test, without a socket. It takes what the client writes apart into frames and sends what the
- * test says; by itself it only answers what `replies` has an answer for.
+ * A scripted broker for tests, without a socket. It decodes the frames that the client writes, and sends what the test
+ * says. It only answers a frame itself if `replies` has an answer.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -76,7 +76,7 @@ export interface Frame {
   readonly channel: number
   readonly correlation: number
   readonly payload: Uint8Array
-  /** In which write to the socket it came. */
+  /** Number of the socket write that contained it. */
   readonly write: number
 }
 
@@ -104,15 +104,15 @@ const HELLO_OK: HelloOk = {
 
 type Reply = (frame: Frame, link: Link) => void
 
-/** One connection, seen from the broker. */
+/** One connection, from the side of the broker. */
 export class Link {
   readonly frames: Frame[] = []
   hello: Hello | undefined
   writes = 0
-  /** What `write` tells the client. */
+  /** The result of `write` for the client. */
   flowing = true
   closed = false
-  /** Tells that the client ended it by itself, after a goodbye. */
+  /** The client has ended it, after a GOODBYE. */
   ended = false
   readonly #peer: Peer
   readonly #events: TransportEvents
@@ -163,7 +163,7 @@ export class Link {
   /** Sends in a later turn, as a socket does. */
   sendBytes(bytes: Uint8Array): void {
     setImmediate(() => {
-      // Overwritten after the call, as the buffer of a socket is.
+      // Overwritten after the call, like the read buffer of a socket.
       const chunk = new Uint8Array(bytes)
       if (!this.closed) this.#events.data(chunk)
       chunk.fill(0xee)
@@ -196,7 +196,7 @@ export class Link {
     this.send(OP.MESSAGES, 0, frame.correlation, encodeMessages(page))
   }
 
-  /** Takes leases away because their processing timeout passed. */
+  /** Ends leases because their processing timeout passed. */
   leasesLost(
     channel: number,
     subscriptionId: number,
@@ -248,10 +248,10 @@ export class Link {
       flags = 0,
       tag = this.#tag,
       options = undefined as RecordOptions | undefined,
-      /** Of each message; instead of `options`. */
+      /** Options of each message, instead of `options`. */
       each = undefined as readonly (RecordOptions | undefined)[] | undefined,
       contentType = undefined as ContentType | undefined,
-      /** Offsets that do not follow each other: a scattered delivery. */
+      /** Offsets of a scattered delivery. */
       offsets = undefined as readonly number[] | undefined,
     } = {},
   ): number {
@@ -285,7 +285,7 @@ export class Link {
     setImmediate(() => this.#events.drained())
   }
 
-  /** The connection breaks. */
+  /** Breaks the connection. */
   cut(error?: Error): void {
     if (this.closed) return
     this.closed = true
@@ -329,10 +329,10 @@ export class Link {
 }
 
 export class Peer {
-  /** Which claims of a SUBSCRIBE are granted; without it none. */
+  /** The claims of a SUBSCRIBE that are granted. Default: none. */
   grants: ((claims: readonly Claim[]) => Granted[]) | undefined
   readonly links: Link[] = []
-  /** By opcode; what a test does not want answered it deletes. */
+  /** Answers, by opcode. A test deletes those that it does not want. */
   readonly replies: Record<number, Reply | undefined> = {
     [OP.HELLO]: (_frame, link) => link.helloOk(),
     [OP.SUBSCRIBE]: (frame, link) => {
@@ -360,15 +360,15 @@ export class Peer {
       link.send(OP.RESULT, frame.channel, frame.correlation, encodeControl({}))
     },
   }
-  /** Attempts to connect that fail before one is let in. */
+  /** Number of connection attempts that fail before one succeeds. */
   refusals = 0
-  /** How often the invariants of its clients were checked. */
+  /** Number of checks of the invariants of its clients. */
   checks = 0
   #isChecking = false
   readonly #clients: Sluice[] = []
   readonly #waiters: (() => void)[] = []
 
-  /** Waits for the SUBSCRIBE of this number on the newest link, and its answer; returns its channel. */
+  /** Waits for the SUBSCRIBE of this number on the newest link, and for its answer. Returns its channel. */
   async subscribed(number = 1): Promise<number> {
     await until(() => this.link.named('SUBSCRIBE').length >= number)
     await turns()
@@ -406,7 +406,7 @@ export class Peer {
     return sluice
   }
 
-  /** Checks what is always true of its clients once this turn is over: after whatever it sends, and each of their writes. */
+  /** Checks the invariants of its clients after this turn. Called after everything it sends, and after each of their writes. */
   check(): void {
     if (this.#isChecking) return
     this.#isChecking = true
@@ -417,7 +417,7 @@ export class Peer {
     })
   }
 
-  /** Resolves when the client dials the next time. */
+  /** Resolves when the client dials again. */
   dialled(): Promise<void> {
     return new Promise((resolve) => this.#waiters.push(resolve))
   }
@@ -443,7 +443,7 @@ export function texts(count: number, from = 0): string[] {
   return Array.from({ length: count }, (_, i) => `${from + i}`)
 }
 
-/** A record of text. */
+/** A record with a text body. */
 export function textRecord(
   body: string,
   options?: RecordOptions,
@@ -480,7 +480,7 @@ export function control(frame: Frame): { readonly [name: string]: unknown } {
   return decodeControl(frame.payload, 0, frame.payload.length)
 }
 
-/** Lets the event loop turn until `holds`, at most for a few seconds. */
+/** Waits until `holds` returns true, for a few seconds at most. */
 export async function until(holds: () => boolean, what = 'the condition'): Promise<void> {
   const giveUpMs = performance.now() + 5_000
   while (!holds()) {
@@ -489,7 +489,7 @@ export async function until(holds: () => boolean, what = 'the condition'): Promi
   }
 }
 
-/** Lets everything that is due happen. */
+/** Waits for turns of the event loop, so that everything due happens. */
 export async function turns(count = 5): Promise<void> {
   for (let i = 0; i < count; i++) await new Promise((resolve) => setImmediate(resolve))
 }
