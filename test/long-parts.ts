@@ -56,8 +56,15 @@ export const PARTS: readonly Part[] = [
     (only) => once(`fuzz-${only.replace(' ', '-')}`, 'test/conformance/fuzz.test.ts', only),
   ),
   once('fuzz-pieces', 'test/conformance/stream.test.ts', 'in many pieces'),
-  ...seeds('log', 'packages/server/src/log/crash.test.ts', 'what any power cut', 1, 1_000, 200),
-  ...seeds('log-creation', 'packages/server/src/log/crash.test.ts', 'a creation that is cut', 1, 200, 200),
+  ...seeds('log', 'packages/server/src/log/crash.test.ts', 'a power cut at any step', 1, 1_000, 200),
+  ...seeds(
+    'log-creation',
+    'packages/server/src/log/crash.test.ts',
+    'a creation that is interrupted',
+    1,
+    200,
+    200,
+  ),
   once('log-flips', 'packages/server/src/log/damage.test.ts', 'a flipped bit'),
   once('queue-model', `${QUEUE}/queue.test.ts`, 'queue against a plain model'),
   ...['ids', 'bits', 'columns', 'schedule', 'arrivals', 'time-queue', 'batches'].map((name) =>

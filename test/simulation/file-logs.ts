@@ -15,7 +15,7 @@ import { SEGMENT_HEADER_BYTES } from '../../packages/server/src/log/segment.js'
 export const SEGMENT = 16 * 1024
 export const NOW_MS = 1_700_000_000_000
 export const ROOM = SEGMENT - SEGMENT_HEADER_BYTES
-/** Records that make an entry with one batch fill exactly so many sectors. */
+/** Sizes of records with which an entry of one batch fills exactly `count` sectors. */
 export const sectors = (count: number): number[] => [count * 512 - ENTRY_HEADER_BYTES - BATCH_HEADER_BYTES]
 
 export const tick = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
@@ -50,7 +50,7 @@ export async function entriesOf(log: Log, position: number): Promise<LogEntry[]>
   return found
 }
 
-/** A closed log with an entry for each of `entries`, which gives the sizes of its batches' records. */
+/** A closed log with one entry for each item of `entries`, which gives the record bytes of its batches. */
 export async function diskWith(
   entries: readonly (readonly number[])[],
 ): Promise<{ disk: SimulatedDisk; made: MadeEntry[] }> {
@@ -61,7 +61,7 @@ export async function diskWith(
   return { disk, made: writer.durable }
 }
 
-/** Padding is nobody's and is not compared: a write that was cut short in it is whole. */
+/** Compares without padding: a write that was cut short in the padding is whole. */
 export function sameEntry(made: MadeEntry, found: LogEntry): boolean {
   const { length } = readEntryHeader(made.bytes, 0)
   return Buffer.compare(made.bytes.subarray(0, length), found.bytes.subarray(0, length)) === 0

@@ -5,7 +5,7 @@ import { MemoryLog } from './memory-log.js'
 
 const BATCH_BYTES = BATCH_HEADER_BYTES + 400
 
-/** Batches side by side from position 0 on, and what is read of them. */
+/** Consecutive batches from position 0 on, and a record of what is read. */
 function storedBatches(count: number): { log: MemoryLog; length: number; reads: number[] } {
   const stored = new Uint8Array(count * BATCH_BYTES)
   for (let at = 0; at < stored.length; at += BATCH_BYTES) {
@@ -21,7 +21,7 @@ function storedBatches(count: number): { log: MemoryLog; length: number; reads: 
   return { log, length: stored.length, reads }
 }
 
-test('a batch that a block ends within is found in a block of its own, whatever was looked at last', async () => {
+test('a batch that one block contains only in part is found in its own block, whatever was found last', async () => {
   const { log, length } = storedBatches(3)
   const blocks = new Blocks(log, { ...BLOCKS_DEFAULTS, readAheadBytes: BATCH_BYTES * 2 - 100 })
   blocks.setDurable(length)
@@ -33,7 +33,7 @@ test('a batch that a block ends within is found in a block of its own, whatever 
   expect(blocks.findBatch(BATCH_BYTES)?.position).toBe(BATCH_BYTES)
 })
 
-test('what is being read early is not read again by who needs it meanwhile', async () => {
+test('a batch that is being read early is not read again when it is needed', async () => {
   const { log, length, reads } = storedBatches(2)
   const blocks = new Blocks(log, BLOCKS_DEFAULTS)
   blocks.setDurable(length)
@@ -45,7 +45,7 @@ test('what is being read early is not read again by who needs it meanwhile', asy
   expect(reads).toEqual([BATCH_BYTES])
 })
 
-test('an early read that fails troubles nobody: whoever needs the batch reads it again', async () => {
+test('a failed early read is ignored, and the batch is read again when it is needed', async () => {
   const { log, length, reads } = storedBatches(1)
   const readRange = log.readRange.bind(log)
   log.readRange = () => Promise.reject(new Error('the disk is away'))
@@ -60,7 +60,7 @@ test('an early read that fails troubles nobody: whoever needs the batch reads it
   expect(reads).toEqual([0])
 })
 
-test('early reads leave room for those that somebody waits for', async () => {
+test('early reads leave room for needed ones', async () => {
   const { log, length, reads } = storedBatches(8)
   const blocks = new Blocks(log, BLOCKS_DEFAULTS)
   blocks.setDurable(length)
@@ -69,11 +69,11 @@ test('early reads leave room for those that somebody waits for', async () => {
   expect(reads).toEqual([0])
 })
 
-describe('what is read before it is needed', () => {
+describe('reading before it is needed', () => {
   const CACHE = 8
   const settings = { ...BLOCKS_DEFAULTS, coldBytes: CACHE * BATCH_BYTES, readAheadBytes: BATCH_BYTES }
 
-  // A batch that is read by itself, as long as it is and no longer.
+  // A batch that is read without reading ahead, at its exact length.
   function exactly(count: number): ReturnType<typeof storedBatches> {
     const stored = storedBatches(count)
     const { log } = stored
@@ -82,12 +82,12 @@ describe('what is read before it is needed', () => {
     return stored
   }
 
-  test('takes no more than half of the cache until it is used, and each part is read once', async () => {
+  test('takes at most half of the cache until it is used, and reads each part once', async () => {
     const { log, length, reads } = exactly(200)
     const blocks = new Blocks(log, settings)
     blocks.setDurable(length)
     const positions = Array.from({ length: 200 }, (_, index) => index * BATCH_BYTES)
-    // Due in an order of their own, and each time as many are known as a queue looks ahead.
+    // The batches are due in another order than they are stored, and a queue looks a limited number ahead.
     const due = positions.map((_, index) => positions[(index * 77) % 200]!)
     for (let at = 0; at < due.length; at++) {
       if (blocks.findBatch(due[at]!) !== undefined) continue
@@ -101,11 +101,11 @@ describe('what is read before it is needed', () => {
     expect(reads.length).toBe(200)
   })
 
-  test('is not pushed out by what another queue reads and uses', async () => {
+  test('is not evicted by blocks that another queue reads and uses', async () => {
     const { log, length, reads } = exactly(100)
     const blocks = new Blocks(log, settings)
     blocks.setDurable(length)
-    // How long batches are shows with the first one.
+    // The first read shows how long batches are.
     await blocks.load(99 * BATCH_BYTES, false)
     blocks.findBatch(99 * BATCH_BYTES)
     await blocks.loadAhead([0, 1, 2, 3].map((index) => index * BATCH_BYTES))
@@ -116,7 +116,7 @@ describe('what is read before it is needed', () => {
       expect(blocks.findBatch(index * BATCH_BYTES)).toBeDefined()
     }
     for (let index = 0; index < early; index++) expect(blocks.has(index * BATCH_BYTES)).toBe(true)
-    // What nobody comes for is given up in the end, and others may read ahead again.
+    // Unused blocks count as spent in the end, and others may read ahead again.
     for (let index = 30; index < 90; index++) {
       await blocks.load(index * BATCH_BYTES, false)
       blocks.findBatch(index * BATCH_BYTES)
@@ -127,7 +127,7 @@ describe('what is read before it is needed', () => {
     expect(reads.length).toBe(before + 2)
   })
 
-  test('is less for each of many that are read in order, and as much as before when they are few', async () => {
+  test('reads less for each of many queues that are read in order, and the maximum again for few', async () => {
     const { log, length } = storedBatches(2_000)
     const readAheadBytes = 16 * BATCH_BYTES
     const blocks = new Blocks(log, { ...settings, readAheadBytes, coldBytes: 4 * readAheadBytes })
@@ -150,7 +150,7 @@ describe('what is read before it is needed', () => {
   })
 })
 
-test('parts that are read in order go through memory that is used again, and those that are still there stay as they were', async () => {
+test('reading in order reuses memory, and blocks in the cache keep their bytes', async () => {
   const { log, length } = storedBatches(12)
   const read = log.readRange.bind(log)
   const memory = new Set<ArrayBufferLike>()

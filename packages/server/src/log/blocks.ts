@@ -1,33 +1,33 @@
 /**
- * The parts of the log that are in memory. Recent blocks are what was appended last, in place: entries are built in
- * them, written from them and read from them. Cold blocks were read back from disk, with some bytes ahead.
+ * The parts of the log that are in memory. Recent blocks are the end of the log: entries are built in them, written from
+ * them and read from them. Cold blocks were read from disk, with some bytes ahead.
  *
- * Invariant: what a block says about a position is what the log holds there. A recent block is only given up once
- * all of it is durable, so every position is either in a recent block or readable from disk.
+ * Invariant: a block has the same bytes as the log at its position. A recent block is evicted only once all of it is
+ * durable, so every position is in a recent block or readable from disk.
  */
 import { BATCH_HEADER_BYTES, LIMITS, SluiceError, batchIsIntact, batchLength } from '@sluice/protocol'
 import type { Log } from './log.js'
 
 export interface Block {
-  /** Place in the log of `bytes[0]`. */
+  /** Position of `bytes[0]` in the log. */
   position: number
   bytes: Uint8Array
-  /** Bytes that are valid. */
+  /** Number of valid bytes. */
   used: number
-  /** Of a cold block: the batch whose checksum was compared last; -1 while it has not been used. */
+  /** Of a cold block: position of the batch whose checksum was verified last; -1 while the block is unused. */
   checkedPosition: number
-  /** Of a cold block: how much had been read back when it came. */
+  /** Of a cold block: total bytes read from disk when it arrived. */
   readonly arrivedAtBytes: number
-  /** Whether what comes after it needs no more looking for: only a part that is read in order has something to follow. */
+  /** False until the block after it was considered for reading ahead; true at once if nothing should follow. */
   isFollowed: boolean
 }
 
 export interface BlocksOptions {
   readonly blockBytes: number
-  /** Bounds of the two kinds. Blocks that are not durable yet are kept beyond theirs. */
+  /** Most bytes of the two kinds of blocks. Blocks that are not durable yet are kept beyond it. */
   readonly recentBytes: number
   readonly coldBytes: number
-  /** How much is read at once when a cold part is read in order. */
+  /** Bytes of one read when a cold part is read in order. */
   readonly readAheadBytes: number
 }
 
@@ -45,21 +45,21 @@ export class Blocks {
   /** Least recently used first. */
   readonly #cold: Block[] = []
   readonly #spare: Uint8Array[] = []
-  /** Of cold blocks that were given up, each as long as what is read ahead. */
+  /** Memory of evicted cold blocks, each as long as `#aheadBytes`. */
   readonly #spareCold: Uint8Array[] = []
   #recentBytes = 0
   #coldBytes = 0
   #durable = 0
-  /** All that was read back so far. */
+  /** Total bytes read from disk. */
   #readBytes = 0
-  /** How much is read ahead now: less than the most while blocks go before they are used. */
+  /** Bytes that are read ahead now. Less than the maximum while blocks are evicted before they are used. */
   #aheadBytes: number
-  /** Length of the batch that was read last by itself. */
+  /** Length of the last batch that was read without reading ahead. */
   #typicalBytes: number = EXACT_BYTES
   #last: Block | undefined
-  /** How much is read where nothing is read ahead: as much as the last batch had. */
+  /** Bytes of one read without reading ahead: about the length of the last such batch. */
   #exactBytes: number = EXACT_BYTES
-  /** By position. */
+  /** Reads in progress, by position. */
   readonly #loading = new Map<number, Promise<void>>()
 
   constructor(log: Log, options: BlocksOptions) {
@@ -68,7 +68,7 @@ export class Blocks {
     this.#aheadBytes = options.readAheadBytes
   }
 
-  /** How much is read with a batch that is read ahead of. */
+  /** Bytes of one read with reading ahead. */
   get readAheadBytes(): number {
     return this.#aheadBytes
   }
@@ -79,7 +79,7 @@ export class Blocks {
     return this.#recentBytes + this.#coldBytes + spareBytes
   }
 
-  /** Begins a recent block at `position` with room for at least `bytes`. */
+  /** Starts a recent block at `position` with room for at least `bytes`. */
   begin(position: number, bytes: number): Block {
     const size = Math.max(bytes, this.#options.blockBytes)
     const spare = size === this.#options.blockBytes ? this.#spare.pop() : undefined
@@ -97,19 +97,19 @@ export class Blocks {
     return block
   }
 
-  /** Everything before this is on disk. */
+  /** Every entry before this position is on disk. */
   get durablePosition(): number {
     return this.#durable
   }
 
-  /** Everything before `position` is durable. */
+  /** Reports that every entry before `position` is durable. */
   setDurable(position: number): void {
     this.#durable = position
     if (this.#recentBytes > this.#options.recentBytes) this.#evict()
   }
 
   /**
-   * The block that holds the whole batch at `position`, or undefined when it has to be loaded.
+   * The block with the whole batch at `position`; undefined when the batch must be loaded.
    * @throws SluiceError CORRUPT when bytes from disk do not match their checksum
    */
   findBatch(position: number): Block | undefined {
@@ -131,9 +131,9 @@ export class Blocks {
   }
 
   /**
-   * Reads the batch at `position` from disk, and what follows it if `ahead`. Then `findBatch` finds it.
-   * One that is being read is not read twice.
-   * @throws SluiceError CORRUPT when it cannot be as long as it says; whatever the log's `readRange` throws
+   * Reads the batch at `position` from disk, with the following bytes if `ahead`; `findBatch` then finds it. Calls for the
+   * same position share one read.
+   * @throws SluiceError CORRUPT when the length in its header is impossible; errors of the log's `readRange`
    */
   load(position: number, ahead: boolean): Promise<void> {
     let loading = this.#loading.get(position)
@@ -145,42 +145,42 @@ export class Blocks {
   }
 
   /**
-   * Begins to read the batch at `position` and what follows it, before anybody waits for it. Not while something else
-   * is read: what somebody waits for goes first, and what many queues read early would push each other out.
+   * Starts to read the batch at `position` and the following bytes before a delivery waits for it. Does nothing while
+   * another read is in progress: needed reads go first, and early reads of many queues would evict each other.
    */
   loadEarly(position: number): void {
     if (this.#loading.size > 0 || this.has(position) || !this.#hasRoomFor(this.#aheadBytes)) return
-    // Whether it can be read shows when it is needed.
+    // An error is reported when the batch is needed.
     this.load(position, true).catch(() => {})
   }
 
   /**
-   * Reads the batches at `positions` before anybody waits for them, as many of the first ones as have room until they are
-   * used. Resolves when that is done; whether one can be read shows when it is needed.
+   * Reads the batches at `positions` before deliveries wait for them: the first ones, as many as fit the cache until they
+   * are used. Resolves afterwards. An error is reported when the batch is needed.
    */
   async loadAhead(positions: Iterable<number>): Promise<void> {
     const left = positions[Symbol.iterator]()
     const readOn = async (): Promise<void> => {
       for (let next = left.next(); next.done !== true; next = left.next()) {
         if (this.has(next.value)) continue
-        // With what is being read meanwhile, which is not in the cache yet.
+        // Includes reads in progress, whose bytes are not in the cache yet.
         if (!this.#hasRoomFor(this.#typicalBytes * (this.#loading.size + 1))) return
         await this.load(next.value, false).catch(() => {})
       }
     }
-    // The length of a batch is known once it is read, so only a few are read at once.
+    // The length of a batch is unknown until it is read, so only two are read at once.
     await Promise.all([readOn(), readOn()])
   }
 
-  // What is read before it is needed takes no more than half of the cache until it is used: more would push out what
-  // comes first in favour of what comes later, and be read again.
+  // Unused blocks take at most half of the cache. With more, later blocks would evict earlier ones, which would then be
+  // read twice.
   #hasRoomFor(bytes: number): boolean {
     let unused = bytes
     for (const block of this.#cold) if (!this.#isSpent(block)) unused += block.bytes.length
     return unused <= this.#options.coldBytes / 2
   }
 
-  // It was used, or it came so long ago that what it was read for is gone.
+  // Whether a block was used, or arrived so long ago that its reader is gone.
   #isSpent({ checkedPosition, arrivedAtBytes }: Block): boolean {
     return checkedPosition !== -1 || this.#readBytes - arrivedAtBytes > STALE_AT * this.#options.coldBytes
   }
@@ -212,18 +212,18 @@ export class Blocks {
     while (this.#coldBytes > this.#options.coldBytes && this.#cold.length > 1) this.#evictCold()
   }
 
-  // What was used goes first; else what came first.
+  // Evicts a used block, or the oldest block if there is none.
   #evictCold(): void {
     const spent = this.#cold.findIndex((block) => this.#isSpent(block))
     const [block] = this.#cold.splice(Math.max(0, spent), 1)
     const { position, bytes, checkedPosition } = block!
     this.#coldBytes -= bytes.length
     const isAhead = bytes.length === this.#aheadBytes
-    // Used again: new memory for all that a long backlog is read through was a full garbage collection every 130 ms, and
-    // a quarter of what the broker spent on a message.
+    // The memory is reused. With new memory for every block of a long backlog, a full garbage collection ran every 130 ms
+    // and cost a quarter of the broker's time per message.
     if (isAhead && this.#spareCold.length < SPARE_COLD_MAX) this.#spareCold.push(bytes)
     if (bytes.length < this.#aheadBytes) return
-    // Where many queues are read in order, each block has less time. Reading less leaves it more.
+    // If many queues are read in order, blocks are evicted sooner. Reading less ahead keeps them longer.
     const { readAheadBytes } = this.#options
     const last = checkedPosition - position
     const usedPart = checkedPosition === -1 ? 0 : (last + batchLength(bytes, last)) / bytes.length
@@ -275,20 +275,21 @@ export class Blocks {
   }
 }
 
-/** After the cache was read this many times over, a block that was not used is not waited for any more. */
+/** A block that is unused after this many cache sizes were read counts as spent. */
 const STALE_AT = 4
-/** Reading ahead shrinks when less than this part of a block was used, down to one of these parts, and grows above. */
+/** Reading ahead is halved when less than the first part of a block was used, and doubled above the second. */
 const AHEAD_LESS_AT = 0.25
 const AHEAD_MORE_AT = 0.75
+/** Reading ahead shrinks at most to this fraction of its maximum. */
 const AHEAD_PARTS_MAX = 8
-/** Buffers of cold blocks that are kept to be used again: as many as are read at once. */
+/** Buffers of evicted cold blocks that are kept: as many as are read at once. */
 const SPARE_COLD_MAX = 2
-/** Mark of a recent block: its bytes were checked when they came. */
+/** `checkedPosition` of a recent block: its bytes were checked when they arrived. */
 const RECENT = -2
-/** Least that is read when one message far from the others is needed: most batches with such messages are no longer. */
+/** Fewest bytes of one read without reading ahead. Most batches with scheduled messages are not longer. */
 const EXACT_BYTES = LIMITS.batchBytesScheduledTarget
 
-/** Whether `block` holds the whole batch at `position`. One that was read ahead can end within a batch. */
+/** Whether `block` has the whole batch at `position`. A block that was read ahead can end within a batch. */
 export function holdsBatch(block: Block, position: number): boolean {
   const at = position - block.position
   return at >= 0 && at + BATCH_HEADER_BYTES <= block.used && at + batchLength(block.bytes, at) <= block.used

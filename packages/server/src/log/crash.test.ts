@@ -10,18 +10,18 @@ import type { LogBounds } from './log.js'
 import { SEGMENT_HEADER_BYTES } from './segment.js'
 
 interface History {
-  /** Every entry that was ever begun and not cut, by number from 1 on. */
+  /** Every entry that was started and not cut, in the order of LSNs from 1 on. */
   readonly begun: MadeEntry[]
-  /** How many of them are promised: resolved, or reported by an `open`. */
+  /** Number of promised entries: their append resolved, or an `open` reported them. */
   promised: number
-  /** What was asked to be given back, and what was reported to be. */
+  /** Position up to which truncation was requested, and up to which it resolved. */
   truncating: number
   truncated: number
 }
 
 const checked = { images: 0, entries: 0, torn: 0, partial: 0, tails: new Set<string>() }
 
-/** Opens the image, compares what it holds with the history, and closes it. Returns how many entries it promised. */
+/** Opens the image, compares its entries with the history, and closes it. Returns how many entries it promises. */
 async function checkImage(disk: SimulatedDisk, history: History, what: string): Promise<number> {
   const { begun, promised, truncating, truncated } = history
   const fail = (why: string): never => {
@@ -37,14 +37,15 @@ async function checkImage(disk: SimulatedDisk, history: History, what: string): 
   const last = bounds.nextLsn - 1
   if (last < promised) fail(`${last} entries are left of ${promised}`)
   if (last > begun.length) fail(`${last} entries came of ${begun.length}`)
-  if (bounds.firstPosition > Math.max(truncating, SEGMENT + SEGMENT_HEADER_BYTES)) fail('too much is gone')
-  if (bounds.firstPosition - SEGMENT_HEADER_BYTES + SEGMENT <= truncated) fail('what was given back is there')
+  if (bounds.firstPosition > Math.max(truncating, SEGMENT + SEGMENT_HEADER_BYTES))
+    fail('too much was truncated')
+  if (bounds.firstPosition - SEGMENT_HEADER_BYTES + SEGMENT <= truncated) fail('a truncated segment exists')
   let index = begun.findIndex(({ position }) => position >= bounds.firstPosition)
   if (index < 0) index = begun.length
   for await (const entry of log.read(bounds.firstPosition)) {
     const made = begun[index++]
     if (made === undefined || made.lsn !== entry.lsn || made.position !== entry.position) {
-      fail(`entry ${entry.lsn} stands where it never was`)
+      fail(`entry ${entry.lsn} is at a position where it was not written`)
     } else if (!sameEntry(made, entry)) fail(`entry ${entry.lsn} is not what was written`)
     checked.entries++
   }
@@ -58,7 +59,7 @@ async function checkImage(disk: SimulatedDisk, history: History, what: string): 
   return last
 }
 
-/** One power cut now, and another in what came of it: what recovery reported is a promise as well. */
+/** A power cut now, and another during recovery from it. Entries that recovery reports are promised too. */
 async function checkCrash(
   disk: SimulatedDisk,
   history: History,
@@ -75,10 +76,10 @@ function recordSizes(random: Random): number[] {
   return Array.from({ length: Math.floor(random() * 4) }, () => Math.floor(random() * largest))
 }
 
-/** One life of a log on a queued disk. It ends in the middle of something. */
-async function live(disk: SimulatedDisk, history: History, random: Random, what: string): Promise<void> {
+/** One run of a log on a queued disk. It ends during an append. */
+async function run(disk: SimulatedDisk, history: History, random: Random, what: string): Promise<void> {
   const log = fileLog(disk)
-  /** Drives the disk until `work` is done, with a crash at a share of all steps. */
+  /** Runs the disk until `work` is done, and checks a crash at this share of the steps. */
   const drive = async <T>(work: Promise<T>, share: number): Promise<T> => {
     let settled = false
     const mark = (): void => {
@@ -132,7 +133,7 @@ const SEEDS = seedsFrom(1, 40, 1_000)
 
 describe('crashes', () => {
   test(
-    'what any power cut leaves is what was promised, in order, and at most one entry more',
+    'a power cut at any step keeps the promised entries, in order, and at most one more',
     { timeout: TIMEOUT_MS },
     async () => {
       for (const seed of SEEDS) {
@@ -140,12 +141,12 @@ describe('crashes', () => {
         const options: SimulatedDiskOptions = { mode: 'queued', random }
         let disk = new SimulatedDisk(options)
         const history: History = { begun: [], promised: 0, truncating: 0, truncated: 0 }
-        for (let life = 1; life <= 4; life++) {
-          await live(disk, history, random, `SLUICE_SEED=${seed}, life ${life}`)
+        for (let number = 1; number <= 4; number++) {
+          await run(disk, history, random, `SLUICE_SEED=${seed}, run ${number}`)
           disk = random() < 0.5 ? disk.kill(random, options) : disk.crash(random, options)
         }
       }
-      // One seed, run again to look into it, need not meet everything.
+      // A single seed that is run again need not reach every case.
       if (SEEDS.length < 40) return
       expect(checked.images).toBeGreaterThan(90 * SEEDS.length)
       expect(checked.entries).toBeGreaterThan(1000 * SEEDS.length)
@@ -155,7 +156,7 @@ describe('crashes', () => {
     },
   )
 
-  test('a creation that is cut short at any step begins again or is done', async () => {
+  test('a creation that is interrupted at any step starts again or is complete', async () => {
     const rows = new Set<string>()
     let images = 0
     for (const seed of seedsFrom(1, 15, 200)) {
@@ -172,7 +173,7 @@ describe('crashes', () => {
           const image = disk.crash(random)
           const again = await openLog(image)
           rows.add(again.log.recovery.directory!)
-          // Once it is open, its number is known and is never drawn again.
+          // After `open` the salt is durable, and the log is never created again.
           if (isOpen) expect(again.log.recovery.directory).toBe('ordinary')
           await again.writer.append([10])
           await again.log.close()
@@ -192,7 +193,7 @@ describe('crashes', () => {
       const random = randomFrom(7)
       const disk = new SimulatedDisk({ mode: 'queued', random })
       const history: History = { begun: [], promised: 0, truncating: 0, truncated: 0 }
-      await live(disk, history, random, 'seed 7')
+      await run(disk, history, random, 'seed 7')
       return [disk.counts, history.promised, history.begun.map(({ crc }) => crc), random()]
     }
     expect(await trace()).toEqual(await trace())

@@ -17,7 +17,7 @@ import type { LogBounds, LogEntry } from './log.js'
 import { META_NAME, SEGMENT_HEADER_BYTES, segmentName } from './segment.js'
 
 describe('damage', () => {
-  test('a last entry that ends at any byte is cut, and the log goes on', async () => {
+  test('a last entry that ends at any byte is cut, and the log continues', async () => {
     const { disk, made } = await diskWith([sectors(20), sectors(2), sectors(2), [100, 300, 40]])
     const last = made.at(-1)!
     const name = segmentName(2)
@@ -34,7 +34,7 @@ describe('damage', () => {
       else {
         cut++
         expect(bounds.nextPosition).toBe(last.position)
-        // With its first 16 bytes it can be told from what an old entry may have left here.
+        // Its first 16 bytes distinguish it from an old entry of a recycled file.
         if (kept >= 16) {
           expect(bounds.cutBytes).toBe(last.bytes.length)
           expect(
@@ -51,7 +51,7 @@ describe('damage', () => {
       await log.close()
     }
     expect(cut + whole).toBe(last.bytes.length)
-    // Zeros at the very end, the padding, belong to it either way.
+    // The zeros at the end are padding, and equal in both cases.
     expect(whole).toBeLessThan(512)
     expect(cut).toBeGreaterThan(600)
   })
@@ -121,7 +121,7 @@ describe('damage', () => {
         const isInLast = name === segmentName(2) && byte >= at && byte < at + last.bytes.length
         if (found.length !== made.length - 1 || !isInLast)
           throw new Error(`${where}: ${found.length} entries`)
-        if (bounds!.cutBytes === 0) throw new Error(`${where}: cut without a word`)
+        if (bounds!.cutBytes === 0) throw new Error(`${where}: cut, but cutBytes is 0`)
         return 'cut'
       }
       let flips = 0
@@ -139,7 +139,7 @@ describe('damage', () => {
           }
         }
       }
-      // Every bit of the headers, one in each byte of the rest; in a short run a part of them.
+      // Every bit of the headers and one bit in each other byte; in a short run a part of them.
       const allBits = IS_LONG ? [0, 1, 2, 3, 4, 5, 6, 7] : [0, 3, 7]
       const step = IS_LONG ? 1 : 4
       await every(META_NAME, 0, 512, [3], step)
@@ -160,7 +160,7 @@ describe('damage', () => {
 
   test('a segment that does not continue the one before it is refused', async () => {
     const { disk } = await diskWith([sectors(9), sectors(9), sectors(20), sectors(3)])
-    // An entry is gone without a trace: the header of the next segment knows that there was one.
+    // The last entry of a segment is erased. The header of the next segment shows that it existed.
     disk.damage(segmentName(1), SEGMENT_HEADER_BYTES + 9 * 512, new Uint8Array(9 * 512))
     const { log, bounds } = await openLog(disk)
     const error = await refusal(entriesOf(log, bounds.firstPosition))
@@ -169,7 +169,7 @@ describe('damage', () => {
     await log.close()
   })
 
-  test('a disk that lies about its writes is found out when a later one survives', async () => {
+  test('a disk that lost a write is detected if a later write survives', async () => {
     let refused = 0
     for (let seed = 0; seed < 60; seed++) {
       const random = randomFrom(seed)

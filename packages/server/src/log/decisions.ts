@@ -1,31 +1,31 @@
 /**
- * The decision tables of recovery: what is done with each state that a log's directory and the end of a log can be
- * found in. Only data and a look-up: `directory-scan.ts` and `tail-scan.ts` collect the facts and act on the row.
+ * The decision tables of the log scan: one row for each state of a log's directory and of its tail. Only data and a
+ * look-up: `directory-scan.ts` and `tail-scan.ts` collect the facts and act on the row.
  *
- * Invariant: each combination of facts fits exactly one row, and docs/STORAGE.md has the same rows in the same order.
+ * Invariant: every combination of facts fits exactly one row, and docs/STORAGE.md has the same rows in the same order.
  */
 
 export interface DirectoryFacts {
   readonly meta: 'missing' | 'damaged' | 'valid'
   /**
-   * `blank`: from number 1 on, and nothing but zeros (looked at only without valid meta). `unstarted`: from number 1
-   * on, none in use. `headless`: from a higher number on, none in use. `used`: one or more in use.
+   * `blank`: numbers start at 1, and all bytes are zero (read only if `log.meta` is not valid). `unstarted`: numbers
+   * start at 1, and none is in use. `headless`: numbers start higher, and none is in use. `used`: some are in use.
    */
   readonly files: 'none' | 'blank' | 'unstarted' | 'headless' | 'used'
   readonly numbers: 'consecutive' | 'gap'
-  /** Of the newest segment in use and those behind it, where the right size is known. */
+  /** Of the newest segment in use and all later ones. `right` if the expected size is unknown. */
   readonly sizes: 'right' | 'wrong'
-  /** `foreign`: of another log. `displaced`: an unused file has the header of a segment that was not given back. */
+  /** `foreign`: of another log. `displaced`: an unused file has the header of a segment that was not freed. */
   readonly headers: 'agree' | 'foreign' | 'displaced'
 }
 
 export interface TailFacts {
   readonly entries: 'none' | 'some'
-  /** What stands where the next entry goes: nothing of it (zeros, old bytes), or damaged bytes of it. */
+  /** At the place of the next entry: no part of it (zeros or old bytes), or a remnant of it. */
   readonly behind: 'nothing' | 'unfinished'
   /** The same for the start of the next, unused segment. */
   readonly next: 'nothing' | 'unfinished'
-  /** Whether a whole entry with a higher number than the next one stands anywhere behind. */
+  /** Whether a whole entry with a higher LSN than the next one follows anywhere. */
   readonly later: 'none' | 'found'
 }
 
@@ -46,7 +46,7 @@ export type DirectoryRow =
 
 const ORDERLY = { numbers: ['consecutive'], sizes: ['right'], headers: ['agree'] } as const
 
-/** A field that a row leaves out may have any value. Each combination of facts fits exactly one row. */
+/** A field that a row omits matches any value. */
 export const DIRECTORY_ROWS: readonly Row<DirectoryFacts, DirectoryRow>[] = [
   { row: 'gap', numbers: ['gap'] },
   { row: 'wrong-size', numbers: ['consecutive'], sizes: ['wrong'] },
@@ -77,7 +77,7 @@ export interface ScanRows {
   tail?: TailRow
 }
 
-/** The rows that fit; every table is written so that it is one. */
+/** All rows that match. A correct table has exactly one. */
 export function matchingRows<Facts extends object, Name>(
   rows: readonly Row<Facts, Name>[],
   facts: Facts,
@@ -90,7 +90,7 @@ export function matchingRows<Facts extends object, Name>(
   return rows.filter(fits).map(({ row }) => row)
 }
 
-/** The row that decides. */
+/** The one row that matches. */
 export function theRow<Facts extends object, Name>(rows: readonly Row<Facts, Name>[], facts: Facts): Name {
   const names = matchingRows(rows, facts)
   const [name] = names

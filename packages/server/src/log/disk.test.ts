@@ -18,7 +18,7 @@ afterEach(async () => {
   await rm(root, { recursive: true })
 })
 
-test('a directory that is not there is made, for its owner only', async () => {
+test('a missing directory is created, for its owner only', async () => {
   const path = join(root, 'a', 'b', 'c')
   const disk = await NodeDisk.at(path)
   expect(disk.path).toBe(path)
@@ -30,7 +30,7 @@ test('a directory that is not there is made, for its owner only', async () => {
   expect(totalBytes).toBeGreaterThanOrEqual(freeBytes)
 })
 
-test.each([false, true])('what is written is read, synced and listed (durable: %s)', async (durable) => {
+test.each([false, true])('written bytes are read, synced and listed (durable: %s)', async (durable) => {
   const disk = await NodeDisk.at(root)
   const file = await disk.open('one', { create: true, durable })
   expect(file.bytes).toBe(0)
@@ -52,27 +52,24 @@ test.each([false, true])('what is written is read, synced and listed (durable: %
   expect(await disk.list()).toEqual([])
 })
 
-test.runIf(process.platform === 'linux')(
-  'a durable file is opened with O_DSYNC, and only that one',
-  async () => {
-    const disk = await NodeDisk.at(root)
-    const files = [
-      await disk.open('plain', { create: true }),
-      await disk.open('durable', { create: true, durable: true }),
-    ]
-    const flags = new Map<string, number>()
-    for (const descriptor of await readdir('/proc/self/fd')) {
-      const target = await readlink(`/proc/self/fd/${descriptor}`).catch(() => '')
-      if (!target.startsWith(`${root}/`)) continue
-      const info = await readFile(`/proc/self/fdinfo/${descriptor}`, 'utf8')
-      flags.set(basename(target), Number.parseInt(/flags:\s*(\d+)/.exec(info)![1]!, 8))
-    }
-    expect([...flags.keys()].sort()).toEqual(['durable', 'plain'])
-    expect(flags.get('durable')! & constants.O_DSYNC).toBe(constants.O_DSYNC)
-    expect(flags.get('plain')! & constants.O_DSYNC).toBe(0)
-    for (const file of files) await file.close()
-  },
-)
+test.runIf(process.platform === 'linux')('only a durable file is opened with O_DSYNC', async () => {
+  const disk = await NodeDisk.at(root)
+  const files = [
+    await disk.open('plain', { create: true }),
+    await disk.open('durable', { create: true, durable: true }),
+  ]
+  const flags = new Map<string, number>()
+  for (const descriptor of await readdir('/proc/self/fd')) {
+    const target = await readlink(`/proc/self/fd/${descriptor}`).catch(() => '')
+    if (!target.startsWith(`${root}/`)) continue
+    const info = await readFile(`/proc/self/fdinfo/${descriptor}`, 'utf8')
+    flags.set(basename(target), Number.parseInt(/flags:\s*(\d+)/.exec(info)![1]!, 8))
+  }
+  expect([...flags.keys()].sort()).toEqual(['durable', 'plain'])
+  expect(flags.get('durable')! & constants.O_DSYNC).toBe(constants.O_DSYNC)
+  expect(flags.get('plain')! & constants.O_DSYNC).toBe(0)
+  for (const file of files) await file.close()
+})
 
 test('reads past the end, second creations and use after closing are errors', async () => {
   const disk = await NodeDisk.at(root)
@@ -95,7 +92,7 @@ test('a device without room is an error, not a short write', async () => {
   await file.close()
 })
 
-test('no name leads out of the directory', async () => {
+test('no name refers to a file outside the directory', async () => {
   const disk = await NodeDisk.at(join(root, 'inner'))
   await writeFile(join(root, 'secret'), 'x')
   await symlink(join(root, 'secret'), join(root, 'inner', 'link'))
@@ -126,7 +123,7 @@ test('no name leads out of the directory', async () => {
   expect(await readFile(join(root, 'secret'), 'utf8')).toBe('x')
 })
 
-test('a log on a real disk is found again after it was closed, truncated and torn', async () => {
+test('a log on a real disk is opened again after a close, a truncation and a torn write', async () => {
   const open = async (): Promise<{
     log: FileLog
     writer: EntryWriter
@@ -167,8 +164,8 @@ test('a log on a real disk is found again after it was closed, truncated and tor
   await second.log.close()
 })
 
-describe('a directory that is made', () => {
-  test('has all that lead to it, and may be there already', async () => {
+describe('creating a directory', () => {
+  test('creates its parents, and accepts an existing one', async () => {
     const deep = join(root, 'a', 'b', 'c')
     await Promise.all(Array.from({ length: 10 }, () => makeDirectory(deep)))
     await makeDirectory(deep)
@@ -176,14 +173,14 @@ describe('a directory that is made', () => {
     expect((await stat(join(root, 'a'))).mode & 0o777).toBe(0o700)
   })
 
-  test('is refused where a file is in the way', async () => {
+  test('fails where a file is in the way', async () => {
     await writeFile(join(root, 'file'), '')
     for (const path of [join(root, 'file'), join(root, 'file', 'below')])
       await expect(makeDirectory(path)).rejects.toMatchObject({ code: 'ENOTDIR' })
   })
 
   test.runIf(process.platform === 'linux')(
-    'is refused, and not tried without end, where none can be',
+    'fails, and does not loop, where none can be created',
     async () => {
       await expect(makeDirectory('/proc/x')).rejects.toMatchObject({ code: 'ENOENT' })
       await expect(makeDirectory('/proc/x/y')).rejects.toMatchObject({ code: 'ENOENT' })

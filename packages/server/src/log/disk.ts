@@ -1,7 +1,7 @@
 /**
- * A directory of the file system as a `Disk`. Every read and write is whole or it rejects: libuv reports a write that
- * a full disk cut short as a success with a smaller count. Files are readable by their owner only, and names are
- * single file names, so that nothing outside the directory can be touched.
+ * A directory of the file system as a `Disk`. Every read and write moves all bytes or rejects: libuv reports a write
+ * that a full disk cut short as a success with a smaller count. Files are readable only by their owner, and names are
+ * plain file names, so that nothing outside the directory can be touched.
  */
 import fs from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
@@ -9,12 +9,12 @@ import type { Disk, DiskFile } from './log.js'
 
 const { O_CREAT, O_DIRECTORY, O_DSYNC, O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR } = fs.constants
 
-/** Elsewhere a write is followed by a sync: macOS' O_DSYNC does not reach past the drive's own cache. */
+/** On other systems a sync follows each write: O_DSYNC on macOS does not flush the drive's own cache. */
 const HAS_O_DSYNC = process.platform === 'linux'
 
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,126}$/
 
-/** A write or read that moved fewer bytes than it was asked to. */
+/** A read or write that moved fewer bytes than requested. */
 export class ShortTransferError extends Error {
   readonly code = 'SHORT_TRANSFER'
 
@@ -26,7 +26,7 @@ export class ShortTransferError extends Error {
 
 export class NodeDisk implements Disk {
   readonly #path: string
-  /** Of the directory, open for as long as it is used: making a rename durable must not need a free one. */
+  /** Of the directory. It stays open, so that a sync after a rename needs no free descriptor. */
   readonly #descriptor: number
 
   private constructor(path: string, descriptor: number) {
@@ -34,7 +34,7 @@ export class NodeDisk implements Disk {
     this.#descriptor = descriptor
   }
 
-  /** The directory at `path`, made with all that lead to it if it is not there. */
+  /** The directory at `path`. Creates it and its parents if they do not exist. */
   static async at(path: string): Promise<NodeDisk> {
     const whole = resolve(path)
     await makeDirectory(whole)
@@ -74,7 +74,7 @@ export class NodeDisk implements Disk {
     })
   }
 
-  /** Nothing here is used any more. */
+  /** The disk must not be used afterwards. */
   close(): Promise<void> {
     return new Promise((done, fail) => {
       fs.close(this.#descriptor, (error) => (error ? fail(error) : done()))
@@ -87,12 +87,13 @@ export class NodeDisk implements Disk {
   }
 
   #pathOf(name: string): string {
-    if (!NAME.test(name)) throw new RangeError(`${JSON.stringify(name)} is not the name of a file here`)
+    if (!NAME.test(name))
+      throw new RangeError(`${JSON.stringify(name)} is not a valid file name in a data directory.`)
     return join(this.#path, name)
   }
 }
 
-/** On a bare descriptor: what is forgotten is never closed behind one's back, as Node does with its file handles. */
+/** On a plain descriptor: Node closes an unreferenced `FileHandle` at garbage collection, but never a descriptor. */
 class NodeFile implements DiskFile {
   bytes: number
   readonly #descriptor: number
@@ -117,7 +118,7 @@ class NodeFile implements DiskFile {
   }
 
   read(position: number, length: number, into?: Uint8Array): Promise<Uint8Array> {
-    // Not a Buffer: what is cut out of one, message by message, costs about twice as much.
+    // Not a Buffer: its `subarray`, called for each message, costs about twice as much.
     const bytes = into ?? new Uint8Array(Buffer.allocUnsafeSlow(length).buffer)
     return new Promise((done, fail) => {
       const readOn = (filled: number): void => {
@@ -158,7 +159,7 @@ class NodeFile implements DiskFile {
     })
   }
 
-  /** A descriptor is used again by the system after it was closed: writing to it would hit another file. */
+  /** The system reuses closed descriptors, so a write to one would hit another file. */
   #open(): number {
     if (this.#closed) throw new Error(`${this.#name} is closed`)
     return this.#descriptor
@@ -166,8 +167,8 @@ class NodeFile implements DiskFile {
 }
 
 /**
- * Makes the directory and those that lead to it, durably. One by one and each once: Node's own way tries without end where
- * the system says of a directory that it neither is there nor can be made, as /proc does.
+ * Creates the directory and its parents durably, one by one and each once. Node's recursive `mkdir` loops forever where
+ * the system reports that a directory neither exists nor can be created, as in /proc.
  */
 export async function makeDirectory(path: string): Promise<void> {
   const missing: string[] = []
@@ -176,12 +177,12 @@ export async function makeDirectory(path: string): Promise<void> {
     await fs.promises.mkdir(directory, { mode: 0o700 }).catch(async (error: NodeJS.ErrnoException) => {
       if (error.code !== 'EEXIST' || !(await isDirectory(directory))) throw error
     })
-    // A directory is as durable as its name in the one above it.
+    // The name of a directory becomes durable with its parent.
     await syncPath(dirname(directory))
   }
 }
 
-// Whether it is there. @throws the system's error when a part of the path is something else, or may not be looked at
+// Whether the directory exists. @throws the system's error when a part of the path is no directory or not accessible
 async function isDirectory(path: string): Promise<boolean> {
   try {
     const found = await fs.promises.stat(path)

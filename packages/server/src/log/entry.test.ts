@@ -17,7 +17,7 @@ import { expectSame } from '../../../../test/same.js'
 const CHAIN = { lsn: 7, previousCrc: 0xdead_beef, position: 0x1_0000_1000, salt: 0x1234_5678, epoch: 3 }
 const EXPECTED = { lsn: 7, previousCrc: 0xdead_beef, position: 0x1_0000_1000, salt: 0x1234_5678 }
 
-/** Bit by bit, as the definition has it; nothing shared with what is tested. */
+/** CRC bit by bit, from its definition. Shares no code with the tested one. */
 function slowCrc(bytes: Uint8Array, start: number): number {
   let crc = ~start
   for (const byte of bytes) {
@@ -27,7 +27,7 @@ function slowCrc(bytes: Uint8Array, start: number): number {
   return ~crc >>> 0
 }
 
-test('an entry has the layout that the format says', () => {
+test('an entry has the layout of STORAGE.md', () => {
   // prettier-ignore
   const header = Uint8Array.of(
     0x53, 0x4c, 0x45, 0x4e, // magic: "SLEN"
@@ -62,7 +62,7 @@ test('an entry has the layout that the format says', () => {
   expect(checkEntry(made.bytes, 0, 512, EXPECTED)).toBe('valid')
 })
 
-test('an entry may stand anywhere in a larger array and have no batches or thousands', () => {
+test('an entry can be anywhere in a larger array, with no batches or thousands', () => {
   let checked = 0
   for (const count of [0, 1, 2, 681, 682, 683, 2000, 5000]) {
     const made = makeEntry(
@@ -85,7 +85,7 @@ test('an entry may stand anywhere in a larger array and have no batches or thous
   expect(checked).toBe(8)
 })
 
-test('every flipped bit of the headers is seen, and of the records by their own checksum', () => {
+test('every flipped bit is detected, in headers by the CRC of the entry and in records by their own', () => {
   const { bytes } = makeEntry(CHAIN, [30, 0, 200])
   const { length } = readEntryHeader(bytes, 0)
   const faults = new Map<string, number>()
@@ -111,7 +111,7 @@ test('every flipped bit of the headers is seen, and of the records by their own 
   expect(faults.get('batches')).toBeGreaterThan(100)
 })
 
-test('an entry that was cut short is short, or its batches do not fill it', () => {
+test('an entry that was cut short is `short`, or its batches do not fill it', () => {
   const { bytes } = makeEntry(CHAIN, [30, 500])
   const { length } = readEntryHeader(bytes, 0)
   for (let available = 0; available < length; available++) {
@@ -120,7 +120,7 @@ test('an entry that was cut short is short, or its batches do not fill it', () =
   expect(checkEntry(bytes, 0, length, EXPECTED)).toBe('valid')
 })
 
-test('an entry is only the one that is expected', () => {
+test('only the expected entry is valid', () => {
   const { bytes } = makeEntry(CHAIN, [30])
   const check = (change: Partial<typeof EXPECTED>): string =>
     checkEntry(bytes, 0, bytes.length, { ...EXPECTED, ...change })
@@ -133,7 +133,7 @@ test('an entry is only the one that is expected', () => {
   expect(checkEntry(bytes, 0, bytes.length, { ...open, salt: 0 })).toBe('crc')
 })
 
-test('hostile lengths and counts are faults and nothing is read outside', () => {
+test('hostile lengths and counts are faults, and nothing is read outside the bytes', () => {
   const lengths = [0, 1, 63, 64, 65, 111, 112, 113, 511, 512, 513, 0x7fff_ffff, 0xffff_ffff]
   let checked = 0
   for (const length of lengths) {
@@ -157,13 +157,13 @@ test('hostile lengths and counts are faults and nothing is read outside', () => 
   expect(checkEntry(new Uint8Array(0), 0, 0, EXPECTED)).toBe('short')
 })
 
-test('a number above 2^53 is no number of an entry', () => {
+test('an LSN above 2^53 is a fault', () => {
   const { bytes } = makeEntry(CHAIN, [])
   bytes.fill(0xff, 8, 16)
   expect(checkEntry(bytes, 0, 512, { ...EXPECTED, lsn: undefined })).toBe('lsn')
 })
 
-test('an entry cannot be sealed with a count that its batches are not', () => {
+test('an entry cannot be sealed with a wrong number of batches', () => {
   const bytes = new Uint8Array(512)
   sealBatch(bytes, 64, 64 + 48 + 10, { type: BATCH_TYPE.facts })
   const seal = { lsn: 1, position: 0, epoch: 0, previousCrc: 0, timeMs: 0, salt: 0 }
@@ -173,7 +173,7 @@ test('an entry cannot be sealed with a count that its batches are not', () => {
   expect(sealEntry(bytes, 0, 122, { ...seal, batches: 1 })).toBeGreaterThan(0)
 })
 
-test('a damaged header is still told from bytes that never were one', () => {
+test('a damaged header is distinguished from other bytes', () => {
   const { bytes } = makeEntry(CHAIN, [30])
   let flips = 0
   for (let byte = 0; byte < 64; byte++) {
@@ -188,7 +188,7 @@ test('a damaged header is still told from bytes that never were one', () => {
   const old = makeEntry({ ...CHAIN, lsn: 3, previousCrc: 5, position: 0x1000 }, [30])
   expect(resemblesEntry(old.bytes, 0, EXPECTED)).toBe(false)
   expect(resemblesEntry(new Uint8Array(64), 0, EXPECTED)).toBe(false)
-  // The very first entry of a log follows none, whose CRC is as zero as the bytes of an unused file.
+  // The first entry of a log has a previous CRC of zero, as the bytes of an unused file are.
   expect(resemblesEntry(new Uint8Array(64), 0, { ...EXPECTED, lsn: 1, previousCrc: 0 })).toBe(false)
 })
 

@@ -1,10 +1,10 @@
 /**
- * Entries: one group commit each. A header, the batches one behind the other, zeros up to the next multiple of 512.
+ * Entries, one group commit each: a header, then the batches, then zeros up to the next multiple of 512 bytes.
  *
  * Header, 64 bytes: u32 magic · u32 length (header and batches, no padding) · u64 lsn · u32 epoch · u32 previous CRC ·
  * u48 time · u16 0 · u32 batches · u32 CRC · u64 position · 16 zeros. The CRC begins at the log's salt and covers this
- * header (the CRC itself as zero) and every batch's header; a batch's header covers its records. `position` is where
- * the entry was meant to stand, so that bytes of a segment's former life fit nowhere.
+ * header (the CRC itself as zero) and every batch's header; a batch's header covers its records. `position` is the
+ * entry's own place in the log, so that old entries of a recycled segment never fit.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -21,7 +21,7 @@ import {
 } from '@sluice/protocol'
 
 export const ENTRY_HEADER_BYTES = 64
-/** Entries begin and end on this boundary: the unit that a disk writes as a whole or not at all. */
+/** Entries begin and end on this boundary: the unit that a disk writes whole or not at all. */
 export const ENTRY_ALIGN_BYTES = 512
 export const ENTRY_MAGIC = 0x4e_45_4c_53
 
@@ -49,7 +49,7 @@ export interface EntryHeader {
 
 export interface EntrySeal {
   readonly lsn: number
-  /** Where `placeEntry` says that the entry begins. */
+  /** Position of the entry, from `placeEntry`. */
   readonly position: number
   readonly epoch: number
   readonly previousCrc: number
@@ -58,7 +58,7 @@ export interface EntrySeal {
   readonly batches: number
 }
 
-/** What an entry must say to be the one that belongs here; `undefined` where it is not known. */
+/** Fields of the entry that belongs at a place; `undefined` where they are unknown. */
 export interface EntryExpectation {
   readonly lsn: number | undefined
   readonly previousCrc: number | undefined
@@ -66,7 +66,7 @@ export interface EntryExpectation {
   readonly salt: number
 }
 
-/** `short`: the header is plausible, but not all of the entry is among the bytes at hand. */
+/** `short`: the header is plausible, but the entry continues after the available bytes. */
 export type EntryFault =
   | 'short'
   | 'magic'
@@ -77,22 +77,22 @@ export type EntryFault =
   | 'batches'
   | 'crc'
 
-/** Bytes that an entry of `length` takes in the log. */
+/** Bytes of an entry of `length` in the log, with padding. */
 export function entryPaddedBytes(length: number): number {
   return Math.ceil(length / ENTRY_ALIGN_BYTES) * ENTRY_ALIGN_BYTES
 }
 
-/** In the place of the CRC, which is not part of what it is made of. */
+/** The CRC field counts as zeros in the CRC. */
 const NO_CRC = new Uint8Array(4)
 
-/** Where the batch at `at` ends, or -1 when no whole batch stands between `at` and `end`. */
+/** End of the batch at `at`, or -1 when there is no whole batch between `at` and `end`. */
 export function batchEnd(bytes: Uint8Array, at: number, end: number): number {
   if (at + BATCH_HEADER_BYTES > end) return -1
   const length = batchLength(bytes, at)
   return length < BATCH_HEADER_BYTES || length > end - at ? -1 : at + length
 }
 
-/** The entry's CRC, or -1 when the batches do not fill it exactly or are not as many as the header says. */
+/** The entry's CRC, or -1 when its batches do not fill it exactly or their number is not that in the header. */
 function entryCrc(bytes: Uint8Array, at: number, length: number, salt: number): number {
   const end = at + length
   let left = readU32(bytes, at + BATCHES_AT)
@@ -109,8 +109,8 @@ function entryCrc(bytes: Uint8Array, at: number, length: number, salt: number): 
 }
 
 /**
- * Writes the header over the first 64 of the entry's `length` bytes at `at`; its batches are in place and sealed.
- * @returns the entry's CRC, which the next entry names
+ * Writes the header of the entry of `length` bytes at `at`, whose batches are in place and sealed.
+ * @returns the entry's CRC, which the next entry contains
  */
 export function sealEntry(bytes: Uint8Array, at: number, length: number, seal: EntrySeal): number {
   writeU32(bytes, at, ENTRY_MAGIC)
@@ -124,13 +124,13 @@ export function sealEntry(bytes: Uint8Array, at: number, length: number, seal: E
   writeU64(bytes, at + POSITION_AT, seal.position)
   bytes.fill(0, at + SPARE_AT, at + ENTRY_HEADER_BYTES)
   const crc = entryCrc(bytes, at, length, seal.salt)
-  // Written like this it could never be read again.
-  if (crc < 0) throw new Error(`the batches of entry ${seal.lsn} are not ${seal.batches} that fill it`)
+  // Such an entry would be unreadable.
+  if (crc < 0) throw new Error(`Entry ${seal.lsn} is not filled by exactly ${seal.batches} batches.`)
   writeU32(bytes, at + CRC_AT, crc)
   return crc
 }
 
-/** The header at `at`, as it stands there: nothing is checked. */
+/** The header at `at`, unchecked. */
 export function readEntryHeader(bytes: Uint8Array, at: number): EntryHeader {
   return {
     length: readU32(bytes, at + LENGTH_AT),
@@ -144,7 +144,7 @@ export function readEntryHeader(bytes: Uint8Array, at: number): EntryHeader {
   }
 }
 
-/** The three numbers that a reader needs per entry, without an object. */
+/** The three fields that readers need of each entry, without an object. */
 export function entryLength(bytes: Uint8Array, at: number): number {
   return readU32(bytes, at + LENGTH_AT)
 }
@@ -158,8 +158,8 @@ export function entryCrcOf(bytes: Uint8Array, at: number): number {
 }
 
 /**
- * Whether the entry at `at` is whole and is the expected one. `available` bytes from `at` on may be looked at. The
- * records are not: see `recordsAreIntact`.
+ * Whether the entry at `at` is whole and the expected one. Reads at most `available` bytes from `at` on. Does not check
+ * the records: see `recordsAreIntact`.
  */
 export function checkEntry(
   bytes: Uint8Array,
@@ -184,8 +184,8 @@ export function checkEntry(
 }
 
 /**
- * Whether these bytes are what is left of the expected entry, however damaged. Two of four numbers must match: one
- * flipped bit spoils one of them, and bytes that were never this entry's header match none but by chance.
+ * Whether these bytes are a remnant of the expected entry. Two of four fields must match: a flipped bit changes one of
+ * them, and bytes of anything else match only by chance.
  */
 export function resemblesEntry(bytes: Uint8Array, at: number, expected: EntryExpectation): boolean {
   let alike = 0
@@ -196,7 +196,7 @@ export function resemblesEntry(bytes: Uint8Array, at: number, expected: EntryExp
   return alike >= 2
 }
 
-/** Where each batch of the entry at `at` begins. Stops where the chain of batches does not fit the entry. */
+/** The start of each batch of the entry at `at`. Stops where the chain of batches does not fit the entry. */
 export function* entryBatches(bytes: Uint8Array, at: number): Generator<number, void, undefined> {
   const end = at + Math.min(readU32(bytes, at + LENGTH_AT), bytes.length - at)
   for (let batch = at + ENTRY_HEADER_BYTES; batch < end;) {

@@ -20,7 +20,7 @@ import type { LogNotice } from './notices.js'
 import { placeEntry, SEGMENT_HEADER_BYTES, segmentName } from './segment.js'
 
 describe('appending and reading', () => {
-  test('entries come back as they were written, from every position, over segment ends', async () => {
+  test('entries are read as they were written, from every position and across segments', async () => {
     const disk = new SimulatedDisk()
     const { log, bounds, writer } = await openLog(disk)
     expect(bounds).toEqual({
@@ -73,7 +73,7 @@ describe('appending and reading', () => {
     await log.close()
   })
 
-  test('a segment can end anywhere, also where entries of a former life stand behind the last one', async () => {
+  test('a segment can end anywhere, also before old entries of a recycled file', async () => {
     const disk = new SimulatedDisk()
     let { log, writer } = await openLog(disk)
     for (let round = 0; round < 30; round++) {
@@ -97,15 +97,17 @@ describe('appending and reading', () => {
     expect(disk.counts.rename).toBeGreaterThan(10)
   })
 
-  test('one entry is written at a time, and read once it is durable', async () => {
+  test('one entry is written at a time, and is readable once it is durable', async () => {
     const disk = new SimulatedDisk({ mode: 'queued', random: randomFrom(1) })
     const log = fileLog(disk)
     const bounds = await disk.run(log.open())
     const writer = new EntryWriter(log, bounds)
     const first = writer.make(sectors(3))
     const appending = log.append(first.position, first.lsn, first.bytes)
-    await expect(log.append(first.position + 3 * 512, 2, first.bytes)).rejects.toThrow('one entry at a time')
-    // What is not durable yet is not read.
+    await expect(log.append(first.position + 3 * 512, 2, first.bytes)).rejects.toThrow(
+      'Another entry is being appended',
+    )
+    // An entry that is not durable is not read.
     expect(await disk.run(entriesOf(log, bounds.firstPosition))).toEqual([])
     await disk.run(appending)
     await disk.run(log.close())
@@ -144,14 +146,16 @@ describe('appending and reading', () => {
       [good.position, 2, new Uint8Array(512)],
     ]
     for (const [position, lsn, bytes] of wrong) {
-      await expect(log.append(position, lsn, bytes)).rejects.toThrow(/continue the log|next entry goes/)
+      await expect(log.append(position, lsn, bytes)).rejects.toThrow(
+        /continue the log|place of the next entry/,
+      )
     }
     expect(disk.counts.write).toBe(writes)
     await log.append(good.position, 2, good.bytes)
     await log.close()
   })
 
-  test('a reader follows what is appended behind it, into the next segment', async () => {
+  test('a reader follows entries that are appended meanwhile, into the next segment', async () => {
     const { log, bounds, writer } = await openLog(new SimulatedDisk())
     await writer.append(sectors(1))
     const seen: number[] = []
@@ -163,7 +167,7 @@ describe('appending and reading', () => {
     await log.close()
   })
 
-  test('reads outside of what is durable are refused', async () => {
+  test('reads outside the durable part are refused', async () => {
     const { log, writer } = await openLog(new SimulatedDisk())
     for (let n = 0; n < 3; n++) await writer.append(sectors(20))
     const [first, , third] = writer.durable
@@ -171,14 +175,14 @@ describe('appending and reading', () => {
     await expect(log.readRange(first!.position + 24 * 512 - 1, 2)).rejects.toThrow(RangeError)
     await expect(log.readRange(SEGMENT, 1)).rejects.toThrow(RangeError)
     await expect(log.readRange(9 * SEGMENT + 5000, 1)).rejects.toThrow(RangeError)
-    await expect(entriesOf(log, first!.position + 512)).rejects.toThrow('no entry begins')
+    await expect(entriesOf(log, first!.position + 512)).rejects.toThrow('No entry begins')
     await log.truncateBefore(third!.position)
-    await expect(log.readRange(first!.position, 1)).rejects.toThrow('was given back')
-    await expect(entriesOf(log, first!.position)).rejects.toThrow('was given back')
+    await expect(log.readRange(first!.position, 1)).rejects.toThrow('was freed')
+    await expect(entriesOf(log, first!.position)).rejects.toThrow('was freed')
     await log.close()
   })
 
-  test('the checkpoint of the newest segment is told at the next start', async () => {
+  test('the next start finds the checkpoint of the newest segment', async () => {
     const disk = new SimulatedDisk()
     const { log, writer } = await openLog(disk)
     const { position } = await writer.append(sectors(2))
@@ -199,7 +203,7 @@ describe('appending and reading', () => {
     await fourth.log.close()
   })
 
-  test('an old log keeps the segment size and salt that it was made with', async () => {
+  test('an existing log keeps its segment size and salt', async () => {
     const { disk, made } = await diskWith([sectors(2)])
     const { log, bounds } = await openLog(disk, { segmentBytes: 2 * SEGMENT, random32: () => 5 })
     expect(log.segmentBytes).toBe(SEGMENT)
@@ -216,7 +220,7 @@ describe('a failing disk', () => {
     'a short write': { short: 700 },
   }
 
-  test.each(Object.entries(faults))('%s of the active segment is the last', async (_name, fault) => {
+  test.each(Object.entries(faults))('%s of the active segment ends the log', async (_name, fault) => {
     let failed = 0
     let recovered = 0
     for (let failing = 1; failing <= 12; failing++) {
@@ -249,7 +253,7 @@ describe('a failing disk', () => {
       expect(notices.filter(({ kind }) => kind === 'failed')).toHaveLength(1)
       failed++
 
-      // The next process finds it in memory or not; what it finds must be on disk when it says so.
+      // The page cache may still have the failed entry. If the next process finds it, the entry must be on disk.
       const survivor = disk.kill(random)
       const next = await openLog(survivor)
       expect([failing - 1, failing]).toContain(next.bounds.nextLsn - 1)
@@ -265,7 +269,7 @@ describe('a failing disk', () => {
     expect(recovered).toBeGreaterThanOrEqual((11 * 12) / 2)
   })
 
-  test('the first failure of the directory is the last as well', async () => {
+  test('the first failed sync of the directory ends the log', async () => {
     const disk = new SimulatedDisk()
     const { log, writer } = await openLog(disk)
     await writer.append(sectors(20))
@@ -282,7 +286,7 @@ describe('a failing disk', () => {
     expect(disk.counts.syncDirectory).toBe(syncDirectory)
   })
 
-  test('a failure while opening is told as one, and leaves nothing open', async () => {
+  test('a failed write during `open` is LOG_FAILED, and leaves no file open', async () => {
     const { disk } = await diskWith([sectors(3), sectors(3)])
     disk.damage(segmentName(1), SEGMENT_HEADER_BYTES + 5 * 512, new Uint8Array(512))
     let failed = 0
@@ -299,7 +303,7 @@ describe('a failing disk', () => {
 })
 
 describe('closing', () => {
-  test('nothing is open and nothing is written afterwards, wherever it comes', async () => {
+  test('leaves no file open and writes nothing afterwards, at any step', async () => {
     let closings = 0
     for (let steps = 0; steps < 40; steps++) {
       const random = randomFrom(steps)
@@ -327,20 +331,20 @@ describe('closing', () => {
     expect(closings).toBe(40)
   })
 
-  test('an entry that waits for a segment is told', async () => {
+  test('rejects the append that waits for a segment', async () => {
     const disk = new SimulatedDisk()
     const { log, writer } = await openLog(disk)
     await until(() => disk.names().includes(segmentName(2)))
     disk.capacityBytes = 0
     for (let n = 0; n < 2; n++) await writer.append(sectors(24))
     const waiting = writer.append(sectors(24))
-    const told = waiting.then(
+    const outcome = waiting.then(
       () => 'done',
       (error: Error) => error.message,
     )
     for (let turns = 0; turns < 5; turns++) await tick()
     await log.close()
-    expect(await told).toContain('closed while an entry waited')
+    expect(await outcome).toContain('closed while an entry waited')
     expect(disk.openFiles).toBe(0)
     await expect(log.append(0, 0, new Uint8Array(512))).rejects.toThrow('not open')
     await expect(log.readRange(writer.durable[0]!.position, 1)).rejects.toThrow('not open')

@@ -1,9 +1,9 @@
 /**
- * The log on files: segments of one size, prepared before use, one write in flight, each durable before the next.
+ * The log on files: segments of one size that are prepared before use, and one write in flight, durable before the next.
  *
- * Invariant: what `open` finds is the entries whose append resolved, in order, and at most one more whose append was
- * under way. Anything else that the files can hold is refused with file and position, never repaired by guessing. The
- * first write or sync that fails ends the log: no other is issued after it. docs/STORAGE.md has the decision tables.
+ * Invariant: `open` finds the entries whose append resolved, in order, and at most one more whose append was in progress.
+ * Any other content is refused with file and position, and never repaired by guessing. The first failed write or sync
+ * ends the log, and no other follows it. docs/STORAGE.md has the decision tables.
  */
 import {
   ENTRY_HEADER_BYTES,
@@ -35,9 +35,9 @@ import { SegmentPool } from './segment-pool.js'
 
 export interface FileLogOptions {
   readonly disk: Disk
-  /** Bytes of a segment, for a new log; an old one keeps its own. Default 64 MiB. */
+  /** Bytes of a segment of a new log; an existing log keeps its own. Default 64 MiB. */
   readonly segmentBytes?: number
-  /** Room that `reserve` leaves for settles, state pages and relocation. Default: see `defaultReserveBytes`. */
+  /** Bytes that `reserve` keeps for settles, state pages and relocation. Default: see `defaultReserveBytes`. */
   readonly reserveBytes?: number
   /** Free bytes of the file system below which `reserve` refuses. Default: see `defaultLowFreeBytes`. */
   readonly lowFreeBytes?: number
@@ -45,13 +45,13 @@ export interface FileLogOptions {
   readonly now: () => number
   /** A random u32: the salt of a new log. */
   readonly random32: () => number
-  /** Waits before another segment is tried. Default: a timer. */
+  /** Pauses between tries. Default: a timer. */
   readonly sleep?: (ms: number) => Promise<void>
   readonly onNotice?: (notice: LogNotice) => void
 }
 
 export class FileLog implements Log {
-  /** Which rows of the decision tables `open` met; for tests and for a line in the operator's log. */
+  /** Rows of the decision tables that `open` matched, for tests. */
   readonly recovery: ScanRows = {}
 
   readonly #options: FileLogOptions
@@ -61,19 +61,19 @@ export class FileLog implements Log {
   #segmentBytes: number
   #salt = 0
   #opened = false
-  /** There from when the log was found until the end. */
+  /** Undefined until `open` has found the end of the log. */
   #pool: SegmentPool | undefined
 
-  /** The segment that is written. */
+  /** The segment that entries are written to. */
   #active: OpenSegment | undefined
-  /** False until the active segment's header is on disk, which goes there with its first entry. */
+  /** Whether the active segment's header is on disk. It is written with the first entry. */
   #begun = false
 
-  /** Where the next entry goes: ahead of what is durable while an append is under way. */
   #writtenBytes = 0
+  /** Place of the next entry. During an append it is ahead of the durable end. */
   #headSegment = 1
   #headAt = SEGMENT_HEADER_BYTES
-  /** Behind the last durable entry. */
+  /** End of the last durable entry. */
   #durableSegment = 1
   #durableAt = SEGMENT_HEADER_BYTES
   #nextLsn = 1
@@ -84,7 +84,7 @@ export class FileLog implements Log {
   constructor(options: FileLogOptions) {
     this.#options = options
     this.#notify = (kind, text) => options.onNotice?.({ kind, text })
-    // Who waits for a segment is told that there will be none.
+    // An append that waits for a segment must fail when the log stops.
     this.#failStop = new FailStop(this.#notify, () => this.#pool?.wake())
     this.#readers = new Readers({
       disk: options.disk,
@@ -93,7 +93,7 @@ export class FileLog implements Log {
     })
     this.#segmentBytes = options.segmentBytes ?? SEGMENT_BYTES_DEFAULT
     if (!segmentBytesFit(this.#segmentBytes)) {
-      throw new RangeError(`a segment cannot have ${this.#segmentBytes} bytes`)
+      throw new RangeError(`A segment cannot have ${this.#segmentBytes} bytes.`)
     }
   }
 
@@ -102,7 +102,7 @@ export class FileLog implements Log {
   }
 
   async open(): Promise<LogBounds> {
-    if (this.#opened) throw new Error('the log was opened before')
+    if (this.#opened) throw new Error('The log is already open.')
     this.#opened = true
     const { disk, now, random32, sleep, reserveBytes, lowFreeBytes } = this.#options
     const shared = { disk, now, failStop: this.#failStop, notify: this.#notify }
@@ -169,16 +169,16 @@ export class FileLog implements Log {
 
   #checkAppend(position: number, lsn: number, entry: Uint8Array): void {
     this.#mustBeOpen()
-    if (this.#appending !== undefined) throw new Error('one entry at a time')
+    if (this.#appending !== undefined) throw new Error('Another entry is being appended.')
     const header = readEntryHeader(entry, 0)
     const segment = Math.floor(position / this.#segmentBytes)
     const at = position % this.#segmentBytes
     const next = segment === this.#headSegment + 1 && at === SEGMENT_HEADER_BYTES
     if (!next && (segment !== this.#headSegment || at !== this.#headAt)) {
-      throw new RangeError(`position ${position} is not where the next entry goes`)
+      throw new RangeError(`Position ${position} is not the place of the next entry.`)
     }
     if (at + entry.length > this.#segmentBytes) {
-      throw new RangeError(`an entry of ${entry.length} bytes does not fit the rest of its segment`)
+      throw new RangeError(`An entry of ${entry.length} bytes does not fit the rest of its segment.`)
     }
     if (
       entry.length !== entryPaddedBytes(header.length) ||
@@ -188,8 +188,8 @@ export class FileLog implements Log {
       header.position !== position ||
       header.previousCrc !== this.#lastCrc
     ) {
-      // It would be durable and could never be read again.
-      throw new Error(`entry ${lsn} does not continue the log after entry ${this.#nextLsn - 1}`)
+      // Such an entry would be durable but unreadable.
+      throw new Error(`Entry ${lsn} does not continue the log after entry ${this.#nextLsn - 1}.`)
     }
   }
 
@@ -226,7 +226,7 @@ export class FileLog implements Log {
     const next = await this.#mustBeOpen().take()
     this.#active = next
     this.#begun = false
-    // Every write to it was durable: there is nothing that closing it could lose.
+    // Every write to the full segment was durable, so an error of `close` loses nothing.
     await full?.file.close().catch(() => undefined)
     return next
   }
@@ -251,7 +251,7 @@ export class FileLog implements Log {
 
   async truncateBefore(position: number): Promise<void> {
     if (this.#failStop.failure !== undefined) throw this.#failStop.failure
-    await this.#mustBeOpen().giveBackWhile(
+    await this.#mustBeOpen().freeWhile(
       (number) => number < this.#durableSegment && (number + 1) * this.#segmentBytes <= position,
     )
   }
@@ -297,7 +297,7 @@ export class FileLog implements Log {
         const from = { at, segmentStart: number * this.#segmentBytes, salt: this.#salt, lsn, previousCrc }
         let walker = new EntryWalker(reader, from)
         for (;;) {
-          // Re-read each time: entries are appended, and the next segment begun, while a reader is on its way.
+          // Computed for each entry: appends move the durable end while a reader is active.
           const isLast = number === this.#durableSegment
           const end = isLast ? this.#durableAt : this.#segmentBytes
           if (isLast && walker.at >= end) return
@@ -315,7 +315,8 @@ export class FileLog implements Log {
             continue
           }
           if (walker.lsn === undefined) {
-            // The first of all: is it damaged, or the segment full here, or no entry's place? Its start knows.
+            // The first entry cannot be read: it is damaged, the segment ends here, or no entry begins here. A walk from
+            // the start of the segment tells which.
             walker = await this.#walkTo(reader, header, number, entryAt)
             continue
           }
@@ -332,7 +333,7 @@ export class FileLog implements Log {
     }
   }
 
-  /** A walker that came to `at` from the start of the segment and so knows what must stand there. */
+  /** A walker at `at` that started at the first entry, and so knows which entry is next. */
   async #walkTo(reader: Reader, header: SegmentHeader, number: number, at: number): Promise<EntryWalker> {
     const walker = new EntryWalker(reader, {
       at: SEGMENT_HEADER_BYTES,
@@ -347,11 +348,11 @@ export class FileLog implements Log {
         throw corrupt(segmentName(number), walker.at, `entry ${walker.lsn} cannot be read (${found})`)
       }
     }
-    if (walker.at > at) throw new RangeError(`no entry begins at byte ${at} of ${segmentName(number)}`)
+    if (walker.at > at) throw new RangeError(`No entry begins at byte ${at} of ${segmentName(number)}.`)
     return walker
   }
 
-  /** Whether the segment after `number` says that its first entry is the one that would be next here. */
+  /** Whether segment `number` ends here: the header of the next one names the entry expected here as its first. */
   async #endsHere(number: number, lsn: number, previousCrc: number | undefined): Promise<boolean> {
     const reader = this.#acquire(number + 1)
     try {
@@ -371,7 +372,9 @@ export class FileLog implements Log {
     const end = number === this.#durableSegment ? this.#durableAt : this.#segmentBytes
     const isInside = length >= 0 && at >= SEGMENT_HEADER_BYTES && at + length <= end
     if (!isInside || number > this.#durableSegment) {
-      throw new RangeError(`${length} bytes at position ${position} are not in a durable part of the log`)
+      throw new RangeError(
+        `The ${length} bytes at position ${position} are not in a durable part of the log.`,
+      )
     }
     const reader = this.#acquire(number)
     try {
@@ -382,7 +385,7 @@ export class FileLog implements Log {
   }
 
   #acquire(number: number): Reader {
-    if (number < this.#mustBeOpen().first) throw new RangeError(`segment ${number} was given back`)
+    if (number < this.#mustBeOpen().first) throw new RangeError(`Segment ${number} was freed.`)
     return this.#readers.acquire(number, this.#segmentBytes)
   }
 
@@ -390,7 +393,7 @@ export class FileLog implements Log {
 
   async close(): Promise<void> {
     this.#failStop.close()
-    // The entry under way is still written; only one that waits for a segment is not.
+    // An append in progress completes, unless it waits for a segment.
     await this.#appending?.catch(() => undefined)
     try {
       await this.#pool?.close()
@@ -403,12 +406,12 @@ export class FileLog implements Log {
   }
 
   #mustBeOpen(): SegmentPool {
-    if (this.#pool === undefined || this.#failStop.closed) throw new Error('the log is not open')
+    if (this.#pool === undefined || this.#failStop.closed) throw new Error('The log is not open.')
     return this.#pool
   }
 }
 
-// It keeps the process alive: while an entry waits for a segment, or a start for a read, nothing else may.
+// The timer keeps the process alive: it may be all that is left while an append waits for a segment or a read is retried.
 function sleepFor(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms))
 }

@@ -28,7 +28,7 @@ async function refusal(): Promise<SluiceError> {
   throw new Error('the directory was not locked')
 }
 
-test('a second broker is refused by name until the first lets go', async () => {
+test('a second broker is refused until the first releases the directory', async () => {
   const lock = await lockDirectory(root)
   expect((await stat(file)).mode & 0o777).toBe(0o600)
   expect(JSON.parse(await readFile(file, 'utf8'))).toMatchObject({ host: hostname(), pid: process.pid })
@@ -43,19 +43,19 @@ test('a second broker is refused by name until the first lets go', async () => {
   await lock.release()
   await expect(stat(file)).rejects.toMatchObject({ code: 'ENOENT' })
   const next = await lockDirectory(root)
-  // The first one is done with: it must not free what is the next one's.
+  // A second release by the first broker must not free the lock of the next one.
   await lock.release()
   expect((await refusal()).code).toBe('DATA_DIR_LOCKED')
   await next.release()
 })
 
-test('other directories are not concerned', async () => {
+test('other directories can be locked', async () => {
   const locks = await Promise.all(['a', 'b', 'c'].map((name) => lockDirectory(join(root, name))))
   expect(locks).toHaveLength(3)
   for (const lock of locks) await lock.release()
 })
 
-test('of many that start at once one gets it', async () => {
+test('of many that start at once exactly one gets the lock', async () => {
   const results = await Promise.allSettled(Array.from({ length: 20 }, () => lockDirectory(root)))
   const won = results.filter((result) => result.status === 'fulfilled')
   expect(won).toHaveLength(1)
@@ -91,7 +91,7 @@ describe.runIf(isLinux)('a socket in the directory', () => {
     }
   }
 
-  test('keeps the directory for whom it answers, of whatever host, and no file is needed for it', async () => {
+  test('keeps the directory for the process that answers, from any host and without a lock file', async () => {
     const child = await holding('o')
     try {
       expect((await refusal()).code).toBe('DATA_DIR_LOCKED')
@@ -100,7 +100,7 @@ describe.runIf(isLinux)('a socket in the directory', () => {
       expect(error.code).toBe('DATA_DIR_LOCKED')
       expect(error.message).toContain('process id 7 on host a-container')
       await expect(lockDirectory(root, { force: true })).rejects.toMatchObject({ code: 'DATA_DIR_LOCKED' })
-      // Of those that gave way nothing is left.
+      // The refused brokers leave no sockets.
       expect(await sockets()).toEqual(['lock.0000000000000000.socket'])
     } finally {
       await child.kill()
@@ -114,7 +114,7 @@ describe.runIf(isLinux)('a socket in the directory', () => {
     expect(await sockets()).toEqual([])
   })
 
-  test('that goes on closing each connection without an answer keeps it too', async () => {
+  test('that closes each connection without an answer keeps it too', async () => {
     const child = await holding('')
     try {
       expect((await refusal()).code).toBe('DATA_DIR_LOCKED')
@@ -123,7 +123,7 @@ describe.runIf(isLinux)('a socket in the directory', () => {
     }
   })
 
-  test('of a process that is stopped, and says nothing, keeps it too', async () => {
+  test('of a stopped process, which does not answer, keeps it too', async () => {
     const child = await holding('')
     try {
       process.kill(child.pid, 'SIGSTOP')
@@ -134,7 +134,7 @@ describe.runIf(isLinux)('a socket in the directory', () => {
     }
   })
 
-  test('may be at the end of a path of any length', async () => {
+  test('works at the end of a long path', async () => {
     const deep = join(root, ...Array.from({ length: 5 }, (_, i) => `${i}`.repeat(100)))
     const lock = await lockDirectory(deep)
     await expect(lockDirectory(deep)).rejects.toMatchObject({ code: 'DATA_DIR_LOCKED' })
@@ -142,15 +142,15 @@ describe.runIf(isLinux)('a socket in the directory', () => {
   })
 })
 
-test.runIf(isLinux)('on a local file system, the file of another host or start was left behind', async () => {
+test.runIf(isLinux)('on a local file system, the file of another host or boot is stale', async () => {
   await writeFile(file, ELSEWHERE)
   const lock = await lockDirectory(root, { isLocal: true })
   expect(JSON.parse(await readFile(file, 'utf8'))).toMatchObject({ pid: process.pid })
   await lock.release()
 })
 
-describe('on a file system that other hosts may have mounted', () => {
-  test('a file of another kernel is respected for as long as it is renewed', async () => {
+describe('on a file system that other hosts can mount', () => {
+  test('a file of another kernel is respected while it is renewed', async () => {
     await writeFile(file, ELSEWHERE)
     const error = await lockDirectory(root, { isLocal: false }).catch(
       (error: unknown) => error as SluiceError,
@@ -165,14 +165,14 @@ describe('on a file system that other hosts may have mounted', () => {
     await (await lockDirectory(root, { isLocal: false })).release()
   })
 
-  test('it is overruled by force', async () => {
+  test('`force` overrides it', async () => {
     await writeFile(file, ELSEWHERE)
     const lock = await lockDirectory(root, { isLocal: false, force: true })
     expect(JSON.parse(await readFile(file, 'utf8'))).toMatchObject({ pid: process.pid })
     await lock.release()
   })
 
-  test('the owner renews its file, and learns that another host has taken it', async () => {
+  test('the owner renews its file, and notices that another host has taken it', async () => {
     let lost: (error: SluiceError) => void
     const isLost = new Promise<SluiceError>((resolve) => (lost = resolve))
     const lock = await lockDirectory(root, { isLocal: false, touchMs: 5, onLost: (error) => lost(error) })
@@ -189,7 +189,7 @@ describe('on a file system that other hosts may have mounted', () => {
 })
 
 test.runIf(isLinux)(
-  'files of a dead process, of an earlier start and unfinished ones are stale',
+  'files of a dead process or an earlier boot, and incomplete files, are stale',
   async () => {
     const boot = (await readFile('/proc/sys/kernel/random/boot_id', 'utf8')).trim()
     const stale = [
@@ -213,7 +213,7 @@ test.runIf(isLinux)(
   },
 )
 
-test('a file that somebody else put in its place is left alone', async () => {
+test('a file that another host wrote is not removed', async () => {
   const lock = await lockDirectory(root)
   const text = JSON.stringify({ host: 'elsewhere', boot: 'b', pid: 1 })
   await writeFile(file, text)

@@ -1,14 +1,14 @@
 /**
- * One broker a data directory. The lock is a Unix socket in the directory that its owner listens on. The kernel closes
- * it however the process ends, and it answers across all containers of that kernel, which share neither host name nor
- * process ids nor a network namespace. The file `lock` beside it says who the owner is.
+ * One broker per data directory. The lock is a Unix socket in the directory, on which its owner listens. The kernel closes
+ * the socket however the process ends, and it answers across all containers of that kernel, which share no host name,
+ * process ids or network namespace. The file `lock` next to it names the owner.
  *
- * Whether a broker runs under another kernel no socket tells. On a local file system there is none: a file that names
- * another kernel was left by an earlier start of the machine. On any other one the owner touches the file now and then,
- * and a file that was touched lately is respected. ADR 0022 has the reasons.
+ * A socket does not reach brokers under other kernels. On a local file system there are none: a file that names another
+ * kernel is left from an earlier boot. On any other file system the owner touches the file regularly, and a recently
+ * touched file is respected. ADR 0022 has the reasons.
  *
- * Invariant: an owner has listened, under a name that others see, since before it looked for others. Of two that look
- * at each other at least one sees the other and gives way.
+ * Invariant: every candidate listens under a visible name before it looks for others. So of two candidates at least one
+ * sees the other and gives way.
  */
 import { randomBytes } from 'node:crypto'
 import { closeSync, constants, openSync } from 'node:fs'
@@ -21,23 +21,23 @@ import { SluiceError } from '@sluice/protocol'
 import { makeDirectory } from './disk.js'
 
 export const LOCK_NAME = 'lock'
-/** Tries to create the file again after a stale one was removed; more means that another start races with this. */
+/** Tries to create the file after removing a stale one. If all fail, another start is racing with this one. */
 const TRIES_MAX = 3
-/** A host name, a boot id and a process id take less. */
+/** More than a host name, a boot id and a process id take. */
 const LOCK_BYTES_MAX = 1024
-/** How often the file is touched where a broker of another kernel may look at it, and when it is taken for abandoned. */
+/** How often the file is touched if other kernels may read it, and the age at which it counts as abandoned. */
 const TOUCH_MS = 10_000
 const ABANDONED_MS = 60_000
-/** A socket that does not say within this time who listens is an owner that is busy or stopped. */
+/** A socket without an answer within this time belongs to an owner that is busy or stopped. */
 const ANSWER_MS = 1_000
-/** Pause before others are looked at again that will give way. */
+/** Pause before the other sockets are asked again. */
 const LOOK_MS = 10
 
 const SOCKET = /^lock\.[0-9a-f]{16}\.socket$/
 const OWNER = 'o'
 const CANDIDATE = 'c'
 
-/** File systems that one kernel alone has mounted, by the number that statfs gives. */
+/** File systems that only one kernel can mount, by the type that statfs returns. */
 const LOCAL_TYPES: ReadonlySet<number> = new Set([
   0xef53, // ext2, ext3, ext4
   0x58465342, // xfs
@@ -51,60 +51,60 @@ const LOCAL_TYPES: ReadonlySet<number> = new Set([
 ])
 
 export interface LockOptions {
-  /** Takes a directory over that a broker under another kernel may use. One that answers keeps it all the same. */
+  /** Takes over a directory that a broker under another kernel may use. A broker whose socket answers still keeps it. */
   readonly force?: boolean
-  /** Whether no other kernel has the file system mounted. Default: as its type says. */
+  /** Whether no other kernel can mount the file system. Default: derived from its type. */
   readonly isLocal?: boolean
   readonly touchMs?: number
   readonly abandonedMs?: number
-  /** Another host has taken the directory: the broker must end. */
+  /** Called when another host has taken the directory. The broker must exit. */
   readonly onLost?: (error: SluiceError) => void
 }
 
 export interface DirectoryLock {
-  /** Lets others have the directory. A second call does nothing. */
+  /** Releases the directory. A second call does nothing. */
   release(): Promise<void>
 }
 
 interface Holder {
   readonly host: string
-  /** Of the kernel: changes with each start of the machine; empty where the system does not tell. */
+  /** Boot id of the kernel, which changes with each boot; empty where the system has none. */
   readonly boot: string
   readonly pid: number
 }
 
-/** @throws SluiceError DATA_DIR_LOCKED naming the directory and the process that holds it */
+/** @throws SluiceError DATA_DIR_LOCKED with the directory and the process that has it */
 export async function lockDirectory(path: string, options: LockOptions = {}): Promise<DirectoryLock> {
   const directory = resolve(path)
   await makeDirectory(directory)
   const file = join(directory, LOCK_NAME)
   const me: Holder = { host: hostname(), boot: await bootId(), pid: process.pid }
-  const seat = process.platform === 'linux' ? await Seat.take(directory, file) : undefined
+  const socket = process.platform === 'linux' ? await LockSocket.claim(directory, file) : undefined
   const isLocal =
-    options.isLocal ?? (seat?.reachesContainers === true && (await isLocalFileSystem(directory)))
+    options.isLocal ?? (socket?.reachesContainers === true && (await isLocalFileSystem(directory)))
   try {
-    await claimFile(directory, file, me, seat, isLocal, options)
+    await claimFile(directory, file, me, socket, isLocal, options)
   } catch (error) {
-    await seat?.leave()
+    await socket?.close()
     throw error
   }
-  seat?.own()
+  socket?.becomeOwner()
   const stopTouching = isLocal ? undefined : keepTouched(directory, file, me, options)
   let released: Promise<void> | undefined
   return {
     release: () => {
       stopTouching?.()
-      return (released ??= releaseBoth(file, me, seat))
+      return (released ??= releaseBoth(file, me, socket))
     },
   }
 }
 
-/** The socket that says that its process is there, as candidate and then as owner. */
-class Seat {
-  /** A socket in the directory is seen by all containers of this kernel; an abstract one by its network namespace. */
+/** The socket of this process, which answers first as candidate and then as owner. */
+class LockSocket {
+  /** All containers of this kernel see a socket in the directory; only its network namespace sees an abstract one. */
   readonly reachesContainers: boolean
   readonly #server: Server
-  /** The socket's own path, or undefined for an abstract one. */
+  /** Path of the socket; undefined for an abstract one. */
   readonly #file: string | undefined
   readonly #descriptor: number
   #isOwner = false
@@ -121,35 +121,39 @@ class Seat {
     server.unref()
   }
 
-  static async take(directory: string, file: string): Promise<Seat> {
-    // A socket's path has at most 107 bytes; through the descriptor of its directory it is short.
+  static async claim(directory: string, file: string): Promise<LockSocket> {
+    // The path of a socket has at most 107 bytes. A path through the descriptor of the directory is short.
     const descriptor = openSync(directory, constants.O_RDONLY | constants.O_DIRECTORY)
     const name = `lock.${randomBytes(8).toString('hex')}.socket`
     const near = `/proc/self/fd/${descriptor}`
-    let seat: Seat | undefined
+    let socket: LockSocket | undefined
     try {
-      seat = new Seat(await listen(`${near}/${name}`), join(directory, name), descriptor)
+      socket = new LockSocket(await listen(`${near}/${name}`), join(directory, name), descriptor)
     } catch {
-      // The file system has no sockets, or no room for one. A broker must start on a full disk, to drain it.
+      // The file system does not support sockets, or is full. A broker must start on a full disk to drain it.
     }
     try {
-      if (seat === undefined) {
+      if (socket === undefined) {
         const { dev, ino } = await stat(directory, { bigint: true })
-        seat = new Seat(await listenAlone(`\0sluice-${dev}-${ino}`, directory, file), undefined, descriptor)
-      } else await settle(seat, directory, near, name, file)
-      return seat
+        socket = new LockSocket(
+          await listenAlone(`\0sluice-${dev}-${ino}`, directory, file),
+          undefined,
+          descriptor,
+        )
+      } else await awaitOwnership(socket, directory, near, name, file)
+      return socket
     } catch (error) {
-      if (seat === undefined) closeSync(descriptor)
-      else await seat.leave()
+      if (socket === undefined) closeSync(descriptor)
+      else await socket.close()
       throw error
     }
   }
 
-  own(): void {
+  becomeOwner(): void {
     this.#isOwner = true
   }
 
-  async leave(): Promise<void> {
+  async close(): Promise<void> {
     if (this.#file !== undefined) await unlinkIfThere(this.#file)
     await new Promise<void>((done) => {
       this.#server.close(() => done())
@@ -159,12 +163,12 @@ class Seat {
 }
 
 /**
- * Returns when no other process has the directory or wants it, and removes the sockets of those that are gone.
- * Candidates give way to those whose name comes first; an owner that was sure before it saw the other one keeps it.
+ * Returns when this process owns the directory, after removing the sockets of processes that no longer exist. A candidate
+ * gives way to an owner, and to candidates whose names sort before its own.
  * @throws SluiceError DATA_DIR_LOCKED
  */
-async function settle(
-  seat: Seat,
+async function awaitOwnership(
+  socket: LockSocket,
   directory: string,
   near: string,
   name: string,
@@ -183,11 +187,11 @@ async function settle(
     if (!wins || isOver) throw locked(directory, await readHolder(file))
     if (gone.length === others.length) {
       for (const other of gone) await unlinkIfThere(join(directory, other))
-      // Another one may have taken ours for gone in the moment before it listened, and be gone itself by now.
+      // Another process may have removed our socket in the moment before it listened, and may have exited since.
       await stat(join(directory, name)).catch(() => {
         throw locked(directory, undefined)
       })
-      seat.own()
+      socket.becomeOwner()
       return
     }
     await new Promise((done) => setTimeout(done, LOOK_MS))
@@ -196,8 +200,8 @@ async function settle(
 
 type State = 'owner' | 'candidate' | 'leaving' | 'gone'
 
-// Only a refusal says that no process listens: one that is stopped does not answer, and is there. A socket that is being
-// closed drops a connection without an answer; the next look finds it gone.
+// Only a refused connection proves that no process listens: a stopped process does not answer but still exists. A socket
+// that is being closed drops the connection without an answer; the next try finds it gone.
 function ask(path: string): Promise<State> {
   return new Promise((done) => {
     const connection = connect({ path })
@@ -241,7 +245,7 @@ async function claimFile(
   directory: string,
   file: string,
   me: Holder,
-  seat: Seat | undefined,
+  socket: LockSocket | undefined,
   isLocal: boolean,
   { force = false, abandonedMs = ABANDONED_MS }: LockOptions,
 ): Promise<void> {
@@ -257,8 +261,8 @@ async function claimFile(
       return
     } catch (error) {
       const { code } = error as NodeJS.ErrnoException
-      if (code === 'ENOSPC' && seat !== undefined) {
-        // The socket keeps out the others under this kernel.
+      if (code === 'ENOSPC' && socket !== undefined) {
+        // The socket is enough to exclude other brokers under this kernel.
         await unlinkIfThere(file)
         return
       }
@@ -266,30 +270,30 @@ async function claimFile(
     }
     const holder = await readHolder(file)
     if (holder !== undefined && !force) {
-      const judgement = judge(holder, me, seat, isLocal)
-      if (judgement === 'alive') throw locked(directory, holder)
-      if (judgement === 'unknown') await refuseUnlessAbandoned(directory, file, holder, abandonedMs)
+      const state = holderState(holder, me, socket, isLocal)
+      if (state === 'alive') throw locked(directory, holder)
+      if (state === 'unknown') await refuseUnlessAbandoned(directory, file, holder, abandonedMs)
     }
     await unlinkIfThere(file)
   }
   throw locked(directory, await readHolder(file))
 }
 
-/** What the file's holder is, now that no socket answered. */
-function judge(
+/** State of the file's holder, given that no socket answered. */
+function holderState(
   holder: Holder,
   me: Holder,
-  seat: Seat | undefined,
+  socket: LockSocket | undefined,
   isLocal: boolean,
 ): 'gone' | 'alive' | 'unknown' {
-  // Under this kernel its socket would have answered; under another one it cannot have a local file system mounted.
-  if (isLocal || (seat?.reachesContainers === true && holder.boot === me.boot)) return 'gone'
-  // Without such a socket a process of this host and start can be looked for by its id.
+  // A holder under this kernel would have answered, and another kernel cannot mount a local file system.
+  if (isLocal || (socket?.reachesContainers === true && holder.boot === me.boot)) return 'gone'
+  // Without such a socket, a process of this host and boot is found by its id.
   if (holder.host !== me.host || holder.boot !== me.boot) return 'unknown'
-  return seat === undefined && isAlive(holder.pid) ? 'alive' : 'gone'
+  return socket === undefined && isAlive(holder.pid) ? 'alive' : 'gone'
 }
 
-// By the clock of the file system: those of two hosts may differ.
+// Compares times of the file system, because the clocks of two hosts may differ.
 async function refuseUnlessAbandoned(
   directory: string,
   file: string,
@@ -329,14 +333,14 @@ function keepTouched(
     }
   }
   const timer = setInterval(() => {
-    // What fails now may work the next time; the file is abandoned only after several of them.
+    // A failed touch is harmless: the file counts as abandoned only after several.
     touch().catch(() => {})
   }, touchMs)
   timer.unref()
   return () => clearInterval(timer)
 }
 
-/** Who the file names; undefined when it is not there or was not finished. */
+/** The holder that the file names; undefined when the file does not exist or is incomplete. */
 async function readHolder(file: string): Promise<Holder | undefined> {
   let text: string
   try {
@@ -352,7 +356,7 @@ async function readHolder(file: string): Promise<Holder | undefined> {
       return { host, boot, pid }
     }
   } catch {
-    // Cut short by a crash, before its writer did anything else.
+    // A crash interrupted the write, before its writer did anything else.
   }
   return undefined
 }
@@ -370,13 +374,13 @@ function locked(directory: string, holder: Holder | undefined): SluiceError {
 }
 
 function isAlive(pid: number): boolean {
-  // Zero and negative numbers would ask for a whole group of processes.
+  // Zero and negative numbers would signal a process group.
   if (!Number.isSafeInteger(pid) || pid <= 0) return false
   try {
     process.kill(pid, 0)
     return true
   } catch (error) {
-    // It is there and belongs to another user.
+    // EPERM: the process exists and belongs to another user.
     return (error as NodeJS.ErrnoException).code === 'EPERM'
   }
 }
@@ -394,11 +398,11 @@ async function isLocalFileSystem(directory: string): Promise<boolean> {
   return LOCAL_TYPES.has(type)
 }
 
-async function releaseBoth(file: string, me: Holder, seat: Seat | undefined): Promise<void> {
-  // The file goes while the socket still keeps others from writing theirs.
+async function releaseBoth(file: string, me: Holder, socket: LockSocket | undefined): Promise<void> {
+  // The file is removed first, while the socket still keeps others from writing theirs.
   const holder = await readHolder(file)
   if (holder !== undefined && isSame(holder, me)) await unlinkIfThere(file)
-  await seat?.leave()
+  await socket?.close()
 }
 
 async function unlinkIfThere(file: string): Promise<void> {

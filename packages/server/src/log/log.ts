@@ -1,95 +1,97 @@
 /**
- * The two seams under the broker. `Log` stores entries, one group commit each, at positions that only grow; `Disk`
- * is what the file implementation needs of a file system. The simulator stands in for `Disk`, tests for either.
+ * The two storage interfaces of the broker. `Log` stores entries, one group commit each, at increasing positions; `Disk`
+ * is what `FileLog` needs from a file system. The simulator implements `Disk`, and tests implement either.
  *
- * A position is a place in the whole log ever written: segment number × segment size + byte in the segment. It names
- * the same bytes for as long as they exist, and no other bytes ever.
+ * A position counts bytes over the whole history of the log: segment number × segment size + byte in the segment. It
+ * never names other bytes, also after its segment was freed.
  */
 
 export interface LogEntry {
-  /** Where the entry's header begins. */
+  /** Position of the entry's header. */
   readonly position: number
   readonly lsn: number
-  /** The whole entry: header, batches, padding. Verified: header chain, entry CRC, and the records' own CRCs. */
+  /** The whole entry: header, batches, padding. Its place in the chain, its CRC and the CRCs of its records are verified. */
   readonly bytes: Uint8Array
 }
 
 export interface LogBounds {
-  /** Where the oldest entry that is still there begins; equals `nextPosition` when there is none. */
+  /** Position of the oldest entry; equals `nextPosition` when there is none. */
   readonly firstPosition: number
-  /** Where the next entry would begin if it fits the active segment. */
+  /** Position of the next entry if it fits the active segment. */
   readonly nextPosition: number
   readonly nextLsn: number
   /** CRC of the last entry; 0 when there is none. */
   readonly lastCrc: number
-  /** Random, kept for the life of the log: salts every entry's CRC, so that bytes of another log never fit. */
+  /** A random number of this log that every entry's CRC starts from, so that entries of another log never fit. */
   readonly salt: number
-  /** Position that was passed to `markCheckpoint` before the newest segment began; undefined when there is none. */
+  /** Last position that was passed to `markCheckpoint` before the newest segment began, if any. */
   readonly checkpoint: number | undefined
-  /** Bytes of an unfinished entry that were cut off the end; 0 after a clean stop. */
+  /** Bytes of an unfinished entry that `open` cut off; 0 after a clean stop. */
   readonly cutBytes: number
 }
 
 export interface Log {
-  /** Bytes of a segment, its header included. No entry is longer than `segmentBytes - SEGMENT_HEADER_BYTES`. */
+  /** Bytes of a segment, including its header. An entry has at most `segmentBytes - SEGMENT_HEADER_BYTES`. */
   readonly segmentBytes: number
   /**
    * Finds the end of the log and cuts off an unfinished last entry.
-   * @throws SluiceError LOG_CORRUPT naming file and position
+   * @throws SluiceError LOG_CORRUPT with file and position
    */
   open(): Promise<LogBounds>
-  /** Every entry from the one that begins at `position` to the end, in order. @throws SluiceError LOG_CORRUPT */
+  /** Every entry from `position` to the durable end, in order. @throws SluiceError LOG_CORRUPT */
   read(position: number): AsyncIterable<LogEntry>
-  /** Whether `bytes`, all that is accepted and not yet appended, has room while the reserve for settles, state pages and relocation stays whole. */
+  /**
+   * Whether `bytes`, the total that is accepted and not appended yet, has room besides the reserve for settles, state pages
+   * and relocation.
+   */
   reserve(bytes: number, nowMs: number): boolean
-  /** Bytes that can be written, the reserve included, before there is no segment for more; as far as is known. */
+  /** Bytes that can be written, including the reserve, until no segment is left, by the latest known free space. */
   room(): number
-  /** Resolves when an entry waits for a segment that cannot be made, for want of space: now, or once one does. */
+  /** Resolves as soon as an entry waits for a segment that cannot be created for lack of space. */
   stuck(): Promise<void>
   /**
-   * Writes one whole entry at the position that `placeEntry` gives (see segment.ts) and resolves when it is durable. One at a time.
-   * @throws SluiceError LOG_FAILED: the process must stop, nothing may be confirmed any more, nothing is retried
+   * Writes one whole entry at the position from `placeEntry` (see segment.ts); resolves when it is durable. One at a time.
+   * @throws SluiceError LOG_FAILED: the process must stop without a retry or another confirmation
    */
   append(position: number, lsn: number, entry: Uint8Array): Promise<void>
   /**
-   * Bytes from a durable part of the log; never across a segment's end. They go to `into`, which is of that length, or else
-   * to memory of their own.
+   * Bytes from a durable part of the log, within one segment. Reads into `into`, which has that length, or into new memory.
    */
   readRange(position: number, length: number, into?: Uint8Array): Promise<Uint8Array>
-  /** Recorded in the header of each segment that begins from now on. */
+  /** Records `position` in the header of every later segment. */
   markCheckpoint(position: number): void
-  /** Gives back the segments that end at or before `position`. Idempotent. */
+  /** Frees the segments that end at or before `position`. Idempotent. */
   truncateBefore(position: number): Promise<void>
   usage(): LogUsage
   close(): Promise<void>
 }
 
 export interface LogUsage {
-  /** Segments that hold entries or may still do so, and their bytes. */
+  /** Number of segments with entries, including the active one, and their bytes. */
   readonly segments: number
   readonly bytes: number
-  /** Of the oldest. */
+  /** Position of the first entry in the oldest segment. */
   readonly firstPosition: number
-  /** What was written since it was opened, the zeros that new segments are filled with among it. */
+  /** Bytes written since `open`, including the zeros that fill new segments. */
   readonly writtenBytes: number
 }
 
-/** A file of a `Disk`. Reads and writes are whole or they fail; a short one is an error of the implementation's. */
+/** A file of a `Disk`. A read or write moves all bytes or rejects. */
 export interface DiskFile {
   readonly bytes: number
-  /** They go to `into`, which is of that length, or else to memory of their own. */
+  /** Reads into `into`, which has that length, or into new memory. */
   read(position: number, length: number, into?: Uint8Array): Promise<Uint8Array>
-  /** With `durable` at `open`: resolves when the bytes are on stable storage (O_DSYNC). */
+  /** Resolves when the bytes are on stable storage if the file was opened with `durable` (O_DSYNC). */
   write(position: number, bytes: Uint8Array): Promise<void>
-  /** fdatasync; after it all earlier writes and the size are durable. */
+  /** fdatasync: makes all earlier writes and the size durable. */
   sync(): Promise<void>
   close(): Promise<void>
 }
 
-/** One directory of files, named without a path. */
+/** One directory of files. Names have no path. */
 export interface Disk {
   list(): Promise<string[]>
-  /** `create`: make it, empty; it must not exist. `durable`: each write returns only when it is on stable storage. */
+  /** `create`: creates an empty file that must not exist. `durable`: each write waits for stable storage. */
   open(name: string, options: { readonly create?: boolean; readonly durable?: boolean }): Promise<DiskFile>
   rename(from: string, to: string): Promise<void>
   remove(name: string): Promise<void>

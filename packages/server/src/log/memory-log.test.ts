@@ -15,7 +15,7 @@ async function entriesOf(log: Log, position: number): Promise<LogEntry[]> {
   return found
 }
 
-/** A log, and how the next process opens it. */
+/** A log, and a function that opens it as the next process does. */
 const kinds: Record<string, () => { log: Log; reopen: (log: Log) => Log }> = {
   'the log in memory': () => ({
     log: new MemoryLog({ segmentBytes: SEGMENT, salt: SALT }),
@@ -29,14 +29,14 @@ const kinds: Record<string, () => { log: Log; reopen: (log: Log) => Log }> = {
   },
 }
 
-/** Appends, truncates and reads; tells all that the seam says on the way. */
+/** Appends, truncates and reads, and returns every answer of the log. */
 async function story(log: Log, reopen: (log: Log) => Log): Promise<unknown[]> {
   const bounds = await log.open()
   const told: unknown[] = [bounds]
   const writer = new EntryWriter(log, bounds)
   for (let n = 0; n < 40; n++) {
     const entry = await writer.append([(n * 397) % 3000, n])
-    // One of them has segments to fill and headers to write.
+    // Only the log on files fills segments and writes headers.
     const { writtenBytes: _, ...usage } = log.usage()
     told.push(entry.position, usage)
     if (n % 9 === 0) log.markCheckpoint(entry.position)
@@ -59,7 +59,7 @@ async function story(log: Log, reopen: (log: Log) => Log): Promise<unknown[]> {
   return told
 }
 
-test('the log in memory says what the log on files says, to the byte', async () => {
+test('the log in memory and the log on files give the same answers, byte for byte', async () => {
   const [inMemory, onFiles] = await Promise.all(
     Object.values(kinds).map((make) => {
       const { log, reopen } = make()
@@ -71,7 +71,7 @@ test('the log in memory says what the log on files says, to the byte', async () 
 })
 
 describe.each(Object.entries(kinds))('%s', (_name, make) => {
-  test('refuses what does not continue it', async () => {
+  test('refuses an entry that does not continue it', async () => {
     const { log } = make()
     const writer = new EntryWriter(log, await log.open())
     const { position } = await writer.append([5])
@@ -87,7 +87,7 @@ describe.each(Object.entries(kinds))('%s', (_name, make) => {
   })
 })
 
-test('an append can be held, and nothing is durable before it is let go', async () => {
+test('a held append is not durable until it is released', async () => {
   let letGo: (() => void) | undefined
   const log = new MemoryLog({ beforeAppend: () => new Promise((resolve) => (letGo = resolve)) })
   const bounds = await log.open()
@@ -100,7 +100,7 @@ test('an append can be held, and nothing is durable before it is let go', async 
   expect(log.entries).toHaveLength(1)
 })
 
-test('an append that fails is the last', async () => {
+test('a failed append is the last', async () => {
   let calls = 0
   const log = new MemoryLog({
     beforeAppend: ({ lsn }) => {
@@ -121,7 +121,7 @@ test('an append that fails is the last', async () => {
   expect((await log.reopened({}).open()).nextLsn).toBe(2)
 })
 
-test('room is what the segments have, less the reserve', async () => {
+test('room is the free bytes of the segments, minus the reserve', async () => {
   const log = new MemoryLog({ segmentBytes: SEGMENT, segmentsMax: 2, reserveBytes: 4096 })
   const writer = new EntryWriter(log, await log.open())
   const room = 2 * (SEGMENT - 4096) - 4096

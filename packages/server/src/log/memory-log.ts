@@ -1,6 +1,6 @@
 /**
- * A log in memory, for tests of what stands above the seam. Same positions, same order and same refusals as the log on
- * files; `beforeAppend` delays or fails an append, `reopened` is what a process finds that starts after this one.
+ * A log in memory, for tests of the broker. It has the positions, order and refusals of the log on files. `beforeAppend`
+ * delays or fails an append, and `reopened` gives the log as the next process finds it.
  */
 import { SluiceError } from '@sluice/protocol'
 import {
@@ -15,21 +15,21 @@ import type { Log, LogBounds, LogEntry, LogUsage } from './log.js'
 import { SEGMENT_HEADER_BYTES } from './segment.js'
 
 export interface MemoryLogOptions {
-  /** 1 MiB unless told. */
+  /** Default 1 MiB. */
   readonly segmentBytes?: number
   readonly salt?: number
-  /** Segments that there is room for; no limit unless told. An entry that needs another one waits until one goes. */
+  /** Most segments; default unlimited. An entry that needs one more waits until a segment is freed. */
   readonly segmentsMax?: number
-  /** Bytes that `reserve` leaves for entries that must not be refused; none unless told. */
+  /** Bytes that `reserve` keeps for entries that must not be refused; default 0. */
   readonly reserveBytes?: number
-  /** Runs before each entry becomes durable. Rejects: the write failed, and the log is dead from then on. */
+  /** Runs before each entry becomes durable. If it rejects, the write failed, which ends the log. */
   readonly beforeAppend?: (entry: LogEntry) => Promise<void> | void
 }
 
 interface Kept {
   entries: LogEntry[]
   firstSegment: number
-  /** The segment that is being written; it is never truncated. */
+  /** The active segment, which is never truncated. */
   lastSegment: number
   nextPosition: number
   nextLsn: number
@@ -39,19 +39,19 @@ interface Kept {
 
 export class MemoryLog implements Log {
   readonly segmentBytes: number
-  /** So many more times `reserve` says that there is room. */
+  /** Number of further calls of `reserve` that may succeed. */
   refusedFrom = Infinity
   readonly #options: MemoryLogOptions
   readonly #salt: number
   readonly #kept: Kept
   #checkpoint: number | undefined
-  /** Includes the entry that is being appended. */
+  /** Position of the next entry, after one that is being appended. */
   #writePosition: number
   #writtenBytes = 0
   #appending = false
   #failure: SluiceError | undefined
   #closed = false
-  /** Whoever waits to be told that an entry waits for a segment; and the entry that does. */
+  /** Callers of `stuck`, and the append that waits for a segment. */
   readonly #onStuck: (() => void)[] = []
   #goOn: (() => void) | undefined
 
@@ -73,7 +73,7 @@ export class MemoryLog implements Log {
     this.#writePosition = this.#kept.nextPosition
   }
 
-  /** The log as the next process finds it: every entry whose append was resolved, and no other. */
+  /** The log as the next process finds it: every entry whose append resolved, and no other. */
   reopened(options: MemoryLogOptions = this.#options): MemoryLog {
     return new MemoryLog(
       { ...options, segmentBytes: this.segmentBytes, salt: this.#salt },
@@ -81,7 +81,7 @@ export class MemoryLog implements Log {
     )
   }
 
-  /** Durable entries that were not truncated. */
+  /** Durable entries, without truncated ones. */
   get entries(): readonly LogEntry[] {
     return this.#kept.entries
   }
@@ -99,7 +99,7 @@ export class MemoryLog implements Log {
   }
 
   async *read(position: number): AsyncGenerator<LogEntry> {
-    // Entries leave at the front while a reader is on its way: it goes on by position.
+    // Continues by position, because truncation changes the indexes meanwhile.
     for (let from = position; ;) {
       const entry = this.#kept.entries[this.#indexFrom(from)]
       if (entry === undefined) return
@@ -132,14 +132,14 @@ export class MemoryLog implements Log {
 
   async append(position: number, lsn: number, entry: Uint8Array): Promise<void> {
     if (this.#failure !== undefined) throw this.#failure
-    if (this.#closed) throw new Error('the log is closed')
-    if (this.#appending) throw new Error('one entry at a time')
-    if (entry.length % ENTRY_ALIGN_BYTES !== 0) throw new RangeError('an entry is padded to 512 bytes')
+    if (this.#closed) throw new Error('The log is closed.')
+    if (this.#appending) throw new Error('Another entry is being appended.')
+    if (entry.length % ENTRY_ALIGN_BYTES !== 0) throw new RangeError('An entry must be padded to 512 bytes.')
     if (position !== this.#writePosition && position !== this.#nextSegmentStart()) {
-      throw new RangeError(`position ${position} is not where the next entry goes`)
+      throw new RangeError(`Position ${position} is not the place of the next entry.`)
     }
     if (position === this.#writePosition && entry.length > this.#left()) {
-      throw new RangeError(`an entry of ${entry.length} bytes does not fit the rest of its segment`)
+      throw new RangeError(`An entry of ${entry.length} bytes does not fit the rest of its segment.`)
     }
     const verdict = checkEntry(entry, 0, entry.length, {
       lsn: this.#kept.nextLsn,
@@ -148,10 +148,12 @@ export class MemoryLog implements Log {
       salt: this.#salt,
     })
     if (verdict !== 'valid' || lsn !== this.#kept.nextLsn) {
-      throw new Error(`entry ${lsn} does not continue the log: ${verdict}`)
+      throw new Error(`Entry ${lsn} does not continue the log (${verdict}).`)
     }
     if (entryPaddedBytes(entryLength(entry, 0)) !== entry.length) {
-      throw new RangeError(`entry ${lsn} has ${entry.length} bytes and says ${entryLength(entry, 0)}`)
+      throw new RangeError(
+        `Entry ${lsn} has ${entry.length} bytes; its header gives ${entryLength(entry, 0)}.`,
+      )
     }
     this.#appending = true
     this.#writePosition = position + entry.length
@@ -180,10 +182,10 @@ export class MemoryLog implements Log {
     const { segmentsMax = Infinity } = this.#options
     const number = Math.floor(position / this.segmentBytes)
     while (number - this.#kept.firstSegment >= segmentsMax) {
-      for (const tell of this.#onStuck.splice(0)) tell()
+      for (const notifyStuck of this.#onStuck.splice(0)) notifyStuck()
       await new Promise<void>((resolve) => (this.#goOn = resolve))
       this.#goOn = undefined
-      if (this.#closed) throw new Error('the log was closed while an entry waited for a segment')
+      if (this.#closed) throw new Error('The log was closed while an entry waited for a segment.')
     }
   }
 
@@ -202,10 +204,10 @@ export class MemoryLog implements Log {
       out.set(entry.bytes.subarray(from - entry.position, to - entry.position), from - position)
       filled = to
     }
-    // Behind the last entry of a segment that is full there are zeros, as in a file.
+    // A full segment has zeros after its last entry, as a file does.
     const isFull = segment >= this.#kept.firstSegment && segment < this.#kept.lastSegment
     if (filled < end && !isFull) {
-      return Promise.reject(new RangeError(`no durable bytes stand at position ${filled}`))
+      return Promise.reject(new RangeError(`There are no durable bytes at position ${filled}.`))
     }
     return Promise.resolve(out)
   }
@@ -241,7 +243,7 @@ export class MemoryLog implements Log {
     return Promise.resolve()
   }
 
-  /** Index of the first entry that begins at `position` or behind it. */
+  /** Index of the first entry at or after `position`. */
   #indexFrom(position: number): number {
     const { entries } = this.#kept
     let low = 0
@@ -258,7 +260,7 @@ export class MemoryLog implements Log {
     return this.#kept.firstSegment * this.segmentBytes + SEGMENT_HEADER_BYTES
   }
 
-  /** Bytes between the write position and the end of its segment. */
+  /** Bytes from the write position to the end of its segment. */
   #left(): number {
     const into = this.#writePosition % this.segmentBytes
     return into === 0 ? 0 : this.segmentBytes - into

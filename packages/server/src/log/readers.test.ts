@@ -1,4 +1,4 @@
-/** Reads that fail for a reason that is no damage. */
+/** Reads that fail without damage. */
 import { describe, expect, test } from 'vitest'
 import type { Disk, DiskFile } from './log.js'
 import { Readers, type Reader } from './readers.js'
@@ -14,7 +14,7 @@ class Trouble extends Error {
   }
 }
 
-/** A disk whose opens and reads fail as often as they are told. */
+/** A disk on which a given number of opens and reads fail. */
 class Failing {
   opens = 0
   reads = 0
@@ -72,21 +72,18 @@ class Failing {
   }
 }
 
-describe('a read that fails', () => {
-  test.each(['failOpens', 'failReads'] as const)(
-    'is tried again after longer and longer pauses: %s',
-    async (what) => {
-      const failing = new Failing()
-      failing[what] = 3
-      expect(await failing.borrow(1, (reader) => reader.read(7, 2))).toEqual(Uint8Array.of(7, 7))
-      expect(failing.sleeps).toEqual([10, 40, 160])
-      // Told once.
-      expect(failing.notices).toHaveLength(1)
-      expect(failing.notices[0]).toMatch(/^read-failed: .*0001\.segment could not be read: E[A-Z]+/)
-    },
-  )
+describe('a failed read', () => {
+  test.each(['failOpens', 'failReads'] as const)('is retried after increasing pauses: %s', async (what) => {
+    const failing = new Failing()
+    failing[what] = 3
+    expect(await failing.borrow(1, (reader) => reader.read(7, 2))).toEqual(Uint8Array.of(7, 7))
+    expect(failing.sleeps).toEqual([10, 40, 160])
+    // The operator is notified once.
+    expect(failing.notices).toHaveLength(1)
+    expect(failing.notices[0]).toMatch(/^read-failed: .*0001\.segment could not be read: E[A-Z]+/)
+  })
 
-  test('is given up in the end, with a code that says that it may pass; the next one is tried as often', async () => {
+  test('fails in the end with a retryable code, and the next read is retried as often', async () => {
     const failing = new Failing()
     failing.failOpens = 10
     const expected = { code: 'READ_FAILED', scope: 'request', retryable: true }
@@ -100,7 +97,7 @@ describe('a read that fails', () => {
     expect(failing.notices).toHaveLength(2)
   })
 
-  test('has files closed that are not in use, so that one is free', async () => {
+  test('closes unused files, to free a descriptor', async () => {
     const failing = new Failing()
     for (let number = 1; number <= 5; number++) await failing.borrow(number, (reader) => reader.read(0, 1))
     expect(failing.opened.size).toBe(5)
@@ -111,7 +108,7 @@ describe('a read that fails', () => {
     failing.readers.release(used)
   })
 
-  test('is not tried again in a segment that is given back, or when the log is closed', async () => {
+  test('is not retried in a freed segment or a closed log', async () => {
     for (const end of [(readers: Readers) => void readers.drop(1), (readers: Readers) => readers.close()]) {
       const failing = new Failing()
       failing.failReads = 1
@@ -128,7 +125,7 @@ describe('a read that fails', () => {
     }
   })
 
-  test('of a file that has not its size is damage, and is told at once', async () => {
+  test('of a file of the wrong size is damage, and is not retried', async () => {
     const failing = new Failing()
     failing.bytes = SEGMENT - 1
     await expect(failing.borrow(1, (reader) => reader.read(0, 1))).rejects.toMatchObject({
@@ -138,7 +135,7 @@ describe('a read that fails', () => {
     expect(failing.opened.size).toBe(0)
   })
 
-  test('holds up no other one while it pauses', async () => {
+  test('does not block other reads while it pauses', async () => {
     const failing = new Failing()
     let wake = (): void => {}
     const pause = new Promise<void>((resolve) => (wake = resolve))

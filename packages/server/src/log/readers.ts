@@ -1,28 +1,28 @@
 /**
- * The segments that are open for reading, few at a time, those used last; all reads of the file log go through here.
- * A read that fails is tried again: no file descriptor, no memory and a disk that answers late are not damage. Whether
- * bytes are damaged is told by their checksums alone, and those are compared elsewhere.
+ * The segments that are open for reading: a few, the most recently used. All reads of the file log go through here. A
+ * failed read is retried: a missing file descriptor, lack of memory or a slow disk is not damage. Only checksums decide
+ * about damage, and callers compare them.
  *
- * Invariant: a file is open for as long as somebody uses it, also when its segment is given back or the log closed
- * meanwhile, and is closed by whoever lets go of it last. A segment that is dropped has no reader here any more.
+ * Invariant: a file stays open while a reader uses it, also after its segment was freed or the log was closed; the last
+ * user closes it. A dropped segment cannot be acquired again.
  */
 import { SluiceError } from '@sluice/protocol'
 import type { Notify } from './notices.js'
 import type { Disk, DiskFile } from './log.js'
 import { corrupt, segmentName } from './segment.js'
 
-/** Segments that are kept open for reading. */
+/** Most segments that are kept open for reading. */
 const READERS_OPEN_MAX = 32
-/** Reads at once: a commit must always find a free thread in libuv's pool of four. */
+/** Concurrent reads: an append must always find a free thread in libuv's pool of four. */
 const READS_MAX = 2
-/** Pauses before a read that failed is tried again; after the last one it is given up with READ_FAILED. */
+/** Pauses before each retry of a failed read. After the last one it fails with READ_FAILED. */
 const RETRY_MS: readonly number[] = [10, 40, 160, 640]
 
-/** A segment that is borrowed; every one that was acquired is released once. */
+/** An acquired segment. The caller releases it once. */
 export interface Reader {
   /**
-   * Like that of a `DiskFile`.
-   * @throws SluiceError READ_FAILED after some tries, LOG_CORRUPT when the segment does not have its size
+   * As `DiskFile.read`.
+   * @throws SluiceError READ_FAILED after several tries, LOG_CORRUPT when the file has the wrong size
    */
   read(position: number, length: number, into?: Uint8Array): Promise<Uint8Array>
 }
@@ -35,9 +35,9 @@ export interface ReadersOptions {
 
 export class Readers {
   readonly #options: ReadersOptions
-  /** The end of the map is what was used last. */
+  /** Least recently used first. */
   readonly #open = new Map<number, SharedFile>()
-  /** Segments whose last read failed: told once, until one succeeds. */
+  /** Segments whose last read failed. The operator is notified once, until a read succeeds. */
   readonly #failing = new Set<number>()
   #reads = 0
   readonly #waiting: (() => void)[] = []
@@ -46,7 +46,7 @@ export class Readers {
     this.#options = options
   }
 
-  /** Its `read` rejects with LOG_CORRUPT when the segment does not have `segmentBytes`. */
+  /** Opens the file at the first `read`, which rejects with LOG_CORRUPT if it does not have `segmentBytes`. */
   acquire(number: number, segmentBytes: number): Reader {
     let reader = this.#open.get(number)
     if (reader === undefined) reader = new SharedFile(this, number, segmentBytes)
@@ -63,7 +63,7 @@ export class Readers {
     if (shared.doomed) this.#doom(shared)
   }
 
-  /** Lets go of a segment that is given back. @returns whether somebody still reads it */
+  /** Drops a freed segment. Returns whether a reader still uses it. */
   drop(number: number): boolean {
     this.#failing.delete(number)
     const reader = this.#open.get(number)
@@ -72,7 +72,7 @@ export class Readers {
     return reader.users > 0
   }
 
-  /** Closes what nobody uses; the rest is closed as it is released. No read is tried again. */
+  /** Closes unused files now and the others as they are released. Failed reads are no longer retried. */
   close(): void {
     for (const reader of this.#open.values()) this.#doom(reader)
   }
@@ -86,25 +86,25 @@ export class Readers {
     throw corrupt(name, opened.bytes, `the file has ${opened.bytes} bytes, not ${segmentBytes}`)
   }
 
-  /** Runs `work`, a read in the segment, in its turn, until it succeeds or was tried often enough. */
-  async patiently<T>(reader: SharedFile, work: () => Promise<T>): Promise<T> {
+  /** Runs `work`, a read of the segment, with retries. */
+  async withRetries<T>(reader: SharedFile, work: () => Promise<T>): Promise<T> {
     const { number } = reader
     for (let tries = 0; ; tries++) {
       try {
-        const result = await this.#inTurn(work)
+        const result = await this.#withinLimit(work)
         if (this.#failing.size > 0) this.#failing.delete(number)
         return result
       } catch (error) {
         if (error instanceof SluiceError) throw error
         const failure = readFailed(number, error)
-        // Nothing comes back of a segment that was given back; who asks looks where the bytes are now.
+        // A freed segment cannot be read again. The caller looks up the new position of the bytes.
         if (reader.doomed) throw failure
         if (!this.#failing.has(number)) {
           this.#failing.add(number)
-          this.#options.notify('read-failed', `${failure.message} It is tried again.`)
+          this.#options.notify('read-failed', `${failure.message} The broker tries again.`)
         }
         if (tries === RETRY_MS.length) throw failure
-        // Where a file descriptor is missing, some may be free from now on.
+        // Frees file descriptors, in case none was left.
         this.#closeIdle(READERS_OPEN_MAX)
         await this.#options.sleep(RETRY_MS[tries]!)
         if (reader.doomed) throw failure
@@ -112,7 +112,7 @@ export class Readers {
     }
   }
 
-  async #inTurn<T>(work: () => Promise<T>): Promise<T> {
+  async #withinLimit<T>(work: () => Promise<T>): Promise<T> {
     while (this.#reads >= READS_MAX) await new Promise<void>((resolve) => this.#waiting.push(resolve))
     this.#reads++
     try {
@@ -123,7 +123,7 @@ export class Readers {
     }
   }
 
-  // Up to `most` of those that nobody uses, the ones first that were used longest ago.
+  // Closes up to `most` unused files, the least recently used first.
   #closeIdle(most: number): void {
     let closed = 0
     for (const candidate of this.#open.values()) {
@@ -143,7 +143,7 @@ export class Readers {
 class SharedFile implements Reader {
   readonly number: number
   users = 0
-  /** The segment was given back, or the log closed: the last user closes the file. */
+  /** The segment was freed or the log closed: the last user closes the file. */
   doomed = false
   readonly #readers: Readers
   readonly #segmentBytes: number
@@ -156,10 +156,10 @@ class SharedFile implements Reader {
   }
 
   read(position: number, length: number, into?: Uint8Array): Promise<Uint8Array> {
-    return this.#readers.patiently(this, async () => (await this.#opened()).read(position, length, into))
+    return this.#readers.withRetries(this, async () => (await this.#opened()).read(position, length, into))
   }
 
-  // What could not be opened is opened anew by the next try.
+  // A failed open is forgotten, so that the next try opens the file again.
   #opened(): Promise<DiskFile> {
     if (this.#file === undefined) {
       const file = this.#readers.open(this.number, this.#segmentBytes)
@@ -172,7 +172,7 @@ class SharedFile implements Reader {
   }
 
   close(): void {
-    // A file that was only read loses nothing when closing it fails.
+    // A failed close of a file that was only read loses nothing.
     this.#file?.then((file) => file.close()).catch(() => undefined)
     this.#file = undefined
   }

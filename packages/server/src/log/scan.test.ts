@@ -57,15 +57,15 @@ describe('decision tables', () => {
       row,
       ...cells!.split('|').map((cell) => cell.trim()),
     ])
-    const said = (values: readonly string[] | undefined): string => values?.join(', ') ?? ''
+    const cellOf = (values: readonly string[] | undefined): string => values?.join(', ') ?? ''
     expect(rows.map((row) => row.slice(0, -1))).toEqual([
       ...DIRECTORY_ROWS.map(({ row, meta, files, numbers, sizes, headers }) => [
         row,
-        ...[meta, files, numbers, sizes, headers].map(said),
+        ...[meta, files, numbers, sizes, headers].map(cellOf),
       ]),
       ...TAIL_ROWS.map(({ row, entries, behind, next, later }) => [
         row,
-        ...[entries, behind, next, later].map(said),
+        ...[entries, behind, next, later].map(cellOf),
       ]),
     ])
     for (const row of rows) expect(row.at(-1)!.startsWith('refuse')).toBe(REFUSED.has(row[0]!))
@@ -99,7 +99,7 @@ describe('decision tables', () => {
       tail: 'bare',
       make: async () => new SimulatedDisk(),
     },
-    'a creation cut short after its segment': {
+    'a creation that was interrupted after its segment': {
       directory: 'create-again',
       tail: 'bare',
       make: async () => {
@@ -108,7 +108,7 @@ describe('decision tables', () => {
         return disk
       },
     },
-    'a log that was never written to': {
+    'a new log without entries': {
       directory: 'ordinary',
       tail: 'bare',
       make: async () => (await diskWith([])).disk,
@@ -118,7 +118,7 @@ describe('decision tables', () => {
       tail: 'clean',
       make: async () => (await diskWith(twoSegments)).disk,
     },
-    'no small file': {
+    'no log.meta': {
       directory: 'rebuild-meta',
       tail: 'clean',
       make: async () => {
@@ -127,7 +127,7 @@ describe('decision tables', () => {
         return disk
       },
     },
-    'a damaged small file': {
+    'a damaged log.meta': {
       directory: 'rebuild-meta',
       tail: 'clean',
       make: async () => {
@@ -136,7 +136,7 @@ describe('decision tables', () => {
         return disk
       },
     },
-    'a small file and no segments': {
+    'a log.meta and no segments': {
       directory: 'segments-lost',
       refuses: META_NAME,
       make: async () => {
@@ -145,7 +145,7 @@ describe('decision tables', () => {
         return disk
       },
     },
-    'neither a small file nor a header': {
+    'neither a log.meta nor a header': {
       directory: 'salt-lost',
       refuses: META_NAME,
       make: async () => {
@@ -155,7 +155,7 @@ describe('decision tables', () => {
         return disk
       },
     },
-    'no header in a log that has given back segments': {
+    'no header in a log that has freed segments': {
       directory: 'head-lost',
       refuses: segmentName(2),
       make: async () => {
@@ -214,7 +214,7 @@ describe('decision tables', () => {
         return disk
       },
     },
-    'a first entry of which only the header of its segment is there': {
+    'a first entry of which only the segment header was written': {
       directory: 'ordinary',
       tail: 'bare',
       make: async () => {
@@ -261,12 +261,12 @@ describe('decision tables', () => {
       const bounds = await log.open()
       expect(log.recovery).toEqual({ directory: state.directory, tail: state.tail })
       expect(bounds.cutBytes > 0).toBe(state.tail === 'torn' || state.tail === 'torn-in-next')
-      // What was cut or written again is so for good.
+      // The cut and the rewrite are durable.
       const second = await openLog(disk.clone())
       expect(second.log.recovery.directory).toBe('ordinary')
       expect(second.bounds).toEqual({ ...bounds, cutBytes: 0 })
       await second.log.close()
-      // Whatever was found, the log goes on from there.
+      // The log continues from the end that was found.
       const writer = new EntryWriter(log, bounds)
       for (let n = 0; n < 4; n++) await writer.append(sectors(7))
       const found = await entriesOf(log, bounds.firstPosition)
@@ -281,14 +281,14 @@ describe('decision tables', () => {
         directory: state.directory,
         ...(state.tail === undefined ? {} : { tail: state.tail }),
       })
-      // What is refused stays as it is, for whoever looks into it.
+      // A refused directory is left unchanged, for investigation.
       expect(disk.names()).toEqual(names)
       expect(disk.counts.write).toBe((await state.make()).counts.write)
     }
     expect(disk.openFiles).toBe(0)
   })
 
-  test('the states above meet every row', () => {
+  test('the states above cover every row', () => {
     const refusing = Object.values(states).filter(({ refuses }) => refuses !== undefined)
     expect(new Set(refusing.map(({ directory, tail }) => tail ?? directory))).toEqual(REFUSED)
     const met = new Set(Object.values(states).flatMap(({ directory, tail }) => [directory, tail]))

@@ -14,7 +14,7 @@ import type { LogEntry } from './log.js'
 import { META_NAME, SEGMENT_HEADER_BYTES, segmentName } from './segment.js'
 import { defaultLowFreeBytes } from './segment-pool.js'
 
-describe('giving back', () => {
+describe('freeing segments', () => {
   test('segments are recycled, then removed, and their old entries never come back', async () => {
     const disk = new SimulatedDisk()
     let { log, writer } = await openLog(disk)
@@ -32,7 +32,7 @@ describe('giving back', () => {
         bytes: SEGMENT,
         firstPosition: first * SEGMENT + SEGMENT_HEADER_BYTES,
       })
-      // A round begins with the segments that the one before gave back; what it writes goes into them.
+      // Each round writes into the segments that the previous one freed.
       expect(writtenBytes % 512).toBe(0)
       renames = disk.counts.rename
       await log.close()
@@ -54,7 +54,7 @@ describe('giving back', () => {
     expect(disk.openFiles).toBe(0)
   })
 
-  test('the segment that is written is never given back', async () => {
+  test('the active segment is never freed', async () => {
     const { log, bounds, writer } = await openLog(new SimulatedDisk())
     await writer.append(sectors(24))
     await log.truncateBefore(Number.MAX_SAFE_INTEGER)
@@ -62,7 +62,7 @@ describe('giving back', () => {
     await log.close()
   })
 
-  test('who reads a segment keeps its bytes, however often the file would have been used again', async () => {
+  test('a reader keeps the bytes of its segment, which is not recycled', async () => {
     const disk = new SimulatedDisk()
     const { log, bounds, writer } = await openLog(disk)
     for (let n = 0; n < 4; n++) await writer.append(sectors(11))
@@ -82,8 +82,8 @@ describe('giving back', () => {
     for (const [index, { value }] of [head, second].entries()) {
       expect(Buffer.compare((value as LogEntry).bytes, made[index]!.bytes)).toBe(0)
     }
-    await expect(reading.next()).rejects.toThrow('was given back')
-    // Only a file that nobody reads is used again.
+    await expect(reading.next()).rejects.toThrow('was freed')
+    // Only a file without readers is recycled.
     expect(gone).toContain(`remove ${segmentName(1)}`)
     expect(gone).not.toContain(`rename ${segmentName(1)}`)
     expect(gone).toContain(`rename ${segmentName(2)}`)
@@ -91,7 +91,7 @@ describe('giving back', () => {
     expect(disk.openFiles).toBe(0)
   })
 
-  test('a rename that the disk has no room for becomes a removal', async () => {
+  test('a segment is removed when the disk has no room for a rename', async () => {
     const disk = new SimulatedDisk()
     const { log, writer } = await openLog(disk)
     for (let n = 0; n < 3; n++) await writer.append(sectors(20))
@@ -112,7 +112,7 @@ describe('giving back', () => {
 })
 
 describe('a full disk', () => {
-  test('publishes are refused while entries that must go on still do, and taken again when there is room', async () => {
+  test('publishes are refused while other entries continue, and accepted again when there is room', async () => {
     const disk = new SimulatedDisk()
     const notices: string[] = []
     let nowMs = 0
@@ -130,10 +130,10 @@ describe('a full disk', () => {
       if (!log.reserve(4 * 512, nowMs)) break
       await writer.append(sectors(4))
     }
-    // Seven segments of 24 sectors, less the reserve of two.
+    // Seven segments of 24 sectors, minus the reserve of two.
     expect(published).toBeGreaterThanOrEqual(4 * 5)
     expect(published).toBeLessThan(6 * 7)
-    // The reserve is there for what is not refused.
+    // Entries that are not refused use the reserve.
     let settled = 0
     for (; settled < 12; settled++) await writer.append(sectors(4))
     expect(log.reserve(512, nowMs)).toBe(false)
@@ -150,7 +150,7 @@ describe('a full disk', () => {
     expect((await openLog(disk)).bounds.nextLsn).toBe(published + settled + 2)
   })
 
-  test('an entry without a segment waits for room, and gets it', async () => {
+  test('an entry without a segment waits until there is room', async () => {
     const disk = new SimulatedDisk()
     const { log, writer } = await openLog(disk)
     await until(() => disk.names().includes(segmentName(2)))
@@ -163,7 +163,7 @@ describe('a full disk', () => {
     for (let turns = 0; turns < 50; turns++) await tick()
     expect(done).toBe(false)
     expect(log.reserve(0, NOW_MS)).toBe(false)
-    // What was tried is not left behind.
+    // The failed try leaves no draft.
     expect(disk.names().filter((name) => name.includes('draft'))).toEqual([])
     disk.capacityBytes += SEGMENT
     await waiting
@@ -171,7 +171,7 @@ describe('a full disk', () => {
     await log.close()
   })
 
-  test('a segment that is given back serves the entry that waits', async () => {
+  test('a freed segment is used by the entry that waits', async () => {
     const disk = new SimulatedDisk()
     const { log, writer } = await openLog(disk)
     await until(() => disk.names().includes(segmentName(2)))
@@ -185,7 +185,7 @@ describe('a full disk', () => {
     await log.close()
   })
 
-  test('below the low mark nothing is taken until a fifth more is free', async () => {
+  test('below the low mark publishes are refused until a fifth more is free', async () => {
     const disk = new SimulatedDisk({ capacityBytes: 100 * SEGMENT })
     let nowMs = 1
     const notices: string[] = []
@@ -210,20 +210,20 @@ describe('a full disk', () => {
     expect(await asked(60)).toBe(true)
     expect(await asked(51)).toBe(true)
     expect(notices).toEqual(['disk-low', 'disk-ok'])
-    // Within a second the answer comes from memory.
+    // Within a second the free space is not read again.
     const { space } = disk.counts
     for (let n = 0; n < 1000; n++) log.reserve(n, nowMs)
     expect(disk.counts.space).toBe(space)
     await log.close()
   })
 
-  test('what was refused for want of the reserve is refused until a fifth more than it is free', async () => {
+  test('without the whole reserve publishes are refused until a fifth more is free', async () => {
     const disk = new SimulatedDisk({ capacityBytes: 100 * SEGMENT })
     let nowMs = 1
     const { log } = await openLog(disk, { reserveBytes: 20 * SEGMENT, now: () => nowMs })
     await until(() => disk.names().includes(segmentName(2)))
     const whole = SEGMENT - SEGMENT_HEADER_BYTES
-    // Two segments are there; the others are what is free.
+    // Two segments exist; the others fit the free space.
     const asked = async (segments: number): Promise<boolean> => {
       disk.capacityBytes = disk.usedBytes + (segments - 2) * SEGMENT
       nowMs += 1_000
@@ -242,7 +242,7 @@ describe('a full disk', () => {
     await log.close()
   })
 
-  test('room that comes and goes many times a second is reported once in ten seconds, with a count', async () => {
+  test('room that changes many times a second is reported once in ten seconds, with a count', async () => {
     const disk = new SimulatedDisk({ capacityBytes: 100 * SEGMENT })
     let nowMs = 1
     const notices: string[] = []
@@ -269,7 +269,7 @@ describe('a full disk', () => {
     await log.close()
   })
 
-  test('the low mark is five per cent or 1 GiB, within reason', () => {
+  test('the low mark is 5 % or 1 GiB, within its bounds', () => {
     const gib = 2 ** 30
     expect(defaultLowFreeBytes(100 * gib)).toBe(5 * gib)
     expect(defaultLowFreeBytes(12 * gib)).toBe(gib)
@@ -277,7 +277,7 @@ describe('a full disk', () => {
     expect(defaultLowFreeBytes(10_000 * gib)).toBe(16 * gib)
   })
 
-  test('a failed preparation of the next segment harms nobody', async () => {
+  test('a failed preparation of the next segment does no harm', async () => {
     for (const kind of ['write', 'sync', 'open', 'rename'] as const) {
       const disk = new SimulatedDisk()
       disk.fault = (operation) =>
@@ -287,7 +287,7 @@ describe('a full disk', () => {
       const { log, writer } = await openLog(disk)
       for (let turns = 0; turns < 10; turns++) await tick()
       for (let n = 0; n < 8; n++) await writer.append(sectors(3))
-      // Faults are counted per kind: only the draft of the first segment went through.
+      // Operations are counted by kind, so only the draft of the first segment succeeded.
       expect(disk.names()).not.toContain(segmentName(2))
       disk.fault = undefined
       for (let n = 0; n < 8; n++) await writer.append(sectors(5))

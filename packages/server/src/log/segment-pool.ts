@@ -1,10 +1,10 @@
 /**
- * The supply of segments: which ones the directory has, from the oldest that was not given back to the newest that is
- * prepared, and how many more the disk has room for. Once the log is open, files get and lose their names only here.
+ * The segment pool: the segments in the directory, from the oldest to the newest prepared one, and how many more the disk
+ * has room for. `FileLog` owns it. After `open`, only the pool creates, renames and removes files.
  *
- * Invariant: the numbers from `first` to the newest have no gap, on disk either, whenever the power goes: renames and
- * removals go one by one, each durable before the next, and nothing is written to a file before its name is on disk.
- * That no segment can be prepared is no failure: `reserve` tells of it, and an entry waits in `take`.
+ * Invariant: segment numbers have no gap, on disk too, at any power cut: renames and removals run one at a time, each
+ * durable before the next, and a file is written to only when its name is durable. Failing to prepare a segment does not
+ * fail the log: `reserve` refuses, and an append waits in `take`.
  */
 import type { FailStop } from './fail-stop.js'
 import type { Disk } from './log.js'
@@ -18,7 +18,7 @@ export interface SegmentPoolOptions {
   readonly disk: Disk
   readonly failStop: FailStop
   readonly notify: Notify
-  /** Told of each segment that is given back; one that is still read is not used again. */
+  /** Drops each freed segment. A file that is still read is not recycled. */
   readonly readers: Readers
   readonly now: () => number
   readonly sleep: (ms: number) => Promise<void>
@@ -29,27 +29,27 @@ export interface SegmentPoolOptions {
   readonly lowFreeBytes: number | undefined
 }
 
-/** First of 5 % of the file system and 1 GiB, whichever is more; but never over a tenth of it, nor over 16 GiB. */
+/** 5 % of the file system or 1 GiB, whichever is more, but at most a tenth of it and at most 16 GiB. */
 export function defaultLowFreeBytes(totalBytes: number): number {
   return Math.min(Math.max(totalBytes / 20, 2 ** 30), totalBytes / 10, 16 * 2 ** 30)
 }
 
 /**
- * Four segments, but no more than a third of the file system and no less than one segment. To copy a segment forward and
- * to give it back takes two, and a third so that the checkpoint counts; the fourth is for settles meanwhile.
+ * Four segments, but at most a third of the file system and at least one segment. Copying a segment and freeing it takes
+ * two, the checkpoint for it takes a third, and settles meanwhile use the fourth.
  */
 export function defaultReserveBytes(segmentBytes: number, totalBytes: number): number {
   return Math.max(segmentBytes, Math.min(4 * segmentBytes, totalBytes / 3))
 }
 
 /**
- * Publishes are refused below the low mark, or when the reserve is not whole; they are accepted again above this many times
- * both. Else each segment that comes back would be filled at once, and what is live copied again for the next.
+ * Publishes are refused below the low mark or without the whole reserve, and accepted again above this multiple of both.
+ * Otherwise each freed segment would be filled at once, and live batches copied again for the next one.
  */
 const LOW_CLEARS_AT = 1.2
 const SPACE_INTERVAL_MS = 1_000
 const PREPARE_RETRY_MS = 250
-/** Prepared ahead; recycled segments may make it more. */
+/** Segments prepared in advance; recycled ones can make it `SPARES_MAX`. */
 const SPARES_WANTED = 1
 const SPARES_MAX = 2
 
@@ -58,19 +58,19 @@ export class SegmentPool {
   readonly #disk: Disk
   readonly #failStop: FailStop
   readonly #segmentBytes: number
-  /** Zeros that were written into new segments. */
+  /** Zero bytes written into new segments. */
   filledBytes = 0
 
   #first: number
-  /** Prepared last, or taken last when there are no spares. */
+  /** Number of the newest spare, or of the active segment if there is none. */
   #newest: number
-  /** Prepared, numbered up to `#newest`. */
+  /** Prepared segments, numbered up to `#newest`. */
   #spares: OpenSegment[]
 
   #preparing: Promise<void> | undefined
   #prepareFailed = false
   #draftExists = false
-  /** Renames and removals go one by one, each made durable before the next. */
+  /** Last of the queued renames and removals. Each is durable before the next starts. */
   #directory: Promise<void> = Promise.resolve()
   #waiting: (() => void)[] = []
   #isStuck = false
@@ -79,18 +79,18 @@ export class SegmentPool {
   #freeBytes = 0
   #lowFreeBytes = 0
   #reserveBytes: number
-  /** Too little is free. */
+  /** Free space is below the low mark. */
   #low = false
-  /** The last request found the reserve not whole. */
+  /** The last `reserve` would have used part of the reserve. */
   #short = false
   #refuses = false
   readonly #lowNotices = new NoticeLimit()
   readonly #stuckNotices = new NoticeLimit()
-  #isLowTold = false
+  #lowWasNotified = false
   #spaceAtMs = 0
   #spaceRefresh: Promise<void> | undefined
 
-  /** `first` and `active` number the oldest segment and the one that is written; the spares follow the latter. */
+  /** `first` is the oldest segment, `active` the one that is written to; `spares` follow `active` without a gap. */
   constructor(options: SegmentPoolOptions, first: number, active: number, spares: readonly OpenSegment[]) {
     this.#options = options
     this.#disk = options.disk
@@ -102,30 +102,30 @@ export class SegmentPool {
     this.#spares = [...spares]
   }
 
-  /** Oldest segment that was not given back. */
+  /** Number of the oldest segment. */
   get first(): number {
     return this.#first
   }
 
-  /** Looks how much is free and begins to prepare. */
+  /** Reads the free space and starts to prepare segments. */
   async start(): Promise<void> {
     await this.#refreshSpace()
     this.#prepareAhead()
   }
 
-  // ------------------------------------------------------------------------------------------------------- spares
+  // ------------------------------------------------------------------------------------------------------ spares
 
-  /** The next segment to write; waits for one, for as long as the disk is full. The caller closes its file. */
+  /** The next segment to write to; waits while the disk is full. The caller closes its file. */
   async take(): Promise<OpenSegment> {
     let spare: OpenSegment | undefined
     while ((spare = this.#spares[0]) === undefined) {
       this.#prepareAhead()
       await this.#preparing
       if (this.#failStop.failure !== undefined) throw this.#failStop.failure
-      if (this.#failStop.closed) throw new Error('the log was closed while an entry waited for a segment')
+      if (this.#failStop.closed) throw new Error('The log was closed while an entry waited for a segment.')
       if (this.#spares.length > 0) continue
       this.#isStuck = true
-      for (const tell of this.#onStuck.splice(0)) tell()
+      for (const notifyStuck of this.#onStuck.splice(0)) notifyStuck()
       let wake: () => void
       const woken = new Promise<void>((resolve) => (wake = resolve))
       this.#waiting.push(wake!)
@@ -138,29 +138,29 @@ export class SegmentPool {
     return spare
   }
 
-  /** Resolves when an entry waits for a segment that could not be prepared. */
+  /** Resolves as soon as an append waits for a segment that could not be prepared. */
   stuck(): Promise<void> {
     if (this.#isStuck) return Promise.resolve()
     return new Promise((resolve) => this.#onStuck.push(resolve))
   }
 
-  /** Lets whoever waits for a segment look again. */
+  /** Makes an append that waits in `take` check again. */
   wake(): void {
     for (const wake of this.#waiting.splice(0)) wake()
   }
 
-  /** Starts to prepare a segment when there are too few; one at a time, in the background. */
+  /** Prepares a segment in the background if there are too few; one at a time. */
   #prepareAhead(): void {
     if (this.#preparing !== undefined || this.#spares.length >= SPARES_WANTED || this.#failStop.stopped)
       return
     this.#preparing = this.#prepare().finally(() => {
       this.#preparing = undefined
-      // The spare may have been taken at once; a full disk is tried again when somebody asks.
+      // The spare may already have been taken. On a full disk, `take` and `reserve` start the next try.
       if (!this.#prepareFailed) this.#prepareAhead()
     })
   }
 
-  /** Never rejects: a full disk is told by `reserve`, a directory that cannot be synced by the next append. */
+  /** Never rejects: `reserve` reports a full disk, and the next append a failed sync of the directory. */
   async #prepare(): Promise<void> {
     try {
       if (!(await this.#fillDraft())) return
@@ -180,7 +180,7 @@ export class SegmentPool {
         const why = error instanceof Error ? error.message : String(error)
         this.#options.notify('no-segment', `No segment could be prepared: ${why}.${repeated(count)}`)
       }
-      // What was filled is given back: others may need the last bytes of the disk more.
+      // Removes the partly filled file: others may need the last bytes of the disk.
       if (this.#draftExists && !this.#failStop.stopped) {
         await this.#disk.remove(SEGMENT_DRAFT_NAME).then(
           () => (this.#draftExists = false),
@@ -191,7 +191,7 @@ export class SegmentPool {
     if (!this.#failStop.stopped) await this.#refreshSpace()
   }
 
-  /** @returns false when stopped */
+  /** Returns false when the log was stopped. */
   async #fillDraft(): Promise<boolean> {
     if (this.#draftExists) await this.#disk.remove(SEGMENT_DRAFT_NAME)
     const file = await this.#disk.open(SEGMENT_DRAFT_NAME, { create: true })
@@ -205,7 +205,7 @@ export class SegmentPool {
     }
   }
 
-  /** The file has its new name. Nothing may be written to it before that name is on disk. */
+  /** Adds the segment with the file that was renamed to `number`. Its name must be durable before any write to it. */
   async #addSpare(number: number): Promise<void> {
     await this.#syncDirectory()
     const file = await this.#disk.open(segmentName(number), { durable: true })
@@ -215,28 +215,27 @@ export class SegmentPool {
     this.wake()
   }
 
-  // ------------------------------------------------------------------------------------------------- giving back
+  // ----------------------------------------------------------------------------------------------------- freeing
 
-  /** Gives back the oldest segments, one after the other, while `isFree` says so of the oldest. */
-  giveBackWhile(isFree: (number: number) => boolean): Promise<void> {
+  /** Frees the oldest segment while `isFree` is true for it. */
+  freeWhile(isFree: (number: number) => boolean): Promise<void> {
     return this.#inDirectory(async () => {
       while (isFree(this.#first)) {
         if (this.#failStop.stopped) return
-        await this.#giveBack(this.#first)
+        await this.#free(this.#first)
       }
     })
   }
 
-  /** One at a time and the oldest first, each durable before the next: no crash leaves a gap. */
-  async #giveBack(number: number): Promise<void> {
-    // Refuses new readers from here on; one that is under way keeps the old bytes, which recycling would change.
+  async #free(number: number): Promise<void> {
+    // From here on new readers are refused. An active reader needs the old bytes, so its file is not recycled.
     this.#first = number + 1
     const isRead = this.#options.readers.drop(number)
     const target = this.#newest + 1
     let recycled = false
     try {
       if (!isRead && this.#spares.length < SPARES_MAX) {
-        // On a full disk a directory may have no room for a rename, but always for a removal.
+        // On a full disk a rename can fail for lack of room in the directory; a removal cannot.
         recycled = await this.#disk.rename(segmentName(number), segmentName(target)).then(
           () => true,
           () => false,
@@ -256,9 +255,9 @@ export class SegmentPool {
     }
   }
 
-  // -------------------------------------------------------------------------------------------------------- space
+  // ------------------------------------------------------------------------------------------------------- space
 
-  /** Whether `bytes` have room behind `at` in segment `number` and in all that follow, the reserve left whole. */
+  /** Whether `bytes` fit from byte `at` of segment `number` on, in it and later segments, besides the whole reserve. */
   reserve(bytes: number, number: number, at: number, nowMs: number): boolean {
     if (this.#failStop.stopped) return false
     const sinceMs = nowMs - this.#spaceAtMs
@@ -279,26 +278,26 @@ export class SegmentPool {
     const creatable = this.#prepareFailed
       ? 0
       : Math.max(0, Math.floor((this.#freeBytes - this.#lowFreeBytes) / this.#segmentBytes))
-    // One less where the entry under way still waits for its segment: that is being prepared, or cannot be.
+    // One less than segments exist if the current append waits for a segment that is being prepared.
     const segments = this.#newest - number + creatable
     const room = (bytes <= left ? left : 0) + segments * (this.#segmentBytes - SEGMENT_HEADER_BYTES)
     return bytes + this.#reserveBytes * (this.#refuses ? LOW_CLEARS_AT : 1) <= room
   }
 
-  /** Whether publishes are refused now; gives notice of it. */
+  /** Updates `#refuses`, and notifies the operator of a change. */
   #decide(nowMs: number): void {
     const refuses = this.#low || this.#short
     if (refuses && !this.#refuses) this.#lowNotices.add()
     this.#refuses = refuses
     if (!refuses) {
-      if (this.#isLowTold)
+      if (this.#lowWasNotified)
         this.#options.notify('disk-ok', `${this.#freeBytes} bytes are free: publishes are accepted.`)
-      this.#isLowTold = false
+      this.#lowWasNotified = false
       return
     }
-    const count = this.#isLowTold ? 0 : this.#lowNotices.take(nowMs)
+    const count = this.#lowWasNotified ? 0 : this.#lowNotices.take(nowMs)
     if (count === 0) return
-    this.#isLowTold = true
+    this.#lowWasNotified = true
     const why = this.#low
       ? `less than ${this.#lowFreeBytes}`
       : `and the reserve of ${this.#reserveBytes} for settles and copies is not whole`
@@ -308,7 +307,7 @@ export class SegmentPool {
     )
   }
 
-  /** Bytes that can be written behind `at` in segment `number` and in all that follow, down to the last free byte. */
+  /** Bytes that can be written from byte `at` of segment `number` on, down to the last free byte of the disk. */
   room(number: number, at: number): number {
     const creatable = this.#prepareFailed ? 0 : Math.floor(this.#freeBytes / this.#segmentBytes)
     const segments = this.#newest - number + creatable
@@ -321,7 +320,7 @@ export class SegmentPool {
     try {
       space = await this.#disk.space()
     } catch {
-      // The numbers of a second ago are the best there are; what they permit wrongly, preparation refuses.
+      // Keeps the last known numbers. If they are too high, preparing a segment fails.
       return
     }
     this.#freeBytes = space.freeBytes
@@ -332,9 +331,9 @@ export class SegmentPool {
     this.#decide(this.#spaceAtMs)
   }
 
-  // ------------------------------------------------------------------------------------------------------ closing
+  // ----------------------------------------------------------------------------------------------------- closing
 
-  /** Waits for what is under way and closes the spares. The fuse was closed before, so that nothing else begins. */
+  /** Waits for running work and closes the spares. `FailStop.close` comes first, so that no new work starts. */
   async close(): Promise<void> {
     await this.#preparing
     await this.#spaceRefresh
@@ -342,7 +341,7 @@ export class SegmentPool {
     for (const { file } of this.#spares.splice(0)) await file.close()
   }
 
-  /** Runs `work` after all that was asked of the directory before. */
+  /** Runs `work` after all earlier work on the directory. */
   #inDirectory(work: () => Promise<void>): Promise<void> {
     const done = this.#directory.then(work)
     this.#directory = done.catch(() => undefined)

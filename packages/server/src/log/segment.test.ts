@@ -28,7 +28,7 @@ const HEADER = {
   createdMs: 1_700_000_000_000,
 }
 
-test('file names are numbers of twenty digits and nothing else', () => {
+test('a file name is a number of exactly twenty digits', () => {
   expect(segmentName(12)).toBe('00000000000000000012.segment')
   expect(segmentNumber('00000000000000000012.segment')).toBe(12)
   for (const name of [
@@ -45,7 +45,7 @@ test('file names are numbers of twenty digits and nothing else', () => {
   }
 })
 
-test('the header of a segment has the layout that the format says', () => {
+test('the header of a segment has the layout of STORAGE.md', () => {
   const bytes = new Uint8Array(SEGMENT_HEADER_BYTES).fill(0xee)
   writeSegmentHeader(bytes, HEADER)
   // prettier-ignore
@@ -67,7 +67,7 @@ test('the header of a segment has the layout that the format says', () => {
   expect(readSegmentHeader(bytes)).toEqual({ ...HEADER, checkpoint: undefined })
 })
 
-test('the small file says which log it is', () => {
+test('`log.meta` identifies the log', () => {
   const meta = { salt: 0x0102_0304, segmentBytes: 1024 * 1024, createdMs: 1_700_000_000_000 }
   const bytes = encodeLogMeta(meta)
   expect([...bytes.subarray(0, 12)]).toEqual([0x53, 0x4c, 0x4c, 0x4d, 1, 0, 0, 0, 0, 0, 16, 0])
@@ -82,7 +82,7 @@ test('the small file says which log it is', () => {
   ])
 })
 
-test('no damaged header is taken for one, nor a shortened', () => {
+test('a damaged or shortened header is not accepted', () => {
   const block = new Uint8Array(SEGMENT_HEADER_BYTES)
   writeSegmentHeader(block, HEADER)
   const meta = encodeLogMeta({ salt: 1, segmentBytes: 1024 * 1024, createdMs: 2 })
@@ -103,7 +103,7 @@ test('no damaged header is taken for one, nor a shortened', () => {
   expect(flips).toBe(512)
 })
 
-test('a newer format is refused by its number, not taken for damage', () => {
+test('a newer format is refused with its number, not as damage', () => {
   const block = new Uint8Array(SEGMENT_HEADER_BYTES)
   writeSegmentHeader(block, HEADER)
   const meta = encodeLogMeta({ salt: 1, segmentBytes: 1024 * 1024, createdMs: 2 })
@@ -120,7 +120,7 @@ test('a newer format is refused by its number, not taken for damage', () => {
 const START = 12 * 8 * 1024 * 1024
 const SALT = 99
 
-/** A file of a segment with an entry for each of the sizes, and what is expected behind them. */
+/** A segment file with one entry of each size, and the expected next entry. */
 async function segmentOf(sizes: readonly number[]): Promise<{ file: DiskFile; end: number; crcs: number[] }> {
   const disk = new SimulatedDisk()
   const file = await disk.open('x', { create: true })
@@ -138,7 +138,7 @@ async function segmentOf(sizes: readonly number[]): Promise<{ file: DiskFile; en
   return { file, end: at, crcs }
 }
 
-test('a walker finds entries smaller and larger than what it reads at once', async () => {
+test('a walker finds entries smaller and larger than one read', async () => {
   const sizes = [10, 3_000_000, 400_000, 100, 2_000_000, 1, 1_900_000]
   const { file, end, crcs } = await segmentOf(sizes)
   const walker = new EntryWalker(file, {
@@ -161,7 +161,7 @@ test('a walker finds entries smaller and larger than what it reads at once', asy
   expect(await walker.next(end)).toBe('length')
 })
 
-test('a walker does not look behind the end that it is given', async () => {
+test('a walker does not read past the given end', async () => {
   const { file, end } = await segmentOf([10, 600])
   const from = { at: SEGMENT_HEADER_BYTES, segmentStart: START, salt: SALT, lsn: 100, previousCrc: 5 }
   for (let limit = SEGMENT_HEADER_BYTES; limit < end; limit += 256) {
@@ -172,7 +172,7 @@ test('a walker does not look behind the end that it is given', async () => {
   }
 })
 
-test('a later entry is found only if it is whole, where it belongs, and later', async () => {
+test('a later entry is found only if it is whole, at its own position, and has a higher LSN', async () => {
   const { file, end } = await segmentOf([10, 3_000_000, 10])
   const last = end - 512
   const from = SEGMENT_HEADER_BYTES
@@ -182,13 +182,13 @@ test('a later entry is found only if it is whole, where it belongs, and later', 
   expect(await findLaterEntry(file, from, size, START, SALT, 101)).toEqual({ at: last, lsn: 102 })
   expect(await findLaterEntry(file, from, size, START, SALT, 102)).toBe(undefined)
   expect(await findLaterEntry(file, from, size, START, SALT + 1, 99)).toBe(undefined)
-  // The same bytes in a former life of the file.
+  // The same bytes, left from an earlier use of the file.
   expect(await findLaterEntry(file, from, size, START + size, SALT, 99)).toBe(undefined)
   await file.write(last + 20, new Uint8Array(100))
   expect(await findLaterEntry(file, from, size, START, SALT, 101)).toBe(undefined)
 })
 
-test('one byte makes a file not blank', async () => {
+test('a file with one nonzero byte is not blank', async () => {
   const disk = new SimulatedDisk()
   const file = await disk.open('x', { create: true })
   await file.write(5_000_000, new Uint8Array(1))

@@ -1,7 +1,7 @@
 /**
- * What stands in the files of a log: their names, the header of a segment, the small file that names the log, the zeros
- * of one that was never written to, and how entries are found in a segment. A segment whose header does not name the
- * number in its file name is unused, whatever else stands in it. The log scan decides what to do with each file.
+ * The files of a log: their names, the header of a segment, `log.meta`, the zeros of an unused segment, and how entries
+ * are found in a segment. A segment is in use if its header has the number of its file name. The log scan decides what
+ * to do with each file.
  */
 import {
   SluiceError,
@@ -33,11 +33,11 @@ import type { DiskFile } from './log.js'
 export const SEGMENT_HEADER_BYTES = 4096
 export const LOG_VERSION = 1
 export const META_NAME = 'log.meta'
-/** A file under this name was not finished; it is removed at the next start. */
+/** An unfinished file; the next start removes it. */
 export const META_DRAFT_NAME = 'log.meta.draft'
 export const SEGMENT_DRAFT_NAME = 'segment.draft'
 
-/** Bytes of a segment: a power of two is not needed, a whole number of blocks is. */
+/** Bytes of a segment: a multiple of `SEGMENT_HEADER_BYTES`, not necessarily a power of two. */
 export const SEGMENT_BYTES_MIN = 16 * 1024
 export const SEGMENT_BYTES_MAX = 1024 * 1024 * 1024
 export const SEGMENT_BYTES_DEFAULT = 64 * 1024 * 1024
@@ -48,13 +48,13 @@ const HEADER_CRC_AT = 60
 const META_BYTES = 512
 const FLAG_CHECKPOINT = 1
 
-/** What every segment says of itself and of the log. Everything stands in the first 64 bytes; the rest is zero. */
+/** The header of a segment. Its fields are in the first 64 bytes; the rest is zero. */
 export interface SegmentHeader {
   readonly number: number
   readonly salt: number
   readonly segmentBytes: number
   readonly firstLsn: number
-  /** CRC of the entry before the first; 0 when there was none. */
+  /** CRC of the entry before the first one; 0 when there is none. */
   readonly previousCrc: number
   readonly checkpoint: number | undefined
   readonly createdMs: number
@@ -66,13 +66,13 @@ export interface LogMeta {
   readonly createdMs: number
 }
 
-/** A segment whose file is open with `durable`, to be written to. */
+/** A segment whose file is open for durable writes. */
 export interface OpenSegment {
   readonly number: number
   readonly file: DiskFile
 }
 
-/** The refusal of a file that is not as it must be. */
+/** The error for a damaged file. */
 export function corrupt(name: string, at: number, what: string): SluiceError {
   return new SluiceError('LOG_CORRUPT', `The log is damaged in ${name} at byte ${at}: ${what}.`)
 }
@@ -81,7 +81,7 @@ export function segmentName(number: number): string {
   return `${String(number).padStart(20, '0')}.segment`
 }
 
-/** Number of the segment with this file name, or undefined when it is not the name of one. */
+/** Number of the segment with this file name; undefined for other names. */
 export function segmentNumber(name: string): number | undefined {
   const digits = /^(\d{20})\.segment$/.exec(name)?.[1]
   if (digits === undefined) return undefined
@@ -109,8 +109,8 @@ export function writeSegmentHeader(bytes: Uint8Array, header: SegmentHeader): vo
 }
 
 /**
- * The header at the start of `bytes`, or undefined when none stands there whole.
- * @throws SluiceError NOT_SUPPORTED when it is whole and of a version that is not known here
+ * The header at the start of `bytes`; undefined when it is not whole.
+ * @throws SluiceError NOT_SUPPORTED when it is whole and has an unknown version
  */
 export function readSegmentHeader(bytes: Uint8Array): SegmentHeader | undefined {
   if (!sealedWith(bytes, SEGMENT_MAGIC)) return undefined
@@ -137,7 +137,7 @@ export function encodeLogMeta(meta: LogMeta): Uint8Array {
   return bytes
 }
 
-/** What the file says, or undefined when it is damaged. @throws SluiceError NOT_SUPPORTED */
+/** The content of `log.meta`; undefined when it is damaged. @throws SluiceError NOT_SUPPORTED */
 export function decodeLogMeta(bytes: Uint8Array): LogMeta | undefined {
   if (!sealedWith(bytes, META_MAGIC)) return undefined
   const meta = { segmentBytes: readU64(bytes, 8), salt: readU32(bytes, 16), createdMs: readU48(bytes, 24) }
@@ -145,18 +145,18 @@ export function decodeLogMeta(bytes: Uint8Array): LogMeta | undefined {
 }
 
 /**
- * Where the entry of at most `bytes` begins that follows one ending at `next`: there, if it fits the segment, else behind
- * the header of the next one. A shorter entry may then be appended there, but no longer one.
- * @throws RangeError when no segment is long enough
+ * Position of an entry of at most `bytes` after an entry that ends at `next`: `next`, if it fits the segment, otherwise
+ * the first entry of the next segment. A shorter entry may be appended there, a longer one may not.
+ * @throws RangeError when no segment is large enough
  */
 export function placeEntry(next: number, bytes: number, segmentBytes: number): number {
   const padded = entryPaddedBytes(bytes)
   if (padded > segmentBytes - SEGMENT_HEADER_BYTES) {
-    throw new RangeError(`an entry of ${bytes} bytes does not fit a segment of ${segmentBytes}`)
+    throw new RangeError(`An entry of ${bytes} bytes does not fit a segment of ${segmentBytes}.`)
   }
   const segment = Math.floor(next / segmentBytes)
   const at = next - segment * segmentBytes
-  // An entry that ended with its segment leaves `next` at the very start of another one.
+  // After an entry that ended with its segment, `next` is the first byte of the next segment.
   if (at < SEGMENT_HEADER_BYTES) return segment * segmentBytes + SEGMENT_HEADER_BYTES
   return at + padded <= segmentBytes ? next : (segment + 1) * segmentBytes + SEGMENT_HEADER_BYTES
 }
@@ -178,16 +178,16 @@ function sealedWith(bytes: Uint8Array, magic: number): boolean {
   return true
 }
 
-/** Bytes that are read at once. Large enough that the cost of a call does not show, small enough to throw away. */
+/** Bytes of one read: enough to hide the cost of a call, and cheap to discard. */
 const WINDOW_BYTES = 2 * 1024 * 1024
 
 /**
- * Walks the chain of entries in one segment. `at` and `end` are bytes in the file. After `next` returned an entry the
- * walker stands behind it; after a fault it stands before what could not be read as the next entry.
+ * Walks the chain of entries in one segment. `at` and `end` are bytes in the file. `at` moves past each returned entry,
+ * and stays at the bytes that are not the next entry after a fault.
  */
 export class EntryWalker {
   at: number
-  /** What the next entry must say. Unknown at the start of a walk from the middle of a segment. */
+  /** LSN and previous CRC of the next entry. Unknown at the start of a walk from the middle of a segment. */
   lsn: number | undefined
   previousCrc: number | undefined
   readonly #file: Pick<DiskFile, 'read'>
@@ -216,8 +216,8 @@ export class EntryWalker {
   }
 
   /**
-   * The next entry with its padding, or what is wrong with the bytes that stand in its place. `peek` gives an answer
-   * without waiting while the bytes are at hand, and undefined when they must be loaded first.
+   * The next entry with its padding, or the fault of the bytes in its place. Returns undefined if the bytes must be read
+   * first; `next` does that.
    */
   peek(end: number): Uint8Array | EntryFault | undefined {
     if (this.at + ENTRY_ALIGN_BYTES > end) return 'length'
@@ -263,8 +263,8 @@ export interface LaterEntry {
 }
 
 /**
- * Looks in `[from, end)` for a whole entry whose number is above `lsn` and which stands where it says: proof that what
- * is before it was durable once. Entries of the file's former life name another position and are passed over.
+ * Searches `[from, end)` for a whole entry with an LSN above `lsn` and its own position: proof that the bytes before it
+ * were durable once. Old entries of a recycled file have another position and are skipped.
  */
 export async function findLaterEntry(
   file: DiskFile,
@@ -294,10 +294,10 @@ export async function findLaterEntry(
   return undefined
 }
 
-/** Written and synced at once, so that an entry never waits for more than this. */
+/** Bytes that are written and synced at once. An entry that is appended meanwhile waits for no more. */
 export const FILL_BYTES = 1024 * 1024
 
-/** Makes a segment of zeros, on disk. Piece by piece, so that entries get their turn. @returns false when stopped */
+/** Fills a segment with durable zeros, piece by piece, so that appends get their turn. Returns false when stopped. */
 export async function fillWithZeros(
   file: DiskFile,
   segmentBytes: number,
@@ -313,7 +313,7 @@ export async function fillWithZeros(
   return true
 }
 
-/** Whether every byte of the file is zero, as of one that was prepared and never written to. */
+/** Whether every byte of the file is zero, as in a prepared segment that was never used. */
 export async function isBlank(file: DiskFile): Promise<boolean> {
   const zeros = new Uint8Array(Math.min(WINDOW_BYTES, file.bytes))
   for (let at = 0; at < file.bytes; at += WINDOW_BYTES) {

@@ -25,7 +25,7 @@ async function open(options: { beforeAppend?: () => Promise<void> } = {}): Promi
   return { log, tail, blocks, durable, failures }
 }
 
-/** Appends one batch whose record bytes are all `fill`; returns its place. */
+/** Appends one batch whose record bytes are all `fill`; returns its position. */
 function add(tail: Tail, bytes: number, fill: number): number {
   const at = tail.reserve(bytes, 1)
   tail.bytes.fill(fill, at + BATCH_HEADER_BYTES, at + bytes)
@@ -43,7 +43,7 @@ async function settled(tail: Tail): Promise<void> {
 }
 
 describe('tail', () => {
-  it('begins the next segment behind its header when an entry ends exactly with the last one', async () => {
+  it('starts after the header of the next segment when an entry ends exactly with its segment', async () => {
     const { log, tail } = await open()
     const bounds = await log.open()
     const left = SEGMENT_BYTES - (bounds.nextPosition % SEGMENT_BYTES)
@@ -58,7 +58,7 @@ describe('tail', () => {
     expect(log.entries).toHaveLength(2)
   })
 
-  it('puts any sequence of batches where it says, whole and in order', async () => {
+  it('writes any sequence of batches whole, in order, and at the reported positions', async () => {
     let checked = 0
     await fc.assert(
       fc.asyncProperty(
@@ -103,7 +103,7 @@ describe('tail', () => {
     expect(checked).toBeGreaterThan(500)
   })
 
-  it('keeps the gate at the entry before while nothing is open', async () => {
+  it('keeps the gate at the previous entry while nothing is open', async () => {
     const { tail } = await open()
     expect(tail.gate).toBe(tail.durableLsn)
     add(tail, 100, 1)
@@ -132,7 +132,7 @@ describe('tail', () => {
     expect(failures).toHaveLength(1)
   })
 
-  it('gives up recent blocks only when they are durable, and reads them back', async () => {
+  it('evicts recent blocks only when they are durable, and reads them back', async () => {
     const { tail, blocks } = await open()
     const positions: number[] = []
     for (let i = 0; i < 12; i++) {

@@ -1,9 +1,9 @@
 /**
- * The end of the log: the open entry, which fills while the one before it is being written, and the gate that every
- * answer waits for. Entries are built in place in a recent block, written in one piece, one at a time.
+ * The end of the log: the open entry, which fills while the entry before it is being written, and the gate that every
+ * answer waits for. Entries are built in place in a recent block, and written whole, one at a time.
  *
- * Invariants: at most one write is in flight; entries become durable in the order of their LSNs; after a failed
- * write nothing is written and nothing is reported durable any more (invariant 20).
+ * Invariants: at most one write is in flight; entries become durable in the order of their LSNs; after a failed write
+ * nothing more is written or reported durable (invariant 20).
  */
 import type { Blocks, Block } from './blocks.js'
 import { ENTRY_HEADER_BYTES, entryPaddedBytes, sealEntry } from './entry.js'
@@ -11,9 +11,9 @@ import type { Log, LogBounds } from './log.js'
 import { placeEntry } from './segment.js'
 
 export interface TailEvents {
-  /** Every entry up to this LSN is on disk. */
+  /** Called when every entry up to `lsn` is on disk. */
   durable(lsn: number): void
-  /** The active segment could not be written: nothing may be answered any more. */
+  /** Called when a write failed. The broker must not send any further answer. */
   failed(error: unknown): void
 }
 
@@ -23,21 +23,21 @@ interface Sealed {
   readonly bytes: Uint8Array
 }
 
-/** An entry is begun in a new block when less than this is left in the present one. */
+/** An entry starts in a new block when less than this is left in the current one. */
 const BLOCK_REST_BYTES = 256 << 10
 
 export class Tail {
-  /** Epoch of the entries written from now on: the boot number. */
+  /** Epoch of new entries: the boot number. */
   epoch = 0
-  /** The entry that is being filled; its header goes out when it is sealed. */
+  /** LSN of the open entry. Its header is written when it is sealed. */
   openLsn: number
   durableLsn: number
-  /** Bytes of entries since the broker started, padding included. */
+  /** Bytes of entries since the broker started, including padding. */
   appendedBytes = 0
-  /** Bytes of batches since then; of these, those that say nothing new: state pages, and copies of what is live. */
+  /** Bytes of batches since then, and how many of them are upkeep: state pages and copies of live batches. */
   addedBytes = 0
   upkeepBytes = 0
-  /** Where the next batch goes: `bytes` from `at`. Set by `reserve`. */
+  /** Memory of the open entry, set by `reserve`, which returns the index of the next batch in it. */
   bytes: Uint8Array = new Uint8Array(0)
 
   readonly #log: Log
@@ -45,7 +45,7 @@ export class Tail {
   #events: TailEvents | undefined
   readonly #salt: number
   #previousCrc: number
-  /** Where the entry after the last sealed one begins, if it fits the segment. */
+  /** Position of the entry after the last sealed one, if it fits the segment. */
   #next: number
   #block: Block | undefined
   #openPosition = -1
@@ -68,36 +68,36 @@ export class Tail {
     blocks.setDurable(bounds.nextPosition)
   }
 
-  /** Whom it tells; set once, before the first entry. */
+  /** Sets the receiver of events, once, before the first entry. */
   report(events: TailEvents): void {
     this.#events = events
   }
 
-  /** The entry that an answer computed now has to wait for. */
+  /** The entry that an answer computed now must wait for. */
   get gate(): number {
     return this.#openBatches > 0 ? this.openLsn : this.openLsn - 1
   }
 
-  /** Nothing is open, waiting or being written. */
+  /** Whether no entry is open, waiting or being written. */
   get isIdle(): boolean {
     return this.#openBatches === 0 && this.#sealed.length === 0 && !this.#writing
   }
 
-  /** Bytes that are accepted and not yet durable. */
+  /** Bytes that are appended and not durable yet. */
   get pendingBytes(): number {
     let bytes = this.#openPosition === -1 ? 0 : this.#openEnd - this.#openStart
     for (const entry of this.#sealed) bytes += entry.bytes.length
     return bytes
   }
 
-  /** Position from which everything that is not yet in a sealed entry will stand. */
+  /** Position at which the open entry, or the next one, begins. */
   get position(): number {
     return this.#openPosition === -1 ? this.#next : this.#openPosition
   }
 
   /**
-   * Makes room for a batch of `length` bytes in the open entry, sealing it if it is full. The batch is written to
-   * `bytes` at the returned index; `add` then makes it part of the entry.
+   * Makes room for a batch of `length` bytes in the open entry; seals a full entry first. The caller writes the batch to
+   * `bytes` at the returned index, and then calls `add`.
    */
   reserve(length: number, nowMs: number): number {
     if (this.#openPosition !== -1 && this.#openEnd + length > this.#openLimit) this.seal(nowMs)
@@ -105,29 +105,29 @@ export class Tail {
     return this.#openEnd
   }
 
-  /** The batch that was written at the index from `reserve` is part of the entry. Returns its place in the log. */
+  /** Makes the batch at the index from `reserve` part of the open entry. Returns its position in the log. */
   add(length: number): number {
     const position = this.#openPosition + (this.#openEnd - this.#openStart)
     this.#openEnd += length
     this.#openBatches++
     this.addedBytes += length
-    // Deliveries may read it before it is durable; they wait at the gate.
+    // Deliveries may read the batch before it is durable, but they wait for the gate.
     this.#block!.used = this.#openEnd
     return position
   }
 
-  /** Hands the open entry to the disk if it has anything in it and no write is in flight. */
+  /** Seals and writes the open entry if it has a batch and no write is in flight. */
   flush(nowMs: number): void {
     if (this.#openBatches > 0 && !this.#writing) this.seal(nowMs)
   }
 
-  /** Closes an entry without batches: one that stands behind the last real one when nothing else follows. */
+  /** Seals an entry without batches, after the open entry was sealed. */
   sealEmpty(nowMs: number): void {
     if (this.#openPosition === -1) this.#begin(0)
     this.seal(nowMs)
   }
 
-  /** What comes next stands in another segment, behind an entry without batches. */
+  /** Moves to the next segment, which then starts with an entry without batches. */
   endSegment(nowMs: number): void {
     if (this.#openBatches > 0) this.seal(nowMs)
     const { segmentBytes } = this.#log
@@ -135,7 +135,7 @@ export class Tail {
     this.sealEmpty(nowMs)
   }
 
-  /** Closes the open entry; what comes next is in the entry after it. */
+  /** Closes the open entry. Later batches go to the next entry. */
   seal(nowMs: number): void {
     const block = this.#block!
     const length = this.#openEnd - this.#openStart
@@ -184,7 +184,7 @@ export class Tail {
     this.#openPosition = position
     this.#openStart = start
     this.#openEnd = start + ENTRY_HEADER_BYTES
-    // Both ends are multiples of the padding, so an entry that is padded still fits.
+    // Both ends are multiples of the alignment, so a padded entry still fits.
     this.#openLimit = Math.min(block.bytes.length, start + (segmentEnd - position))
   }
 
