@@ -30,7 +30,7 @@ export interface MemoryShares {
   readonly outboundBytesMax: number
 }
 
-/** More memory than from a budget of 512 MiB makes log and disk no faster. */
+/** With a budget of 512 MiB, log and disk have the largest shares that still make them faster. */
 export function sharesOf(budgetBytes: number): MemoryShares {
   const share = (part: number, bytesMax: number): number => Math.floor(Math.min(budgetBytes / part, bytesMax))
   return {

@@ -66,7 +66,7 @@ export interface Output {
   release(durableLsn: number): boolean
 }
 
-/** An empty entry follows the last one after this time without another. */
+/** Idle time after which an empty entry follows the last one. */
 const IDLE_MS = 1_000
 const PENDING_BYTES_DEFAULT = 32 << 20
 
@@ -168,7 +168,7 @@ export class Broker {
     const broker = new Broker({ ...options, messageBytesMax }, recovered, turn, status)
     broker.#writer.mark(BATCH_TYPE.boot, state.boot, afterCrash ? 0 : BOOT_AFTER_CLOSE)
     if (await broker.#idles()) {
-      // No event follows for messages that an earlier process left to be moved.
+      // Messages that an earlier process left to move cause no event.
       if (broker.#moves.isWanted) broker.turn.wake()
       return broker
     }
@@ -176,7 +176,7 @@ export class Broker {
     await broker.#abandon()
     throw new SluiceError(
       'DISK_LOW',
-      `The disk is full: to start, the log needs another segment of ${log.segmentBytes / 2 ** 20} MiB, and there is no room for it. Free some space, then start again; nothing is lost.`,
+      `The disk is full: to start, the log needs another segment of ${log.segmentBytes / 2 ** 20} MiB. Free some space and start again; nothing is lost.`,
     )
   }
 
@@ -260,7 +260,7 @@ export class Broker {
   async #close(): Promise<void> {
     if (this.#failed) return
     this.#endTurn()
-    // Nothing may follow the mark of the end: no further turn, and no copy from relocation.
+    // Nothing may follow the mark of the end, neither a turn nor a copy from relocation.
     this.#stopped = true
     this.turn.stop()
     this.#space.stop()
@@ -280,7 +280,7 @@ export class Broker {
       await this.#idles()
     } else if (!this.#failed) {
       this.#options.onNotice?.('stopped without a mark', {
-        text: 'The disk is full. Nothing that was confirmed is lost; what was not settled counts as delivered before.',
+        text: 'The disk is full. No confirmed message is lost; unsettled messages count as delivered before.',
       })
     }
     await this.#abandon()
@@ -409,8 +409,8 @@ function messageDoesNotFit(messageBytesMax: number, segmentBytes: number): strin
   const most = Math.min(segmentBytes / 4 - MESSAGE_OVERHEAD_BYTES, LIMITS.messageBytesMax)
   const least = 4 * Math.min(messageBytesMax, LIMITS.messageBytesMax) + 4 * MESSAGE_OVERHEAD_BYTES
   return (
-    `max-message-bytes is ${mib(messageBytesMax)} and segment-bytes, as this log has it, ${mib(segmentBytes)}: ` +
-    `a message and its headers may take a quarter of a segment, and no message more than ${mib(LIMITS.messageBytesMax)}. ` +
-    `Set max-message-bytes to ${most} or less, or make a new log with segment-bytes of ${Math.ceil(least / 2 ** 20)} MiB or more.`
+    `max-message-bytes is ${mib(messageBytesMax)}, and segment-bytes of this log is ${mib(segmentBytes)}: ` +
+    `a message with its headers can have at most a quarter of a segment, and at most ${mib(LIMITS.messageBytesMax)}. ` +
+    `Set max-message-bytes to ${most} or less, or create a new log with segment-bytes of ${Math.ceil(least / 2 ** 20)} MiB or more.`
   )
 }

@@ -135,7 +135,7 @@ export class Catalog {
       if (next === undefined && name === to)
         throw new SluiceError(
           'QUEUE_NOT_FOUND',
-          `There is no queue ${JSON.stringify(name)} for dead messages.`,
+          `The dead-letter queue ${JSON.stringify(name)} does not exist.`,
         )
       name = next?.options.deadLetter ?? ''
     }
@@ -169,7 +169,7 @@ export class Catalog {
     if (pages >= this.#pagesMax) {
       throw new SluiceError(
         'TOO_MANY_QUEUES',
-        `There are ${queues.size} queues, and the state of all takes ${pages} pages; with segments of ${this.#writer.segmentBytes / 2 ** 20} MiB it may take ${this.#pagesMax}.`,
+        `There are ${queues.size} queues, and their state takes ${pages} pages; with segments of ${this.#writer.segmentBytes / 2 ** 20} MiB, at most ${this.#pagesMax} are allowed.`,
       )
     }
   }
@@ -182,7 +182,7 @@ export class Catalog {
     queue.dirty = true
   }
 
-  /** Stops deliveries until `resume`; false if the queue was paused already. @throws SluiceError QUEUE_NOT_FOUND */
+  /** Stops deliveries until `resume`; false if the queue was already paused. @throws SluiceError QUEUE_NOT_FOUND */
   pause(name: QueueName): boolean {
     return this.#setPaused(this.#state.queue(name), true)
   }

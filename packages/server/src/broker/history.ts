@@ -68,7 +68,7 @@ async function read(
   if (offset >= queue.next) {
     throw new SluiceError(
       'MESSAGE_NOT_FOUND',
-      `The queue ${queue.name} has had no message ${offset} yet; its next offset is ${queue.next}.`,
+      `The queue ${queue.name} has no message ${offset} yet; its next offset is ${queue.next}.`,
     )
   }
   const events: HistoryEvent[] = []

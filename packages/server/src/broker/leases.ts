@@ -171,7 +171,7 @@ export class Leases {
     return { messages }
   }
 
-  /** Ends all subscriptions of the queue with `error`. Its messages stay. */
+  /** Ends all subscriptions of the queue with `error`; its messages stay. */
   closeAll(queue: Queue, error: SluiceError): void {
     for (const subscription of [...queue.subscriptions]) this.#close(subscription, error)
   }
@@ -356,7 +356,7 @@ export class Leases {
     return granted
   }
 
-  // Leases for claims are kept for a limited number of queues; the least recently listed one loses its own.
+  // Leases for claims are kept for a limited number of queues. Beyond it, the least recently listed queue loses its own.
   #noteClaimable(queue: Queue): void {
     this.#claimable.delete(queue)
     this.#claimable.add(queue)

@@ -1,7 +1,7 @@
 /**
  * An observer of a broker: it is notified of each command and its answer after the command was applied, and of messages that
- * become due, expire or move. Tests use it to compare a broker with a model; without one it costs one check per batch, run or
- * command.
+ * become due, expire or move. Tests use it to compare a broker with a model. Without an observer, the broker makes one check
+ * per batch, run or command.
  *
  * Calls are synchronous and within the turn. An observer changes nothing, and bytes are valid only during the call.
  */

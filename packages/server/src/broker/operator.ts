@@ -181,7 +181,7 @@ export class Operator {
     })
   }
 
-  // Calls `act` for each chosen dead message, while it is dead. `act` may call `read`, which waits: other requests are served
+  // Calls `act` for each chosen message that is dead at that moment. `act` may call `read`, which waits: other requests are served
   // meanwhile, so it must check again whether the message is dead. `counts[done]` is the number of changed messages.
   #forDead<Counts extends Readonly<Record<string, number>>>(
     request: DeadSelection & { readonly to?: string | undefined },
@@ -280,7 +280,7 @@ export class Operator {
     if (found !== -1) return found
     throw new SluiceError(
       'MESSAGE_NOT_FOUND',
-      `The queue ${queue.name} knows no message with the id ${JSON.stringify(id)}.`,
+      `The queue ${queue.name} has no message with the id ${JSON.stringify(id)}.`,
     )
   }
 }

@@ -71,7 +71,7 @@ export class Producers {
     }
     throw new SluiceError(
       'TOO_MANY_CONNECTIONS',
-      `${producers.size} producers are connected; with segments of ${this.#segmentBytes / 2 ** 20} MiB at most ${most} can be.`,
+      `${producers.size} producers are connected; with segments of ${this.#segmentBytes / 2 ** 20} MiB, at most ${most} can be connected.`,
     )
   }
 }

@@ -168,7 +168,7 @@ export class Replays {
     })
   }
 
-  // Time goes on between the messages of a page, and the target can be deleted between pages.
+  // Time advances between the messages of a page, and the target can be deleted between pages.
   #publish(message: Settled, queue: Queue, request: ReplayRequest, caller: Caller): void {
     this.#requests.resume(caller)
     const { record, offset, publishedMs } = message

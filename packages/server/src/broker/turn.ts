@@ -53,7 +53,7 @@ export class Turn {
     this.#parts = parts
   }
 
-  /** When `tick` is due, ms since the epoch; Infinity when it is not. */
+  /** When `tick` is due, ms since the epoch; Infinity when no timer is armed. */
   get nextDeadline(): number {
     return this.#timers.firstMs
   }
@@ -86,7 +86,7 @@ export class Turn {
     return true
   }
 
-  /** Schedules no more ends of turns. */
+  /** From now on no turn ends. */
   stop(): void {
     this.#isStopped = true
   }

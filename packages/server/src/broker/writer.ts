@@ -70,7 +70,7 @@ export class Writer {
       const { pages, pagesMax } = this.pagesFull
       throw new SluiceError(
         'DISK_LOW',
-        `The state of queues and messages takes ${pages} pages; with segments of ${this.segmentBytes / 2 ** 20} MiB it may take ${pagesMax}. Consumers can continue; a log with larger segments holds more.`,
+        `The state of queues and messages takes ${pages} pages; with segments of ${this.segmentBytes / 2 ** 20} MiB, at most ${pagesMax} are allowed. Consumers can continue; a log with larger segments holds more.`,
         { retryAfterMs: 1_000 },
       )
     }
@@ -85,15 +85,15 @@ export class Writer {
     const { usedBytes, budgetBytes } = this.memoryFull
     throw new SluiceError(
       'MEMORY_FULL',
-      `The broker uses ${Math.round(usedBytes / 2 ** 20)}MiB of its memory budget of ${Math.round(budgetBytes / 2 ** 20)}MiB; nothing is left for more messages. Consumers can continue.`,
+      `The broker uses ${Math.round(usedBytes / 2 ** 20)} MiB of its memory budget of ${Math.round(budgetBytes / 2 ** 20)} MiB and has no room for more messages. Consumers can continue.`,
       { retryAfterMs: 1_000 },
     )
   }
 
-  /** Lists the queue, if it has facts, to be written by the end of the turn. */
+  /** The queue may have facts. They are written by the end of the turn. */
   note(queue: Queue): void {
     if (queue.facts.isEmpty) return
-    // The facts of many settles in one turn do not pile up in memory.
+    // Many settles in one turn: writes their facts early instead of keeping them all in memory.
     if (queue.facts.length > this.#factsBytesMax) {
       this.facts(queue.id, queue.facts)
       return
@@ -104,7 +104,7 @@ export class Writer {
     this.turn.wake()
   }
 
-  /** Writes the facts of the listed queues. */
+  /** Writes the facts of all noted queues. */
   flush(): void {
     for (const queue of this.#withFacts) {
       queue.hasPendingFacts = false

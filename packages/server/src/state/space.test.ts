@@ -191,7 +191,7 @@ describe('more pages than a directory can list', () => {
       }
     }
     expect(refusal).toBeInstanceOf(SluiceError)
-    expect(String(refusal)).toMatch(/pages; with segments of 0\.03125 MiB it may take 1280/)
+    expect(String(refusal)).toMatch(/pages; with segments of 0\.03125 MiB, at most 1280 are allowed/)
     expect(queues).toBeGreaterThan(375)
     // The existing queues continue, and a checkpoint lists all of them.
     await rest(bench, 120_000)
@@ -215,7 +215,7 @@ describe('more pages than a directory can list', () => {
         await bench.publish([{}], queueName(`q${queues}`))
       }
     }
-    await expect(fill()).rejects.toThrow(/pages; with segments of 0\.015625 MiB it may take 640/)
+    await expect(fill()).rejects.toThrow(/pages; with segments of 0\.015625 MiB, at most 640 are allowed/)
     worker.settle(0, OUTCOME.deadLetter)
     await bench.pass(5_000)
     expect([bench.info().dead, bench.info(dead).ready]).toEqual([1, 0])
