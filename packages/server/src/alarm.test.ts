@@ -22,7 +22,7 @@ class Rig {
   }
 }
 
-test('the alarm ticks at the deadline, and follows one that moves', () => {
+test('the alarm ticks at the deadline, also after the deadline has moved', () => {
   const rig = new Rig()
   const startMs = Date.now()
   rig.nextDeadline = startMs + 100
@@ -34,7 +34,7 @@ test('the alarm ticks at the deadline, and follows one that moves', () => {
   expect(vi.getTimerCount()).toBe(0)
 })
 
-test('a deadline beyond what a timer can wait is waited for in parts', () => {
+test('a deadline beyond the longest timer is reached in parts', () => {
   const rig = new Rig()
   rig.nextDeadline = Date.now() + 2 * TIMER_PART_MS_MAX
   rig.alarm.start(rig)
@@ -42,7 +42,7 @@ test('a deadline beyond what a timer can wait is waited for in parts', () => {
   expect(rig.tickedMs).toHaveLength(1)
 })
 
-test('neither before its start nor after its stop does the alarm set a timer', () => {
+test('the alarm sets no timer before its start or after its stop', () => {
   const rig = new Rig()
   rig.nextDeadline = Date.now() + 100
   rig.alarm.arm()

@@ -4,7 +4,7 @@ import { MEMORY_BYTES_MIN, MemoryGauge, PROCESS_METER, sharesOf } from './memory
 const MIB = 1 << 20
 const RUNTIME_MIB = 80
 
-/** A heap of so many MiB that is used and so many that is garbage. */
+/** A heap with MiB in use and MiB of garbage. */
 class Heap {
   used = 0
   garbage = 0
@@ -26,7 +26,7 @@ describe('a gauge of 1,000 MiB', () => {
     return { heap, gauge: new MemoryGauge(1_000 * MIB, heap) }
   }
 
-  test('is full above 875, and until it comes down to 825', () => {
+  test('is full above 875 MiB, until it falls to 825', () => {
     const { heap, gauge: one } = gauge()
     const told: [number, boolean][] = []
     const levels = [100, 874, 875, 876, 950, 850, 826, 825, 874, 876]
@@ -42,7 +42,7 @@ describe('a gauge of 1,000 MiB', () => {
     expect(one.usedBytes).toBe(876 * MIB)
   })
 
-  test('takes garbage for nothing, and collects it once a second at most', () => {
+  test('does not count garbage, and collects it at most once a second', () => {
     const { heap, gauge: one } = gauge()
     heap.used = 450
     for (let ms = 0; ms < 10_000; ms += 50) {
@@ -53,13 +53,13 @@ describe('a gauge of 1,000 MiB', () => {
     expect(heap.collections).toBeLessThanOrEqual(10)
     heap.used = 900
     expect(one.look(20_000)).toBe(true)
-    // Full, and nothing is freed but by a collection: it is looked for all the same.
+    // All of it is garbage, but only a collection can tell.
     heap.used = 0
     heap.garbage = 900
     expect(one.look(20_050)).toBe(false)
     expect(one.look(21_000)).toBe(true)
     expect(one.isFull).toBe(false)
-    // Shortly after a collection nobody knows how much of it is garbage, until it is too much anyway.
+    // Shortly after a collection the share of garbage is unknown, so only the budget itself counts.
     heap.garbage = 900
     expect(one.look(21_050)).toBe(false)
     heap.garbage = 1_000
@@ -80,10 +80,10 @@ test('the meter reads without a free file descriptor', () => {
   expect(Math.abs(PROCESS_METER.read() - read)).toBeLessThan(64 * MIB)
 })
 
-test('the meter of the process sees buffers come and, collected, go', () => {
+test('the meter of the process counts buffers until they are collected', () => {
   PROCESS_METER.collect()
   const before = PROCESS_METER.read()
-  // In a function of its own: a register of this one would go on holding the buffer.
+  // In a separate function: a register of this one could keep the buffer reachable.
   const hold = (): void => {
     const held = new Uint8Array(64 * MIB).fill(1)
     expect(PROCESS_METER.read() - before).toBeGreaterThan(60 * MIB)
@@ -91,13 +91,13 @@ test('the meter of the process sees buffers come and, collected, go', () => {
   }
   hold()
   PROCESS_METER.collect()
-  // What one collection found is freed beside the program; the next one waits for that.
+  // A collection frees buffers in the background, and the next one waits for that.
   PROCESS_METER.collect()
   expect(PROCESS_METER.read() - before).toBeLessThan(16 * MIB)
 })
 
 test.each([MEMORY_BYTES_MIN, 256 * MIB, 512 * MIB, 2048 * MIB, 65536 * MIB])(
-  'of %d bytes, what is shared out leaves room for the queues',
+  'the shares of a budget of %d bytes leave room for the queues',
   (budgetBytes) => {
     const { blocks, pendingBytesMax, receiveBytesMax, outboundBytesMax } = sharesOf(budgetBytes)
     const shared =

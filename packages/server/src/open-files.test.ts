@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest'
 import { connectionsFor, openFilesMax } from './open-files.js'
 
-test('connections leave 256 files, or half of very few, to the rest of the broker', () => {
+test('connections leave 256 files to the rest of the broker, or half of a very low limit', () => {
   expect(connectionsFor(10_000, undefined)).toBe(10_000)
   expect(connectionsFor(10_000, 1_048_576)).toBe(10_000)
   expect(connectionsFor(10_000, 10_256)).toBe(10_000)
@@ -13,6 +13,6 @@ test('connections leave 256 files, or half of very few, to the rest of the broke
   expect(connectionsFor(5, 61)).toBe(5)
 })
 
-test.runIf(process.platform === 'linux')('the limit is known on Linux', () => {
+test.runIf(process.platform === 'linux')('the limit of open files is known on Linux', () => {
   expect(openFilesMax()).toBeGreaterThan(16)
 })

@@ -1,4 +1,4 @@
-/** Behaviours of queues as a broker shows them: limits, ids, keys, times, consumers that take long, die or are many. */
+/** Behaviours of queues as a client sees them: limits, ids, keys, times, and slow, lost or many consumers. */
 import { OUTCOME, queueName } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Bench, Q, batchOf, type Message } from '../testing/bench.js'
@@ -17,11 +17,11 @@ async function opened(options: Parameters<Bench['ensure']>[0] = {}): Promise<Ben
 }
 
 describe('limits', () => {
-  it('drop the oldest of the lowest priority, and never what a consumer holds', async () => {
+  it('drop the oldest message of the lowest priority, and never a leased one', async () => {
     const bench = await opened({ maxMessages: 6, overflow: 'drop-oldest' })
     const priorities = [3, 0, 0, 1, 0, 1]
     await bench.publish(priorities.map((priority) => ({ priority })))
-    // Holds 0, which has the highest priority, and 3.
+    // The worker holds 0, which has the highest priority, and 3.
     const worker = bench.consume(2)
     await bench.settle()
     expect(worker.offsets).toEqual([0, 3])
@@ -36,12 +36,12 @@ describe('limits', () => {
     expect(dropped).toEqual([1, 2, 4, 5])
     expect(bench.info()).toMatchObject({ leased: 2, ready: 4, dropped: 4 })
     expect(bench.broker.catalog.queue(Q).stateOf(3)).toBe('leased')
-    // Scheduled ones make room like ready ones.
+    // Scheduled messages make room as ready ones do.
     await bench.publish([{ delayMs: HOUR }])
     expect(bench.info()).toMatchObject({ leased: 2, ready: 3, scheduled: 1, dropped: 5 })
     await bench.publish(many(4, () => ({ priority: 4 })))
     expect(bench.info()).toMatchObject({ leased: 2, ready: 4, scheduled: 0, dropped: 9 })
-    // All that is not leased would not be enough: nothing is dropped, and waiting can help.
+    // Dropping all unleased messages would not make enough room: none is dropped, and the error is retryable.
     expect(() => bench.put(many(5))).toThrow(failing('QUEUE_FULL', true))
     await bench.settle()
     expect(bench.info()).toMatchObject({ leased: 2, ready: 4, dropped: 9 })
@@ -50,7 +50,7 @@ describe('limits', () => {
     bench.broker.audit()
   })
 
-  it('make dead letters of the oldest, with the tries that they had', async () => {
+  it('turn the oldest messages into dead letters, which keep their attempts', async () => {
     const bench = await opened({ maxMessages: 2, overflow: 'dead-letter', maxDeliveries: 3 })
     await bench.publish(many(2))
     const worker = bench.consume(1)
@@ -63,7 +63,7 @@ describe('limits', () => {
       if (restarts) await bench.crash()
       expect(bench.info()).toMatchObject({ dead: 2, ready: 2, scheduled: 0, dropped: 0 })
       const queue = bench.broker.catalog.queue(Q)
-      // 3 is what a death by overflow has as its number.
+      // 3 is the number of a death by overflow.
       expect(queue.deadAt(0)).toMatchObject({ death: 3, attempts: 1, reason: '' })
       expect(queue.deadAt(1)).toMatchObject({ death: 3, attempts: 0 })
       expect(await bench.order()).toEqual([2, 3])
@@ -72,7 +72,7 @@ describe('limits', () => {
   })
 
   it.each(['reject', 'drop-oldest', 'dead-letter'] as const)(
-    'are no matter of waiting where the batch alone is too large: %s',
+    'refuse a batch that is too large for an empty queue with a final error: %s',
     async (overflow) => {
       const bench = await opened({ maxMessages: 3, maxBytes: 2_000, overflow })
       expect(() => bench.put(many(4))).toThrow(failing('QUEUE_FULL', false))
@@ -88,14 +88,14 @@ describe('limits', () => {
     },
   )
 
-  // It depends on whether something else is there: such a batch is sent again and again, until the queue is empty.
-  it('are no matter of waiting where the batch alone is too large and the queue is not empty', async () => {
+  // With a retryable error, such a batch would be sent again until the queue is empty.
+  it('refuse a batch that is too large with a final error, also if the queue is not empty', async () => {
     const bench = await opened({ maxMessages: 3 })
     await bench.publish([{}])
     expect(() => bench.put(many(4))).toThrow(failing('QUEUE_FULL', false))
   })
 
-  it('do not count duplicates, nor what an atomic step acknowledges', async () => {
+  it('count neither duplicates nor messages that the atomic step acknowledges', async () => {
     const bench = await opened({ maxMessages: 2, dedupWindowMs: HOUR })
     await bench.publish([{ id: 'a' }, { id: 'b' }])
     expect(bench.put([{ id: 'a' }]).duplicates?.size).toBe(1)
@@ -119,13 +119,13 @@ describe('a message that replaces', () => {
   for (const unique of ['window', 'pending'] as const) {
     const options = unique === 'window' ? { unique, dedupWindowMs: HOUR } : { unique }
 
-    it(`takes the place of one that waits, with unique ${unique}`, async () => {
+    it(`replaces a message that waits, with unique ${unique}`, async () => {
       const bench = await opened(options)
       expect(await bench.publish([one('a', { delayMs: HOUR })])).toEqual({
         baseOffset: 0,
         duplicates: undefined,
       })
-      // Scheduled, then ready.
+      // Replaces a scheduled message, then a ready one.
       expect(await bench.publish([one('a')])).toEqual({ baseOffset: 1, duplicates: own([0, 1]) })
       expect(await bench.publish([{}, one('a')])).toEqual({ baseOffset: 2, duplicates: own([1, 3]) })
       expect(bench.info()).toMatchObject({
@@ -136,12 +136,12 @@ describe('a message that replaces', () => {
         published: 4,
       })
       expect(await bench.order()).toEqual([2, 3])
-      // Keeping is the default, and a duplicate of the newest.
+      // By default the older message is kept: this one is a duplicate of the newest.
       expect(await bench.publish([{ id: 'a' }])).toEqual({ baseOffset: 4, duplicates: own([0, 3]) })
       bench.broker.audit()
     })
 
-    it(`is a duplicate of one that a consumer has, with unique ${unique}`, async () => {
+    it(`is a duplicate of a leased message, with unique ${unique}`, async () => {
       const bench = await opened({ ...options, maxDeliveries: 1 })
       await bench.publish([{ id: 'a' }])
       const worker = bench.consume()
@@ -150,12 +150,12 @@ describe('a message that replaces', () => {
       worker.settle(0, OUTCOME.ack)
       await bench.settle()
       const after = await bench.publish([one('a')])
-      // What is done counts within the window alone.
+      // Only a window remembers the ids of finished messages.
       expect(after.duplicates).toEqual(unique === 'window' ? own([0, 0]) : undefined)
       bench.broker.audit()
     })
 
-    it(`is replaced by a later one of its batch, with unique ${unique}`, async () => {
+    it(`is replaced by a later message of its batch, with unique ${unique}`, async () => {
       const bench = await opened(options)
       await bench.publish([{ id: 'a', delayMs: HOUR }])
       expect(await bench.publish([one('a'), { id: 'b' }, one('a'), { id: 'a' }, one('b')])).toEqual({
@@ -167,7 +167,7 @@ describe('a message that replaces', () => {
       bench.broker.audit()
     })
 
-    it(`is told the same after a crash, as one entry, with unique ${unique}`, async () => {
+    it(`gets the same answer after a crash, and is one entry, with unique ${unique}`, async () => {
       const bench = await new Bench({ keepsSnapshots: true }).open()
       bench.ensure(options)
       await bench.publish([{ id: 'a', delayMs: HOUR }])
@@ -198,7 +198,7 @@ describe('a message that replaces', () => {
       })
       expect(bench.broker.catalog.queue(Q).stateOf(3)).toBe('scheduled')
       bench.broker.audit()
-      // Whatever was durable, one of them is there, never two and never none.
+      // At any crash point one of the messages exists, never two and never none.
       for (const log of bench.snapshots) {
         await bench.restart(log)
         if (bench.broker.catalog.list('', 1).queues.length === 0) continue
@@ -209,7 +209,7 @@ describe('a message that replaces', () => {
     })
   }
 
-  it('needs no more room than the one that it replaces', async () => {
+  it('needs no more room than the message that it replaces', async () => {
     const bench = await opened({ maxMessages: 2 })
     await bench.publish([{ id: 'a', delayMs: HOUR }, {}])
     expect(() => bench.put([{}])).toThrow(failing('QUEUE_FULL', true))
@@ -221,7 +221,7 @@ describe('a message that replaces', () => {
     bench.broker.audit()
   })
 
-  it('replaces nothing where ids are not kept apart', async () => {
+  it('replaces nothing in a queue that remembers no ids', async () => {
     const bench = await opened({ dedupWindowMs: 0 })
     await bench.publish([{ id: 'a', delayMs: HOUR }])
     expect((await bench.publish([one('a')])).duplicates).toBe(undefined)
@@ -234,7 +234,7 @@ describe('a batch that follows a refused one', () => {
   const send = (bench: Bench, number: number, follows: number, unanswered: number, options = {}): unknown =>
     bench.send(batchOf([options], number, follows), Q, undefined, unanswered)
 
-  it('is refused, and so is what follows that, until it comes again and follows none', async () => {
+  it('is refused, and so are those that follow it, until it is sent again and follows none', async () => {
     const bench = await new Bench().open()
     bench.ensure({ maxMessages: 1 })
     send(bench, 1, 0, 0)
@@ -245,17 +245,17 @@ describe('a batch that follows a refused one', () => {
     expect(() => bench.atomic(step(5, 3), 4)).toThrow(earlierRefused)
     send(bench, 6, 0, 5)
     expect(bench.info()).toMatchObject({ published: 2 })
-    // A retryable refusal is not kept: each is judged anew when it comes again.
+    // A retryable refusal is not final: each batch is checked again when it is sent again.
     send(bench, 2, 0, 1)
     send(bench, 3, 1, 2)
     expect(() => send(bench, 7, 3, 6)).toThrow(earlierRefused)
     expect(bench.info()).toMatchObject({ published: 4 })
-    // What is answered is no longer asked for.
+    // The producer has all answers, so batch 4 counts no longer.
     send(bench, 8, 4, 0)
     await bench.settle()
   })
 
-  it('is taken when the refused one was never here', async () => {
+  it('is accepted if this broker never saw the refused batch', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     send(bench, 5, 3, 4)
@@ -270,13 +270,13 @@ describe('a batch that follows a refused one', () => {
 })
 
 describe('ids', () => {
-  it('beyond what a queue remembers are refused, until older ones leave the window', async () => {
+  it('beyond the limit of a queue are refused until older ones leave the window', async () => {
     const bench = await opened({ dedupWindowMs: 10_000, dedupMaxIds: 3 })
     await bench.publish([{ id: 'a' }, { id: 'b' }])
     await bench.pass(5_000)
     await bench.publish([{ id: 'c' }])
     expect(() => bench.put([{ id: 'd' }])).toThrow(failing('DEDUP_FULL', true))
-    // What it knows, and what has no id, is not refused.
+    // A known id and a message without one are not refused.
     expect((await bench.publish([{ id: 'a' }, {}])).duplicates).toEqual(new Map([[0, 0]]))
     await bench.crash()
     expect(() => bench.put([{ id: 'd' }])).toThrow(failing('DEDUP_FULL', true))
@@ -285,7 +285,7 @@ describe('ids', () => {
     expect((await bench.publish([{ id: 'c' }])).duplicates).toEqual(new Map([[0, 2]]))
   })
 
-  it('of pending messages bound how many may be pending', async () => {
+  it('of pending messages limit their number', async () => {
     const bench = await opened({ unique: 'pending', dedupMaxIds: 2 })
     await bench.publish([{ id: 'a' }, { id: 'b' }])
     expect(() => bench.put([{ id: 'c' }])).toThrow(failing('DEDUP_FULL', true))
@@ -308,7 +308,7 @@ describe('ids', () => {
     expect(bench.put([{ id: 'x' }]).duplicates).toEqual(new Map([[0, 1]]))
   })
 
-  it('find what is to be cancelled or to come at another time', async () => {
+  it('name the message to cancel or reschedule', async () => {
     const bench = await opened()
     await bench.publish([{ id: 'later', delayMs: HOUR }, { id: 'never', delayMs: HOUR }, { id: 'now' }])
     const byId = (id: string) => ({ name: Q, offset: undefined, id })
@@ -321,7 +321,7 @@ describe('ids', () => {
       dueMs: at,
     })
     await bench.settle()
-    // The window has long forgotten: what is delayed is found all the same.
+    // The id left the window long ago, but the delayed message is still found by it.
     await bench.crash()
     const again = { ...byId('later'), delayMs: undefined, atMs: at + 1_000 }
     expect(bench.broker.operator.reschedule(again)).toEqual({ offset: 0, dueMs: at + 1_000 })
@@ -338,7 +338,7 @@ describe('ids', () => {
 })
 
 describe('keys', () => {
-  it('pass a failed message from when `onFail` is changed to skip, and hold behind it when it is changed back', async () => {
+  it('pass a failed message once `onFail` is skip, and wait behind it once it is block again', async () => {
     const bench = await opened({ onFail: 'block' })
     await bench.publish([{ key: 'k' }, { key: 'k' }, { key: 'k' }, { key: 'other' }])
     const worker = bench.consume(1)
@@ -354,7 +354,7 @@ describe('keys', () => {
     await bench.crash()
     expect(await bench.order()).toEqual([3])
     bench.broker.audit()
-    // Due again, it stands before those that were not tried.
+    // Due again, it precedes the messages without an attempt.
     await bench.pass(HOUR)
     const again = bench.consume()
     await bench.settle()
@@ -362,7 +362,7 @@ describe('keys', () => {
     bench.broker.audit()
   })
 
-  it('give way to a message of a higher priority that their neighbour in the log makes eligible', async () => {
+  it('give way to a message of higher priority that becomes eligible with the delivery before theirs', async () => {
     const bench = await opened({ keyConcurrency: 2 })
     await bench.publish([
       { key: 'a', priority: 5 },
@@ -374,7 +374,7 @@ describe('keys', () => {
     expect(worker.offsets).toEqual([0, 2, 1])
   })
 
-  it('let as many messages out as `keyConcurrency` says by now', async () => {
+  it('follow a change of `keyConcurrency`', async () => {
     const bench = await opened()
     await bench.publish(many(6, () => ({ key: 'k' })))
     const worker = bench.consume()
@@ -395,12 +395,12 @@ describe('keys', () => {
     bench.broker.audit()
   })
 
-  it('offer the next message since its predecessor expired, however late that is noticed', async () => {
+  it('make the next message eligible when its predecessor expires, however late that is noticed', async () => {
     const bench = await opened()
     await bench.publish([{ key: 'k', ttlMs: 1_000 }])
     await bench.pass(100)
     await bench.publish([{ key: 'k' }])
-    // Nobody looks, no timer runs.
+    // No command looks at the queue, and no timer runs.
     bench.now += 500
     await bench.publish([{}])
     bench.now += 300
@@ -414,7 +414,7 @@ describe('keys', () => {
 })
 
 describe('a message that is being handled', () => {
-  it('is taken away when its time is over, and its consumer is told which', async () => {
+  it('is lost at its deadline, and its consumer is notified', async () => {
     const bench = await opened({ processingTimeoutMs: 10_000, retryInitialMs: 1_000 })
     await bench.publish(many(5))
     const worker = bench.consume()
@@ -427,7 +427,7 @@ describe('a message that is being handled', () => {
     await bench.pass(3_999)
     expect(worker.tagsLost).toEqual([])
     await bench.pass(1)
-    // 2 was not begun with, 1 was extended, 4 began later.
+    // 2 was not started, 1 was extended, 4 was started later.
     const lost = [0, 3].map((offset) => ({ firstTag: worker.tagOf(offset), count: 1 }))
     expect(worker.tagsLost).toEqual([
       { ...lost[0], firstOffset: 0 },
@@ -450,7 +450,7 @@ describe('a message that is being handled', () => {
     expect(bench.broker.catalog.queue(Q).stateOf(2)).toBe('leased')
   })
 
-  it('has no deadline while it is only announced, and none is left once a STARTED does not name it', async () => {
+  it('has no deadline while it is only announced, and is no longer announced after a STARTED without it', async () => {
     const bench = await opened({ processingTimeoutMs: 1_000, maxDeliveries: 1 })
     await bench.publish(many(4))
     const worker = bench.consume()
@@ -466,7 +466,7 @@ describe('a message that is being handled', () => {
     expect(worker.tagsLost).toMatchObject([{ firstOffset: 1, count: 1 }])
     await bench.pass(HOUR)
     expect(bench.info()).toMatchObject({ leased: 2, dead: 1 })
-    // The next announcement ends the one before it as well; what is extended is being handled.
+    // The next announcement replaces the one before it; an extended message is being handled.
     worker.announce(2)
     worker.announce(3)
     expect(worker.subscription.startedCount).toBe(1)
@@ -476,7 +476,7 @@ describe('a message that is being handled', () => {
     expect(bench.info()).toMatchObject({ leased: 1, dead: 2 })
   })
 
-  it('is a suspect with all that was announced with it, and not with what was announced before', async () => {
+  it('is a suspect together with the latest announcement, but not with an earlier one', async () => {
     const bench = await opened({ retryInitialMs: 1_000 })
     await bench.publish(many(3))
     const worker = bench.consume()
@@ -492,7 +492,7 @@ describe('a message that is being handled', () => {
     expect(next.got.at(-1)).toMatchObject({ offset: 1, alone: true, attempt: 1 })
   })
 
-  it('may take as long as its subscription says, and consecutive ones are told of as one', async () => {
+  it('has the processing timeout of its subscription, and consecutive losses are one range', async () => {
     const bench = await opened({ processingTimeoutMs: HOUR, maxDeliveries: 1 })
     await bench.publish(many(4))
     const worker = bench.consume(10, { timeoutMs: 2_000 })
@@ -511,7 +511,7 @@ describe('a message that is being handled', () => {
     expect(bench.info()).toMatchObject({ dead: 4, leased: 0 })
   })
 
-  it('is charged alone where its connection dies, and several become suspects', async () => {
+  it('is charged an attempt if it was the only one when its connection died; several become suspects', async () => {
     const bench = await opened()
     await bench.publish(many(3))
     const first = bench.consume()
@@ -528,14 +528,14 @@ describe('a message that is being handled', () => {
     second.die()
     const third = bench.consume()
     await bench.settle()
-    // One at a time, and nothing beside it.
+    // Suspects are delivered one at a time, with no other message.
     expect(third.got).toMatchObject([{ offset: 0, attempt: 1, alone: true, redelivered: true }])
     await bench.pass(HOUR)
     expect(third.got).toHaveLength(1)
     third.settle(0, OUTCOME.ack)
     await bench.settle()
     expect(third.got.slice(1)).toMatchObject([{ offset: 2, attempt: 1, alone: true }])
-    // Handed out alone: charged, also when nobody said that it was begun with.
+    // Delivered alone, it is charged although no STARTED named it.
     third.die()
     const fourth = bench.consume()
     await bench.pass(HOUR)
@@ -546,7 +546,7 @@ describe('a message that is being handled', () => {
     bench.broker.audit()
   })
 
-  it('and the others that a consumer held are suspects after three deaths that none explains', async () => {
+  it('is a suspect, with all others that its consumer held, after three losses without a started message', async () => {
     const bench = await opened()
     await bench.publish(many(2))
     for (let death = 0; death < 3; death++) {
@@ -564,7 +564,7 @@ describe('a message that is being handled', () => {
     worker.die()
     const next = bench.consume()
     await bench.settle()
-    // The first was charged; the second one's turn.
+    // The first suspect was charged an attempt, and the second follows.
     expect(next.got).toMatchObject([{ offset: 1, attempt: 1, alone: true }])
     expect(bench.info()).toMatchObject({ scheduled: 1, leased: 1 })
     next.settle(1, OUTCOME.ack)
@@ -574,7 +574,7 @@ describe('a message that is being handled', () => {
 })
 
 describe('consumers', () => {
-  it('of a queue with `single` take over in the order in which they came', async () => {
+  it('of a queue with `single` take over in the order of their subscriptions', async () => {
     const bench = await opened({ single: true })
     const workers = ['a', 'b', 'c'].map((label) => bench.consume(2, { label }))
     await bench.publish(many(6))
@@ -601,7 +601,7 @@ describe('consumers', () => {
     c.leave()
     await bench.settle()
     expect([d.offsets, active()]).toEqual([[1, 2], ['d']])
-    // From now on all of them are served.
+    // Without `single` all consumers are served.
     const e = bench.consume(2, { label: 'e' })
     bench.ensure({ single: false })
     await bench.settle()
@@ -611,7 +611,7 @@ describe('consumers', () => {
     ])
   })
 
-  it('of a queue with `single` that are idle keep nothing from the others', async () => {
+  it('of a queue with `single` block no other consumer while they are idle', async () => {
     const bench = await opened({ single: true })
     const [puller, worker] = ['puller', 'worker'].map((label) => bench.consume(1, { label }))
     const active = (): string[] =>
@@ -626,14 +626,14 @@ describe('consumers', () => {
     credit(1, false)
     await bench.publish(many(4))
     expect([puller!.offsets, worker!.offsets, active()]).toEqual([[0], [], ['puller']])
-    // It asks for no more, but what it has it still works on.
+    // It asks for no more messages, but still handles one.
     credit(1, true)
     await bench.settle()
     expect([worker!.offsets, active()]).toEqual([[], ['puller']])
     puller!.settle(0, OUTCOME.ack)
     await bench.settle()
     expect([worker!.offsets, active()]).toEqual([[1], ['worker']])
-    // It came first, but another holds a message: never two at a time.
+    // The puller subscribed first, but the worker holds a message, so the puller must wait.
     credit(2, false)
     await bench.settle()
     expect([puller!.offsets, active()]).toEqual([[0], ['worker']])
@@ -646,7 +646,7 @@ describe('consumers', () => {
     expect(active()).toEqual([])
   })
 
-  it('that are closed are told, and what they held goes to the others untried', async () => {
+  it('that are closed are notified, and their messages go to others without a failed attempt', async () => {
     const bench = await opened()
     await bench.publish(many(3))
     const closed = bench.consume(2, { label: 'closed' })
@@ -672,8 +672,8 @@ describe('consumers', () => {
   })
 })
 
-describe('memory that is used up', () => {
-  it('refuses what comes, and lets everything else go on', async () => {
+describe('a broker without memory', () => {
+  it('refuses publishes, and continues everything else', async () => {
     const bench = await opened()
     await bench.publish(many(3))
     const worker = bench.consume()

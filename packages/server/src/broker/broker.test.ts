@@ -1,4 +1,4 @@
-/** What the simulator cannot see of the broker: what one frame may cost, what is kept for ever, and damage at rest. */
+/** Properties that the simulator does not check: the cost of one frame, leaks, and damage at rest. */
 import {
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
@@ -44,7 +44,7 @@ class Rig {
       defer: (endTurn) => void setImmediate(endTurn),
       onFatal: (error) => this.fatal.push(error),
       messageBytesMax: 65_536,
-      // So that what was published before the last few batches is read back.
+      // Small, so that all but the last few batches must be read back.
       blocks: { blockBytes: 65_536, recentBytes: 65_536 },
     })
     this.broker.catalog.ensure({ name: JOBS, options: { maxDeliveries: 255 }, update: false })
@@ -101,8 +101,8 @@ afterEach(() => {
   vi.restoreAllMocks()
 })
 
-describe('what one frame may cost', () => {
-  test('one settle with a reason, of more messages than fit a segment with it', async () => {
+describe('the cost of one frame', () => {
+  test('one settle can have more messages with its reason than fit a segment', async () => {
     const rig = new Rig(new MemoryLog({ segmentBytes: MIB }))
     await rig.open()
     await rig.publish(Array.from({ length: 2000 }, () => ''))
@@ -118,7 +118,7 @@ describe('what one frame may cost', () => {
     rig.broker.audit()
   })
 
-  test('the reason of one settle takes no more of the log than a fixed amount, however many it names', async () => {
+  test('the reasons of one settle take a bounded part of the log, for any number of messages', async () => {
     const rig = new Rig(new MemoryLog({ segmentBytes: 64 * MIB }))
     await rig.open()
     for (let i = 0; i < 20; i++) await rig.publish(Array.from({ length: 1000 }, () => ''))
@@ -139,7 +139,7 @@ describe('what one frame may cost', () => {
     rig.broker.audit()
   })
 
-  test('reasons that differ are kept whole as far as there is room, also after a restart', async () => {
+  test('different reasons are kept whole up to the limit, also after a restart', async () => {
     const rig = new Rig(new MemoryLog({ segmentBytes: 16 * MIB }))
     await rig.open()
     const count = 3_000
@@ -168,7 +168,7 @@ describe('what one frame may cost', () => {
     await check()
   })
 
-  test('dead messages with the longest reason, all in one chunk, and a checkpoint', async () => {
+  test('a checkpoint can hold a whole chunk of dead messages with the longest reason', async () => {
     const rig = new Rig(new MemoryLog({ segmentBytes: MIB }))
     await rig.open()
     await rig.publish(Array.from({ length: 1024 }, () => ''))
@@ -183,7 +183,7 @@ describe('what one frame may cost', () => {
     expect((await rig.log.reopened().open()).checkpoint).toBeDefined()
   })
 
-  test('credit that is asked for and not used takes no memory', async () => {
+  test('unused credit takes no memory', async () => {
     const rig = new Rig(new MemoryLog({ segmentBytes: MIB }))
     await rig.open()
     const before = process.memoryUsage().arrayBuffers
@@ -192,7 +192,7 @@ describe('what one frame may cost', () => {
   })
 })
 
-test('timers that were replaced by nearer ones do not gather', async () => {
+test('timers that nearer ones replace do not accumulate', async () => {
   const pushes = vi.spyOn(TimeHeap.prototype, 'push')
   const rig = new Rig(new MemoryLog({ segmentBytes: MIB }))
   await rig.open()
@@ -235,7 +235,7 @@ test('does not open on a log that cannot be written', async () => {
   await expect(new Rig(log).open()).rejects.toMatchObject({ code: 'LOG_FAILED' })
 })
 
-describe('a log that cannot be read for a while', () => {
+describe('a log with a passing read failure', () => {
   async function filled(): Promise<{ rig: Rig; break: () => void; mend: () => void; reads: () => number }> {
     const log = new MemoryLog({ segmentBytes: MIB })
     const rig = new Rig(log)
@@ -248,14 +248,14 @@ describe('a log that cannot be read for a while', () => {
     log.readRange = async (position, length) => {
       if (!broken) return readRange(position, length)
       reads++
-      // As the file log does it, which pauses between its tries.
+      // The file log pauses between its tries as well.
       await turns(1)
       throw new SluiceError('READ_FAILED', 'The segment could not be read: EMFILE: too many open files.')
     }
     return { rig, break: () => (broken = true), mend: () => (broken = false), reads: () => reads }
   }
 
-  test('ends no consumer, and delivers when it can be read again', async () => {
+  test('ends no consumer, and delivers once it can be read again', async () => {
     const { rig, break: breakIt, mend, reads } = await filled()
     breakIt()
     rig.subscribe(200)
@@ -269,7 +269,7 @@ describe('a log that cannot be read for a while', () => {
     rig.broker.audit()
   })
 
-  test('refuses what operators ask by a code that may be tried again, and fails nothing', async () => {
+  test('refuses the requests of operators with a retryable code, and changes nothing', async () => {
     const { rig, break: breakIt, mend } = await filled()
     breakIt()
     const peek = peekRequest({ name: JOBS, state: 'ready', limit: 5 })
@@ -285,7 +285,7 @@ describe('a log that cannot be read for a while', () => {
 })
 
 describe('damage at rest to the header of a batch', () => {
-  // Byte and bit that flip: of its length, its queue, its count and its base offset, both ways.
+  // Byte and bit to flip in the header.
   const flips: readonly (readonly [string, number, number])[] = [
     ['length', 3, 0x10],
     ['queue', 8, 1],
@@ -293,7 +293,7 @@ describe('damage at rest to the header of a batch', () => {
     ['base offset, up', 16, 2],
     ['base offset, far up', 20, 1],
   ]
-  test.each(flips)('%s: nothing of it is delivered', async (_what, byte, bit) => {
+  test.each(flips)('%s: none of its messages is delivered', async (_what, byte, bit) => {
     const log = new MemoryLog({ segmentBytes: MIB })
     const rig = new Rig(log)
     await rig.open()

@@ -1,4 +1,4 @@
-/** Looking at queues, which changes nothing of them. */
+/** Requests about queues, which change nothing. */
 import { queueName } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Bench, Q, type Message } from '../testing/bench.js'
@@ -7,7 +7,7 @@ import type { ConsumersResult } from './catalog.js'
 const many = (count: number, message: Message = {}): Message[] => Array.from({ length: count }, () => message)
 
 describe('looking at queues', () => {
-  it('writes nothing, and counts what is there by now', async () => {
+  it('writes nothing, and counts messages that are due or expired by now', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     await bench.publish([
@@ -34,7 +34,7 @@ describe('looking at queues', () => {
     expect(bench.log.entries.length).toBe(entries)
     expect(worker.got).toHaveLength(1)
     const shown = bench.broker.catalog.info(Q)
-    // What was noticed is what was counted.
+    // The queue has the same counts once its timers have run.
     await bench.pass(0)
     const { oldestReadyMs } = bench.broker.catalog.info(Q)
     expect({ ...bench.broker.catalog.info(Q), oldestReadyMs: 0 }).toEqual({ ...shown, oldestReadyMs: 0 })
@@ -42,7 +42,7 @@ describe('looking at queues', () => {
     bench.broker.audit()
   })
 
-  it('delivers nothing that became due, nor ends what takes too long: only time does', async () => {
+  it('neither delivers due messages nor ends overdue leases: only timers do', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     await bench.publish([{}, { delayMs: 5_000 }, { delayMs: 5_000, key: 'a' }, { ttlMs: 5_000, key: 'a' }])
@@ -71,7 +71,7 @@ describe('looking at queues', () => {
     bench.broker.audit()
   })
 
-  it('lists them by name, page by page, as they come and go', async () => {
+  it('lists them in order of name, page by page, while queues are created and deleted', async () => {
     const bench = await new Bench().open()
     const names = (after: string, limit: number): string[] =>
       bench.broker.catalog.list(after, limit).queues.map(({ name }) => name)
@@ -88,7 +88,7 @@ describe('looking at queues', () => {
 })
 
 describe('consumers', () => {
-  it('come in pages that look at no more leases than one after another may', async () => {
+  it('come in pages that scan a limited number of lease slots', async () => {
     const bench = await new Bench().open()
     bench.ensure({})
     const workers = [bench.consume(3), bench.consume(3), bench.consume(3)]
@@ -98,7 +98,7 @@ describe('consumers', () => {
       await bench.pass(10)
     }
     const oldest = workers.map(({ subscription }) => subscription.oldestLeaseMs)
-    // As if two of them had held very much once.
+    // As if two of them had held very many messages before.
     for (const { subscription } of workers.slice(0, 2)) subscription.claimTag(1 << 17)
     const pages: number[] = []
     const found: (number | null)[] = []

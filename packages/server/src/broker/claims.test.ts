@@ -1,4 +1,4 @@
-/** Which leases of an earlier connection are granted again, and what becomes of those that are. */
+/** Claims: which leases of an earlier connection are granted again, and what happens to them afterwards. */
 import { OUTCOME, type Claim, type Granted } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Bench, Q, type Message, type Worker } from '../testing/bench.js'
@@ -11,7 +11,7 @@ async function opened(options: Parameters<Bench['ensure']>[0] = {}): Promise<Ben
   return bench
 }
 
-/** What a client of this worker would claim. */
+/** The claim of this worker's client for the message. */
 function claimOf(bench: Bench, worker: Worker, offset: number, changes: Partial<Claim> = {}): Claim {
   const delivered = worker.got.findLast((one) => one.offset === offset)!
   const { id: subscriptionId, queue } = worker.subscription
@@ -24,7 +24,7 @@ function claim(bench: Bench, worker: Worker, ...claims: Claim[]): Granted[] {
   return bench.broker.leases.claim(worker.subscription, claims)
 }
 
-/** A worker with these messages, of which `started` are being handled. */
+/** A worker that holds these messages and handles those at `started`. */
 async function working(bench: Bench, messages: readonly Message[], ...started: number[]): Promise<Worker> {
   await bench.publish(messages)
   const worker = bench.consume()
@@ -39,7 +39,7 @@ const settle = (bench: Bench, worker: Worker, tag: number, outcome: 1 | 2 | 3 | 
 }
 
 describe('a claim within one boot', () => {
-  it('takes the message back, charges its try once, and keeps its deadline', async () => {
+  it('leases the message again, charges its attempt once, and keeps its deadline', async () => {
     const bench = await opened({ processingTimeoutMs: 10_000 })
     const first = await working(bench, [{}], 0)
     await bench.pass(6_000)
@@ -56,18 +56,18 @@ describe('a claim within one boot', () => {
     await bench.pass(1)
     expect(next.tagsLost).toMatchObject([{ firstOffset: 0 }])
     await bench.pass(1_200)
-    // The end of the connection and the timeout are one try.
+    // The lost connection and the timeout are one failed attempt.
     expect(next.got).toMatchObject([{ offset: 0, attempt: 2 }])
   })
 
-  it('is settled for good, and counts as started when its connection dies too', async () => {
+  it('can be settled, and counts as started when its connection dies too', async () => {
     const bench = await opened({ maxDeliveries: 3 })
     const first = await working(bench, [{}, {}], 0)
     first.die()
     const next = bench.consume(1)
     const [granted] = claim(bench, next, claimOf(bench, first, 0))
     await bench.settle()
-    // The credit is used up by what was claimed.
+    // The claimed message uses up the credit.
     expect(next.got).toEqual([])
     next.die()
     expect(bench.broker.catalog.queue(Q).attemptsOf(0)).toBe(1)
@@ -82,7 +82,7 @@ describe('a claim within one boot', () => {
     expect(bench.broker.catalog.queue(Q).stateOf(0)).toBeUndefined()
   })
 
-  it('clears suspicion, but not of those that are not claimed', async () => {
+  it('clears the suspicion of claimed messages, and of no others', async () => {
     const bench = await opened()
     const first = await working(bench, [{}, {}], 0, 1)
     first.die()
@@ -97,7 +97,7 @@ describe('a claim within one boot', () => {
     expect(next.got.at(-1)).toMatchObject({ offset: 1, alone: true })
   })
 
-  it('is refused once another has had the message, or something has become of it', async () => {
+  it('is refused once the message was leased, changed or removed', async () => {
     const spoil: Readonly<Record<string, (bench: Bench) => void | Promise<void>>> = {
       'it is leased': async (bench) => {
         bench.consume()
@@ -120,7 +120,7 @@ describe('a claim within one boot', () => {
           id: undefined,
         }),
       'it was cancelled': (bench) => void bench.broker.operator.cancel({ name: Q, offset: 0, id: undefined }),
-      'its queue was made anew': async (bench) => {
+      'its queue was created again': async (bench) => {
         bench.broker.catalog.delete(Q)
         bench.ensure()
         await bench.publish([{}, {}])
@@ -142,7 +142,7 @@ describe('a claim within one boot', () => {
     expect(refused).toBe(7)
   })
 
-  it('is refused of another lease, another queue, without credit, and twice', async () => {
+  it('is refused for another lease or queue, without credit, and the second time', async () => {
     const bench = await opened()
     const first = await working(bench, [{}, {}, {}], 0, 1)
     first.die()
@@ -161,7 +161,7 @@ describe('a claim within one boot', () => {
     bench.broker.audit()
   })
 
-  it('respects keys: the key is held again, and one whose place is taken is refused', async () => {
+  it('holds the key of its message, and is refused when the key is in use', async () => {
     const bench = await opened()
     const first = await working(bench, [{ key: 'a' }, { key: 'b' }, { key: 'a' }, { key: 'b' }], 0, 1)
     first.die()
@@ -169,7 +169,7 @@ describe('a claim within one boot', () => {
     const [granted] = claim(bench, other, claimOf(bench, first, 0))
     const next = bench.consume()
     await bench.settle()
-    // Of `a` nothing more goes out while the claimed one is being handled.
+    // No other message of the key `a` is delivered while the claimed one is leased.
     expect(next.offsets).toEqual([1])
     settle(bench, other, granted!.tag, OUTCOME.ack)
     await bench.settle()
@@ -177,7 +177,7 @@ describe('a claim within one boot', () => {
     bench.broker.audit()
   })
 
-  it('goes on in a queue that is paused, and not beside the active consumer of one with `single`', async () => {
+  it('is granted in a paused queue, and refused beside the active consumer of a queue with `single`', async () => {
     const bench = await opened()
     const first = await working(bench, [{}], 0)
     first.die()
@@ -194,7 +194,7 @@ describe('a claim within one boot', () => {
 })
 
 describe('a claim across a restart', () => {
-  it('is granted after a crash and after an orderly stop, with the time anew', async () => {
+  it('is granted after a crash and after a clean stop, with a new deadline', async () => {
     for (const isOrderly of [false, true]) {
       const bench = await opened({ processingTimeoutMs: 10_000 })
       const first = await working(bench, [{}, {}], 0)
@@ -216,7 +216,7 @@ describe('a claim across a restart', () => {
     }
   })
 
-  it('counts the bytes of its message as the broker knows them, whatever the client says', async () => {
+  it('counts the bytes that the broker knows of the message, not those in the claim', async () => {
     const bench = await opened()
     const first = await working(bench, [{ bodyBytes: 100 }, { bodyBytes: 100 }], 0, 1)
     const claims = [0, 1].map((offset) => claimOf(bench, first, offset, { bytes: 60_000 }))
@@ -230,7 +230,7 @@ describe('a claim across a restart', () => {
     expect(bench.info()).toMatchObject({ leased: 1, bytes: bytes / 2 })
   })
 
-  it('keeps to the credit by the bytes that it counts', async () => {
+  it('stays within the credit in bytes', async () => {
     const bench = await opened()
     const first = await working(bench, [{ bodyBytes: 100 }, { bodyBytes: 100 }], 0, 1)
     const claims = [0, 1].map((offset) => claimOf(bench, first, offset, { bytes: 8 }))
@@ -240,7 +240,7 @@ describe('a claim across a restart', () => {
     expect(claim(bench, next, ...claims)).toMatchObject([{ index: 0 }])
   })
 
-  it('is refused when the subscription had ended before, whatever was written since', async () => {
+  it('is refused if the subscription had ended before the restart, in any state of the log', async () => {
     for (const checkpoints of [false, true]) {
       const bench = await new Bench({ segmentBytes: 64 << 10, checkpointBytes: 16 << 10 }).open()
       bench.ensure()
@@ -260,7 +260,7 @@ describe('a claim across a restart', () => {
     }
   })
 
-  it('is refused of a boot before the last, of another try, and once the message was leased in this boot', async () => {
+  it('is refused for a boot before the last, for another attempt, and once the message was leased in this boot', async () => {
     const bench = await opened()
     const first = await working(bench, [{}, {}], 0)
     const one = claimOf(bench, first, 0)

@@ -1,4 +1,4 @@
-/** What the log tells of single messages. */
+/** Histories of single messages, from the log. */
 import { OUTCOME, type HistoryEvent } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Bench, CALLER, Q } from '../testing/bench.js'
@@ -22,7 +22,7 @@ describe('history', () => {
     ])
   }
 
-  it('goes on inside an entry that says more of the message than a page has room for', async () => {
+  it('continues within an entry that has more events of the message than a page', async () => {
     const bench = await new Bench().open()
     bench.ensure({})
     await bench.publish([{}, {}])
@@ -48,7 +48,7 @@ describe('history', () => {
       cursor = page.cursor
       if (page.cursor !== null) cursors.push(page.cursor)
     }
-    // Each names the same entry, and how much of it was told.
+    // Each cursor has the same entry, and the number of its events in earlier pages.
     expect(cursors).toHaveLength(2)
     expect(new Set(cursors.map((cursor) => cursor.slice(0, cursor.lastIndexOf(':')))).size).toBe(1)
     expect(found.map(({ event }) => event)).toEqual([
@@ -59,7 +59,7 @@ describe('history', () => {
     expect(found.slice(1, -1).map(({ dueMs }) => dueMs)).toEqual(times)
   })
 
-  it('tells of a purge where it took the message, and not of a duplicate or of what was gone', async () => {
+  it('has a purge only if it removed the message, which was neither a duplicate nor gone', async () => {
     const bench = await new Bench().open()
     bench.ensure({ dedupWindowMs: HOUR })
     await bench.publish([{ id: 'a' }, { id: 'a' }, {}])
@@ -82,7 +82,7 @@ describe('history', () => {
     ])
   })
 
-  it('tells what happened in the order in which it did', async () => {
+  it('has the events in the order in which they happened', async () => {
     const bench = await new Bench().open()
     bench.ensure({ retainAgeMs: HOUR, dedupWindowMs: HOUR, maxDeliveries: 2 })
     const t = bench.now
@@ -115,7 +115,7 @@ describe('history', () => {
         ['delivered', t + 250],
         ['acked', t + 300],
       ])
-      // It was never there for anybody.
+      // A duplicate was never in the queue.
       expect(await events(bench, 1)).toEqual([['duplicate', t]])
       await expect(events(bench, 2)).rejects.toMatchObject({ code: 'MESSAGE_NOT_FOUND' })
     }

@@ -1,4 +1,4 @@
-/** The limits of the broker itself, each at its value and one beyond. They are listed in docs/LIMITS.md. */
+/** The limits of the broker, each at its value and one beyond it. docs/LIMITS.md lists them. */
 import { BATCH_HEADER_BYTES, LIMITS, OUTCOME, queueName, type Placed } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, segmentBytesFit } from '../log/segment.js'
@@ -11,7 +11,7 @@ const refused = (code: string): Error => expect.objectContaining({ code }) as Er
 const many = (count: number, message: (index: number) => Message): Message[] =>
   Array.from({ length: count }, (_, index) => message(index))
 
-it('has as many queues as it may, and place for another when one is deleted', async () => {
+it('has queues up to the limit, and room for another when one is deleted', async () => {
   const bench = await new Bench({ queuesMax: 2 }).open()
   const names = ['a', 'b', 'c'].map(queueName)
   bench.ensure({}, names[0])
@@ -25,7 +25,7 @@ it('has as many queues as it may, and place for another when one is deleted', as
   expect(() => bench.ensure({}, names[0])).toThrow(refused('TOO_MANY_QUEUES'))
 })
 
-it('remembers as many producers as a quarter of a segment lists, and forgets none that is connected', async () => {
+it('remembers the producers that a quarter of a segment can list, and forgets no connected one', async () => {
   const bench = await new Bench({ segmentBytes: SEGMENT_BYTES }).open()
   const most = SEGMENT_BYTES / 4 / 16
   const identity = (index: number): string => index.toString(16).padStart(32, '0')
@@ -52,7 +52,7 @@ describe('with small segments', () => {
     expect(bench.info().ready).toBe(33)
   })
 
-  it('a batch has at most as many known ids as a quarter of one takes note of', async () => {
+  it('a batch has at most the known ids whose facts fit a quarter of one', async () => {
     const bench = await new Bench({ segmentBytes: SEGMENT_BYTES }).open()
     bench.ensure()
     const most = Math.floor(SEGMENT_BYTES / 4 / 24)
@@ -72,7 +72,7 @@ describe('with small segments', () => {
       const batches = [{ queue: Q, bytes: batch, at: 0, end: batch.length }]
       return bench.atomic({ number, crc: 1, acks: [], batches })
     }
-    // The step is a batch around the one that it publishes.
+    // The step itself is a batch too, around the one that it publishes.
     const most = SEGMENT_BYTES / 4 - 2 * BATCH_HEADER_BYTES - 16 * 8
     expect(step(most)).toHaveLength(1)
     expect(() => step(most + 1)).toThrow(refused('TRANSACTION_TOO_LARGE'))
@@ -81,7 +81,7 @@ describe('with small segments', () => {
   })
 })
 
-it('looks at 100,000 messages for a page of a peek, chosen or not', async () => {
+it('examines 100,000 messages for a page of a peek, chosen or not', async () => {
   const bench = await new Bench({ segmentBytes: 8 << 20 }).open()
   bench.ensure()
   for (let i = 0; i < 4; i++) await bench.publish(many(25_000, () => ({ bodyBytes: 0 })))
@@ -95,7 +95,7 @@ it('looks at 100,000 messages for a page of a peek, chosen or not', async () => 
   })
 })
 
-it('keeps the newest leases of a queue that can be claimed', () => {
+it('keeps the newest claimable leases of a queue', () => {
   const former = new FormerLeases()
   const lease = { subscriptionId: 1, tag: 1, deadlineMs: Infinity, isCharged: false, bytes: 10 }
   for (let offset = 0; offset < FORMER_LEASES_MAX; offset++) former.add(offset, lease)
@@ -104,7 +104,7 @@ it('keeps the newest leases of a queue that can be claimed', () => {
   expect([former.size, former.get(0), former.get(1)]).toEqual([FORMER_LEASES_MAX, undefined, lease])
 })
 
-it('tells as many ended subscriptions of a queue apart as it may, and then none', () => {
+it('remembers ended subscriptions of a queue up to the limit; beyond it, all count as ended', () => {
   const former = new FormerLeases()
   for (let id = 1; id <= ENDED_MAX; id++) expect(former.end(id)).toBe(true)
   expect(former.ended).toHaveLength(ENDED_MAX)
@@ -113,7 +113,7 @@ it('tells as many ended subscriptions of a queue apart as it may, and then none'
   expect(former.end(ENDED_MAX + 2)).toBe(false)
 })
 
-it('keeps leases that can be claimed for 64 queues, and forgets those of the first', async () => {
+it('keeps claimable leases for 64 queues, and then forgets those of the first', async () => {
   const bench = await new Bench().open()
   const names = Array.from({ length: 65 }, (_, index) => queueName(`q${index}`))
   for (const [index, name] of names.entries()) {
@@ -128,7 +128,7 @@ it('keeps leases that can be claimed for 64 queues, and forgets those of the fir
   }
 })
 
-it('tells a history by pages of 32 KiB', async () => {
+it('answers a history in pages of 32 KiB', async () => {
   const bench = await new Bench({ segmentBytes: 16 << 20 }).open()
   bench.ensure({ maxDeliveries: 100, retryInitialMs: 0 })
   await bench.publish([{}])
@@ -142,7 +142,7 @@ it('tells a history by pages of 32 KiB', async () => {
     worker.settle(0, OUTCOME.retry, { delayMs: 0, reason: 'x'.repeat(LIMITS.reasonBytesMax - 64) })
     await bench.pass(1)
   }
-  // With its 64 bytes each takes an eighth of a page.
+  // With 64 bytes more, each event takes an eighth of a page.
   for (let tries = 0; tries < 7; tries++) await retry()
   expect(await told()).toEqual([8, null])
   for (let tries = 0; tries < 3; tries++) await retry()
@@ -151,7 +151,7 @@ it('tells a history by pages of 32 KiB', async () => {
   expect(await told(cursor!)).toEqual([11 - count, null])
 })
 
-it('takes segments of whole blocks, within bounds', () => {
+it('accepts segments of whole blocks within bounds', () => {
   for (const bytes of [SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX]) expect(segmentBytesFit(bytes)).toBe(true)
   for (const bytes of [SEGMENT_BYTES_MIN - 4096, SEGMENT_BYTES_MIN + 1, SEGMENT_BYTES_MAX + 4096])
     expect(segmentBytesFit(bytes)).toBe(false)

@@ -4,7 +4,7 @@ import { OffsetSet } from './offset-set.js'
 const FLOOR = 1_000
 const SIZE = 1 << 18
 
-test('holds what was added within its bounds, over the edges of its pieces', () => {
+test('holds the added offsets within its bounds, across the edges of its pieces', () => {
   const set = new OffsetSet(FLOOR, SIZE)
   set.add(FLOOR - 10, 20)
   set.add(FLOOR + (1 << 16) - 3, 6)
@@ -18,7 +18,7 @@ test('holds what was added within its bounds, over the edges of its pieces', () 
   expect(has(0, 1)).toEqual([false, true])
 })
 
-test('loses what another one holds', () => {
+test('can subtract another set', () => {
   const set = new OffsetSet(FLOOR, SIZE)
   const other = new OffsetSet(FLOOR, SIZE)
   set.add(FLOOR, 10)

@@ -1,4 +1,4 @@
-/** What is asked about single messages, over restarts: bringing back the dead, and looking. */
+/** Requests about single messages, also across restarts: redrive and peek. */
 import { LIMITS, queueName, readRecordOptions } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { emptyLocation } from '../queue/index.js'
@@ -11,7 +11,7 @@ const SMALL = { segmentBytes: 64 * 1024, checkpointBytes: 16 * 1024 }
 const many = (count: number, message: Message = {}): Message[] => Array.from({ length: count }, () => message)
 
 describe('redrive', () => {
-  it('stops at the tenth time unless it is forced, and counts over restarts', async () => {
+  it('refuses more than ten redrives of a message unless forced, and counts them across restarts', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     await bench.publish([{ ttlMs: HOUR }])
@@ -40,7 +40,7 @@ describe('redrive', () => {
     await bench.crash()
     expect(bench.info()).toMatchObject({ dead: 0, ready: 1, redriven: 11, acked: 0 })
     expect(bench.broker.catalog.queue(Q).livesOf(0)).toEqual({ redrives: 11, attempts: 11 })
-    // Its time to live was that of its first life.
+    // A redriven message has no time to live.
     await bench.pass(10 * HOUR)
     const worker = bench.consume()
     await bench.settle()
@@ -48,7 +48,7 @@ describe('redrive', () => {
     bench.broker.audit()
   })
 
-  it('and deleting, asked for twice at once, happen once', async () => {
+  it('and discard, requested twice at once, happen once', async () => {
     const bench = await new Bench().open()
     bench.ensure({ keyConcurrency: 10 })
     bench.ensure({}, OTHER)
@@ -75,7 +75,7 @@ describe('redrive', () => {
     }
   })
 
-  it('to another queue leaves none behind, and goes on counting there', async () => {
+  it('to another queue moves all messages, and continues their counts there', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure()
     bench.ensure({}, OTHER)
@@ -114,7 +114,7 @@ describe('redrive', () => {
     })
   })
 
-  it('that fails half-way says what it did, and goes on with the rest', async () => {
+  it('that fails halfway reports what it did, and can continue with the rest', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     bench.ensure({}, OTHER)
@@ -136,12 +136,12 @@ describe('redrive', () => {
     bench.broker.audit()
   })
 
-  it('leaves those whose id is pending where only one with it may be', async () => {
+  it('skips messages whose id is pending in a queue with unique pending ids', async () => {
     const bench = await new Bench().open()
     bench.ensure({ unique: 'pending' })
     await bench.publish([{ id: 'x' }, { id: 'y' }, {}])
     await bench.kill()
-    // Dead ones do not count: both are taken.
+    // Dead messages are not pending: both are accepted.
     expect((await bench.publish([{ id: 'x' }])).duplicates).toBeUndefined()
     for (const restarts of [false, true]) {
       if (restarts) await bench.crash()
@@ -168,7 +168,7 @@ describe('redrive', () => {
 })
 
 describe('peek', () => {
-  it('refuses a record from the batch of another message as damage', async () => {
+  it('refuses a record from a batch at the wrong position as damage', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     await bench.publish(many(3))
@@ -190,11 +190,11 @@ describe('peek', () => {
     })
   })
 
-  it('shows what is there by now, and changes nothing', async () => {
+  it('shows messages in their state by now, and changes nothing', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     await bench.publish([{ ttlMs: 5_000 }, { delayMs: 5_000 }, { delayMs: 5_000, ttlMs: 1 }, {}])
-    // Time passes, and no timer fires.
+    // Time passes, but no timer fires.
     bench.now += 6_000
     const entries = bench.log.entries.length
     bench.broker.turn.begin()

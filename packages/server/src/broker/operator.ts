@@ -31,8 +31,8 @@ import type { Turn } from './turn.js'
 
 /** Most bytes of one answer, unless a single message is larger. */
 const PAGE_BYTES = 1 << 20
-/** Most messages that one page checks, chosen or not. */
-const CHECKED_MAX = 100_000
+/** Most messages that one page examines, chosen or not. */
+const EXAMINED_MAX = 100_000
 
 export interface RedriveResult extends CutShort {
   readonly matched: number
@@ -84,9 +84,9 @@ export class Operator {
     const pageBytesMax = Math.min(PAGE_BYTES, bytesMax - PAGE_HEAD_BYTES)
     const messages: PeekedMessage[] = []
     let bytes = 0
-    let checked = 0
+    let examined = 0
     for (const offset of offsetsFrom(queue, request.from)) {
-      if (messages.length === request.limit || bytes >= PAGE_BYTES || ++checked > CHECKED_MAX)
+      if (messages.length === request.limit || bytes >= PAGE_BYTES || ++examined > EXAMINED_MAX)
         return { messages: held(queue, messages), next: offset }
       const state = queue.stateAt(offset, this.#turn.nowMs)
       if (state === undefined || (request.state !== undefined && state !== request.state)) continue
@@ -197,12 +197,12 @@ export class Operator {
       if (to === name) throw sameQueue('REDRIVE', name)
       const offsets = request.offsets?.filter((offset) => offset >= from)
       let matched = 0
-      let checked = 0
+      let examined = 0
       let next: number | null = null
       try {
         for (const offset of offsets ?? deadFrom(queue, from)) {
           next = offset
-          if (matched === limit || ++checked > CHECKED_MAX) return { ...counts, matched, next }
+          if (matched === limit || ++examined > EXAMINED_MAX) return { ...counts, matched, next }
           if (queue.deadAt(offset) === undefined || !this.#mayChoose(queue, offset, filter)) continue
           const read = async (): Promise<Uint8Array | undefined> => {
             const record = await this.#records.read(queue, offset)

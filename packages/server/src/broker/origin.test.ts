@@ -1,4 +1,4 @@
-/** What a move keeps of a record, whatever its bytes are, and what it adds. */
+/** What a move keeps of a record with any bytes, and what it adds. */
 import {
   BATCH_HEADER_BYTES,
   DEATH,
@@ -26,7 +26,7 @@ interface Parts {
   readonly kind?: number
 }
 
-/** A record by hand, so that nothing in it need be text. */
+/** A record written by hand, because its parts need not be text. */
 function recordOf({ times = 0, key, id, headers, payload = Buffer.alloc(3), kind = 0 }: Parts): Uint8Array {
   const short = (bytes: Buffer): Buffer => Buffer.concat([Buffer.from([bytes.length]), bytes])
   const u16 = (value: number): Buffer => Buffer.from([value & 255, value >> 8])
@@ -46,7 +46,7 @@ function recordOf({ times = 0, key, id, headers, payload = Buffer.alloc(3), kind
   return Buffer.concat([size, Buffer.from([flags, kind]), u16(options.length), options, payload])
 }
 
-/** Headers of a record as latin1 text, in their order. */
+/** Headers of a record in order, as latin1 text. */
 function headersOf(record: Uint8Array): [string, string][] {
   const bytes = Buffer.from(record)
   let at = 8
@@ -79,7 +79,7 @@ const ORIGIN: Origin = {
 }
 const NAMES: readonly string[] = Object.values(ORIGIN_HEADERS)
 
-/** The record of the batch, which must be one that a producer could have sent. */
+/** The record of the batch, which must be valid for a producer to send. */
 function moved(record: Uint8Array, origin: Origin = ORIGIN): Uint8Array {
   const batch = movedBatch(record, origin)
   expect(batchIsIntact(batch, 0, batch.length)).toBe(true)
@@ -87,7 +87,7 @@ function moved(record: Uint8Array, origin: Origin = ORIGIN): Uint8Array {
   return batch.subarray(BATCH_HEADER_BYTES)
 }
 
-/** What `record` must be once its origin headers are taken out and its times too. */
+/** The expected record without origin headers and times. */
 function expectKept(copy: Uint8Array, parts: Parts): void {
   const own = headersOf(copy).filter(([name]) => !NAMES.includes(name))
   const headers = own.map(
@@ -115,7 +115,7 @@ function expectKept(copy: Uint8Array, parts: Parts): void {
 const ROUNDS = runs(200, 10_000)
 
 describe('a moved record', () => {
-  it('has every byte of the published one, for random records', () => {
+  it('has every byte of the published record, for random records', () => {
     let seed = 1
     const chance = (below: number): number => {
       seed = (Math.imul(seed, 1_103_515_245) + 12_345) >>> 0
@@ -145,12 +145,12 @@ describe('a moved record', () => {
       const copy = moved(record)
       expectKept(copy, parts)
       expect(copy.length - record.length).toBeLessThanOrEqual(ORIGIN_BYTES_MAX)
-      // Moving again adds nothing more.
+      // A second move adds nothing more.
       expect(Buffer.compare(moved(copy), copy)).toBe(0)
       const added = headersOf(copy).filter(([name]) => NAMES.includes(name))
       if (added.length > 0) withOrigin++
       expect(added.map(([name]) => name)).toEqual(NAMES_IN_ORDER.slice(0, added.length))
-      // What is cut for a small frame is cut from the added headers alone.
+      // Only the added headers are cut for a small frame.
       const room = copy.length - chance(copy.length - moved(record, { ...ORIGIN }).length + ORIGIN_BYTES_MAX)
       const least = recordOf({
         ...parts,
@@ -166,11 +166,11 @@ describe('a moved record', () => {
     expect(withOrigin).toBeGreaterThan(0.8 * ROUNDS)
   })
 
-  it('has all that is added where there is room, and the rest of an error gives way to the limits', () => {
+  it('has all added headers if there is room; else the end of the error is cut', () => {
     const options = readRecordOptions(moved(recordOf({})), 0)
     expect(Object.keys(options.headers!)).toEqual(NAMES_IN_ORDER)
     expect(options.headers![ORIGIN_HEADERS.error]).toBe('é'.repeat(LIMITS.reasonBytesMax / 2))
-    // As many bytes as headers may have, one less, and so many less that an error is cut.
+    // Room for all headers; one byte less; and room for a part of the error.
     for (const short of [0, 1, 500]) {
       const value = Buffer.alloc(LIMITS.headersBytesMax - 3 - 1 - short, 255)
       const copy = moved(recordOf({ headers: [[Buffer.from('x'), value]] }))
@@ -183,7 +183,7 @@ describe('a moved record', () => {
     }
   })
 
-  it('keeps a key of 255 bytes that are not UTF-8, and is chosen by bytes', () => {
+  it('keeps a key of 255 bytes that are not UTF-8, and is compared as bytes', () => {
     const key = Buffer.alloc(255, 255)
     const copy = moved(recordOf({ key, id: key }))
     expectKept(copy, { key, id: key })

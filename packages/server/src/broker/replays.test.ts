@@ -1,4 +1,4 @@
-/** Replays over pages, windows, crashes and copies of batches, and what the log retains for them. */
+/** Replays across pages, windows, crashes and copies of batches, and what the log retains for them. */
 import { OUTCOME, queueName } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Bench, CALLER, Q, type Message } from '../testing/bench.js'
@@ -21,8 +21,8 @@ async function replay(bench: Bench, request: Replay = {}): Promise<ReplayResult>
   return result
 }
 
-describe('what is retained', () => {
-  /** So many messages, a kilobyte each, done as they come. */
+describe('retention', () => {
+  /** Publishes messages of about a kilobyte, and acknowledges each at once. */
   const work = async (bench: Bench, messages: number): Promise<void> => {
     const worker = bench.consume()
     for (let i = 0; i < messages; i++) {
@@ -34,7 +34,7 @@ describe('what is retained', () => {
     await bench.settle()
   }
 
-  it('by age holds its segments until then', async () => {
+  it('by age keeps the segments of its messages until that age', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure({ retainAgeMs: HOUR })
     const { firstPosition } = bench.log.usage()
@@ -57,7 +57,7 @@ describe('what is retained', () => {
     expect(await replay(bench, { dryRun: true })).toEqual({ matched: 0, replayed: 0, cursor: null })
   })
 
-  it('by bytes holds whole segments, and no more than it takes', async () => {
+  it('by bytes keeps whole segments, and none more than needed', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure({ retainBytes: 200_000 })
     const { firstPosition } = bench.log.usage()
@@ -71,7 +71,7 @@ describe('what is retained', () => {
     expect(retained()).toBeLessThan(200_000 + SMALL.segmentBytes)
     const before = retained()
     expect(await bench.crash()).toBe(true)
-    // What was let go since the page of the queue is let go again.
+    // The page of the queue is older: what was freed after it is freed again.
     await bench.pass(2_000)
     expect(retained()).toBe(before)
     const { matched } = await replay(bench, { dryRun: true })
@@ -82,8 +82,8 @@ describe('what is retained', () => {
     expect(retained()).toBe(0)
   })
 
-  // What is retained is looked at once a second, segments are given back within a few milliseconds.
-  it('stays where it was the last that was live in its segment', async () => {
+  // Retention is checked once a second, and segments are freed within milliseconds.
+  it('keeps a message that was the last live one in its segment', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure({ retainAgeMs: HOUR })
     await bench.publish([{ key: 'first', priority: 1 }])
@@ -91,7 +91,7 @@ describe('what is retained', () => {
     await bench.settle()
     const { firstPosition } = bench.log.usage()
     await bench.fill(2 * SMALL.segmentBytes)
-    // The page of its chunk is written anew now and then; the message alone holds the first segment.
+    // The page of its chunk is written again now and then, so only the message keeps the first segment.
     for (let i = 0; i < 60; i++) {
       await work(bench, 1)
       await bench.fill(2_000)
@@ -103,7 +103,7 @@ describe('what is retained', () => {
     expect(await replay(bench, { filter: { key: 'first' } })).toMatchObject({ matched: 1 })
   })
 
-  it('by less bytes than a segment is all in one', async () => {
+  it('by fewer bytes than a segment keeps one segment', async () => {
     const bench = await new Bench().open()
     bench.ensure({ retainBytes: 100_000 })
     await work(bench, 150)
@@ -113,7 +113,7 @@ describe('what is retained', () => {
 })
 
 describe('replay', () => {
-  it('into the same queue ends where the log ended when it began', async () => {
+  it('into the same queue stops at the end of the log as of its first page', async () => {
     const bench = await new Bench().open()
     bench.ensure({ retainAgeMs: HOUR })
     for (let i = 0; i < 20; i++) await bench.publish([{}])
@@ -125,7 +125,7 @@ describe('replay', () => {
       replayed += page.replayed
       cursor = page.cursor
       expect(cursor ?? '1:2:3:4:5:6:7').toMatch(/^\d+(:\d+){6}$/)
-      // What comes is done, and could be replayed itself.
+      // The copies are acknowledged, and could be replayed themselves.
       expect(await bench.drain()).toHaveLength(page.replayed)
       if (pages === 1) await bench.crash()
     }
@@ -135,7 +135,7 @@ describe('replay', () => {
     await expect(replay(bench, { cursor: '1:2:3' })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
   })
 
-  it('that fails half-way says what it did, and goes on from there without doing it twice', async () => {
+  it('that fails halfway reports its progress, and continues from there without a repeat', async () => {
     const bench = await new Bench().open()
     bench.ensure({ retainAgeMs: HOUR })
     bench.ensure({}, OTHER)
@@ -145,38 +145,41 @@ describe('replay', () => {
     const failed = await replay(bench, { to: OTHER })
     expect(failed).toMatchObject({ matched: 7, replayed: 7, error: { code: 'DISK_LOW', retryable: true } })
     const cursor = failed.cursor!
-    // Where nothing was done there is nothing to tell.
+    // Without any progress the error is the answer.
     await expect(replay(bench, { to: OTHER, cursor })).rejects.toMatchObject({ code: 'DISK_LOW' })
     await bench.crash()
     expect(await replay(bench, { to: OTHER, cursor })).toEqual({ matched: 13, replayed: 13, cursor: null })
     expect(await bench.origins(OTHER)).toEqual(Array.from({ length: 20 }, (_, i) => i))
   })
 
-  it.each([0, 1, 2, 3])('goes over window after window, with a crash before page %i', async (crashBefore) => {
-    // Batches of one, of several and over the edges of windows; and a window of which nothing is left.
-    const bench = await new Bench({ replayWindowOffsets: 8 }).open()
-    bench.ensure({ retainAgeMs: HOUR, ttlMs: HOUR })
-    bench.ensure({}, OTHER)
-    for (const count of [1, 5, 6, 4, 8]) await bench.publish(many(count))
-    await bench.drain()
-    await bench.publish(Array.from({ length: 10 }, () => ({ ttlMs: 1 })))
-    await bench.pass(1_000)
-    await bench.publish(many(3))
-    await bench.drain()
-    let replayed = 0
-    let pages = 0
-    for (let cursor: string | null | undefined; cursor !== null && pages < 50; pages++) {
-      if (pages % 4 === crashBefore) await bench.crash()
-      const page: ReplayResult = await replay(bench, { to: OTHER, limit: 5, cursor })
-      replayed += page.replayed
-      cursor = page.cursor
-    }
-    expect(replayed).toBe(27)
-    expect(await bench.origins(OTHER)).toEqual([...Array.from({ length: 24 }, (_, i) => i), 34, 35, 36])
-    expect(pages).toBeGreaterThan(6)
-  })
+  it.each([0, 1, 2, 3])(
+    'covers one window after the other, with a crash before page %i',
+    async (crashBefore) => {
+      // Batches of one message, of several, and across the edges of windows; and a window without messages.
+      const bench = await new Bench({ replayWindowOffsets: 8 }).open()
+      bench.ensure({ retainAgeMs: HOUR, ttlMs: HOUR })
+      bench.ensure({}, OTHER)
+      for (const count of [1, 5, 6, 4, 8]) await bench.publish(many(count))
+      await bench.drain()
+      await bench.publish(Array.from({ length: 10 }, () => ({ ttlMs: 1 })))
+      await bench.pass(1_000)
+      await bench.publish(many(3))
+      await bench.drain()
+      let replayed = 0
+      let pages = 0
+      for (let cursor: string | null | undefined; cursor !== null && pages < 50; pages++) {
+        if (pages % 4 === crashBefore) await bench.crash()
+        const page: ReplayResult = await replay(bench, { to: OTHER, limit: 5, cursor })
+        replayed += page.replayed
+        cursor = page.cursor
+      }
+      expect(replayed).toBe(27)
+      expect(await bench.origins(OTHER)).toEqual([...Array.from({ length: 24 }, (_, i) => i), 34, 35, 36])
+      expect(pages).toBeGreaterThan(6)
+    },
+  )
 
-  it('ends with the connection of its client, and keeps nothing for it', async () => {
+  it('ends with the connection of its client, and then keeps no window', async () => {
     const bench = await new Bench().open()
     bench.ensure({ retainAgeMs: HOUR })
     bench.ensure({}, OTHER)
@@ -187,7 +190,7 @@ describe('replay', () => {
     const caller = { label: '', isOpen: true }
     const pages = []
     for (let i = 0; i < 8; i++) pages.push(await bench.broker.replays.page(all, caller))
-    // Those that are under way keep their place until they are idle.
+    // Unfinished replays keep their place until they are idle.
     await expect(bench.broker.replays.page(all, CALLER)).rejects.toMatchObject({ code: 'TOO_MANY_REQUESTS' })
     expect(await bench.broker.replays.page({ ...all, cursor: pages[0]!.cursor! }, caller)).toMatchObject({
       matched: 5,
@@ -203,7 +206,7 @@ describe('replay', () => {
     expect(bench.info(OTHER).published).toBe(0)
   })
 
-  it('takes what was acknowledged, and nothing that went otherwise or is still there', async () => {
+  it('has the acknowledged messages, and none that ended otherwise or are pending', async () => {
     const bench = await new Bench().open()
     bench.ensure({ retainAgeMs: HOUR, dedupWindowMs: HOUR })
     bench.ensure({}, OTHER)
@@ -230,11 +233,11 @@ describe('replay', () => {
     expect(await replay(bench, { ...request, filter: { id: 'a' } })).toMatchObject({ matched: 1 })
     expect(await replay(bench, { ...request, fromMs: bench.now })).toMatchObject({ matched: 0 })
     expect(await replay(bench, { ...request, untilMs: bench.now })).toMatchObject({ matched: 2 })
-    // What was left leased has gone back; it is not settled.
+    // The message that was leased at the crash is ready again.
     expect(bench.info()).toMatchObject({ ready: 1, discarded: 1, cancelled: 1, expired: 1, duplicates: 1 })
   })
 
-  describe('of messages that were copied forward to make room', () => {
+  describe('of relocated messages', () => {
     const copiedTwice = async (): Promise<Bench> => {
       const bench = await new Bench(SMALL).open()
       bench.ensure({}, OTHER)
@@ -242,7 +245,7 @@ describe('replay', () => {
       for (let i = 0; i < 20; i++) await bench.publish(many(10, { bodyBytes: 400 }))
       const held = bench.consume(200)
       await bench.settle()
-      // Half of each batch keeps all of it alive.
+      // The other half of each batch keeps the whole batch live.
       for (let offset = 0; offset < 200; offset += 2) held.settle(offset, OUTCOME.ack)
       await bench.settle()
       const { firstPosition } = bench.log.usage()
@@ -255,18 +258,18 @@ describe('replay', () => {
       return bench
     }
 
-    it('says each message once in one page', async () => {
+    it('publishes each message once in one page', async () => {
       const bench = await copiedTwice()
       expect(await replay(bench, { to: OTHER })).toMatchObject({ cursor: null })
-      const said = await bench.origins(OTHER)
-      expect(new Set(said).size).toBe(said.length)
-      // Those whose acknowledgement is still in the log, these at least.
+      const published = await bench.origins(OTHER)
+      expect(new Set(published).size).toBe(published.length)
+      // At least those whose acknowledgement is still in the log.
       const late = Array.from({ length: 100 }, (_, i) => 2 * i + 1)
-      expect(said).toEqual(expect.arrayContaining(late))
+      expect(published).toEqual(expect.arrayContaining(late))
     })
 
-    // Of two copies of a batch, both in the log, each is said if a page ends between them.
-    it('says each message once in many pages', async () => {
+    // Two copies of a batch can both be in the log, with the end of a page between them.
+    it('publishes each message once in many pages', async () => {
       const bench = await copiedTwice()
       let pages = 0
       for (let cursor: string | null | undefined; cursor !== null; pages++) {
@@ -274,18 +277,18 @@ describe('replay', () => {
         cursor = page.cursor
       }
       expect(pages).toBeGreaterThan(10)
-      const said = await bench.origins(OTHER)
-      expect(new Set(said).size).toBe(said.length)
+      const published = await bench.origins(OTHER)
+      expect(new Set(published).size).toBe(published.length)
     })
   })
 
-  it('says each message once where both the batch and a copy of it are retained', async () => {
+  it('publishes each message once if both a batch and its copy are retained', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure({}, OTHER)
     bench.ensure()
     await bench.publish(many(20, { bodyBytes: 900 }))
     const { firstPosition } = bench.log.usage()
-    // Copied forward while its old place is still there: the oldest segment waits for its last facts.
+    // The batch is copied while the old one is still in the log: the oldest segment waits for its last facts.
     let copies = 0
     for (let i = 0; i < 60 && copies === 0; i++) {
       await bench.fill(20_000)

@@ -1,4 +1,4 @@
-/** What the next process must find as it was, whatever the last one was doing and wherever the log ends. */
+/** State that must survive a restart, at any end of the log. */
 import { OUTCOME, queueName, type Placed, type QueueName } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Broker } from './broker.js'
@@ -7,22 +7,22 @@ import { Bench, Q, batchOf, type Message } from '../testing/bench.js'
 const DEAD = queueName('dead')
 const HOUR = 3_600_000
 
-/** Segments and checkpoints so small that a test gets to see several of each. */
+/** Segments and checkpoints small enough for a test to have several of each. */
 const SMALL = { segmentBytes: 128 * 1024, checkpointBytes: 16 * 1024 }
 
 const repeated = (count: number, message: Message): Message[] => Array.from({ length: count }, () => message)
 
-/** The segment in front, and with it whatever stood at `position`, was given back. */
+/** The segment with `position` was freed. */
 function isGone(bench: Bench, position: number): boolean {
   return bench.log.usage().firstPosition > position
 }
 
 describe('a queue', () => {
-  it('that is paused is so after two restarts, with a checkpoint between them', async () => {
+  it('stays paused after two restarts with a checkpoint between them', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure()
     await bench.fill(200_000)
-    // Idle since the log was opened: nothing but the pause makes its page a new one.
+    // Idle since the log was opened: only the pause makes its page dirty.
     expect(await bench.crash()).toBe(true)
     await bench.fill(200_000)
     expect(await bench.crash()).toBe(true)
@@ -43,7 +43,7 @@ describe('a queue', () => {
     expect(await bench.order()).toEqual([0])
   })
 
-  it('keeps the time to live that it gave, also where it gives another by now', async () => {
+  it('keeps the time to live of earlier messages when its option changes', async () => {
     const bench = await new Bench().open()
     bench.ensure({ ttlMs: 60_000 })
     await bench.publish([{}, { ttlMs: 5_000 }])
@@ -63,7 +63,7 @@ describe('a queue', () => {
     bench.broker.audit()
   })
 
-  it('counts its bytes as they are where `maxBytes` came later than some of its messages', async () => {
+  it('counts the bytes of all messages if `maxBytes` is set after some of them', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     await bench.publish(repeated(10, { bodyBytes: 1 }))
@@ -82,10 +82,10 @@ describe('a queue', () => {
     expect(bench.info().bytes).toBe(0)
   })
 
-  it('sweeps more than a segment of expired messages, at once', async () => {
+  it('removes more expired messages at once than a segment holds facts for', async () => {
     const bench = await new Bench({ segmentBytes: 256 * 1024 }).open()
     bench.ensure({ ttlMs: 1_000 })
-    // Every other one: consecutive ones would be one fact.
+    // Every other one expires: consecutive ones would be one fact.
     const batch = Array.from({ length: 1_000 }, (_, i) => ({
       bodyBytes: 1,
       ...(i % 2 === 0 ? {} : { ttlMs: HOUR }),
@@ -98,7 +98,7 @@ describe('a queue', () => {
     bench.broker.audit()
   })
 
-  it('sweeps what expired while there was no broker, at the first tick', async () => {
+  it('removes messages that expired while the broker was down, at the first tick', async () => {
     const bench = await new Bench({ segmentBytes: 256 * 1024 }).open()
     bench.ensure({ ttlMs: 1_000 })
     for (let i = 0; i < 18; i++) await bench.publish(repeated(1_000, { bodyBytes: 1 }))
@@ -112,13 +112,13 @@ describe('a queue', () => {
 })
 
 describe('ids', () => {
-  it('of the window are all known after a crash that leaves a page of them half written', async () => {
+  it('of the window are all known after a crash within the write of their page', async () => {
     const bench = await new Bench({ segmentBytes: 256 * 1024, checkpointBytes: 24 * 1024 }).open()
     bench.ensure({ unique: 'window', dedupWindowMs: HOUR })
     let ids = 0
     for (let i = 0; i < 60; i++) {
       bench.put(Array.from({ length: 700 }, () => ({ id: `id ${ids++}`, bodyBytes: 120 })))
-      // Many batches to an entry: checkpoints begin and end between those of one page.
+      // Many batches per entry, so that checkpoints begin and end between the batches of one page.
       bench.endTurns()
       await Promise.resolve()
       if (i % 15 === 14) await bench.settle()
@@ -134,7 +134,7 @@ describe('ids', () => {
     expect(duplicates).toBe(42_000)
   })
 
-  it('of pending messages count again after a restart, and for as long as the message is pending', async () => {
+  it('of pending messages are known after a restart, as long as the message is pending', async () => {
     const bench = await new Bench(SMALL).open()
     bench.ensure({ unique: 'pending' })
     const { baseOffset } = await bench.publish([
@@ -171,14 +171,14 @@ describe('ids', () => {
     bench.broker.audit()
   })
 
-  it('of a message that was done and published again in one turn belong to the new one', async () => {
+  it('of a message that was acknowledged and published again in one turn belong to the new one', async () => {
     const bench = await new Bench().open()
     bench.ensure({ unique: 'pending' })
     await bench.publish([{ id: 'x' }])
     const worker = bench.consume()
     await bench.settle()
     worker.settle(0, OUTCOME.ack)
-    // The fact of the acknowledgement stands behind this batch.
+    // The fact of the acknowledgement follows this batch.
     expect(bench.put([{ id: 'x' }])).toEqual({ baseOffset: 1, duplicates: undefined })
     await bench.settle()
     await bench.crash()
@@ -186,7 +186,7 @@ describe('ids', () => {
   })
 })
 
-describe('a producer that asks again', () => {
+describe('a producer that sends a batch again', () => {
   const duplicatesOf = async (bench: Bench): Promise<Uint8Array> => {
     bench.ensure({ unique: 'window', dedupWindowMs: HOUR })
     await bench.publish([{ id: 'a' }])
@@ -202,7 +202,7 @@ describe('a producer that asks again', () => {
     return bytes
   }
 
-  it('is told the same duplicates, from the facts in front of the batch', async () => {
+  it('gets the same duplicates, from the facts before the batch', async () => {
     const bench = await new Bench().open()
     const bytes = await duplicatesOf(bench)
     expect(await bench.crash()).toBe(false)
@@ -216,7 +216,7 @@ describe('a producer that asks again', () => {
     expect(bench.info()).toMatchObject({ published: 2, duplicates: 2, ready: 2 })
   })
 
-  it('is told the same duplicates, from the page of its numbers', async () => {
+  it('gets the same duplicates, from the page of its numbers', async () => {
     const bench = await new Bench(SMALL).open()
     const bytes = await duplicatesOf(bench)
     const publishedBefore = bench.broker.endPosition
@@ -234,8 +234,8 @@ describe('a producer that asks again', () => {
     expect(bench.info()).toMatchObject({ published: 2, duplicates: 2, ready: 0 })
   })
 
-  // 24 bytes of fact for each must stand in the entry of the batch, which may take half of a segment.
-  it('may have as many duplicates in a batch as a quarter of a segment takes note of', async () => {
+  // Each duplicate takes 24 bytes of facts in the entry of the batch, which can have half of a segment.
+  it('can have duplicates in a batch up to a quarter of a segment in facts', async () => {
     const bench = await new Bench().open()
     bench.ensure({ dedupWindowMs: HOUR })
     await bench.publish([{ id: 'a', bodyBytes: 0 }])
@@ -254,7 +254,7 @@ describe('a producer that asks again', () => {
   const P = queueName('p')
 
   it.each(['facts', 'page'])(
-    'is told the same of an atomic step with duplicates, from its %s',
+    'gets the same answer to an atomic step with duplicates, from its %s',
     async (from) => {
       const bench = await new Bench(SMALL).open()
       bench.ensure({ unique: 'window', dedupWindowMs: HOUR })
@@ -289,7 +289,7 @@ describe('a producer that asks again', () => {
       }
       expect(await bench.crash()).toBe(from === 'page')
       expect(isGone(bench, before)).toBe(from === 'page')
-      // The subscription that held what was acknowledged is over, and it does not matter.
+      // The subscription that held the acknowledged message has ended; the step is known all the same.
       const ended = [{ subscription: undefined, firstTag: worker.tagOf(0), count: 1 }]
       expect(bench.atomic({ number, crc: 5, acks: ended, batches })).toEqual(places)
       expect(() => bench.atomic({ number, crc: 6, acks: ended, batches })).toThrow(
@@ -300,7 +300,7 @@ describe('a producer that asks again', () => {
     },
   )
 
-  it('has one effect and one answer of an atomic step with several batches of one queue, after any crash', async () => {
+  it('gets one effect and one answer for an atomic step with several batches of one queue, after any crash', async () => {
     const bench = await new Bench({ keepsSnapshots: true }).open()
     const options = { dedupWindowMs: HOUR, maxMessages: 6, overflow: 'drop-oldest', ttlMs: HOUR } as const
     bench.ensure(options)
@@ -344,7 +344,7 @@ describe('a producer that asks again', () => {
       expect(before).toMatchObject(before.published === 7 ? after : { published: 4, duplicates: 0, acked: 0 })
       expect(bench.info(P).published).toBe(before.published === 7 ? 3 : 0)
       if (before.published === 7) with1++
-      // Without its lease it has no effect where it had none before.
+      // A step without an effect before the crash has none after it, because its lease is lost.
       const again = { number, crc: 5, acks: [{ ...acks[0]!, subscription: undefined }], batches }
       if (before.published === 7) expect(bench.atomic(again)).toEqual(places)
       else expect(() => bench.atomic(again)).toThrow(expect.objectContaining({ code: 'LEASE_LOST' }))
@@ -354,7 +354,7 @@ describe('a producer that asks again', () => {
     expect([with1 > 0, with1 < snapshots.length]).toEqual([true, true])
   })
 
-  it('replaces over the batches of an atomic step as in one batch, after any crash', async () => {
+  it('replaces across the batches of an atomic step as within one batch, after any crash', async () => {
     const bench = await new Bench({ keepsSnapshots: true }).open()
     bench.ensure({ dedupWindowMs: HOUR, maxMessages: 4, maxBytes: 1_000 })
     await bench.publish([{ id: 'waits' }, {}])
@@ -399,14 +399,14 @@ describe('a producer that asks again', () => {
       expect(bench.info()).toMatchObject(isDone ? after : { published: 2, duplicates: 0, cancelled: 0 })
       expect(bench.atomic(step)).toEqual(places)
       expect(bench.info()).toMatchObject(after)
-      // The window knows the ids by those that were accepted.
+      // The window has the ids of the accepted messages.
       const again = await bench.publish([{ id: 'a' }, { id: 'waits' }, { id: 'b' }])
       expect([...again.duplicates!.values()]).toEqual([8, 7, 4])
       bench.broker.audit()
     }
   })
 
-  it('is refused an atomic step whose batches together do not fit a queue', async () => {
+  it('has an atomic step refused whose batches together do not fit a queue', async () => {
     const bench = await new Bench().open()
     bench.ensure({ dedupWindowMs: HOUR, maxMessages: 3, dedupMaxIds: 2 })
     const step = (...all: Message[][]): Parameters<Bench['atomic']>[0] => {
@@ -428,7 +428,7 @@ describe('a producer that asks again', () => {
     expect(bench.info()).toMatchObject({ published: 3, duplicates: 1, ready: 3 })
   })
 
-  it('is told the same of an atomic step with more duplicates than one fact has text for', async () => {
+  it('gets the same answer to an atomic step with more duplicates than the text of one fact holds', async () => {
     const bench = await new Bench({ segmentBytes: 64 << 20 }).open()
     bench.ensure({ unique: 'window', dedupWindowMs: HOUR })
     const bytes = batchOf(repeated(20_000, { id: 'a', bodyBytes: 1 }), 1)
@@ -441,7 +441,7 @@ describe('a producer that asks again', () => {
     expect(bench.info()).toMatchObject({ published: 1, ready: 1, duplicates: 19_999 })
   })
 
-  it('may not use the number of an atomic step for a batch, nor the other way round', async () => {
+  it('cannot use the number of an atomic step for a batch, or the number of a batch for a step', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     const step = (number: number, crc: number): unknown => {
@@ -450,7 +450,7 @@ describe('a producer that asks again', () => {
     }
     const reused = expect.objectContaining({ code: 'NUMBER_REUSED' })
     step(1, 5)
-    // Number 1 is still waited for.
+    // The producer still waits for number 1.
     bench.send(batchOf([{}], 2), Q, undefined, 1)
     for (const restarts of [false, true]) {
       await bench.settle()
@@ -463,7 +463,7 @@ describe('a producer that asks again', () => {
   })
 
   describe('and leaves more duplicates unanswered than a page holds', () => {
-    // A page takes a quarter of a segment, and 40 bytes for each.
+    // A page has a quarter of a segment, and 40 bytes per duplicate.
     const batches = Array.from({ length: 60 }, (_, i) =>
       batchOf(repeated(1_000, { id: 'a', bodyBytes: 1 }), i + 1),
     )
@@ -478,7 +478,7 @@ describe('a producer that asks again', () => {
       return { bench, last }
     }
 
-    it('is told the newest again', async () => {
+    it('gets the newest again', async () => {
       const { bench, last } = await flood()
       expect(last.duplicates?.size).toBe(1_000)
       expect(bench.send(batches[59]!, Q, undefined, 59)).toEqual(last)
@@ -487,8 +487,8 @@ describe('a producer that asks again', () => {
       expect(bench.info()).toMatchObject({ published: 1, ready: 1, duplicates: 59_999 })
     })
 
-    // A number that was forgotten is still in its slot: it is answered without its duplicates.
-    it('is told of the oldest that their outcome is not known', async () => {
+    // A forgotten number is still in its slot, and must not be answered without its duplicates.
+    it('gets an unknown outcome for the oldest', async () => {
       const { bench } = await flood()
       for (const restarts of [false, true]) {
         if (restarts) await bench.crash()
@@ -501,7 +501,7 @@ describe('a producer that asks again', () => {
   })
 })
 
-describe('a dead message that is to be moved', () => {
+describe('a dead message with a dead-letter queue', () => {
   const dies = async (bench: Bench, name: QueueName = Q): Promise<void> => {
     const worker = bench.consume(1, { name })
     await bench.settle()
@@ -512,8 +512,8 @@ describe('a dead message that is to be moved', () => {
     await bench.settle()
   }
 
-  // Its bytes are at hand when it was just delivered. When it makes room for another they are still on disk.
-  it.each(['tried', 'overflown'])('is in one of the two queues, wherever the log ends: %s', async (how) => {
+  // The bytes of a message that was just delivered are in memory; those of a message that makes room are on disk.
+  it.each(['tried', 'overflown'])('is in one of the two queues at any end of the log: %s', async (how) => {
     const bench = await new Bench({ keepsSnapshots: true }).open()
     bench.ensure({}, DEAD)
     bench.ensure({ deadLetter: DEAD, unique: 'pending', maxMessages: 1, overflow: 'dead-letter' })
@@ -538,7 +538,7 @@ describe('a dead message that is to be moved', () => {
       const alive = next.broker.catalog.queue(Q).stateOf(0) === 'ready' ? 1 : 0
       seen.add(`alive ${alive}, dead ${home.dead}, moved ${there.ready}`)
       expect(alive + home.dead + there.ready).toBe(1)
-      // Whoever goes on from here gets it there.
+      // A broker that starts from here completes the move.
       await next.settle()
       expect(next.info()).toMatchObject({ dead: 0, moved: 1 - alive })
       expect(next.info(DEAD)).toMatchObject({ ready: 1 - alive })
@@ -548,7 +548,7 @@ describe('a dead message that is to be moved', () => {
     expect([...seen].sort()).toEqual(how === 'tried' ? [all[0], all[2]] : all)
   })
 
-  it('is moved when the queue that it is meant for is made', async () => {
+  it('is moved when its dead-letter queue is created', async () => {
     const bench = await new Bench().open()
     bench.ensure({}, DEAD)
     bench.ensure({ deadLetter: DEAD })
@@ -572,8 +572,8 @@ describe('a dead message that is to be moved', () => {
 })
 
 describe('the log', () => {
-  it('gives back what is drained, although nothing more is published', async () => {
-    // So that neither what is appended to drain it, nor half a segment, ever makes a checkpoint due.
+  it('frees the space of drained messages, although nothing more is published', async () => {
+    // No checkpoint becomes due from the bytes that the drain appends.
     const bench = await new Bench({ segmentBytes: 128 * 1024, checkpointBytes: 1 << 24 }).open()
     bench.ensure()
     for (let i = 0; i < 150; i++) await bench.publish(repeated(20, { bodyBytes: 900 }))
@@ -595,7 +595,7 @@ describe('the log', () => {
     expect(longestMs).toBeLessThan(6_000)
     for (let i = 0; i < 30; i++) await bench.pass(200)
     expect(bench.log.usage().segments).toBeLessThanOrEqual(5)
-    // Nothing was copied for it: acknowledgements, a few pages, and ends of segments.
+    // No message was copied: these are acknowledgements, a few pages, and ends of segments.
     expect(bench.broker.usage().writtenBytes - filled.writtenBytes).toBeLessThan(300_000)
     expect(await bench.crash()).toBe(true)
     expect(bench.info()).toMatchObject({ ready: 0, acked: 3_000 })
@@ -609,7 +609,7 @@ describe('ids that a change of the window forgot', () => {
   it.each([
     ['from the facts', 1 << 30],
     ['from pages', 16 * 1024],
-  ])('are not known again after a restart, %s', async (_name, checkpointBytes) => {
+  ])('are not known after a restart either, %s', async (_name, checkpointBytes) => {
     const bench = await new Bench({ segmentBytes: 128 * 1024, checkpointBytes }).open()
     const isDuplicate = async (id: string): Promise<boolean> =>
       (await bench.publish([{ id }])).duplicates !== undefined
@@ -630,7 +630,7 @@ describe('ids that a change of the window forgot', () => {
     expect(bench.info().duplicates).toBe(4)
   })
 
-  it('are those that had left the shorter one, whether or not that was noticed', async () => {
+  it('are those that had left the shorter window, noticed or not', async () => {
     const bench = await new Bench().open()
     bench.ensure({ dedupWindowMs: 1_000 })
     await bench.publish([{ id: 'old' }])
@@ -645,7 +645,7 @@ describe('ids that a change of the window forgot', () => {
 })
 
 describe('counters', () => {
-  it('of what was released and delivered again go on after a stop and after a crash', async () => {
+  it('of released and redelivered messages continue after a stop and after a crash', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     await bench.publish(repeated(5, {}))
@@ -659,7 +659,7 @@ describe('counters', () => {
     const again = bench.consume(5)
     await bench.settle()
     expect(counted()).toEqual({ released: 3, redelivered: 3 })
-    // They go to the log with the next fact of their queue.
+    // They are written with the next fact of their queue.
     again.settle(0, OUTCOME.ack)
     await bench.settle()
     await bench.crash()
@@ -680,7 +680,7 @@ describe('counters', () => {
 })
 
 describe('a clock that is behind the log at start', () => {
-  it('goes on from there: order, delays, retries, ids and times to live are as they were', async () => {
+  it('continues from the time of the log: order, delays, retries, ids and times to live are unchanged', async () => {
     const bench = await new Bench().open()
     bench.ensure({ dedupWindowMs: 1_000, retryInitialMs: 500, retryMaxMs: 500, keyConcurrency: 1 })
     await bench.publish([{ key: 'k' }, { key: 'k' }, { delayMs: 500 }, { ttlMs: 2_000 }, { id: 'i' }])
@@ -715,7 +715,7 @@ describe('a clock that is behind the log at start', () => {
     bench.broker.audit()
   })
 
-  it('is overruled also where nothing sets it forward', async () => {
+  it('is overruled by the log, also without `continueFrom`', async () => {
     const bench = await new Bench().open()
     bench.ensure()
     await bench.publish([{ key: 'k' }])
@@ -735,7 +735,7 @@ describe('a clock that is behind the log at start', () => {
 })
 
 describe('a clock that is set forward', () => {
-  it('makes due what waited, and takes no time from what is being handled', async () => {
+  it('makes scheduled messages due, and takes no time from those being handled', async () => {
     const bench = await new Bench().open()
     bench.ensure({ processingTimeoutMs: 1_000 })
     await bench.publish([{}, {}, { delayMs: 600_000 }])

@@ -16,7 +16,7 @@ class Rig {
     if (this.turn.finish()) this.ends++
   }
 
-  /** Ends the turns that are due; returns how many there were. */
+  /** Ends the turns that are due; returns their number. */
   endTurns(): number {
     const before = this.ends
     for (const end of this.deferred.splice(0)) end()
@@ -24,7 +24,7 @@ class Rig {
   }
 }
 
-test('however often it is woken, a turn ends once, and the next one after that', () => {
+test('a turn that is woken several times ends once, and so does the next one', () => {
   const rig = new Rig()
   expect(rig.endTurns()).toBe(0)
   rig.turn.wake()
@@ -34,7 +34,7 @@ test('however often it is woken, a turn ends once, and the next one after that',
   expect(rig.endTurns()).toBe(1)
 })
 
-test('its time never goes back', () => {
+test('the time of a turn never goes back', () => {
   const rig = new Rig()
   rig.nowMs = 2_000
   rig.turn.begin()
@@ -44,7 +44,7 @@ test('its time never goes back', () => {
   expect(rig.turn.nowMs).toBe(2_000)
 })
 
-test('a timer runs once its deadline has come, and is armed no longer', () => {
+test('a timer runs once at its deadline, and is then disarmed', () => {
   const rig = new Rig()
   const { turn } = rig
   const timer = turn.timer()
@@ -60,7 +60,7 @@ test('a timer runs once its deadline has come, and is armed no longer', () => {
   expect(rig.endTurns()).toBe(1)
 })
 
-test('after it is stopped no turn ends, not even one that is due, and nothing that waited goes on', () => {
+test('after the stop no turn ends, not even one that is due, and no waiting request continues', () => {
   const rig = new Rig()
   const { turn } = rig
   turn.wake()
