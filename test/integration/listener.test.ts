@@ -58,7 +58,7 @@ beforeEach(async () => {
     newPeer: (transport, nowMs, onClosed) => new Session(broker, transport, settings, nowMs, onClosed),
     now: () => Date.now(),
     onEvent: () => {},
-    onTrouble: (what, error) => troubles.push(`${what}: ${String(error)}`),
+    onFailure: (what, error) => troubles.push(`${what}: ${String(error)}`),
   })
   port = (await listener.listen()).port
 })
@@ -187,7 +187,7 @@ test('a peer of another protocol is all that the listener needs', async () => {
     },
     now: () => Date.now(),
     onEvent: (event, _address, label, error) => events.push(`${event} ${label} ${error?.code ?? ''}`),
-    onTrouble: (what, error) => troubles.push(`${what}: ${String(error)}`),
+    onFailure: (what, error) => troubles.push(`${what}: ${String(error)}`),
   })
   const { port: otherPort } = await other.listen()
   const socket = connect(otherPort, '127.0.0.1')

@@ -249,7 +249,7 @@ function newListener(
     newPeer: (transport, nowMs, onClosed) => new Session(broker, transport, settings, nowMs, onClosed),
     now: () => clock.now(),
     onEvent: (event, address, label, error) => onEvent(eventName(event), describe(address, label, error)),
-    onTrouble: (what, error) => onEvent(what, { error }),
+    onFailure: (what, error) => onEvent(what, { error }),
   })
 }
 

@@ -120,7 +120,7 @@ function refuseExtra(options: ArgumentsCamelCase, words: readonly string[], posi
   const advice =
     positionals === 0
       ? `Omit it. ${helpAdvice(words)}`
-      : `Put quotes around an argument that has spaces in it. ${helpAdvice(words)}`
+      : `Quote an argument that contains spaces. ${helpAdvice(words)}`
   throw new UsageError(`Unexpected argument ${JSON.stringify(extra[0])}.`, advice)
 }
 

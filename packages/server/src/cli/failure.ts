@@ -132,7 +132,10 @@ const ROWS: Readonly<Record<ErrorCode, Row>> = {
     exit: EXIT.failure,
     advice: 'An operator closed this consumer; ask before you run the command again.',
   },
-  TRANSACTION_TOO_LARGE: { exit: EXIT.failure, advice: 'Do less in one atomic step.' },
+  TRANSACTION_TOO_LARGE: {
+    exit: EXIT.failure,
+    advice: 'Put fewer messages and acknowledgements into one atomic step.',
+  },
   INVALID_OPTION: BOUNDS,
   INVALID_PRIORITY: BOUNDS,
   INVALID_DELAY: BOUNDS,

@@ -33,7 +33,7 @@ export interface ListenerOptions {
     error: SluiceError | undefined,
   ) => void
   /** A failure that does not belong to a connection. */
-  readonly onTrouble: (what: string, error: unknown) => void
+  readonly onFailure: (what: string, error: unknown) => void
 }
 
 export type ListenerEvent = 'connected' | 'closed' | 'refused'
@@ -79,7 +79,8 @@ export class Listener {
   #ticker: NodeJS.Timeout | undefined
   #retry: NodeJS.Timeout | undefined
   #stopped = false
-  #isTroubled = false
+  /** The last attempt to accept a connection failed. */
+  #isFailing = false
   #tickedMs = 0
   #receiveBytes = 0
 
@@ -190,9 +191,9 @@ export class Listener {
 
   // Reports one failure until a connection is accepted again.
   #report(error: unknown): void {
-    if (this.#isTroubled) return
-    this.#isTroubled = true
-    this.#options.onTrouble('connections cannot be accepted', error)
+    if (this.#isFailing) return
+    this.#isFailing = true
+    this.#options.onFailure('connections cannot be accepted', error)
   }
 
   #accept(socket: Socket): void {
@@ -230,7 +231,7 @@ export class Listener {
       this.#depart(peer, link)
       return
     }
-    this.#isTroubled = false
+    this.#isFailing = false
     this.#links.set(peer, link)
     onEvent('connected', transport.peer, peer.label, undefined)
   }

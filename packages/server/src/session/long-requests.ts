@@ -11,7 +11,7 @@ interface LongRequest {
   readonly work: () => Promise<Answer>
 }
 
-/** Long requests of one connection that are unanswered. */
+/** Most unanswered long requests of one connection. */
 const WORKING_MAX = 16
 
 export class LongRequests {

@@ -26,7 +26,7 @@ const PAGE_BYTES_MIN = 4 << 10
 const PAGE_BYTES_GROWN = 256 << 10
 
 export class Outbox {
-  /** The page being filled; the payload of a frame is written here, where `begin` says. */
+  /** The page being filled. The caller writes a payload here, at the index that `begin` returned. */
   bytes: Uint8Array = NO_BYTES
   /** Number of that page. The bytes of a page are reused, so they do not identify it. */
   page = 0
@@ -36,7 +36,7 @@ export class Outbox {
   unreadBytes = 0
   /** Bytes of published batches whose answers wait for the disk. */
   inFlightBytes = 0
-  /** Waiting frames that no delivery may overtake: all except confirms and refusals. */
+  /** Waiting frames that no delivery may overtake: all except answers to publishes and settles. */
   barriers = 0
   #answersBytes = 0
   #pageBarriers = 0

@@ -2,7 +2,7 @@
  * The two outboxes of a connection. Answers, and deliveries of messages that are not durable yet, wait in `gated` for the
  * entry of their turn. A delivery of durable messages does not need to wait and goes through `free`.
  *
- * Invariant: a delivery overtakes only confirms, never another delivery or the answer to SUBSCRIBE.
+ * Invariant: a delivery overtakes only answers to publishes and settles, never another delivery or SUBSCRIBE_OK.
  */
 import { Outbox, type OutboxTransport } from './outbox.js'
 

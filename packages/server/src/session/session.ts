@@ -47,7 +47,9 @@ export class Session implements Peer, Connection, Receiver {
   readonly #unread: Unread
   readonly #reading: Reading
   #stage: Exclude<Stage, 'any'> | 'closed' = 'handshake'
-  readonly #longRequests = new LongRequests((correlation, answer) => this.#finished(correlation, answer))
+  readonly #longRequests = new LongRequests((correlation, answer) =>
+    this.#longRequestDone(correlation, answer),
+  )
   /** The client has sent GOODBYE, or the broker is closing this connection. */
   #saidGoodbye = false
   /** GOODBYE said that the client does not reconnect. */
@@ -74,7 +76,7 @@ export class Session implements Peer, Connection, Receiver {
         transport.write(bytes, written)
       },
     }
-    const outboxes = new Outboxes(outgoing, () => this.#progressed())
+    const outboxes = new Outboxes(outgoing, () => this.#bytesSent())
     const unread = new Unread(outboxes, settings)
     const reading = new Reading(broker, transport, settings.inFlightBytes)
     this.#outboxes = outboxes
@@ -176,7 +178,7 @@ export class Session implements Peer, Connection, Receiver {
     if (this.#stage === 'closed') return
     const payload = errorPayload(error, 'connection')
     const bytes = this.#stage === 'handshake' ? greeting(OP.ERROR, payload) : frameBytes(OP.ERROR, payload)
-    // A peer that speaks another protocol could not read it.
+    // A peer that speaks another protocol could not read the error.
     if (this.#decoder.isOurs) this.#transport.write(bytes, () => {})
     this.#close(error)
     this.#transport.end()
@@ -290,7 +292,7 @@ export class Session implements Peer, Connection, Receiver {
     if (!this.#unread.isOverSoft) this.#longRequests.next()
   }
 
-  #finished(correlation: number, answer: () => Answer): void {
+  #longRequestDone(correlation: number, answer: () => Answer): void {
     this.#broker.turn.begin()
     try {
       // A change that failed half-way is a defect even if its client has disconnected.
@@ -306,11 +308,11 @@ export class Session implements Peer, Connection, Receiver {
 
   // --- the connection ---
 
-  #progressed(): void {
+  #bytesSent(): void {
     if (this.#stage !== 'open') return
     this.#unread.count()
     this.#startLongRequest()
-    if (this.#unread.eased(this.#broker.turn.nowMs)) this.consuming.resume()
+    if (this.#unread.hasRead(this.#broker.turn.nowMs)) this.consuming.resume()
   }
 
   #close(why: SluiceError | undefined): void {

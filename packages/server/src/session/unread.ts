@@ -61,7 +61,7 @@ export class Unread {
   }
 
   /** The client has read something. Returns true when deliveries that waited can go on. */
-  eased(nowMs: number): boolean {
+  hasRead(nowMs: number): boolean {
     if (!this.isCongested) return false
     this.#stalledSinceMs = nowMs
     if (this.bytes > this.#softBytes / 2) return false
