@@ -167,9 +167,9 @@ test('an entry cannot be sealed with a wrong number of batches', () => {
   const bytes = new Uint8Array(512)
   sealBatch(bytes, 64, 64 + 48 + 10, { type: BATCH_TYPE.facts })
   const seal = { lsn: 1, position: 0, epoch: 0, previousCrc: 0, timeMs: 0, salt: 0 }
-  expect(() => sealEntry(bytes, 0, 122, { ...seal, batches: 2 })).toThrow('entry 1')
-  expect(() => sealEntry(bytes, 0, 121, { ...seal, batches: 1 })).toThrow('entry 1')
-  expect(() => sealEntry(bytes, 0, 123, { ...seal, batches: 1 })).toThrow('entry 1')
+  expect(() => sealEntry(bytes, 0, 122, { ...seal, batches: 2 })).toThrow('Entry 1')
+  expect(() => sealEntry(bytes, 0, 121, { ...seal, batches: 1 })).toThrow('Entry 1')
+  expect(() => sealEntry(bytes, 0, 123, { ...seal, batches: 1 })).toThrow('Entry 1')
   expect(sealEntry(bytes, 0, 122, { ...seal, batches: 1 })).toBeGreaterThan(0)
 })
 
