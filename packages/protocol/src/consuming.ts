@@ -170,7 +170,7 @@ export interface SettleItem extends TagRange {
   readonly outcome: Outcome
   /** For `retry`: the delay until the next attempt, instead of the queue's back-off. */
   readonly delayMs?: number | undefined
-  /** For `retry` and `deadLetter`: what went wrong, for a person. */
+  /** For `retry` and `deadLetter`: what went wrong, as text. */
   readonly reason?: string | undefined
   /** For `deadLetter`: the body is not valid for its queue, so no further attempt can succeed. */
   readonly invalid?: boolean | undefined
@@ -204,8 +204,7 @@ export function encodeSettle(subscriptionId: number, items: readonly SettleItem[
 }
 
 /**
- * Hands out each item; `outcome` is one of OUTCOME.
- * The whole frame is checked before anything is returned, so that no part of a malformed frame is applied.
+ * Decodes all items. The whole frame is checked before anything is returned, so that no part of a malformed frame is applied.
  * @throws SluiceError MALFORMED_FRAME, INVALID_ARGUMENT
  */
 export function decodeSettle(
@@ -473,7 +472,7 @@ export function decodeClaims(bytes: Uint8Array): Claim[] {
 
 /** A claim that was granted: the message is leased again. */
 export interface Granted {
-  /** Which claim of SUBSCRIBE. */
+  /** Index of the claim in SUBSCRIBE. */
   readonly index: number
   readonly tag: number
   /** Identifies the attempt in a later claim. */

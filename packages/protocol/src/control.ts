@@ -8,7 +8,7 @@ import { copyBytes, isWellFormed } from './bytes.js'
 import { shown, SluiceError } from './errors.js'
 import { LIMITS } from './limits.js'
 
-/** Plain data as it travels in control frames and in bodies. */
+/** Plain data in control frames and bodies. */
 export type Plain =
   | null
   | boolean
@@ -34,7 +34,7 @@ const decoding: object = {
 const unpackr = new Unpackr(decoding)
 
 /**
- * Fields that are undefined are left out.
+ * Encodes the fields that are not undefined.
  * @throws SluiceError INVALID_ARGUMENT
  */
 export function encodeControl(body: { readonly [name: string]: unknown }): Uint8Array {
@@ -101,7 +101,7 @@ function notPlain(cause?: unknown): SluiceError {
   })
 }
 
-/** Turns decoded Maps into objects without a prototype, where `__proto__` is a name as any other. */
+/** Turns decoded Maps into objects without a prototype, where `__proto__` is a name like any other. */
 function objectsFrom(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(objectsFrom)
   if (!(value instanceof Map)) return value
@@ -121,12 +121,12 @@ export const PLAIN_HAS = {
 
 /**
  * Checks that `bytes[start, end)` is exactly one msgpack value of plain data: nil, booleans, numbers, text, bytes,
- * timestamps, lists, and maps with text keys, nested at most LIMITS.controlDepthMax deep. No extension but that of
- * timestamps is plain data. Takes time in proportion to the bytes, whatever they announce.
+ * timestamps, lists, and maps with text keys, nested at most LIMITS.controlDepthMax deep. Timestamps are
+ * the only extension. The time is proportional to the bytes, whatever lengths they announce.
  */
 export function checkPlain(bytes: Uint8Array, start: number, end: number): number {
   let found = 0
-  // Values still to come in each map or list that is open; a map counts keys and values, keys being due when it is even.
+  // Remaining values of each open map or list. A map counts keys and values, so an even number means that a key is next.
   const left = [1]
   const inMap = [false]
   let at = start

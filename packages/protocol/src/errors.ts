@@ -413,12 +413,12 @@ for (const [code, { number }] of Object.entries(ERRORS)) {
   CODES.set(number, code as ErrorCode)
 }
 
-/** Code with this number on the wire, or undefined where this version does not know it. */
+/** The code with this number on the wire; undefined if this version does not know it. */
 export function errorCode(number: number): ErrorCode | undefined {
   return CODES.get(number)
 }
 
-/** The effect of a failed call; undefined: it had none. */
+/** The effect of a failed call; undefined if it had none. */
 export type Effect = 'unknown' | 'partial'
 
 /** Counts of a call over many messages that failed part-way, as in its answer. */
@@ -429,24 +429,24 @@ export interface Progress {
   readonly barred?: number
   readonly deleted?: number
   readonly replayed?: number
-  /** Of a replay: the `cursor` from which to continue. */
+  /** For a replay: the `cursor` at which to continue. */
   readonly cursor?: string
 }
 
-/** What an error is about, where there is one. */
+/** The queue and the message that an error concerns, if any. */
 export interface SluiceErrorNames {
   readonly queue?: string | undefined
-  /** Of the message. */
+  /** Offset of the message. */
   readonly offset?: number | undefined
 }
 
 export interface SluiceErrorOptions extends SluiceErrorNames {
   readonly cause?: unknown
-  /** Wider than the table's where one frame ends more than its kind usually does. */
+  /** Wider than the scope in the table if a frame ends more than an error of its code usually does. */
   readonly scope?: ErrorScope
   /** Milliseconds to wait before a retry; 0: unspecified. */
   readonly retryAfterMs?: number
-  /** `unknown`: the call may or may not have taken effect. `partial`: a part of it did, see `progress`. */
+  /** `unknown`: the call may have taken effect or not. `partial`: a part of it took effect; see `progress`. */
   readonly outcome?: Effect
   readonly progress?: Progress
   /** Overrides the table, with the value that a newer peer sent. */
@@ -480,9 +480,9 @@ export class SluiceError extends Error {
   readonly outcome: Effect | undefined
   /** What a call over many messages did before it failed. */
   readonly progress: Progress | undefined
-  /** The queue that the call was about. */
+  /** The queue that the call concerns. */
   readonly queue: string | undefined
-  /** The message that the call was about. */
+  /** The offset of the message that the call concerns. */
   readonly offset: number | undefined
 
   constructor(code: ErrorCode, message: string, options: SluiceErrorOptions = {}) {

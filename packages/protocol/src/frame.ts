@@ -37,7 +37,7 @@ export interface Frame {
 /** Receives each frame as it completes. A decoder reuses one object for all its frames: it is only valid during the call. */
 export type FrameSink = (frame: Frame) => void
 
-/** Writes a frame header; `payloadBytes` is what follows it. Returns the position after it. */
+/** Writes a frame header for a payload of `payloadBytes`. Returns the position after it. */
 export function writeFrameHeader(
   bytes: Uint8Array,
   at: number,
@@ -152,7 +152,7 @@ export class FrameDecoder {
     }
   }
 
-  // Whole frames straight from the chunk, without a copy. Returns where the first unfinished one begins.
+  // Passes on the whole frames of the chunk without a copy. Returns the position of the first unfinished one.
   #frames(chunk: Uint8Array, from: number): number {
     let at = from
     const end = chunk.length
@@ -236,11 +236,11 @@ export class FrameDecoder {
 const SPARE_SIZE_MIN = 256
 const SPARE_SIZE_MAX = 256 * 1024
 const SPARE_BYTES_MAX = 2 * 1024 * 1024
-/** By the number of leading zeros of the size, a power of two. */
+/** Buffers by the number of leading zeros of their size. */
 const spare: Uint8Array[][] = Array.from({ length: 33 }, () => [])
 let spareBytes = 0
 
-/** A power of two, as far as such sizes are shared. */
+/** Size of a buffer for `bytes`: a power of two, or `bytes` if such buffers are not shared. */
 function sizeFor(bytes: number): number {
   if (bytes > SPARE_SIZE_MAX) return bytes
   return bytes <= SPARE_SIZE_MIN ? SPARE_SIZE_MIN : 2 ** (32 - Math.clz32(bytes - 1))

@@ -20,7 +20,7 @@ import { LIMITS } from './limits.js'
 
 export const PRODUCER_IDENTITY_BYTES = 16
 
-/** Feature bits; a connection has those that both sides name. None is defined in version 1. */
+/** Feature bits. A connection has the features that both sides name. Version 1 defines none. */
 export const FEATURES = {} as const satisfies Record<string, number>
 
 /** Where a confirmed message is stored: `memory` is for tests, `disk` survives a power loss. */
@@ -36,7 +36,7 @@ export interface Hello {
   readonly heartbeatMs: number
   /** Sixteen random bytes, chosen once by a client and kept across reconnects. */
   readonly producer: Uint8Array
-  /** Highest batch number that the broker has confirmed to this producer; 0 when none. */
+  /** Highest batch number that the broker has confirmed to this producer; 0 if there is none. */
   readonly acceptedNumber: number
   readonly inFlightBatches: number
   readonly name: string
@@ -267,7 +267,7 @@ export function decodeGoodbye(
   return { reason: bytes[start]!, text: readText(bytes, start + 3, end) }
 }
 
-/** @throws SluiceError MALFORMED_FRAME unless at least `bytes` came */
+/** @throws SluiceError MALFORMED_FRAME unless at least `bytes` arrived */
 export function need(frame: string, got: number, bytes: number): void {
   if (got < bytes) throw new SluiceError('MALFORMED_FRAME', `${frame} has ${got} bytes; it needs ${bytes}.`)
 }
@@ -284,7 +284,7 @@ export function exactNumber(frame: string, value: number): number {
   return value
 }
 
-/** @throws SluiceError MALFORMED_FRAME unless exactly `bytes` came */
+/** @throws SluiceError MALFORMED_FRAME unless exactly `bytes` arrived */
 export function exact(frame: string, got: number, bytes: number): void {
   if (got !== bytes)
     throw new SluiceError('MALFORMED_FRAME', `${frame} has ${got} bytes; it must have ${bytes}.`)

@@ -7,9 +7,9 @@
  * delayMs? | atMs? } → { offset, dueMs }. REPLAY { name, fromOffset? | fromMs?, untilMs?, limit?, cursor?, filter?, to?,
  * dryRun? } → { matched, replayed, cursor, error? }. HISTORY { name, offset, cursor? } → { events, complete, cursor }.
  * CONSUMERS { name, from? } → { consumers, next }. CLOSE_CONSUMER { name, id } → { messages }.
- * `next` and `cursor` are null on the last page; else the next request has them as `from` or `cursor`.
+ * `next` and `cursor` are null on the last page. Otherwise the next request sends them as `from` or `cursor`.
  *
- * MESSAGES: u8 flags (1: more behind `next`) · u8 0 · u16 0 · u32 count · u64 next offset · messages of u8 state ·
+ * MESSAGES: u8 flags (1: there is a next page) · u8 0 · u16 0 · u32 count · u64 next offset · messages of u8 state ·
  *   u8 death · u16 attempts · u16 total attempts · u16 redrives · u64 offset · u64 published at · u64 time ·
  *   u64 expires at (0: never) · u16 reason bytes · u16 holder bytes · reason · holder · record.
  */
@@ -50,7 +50,7 @@ export function deathName(death: number): DeathName | undefined {
   return DEATH_NAMES.find((name) => DEATH[name] === death)
 }
 
-/** Headers that the broker writes on a message that it moves or copies to another queue; all are text. */
+/** Headers that the broker adds to a message that it moves or copies to another queue. All values are text. */
 export const ORIGIN_HEADERS = {
   queue: 'sluice-origin-queue',
   offset: 'sluice-origin-offset',
@@ -65,7 +65,7 @@ export const ORIGIN_HEADERS = {
 /** Digits of a number or a time, and letters of a death, in an origin header. */
 const ORIGIN_WORD_BYTES = 16
 
-/** Bytes by which a message is larger, at most, once it was moved. Another move replaces what an earlier one added. */
+/** Most bytes that a move adds to a message. A later move replaces what an earlier one added. */
 export const ORIGIN_BYTES_MAX =
   LIMITS.queueNameBytesMax +
   LIMITS.reasonBytesMax +
@@ -74,11 +74,11 @@ export const ORIGIN_BYTES_MAX =
 /** Bytes of the largest record that a broker delivers, without its header: a moved message. */
 export const MOVED_BYTES_MAX = LIMITS.messageBytesMax + ORIGIN_BYTES_MAX
 
-/** Conditions that a message must meet, all of those that are given. */
+/** Conditions. A message must meet all that are set. */
 export interface MessageFilter {
-  /** Of a dead one: why. */
+  /** Why a message is dead. */
   readonly reason?: DeathName | undefined
-  /** Of a dead one: text that its error contains. */
+  /** Text that the error of a dead message contains. */
   readonly error?: string | undefined
   readonly key?: string | undefined
   readonly id?: string | undefined
@@ -192,9 +192,9 @@ function pageLimit(body: Body): number {
 
 export interface PeekRequest {
   readonly name: QueueName
-  /** Undefined: any. */
+  /** Undefined for any state. */
   readonly state: MessageState | undefined
-  /** First offset that is looked at. */
+  /** Offset at which the page begins. */
   readonly from: number
   readonly limit: number
   readonly filter: MessageFilter
@@ -227,7 +227,7 @@ export interface DeadSelection {
   /** Ascending, each once. */
   readonly offsets: readonly number[] | undefined
   readonly filter: MessageFilter
-  /** Counts what would be done, and does nothing. */
+  /** Only counts the messages, and changes nothing. */
   readonly dryRun: boolean
 }
 
@@ -255,9 +255,9 @@ function ascending(offsets: readonly unknown[]): number[] {
 }
 
 export interface RedriveRequest extends DeadSelection {
-  /** Target queue; undefined: their own. */
+  /** Target queue; undefined for their own queue. */
   readonly to: QueueName | undefined
-  /** Also messages that have reached LIMITS.redrivesMax. */
+  /** Includes messages that have reached LIMITS.redrivesMax. */
   readonly force: boolean
 }
 
@@ -320,12 +320,12 @@ export function rescheduleRequest(body: Body): RescheduleRequest {
 export interface ReplayRequest {
   readonly name: QueueName
   readonly fromOffset: number | undefined
-  /** Published at or after this. */
+  /** Only messages published at or after this time. */
   readonly fromMs: number | undefined
-  /** Published before this. */
+  /** Only messages published before this time. */
   readonly untilMs: number | undefined
   readonly limit: number
-  /** Where an earlier page ended; opaque to clients. */
+  /** The end of an earlier page; opaque to clients. */
   readonly cursor: string | undefined
   readonly filter: MessageFilter
   readonly to: QueueName | undefined
@@ -380,11 +380,11 @@ export function historyRequest(body: Body): HistoryRequest {
 export interface HistoryEvent {
   readonly event: HistoryEventName
   readonly atMs: number
-  /** Attempts so far, where the event has them. */
+  /** Attempts so far, if the event has them. */
   readonly attempts?: number
   /** When the message becomes due. */
   readonly dueMs?: number
-  /** What went wrong; or where it was moved to, or who had it, or who brought it back. */
+  /** The error, the queue that it was moved to, or the client that consumed or redrove it. */
   readonly text?: string
 }
 
@@ -426,12 +426,12 @@ export function closeConsumerRequest(body: Body): { readonly name: QueueName; re
 
 /** A consumer of a queue in the answer to CONSUMERS. */
 export interface ConsumerInfo {
-  /** Of its subscription. */
+  /** Id of its subscription. */
   readonly id: number
-  /** Label that its client gave itself. */
+  /** Name of its client. */
   readonly client: string
   readonly peer: string
-  /** With `single`: whether it is the one that receives messages; else true. */
+  /** With `single`, whether this consumer receives messages; otherwise true. */
   readonly active: boolean
   readonly sinceMs: number
   readonly creditMessages: number
@@ -440,7 +440,7 @@ export interface ConsumerInfo {
   readonly leasedBytes: number
   /** Leased messages that are being handled. */
   readonly started: number
-  /** Start of its oldest lease; null when it holds none. */
+  /** Start of its oldest lease; null if it has none. */
   readonly oldestLeaseMs: number | null
   readonly delivered: number
 }
@@ -448,34 +448,34 @@ export interface ConsumerInfo {
 /** A message as MESSAGES shows it. Times are ms since the epoch. */
 export interface PeekedMessage {
   readonly state: MessageState
-  /** Undefined unless dead. */
+  /** Undefined unless the message is dead. */
   readonly death: DeathName | undefined
   /** Attempts since the last redrive. On the wire these three counts stop at 65,535. */
   readonly attempts: number
-  /** All attempts, also those before a redrive. */
+  /** All attempts, including those before a redrive. */
   readonly totalAttempts: number
   readonly redrives: number
   readonly offset: number
   readonly publishedAtMs: number
   /** Ready: eligible since; scheduled: due; leased: delivered; dead: died. */
   readonly timeMs: number
-  /** 0: never. */
+  /** 0 if it does not expire. */
   readonly expiresAtMs: number
   readonly reason: string
-  /** Leased: the client's label. */
+  /** Name of the client that has the lease. */
   readonly holder: string
   readonly record: Uint8Array
 }
 
 export interface PeekPage {
   readonly messages: readonly PeekedMessage[]
-  /** Where the next page begins; undefined: this is the last page. */
+  /** Offset of the next page; undefined on the last page. */
   readonly next: number | undefined
 }
 
-/** Of MESSAGES, before its messages. */
+/** Bytes of MESSAGES before its messages. */
 export const PAGE_HEAD_BYTES = 16
-/** Of each message, before its texts and its record. */
+/** Bytes of each message before its texts and its record. */
 export const PEEKED_HEAD_BYTES = 44
 // Forced redrives can bring the attempts of a message above the largest u16.
 const COUNT_MAX = 0xffff
@@ -485,13 +485,13 @@ export function peekedBytes({ reason, holder, record }: PeekedMessage): number {
   return PEEKED_HEAD_BYTES + textBytes(reason) + textBytes(holder) + record.length
 }
 
-/** Bytes of the frame around the record of a message that is alone in its MESSAGES, at most. */
+/** Most bytes of a MESSAGES frame with one message, besides the record. */
 export const MESSAGES_OVERHEAD_BYTES =
   12 + PAGE_HEAD_BYTES + PEEKED_HEAD_BYTES + LIMITS.reasonBytesMax + LIMITS.clientNameBytesMax
 
 /**
- * Texts are cut to their limits. A message that is alone has them cut further, the reason first, where the payload
- * would have more than `payloadBytesMax`: an agreed frame has room for the largest record, but not for all around it.
+ * Cuts texts to their limits. For a single message it cuts them further, the reason first, if the payload would have more
+ * than `payloadBytesMax`: a frame has room for the largest record, but not always for the other fields too.
  */
 export function encodeMessages(page: PeekPage, payloadBytesMax = Infinity): Uint8Array {
   const { next } = page
@@ -541,7 +541,7 @@ function withTexts(message: PeekedMessage, reasonBytesMax: number, holderBytesMa
   }
 }
 
-/** Records are copies; their layout is not checked, beyond their size. @throws SluiceError MALFORMED_FRAME */
+/** Copies the records. Checks their size, but not their layout. @throws SluiceError MALFORMED_FRAME */
 export function decodeMessages(bytes: Uint8Array, start: number, end: number): PeekPage {
   need('MESSAGES', end - start, PAGE_HEAD_BYTES)
   const count = readU32(bytes, start + 4)

@@ -5,7 +5,7 @@
  * PUBLISH_OK: for each batch u64 number · u64 base offset · u32 duplicates, then for each duplicate
  *   u32 index in the batch · u64 offset of the first acceptance. Other messages have offset base + index.
  * PUBLISH_ERR: u64 number · fault (see handshake.ts). It also refuses an ATOMIC.
- * ATOMIC: u64 number · u32 CRC-32 of everything behind it · u16 ranges · u16 batches · ranges of u16 channel · u16 0 ·
+ * ATOMIC: u64 number · u32 CRC-32 of everything after it · u16 ranges · u16 batches · ranges of u16 channel · u16 0 ·
  *   u32 subscription id · u32 first tag · u32 count, which are acknowledged · batches, each as PUBLISH has it, with the
  *   number of the ATOMIC; the length in its header gives where the next one begins.
  * ATOMIC_OK: u64 number · u32 batches · of each u64 base offset · u32 duplicates · duplicates as in PUBLISH_OK.
@@ -20,10 +20,10 @@ import { LIMITS } from './limits.js'
 import { queueName } from './names.js'
 import { RECORD_HEADER_BYTES } from './record.js'
 
-/** Where the queue's name begins in the payload of PUBLISH; it ends where the batch begins. */
+/** Position of the queue's name in the payload of PUBLISH. The batch follows the name. */
 export const PUBLISH_NAME_AT = 1
 
-/** Bytes that a PUBLISH frame and a batch header add around one record, at most. */
+/** Most bytes that a PUBLISH frame and a batch header add to one record. */
 export const MESSAGE_OVERHEAD_BYTES =
   FRAME_HEADER_BYTES + PUBLISH_NAME_AT + LIMITS.queueNameBytesMax + BATCH_HEADER_BYTES + RECORD_HEADER_BYTES
 
@@ -67,12 +67,12 @@ function writePlace(
 }
 
 /**
- * Duplicates of a batch: index in the batch → offset at which that message was accepted before. For a message that was
- * accepted and replaced an earlier one it is the message's own offset.
+ * Duplicates of a batch: index in the batch → offset at which that message was accepted earlier. For a message that
+ * replaced an earlier one, it is the message's own offset.
  */
 export type Duplicates = ReadonlyMap<number, number>
 
-/** Where the messages of one batch went. */
+/** The offsets of the messages of one batch. */
 export interface Placed {
   readonly baseOffset: number
   readonly duplicates: Duplicates | undefined
@@ -134,7 +134,7 @@ export function decodePublishErr(
 }
 
 /**
- * Where the batch begins, after the queue's name. A whole batch header is there, so that a refusal has a number.
+ * Position of the batch, after the queue's name. Checks that there is a whole batch header, so that a refusal has a number.
  * @throws SluiceError MALFORMED_FRAME
  */
 export function publishBatchStart(bytes: Uint8Array, start: number, end: number): number {
@@ -157,7 +157,7 @@ export function publishNumber(bytes: Uint8Array, at: number): number {
   return exactNumber('The batch of PUBLISH', batchNumber(bytes, at))
 }
 
-/** Writes what precedes a batch in PUBLISH and in ATOMIC; returns where the batch begins. */
+/** Writes the fields before a batch in PUBLISH and in ATOMIC. Returns the position of the batch. */
 export function writePublishHead(bytes: Uint8Array, at: number, queue: string): number {
   const nameBytes = writeText(bytes, at + PUBLISH_NAME_AT, queue)
   bytes[at] = nameBytes
@@ -191,7 +191,7 @@ export const ATOMIC_HEAD_BYTES = 16
 export const ATOMIC_ACK_BYTES = 16
 
 /**
- * The batches must be sealed, with `number` as theirs.
+ * The batches must be sealed with `number`.
  * @throws SluiceError TRANSACTION_TOO_LARGE, INVALID_NAME
  */
 export function encodeAtomic(
@@ -241,14 +241,14 @@ function checkAtMost(what: string, count: number, max: number): void {
   }
 }
 
-/** The number of an ATOMIC, for refusing what follows it. It may be out of range. @throws SluiceError MALFORMED_FRAME */
+/** The number of an ATOMIC, for a refusal. It may be out of range. @throws SluiceError MALFORMED_FRAME */
 export function atomicNumber(bytes: Uint8Array, start: number, end: number): number {
   need('ATOMIC', end - start, ATOMIC_HEAD_BYTES)
   return u64('ATOMIC', bytes, start)
 }
 
 /**
- * Reads only length, count and number of the batches; the rest of them is not checked here.
+ * Reads only the length, count and number of the batches, and does not check the rest.
  * @throws SluiceError MALFORMED_FRAME, BATCH_MALFORMED, BATCH_CORRUPT, TRANSACTION_TOO_LARGE
  */
 export function decodeAtomic(bytes: Uint8Array, start: number, end: number): Atomic {

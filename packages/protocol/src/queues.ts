@@ -17,7 +17,7 @@ interface NumberOption {
   readonly default: number
   readonly min: number
   readonly max: number
-  /** What may be said instead of a number. */
+  /** A word that is accepted instead of a number. */
   readonly word?: 'unlimited'
   readonly meaning: string
 }
@@ -179,7 +179,7 @@ export const QUEUE_OPTION_DEFAULTS = Object.fromEntries(
 ) as QueueOptions
 
 /**
- * Checks the options that were named, each by itself and against each other.
+ * Checks the options that are set, each by itself and against each other.
  * @throws SluiceError INVALID_ARGUMENT, INVALID_OPTION, INVALID_NAME, OPTION_CONFLICT
  */
 export function queueOptions(named: unknown): Partial<QueueOptions> {
@@ -234,7 +234,7 @@ function checkOption(name: string, option: QueueOption, value: unknown): void {
 }
 
 /**
- * Checks options against each other; those that are missing are not compared.
+ * Checks options against each other. Missing options are not compared.
  * @throws SluiceError OPTION_CONFLICT
  */
 export function checkOptionsTogether(options: Partial<QueueOptions>): void {
@@ -253,7 +253,7 @@ export function checkOptionsTogether(options: Partial<QueueOptions>): void {
   }
 }
 
-/** Counters of a queue: events since it was made. All but the last two survive every restart. */
+/** Counters of a queue: events since it was created. All but the last two survive a restart. */
 export const QUEUE_COUNTERS = {
   purged: 'Removed by a purge.',
   expired: 'Expired before they were handled.',
@@ -270,26 +270,26 @@ export const QUEUE_COUNTERS = {
 export type QueueCounter = keyof typeof QUEUE_COUNTERS
 export type QueueCounts = { readonly [Name in QueueCounter]: number }
 
-/** A queue in the answers to GET and LIST. Counts are messages unless named otherwise. */
+/** A queue in the answers to GET and LIST. Counts are of messages unless their name says otherwise. */
 export interface QueueInfo extends QueueCounts {
   readonly name: string
   readonly options: QueueOptions
   /** Nothing is delivered until it is resumed. */
   readonly paused: boolean
   readonly ready: number
-  /** Waiting for their time, retries included. */
+  /** Messages that are not due yet, including retries. */
   readonly scheduled: number
   readonly leased: number
   readonly dead: number
-  /** Records of all messages that are not gone. */
+  /** Bytes of the records of all messages that are not gone. */
   readonly bytes: number
   readonly consumers: number
-  /** How long the oldest ready message has waited since it was published or due; null when none is ready. */
+  /** Time since the oldest ready message was published or became due; null if none is ready. */
   readonly oldestReadyMs: number | null
-  /** Since the queue was made: accepted, duplicates aside, and done. */
+  /** Messages accepted without duplicates, and messages done, since the queue was created. */
   readonly published: number
   readonly acked: number
-  /** Record bytes of settled messages that are kept for replay. */
+  /** Bytes of the records of settled messages that are kept for replay. */
   readonly retainedBytes: number
   readonly createdAtMs: number
 }
@@ -305,9 +305,9 @@ export interface SubscribeRequest {
   readonly messages: number
   readonly bytes: number
   readonly limit: number | undefined
-  /** Instead of the queue's own. */
+  /** Replaces the processing timeout of the queue. */
   readonly processingTimeoutMs: number | undefined
-  /** What the client still handles of earlier connections. */
+  /** Leases of an earlier connection whose messages the client still handles. */
   readonly claims: readonly Claim[]
 }
 

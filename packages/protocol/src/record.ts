@@ -23,7 +23,7 @@ import { SluiceError, shown, type ErrorCode } from './errors.js'
 import { LIMITS } from './limits.js'
 
 export const RECORD_HEADER_BYTES = 8
-/** Bytes of a header beside its name and its value. */
+/** Bytes of a header besides its name and its value. */
 export const HEADER_OVERHEAD_BYTES = 3
 /** Bytes of each of the options delay, at and ttl. */
 export const RECORD_TIME_BYTES = 6
@@ -53,7 +53,7 @@ export interface RecordOptions {
   readonly key?: string | undefined
   readonly id?: string | undefined
   readonly headers?: Readonly<Record<string, string>> | undefined
-  /** Replaces a waiting message with the same id. A flag without bytes; `readRecordOptions` leaves it out. */
+  /** Replaces a waiting message with the same id. A flag without bytes, which `readRecordOptions` omits. */
   readonly replaces?: boolean | undefined
 }
 
@@ -141,7 +141,7 @@ function writeHeader(bytes: Uint8Array, at: number, name: string, value: string)
 
 function writeShortText(bytes: Uint8Array, at: number, text: string): number {
   const length = writeText(bytes, at + 1, text)
-  // Its length would wrap, and no reader could find the end of the record. The caller has checked it.
+  // A longer value would wrap, and readers could not find the end of the record. The caller has checked the length.
   if (length > 255) throw new Error(`a text of ${length} bytes does not fit the u8 before it`)
   bytes[at] = length
   return at + 1 + length
@@ -250,7 +250,7 @@ export function recordContentType(bytes: Uint8Array, at: number): number {
   return bytes[at + PRIORITY_AT]! >> CONTENT_TYPE_SHIFT
 }
 
-/** Where the payload of the record at `at` begins: behind its options. */
+/** Position of the payload of the record at `at`, after its options. */
 export function recordPayloadAt(bytes: Uint8Array, at: number): number {
   return at + RECORD_HEADER_BYTES + readU16(bytes, at + OPTIONS_LENGTH_AT)
 }
@@ -297,7 +297,7 @@ export function readRecordOptions(bytes: Uint8Array, at: number): RecordOptions 
   return options
 }
 
-/** Where the parts of a record begin; each ends where the next one begins. */
+/** Positions of the parts of a record. Each part ends where the next one begins. */
 export interface RecordLayout {
   /** Key and id. */
   readonly keyAt: number
@@ -316,7 +316,7 @@ export function recordLayout(record: Uint8Array): RecordLayout {
   return { keyAt, idAt, headersAt, payloadAt: recordPayloadAt(record, 0) }
 }
 
-/** Where a header is in its record: all of it is `[at, valueEnd)`. */
+/** Position of a header in its record: it is `[at, valueEnd)`. */
 export interface HeaderPlace {
   readonly at: number
   readonly nameAt: number
@@ -348,8 +348,8 @@ export function encodeHeader(name: string, value: string): Uint8Array {
 }
 
 /**
- * A copy of the record, behind `gap` bytes of a new array, with these headers instead of its own. The copy has no times
- * and replaces no message: those options have had their effect.
+ * A copy of the record with these headers instead of its own, after `gap` bytes of a new array. The copy has no times and
+ * replaces no message, because those options have had their effect.
  */
 export function copyRecord(record: Uint8Array, headers: readonly Uint8Array[], gap: number): Uint8Array {
   const { keyAt, headersAt, payloadAt } = recordLayout(record)
@@ -371,7 +371,7 @@ export function copyRecord(record: Uint8Array, headers: readonly Uint8Array[], g
   return copy
 }
 
-/** What `checkRecords` found wrong first, and in which record. */
+/** The first fault that `checkRecords` found, and its record. */
 export interface RecordFault {
   readonly index: number
   readonly code: 'BATCH_MALFORMED' | 'MESSAGE_TOO_LARGE'
@@ -380,8 +380,7 @@ export interface RecordFault {
 
 /**
  * Walks the records in `bytes[start, end)`, each preceded by `gap` other bytes, and checks every
- * length in them against what encloses it. No count is trusted: there must be exactly `count` records, and they must
- * fill the range.
+ * length in them against the part that contains it. There must be exactly `count` records, and they must fill the range.
  * `flagsSeen` gathers the union of the records' flags, with bit 6 set when any has a priority, so that the caller
  * can tell at once whether a batch is plain.
  */

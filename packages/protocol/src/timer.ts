@@ -13,14 +13,14 @@ export class Timer {
   #handle: NodeJS.Timeout | undefined
   #keepsAlive = true
 
-  /** Calls `fire` once, `waitMs` from now; never when that is Infinity. */
+  /** Calls `fire` once, `waitMs` from now; never if that is Infinity. */
   constructor(fire: () => void, waitMs: number) {
     this.#fire = fire
     this.#waitMs = waitMs
     this.restart()
   }
 
-  /** Waits its whole length again, also after it fired. */
+  /** Starts again with the whole length, even after it has fired. */
   restart(): void {
     this.#dueMs = performance.now() + this.#waitMs
     this.#arm(this.#waitMs)
@@ -32,21 +32,21 @@ export class Timer {
     if (!this.#keepsAlive) this.#handle.unref()
   }
 
-  // A wait in one part ends when `setTimeout` fires: its clock and this one differ by fractions of a millisecond.
+  // A wait in one part ends when `setTimeout` fires, because its clock and this one differ by fractions of a millisecond.
   readonly #passed = (): void => {
     const leftMs = this.#waitMs <= TIMER_PART_MS_MAX ? 0 : this.#dueMs - performance.now()
     if (leftMs > 0) this.#arm(leftMs)
     else this.#fire()
   }
 
-  /** It does not keep the process alive. */
+  /** The timer does not keep the process alive. */
   unref(): this {
     this.#keepsAlive = false
     this.#handle?.unref()
     return this
   }
 
-  /** It never fires, unless it is restarted. */
+  /** The timer does not fire unless it is restarted. */
   cancel(): void {
     clearTimeout(this.#handle)
   }
