@@ -6,7 +6,9 @@ import { join } from 'node:path'
 import { expect, test } from 'vitest'
 import { IS_LONG } from '../amount.js'
 import { checkHistory, findingLines, violations, type HistoryEvent } from '../checker/history.js'
-import { BrokerProcess, scratchDirectory, until } from './processes.js'
+import { BrokerProcess } from '../rig/broker.js'
+import { scratchDirectory } from '../rig/scratch.js'
+import { until } from '../rig/wait.js'
 
 const DISK_BYTES = 32 << 20
 const SEGMENT_BYTES = 1 << 20

@@ -2,8 +2,11 @@
 import { connect } from '@sluice/client'
 import { OP, encodePreface } from '@sluice/protocol'
 import { expect, test } from 'vitest'
-import { Peer, authFrame, helloFrame } from './peer.js'
-import { BrokerProcess, scratchDirectory, until } from './processes.js'
+import { authFrame, helloFrame } from '../rig/frames.js'
+import { Peer } from '../rig/peer.js'
+import { BrokerProcess } from '../rig/broker.js'
+import { scratchDirectory } from '../rig/scratch.js'
+import { until } from '../rig/wait.js'
 
 const FILES_MAX = 80
 

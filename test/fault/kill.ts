@@ -6,12 +6,15 @@
  * As a script: node test/dist/fault/kill.js --kills 200 [--seed 1] [--segment-mib 64] [--backlog-mib 1024]
  */
 import { connect } from '@sluice/client'
+import { readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { checkHistory, findingLines, violations, type HistoryEvent, type Report } from '../checker/history.js'
 import { LoadProcess, readHistories } from './load.js'
 import type { TimedEvent } from './load-process.js'
-import { BrokerProcess, delay, freePort, scratchDirectory, segmentNumbers, until } from './processes.js'
+import { BrokerProcess } from '../rig/broker.js'
+import { freePort, scratchDirectory } from '../rig/scratch.js'
+import { delay, until } from '../rig/wait.js'
 import { Random } from './random.js'
 
 export interface KillOptions {
@@ -207,7 +210,16 @@ export async function killRepeatedly(options: KillOptions): Promise<KillResult> 
   }
 }
 
-/** Waits until the queues are empty, or no longer become emptier, and tells what they hold. */
+/** The numbers of the first and the last segment file in a data directory. */
+async function segmentNumbers(dataDir: string): Promise<{ first: number; last: number }> {
+  const names = await readdir(dataDir).catch(() => [])
+  const numbers = names
+    .filter((name) => /^\d{20}\.segment$/.test(name))
+    .map((name) => Number(name.slice(0, 20)))
+  return { first: Math.min(...numbers), last: Math.max(...numbers) }
+}
+
+/** Waits until the queues are empty, or stop getting emptier, and reports what they hold. */
 async function drained(url: string): Promise<HistoryEvent[]> {
   const admin = await connect(url)
   try {

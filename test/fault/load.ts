@@ -2,7 +2,7 @@
 import { createReadStream } from 'node:fs'
 import { createInterface } from 'node:readline'
 import type { LoadArguments, Progress, TimedEvent } from './load-process.js'
-import { ScriptProcess, type Exit } from './processes.js'
+import { ScriptProcess, type Exit } from '../rig/process.js'
 
 const NOTHING: Progress = {
   is: 'progress',
@@ -21,7 +21,7 @@ export class LoadProcess extends ScriptProcess {
   readonly history: string
 
   constructor(load: LoadArguments) {
-    super('load-process', load, { ipc: true })
+    super('fault/load-process', load, { ipc: true })
     this.history = load.history
     this.child.on('message', (message) => {
       this.progress = message as Progress

@@ -6,7 +6,9 @@ import { spawnSync } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
-import { BrokerProcess, scratchDirectory, type SpawnOptions } from './processes.js'
+import { BrokerProcess } from '../rig/broker.js'
+import type { SpawnOptions } from '../rig/process.js'
+import { scratchDirectory } from '../rig/scratch.js'
 
 const isLinux = process.platform === 'linux'
 const canUnshare = isLinux && spawnSync('unshare', ['-u', '-n', 'true']).status === 0

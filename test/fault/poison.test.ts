@@ -2,7 +2,10 @@
 import { connect, type Sluice } from '@sluice/client'
 import { afterEach, beforeEach, expect, it } from 'vitest'
 import type { PoisonArguments, Style } from './poison-worker.js'
-import { BrokerProcess, freePort, ScriptProcess, scratchDirectory, until } from './processes.js'
+import { BrokerProcess } from '../rig/broker.js'
+import { ScriptProcess } from '../rig/process.js'
+import { freePort, scratchDirectory } from '../rig/scratch.js'
+import { until } from '../rig/wait.js'
 
 const MESSAGES = 100
 const POISON = 'poison'
@@ -62,7 +65,7 @@ for (const [style, concurrency, handleMs] of CASES) {
         prefetch: 100,
         handleMs,
       }
-      const worker = new ScriptProcess('poison-worker', options)
+      const worker = new ScriptProcess('fault/poison-worker', options)
       await until('the worker to die or to be done', async () => {
         if (worker.exit !== undefined) return true
         const { ready, scheduled, leased } = await sluice.queues.get('q')

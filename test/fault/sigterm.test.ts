@@ -5,7 +5,9 @@ import { expect, test } from 'vitest'
 import { runs } from '../amount.js'
 import { checkHistory, findingLines, violations, type HistoryEvent } from '../checker/history.js'
 import { LoadProcess, readHistories } from './load.js'
-import { BrokerProcess, freePort, scratchDirectory, until } from './processes.js'
+import { BrokerProcess } from '../rig/broker.js'
+import { freePort, scratchDirectory } from '../rig/scratch.js'
+import { until } from '../rig/wait.js'
 
 const SEED = Number(process.env['SLUICE_SEED'] ?? Date.now() % 1_000_000)
 const ROUNDS = runs(3, 50)

@@ -9,7 +9,10 @@ import { runs } from '../amount.js'
 import { checkHistory, findingLines, violations, type HistoryEvent } from '../checker/history.js'
 import { LoadProcess, readHistories } from './load.js'
 import type { TimedEvent } from './load-process.js'
-import { BrokerProcess, delay, freePort, scratchDirectory, until, type ScriptProcess } from './processes.js'
+import { BrokerProcess } from '../rig/broker.js'
+import type { ScriptProcess } from '../rig/process.js'
+import { freePort, scratchDirectory } from '../rig/scratch.js'
+import { delay, until } from '../rig/wait.js'
 import { Random } from './random.js'
 
 const SEED = Number(process.env['SLUICE_SEED'] ?? Date.now() % 1_000_000)

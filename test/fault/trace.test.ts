@@ -10,8 +10,8 @@ import {
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
-import { batch, frame } from './peer.js'
-import { scratchDirectory } from './processes.js'
+import { batch, frame } from '../rig/frames.js'
+import { scratchDirectory } from '../rig/scratch.js'
 import { readTrace, straceIsMissing } from './strace.js'
 import { traceSummary, traceUnderLoad } from './trace.js'
 

@@ -7,7 +7,9 @@
 import { connect } from '@sluice/client'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { BrokerProcess, scratchDirectory, until } from './processes.js'
+import { BrokerProcess } from '../rig/broker.js'
+import { scratchDirectory } from '../rig/scratch.js'
+import { until } from '../rig/wait.js'
 import { Random } from './random.js'
 import { readTrace, straceIsMissing, traced, type TraceReport } from './strace.js'
 

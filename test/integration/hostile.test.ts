@@ -40,8 +40,10 @@ import { connect as dial, type Socket } from 'node:net'
 import { crc32 } from 'node:zlib'
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest'
 import { PROCESS_METER } from '../../packages/server/src/memory.js'
-import { Peer, authFrame, batch, frame, helloFrame, publishFrame } from '../fault/peer.js'
-import { scratchDirectory, until } from '../fault/processes.js'
+import { authFrame, batch, frame, helloFrame, publishFrame } from '../rig/frames.js'
+import { Peer } from '../rig/peer.js'
+import { scratchDirectory } from '../rig/scratch.js'
+import { until } from '../rig/wait.js'
 import { Random } from '../fault/random.js'
 
 const SEED = Number(process.env['SLUICE_SEED'] ?? Date.now() % 1_000_000)

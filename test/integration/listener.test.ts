@@ -12,8 +12,9 @@ import { Listener } from '../../packages/server/src/net/listener.js'
 import type { Peer as NetPeer } from '../../packages/server/src/net/peer.js'
 import { Session } from '../../packages/server/src/session/session.js'
 import { SESSION_DEFAULTS } from '../../packages/server/src/session/settings.js'
-import { Peer, batch, frame, publishFrame } from '../fault/peer.js'
-import { until } from '../fault/processes.js'
+import { batch, frame, publishFrame } from '../rig/frames.js'
+import { Peer } from '../rig/peer.js'
+import { until } from '../rig/wait.js'
 
 // The servers that the listener makes: what the system reports of them cannot be had otherwise.
 const servers = vi.hoisted(() => [] as Net.Server[])

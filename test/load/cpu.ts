@@ -5,7 +5,7 @@
  */
 import { readFileSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
-import { freePort, scratchDirectory } from '../fault/processes.js'
+import { freePort, scratchDirectory } from '../rig/scratch.js'
 import { cpuMs } from '../scale/proc.js'
 import { whole } from '../scale/scenario.js'
 import { outputOf } from './drivers/processes.js'

@@ -2,7 +2,7 @@
 import { fork, type ChildProcess } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 import { setTimeout as delay } from 'node:timers/promises'
-import { freePort, scratchDirectory } from '../fault/processes.js'
+import { freePort, scratchDirectory } from '../rig/scratch.js'
 import { cpuMs, peakMib } from '../scale/proc.js'
 import { Seen } from './bodies.js'
 import type { Driver, Running } from './driver.js'

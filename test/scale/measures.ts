@@ -2,8 +2,9 @@
 import { connect, type PublishOptions, type Sluice } from '@sluice/client'
 import { readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
-import type { BrokerArguments } from '../fault/broker-process.js'
-import { BrokerProcess, freePort, scratchDirectory } from '../fault/processes.js'
+import type { BrokerArguments } from '../rig/broker-process.js'
+import { BrokerProcess } from '../rig/broker.js'
+import { freePort, scratchDirectory } from '../rig/scratch.js'
 import { deviceWrittenBytes, residentMib } from './proc.js'
 
 /** Bodies of all scenarios. */

@@ -1,6 +1,7 @@
 /** What a queue's behaviours cost when there is much of them. */
 import { encodeControl, LIMITS, OP } from '@sluice/protocol'
-import { frame, Peer } from '../fault/peer.js'
+import { frame } from '../rig/frames.js'
+import { Peer } from '../rig/peer.js'
 import { keys, later, waiting } from './backlogs.js'
 import { connections, steady } from './long.js'
 import { Bench, BODY, drain, fill, median, percentile } from './measures.js'

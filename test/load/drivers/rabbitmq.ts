@@ -1,7 +1,7 @@
 import { readFile, readdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { connect, type Channel, type ChannelModel, type ConfirmChannel } from 'amqplib'
-import { freePort } from '../../fault/processes.js'
+import { freePort } from '../../rig/scratch.js'
 import { decoded, encoded } from '../bodies.js'
 import type { Body, Driver, Session } from '../driver.js'
 import { Server } from './processes.js'

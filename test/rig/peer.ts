@@ -1,34 +1,18 @@
-/** A peer that sends whatever bytes a test wants and keeps every frame that comes back. */
+/** A peer on a socket: sends any bytes and keeps every frame that it receives. */
 import {
-  BATCH_HEADER_BYTES,
-  BATCH_TYPE,
-  CONTENT_TYPE,
-  FRAME_HEADER_BYTES,
   FrameDecoder,
   LIMITS,
-  MECHANISM,
   OP,
-  PROTOCOL_VERSION,
   decodeFault,
   decodeHelloOk,
   decodePublishErr,
-  encodeAuth,
-  encodeHello,
   encodePreface,
-  recordBytes,
-  sealBatch,
-  textBytes,
-  writeFrameHeader,
-  writeRecordHead,
-  writeText,
-  type BatchStamp,
   type Fault,
   type Hello,
   type HelloOk,
-  type RecordOptions,
 } from '@sluice/protocol'
-import { randomBytes } from 'node:crypto'
 import { connect, type Socket } from 'node:net'
+import { authFrame, frame, helloFrame } from './frames.js'
 
 export interface Frame {
   readonly opcode: number
@@ -40,7 +24,7 @@ export interface Frame {
 export class Peer {
   readonly socket: Socket
   readonly frames: Frame[] = []
-  /** Resolves with the time at which the connection was gone. */
+  /** Resolves with the time at which the connection closed. */
   readonly closed: Promise<number>
   receivedBytes = 0
   #isClosed = false
@@ -58,7 +42,7 @@ export class Peer {
       decoder.push(chunk)
       this.#tell()
     })
-    // A reset is one way to be shown the door; 'close' follows.
+    // A broker may reset the connection; 'close' follows.
     this.socket.on('error', () => undefined)
     this.closed = new Promise((resolve) => {
       this.socket.once('close', () => {
@@ -77,7 +61,7 @@ export class Peer {
     })
   }
 
-  /** Connected and through the handshake. */
+  /** Connects and completes the handshake. */
   static async open(port: number, hello: Partial<Hello> = {}): Promise<Peer> {
     const peer = await Peer.connect(port)
     await peer.handshake(hello)
@@ -98,7 +82,7 @@ export class Peer {
     return decodeHelloOk(payload, 0, payload.length)
   }
 
-  /** The next frame of this kind; what came before it is passed over. Rejects when the connection ends without one. */
+  /** The next frame with one of these opcodes; earlier frames are skipped. Rejects when the connection ends first. */
   frame(...opcodes: readonly number[]): Promise<Frame> {
     return this.#next((frame) => opcodes.includes(frame.opcode))
   }
@@ -111,7 +95,7 @@ export class Peer {
       }
       if (this.#isClosed)
         throw new Error(
-          `the connection was closed after ${this.frames.length} frames, without the one waited for`,
+          `the connection was closed after ${this.frames.length} frames, without the expected one`,
         )
       await new Promise<void>((resolve) => this.#waiters.add(resolve))
     }
@@ -147,70 +131,4 @@ export class Peer {
     this.socket.destroy()
     await this.closed
   }
-}
-
-export function frame(
-  opcode: number,
-  channel: number,
-  correlation: number,
-  payload: Uint8Array = new Uint8Array(0),
-): Uint8Array {
-  const bytes = new Uint8Array(FRAME_HEADER_BYTES + payload.length)
-  bytes.set(payload, writeFrameHeader(bytes, 0, payload.length, opcode, channel, correlation))
-  return bytes
-}
-
-export function helloFrame(hello: Partial<Hello> = {}): Uint8Array {
-  const payload = encodeHello({
-    versionMin: PROTOCOL_VERSION,
-    versionMax: PROTOCOL_VERSION,
-    features: 0,
-    frameBytesMax: LIMITS.frameBytesMax,
-    heartbeatMs: LIMITS.heartbeatMsDefault,
-    producer: randomBytes(16),
-    acceptedNumber: 0,
-    inFlightBatches: LIMITS.inFlightBatchesDefault,
-    name: 'peer',
-    ...hello,
-  })
-  return frame(OP.HELLO, 0, 1, payload)
-}
-
-export function authFrame(mechanism: number = MECHANISM.anonymous): Uint8Array {
-  return frame(OP.AUTH, 0, 2, encodeAuth({ mechanism, identity: '', secret: new Uint8Array(0) }))
-}
-
-export interface RecordOf {
-  readonly payload: Uint8Array
-  readonly options?: RecordOptions
-}
-
-/** A batch whose checksum is right, whatever its header says. */
-export function batch(
-  batchNumber: number,
-  records: readonly RecordOf[],
-  stamp: Partial<BatchStamp> = {},
-): Uint8Array {
-  const sizes = records.map(({ payload, options }) => recordBytes(options, payload.length))
-  const bytes = new Uint8Array(BATCH_HEADER_BYTES + sizes.reduce((sum, size) => sum + size, 0))
-  let at = BATCH_HEADER_BYTES
-  records.forEach(({ payload, options }, index) => {
-    bytes.set(payload, writeRecordHead(bytes, at, options, CONTENT_TYPE.bytes, payload.length))
-    at += sizes[index]!
-  })
-  sealBatch(bytes, 0, bytes.length, {
-    type: BATCH_TYPE.messages,
-    count: records.length,
-    batchNumber,
-    ...stamp,
-  })
-  return bytes
-}
-
-/** `unanswered`: how many numbers below its own still are. */
-export function publishFrame(queue: string, batchBytes: Uint8Array, unanswered = 0): Uint8Array {
-  const payload = new Uint8Array(1 + textBytes(queue) + batchBytes.length)
-  payload[0] = writeText(payload, 1, queue)
-  payload.set(batchBytes, 1 + payload[0])
-  return frame(OP.PUBLISH, 0, unanswered, payload)
 }
