@@ -1,59 +1,59 @@
 /**
- * An admission: what comes to a queue in one step, a batch or the acknowledgements and batches of an atomic step, and
- * whether the queue accepts it: by its limits, and by the ids that it knows.
+ * An admission: what arrives at a queue in one step (a batch, or the acknowledgements and batches of an atomic step), and
+ * whether the queue accepts it, by its limits and its known ids.
  *
- * In this order: `look` at each batch, behind `settleTime`; `check` all together; then `replace` and `makeRoom` change the
- * queue, and the batches can be appended. Nothing is changed before `check` has passed. A batch that asks for nothing, of a
- * queue that looks at no messages, needs none of it.
+ * Order of calls, after `settleTime`: `look` at each batch, `check` all together, then `replace` and `makeRoom`, which
+ * change the queue. Then the batches can be appended. Nothing changes before `check` has passed. A batch without options
+ * needs no admission if the options of its queue require none.
  */
 import { SluiceError } from '@sluice/protocol'
 import type { Traits } from './chunk.js'
 import { ID_WORDS, isId } from './hash.js'
 import type { Queue } from './queue.js'
 
-/** What is known of a batch before it changes anything. Final once all of the step was checked. */
+/** A batch before it changes anything. Final after `check`. */
 export interface AdmittedBatch {
   /** Offset of its first message. */
   readonly base: number
-  /** Messages that have the id of another one, in any order. */
+  /** Messages with the id of another message, in any order. */
   later: { readonly index: number; readonly first: First }[] | undefined
-  /** The same, in order: index → offset of that one. */
+  /** The same by index: index → offset of the other message. */
   duplicates: Map<number, number> | undefined
-  /** Messages that take the place of one that waits: index → offset of that one. */
+  /** Messages that replace a waiting one: index → offset of that one. */
   replaced: Map<number, number> | undefined
-  /** Without duplicates. */
+  /** Messages and bytes without duplicates. */
   messages: number
   bytes: number
 }
 
-/** An id of what comes, while it is looked at. */
+/** The message that has an id, until the end of the step. */
 interface First {
-  /** Of the message that has the id: one that comes, or one that is known. */
+  /** Offset of a message that arrives, or of one that is known. */
   offset: number
-  /** The batch that it comes in; undefined: an earlier message is known. */
+  /** The batch of the arriving message; undefined if the message was known before. */
   batch: AdmittedBatch | undefined
-  /** What its record takes, where that counts. */
+  /** Size of its record, if sizes count. */
   bytes: number
-  /** The message whose place it takes; -1: none. */
+  /** Offset of the message that it replaces; -1: none. */
   readonly replaced: number
 }
 
 export class Admission {
   readonly #queue: Queue
-  /** The batches, in their order. */
+  /** The batches, in order. */
   readonly batches: AdmittedBatch[] = []
-  /** Offsets that they take. */
+  /** Number of offsets that the batches take. */
   taken = 0
-  /** What leaves: acknowledged messages, which are as good as gone. */
+  /** Messages that are acknowledged in the same step, and count as gone. */
   #messagesLeaving = 0
   #bytesLeaving = 0
-  /** Undefined: none. */
+  /** Their offsets; undefined: none. */
   #leaving: Set<number> | undefined
-  /** Ids that the batches have; undefined: none so far. */
+  /** The message of each id in the batches; undefined: none so far. */
   #firsts: Map<string, First> | undefined
-  /** Those of them whose message takes the place of one that waits. */
+  /** Those that replace a waiting message. */
   #replacing: First[] | undefined
-  /** How many ids were not known. */
+  /** Number of ids that were not known. */
   #freshIds = 0
 
   constructor(queue: Queue) {
@@ -68,12 +68,12 @@ export class Admission {
     this.#leaving.add(offset)
   }
 
-  /** A batch of `count` messages, of which nothing has to be known, comes behind the others. */
+  /** Adds a batch of `count` messages that needs no check. */
   pass(count: number): void {
     this.taken += count
   }
 
-  /** Looks at a batch that comes behind the others. @throws SluiceError DEDUP_FULL */
+  /** Adds a batch and finds its duplicates. @throws SluiceError DEDUP_FULL */
   look(count: number, recordsBytes: number, traits: Traits | undefined): AdmittedBatch {
     const { unique, dedupWindowMs } = this.#queue.options
     const batch: AdmittedBatch = {
@@ -91,7 +91,7 @@ export class Admission {
     return batch
   }
 
-  // Each id is looked up once, however often it comes.
+  // Looks each id up once, even if several messages have it.
   #findDuplicates(count: number, traits: Traits, batch: AdmittedBatch): void {
     const { ids, pending, options } = this.#queue
     const leaving = this.#leaving
@@ -118,7 +118,7 @@ export class Admission {
         if (!isAccepted) addLater(batch, index, bytes, made)
         else if (known !== -1) (this.#replacing ??= []).push(made)
       } else if (replaces && first.batch !== undefined) {
-        // Of several that come together the last is accepted, whichever batches they are in.
+        // If several messages replace the same one, the last one is accepted, across batches too.
         addLater(first.batch, first.offset - first.batch.base, first.bytes, first)
         first.offset = offset
         first.batch = batch
@@ -146,7 +146,7 @@ export class Admission {
     )
   }
 
-  // Ids of messages that leave in the same step, and that no other message has.
+  // Number of ids that are forgotten in this step: their only messages are acknowledged.
   #idsLeaving(): number {
     const leaving = this.#leaving
     if (leaving === undefined) return 0
@@ -165,7 +165,7 @@ export class Admission {
   }
 
   /**
-   * All that comes was looked at: what each batch brings is final. Nothing of the queue is changed.
+   * Checks the whole step against the limits, and completes each batch. Does not change the queue.
    * @throws SluiceError QUEUE_FULL
    */
   check(): void {
@@ -199,7 +199,7 @@ export class Admission {
     }
     if (moreMessages === 0) return
     bytes = Math.round(bytes)
-    // What consumers hold cannot make room; of the rest, all could.
+    // Leased messages cannot make room; all others could.
     const firmMessages = overflow === 'reject' ? messages : queue.leased - this.#messagesLeaving
     let firmBytes = bytes
     if (overflow !== 'reject') {
@@ -216,18 +216,18 @@ export class Admission {
     return new SluiceError(
       'QUEUE_FULL',
       `The queue ${this.#queue.name} holds ${has} ${what}, and ${more} more arrived; it holds at most ${most}.`,
-      // What would not fit an empty queue will never fit.
+      // A step that exceeds the limit of an empty queue will never fit.
       more > most ? { retryable: false } : { retryAfterMs: 100 },
     )
   }
 
-  /** Takes out the messages whose places are taken. */
+  /** Cancels the messages that are replaced. */
   replace(nowMs: number): void {
     for (const { replaced } of this.batches)
       if (replaced !== undefined) for (const offset of replaced.values()) this.#queue.cancel(offset, nowMs)
   }
 
-  /** Makes room for what was checked. */
+  /** Drops messages until the step fits. */
   makeRoom(nowMs: number): void {
     const queue = this.#queue
     const { maxMessages, maxBytes, overflow } = queue.options

@@ -59,7 +59,7 @@ test('what arrives and waits ends where it would stand had somebody looked at on
           position += 512
           for (const queue of queues)
             queue.append(step.append, position, NOW_MS + position, step.append * 100)
-          queues[1]!.takeIn()
+          queues[1]!.applyArrivals()
           if (queues[0]!.lastArrival !== -1) waited++
         } else if ('look' in step) expect(pagesOf(queues[0]!)).toEqual(pagesOf(queues[1]!))
         else for (const queue of queues) queue.drop()

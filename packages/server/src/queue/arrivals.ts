@@ -1,30 +1,28 @@
 /**
- * Arrivals: batches that their queues have counted and have not put into their chunks and lines yet. All queues share
- * one ring.
+ * Arrivals: batches that are counted in their queues, but not yet in the chunks and lines. All queues share one ring.
  *
- * Who publishes to ten thousand queues in turn finds nothing of any of them in the cache. To take a message is to look at
- * one part of its queue, and to write here behind the last one; the other dozen lines of memory are looked at once for
- * all the batches that came meanwhile.
+ * A publish that cycles through 10,000 queues misses the CPU cache on each. Accepting a batch touches one part of its
+ * queue, and the end of this ring. The other dozen cache lines of the queue are touched once for several batches.
  *
- * Invariant: what stands here of a queue is a chain, from its newest, which the queue keeps, to its oldest. The queue
- * takes all of it in before anybody looks at its chunks or its line, and before the ring comes round to its oldest.
+ * Invariant: the arrivals of a queue are a chain, from its newest, which the queue keeps, to its oldest. The queue
+ * applies the whole chain before its chunks or its line are read, and before the ring overwrites its oldest.
  */
 
-/** Whose batches stand here. */
+/** A queue with arrivals. */
 export interface Arriving {
-  /** Where its newest batch stands; `NO_ARRIVAL`: none does. */
+  /** Place of its newest arrival; `NO_ARRIVAL`: none. */
   lastArrival: number
-  /** Takes in all that stands here of it. */
-  takeIn(): void
+  /** Moves all its arrivals out of the ring. */
+  applyArrivals(): void
 }
 
 export const NO_ARRIVAL = -1
 
-/** Half a dozen for each of ten thousand queues: 2.5 MiB. */
+/** Six for each of 10,000 queues: 2.5 MiB. */
 const PLACES_DEFAULT = 1 << 16
 const PLACES_FIRST = 64
 
-/** Numbers of a batch: place in the log, time, bytes of its records, and count and link as one. */
+/** Numbers of an arrival: position in the log, time, record bytes, and count and link in one. */
 const WIDTH = 4
 const POSITION = 0
 const TIME = 1
@@ -34,7 +32,7 @@ const COUNT_UNIT = 2 ** 32
 
 export class Arrivals {
   readonly #placesMax: number
-  /** Of the places so far. */
+  /** Grows up to `#placesMax` places. */
   #numbers = new Float64Array(PLACES_FIRST * WIDTH)
   readonly #owners: (Arriving | undefined)[] = []
   #next = 0
@@ -43,12 +41,12 @@ export class Arrivals {
     this.#placesMax = placesMax
   }
 
-  /** Puts in a batch of `owner`. */
+  /** Adds a batch of `owner`. */
   add(owner: Arriving, count: number, position: number, timeMs: number, bytes: number): void {
     if (this.#next === this.#placesMax) this.#next = 0
     const place = this.#next++
     if (place === this.#owners.length) this.#grow()
-    else this.#owners[place]?.takeIn()
+    else this.#owners[place]?.applyArrivals()
     const at = place * WIDTH
     const numbers = this.#numbers
     numbers[at + POSITION] = position
@@ -59,8 +57,8 @@ export class Arrivals {
     owner.lastArrival = place
   }
 
-  /** Turns the chain around that ends at `last`; returns the place of its oldest batch. */
-  turn(last: number): number {
+  /** Reverses the chain that starts at `last`, its newest. Returns the place of its oldest. */
+  reverse(last: number): number {
     let after = NO_ARRIVAL
     for (let place = last; place !== NO_ARRIVAL;) {
       const before = this.#link(place)
@@ -83,18 +81,18 @@ export class Arrivals {
     return this.#numbers[place * WIDTH + TIME]!
   }
 
-  /** Of its records. */
+  /** Record bytes. */
   bytes(place: number): number {
     return this.#numbers[place * WIDTH + BYTES]!
   }
 
-  /** The batch is taken in; returns the place of the next in its turned chain, `NO_ARRIVAL` behind the last. */
+  /** Frees the place. Returns the next one in the reversed chain, `NO_ARRIVAL` after the last. */
   free(place: number): number {
     this.#owners[place] = undefined
     return this.#link(place)
   }
 
-  // By one place. Until there are as many as there may be, the ring does not come round.
+  // By one place. The ring does not wrap around before it has its full size.
   #grow(): void {
     this.#owners.push(undefined)
     if (this.#owners.length * WIDTH <= this.#numbers.length) return

@@ -1,14 +1,14 @@
 /**
- * The batches that hold the messages of one chunk, oldest first: for each the index of its first message, its place in
- * the log, its time of publishing and its bytes there. Places and times mostly lie within 2^32 above those of the first,
- * and few batches have 64 KiB: 12 bytes a batch for as long as that holds for all, 20 otherwise. Ten million messages
- * from batches of one are ten million of them.
+ * The batches that hold the messages of one chunk, oldest first: for each the index of its first message, its position in
+ * the log, its time of publication and its size there. Most positions and times are less than 2^32 above those of the
+ * first batch, and few batches have 64 KiB: a batch takes 12 bytes while that is true of all of them, and 20 otherwise.
+ * Ten million messages in batches of one need ten million of these.
  *
- * All of it stands in one array of 16-bit words, as it does in a page: who publishes to ten thousand queues in turn finds
- * little of any of them in the cache, and this is one of a few places to look at instead of eight.
+ * All of it is in one array of 16-bit words, as in a page. A publish that cycles through 10,000 queues misses the CPU
+ * cache on each: one array costs one miss, eight arrays cost eight.
  *
- * Words: index, place and time of the first batch as a wide one has them, which narrow ones count from; then
- *   narrow: first index · 2 of place · 2 of time · bytes    wide: first index · 4 of place · 3 of time · 2 of bytes
+ * Words: index, position and time of the first batch in the wide form, the base of the narrow ones; then for each batch
+ *   narrow: first index · 2 of position · 2 of time · bytes    wide: first index · 4 of position · 3 of time · 2 of bytes
  */
 import { CHUNK_MESSAGES } from './bits.js'
 
@@ -29,7 +29,7 @@ const WORD_3 = 2 ** 48
 
 export class BatchTable {
   count = 0
-  /** Batches that there is room for. */
+  /** Number of batches that there is room for. */
   room = BATCHES_FIRST
   /** Words of one batch. */
   #width = NARROW
@@ -39,12 +39,12 @@ export class BatchTable {
     return this.#width === NARROW
   }
 
-  /** Bytes that it takes in a page. */
+  /** Size in a page. */
   get pageBytes(): number {
     return (this.isNarrow ? AHEAD + this.count * NARROW : this.count * WIDE) * 2
   }
 
-  /** Adds a batch of `bytes`, header included, whose first message has the index `first`, above those of all others. */
+  /** Adds a batch of `bytes`, header included. Its first message has the index `first`, above that of all others. */
   push(first: number, place: number, timeMs: number, bytes: number): void {
     const batch = this.count++
     if (batch === 0) {
@@ -61,9 +61,9 @@ export class BatchTable {
   }
 
   /**
-   * Forgets the batches between the first and the last that hold none of these messages, whose indexes come in order; the
-   * one before takes over their indexes. The first and the last may go on in the chunks beside this one, which look here
-   * for them.
+   * Removes the batches between the first and the last that hold none of these messages, which are in order of their
+   * indexes. The batch before a removed one takes over its indexes. The first and the last may reach into the neighbouring
+   * chunks, which look for them here.
    */
   keep(indexes: readonly number[]): void {
     const last = this.count - 1
@@ -84,7 +84,7 @@ export class BatchTable {
     this.#words.copyWithin(AHEAD + to * width, AHEAD + batch * width, AHEAD + (batch + 1) * width)
   }
 
-  /** Gives back the room for further batches: there will be none. */
+  /** Releases unused room: no more batches follow. */
   trim(): void {
     this.room = Math.max(this.count, BATCHES_FIRST)
     this.#words = this.#words.slice(0, AHEAD + this.room * this.#width)
@@ -105,7 +105,7 @@ export class BatchTable {
     return this.isNarrow ? this.#wideTime(0) + this.#pair(at + TIME_NARROW) : this.#wideTime(at)
   }
 
-  /** What it takes in the log; of one that goes on in the next chunk, the whole. */
+  /** Size in the log: that of the whole batch, even if it reaches into the next chunk. */
   bytes(batch: number): number {
     const at = AHEAD + batch * this.#width
     return this.isNarrow ? this.#words[at + BYTES_NARROW]! : this.#pair(at + BYTES_WIDE)
@@ -129,7 +129,7 @@ export class BatchTable {
     return low
   }
 
-  /** Place of the batch that holds the message at `index`. */
+  /** Position in the log of the batch that holds the message at `index`. */
   placeAt(index: number): number {
     return this.place(this.find(index))
   }
@@ -139,7 +139,7 @@ export class BatchTable {
     return this.timeMs(this.find(index))
   }
 
-  /** Writes it into a page: the words, of a wide one without those ahead. Returns where it ends. */
+  /** Writes the words into a page, in the wide form without those before the first batch. Returns the end. */
   encode(bytes: Uint8Array, at: number): number {
     const written = bytes.subarray(at, at + this.pageBytes)
     written.set(this.#pageWords)
@@ -147,7 +147,7 @@ export class BatchTable {
     return at + written.length
   }
 
-  /** Takes what `encode` has written of `count` batches, if there were none before. Returns where it ends. */
+  /** Reads what `encode` wrote for `count` batches into an empty table. Returns the end. */
   decode(bytes: Uint8Array, at: number, count: number, isNarrow: boolean): number {
     this.#width = isNarrow ? NARROW : WIDE
     this.count = count
@@ -159,7 +159,7 @@ export class BatchTable {
     return at + pageBytes
   }
 
-  // The words of a page, as bytes: word by word, ten million batches took 0.3 s more at each start.
+  // The words of a page, as bytes. Reading ten million batches word by word took 0.3 s longer at each start.
   get #pageWords(): Uint8Array {
     const { buffer, byteOffset } = this.#words
     return new Uint8Array(buffer, byteOffset + (this.isNarrow ? 0 : AHEAD * 2), this.pageBytes)
@@ -232,7 +232,7 @@ export class BatchTable {
 
 const IS_BIG_ENDIAN = new Uint8Array(Uint16Array.of(1).buffer)[0] === 0
 
-/** Words from the order of this machine into that of pages, or back. */
+/** Converts words between the byte order of this machine and that of pages. */
 function littleEndian(bytes: Uint8Array): void {
   if (!IS_BIG_ENDIAN) return
   for (let at = 0; at < bytes.length; at += 2) {

@@ -1,10 +1,10 @@
 /**
- * A chunk: the durable state of 1,024 consecutive offsets of one queue. What waits in line costs the place of its
- * batch and nothing else; what is known of single messages is in tables that cost by what is in them. As messages go,
- * the tables are packed: one message that stays takes what one takes, not what a thousand took.
+ * A chunk: the durable state of 1,024 consecutive offsets of one queue. A message that waits without options costs only its
+ * part of the batch table. The state of single messages is in tables that grow with their contents. As messages go, the
+ * tables are packed: one message that is left takes the room of one, not of a thousand.
  *
- * Invariant: `live` counts the indexes in `[0, count)` that are not gone; indexes below the chunk's first message (a
- * chunk can begin in its middle after recovery) are gone.
+ * Invariant: `live` counts the indexes in `[0, count)` that are not gone. After recovery a chunk can begin in its middle:
+ * then the indexes before its first message are gone.
  */
 import { DEATH, type Death } from '@sluice/protocol'
 import { CHUNK_MESSAGES } from './bits.js'
@@ -17,73 +17,73 @@ import { LISTED_MAX, MARK, Marks, type Mark } from './marks.js'
 
 export { DEATH, type Death }
 
-/** What the records of a batch ask for, by index in the batch; kept and filled again for each batch. */
+/** Options of the messages of one batch, by index in the batch. One object is filled again for each batch. */
 export interface Traits {
   readonly priorities: Uint8Array
   /** Time at which a delayed message is due, ms since the epoch; 0: at once. */
   readonly dues: Float64Array
   /** Time at which a message expires; 0: never. */
   readonly expiries: Float64Array
-  /** Whether any has a key; the two words of each key's hash, both 0 for a message without one. */
+  /** Whether any message has a key. `keys`: two words of the hash of each key, both 0 for a message without one. */
   readonly isKeyed: boolean
   readonly keys: Uint32Array
-  /** Whether any has an id; the four words of each id's hash, all 0 for a message without one. */
+  /** Whether any message has an id. `ids`: four words of the hash of each id, all 0 for a message without one. */
   readonly hasIds: boolean
   readonly ids: Uint32Array
-  /** 1: it takes the place of a message with its id that waits. */
+  /** 1: the message replaces a waiting message with the same id. */
   readonly replaces: Uint8Array
-  /** Sizes of the records; undefined where nobody needs them one by one. */
+  /** Sizes of the records; undefined if single sizes are not needed. */
   readonly sizes: Uint32Array | undefined
 }
 
-/** What is known of a message's earlier lives. */
+/** History of a message that was redriven. */
 export interface Lives {
-  /** How often it was brought back from the dead. */
+  /** Number of redrives. */
   readonly redrives: number
-  /** Tries in earlier lives. */
+  /** Attempts before the last redrive. */
   readonly attempts: number
 }
 
-/** Tables with less room than this are packed only in a full chunk, which gets no more. */
+/** Tables with less room than this are packed only in a full chunk, which gets no more messages. */
 const ROWS_KEPT = 32
 const BATCHES_KEPT = 32
-/** A chunk whose messages go in order is packed when no more than these are left: it keeps them if that is where it ends. */
+/** A chunk whose messages go in order is packed only when this many or fewer are left: most such chunks soon empty. */
 const DRAINED_MAX = 4
-/** What has to be given back when a message is gone: its key, its id, its part of the bytes. */
+/** Columns whose contents must be released when a message is gone: its key, its id, its share of the bytes. */
 const HELD = (1 << COLUMN.key) | (1 << COLUMN.id) | (1 << COLUMN.size)
 const PRIORITY_BITS = 5
 export const PRIORITIES = 2 ** PRIORITY_BITS
 const PRIORITY_MASK = PRIORITIES - 1
 
 export class Chunk {
-  // What each append looks at stands together: it is all that is looked at of most chunks.
+  // Fields that each append reads are declared first. For most chunks it reads no others.
   /** Offset of index 0. */
   readonly base: number
-  /** Index after the last message that was appended. */
+  /** Index after the last appended message. */
   count = 0
   live = 0
-  /** Bytes of the records that were appended here; of a batch across chunks, its share by count. */
+  /** Record bytes of the live messages. A batch across chunks is split by message count. */
   bytes = 0
-  /** Those that hold the messages; only the contents and pages of the queue look into them. */
+  /** The batches of the messages. Only the contents and the pages of a queue use this table. */
   readonly batches = new BatchTable()
-  /** Bit by priority: some message here was appended with it. */
+  /** Bit by priority: some message was appended with it. */
   priorityMask = 0
-  /** Whether the state differs from the newest page of it in the log, and where that page stands (-1: none). */
+  /** The state differs from its newest page in the log, whose position is `pagePosition` (-1: there is none). */
   dirty = true
   pagePosition = -1
-  /** What that page takes in the log. */
+  /** Bytes of that page in the log. */
   pageBytes = 0
   readonly marks = new Marks()
   dead: DeadMessages | undefined
   lives: Map<number, Lives> | undefined
-  /** What is known of single messages, where there is anything. */
+  /** State of single messages, if there is any. */
   #columns: Columns | undefined
-  /** Of the live messages whose size is known: how many, and their bytes. */
+  /** Number and bytes of the live messages whose size is known. */
   #sizedLive = 0
   #sizedBytes = 0
-  /** No message here expires before this. */
+  /** No message here expires earlier. */
   earliestExpiryMs = Infinity
-  /** Volatile: no message here that waits beyond the horizon of the schedule is due before this. */
+  /** Volatile: no message here beyond the horizon of the schedule is due earlier. */
   laterMs = Infinity
 
   constructor(base: number) {
@@ -103,17 +103,17 @@ export class Chunk {
     return this.priorityMask === 1 << priority
   }
 
-  /** Tries that were charged so far. */
+  /** Attempts that were charged so far. */
   attemptsAt(index: number): number {
     return this.#columns === undefined ? 0 : this.#columns.get(COLUMN.charge, index) >>> PRIORITY_BITS
   }
 
-  /** When the message is or was due; 0 for one that has not to wait for its time. */
+  /** Time at which the message is or was due; 0 if it has no due time. */
   dueAt(index: number): number {
     return this.#columns === undefined ? 0 : this.#columns.getWide(COLUMN.due, COLUMN.dueHigh, index)
   }
 
-  /** Slot of the message's key, -1 if it has none. */
+  /** Slot of the message's key; -1 if it has none. */
   keyAt(index: number): number {
     return this.#columns === undefined ? -1 : this.#columns.get(COLUMN.key, index) - 1
   }
@@ -138,8 +138,8 @@ export class Chunk {
     return this.#columns?.has(COLUMN.size) === true
   }
 
-  /** Whether something is kept of single messages here that has to be given back when they are gone. */
-  get holdsMessages(): boolean {
+  /** Whether any message here holds something to release when it is gone. */
+  get holdsResources(): boolean {
     return this.#columns?.hasAny(HELD) === true || this.dead !== undefined || this.lives !== undefined
   }
 
@@ -155,13 +155,13 @@ export class Chunk {
     return this.marks.has(MARK.waiting, index)
   }
 
-  isRipe(index: number): boolean {
-    return this.marks.has(MARK.ripe, index)
+  isDue(index: number): boolean {
+    return this.marks.has(MARK.due, index)
   }
 
-  /** Whether the message waits for its time. */
+  /** Whether the due time of the message is in the future, as far as `Line.advance` has run. */
   isScheduled(index: number): boolean {
-    return this.isWaiting(index) && !this.isRipe(index) && !this.isGone(index)
+    return this.isWaiting(index) && !this.isDue(index) && !this.isGone(index)
   }
 
   /** Whether the message, which is not gone, is in the line: it is neither leased nor dead. */
@@ -174,7 +174,7 @@ export class Chunk {
     return this.marks.firstLive(index, this.count)
   }
 
-  /** How many of `[from, to)`, as far as they were appended, are live. */
+  /** Number of live messages in `[from, to)`. The range may end after `count`. */
   liveIn(from: number, to: number): number {
     const end = Math.min(to, this.count)
     return end <= from ? 0 : end - from - this.marks.countGone(from, end)
@@ -195,17 +195,17 @@ export class Chunk {
     return expiryMs !== 0 && expiryMs <= nowMs
   }
 
-  /** When the message was published. */
+  /** Time of publication. */
   publishedAt(index: number): number {
     return this.batches.timeAt(index)
   }
 
-  /** Where the message stands in time: when it is or was due, or when it was published. */
+  /** Time that orders the message in its line: its due time, or else its time of publication. */
   lineTimeAt(index: number): number {
     return this.dueAt(index) || this.batches.timeAt(index)
   }
 
-  /** Says where the message is in the log. */
+  /** Fills `location` with the place of the message in the log. */
   locate(index: number, location: Location): void {
     const { base, batches } = this
     const batch = batches.find(index)
@@ -216,12 +216,12 @@ export class Chunk {
     location.batchEnd = base + this.batchEnd(batch)
   }
 
-  /** Size of the message's record; 0 where it is not known. */
+  /** Size of the message's record; 0 if it is not known. */
   sizeAt(index: number): number {
     return this.#columns === undefined ? 0 : this.#columns.get(COLUMN.size, index)
   }
 
-  /** Size of the message's record, which is live; where it is not known, the mean of those that are not. */
+  /** Size of the record of a live message. If it is not known: the mean of the live messages without a known size. */
   bytesAt(index: number): number {
     const size = this.sizeAt(index)
     if (size > 0) return size
@@ -229,7 +229,7 @@ export class Chunk {
     return live === 0 ? 0 : Math.max(0, this.bytes - this.#sizedBytes) / live
   }
 
-  /** The message, which is live, is about to be gone. */
+  /** Removes a live message, which is about to be gone, from the totals of known sizes. */
   forgetSize(index: number): void {
     const size = this.sizeAt(index)
     if (size === 0) return
@@ -245,13 +245,13 @@ export class Chunk {
     return this.hasIds && !this.isId(index, 0, 0, 0, 0)
   }
 
-  /** Whether this is the hash of the message's id, which is all 0 if it has none that is needed. */
+  /** Whether this is the hash of the message's id. The hash is all 0 if the message has no id, or one that is not kept. */
   isId(index: number, h0: number, h1: number, h2: number, h3: number): boolean {
     const columns = this.#columns
     return columns === undefined ? (h0 | h1 | h2 | h3) === 0 : columns.isId(index, h0, h1, h2, h3)
   }
 
-  /** Word of the hash of the message's id. */
+  /** One word of the hash of the message's id. */
   idWordAt(index: number, word: 0 | 1 | 2 | 3): number {
     if (this.#columns === undefined) return 0
     return this.#columns.get((COLUMN.id + word) as typeof COLUMN.id, index)
@@ -264,7 +264,7 @@ export class Chunk {
     return words
   }
 
-  /** Sets what the messages at `[from, to)`, which are new, ask for; `traitsFrom` is the index of the first in its batch. */
+  /** Sets the options of the new messages `[from, to)`. `traitsFrom` is the index of the first one in its batch. */
   setTraits(from: number, to: number, traits: Traits, traitsFrom: number): void {
     const { priorities, dues, expiries, sizes } = traits
     for (let index = from, at = traitsFrom; index < to; index++, at++) {
@@ -277,7 +277,7 @@ export class Chunk {
     }
   }
 
-  /** Where to put what is known of messages; until there is anything, there is nothing. */
+  /** Columns to write to, created on first use. */
   get columns(): Columns {
     return (this.#columns ??= new Columns())
   }
@@ -293,7 +293,7 @@ export class Chunk {
     this.columns.set(COLUMN.key, index, slot + 1)
   }
 
-  /** The next message in the line of the key, by offset; -1: none. */
+  /** Offset of the next message in the line of the key; -1: none. */
   nextAt(index: number): number {
     return this.#linkAt(COLUMN.next, COLUMN.nextHigh, index)
   }
@@ -310,32 +310,32 @@ export class Chunk {
     this.#setLink(COLUMN.previous, COLUMN.previousHigh, index, offset)
   }
 
-  /** The next pending message with the same id; -1: none. */
-  nextLike(index: number): number {
-    return this.#linkAt(COLUMN.nextLike, COLUMN.nextLikeHigh, index)
+  /** Offset of the next pending message with the same id; -1: none. */
+  nextSameId(index: number): number {
+    return this.#linkAt(COLUMN.nextSameId, COLUMN.nextSameIdHigh, index)
   }
 
-  /** The one before it, or from the first the last; -1: none. */
-  previousLike(index: number): number {
-    return this.#linkAt(COLUMN.previousLike, COLUMN.previousLikeHigh, index)
+  /** Offset of the previous pending message with the same id, for the first one that of the last; -1: no other. */
+  previousSameId(index: number): number {
+    return this.#linkAt(COLUMN.previousSameId, COLUMN.previousSameIdHigh, index)
   }
 
-  setNextLike(index: number, offset: number): void {
-    this.#setLink(COLUMN.nextLike, COLUMN.nextLikeHigh, index, offset)
+  setNextSameId(index: number, offset: number): void {
+    this.#setLink(COLUMN.nextSameId, COLUMN.nextSameIdHigh, index, offset)
   }
 
-  setPreviousLike(index: number, offset: number): void {
-    this.#setLink(COLUMN.previousLike, COLUMN.previousLikeHigh, index, offset)
+  setPreviousSameId(index: number, offset: number): void {
+    this.#setLink(COLUMN.previousSameId, COLUMN.previousSameIdHigh, index, offset)
   }
 
-  // 0: none. Even: twice how far behind. Odd: twice how far before, less one. Mostly it is not far.
+  // Distances to neighbours, which are mostly small. 0: none; even: twice the distance forward; odd: twice back, less 1.
   #linkAt(low: LinkColumn, high: LinkHighColumn, index: number): number {
     const code = this.#columns === undefined ? 0 : this.#columns.getWide(low, high, index)
     if (code === 0) return -1
     return this.base + index + (code % 2 === 0 ? code / 2 : -(code + 1) / 2)
   }
 
-  // `offset` is not the message's own.
+  // `offset` is not that of the message itself.
   #setLink(low: LinkColumn, high: LinkHighColumn, index: number, offset: number): void {
     const distance = offset === -1 ? 0 : offset - this.base - index
     this.columns.setWide(low, high, index, distance >= 0 ? distance * 2 : -distance * 2 - 1)
@@ -350,7 +350,7 @@ export class Chunk {
     if (priority !== 0) this.#charge(index, this.attemptsAt(index), priority)
   }
 
-  /** The message has to wait until `dueMs`, after `attempts` tries. */
+  /** The message is due at `dueMs`, after `attempts` attempts. */
   setDue(index: number, attempts: number, dueMs: number): void {
     this.columns.setWide(COLUMN.due, COLUMN.dueHigh, index, dueMs)
     if (attempts !== this.attemptsAt(index)) this.#charge(index, attempts, this.priorityAt(index))
@@ -363,20 +363,20 @@ export class Chunk {
   /** `expiryMs`: 0 for never. */
   setExpiry(index: number, expiryMs: number): void {
     this.columns.setWide(COLUMN.expiry, COLUMN.expiryHigh, index, expiryMs)
-    if (expiryMs !== 0) this.lookAtExpiries(expiryMs)
+    if (expiryMs !== 0) this.checkExpiriesAt(expiryMs)
   }
 
-  /** Something here has expired at `timeMs`, or is due then and expired before. */
-  lookAtExpiries(timeMs: number): void {
+  /** A message must be checked for expiry at `timeMs`. */
+  checkExpiriesAt(timeMs: number): void {
     if (timeMs < this.earliestExpiryMs) this.earliestExpiryMs = timeMs
   }
 
   /**
-   * Takes note of a batch whose messages have the indexes `[count, end)`; their priority is 0 unless traits say more.
-   * `bytes`: what their records take; `batchBytes`: what the whole batch takes in the log.
+   * Appends a batch for the indexes `[count, end)`, with priority 0 until options set another.
+   * `bytes`: size of its records; `batchBytes`: size of the whole batch in the log.
    */
   append(end: number, position: number, timeMs: number, bytes: number, batchBytes: number): void {
-    // Where half of the batches are gone at least, their room serves the next ones.
+    // If at least half of the batches are gone, their room is used again.
     const { count, room } = this.batches
     if (count === room && count >= BATCHES_KEPT && this.live * 2 <= count)
       this.batches.keep(this.liveIndexes())
@@ -393,10 +393,10 @@ export class Chunk {
     return batch + 1 < this.batches.count ? this.batches.first(batch + 1) : this.count
   }
 
-  /** Whether nothing of the batch that stands here is live. */
+  /** Whether no message of the batch in this chunk is live. */
   batchIsGone(batch: number): boolean {
     const end = this.batchEnd(batch)
-    // Who settles in order is told by the last message: the others need not be looked at.
+    // Checks the last message first: with settles in order that is enough for a live batch.
     return this.isGone(end - 1) && this.marks.firstLive(this.batches.first(batch), end) === end
   }
 
@@ -406,7 +406,7 @@ export class Chunk {
     this.dirty = true
   }
 
-  /** Marks `[from, to)` gone; returns how many were not before. `bytes` is what they take, where that is known. */
+  /** Marks `[from, to)` gone and returns how many were not. `bytes`: size of their records, if it is known. */
   remove(from: number, to: number, bytes?: number): number {
     const removed = this.marks.add(MARK.gone, from, to)
     if (removed === 0) return 0
@@ -418,13 +418,13 @@ export class Chunk {
   }
 
   /**
-   * After messages before `end` went: where few are left, gives back what the others took, each time that three quarters
-   * of it are of no use. Batches have other numbers then.
+   * Called after messages before `end` are gone. If few are left, shrinks each table of which three quarters are unused.
+   * This renumbers batches.
    */
   pack(end: number): void {
     const { live, full } = this
     if (live > LISTED_MAX || (live === 0 && full)) return
-    // A full chunk whose oldest messages go first is all gone soon.
+    // A full chunk whose oldest messages go first will soon be empty.
     if (full && live > DRAINED_MAX && this.dead === undefined && this.firstLive(0) >= end) return
     const columns = this.#columns
     const isLoose = columns !== undefined && live * 4 <= columns.room
@@ -442,7 +442,7 @@ export class Chunk {
     if (isLoose && !columns.pack(this.liveIndexes())) this.#columns = undefined
   }
 
-  /** Counts everything anew and compares. @throws Error naming what differs */
+  /** Recounts everything and compares. @throws Error with the difference */
   invariants(): void {
     const { batches, count, live } = this
     for (let batch = 1; batch < batches.count; batch++)
@@ -460,9 +460,9 @@ export class Chunk {
       if (index < batches.first(0)) this.#differs(`${index} is live, and in no batch`)
       if (!((this.priorityMask >>> this.priorityAt(index)) & 1))
         this.#differs(`the priority of ${index} is not in the mask`)
-      if (isWaiting ? !isOut || this.isDead(index) : this.isRipe(index))
+      if (isWaiting ? !isOut || this.isDead(index) : this.isDue(index))
         this.#differs(`${index} is in two states at once`)
-      // What is leased is looked at when it comes back, and what has to wait when it is due.
+      // Leased messages are checked when they return, scheduled ones when they are due.
       const expiryMs = isOut && !isWaiting ? 0 : this.expiryAt(index)
       const lookAtMs = isWaiting ? Math.max(expiryMs, this.dueAt(index)) : expiryMs
       if (expiryMs !== 0 && lookAtMs < this.earliestExpiryMs)
@@ -481,12 +481,12 @@ export class Chunk {
     throw new Error(`chunk ${this.base}: ${what}`)
   }
 
-  /** Recovery: messages `[from, to)` are gone, as a page says. */
+  /** Recovery: messages `[from, to)` are gone, according to a page. */
   restoreGone(from: number, to: number): void {
     this.live -= this.marks.add(MARK.gone, from, to)
   }
 
-  /** Recovery: the batches have come from a page, and hold the messages until `count`. */
+  /** Recovery: the batches were decoded from a page. They hold the messages `[0, count)`. */
   restored(count: number, bytes: number): void {
     this.count = count
     this.live = count
@@ -498,10 +498,10 @@ export class Chunk {
 type LinkColumn =
   | typeof COLUMN.next
   | typeof COLUMN.previous
-  | typeof COLUMN.nextLike
-  | typeof COLUMN.previousLike
+  | typeof COLUMN.nextSameId
+  | typeof COLUMN.previousSameId
 type LinkHighColumn =
   | typeof COLUMN.nextHigh
   | typeof COLUMN.previousHigh
-  | typeof COLUMN.nextLikeHigh
-  | typeof COLUMN.previousLikeHigh
+  | typeof COLUMN.nextSameIdHigh
+  | typeof COLUMN.previousSameIdHigh

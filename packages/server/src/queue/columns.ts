@@ -32,10 +32,10 @@ export const COLUMN = {
   id2: 12,
   id3: 13,
   /** Volatile: neighbours in the list of pending messages that have one id. */
-  nextLike: 14,
-  nextLikeHigh: 15,
-  previousLike: 16,
-  previousLikeHigh: 17,
+  nextSameId: 14,
+  nextSameIdHigh: 15,
+  previousSameId: 16,
+  previousSameIdHigh: 17,
   /** Size of the record; 0 where it is not known. */
   size: 18,
 } as const
@@ -132,7 +132,7 @@ export class Columns {
     if (row >= 0 && row < words.length) {
       words[row] = word
       if (row >= this.#rows) this.#rows = row + 1
-    } else this.#make(column, index, word)
+    } else this.#setSlowly(column, index, word)
   }
 
   /** Sets a number below 2^53 in two columns, of which the high one is there once a number needs it. */
@@ -165,7 +165,7 @@ export class Columns {
 
   /** All messages below `index` are gone: the room serves the next ones. */
   restart(index: number): void {
-    if (this.#isSparse) this.#lay([], false, index, this.#room)
+    if (this.#isSparse) this.#rebuild([], false, index, this.#room)
     for (const column of this.#layout.columns) this.#arrays[column]!.fill(0, 0, this.#rows)
     this.#rows = 0
     this.#first = index
@@ -176,18 +176,18 @@ export class Columns {
     const kept: number[] = []
     for (const index of indexes) {
       const row = this.#isSparse ? this.#find(index) : index - this.#first
-      if (row >= 0 && row < this.#rows && this.#says(row)) kept.push(row, index)
+      if (row >= 0 && row < this.#rows && this.#hasWords(row)) kept.push(row, index)
     }
     const rows = kept.length / 2
     const first = kept[1] ?? 0
     const span = rows === 0 ? 0 : kept.at(-1)! - first + 1
     const isSparse = span > rows * 2
-    this.#lay(kept, isSparse, first, isSparse ? rows : span)
+    this.#rebuild(kept, isSparse, first, isSparse ? rows : span)
     return rows > 0
   }
 
   // Lays these rows out anew, of which each is there as its number and its index, with room for so many.
-  #lay(kept: readonly number[], isSparse: boolean, first: number, room: number): void {
+  #rebuild(kept: readonly number[], isSparse: boolean, first: number, room: number): void {
     const { columns, width, at } = this.#layout
     const arrays = NO_ARRAYS.slice()
     const words = isSparse ? new Uint32Array(room * width) : NO_WORDS
@@ -218,7 +218,7 @@ export class Columns {
   }
 
   // Whether anything is in the row.
-  #says(row: number): boolean {
+  #hasWords(row: number): boolean {
     return this.#layout.columns.some((column) => this.#word(column, row) !== 0)
   }
 
@@ -243,7 +243,7 @@ export class Columns {
   }
 
   // Sets a word where no array has a place for it.
-  #make(column: Column, index: number, word: number): void {
+  #setSlowly(column: Column, index: number, word: number): void {
     if (!this.has(column)) {
       if (word === 0) return
       this.#extend(this.#layout.mask | (1 << column))
@@ -264,23 +264,23 @@ export class Columns {
         if (row >= this.#rows) this.#rows = row + 1
         return row
       }
-      this.#lay(this.#all(), true, 0, this.#rows)
+      this.#rebuild(this.#all(), true, 0, this.#rows)
     }
     const row = this.#find(index)
     if (row >= 0) return row
     if (this.#rows === this.#room) {
       if (this.#isDenseUntil(index)) {
         const first = this.#words[0]!
-        this.#lay(this.#all(), false, first, powerOf2(index - first + 1))
+        this.#rebuild(this.#all(), false, first, powerOf2(index - first + 1))
         this.#rows = index - first + 1
         return index - first
       }
       this.#resize(Math.max(1, this.#rows * 2))
     }
-    return this.#open(-1 - row, index)
+    return this.#insertRow(-1 - row, index)
   }
 
-  // All rows, as `#lay` takes them.
+  // All rows, as `#rebuild` takes them.
   #all(): number[] {
     const rows: number[] = []
     for (let row = 0; row < this.#rows; row++)
@@ -295,7 +295,7 @@ export class Columns {
     return last < index && index - this.#words[0]! < this.#rows * 2
   }
 
-  #open(row: number, index: number): number {
+  #insertRow(row: number, index: number): number {
     const { width } = this.#layout
     this.#words.copyWithin((row + 1) * width, row * width, this.#rows * width)
     this.#words.fill(0, row * width, (row + 1) * width)

@@ -1,13 +1,13 @@
 /**
- * What is durable of a queue: its messages by offset and what has become of each, the ids that it remembers, its
- * counters. All of it follows from the log alone: changes come as facts, and the same code applies them in service and in
- * recovery (invariant 17). `State` applies what is read back, `Queue` what it decides.
+ * The durable part of a queue: its messages by offset and their states, the ids that it remembers, its counters. All of
+ * it follows from the log: changes come as facts, and the same code applies them in service and in recovery (invariant
+ * 17). `State` applies facts read from the log, `Queue` the facts that it decides.
  *
- * What the queue keeps beside it while it serves (its line, the index of pending ids, the use of the log) is notified of
- * each change through `Follower`. In recovery there is none of it yet, and nothing follows.
+ * The volatile part (the line, the index of pending ids, the use of the log) is notified of each change through
+ * `Follower`. It does not exist during recovery.
  *
  * Each message is in exactly one state (invariant 6): ready in a plain line (in neither `gone` nor `out` of its
- * chunk), scheduled (in `out` and `waiting`), due (in `ripe` as well, and in a heap or in the line of its key), leased
+ * chunk), scheduled (in `out` and `waiting`), due (also in `due`, and in a due queue or the line of its key), leased
  * (in `out`, and in one slot of one subscription), dead (in `out` and `dead`), or gone.
  */
 import {
@@ -30,35 +30,35 @@ import type { PageUse } from './page-use.js'
 import { Reasons } from './reasons.js'
 
 /**
- * Told where in the log batches with live messages stand, so that it knows which segments are still needed, and what
- * copying would copy: a batch counts whole until its last message is gone.
+ * Counts, by place in the log, the bytes of batches that have live messages: the segments that are still needed, and
+ * the cost of copying them. A batch counts in full until its last message is gone.
  */
 export interface LogUse {
-  /** What the queues' pages take. */
+  /** Bytes of the state pages of queues. */
   readonly pages: PageUse
-  /** A batch of `bytes`, header included, with live messages stands at `position`. */
+  /** A batch with live messages is at `position`. `bytes` includes its header. */
   add(position: number, bytes: number): void
-  /** Nothing of the batch at `position` is live any more. */
+  /** No message of the batch at `position` is live any more. */
   remove(position: number, bytes: number): void
-  /** A live batch was copied. */
+  /** A live batch was copied from `from` to `to`. */
   move(from: number, to: number, bytes: number): void
-  /** Messages of a queue that retains them were settled; they stay readable for a while. */
+  /** Messages of a queue with retention were settled. They stay readable for a time. */
   retain(queueId: number, position: number, bytes: number, timeMs: number): void
 }
 
-/** What makes a queue what it is, beside its messages. */
+/** The durable properties of a queue, apart from its messages and counters. */
 export interface QueueDefinition {
   readonly name: string
   readonly options: QueueOptions
   readonly createdAtMs: number
   readonly paused: boolean
-  /** Key of the hashes of its ids and keys: four words. */
+  /** Key of the hashes of ids and message keys: four words. */
   readonly seed: readonly number[]
-  /** Ids of messages below this offset were forgotten when the window of ids was changed. */
+  /** Ids of messages below this offset were forgotten when the deduplication window changed. */
   readonly idsFrom: number
 }
 
-/** A batch that is appended, by the fields of its header. */
+/** A batch to append, by the fields of its header. */
 export interface AppendedBatch {
   readonly baseOffset: number
   readonly count: number
@@ -67,7 +67,7 @@ export interface AppendedBatch {
   readonly length: number
 }
 
-/** Who is notified of changes once recovery is over; see `Queue`, the only one. */
+/** Is notified of changes once recovery is over. `Queue` is the only implementation. */
 export interface Follower {
   /** The messages of `chunk` at `[from, to)` are new. */
   entered(chunk: Chunk, from: number, to: number): void
@@ -79,14 +79,14 @@ export interface Follower {
   idDone(offset: number): void
   /** Messages of a batch of `chunk` are gone. */
   removedFrom(chunk: Chunk, batch: number): void
-  /** A live batch was copied. */
+  /** A live batch was copied from `from` to `to`. */
   copied(from: number, to: number, bytes: number): void
-  /** All of it is about to be dropped. */
+  /** The queue is about to be dropped. */
   dropped(): void
 }
 
-/** In recovery: what would follow is built when it is over, because a later fact can change it. */
-const NOTHING_FOLLOWS: Follower = {
+/** During recovery: the volatile part is built at its end, because a later fact can change it. */
+const NO_FOLLOWER: Follower = {
   entered() {},
   passed() {},
   idPending() {},
@@ -96,14 +96,14 @@ const NOTHING_FOLLOWS: Follower = {
   dropped() {},
 }
 
-/** Messages that a queue leaves in the ring of arrivals: to take in a thousand batches takes 0.2 ms. */
+/** Messages of one queue that may be in the ring of arrivals. Applying 1,024 batches takes 0.2 ms. */
 const ARRIVED_MAX = CHUNK_MESSAGES
-/** In the place of a time of settling: what was never there for a consumer is not retained. */
+/** Settle time of a message that was never available to a consumer. It is not retained. */
 const NEVER = -1
 const FIRST_LIFE: Lives = { redrives: 0, attempts: 0 }
 
 export class Contents implements Arriving {
-  // What each append looks at is declared first, together: with thousands of queues little else is in the cache.
+  // Fields that each append reads are declared first: with thousands of queues few of their cache lines stay in the cache.
   readonly id: number
   readonly name: string
   /** Offset of the next message. */
@@ -111,21 +111,21 @@ export class Contents implements Arriving {
   live = 0
   /** The definition or the counters differ from the newest page. */
   dirty = true
-  /** Its options ask for a look at each batch, whatever the messages ask for. */
+  /** The options of the queue require a check of each batch, whatever the options of its messages. */
   looksAtMessages = false
   protected readonly use: LogUse
   readonly #arrivals: Arrivals
   lastArrival = NO_ARRIVAL
-  /** Messages that have arrived and are not taken in: the newest ones. */
+  /** Number of messages in the ring of arrivals, the newest of the queue. */
   #arrived = 0
-  /** Of all messages that are not gone. */
+  /** Record bytes of all messages that are not gone. */
   bytes = 0
   #options!: QueueOptions
-  #follower = NOTHING_FOLLOWS
-  /** The chunk that was filled last, if it is still there: the way to it through the list of all is longer. */
+  #follower = NO_FOLLOWER
+  /** The chunk that was filled last, unless it was dropped. Saves the look-up in the list. */
   #newest: Chunk | undefined
-  /** As of what was taken in: only what is notified of each arrival looks at it. */
-  protected readonly chunksSoFar = new Chunks()
+  /** The chunks without the arrivals. Only a follower that is notified of arrivals reads them directly. */
+  protected readonly appliedChunks = new Chunks()
   readonly keys = new Keys()
   readonly createdAtMs: number
   readonly seed: readonly number[]
@@ -133,30 +133,30 @@ export class Contents implements Arriving {
   idsFrom: number
   /** Offsets below this may have been delivered by an earlier run of the broker. */
   redeliveredBelow = 0
-  /** Messages that went to another queue when they were brought back. */
+  /** Messages that moved to another queue when they were redriven. */
   carried = 0
   readonly counts = Object.fromEntries(Object.keys(QUEUE_COUNTERS).map((name) => [name, 0])) as Record<
     QueueCounter,
     number
   >
-  /** Of the counters that follow from no other fact, what the log says. */
+  /** Values in the log of the counters that follow from no other fact. */
   readonly tallied = { released: 0, redelivered: 0 }
   deadCount = 0
-  /** Of the dead messages. */
+  /** Record bytes of the dead messages. */
   deadBytes = 0
-  /** Where the newest page of it stands; -1: none. */
+  /** Position of the newest page of the queue; -1: none. */
   pagePosition = -1
-  /** What that page takes in the log. */
+  /** Bytes of that page in the log. */
   pageBytes = 0
   /**
-   * In recovery: where the fact that is being applied stands in the log. A chunk whose page is newer holds it already
-   * and passes it over.
+   * During recovery: position in the log of the fact that is being applied. A chunk with a newer page already contains
+   * the fact and ignores it.
    */
   appliedFrom = Infinity
-  /** How what its messages ask for is read. */
+  /** How the options of messages are read. */
   traitRules!: { readonly seed: readonly number[]; readonly ttlMs: number; readonly withSizes: boolean }
   readonly ids: IdWindow
-  /** No message expires before this. */
+  /** No message expires earlier. */
   protected earliestExpiryMs = Infinity
   readonly #reasons: Reasons
 
@@ -190,18 +190,18 @@ export class Contents implements Arriving {
     this.traitRules = { seed: this.seed, ttlMs: options.ttlMs, withSizes: options.maxBytes > 0 }
   }
 
-  /** The chunks, with all that has arrived in them. */
+  /** The chunks, after all arrivals are applied. */
   get chunks(): Chunks {
-    if (this.lastArrival !== NO_ARRIVAL) this.takeIn()
-    return this.chunksSoFar
+    if (this.lastArrival !== NO_ARRIVAL) this.applyArrivals()
+    return this.appliedChunks
   }
 
-  /** Recovery is over: `follower`, who knows what is here, is notified of each change from now on. */
+  /** Recovery is over: `follower`, which knows the current contents, is notified of each later change. */
   protected follow(follower: Follower): void {
     this.#follower = follower
   }
 
-  /** Messages that were acknowledged. */
+  /** Number of acknowledged messages. */
   get acked(): number {
     const { purged, expired, dropped, cancelled, duplicates, moved, discarded } = this.counts
     const otherwise = purged + expired + dropped + cancelled + duplicates + moved + discarded + this.carried
@@ -212,7 +212,7 @@ export class Contents implements Arriving {
     return this.#options.retainAgeMs > 0 || this.#options.retainBytes > 0
   }
 
-  /** Tries of the message that were charged so far. */
+  /** Attempts of the message that were charged so far. */
   attemptsOf(offset: number): number {
     const chunk = this.chunkAt(offset)
     return chunk === undefined ? 0 : chunk.attemptsAt(offset - chunk.base)
@@ -231,8 +231,8 @@ export class Contents implements Arriving {
   // --- arrivals: in service ---
 
   /**
-   * As `appendFact`, of a batch of the next messages that asks for nothing: it only takes its place at the end, and that
-   * is done at the next look at the chunks.
+   * As `appendFact`, for the next batch, whose messages have no options. It is only counted here. Its chunk and the line
+   * are updated when the chunks are next read.
    */
   protected arrive(count: number, position: number, timeMs: number, recordsBytes: number): void {
     this.#arrivals.add(this, count, position, timeMs, recordsBytes)
@@ -241,15 +241,15 @@ export class Contents implements Arriving {
     this.live += count
     this.bytes += recordsBytes
     this.dirty = true
-    if (this.#arrived >= ARRIVED_MAX) this.takeIn()
+    if (this.#arrived >= ARRIVED_MAX) this.applyArrivals()
   }
 
-  /** Puts what has arrived into its chunks and into the line. */
-  takeIn(): void {
+  /** Moves all arrivals of this queue into its chunks and into the line. */
+  applyArrivals(): void {
     if (this.lastArrival === NO_ARRIVAL) return
     const arrivals = this.#arrivals
     let from = this.next - this.#arrived
-    let place = arrivals.turn(this.lastArrival)
+    let place = arrivals.reverse(this.lastArrival)
     this.#arrived = 0
     this.lastArrival = NO_ARRIVAL
     while (place !== NO_ARRIVAL) {
@@ -275,7 +275,7 @@ export class Contents implements Arriving {
    * `traits`: the options of its messages, if any has one. `duplicates` are gone at once.
    */
   appendFact(batch: AppendedBatch, position: number, traits?: Traits, duplicates?: Duplicates): void {
-    this.takeIn()
+    this.applyArrivals()
     const { baseOffset: base, count, timeMs, length } = batch
     const end = base + count
     const recordsBytes = length - BATCH_HEADER_BYTES
@@ -325,7 +325,7 @@ export class Contents implements Arriving {
     if (!hasIds) return
     const all = this.#options.unique === 'pending'
     for (let index = from, at = traitsFrom; index < to; index++, at++) {
-      // What is delayed can be cancelled by its id for as long as it waits.
+      // A delayed message can be cancelled by its id until it is delivered.
       if (!isId(ids, at * ID_WORDS) || (!all && dues[at] === 0)) continue
       chunk.setId(index, ids, at * ID_WORDS)
       this.#follower.idPending(chunk.base + index)
@@ -337,13 +337,13 @@ export class Contents implements Arriving {
     if (this.ids.restoredUntil > this.appliedFrom) return
     this.ids.forgetUntil(timeMs - this.#options.dedupWindowMs)
     for (let i = 0; i < count; i++) {
-      // In recovery a later change of the window can be known already.
+      // During recovery the window may already be that of a later change.
       if (base + i >= this.idsFrom && isId(traits.ids, i * ID_WORDS) && duplicates?.has(i) !== true)
         this.ids.remember(traits.ids, i * ID_WORDS, base + i, timeMs)
     }
   }
 
-  // All of the batch is there by now: it is live for as long as any part of it is.
+  // Removed only now, when the whole batch is in its chunks: it stays live while any message of it is.
   #takeDuplicates(base: number, end: number, duplicates: Duplicates): void {
     for (const index of duplicates.keys()) this.remove(base + index, 1, NEVER)
     for (let from = base; from < end;) {
@@ -358,7 +358,7 @@ export class Contents implements Arriving {
     }
   }
 
-  /** Messages `[offset, offset + count)` are gone; those that were gone before are passed over. Returns how many. */
+  /** Removes messages `[offset, offset + count)`. Returns how many were not gone before. */
   remove(offset: number, count: number, timeMs: number, bytes?: number): number {
     let removed = 0
     const end = Math.min(offset + count, this.next)
@@ -381,14 +381,14 @@ export class Contents implements Arriving {
     chunk.dirty = true
   }
 
-  /** `size` is what its record takes, where that is known. */
+  /** `size` is the size of the record, if it is known. */
   deadFact(offset: number, dead: Omit<Dead, 'bytes'>, size?: number): void {
     const chunk = this.#liveChunkToApply(offset)
     if (chunk === undefined) return
     const index = offset - chunk.base
     if (chunk.hasId(index) && !chunk.isDead(index)) this.#follower.idDone(offset)
     chunk.dead ??= new DeadMessages()
-    // As exact as it is kept, so that what is added here is what is taken away later.
+    // Rounded as `dead` stores it, so that the same number is subtracted later.
     const known = chunk.dead.get(index)
     const bytes = known?.bytes ?? size ?? Math.round(chunk.bytesAt(index))
     if (known === undefined) {
@@ -399,7 +399,7 @@ export class Contents implements Arriving {
     chunk.dirty = true
   }
 
-  /** A dead message begins a new life in its queue: it is due at `timeMs`, untried, and no time to live ends it. */
+  /** A dead message is redriven in its queue: it is due at `timeMs`, without attempts and without a time to live. */
   redriveFact(offset: number, redrives: number, timeMs: number): void {
     const chunk = this.#liveChunkToApply(offset)
     if (chunk === undefined) return
@@ -422,7 +422,7 @@ export class Contents implements Arriving {
     chunk.dirty = true
   }
 
-  /** The message is due at another time. As long as it was not tried, its time to live begins there. */
+  /** Changes the due time of a message. If it was not tried yet, its time to live starts at the new time. */
   rescheduleFact(offset: number, dueMs: number): void {
     const chunk = this.#liveChunkToApply(offset)
     if (chunk === undefined) return
@@ -431,14 +431,14 @@ export class Contents implements Arriving {
     const expiryMs = chunk.expiryAt(index)
     if (expiryMs !== 0) {
       if (attempts === 0) chunk.setExpiry(index, expiryMs + dueMs - chunk.lineTimeAt(index))
-      else chunk.lookAtExpiries(Math.max(expiryMs, dueMs))
+      else chunk.checkExpiriesAt(Math.max(expiryMs, dueMs))
       this.earliestExpiryMs = Math.min(this.earliestExpiryMs, chunk.earliestExpiryMs)
     }
     chunk.setDue(index, attempts, dueMs)
     chunk.dirty = true
   }
 
-  /** All below `below` but the dead are gone. */
+  /** All messages below `below` are gone, except dead ones. */
   purgeFact(below: number, timeMs: number): void {
     for (const chunk of this.chunks) {
       if (chunk.pagePosition > this.appliedFrom) continue
@@ -452,7 +452,7 @@ export class Contents implements Arriving {
     }
   }
 
-  /** The batch that begins with `offset` was copied to `position`. */
+  /** The batch that starts at `offset` was copied to `position`. */
   relocateFact(offset: number, count: number, position: number): void {
     let from = -1
     let bytes = 0
@@ -486,7 +486,7 @@ export class Contents implements Arriving {
 
   // --- chunks ---
 
-  /** The queue is gone: nothing in the log is needed for it any more. */
+  /** The queue is deleted: it needs nothing in the log any more. */
   drop(): void {
     this.#follower.dropped()
     for (const chunk of this.chunks) {
@@ -494,7 +494,7 @@ export class Contents implements Arriving {
       for (const index of chunk.dead?.indexes() ?? []) this.#reasons.forget(chunk.dead!.get(index)!.reason)
     }
     this.ids.drop()
-    // Whoever still holds on to the queue finds nothing in it.
+    // A caller that still has a reference finds an empty queue.
     this.chunks.clear()
     this.#newest = undefined
     this.live = 0
@@ -505,13 +505,13 @@ export class Contents implements Arriving {
     return this.chunks.at(offset)
   }
 
-  /** Says where the message at `offset`, which is not gone, is in the log. */
+  /** Fills `location` with the place in the log of the message at `offset`, which is not gone. */
   locate(offset: number, location: Location): void {
     const chunk = this.chunkAt(offset)!
     chunk.locate(offset - chunk.base, location)
   }
 
-  /** Puts a chunk in that was read from a page. */
+  /** Adds a chunk that was decoded from a page. */
   restore(chunk: Chunk): void {
     this.chunks.place(chunk)
     this.#newest = undefined
@@ -528,7 +528,7 @@ export class Contents implements Arriving {
     this.earliestExpiryMs = Math.min(this.earliestExpiryMs, chunk.earliestExpiryMs)
   }
 
-  // The chunk that a fact about `offset` changes; undefined when it is gone or its page holds the fact already.
+  // The chunk that a fact about `offset` changes; undefined if it is gone, or if its page already contains the fact.
   #chunkToApply(offset: number): Chunk | undefined {
     const chunk = this.chunks.at(offset)
     return chunk === undefined || chunk.pagePosition > this.appliedFrom ? undefined : chunk
@@ -539,12 +539,11 @@ export class Contents implements Arriving {
     return chunk === undefined || chunk.isGone(offset - chunk.base) ? undefined : chunk
   }
 
-  // Batch by batch, because each stands in a segment of its own that loses live messages.
-  // `size` is what the messages take, where that is known.
+  // Batch by batch, because each may be in a different segment. `size` is the record bytes of the messages, if known.
   #removeIn(chunk: Chunk, from: number, to: number, timeMs: number, size?: number): number {
     let removed = 0
     const end = Math.min(to, chunk.count)
-    const hasMore = chunk.holdsMessages
+    const hasMore = chunk.holdsResources
     for (let index = from; index < end;) {
       const batch = chunk.batches.find(index)
       const batchEnd = Math.min(chunk.batchEnd(batch), end)
@@ -557,7 +556,7 @@ export class Contents implements Arriving {
         removed += count
         this.bytes -= bytesBefore - chunk.bytes
         this.#follower.removedFrom(chunk, batch)
-        // What is in the queue's page is counted there.
+        // Messages that the page of the queue covers are counted there.
         if (this.retains && timeMs !== NEVER && this.pagePosition < this.appliedFrom)
           this.use.retain(this.id, chunk.batches.place(batch), bytesBefore - chunk.bytes, timeMs)
       }
@@ -574,7 +573,7 @@ export class Contents implements Arriving {
     return removed
   }
 
-  // What is kept about single messages that are about to be gone goes with them. Returns their bytes.
+  // Releases what is kept for single messages that are about to be gone. Returns their record bytes.
   #forget(chunk: Chunk, from: number, to: number): number {
     let bytes = 0
     for (let index = from; index < to; index++) {

@@ -59,7 +59,7 @@ export class DeadMessages {
     let place = this.#find(index)
     if (place < 0) {
       place = -place - 1
-      this.#open(place)
+      this.#insert(place)
     }
     const at = place * WORDS
     const high = Math.floor(timeMs / WORD_2)
@@ -101,7 +101,7 @@ export class DeadMessages {
     return low < this.size && (this.#words[low * WORDS]! & INDEX_MASK) === index ? low : -low - 1
   }
 
-  #open(place: number): void {
+  #insert(place: number): void {
     if (this.size * WORDS === this.#words.length) this.#resize(this.size * 2)
     this.#words.copyWithin((place + 1) * WORDS, place * WORDS, this.size * WORDS)
     this.#reasons.splice(place, 0, '')

@@ -113,7 +113,7 @@ export abstract class HashIndex {
     this.#counts.push(0)
     if (last > this.#mask) this.#mask = this.#mask * 2 + 1
     this.#segments[last] = emptyPlaces(SEGMENT_PLACES)
-    this.#putAgain(this.#empty(last & (this.#mask >>> 1)))
+    this.#putAll(this.#empty(last & (this.#mask >>> 1)))
   }
 
   /** Puts what the last segment holds into the one that it was split from. */
@@ -121,7 +121,7 @@ export abstract class HashIndex {
     const refs = this.#segments.pop()!
     this.#counts.pop()
     if (this.#segments.length - 1 <= this.#mask >>> 1) this.#mask >>>= 1
-    this.#putAgain(refs)
+    this.#putAll(refs)
   }
 
   // The segment has so many places from now on.
@@ -140,7 +140,7 @@ export abstract class HashIndex {
     return refs
   }
 
-  #putAgain(refs: Float64Array): void {
+  #putAll(refs: Float64Array): void {
     for (const ref of refs) if (ref !== EMPTY) this.#put(ref)
   }
 }

@@ -1,9 +1,9 @@
 /**
- * Ids that were seen, for deduplication, each as a keyed 128-bit hash (see hash.ts): two ids never share one in practice,
- * and nobody can make two that do.
+ * Known ids, for deduplication, each as a keyed 128-bit hash (see hash.ts): in practice two ids never share a hash, and a
+ * client cannot construct two that do.
  *
- * `IdWindow` remembers each for a time after it was first accepted, in the order of acceptance. `PendingIds` knows those
- * of messages that are not done. Neither ever forgets early: whoever puts one in has looked at the count before.
+ * `IdWindow` remembers ids for a time after they were first accepted, in the order of acceptance. `PendingIds` knows the
+ * ids of messages that are not done. Neither forgets an id early: callers check the limit before they add one.
  */
 import { readU32, readU64, writeU32, writeU64 } from '@sluice/protocol'
 import type { Chunks } from './chunks.js'
@@ -12,19 +12,19 @@ import { HashIndex } from './hash-index.js'
 import { PageUse } from './page-use.js'
 
 const NONE = -1
-/** Ids of one state page. */
+/** Ids in one state page. */
 const PAGE_IDS = 1024
 const IDS_FIRST = 16
 const PAGE_HEAD_BYTES = 16
 const PAGE_ID_BYTES = 32
 
-/** What is known of ids that were accepted one after the other, at most `PAGE_IDS` of them. */
+/** Up to `PAGE_IDS` ids that were accepted one after another. */
 class IdPage {
   words = new Uint32Array(0)
   offsets = new Float64Array(0)
   times = new Float64Array(0)
 
-  /** Makes room for `ids` of them, at least. */
+  /** Makes room for at least `ids`. */
   reserve(ids: number): void {
     let capacity = Math.max(IDS_FIRST, this.times.length)
     while (capacity < ids) capacity *= 2
@@ -40,22 +40,22 @@ class IdPage {
 }
 
 /**
- * Ids by acceptance: entry `n` stands in page `n / PAGE_IDS`. Pages come and go; one table of all would take twice its room
- * for a moment each time that it grows.
+ * Ids in the order of acceptance: entry `n` is in page `n / PAGE_IDS`. A single table would need twice its room whenever
+ * it grows.
  */
 export class IdWindow extends HashIndex {
   /** Entries `[#first, #next)` are remembered. */
   #first = 0
   #next = 0
-  /** From the page of `#first` on. */
+  /** Pages, starting with that of `#first`. */
   #held: IdPage[] = []
   #heldFrom = 0
   #use: PageUse
-  /** Where the newest state page of entries `[page × PAGE_IDS, …)` stands, and what it takes. */
+  /** Position and size of the newest state page, by page number. */
   readonly #pages = new Map<number, { readonly position: number; readonly bytes: number }>()
-  /** Entries from here on are in no page. */
+  /** Entries from here on are in no state page. */
   #cleanUntil = 0
-  /** Ids that were accepted before this place in the log are in the pages that were read. */
+  /** Ids that were accepted before this position of the log are in the restored pages. */
   restoredUntil = -1
   #read: { readonly bytes: Uint8Array; readonly position: number; readonly pageBytes: number }[] = []
 
@@ -78,18 +78,18 @@ export class IdWindow extends HashIndex {
     return this.#held[Math.floor(entry / PAGE_IDS) - this.#heldFrom]!
   }
 
-  /** Ids that are remembered. */
+  /** Number of remembered ids. */
   get count(): number {
     return this.size
   }
 
-  /** Offset at which the id was accepted, -1 if it is not remembered. */
+  /** Offset at which the id was accepted; -1 if it is not remembered. */
   find(words: Uint32Array, at: number): number {
     const entry = this.lookUp(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!)
     return entry === NONE ? NONE : this.#page(entry).offsets[entry % PAGE_IDS]!
   }
 
-  /** Remembers an id as accepted now; should it be remembered already, that means nothing any more. */
+  /** Remembers an id as accepted now. Replaces an older entry of the same id. */
   remember(words: Uint32Array, at: number, offset: number, timeMs: number): void {
     const older = this.lookUp(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!)
     if (older !== NONE) this.remove(older)
@@ -114,24 +114,24 @@ export class IdWindow extends HashIndex {
       this.#held.push((page = new IdPage()))
       this.#use.count++
     }
-    // Few ids take little; those that follow upon a full page fill another.
+    // A single page grows with its ids. A page after a full one will probably be filled too.
     page.reserve(this.#held.length === 1 ? (entry % PAGE_IDS) + 1 : PAGE_IDS)
     return page
   }
 
-  /** Offset of the oldest id that is remembered; -1 when none is. */
+  /** Offset of the oldest remembered id; -1 if there is none. */
   get oldestOffset(): number {
     return this.#first === this.#next ? NONE : this.#page(this.#first).offsets[this.#first % PAGE_IDS]!
   }
 
-  /** Forgets what was accepted at `timeMs` or before. */
+  /** Forgets ids that were accepted at `timeMs` or before. */
   forgetUntil(timeMs: number): void {
     while (this.#first < this.#next && this.#page(this.#first).times[this.#first % PAGE_IDS]! <= timeMs)
       this.#forgetFirst()
     this.#forgot()
   }
 
-  /** Forgets what was accepted below `offset`. */
+  /** Forgets ids that were accepted below `offset`. */
   forgetBelow(offset: number): void {
     while (this.#first < this.#next && this.oldestOffset < offset) this.#forgetFirst()
     this.#forgot()
@@ -151,11 +151,11 @@ export class IdWindow extends HashIndex {
     if (this.#cleanUntil < this.#first) this.#cleanUntil = this.#first
   }
 
-  /** Its queue is gone, and its pages with it. */
+  /** The queue is deleted, and its pages with it. */
   drop(): void {
     for (let page = 0; page < this.#held.length; page++)
       this.#use.gone(this.#pages.get(this.#heldFrom + page)?.bytes ?? 0)
-    // What is still done with it counts nowhere.
+    // Later changes must not be counted.
     this.#use = new PageUse()
   }
 
@@ -169,7 +169,7 @@ export class IdWindow extends HashIndex {
     this.#pages.delete(page)
   }
 
-  // Of an id that was forgotten and accepted anew, only the newer entry is in the index.
+  // If an id was accepted again after it was forgotten, only its newer entry is in the index.
   #isCurrent(entry: number): boolean {
     const at = (entry % PAGE_IDS) * ID_WORDS
     const { words } = this.#page(entry)
@@ -179,14 +179,14 @@ export class IdWindow extends HashIndex {
   // --- state pages: u64 first entry · u32 count · u32 0 · entries of four u32 words, u64 offset, u64 time ---
 
   /**
-   * Pages to append, one after the other: those that stand before `evacuateBefore`, then those with entries that are
-   * in no page. More can come while a checkpoint waits between two of them, also into the one that was written last.
+   * Numbers of pages to append, one after another: those at positions before `evacuateBefore`, then those with entries
+   * that are in no page. Entries can be added while a checkpoint waits between two pages, even to the page just written.
    */
   *pagesToWrite(evacuateBefore: number): IterableIterator<number> {
     for (let page = Math.floor(this.#first / PAGE_IDS); (page + 1) * PAGE_IDS <= this.#cleanUntil; page++)
       if (this.#pages.get(page)!.position < evacuateBefore) yield page
     while (this.#cleanUntil < this.#next) yield Math.floor(Math.max(this.#cleanUntil, this.#first) / PAGE_IDS)
-    // The last one, if it is clean and not full.
+    // The last page, if it is clean and not full.
     const last = Math.floor((this.#next - 1) / PAGE_IDS)
     if (this.#first < this.#next && this.#pages.get(last)!.position < evacuateBefore) yield last
   }
@@ -209,7 +209,7 @@ export class IdWindow extends HashIndex {
     return bytes
   }
 
-  /** The page, with all that is in it now, was appended at `position` and takes `bytes` there. */
+  /** The page was appended at `position` with all its current entries, and takes `bytes` there. */
   pageWritten(page: number, position: number, bytes: number): void {
     this.#use.written(this.#pages.get(page)?.bytes ?? 0, bytes)
     this.#pages.set(page, { position, bytes })
@@ -220,18 +220,18 @@ export class IdWindow extends HashIndex {
     return this.#pages.values()
   }
 
-  /** State pages that there are, or will be. */
+  /** State pages that exist or will be written. */
   get pageCount(): number {
     return this.#held.length
   }
 
-  /** Recovery: takes what a page of `pageBytes` holds; `restored` follows when all have come. */
+  /** Recovery: keeps the contents of a page of `pageBytes` until `restored` is called. */
   restorePage(bytes: Uint8Array, start: number, end: number, position: number, pageBytes: number): void {
     this.#read.push({ bytes: bytes.slice(start, end), position, pageBytes })
     this.restoredUntil = Math.max(this.restoredUntil, position)
   }
 
-  /** All pages have come, in whatever order. */
+  /** Recovery: all pages were passed to `restorePage`, in any order. */
   restored(): void {
     const read = this.#read.toSorted((a, b) => readU64(a.bytes, 0) - readU64(b.bytes, 0))
     this.#read = []
@@ -243,7 +243,7 @@ export class IdWindow extends HashIndex {
       let at = PAGE_HEAD_BYTES
       for (let i = 0; i < count; i++, at += PAGE_ID_BYTES) {
         for (let word = 0; word < ID_WORDS; word++) words[word] = readU32(bytes, at + word * 4)
-        // An old page can hold an id that had been forgotten when a newer one took it in again.
+        // An old page can hold an id that was forgotten before a newer page accepted it again.
         this.remember(words, 0, readU64(bytes, at + 16), readU64(bytes, at + 24))
       }
       if (count > 0) this.pageWritten(Math.floor(first / PAGE_IDS), position, pageBytes)
@@ -253,10 +253,10 @@ export class IdWindow extends HashIndex {
 }
 
 /**
- * Ids of messages that are not done. The hashes are in the chunks of their messages. Several messages can have one id,
- * where it counts for a time that is over, or not at all, or where one of them came from another queue: they form a
- * list, in the order in which they became pending, of which the index holds the first. Lists are doubly linked through
- * the chunks, as lines of keys are; the first has the last before it.
+ * Ids of messages that are not done. The hashes are in the chunks. Several messages can have one id: if the window of the
+ * id is over, if ids are not checked, or if one message came from another queue. They form a list in the order in which
+ * they became pending, and the index holds the first one. Lists are doubly linked through the chunks; the previous
+ * message of the first is the last.
  */
 export class PendingIds extends HashIndex {
   readonly #chunks: Chunks
@@ -276,19 +276,19 @@ export class PendingIds extends HashIndex {
     return chunk.isId(offset - chunk.base, h0, h1, h2, h3)
   }
 
-  /** Different ids. */
+  /** Number of different ids. */
   get count(): number {
     return this.size
   }
 
-  /** Offset of the message with this id that became pending first, of those that `isMeant`; -1 if there is none. */
+  /** Offset of the first pending message with this id for which `isMeant` returns true; -1 if there is none. */
   find(words: Uint32Array, at: number, isMeant?: (offset: number) => boolean): number {
     let offset = this.lookUp(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!)
     if (isMeant !== undefined) while (offset !== NONE && !isMeant(offset)) offset = this.#next(offset)
     return offset
   }
 
-  /** The message at `offset`, whose id is in its chunk, is pending. */
+  /** The message at `offset` is pending. Its id is in its chunk. */
   add(offset: number): void {
     const first = this.#firstLike(offset)
     if (first === NONE) {
@@ -301,17 +301,17 @@ export class PendingIds extends HashIndex {
     this.#setPrevious(first, offset)
   }
 
-  /** The message at `offset`, which was pending, is done; it is still in its chunk. */
+  /** The message at `offset` is no longer pending. It is still in its chunk. */
   done(offset: number): void {
     const previous = this.#previous(offset)
-    // The first has the last before it: what has none before it is the only one.
+    // A list of several messages is a ring of previous messages, so this one is alone.
     if (previous === NONE) {
       this.remove(offset)
       return
     }
     const next = this.#next(offset)
     if (this.#next(previous) === NONE) {
-      // It is the first, and the last is before it.
+      // The message is the first of its list, and its previous one is the last.
       this.replace(offset, next)
       this.#setPrevious(next, previous === next ? NONE : previous)
     } else {
@@ -344,21 +344,21 @@ export class PendingIds extends HashIndex {
 
   #next(offset: number): number {
     const chunk = this.#chunks.at(offset)!
-    return chunk.nextLike(offset - chunk.base)
+    return chunk.nextSameId(offset - chunk.base)
   }
 
   #previous(offset: number): number {
     const chunk = this.#chunks.at(offset)!
-    return chunk.previousLike(offset - chunk.base)
+    return chunk.previousSameId(offset - chunk.base)
   }
 
   #setNext(offset: number, next: number): void {
     const chunk = this.#chunks.at(offset)!
-    chunk.setNextLike(offset - chunk.base, next)
+    chunk.setNextSameId(offset - chunk.base, next)
   }
 
   #setPrevious(offset: number, previous: number): void {
     const chunk = this.#chunks.at(offset)!
-    chunk.setPreviousLike(offset - chunk.base, previous)
+    chunk.setPreviousSameId(offset - chunk.base, previous)
   }
 }

@@ -1,21 +1,21 @@
 /**
- * The lines of keys: in what order the messages of one key go, and whether its head may be handed out (invariant 13).
- * Part of the line; `Keys` holds the numbers, the chunks the links.
+ * The lines of keys: the order of the messages of each key, and whether the head of a key may be delivered (invariant 13).
+ * Part of the line. `Keys` holds the numbers of each key, the chunks hold the links.
  *
- * Invariant: the head of a key is on offer if and only if the key is free; nothing else of it ever is.
+ * Invariant: the head of a key is on offer if and only if the key is free. No other message of a key is on offer.
  */
 import type { Chunk } from './chunk.js'
 import type { Chunks } from './chunks.js'
 import { NONE, type Keys } from './keys.js'
 
-/** How the keys of a queue are to be treated. */
+/** Options of a queue that concern keys. */
 export interface KeyRules {
   readonly keyConcurrency: number
-  /** A message that waits for a retry holds its key. */
+  /** A message that waits for a retry blocks its key. */
   readonly blocks: boolean
 }
 
-/** A message, and where it stands in time. */
+/** A message, and the time that orders it. */
 export interface Placed {
   readonly chunk: Chunk
   readonly index: number
@@ -28,11 +28,11 @@ export class KeyLines {
   readonly #keys: Keys
   readonly #offered: (priority: number, sinceMs: number, offset: number) => void
 
-  /** What was put before another one last, and in which line. */
+  /** The message that was last inserted before another one, and the slot of its key. */
   #inserted = NONE
   #insertedSlot = NONE
 
-  /** `offered` is told each head that is put on offer. */
+  /** `offered` is called with each head that goes on offer. */
   constructor(
     chunks: Chunks,
     keys: Keys,
@@ -43,10 +43,10 @@ export class KeyLines {
     this.#offered = offered
   }
 
-  /** Puts messages that stand nowhere into their lines, which are empty, and the heads on offer. */
+  /** Builds the lines, which are empty, from these messages, and puts their heads on offer. */
   rebuild(messages: Placed[]): void {
     const rank = ({ chunk, index }: Placed): number => this.#rank(chunk, index)
-    // Sorted first, so that each finds its place at the end of its line.
+    // In order, so that each is appended at the end of its line.
     messages.sort(
       (a, b) => rank(a) - rank(b) || a.timeMs - b.timeMs || a.chunk.base + a.index - (b.chunk.base + b.index),
     )
@@ -59,12 +59,12 @@ export class KeyLines {
     this.#keys.clearLines()
   }
 
-  /** Whether the message at `offset` is on offer since `timeMs`. */
+  /** Whether the message at `offset` has been on offer since `timeMs`. */
   isOffered(slot: number, offset: number, timeMs: number): boolean {
     return this.#keys.offeredOf(slot) === offset && this.#keys.sinceOf(slot) === timeMs
   }
 
-  /** Counts the messages in all lines. @throws Error where a link or what is on offer is wrong */
+  /** Counts the messages in all lines. @throws Error if a link or an offer is wrong */
   audit(): number {
     let count = 0
     for (const slot of this.#keys.slots()) {
@@ -72,7 +72,9 @@ export class KeyLines {
       for (let offset = this.#keys.headOf(slot); offset !== NONE;) {
         const chunk = this.#chunks.at(offset)!
         if (chunk.previousAt(offset - chunk.base) !== before)
-          throw new Error(`offset ${offset} follows ${before} in the line of its key and does not know it`)
+          throw new Error(
+            `offset ${offset} follows ${before} in the line of its key, but does not link back to it`,
+          )
         count++
         before = offset
         offset = chunk.nextAt(offset - chunk.base)
@@ -80,31 +82,33 @@ export class KeyLines {
       const head = this.#keys.headOf(slot)
       const expected = head !== NONE && this.isFree(slot) ? head : NONE
       if (this.#keys.offeredOf(slot) !== expected)
-        throw new Error(`the head of a key is offset ${head}, on offer is ${this.#keys.offeredOf(slot)}`)
+        throw new Error(
+          `the head of a key is offset ${head}, but offset ${this.#keys.offeredOf(slot)} is on offer`,
+        )
     }
     return count
   }
 
-  /** Whether another message of the key may be handed out. */
+  /** Whether another message of the key may be delivered. */
   isFree(slot: number): boolean {
     const { keyConcurrency, blocks } = this.rules
     return this.#keys.leasedOf(slot) < keyConcurrency && !(blocks && this.#keys.retryingOf(slot) > 0)
   }
 
-  /** Whether fewer messages of the key are handed out than may be. */
+  /** Whether fewer messages of the key are leased than `keyConcurrency` allows. */
   hasPlace(slot: number): boolean {
     return this.#keys.leasedOf(slot) < this.rules.keyConcurrency
   }
 
-  // Where a failed message holds its key, it stays before all that were not tried.
+  // If failed messages block their key, they precede those that were not tried.
   #rank(chunk: Chunk, index: number): number {
     return this.rules.blocks && chunk.attemptsAt(index) > 0 ? 0 : 1
   }
 
   /**
-   * Something about the key has changed at `timeMs`: its head is put on offer if the key is free. It is eligible since
-   * then, but not since before it was there; unless it is the one at `arrived`, which brings its own time. What made
-   * the change may have been noticed late, and after something later.
+   * Puts the head of the key on offer if the key is free, after a change at `timeMs`. The head is eligible since then, but
+   * not since before its own time. The message at `arrived` brings its own time. A change may be noticed late, after later
+   * ones.
    */
   offer(slot: number, timeMs: number, arrived: number, arrivedSinceMs: number): void {
     const keys = this.#keys
@@ -123,7 +127,7 @@ export class KeyLines {
     this.#offered(chunk.priorityAt(head - chunk.base), sinceMs, head)
   }
 
-  // After a rebuild: nobody knows when it became eligible.
+  // After a rebuild, when the time at which the head became eligible is unknown.
   #offerHead(slot: number): void {
     const head = this.#keys.headOf(slot)
     if (head === NONE) return
@@ -131,12 +135,12 @@ export class KeyLines {
     this.offer(slot, 0, head, chunk.lineTimeAt(head - chunk.base))
   }
 
-  /** The message takes its place at the end of the line. */
+  /** Adds the message at the end of the line. */
   append(slot: number, chunk: Chunk, index: number): void {
     this.#link(slot, chunk, index, this.#keys.tailOf(slot), NONE)
   }
 
-  /** The message takes its place: mostly at the end; what comes back belongs among the few at the front. */
+  /** Adds the message at its place: mostly the end. A returning message belongs near the front. */
   insert(slot: number, chunk: Chunk, index: number): void {
     const tail = this.#keys.tailOf(slot)
     if (tail === NONE || this.#isBehind(tail, chunk, index)) {
@@ -149,8 +153,8 @@ export class KeyLines {
     this.#inserted = chunk.base + index
   }
 
-  // The message that the one at `index`, which does not belong at the end, belongs before. It is sought from the head and
-  // from the one that was inserted last at once: several that come back in order take one step each.
+  // The message that the one at `index` must precede. Searches from the head and from the last inserted message at once: of
+  // messages that return in order, each takes one step.
   #nextOf(slot: number, chunk: Chunk, index: number): number {
     let next = this.#keys.headOf(slot)
     let other = this.#isInserted(slot, chunk.base + index) ? this.#inserted : NONE
@@ -170,16 +174,14 @@ export class KeyLines {
     return next
   }
 
-  // Whether the message that was inserted last is in the line of this key still, and is not the one that comes now.
+  // Whether the last inserted message is still in the line of this key, and is not the message at `offset`.
   #isInserted(slot: number, offset: number): boolean {
     const inserted = this.#inserted
     if (this.#insertedSlot !== slot || inserted === offset) return false
     const chunk = this.#chunks.at(inserted)
     if (chunk === undefined) return false
     const index = inserted - chunk.base
-    return (
-      chunk.isWaiting(index) && chunk.isRipe(index) && !chunk.isGone(index) && chunk.keyAt(index) === slot
-    )
+    return chunk.isWaiting(index) && chunk.isDue(index) && !chunk.isGone(index) && chunk.keyAt(index) === slot
   }
 
   #after(offset: number): number {
@@ -192,7 +194,7 @@ export class KeyLines {
     return chunk.previousAt(offset - chunk.base)
   }
 
-  // Whether the message at `index` stands behind the one at `offset` in the line of their key.
+  // Whether the message at `index` belongs after the one at `offset` in the line of their key.
   #isBehind(offset: number, chunk: Chunk, index: number): boolean {
     const other = this.#chunks.at(offset)!
     const otherIndex = offset - other.base

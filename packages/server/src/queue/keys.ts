@@ -1,29 +1,29 @@
 /**
- * The keys of a queue: which there are among its messages, and for each the line in which its messages wait, how many
- * of them are leased, how many wait for a retry, and which one is on offer.
+ * The keys of a queue's messages. For each key: the line in which its messages wait, how many of them are leased, how
+ * many wait for a retry, and which one is on offer.
  *
- * A key is known by a 64-bit hash; two keys that share one share a line, which delays and harms nothing. It has a slot
- * for as long as one of its messages is in the queue. Lines are doubly linked through the chunks, so that whatever
- * leaves from their middle leaves at once; a million messages behind a blocked head cost nothing to pass.
+ * A key is identified by a 64-bit hash. Two keys with the same hash share a line, which only delays them. A key has a
+ * slot while one of its messages is in the queue. Lines are doubly linked through the chunks, so a message leaves from
+ * the middle in constant time, and a million messages behind a blocked head cost nothing.
  *
- * Invariants: `refs` counts the key's messages that are not gone; the offered message is the head, or none.
+ * Invariants: `refs` counts the messages of a key that are not gone; the offered message is the head, or none.
  */
 import { HashIndex } from './hash-index.js'
 
-/** No message; in lines and for what is on offer. */
+/** No message. */
 export const NONE = -1
-/** Slots of a page. The first one begins with less. */
+/** Slots of a page. The first page starts smaller. */
 const PAGE_SLOTS = 1024
 const SLOTS_FIRST = 16
-/** A page with no more slots than these is kept when the last key is gone. */
+/** A page of this many slots or fewer is kept when its last key is gone. */
 const SLOTS_KEPT = 64
-/** A slot takes 56 bytes, so that what is known of a key mostly lies in one cache line: four numbers of 8 bytes … */
+/** A slot takes 56 bytes, mostly in one cache line: four numbers of 8 bytes … */
 const NUMBERS = 7
 const HEAD = 0
 const TAIL = 1
 const OFFERED = 2
 const SINCE = 3
-/** … and five of 4, counted in words. */
+/** … and five of 4 bytes, counted in words. */
 const WORDS = NUMBERS * 2
 const LEASED = 8
 const RETRYING = 9
@@ -31,10 +31,10 @@ const LOW = 10
 const HIGH = 11
 /** 0: the slot is free. */
 const REFS = 12
-/** Of a free slot: the next one, plus 1; 0 for none. */
+/** In a free slot: the next free slot, plus 1; 0 for none. */
 const NEXT_FREE = LOW
 
-/** What is known of keys whose slots stand side by side. */
+/** A page of neighbouring slots. */
 class KeyPage {
   /** Slots in use. */
   used = 0
@@ -42,7 +42,7 @@ class KeyPage {
   words: Uint32Array
   /** Slots from here on were never used. */
   end = 0
-  /** The first of those before it that are free, plus 1; 0 for none. */
+  /** The first free slot before `end`, plus 1; 0 for none. */
   #free = 0
 
   constructor(slots: number) {
@@ -54,7 +54,7 @@ class KeyPage {
     return this.numbers.length / NUMBERS
   }
 
-  /** A slot, by its number in the page, of which nothing is known yet. There is one. */
+  /** Takes an empty slot, by its number in the page. The caller has checked that there is one. */
   take(): number {
     let slot = this.#free - 1
     if (slot !== NONE) this.#free = this.words[slot * WORDS + NEXT_FREE]!
@@ -68,7 +68,7 @@ class KeyPage {
     return slot
   }
 
-  /** Nothing refers to the slot any more. */
+  /** The slot is no longer in use. */
   free(slot: number): void {
     this.words[slot * WORDS + NEXT_FREE] = this.#free
     this.#free = slot + 1
@@ -84,12 +84,12 @@ class KeyPage {
 }
 
 export class Keys extends HashIndex {
-  /** Slot `n` stands in page `n / PAGE_SLOTS`. Where no slot is in use is no page, or a small one; the last one is there. */
+  /** Slot `n` is in page `n / PAGE_SLOTS`. A page without used slots is absent or small. The last page exists. */
   #pages: (KeyPage | undefined)[] = []
-  /** The page that gives slots. */
+  /** Number of the page that slots are taken from. */
   #filling = 0
 
-  /** Pages that take room. */
+  /** Number of pages that exist. */
   get pages(): number {
     return this.#pages.reduce((pages, page) => (page === undefined ? pages : pages + 1), 0)
   }
@@ -112,7 +112,7 @@ export class Keys extends HashIndex {
     return this.#word(slot, HIGH)
   }
 
-  /** First message of the line; NONE when no message of the key waits. */
+  /** First message of the line; NONE if no message of the key waits. */
   headOf(slot: number): number {
     return this.#number(slot, HEAD)
   }
@@ -121,7 +121,7 @@ export class Keys extends HashIndex {
     this.#setNumber(slot, HEAD, offset)
   }
 
-  /** Last message of the line; NONE when no message of the key waits. */
+  /** Last message of the line; NONE if no message of the key waits. */
   tailOf(slot: number): number {
     return this.#number(slot, TAIL)
   }
@@ -130,12 +130,12 @@ export class Keys extends HashIndex {
     this.#setNumber(slot, TAIL, offset)
   }
 
-  /** The head that may be handed out; NONE when the key is not free or has no line. */
+  /** The head that may be delivered; NONE if the key is not free or has no line. */
   offeredOf(slot: number): number {
     return this.#number(slot, OFFERED)
   }
 
-  /** Since when the one that was offered last has been so; 0 when none ever was. */
+  /** Time from which the last offered message was on offer; 0 if none ever was. */
   sinceOf(slot: number): number {
     return this.#number(slot, SINCE)
   }
@@ -145,7 +145,7 @@ export class Keys extends HashIndex {
     this.#setNumber(slot, SINCE, sinceMs)
   }
 
-  /** Nothing is on offer. */
+  /** No message is on offer any more. */
   withdraw(slot: number): void {
     this.#setNumber(slot, OFFERED, NONE)
   }
@@ -158,7 +158,7 @@ export class Keys extends HashIndex {
     this.#count(slot, LEASED, change)
   }
 
-  /** Messages that were tried in vain and wait for their time. */
+  /** Failed messages that wait for their retry. */
   retryingOf(slot: number): number {
     return this.#word(slot, RETRYING)
   }
@@ -167,7 +167,7 @@ export class Keys extends HashIndex {
     this.#count(slot, RETRYING, change)
   }
 
-  /** The slot of the key with this hash, for one more message of it. */
+  /** The slot of the key with this hash, which counts one more message. */
   hold(low: number, high: number): number {
     let slot = this.lookUp(low, high, 0, 0)
     if (slot === NONE) slot = this.#make(low, high)
@@ -195,7 +195,7 @@ export class Keys extends HashIndex {
     }
   }
 
-  /** No message stands in a line or is on offer. */
+  /** Empties all lines and withdraws all offers. */
   clearLines(): void {
     for (const slot of this.slots()) {
       this.setHead(slot, NONE)
@@ -204,7 +204,7 @@ export class Keys extends HashIndex {
     }
   }
 
-  /** No message waits or is leased. */
+  /** No message waits or is leased any more. */
   clear(): void {
     this.clearLines()
     for (const slot of this.slots()) {
@@ -228,7 +228,7 @@ export class Keys extends HashIndex {
     const pages = this.#pages
     const current = pages[this.#filling]
     if (current !== undefined && current.used < PAGE_SLOTS) return current
-    // At least an eighth of all slots is free: of eight pages that are looked at, about one has some.
+    // At least an eighth of all slots are free, so the search passes about eight pages.
     if (this.size * 8 < pages.length * PAGE_SLOTS * 7) {
       do this.#filling = (this.#filling + 1) % pages.length
       while (pages[this.#filling]?.used === PAGE_SLOTS)
@@ -249,7 +249,7 @@ export class Keys extends HashIndex {
     this.#page(slot).numbers[(slot % PAGE_SLOTS) * NUMBERS + which] = value
   }
 
-  /** Returns what it is then. */
+  /** Returns the new count. */
   #count(slot: number, which: number, change: 1 | -1): number {
     return (this.#page(slot).words[(slot % PAGE_SLOTS) * WORDS + which]! += change)
   }

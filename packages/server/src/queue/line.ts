@@ -1,14 +1,13 @@
 /**
- * The line: in what order the messages of a queue are handed out. By priority, then by eligible since, then by offset
- * (invariant 12). Volatile; recovery builds it from the chunks.
+ * The line: the order in which the messages of a queue are delivered: by priority, then by eligible since, then by offset
+ * (invariant 12). Volatile: recovery builds it from the chunks.
  *
- * What came without key and delay and was not tried yet stands in the plain line of its priority, which is nothing but
- * a cursor, and a queue of what came back before it: no other such message precedes the cursor. What waits for its time is scheduled. What is due stands in
- * the line of its key, or if it has none in the due queue of its priority; there also stands the head of each key that is
- * free, from the moment at which it became eligible, so that keys take turns (invariant 13).
+ * A message without key and delay that was not tried yet is in the plain line of its priority. That line is a cursor,
+ * and the messages that returned below it. A message whose due time is in the future is scheduled. A message that is due
+ * is in the line of its key or, without a key, in the due queue of its priority. The head of each free key is in that
+ * due queue too, from the time at which it became eligible, so keys take turns (invariant 13).
  *
- * A queue by time can hold entries that mean nothing any more; each is looked at when it comes up, and all of them when they
- * have become too many.
+ * A due queue can hold stale entries. An entry is checked when it is first, and all are checked when there are too many.
  */
 import { LIMITS } from '@sluice/protocol'
 import { PRIORITIES, type Chunk } from './chunk.js'
@@ -24,18 +23,18 @@ import { Schedule } from './schedule.js'
 import type { Suspects } from './suspects.js'
 import { TimeQueue } from './time-queue.js'
 
-/** A queue by time is cleared of what means nothing once that is more than half of it and more than this. */
+/** A due queue is cleared of stale entries when it grows to twice its size after the last clearing, plus this. */
 const STALE_SLACK = 1024
-/** Messages that are looked at for the oldest one of those with keys. Beyond that, it is the oldest of these. */
+/** Messages that a search for the oldest keyed message visits. After that it returns the oldest of these. */
 const OLDEST_LOOKED_AT_MAX = 16_384
 
 export class Line {
-  // What adding a plain message looks at stands first, as in a queue.
+  // Fields that adding a plain message reads are declared first, so that they share cache lines, as in `Contents`.
   /** Offset after the newest message. */
   #end = 0
   /** Priorities whose plain line is not empty. */
   #plainMask = 0
-  /** Messages in the plain line of priority 0, mostly the only one; those of the others are in `#plainCounts`. */
+  /** Messages in the plain line of priority 0, often the only one. `#plainCounts` has those of the other priorities. */
   #ordinary = 0
   /** Offsets below this may have been delivered by an earlier run of the broker. */
   #redeliveredBelow = 0
@@ -44,16 +43,16 @@ export class Line {
   readonly #keyLines: KeyLines
   readonly #cursors = new Float64Array(PRIORITIES)
   readonly #returned: ReturnedMessages
-  /** Made when the first message is dropped: most queues drop none. */
+  /** Created by the first drop: most queues drop no message. */
   #dropOrder: DropOrder | undefined
-  /** Offset of the message that `#head` found. */
+  /** Offset that the last `#head` found. */
   #headOffset = 0
   readonly #plainCounts = new Float64Array(PRIORITIES)
   readonly #due: (TimeQueue | undefined)[] = []
   readonly #schedule: Schedule
   /** Priorities whose due queue is not empty. */
   #dueMask = 0
-  /** No message with a key below this stands in the line of its key. */
+  /** No keyed message below this is in the line of its key. */
   #keyedFrom = 0
   readonly #suspects: Suspects
   readonly #location = emptyLocation()
@@ -65,11 +64,11 @@ export class Line {
     this.#returned = new ReturnedMessages(chunks)
     this.#schedule = new Schedule(chunks)
     this.#keyLines = new KeyLines(chunks, keys, (priority, sinceMs, offset) =>
-      this.#makeDue(priority, sinceMs, offset),
+      this.#pushDue(priority, sinceMs, offset),
     )
   }
 
-  /** The messages of `chunk` at `[from, to)`, the newest, take their places. All that is due has been told by `advance`. */
+  /** Adds the messages `[from, to)` of `chunk`, the newest of the queue. The caller has called `advance`. */
   add(chunk: Chunk, from: number, to: number): void {
     this.#end = Math.max(this.#end, chunk.base + to)
     if (chunk.hasOnly(0) && !chunk.hasDues && !chunk.hasKeys) {
@@ -84,7 +83,7 @@ export class Line {
       else if (slot === NONE) this.#countPlain(chunk.priorityAt(index), 1)
       else {
         takeOut(chunk, index, index + 1)
-        this.#ripen(chunk, index)
+        this.#markDue(chunk, index)
         this.#keyLines.append(slot, chunk, index)
         const timeMs = chunk.publishedAt(index)
         this.#keyLines.offer(slot, timeMs, chunk.base + index, timeMs)
@@ -92,12 +91,12 @@ export class Line {
     }
   }
 
-  /** Everything below `end` was added, or is gone. */
+  /** Every message below `end` was added, or is gone. */
   passed(end: number): void {
     this.#end = Math.max(this.#end, end)
   }
 
-  /** Recovery is over: every message that is live and not dead takes its place. */
+  /** Recovery is over: adds every message that is live and not dead. */
   rebuild(rules: KeyRules, end: number, redeliveredBelow: number, nowMs: number): void {
     this.#keyLines.rules = rules
     this.#end = end
@@ -112,7 +111,7 @@ export class Line {
     this.advance(nowMs)
   }
 
-  /** The rules of keys have changed: what stands in lines of keys stands there anew. */
+  /** The rules of keys have changed: rebuilds the lines of keys. */
   reorder(rules: KeyRules, nowMs: number): void {
     this.#keyLines.rules = rules
     const due: Placed[] = []
@@ -120,7 +119,7 @@ export class Line {
     for (const chunk of this.#chunks) {
       if (!chunk.hasKeys) continue
       for (const index of chunk.liveIndexes()) {
-        if (chunk.keyAt(index) === NONE || !chunk.isRipe(index)) continue
+        if (chunk.keyAt(index) === NONE || !chunk.isDue(index)) continue
         due.push({ chunk, index, timeMs: chunk.lineTimeAt(index) })
       }
     }
@@ -128,7 +127,7 @@ export class Line {
     this.advance(nowMs)
   }
 
-  // Those without key and due time; those of a chunk that has neither are counted in runs.
+  // Adds messages without key and due time: in runs, if the chunk has no others.
   #placePlain(chunk: Chunk): void {
     if (!chunk.hasDues) {
       for (let index = 0; index < chunk.count;) {
@@ -155,24 +154,24 @@ export class Line {
       } else if (dueMs > nowMs) this.#delay(chunk, index, dueMs)
       else {
         takeOut(chunk, index, index + 1)
-        this.#ripen(chunk, index)
+        this.#markDue(chunk, index)
         due.push({ chunk, index, timeMs: chunk.lineTimeAt(index) })
       }
     }
   }
 
-  /** What was scheduled for `nowMs` or before is due now. */
+  /** Messages that are scheduled for `nowMs` or earlier become due. */
   advance(nowMs: number): void {
     for (;;) {
       const offset = this.#schedule.takeDue(nowMs)
       if (offset === NONE) return
       const chunk = this.#chunks.at(offset)!
       this.#unschedule(chunk, offset - chunk.base)
-      this.#arrive(chunk, offset - chunk.base, chunk.dueAt(offset - chunk.base), nowMs)
+      this.#becomeDue(chunk, offset - chunk.base, chunk.dueAt(offset - chunk.base), nowMs)
     }
   }
 
-  /** Messages that wait for their time. */
+  /** Messages whose due time is in the future. */
   get scheduled(): number {
     return this.#schedule.size
   }
@@ -182,12 +181,12 @@ export class Line {
     this.#schedule.eachDue(nowMs, each)
   }
 
-  /** When `advance` has something to do next; Infinity when nothing is scheduled. */
+  /** Time at which `advance` has work next; Infinity if nothing is scheduled. */
   get nextDeadline(): number {
     return this.#schedule.nextDeadline
   }
 
-  /** Since when the message has waited, published or due, that has waited longest, also behind its key; Infinity when none has. */
+  /** Publish or due time of the message that has waited longest, blocked keys included; Infinity if none waits. */
   get oldestSince(): number {
     let oldest = Infinity
     for (let mask = this.#plainMask | this.#dueMask; mask !== 0; mask &= mask - 1) {
@@ -199,8 +198,8 @@ export class Line {
     return Math.min(oldest, this.#oldestKeyed())
   }
 
-  // Of those in lines of keys. They are passed over by offset, from the first that can be there on: what was published
-  // after the oldest so far cannot be older, for nothing waits since before it was published.
+  // Searches the keyed messages by offset, from the lowest possible one. A message that was published after the oldest time
+  // found so far cannot be older: it waits since its publication at the earliest.
   #oldestKeyed(): number {
     let oldest = Infinity
     let isFirst = true
@@ -216,7 +215,7 @@ export class Line {
       for (; offset < Math.min(end, this.#end); offset++) {
         const index = offset - chunk.base
         if (!isFirst && (--left === 0 || chunk.publishedAt(index) >= oldest)) return oldest
-        if (!chunk.isRipe(index) || !chunk.isWaiting(index) || chunk.isGone(index)) continue
+        if (!chunk.isDue(index) || !chunk.isWaiting(index) || chunk.isGone(index)) continue
         if (chunk.keyAt(index) === NONE) continue
         if (isFirst) this.#keyedFrom = offset
         isFirst = false
@@ -227,7 +226,7 @@ export class Line {
     return oldest
   }
 
-  /** Fills `run` with what goes next, at most `max` messages; false when nothing is ready. */
+  /** Fills `run` with the next messages to deliver, at most `max`. Returns false if none is ready. */
   next(max: number, nowMs: number, run: Run): boolean {
     for (let mask = this.#plainMask | this.#dueMask; mask !== 0; mask = this.#plainMask | this.#dueMask) {
       const priority = 31 - Math.clz32(mask)
@@ -248,7 +247,7 @@ export class Line {
     return false
   }
 
-  /** Calls `each` with places in the log where batches stand whose messages are among the next that are due. */
+  /** Calls `each` with the positions of batches whose messages are among the next in the due queues. */
   upcoming(count: number, each: (batchPosition: number) => void): void {
     if (this.#dueMask === 0) return
     this.#due[31 - Math.clz32(this.#dueMask)]!.early(count, (offset) => {
@@ -259,7 +258,7 @@ export class Line {
     })
   }
 
-  /** The first `count` messages of `run`, the newest from `next`, are handed out. */
+  /** The first `count` messages of `run`, which `next` filled last, are leased. */
   take(run: Run, count: number, nowMs: number): void {
     const chunk = this.#chunks.at(run.offset)!
     const index = run.offset - chunk.base
@@ -276,7 +275,7 @@ export class Line {
     for (let i = 0; i < count; i++) due.pop()
     if (due.size === 0) this.#dueMask &= ~(1 << priority)
     chunk.marks.delete(MARK.waiting, index, index + count)
-    chunk.marks.delete(MARK.ripe, index, index + count)
+    chunk.marks.delete(MARK.due, index, index + count)
     if (!chunk.hasKeys) return
     for (let at = index; at < index + count; at++) {
       const slot = chunk.keyAt(at)
@@ -287,8 +286,8 @@ export class Line {
     }
   }
 
-  /** A message that was handed out takes its old place. */
-  giveBack(chunk: Chunk, offset: number, sinceMs: number, nowMs: number): void {
+  /** A leased message returns to its old place. */
+  release(chunk: Chunk, offset: number, sinceMs: number, nowMs: number): void {
     const index = offset - chunk.base
     const priority = chunk.priorityAt(index)
     this.#mark(chunk, index)
@@ -301,18 +300,18 @@ export class Line {
     }
     const slot = chunk.keyAt(index)
     if (slot === NONE) {
-      this.#ripen(chunk, index)
-      this.#makeDue(priority, sinceMs, offset)
+      this.#markDue(chunk, index)
+      this.#pushDue(priority, sinceMs, offset)
       return
     }
     this.#keys.countLeased(slot, -1)
-    this.#ripen(chunk, index)
+    this.#markDue(chunk, index)
     this.#keyLines.insert(slot, chunk, index)
     this.#keyLines.offer(slot, nowMs, offset, sinceMs)
   }
 
-  /** A message that was handed out comes back at `dueMs`, which is in its chunk already. */
-  comeBack(chunk: Chunk, offset: number, dueMs: number, nowMs: number): void {
+  /** A leased message returns at `dueMs`, which is already in its chunk. */
+  retry(chunk: Chunk, offset: number, dueMs: number, nowMs: number): void {
     const index = offset - chunk.base
     this.#mark(chunk, index)
     this.#suspects.clear(offset, 1)
@@ -321,20 +320,20 @@ export class Line {
     this.enter(chunk, index, dueMs, nowMs)
   }
 
-  /** A message that stands nowhere takes its place at `dueMs`, which is in its chunk already. */
+  /** A message that is not in the line enters it at `dueMs`, which is already in its chunk. */
   enter(chunk: Chunk, index: number, dueMs: number, nowMs: number): void {
     this.#dropOrder?.returned(chunk, index)
     const slot = chunk.keyAt(index)
     if (dueMs <= nowMs) {
       takeOut(chunk, index, index + 1)
-      this.#arrive(chunk, index, dueMs, nowMs)
+      this.#becomeDue(chunk, index, dueMs, nowMs)
       return
     }
     this.#delay(chunk, index, dueMs)
     if (slot !== NONE) this.#keyLines.offer(slot, nowMs, NONE, 0)
   }
 
-  /** A message that stands in the line leaves it, as of `timeMs`. */
+  /** A message in the line leaves it, as of `timeMs`. */
   leave(chunk: Chunk, index: number, timeMs: number): void {
     if (!chunk.isWaiting(index)) {
       this.#countPlain(chunk.priorityAt(index), -1)
@@ -342,27 +341,27 @@ export class Line {
       return
     }
     const slot = chunk.keyAt(index)
-    if (!chunk.isRipe(index)) {
+    if (!chunk.isDue(index)) {
       this.#unschedule(chunk, index)
       chunk.marks.delete(MARK.waiting, index, index + 1)
     } else {
       chunk.marks.delete(MARK.waiting, index, index + 1)
-      chunk.marks.delete(MARK.ripe, index, index + 1)
+      chunk.marks.delete(MARK.due, index, index + 1)
       if (slot !== NONE) this.#keyLines.unlink(slot, chunk, index)
     }
     if (slot !== NONE) this.#keyLines.offer(slot, timeMs, NONE, 0)
   }
 
   /**
-   * A message that stands in the line is handed out again to the consumer that had it. Returns since when it was
-   * eligible, -1 for the plain line; undefined, and nothing is done, where its key has no place for it.
+   * A message in the line is leased again to the consumer that held it before. Returns the time from which it was
+   * eligible, -1 if it was in the plain line. Returns undefined and changes nothing if its key has no place for it.
    */
-  retake(chunk: Chunk, index: number, nowMs: number): number | undefined {
+  reclaim(chunk: Chunk, index: number, nowMs: number): number | undefined {
     const slot = chunk.keyAt(index)
     const isPlain = !chunk.isWaiting(index)
     if (slot !== NONE) {
       if (!this.#keyLines.hasPlace(slot)) return undefined
-      // Counted first, so that its leaving frees the key for no other.
+      // Counted before the message leaves, so that its key is not free for another one in between.
       this.#keys.countLeased(slot, 1)
     }
     this.leave(chunk, index, nowMs)
@@ -370,12 +369,12 @@ export class Line {
     return isPlain ? -1 : chunk.lineTimeAt(index)
   }
 
-  /** Whether the message was handed out and came back since the broker started. */
+  /** Whether the message was delivered and returned since the broker started. */
   isSeen(chunk: Chunk, index: number): boolean {
     return chunk.has(MARK.seen, index)
   }
 
-  /** Messages `[offset, offset + count)` that were handed out are done with. */
+  /** The leased messages `[offset, offset + count)` are settled. */
   finish(offset: number, count: number, nowMs: number): void {
     this.#suspects.clear(offset, count)
     if (this.#keys.size === 0) return
@@ -388,13 +387,13 @@ export class Line {
     }
   }
 
-  /** The oldest message of the lowest priority that stands in the line; -1 when none does. */
+  /** The message that is dropped first to make room; -1 if the line is empty. See `DropOrder`. */
   firstToDrop(): number {
     this.#dropOrder ??= new DropOrder(this.#chunks)
     return this.#dropOrder.first(this.#end)
   }
 
-  /** Everything that stood in the line, or was leased, is gone. */
+  /** Every message that was in the line or leased is gone. */
   clear(): void {
     this.#ordinary = 0
     this.#plainCounts.fill(0)
@@ -407,7 +406,7 @@ export class Line {
     this.#keys.clear()
   }
 
-  /** Counts everything that is in the line anew and compares. @throws Error naming what differs */
+  /** Recounts the line and compares it with the counters. @throws Error with the difference */
   invariants(): void {
     const plain = new Float64Array(PRIORITIES)
     const waiting = { scheduled: 0, due: 0, keyed: 0 }
@@ -423,7 +422,7 @@ export class Line {
           plain[priority]!++
           if (offset < this.#cursors[priority]! && !chunk.has(MARK.returned, index))
             differs(`offset ${offset} is plain, before the cursor of priority ${priority}`)
-        } else if (!chunk.isRipe(index)) waiting.scheduled++
+        } else if (!chunk.isDue(index)) waiting.scheduled++
         else if (chunk.keyAt(index) === NONE) waiting.due++
         else {
           waiting.keyed++
@@ -448,7 +447,7 @@ export class Line {
     if (keyed !== waiting.keyed) differs(`${keyed} in lines of keys, counted ${waiting.keyed}`)
   }
 
-  // Messages without a key that are in due queues.
+  // Number of messages without a key in due queues.
   #countDue(): number {
     const offsets = new Set<number>()
     for (const [priority, queue] of this.#due.entries()) {
@@ -503,7 +502,7 @@ export class Line {
     run.sinceMs = due.firstTime
   }
 
-  // Nothing is known of the message but what its batch says, so that a neighbour of which that is true can go with it.
+  // Whether the state of the message is only what its batch says. Neighbours of which this is true share a run.
   #isFirstTry(chunk: Chunk, index: number): boolean {
     return (
       this.#suspects.size === 0 &&
@@ -514,9 +513,9 @@ export class Line {
     )
   }
 
-  // How many messages, at most `max` and of one batch, come next together: the first of all and those behind it in the log.
+  // Number of messages, at most `max` and of one batch, that come next together: the first one, and the next in the log.
   #neighbours(due: TimeQueue, chunk: Chunk, index: number, max: number): number {
-    // Where a key may have several out, taking one can bring in what goes before its neighbour.
+    // With several places for a key, leasing one message can offer another one that precedes the neighbour.
     if (chunk.hasKeys && this.#keyLines.rules.keyConcurrency > 1) return 1
     const end = index + due.firstRun(max)
     const timeMs = due.firstTime
@@ -526,7 +525,7 @@ export class Line {
     return at - index
   }
 
-  // Finds the first plain message of the priority, for `#headOffset`, and returns its chunk; undefined when there is none.
+  // Sets `#headOffset` to the first plain message of the priority and returns its chunk; undefined if there is none.
   #head(priority: number): Chunk | undefined {
     if ((this.#plainMask & (1 << priority)) === 0) return undefined
     if ((this.#returned.mask & (1 << priority)) !== 0) {
@@ -556,7 +555,7 @@ export class Line {
     throw new Error(`priority ${priority} counts plain messages and has none`)
   }
 
-  // The due queue of the priority without what means nothing at its front; undefined when nothing is left.
+  // The due queue of the priority, without stale entries at its front; undefined if it is empty.
   #dueQueue(priority: number): TimeQueue | undefined {
     if ((this.#dueMask & (1 << priority)) === 0) return undefined
     const due = this.#due[priority]!
@@ -566,7 +565,7 @@ export class Line {
     return undefined
   }
 
-  // A suspect is a run by itself, and the run before it ends there.
+  // End of the run of `[from, to)`: a suspect is delivered alone, and a run ends before one.
   #untilSuspect(chunk: Chunk, from: number, to: number): number {
     if (this.#suspects.has(chunk.base + from)) return from + 1
     return this.#suspects.firstIn(chunk.base + from + 1, chunk.base + to) - chunk.base
@@ -580,27 +579,27 @@ export class Line {
     if (slot !== NONE && chunk.attemptsAt(index) > 0) this.#keys.countRetrying(slot, 1)
   }
 
-  // It is no longer scheduled; where it stands now is the caller's to say.
+  // The message is no longer scheduled. The caller puts it where it belongs.
   #unschedule(chunk: Chunk, index: number): void {
     this.#schedule.remove(chunk, index)
     const slot = chunk.keyAt(index)
     if (slot !== NONE && chunk.attemptsAt(index) > 0) this.#keys.countRetrying(slot, -1)
   }
 
-  // Its time has come.
-  #arrive(chunk: Chunk, index: number, dueMs: number, nowMs: number): void {
+  // The due time of the message has come.
+  #becomeDue(chunk: Chunk, index: number, dueMs: number, nowMs: number): void {
     const slot = chunk.keyAt(index)
     const offset = chunk.base + index
-    this.#ripen(chunk, index)
+    this.#markDue(chunk, index)
     if (slot === NONE) {
-      this.#makeDue(chunk.priorityAt(index), dueMs, offset)
+      this.#pushDue(chunk.priorityAt(index), dueMs, offset)
       return
     }
     this.#keyLines.insert(slot, chunk, index)
     this.#keyLines.offer(slot, nowMs, offset, dueMs)
   }
 
-  #makeDue(priority: number, sinceMs: number, offset: number): void {
+  #pushDue(priority: number, sinceMs: number, offset: number): void {
     const due = (this.#due[priority] ??= new TimeQueue())
     due.push(sinceMs, offset)
     this.#dueMask |= 1 << priority
@@ -613,18 +612,18 @@ export class Line {
     chunk.marks.add(MARK.waiting, index, index + 1)
   }
 
-  #ripen(chunk: Chunk, index: number): void {
+  #markDue(chunk: Chunk, index: number): void {
     this.#wait(chunk, index)
     if (chunk.base + index < this.#keyedFrom) this.#keyedFrom = chunk.base + index
-    chunk.marks.add(MARK.ripe, index, index + 1)
+    chunk.marks.add(MARK.due, index, index + 1)
   }
 
-  // The chunk of a message that a due queue holds since `timeMs`; undefined when that entry means nothing any more.
+  // The chunk of the message that has been in a due queue since `timeMs`; undefined if the entry is stale.
   #dueChunk(timeMs: number, offset: number): Chunk | undefined {
     const chunk = this.#chunks.at(offset)
     if (chunk === undefined) return undefined
     const index = offset - chunk.base
-    if (!chunk.isWaiting(index) || !chunk.isRipe(index) || chunk.isGone(index)) return undefined
+    if (!chunk.isWaiting(index) || !chunk.isDue(index) || chunk.isGone(index)) return undefined
     const slot = chunk.keyAt(index)
     if (slot === NONE) return chunk.dueAt(index) === timeMs ? chunk : undefined
     return this.#keyLines.isOffered(slot, offset, timeMs) ? chunk : undefined

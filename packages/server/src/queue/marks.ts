@@ -1,9 +1,8 @@
 /**
- * What state each message of one chunk is in, as sets of indexes. As long as many messages are live it is a bit for each
- * of 1,024 in each set. When few of a full chunk are left, only those are listed: a chunk with one dead message in it
- * takes what one message takes.
+ * The states of the messages of one chunk, as sets of indexes. While many messages are live, each set is 1,024 bits. When
+ * few are left in a full chunk, only those are listed: a chunk with one dead message takes the room of one message.
  *
- * Invariant: a message that is gone is in no other set that anybody looks at.
+ * Invariant: of a message that is gone, no other mark is read.
  */
 import {
   CHUNK_MESSAGES,
@@ -18,25 +17,25 @@ import {
 
 export const MARK = {
   gone: 0,
-  /** Volatile, as all that follow: leased, waiting for its time or its turn, or dead; not in the plain line. */
+  /** Volatile, like all that follow. The message is leased, scheduled, due or dead: it is not in the plain line. */
   out: 1,
-  /** In a queue by time or in the line of a key, for its time or for its turn. */
+  /** Scheduled or due: in a queue by time or in the line of a key. */
   waiting: 2,
-  /** Of these, those whose time has come. */
-  ripe: 3,
+  /** Those in `waiting` that are due. */
+  due: 3,
   /** Delivered at least once since the broker started. */
   seen: 4,
-  /** Among those that the line keeps because they came back behind the oldest that it looks for. */
+  /** In the queue of messages that returned below the cursor of the drop order. */
   behind: 5,
-  /** Among the plain ones that the line keeps because they came back before its cursor. */
+  /** In the queue of plain messages that returned below the cursor of the line. */
   returned: 6,
 } as const
 export type Mark = (typeof MARK)[keyof typeof MARK]
 
 const SETS = 7
-/** A full chunk with no more live messages than these lists them. */
+/** A full chunk with this many live messages or fewer lists them. */
 export const LISTED_MAX = 32
-/** Of an entry in the list: the index in the bits from here on, below them a bit for each set but `gone`. */
+/** An entry of the list has the index from this bit up, and below it one bit for each set except `gone`. */
 const INDEX_SHIFT = SETS - 1
 const OUT_WORDS = MARK.out * CHUNK_WORDS
 const SEEN_WORDS = MARK.seen * CHUNK_WORDS
@@ -44,9 +43,9 @@ const SEEN_FLAG = flagOf(MARK.seen)
 const OUT_FLAG = flagOf(MARK.out)
 
 export class Marks {
-  /** The sets one after the other; undefined while nothing is marked. */
+  /** The sets, one after another; undefined while nothing is marked, or when the live messages are listed. */
   #words: Uint32Array | undefined
-  /** In place of them, once the live messages are listed: an entry for each, by index. */
+  /** The list: an entry for each live message, by index. */
   #list: number[] | undefined
 
   get areListed(): boolean {
@@ -61,7 +60,7 @@ export class Marks {
     return mark === MARK.gone ? !isLive : isLive && (entry & flagOf(mark)) !== 0
   }
 
-  /** Marks `[from, to)`; returns how many were not marked before. */
+  /** Marks `[from, to)` and returns how many were not marked. */
   add(mark: Mark, from: number, to: number): number {
     if (this.#list !== undefined)
       return mark === MARK.gone ? this.#drop(from, to) : this.#flag(mark, from, to)
@@ -69,7 +68,7 @@ export class Marks {
     return addBits(this.#words, mark * CHUNK_MESSAGES + from, mark * CHUNK_MESSAGES + to)
   }
 
-  /** Unmarks `[from, to)`, which are live. */
+  /** Removes the mark from `[from, to)`, which are live. */
   delete(mark: Mark, from: number, to: number): void {
     const list = this.#list
     if (list === undefined) {
@@ -81,12 +80,12 @@ export class Marks {
       list[place]! &= ~flagOf(mark)
   }
 
-  /** Word `number` of the set of those that are gone, while they are not listed. */
+  /** Word `number` of the set `gone`. Not for a list. */
   goneWord(number: number): number {
     return this.#words === undefined ? 0 : this.#words[number]!
   }
 
-  /** How many of `[from, to)` are gone. */
+  /** Number of messages in `[from, to)` that are gone. */
   countGone(from: number, to: number): number {
     if (this.#list !== undefined) return to - from - (this.#place(to) - this.#place(from))
     return this.#words === undefined ? 0 : countRange(this.#words, from, to)
@@ -126,7 +125,7 @@ export class Marks {
     return to
   }
 
-  /** Of messages `[from, to)`, which are live, the first that was seen, or that was not; `to`, if there is none. */
+  /** First index in `[from, to)` whose mark `seen` is `isSeen`, or `to`. All of them are live. */
   firstSeen(isSeen: boolean, from: number, to: number): number {
     const list = this.#list
     const words = this.#words
@@ -147,7 +146,7 @@ export class Marks {
     return to
   }
 
-  /** Of `[0, end)`, those that are not gone, in order. */
+  /** Indexes in `[0, end)` that are not gone, in order. */
   liveIndexes(end: number): number[] {
     const indexes: number[] = []
     if (this.#list !== undefined) {
@@ -162,7 +161,7 @@ export class Marks {
     return indexes
   }
 
-  /** Lists what is live of a full chunk, of which that is little. */
+  /** Replaces the sets by a list. The chunk is full, and few of its messages are live. */
   list(): void {
     const words = this.#words
     if (words === undefined) return
@@ -174,12 +173,12 @@ export class Marks {
         if (hasBit(words, mark * CHUNK_MESSAGES + index)) entry |= flagOf(mark as Mark)
       list[place] = entry
     }
-    // As long as it is, not as long as it could become.
+    // A copy of exact length: the original has room to grow.
     this.#list = list.slice()
     this.#words = undefined
   }
 
-  // Place of the first entry in the list that is not before `index`.
+  // Position in the list of the first entry with an index of at least `index`.
   #place(index: number): number {
     const list = this.#list!
     let low = 0
@@ -196,7 +195,7 @@ export class Marks {
     const list = this.#list!
     const start = this.#place(from)
     const end = this.#place(to)
-    // Mostly it is one of a few: `splice` and `copyWithin` take longer.
+    // A list is short: `splice` and `copyWithin` take longer.
     let kept = start
     for (let place = end; place < list.length; place++) list[kept++] = list[place]!
     list.length = kept
@@ -214,7 +213,7 @@ export class Marks {
     return added
   }
 
-  // First index that is neither gone nor in the set whose words begin there; 0: the set of those that are gone.
+  // First index that is neither gone nor in the set whose words begin at `other`. 0 is the set `gone` itself.
   #firstClear(other: number, from: number, to: number): number {
     const words = this.#words
     if (words === undefined) return from
@@ -227,7 +226,7 @@ export class Marks {
     return to
   }
 
-  // First index in the list that has not this flag.
+  // First index in the list without this flag.
   #firstLive(flag: number, from: number, to: number): number {
     const list = this.#list!
     for (let place = this.#place(from); place < list.length; place++) {

@@ -801,7 +801,7 @@ describe('invariants', () => {
 
   it.each<[string, (queue: Queue) => void, string]>([
     ['a live message too many', (queue) => chunkOf(queue).live++, 'chunk 0: live is 51, counted 50'],
-    ['a message in two states', (queue) => chunkOf(queue).marks.add(MARK.ripe, 41, 42), 'in two states'],
+    ['a message in two states', (queue) => chunkOf(queue).marks.add(MARK.due, 41, 42), 'in two states'],
     ['a priority without its bit', (queue) => (chunkOf(queue).priorityMask = 1), 'is not in the mask'],
     ['a late expiry', (queue) => (chunkOf(queue).earliestExpiryMs = 1_000_000), 'expires at'],
     ['a bit of the plain line', (queue) => chunkOf(queue).marks.add(MARK.out, 41, 42), 'line: '],

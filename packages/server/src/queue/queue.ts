@@ -1,10 +1,10 @@
 /**
- * A queue: what is durable of it (`Contents`), and the serving of its messages: the line in which they are delivered, the
- * leases of its subscriptions. Pure: time and chance come as arguments, bytes stay outside (the queue
- * knows where a batch is in the log, not what it says).
+ * A queue: its durable contents (`Contents`), the line in which its messages are delivered, and the leases of its
+ * subscriptions. Pure: times and random numbers are arguments, and a queue knows where a batch is in the log but not its
+ * bytes.
  *
- * It decides, puts what it decided into `facts`, and applies it to its contents at once; the broker writes the facts into
- * the open entry. As their `Follower` it keeps what serves in step with the contents.
+ * A method decides, adds its decision to `facts` and applies it to the contents at once. The broker writes the facts into
+ * the open entry. As `Follower` of its contents, the queue updates its volatile state with each change.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -29,15 +29,15 @@ import { SubscriptionOf, type ConsumerOf } from './subscription.js'
 import { Suspects } from './suspects.js'
 import type { Timer } from './timer.js'
 
-/** What is known of a lease that was claimed. */
+/** A lease that was claimed, and its properties. */
 export interface Reclaimed {
-  /** Since when the message was eligible; -1: it stood in the plain line. */
+  /** Time from which the message was eligible; -1 if it was in the plain line. */
   readonly sinceMs: number
   readonly attempt: number
-  /** When it has to be done; Infinity: its time begins anew. */
+  /** Deadline of its handling; Infinity: the handling time starts again. */
   readonly deadlineMs: number
   readonly isCharged: boolean
-  /** Of its record; after a restart as its client says. */
+  /** Size of the record. After a restart, as counted by the queue. */
   readonly bytes: number
 }
 
@@ -45,65 +45,65 @@ export const Subscription = SubscriptionOf<Queue>
 export type Subscription = SubscriptionOf<Queue>
 export type Consumer = ConsumerOf<Queue>
 
-const NOBODY: readonly Subscription[] = []
-/** How often messages are looked for whose time to live is over. */
+const NO_SUBSCRIPTIONS: readonly Subscription[] = []
+/** Shortest time between two searches for expired messages. */
 const SWEEP_MS = 1_000
 
-/** The batch that `append` appends: one object for all calls. */
+/** The argument of `appendFact`: one object for all calls. */
 const APPENDED = { baseOffset: 0, count: 0, timeMs: 0, length: 0 }
 
-/** Is notified of messages that leave because their time to live is over. */
+/** Is notified of messages that expire. */
 export interface QueueObserver {
   expired(queue: Queue, offset: number): void
 }
 
 export class Queue extends Contents implements Follower {
-  /** Those that it hands messages to, in the order in which they came. */
-  subscriptions: readonly Subscription[] = NOBODY
+  /** In the order in which they were attached. */
+  subscriptions: readonly Subscription[] = NO_SUBSCRIPTIONS
   readonly suspects = new Suspects()
-  readonly #lineSoFar = new Line(this.chunksSoFar, this.keys, this.suspects)
+  readonly #appliedLine = new Line(this.appliedChunks, this.keys, this.suspects)
   leased = 0
-  /** Facts that are applied here and not yet in the open entry. */
+  /** Facts that are applied here and not yet written to the open entry. */
   readonly facts = new FactBuffer()
-  // Three notes of the broker, which looks at them with each batch: a map from the queue would be a look-up more.
-  /** In the list of queues whose facts wait to be written; see `Writer.note`. */
+  // Three fields of the broker, which reads them for each batch. A map from the queue would cost another look-up.
+  /** The queue is in the list of queues with facts to write; see `Writer.note`. */
   hasPendingFacts = false
-  /** In the list of queues that may have something to deliver; see `Turn.activate`. */
+  /** The queue is in the list of queues that may have messages to deliver; see `Turn.activate`. */
   active = false
-  /** For its next deadline, once it has had one; see `Turn.armQueue`. */
+  /** Created when the queue first has a deadline; see `Turn.armQueue`. */
   timer: Timer | undefined
-  /** No message that is being handled must be done before this. */
+  /** No message that is being handled has an earlier deadline. */
   earliestDeadlineMs = Infinity
-  /** Offsets of dead messages that are to be moved, as they died. */
+  /** Offsets of dead messages that will be moved to the dead-letter queue, in the order in which they died. */
   readonly moving: number[] = []
 
   readonly former = new FormerLeases()
   /** Ids of messages that are not done. */
-  readonly pending = new PendingIds(this.chunksSoFar)
-  /** Highest offset handed out by this run of the broker, + 1. */
+  readonly pending = new PendingIds(this.appliedChunks)
+  /** Highest offset that was delivered since the broker started, + 1. */
   #deliveredBelow = 0
   #sweptMs = 0
   observer: QueueObserver | undefined
 
   get #line(): Line {
-    if (this.lastArrival !== NO_ARRIVAL) this.takeIn()
-    return this.#lineSoFar
+    if (this.lastArrival !== NO_ARRIVAL) this.applyArrivals()
+    return this.#appliedLine
   }
 
-  /** It is served in turn with the others, from now on. */
+  /** The subscription takes part in round robin from now on. */
   attach(subscription: Subscription): void {
     this.subscriptions = [...this.subscriptions, subscription]
   }
 
-  /** It is served no more. */
+  /** The subscription gets no more messages. */
   detach(subscription: Subscription): void {
     const others = this.subscriptions.filter((other) => other !== subscription)
-    this.subscriptions = others.length === 0 ? NOBODY : others
+    this.subscriptions = others.length === 0 ? NO_SUBSCRIPTIONS : others
   }
 
   /**
-   * Of a queue with `single`, the one subscription that gets messages: one that holds some, or else the oldest that has
-   * credit left. One that is idle, as between two pulls, keeps nothing from the others.
+   * The one subscription of a queue with `single` that gets messages: one with unsettled messages, or else the oldest with
+   * credit. A subscription that is idle, for example between two pulls, does not block the others.
    */
   get soleSubscription(): Subscription | undefined {
     let oldest: Subscription | undefined
@@ -127,8 +127,8 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * As `appendFact`, in service: the first message gets the offset `next`. A batch that asks for nothing only takes its
-   * place at the end; that is done at the next look at the queue.
+   * Appends a batch in service: its first message gets the offset `next`. A batch without options is only counted; the
+   * chunks and the line are updated when they are next read.
    */
   append(
     count: number,
@@ -150,14 +150,14 @@ export class Queue extends Contents implements Follower {
     }
   }
 
-  // --- what follows from a change of the contents: see `Follower` ---
+  // --- Follower: what a change of the contents changes here ---
 
   entered(chunk: Chunk, from: number, to: number): void {
-    this.#lineSoFar.add(chunk, from, to)
+    this.#appliedLine.add(chunk, from, to)
   }
 
   passed(end: number): void {
-    this.#lineSoFar.passed(end)
+    this.#appliedLine.passed(end)
   }
 
   idPending(offset: number): void {
@@ -169,7 +169,7 @@ export class Queue extends Contents implements Follower {
   }
 
   removedFrom(chunk: Chunk, batch: number): void {
-    if (this.chunksSoFar.isBatchGone(chunk, batch))
+    if (this.appliedChunks.isBatchGone(chunk, batch))
       this.use.remove(chunk.batches.place(batch), chunk.batches.bytes(batch))
   }
 
@@ -186,7 +186,7 @@ export class Queue extends Contents implements Follower {
 
   // --- the line ---
 
-  /** Recovery is over: every message takes its place in the line. */
+  /** Recovery is over: builds the line and the rest of the volatile state. */
   open(nowMs: number): void {
     this.follow(this)
     this.chunks.eachLiveBatch((place, bytes) => this.use.add(place, bytes))
@@ -202,34 +202,34 @@ export class Queue extends Contents implements Follower {
     this.#line.rebuild(keyRules(this.options), this.next, this.redeliveredBelow, nowMs)
   }
 
-  /** The options have changed: what follows from them for what is there already. */
+  /** Changes the options, and applies them to the messages that the queue already has. */
   applyOptions(options: QueueOptions, nowMs: number): void {
     const { onFail, keyConcurrency, dedupWindowMs } = this.options
     this.options = options
     if (onFail !== options.onFail || keyConcurrency !== options.keyConcurrency)
       this.#line.reorder(keyRules(options), nowMs)
     if (dedupWindowMs !== options.dedupWindowMs) {
-      // What either window has forgotten no later one knows again, nor another process that reads the ids in the log.
+      // An id that either window has forgotten stays forgotten, here and for a process that reads the ids in the log.
       this.ids.forgetUntil(nowMs - Math.min(dedupWindowMs, options.dedupWindowMs))
       this.idsFrom = this.ids.oldestOffset === -1 ? this.next : this.ids.oldestOffset
     }
     this.dirty = true
   }
 
-  /** Time passed: what was scheduled becomes due, and what has expired goes. */
+  /** Messages that are due by `nowMs` become ready. Expired ones are removed, at most once per `SWEEP_MS`. */
   advance(nowMs: number): void {
     this.#line.advance(nowMs)
     if (nowMs >= this.#nextSweepMs) this.#sweep(nowMs)
   }
 
-  /** As `advance`, and nothing is left that has expired: for decisions that depend on what there is. */
+  /** As `advance`, but removes all expired messages: called before a decision that depends on the contents. */
   settleTime(nowMs: number): void {
     this.#line.advance(nowMs)
     if (nowMs >= this.earliestExpiryMs) this.#sweep(nowMs)
     if (this.ids.size > 0) this.ids.forgetUntil(nowMs - this.options.dedupWindowMs)
   }
 
-  /** When `advance` has something to do next; Infinity when nothing waits for its time. */
+  /** Time at which `advance` has work next; Infinity if there is none. */
   get nextDeadline(): number {
     return Math.min(this.#line.nextDeadline, this.#nextSweepMs, this.earliestDeadlineMs)
   }
@@ -238,7 +238,7 @@ export class Queue extends Contents implements Follower {
     return Math.max(this.earliestExpiryMs, this.#sweptMs + SWEEP_MS)
   }
 
-  /** Fills `run` with what goes next, at most `max` messages; false when nothing is ready. */
+  /** Fills `run` with the next messages to deliver, at most `max`. Returns false if none is ready. */
   nextRun(max: number, nowMs: number, run: Run): boolean {
     while (this.#line.next(max, nowMs, run)) {
       if (!run.expired) return true
@@ -252,7 +252,7 @@ export class Queue extends Contents implements Follower {
     this.#line.upcoming(count, each)
   }
 
-  /** The first `count` messages of `run`, the newest from `nextRun`, are leased to the client of this name. */
+  /** The first `count` messages of `run`, which `nextRun` filled last, are leased to the client with this name. */
   lease(run: Run, count: number, nowMs: number, client: string): void {
     this.#line.take(run, count, nowMs)
     this.leased += count
@@ -264,8 +264,8 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * The message that a client handles, and whose lease it lost with its connection, is leased to it again; undefined,
-   * and nothing is done, if anything has become of the message since, or may have. `boot`: of this run of the broker.
+   * Leases a message again to a client that lost its connection while it handled the message. Returns undefined and
+   * changes nothing if the message may have changed since. `boot` is that of this run of the broker.
    */
   reclaim(claim: Claim, boot: number, nowMs: number, client: string): Reclaimed | undefined {
     const { offset } = claim
@@ -276,21 +276,21 @@ export class Queue extends Contents implements Follower {
     if (chunk.isDead(index) || !chunk.isInLine(index)) return undefined
     const former = this.former.get(offset)
     if (claim.boot === boot) {
-      // No one has had it since: that would have taken the former lease away.
+      // A lease to another consumer since then would have deleted the former lease.
       if (former?.subscriptionId !== claim.subscriptionId || former.tag !== claim.tag) return undefined
     } else if (
       claim.boot !== boot - 1 ||
       claim.attempt !== chunk.attemptsAt(index) + 1 ||
-      // Beyond that all tries have one number.
+      // Attempts are counted up to this.
       claim.attempt > LIMITS.maxDeliveriesMax ||
       this.former.hadEnded(claim) ||
       this.#line.isSeen(chunk, index) ||
       chunk.lives?.has(index) === true
     ) {
-      // Others may have had it, before the restart or since; or it began a new life, in which attempts count anew.
+      // Another consumer may have received it, before the restart or since, or it was redriven, which resets its attempts.
       return undefined
     }
-    const sinceMs = this.#line.retake(chunk, index, nowMs)
+    const sinceMs = this.#line.reclaim(chunk, index, nowMs)
     if (sinceMs === undefined) return undefined
     const bytes = this.claimBytes(offset)
     this.former.delete(offset)
@@ -306,8 +306,8 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * What the lease of a message counts when it is claimed: what it counted before, or of one that this boot does not know
-   * the queue's own count. The client's word would change what is counted. 0: there is no such message.
+   * Record bytes of the message that a claim names, for the credit: as its former lease counted them, or, if this boot has
+   * no such lease, as the queue counts them. A size from the client could falsify the count. 0: there is no such message.
    */
   claimBytes(offset: number): number {
     const former = this.former.get(offset)
@@ -316,14 +316,14 @@ export class Queue extends Contents implements Follower {
     return chunk === undefined ? 0 : Math.round(chunk.bytesAt(offset - chunk.base))
   }
 
-  /** A subscription ended and gave messages back: after a restart no lease of it can be claimed. */
+  /** A subscription ended and returned messages: none of its leases can be claimed after a restart. */
   subscriptionEnded(id: number): void {
     if (!this.former.end(id)) return
     this.facts.ended(id)
     this.dirty = true
   }
 
-  /** Leased messages are done. `bytes` is what their records take, as those know that delivered them. */
+  /** Leased messages are acknowledged. `bytes`: size of their records, if the caller knows it. */
   ack(offset: number, count: number, nowMs: number, bytes?: number): void {
     this.leased -= count
     this.#line.finish(offset, count, nowMs)
@@ -332,8 +332,8 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * A leased message was tried in vain and comes back at `dueMs`. If that was its last try it is dead; if its time to
-   * live is over it is gone. `isCharged`: this try was counted before.
+   * A leased message failed and returns at `dueMs`. It is dead if that was its last attempt, and gone if it has expired.
+   * `isCharged`: this attempt is already counted.
    */
   retry(
     offset: number,
@@ -356,10 +356,10 @@ export class Queue extends Contents implements Follower {
     this.leased--
     this.facts.retry(offset, attempts, dueMs, reason)
     this.retryFact(offset, attempts, dueMs)
-    this.#line.comeBack(this.chunkAt(offset)!, offset, dueMs, nowMs)
+    this.#line.retry(this.chunkAt(offset)!, offset, dueMs, nowMs)
   }
 
-  /** Has the log know what was released and delivered again; that alone writes nothing. */
+  /** Adds a fact with the counts of releases and redeliveries, if they changed: no other fact records them. */
   tally(): void {
     const { released, redelivered } = this.counts
     if (released === this.tallied.released && redelivered === this.tallied.redelivered) return
@@ -367,7 +367,7 @@ export class Queue extends Contents implements Follower {
     this.tallyFact(released, redelivered)
   }
 
-  /** A leased message was not tried: it takes its old place, and nothing is recorded. */
+  /** A leased message that was not tried returns to its old place. No fact records it. */
   release(offset: number, sinceMs: number, nowMs: number): void {
     this.counts.released++
     if (this.#isExpired(offset, nowMs)) {
@@ -375,10 +375,10 @@ export class Queue extends Contents implements Follower {
       return
     }
     this.leased--
-    this.#line.giveBack(this.chunkAt(offset)!, offset, sinceMs, nowMs)
+    this.#line.release(this.chunkAt(offset)!, offset, sinceMs, nowMs)
   }
 
-  /** A leased message is given up; this try counts, if it was not counted before. */
+  /** A leased message becomes dead. `isCharged`: this attempt is already counted. */
   deadLetter(
     offset: number,
     death: Death,
@@ -392,7 +392,7 @@ export class Queue extends Contents implements Follower {
     this.#die(offset, this.#nextAttempt(offset, isCharged), death, nowMs, reason, bytes)
   }
 
-  // Where tries are unlimited the count ends before they do.
+  // The count stops at its maximum: attempts may be unlimited.
   #nextAttempt(offset: number, isCharged: boolean): number {
     return Math.min(this.attemptsOf(offset) + (isCharged ? 0 : 1), LIMITS.maxDeliveriesMax)
   }
@@ -405,7 +405,7 @@ export class Queue extends Contents implements Follower {
     if (isMoving) this.moving.push(offset)
   }
 
-  /** All that is scheduled, ready or leased goes; the caller ends the leases. Returns how many messages. */
+  /** Removes all messages that are not dead, and returns their number. The caller ends the leases. */
   purge(nowMs: number): number {
     const messages = this.live - this.deadCount
     this.facts.purge(this.next, messages)
@@ -418,17 +418,17 @@ export class Queue extends Contents implements Follower {
     return messages
   }
 
-  /** The message at `offset` stands in the line, or nothing is done: takes it out for good. @throws SluiceError */
+  /** Removes a message that is in the line. @throws SluiceError if it is not; then nothing changes */
   cancel(offset: number, nowMs: number): void {
-    const chunk = this.#standing(offset)
+    const chunk = this.#inLine(offset)
     this.#line.leave(chunk, offset - chunk.base, nowMs)
     this.#gone('cancel', offset)
     this.counts.cancelled += this.remove(offset, 1, nowMs)
   }
 
-  /** The message at `offset` stands in the line, or nothing is done: it is due at `dueMs`. @throws SluiceError */
+  /** Makes a message that is in the line due at `dueMs`. @throws SluiceError if it is not; then nothing changes */
   reschedule(offset: number, dueMs: number, nowMs: number): void {
-    const chunk = this.#standing(offset)
+    const chunk = this.#inLine(offset)
     this.#line.leave(chunk, offset - chunk.base, nowMs)
     this.former.delete(offset)
     this.facts.reschedule(offset, dueMs)
@@ -437,7 +437,7 @@ export class Queue extends Contents implements Follower {
   }
 
   // @throws SluiceError MESSAGE_NOT_FOUND, MESSAGE_LEASED
-  #standing(offset: number): Chunk {
+  #inLine(offset: number): Chunk {
     const state = this.stateOf(offset)
     if (state === 'leased')
       throw new SluiceError(
@@ -455,7 +455,7 @@ export class Queue extends Contents implements Follower {
     return this.chunkAt(offset)!
   }
 
-  /** Whether a dead message may come back: where only one with its id may be pending, none is. */
+  /** Whether a dead message may return: with `unique: 'pending'`, only if no pending message has its id. */
   mayRedrive(offset: number): boolean {
     if (this.options.unique !== 'pending') return true
     const chunk = this.chunkAt(offset)!
@@ -463,7 +463,7 @@ export class Queue extends Contents implements Follower {
     return !chunk.hasId(index) || this.pending.find(chunk.idAt(index), 0) === -1
   }
 
-  /** A dead message begins a new life at the end of its line. */
+  /** A dead message returns to the end of the line. */
   redrive(offset: number, nowMs: number, by: string): void {
     const redrives = this.livesOf(offset).redrives + 1
     this.former.delete(offset)
@@ -475,13 +475,13 @@ export class Queue extends Contents implements Follower {
     this.#line.enter(chunk, offset - chunk.base, nowMs, nowMs)
   }
 
-  /** A dead message is deleted. */
+  /** Removes a dead message. */
   discard(offset: number, nowMs: number): void {
     this.#gone('discard', offset)
     this.counts.discarded += this.remove(offset, 1, nowMs)
   }
 
-  /** A dead message is in another queue now; the fact that says so is the caller's. */
+  /** A dead message was moved to another queue. The caller records the fact. */
   moved(offset: number, isRedrive: boolean, nowMs: number): void {
     this.remove(offset, 1, nowMs)
     if (isRedrive) {
@@ -498,8 +498,8 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * The oldest message of the lowest priority in the line makes room: it is dropped or dead, as the queue says. False, and
-   * nothing is done, when the line is empty.
+   * Removes the first message in drop order from the line, or makes it dead, as the `overflow` option says. Returns false
+   * if the line is empty.
    */
   evictOldest(nowMs: number): boolean {
     const offset = this.#line.firstToDrop()
@@ -513,9 +513,9 @@ export class Queue extends Contents implements Follower {
     return true
   }
 
-  // --- looking ---
+  // --- inspection ---
 
-  /** Undefined for a message that is gone, or never was. */
+  /** Undefined for a message that is gone or never existed. */
   stateOf(offset: number): MessageState | undefined {
     const chunk = this.chunkAt(offset)
     const index = chunk === undefined ? 0 : offset - chunk.base
@@ -525,7 +525,7 @@ export class Queue extends Contents implements Follower {
     return chunk.isInLine(index) ? 'ready' : 'leased'
   }
 
-  /** As `stateOf`, but at `nowMs`, whether or not anything was done since: nothing is changed. */
+  /** The state that the message has at `nowMs`, even if `advance` has not run. Changes nothing. */
   stateAt(offset: number, nowMs: number): MessageState | undefined {
     const state = this.stateOf(offset)
     if (state !== 'ready' && state !== 'scheduled') return state
@@ -535,9 +535,9 @@ export class Queue extends Contents implements Follower {
     return chunk.isExpired(index, nowMs) ? undefined : 'ready'
   }
 
-  /** Offset of the message with this id, as far as ids are known; -1 if it is not here. */
+  /** Offset of the message with this id, if the id is still known and the message is here; -1 otherwise. */
   offsetOf(id: Uint32Array): number {
-    // Of several, one that can be changed.
+    // If several messages have the id, prefer one that is not leased: it can be changed.
     const standing = this.pending.find(id, 0, (offset) => this.stateOf(offset) !== 'leased')
     const pending = standing === -1 ? this.pending.find(id, 0) : standing
     if (pending !== -1 || this.options.unique === 'pending') return pending
@@ -546,7 +546,7 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * Wait before try `attempts + 1`: initial × 2^(attempts − 1), within ± 20 % by `chance` in [0, 1), at most the
+   * Wait before attempt `attempts + 1`: initial × 2^(attempts − 1), within ± 20 % by `chance` in [0, 1), at most the
    * queue's `retryMaxMs`.
    */
   backoffMs(attempts: number, chance: number): number {
@@ -556,8 +556,8 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * As `info`, but with what time has done by `nowMs` and was not noticed: what is due is ready, and what has expired
-   * is gone. Nothing is changed; it costs what is overdue, and nothing else.
+   * As `info`, but as of `nowMs`, even if `advance` has not run: due messages count as ready, and expired ones as gone.
+   * Changes nothing. The cost is proportional to the number of overdue messages.
    */
   infoAt(nowMs: number, retainedBytes: number): QueueInfo {
     const info = this.info(nowMs, retainedBytes)
@@ -611,7 +611,7 @@ export class Queue extends Contents implements Follower {
     }
   }
 
-  /** Counts every message anew and compares with the counters. @throws Error naming what differs */
+  /** Recounts every message and compares with the counters. @throws Error with both counts */
   audit(): void {
     let live = 0
     let dead = 0
@@ -656,7 +656,7 @@ export class Queue extends Contents implements Follower {
   }
 
   #expireInLine(chunk: Chunk, offset: number, nowMs: number): void {
-    // It went when its time was over, however late that is noticed.
+    // The message left the line when it expired, not when that was noticed.
     this.#line.leave(chunk, offset - chunk.base, chunk.expiryAt(offset - chunk.base))
     this.#noteExpired(offset, nowMs)
   }
@@ -667,12 +667,13 @@ export class Queue extends Contents implements Follower {
     this.counts.expired += this.remove(offset, 1, nowMs)
   }
 
-  // What is leased is looked at when it comes back.
+  // Leased messages are checked when they return.
   #sweep(nowMs: number): void {
     this.#sweptMs = nowMs
     const expired: Placed[] = []
-    for (const chunk of this.chunks) if (chunk.earliestExpiryMs <= nowMs) this.#look(chunk, nowMs, expired)
-    // In the order in which their times were over: each may have freed its key for the next.
+    for (const chunk of this.chunks)
+      if (chunk.earliestExpiryMs <= nowMs) this.#findExpired(chunk, nowMs, expired)
+    // By expiry time: each message that leaves may free its key for the next one.
     if (this.keys.size > 0) expired.sort((a, b) => a.timeMs - b.timeMs)
     for (const { chunk, index } of expired) this.#expireInLine(chunk, chunk.base + index, nowMs)
     this.earliestExpiryMs = Infinity
@@ -680,15 +681,15 @@ export class Queue extends Contents implements Follower {
       this.earliestExpiryMs = Math.min(this.earliestExpiryMs, chunk.earliestExpiryMs)
   }
 
-  // Finds what has expired, and when to look again.
-  #look(chunk: Chunk, nowMs: number, expired: Placed[]): void {
+  // Collects the expired messages of the chunk, and sets the time of its next check.
+  #findExpired(chunk: Chunk, nowMs: number, expired: Placed[]): void {
     chunk.earliestExpiryMs = Infinity
     for (const index of chunk.liveIndexes()) {
       const expiryMs = chunk.expiryAt(index)
       if (expiryMs === 0 || chunk.isDead(index)) continue
-      // What waits for its time is looked at when it is due.
+      // A scheduled message is checked when it is due.
       const lookAtMs = chunk.isScheduled(index) ? Math.max(expiryMs, chunk.dueAt(index)) : expiryMs
-      if (lookAtMs > nowMs) chunk.lookAtExpiries(lookAtMs)
+      if (lookAtMs > nowMs) chunk.checkExpiriesAt(lookAtMs)
       else if (chunk.isInLine(index)) expired.push({ chunk, index, timeMs: expiryMs })
     }
   }

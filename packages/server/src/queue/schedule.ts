@@ -1,44 +1,44 @@
 /**
- * Messages that wait for their time. Those that are due first stand in a queue by time. Of the others, which can be
- * very many, nothing is kept but the due times that their chunks hold anyway, and for each chunk how early one can be
- * due. When the near ones are used up, the next ones come in; when they are too many, the last ones go out. Ten million
- * messages scattered over a year then take 8 bytes each instead of 24.
+ * Scheduled messages. Those that are due first are in a queue by time. The others, possibly very many, have only the due
+ * times in their chunks, and each chunk has a lower bound of them. The horizon between both moves forward when the queue
+ * is used up, and back when it grows too large. So ten million messages scattered over a year take 8 bytes each instead
+ * of 24.
  *
- * Invariant: a scheduled message that is due before the horizon is in the queue by time; of each other one the chunk's
- * `laterMs` is not after its due time.
+ * Invariant: a scheduled message that is due before the horizon is in the queue by time. For each other one, `laterMs` of
+ * its chunk is not after its due time.
  */
 import type { Chunk } from './chunk.js'
 import type { Chunks } from './chunks.js'
 import { NONE } from './keys.js'
 import { TimeQueue } from './time-queue.js'
 
-/** What means nothing any more is looked for once it is more than half and more than this. */
+/** Stale entries are removed when the queue by time exceeds twice the number of scheduled messages, plus this. */
 const STALE_SLACK = 1_024
-/** Due times that are looked at to choose a horizon: so many, or those of so many chunks. */
+/** Most due times, and most chunks, that are sampled to choose a horizon. */
 const SAMPLE_TIMES = 4_096
 const SAMPLE_CHUNKS = 64
 
 export class Schedule {
-  /** Most messages in the queue by time: 16 MiB. Less in tests. */
+  /** Most messages in the queue by time: 16 MiB. Tests set a smaller one. */
   static nearMax = 1 << 20
-  /** Messages that wait for their time. */
+  /** Number of scheduled messages. */
   size = 0
   readonly #chunks: Chunks
   readonly #near = new TimeQueue()
   #horizonMs = Infinity
-  /** How many are due at the horizon or after it; never too few. */
+  /** Number of messages that are due at the horizon or later, or more. */
   #later = 0
 
   constructor(chunks: Chunks) {
     this.#chunks = chunks
   }
 
-  /** When there is something to do next; Infinity when nothing waits. */
+  /** Time of the next due message, or of the horizon; Infinity if nothing is scheduled. */
   get nextDeadline(): number {
     return Math.min(this.#near.firstTime, this.#later > 0 ? this.#horizonMs : Infinity)
   }
 
-  /** The message, which waits and is not ripe, is due at `dueMs`, as its chunk says. */
+  /** Adds a scheduled message. Its due time is already in its chunk. */
   add(chunk: Chunk, index: number, dueMs: number): void {
     this.size++
     if (dueMs >= this.#horizonMs) {
@@ -52,13 +52,13 @@ export class Schedule {
     else if (size > Schedule.nearMax) this.#spill()
   }
 
-  /** The message waits no more; its chunk still says when it was due. */
+  /** The message is no longer scheduled. Its due time is still in its chunk. */
   remove(chunk: Chunk, index: number): void {
     this.size--
     if (chunk.dueAt(index) >= this.#horizonMs) this.#later--
   }
 
-  /** Offset of a message that is due at `nowMs`, by due time and offset; it still waits. -1: none is. */
+  /** Offset of the next message that is due at `nowMs`, by due time and offset; -1: none. It stays scheduled. */
   takeDue(nowMs: number): number {
     for (;;) {
       const timeMs = this.#near.firstTime
@@ -73,7 +73,7 @@ export class Schedule {
     }
   }
 
-  /** Calls `each` for every message that is due at `nowMs`; nothing is changed, and without any it costs nothing. */
+  /** Calls `each` with every message that is due at `nowMs`. Changes nothing, and costs nothing if there is none. */
   eachDue(nowMs: number, each: (chunk: Chunk, index: number) => void): void {
     if (this.nextDeadline > nowMs) return
     this.#near.forEach((timeMs, offset) => {
@@ -96,7 +96,7 @@ export class Schedule {
     this.#horizonMs = Infinity
   }
 
-  /** Offsets of all that wait and will be found when they are due. */
+  /** Offsets of all messages that will be found when they are due. For audits. */
   offsets(): Set<number> {
     const offsets = new Set<number>()
     this.#near.forEach((timeMs, offset) => {
@@ -118,7 +118,7 @@ export class Schedule {
     )
   }
 
-  // Those in the second half of what is near become later ones.
+  // Moves the horizon back, so that about half of the queue by time is beyond it.
   #spill(): void {
     const stride = Math.max(1, Math.floor(this.#near.size / SAMPLE_TIMES))
     const sample: number[] = []
@@ -138,19 +138,19 @@ export class Schedule {
     this.#horizonMs = horizonMs
   }
 
-  // The horizon is reached: moves it on, and takes in what is due before it then.
+  // Moves the horizon forward, and adds the messages that are due before it to the queue by time.
   #refill(): void {
     const horizonMs = this.#nextHorizon()
     let isLeft = false
     for (const chunk of this.#chunks) {
-      if (chunk.laterMs < horizonMs) this.#takeIn(chunk, horizonMs)
+      if (chunk.laterMs < horizonMs) this.#pullNear(chunk, horizonMs)
       if (chunk.laterMs !== Infinity) isLeft = true
     }
     if (!isLeft) this.#later = 0
     this.#horizonMs = isLeft ? horizonMs : Infinity
   }
 
-  #takeIn(chunk: Chunk, horizonMs: number): void {
+  #pullNear(chunk: Chunk, horizonMs: number): void {
     const indexes = this.#laterIn(chunk)
     chunk.laterMs = Infinity
     for (const index of indexes) {
@@ -179,7 +179,7 @@ export class Schedule {
     return Math.max(quantile(sample, wanted), earliestMs + 1)
   }
 
-  // Indexes of the messages of the chunk that are due at the horizon or after it.
+  // Indexes of the chunk's scheduled messages that are due at the horizon or later.
   #laterIn(chunk: Chunk): number[] {
     const indexes: number[] = []
     if (!chunk.hasDues) return indexes

@@ -1,10 +1,10 @@
 /**
- * A subscription: one consumer's credit, and the ring that maps its delivery tags to the messages it holds.
+ * A subscription: the credit of one consumer, and the ring that maps its delivery tags to its leased messages.
  *
- * Invariants: a slot is held from grant to settle; its tag is congruent to it modulo the ring's size; the ring has
- * at least twice as many slots as are held, so a free one is always found. It grows with what is held, not with the
- * credit, which costs its owner nothing to ask for. `unsettled` counts the held slots and
- * never exceeds the credit that was in force when they were granted (invariant 14).
+ * Invariants: a slot is held from grant to settle; its index is the tag modulo the size of the ring; the ring has at
+ * least twice as many slots as are held, so a free one is always found. The ring grows with the held slots, not with the
+ * credit, which a client can set to any value. `unsettled` counts the held slots and never exceeds the credit at the time
+ * of their grants (invariant 14).
  */
 import type { Loss, LostRange, SluiceError, TagRange } from '@sluice/protocol'
 import type { Run } from './run.js'
@@ -12,28 +12,28 @@ import type { Run } from './run.js'
 const FREE = 0
 const HELD = 1
 const STARTED = 2
-/** It may be the next that is handled: named in STARTING, and not in a STARTED since. */
+/** May be handled next: named in the last STARTING, and in no STARTED since. */
 const STARTING = 3
 
-/** What a tag stood for, when its slot is given back. */
+/** A lease, as it was when it ended. */
 export interface Lease {
   tag: number
   offset: number
   bytes: number
-  /** Since when the message was eligible when it was handed out; -1 for one that came from the plain line. */
+  /** Time from which the message was eligible when it was delivered; -1 if it was in the plain line. */
   sinceMs: number
-  /** It was being handled, as far as is known: named in STARTED, or in STARTING and in no STARTED since. */
+  /** It was probably being handled: named in STARTED, or in STARTING and in no STARTED since. */
   started: boolean
-  /** Handed out alone, as a suspect. */
+  /** It was a suspect, delivered alone. */
   alone: boolean
-  /** The try was charged already, when the connection was lost from which this lease was claimed. */
+  /** The attempt was charged earlier, when the client lost the connection from which it claimed this lease. */
   isCharged: boolean
-  /** When it has to be done; Infinity where no time runs. Set by `takeAll` alone. */
+  /** Deadline of its handling; Infinity: none. Only `takeAll` sets it. */
   deadlineMs: number
 }
 
 /**
- * The first `count` messages of `run` under the tags from `firstTag`; their records are `bytes[start, end)`. One object
+ * The first `count` messages of `run` with the tags from `firstTag`. Their records are in `bytes[start, end)`. One object
  * serves all deliveries: it is valid during the call.
  */
 export interface Delivery {
@@ -45,25 +45,25 @@ export interface Delivery {
   end: number
 }
 
-/** What a subscription asks of the queue that it belongs to. `queue.ts` says which class that is. */
+/** What a subscription calls on its queue. `queue.ts` names the class. */
 interface Settled {
   ack(offset: number, count: number, nowMs: number, bytes?: number): void
 }
 
-/** What a subscription's owner does with what the queue decides. All of it waits at the durability gate. */
+/** Receives deliveries and events of a subscription. What it sends to the client waits at the durability gate. */
 export interface ConsumerOf<Q extends Settled> {
-  /** The label that its client gave itself, and where it is; for people. */
+  /** The client's own label, and its address. For people. */
   readonly label: string
   readonly peer: string
-  /** Whether it takes deliveries now: false while too much that was sent to it is unread. */
+  /** Whether it accepts deliveries now: false while too much of what was sent is unread. */
   readonly isReady: boolean
   /** These messages are leased to the subscription. */
   deliver(subscription: SubscriptionOf<Q>, delivery: Delivery): void
-  /** Messages under these tags were taken away from it. */
+  /** The leases of these tags ended without a settle. */
   lost(subscription: SubscriptionOf<Q>, reason: Loss, ranges: readonly LostRange[]): void
-  /** A drain was asked for and nothing more goes out now. */
+  /** The queue has no more messages for the drain that the client asked for. */
   drained(subscription: SubscriptionOf<Q>): void
-  /** The subscription is over, all its leases with it. */
+  /** The subscription ended, and all its leases with it. */
   ended(subscription: SubscriptionOf<Q>, error: SluiceError): void
 }
 
@@ -73,28 +73,28 @@ export class SubscriptionOf<Q extends Settled> {
   readonly queue: Q
   readonly consumer: ConsumerOf<Q>
   readonly sinceMs: number
-  /** How long a message may be handled. */
+  /** Longest time that a message may be handled; undefined: no limit. */
   processingTimeoutMs: number | undefined
   creditMessages = 0
   creditBytes = 0
-  /** Deliveries after which it stops; Infinity: no end. */
+  /** Number of deliveries after which it stops; Infinity: no limit. */
   limit = Infinity
-  /** A drain was asked for and not yet answered. */
+  /** The client asked for a drain that is not answered yet. */
   draining = false
   unsettled = 0
   unsettledBytes = 0
-  /** How many of the held messages are being handled, or may be the next. */
+  /** Number of held messages that are being handled, or may be next. */
   startedCount = 0
   delivered = 0
-  /** What it holds is a suspect, which it gets alone. */
+  /** Its one held message is a suspect. */
   holdsSuspect = false
-  /** No message that is being handled must be done before this. */
+  /** No message that is being handled has an earlier deadline. */
   earliestDeadlineMs = Infinity
-  /** Tags of claimed leases whose try was charged already; undefined: none. */
+  /** Tags of claimed leases whose attempt is already charged; undefined: none. */
   #charged: Set<number> | undefined
-  /** Named in the last STARTING, which no STARTED has followed. */
+  /** Tags that the last STARTING named, if no STARTED followed. */
   #starting: readonly TagRange[] = NO_RANGES
-  /** Tag of the next delivery that finds its slot free. */
+  /** Tag of the next delivery, if its slot is free. */
   #nextTag = 0
   #mask = 0
   #states: Uint8Array = NO_BYTES
@@ -102,7 +102,7 @@ export class SubscriptionOf<Q extends Settled> {
   #sizes: Uint32Array = NO_WORDS
   #offsets: Float64Array = NO_NUMBERS
   #sinces: Float64Array = NO_NUMBERS
-  /** When it was handed out; and of a message that is being handled, when it has to be done. */
+  /** Time of delivery; in `#deadlines`, the deadline of a message that is being handled. */
   #times: Float64Array = NO_NUMBERS
   #deadlines: Float64Array = NO_NUMBERS
 
@@ -129,32 +129,32 @@ export class SubscriptionOf<Q extends Settled> {
     this.draining = drain
   }
 
-  /** Nothing more goes out until the next credit, and the consumer is told so. */
+  /** Notifies the consumer, and delivers nothing more until the next credit. */
   answerDrain(): void {
     this.draining = false
     this.limit = this.delivered
     this.consumer.drained(this)
   }
 
-  /** How many messages may be granted now, bytes aside. */
+  /** Number of messages that may be granted now, without regard to bytes. */
   get room(): number {
     if (this.holdsSuspect) return 0
     return Math.min(this.creditMessages - this.unsettled, this.limit - this.delivered)
   }
 
-  /** It holds nothing and asks for nothing: of a queue with `single` others take over. */
+  /** It holds nothing and asks for nothing: with `single`, another subscription takes over. */
   get isIdle(): boolean {
     return this.unsettled === 0 && (this.creditMessages === 0 || this.delivered >= this.limit)
   }
 
-  /** Whether a message of `bytes` may go now: within the byte credit, or alone when nothing is unsettled. */
+  /** Whether a message of `bytes` may be granted now: within the byte credit, or alone when nothing is unsettled. */
   takes(bytes: number): boolean {
     return this.unsettled === 0 || this.unsettledBytes + bytes <= this.creditBytes
   }
 
   /**
-   * The tag that the next grant uses, with slots for `count` grants: of a run, the tags that follow are free as long as
-   * `isFree` says so.
+   * The tag of the next grant. Makes room for `count` grants: the tags that follow can be used for the same run while
+   * `isFree` returns true.
    */
   claimTag(count: number): number {
     const slots = (this.unsettled + count) * 2
@@ -163,7 +163,7 @@ export class SubscriptionOf<Q extends Settled> {
     return this.#nextTag
   }
 
-  /** Whether the slot of `tag` is free; a run of consecutive tags ends where it is not. */
+  /** Whether the slot of `tag` is free. A run of consecutive tags ends at a slot that is not. */
   isFree(tag: number): boolean {
     return this.#states[tag & this.#mask] === FREE
   }
@@ -183,12 +183,12 @@ export class SubscriptionOf<Q extends Settled> {
     this.delivered++
   }
 
-  /** Whether a claimed message of `bytes` may be leased again: within the credit. */
+  /** Whether a claimed message of `bytes` may be leased again within the credit. */
   takesClaim(bytes: number): boolean {
     return this.unsettled < this.creditMessages && this.takes(bytes)
   }
 
-  /** Leases a message again that is being handled, and says under which tag. It was delivered before. */
+  /** Leases a message again that the client is handling, and returns its new tag. It does not count as a delivery. */
   grantClaim(
     offset: number,
     bytes: number,
@@ -214,11 +214,11 @@ export class SubscriptionOf<Q extends Settled> {
     return this.#states[slot] !== FREE && this.#tags[slot] === tag ? this.#offsets[slot]! : -1
   }
 
-  /** Ends the lease under `tag` and fills `lease`; false when the tag is stale. */
+  /** Ends the lease of `tag` and fills `lease`. Returns false if the tag is stale. */
   take(tag: number, lease: Lease): boolean {
     const slot = tag & this.#mask
     const state = this.#states[slot]
-    // An empty ring reads undefined here: no tag is held.
+    // In an empty ring the state is undefined: no tag is held.
     if (state === undefined || state === FREE || this.#tags[slot] !== tag) return false
     lease.tag = tag
     lease.offset = this.#offsets[slot]!
@@ -235,7 +235,7 @@ export class SubscriptionOf<Q extends Settled> {
     return true
   }
 
-  /** The consumer handles the message under `tag`, which has until `deadlineMs`. Stale tags are passed over. */
+  /** The consumer handles the message of `tag`, with a deadline. Ignores stale tags. */
   start(tag: number, deadlineMs: number): void {
     const slot = tag & this.#mask
     const state = this.#states[slot]
@@ -250,14 +250,14 @@ export class SubscriptionOf<Q extends Settled> {
     if (deadlineMs < this.earliestDeadlineMs) this.earliestDeadlineMs = deadlineMs
   }
 
-  /** The consumer is going to handle messages under these tags, in their order, for as long as each is quick. */
+  /** The consumer will handle the messages of these tags in order, and reports only those that take long. */
   announce(ranges: readonly TagRange[]): void {
     this.endAnnouncement()
     this.#starting = ranges
     this.#restate(HELD, STARTING, 1)
   }
 
-  /** What was announced, and is neither settled nor named as started since, is not being handled. */
+  /** Announced messages that were neither settled nor reported as started are not being handled. */
   endAnnouncement(): void {
     if (this.startedCount > 0) this.#restate(STARTING, HELD, -1)
     this.#starting = NO_RANGES
@@ -276,26 +276,26 @@ export class SubscriptionOf<Q extends Settled> {
   }
 
   /**
-   * The message under `tag` may take until `deadlineMs`; false where the tag is stale. Before it is begun with there is
-   * no deadline yet that could be set.
+   * Sets the deadline of the message of `tag`. Returns false if the tag is stale. A message that is not being handled has
+   * no deadline to set.
    */
   extend(tag: number, deadlineMs: number): boolean {
     const slot = tag & this.#mask
     const state = this.#states[slot]
     if (state === undefined || state === FREE || this.#tags[slot] !== tag) return false
-    // Only a handler extends: what was announced is being handled.
+    // Only a handler extends, so an announced message is being handled now.
     if (state !== HELD) this.#setDeadline(slot, deadlineMs)
     return true
   }
 
-  /** What is being handled may take `byMs` longer. */
+  /** Adds `byMs` to the deadlines of all messages that are being handled. */
   postpone(byMs: number): void {
     this.earliestDeadlineMs += byMs
     for (let slot = 0; slot < this.#states.length; slot++)
       if (this.#states[slot] === STARTED) this.#deadlines[slot]! += byMs
   }
 
-  /** Tags of messages that had to be done by now; sets the next deadline. */
+  /** Tags of messages whose deadline has passed. Also finds the next deadline. */
   overdue(nowMs: number): number[] {
     const tags: number[] = []
     this.earliestDeadlineMs = Infinity
@@ -308,7 +308,7 @@ export class SubscriptionOf<Q extends Settled> {
     return tags
   }
 
-  /** Every tag that is held, with its message. */
+  /** Every held tag and its message. */
   *held(): IterableIterator<{ readonly tag: number; readonly offset: number; readonly leasedAtMs: number }> {
     for (let slot = 0; slot < this.#states.length; slot++) {
       if (this.#states[slot] === FREE) continue
@@ -316,12 +316,12 @@ export class SubscriptionOf<Q extends Settled> {
     }
   }
 
-  /** Slots that looking at all it holds passes: at least twice what it ever held at once. */
+  /** Number of slots that a loop over the held tags visits: at least twice the most that were ever held. */
   get slots(): number {
     return this.#states.length
   }
 
-  /** When the message was delivered that it has held for longest; null: it holds none. */
+  /** Delivery time of the lease that is oldest; null if nothing is held. */
   get oldestLeaseMs(): number | null {
     if (this.unsettled === 0) return null
     let oldestMs = Infinity
@@ -330,14 +330,14 @@ export class SubscriptionOf<Q extends Settled> {
     return oldestMs
   }
 
-  /** Bytes of the message under `tag`; -1 where the tag is stale. */
+  /** Record bytes of the message of `tag`; -1 if the tag is stale. */
   bytesOf(tag: number): number {
     const slot = tag & this.#mask
     const state = this.#states[slot]
     return state !== undefined && state !== FREE && this.#tags[slot] === tag ? this.#sizes[slot]! : -1
   }
 
-  /** The messages under `[firstTag, firstTag + count)` are done. Calls `stale` for tags that mean nothing any more. */
+  /** Acknowledges the messages of tags `[firstTag, firstTag + count)`. Calls `stale` for each stale tag. */
   ack(firstTag: number, count: number, nowMs: number, stale?: (tag: number) => void): void {
     const lease = SCRATCH
     let runOffset = -1
@@ -360,7 +360,7 @@ export class SubscriptionOf<Q extends Settled> {
     if (runCount > 0) this.queue.ack(runOffset, runCount, nowMs, runBytes)
   }
 
-  /** Ends every lease, in the order of tags, and hands each to `ended`. */
+  /** Ends every lease, in the order of tags, and calls `ended` with each. */
   takeAll(lease: Lease, ended: (lease: Lease) => void): void {
     const size = this.#states.length
     for (let step = 0; step < size && this.unsettled > 0; step++) {
@@ -371,7 +371,7 @@ export class SubscriptionOf<Q extends Settled> {
     }
   }
 
-  // Tags keep their meaning: each held slot moves to where its tag belongs in the larger ring.
+  // Each held slot moves to the place of its tag in the larger ring, so tags stay valid.
   #grow(slots: number): void {
     let size = 16
     while (size < slots) size *= 2
@@ -404,7 +404,7 @@ export class SubscriptionOf<Q extends Settled> {
   }
 }
 
-/** One that says nothing yet. */
+/** A lease to fill. */
 export function emptyLease(): Lease {
   return {
     tag: 0,

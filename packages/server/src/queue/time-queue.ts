@@ -1,20 +1,20 @@
 /**
- * Messages by time, and of equal times by offset. What comes in that order, as most does (a constant delay, heads of
- * keys that become free one after the other), stands in a ring at whose ends it is put and taken for next to nothing;
- * what comes out of order goes to a heap. 16 bytes a message in either.
+ * Messages by time, then by offset. Entries that arrive in this order, as most do (a constant delay, heads of keys that
+ * become free one after another), go into a ring, where adding and removing is cheap. The others go into a heap. An entry
+ * takes 16 bytes in both.
  */
 import { TimeHeap } from './heap.js'
 
 const RING_FIRST = 16
 const LOOK_FIRST = 4096
-/** A ring that is empty does not keep more than this. */
+/** An empty ring keeps no more room than this. */
 const RING_KEPT = 4096
 
 export class TimeQueue {
-  /** For its owner: the size at which it looks for entries that mean nothing any more. */
+  /** Set and read by the owner: the size at which it removes stale entries. */
   lookAt = LOOK_FIRST
   readonly #heap = new TimeHeap()
-  /** In ascending order from `#at` on, `#length` of them; a power of two long, or empty. */
+  /** Ring of `#length` entries in ascending order from `#at`. Its size is a power of two, or 0. */
   #times: Float64Array = new Float64Array(0)
   #offsets: Float64Array = new Float64Array(0)
   #at = 0
@@ -24,17 +24,17 @@ export class TimeQueue {
     return this.#length + this.#heap.size
   }
 
-  /** Time of the first; Infinity when empty. */
+  /** Time of the first entry; Infinity if empty. */
   get firstTime(): number {
     return this.#ringIsFirst() ? this.#times[this.#at]! : this.#heap.firstTime
   }
 
-  /** Offset of the first; undefined behaviour when empty. */
+  /** Offset of the first entry. Undefined if empty. */
   get firstOffset(): number {
     return this.#ringIsFirst() ? this.#offsets[this.#at]! : this.#heap.firstOffset
   }
 
-  /** How many from the first on, at most `max`, have its time and offsets that follow upon its. */
+  /** Number of entries, at most `max`, that have the time of the first one and consecutive offsets. */
   firstRun(max: number): number {
     if (!this.#ringIsFirst()) return 1
     const mask = this.#times.length - 1
@@ -50,14 +50,14 @@ export class TimeQueue {
     return count
   }
 
-  /** Calls `each` with offsets of entries that are among the earliest, up to `count` of ring and heap each. */
+  /** Calls `each` with offsets of early entries, up to `count` from the ring and as many from the heap. */
   early(count: number, each: (offset: number) => void): void {
     const mask = this.#times.length - 1
     for (let i = 0; i < count && i < this.#length; i++) each(this.#offsets[(this.#at + i) & mask]!)
     for (const offset of this.#heap.early(count)) each(offset)
   }
 
-  /** Calls `each` for everything in it, in no particular order. */
+  /** Calls `each` with every entry, in any order. */
   forEach(each: (timeMs: number, offset: number) => void): void {
     const mask = this.#times.length - 1
     for (let i = 0; i < this.#length; i++) {
@@ -67,7 +67,7 @@ export class TimeQueue {
     this.#heap.forEach(each)
   }
 
-  /** Removes what `isKept` denies. */
+  /** Removes the entries for which `isKept` returns false. */
   keep(isKept: (timeMs: number, offset: number) => boolean): void {
     const mask = this.#times.length - 1
     let kept = 0
@@ -103,7 +103,7 @@ export class TimeQueue {
     this.#offsets[at] = offset
   }
 
-  /** Removes the first. */
+  /** Removes the first entry. */
   pop(): void {
     if (!this.#ringIsFirst()) {
       this.#heap.pop()
