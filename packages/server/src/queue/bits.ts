@@ -1,5 +1,5 @@
 /**
- * Sets of message indexes within one chunk: 1,024 bits in 32 words, several sets one after the other. Pure; nothing here
+ * Sets of message indexes within one chunk: 1,024 bits in 32 words, several sets one after another. Pure; nothing here
  * allocates.
  */
 
@@ -10,7 +10,7 @@ export function hasBit(words: Uint32Array, index: number): boolean {
   return (words[index >>> 5]! & (1 << (index & 31))) !== 0
 }
 
-/** Adds `[from, to)`; returns how many were not in the set before. */
+/** Adds `[from, to)` and returns how many were not in the set. */
 export function addBits(words: Uint32Array, from: number, to: number): number {
   let added = 0
   for (let index = from; index < to;) {
@@ -43,7 +43,7 @@ export function countRange(words: Uint32Array, from: number, to: number): number
   return count
 }
 
-/** Bits of `[from, to)` that lie in the word of `from`. */
+/** Mask of the bits of `[from, to)` in the word that holds `from`. */
 export function wordMask(from: number, to: number): number {
   const low = from & 31
   const wordEnd = (from | 31) + 1

@@ -1,6 +1,6 @@
 /**
- * The chunks of one queue by offset, from the oldest that is not all gone to the newest. A chunk that is full and all
- * gone is dropped; an absent chunk means that everything in it is gone.
+ * The chunks of one queue, by offset. A chunk that is full and has no live message is dropped: of an absent chunk every
+ * message is gone.
  */
 import { LIMITS } from '@sluice/protocol'
 import { CHUNK_MESSAGES } from './bits.js'
@@ -10,7 +10,7 @@ import { MARK } from './marks.js'
 /** Most chunks that one batch can be in. */
 const BATCH_CHUNKS_MAX = Math.ceil(LIMITS.batchCountMax / CHUNK_MESSAGES) + 1
 
-/** Offset after the last one of the chunk that holds `offset`. */
+/** End of the chunk that holds `offset`: the offset after its last one. */
 export function chunkEndAfter(offset: number): number {
   return (Math.floor(offset / CHUNK_MESSAGES) + 1) * CHUNK_MESSAGES
 }
@@ -28,14 +28,14 @@ export class Chunks {
     return this.#list[Math.floor(offset / CHUNK_MESSAGES) - this.#first]
   }
 
-  /** The chunk of an offset that is about to be filled; made if it is not there. */
+  /** The chunk that will hold `offset`, created if absent. */
   toFill(offset: number): Chunk {
     const found = this.at(offset)
     if (found !== undefined) return found
     const base = chunkEndAfter(offset) - CHUNK_MESSAGES
     const chunk = new Chunk(base)
     if (offset > base) {
-      // What stood before in this chunk is known to be gone: recovery found no page of it.
+      // Messages before `offset` in this chunk are gone: recovery found no page of it.
       chunk.marks.add(MARK.gone, 0, offset - base)
       chunk.count = offset - base
     }
@@ -43,7 +43,7 @@ export class Chunks {
     return chunk
   }
 
-  /** Puts in a chunk that was made or read elsewhere. */
+  /** Adds a chunk that was created or decoded elsewhere. */
   place(chunk: Chunk): void {
     const at = chunk.base / CHUNK_MESSAGES
     if (this.#list.length === 0) this.#first = at
@@ -65,7 +65,7 @@ export class Chunks {
     this.#list[chunk.base / CHUNK_MESSAGES - this.#first] = undefined
     let empty = 0
     while (empty < this.#list.length && this.#list[empty] === undefined) empty++
-    // The front is cut off in pieces, so that dropping stays cheap for a long line.
+    // Absent chunks are cut off at the front in blocks, so that `drop` stays cheap for a long queue.
     if (empty === this.#list.length || (empty >= 64 && empty * 2 >= this.#list.length)) {
       this.#list.splice(0, empty)
       this.#first += empty

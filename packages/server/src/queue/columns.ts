@@ -1,42 +1,42 @@
 /**
- * What is known of single messages of one chunk beyond what their batch says: a table with a row of 32-bit words for
- * each message, and only the columns that any of them needs. It costs by what is in it. Where most messages from some
- * index on have a row, each column is an array: one look finds a word. Where few have one, rows are in the order of
- * their indexes in one array, and the first word of each is its index. A message without a row has 0 in all columns.
+ * State of single messages of one chunk that is not in the batch table: a row of 32-bit words for each message that needs
+ * one, and only the columns that some message needs. The table is dense if most messages from some index on have a row:
+ * then each column is an array, and one access finds a word. Otherwise it is sparse: the rows are in one array, in the
+ * order of their indexes, and the first word of each is its index. A message without a row has 0 in all columns.
  *
- * The owner says when rows may go: `pack` keeps those of the messages that it names.
+ * Rows are removed only by `pack`, which keeps those of the messages that it is called with.
  */
 import { CHUNK_MESSAGES } from './bits.js'
 import { ID_WORDS } from './hash.js'
 
-/** Columns by name; each has one word, numbers beyond 2^32 take two. */
+/** Columns by name. Each has one word; numbers from 2^32 take two. */
 export const COLUMN = {
   /** Priority in the low 5 bits, above them the attempts that were charged so far. */
   charge: 0,
-  /** Time at which the message is or was due, ms; 0: it has not to wait. */
+  /** Time at which the message is or was due, ms; 0: no due time. */
   due: 1,
   dueHigh: 2,
   /** Time at which it expires, ms; 0: never. */
   expiry: 3,
   expiryHigh: 4,
-  /** Slot of the key, plus 1; 0: it has none. */
+  /** Slot of the key, plus 1; 0: no key. */
   key: 5,
   /** Volatile: neighbours in the line of a key. */
   next: 6,
   nextHigh: 7,
   previous: 8,
   previousHigh: 9,
-  /** Hash of the id that has to be known while the message is pending. */
+  /** Hash of the id, if the id must be known while the message is pending. */
   id: 10,
   id1: 11,
   id2: 12,
   id3: 13,
-  /** Volatile: neighbours in the list of pending messages that have one id. */
+  /** Volatile: neighbours in the list of pending messages with the same id. */
   nextSameId: 14,
   nextSameIdHigh: 15,
   previousSameId: 16,
   previousSameIdHigh: 17,
-  /** Size of the record; 0 where it is not known. */
+  /** Size of the record; 0 if it is not known. */
   size: 18,
 } as const
 export type ColumnName = keyof typeof COLUMN
@@ -44,20 +44,20 @@ type Column = (typeof COLUMN)[ColumnName]
 
 const COLUMNS = Object.keys(COLUMN).length
 const ROWS_FIRST = 4
-/** Of a table that messages come to one after the other, as often as it is full. */
+/** Growth of a full dense table, to which messages are added in order. */
 const ROWS_GROWTH = 4
 const WORD_2 = 2 ** 32
 const NO_WORDS = new Uint32Array(0)
 const NO_ARRAYS: readonly Uint32Array[] = Array.from({ length: COLUMNS }, () => NO_WORDS)
 const ID_MASK = (2 ** ID_WORDS - 1) << COLUMN.id
 
-/** Which columns there are, and where in a row of a sparse table. One object for each combination that occurs. */
+/** The columns of a table, and their places in a sparse row. One object for each combination in use. */
 interface Layout {
   readonly mask: number
   readonly columns: readonly number[]
-  /** Words of a row; the first one is its index. */
+  /** Words of a sparse row; the first one is its index. */
   readonly width: number
-  /** Place in the row by column; 0: there is no such column. */
+  /** Place in the row, by column; 0: the column does not exist. */
   readonly at: Uint8Array
 }
 
@@ -77,29 +77,29 @@ function layoutOf(mask: number): Layout {
 
 export class Columns {
   #layout = layoutOf(0)
-  /** By column, unless the table is sparse: words of the rows from `#first` on, empty where there is no such column. */
+  /** Dense: words by column, for the rows from `#first` on; empty if the column does not exist. */
   #arrays = NO_ARRAYS.slice()
-  /** Index that the first row is of, unless the table is sparse. */
+  /** Dense: index of the first row. */
   #first = 0
   /** Rows in use. */
   #rows = 0
-  /** Rows that there is room for. */
+  /** Number of rows that there is room for. */
   #room = 0
-  /** Rows are in the order of their indexes, with gaps between them, in `#words`. */
+  /** Rows are in `#words`, in the order of their indexes, with gaps between these. */
   #isSparse = false
   #words = NO_WORDS
 
-  /** Rows that there is room for. */
+  /** Number of rows that there is room for. */
   get room(): number {
     return this.#room
   }
 
-  /** Whether any message was given anything in this column. */
+  /** Whether the column exists: some message had a value in it. */
   has(column: Column): boolean {
     return (this.#layout.mask & (1 << column)) !== 0
   }
 
-  /** Whether any message was given anything in any of these columns, which are bits of a mask. */
+  /** Whether any of the columns in this bit mask exists. */
   hasAny(columns: number): boolean {
     return (this.#layout.mask & columns) !== 0
   }
@@ -135,7 +135,7 @@ export class Columns {
     } else this.#setSlowly(column, index, word)
   }
 
-  /** Sets a number below 2^53 in two columns, of which the high one is there once a number needs it. */
+  /** Sets a number below 2^53 in two columns. The high one is created when a number needs it. */
   setWide(low: Column, high: Column, index: number, value: number): void {
     if (value < WORD_2) {
       this.set(low, index, value)
@@ -155,7 +155,7 @@ export class Columns {
       this.set((COLUMN.id + word) as typeof COLUMN.id, index, words[at + word]!)
   }
 
-  /** There will be these columns, and rows of the first `count` messages: each is made once. */
+  /** Creates these columns, and room for the first `count` messages, at once. */
   reserve(columns: readonly ColumnName[], count: number): void {
     let { mask } = this.#layout
     for (const name of columns) mask |= 1 << COLUMN[name]
@@ -163,7 +163,7 @@ export class Columns {
     if (this.#rows === 0 && count > this.#room) this.#resize(powerOf2(count))
   }
 
-  /** All messages below `index` are gone: the room serves the next ones. */
+  /** All messages below `index` are gone: their room is used again. */
   restart(index: number): void {
     if (this.#isSparse) this.#rebuild([], false, index, this.#room)
     for (const column of this.#layout.columns) this.#arrays[column]!.fill(0, 0, this.#rows)
@@ -171,7 +171,7 @@ export class Columns {
     this.#first = index
   }
 
-  /** Keeps the rows of these messages, which come in order; false when nothing is known of any. */
+  /** Keeps the rows of these messages, which are in order. Returns false if none of them has a row. */
   pack(indexes: readonly number[]): boolean {
     const kept: number[] = []
     for (const index of indexes) {
@@ -186,7 +186,7 @@ export class Columns {
     return rows > 0
   }
 
-  // Lays these rows out anew, of which each is there as its number and its index, with room for so many.
+  // Rebuilds the table with `room` rows. `kept` has the row and the index of each row to keep, in turn.
   #rebuild(kept: readonly number[], isSparse: boolean, first: number, room: number): void {
     const { columns, width, at } = this.#layout
     const arrays = NO_ARRAYS.slice()
@@ -217,7 +217,7 @@ export class Columns {
       : this.#arrays[column]![row]!
   }
 
-  // Whether anything is in the row.
+  // Whether any word of the row is not 0.
   #hasWords(row: number): boolean {
     return this.#layout.columns.some((column) => this.#word(column, row) !== 0)
   }
@@ -228,7 +228,7 @@ export class Columns {
     return row < 0 ? 0 : this.#words[row * this.#layout.width + at]!
   }
 
-  // Row of the message in a sparse table; of one that has none, -1 minus where it would be.
+  // Row of the message in a sparse table; if it has none, -1 minus the row to insert.
   #find(index: number): number {
     const words = this.#words
     const { width } = this.#layout
@@ -242,7 +242,7 @@ export class Columns {
     return low < this.#rows && words[low * width] === index ? low : -1 - low
   }
 
-  // Sets a word where no array has a place for it.
+  // Sets a word that has no place in an array yet.
   #setSlowly(column: Column, index: number, word: number): void {
     if (!this.has(column)) {
       if (word === 0) return
@@ -253,7 +253,7 @@ export class Columns {
     else this.#arrays[column]![row] = word
   }
 
-  // The row of the message; made if there is none.
+  // The row of the message, created if absent.
   #rowFor(index: number): number {
     if (!this.#isSparse) {
       const row = index - this.#first
@@ -280,7 +280,7 @@ export class Columns {
     return this.#insertRow(-1 - row, index)
   }
 
-  // All rows, as `#rebuild` takes them.
+  // All rows and their indexes, as `#rebuild` takes them.
   #all(): number[] {
     const rows: number[] = []
     for (let row = 0; row < this.#rows; row++)
@@ -288,7 +288,7 @@ export class Columns {
     return rows
   }
 
-  // Whether the message comes after all that have a row, and most up to it have one.
+  // Whether the message comes after all rows, and most messages up to it have one.
   #isDenseUntil(index: number): boolean {
     if (this.#rows === 0) return false
     const last = this.#words[(this.#rows - 1) * this.#layout.width]!

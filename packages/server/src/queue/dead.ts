@@ -1,6 +1,6 @@
 /**
- * The dead messages of one chunk, by index: what a map of objects would say, in a few bytes each, because there can be
- * as many as a queue takes.
+ * The dead messages of one chunk, by index: a map that takes a few bytes for each, because a queue can hold very many
+ * dead messages.
  */
 import type { Death } from '@sluice/protocol'
 
@@ -8,28 +8,28 @@ export interface Dead {
   readonly attempts: number
   readonly death: Death
   readonly timeMs: number
-  /** What the consumer said, at most `LIMITS.reasonBytesMax` bytes; '' when nothing. */
+  /** Reason from the consumer, at most `LIMITS.reasonBytesMax` bytes; '' if there is none. */
   readonly reason: string
-  /** It is to be moved to the dead-letter queue of its queue. */
+  /** Will be moved to the dead-letter queue. */
   readonly isMoving: boolean
-  /** Of its record, whole; where that is not known, as many as others here had when it died. */
+  /** Size of its record; if that was not known at its death, the mean of its chunk. */
   readonly bytes: number
 }
 
 const MOVING = 8
 const PLACES_FIRST = 2
-/** Words of a dead message: index in the low 10 bits, above them death and `MOVING`, above those the high 16 bits of the time; … */
+/** Words of a dead message: index in the low 10 bits, then death and `MOVING`, then the high 16 bits of the time; … */
 const WORDS = 4
 const DEATH_SHIFT = 10
 const INDEX_MASK = 2 ** DEATH_SHIFT - 1
 const TIME_SHIFT = 16
-/** … its low bits; attempts; bytes. */
+/** … low 32 bits of the time; attempts; bytes. */
 const TIME = 1
 const ATTEMPTS = 2
 const BYTES = 3
 const WORD_2 = 2 ** 32
 
-/** Invariant: the first `size` places are the dead, in the order of their indexes. */
+/** Invariant: the first `size` places hold the dead messages, in the order of their indexes. */
 export class DeadMessages {
   size = 0
   #words = new Uint32Array(PLACES_FIRST * WORDS)
@@ -76,20 +76,20 @@ export class DeadMessages {
     this.#words.copyWithin(place * WORDS, (place + 1) * WORDS, this.size * WORDS)
     this.#reasons.splice(place, 1)
     this.size--
-    // Few are left of many: the room of the others is given back.
+    // Releases room when three quarters of it are unused.
     const places = this.#words.length / WORDS
     if (places > PLACES_FIRST && this.size * 4 <= places) this.#resize(places / 2)
     return true
   }
 
-  /** Indexes of the dead, in their order, as they were when it was called. */
+  /** A copy of the indexes of the dead messages, in order. */
   indexes(): Uint16Array {
     const indexes = new Uint16Array(this.size)
     for (let place = 0; place < this.size; place++) indexes[place] = this.#words[place * WORDS]! & INDEX_MASK
     return indexes
   }
 
-  // Where it is, or -1 minus where it would be.
+  // Place of the message; if it is not here, -1 minus the place to insert it.
   #find(index: number): number {
     let low = 0
     let high = this.size

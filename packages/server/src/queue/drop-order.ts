@@ -7,10 +7,9 @@
  */
 import { PRIORITIES, type Chunk } from './chunk.js'
 import { chunkEndAfter, type Chunks } from './chunks.js'
+import { NONE } from './keys.js'
 import { MARK } from './marks.js'
 import { TimeQueue } from './time-queue.js'
-
-const NONE = -1
 
 export class DropOrder {
   readonly #chunks: Chunks

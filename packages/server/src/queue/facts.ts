@@ -1,9 +1,9 @@
 /**
- * Facts: what happened to messages and queues, as the log keeps it. Each names exact offsets and absolute times;
- * applying one looks at nothing but the durable state, and applying it twice in order changes nothing.
+ * Facts: events of messages and queues, as recorded in the log. A fact has exact offsets and absolute times. Its effect
+ * depends only on the durable state, and applying the same facts twice, in order, changes nothing.
  *
  * Item: u8 kind · u8 death · u16 text bytes · u32 count · u64 offset · [u64 time, ms] · text.
- * The time is there for the kinds that have one.
+ * The time exists only for some kinds.
  */
 import {
   readText,
@@ -17,51 +17,51 @@ import {
 } from '@sluice/protocol'
 
 export const FACT = {
-  /** Done: `count` messages from `offset` are gone. */
+  /** Acknowledged: `count` messages from `offset` are gone. */
   ack: 1,
-  /** Tried and failed: count is the attempts so far; comes back at `time`. */
+  /** Failed: `count` is the number of attempts so far; the message returns at `time`. */
   retry: 2,
-  /** Dead since `time`; count is the attempts, text what the consumer said. */
+  /** Dead since `time`; `count` is the number of attempts, `text` the reason from the consumer. */
   dead: 3,
-  /** All that was scheduled, ready or leased below `offset` is gone: `count` messages. */
+  /** Purged: `count` messages below `offset` are gone, all that were scheduled, ready or leased. */
   purge: 4,
-  /** Everything below `offset` may have been delivered before; written when the broker stops. */
+  /** Every message below `offset` may have been delivered before. Written when the broker stops. */
   delivered: 5,
-  /** Their time to live is over: `count` messages from `offset` are gone. */
+  /** Expired: `count` messages from `offset` are gone. */
   expire: 6,
-  /** Made room for newer ones: `count` messages from `offset` are gone. */
+  /** Dropped to make room: `count` messages from `offset` are gone. */
   drop: 7,
   /** Cancelled: `count` messages from `offset` are gone. */
   cancel: 8,
-  /** Stands before the batch of the message, which is gone at once: it has the id of the one accepted at `time`. */
+  /** Precedes the batch of the message, which is gone at once: it has the id of the message accepted at offset `time`. */
   duplicate: 9,
-  /** Dead and deleted: `count` messages from `offset` are gone. */
+  /** Discarded while dead: `count` messages from `offset` are gone. */
   discard: 10,
-  /** Dead and gone to the queue that the text names, where it stands in the same entry. */
+  /** The dead message moved to the queue that `text` names. The same entry holds its batch there. */
   move: 11,
-  /** Dead, brought back at `time` by whom the text names; count says how often by now. */
+  /** The dead message was redriven at `time` by the client that `text` names, for the `count`th time. */
   redrive: 12,
-  /** Brought back by whom the text names, in the queue where it stands in the same entry. */
+  /** The dead message was redriven to the queue that `text` names. The same entry holds its batch there. */
   carry: 13,
-  /** Its time was changed to `time`. */
+  /** The due time was changed to `time`. */
   reschedule: 14,
-  /** Stands before a batch: messages without a time to live of their own have `time`, in milliseconds. */
+  /** Precedes a batch: its messages without their own time to live have one of `time` ms. */
   ttl: 15,
-  /** A queue was made or its options changed; the text is its definition. */
+  /** A queue was created or its options changed; `text` is its definition. */
   ensure: 16,
-  /** The queue is gone with all its messages. */
+  /** The queue was deleted with all its messages. */
   delete: 17,
-  /** `count` messages from `offset` were handed to the client that the text names; only for people to look up. */
+  /** `count` messages from `offset` were delivered to the client that `text` names. Only for inspection. */
   hand: 18,
-  /** Stands before the batch of the message, which took the place of the one at `time`: that one was cancelled. */
+  /** Precedes the batch of the message, which replaced the one at offset `time`: that one was cancelled. */
   replace: 19,
-  /** So far `offset` messages were released and `time` deliveries marked; written with whatever the queue has to say next. */
+  /** Totals so far: `offset` releases, `time` redeliveries. Written with the queue's next fact, and at a graceful stop. */
   tally: 20,
-  /** The subscription with the id `offset` ended and gave messages back: no lease of it can be claimed after a restart. */
+  /** The subscription with id `offset` ended and returned messages: none of its leases can be claimed after a restart. */
   ended: 21,
-  /** `offset` is the id of the producer whose identity is the text, in hex. */
+  /** `offset` is the id of the producer with the identity `text`, in hex. */
   producer: 32,
-  /** An atomic step: `time` is its number, `offset` its producer's id, `count` its checksum, text where its batches went, as JSON. */
+  /** An atomic step: `time` is its number, `offset` its producer's id, `count` its checksum, `text` its batches as JSON. */
   atomic: 33,
 } as const
 export type FactKind = (typeof FACT)[keyof typeof FACT]
@@ -85,17 +85,17 @@ const WITH_TIME: ReadonlySet<number> = new Set([
   FACT.atomic,
 ])
 
-/** Bit of the death of a dead fact, beside the cause: it is to be moved to the dead-letter queue. */
+/** Bit of the death of a dead fact: the message will be moved to the dead-letter queue. */
 export const MOVING = 128
 
 export type GoneFact = 'ack' | 'expire' | 'drop' | 'cancel' | 'discard'
 
-/** Gathers facts of one queue until they are written to the open entry. Consecutive messages with one fate become one item. */
+/** The facts of one queue until they are written to the open entry. Consecutive messages of one kind share an item. */
 export class FactBuffer {
   #bytes: Uint8Array = NO_BYTES
   length = 0
   count = 0
-  /** The last item, if further messages may join it: its place, its kind, and the offset that would. */
+  /** The last item, if further messages may join it: its position, its kind, and the next offset that would join. */
   #openAt = -1
   #openKind = 0
   #openEnd = -1
@@ -104,7 +104,7 @@ export class FactBuffer {
     return this.length === 0
   }
 
-  /** The items so far; valid until the next call. */
+  /** The items; valid until the next call. */
   get bytes(): Uint8Array {
     return this.#bytes.subarray(0, this.length)
   }
@@ -116,7 +116,7 @@ export class FactBuffer {
     if (this.#bytes.length > KEPT_BYTES) this.#bytes = NO_BYTES
   }
 
-  /** The items so far, in a buffer of their own; none are left here. */
+  /** Moves the items into a new buffer. */
   take(): FactBuffer {
     const taken = new FactBuffer()
     taken.#bytes = this.#bytes
@@ -127,7 +127,7 @@ export class FactBuffer {
     return taken
   }
 
-  /** Messages that are gone, for a reason that is all there is to say. */
+  /** Messages that are gone, with no detail but the kind of the fact. */
   gone(kind: GoneFact, offset: number, count: number): void {
     if (this.#openAt !== -1 && this.#openKind === FACT[kind] && this.#openEnd === offset) {
       writeU32(this.#bytes, this.#openAt + 4, readU32(this.#bytes, this.#openAt + 4) + count)
@@ -232,7 +232,7 @@ export class FactBuffer {
     this.#text(at, at + HEAD_BYTES, identity)
   }
 
-  // Room for the item and at most `extra` bytes behind its head; without a text the length is exact already.
+  // Makes room for the item and up to `extra` bytes after its head. Sets `length` for an item without a text.
   #item(kind: FactKind, death: number, count: number, offset: number, extra: number): number {
     const at = this.length
     const needed = at + HEAD_BYTES + extra
@@ -254,7 +254,8 @@ export class FactBuffer {
 
   #text(itemAt: number, at: number, text: string): void {
     const bytes = writeText(this.#bytes, at, text)
-    if (bytes > TEXT_BYTES_MAX) throw new Error(`a fact of ${bytes} bytes of text does not fit its item`)
+    if (bytes > TEXT_BYTES_MAX)
+      throw new Error(`the text of a fact has ${bytes} bytes, the limit is ${TEXT_BYTES_MAX}`)
     writeU16(this.#bytes, itemAt + 2, bytes)
     this.length = at + bytes
   }
@@ -265,7 +266,7 @@ const BYTES_FIRST = 256
 const KEPT_BYTES = 64 * 1024
 const TEXT_BYTES_MAX = 0xffff
 
-/** Items from byte `from` on that take at most `bytesMax`, but at least one: where they end, and how many they are. */
+/** End and number of the items from byte `from` on that take at most `bytesMax` together, but at least one item. */
 export function factsUntil(
   bytes: Uint8Array,
   from: number,
@@ -284,9 +285,9 @@ export function factsUntil(
 
 export interface Fact {
   readonly kind: number
-  /** Of a dead fact: the cause, and `MOVING`. */
+  /** Of a dead fact: cause of death, and `MOVING`. */
   readonly death: number
-  /** Of a retry or dead fact, 0 of others. */
+  /** Of a retry or dead fact; 0 in others. */
   readonly attempts: number
   readonly count: number
   readonly offset: number
@@ -295,8 +296,8 @@ export interface Fact {
 }
 
 /**
- * Reads back what a FactBuffer wrote. The bytes have passed their checksum, so damage here is a defect of ours.
- * @throws Error when the items do not fill the range exactly
+ * Reads what a FactBuffer wrote. The bytes have passed their checksum, so an error here is a defect of the broker.
+ * @throws Error if the items do not fill the range exactly
  */
 export function readFacts(bytes: Uint8Array, start: number, end: number, each: (fact: Fact) => void): void {
   let at = start

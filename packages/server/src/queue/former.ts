@@ -1,48 +1,48 @@
 /**
- * Leases of a queue that ended before their messages were settled, so that a client which still handles one can claim
- * it when it subscribes again. A lease can be claimed until its message is leased again, by whomever.
+ * Former leases: those that ended before their messages were settled. A client that still handles such a message can
+ * claim its lease when it subscribes again, until the message is leased again.
  *
- * Across a restart only what is durable counts: which subscriptions had ended while the broker ran, so that others may
- * have had their messages since. Those are remembered for one boot, as facts and in the page of the queue.
+ * After a restart only the durable part counts: which subscriptions ended while the broker ran, because other consumers
+ * may have received their messages since. These are kept for one boot, as facts and in the page of the queue.
  *
- * Bounded: of the leases the newest are kept, and of the ended subscriptions so many; beyond that all of them count as
- * ended. What is forgotten can no longer be claimed, which costs a client its lease and breaks no promise.
+ * Bounded: the newest `FORMER_LEASES_MAX` leases are kept, and `ENDED_MAX` ended subscriptions; beyond that, all count as
+ * ended. A forgotten lease cannot be claimed, so its message is delivered again.
  */
 import type { Claim } from '@sluice/protocol'
 
-/** Leases that can be claimed, of one queue. */
+/** Former leases that one queue keeps. */
 export const FORMER_LEASES_MAX = 1_024
-/** Ended subscriptions of one boot that are told apart, of one queue. */
+/** Ended subscriptions of one boot that one queue keeps. */
 export const ENDED_MAX = 256
-/** Stands for all subscriptions of the boot. */
+/** In place of a subscription: all of the boot. */
 export const ALL_ENDED = -1
 
 export interface FormerLease {
   readonly subscriptionId: number
   readonly tag: number
-  /** When it had to be done; Infinity where no time ran. */
+  /** Deadline of its handling; Infinity: none. */
   readonly deadlineMs: number
-  /** Its try was charged when it ended. */
+  /** Its attempt was charged when it ended. */
   readonly isCharged: boolean
-  /** Of its record. */
+  /** Size of its record. */
   readonly bytes: number
 }
 
 export class FormerLeases {
   /** By offset. */
   readonly #leases = new Map<number, FormerLease>()
-  /** Some that ended are not among them, and were not leased since for all that is known. */
+  /** A lease was forgotten whose message may not have been leased since. */
   #hasForgotten = false
-  /** Subscriptions of this boot that ended and gave messages back. */
+  /** Subscriptions of this boot that ended and returned messages. */
   #ended = new Set<number>()
-  /** The same of the boot before, as the log has it. */
+  /** Subscriptions of the previous boot that ended, according to the log. */
   #endedBefore: ReadonlySet<number> = new Set()
 
   get size(): number {
     return this.#leases.size
   }
 
-  /** Whether a message that is delivered now may be one that another client could claim after a restart. */
+  /** Whether a message that is delivered now could be claimed by another client after a restart. */
   get isWatched(): boolean {
     return this.#leases.size > 0 || this.#hasForgotten
   }
@@ -62,12 +62,12 @@ export class FormerLeases {
     return this.#leases.get(offset)
   }
 
-  /** The message is leased again, or is not what it was. */
+  /** The message was leased again, or has changed. */
   delete(offset: number): void {
     this.#leases.delete(offset)
   }
 
-  /** None of the leases so far can be claimed in this boot. */
+  /** No former lease can be claimed any more in this boot. */
   forget(): void {
     if (this.#leases.size > 0) this.#hasForgotten = true
     this.#leases.clear()
@@ -79,7 +79,7 @@ export class FormerLeases {
     this.#hasForgotten = false
   }
 
-  /** The subscription ended and gave messages back. Returns whether that is news. */
+  /** The subscription ended and returned messages. Returns false if that was already known. */
   end(subscriptionId: number): boolean {
     if (this.#ended.has(ALL_ENDED) || this.#ended.has(subscriptionId)) return false
     if (this.#ended.size === ENDED_MAX) this.#ended = new Set([ALL_ENDED])
@@ -96,18 +96,18 @@ export class FormerLeases {
     this.#ended = new Set(ended)
   }
 
-  /** In recovery: a boot began, and what ended before it is of no concern any more. */
+  /** During recovery: a boot started. Subscriptions that ended before it no longer matter. */
   bootBegan(): void {
     if (this.#ended.size > 0) this.#ended = new Set()
   }
 
-  /** Recovery is over: what the log has is of the boot before. */
+  /** Recovery is over: the ended subscriptions in the log are those of the previous boot. */
   open(): void {
     this.#endedBefore = this.#ended
     this.#ended = new Set()
   }
 
-  /** Whether the lease may not be claimed because its subscription ended in the boot before. */
+  /** Whether the lease cannot be claimed because its subscription ended in the previous boot. */
   hadEnded({ subscriptionId }: Claim): boolean {
     return this.#endedBefore.has(ALL_ENDED) || this.#endedBefore.has(subscriptionId)
   }

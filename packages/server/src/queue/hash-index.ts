@@ -1,42 +1,42 @@
 /**
- * Finds things by a hash of two or four words. The things are numbers of their owner's (slots, offsets), who also keeps
- * the hashes; this is the open addressing over them, some 21 bytes a thing, with linear probing and no tombstones.
+ * An index by a hash of two or four words. Its entries are refs: numbers of the subclass (slots, offsets), which also keeps
+ * the hashes. Open addressing with linear probing and no tombstones; about 21 bytes a ref.
  *
- * It grows by one segment at a time (linear hashing; Litwin, 1980): a table that doubles needs three times its room for
- * a moment, and one of eight million took 1.4 s to move, in which a broker does nothing else.
+ * It grows by one segment at a time (linear hashing; Litwin, 1980). A table that doubles needs three times its room for a
+ * moment, and one of eight million refs blocked the broker for 1.4 s.
  *
- * No two refs have one hash: to find a place among n of them would take n steps. Who has several things with one hash
- * puts in the first and links the others to it.
+ * No two refs have the same hash: a search among n of them would take n steps. A subclass with several items of one hash
+ * adds the first and links the others to it.
  *
- * Invariants: a ref stands in the segment that its hash names; there, from its home place to it no place is empty.
+ * Invariants: a ref is in the segment of its hash; in it, no place between its home place and the ref is empty.
  */
 const PLACES_MIN = 16
-/** Of a segment; the only one begins smaller. */
+/** Places of a segment. A single segment starts smaller. */
 const SEGMENT_PLACES = 4096
 const SEGMENT_BITS = 12
 const EMPTY = -1
-/** Never filled: one place must stay empty. */
+/** Stays empty: a search ends at an empty place. */
 const NO_PLACES: Float64Array = new Float64Array(1).fill(EMPTY)
 
 export abstract class HashIndex {
   size = 0
-  // Most queues have no ids or no keys: nothing is made before the first.
+  // Most queues have no ids or no keys, so the first segment is allocated with the first ref.
   readonly #segments = [NO_PLACES]
-  /** Refs in each. */
+  /** Number of refs, by segment. */
   readonly #counts = [0]
-  /** The least of 2^n - 1 that is no lower than the number of the last segment. */
+  /** The smallest 2^n - 1 that is at least the number of the last segment. */
   #mask = 0
 
   /** First word of the hash of `ref`. */
   protected abstract wordOf(ref: number): number
   protected abstract isHashOf(ref: number, h0: number, h1: number, h2: number, h3: number): boolean
 
-  /** Places for refs, filled or not, 8 bytes each. */
+  /** Number of places, used or not, of 8 bytes each. */
   get places(): number {
     return this.#segments.reduce((places, segment) => places + segment.length, 0)
   }
 
-  /** A ref with this hash, -1 if there is none. */
+  /** The ref with this hash; -1 if there is none. */
   protected lookUp(h0: number, h1: number, h2: number, h3: number): number {
     const refs = this.#segments[this.#segmentOf(h0)]!
     const mask = refs.length - 1
@@ -46,7 +46,7 @@ export abstract class HashIndex {
     }
   }
 
-  /** Puts `other`, which has the same hash, where `ref` is. */
+  /** Puts `other`, which has the same hash, in the place of `ref`. */
   protected replace(ref: number, other: number): void {
     const word = this.wordOf(ref)
     const refs = this.#segments[this.#segmentOf(word)]!
@@ -56,10 +56,10 @@ export abstract class HashIndex {
     refs[place] = other
   }
 
-  /** Puts in a ref that is not there yet, and neither is one with its hash. */
+  /** Adds a ref. No ref with its hash is in the index. */
   protected enter(ref: number): void {
     this.size++
-    // Segments that were split are half as full as those that were not: more than 3/4 is rare.
+    // Segments that were split are half as full as the others: more than 3/4 is rare.
     const { length } = this.#segments
     const first = this.#segments[0]!.length
     if (length > 1 || first >= SEGMENT_PLACES) {
@@ -68,14 +68,14 @@ export abstract class HashIndex {
     this.#put(ref)
   }
 
-  /** Takes out a ref that is there. */
+  /** Removes a ref, which is in the index. */
   protected remove(ref: number): void {
     const segment = this.#segmentOf(this.wordOf(ref))
     const refs = this.#segments[segment]!
     const mask = refs.length - 1
     let hole = this.wordOf(ref) & mask
     while (refs[hole] !== ref) hole = (hole + 1) & mask
-    // What stands behind moves up, as long as that brings it no further than its home.
+    // Moves the refs after the hole up, unless that would move one before its home place.
     for (let place = (hole + 1) & mask; ; place = (place + 1) & mask) {
       const other = refs[place]!
       if (other === EMPTY) break
@@ -94,20 +94,20 @@ export abstract class HashIndex {
 
   #segmentOf(word: number): number {
     const segment = (word >>> SEGMENT_BITS) & this.#mask
-    // Not split yet: what will once go there still stands in the one that will be split.
+    // Not split yet: the refs of this segment are still in the one that will be split.
     return segment < this.#segments.length ? segment : segment & (this.#mask >>> 1)
   }
 
   #put(ref: number): void {
     const word = this.wordOf(ref)
     const segment = this.#segmentOf(word)
-    // One place stays empty, however the hashes fall.
+    // At least one place stays empty, whatever the hashes are.
     if (++this.#counts[segment]! * 8 > this.#segments[segment]!.length * 7)
       this.#refill(segment, this.#segments[segment]!.length * 2)
     putInto(this.#segments[segment]!, ref, word)
   }
 
-  /** Makes one more segment, which takes what belongs there out of the one before. */
+  /** Adds a segment, and moves to it those refs of an older one that belong there. */
   #split(): void {
     const last = this.#segments.push(NO_PLACES) - 1
     this.#counts.push(0)
@@ -116,7 +116,7 @@ export abstract class HashIndex {
     this.#putAll(this.#empty(last & (this.#mask >>> 1)))
   }
 
-  /** Puts what the last segment holds into the one that it was split from. */
+  /** Removes the last segment, and moves its refs back to the one from which it was split. */
   #merge(): void {
     const refs = this.#segments.pop()!
     this.#counts.pop()
@@ -124,7 +124,7 @@ export abstract class HashIndex {
     this.#putAll(refs)
   }
 
-  // The segment has so many places from now on.
+  // Resizes the segment.
   #refill(segment: number, places: number): void {
     const old = this.#segments[segment]!
     const refs = emptyPlaces(places)
@@ -132,7 +132,7 @@ export abstract class HashIndex {
     this.#segments[segment] = refs
   }
 
-  // Empties a segment; returns what was in it.
+  // Empties a segment and returns its refs.
   #empty(segment: number): Float64Array {
     const refs = this.#segments[segment]!
     this.#segments[segment] = emptyPlaces(SEGMENT_PLACES)

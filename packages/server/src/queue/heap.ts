@@ -1,39 +1,38 @@
 const HEAP_FIRST = 16
-/** A heap that is empty does not keep more than this. */
+/** An empty heap keeps no more room than this. */
 const HEAP_KEPT = 4096
 
 /**
- * Messages by time: a heap of (time, offset) in two typed arrays, 16 bytes a message. The first is the one with the
- * earliest time, and of equal times the lowest offset. Four entries stand below each: that halves the depth, and they
- * lie side by side (pop and push in a heap of 10,000, random offsets: 0.20 µs, against 0.26 with two; of 1,000,000:
- * 0.29 against 0.43).
+ * Messages by time, then by offset: a heap of (time, offset) in two typed arrays, 16 bytes an entry. Each entry has four
+ * children: that halves the depth, and they are adjacent in memory (pop and push with random offsets, in a heap of
+ * 10,000: 0.20 µs, against 0.26 with two children; of 1,000,000: 0.29 against 0.43).
  */
 export class TimeHeap {
   size = 0
   #times = new Float64Array(0)
   #offsets = new Float64Array(0)
 
-  /** Time of the first; Infinity when empty. */
+  /** Time of the first entry; Infinity if empty. */
   get firstTime(): number {
     return this.size === 0 ? Infinity : this.#times[0]!
   }
 
-  /** Offset of the first; undefined behaviour when empty. */
+  /** Offset of the first entry. Undefined if empty. */
   get firstOffset(): number {
     return this.#offsets[0]!
   }
 
-  /** Offsets of up to `count` entries that are among the earliest. */
+  /** Offsets of up to `count` early entries. */
   early(count: number): Float64Array {
     return this.#offsets.subarray(0, Math.min(count, this.size))
   }
 
-  /** Calls `each` for everything in it, in no particular order. */
+  /** Calls `each` with every entry, in any order. */
   forEach(each: (timeMs: number, offset: number) => void): void {
     for (let at = 0; at < this.size; at++) each(this.#times[at]!, this.#offsets[at]!)
   }
 
-  /** Removes what `isKept` denies. */
+  /** Removes the entries for which `isKept` returns false. */
   keep(isKept: (timeMs: number, offset: number) => boolean): void {
     let kept = 0
     for (let at = 0; at < this.size; at++) {
@@ -61,16 +60,16 @@ export class TimeHeap {
     this.#rise(this.size++, 0, timeMs, offset)
   }
 
-  /** Removes the first. */
+  /** Removes the first entry. */
   pop(): void {
     const last = --this.size
     if (last === 0 && this.#times.length > HEAP_KEPT) return this.clear()
-    // What was last mostly belongs near the end again: the hole goes all the way down, and it rises from there.
+    // The last entry mostly belongs near the end again: the hole moves to the bottom, and the entry rises from there.
     const hole = this.#descend(0)
     this.#rise(hole, 0, this.#times[last]!, this.#offsets[last]!)
   }
 
-  // Puts an entry into the hole, or higher, but not above `top`, so that nothing above it comes after it.
+  // Puts an entry into the hole or above it, but not above `top`, so that no later entry is above it.
   #rise(hole: number, top: number, timeMs: number, offset: number): void {
     const times = this.#times
     const offsets = this.#offsets
@@ -86,7 +85,7 @@ export class TimeHeap {
     offsets[hole] = offset
   }
 
-  // Moves the hole down to where nothing is below it, each time up the first of the entries below; returns where it is.
+  // Moves the hole down to the bottom, each time swapping it with its first child. Returns its place.
   #descend(hole: number): number {
     const times = this.#times
     const offsets = this.#offsets

@@ -1,4 +1,4 @@
-/** The queue core: pure, synchronous, no clock, no chance, no I/O. */
+/** The queue core: pure and synchronous, without clock, randomness or I/O. */
 export * from './admission.js'
 export * from './arrivals.js'
 export * from './chunk-page.js'

@@ -1,19 +1,19 @@
 /**
- * A location: where a message is in the log. `Contents.locate` and `Chunk.locate` fill one, and there is no other way from
- * an offset to a place: what reads the log does not look into batch tables. The index of the message in its batch is in
- * the header of the batch, as it is stored: the first of a batch can be in a chunk that is gone.
+ * A location: the place of a message in the log. `Contents.locate` and `Chunk.locate` fill one, and nothing else maps an
+ * offset to a place: readers of the log do not use batch tables. The index of the message in its batch follows from the
+ * header of the stored batch, because the first message of a batch can be in a chunk that is gone.
  */
 import { SluiceError, batchBaseOffset, batchCount, batchQueueId } from '@sluice/protocol'
 import { CHUNK_MESSAGES } from './bits.js'
 
 export interface Location {
   offset: number
-  /** Where its batch is in the log. */
+  /** Position of its batch in the log. */
   batchPosition: number
   publishedAtMs: number
   /**
-   * Offsets `[batchFrom, batchEnd)` of the chunk are in this batch, or are gone: it can begin in an earlier chunk and go
-   * on in the next, and end before others that are gone.
+   * Each offset in `[batchFrom, batchEnd)` is in this batch or gone. The range ends at the ends of the chunk; the batch can
+   * start before it, continue after it, or end within it before offsets that are gone.
    */
   batchFrom: number
   batchEnd: number
@@ -29,9 +29,9 @@ export function indexInBatch({ offset }: Location, bytes: Uint8Array, at: number
 }
 
 /**
- * Whether the batch at `bytes[at]` is the one that the queue has there. Its checksum covers its records alone, so the
- * header is compared with what the queue knows. A batch that reaches over both ends of the chunk is known by its queue and
- * by holding the offset.
+ * Checks that the batch at `bytes[at]` is the one that the queue has there. The checksum of a batch does not cover its
+ * header, so the header is compared with the location. A batch that covers the whole chunk is checked by its queue id and
+ * by whether it contains the offset.
  * @throws SluiceError CORRUPT
  */
 export function checkBatchAt(
@@ -43,7 +43,7 @@ export function checkBatchAt(
   const first = batchBaseOffset(bytes, at)
   const end = first + batchCount(bytes, at)
   const isFirst = batchFrom % CHUNK_MESSAGES === 0 ? first <= batchFrom : first === batchFrom
-  // Batches between it and the next one that the chunk knows may be gone.
+  // Batches between this one and the next one in the batch table may be gone.
   const isLast = batchEnd % CHUNK_MESSAGES === 0 ? end >= batchEnd : end > offset && end <= batchEnd
   if (isFirst && isLast && batchQueueId(bytes, at) === queue.id) return
   throw new SluiceError(

@@ -1,21 +1,21 @@
 /**
- * The state pages of all queues and producers together: how many a directory has to list, and what the newest copies of
- * them take in the log. Whoever owns a page tells it here when the page comes, is written anew, and goes.
+ * The number of state pages of all queues and producers, which a directory must list, and the size of their newest
+ * copies in the log. The owner of a page reports when the page is created, written, and gone.
  *
- * Invariant: `bytes` is what writing all pages anew would take, as they stood when each was written last (checked by
- * `Broker.audit`); `count` is at least as many as have a place in the log.
+ * Invariant: `bytes` is the total size of the newest copies (checked by `Broker.audit`); `count` is at least the number
+ * of pages with a copy in the log.
  */
 export class PageUse {
-  /** Pages that there are, or will be with the next checkpoint. */
+  /** Pages that exist, or will exist after the next checkpoint. */
   count = 0
   bytes = 0
 
-  /** The newest copy takes `bytes`; the one before it, or 0, took `before`. */
+  /** A page was written with `bytes`. Its previous copy took `before`; 0: there was none. */
   written(before: number, bytes: number): void {
     this.bytes += bytes - before
   }
 
-  /** What it was a page of is gone. */
+  /** The owner of the page is gone. `bytes` is the size of its newest copy. */
   gone(bytes: number): void {
     this.count--
     this.bytes -= bytes

@@ -1,19 +1,19 @@
 /**
- * The texts of why messages died, of all queues together. A text that several messages have is kept once. Short ones are
- * always kept; long ones whole for as long as all of them take less than a fixed amount, and from then on only their
- * beginning: dead letters can be as many as a queue takes, and what is said of each can be 4 KiB.
+ * The reasons why messages died, for all queues together. A text that several messages share is kept once. Short texts are
+ * always kept. Long ones are kept whole while their total is below a limit; beyond it, only their beginning is kept:
+ * dead messages can be very many, and a reason can have 4 KiB.
  *
- * Invariant: `#bytes` is the sum of what the entries of `#long` take, and each is used by that many dead messages.
+ * Invariant: `#bytes` is the total cost of the entries of `#long`; `uses` of each is the number of its dead messages.
  */
 import { clipText } from '@sluice/protocol'
 
-/** What is kept of any text. */
+/** Bytes that are kept of any text. */
 export const REASON_HEAD_BYTES = 64
-/** What long texts may take, all together. */
+/** Limit of the total cost of long texts. */
 export const REASONS_BYTES_MAX = 16 << 20
-/** An entry, beside its text. */
+/** Cost of an entry without its text. */
 const ENTRY_BYTES = 96
-/** Short texts that are looked up before another one is kept. */
+/** Short texts that are shared; then sharing starts again. */
 const SHORT_SHARED = 1_024
 
 interface Long {
@@ -31,12 +31,12 @@ export class Reasons {
     this.#bytesMax = bytesMax
   }
 
-  /** What long texts take now. */
+  /** Total cost of the long texts. */
   get bytes(): number {
     return this.#bytes
   }
 
-  /** Another dead message has this text; returns what is kept of it. `forget` follows with that when it is dead no more. */
+  /** Another dead message has this text. Returns what is kept of it, the argument of the later `forget`. */
   keep(text: string): string {
     if (text.length * 3 <= REASON_HEAD_BYTES) return this.#shared(text)
     const known = this.#long.get(text)
@@ -67,7 +67,7 @@ export class Reasons {
   }
 }
 
-// Characters beyond Latin-1 make all of a text two bytes wide.
+// With characters beyond Latin-1, each character of a text takes two bytes.
 function costOf(text: string): number {
   return ENTRY_BYTES + 2 * text.length
 }

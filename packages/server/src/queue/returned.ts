@@ -6,10 +6,9 @@
  */
 import type { Chunk } from './chunk.js'
 import type { Chunks } from './chunks.js'
+import { NONE } from './keys.js'
 import { MARK } from './marks.js'
 import { TimeQueue } from './time-queue.js'
-
-const NONE = -1
 
 export class ReturnedMessages {
   /** Bit by priority: some message of it may be here. */

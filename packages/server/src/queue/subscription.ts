@@ -61,7 +61,7 @@ export interface ConsumerOf<Q extends Settled> {
   deliver(subscription: SubscriptionOf<Q>, delivery: Delivery): void
   /** The leases of these tags ended without a settle. */
   lost(subscription: SubscriptionOf<Q>, reason: Loss, ranges: readonly LostRange[]): void
-  /** The queue has no more messages for the drain that the client asked for. */
+  /** Answers the drain: nothing more is delivered until the next credit. */
   drained(subscription: SubscriptionOf<Q>): void
   /** The subscription ended, and all its leases with it. */
   ended(subscription: SubscriptionOf<Q>, error: SluiceError): void

@@ -1,22 +1,22 @@
 /**
- * Suspects: messages that may have ended the process of their consumer, so that each is delivered alone until it is
- * settled. A message is one when it was being handled, among others, as its connection died; or when that has happened a
- * few times to consumers that held it and had started with none of theirs, which no single message accounts for.
+ * Suspects: messages that may have crashed their consumer. Each is delivered alone until it is settled. A message becomes
+ * a suspect when its connection died while it and others were being handled, or when several consumers died that held it
+ * and had not started any message: no single message explains such a death.
  *
- * Volatile, by offset. The line looks here for each run, and every settle clears: both first look at a number, because
- * mostly nothing is here.
+ * Volatile, by offset. The line asks for each run, and each settle clears: both check a number first, because there are
+ * mostly no suspects.
  */
 
-/** Unattributed deaths of its consumers after which a message is a suspect. */
+/** A message is a suspect after this many unattributed deaths of its consumers. */
 const UNATTRIBUTED_MAX = 3
 
 export class Suspects {
-  /** How many there are. */
+  /** Number of suspects. */
   size = 0
-  /** Nothing is held against any message. */
+  /** No suspects, and no deaths counted. */
   #isEmpty = true
   readonly #offsets = new Set<number>()
-  /** Of messages that are no suspects: how many consumers died that held them and had started with none. */
+  /** Of other messages: number of consumers that died while they held the message and had not started any. */
   readonly #deaths = new Map<number, number>()
 
   has(offset: number): boolean {
@@ -30,14 +30,14 @@ export class Suspects {
     return to
   }
 
-  /** The message may have killed its consumer. */
+  /** The message may have crashed its consumer. */
   add(offset: number): void {
     this.#offsets.add(offset)
     this.#deaths.delete(offset)
     this.#count()
   }
 
-  /** The consumer of the message has died and had started with none of those that it held. */
+  /** The consumer of the message died, and had not started any of its messages. */
   addUnattributed(offset: number): void {
     if (this.#offsets.has(offset)) return
     const deaths = (this.#deaths.get(offset) ?? 0) + 1
@@ -48,7 +48,7 @@ export class Suspects {
     }
   }
 
-  /** Nothing is held against messages `[offset, offset + count)` any more. */
+  /** Clears all suspicion of messages `[offset, offset + count)`. */
   clear(offset: number, count: number): void {
     if (this.#isEmpty) return
     for (let at = offset; at < offset + count; at++) {

@@ -1,4 +1,4 @@
-/** A deadline, and what happens at it. The heap of the turn (`broker/timers.ts`) alone writes its fields. */
+/** A deadline and its callback. Only the heap of the turn (`broker/timers.ts`) writes the fields. */
 export class Timer {
   /** ms since the epoch; Infinity: not armed. */
   deadlineMs = Infinity
