@@ -267,7 +267,7 @@ export class Catalog {
     queue.facts.clear()
     this.#facts.delete()
     this.#writer.facts(queue.id, this.#facts)
-    this.#leases.forget(queue, new SluiceError('QUEUE_DELETED', `The queue ${name} was deleted.`))
+    this.#leases.endSubscriptions(queue, new SluiceError('QUEUE_DELETED', `The queue ${name} was deleted.`))
     this.#state.removeQueue(queue)
     this.#names = undefined
     this.#turn.forget(queue)
@@ -280,7 +280,7 @@ export class Catalog {
     const queue = this.#state.queue(name)
     this.#observer?.purging(queue)
     this.#turn.settleTime(queue)
-    this.#leases.takeBack(queue)
+    this.#leases.endLeases(queue)
     const messages = queue.purge(this.#turn.nowMs)
     this.#turn.changed(queue)
     this.#observer?.purged(queue, messages)

@@ -64,7 +64,7 @@ async function read(
   resume: () => void,
 ): Promise<HistoryResult> {
   const { offset } = request
-  const [position, flags, told] = numbersOf(request.cursor ?? '0:0:0', 3) as [number, number, number]
+  const [position, flags, answered] = numbersOf(request.cursor ?? '0:0:0', 3) as [number, number, number]
   if (offset >= queue.next) {
     throw new SluiceError(
       'MESSAGE_NOT_FOUND',
@@ -87,7 +87,7 @@ async function read(
     if (readBytes > READ_BYTES_MAX || eventsBytes > EVENTS_BYTES_MAX) return next(0)
     readBytes += entry.bytes.length
     // One entry can have more events of a message than fit a page: skip those of the page before.
-    const skip = entry.position === position ? told : 0
+    const skip = entry.position === position ? answered : 0
     let found = 0
     let taken = skip
     eventsIn(entry.bytes, queue.id, offset, known, (event) => {

@@ -22,7 +22,7 @@ import { answeredDuplicates, type Producer } from '../state/producers.js'
 import type { State } from '../state/state.js'
 import { asksForAny, checkTraits, readTraits, type BatchTraits } from '../state/traits.js'
 import type { AckRange, AtomicStep } from './commands.js'
-import { telling, type Observer } from './observer.js'
+import { observed, type Observer } from './observer.js'
 import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
@@ -96,7 +96,7 @@ export class Intake {
   ): Placed {
     const observer = this.#observer
     if (observer === undefined) return this.#publish(producer, to, bytes, at, end, unanswered)
-    return telling(
+    return observed(
       () => this.#publish(producer, to, bytes, at, end, unanswered),
       (answer) => observer.published(producer, bytes, at, end, unanswered, answer),
     )
@@ -187,7 +187,7 @@ export class Intake {
   atomic(producer: Producer, step: AtomicStep, unanswered: number): readonly Placed[] {
     const observer = this.#observer
     if (observer === undefined) return this.#atomic(producer, step, unanswered)
-    return telling(
+    return observed(
       () => this.#atomic(producer, step, unanswered),
       (answer) => observer.stepped(producer, step, unanswered, answer),
     )

@@ -371,7 +371,7 @@ export class Leases {
   // --- purge and delete ---
 
   /** Ends all leases of the queue, which is being purged. */
-  takeBack(queue: Queue): void {
+  endLeases(queue: Queue): void {
     for (const subscription of queue.subscriptions) {
       const lost: LostRange[] = []
       const tags = [...subscription.held()].map(({ tag }) => tag).sort((a, b) => a - b)
@@ -386,8 +386,8 @@ export class Leases {
     subscription.consumer.lost(subscription, reason, lost)
   }
 
-  /** The queue is being deleted: ends its subscriptions with `error`. */
-  forget(queue: Queue, error: SluiceError): void {
+  /** Ends all subscriptions of the queue, which is being deleted, with `error`. */
+  endSubscriptions(queue: Queue, error: SluiceError): void {
     for (const subscription of queue.subscriptions) {
       queue.detach(subscription)
       subscription.takeAll(this.#lease, () => {})

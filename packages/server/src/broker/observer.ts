@@ -99,15 +99,18 @@ export interface Observer extends QueueObserver {
   timeSettled(queue: Queue): void
 }
 
-/** Does `work`; calls `tell` with its answer or its error. */
-export function telling<Answer>(work: () => Answer, tell: (answer: Answer | SluiceError) => void): Answer {
+/** Does `work`, and calls `observe` with its answer or its error. */
+export function observed<Answer>(
+  work: () => Answer,
+  observe: (answer: Answer | SluiceError) => void,
+): Answer {
   let answer: Answer
   try {
     answer = work()
   } catch (error) {
-    if (error instanceof SluiceError) tell(error)
+    if (error instanceof SluiceError) observe(error)
     throw error
   }
-  tell(answer)
+  observe(answer)
   return answer
 }

@@ -24,9 +24,9 @@ import type { State } from '../state/state.js'
 import { checkAt } from '../state/traits.js'
 import { cutFault, type Caller, type CutShort, type DiskRequests } from './disk-requests.js'
 import type { Moves } from './moves.js'
-import { telling, type Observer } from './observer.js'
+import { observed, type Observer } from './observer.js'
 import { fittedRecord } from './origin.js'
-import { choosesAmong, choosesRecord, needsRecord, redrivesOf, type Records } from './records.js'
+import { matchesState, matchesRecord, needsRecord, redrivesOf, type Records } from './records.js'
 import type { Turn } from './turn.js'
 
 /** Most bytes of one answer, unless a single message is larger. */
@@ -90,10 +90,10 @@ export class Operator {
         return { messages: held(queue, messages), next: offset }
       const state = queue.stateAt(offset, this.#turn.nowMs)
       if (state === undefined || (request.state !== undefined && state !== request.state)) continue
-      if (!this.#mayChoose(queue, offset, request.filter)) continue
+      if (!this.#matchesState(queue, offset, request.filter)) continue
       const record = await this.#records.read(queue, offset)
       this.#requests.resume(caller)
-      if (record === undefined || !choosesRecord(request.filter, record)) continue
+      if (record === undefined || !matchesRecord(request.filter, record)) continue
       const found = this.#peeked(queue, offset, record)
       if (found === undefined || (request.state !== undefined && found.state !== request.state)) continue
       const fitted = fittedRecord(record, bytesMax - PAGE_HEAD_BYTES - PEEKED_HEAD_BYTES)
@@ -106,15 +106,15 @@ export class Operator {
     return { messages: held(queue, messages), next: undefined }
   }
 
-  #mayChoose(queue: Queue, offset: number, filter: MessageFilter): boolean {
+  #matchesState(queue: Queue, offset: number, filter: MessageFilter): boolean {
     const dead = queue.deadAt(offset)
     const chunk = queue.chunkAt(offset)!
-    const circumstances = {
+    const state = {
       dead,
       attempts: dead?.attempts ?? queue.attemptsOf(offset),
       timeMs: dead?.timeMs ?? chunk.publishedAt(offset - chunk.base),
     }
-    return choosesAmong(filter, circumstances, this.#turn.nowMs)
+    return matchesState(filter, state, this.#turn.nowMs)
   }
 
   #peeked(queue: Queue, offset: number, record: Uint8Array): PeekedMessage | undefined {
@@ -203,7 +203,7 @@ export class Operator {
         for (const offset of offsets ?? deadFrom(queue, from)) {
           next = offset
           if (matched === limit || ++examined > EXAMINED_MAX) return { ...counts, matched, next }
-          if (queue.deadAt(offset) === undefined || !this.#mayChoose(queue, offset, filter)) continue
+          if (queue.deadAt(offset) === undefined || !this.#matchesState(queue, offset, filter)) continue
           const read = async (): Promise<Uint8Array | undefined> => {
             const record = await this.#records.read(queue, offset)
             this.#requests.resume(caller)
@@ -211,7 +211,7 @@ export class Operator {
           }
           if (needsRecord(filter)) {
             const record = await read()
-            if (record === undefined || queue.deadAt(offset) === undefined || !choosesRecord(filter, record))
+            if (record === undefined || queue.deadAt(offset) === undefined || !matchesRecord(filter, record))
               continue
           }
           await act(queue, offset, read)
@@ -232,7 +232,7 @@ export class Operator {
    * @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND, MESSAGE_LEASED
    */
   cancel(ref: MessageRef): { readonly offset: number } {
-    return telling(
+    return observed(
       () => this.#cancel(ref),
       (answer) => this.#observer?.cancelled(ref, answer),
     )
@@ -251,7 +251,7 @@ export class Operator {
    * @throws SluiceError QUEUE_NOT_FOUND, MESSAGE_NOT_FOUND, MESSAGE_LEASED, AT_IN_THE_PAST, INVALID_DELAY
    */
   reschedule(request: RescheduleRequest): { readonly offset: number; readonly dueMs: number } {
-    return telling(
+    return observed(
       () => this.#reschedule(request),
       (answer) => this.#observer?.rescheduled(request, answer),
     )

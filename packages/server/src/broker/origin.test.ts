@@ -13,7 +13,7 @@ import {
 } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { fittedRecord, movedBatch, type Origin } from './origin.js'
-import { choosesRecord } from './records.js'
+import { matchesRecord } from './records.js'
 import { runs } from '../../../../test/amount.js'
 
 interface Parts {
@@ -187,17 +187,17 @@ describe('a moved record', () => {
     const key = Buffer.alloc(255, 255)
     const copy = moved(recordOf({ key, id: key }))
     expectKept(copy, { key, id: key })
-    expect(choosesRecord({ key: '\u{fffd}'.repeat(255) }, copy)).toBe(false)
+    expect(matchesRecord({ key: '\u{fffd}'.repeat(255) }, copy)).toBe(false)
     expect(
-      choosesRecord({ key: 'k', id: 'i' }, recordOf({ key: Buffer.from('k'), id: Buffer.from('i') })),
+      matchesRecord({ key: 'k', id: 'i' }, recordOf({ key: Buffer.from('k'), id: Buffer.from('i') })),
     ).toBe(true)
-    expect(choosesRecord({ key: 'k' }, recordOf({ id: Buffer.from('k') }))).toBe(false)
+    expect(matchesRecord({ key: 'k' }, recordOf({ id: Buffer.from('k') }))).toBe(false)
     const twice = [
       ['h', 'a'],
       ['h', 'b'],
     ].map((pair) => pair.map((text) => Buffer.from(text)) as [Buffer, Buffer])
-    expect(choosesRecord({ headers: { h: 'b' } }, recordOf({ headers: twice }))).toBe(true)
-    expect(choosesRecord({ headers: { h: 'a' } }, recordOf({ headers: twice }))).toBe(false)
+    expect(matchesRecord({ headers: { h: 'b' } }, recordOf({ headers: twice }))).toBe(true)
+    expect(matchesRecord({ headers: { h: 'a' } }, recordOf({ headers: twice }))).toBe(false)
   })
 })
 

@@ -69,8 +69,8 @@ export class Records {
   }
 }
 
-/** Properties of a message that a filter can check without its record. */
-export interface Circumstances {
+/** The part of a message's state that a filter can check without its record. */
+export interface FilteredState {
   readonly dead: Dead | undefined
   readonly attempts: number
   /** When it died; when it was published, if it is not dead. */
@@ -82,10 +82,10 @@ export function needsRecord({ key, id, headers }: MessageFilter): boolean {
   return key !== undefined || id !== undefined || headers !== undefined
 }
 
-/** Whether the filter chooses the message, as far as that needs no record. */
-export function choosesAmong(
+/** Whether the state of a message matches the filter. */
+export function matchesState(
   filter: MessageFilter,
-  { dead, attempts, timeMs }: Circumstances,
+  { dead, attempts, timeMs }: FilteredState,
   nowMs: number,
 ): boolean {
   const { reason, error, minAttempts, olderThanMs, youngerThanMs } = filter
@@ -96,8 +96,11 @@ export function choosesAmong(
   return youngerThanMs === undefined || nowMs - timeMs <= youngerThanMs
 }
 
-/** Compares keys, ids and headers as bytes: different bytes that are no UTF-8 decode to the same text. */
-export function choosesRecord({ key, id, headers }: MessageFilter, record: Uint8Array): boolean {
+/**
+ * Whether a record matches the filter. Keys, ids and headers are compared as bytes, because different bytes that are not UTF-8
+ * decode to the same text.
+ */
+export function matchesRecord({ key, id, headers }: MessageFilter, record: Uint8Array): boolean {
   const layout = recordLayout(record)
   const { keyAt, idAt, headersAt } = layout
   if (key !== undefined && !isText(record, keyAt + 1, idAt, key)) return false

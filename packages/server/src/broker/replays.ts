@@ -29,7 +29,7 @@ import type { State } from '../state/state.js'
 import { cutFault, type Caller, type CutShort, type DiskRequests } from './disk-requests.js'
 import type { Moves } from './moves.js'
 import { OffsetSet } from './offset-set.js'
-import { choosesAmong, choosesRecord } from './records.js'
+import { matchesState, matchesRecord } from './records.js'
 import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from '../log/cursor.js'
 import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
@@ -364,8 +364,8 @@ class Page {
 
   #isChosen({ record, publishedMs }: Settled, nowMs: number): boolean {
     const { filter } = this.#request
-    const circumstances = { dead: undefined, attempts: 0, timeMs: publishedMs }
-    return choosesAmong(filter, circumstances, nowMs) && choosesRecord(filter, record)
+    const state = { dead: undefined, attempts: 0, timeMs: publishedMs }
+    return matchesState(filter, state, nowMs) && matchesRecord(filter, record)
   }
 }
 

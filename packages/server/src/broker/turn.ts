@@ -17,16 +17,16 @@ export interface TurnOptions {
 }
 
 /** Is notified of each queue that changed. */
-export interface Noting {
+export interface QueueSink {
   note(queue: Queue): void
 }
 
 /** What a turn calls. */
 export interface TurnParts {
   /** Writes the facts of queues. */
-  readonly facts: Noting
+  readonly facts: QueueSink
   /** Routes dead messages to other queues. */
-  readonly moves: Noting
+  readonly moves: QueueSink
   /** The deadline of the queue has passed. */
   due(queue: Queue): void
   /** The turn ends. */
