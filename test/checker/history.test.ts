@@ -1,4 +1,4 @@
-/** Every verdict of the checker is found in a history that deserves it, and none in one that does not. */
+/** The checker finds every verdict in a history that deserves it, and none in one that does not. */
 import { afterAll, describe, expect, test } from 'vitest'
 import { VERDICTS, checkHistory, findingLines, violations } from './history.js'
 import type {
@@ -70,7 +70,7 @@ describe('no findings', () => {
     })
   })
 
-  test('unknown and refused messages that never come', () => {
+  test('unknown and refused messages that are never delivered', () => {
     expect(
       verdicts([
         attempt('a'),
@@ -83,23 +83,23 @@ describe('no findings', () => {
     ).toEqual([])
   })
 
-  test('a marked repeat, also to another consumer and before the unmarked one is read there', () => {
+  test('a marked redelivery, also to another consumer that reads it before the first delivery', () => {
     expect(verdicts([...ok('a'), deliver('a'), deliver('a', { redelivered: true }), end()])).toEqual([])
     expect(
       verdicts([...ok('a'), deliver('a', { redelivered: true }), deliver('a', { consumer: 'd' }), end()]),
     ).toEqual([])
   })
 
-  test('what came before a purge may be gone', () => {
+  test('a message that was attempted before a purge may be gone', () => {
     expect(verdicts([...ok('a'), { kind: 'remove', queue: 'q', outcome: 'unknown' }, end()])).toEqual([])
   })
 
-  test('what was tried and not finished may be dead', () => {
+  test('a message that was attempted and not finished may be dead', () => {
     const events = [...ok('a'), deliver('a'), settle('a', { action: 'retry' }), end(0, 1)]
     expect(verdicts(events)).toEqual([])
   })
 
-  test('two consumers may see two lines of one queue', () => {
+  test('two consumers may each receive a line of their own from one queue', () => {
     const events = [
       ...ok('a'),
       ...ok('b'),
@@ -121,7 +121,7 @@ describe('lost', () => {
     expect(verdicts([...ok('a'), { kind: 'remove', queue: 'q', outcome: 'fail' }, end()])).toEqual(['lost a'])
   })
 
-  test('delivered, given back and never seen again', () => {
+  test('delivered, released and never delivered again', () => {
     const events = [
       ...ok('a'),
       ...ok('b'),
@@ -134,7 +134,7 @@ describe('lost', () => {
     expect(verdicts(events)).toEqual(['lost a'])
   })
 
-  test('delivered, and the ack came too late', () => {
+  test('delivered, and acknowledged too late', () => {
     expect(verdicts([...ok('a'), deliver('a'), settle('a', { outcome: 'fail' }), end()])).toEqual(['lost a'])
   })
 })
@@ -161,7 +161,7 @@ describe('unexpected', () => {
     expect(verdicts([...ok('a'), deliver('a', { body: 'body of b' }), end()])).toEqual(['unexpected a'])
   })
 
-  test('after its ack was confirmed: to the same consumer, and to any where the order of events is known', () => {
+  test('after its ack was confirmed: to the same consumer, and to any consumer if the order of events is known', () => {
     const again = { redelivered: true }
     expect(verdicts([...ok('a'), deliver('a'), settle('a'), deliver('a', again), end()])).toEqual([
       'unexpected a',
@@ -224,7 +224,7 @@ describe('stuck', () => {
   })
 })
 
-describe('lanes, duplicates and what is gone', () => {
+describe('lanes, duplicates and messages that are gone', () => {
   const lane = (message: string, sequence: number, lane: string | null): HistoryEvent[] => [
     { ...attempt(message, sequence), lane } as HistoryEvent,
     outcome(message, 'ok'),
@@ -238,13 +238,13 @@ describe('lanes, duplicates and what is gone', () => {
     expect(verdicts([...sent, at('b', 1), at('c', 2), at('a', 0), ...done])).toEqual(['reordered a'])
   })
 
-  test('what waits for a time of its own is in no order', () => {
+  test('a message that waits for a time of its own has no order', () => {
     const sent = [...lane('a', 1, null), ...lane('b', 2, null)]
     const seen = [deliver('b', { offset: 1 }), deliver('a', { offset: 0 })]
     expect(verdicts([...sent, ...seen, settle('a'), settle('b'), end()])).toEqual([])
   })
 
-  test('a duplicate is not there', () => {
+  test('a duplicate is not delivered', () => {
     const sent = [...ok('a'), attempt('b'), outcome('b', 'duplicate')]
     expect(verdicts([...sent, deliver('a'), settle('a'), end()])).toEqual([])
     expect(verdicts([...sent, deliver('a'), deliver('b'), settle('a'), settle('b'), end()])).toEqual([
@@ -253,7 +253,7 @@ describe('lanes, duplicates and what is gone', () => {
     expect(checkHistory(sent).duplicates).toBe(1)
   })
 
-  test('what is gone by the record is not lost', () => {
+  test('a message that is gone by the record is not lost', () => {
     expect(verdicts([...ok('a'), gone('a'), end()])).toEqual([])
     expect(
       verdicts([...ok('a'), deliver('a'), settle('a', { action: 'release' }), gone('a'), end()]),
@@ -261,7 +261,7 @@ describe('lanes, duplicates and what is gone', () => {
     expect(checkHistory([...ok('a'), gone('a')]).gone).toBe(1)
   })
 
-  test('what never was there cannot be gone', () => {
+  test('a message that was never accepted cannot be gone', () => {
     expect(verdicts([gone('a'), end()])).toEqual(['unexpected a'])
     expect(verdicts([attempt('a'), outcome('a', 'fail'), gone('a'), end()])).toEqual(['unexpected a'])
     expect(verdicts([attempt('a'), outcome('a', 'duplicate'), gone('a'), end()])).toEqual(['unexpected a'])
@@ -273,7 +273,7 @@ test('the history itself is checked', () => {
   expect(() => checkHistory([outcome('a', 'ok')])).toThrow('does not attempt')
 })
 
-test('findings are told in lines, the first ones only', () => {
+test('findings are lines of text, the first ones only', () => {
   const events = [...Array.from({ length: 12 }, (_, index) => deliver(`m${index}`)), end()]
   const lines = findingLines(checkHistory(events).findings, 2).split('\n')
   expect(lines).toEqual([

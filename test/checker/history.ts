@@ -1,43 +1,43 @@
 /**
- * The checker: what clients saw, judged. One pure function over the events that producers and consumers wrote down;
- * it knows no broker and shares no code with one, and serves the simulation and the tests with real processes alike.
+ * The checker: judges what clients saw. One pure function over the events that producers and consumers recorded. It
+ * knows no broker and shares no code with one; the simulation and the tests with real processes both use it.
  *
- * Events stand in the order in which they happened, as far as that is known: those of one client always do. A message
- * is named by whoever published it; a name is used once in a history.
+ * Events are in the order in which they happened, as far as it is known; the events of one client always are. A
+ * producer names each message; a name is used once in a history.
  */
 
-/** How an operation ended for its caller; without an answer it is `unknown`: it may have taken effect or not. */
+/** How an operation ended for its caller; without an answer it is `unknown`: it may or may not have taken effect. */
 export type OperationOutcome = 'ok' | 'fail' | 'unknown'
 
-/** A producer began to publish a message. */
+/** A producer started to publish a message. */
 export interface AttemptEvent {
   readonly kind: 'attempt'
   readonly queue: string
   readonly message: string
   readonly producer: string
-  /** What the body was, as text or digest; compared with deliveries that tell theirs. */
+  /** The body, as text or digest; compared with deliveries that have one. */
   readonly body?: string
   /**
-   * Ascending over the messages of one producer that were sent to one queue in this order. Leave it out where the
-   * order of sending is not known, or not kept.
+   * Ascends over the messages that one producer sent to one queue. Leave it out if the order of sending is unknown or
+   * not kept.
    */
   readonly sequence?: number
   /**
-   * What it is in order with: messages of one key, of one priority. Left out: all others of its queue that leave it
-   * out; null: nothing, because it waits for a time of its own.
+   * The messages with which it is in order, for example those of one key and priority. Left out: all messages of its
+   * queue that leave it out; null: none, because it waits for a time of its own.
    */
   readonly lane?: string | null
 }
 
 /**
- * The answer to an attempt. An attempt without one has an unknown outcome; the last one counts. `duplicate`: another
- * message has its id, so this one must not be delivered.
+ * The answer to an attempt. An attempt without one has an unknown outcome; the last answer counts. `duplicate`: another
+ * message has the id, so this one must not be delivered.
  */
 export interface OutcomeEvent {
   readonly kind: 'outcome'
   readonly message: string
   readonly outcome: OperationOutcome | 'duplicate'
-  /** Where the message was accepted. */
+  /** Offset at which the message was accepted. */
   readonly offset?: number
 }
 
@@ -46,14 +46,14 @@ export interface DeliverEvent {
   readonly kind: 'deliver'
   readonly queue: string
   readonly message: string
-  /** One who receives in order: a subscription, or a client that reconnects. */
+  /** A receiver with an order: a subscription, or a client that reconnects. */
   readonly consumer: string
   readonly redelivered: boolean
   readonly offset?: number
   readonly body?: string
 }
 
-/** A consumer settled a message that it held. `fail`: it was told that its lease was gone. */
+/** A consumer settled a message that it held. `fail`: the answer was that its lease was lost. */
 export interface SettleEvent {
   readonly kind: 'settle'
   readonly queue: string
@@ -63,14 +63,14 @@ export interface SettleEvent {
   readonly outcome: OperationOutcome
 }
 
-/** A queue was purged or deleted, or that was tried: what was attempted before this event may be gone. */
+/** A purge or delete of a queue, or an attempt at one: messages that were attempted before it may be gone. */
 export interface RemoveEvent {
   readonly kind: 'remove'
   readonly queue: string
   readonly outcome: OperationOutcome
 }
 
-/** The broker's own record says that the message left its queue, and why: expired, dropped, cancelled, moved. */
+/** By the broker's own record, the message left its queue: expired, dropped, cancelled or moved. */
 export interface GoneEvent {
   readonly kind: 'gone'
   readonly queue: string
@@ -78,7 +78,7 @@ export interface GoneEvent {
   readonly why: string
 }
 
-/** After healing and draining: what the queue still held, apart from the dead, and how many were dead. */
+/** After healing and draining: how many messages the queue still held, without the dead, and how many were dead. */
 export interface EndEvent {
   readonly kind: 'end'
   readonly queue: string
@@ -97,12 +97,10 @@ export type HistoryEvent =
 
 /**
  * `lost`: confirmed, and neither delivered nor removed after a full drain; or delivered, never finished, and gone.
- * `recovered`: of unknown outcome, and delivered; that is fine.
- * `unexpected`: delivered, but never attempted on that queue, or refused, or a duplicate, or with another body, or after
- * its ack.
- * `duplicated`: delivered again without the redelivered mark, or accepted twice.
- * `reordered`: among the first deliveries of a lane to one consumer, a later message came before an earlier one.
- * `stuck`: the queue was not drained after healing.
+ * `recovered`: of unknown outcome, and delivered; this is allowed. `unexpected`: delivered, but never attempted on that
+ * queue, or refused, or a duplicate, or with another body, or after its ack. `duplicated`: delivered again without the
+ * redelivered mark, or accepted twice. `reordered`: among the first deliveries of a lane to one consumer, a later
+ * message came before an earlier one. `stuck`: the queue was not drained after healing.
  */
 export const VERDICTS = ['lost', 'recovered', 'unexpected', 'duplicated', 'reordered', 'stuck'] as const
 export type Verdict = (typeof VERDICTS)[number]
@@ -110,7 +108,7 @@ export type Verdict = (typeof VERDICTS)[number]
 export interface Finding {
   readonly verdict: Verdict
   readonly queue: string
-  /** The message, or the queue where it is about no single one. */
+  /** The message, or the queue if the finding is about no single message. */
   readonly subject: string
   readonly why: string
 }
@@ -118,15 +116,15 @@ export interface Finding {
 export interface Report {
   readonly findings: readonly Finding[]
   readonly counts: Readonly<Record<Verdict, number>>
-  /** What was looked at. */
+  /** Counts of what was checked. */
   readonly attempted: number
   readonly confirmed: number
   readonly refused: number
   readonly unknown: number
   readonly duplicates: number
-  /** Left by the broker's own record. */
+  /** Messages that left by the broker's own record. */
   readonly gone: number
-  /** Deliveries, and how many different messages they were of. */
+  /** Deliveries, and the number of different messages among them. */
   readonly deliveries: number
   readonly delivered: number
   readonly settles: number
@@ -135,8 +133,8 @@ export interface Report {
 
 export interface CheckOptions {
   /**
-   * Events of different consumers stand in their true order too. Then a delivery to anyone after a confirmed ack is
-   * unexpected; without it only one to the same consumer is, since bytes can lie unread in a stopped process.
+   * Events of different consumers are in their true order too. Then a delivery to any consumer after a confirmed ack is
+   * unexpected; otherwise only one to the same consumer is, since a stopped process can have unread bytes.
    */
   readonly totalOrder?: boolean
 }
@@ -146,13 +144,13 @@ interface Message {
   readonly attempt: AttemptEvent
   outcome: OperationOutcome | 'duplicate'
   offset: number | undefined
-  /** A purge or delete came after the attempt, or it is gone by the broker's own record. */
+  /** A purge or delete came after the attempt, or the message is gone by the broker's own record. */
   mayBeRemoved: boolean
   isGone: boolean
   deliveries: number
   unmarked: number
   readonly consumers: Set<string>
-  /** An ack or dead-letter that was, or may have been, applied. */
+  /** An ack or dead-letter took effect, or may have. */
   finished: boolean
   deadLettered: boolean
   /** Consumer whose ack was confirmed. */
@@ -166,7 +164,7 @@ interface QueueView {
   end: EndEvent | undefined
 }
 
-/** What one consumer received first of one lane: the highest offset, and the highest sequence of each producer. */
+/** The first deliveries of one lane to one consumer: the highest offset, and the highest sequence of each producer. */
 interface Line {
   offset: number
   readonly sequences: Map<string, number>
@@ -207,7 +205,7 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
       return
     }
     if (event.body !== undefined && attempt.body !== undefined && event.body !== attempt.body) {
-      find('unexpected', queue, message.name, 'its body is not the one that was published')
+      find('unexpected', queue, message.name, 'its body is not the published one')
     }
     if (message.ackedBy !== undefined && (options.totalOrder === true || message.ackedBy === consumer)) {
       find(
@@ -230,7 +228,7 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
     }
     if (!event.redelivered) {
       if (message.unmarked > 0) {
-        find('duplicated', queue, message.name, 'two deliveries of it are without the redelivered mark')
+        find('duplicated', queue, message.name, 'two of its deliveries have no redelivered mark')
       } else if (message.consumers.has(consumer) || (options.totalOrder === true && message.deliveries > 0)) {
         find('duplicated', queue, message.name, 'it was delivered again without the redelivered mark')
       } else {
@@ -256,14 +254,14 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
         'reordered',
         event.queue,
         event.message,
-        `${event.consumer} got offset ${event.offset} after ${line.offset}`,
+        `${event.consumer} received offset ${event.offset} after ${line.offset}`,
       )
     } else if (attempt.sequence !== undefined && attempt.sequence <= latest) {
       find(
         'reordered',
         event.queue,
         event.message,
-        `${event.consumer} got message ${attempt.sequence} of ${attempt.producer} after its message ${latest}`,
+        `${event.consumer} received message ${attempt.sequence} of ${attempt.producer} after its message ${latest}`,
       )
     }
     line.offset = Math.max(line.offset, event.offset ?? -1)
@@ -319,7 +317,7 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
           }
           message.offset ??= event.offset
         }
-        // A number has one result for ever: "unknown" is no result, and takes none back.
+        // A number has one final result; "unknown" is not a result and cancels none.
         if (event.outcome !== 'unknown') message.outcome = event.outcome
         break
       }
@@ -339,7 +337,7 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
           find('unexpected', event.queue, event.message, `it is gone (${event.why}) and was never attempted`)
         else {
           if (message.outcome === 'fail' || message.outcome === 'duplicate')
-            find('unexpected', event.queue, event.message, `it is gone (${event.why}) and was never there`)
+            find('unexpected', event.queue, event.message, `it is gone (${event.why}) and was never accepted`)
           message.mayBeRemoved = true
           message.isGone = true
         }
@@ -373,7 +371,7 @@ export function checkHistory(events: readonly HistoryEvent[], options: CheckOpti
   }
 }
 
-/** Everything that must not be: all findings but `recovered`. */
+/** All findings that are violations: every verdict but `recovered`. */
 export function violations(report: Report): readonly Finding[] {
   return report.findings.filter(({ verdict }) => verdict !== 'recovered')
 }
@@ -410,10 +408,11 @@ function judgeQueue(
   }
   for (const message of messages) {
     if (message.outcome === 'ok' && message.deliveries === 0 && !message.mayBeRemoved) {
-      find('lost', name, message.name, 'it was confirmed and is not there')
+      find('lost', name, message.name, 'it was confirmed and is gone')
     }
   }
-  // What was delivered and not finished comes back, or is dead: who those are only their number can tell.
+  // A message that was delivered and not finished is delivered again or dead. Which ones are dead is unknown, so only
+  // their number is compared.
   if (queue.settles === 0) return
   const unfinished = messages.filter(
     (message) => message.deliveries > 0 && !message.finished && !message.mayBeRemoved,

@@ -1,8 +1,8 @@
 /**
- * The product and the model side by side: each method does one thing to both and compares what they say. The bench owns
+ * The product and the model side by side: each method does one thing to both and compares their answers. The bench owns
  * time, turns, chance and crashes of the broker, which runs on a log in memory; it decides nothing about meaning.
  *
- * Answers are compared at once, deliveries in the order in which they were made when the turn has ended.
+ * Answers are compared at once, deliveries at the end of the turn, in the order in which they were made.
  */
 import { crc32 } from 'node:zlib'
 import {
@@ -57,17 +57,17 @@ import {
   type Transfer,
 } from './state.js'
 
-/** What is compared with the model. It comes as an argument, because compiled code and tests find it in two places. */
+/** What is compared with the model. Passed as an argument, because compiled code and tests find it in two places. */
 export interface Product {
   readonly Broker: typeof Broker
   readonly MemoryLog: typeof MemoryLog
   readonly Schedule: typeof Schedule
 }
 
-/** A wrong behaviour that is planted, to see that it is found. */
+/** A planted bug, to prove that the comparison finds it. */
 export interface Defect {
   readonly name: string
-  /** Bends a broker that was just opened. */
+  /** Changes a broker that was just opened. */
   readonly install: (broker: Broker) => void
 }
 
@@ -78,7 +78,7 @@ export interface BenchOptions {
   readonly defect?: Defect | undefined
 }
 
-/** One subscription, as both sides know it. */
+/** One subscription, on both sides. */
 export interface Pair {
   readonly number: number
   readonly product: Subscription
@@ -98,9 +98,9 @@ interface Sent {
   readonly contents: readonly Content[]
   readonly bytes: Uint8Array
   readonly step: Step | undefined
-  /** Undefined: it was refused. */
+  /** Undefined if it was refused. */
   readonly placed: readonly Placed[] | undefined
-  /** Refused in a way that lets it be accepted later. */
+  /** It was refused, and can be accepted later. */
   readonly isRetryable: boolean
 }
 
@@ -109,9 +109,9 @@ type Step = Parameters<Broker['intake']['atomic']>[1]
 export interface BenchProducer {
   readonly identity: string
   attached: Producer
-  /** Of its last batch. */
+  /** Of the last batch. */
   number: number
-  /** Highest number that was confirmed. */
+  /** Highest confirmed number. */
   confirmed: number
   readonly sent: Map<number, Sent>
 }
@@ -127,20 +127,20 @@ type Event =
       readonly redelivered: boolean
       readonly alone: boolean
       readonly content: Content
-      /** How many messages of the queue had expired by then. */
+      /** How many messages of the queue had expired at the delivery. */
       readonly expired: number
     }
   | { readonly kind: 'drained'; readonly pair: Pair }
 
-/** Numbers below its own for which a producer is said to wait: so many can be sent again. */
+/** How many of its last batches a producer may send again. */
 export const RESENDABLE = 8
 
-/** Who asks for what an operator asks. */
+/** The caller of an operator's requests. */
 const OPERATOR = { label: 'an operator', isOpen: true }
 
-/** Deadlines that are kept in time while time passes; then it jumps. */
+/** Deadlines that are met one by one while time passes; after these it jumps. */
 const STEPS_MAX = 24
-/** Rounds of turns after which an answer is taken to never come. */
+/** Rounds of turns after which an answer counts as missing. */
 const WAIT_ROUNDS_MAX = 100
 
 type HistoryPage = Awaited<ReturnType<Broker['history']['page']>>
@@ -154,7 +154,7 @@ export class Bench {
   nowMs = 1_700_000_000_000
   connections: Connection[] = []
   producers: BenchProducer[] = []
-  /** What was compared and what happened, by name. */
+  /** How often each thing was compared or happened. */
   readonly counts = new Map<string, number>()
   readonly #product: Product
   readonly #options: BenchOptions
@@ -164,19 +164,19 @@ export class Bench {
   #ended: string[] = []
   #turns: (() => void)[] = []
   #fatal: unknown
-  /** Whether what was refused last can be accepted later. */
+  /** Whether the last refusal lets the request be accepted later. */
   #isRetryable = false
   #chance = 0.5
   #numbers = 0
   #bodies = 0
-  /** Turns to come may belong to a broker that is gone. */
+  /** Number of the broker's life; a turn of an earlier one is dropped. */
   #life = 0
 
   constructor(product: Product, options: BenchOptions = {}) {
     this.#product = product
     this.#options = options
     this.model = new Model(this.nowMs)
-    // So that few scheduled messages are many already.
+    // So that a few scheduled messages already exceed the near part of a schedule.
     product.Schedule.nearMax = 8
     this.log = new product.MemoryLog({ segmentBytes: options.segmentBytes ?? 256 * 1024 })
   }
@@ -215,8 +215,8 @@ export class Bench {
   }
 
   /**
-   * The process is gone, at once, and another one begins after `downMs`. `lostTurn` is what the first had taken in and
-   * not yet written.
+   * The process dies, and another one starts after `downMs`. `lostTurn` makes requests that the first accepts and does
+   * not write.
    */
   async crash(downMs = 0, lostTurn?: () => void): Promise<void> {
     await this.endTurn()
@@ -229,7 +229,7 @@ export class Bench {
     await this.#reopen(true, downMs)
   }
 
-  /** The broker stops in order, and another one begins. */
+  /** The broker stops in order, and another one starts. */
   async close(downMs = 0): Promise<void> {
     await this.endTurn()
     this.#begin()
@@ -253,7 +253,7 @@ export class Bench {
     this.model.restart(isCrash)
     await this.open()
     for (const { name, counters } of this.model.queues.values()) {
-      // These two do not survive a restart; what is left of them is not said.
+      // Neither counter survives a restart exactly: the broker's values are adopted.
       const { released, redelivered } = this.broker.catalog.queue(name).counts
       Object.assign(counters, { released, redelivered })
       this.#followSweep(name)
@@ -261,19 +261,19 @@ export class Bench {
     await this.endTurn()
   }
 
-  /** Back-offs of this operation come out as this number in [0, 1) says. */
+  /** Back-offs of this operation use this number in [0, 1). */
   chance(number: number): void {
     this.#chance = number
     this.model.chance = number
   }
 
-  /** Everything that follows happens now, and in the turn that is open. */
+  /** What follows happens now, in the open turn. */
   #begin(): void {
     this.model.nowMs = this.nowMs
     this.broker.turn.begin()
   }
 
-  // Ends turns until nothing more happens. As in a server, a turn ends when all that arrived has been taken in.
+  // Ends turns until nothing more happens. As in a server, a turn ends when everything that arrived is processed.
   async #run(): Promise<void> {
     do {
       for (const turn of this.#turns.splice(0)) turn()
@@ -287,12 +287,12 @@ export class Bench {
     void Promise.allSettled([promise]).then((settled) => outcomes.push(...settled))
     for (let round = 0; outcomes.length === 0 && round < WAIT_ROUNDS_MAX; round++) await this.#run()
     const [outcome] = outcomes
-    if (outcome === undefined) throw new Difference('an answer never came')
+    if (outcome === undefined) throw new Difference('the broker never answers')
     if (outcome.status === 'rejected') throw outcome.reason
     return outcome.value
   }
 
-  /** The turn ends; then all that was handed out is compared, and all that is told about queues. */
+  /** Ends the turn; then compares all deliveries, and the counts of all queues. */
   async endTurn(): Promise<void> {
     await this.#run()
     const arrivals = await this.#arrivals()
@@ -306,7 +306,7 @@ export class Bench {
       }
       const { queue } = event.pair.model
       if (event.offset >= queue.next) while (queue.next <= event.offset && this.#arrive(arrivals, queue));
-      // Those that are redriven come back one by one, and each can stand before others of its key.
+      // Redriven messages come back one by one, and each can precede others of its key.
       while (this.model.returning.length > 0 && !this.model.isNext(queue, event.offset)) this.model.returned()
       this.#compareDelivery(event)
     }
@@ -355,7 +355,7 @@ export class Bench {
     if (redelivered) this.count('deliveries marked redelivered')
     if (alone) this.count('deliveries alone')
     if (pair.lastTag !== undefined && (tag - pair.lastTag - 1) >>> 0 > 0x7fff_ffff)
-      throw new Difference(`tag ${tag} came after tag ${pair.lastTag}`)
+      throw new Difference(`tag ${tag} follows tag ${pair.lastTag}`)
     pair.lastTag = tag
     this.model.followSweep(pair.model.queue, event.expired)
     const message = this.model.delivered(pair.model, offset, tag, attempt, redelivered, alone)
@@ -363,7 +363,7 @@ export class Bench {
     same(`record of message ${offset}`, content, message.content)
   }
 
-  // Which messages came into which queue from another one, as the product shows them there.
+  // The messages that came from another queue, as the product shows them in their new queue.
   async #arrivals(): Promise<{ transfer: Transfer; content: Content }[]> {
     const { transfers } = this.model
     const arrivals: { transfer: Transfer; content: Content }[] = []
@@ -378,11 +378,11 @@ export class Bench {
       for (const [index, { offset, record }] of page.messages.entries()) {
         same(`offset of a message that came to ${to.name}`, offset, to.next + index)
         const content = contentOf(record, 0)
-        // Each message has a body of its own, and is in one queue at a time.
+        // Each message has a unique body, and is in one queue at a time.
         const at = expected.findIndex((transfer) => transfer.message.content.body === content.body)
         if (at === -1)
           throw new Difference(
-            `message ${offset} of ${to.name} came from nowhere: ${JSON.stringify(content)}`,
+            `message ${offset} of ${to.name} came from no queue: ${JSON.stringify(content)}`,
           )
         const [transfer] = expected.splice(at, 1)
         this.#compareOrigin(transfer!, content)
@@ -406,7 +406,7 @@ export class Bench {
       { ...rest, headers: own(headers) },
       {
         ...message.content,
-        // It replaced what had its id when it was published; where it is moved to, it replaces nothing.
+        // A moved message replaces nothing, even if it replaced one when it was published.
         replaces: false,
         delayMs: undefined,
         atMs: undefined,
@@ -436,7 +436,7 @@ export class Bench {
     this.count(`messages ${kind} to another queue`)
   }
 
-  // The next message that came to the queue from another one is there.
+  // The next message from another queue has arrived.
   #arrive(arrivals: { transfer: Transfer; content: Content }[], queue: ModelQueue): boolean {
     const at = arrivals.findIndex(({ transfer }) => transfer.to === queue)
     if (at === -1) return false
@@ -448,7 +448,7 @@ export class Bench {
   compareQueues(): void {
     const { broker, model } = this
     for (const queue of model.queues.values()) {
-      // Unlike `info` of the broker, this changes nothing.
+      // Unlike `info` of the broker, this changes no state.
       const info = broker.catalog.queue(queue.name).info(this.nowMs, 0)
       const states = { ready: 0, scheduled: 0, leased: 0, dead: 0 }
       for (const { state } of queue.messages) states[state]++
@@ -491,7 +491,7 @@ export class Bench {
     this.count('audits')
   }
 
-  /** Asks for what is told about a queue: what has expired is not in it any more, and looking sweeps nothing. */
+  /** Compares the info of a queue: expired messages are not counted in it, and reading it sweeps nothing. */
   look(name: string): void {
     this.#both(
       `info of ${name}`,
@@ -512,7 +512,7 @@ export class Bench {
     )
   }
 
-  /** The product's answer and the model's are the same, or both refuse. Undefined: they refused. */
+  /** Compares the answers of both sides, or their refusals. Returns undefined if both refused. */
   #both<T, U>(
     what: string,
     product: () => T,
@@ -544,12 +544,12 @@ export class Bench {
     } catch (error) {
       if (!(error instanceof Refused)) throw error
       if (code === undefined || !error.codes.includes(code))
-        throw new Difference(`${what}: ${code ?? 'accepted'}, it had to be ${error.message}`)
+        throw new Difference(`${what}: ${code ?? 'accepted'}, expected ${error.message}`)
       this.count('refusals')
       this.count(`refused ${code}`)
       return undefined
     }
-    if (code !== undefined) throw new Difference(`${what}: refused with ${code}, it had to be accepted`)
+    if (code !== undefined) throw new Difference(`${what}: refused with ${code}, expected an acceptance`)
     compare(answer!, expected)
     this.count('answers')
     return answer
@@ -624,7 +624,7 @@ export class Bench {
 
   // --- time ---
 
-  /** Time passes; with `inSteps`, each deadline of the broker on the way is kept in time, as by its own timer. */
+  /** Time passes. With `inSteps`, the broker meets each of its deadlines on the way, as with its own timer. */
   async pass(ms: number, inSteps: boolean): Promise<void> {
     await this.endTurn()
     const target = this.nowMs + ms
@@ -724,7 +724,7 @@ export class Bench {
     const { maxMessages, maxBytes } = queue.options
     const mustSweep = maxMessages > 0 || maxBytes > 0 || contents.some(({ id }) => id !== undefined)
     if (isAccepted && mustSweep && this.model.stale(queue).length > 0)
-      throw new Difference(`${name} was not swept before something was published to it`)
+      throw new Difference(`${name} was not swept before a message was published to it`)
   }
 
   #comparePlaced(
@@ -751,7 +751,7 @@ export class Bench {
     if (sent === undefined) return
     const { queue, bytes, step, placed } = sent
     if (placed === undefined) {
-      // What was refused and can be accepted later is judged anew.
+      // A refusal that is not final is decided again.
       if (sent.isRetryable) this.#publish(producer, number, sent)
       return
     }
@@ -762,7 +762,8 @@ export class Bench {
           ? [this.broker.intake.publish(producer.attached, queue, bytes.slice(), 0, bytes.length, RESENDABLE)]
           : this.broker.intake.atomic(producer.attached, step, RESENDABLE),
       () => placed,
-      (answer, expected) => same('answer to what was sent again', shownPlaces(answer), shownPlaces(expected)),
+      (answer, expected) =>
+        same('answer to a batch that was sent again', shownPlaces(answer), shownPlaces(expected)),
     )
     this.count('batches sent again')
   }
@@ -829,7 +830,7 @@ export class Bench {
       isReady: true,
       deliver: (subscription, { run, firstTag, count, bytes, start }) => {
         const pair = this.#pairs.get(subscription)
-        if (pair === undefined) throw new Difference('something was delivered to an unknown subscription')
+        if (pair === undefined) throw new Difference('a message was delivered to an unknown subscription')
         let at = start
         for (let index = 0; index < count; index++) {
           const { attempt, redelivered, alone, publishedAtMs: publishedMs } = run
@@ -1040,7 +1041,7 @@ export class Bench {
         this.#followSweep(name)
         return this.model.cancel(name, offset, id, answer?.offset)
       },
-      (answer, expected) => same('offset that was cancelled', answer.offset, expected),
+      (answer, expected) => same('offset of the cancelled message', answer.offset, expected),
     )
   }
 
@@ -1058,7 +1059,7 @@ export class Bench {
         this.#followSweep(name)
         return this.model.reschedule(name, offset, id, delayMs, atMs, answer?.offset)
       },
-      (answer, expected) => same('what was rescheduled', answer, expected),
+      (answer, expected) => same('the rescheduled message', answer, expected),
     )
   }
 
@@ -1098,9 +1099,9 @@ export class Bench {
   }
 
   /**
-   * What was acknowledged and must still be retained comes again, in the order of its offsets; other acknowledged
-   * messages may. `between` says what happens after a page: the broker dies; or the answer is lost, and the page is asked
-   * for again, which does it twice. Returns how many came.
+   * Replays the acknowledged messages that must be retained, in the order of their offsets; other acknowledged messages
+   * may come too. `between` decides what happens after a page: a crash, or a lost answer, after which the page is
+   * requested again and copies its messages twice. Returns how many messages were copied.
    */
   async replay(
     name: string,
@@ -1122,10 +1123,10 @@ export class Bench {
       let next = first.cursor
       let after = between()
       if (after === 'lost') {
-        // Whatever the broker kept for the next page, and whether or not it is the same broker.
+        // With and without the state that the broker kept for the next page.
         if (replayed % 2 === 1) await this.crash()
         const again = await this.#replayPage(name, to, cursor, known)
-        same(`a page of a replay of ${name} that is asked for again`, again.offsets, first.offsets)
+        same(`a page of a replay of ${name} that is requested again`, again.offsets, first.offsets)
         replayed += again.offsets.length
         next = again.cursor
         this.count('pages replayed twice')
@@ -1140,8 +1141,9 @@ export class Bench {
       }
       cursor = next
     }
-    same(`messages that came twice by a replay of ${name}`, came.length, new Set(came).size)
-    // A set that is made anew cannot tell what was done in segments that went meanwhile: it passes some over.
+    same(`messages that a replay of ${name} copied twice`, came.length, new Set(came).size)
+    // A set that is built again does not know what was done in segments that are gone by now: such messages are not
+    // replayed.
     const isSure = !isMade || this.log.usage().firstPosition === firstPosition
     if (isSure) {
       const all = new Set(came)
@@ -1156,7 +1158,7 @@ export class Bench {
     return replayed
   }
 
-  // Offsets that the messages had which came, and where to go on.
+  // Offsets of the originals, and the cursor of the next page.
   async #replayPage(
     name: string,
     to: string,
@@ -1190,7 +1192,7 @@ export class Bench {
         OPERATOR,
       ),
     )
-    same('messages that came by a replay', messages.length, page.replayed)
+    same('copies that a replay made', messages.length, page.replayed)
     const offsets: number[] = []
     for (const { record, offset } of messages) {
       const content = contentOf(record, 0)
@@ -1203,7 +1205,7 @@ export class Bench {
       const origin = Number(content.headers[ORIGIN_HEADERS.offset])
       const original = known.get(origin)
       if (original === undefined || content.headers[ORIGIN_HEADERS.queue] !== name)
-        throw new Difference(`message ${origin} of ${name} was replayed, and was not acknowledged`)
+        throw new Difference(`message ${origin} of ${name} was replayed and never acknowledged`)
       const { key, id, priority, body } = original.content
       same(
         `replayed message ${origin} of ${name}`,
@@ -1217,10 +1219,7 @@ export class Bench {
     return { offsets, cursor: page.cursor }
   }
 
-  /**
-   * Compares what HISTORY tells of a message. What is complete is all that happened; otherwise the log has lost the first
-   * of it.
-   */
+  /** Compares the answer to HISTORY. A complete one has all events; otherwise the log has lost the first ones. */
   async history(name: string, offset: number): Promise<void> {
     const events: HistoryEvent[] = []
     let isComplete = false
@@ -1243,7 +1242,7 @@ export class Bench {
     this.#followSweep(name)
     const all = this.model.queue(name).history.get(offset) ?? []
     const expected = isComplete ? all : all.slice(all.length - events.length)
-    // Where the model has no text, the words are the broker's own.
+    // Where the model has no text, the broker chooses the words.
     const told = events.map((event, at) =>
       expected[at]?.text === undefined ? { ...event, text: undefined } : event,
     )
@@ -1253,7 +1252,7 @@ export class Bench {
     for (const { event } of events) this.count(`in a history: ${event}`)
   }
 
-  /** Compares all that PEEK shows, page by page. */
+  /** Compares all pages of PEEK. */
   async peek(
     name: string,
     state: MessageState | undefined,
@@ -1270,13 +1269,13 @@ export class Bench {
         ({ messages, next }) => {
           if (messages.length > limit) throw new Difference(`a page of ${messages.length} messages was shown`)
           if (next !== undefined && next <= (messages.at(-1)?.offset ?? at - 1))
-            throw new Difference(`the next page begins at ${next}, in the one that was shown`)
+            throw new Difference(`the next page begins at ${next}, inside the page before it`)
           shown.push(...messages)
         },
       )
       from = page?.next
     }
-    // What has expired is not shown, whether or not it was swept; and looking sweeps nothing.
+    // An expired message is not shown, whether or not it was swept; and PEEK sweeps nothing.
     const stale = new Set(this.model.stale(this.model.queue(name)))
     const expected = this.model
       .select(this.model.queue(name), state, 0, Infinity, filter)
@@ -1317,7 +1316,7 @@ export class Bench {
 
   // --- the end ---
 
-  /** Takes everything out of every queue, and compares that nothing is left. */
+  /** Empties every queue, and checks that nothing is left. */
   async drain(): Promise<void> {
     for (const connection of this.connections) for (const pair of connection.pairs) this.unsubscribe(pair)
     this.connections = []
@@ -1331,7 +1330,7 @@ export class Bench {
         messages.filter(({ state }) => state !== 'dead'),
       )
     for (let round = 0; left().length > 0; round++) {
-      if (round > 1000) throw new Difference(`${left().length} messages do not come out`)
+      if (round > 1000) throw new Difference(`${left().length} messages are never delivered`)
       await this.endTurn()
       for (const connection of this.connections) {
         for (const pair of connection.pairs) {
@@ -1351,7 +1350,7 @@ export class Bench {
         await this.discard(all)
         if (this.model.queue(name).messages.length === 0) break
       }
-      same(`what is left in ${name}`, this.model.queue(name).messages.length, 0)
+      same(`messages left in ${name}`, this.model.queue(name).messages.length, 0)
       this.count('queues drained')
     }
     await this.endTurn()
@@ -1373,10 +1372,10 @@ export function same(what: string, product: unknown, model: unknown): void {
           Object.fromEntries(one.filter((field) => isOther(field, other))),
           Object.fromEntries(other.filter((field) => isOther(field, one))),
         ]
-  throw new Difference(`${what}: ${stable(differing)}, it had to be ${stable(expected)}`)
+  throw new Difference(`${what}: ${stable(differing)}, expected ${stable(expected)}`)
 }
 
-// Text of a value that does not depend on the order of its fields.
+// Text of a value, independent of the order of its fields.
 function stable(value: unknown): string {
   return JSON.stringify(value, (_key, field: unknown) =>
     typeof field === 'object' && field !== null && !Array.isArray(field)
@@ -1428,7 +1427,7 @@ export function batchOf(contents: readonly Content[], number: number): Uint8Arra
   return bytes
 }
 
-/** What the record at `at` says. */
+/** Reads the record at `at`. */
 export function contentOf(bytes: Uint8Array, at: number): Content {
   const { priority, key, id, delayMs, atMs, ttlMs, headers } = readRecordOptions(bytes, at)
   const size = readU32(bytes, at)

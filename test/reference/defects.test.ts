@@ -1,6 +1,6 @@
 /**
- * Every planted defect is found, within few seeds. `pnpm test` begins with the seed that is known to find it; the long
- * mode searches from the first seed on.
+ * Every planted defect is found within a few seeds. `pnpm test` begins with the seed that is known to find it; the long
+ * mode searches from the first seed.
  */
 import { expect, test } from 'vitest'
 import { Broker } from '../../packages/server/src/broker/broker.js'
@@ -15,16 +15,16 @@ const PRODUCT = { Broker, MemoryLog, Schedule }
 const SEEDS_MAX = 40
 const OPERATIONS = 600
 
-/** By a defect's name, where it is not the first seed. An entry that is out of date costs time, no more. */
+/** By name of the defect, if it is not the first seed. An outdated entry only costs time. */
 const KNOWN_SEEDS: Readonly<Record<string, number>> = {
-  'of a queue with `single` the oldest subscription gets messages, also while it asks for none': 3,
+  'of a queue with `single` the oldest subscription gets messages, even without credit': 3,
   'an extension does nothing': 6,
-  'a limit lets one more in': 2,
-  'an atomic step that is refused acknowledges all the same': 3,
-  'a dead message is brought back as often as is asked for': 27,
+  'a limit accepts one message too many': 2,
+  'a refused atomic step acknowledges its messages': 3,
+  'a dead message is redriven without a maximum': 27,
   'a page of a replay begins with the last message of the page before': 4,
-  'a replay passes over the first message of a later page': 8,
-  'a history tells of no delivery': 4,
+  'a later page of a replay skips its first message': 8,
+  'a history has no deliveries': 4,
 }
 
 const found: string[] = []
@@ -49,7 +49,7 @@ test.each(DEFECTS)('found: $name', { timeout: TIMEOUT_MS }, async (defect) => {
   found.push(defect.name)
 })
 
-test('as many were found as were planted', () => {
+test('every planted defect is found', () => {
   expect(DEFECTS.length).toBeGreaterThanOrEqual(10)
   expect(new Set(found).size).toBe(DEFECTS.length)
 })

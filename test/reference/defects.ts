@@ -1,6 +1,6 @@
 /**
- * Wrong behaviours, planted from outside into a broker that is right. A comparison that does not find these proves
- * nothing by finding no others.
+ * Planted bugs, added from outside to a correct broker. A comparison that does not find these proves nothing when it
+ * finds no others.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -18,13 +18,13 @@ import type { Consumer, Delivery, Run, Subscription } from '../../packages/serve
 import { contentOf, type Defect } from './bench.js'
 import type { Content } from './state.js'
 
-/** A defect keeps what it needs for one run, so each run gets its own. */
+/** A defect has state of one run, so each run plants its own. */
 export interface PlantedDefect {
   readonly name: string
   readonly plant: () => Defect
 }
 
-/** Puts `wrap` around a method of a broker, or of a part of it. */
+/** Wraps a method of a broker, or of a part of it. */
 function around<Part extends object, Name extends keyof Part>(
   part: Part,
   name: Name,
@@ -34,7 +34,7 @@ function around<Part extends object, Name extends keyof Part>(
   Object.defineProperty(part, name, { value: wrap(method.bind(part) as Part[Name]) })
 }
 
-/** Consumers see deliveries that `change` has had in its hands. */
+/** Consumers receive deliveries after `change`. */
 function aroundDeliveries(broker: Broker, change: (run: Run, bytes: Uint8Array, start: number) => Run): void {
   around(broker.leases, 'subscribe', (subscribe) => (request, channel, consumer) => {
     const bent: Consumer = Object.create(consumer, {
@@ -51,8 +51,8 @@ function aroundDeliveries(broker: Broker, change: (run: Run, bytes: Uint8Array, 
 }
 
 /**
- * The broker does not see what a message asks for, but something else that takes as many bytes; its consumers see the
- * message as it was published.
+ * The broker reads other options than those of the message, in as many bytes; its consumers receive the message as it
+ * was published.
  */
 function blind(name: string, change: (content: Content) => Partial<Content>): PlantedDefect {
   const plant = (): Defect => {
@@ -120,15 +120,15 @@ function otherText(text: string, { body }: Content): string {
 
 export const DEFECTS: readonly PlantedDefect[] = [
   blind('priority is ignored', () => ({ priority: 0 })),
-  blind('a key is handed out while it is held', (content) =>
+  blind('a message is delivered while its key is held', (content) =>
     content.key === undefined ? {} : { key: otherText(content.key, content) },
   ),
-  blind('now and then an id is forgotten', (content) =>
+  blind('an id is forgotten now and then', (content) =>
     content.id === undefined || Number.parseInt(content.body, 10) % 5 > 0
       ? {}
       : { id: otherText(content.id, content) },
   ),
-  blind('what is delayed comes a millisecond early', ({ delayMs }) =>
+  blind('a delayed message is delivered a millisecond early', ({ delayMs }) =>
     delayMs === undefined ? {} : { delayMs: Math.max(0, delayMs - 1) },
   ),
   blind('the time to live of messages is ignored', ({ ttlMs }) =>
@@ -150,7 +150,7 @@ export const DEFECTS: readonly PlantedDefect[] = [
       return settle(subscription, bent)
     })
   }),
-  installed('an invalid body is taken for a rejected one', (broker) => {
+  installed('an invalid message dies as a rejected one', (broker) => {
     around(
       broker.leases,
       'settle',
@@ -161,19 +161,19 @@ export const DEFECTS: readonly PlantedDefect[] = [
         ),
     )
   }),
-  installed('a repeat is not marked', (broker) => {
+  installed('a redelivery is not marked', (broker) => {
     aroundDeliveries(broker, (run) => ({ ...run, redelivered: run.attempt > 1 && run.redelivered }))
   }),
   installed('a suspect is not marked', (broker) => {
     aroundDeliveries(broker, (run) => ({ ...run, alone: false }))
   }),
-  installed('a lost connection is to blame for nothing', (broker) => {
+  installed('a lost connection charges no message', (broker) => {
     around(broker.leases, 'disconnect', () => (subscriptions) => {
       for (const subscription of subscriptions) broker.leases.unsubscribe(subscription, 'nobody')
     })
   }),
   installed(
-    'of a queue with `single` the oldest subscription gets messages, also while it asks for none',
+    'of a queue with `single` the oldest subscription gets messages, even without credit',
     (broker) => {
       around(broker.leases, 'subscribe', (subscribe) => (...request) => {
         const subscription = subscribe(...request)
@@ -188,7 +188,7 @@ export const DEFECTS: readonly PlantedDefect[] = [
   installed('an extension does nothing', (broker) => {
     around(broker.leases, 'extend', () => () => [])
   }),
-  installed('a limit lets one more in', (broker) => {
+  installed('a limit accepts one message too many', (broker) => {
     around(broker.intake, 'publish', (publish) => (producer, to, ...rest) => {
       let queue: ReturnType<Broker['catalog']['queue']>
       try {
@@ -205,7 +205,7 @@ export const DEFECTS: readonly PlantedDefect[] = [
       }
     })
   }),
-  installed('an atomic step that is refused acknowledges all the same', (broker) => {
+  installed('a refused atomic step acknowledges its messages', (broker) => {
     around(broker.intake, 'atomic', (atomic) => (producer, step, unanswered) => {
       try {
         return atomic(producer, step, unanswered)
@@ -217,13 +217,13 @@ export const DEFECTS: readonly PlantedDefect[] = [
       }
     })
   }),
-  installed('a redrive goes by no filter', (broker) => {
+  installed('a redrive ignores its filter', (broker) => {
     around(broker.operator, 'redrive', (redrive) => (request, by) => redrive({ ...request, filter: {} }, by))
   }),
-  installed('a dead message is brought back as often as is asked for', (broker) => {
+  installed('a dead message is redriven without a maximum', (broker) => {
     around(broker.operator, 'redrive', (redrive) => (request, by) => redrive({ ...request, force: true }, by))
   }),
-  installed('a purge tells nobody', (broker) => {
+  installed('a purge does not notify the holders', (broker) => {
     aroundConsumer(broker, { lost: () => {} })
   }),
   installed('a restart forgets that a queue is paused', (broker) => {
@@ -236,14 +236,14 @@ export const DEFECTS: readonly PlantedDefect[] = [
       return index === 0 ? page : { ...page, cursor: [position, index! - 1, ...rest].join(':') }
     })
   }),
-  installed('a replay passes over the first message of a later page', (broker) => {
+  installed('a later page of a replay skips its first message', (broker) => {
     around(broker.replays, 'page', (replay) => async (request, by) => {
       const page = await replay(request, by)
       const [position, index, ...rest] = (page.cursor ?? '0:0').split(':').map(Number)
       return index === 0 ? page : { ...page, cursor: [position, index! + 1, ...rest].join(':') }
     })
   }),
-  installed('a history tells of no delivery', (broker) => {
+  installed('a history has no deliveries', (broker) => {
     around(broker.history, 'page', (history) => async (request, by) => {
       const page = await history(request, by)
       return { ...page, events: page.events.filter(({ event }) => event !== 'delivered') }
@@ -251,7 +251,7 @@ export const DEFECTS: readonly PlantedDefect[] = [
   }),
 ]
 
-/** Consumers that do some things differently. */
+/** Consumers with other callbacks. */
 function aroundConsumer(broker: Broker, change: Partial<Consumer>): void {
   around(broker.leases, 'subscribe', (subscribe) => (request, channel, consumer) => {
     const bent = Object.create(consumer, Object.getOwnPropertyDescriptors(change)) as Consumer

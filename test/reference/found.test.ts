@@ -1,6 +1,6 @@
 /**
- * What random histories found, each as the shortest script that shows it, and scripts for what they come to rarely. Those that are still there are expected to
- * differ; one that is mended goes over to the others.
+ * Bugs that random histories found, each as the shortest script that shows it, and scripts for situations that the
+ * histories reach rarely.
  */
 import { queueName } from '@sluice/protocol'
 import { expect, test } from 'vitest'
@@ -35,7 +35,7 @@ function held({ model }: Pair): number[] {
   return [...model.held.keys()]
 }
 
-/** Settles all that the consumer holds. */
+/** Settles every message that the consumer holds. */
 function settle(bench: Bench, pair: Pair, outcome: ModelSettle['outcome']): void {
   bench.settle(pair, [{ tags: held(pair), outcome, delayMs: undefined, reason: 'no luck', invalid: false }])
 }
@@ -53,7 +53,7 @@ const all = {
 type Script = () => Promise<void>
 
 const MENDED: Readonly<Record<string, Script>> = {
-  'a pending id survives a crash though its publish and the ack before it share a turn': async () => {
+  'a pending id survives a crash if its publish and the ack before it share a turn': async () => {
     const bench = await opened()
     bench.ensure('q', { unique: 'pending' })
     publish(bench, 'q', { id: 'i' })
@@ -65,7 +65,7 @@ const MENDED: Readonly<Record<string, Script>> = {
     await bench.endTurn()
   },
 
-  'a delayed message is found by its id, though another one had it when it came': async () => {
+  'a delayed message is found by its id, even if another one had the id when it was published': async () => {
     const bench = await opened()
     bench.ensure('q', { dedupWindowMs: 500 })
     publish(bench, 'q', { id: 'i', delayMs: 1 })
@@ -76,7 +76,7 @@ const MENDED: Readonly<Record<string, Script>> = {
     bench.cancel('q', undefined, 'i')
   },
 
-  'of two pending messages with one id the other counts when the first is done': async () => {
+  'of two pending messages with one id the second counts when the first is done': async () => {
     const bench = await opened()
     bench.ensure('dead', { unique: 'pending' })
     bench.ensure('q', { deadLetter: 'dead' })
@@ -87,7 +87,7 @@ const MENDED: Readonly<Record<string, Script>> = {
     settle(bench, await consume(bench, 'dead'), 'ack')
     publish(bench, 'dead', { id: 'i' })
   },
-  'a tried message that is rescheduled to now, and has expired, is swept': async () => {
+  'an expired message that is rescheduled to now after an attempt is swept': async () => {
     const bench = await opened()
     bench.ensure('q', { retryInitialMs: 60_000 })
     publish(bench, 'q', { ttlMs: 1_000 })
@@ -100,11 +100,11 @@ const MENDED: Readonly<Record<string, Script>> = {
     await bench.pass(1_500, true)
   },
 
-  'a head is eligible since the last one before it expired, in whatever order they are swept': async () => {
+  'a head is eligible since the last one before it expired, in any order of sweeping': async () => {
     const bench = await opened()
     bench.ensure('q', {})
     bench.pause('q', true)
-    // The line is 1, 2, 0: the first two expire after 100 ms, and then 0 stands at its head for 110 ms.
+    // The line is 1, 2, 0: the first two expire after 100 ms, and then 0 is its head for 110 ms.
     const a = { key: 'a', ttlMs: 100 }
     publish(bench, 'q', { key: 'a', delayMs: 10, ttlMs: 200 }, a, a)
     await bench.pass(50, true)
@@ -114,7 +114,7 @@ const MENDED: Readonly<Record<string, Script>> = {
     await consume(bench, 'q', 5)
   },
 
-  'what was delivered alone is not charged while its connection holds something else': async () => {
+  'a message that was delivered alone is not charged while its connection holds another': async () => {
     const bench = await opened()
     bench.ensure('q', {})
     bench.ensure('other', {})
@@ -131,7 +131,7 @@ const MENDED: Readonly<Record<string, Script>> = {
     await bench.endTurn()
   },
 
-  'the oldest ready message can stand behind the head of its key': async () => {
+  'the oldest ready message can be behind the head of its key': async () => {
     const bench = await opened()
     bench.ensure('q', { retryInitialMs: 100, retryMaxMs: 100 })
     publish(bench, 'q', { key: 'a' }, { key: 'a' })
@@ -141,7 +141,7 @@ const MENDED: Readonly<Record<string, Script>> = {
     await bench.pass(1_000, true)
   },
 
-  'how often a message was brought back counts over all its queues': async () => {
+  'redrives are counted over all queues of a message': async () => {
     const bench = await opened()
     bench.ensure('q', {})
     bench.ensure('other', {})
@@ -156,7 +156,7 @@ const MENDED: Readonly<Record<string, Script>> = {
     }
   },
 
-  'pages of a dry run over named offsets come to an end': async () => {
+  'pages of a dry run over named offsets end': async () => {
     const bench = await opened()
     bench.ensure('q', {})
     publish(bench, 'q', {}, {})
@@ -184,7 +184,7 @@ const MENDED: Readonly<Record<string, Script>> = {
     bench.atomic(bench.producers[0]!, [{ pair, tag: held(pair)[0]! }], [{ queue: 'q', contents }])
   },
 
-  'of two pending messages with one id the other counts in the step that acknowledges the first':
+  'of two pending messages with one id the second counts in the step that acknowledges the first':
     async () => {
       const bench = await opened()
       bench.ensure('dead', { unique: 'pending' })
@@ -199,14 +199,14 @@ const MENDED: Readonly<Record<string, Script>> = {
     },
 }
 
-// What random histories come to rarely: many tries, many messages of one id, few that are left of many.
+// Situations that random histories reach rarely: many attempts, many messages of one id, few messages left of many.
 const FAR: Readonly<Record<string, (bench: Bench) => Promise<number>>> = {
-  'tries beyond 255, where they are unlimited': async (bench) => {
+  'more than 255 attempts, if they are unlimited': async (bench) => {
     bench.ensure('q', { maxDeliveries: 'unlimited', retryInitialMs: 0, retryMaxMs: 0 })
     publish(bench, 'q', {})
     for (let attempt = 1; attempt <= 300; attempt++) {
       const pair = await consume(bench, 'q')
-      same(`messages delivered for try ${attempt}`, held(pair).length, 1)
+      same(`messages delivered for attempt ${attempt}`, held(pair).length, 1)
       settle(bench, pair, 'retry')
       await bench.pass(1, false)
       bench.disconnect(pair.connection)
@@ -239,7 +239,7 @@ const FAR: Readonly<Record<string, (bench: Bench) => Promise<number>>> = {
     return bench.counts.get('messages drained') ?? 0
   },
 
-  'few that are left of each thousand, with priorities, and what comes back': async (bench) => {
+  'a few left of each thousand, with priorities, and released messages': async (bench) => {
     bench.ensure('q', { maxMessages: 2_000, overflow: 'drop-oldest', keyConcurrency: 3 })
     for (let round = 0; round < 12; round++) {
       const messages = Array.from({ length: 250 }, (_, i) => ({
@@ -266,7 +266,7 @@ const FAR: Readonly<Record<string, (bench: Bench) => Promise<number>>> = {
     return bench.counts.get('messages drained') ?? 0
   },
 
-  'priorities in a queue that is full': async (bench) => {
+  'priorities in a full queue': async (bench) => {
     bench.ensure('q', { maxMessages: 20, overflow: 'drop-oldest' })
     for (let round = 0; round < 30; round++) {
       publish(bench, 'q', ...Array.from({ length: 7 }, (_, i) => ({ priority: (i * 5 + round) % 4 })))
@@ -283,7 +283,7 @@ const FAR: Readonly<Record<string, (bench: Bench) => Promise<number>>> = {
 }
 
 test.each(Object.entries(FAR))('%s', { timeout: 120_000 }, async (_name, script) => {
-  // Each has come to what it is about, and no answer differed.
+  // The script reached its situation, and no answer differed.
   expect(await script(await opened())).toBeGreaterThan(50)
 })
 

@@ -1,7 +1,7 @@
 /**
- * Random histories: from a seed come the options of some queues and a row of operations by producers, consumers and an
- * operator, with clock movement, crashes and restarts between them. Each operation draws from a source of chance of its
- * own, so that a history keeps its meaning when others are left out of it.
+ * Random histories: a seed determines the options of some queues and a sequence of operations by producers, consumers
+ * and an operator, with clock movement, crashes and restarts between them. Each operation draws from its own random
+ * source, so that a history keeps its meaning when others are left out of it.
  */
 import {
   OUTCOME,
@@ -29,27 +29,27 @@ import type { Content, ModelSettle } from './state.js'
 export interface HistoryOptions {
   readonly seed: number
   readonly operations: number
-  /** Only these operations, by number; all unless told. */
+  /** Runs only the operations with these numbers; default: all. */
   readonly only?: readonly number[] | undefined
   readonly defect?: Defect | undefined
-  /** Told each operation before it is done. */
+  /** Called with each operation before it runs. */
   readonly trace?: ((line: string) => void) | undefined
 }
 
 export interface HistoryResult {
-  /** What was compared and what happened, by name. */
+  /** How often each thing was compared or happened. */
   readonly counts: ReadonlyMap<string, number>
-  /** Undefined: both sides agreed on everything. */
+  /** Undefined if both sides agreed. */
   readonly failure: HistoryFailure | undefined
 }
 
 export interface HistoryFailure {
-  /** Number of the operation after which they differed. */
+  /** Number of the operation that showed the difference. */
   readonly at: number
   readonly error: unknown
 }
 
-/** A queue that is only there to take up room in the log. */
+/** A queue whose messages only take up room in the log. */
 const FILLER = 'filler'
 const KEYS = ['a', 'b', 'c', 'd']
 const IDS = ['i1', 'i2', 'i3', 'i4', 'i5', 'i6', 'i7', 'i8']
@@ -57,10 +57,10 @@ const PRIORITIES = [0, 0, 0, 1, 5, 31]
 const DELAYS = [0, 1, 100, 1_000, 5_000, 60_000, 3_600_000]
 const TTLS = [1, 100, 1_000, 10_000, 600_000, 7_200_000]
 const TIMES = [0, 0, 1, 10, 100, 500, 999, 1_000, 1_001, 5_000, 60_000, 600_000, 3_600_000, 18_000_000]
-/** From so many messages in a queue on, more is taken out than put in. */
+/** With this many messages in a queue, more are consumed than published. */
 const CROWD = 40
 
-/** The operations, each with how often it comes. */
+/** The operations, each with its weight. */
 const WEIGHTS = [
   ['publish', 26],
   ['settle', 26],
@@ -137,7 +137,7 @@ class History {
 
   async begin(): Promise<void> {
     await this.#bench.open()
-    // Targets of dead letters come first.
+    // Dead-letter queues are created first.
     for (const name of this.#names.toReversed()) this.#ensureNew(name)
     this.#bench.ensure(FILLER, {})
     for (let count = this.#chance.int(1, 3); count > 0; count--) this.#bench.addProducer()
@@ -157,7 +157,7 @@ class History {
     this.#bench.count(`operation: ${name}`)
     this.#prefix = `${number} ${name}`
     await this.#operations[name]()
-    // Several operations can arrive together, before anything is handed out.
+    // Several operations can arrive in one turn, before anything is delivered.
     const isBusy = this.#bench.model.transfers.length > 0 || this.#bench.model.ended.length > 0
     if (isBusy || this.#chance.hit(0.75)) await this.#bench.endTurn()
     else this.#bench.compareQueues()
@@ -246,7 +246,7 @@ class History {
     return this.#chance.hit(0.005) ? 'missing' : this.#chance.pick(this.#names)
   }
 
-  /** A queue that is there. */
+  /** The name of an existing queue. */
   #existing(): string {
     const names = this.#names.filter((name) => this.#bench.model.queues.has(name))
     return names.length === 0 ? 'missing' : this.#chance.pick(names)
@@ -265,7 +265,7 @@ class History {
     return pairs.length === 0 ? undefined : this.#chance.pick(pairs)
   }
 
-  /** A subscription that holds something, where there is one. */
+  /** A subscription that holds messages, if there is one. */
   #holder(): Pair | undefined {
     const holders = this.#pairs().filter(({ model }) => model.held.size > 0)
     return holders.length === 0 ? this.#pair() : this.#chance.pick(holders)
@@ -278,7 +278,7 @@ class History {
       : this.#chance.pick(connections)
   }
 
-  /** Tags that a subscription holds, some of them, and now and then one that is stale. */
+  /** Some of the tags that a subscription holds, and at times a stale one. */
   #tags(pair: Pair, share: number): number[] {
     const tags = [...pair.model.held.keys()].filter(() => this.#chance.hit(share))
     if (this.#chance.hit(0.03) && pair.lastTag !== undefined)
@@ -354,7 +354,7 @@ class History {
       if (messages.filter(({ state }) => state !== 'dead').length > CROWD) return this.#consume(name)
       if (messages.length > CROWD) return this.#operations.discard()
       const contents = this.#contents()
-      // A publish can come before the timer of what is due already.
+      // A publish can arrive before the timer of a message that is due.
       const lateMs = this.#chance.hit(0.05) ? this.#chance.pick(TIMES) : 0
       if (lateMs > 0) {
         await this.#bench.endTurn()
@@ -379,10 +379,10 @@ class History {
       const first = this.#names
         .filter(() => this.#chance.hit(0.4))
         .map((queue) => ({ queue, contents: this.#contents() }))
-      // A queue can have several batches in a step, with those of others between them.
+      // A step can have several batches for one queue, with batches for others between them.
       const again = first.filter(() => this.#chance.hit(0.3))
       const batches = [...first, ...again.map(({ queue }) => ({ queue, contents: this.#contents() }))]
-      // What leases a queue that was full of them: see to it that it does not grow for ever.
+      // A crowded queue is consumed, so that it does not grow without bound.
       const crowded = batches.some(
         ({ queue }) => (this.#bench.model.queues.get(queue)?.messages.length ?? 0) > CROWD,
       )
@@ -537,7 +537,7 @@ class History {
       const queue = this.#bench.model.queues.get(name)
       if (queue?.options.unique === 'window' && dedupWindowMs !== undefined)
         options['dedupWindowMs'] = dedupWindowMs
-      // How many bytes a queue holds that had no limit of bytes before is not known to the byte.
+      // The exact bytes of a queue are unknown if it had no byte limit until now.
       if (queue?.options.maxBytes === 0) delete options['maxBytes']
       if (queue?.options.unique === 'window' && this.#chance.hit(0.3)) {
         this.#say(name, 'forget ids')
@@ -598,7 +598,7 @@ class History {
       else await this.#bench.crash(downMs, kind === 'lost turn' ? () => this.#loseTurn() : undefined)
     },
 
-    /** So many bytes that segments of the log come and go. */
+    /** Writes enough bytes for segments of the log to come and go. */
     fill: async (): Promise<void> => {
       this.#say()
       this.#bench.purge(FILLER)
@@ -620,7 +620,7 @@ class History {
     },
   }
 
-  /** What is told of some messages of the queue, whatever became of them. */
+  /** Compares the history of some messages of the queue, in any state. */
   async #lookBack(name: string): Promise<void> {
     const { next } = this.#bench.model.queue(name)
     for (let count = this.#chance.int(1, 4); count > 0; count--) {
@@ -637,7 +637,7 @@ class History {
     const chance = this.#chance
     const { name } = chance.pick(retaining)
     const to = chance.pick(names)
-    // Queues must not grow without an end.
+    // Queues must not grow without bound.
     if (queues.get(to)!.messages.length > CROWD) return
     const disturbed = chance.pick([0, 0.2, 0.6])
     this.#say('replay', name, to, disturbed)
@@ -646,7 +646,7 @@ class History {
     )
   }
 
-  /** A message dies and is brought back until it is guarded. */
+  /** A message dies and is redriven until it is guarded. */
   async #redriveOften(): Promise<void> {
     const queues = [...this.#bench.model.queues.values()].filter(
       ({ options, messages }) =>
@@ -679,7 +679,7 @@ class History {
     }
   }
 
-  /** Everything out that can go. */
+  /** Consumes everything that can be delivered. */
   async #consume(name: string): Promise<void> {
     this.#say('consume', name)
     await this.#bench.endTurn()
@@ -694,7 +694,7 @@ class History {
       if (holder.model.held.size > 0) this.#bench.settle(holder, [ackOf([...holder.model.held.keys()])])
   }
 
-  /** What the broker takes in and forgets, because it dies before the turn ends. */
+  /** Requests that the broker accepts and then loses, because it dies before the turn ends. */
   #loseTurn(): void {
     const { broker, producers } = this.#bench
     for (let count = this.#chance.int(1, 4); count > 0; count--) {
@@ -729,21 +729,21 @@ function brief({ headers, size, body, ...rest }: Content): object {
   }
 }
 
-/** The command that shows a history again. */
+/** The command that runs a history again. */
 export function commandOf({ seed, operations, only }: HistoryOptions): string {
   const length = only === undefined ? `--operations ${operations}` : `--only ${only.join(',')}`
   return `npx tsc -b test && node test/dist/reference/run.js --seed ${seed} ${length}`
 }
 
-/** Runs that a search for a shorter history may take. */
+/** Most runs of a search for a shorter history. */
 const SHRINK_RUNS_MAX = 600
 
-/** What a difference is about, without the numbers of this one. */
+/** The text of a difference, without its numbers. */
 export function kindOf(failure: HistoryFailure | undefined): string {
   return failure?.error instanceof Error ? failure.error.message.replaceAll(/\d+/g, '#').slice(0, 60) : ''
 }
 
-/** The same history with as many operations left out as can be, so that there is still such a difference. */
+/** The same history with as many operations left out as possible, that still shows the same kind of difference. */
 export async function shrink(product: Product, options: HistoryOptions): Promise<HistoryOptions> {
   const { failure } = await runHistory(product, options)
   if (failure === undefined) return options

@@ -1,10 +1,10 @@
 /**
- * What a broker must do, said as plainly as it can be: lists that are searched from end to end, Maps of strings, no
- * bytes, no disk. It shares no code with the server.
+ * What a broker must do, as an exact state: lists that are searched from end to end, Maps of strings, no bytes, no
+ * disk. The rules are those of test/rules; no code is shared with the server.
  *
- * The caller moves the time, tells which messages were handed out, and asks whether that was right; everything else
- * the model decides by itself. Where the product may choose (which consumer, when expired messages are swept, in which
- * order the dead are moved) it is told the choice and judges whether it was allowed.
+ * The caller moves the time and reports each delivery, which the model checks; everything else follows from the
+ * requests. Where the product may choose (which consumer, when expired messages are swept, the order in which dead
+ * messages are routed) the model is told the choice and checks that it is allowed.
  */
 import {
   LIMITS,
@@ -62,17 +62,17 @@ import {
 
 export class Model {
   nowMs: number
-  /** What the broker's source of chance says during this operation. */
+  /** Result of the broker's random source during this operation. */
   chance = 0.5
   readonly queues = new Map<string, ModelQueue>()
-  /** Leases that ended without their consumer's doing, since this was emptied. */
+  /** Leases that the broker ended, since this list was emptied. */
   lost: { readonly subscription: ModelSubscription; readonly tag: number }[] = []
-  /** Subscriptions that the broker ended, since this was emptied. */
+  /** Subscriptions that the broker ended, since this list was emptied. */
   ended: ModelSubscription[] = []
   transfers: Transfer[] = []
-  /** Dead messages that are about to begin a new life. */
+  /** Dead messages that are redriven into their own queue and not back yet. */
   returning: { readonly queue: ModelQueue; readonly message: ModelMessage }[] = []
-  /** How often each thing happened, for whoever wants to know whether a history was worth its time. */
+  /** How often each thing happened, for tests that assert that a history was worth its time. */
   readonly events = new Map<string, number>()
 
   constructor(nowMs: number) {
@@ -170,7 +170,7 @@ export class Model {
     return queue.messages.length
   }
 
-  /** Everything but the dead is gone; leases are lost. */
+  /** Removes every message that is not dead; leases are lost. */
   purge(name: string): number {
     const queue = this.queue(name)
     const purged = queue.messages.filter(({ state }) => state !== 'dead')
@@ -193,8 +193,8 @@ export class Model {
   // --- time ---
 
   /**
-   * What became due has arrived, and what was handled for too long was tried in vain. `expired` says how many the
-   * product counts as expired, by queue: the sweep runs once a second, and not at a moment that anyone promised.
+   * Due messages become ready, and a message that was handled for too long is retried. `expired` is how many messages
+   * of a queue the product counts as expired: it sweeps about once a second, at no fixed moment.
    */
   tick(expired: (queue: ModelQueue) => number): void {
     for (const queue of this.queues.values()) {
@@ -220,7 +220,7 @@ export class Model {
     }
   }
 
-  /** Everything that is due now has arrived, in order of due time, then offset. */
+  /** Every scheduled message that is due becomes ready, in order of due time, then offset. */
   arrive(queue: ModelQueue): void {
     const due = queue.messages
       .filter(({ state, lineMs }) => state === 'scheduled' && lineMs <= this.nowMs)
@@ -228,12 +228,12 @@ export class Model {
     for (const message of due) queue.line.arrive(message, this.nowMs)
   }
 
-  /** Ready messages whose time to live is over and that nobody has looked at yet. */
+  /** Ready messages that have expired and are not swept yet. */
   stale(queue: ModelQueue): ModelMessage[] {
     return queue.messages.filter((message) => message.state === 'ready' && isExpired(message, this.nowMs))
   }
 
-  /** If the product has swept the queue, so does the model. */
+  /** Sweeps the queue if the product has. */
   followSweep(queue: ModelQueue, expired: number): void {
     const stale = this.stale(queue)
     if (stale.length > 0 && expired === queue.counters.expired + stale.length) this.sweep(queue)
@@ -246,7 +246,7 @@ export class Model {
     for (const message of stale) this.#expire(queue, message)
   }
 
-  // It went when its time was over, or when it was due after that, whenever that is noticed.
+  // It is gone since it expired, or since it was due if that was later, whenever the broker notices.
   #expire(queue: ModelQueue, message: ModelMessage): void {
     this.#count('expired')
     this.#note(queue, message.offset, 'expired')
@@ -268,7 +268,7 @@ export class Model {
     this.#leave(queue, message, atMs)
   }
 
-  /** The message is in the line no more, nor leased. */
+  /** The message leaves the line, or its lease ends. */
   #leave(queue: ModelQueue, message: ModelMessage, atMs = this.nowMs): void {
     if (message.state === 'leased') {
       this.#endLease(message)
@@ -296,7 +296,7 @@ export class Model {
   }
 
   /**
-   * All of it or nothing.
+   * Does everything or nothing.
    * @throws Refused
    */
   atomic(
@@ -315,7 +315,7 @@ export class Model {
     })
   }
 
-  /** `done` are messages that are acknowledged in the same step: they take no room, and their ids are free. */
+  /** `done` are messages that the same step acknowledges: they take no room, and their ids are free. */
   #publishAll(
     batches: readonly ModelBatch[],
     done: readonly ModelMessage[],
@@ -424,7 +424,7 @@ export class Model {
     return remembered
   }
 
-  /** How many ids make another message a duplicate. */
+  /** Number of ids that make another message a duplicate. */
   #knownIds(queue: ModelQueue, done: readonly ModelMessage[]): number {
     return queue.options.unique === 'window'
       ? this.#remembered(queue).size
@@ -498,30 +498,30 @@ export class Model {
     return activeOf(queue.subscriptions)
   }
 
-  /** Whether the subscription takes anything at all now. */
+  /** Whether the subscription may receive any message now. */
   #hasRoom(subscription: ModelSubscription): boolean {
     const { options, subscriptions } = subscription.queue
     return hasRoom(subscription, loadOf(subscription), options.single, subscriptions)
   }
 
-  /** Whether the subscription takes this message now. */
+  /** Whether the subscription may receive this message now. */
   #takes(subscription: ModelSubscription, message: ModelMessage): boolean {
     return this.#hasRoom(subscription) && fits(subscription, loadOf(subscription), message)
   }
 
-  /** The eligible message that goes first. */
+  /** The eligible message that is next. */
   head(queue: ModelQueue): ModelMessage | undefined {
     return queue.line.first(queue.messages)
   }
 
-  /** Whether this message goes next, those aside whose time is over. */
+  /** Whether this message is next, apart from expired ones. */
   isNext(queue: ModelQueue, offset: number): boolean {
     return (
       queue.line.first(queue.messages.filter((message) => !isExpired(message, this.nowMs)))?.offset === offset
     )
   }
 
-  /** As `head`, after the expired ones that stood before it have been passed over. */
+  /** As `head`, after the expired messages before it were removed. */
   #liveHead(queue: ModelQueue): ModelMessage | undefined {
     let head = this.head(queue)
     while (head !== undefined && isExpired(head, this.nowMs)) {
@@ -531,7 +531,7 @@ export class Model {
     return head
   }
 
-  /** The product handed `offset` out. @throws Difference unless it had to be this one, and be marked so */
+  /** The product delivered `offset`. @throws Difference unless it is the next message, marked as it must be */
   delivered(
     subscription: ModelSubscription,
     offset: number,
@@ -542,10 +542,10 @@ export class Model {
   ): ModelMessage {
     const { queue } = subscription
     const what = `message ${offset} of ${queue.name}`
-    if (!subscription.isOpen) throw new Difference(`${what} went to a subscription that is over`)
+    if (!subscription.isOpen) throw new Difference(`${what} was delivered to a subscription that is over`)
     if (queue.paused) throw new Difference(`${what} was delivered while the queue was paused`)
     if (!this.#hasRoom(subscription))
-      throw new Difference(`${what} went to a subscription that may get nothing: ${shownOf(subscription)}`)
+      throw new Difference(`${what} was delivered to a subscription without room: ${shownOf(subscription)}`)
     const message = this.#liveHead(queue)
     if (message === undefined) throw new Difference(`${what} was delivered, and none is eligible`)
     if (message.offset !== offset) {
@@ -557,11 +557,11 @@ export class Model {
     if (!this.#takes(subscription, message))
       throw new Difference(`${what} does not fit the credit: ${shownOf(subscription)} ${shownOf(message)}`)
     if (attempt !== message.attempts + 1)
-      throw new Difference(`${what} came as attempt ${attempt}, not ${message.attempts + 1}`)
+      throw new Difference(`${what} was delivered as attempt ${attempt}, not ${message.attempts + 1}`)
     if (message.marked !== 'maybe' && redelivered !== (message.marked === 'yes'))
-      throw new Difference(`${what}: redelivered is ${redelivered}, it had to be ${message.marked}`)
+      throw new Difference(`${what}: redelivered is ${redelivered}, expected ${message.marked}`)
     if (alone !== message.isSuspect)
-      throw new Difference(`${what}: alone is ${alone}, it had to be ${message.isSuspect}`)
+      throw new Difference(`${what}: alone is ${alone}, expected ${message.isSuspect}`)
     if (
       queue.messages.some(
         (one) =>
@@ -588,9 +588,9 @@ export class Model {
   }
 
   /**
-   * The turn is over. `expired` is how many the product counts as expired: a head whose time is over may have gone
-   * unnoticed until the next sweep.
-   * @throws Difference if something eligible could still go somewhere
+   * The turn is over. `expired` is how many messages the product counts as expired: an expired head can stay until the
+   * next sweep.
+   * @throws Difference if an eligible message can still be delivered
    */
   quiet(queue: ModelQueue, expired: number): void {
     const takers = (message: ModelMessage): ModelSubscription[] =>
@@ -608,11 +608,11 @@ export class Model {
     }
     if (head !== undefined && takers(head).length > 0)
       throw new Difference(
-        `message ${head.offset} of ${queue.name} was not delivered: ${shownOf(head)}, takers ${takers(head).map(shownOf).join(' ')}`,
+        `message ${head.offset} of ${queue.name} was not delivered: ${shownOf(head)}, to any of ${takers(head).map(shownOf).join(' ')}`,
       )
   }
 
-  /** Publish or due time of the message that has been ready for longest; Infinity where none is. */
+  /** Publish or due time of the oldest ready message; Infinity if there is none. */
   oldestReadyMs(queue: ModelQueue): number {
     const ready = queue.messages.filter(({ state }) => state === 'ready')
     return Math.min(...ready.map(({ lineMs }) => lineMs))
@@ -628,7 +628,7 @@ export class Model {
     this.#endAnnouncement(subscription)
   }
 
-  /** Each may be the next that is handled; none has a deadline. */
+  /** Announces messages: any of them may be handled next, and none has a deadline. */
   starting(subscription: ModelSubscription, tags: readonly number[]): void {
     this.#endAnnouncement(subscription)
     for (const tag of tags) {
@@ -637,7 +637,7 @@ export class Model {
     }
   }
 
-  // What was announced and is not named as started by now is not being handled.
+  // An announced message that is not started by now is not being handled.
   #endAnnouncement({ held }: ModelSubscription): void {
     for (const { lease } of held.values()) lease!.deadlineMs = deadlineAfterAnnouncement(lease!.deadlineMs)
   }
@@ -739,20 +739,20 @@ export class Model {
     this.#move(queue, message)
   }
 
-  // A dead message goes to the dead-letter queue of its own.
+  // Routes a dead message to the dead-letter queue.
   #move(queue: ModelQueue, message: ModelMessage): void {
     const to = this.queues.get(queue.options.deadLetter)
     if (to !== undefined && message.isMoving) this.transfers.push({ kind: 'moved', from: queue, to, message })
   }
 
-  // There may be a dead-letter queue now for those that had none when they died.
+  // The dead-letter queue may exist only now: dead messages that waited for it are routed.
   #moveWaiting(queue: ModelQueue): void {
     const onTheWay = this.transfers.map(({ message }) => message)
     for (const message of queue.messages)
       if (message.state === 'dead' && !onTheWay.includes(message)) this.#move(queue, message)
   }
 
-  /** In order: nobody is to blame. Returns how many messages were held. */
+  /** An end in order, which charges no message. Returns how many messages the subscription held. */
   unsubscribe(subscription: ModelSubscription): number {
     const held = [...subscription.held.values()]
     for (const message of held) this.#release(subscription.queue, message)
@@ -790,8 +790,8 @@ export class Model {
   // --- single messages ---
 
   /**
-   * The message that an offset or an id names. More than one can have an id: `answer` is the offset of the one that the
-   * product took; undefined where it refused.
+   * The message with this offset or id. Several can have one id: `answer` is the offset of the one that the product
+   * chose, undefined if it refused.
    * @throws Refused
    */
   #find(
@@ -814,7 +814,8 @@ export class Model {
       )
       const answered = withId.filter((message) => message.offset === answer)
       found = answered.length > 0 ? answered : must
-      // Which of several is meant is not said, nor whether it is found once the window has forgotten the id.
+      // The specification leaves open which of several is meant, and whether an id is found once the window has
+      // forgotten it.
       if (answered.length === 0 && withId.some(({ state }) => state === 'leased'))
         throw new Refused(must.length === 0 ? ['MESSAGE_LEASED', 'MESSAGE_NOT_FOUND'] : ['MESSAGE_LEASED'])
     }
@@ -867,7 +868,7 @@ export class Model {
     return { offset: message.offset, dueMs }
   }
 
-  /** What the filter leaves of the messages in `state` from `from` on, up to `end`. */
+  /** Messages in `state` with offsets in `[from, end)` that match the filter. */
   select(
     queue: ModelQueue,
     state: MessageState | undefined,
@@ -905,13 +906,11 @@ export class Model {
     )
     const page = all.filter(({ offset }) => next === null || offset < next)
     if (page.length > limit)
-      throw new Difference(`a page of ${page.length} was taken, at most ${limit} were asked for`)
+      throw new Difference(`the page has ${page.length} messages, and its limit is ${limit}`)
     return page
   }
 
-  /**
-   * `next` is where the product's page ended: of what stands before it, nothing may have been passed over.
-   */
+  /** `next` is where the product's page ended: it may have skipped no message before it. */
   redrive(
     request: DeadSelection & { readonly to?: string | undefined; readonly force: boolean },
     next: number | null,
@@ -934,7 +933,8 @@ export class Model {
     return { matched: matched.length, redriven: allowed.length, guarded }
   }
 
-  // Those that were not brought back too often and, where only one of an id may be pending, are not in the way of it.
+  // Messages that may be redriven: not too often already and, where ids are unique while pending, with an id that no
+  // pending message has.
   #mayReturn(
     queue: ModelQueue,
     to: ModelQueue,
@@ -948,7 +948,7 @@ export class Model {
         to === queue && queue.options.unique === 'pending' && id !== undefined && pending.has(id)
       const redrives = redrivesOf(message)
       if (isBarred || (redrives >= LIMITS.redrivesMax && !force)) return false
-      // A dry run does not tell that one of them would be in the way of another.
+      // A dry run ignores that two of the messages can have the same id.
       if (id !== undefined && !dryRun) pending.add(id)
       return true
     })
@@ -968,8 +968,8 @@ export class Model {
   }
 
   /**
-   * The first of those that are redriven into their own queue is back. They come one after the other, and something can
-   * be handed out between them.
+   * The first message that is redriven into its own queue is back. They come one by one, and deliveries can happen
+   * between them.
    */
   returned(): void {
     const { queue, message } = this.returning.shift()!
@@ -986,7 +986,7 @@ export class Model {
     queue.line.enter(message, this.nowMs)
   }
 
-  /** The product shows the message in its new queue: gone here, new there. */
+  /** The product shows the message in its new queue: it is removed here and added there. */
   transferred(transfer: Transfer, content: Content): void {
     this.#count(transfer.kind)
     const { from, to, message, kind } = transfer
@@ -997,7 +997,7 @@ export class Model {
     this.#append(to, content)
   }
 
-  /** Another message that the broker itself puts into a queue, from what it retained. */
+  /** The broker copied a retained message into this queue. */
   replayed(name: string, content: Content): void {
     this.#count('replayed')
     this.#append(this.queue(name), content)
@@ -1005,7 +1005,7 @@ export class Model {
 
   // --- restarts ---
 
-  /** The broker begins anew: leases are over, nobody is charged, lines are built from what is durable. */
+  /** The broker starts again: leases end, no message is charged, and lines are built from the durable state. */
   restart(isCrash: boolean): void {
     this.lost = []
     this.ended = []
@@ -1028,7 +1028,7 @@ export class Model {
   }
 }
 
-/** How often a message was brought back, over all queues that it has been in. */
+/** How often a message was redriven, in all the queues that it was in. */
 export function redrivesOf({ earlier, content }: ModelMessage): number {
   return earlier.redrives + redrivesElsewhere(content.headers[ORIGIN_HEADERS.redrives])
 }
@@ -1041,13 +1041,13 @@ function loadOf({ held }: ModelSubscription): Load {
   }
 }
 
-/** What a consumer said, where it said anything. */
+/** The text that a consumer gave, if any. */
 function textOf(reason: string | undefined): Partial<ModelEvent> {
   return reason === undefined || reason === '' ? {} : { text: reason }
 }
 
 interface Plan {
-  /** Index among the contents of this queue → offset of the first. */
+  /** Index among the contents for this queue → offset of the first message with the same id. */
   readonly duplicates: ReadonlyMap<number, number>
   readonly replaced: readonly ModelMessage[]
   readonly victims: readonly ModelMessage[]

@@ -1,6 +1,6 @@
 /**
- * Every pair of what a queue can do, in one queue, through one script: both together do what the model says. A pair
- * counts only if each of the two made a difference.
+ * Every pair of queue features, in one queue, through one script: together they do what the model says. A pair counts
+ * only if both features made a difference.
  */
 import type { QueueOptions, RecordOptions } from '@sluice/protocol'
 import { afterAll, expect, test } from 'vitest'
@@ -26,10 +26,10 @@ interface Script {
 interface Feature {
   readonly options?: (variant: Variant) => Partial<QueueOptions>
   readonly message?: (index: number, script: Script) => RecordOptions
-  /** What is done before anything is handed out, and while some messages are out. */
+  /** Runs before anything is delivered, and while some messages are leased. */
   readonly before?: (script: Script) => Promise<void>
   readonly during?: (script: Script, pair: Pair) => Promise<void>
-  /** How often it made a difference. */
+  /** The count that shows that the feature made a difference. */
   readonly witness: string
 }
 
@@ -168,8 +168,7 @@ async function play(names: readonly FeatureName[], variant: Variant): Promise<Re
   return counts
 }
 
-// One of each outcome, in an order of their own in each step; what is left stays with the consumer, whose connection
-// dies.
+// One of each outcome, in another order in each step; the connection of the consumer dies with the rest.
 function settles(tags: readonly number[], step: number): ModelSettle[] {
   const outcomes = (
     [
@@ -210,13 +209,13 @@ const PAIRS = NAMES.flatMap((one, index) => NAMES.slice(index + 1).map((other) =
 
 test.each(NAMES)('%s alone', async (name) => {
   const { checks, idle } = await check(name)
-  expect(idle, 'what made no difference').toEqual([])
+  expect(idle, 'features that made no difference').toEqual([])
   expect(checks).toBeGreaterThan(0)
 })
 
 test.each(PAIRS)('%s and %s', async (one, other) => {
   const { checks, idle } = await check(one, other)
-  expect(idle, 'what made no difference').toEqual([])
+  expect(idle, 'features that made no difference').toEqual([])
   expect(checks).toBeGreaterThan(0)
 })
 
@@ -233,6 +232,6 @@ function countOf(one: string, other: string): number {
   return checksOf.get(one === other ? one : `${one} × ${other}`) ?? 0
 }
 
-test('all pairs were looked at', () => {
+test('all pairs were checked', () => {
   expect(checksOf.size).toBe(NAMES.length + (NAMES.length * (NAMES.length - 1)) / 2)
 })

@@ -9,7 +9,7 @@ import { commandOf, runHistory, shrink } from './history.js'
 const OPERATIONS = 1_000
 const PRODUCT = { Broker, MemoryLog, Schedule }
 
-/** What must have been seen, at least, in SEEN_IN seeds. */
+/** How often each must happen, at least, in SEEN_IN seeds. */
 const SEEN_IN = 60
 const SEEN: Readonly<Record<string, number>> = {
   operations: 36_000,
@@ -87,7 +87,7 @@ test('histories', { timeout: TIMEOUT_MS }, async () => {
       const trace: string[] = []
       await runHistory(PRODUCT, { ...short, trace: (line) => trace.push(line) })
       throw new Error(
-        `seed ${seed} failed at operation ${failure.at}; again: ${commandOf(short)}\n${trace.join('\n')}`,
+        `seed ${seed} failed at operation ${failure.at}; run it again: ${commandOf(short)}\n${trace.join('\n')}`,
         { cause: failure.error },
       )
     }

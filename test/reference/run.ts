@@ -1,6 +1,6 @@
 /**
- * The long run from the command line: many seeds, totals, and every difference with the shortest history that still
- * shows it.
+ * The long run from the command line: many seeds, their totals, and every difference with the shortest history that
+ * still shows it.
  *
  * node test/dist/reference/run.js [--seeds 1000] [--first 1] [--operations 1000]
  * node test/dist/reference/run.js --seed 17 [--operations 1000] [--only 3,17,45] [--no-shrink]
@@ -57,7 +57,7 @@ async function main(): Promise<void> {
   if (differences > 0) process.exitCode = 1
 }
 
-/** Shows one history; a difference is made as short as it can be. */
+/** Runs one history, and shortens it if it shows a difference. */
 async function look(subject: Product, options: HistoryOptions, isShrunk: boolean): Promise<void> {
   const { failure } = await runHistory(subject, options)
   if (failure === undefined) {

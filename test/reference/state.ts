@@ -1,11 +1,11 @@
-/** The state of the reference model, what is asked of it, and how it objects. */
+/** Types of the reference model: its state, the requests to it, and its two kinds of error. */
 import type { DeathName, HistoryEventName, QueueCounter, QueueOptions } from '@sluice/protocol'
 import type { RememberedIds } from '../rules/ids.js'
 import type { Deadline } from '../rules/lease.js'
 import type { Line, LineMessage } from '../rules/line.js'
 import type { MessageOptions } from '../rules/message.js'
 
-/** What a message says. Times in milliseconds. */
+/** The content of a message. Times in ms. */
 export interface Content extends MessageOptions {
   readonly headers: Readonly<Record<string, string>>
   readonly body: string
@@ -13,7 +13,7 @@ export interface Content extends MessageOptions {
   readonly size: number
 }
 
-/** The codes of all that is wrong with a request; the product names one of them. */
+/** All error codes that a request deserves; the product names one of them. */
 export class Refused extends Error {
   readonly codes: readonly string[]
 
@@ -23,7 +23,7 @@ export class Refused extends Error {
   }
 }
 
-/** The product did what the specification does not allow. */
+/** The product did something that the specification does not allow. */
 export class Difference extends Error {}
 
 interface ModelLease {
@@ -43,17 +43,17 @@ export interface ModelMessage extends LineMessage {
   /** Its queue had a dead-letter queue when it died. */
   isMoving: boolean
   diedMs: number
-  /** Undefined: the broker's own words. */
+  /** Undefined where the broker chooses the words. */
   reason: string | undefined
 }
 
-/** What HISTORY tells of a message. */
+/** An event in the answer to HISTORY. */
 export interface ModelEvent {
   readonly event: HistoryEventName
   readonly atMs: number
   readonly attempts?: number
   readonly dueMs?: number
-  /** Undefined: the broker's own words, or none. */
+  /** Undefined where the broker chooses the words, or where there are none. */
   readonly text?: string
 }
 
@@ -74,11 +74,11 @@ export interface ModelQueue {
   readonly name: string
   options: QueueOptions
   paused: boolean
-  /** All that is not gone, by offset. */
+  /** All messages that are not gone, by offset. */
   messages: ModelMessage[]
-  /** Acknowledged ones: what is retained can be replayed, and nothing else than these. */
+  /** Acknowledged messages; only these can be replayed, if they are retained. */
   readonly done: { readonly message: ModelMessage; readonly atMs: number; readonly isRetained: boolean }[]
-  /** What happened to each message, by offset, in order. */
+  /** Events of each message, by offset, oldest first. */
   readonly history: Map<number, ModelEvent[]>
   /** Offset of the next message. */
   next: number
@@ -87,11 +87,11 @@ export interface ModelQueue {
   readonly remembered: RememberedIds
   readonly counters: Record<QueueCounter, number>
   subscriptions: ModelSubscription[]
-  /** Highest offset handed out since the broker began, + 1. */
+  /** Highest offset that was delivered since the broker started, + 1. */
   deliveredBelow: number
 }
 
-/** A message on its way into another queue; it is there once the product shows it. */
+/** A message on its way into another queue, until the product shows it there. */
 export interface Transfer {
   readonly kind: 'moved' | 'redriven'
   readonly from: ModelQueue
