@@ -39,7 +39,8 @@ export const PARTS: readonly Part[] = [
   ...seeds('world', `${SIMULATION}/world.test.ts`, 'keeps its promises', 1, 3_000, 100),
   ...seeds('same-again', `${SIMULATION}/world.test.ts`, 'does the same again', 901, 40, 40),
   ...seeds('crash', `${SIMULATION}/crash.test.ts`, 'recovers from', 10_001, 1_500, 30),
-  ...seeds('clock', `${SIMULATION}/clock.test.ts`, 'hands out nothing early', 5_001, 1_000, 200),
+  ...seeds('clock', `${SIMULATION}/clock.test.ts`, 'delivers nothing early', 5_001, 1_000, 200),
+  ...seeds('replay', `${SIMULATION}/replay.test.ts`, 'exactly once', 1, 1_000, 200),
   ...seeds('reference', 'test/reference/reference.test.ts', 'histories', 1, 1_000, 100),
   ...Array.from({ length: 20 }, (_, i) => ({
     name: `atomic-${i + 1}`,

@@ -1,6 +1,6 @@
 /**
- * The ids that a queue remembers, by the rules: in a window of time after the first acceptance, in the order of
- * acceptance, or for as long as a message is pending. The model and the ledger each have their own.
+ * Ids that a queue knows: for a window of time after their acceptance, in the order of acceptance, or while a message
+ * is pending.
  */
 
 interface Accepted {
@@ -9,7 +9,7 @@ interface Accepted {
   readonly timeMs: number
 }
 
-/** Ids by acceptance. What is in front goes first, so a clock that was set back keeps some for longer, and none for less. */
+/** Ids by acceptance, forgotten in that order: a clock that was set back keeps some for longer, and none for less. */
 export class RememberedIds {
   #list: Accepted[] = []
   readonly #current = new Map<string, Accepted>()
@@ -18,7 +18,7 @@ export class RememberedIds {
     return this.#current.size
   }
 
-  /** Where the id was accepted; undefined when it is not remembered. */
+  /** Where the id was accepted; undefined if it is not remembered. */
   find(id: string): { readonly offset: number; readonly timeMs: number } | undefined {
     return this.#current.get(id)
   }
@@ -48,10 +48,10 @@ export class RememberedIds {
   }
 }
 
-/** Ids of messages that are not done; several can have the same. */
+/** Ids of pending messages; several messages can have the same. */
 export class PendingIds {
   readonly #offsets = new Map<string, Set<number>>()
-  /** Different ids, without those that only messages in `except` have. */
+  /** Number of different ids, without those that only messages in `except` have. */
   sizeWithout(except: ReadonlySet<number>): number {
     if (except.size === 0) return this.#offsets.size
     let size = 0

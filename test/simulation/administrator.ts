@@ -1,6 +1,6 @@
 /**
- * A simulated administrator: makes, changes, pauses, empties, deletes and looks at queues, brings dead messages back or
- * deletes them, cancels and reschedules, and closes consumers.
+ * A simulated administrator: creates, changes, pauses, purges, deletes and inspects queues, redrives or discards dead
+ * messages, cancels and reschedules messages, and closes consumers.
  */
 import {
   OP,
@@ -22,10 +22,10 @@ interface Asked {
 
 export class Administrator extends Client {
   readonly #waiting = new Map<number, Asked>()
-  /** Queues that it knows to be there; and not to be paused. */
+  /** Queues that it knows to exist, and to be running. */
   readonly #made = new Set<string>()
   readonly #running = new Set<string>()
-  /** Offsets that there were when it looked last, by queue; and consumers. */
+  /** Offsets and consumers that existed when it last looked, by queue. */
   readonly #published = new Map<string, number>()
   #consumers: readonly ConsumerInfo[] = []
   #knowsAll = false
@@ -123,7 +123,7 @@ export class Administrator extends Client {
     return chance.hit(0.6) ? { offset: this.#someOffset(name) } : { id: idFor(chance) }
   }
 
-  // Mostly one of the last.
+  // Mostly one of the newest.
   #someOffset(name: string): number {
     const next = this.#published.get(name) ?? 0
     return Math.max(0, next - this.around.chance.skewed(60))
@@ -148,14 +148,14 @@ export class Administrator extends Client {
     end: number,
   ): void {
     if (opcode !== OP.RESULT && opcode !== OP.ERROR && opcode !== OP.MESSAGES)
-      throw new Violation(21, `${this.name} is sent frame ${opcode}`)
+      throw new Violation(21, `${this.name} receives unexpected frame ${opcode}`)
     const asked = this.#waiting.get(correlation)
     if (asked === undefined)
-      throw new Violation(21, `${this.name} is answered request ${correlation}, which is not open`)
+      throw new Violation(21, `${this.name} receives an answer to request ${correlation}, which is not open`)
     this.#waiting.delete(correlation)
     if ((opcode === OP.MESSAGES) !== (asked.opcode === OP.PEEK) && opcode !== OP.ERROR)
       throw new Violation(21, `request ${asked.opcode} is answered with frame ${opcode}`)
-    // It was deleted, or is not there yet.
+    // The queue was deleted, or does not exist yet.
     if (opcode === OP.ERROR && asked.opcode === OP.RESUME) this.#made.delete(asked.name)
     if (opcode !== OP.RESULT) return
     this.#answered(asked, decodeControl(bytes, start, end))

@@ -1,4 +1,4 @@
-/** Compares the whole state of the model with what the broker counts and with what the log says. */
+/** Compares the whole state of the model with the broker's counters and with the log. */
 import type { QueueInfo } from '@sluice/protocol'
 import { NO_EARLIER_LIVES, isExpired } from '../rules/message.js'
 import { sameBytes } from './attempts.js'
@@ -6,7 +6,10 @@ import { COUNTERS, type Counters, type LedgerQueue, type LedgerState } from './l
 import type { ModelQueue, ModelState } from './state.js'
 import { Violation } from './trace.js'
 
-/** 6: each message is in one state, and the broker counts the same: as of now, whatever it has noticed. */
+/**
+ * 6: each message is in one state, and the broker's counters agree: as of now, even where the broker has not noticed
+ * the time.
+ */
 export function compareCounts(queue: ModelQueue, info: QueueInfo, nowMs: number): void {
   const states = { ready: 0, scheduled: 0, leased: 0, dead: 0 }
   let expired = 0
@@ -28,26 +31,29 @@ export function compareCounts(queue: ModelQueue, info: QueueInfo, nowMs: number)
   }
   const is = Object.fromEntries(Object.keys(must).map((name) => [name, info[name as keyof QueueInfo]]))
   if (JSON.stringify(is) !== JSON.stringify(must))
-    throw new Violation(6, `${queue.name} counts ${JSON.stringify(is)}; there are ${JSON.stringify(must)}`)
+    throw new Violation(
+      6,
+      `${queue.name} counts ${JSON.stringify(is)}; the model counts ${JSON.stringify(must)}`,
+    )
   const all = states.ready + states.scheduled + states.leased + states.dead + expired
   if (queue.next !== all + queue.acked + goneOtherwise(queue))
-    throw new Violation(6, `of ${queue.next} messages of ${queue.name} not all are accounted for`)
+    throw new Violation(6, `the ${queue.next} messages of ${queue.name} are not all accounted for`)
 }
 
-/** 8, 17: with everything on disk, the log says what was done. */
+/** 8, 17: once everything is durable, the log holds the same state. */
 export function compareWithLog({ queues }: ModelState, state: LedgerState): void {
   if (state.queues.size !== queues.size)
-    throw new Violation(17, `the log has ${state.queues.size} queues, there are ${queues.size}`)
+    throw new Violation(17, `the log has ${state.queues.size} queues; the model has ${queues.size}`)
   for (const queue of queues.values()) {
     const saved = state.queues.get(queue.id)
     if (saved === undefined || saved.name !== queue.name)
-      throw new Violation(17, `the log does not have queue ${queue.name}`)
+      throw new Violation(17, `the log has no queue ${queue.name}`)
     compare(`${queue.name} in the log`, sayQueue(saved), sayQueue(queue))
     for (const [offset, message] of queue.live) {
       const written = saved.live.get(offset)
       const what = `offset ${offset} of ${queue.name}`
       if (written === undefined || !sameBytes(written.record, message.record))
-        throw new Violation(17, `the log does not have ${what}`)
+        throw new Violation(17, `the log has no ${what}`)
       const { dead } = written
       compare(
         `${what} in the log`,
@@ -75,8 +81,7 @@ export function compareWithLog({ queues }: ModelState, state: LedgerState): void
   }
 }
 
-/** Messages that are gone, and were not acknowledged. */
-/** What these count is still in its queue. */
+/** Counters of messages that stay in their queue. */
 const STAYING: ReadonlySet<string> = new Set(['redriven', 'released', 'redelivered'])
 
 export function goneOtherwise({
@@ -91,7 +96,7 @@ export function goneOtherwise({
   return gone
 }
 
-// What was released and delivered again comes to the log later.
+// `released` and `redelivered` reach the log later.
 function sayQueue({ next, live, counts, carried, paused, options }: ModelQueue | LedgerQueue): object {
   const exact = { ...counts, released: 0, redelivered: 0 }
   return { next, live: live.size, counts: exact, carried, paused, options }

@@ -1,6 +1,6 @@
 /**
- * What producers ever tried to publish, byte for byte: the one place that knows what a message was meant to be. A
- * record's payload begins with its name, so that a delivery can be traced back to whoever sent it.
+ * Every batch that a producer ever tried to publish, byte for byte: the record of what each message was meant to be. A
+ * record's payload begins with its name, so that a delivery can be traced back to its producer.
  */
 import {
   BATCH_ATTRIBUTE,
@@ -37,13 +37,13 @@ export interface Attempt {
   readonly records: readonly Uint8Array[]
   /** Of each message; unique in a run. */
   readonly names: readonly string[]
-  /** What each asks for. */
+  /** Options of each message. */
   readonly options: readonly (RecordOptions | undefined)[]
-  /** How far below its number that of the batch is which it follows; 0: none. */
+  /** How far below its number the batch is that it follows; 0: it follows none. */
   readonly follows: number
-  /** Independent messages: when they are refused together they go again by themselves. */
+  /** Independent messages: if they are refused together, each is sent again in its own batch. */
   readonly isSplit: boolean
-  /** The refusals that it deserves; undefined: it is to be taken. */
+  /** The refusals that it deserves; undefined: it must be accepted. */
   readonly expects: readonly ErrorCode[] | undefined
 }
 
@@ -94,33 +94,33 @@ export function packBatch(
   return batch
 }
 
-/** What clients call the message that they find in a queue: its name, and whether it came there from another one. */
+/** The name of a message in a queue, for clients: its own name, and whether it was copied from another queue. */
 export function messageName(queue: string, record: Uint8Array): string {
   const isCopy = contentOf(record).headers.some(([name]) => name === 'sluice-origin-queue')
   return isCopy ? `${nameOf(record)} in ${queue} as ${crc32(record)}` : nameOf(record)
 }
 
-/** The name that a record's payload begins with. */
+/** The name at the start of a record's payload. */
 export function nameOf(record: Uint8Array): string {
   const start = 8 + readU16(record, 6)
   const end = record.indexOf(0x7c, start)
   return Buffer.from(record.subarray(start, end === -1 ? record.length : end)).toString('latin1')
 }
 
-/** Cuts a records region into its records. */
+/** Splits a records region into records. */
 export function splitRecords(bytes: Uint8Array, start: number, end: number): Uint8Array[] {
   const records: Uint8Array[] = []
   for (let at = start; at < end;) {
     const size = readU32(bytes, at)
     if (size < 8 || at + size > end)
-      throw new Violation(2, `a record of ${size} bytes does not fit the ${end - at} that are left`)
+      throw new Violation(2, `a record of ${size} bytes does not fit the remaining ${end - at}`)
     records.push(new Uint8Array(bytes.subarray(at, at + size)))
     at += size
   }
   return records
 }
 
-/** The messages of a DELIVER frame: side by side, or each with its own offset and time in front. */
+/** The messages of a DELIVER frame: consecutive, or each with its own offset and time in front. */
 export function deliveredIn(
   bytes: Uint8Array,
   start: number,
@@ -143,7 +143,7 @@ export function deliveredIn(
     next = recordEnd
   }
   if (messages[0]?.offset !== head.firstOffset || readU64(bytes, at + 8) !== head.publishedAtMs)
-    throw new Violation(2, 'the head of a scattered delivery is not that of its first message')
+    throw new Violation(2, 'the head of a scattered delivery differs from its first message')
   return { ...head, messages }
 }
 
@@ -153,7 +153,7 @@ export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
 
 const SEQUENCE_STEP = 100_000
 
-/** Notes in the history that a producer tries to publish; `from` messages of its number precede these. */
+/** Adds the attempt to the history; `from` messages of its number precede these. */
 export function remember(attempt: Attempt, producer: string, history: HistoryEvent[], from = 0): void {
   const { queue, names, records, options, number } = attempt
   for (const [index, message] of names.entries()) {
@@ -169,7 +169,7 @@ export function remember(attempt: Attempt, producer: string, history: HistoryEve
   }
 }
 
-/** Notes in the history where the messages of an attempt are. */
+/** Adds the offsets of an accepted attempt to the history. */
 export function accepted(
   { names }: Attempt,
   base: number,
@@ -186,10 +186,10 @@ export function accepted(
 export class Attempts {
   readonly #byNumber = new Map<string, Attempt[]>()
   readonly #byName = new Map<string, { readonly attempt: Attempt; readonly index: number }>()
-  /** By queue and name: what came there from another queue. */
+  /** Records that were copied from another queue, by queue and name. */
   readonly #copies = new Map<string, Uint8Array[]>()
 
-  /** `isAgain`: its messages were in an earlier one, which was refused. */
+  /** `isAgain`: its messages were in an earlier attempt that was refused. */
   add(attempt: Attempt, isAgain = false): void {
     const key = `${attempt.identity}:${attempt.number}`
     const same = this.#byNumber.get(key)
@@ -202,23 +202,23 @@ export class Attempts {
     }
   }
 
-  /** The attempt that these bytes are. @throws Violation 21 when nobody sent them like this */
+  /** The attempt with exactly these bytes. @throws Violation 21 if no client sent them */
   matching(identity: string, number: number, batch: Uint8Array): Attempt {
     const found = this.#byNumber
       .get(`${identity}:${number}`)
       ?.find((attempt) => sameBytes(attempt.batch, batch))
     if (found === undefined)
-      throw new Violation(21, `batch ${number} of ${identity} came in bytes that were not sent`)
+      throw new Violation(21, `batch ${number} of ${identity} arrived with bytes that no client sent`)
     return found
   }
 
-  /** The broker brings a message to that queue from another one, as this record. */
+  /** The broker copies a message from another queue into this one, as this record. */
   addCopy(queue: string, record: Uint8Array): void {
     const key = `${queue}:${nameOf(record)}`
     this.#copies.set(key, [...(this.#copies.get(key) ?? []), record])
   }
 
-  /** Whether the record is one that was attempted on that queue, or came there from another one, byte for byte. */
+  /** Whether the record was attempted on that queue, or copied to it from another one, byte for byte. */
   knows(queue: string, record: Uint8Array): boolean {
     const found = this.#byName.get(nameOf(record))
     if (found?.attempt.queue === queue && sameBytes(found.attempt.records[found.index]!, record)) return true

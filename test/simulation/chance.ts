@@ -1,11 +1,11 @@
-/** Everything that a simulated run leaves to chance, drawn from one seed: the same seed gives the same draws. */
+/** All random draws of a simulated run, from one seed: the same seed gives the same draws. */
 import { randomFrom, type Random } from './disk.js'
 
 export class Chance {
   readonly random: Random
 
   constructor(seed: number) {
-    // Neighbouring seeds must not begin alike.
+    // Neighbouring seeds must not start with similar draws.
     this.random = randomFrom(Math.imul(seed, 0x9e37_79b1) ^ 0x51_01_ce)
   }
 

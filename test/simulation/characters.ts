@@ -1,6 +1,6 @@
 /**
- * What the queues of a run are like, and what is asked of their messages. Some of a queue's options stay as they are
- * for as long as it has its name, so that what follows from them can be told exactly; the others change now and then.
+ * The options of a run's queues and messages. Some options of a queue stay the same while it has its name, so that
+ * their effects can be predicted exactly; the others change now and then.
  */
 import type { QueueOptions, RecordOptions } from '@sluice/protocol'
 import type { Chance } from './chance.js'
@@ -8,15 +8,15 @@ import type { Chance } from './chance.js'
 export interface Character {
   readonly name: string
   readonly fixed: Partial<QueueOptions>
-  /** Shares of messages that have one. */
+  /** Shares of messages with a key, an id and a priority. */
   readonly keyed: number
   readonly identified: number
   readonly prioritized: number
   readonly delayed: number
   readonly mortal: number
-  /** Queues that its dead may go to. */
-  readonly graves: readonly string[]
-  /** Nothing but retries is asked of it. */
+  /** Possible dead-letter queues. */
+  readonly deadLetters: readonly string[]
+  /** Its messages have no options; only retries happen. */
   readonly isPlain: boolean
 }
 
@@ -36,7 +36,7 @@ export function characterOf(
       prioritized: 0,
       delayed: 0,
       mortal: 0,
-      graves: [],
+      deadLetters: [],
       isPlain,
     }
   }
@@ -54,15 +54,18 @@ export function characterOf(
     prioritized: share(0.2),
     delayed: chance.hit(0.5) ? 0 : 0.15,
     mortal: chance.hit(0.5) ? 0 : 0.2,
-    graves: behind,
+    deadLetters: behind,
     isPlain,
   }
 }
 
-/** What an ENSURE of the queue asks for, this time. */
-export function optionsFor({ fixed, graves, isPlain }: Character, chance: Chance): Partial<QueueOptions> {
+/** Options of one ENSURE of the queue. */
+export function optionsFor(
+  { fixed, deadLetters, isPlain }: Character,
+  chance: Chance,
+): Partial<QueueOptions> {
   const options: { -readonly [Name in keyof QueueOptions]?: QueueOptions[Name] } = { ...fixed }
-  // What one window has forgotten, no later one knows again.
+  // An id that a shorter window has forgotten is not known again in a longer one.
   if (!isPlain && fixed.unique !== 'pending' && chance.hit(0.3))
     options.dedupWindowMs = chance.pick([0, 500, 3_000, 600_000])
   if (chance.hit(0.4)) return options
@@ -75,7 +78,8 @@ export function optionsFor({ fixed, graves, isPlain }: Character, chance: Chance
   if (chance.hit(0.2)) options.ttlMs = chance.hit(0.5) ? 0 : 1 + chance.skewed(4_000)
   if (chance.hit(0.3)) options.processingTimeoutMs = chance.pick([100, 500, 3_000, 1_800_000])
   if (chance.hit(0.1)) options.single = chance.hit(0.5)
-  if (chance.hit(0.3)) options.deadLetter = chance.hit(0.7) && graves.length > 0 ? chance.pick(graves) : ''
+  if (chance.hit(0.3))
+    options.deadLetter = chance.hit(0.7) && deadLetters.length > 0 ? chance.pick(deadLetters) : ''
   if (chance.hit(0.3)) {
     options.maxMessages = chance.hit(0.4) ? 0 : chance.int(3, 60)
     options.overflow =
@@ -86,7 +90,7 @@ export function optionsFor({ fixed, graves, isPlain }: Character, chance: Chance
   return options
 }
 
-/** What one message asks for; `nowMs` is the time by the broker's clock. */
+/** Options of one message; `nowMs` is the time by the broker's clock. */
 export function wishFor(character: Character, chance: Chance, nowMs: number): RecordOptions | undefined {
   if (character.isPlain) return undefined
   const { keyed, identified, prioritized, delayed, mortal } = character
@@ -107,14 +111,12 @@ export function wishFor(character: Character, chance: Chance, nowMs: number): Re
   return options
 }
 
-/** One that others may have too. */
+/** An id that other messages may have too. */
 export function idFor(chance: Chance): string {
   return `i${chance.int(0, 80)}`
 }
 
-/**
- * What a message is in order with: of its priority, or of its key; nothing where it waits for a time of its own.
- */
+/** The lane of a message, within which order is kept: its priority and key; null if it waits for a time of its own. */
 export function laneOf(options: RecordOptions | undefined): string | null {
   if ((options?.delayMs ?? 0) > 0 || options?.atMs !== undefined) return null
   return options?.key === undefined ? `priority ${options?.priority ?? 0}` : `key ${options.key}`

@@ -1,6 +1,6 @@
 /**
- * A simulated client: the handshake, heartbeats, frames in and out, and when to come back. It speaks the protocol
- * package and knows nothing of the broker. What it does with an open connection is its subclass's business.
+ * A simulated client: the handshake, heartbeats, frames in and out, and reconnects. It uses the protocol package and
+ * knows nothing of the broker. A subclass decides what it does with an open connection.
  */
 import {
   FrameDecoder,
@@ -26,16 +26,16 @@ import type { Character } from './characters.js'
 import type { Link, LinkEnd } from './link.js'
 import type { Conversation } from './witness.js'
 
-/** What a client finds around it. */
+/** What a client uses of its world. */
 export interface Surroundings {
   readonly chance: Chance
   readonly attempts: Attempts
   readonly history: HistoryEvent[]
   readonly queueNames: readonly string[]
   readonly nowMs: number
-  /** What the broker's clock says. */
+  /** The broker's clock. */
   readonly brokerMs: number
-  /** Nobody makes trouble any more: finish what is open. */
+  /** All trouble is over: the client finishes its open work. */
   readonly isHealing: boolean
   readonly heartbeatMs: number
   /** Largest payload of one message, and largest batch. */
@@ -54,7 +54,7 @@ export abstract class Client implements LinkEnd {
   link: Link | undefined
   protected conversation: Conversation | undefined
   protected isOpen = false
-  /** Stopped by its machine: it neither reads nor writes until then. */
+  /** Its machine is stopped: it neither reads nor writes until then. */
   stalledUntilMs = 0
   #decoder: FrameDecoder | undefined
   #reconnectMs = 0
@@ -72,7 +72,7 @@ export abstract class Client implements LinkEnd {
     return Buffer.from(this.identity).toString('hex')
   }
 
-  /** Nothing is open on its side. */
+  /** It has no open work. */
   abstract get isDone(): boolean
   protected abstract opened(ok: HelloOk): void
   protected abstract frame(
@@ -103,7 +103,7 @@ export abstract class Client implements LinkEnd {
     }
   }
 
-  /** Says that it lives when it has said nothing for half a heartbeat. */
+  /** Sends a heartbeat after half an interval of silence. */
   tick(): void {
     if (this.isOpen && this.around.nowMs - this.#spokeMs >= this.#heartbeatMs / 2) this.send(OP.PING, 0, 0)
   }
@@ -116,7 +116,7 @@ export abstract class Client implements LinkEnd {
     if (link === this.link) this.abandon()
   }
 
-  /** Leaves the connection as it is and comes back on another, later. */
+  /** Abandons the connection as it is, and reconnects later. */
   abandon(): void {
     if (this.link !== undefined) this.link.client = undefined
     this.link = undefined
@@ -193,7 +193,7 @@ export abstract class Client implements LinkEnd {
     } else if (opcode === OP.ERROR && decodeFault(bytes, start, end).scope === 'connection') {
       this.around.count(`closed with ${decodeFault(bytes, start, end).code}`)
     } else if (opcode === OP.GOODBYE) {
-      // The broker is stopping. Some answer, some stay until they are cut off.
+      // The broker is stopping. Some clients say goodbye, some stay until they are cut off.
       if (this.around.chance.hit(0.5)) this.goodbye()
     } else if (opcode !== OP.PONG) {
       this.frame(opcode, channel, correlation, bytes, start, end)

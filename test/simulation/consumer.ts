@@ -1,6 +1,6 @@
 /**
- * A simulated consumer: several subscriptions, credit that goes up and down, every way to settle, late and repeated
- * settles, atomic steps, longer leases, drains, and leaving with and without a word.
+ * A simulated consumer: several subscriptions, changing credit, every way to settle, late and repeated settles, atomic
+ * steps, lease extensions, drains, and leaving with and without UNSUBSCRIBE.
  */
 import {
   DELIVER_FLAG,
@@ -46,7 +46,7 @@ const CLAIMS_KEPT = 60
 
 interface Held {
   readonly message: string
-  /** What would be claimed of it. */
+  /** The claim that a reconnect would make for it. */
   readonly claim: Claim
 }
 
@@ -56,7 +56,7 @@ interface Pending {
   readonly outcome: Outcome
 }
 
-/** Acknowledged in an atomic step. */
+/** A message that an atomic step acknowledges. */
 interface StepAck {
   readonly reader: Reader
   readonly tag: number
@@ -66,14 +66,14 @@ interface StepAck {
 interface Reader {
   readonly channel: number
   readonly queue: string
-  /** -1 until the broker has said it. */
+  /** -1 until the broker has assigned it. */
   id: number
   queueNumber: number
   readonly claims: readonly (Claim & Held)[]
   readonly held: Map<number, Held>
-  /** Tags that it said it begins with. */
+  /** Tags that it named in STARTED. */
   readonly begun: Set<number>
-  /** Tags that were settled, for one who does it again. */
+  /** Settled tags, to settle them again. */
   readonly settled: number[]
   credit: number
   isDrained: boolean
@@ -85,14 +85,14 @@ export class Consumer extends Client {
   readonly #settles = new Map<number, { readonly reader: Reader; readonly pending: Pending[] }>()
   #channel = 0
   #boot = 0
-  /** What it held of connections that were lost, by queue. */
+  /** Messages that it held on lost connections, by queue. */
   readonly #claims = new Map<string, (Claim & Held)[]>()
   readonly #readersMax: number
   readonly #steps: Steps<StepAck>
-  /** How often it does something as an atomic step, and how often it says what it begins with. */
+  /** How often it uses an atomic step, and how often it sends STARTED. */
   readonly #stepping: number
   readonly #starting: number
-  /** It takes its time with what it has begun with. */
+  /** It handles messages slowly. */
   readonly #isSlow: boolean
 
   get isDone(): boolean {
@@ -113,7 +113,7 @@ export class Consumer extends Client {
     this.#isSlow = chance.hit(0.3)
   }
 
-  /** It has begun with something and is not done with it. */
+  /** It is handling a message. */
   get isHandling(): boolean {
     return [...this.#readers.values()].some(({ begun, held }) => [...begun].some((tag) => held.has(tag)))
   }
@@ -123,7 +123,7 @@ export class Consumer extends Client {
     return this.#steps.lowestUnanswered
   }
 
-  /** What a broker would be sent again. */
+  /** The steps that it would send to a broker again. */
   unanswered(): Step<unknown>[] {
     return [...this.#steps.unanswered()]
   }
@@ -190,7 +190,7 @@ export class Consumer extends Client {
     else if (reader.held.size > 0) this.#settle(reader)
   }
 
-  /** Takes everything that is left. */
+  /** Settles everything that is left. */
   #finish(): void {
     const { queueNames } = this.around
     for (const queue of queueNames) {
@@ -216,7 +216,7 @@ export class Consumer extends Client {
   #subscribe(queue: string, messages: number, bytes: number, limit: number | undefined): void {
     const channel = ++this.#channel
     const { chance, isHealing } = this.around
-    // Now and then the same ones again, which others may have by now.
+    // At times the same claims again, when other consumers may have the messages.
     const claims = isHealing || chance.hit(0.2) ? [] : (this.#claims.get(queue) ?? [])
     if (chance.hit(0.7)) this.#claims.delete(queue)
     this.#readers.set(channel, {
@@ -270,7 +270,7 @@ export class Consumer extends Client {
     )
   }
 
-  /** One message is about to be handled; sometimes several. */
+  /** Starts to handle one message; sometimes several. */
   #start(reader: Reader): void {
     const { chance } = this.around
     const tags = [...reader.held.keys()]
@@ -283,7 +283,7 @@ export class Consumer extends Client {
     this.send(opcode, reader.channel, 0, encodeRanges(reader.id, ranges))
   }
 
-  /** Some of what it holds may take longer. */
+  /** Extends the leases of some messages. */
   #extend(reader: Reader): void {
     const { chance } = this.around
     const [firstTag] = reader.held.keys()
@@ -301,7 +301,7 @@ export class Consumer extends Client {
     )
   }
 
-  /** Acknowledges some of what it holds, of one or two subscriptions, and publishes what followed from it. */
+  /** Acknowledges some of its messages, of one or two subscriptions, and publishes their results. */
   #step(): void {
     const { chance, queueNames } = this.around
     const readers = [...this.#readers.values()].filter(
@@ -317,7 +317,7 @@ export class Consumer extends Client {
       firstTag,
       count: 1,
     }))
-    // Sometimes it names what it has no more.
+    // Sometimes it names a message that it no longer holds.
     const late = chance.hit(0.08) ? readers[0]!.settled.at(-1) : undefined
     if (late !== undefined) {
       const { channel, id: subscriptionId } = readers[0]!
@@ -327,7 +327,7 @@ export class Consumer extends Client {
     for (let i = chance.int(0, 2); i > 0; i--)
       queues.add(chance.hit(0.03) ? 'nowhere' : chance.pick(queueNames))
     const number = this.#steps.nextNumber
-    // A queue can have several, with those of others between them.
+    // A step can have several batches for one queue, with batches for others between them.
     const again = [...queues].filter(() => chance.hit(0.3))
     const batches = [...queues, ...again].map((queue, batch) => ({
       queue,
@@ -357,7 +357,7 @@ export class Consumer extends Client {
     this.send(OP.UNSUBSCRIBE, reader.channel, this.nextCorrelation(), encodeSubscriptionId(reader.id))
   }
 
-  /** Some of what is held, in ranges where the tags allow it, by any of the ways. */
+  /** Settles some of its messages in any way, in ranges where the tags allow it. */
   #settle(reader: Reader): void {
     const { chance } = this.around
     const tags = [...reader.held.keys()]
@@ -387,7 +387,7 @@ export class Consumer extends Client {
     return { firstTag, count, outcome: OUTCOME.deadLetter, reason: 'no such customer', invalid }
   }
 
-  /** What was settled before, or was never granted: it must change nothing. */
+  /** Settles a tag that was settled before or never granted: this must change nothing. */
   #settleAgain(reader: Reader): void {
     const { chance } = this.around
     const firstTag = chance.hit(0.8) ? chance.pick(reader.settled) : chance.int(0, 10_000) + 1_000_000
@@ -444,7 +444,10 @@ export class Consumer extends Client {
         const step = this.#steps.confirmed(number, places)
         // 3: one answer for each number.
         if (step === undefined)
-          throw new Violation(3, `${this.name} is told of step ${number}, and does not wait for it`)
+          throw new Violation(
+            3,
+            `${this.name} receives an answer to step ${number}, which it does not wait for`,
+          )
         for (const { reader: of, tag, held } of step.acks) {
           of.settled.push(tag)
           this.#note(of, { held, tag, outcome: OUTCOME.ack }, 'ok')
@@ -455,7 +458,7 @@ export class Consumer extends Client {
         this.#stepRefused(bytes, start, end)
         return
       case OP.RESULT:
-        // Of UNSUBSCRIBE.
+        // The answer to UNSUBSCRIBE.
         for (const leaving of this.#readers.values()) {
           if (!leaving.isLeaving) continue
           this.#readers.delete(leaving.channel)
@@ -463,18 +466,18 @@ export class Consumer extends Client {
         }
         return
       case OP.ERROR:
-        // The queue is not there, or was deleted, or the subscription was over before it was left.
+        // The queue does not exist or was deleted, or the subscription ended before UNSUBSCRIBE.
         if (reader !== undefined) this.#readers.delete(channel)
         else
           for (const leaving of this.#readers.values())
             if (leaving.isLeaving) this.#readers.delete(leaving.channel)
         return
       default:
-        throw new Violation(21, `${this.name} is sent frame ${opcode}`)
+        throw new Violation(21, `${this.name} receives unexpected frame ${opcode}`)
     }
   }
 
-  /** Nothing of it was done: what it was to acknowledge is still there, where it was before. */
+  /** Nothing of the step was done: the messages that it names are still held. */
   #stepRefused(bytes: Uint8Array, start: number, end: number): void {
     const { batchNumber, fault } = decodePublishErr(bytes, start, end)
     this.around.count(`step refused with ${fault.code}`)
@@ -482,7 +485,7 @@ export class Consumer extends Client {
     if (step === undefined || fault.code === 'UNKNOWN_OUTCOME')
       throw new Violation(
         3,
-        `${this.name} is told ${fault.code} of step ${batchNumber}, and did not expect it`,
+        `${this.name} receives ${fault.code} for step ${batchNumber}, which it did not expect`,
       )
     for (const { reader, tag, held } of step.acks) {
       if (this.#readers.get(reader.channel) === reader) reader.held.set(tag, held)
@@ -528,15 +531,14 @@ export class Consumer extends Client {
     if (reader.id !== subscriptionId)
       throw new Violation(
         7,
-        `${this.name} is delivered to subscription ${subscriptionId}, which it does not have on that channel`,
+        `${this.name} receives a delivery for subscription ${subscriptionId}, which it does not have on that channel`,
       )
     if (messages.length !== count || attempt === 0)
-      throw new Violation(2, `${this.name} is delivered ${messages.length} records of ${count}`)
+      throw new Violation(2, `${this.name} receives ${messages.length} records of ${count}`)
     for (const [i, { offset, record }] of messages.entries()) {
       const tag = (firstTag + i) >>> 0
-      // 7, 14: what is held is not delivered once more.
-      if (reader.held.has(tag))
-        throw new Violation(7, `${this.name} holds tag ${tag} and is delivered it again`)
+      // 7, 14: a message that is held is not delivered again.
+      if (reader.held.has(tag)) throw new Violation(7, `${this.name} holds tag ${tag} and receives it again`)
       const message = messageName(reader.queue, record)
       const { queueNumber, id } = reader
       const lease = { offset, queueNumber, boot: this.#boot, subscriptionId: id, tag, attempt }
@@ -556,7 +558,10 @@ export class Consumer extends Client {
   #settled(correlation: number, stale: readonly TagRange[]): void {
     const settle = this.#settles.get(correlation)
     if (settle === undefined)
-      throw new Violation(21, `${this.name} is told of settle ${correlation}, which it did not ask for`)
+      throw new Violation(
+        21,
+        `${this.name} receives an answer to settle ${correlation}, which it did not send`,
+      )
     this.#settles.delete(correlation)
     for (const one of settle.pending) {
       const isStale = stale.some(({ firstTag, count }) => (one.tag - firstTag) >>> 0 < count)

@@ -1,6 +1,6 @@
 /**
- * Judges what consumers receive and do: every delivery at the moment at which it is made, claims, settles, deadlines,
- * and the blame when a connection dies.
+ * Judges what consumers receive and do: each delivery when it is made, claims, settles, deadlines, and who is charged
+ * when a connection dies.
  */
 import type { Claim, Granted, SettleItem, TagRange } from '@sluice/protocol'
 import { activeOf, fits, hasRoom } from '../rules/credit.js'
@@ -29,18 +29,18 @@ const SUPERSEDED_MAX = 300
 export type ModelBlame = 'nobody' | Blame
 
 export class Consuming {
-  /** Leases that others have had after. */
+  /** Leases of messages that other consumers have had since. */
   readonly superseded: Claim[] = []
   readonly #state: ModelState
   readonly #outcomes: Outcomes
   readonly #byId = new Map<number, ModelSubscription>()
-  /** By message, the last lease of it that a consumer was told of, across all lives of the broker. */
+  /** By message, the last lease that reached a consumer, across all lives of the broker. */
   readonly #holders = new Map<string, { readonly lease: string; readonly claim: Claim }>()
-  /** Leases that their consumers ended. */
+  /** Leases that their consumers settled. */
   readonly #settledLeases = new Set<string>()
-  /** Who was to blame when a connection died. */
+  /** The blame for each connection that died. */
   readonly #blamed = new WeakMap<ModelConsumer, ModelBlame>()
-  /** Leases that were taken away while a queue is being emptied. */
+  /** Leases that a purge in progress has taken away. */
   #purged: Map<ModelSubscription, Set<number>> | undefined
 
   constructor(state: ModelState, outcomes: Outcomes) {
@@ -59,7 +59,7 @@ export class Consuming {
     processingTimeoutMs?: number,
   ): void {
     const queue = this.#state.named(queueName)
-    // 7: a tag from another life must not mean anything in this one.
+    // 7: a tag of an earlier life must mean nothing in this one.
     if (this.#byId.has(id)) throw new Violation(7, `two subscriptions have the id ${id}`)
     const subscription: ModelSubscription = {
       id,
@@ -86,7 +86,7 @@ export class Consuming {
     queue.subscriptions.add(subscription)
   }
 
-  /** Leases were claimed with the subscription, and these were granted. */
+  /** The subscription claimed leases, and the broker granted these. */
   claimed(
     key: object,
     claims: readonly Claim[],
@@ -100,25 +100,25 @@ export class Consuming {
     this.#state.counts.claims += claims.length
     const active = activeOf(queue.subscriptions) ?? subscription
     if (queue.options.single && granted.length > 0 && subscription !== active)
-      throw new Violation('S13', `${queue.name} grants a claim to another than its active one`)
+      throw new Violation('S13', `${queue.name} grants a claim to a subscription that is not active`)
     for (const { index, tag, attempt } of granted) {
       const claim = claims[index]!
       const lease = leaseName(claim.subscriptionId, claim.tag)
       const message = queue.live.get(claim.offset)
       const what = `the claim of ${lease} on offset ${claim.offset} of ${queue.name}`
-      // 7: it belongs to no one, and no one else has had it since.
+      // 7: no consumer holds the message, and no other has had it since.
       if (claim.queueNumber !== queue.id || message === undefined)
-        throw new Violation(7, `${what} is granted, and that message is not there`)
+        throw new Violation(7, `${what} is granted, and the message does not exist`)
       if (message.state === 'leased' || message.state === 'dead')
         throw new Violation(7, `${what} is granted while the message is ${message.state}`)
       const holder = this.#holders.get(messageKey(queue.id, claim.offset))
       if (holder?.lease !== lease)
-        throw new Violation(7, `${what} is granted; the last that had it is ${holder?.lease}`)
+        throw new Violation(7, `${what} is granted; its last holder was ${holder?.lease}`)
       if (claim.boot === boot && message.former?.lease !== lease)
         throw new Violation(7, `${what} is granted; the last lease is ${message.former?.lease}`)
       if (attempt !== message.attempts + 1)
         throw new Violation(10, `${what} is attempt ${attempt}; ${message.attempts} were charged`)
-      // 14: within the credit. After a restart a lease counts what the broker takes for its size, until it ends.
+      // 14: within the credit. After a restart a lease counts the bytes that the broker estimates, until it ends.
       const bytes = countedBytes(tag)
       if (claim.boot === boot && bytes !== message.former!.bytes)
         throw new Violation(14, `${what} counts ${bytes} bytes; it counted ${message.former!.bytes} before`)
@@ -143,7 +143,7 @@ export class Consuming {
       queue.line.retake(message, nowMs)
       const ofKey = queue.line.keyOf(message)
       if (ofKey !== undefined && ofKey.leased > queue.options.keyConcurrency)
-        throw new Violation(13, `${what} is one of ${ofKey.leased} of its key that are leased`)
+        throw new Violation(13, `${what} is one of ${ofKey.leased} leased messages of its key`)
       message.former = undefined
       Object.assign(message, CLEARED)
       message.mustMark = true
@@ -151,18 +151,18 @@ export class Consuming {
     }
   }
 
-  /** A lease left the broker: from now on its consumer has the message, and none before it. */
+  /** A lease has left the broker: from now on its consumer has the message, and the one before has lost it. */
   told(subscriptionId: number, tag: number): void {
     const { boot } = this.#state
     const subscription = this.#byId.get(subscriptionId)
     const granted = subscription?.granted.get(tag)
     if (subscription === undefined || granted === undefined) return
     const { queue } = subscription
-    // As it was delivered: its try can be over, and charged, before what waits for the disk is sent.
+    // As of the delivery: the attempt can be over and charged before a frame that waits for the disk is sent.
     const { offset, attempt } = granted
     const key = messageKey(queue.id, offset)
     const before = this.#holders.get(key)
-    // What a consumer gave back itself it does not claim.
+    // A consumer does not claim what it settled itself.
     if (before !== undefined && !this.#settledLeases.has(before.lease)) {
       this.superseded.push(before.claim)
       if (this.superseded.length > SUPERSEDED_MAX) this.superseded.shift()
@@ -183,7 +183,7 @@ export class Consuming {
     subscription.draining = drain
   }
 
-  /** A run was handed out, at this moment. */
+  /** A run is delivered now. */
   dispatched(
     key: object,
     run: {
@@ -201,55 +201,60 @@ export class Consuming {
   ): void {
     const subscription = this.#subscription(key)
     const { queue } = subscription
-    if (queue.paused) throw new Violation('S9', `${queue.name} hands out offset ${run.offset} and is paused`)
-    // S13: only the one that holds messages, or else the first that has credit left.
+    if (queue.paused)
+      throw new Violation('S9', `${queue.name} delivers offset ${run.offset} while it is paused`)
+    // S13: only the subscription that holds messages, or else the first with credit left.
     if (queue.options.single && subscription !== activeOf(queue.subscriptions))
       throw new Violation(
         'S13',
-        `${queue.name} hands out offset ${run.offset} to another than its active one`,
+        `${queue.name} delivers offset ${run.offset} to a subscription that is not active`,
       )
     const parts = splitRecords(records, 0, records.length)
     if (parts.length !== count)
-      throw new Violation(2, `a run of ${count} messages of ${queue.name} carries ${parts.length} records`)
+      throw new Violation(2, `a run of ${count} messages of ${queue.name} has ${parts.length} records`)
     for (let i = 0; i < count; i++) {
       const offset = run.offset + i
       const what = `offset ${offset} of ${queue.name}`
       const message = queue.live.get(offset)
       this.#state.counts.dispatched++
-      // 2: what is delivered was published there, byte for byte.
-      if (message === undefined) throw new Violation(2, `${what} is handed out and is not there`)
+      // 2: a delivered message was published there, byte for byte.
+      if (message === undefined) throw new Violation(2, `${what} is delivered and does not exist`)
       if (!sameBytes(message.record, parts[i]!))
-        throw new Violation(2, `${what} is handed out with other bytes`)
+        throw new Violation(2, `${what} is delivered with other bytes`)
       if (run.publishedAtMs !== message.publishedMs)
         throw new Violation(2, `${what} was published at ${message.publishedMs}, not ${run.publishedAtMs}`)
-      // 7, 11: one owner at a time, and nothing early.
-      if (message.state === 'leased') throw new Violation(7, `${what} is handed out and belongs to another`)
+      // 7, 11: one holder at a time, and no delivery before the due time.
+      if (message.state === 'leased')
+        throw new Violation(7, `${what} is delivered while another consumer holds it`)
       if (message.state === 'scheduled')
-        throw new Violation(11, `${what} is handed out at ${nowMs} and is due at ${message.lineMs}`)
-      if (message.state === 'dead') throw new Violation(6, `${what} is handed out and is dead`)
+        throw new Violation(11, `${what} is delivered at ${nowMs} and is due at ${message.lineMs}`)
+      if (message.state === 'dead') throw new Violation(6, `${what} is delivered and is dead`)
       if (isExpired(message, nowMs))
-        throw new Violation('S4', `${what} is handed out at ${nowMs} and expired at ${message.expiresMs}`)
+        throw new Violation('S4', `${what} is delivered at ${nowMs} and expired at ${message.expiresMs}`)
       this.#judgeOrder(queue, message, run.sinceMs, what)
-      // 10: the attempt is one more than was charged.
+      // 10: the attempt is one more than the charged ones.
       if (run.attempt !== message.attempts + 1)
         throw new Violation(10, `${what} is attempt ${run.attempt}; ${message.attempts} were charged`)
-      // 22: every repeat is marked, and nothing else is.
+      // 22: every redelivery is marked, and no first delivery is.
       if (message.mustMark && !run.redelivered)
-        throw new Violation(22, `${what} is handed out again without the mark`)
+        throw new Violation(22, `${what} is delivered again without the mark`)
       if (run.redelivered && !message.mayMark)
-        throw new Violation(22, `${what} is marked as redelivered and never was out`)
+        throw new Violation(22, `${what} is marked as redelivered at its first delivery`)
       if (run.redelivered) {
         this.#state.counts.repeated++
         queue.counts.redelivered++
       }
-      // O8: a suspect has its consumer for itself.
+      // O8: a suspect is the only message of its consumer.
       if (run.alone !== message.isSuspect || (run.alone && count > 1))
         throw new Violation(
           'O8',
-          `${what} goes alone: ${run.alone}, in a run of ${count}; it is a suspect: ${message.isSuspect}`,
+          `${what} is delivered alone: ${run.alone}, in a run of ${count}; it is a suspect: ${message.isSuspect}`,
         )
       if (subscription.holdsSuspect || (run.alone && subscription.held.size > 0))
-        throw new Violation('O8', `${what} goes where a suspect is, or is one and goes where others are`)
+        throw new Violation(
+          'O8',
+          `${what} is delivered beside a suspect, or is one and is delivered beside others`,
+        )
       this.#grant(subscription, message, (firstTag + i) >>> 0, parts[i]!.length, nowMs)
       if (run.alone) {
         this.#state.counts.alone++
@@ -258,7 +263,7 @@ export class Consuming {
     }
   }
 
-  // 12, 13: none that comes before it is passed over, and none goes before its key lets it.
+  // 12, 13: no message is delivered before an earlier one in the line, or before its key allows it.
   #judgeOrder(queue: ModelQueue, message: ModelMessage, runSinceMs: number, what: string): void {
     const sinceMs = queue.line.eligibleSince(message)
     const { priority, key } = message.content
@@ -266,7 +271,7 @@ export class Consuming {
       const { leased, retrying } = queue.line.keyOf(message)!
       throw new Violation(
         13,
-        `${what} is handed out before others of its key; ${leased} of them are leased, ${retrying} wait for a retry`,
+        `${what} is delivered before others of its key; ${leased} of them are leased, ${retrying} wait for a retry`,
       )
     }
     const first = queue.line.first(queue.live.values())!
@@ -276,7 +281,7 @@ export class Consuming {
     if (first !== message)
       throw new Violation(
         12,
-        `${what} (priority ${priority}, since ${sinceMs}) passes over offset ${first.offset} (priority ${first.content.priority}, since ${queue.line.eligibleSince(first)})`,
+        `${what} (priority ${priority}, since ${sinceMs}) is delivered before offset ${first.offset} (priority ${first.content.priority}, since ${queue.line.eligibleSince(first)})`,
       )
     if (runSinceMs !== -1 && runSinceMs !== sinceMs)
       throw new Violation(12, `${what} is eligible since ${sinceMs}; the broker says ${runSinceMs}`)
@@ -291,7 +296,7 @@ export class Consuming {
   ): void {
     const { queue } = subscription
     const what = `offset ${message.offset} of ${queue.name}`
-    // 14: within the credit, or alone.
+    // 14: within the credit, or the only message.
     if (!this.#hasRoom(subscription) || !fits(subscription, loadOf(subscription), message))
       throw new Violation(14, `${what} of ${bytes} bytes exceeds ${creditText(subscription)}`)
     if (subscription.held.has(tag) || tag <= subscription.lastTag)
@@ -305,7 +310,7 @@ export class Consuming {
     queue.line.take(message, nowMs)
     const key = queue.line.keyOf(message)
     if (key !== undefined && key.leased > queue.options.keyConcurrency)
-      throw new Violation(13, `${what} is one of ${key.leased} of its key that are leased`)
+      throw new Violation(13, `${what} is one of ${key.leased} leased messages of its key`)
     message.mustMark = true
     message.mayMark = true
   }
@@ -321,7 +326,7 @@ export class Consuming {
       for (let i = 0; i < item.count; i++) {
         const tag = (item.firstTag + i) >>> 0
         const message = subscription.held.get(tag)
-        // 7: a stale settle changes nothing, and is told; one that holds is not.
+        // 7: a stale settle changes nothing and is reported; a valid one is not.
         if (message === undefined) {
           expectedStale++
           if (!staleTags.has(tag))
@@ -329,13 +334,13 @@ export class Consuming {
           continue
         }
         if (staleTags.has(tag) && !named.has(tag)) {
-          // Named twice in one frame: the first wins, the second is stale.
+          // Named twice in one frame: the first counts, the second is stale.
           const again =
             items.flatMap(({ firstTag, count }) => ((tag - firstTag) >>> 0 < count ? [1] : [])).length > 1
           if (!again)
             throw new Violation(
               7,
-              `tag ${tag} of subscription ${subscription.id} is held and was called stale`,
+              `tag ${tag} of subscription ${subscription.id} is held and was reported as stale`,
             )
         }
         named.add(tag)
@@ -345,7 +350,8 @@ export class Consuming {
     }
     this.#state.counts.stale += expectedStale
     const told = stale.reduce((sum, { count }) => sum + count, 0)
-    if (told !== expectedStale) throw new Violation(7, `${told} tags are called stale; ${expectedStale} are`)
+    if (told !== expectedStale)
+      throw new Violation(7, `${told} tags are reported as stale; ${expectedStale} are`)
   }
 
   #settle(
@@ -391,7 +397,7 @@ export class Consuming {
     endAnnouncement(subscription)
   }
 
-  /** Each may be the next that is handled; none has a deadline. */
+  /** Any of these may be handled next, and none has a deadline. */
   starting(key: object, ranges: readonly TagRange[]): void {
     const subscription = this.#subscription(key)
     endAnnouncement(subscription)
@@ -428,7 +434,7 @@ export class Consuming {
     }
   }
 
-  /** A subscription is told that it has lost these. */
+  /** The subscription is notified that it has lost these leases. */
   lost(key: object, ranges: readonly TagRange[], nowMs: number): void {
     const subscription = this.#subscription(key)
     const { queue } = subscription
@@ -437,7 +443,7 @@ export class Consuming {
         const tag = (firstTag + i) >>> 0
         const message = subscription.held.get(tag)
         const what = `tag ${tag} of subscription ${subscription.id}`
-        if (message === undefined) throw new Violation(7, `${what} is said to be lost and was not held`)
+        if (message === undefined) throw new Violation(7, `${what} is reported as lost and was not held`)
         if (this.#purged !== undefined) {
           const purged = this.#purged.get(subscription) ?? new Set()
           this.#purged.set(subscription, purged.add(tag))
@@ -445,7 +451,7 @@ export class Consuming {
         }
         const deadlineMs = subscription.started.get(tag)
         if (deadlineMs === undefined || deadlineMs > nowMs)
-          throw new Violation('S14', `${what} is taken away at ${nowMs}; it had until ${deadlineMs}`)
+          throw new Violation('S14', `${what} is lost at ${nowMs}; its deadline is ${deadlineMs}`)
         this.#state.counts['timed out']++
         const isCharged = endLease(subscription, tag, message)
         this.#outcomes.retry(queue, message, undefined, nowMs, isCharged)
@@ -453,7 +459,7 @@ export class Consuming {
     }
   }
 
-  /** To be told after the broker has done it. */
+  /** Call it after the broker has ended the subscription. */
   unsubscribed(key: object, blame: ModelBlame, isStopping: boolean, nowMs: number): void {
     const subscription = this.#subscription(key)
     const { queue, started, consumer, holdsSuspect } = subscription
@@ -467,7 +473,7 @@ export class Consuming {
       const isCharged = end === 'charged'
       const lease = leaseName(subscription.id, tag)
       if (!isStopping) message.former = { lease, bytes, deadlineMs, isCharged: isCharged || wasCharged }
-      // S15: the one that was begun with is charged, or the one that went alone.
+      // S15: the message that was being handled is charged, or the one that was delivered alone.
       if (isCharged) {
         this.#state.counts.charged++
         this.#outcomes.retry(queue, message, undefined, nowMs, wasCharged)
@@ -482,7 +488,7 @@ export class Consuming {
     this.#state.subscriptions.delete(key)
   }
 
-  // O8: exactly one that was being handled is charged; of several none is, and they are suspects.
+  // O8: a single message that was being handled is charged; of several none is, and all are suspects.
   #judgeBlame(consumer: ModelConsumer, blame: ModelBlame): void {
     let must = this.#blamed.get(consumer)
     if (must === undefined) {
@@ -497,18 +503,18 @@ export class Consuming {
       this.#blamed.set(consumer, must)
     }
     if (blame !== must)
-      throw new Violation('O8', `when a connection died the blame goes to ${blame}; it deserves ${must}`)
+      throw new Violation('O8', `the blame for a dead connection is ${blame}; it must be ${must}`)
   }
 
   drained(key: object): void {
     const subscription = this.#subscription(key)
     if (!subscription.draining)
-      throw new Violation(16, `subscription ${subscription.id} is drained and did not ask`)
+      throw new Violation(16, `subscription ${subscription.id} is drained and did not ask for it`)
     const waiting = this.nextFor(subscription)
     if (waiting !== undefined)
       throw new Violation(
         16,
-        `subscription ${subscription.id} is drained while offset ${waiting.offset} of ${subscription.queue.name} can go`,
+        `subscription ${subscription.id} is drained while offset ${waiting.offset} of ${subscription.queue.name} can be delivered`,
       )
     subscription.draining = false
     subscription.limit = subscription.delivered
@@ -527,7 +533,7 @@ export class Consuming {
     return hasRoom(subscription, loadOf(subscription), options.single, subscriptions)
   }
 
-  /** The subscription with this id, also when it is over. */
+  /** The subscription with this id, even if it is over. */
   subscriptionById(id: number): ModelSubscription | undefined {
     return this.#byId.get(id)
   }
@@ -535,16 +541,16 @@ export class Consuming {
   #subscription(key: object): ModelSubscription {
     const subscription = this.#state.subscriptions.get(key)
     if (subscription === undefined)
-      throw new Violation(7, 'a subscription is used that was never made, or is over')
+      throw new Violation(7, 'the broker uses a subscription that does not exist or is over')
     return subscription
   }
 
-  /** A purge begins: every subscription that holds something is told. */
+  /** A purge begins, which notifies every holder. */
   purging(): void {
     this.#purged = new Map()
   }
 
-  /** S10: the purge of this queue is done. */
+  /** S10: the purge of this queue is done, and every holder was notified. */
   purged(queue: ModelQueue): void {
     const told = this.#purged!
     this.#purged = undefined
@@ -552,7 +558,7 @@ export class Consuming {
       if (subscription.held.size !== (told.get(subscription)?.size ?? 0))
         throw new Violation(
           'S10',
-          `subscription ${subscription.id} holds ${subscription.held.size} messages that are purged, and is told of ${told.get(subscription)?.size ?? 0}`,
+          `subscription ${subscription.id} holds ${subscription.held.size} messages that are purged, and is notified of ${told.get(subscription)?.size ?? 0}`,
         )
       subscription.held.clear()
       subscription.started.clear()

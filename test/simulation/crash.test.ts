@@ -1,6 +1,6 @@
 /**
  * Crash points (R5): images of the disk at the moments at which a run uses it, each recovered by a new broker and
- * compared. A share of those of ten runs here, all of those of many runs in the long mode.
+ * compared. By default a share of those of ten runs; in the long mode all of those of many runs.
  */
 import { expect, test } from 'vitest'
 import { IS_LONG, ONE_SEED, seedsFrom, TIMEOUT_MS } from '../amount.js'
@@ -29,7 +29,7 @@ test(
     console.log(
       `${JSON.stringify(counts)} in ${SEEDS.length} runs, ${Math.round((user + system) / 1e6)} s of processor time`,
     )
-    // Few runs, such as a part of the long mode has, may miss a rare kind.
+    // A few runs, as in a part of the long mode, may miss a rare kind.
     if (ONE_SEED !== undefined || IS_LONG) return
     const { images } = counts
     expect(images).toBeGreaterThan(SEEDS.length * IMAGES_PER_RUN_LEAST * SHARE)

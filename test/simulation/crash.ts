@@ -1,7 +1,6 @@
 /**
- * Crash points: whenever a run has used its disk, an image of what a loss of power (or a kill) could leave is taken
- * aside, a new broker recovers from it, and its state is compared with what the log says must be there. The run itself
- * does not notice.
+ * Crash points: when a run has used its disk, one possible image after a loss of power (or a kill) is taken, a new
+ * broker recovers from it, and its state is compared with the log. The run itself is not affected.
  */
 import { OUTCOME, SluiceError, decodeAtomic, type QueueName } from '@sluice/protocol'
 import { Broker } from '../../packages/server/src/broker/broker.js'
@@ -18,10 +17,10 @@ import { Taps } from './taps.js'
 import { Violation } from './trace.js'
 import type { Sender, World } from './world.js'
 
-/** What was looked at. */
+/** How much was checked. */
 export interface CrashCounts {
   images: number
-  /** Of these, with an entry that was under way kept, cut, or damaged. */
+  /** Images in which the entry that was being written was kept, cut, or damaged. */
   withUnfinished: number
   torn: number
   afterStop: number
@@ -31,15 +30,15 @@ export interface CrashCounts {
   keys: number
   ids: number
   dead: number
-  /** Recovered a second time, after a crash behind recovery, and within it. */
+  /** Images that were recovered again, after a crash behind the recovery or in the middle of it. */
   again: number
   interrupted: number
-  /** Sent to once more, and handed out whole. */
+  /** Images with resent batches, and images that were drained. */
   resent: number
   steps: number
   drained: number
   drainedMessages: number
-  /** Claims of leases that others have had since. */
+  /** Claims of leases that other consumers have had since. */
   staleClaims: number
 }
 
@@ -89,13 +88,13 @@ const IDLE: Consumer = {
   ended: () => {},
 }
 
-/** Credit for all that a queue holds. */
+/** Credit for every message of a queue. */
 const ALL = { messages: 65_535, bytes: 0xffff_ffff }
 
 const AGAIN_SHARE = 0.1
 const INTERRUPTED_SHARE = 0.06
 const USED_SHARE = 0.06
-/** A queue of these worlds never has as many messages: what is delivered more often than that comes again and again. */
+/** No queue of these worlds has this many messages: more deliveries mean that some are repeated without end. */
 const DRAINED_MAX = 20_000
 
 export class CrashPoints {
@@ -103,7 +102,7 @@ export class CrashPoints {
   readonly #chance: Chance
   readonly #share: number
 
-  /** `share` of the uses of the disk are looked at. */
+  /** `share` of the uses of the disk are checked. */
   constructor(seed: number, counts: CrashCounts, share: number) {
     this.#chance = new Chance(seed ^ 0x0c4a_5e)
     this.counts = counts
@@ -140,7 +139,7 @@ export class CrashPoints {
     this.#compare(world, recovered, state, afterCrash)
     if (interrupted !== undefined) await this.#interrupt(world, interrupted)
     if (chance.hit(AGAIN_SHARE)) {
-      // 17: recovery is over and durable; recovering from there gives the same.
+      // 17: recovery is over and durable; recovering from that state gives the same.
       counts.again++
       const again = await this.#recover(world, image.crash(chance.random))
       if (again.bounds.nextLsn !== bounds.nextLsn + 1)
@@ -160,7 +159,7 @@ export class CrashPoints {
     }
   }
 
-  /** 7: no lease that another consumer has had since, for all that it was told, is granted again. */
+  /** 7: no lease is granted again after another consumer has had the message. */
   #claimStale({ model }: World, { broker }: Recovered): void {
     broker.turn.begin()
     for (const { id, name } of model.state.queues.values()) {
@@ -170,7 +169,7 @@ export class CrashPoints {
       try {
         subscription = broker.leases.subscribe({ queue: name as QueueName, ...ALL }, 1, IDLE)
       } catch (error) {
-        // It is not there yet, or no longer.
+        // The message does not exist yet, or no longer.
         if (error instanceof SluiceError) continue
         throw error
       }
@@ -180,7 +179,7 @@ export class CrashPoints {
         const { offset, subscriptionId, tag } = claims[granted.index]!
         throw new Violation(
           7,
-          `the lease ${subscriptionId}:${tag} on offset ${offset} of ${name} is granted again; another has had it since`,
+          `the lease ${subscriptionId}:${tag} on offset ${offset} of ${name} is granted again after another consumer had it`,
         )
       }
       broker.leases.unsubscribe(subscription, 'nobody')
@@ -195,7 +194,7 @@ export class CrashPoints {
       this.counts[name] += compared[name]
   }
 
-  /** 17: recovery crashes itself, somewhere; the next one finds nothing less. */
+  /** 17: recovery itself crashes at some point; the next one finds no less. */
   async #interrupt(world: World, disk: SimulatedDisk): Promise<void> {
     const chance = this.#chance
     this.counts.interrupted++
@@ -209,10 +208,10 @@ export class CrashPoints {
     const recovered = await this.#recover(world, disk.crash(chance.random))
     const last = recovered.bounds.nextLsn - 1
     const ledger = world.ledger
-    // At most the boot mark of the recovery that was cut short stands behind.
+    // At most the boot mark of the interrupted recovery follows.
     const base = reported === undefined ? Math.min(last, ledger.written.lsn) : reported.nextLsn - 1
     if (last < base || last > base + 1)
-      throw new Violation(17, `recovery was cut short behind entry ${base}; the next one finds ${last}`)
+      throw new Violation(17, `recovery was interrupted behind entry ${base}; the next one finds ${last}`)
     const state = ledger.allows(base)
     this.#compare(world, recovered, state, last > base || !state.closed)
   }
@@ -256,7 +255,7 @@ export class CrashPoints {
       checkpointBytes: 1 << 30,
       observer: taps,
     })
-    // One that is cut short never ends.
+    // A recovery that was interrupted never ends.
     broker.catch(() => {})
     return { broker, log, bounds, turns, taps }
   }
@@ -272,7 +271,7 @@ export class CrashPoints {
     }
   }
 
-  /** What a judge of what the recovered broker does from now on is told. */
+  /** Builds the judge of what the recovered broker does from now on. */
   #judge(world: World, { broker, taps }: Recovered, state: LedgerState, afterCrash: boolean): Judge {
     const model = new Model({
       dueMs: (queueId, offset) => {
@@ -304,7 +303,9 @@ export class CrashPoints {
     return judge
   }
 
-  /** 3, 9: what clients would send again is answered as before, or taken now, or nothing of it is. */
+  /**
+   * 3, 9: a batch that clients would send again is answered as before, or accepted now, or refused without an effect.
+   */
   #resend(world: World, { broker }: Recovered, state: LedgerState): void {
     const send = (sender: Sender, work: (producer: BrokerProducer, lowest: number) => void): void => {
       const known = state.producers.get(sender.identityText)?.highest ?? 0
@@ -313,7 +314,7 @@ export class CrashPoints {
       try {
         work(producer, sender.lowestUnanswered)
       } catch (error) {
-        // Whether it deserved that is the judge's to say.
+        // The judge decides whether the refusal was deserved.
         if (!(error instanceof SluiceError) || error.code === 'UNKNOWN_OUTCOME') throw error
       }
     }
@@ -336,7 +337,9 @@ export class CrashPoints {
     }
   }
 
-  /** 1, 2, 12, 13, 22: everything that is not dead or scheduled is handed out, once, in order, whole and marked. */
+  /**
+   * 1, 2, 12, 13, 22: every message that is neither dead nor scheduled is delivered once, in order, whole and marked.
+   */
   async #drain({ broker, turns }: Recovered, judge: Judge): Promise<void> {
     this.counts.drained++
     const { model } = judge
@@ -368,7 +371,7 @@ export class CrashPoints {
         await new Promise((resolve) => setImmediate(resolve))
         quiet = turn === undefined && held.length === 0 ? quiet + 1 : 0
         if (delivered > DRAINED_MAX)
-          throw judge.wrong ?? new Violation(8, `${name} delivers again what was acknowledged`)
+          throw judge.wrong ?? new Violation(8, `${name} delivers acknowledged messages again`)
         if (turn !== undefined || held.length === 0) continue
         const items = held.splice(0).map((firstTag) => ({ firstTag, count: 1, outcome: OUTCOME.ack }))
         broker.turn.begin()
@@ -378,7 +381,7 @@ export class CrashPoints {
       if (wrong !== undefined) throw wrong
       const { leased } = broker.catalog.info(name as QueueName)
       const { line, live } = model.state.names.get(name)!
-      // What is ready can stand behind a retry of its key.
+      // A ready message can be behind a retry of its key.
       const first = line.first(live.values())
       if (leased > 0 || first !== undefined)
         throw new Violation(

@@ -1,4 +1,4 @@
-/** A planted bug: what it puts between the parts of a world. See defects.ts. */
+/** A planted bug: how it changes the parts of a world. See defects.ts. */
 import type { Broker } from '../../packages/server/src/broker/broker.js'
 import type { Disk, Log } from '../../packages/server/src/log/log.js'
 import type { Transport } from '../../packages/server/src/net/peer.js'
@@ -13,10 +13,10 @@ export interface Defect {
   readonly log?: (log: Log) => Log
   /** Between a session and its connection. */
   readonly transport?: (transport: Transport) => Transport
-  /** Changes a broker before anybody uses it. */
+  /** Changes a broker before its first use. */
   readonly broker?: (broker: Broker) => void
   readonly session?: (session: Session) => void
-  /** Changes what all brokers of this process do, where no seam is; returns what takes it back. */
+  /** Changes all brokers of this process, where there is no seam; returns a function that undoes it. */
   readonly install?: () => () => void
   /** Changes the disk before a broker starts on it. */
   readonly beforeOpen?: (disk: SimulatedDisk) => Promise<void>

@@ -1,6 +1,6 @@
 /**
- * H1: every planted bug is found, within few seeds. `pnpm test` begins with the seed that is known to find it; the long
- * mode searches from the first seed on.
+ * H1: every planted bug is found within a few seeds. `pnpm test` begins with the seed that is known to find it; the
+ * long mode searches from the first seed.
  */
 import { expect, test } from 'vitest'
 import { IS_LONG, TIMEOUT_MS } from '../amount.js'
@@ -11,21 +11,21 @@ import { SimulationFailure } from './trace.js'
 import { runWorld } from './world.js'
 
 const SEEDS_MAX = 24
-/** A share of the crash points of each run is looked at. */
+/** The share of each run's crash points that is checked. */
 const SHARE = 0.05
 
-/** By a defect's name, where it is not the first seed. An entry that is out of date costs time, no more. */
+/** By name of the defect, if it is not the first seed. An outdated entry only costs time. */
 const KNOWN_SEEDS: Readonly<Record<string, number>> = {
-  'a failed write is called a success': 4,
-  'a settle of another is not called stale': 2,
-  'a retry does not count': 4,
-  'a producer is not known again after a restart': 4,
-  'what an atomic step acknowledges is written in the next entry': 8,
-  'what a consumer has is replaced': 2,
-  'a dead letter is moved and does not leave its home': 7,
-  'a dead letter leaves its home and is there until the restart': 7,
+  'a failed write is reported as a success': 4,
+  'a settle of another consumer is not reported as stale': 2,
+  'a retry is not charged': 4,
+  'a producer is unknown after a restart': 4,
+  'the acks of an atomic step are written in the next entry': 8,
+  'a leased message is replaced': 2,
+  'a dead letter is copied and stays in its old queue': 7,
+  'a dead letter leaves its old queue and is in the new one until the restart': 7,
   'a lease can be claimed after the next one': 21,
-  'what another consumer has is granted to the one that claims it': 3,
+  'a message that another consumer holds is granted to a claim': 3,
 }
 
 const found: string[] = []
@@ -61,7 +61,7 @@ test.each(DEFECTS)('found: $name', { timeout: TIMEOUT_MS }, async (defect) => {
   found.push(defect.name)
 })
 
-test('as many were found as were planted', () => {
+test('every planted defect is found', () => {
   expect(DEFECTS.length).toBeGreaterThanOrEqual(30)
   expect(new Set(found).size).toBe(DEFECTS.length)
 })

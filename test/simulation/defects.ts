@@ -1,6 +1,6 @@
 /**
  * Planted bugs: each is put between the parts of a world through a seam, and each must be found. A simulation that
- * finds none of its own bugs proves nothing by finding none of others.
+ * finds none of its own bugs proves nothing when it finds no others.
  */
 import { DELIVER_FLAG, FRAME_HEADER_BYTES, OP, readU32, readU64 } from '@sluice/protocol'
 import { Producer as BrokerProducer } from '../../packages/server/src/state/producers.js'
@@ -28,7 +28,7 @@ import type { SimulatedDisk } from './disk.js'
 
 // ------------------------------------------------------------------------------------------------------ the disk
 
-/** A disk whose files, or itself, do some things differently. */
+/** A disk with some other methods, or with other methods of its files. */
 function otherDisk(
   disk: Disk,
   change: Partial<Disk>,
@@ -61,7 +61,7 @@ const isNames = (name: string): boolean => name.endsWith('.segment')
 
 // ------------------------------------------------------------------------------------------------------- the log
 
-/** A log that does some things differently. */
+/** A log with some other methods. */
 export function otherLog(log: Log, change: Partial<Log>): Log {
   return {
     get segmentBytes() {
@@ -82,7 +82,7 @@ export function otherLog(log: Log, change: Partial<Log>): Log {
   }
 }
 
-/** Where the log on this disk ends, without touching it. */
+/** Where the log on this disk ends, without a change to it. */
 async function endOf(
   disk: SimulatedDisk,
 ): Promise<{ log: FileLog; bounds: Awaited<ReturnType<FileLog['open']>>; copy: SimulatedDisk } | undefined> {
@@ -125,7 +125,7 @@ function damageAt(disk: SimulatedDisk, segmentBytes: number, position: number, b
 
 // --------------------------------------------------------------------------------------------------- the sessions
 
-/** Passes on what the broker writes, frame by frame; `change` gives what goes out instead. */
+/** Passes on the frames that the broker writes; `change` returns the frame that is sent instead. */
 function otherFrames(
   transport: Transport,
   change: (opcode: number, frame: Uint8Array) => Uint8Array[],
@@ -139,7 +139,7 @@ function otherFrames(
     end: () => transport.end(),
     write: (bytes, written) => {
       const parts: Uint8Array[] = []
-      // Frames are never cut by the outbox; only the greeting stands before the first one.
+      // The outbox never cuts a frame; only the greeting precedes the first one.
       let at = bytes[0] === 0x53 && bytes[1] === 0x4c && bytes[2] === 0x43 && bytes[3] === 0x45 ? 8 : 0
       parts.push(bytes.subarray(0, at))
       while (at < bytes.length) {
@@ -152,14 +152,12 @@ function otherFrames(
   }
 }
 
-/**
- * Methods of a class are others until they are given back; `change` gets what they were.
- */
+/** Replaces methods of a class until they are restored; `change` gets the original ones. */
 export function replaced<Class extends object>(
   prototype: Class,
   change: (before: Readonly<Class>) => Partial<Class>,
 ): () => void {
-  // A copy that has nothing but the methods as they are now.
+  // A copy with only the current methods.
   const before = Object.defineProperties({}, Object.getOwnPropertyDescriptors(prototype)) as Class
   const methods = change(before)
   Object.assign(prototype, methods)
@@ -180,7 +178,7 @@ export const DEFECTS: readonly Defect[] = [
       }),
   },
   {
-    name: 'a write is called durable when it is only in memory',
+    name: 'a write is reported as durable while it is only in memory',
     disk: (disk) =>
       otherDisk(disk, { open: (name, options) => disk.open(name, { ...options, durable: false }) }),
   },
@@ -189,7 +187,7 @@ export const DEFECTS: readonly Defect[] = [
     disk: (disk) => otherDisk(disk, { syncDirectory: () => Promise.resolve() }),
   },
   {
-    name: 'a short write is taken for a whole one',
+    name: 'a short write is reported as a whole one',
     disk: (disk) =>
       otherDisk(disk, {}, (file, durable) =>
         durable && isNames('x.segment')
@@ -213,14 +211,14 @@ export const DEFECTS: readonly Defect[] = [
       ),
   },
   {
-    name: 'a failed write is called a success',
+    name: 'a failed write is reported as a success',
     disk: (disk) =>
       otherDisk(disk, {}, (file) => ({
         write: (position, bytes) => file.write(position, bytes).catch(() => {}),
       })),
   },
   {
-    name: 'the newest entry is forgotten at the start',
+    name: 'the newest entry is lost at the start',
     beforeOpen: async (disk) => {
       const last = await lastEntry(disk)
       if (last !== undefined)
@@ -228,11 +226,11 @@ export const DEFECTS: readonly Defect[] = [
     },
   },
   {
-    name: 'bytes of a former life are taken for the next entry',
+    name: 'bytes of an earlier life are read as the next entry',
     beforeOpen: async (disk) => {
       const last = await lastEntry(disk)
       if (last === undefined) return
-      // As if nothing but the layout of an entry was looked at: an old one fits behind the newest.
+      // As if only the layout of an entry were checked: an old one fits behind the newest.
       const stale = last.bytes.slice()
       const { length, epoch, timeMs, batches } = readEntryHeader(stale, 0)
       const { segmentBytes } = last.log
@@ -251,7 +249,7 @@ export const DEFECTS: readonly Defect[] = [
     },
   },
   {
-    name: 'a segment is given back too early',
+    name: 'a segment is recycled too early',
     log: (log) =>
       otherLog(log, { truncateBefore: (position) => log.truncateBefore(position + log.segmentBytes) }),
   },
@@ -298,7 +296,7 @@ export const DEFECTS: readonly Defect[] = [
       })),
   },
   {
-    name: 'a settle of another is not called stale',
+    name: 'a settle of another consumer is not reported as stale',
     install: () =>
       replaced<Subscription>(Subscription.prototype, (before) => ({
         ack(this: Subscription, firstTag, count, nowMs) {
@@ -316,11 +314,11 @@ export const DEFECTS: readonly Defect[] = [
       })),
   },
   {
-    name: 'a retry does not count',
+    name: 'a retry is not charged',
     install: () => replaced(Queue.prototype, () => ({ attemptsOf: () => 0 })),
   },
   {
-    name: 'what is scheduled is ready too early',
+    name: 'a scheduled message is ready too early',
     install: () =>
       replaced(Queue.prototype, (before) => ({
         advance(this: Queue, nowMs) {
@@ -339,7 +337,7 @@ export const DEFECTS: readonly Defect[] = [
       })),
   },
   {
-    name: 'credit wakes nobody',
+    name: 'new credit does not start deliveries',
     install: () =>
       replaced<Subscription>(Subscription.prototype, (before) => ({
         setCredit(this: Subscription, messages, bytes, limit, drain) {
@@ -353,7 +351,7 @@ export const DEFECTS: readonly Defect[] = [
       })),
   },
   {
-    name: 'one message more than the credit is granted',
+    name: 'one message more than the credit is delivered',
     install: () =>
       replaced<Subscription>(Subscription.prototype, (before) => ({
         setCredit(this: Subscription, messages, bytes, limit, drain) {
@@ -362,7 +360,7 @@ export const DEFECTS: readonly Defect[] = [
       })),
   },
   {
-    name: 'a producer is not known again after a restart',
+    name: 'a producer is unknown after a restart',
     install: () =>
       replaced(BrokerProducer.prototype, (before) => ({
         resultOf(this: BrokerProducer, number, crc, unanswered) {
@@ -372,8 +370,8 @@ export const DEFECTS: readonly Defect[] = [
       })),
   },
   {
-    name: 'a purge forgets what is leased',
-    // Purging alone asks for all that is held in order to take it back.
+    name: 'a purge ignores leased messages',
+    // Only a purge collects all leases of a queue in order to end them.
     install: () =>
       replaced<Subscription>(Subscription.prototype, () => ({ *held(): IterableIterator<never> {} })),
   },
@@ -390,10 +388,10 @@ export const DEFECTS: readonly Defect[] = [
       })),
   },
   {
-    name: 'what an atomic step acknowledges is written in the next entry',
+    name: 'the acks of an atomic step are written in the next entry',
     install: () => {
       const restore = [
-        // What was gathered for the step stays with its queue, until the end of the turn.
+        // The facts of the step stay with their queue until the end of the turn.
         replaced(FactBuffer.prototype, () => ({ take: () => new FactBuffer() })),
         replaced(Writer.prototype, (before) => ({
           facts(this: Writer, queueId, buffer) {
@@ -409,7 +407,7 @@ export const DEFECTS: readonly Defect[] = [
     },
   },
   {
-    name: 'what is said of a duplicate stands behind its batch',
+    name: 'the fact of a duplicate is written behind its batch',
     install: () => {
       const kept = new Map<number, FactBuffer>()
       return replaced(Writer.prototype, (before) => ({
@@ -429,7 +427,7 @@ export const DEFECTS: readonly Defect[] = [
     },
   },
   {
-    name: 'what comes back stands behind the others of its key',
+    name: 'a retried message goes behind the others of its key',
     install: () =>
       replaced(KeyLines.prototype, () => ({
         insert(this: KeyLines, slot, chunk, index) {
@@ -438,7 +436,7 @@ export const DEFECTS: readonly Defect[] = [
       })),
   },
   {
-    name: 'one message of a key more is leased than may be',
+    name: 'one message too many of a key is leased',
     install: () =>
       replaced(KeyLines.prototype, (before) => ({
         offer(this: KeyLines, slot, timeMs, arrived, arrivedSinceMs) {
@@ -450,19 +448,19 @@ export const DEFECTS: readonly Defect[] = [
       })),
   },
   {
-    name: 'what follows a refused batch is judged by itself',
+    name: 'a batch that follows a refused one is judged by itself',
     install: () => replaced(BrokerProducer.prototype, () => ({ wasRefused: () => false })),
   },
   {
-    name: 'that a message replaces another is not written',
+    name: 'the fact that a message replaces another is not written',
     install: () => replaced(FactBuffer.prototype, () => ({ replace: () => {} })),
   },
   {
-    name: 'what is replaced stays',
+    name: 'a replaced message stays',
     install: () => replaced(Admission.prototype, () => ({ replace: () => {} })),
   },
   {
-    name: 'what a consumer has is replaced',
+    name: 'a leased message is replaced',
     install: () =>
       replaced(Queue.prototype, (before) => ({
         stateOf(this: Queue, offset) {
@@ -479,11 +477,11 @@ export const DEFECTS: readonly Defect[] = [
       })),
   },
   {
-    name: 'a dead letter is moved and does not leave its home',
+    name: 'a dead letter is copied and stays in its old queue',
     install: () => replaced(FactBuffer.prototype, () => ({ move: () => {} })),
   },
   {
-    name: 'a dead letter leaves its home and is there until the restart',
+    name: 'a dead letter leaves its old queue and is in the new one until the restart',
     install: () => replaced(Queue.prototype, () => ({ moved: () => {} })),
   },
   {
@@ -500,7 +498,7 @@ export const DEFECTS: readonly Defect[] = [
     install: () => replaced(FormerLeases.prototype, () => ({ delete: () => {} })),
   },
   {
-    name: 'what another consumer has is granted to the one that claims it',
+    name: 'a message that another consumer holds is granted to a claim',
     install: () =>
       replaced(Queue.prototype, (before) => ({
         reclaim(this: Queue, claim, boot, nowMs, client) {
@@ -514,15 +512,15 @@ export const DEFECTS: readonly Defect[] = [
       })),
   },
   {
-    name: 'that a subscription ended is forgotten with a restart',
+    name: 'a restart forgets that a subscription ended',
     install: () => replaced(FactBuffer.prototype, () => ({ ended: () => {} })),
   },
   {
-    name: 'priorities are not looked at',
+    name: 'priorities are ignored',
     install: () => replaced(Chunk.prototype, () => ({ setPriority: () => {} })),
   },
   {
-    name: 'of a batch only the first message counts as live',
+    name: 'only the first message of a batch counts as live',
     install: () =>
       replaced(Chunk.prototype, () => ({
         batchIsGone(this: Chunk, batch) {
@@ -531,7 +529,7 @@ export const DEFECTS: readonly Defect[] = [
       })),
   },
   {
-    name: 'at rest an empty entry is written every second',
+    name: 'an empty entry is written every second at rest',
     install: () => {
       const sealedMs = new WeakMap<Tail, number>()
       return replaced(Tail.prototype, (before) => ({

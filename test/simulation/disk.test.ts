@@ -4,7 +4,7 @@ import type { Fault } from './disk.js'
 
 const IMAGES = 300
 
-/** A recognisable sector for each number. */
+/** A distinct sector for each number. */
 function sectorsOf(...numbers: number[]): Uint8Array {
   const bytes = new Uint8Array(numbers.length * SECTOR_BYTES)
   for (const [index, number] of numbers.entries()) {
@@ -13,7 +13,7 @@ function sectorsOf(...numbers: number[]): Uint8Array {
   return bytes
 }
 
-/** The numbers of the sectors, or -1 for one that is not of one number. */
+/** The numbers of the sectors, or -1 for a sector of several numbers. */
 function numbersOf(bytes: Uint8Array): number[] {
   return Array.from({ length: Math.ceil(bytes.length / SECTOR_BYTES) }, (_, index) => {
     const sector = bytes.subarray(index * SECTOR_BYTES, (index + 1) * SECTOR_BYTES)
@@ -29,7 +29,7 @@ async function fileOn(disk: SimulatedDisk, bytes: Uint8Array, durable: boolean) 
   return file
 }
 
-/** Every image of `IMAGES` power cuts, as text; how often each came. */
+/** Every image of `IMAGES` power cuts, as text, and how often each came. */
 function imagesOf(disk: SimulatedDisk, tell: (image: SimulatedDisk) => string): Map<string, number> {
   const seen = new Map<string, number>()
   for (let seed = 0; seed < IMAGES; seed++) {
@@ -42,7 +42,7 @@ function imagesOf(disk: SimulatedDisk, tell: (image: SimulatedDisk) => string): 
 const sectorsIn = (image: SimulatedDisk): string => numbersOf(image.bytesOf('a')).join(' ')
 
 describe('durability', () => {
-  test('what was synced, or written durably, is in every image', async () => {
+  test('a synced or durable write is in every image', async () => {
     const disk = new SimulatedDisk()
     const file = await fileOn(disk, sectorsOf(1, 2, 3), true)
     await file.write(SECTOR_BYTES, sectorsOf(7))
@@ -73,7 +73,7 @@ describe('durability', () => {
     expect(seen.get('2 2 2')).toBeGreaterThan(IMAGES / 10)
   })
 
-  test('a durable write is the same until it resolves', async () => {
+  test('a durable write is like any other until it resolves', async () => {
     const disk = new SimulatedDisk({ mode: 'queued', random: randomFrom(1) })
     const file = await disk.run(disk.open('a', { create: true, durable: true }))
     await disk.run(file.write(0, sectorsOf(1, 1)))
@@ -85,7 +85,7 @@ describe('durability', () => {
     expect([...imagesOf(disk, sectorsIn).keys()]).toEqual(['2 2'])
   })
 
-  test('a sync covers what was written before it was called, and no more', async () => {
+  test('a sync covers the writes before its call, and no more', async () => {
     const disk = new SimulatedDisk({ mode: 'queued', random: randomFrom(1) })
     const file = await disk.run(disk.open('a', { create: true }))
     await disk.run(file.write(0, sectorsOf(1, 1)))
@@ -97,7 +97,7 @@ describe('durability', () => {
     expect([...imagesOf(disk, sectorsIn).keys()].sort()).toEqual(['1 1', '1 3'])
   })
 
-  test('what a file grew by is missing, zeros or junk', async () => {
+  test('the bytes that a file grew by are missing, zeros or junk', async () => {
     const disk = new SimulatedDisk()
     const file = await fileOn(disk, sectorsOf(1), false)
     await file.write(SECTOR_BYTES, sectorsOf(2, 2))
@@ -106,7 +106,7 @@ describe('durability', () => {
     for (const image of seen) expect(image).toMatch(/^1( (0|2|-1) (0|2|-1))?$/)
   })
 
-  test('an older write does not come back over a later one that is stable', async () => {
+  test('an older write does not overwrite a later one that is stable', async () => {
     const disk = new SimulatedDisk()
     const file = await fileOn(disk, sectorsOf(1, 1), false)
     await file.write(0, sectorsOf(2, 2))
@@ -119,7 +119,7 @@ describe('durability', () => {
 describe('names', () => {
   const namesIn = (image: SimulatedDisk): string => image.names().join(' ')
 
-  test('creations, renames and removals come and go until the directory is synced', async () => {
+  test('creations, renames and removals are undone or not until the directory is synced', async () => {
     const disk = new SimulatedDisk()
     await fileOn(disk, sectorsOf(1), true)
     await (await disk.open('b', { create: true })).close()
@@ -137,7 +137,7 @@ describe('names', () => {
     await expect(disk.open('c', { create: true })).rejects.toMatchObject({ code: 'EEXIST' })
   })
 
-  test('a file that was synced may still have no name', async () => {
+  test('a synced file may still have no name', async () => {
     const disk = new SimulatedDisk()
     const file = await disk.open('a', { create: true, durable: true })
     await file.write(0, sectorsOf(1))
@@ -158,7 +158,7 @@ describe('names', () => {
 })
 
 describe('the end of a process', () => {
-  test('leaves what landed, and it is as unstable as it was', async () => {
+  test('keeps the writes that landed, as unstable as they were', async () => {
     const disk = new SimulatedDisk({ mode: 'queued', random: randomFrom(1) })
     const file = await disk.run(disk.open('a', { create: true }))
     await disk.run(file.write(0, sectorsOf(1, 1)))
@@ -173,12 +173,12 @@ describe('the end of a process', () => {
       landed.add(sectorsIn(killed))
       cut.add(sectorsIn(killed.crash(randomFrom(seed + IMAGES))))
     }
-    // A write may be cut anywhere when only the process dies: no sector is sacred then.
+    // When only the process dies, a write may be cut anywhere, even inside a sector.
     expect([...landed].sort()).toEqual(['2 -1', '2 1', '2 3'])
     expect([...cut].sort()).toEqual(['1 -1', '1 1', '1 3', '2 -1', '2 1', '2 3'])
   })
 
-  test('a clone is the same disk and goes its own way', async () => {
+  test('a clone is an equal disk, and independent', async () => {
     const disk = new SimulatedDisk()
     const file = await fileOn(disk, sectorsOf(1, 1), false)
     await file.write(0, sectorsOf(2))
@@ -210,14 +210,14 @@ describe('faults', () => {
       await file.sync()
       expect(sectorsIn(disk)).toBe('2')
       expect([...imagesOf(disk, sectorsIn).keys()].sort()).toEqual(['1', '2'])
-      // Written once more, it is.
+      // After another write it is stable.
       await file.write(0, sectorsOf(2))
       await file.sync()
       expect([...imagesOf(disk, sectorsIn).keys()]).toEqual(['2'])
     }
   })
 
-  test('a short write leaves its beginning, a lie leaves nothing for sure', async () => {
+  test('a short write leaves its beginning, and after a lie nothing is certain', async () => {
     const disk = new SimulatedDisk()
     const file = await fileOn(disk, sectorsOf(1, 1), true)
     disk.fault = failing('write', { short: SECTOR_BYTES })
@@ -229,7 +229,7 @@ describe('faults', () => {
     expect(imagesOf(disk, sectorsIn).size).toBeGreaterThan(2)
   })
 
-  test('a full disk refuses what would grow, and takes it when there is room', async () => {
+  test('a full disk refuses to grow, and grows again when there is room', async () => {
     const disk = new SimulatedDisk({ capacityBytes: 3 * SECTOR_BYTES })
     const file = await fileOn(disk, sectorsOf(1, 1), false)
     expect(await disk.space()).toEqual({ freeBytes: SECTOR_BYTES, totalBytes: 3 * SECTOR_BYTES })
@@ -243,7 +243,7 @@ describe('faults', () => {
     expect(disk.usedBytes).toBe(3 * SECTOR_BYTES)
   })
 
-  test('faults are asked for by kind, number and name', async () => {
+  test('faults are chosen by kind, number and name', async () => {
     const disk = new SimulatedDisk()
     const asked: string[] = []
     disk.fault = ({ kind, index, name }) => void asked.push(`${kind} ${index} ${name}`)
@@ -302,8 +302,8 @@ describe('order', () => {
     expect(compared).toBe(50)
   })
 
-  test('work that waits for nothing of the disk is an error, not a hang', async () => {
+  test('work that waits for no operation of the disk is an error, not a hang', async () => {
     const disk = new SimulatedDisk({ mode: 'queued' })
-    await expect(disk.run(new Promise(() => undefined))).rejects.toThrow('nothing is queued')
+    await expect(disk.run(new Promise(() => undefined))).rejects.toThrow('no operation is queued')
   })
 })

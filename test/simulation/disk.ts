@@ -1,7 +1,7 @@
 /**
- * A disk in memory that can lose power. It keeps two views of every file and of the directory: what reads see, and
- * what is on stable storage; what lies between is a list of writes that a power cut keeps in any part. It is a
- * function of the numbers it is given: the same seed and the same calls give the same images, to the byte.
+ * A disk in memory that can lose power. It keeps two views of every file and of the directory: what reads see, and what
+ * is on stable storage; the difference is a list of writes of which a power cut keeps any part. It is deterministic:
+ * the same seed and the same calls give the same images, to the byte.
  *
  * Sectors of 512 bytes are written whole or not at all. A write to a file that was opened durable is stable when it
  * resolves, others after `sync`; creations, renames and removals after `syncDirectory`.
@@ -31,16 +31,16 @@ export type OperationKind = (typeof KINDS)[number]
 
 export interface Operation {
   readonly kind: OperationKind
-  /** How many of this kind came before it on this disk. */
+  /** How many operations of this kind came before it on this disk. */
   readonly index: number
-  /** Of the file; the old one for a rename; empty for the directory. */
+  /** Name of the file; the old one for a rename; empty for the directory. */
   readonly name: string
 }
 
 /**
- * What goes wrong with an operation. `error`: it rejects; what a write left behind is open, and no later sync makes it
- * good. `short`: only so many bytes are written, then it rejects. `lie`: it resolves and nothing becomes stable.
- * `slow`: it completes after all that are not.
+ * A fault of an operation. `error`: it rejects; what a failed write leaves behind is undefined, and no later sync makes
+ * it stable. `short`: only this many bytes are written, then it rejects. `lie`: it resolves and nothing becomes stable.
+ * `slow`: it completes after all operations that are not slow.
  */
 export interface Fault {
   readonly error?: 'EIO' | 'ENOSPC' | 'EMFILE'
@@ -52,22 +52,22 @@ export interface Fault {
 export interface SimulatedDiskOptions {
   /** Draws the order in which queued operations complete. */
   readonly random?: Random
-  /** `direct`: an operation is done when its call returns. `queued`: when `step` picks it. */
+  /** `direct`: an operation is done when its call returns. `queued`: it is done when `step` picks it. */
   readonly mode?: 'direct' | 'queued'
-  /** Bytes that all files may have together; no limit unless told. */
+  /** Most bytes of all files together; default: no limit. */
   readonly capacityBytes?: number
   readonly fault?: (operation: Operation) => Fault | undefined
 }
 
-/** Pages are never changed once they stand here, so that images share them. A hole is zeros. */
+/** A page never changes once it is here, so that images can share it. A hole is zeros. */
 type Pages = (Uint8Array | undefined)[]
 
 interface PendingWrite {
   readonly position: number
   bytes: Uint8Array
-  /** Seen by reads. */
+  /** Reads see it. */
   landed: boolean
-  /** It rejected, or its disk lied: a sync passes over it. */
+  /** It rejected, or its disk lied: a sync ignores it. */
   unreliable: boolean
   /** Sectors that became stable with a later write. */
   readonly settled: Set<number>
@@ -111,7 +111,7 @@ export class SimulatedDisk implements Disk {
     this.fault = options.fault
   }
 
-  // ------------------------------------------------------------------------------------------------ what tests see
+  // ------------------------------------------------------------------------------------------------ for tests
 
   /** Operations so far, by kind. */
   get counts(): Readonly<Record<OperationKind, number>> {
@@ -137,27 +137,27 @@ export class SimulatedDisk implements Disk {
     return [...this.#names.keys()].sort()
   }
 
-  /** What reads of the file would give. */
+  /** The bytes that a read of the file returns. */
   bytesOf(name: string): Uint8Array {
     const inode = this.#inode(name)
     return readPages(inode.cache, 0, inode.cacheBytes)
   }
 
-  /** Changes a file behind everybody's back, stable at once: for damage at rest. */
+  /** Changes a file without an operation, stable at once: damage at rest. */
   damage(name: string, position: number, bytes: Uint8Array): void {
     const inode = this.#inode(name)
     writePages(inode.cache, position, bytes)
     writePages(inode.stable, position, bytes)
   }
 
-  /** Cuts a file to a length behind everybody's back. */
+  /** Cuts a file to a length without an operation. */
   cut(name: string, bytes: number): void {
     const inode = this.#inode(name)
     inode.cacheBytes = Math.min(inode.cacheBytes, bytes)
     inode.stableBytes = Math.min(inode.stableBytes, bytes)
   }
 
-  /** Takes a name away behind everybody's back. */
+  /** Removes a name without an operation. */
   lose(name: string): void {
     this.#names.delete(name)
     this.#stableNames.delete(name)
@@ -165,7 +165,7 @@ export class SimulatedDisk implements Disk {
 
   // ------------------------------------------------------------------------------------------------------- time
 
-  /** Completes one queued operation, drawn by the seed. @returns false when none was queued */
+  /** Completes one queued operation, drawn by the seed. @returns false if none was queued */
   step(): boolean {
     if (this.#queue.length === 0) return false
     const fast = this.#queue.filter(({ slow }) => !slow)
@@ -176,7 +176,7 @@ export class SimulatedDisk implements Disk {
     return true
   }
 
-  /** Steps until `work` is settled. @throws Error when it waits for something that is no operation of this disk */
+  /** Steps until `work` is settled. @throws Error if it waits for something that is no operation of this disk */
   async run<T>(work: Promise<T>): Promise<T> {
     let settled = false
     const mark = (): void => {
@@ -187,17 +187,17 @@ export class SimulatedDisk implements Disk {
       await new Promise((resolve) => setImmediate(resolve))
       if (settled) return work
       idle = this.step() ? 0 : idle + 1
-      if (idle > 1000) throw new Error('nothing is queued, and the work is not done')
+      if (idle > 1000) throw new Error('no operation is queued, and the work is not done')
     }
   }
 
   // ------------------------------------------------------------------------------------------------------- images
 
-  /** What a machine may find that lost power now: one of the possible images, drawn from `random`. */
+  /** The disk of a machine that lost power now: one of the possible images, drawn from `random`. */
   crash(random: Random, options: SimulatedDiskOptions = {}): SimulatedDisk {
     const image = new SimulatedDisk(options)
     const names = new Map(this.#stableNames)
-    // Some cuts lose everything that may be lost, some nothing; most are between.
+    // Some cuts lose everything that may be lost, some nothing, and most a part.
     const keepName = drawShare(random)
     for (const change of this.#changes) if (random() < keepName) applyChange(names, change)
     const copies = new Map<Inode, Inode>()
@@ -214,14 +214,14 @@ export class SimulatedDisk implements Disk {
   }
 
   /**
-   * What the next process finds when this one dies and the machine does not: all that has landed, and of what was
-   * under way any part. What was not stable is still not.
+   * The disk after the process dies and the machine does not: everything that has landed, and any part of the
+   * operations under way. What was not stable is still not.
    */
   kill(random: Random, options: SimulatedDiskOptions = {}): SimulatedDisk {
     return this.#copy(random, options)
   }
 
-  /** The same disk once more. What was under way on this one is not on the other. */
+  /** A copy of the disk, without the operations that are under way. */
   clone(options: SimulatedDiskOptions = this.#options): SimulatedDisk {
     return this.#copy(undefined, options)
   }
@@ -325,7 +325,7 @@ export class SimulatedDisk implements Disk {
         this.#changes = this.#changes.filter((change) => change.unreliable || !covered.includes(change))
       },
       () => {
-        // As with a failed sync of a file: the next one has forgotten what this one did not do.
+        // As after a failed sync of a file: the next one ignores what this one did not do.
         for (const change of covered) change.unreliable = true
       },
     )
@@ -357,7 +357,7 @@ export class SimulatedDisk implements Disk {
     return this.#options.random?.() ?? 0
   }
 
-  /** Runs `work` now or when a step picks it. `fail` runs instead of it when a fault makes it reject. */
+  /** Runs `work` now or when a step picks it, or `fail` if a fault makes it reject. */
   #operate<T>(
     kind: OperationKind,
     name: string,
@@ -390,7 +390,7 @@ interface FileHost {
     work: (fault: Fault | undefined) => T,
     fail?: (fault: Fault) => void,
   ): Promise<T>
-  /** Whether so many bytes more fit the disk. */
+  /** Whether this many more bytes fit the disk. */
   grow(bytes: number): boolean
   closed(): void
 }
@@ -435,7 +435,7 @@ class SimulatedFile implements DiskFile {
       unreliable: false,
       settled: new Set(),
     }
-    // From its call on, any part of it may be on the disk.
+    // From the call on, any part of the write may be on the disk.
     inode.pending.push(write)
     return this.#host.operate(
       'write',
@@ -447,7 +447,7 @@ class SimulatedFile implements DiskFile {
           throw systemError('ENOSPC', `write ${this.#name}`)
         }
         if (fault?.short !== undefined) {
-          // The rest of it never left the process.
+          // The rest never left the process.
           write.bytes = write.bytes.subarray(0, fault.short)
           write.unreliable = true
           land(inode, write)
@@ -461,7 +461,7 @@ class SimulatedFile implements DiskFile {
         }
       },
       () => {
-        // The page cache has it and calls it clean; the disk has what it has.
+        // The page cache holds it and counts it as clean, whatever the disk has.
         write.unreliable = true
         land(inode, write)
       },
@@ -473,7 +473,7 @@ class SimulatedFile implements DiskFile {
     const inode = this.#inode
     const landed = inode.pending.filter((write) => write.landed)
     const covered = landed.filter(({ unreliable }) => !unreliable)
-    // As they are now: what lands while the sync is under way may come too late for it.
+    // The sectors as of now: a write that lands while the sync is under way may be too late for it.
     const sectors = covered.map((write) => ({ write, ...sectorsOf(inode, write) }))
     return this.#host.operate(
       'sync',
@@ -483,7 +483,7 @@ class SimulatedFile implements DiskFile {
         for (const { write, first, bytes } of sectors) {
           for (let at = 0; at < bytes.length; at += SECTOR_BYTES) {
             const sector = first + at / SECTOR_BYTES
-            // A durable write was faster, with newer bytes.
+            // A durable write with newer bytes came first.
             if (write.settled.has(sector)) continue
             writePages(inode.stable, sector * SECTOR_BYTES, bytes.subarray(at, at + SECTOR_BYTES))
             for (const other of landed) if (other !== write) other.settled.add(sector)
@@ -517,7 +517,7 @@ function systemError(code: string, what: string): Error {
 }
 
 function applyChange(names: Map<string, Inode>, { from, to, inode }: NameChange): void {
-  // Without what it builds on it cannot have happened.
+  // It cannot have happened without the change before it.
   if (from !== undefined && names.get(from) !== inode) return
   if (from !== undefined) names.delete(from)
   if (to !== undefined) names.set(to, inode)
@@ -536,7 +536,7 @@ function sectorsOf(inode: Inode, { position, bytes }: PendingWrite): { first: nu
   return { first, bytes: readPages(inode.cache, first * SECTOR_BYTES, (end - first) * SECTOR_BYTES) }
 }
 
-/** Makes the sectors of a durable write stable, with all that has landed in them. */
+/** Makes the sectors of a durable write stable, with everything that has landed in them. */
 function settle(inode: Inode, write: PendingWrite): void {
   const { first, bytes } = sectorsOf(inode, write)
   writePages(inode.stable, first * SECTOR_BYTES, bytes)
@@ -547,7 +547,7 @@ function settle(inode: Inode, write: PendingWrite): void {
   }
 }
 
-/** None, all, or a share between, each in a third of the cases. */
+/** None, all, or a random share, each in a third of the cases. */
 function drawShare(random: Random): number {
   const kind = random()
   if (kind < 1 / 3) return 0
@@ -560,7 +560,7 @@ function crashImage(inode: Inode, random: Random): Inode {
   const kept: { position: number; bytes: Uint8Array }[] = []
   for (const write of inode.pending) {
     const end = write.position + write.bytes.length
-    // The size of a file goes its own way, before its bytes or after them.
+    // The size of a file becomes stable independently, before its bytes or after them.
     if (end > inode.stableBytes && random() < 0.5) bytes = Math.max(bytes, end)
     const share = drawShare(random)
     const isPrefix = random() < 0.3
@@ -578,7 +578,7 @@ function crashImage(inode: Inode, random: Random): Inode {
       })
     }
   }
-  // What a file grew by holds zeros, or what the disk held there before.
+  // The bytes that a file grew by are zeros, or what the disk held there before.
   const junkFrom = random() < 0.5 ? inode.stableBytes : bytes
   for (let at = junkFrom; at < bytes; at += SECTOR_BYTES) {
     if (random() < 0.5) writePages(pages, at, junk(random, Math.min(SECTOR_BYTES, bytes - at)))

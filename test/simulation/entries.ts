@@ -1,6 +1,6 @@
 /**
- * Entries to feed a log with: a writer that keeps the chain as the broker does, with made-up batches whose bytes
- * differ from entry to entry, so that a test can tell one from another and from anything damaged.
+ * Entries to feed a log with: a writer that keeps the chain as the broker does, with made-up batches whose bytes differ
+ * from entry to entry, so that a test can tell one from another and from damage.
  */
 import { BATCH_HEADER_BYTES, BATCH_TYPE, sealBatch } from '@sluice/protocol'
 import { ENTRY_HEADER_BYTES, entryPaddedBytes, sealEntry } from '../../packages/server/src/log/entry.js'
@@ -42,7 +42,7 @@ export function makeEntry(
   return { position: chain.position, lsn: chain.lsn, bytes, crc }
 }
 
-/** Appends made-up entries one behind the other. */
+/** Appends made-up entries one after the other. */
 export class EntryWriter {
   readonly #log: Log
   readonly #salt: number
@@ -50,7 +50,7 @@ export class EntryWriter {
   next: number
   lsn: number
   previousCrc: number
-  /** What `append` resolved for. */
+  /** Entries whose `append` resolved. */
   readonly durable: MadeEntry[] = []
   /** The entry that is being appended, or was when the append failed. */
   underWay: MadeEntry | undefined
@@ -82,7 +82,7 @@ export class EntryWriter {
     return entry
   }
 
-  /** The next entry stands behind this one, which was appended. */
+  /** The next entry follows this one, which was appended. */
   follow(entry: MadeEntry): void {
     this.next = entry.position + entry.bytes.length
     this.lsn = entry.lsn + 1

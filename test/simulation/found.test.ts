@@ -1,6 +1,4 @@
-/**
- * What simulated runs found, once more by itself: each case is the shortest history that showed the defect.
- */
+/** Bugs that simulated runs found: each case is the shortest history that showed one. */
 import {
   FrameDecoder,
   FRAME_HEADER_BYTES,
@@ -30,7 +28,7 @@ import { SimulatedDisk } from './disk.js'
 const SEGMENT_BYTES = 16 * 1024
 const START_MS = 1_700_000_000_000
 
-/** A broker on a disk that does everything at once, with a clock and turns that the test moves. */
+/** A broker on a disk that does everything at once; the test moves its clock and its turns. */
 class Bench {
   readonly disk: SimulatedDisk
   broker!: Broker
@@ -64,7 +62,7 @@ class Bench {
     return this
   }
 
-  /** Runs turns until nothing is under way. */
+  /** Runs turns until nothing more happens. */
   async settle(): Promise<void> {
     for (let quiet = 0; quiet < 3; quiet++) {
       for (let turn = this.turns.shift(); turn !== undefined; turn = this.turns.shift()) {
@@ -83,7 +81,7 @@ class Bench {
   }
 }
 
-/** A client's end: sends frames, keeps those that come. */
+/** A client: sends frames and keeps the ones that it receives. */
 class Peer {
   readonly session: Session
   readonly frames: { readonly name: string | undefined; readonly payload: Uint8Array }[] = []
@@ -151,7 +149,7 @@ class Peer {
 
 const NAME = 'q' as QueueName
 
-test('a confirm does not join a frame of an earlier turn whose page came again', async () => {
+test('a confirm does not join a frame of an earlier turn whose page is used again', async () => {
   const bench = await new Bench().open()
   const peer = new Peer(bench)
   peer.send(OP.ENSURE, 1, encodeControl({ name: NAME }))
@@ -176,12 +174,12 @@ test('a confirm does not join a frame of an earlier turn whose page came again',
   expect(settled).toBe(2)
 })
 
-test('the mark of an orderly stop is the last thing in the log, also with a turn under way', async () => {
+test('the mark of an orderly stop is the last entry of the log, even with a turn under way', async () => {
   const bench = await new Bench().open(1)
   bench.broker.catalog.ensure({ name: NAME, options: {}, update: false })
   bench.publish(NAME, 1, 20)
   await bench.settle()
-  // A checkpoint is due, and a turn that would write it.
+  // A checkpoint is due, and a turn that would write it is open.
   bench.publish(NAME, 2, 20)
   const closing = bench.broker.close()
   await bench.settle()
@@ -219,7 +217,7 @@ test('more settles in one turn than one segment can hold are written in parts', 
     await bench.settle()
   }
   expect(tags).toHaveLength(4000)
-  // Every second one, so that no two acks are one fact.
+  // Every second one, so that no two acks share a fact.
   const odd = tags.filter((tag) => tag % 2 === 1)
   for (let at = 0; at < odd.length; at += 100) {
     const items = odd.slice(at, at + 100).map((firstTag) => ({ firstTag, count: 1, outcome: OUTCOME.ack }))
@@ -254,7 +252,7 @@ test('a connection that is not read because of the disk is not called silent', a
   }
   expect(peer.isPaused).toBe(false)
   expect(peer.take()).toContain('PUBLISH_OK')
-  // From here on it is.
+  // From here on the connection is read again.
   for (let i = 0; i < 100; i++) {
     bench.nowMs += 50
     bench.broker.turn.begin()
@@ -263,7 +261,7 @@ test('a connection that is not read because of the disk is not called silent', a
   expect(peer.isEnded).toBe(true)
 })
 
-/** A queue with `count` dead messages, and one that is empty. */
+/** A queue with `count` dead messages, and an empty one. */
 async function withDead(bench: Bench, count: number): Promise<void> {
   bench.broker.catalog.ensure({ name: NAME, options: {}, update: false })
   bench.broker.catalog.ensure({ name: OTHER, options: {}, update: false })
@@ -295,19 +293,19 @@ const OTHER = 'other' as QueueName
 const OPERATOR = { label: 'test', isOpen: true }
 
 for (const opcode of [OP.DISCARD, OP.REDRIVE] as const) {
-  test(`${opcodeName(opcode)} of a queue that is deleted meanwhile does nothing more to it`, async () => {
+  test(`${opcodeName(opcode)} of a queue that is deleted in the middle does nothing more to it`, async () => {
     const bench = await new Bench().open()
     await withDead(bench, 20)
     bench.publish(OTHER, 2, 3)
     await bench.settle()
     const peer = new Peer(bench)
-    // Both stand in one read of the socket: the second is answered before the first has come to its end.
+    // Both arrive in one read of the socket: the second is answered before the first is done.
     peer.send(opcode, 1, encodeControl({ name: NAME }))
     peer.send(OP.DELETE, 2, encodeControl({ name: NAME }))
     await bench.settle()
     expect(bench.fatal).toBeUndefined()
     bench.broker.audit()
-    // What the other queue has is still counted as needed.
+    // The messages of the other queue still count as live.
     expect(bench.broker.usage().liveBytes).toBeGreaterThan(0)
     const next = await new Bench(bench.disk.clone()).open()
     next.broker.audit()
@@ -315,7 +313,7 @@ for (const opcode of [OP.DISCARD, OP.REDRIVE] as const) {
   })
 }
 
-test('nothing stands behind the mark of an orderly stop, also while dead messages are being brought back', async () => {
+test('no entry follows the mark of an orderly stop, even while dead messages are being redriven', async () => {
   const bench = await new Bench().open()
   await withDead(bench, 20)
   const filter = {}
@@ -332,7 +330,7 @@ test('nothing stands behind the mark of an orderly stop, also while dead message
 })
 
 for (const opcode of [OP.HISTORY, OP.REPLAY] as const) {
-  test(`${opcodeName(opcode)} that comes to a segment which was given back harms nobody`, async () => {
+  test(`${opcodeName(opcode)} that reaches a recycled segment does no harm`, async () => {
     const bench = await new Bench().open()
     bench.broker.catalog.ensure({ name: NAME, options: {}, update: false })
     for (let number = 1; number <= 20; number++) {
@@ -341,7 +339,7 @@ for (const opcode of [OP.HISTORY, OP.REPLAY] as const) {
     }
     const { firstPosition } = bench.log.usage()
     const read = bench.log.read.bind(bench.log)
-    // While it reads, what is in front goes.
+    // While it reads, the front of the log goes.
     bench.log.read = async function* (position) {
       for await (const entry of read(position)) {
         yield entry
@@ -359,7 +357,7 @@ for (const opcode of [OP.HISTORY, OP.REPLAY] as const) {
   })
 }
 
-test('the history of each of several messages that left together says how', async () => {
+test('the history of each of several messages that left together says how it left', async () => {
   const bench = await new Bench().open()
   await withDead(bench, 3)
   bench.publish(OTHER, 2, 3)

@@ -1,4 +1,4 @@
-/** The disk becomes full at every step of a short history: nothing confirmed is lost, and nothing stops for good. */
+/** The disk becomes full at every step of a short history: nothing confirmed is lost, and nothing stops forever. */
 import { expect, test } from 'vitest'
 import { Space } from '../../packages/server/src/state/space.js'
 import { SegmentPool } from '../../packages/server/src/log/segment-pool.js'
@@ -17,11 +17,14 @@ import { Violation } from './trace.js'
 
 const ENDINGS: readonly FullEnding[] = ['none', 'power', 'kill', 'close']
 
-/** Of the file system: the reserve is a third of the smaller ones. */
+/** Segments of the file system: the reserve is a third of the smaller ones. */
 const SEGMENTS = [14, 9, 11]
 const RUNS = IS_LONG ? STEPS * SEGMENTS.length : STEPS
 
-/** Full behind each step; each with one of the endings and of the sizes, in turn, or in the long mode with each size. */
+/**
+ * Full behind each step; each with one of the endings and one of the sizes, in turn, or in the long mode with each
+ * size.
+ */
 async function everyStep(filling: Filling, endings: readonly FullEnding[]): Promise<FullDiskReport[]> {
   const reports: FullDiskReport[] = []
   for (let fillAfter = 1; fillAfter <= STEPS; fillAfter++) {
@@ -55,7 +58,7 @@ test.each(IS_LONG ? ENDINGS.map((ending) => [ending]) : [ENDINGS])(
 )
 
 test.each(ENDINGS)(
-  'full of something else, %s: settles wait, and go on',
+  'full of other files, %s: settles wait, and go on',
   { timeout: TIMEOUT_MS },
   async (ending) => {
     const reports = await everyStep('stuffed', [ending])
@@ -86,7 +89,7 @@ const DEFECTS: readonly Planted[] = [
     log: (log) => otherLog(log, { reserve: (bytes) => bytes <= log.room() }),
   },
   {
-    name: 'publishes take what the pages of a checkpoint need',
+    name: 'publishes take the room for the pages of a checkpoint',
     filling: 'reserved',
     ending: 'none',
     install: () => {
@@ -103,19 +106,19 @@ const DEFECTS: readonly Planted[] = [
     install: () => replaced(SegmentPool.prototype, () => ({ wake: () => {} })),
   },
   {
-    name: 'a start waits for room for good',
+    name: 'a start waits for room forever',
     filling: 'stuffed',
     ending: 'power',
     log: (log) => otherLog(log, { stuck: () => new Promise(() => {}) }),
   },
   {
-    name: 'a stop waits for room for good',
+    name: 'a stop waits for room forever',
     filling: 'stuffed',
     ending: 'close',
     log: (log) => otherLog(log, { stuck: () => new Promise(() => {}) }),
   },
   {
-    name: 'what waits for room is confirmed',
+    name: 'a settle that waits for room is confirmed',
     filling: 'stuffed',
     ending: 'kill',
     log: (log) =>

@@ -1,11 +1,12 @@
 /**
- * A short history in which the disk becomes full after one of its steps, and stays full: whatever is stored is drained
- * one message at a time, the broker ends in one of several ways, starts on the full disk, and then there is room again.
- * It is run once for every step, so no state between two entries is left out. There is one client and no network: what
- * can go wrong here is between broker, log and disk.
+ * A short history in which the disk becomes full after one of its steps, and stays full: the stored messages are
+ * drained one at a time, the broker ends in one of several ways, starts on the full disk, and then there is room again.
+ * It is run once for every step, so no state between two entries is left out. There is one client and no network: only
+ * the broker, the log and the disk can fail.
  *
- * `reserved`: the file system keeps its size, and publishes fill it to the reserve; every settle must be confirmed then.
- * `stuffed`: something else takes the last byte, the reserve too; settles may wait, and must go on once there is room.
+ * `reserved`: the file system keeps its size, and publishes fill it up to the reserve; every settle must be confirmed
+ * then. `stuffed`: other files take the last byte, the reserve too; settles may wait, and must go on once there is
+ * room.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -32,7 +33,7 @@ export type Filling = 'reserved' | 'stuffed'
 export type FullEnding = 'none' | 'power' | 'kill' | 'close'
 
 export type FullDiskDefect = Pick<Defect, 'log' | 'broker' | 'install'> & {
-  /** Waits that the log asks for never end. */
+  /** Waits of the log never end. */
   readonly neverWakes?: boolean
 }
 
@@ -41,22 +42,22 @@ export interface FullDiskOptions {
   readonly fillAfter: number
   readonly filling: Filling
   readonly ending: FullEnding
-  /** Of the file system. */
+  /** Segments of the file system. */
   readonly segments: number
   readonly defect?: FullDiskDefect
 }
 
-/** What a run did, for tests that want to know that it did something. */
+/** What a run did, for tests that assert that it happened. */
 export interface FullDiskReport {
   published: number
   refused: number
-  /** Confirmed while the disk was full. */
+  /** Messages whose settle was confirmed while the disk was full. */
   drained: number
   /** A settle waited for room. */
   waited: boolean
-  /** The start on the full disk ended with its sentence. */
+  /** The start on the full disk was refused. */
   refusedStart: boolean
-  /** Settles that were confirmed by themselves once there was room. */
+  /** Settles that were confirmed without a further request once there was room. */
   resumed: number
   readonly notices: Map<string, number>
 }
@@ -65,9 +66,9 @@ export const SEGMENT_BYTES = 16 * 1024
 /** Steps of the history before which, and behind which, the disk can become full. */
 export const STEPS = 24
 const STEP_MS = 25
-/** Of a body: with its headers it takes less than the settle that removes it. */
+/** Bytes of a body: with its headers the message takes less than the settle that removes it. */
 const SMALL_BYTES = 160
-/** The longest that anything may take which has room; time is simulated. */
+/** The longest wait for anything that has room; time is simulated. */
 const PATIENCE_MS = 20_000
 const WAITING_MS = 3_000
 const REFUSED_MS = 30_000
@@ -75,7 +76,7 @@ const BEATS = 20
 const Q = queueName('q')
 const IDENTITY = '11'.repeat(16)
 
-/** What waits for the disk before the client hears of it. */
+/** Answers that wait for the disk before the client receives them. */
 class Answers implements Output {
   confirmed = 0
   #sent = 0
@@ -126,7 +127,7 @@ export class FullDisk {
   #fatal: Error | undefined
   #broker: Broker | undefined
   #batches = 0
-  /** Of each message, by offset: whether its publish, and its settle, was confirmed. */
+  /** By offset: whether the publish of the message, and its settle, was confirmed. */
   readonly #published = new Map<number, Fate>()
   readonly #settled = new Map<number, Fate>()
   #answers = new Answers(() => {})
@@ -155,7 +156,7 @@ export class FullDisk {
     for (let step = 0; step < fillAfter; step++) await this.#step(step)
     if (filling === 'reserved') await this.#fill()
     else {
-      // More settles than what is left of the segments that there are.
+      // More settles than fit the rest of the existing segments.
       for (let i = 0; i < 5; i++) this.#publish(Array.from({ length: 20 }, () => SMALL_BYTES))
       await this.#pass(STEP_MS)
       this.#stuff()
@@ -188,7 +189,7 @@ export class FullDisk {
 
   // ------------------------------------------------------------------------------------------------ the history
 
-  /** Messages of many sizes come; some of them go, here and there. */
+  /** Messages of many sizes are published; some of them are settled. */
   async #step(step: number): Promise<void> {
     this.#publish(Array.from({ length: 1 + (step % 7) * 2 }, (_, i) => 20 + ((step + i) % 11) * 70))
     await this.#pass(STEP_MS)
@@ -209,14 +210,14 @@ export class FullDisk {
       const isAccepted = this.#publish(Array.from({ length: 20 }, () => SMALL_BYTES))
       await this.#pass(1)
       if (isAccepted) continue
-      // What was gone comes back first.
+      // Released messages come back first.
       await this.#pass(1_000)
       if (!this.#publish([SMALL_BYTES])) return
     }
-    throw new Violation('full', 'a disk of one size took messages without an end')
+    throw new Violation('full', 'a disk of one size accepted messages without end')
   }
 
-  /** Something else takes what is free. */
+  /** Other files take the free space. */
   #stuff(): void {
     this.#disk.capacityBytes = Math.min(this.#disk.capacityBytes, this.#disk.usedBytes)
   }
@@ -274,7 +275,7 @@ export class FullDisk {
     await this.#until('a publish is confirmed', PATIENCE_MS, () => !this.#isWaiting)
   }
 
-  /** Nothing that was confirmed is lost, in either direction. */
+  /** No confirmed publish is lost, and no confirmed settle is undone. */
   async #judge(): Promise<void> {
     await this.#pass(1_000)
     this.#live.audit()
@@ -343,13 +344,13 @@ export class FullDisk {
 
   // ----------------------------------------------------------------------------------------- the broker's process
 
-  /** Starts a broker; undefined when it says that the disk is full. */
+  /** Starts a broker; undefined if it refuses because the disk is full. */
   async #start(): Promise<Broker | undefined> {
     const { log: change = (log: Log) => log, neverWakes = false, broker: alter } = this.#options.defect ?? {}
     const log = new FileLog({
       disk: this.#disk,
       segmentBytes: SEGMENT_BYTES,
-      // The reserve alone must do: what is below the low mark comes on top of it.
+      // The reserve alone must suffice: the low mark comes on top of it.
       lowFreeBytes: 0,
       now: () => this.#nowMs,
       random32: () => 7,
@@ -371,7 +372,7 @@ export class FullDisk {
       checkpointBytes: SEGMENT_BYTES,
     })
     try {
-      this.#broker = await this.#driven('a start comes to an end', opening)
+      this.#broker = await this.#driven('a start ends', opening)
       alter?.(this.#broker)
     } catch (error) {
       if (!(error instanceof SluiceError) || error.code !== 'DISK_LOW') throw error
@@ -387,7 +388,7 @@ export class FullDisk {
   async #end(ending: Exclude<FullEnding, 'none'>): Promise<void> {
     if (ending === 'close') {
       this.#live.turn.begin()
-      await this.#driven('an orderly stop comes to an end', this.#live.close())
+      await this.#driven('an orderly stop ends', this.#live.close())
     }
     const random = this.#random
     const options = { capacityBytes: this.#disk.capacityBytes }
@@ -405,7 +406,7 @@ export class FullDisk {
 
   // ---------------------------------------------------------------------------------------------------------- time
 
-  /** All that can run without time passing has run. */
+  /** Runs everything that can run without the passing of time. */
   async #pump(): Promise<void> {
     do await this.#beat()
     while (this.#turns.length > 0)
@@ -438,7 +439,7 @@ export class FullDisk {
     }
   }
 
-  /** Whether `condition` holds within so much time. What holds at once leaves the broker amid whatever else it does. */
+  /** Whether `condition` holds within this time. One that holds at once leaves the broker in the middle of its work. */
   async #whether(ms: number, condition: () => boolean): Promise<boolean> {
     for (let beat = 0; beat < BEATS; beat++) {
       if (condition()) return true
@@ -482,7 +483,7 @@ class Taker implements Consumer {
   }
 }
 
-/** A batch of messages with bodies of so many bytes. */
+/** A batch of messages with bodies of these sizes. */
 function batchOf(bodies: readonly number[], number: number): Uint8Array {
   const length = bodies.reduce((sum, bytes) => sum + recordBytes({}, bytes), BATCH_HEADER_BYTES)
   const batch = new Uint8Array(length)

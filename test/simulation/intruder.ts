@@ -1,4 +1,7 @@
-/** A simulated peer that does not keep to the protocol: it must be shown the door, and nobody else may notice. */
+/**
+ * A simulated peer that violates the protocol: the broker must close its connection, without an effect on other
+ * clients.
+ */
 import { FRAME_HEADER_BYTES, OP, writeFrameHeader, type HelloOk } from '@sluice/protocol'
 import { Client } from './client.js'
 
@@ -16,7 +19,7 @@ export class Intruder extends Client {
       return
     }
     if (this.link === undefined) super.act()
-    // Not before it was let in, as a rule.
+    // As a rule not before the handshake is done.
     else if (this.isOpen || chance.hit(0.05)) this.work()
   }
 
@@ -35,7 +38,7 @@ export class Intruder extends Client {
     const kind = chance.int(0, 3)
     if (kind === 0) this.sendBytes(chance.bytes(chance.int(1, 60)))
     else if (kind === 1) {
-      // A frame that announces more than anybody may send.
+      // A frame that announces more bytes than the limit.
       const bytes = new Uint8Array(FRAME_HEADER_BYTES)
       writeFrameHeader(bytes, 0, 0x7fff_ffff, OP.PUBLISH, 0, 0)
       this.sendBytes(bytes)

@@ -1,10 +1,10 @@
 /**
- * What the log says: every entry that the broker ever appended, read by its documented layouts into plain Maps. It skips
- * state pages and forgets nothing with truncated segments, so it is what a full replay of a whole log gives. A
- * recovered broker is compared with it.
+ * The state of the log: every entry that the broker ever appended, read by its documented layout into plain Maps. State
+ * pages are skipped and truncated segments are not forgotten, so it equals a full replay of the whole log. A recovered
+ * broker is compared with it.
  *
- * `durable` is the state after the last entry whose append resolved, `written` the one after the last that was begun:
- * with one write in flight a crash leaves one or the other.
+ * `durable` is the state after the last entry whose append resolved, `written` the one after the last whose append
+ * started: with one write in flight a crash leaves one or the other.
  */
 import { readText, readU16, readU32, readU48, readU64, type QueueOptions } from '@sluice/protocol'
 import { sameBytes } from './attempts.js'
@@ -44,7 +44,7 @@ export interface LedgerMessage {
   /** Of earlier lives. */
   earlier: EarlierLives | undefined
   dead: LedgerDead | undefined
-  /** Its id is known for as long as it is pending. */
+  /** Its id is known while it is pending. */
   readonly isListed: boolean
 }
 
@@ -79,19 +79,19 @@ export interface LedgerQueue {
   next: number
   redeliveredBelow: number
   readonly counts: Counters
-  /** Brought back in another queue. */
+  /** Messages that were redriven into another queue. */
   carried: number
-  /** All that is not gone, by offset. */
+  /** All messages that are not gone, by offset. */
   readonly live: Map<number, LedgerMessage>
-  /** Where copies of each batch stand, by its first offset. */
+  /** Positions of the copies of each batch, by its first offset. */
   readonly places: Map<number, number[]>
-  /** What each batch takes, by its first offset. */
+  /** Size of each batch, by its first offset. */
   readonly batchBytes: Map<number, number>
-  /** Every id that was accepted and that no change of options has forgotten. */
+  /** Every accepted id that no change of options has forgotten. */
   readonly remembered: RememberedIds
 }
 
-/** Where one batch went. */
+/** Where one batch was accepted. */
 export interface LedgerPlace {
   readonly queueId: number
   readonly base: number
@@ -119,7 +119,7 @@ interface Definition {
   readonly seed: readonly number[]
 }
 
-/** A message that left for a reason that only the log knows. */
+/** A message that left for a reason that only the log has. */
 export interface Departure {
   readonly queue: string
   readonly record: Uint8Array
@@ -180,29 +180,28 @@ interface Fact {
   readonly atMs: number
 }
 
-/** What facts say of the batch that comes next. */
+/** Facts about the batch that follows. */
 interface Ahead {
   readonly queueId: number
   ttl: { readonly base: number; readonly count: number; readonly ttlMs: number } | undefined
   readonly duplicates: Map<number, number>
-  /** Offset of a message → that of the one that it replaces. */
+  /** Offset of a message → offset of the message that it replaces. */
   readonly replaced: Map<number, number>
 }
 
-/** What must stand together in one entry. */
+/** Parts that must be in one entry. */
 interface Together {
   ahead: Ahead | undefined
-  /** Messages that left for another queue and have not come there yet. */
-  /** Ids of what was cancelled, by "queue id:offset". */
+  /** Ids of the cancelled messages, by "queue id:offset". */
   readonly cancelled: Map<string, string | undefined>
   readonly leaving: { readonly target: string; readonly record: Uint8Array }[]
-  /** Batches without a producer of their own, which an atomic step has to answer for. */
+  /** Batches without a producer of their own, for which an atomic step must follow. */
   readonly steps: { readonly number: number; readonly place: LedgerPlace }[]
 }
 
-/** What one entry did. */
+/** The effects of one entry. */
 export interface EntrySummary {
-  /** "queue id:offset" of all that was acknowledged. */
+  /** "queue id:offset" of every acknowledged message. */
   readonly acked: Set<string>
   readonly atomics: { readonly identity: string; readonly number: number }[]
 }
@@ -211,7 +210,7 @@ export class LedgerState {
   lsn = 0
   boot = 0
   closed = true
-  /** The newest time that a batch has. */
+  /** The latest time of any batch. */
   newestMs = 0
   nextPosition = 0
   lastCrc = 0
@@ -224,10 +223,10 @@ export class LedgerState {
   directories = 0
   relocated = 0
   atomics = 0
-  /** Told of what left by itself; of one state only. */
+  /** Called for each message that left without a request; set for one state only. */
   onDeparture: ((departure: Departure) => void) | undefined
   summary: EntrySummary = { acked: new Set(), atomics: [] }
-  /** Told of what producers sent, in the order of the log; of one state only. */
+  /** Called with what producers sent, in the order of the log; set for one state only. */
   onAccepted: ((queueId: number, records: readonly Uint8Array[]) => void) | undefined
   #together: Together = { ahead: undefined, cancelled: new Map(), leaving: [], steps: [] }
 
@@ -236,12 +235,15 @@ export class LedgerState {
     return undefined
   }
 
-  /** Takes the next entry. @throws Violation 5 when it does not continue the log, 9 when it is a part of something */
+  /**
+   * Applies the next entry. @throws Violation 5 if it does not continue the log, 9 if it is only a part of a step or
+   * move
+   */
   apply(entry: Uint8Array, position: number): void {
     const lsn = readU64(entry, 8)
     if (lsn !== this.lsn + 1) throw new Violation(5, `entry ${lsn} follows entry ${this.lsn}`)
     if (readU32(entry, 20) !== this.lastCrc)
-      throw new Violation(5, `entry ${lsn} does not name the one before it`)
+      throw new Violation(5, `entry ${lsn} does not name the entry before it`)
     if (position < this.nextPosition)
       throw new Violation(5, `entry ${lsn} is at ${position}, before ${this.nextPosition}`)
     if (readU64(entry, 40) !== position)
@@ -262,13 +264,13 @@ export class LedgerState {
     this.nextPosition = position + entry.length
   }
 
-  // 9: what belongs together is in one entry.
+  // 9: parts that belong together are in one entry.
   #checkWhole(lsn: number): void {
     const { ahead, leaving, steps } = this.#together
     if (ahead !== undefined)
       throw new Violation(9, `entry ${lsn} ends with facts about a batch that is not in it`)
     if (leaving.length > 0)
-      throw new Violation(9, `entry ${lsn} ends before a message that left has come to ${leaving[0]!.target}`)
+      throw new Violation(9, `entry ${lsn} ends before a message that left arrives in ${leaving[0]!.target}`)
     if (steps.length > 0)
       throw new Violation(
         9,
@@ -291,8 +293,8 @@ export class LedgerState {
     this.closed = type === TYPE.close
   }
 
-  // 12: what a broker writes is not older than what is there, whatever the clock of its machine was set to. A copy has
-  // the time of its original, and a state page that of its checkpoint.
+  // 12: a batch is not older than the ones before it, whatever the machine's clock was set to. A copy has the time of
+  // its original, and a state page that of its checkpoint.
   #checkTime(bytes: Uint8Array, at: number): void {
     const type = bytes[at + 4]!
     if (type === TYPE.page || type === TYPE.directory) return
@@ -315,7 +317,7 @@ export class LedgerState {
       return
     }
     if (queue === undefined)
-      throw new Violation(5, `a batch for queue ${readU32(bytes, at + 8)}, which there is not`)
+      throw new Violation(5, `a batch for queue ${readU32(bytes, at + 8)}, which does not exist`)
     if (base !== queue.next)
       throw new Violation(5, `a batch at offset ${base} of ${queue.name}, whose next one is ${queue.next}`)
     const records = recordsOf(bytes, at, count)
@@ -326,7 +328,7 @@ export class LedgerState {
     else {
       const producer = this.producersById.get(producerId)
       if (producer === undefined)
-        throw new Violation(3, `a batch of producer ${producerId}, which there is not`)
+        throw new Violation(3, `a batch of producer ${producerId}, which does not exist`)
       this.#accept(producer, number, { places: [place], crc: readU32(bytes, at + 44), isAtomic: false })
     }
     if (number > 0)
@@ -346,15 +348,15 @@ export class LedgerState {
     producer.highest = Math.max(producer.highest, number)
   }
 
-  // The next batch of another queue than its own, in the same entry, is the message that left.
+  // The next batch without a producer, in the same entry, is the message that left another queue.
   #arrived(queue: LedgerQueue, records: readonly Uint8Array[]): void {
     const leaving = this.#together.leaving.shift()
     if (leaving === undefined)
-      throw new Violation(9, `a message came to ${queue.name} and did not leave another queue`)
+      throw new Violation(9, `a message arrived in ${queue.name} and left no other queue`)
     if (leaving.target !== queue.name || records.length !== 1)
-      throw new Violation(9, `a message left for ${leaving.target} and came to ${queue.name}`)
+      throw new Violation(9, `a message left for ${leaving.target} and arrived in ${queue.name}`)
     if (!sameBytes(records[0]!, leaving.record))
-      throw new Violation(2, `a message that came to ${queue.name} is not the one that left`)
+      throw new Violation(2, `a message that arrived in ${queue.name} is not the one that left`)
   }
 
   #takeAhead(
@@ -371,8 +373,8 @@ export class LedgerState {
     for (const [offset, first] of ahead?.duplicates ?? []) {
       const record = records[offset - base]
       if (record === undefined || contentOf(record).id === undefined)
-        throw new Violation(9, `offset ${offset} is called a duplicate; ${what} follows`)
-      // Within a batch the last that replaces is accepted.
+        throw new Violation(9, `offset ${offset} is marked as a duplicate; ${what} follows`)
+      // Within a batch the last message that replaces is accepted.
       const later = records[first - base]
       const isReplaced = first > offset && later !== undefined && replacesIn(later, record)
       if (first >= offset && !isReplaced)
@@ -380,16 +382,19 @@ export class LedgerState {
       duplicates.set(offset - base, first)
     }
     for (const [offset, old] of ahead?.replaced ?? []) {
-      // 9: the one is gone and the other there in one entry.
+      // 9: the replaced message goes and the new one comes in one entry.
       const content = records[offset - base] === undefined ? undefined : contentOf(records[offset - base]!)
       const gone = this.#together.cancelled.get(`${queue.id}:${old}`)
       if (content?.replaces !== true || content.id === undefined || content.id !== gone)
-        throw new Violation(9, `offset ${offset} is said to replace ${old} of ${queue.name}; ${what} follows`)
+        throw new Violation(
+          9,
+          `offset ${offset} is marked as replacing ${old} of ${queue.name}; ${what} follows`,
+        )
       duplicates.set(offset - base, offset)
     }
     const ttl = ahead?.ttl
     if (ttl !== undefined && (ttl.base !== base || ttl.count !== records.length))
-      throw new Violation(9, `${what} follows the time to live of another`)
+      throw new Violation(9, `${what} follows the time to live of another batch`)
     const ttlMs = ttl?.ttlMs ?? 0
     const lacks = records.some((record) => contentOf(record).ttlMs === undefined)
     const must = lacks ? (queue.options['ttlMs'] as number) : 0
@@ -458,7 +463,7 @@ export class LedgerState {
       else if (kind === FACT.atomic) this.#step(fact)
       else if (kind === FACT.ensure) this.#ensure(queueId, JSON.parse(fact.text) as Definition, fact.atMs)
       else if (queue === undefined) {
-        throw new Violation(5, `a fact of kind ${kind} about queue ${queueId}, which there is not`)
+        throw new Violation(5, `a fact of kind ${kind} about queue ${queueId}, which does not exist`)
       } else this.#applyFact(queue, fact)
     }
   }
@@ -473,14 +478,15 @@ export class LedgerState {
   // 9: a step names exactly its own batches.
   #step({ offset: producerId, timeMs: number, count: crc, text }: Fact): void {
     const producer = this.producersById.get(producerId)
-    if (producer === undefined) throw new Violation(3, `a step of producer ${producerId}, which there is not`)
+    if (producer === undefined)
+      throw new Violation(3, `a step of producer ${producerId}, which does not exist`)
     const steps = this.#together.steps.splice(0)
     const places = steps.map(({ place }) => place)
     const has = JSON.stringify(places.map(({ queueId, base }) => [queueId, base]))
     if (steps.some((step) => step.number !== number) || has !== text)
       throw new Violation(
         9,
-        `step ${number} of ${producer.identity} says ${text}; batches at ${has} are in its entry`,
+        `step ${number} of ${producer.identity} names ${text}; batches at ${has} are in its entry`,
       )
     this.atomics++
     this.summary.atomics.push({ identity: producer.identity, number })
@@ -498,7 +504,7 @@ export class LedgerState {
       return
     }
     if (id <= this.lastQueueId)
-      throw new Violation(5, `queue ${definition.name} has id ${id}; ${this.lastQueueId} was used`)
+      throw new Violation(5, `queue ${definition.name} has id ${id}, which is not above ${this.lastQueueId}`)
     this.lastQueueId = id
     this.queues.set(id, {
       id,
@@ -527,14 +533,14 @@ export class LedgerState {
         if (offset < queue.counts.released || timeMs < queue.counts.redelivered)
           throw new Violation(
             6,
-            `${queue.name} had released ${queue.counts.released} and delivered ${queue.counts.redelivered} again, and says ${offset} and ${timeMs}`,
+            `${queue.name} had ${queue.counts.released} releases and ${queue.counts.redelivered} redeliveries, and now has ${offset} and ${timeMs}`,
           )
         queue.counts.released = offset
         queue.counts.redelivered = timeMs
         return
       case FACT.retry: {
         const message = this.#alive(queue, offset, 'comes back')
-        // 10: attempts never decrease. The try of a claimed lease can have been charged before; see model.ts.
+        // 10: attempts never decrease. The attempt of a claimed lease can have been charged before; see consuming.ts.
         if (
           fact.attempts !== message.attempts + 1 &&
           (fact.attempts !== message.attempts || fact.attempts === 0)
@@ -558,7 +564,7 @@ export class LedgerState {
           purged++
         }
         if (purged !== count)
-          throw new Violation(6, `a purge of ${queue.name} says ${count} messages; there were ${purged}`)
+          throw new Violation(6, `a purge of ${queue.name} counts ${count} messages; there were ${purged}`)
         queue.counts.purged += purged
         return
       }
@@ -599,10 +605,13 @@ export class LedgerState {
         this.#depart(queue, fact)
         return
       case FACT.redrive: {
-        const { message, dead } = this.#dead(queue, offset, 'is brought back')
+        const { message, dead } = this.#dead(queue, offset, 'is redriven')
         const earlier = livesAfterRedrive(message.earlier ?? NO_EARLIER_LIVES, dead.attempts)
         if (count !== earlier.redrives)
-          throw new Violation(10, `offset ${offset} of ${queue.name} is brought back ${count} times`)
+          throw new Violation(
+            10,
+            `offset ${offset} of ${queue.name} is redriven for the time number ${count}`,
+          )
         message.dead = undefined
         message.earlier = earlier
         message.attempts = 0
@@ -660,13 +669,13 @@ export class LedgerState {
         `offset ${offset} of ${queue.name} had ${message.attempts} attempts and dies (${death}) with ${attempts}`,
       )
     message.dead = { attempts, death, timeMs, reason: text, isMoving }
-    // Nobody need have seen it.
+    // No client need have seen it.
     if (death === OVERFLOW) this.onDeparture?.({ queue: queue.name, record: message.record, why: 'overflow' })
     message.attempts = 0
     message.dueMs = undefined
   }
 
-  // Dead here, and in the same entry it is in another queue.
+  // The dead message leaves here and, in the same entry, arrives in another queue.
   #depart(queue: LedgerQueue, { kind, offset, text: target }: Fact): void {
     const { message, dead } = this.#dead(queue, offset, 'is moved')
     const isCarried = kind === FACT.carry
@@ -689,7 +698,7 @@ export class LedgerState {
 
   #alive(queue: LedgerQueue, offset: number, what: string): LedgerMessage {
     const message = queue.live.get(offset)
-    // 6: what leaves was there.
+    // 6: a message that leaves existed.
     if (message === undefined || message.dead !== undefined)
       throw new Violation(6, `offset ${offset} of ${queue.name} ${what} and was gone or dead`)
     return message
@@ -725,7 +734,7 @@ export class LedgerState {
     queue.live.delete(offset)
   }
 
-  /** A copy that shares nothing that changes. */
+  /** A deep copy of everything that changes. */
   clone(): LedgerState {
     const copy = new LedgerState()
     copy.lsn = this.lsn
@@ -783,8 +792,8 @@ export class Ledger {
   #underWay: { readonly entry: Uint8Array; readonly position: number } | undefined
 
   /**
-   * `onDeparture` is told what is durably gone for a reason that no client was told, `onAccepted` what producers sent
-   * and is durably there, in the order of the log.
+   * `onDeparture` is called for each message that is durably gone for a reason that no client was told, `onAccepted`
+   * for what producers sent and is durable, in the order of the log.
    */
   constructor(
     onDeparture?: (departure: Departure) => void,
@@ -802,7 +811,7 @@ export class Ledger {
     return this.written.summary
   }
 
-  /** The append of the entry that was begun last has resolved. */
+  /** The append that started last has resolved. */
   finish(): void {
     const { entry, position } = this.#underWay!
     this.#underWay = undefined
@@ -811,7 +820,7 @@ export class Ledger {
 
   /**
    * The log was opened and ends with entry `lsn`.
-   * @throws Violation R5 when that is neither the last durable one nor the one under way
+   * @throws Violation R5 if that is neither the last durable one nor the one under way
    */
   recovered(lsn: number): void {
     this.allows(lsn)
@@ -822,7 +831,7 @@ export class Ledger {
     }
   }
 
-  /** The state that a log which ends with entry `lsn` must have. */
+  /** The state of a log that ends with entry `lsn`. */
   allows(lsn: number): LedgerState {
     if (lsn < this.durable.lsn)
       throw new Violation(1, `the log ends with entry ${lsn}; entry ${this.durable.lsn} was durable`)

@@ -1,13 +1,13 @@
 /**
  * One connection between a simulated client and a session: two byte streams that the world moves piece by piece. What
- * the session writes stays in its own memory until the simulated kernel has room for it, so that bytes that are
- * changed too early are seen. A frozen link moves nothing and tells nobody.
+ * the session writes stays in its own memory until the simulated kernel has room for it, so that bytes that change too
+ * early are noticed. A frozen link moves nothing, and neither side notices.
  */
 import type { Transport } from '../../packages/server/src/net/peer.js'
 import type { Session } from '../../packages/server/src/session/session.js'
 import type { Chance } from './chance.js'
 
-/** Bytes in order, in and out in any pieces. */
+/** A queue of bytes, filled and emptied in pieces of any size. */
 class ByteQueue {
   length = 0
   #chunks: Uint8Array[] = []
@@ -57,15 +57,15 @@ export class Link implements Transport {
   readonly kernelBytes: number
   session: Session | undefined
   client: LinkEnd | undefined
-  /** Sees what the session writes, when it writes it. */
+  /** Called with the bytes that the session writes, at the write. */
   onWrite: ((bytes: Uint8Array) => void) | undefined
   /** Nothing moves until it is thawed. */
   frozen = false
   /** The client does not read, or reads little. */
   slow = false
-  /** The session has ended it; what was written before still arrives. */
+  /** The session has ended the connection; earlier writes still arrive. */
   ended = false
-  /** The session has been told that the client is gone. */
+  /** The session knows that the client is gone. */
   severed = false
   paused = false
   readonly toServer = new ByteQueue()
@@ -126,7 +126,7 @@ export class Link implements Transport {
     return !this.frozen && this.client !== undefined && (this.#toClient.length > 0 || this.isDrained)
   }
 
-  /** Everything that the session wrote before its end has arrived, and the end has not been told. */
+  /** Everything that the session wrote before its end has arrived, and the client does not know of the end yet. */
   get isDrained(): boolean {
     return this.ended && !this.severed && this.#unsent.length === 0 && this.#toClient.length === 0
   }
@@ -159,7 +159,7 @@ export class Link implements Transport {
     return this.#toClient.length
   }
 
-  /** Both directions are gone. The session is told by the world. */
+  /** Breaks both directions. The world notifies the session. */
   sever(): void {
     this.severed = true
     this.#unsent.length = 0
@@ -168,7 +168,7 @@ export class Link implements Transport {
   }
 }
 
-// All of it, mostly; else any part, with single bytes among them.
+// Mostly all of it; else any part, at times a single byte.
 function cut(chance: Chance, available: number): number {
   if (chance.hit(0.6)) return available
   if (chance.hit(0.1)) return 1

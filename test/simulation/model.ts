@@ -1,12 +1,14 @@
 /**
- * What the broker must do, in plain Maps: it is told every command that the broker takes, in that order, with what the
- * broker answered at once, and every message at the moment at which it is handed out, and says where that is wrong.
- * It shares no code with the broker; the numbers are those of the invariants in the design.
+ * The model of the broker: what it must do, in plain Maps. It receives every command in the order in which the broker
+ * executes them, with the broker's answer, and every message at its delivery, and throws a Violation where that is
+ * wrong. The rules are those of test/rules; no code is shared with the broker. Numbers such as `7` or `S4` name the
+ * invariants of the design.
  *
- * What nobody asks for, the passing of time, it is told when the broker notices it: that something is due, or that its
- * time to live is over. That the broker notices in time is checked whenever it answers or comes to rest.
+ * The passing of time is reported when the broker notices it: a message is due, or has expired. Whenever the broker
+ * answers or is at rest, the model checks that it noticed in time.
  *
- * After a restart it begins from what the log says; see ledger.ts. What leaves the broker is judged in witness.ts.
+ * After a restart the model continues from the state of the log; see ledger.ts. What leaves the broker is judged in
+ * witness.ts.
  */
 import {
   SluiceError,
@@ -30,13 +32,13 @@ import { recoverQueue } from './recovered.js'
 import { ModelState, type ModelMessage, type ModelQueue } from './state.js'
 import { Violation } from './trace.js'
 
-/** What the model cannot know by itself. */
+/** Values that the model cannot derive. */
 export interface ModelView {
-  /** When the broker means to hand the message out again. */
+  /** When the broker will deliver the message again. */
   dueMs(queueId: number, offset: number): number | undefined
-  /** Publishes may be refused for want of space now. */
+  /** Publishes may be refused now because the disk has little space. */
   diskMayBeLow(): boolean
-  /** A message is in another queue now, under this name. */
+  /** This record was copied to this queue. */
   copied(queue: string, record: Uint8Array): void
   /** Most bytes of an atomic step. */
   readonly stepBytesMax: number
@@ -46,7 +48,7 @@ export class Model {
   readonly state = new ModelState()
   readonly publishing: Publishing
   readonly consuming: Consuming
-  /** Messages whose time was changed. */
+  /** Names of the messages whose due time was changed. */
   readonly rescheduledNames = new Set<string>()
   readonly #view: ModelView
   readonly #outcomes: Outcomes
@@ -59,8 +61,8 @@ export class Model {
   }
 
   /**
-   * The broker has recovered to this state of the log. Nothing that was only in memory is left. `latestMs` is the latest
-   * time that any life of it has seen.
+   * The broker has recovered to this state of the log; everything volatile is lost. `latestMs` is the latest time that
+   * any life of the broker has seen.
    */
   recover(log: LedgerState, afterCrash: boolean, nowMs: number, latestMs = nowMs): void {
     const { state } = this
@@ -73,7 +75,7 @@ export class Model {
     this.publishing.results.recover(log.producers.values())
   }
 
-  /** A queue was asked for; of a new one, this is the first that is heard. */
+  /** The answer to ENSURE; for a new queue, the first event. */
   ensured(id: number, info: QueueInfo, nowMs: number): void {
     const known = this.state.names.get(info.name)
     if (known === undefined) {
@@ -97,7 +99,7 @@ export class Model {
       if (this.state.queues.has(id)) throw new Violation(5, `queue ${info.name} has the id ${id} of another`)
       this.state.add(queue)
     } else if (JSON.stringify(known.options) !== JSON.stringify(info.options))
-      throw new Violation(6, `${info.name} has other options than it was given`)
+      throw new Violation(6, `${info.name} has other options than the model`)
     compareCounts(this.state.named(info.name), info, nowMs)
   }
 
@@ -116,7 +118,7 @@ export class Model {
   setPaused(name: string, paused: boolean, changed: boolean): void {
     const queue = this.state.named(name)
     if (changed !== (queue.paused !== paused))
-      throw new Violation('S9', `${name} was paused: ${queue.paused}, and says that this is new: ${changed}`)
+      throw new Violation('S9', `${name} was paused: ${queue.paused}, and reports a change: ${changed}`)
     queue.paused = paused
   }
 
@@ -175,7 +177,7 @@ export class Model {
     queue.line.enter(message, nowMs)
   }
 
-  // S11: what is meant, or why nothing is done.
+  // S11: the message that is meant, or the reason for a refusal.
   #referred(
     what: string,
     { name, offset, id }: MessageRef,
@@ -190,11 +192,11 @@ export class Model {
       message = at === undefined ? undefined : queue.live.get(at)
       if (message === undefined || message.state === 'dead') must = 'MESSAGE_NOT_FOUND'
       else must = message.state === 'leased' ? 'MESSAGE_LEASED' : message.offset
-      // It may have forgotten the id.
+      // The broker may have forgotten the id.
       if (id !== undefined && queue.unsure.has(id) && answer instanceof SluiceError) must = answer.code
     }
     const is = answer instanceof SluiceError ? answer.code : answer.offset
-    // A time long past is refused before anything is looked for.
+    // A time too far in the past is refused before the message is looked up.
     if (is !== must && is !== 'AT_IN_THE_PAST')
       throw new Violation('S11', `${what} of offset ${offset} or id ${id} in ${name}: ${is}, not ${must}`)
     return answer instanceof SluiceError ? undefined : message
@@ -213,7 +215,7 @@ export class Model {
     const { dead, earlier, content } = message
     const other = queue.options.unique === 'pending' ? queue.pending.find(content.id ?? '') : undefined
     if (other !== undefined)
-      throw new Violation('S7', `offset ${offset} of ${queue.name} is brought back, and ${other} has its id`)
+      throw new Violation('S7', `offset ${offset} of ${queue.name} is redriven while ${other} has its id`)
     message.earlier = livesAfterRedrive(earlier, dead!.attempts)
     message.dead = undefined
     message.former = undefined
@@ -237,7 +239,7 @@ export class Model {
     this.#outcomes.remove(queue, message)
   }
 
-  /** A dead message is in another queue now: dead letters by themselves, others because they were brought back. */
+  /** A dead message is in another queue now: routed to the dead-letter queue, or redriven. */
   moved(
     id: number,
     offset: number,
@@ -253,7 +255,7 @@ export class Model {
     const { earlier, content } = message
     const dead = message.dead!
     if (!isCarried && (!dead.isMoving || queue.options.deadLetter !== to.name))
-      throw new Violation(17, `${what} is moved to ${to.name} and is not meant to`)
+      throw new Violation(17, `${what} is moved to ${to.name}, which is not its dead-letter queue`)
     if (target.base !== to.next)
       throw new Violation(5, `${what} is at ${target.base} of ${to.name}, whose next one is ${to.next}`)
     this.#outcomes.remove(queue, message)
@@ -284,12 +286,12 @@ export class Model {
     return message
   }
 
-  /** The broker looks at the time: what is due arrives. */
+  /** The broker checks the time: due messages become ready. */
   looked(id: number, nowMs: number): void {
     this.#arrive(this.state.numbered(id), nowMs)
   }
 
-  /** The broker has looked at the time, and for what it means to everything: what has expired is gone. */
+  /** The broker has checked the time for everything: expired messages are gone. */
   settledTime(id: number, nowMs: number): void {
     const queue = this.state.numbered(id)
     if (queue.options.unique === 'window') this.#forgetIds(queue, nowMs)
@@ -297,7 +299,7 @@ export class Model {
       if (message.state === 'ready' && isExpired(message, nowMs))
         throw new Violation(
           'S4',
-          `offset ${message.offset} of ${queue.name} expired at ${message.expiresMs} and is there at ${nowMs}`,
+          `offset ${message.offset} of ${queue.name} expired at ${message.expiresMs} and is still there at ${nowMs}`,
         )
     }
   }
@@ -315,7 +317,7 @@ export class Model {
     for (const message of due) queue.line.arrive(message, nowMs)
   }
 
-  /** The broker noticed that the time to live of a message is over. */
+  /** The broker noticed that a message has expired. */
   expired(id: number, offset: number, nowMs: number): void {
     const queue = this.state.numbered(id)
     const message = queue.live.get(offset)
@@ -333,47 +335,47 @@ export class Model {
     this.#outcomes.expire(queue, message)
   }
 
-  /** Nothing is under way in the broker. 16: then nothing that could be handed out, or has room to move, is waiting. */
+  /** The broker is at rest. 16: no message is waiting that could be delivered, or that could be routed. */
   calm(nowMs: number, hasRoom: boolean): void {
     this.state.counts.calm++
     for (const queue of this.state.queues.values()) {
       for (const subscription of queue.subscriptions) {
         const waiting = this.consuming.nextFor(subscription)
-        // That of one its time is over shows when it would go.
+        // An expired one is noticed at its delivery.
         if (waiting !== undefined && !isExpired(waiting, nowMs))
           throw new Violation(
             16,
-            `offset ${waiting.offset} of ${queue.name} waits, and subscription ${subscription.id} has credit for it`,
+            `offset ${waiting.offset} of ${queue.name} waits while subscription ${subscription.id} has credit for it`,
           )
         if (subscription.draining && subscription.consumer.isReady)
-          throw new Violation(16, `subscription ${subscription.id} waits to be told that it is drained`)
+          throw new Violation(16, `subscription ${subscription.id} is not notified that it is drained`)
         for (const [tag, deadlineMs] of subscription.started) {
           if (deadlineMs < nowMs - TIMER_SLACK_MS)
             throw new Violation(
               'S14',
-              `tag ${tag} of subscription ${subscription.id} had until ${deadlineMs}, it is ${nowMs}`,
+              `tag ${tag} of subscription ${subscription.id} has passed its deadline ${deadlineMs}; it is ${nowMs}`,
             )
         }
       }
       for (const { state, lineMs, offset, dead } of queue.live.values()) {
-        // 11: in time, too.
+        // 11: due messages become ready in time.
         if (state === 'scheduled' && lineMs < nowMs - TIMER_SLACK_MS)
-          throw new Violation(11, `offset ${offset} of ${queue.name} was due at ${lineMs}, it is ${nowMs}`)
+          throw new Violation(11, `offset ${offset} of ${queue.name} was due at ${lineMs}; it is ${nowMs}`)
         if (hasRoom && dead?.isMoving === true && this.state.names.has(queue.options.deadLetter))
           throw new Violation(
             16,
             `offset ${offset} of ${queue.name} is dead and not in ${queue.options.deadLetter}`,
           )
       }
-      if (queue.expiring.size > 0) throw new Violation('S4', `${queue.name} lost what was leased`)
+      if (queue.expiring.size > 0) throw new Violation('S4', `${queue.name} expired leased messages`)
     }
   }
 
-  /** Something could be handed out, if somebody wanted it. */
+  /** Whether any message could be delivered, given credit. */
   get hasEligible(): boolean {
     return [...this.state.queues.values()].some(({ line, live }) => line.first(live.values()) !== undefined)
   }
 }
 
-/** How late a timer may be; the world looks at it at least every 50 ms. */
+/** How late a timer may be; the world checks it at least every 50 ms. */
 const TIMER_SLACK_MS = 120

@@ -22,7 +22,7 @@ export class Outcomes {
   readonly #counts: ModelCounts
   readonly #dueMs: (queueId: number, offset: number) => number | undefined
 
-  /** `dueMs` is when the broker means to deliver a message again. */
+  /** `dueMs` is when the broker will deliver a message again. */
   constructor(counts: ModelCounts, dueMs: (queueId: number, offset: number) => number | undefined) {
     this.#counts = counts
     this.#dueMs = dueMs
@@ -78,13 +78,13 @@ export class Outcomes {
     queue.line.giveBack(message, nowMs)
   }
 
-  // S4: a lease outlives the time to live, and not what comes after it.
+  // S4: a lease outlives the time to live, but its message does not return after it.
   #expiresBack(queue: ModelQueue, message: ModelMessage, mustExpire: boolean, nowMs: number): boolean {
     const wasTold = queue.expiring.delete(message.offset)
     if (mustExpire !== wasTold)
       throw new Violation(
         'S4',
-        `offset ${message.offset} of ${queue.name} comes back at ${nowMs} and expires at ${message.expiresMs}; it is gone: ${wasTold}`,
+        `offset ${message.offset} of ${queue.name} is released at ${nowMs} and expires at ${message.expiresMs}; the broker removed it: ${wasTold}`,
       )
     if (!wasTold) return false
     queue.line.finish(message, nowMs)
@@ -101,7 +101,7 @@ export class Outcomes {
   ): void {
     const attempts = message.attempts + (isCharged ? 0 : 1)
     const becomes = afterFailure(message, attempts, queue.options, nowMs)
-    // 10: past the last try means dead.
+    // 10: the last attempt is fatal.
     if (becomes === 'dead') {
       queue.line.finish(message, nowMs)
       this.die(queue, message, attempts, MAX_DELIVERIES, nowMs)
@@ -113,10 +113,10 @@ export class Outcomes {
     this.#counts.retried++
     const dueMs = this.#dueMs(queue.id, message.offset)
     const what = `offset ${message.offset} of ${queue.name} after attempt ${message.attempts}`
-    if (dueMs === undefined) throw new Violation(6, `${what} does not come back`)
+    if (dueMs === undefined) throw new Violation(6, `${what} is not scheduled again`)
     if (delayMs !== undefined) {
       if (dueMs !== nowMs + delayMs)
-        throw new Violation(11, `${what} comes back at ${dueMs}, not at ${nowMs} + ${delayMs}`)
+        throw new Violation(11, `${what} is due at ${dueMs}, not at ${nowMs} + ${delayMs}`)
     } else {
       const { least, most } = backoffBoundsMs(queue.options, attempts)
       const waitMs = dueMs - nowMs

@@ -1,6 +1,6 @@
 /**
- * A simulated producer: numbers its batches, keeps what is unanswered, and sends it again, byte for byte, on the next
- * connection. A hostile one also sends what must be refused.
+ * A simulated producer: numbers its batches, keeps unanswered ones, and sends them again, byte for byte, on the next
+ * connection. A hostile one also sends batches that must be refused.
  */
 import {
   LIMITS,
@@ -21,16 +21,18 @@ import { Violation } from './trace.js'
 interface Unanswered {
   readonly attempt: Attempt
   readonly payload: Uint8Array
-  /** It was refused on this connection, and goes again when all is answered: message by message, or whole. */
+  /**
+   * It was refused on this connection, and is sent again when every batch is answered: message by message, or whole.
+   */
   goesAgain: 'split' | 'whole' | undefined
 }
 
-/** What goes again under a new number. */
+/** Messages that are sent again under a new number. */
 type Again = Pick<Attempt, 'queue' | 'records' | 'names' | 'options' | 'isSplit' | 'expects'> & {
   readonly atomic: boolean
 }
 
-// What holds for the queue or the number, whatever the messages are.
+// Refusals that concern the queue or the number, and no single message.
 const ABOUT_THE_BATCH: ReadonlySet<string> = new Set(['QUEUE_NOT_FOUND', 'UNKNOWN_OUTCOME', 'NUMBER_REUSED'])
 const ABOUT_ROOM: ReadonlySet<string> = new Set(['QUEUE_FULL', 'DEDUP_FULL'])
 
@@ -40,13 +42,13 @@ export class Producer extends Client {
   #number = 0
   #acceptedNumber = 0
   readonly #unanswered = new Map<number, Unanswered>()
-  /** In the order of the calls; before all that is new. */
-  #anew: Again[] = []
-  /** By queue: the number that what is sent to it next follows, while that is unanswered. */
+  /** Refused messages, in the order of the calls; they are sent before new ones. */
+  #resend: Again[] = []
+  /** By queue: the unanswered number that the next batch for it follows. */
   readonly #leaders = new Map<string, number>()
-  /** Numbers that were confirmed, for one who reuses them. */
+  /** Confirmed numbers, to reuse them. */
   readonly #confirmed: number[] = []
-  /** On this connection: reused numbers whose refusal is to come. */
+  /** Reused numbers on this connection that are not refused yet. */
   readonly #reused = new Map<number, Attempt[]>()
   #reuses = 0
 
@@ -57,7 +59,7 @@ export class Producer extends Client {
   }
 
   get isDone(): boolean {
-    return this.#unanswered.size === 0 && this.#anew.length === 0
+    return this.#unanswered.size === 0 && this.#resend.length === 0
   }
 
   /** The lowest number that it may still send again. */
@@ -66,7 +68,7 @@ export class Producer extends Client {
     return this.#number + 1
   }
 
-  /** What a broker would be sent again. */
+  /** The batches that it would send to a broker again. */
   unanswered(): Attempt[] {
     return [...this.#unanswered.values()].map(({ attempt }) => attempt)
   }
@@ -96,14 +98,14 @@ export class Producer extends Client {
     const { chance, isHealing } = this.around
     const sent = [...this.#unanswered.values()]
     if (sent.some(({ goesAgain }) => goesAgain !== undefined)) {
-      // Nothing more until all that is under way is answered.
+      // Nothing new until every batch under way is answered.
       if (sent.every(({ goesAgain }) => goesAgain !== undefined)) this.#takeBack()
       return
     }
-    const again = this.#anew[0]
+    const again = this.#resend[0]
     if (again !== undefined) {
       if (this.#unanswered.size >= this.#window) return
-      this.#anew.shift()
+      this.#resend.shift()
       this.#sendAgain(again)
       return
     }
@@ -116,7 +118,7 @@ export class Producer extends Client {
   #publish(): void {
     const { chance, queueNames } = this.around
     const kind = chance.random()
-    // Few are large: of those a part is settled long before the rest.
+    // A few are large: a part of such a batch is settled long before the rest.
     const count = kind < 0.5 ? 1 : kind < 0.51 ? chance.int(40, 120) : chance.int(2, 12)
     const queue = chance.pick(queueNames)
     const number = ++this.#number
@@ -124,7 +126,7 @@ export class Producer extends Client {
     this.#attempt(queue, number, drafts, kind > 0.9, undefined)
   }
 
-  /** Something that is refused for what it is. */
+  /** Sends a batch that is refused for its content. */
   #offend(): void {
     const { chance, queueNames } = this.around
     const number = ++this.#number
@@ -134,7 +136,7 @@ export class Producer extends Client {
     if (kind === 0) {
       this.#attempt('nowhere', number, drafts, false, ['QUEUE_NOT_FOUND'])
     } else if (kind === 1) {
-      // A hundred years and a day; a time long past; no time to live at all.
+      // A hundred years and a day; a time far in the past; no time to live at all.
       const [options, code] = chance.pick([
         [{ delayMs: LIMITS.delayMsMax + 1 }, 'INVALID_DELAY'],
         [{ atMs: 7 }, 'AT_IN_THE_PAST'],
@@ -157,7 +159,7 @@ export class Producer extends Client {
         false,
         ['BATCH_MALFORMED', 'QUEUE_NOT_FOUND'],
         (batch) => {
-          // One message more than there is.
+          // One more message in the count than there is.
           batch[12] = batch[12]! + 1
         },
       )
@@ -173,7 +175,7 @@ export class Producer extends Client {
     }
   }
 
-  /** A number that was confirmed, with other bytes. */
+  /** Sends a confirmed number again, with other bytes. */
   #reuse(): void {
     const { chance, queueNames, attempts } = this.around
     const number = chance.pick(this.#confirmed.slice(-30))
@@ -204,7 +206,7 @@ export class Producer extends Client {
     this.#send(number, payloadOf(queue, batch))
   }
 
-  /** What was refused goes again, in the order of its numbers, which is that of the calls. */
+  /** Refused messages are sent again, in the order of their numbers, which is that of the calls. */
   #takeBack(): void {
     const back: Again[] = []
     for (const { attempt, goesAgain } of this.#unanswered.values()) {
@@ -230,7 +232,7 @@ export class Producer extends Client {
       }
     }
     this.#unanswered.clear()
-    this.#anew = [...back, ...this.#anew]
+    this.#resend = [...back, ...this.#resend]
   }
 
   #sendAgain({ atomic, ...again }: Again): void {
@@ -268,7 +270,7 @@ export class Producer extends Client {
     const { records } = buildBatch(number, drafts, atomic)
     const isAboutOne = expects === undefined || isTime(expects[0]!)
     const isSplit = !atomic && drafts.length > 1 && isAboutOne
-    // What is spoilt goes again as it should have been, so it must not be refused for another.
+    // A spoilt batch is sent again as it should have been, so it must not be refused because of another.
     const follows = isAboutOne ? this.#follow(queue, number, isSplit) : 0
     const batch = packBatch(number, records, atomic, follows)
     spoil?.(batch)
@@ -291,7 +293,7 @@ export class Producer extends Client {
     this.send(OP.PUBLISH, 0, Math.max(0, number - this.lowestUnanswered), payload)
   }
 
-  /** Without a queue, nothing is asked of them. */
+  /** Without a queue, the messages have no options. */
   #drafts(number: number, count: number, queue?: string): RecordDraft[] {
     const { chance, messageBytesMax, batchBytesMax } = this.around
     const drafts: RecordDraft[] = []
@@ -331,7 +333,7 @@ export class Producer extends Client {
       const { batchNumber, fault } = decodePublishErr(bytes, start, end)
       this.#refused(batchNumber, fault)
     } else {
-      throw new Violation(21, `${this.name} is sent frame ${opcode}`)
+      throw new Violation(21, `${this.name} receives unexpected frame ${opcode}`)
     }
   }
 
@@ -339,12 +341,9 @@ export class Producer extends Client {
     const unanswered = this.#unanswered.get(number)
     // 3: one answer for each number.
     if (unanswered === undefined)
-      throw new Violation(
-        3,
-        `${this.name} is told that batch ${number} is accepted, and does not wait for it`,
-      )
+      throw new Violation(3, `${this.name} receives a confirm of batch ${number}, which it does not wait for`)
     if (unanswered.attempt.expects !== undefined)
-      throw new Violation(3, `${this.name} is told that its bad batch ${number} is accepted`)
+      throw new Violation(3, `${this.name} receives a confirm of its bad batch ${number}`)
     this.#unanswered.delete(number)
     this.#acceptedNumber = Math.max(this.#acceptedNumber, number)
     this.#confirmed.push(number)
@@ -358,10 +357,10 @@ export class Producer extends Client {
     if (attempt === undefined)
       throw new Violation(
         3,
-        `${this.name} is told that batch ${number} is refused with ${code}, and does not wait for it`,
+        `${this.name} receives the refusal of batch ${number} with ${code}, which it does not wait for`,
       )
     if (unanswered !== undefined && code === 'UNKNOWN_OUTCOME')
-      throw new Violation(3, `${this.name} waits for batch ${number} and is told ${code}`)
+      throw new Violation(3, `${this.name} waits for batch ${number} and receives ${code}`)
     if (unanswered !== undefined) {
       const isAboutOne = ABOUT_ROOM.has(code) || (!retryable && !ABOUT_THE_BATCH.has(code))
       if (code === 'EARLIER_REFUSED') unanswered.goesAgain = 'whole'

@@ -1,5 +1,5 @@
 /**
- * Judges what producers publish, batches and atomic steps: whether the broker may accept or refuse it, which messages are
+ * Judges publishes, of batches and of atomic steps: whether the broker may accept or refuse them, which messages are
  * duplicates, which are replaced, and which make room.
  */
 import { SluiceError, readU32, type ErrorCode, type Placed } from '@sluice/protocol'
@@ -26,7 +26,7 @@ type Freed = ReadonlySet<number>
 
 const NOTHING_FREED: Freed = new Set()
 
-/** What a batch does to its queue. */
+/** The effect of a batch on its queue. */
 interface Plan {
   readonly ids: IdPlan
   readonly room: RoomPlan<ModelMessage>
@@ -66,7 +66,7 @@ export class Publishing {
     this.results.accept(identity, number, [place], crc)
   }
 
-  /** An atomic step came, with these batches in their order. */
+  /** An atomic step arrived, with its batches in order. */
   stepped(
     identity: string,
     number: number,
@@ -94,7 +94,7 @@ export class Publishing {
       `${identity}:${number}`,
       held!.map(({ subscription, message }) => `${subscription.queue.id}:${message.offset}`),
     )
-    // What is a duplicate is judged before anything of the step is done.
+    // Duplicates are decided before the step has any effect.
     const freed = freedBy(held!)
     const groups = byQueue(attempts, places)
     const plans = groups.map(({ attempt, placed }) => {
@@ -121,7 +121,7 @@ export class Publishing {
     this.results.accept(identity, number, accepted, crc)
   }
 
-  /** 9: the entry with the step has all that it acknowledged. */
+  /** 9: the entry with the step has all its acks. */
   stepWritten(identity: string, number: number, acked: ReadonlySet<string>): void {
     for (const ack of this.#stepAcks.get(`${identity}:${number}`) ?? []) {
       if (!acked.has(ack))
@@ -129,7 +129,7 @@ export class Publishing {
     }
   }
 
-  /** Offsets that the step acknowledged, as "queue id:offset"; of one that was never taken, none. */
+  /** Offsets that the step acknowledged, as "queue id:offset"; none if it was never accepted. */
   acksOf(identity: string, number: number): readonly string[] {
     return this.#stepAcks.get(`${identity}:${number}`) ?? []
   }
@@ -170,12 +170,12 @@ export class Publishing {
     return bytes + held.length * 16 > this.#stepBytesMax ? 'TRANSACTION_TOO_LARGE' : undefined
   }
 
-  // Some of the ids that the queue may or may not remember are in here, or count.
+  // The queue may or may not remember some ids: they can be duplicates, or count in its limit.
   #isUnsure(attempts: readonly Attempt[]): boolean {
     return attempts.some(({ queue }) => (this.#state.names.get(queue)?.unsure.size ?? 0) > 0)
   }
 
-  /** Of ids that the queue may have forgotten, `hint` is what the broker says. */
+  /** Decides what a batch does. Of ids that the queue may have forgotten, `hint` has the broker's answer. */
   #plan(queue: ModelQueue, attempt: Attempt, freed: Freed, hint?: Placed): Plan {
     const { records } = attempt
     const contents = records.map((record) => contentOf(record))
@@ -223,7 +223,7 @@ export class Publishing {
     return room.isFull ? 'QUEUE_FULL' : undefined
   }
 
-  /** S8: the least important, and of these the oldest, make room for what is new. */
+  /** S8: the messages of the lowest priority, and of these the oldest, make room. */
   #makeRoom(queue: ModelQueue, { room }: Plan, nowMs: number): void {
     for (const message of room.evicted) {
       queue.line.leave(message, nowMs)
@@ -238,7 +238,7 @@ export class Publishing {
     }
   }
 
-  /** S7: of an accepted batch. */
+  /** S7: the plan of an accepted batch, whose duplicates must be those of the answer. */
   #planOf(queue: ModelQueue, attempt: Attempt, placed: Placed, freed: Freed): Plan {
     const plan = this.#plan(queue, attempt, freed, placed)
     const is = JSON.stringify([...(placed.duplicates ?? [])])
@@ -246,7 +246,7 @@ export class Publishing {
     if (is !== must)
       throw new Violation(
         'S7',
-        `of the batch at offset ${placed.baseOffset} of ${queue.name} these are called duplicates: ${is}, not ${must}`,
+        `the batch at offset ${placed.baseOffset} of ${queue.name} has the duplicates ${is}, not ${must}`,
       )
     return plan
   }
@@ -274,15 +274,15 @@ export class Publishing {
   }
 }
 
-/** What leaves the queues with these. */
+/** The batches of a step for one queue. */
 interface Group {
   readonly attempt: Attempt
   readonly placed: Placed | undefined
-  /** By the place of a batch in the step: index of its first message. */
+  /** By index of a batch in the step: index of its first message in the group. */
   readonly starts: ReadonlyMap<number, number>
 }
 
-/** The batches of a step as one batch for each queue: what they bring counts together. */
+/** Joins the batches of a step by queue: limits count them together. */
 function byQueue(attempts: readonly Attempt[], places?: readonly Placed[]): Group[] {
   const queues = [...new Set(attempts.map(({ queue }) => queue))]
   return queues.map((queue) => {

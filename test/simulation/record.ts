@@ -4,7 +4,7 @@
  */
 import { originHeaders, redrivesElsewhere, type MessageOptions, type Origin } from '../rules/message.js'
 
-/** What a record says. */
+/** The content of a record. */
 export interface Content extends MessageOptions {
   readonly contentType: number
   readonly headers: readonly (readonly [string, string])[]
@@ -53,7 +53,7 @@ export function contentOf(record: Uint8Array): Content {
   }
 }
 
-/** Why a message is dead, by number. */
+/** Reasons of death, by number. */
 export const DEATHS = ['', 'rejected', 'maxDeliveries', 'overflow', 'invalid'] as const
 export const OVERFLOW = 3
 

@@ -1,4 +1,4 @@
-/** The state in which a broker starts: a queue of the model, built from what the log says. */
+/** The queues of the model after a restart, built from the state of the log. */
 import type { QueueOptions } from '@sluice/protocol'
 import { PendingIds } from '../rules/ids.js'
 import { CLEARED } from '../rules/lease.js'
@@ -40,7 +40,8 @@ export function recoverQueue(
     if (afterCrash ? saved.counts[name] > had : saved.counts[name] !== had)
       throw new Violation(6, `${saved.name} has ${saved.counts[name]} ${name} messages; it counted ${had}`)
   }
-  // What has left its window may be known for longer, and what a later clock said is not forgotten was not.
+  // An id may be known for longer than its window, since an earlier life with a later clock may have forgotten it or
+  // not.
   queue.remembered.forgetUntil(nowMs - options.dedupWindowMs)
   for (const { id, timeMs } of queue.remembered.entries())
     if (timeMs <= latestMs - options.dedupWindowMs) queue.unsure.add(id)
@@ -74,7 +75,7 @@ export function recoverQueue(
     queue.live.set(offset, known)
     if (dead !== undefined) continue
     if (isListed) queue.pending.add(content.id!, offset)
-    // A plain message has no time to wait for, whatever the clock was set to since.
+    // A plain message does not wait for a time, whatever the clock was set to.
     if (known.isPlain || lineMs <= nowMs) known.state = 'ready'
     else {
       known.state = 'leased'

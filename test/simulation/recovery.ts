@@ -1,7 +1,7 @@
 /**
- * Compares a broker that has just recovered with what the log says, by plain reading: queues with their counters, every
- * message with its attempts, times, key, id and lives, where its bytes stand, the ids that are remembered, and the
- * results of producers' batches.
+ * Compares a recovered broker with the state of the log: queues with their counters, every message with its attempts,
+ * times, key, id and earlier lives, the position of its bytes, the remembered ids, and the results of producers'
+ * batches.
  */
 import type { Broker } from '../../packages/server/src/broker/broker.js'
 import type { Log } from '../../packages/server/src/log/log.js'
@@ -23,7 +23,7 @@ import {
 } from './ledger.js'
 import { Violation } from './trace.js'
 
-/** From which number on a producer may still send again. */
+/** The lowest number that a producer may still send again. */
 export type LowestUnanswered = (identity: string) => number
 
 export interface Compared {
@@ -39,8 +39,8 @@ export function nothingCompared(): Compared {
 }
 
 /**
- * `afterCrash`: the log did not end with an orderly stop, so everything may have been delivered. `latestMs`: the latest
- * time that any broker on this log has seen.
+ * `afterCrash`: the log did not end with an orderly stop, so any message may have been delivered. `latestMs`: the
+ * latest time that any broker on this log has seen.
  * @throws Violation 17
  */
 export function compareRecovered(
@@ -55,7 +55,7 @@ export function compareRecovered(
   const { firstPosition } = log.usage()
   const { queues } = broker.status
   if (queues !== state.queues.size)
-    throw new Violation(17, `${queues} queues are there after recovery; the log has ${state.queues.size}`)
+    throw new Violation(17, `there are ${queues} queues after recovery; the log has ${state.queues.size}`)
   for (const saved of state.queues.values()) {
     const queue = broker.catalog.queue(saved.name)
     compareQueue(queue, saved, afterCrash)
@@ -65,7 +65,7 @@ export function compareRecovered(
   }
   for (const saved of state.producers.values()) {
     const unsure = lowest(saved.identity)
-    // Throws when it does not know what it confirmed.
+    // Throws if the broker does not know the number that it confirmed.
     const producer = broker.producers.attach(saved.identity, saved.highest)
     if (producer.windowStart > unsure)
       throw new Violation(
@@ -173,21 +173,18 @@ function compareMessage(
   if (position < firstPosition || !saved.places.get(message.batchBase)!.includes(position)) {
     throw new Violation(
       17,
-      `${what} is said to stand at ${position}; its batch stands at ${saved.places.get(message.batchBase)!.join()}, and the log begins at ${firstPosition}`,
+      `${what} is located at ${position}; its batch is at ${saved.places.get(message.batchBase)!.join()}, and the log begins at ${firstPosition}`,
     )
   }
 }
 
-// S7: what is in its window, or pending, is known. What has left its window may be known for longer, but not what a
-// change of options has forgotten.
+// S7: an id in its window, or pending, is known. After its window it may be known for longer, but not if a change of
+// options has forgotten it.
 function compareIds(queue: Queue, saved: LedgerQueue, latestMs: number, compared: Compared): void {
   const windowMs = saved.options['dedupWindowMs'] as number
   const known = [...saved.remembered.entries()].length
   if (queue.ids.count > known)
-    throw new Violation(
-      17,
-      `${saved.name} knows ${queue.ids.count} ids after recovery; the log says ${known}`,
-    )
+    throw new Violation(17, `${saved.name} knows ${queue.ids.count} ids after recovery; the log has ${known}`)
   for (const { id, offset, timeMs } of saved.remembered.entries()) {
     if (timeMs <= latestMs - windowMs) continue
     compared.ids++
@@ -195,7 +192,7 @@ function compareIds(queue: Queue, saved: LedgerQueue, latestMs: number, compared
     compare(17, `the offset of id ${id} in ${saved.name}`, found, offset)
   }
   if (saved.options['unique'] !== 'pending') return
-  // Of several with one id, that of the first.
+  // Of several messages with one id, the first.
   const pending = new PendingIds()
   for (const [offset, { dead, content }] of saved.live)
     if (dead === undefined && content.id !== undefined) pending.add(content.id, offset)
@@ -239,10 +236,10 @@ function hashOfId(id: string, seed: readonly number[]): number[] {
 
 function compare(invariant: number, what: string, is: unknown, must: unknown): void {
   if (sorted(is) !== sorted(must))
-    throw new Violation(invariant, `${what} is ${sorted(is)} after recovery; the log says ${sorted(must)}`)
+    throw new Violation(invariant, `${what} is ${sorted(is)} after recovery; the log has ${sorted(must)}`)
 }
 
-// Objects by the names of their fields.
+// Text with the fields of objects by name.
 function sorted(value: unknown): string {
   return JSON.stringify(value, (_name, inner: unknown) =>
     typeof inner === 'object' && inner !== null && !Array.isArray(inner)

@@ -5,7 +5,7 @@ import type { LedgerProducer } from './ledger.js'
 import type { ModelCounts } from './state.js'
 import { Violation } from './trace.js'
 
-/** Where one batch went. */
+/** Where one batch was accepted. */
 export interface ModelPlace {
   readonly queueId: number
   readonly base: number
@@ -14,21 +14,24 @@ export interface ModelPlace {
 
 interface ModelProducer {
   readonly accepted: Map<number, { readonly places: readonly ModelPlace[]; readonly crc: number }>
-  /** Of this boot. */
+  /** In this life of the broker. */
   readonly refused: Map<number, ErrorCode>
-  /** Of this boot, those that can be accepted when they come again included; what follows them is refused. */
+  /**
+   * Refused numbers in this life of the broker, those that can be accepted later included; batches that follow them are
+   * refused.
+   */
   readonly open: Set<number>
-  /** Results below this are not asked for any more. */
+  /** Results of lower numbers are not requested any more. */
   told: number
 }
 
 export class Results {
   /** Messages that were refused at least once; after a restart the broker may accept them. */
-  readonly judgedAnew = new Set<string>()
+  readonly decidedAgain = new Set<string>()
   readonly #producers = new Map<string, ModelProducer>()
   readonly #counts: ModelCounts
   readonly #diskMayBeLow: () => boolean
-  /** Whether the queue of a batch may or may not remember ids of it. */
+  /** Whether the queue of a batch may or may not remember some ids. */
   readonly #isUnsure: (attempts: readonly Attempt[]) => boolean
 
   constructor(
@@ -56,7 +59,7 @@ export class Results {
       for (const [number, { places, crc }] of accepted) this.accept(identity, number, places, crc)
   }
 
-  /** 3: one number, one result. Whether it is an acceptance that is new. */
+  /** 3: one number, one result. Returns whether the batch is accepted now. */
   answered(
     identity: string,
     number: number,
@@ -101,7 +104,7 @@ export class Results {
     if (isOld) allowed.push('UNKNOWN_OUTCOME')
     if (known !== undefined) {
       if (known.crc !== crc) allowed.push('NUMBER_REUSED')
-      // What is known is answered, whatever became of its queue.
+      // A known result is returned whatever became of the queue.
       else if (!isOld)
         throw new Violation(
           3,
@@ -123,27 +126,27 @@ export class Results {
     if (!allowed.includes(code))
       throw new Violation(
         3,
-        `${what} is refused with ${code}; it deserves ${allowed.join() || 'to be taken'}`,
+        `${what} is refused with ${code}; it deserves ${allowed.join() || 'to be accepted'}`,
       )
-    // What can succeed later is judged anew when it comes again.
+    // A refusal that is not final is decided again.
     if (!answer.retryable && code !== 'UNKNOWN_OUTCOME' && code !== 'NUMBER_REUSED' && known === undefined)
       producer.refused.set(number, code)
     if (known === undefined && !isOld) producer.open.add(number)
-    // What goes again in the order of the calls is not overtaken.
+    // The messages are sent again in the order of the calls, so no other overtakes them.
     if (code === 'EARLIER_REFUSED') return false
     for (const { names, isSplit } of attempts)
-      if (!isSplit) for (const name of names) this.judgedAnew.add(name)
+      if (!isSplit) for (const name of names) this.decidedAgain.add(name)
     return false
   }
 
   /**
-   * A producer that never had a batch accepted has left. Its refusals go with it: no byte of it is under way any more,
-   * so whoever did not hear of a refusal cannot tell that the batch is judged anew.
+   * A producer without an accepted batch has left. Its refusals go with it: none of its bytes is under way any more, so
+   * a client that did not receive a refusal cannot notice that the batch is decided again.
    */
   forgotten(identity: string): void {
     const producer = this.#producer(identity)
     if (producer.accepted.size > 0)
-      throw new Violation(3, `producer ${identity} is forgotten, and had batches accepted`)
+      throw new Violation(3, `producer ${identity} is forgotten although batches of it were accepted`)
     producer.refused.clear()
     producer.open.clear()
     producer.told = 0

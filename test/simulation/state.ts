@@ -1,4 +1,4 @@
-/** The state of the model: queues, messages, and the subscriptions that hold them. What is known of it is in plain Maps. */
+/** The state of the model: queues, messages, and the subscriptions that hold them, in plain Maps. */
 import type { QueueOptions } from '@sluice/protocol'
 import type { PendingIds, RememberedIds } from '../rules/ids.js'
 import type { Line, LineMessage } from '../rules/line.js'
@@ -19,10 +19,10 @@ export interface ModelMessage extends LineMessage {
   dead: ModelDead | undefined
   /** Its id is known while it is pending. */
   readonly isListed: boolean
-  /** A delivery must be marked as redelivered; it may be. */
+  /** Whether a delivery must be marked as redelivered, and whether it may be. */
   mustMark: boolean
   mayMark: boolean
-  /** A delivery of it left the broker. */
+  /** A delivery of it has left the broker. */
   left: boolean
   /** Its last lease of this life of the broker, while no other has followed. */
   former: FormerLease | undefined
@@ -46,19 +46,19 @@ export interface ModelQueue {
   acked: number
   readonly counts: Counters
   carried: number
-  /** All that is not gone, by offset. */
+  /** All messages that are not gone, by offset. */
   readonly live: Map<number, ModelMessage>
   readonly line: Line<ModelMessage>
   readonly remembered: RememberedIds
-  /** Of these, those that an earlier life with a later clock may have forgotten. */
+  /** Remembered ids that an earlier life with a later clock may have forgotten. */
   readonly unsure: Set<string>
   readonly pending: PendingIds
   readonly subscriptions: Set<ModelSubscription>
-  /** What expired while it was being given back. */
+  /** Leased messages that expire as they are released. */
   readonly expiring: Set<number>
 }
 
-/** What the model needs of a connection. */
+/** The connection, as far as the model uses it. */
 export interface ModelConsumer {
   readonly isReady: boolean
 }
@@ -66,7 +66,7 @@ export interface ModelConsumer {
 export interface ModelSubscription {
   readonly id: number
   readonly queue: ModelQueue
-  /** Whose it is: the connection. */
+  /** The connection of the subscription. */
   readonly consumer: ModelConsumer
   readonly processingTimeoutMs: number | undefined
   creditMessages: number
@@ -78,21 +78,21 @@ export interface ModelSubscription {
   readonly held: Map<number, ModelMessage>
   heldBytes: number
   holdsSuspect: boolean
-  /** Tags that are being handled, and when each has to be done: Infinity where it is only announced. */
+  /** Tags that are being handled, with their deadlines: Infinity for announced ones. */
   readonly started: Map<number, number>
-  /** Tags of claimed leases whose try was charged before. */
+  /** Tags of claimed leases whose attempt was charged before. */
   readonly precharged: Set<number>
-  /** What claimed leases count in the credit, by tag; others count their record. */
+  /** Bytes that claimed leases count in the credit, by tag; others count their record. */
   readonly sizes: Map<number, number>
-  /** Every tag that was ever granted, with the offset and the attempt of its message, for what comes late. */
+  /** Every tag that was ever granted, with the offset and the attempt of its message, for late frames. */
   readonly granted: Map<number, { readonly offset: number; readonly attempt: number }>
-  /** Attempts that were charged with the settle of a tag; of those that were retried and did not die. */
+  /** Attempts that the settle of a tag charged, if the message was retried and did not die. */
   readonly charged: Map<number, number>
 }
 
 export type ModelCounts = ReturnType<typeof noModelCounts>
 
-/** What the model checks and sees, for tests that assert that it happened. */
+/** What the model checked and saw, for tests that assert that it happened. */
 function noModelCounts() {
   return {
     dispatched: 0,

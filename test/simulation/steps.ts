@@ -1,6 +1,6 @@
 /**
- * The atomic steps of one simulated client: numbers them, keeps what is unanswered, and gives it out again, byte for
- * byte, for the next connection.
+ * The atomic steps of one simulated client: numbers them, keeps unanswered ones, and returns them, byte for byte, for
+ * the next connection.
  */
 import { encodeAtomic, type AtomicAck, type Placed } from '@sluice/protocol'
 import type { HistoryEvent } from '../checker/history.js'
@@ -10,7 +10,7 @@ export interface Step<Ack> {
   readonly number: number
   readonly payload: Uint8Array
   readonly attempts: readonly Attempt[]
-  /** What its client knows of each message that it acknowledges. */
+  /** What the client knows of each message that it acknowledges. */
   readonly acks: readonly Ack[]
 }
 
@@ -86,7 +86,7 @@ export class Steps<Ack> {
     return step
   }
 
-  /** It was taken; undefined when nobody waits for it. */
+  /** The step was accepted; undefined if the client does not wait for it. */
   confirmed(number: number, places: readonly Placed[]): Step<Ack> | undefined {
     const step = this.#take(number)
     for (const [i, attempt] of step?.attempts.entries() ?? []) {
@@ -97,7 +97,7 @@ export class Steps<Ack> {
     return step
   }
 
-  /** It was refused as a whole; undefined when nobody waits for it. */
+  /** The step was refused as a whole; undefined if the client does not wait for it. */
   refused(number: number): Step<Ack> | undefined {
     const step = this.#take(number)
     for (const { names } of step?.attempts ?? [])

@@ -1,6 +1,6 @@
 /**
- * Observes a broker for the model and the ledger: every command, with its answer, what each queue notices of the time,
- * what becomes of its dead messages, and every entry that is appended. Nothing is changed on the way.
+ * Observes a broker for the model and the ledger: every command with its answer, what each queue notices of the time,
+ * what becomes of its dead messages, and every appended entry. It changes nothing.
  */
 import {
   OP,
@@ -31,18 +31,18 @@ import type { EntrySummary, LedgerState } from './ledger.js'
 import type { Model } from './model.js'
 import type { Conversation } from './witness.js'
 
-/** What the taps report to. `guard` keeps what they find wrong from going through the broker. */
+/** The receiver of the observations. `guard` keeps the errors of its checks out of the broker. */
 export interface Listening {
   readonly model: Model
   readonly attempts: Attempts
-  /** What is on disk. */
+  /** The durable state of the log. */
   readonly durable: LedgerState
   guard(work: () => void): void
-  /** A queue is emptied or deleted, now. */
+  /** A queue is purged or deleted now. */
   removed(queue: string): void
 }
 
-/** What a log is listened to for. */
+/** The receiver of the log's observations. */
 export interface LogListening {
   readonly model: Model
   readonly ledger: {
@@ -124,9 +124,9 @@ export class TappedLog implements Log {
   }
 }
 
-/** What the observed broker is compared with. It listens once it is attached: what a start does is judged by its result. */
+/** Passes observations of the broker on. It starts once it is attached: a start is judged by its result. */
 export class Taps implements Observer {
-  /** What the next RESULT promises: what the disk must say when it goes out. */
+  /** The promise of the next RESULT: what must be on disk when it is sent. */
   promise: (() => string | undefined) | undefined
   #broker: Broker | undefined
   #to: Listening | undefined
@@ -253,7 +253,7 @@ export class Taps implements Observer {
   ensured({ id, name }: Queue, info: QueueInfo): void {
     this.#tell((model, nowMs) => model.ensured(id, info, nowMs))
     this.#promise(({ durable }) =>
-      durable.lastQueueId < id ? `queue ${name} is said to be there and is not on disk` : undefined,
+      durable.lastQueueId < id ? `queue ${name} is reported as created and is not on disk` : undefined,
     )
   }
 
@@ -269,7 +269,7 @@ export class Taps implements Observer {
     this.#tell((model) => model.deleted(name, messages))
     this.#to?.removed(name)
     this.#promise(({ durable }) =>
-      durable.queues.has(id) ? `queue ${name} is said to be deleted and is on disk` : undefined,
+      durable.queues.has(id) ? `queue ${name} is reported as deleted and is on disk` : undefined,
     )
   }
 
@@ -287,7 +287,7 @@ export class Taps implements Observer {
       const saved = durable.queues.get(id)
       for (const { offset } of alive)
         if (saved?.live.has(offset) === true)
-          return `offset ${offset} of ${name} is said to be purged and is on disk`
+          return `offset ${offset} of ${name} is reported as purged and is on disk`
       return undefined
     })
   }
@@ -302,7 +302,7 @@ export class Taps implements Observer {
     const { id } = this.#broker.catalog.queue(ref.name)
     this.#promise(({ durable }) =>
       durable.queues.get(id)?.live.has(answer.offset) === true
-        ? `offset ${answer.offset} of ${ref.name} is said to be cancelled and is on disk`
+        ? `offset ${answer.offset} of ${ref.name} is reported as cancelled and is on disk`
         : undefined,
     )
   }
@@ -352,7 +352,7 @@ export class Taps implements Observer {
     if (to !== undefined) this.promise = () => broken(to)
   }
 
-  /** Each RESULT of the session is held against what it promises. */
+  /** Records for each RESULT of the session what it promises. */
   tapAnswers(session: Session, conversation: Conversation): void {
     const answer = session.answer.bind(session)
     session.answer = (correlation, given) => {

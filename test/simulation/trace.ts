@@ -1,6 +1,6 @@
 /**
- * What happened in a run, in order: a checksum over all of it, so that two runs can be compared, and the last events
- * in words, for whoever has to find out why a seed failed.
+ * The events of a run, in order: a checksum over all of them, so that two runs can be compared, and the last ones as
+ * text, to find out why a seed failed.
  */
 import { crc32 } from 'node:zlib'
 
@@ -31,7 +31,7 @@ export class Trace {
   }
 }
 
-/** Something that must not be. `invariant` is its number in the list of the design, or a word of the checker. */
+/** A violated invariant: its number in the list of the design, or a verdict of the checker. */
 export class Violation extends Error {
   readonly invariant: string
 
@@ -42,7 +42,7 @@ export class Violation extends Error {
   }
 }
 
-/** A run that failed, with all that is needed to see it again. */
+/** A run that failed, with everything needed to run it again. */
 export class SimulationFailure extends Error {
   readonly seed: number
   override readonly cause: unknown

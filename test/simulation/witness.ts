@@ -1,6 +1,6 @@
 /**
- * Sees every byte that leaves the broker, at the moment at which it leaves, and holds it against what is on disk then:
- * a confirm, a delivery or an answer that goes out before its entry is durable is found here, whether or not anybody
+ * Inspects every byte that leaves the broker, at the moment at which it leaves, and compares it with what is on disk
+ * then: a confirm, a delivery or an answer that is sent before its entry is durable is found here, even if no client
  * ever reads it.
  */
 import {
@@ -23,7 +23,7 @@ import type { Ledger } from './ledger.js'
 import type { Model } from './model.js'
 import { Violation } from './trace.js'
 
-/** What one connection has asked for, and so may be told. */
+/** The open requests of one connection, which determine the answers that it may receive. */
 export class Conversation {
   readonly identity: string
   /** Settles by their correlation. */
@@ -31,9 +31,9 @@ export class Conversation {
     number,
     { readonly subscriptionId: number; readonly items: readonly SettleItem[] }
   >()
-  /** What PEEK was asked for, by its correlation: queues. */
+  /** Queues of PEEK requests, by correlation. */
   readonly peeks = new Map<number, string>()
-  /** For each RESULT that the broker owes, in order: what the disk must say when it goes out. */
+  /** For each RESULT that the broker owes, in order: what must be on disk when it is sent. */
   readonly promises: { readonly correlation: number; readonly broken: () => string | undefined }[] = []
 
   constructor(identity: string) {
@@ -41,7 +41,7 @@ export class Conversation {
   }
 }
 
-/** Frames that say that something is on disk. */
+/** Frames that promise that something is on disk. */
 const PROMISES: ReadonlySet<number> = new Set([
   OP.PUBLISH_OK,
   OP.ATOMIC_OK,
@@ -56,7 +56,7 @@ export class Witness {
   readonly #ledger: Ledger
   readonly #model: Model
   readonly #attempts: Attempts
-  /** The log has failed: nothing may be promised any more. */
+  /** The log has failed: no promise may be sent any more. */
   isDead = false
   readonly counts = {
     confirmed: 0,
@@ -76,7 +76,7 @@ export class Witness {
     this.#attempts = attempts
   }
 
-  /** Returns what has to see each write of the connection, in order. */
+  /** Returns the function that inspects each write of the connection, in order. */
   watch(conversation: Conversation): (bytes: Uint8Array) => void {
     const decoder = new FrameDecoder(({ opcode, correlation, bytes, start, end }) => {
       this.#frame(conversation, opcode, correlation, bytes, start, end)
@@ -94,7 +94,7 @@ export class Witness {
     end: number,
   ): void {
     const isPromise = PROMISES.has(opcode)
-    // 20: after a write has failed nothing leaves as confirmed.
+    // 20: after a failed write no confirm leaves the broker.
     if (this.isDead && isPromise) throw new Violation(20, `frame ${opcode} left after the log had failed`)
     if (opcode === OP.PUBLISH_OK) {
       decodePublishOk(bytes, start, end, (number, baseOffset, duplicates) =>
@@ -116,7 +116,7 @@ export class Witness {
       this.counts.results++
       const promise = conversation.promises.shift()
       if (promise?.correlation !== correlation)
-        throw new Violation(21, `RESULT ${correlation} went out; due was ${promise?.correlation}`)
+        throw new Violation(21, `RESULT ${correlation} is sent; the next one must be ${promise?.correlation}`)
       const broken = promise.broken()
       if (broken !== undefined) throw new Violation(1, broken)
     } else if (opcode === OP.MESSAGES) {
@@ -129,9 +129,9 @@ export class Witness {
     } else if (opcode === OP.ERROR) {
       const { code, message } = decodeFault(bytes, start, end)
       this.#error(code)
-      // Its disk is honest: the broker knows whoever it confirmed anything to, and reads back what it wrote.
+      // The disk is honest: the broker knows every producer that it confirmed a batch to, and reads what it wrote.
       if (code === 'PRODUCER_UNKNOWN' || code === 'CORRUPT')
-        throw new Violation(3, `the broker says ${code}: ${message}`)
+        throw new Violation(3, `the broker reports ${code}: ${message}`)
     }
   }
 
@@ -148,10 +148,10 @@ export class Witness {
     const is = JSON.stringify(places.map(({ baseOffset, duplicates }) => [baseOffset, ...(duplicates ?? [])]))
     const must = JSON.stringify(accepted.places.map(({ base, duplicates }) => [base, ...duplicates]))
     if (is !== must)
-      throw new Violation(3, `batch ${number} of ${identity} is confirmed at ${is} and stands at ${must}`)
+      throw new Violation(3, `batch ${number} of ${identity} is confirmed at ${is} and is at ${must}`)
   }
 
-  // 8, 9: what the step acknowledged is gone on disk.
+  // 8, 9: the messages that the step acknowledged are gone from the disk.
   #stepped({ identity }: Conversation, number: number): void {
     for (const ack of this.#model.publishing.acksOf(identity, number)) {
       const [queueId, offset] = ack.split(':').map(Number) as [number, number]
@@ -163,7 +163,7 @@ export class Witness {
     }
   }
 
-  // 2: what is shown was published there.
+  // 2: a message that is shown was published there.
   #peeked(
     conversation: Conversation,
     correlation: number,
@@ -173,18 +173,21 @@ export class Witness {
   ): void {
     const queue = conversation.peeks.get(correlation)
     conversation.peeks.delete(correlation)
-    if (queue === undefined) throw new Violation(21, `MESSAGES ${correlation} answers nothing`)
+    if (queue === undefined) throw new Violation(21, `MESSAGES ${correlation} answers no request`)
     let last = -1
     for (const { offset, record } of decodeMessages(bytes, start, end).messages) {
       this.counts.peeked++
       if (offset <= last) throw new Violation(5, `a page of ${queue} shows offset ${offset} after ${last}`)
       last = offset
       if (!this.#attempts.knows(queue, record))
-        throw new Violation(2, `offset ${offset} of ${queue} is shown with bytes that nobody published there`)
+        throw new Violation(
+          2,
+          `offset ${offset} of ${queue} is shown with bytes that no client published there`,
+        )
     }
   }
 
-  // 8: a settle that was confirmed is on disk.
+  // 8: a confirmed settle is on disk.
   #settled(
     conversation: Conversation,
     correlation: number,
@@ -195,7 +198,7 @@ export class Witness {
     const { subscriptionId, ranges } = decodeRanges('SETTLE_OK', bytes, start, end)
     const asked = conversation.settles.get(correlation)
     if (asked === undefined || asked.subscriptionId !== subscriptionId)
-      throw new Violation(21, `SETTLE_OK ${correlation} of subscription ${subscriptionId} answers nothing`)
+      throw new Violation(21, `SETTLE_OK ${correlation} of subscription ${subscriptionId} answers no request`)
     conversation.settles.delete(correlation)
     const stale = new Set<number>()
     for (const { firstTag, count } of ranges) for (let i = 0; i < count; i++) stale.add((firstTag + i) >>> 0)
@@ -215,10 +218,10 @@ export class Witness {
         const what = `offset ${offset} of ${subscription.queue.name}`
         if (message !== undefined && outcome === OUTCOME.ack)
           throw new Violation(8, `the ack of ${what} is confirmed and not on disk`)
-        // What died may have been brought back since.
+        // A dead message may have been redriven since.
         if (message === undefined || message.dead !== undefined || message.earlier !== undefined) continue
         if (outcome === OUTCOME.deadLetter)
-          throw new Violation(8, `${what} is said to be dead and is not on disk as dead`)
+          throw new Violation(8, `${what} is confirmed as dead and is not dead on disk`)
         const charged = subscription.charged.get(tag) ?? 0
         if (outcome === OUTCOME.retry && message.attempts < charged)
           throw new Violation(8, `the retry of ${what} is confirmed and not on disk`)
@@ -231,10 +234,10 @@ export class Witness {
     const { subscriptionId, firstTag, count, messages } = deliveredIn(bytes, start, end)
     const subscription = this.#model.consuming.subscriptionById(subscriptionId)
     if (subscription === undefined)
-      throw new Violation(7, `a delivery for subscription ${subscriptionId}, which there is not`)
+      throw new Violation(7, `a delivery for subscription ${subscriptionId}, which does not exist`)
     const { queue } = subscription
     if (messages.length !== count)
-      throw new Violation(2, `a delivery of ${count} messages carries ${messages.length} records`)
+      throw new Violation(2, `a delivery of ${count} messages has ${messages.length} records`)
     const saved = this.#ledger.durable.queues.get(queue.id)
     for (const [i, { offset, record }] of messages.entries()) {
       this.counts.delivered++
@@ -247,7 +250,7 @@ export class Witness {
       if (!this.#attempts.knows(queue.name, record))
         throw new Violation(
           2,
-          `offset ${offset} of ${queue.name} is delivered with bytes that nobody published there`,
+          `offset ${offset} of ${queue.name} is delivered with bytes that no client published there`,
         )
       const isOnDisk =
         saved === undefined

@@ -1,6 +1,6 @@
 /**
- * Whole runs, one a seed: several lives of a broker with hostile, slow and dying clients, then healing, draining and
- * judgement. `SLUICE_SEED=n` runs one seed.
+ * Whole runs, one for each seed: several lives of a broker with hostile, slow and dying clients, then healing, draining
+ * and judgement. `SLUICE_SEED=n` runs one seed.
  */
 import { describe, expect, test } from 'vitest'
 import { leastIn, ONE_SEED, seedsFrom, TIMEOUT_MS } from '../amount.js'
@@ -10,7 +10,9 @@ import { runWorld } from './world.js'
 const FILE = 'test/simulation/world.test.ts'
 const SEEDS = seedsFrom(1, 25, 3_000)
 
-/** What has to happen in the runs, or they test less than they seem to; and how often at least, in MUST_HAPPEN_IN of them. */
+/**
+ * Events that must happen in the runs, or they test less than they seem to: how often at least, in MUST_HAPPEN_IN runs.
+ */
 const MUST_HAPPEN_IN = 60
 const MUST_HAPPEN: Readonly<Record<string, number>> = {
   // The log.
@@ -135,18 +137,22 @@ describe('a broker with trouble on all sides', () => {
     expect(missing.map(([what, least]) => `${what}: ${total.get(what) ?? 0} of ${least}`)).toEqual([])
   })
 
-  test('does the same again for the same seed, watched or not', { timeout: TIMEOUT_MS }, async () => {
-    const hashes = new Set<number>()
-    let compared = 0
-    for (const seed of seedsFrom(901, 4, 40)) {
-      const first = await runWorld({ seed, file: FILE })
-      const points = new CrashPoints(seed, noCrashes(), 0.02)
-      const second = await runWorld({ seed, file: FILE, onDiskUse: (world) => points.look(world) })
-      expect([second.hash, second.events], `seed ${seed}`).toEqual([first.hash, first.events])
-      hashes.add(first.hash)
-      compared++
-    }
-    expect(hashes.size).toBe(compared)
-    expect(compared).toBeGreaterThan(ONE_SEED === undefined ? 3 : 0)
-  })
+  test(
+    'does the same again for the same seed, with and without an observer',
+    { timeout: TIMEOUT_MS },
+    async () => {
+      const hashes = new Set<number>()
+      let compared = 0
+      for (const seed of seedsFrom(901, 4, 40)) {
+        const first = await runWorld({ seed, file: FILE })
+        const points = new CrashPoints(seed, noCrashes(), 0.02)
+        const second = await runWorld({ seed, file: FILE, onDiskUse: (world) => points.look(world) })
+        expect([second.hash, second.events], `seed ${seed}`).toEqual([first.hash, first.events])
+        hashes.add(first.hash)
+        compared++
+      }
+      expect(hashes.size).toBe(compared)
+      expect(compared).toBeGreaterThan(ONE_SEED === undefined ? 3 : 0)
+    },
+  )
 })

@@ -1,7 +1,7 @@
 /**
  * One seeded run: a simulated clock, disk and network, the production log, broker and sessions, and clients that make
- * trouble. The world alone decides what happens next, and lets all promises run out before it decides again, so a
- * seed has one history.
+ * trouble. The world alone decides what happens next, and waits until every JavaScript promise is settled before it
+ * decides again, so a seed has one history.
  *
  * A run has several lives of the broker, each ended by a loss of power, a kill, a failing disk or an orderly stop. At
  * the end everything is healed, drained and judged.
@@ -34,7 +34,7 @@ import { TappedLog, Taps, type Listening, type LogListening } from './taps.js'
 import { SimulationFailure, Trace, Violation } from './trace.js'
 import { Conversation, Witness } from './witness.js'
 
-// So that few scheduled messages are many already.
+// So that a few scheduled messages already exceed the near part of a schedule.
 Schedule.nearMax = 8
 
 export interface WorldOptions {
@@ -45,13 +45,13 @@ export interface WorldOptions {
   readonly defect?: Defect
   /** The only trouble is that the broker's process is stopped now and then, for seconds or for hours. */
   readonly onlyStalls?: boolean
-  /** Called between steps whenever the disk has been used; may look at images of it, and must not change it. */
+  /** Called between steps after the disk was used; may read images of it, and must not change it. */
   readonly onDiskUse?: (world: World) => Promise<void>
-  /** The test file that runs this seed again. */
+  /** The test file that can run this seed again. */
   readonly file?: string
 }
 
-/** What a run did, for tests that want to know that it did something. */
+/** What a run did, for tests that assert that it happened. */
 export interface WorldReport {
   readonly seed: number
   readonly hash: number
@@ -67,7 +67,7 @@ interface Sleeper {
   readonly wake: () => void
 }
 
-/** Sessions are looked at so often, as the listener does. */
+/** How often sessions are ticked, as by the listener. */
 const TICK_MS = 50
 const LINGER_MS = 1_000
 const HOUR_MS = 3_600_000
@@ -75,10 +75,10 @@ const HEALING_STEPS_MAX = 150_000
 const SLACK_MS = 200
 /** Seconds until a broker that waits for room on its disk must have noticed it. */
 const LOOKS_MAX = 5
-/** So long the broker may take to come to rest, and so long it is watched then. */
+/** How long the broker may take to come to rest, and how long it is watched then. */
 const REST_SECONDS = 60
 
-/** A client that numbers what it sends, and sends it again. */
+/** A client that numbers its batches, and sends them again. */
 export interface Sender {
   readonly name: string
   readonly identityText: string
@@ -95,7 +95,7 @@ export class World implements Surroundings, Listening, LogListening {
   readonly model: Model
   readonly queueNames: readonly string[]
   readonly #characters: ReadonlyMap<string, Character>
-  /** The queues do no more than they must. */
+  /** The queues have only the simplest options. */
   readonly isPlain: boolean
   readonly segmentBytes: number
   readonly messageBytesMax: number
@@ -103,10 +103,10 @@ export class World implements Surroundings, Listening, LogListening {
   readonly heartbeatMs: number
   readonly counts = new Map<string, number>()
   readonly #copies = new Set<string>()
-  /** Names of what producers sent, by queue, in the order of the log. */
+  /** Names of accepted messages of producers, by queue, in the order of the log. */
   readonly #accepted = new Map<number, string[]>()
   nowMs = 1_700_000_000_000
-  /** How far the broker's clock is from the world's: its machine's was set between two lives, or its log was ahead. */
+  /** Difference of the broker's clock to the world's: the clock was set between two lives, or the log was ahead. */
   #offMs = 0
   isHealing = false
   disk: SimulatedDisk
@@ -140,7 +140,7 @@ export class World implements Surroundings, Listening, LogListening {
   #diskUses = 0
   #fullUntilMs = 0
   #unreadableUntilMs = 0
-  /** There is room again, and the log has not looked since; it does so when a publish asks, and then takes a while. */
+  /** There is room again, and the log has not noticed; it checks when a publish arrives, which takes a while. */
   #isLowUnnoticed = false
   #roomSinceMs = 0
   #lowUntilMs = 0
@@ -213,7 +213,7 @@ export class World implements Surroundings, Listening, LogListening {
     if (chance.hit(0.3)) this.#clients.push(new Intruder('x1', this))
   }
 
-  /** What the broker's clock says. It never goes back within a life. */
+  /** The broker's clock. It never goes back within a life. */
   get brokerMs(): number {
     return this.nowMs + this.#offMs
   }
@@ -231,11 +231,11 @@ export class World implements Surroundings, Listening, LogListening {
     return this.#characters.get(queue)!
   }
 
-  // The broker brings a message to another queue: nobody attempts it, and somebody may find it there.
+  // The broker copied a message to another queue: no client attempts it there, and a consumer may receive it.
   #copied(queue: string, record: Uint8Array): void {
     this.attempts.addCopy(queue, record)
     const message = messageName(queue, record)
-    // What was undone by a crash is done again, alike.
+    // A copy that a crash undid is made again, with the same bytes.
     if (this.#copies.has(message)) return
     this.#copies.add(message)
     this.history.push({
@@ -313,7 +313,7 @@ export class World implements Surroundings, Listening, LogListening {
     await this.#settle()
   }
 
-  /** Everything that can run by itself has run. */
+  /** Lets everything run that can run without a decision of the world. */
   async #settle(): Promise<void> {
     await drained()
     this.#check()
@@ -343,7 +343,7 @@ export class World implements Surroundings, Listening, LogListening {
     if (client.stalledUntilMs <= this.nowMs) client.act()
   }
 
-  /** Time goes by, and whoever waits for a time gets its turn. */
+  /** Time passes, and everything that waits for a time runs. */
   #pass(ms: number): void {
     this.nowMs += ms
     const { broker } = this
@@ -358,7 +358,7 @@ export class World implements Surroundings, Listening, LogListening {
     if (this.nowMs - this.#tickedMs >= TICK_MS) this.#tick(broker)
   }
 
-  // As the listener does it: late calls are told how late they come, and sockets are read before anybody is judged.
+  // As the listener does it: a late tick knows how late it is, and sockets are read before any peer is judged.
   #tick(broker: Broker): void {
     const stallMs = Math.max(0, this.nowMs - this.#tickedMs - 2 * TICK_MS)
     const passedMs = this.nowMs - this.#tickedMs - stallMs
@@ -369,11 +369,11 @@ export class World implements Surroundings, Listening, LogListening {
     broker.turn.begin()
     for (const link of [...this.#links]) {
       const heard = this.#conversations.get(link)!
-      // What the broker does not read, it cannot miss.
+      // Silence is not counted while the broker does not read.
       heard.silentMs = link.paused ? 0 : heard.silentMs + passedMs
       const wasOpen = link.session!.isOpen
       link.session!.tick(this.brokerMs, stallMs)
-      // N1: whoever is silent for two heartbeats is let go.
+      // N1: a peer that is silent for two heartbeats is disconnected.
       if (wasOpen && link.session!.isOpen && heard.silentMs > this.heartbeatMs * 2 + SLACK_MS) {
         throw new Violation('N1', `${link.peer} was silent for ${heard.silentMs} ms and is still connected`)
       }
@@ -423,12 +423,15 @@ export class World implements Surroundings, Listening, LogListening {
     const { silentMs } = this.#conversations.get(link)!
     if (why?.code === 'HEARTBEAT_TIMEOUT' && silentMs <= this.heartbeatMs * 2 - TICK_MS) {
       this.guard(() => {
-        throw new Violation('N1', `${link.peer} is called silent and was heard ${silentMs} ms ago`)
+        throw new Violation(
+          'N1',
+          `${link.peer} is disconnected as silent, ${silentMs} ms after its last bytes`,
+        )
       })
     }
   }
 
-  /** What can move now. */
+  /** The transfers that are possible now. */
   #flows(): (() => void)[] {
     const flows: (() => void)[] = []
     for (const link of this.#links) {
@@ -472,7 +475,7 @@ export class World implements Surroundings, Listening, LogListening {
     client.receive(link.takeForClient(this.chance))
   }
 
-  /** Nothing more goes either way, and both sides know it. */
+  /** Breaks both directions, and both sides notice. */
   #sever(link: Link): void {
     this.trace.note(`${link.peer} severed`)
     const { client } = link
@@ -492,7 +495,7 @@ export class World implements Surroundings, Listening, LogListening {
       this.#pass(chance.skewed(chance.hit(0.1) ? HOUR_MS : this.heartbeatMs * 10))
       return
     }
-    // Mostly where it hurts.
+    // Mostly a connection whose client is handling a message.
     const busy = this.#links.filter(({ client }) => client instanceof Consumer && client.isHandling)
     const among = busy.length > 0 && chance.hit(0.6) ? busy : this.#links
     const link = among.length > 0 ? chance.pick(among) : undefined
@@ -502,11 +505,11 @@ export class World implements Surroundings, Listening, LogListening {
       this.#make('connection cut', link)
       this.#sever(link)
     } else if (kind === 3 && client !== undefined) {
-      // What it sent still arrives, and then its end.
+      // What the client sent still arrives, and then the end.
       this.#make('connection left', link)
       client.abandon()
     } else if (kind === 4 && link !== undefined) {
-      // Half open: the client is somewhere else, and nobody tells the broker.
+      // Half open: the client reconnects elsewhere, and the broker does not notice.
       this.#make('half open', link)
       link.frozen = true
       client?.abandon()
@@ -528,15 +531,15 @@ export class World implements Surroundings, Listening, LogListening {
       this.disk.capacityBytes = this.disk.usedBytes + chance.int(0, 1) * this.segmentBytes
       this.#fullUntilMs = this.nowMs + chance.skewed(3_000)
     } else if (kind === 9 && this.#unreadableUntilMs === 0 && chance.hit(0.3)) {
-      // No file descriptor is free, and the disk is slow to answer: nothing is damaged.
+      // No file descriptor is free, and reads fail: nothing is damaged.
       this.#make('reads fail', undefined)
       this.#unreadableUntilMs = this.nowMs + chance.skewed(10_000)
     }
   }
 
-  /** Asked when a publish was refused for want of space. */
+  /** Whether a publish may be refused because the disk has little space. */
   #diskMayBeLow(): boolean {
-    // It looks at most once a second, and the publish that makes it look is refused itself.
+    // The log checks at most once a second, and the publish that triggers the check is still refused.
     if (this.#isLowUnnoticed) {
       this.#lowUntilMs = this.nowMs + 3_000
       if (this.nowMs > this.#roomSinceMs + 1_000) this.#isLowUnnoticed = false
@@ -584,7 +587,7 @@ export class World implements Surroundings, Listening, LogListening {
     return this.chance.hit(0.03) ? { slow: true } : undefined
   }
 
-  /** A log on this disk, as the broker uses it. */
+  /** A log on this disk, with the options of the broker's. */
   openLog(disk: Disk): FileLog {
     const { defect } = this.#options
     return new FileLog({
@@ -635,7 +638,7 @@ export class World implements Surroundings, Listening, LogListening {
         observer: taps,
       }),
       () => {
-        // Until the boot mark is written, the log says how the last life ended.
+        // Until the boot mark is written, the log has the end of the last life.
         if (log.bounds !== undefined && this.ledger.written.lsn < log.bounds.nextLsn) afterClose = wasClosed()
       },
     )
@@ -643,7 +646,7 @@ export class World implements Surroundings, Listening, LogListening {
       throw new Violation('R5', `the broker failed while it started: ${textOf(this.#fatal)}`)
     this.count(files.recovery.tail === undefined ? 'tail unknown' : `tail ${files.recovery.tail}`)
     if (broker.status.afterCrash === afterClose)
-      throw new Violation(22, `after ${afterClose ? 'a stop' : 'a crash'} the broker believes the contrary`)
+      throw new Violation(22, `after ${afterClose ? 'a stop' : 'a crash'} the broker assumes the contrary`)
     defect?.broker?.(broker)
     const { afterCrash } = broker.status
     this.model.recover(this.ledger.written, afterCrash, broker.turn.nowMs, this.latestMs)
@@ -680,7 +683,7 @@ export class World implements Surroundings, Listening, LogListening {
         this.#turn()
       } else {
         this.#pass(10)
-        if (++idle > 1_000) throw new Violation(16, 'the broker waits for something that never comes')
+        if (++idle > 1_000) throw new Violation(16, 'the broker waits for an event that never comes')
       }
     }
   }
@@ -696,7 +699,7 @@ export class World implements Surroundings, Listening, LogListening {
     this.count(`end ${how}`)
     if (how === 'fault') await this.#failDisk()
     else if (how === 'close') await this.#stop()
-    // A file system that could not write its directory does not go on: the machine has to start anew.
+    // After a failed write of its directory a file system stops: the machine must start again.
     const isPowerLost =
       how === 'power' ||
       this.#directoryFailed ||
@@ -724,7 +727,7 @@ export class World implements Surroundings, Listening, LogListening {
     }
   }
 
-  /** One write or sync fails. What was not confirmed until then never is. */
+  /** One write or sync fails. A batch that is not confirmed by then never is. */
   async #failDisk(): Promise<void> {
     const { chance } = this
     const partial = chance.hit(0.3)
@@ -735,7 +738,7 @@ export class World implements Surroundings, Listening, LogListening {
         ? { short: chance.int(0, 40) * 100 }
         : { error: chance.pick(['EIO', 'ENOSPC'] as const) }
     }
-    // The world goes on for a while, so that what should not leave has its chance.
+    // The world goes on for a while, so that a wrong confirm has its chance to be sent.
     let after = 0
     for (let step = 0; step < 2_000 && after < 40; step++) {
       await this.#step()
@@ -758,8 +761,8 @@ export class World implements Surroundings, Listening, LogListening {
     const isFull = this.#fullUntilMs > 0
     await this.#drive(broker.close())
     if (!this.ledger.durable.closed && this.#fatal === undefined && !isFull) {
-      // An empty entry stands behind the mark; it changes nothing.
-      throw new Violation(22, 'the broker has stopped and the log does not say so')
+      // An empty entry may follow the mark; it changes nothing.
+      throw new Violation(22, 'the broker has stopped and the log has no mark of it')
     }
   }
 
@@ -773,9 +776,12 @@ export class World implements Surroundings, Listening, LogListening {
 
   #noticed(event: string, details: object): void {
     this.count(`notice ${event}`)
-    // On an honest disk nothing that was stored is unreadable.
+    // On an honest disk every stored byte is readable.
     if (event !== 'truncation failed' && event !== 'stopped without a mark')
-      this.#violation ??= new Violation(16, `the broker says: ${event} ${JSON.stringify(details, errorText)}`)
+      this.#violation ??= new Violation(
+        16,
+        `the broker reports ${event}: ${JSON.stringify(details, errorText)}`,
+      )
   }
 
   guard(work: () => void): void {
@@ -802,7 +808,7 @@ export class World implements Surroundings, Listening, LogListening {
 
   // ------------------------------------------------------------------------------------------------ calm and the end
 
-  /** Lets everything that is under way in the broker come to an end, and compares the whole state. */
+  /** Lets the broker finish everything that is under way, and compares the whole state. */
   async #calm(): Promise<void> {
     const { broker } = this
     if (broker === undefined) return
@@ -816,7 +822,7 @@ export class World implements Surroundings, Listening, LogListening {
       this.#unreadableUntilMs > 0 ||
       this.#sleepers.length > 0 ||
       this.ledger.written.lsn !== this.ledger.durable.lsn
-    // After the disk was full nothing is delivered until the broker has looked again.
+    // After the disk was full nothing is delivered until the broker has checked it again.
     for (let looks = 0; broker.isBehind && !isWaiting(); looks++) {
       if (looks === LOOKS_MAX) throw new Violation(16, 'the broker waits for room that its disk has')
       this.count('looked for room')
@@ -826,7 +832,7 @@ export class World implements Surroundings, Listening, LogListening {
     if (isWaiting()) return
     const hasRoom = !this.#isLowUnnoticed && this.nowMs >= this.#lowUntilMs && !this.#faulted
     this.model.calm(this.brokerMs, hasRoom)
-    // Whoever asks notices what has expired.
+    // A request for the info makes the broker notice expired messages.
     broker.catalog.list('', Infinity)
     await this.#rest()
     if (isWaiting()) return
@@ -837,7 +843,7 @@ export class World implements Surroundings, Listening, LogListening {
     this.#check()
   }
 
-  // What is counted live is what copying would copy: every batch of which any message is left, whole.
+  // Live bytes are those that copying would copy: every batch with any message left, whole.
   #checkLive(broker: Broker): void {
     let bytes = 0
     for (const queue of this.ledger.durable.queues.values()) {
@@ -846,10 +852,10 @@ export class World implements Surroundings, Listening, LogListening {
     }
     const { liveBytes } = broker.usage()
     if (liveBytes !== bytes)
-      throw new Violation(6, `${liveBytes} bytes are said to be live; copying would copy ${bytes}`)
+      throw new Violation(6, `the broker counts ${liveBytes} live bytes; copying would copy ${bytes}`)
   }
 
-  /** At rest nothing is written, and nothing wakes the broker for nothing. */
+  /** At rest nothing is written, and no timer wakes the broker without need. */
   async #restForGood(): Promise<void> {
     const broker = this.broker!
     for (const link of [...this.#links]) this.#sever(link)
@@ -911,10 +917,10 @@ export class World implements Surroundings, Listening, LogListening {
     await this.#calm()
   }
 
-  // After a clock was set back, what is scheduled is due much later than anybody wants to wait here.
+  // After a clock was set back, scheduled messages are due much later than healing can wait.
   #leap(): void {
     const queues = this.broker?.catalog.list('', Infinity).queues ?? []
-    // What is ready can stand behind a retry of its key.
+    // A ready message can be behind a retry of its key.
     const isWaiting = queues.every(({ leased }) => leased === 0) && !this.model.hasEligible
     if (isWaiting && queues.some(({ scheduled }) => scheduled > 0)) this.#pass(HOUR_MS / 4)
   }
@@ -949,13 +955,13 @@ export class World implements Surroundings, Listening, LogListening {
     return report
   }
 
-  /** What a producer sent to a queue is accepted in the order of its calls, whatever was refused or lost meanwhile. */
+  /** Messages of a producer to a queue are accepted in the order of its calls, whatever was refused or lost. */
   #checkOrder(): void {
     const calls = new Map<string, { readonly producer: string; readonly sequence: number }>()
     for (const event of this.history) {
       if (event.kind !== 'attempt' || event.sequence === undefined) continue
-      // What was refused alone, and whose refusal was lost, is judged anew behind what its producer sent later.
-      if (this.model.publishing.results.judgedAnew.has(event.message)) continue
+      // A message that was refused alone, and whose refusal was lost, is decided again behind later ones.
+      if (this.model.publishing.results.decidedAgain.has(event.message)) continue
       calls.set(event.message, { producer: event.producer, sequence: event.sequence })
     }
     for (const [queueId, names] of this.#accepted) {
@@ -975,20 +981,20 @@ export class World implements Surroundings, Listening, LogListening {
     }
   }
 
-  // A batch that was refused and judged anew stands behind what its producer sent later. What was rescheduled waits for
-  // a time of its own.
+  // A batch that was refused and decided again is behind later ones of its producer. A rescheduled message waits for a
+  // time of its own.
   #ordered(): HistoryEvent[] {
     const { publishing, rescheduledNames } = this.model
-    const { judgedAnew } = publishing.results
+    const { decidedAgain } = publishing.results
     return this.history.map((event) => {
       if (event.kind !== 'attempt') return event
       const { sequence, ...rest } = event
       if (rescheduledNames.has(event.message)) return { ...rest, lane: null }
-      return judgedAnew.has(event.message) || sequence === undefined ? rest : event
+      return decidedAgain.has(event.message) || sequence === undefined ? rest : event
     })
   }
 
-  /** What is counted by the parts of one life. */
+  /** Adds the counts of the parts of one life. */
   #tallyLife(): void {
     const { log } = this
     for (const [what, count] of Object.entries(log?.counts ?? {}))
@@ -1021,7 +1027,7 @@ function errorText(_name: string, value: unknown): unknown {
   return value instanceof Error ? value.message : value
 }
 
-/** Every promise that can be settled without the world has been. */
+/** Resolves when every promise that needs no step of the world is settled. */
 function drained(): Promise<void> {
   return new Promise((resolve) => setImmediate(resolve))
 }
