@@ -1,5 +1,5 @@
 /**
- * The producing half of a connection: PUBLISH and ATOMIC, and what answers them. Called by the session with each such
+ * The producing half of a connection: PUBLISH and ATOMIC, and their answers. Called by the session with each such
  * frame, from the handshake on.
  *
  * Invariant: each batch or atomic step whose number can be read gets one answer under that number, or its error ends the
