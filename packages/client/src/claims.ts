@@ -152,7 +152,7 @@ export class Claims implements LeaseKeeper {
     reason: string | undefined,
     invalid?: boolean,
   ): SettleGroup {
-    // A caller that waits for the answer has a deadline, as with a connection. The settle itself is sent at any later time.
+    // A caller that waits for the answer has a deadline, as with a connection. The settle itself is sent whenever there is one.
     const group = new SettleGroup(() => {
       pending.timer ??= new Timer(() => group.finish(notAnswered()), this.#session.timeoutMs).unref()
     })

@@ -1,5 +1,5 @@
 /**
- * What one subscription has asked for, which bounds what the broker may deliver.
+ * The credit of one subscription, which bounds what the broker may deliver.
  *
  * Invariant: the bounds only grow, because deliveries under an earlier credit may still be under way.
  */
@@ -10,7 +10,7 @@ import { MOVED_BYTES_MAX } from '@sluice/protocol'
 export interface Credit {
   /** Most messages that are delivered and not settled. */
   readonly messages: number
-  /** Most bytes of records that are delivered and not settled; a larger message comes alone. */
+  /** Most bytes of records that are delivered and not settled; a larger message is delivered alone. */
   readonly bytes: number
   /** Most messages that are ever delivered, counted from the start of the subscription. Default: no limit. */
   readonly limit?: number
@@ -43,9 +43,9 @@ export class CreditBounds {
   excess(unsettled: number, bytes: number, deliveries: number): string | undefined {
     if (unsettled > this.messages)
       return `It brings ${unsettled} unsettled messages; the credit is ${this.messages}.`
-    // A message that is larger than the credit comes alone.
+    // A message that is larger than the credit is delivered alone.
     if (bytes > this.bytes + MOVED_BYTES_MAX || deliveries > this.#limit)
-      return 'It brings more bytes or messages than were asked for.'
+      return 'It brings more bytes or messages than the credit allows.'
     return undefined
   }
 }

@@ -10,7 +10,7 @@ import { DeadLetter, Retry } from './message.js'
 /** The outcome for the messages of a handler that threw. */
 export interface Ending {
   readonly outcome: Outcome
-  /** Undefined: the queue's own back-off. */
+  /** Undefined for the back-off of the queue. */
   readonly delayMs: number | undefined
   readonly reason: string | undefined
   /** The handler failed, and did not throw `Retry` or `DeadLetter`. */

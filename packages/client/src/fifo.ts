@@ -38,7 +38,7 @@ export class Fifo<Item> {
     return items
   }
 
-  /** Drops the first `count` items. There must be as many. */
+  /** Drops the first `count` items. There must be at least `count`. */
   skip(count: number): void {
     this.#head += count
     if (this.#head === this.#slots.length) this.clear()

@@ -27,9 +27,9 @@ export class InFlight {
   /** Sent on an earlier connection and not yet on this one, highest number first. */
   #again: Sending[] = []
   /**
-   * Number of refused sendings. They are sent again, under new numbers, when the rest is answered. Until then nothing new
-   * is sent, and they keep their numbers: after a reconnect they are sent again before what follows them, because a broker
-   * that forgot their refusal would accept what follows at once.
+   * Number of refused sendings. They are sent again under new numbers when the rest is answered, and nothing new is sent
+   * before that. Until then they keep their numbers: after a reconnect they are sent before later sendings, because a broker
+   * that forgot their refusal would accept those at once.
    */
   #refused = 0
   /** After a refusal: only one batch that may be split is sent at a time, until one of these is accepted. */
@@ -47,7 +47,7 @@ export class InFlight {
     return this.#sent.size
   }
 
-  /** The highest number that was given. */
+  /** The highest number given so far. */
   get lastNumber(): number {
     return this.#lastNumber
   }
@@ -73,7 +73,7 @@ export class InFlight {
 
   /** Whether `sending` may be sent next. */
   admits(sending: Sending): boolean {
-    // One alone is always sent: otherwise a message larger than the window would never be.
+    // The first one is always admitted. Otherwise a message larger than the window would never be sent.
     if (this.#sent.size === 0) return true
     return (
       this.below(this.#lastNumber + 1) < this.#batchesMax &&
@@ -163,8 +163,8 @@ export class InFlight {
     }
   }
 
-  // Refused sendings stay in the window until the rest is answered. Where the broker made the window smaller, they can
-  // fill it: then what could not be sent again is given up. Returns whether it was.
+  // Refused sendings stay in the window until the rest is answered. If the window of this connection is smaller, they can
+  // fill it. Then the sendings that could not be sent again are given up. Returns whether that happened.
   #giveUpAgain(): boolean {
     const again = this.#again.filter(({ number }) => this.#sent.get(number) !== undefined)
     const unanswered = again.filter(({ goesAgain }) => goesAgain === undefined)

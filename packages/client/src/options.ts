@@ -30,7 +30,7 @@ export interface ClientOptions {
   readonly name?: string
   /** Most messages that are published and not confirmed; beyond it `publish` waits. 1 to 10,000,000. Default 10,000. */
   readonly maxInFlight?: number
-  /** Most bytes that are published and not confirmed; beyond it `publish` waits. From 1 byte to 4 GiB less 1 byte. Default 16 MiB. */
+  /** Most bytes that are published and not confirmed; beyond it `publish` waits. 1 to 4,294,967,295. Default 16 MiB. */
   readonly maxInFlightBytes?: number
   /**
    * Most memory of publishes that wait to be sent: their bytes, and 512 bytes more for each. Beyond it `publish` rejects

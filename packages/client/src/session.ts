@@ -28,10 +28,10 @@ export interface Session {
   waiting(event: ConsumerWaiting): void
 }
 
-/** Whatever subscribes. The client attaches it to each new connection. */
+/** A worker, an iterator, or the pullers. The client attaches each to every new connection. */
 export interface Consumer {
   attach(connection: Connection): void
-  /** The client is closed; no connection follows. */
+  /** The client is closed, and there is no further connection. */
   fail(error: SluiceError): void
 }
 
@@ -48,7 +48,7 @@ export interface ConsumerWaiting {
 /** A handler threw something other than `Retry` and `DeadLetter`; the broker delivers the message again. */
 export interface HandlerFailure {
   readonly queue: string
-  /** Of a batch, the offset of its first message. */
+  /** Offset of the message, or of the first message of a batch. */
   readonly offset: number
   readonly attempt: number
   /** Number of messages that the handler got. */

@@ -7,7 +7,7 @@ export interface TransportEvents {
   opened(): void
   /** The bytes are valid only during the call. */
   data(chunk: Uint8Array): void
-  /** Everything is sent that made `write` return false. */
+  /** All bytes of the `write` that returned false are sent. */
   drained(): void
   closed(error: Error | undefined): void
 }
