@@ -20,7 +20,7 @@ import {
 import { Admission, FactBuffer, type AdmittedBatch, type Queue, type Subscription } from '../queue/index.js'
 import { answeredDuplicates, type Producer } from '../state/producers.js'
 import type { State } from '../state/state.js'
-import { asksForAny, checkTraits, readTraits, type BatchTraits } from '../state/traits.js'
+import { hasDeliveryOptions, checkTraits, readTraits, type BatchTraits } from '../state/traits.js'
 import type { AckRange, AtomicStep } from './commands.js'
 import { observed, type Observer } from './observer.js'
 import type { Turn } from './turn.js'
@@ -373,7 +373,7 @@ export class Intake {
       }
     }
     const { maxBytes, ttlMs } = queue.options
-    const hasTraits = asksForAny(asks) || ttlMs > 0 || maxBytes > 0
+    const hasTraits = hasDeliveryOptions(asks) || ttlMs > 0 || maxBytes > 0
     if (hasTraits) checkTraits(bytes, at, count, nowMs)
     this.#turn.settleTime(queue)
     this.#writer.note(queue)
@@ -423,7 +423,7 @@ export class Intake {
 
 // No message of the batch has options, and the queue has no limits.
 function isPlain(queue: Queue, asks: number): boolean {
-  return !queue.looksAtMessages && !asksForAny(asks)
+  return !queue.looksAtMessages && !hasDeliveryOptions(asks)
 }
 
 function admissionTo(admissions: Map<Queue, Admission>, queue: Queue): Admission {

@@ -17,7 +17,7 @@ import { FactBuffer, type Queue, type Timer } from '../queue/index.js'
 import { movedBatch, type Origin } from './origin.js'
 import { redrivesOf, type Records } from './records.js'
 import type { State } from '../state/state.js'
-import { asksForAny, readTraits } from '../state/traits.js'
+import { hasDeliveryOptions, readTraits } from '../state/traits.js'
 import type { Observer } from './observer.js'
 import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
@@ -218,5 +218,5 @@ export class Moves {
 
 function asksForTraits(batch: Uint8Array): boolean {
   const at = BATCH_HEADER_BYTES
-  return asksForAny(recordFlags(batch, at) | (recordPriority(batch, at) > 0 ? ANY_PRIORITY : 0))
+  return hasDeliveryOptions(recordFlags(batch, at) | (recordPriority(batch, at) > 0 ? ANY_PRIORITY : 0))
 }

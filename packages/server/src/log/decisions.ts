@@ -91,7 +91,10 @@ export function matchingRows<Facts extends object, Name>(
 }
 
 /** The one row that matches. */
-export function theRow<Facts extends object, Name>(rows: readonly Row<Facts, Name>[], facts: Facts): Name {
+export function decidingRow<Facts extends object, Name>(
+  rows: readonly Row<Facts, Name>[],
+  facts: Facts,
+): Name {
   const names = matchingRows(rows, facts)
   const [name] = names
   if (name === undefined || names.length > 1) {

@@ -1,12 +1,12 @@
 /**
  * First half of the log scan: reads the file names, `log.meta` and the segment headers, picks the row of
- * `DIRECTORY_ROWS`, and does what the row says: create a log, rebuild `log.meta`, go on, or refuse.
+ * `DIRECTORY_ROWS`, and acts on it: creates a log, rebuilds `log.meta`, continues, or refuses.
  *
  * Invariant: exactly one row decides, and a refused directory is left unchanged. A crash at any point leaves a state
- * from which the next start can begin again. Called by `scanLog`.
+ * in which the next start can repeat the scan. Called by `scanLog`.
  */
 import type { SluiceError } from '@sluice/protocol'
-import { DIRECTORY_ROWS, theRow } from './decisions.js'
+import { DIRECTORY_ROWS, decidingRow } from './decisions.js'
 import type { DirectoryFacts, DirectoryRow, ScanRows } from './decisions.js'
 import type { FailStop } from './fail-stop.js'
 import type { Disk, DiskFile } from './log.js'
@@ -73,7 +73,7 @@ interface Contents {
   readonly unused: readonly UnusedSegment[]
 }
 
-/** One segment of each kind that is refused, if there is one. */
+/** An example of each kind of unacceptable segment. */
 interface Misfits {
   readonly wrongSize:
     | { readonly number: number; readonly bytes: number; readonly expected: number }
@@ -106,7 +106,7 @@ export async function scanDirectory(
 ): Promise<NewestSegment> {
   const contents = await readContents(options.disk, files)
   const misfits = findMisfits(contents, files)
-  const row = theRow(DIRECTORY_ROWS, await factsOf(contents, misfits, files))
+  const row = decidingRow(DIRECTORY_ROWS, await factsOf(contents, misfits, files))
   rows.directory = row
   switch (row) {
     case 'create':

@@ -67,7 +67,7 @@ export class FileLog implements Log {
   /** The segment that entries are written to. */
   #active: OpenSegment | undefined
   /** Whether the active segment's header is on disk. It is written with the first entry. */
-  #begun = false
+  #headerWritten = false
 
   #writtenBytes = 0
   /** Place of the next entry. During an append it is ahead of the durable end. */
@@ -112,7 +112,7 @@ export class FileLog implements Log {
       this.#segmentBytes = segmentBytes
       this.#salt = salt
       this.#active = active
-      this.#begun = end.begun
+      this.#headerWritten = end.headerWritten
       this.#headSegment = active.number
       this.#headAt = at
       this.#durableSegment = active.number
@@ -198,7 +198,7 @@ export class FileLog implements Log {
       this.#active?.number === this.#headSegment ? this.#active : await this.#activateNext()
     let from = at
     let bytes = entry
-    if (!this.#begun) {
+    if (!this.#headerWritten) {
       from = 0
       bytes = new Uint8Array(SEGMENT_HEADER_BYTES + entry.length)
       writeSegmentHeader(bytes, {
@@ -214,7 +214,7 @@ export class FileLog implements Log {
     }
     await this.#failStop.durably(`Segment ${segmentName(number)}`, () => file.write(from, bytes))
     this.#writtenBytes += bytes.length
-    this.#begun = true
+    this.#headerWritten = true
     this.#durableSegment = this.#headSegment
     this.#durableAt = this.#headAt
     this.#nextLsn++
@@ -225,7 +225,7 @@ export class FileLog implements Log {
     const full = this.#active
     const next = await this.#mustBeOpen().take()
     this.#active = next
-    this.#begun = false
+    this.#headerWritten = false
     // Every write to the full segment was durable, so an error of `close` loses nothing.
     await full?.file.close().catch(() => undefined)
     return next

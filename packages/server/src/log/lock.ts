@@ -31,7 +31,7 @@ const ABANDONED_MS = 60_000
 /** A socket without an answer within this time belongs to an owner that is busy or stopped. */
 const ANSWER_MS = 1_000
 /** Pause before the other sockets are asked again. */
-const LOOK_MS = 10
+const RETRY_MS = 10
 
 const SOCKET = /^lock\.[0-9a-f]{16}\.socket$/
 const OWNER = 'o'
@@ -194,7 +194,7 @@ async function awaitOwnership(
       socket.becomeOwner()
       return
     }
-    await new Promise((done) => setTimeout(done, LOOK_MS))
+    await new Promise((done) => setTimeout(done, RETRY_MS))
   }
 }
 

@@ -2,8 +2,8 @@
  * The two storage interfaces of the broker. `Log` stores entries, one group commit each, at increasing positions; `Disk`
  * is what `FileLog` needs from a file system. The simulator implements `Disk`, and tests implement either.
  *
- * A position counts bytes over the whole history of the log: segment number × segment size + byte in the segment. It
- * never names other bytes, also after its segment was freed.
+ * A position counts bytes over the whole history of the log: segment number × segment size + byte in the segment. A
+ * position is never reused, not even after its segment was freed.
  */
 
 export interface LogEntry {

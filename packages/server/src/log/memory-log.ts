@@ -26,7 +26,7 @@ export interface MemoryLogOptions {
   readonly beforeAppend?: (entry: LogEntry) => Promise<void> | void
 }
 
-interface Kept {
+interface Stored {
   entries: LogEntry[]
   firstSegment: number
   /** The active segment, which is never truncated. */
@@ -43,7 +43,7 @@ export class MemoryLog implements Log {
   refusedFrom = Infinity
   readonly #options: MemoryLogOptions
   readonly #salt: number
-  readonly #kept: Kept
+  readonly #stored: Stored
   #checkpoint: number | undefined
   /** Position of the next entry, after one that is being appended. */
   #writePosition: number
@@ -53,14 +53,14 @@ export class MemoryLog implements Log {
   #closed = false
   /** Callers of `stuck`, and the append that waits for a segment. */
   readonly #onStuck: (() => void)[] = []
-  #goOn: (() => void) | undefined
+  #resume: (() => void) | undefined
 
-  constructor(options: MemoryLogOptions = {}, kept?: Kept) {
+  constructor(options: MemoryLogOptions = {}, stored?: Stored) {
     this.segmentBytes = options.segmentBytes ?? 1024 * 1024
     this.#options = options
     this.#salt = options.salt ?? 0x5a17
     const first = this.segmentBytes + SEGMENT_HEADER_BYTES
-    this.#kept = kept ?? {
+    this.#stored = stored ?? {
       entries: [],
       firstSegment: 1,
       lastSegment: 1,
@@ -69,31 +69,31 @@ export class MemoryLog implements Log {
       lastCrc: 0,
       checkpoint: undefined,
     }
-    this.#checkpoint = this.#kept.checkpoint
-    this.#writePosition = this.#kept.nextPosition
+    this.#checkpoint = this.#stored.checkpoint
+    this.#writePosition = this.#stored.nextPosition
   }
 
   /** The log as the next process finds it: every entry whose append resolved, and no other. */
   reopened(options: MemoryLogOptions = this.#options): MemoryLog {
     return new MemoryLog(
       { ...options, segmentBytes: this.segmentBytes, salt: this.#salt },
-      { ...this.#kept, entries: [...this.#kept.entries] },
+      { ...this.#stored, entries: [...this.#stored.entries] },
     )
   }
 
   /** Durable entries, without truncated ones. */
   get entries(): readonly LogEntry[] {
-    return this.#kept.entries
+    return this.#stored.entries
   }
 
   open(): Promise<LogBounds> {
     return Promise.resolve({
       firstPosition: this.#firstPosition(),
-      nextPosition: this.#kept.nextPosition,
-      nextLsn: this.#kept.nextLsn,
-      lastCrc: this.#kept.lastCrc,
+      nextPosition: this.#stored.nextPosition,
+      nextLsn: this.#stored.nextLsn,
+      lastCrc: this.#stored.lastCrc,
       salt: this.#salt,
-      checkpoint: this.#kept.checkpoint,
+      checkpoint: this.#stored.checkpoint,
       cutBytes: 0,
     })
   }
@@ -101,7 +101,7 @@ export class MemoryLog implements Log {
   async *read(position: number): AsyncGenerator<LogEntry> {
     // Continues by position, because truncation changes the indexes meanwhile.
     for (let from = position; ;) {
-      const entry = this.#kept.entries[this.#indexFrom(from)]
+      const entry = this.#stored.entries[this.#indexFrom(from)]
       if (entry === undefined) return
       yield entry
       from = entry.position + entry.bytes.length
@@ -112,7 +112,7 @@ export class MemoryLog implements Log {
     if (this.#failure !== undefined || this.refusedFrom-- <= 0) return false
     const { segmentsMax, reserveBytes } = this.#options
     if (segmentsMax === undefined) return true
-    const segments = segmentsMax - (this.#kept.lastSegment - this.#kept.firstSegment + 1)
+    const segments = segmentsMax - (this.#stored.lastSegment - this.#stored.firstSegment + 1)
     const left = this.#left()
     const room =
       (bytes <= left ? left : 0) + Math.max(0, segments) * (this.segmentBytes - SEGMENT_HEADER_BYTES)
@@ -121,12 +121,12 @@ export class MemoryLog implements Log {
 
   room(): number {
     const { segmentsMax = Infinity } = this.#options
-    const segments = segmentsMax - (this.#kept.lastSegment - this.#kept.firstSegment + 1)
+    const segments = segmentsMax - (this.#stored.lastSegment - this.#stored.firstSegment + 1)
     return this.#left() + Math.max(0, segments) * (this.segmentBytes - SEGMENT_HEADER_BYTES)
   }
 
   stuck(): Promise<void> {
-    if (this.#goOn !== undefined) return Promise.resolve()
+    if (this.#resume !== undefined) return Promise.resolve()
     return new Promise((resolve) => this.#onStuck.push(resolve))
   }
 
@@ -142,12 +142,12 @@ export class MemoryLog implements Log {
       throw new RangeError(`An entry of ${entry.length} bytes does not fit the rest of its segment.`)
     }
     const verdict = checkEntry(entry, 0, entry.length, {
-      lsn: this.#kept.nextLsn,
-      previousCrc: this.#kept.lastCrc,
+      lsn: this.#stored.nextLsn,
+      previousCrc: this.#stored.lastCrc,
       position,
       salt: this.#salt,
     })
-    if (verdict !== 'valid' || lsn !== this.#kept.nextLsn) {
+    if (verdict !== 'valid' || lsn !== this.#stored.nextLsn) {
       throw new Error(`Entry ${lsn} does not continue the log (${verdict}).`)
     }
     if (entryPaddedBytes(entryLength(entry, 0)) !== entry.length) {
@@ -157,10 +157,10 @@ export class MemoryLog implements Log {
     }
     this.#appending = true
     this.#writePosition = position + entry.length
-    const kept: LogEntry = { position, lsn: entryLsn(entry, 0), bytes: entry.slice() }
+    const stored: LogEntry = { position, lsn: entryLsn(entry, 0), bytes: entry.slice() }
     try {
       if (position % this.segmentBytes === SEGMENT_HEADER_BYTES) await this.#segmentFor(position)
-      await this.#options.beforeAppend?.(kept)
+      await this.#options.beforeAppend?.(stored)
     } catch (cause) {
       this.#failure = new SluiceError('LOG_FAILED', `Writing entry ${lsn} failed.`, { cause })
       throw this.#failure
@@ -168,29 +168,29 @@ export class MemoryLog implements Log {
       this.#appending = false
     }
     if (position % this.segmentBytes === SEGMENT_HEADER_BYTES) {
-      this.#kept.lastSegment = Math.floor(position / this.segmentBytes)
-      this.#kept.checkpoint = this.#checkpoint
+      this.#stored.lastSegment = Math.floor(position / this.segmentBytes)
+      this.#stored.checkpoint = this.#checkpoint
     }
-    this.#kept.entries.push(kept)
+    this.#stored.entries.push(stored)
     this.#writtenBytes += entry.length
-    this.#kept.nextPosition = this.#writePosition
-    this.#kept.nextLsn = lsn + 1
-    this.#kept.lastCrc = entryCrcOf(entry, 0)
+    this.#stored.nextPosition = this.#writePosition
+    this.#stored.nextLsn = lsn + 1
+    this.#stored.lastCrc = entryCrcOf(entry, 0)
   }
 
   async #segmentFor(position: number): Promise<void> {
     const { segmentsMax = Infinity } = this.#options
     const number = Math.floor(position / this.segmentBytes)
-    while (number - this.#kept.firstSegment >= segmentsMax) {
+    while (number - this.#stored.firstSegment >= segmentsMax) {
       for (const notifyStuck of this.#onStuck.splice(0)) notifyStuck()
-      await new Promise<void>((resolve) => (this.#goOn = resolve))
-      this.#goOn = undefined
+      await new Promise<void>((resolve) => (this.#resume = resolve))
+      this.#resume = undefined
       if (this.#closed) throw new Error('The log was closed while an entry waited for a segment.')
     }
   }
 
   readRange(position: number, length: number, into?: Uint8Array): Promise<Uint8Array> {
-    const entries = this.#kept.entries
+    const entries = this.#stored.entries
     const out = into?.fill(0) ?? new Uint8Array(length)
     const end = position + length
     const segment = Math.floor(position / this.segmentBytes)
@@ -205,7 +205,7 @@ export class MemoryLog implements Log {
       filled = to
     }
     // A full segment has zeros after its last entry, as a file does.
-    const isFull = segment >= this.#kept.firstSegment && segment < this.#kept.lastSegment
+    const isFull = segment >= this.#stored.firstSegment && segment < this.#stored.lastSegment
     if (filled < end && !isFull) {
       return Promise.reject(new RangeError(`There are no durable bytes at position ${filled}.`))
     }
@@ -217,18 +217,18 @@ export class MemoryLog implements Log {
   }
 
   truncateBefore(position: number): Promise<void> {
-    const kept = this.#kept
-    const segment = Math.min(Math.floor(position / this.segmentBytes), kept.lastSegment)
-    if (segment > kept.firstSegment) {
-      kept.firstSegment = segment
-      kept.entries = kept.entries.filter((entry) => entry.position >= segment * this.segmentBytes)
-      this.#goOn?.()
+    const stored = this.#stored
+    const segment = Math.min(Math.floor(position / this.segmentBytes), stored.lastSegment)
+    if (segment > stored.firstSegment) {
+      stored.firstSegment = segment
+      stored.entries = stored.entries.filter((entry) => entry.position >= segment * this.segmentBytes)
+      this.#resume?.()
     }
     return Promise.resolve()
   }
 
   usage(): LogUsage {
-    const segments = this.#kept.lastSegment - this.#kept.firstSegment + 1
+    const segments = this.#stored.lastSegment - this.#stored.firstSegment + 1
     return {
       segments,
       bytes: segments * this.segmentBytes,
@@ -239,13 +239,13 @@ export class MemoryLog implements Log {
 
   close(): Promise<void> {
     this.#closed = true
-    this.#goOn?.()
+    this.#resume?.()
     return Promise.resolve()
   }
 
   /** Index of the first entry at or after `position`. */
   #indexFrom(position: number): number {
-    const { entries } = this.#kept
+    const { entries } = this.#stored
     let low = 0
     let high = entries.length
     while (low < high) {
@@ -257,7 +257,7 @@ export class MemoryLog implements Log {
   }
 
   #firstPosition(): number {
-    return this.#kept.firstSegment * this.segmentBytes + SEGMENT_HEADER_BYTES
+    return this.#stored.firstSegment * this.segmentBytes + SEGMENT_HEADER_BYTES
   }
 
   /** Bytes from the write position to the end of its segment. */

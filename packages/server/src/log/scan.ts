@@ -1,6 +1,6 @@
 /**
- * The log scan, with which a file log opens: what the directory contains, then where the log ends. `FileLog.open` calls
- * it once. The two halves are `directory-scan.ts` and `tail-scan.ts`, with one decision table each.
+ * The log scan at the start of a broker: it reads the directory, then finds the end of the log. `FileLog.open` calls it
+ * once. Its halves, `directory-scan.ts` and `tail-scan.ts`, have one decision table each.
  */
 import type { ScanRows } from './decisions.js'
 import { scanDirectory } from './directory-scan.js'

@@ -278,7 +278,7 @@ export class SegmentPool {
     const creatable = this.#prepareFailed
       ? 0
       : Math.max(0, Math.floor((this.#freeBytes - this.#lowFreeBytes) / this.#segmentBytes))
-    // One less than segments exist if the current append waits for a segment that is being prepared.
+    // Counts -1 for segment `number` if it is not prepared yet, and the current append waits for it.
     const segments = this.#newest - number + creatable
     const room = (bytes <= left ? left : 0) + segments * (this.#segmentBytes - SEGMENT_HEADER_BYTES)
     return bytes + this.#reserveBytes * (this.#refuses ? LOW_CLEARS_AT : 1) <= room

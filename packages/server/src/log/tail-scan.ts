@@ -2,10 +2,10 @@
  * Second half of the log scan: walks the newest segment to the last valid entry, picks the row of `TAIL_ROWS`, and cuts
  * off an unfinished entry or refuses.
  *
- * Invariant: exactly one row decides, and a refused log is left unchanged. A crash at any point leaves a state from
- * which the next start can begin again. Called by `scanLog`.
+ * Invariant: exactly one row decides, and a refused log is left unchanged. A crash at any point leaves a state in
+ * which the next start can repeat the scan. Called by `scanLog`.
  */
-import { TAIL_ROWS, theRow } from './decisions.js'
+import { TAIL_ROWS, decidingRow } from './decisions.js'
 import type { ScanRows, TailFacts } from './decisions.js'
 import type { NewestSegment, OpenFiles } from './directory-scan.js'
 import {
@@ -38,8 +38,8 @@ export interface LogEnd {
   readonly first: number
   /** Newest segment in use, or the first one when none is. */
   readonly active: OpenSegment
-  /** Whether the active segment has an entry, and so its header. */
-  readonly begun: boolean
+  /** Whether the active segment has a header. It is written with the first entry. */
+  readonly headerWritten: boolean
   /** Unused segments, numbered without a gap from the active one. */
   readonly spares: readonly OpenSegment[]
   /** First byte after the last entry in the active segment. */
@@ -69,7 +69,7 @@ interface Ending {
   readonly spares: readonly OpenSegment[]
   readonly last: EntrySpan | undefined
   readonly next: NextEntry
-  /** Bytes of the unfinished next entry in the active segment, and at the start of the first spare. */
+  /** Bytes of an unfinished next entry in the active segment, and at the start of the first spare. */
   readonly activeBytes: number
   readonly spareBytes: number
   /** A whole entry after the next one, which proves that durable bytes were lost. */
@@ -85,7 +85,7 @@ export async function scanTail(
 ): Promise<LogEnd> {
   const ending = await readEnding(newest, files)
   const { active, spares, last, next, activeBytes, spareBytes } = ending
-  rows.tail = theRow(TAIL_ROWS, factsOf(ending))
+  rows.tail = decidingRow(TAIL_ROWS, factsOf(ending))
   if (rows.tail === 'later-entry') throw laterEntryFound(ending)
   await failStop.durably(`The end of ${segmentName(active.number)}`, () => finishEnding(ending))
   const cutBytes = activeBytes + spareBytes
@@ -100,7 +100,7 @@ export async function scanTail(
     salt: newest.meta.salt,
     first: newest.first,
     active,
-    begun: last !== undefined,
+    headerWritten: last !== undefined,
     spares,
     at: next.at,
     nextLsn: next.lsn,

@@ -36,9 +36,9 @@ export class Checkpoints {
   readonly #intervalBytes: number
   /** The next checkpoint is due when this many bytes were appended since the last one started. */
   #dueBytes: number
-  #begunAtBytes = 0
-  #begunAtWritten = 0
-  #begunAtNews = 0
+  #startedAtBytes = 0
+  #startedAtWritten = 0
+  #startedAtNewBytes = 0
   #running: Generator<void, void> | undefined
   /** Bytes of pages and directories, since the broker started. */
   #writtenBytes = 0
@@ -74,26 +74,26 @@ export class Checkpoints {
     if (this.#running === undefined) {
       if (this.#finished !== undefined) return false
       const isDue =
-        this.#tail.appendedBytes - this.#begunAtBytes >= this.#dueBytes &&
-        this.#news - this.#begunAtNews >= this.#dueBytes * NEW_SHARE
+        this.#tail.appendedBytes - this.#startedAtBytes >= this.#dueBytes &&
+        this.#newBytes - this.#startedAtNewBytes >= this.#dueBytes * NEW_SHARE
       if (!isDue && (!this.#freesEnough(this.wantedLowWater) || this.markFrees)) return false
-      this.#begunAtBytes = this.#tail.appendedBytes
-      this.#begunAtWritten = this.#writtenBytes
-      this.#begunAtNews = this.#news
+      this.#startedAtBytes = this.#tail.appendedBytes
+      this.#startedAtWritten = this.#writtenBytes
+      this.#startedAtNewBytes = this.#newBytes
       this.#running = this.#run(nowMs)
     }
     if (this.#running.next().done === true) {
       this.#running = undefined
       // The pages of ten thousand busy queues take half an interval, so the interval grows: otherwise checkpoints would be
       // most of the work. A restart then reads up to three intervals.
-      const took = this.#writtenBytes - this.#begunAtWritten
-      this.#dueBytes = Math.max(this.#intervalBytes, Math.min(took * 8, this.#intervalBytes * 3))
+      const checkpointBytes = this.#writtenBytes - this.#startedAtWritten
+      this.#dueBytes = Math.max(this.#intervalBytes, Math.min(checkpointBytes * 8, this.#intervalBytes * 3))
     }
     return true
   }
 
   /** Bytes of batches other than pages since the broker started. */
-  get #news(): number {
+  get #newBytes(): number {
     return this.#tail.addedBytes - this.#writtenBytes
   }
 

@@ -3,8 +3,8 @@
  * truncated. A copied batch keeps its header, and so its offsets, times and checksum; only its position changes.
  *
  * Invariant: copying ends when the broker is at rest. Live bytes are exactly what copying would copy, and page bytes what
- * rewriting would write, so copying can free every byte of the excess. Copying runs in passes, each from the oldest
- * segment to the end of the log at the start of the pass. The next pass starts only after enough news.
+ * rewriting would write, so copying can free every byte of the excess. Copying runs in passes: each begins at the oldest
+ * segment and ends where the log ended when it started, and the next starts only after enough bytes have changed.
  */
 import {
   BATCH_ATTRIBUTE,
@@ -28,11 +28,11 @@ const IDLE_BYTES_PER_MS = 4096
 /** Most bytes of entries that one step reads. */
 const STEP_BYTES = 256 << 10
 /**
- * News that must arrive before another pass starts: a number of segments, half of it while room is scarce, plus a share
- * of what the last pass wrote. The share exceeds the padding of the pass's own entries.
+ * Bytes that must change before another pass starts: this many segments, half of it while room is scarce, plus a share of
+ * what the last pass wrote. The share exceeds the padding of the entries of a pass.
  */
-const NEWS_SEGMENTS = 1
-const NEWS_SHARE = 1 / 32
+const CHANGED_SEGMENTS = 1
+const CHANGED_SHARE = 1 / 32
 /** Segments needed to copy one and free it: its copy, and the segment with which the directory takes effect. */
 const COPY_SEGMENTS = 2
 /** Most that copies take, relative to their bytes, with headers and padding of their entries. */
@@ -50,10 +50,10 @@ export class Relocation {
   #allowance = 0
   #countedBytes = 0
   #countedMs = 0
-  /** End of the log, news and upkeep bytes at the start of this pass. */
+  /** End of the log, changed bytes and upkeep bytes at the start of this pass. */
   #passEnd = 0
-  #passNews = -Infinity
-  #passUpkeep = 0
+  #passChangedBytes = -Infinity
+  #passUpkeepBytes = 0
   /** Every live batch before this position has been copied or is being copied. */
   before = 0
   /** Segments from this position on are not copied, because queues retain messages in them. */
@@ -94,7 +94,7 @@ export class Relocation {
   }
 
   /** Bytes that were appended, without copies and pages, plus bytes that stopped being live. */
-  get #news(): number {
+  get #changedBytes(): number {
     return this.#tail.appendedBytes - this.#tail.upkeepBytes + this.#state.segments.goneBytes
   }
 
@@ -171,9 +171,9 @@ export class Relocation {
     if (this.isScarce && !this.#fits(start)) return Infinity
     const { segmentBytes } = this.#log
     if (start < this.#passEnd) return start
-    const fromNews = NEWS_SEGMENTS * segmentBytes * (this.isScarce ? 0.5 : 1)
-    const fromPass = NEWS_SHARE * (this.#tail.upkeepBytes - this.#passUpkeep)
-    return this.#news - this.#passNews >= fromNews + fromPass ? start : Infinity
+    const fromSegments = CHANGED_SEGMENTS * segmentBytes * (this.isScarce ? 0.5 : 1)
+    const fromPass = CHANGED_SHARE * (this.#tail.upkeepBytes - this.#passUpkeepBytes)
+    return this.#changedBytes - this.#passChangedBytes >= fromSegments + fromPass ? start : Infinity
   }
 
   // Copies that do not fit would use up the room needed to free space. Copies that fit the rest of the active segment
@@ -193,8 +193,8 @@ export class Relocation {
     if (start === Infinity) return false
     if (start >= this.#passEnd) {
       this.#passEnd = this.#tail.position
-      this.#passNews = this.#news
-      this.#passUpkeep = this.#tail.upkeepBytes
+      this.#passChangedBytes = this.#changedBytes
+      this.#passUpkeepBytes = this.#tail.upkeepBytes
     }
     this.#segmentEnd = start + this.#log.segmentBytes
     this.before = this.#segmentEnd

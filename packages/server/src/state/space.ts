@@ -29,10 +29,10 @@ export interface Holder {
  */
 const PATIENCE_MS = 5_000
 /** Interval of the checks; a check comes earlier once this part of a segment was appended, before settles use the room up. */
-const LOOK_MS = 20
-const LOOK_SEGMENTS = 1 / 4
+const CHECK_MS = 20
+const CHECK_SEGMENTS = 1 / 4
 /** Interval of the checks of what queues retain. */
-const LOOK_RETAINED_MS = 1_000
+const CHECK_RETAINED_MS = 1_000
 /** Part of a segment that is kept free beyond the room that copying needs. */
 const MARGIN = 1 / 4
 /** If all pages take at most this part of a segment, each checkpoint rewrites the old ones, which frees their segments. */
@@ -47,14 +47,14 @@ export class Space {
   readonly #checkpoints: Checkpoints
   readonly #relocation: Relocation
   readonly #wake: () => void
-  #lookedMs = 0
-  #lookedBytes = 0
-  #nextLookMs = 0
+  #checkedMs = 0
+  #checkedBytes = 0
+  #nextCheckMs = 0
   /** An early checkpoint waits until this time. */
   #patientUntilMs = Infinity
   /** Low-water mark of the last checkpoint that was seen. */
   #seenLowWater = 0
-  #retainedLookedMs = 0
+  #retainedCheckedMs = 0
   /** When the next retained segment expires. */
   #retainedUntilMs = Infinity
   /** Neither the state nor live messages need the segments before this start; the facts behind this are durable. */
@@ -86,14 +86,14 @@ export class Space {
     if (this.#checkpoints.step(nowMs)) this.#wake()
     if (this.#relocation.isRunning) this.#relocation.step(nowMs)
     const { segmentBytes } = this.#log
-    const isEarly = this.#tail.appendedBytes - this.#lookedBytes < segmentBytes * LOOK_SEGMENTS
-    if (isEarly && nowMs < this.#lookedMs + LOOK_MS) {
-      this.#nextLookMs = this.#lookedMs + LOOK_MS
+    const isEarly = this.#tail.appendedBytes - this.#checkedBytes < segmentBytes * CHECK_SEGMENTS
+    if (isEarly && nowMs < this.#checkedMs + CHECK_MS) {
+      this.#nextCheckMs = this.#checkedMs + CHECK_MS
       return
     }
-    this.#lookedMs = nowMs
-    this.#lookedBytes = this.#tail.appendedBytes
-    if (nowMs >= this.#retainedLookedMs + LOOK_RETAINED_MS) this.#lookAtRetained(nowMs)
+    this.#checkedMs = nowMs
+    this.#checkedBytes = this.#tail.appendedBytes
+    if (nowMs >= this.#retainedCheckedMs + CHECK_RETAINED_MS) this.#checkRetained(nowMs)
     const { firstPosition } = this.#log.usage()
     const firstStart = Math.floor(firstPosition / segmentBytes) * segmentBytes
     const live = this.#state.segments.oldestLive(firstPosition)
@@ -113,35 +113,37 @@ export class Space {
     const before = Math.floor(Math.min(this.#checkpoints.lowWater, live) / segmentBytes) * segmentBytes
     if (this.#done === undefined && before > Math.max(this.#doneBefore, firstStart))
       this.#done = { before, gate: this.#tail.gate }
-    this.#noteDone()
+    this.#confirmDone()
     // Retention depends on the clock alone, so it does not wait for durable facts.
     if (this.#firstAfter(this.#doneBefore) > firstStart && !this.#truncating && nowMs >= this.#retryMs) {
       // Messages that were settled since the last check may be retained.
-      this.#lookAtRetained(nowMs)
+      this.#checkRetained(nowMs)
       const start = this.#firstAfter(this.#doneBefore)
       if (start > firstStart) this.#truncateBefore(start)
     }
     if (!this.#relocation.isRunning) this.#relocation.step(nowMs)
-    this.#look()
-    this.#nextLookMs = this.#nextAfter(nowMs, wanted)
+    this.#updateExhausted()
+    this.#nextCheckMs = this.#nextAfter(nowMs, wanted)
   }
 
   /** When `step` must be called although nothing happens, in ms since the epoch; Infinity: never. */
   get nextDeadline(): number {
-    return this.#nextLookMs
+    return this.#nextCheckMs
   }
 
   #nextAfter(nowMs: number, wantedLowWater: number): number {
-    const lookAgainMs = this.#retainedLookedMs + LOOK_RETAINED_MS
+    const checkAgainMs = this.#retainedCheckedMs + CHECK_RETAINED_MS
     // The last check does not include messages that were settled since.
-    let nextMs = this.#state.segments.retainsMore ? lookAgainMs : Math.max(this.#retainedUntilMs, lookAgainMs)
+    let nextMs = this.#state.segments.retainsMore
+      ? checkAgainMs
+      : Math.max(this.#retainedUntilMs, checkAgainMs)
     nextMs = Math.min(nextMs, this.#relocation.nextStepMs(nowMs))
     if (
       this.#relocation.excessBytes > 0 &&
       this.#hasNextSegment &&
       this.#checkpoints.freesEnoughUpTo(wantedLowWater)
     )
-      nextMs = Math.min(nextMs, Math.max(this.#patientUntilMs, nowMs + LOOK_MS))
+      nextMs = Math.min(nextMs, Math.max(this.#patientUntilMs, nowMs + CHECK_MS))
     // Connections wait for room, and other programs may free space on the disk.
     if (this.isExhausted) nextMs = Math.min(nextMs, nowMs + RETRY_MS)
     return nowMs < this.#retryMs ? Math.min(nextMs, this.#retryMs) : nextMs
@@ -178,7 +180,7 @@ export class Space {
    */
   isExhausted = false
 
-  #look(): void {
+  #updateExhausted(): void {
     const { firstPosition } = this.#log.usage()
     const isFreeing =
       this.#truncating ||
@@ -223,14 +225,14 @@ export class Space {
     this.#relocation.stop()
   }
 
-  #lookAtRetained(nowMs: number): void {
-    this.#retainedLookedMs = nowMs
+  #checkRetained(nowMs: number): void {
+    this.#retainedCheckedMs = nowMs
     const { oldest, untilMs } = this.#state.segments.oldestRetained(this.#state.queuesById, nowMs)
     this.#relocation.retainedFrom = oldest
     this.#retainedUntilMs = untilMs
   }
 
-  #noteDone(): void {
+  #confirmDone(): void {
     if (this.#done === undefined || this.#tail.durableLsn < this.#done.gate) return
     this.#doneBefore = this.#done.before
     this.#done = undefined
@@ -254,7 +256,7 @@ export class Space {
       },
       () => {
         // The segment still exists and is tried again; the log reports the cause.
-        this.#retryMs = this.#lookedMs + RETRY_MS
+        this.#retryMs = this.#checkedMs + RETRY_MS
         done()
       },
     )

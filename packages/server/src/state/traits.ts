@@ -23,8 +23,8 @@ import { ID_WORDS, hashId, hashKey, type Traits } from '../queue/index.js'
 const ANY_TRAIT =
   RECORD_FLAG.delay | RECORD_FLAG.at | RECORD_FLAG.ttl | RECORD_FLAG.key | RECORD_FLAG.id | ANY_PRIORITY
 
-/** Whether records with these flags, as `checkRecords` reports them, must be read one by one. */
-export function asksForAny(flagsSeen: number): boolean {
+/** Whether records with these flags, as `checkRecords` reports them, have one of these options. */
+export function hasDeliveryOptions(flagsSeen: number): boolean {
   return (flagsSeen & ANY_TRAIT) !== 0
 }
 
@@ -58,7 +58,7 @@ const scratch = {
 }
 let sizes = new Uint32Array(0)
 
-function makeRoom(count: number): void {
+function growScratch(count: number): void {
   if (count <= scratch.dues.length) return
   const room = Math.min(LIMITS.batchCountMax, Math.max(count, scratch.dues.length * 2, 64))
   scratch.priorities = new Uint8Array(room)
@@ -81,7 +81,7 @@ export function readTraits(
   timeMs: number,
   { seed, ttlMs, withSizes }: TraitRules,
 ): BatchTraits {
-  makeRoom(count)
+  growScratch(count)
   const { priorities, dues, expiries, keys, ids } = scratch
   scratch.isKeyed = false
   scratch.hasIds = false
