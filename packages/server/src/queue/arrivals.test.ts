@@ -35,7 +35,7 @@ const steps = fc.array(
       weight: 8,
       arbitrary: fc.record({
         queue: fc.nat(QUEUES - 1),
-        // Up to more than a chunk holds, and more than stays in the ring.
+        // Up to more messages than a chunk holds, and more than may stay in the ring.
         append: fc.oneof(fc.integer({ min: 1, max: 3 }), fc.integer({ min: 1, max: 1_500 })),
       }),
     },
@@ -45,7 +45,7 @@ const steps = fc.array(
   { maxLength: 60, size: 'max' },
 )
 
-test('what arrives and waits ends where it would stand had somebody looked at once', () => {
+test('batches that wait in the ring have the same effect as batches applied at once', () => {
   let waited = 0
   fc.assert(
     fc.property(steps, fc.integer({ min: 1, max: 9 }), (all, places) => {
@@ -84,7 +84,7 @@ test('what arrives and waits ends where it would stand had somebody looked at on
   expect(waited).toBeGreaterThan(300)
 })
 
-test('what a queue leaves in the ring is bounded', () => {
+test('the ring holds a bounded number of messages of one queue', () => {
   const [queue] = queuesOn(new Arrivals(1 << 16), new CountedUse())
   let longest = 0
   let waiting = 0

@@ -30,7 +30,7 @@ const size = fc.oneof(
   { weight: 1, arbitrary: fc.constantFrom(2 ** 16, 2 ** 32 - 1) },
 )
 
-it('holds what was put in, however far apart, and gives it back from a page', () => {
+it('returns what was pushed, at any distance, also after a page was decoded', () => {
   let wide = 0
   let narrow = 0
   fc.assert(
@@ -44,7 +44,7 @@ it('holds what was put in, however far apart, and gives it back from a page', ()
         const table = new BatchTable()
         const plain: Batch[] = []
         let first = 3
-        // As a log writes them, each behind the one before; or anyhow.
+        // Each after the one before, as a log writes them, or in any order.
         const before = { place, timeMs }
         for (const [messages, placeAbove, timeAbove, bytes] of steps) {
           const batch = { first, place: before.place + placeAbove, timeMs: before.timeMs + timeAbove, bytes }
@@ -70,7 +70,7 @@ it('holds what was put in, however far apart, and gives it back from a page', ()
         expect(table.encode(page, 5)).toBe(5 + table.pageBytes)
         const again = new BatchTable()
         expect(again.decode(page, 5, table.count, table.isNarrow)).toBe(5 + table.pageBytes)
-        // It goes on as before.
+        // Batches can still be pushed.
         for (const one of [table, again]) one.push(first, place + 7, timeMs + 9, 99)
         plain.push({ first, place: place + 7, timeMs: timeMs + 9, bytes: 99 })
         expect(contentsOf(again)).toEqual(plain)
@@ -83,7 +83,7 @@ it('holds what was put in, however far apart, and gives it back from a page', ()
   expect(narrow).toBeGreaterThan(30)
 })
 
-it('stands in a page as the document says', () => {
+it('has the layout in a page that the document describes', () => {
   const table = new BatchTable()
   table.push(0, 0x0001_0203_0405_0607, 0x1112_1314_1516, 0x2122)
   table.push(0x0304, 0x0001_0203_0405_0607 + 0xf1f2_f3f4, 0x1112_1314_1516 + 0x0a0b_0c0d, 0x2324)
@@ -121,7 +121,7 @@ it('stands in a page as the document says', () => {
   )
 })
 
-it('forgets the batches that hold none of the messages that are left, but the first and the last', () => {
+it('keeps the batches of the remaining messages, and the first and the last', () => {
   let checked = 0
   fc.assert(
     fc.property(

@@ -8,7 +8,7 @@ const range = fc
   .tuple(fc.integer({ min: 0, max: CHUNK_MESSAGES }), fc.integer({ min: 0, max: CHUNK_MESSAGES }))
   .map(([a, b]) => [Math.min(a, b), Math.max(a, b)] as const)
 
-it('does what a set of numbers does', () => {
+it('behaves like a set of numbers', () => {
   let compared = 0
   fc.assert(
     fc.property(

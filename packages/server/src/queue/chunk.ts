@@ -450,14 +450,14 @@ export class Chunk {
     const indexes = this.liveIndexes()
     const marked = this.liveIn(0, count)
     if (indexes.length !== live || marked !== live)
-      this.#differs(`live is ${live}, counted ${indexes.length}, by its marks ${marked}`)
-    if (live === 0 && this.bytes !== 0) this.#differs(`nothing is live, and takes ${this.bytes} bytes`)
+      this.#differs(`live is ${live}, counted ${indexes.length}, by marks ${marked}`)
+    if (live === 0 && this.bytes !== 0) this.#differs(`no message is live, but bytes is ${this.bytes}`)
     let sizedLive = 0
     let sizedBytes = 0
     for (const index of indexes) {
       const isWaiting = this.isWaiting(index)
       const isOut = this.has(MARK.out, index)
-      if (index < batches.first(0)) this.#differs(`${index} is live, and in no batch`)
+      if (index < batches.first(0)) this.#differs(`${index} is live, but in no batch`)
       if (!((this.priorityMask >>> this.priorityAt(index)) & 1))
         this.#differs(`the priority of ${index} is not in the mask`)
       if (isWaiting ? !isOut || this.isDead(index) : this.isDue(index))
@@ -466,15 +466,17 @@ export class Chunk {
       const expiryMs = isOut && !isWaiting ? 0 : this.expiryAt(index)
       const lookAtMs = isWaiting ? Math.max(expiryMs, this.dueAt(index)) : expiryMs
       if (expiryMs !== 0 && lookAtMs < this.earliestExpiryMs)
-        this.#differs(`${index} expires at ${lookAtMs}, the first at ${this.earliestExpiryMs}`)
+        this.#differs(`${index} expires at ${lookAtMs}, before the earliest at ${this.earliestExpiryMs}`)
       const size = this.sizeAt(index)
       if (size > 0) sizedLive++
       sizedBytes += size
     }
     if (sizedLive !== this.#sizedLive || sizedBytes !== this.#sizedBytes)
-      this.#differs(`${this.#sizedLive} of ${this.#sizedBytes} bytes, counted ${sizedLive} of ${sizedBytes}`)
+      this.#differs(
+        `${this.#sizedLive} known sizes of ${this.#sizedBytes} bytes, counted ${sizedLive} of ${sizedBytes}`,
+      )
     for (const index of [...(this.dead?.indexes() ?? []), ...(this.lives?.keys() ?? [])])
-      if (this.isGone(index)) this.#differs(`${index} is gone, and known to be dead or brought back`)
+      if (this.isGone(index)) this.#differs(`${index} is gone, but has an entry as dead or redriven`)
   }
 
   #differs(what: string): never {

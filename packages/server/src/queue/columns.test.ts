@@ -26,7 +26,7 @@ type Step =
   | { readonly kind: 'run'; readonly from: number; readonly count: number }
   | { readonly kind: 'pack'; readonly every: number }
 
-// Near each other, as messages come, and anywhere.
+// Close to each other, as messages arrive, and anywhere.
 const index = fc.oneof(fc.nat(40), fc.nat(CHUNK_MESSAGES - 1))
 const word = fc.oneof(fc.nat(3), fc.integer({ min: 0, max: 2 ** 32 - 1 }))
 const steps = fc.array<Step>(
@@ -45,7 +45,7 @@ const steps = fc.array<Step>(
   { maxLength: 40 },
 )
 
-it('hold what a map of each column holds, wherever the messages with a row are', () => {
+it('hold what a map for each column holds, whichever messages have a row', () => {
   const numRuns = runs(100, 3_000)
   let compared = 0
   fc.assert(
@@ -103,7 +103,7 @@ it('hold what a map of each column holds, wherever the messages with a row are',
   expect(compared).toBe(numRuns * CHUNK_MESSAGES)
 })
 
-it('take room for what is in them', () => {
+it('take room in proportion to their contents', () => {
   const columns = new Columns()
   expect(columns.room).toBe(0)
   columns.set(COLUMN.key, 1_000, 7)

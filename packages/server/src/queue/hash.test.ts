@@ -12,7 +12,7 @@ describe('HalfSipHash-2-4', () => {
     [8, 'edfee820bce4858c'],
   ]
 
-  it('gives what its authors publish', () => {
+  it('gives the values that its authors published', () => {
     const out = new Uint32Array(2)
     for (const [length, expected] of VECTORS) {
       const bytes = Uint8Array.from({ length }, (_, i) => i)

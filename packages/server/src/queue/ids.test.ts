@@ -10,7 +10,7 @@ import { Keys, NONE } from './keys.js'
 import { runs } from '../../../../test/amount.js'
 import { expectSame } from '../../../../test/same.js'
 
-/** A hash that collides often in its first word, as a bad day would have it. */
+/** A hash whose first words often collide. */
 function words(id: number): Uint32Array {
   return Uint32Array.of(id % 7, id, id * 3, 1)
 }
@@ -34,7 +34,7 @@ class Names extends HashIndex {
   }
 }
 
-/** Hashes as good as they really are: no two are alike. */
+/** Hashes as they are in practice: all different. */
 class Spread extends HashIndex {
   protected override wordOf(ref: number): number {
     return Math.imul(ref, 0x9e3779b1) >>> 0
@@ -54,7 +54,7 @@ class Spread extends HashIndex {
 }
 
 describe('HashIndex', () => {
-  it('holds what a set holds, however its hashes collide', () => {
+  it('holds what a set holds, even if hashes collide', () => {
     let compared = 0
     fc.assert(
       fc.property(fc.array(fc.integer({ min: 0, max: 40 }), { minLength: 200, maxLength: 400 }), (list) => {
@@ -79,7 +79,7 @@ describe('HashIndex', () => {
     expect(compared).toBe(4_100)
   })
 
-  it('grows and shrinks by a segment at a time, and finds everything meanwhile', () => {
+  it('grows and shrinks by one segment at a time, and finds every entry meanwhile', () => {
     const COUNT = 60_000
     const index = new Spread()
     let least = Infinity
@@ -94,13 +94,13 @@ describe('HashIndex', () => {
       if (ref > 4_096) least = Math.min(least, index.size / index.places)
     }
     expect(worst).toBeLessThanOrEqual(4_096)
-    // A quarter is full at least, 32 bytes each, and three eighths at most.
+    // Between a quarter and three eighths of the places are used: 32 bytes an entry at most.
     expect(least).toBeGreaterThan(0.25)
     expect(index.size / index.places).toBeLessThanOrEqual(0.375)
     const refs = Array.from({ length: COUNT }, (_, ref) => ref)
     expect(refs.filter((ref) => index.find(ref) !== ref)).toEqual([])
     let wrong = 0
-    // In another order than they came.
+    // In another order than they were added.
     for (let step = 0; step < COUNT; step++) {
       const ref = (step * 7_919) % COUNT
       change(() => index.drop(ref))
@@ -125,7 +125,7 @@ describe('PendingIds', () => {
     { minLength: 100, maxLength: 400 },
   )
 
-  it('finds of several with one id the one that became pending first, whichever come and go', () => {
+  it('finds the first pending message of several with one id, whichever are added and removed', () => {
     let compared = 0
     fc.assert(
       fc.property(steps, (list) => {
@@ -138,7 +138,7 @@ describe('PendingIds', () => {
           const others = lists.get(id) ?? []
           lists.set(id, others)
           if (how === 'add') {
-            // Some far apart.
+            // Some are far apart.
             const offset = (next += pick % 7 === 0 ? 3_000 : 1)
             chunks.toFill(offset).setId(offset % 1_024, words(id), 0)
             pending.add(offset)
@@ -176,7 +176,7 @@ describe('PendingIds', () => {
     const looks = vi.spyOn(chunks, 'at')
     for (let offset = 0; offset < COUNT; offset++) pending.add(offset)
     expect(pending.count).toBe(1)
-    // In another order than they came.
+    // In another order than they were added.
     for (let step = 0; step < COUNT; step++) pending.done((step * 7_919) % COUNT)
     expect(pending.count).toBe(0)
     expect(pending.places).toBeLessThanOrEqual(16)
@@ -185,7 +185,7 @@ describe('PendingIds', () => {
 })
 
 describe('Keys', () => {
-  it('gives a key one slot for as long as one of its messages is there', () => {
+  it('keeps the slot of a key while one of its messages is in the queue', () => {
     const keys = new Keys()
     const slot = keys.hold(1, 2)
     expect(keys.hold(1, 2)).toBe(slot)
@@ -193,7 +193,7 @@ describe('Keys', () => {
     expect(other).not.toBe(slot)
     keys.release(slot)
     expect(new Set(keys.slots())).toEqual(new Set([slot, other]))
-    // The slot is used again, and nothing of its former life is in it.
+    // The slot is used again, without its old contents.
     keys.setHead(slot, 4)
     keys.setTail(slot, 5)
     keys.offer(slot, 4, 1_000)
@@ -207,7 +207,7 @@ describe('Keys', () => {
     expect([keys.low(slot), keys.high(slot)]).toEqual([9, 9])
   })
 
-  it('keeps what is known of each, whichever come and go, and the room of those that are there', () => {
+  it('keeps the values of each key, whichever are added and removed, and releases unused pages', () => {
     let most = 0
     fc.assert(
       fc.property(fc.array(fc.nat(6), { minLength: 10, maxLength: 20 }), (list) => {
@@ -216,9 +216,9 @@ describe('Keys', () => {
         const keys = new Keys()
         const plain = new Map<number, number>()
         let next = 0
-        // Room for more than ten pages is taken in any case.
+        // Always room for more than ten pages.
         for (const what of [6, 6, 6, ...list]) {
-          // Thousands come, or most of those that are there go.
+          // Adds thousands of keys, or removes most of them.
           if (what > 2) {
             for (let i = 0; i < what * 700; i++) {
               const slot = keys.hold(hashOf(next), 77)
@@ -239,7 +239,7 @@ describe('Keys', () => {
           most = Math.max(most, keys.pages)
           expect(keys.size).toBe(plain.size)
           expect([...keys.slots()].filter((slot) => !plain.has(slot))).toEqual([])
-          // One comparison for all: there are hundreds of thousands.
+          // One comparison for all of them: there are hundreds of thousands.
           const wrong = [...plain].filter(([slot, key]) => {
             const isFound = keys.hold(hashOf(key), 77) === slot
             keys.release(slot)
@@ -281,7 +281,7 @@ const steps: fc.Arbitrary<Step[]> = fc.array(
 const WINDOW_MS = 5_000
 
 describe('IdWindow', () => {
-  it('knows an id for its window and no longer, also when it is read back from its pages', () => {
+  it('remembers an id during its window and no longer, also when restored from its pages', () => {
     const numRuns = runs(5, 150)
     let looked = 0
     let duplicates = 0
@@ -297,7 +297,7 @@ describe('IdWindow', () => {
         for (const step of list) {
           if (step.kind === 'pass') nowMs += step.ms
           window.forgetUntil(nowMs - WINDOW_MS)
-          // The first that was remembered is the first to be forgotten.
+          // The oldest id is forgotten first.
           for (const [id, { untilMs }] of plain) {
             if (untilMs > nowMs) break
             plain.delete(id)

@@ -415,18 +415,19 @@ export class Line {
         if (!chunk.isInLine(index)) continue
         const offset = chunk.base + index
         const priority = chunk.priorityAt(index)
-        if (offset >= this.#end) differs(`offset ${offset} is in the line, which ends at ${this.#end}`)
+        if (offset >= this.#end) differs(`offset ${offset} is in the line, but the line ends at ${this.#end}`)
         if (this.#dropOrder?.finds(chunk, index) === false)
           differs(`offset ${offset} of priority ${priority} is missing from the drop order`)
         if (!chunk.isWaiting(index)) {
           plain[priority]!++
           if (offset < this.#cursors[priority]! && !chunk.has(MARK.returned, index))
-            differs(`offset ${offset} is plain, before the cursor of priority ${priority}`)
+            differs(`offset ${offset} is plain, but below the cursor of priority ${priority}`)
         } else if (!chunk.isDue(index)) waiting.scheduled++
         else if (chunk.keyAt(index) === NONE) waiting.due++
         else {
           waiting.keyed++
-          if (offset < this.#keyedFrom) differs(`offset ${offset} has a key, before the first that has one`)
+          if (offset < this.#keyedFrom)
+            differs(`offset ${offset} has a key, but is below the first keyed message`)
         }
       }
     }
@@ -454,7 +455,8 @@ export class Line {
       queue?.forEach((timeMs, offset) => {
         const chunk = this.#dueChunk(timeMs, offset)
         if (chunk === undefined) return
-        if (!((this.#dueMask >>> priority) & 1)) differs(`offset ${offset} is due, and not in the mask`)
+        if (!((this.#dueMask >>> priority) & 1))
+          differs(`offset ${offset} is due, but its priority is not in the mask`)
         if (chunk.keyAt(offset - chunk.base) === NONE) offsets.add(offset)
       })
     }
@@ -552,7 +554,7 @@ export class Line {
       }
       cursor = Math.min(chunkEndAfter(cursor), this.#end)
     }
-    throw new Error(`priority ${priority} counts plain messages and has none`)
+    throw new Error(`priority ${priority} counts plain messages, but none was found`)
   }
 
   // The due queue of the priority, without stale entries at its front; undefined if it is empty.

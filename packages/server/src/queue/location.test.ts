@@ -21,7 +21,7 @@ function headerOf(queueId: number, base: number, count: number): Uint8Array {
   return bytes
 }
 
-test('says of each message which batch it is in, and the header of that batch its index there', () => {
+test('a location names the batch of its message, and with its header the index in the batch', () => {
   const definition = { name: 'q', options: QUEUE_OPTION_DEFAULTS, createdAtMs: 0, paused: false, idsFrom: 0 }
   const queue = new Queue(1, { ...definition, seed: [1, 2, 3, 4] }, new CountedUse(), new Arrivals(4))
   queue.open(1)
@@ -56,7 +56,7 @@ test.each([
   ['that begins elsewhere', headerOf(1, 9, 6)],
   ['that is longer', headerOf(1, 10, 6)],
   ['that ends before the message', headerOf(1, 10, 3)],
-])('knows a batch %s', (_, header) => {
+])('rejects a batch %s', (_, header) => {
   const location = { offset: 13, batchPosition: 512, publishedAtMs: 1, batchFrom: 10, batchEnd: 15 }
   expect(() => checkBatchAt(location, { id: 1, name: 'q' }, header, 0)).toThrow(
     'The batch at position 512 of the log is not the one that the queue q has there.',

@@ -12,7 +12,7 @@ const steps = fc.array(
   { minLength: 5, maxLength: 25 },
 )
 
-it('say what sets of numbers say, as bits and as a list', () => {
+it('behave like sets of numbers, as bits and as a list', () => {
   let compared = 0
   fc.assert(
     fc.property(steps, fc.nat(20), range, (list, listAt, [from, to]) => {
@@ -39,7 +39,7 @@ it('say what sets of numbers say, as bits and as a list', () => {
         }
         if (isAdded || mark === MARK.gone) {
           let count = 0
-          // Only what is live is marked otherwise than gone.
+          // Only live messages have other marks.
           for (let at = start; at < end; at++)
             if (mark === MARK.gone || !marks.has(MARK.gone, at)) count += marks.add(mark, at, at + 1)
           expect(count).toBe(added)

@@ -21,7 +21,7 @@ function definition(options: Partial<QueueOptions> = {}): QueueDefinition {
   return { name: 'q', options: all, createdAtMs: 0, paused: false, seed, idsFrom: 0 }
 }
 
-/** What the messages of a batch ask for: some a priority, some a delay, some a time to live. */
+/** Options of the messages of a batch: some a priority, some a delay, some a time to live. */
 function traitsOf(seed: number, count: number, now: number): Traits {
   const traits = {
     priorities: new Uint8Array(count),
@@ -55,20 +55,20 @@ interface Message {
   returned: boolean
 }
 
-/** Makes room for a batch of so many messages. */
+/** Makes room for a batch of `count` messages. */
 function makeRoom(queue: Queue, count: number, nowMs: number): void {
   const admission = new Admission(queue)
   admission.look(count, 0, undefined)
   admission.makeRoom(nowMs)
 }
 
-/** Who comes first: by priority, then by eligible since, then by offset. */
+/** Delivery order: by priority, then by eligible since, then by offset. */
 function isBefore(a: Message, b: Message): boolean {
   if (a.priority !== b.priority) return a.priority > b.priority
   return a.since < b.since || (a.since === b.since && a.offset < b.offset)
 }
 
-/** The queue said plainly: a list of messages, searched from end to end. */
+/** A simple model of a queue: a list of messages that is searched from end to end. */
 class Model {
   messages: Message[] = []
   now = 1_000
@@ -83,7 +83,7 @@ class Model {
     return best
   }
 
-  /** As `next`, faster for many calls; between the calls only leases happen. */
+  /** As `next`, but faster for many calls, between which only leases may happen. */
   nextOfMany(): () => Message | undefined {
     const ready = this.messages.filter((message) => message.state === 'ready' && !this.isExpired(message))
     ready.sort((a, b) => (isBefore(a, b) ? -1 : 1))
@@ -105,7 +105,7 @@ class Model {
     return message.expiry !== 0 && message.expiry <= this.now
   }
 
-  /** What could be handed out and has expired is gone. */
+  /** Expired messages that could be delivered are gone. */
   sweep(): void {
     for (const message of this.messages) {
       if (message.state === 'ready' && this.isExpired(message)) message.state = 'gone'
@@ -140,7 +140,7 @@ const steps: fc.Arbitrary<Step[]> = fc.array(
       arbitrary: fc.record({
         kind: fc.constant('append' as const),
         count: fc.oneof(fc.integer({ min: 1, max: 8 }), fc.integer({ min: 500, max: 1500 })),
-        // 0: plain messages; else what each asks for follows from this and its index.
+        // 0: plain messages; otherwise the options of each follow from this number and its index.
         traits: fc.oneof(fc.constant(0), fc.integer({ min: 1, max: 1000 })),
       }),
     },
@@ -190,7 +190,7 @@ const steps: fc.Arbitrary<Step[]> = fc.array(
   { minLength: 10, maxLength: 60, size: 'max' },
 )
 
-/** Drives queue and model side by side; every dispatch is compared message by message. */
+/** Runs queue and model side by side, and compares every delivered message. */
 class Pair {
   use = new CountedUse()
   queue = new Queue(1, definition({ maxDeliveries: 4 }), this.use, new Arrivals(4))
@@ -294,7 +294,7 @@ class Pair {
   }
 
   #ackMany(most: number): void {
-    // Runs of consecutive offsets, as settles name them.
+    // As runs of consecutive offsets, as settles name them.
     const first = this.leased[0]
     if (first === undefined) return
     let count = 1
@@ -303,7 +303,7 @@ class Pair {
     this.queue.ack(first.message.offset, count, this.model.now)
   }
 
-  // The oldest of the lowest priority make room for new ones.
+  // Drops the messages that make room for new ones.
   #drop(count: number): void {
     const { queue, model } = this
     queue.settleTime(model.now)
@@ -322,7 +322,7 @@ class Pair {
     if (next !== undefined) expect(queue.stateOf(next.offset)).toBe(next.state)
   }
 
-  // All that is ready is delivered and done, but each message of some.
+  // Delivers and acknowledges all ready messages, except every nth.
   #thin(every: number, how: 'retry' | 'release' | 'dead' | 'keep'): void {
     const next = this.model.nextOfMany()
     while (this.#lease(1_024, 1_024, next));
@@ -339,7 +339,7 @@ class Pair {
     }
   }
 
-  // All that is volatile is lost: the queue is built anew from its pages, as recovery does it.
+  // Loses all volatile state: rebuilds the queue from its pages, as recovery does.
   #restart(): void {
     const old = this.queue
     const use = new CountedUse()
@@ -363,11 +363,11 @@ class Pair {
 
   check(): void {
     const { queue, model } = this
-    // Past the next sweep, so that nothing is left that has expired and could be handed out.
+    // After the next sweep, so that no expired message is left that could be delivered.
     this.apply({ kind: 'advance', ms: 3_000 })
     model.sweep()
     let held = 0
-    // The leases of this test are in no subscription; the audit counts those.
+    // The leases of this test belong to no subscription, but the audit counts those of subscriptions.
     queue.subscriptions = [{ unsettled: (held = this.leased.length) } as never]
     queue.audit()
     queue.subscriptions = []
@@ -377,7 +377,7 @@ class Pair {
     expect(queue.leased).toBe(model.count('leased'))
     expect(queue.deadCount).toBe(model.count('dead'))
     expect(queue.live).toBe(model.messages.length - model.count('gone'))
-    // A batch is live as a whole until its last message is gone.
+    // A batch counts in full until its last message is gone.
     const batches = new Map<number, { messages: number; isLive: boolean }>()
     for (const { position, state } of model.messages) {
       const batch = batches.get(position) ?? { messages: 0, isLive: false }
@@ -393,7 +393,7 @@ class Pair {
 }
 
 describe('queue against a plain model', () => {
-  it('hands out, takes back and counts as the model does', () => {
+  it('delivers, returns and counts messages as the model does', () => {
     const numRuns = runs(40, 5_000)
     let dispatched = 0
     let dropped = 0
@@ -416,7 +416,7 @@ describe('queue against a plain model', () => {
     expect(dropped).toBeGreaterThan(7 * numRuns)
   }, 120_000)
 
-  it('drains in order what is left after any history', () => {
+  it('delivers the remaining messages in order after any history', () => {
     const numRuns = runs(20, 600)
     let drained = 0
     fc.assert(
@@ -438,7 +438,7 @@ describe('queue against a plain model', () => {
   })
 })
 
-/** Bytes that a batch of one message would bring. @throws SluiceError when it does not fit */
+/** Record bytes of a batch of one message that fits. @throws SluiceError if it does not fit */
 function admitted(queue: Queue, recordsBytes: number): number {
   const admission = new Admission(queue)
   const { bytes } = admission.look(1, recordsBytes, undefined)
@@ -454,7 +454,7 @@ describe('queue', () => {
     return { queue, use }
   }
 
-  it('forgets chunks whose messages are all gone', () => {
+  it('drops chunks whose messages are all gone', () => {
     const { queue } = make()
     const run = emptyRun()
     for (let i = 0; i < 300; i++) queue.append(1000, i * 512, 1, 100_000)
@@ -472,7 +472,7 @@ describe('queue', () => {
     expect(queue.bytes).toBeCloseTo(0)
   })
 
-  it('doubles the wait between tries within a fifth and never beyond its longest', () => {
+  it('doubles the wait between attempts, within a fifth, up to its maximum', () => {
     const { queue } = make()
     let checked = 0
     for (let attempts = 1; attempts < 60; attempts++) {
@@ -487,7 +487,7 @@ describe('queue', () => {
     expect(checked).toBe(177)
   })
 
-  it('hands out suspects alone until they are settled', () => {
+  it('delivers suspects alone until they are settled', () => {
     const { queue } = make()
     queue.append(10, 512, 1, 1_000)
     const run = emptyRun()
@@ -518,7 +518,7 @@ describe('queue', () => {
     expect([run.offset, run.alone]).toEqual([4, false])
   })
 
-  it.each([300, 'unlimited'] as const)('counts tries beyond 255, of %s', (maxDeliveries) => {
+  it.each([300, 'unlimited'] as const)('counts attempts beyond 255, of %s', (maxDeliveries) => {
     const { queue } = make()
     queue.applyOptions({ ...queue.options, maxDeliveries }, 1)
     queue.append(2, 512, 1, 200)
@@ -561,11 +561,11 @@ describe('queue', () => {
     expect(page.dead!.get(0)).toMatchObject({ attempts: 300, timeMs: 1, reason: 'busy', isMoving: false })
   })
 
-  it('delivers what came back without passing over all that was delivered since', () => {
+  it('delivers returned messages without a search through all that were delivered since', () => {
     const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
     queue.open(1)
     const run = emptyRun()
-    // Every other one has another priority, so that each has to be looked at.
+    // Priorities alternate, so that the search cannot skip a chunk.
     const COUNT = 8_192
     queue.append(COUNT, 512, 1, COUNT * 100, {
       ...traitsOf(1, COUNT, 1),
@@ -599,7 +599,7 @@ describe('queue', () => {
   it.each([
     ['oldest first', (at: number) => at],
     ['newest first', (at: number) => 1_999 - at],
-  ] as const)('takes what comes back into the line of its key in steps, %s', (_, offsetOf) => {
+  ] as const)('inserts returning messages into the line of their key in few steps, %s', (_, offsetOf) => {
     const queue = new Queue(1, definition({ keyConcurrency: 2_000 }), new CountedUse(), new Arrivals(4))
     queue.open(1)
     const run = emptyRun()
@@ -630,7 +630,7 @@ describe('queue', () => {
     }
   })
 
-  it('finds what to drop without passing over the queue again while others of lower priorities are leased', () => {
+  it('finds messages to drop without repeated searches while others of lower priorities are leased', () => {
     const options = { maxMessages: 5_000, overflow: 'drop-oldest' } as const
     const queue = new Queue(1, definition(options), new CountedUse(), new Arrivals(4))
     queue.open(1)
@@ -652,18 +652,18 @@ describe('queue', () => {
     publish(4_997, 5)
     const looks = vi.spyOn(Chunk.prototype, 'priorityAt')
     for (let i = 0; i < 2_000; i++) publish(1, 5)
-    // Each message is looked at once for each priority, wherever the search begins.
+    // Visits each message once for each priority, wherever the search starts.
     expect(looks.mock.calls.length).toBeLessThan(32 * 7_000)
     looks.mockRestore()
     expect(queue.counts.dropped).toBe(2_000)
-    // What comes back is the next to go, the lowest priority first.
+    // Returned messages are dropped next, lowest priority first.
     queue.release(2, -1, 1)
     queue.release(0, -1, 1)
     publish(2, 5)
     expect([0, 1, 2].map((offset) => queue.stateOf(offset))).toEqual([undefined, 'leased', undefined])
   })
 
-  it.each([1, 10])('gives back what the others of a chunk took when %d of its messages are left', (left) => {
+  it.each([1, 10])('releases the room of the others of a chunk when %d of its messages are left', (left) => {
     const all = { ...definition({ unique: 'pending', maxBytes: 1e12, ttlMs: 1e9 }) }
     const queue = new Queue(1, all, new CountedUse(), new Arrivals(4))
     queue.open(1)
@@ -717,7 +717,7 @@ describe('queue', () => {
     expect([queue.live, queue.keys.size, queue.bytes]).toEqual([0, 0, 0])
   })
 
-  it('keeps little of a newest chunk in which few messages are left', () => {
+  it('uses little room for a newest chunk with few messages left', () => {
     const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
     queue.open(1)
     const run = emptyRun()
@@ -735,10 +735,10 @@ describe('queue', () => {
     expect(queue.ready).toBe(2)
   })
 
-  it.each(['ack', 'dead'] as const)('counts the bytes of what is left as they are, after %s', (how) => {
+  it.each(['ack', 'dead'] as const)('counts the real bytes of the remaining messages after %s', (how) => {
     const { queue } = make()
     const LARGE = 1_000_000
-    // Nothing asks for sizes when they come: of the batch only all bytes are known.
+    // The queue needs no single sizes at first: it knows only the total of the batch.
     queue.append(1_000, 512, 1, LARGE + 999 * 50)
     queue.applyOptions({ ...queue.options, maxBytes: 1_500_000 }, 1)
     const run = emptyRun()
@@ -755,7 +755,7 @@ describe('queue', () => {
     expect(admitted(queue, 600_000)).toBe(600_000)
   })
 
-  it('keeps a chunk that begins in its middle', () => {
+  it('keeps a chunk that starts in its middle', () => {
     const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
     queue.appendFact(batch(5_000, 10), 512)
     queue.open(1)
@@ -768,7 +768,7 @@ describe('queue', () => {
     expect(queue.nextRun(100, 1, run)).toBe(false)
   })
 
-  it('passes over facts, in recovery, that the page of a chunk holds already', () => {
+  it('ignores, during recovery, facts that the page of a chunk already contains', () => {
     const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
     queue.appendFact(batch(0, 10), 512)
     const chunk = queue.chunkAt(0)!
@@ -788,7 +788,7 @@ function batch(baseOffset: number, count: number): AppendedBatch {
   return { baseOffset, count, timeMs: 1, length: BATCH_HEADER_BYTES + count * 100 }
 }
 
-describe('invariants', () => {
+describe('audits', () => {
   const filled = (): Queue => {
     const queue = new Queue(1, definition(), new CountedUse(), new Arrivals(4))
     queue.open(1)
@@ -800,14 +800,14 @@ describe('invariants', () => {
   const chunkOf = (queue: Queue): Chunk => queue.chunkAt(0)!
 
   it.each<[string, (queue: Queue) => void, string]>([
-    ['a live message too many', (queue) => chunkOf(queue).live++, 'chunk 0: live is 51, counted 50'],
+    ['one live message too many', (queue) => chunkOf(queue).live++, 'chunk 0: live is 51, counted 50'],
     ['a message in two states', (queue) => chunkOf(queue).marks.add(MARK.due, 41, 42), 'in two states'],
     ['a priority without its bit', (queue) => (chunkOf(queue).priorityMask = 1), 'is not in the mask'],
     ['a late expiry', (queue) => (chunkOf(queue).earliestExpiryMs = 1_000_000), 'expires at'],
-    ['a bit of the plain line', (queue) => chunkOf(queue).marks.add(MARK.out, 41, 42), 'line: '],
-    ['a message that waits in nothing', wait, 'line: '],
+    ['a plain message that is not counted', (queue) => chunkOf(queue).marks.add(MARK.out, 41, 42), 'line: '],
+    ['a waiting message that is in no queue', wait, 'line: '],
     ['a dead message that is not counted', (queue) => queue.deadCount++, 'queue q: live 50/50, dead 1/0'],
-  ])('notice %s', (_, damage, text) => {
+  ])('report %s', (_, damage, text) => {
     const queue = filled()
     damage(queue)
     expect(() => queue.audit()).toThrow(text)

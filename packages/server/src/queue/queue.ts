@@ -538,8 +538,8 @@ export class Queue extends Contents implements Follower {
   /** Offset of the message with this id, if the id is still known and the message is here; -1 otherwise. */
   offsetOf(id: Uint32Array): number {
     // If several messages have the id, prefer one that is not leased: it can be changed.
-    const standing = this.pending.find(id, 0, (offset) => this.stateOf(offset) !== 'leased')
-    const pending = standing === -1 ? this.pending.find(id, 0) : standing
+    const unleased = this.pending.find(id, 0, (offset) => this.stateOf(offset) !== 'leased')
+    const pending = unleased === -1 ? this.pending.find(id, 0) : unleased
     if (pending !== -1 || this.options.unique === 'pending') return pending
     const offset = this.ids.find(id, 0)
     return offset === -1 || this.stateOf(offset) === undefined ? -1 : offset
@@ -616,7 +616,7 @@ export class Queue extends Contents implements Follower {
     let live = 0
     let dead = 0
     let deadBytes = 0
-    let standing = 0
+    let inLine = 0
     for (const chunk of this.chunks) {
       chunk.invariants()
       live += chunk.live
@@ -624,12 +624,12 @@ export class Queue extends Contents implements Follower {
         dead++
         deadBytes += chunk.dead!.get(index)!.bytes
       }
-      for (const index of chunk.liveIndexes()) if (chunk.isInLine(index)) standing++
+      for (const index of chunk.liveIndexes()) if (chunk.isInLine(index)) inLine++
     }
     this.#line.invariants()
     let held = 0
     for (const subscription of this.subscriptions) held += subscription.unsettled
-    const counted = standing + this.leased + dead
+    const counted = inLine + this.leased + dead
     if (
       live !== this.live ||
       dead !== this.deadCount ||
@@ -639,7 +639,7 @@ export class Queue extends Contents implements Follower {
     ) {
       throw new Error(
         `queue ${this.name}: live ${this.live}/${live}, dead ${this.deadCount}/${dead} of ${this.deadBytes}/${deadBytes} bytes, ` +
-          `leased ${this.leased}/${held}, in the line ${standing} + leased + dead = ${counted}`,
+          `leased ${this.leased}/${held}, in the line ${inLine} + leased + dead = ${counted}`,
       )
     }
   }

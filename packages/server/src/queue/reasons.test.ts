@@ -3,7 +3,7 @@ import { REASON_HEAD_BYTES, Reasons } from './reasons.js'
 
 const long = (number: number): string => `Error ${number}: ${'é'.repeat(500)}`
 
-test('a text that many have is kept once, and forgotten with the last of them', () => {
+test('a shared text is kept once, and forgotten with the last message that has it', () => {
   const reasons = new Reasons()
   const text = long(1)
   const kept = Array.from({ length: 1_000 }, () => reasons.keep(long(1)))
@@ -17,7 +17,7 @@ test('a text that many have is kept once, and forgotten with the last of them', 
   expect(reasons.bytes).toBe(0)
 })
 
-test('short texts are whole, however many there are', () => {
+test('short texts are kept whole, however many there are', () => {
   const reasons = new Reasons(0)
   for (let number = 0; number < 5_000; number++) {
     const text = `${number} ${'x'.repeat(REASON_HEAD_BYTES - 6)}`.slice(0, REASON_HEAD_BYTES)
@@ -27,7 +27,7 @@ test('short texts are whole, however many there are', () => {
   expect(reasons.bytes).toBe(0)
 })
 
-test('of long ones beyond the limit the beginning is kept, without half a character', () => {
+test('beyond the limit only the beginning of a long text is kept, without half a character', () => {
   const reasons = new Reasons(10_000)
   const kept = Array.from({ length: 100 }, (_, number) => reasons.keep(long(number)))
   const whole = kept.filter((text, number) => text === long(number))
@@ -39,7 +39,7 @@ test('of long ones beyond the limit the beginning is kept, without half a charac
     expect(Buffer.byteLength(text)).toBeGreaterThan(REASON_HEAD_BYTES - 2)
     expect(long(number).startsWith(text)).toBe(true)
   }
-  // One that is kept is whole for others too, and what is forgotten makes room.
+  // A kept text is whole for other messages too, and a forgotten one makes room.
   expect(reasons.keep(long(0))).toBe(long(0))
   for (const text of kept) reasons.forget(text)
   reasons.forget(long(0))

@@ -44,7 +44,7 @@ class Rig {
     this.dues.delete(offset)
   }
 
-  /** Offsets that are due, as the schedule gives them. */
+  /** Offsets that are due, according to the schedule. */
   due(nowMs: number): number[] {
     const offsets: number[] = []
     for (let offset = this.schedule.takeDue(nowMs); offset !== -1; offset = this.schedule.takeDue(nowMs)) {
@@ -54,7 +54,7 @@ class Rig {
     return offsets
   }
 
-  /** The same, by looking at all. */
+  /** The same, by checking every message. */
   expected(nowMs: number): number[] {
     return [...this.dues]
       .filter(([, dueMs]) => dueMs <= nowMs)
@@ -71,7 +71,7 @@ const step = fc.oneof(
   { weight: 2, arbitrary: fc.record({ pass: fc.integer({ min: 1, max: 200 }) }) },
 )
 
-it('gives each message when it is due and never before, however many there are', () => {
+it('returns each message when it is due and never earlier, however many there are', () => {
   let came = 0
   let withLater = 0
   fc.assert(

@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest'
 import { Suspects } from './suspects.js'
 
-test('three unattributed deaths make a suspect, unless it was cleared between', () => {
+test('three unattributed deaths make a suspect, unless a settle clears them in between', () => {
   const suspects = new Suspects()
   suspects.addUnattributed(7)
   suspects.addUnattributed(7)
@@ -14,7 +14,7 @@ test('three unattributed deaths make a suspect, unless it was cleared between', 
   expect([suspects.has(7), suspects.size]).toEqual([true, 1])
 })
 
-test('finds the first of a run and forgets what was cleared', () => {
+test('finds the first suspect of a run, and forgets those that were cleared', () => {
   const suspects = new Suspects()
   expect(suspects.firstIn(0, 10)).toBe(10)
   suspects.add(3)

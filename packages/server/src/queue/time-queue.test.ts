@@ -9,7 +9,7 @@ type Entry = readonly [timeMs: number, offset: number]
 const entry = fc.tuple(fc.integer({ min: 0, max: 8 }), fc.integer({ min: 0, max: 40 }))
 const step = fc.oneof(
   { weight: 20, arbitrary: fc.record({ push: entry }) },
-  // Neighbours of one time, as a batch brings them.
+  // Consecutive offsets with one time, as a batch adds them.
   {
     weight: 10,
     arbitrary: fc.record({ run: fc.tuple(entry, fc.integer({ min: 1, max: 30 })) }),
@@ -21,7 +21,7 @@ const step = fc.oneof(
 
 const inOrder = (a: Entry, b: Entry): number => a[0] - b[0] || a[1] - b[1]
 
-it('gives what was put in by time and offset, in whatever order it came', () => {
+it('returns entries by time and offset, whatever the order in which they were added', () => {
   const numRuns = runs(120, 4_000)
   let popped = 0
   let inRuns = 0
@@ -60,7 +60,7 @@ it('gives what was put in by time and offset, in whatever order it came', () => 
         expectSame(queue.firstOffset, offset)
         const run = queue.firstRun(12)
         expect(run).toBeLessThanOrEqual(Math.min(12, expected.length))
-        // Whatever else has the same time and offset, these are the next ones.
+        // Whichever entries have the same time and offset, these come next.
         const next = [...new Set(expected.map(String))].slice(0, run)
         expect(next).toEqual(Array.from({ length: run }, (_, i) => String([timeMs, offset + i])))
         if (run > 1) inRuns++
@@ -75,7 +75,7 @@ it('gives what was put in by time and offset, in whatever order it came', () => 
   expect(inRuns).toBeGreaterThan(1.25 * numRuns)
 })
 
-it('stays in order when it has grown, been emptied and wrapped around', () => {
+it('stays in order after it has grown, been emptied and wrapped around', () => {
   const queue = new TimeQueue()
   const taken: number[] = []
   for (let i = 0; i < 10_000; i++) {
