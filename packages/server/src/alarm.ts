@@ -1,5 +1,5 @@
 /**
- * The one timer for a broker's deadlines. The server arms it after each turn, because a turn is all that changes deadlines.
+ * The one timer for a broker's deadlines. The server arms it after each turn, because only turns change deadlines.
  */
 import { TIMER_PART_MS_MAX } from '@sluice/protocol'
 

@@ -9,7 +9,7 @@ import { runInNewContext } from 'node:vm'
 import { getHeapStatistics, setFlagsFromString } from 'node:v8'
 import type { BlocksOptions } from './log/blocks.js'
 
-/** Smallest budget in which the parts of a broker fit. */
+/** Minimum budget: the parts of a broker need this much. */
 export const MEMORY_BYTES_MIN = 192 << 20
 
 /** Half of the machine's memory, or of the container's limit if that is lower. */
@@ -22,11 +22,11 @@ export function defaultMemoryBytes(): number {
 
 export interface MemoryShares {
   readonly blocks: Pick<BlocksOptions, 'recentBytes' | 'coldBytes'>
-  /** Most bytes that wait for the disk. */
+  /** Maximum bytes that wait for the disk. */
   readonly pendingBytesMax: number
-  /** Most bytes of half-received frames, over all connections. */
+  /** Maximum bytes of half-received frames, over all connections. */
   readonly receiveBytesMax: number
-  /** Most unread bytes, over all connections. Their buffers take up to twice as much. */
+  /** Maximum unread bytes, over all connections. Their buffers take up to twice as much. */
   readonly outboundBytesMax: number
 }
 
@@ -50,7 +50,7 @@ const RUNTIME_BYTES = 80 << 20
 const FULL_AT = 0.875
 const CLEARS_AT = 0.825
 /**
- * Least time between two collections, which each stop the process for a moment. In between, memory counts as full only above
+ * Minimum time between two collections; each one stops the process for a moment. In between, memory counts as full only above
  * the budget itself, because the reading includes garbage.
  */
 const COLLECT_INTERVAL_MS = 1_000

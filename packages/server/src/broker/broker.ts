@@ -58,7 +58,7 @@ export interface BrokerOptions {
 type Checked = BrokerOptions & { readonly messageBytesMax: number }
 
 /**
- * Holds answers back until they are durable. Answers queued in this turn wait for entry `gate`; `release` sends those that
+ * Holds answers back until they are durable. Answers queued in this turn wait for entry `gate`; `release` sends the ones that
  * wait for `durableLsn` or an earlier entry, and returns whether any are still queued.
  */
 export interface Output {

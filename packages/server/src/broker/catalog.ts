@@ -3,7 +3,7 @@
  * queue as a whole, and for the queue of each publish.
  *
  * Invariant: `info`, `list` and `consumers` change nothing: they write no fact and wake no queue. They count messages as due
- * or expired as of this turn, although the queue itself may find that out later.
+ * or expired as of this turn, even if the queue has not processed them yet.
  */
 import {
   QUEUE_OPTION_DEFAULTS,
@@ -210,7 +210,7 @@ export class Catalog {
     return info
   }
 
-  // Costs time per overdue message, and none per other message or key.
+  // Takes time for each overdue message, but not for other messages or keys.
   #info(queue: Queue): QueueInfo {
     return queue.infoAt(this.#turn.nowMs, this.#state.segments.retainedBytes(queue.id))
   }

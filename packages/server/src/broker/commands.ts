@@ -20,7 +20,7 @@ export interface AtomicStep {
 /**
  * What the end of a subscription means for the messages that it held.
  *
- * - `nobody`: it ended in order; nothing.
+ * - `nobody`: a normal end; nothing.
  * - `started`: the connection was lost while one message was handled: an attempt of that message failed.
  * - `suspects`: several messages were handled: each becomes a suspect.
  * - `alone`: one message was held and none was handled: its attempt failed if it was delivered alone.

@@ -8,7 +8,7 @@
 import { LIMITS, SluiceError, clipText, type Fault } from '@sluice/protocol'
 import type { Turn } from './turn.js'
 
-/** Requests of all clients: running at a time, and running or waiting. */
+/** Limits over all clients: running requests, and running plus waiting requests. */
 const RUNNING_MAX = 8
 const REQUESTS_MAX = 256
 

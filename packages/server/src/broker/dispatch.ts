@@ -21,7 +21,7 @@ import type { Observer } from './observer.js'
 import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
-/** Most messages in one run when several consumers share a queue. */
+/** Maximum number of messages in one run when several consumers share a queue. */
 const SHARED_RUN_MESSAGES = 64
 
 /**
@@ -175,7 +175,7 @@ export class Dispatcher {
     const subscriptions = queue.options.single ? sole(queue) : queue.subscriptions
     const served = subscriptions.length
     const shared = served > 1
-    // Subscriptions in a row that could not take the message at the head; the loop ends when all were asked.
+    // Consecutive subscriptions that could not take the message at the head. The loop ends when it has passed all of them.
     let passed = 0
     while (passed < served) {
       const subscription = subscriptions[progress.nextSubscription % served]!

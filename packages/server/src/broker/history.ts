@@ -18,13 +18,13 @@ import type { State } from '../state/state.js'
 import type { Caller, DiskRequests } from './disk-requests.js'
 import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from '../log/cursor.js'
 
-/** Most bytes of events in one page, and bytes of an event without its text: a page fits a control frame. */
+/** Maximum bytes of events in one page, and bytes of an event without its text: a page fits a control frame. */
 const EVENTS_BYTES_MAX = 32 << 10
 const EVENT_BYTES = 64
 
 export interface HistoryResult {
   readonly events: HistoryEvent[]
-  /** The log still has the publish of the message. */
+  /** The log still contains the publish of the message. */
   readonly complete: boolean
   readonly cursor: string | null
 }

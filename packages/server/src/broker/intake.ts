@@ -52,11 +52,11 @@ const PLAIN: AdmittedBatch = {
   messages: 0,
   bytes: 0,
 }
-/** Most bytes of facts about one acknowledged message. */
+/** Maximum bytes of facts about one acknowledged message. */
 const ACK_FACT_BYTES = 16
-/** A fact about one duplicate. */
+/** Bytes of a fact about one duplicate. */
 const DUPLICATE_FACT_BYTES = 24
-/** Two facts about a message that replaces another: the replacement, and that the other is gone. */
+/** Bytes of two facts: a message replaces another, and the other is gone. */
 const REPLACE_FACTS_BYTES = 24 + 16
 
 export class Intake {
@@ -345,7 +345,7 @@ export class Intake {
     return checked
   }
 
-  // Changes only what is due or expired. @throws SluiceError
+  // Changes nothing, except that due messages become ready and expired ones are removed. @throws SluiceError
   #checkBatch(
     queue: Queue,
     bytes: Uint8Array,

@@ -54,9 +54,9 @@ export interface SubscriptionRequest {
   readonly processingTimeoutMs?: number | undefined
 }
 
-/** Most queues whose ended leases can be claimed, each with at most FORMER_LEASES_MAX. */
+/** Maximum number of queues whose ended leases can be claimed, each with at most FORMER_LEASES_MAX. */
 const CLAIMABLE_QUEUES_MAX = 64
-/** Most bytes that the reasons of one SETTLE item take in the log; each reason keeps at least its beginning. */
+/** Maximum bytes that the reasons of one SETTLE item take in the log; each reason keeps at least its beginning. */
 const ITEM_REASONS_BYTES_MAX = 1 << 20
 
 export class Leases {
@@ -68,7 +68,7 @@ export class Leases {
   /** Small segments limit the length of reasons: one page holds those of a whole chunk of dead messages. */
   readonly #reasonBytesMax: number
   readonly #lease = emptyLease()
-  /** Queues with leases that can be claimed, least recently listed first. */
+  /** Queues with claimable leases, in the order in which they were last added. */
   readonly #claimable = new Set<Queue>()
   #nextSubscription: number
 
@@ -356,7 +356,7 @@ export class Leases {
     return granted
   }
 
-  // Leases for claims are kept for a limited number of queues. Beyond it, the least recently listed queue loses its own.
+  // Claimable leases are kept for a limited number of queues. Beyond it, the leases of the queue that was added first are dropped.
   #noteClaimable(queue: Queue): void {
     this.#claimable.delete(queue)
     this.#claimable.add(queue)

@@ -22,7 +22,7 @@ import type { Observer } from './observer.js'
 import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
-/** Most messages moved in one turn; the rest follow in the next. */
+/** Maximum number of messages moved in one turn; the rest follow in the next. */
 const TURN_MESSAGES = 256
 /** Delay before another try when the log has no room. */
 const RETRY_MS = 1_000
@@ -121,7 +121,7 @@ export class Moves {
     return left
   }
 
-  // The record of a message to move; 'none' if it is damaged: the message stays in its queue, dead, and the others go on.
+  // The record of a message to move; 'none' if it is damaged: the message stays in its queue, and the next one is tried.
   #find(queue: Queue, offset: number): Uint8Array | 'loading' | 'none' {
     try {
       const record = this.#records.find(queue, offset)

@@ -29,9 +29,9 @@ import { fittedRecord } from './origin.js'
 import { matchesState, matchesRecord, needsRecord, redrivesOf, type Records } from './records.js'
 import type { Turn } from './turn.js'
 
-/** Most bytes of one answer, unless a single message is larger. */
+/** Maximum bytes of one answer, unless a single message is larger. */
 const PAGE_BYTES = 1 << 20
-/** Most messages that one page examines, chosen or not. */
+/** Maximum number of messages that one page examines, chosen or not. */
 const EXAMINED_MAX = 100_000
 
 export interface RedriveResult extends CutShort {
@@ -39,7 +39,7 @@ export interface RedriveResult extends CutShort {
   readonly redriven: number
   /** Not redriven: redriven too often before, or barred. */
   readonly guarded: number
-  /** The part of `guarded` whose id a pending message has, in a queue where pending ids are unique. */
+  /** How many of `guarded` have the id of a pending message, in a queue with unique pending ids. */
   readonly barred: number
   readonly next: number | null
 }

@@ -36,7 +36,7 @@ import type { Writer } from './writer.js'
 
 /** Default number of offsets in a window: 4 MiB of bits. */
 const WINDOW_OFFSETS = 1 << 25
-/** Most windows at a time, of all clients. */
+/** Maximum number of windows at a time, of all clients. */
 const REPLAYS_MAX = 8
 /** A replay whose next page is not requested within this time gives way to another. */
 const IDLE_MS = 10_000

@@ -86,7 +86,7 @@ export class Turn {
     return true
   }
 
-  /** From now on no turn ends. */
+  /** No turn ends after this call. */
   stop(): void {
     this.#isStopped = true
   }

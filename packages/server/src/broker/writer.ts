@@ -1,5 +1,5 @@
 /**
- * Writes to the open entry: facts of queues, and batches of messages. Called by all that changes the state.
+ * Writes to the open entry: facts of queues, and batches of messages. Called by every part that changes the state.
  *
  * Invariant: facts that were applied but not written are written by the end of the turn, before an answer based on them is
  * sent.
@@ -120,7 +120,7 @@ export class Writer {
     this.tail.reserve(bytes, this.turn.nowMs)
   }
 
-  /** Most bytes that the facts take in the log. */
+  /** Maximum bytes that the facts take in the log. */
   factsBytes(facts: FactBuffer): number {
     if (facts.isEmpty) return 0
     // Each batch of facts is at least half full.
