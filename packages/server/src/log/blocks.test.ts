@@ -48,7 +48,7 @@ test('a batch that is being read early is not read again when it is needed', asy
 test('a failed early read is ignored, and the batch is read again when it is needed', async () => {
   const { log, length, reads } = storedBatches(1)
   const readRange = log.readRange.bind(log)
-  log.readRange = () => Promise.reject(new Error('the disk is away'))
+  log.readRange = () => Promise.reject(new Error('The disk was removed.'))
   const blocks = new Blocks(log, BLOCKS_DEFAULTS)
   blocks.setDurable(length)
   blocks.loadEarly(0)

@@ -33,5 +33,5 @@ export function segmentStart(position: number, log: Log): number {
 export function numbersOf(cursor: string, count: number): number[] {
   const numbers = cursor.split(':').map((part) => (/^\d{1,16}$/.test(part) ? Number(part) : Number.NaN))
   if (numbers.length === count && numbers.every(Number.isSafeInteger)) return numbers
-  throw new SluiceError('INVALID_ARGUMENT', 'The `cursor` is not one that an earlier page ended with.')
+  throw new SluiceError('INVALID_ARGUMENT', 'The `cursor` was not returned with an earlier page.')
 }

@@ -98,7 +98,7 @@ export function decidingRow<Facts extends object, Name>(
   const names = matchingRows(rows, facts)
   const [name] = names
   if (name === undefined || names.length > 1) {
-    throw new Error(`${names.length} rows fit ${JSON.stringify(facts)}`)
+    throw new Error(`${names.length} rows match ${JSON.stringify(facts)}.`)
   }
   return name
 }

@@ -85,16 +85,21 @@ interface Misfits {
 type RefusedRow = Exclude<DirectoryRow, 'create' | 'create-again' | 'rebuild-meta' | 'ordinary'>
 
 const REFUSALS: Readonly<Record<RefusedRow, (contents: Contents, misfits: Misfits) => SluiceError>> = {
-  gap: ({ missing }) => corrupt(segmentName(missing!), 0, 'the segment is missing between others'),
+  gap: ({ missing }) =>
+    corrupt(segmentName(missing!), 0, 'the segment is missing, but earlier and later ones exist'),
   'wrong-size': (_, { wrongSize }) => {
     const { number, bytes, expected } = wrongSize!
     return corrupt(segmentName(number), bytes, `the file has ${bytes} bytes, not ${expected}`)
   },
   foreign: (_, { foreign }) => corrupt(segmentName(foreign!.number), 0, 'the segment belongs to another log'),
   displaced: (_, { displaced }) =>
-    corrupt(segmentName(displaced!.number), 0, `the file holds segment ${displaced!.header.number}`),
+    corrupt(
+      segmentName(displaced!.number),
+      0,
+      `the header of the file is that of segment ${displaced!.header.number}`,
+    ),
   'segments-lost': () => corrupt(META_NAME, 0, 'the log has no segments'),
-  'salt-lost': () => corrupt(META_NAME, 0, 'neither this file nor a segment says which log it is'),
+  'salt-lost': () => corrupt(META_NAME, 0, 'neither this file nor a segment header identifies the log'),
   'head-lost': ({ first }) => corrupt(segmentName(first), 0, 'the headers of all segments are damaged'),
 }
 

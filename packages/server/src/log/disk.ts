@@ -161,7 +161,7 @@ class NodeFile implements DiskFile {
 
   /** The system reuses closed descriptors, so a write to one would hit another file. */
   #open(): number {
-    if (this.#closed) throw new Error(`${this.#name} is closed`)
+    if (this.#closed) throw new Error(`The file ${this.#name} is closed.`)
     return this.#descriptor
   }
 }

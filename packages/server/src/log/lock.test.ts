@@ -25,7 +25,7 @@ async function refusal(): Promise<SluiceError> {
   } catch (error) {
     return error as SluiceError
   }
-  throw new Error('the directory was not locked')
+  throw new Error('The directory was not locked.')
 }
 
 test('a second broker is refused until the first releases the directory', async () => {

@@ -312,7 +312,7 @@ async function refuseUnlessAbandoned(
   const seconds = Math.max(0, Math.round(ageMs / 1_000))
   throw new SluiceError(
     'DATA_DIR_LOCKED',
-    `The broker with process id ${holder.pid} on host ${holder.host} uses the data directory ${directory}; it renewed ${file} ${seconds} s ago. The lock is free when that is ${Math.round(abandonedMs / 1_000)} s ago; --force-lock takes it now.`,
+    `The broker with process id ${holder.pid} on host ${holder.host} uses the data directory ${directory}; it renewed ${file} ${seconds} s ago. The lock expires ${Math.round(abandonedMs / 1_000)} s after the last renewal; --force-lock takes it over now.`,
   )
 }
 

@@ -32,13 +32,13 @@ const kinds: Record<string, () => { log: Log; reopen: (log: Log) => Log }> = {
 /** Appends, truncates and reads, and returns every answer of the log. */
 async function story(log: Log, reopen: (log: Log) => Log): Promise<unknown[]> {
   const bounds = await log.open()
-  const told: unknown[] = [bounds]
+  const answers: unknown[] = [bounds]
   const writer = new EntryWriter(log, bounds)
   for (let n = 0; n < 40; n++) {
     const entry = await writer.append([(n * 397) % 3000, n])
     // Only the log on files fills segments and writes headers.
     const { writtenBytes: _, ...usage } = log.usage()
-    told.push(entry.position, usage)
+    answers.push(entry.position, usage)
     if (n % 9 === 0) log.markCheckpoint(entry.position)
     if (n === 25) await log.truncateBefore(writer.durable[20]!.position)
   }
@@ -47,16 +47,16 @@ async function story(log: Log, reopen: (log: Log) => Log): Promise<unknown[]> {
   }
   await log.close()
   const again = reopen(log)
-  told.push(await again.open())
+  answers.push(await again.open())
   const found = await entriesOf(again, again.usage().firstPosition)
   expect(found.at(-1)!.lsn).toBe(40)
   expect(found.length).toBeGreaterThan(15)
   for (const { lsn, position, bytes } of found) {
-    told.push([lsn, position])
+    answers.push([lsn, position])
     expect(Buffer.compare(bytes, writer.durable[lsn - 1]!.bytes)).toBe(0)
   }
   await again.close()
-  return told
+  return answers
 }
 
 test('the log in memory and the log on files give the same answers, byte for byte', async () => {

@@ -36,7 +36,7 @@ function add(tail: Tail, bytes: number, fill: number): number {
 /** Flushes until everything that was added is durable. */
 async function settled(tail: Tail): Promise<void> {
   for (let turn = 0; !tail.isIdle; turn++) {
-    if (turn === 10_000) throw new Error('the tail never became idle')
+    if (turn === 10_000) throw new Error('The tail did not become idle.')
     tail.flush(1)
     await Promise.resolve()
   }

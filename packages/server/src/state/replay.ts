@@ -261,7 +261,7 @@ export class Replay {
         this.#state.removeQueue(queue)
         break
       default:
-        throw new Error(`fact of unknown kind ${fact.kind} at position ${position}`)
+        throw new Error(`The fact at position ${position} has the unknown kind ${fact.kind}.`)
     }
     queue.appliedFrom = Infinity
     if (queue.pagePosition < position) countFact(queue, fact)

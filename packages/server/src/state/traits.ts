@@ -164,7 +164,7 @@ export function checkAt(what: string, atMs: number, nowMs: number): void {
   if (atMs < nowMs - LIMITS.atPastMsMax) {
     throw new SluiceError(
       'AT_IN_THE_PAST',
-      `${what} is ${timeText(atMs)}, and now it is ${timeText(nowMs)}; a time up to ${durationText(LIMITS.atPastMsMax)} in the past means now.`,
+      `${what} is ${timeText(atMs)}; the current time is ${timeText(nowMs)}. It may be at most ${durationText(LIMITS.atPastMsMax)} in the past.`,
     )
   }
   if (atMs > nowMs + LIMITS.delayMsMax) {
