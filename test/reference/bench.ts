@@ -6,37 +6,21 @@
  */
 import { crc32 } from 'node:zlib'
 import {
-  BATCH_HEADER_BYTES,
-  BATCH_TYPE,
-  CONTENT_TYPE,
-  DEATH,
-  MESSAGE_STATE,
   ORIGIN_HEADERS,
   OUTCOME,
   QUEUE_COUNTERS,
-  RECORD_FLAG,
-  RECORD_HEADER_BYTES,
   queueName,
-  readRecordOptions,
-  readU16,
   readU32,
   recordBytes,
-  sealBatch,
-  writeRecordHead,
   type AtomicBatch,
   type DeadSelection,
-  type HistoryEvent,
-  type MessageFilter,
-  type MessageState,
-  type PeekPage,
-  type PeekedMessage,
+  type Loss,
   type Placed,
   type QueueCounter,
   type QueueOptions,
   type RecordOptions,
   type SettleItem,
   type SluiceError,
-  type Loss,
   type TagRange,
 } from '@sluice/protocol'
 import type { Broker } from '../../packages/server/src/broker/broker.js'
@@ -46,6 +30,8 @@ import type { Consumer, Subscription } from '../../packages/server/src/queue/ind
 import type { Schedule } from '../../packages/server/src/queue/schedule.js'
 import { originHeaders } from '../rules/message.js'
 import { Model, redrivesOf } from './model.js'
+import { batchOf, contentOf, rangesOf, recordOf, tagsOf } from './records.js'
+import { same } from './same.js'
 import {
   Difference,
   Refused,
@@ -136,14 +122,12 @@ type Event =
 export const RESENDABLE = 8
 
 /** The caller of an operator's requests. */
-const OPERATOR = { label: 'an operator', isOpen: true }
+export const OPERATOR = { label: 'an operator', isOpen: true }
 
 /** Deadlines that are met one by one while time passes; after these it jumps. */
 const STEPS_MAX = 24
 /** Rounds of turns after which an answer counts as missing. */
 const WAIT_ROUNDS_MAX = 100
-
-type HistoryPage = Awaited<ReturnType<Broker['history']['page']>>
 
 const UNKNOWN: Pick<Pair, 'number'> = { number: -1 }
 
@@ -207,11 +191,11 @@ export class Bench {
         ? {}
         : { replayWindowOffsets: this.#options.replayWindowOffsets }),
     })
-    this.broker = await this.#wait(opening)
+    this.broker = await this.wait(opening)
     this.#options.defect?.install(this.broker)
     for (const producer of this.producers)
       producer.attached = this.broker.producers.attach(producer.identity, producer.confirmed)
-    this.#begin()
+    this.begin()
   }
 
   /**
@@ -221,7 +205,7 @@ export class Bench {
   async crash(downMs = 0, lostTurn?: () => void): Promise<void> {
     await this.endTurn()
     if (lostTurn !== undefined) {
-      this.#begin()
+      this.begin()
       lostTurn()
       this.count('turns lost')
     }
@@ -232,8 +216,8 @@ export class Bench {
   /** The broker stops in order, and another one starts. */
   async close(downMs = 0): Promise<void> {
     await this.endTurn()
-    this.#begin()
-    await this.#wait(this.broker.close())
+    this.begin()
+    await this.wait(this.broker.close())
     this.count('orderly closes')
     await this.#reopen(false, downMs)
   }
@@ -256,7 +240,7 @@ export class Bench {
       // Neither counter survives a restart exactly: the broker's values are adopted.
       const { released, redelivered } = this.broker.catalog.queue(name).counts
       Object.assign(counters, { released, redelivered })
-      this.#followSweep(name)
+      this.followSweep(name)
     }
     await this.endTurn()
   }
@@ -268,7 +252,7 @@ export class Bench {
   }
 
   /** What follows happens now, in the open turn. */
-  #begin(): void {
+  begin(): void {
     this.model.nowMs = this.nowMs
     this.broker.turn.begin()
   }
@@ -282,7 +266,7 @@ export class Bench {
     } while (this.#turns.length > 0)
   }
 
-  async #wait<T>(promise: Promise<T>): Promise<T> {
+  async wait<T>(promise: Promise<T>): Promise<T> {
     const outcomes: PromiseSettledResult<T>[] = []
     void Promise.allSettled([promise]).then((settled) => outcomes.push(...settled))
     for (let round = 0; outcomes.length === 0 && round < WAIT_ROUNDS_MAX; round++) await this.#run()
@@ -335,7 +319,7 @@ export class Bench {
   }
 
   #quiet(queue: ModelQueue): void {
-    this.#followSweep(queue.name)
+    this.followSweep(queue.name)
     this.model.quiet(queue, this.broker.catalog.queue(queue.name).counts.expired)
   }
 
@@ -343,9 +327,13 @@ export class Bench {
     return `${this.#numberOf(subscription)} tag ${tag}`
   }
 
+  pairOf(subscription: ModelSubscription): Pair | undefined {
+    return [...this.#pairs.values()].find(({ model }) => model === subscription)
+  }
+
   #numberOf(subscription: ModelSubscription): string {
-    const pair = [...this.#pairs.values()].find(({ model }) => model === subscription) ?? UNKNOWN
-    return `subscription ${pair.number}`
+    const { number } = this.pairOf(subscription) ?? UNKNOWN
+    return `subscription ${number}`
   }
 
   #compareDelivery(event: Event & { kind: 'deliver' }): void {
@@ -369,7 +357,7 @@ export class Bench {
     const arrivals: { transfer: Transfer; content: Content }[] = []
     for (const to of new Set(transfers.map((transfer) => transfer.to))) {
       const expected = transfers.filter((transfer) => transfer.to === to)
-      const page = await this.#wait(
+      const page = await this.wait(
         this.broker.operator.peek(
           { name: queueName(to.name), state: undefined, from: to.next, limit: 1000, filter: {} },
           OPERATOR,
@@ -519,7 +507,7 @@ export class Bench {
     model: (answer: T | undefined) => U,
     compare: (answer: T, expected: U) => void,
   ): T | undefined {
-    this.#begin()
+    this.begin()
     let answer: T | undefined
     let code: string | undefined
     try {
@@ -555,18 +543,18 @@ export class Bench {
     return answer
   }
 
-  async #bothLater<T, U>(
+  async bothLater<T, U>(
     what: string,
     product: () => Promise<T>,
     model: (answer: T | undefined) => U,
     compare: (answer: T, expected: U) => void,
   ): Promise<T | undefined> {
     await this.endTurn()
-    this.#begin()
+    this.begin()
     let answer: T | undefined
     let code: string | undefined
     try {
-      answer = await this.#wait(product())
+      answer = await this.wait(product())
     } catch (error) {
       code = codeOf(error)
     }
@@ -582,7 +570,7 @@ export class Bench {
       `ensure ${name}`,
       () => this.broker.catalog.ensure({ name: queueName(name), options, update }),
       () => {
-        this.#followSweep(name)
+        this.followSweep(name)
         return this.model.ensure(name, options, update)
       },
       ({ created }, expected) => same(`created ${name}`, created, expected),
@@ -605,7 +593,7 @@ export class Bench {
       `purge ${name}`,
       () => this.broker.catalog.purge(queueName(name)),
       () => {
-        this.#followSweep(name)
+        this.followSweep(name)
         return this.model.purge(name)
       },
       (answer, expected) => same(`messages purged of ${name}`, answer, expected),
@@ -652,7 +640,7 @@ export class Bench {
     this.count('ticks')
   }
 
-  #followSweep(name: string): void {
+  followSweep(name: string): void {
     const queue = this.model.queues.get(name)
     if (queue !== undefined) this.model.followSweep(queue, this.broker.catalog.queue(name).counts.expired)
   }
@@ -720,7 +708,7 @@ export class Bench {
     const queue = this.model.queues.get(name)
     if (queue === undefined) return
     this.model.arrive(queue)
-    this.#followSweep(name)
+    this.followSweep(name)
     const { maxMessages, maxBytes } = queue.options
     const mustSweep = maxMessages > 0 || maxBytes > 0 || contents.some(({ id }) => id !== undefined)
     if (isAccepted && mustSweep && this.model.stale(queue).length > 0)
@@ -906,7 +894,7 @@ export class Bench {
     limit: number | undefined,
     drain: boolean,
   ): void {
-    this.#begin()
+    this.begin()
     this.broker.leases.credit(product, messages, bytes, limit, drain)
     model.creditMessages = messages
     model.creditBytes = bytes
@@ -915,19 +903,19 @@ export class Bench {
   }
 
   started({ product, model }: Pair, tags: readonly number[]): void {
-    this.#begin()
+    this.begin()
     this.broker.leases.started(product, rangesOf(tags))
     this.model.started(model, tags)
   }
 
   starting({ product, model }: Pair, tags: readonly number[]): void {
-    this.#begin()
+    this.begin()
     this.broker.leases.starting(product, rangesOf(tags))
     this.model.starting(model, tags)
   }
 
   extend({ product, model }: Pair, tags: readonly number[], durationMs: number): void {
-    this.#begin()
+    this.begin()
     const stale: number[] = []
     for (const { firstTag, count } of rangesOf(tags))
       stale.push(...tagsOf(this.broker.leases.extend(product, firstTag, count, durationMs)))
@@ -936,7 +924,7 @@ export class Bench {
   }
 
   settle({ product, model }: Pair, items: readonly ModelSettle[]): void {
-    this.#begin()
+    this.begin()
     const encoded = items.flatMap(({ tags, outcome, delayMs, reason, invalid }) =>
       rangesOf(tags).map((range): SettleItem => ({
         ...range,
@@ -953,7 +941,7 @@ export class Bench {
   }
 
   unsubscribe(pair: Pair): void {
-    this.#begin()
+    this.begin()
     this.broker.leases.unsubscribe(pair.product, 'nobody')
     this.model.unsubscribe(pair.model)
     this.#forget(pair)
@@ -974,7 +962,7 @@ export class Bench {
   }
 
   disconnect(connection: Connection): void {
-    this.#begin()
+    this.begin()
     this.broker.leases.disconnect(connection.pairs.map(({ product }) => product))
     this.model.disconnect(connection.pairs.map(({ model }) => model))
     connection.pairs = []
@@ -993,9 +981,7 @@ export class Bench {
       () => this.broker.catalog.consumers({ name: queueName(name), from: 0 }).consumers,
       () => this.model.queue(name),
       (answer, queue) => {
-        const pairs = queue.subscriptions.map((subscription) =>
-          [...this.#pairs.values()].find(({ model }) => model === subscription)!,
-        )
+        const pairs = queue.subscriptions.map((subscription) => this.pairOf(subscription)!)
         const held = ({ model }: Pair): ModelMessage[] => [...model.held.values()]
         const active = this.model.active(queue)
         same(
@@ -1038,7 +1024,7 @@ export class Bench {
       `cancel ${id ?? offset} of ${name}`,
       () => this.broker.operator.cancel({ name: queueName(name), offset, id }),
       (answer) => {
-        this.#followSweep(name)
+        this.followSweep(name)
         return this.model.cancel(name, offset, id, answer?.offset)
       },
       (answer, expected) => same('offset of the cancelled message', answer.offset, expected),
@@ -1056,7 +1042,7 @@ export class Bench {
       `reschedule ${id ?? offset} of ${name}`,
       () => this.broker.operator.reschedule({ name: queueName(name), offset, id, delayMs, atMs }),
       (answer) => {
-        this.#followSweep(name)
+        this.followSweep(name)
         return this.model.reschedule(name, offset, id, delayMs, atMs, answer?.offset)
       },
       (answer, expected) => same('the rescheduled message', answer, expected),
@@ -1072,7 +1058,7 @@ export class Bench {
   ): Promise<void> {
     const { name, to, ...rest } = request
     const named = { ...rest, name: queueName(name), to: to === undefined ? undefined : queueName(to) }
-    await this.#bothLater(
+    await this.bothLater(
       `redrive of ${name}`,
       () => this.broker.operator.redrive(named, OPERATOR),
       (answer) => this.#page(answer?.next ?? null, () => this.model.redrive(named, answer?.next ?? null)),
@@ -1083,7 +1069,7 @@ export class Bench {
 
   async discard(request: Omit<DeadSelection, 'name'> & { readonly name: string }): Promise<void> {
     const named = { ...request, name: queueName(request.name) }
-    await this.#bothLater(
+    await this.bothLater(
       `discard of ${request.name}`,
       () => this.broker.operator.discard(named, OPERATOR),
       (answer) => this.#page(answer?.next ?? null, () => this.model.discard(named, answer?.next ?? null)),
@@ -1094,224 +1080,8 @@ export class Bench {
 
   #page<T>(next: number | null, model: () => T): T {
     if (next !== null) this.count('pages that were not the last')
-    for (const name of this.model.queues.keys()) this.#followSweep(name)
+    for (const name of this.model.queues.keys()) this.followSweep(name)
     return model()
-  }
-
-  /**
-   * Replays the acknowledged messages that must be retained, in the order of their offsets; other acknowledged messages
-   * may come too. `between` decides what happens after a page: a crash, or a lost answer, after which the page is
-   * requested again and copies its messages twice. Returns how many messages were copied.
-   */
-  async replay(
-    name: string,
-    to: string,
-    between: () => 'crash' | 'lost' | 'nothing' = () => 'nothing',
-  ): Promise<number> {
-    await this.endTurn()
-    const { done, options } = this.model.queue(name)
-    const must = done
-      .filter(({ atMs, isRetained }) => isRetained && atMs > this.nowMs - options.retainAgeMs)
-      .map(({ message }) => message.offset)
-    const known = new Map(done.map(({ message }) => [message.offset, message]))
-    const { firstPosition } = this.log.usage()
-    const came: number[] = []
-    let replayed = 0
-    let isMade = false
-    for (let cursor: string | null | undefined; cursor !== null;) {
-      const first = await this.#replayPage(name, to, cursor, known)
-      let next = first.cursor
-      let after = between()
-      if (after === 'lost') {
-        // With and without the state that the broker kept for the next page.
-        if (replayed % 2 === 1) await this.crash()
-        const again = await this.#replayPage(name, to, cursor, known)
-        same(`a page of a replay of ${name} that is requested again`, again.offsets, first.offsets)
-        replayed += again.offsets.length
-        next = again.cursor
-        this.count('pages replayed twice')
-        after = between()
-      }
-      came.push(...first.offsets)
-      replayed += first.offsets.length
-      if (after === 'crash') {
-        await this.crash()
-        isMade = true
-        this.count('crashes between pages of a replay')
-      }
-      cursor = next
-    }
-    same(`messages that a replay of ${name} copied twice`, came.length, new Set(came).size)
-    // A set that is built again does not know what was done in segments that are gone by now: such messages are not
-    // replayed.
-    const isSure = !isMade || this.log.usage().firstPosition === firstPosition
-    if (isSure) {
-      const all = new Set(came)
-      same(
-        `messages of ${name} that were not replayed`,
-        must.filter((offset) => !all.has(offset)),
-        [],
-      )
-    }
-    this.count('messages replayed', replayed)
-    await this.endTurn()
-    return replayed
-  }
-
-  // Offsets of the originals, and the cursor of the next page.
-  async #replayPage(
-    name: string,
-    to: string,
-    cursor: string | undefined,
-    known: ReadonlyMap<number, ModelMessage>,
-  ): Promise<{ readonly offsets: number[]; readonly cursor: string | null }> {
-    await this.endTurn()
-    this.#begin()
-    const target = this.model.queue(to)
-    const from = target.next
-    const page = await this.#wait(
-      this.broker.replays.page(
-        {
-          name: queueName(name),
-          fromOffset: cursor === undefined ? 0 : undefined,
-          fromMs: undefined,
-          untilMs: undefined,
-          limit: 3,
-          cursor,
-          filter: {},
-          to: to === name ? undefined : queueName(to),
-          dryRun: false,
-        },
-        OPERATOR,
-      ),
-    )
-    same('messages replayed', page.replayed, page.matched)
-    const { messages } = await this.#wait(
-      this.broker.operator.peek(
-        { name: queueName(to), state: undefined, from, limit: 1000, filter: {} },
-        OPERATOR,
-      ),
-    )
-    same('copies that a replay made', messages.length, page.replayed)
-    const offsets: number[] = []
-    for (const { record, offset } of messages) {
-      const content = contentOf(record, 0)
-      same('offset of a replayed message', offset, target.next)
-      same(
-        'times of a replayed message',
-        [content.delayMs, content.atMs, content.ttlMs],
-        [undefined, undefined, undefined],
-      )
-      const origin = Number(content.headers[ORIGIN_HEADERS.offset])
-      const original = known.get(origin)
-      if (original === undefined || content.headers[ORIGIN_HEADERS.queue] !== name)
-        throw new Difference(`message ${origin} of ${name} was replayed and never acknowledged`)
-      const { key, id, priority, body } = original.content
-      same(
-        `replayed message ${origin} of ${name}`,
-        { key: content.key, id: content.id, priority: content.priority, body: content.body },
-        { key, id, priority, body },
-      )
-      offsets.push(origin)
-      this.model.replayed(to, content)
-    }
-    await this.endTurn()
-    return { offsets, cursor: page.cursor }
-  }
-
-  /** Compares the answer to HISTORY. A complete one has all events; otherwise the log has lost the first ones. */
-  async history(name: string, offset: number): Promise<void> {
-    const events: HistoryEvent[] = []
-    let isComplete = false
-    for (let cursor: string | null | undefined; cursor !== null;) {
-      const at: string | undefined = cursor
-      const page: HistoryPage | undefined = await this.#bothLater(
-        `history of message ${offset} of ${name}`,
-        () => this.broker.history.page({ name: queueName(name), offset, cursor: at }, OPERATOR),
-        () => {
-          if (offset >= this.model.queue(name).next) throw new Refused(['MESSAGE_NOT_FOUND'])
-        },
-        (answer) => {
-          events.push(...answer.events)
-          isComplete = answer.complete
-        },
-      )
-      if (page === undefined) return
-      cursor = page.cursor
-    }
-    this.#followSweep(name)
-    const all = this.model.queue(name).history.get(offset) ?? []
-    const expected = isComplete ? all : all.slice(all.length - events.length)
-    // Where the model has no text, the broker chooses the words.
-    const told = events.map((event, at) =>
-      expected[at]?.text === undefined ? { ...event, text: undefined } : event,
-    )
-    same(`history of message ${offset} of ${name}, ${isComplete ? '' : 'not '}complete`, told, expected)
-    this.count('histories')
-    if (isComplete) this.count('complete histories')
-    for (const { event } of events) this.count(`in a history: ${event}`)
-  }
-
-  /** Compares all pages of PEEK. */
-  async peek(
-    name: string,
-    state: MessageState | undefined,
-    limit: number,
-    filter: MessageFilter,
-  ): Promise<void> {
-    const shown: PeekedMessage[] = []
-    for (let from: number | undefined = 0; from !== undefined;) {
-      const at: number = from
-      const page: PeekPage | undefined = await this.#bothLater(
-        `peek into ${name}`,
-        () => this.broker.operator.peek({ name: queueName(name), state, from: at, limit, filter }, OPERATOR),
-        () => this.#followSweep(name),
-        ({ messages, next }) => {
-          if (messages.length > limit) throw new Difference(`a page of ${messages.length} messages was shown`)
-          if (next !== undefined && next <= (messages.at(-1)?.offset ?? at - 1))
-            throw new Difference(`the next page begins at ${next}, inside the page before it`)
-          shown.push(...messages)
-        },
-      )
-      from = page?.next
-    }
-    // An expired message is not shown, whether or not it was swept; and PEEK sweeps nothing.
-    const stale = new Set(this.model.stale(this.model.queue(name)))
-    const expected = this.model
-      .select(this.model.queue(name), state, 0, Infinity, filter)
-      .filter((message) => !stale.has(message))
-    same(
-      `messages shown of ${name}`,
-      shown.map(({ offset }) => offset),
-      expected.map(({ offset }) => offset),
-    )
-    for (const [index, message] of expected.entries()) this.#comparePeeked(name, shown[index]!, message)
-    this.count('peeks')
-    this.count('messages peeked', shown.length)
-  }
-
-  #comparePeeked(name: string, shown: PeekedMessage, message: ModelMessage): void {
-    const { state, lease, attempts, earlier, content } = message
-    const timeMs = state === 'dead' ? message.diedMs : state === 'leased' ? lease!.atMs : message.lineMs
-    const holder = [...this.#pairs.values()].find(({ model }) => model === lease?.subscription)
-    same(
-      `message ${message.offset} of ${name}`,
-      { ...shown, record: contentOf(shown.record, 0) },
-      {
-        state,
-        death: state === 'dead' ? message.death : undefined,
-        attempts,
-        totalAttempts: attempts + earlier.attempts,
-        redrives: redrivesOf(message),
-        offset: message.offset,
-        publishedAtMs: message.publishedMs,
-        timeMs,
-        expiresAtMs: state === 'dead' ? 0 : message.expiresMs,
-        reason: state === 'dead' ? (message.reason ?? shown.reason) : shown.reason,
-        holder: holder?.connection.consumer.label ?? '',
-        record: content,
-      },
-    )
   }
 
   // --- the end ---
@@ -1357,33 +1127,6 @@ export class Bench {
   }
 }
 
-/** @throws Difference naming the fields that differ */
-export function same(what: string, product: unknown, model: unknown): void {
-  if (stable(product) === stable(model)) return
-  const [one, other] = [product, model].map((value) =>
-    typeof value === 'object' && value !== null && !Array.isArray(value) ? Object.entries(value) : undefined,
-  )
-  const isOther = ([name, value]: [string, unknown], fields: [string, unknown][]): boolean =>
-    !fields.some(([field, same]) => field === name && stable(same) === stable(value))
-  const [differing, expected] =
-    one === undefined || other === undefined
-      ? [product, model]
-      : [
-          Object.fromEntries(one.filter((field) => isOther(field, other))),
-          Object.fromEntries(other.filter((field) => isOther(field, one))),
-        ]
-  throw new Difference(`${what}: ${stable(differing)}, expected ${stable(expected)}`)
-}
-
-// Text of a value, independent of the order of its fields.
-function stable(value: unknown): string {
-  return JSON.stringify(value, (_key, field: unknown) =>
-    typeof field === 'object' && field !== null && !Array.isArray(field)
-      ? Object.fromEntries(Object.entries(field).toSorted(([a], [b]) => (a < b ? -1 : 1)))
-      : field,
-  )
-}
-
 function codeOf(error: unknown): string {
   if (
     error instanceof Error &&
@@ -1398,69 +1141,3 @@ function codeOf(error: unknown): string {
 function shownPlaces(places: readonly Placed[]): unknown {
   return places.map(({ baseOffset, duplicates }) => ({ baseOffset, duplicates: [...(duplicates ?? [])] }))
 }
-
-function recordOf({
-  priority,
-  key,
-  id,
-  replaces,
-  delayMs,
-  atMs,
-  ttlMs,
-  headers,
-}: RecordOptions): RecordOptions {
-  const hasHeaders = headers !== undefined && Object.keys(headers).length > 0
-  return { priority, key, id, replaces, delayMs, atMs, ttlMs, headers: hasHeaders ? headers : undefined }
-}
-
-/** The batch of these messages, as a producer sends it. */
-export function batchOf(contents: readonly Content[], number: number): Uint8Array {
-  const size = contents.reduce((sum, content) => sum + content.size, BATCH_HEADER_BYTES)
-  const bytes = new Uint8Array(size)
-  let at = BATCH_HEADER_BYTES
-  for (const content of contents) {
-    const { body } = content
-    at = writeRecordHead(bytes, at, recordOf(content), CONTENT_TYPE.text, body.length)
-    for (let index = 0; index < body.length; index++) bytes[at++] = body.charCodeAt(index)
-  }
-  sealBatch(bytes, 0, at, { type: BATCH_TYPE.messages, count: contents.length, batchNumber: number })
-  return bytes
-}
-
-/** Reads the record at `at`. */
-export function contentOf(bytes: Uint8Array, at: number): Content {
-  const { priority, key, id, delayMs, atMs, ttlMs, headers } = readRecordOptions(bytes, at)
-  const size = readU32(bytes, at)
-  const start = at + RECORD_HEADER_BYTES + readU16(bytes, at + 6)
-  return {
-    priority: priority ?? 0,
-    key,
-    id,
-    replaces: (bytes[at + 4]! & RECORD_FLAG.replaces) !== 0,
-    delayMs,
-    atMs,
-    ttlMs,
-    headers: { ...headers },
-    body: String.fromCharCode(...bytes.subarray(start, at + size)),
-    size,
-  }
-}
-
-function rangesOf(tags: readonly number[]): TagRange[] {
-  const ranges: { firstTag: number; count: number }[] = []
-  for (const tag of tags) {
-    const last = ranges.at(-1)
-    if (last !== undefined && (last.firstTag + last.count) >>> 0 === tag) last.count++
-    else ranges.push({ firstTag: tag, count: 1 })
-  }
-  return ranges
-}
-
-function tagsOf(ranges: readonly TagRange[]): number[] {
-  return ranges.flatMap(({ firstTag, count }) =>
-    Array.from({ length: count }, (_, index) => (firstTag + index) >>> 0),
-  )
-}
-
-export const DEATHS = Object.keys(DEATH) as (keyof typeof DEATH)[]
-export const STATES = Object.keys(MESSAGE_STATE) as MessageState[]

@@ -15,7 +15,8 @@ import {
 } from '@sluice/protocol'
 import type { Broker } from '../../packages/server/src/broker/broker.js'
 import type { Consumer, Delivery, Run, Subscription } from '../../packages/server/src/queue/index.js'
-import { contentOf, type Defect } from './bench.js'
+import type { Defect } from './bench.js'
+import { contentOf } from './records.js'
 import type { Content } from './state.js'
 
 /** A defect has state of one run, so each run plants its own. */

@@ -7,7 +7,9 @@ import { expect, test } from 'vitest'
 import { Broker } from '../../packages/server/src/broker/broker.js'
 import { MemoryLog } from '../../packages/server/src/log/memory-log.js'
 import { Schedule } from '../../packages/server/src/queue/schedule.js'
-import { Bench, same, type Pair } from './bench.js'
+import { Bench, type Pair } from './bench.js'
+import { comparePeek } from './pages.js'
+import { same } from './same.js'
 import type { ModelSettle } from './state.js'
 
 async function opened(): Promise<Bench> {
@@ -212,10 +214,10 @@ const FAR: Readonly<Record<string, (bench: Bench) => Promise<number>>> = {
       bench.disconnect(pair.connection)
       if (attempt === 260) await bench.crash()
     }
-    await bench.peek('q', undefined, 5, {})
+    await comparePeek(bench, 'q', undefined, 5, {})
     settle(bench, await consume(bench, 'q'), 'deadLetter')
     await bench.endTurn()
-    await bench.peek('q', 'dead', 5, {})
+    await comparePeek(bench, 'q', 'dead', 5, {})
     await bench.redrive({ ...all, name: 'q' })
     await bench.drain()
     return bench.model.events.get('further attempt') ?? 0

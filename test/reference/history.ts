@@ -4,27 +4,34 @@
  * source, so that a history keeps its meaning when others are left out of it.
  */
 import {
+  DEATH,
+  MESSAGE_STATE,
   OUTCOME,
   queueName,
   type DeadSelection,
+  type DeathName,
   type MessageFilter,
+  type MessageState,
   type QueueOptions,
   type RecordOptions,
 } from '@sluice/protocol'
 import { Chance } from '../simulation/chance.js'
 import {
   Bench,
-  DEATHS,
   RESENDABLE,
-  STATES,
-  batchOf,
   type BenchProducer,
   type Connection,
   type Defect,
   type Pair,
   type Product,
 } from './bench.js'
+import { compareHistory, comparePeek } from './pages.js'
+import { batchOf } from './records.js'
+import { replay } from './replay.js'
 import type { Content, ModelSettle } from './state.js'
+
+const DEATHS = Object.keys(DEATH) as DeathName[]
+const STATES = Object.keys(MESSAGE_STATE) as MessageState[]
 
 export interface HistoryOptions {
   readonly seed: number
@@ -558,7 +565,7 @@ class History {
       const limit = this.#chance.pick([1, 3, 1000])
       this.#say(name, state ?? 'all', limit, filter)
       if (name === 'missing') return
-      await this.#bench.peek(name, state, limit, filter)
+      await comparePeek(this.#bench, name, state, limit, filter)
       await this.#lookBack(name)
     },
 
@@ -625,7 +632,7 @@ class History {
     const { next } = this.#bench.model.queue(name)
     for (let count = this.#chance.int(1, 4); count > 0; count--) {
       const isNew = this.#chance.hit(0.6)
-      await this.#bench.history(name, this.#chance.int(isNew ? Math.max(0, next - 30) : 0, next))
+      await compareHistory(this.#bench, name, this.#chance.int(isNew ? Math.max(0, next - 30) : 0, next))
     }
   }
 
@@ -641,7 +648,7 @@ class History {
     if (queues.get(to)!.messages.length > CROWD) return
     const disturbed = chance.pick([0, 0.2, 0.6])
     this.#say('replay', name, to, disturbed)
-    await this.#bench.replay(name, to, () =>
+    await replay(this.#bench, name, to, () =>
       chance.hit(disturbed) ? chance.pick(['crash', 'lost'] as const) : 'nothing',
     )
   }

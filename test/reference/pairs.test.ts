@@ -8,6 +8,8 @@ import { Broker } from '../../packages/server/src/broker/broker.js'
 import { MemoryLog } from '../../packages/server/src/log/memory-log.js'
 import { Schedule } from '../../packages/server/src/queue/schedule.js'
 import { Bench, type BenchProducer, type Pair } from './bench.js'
+import { compareHistory, comparePeek } from './pages.js'
+import { replay } from './replay.js'
 import type { ModelSettle } from './state.js'
 
 const Q = 'q'
@@ -79,10 +81,10 @@ const FEATURES = {
     before: async ({ bench, round }) => {
       if (round % 2 === 1) return
       let pages = round
-      await bench.replay(Q, OTHER, () => (['nothing', 'crash', 'lost'] as const)[pages++ % 3]!)
+      await replay(bench, Q, OTHER, () => (['nothing', 'crash', 'lost'] as const)[pages++ % 3]!)
     },
     during: async ({ bench, round }) => {
-      if (round % 2 === 1) await bench.replay(Q, round % 4 === 1 ? OTHER : Q)
+      if (round % 2 === 1) await replay(bench, Q, round % 4 === 1 ? OTHER : Q)
     },
     witness: 'messages replayed',
   },
@@ -154,8 +156,8 @@ async function play(names: readonly FeatureName[], variant: Variant): Promise<Re
       bench.settle(pair, settles([...pair.model.held.keys()], step))
       await bench.endTurn()
       bench.disconnect(pair.connection)
-      await bench.peek(Q, undefined, 5, {})
-      await bench.history(Q, round * 5 + step * 2)
+      await comparePeek(bench, Q, undefined, 5, {})
+      await compareHistory(bench, Q, round * 5 + step * 2)
       await bench.pass([30, 90, 250][step]!, round % 3 === 0)
     }
     if (round === 2) await bench.crash()
