@@ -28,6 +28,7 @@ import { Intruder } from './intruder.js'
 import { Ledger, type LedgerState } from './ledger.js'
 import { Link } from './link.js'
 import { Model } from './model.js'
+import { checkOrder, ordered } from './order.js'
 import { Producer } from './producer.js'
 import { compareRecovered } from './recovery.js'
 import { TappedLog, Taps, type Listening, type LogListening } from './taps.js'
@@ -940,8 +941,10 @@ export class World implements Surroundings, Listening, LogListening {
     for (const name of ['nowhere', ...this.queueNames]) {
       if (!this.model.state.names.has(name)) this.history.push({ kind: 'end', queue: name, left: 0, dead: 0 })
     }
-    this.#checkOrder()
-    const report = checkHistory(this.#ordered())
+    const { publishing, rescheduledNames } = this.model
+    const { decidedAgain } = publishing.results
+    this.counts.set('in order', checkOrder(this.history, this.#accepted, decidedAgain))
+    const report = checkHistory(ordered(this.history, decidedAgain, rescheduledNames))
     const wrong = violations(report)
     if (wrong.length > 0) throw new Violation(wrong[0]!.verdict, findingLines(wrong))
     await this.#restForGood()
@@ -953,45 +956,6 @@ export class World implements Surroundings, Listening, LogListening {
     await this.#boot()
     this.#tally()
     return report
-  }
-
-  /** Messages of a producer to a queue are accepted in the order of its calls, whatever was refused or lost. */
-  #checkOrder(): void {
-    const calls = new Map<string, { readonly producer: string; readonly sequence: number }>()
-    for (const event of this.history) {
-      if (event.kind !== 'attempt' || event.sequence === undefined) continue
-      // A message that was refused alone, and whose refusal was lost, is decided again behind later ones.
-      if (this.model.publishing.results.decidedAgain.has(event.message)) continue
-      calls.set(event.message, { producer: event.producer, sequence: event.sequence })
-    }
-    for (const [queueId, names] of this.#accepted) {
-      const last = new Map<string, number>()
-      for (const name of names) {
-        const call = calls.get(name)
-        if (call === undefined) continue
-        const before = last.get(call.producer) ?? -1
-        if (call.sequence <= before)
-          throw new Violation(
-            'order',
-            `queue ${queueId} has ${name} behind message ${before} of ${call.producer}, which was sent later`,
-          )
-        last.set(call.producer, call.sequence)
-        this.count('in order')
-      }
-    }
-  }
-
-  // A batch that was refused and decided again is behind later ones of its producer. A rescheduled message waits for a
-  // time of its own.
-  #ordered(): HistoryEvent[] {
-    const { publishing, rescheduledNames } = this.model
-    const { decidedAgain } = publishing.results
-    return this.history.map((event) => {
-      if (event.kind !== 'attempt') return event
-      const { sequence, ...rest } = event
-      if (rescheduledNames.has(event.message)) return { ...rest, lane: null }
-      return decidedAgain.has(event.message) || sequence === undefined ? rest : event
-    })
   }
 
   /** Adds the counts of the parts of one life. */
