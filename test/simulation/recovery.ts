@@ -153,7 +153,7 @@ function compareMessage(
       expiresMs: chunk.expiryAt(index),
       key: keyWords(chunk, index, queue),
       id: idWords(chunk, index),
-      lives: chunk.lives?.get(index),
+      lives: chunk.redriven?.get(index),
       dead: deadOf(chunk, index),
     },
     {

@@ -162,7 +162,7 @@ export class Moves {
       queue: queue.name,
       offset,
       publishedMs: chunk.publishedAt(offset - chunk.base),
-      attempts: queue.livesOf(offset).attempts + dead.attempts,
+      attempts: queue.redriveHistory(offset).attempts + dead.attempts,
       redrives: redrivesOf(queue, offset, record) + (kind === 'carry' ? 1 : 0),
       dead,
     })

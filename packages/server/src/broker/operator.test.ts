@@ -28,7 +28,7 @@ describe('redrive', () => {
       if (restarts) await bench.crash()
       expect(await bench.redrive()).toEqual({ matched: 1, redriven: 0, guarded: 1, barred: 0, next: null })
       expect(bench.info()).toMatchObject({ dead: 1, redriven: 10 })
-      expect(bench.broker.catalog.queue(Q).livesOf(0)).toEqual({ redrives: 10, attempts: 10 })
+      expect(bench.broker.catalog.queue(Q).redriveHistory(0)).toEqual({ redrives: 10, attempts: 10 })
     }
     expect(await bench.redrive({ force: true })).toEqual({
       matched: 1,
@@ -39,7 +39,7 @@ describe('redrive', () => {
     })
     await bench.crash()
     expect(bench.info()).toMatchObject({ dead: 0, ready: 1, redriven: 11, acked: 0 })
-    expect(bench.broker.catalog.queue(Q).livesOf(0)).toEqual({ redrives: 11, attempts: 11 })
+    expect(bench.broker.catalog.queue(Q).redriveHistory(0)).toEqual({ redrives: 11, attempts: 11 })
     // A redriven message has no time to live.
     await bench.pass(10 * HOUR)
     const worker = bench.consume()

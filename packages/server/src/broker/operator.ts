@@ -128,7 +128,7 @@ export class Operator {
       state,
       death: dead === undefined ? undefined : deathName(dead.death),
       attempts,
-      totalAttempts: queue.livesOf(offset).attempts + attempts,
+      totalAttempts: queue.redriveHistory(offset).attempts + attempts,
       redrives: redrivesOf(queue, offset, record),
       offset,
       publishedAtMs: chunk.publishedAt(index),

@@ -124,7 +124,7 @@ function viewBuffer(bytes: Uint8Array, start: number, end: number): Buffer {
 
 /** How often a message was redriven, in all queues that it has been in. */
 export function redrivesOf(queue: Queue, offset: number, record: Uint8Array): number {
-  const here = queue.livesOf(offset).redrives
+  const here = queue.redriveHistory(offset).redrives
   if ((recordFlags(record, 0) & RECORD_FLAG.headers) === 0) return here
   let before = 0
   for (const { nameAt, nameEnd, valueAt, valueEnd } of recordHeaders(record, recordLayout(record))) {

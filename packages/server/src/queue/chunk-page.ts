@@ -3,14 +3,14 @@
  * it are the whole state of its messages, so older parts of the log can go. A checkpoint encodes pages, and recovery
  * decodes them.
  *
- * Page: u64 base · u64 record bytes · u16 count · u16 batches · u16 waiting · u16 dead · u16 lives · u16 live · u32 flags
+ * Page: u64 base · u64 record bytes · u16 count · u16 batches · u16 waiting · u16 dead · u16 redriven · u16 live · u32 flags
  *   (1 gone, 2 priorities, 4 expiries, 8 keys, 16 ids, 32 sizes, 64 narrow, 128 listed) · batches of u16 first index, u64 position,
  *   u48 time, u32 bytes; narrow: u16 first index, u64 position and u48 time of the first batch, then for each batch u16
  *   first index, u32 position and u32 time above those of the first, u16 bytes ·
  *   128 B of gone bits, index 0 in the lowest; or listed: live × u16 index, all others are gone · then for each message,
  *   or for each listed one: u8 priority; u48 expiry; two u32 of the key's hash; four u32 of the id's hash; u32 record
- *   size · waiting of u32 index and attempts, u64 due · lives of u16 index, u16 redrives, u32 attempts in earlier
- *   lives · dead of u32 index and attempts, u8 death (128: to be moved), u8 0, u16 reason bytes, u64 time, reason.
+ *   size · waiting of u32 index and attempts, u64 due · redriven of u16 index, u16 redrives, u32 attempts before
+ *   the last redrive · dead of u32 index and attempts, u8 death (128: to be moved), u8 0, u16 reason bytes, u64 time, reason.
  *   A u32 of index and attempts has the index in its low 10 bits.
  */
 import {
@@ -37,7 +37,7 @@ const HEAD_BYTES = 32
 const GONE_BYTES = CHUNK_WORDS * 4
 const INDEX_BYTES = 2
 const WAITING_BYTES = 12
-const LIVES_BYTES = 8
+const REDRIVEN_BYTES = 8
 /** Without its reason. */
 const DEAD_BYTES = 16
 const FLAG = {
@@ -72,14 +72,16 @@ export function encodeChunkPage(chunk: Chunk, keys: Keys): Uint8Array {
     rowBytes += bytes
   }
   const size = HEAD_BYTES + batches.pageBytes + (hasGone ? GONE_BYTES : 0) + indexes.length * rowBytes
-  const bytes = new Uint8Array(size + waiting.length * WAITING_BYTES + livesBytes(chunk) + deadBytes(chunk))
+  const bytes = new Uint8Array(
+    size + waiting.length * WAITING_BYTES + redrivenBytes(chunk) + deadBytes(chunk),
+  )
   encodeHead(bytes, chunk, waiting.length, flags)
   let at = batches.encode(bytes, HEAD_BYTES)
   if (hasGone) at = encodeGone(bytes, at, chunk)
   if (isListed) at = encodeList(bytes, at, indexes)
   for (const column of columns) at = column.encode(bytes, at, chunk, indexes, keys)
   at = encodeWaiting(bytes, at, chunk, waiting)
-  at = encodeLives(bytes, at, chunk)
+  at = encodeRedriven(bytes, at, chunk)
   encodeDead(bytes, at, chunk)
   return bytes
 }
@@ -106,7 +108,7 @@ export function decodeChunkPage(bytes: Uint8Array, start: number, keys: Keys): C
   }
   for (const column of columns) at = column.decode(bytes, at, chunk, indexes, keys)
   at = decodeWaiting(bytes, at, chunk, head.waiting)
-  at = decodeLives(bytes, at, chunk, head.lives)
+  at = decodeRedriven(bytes, at, chunk, head.redriven)
   decodeDead(bytes, at, chunk, head.dead)
   chunk.pack(0)
   chunk.dirty = false
@@ -122,7 +124,7 @@ function encodeHead(bytes: Uint8Array, chunk: Chunk, waiting: number, flags: num
   writeU16(bytes, 18, chunk.batches.count)
   writeU16(bytes, 20, waiting)
   writeU16(bytes, 22, chunk.dead?.size ?? 0)
-  writeU16(bytes, 24, chunk.lives?.size ?? 0)
+  writeU16(bytes, 24, chunk.redriven?.size ?? 0)
   writeU16(bytes, 26, chunk.live)
   writeU32(bytes, 28, flags)
 }
@@ -134,7 +136,7 @@ interface Head {
   readonly batches: number
   readonly waiting: number
   readonly dead: number
-  readonly lives: number
+  readonly redriven: number
   readonly live: number
   readonly flags: number
 }
@@ -147,7 +149,7 @@ function decodeHead(bytes: Uint8Array, at: number): Head {
     batches: readU16(bytes, at + 18),
     waiting: readU16(bytes, at + 20),
     dead: readU16(bytes, at + 22),
-    lives: readU16(bytes, at + 24),
+    redriven: readU16(bytes, at + 24),
     live: readU16(bytes, at + 26),
     flags: readU32(bytes, at + 28),
   }
@@ -338,26 +340,26 @@ function decodeWaiting(bytes: Uint8Array, at: number, chunk: Chunk, waiting: num
   return at
 }
 
-// --- messages with earlier lives ---
+// --- redriven messages ---
 
-function livesBytes({ lives }: Chunk): number {
-  return lives === undefined ? 0 : lives.size * LIVES_BYTES
+function redrivenBytes({ redriven }: Chunk): number {
+  return redriven === undefined ? 0 : redriven.size * REDRIVEN_BYTES
 }
 
-function encodeLives(bytes: Uint8Array, at: number, chunk: Chunk): number {
-  for (const [index, { redrives, attempts }] of chunk.lives ?? []) {
+function encodeRedriven(bytes: Uint8Array, at: number, chunk: Chunk): number {
+  for (const [index, { redrives, attempts }] of chunk.redriven ?? []) {
     writeU16(bytes, at, index)
     writeU16(bytes, at + 2, Math.min(redrives, 0xffff))
     writeU32(bytes, at + 4, attempts)
-    at += LIVES_BYTES
+    at += REDRIVEN_BYTES
   }
   return at
 }
 
-function decodeLives(bytes: Uint8Array, at: number, chunk: Chunk, lives: number): number {
-  if (lives > 0) chunk.lives = new Map()
-  for (let i = 0; i < lives; i++, at += LIVES_BYTES) {
-    chunk.lives!.set(readU16(bytes, at), {
+function decodeRedriven(bytes: Uint8Array, at: number, chunk: Chunk, redriven: number): number {
+  if (redriven > 0) chunk.redriven = new Map()
+  for (let i = 0; i < redriven; i++, at += REDRIVEN_BYTES) {
+    chunk.redriven!.set(readU16(bytes, at), {
       redrives: readU16(bytes, at + 2),
       attempts: readU32(bytes, at + 4),
     })

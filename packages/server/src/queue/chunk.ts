@@ -37,7 +37,7 @@ export interface Traits {
 }
 
 /** History of a message that was redriven. */
-export interface Lives {
+export interface RedriveHistory {
   /** Number of redrives. */
   readonly redrives: number
   /** Attempts before the last redrive. */
@@ -50,7 +50,7 @@ const BATCHES_KEPT = 32
 /** A chunk whose messages go in order is packed only when this many or fewer are left: most such chunks soon empty. */
 const DRAINED_MAX = 4
 /** Columns whose contents must be released when a message is gone: its key, its id, its share of the bytes. */
-const HELD = (1 << COLUMN.key) | (1 << COLUMN.id) | (1 << COLUMN.size)
+const RESOURCES = (1 << COLUMN.key) | (1 << COLUMN.id) | (1 << COLUMN.size)
 const PRIORITY_BITS = 5
 export const PRIORITIES = 2 ** PRIORITY_BITS
 const PRIORITY_MASK = PRIORITIES - 1
@@ -75,7 +75,7 @@ export class Chunk {
   pageBytes = 0
   readonly marks = new Marks()
   dead: DeadMessages | undefined
-  lives: Map<number, Lives> | undefined
+  redriven: Map<number, RedriveHistory> | undefined
   /** State of single messages, if there is any. */
   #columns: Columns | undefined
   /** Number and bytes of the live messages whose size is known. */
@@ -140,7 +140,7 @@ export class Chunk {
 
   /** Whether any message here holds something to release when it is gone. */
   get holdsResources(): boolean {
-    return this.#columns?.hasAny(HELD) === true || this.dead !== undefined || this.lives !== undefined
+    return this.#columns?.hasAny(RESOURCES) === true || this.dead !== undefined || this.redriven !== undefined
   }
 
   has(mark: Mark, index: number): boolean {
@@ -475,7 +475,7 @@ export class Chunk {
       this.#differs(
         `${this.#sizedLive} known sizes of ${this.#sizedBytes} bytes, counted ${sizedLive} of ${sizedBytes}`,
       )
-    for (const index of [...(this.dead?.indexes() ?? []), ...(this.lives?.keys() ?? [])])
+    for (const index of [...(this.dead?.indexes() ?? []), ...(this.redriven?.keys() ?? [])])
       if (this.isGone(index)) this.#differs(`${index} is gone, but has an entry as dead or redriven`)
   }
 

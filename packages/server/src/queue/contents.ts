@@ -19,7 +19,7 @@ import {
 } from '@sluice/protocol'
 import { NO_ARRIVAL, type Arrivals, type Arriving } from './arrivals.js'
 import { CHUNK_MESSAGES } from './bits.js'
-import type { Chunk, Lives, Traits } from './chunk.js'
+import type { Chunk, RedriveHistory, Traits } from './chunk.js'
 import { Chunks, chunkEndAfter } from './chunks.js'
 import { DeadMessages, type Dead } from './dead.js'
 import { ID_WORDS, isId } from './hash.js'
@@ -34,7 +34,7 @@ import { Reasons } from './reasons.js'
  * the cost of copying them. A batch counts in full until its last message is gone.
  */
 export interface LogUse {
-  /** Bytes of the state pages of queues. */
+  /** Number and bytes of state pages. */
   readonly pages: PageUse
   /** A batch with live messages is at `position`. `bytes` includes its header. */
   add(position: number, bytes: number): void
@@ -100,7 +100,7 @@ const NO_FOLLOWER: Follower = {
 const ARRIVED_MAX = CHUNK_MESSAGES
 /** Settle time of a message that was never available to a consumer. It is not retained. */
 const NEVER = -1
-const FIRST_LIFE: Lives = { redrives: 0, attempts: 0 }
+const NEVER_REDRIVEN: RedriveHistory = { redrives: 0, attempts: 0 }
 
 export class Contents implements Arriving {
   // Fields that each append reads are declared first: with thousands of queues few of their cache lines stay in the cache.
@@ -218,9 +218,9 @@ export class Contents implements Arriving {
     return chunk === undefined ? 0 : chunk.attemptsAt(offset - chunk.base)
   }
 
-  livesOf(offset: number): Lives {
+  redriveHistory(offset: number): RedriveHistory {
     const chunk = this.chunkAt(offset)
-    return chunk?.lives?.get(offset - chunk.base) ?? FIRST_LIFE
+    return chunk?.redriven?.get(offset - chunk.base) ?? NEVER_REDRIVEN
   }
 
   deadAt(offset: number): Dead | undefined {
@@ -343,7 +343,7 @@ export class Contents implements Arriving {
     }
   }
 
-  // Removed only now, when the whole batch is in its chunks: it stays live while any message of it is.
+  // Called after the whole batch is in its chunks: a batch stays live while any of its messages is.
   #takeDuplicates(base: number, end: number, duplicates: Duplicates): void {
     for (const index of duplicates.keys()) this.remove(base + index, 1, NEVER)
     for (let from = base; from < end;) {
@@ -410,10 +410,10 @@ export class Contents implements Arriving {
       this.deadBytes -= dead.bytes
       this.#reasons.forget(dead.reason)
       this.#undead(chunk, index)
-      chunk.lives ??= new Map()
-      chunk.lives.set(index, {
+      chunk.redriven ??= new Map()
+      chunk.redriven.set(index, {
         redrives,
-        attempts: (chunk.lives.get(index)?.attempts ?? 0) + dead.attempts,
+        attempts: (chunk.redriven.get(index)?.attempts ?? 0) + dead.attempts,
       })
     }
     chunk.setDue(index, 0, timeMs)
@@ -556,7 +556,7 @@ export class Contents implements Arriving {
         removed += count
         this.bytes -= bytesBefore - chunk.bytes
         this.#follower.removedFrom(chunk, batch)
-        // Messages that the page of the queue covers are counted there.
+        // Messages that were settled before the page of the queue was written are counted in that page.
         if (this.retains && timeMs !== NEVER && this.pagePosition < this.appliedFrom)
           this.use.retain(this.id, chunk.batches.place(batch), bytesBefore - chunk.bytes, timeMs)
       }
@@ -583,7 +583,7 @@ export class Contents implements Arriving {
       const slot = chunk.keyAt(index)
       if (slot !== NONE) this.keys.release(slot)
       if (chunk.hasId(index) && !chunk.isDead(index)) this.#follower.idDone(chunk.base + index)
-      chunk.lives?.delete(index)
+      chunk.redriven?.delete(index)
       chunk.forgetSize(index)
       const dead = chunk.dead?.get(index)
       if (dead === undefined) continue

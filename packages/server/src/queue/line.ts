@@ -199,7 +199,7 @@ export class Line {
   }
 
   // Searches the keyed messages by offset, from the lowest possible one. A message that was published after the oldest time
-  // found so far cannot be older: it waits since its publication at the earliest.
+  // found so far cannot be older.
   #oldestKeyed(): number {
     let oldest = Infinity
     let isFirst = true
@@ -498,24 +498,24 @@ export class Line {
     const room = Math.min(max, run.batchEnd - offset)
     run.count = this.#isFirstTry(chunk, index) ? this.#neighbours(due, chunk, index, room) : 1
     run.attempt = Math.min(attempts + 1, LIMITS.maxDeliveriesMax)
-    run.redelivered = attempts > 0 || this.#isMarked(chunk, index) || chunk.lives?.has(index) === true
+    run.redelivered = attempts > 0 || this.#isMarked(chunk, index) || chunk.redriven?.has(index) === true
     run.alone = this.#suspects.has(offset)
     run.expired = chunk.isExpired(index, nowMs)
     run.sinceMs = due.firstTime
   }
 
-  // Whether the state of the message is only what its batch says. Neighbours of which this is true share a run.
+  // Whether nothing but its batch determines how the message is delivered. Such neighbours can share a run.
   #isFirstTry(chunk: Chunk, index: number): boolean {
     return (
       this.#suspects.size === 0 &&
       !chunk.hasExpiries &&
-      chunk.lives === undefined &&
+      chunk.redriven === undefined &&
       chunk.attemptsAt(index) === 0 &&
       !this.#isMarked(chunk, index)
     )
   }
 
-  // Number of messages, at most `max` and of one batch, that come next together: the first one, and the next in the log.
+  // Length of the run that starts with the first due message: at most `max` messages of one batch.
   #neighbours(due: TimeQueue, chunk: Chunk, index: number, max: number): number {
     // With several places for a key, leasing one message can offer another one that precedes the neighbour.
     if (chunk.hasKeys && this.#keyLines.rules.keyConcurrency > 1) return 1

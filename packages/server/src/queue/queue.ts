@@ -29,7 +29,7 @@ import { SubscriptionOf, type ConsumerOf } from './subscription.js'
 import { Suspects } from './suspects.js'
 import type { Timer } from './timer.js'
 
-/** A lease that was claimed, and its properties. */
+/** The result of a claim. */
 export interface Reclaimed {
   /** Time from which the message was eligible; -1 if it was in the plain line. */
   readonly sinceMs: number
@@ -281,11 +281,11 @@ export class Queue extends Contents implements Follower {
     } else if (
       claim.boot !== boot - 1 ||
       claim.attempt !== chunk.attemptsAt(index) + 1 ||
-      // Attempts are counted up to this.
+      // The count of attempts stops there.
       claim.attempt > LIMITS.maxDeliveriesMax ||
       this.former.hadEnded(claim) ||
       this.#line.isSeen(chunk, index) ||
-      chunk.lives?.has(index) === true
+      chunk.redriven?.has(index) === true
     ) {
       // Another consumer may have received it, before the restart or since, or it was redriven, which resets its attempts.
       return undefined
@@ -465,7 +465,7 @@ export class Queue extends Contents implements Follower {
 
   /** A dead message returns to the end of the line. */
   redrive(offset: number, nowMs: number, by: string): void {
-    const redrives = this.livesOf(offset).redrives + 1
+    const redrives = this.redriveHistory(offset).redrives + 1
     this.former.delete(offset)
     this.facts.redrive(offset, redrives, nowMs, by)
     this.redriveFact(offset, redrives, nowMs)
