@@ -3,7 +3,6 @@ import {
   BATCH_HEADER_BYTES,
   CONTENT_TYPE,
   DELIVER_HEADER_BYTES,
-  FRAME_HEADER_BYTES,
   LOSS,
   OP,
   OUTCOME,
@@ -34,7 +33,6 @@ import {
   stampBatch,
   writeDeliverHead,
   writeU64,
-  writeFrameHeader,
   writePublishOkItem,
   writeRecordHead,
   type AtomicAck,
@@ -57,6 +55,7 @@ import {
   type TagRange,
 } from '@sluice/protocol'
 import { concat, fromHex } from './vectors.js'
+import { frame } from '../rig/frames.js'
 
 export interface Case {
   readonly bytes: Uint8Array
@@ -72,12 +71,6 @@ const NOTHING = new Uint8Array(0)
 
 function text(value: string): Uint8Array {
   return new TextEncoder().encode(value)
-}
-
-function frame(opcode: number, channel: number, correlation: number, payload: Uint8Array): Uint8Array {
-  const bytes = new Uint8Array(FRAME_HEADER_BYTES + payload.length)
-  bytes.set(payload, writeFrameHeader(bytes, 0, payload.length, opcode, channel, correlation))
-  return bytes
 }
 
 function record(payload: Uint8Array, contentType: ContentType, options?: RecordOptions): Case {

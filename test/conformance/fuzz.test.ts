@@ -1,20 +1,13 @@
 /** Mutated vectors through the frame decoder and every payload reader: nothing but SluiceError may come out. */
 import { crc32 } from 'node:zlib'
-import {
-  FRAME_HEADER_BYTES,
-  FrameDecoder,
-  OP,
-  SluiceError,
-  checkRecords,
-  writeFrameHeader,
-  writeU32,
-} from '@sluice/protocol'
+import { FRAME_HEADER_BYTES, FrameDecoder, OP, SluiceError, checkRecords, writeU32 } from '@sluice/protocol'
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
 import { READERS, readBatch, readRecords } from './payloads.js'
 import { runs, TIMEOUT_MS } from '../amount.js'
 import { FRAME_VECTORS, VECTORS, concat, framesOf } from './vectors.js'
 import { expectSame } from '../same.js'
+import { frame } from '../rig/frames.js'
 
 type Mutation = (bytes: Uint8Array) => Uint8Array
 
@@ -187,11 +180,10 @@ test('random bytes under every opcode and every frame flag', { timeout: TIMEOUT_
   let checked = 0
   fc.assert(
     fc.property(fc.nat(255), fc.nat(255), fc.uint8Array({ maxLength: 200 }), (opcode, flags, payload) => {
-      const bytes = new Uint8Array(FRAME_HEADER_BYTES + payload.length)
-      bytes.set(payload, writeFrameHeader(bytes, 0, payload.length, opcode, 65_535, 0xffff_ffff))
+      const bytes = frame(opcode, 65_535, 0xffff_ffff, payload)
       bytes[5] = flags
-      const [frame] = framesOf([bytes])
-      expect(frame).toStrictEqual({ opcode, flags, channel: 65_535, correlation: 0xffff_ffff, payload })
+      const [decoded] = framesOf([bytes])
+      expect(decoded).toStrictEqual({ opcode, flags, channel: 65_535, correlation: 0xffff_ffff, payload })
       for (const reader of READERS.values()) outcome(() => reader(payload, 0, payload.length))
       checked++
     }),

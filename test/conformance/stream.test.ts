@@ -10,6 +10,7 @@ import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { runs, TIMEOUT_MS } from '../amount.js'
 import { FRAME_VECTORS, VECTORS, concat, framesOf, fromHex, type Frame } from './vectors.js'
+import { frame } from '../rig/frames.js'
 
 const PREFACE = VECTORS.find(({ kind }) => kind === 'preface')!.bytes
 const STREAM = concat([PREFACE, ...FRAME_VECTORS.map(({ bytes }) => bytes)])
@@ -73,11 +74,7 @@ describe('a stream split anywhere', () => {
 
   test('a decoder between frames keeps no memory, and buffers that are used again mix up no frames', () => {
     const payloads = Array.from({ length: 40 }, (_, i) => new Uint8Array((i * 7_919) % 300_000).fill(i))
-    const frames = payloads.map((payload) => {
-      const bytes = new Uint8Array(FRAME_HEADER_BYTES + payload.length)
-      bytes.set(payload, writeFrameHeader(bytes, 0, payload.length, 35, 1, 0))
-      return bytes
-    })
+    const frames = payloads.map((payload) => frame(35, 1, 0, payload))
     const got: Uint8Array[] = []
     let last: ReceivedFrame | undefined
     const decoders = frames.map(() => {
@@ -105,8 +102,7 @@ describe('a stream split anywhere', () => {
 
   test('a long frame between short ones, whose buffer is given back', () => {
     const payload = new Uint8Array(700_000).map((_, i) => i * 7)
-    const long = new Uint8Array(FRAME_HEADER_BYTES + payload.length)
-    long.set(payload, writeFrameHeader(long, 0, payload.length, 35, 1, 0))
+    const long = frame(35, 1, 0, payload)
     const short = FRAME_VECTORS[0]!.bytes
     const stream = concat([short, long, short])
     let checked = 0

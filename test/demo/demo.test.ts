@@ -1,9 +1,9 @@
-import { mkdtemp, readdir, rm } from 'node:fs/promises'
+import { readdir } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { expect, test } from 'vitest'
 import { runProgram } from './program.js'
+import { scratchDirectory } from '../rig/scratch.js'
 
 const RECORDS = 4000
 const TEST_MS_MAX = 130_000
@@ -18,12 +18,12 @@ function numberAt(name: string, stdout: string): number {
 test(
   'the demo loses nothing and leaves nothing behind',
   async () => {
-    const directory = await mkdtemp(join(tmpdir(), 'sluice-demo-test-'))
+    const scratch = await scratchDirectory('demo-test')
     try {
       const { exitCode, stdout, stderr } = await runProgram(
         PROGRAM,
         ['--records', String(RECORDS)],
-        directory,
+        scratch.path,
         TEST_MS_MAX,
       )
       expect(exitCode, `${stdout}\n${stderr}`).toBe(0)
@@ -38,9 +38,9 @@ test(
       expect(tally['redelivered']).toBeGreaterThan(0)
       expect(tally['delivered']).toBeGreaterThanOrEqual(RECORDS)
       expect(stderr).toMatch(/killed worker 2.*\n(.*\n)*.*killed the broker/)
-      expect(await readdir(directory)).toEqual([])
+      expect(await readdir(scratch.path)).toEqual([])
     } finally {
-      await rm(directory, { recursive: true, force: true })
+      await scratch.dispose()
     }
   },
   TEST_MS_MAX,

@@ -4,10 +4,9 @@
  * Whatever ends the demo, no process and no file is left behind; after a failure the directory with the logs is kept,
  * and named.
  */
-import { mkdtemp, rm } from 'node:fs/promises'
-import { constants, tmpdir } from 'node:os'
-import { join } from 'node:path'
-import { Processes } from './processes.js'
+import { constants } from 'node:os'
+import { Processes } from '../rig/program.js'
+import { scratchDirectory } from '../rig/scratch.js'
 
 /** What a demo has to play with. */
 export interface Stage {
@@ -42,7 +41,8 @@ class Interrupted extends Error {
 
 /** Resolves with the exit code: 0 when all went well, 1 when not, 128 and more when it was interrupted. */
 export async function perform(name: string, runMsMax: number, cast: (stage: Stage) => Play): Promise<number> {
-  const directory = await mkdtemp(join(tmpdir(), `sluice-${name}-`))
+  const scratch = await scratchDirectory(name)
+  const directory = scratch.path
   const end = new AbortController()
   const fail = (error: unknown): void => end.abort(error)
   const failed = new Promise<never>((_, reject) => {
@@ -80,6 +80,6 @@ export async function perform(name: string, runMsMax: number, cast: (stage: Stag
     await play.close()
     await processes.killAll()
     if (keep) console.error(`The logs of the broker and its clients are in ${directory}.`)
-    else await rm(directory, { recursive: true, force: true })
+    else await scratch.dispose()
   }
 }

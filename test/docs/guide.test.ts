@@ -3,8 +3,6 @@
  * tables of options agree with the tables of the code; the errors that it names exist; its links lead somewhere.
  */
 import { existsSync, readFileSync } from 'node:fs'
-import { mkdtemp, rm } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { parseDuration, type ConnectOptions } from '@sluice/client'
 import { ERRORS, LIMITS, QUEUE_OPTIONS, type QueueOptionName } from '@sluice/protocol'
@@ -13,6 +11,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { connectSettings } from '../../packages/client/src/options.js'
 import { guideDirectory, readPages, readReadme, type Page, type Table } from './pages.js'
 import { compilePrograms, enterPrograms, helpOf, printedAt, runProgram, writePrograms } from './programs.js'
+import { scratchDirectory } from '../rig/scratch.js'
 
 const pages = readPages()
 /** Pages that are not about one behaviour of a queue. */
@@ -36,13 +35,13 @@ const OPTION_TYPES: Readonly<Record<string, string>> = {
 }
 
 describe('the programs of the guide', () => {
-  let dataDir: string
+  let scratch: Awaited<ReturnType<typeof scratchDirectory>>
   let server: RunningServer
   let leavePrograms: () => void
 
   beforeAll(async () => {
-    dataDir = await mkdtemp(join(tmpdir(), 'sluice-guide-'))
-    server = await startServer({ port: 0, dataDir, segmentBytes: 8 << 20, lowFreeBytes: 0 })
+    scratch = await scratchDirectory('guide')
+    server = await startServer({ port: 0, dataDir: scratch.path, segmentBytes: 8 << 20, lowFreeBytes: 0 })
     process.env['SLUICE_URL'] = `sluice://127.0.0.1:${server.port}`
     await writePrograms(pages, optionTypes(), missingTypes())
     leavePrograms = enterPrograms()
@@ -52,7 +51,7 @@ describe('the programs of the guide', () => {
     leavePrograms()
     delete process.env['SLUICE_URL']
     await server.stop()
-    await rm(dataDir, { recursive: true, force: true })
+    await scratch.dispose()
   })
 
   it('compile', async () => {

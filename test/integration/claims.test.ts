@@ -1,11 +1,9 @@
 /** What a handler still has when its connection is lost, or its broker restarts: no message runs twice at once. */
-import { mkdtemp, rm } from 'node:fs/promises'
 import { createConnection, createServer, type AddressInfo, type Socket } from 'node:net'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import { connect, type LeaseLoss, type Message, type Sluice } from '@sluice/client'
 import { startServer, type RunningServer } from '@sluice/server'
 import { afterEach, describe, expect, it } from 'vitest'
+import { scratchDirectory } from '../rig/scratch.js'
 
 const cleanups: (() => Promise<unknown>)[] = []
 afterEach(async () => {
@@ -13,9 +11,9 @@ afterEach(async () => {
 })
 
 async function directory(): Promise<string> {
-  const path = await mkdtemp(join(tmpdir(), 'sluice-'))
-  cleanups.push(() => rm(path, { recursive: true, force: true }))
-  return path
+  const scratch = await scratchDirectory('claims')
+  cleanups.push(scratch.dispose)
+  return scratch.path
 }
 
 async function start(dataDir: string): Promise<RunningServer> {

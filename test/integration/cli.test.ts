@@ -8,14 +8,7 @@ import { open, readdir, writeFile } from 'node:fs/promises'
 import { connect as connectSocket, createServer, type AddressInfo, type Socket } from 'node:net'
 import { join } from 'node:path'
 import { connect } from '@sluice/client'
-import {
-  FRAME_HEADER_BYTES,
-  LIMITS,
-  OP,
-  encodeFault,
-  encodePreface,
-  writeFrameHeader,
-} from '@sluice/protocol'
+import { LIMITS, OP, encodeFault, encodePreface } from '@sluice/protocol'
 import { describe, expect, test } from 'vitest'
 import {
   BINARY,
@@ -23,7 +16,6 @@ import {
   broker,
   directory,
   ended,
-  environment,
   expectFailure,
   run,
   sluice,
@@ -31,6 +23,8 @@ import {
   startBroker,
   until,
 } from './cli.js'
+import { frame } from '../rig/frames.js'
+import { environment } from '../rig/process.js'
 
 describe.concurrent('usage', () => {
   test('help goes to stdout: alone, by flag and by word', async () => {
@@ -438,14 +432,12 @@ describe.concurrent('connections', () => {
       retryAfterMs: 0,
       message: 'Who are you?\u001b[31m',
     })
-    const frame = new Uint8Array(FRAME_HEADER_BYTES + payload.length)
-    frame.set(payload, writeFrameHeader(frame, 0, payload.length, OP.ERROR, 0, 0))
     const sockets = new Set<Socket>()
     const server = createServer((socket) => {
       sockets.add(socket)
       socket.on('error', () => {})
       socket.write(encodePreface())
-      socket.end(frame)
+      socket.end(frame(OP.ERROR, 0, 0, payload))
     })
     await once(server.listen(0, '127.0.0.1'), 'listening')
     const { port } = server.address() as AddressInfo

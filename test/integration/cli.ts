@@ -4,12 +4,12 @@
  */
 import { spawn, type ChildProcessWithoutNullStreams } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtemp, rm } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { connect, type Sluice } from '@sluice/client'
 import { afterAll, beforeAll, expect } from 'vitest'
+import { scratchDirectory } from '../rig/scratch.js'
+import { environment } from '../rig/process.js'
 
 export const BINARY = fileURLToPath(new URL('../../packages/server/bin/sluice.js', import.meta.url))
 export const SMALL_LOG = ['--segment-bytes', '8MiB']
@@ -18,12 +18,6 @@ interface Result {
   readonly code: number | null
   readonly stdout: string
   readonly stderr: string
-}
-
-/** The environment without settings of whoever runs the tests. */
-export function environment(more: Readonly<Record<string, string>> = {}): Record<string, string> {
-  const own = Object.entries(process.env).filter(([name]) => !name.startsWith('SLUICE_'))
-  return { ...(Object.fromEntries(own) as Record<string, string>), ...more }
 }
 
 const children = new Set<ChildProcessWithoutNullStreams>()
@@ -97,8 +91,11 @@ export let broker: RunningBroker
 /** What a test needs and is not about goes through the SDK: a process takes longer. */
 export let sluice: Sluice
 
+let scratch: Awaited<ReturnType<typeof scratchDirectory>>
+
 beforeAll(async () => {
-  directory = await mkdtemp(join(tmpdir(), 'sluice-cli-'))
+  scratch = await scratchDirectory('cli')
+  directory = scratch.path
   broker = await startBroker(join(directory, 'data'), ['--log-level', 'debug'])
   sluice = await connect(broker.url)
 })
@@ -108,7 +105,7 @@ afterAll(async () => {
   const all = [...children].map((child) => once(child, 'close'))
   for (const child of children) child.kill('SIGKILL')
   await Promise.all(all)
-  await rm(directory, { recursive: true, force: true })
+  await scratch.dispose()
 })
 
 /** Error and hint, each on its line. */

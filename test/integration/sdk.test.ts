@@ -1,8 +1,5 @@
 /** The SDK against a broker in this process, over TCP: what a user does first, and what happens when things end. */
-import { mkdtemp, rm } from 'node:fs/promises'
 import { createConnection, type Socket } from 'node:net'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import {
   DeadLetter,
   Retry,
@@ -16,6 +13,7 @@ import {
 } from '@sluice/client'
 import { startServer, type RunningServer, type ServerOptions } from '@sluice/server'
 import { afterEach, describe, expect, it } from 'vitest'
+import { scratchDirectory } from '../rig/scratch.js'
 
 const cleanups: (() => Promise<unknown>)[] = []
 afterEach(async () => {
@@ -23,9 +21,9 @@ afterEach(async () => {
 })
 
 async function directory(): Promise<string> {
-  const path = await mkdtemp(join(tmpdir(), 'sluice-'))
-  cleanups.push(() => rm(path, { recursive: true, force: true }))
-  return path
+  const scratch = await scratchDirectory('sdk')
+  cleanups.push(scratch.dispose)
+  return scratch.path
 }
 
 async function start(options: ServerOptions = {}): Promise<RunningServer> {

@@ -8,7 +8,7 @@ import { join } from 'node:path'
 import { freePort, scratchDirectory } from '../rig/scratch.js'
 import { cpuMs } from '../scale/proc.js'
 import { whole } from '../scale/scenario.js'
-import { outputOf } from './drivers/processes.js'
+import { outputOf } from '../rig/server.js'
 import { PROGRAM, serve } from './drivers/sluice.js'
 
 /** Parts of the broker, by where the code stands; the first that fits. */

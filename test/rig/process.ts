@@ -16,6 +16,12 @@ export function scriptPath(script: string): string {
   return path
 }
 
+/** The environment for a process, without the SLUICE_ settings of the user who runs the tests. */
+export function environment(more: Readonly<Record<string, string>> = {}): Record<string, string> {
+  const own = Object.entries(process.env).filter(([name]) => !name.startsWith('SLUICE_'))
+  return { ...(Object.fromEntries(own) as Record<string, string>), ...more }
+}
+
 export interface Exit {
   readonly code: number | null
   readonly signal: NodeJS.Signals | null

@@ -1,9 +1,9 @@
-import { mkdtemp, readdir, rm } from 'node:fs/promises'
+import { readdir } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { expect, test } from 'vitest'
 import { runProgram } from '../demo/program.js'
+import { scratchDirectory } from '../rig/scratch.js'
 
 const FLOOD = 40
 const TEST_MS_MAX = 70_000
@@ -14,9 +14,9 @@ const PROGRAM = fileURLToPath(new URL('../dist/store/run.js', import.meta.url))
 test(
   'the store does everything once and leaves nothing behind',
   async () => {
-    const directory = await mkdtemp(join(tmpdir(), 'sluice-store-test-'))
+    const scratch = await scratchDirectory('store-test')
     try {
-      const run = await runProgram(PROGRAM, ['--flood', String(FLOOD)], directory, TEST_MS_MAX)
+      const run = await runProgram(PROGRAM, ['--flood', String(FLOOD)], scratch.path, TEST_MS_MAX)
       const { exitCode, stdout, stderr } = run
       expect(exitCode, `${stdout}\n${stderr}`).toBe(0)
       expect(stderr).toBe('')
@@ -45,9 +45,9 @@ test(
       expect(good).toBe(checks)
       // No colour where it is not a terminal.
       expect(stdout).not.toContain('\x1b')
-      expect(await readdir(directory)).toEqual([])
+      expect(await readdir(scratch.path)).toEqual([])
     } finally {
-      await rm(directory, { recursive: true, force: true })
+      await scratch.dispose()
     }
   },
   TEST_MS_MAX,

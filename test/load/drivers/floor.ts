@@ -2,7 +2,7 @@ import { createConnection, type Socket } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import type { Body, Driver, Session } from '../driver.js'
 import { FLOOR, FLOOR_HEADER_BYTES, floorFrame, onFloorFrames } from '../floor-frames.js'
-import { Server } from './processes.js'
+import { Server } from '../../rig/server.js'
 
 /** The client side of the bare loop: one frame a turn, a promise a publish, an ack call a message. */
 class FloorSession implements Session {

@@ -8,7 +8,7 @@ import {
 import { connect, type NatsConnection } from '@nats-io/transport-node'
 import { decoded, encoded } from '../bodies.js'
 import type { Body, Driver, Session } from '../driver.js'
-import { Server, outputOf } from './processes.js'
+import { Server, outputOf } from '../../rig/server.js'
 
 const CONSUMER = 'workers'
 

@@ -4,7 +4,7 @@ import { connect, type Channel, type ChannelModel, type ConfirmChannel } from 'a
 import { freePort } from '../../rig/scratch.js'
 import { decoded, encoded } from '../bodies.js'
 import type { Body, Driver, Session } from '../driver.js'
-import { Server } from './processes.js'
+import { Server } from '../../rig/server.js'
 
 const LIBRARIES = '/usr/lib/rabbitmq/lib'
 

@@ -1,7 +1,7 @@
 import { Redis } from 'ioredis'
 import { decoded, encoded } from '../bodies.js'
 import type { Body, Driver, Running, Session } from '../driver.js'
-import { Server, outputOf } from './processes.js'
+import { Server, outputOf } from '../../rig/server.js'
 
 const GROUP = 'workers'
 

@@ -1,7 +1,7 @@
 import { fileURLToPath } from 'node:url'
 import { connect, queue, type Sluice } from '@sluice/client'
 import type { Body, Driver, Session } from '../driver.js'
-import { Server, outputOf } from './processes.js'
+import { Server, outputOf } from '../../rig/server.js'
 
 export const PROGRAM = fileURLToPath(new URL('../../../../packages/server/bin/sluice.js', import.meta.url))
 

@@ -1,19 +1,19 @@
 /**
- * The processes that a demo starts. Each that is running is in the list, and whoever ends the demo ends them all, by
- * process id. One that ends without having been told to is a failure of the run.
+ * The programs that a demo starts: processes that write to a log file and may report over IPC. `Processes` lists those
+ * that run and kills them by process id at the end. A process that ends before `mayEnd` is set fails the run.
  */
 import { fork, spawn, type ChildProcess } from 'node:child_process'
 import { closeSync, openSync } from 'node:fs'
-import { createServer, type AddressInfo } from 'node:net'
 import { fileURLToPath } from 'node:url'
+import { environment } from './process.js'
 
 export const BROKER_PROGRAM = new URL('./cli/main.js', import.meta.resolve('@sluice/server'))
 
 export class Process {
   readonly child: ChildProcess
-  /** It has ended and everything that it reported has been read. */
+  /** Resolves after the process has ended and all its reports were read. */
   readonly ended: Promise<void>
-  /** Its end is no failure. */
+  /** Whether the process may end without failing the run. */
   mayEnd = false
 
   constructor(child: ChildProcess) {
@@ -24,7 +24,7 @@ export class Process {
     })
   }
 
-  /** Over the IPC channel. A process that is gone already is told of by its end. */
+  /** Sends a message over IPC. Ignores a process that has ended: its end is reported by itself. */
   send(message: object): void {
     this.child.send(message, () => {})
   }
@@ -39,21 +39,17 @@ export class Process {
 export class Processes {
   readonly #running = new Set<Process>()
   readonly #failed: (error: Error) => void
-  // What the user has set for brokers and clients of their own is not for these.
-  readonly #env = Object.fromEntries(
-    Object.entries(process.env).filter(([name]) => !name.startsWith('SLUICE_')),
-  )
 
   constructor(failed: (error: Error) => void) {
     this.#failed = failed
   }
 
-  /** A program with what it writes going to `log`. */
+  /** Starts a program whose output is appended to the file `log`. */
   start(name: string, program: URL, args: readonly string[], log: string): Process {
     const file = openSync(log, 'a')
     try {
       const child = spawn(process.execPath, [fileURLToPath(program), ...args], {
-        env: this.#env,
+        env: environment(),
         stdio: ['ignore', file, file],
       })
       return this.#watch(name, child)
@@ -62,7 +58,7 @@ export class Processes {
     }
   }
 
-  /** A program that reports over an IPC channel, with what it writes going to `log`. */
+  /** As `start`, for a program that reports over IPC. */
   startReporting(
     name: string,
     program: URL,
@@ -73,7 +69,7 @@ export class Processes {
     const file = openSync(log, 'a')
     try {
       const child = fork(program, args, {
-        env: this.#env,
+        env: environment(),
         execArgv: [],
         stdio: ['ignore', file, file, 'ipc'],
       })
@@ -88,7 +84,7 @@ export class Processes {
     const process = new Process(child)
     this.#running.add(process)
     child.once('error', (error) => this.#failed(new Error(`A process failed: ${name}: ${error.message}`)))
-    // Not 'exit': reports can still be unread then.
+    // Not 'exit', which may precede the last report.
     child.once('close', (code, signal) => {
       if (process.mayEnd && (code === 0 || signal === 'SIGKILL')) return
       this.#failed(new Error(`A process ended by itself, with ${signal ?? `exit code ${code}`}: ${name}.`))
@@ -100,16 +96,4 @@ export class Processes {
   async killAll(): Promise<void> {
     await Promise.all([...this.#running].map((process) => process.kill()))
   }
-}
-
-/** A TCP port of this machine that is free now. */
-export function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const server = createServer()
-    server.once('error', reject)
-    server.listen(0, '127.0.0.1', () => {
-      const { port } = server.address() as AddressInfo
-      server.close(() => resolve(port))
-    })
-  })
 }

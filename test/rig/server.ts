@@ -1,4 +1,4 @@
-/** Starting the brokers that a driver is for: by name from the path, stopped by process id. */
+/** An installed server, started by its command name and stopped by its process id. */
 import { spawn, type ChildProcess } from 'node:child_process'
 import { createConnection } from 'node:net'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -32,7 +32,7 @@ export class Server {
     return this.child.pid!
   }
 
-  /** Waits until something listens on the port. */
+  /** Waits until the port accepts connections. */
   async listens(port: number): Promise<void> {
     for (const end = performance.now() + STARTED_WITHIN_MS; ; await delay(50)) {
       if (this.#ended !== undefined)
@@ -62,7 +62,7 @@ function accepts(port: number): Promise<boolean> {
   })
 }
 
-/** What the command prints; undefined when there is no such command. */
+/** Runs the command and returns what it prints, or undefined when it is not installed. */
 export async function outputOf(command: string, ...args: string[]): Promise<string | undefined> {
   const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'ignore'] })
   let text = ''
