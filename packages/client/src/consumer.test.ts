@@ -934,6 +934,9 @@ describe('pulling', () => {
   })
 
   it('keeps a bounded number of idle subscriptions, those used last', async () => {
+    // The clock is frozen, so that no subscription ends because it is idle for too long.
+    vi.useFakeTimers({ toFake: ['performance'] })
+    onTestFinished(() => void vi.useRealTimers())
     for (let n = 0; n < IDLE.subscriptionsMax + 50; n++) await sluice.pull(`q${n}`)
     await turns()
     const open = peer.link.named('SUBSCRIBE').length - peer.link.named('UNSUBSCRIBE').length

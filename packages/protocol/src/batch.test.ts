@@ -38,7 +38,7 @@ describe('seal, stamp and read', () => {
     expect(crc32(new TextEncoder().encode('123456789'))).toBe(0xcbf4_3926)
   })
 
-  test('a header comes back, after other bytes, and the stamp changes only what the broker knows', () => {
+  test('a header is read as it was written, after other bytes, and a stamp changes only the fields of the broker', () => {
     const bytes = new Uint8Array(5 + BATCH_HEADER_BYTES + 3).fill(0xee)
     sealBatch(bytes, 5, bytes.length, { type: 1, attributes: 1, count: 3, batchNumber: 2 ** 53 - 1 })
     const header = {
@@ -68,7 +68,7 @@ describe('seal, stamp and read', () => {
     expect(batchIsIntact(bytes, 5, bytes.length)).toBe(true)
   })
 
-  test('every flipped bit of the records and of the CRC is seen', () => {
+  test('every flipped bit of the records and of the CRC is detected', () => {
     const bytes = sealed()
     let seen = 0
     for (let bit = 44 * 8; bit < bytes.length * 8; bit++) {
@@ -80,7 +80,7 @@ describe('seal, stamp and read', () => {
     expect(batchIsIntact(bytes, 0, bytes.length)).toBe(true)
   })
 
-  test('the CRC covers nothing of the header', () => {
+  test('the CRC does not cover the header', () => {
     const bytes = sealed()
     bytes.fill(0xff, 0, 44)
     expect(batchIsIntact(bytes, 0, bytes.length)).toBe(true)
@@ -88,7 +88,7 @@ describe('seal, stamp and read', () => {
 })
 
 describe('checkBatch', () => {
-  test('accepts what a producer may send', () => {
+  test('accepts all that a producer may send', () => {
     const good = [sealed(), sealed(0), sealed(20, 1, { attributes: BATCH_ATTRIBUTE.atomic })]
     for (const bytes of good) expect(check(bytes)).not.toThrow()
     expect(good).toHaveLength(3)
@@ -131,7 +131,7 @@ describe('checkBatch', () => {
     expect(check(bytes)).toThrow(error)
   })
 
-  test('refuses what is shorter than a header, at every length', () => {
+  test('refuses every length shorter than a header', () => {
     let refused = 0
     for (let length = 0; length < BATCH_HEADER_BYTES; length++) {
       expect(check(sealed().subarray(0, length))).toThrow(

@@ -42,16 +42,16 @@ describe.each(NUMBERS)('%s', (_, size, max, read, write) => {
     expect(read(bytes, 2)).toBe(value)
   }
 
-  test('edges are little-endian and come back', () => {
+  test('the bounds are little-endian, and read as they were written', () => {
     for (const value of fitting) expectRoundTrip(value)
     expect(fitting.length).toBeGreaterThanOrEqual(8)
   })
 
-  test('any number comes back', () => {
+  test('any number is read as it was written', () => {
     fc.assert(fc.property(fc.integer({ min: 0, max }), expectRoundTrip), { numRuns: 300 })
   })
 
-  test('any bytes give a number that is not negative', () => {
+  test('any bytes are read as a number that is not negative', () => {
     fc.assert(
       fc.property(fc.uint8Array({ minLength: size, maxLength: size }), (bytes) => {
         const expected = bytes.reduceRight((sum, byte) => sum * 256n + BigInt(byte), 0n)
@@ -64,7 +64,7 @@ describe.each(NUMBERS)('%s', (_, size, max, read, write) => {
 })
 
 describe('text', () => {
-  test('comes back from the middle of a larger buffer, and takes as many bytes as textBytes says', () => {
+  test('is read from the middle of a larger buffer, and takes as many bytes as textBytes returns', () => {
     let checked = 0
     fc.assert(
       fc.property(fc.string({ unit: 'grapheme', maxLength: 50 }), (text) => {
@@ -89,7 +89,7 @@ describe('text', () => {
 })
 
 describe('clipText', () => {
-  test('is the longest prefix that fits, and never half a character', () => {
+  test('returns the longest prefix that fits, never half a character', () => {
     let cut = 0
     fc.assert(
       fc.property(fc.string({ unit: character, maxLength: 40 }), fc.nat(60), (text, bytesMax) => {

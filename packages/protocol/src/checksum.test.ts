@@ -7,7 +7,7 @@ test('is the published check value', () => {
   expect(crc32(new TextEncoder().encode('123456789'), 0, 9)).toBe(0xcbf4_3926)
 })
 
-test('is what zlib says, of any part, in one piece and in two', () => {
+test('equals that of zlib, for any part, in one piece and in two', () => {
   fc.assert(
     fc.property(
       fc.uint8Array({ maxLength: 700, size: 'max' }),

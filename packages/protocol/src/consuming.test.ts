@@ -60,7 +60,7 @@ describe('CREDIT', () => {
     PLAIN,
   )
 
-  test('any comes back', () => {
+  test('any is decoded as it was encoded', () => {
     fc.assert(
       fc.property(anyCredit, (credit) => {
         const bytes = encodeCredit(credit)
@@ -99,7 +99,7 @@ describe('CREDIT', () => {
 })
 
 describe('DELIVER', () => {
-  test('any head comes back; its reserved byte and unknown flags do not matter', () => {
+  test('any head is decoded as it was encoded, and its reserved byte and unknown flags are ignored', () => {
     const anyHead = fc.record({
       subscriptionId: u32,
       firstTag: u32,
@@ -157,7 +157,7 @@ describe('SETTLE', () => {
   }
   const ack: SettleItem = { firstTag: 1, count: 1, outcome: OUTCOME.ack }
 
-  test('any items come back', () => {
+  test('any items are decoded as they were encoded', () => {
     fc.assert(
       fc.property(u32, fc.array(anyItem, { maxLength: 10 }), (subscriptionId, items) => {
         const bytes = encodeSettle(subscriptionId, items)
@@ -205,7 +205,7 @@ describe('SETTLE', () => {
   })
 
   // u32 subscription · u32 tag · u32 count · u8 outcome · u8 flags · u16 reason length · u48 delay · u16 0 · reason
-  test('an invalid body has its flag, which stands beside that of a delay', () => {
+  test('an invalid body has a flag besides that of a delay', () => {
     const item = { firstTag: 3, count: 2, outcome: OUTCOME.deadLetter, reason: 'no', invalid: true } as const
     const bytes = encodeSettle(9, [item])
     expect(Array.from(bytes)).toStrictEqual([
@@ -221,7 +221,7 @@ describe('SETTLE', () => {
     ])
   })
 
-  test('takes bounds at their limit, and ignores reserved bytes', () => {
+  test('accepts values at their limits, and ignores reserved bytes', () => {
     const item = { firstTag: 0xffff_ffff, count: 65_535, outcome: OUTCOME.retry, delayMs: LIMITS.delayMsMax }
     const bytes = encodeSettle(9, [item])
     bytes.fill(0xff, 4 + 18, 4 + 20)
@@ -246,7 +246,7 @@ describe('SETTLE', () => {
 describe('EXTEND', () => {
   const extend: Extend = { subscriptionId: 9, firstTag: 0xffff_ffff, count: 2, durationMs: 60_000 }
 
-  test('has its bytes, and any comes back', () => {
+  test('has its bytes, and any is decoded as it was encoded', () => {
     expect(Array.from(encodeExtend(extend))).toStrictEqual([
       ...[9, 0, 0, 0, 255, 255, 255, 255, 2, 0, 0, 0, 0x60, 0xea, 0, 0, 0, 0, 0, 0],
     ])
@@ -269,7 +269,7 @@ describe('EXTEND', () => {
     )
   })
 
-  test('its bounds at the limit and one beyond', () => {
+  test('values at the limit and one beyond', () => {
     const decoded = (change: Partial<Extend>): Extend => {
       const bytes = encodeExtend({ ...extend, ...change })
       return decodeExtend(bytes, 0, bytes.length)
@@ -286,7 +286,7 @@ describe('EXTEND', () => {
       expect(() => decoded({ count })).toThrow(malformed(`EXTEND has a range of ${count} tags`))
   })
 
-  test('cut off at every byte, and one byte too long', () => {
+  test('truncated at every byte, and one byte too long', () => {
     const bytes = new Uint8Array([...encodeExtend(extend), 0])
     let refused = 0
     for (let end = 0; end <= bytes.length; end++) {
@@ -310,7 +310,7 @@ describe('STARTED, STARTING and SETTLE_OK', () => {
   }
   const one: TagRange = { firstTag: 1, count: 1 }
 
-  test('any ranges come back, and none too', () => {
+  test('any ranges are decoded as they were encoded, even none', () => {
     fc.assert(
       fc.property(u32, anyRanges, (subscriptionId, ranges) => {
         const bytes = encodeRanges(subscriptionId, ranges)
@@ -349,7 +349,7 @@ describe('STARTED, STARTING and SETTLE_OK', () => {
 describe('LEASES_LOST', () => {
   const one = { firstTag: 0xffff_ffff, count: 2, firstOffset: 2 ** 40 }
 
-  test('comes back, also with a reason that this version does not know', () => {
+  test('is decoded as it was encoded, even with an unknown reason', () => {
     for (const reason of [LOSS.processingTimeout, LOSS.purged, 255]) {
       const lost = { subscriptionId: 9, reason, ranges: [one, { ...one, firstTag: 7 }] }
       const bytes = encodeLeasesLost(lost)
@@ -379,7 +379,7 @@ describe('LEASES_LOST', () => {
   })
 })
 
-test('SUBSCRIBE_OK, UNSUBSCRIBE and DRAINED come back', () => {
+test('SUBSCRIBE_OK, UNSUBSCRIBE and DRAINED are decoded as they were encoded', () => {
   fc.assert(
     fc.property(u32, u64, (subscriptionId, delivered) => {
       expect(decodeSubscriptionId('UNSUBSCRIBE', encodeSubscriptionId(subscriptionId), 0, 4)).toBe(

@@ -69,7 +69,7 @@ const plain = fc.letrec((tie) => ({
 }))
 
 describe('plain data', () => {
-  test('any map comes back, without a prototype', () => {
+  test('any map is decoded as it was encoded, without a prototype', () => {
     const numRuns = runs(60, 2_000)
     let checked = 0
     fc.assert(
@@ -84,7 +84,7 @@ describe('plain data', () => {
     expect(checked).toBe(numRuns)
   })
 
-  test('any map that is cut off is refused at every byte', () => {
+  test('any map is refused if it is truncated, at every byte', () => {
     let cuts = 0
     fc.assert(
       fc.property(plain.map, (body) => {
@@ -99,7 +99,7 @@ describe('plain data', () => {
     expect(cuts).toBeGreaterThan(200)
   })
 
-  test('bytes are copies, also of a Buffer as it comes from a socket', () => {
+  test('bytes are copies, even of a Buffer from a socket', () => {
     for (const bytes of [hex('81 a1 61 c4 02 05 06'), Buffer.from(hex('81 a1 61 c4 02 05 06'))]) {
       const body = decode(bytes)
       bytes.fill(0)
@@ -107,7 +107,7 @@ describe('plain data', () => {
     }
   })
 
-  test('a field that is undefined is a field that is not there', () => {
+  test('an undefined field is not encoded', () => {
     expect(decode(encodeControl({ a: 1, b: undefined, c: { d: undefined } }))).toStrictEqual(
       bare({ a: 1, c: {} }),
     )
@@ -171,7 +171,7 @@ describe('plain data', () => {
     },
   )
 
-  test('of a key that stands twice the last value counts', () => {
+  test('the last value of a repeated key counts', () => {
     expect(decode(hex('83 a1 61 01 a1 62 02 a1 61 03'))).toStrictEqual(bare({ a: 3, b: 2 }))
   })
 })
@@ -261,7 +261,7 @@ describe('what is not plain data is refused', () => {
 })
 
 describe('hostile sizes', () => {
-  test('declared lengths that cannot be there', () => {
+  test('declared lengths that exceed the bytes', () => {
     const lengths: string[] = []
     for (const value of ['7f ff ff ff', '80 00 00 00', 'ff ff ff ff', '00 01 00 00']) {
       for (const token of ['db', 'c6', 'dd', 'df', 'c9']) lengths.push(`${token} ${value}`)
@@ -366,7 +366,7 @@ describe('hostile sizes', () => {
 })
 
 describe('checkPlain', () => {
-  test('timestamps are told of, and pass in their three forms only', () => {
+  test('timestamps are reported, and pass only in their three forms', () => {
     const forms = [
       'd6 ff 00 00 00 00',
       'd7 ff 00 00 00 00 00 00 00 00',
@@ -392,7 +392,7 @@ describe('checkPlain', () => {
     expect(forms.length + others.length).toBe(8)
   })
 
-  test('keys that an object cannot take as they are, or that are long, are told of', () => {
+  test('long keys, and keys that an object cannot have, are reported', () => {
     const proto = Buffer.from('__proto__').toString('hex')
     const rare = [`a9 ${proto}`, `d9 09 ${proto}`, `da 00 09 ${proto}`, `db 00 00 00 09 ${proto}`, 'd9 01 61']
     for (const key of rare) {
@@ -413,7 +413,7 @@ describe('checkPlain', () => {
     expect(rare.length + others.length).toBe(10)
   })
 
-  test('what passes is decoded, and what msgpackr writes of plain data passes', () => {
+  test('data that passes can be decoded, and all plain data of msgpackr passes', () => {
     let passed = 0
     let refused = 0
     fc.assert(

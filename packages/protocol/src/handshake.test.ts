@@ -80,7 +80,7 @@ function malformed(message: string): Error {
 }
 
 describe('HELLO', () => {
-  test('any comes back, also with bytes of a later version behind it', () => {
+  test('any is decoded as it was encoded, even with bytes of a later version after it', () => {
     fc.assert(
       fc.property(anyHello, fc.nat(9), (hello, extra) => {
         expect(inside(encodeHello(hello), decodeHello, extra)).toStrictEqual(hello)
@@ -108,7 +108,7 @@ describe('HELLO', () => {
     expect(name('n'.repeat(100_000))).toBe('n'.repeat(255))
   })
 
-  test('a name that is not UTF-8 is no longer as text than a name may be', () => {
+  test('a name that is not UTF-8 stays within the limit as text', () => {
     const bytes = encodeHello({ ...fc.sample(anyHello, { numRuns: 1, seed: 1 })[0]!, name: 'x'.repeat(255) })
     bytes.fill(0xff, 45)
     const { name } = decodeHello(bytes, 0, bytes.length)
@@ -123,7 +123,7 @@ describe('HELLO', () => {
     expect(() => decodeHello(bytes, 0, bytes.length)).toThrow(malformed('it must be below 2^53'))
   })
 
-  test('a name that is longer than what came is refused', () => {
+  test('a name that is longer than the frame is refused', () => {
     const bytes = encodeHello({ ...fc.sample(anyHello, { numRuns: 1, seed: 1 })[0]!, name: 'abc' })
     bytes[44] = 4
     expect(() => decodeHello(bytes, 0, bytes.length)).toThrow(malformed('HELLO has 48 bytes; it needs 49'))
@@ -131,7 +131,7 @@ describe('HELLO', () => {
 })
 
 describe('HELLO_OK', () => {
-  test('any comes back, also with bytes of a later version behind it', () => {
+  test('any is decoded as it was encoded, even with bytes of a later version after it', () => {
     fc.assert(
       fc.property(anyHelloOk, fc.nat(9), (ok, extra) => {
         expect(inside(encodeHelloOk(ok), decodeHelloOk, extra)).toStrictEqual(ok)
@@ -152,7 +152,7 @@ describe('HELLO_OK', () => {
 })
 
 describe('AUTH', () => {
-  test('any comes back', () => {
+  test('any is decoded as it was encoded', () => {
     fc.assert(
       fc.property(
         fc.record({ mechanism: u8, identity: shortText, secret: fc.uint8Array({ maxLength: 1024 }) }, PLAIN),
@@ -212,7 +212,7 @@ describe('ERROR', () => {
     PLAIN,
   )
 
-  test('any fault comes back, and becomes an error that says the same', () => {
+  test('any fault is decoded as it was encoded, and becomes an error with the same content', () => {
     fc.assert(
       fc.property(anyFault, (fault) => {
         expect(inside(encodeFault(fault), decodeFault)).toStrictEqual(fault)
@@ -290,7 +290,7 @@ describe('ERROR', () => {
 })
 
 describe('GOODBYE', () => {
-  test('any comes back, cut to its limit', () => {
+  test('any is decoded as it was encoded, with its text cut to the limit', () => {
     fc.assert(
       fc.property(u8, fc.string({ unit: 'grapheme', maxLength: 100 }), (reason, text) => {
         expect(inside(encodeGoodbye(reason, text), decodeGoodbye)).toStrictEqual({ reason, text })
@@ -302,7 +302,7 @@ describe('GOODBYE', () => {
   })
 })
 
-test('need and exact name the frame, what came and what was due', () => {
+test('need and exact name the frame, the bytes that arrived and the bytes expected', () => {
   expect(() => need('HELLO', 4, 4)).not.toThrow()
   expect(() => need('HELLO', 3, 4)).toThrow(malformed('HELLO has 3 bytes; it needs 4.'))
   expect(() => exact('AUTH', 4, 4)).not.toThrow()

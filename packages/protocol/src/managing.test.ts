@@ -262,7 +262,7 @@ describe('requests', () => {
     expect(cases).toHaveLength(15)
   })
 
-  test('flags are true or false, and nothing that is like them', () => {
+  test('flags are only true or false', () => {
     let refused = 0
     for (const [read, name] of [
       [redriveRequest, 'dryRun'],
@@ -291,7 +291,7 @@ describe('requests', () => {
       )
   })
 
-  test('offsets are a list of as many as a page has, and each counts once', () => {
+  test('offsets are a list of at most one page, without repetition', () => {
     const list = (offsets: unknown): unknown => redriveRequest(sent({ name: 'q', offsets })).offsets
     expect(list([])).toStrictEqual([])
     expect(list([9, 10, 1, 9, 2 ** 40, 1])).toStrictEqual([1, 9, 10, 2 ** 40])
@@ -317,7 +317,7 @@ describe('requests', () => {
     }
   })
 
-  test('a message is named by its offset or by its id, and by one of them', () => {
+  test('a message is named either by its offset or by its id', () => {
     for (const [frame, read, more] of [
       ['CANCEL', cancelRequest, {}],
       ['RESCHEDULE', rescheduleRequest, { delayMs: 5 }],
@@ -333,7 +333,7 @@ describe('requests', () => {
     }
   })
 
-  test('RESCHEDULE takes one time, REPLAY one beginning', () => {
+  test('RESCHEDULE takes one time, REPLAY one start', () => {
     const one = refusal('INVALID_ARGUMENT', 'RESCHEDULE needs either `delayMs` or `atMs`.')
     expect(() => rescheduleRequest({ name: 'q', offset: 1 })).toThrow(one)
     expect(() => rescheduleRequest({ name: 'q', offset: 1, delayMs: 1, atMs: 1 })).toThrow(one)
@@ -358,7 +358,7 @@ describe('filters', () => {
     youngerThanMs: undefined,
   }
 
-  test('every frame that has one takes all fields at their bounds', () => {
+  test('every frame with a filter accepts all fields at their bounds', () => {
     const most = {
       reason: 'maxDeliveries',
       error: 'e'.repeat(LIMITS.reasonBytesMax),
@@ -422,7 +422,7 @@ describe('filters', () => {
     expect(error.message.length).toBeLessThan(250)
   })
 
-  test('as many headers as a message can have, and one more', () => {
+  test('the most headers of a message, and one more', () => {
     const headers = (count: number): Body =>
       Object.fromEntries(Array.from({ length: count }, (_, i) => [`h${i}`, '']))
     expect(filter({ headers: headers(64) })).toMatchObject({ headers: headers(64) })
@@ -431,7 +431,7 @@ describe('filters', () => {
     )
   })
 
-  test('names as __proto__ are names like any other, and hostile ones are shown harmless', () => {
+  test('names such as __proto__ are ordinary names, and errors show hostile names safely', () => {
     const named = filter({ headers: JSON.parse('{"__proto__":"a","toString":"b"}') }) as { headers: object }
     expect(Object.entries(named.headers)).toStrictEqual([
       ['__proto__', 'a'],
@@ -492,7 +492,7 @@ describe('MESSAGES', () => {
     expect(decodeMessages(none, 0, 16)).toStrictEqual({ messages: [], next: undefined })
   })
 
-  test('any page comes back, and its records are copies', () => {
+  test('any page is decoded as it was encoded, and its records are copies', () => {
     const u64 = fc.integer({ min: 0, max: SAFE })
     const u16 = fc.nat(0xffff)
     const text = (max: number): fc.Arbitrary<string> => fc.string({ unit: 'grapheme', maxLength: max })
@@ -534,7 +534,7 @@ describe('MESSAGES', () => {
     )
   })
 
-  test('cut off at every byte, and one byte too long', () => {
+  test('truncated at every byte, and one byte too long', () => {
     let refused = 0
     for (let end = 0; end < page.length; end++) {
       expect(() => decodeMessages(page, 0, end)).toThrow(refusal('MALFORMED_FRAME', 'MESSAGES'))
@@ -583,7 +583,7 @@ describe('MESSAGES', () => {
     expect(error.message).toContain(message)
   })
 
-  test('reserved bytes, unknown flags, unknown deaths and an unused next do not matter', () => {
+  test('reserved bytes, unknown flags, unknown deaths and an unused next are ignored', () => {
     const bytes = encodeMessages({ messages: [ready], next: undefined })
     bytes.set([0xfe, 0xff, 0xff, 0xff], 0)
     bytes.set(TWO_53, 8)
@@ -591,7 +591,7 @@ describe('MESSAGES', () => {
     expect(decodeMessages(bytes, 0, bytes.length)).toStrictEqual({ messages: [ready], next: undefined })
   })
 
-  test('counts stop at what their field holds', () => {
+  test('counts stop at the maximum of their field', () => {
     const often = { ...ready, attempts: 65_536, totalAttempts: 70_000, redrives: 2 ** 32 }
     const bytes = encodeMessages({ messages: [often], next: undefined })
     expect(decodeMessages(bytes, 0, bytes.length).messages).toStrictEqual([
@@ -611,7 +611,7 @@ describe('MESSAGES', () => {
     )
   })
 
-  test('a message that is alone gives up its texts for its record, the reason first', () => {
+  test('the texts of a single message are cut to make room for its record, the reason first', () => {
     const full = { ...dead, reason: 'r'.repeat(100), holder: 'h'.repeat(50) }
     const whole = encodeMessages({ messages: [full], next: 7 }).length
     const texts = (payloadBytesMax: number): [number, number] => {
@@ -630,7 +630,7 @@ describe('MESSAGES', () => {
     expect(encodeMessages({ messages: [full, ready], next: 7 }, 20).length).toBe(whole + peekedBytes(ready))
   })
 
-  test('around the largest record there is room for all of it, in the largest frame', () => {
+  test('the largest frame has room for the largest record and all its texts', () => {
     expect(LIMITS.messageBytesMax + 8 + MESSAGES_OVERHEAD_BYTES).toBeLessThan(LIMITS.frameBytesMax)
     expect(LIMITS.messageBytesDefault + 8 + MESSAGES_OVERHEAD_BYTES).toBeLessThan(LIMITS.frameBytesDefault)
     expect(Math.max(LIMITS.reasonBytesMax, LIMITS.clientNameBytesMax)).toBeLessThan(0xffff)

@@ -59,7 +59,7 @@ function decode(bytes: Uint8Array): Item[] {
 }
 
 describe('PUBLISH_OK', () => {
-  test('any items come back', () => {
+  test('any items are decoded as they were encoded', () => {
     const duplicate = fc.tuple(fc.nat(65_534), u64)
     const anyItem = fc.record(
       {
@@ -89,7 +89,7 @@ describe('PUBLISH_OK', () => {
     ])
   })
 
-  test('a number of 2^53 in any of its places is refused', () => {
+  test('a number of 2^53 in any field is refused', () => {
     for (const at of [0, 8, 24]) {
       const bytes = encode([{ batchNumber: 1, baseOffset: 2, duplicates: [[3, 4]] }])
       bytes.set(TWO_53, at)
@@ -97,7 +97,7 @@ describe('PUBLISH_OK', () => {
     }
   })
 
-  test('a count of duplicates that cannot be there is refused before anything is made for it', () => {
+  test('a count of duplicates that exceeds the frame is refused before any allocation', () => {
     let refused = 0
     for (const count of [1, 2, 0xffff, 0x7fff_ffff, 0xffff_ffff]) {
       const bytes = encode([{ batchNumber: 1, baseOffset: 0, duplicates: [] }])
@@ -110,7 +110,7 @@ describe('PUBLISH_OK', () => {
 })
 
 describe('PUBLISH_ERR', () => {
-  test('comes back, and its text is cut to its limit', () => {
+  test('is decoded as it was encoded, with its text cut to the limit', () => {
     const fault = {
       code: 'MESSAGE_TOO_LARGE',
       scope: 'request',
@@ -129,7 +129,7 @@ describe('PUBLISH_ERR', () => {
 })
 
 describe('PUBLISH', () => {
-  test('the batch begins behind the name, whatever its length', () => {
+  test('the batch begins after the name, for any length of the name', () => {
     let checked = 0
     for (let length = 0; length < 256; length++) {
       const bytes = new Uint8Array(3 + 1 + length + BATCH_HEADER_BYTES)
@@ -198,7 +198,7 @@ describe('ATOMIC', () => {
     ])
   })
 
-  test('any comes back, behind other bytes too', () => {
+  test('any is decoded as it was encoded, even after other bytes', () => {
     const anyAck = fc.record(
       {
         channel: fc.nat(0xffff),
@@ -231,7 +231,7 @@ describe('ATOMIC', () => {
     )
   })
 
-  test('cut off at every byte, with its checksum mended or not, and with a byte behind it', () => {
+  test('truncated at every byte, with its checksum corrected or not, and with one more byte', () => {
     let refused = 0
     for (let end = 0; end < step.length; end++) {
       const code = end < 16 ? 'MALFORMED_FRAME' : 'BATCH_CORRUPT'
@@ -249,7 +249,7 @@ describe('ATOMIC', () => {
     expect(() => read(long)).toThrow(malformed('ATOMIC has 1 bytes after its last batch'))
   })
 
-  test('each flipped bit behind the checksum, and in it, is noticed', () => {
+  test('each flipped bit in and after the checksum is detected', () => {
     let refused = 0
     for (let bit = 8 * 8; bit < step.length * 8; bit++) {
       const bytes = step.slice()
@@ -366,7 +366,7 @@ describe('ATOMIC_OK', () => {
     expect(decodeAtomicOk(ok, 0, ok.length)).toStrictEqual({ number: 5, places })
   })
 
-  test('any comes back', () => {
+  test('any is decoded as it was encoded', () => {
     const anyPlace = fc.record(
       {
         baseOffset: u64,
@@ -388,7 +388,7 @@ describe('ATOMIC_OK', () => {
     )
   })
 
-  test('cut off at every byte, one byte too long, counts that cannot be there, and 2^53', () => {
+  test('truncated at every byte, one byte too long, impossible counts, and 2^53', () => {
     let refused = 0
     for (let end = 0; end <= ok.length + 1; end++) {
       if (end === ok.length) continue
@@ -414,7 +414,7 @@ describe('ATOMIC_OK', () => {
     expect(refused).toBe(49 + 12 + 4)
   })
 
-  test('the answer to the largest step fits every frame that is agreed', () => {
+  test('the answer to the largest step fits every frame size that the handshake can agree on', () => {
     const duplicates = new Map(Array.from({ length: LIMITS.atomicMessagesMax }, (_, i) => [i, i]))
     const all = Array.from({ length: LIMITS.atomicBatchesMax }, (_, i) => ({
       baseOffset: i,

@@ -45,7 +45,7 @@ const HOSTILE: readonly unknown[] = [
 ]
 
 describe('queueOptions', () => {
-  test('defaults are those of the table and pass', () => {
+  test('defaults are those of the table and are valid', () => {
     expect(queueOptions(QUEUE_OPTION_DEFAULTS)).toStrictEqual(QUEUE_OPTION_DEFAULTS)
     expect(Object.keys(QUEUE_OPTION_DEFAULTS)).toStrictEqual(Object.keys(QUEUE_OPTIONS))
     for (const [name, option] of Object.entries(QUEUE_OPTIONS)) {
@@ -76,7 +76,7 @@ describe('queueOptions', () => {
     expect(checked).toBe(12)
   })
 
-  test('each choice, flag and name, and what is none of them', () => {
+  test('each choice, flag and name, and invalid values', () => {
     let checked = 0
     const refused = (name: string, value: unknown, code: string, message: string): void => {
       expect(() => queueOptions({ [name]: value })).toThrow(refusal(code, message))
@@ -105,7 +105,7 @@ describe('queueOptions', () => {
     expect(checked).toBe(5)
   })
 
-  test('values of every wrong kind, as they arrive, are refused by type and in a short sentence', () => {
+  test('values of every wrong type are refused by type, in a short sentence', () => {
     let refused = 0
     for (const [name, { kind }] of Object.entries(QUEUE_OPTIONS)) {
       for (const value of HOSTILE) {
@@ -157,7 +157,7 @@ describe('queueOptions', () => {
 })
 
 describe('options that contradict each other', () => {
-  test('a first wait above the longest wait', () => {
+  test('a first delay above the longest delay', () => {
     const equal = { retryInitialMs: 5, retryMaxMs: 5 }
     expect(queueOptions(equal)).toStrictEqual(equal)
     expect(() => queueOptions({ retryInitialMs: 6, retryMaxMs: 5 })).toThrow(
@@ -187,7 +187,7 @@ describe('options that contradict each other', () => {
     expect(queueOptions({ overflow: 'reject', maxMessages: 0, maxBytes: 0 })).toBeDefined()
   })
 
-  test('a window of ids that count while they are pending', () => {
+  test('a window for ids that are remembered while pending', () => {
     expect(() => queueOptions({ unique: 'pending', dedupWindowMs: 600_000 })).toThrow(
       refusal('OPTION_CONFLICT', '`dedupWindowMs` has no effect with `unique` of "pending"'),
     )
@@ -276,7 +276,7 @@ describe('requests', () => {
   })
 })
 
-test('each option and each counter says what it is in a sentence', () => {
+test('each option and each counter has a sentence as its meaning', () => {
   const meanings = [
     ...Object.values(QUEUE_OPTIONS).map(({ meaning }) => meaning),
     ...Object.values(QUEUE_COUNTERS),

@@ -75,7 +75,7 @@ const anyPayload = fc.uint8Array({ maxLength: 40 })
 const anyType = fc.constantFrom(...Object.values(CONTENT_TYPE))
 
 describe('encode and decode', () => {
-  test('any options and payload come back', () => {
+  test('any options and payload are read as they were written', () => {
     const seen = new Set<number>()
     fc.assert(
       fc.property(anyOptions, anyPayload, anyType, (options, payload, type) => {
@@ -139,7 +139,7 @@ describe('encode and decode', () => {
     )
   })
 
-  test('a name as __proto__ or toString is a header like any other', () => {
+  test('a name such as __proto__ or toString is an ordinary header', () => {
     const headers = JSON.parse('{"__proto__":"a","toString":"b","constructor":"c"}') as Record<string, string>
     const read = readRecordOptions(encode({ headers }), 0).headers!
     expect(Object.keys(read)).toStrictEqual(['__proto__', 'toString', 'constructor'])
@@ -153,7 +153,7 @@ describe('encode and decode', () => {
     expect(readRecordOptions(encode({ headers }), 0)).toEqual({ priority: 0, headers: { own: 'yes' } })
   })
 
-  test('of two headers with one name the last counts', () => {
+  test('the last of two headers with one name counts', () => {
     const bytes = Uint8Array.from([18, 0, 0, 0, 32, 0, 10, 0, 1, 97, 1, 0, 49, 1, 97, 1, 0, 50])
     expect(checkRecords(bytes, 0, bytes.length, 1, LARGE)).toBe(RECORD_FLAG.headers)
     expect(readRecordOptions(bytes, 0).headers).toEqual({ a: '2' })
@@ -248,7 +248,7 @@ describe('checkRecordOptions', () => {
     expect((error as SluiceError).message).toContain(message)
   })
 
-  test('the largest options of all fit one record', () => {
+  test('the largest options together fit one record', () => {
     const options: RecordOptions = {
       priority: 31,
       delayMs: LIMITS.delayMsMax,
@@ -265,7 +265,7 @@ describe('checkRecordOptions', () => {
 })
 
 describe('the parts of a record', () => {
-  test('fields and headers are those that were written', () => {
+  test('fields and headers are read as they were written', () => {
     let headersSeen = 0
     fc.assert(
       fc.property(anyOptions, anyPayload, anyType, (options, payload, type) => {
@@ -311,7 +311,7 @@ describe('records with other bytes before each', () => {
   const between = (records: readonly Uint8Array[], gap: number): Uint8Array =>
     Buffer.concat(records.flatMap((record) => [new Uint8Array(gap).fill(0xff), record]))
 
-  test('are checked as those without, whatever stands in the gaps', () => {
+  test('are checked like records without gaps, for any bytes in the gaps', () => {
     let several = 0
     fc.assert(
       fc.property(
@@ -340,7 +340,7 @@ describe('records with other bytes before each', () => {
     expect(several).toBeGreaterThan(50)
   })
 
-  test('are refused where they are cut off at any byte, in a gap too', () => {
+  test('are refused if they are truncated at any byte, even in a gap', () => {
     const records = [encode({ key: 'k' }, Uint8Array.of(1)), encode(undefined), encode({ id: 'i' })]
     const bytes = between(records, GAP)
     for (let end = 0; end < bytes.length; end++)
@@ -357,7 +357,7 @@ describe('records with other bytes before each', () => {
     expect(checkRecords(more, 0, more.length, 4, LARGE, GAP)).toMatchObject({ index: 3 })
   })
 
-  test('that are too large or damaged are named by their index', () => {
+  test('have their index in the error if they are too large or damaged', () => {
     const records = [encode(undefined), encode(undefined, new Uint8Array(101)), encode(undefined)]
     const bytes = between(records, GAP)
     expect(checkRecords(bytes, 0, bytes.length, 3, 100, GAP)).toMatchObject({
@@ -388,7 +388,7 @@ describe('checkRecords refuses', () => {
     return checkRecords(bytes, 0, bytes.length, 1, LARGE)
   }
 
-  test('nothing of the record as it is', () => {
+  test('not the valid record', () => {
     expect(whole.length).toBe(40)
     expect(damaged(() => {})).toBe(RECORD_FLAG.delay | 4 | 8 | 16 | 32)
   })
@@ -469,7 +469,7 @@ describe('checkRecords refuses', () => {
     })
   })
 
-  test('each flipped bit of the lengths and flags, or gives a record that reads within its range', () => {
+  test('each flipped bit of lengths and flags, or reads a record within its range', () => {
     let refused = 0
     for (let bit = 0; bit < 37 * 8; bit++) {
       const bytes = whole.slice()

@@ -4,7 +4,7 @@ import { LIMITS } from './limits.js'
 import { OP, OPCODES, opcodeName } from './opcodes.js'
 
 describe('opcodes', () => {
-  test('each number leads to its name and back, and no other number does', () => {
+  test('each number has its name and back, and no other number has one', () => {
     let known = 0
     for (let code = 0; code < 256; code++) {
       const name = opcodeName(code)
@@ -32,7 +32,7 @@ describe('opcodes', () => {
 })
 
 describe('errors', () => {
-  test('an error has what the table says, unless it is told otherwise', () => {
+  test('an error has the values of the table, unless it overrides them', () => {
     for (const [code, { scope, retryable }] of Object.entries(ERRORS)) {
       const error = new SluiceError(code as ErrorCode, 'text')
       expect(error).toMatchObject({

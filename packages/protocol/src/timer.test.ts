@@ -12,7 +12,7 @@ afterEach(() => {
 })
 
 describe('a timer', () => {
-  it('fires once, after its length and not before, however long that is', () => {
+  it('fires once, after its length and not before, for any length', () => {
     for (const waitMs of [1, 1_000, TIMER_PART_MS_MAX, TIMER_PART_MS_MAX + 1, 2 ** 32, 300 * DAY]) {
       let fired = 0
       const timer = new Timer(() => fired++, waitMs)
@@ -26,7 +26,7 @@ describe('a timer', () => {
     }
   })
 
-  it('waits its whole length again when it is restarted, before and after it fired', () => {
+  it('waits its whole length again when it is restarted, before and after it has fired', () => {
     let fired = 0
     const timer = new Timer(() => fired++, 60 * DAY)
     vi.advanceTimersByTime(59 * DAY)
@@ -40,7 +40,7 @@ describe('a timer', () => {
     expect(fired).toBe(2)
   })
 
-  it('does not fire when it is cancelled, in whichever part of its wait', () => {
+  it('does not fire when it is cancelled in any part of its wait', () => {
     let fired = 0
     const timers = [new Timer(() => fired++, 100 * DAY), new Timer(() => fired++, 100 * DAY)]
     timers[0]!.cancel()
@@ -51,7 +51,7 @@ describe('a timer', () => {
     expect(vi.getTimerCount()).toBe(0)
   })
 
-  it('never fires where its length is Infinity', () => {
+  it('never fires if its length is Infinity', () => {
     let fired = 0
     const timer = new Timer(() => fired++, Infinity)
     vi.advanceTimersByTime(100 * DAY)
