@@ -59,6 +59,12 @@ export class DiskRequests {
     }
   }
 
+  /** Lets everything else be served, in the midst of a long request. @throws as `resume` */
+  async pause(caller: Caller): Promise<void> {
+    await this.#turn.pass()
+    this.resume(caller)
+  }
+
   /** Begins a turn after a wait. @throws SluiceError SHUTTING_DOWN; CONNECTION_LOST when the caller is gone */
   resume(caller: Caller): void {
     this.#turn.beginAgain()

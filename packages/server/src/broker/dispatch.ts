@@ -6,8 +6,8 @@
  * the queue is served again. If it cannot be read, the subscriptions of the queue end; no message is dropped, and other queues
  * are not affected.
  */
-import { BATCH_HEADER_BYTES, SluiceError, recordSize } from '@sluice/protocol'
-import { holdsBatch, type Block, type Blocks } from '../log/blocks.js'
+import { SluiceError, recordSize } from '@sluice/protocol'
+import { MARKED_RECORDS, holdsBatch, recordAt, type Block, type Blocks } from '../log/blocks.js'
 import {
   checkBatchAt,
   emptyRun,
@@ -211,7 +211,7 @@ export class Dispatcher {
     const run = this.#run
     const bytes = block.bytes
     const batchAt = run.batchPosition - block.position
-    this.#find(queue, progress, bytes, batchAt)
+    this.#find(queue, progress, block, batchAt)
     const start = batchAt + progress.byte
     const firstTag = subscription.claimTag(run.count)
     let at = start
@@ -254,14 +254,17 @@ export class Dispatcher {
   }
 
   // Sets `progress` to the first message of the run within its batch. @throws SluiceError CORRUPT
-  #find(queue: Queue, progress: Progress, bytes: Uint8Array, batchAt: number): void {
+  #find(queue: Queue, progress: Progress, block: Block, batchAt: number): void {
     const run = this.#run
+    const { bytes } = block
     const index = indexInBatch(run, bytes, batchAt)
-    if (progress.batchPosition !== run.batchPosition) checkBatchAt(run, queue, bytes, batchAt)
-    if (progress.batchPosition !== run.batchPosition || progress.index > index) {
+    const isOther = progress.batchPosition !== run.batchPosition
+    if (isOther) checkBatchAt(run, queue, bytes, batchAt)
+    if (isOther || progress.index > index || index - progress.index > MARKED_RECORDS) {
       progress.batchPosition = run.batchPosition
-      progress.index = 0
-      progress.byte = BATCH_HEADER_BYTES
+      progress.index = index
+      progress.byte = recordAt(block, batchAt, index) - batchAt
+      return
     }
     while (progress.index < index) {
       progress.byte += recordSize(bytes, batchAt + progress.byte)

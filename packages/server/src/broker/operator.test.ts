@@ -2,13 +2,40 @@
 import { LIMITS, queueName, readRecordOptions } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { emptyLocation } from '../queue/index.js'
-import { Bench, CALLER, Q, type Message } from '../testing/bench.js'
+import { Bench, CALLER, Q, isSettledSoon, type Message } from '../testing/bench.js'
 
 const OTHER = queueName('other')
 const HOUR = 3_600_000
 const SMALL = { segmentBytes: 64 * 1024, checkpointBytes: 16 * 1024 }
 
 const many = (count: number, message: Message = {}): Message[] => Array.from({ length: count }, () => message)
+
+it('a request about many messages lets everything else be served in its midst', async () => {
+  const COUNT = 2_000
+  const filter = { key: 'none' }
+  const dead = { name: Q, from: 0, limit: COUNT, offsets: undefined, filter: {}, dryRun: false }
+  const bench = await new Bench().open()
+  bench.ensure()
+  bench.ensure({}, OTHER)
+  await bench.publish(many(COUNT))
+  const turnsOf = async (request: Promise<unknown>): Promise<number> => {
+    let turns = 0
+    for (; !(await isSettledSoon(request)); turns++) {
+      bench.put([{}], OTHER)
+      bench.endTurns()
+    }
+    return turns
+  }
+  const { operator } = bench.broker
+  const peek = { name: Q, from: 0, limit: 10, state: undefined, filter }
+  expect(await turnsOf(operator.peek(peek, CALLER))).toBeGreaterThan(3)
+  await bench.kill()
+  await bench.kill()
+  expect(await turnsOf(operator.discard({ ...dead, filter }, CALLER))).toBeGreaterThan(3)
+  expect(await turnsOf(operator.discard(dead, CALLER))).toBeGreaterThan(3)
+  expect(bench.info()).toMatchObject({ dead: 0, discarded: COUNT })
+  expect(bench.info(OTHER).ready).toBeGreaterThan(9)
+})
 
 describe('redrive', () => {
   it('refuses more than ten redrives of a message unless forced, and counts them across restarts', async () => {

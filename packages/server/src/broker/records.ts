@@ -3,7 +3,6 @@
  * for requests about single messages.
  */
 import {
-  BATCH_HEADER_BYTES,
   ORIGIN_HEADERS,
   RECORD_FLAG,
   copyBytes,
@@ -15,7 +14,7 @@ import {
   recordSize,
   type MessageFilter,
 } from '@sluice/protocol'
-import type { Blocks } from '../log/blocks.js'
+import { recordAt, type Blocks } from '../log/blocks.js'
 import { checkBatchAt, emptyLocation, indexInBatch, type Dead, type Queue } from '../queue/index.js'
 
 export class Records {
@@ -37,9 +36,7 @@ export class Records {
     if (block === undefined) return undefined
     const batchAt = batchPosition - block.position
     checkBatchAt(this.#location, queue, block.bytes, batchAt)
-    let at = batchAt + BATCH_HEADER_BYTES
-    for (let index = indexInBatch(this.#location, block.bytes, batchAt); index > 0; index--)
-      at += recordSize(block.bytes, at)
+    const at = recordAt(block, batchAt, indexInBatch(this.#location, block.bytes, batchAt))
     return copyBytes(block.bytes, at, at + recordSize(block.bytes, at))
   }
 

@@ -71,6 +71,11 @@ export class Turn {
     this.begin()
   }
 
+  /** Resolves when everything that has arrived was served; then `beginAgain` begins a turn. */
+  pass(): Promise<void> {
+    return new Promise((resolve) => this.#options.defer(resolve))
+  }
+
   /** Schedules the end of the turn. */
   wake(): void {
     if (this.#isDue || this.#isStopped) return

@@ -1,6 +1,7 @@
-import { BATCH_HEADER_BYTES, BATCH_TYPE, sealBatch } from '@sluice/protocol'
+import { BATCH_HEADER_BYTES, BATCH_TYPE, recordSize, sealBatch } from '@sluice/protocol'
 import { describe, expect, test } from 'vitest'
-import { BLOCKS_DEFAULTS, Blocks } from './blocks.js'
+import { batchOf } from '../testing/bench.js'
+import { BLOCKS_DEFAULTS, Blocks, MARKED_RECORDS, recordAt } from './blocks.js'
 import { MemoryLog } from './memory-log.js'
 
 const BATCH_BYTES = BATCH_HEADER_BYTES + 400
@@ -170,4 +171,31 @@ test('reading in order reuses memory, and blocks in the cache keep their bytes',
     expect(blocks.memoryBytes).toBeLessThanOrEqual(coldBytes + BATCH_BYTES)
   }
   expect(memory.size).toBe(4)
+})
+
+test('the records of two batches are found in any order, and each is walked over once', () => {
+  const RECORDS = 3 * MARKED_RECORDS + 5
+  const batches = [0, 1].map((number) =>
+    batchOf(
+      Array.from({ length: RECORDS }, (_, index) => ({ bodyBytes: (index * 7 + number) % 50 })),
+      number + 1,
+    ),
+  )
+  const starts: number[] = []
+  const block = new Blocks(new MemoryLog(), BLOCKS_DEFAULTS).begin(0, 1)
+  for (const batch of batches) {
+    block.bytes.set(batch, block.used)
+    for (let at = BATCH_HEADER_BYTES; at < batch.length; at += recordSize(batch, at))
+      starts.push(block.used + at)
+    block.used += batch.length
+  }
+  expect(starts).toHaveLength(2 * RECORDS)
+  // Every record of both, far apart each time, and the last first.
+  for (let step = 0; step < 2 * RECORDS; step++) {
+    const number = step % 2
+    const index = RECORDS - 1 - ((step * 89) % RECORDS)
+    const found = recordAt(block, number === 0 ? 0 : batches[0]!.length, index)
+    expect(found).toBe(starts[number * RECORDS + index])
+  }
+  expect([...block.marks!.values()].map(({ known }) => known)).toEqual([3, 3])
 })

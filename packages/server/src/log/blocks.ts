@@ -5,7 +5,15 @@
  * Invariant: a block has the same bytes as the log at its position. A recent block is evicted only once all of it is
  * durable, so every position is in a recent block or readable from disk.
  */
-import { BATCH_HEADER_BYTES, LIMITS, SluiceError, batchIsIntact, batchLength } from '@sluice/protocol'
+import {
+  BATCH_HEADER_BYTES,
+  LIMITS,
+  SluiceError,
+  batchCount,
+  batchIsIntact,
+  batchLength,
+  recordSize,
+} from '@sluice/protocol'
 import type { Log } from './log.js'
 
 export interface Block {
@@ -20,6 +28,15 @@ export interface Block {
   readonly arrivedAtBytes: number
   /** False until the block after it was considered for reading ahead; true at once if nothing should follow. */
   isFollowed: boolean
+  /** Marks of long batches, by their byte in the block; see `recordAt`. */
+  marks: Map<number, Marks> | undefined
+}
+
+/** Where every 64th record of a batch is, as far as the batch was walked. */
+interface Marks {
+  /** Bytes from the start of the batch, of the records 64, 128 and so on. */
+  readonly bytes: Uint32Array
+  known: number
 }
 
 export interface BlocksOptions {
@@ -90,6 +107,7 @@ export class Blocks {
       checkedPosition: -1,
       arrivedAtBytes: 0,
       isFollowed: true,
+      marks: undefined,
     }
     this.#recent.push(block)
     this.#recentBytes += size
@@ -206,6 +224,7 @@ export class Blocks {
       checkedPosition: -1,
       arrivedAtBytes: this.#readBytes,
       isFollowed: !ahead,
+      marks: undefined,
     })
     this.#coldBytes += bytes.length
     this.#last = undefined
@@ -293,6 +312,45 @@ const EXACT_BYTES = LIMITS.batchBytesScheduledTarget
 export function holdsBatch(block: Block, position: number): boolean {
   const at = position - block.position
   return at >= 0 && at + BATCH_HEADER_BYTES <= block.used && at + batchLength(block.bytes, at) <= block.used
+}
+
+/** Records from one mark to the next: a mark takes less than a hundredth of the records that it saves a walk over. */
+export const MARKED_RECORDS = 64
+
+/**
+ * Byte in the block of the record `index` of the batch at byte `batchAt`. Records have no index on disk, so they are walked;
+ * marks bound the walk, because messages of one batch can be needed in any order, one by one.
+ */
+export function recordAt(block: Block, batchAt: number, index: number): number {
+  const { bytes } = block
+  let at = batchAt + BATCH_HEADER_BYTES
+  let from = 0
+  if (index >= MARKED_RECORDS) {
+    const marks = marksOf(block, batchAt)
+    const mark = Math.min(Math.floor(index / MARKED_RECORDS), marks.known)
+    if (mark > 0) {
+      from = mark * MARKED_RECORDS
+      at = batchAt + marks.bytes[mark - 1]!
+    }
+    for (; from < index; from++) {
+      at += recordSize(bytes, at)
+      if ((from + 1) % MARKED_RECORDS === 0) marks.bytes[marks.known++] = at - batchAt
+    }
+    return at
+  }
+  for (; from < index; from++) at += recordSize(bytes, at)
+  return at
+}
+
+function marksOf(block: Block, batchAt: number): Marks {
+  const all = (block.marks ??= new Map<number, Marks>())
+  let marks = all.get(batchAt)
+  if (marks === undefined) {
+    const records = Math.min(batchCount(block.bytes, batchAt), LIMITS.batchCountMax)
+    marks = { bytes: new Uint32Array(Math.floor(records / MARKED_RECORDS)), known: 0 }
+    all.set(batchAt, marks)
+  }
+  return marks
 }
 
 function corrupt(position: number): SluiceError {

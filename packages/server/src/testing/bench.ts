@@ -13,6 +13,7 @@ import {
   sealBatch,
   writeRecordHead,
   type Outcome,
+  type PeekPage,
   type Placed,
   type QueueInfo,
   type QueueName,
@@ -230,6 +231,12 @@ export class Bench {
     while (this.endTurns() > 0)
   }
 
+  /** Ends turns until the request is answered. */
+  async answer<Result>(request: Promise<Result>): Promise<Result> {
+    while (!(await isSettledSoon(request))) this.endTurns()
+    return request
+  }
+
   /** Ends the turns that are due; returns their number. Their entries are not on disk yet. */
   endTurns(): number {
     const turns = this.#turns.splice(0)
@@ -341,9 +348,8 @@ export class Bench {
   async redrive(request: Partial<RedriveRequest> = {}): Promise<RedriveResult> {
     this.broker.turn.begin()
     const all = { name: Q, from: 0, limit: 1000, offsets: undefined, filter: {}, to: undefined }
-    const result = await this.broker.operator.redrive(
-      { ...all, force: false, dryRun: false, ...request },
-      CALLER,
+    const result = await this.answer(
+      this.broker.operator.redrive({ ...all, force: false, dryRun: false, ...request }, CALLER),
     )
     await this.settle()
     return result
@@ -355,7 +361,7 @@ export class Bench {
     const peek = { name, state: undefined, limit: 1000, filter: {} }
     const found: number[] = []
     for (let from: number | undefined = 0; from !== undefined;) {
-      const page = await this.broker.operator.peek({ ...peek, from }, CALLER)
+      const page: PeekPage = await this.answer(this.broker.operator.peek({ ...peek, from }, CALLER))
       for (const { record } of page.messages)
         found.push(Number(readRecordOptions(record, 0).headers?.['sluice-origin-offset']))
       from = page.next
@@ -379,4 +385,13 @@ export class Bench {
   }
 
   #filled = 1
+}
+
+/** Whether the promise is settled before the event loop has gone round once. */
+export function isSettledSoon(promise: Promise<unknown>): Promise<boolean> {
+  const settled = (): boolean => true
+  return Promise.race([
+    promise.then(settled, settled),
+    new Promise<boolean>((resolve) => setImmediate(() => resolve(false))),
+  ])
 }
