@@ -199,19 +199,19 @@ export class Space {
     const { firstPosition } = this.#log.usage()
     const { segmentBytes } = this.#log
     const number = Math.floor(firstPosition / segmentBytes)
-    const isThere = (position: number): boolean => Math.floor(position / segmentBytes) === number
+    const isInOldest = (position: number): boolean => Math.floor(position / segmentBytes) === number
     const { segments, queues, queuesById } = this.#state
-    if (isThere(this.#tail.position)) return { by: 'writing', queue: undefined }
-    if (isThere(segments.oldestLive(firstPosition))) {
+    if (isInOldest(this.#tail.position)) return { by: 'writing', queue: undefined }
+    if (isInOldest(segments.oldestLive(firstPosition))) {
       for (const { name, chunks } of queues.values())
-        if (isThere(chunks.oldestPosition)) return { by: 'messages', queue: name }
+        if (isInOldest(chunks.oldestPosition)) return { by: 'messages', queue: name }
       return { by: 'messages', queue: undefined }
     }
-    if (isThere(this.#relocation.retainedFrom)) {
+    if (isInOldest(this.#relocation.retainedFrom)) {
       const queueId = segments.retainerOf(firstPosition)
       return { by: 'retained', queue: queueId === undefined ? undefined : queuesById.get(queueId)?.name }
     }
-    return { by: isThere(this.#checkpoints.lowWater) ? 'checkpoint' : 'nothing', queue: undefined }
+    return { by: isInOldest(this.#checkpoints.lowWater) ? 'checkpoint' : 'nothing', queue: undefined }
   }
 
   /** Reports that entries up to `lsn` are durable. Returns whether `step` has something to do now. */
