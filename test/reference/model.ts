@@ -4,7 +4,7 @@
  *
  * The caller moves the time and reports each delivery, which the model checks; everything else follows from the
  * requests. Where the product may choose (which consumer, when expired messages are swept, the order in which dead
- * messages are routed) the model is told the choice and checks that it is allowed.
+ * messages are routed) the model takes the product's choice and checks that it is allowed.
  */
 import {
   LIMITS,
@@ -696,7 +696,7 @@ export class Model {
       return
     }
     this.#endLease(message)
-    queue.line.giveBack(message, this.nowMs)
+    queue.line.release(message, this.nowMs)
   }
 
   /** Delay before the next attempt, if the current one fails. */
@@ -722,7 +722,7 @@ export class Model {
     this.#note(queue, message.offset, 'retried', { attempts, dueMs: message.lineMs, ...textOf(reason) })
     message.isPlain = false
     this.#endLease(message)
-    queue.line.comeBack(message, this.nowMs)
+    queue.line.retry(message, this.nowMs)
   }
 
   #die(queue: ModelQueue, message: ModelMessage, death: DeathName, reason: string | undefined): void {

@@ -40,10 +40,10 @@ export async function compareHistory(bench: Bench, name: string, offset: number)
   const all = bench.model.queue(name).history.get(offset) ?? []
   const expected = isComplete ? all : all.slice(all.length - events.length)
   // Where the model has no text, the broker chooses the words.
-  const told = events.map((event, at) =>
+  const shown = events.map((event, at) =>
     expected[at]?.text === undefined ? { ...event, text: undefined } : event,
   )
-  same(`history of message ${offset} of ${name}, ${isComplete ? '' : 'not '}complete`, told, expected)
+  same(`history of message ${offset} of ${name}, ${isComplete ? '' : 'not '}complete`, shown, expected)
   bench.count('histories')
   if (isComplete) bench.count('complete histories')
   for (const { event } of events) bench.count(`in a history: ${event}`)

@@ -24,8 +24,8 @@ export interface IdPlan {
 const NO_IDS: IdPlan = { duplicates: new Map(), replaced: new Set(), newIds: 0 }
 
 /**
- * `next` is the offset of the first message of the batch. `offsetOf` says which message makes another with this id a
- * duplicate, `isWaiting` whether it can be replaced.
+ * `next` is the offset of the first message of the batch. `offsetOf` returns the message that makes another one with
+ * this id a duplicate, `isWaiting` whether that message can be replaced.
  */
 export function planIds(
   contents: readonly MessageOptions[],
@@ -35,7 +35,7 @@ export function planIds(
   isWaiting: (offset: number) => boolean,
 ): IdPlan {
   if (!remembersIds(options)) return NO_IDS
-  // `accepted`: index of the one message of the batch that is; without it all are duplicates of the known one.
+  // `accepted`: index of the accepted message of the batch; undefined if all are duplicates of the known one.
   const byId = new Map<string, { accepted: number | undefined; readonly known: number | undefined }>()
   const replaced = new Set<number>()
   let newIds = 0
@@ -68,7 +68,7 @@ export function isAccepted({ duplicates }: Pick<IdPlan, 'duplicates'>, next: num
   return (duplicates.get(index) ?? next + index) === next + index
 }
 
-/** Whether the queue cannot remember the new ids; `known` is how many it remembers. */
+/** Whether the new ids are too many for the queue; `known` is how many it remembers. */
 export function isDedupFull(
   known: number,
   newIds: number,
@@ -86,8 +86,8 @@ export interface RoomPlan<O extends Occupant> {
 }
 
 /**
- * Which messages make room for new ones of these sizes. `occupants` are all that count in the limits of the queue: not
- * the dead, and not what leaves in the same step. What a consumer holds cannot make room.
+ * Which messages make room for new ones of these sizes. `occupants` are the messages that count in the limits: neither
+ * dead ones nor those that leave in the same step. A leased message cannot make room.
  */
 export function planRoom<O extends Occupant>(
   occupants: readonly O[],

@@ -4,7 +4,7 @@ import type { Message } from './message.js'
 export interface Credit {
   readonly creditMessages: number
   readonly creditBytes: number
-  /** Most deliveries; Infinity where there is no limit. */
+  /** Most deliveries; Infinity if there is no limit. */
   readonly limit: number
   readonly delivered: number
   /** Messages that it holds, by tag. */
@@ -14,7 +14,7 @@ export interface Credit {
 /** What a subscription holds. */
 export interface Load {
   readonly bytes: number
-  /** One message that was delivered alone. */
+  /** It holds one message, which was delivered alone. */
   readonly isSuspect: boolean
 }
 
@@ -41,7 +41,10 @@ export function hasRoom(
   return !load.isSuspect && held.size < creditMessages && delivered < limit
 }
 
-/** Whether a subscription that has room may receive this message: any if it holds none, so that none is stuck. */
+/**
+ * Whether a subscription that has room may receive this message. If it holds none, it may receive any, so that no
+ * message is stuck.
+ */
 export function fits(
   { held, creditBytes }: Credit,
   load: Load,

@@ -35,7 +35,7 @@ export function deadlineAfterExtension(
 
 export type Blame = 'started' | 'suspects' | 'alone' | 'unexplained'
 
-/** Who is to blame for the end of a connection that held `held` messages and was handling `started` of them. */
+/** The blame for the end of a connection that held `held` messages and was handling `started` of them. */
 export function blameFor(started: number, held: number): Blame {
   if (started > 0) return started === 1 ? 'started' : 'suspects'
   return held === 1 ? 'alone' : 'unexplained'
@@ -55,7 +55,7 @@ const UNATTRIBUTED_MAX = 3
 
 type Suspicion = Pick<Message, 'isSuspect' | 'unattributedDeaths'>
 
-/** A settle of any kind, a timeout and a charge clear suspicion; a release keeps it. */
+/** An ack, a retry, a death and a charge clear suspicion; a release keeps it. */
 export const CLEARED: Suspicion = { isSuspect: false, unattributedDeaths: 0 }
 
 export function suspicionAfter(end: LeaseEnd, before: Suspicion): Suspicion {

@@ -45,7 +45,7 @@ class Bench {
     message.attempts++
     message.isPlain = false
     message.lineMs = this.nowMs + delayMs
-    this.line.comeBack(message, this.nowMs)
+    this.line.retry(message, this.nowMs)
   }
 
   pass(ms: number): void {
@@ -131,8 +131,8 @@ test('a released message has its old place and its old time', () => {
   bench.take()
   bench.take()
   bench.pass(10)
-  bench.line.giveBack(first, bench.nowMs)
-  bench.line.giveBack(plain, bench.nowMs)
+  bench.line.release(first, bench.nowMs)
+  bench.line.release(plain, bench.nowMs)
   expect(bench.line.eligibleSince(first)).toBe(1_000)
   expect(bench.takeAll()).toEqual([0, 2])
 })
@@ -142,7 +142,7 @@ test('a message that is leased again frees its key for no other', () => {
   const first = bench.add({ key: 'a' })
   bench.add({ key: 'a' })
   bench.take()
-  bench.line.giveBack(first, bench.nowMs)
+  bench.line.release(first, bench.nowMs)
   bench.line.retake(first, bench.nowMs)
   expect([first.state, bench.line.keyOf(first)?.leased]).toEqual(['leased', 1])
   expect(bench.take()).toBeUndefined()
@@ -251,7 +251,7 @@ test('random histories agree with a search among all messages', () => {
         followAll(first)
       } else if (kind === 5 && held.length > 0) {
         const message = chance.pick(held)
-        bench.line.giveBack(message, bench.nowMs)
+        bench.line.release(message, bench.nowMs)
         followAll(message, leases.get(message))
         leases.delete(message)
       } else if (kind === 6 && held.length > 0) {

@@ -10,7 +10,7 @@ import type { Message } from './message.js'
 export interface LineMessage extends Message {
   /** It never waited for a time. */
   isPlain: boolean
-  /** Eligible since; with a key: since when it was at its last delivery. */
+  /** Eligible since; with a key: as of its last delivery. */
   sinceMs: number
 }
 
@@ -27,7 +27,7 @@ interface KeyLine<M> {
   retrying: number
   /** The head, while it is eligible. */
   offered: M | undefined
-  /** Since when `offered` is eligible, or the last one was. */
+  /** Since when `offered` is eligible, or the one before it was. */
   sinceMs: number
 }
 
@@ -95,7 +95,7 @@ export class Line<M extends LineMessage> {
   }
 
   /** A leased message is released to its old place. */
-  giveBack(message: M, nowMs: number): void {
+  release(message: M, nowMs: number): void {
     message.state = 'ready'
     const key = this.#keyOf(message)
     if (key === undefined) return
@@ -105,7 +105,7 @@ export class Line<M extends LineMessage> {
   }
 
   /** A leased message is retried at its new `lineMs`. */
-  comeBack(message: M, nowMs: number): void {
+  retry(message: M, nowMs: number): void {
     const key = this.#keyOf(message)
     if (key !== undefined) key.leased--
     this.enter(message, nowMs)
@@ -197,7 +197,7 @@ export class Line<M extends LineMessage> {
     return isOther ? other : plain
   }
 
-  /** What holds back the messages of the key of this one; undefined if it has no key. */
+  /** What holds back the key of this message; undefined if it has no key. */
   keyOf(message: M): { readonly leased: number; readonly retrying: number } | undefined {
     return this.#keyOf(message)
   }
@@ -239,12 +239,12 @@ export class Line<M extends LineMessage> {
     return a.lineMs < b.lineMs || (a.lineMs === b.lineMs && a.offset < b.offset)
   }
 
-  // Where a failed message blocks its key, it goes before all that have not failed.
+  // A failed message that blocks its key goes before all that have not failed.
   #rank({ attempts }: M): number {
     return this.#rules.onFail === 'block' && attempts > 0 ? 0 : 1
   }
 
-  // A new head is eligible as of `timeMs`; the one that has just become ready since it is ready.
+  // A new head is eligible as of `timeMs`, unless it has just become ready: then since its own time.
   #offer(key: KeyLine<M>, timeMs: number, newcomer?: M): void {
     const head = key.line[0]
     if (head === undefined || !this.#isFree(key)) {

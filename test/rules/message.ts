@@ -1,12 +1,12 @@
 /**
- * Rules of one message: its times, and what an outcome, a change of its time or a redrive makes of it. Pure functions,
- * which share no code with the server.
+ * Rules of one message: its times, and the effect of an outcome, a reschedule or a redrive. Pure functions, which share
+ * no code with the server.
  *
  * `test/reference` applies them to an exact state, `test/simulation` to the states that a crash can leave.
  */
 import type { MessageState, QueueOptions } from '@sluice/protocol'
 
-/** What a record asks of its queue. Times in ms; an absent one is undefined. */
+/** The options in a record. Times in ms; an absent one is undefined. */
 export interface MessageOptions {
   readonly priority: number
   readonly key: string | undefined
@@ -18,7 +18,7 @@ export interface MessageOptions {
   readonly ttlMs: number | undefined
 }
 
-/** What earlier lives of a message add up to: a redrive begins a new one. */
+/** Sums over the earlier lives of a message; each redrive begins a new life. */
 export interface EarlierLives {
   readonly redrives: number
   readonly attempts: number
@@ -38,7 +38,7 @@ export interface Message {
   lineMs: number
   /** 0: never. */
   expiresMs: number
-  /** Failed attempts of this life. */
+  /** Failed attempts since the last redrive. */
   attempts: number
   earlier: EarlierLives
   /** It may have ended the process of its consumer: it is delivered alone until it is settled. */
@@ -54,12 +54,12 @@ export function isTooFarPast(atMs: number | undefined, nowMs: number): boolean {
   return atMs !== undefined && atMs < nowMs - AT_PAST_MS_MAX
 }
 
-/** When a message is due that is published or rescheduled now; never in the past. */
+/** Due time of a message that is published or rescheduled now; never in the past. */
 export function dueMsOf({ delayMs, atMs }: Pick<MessageOptions, 'delayMs' | 'atMs'>, nowMs: number): number {
   return Math.max(nowMs + (delayMs ?? 0), atMs ?? 0)
 }
 
-/** `expiresMs` of a message that is published; its time to live begins when it is due. */
+/** `expiresMs` of a published message; its time to live begins when it is due. */
 export function expiryOf({ ttlMs }: MessageOptions, queueTtlMs: number, dueMs: number): number {
   const ownTtlMs = ttlMs ?? queueTtlMs
   return ownTtlMs === 0 ? 0 : dueMs + ownTtlMs
@@ -69,12 +69,12 @@ export function isExpired({ expiresMs }: Pick<Message, 'expiresMs'>, nowMs: numb
   return expiresMs !== 0 && expiresMs <= nowMs
 }
 
-/** Another message with the same id can replace it. */
+/** Whether another message with the same id can replace it. */
 export function isWaiting({ state }: Pick<Message, 'state'>): boolean {
   return state === 'scheduled' || state === 'ready'
 }
 
-/** Its id is known while the message is pending, whatever the window of its queue is. */
+/** Whether the id is known while the message is pending, independent of the window. */
 export function isListedById({ id }: MessageOptions, unique: string, isDelayed: boolean): boolean {
   return id !== undefined && (unique === 'pending' || isDelayed)
 }
@@ -90,7 +90,7 @@ export function rescheduled(
   return { lineMs: dueMs, expiresMs: isMoved ? expiresMs + dueMs - lineMs : expiresMs }
 }
 
-/** A dead message after `attempts` begins a new life, in its place or in another queue. */
+/** A dead message begins a new life after `attempts`, in its own queue or in another one. */
 export function livesAfterRedrive(
   { redrives, attempts: before }: EarlierLives,
   attempts: number,
@@ -98,7 +98,7 @@ export function livesAfterRedrive(
   return { redrives: redrives + 1, attempts: before + attempts }
 }
 
-/** What becomes of a message that returns to its queue after its lease. A lease outlives the time to live. */
+/** What becomes of a released message. A lease outlives the time to live. */
 export function afterRelease(message: Pick<Message, 'expiresMs'>, nowMs: number): 'expired' | 'ready' {
   return isExpired(message, nowMs) ? 'expired' : 'ready'
 }
@@ -148,7 +148,7 @@ export interface Origin {
   readonly attempts: number
   /** In all queues, the redrive that makes the copy included. */
   readonly redrives: number
-  /** How the original died; undefined where it was replayed. */
+  /** How the original died; undefined for a replay. */
   readonly dead: { readonly death: string; readonly diedMs: number; readonly error: string } | undefined
 }
 

@@ -2,7 +2,7 @@
 import type { QueueOptions } from '@sluice/protocol'
 
 export interface OptionChange {
-  /** Accepted ids at least this old are forgotten for good; undefined: none are. */
+  /** Accepted ids at least this old are forgotten; undefined: none are. */
   readonly forgetsAfterMs: number | undefined
   /** The lines of all keys are built again. */
   readonly reorders: boolean

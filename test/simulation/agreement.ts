@@ -48,7 +48,7 @@ export function compareWithLog({ queues }: ModelState, state: LedgerState): void
     const saved = state.queues.get(queue.id)
     if (saved === undefined || saved.name !== queue.name)
       throw new Violation(17, `the log has no queue ${queue.name}`)
-    compare(`${queue.name} in the log`, sayQueue(saved), sayQueue(queue))
+    compare(`${queue.name} in the log`, queueFields(saved), queueFields(queue))
     for (const [offset, message] of queue.live) {
       const written = saved.live.get(offset)
       const what = `offset ${offset} of ${queue.name}`
@@ -97,7 +97,7 @@ export function goneOtherwise({
 }
 
 // `released` and `redelivered` reach the log later.
-function sayQueue({ next, live, counts, carried, paused, options }: ModelQueue | LedgerQueue): object {
+function queueFields({ next, live, counts, carried, paused, options }: ModelQueue | LedgerQueue): object {
   const exact = { ...counts, released: 0, redelivered: 0 }
   return { next, live: live.size, counts: exact, carried, paused, options }
 }

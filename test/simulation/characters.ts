@@ -91,7 +91,11 @@ export function optionsFor(
 }
 
 /** Options of one message; `nowMs` is the time by the broker's clock. */
-export function wishFor(character: Character, chance: Chance, nowMs: number): RecordOptions | undefined {
+export function recordOptionsFor(
+  character: Character,
+  chance: Chance,
+  nowMs: number,
+): RecordOptions | undefined {
   if (character.isPlain) return undefined
   const { keyed, identified, prioritized, delayed, mortal } = character
   const options: { -readonly [Name in keyof RecordOptions]: RecordOptions[Name] } = {}

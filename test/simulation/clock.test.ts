@@ -1,5 +1,5 @@
 /**
- * R12: a process that is stopped for hours delivers nothing early, delays nothing forever, and charges nobody unfairly.
+ * R12: a process that is stopped for hours delivers nothing early, delays nothing forever, and charges no consumer unfairly.
  */
 import { describe, expect, test } from 'vitest'
 import { ONE_SEED, seedsFrom, TIMEOUT_MS } from '../amount.js'

@@ -29,7 +29,7 @@ import {
 import { crc32 } from 'node:zlib'
 import type { SettleEvent } from '../checker/history.js'
 import { deliveredIn, messageName, type RecordDraft } from './attempts.js'
-import { wishFor } from './characters.js'
+import { recordOptionsFor } from './characters.js'
 import { Client } from './client.js'
 import { Steps, type Step } from './steps.js'
 import { Violation } from './trace.js'
@@ -342,7 +342,7 @@ export class Consumer extends Client {
     const { chance, brokerMs } = this.around
     return Array.from({ length: chance.int(1, 3) }, (_, i) => {
       const options =
-        queue === 'nowhere' ? undefined : wishFor(this.around.characterOf(queue), chance, brokerMs)
+        queue === 'nowhere' ? undefined : recordOptionsFor(this.around.characterOf(queue), chance, brokerMs)
       const name = `${this.name}:${number}:${batch}.${i}:s`
       return { name, padding: chance.skewed(200), ...(options === undefined ? {} : { options }) }
     })

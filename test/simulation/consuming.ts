@@ -152,7 +152,7 @@ export class Consuming {
   }
 
   /** A lease has left the broker: from now on its consumer has the message, and the one before has lost it. */
-  told(subscriptionId: number, tag: number): void {
+  sent(subscriptionId: number, tag: number): void {
     const { boot } = this.#state
     const subscription = this.#byId.get(subscriptionId)
     const granted = subscription?.granted.get(tag)
@@ -349,9 +349,9 @@ export class Consuming {
       }
     }
     this.#state.counts.stale += expectedStale
-    const told = stale.reduce((sum, { count }) => sum + count, 0)
-    if (told !== expectedStale)
-      throw new Violation(7, `${told} tags are reported as stale; ${expectedStale} are`)
+    const reported = stale.reduce((sum, { count }) => sum + count, 0)
+    if (reported !== expectedStale)
+      throw new Violation(7, `${reported} tags are reported as stale; ${expectedStale} are`)
   }
 
   #settle(
@@ -552,13 +552,13 @@ export class Consuming {
 
   /** S10: the purge of this queue is done, and every holder was notified. */
   purged(queue: ModelQueue): void {
-    const told = this.#purged!
+    const notified = this.#purged!
     this.#purged = undefined
     for (const subscription of queue.subscriptions) {
-      if (subscription.held.size !== (told.get(subscription)?.size ?? 0))
+      if (subscription.held.size !== (notified.get(subscription)?.size ?? 0))
         throw new Violation(
           'S10',
-          `subscription ${subscription.id} holds ${subscription.held.size} messages that are purged, and is notified of ${told.get(subscription)?.size ?? 0}`,
+          `subscription ${subscription.id} holds ${subscription.held.size} messages that are purged, and is notified of ${notified.get(subscription)?.size ?? 0}`,
         )
       subscription.held.clear()
       subscription.started.clear()

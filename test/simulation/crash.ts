@@ -234,12 +234,12 @@ export class CrashPoints {
       random32: () => 0x5eed_0000 + world.seed,
       sleep: () => new Promise(() => {}),
     })
-    let told: (bounds: LogBounds) => void
-    const bounds = new Promise<LogBounds>((resolve) => (told = resolve))
+    let setBounds: (bounds: LogBounds) => void
+    const bounds = new Promise<LogBounds>((resolve) => (setBounds = resolve))
     const open = log.open.bind(log)
     log.open = async () => {
       const found = await open()
-      told(found)
+      setBounds(found)
       return found
     }
     const turns: (() => void)[] = []

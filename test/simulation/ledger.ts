@@ -792,7 +792,7 @@ export class Ledger {
   #underWay: { readonly entry: Uint8Array; readonly position: number } | undefined
 
   /**
-   * `onDeparture` is called for each message that is durably gone for a reason that no client was told, `onAccepted`
+   * `onDeparture` is called for each message that is durably gone for a reason that no client learns, `onAccepted`
    * for what producers sent and is durable, in the order of the log.
    */
   constructor(

@@ -211,7 +211,7 @@ export class Model {
   /** A dead message begins a new life in its queue. */
   redriven(id: number, offset: number, nowMs: number): void {
     const queue = this.state.numbered(id)
-    const message = this.#deadAt(queue, offset, 'brought back')
+    const message = this.#deadAt(queue, offset, 'redriven')
     const { dead, earlier, content } = message
     const other = queue.options.unique === 'pending' ? queue.pending.find(content.id ?? '') : undefined
     if (other !== undefined)

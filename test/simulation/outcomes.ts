@@ -75,7 +75,7 @@ export class Outcomes {
   release(queue: ModelQueue, message: ModelMessage, nowMs: number): void {
     queue.counts.released++
     if (this.#expiresBack(queue, message, afterRelease(message, nowMs) === 'expired', nowMs)) return
-    queue.line.giveBack(message, nowMs)
+    queue.line.release(message, nowMs)
   }
 
   // S4: a lease outlives the time to live, but its message does not return after it.
@@ -125,7 +125,7 @@ export class Outcomes {
     }
     message.lineMs = dueMs
     message.isPlain = false
-    queue.line.comeBack(message, nowMs)
+    queue.line.retry(message, nowMs)
   }
 
   die(queue: ModelQueue, message: ModelMessage, attempts: number, death: number, nowMs: number): void {

@@ -14,7 +14,7 @@ import {
   type HelloOk,
 } from '@sluice/protocol'
 import { accepted, buildBatch, packBatch, remember, type Attempt, type RecordDraft } from './attempts.js'
-import { wishFor } from './characters.js'
+import { recordOptionsFor } from './characters.js'
 import { Client, type Surroundings } from './client.js'
 import { Violation } from './trace.js'
 
@@ -306,7 +306,7 @@ export class Producer extends Client {
       const options =
         queue === undefined
           ? undefined
-          : wishFor(this.around.characterOf(queue), chance, this.around.brokerMs)
+          : recordOptionsFor(this.around.characterOf(queue), chance, this.around.brokerMs)
       drafts.push({ name, padding, ...(options === undefined ? {} : { options }) })
       left -= padding + 60 + (options === undefined ? 0 : recordBytes(options, 0))
     }

@@ -25,7 +25,7 @@ const RETAIN_MS = 3_600_000
 const IDLE_MAX = 1_000
 /** Free bytes below which the broker accepts nothing. */
 const LOW_FREE_BYTES = 512 * 1024
-/** The log looks at the free space at most once in this time. */
+/** The log checks the free space at most once in this time. */
 const LOOK_MS = 1_100
 const CRASHED = Symbol('crashed')
 
@@ -131,10 +131,10 @@ class World {
     await this.open()
   }
 
-  /** Lets the broker and its disk work until `work` is done and everything that was written is durable. */
+  /** Lets the broker and its disk work until `work` is done and everything written is durable. */
   async drive<T>(work: Promise<T> | T): Promise<T> {
     const result = await this.driveSteps(work, Infinity)
-    if (result === CRASHED) throw new Error('a run without a crash was crashed')
+    if (result === CRASHED) throw new Error('a run without a crash point has crashed')
     return result
   }
 
@@ -165,7 +165,7 @@ class World {
     await this.drive(undefined)
   }
 
-  /** The disk has room for little, or for as much as is asked. */
+  /** The disk has little room, or no limit. */
   async setFull(isFull: boolean): Promise<void> {
     this.#disk.capacityBytes = isFull ? this.#disk.usedBytes + LOW_FREE_BYTES / 2 : Infinity
     await this.pass(LOOK_MS)
@@ -315,7 +315,7 @@ async function run(seed: number, defect: Defect = {}): Promise<ReadonlyMap<strin
   const answered: Copy[] = []
   const limit = chance.int(1, 9)
   let next = 0
-  /** Origins that an interrupted request of the page copied. */
+  /** Origins of the copies that an interrupted request of the page made. */
   let interrupted: number[] = []
   for (let cursor: string | null | undefined, pages = 0; cursor !== null; pages++) {
     if (pages > 1_000) throw new Error('the replay does not end')
@@ -341,7 +341,7 @@ async function run(seed: number, defect: Defect = {}): Promise<ReadonlyMap<strin
       world.count('pages interrupted')
       await world.crash()
       const copied = await world.copies(next)
-      // A request that was interrupted before can have copied more or less than this one.
+      // An earlier interrupted request can have copied more or fewer messages.
       const origins = copied.map(({ origin }) => origin)
       checkPrefix(seed, interrupted, origins)
       if (origins.length > interrupted.length) interrupted = origins
@@ -362,7 +362,7 @@ async function run(seed: number, defect: Defect = {}): Promise<ReadonlyMap<strin
       interrupted = interrupted.slice(origins.length)
       cursor = page.cursor
     }
-    // What happens between the pages is not part of the replay.
+    // Work between the pages is not part of the replay.
     if (chance.hit(0.3)) await world.publish(chance.int(1, 10))
     if (chance.hit(0.3)) await world.consume(chance.int(1, 20))
     if (chance.hit(0.2)) await world.pass(chance.int(0, 2_000))
@@ -388,7 +388,7 @@ function checkPrefix(seed: number, before: readonly number[], after: readonly nu
   )
 }
 
-/** How often at least, in SEEN_IN runs. */
+/** How often each must happen, at least, in SEEN_IN runs. */
 const SEEN_IN = 60
 const SEEN: Readonly<Record<string, number>> = {
   crashes: 400,
@@ -424,7 +424,7 @@ async function firstFailure(defect: Defect): Promise<unknown> {
 
 test.each([
   { name: 'a later page repeats the last message', defect: { cursorIndex: -1 } },
-  { name: 'a later page passes over a message', defect: { cursorIndex: 1 } },
+  { name: 'a later page skips a message', defect: { cursorIndex: 1 } },
   { name: 'the disk loses what it has confirmed', defect: { syncLies: true } },
 ])('found: $name', { timeout: TIMEOUT_MS }, async ({ defect }) => {
   expect(await firstFailure(defect)).toBeInstanceOf(Error)

@@ -22,7 +22,7 @@ interface ModelProducer {
    */
   readonly open: Set<number>
   /** Results of lower numbers are not requested any more. */
-  told: number
+  windowStart: number
 }
 
 export class Results {
@@ -71,12 +71,12 @@ export class Results {
     refusalOf: () => ErrorCode | undefined,
   ): boolean {
     const producer = this.#producer(identity)
-    producer.told = Math.max(producer.told, number - unanswered)
+    producer.windowStart = Math.max(producer.windowStart, number - unanswered)
     const known = producer.accepted.get(number)
     const refused = producer.refused.get(number)
-    const isOld = number < producer.told
+    const isOld = number < producer.windowStart
     const deserved = attempts.flatMap(({ expects }) => expects ?? [])
-    for (const old of producer.open) if (old < producer.told) producer.open.delete(old)
+    for (const old of producer.open) if (old < producer.windowStart) producer.open.delete(old)
     const isBehind = attempts.some(({ follows }) => follows > 0 && producer.open.has(number - follows))
     if (!(answer instanceof SluiceError)) {
       if (known !== undefined) {
@@ -149,13 +149,13 @@ export class Results {
       throw new Violation(3, `producer ${identity} is forgotten although batches of it were accepted`)
     producer.refused.clear()
     producer.open.clear()
-    producer.told = 0
+    producer.windowStart = 0
   }
 
   #producer(identity: string): ModelProducer {
     let producer = this.#producers.get(identity)
     if (producer === undefined) {
-      producer = { accepted: new Map(), refused: new Map(), open: new Set(), told: 0 }
+      producer = { accepted: new Map(), refused: new Map(), open: new Set(), windowStart: 0 }
       this.#producers.set(identity, producer)
     }
     return producer
@@ -164,13 +164,13 @@ export class Results {
 
 type AnyPlace = ModelPlace | Placed
 
-function say(place: AnyPlace): unknown[] {
+function placeFields(place: AnyPlace): unknown[] {
   const base = 'base' in place ? place.base : place.baseOffset
   return [base, ...(place.duplicates ?? [])]
 }
 
 function placesText(places: readonly AnyPlace[]): string {
-  return JSON.stringify(places.map(say))
+  return JSON.stringify(places.map(placeFields))
 }
 
 function samePlaces(a: readonly AnyPlace[], b: readonly AnyPlace[]): boolean {

@@ -123,7 +123,7 @@ export class Witness {
       this.#peeked(conversation, correlation, bytes, start, end)
     } else if (opcode === OP.SUBSCRIBE_OK) {
       const { subscriptionId, granted } = decodeSubscribed(bytes, start, end)
-      for (const { tag } of granted) this.#model.consuming.told(subscriptionId, tag)
+      for (const { tag } of granted) this.#model.consuming.sent(subscriptionId, tag)
     } else if (opcode === OP.LEASES_LOST) {
       this.counts['leases lost']++
     } else if (opcode === OP.ERROR) {
@@ -259,7 +259,7 @@ export class Witness {
       if (!isOnDisk) throw new Violation(2, `offset ${offset} of ${queue.name} is delivered and not on disk`)
       const message = queue.live.get(offset)
       if (message !== undefined) message.left = true
-      this.#model.consuming.told(subscriptionId, tag)
+      this.#model.consuming.sent(subscriptionId, tag)
     }
   }
 }
