@@ -4,7 +4,7 @@ import { UsageError } from './failure.js'
 import { nearest } from './spelling.js'
 import { duration, moment, size } from './units.js'
 
-/** The whole number in `text`; undefined if it is none or out of bounds. */
+/** The whole number that `text` contains; undefined for any other text, and out of bounds. */
 export function whole(text: string, min: number, max: number): number | undefined {
   if (!/^\d{1,16}$/.test(text)) return undefined
   const value = Number(text)

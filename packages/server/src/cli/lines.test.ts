@@ -31,7 +31,7 @@ test('the lines do not depend on how the stream is cut', async () => {
   )
 })
 
-test('a line can have the limit, and not one byte more, with or without a newline', async () => {
+test('a line can be as long as the limit, and one byte more is refused, with or without a newline', async () => {
   expect(await collect(Buffer.from('ok\nabcd\nabcd'), [3], 4)).toEqual(['ok', 'abcd', 'abcd'])
   await expect(collect(Buffer.from('ok\nabcde\n'), [3], 4)).rejects.toMatchObject({
     code: 'INVALID_BODY',

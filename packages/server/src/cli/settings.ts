@@ -150,7 +150,7 @@ function parsed(name: SettingName, text: unknown, source: string): unknown {
 /** Variables that the client reads, and variables that Kubernetes sets for a service named sluice. */
 const FOREIGN = /^SLUICE_(URL|SERVICE_.*|PORT_\d+_.*)$/
 
-/** Variables with the prefix of settings that are none, each with the setting that was probably meant. */
+/** Variables that have the prefix but are not settings, each with the setting that was probably meant. */
 export function unknownVariables(
   environment: Readonly<Record<string, string | undefined>>,
 ): { readonly name: string; readonly meant: string | undefined }[] {

@@ -22,7 +22,7 @@ test.each([
 })
 
 test.each(['', 'mb', '1.2345kb', '1.5', '.5mb', '-1', '10 mb', '10mi', '5ib', '1e3', '9999999999999tb'])(
-  '%j is no size',
+  '%j is not a size',
   (text) => {
     expect(size(text)).toBeUndefined()
   },
@@ -46,7 +46,7 @@ test.each([
 })
 
 test.each(['', '30', '00', '1.5', 's', '5S', '5 s', '-5s', '1e3s', '12h1d', '1s2s', '1h30', '1h,30m'])(
-  '%j is no duration',
+  '%j is not a duration',
   (text) => {
     expect(duration(text)).toBeUndefined()
   },

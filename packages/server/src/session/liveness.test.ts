@@ -16,7 +16,7 @@ test('a silent client times out after two heartbeats, not counting the time that
   expect(liveness.overdue(2 * HEARTBEAT_MS, 0)).toBe(undefined)
   expect(liveness.overdue(2 * HEARTBEAT_MS + 1, 0)?.code).toBe('HEARTBEAT_TIMEOUT')
   expect(liveness.overdue(2 * HEARTBEAT_MS + 1, 1)).toBe(undefined)
-  liveness.heard(10_000)
+  liveness.received(10_000)
   // A long stall does not move the last receipt into the future.
   expect(liveness.overdue(11_000, 5_000)).toBe(undefined)
   expect(liveness.overdue(13_000, 0)).toBe(undefined)
@@ -30,7 +30,7 @@ test('PING is sent after half a heartbeat of silence', () => {
   liveness.beat(HEARTBEAT_MS / 2)
   liveness.beat(HEARTBEAT_MS - 1)
   expect(sent).toEqual([OP.PING])
-  liveness.spoke(HEARTBEAT_MS)
+  liveness.sent(HEARTBEAT_MS)
   liveness.beat(HEARTBEAT_MS * 1.5 - 1)
   expect(sent).toEqual([OP.PING])
   liveness.pong(7, HEARTBEAT_MS)

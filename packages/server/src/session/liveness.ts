@@ -14,41 +14,41 @@ export class Liveness {
   /** Half of the silence after which the connection is closed. */
   heartbeatMs: number
   readonly #transport: OutboxTransport
-  #heardMs: number
-  #spokeMs: number
+  #receivedMs: number
+  #sentMs: number
   /** Writes that bypassed the outboxes and that the client has not read yet. */
   #urgentUnread = 0
 
   constructor(transport: OutboxTransport, heartbeatMs: number, nowMs: number) {
     this.#transport = transport
     this.heartbeatMs = heartbeatMs
-    this.#heardMs = nowMs
-    this.#spokeMs = nowMs
+    this.#receivedMs = nowMs
+    this.#sentMs = nowMs
   }
 
   /** Bytes have arrived, or none could because reading is paused. */
-  heard(nowMs: number): void {
-    this.#heardMs = nowMs
+  received(nowMs: number): void {
+    this.#receivedMs = nowMs
   }
 
   /** Bytes are being sent. */
-  spoke(nowMs: number): void {
-    this.#spokeMs = nowMs
+  sent(nowMs: number): void {
+    this.#sentMs = nowMs
   }
 
   /** Returns HEARTBEAT_TIMEOUT after two heartbeats of silence. `stallMs`: see `Session.tick`. */
   overdue(nowMs: number, stallMs: number): SluiceError | undefined {
-    this.#heardMs = Math.min(nowMs, this.#heardMs + stallMs)
-    if (nowMs - this.#heardMs <= this.heartbeatMs * 2) return undefined
+    this.#receivedMs = Math.min(nowMs, this.#receivedMs + stallMs)
+    if (nowMs - this.#receivedMs <= this.heartbeatMs * 2) return undefined
     return new SluiceError(
       'HEARTBEAT_TIMEOUT',
-      `Nothing was received for ${durationText(Math.round(nowMs - this.#heardMs))}; the heartbeat is ${durationText(this.heartbeatMs)}.`,
+      `Nothing was received for ${durationText(Math.round(nowMs - this.#receivedMs))}; the heartbeat is ${durationText(this.heartbeatMs)}.`,
     )
   }
 
   /** Sends PING if nothing has been sent for half a heartbeat. */
   beat(nowMs: number): void {
-    if (nowMs - this.#spokeMs >= this.heartbeatMs / 2) this.#frame(OP.PING, 0, nowMs)
+    if (nowMs - this.#sentMs >= this.heartbeatMs / 2) this.#frame(OP.PING, 0, nowMs)
   }
 
   /** Answers PING. @throws SluiceError SLOW_CONSUMER */
@@ -63,7 +63,7 @@ export class Liveness {
 
   /** Sends bytes that confirm nothing, so they need not wait for the gate. */
   send(bytes: Uint8Array, nowMs: number): void {
-    this.#spokeMs = nowMs
+    this.#sentMs = nowMs
     this.#urgentUnread++
     this.#transport.write(bytes, () => {
       this.#urgentUnread--

@@ -72,7 +72,7 @@ export class Session implements Peer, Connection, Receiver {
     this.#liveness = new Liveness(transport, settings.heartbeatMs, nowMs)
     const outgoing: OutboxTransport = {
       write: (bytes, written) => {
-        this.#liveness.spoke(this.#broker.turn.nowMs)
+        this.#liveness.sent(this.#broker.turn.nowMs)
         transport.write(bytes, written)
       },
     }
@@ -108,7 +108,7 @@ export class Session implements Peer, Connection, Receiver {
   /** Handles the next bytes from the client. */
   receive(chunk: Uint8Array, nowMs: number): void {
     if (this.#stage === 'closed') return
-    this.#liveness.heard(nowMs)
+    this.#liveness.received(nowMs)
     this.#broker.turn.begin()
     try {
       this.#decoder.push(chunk)
@@ -143,7 +143,7 @@ export class Session implements Peer, Connection, Receiver {
       return
     }
     // While reading is paused for the disk, nothing can be heard from the client.
-    if (this.#reading.isPaused) this.#liveness.heard(nowMs)
+    if (this.#reading.isPaused) this.#liveness.received(nowMs)
     const late = this.#liveness.overdue(nowMs, stallMs) ?? this.#unread.overdue(nowMs, stallMs)
     if (late === undefined) this.#liveness.beat(nowMs)
     else this.fail(late)
