@@ -1,7 +1,8 @@
 /**
- * The tests in four projects, by what they need: `unit` computes, `integration` opens sockets and starts processes,
- * `simulation` runs seeds against models, `fault` breaks processes and disks and waits for real time. A unit test that
- * opens a socket or starts a process fails (test/unit.ts), so the lists here cannot go stale unseen.
+ * The tests in four projects by what they need: `unit` computes, `integration` opens sockets and starts processes,
+ * `simulation` computes for seconds (seeds against models, days of a broker, damaged images), `fault` breaks processes
+ * and disks and waits for real time. A unit test that opens a socket or starts a process fails (test/unit.ts), which
+ * keeps these lists complete.
  */
 import { availableParallelism } from 'node:os'
 import { fileURLToPath } from 'node:url'
@@ -11,7 +12,7 @@ const packageNames = ['protocol', 'client', 'server']
 
 const INTEGRATION = [
   'packages/client/src/transport.test.ts',
-  // It compares what its process holds before and after, so it needs one of its own.
+  // It measures the memory of its process, so it needs a process without other tests.
   'packages/server/src/memory.test.ts',
   'test/{integration,docs}/**/*.test.ts',
   'test/demo/demo.test.ts',
@@ -54,7 +55,7 @@ export default defineConfig({
       project('fault', FAULT),
     ],
     pool: 'forks',
-    // The default leaves one processor idle, which is half of a machine with two.
+    // The default leaves one processor idle: half of a machine with two.
     maxWorkers: availableParallelism(),
     // Tests allocate a lot that dies soon: with the default of 16 MiB a tenth of the time is garbage collection.
     execArgv: ['--max-semi-space-size=32'],

@@ -1,13 +1,13 @@
 /**
- * How much a test does: in `pnpm test` what still finds each planted defect, and many times as much of the same in the
- * long mode (SLUICE_LONG=1; `pnpm test:long` runs it in parts). SLUICE_SEED=n runs one seed, SLUICE_SEEDS=a-b a range
- * of them; what is asserted of all seeds together is not asserted of one.
+ * The amount of work of a test. `pnpm test` does enough to find each planted defect; the long mode (SLUICE_LONG=1, in
+ * parts with `pnpm test:long`) does many times as much. SLUICE_SEED=n runs one seed and SLUICE_SEEDS=a-b a range;
+ * assertions on the sum of all seeds are skipped for a single seed.
  */
 export const IS_LONG = process.env['SLUICE_LONG'] !== undefined && process.env['SLUICE_LONG'] !== '0'
 export const ONE_SEED =
   process.env['SLUICE_SEED'] === undefined ? undefined : Number(process.env['SLUICE_SEED'])
 
-/** The seed that was named, the range that was named, or `count` seeds from `first` on, in the long mode `longCount`. */
+/** The seeds of SLUICE_SEED or SLUICE_SEEDS; without them `count` seeds from `first`, or `longCount` in the long mode. */
 export function seedsFrom(first: number, count: number, longCount: number): number[] {
   if (ONE_SEED !== undefined) return [ONE_SEED]
   const range = process.env['SLUICE_SEEDS']
@@ -18,14 +18,14 @@ export function seedsFrom(first: number, count: number, longCount: number): numb
 }
 
 /**
- * How often an event must be seen in `runs` runs, where `least` times are sure in `of`. Few runs scatter more, so half of
- * their part is asked of them, and nothing of what is rare.
+ * The least count of an event in `runs` runs, given that `of` runs have at least `least`. Fewer runs scatter more, so
+ * they need only half of their share, rounded down: zero for a rare event.
  */
 export function leastIn(runs: number, least: number, of: number): number {
   return Math.floor(((runs < of ? 0.5 : 1) * least * runs) / of)
 }
 
-/** How many runs of a property, kills or failures. */
+/** A number of runs, kills or failures: `usual`, or `long` in the long mode. */
 export function runs(usual: number, long: number): number {
   return IS_LONG ? long : usual
 }

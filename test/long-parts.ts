@@ -1,12 +1,12 @@
-/** What the long mode consists of: parts of some minutes, each a command of its own. */
+/** The parts of the long mode. Each takes some minutes and is one command. */
 import { fileURLToPath } from 'node:url'
 
 export interface Part {
   readonly name: string
-  /** What is set besides SLUICE_LONG. */
+  /** Environment variables besides SLUICE_LONG. */
   readonly env: Readonly<Record<string, string>>
   readonly file: string
-  /** A part of the names of the tests that run; all of the file without it. */
+  /** Selects tests by a part of their names; without it the whole file runs. */
   readonly only?: string
 }
 
@@ -21,7 +21,7 @@ function seeds(name: string, file: string, only: string, first: number, count: n
   })
 }
 
-/** As often as is said, each time with seeds of its own. */
+/** `count` parts of the same file, each with random seeds. */
 function times(name: string, count: number, file: string): Part[] {
   return Array.from({ length: count }, (_, i) => ({ name: `${name}-${i + 1}`, env: {}, file }))
 }
@@ -86,7 +86,7 @@ export function argumentsOf({ file, only }: Part): string[] {
   return ['vitest', 'run', file, ...(only === undefined ? [] : ['-t', only])]
 }
 
-/** As it is typed in a shell. */
+/** The part as a shell command. */
 export function commandOf(part: Part): string {
   const env = Object.entries({ SLUICE_LONG: '1', ...part.env }).map(([name, value]) => `${name}=${value}`)
   const args = argumentsOf(part).map((arg) => (/^[\w./-]+$/.test(arg) ? arg : `'${arg}'`))

@@ -1,4 +1,4 @@
-/** Each part of the long mode runs something: a name that matches no test would pass. */
+/** Each part of the long mode selects tests. A part that selects none would pass. */
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'

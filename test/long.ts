@@ -1,11 +1,11 @@
 /**
- * `pnpm test:long`: the long modes of the tests, a part at a time. The parts that passed are noted in test/dist, so that
- * a run that was interrupted goes on where it was.
+ * `pnpm test:long`: runs the long modes of the tests, part by part. A file in test/dist records the parts that passed,
+ * so that an interrupted run continues where it stopped.
  *
- * pnpm test:long [--parts 3]     runs the next parts: all that are left, or so many
- * pnpm test:long --part crash    runs the parts whose names begin so, whether they are done or not
- * pnpm test:long --list          says what is done, what is left, and the command of each
- * pnpm test:long --again         forgets what is done
+ * pnpm test:long [--parts 3]     runs the next 3 parts; without --parts all that are left
+ * pnpm test:long --part crash    runs the parts whose names begin with `crash`, also those that passed
+ * pnpm test:long --list          lists the parts with the time at which they passed, or the command of each
+ * pnpm test:long --again         clears the record
  */
 import { spawnSync } from 'node:child_process'
 import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -15,7 +15,7 @@ import { argumentsOf, commandOf, PARTS, ROOT, type Part } from './long-parts.js'
 
 const NOTES = join(ROOT, 'test/dist/long.json')
 
-/** By the name of a part that passed: when, and at which commit. */
+/** The time and the commit at which a part passed, by its name. */
 type Notes = Record<string, string>
 
 function readNotes(): Notes {
@@ -54,8 +54,8 @@ function sayNext(): void {
   const [next] = parts
   console.log(
     next === undefined
-      ? `\nAll ${PARTS.length} parts are done. \`pnpm test:long --again\` forgets that.`
-      : `\n${PARTS.length - parts.length} of ${PARTS.length} parts are done. Next is ${next.name}: ${commandOf(next)}`,
+      ? `\nAll ${PARTS.length} parts passed. \`pnpm test:long --again\` clears the record.`
+      : `\n${PARTS.length - parts.length} of ${PARTS.length} parts passed. Next: ${next.name}: ${commandOf(next)}`,
   )
 }
 
@@ -76,13 +76,13 @@ function main(): void {
     const { part: start, parts: count } = values
     const chosen = start === undefined ? left() : PARTS.filter(({ name }) => name.startsWith(start))
     if (start !== undefined && chosen.length === 0) {
-      console.error(`No part begins with ${start}; --list names them.`)
+      console.error(`No part begins with ${start}. --list prints the names.`)
       process.exitCode = 2
       return
     }
     for (const part of chosen.slice(0, count === undefined ? chosen.length : Number(count))) {
       if (run(part)) continue
-      console.error(`\n${part.name} failed. Once more: ${commandOf(part)}`)
+      console.error(`\n${part.name} failed. Run it again with: ${commandOf(part)}`)
       process.exitCode = 1
       return
     }

@@ -1,9 +1,9 @@
 /**
- * The last word of a test run: names each test that was skipped, then prints `N passed, N failed`
- * (with `, N skipped` when there are any) alone on the last line, without colour.
+ * Ends the output of a test run: lists the skipped tests, then prints `N passed, N failed` (and `, N skipped` if there
+ * are any) on the last line, without colour.
  *
- * Whatever makes the run red counts as failed: besides tests, a file that does not load, a suite whose
- * hook throws, and an error nobody caught. The line is written at process exit, so that nothing follows it.
+ * Failed tests, files that do not load, suites whose hooks throw and unhandled errors all count as failed. The line is
+ * written at process exit, so that nothing follows it.
  */
 import { writeSync } from 'node:fs'
 import type { Reporter, SerializedError, TestModule, TestRunEndReason, TestSuite } from 'vitest/node'
