@@ -169,7 +169,7 @@ describe('plain data', () => {
       ],
       [cycle, 'body.self refers to an object that contains it'],
       [{ list: [{ back: cycle }, cycle] }, 'body.list[0].back.self refers to an object that contains it'],
-      [Object.assign([1], { total: 2 }), 'body is an array that has a property "total" beside its items'],
+      [Object.assign([1], { total: 2 }), 'body is an array that has a property "total" besides its items'],
       [{ a: { ['half \ud83c']: 1 } }, 'body.a["half \\ud83c"] has an unpaired surrogate in its name'],
       [{ a: { toJSON: () => undefined }, b: [{ toJSON: () => undefined }] }, 'body.b[0] is undefined'],
       [{ a: { toJSON: () => new Map() } }, 'body.a is a Map'],

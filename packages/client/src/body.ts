@@ -60,7 +60,10 @@ let lastPack = 0
 /** @throws SluiceError INVALID_BODY when the text has an unpaired surrogate, which UTF-8 cannot represent */
 export function checkText(body: string): void {
   if (!isWellFormed(body)) {
-    throw new SluiceError('INVALID_BODY', 'body is text with an unpaired surrogate; send it as bytes.')
+    throw new SluiceError(
+      'INVALID_BODY',
+      'The body is text with an unpaired surrogate, which UTF-8 cannot represent; send it as bytes.',
+    )
   }
 }
 
@@ -249,7 +252,7 @@ function arrayCopy(array: readonly unknown[], path: Step[], ancestors: object[])
   }
   const extra = Object.keys(array)[array.length]
   if (extra === undefined) return copy
-  throw bodyFault(`is an array that has a property ${shown(extra)} beside its items`, path)
+  throw bodyFault(`is an array that has a property ${shown(extra)} besides its items`, path)
 }
 
 function objectCopy(object: object, path: Step[], ancestors: object[]): object {

@@ -244,7 +244,7 @@ export class Connection {
   /** Checks the invariants of the connection and its subscriptions. @throws Error naming what differs */
   invariants(): void {
     if (this.#answered.any && this.#replies.size === 0)
-      throw new Error('connection: everything is answered, and something waits for that')
+      throw new Error('connection: no request waits for an answer, and a waiter was not notified')
     for (const sink of this.#channels.values()) sink.invariants()
   }
 
@@ -414,7 +414,7 @@ export class Connection {
         this.#events.stopping(decodeGoodbye(bytes, start, end).text)
         return
       default:
-        throw unexpected(opcode, 'here')
+        throw unexpected(opcode, 'on an open connection')
     }
   }
 
@@ -489,7 +489,7 @@ const EMPTY = new Uint8Array(0)
 function incomprehensible(error: unknown): SluiceError {
   return error instanceof SluiceError
     ? error
-    : new SluiceError('CONNECTION_LOST', 'The client could not handle what the broker sent.', {
+    : new SluiceError('CONNECTION_LOST', 'The client failed to process a frame of the broker.', {
         cause: error,
       })
 }
@@ -497,7 +497,7 @@ function incomprehensible(error: unknown): SluiceError {
 function unexpected(opcode: number, where: string): SluiceError {
   const name = opcodeName(opcode)
   if (name === undefined) {
-    return new SluiceError('UNKNOWN_OPCODE', `The broker sent a frame of the unknown kind ${opcode}.`)
+    return new SluiceError('UNKNOWN_OPCODE', `The broker sent a frame with the unknown opcode ${opcode}.`)
   }
   return new SluiceError('UNEXPECTED_FRAME', `The broker sent ${name} ${where}.`)
 }

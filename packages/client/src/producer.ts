@@ -427,7 +427,7 @@ export class Producer {
     const step = this.#inFlight.get(number)
     if (step === undefined) return
     if (!(step instanceof Step) || !step.takes(places)) {
-      throw new SluiceError('MALFORMED_FRAME', `ATOMIC_OK does not fit number ${number}.`)
+      throw new SluiceError('MALFORMED_FRAME', `ATOMIC_OK does not match the step with number ${number}.`)
     }
     this.#inFlight.accept(step)
     step.unwatch()
@@ -575,16 +575,17 @@ export class Producer {
     compare('callers wait', new Set(resolves).size, resolves.length)
     let open = 0
     for (const lane of this.#lanes.values()) {
-      if (lane.leader > lastNumber) differs(`${lane.leader} leads ${lane.queue}, and was not given`)
+      if (lane.leader > lastNumber)
+        differs(`the leader of ${lane.queue} is ${lane.leader}, above the last number ${lastNumber}`)
       if (lane.open === undefined) continue
       open++
       if (!lane.open.open || lane.open.lane !== lane || !waiting.includes(lane.open))
         differs(`the open batch of ${lane.queue} is not open, or does not wait`)
     }
     compare('batches are open', waiting.filter((sending) => sending.open).length, open)
-    if (this.#last?.open === false) differs('the batch that was last published to is closed')
+    if (this.#last?.open === false) differs('the last batch is closed')
     if (this.#idle.any && sent.length + waiting.length === 0)
-      differs('it is idle, and something waits for that')
+      differs('it is idle, and a waiter was not notified')
   }
 
   /** Rejects all pending publishes, and all later ones. */

@@ -158,8 +158,9 @@ export class Settles implements Settling {
 
   /** @throws Error naming what differs */
   invariants(): void {
-    if (this.#isOver && this.#group !== undefined) throw new Error('settles: the subscription has ended')
+    if (this.#isOver && this.#group !== undefined)
+      throw new Error('settles: the subscription has ended, and a group is gathered')
     if (this.#settled.any && this.#isSettled)
-      throw new Error('settles: everything is settled, and something waits for that')
+      throw new Error('settles: everything is settled, and a waiter was not notified')
   }
 }

@@ -623,10 +623,10 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     const buffer = this.#buffer
     buffer.invariants()
     this.#settles.invariants()
-    if (this.#lost?.size === 0 || this.#claimed?.size === 0) this.#differs('an empty set is kept')
+    if (this.#lost?.size === 0 || this.#claimed?.size === 0) this.#differs('an empty set of tags is kept')
     if (!this.live) {
       const kept = buffer.count + this.#aside.count + held
-      if (kept > 0) this.#differs(`it has ended, and keeps ${kept} messages`)
+      if (kept > 0) this.#differs(`it has ended, and still has ${kept} messages`)
       return
     }
     if (held < 0 || this.#heldBytes < 0 || (held === 0 && this.#heldBytes > 0))
@@ -638,7 +638,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     const leased = this.#taken === undefined ? this.#handled.length : 0
     if (leased > handled) this.#differs(`${leased} messages are leased, and ${handled} counted as handled`)
     if (this.#drained.any && !this.open) this.#differs('it drains before it is open')
-    if (this.#emptied.any && this.#isEmpty()) this.#differs('it is empty, and something waits for that')
+    if (this.#emptied.any && this.#isEmpty()) this.#differs('it is empty, and a waiter was not notified')
   }
 
   #differs(what: string): never {
