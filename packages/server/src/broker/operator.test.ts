@@ -28,13 +28,13 @@ it('a request about many messages lets everything else be served in its midst', 
   }
   const { operator } = bench.broker
   const peek = { name: Q, from: 0, limit: 10, state: undefined, filter }
-  expect(await turnsOf(operator.peek(peek, CALLER))).toBeGreaterThan(3)
+  expect(await turnsOf(operator.peek(peek, CALLER))).toBeGreaterThanOrEqual(3)
   await bench.kill()
   await bench.kill()
-  expect(await turnsOf(operator.discard({ ...dead, filter }, CALLER))).toBeGreaterThan(3)
-  expect(await turnsOf(operator.discard(dead, CALLER))).toBeGreaterThan(3)
+  expect(await turnsOf(operator.discard({ ...dead, filter }, CALLER))).toBeGreaterThanOrEqual(3)
+  expect(await turnsOf(operator.discard(dead, CALLER))).toBeGreaterThanOrEqual(3)
   expect(bench.info()).toMatchObject({ dead: 0, discarded: COUNT })
-  expect(bench.info(OTHER).ready).toBeGreaterThan(9)
+  expect(bench.info(OTHER).ready).toBeGreaterThanOrEqual(9)
 })
 
 describe('redrive', () => {
