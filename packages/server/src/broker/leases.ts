@@ -22,6 +22,7 @@ import {
   DEATH,
   REASON_HEAD_BYTES,
   Subscription,
+  backoffMs,
   emptyLease,
   type Consumer,
   type Lease,
@@ -223,7 +224,7 @@ export class Leases {
     const { nowMs } = this.#turn
     if (ending === 'retry') {
       const attempts = queue.attemptsOf(offset) + (isCharged ? 0 : 1)
-      const waitMs = delayMs ?? queue.backoffMs(attempts, this.#random())
+      const waitMs = delayMs ?? backoffMs(queue.options, attempts, this.#random())
       queue.retry(offset, nowMs + waitMs, nowMs, reason, bytes, isCharged)
     } else if (ending === 'rejected' || ending === 'invalid') {
       queue.deadLetter(offset, DEATH[ending], nowMs, reason, bytes, isCharged)

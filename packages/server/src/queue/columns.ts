@@ -4,7 +4,7 @@
  * then each column is an array, and one access finds a word. Otherwise it is sparse: the rows are in one array, in the
  * order of their indexes, and the first word of each is its index. A message without a row has 0 in all columns.
  *
- * Rows are removed only by `pack`, which keeps those of the messages that it is called with.
+ * Rows are removed only by `pack`, which keeps those of some messages, and by `restart`, which keeps none.
  */
 import { CHUNK_MESSAGES } from './bits.js'
 import { ID_WORDS } from './hash.js'

@@ -75,7 +75,7 @@ export abstract class HashIndex {
     const mask = refs.length - 1
     let hole = this.wordOf(ref) & mask
     while (refs[hole] !== ref) hole = (hole + 1) & mask
-    // Moves the refs after the hole up, unless that would move one before its home place.
+    // Fills the hole: refs after it move up, except those that would move before their home place.
     for (let place = (hole + 1) & mask; ; place = (place + 1) & mask) {
       const other = refs[place]!
       if (other === EMPTY) break

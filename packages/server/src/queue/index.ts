@@ -1,6 +1,7 @@
 /** The queue core: pure and synchronous, without clock, randomness or I/O. */
 export * from './admission.js'
 export * from './arrivals.js'
+export * from './backoff.js'
 export * from './chunk-page.js'
 export * from './chunk.js'
 export * from './contents.js'

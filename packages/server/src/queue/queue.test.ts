@@ -472,21 +472,6 @@ describe('queue', () => {
     expect(queue.bytes).toBeCloseTo(0)
   })
 
-  it('doubles the wait between attempts, within a fifth, up to its maximum', () => {
-    const { queue } = make()
-    let checked = 0
-    for (let attempts = 1; attempts < 60; attempts++) {
-      for (const chance of [0, 0.5, 0.999_999]) {
-        const nominal = Math.min(1_000 * 2 ** (attempts - 1), 300_000)
-        const waitMs = queue.backoffMs(attempts, chance)
-        expect(waitMs).toBeGreaterThanOrEqual(Math.floor(nominal * 0.8))
-        expect(waitMs).toBeLessThanOrEqual(Math.min(Math.ceil(nominal * 1.2), 300_000))
-        checked++
-      }
-    }
-    expect(checked).toBe(177)
-  })
-
   it('delivers suspects alone until they are settled', () => {
     const { queue } = make()
     queue.append(10, 512, 1, 1_000)

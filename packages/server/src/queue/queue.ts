@@ -546,16 +546,6 @@ export class Queue extends Contents implements Follower {
   }
 
   /**
-   * Wait before attempt `attempts + 1`: initial × 2^(attempts − 1), within ± 20 % by `chance` in [0, 1), at most the
-   * queue's `retryMaxMs`.
-   */
-  backoffMs(attempts: number, chance: number): number {
-    const { retryInitialMs, retryMaxMs } = this.options
-    const nominal = Math.min(retryInitialMs * 2 ** Math.min(attempts - 1, 50), retryMaxMs)
-    return Math.min(Math.round(nominal * (0.8 + 0.4 * chance)), retryMaxMs)
-  }
-
-  /**
    * As `info`, but as of `nowMs`, even if `advance` has not run: due messages count as ready, and expired ones as gone.
    * Changes nothing. The cost is proportional to the number of overdue messages.
    */

@@ -13,7 +13,7 @@ export const REASON_HEAD_BYTES = 64
 export const REASONS_BYTES_MAX = 16 << 20
 /** Cost of an entry without its text. */
 const ENTRY_BYTES = 96
-/** Short texts that are shared; then sharing starts again. */
+/** Most short texts to look up for sharing. When there are more, the look-up starts empty again. */
 const SHORT_SHARED = 1_024
 
 interface Long {

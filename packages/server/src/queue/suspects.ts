@@ -1,7 +1,7 @@
 /**
  * Suspects: messages that may have crashed their consumer. Each is delivered alone until it is settled. A message becomes
- * a suspect when its connection died while it and others were being handled, or when several consumers died that held it
- * and had not started any message: no single message explains such a death.
+ * a suspect if a connection died while its consumer handled this message and others, or if several consumers died that
+ * held it and had not started any message: no single message explains such a death.
  *
  * Volatile, by offset. The line asks for each run, and each settle clears: both check a number first, because there are
  * mostly no suspects.
