@@ -1,4 +1,4 @@
-/** Waits for conditions; they are looked at whenever something was reported. */
+/** Waits for conditions, which are checked after each report. */
 export class Conditions {
   #waiters: { readonly condition: () => boolean; readonly resolve: () => void }[] = []
 

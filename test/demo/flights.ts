@@ -1,11 +1,11 @@
-/** The records that the demo carries: US flights of 2001, from npm's `vega-datasets`, and the queue they go through. */
+/** The records of the demo, US flights of 2001 from npm's `vega-datasets`, and the queue that they pass. */
 import { queue } from '@sluice/client'
 import { readFile } from 'node:fs/promises'
 
 export interface Flight {
   /** `2001/01/31 23:59`, local time. */
   readonly date: string
-  /** Minutes after the timetable; negative: early. */
+  /** Minutes of delay; negative for an early flight. */
   readonly delay: number
   /** Miles. */
   readonly distance: number
@@ -34,7 +34,7 @@ export async function readFlights(count: number): Promise<Flight[]> {
   return flights.slice(0, count)
 }
 
-/** Position in the file of the first record of a producer; that of the one after the last is `count`. */
+/** The index in the file of the first record of a producer; `count` for the producer after the last. */
 export function firstRecord(producer: number, count: number): number {
   return Math.floor((producer * count) / PRODUCERS)
 }

@@ -3,7 +3,7 @@ import { expect, test } from 'vitest'
 import { Delays } from './delays.js'
 import { Ledger } from './ledger.js'
 
-// Two producers: records 0 and 1 are the first one's, 2 and 3 the second one's.
+// Two producers: the first publishes records 0 and 1, the second 2 and 3.
 const COUNT = 4
 const WORKER = 0
 

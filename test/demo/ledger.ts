@@ -1,13 +1,13 @@
 /**
- * The books of the demo: what producers had confirmed, what workers handled, and whether the two agree.
+ * The ledger of the demo: compares the records that producers had confirmed with those that workers handled.
  *
- * What is promised, and checked here:
- * - Nothing confirmed is lost: each confirmed record is handled at least once and acknowledged. A worker reports before
- *   it acknowledges, so a record that nobody reported was acknowledged by nobody.
- * - First deliveries are in order: those that one connection of one worker gets of one producer, and that are not
- *   marked as redelivered, have increasing indexes. Nothing is promised about repeats but that each is marked. After a
- *   crash of the broker everything that was in the queue is marked, because nothing on disk says what had been handed
- *   out; a mark means "may have been delivered before".
+ * It checks two promises:
+ * - No confirmed record is lost: each is handled at least once and acknowledged. A worker reports before it acknowledges,
+ *   so a record without a report was never acknowledged.
+ * - First deliveries are in order: the deliveries of one producer's records to one connection of one worker that are not
+ *   marked as redelivered have increasing indexes. Repeats may come in any order, but each is marked. After a crash of
+ *   the broker every message of the queue is marked, because deliveries are not on disk; the mark means "may have been
+ *   delivered before".
  */
 import type { QueueInfo } from '@sluice/client'
 import { Delays } from './delays.js'
@@ -19,9 +19,9 @@ export interface Tally {
   readonly confirmed: number
   /** Calls of handlers. */
   readonly delivered: number
-  /** Those of them whose message was marked. */
+  /** Calls with a message that was marked as redelivered. */
   readonly redelivered: number
-  /** On record at the broker. */
+  /** As the broker counts them. */
   readonly acked: number
   readonly lost: number
   readonly outOfOrder: number
@@ -48,12 +48,12 @@ export class Ledger {
     this.#handledAt = new Float64Array(count).fill(-1)
   }
 
-  /** Takes the offsets of a producer's receipts, by index; -1: refused. */
+  /** Records the offsets of a producer's receipts, by index; -1: refused. */
   confirmed(producer: number, offsets: readonly number[]): void {
     this.#confirmedAt.set(offsets, firstRecord(producer, this.#count))
   }
 
-  /** Takes one call of a handler. `worker` tells one process from another. */
+  /** Records one call of a handler. `worker` identifies the process. */
   handled(
     worker: number,
     { connection, producer, index, offset, redelivered, origin, delay }: Handled,
@@ -72,7 +72,7 @@ export class Ledger {
     this.delays.add(origin, delay)
   }
 
-  /** The result, once the queue is drained and every report has come. */
+  /** The result. Call it after the queue is drained and all reports were received. */
   close(published: number, queue: QueueInfo): Tally {
     let confirmed = 0
     let unhandled = 0
@@ -94,7 +94,7 @@ export class Ledger {
     }
   }
 
-  /** What is wrong, in sentences; none when all is well. `truth` is the result computed straight from the file. */
+  /** Returns the problems as sentences. `truth` is the result computed directly from the file. */
   problems(tally: Tally, queue: QueueInfo, truth: Delays): string[] {
     const { ready, scheduled, leased, dead } = queue
     const problems: string[] = []

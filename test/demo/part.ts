@@ -1,18 +1,18 @@
-/** What a process of a demo does about its parent: reports to it, heeds it, and does not outlive it. */
+/** The child's side of a demo process: it reports to its parent, follows its orders, and ends with it. */
 
-/** From the parent: close and leave. */
+/** From the parent: close and exit. */
 export interface Stop {
   readonly stop: true
 }
 
-/** From now on this process ends with its parent, and leaves Ctrl-C to it. */
+/** Ends this process with its parent and leaves Ctrl-C to the parent. */
 export function standBy(): void {
-  // Ctrl-C reaches every process of the terminal; the parent ends the others in its order.
+  // Ctrl-C reaches every process of the terminal; the parent stops its children in order.
   process.on('SIGINT', () => {})
   process.on('disconnect', () => process.exit(1))
 }
 
-/** Resolves once the report is out of this process, where a SIGKILL cannot take it back. */
+/** Resolves once the report has left this process, so that a SIGKILL cannot lose it. */
 export function tell(report: object): Promise<void> {
   return new Promise((resolve, reject) => {
     if (process.send === undefined)
@@ -21,7 +21,7 @@ export function tell(report: object): Promise<void> {
   })
 }
 
-/** Nothing is left to do or to say. */
+/** Closes the IPC channel, after the last report. */
 export function leave(): void {
   process.removeAllListeners('disconnect')
   process.disconnect()

@@ -1,6 +1,6 @@
 /**
- * A producer process: publishes its half of the records, several hundred in flight, as far as it is allowed, and
- * reports what was confirmed. It does nothing about a lost connection: the client sends again what is unanswered.
+ * A producer process: publishes its half of the records up to the count that the demo allows, several hundred in
+ * flight, and reports the confirms. It ignores lost connections: the client sends unanswered publishes again.
  *
  * Arguments: url, number of this producer, count of all records.
  */
@@ -67,7 +67,7 @@ function publish(index: number, body: FlightMessage): void {
   )
 }
 
-// What is published and confirmed in one turn of the event loop travels in one report.
+// One report holds all publishes and confirms of one turn of the event loop.
 function report(): void {
   if (isReporting) return
   isReporting = true
@@ -82,7 +82,7 @@ function mayPublish(index: number): boolean {
   return index < allowed && unanswered() < IN_FLIGHT_MAX
 }
 
-/** Everything is answered and told. */
+/** All records are answered and reported. */
 function isDone(): boolean {
   return unanswered() === 0 && !isReporting
 }

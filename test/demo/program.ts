@@ -1,4 +1,4 @@
-/** Runs a demo to its end, as its test does. */
+/** Runs a demo as a process until it ends. */
 import { execFile } from 'node:child_process'
 
 export interface Run {
@@ -7,7 +7,7 @@ export interface Run {
   readonly stderr: string
 }
 
-/** `directory` is the one for temporary files. */
+/** `directory` is used for temporary files. */
 export function runProgram(
   program: string,
   args: readonly string[],

@@ -1,6 +1,6 @@
 /**
- * Where the run stands, on stderr: a bar that is redrawn where that is a terminal, else a few plain lines. What happens
- * stays on the screen as a line of its own.
+ * The progress of the run on stderr: a bar that is redrawn on a terminal, a few plain lines elsewhere. Each event stays
+ * on the screen as its own line.
  */
 import type { WriteStream } from 'node:tty'
 import { styleText } from 'node:util'
@@ -43,7 +43,7 @@ export class Progress {
     this.#stream.write(`${this.#line()}\n`)
   }
 
-  /** Something happened; `now` is what goes on from here, in few words. */
+  /** Prints an event. `now` describes the current activity in a few words. */
   say(text: string, now: string): void {
     this.#now = now
     this.clear()
@@ -52,7 +52,7 @@ export class Progress {
     if (this.#stream.isTTY) this.#draw()
   }
 
-  /** Takes the bar off the screen. */
+  /** Erases the bar. */
   clear(): void {
     if (this.#stream.isTTY) this.#stream.write('\r\x1b[K')
   }
@@ -66,7 +66,7 @@ export class Progress {
   #draw(): void {
     this.#drawnMs = performance.now()
     const full = Math.round(Math.min(1, this.#counts.acked / this.#total) * BAR_WIDTH)
-    // A line that wraps could not be taken back.
+    // A wrapped line could not be erased.
     const room = Math.max(0, this.#stream.columns - BAR_WIDTH - 2)
     const rest = ` ${this.#line()}`.slice(0, room)
     const bar = '█'.repeat(full)
@@ -79,7 +79,7 @@ export function hasColour(stream: WriteStream): boolean {
   return stream.isTTY && !process.env['NO_COLOR']
 }
 
-/** Since a value of `performance.now()`. */
+/** The time since a value of `performance.now()`. */
 export function secondsSince(beganMs: number): string {
   return `${((performance.now() - beganMs) / 1000).toFixed(1)} s`
 }

@@ -1,8 +1,8 @@
-/** What the processes of the demo say to each other over the IPC channel. */
+/** The messages between the processes of the demo, over IPC. */
 
 /** From the demo to a producer. */
 export interface Grant {
-  /** Publish this many in all. */
+  /** The total number of records to publish. */
   readonly allowed: number
 }
 
@@ -11,7 +11,7 @@ export type ProducerReport =
   | { readonly kind: 'progress'; readonly published: number; readonly confirmed: number }
   /** The connection was lost while this many publishes were unanswered. */
   | { readonly kind: 'cut'; readonly unanswered: number }
-  /** Every record was published and answered. `offsets[index]` is where the receipt says it is; -1: refused. */
+  /** All records were published and answered. `offsets[index]` is the offset of the receipt; -1: refused. */
   | { readonly kind: 'done'; readonly offsets: readonly number[]; readonly refusals: readonly Refusal[] }
 
 export interface Refusal {
@@ -20,7 +20,7 @@ export interface Refusal {
   readonly message: string
 }
 
-/** From the demo to a worker: do the work as before, and acknowledge nothing from now on. */
+/** From the demo to a worker: continue the work, but acknowledge nothing from now on. */
 export interface Hold {
   readonly hold: true
 }
@@ -38,7 +38,7 @@ export interface Handled {
   readonly index: number
   readonly offset: number
   readonly redelivered: boolean
-  /** What the work made of the record. */
+  /** The result of the work on the record. */
   readonly origin: string
   readonly delay: number
 }

@@ -1,8 +1,8 @@
 /**
- * The demo: 20,000 flight records through a broker that is killed on the way. Prints what became of them.
+ * The demo: sends 20,000 flight records through a broker that is killed meanwhile, and prints the result.
  *
- * Options: `--records <n>`, the first n records only. Exit code: 0 when all went well, 1 when not, 2 for wrong options.
- * Leaves no process and no file behind; after a failure it keeps the directory with the logs, and names it.
+ * Option: `--records <n>`, the first n records only. Exit code: 0 for success, 1 for failure, 2 for wrong options.
+ * Leaves no processes and no files; after a failure it keeps the directory with the logs and prints its path.
  */
 import { parseArgs } from 'node:util'
 import { Delays } from './delays.js'
@@ -13,7 +13,7 @@ import { Scenario, type Outcome } from './scenario.js'
 import { perform } from './stage.js'
 
 const RUN_MS_MAX = 120_000
-// Fewer would be through before anything can be killed.
+// With fewer records the run would end before the first kill.
 const RECORDS_MIN = 2_000
 /** An airport must have this share of the flights to be ranked. */
 const RANKED_SHARE = 0.005
@@ -44,7 +44,7 @@ async function main(): Promise<number> {
   })
 }
 
-/** Prints the result; returns what is wrong with it. */
+/** Prints the result and returns its problems. */
 function judge(
   { ledger, published, queue, refusals, seconds, awaySeconds }: Outcome,
   count: number,

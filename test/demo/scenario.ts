@@ -1,8 +1,9 @@
 /**
- * What happens in the demo: two producers and three workers on one queue; half-way a worker is killed and started
- * again, then the broker is, in the midst of publishing. Nothing here helps anybody to reconnect.
+ * The course of the demo: two producers and three workers use one queue. Half-way a worker is killed and restarted,
+ * then the broker, while producers publish. The clients reconnect without help.
  *
- * Producers are held at a distance from the workers, or they would be done before the first kill.
+ * Producers may only run a limited number of records ahead of the workers; otherwise they would end before the first
+ * kill.
  */
 import { connect, type QueueInfo, type Sluice } from '@sluice/client'
 import { join } from 'node:path'
@@ -18,9 +19,9 @@ import type { Grant, Hold, ProducerReport, Refusal, WorkerReport } from './repor
 import type { Stage } from './stage.js'
 
 const WORKERS = 3
-/** Share of all records that may be published and not acknowledged. */
+/** The share of all records that may be published but not acknowledged. */
 const LEAD_SHARE = 0.25
-/** Share that is acknowledged when the worker is killed. */
+/** The acknowledged share at which the worker is killed. */
 const WORKER_KILL_SHARE = 0.5
 /** The broker is killed once that worker is back, at the latest from this share on; */
 const BROKER_KILL_SHARE = 0.6
@@ -42,12 +43,12 @@ export interface Settings extends Stage {
 export interface Outcome {
   readonly ledger: Ledger
   readonly published: number
-  /** The queue after the end. */
+  /** The state of the queue after the end. */
   readonly queue: QueueInfo
   readonly refusals: readonly Refusal[]
-  /** From the first publish until the queue was empty. */
+  /** Time from the first publish to the empty queue. */
   readonly seconds: number
-  /** Of these: from the end of the broker until it took connections again. */
+  /** The part of it from the end of the broker to its first accepted connection. */
   readonly awaySeconds: number
 }
 
@@ -65,7 +66,7 @@ interface WorkerState {
   process: Process
   isReady: boolean
   isAtWork: boolean
-  /** It has done work that it will not acknowledge. */
+  /** Whether the worker holds work that it will not acknowledge. */
   isHeld: boolean
 }
 
@@ -127,14 +128,14 @@ export class Scenario {
     return { ledger: this.#ledger, published, queue, refusals: this.#refusals, seconds, awaySeconds }
   }
 
-  /** Lets go of the connection, whatever became of the run. */
+  /** Closes the connection, after success and failure. */
   async close(): Promise<void> {
-    // Whether there still is a broker to say goodbye to does not matter.
+    // The broker may have ended already.
     await this.#sluice?.close({ timeout: 0 }).catch(() => {})
   }
 
   async #restartWorker(worker: WorkerState): Promise<WorkerState> {
-    // Killed at any moment it could happen to have nothing in hand, and then nothing would be delivered again.
+    // A worker without leased messages would leave nothing to deliver again.
     worker.process.send({ hold: true } satisfies Hold)
     await this.#conditions.until(() => worker.isHeld)
     await worker.process.kill()
@@ -142,7 +143,7 @@ export class Scenario {
     return this.#startWorker()
   }
 
-  /** Returns for how many seconds there was no broker. */
+  /** Returns the seconds without a broker. */
   async #restartBroker(broker: Process, port: number, sluice: Sluice, worker: WorkerState): Promise<number> {
     const { count, progress } = this.#settings
     await this.#conditions.until(() => worker.isAtWork || this.#acked >= count * BROKER_KILL_SHARE)
@@ -249,7 +250,7 @@ export class Scenario {
     this.#changed()
   }
 
-  /** Follows the broker's count of acknowledged messages, and lets producers go on, until all is drained. */
+  /** Polls the broker's count of acknowledged messages and allows more publishes, until the queue is drained. */
   async #watch(sluice: Sluice): Promise<QueueInfo> {
     for (;;) {
       const isPublished = this.#producers.every(({ isDone }) => isDone)
@@ -262,7 +263,7 @@ export class Scenario {
     }
   }
 
-  /** Lets producers run ahead of the workers by so much; in portions, so that they run at full speed in between. */
+  /** Allows the producers to run ahead of the workers, in portions, so that they publish at full speed within one. */
   #grant(): void {
     const { count } = this.#settings
     const ahead = count * LEAD_SHARE

@@ -1,14 +1,14 @@
 /**
- * The frame around a demo: its directory, its processes, its bound in time, and Ctrl-C.
+ * Runs a demo: owns its directory, its processes, its time limit and the handling of Ctrl-C.
  *
- * Whatever ends the demo, no process and no file is left behind; after a failure the directory with the logs is kept,
- * and named.
+ * A demo leaves no processes and no files, however it ends; after a failure the directory with the logs is kept and its
+ * path is printed.
  */
 import { constants } from 'node:os'
 import { Processes } from '../rig/program.js'
 import { scratchDirectory } from '../rig/scratch.js'
 
-/** What a demo has to play with. */
+/** The resources of a demo. */
 export interface Stage {
   /** For the broker's data and all logs. */
   readonly directory: string
@@ -20,13 +20,13 @@ export interface Stage {
 }
 
 export interface Play {
-  /** Resolves with what went wrong, in sentences; none when all is well. */
+  /** Resolves with the problems found, as sentences. */
   play(): Promise<string[]>
-  /** How far it came, for the message that it took too long. */
+  /** Describes the progress, for the message about the time limit. */
   whereabouts(): string
-  /** Leaves the terminal as it should be, before anything else is written. */
+  /** Restores the terminal before other output is written. */
   clear(): void
-  /** Lets go of what it holds itself, whatever became of the run. */
+  /** Releases the resources of the play, after success and failure. */
   close(): Promise<void>
 }
 
@@ -39,7 +39,7 @@ class Interrupted extends Error {
   }
 }
 
-/** Resolves with the exit code: 0 when all went well, 1 when not, 128 and more when it was interrupted. */
+/** Resolves with the exit code: 0 for success, 1 for failure, 128 plus the signal number after an interrupt. */
 export async function perform(name: string, runMsMax: number, cast: (stage: Stage) => Play): Promise<number> {
   const scratch = await scratchDirectory(name)
   const directory = scratch.path
@@ -52,7 +52,7 @@ export async function perform(name: string, runMsMax: number, cast: (stage: Stag
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     process.on(signal, () => fail(new Interrupted(signal)))
   }
-  // Also what nobody waits for any more must not end this process before the others.
+  // An uncaught error must not end this process before its child processes.
   process.on('uncaughtException', fail)
   const processes = new Processes(fail)
   const play = cast({ directory, processes, signal: end.signal, fail })

@@ -1,9 +1,9 @@
 /**
  * A worker process: handles eight messages at a time and reports each call of its handler.
  *
- * The report is the effect of the work, so it goes first and the acknowledgement after it. Whatever was acknowledged
- * was therefore reported, also by a worker that was killed; what was reported and not acknowledged comes again and is
- * counted once. It does nothing about a lost connection: the client dials and subscribes again.
+ * The report is the effect of the work, so the worker sends it before the acknowledgement. Every acknowledged record
+ * was therefore reported, even by a worker that was killed; a record that was reported but not acknowledged is delivered
+ * again and counted once. The worker ignores lost connections: the client reconnects and subscribes again.
  *
  * Arguments: url, name of this worker.
  */
@@ -13,7 +13,7 @@ import { leave, standBy, tell, type Stop } from './part.js'
 import type { Handled, Hold, WorkerReport } from './reports.js'
 
 const CONCURRENCY = 8
-/** Held ready behind the handlers: an acknowledgement makes room only once it is on disk, and that takes its time. */
+/** Messages buffered for the handlers. An acknowledgement frees its place only once it is durable. */
 const PREFETCH = 256
 
 const [url, name] = process.argv.slice(2)
@@ -49,7 +49,7 @@ await tell({ kind: 'ready' } satisfies WorkerReport)
 let records: Handled[] = []
 let sent: Promise<void> | undefined
 
-// What is handled in one turn of the event loop travels in one report.
+// One report holds all records handled in one turn of the event loop.
 function report(record: Handled): Promise<void> {
   records.push(record)
   sent ??= new Promise((resolve, reject) => {
@@ -57,7 +57,7 @@ function report(record: Handled): Promise<void> {
       const report: WorkerReport = { kind: 'handled', records, isHeld }
       records = []
       sent = undefined
-      // A handler that is held does not return, so its message stays leased until this process is gone.
+      // A held handler does not return, so its message stays leased until this process ends.
       tell(report).then(report.isHeld ? undefined : resolve, reject)
     })
   })

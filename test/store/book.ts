@@ -1,9 +1,8 @@
 /**
- * A list on disk that the processes of the store share; what a real one would keep in its database.
+ * A list on disk that the processes of the store share. A real store would use its database.
  *
- * A line is appended in one write, so that lines of several processes stay whole and stand in the order in which they
- * were written, and a SIGKILL cannot take one back. Nothing here stops anybody from entering an order twice: whether
- * that happened is what the demo checks in the end.
+ * A line is appended in one write, so lines of several processes stay whole and in the order of the writes, and a
+ * SIGKILL cannot lose one. The book accepts an order twice: the demo checks at the end whether that happened.
  */
 import { appendFileSync, existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -11,7 +10,7 @@ import { join } from 'node:path'
 export interface Entry {
   /** Of an order, mostly. */
   readonly id: string
-  /** Who wrote it. */
+  /** The process that wrote the line. */
   readonly by: string
 }
 

@@ -1,5 +1,5 @@
 /**
- * What the processes of the store have in common: they connect, do their work, and leave when they are told to.
+ * The common part of the processes of the store: they connect, work, and exit on request.
  * Arguments of each: url, name, directory of the books.
  */
 import { connect, type Message } from '@sluice/client'
@@ -28,7 +28,7 @@ export function tell(report: Report): Promise<void> {
   return tellParent(report)
 }
 
-/** To be called when all is set up. `place` is called with what customers order. */
+/** Reports that the process is ready. `place` is called with the orders of customers. */
 export function ready(place: (orders: readonly Order[]) => void = () => {}): Promise<void> {
   process.on('message', (message: Stop | Place) => {
     if ('stop' in message) void sluice.close().then(leave)
@@ -38,8 +38,8 @@ export function ready(place: (orders: readonly Order[]) => void = () => {}): Pro
 }
 
 /**
- * Does the work of a step and enters it in its book, unless it stands there: then a worker has died after it did the
- * work and before it could tell the broker, and the message came back. The broker cannot know; the book can.
+ * Does the work of a step and enters it in its book, unless the book has it: then a worker died after the work and
+ * before its acknowledgement, and the message was delivered again. The broker cannot know that; the book does.
  */
 export async function once(step: Step, message: Message<Order>, work: () => Promise<void>): Promise<void> {
   const { body, attempt, redelivered } = message

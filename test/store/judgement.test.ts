@@ -24,9 +24,9 @@ const placed: readonly Order[] = Array.from({ length: 40 }, (_, index) => ({
 }))
 const waiting = placed.slice(20, -1).map(({ id }) => id)
 
-/** In which everything went as it should. */
+/** A run without failures. */
 function evidence(): Evidence & { books: Record<Step, Entry[]>; reports: (Report & { by: string })[] } {
-  // The express order goes before those that wait, the expired one comes last.
+  // The express order precedes the waiting ones; the expired one is last.
   const plain = placed.map(({ id }) => id).filter((id) => id !== EXPIRED && id !== EXPRESS)
   const sequence = [...plain.slice(0, 19), EXPRESS, ...plain.slice(19), EXPIRED]
   const entries = (): Entry[] => sequence.map((id) => ({ id, by: 'a worker' }))

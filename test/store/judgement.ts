@@ -1,28 +1,28 @@
 /**
- * Whether the store did what it should: the books of the workers, their reports and the counters of the broker against
- * the orders that were placed. Pure, so that a test can show it what never happens.
+ * Judges a run of the store: compares the books of the workers, their reports and the counters of the broker with the
+ * placed orders. A pure function, so that a test can feed it failures that never happen.
  */
 import type { QueueInfo } from '@sluice/client'
 import type { Entry } from './book.js'
 import { Mails, Payments, Picking, Reminders, type Order } from './orders.js'
 import type { Report, Step } from './reports.js'
 
-/** An order that was placed last and is to go first. */
+/** An express order: placed last, delivered first. */
 export interface Overtaking {
   readonly order: string
-  /** Orders that were not charged when it was placed. */
+  /** Orders that were unpaid when it was placed. */
   readonly waiting: readonly string[]
 }
 
-/** A worker was killed after it charged an order and before it could tell the broker. */
+/** A worker was killed after it charged an order and before it acknowledged it. */
 export interface Crash {
   readonly order: string
   readonly worker: string
-  /** Orders that it held too and had not begun with. */
+  /** Other orders that the worker held and had not started. */
   readonly neighbours: readonly string[]
 }
 
-/** What the broker says of a queue in the end, as far as it matters here. */
+/** The broker's counts of a queue at the end. */
 export type Counts = Pick<
   QueueInfo,
   | 'name'
@@ -40,13 +40,13 @@ export type Counts = Pick<
 export interface Evidence {
   /** In the order in which customers placed them. */
   readonly placed: readonly Order[]
-  /** What each step entered, in the order in which it was done. */
+  /** The entries of each step, in the order of the work. */
   readonly books: Readonly<Record<Step, readonly Entry[]>>
   readonly reports: readonly (Report & { readonly by: string })[]
   readonly queues: readonly Counts[]
-  /** Dead letters that were brought back. */
+  /** Redriven dead letters. */
   readonly redriven: number
-  /** Most messages that were seen ready in the queue of payments. */
+  /** The largest number of ready messages seen in the queue of payments. */
   readonly longest: number
   readonly overtaking: Overtaking
   readonly crash: Crash
@@ -178,8 +178,8 @@ function tally(ids: readonly string[], entries: readonly Entry[]): { once: numbe
 }
 
 /**
- * Compares the orders of each customer with those in the book, two by two. One that was dead and came back is at the
- * end of its customer's line, so it is left out.
+ * Compares the orders of each customer with those in the book, pair by pair. It skips a redriven order, which is at the
+ * end of its customer's line.
  */
 function sequences(
   placed: readonly Order[],
@@ -203,7 +203,7 @@ function sequences(
   return { pairs, broken, customers: last.size }
 }
 
-/** What the broker counted, for people. */
+/** The broker's counts as text. */
 export function table(queues: readonly Counts[]): string {
   const columns = ['published', 'duplicates', 'acked', 'cancelled', 'redelivered', 'dead'] as const
   const head = ['queue'.padEnd(9), ...columns].join('  ')

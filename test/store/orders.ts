@@ -1,4 +1,4 @@
-/** What the store's processes have in common: an order, and the queues that it goes through. */
+/** An order and the queues that it passes, for all processes of the store. */
 import { queue, type Duration, type QueueOptions } from '@sluice/client'
 
 export interface Order {
@@ -7,11 +7,11 @@ export interface Order {
   readonly item: string
   /** Euros. */
   readonly total: number
-  /** Goes before those that wait. */
+  /** Delivered before waiting orders. */
   readonly express: boolean
-  /** What the bank is going to say. */
+  /** The answer of the bank. */
   readonly card: 'good' | 'declined once' | 'expired' | 'slow'
-  /** When the customer is asked to pay, unless it was done by then. */
+  /** The time of the reminder, if the order is unpaid then. */
   readonly remindAfter: Duration
 }
 

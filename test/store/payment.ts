@@ -13,7 +13,7 @@ const newCards = book('new cards')
 sluice.consume(Payments, { concurrency: 1, prefetch: 4 }, async (message, { signal }) => {
   const order = message.body
   await once('charged', message, () => charge(order, message.attempt))
-  // A bank that lets a worker wait for its answer although the money is gone: the worst moment to crash.
+  // The bank has taken the money but not answered yet: the worst moment for a crash.
   if (order.card === 'slow' && message.attempt === 1) await pause(SLOW_BANK_MS, undefined, { signal })
   await cancelReminder(order)
   await sluice.atomic((tx) => {
@@ -41,7 +41,7 @@ async function cancelReminder({ id }: Order): Promise<void> {
     await sluice.queues.cancel(Reminders, { id })
     await tell({ kind: 'cancelled', order: id })
   } catch (error) {
-    // It has gone out, or this was done before.
+    // The reminder was sent, or an earlier attempt cancelled it.
     if (!(error instanceof SluiceError && error.code === 'MESSAGE_NOT_FOUND')) throw error
   }
 }

@@ -1,4 +1,4 @@
-/** What the processes of the store say to each other over the IPC channel; the work itself goes through the broker. */
+/** The messages between the processes of the store over IPC; the work itself goes through the broker. */
 import type { Order } from './orders.js'
 
 /** From the demo to the shop: customers have ordered. */
@@ -9,20 +9,20 @@ export interface Place {
 /** The work of each step, and the name of the book in which it is entered. */
 export type Step = 'charged' | 'picked' | 'mailed' | 'reminded'
 
-/** One call of a handler that came to its end. */
+/** One completed call of a handler. */
 export interface Done {
   readonly kind: 'done'
   readonly step: Step
   readonly order: string
   readonly attempt: number
   readonly redelivered: boolean
-  /** The work was in the book already and was not done again. */
+  /** Whether the work was in the book already and was skipped. */
   readonly before: boolean
 }
 
 export type Report =
   | { readonly kind: 'ready' }
-  /** The broker has it. */
+  /** The broker has confirmed the order. */
   | { readonly kind: 'placed'; readonly order: string; readonly duplicate: boolean }
   | Done
   | { readonly kind: 'declined'; readonly order: string; readonly retryAfter: string }

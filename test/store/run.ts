@@ -3,9 +3,9 @@
  * declined, orders flood in and a worker crashes. Prints what happens, and checks in the end that every order was paid,
  * picked and mailed once.
  *
- * Options: `--flood <n>`, the least number of orders in the flood. Exit code: 0 when all went well, 1 when not, 2 for
- * wrong options. Leaves no process and no file behind; after a failure it keeps the directory with the logs and the
- * books, and names it.
+ * Option: `--flood <n>`, the least number of orders in the flood. Exit code: 0 for success, 1 for failure, 2 for wrong
+ * options. Leaves no processes and no files; after a failure it keeps the directory with the logs and the books and
+ * prints its path.
  */
 import { parseArgs } from 'node:util'
 import { perform } from '../demo/stage.js'

@@ -2,8 +2,8 @@
  * What happens in the store, in four scenes: an order goes through, cards are refused, orders flood in and a worker
  * crashes under them, everything is finished.
  *
- * This process plays the customers, who tell the shop what they want, and the operator. It hands no work to anybody and
- * helps nobody to recover: that is between the workers and the broker.
+ * This process plays the customers, who order at the shop, and the operator. It passes no work on and takes no part in
+ * recovery: workers and broker recover by themselves.
  */
 import { connect, type QueueInfo, type Sluice } from '@sluice/client'
 import { join } from 'node:path'
@@ -21,15 +21,15 @@ import type { Done, Place, Report, Step } from './reports.js'
 
 const WAVE_ORDERS = 20
 const WAVE_MS = 250
-/** So many waves have come when more workers are called. */
+/** The number of waves after which more workers are started. */
 const WAVES_ALONE = 3
-/** The flood lasts until those are at work, and not beyond this. */
+/** The flood lasts until they work, and at most this long. */
 const WAVES_MAX = 40
 const LOOK_MS = 350
 const POLL_MS = 20
-/** Nobody is to be asked for money that is on its way, however slow the machine. */
+/** Long enough that no reminder is sent while a payment is in progress on a slow machine. */
 const REMIND_LATE = '10m'
-/** For the order that is not going to be paid before. */
+/** For the order that stays unpaid until its reminder. */
 const REMIND_SOON = '3s'
 
 const ITEMS = ['a lamp', 'a kettle', 'a chair', 'a clock', 'two mugs', 'a rug', 'a mirror']
@@ -59,7 +59,7 @@ export class Store {
   readonly #conditions = new Conditions()
   readonly #members = new Map<string, Member>()
   readonly #placed: Order[] = []
-  readonly #told = new Set<string>()
+  readonly #printed = new Set<string>()
   readonly #reports: (Report & { readonly by: string })[] = []
   #sluice: Sluice | undefined
   #url = ''
@@ -117,9 +117,9 @@ export class Store {
     }
   }
 
-  /** Lets go of the connection, whatever became of the run. */
+  /** Closes the connection, after success and failure. */
   async close(): Promise<void> {
-    // Whether there still is a broker to say goodbye to does not matter.
+    // The broker may have ended already.
     await this.#sluice?.close({ timeout: 0 }).catch(() => {})
   }
 
@@ -136,7 +136,7 @@ export class Store {
     )
   }
 
-  /** Returns how many orders were brought back from the dead. */
+  /** Returns the number of redriven orders. */
   async #badCards(sluice: Sluice): Promise<number> {
     const { directory, lines } = this.#settings
     lines.heading('Bad cards')
@@ -201,7 +201,7 @@ export class Store {
     return { order: order.id, waiting }
   }
 
-  /** Kills a worker that has charged a card and not yet told the broker. */
+  /** Kills a worker that has charged a card and not acknowledged the order yet. */
   async #crash(sluice: Sluice): Promise<Crash> {
     const { lines } = this.#settings
     const order = this.#order('Emil', { express: true, card: 'slow' })
@@ -225,7 +225,7 @@ export class Store {
     return { order: order.id, worker, neighbours }
   }
 
-  /** Waits for the last mail, and until every process has left; returns what the broker says of each queue then. */
+  /** Waits for the last mail and the end of every process; returns the broker's counts of each queue. */
   async #finish(sluice: Sluice): Promise<QueueInfo[]> {
     const { lines } = this.#settings
     lines.heading('The end')
@@ -270,7 +270,7 @@ export class Store {
     else {
       member.isAtWork = true
       this.#reports.push({ ...report, by: member.name })
-      if (this.#told.has(report.order)) this.#settings.lines.say(member.name, this.#sentence(report))
+      if (this.#printed.has(report.order)) this.#settings.lines.say(member.name, this.#sentence(report))
     }
     this.#conditions.look()
   }
@@ -312,11 +312,11 @@ export class Store {
     }
   }
 
-  /** Customers order; what becomes of it is told, or not. */
-  #place(orders: readonly Order[], told: boolean): void {
+  /** Places the orders of customers. With `isPrinted` each of their steps is printed. */
+  #place(orders: readonly Order[], isPrinted: boolean): void {
     for (const order of orders) {
       this.#placed.push(order)
-      if (told) this.#told.add(order.id)
+      if (isPrinted) this.#printed.add(order.id)
     }
     this.#member('shop').process.send({ orders } satisfies Place)
   }
@@ -332,7 +332,7 @@ export class Store {
     return orders.every(({ id }) => mailed.has(id))
   }
 
-  /** Tells how long the queue of payments is, until the condition is met. */
+  /** Prints the length of the queue of payments until the condition is met. */
   async #watch(sluice: Sluice, condition: (info: QueueInfo) => boolean): Promise<void> {
     let isLong = true
     for (;;) {
@@ -349,7 +349,7 @@ export class Store {
     }
   }
 
-  /** Waits until the broker says so of a queue: what a worker reports comes before its acknowledgement. */
+  /** Waits for counts of a queue at the broker: a worker reports before it acknowledges. */
   async #settled(sluice: Sluice, condition: (info: QueueInfo) => boolean, queue = Payments): Promise<void> {
     while (!condition(await sluice.queues.get(queue))) await pause(POLL_MS)
   }

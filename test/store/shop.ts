@@ -1,4 +1,4 @@
-/** The web shop: hands each order to the queue of payments and sets up its reminder, both or neither. */
+/** The web shop: publishes each order to the queue of payments and schedules its reminder in one atomic step. */
 import { ready, sluice, tell } from './crew.js'
 import { Payments, priority, Reminders, type Order } from './orders.js'
 

@@ -43,7 +43,7 @@ test(
       const [good, checks] = numbers(stdout, /^(\d+) of (\d+) checks are good/m)
       expect(checks).toBe(15)
       expect(good).toBe(checks)
-      // No colour where it is not a terminal.
+      // Output to a pipe has no colour.
       expect(stdout).not.toContain('\x1b')
       expect(await readdir(scratch.path)).toEqual([])
     } finally {
