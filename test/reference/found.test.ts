@@ -177,6 +177,20 @@ const MENDED: Readonly<Record<string, Script>> = {
     same('messages that a dry run matched', matched, 2)
   },
 
+  'a dry run of a redrive counts one message of each unique id': async () => {
+    const bench = await opened()
+    bench.ensure('q', { unique: 'pending' })
+    const pair = await consume(bench, 'q')
+    for (const id of ['i', 'i', 'j', 'i']) {
+      publish(bench, 'q', { id })
+      await bench.endTurn()
+      settle(bench, pair, 'deadLetter')
+      await bench.endTurn()
+    }
+    await bench.redrive({ ...all, name: 'q', dryRun: true })
+    await bench.redrive({ ...all, name: 'q' })
+  },
+
   'an id that an atomic step frees makes room for another one': async () => {
     const bench = await opened()
     bench.ensure('q', { unique: 'pending', dedupMaxIds: 1 })

@@ -939,7 +939,7 @@ export class Model {
     queue: ModelQueue,
     to: ModelQueue,
     matched: readonly ModelMessage[],
-    { dryRun, force }: { readonly dryRun: boolean; readonly force: boolean },
+    { force }: { readonly force: boolean },
   ): ModelMessage[] {
     const pending = this.#pendingIds(queue, [])
     return matched.filter((message) => {
@@ -948,8 +948,7 @@ export class Model {
         to === queue && queue.options.unique === 'pending' && id !== undefined && pending.has(id)
       const redrives = redrivesOf(message)
       if (isBarred || (redrives >= LIMITS.redrivesMax && !force)) return false
-      // A dry run ignores that two of the messages can have the same id.
-      if (id !== undefined && !dryRun) pending.add(id)
+      if (id !== undefined) pending.add(id)
       return true
     })
   }

@@ -54,7 +54,7 @@ export interface Redriven {
   readonly guarded: number
   /**
    * Of `guarded`, messages whose id another pending message has, in a queue with `unique: 'pending'`. `force` does not
-   * redrive them.
+   * redrive them. `dryRun` counts pages of 1,000 messages one by one, so it misses those that only another page bars.
    */
   readonly barred: number
 }

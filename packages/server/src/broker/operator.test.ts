@@ -192,6 +192,24 @@ describe('redrive', () => {
     expect(await bench.redrive()).toEqual({ matched: 1, redriven: 1, guarded: 0, barred: 0, next: null })
     bench.broker.audit()
   })
+
+  it('of several messages with one unique id brings back the first, and its dry run counts just that', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ unique: 'pending' })
+    bench.ensure({}, OTHER)
+    for (const id of ['x', 'x', 'y', 'x']) {
+      await bench.publish([{ id }])
+      await bench.kill()
+    }
+    const all = { matched: 4, redriven: 4, guarded: 0, barred: 0, next: null }
+    // In the other queue, ids need not be unique.
+    expect(await bench.redrive({ to: OTHER, dryRun: true })).toEqual(all)
+    const result = { matched: 4, redriven: 2, guarded: 2, barred: 2, next: null }
+    expect(await bench.redrive({ dryRun: true })).toEqual(result)
+    expect(bench.info()).toMatchObject({ dead: 4 })
+    expect(await bench.redrive()).toEqual(result)
+    expect(bench.info()).toMatchObject({ dead: 2, ready: 2 })
+  })
 })
 
 describe('peek', () => {

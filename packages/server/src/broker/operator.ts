@@ -146,12 +146,15 @@ export class Operator {
   /** @throws SluiceError QUEUE_NOT_FOUND, INVALID_ARGUMENT, DISK_LOW, CORRUPT, TOO_MANY_REQUESTS */
   redrive(request: RedriveRequest, caller: Caller): Promise<RedriveResult> {
     const counts = { redriven: 0, guarded: 0, barred: 0 }
+    // A dry run makes no id pending: it remembers those that it would, at most one for each message of the page.
+    const returning = new Set<string>()
     return this.#forDead(request, caller, counts, 'redriven', async (queue, offset, read) => {
       const { to, force, dryRun } = request
       // The record has the number of redrives in other queues.
       const record = await read()
       if (record === undefined || queue.deadAt(offset) === undefined) return
-      if (to === undefined && !queue.mayRedrive(offset)) {
+      const id = to === undefined ? queue.uniqueIdOf(offset) : undefined
+      if (id !== undefined && (queue.pending.find(id, 0) !== -1 || returning.has(id.join()))) {
         counts.barred++
         counts.guarded++
         return
@@ -166,7 +169,7 @@ export class Operator {
           this.#observer?.redriven(queue, offset)
         } else if (!this.#moves.move(queue, offset, record, this.#state.queue(to), 'carry')) throw diskLow()
         this.#turn.changed(queue)
-      }
+      } else if (id !== undefined) returning.add(id.join())
       counts.redriven++
     })
   }

@@ -455,12 +455,12 @@ export class Queue extends Contents implements Follower {
     return this.chunkAt(offset)!
   }
 
-  /** Whether a dead message may return: with `unique: 'pending'`, only if no pending message has its id. */
-  mayRedrive(offset: number): boolean {
-    if (this.options.unique !== 'pending') return true
+  /** The id that no pending message may have when a dead message returns; undefined if any message may have it. */
+  uniqueIdOf(offset: number): Uint32Array | undefined {
+    if (this.options.unique !== 'pending') return undefined
     const chunk = this.chunkAt(offset)!
     const index = offset - chunk.base
-    return !chunk.hasId(index) || this.pending.find(chunk.idAt(index), 0) === -1
+    return chunk.hasId(index) ? chunk.idAt(index) : undefined
   }
 
   /** A dead message returns to the end of the line. */
