@@ -229,7 +229,7 @@ export class Chunk {
     return live === 0 ? 0 : Math.max(0, this.bytes - this.#sizedBytes) / live
   }
 
-  /** Removes a live message, which is about to be gone, from the totals of known sizes. */
+  /** Subtracts a live message that is about to be gone from the totals of known sizes. */
   forgetSize(index: number): void {
     const size = this.sizeAt(index)
     if (size === 0) return
@@ -245,7 +245,7 @@ export class Chunk {
     return this.hasIds && !this.isId(index, 0, 0, 0, 0)
   }
 
-  /** Whether this is the hash of the message's id. The hash is all 0 if the message has no id, or one that is not kept. */
+  /** Whether these words are the hash of the message's id. All are 0 if the message has no id, or its id is not kept. */
   isId(index: number, h0: number, h1: number, h2: number, h3: number): boolean {
     const columns = this.#columns
     return columns === undefined ? (h0 | h1 | h2 | h3) === 0 : columns.isId(index, h0, h1, h2, h3)
@@ -315,7 +315,7 @@ export class Chunk {
     return this.#linkAt(COLUMN.nextSameId, COLUMN.nextSameIdHigh, index)
   }
 
-  /** Offset of the previous pending message with the same id, for the first one that of the last; -1: no other. */
+  /** Offset of the previous pending message with the same id. Before the first one is the last one. -1: no other. */
   previousSameId(index: number): number {
     return this.#linkAt(COLUMN.previousSameId, COLUMN.previousSameIdHigh, index)
   }

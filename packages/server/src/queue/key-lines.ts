@@ -127,7 +127,7 @@ export class KeyLines {
     this.#offered(chunk.priorityAt(head - chunk.base), sinceMs, head)
   }
 
-  // After a rebuild, when the time at which the head became eligible is unknown.
+  // Offers the head after a rebuild: the time at which it became eligible is unknown, so its own time counts.
   #offerHead(slot: number): void {
     const head = this.#keys.headOf(slot)
     if (head === NONE) return

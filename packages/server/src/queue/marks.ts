@@ -213,7 +213,7 @@ export class Marks {
     return added
   }
 
-  // First index that is neither gone nor in the set whose words begin at `other`. 0 is the set `gone` itself.
+  // First index that is neither gone nor in the set whose words begin at `other` (0: only the set `gone` is checked).
   #firstClear(other: number, from: number, to: number): number {
     const words = this.#words
     if (words === undefined) return from
