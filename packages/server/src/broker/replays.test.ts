@@ -152,6 +152,21 @@ describe('replay', () => {
     expect(await bench.origins(OTHER)).toEqual(Array.from({ length: 20 }, (_, i) => i))
   })
 
+  it('to a queue that does not exist is refused, also as a dry run, on a later page and with nothing to publish', async () => {
+    const bench = await new Bench().open()
+    bench.ensure({ retainAgeMs: HOUR })
+    bench.ensure({}, OTHER)
+    await bench.publish(many(4))
+    await bench.drain()
+    const notFound = { code: 'QUEUE_NOT_FOUND', message: expect.stringContaining('other') as string }
+    const { cursor } = await replay(bench, { to: OTHER, limit: 2, dryRun: true })
+    bench.broker.catalog.delete(OTHER)
+    for (const dryRun of [true, false]) {
+      for (const request of [{}, { cursor: cursor! }, { filter: { key: 'none' } }, { fromOffset: 4 }])
+        await expect(replay(bench, { to: OTHER, dryRun, ...request })).rejects.toMatchObject(notFound)
+    }
+  })
+
   it.each([0, 1, 2, 3])(
     'covers one window after the other, with a crash before page %i',
     async (crashBefore) => {

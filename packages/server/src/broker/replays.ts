@@ -145,6 +145,8 @@ export class Replays {
   page(request: ReplayRequest, caller: Caller): Promise<ReplayResult> {
     return this.#requests.run(caller, async () => {
       const queue = this.#state.queue(request.name)
+      // Also for a dry run, and with nothing to publish.
+      if (request.to !== undefined) this.#state.queue(request.to)
       const cursor = request.cursor === undefined ? this.#begin(request) : cursorOf(request.cursor)
       const window = this.#take(queue.id, cursor, request.cursor)
       const page = new Page(this.#log, queue.id, request, cursor, window)
