@@ -8,7 +8,10 @@ export interface LeaseLoss {
   readonly reason: LeaseLossReason
 }
 
-/** `other` is a reason that only a later version knows. */
+/**
+ * Why a lease was lost: its processing timeout passed, its queue was purged or deleted, the connection was lost, or an
+ * operator closed the consumer. `other` is a reason that only a later version knows.
+ */
 export type LeaseLossReason =
   | 'processingTimeout'
   | 'purged'
