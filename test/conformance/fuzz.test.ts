@@ -48,7 +48,7 @@ const mutation: fc.Arbitrary<Mutation> = fc.oneof(
 )
 const mutations = fc.array(mutation, { minLength: 1, maxLength: 4 })
 
-/** 1 if `reading` gave a value, 0 if it threw a SluiceError; whatever else it throws goes on. */
+/** 1 if `reading` returned, 0 if it threw a SluiceError; other errors are thrown on. */
 function outcome(reading: () => unknown): number {
   try {
     reading()
@@ -88,7 +88,7 @@ test('mutated payloads through the reader of every frame kind', { timeout: TIMEO
   expect(read).toBeLessThan(checked)
 })
 
-// Its checksum hides what is behind it from the test above; a stranger can make the checksum too.
+// The test above rarely passes the checksum; an attacker can compute it.
 test('mutated atomic steps whose checksum is right', { timeout: TIMEOUT_MS }, () => {
   const written = FRAME_VECTORS.filter(({ bytes }) => bytes[4] === OP.ATOMIC)
   expect(written).toHaveLength(3)
@@ -164,7 +164,7 @@ test('mutated records and batches', { timeout: TIMEOUT_MS }, () => {
           : outcome(() => readRecords(changed, 0, changed.length, count))
       const records = kind === 'batch' ? changed.subarray(48) : changed
       if (typeof checkRecords(records, 0, records.length, count, 1_000_000) === 'number') {
-        // What passed the check is read without leaving its range.
+        // Checked records are read without leaving their range.
         expect(readRecords(records, 0, records.length, count)).toHaveLength(count)
       }
       accepted += good

@@ -60,9 +60,9 @@ type Limit = keyof typeof LIMITS
 interface Probe {
   readonly limit: Limit
   readonly code: ErrorCode
-  /** Does what the limit bounds with this number, size or time. */
+  /** Performs the bounded action with this number, size or time. */
   readonly take: (amount: number) => void
-  /** A lower bound: one less is refused, not one more. */
+  /** A lower bound: one less is refused. */
   readonly isLeast?: boolean
 }
 
@@ -206,7 +206,7 @@ const PROBES: readonly Probe[] = [
   },
 ]
 
-/** What is no bound of its own, and why nothing is refused at it. */
+/** Rows that are not limits of their own, with the reason why nothing is refused at them. */
 const NOT_REFUSED: Partial<Record<Limit, string>> = {
   frameBytesMin: 'a frame size below it is raised to it in the handshake',
   batchBytesTarget: 'a client aims at it',
@@ -387,7 +387,7 @@ describe('docs/LIMITS.md', () => {
     }
     for (const name of Object.keys(NO_LIMIT)) expect([...constants.keys()], name).toContain(name)
     expect(checked).toBeGreaterThanOrEqual(25)
-    // Every row is held against something.
+    // Every row is compared with code.
     for (const [name, value] of told) {
       if (Object.hasOwn(LIMITS, name) || constants.has(name)) continue
       expect(Object.keys(SETTINGS_AND_SHARES), name).toContain(name)

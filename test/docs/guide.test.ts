@@ -1,6 +1,6 @@
 /**
- * The guide is held against what there is: its programs compile, run against a broker and print what they say; its
- * tables of options agree with the tables of the code; the errors that it names exist; its links lead somewhere.
+ * The guide agrees with the product: its programs compile, run against a broker and print the stated output; its tables
+ * of options equal the tables of the code; its error codes exist; its links have targets.
  */
 import { existsSync, readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'

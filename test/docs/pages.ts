@@ -14,9 +14,9 @@ export interface CodeBlock {
   /** Of its first line of code, from 1. */
   readonly line: number
   readonly lines: number
-  /** Why it is not run; undefined: it is. */
+  /** The reason why the block is not run; undefined if it is. */
   readonly noRun: string | undefined
-  /** The page's readers do not see it. */
+  /** Whether the block is hidden from readers. */
   readonly isHidden: boolean
 }
 
@@ -98,7 +98,7 @@ function readPage(file: string): Page {
       program[end] = '}'
     }
     blocks.push({ line: at + 2, lines: end - at - 1, noRun, isHidden })
-    // What is not run still has to compile.
+    // Blocks that are not run must compile too.
     if (noRun !== undefined) {
       program[at] = `export async function notRun${blocks.length}() {`
       program[end] = '}'

@@ -1,6 +1,6 @@
 /**
- * Compiles the programs of the pages, and runs them: what each prints is noted by page and line. And asks the command
- * line what it has.
+ * Compiles and runs the programs of the pages, and records their output by page and line. Reads the help of the command
+ * line.
  */
 import { execFile } from 'node:child_process'
 import { mkdir, rm, writeFile } from 'node:fs/promises'
@@ -80,7 +80,7 @@ function programOf({ name }: Page): string {
   return join(directory, `${name}.ts`)
 }
 
-/** What the compiler says; empty when it has nothing to say. */
+/** The output of the compiler; empty without errors. */
 export function compilePrograms(): Promise<string> {
   const require = createRequire(import.meta.url)
   const compiler = join(require.resolve('typescript/package.json'), '../bin/tsc')
@@ -91,7 +91,7 @@ export function compilePrograms(): Promise<string> {
   })
 }
 
-/** What the command line says of a command. */
+/** The help of a command. */
 export function helpOf(command: readonly string[]): Promise<string> {
   const sluice = join(root, 'packages/server/bin/sluice.js')
   return new Promise((resolve, reject) => {
@@ -120,5 +120,5 @@ export async function runProgram(page: Page): Promise<void> {
   await program.close?.()
 }
 
-/** How long a program may go on to print after its last line. Only a failing one takes it. */
+/** The time that a program may still print after its last line. Only a failing program uses it up. */
 const PRINTING_MS_MAX = 10_000

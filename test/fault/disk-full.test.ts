@@ -1,4 +1,4 @@
-/** R8: a full disk refuses publishes by name, goes on draining, and takes messages again once there is room. */
+/** R8: a broker on a full disk refuses publishes with an error code, still drains, and accepts messages when space is free. */
 import { SluiceError, connect } from '@sluice/client'
 import { spawnSync } from 'node:child_process'
 import { appendFile, rm } from 'node:fs/promises'
@@ -86,13 +86,13 @@ test.skipIf(missing !== undefined)(
         expect(error.message).toMatch(/^[^\n]+\.$/)
       }
 
-      // 1. It is full of messages.
+      // 1. Messages fill the disk.
       expectRefusal(await fill())
       const { ready: full } = await producer.queues.get('q')
       expect(full).toBeGreaterThan(1_000)
       expect(full).toBe(events.filter((event) => event.kind === 'outcome' && event.outcome === 'ok').length)
 
-      // 2. Settles go on while it is: a part is drained, with its acks confirmed.
+      // 2. Settles still work: a part is drained and its acks are confirmed.
       let settled = 0
       const take = async (wanted: number): Promise<void> => {
         while (wanted > 0) {
@@ -123,14 +123,14 @@ test.skipIf(missing !== undefined)(
       await until('publishes to be accepted after draining', accepted, RECOVERY_MS_MAX)
       const afterDrainMs = performance.now() - drainedMs
 
-      // 3. Something else takes the last byte; settles go on even so; then that is gone.
+      // 3. Another file takes the last byte. Settles still work. Then the file is removed.
       for (let i = 0; i < 20; i++) await Promise.all(Array.from({ length: 20 }, publish))
       const stuff = (): Promise<void> =>
         expect(appendFile(ballast, new Uint8Array(DISK_BYTES))).rejects.toThrow('ENOSPC')
       await stuff()
       expectRefusal(await fill())
       await take(100)
-      // What draining gave back goes the same way, until nothing more comes.
+      // New messages use the freed space, until the disk is full again.
       await until('publishes to be refused again', async () => {
         await stuff()
         return !(await accepted())
@@ -140,7 +140,7 @@ test.skipIf(missing !== undefined)(
       await until('publishes to be accepted after space was freed', accepted, RECOVERY_MS_MAX)
       const afterFreeMs = performance.now() - freedMs
 
-      // 4. All is there, and the same process did it all.
+      // 4. All messages are present, and the broker was never restarted.
       const { ready: rest } = await producer.queues.get('q')
       await take(rest)
       const { ready: left, dead, acked } = await producer.queues.get('q')
@@ -194,7 +194,7 @@ test.skipIf(missing !== undefined)(
           )
       }
       await expect(fill()).rejects.toMatchObject({ code: 'DISK_LOW' })
-      // Each takes an entry of its own: together they are more than the whole disk.
+      // Each settle takes one entry; all entries together exceed the disk.
       const settles = Math.ceil((size / 512) * 1.16)
       for (let done = 0; done < settles; done++) {
         const [message] = await client.pull('q', { wait: 5_000 })
@@ -202,11 +202,11 @@ test.skipIf(missing !== undefined)(
       }
       const { ready: backlog } = await client.queues.get('q')
 
-      // Something else takes the last byte, and what is left of the segment is used up.
+      // Another file takes the last byte; settles use the rest of the segment.
       const stuff = (): Promise<void> =>
         expect(appendFile(ballast, new Uint8Array(size))).rejects.toThrow('ENOSPC')
       let more = 0
-      // Until a settle finds no room, which is an error, or everything is drained: what the log gives back may be enough.
+      // Until a settle fails for want of space, or all is drained because freed segments were enough.
       const drain = async (): Promise<unknown> => {
         for (; more < backlog; more++) {
           if (more % 4 === 0) await stuff()
@@ -217,7 +217,7 @@ test.skipIf(missing !== undefined)(
         return undefined
       }
       const stuck = await drain()
-      // What waits goes on by itself once there is room; the settle whose call timed out is among it.
+      // Waiting settles continue when space is free, also the one whose call timed out.
       await rm(ballast)
       if (stuck !== undefined) {
         expect(stuck).toBeInstanceOf(SluiceError)
@@ -246,7 +246,7 @@ test.skipIf(missing !== undefined)(
       if (refused === undefined) second.signal('SIGTERM')
       else expect(refused).toMatch(/The disk is full/)
       expect((await second.exited).code === 0).toBe(refused === undefined)
-      // Even when the last settle found no room, what the log gave back since then may be enough for a start.
+      // Segments that were freed after the last failed settle may be enough for a start.
       console.log(
         `${more} of ${backlog} drained; stuck: ${stuck !== undefined}, again: ${stuckAgain !== undefined}, ` +
           `start refused: ${refused !== undefined}`,
@@ -256,7 +256,7 @@ test.skipIf(missing !== undefined)(
       const third = new BrokerProcess(options)
       others.push(third)
       const again = await connect(`sluice://127.0.0.1:${(await third.ready()).port}`)
-      // The last settle was not confirmed: it has either outcome.
+      // The last settle was not confirmed, so both outcomes are right.
       expect(backlog - more - (await again.queues.get('q')).ready).toBeOneOf([0, 1])
       await again.close()
       await client.close({ timeout: 100 }).catch(() => {})

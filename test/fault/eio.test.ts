@@ -1,4 +1,4 @@
-/** R7: after the first write of the log that fails nothing is confirmed and the process is gone. */
+/** R7: after the first failed write of the log the broker confirms nothing and exits. */
 import { SluiceError, connect } from '@sluice/client'
 import { startServer } from '@sluice/server'
 import { join } from 'node:path'
@@ -16,11 +16,11 @@ const SEED = Number(process.env['SLUICE_SEED'] ?? Date.now() % 1_000_000)
 const ROUNDS = runs(8, 100)
 const EXIT_LOG_FAILED = 70
 const EXIT_MS_MAX = 1_000
-/** Many more than it takes until the write that fails. */
+/** Far more publishes than precede the failed write. */
 const MESSAGES_MAX = 4_000
 
 interface Round {
-  /** Whether it was the log's own write that failed, not the preparation of a file. */
+  /** Whether a write of the log failed, rather than the preparation of a file. */
   readonly hit: boolean
   readonly exitMs: number
   readonly confirmed: number
@@ -32,7 +32,7 @@ async function round(kind: string, when: number, random: Random): Promise<Round>
   const file = join(scratch.path, 'trace')
   const broker = new BrokerProcess(
     { port: 0, dataDir, segmentBytes: 1 << 20, messageBytesMax: 64 << 10, lowFreeBytes: 1 << 20 },
-    // All writes of files on one thread, since strace counts for each thread by itself.
+    // One thread writes all files, because strace counts calls per thread.
     { under: traced(file, [`pwrite64:${kind}:when=${when}`]), env: { UV_THREADPOOL_SIZE: '1' } },
   )
   const events: HistoryEvent[] = []
@@ -59,7 +59,7 @@ async function round(kind: string, when: number, random: Random): Promise<Round>
       }
       await Promise.race([answers.at(-1), broker.exited])
     }
-    // What failed was the preparation of a file, which is tried again.
+    // The preparation of a file failed; the broker retries it.
     if (broker.exit === undefined && sequence >= MESSAGES_MAX) broker.signal('SIGKILL')
     const exit = await broker.exited
     const exitedS = Date.now() / 1000
@@ -70,7 +70,7 @@ async function round(kind: string, when: number, random: Random): Promise<Round>
     expect(exit).toEqual({ code: EXIT_LOG_FAILED, signal: null })
     expect(trace.violations).toEqual([])
 
-    // What is left opens, and holds all that was confirmed.
+    // The log opens and holds all confirmed messages.
     const server = await startServer({
       port: 0,
       dataDir,
@@ -80,7 +80,7 @@ async function round(kind: string, when: number, random: Random): Promise<Round>
     })
     try {
       const reader = await connect(`sluice://127.0.0.1:${server.port}`)
-      // It died before the queue was durable: then nothing can have been confirmed.
+      // It died before the queue was durable, so nothing was confirmed.
       const { ready } = (await reader.queues.ensure('q')).queue
       let handled = 0
       reader.consume<string>('q', { concurrency: 100 }, ({ body, redelivered, offset }) => {
@@ -112,7 +112,7 @@ test.skipIf(missing !== undefined)(
     const hits: Round[] = []
     for (let i = 0; i < ROUNDS; i++) {
       const kind = kinds[i % kinds.length]!
-      // The first few prepare files; what fails there is no failure of the log.
+      // The first writes prepare files; their failure is not one of the log.
       const when = 8 + random.below(150)
       try {
         const result = await round(kind, when, random)

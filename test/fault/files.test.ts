@@ -1,4 +1,4 @@
-/** A broker with few file descriptors: connections are refused rather than the log left unread. */
+/** A broker with few file descriptors refuses connections and keeps descriptors for its log. */
 import { connect } from '@sluice/client'
 import { OP, encodePreface } from '@sluice/protocol'
 import { expect, test } from 'vitest'
@@ -42,7 +42,7 @@ test.runIf(process.platform === 'linux')(
         const { opcode } = await peer.frame(OP.HELLO_OK, OP.ERROR)
         if (opcode === OP.ERROR) refused++
       }
-      // Half of so few, one of them that of the client.
+      // Half of the descriptors, one of which the client uses.
       expect(FILES_MAX - refused).toBe(FILES_MAX / 2 - 1)
       const handled = new Set<number>()
       const worker = sluice.consume('q', (message) => void handled.add(message.offset))

@@ -1,4 +1,4 @@
-/** R1: whatever a broker was doing when it was killed, nothing that it confirmed is lost, altered, repeated unmarked or out of order. */
+/** R1: a kill at any moment loses, alters or reorders no confirmed message and repeats none without a mark. */
 import { expect, test } from 'vitest'
 import { runs } from '../amount.js'
 import { complaints, killRepeatedly, summary } from './kill.js'
@@ -18,7 +18,7 @@ test(
     expect(report.confirmed).toBeGreaterThan(KILLS * 20)
     expect(report.delivered).toBeGreaterThanOrEqual(report.confirmed)
     expect(report.settles).toBeGreaterThan(KILLS * 20)
-    // Segments were begun, and old ones with living messages in them were given back: those were carried forward.
+    // New segments were started and old ones with live messages were freed: those messages were moved.
     expect(rolls).toBeGreaterThan(KILLS / 3)
     expect(removed).toBeGreaterThan(0)
   },

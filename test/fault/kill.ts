@@ -1,7 +1,7 @@
 /**
- * Kills a broker at random moments under load and starts it again on the same data, many times; then heals, drains and
- * checks what the clients saw. `kill -9` leaves the page cache alone, so this proves recovery from any point in the
- * program, not that bytes reach the disk: see trace.ts and the simulated disk for that.
+ * Kills a broker at random moments under load and restarts it on the same data, many times; then drains the queues and
+ * checks the histories of the clients. `kill -9` keeps the page cache, so this proves recovery from any point of the
+ * program. That bytes reach the disk is proven by trace.ts and the simulated disk.
  *
  * As a script: node test/dist/fault/kill.js --kills 200 [--seed 1] [--segment-mib 64] [--backlog-mib 1024]
  */
@@ -21,9 +21,9 @@ export interface KillOptions {
   readonly kills: number
   readonly seed: number
   readonly segmentBytes?: number
-  /** Mean life of a broker under load before it is killed. */
+  /** Mean time under load before a kill. */
   readonly meanLifeMs?: number
-  /** Published before the first kill and consumed at the end: what each start has to find again. Default 100 messages. */
+  /** Published before the first kill and consumed at the end; each start recovers it. Default: 100 messages. */
   readonly backlogBytes?: number
   readonly say?: (line: string) => void
 }
@@ -31,19 +31,19 @@ export interface KillOptions {
 export interface KillResult {
   readonly seed: number
   readonly kills: number
-  /** How many of them came under load, soon after the start, and during recovery. */
+  /** Kills by moment: under load, soon after the start, during recovery. */
   readonly moments: Readonly<Record<Moment, number>>
   readonly report: Report
-  /** First deliveries that were out of order on the queue with one consumer, marked ones included. */
+  /** First deliveries out of order on the queue with one consumer, marked ones included. */
   readonly overtaken: readonly string[]
-  /** Publishes without an answer although their client lived on. */
+  /** Publishes without an answer whose client was not replaced. */
   readonly unresolved: number
   readonly failures: Readonly<Record<string, number>>
-  /** From spawning until connections were accepted, ms, sorted. */
+  /** Times from spawn to the first accepted connection, ms, sorted. */
   readonly readyMs: readonly number[]
-  /** The part of it that the broker itself took. */
+  /** The start times that the broker measured. */
   readonly startedMs: readonly number[]
-  /** Of segments: how often a new one was begun, and how many were given back. */
+  /** Counts of started and of freed segments. */
   readonly rolls: number
   readonly removed: number
   readonly tookMs: number
@@ -51,11 +51,11 @@ export interface KillResult {
 
 export type Moment = 'load' | 'start' | 'recovery'
 
-/** One consumer; its first deliveries have one order. */
+/** A queue with one consumer, whose first deliveries are in order. */
 const STRICT = 'strict'
-/** Two consumers. */
+/** A queue with two consumers. */
 const SHARED = 'shared'
-/** Published at the beginning, consumed at the end: records that have to be carried forward. */
+/** A queue that is filled at the start and consumed at the end, so that its records are moved. */
 const COLD = 'cold'
 const QUEUES = [STRICT, SHARED, COLD] as const
 
@@ -187,7 +187,7 @@ export async function killRepeatedly(options: KillOptions): Promise<KillResult> 
     }
     const after = await segmentNumbers(dataDir)
     const events = await readHistories([producers.history, consumers.history])
-    // All consumers were in one process that nobody stopped: their events stand in their true order.
+    // All consumers ran in one process that was never stopped, so their events are in true order.
     const report = checkHistory([...events, ...ends], { totalOrder: true })
     const sorted = (times: number[]): number[] => times.sort((a, b) => a - b)
     return {
@@ -242,8 +242,8 @@ async function drained(url: string): Promise<HistoryEvent[]> {
 }
 
 /**
- * Where one consumer has a queue for itself, what it gets for the first time is in the order of offsets, whether the
- * broker marks it or not: what comes again was seen before.
+ * The first deliveries on a queue with one consumer are in the order of offsets, marked or not: a repeated delivery was
+ * seen before.
  */
 function overtakings(events: readonly TimedEvent[]): string[] {
   const found: string[] = []
@@ -272,7 +272,7 @@ async function withDeadline<T>(work: Promise<T>, what: string, timeoutMs: number
   }
 }
 
-/** What clients may be told when a broker dies, or when they are closed by us. */
+/** The error codes that clients may receive when a broker dies or this test closes them. */
 const EXPECTED_FAILURES = new Set([
   'CONNECTION_LOST',
   'LEASE_LOST',
@@ -282,7 +282,7 @@ const EXPECTED_FAILURES = new Set([
   'TIMEOUT',
 ])
 
-/** What is wrong, as text for a failure message; empty when nothing is. */
+/** The problems as text for a failure message; empty without problems. */
 export function complaints({ report, overtaken, unresolved, failures, seed, kills }: KillResult): string {
   const lines = [findingLines(violations(report)), ...overtaken.slice(0, 10)].filter((line) => line !== '')
   if (unresolved > 0) {
@@ -328,7 +328,7 @@ function added(counts: readonly Readonly<Record<string, number>>[]): Record<stri
   return total
 }
 
-/** Kills in one history; more are done in several, each drained and checked. */
+/** The most kills in one history; more kills take several histories, each drained and checked. */
 const KILLS_A_HISTORY = 200
 
 async function main(args: readonly string[]): Promise<void> {

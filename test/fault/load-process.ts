@@ -1,10 +1,10 @@
 /**
- * Producers or consumers in a process of their own, which outlives the broker and writes down all that they see: one
- * JSON event of the checker a line, with the time of the machine's monotonic clock. The parent says `drain` and `stop`
- * over IPC and is told how far it has come.
+ * A process of producers or consumers that outlives the broker. It writes the checker's events to a file, one JSON line
+ * each with the time of the machine's monotonic clock. The parent sends `drain` and `stop` over IPC and receives the
+ * progress.
  *
- * A client is kept across reconnects, and replaced when it waited longer than its patience for one: so both the
- * resending of unanswered batches and outcomes that stay unknown occur.
+ * A client survives reconnects and is replaced when a reconnect takes longer than its patience. So a run contains both
+ * batches that are sent again and outcomes that stay unknown.
  */
 import { connect, SluiceError, type Message, type Sluice } from '@sluice/client'
 import { closeSync, openSync, writeSync } from 'node:fs'
@@ -13,7 +13,7 @@ import { crc32 } from 'node:zlib'
 import type { HistoryEvent, SettleEvent } from '../checker/history.js'
 import { Random } from './random.js'
 
-/** `sentUs`, of a settle: when it was asked for; `atUs` is when its answer came. */
+/** `sentUs`: the time of the request of a settle; `atUs`: the time of its answer. */
 export type TimedEvent = HistoryEvent & { readonly atUs: number; readonly sentUs?: number }
 
 export interface LoadArguments {
@@ -21,23 +21,23 @@ export interface LoadArguments {
   readonly url: string
   readonly history: string
   readonly seed: number
-  /** Begins the names of clients and messages. */
+  /** The prefix of the names of clients and messages. */
   readonly name: string
   readonly queues: readonly string[]
-  /** Filled once at the beginning, and consumed only after `drain`: old messages that stay. */
+  /** A queue that is filled once at the start and consumed only after `drain`. */
   readonly coldQueue?: string
   readonly coldMessages?: number
   /** Size of each of them; as others by default. */
   readonly coldBodyBytes?: number
-  /** Clients: producers in all, or consumers of each queue in the order of `queues`. */
+  /** The number of producers, or of consumers of each queue in the order of `queues`. */
   readonly clients: readonly number[]
-  /** Messages a second that one producer aims at. */
+  /** The target rate of one producer in messages per second. */
   readonly rate?: number
   readonly bodyBytesMax: number
   readonly heartbeatMs?: number
-  /** A client waits at most so long for the broker before it is replaced, and at least a tenth. */
+  /** The longest patience of a client, ms; the shortest is a tenth of it. */
   readonly patienceMs: number
-  /** Settles other than ack, in a thousand. */
+  /** Settles other than ack, per thousand. */
   readonly otherSettles?: number
 }
 
@@ -47,7 +47,7 @@ export interface Progress {
   readonly confirmed: number
   readonly refused: number
   readonly unknown: number
-  /** Unknown although the client lived on: its resending should have found out. */
+  /** Unknown outcomes of a client that was not replaced: it should have sent the batch again. */
   readonly unresolved: number
   readonly delivered: number
   readonly settled: number
@@ -57,7 +57,7 @@ export interface Progress {
 
 const load = JSON.parse(process.argv[2]!) as LoadArguments
 const random = new Random(load.seed)
-/** What the parent has asked for. */
+/** The requests of the parent. */
 const asked = { draining: false, stopping: false }
 const wakers = new Set<() => void>()
 
@@ -113,7 +113,7 @@ function count(error: unknown): void {
   progress.failures[code] = (progress.failures[code] ?? 0) + 1
 }
 
-/** A client, until its patience ended. */
+/** A client until the end of its patience. */
 class Client {
   readonly sluice: Sluice
   #isRetired = false
@@ -157,7 +157,7 @@ async function dial(name: string): Promise<Client | undefined> {
       return new Client(await connect(load.url, { name, signal, ...heartbeat }))
     } catch (error) {
       count(error)
-      // A broker that is stopped refuses at once.
+      // The port of a stopped broker refuses connections at once.
       await delay(20)
     }
   }
@@ -220,7 +220,7 @@ async function produce(slot: number): Promise<void> {
     while (!asked.stopping && !client.isRetired) {
       const queue = load.queues[random.below(load.queues.length)]!
       const burst = 1 + random.below(32)
-      // Together they travel as one batch, alone as many: then a whole window of numbers is unanswered at a kill.
+      // A burst is one batch or, with `alone`, a batch per message, so that a kill finds a full window of unanswered numbers.
       const alone = random.below(3) === 0
       for (let i = 0; i < burst; i++) publish(queue, alone)
       await Promise.race([delay((burst * 1000) / (load.rate ?? 1000)), client.retired()])
@@ -241,7 +241,7 @@ async function settle(message: Message, text: string, consumer: string): Promise
   const others = load.otherSettles ?? 0
   const action: SettleEvent['action'] =
     chance >= others || asked.draining ? 'ack' : chance % 2 === 0 ? 'retry' : 'release'
-  // Some are handled at once, some keep their lease a while.
+  // Some messages are settled at once, some keep their lease for a while.
   if (random.below(20) === 0) await delay(random.below(40))
   const event = { kind: 'settle', queue: message.queue, message: text, consumer, action } as const
   const sentUs = nowUs()
@@ -306,7 +306,7 @@ process.on('message', (word: unknown) => {
   if (word === 'stop') asked.stopping = true
   for (const look of wakers) look()
 })
-// Nobody is left to write for.
+// The parent has ended.
 process.on('disconnect', () => process.exit(1))
 
 let told = ''

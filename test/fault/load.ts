@@ -1,4 +1,4 @@
-/** Load processes as their parent sees them, and the reading of the histories that they leave. */
+/** The parent's side of load processes, and the reader of their histories. */
 import { createReadStream } from 'node:fs'
 import { createInterface } from 'node:readline'
 import type { LoadArguments, Progress, TimedEvent } from './load-process.js'
@@ -28,19 +28,19 @@ export class LoadProcess extends ScriptProcess {
     })
   }
 
-  /** From now on everything is acknowledged, the cold queue too. */
+  /** Acknowledges everything from now on, the cold queue too. */
   drain(): void {
     this.child.send('drain')
   }
 
-  /** Begins nothing more, waits for the answers and ends. */
+  /** Starts nothing new, waits for the answers and ends. */
   async stop(): Promise<Exit> {
     if (this.exit === undefined && this.child.connected) this.child.send('stop')
     return this.exited
   }
 }
 
-/** The events of all files, in the order of the monotonic clock; those of one process keep theirs. */
+/** The events of all files in the order of the monotonic clock; events of one process keep their order. */
 export async function readHistories(paths: readonly string[]): Promise<TimedEvent[]> {
   const events: TimedEvent[] = []
   for (const path of paths) {

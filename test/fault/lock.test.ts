@@ -1,6 +1,6 @@
 /**
- * Two brokers never serve one directory on one machine, whatever each is called and however the other one ended. Host
- * names and network namespaces of their own, as containers have them, need root; without it these are skipped aloud.
+ * Two brokers never serve one directory on one machine, with any host names and after any end of the first. Tests with
+ * own host names and network namespaces, as in containers, need root; without it they are reported as skipped.
  */
 import { spawnSync } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
@@ -34,7 +34,7 @@ function start(spawning: SpawnOptions = {}): BrokerProcess {
   return broker
 }
 
-/** What runs a command under a host name, and perhaps a network, of its own. */
+/** The command prefix that gives a process its own host name, and optionally its own network. */
 function named(name: string, ...namespaces: string[]): SpawnOptions {
   return { under: ['unshare', '-u', ...namespaces, 'sh', '-c', `hostname ${name}; exec "$0" "$@"`] }
 }

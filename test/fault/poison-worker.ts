@@ -1,6 +1,6 @@
 /**
- * A worker that dies of one message: its process kills itself as soon as it begins with it. Everything else it handles,
- * and says so. One JSON argument says how it consumes.
+ * A worker that kills its own process when it starts to handle one certain message. It handles and reports all other
+ * messages. Its argument holds the options of the consumer as JSON.
  */
 import { connect, type Message } from '@sluice/client'
 import { writeSync } from 'node:fs'
@@ -15,11 +15,11 @@ export interface PoisonArguments {
   readonly style: Style
   readonly concurrency: number
   readonly prefetch: number
-  /** How long it handles a message, ms; 0: no time at all. */
+  /** The time to handle a message, ms. */
   readonly handleMs: number
 }
 
-// A worker that a test forgets ends with it.
+// The worker ends with its parent, even when the test did not stop it.
 process.stdin.on('end', () => process.exit(1)).resume()
 
 const { url, queue, poison, style, concurrency, prefetch, handleMs } = JSON.parse(

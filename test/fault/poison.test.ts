@@ -1,4 +1,4 @@
-/** One message that kills whoever touches it, among others that must not pay for it. */
+/** A message that kills each worker that handles it does not harm the other messages. */
 import { connect, type Sluice } from '@sluice/client'
 import { afterEach, beforeEach, expect, it } from 'vitest'
 import type { PoisonArguments, Style } from './poison-worker.js'

@@ -1,9 +1,9 @@
-/** Randomness that a seed repeats: xorshift over 32 bits, seeded by mixing. */
+/** Seeded random numbers: xorshift over 32 bits, with a mixed seed. */
 export class Random {
   #state: number
 
   constructor(seed: number) {
-    // A seed of few bits still begins far from its neighbours.
+    // Mixing gives neighbouring seeds different sequences.
     this.#state = (Math.imul(seed ^ 0x9e3779b9, 0x85ebca6b) ^ (seed >>> 16) ^ 0x6d2b79f5) >>> 0 || 1
   }
 

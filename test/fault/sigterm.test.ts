@@ -1,4 +1,4 @@
-/** R14: told to stop at full load, a broker finishes what it has begun, exits by itself, and forgets nothing. */
+/** R14: after SIGTERM at full load a broker completes its work, exits with 0 and loses nothing. */
 import { connect } from '@sluice/client'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
@@ -100,7 +100,7 @@ test(
           `${JSON.stringify(report.counts)}, seed ${SEED}`,
       )
       expect(findingLines(violations(report)), `seed ${SEED}`).toBe('')
-      // Clients that live on send again, so in the end each of their publishes has an outcome.
+      // Clients send unanswered publishes again, so each publish has an outcome at the end.
       expect(producers.progress.unresolved).toBe(0)
       expect(report.confirmed).toBeGreaterThan(ROUNDS * 2_000)
       expect(exitMs).toHaveLength(ROUNDS)

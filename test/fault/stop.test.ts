@@ -1,6 +1,6 @@
 /**
- * R13: the broker or a client is stopped for longer than the heartbeats allow, and goes on as if nothing had happened.
- * What it held belongs to somebody else by then, and never to two at once.
+ * R13: the broker or a client is stopped (SIGSTOP) for longer than the heartbeats allow and then continues. Its leases
+ * have moved to other consumers by then, and no message has two owners at once.
  */
 import { connect } from '@sluice/client'
 import { join } from 'node:path'
@@ -84,7 +84,7 @@ test(
         const target = targets[index]!
         stops[index]!++
         target.signal('SIGSTOP')
-        // Its length is the fault: dead after two heartbeats, and some more.
+        // Longer than two heartbeats, after which a peer counts as dead.
         await delay(HEARTBEAT_MS * (2.2 + random.next() * 2))
         target.signal('SIGCONT')
         await (target instanceof LoadProcess ? goesOn(target) : Promise.all(loads.map(goesOn)))
@@ -128,7 +128,7 @@ test(
       expect(overlaps, `seed ${SEED}`).toEqual([])
       expect(findingLines(violations(report)), `seed ${SEED}`).toBe('')
       expect(producers.progress.unresolved, JSON.stringify(producers.progress.failures)).toBe(0)
-      // Leases were lost, and messages went from one to another: there was something to look at.
+      // Leases were lost and messages changed owners, so the check had something to find.
       expect(ended, JSON.stringify(failures)).toBeGreaterThan(0)
       expect(checked).toBeGreaterThan(0)
       expect(report.confirmed).toBeGreaterThan(STOPS * 10)
@@ -147,8 +147,8 @@ interface Ownership {
 }
 
 /**
- * A consumer whose settle was confirmed owned the message at least from when it received it until it asked for the
- * settle. Such times of different consumers never overlap, and one ack is confirmed at most.
+ * A consumer with a confirmed settle owned the message at least from its receipt until its request to settle. These
+ * intervals of different consumers never overlap, and at most one ack is confirmed.
  */
 function ownerships(events: readonly TimedEvent[]): { checked: number; overlaps: string[] } {
   const received = new Map<string, number>()

@@ -1,5 +1,5 @@
 /**
- * Reads what strace saw of a broker: which bytes it wrote through to disk, which frames it sent, and in what order.
+ * Reads a trace of a broker by strace: the durable writes, the frames that it sent, and their order.
  *
  * Order is the order of lines: strace prints one when a call begins and another when it ends, unless nothing else of
  * the process happened in between. So whatever stands above the beginning of a write to a socket was over by then.
@@ -35,7 +35,7 @@ export function straceIsMissing(): string | undefined {
   return undefined
 }
 
-/** The command in front of the broker. It stays our direct child, and strace ends with it. */
+/** The command that runs the broker under strace. The broker stays a direct child, and strace ends with it. */
 export function traced(file: string, injections: readonly string[] = []): string[] {
   return [
     'strace',

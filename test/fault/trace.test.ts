@@ -1,4 +1,4 @@
-/** Nothing is confirmed or delivered before it is on disk, seen from outside the process. */
+/** Confirms and deliveries follow the durable write of their batch, as system calls show. */
 import {
   OP,
   PUBLISH_OK_ITEM_BYTES,

@@ -1,4 +1,4 @@
-/** What a handler still has when its connection is lost, or its broker restarts: no message runs twice at once. */
+/** A handler keeps its messages over a lost connection or a restart of the broker; no message runs twice at once. */
 import { createConnection, createServer, type AddressInfo, type Socket } from 'node:net'
 import { connect, type LeaseLoss, type Message, type Sluice } from '@sluice/client'
 import { startServer, type RunningServer } from '@sluice/server'
@@ -22,7 +22,7 @@ async function start(dataDir: string): Promise<RunningServer> {
   return server
 }
 
-/** A way to a broker that can be cut, and lead to another one. */
+/** A proxy that can cut its connections and switch to another broker. */
 class Way {
   port = 0
   isOpen = true
@@ -81,7 +81,7 @@ async function until(what: string, holds: () => boolean | Promise<boolean>): Pro
   }
 }
 
-/** Handlers that end when they are told, and what was seen of them. */
+/** Handlers that end on request, and a record of their calls. */
 class Handlers {
   readonly runs: string[] = []
   readonly ends: (() => void)[] = []
@@ -161,7 +161,7 @@ describe.each([
     await stopping
     way.cut()
     way.port = (await start(dataDir)).port
-    // One ends while there is no connection.
+    // One handler ends without a connection.
     handlers.ends.shift()!()
     await new Promise((resolve) => setTimeout(resolve, 20))
     way.isOpen = true

@@ -1,13 +1,13 @@
 /**
- * What operators do with queues and messages at the built command line: options, looking, cancelling, dead letters,
- * replays; with wrong values, queues that are missing, and pipes.
+ * The commands of operators at the built command line: queue options, peek, cancel, dead letters, replays; also with
+ * wrong values, missing queues, and pipes.
  */
 import { DeadLetter } from '@sluice/client'
 import { QUEUE_COUNTERS, QUEUE_OPTIONS } from '@sluice/protocol'
 import { describe, expect, test } from 'vitest'
 import { broker, ended, expectFailure, run, sluice, start, until } from './cli.js'
 
-/** Makes the queue and lets so many messages die in it, by the bodies 0, 1, 2 and so on; evens have the key `even`. */
+/** Creates the queue with dead messages whose bodies are 0, 1, 2 and so on; even ones have the key `even`. */
 async function dying(name: string, count: number): Promise<void> {
   await sluice.queues.ensure(name)
   await sluice.publishBatch(

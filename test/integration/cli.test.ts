@@ -1,6 +1,6 @@
 /**
- * The built command line as its users meet it: processes, pipes, signals and exit codes. Each command is run against a
- * broker that `sluice serve` started on a port of its own.
+ * The built command line for its users: processes, pipes, signals and exit codes. Each command runs against a broker
+ * that `sluice serve` runs on a free port.
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -243,7 +243,7 @@ describe.concurrent('messages', () => {
       { offset: 2, bodyType: 'bytes', body: 'AP8K' },
       { offset: 3, bodyType: 'text', body: 'two\nlines\n' },
     ])
-    // They were given back in their order.
+    // The messages were released in order.
     const again = await run(['consume', 'types', '--count', '2'])
     expect(again.stdout).toBe('text\n{"n":[1,null]}\n')
     expect(await sluice.queues.get('types')).toMatchObject({
@@ -515,7 +515,7 @@ describe.concurrent('serve', () => {
 
   test('ends at once at a second signal', async () => {
     const stubborn = await startBroker(join(directory, 'stubborn'))
-    // It never closes its side, so that stopping in order takes a while.
+    // The peer never closes its side, so that an orderly stop takes a while.
     const socket = connectSocket({ port: stubborn.port, host: '127.0.0.1', allowHalfOpen: true })
     socket.on('error', () => {})
     await once(socket, 'connect')
@@ -552,7 +552,7 @@ describe.concurrent('serve', () => {
     await client.close()
     const limit = spawn('/usr/bin/prlimit', ['--pid', String(failing.child.pid), '--fsize=4096'])
     expect(await once(limit, 'close')).toEqual([0, null])
-    // A publish might be refused because no segment can be made ready; a queue is always written.
+    // A publish could be refused for want of a segment; the creation of a queue is always written.
     const ensured = await run(['queue', 'ensure', 'other', '--url', failing.url, '--timeout', '500ms'])
     expect(ensured.code, ensured.stderr).toBe(6)
     expect(await failing.closed).toBe(70)

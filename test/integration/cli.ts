@@ -1,6 +1,6 @@
 /**
- * The built command line for tests: processes, and a broker that `sluice serve` started on a port of its own. Each test
- * file that imports this has a broker for itself, from its first test to its last.
+ * The built command line for tests: processes, and a broker that `sluice serve` runs on a free port. Each test file that
+ * imports this module has its own broker from its first test to its last.
  */
 import { spawn, type ChildProcessWithoutNullStreams } from 'node:child_process'
 import { once } from 'node:events'
@@ -88,7 +88,7 @@ export async function until(condition: () => boolean | Promise<boolean>): Promis
 
 export let directory: string
 export let broker: RunningBroker
-/** What a test needs and is not about goes through the SDK: a process takes longer. */
+/** Prepares and inspects queues faster than a process of the command line. */
 export let sluice: Sluice
 
 let scratch: Awaited<ReturnType<typeof scratchDirectory>>
@@ -108,7 +108,7 @@ afterAll(async () => {
   await scratch.dispose()
 })
 
-/** Error and hint, each on its line. */
+/** Expects an error and a hint, one line each. */
 export function expectFailure(result: Result, code: number, what: RegExp, hint = /\S/): void {
   expect(result.stderr).toMatch(/^error: .*\n hint: .*\n$/)
   const [first, second] = result.stderr.split('\n')

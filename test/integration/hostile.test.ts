@@ -1,6 +1,6 @@
 /**
- * Peers that break the protocol, by accident or on purpose. Each is told what was wrong by its code, with a sentence
- * that names value and limit, loses no more than the error's scope says, and an honest client beside it notices nothing.
+ * Peers that break the protocol, by accident or on purpose. Each receives the right error code and a sentence with the
+ * value and the limit, loses no more than the error's scope, and does not affect another client.
  */
 import { connect, type Sluice, type Worker } from '@sluice/client'
 import {
@@ -66,7 +66,7 @@ let honest: Honest
 const events: Event[] = []
 const peers = new Set<Peer>()
 
-/** Publishes a message, consumes it, has both confirmed, and begins anew: whatever else the broker is put through. */
+/** A client that publishes a message, consumes it and waits for both confirms, round after round, during each attack. */
 class Honest {
   rounds = 0
   readonly troubles: string[] = []
@@ -112,7 +112,7 @@ class Honest {
     }
   }
 
-  /** It completes rounds that it begins after now, and nothing has happened to it. */
+  /** Expects that new rounds complete without an error. */
   async goesOn(): Promise<void> {
     const reached = this.rounds + 3
     await until('the honest client to go on', () => this.rounds >= reached || this.troubles.length > 0)
@@ -186,7 +186,7 @@ interface Expected {
   readonly names: readonly (string | number)[]
 }
 
-/** The peer is told exactly this, and loses its connection if and only if that is the scope. */
+/** Expects this error, and a closed connection if and only if that is the error's scope. */
 async function expectFault(peer: Peer, { code, scope = ERRORS[code].scope, names }: Expected): Promise<void> {
   const fault = await peer.fault()
   expect({ code: fault.code, scope: fault.scope, retryable: fault.retryable }).toEqual({
@@ -236,7 +236,7 @@ function withByte(bytes: Uint8Array, at: number, value: number): Uint8Array {
   return changed
 }
 
-/** The batch with the checksum that its records now have. */
+/** The batch with a checksum that fits its changed records. */
 function resealed(bytes: Uint8Array): Uint8Array {
   const changed = new Uint8Array(bytes)
   writeU32(changed, 44, crc32(changed.subarray(BATCH_HEADER_BYTES)))
@@ -680,7 +680,7 @@ describe('after the handshake', () => {
       names: [10_000, BATCH_HEADER_BYTES + 8 + BODY.length],
     },
     'half a batch header': {
-      // It has no number that a refusal could name.
+      // The frame has no number that a refusal could name.
       sends: () => [publishFrame(QUEUE, new Uint8Array(24))],
       code: 'MALFORMED_FRAME',
       names: [24, BATCH_HEADER_BYTES],
@@ -984,7 +984,7 @@ describe('greed', () => {
     const before = taken()
     const head = frame(OP.PUBLISH, 0, 0, new Uint8Array(LIMITS.frameBytesDefault - 12)).subarray(0, 12)
     for (const peer of many) peer.send(head, new Uint8Array(1024))
-    // They are still there, and so is what they sent: the broker has taken it in.
+    // The peers are still connected, and the broker has accepted their messages.
     await honest.goesOn()
     collectGarbage()
     const grown = taken() - before
@@ -1056,7 +1056,7 @@ describe('settings at their edges', () => {
         socket.write(Buffer.concat([encodePreface(), ...sends]))
       }
       try {
-        // Closed by the broker for what they send; they never close their side.
+        // The broker closes these connections; the peers never close their side.
         for (let i = 0; i < 3; i++) await linger(helloFrame(), authFrame(), frame(200, 0, 1))
         await Promise.all(
           lingering.map((socket) => new Promise((resolve) => socket.once('end', resolve).resume())),
@@ -1232,14 +1232,14 @@ test(`10,000 mutated frames, seed ${SEED}`, async () => {
         ])
       else bytes.copyWithin(at, random.below(bytes.length))
     }
-    // Mostly the length is right, so that what is wrong is found behind it.
+    // The length is mostly right, so that later checks find the fault.
     if (bytes.length >= 12 && random.below(8) > 0) writeU32(bytes, 0, bytes.length - 12)
     return bytes
   }
   let sent = 0
   let closedByBroker = 0
   while (sent < 10_000) {
-    // Few on a connection: it ends with the first that is malformed.
+    // Few frames per connection: the first malformed one ends it.
     const crew = await Promise.all(Array.from({ length: 50 }, () => open()))
     for (const peer of crew) {
       const frames = Array.from({ length: 4 }, () => mutate(valid[random.below(valid.length)]!()))
@@ -1264,7 +1264,7 @@ test(`10,000 mutated frames, seed ${SEED}`, async () => {
   }
   expect(sent).toBe(10_000)
   expect(closedByBroker).toBeGreaterThan(100)
-  // It looked behind the first check: many kinds of refusals were met.
+  // Many kinds of refusals occurred, so the frames passed the first check.
   expect([...codes.keys()].sort().join(' '), `seed ${SEED}`).toMatch(
     /BATCH_.*MALFORMED_FRAME.*UNKNOWN_OPCODE/,
   )

@@ -1,6 +1,6 @@
 /**
- * A listener of its own: what counts against the budget for half-received frames, who gives way when it is used up, and
- * what becomes of connections that the system cannot accept.
+ * A listener without a broker: the budget for half-received frames, the connections that are closed when it is used up,
+ * and connections that the system cannot accept.
  */
 import { LIMITS, MESSAGE_OVERHEAD_BYTES, OP, queueName, type SluiceError } from '@sluice/protocol'
 import type * as Net from 'node:net'
@@ -16,7 +16,7 @@ import { batch, frame, publishFrame } from '../rig/frames.js'
 import { Peer } from '../rig/peer.js'
 import { until } from '../rig/wait.js'
 
-// The servers that the listener makes: what the system reports of them cannot be had otherwise.
+// The servers of the listener, on which the test emits the errors of the system.
 const servers = vi.hoisted(() => [] as Net.Server[])
 vi.mock('node:net', async (original) => {
   const net = await original<typeof Net>()
@@ -134,14 +134,14 @@ test('a connection that cannot be accepted is reported once, and the port is ope
   const before = await open()
   const failed = servers.at(-1)!
   const error = Object.assign(new Error('accept EMFILE'), { code: 'EMFILE' })
-  // The system says it again and again, for as long as somebody waits to be accepted.
+  // The system repeats the error while a connection waits.
   for (let i = 0; i < 10; i++) failed.emit('error', error)
   expect(troubles).toEqual(['connections cannot be accepted: Error: accept EMFILE'])
   expect(failed.listening).toBe(false)
   expect(await before.answers()).toBe(true)
   await until('the port to be open again', () => servers.at(-1) !== failed && servers.at(-1)!.listening)
   expect(await (await open()).answers()).toBe(true)
-  // Accepted again in between: this is news.
+  // A connection was accepted in between, so the error is reported again.
   servers.at(-1)!.emit('error', error)
   expect(troubles).toHaveLength(2)
   expect(listener.connections).toBe(2)

@@ -1,4 +1,4 @@
-/** The SDK against a broker in this process, over TCP: what a user does first, and what happens when things end. */
+/** The SDK against a broker in this process over TCP: first steps, closing, and lost connections. */
 import { createConnection, type Socket } from 'node:net'
 import {
   DeadLetter,
@@ -510,7 +510,7 @@ describe('connections and restarts', () => {
   })
 })
 
-/** A port in front of the broker whose connections can be broken at will. */
+/** A proxy in front of the broker that can cut its connections. */
 async function breakable(
   target: number,
 ): Promise<{ port: number; break(): void; broken(): number; cut(): Promise<void> }> {

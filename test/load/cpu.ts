@@ -1,5 +1,5 @@
 /**
- * Where the CPU of a broker goes at full load: a profile of its event loop by part, and what its other threads take.
+ * The CPU time of a broker at full load: a profile of its event loop by part, and the time of its other threads.
  *
  * node test/dist/load/cpu.js
  */
@@ -11,7 +11,7 @@ import { whole } from '../scale/scenario.js'
 import { outputOf } from '../rig/server.js'
 import { PROGRAM, serve } from './drivers/sluice.js'
 
-/** Parts of the broker, by where the code stands; the first that fits. */
+/** Parts of the broker by the path of the code; the first match counts. */
 const PARTS: readonly (readonly [part: string, fits: (name: string, path: string) => boolean])[] = [
   ['idle', (name) => name === '(idle)'],
   ['GC', (name) => name === '(garbage collector)'],

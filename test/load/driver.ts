@@ -1,4 +1,4 @@
-/** What the harness needs of a broker: to start one of its own, and to publish and consume through its usual client. */
+/** The harness's interface to a broker: it starts one and publishes and consumes through the broker's usual client. */
 import type { Scenario } from './scenario.js'
 
 export type Body = Uint8Array | object
@@ -26,7 +26,7 @@ export interface Running {
 
 export interface Driver {
   readonly name: string
-  /** For people: what it is, and when it confirms. */
+  /** A description: the broker, and when it confirms. */
   readonly settings: string
   /** Text of its version; undefined when it is not installed. */
   version(): Promise<string | undefined>

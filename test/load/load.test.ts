@@ -1,4 +1,4 @@
-/** That the harness finds what it is there to find; what it measures is for runs of its own. */
+/** The harness finds lost and repeated messages. Measurements are not tested here. */
 import { fileURLToPath } from 'node:url'
 import { describe, expect, it } from 'vitest'
 import { atMsOf, Bodies, Seen } from './bodies.js'

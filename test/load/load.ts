@@ -1,6 +1,6 @@
 /**
- * One load process: a producer or a consumer with a connection of its own. It is told what to do by its parent, answers
- * when it is asked for its count, and at the end says what it did.
+ * One load process: a producer or a consumer with its own connection. It follows the requests of its parent, reports its
+ * count on request, and its results at the end.
  */
 import { createHistogram } from 'node:perf_hooks'
 import { atMsOf, Bodies, Seen } from './bodies.js'

@@ -1,4 +1,4 @@
-/** One scenario on one broker that was started for it, from processes of their own, and what came of it. */
+/** Runs one scenario on a fresh broker with load processes and returns the measurements. */
 import { fork, type ChildProcess } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -9,7 +9,7 @@ import type { Driver, Running } from './driver.js'
 import type { Count, Latency, Order, Report, Result, Task } from './load.js'
 import { copiesOf, type Scenario } from './scenario.js'
 
-/** What one run gave. Rates are messages a second, latencies microseconds. */
+/** The results of one run. Rates are messages per second, latencies microseconds. */
 export interface Outcome {
   readonly publish: number | undefined
   readonly consume: number | undefined
@@ -18,7 +18,7 @@ export interface Outcome {
   /** From when it was to be sent until a consumer had it. */
   readonly endToEnd: Latency | undefined
   readonly confirmed: number
-  /** Confirmed, and never consumed. */
+  /** Confirmed but never consumed. */
   readonly lost: number
   readonly duplicates: number
   readonly damaged: number
@@ -29,9 +29,9 @@ export interface Outcome {
   readonly brokerMib: number
 }
 
-/** A consumer that gets nothing for so long has got all there is. */
+/** A consumer is done when it receives nothing for this long. */
 const STALL_MS = 10_000
-/** A backlog is published for no longer than this, however slow the broker is. */
+/** The longest time to publish a backlog on a slow broker. */
 const FILL_MS = 15_000
 
 class Process {
@@ -230,7 +230,7 @@ class Run {
   }
 }
 
-/** Runs the scenario on a fresh broker. `signal` ends it early; whatever happens, nothing is left running. */
+/** Runs the scenario on a fresh broker. `signal` ends it early. No process is left running. */
 export async function measure(driver: Driver, scenario: Scenario, signal: AbortSignal): Promise<Outcome> {
   const directory = await scratchDirectory('load')
   try {

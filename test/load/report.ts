@@ -1,4 +1,4 @@
-/** What a run found, for people: a table, a page of Markdown, a picture. */
+/** The results of a run as a table, a page of Markdown and a picture. */
 import { median } from '../scale/measures.js'
 import { whole } from '../scale/scenario.js'
 import type { Outcome } from './measure.js'

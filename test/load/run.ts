@@ -1,6 +1,6 @@
 /**
- * The load harness: scenarios on the broker, on the bare loop that is the machine's floor, and on whatever peers are
- * installed, in turns in one run.
+ * The load harness: runs scenarios alternately on the broker, on the bare loop that is the machine's floor, and on the
+ * installed peers.
  *
  * node test/dist/load/run.js [--scenarios FILE] [--only NAME]… [--driver NAME]… [--rounds 3] [--out DIRECTORY]
  */
@@ -115,7 +115,7 @@ async function run({ scenarios, drivers, rounds, out }: Plan, signal: AbortSigna
             say(`  ${driver.name}: ${outcome.failed} failed: ${outcome.failure}`)
         } catch (error) {
           signal.throwIfAborted()
-          // One that cannot do it is no reason not to ask the others.
+          // A failed driver does not end the run of the others.
           say(`  ${driver.name}: ${(error as Error).message}`)
           if (driver.name === 'sluice') process.exitCode = 1
         }

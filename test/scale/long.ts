@@ -1,4 +1,4 @@
-/** Many connections, and a load that goes on and on. */
+/** Many connections, and a steady load for a long time. */
 import type { Sluice } from '@sluice/client'
 import { createHistogram } from 'node:perf_hooks'
 import { setTimeout as delay } from 'node:timers/promises'

@@ -1,4 +1,4 @@
-/** What the scenarios at scale have in common: a broker process, its memory, filling a queue, percentiles. */
+/** The common part of the scenarios at scale: a broker process, its memory, filling a queue, percentiles. */
 import { connect, type PublishOptions, type Sluice } from '@sluice/client'
 import { readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -11,7 +11,7 @@ import { deviceWrittenBytes, residentMib } from './proc.js'
 export const BODY = new Uint8Array(128).fill(7)
 const MIB = 1 << 20
 
-/** A broker process on a directory of its own that can be killed and started again. */
+/** A broker process with its own directory that can be killed and restarted. */
 export class Bench {
   broker!: BrokerProcess
   port = 0
@@ -40,7 +40,7 @@ export class Bench {
     return client
   }
 
-  /** Kills the broker and starts it again on what it left; returns how long until it was ready, in ms. */
+  /** Kills the broker, restarts it on its data and returns the time until it is ready, ms. */
   async kill(): Promise<number> {
     await this.broker.dispose()
     return this.serve()
@@ -51,12 +51,12 @@ export class Bench {
     return residentMib(this.broker.pid)
   }
 
-  /** What has been written to the device that its directory is on. */
+  /** Bytes written so far to the device of its directory. */
   deviceWrittenBytes(): number {
     return deviceWrittenBytes(this.#directory!.path)
   }
 
-  /** What its directory takes. */
+  /** The size of its directory. */
   async diskMib(): Promise<number> {
     const { path } = this.#directory!
     let blocks = 0

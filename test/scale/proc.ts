@@ -1,4 +1,4 @@
-/** What Linux tells of a running process. */
+/** The state of a running process, from Linux's /proc. */
 import { readFileSync, statSync } from 'node:fs'
 
 const TICK_MS = 10

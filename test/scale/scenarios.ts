@@ -1,4 +1,4 @@
-/** What a queue's behaviours cost when there is much of them. */
+/** The cost of a queue's behaviours at scale. */
 import { encodeControl, LIMITS, OP } from '@sluice/protocol'
 import { frame } from '../rig/frames.js'
 import { Peer } from '../rig/peer.js'

@@ -1,22 +1,22 @@
 /**
- * What of the tree's shape does not hold yet, or does not have to, each with its reason. An entry that is no longer needed
- * fails the test: delete it.
+ * Exceptions to the rules on the shape of the tree, each with its reason. An entry that is no longer needed fails the
+ * test: delete it.
  */
 type Reasons = Readonly<Record<string, string>>
 
-/** Imports that close a circle, as `from → to`: one of each circle, the one to be removed. */
+/** Imports to remove, one of each circle, as `from → to`. */
 export const CIRCLES: Reasons = {}
 
-/** Imports from a floor that is not below, as `from → to`. */
+/** Imports from a floor that is not lower, as `from → to`. */
 export const FLOORS: Reasons = {}
 
-/** Functions of more lines than one may have, as `file: name`. */
+/** Functions above the limit of lines, as `file: name`. */
 export const LONG_FUNCTIONS: Reasons = {}
 
-/** Files of more lines than one may have. */
+/** Files above the limit of lines. */
 export const LONG_FILES: Reasons = {}
 
-/** Files that own a layout in bytes, which is no batch or record of the protocol. */
+/** Files that own a byte layout other than the batches and records of the protocol. */
 export const LAYOUTS: Reasons = {
   'packages/server/src/log/entry.ts': 'The header of an entry.',
   'packages/server/src/log/segment.ts': 'The header of a segment.',
@@ -29,7 +29,7 @@ export const LAYOUTS: Reasons = {
   'packages/server/src/state/producers.ts': 'Pages of producers.',
 }
 
-/** Files that read or write bytes of the protocol at a number. */
+/** Files that access bytes of the protocol at a numeric offset. */
 export const RAW_OFFSETS: Reasons = {
   'packages/client/src/testing/peer.ts': 'Reads the flags of CREDIT as the peer of a test.',
 }

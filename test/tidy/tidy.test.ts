@@ -1,4 +1,4 @@
-/** The shape of the tree: who imports whom, how long files and functions are, and who knows where bytes are. */
+/** The shape of the tree: imports, the length of files and functions, and the files that know byte offsets. */
 import { describe, expect, it } from 'vitest'
 import { CIRCLES, FLOORS, LAYOUTS, LONG_FILES, LONG_FUNCTIONS, RAW_OFFSETS } from './exceptions.js'
 import { againstFloors, circlesIn, edgeOf, graphOf, pathBetween } from './graph.js'
@@ -9,7 +9,7 @@ const FILE_LINES_MAX = 700
 
 const sources = packageSources()
 
-/** What was found is what is excepted, no less and no more. */
+/** Expects that the findings are exactly the exceptions. */
 function expectOnly(found: Iterable<string>, exceptions: Readonly<Record<string, string>>): void {
   const all = new Set(found)
   const excepted = Object.keys(exceptions)
@@ -27,7 +27,7 @@ it('looks at all packages', () => {
   expect(sum(({ imports }) => imports.length)).toBeGreaterThan(500)
   expect(sum(({ functions }) => functions.length)).toBeGreaterThan(1_500)
   expect(sum(({ rawOffsets }) => rawOffsets.length)).toBeGreaterThan(50)
-  // Whatever is imported is a file that was looked at, or its types are written by hand.
+  // Each import is a parsed file or a hand-written declaration.
   const paths = new Set(sources.map(({ path }) => path))
   expect(sources.flatMap(({ imports }) => imports.filter((path) => !paths.has(path)))).toEqual([])
 })
