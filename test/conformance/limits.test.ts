@@ -452,6 +452,7 @@ const NO_LIMIT: Readonly<Record<string, string>> = {
   STARTED_RANGES_MAX: 'the client sends several frames',
   BURST_MAX: 'the rest is started in the next turn',
   CHAIN_MAX: 'how far a caller is looked for',
+  DOUBLINGS_MAX: 'keeps the wait before a retry a finite number; retryMax is the limit',
   SPARE_SIZE_MAX: 'buffers that are kept',
   SPARE_BYTES_MAX: 'buffers that are kept',
   SPARE_COLD_MAX: 'buffers that are kept',
