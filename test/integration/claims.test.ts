@@ -234,6 +234,27 @@ it('what an iterator yielded and a pull returned is claimed too', async () => {
   expect((await iterator.next()).value!.body).toBe(3)
 })
 
+it('what was taken by a consumer that has ended is claimed too', async () => {
+  const server = await start(await directory())
+  const way = await Way.to(server)
+  const sluice = await client(way.url)
+  await sluice.queues.ensure('q')
+  await sluice.publishBatch(
+    'q',
+    [1, 2, 3].map((body) => ({ body })),
+  )
+  const [first] = await sluice.pull('q', { processingTimeout: '5m' })
+  const [second] = await sluice.pull('q')
+  const iterator = sluice.messages('q', { prefetch: 1 })
+  const third = (await iterator.next()).value!
+  await iterator.return!()
+  way.cut()
+  await until('the connection is lost', () => !sluice.connected)
+  await Promise.all([first!.ack(), second!.ack(), third.ack()])
+  expect(await sluice.queues.get('q')).toMatchObject({ acked: 3 })
+  await until('nothing subscribes', async () => (await sluice.queues.get('q')).consumers === 0)
+})
+
 it('a message whose processing timeout passed does not run beside its old handler', async () => {
   const server = await start(await directory())
   const sluice = await client(`sluice://127.0.0.1:${server.port}`)

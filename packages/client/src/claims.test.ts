@@ -2,8 +2,9 @@
 import { decodeClaims, LIMITS, OP, OUTCOME, type Claim, type SluiceError } from '@sluice/protocol'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { Sluice } from './client.js'
-import type { Message } from './message.js'
+import type { DeliveredMessage, Message } from './message.js'
 import type { LeaseLoss } from './losses.js'
+import { IDLE } from './pull.js'
 import { control, Peer, texts, turns, until } from './testing/peer.js'
 
 let peer: Peer
@@ -38,6 +39,15 @@ async function reconnected(): Promise<void> {
   peer.link.cut()
   await dialled
   await until(() => sluice.connected && peer.link.named('SUBSCRIBE').length > 0)
+  await turns(5)
+}
+
+/** As `reconnected`, when no consumer is left that subscribes. */
+async function reconnectedWithout(): Promise<void> {
+  const dialled = peer.dialled()
+  peer.link.cut()
+  await dialled
+  await until(() => sluice.connected)
   await turns(5)
 }
 
@@ -290,6 +300,218 @@ it.each([
   await message.ack()
   expect([peer.link.settles.length, losses]).toEqual([1, []])
   expect(peer.link.settles).toMatchObject([{ firstTag: 50, outcome: OUTCOME.ack }])
+})
+
+/** Pulls one message of tag 20 and offset 0. */
+async function pulledOne(queue = 'q'): Promise<DeliveredMessage> {
+  const before = peer.link.named('SUBSCRIBE').length
+  const pulling = sluice.pull(queue, { wait: '5s' })
+  const channel = await peer.subscribed(before + 1)
+  peer.link.deliver(channel, 101 + before, texts(1), { tag: 20 })
+  return (await pulling)[0] as DeliveredMessage
+}
+
+describe('a message whose consumer has ended', () => {
+  const takes = {
+    'was pulled with another processing timeout': async () => {
+      const message = await pulledOne()
+      await sluice.pull('q', { processingTimeout: '5m' })
+      return message
+    },
+    'was yielded by an iterator that was left': async () => {
+      const messages = sluice.messages('q')
+      const next = messages.next()
+      peer.link.deliver(await peer.subscribed(), 101, texts(1), { tag: 20 })
+      const { value } = await next
+      await messages.return!()
+      return value as DeliveredMessage
+    },
+    'was pulled from one queue of too many': async () => {
+      const message = await pulledOne()
+      for (let i = 0; i < IDLE.subscriptionsMax; i++) await sluice.pull(`q${i}`)
+      return message
+    },
+    'has a handler that awaits the close of its worker': async () => {
+      let message: Message | undefined
+      const worker = sluice.consume('q', async (one) => {
+        message = one
+        await worker.close()
+        await new Promise(() => {})
+      })
+      peer.link.deliver(await peer.subscribed(), 101, texts(1), { tag: 20 })
+      await worker.closed
+      return message as unknown as DeliveredMessage
+    },
+  }
+
+  it.each(Object.entries(takes))('is claimed on the next connections when it %s', async (_, take) => {
+    const message = await take()
+    expect(message.signal.aborted).toBe(false)
+    await reconnected()
+    expect(asked).toMatchObject([{ offset: 0, tag: 20, attempt: 1 }])
+    const claiming = peer.link.named('SUBSCRIBE').map(control)
+    expect(claiming.filter(({ claims }) => claims !== undefined)).toMatchObject([{ queue: 'q', limit: 0 }])
+    await reconnected()
+    expect(asked).toMatchObject([{ offset: 0, tag: 50, attempt: 2 }])
+    await message.ack()
+    expect(peer.link.settles).toMatchObject([{ firstTag: 50, outcome: OUTCOME.ack }])
+    // Nothing is left of it.
+    await until(() => peer.link.named('UNSUBSCRIBE').length === 1)
+    expect([message.signal.aborted, losses]).toEqual([false, []])
+    grant(() => true)
+    asked = []
+    await reconnectedWithout()
+    expect(asked).toEqual([])
+  })
+
+  it('is lost when its lease is not granted again', async () => {
+    const message = await takes['was yielded by an iterator that was left']()
+    const { signal } = message
+    grant(() => false)
+    await reconnected()
+    expect([signal.aborted, losses]).toEqual([true, [{ queue: 'q', offset: 0, reason: 'disconnected' }]])
+    await expect(message.ack()).rejects.toMatchObject({ code: 'LEASE_LOST' })
+    await until(() => peer.link.named('UNSUBSCRIBE').length === 1)
+  })
+
+  it('is claimed when its iterator is left without a connection, or before the answer', async () => {
+    for (const leavesOffline of [true, false]) {
+      const messages = sluice.messages('q')
+      const next = messages.next()
+      const before = peer.link.named('SUBSCRIBE').length
+      peer.link.deliver(await peer.subscribed(before + 1), 101 + before, texts(1), { tag: 20 })
+      const message = (await next).value!
+      const answer = peer.replies[OP.SUBSCRIBE]!
+      peer.replies[OP.SUBSCRIBE] = undefined
+      const dialled = peer.dialled()
+      peer.link.cut()
+      if (leavesOffline) await messages.return!()
+      await dialled
+      await until(() => peer.link.named('SUBSCRIBE').length === 1)
+      const returned = messages.return!()
+      await turns()
+      answer(peer.link.named('SUBSCRIBE')[0]!, peer.link)
+      await returned
+      peer.replies[OP.SUBSCRIBE] = answer
+      await message.ack()
+      expect(peer.link.settles).toMatchObject([{ firstTag: 50, outcome: OUTCOME.ack }])
+      await until(() => peer.link.named('UNSUBSCRIBE').length === 1)
+    }
+    expect(losses).toEqual([])
+  })
+
+  it('is lost at once when the client is closed', async () => {
+    const kept = await takes['was yielded by an iterator that was left']()
+    await sluice.pull('q')
+    const { signal } = kept
+    await sluice.close()
+    expect([signal.aborted, losses]).toEqual([true, [{ queue: 'q', offset: 0, reason: 'disconnected' }]])
+    await expect(kept.ack()).rejects.toMatchObject({ code: 'LEASE_LOST' })
+  })
+})
+
+describe('a pulled message', () => {
+  it.each([undefined, 0])('is lost at once when the client is closed, with timeout %s', async (timeout) => {
+    const message = await pulledOne()
+    const { signal } = message
+    await sluice.close(timeout === undefined ? {} : { timeout })
+    expect([signal.aborted, losses]).toEqual([true, [{ queue: 'q', offset: 0, reason: 'disconnected' }]])
+    await expect(message.ack()).rejects.toMatchObject({ code: 'LEASE_LOST' })
+  })
+
+  it('is lost at once when the client is closed without a connection, also if it was settled', async () => {
+    const message = await pulledOne()
+    peer.refusals = 100
+    peer.link.cut()
+    const settled = message.ack().catch((error: SluiceError) => error.code)
+    await sluice.close()
+    expect(await settled).toBe('LEASE_LOST')
+  })
+
+  it('can be settled while close waits, also over a new connection', async () => {
+    const message = await pulledOne()
+    const other = await pulledOne('p')
+    const runs = consumed({ concurrency: 1 })
+    peer.link.deliver(await peer.subscribed(3), 103, texts(1), { tag: 30 })
+    await until(() => runs.length === 1)
+    const closed = sluice.close()
+    await turns()
+    await other.ack()
+    await reconnected()
+    await message.ack()
+    runs[0]!.end()
+    await closed
+    expect(peer.link.settles).toMatchObject([
+      { firstTag: 50, outcome: OUTCOME.ack },
+      { firstTag: 50, outcome: OUTCOME.ack },
+    ])
+    expect(losses).toEqual([])
+  })
+
+  it('stays claimed when the answer takes longer than an idle subscription is kept', async () => {
+    const message = await pulledOne()
+    const answer = peer.replies[OP.SUBSCRIBE]!
+    peer.replies[OP.SUBSCRIBE] = undefined
+    await reconnected()
+    await new Promise((resolve) => setTimeout(resolve, IDLE.ms * 2.5))
+    answer(peer.link.named('SUBSCRIBE')[0]!, peer.link)
+    await message.ack()
+    expect(peer.link.settles).toMatchObject([{ firstTag: 50, outcome: OUTCOME.ack }])
+    expect([losses, message.signal.aborted]).toEqual([[], false])
+  })
+
+  it('stays claimed when a pull with another processing timeout precedes the answer', async () => {
+    const message = await pulledOne()
+    const answer = peer.replies[OP.SUBSCRIBE]!
+    peer.replies[OP.SUBSCRIBE] = undefined
+    await reconnected()
+    peer.replies[OP.SUBSCRIBE] = answer
+    await sluice.pull('q', { processingTimeout: '5m' })
+    answer(peer.link.named('SUBSCRIBE')[0]!, peer.link)
+    await message.ack()
+    expect([peer.link.settles.length, losses]).toEqual([1, []])
+  })
+})
+
+it('closing returns to the queue what is delivered for a pull, before it waits for handlers', async () => {
+  const runs = consumed({ concurrency: 1 })
+  peer.link.deliver(await peer.subscribed(), 101, texts(1), { tag: 30 })
+  await until(() => runs.length === 1)
+  const before = await pulledOne('p')
+  const channel = await peer.subscribed(2)
+  const code = (error: SluiceError): string => error.code
+  const pulling = [sluice.pull('p', { wait: '5s' }).catch(code), sluice.pull('o', { wait: '5s' }).catch(code)]
+  const otherChannel = await peer.subscribed(3)
+  const closed = sluice.close()
+  // They were under way when the pulls were cancelled.
+  peer.link.deliver(channel, 102, texts(1), { tag: 21 })
+  peer.link.deliver(otherChannel, 103, texts(1), { tag: 40 })
+  expect(await Promise.all(pulling)).toEqual(['CLOSED', 'CLOSED'])
+  await until(() => peer.link.settles.length > 0)
+  expect(peer.link.settles).toMatchObject([{ firstTag: 21, count: 1, outcome: OUTCOME.release }])
+  const left = (): number[] => peer.link.named('UNSUBSCRIBE').map((frame) => frame.channel)
+  expect(left()).toEqual([otherChannel])
+  await before.ack()
+  await until(() => left().length === 2)
+  runs[0]!.end()
+  await closed
+  expect([left().slice(0, 2), losses]).toEqual([[otherChannel, channel], []])
+})
+
+it('a worker that is closed at once gives up its leases before they are granted', async () => {
+  const messages: DeliveredMessage[] = []
+  const worker = sluice.consume('q', { concurrency: 2 }, (one) => {
+    messages.push(one as DeliveredMessage)
+    return new Promise(() => {})
+  })
+  peer.link.deliver(await peer.subscribed(), 101, texts(2))
+  await until(() => messages.length === 2)
+  const { signal } = messages[0]!
+  peer.replies[OP.SUBSCRIBE] = undefined
+  await reconnected()
+  const settled = messages[1]!.ack().catch((error: SluiceError) => error.code)
+  await worker.close({ timeout: 0 })
+  expect([signal.aborted, signal.reason.code, await settled]).toEqual([true, 'CLOSED', 'LEASE_LOST'])
 })
 
 it('an answer that grants an unclaimed lease is refused, and the claimed ones are lost', async () => {

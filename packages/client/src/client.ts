@@ -130,12 +130,17 @@ export class Sluice {
     })
     this.#link = link
     this.#deadlines.add((nowMs) => link.connection?.sweep(nowMs) ?? Infinity)
+    const isClosed = (): boolean => this.#closed !== undefined
     this.#session = {
       turn: this.#turn,
       deadlines: this.#deadlines,
       timeoutMs: settings.timeoutMs,
       isolation: new Isolation(),
       orphans: new Orphans(),
+      consumers: this.#consumers,
+      get isClosed() {
+        return isClosed()
+      },
       get connection() {
         return link.connection
       },
@@ -478,6 +483,9 @@ export class Sluice {
   /**
    * Closes all workers and iterators, waits for running handlers and unconfirmed publishes, and then disconnects. Messages
    * without a handler return to their queue. A second call waits for the same end.
+   *
+   * It does not wait for messages that `messages` yielded or `pull` returned. Until the client is closed they can be settled;
+   * then they return to their queue, and settling them rejects with LEASE_LOST.
    *
    * It does not wait for a handler that awaits `close` itself. Unless that handler has settled its message, the message returns
    * to the queue.

@@ -44,7 +44,7 @@ export function lossBy({ code }: SluiceError): LeaseLossReason {
 export function leaseLost(cause?: unknown): SluiceError {
   return new SluiceError(
     'LEASE_LOST',
-    'The message no longer belongs to this consumer: its connection was lost, its processing timeout passed, or its queue was purged or deleted.',
+    'The message no longer belongs to this consumer: its connection was lost or closed, its processing timeout passed, or its queue was purged or deleted.',
     { cause },
   )
 }

@@ -16,6 +16,7 @@ import type { DeliveredMessage } from './message.js'
 import type { PullSettings } from './options.js'
 import { aborted } from './outcomes.js'
 import { Renewal } from './renewal.js'
+import { retire, retireClaims } from './retired.js'
 import type { Consumer, Session } from './session.js'
 import { Subscription, type SubscriptionOwner } from './subscription.js'
 import type { Starting } from './turn.js'
@@ -90,15 +91,20 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
 
   /** Whether a pulled message is not settled. */
   get holdsMessages(): boolean {
-    return (this.#subscription?.unsettled ?? 0) > 0 || this.#claims !== undefined
+    return this.#subscription?.isEmpty === false || this.#claims !== undefined
   }
 
   /** Gives up the subscription, which ends when all pulled messages are settled. */
   leave(): void {
-    void this.#subscription?.retire()
-    this.#subscription = undefined
-    this.#claims?.refuse('disconnected')
+    this.#retire()
+    if (this.#claims !== undefined) retireClaims(this.#session, this.#claims, this.#processingTimeoutMs)
     this.#claims = undefined
+  }
+
+  #retire(): void {
+    if (this.#subscription !== undefined) retire(this.#session, this.#subscription)
+    this.#subscription = undefined
+    this.#isClaiming = false
   }
 
   pull(settings: PullSettings): Promise<DeliveredMessage[]> {
@@ -164,8 +170,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
     const { processingTimeoutMs } = pull
     if (this.#subscription !== undefined && this.#processingTimeoutMs !== processingTimeoutMs) {
       // It ends when the messages of earlier pulls are settled.
-      void this.#subscription.retire()
-      this.#subscription = undefined
+      this.#retire()
     }
     if (this.#subscription !== undefined) {
       if (!this.#subscription.open) return
@@ -296,11 +301,18 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
     this.#next()
   }
 
+  // What is delivered for the current pull returns to the queue.
+  async #stop(): Promise<void> {
+    const subscription = this.#subscription
+    await subscription?.stop()
+    subscription?.releaseBuffered()
+  }
+
+  /** Rejects all pulls. Messages that were pulled before remain leased, until they are settled or the client is closed. */
   fail(error: SluiceError): void {
     this.#renewal.cancel()
-    this.#subscription = undefined
-    this.#claims?.refuse(undefined)
-    this.#claims = undefined
+    if (this.#current !== undefined) void this.#stop()
+    this.leave()
     const pulls = this.#waiting.drain()
     if (this.#current !== undefined) pulls.unshift(this.#current)
     this.#current = undefined

@@ -16,6 +16,10 @@ export interface Session {
   readonly timeoutMs: number
   readonly isolation: Isolation
   readonly orphans: Orphans
+  /** Everything that the client attaches to each new connection. */
+  readonly consumers: Set<Consumer>
+  /** There is no further connection. */
+  readonly isClosed: boolean
   /** The open connection, if there is one. */
   readonly connection: Connection | undefined
   /** Emits `error`. */
@@ -28,7 +32,7 @@ export interface Session {
   waiting(event: ConsumerWaiting): void
 }
 
-/** A worker, an iterator, or the pullers. The client attaches each to every new connection. */
+/** A worker, an iterator, the pullers, or leases of a consumer that has ended. The client attaches each to every new connection. */
 export interface Consumer {
   attach(connection: Connection): void
   /** The client is closed, and there is no further connection. */

@@ -14,6 +14,7 @@ import type { DeliveredMessage } from './message.js'
 import type { ConsumerSettings } from './options.js'
 import { aborted } from './outcomes.js'
 import { Renewal } from './renewal.js'
+import { retire, retireClaims } from './retired.js'
 import type { Consumer, Session } from './session.js'
 import { Subscription, type SubscriptionOwner } from './subscription.js'
 import type { Starting } from './turn.js'
@@ -150,8 +151,8 @@ export class MessageStream
 
   lost(claims: Claims | undefined): void {
     this.#subscription = undefined
-    if (this.#ending === undefined) this.#claims = claims
-    else claims?.refuse('disconnected')
+    this.#claims = claims
+    if (this.#ending !== undefined) this.#retireClaims()
     this.#burst = 1
     this.#subscribed.notify()
   }
@@ -159,8 +160,9 @@ export class MessageStream
   ended(error: SluiceError, claims: Claims | undefined): void {
     this.#subscription = undefined
     this.#subscribed.notify()
-    if (this.#ending === undefined && this.#renewal.renews(error)) {
+    if (this.#ending === undefined ? this.#renewal.renews(error) : error.retryable) {
       this.#claims = claims
+      if (this.#ending !== undefined) this.#retireClaims()
       return
     }
     claims?.refuse(lossBy(error))
@@ -189,8 +191,7 @@ export class MessageStream
     if (this.#ending !== undefined) return
     removeAbortListener(this.#signal, this.#onAbort)
     this.#renewal.cancel()
-    this.#claims?.refuse('disconnected')
-    this.#claims = undefined
+    this.#retireClaims()
     this.#forget(this)
     const nexts = this.#nexts.drain()
     if (error !== undefined && nexts.length === 0) this.#failure = error
@@ -201,6 +202,13 @@ export class MessageStream
     this.#ending = this.#drain()
   }
 
+  // The loop has ended, and the program may still have messages that it yielded.
+  #retireClaims(): void {
+    if (this.#claims !== undefined)
+      retireClaims(this.#session, this.#claims, this.#settings.processingTimeoutMs)
+    this.#claims = undefined
+  }
+
   async #drain(): Promise<void> {
     const subscription = this.#subscription
     if (subscription === undefined) return
@@ -208,7 +216,7 @@ export class MessageStream
     await subscription.stop()
     subscription.releaseBuffered()
     await subscription.settled()
-    if (subscription.unsettled === 0) await subscription.unsubscribe()
-    else void subscription.retire()
+    if (subscription.isEmpty) await subscription.unsubscribe()
+    else retire(this.#session, subscription)
   }
 }

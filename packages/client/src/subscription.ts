@@ -63,6 +63,8 @@ export interface Terms extends Credit {
 
 export class Subscription implements ChannelSink, LeaseKeeper {
   readonly queue: string
+  /** The processing timeout in SUBSCRIBE. */
+  readonly processingTimeoutMs: number | undefined
   live = true
   /** SUBSCRIBE is answered. */
   open = false
@@ -128,6 +130,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.#settles = new Settles(session, connection, this.#channel, this.#credit)
     if (owner.handling === undefined) this.#taken = []
     const { messages, bytes, limit, processingTimeoutMs, claims } = terms
+    this.processingTimeoutMs = processingTimeoutMs
     if (claims !== undefined && claims.size > 0) this.#claims = claims
     const body = {
       ...(this.#claims === undefined ? {} : { claims: this.#claims.encode() }),
@@ -149,10 +152,13 @@ export class Subscription implements ChannelSink, LeaseKeeper {
         this.#settles.open(subscriptionId)
         this.#queueNumber = queueNumber
         this.open = true
-        if (this.live) claims?.answered(this, granted)
-        else claims?.refuse(undefined)
-        if (this.live) this.#owner.subscribed()
-        else void this.#leave()
+        if (!this.live) {
+          void this.#leave()
+          return
+        }
+        claims?.answered(this, granted)
+        this.#notifyEmptied()
+        this.#owner.subscribed()
       },
       // A lost connection calls `lost`.
       failed: (error) => {
@@ -235,7 +241,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   #released(tag: number): void {
     this.#settles.release(tag, 1)
     this.unsettled--
-    if (this.#emptied.any && this.#isEmpty()) this.#emptied.notify()
+    this.#notifyEmptied()
   }
 
   /** A claimed message is leased to this subscription, under `tag`, and is still being handled. */
@@ -331,7 +337,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     // A handler had each of these, even if its settle is under way: that settle comes too late.
     for (const offset of offsets.values())
       this.#session.leaseLost({ queue: this.queue, offset, reason: lossReason(why) })
-    if (this.#emptied.any && this.#isEmpty()) this.#emptied.notify()
+    this.#notifyEmptied()
     // The message that waited for its isolation may be among them.
     this.#session.isolation.withdraw(this.#wake)
     if (this.live && this.buffered + this.held > 0) this.#owner.delivered()
@@ -363,7 +369,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   settleClaim(tag: number): void {
     this.#unclaim(tag)
     this.forget(tag)
-    if (this.#isEmpty() && this.#emptied.any) this.#emptied.notify()
+    this.#notifyEmptied()
   }
 
   reopenClaim(tag: number, alone: boolean): void {
@@ -371,16 +377,20 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     if (this.holds(tag)) {
       this.unsettled++
       this.#session.isolation.enter(1, alone)
-    } else if (this.#isEmpty() && this.#emptied.any) this.#emptied.notify()
+    } else this.#notifyEmptied()
   }
 
   #unclaim(tag: number): void {
     if (this.#claimed?.delete(tag) === true && this.#claimed.size === 0) this.#claimed = undefined
   }
 
-  /** Every delivered message is settled, and no atomic step may reopen one. */
-  #isEmpty(): boolean {
-    return this.unsettled === 0 && this.#claimed === undefined
+  /** Every delivered message is settled, no atomic step may reopen one, and no claim is unanswered. */
+  get isEmpty(): boolean {
+    return this.unsettled === 0 && this.#claimed === undefined && this.#claims === undefined
+  }
+
+  #notifyEmptied(): void {
+    if (this.#emptied.any && this.isEmpty) this.#emptied.notify()
   }
 
   extend(tag: number, durationMs: number): Promise<void> {
@@ -539,13 +549,13 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     const group = this.#settles.add(tag, outcome, delayMs, reason, invalid)
     this.unsettled--
     this.#session.isolation.leave(1)
-    if (this.#emptied.any && this.#isEmpty()) this.#emptied.notify()
+    this.#notifyEmptied()
     return group
   }
 
   /** Resolves when every delivered message is settled. */
   emptied(): Promise<void> {
-    if (this.#isEmpty() || !this.live) return Promise.resolve()
+    if (this.isEmpty || !this.live) return Promise.resolve()
     return this.#emptied.wait()
   }
 
@@ -554,12 +564,10 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     return this.#settles.settled()
   }
 
-  /** Detaches the owner. The subscription ends when every delivered message is settled. */
-  async retire(): Promise<void> {
-    this.#owner = NO_OWNER
-    await this.emptied()
-    await this.#settles.settled()
-    await this.unsubscribe()
+  /** `owner` owns it from now on, and handles no message, so the subscription keeps the list. */
+  handOver(owner: SubscriptionOwner): void {
+    this.#taken ??= [...this.#handled]
+    this.#owner = owner
   }
 
   /** Ends the subscription. Unsettled messages return to the queue. Resolves when the broker has ended it. */
@@ -567,6 +575,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     if (!this.live) return Promise.resolve()
     // Settles are sent before UNSUBSCRIBE, so that they count.
     if (this.open) this.#settles.flushSettles()
+    else this.#claims?.refuse(undefined)
     this.#die(leaseLost())
     // Before SUBSCRIBE_OK there is no id. The answer sends UNSUBSCRIBE then.
     return this.open ? this.#leave() : Promise.resolve()
@@ -598,6 +607,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   /** Aborts the signals of running handlers. */
   abortHandlers(reason: SluiceError): void {
     this.#watchers.abortAll(reason)
+    this.#claims?.abortHandlers(reason)
   }
 
   ended(error: SluiceError): void {
@@ -638,7 +648,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     const leased = this.#taken === undefined ? this.#handled.length : 0
     if (leased > handled) this.#differs(`${leased} messages are leased, and ${handled} counted as handled`)
     if (this.#drained.any && !this.open) this.#differs('it drains before it is open')
-    if (this.#emptied.any && this.#isEmpty()) this.#differs('it is empty, and a waiter was not notified')
+    if (this.#emptied.any && this.isEmpty) this.#differs('it is empty, and a waiter was not notified')
   }
 
   #differs(what: string): never {
@@ -656,20 +666,9 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.#settles.end(reason)
     this.#drained.notify()
     this.#emptied.notify()
-    this.abortHandlers(reason)
+    // Not those of unanswered claims, which are claimed again.
+    this.#watchers.abortAll(reason)
   }
-}
-
-const NO_OWNER: SubscriptionOwner = {
-  subscribed() {},
-  delivered() {},
-  drained() {},
-  ended(error, claims) {
-    claims?.refuse(lossBy(error))
-  },
-  lost(claims) {
-    claims?.refuse('disconnected')
-  },
 }
 
 /** The list of taken messages is cleaned when it is longer than twice the unsettled ones by this many. */

@@ -12,6 +12,7 @@ import { lossBy } from './losses.js'
 import type { DeliveredMessage, HandlerContext, Message } from './message.js'
 import { closeTimeoutMs, type WorkerSettings } from './options.js'
 import { Renewal } from './renewal.js'
+import { retire } from './retired.js'
 import type { Held } from './orphans.js'
 import type { Consumer, Session } from './session.js'
 import { Subscription, type SubscriptionOwner } from './subscription.js'
@@ -329,8 +330,11 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
       }
     }
     // A handler that awaits this `close` still has its message.
-    if (this.running > 0) void this.subscription?.retire()
-    else await this.subscription?.unsubscribe()
+    if (this.running > 0 && this.subscription !== undefined) {
+      // Once the worker is closed, it does not learn that a lease is lost.
+      this.orphan()
+      retire(this.#session, this.subscription)
+    } else await this.subscription?.unsubscribe()
     return true
   }
 

@@ -1,0 +1,124 @@
+/**
+ * Messages that the program still has after their consumer has ended: of an iterator that was left, of a pull whose
+ * subscription was replaced, of a handler that awaits the close of its worker. Without credit, their leases are kept until
+ * all are settled, and are claimed on each new connection, as those of a running consumer are.
+ *
+ * Invariant: while it is in `session.consumers`, it has either a subscription or claims for the next one.
+ */
+import { LIMITS, type SluiceError } from '@sluice/protocol'
+import type { Claims } from './claims.js'
+import type { Connection } from './connection.js'
+import { lossBy } from './losses.js'
+import { Renewal } from './renewal.js'
+import type { Consumer, Session } from './session.js'
+import { Subscription, type SubscriptionOwner } from './subscription.js'
+
+const NO_CREDIT = { messages: LIMITS.creditMessagesMax, bytes: LIMITS.creditBytesMax, limit: 0 }
+
+/** Ends the subscription once every message of it is settled. Its owner hears no more of it. */
+export function retire(session: Session, subscription: Subscription): void {
+  if (subscription.live) new RetiredLeases(session, subscription).own(subscription)
+}
+
+/** Keeps the leases of an ended consumer that has no subscription at the moment. */
+export function retireClaims(
+  session: Session,
+  claims: Claims,
+  processingTimeoutMs: number | undefined,
+): void {
+  const { queue } = claims
+  new RetiredLeases(session, { queue, processingTimeoutMs }).lost(claims)
+}
+
+class RetiredLeases implements Consumer, SubscriptionOwner {
+  readonly #session: Session
+  readonly #queue: string
+  readonly #processingTimeoutMs: number | undefined
+  readonly #renewal: Renewal
+  #subscription: Subscription | undefined
+  #claims: Claims | undefined
+
+  constructor(
+    session: Session,
+    {
+      queue,
+      processingTimeoutMs,
+    }: { readonly queue: string; readonly processingTimeoutMs: number | undefined },
+  ) {
+    this.#session = session
+    this.#queue = queue
+    this.#processingTimeoutMs = processingTimeoutMs
+    this.#renewal = new Renewal(session, queue, false, (connection) => this.attach(connection))
+    session.consumers.add(this)
+  }
+
+  own(subscription: Subscription): void {
+    this.#subscription = subscription
+    subscription.handOver(this)
+    void this.#end(subscription)
+  }
+
+  // A lost connection ends each of these waits; `lost` has set the claims by then.
+  async #end(subscription: Subscription): Promise<void> {
+    await subscription.emptied()
+    await subscription.settled()
+    await subscription.unsubscribe()
+    if (this.#subscription === subscription) this.#forget()
+  }
+
+  #forget(): void {
+    this.#subscription = undefined
+    this.#renewal.cancel()
+    this.#session.consumers.delete(this)
+  }
+
+  attach(connection: Connection): void {
+    const claims = this.#claims
+    if (claims === undefined) return
+    this.#claims = undefined
+    this.#renewal.cancel()
+    const terms = { ...NO_CREDIT, processingTimeoutMs: this.#processingTimeoutMs, claims }
+    try {
+      this.own(new Subscription(this.#session, connection, this.#queue, terms, this))
+    } catch (error) {
+      this.ended(error as SluiceError, claims)
+    }
+  }
+
+  subscribed(): void {
+    this.#renewal.subscribed()
+  }
+
+  delivered(): void {}
+
+  drained(): void {}
+
+  lost(claims: Claims | undefined): void {
+    this.#subscription = undefined
+    this.#claims = claims
+    if (claims === undefined) this.#forget()
+    else if (this.#session.isClosed) this.#refuse(claims)
+  }
+
+  // The client was closed while the program still had these messages, so their leases end with its connection.
+  #refuse(claims: Claims): void {
+    this.#claims = undefined
+    claims.refuse('disconnected')
+    this.#forget()
+  }
+
+  ended(error: SluiceError, claims: Claims | undefined): void {
+    this.#subscription = undefined
+    if (claims !== undefined && this.#renewal.renews(error)) {
+      this.#claims = claims
+      return
+    }
+    claims?.refuse(lossBy(error))
+    this.#forget()
+  }
+
+  /** The client is closed. A subscription is lost with its connection, which ends after this. */
+  fail(): void {
+    if (this.#claims !== undefined) this.#refuse(this.#claims)
+  }
+}
