@@ -128,6 +128,8 @@ export const OPERATOR = { label: 'an operator', isOpen: true }
 const STEPS_MAX = 24
 /** Rounds of turns after which an answer counts as missing. */
 const WAIT_ROUNDS_MAX = 100
+/** Messages beyond lowered limits that one turn evicts: few, so that a short backlog takes several turns. */
+const EXCESS_MAX = 4
 
 const UNKNOWN: Pick<Pair, 'number'> = { number: -1 }
 
@@ -159,7 +161,7 @@ export class Bench {
   constructor(product: Product, options: BenchOptions = {}) {
     this.#product = product
     this.#options = options
-    this.model = new Model(this.nowMs)
+    this.model = new Model(this.nowMs, EXCESS_MAX)
     // So that a few scheduled messages already exceed the near part of a schedule.
     product.Schedule.nearMax = 8
     this.log = new product.MemoryLog({ segmentBytes: options.segmentBytes ?? 256 * 1024 })
@@ -186,6 +188,7 @@ export class Bench {
         this.#fatal ??= error
       },
       messageBytesMax: 4 * 1024,
+      excessMax: EXCESS_MAX,
       checkpointBytes: this.#options.checkpointBytes ?? 32 * 1024,
       ...(this.#options.replayWindowOffsets === undefined
         ? {}
@@ -260,7 +263,10 @@ export class Bench {
   // Ends turns until nothing more happens. As in a server, a turn ends when everything that arrived is processed.
   async #run(): Promise<void> {
     do {
-      for (const turn of this.#turns.splice(0)) turn()
+      for (const turn of this.#turns.splice(0)) {
+        turn()
+        this.model.turnEnded()
+      }
       if (this.#fatal !== undefined) throw new Error('the broker failed', { cause: this.#fatal })
       await new Promise(setImmediate)
     } while (this.#turns.length > 0)

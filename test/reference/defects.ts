@@ -206,6 +206,9 @@ export const DEFECTS: readonly PlantedDefect[] = [
       }
     })
   }),
+  installed('only one turn evicts a part of an excess', (broker) => {
+    around(broker.intake, 'endTurn', () => () => {})
+  }),
   installed('a refused atomic step acknowledges its messages', (broker) => {
     around(broker.intake, 'atomic', (atomic) => (producer, step, unanswered) => {
       try {

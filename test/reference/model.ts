@@ -64,6 +64,9 @@ export class Model {
   nowMs: number
   /** Result of the broker's random source during this operation. */
   chance = 0.5
+  readonly #excessMax: number
+  /** Messages beyond lowered limits that publishes may still evict in this turn. */
+  #excessLeft: number
   readonly queues = new Map<string, ModelQueue>()
   /** Leases that the broker ended, since this list was emptied. */
   lost: { readonly subscription: ModelSubscription; readonly tag: number }[] = []
@@ -75,8 +78,14 @@ export class Model {
   /** How often each thing happened, for tests that assert that a history was worth its time. */
   readonly events = new Map<string, number>()
 
-  constructor(nowMs: number) {
+  constructor(nowMs: number, excessMax: number) {
     this.nowMs = nowMs
+    this.#excessMax = excessMax
+    this.#excessLeft = excessMax
+  }
+
+  turnEnded(): void {
+    this.#excessLeft = this.#excessMax
   }
 
   queue(name: string): ModelQueue {
@@ -326,12 +335,25 @@ export class Model {
     for (const { queue, contents } of batches)
       byQueue.set(queue, [...(byQueue.get(queue) ?? []), ...contents])
     const plans = new Map<string, Plan>()
-    for (const [name, contents] of byQueue) {
+    let excessLeft = this.#excessLeft
+    // Queues with acknowledgements evict first, in the order of these.
+    const rank = (name: string): number => {
+      const at = done.findIndex((message) => this.queues.get(name)?.messages.includes(message))
+      return at === -1 ? done.length : at
+    }
+    const order = [...byQueue].toSorted(([a], [b]) => rank(a) - rank(b))
+    for (const [name, contents] of order) {
       const queue = this.queues.get(name)
-      if (queue === undefined) codes.push('QUEUE_NOT_FOUND')
-      else plans.set(name, this.#judge(queue, contents, done, codes))
+      if (queue === undefined) {
+        codes.push('QUEUE_NOT_FOUND')
+        continue
+      }
+      const plan = this.#judge(queue, contents, done, codes, excessLeft)
+      plans.set(name, plan)
+      excessLeft -= plan.excess
     }
     if (codes.length > 0) throw new Refused(codes)
+    this.#excessLeft = excessLeft
     first()
     for (const [name, { victims, replaced }] of plans) {
       const queue = this.queue(name)
@@ -378,6 +400,7 @@ export class Model {
     contents: readonly Content[],
     done: readonly ModelMessage[],
     codes: string[],
+    excessMax: number,
   ): Plan {
     for (const { atMs, delayMs } of contents) {
       if (isTooFarPast(atMs, this.nowMs)) codes.push('AT_IN_THE_PAST')
@@ -400,12 +423,14 @@ export class Model {
     const occupants = queue.messages.filter(
       (message) => message.state !== 'dead' && !done.includes(message) && !ids.replaced.has(message.offset),
     )
-    const { isFull, evicted } = planRoom(occupants, sizes, queue.options)
+    const { isFull, evicted, excess } = planRoom(occupants, sizes, queue.options, excessMax)
     if (isFull) codes.push('QUEUE_FULL')
     else if (evicted.length > 0) this.#count('overflow')
+    if (excess > 0) this.#count(excess === excessMax ? 'part of an excess evicted' : 'excess evicted')
     return {
       duplicates: ids.duplicates,
       victims: evicted,
+      excess,
       replaced: [...ids.replaced].map((offset) => find(offset)!),
     }
   }
@@ -1006,6 +1031,7 @@ export class Model {
 
   /** The broker starts again: leases end, no message is charged, and lines are built from the durable state. */
   restart(isCrash: boolean): void {
+    this.turnEnded()
     this.lost = []
     this.ended = []
     for (const queue of this.queues.values()) {
@@ -1050,6 +1076,8 @@ interface Plan {
   readonly duplicates: ReadonlyMap<number, number>
   readonly replaced: readonly ModelMessage[]
   readonly victims: readonly ModelMessage[]
+  /** How many of them do not make room for the new messages: the queue exceeded its limits before. */
+  readonly excess: number
 }
 
 function shownOf(value: ModelMessage | ModelSubscription | undefined): string {

@@ -40,6 +40,7 @@ const SEEN: Readonly<Record<string, number>> = {
   'refused MESSAGE_LEASED': 90,
   'refused LEASE_LOST': 21,
   'event: overflow': 640,
+  'event: part of an excess evicted': 48,
   'event: expired': 4_100,
   'event: timeout': 340,
   'event: charged': 69,

@@ -126,10 +126,11 @@ function room(
   occupants: readonly Occupant[],
   sizes: readonly number[],
   options: Partial<Parameters<typeof planRoom>[2]>,
-): { isFull: boolean; evicted: number[] } {
+  excessMax = Infinity,
+): { isFull: boolean; evicted: number[]; excess: number } {
   const all = { maxMessages: 0, maxBytes: 0, overflow: 'drop-oldest', ...options } as const
-  const { isFull, evicted } = planRoom(occupants, sizes, all)
-  return { isFull, evicted: evicted.map(({ offset }) => offset) }
+  const { evicted, ...rest } = planRoom(occupants, sizes, all, excessMax)
+  return { ...rest, evicted: evicted.map(({ offset }) => offset) }
 }
 
 test('a queue has room up to its limits of messages and of bytes', () => {
@@ -146,6 +147,7 @@ test('nothing new needs no room, also in a queue over its limit', () => {
   expect(room([occupant(1, 0), occupant(2, 0)], [], { maxMessages: 1 })).toEqual({
     isFull: false,
     evicted: [],
+    excess: 0,
   })
 })
 
@@ -158,6 +160,23 @@ test('the lowest priority makes room, of one priority the oldest, and no more th
 
 test('a leased message makes no room', () => {
   const occupants = [occupant(1, 0, 'leased'), occupant(2, 5)]
-  expect(room(occupants, [10], { maxMessages: 2 })).toEqual({ isFull: false, evicted: [2] })
-  expect(room(occupants, [10, 10], { maxMessages: 2 })).toEqual({ isFull: true, evicted: [2] })
+  expect(room(occupants, [10], { maxMessages: 2 })).toEqual({ isFull: false, evicted: [2], excess: 0 })
+  expect(room(occupants, [10, 10], { maxMessages: 2 })).toEqual({ isFull: true, evicted: [], excess: 0 })
+})
+
+test('a queue over its limit loses as many messages as it gets, and some more', () => {
+  const occupants = Array.from({ length: 8 }, (_, offset) => occupant(offset, 0))
+  const plan = (sizes: number[], excessMax: number, options: object = { maxMessages: 3 }): object =>
+    room(occupants, sizes, options, excessMax)
+  expect(plan([10], 0)).toEqual({ isFull: false, evicted: [0], excess: 0 })
+  expect(plan([10, 10], 2)).toEqual({ isFull: false, evicted: [0, 1, 2, 3], excess: 2 })
+  expect(plan([10], Infinity)).toEqual({ isFull: false, evicted: [0, 1, 2, 3, 4, 5], excess: 5 })
+  expect(plan([15], 1, { maxBytes: 40 })).toEqual({ isFull: false, evicted: [0, 1, 2], excess: 1 })
+  // Only one of both limits is exceeded before.
+  expect(plan([30], 0, { maxMessages: 20, maxBytes: 80 }).valueOf()).toMatchObject({ excess: 0 })
+  expect(plan([30], 1, { maxMessages: 3, maxBytes: 90 })).toEqual({
+    isFull: false,
+    evicted: [0, 1, 2],
+    excess: 1,
+  })
 })

@@ -83,34 +83,40 @@ export interface RoomPlan<O extends Occupant> {
   readonly isFull: boolean
   /** Messages that make room: of the lowest priority first, of these the oldest first. */
   readonly evicted: readonly O[]
+  /** How many of them, the last ones, only reduce a queue that exceeded its limits before. */
+  readonly excess: number
 }
 
 /**
  * Which messages make room for new ones of these sizes. `occupants` are the messages that count in the limits: neither
- * dead ones nor those that leave in the same step. A leased message cannot make room.
+ * dead ones nor those that leave in the same step. A leased message cannot make room. A queue that exceeds its limits
+ * already loses as much as it gets, and at most `excessMax` messages more.
  */
 export function planRoom<O extends Occupant>(
   occupants: readonly O[],
   sizes: readonly number[],
   { maxMessages, maxBytes, overflow }: Pick<QueueOptions, 'maxMessages' | 'maxBytes' | 'overflow'>,
+  excessMax: number,
 ): RoomPlan<O> {
-  const evicted: O[] = []
-  if (sizes.length === 0) return { isFull: false, evicted }
-  let messages = occupants.length + sizes.length
-  let bytes = sizes.reduce((sum, size) => sum + size, 0)
-  for (const occupant of occupants) bytes += occupant.bytes
-  const isFull = (): boolean =>
-    (maxMessages > 0 && messages > maxMessages) || (maxBytes > 0 && bytes > maxBytes)
-  if (overflow !== 'reject' && isFull()) {
-    const evictable = occupants
-      .filter(({ state }) => state !== 'leased')
-      .toSorted((a, b) => a.content.priority - b.content.priority || a.offset - b.offset)
-    for (const occupant of evictable) {
-      if (!isFull()) break
-      evicted.push(occupant)
-      messages--
-      bytes -= occupant.bytes
+  if (sizes.length === 0) return { isFull: false, evicted: [], excess: 0 }
+  const sum = (all: readonly number[]): number => all.reduce((total, one) => total + one, 0)
+  const allBytes = sum(occupants.map(({ bytes }) => bytes))
+  const evictable = occupants
+    .filter(({ state }) => overflow !== 'reject' && state !== 'leased')
+    .toSorted((a, b) => a.content.priority - b.content.priority || a.offset - b.offset)
+  // How many of `evictable` must leave for these limits; undefined: all of them are too few.
+  const neededFor = (messagesMax: number, bytesMax: number): number | undefined => {
+    for (let count = 0; count <= evictable.length; count++) {
+      const messages = occupants.length - count + sizes.length
+      const bytes = allBytes - sum(evictable.slice(0, count).map((one) => one.bytes)) + sum(sizes)
+      if ((maxMessages === 0 || messages <= messagesMax) && (maxBytes === 0 || bytes <= bytesMax))
+        return count
     }
+    return undefined
   }
-  return { isFull: isFull(), evicted }
+  const needed = neededFor(maxMessages, maxBytes)
+  if (needed === undefined) return { isFull: true, evicted: [], excess: 0 }
+  const own = neededFor(Math.max(maxMessages, occupants.length), Math.max(maxBytes, allBytes))!
+  const count = Math.min(needed, own + excessMax)
+  return { isFull: false, evicted: evictable.slice(0, count), excess: count - own }
 }

@@ -251,6 +251,7 @@ export class CrashPoints {
       defer: (turn) => turns.push(turn),
       onFatal: () => {},
       messageBytesMax: world.messageBytesMax,
+      excessMax: world.excessMax,
       blocks: { blockBytes: 4096, recentBytes: 64 * 1024, coldBytes: 256 * 1024, readAheadBytes: 16 * 1024 },
       checkpointBytes: 1 << 30,
       observer: taps,
@@ -283,6 +284,7 @@ export class CrashPoints {
       diskMayBeLow: () => false,
       copied: () => {},
       stepBytesMax: world.segmentBytes / 4,
+      excessMax: world.excessMax,
     })
     model.recover(state, afterCrash, broker.turn.nowMs, world.latestMs)
     const judge: Judge = { model, wrong: undefined }

@@ -26,22 +26,18 @@ import { messageName } from './attempts.js'
 import { Consuming } from './consuming.js'
 import { noCounts, type LedgerState } from './ledger.js'
 import { Outcomes } from './outcomes.js'
-import { Publishing } from './publishing.js'
+import { Publishing, type PublishingView } from './publishing.js'
 import { DEATHS, copyOf, redrivesBefore } from './record.js'
 import { recoverQueue } from './recovered.js'
 import { ModelState, type ModelMessage, type ModelQueue } from './state.js'
 import { Violation } from './trace.js'
 
 /** Values that the model cannot derive. */
-export interface ModelView {
+export interface ModelView extends PublishingView {
   /** When the broker will deliver the message again. */
   dueMs(queueId: number, offset: number): number | undefined
-  /** Publishes may be refused now because the disk has little space. */
-  diskMayBeLow(): boolean
   /** This record was copied to this queue. */
   copied(queue: string, record: Uint8Array): void
-  /** Most bytes of an atomic step. */
-  readonly stepBytesMax: number
 }
 
 export class Model {
@@ -56,7 +52,7 @@ export class Model {
   constructor(view: ModelView) {
     this.#view = view
     this.#outcomes = new Outcomes(this.state.counts, (queueId, offset) => view.dueMs(queueId, offset))
-    this.publishing = new Publishing(this.state, this.#outcomes, () => view.diskMayBeLow(), view.stepBytesMax)
+    this.publishing = new Publishing(this.state, this.#outcomes, view)
     this.consuming = new Consuming(this.state, this.#outcomes)
   }
 
@@ -67,6 +63,7 @@ export class Model {
   recover(log: LedgerState, afterCrash: boolean, nowMs: number, latestMs = nowMs): void {
     const { state } = this
     const before = new Map(state.queues)
+    this.publishing.turnEnded()
     state.queues.clear()
     state.names.clear()
     state.subscriptions.clear()

@@ -26,6 +26,16 @@ type Freed = ReadonlySet<number>
 
 const NOTHING_FREED: Freed = new Set()
 
+/** Values that the model cannot derive. */
+export interface PublishingView {
+  /** Publishes may be refused now because the disk has little space. */
+  diskMayBeLow(): boolean
+  /** Most bytes of an atomic step. */
+  readonly stepBytesMax: number
+  /** Messages beyond lowered limits that the publishes of one turn evict. */
+  readonly excessMax: number
+}
+
 /** The effect of a batch on its queue. */
 interface Plan {
   readonly ids: IdPlan
@@ -39,12 +49,25 @@ export class Publishing {
   readonly #stepBytesMax: number
   /** What each step acknowledged: "identity:number" → "queue id:offset". Never forgotten. */
   readonly #stepAcks = new Map<string, readonly string[]>()
+  readonly #excessMax: number
+  /** Messages beyond lowered limits that publishes may still evict in this turn. */
+  #excessLeft: number
 
-  constructor(state: ModelState, outcomes: Outcomes, diskMayBeLow: () => boolean, stepBytesMax: number) {
+  constructor(state: ModelState, outcomes: Outcomes, view: PublishingView) {
     this.#state = state
     this.#outcomes = outcomes
-    this.#stepBytesMax = stepBytesMax
-    this.results = new Results(state.counts, diskMayBeLow, (attempts) => this.#isUnsure(attempts))
+    this.#stepBytesMax = view.stepBytesMax
+    this.#excessMax = view.excessMax
+    this.#excessLeft = view.excessMax
+    this.results = new Results(
+      state.counts,
+      () => view.diskMayBeLow(),
+      (attempts) => this.#isUnsure(attempts),
+    )
+  }
+
+  turnEnded(): void {
+    this.#excessLeft = this.#excessMax
   }
 
   published(attempt: Attempt, unanswered: number, answer: Placed | SluiceError, nowMs: number): void {
@@ -96,7 +119,11 @@ export class Publishing {
     )
     // Duplicates are decided before the step has any effect.
     const freed = freedBy(held!)
-    const groups = byQueue(attempts, places)
+    // Queues with acknowledgements evict first, in the order of these.
+    const acked = [...freed.keys()].map(({ name }) => name)
+    const rank = ({ attempt: { queue } }: Group): number =>
+      acked.includes(queue) ? acked.indexOf(queue) : acked.length
+    const groups = byQueue(attempts, places).toSorted((a, b) => rank(a) - rank(b))
     const plans = groups.map(({ attempt, placed }) => {
       const queue = this.#state.named(attempt.queue)
       return { queue, plan: this.#planOf(queue, attempt, placed!, freed.get(queue) ?? NOTHING_FREED) }
@@ -194,7 +221,7 @@ export class Publishing {
     )
     const accepted = records.filter((_, index) => isAccepted(ids, queue.next, index))
     const sizes = accepted.map(({ length }) => length)
-    return { ids, room: planRoom(occupants, sizes, queue.options) }
+    return { ids, room: planRoom(occupants, sizes, queue.options, this.#excessLeft) }
   }
 
   #firstOf(queue: ModelQueue, id: string, freed: Freed): number | undefined {
@@ -241,6 +268,10 @@ export class Publishing {
   /** S7: the plan of an accepted batch, whose duplicates must be those of the answer. */
   #planOf(queue: ModelQueue, attempt: Attempt, placed: Placed, freed: Freed): Plan {
     const plan = this.#plan(queue, attempt, freed, placed)
+    const { excess } = plan.room
+    this.#excessLeft -= excess
+    this.#state.counts.excess += excess
+    if (excess > 0 && this.#excessLeft === 0) this.#state.counts['part of an excess']++
     const is = JSON.stringify([...(placed.duplicates ?? [])])
     const must = JSON.stringify([...plan.ids.duplicates])
     if (is !== must)

@@ -117,6 +117,8 @@ function noModelCounts() {
     expired: 0,
     dropped: 0,
     overflowed: 0,
+    excess: 0,
+    'part of an excess': 0,
     moved: 0,
     carried: 0,
     redriven: 0,

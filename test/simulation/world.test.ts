@@ -80,6 +80,8 @@ const MUST_HAPPEN: Readonly<Record<string, number>> = {
   'queue full': 400,
   dropped: 1000,
   overflowed: 500,
+  excess: 250,
+  'part of an excess': 60,
   moved: 150,
   carried: 3,
   redriven: 40,

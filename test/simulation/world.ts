@@ -100,6 +100,8 @@ export class World implements Surroundings, Listening, LogListening {
   readonly isPlain: boolean
   readonly segmentBytes: number
   readonly messageBytesMax: number
+  /** Few, so that a short backlog takes several turns. */
+  readonly excessMax = 4
   readonly batchBytesMax: number
   readonly heartbeatMs: number
   readonly counts = new Map<string, number>()
@@ -198,6 +200,7 @@ export class World implements Surroundings, Listening, LogListening {
       diskMayBeLow: () => this.#diskMayBeLow(),
       copied: (queue, record) => this.#copied(queue, record),
       stepBytesMax: this.segmentBytes / 4,
+      excessMax: this.excessMax,
     })
     this.witness = new Witness(this.ledger, this.model, this.attempts)
     this.#clients.push(new Administrator('admin', this))
@@ -337,6 +340,7 @@ export class World implements Surroundings, Listening, LogListening {
     const turn = this.#turns.shift()!
     this.trace.note('turn')
     turn()
+    this.model.publishing.turnEnded()
   }
 
   #act(): void {
@@ -629,6 +633,7 @@ export class World implements Surroundings, Listening, LogListening {
         onFatal: (error) => this.#failed(error),
         onNotice: (event, details) => this.#noticed(event, details),
         messageBytesMax: this.messageBytesMax,
+        excessMax: this.excessMax,
         blocks: {
           blockBytes: this.#blockBytes,
           recentBytes: this.#recentBytes,

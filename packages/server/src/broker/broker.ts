@@ -51,6 +51,8 @@ export interface BrokerOptions {
   readonly checkpointBytes?: number
   /** Offsets in one window of a replay; the log is read twice for each window. Default: 2^25. */
   readonly replayWindowOffsets?: number
+  /** Messages beyond lowered limits that the publishes of one turn evict. Default: 1,024. */
+  readonly excessMax?: number
   /** For tests. */
   readonly observer?: Observer | undefined
 }
@@ -208,7 +210,7 @@ export class Broker {
     this.#writer = writer
     this.#moves = moves
     this.producers = new Producers(state, log.segmentBytes, turn, observer)
-    this.intake = new Intake(state, writer, messageBytesMax, turn, observer)
+    this.intake = new Intake(state, writer, turn, options)
     this.leases = new Leases(state, writer, turn, options)
     this.#dispatcher = new Dispatcher(this.#blocks, writer, this.leases, turn, options)
     this.catalog = new Catalog(state, writer, moves, this.leases, turn, options)
@@ -348,6 +350,7 @@ export class Broker {
   #endTurn(): void {
     const turn = this.turn
     if (!turn.finish()) return
+    this.intake.endTurn()
     try {
       // Each delivery leads to facts, and they would queue behind the entries that already wait for the disk.
       if (!this.isBehind) turn.eachActive((queue) => this.#dispatcher.dispatch(queue))

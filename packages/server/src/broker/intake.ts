@@ -58,6 +58,15 @@ const ACK_FACT_BYTES = 16
 const DUPLICATE_FACT_BYTES = 24
 /** Bytes of two facts: a message replaces another, and the other is gone. */
 const REPLACE_FACTS_BYTES = 24 + 16
+/** Messages beyond lowered limits that the publishes of one turn evict, besides those that make room for themselves: 6 ms. */
+const EXCESS_MAX = 1_024
+
+export interface IntakeOptions {
+  readonly messageBytesMax: number
+  /** Tests set a smaller one than EXCESS_MAX. */
+  readonly excessMax?: number
+  readonly observer?: Observer | undefined
+}
 
 export class Intake {
   readonly #state: State
@@ -66,19 +75,23 @@ export class Intake {
   readonly #turn: Turn
   readonly #observer: Observer | undefined
   readonly #facts = new FactBuffer()
+  readonly #excessMax: number
+  /** Excess messages that this turn may still evict, from all queues together. */
+  #excessLeft: number
 
-  constructor(
-    state: State,
-    writer: Writer,
-    messageBytesMax: number,
-    turn: Turn,
-    observer: Observer | undefined,
-  ) {
+  constructor(state: State, writer: Writer, turn: Turn, options: IntakeOptions) {
     this.#state = state
     this.#writer = writer
-    this.#messageBytesMax = messageBytesMax
     this.#turn = turn
-    this.#observer = observer
+    this.#messageBytesMax = options.messageBytesMax
+    this.#observer = options.observer
+    this.#excessMax = options.excessMax ?? EXCESS_MAX
+    this.#excessLeft = this.#excessMax
+  }
+
+  /** Called at the end of each turn. */
+  endTurn(): void {
+    this.#excessLeft = this.#excessMax
   }
 
   /**
@@ -135,7 +148,7 @@ export class Intake {
     this.#writer.checkRoom(end - at)
     if (producer.id === 0) this.#declare(producer)
     const cancelled = admitted.replaced === undefined ? undefined : this.#replace(queue, admission)
-    admission.makeRoom(this.#turn.nowMs)
+    this.#excessLeft -= admission.makeRoom(this.#turn.nowMs, this.#excessLeft)
     if (batch.hasTraits) {
       this.#factsAhead(batch)
       if (cancelled === undefined) {
@@ -236,7 +249,7 @@ export class Intake {
     for (const admission of admissions.values()) admission.replace(nowMs)
     const cancelled = queues.map((queue) => ({ queue, facts: queue.facts.take() }))
     for (const [queue, admission] of admissions) {
-      admission.makeRoom(nowMs)
+      this.#excessLeft -= admission.makeRoom(nowMs, this.#excessLeft)
       writer.facts(queue.id, queue.facts)
     }
     const ahead = batches.map((batch) => {

@@ -40,6 +40,37 @@ it('remembers the producers that a quarter of a segment can list, and forgets no
   expect(() => attach(7)).toThrow(refused('TOO_MANY_CONNECTIONS'))
 })
 
+it('evicts at most 1,024 messages of an excess in a turn, besides those that make room for the new ones', async () => {
+  const bench = await new Bench().open()
+  const other = queueName('other')
+  for (const name of [Q, other]) {
+    bench.ensure({}, name)
+    await bench.publish(
+      many(2_500, () => ({ bodyBytes: 0 })),
+      name,
+    )
+    bench.ensure({ maxMessages: 10, overflow: 'drop-oldest' }, name)
+  }
+  const ready = (): number[] => [Q, other].map((name) => bench.info(name).ready)
+  expect(ready()).toEqual([2_500, 2_500])
+  bench.put(many(3, () => ({})))
+  expect(ready()).toEqual([2_500 - 1_024, 2_500])
+  // The same turn: each makes room for itself only.
+  bench.put(many(2, () => ({})))
+  bench.put(
+    many(2, () => ({})),
+    other,
+  )
+  expect(ready()).toEqual([2_500 - 1_024, 2_500])
+  await bench.settle()
+  await bench.publish([{}], other)
+  expect(ready()).toEqual([2_500 - 1_024, 2_500 - 1_024])
+  await bench.publish([{}])
+  await bench.publish([{}])
+  expect(ready()).toEqual([10, 2_500 - 1_024])
+  expect((await bench.drain())[0]).toBe(2_507 - 10)
+})
+
 describe('with small segments', () => {
   it('a batch has at most half of one', async () => {
     const bench = await new Bench({ segmentBytes: SEGMENT_BYTES }).open()

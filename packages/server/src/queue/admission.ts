@@ -227,26 +227,41 @@ export class Admission {
       if (replaced !== undefined) for (const offset of replaced.values()) this.#queue.cancel(offset, nowMs)
   }
 
-  /** Drops messages until the step fits. */
-  makeRoom(nowMs: number): void {
+  /**
+   * Drops messages until the step fits. If the queue exceeds its limits already, because they were lowered, the step makes
+   * room for itself, and at most `excessMax` more messages are dropped. Returns the number of these.
+   */
+  makeRoom(nowMs: number, excessMax: number): number {
     const queue = this.#queue
     const { maxMessages, maxBytes, overflow } = queue.options
-    if ((maxMessages === 0 && maxBytes === 0) || overflow === 'reject') return
+    if ((maxMessages === 0 && maxBytes === 0) || overflow === 'reject') return 0
     let messages = 0
     let bytes = 0
     for (const batch of this.batches) {
       messages += batch.messages
       bytes += batch.bytes
     }
-    if (messages === 0) return
+    if (messages === 0) return 0
     const mostMessages = (maxMessages || Infinity) - messages
     const mostBytes = (maxBytes || Infinity) - bytes
-    while (
-      queue.live - queue.deadCount > mostMessages ||
-      Math.round(queue.bytes - queue.deadBytes) > mostBytes
-    )
-      if (!queue.evictOldest(nowMs)) return
+    // With these the queue is not larger after the step than before it.
+    const ownMessages = Math.max(mostMessages, queue.live - queue.deadCount - messages)
+    const ownBytes = Math.max(mostBytes, Math.round(queue.bytes - queue.deadBytes) - bytes)
+    evict(queue, ownMessages, ownBytes, Infinity, nowMs)
+    return evict(queue, mostMessages, mostBytes, excessMax, nowMs)
   }
+}
+
+// Evicts until no more than these messages and bytes are left, at most `max` messages. Returns their number.
+function evict(queue: Queue, mostMessages: number, mostBytes: number, max: number, nowMs: number): number {
+  let evicted = 0
+  while (
+    evicted < max &&
+    (queue.live - queue.deadCount > mostMessages || Math.round(queue.bytes - queue.deadBytes) > mostBytes) &&
+    queue.evictOldest(nowMs)
+  )
+    evicted++
+  return evicted
 }
 
 function addLater(batch: AdmittedBatch, index: number, bytes: number, first: First): void {

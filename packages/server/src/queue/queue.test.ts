@@ -59,7 +59,7 @@ interface Message {
 function makeRoom(queue: Queue, count: number, nowMs: number): void {
   const admission = new Admission(queue)
   admission.look(count, 0, undefined)
-  admission.makeRoom(nowMs)
+  admission.makeRoom(nowMs, Infinity)
 }
 
 /** Delivery order: by priority, then by eligible since, then by offset. */
