@@ -69,7 +69,7 @@ export function otherLog(log: Log, change: Partial<Log>): Log {
     },
     open: () => log.open(),
     read: (position) => log.read(position),
-    reserve: (bytes, nowMs) => log.reserve(bytes, nowMs),
+    hasRoomFor: (bytes, nowMs) => log.hasRoomFor(bytes, nowMs),
     room: () => log.room(),
     stuck: () => log.stuck(),
     append: (position, lsn, entry) => log.append(position, lsn, entry),
@@ -523,7 +523,7 @@ export const DEFECTS: readonly Defect[] = [
     name: 'only the first message of a batch counts as live',
     install: () =>
       replaced(Chunk.prototype, () => ({
-        batchIsGone(this: Chunk, batch) {
+        isGoneHere(this: Chunk, batch) {
           return this.isGone(this.batches.first(batch))
         },
       })),

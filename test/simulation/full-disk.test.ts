@@ -80,13 +80,14 @@ const DEFECTS: readonly Planted[] = [
     name: 'the reserve is one segment too small',
     filling: 'reserved',
     ending: 'none',
-    log: (log) => otherLog(log, { reserve: (bytes, nowMs) => log.reserve(bytes - SEGMENT_BYTES, nowMs) }),
+    log: (log) =>
+      otherLog(log, { hasRoomFor: (bytes, nowMs) => log.hasRoomFor(bytes - SEGMENT_BYTES, nowMs) }),
   },
   {
     name: 'publishes take the reserve',
     filling: 'reserved',
     ending: 'none',
-    log: (log) => otherLog(log, { reserve: (bytes) => bytes <= log.room() }),
+    log: (log) => otherLog(log, { hasRoomFor: (bytes) => bytes <= log.room() }),
   },
   {
     name: 'publishes take the room for the pages of a checkpoint',

@@ -78,8 +78,8 @@ export class TappedLog implements Log {
     return this.inner.read(position)
   }
 
-  reserve(bytes: number, nowMs: number): boolean {
-    return this.inner.reserve(bytes, nowMs)
+  hasRoomFor(bytes: number, nowMs: number): boolean {
+    return this.inner.hasRoomFor(bytes, nowMs)
   }
 
   room(): number {
@@ -339,7 +339,7 @@ export class Taps implements Observer {
     this.#tell((model, nowMs) => model.looked(id, nowMs))
   }
 
-  timeSettled({ id }: Queue): void {
+  caughtUp({ id }: Queue): void {
     this.#tell((model, nowMs) => model.settledTime(id, nowMs))
   }
 

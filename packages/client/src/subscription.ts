@@ -104,7 +104,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   /** Tags of messages whose lease was lost before they were settled; undefined if there are none. */
   #lost: Set<number> | undefined
   /** Tags that unanswered atomic steps acknowledge; undefined if there are none. They do not count as unsettled. */
-  #claimed: Set<number> | undefined
+  #pledged: Set<number> | undefined
 
   /** @throws SluiceError TOO_MANY_SUBSCRIPTIONS */
   constructor(
@@ -311,7 +311,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     for (const tag of this.#lost ?? []) offsets.delete(tag)
     const lost = new Set(offsets.keys())
     this.#settles.exclude(lost)
-    for (const tag of this.#claimed ?? []) if (lost.delete(tag)) (this.#lost ??= new Set()).add(tag)
+    for (const tag of this.#pledged ?? []) if (lost.delete(tag)) (this.#lost ??= new Set()).add(tag)
     const dropped = [...this.#buffer.drop(lost), ...this.#aside.drop(lost)]
     for (const tag of dropped) offsets.delete(tag)
     this.unsettled -= dropped.length
@@ -360,33 +360,33 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   }
 
   claim(tag: number): void {
-    this.#claimed ??= new Set()
-    this.#claimed.add(tag)
+    this.#pledged ??= new Set()
+    this.#pledged.add(tag)
     this.unsettled--
     this.#session.isolation.leave(1)
   }
 
   settleClaim(tag: number): void {
-    this.#unclaim(tag)
+    this.#unpledge(tag)
     this.forget(tag)
     this.#notifyEmptied()
   }
 
   reopenClaim(tag: number, alone: boolean): void {
-    this.#unclaim(tag)
+    this.#unpledge(tag)
     if (this.holds(tag)) {
       this.unsettled++
       this.#session.isolation.enter(1, alone)
     } else this.#notifyEmptied()
   }
 
-  #unclaim(tag: number): void {
-    if (this.#claimed?.delete(tag) === true && this.#claimed.size === 0) this.#claimed = undefined
+  #unpledge(tag: number): void {
+    if (this.#pledged?.delete(tag) === true && this.#pledged.size === 0) this.#pledged = undefined
   }
 
   /** Every delivered message is settled, no atomic step may reopen one, and no claim is unanswered. */
   get isEmpty(): boolean {
-    return this.unsettled === 0 && this.#claimed === undefined && this.#claims === undefined
+    return this.unsettled === 0 && this.#pledged === undefined && this.#claims === undefined
   }
 
   #notifyEmptied(): void {
@@ -633,7 +633,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     const buffer = this.#buffer
     buffer.invariants()
     this.#settles.invariants()
-    if (this.#lost?.size === 0 || this.#claimed?.size === 0) this.#differs('an empty set of tags is kept')
+    if (this.#lost?.size === 0 || this.#pledged?.size === 0) this.#differs('an empty set of tags is kept')
     if (!this.live) {
       const kept = buffer.count + this.#aside.count + held
       if (kept > 0) this.#differs(`it has ended, and still has ${kept} messages`)

@@ -275,7 +275,7 @@ export class Broker {
       queue.tally()
       this.#writer.note(queue)
     }
-    this.#writer.flush()
+    this.#writer.writeFacts()
     this.#writer.mark(BATCH_TYPE.close, 0, 0)
     if (await this.#idles()) {
       this.#tail.sealEmpty(this.turn.nowMs)
@@ -355,7 +355,7 @@ export class Broker {
       // Each delivery leads to facts, and they would queue behind the entries that already wait for the disk.
       if (!this.isBehind) turn.eachActive((queue) => this.#dispatcher.dispatch(queue))
       if (this.#moves.isWanted) this.#moves.step()
-      this.#writer.flush()
+      this.#writer.writeFacts()
       this.#space.step(turn.nowMs)
       turn.arm(this.#spaceTimer, this.#space.nextDeadline)
       this.#writer.upkeepBytes = this.#space.upkeepBytes

@@ -99,7 +99,7 @@ describe('consumers', () => {
     }
     const oldest = workers.map(({ subscription }) => subscription.oldestLeaseMs)
     // As if two of them had held very many messages before.
-    for (const { subscription } of workers.slice(0, 2)) subscription.claimTag(1 << 17)
+    for (const { subscription } of workers.slice(0, 2)) subscription.nextTag(1 << 17)
     const pages: number[] = []
     const found: (number | null)[] = []
     for (let from: number | null = 0; from !== null;) {

@@ -279,7 +279,7 @@ export class Catalog {
   purge(name: QueueName): number {
     const queue = this.#state.queue(name)
     this.#observer?.purging(queue)
-    this.#turn.settleTime(queue)
+    this.#turn.catchUp(queue)
     this.#leases.endLeases(queue)
     const messages = queue.purge(this.#turn.nowMs)
     this.#turn.changed(queue)

@@ -213,7 +213,7 @@ export class Dispatcher {
     const batchAt = run.batchPosition - block.position
     this.#find(queue, progress, block, batchAt)
     const start = batchAt + progress.byte
-    const firstTag = subscription.claimTag(run.count)
+    const firstTag = subscription.nextTag(run.count)
     let at = start
     let count = 0
     let tag = firstTag

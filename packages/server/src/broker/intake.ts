@@ -388,7 +388,7 @@ export class Intake {
     const { maxBytes, ttlMs } = queue.options
     const hasTraits = hasDeliveryOptions(asks) || ttlMs > 0 || maxBytes > 0
     if (hasTraits) checkTraits(bytes, at, count, nowMs)
-    this.#turn.settleTime(queue)
+    this.#turn.catchUp(queue)
     this.#writer.note(queue)
     const traits = hasTraits ? this.#traitsOf({ queue, bytes, at, count }) : undefined
     const admitted = admission.look(count, end - at - BATCH_HEADER_BYTES, traits)

@@ -145,7 +145,7 @@ export class Leases {
     }
     subscription.takeAll(this.#lease, (lease) => {
       const { offset, tag, deadlineMs, bytes } = lease
-      const ending = endingFor(blame, lease)
+      const ending = endingOfLoss(blame, lease)
       const isCharged = ending === 'retry' || lease.isCharged
       if (!isStopping) queue.former.add(offset, { subscriptionId, tag, deadlineMs, bytes, isCharged })
       this.#end(queue, lease, ending, 'the connection of its consumer was lost')
@@ -195,10 +195,10 @@ export class Leases {
         continue
       }
       const reason = clipText(item.reason ?? '', this.#reasonBytes(item.count))
-      const ending = endingOf(item)
+      const ending = endingOfSettle(item)
       for (let i = 0; i < item.count; i++) {
         const tag = (item.firstTag + i) >>> 0
-        if (!subscription.take(tag, this.#lease)) {
+        if (!subscription.end(tag, this.#lease)) {
           noteStale(tag)
           continue
         }
@@ -298,7 +298,7 @@ export class Leases {
       if (subscription.earliestDeadlineMs <= nowMs) {
         const lost: LostRange[] = []
         for (const tag of subscription.overdue(nowMs).sort((a, b) => a - b)) {
-          if (!subscription.take(tag, this.#lease)) continue
+          if (!subscription.end(tag, this.#lease)) continue
           // A charged lease and its successor have the same attempt: only the ended subscription tells their claims apart.
           if (this.#lease.isCharged) queue.subscriptionEnded(subscription.id)
           this.#end(queue, this.#lease, 'retry', 'the processing timeout passed')
@@ -376,7 +376,7 @@ export class Leases {
     for (const subscription of queue.subscriptions) {
       const lost: LostRange[] = []
       const tags = [...subscription.held()].map(({ tag }) => tag).sort((a, b) => a - b)
-      for (const tag of tags) if (subscription.take(tag, this.#lease)) addLost(lost, tag, this.#lease.offset)
+      for (const tag of tags) if (subscription.end(tag, this.#lease)) addLost(lost, tag, this.#lease.offset)
       this.#lose(subscription, LOSS.purged, lost)
     }
   }
@@ -398,13 +398,13 @@ export class Leases {
   }
 }
 
-function endingOf({ outcome, invalid }: SettleItem): Ending {
+function endingOfSettle({ outcome, invalid }: SettleItem): Ending {
   if (outcome === OUTCOME.release) return 'release'
   if (outcome === OUTCOME.deadLetter) return invalid === true ? 'invalid' : 'rejected'
   return 'retry'
 }
 
-function endingFor(blame: Blame, { started, alone }: Lease): Ending {
+function endingOfLoss(blame: Blame, { started, alone }: Lease): Ending {
   if ((blame === 'started' && started) || (blame === 'alone' && alone)) return 'retry'
   if (blame === 'suspects' && started) return 'suspect'
   return blame === 'unexplained' || blame === 'alone' ? 'unattributed' : 'release'

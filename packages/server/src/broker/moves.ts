@@ -202,7 +202,7 @@ export class Moves {
     const hasTraits = asksForTraits(batch) || ttlMs > 0 || maxBytes > 0
     const ahead = new FactBuffer()
     if (ttlMs > 0) ahead.ttl(target.next, 1, ttlMs)
-    this.#turn.settleTime(target)
+    this.#turn.catchUp(target)
     writer.together(bytes + writer.factsBytes(ahead))
     before()
     writer.facts(target.id, ahead)

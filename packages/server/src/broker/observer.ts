@@ -94,9 +94,9 @@ export interface Observer extends QueueObserver {
   redriven(queue: Queue, offset: number): void
   discarded(queue: Queue, offset: number): void
 
-  // Time. Between `looked` and `timeSettled`, due messages become ready and expired ones are removed.
+  // Time. Between `looked` and `caughtUp`, due messages become ready and expired ones are removed.
   looked(queue: Queue): void
-  timeSettled(queue: Queue): void
+  caughtUp(queue: Queue): void
 }
 
 /** Does `work`, and calls `observe` with its answer or its error. */

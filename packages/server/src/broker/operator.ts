@@ -277,7 +277,7 @@ export class Operator {
   }
 
   #offsetOf(queue: Queue, { offset, id }: MessageRef): number {
-    this.#turn.settleTime(queue)
+    this.#turn.catchUp(queue)
     this.#turn.changed(queue)
     if (offset !== undefined) return offset
     const bytes = Buffer.from(id!)

@@ -136,11 +136,11 @@ export class Turn {
   }
 
   /** Makes due messages ready and removes expired ones, before a decision that depends on them. */
-  settleTime(queue: Queue): void {
+  catchUp(queue: Queue): void {
     const { observer } = this.#options
     observer?.looked(queue)
-    queue.settleTime(this.nowMs)
-    observer?.timeSettled(queue)
+    queue.catchUp(this.nowMs)
+    observer?.caughtUp(queue)
   }
 
   // --- deadlines ---

@@ -61,7 +61,7 @@ export class Writer {
   /** Whether the log has room for `bytes` more besides the room that a checkpoint needs. */
   hasRoom(bytes: number): boolean {
     if (this.pagesFull !== undefined) return false
-    return this.#log.reserve(this.tail.pendingBytes + bytes + this.upkeepBytes, this.turn.nowMs)
+    return this.#log.hasRoomFor(this.tail.pendingBytes + bytes + this.upkeepBytes, this.turn.nowMs)
   }
 
   /** Checks that the broker has room for messages of `bytes`. @throws SluiceError DISK_LOW, MEMORY_FULL */
@@ -105,7 +105,7 @@ export class Writer {
   }
 
   /** Writes the facts of all noted queues. */
-  flush(): void {
+  writeFacts(): void {
     for (const queue of this.#withFacts) {
       queue.hasPendingFacts = false
       if (queue.facts.isEmpty) continue

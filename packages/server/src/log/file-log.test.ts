@@ -245,7 +245,7 @@ describe('a failing disk', () => {
       for (let again = 0; again < 3; again++)
         expect(await refusal(log.append(position, lsn, bytes))).toBe(error)
       expect(await refusal(log.truncateBefore(position))).toBe(error)
-      expect(log.reserve(0, NOW_MS)).toBe(false)
+      expect(log.hasRoomFor(0, NOW_MS)).toBe(false)
       for (let turns = 0; turns < 20; turns++) await tick()
       await log.close()
       expect(disk.counts).toMatchObject({ write, sync, syncDirectory, rename })

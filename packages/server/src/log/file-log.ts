@@ -233,8 +233,8 @@ export class FileLog implements Log {
 
   // ------------------------------------------------------------------------------------------------------- space
 
-  reserve(bytes: number, nowMs: number): boolean {
-    return this.#pool?.reserve(bytes, this.#headSegment, this.#headAt, nowMs) ?? false
+  hasRoomFor(bytes: number, nowMs: number): boolean {
+    return this.#pool?.hasRoomFor(bytes, this.#headSegment, this.#headAt, nowMs) ?? false
   }
 
   room(): number {

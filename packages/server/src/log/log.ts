@@ -44,7 +44,7 @@ export interface Log {
    * Whether `bytes`, the total that is accepted and not appended yet, has room besides the reserve for settles, state pages
    * and relocation.
    */
-  reserve(bytes: number, nowMs: number): boolean
+  hasRoomFor(bytes: number, nowMs: number): boolean
   /** Bytes that can be written, including the reserve, until no segment is left, by the latest known free space. */
   room(): number
   /** Resolves as soon as an entry waits for a segment that cannot be created for lack of space. */

@@ -117,7 +117,7 @@ test('a failed append is the last', async () => {
   expect((failures[0] as SluiceError).code).toBe('LOG_FAILED')
   expect(failures[2]).toBe(failures[0])
   expect(calls).toBe(2)
-  expect(log.reserve(0)).toBe(false)
+  expect(log.hasRoomFor(0)).toBe(false)
   expect((await log.reopened({}).open()).nextLsn).toBe(2)
 })
 
@@ -125,14 +125,14 @@ test('room is the free bytes of the segments, minus the reserve', async () => {
   const log = new MemoryLog({ segmentBytes: SEGMENT, segmentsMax: 2, reserveBytes: 4096 })
   const writer = new EntryWriter(log, await log.open())
   const room = 2 * (SEGMENT - 4096) - 4096
-  expect(log.reserve(room)).toBe(false)
-  expect(log.reserve(SEGMENT - 4096)).toBe(true)
+  expect(log.hasRoomFor(room)).toBe(false)
+  expect(log.hasRoomFor(SEGMENT - 4096)).toBe(true)
   let taken = 0
-  for (; log.reserve(2048); taken++) await writer.append([2048 - 64 - 48])
+  for (; log.hasRoomFor(2048); taken++) await writer.append([2048 - 64 - 48])
   expect(taken * 2048).toBeGreaterThan(room - 2 * 2048)
   expect(taken * 2048).toBeLessThanOrEqual(room)
   await writer.append([4096 - 64 - 48])
   await log.truncateBefore(writer.durable.at(-1)!.position)
-  expect(log.reserve(2048)).toBe(true)
-  expect(new MemoryLog().reserve(2 ** 40)).toBe(true)
+  expect(log.hasRoomFor(2048)).toBe(true)
+  expect(new MemoryLog().hasRoomFor(2 ** 40)).toBe(true)
 })

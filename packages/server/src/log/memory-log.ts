@@ -108,7 +108,7 @@ export class MemoryLog implements Log {
     }
   }
 
-  reserve(bytes: number): boolean {
+  hasRoomFor(bytes: number): boolean {
     if (this.#failure !== undefined || this.refusedFrom-- <= 0) return false
     const { segmentsMax, reserveBytes } = this.#options
     if (segmentsMax === undefined) return true

@@ -125,9 +125,9 @@ describe('a full disk', () => {
     let published = 0
     for (; published < 100; published++) {
       nowMs += 1001
-      log.reserve(0, nowMs)
+      log.hasRoomFor(0, nowMs)
       for (let turns = 0; turns < 10; turns++) await tick()
-      if (!log.reserve(4 * 512, nowMs)) break
+      if (!log.hasRoomFor(4 * 512, nowMs)) break
       await writer.append(sectors(4))
     }
     // Seven segments of 24 sectors, minus the reserve of two.
@@ -136,15 +136,15 @@ describe('a full disk', () => {
     // Entries that are not refused use the reserve.
     let settled = 0
     for (; settled < 12; settled++) await writer.append(sectors(4))
-    expect(log.reserve(512, nowMs)).toBe(false)
+    expect(log.hasRoomFor(512, nowMs)).toBe(false)
     expect(notices).toContain('no-segment')
     await log.truncateBefore(writer.durable.at(-1)!.position)
     expect(log.usage().segments).toBe(1)
     for (let turns = 0; turns < 10; turns++) await tick()
     nowMs += 1001
-    log.reserve(0, nowMs)
+    log.hasRoomFor(0, nowMs)
     for (let turns = 0; turns < 10; turns++) await tick()
-    expect(log.reserve(4 * 512, nowMs)).toBe(true)
+    expect(log.hasRoomFor(4 * 512, nowMs)).toBe(true)
     await writer.append(sectors(4))
     await log.close()
     expect((await openLog(disk)).bounds.nextLsn).toBe(published + settled + 2)
@@ -162,7 +162,7 @@ describe('a full disk', () => {
     })
     for (let turns = 0; turns < 50; turns++) await tick()
     expect(done).toBe(false)
-    expect(log.reserve(0, NOW_MS)).toBe(false)
+    expect(log.hasRoomFor(0, NOW_MS)).toBe(false)
     // The failed try leaves no draft.
     expect(disk.names().filter((name) => name.includes('draft'))).toEqual([])
     disk.capacityBytes += SEGMENT
@@ -199,9 +199,9 @@ describe('a full disk', () => {
     const asked = async (freeSegments: number): Promise<boolean> => {
       disk.capacityBytes = disk.usedBytes + freeSegments * SEGMENT
       nowMs += 1_000
-      log.reserve(0, nowMs)
+      log.hasRoomFor(0, nowMs)
       for (let turns = 0; turns < 10; turns++) await tick()
-      return log.reserve(512, nowMs)
+      return log.hasRoomFor(512, nowMs)
     }
     expect(await asked(80)).toBe(true)
     expect(await asked(50)).toBe(true)
@@ -212,7 +212,7 @@ describe('a full disk', () => {
     expect(notices).toEqual(['disk-low', 'disk-ok'])
     // Within a second the free space is not read again.
     const { space } = disk.counts
-    for (let n = 0; n < 1000; n++) log.reserve(n, nowMs)
+    for (let n = 0; n < 1000; n++) log.hasRoomFor(n, nowMs)
     expect(disk.counts.space).toBe(space)
     await log.close()
   })
@@ -227,9 +227,9 @@ describe('a full disk', () => {
     const asked = async (segments: number): Promise<boolean> => {
       disk.capacityBytes = disk.usedBytes + (segments - 2) * SEGMENT
       nowMs += 1_000
-      log.reserve(0, nowMs)
+      log.hasRoomFor(0, nowMs)
       for (let turns = 0; turns < 10; turns++) await tick()
-      return log.reserve(512, nowMs)
+      return log.hasRoomFor(512, nowMs)
     }
     const needed = Math.ceil((20 * SEGMENT + 512) / whole)
     const cleared = Math.ceil((24 * SEGMENT + 512) / whole)
@@ -256,9 +256,9 @@ describe('a full disk', () => {
     for (let i = 0; i < 22; i++) {
       disk.capacityBytes = disk.usedBytes + (i % 2 === 0 ? 40 : 80) * SEGMENT
       nowMs += 1_000
-      log.reserve(0, nowMs)
+      log.hasRoomFor(0, nowMs)
       for (let turns = 0; turns < 10; turns++) await tick()
-      if (!log.reserve(512, nowMs)) refused++
+      if (!log.hasRoomFor(512, nowMs)) refused++
     }
     expect(refused).toBe(11)
     const free = (segments: number): string => String(segments * SEGMENT)

@@ -258,7 +258,7 @@ export class SegmentPool {
   // ------------------------------------------------------------------------------------------------------- space
 
   /** Whether `bytes` fit from byte `at` of segment `number` on, in it and later segments, besides the whole reserve. */
-  reserve(bytes: number, number: number, at: number, nowMs: number): boolean {
+  hasRoomFor(bytes: number, number: number, at: number, nowMs: number): boolean {
     if (this.#failStop.stopped) return false
     const sinceMs = nowMs - this.#spaceAtMs
     if (this.#spaceRefresh === undefined && (sinceMs >= SPACE_INTERVAL_MS || sinceMs < 0)) {

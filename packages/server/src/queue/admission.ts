@@ -2,7 +2,7 @@
  * An admission: what arrives at a queue in one step (a batch, or the acknowledgements and batches of an atomic step), and
  * whether the queue accepts it, by its limits and its known ids.
  *
- * Order of calls, after `settleTime`: `look` at each batch, `check` all together, then `replace` and `makeRoom`, which
+ * Order of calls, after `catchUp`: `look` at each batch, `check` all together, then `replace` and `makeRoom`, which
  * change the queue. Then the batches can be appended. Nothing changes before `check` has passed. A batch without options
  * needs no admission if the options of its queue require none.
  */

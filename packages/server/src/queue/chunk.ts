@@ -394,7 +394,7 @@ export class Chunk {
   }
 
   /** Whether no message of the batch in this chunk is live. */
-  batchIsGone(batch: number): boolean {
+  isGoneHere(batch: number): boolean {
     const end = this.batchEnd(batch)
     // Checks the last message first: with settles in order that is enough for a live batch.
     return this.isGone(end - 1) && this.marks.firstLive(this.batches.first(batch), end) === end

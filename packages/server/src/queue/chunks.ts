@@ -99,7 +99,7 @@ export class Chunks {
       for (let batch = 0; batch < chunk.batches.count; batch++) {
         const place = chunk.batches.place(batch)
         // A batch that continues from the previous chunk was visited there.
-        if (place === last || chunk.batchIsGone(batch)) continue
+        if (place === last || chunk.isGoneHere(batch)) continue
         last = place
         if (visit(place, chunk.batches.bytes(batch)) === true) return
       }
@@ -116,7 +116,7 @@ export class Chunks {
     while (chunk !== undefined) {
       for (; batch < chunk.batches.count; batch++) {
         const place = chunk.batches.place(batch)
-        if (wanted(place) && !chunk.batchIsGone(batch)) return place
+        if (wanted(place) && !chunk.isGoneHere(batch)) return place
       }
       chunk = this.at(chunk.base + CHUNK_MESSAGES)
       batch = 0
@@ -141,7 +141,7 @@ export class Chunks {
 
   /** Whether no message of the batch is live, in this chunk or in the chunks that the batch also reaches. */
   isBatchGone(chunk: Chunk, batch: number): boolean {
-    if (!chunk.batchIsGone(batch)) return false
+    if (!chunk.isGoneHere(batch)) return false
     const place = chunk.batches.place(batch)
     if (batch === 0 && this.#isLiveFrom(chunk.base, -CHUNK_MESSAGES, place)) return false
     const isLast = batch + 1 === chunk.batches.count
@@ -155,7 +155,7 @@ export class Chunks {
       const chunk = this.at(base + i * step)
       if (chunk === undefined || chunk.batches.count === 0) continue
       const batch = step > 0 ? 0 : chunk.batches.count - 1
-      return chunk.batches.place(batch) === place && !chunk.batchIsGone(batch)
+      return chunk.batches.place(batch) === place && !chunk.isGoneHere(batch)
     }
     return false
   }

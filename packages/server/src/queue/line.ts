@@ -259,7 +259,7 @@ export class Line {
   }
 
   /** The first `count` messages of `run`, which `next` filled last, are leased. */
-  take(run: Run, count: number, nowMs: number): void {
+  lease(run: Run, count: number, nowMs: number): void {
     const chunk = this.#chunks.at(run.offset)!
     const index = run.offset - chunk.base
     const priority = chunk.priorityAt(index)

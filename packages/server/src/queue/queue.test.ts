@@ -306,7 +306,7 @@ class Pair {
   // Drops the messages that make room for new ones.
   #drop(count: number): void {
     const { queue, model } = this
-    queue.settleTime(model.now)
+    queue.catchUp(model.now)
     model.sweep()
     const maxMessages = Math.max(1, queue.live - queue.deadCount - count + 1)
     queue.applyOptions({ ...queue.options, maxMessages, overflow: 'drop-oldest' }, model.now)

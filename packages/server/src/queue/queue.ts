@@ -223,7 +223,7 @@ export class Queue extends Contents implements Follower {
   }
 
   /** As `advance`, but removes all expired messages: called before a decision that depends on the contents. */
-  settleTime(nowMs: number): void {
+  catchUp(nowMs: number): void {
     this.#line.advance(nowMs)
     if (nowMs >= this.earliestExpiryMs) this.#sweep(nowMs)
     if (this.ids.size > 0) this.ids.forgetUntil(nowMs - this.options.dedupWindowMs)
@@ -254,7 +254,7 @@ export class Queue extends Contents implements Follower {
 
   /** The first `count` messages of `run`, which `nextRun` filled last, are leased to the client with this name. */
   lease(run: Run, count: number, nowMs: number, client: string): void {
-    this.#line.take(run, count, nowMs)
+    this.#line.lease(run, count, nowMs)
     this.leased += count
     if (this.former.size > 0)
       for (let offset = run.offset; offset < run.offset + count; offset++) this.former.delete(offset)

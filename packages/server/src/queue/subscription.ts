@@ -156,7 +156,7 @@ export class SubscriptionOf<Q extends Settled> {
    * The tag of the next grant. Makes room for `count` grants: the tags that follow can be used for the same run while
    * `isFree` returns true.
    */
-  claimTag(count: number): number {
+  nextTag(count: number): number {
     const slots = (this.unsettled + count) * 2
     if (slots > this.#states.length) this.#grow(slots)
     while (this.#states[this.#nextTag & this.#mask] !== FREE) this.#nextTag = (this.#nextTag + 1) >>> 0
@@ -197,7 +197,7 @@ export class SubscriptionOf<Q extends Settled> {
     deadlineMs: number,
     isCharged: boolean,
   ): number {
-    const tag = this.claimTag(1)
+    const tag = this.nextTag(1)
     this.grant(tag, offset, bytes, sinceMs, nowMs)
     this.delivered--
     this.start(tag, deadlineMs)
@@ -215,7 +215,7 @@ export class SubscriptionOf<Q extends Settled> {
   }
 
   /** Ends the lease of `tag` and fills `lease`. Returns false if the tag is stale. */
-  take(tag: number, lease: Lease): boolean {
+  end(tag: number, lease: Lease): boolean {
     const slot = tag & this.#mask
     const state = this.#states[slot]
     // In an empty ring the state is undefined: no tag is held.
@@ -345,7 +345,7 @@ export class SubscriptionOf<Q extends Settled> {
     let runBytes = 0
     for (let i = 0; i < count; i++) {
       const tag = (firstTag + i) >>> 0
-      if (!this.take(tag, lease)) {
+      if (!this.end(tag, lease)) {
         stale?.(tag)
       } else if (lease.offset === runOffset + runCount) {
         runCount++
@@ -367,7 +367,7 @@ export class SubscriptionOf<Q extends Settled> {
       const slot = (this.#nextTag + step) & this.#mask
       if (this.#states[slot] === FREE) continue
       lease.deadlineMs = this.#states[slot] === STARTED ? this.#deadlines[slot]! : Infinity
-      if (this.take(this.#tags[slot]!, lease)) ended(lease)
+      if (this.end(this.#tags[slot]!, lease)) ended(lease)
     }
   }
 

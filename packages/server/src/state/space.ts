@@ -99,7 +99,7 @@ export class Space {
     const live = this.#state.segments.oldestLive(firstPosition)
     const needed = Math.min(live, this.#tail.position - segmentBytes)
     const wanted = Math.min(needed, this.#relocation.retainedFrom)
-    const isScarce = !this.#log.reserve(this.#tail.pendingBytes + this.upkeepBytes, nowMs)
+    const isScarce = !this.#log.hasRoomFor(this.#tail.pendingBytes + this.upkeepBytes, nowMs)
     this.#relocation.isScarce = isScarce
     this.#checkpoints.isScarce = isScarce
     this.#relocation.markFrees = this.#checkpoints.markFrees
