@@ -978,6 +978,50 @@ describe('pulling', () => {
     expect((await second).length).toBe(1)
   })
 
+  it('skips pulls that were aborted while they waited, and serves the others in their order', async () => {
+    const kept: Promise<Message[]>[] = []
+    const codes: Promise<string>[] = []
+    const few = new AbortController()
+    for (let i = 0; i < 8; i++) {
+      kept.push(sluice.pull('q', { wait: '20s' }))
+      const { signal } = i < 4 ? few : new AbortController()
+      const pull = sluice.pull('q', { wait: i === 5 ? 0 : '20s', timeout: i === 5 ? 1 : '20s', signal })
+      if (i < 4 || i === 5) codes.push(pull.then(String, (error: SluiceError) => error.code))
+      else kept.push(pull)
+    }
+    const channel = await peer.subscribed()
+    few.abort()
+    expect(await Promise.all(codes)).toEqual([...Array(4).fill('ABORTED'), 'TIMEOUT'])
+    expect(kept.length).toBe(11)
+    for (const [i, pull] of kept.entries()) {
+      peer.link.deliver(channel, 101, [`${i}`], { offset: i })
+      expect((await pull)[0]!.body).toBe(`${i}`)
+    }
+  })
+
+  it('aborts thousands of waiting pulls of one signal at once', async () => {
+    const controller = new AbortController()
+    const { signal } = controller
+    const count = 20_000
+    const pulls = Array.from({ length: count }, () => sluice.pull('q', { wait: '20s', signal }))
+    const outcomes = Promise.allSettled(pulls)
+    const next = sluice.pull('q', { wait: '20s' })
+    const channel = await peer.subscribed()
+    const beganMs = performance.now()
+    controller.abort()
+    // With a search for each of them it takes more than twenty seconds.
+    expect(performance.now() - beganMs).toBeLessThan(10_000)
+    const aborted = (await outcomes).filter(
+      ({ status, ...rest }) =>
+        status === 'rejected' && (rest as PromiseRejectedResult).reason.code === 'ABORTED',
+    )
+    expect(aborted.length).toBe(count)
+    // The last CREDIT is for the next pull, after the one that drained for the first.
+    await until(() => peer.link.named('CREDIT').length === 2)
+    peer.link.deliver(channel, 101, ['x'])
+    expect((await next)[0]!.body).toBe('x')
+  })
+
   it('rejects each pull from a missing queue', async () => {
     peer.replies[OP.SUBSCRIBE] = (frame, link) =>
       link.error('QUEUE_NOT_FOUND', 'request', frame.channel, frame.correlation)

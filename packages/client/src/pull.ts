@@ -65,6 +65,8 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
   /** The processing timeout of `#subscription`. */
   #processingTimeoutMs: number | undefined
   readonly #waiting = new Fifo<Pull>()
+  /** Number of abandoned pulls in `#waiting`; at most half of them. */
+  #abandonedWaiting = 0
   #current: Pull | undefined
   #draining = false
   /** Messages that were pulled on a lost connection and are not settled. */
@@ -142,18 +144,29 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
   #abandon(pull: Pull, error: SluiceError): void {
     pull.detach()
     pull.fail(error, this.queue)
+    pull.abandoned = true
     if (pull !== this.#current) {
-      this.#waiting.replace([...this.#waiting].filter((other) => other !== pull))
+      this.#abandonedWaiting++
+      // Only when most are abandoned, so that a signal of thousands of pulls costs no search for each.
+      if (this.#abandonedWaiting * 2 > this.#waiting.length) {
+        this.#waiting.replace([...this.#waiting].filter(({ abandoned }) => !abandoned))
+        this.#abandonedWaiting = 0
+      }
       return
     }
-    pull.abandoned = true
     if (this.#subscription === undefined) this.#next()
     else this.#drain()
   }
 
   #serve(): void {
-    if (this.#current !== undefined || this.#waiting.length === 0) return
-    this.#current = this.#waiting.shift()
+    if (this.#current !== undefined) return
+    let pull = this.#waiting.shift()
+    while (pull?.abandoned === true) {
+      this.#abandonedWaiting--
+      pull = this.#waiting.shift()
+    }
+    if (pull === undefined) return
+    this.#current = pull
     this.#grant()
   }
 
