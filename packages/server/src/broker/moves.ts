@@ -103,7 +103,7 @@ export class Moves {
   #moveFrom(queue: Queue, target: Queue, most: number): number {
     let left = most
     let done = 0
-    for (const offset of queue.moving) {
+    for (const offset of queue.moving.offsets) {
       if (left === 0) break
       const record = queue.deadAt(offset)?.isMoving === true ? this.#find(queue, offset) : 'none'
       if (record === 'loading') break
@@ -116,7 +116,7 @@ export class Moves {
       }
       done++
     }
-    queue.moving.splice(0, done)
+    queue.moving.pass(done, queue.deadCount)
     if (queue.moving.length === 0) this.#queues.delete(queue)
     return left
   }
@@ -142,10 +142,7 @@ export class Moves {
     }
     this.#records.read(queue, offset).then(done, (error: unknown) => {
       // A damaged message stays in its queue; after READ_FAILED it is tried again.
-      if (!(error instanceof SluiceError) || error.code !== 'READ_FAILED') {
-        const at = queue.moving.indexOf(offset)
-        if (at !== -1) queue.moving.splice(at, 1)
-      }
+      if (!(error instanceof SluiceError) || error.code !== 'READ_FAILED') queue.moving.skip(offset)
       done()
     })
   }

@@ -2,7 +2,7 @@
 import { OUTCOME, queueName, type Placed, type QueueName } from '@sluice/protocol'
 import { describe, expect, it } from 'vitest'
 import { Broker } from './broker.js'
-import { Bench, Q, batchOf, type Message } from '../testing/bench.js'
+import { Bench, CALLER, Q, batchOf, type Message } from '../testing/bench.js'
 
 const DEAD = queueName('dead')
 const HOUR = 3_600_000
@@ -568,6 +568,40 @@ describe('a dead message with a dead-letter queue', () => {
     await bench.settle()
     expect(bench.info()).toMatchObject({ dead: 0, moved: 2 })
     expect(bench.info(DEAD)).toMatchObject({ ready: 1 })
+  })
+
+  it('is not listed for its move after a redrive or a discard, however often it dies', async () => {
+    const bench = await new Bench().open()
+    const other = queueName('other')
+    bench.ensure({}, DEAD)
+    bench.ensure({}, other)
+    bench.ensure({ deadLetter: DEAD })
+    bench.broker.catalog.delete(DEAD)
+    const { moving } = bench.broker.catalog.queue(Q)
+    const all = { name: Q, from: 0, limit: 1000, offsets: undefined, filter: {}, dryRun: false }
+    await bench.publish(repeated(3, {}))
+    for (let death = 1; death <= 20; death++) {
+      await bench.kill()
+      expect(bench.info()).toMatchObject({ dead: 3 })
+      expect(moving.length).toBeLessThanOrEqual(6)
+      await bench.redrive({ offsets: [1], force: true })
+    }
+    await bench.kill()
+    await bench.redrive({ offsets: [0], to: other })
+    await bench.answer(bench.broker.operator.discard({ ...all, offsets: [1] }, CALLER))
+    expect(moving.length).toBeLessThanOrEqual(2)
+    bench.broker.audit()
+    bench.ensure({}, DEAD)
+    await bench.settle()
+    expect(bench.info()).toMatchObject({ dead: 0, moved: 1, discarded: 1 })
+    expect(await bench.origins(DEAD)).toEqual([2])
+    bench.broker.catalog.delete(DEAD)
+    await bench.publish(repeated(1_000, {}))
+    await bench.kill()
+    expect(moving).toHaveLength(1_000)
+    await bench.answer(bench.broker.operator.discard(all, CALLER))
+    expect(bench.info()).toMatchObject({ dead: 0, discarded: 1_001 })
+    expect(moving).toHaveLength(0)
   })
 })
 

@@ -89,6 +89,16 @@ export class DeadMessages {
     return indexes
   }
 
+  /** Indexes of those that will be moved to the dead-letter queue, in order. */
+  movingIndexes(): number[] {
+    const indexes: number[] = []
+    for (let place = 0; place < this.size; place++) {
+      const head = this.#words[place * WORDS]!
+      if (((head >>> DEATH_SHIFT) & MOVING) !== 0) indexes.push(head & INDEX_MASK)
+    }
+    return indexes
+  }
+
   // Place of the message; if it is not here, -1 minus the place to insert it.
   #find(index: number): number {
     let low = 0

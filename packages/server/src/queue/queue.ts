@@ -24,6 +24,7 @@ import { FormerLeases } from './former.js'
 import { PendingIds } from './ids.js'
 import type { KeyRules, Placed } from './key-lines.js'
 import { Line } from './line.js'
+import { ENTRIES_PER_DEAD, Moving } from './moving.js'
 import type { Run } from './run.js'
 import { SubscriptionOf, type ConsumerOf } from './subscription.js'
 import { Suspects } from './suspects.js'
@@ -74,8 +75,7 @@ export class Queue extends Contents implements Follower {
   timer: Timer | undefined
   /** No message that is being handled has an earlier deadline. */
   earliestDeadlineMs = Infinity
-  /** Offsets of dead messages that will be moved to the dead-letter queue, in the order in which they died. */
-  readonly moving: number[] = []
+  readonly moving = new Moving(this.appliedChunks)
 
   readonly former = new FormerLeases()
   /** Ids of messages that are not done. */
@@ -180,7 +180,7 @@ export class Queue extends Contents implements Follower {
   dropped(): void {
     this.chunks.eachLiveBatch((place, bytes) => this.use.remove(place, bytes))
     this.#line.clear()
-    this.moving.length = 0
+    this.moving.clear()
     this.leased = 0
   }
 
@@ -191,9 +191,8 @@ export class Queue extends Contents implements Follower {
     this.follow(this)
     this.chunks.eachLiveBatch((place, bytes) => this.use.add(place, bytes))
     this.former.open()
+    this.moving.list()
     for (const chunk of this.chunks) {
-      for (const index of chunk.dead?.indexes() ?? [])
-        if (chunk.dead!.get(index)!.isMoving) this.moving.push(chunk.base + index)
       if (!chunk.hasIds) continue
       for (const index of chunk.liveIndexes()) {
         if (chunk.hasId(index) && !chunk.isDead(index)) this.pending.add(chunk.base + index)
@@ -402,7 +401,7 @@ export class Queue extends Contents implements Follower {
     this.suspects.clear(offset, 1)
     this.facts.dead(offset, attempts, death, isMoving, nowMs, reason)
     this.deadFact(offset, { attempts, death, timeMs: nowMs, reason, isMoving }, bytes)
-    if (isMoving) this.moving.push(offset)
+    if (isMoving) this.moving.add(offset)
   }
 
   /** Removes all messages that are not dead, and returns their number. The caller ends the leases. */
@@ -473,20 +472,23 @@ export class Queue extends Contents implements Follower {
     this.dirty = true
     const chunk = this.chunkAt(offset)!
     this.#line.enter(chunk, offset - chunk.base, nowMs, nowMs)
+    this.moving.trim(this.deadCount)
   }
 
   /** Removes a dead message. */
   discard(offset: number, nowMs: number): void {
     this.#gone('discard', offset)
     this.counts.discarded += this.remove(offset, 1, nowMs)
+    this.moving.trim(this.deadCount)
   }
 
-  /** A dead message was moved to another queue. The caller records the fact. */
+  /** A dead message was moved to another queue. The caller records the fact, and updates `moving` unless it is a redrive. */
   moved(offset: number, isRedrive: boolean, nowMs: number): void {
     this.remove(offset, 1, nowMs)
     if (isRedrive) {
       this.carried++
       this.counts.redriven++
+      this.moving.trim(this.deadCount)
     } else this.counts.moved++
     this.dirty = true
   }
@@ -625,11 +627,12 @@ export class Queue extends Contents implements Follower {
       dead !== this.deadCount ||
       deadBytes !== this.deadBytes ||
       counted !== live ||
-      held !== this.leased
+      held !== this.leased ||
+      this.moving.length > ENTRIES_PER_DEAD * dead
     ) {
       throw new Error(
         `queue ${this.name}: live ${this.live}/${live}, dead ${this.deadCount}/${dead} of ${this.deadBytes}/${deadBytes} bytes, ` +
-          `leased ${this.leased}/${held}, in the line ${inLine} + leased + dead = ${counted}`,
+          `leased ${this.leased}/${held}, in the line ${inLine} + leased + dead = ${counted}, to be moved ${this.moving.length}`,
       )
     }
   }

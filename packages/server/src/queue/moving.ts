@@ -1,0 +1,67 @@
+/**
+ * The dead messages of a queue that wait to be moved to its dead-letter queue. `Moves` takes them from here. While the
+ * dead-letter queue does not exist, they wait until it is created or an operator redrives or discards them.
+ *
+ * Invariant: there are at most `ENTRIES_PER_DEAD` entries per dead message of the queue, so the list does not grow while
+ * messages die and are redriven.
+ */
+import type { Chunks } from './chunks.js'
+
+/** With more entries than that, at least half of them are obsolete, and all are listed anew. */
+export const ENTRIES_PER_DEAD = 2
+
+export class Moving {
+  readonly #chunks: Chunks
+  readonly #offsets: number[] = []
+
+  constructor(chunks: Chunks) {
+    this.#chunks = chunks
+  }
+
+  get length(): number {
+    return this.#offsets.length
+  }
+
+  /**
+   * In the order in which the messages died, or by offset after `list`. A message that was redriven or discarded since can
+   * still be here, and one that died twice can be here twice.
+   */
+  get offsets(): readonly number[] {
+    return this.#offsets
+  }
+
+  /** The message died. */
+  add(offset: number): void {
+    this.#offsets.push(offset)
+  }
+
+  /** The message cannot be moved: it is damaged. It is tried again when it is listed again. */
+  skip(offset: number): void {
+    const at = this.#offsets.indexOf(offset)
+    if (at !== -1) this.#offsets.splice(at, 1)
+  }
+
+  /** The first `count` messages were moved, or cannot be. `dead`: number of dead messages of the queue. */
+  pass(count: number, dead: number): void {
+    this.#offsets.splice(0, count)
+    this.trim(dead)
+  }
+
+  /** A dead message was redriven or discarded; `dead` are left in the queue. */
+  trim(dead: number): void {
+    if (this.#offsets.length <= ENTRIES_PER_DEAD * dead) return
+    if (dead === 0) this.clear()
+    else this.list()
+  }
+
+  /** Lists the messages of all chunks that wait to be moved. */
+  list(): void {
+    this.clear()
+    for (const chunk of this.#chunks)
+      for (const index of chunk.dead?.movingIndexes() ?? []) this.#offsets.push(chunk.base + index)
+  }
+
+  clear(): void {
+    this.#offsets.length = 0
+  }
+}
