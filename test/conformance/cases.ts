@@ -1,4 +1,4 @@
-/** What each golden vector means, in terms of our encoders and of what our decoders give. One case for each name. */
+/** For each golden vector, by its name: the bytes that our encoders write and the value that our decoders read. */
 import {
   BATCH_HEADER_BYTES,
   CONTENT_TYPE,
@@ -59,7 +59,7 @@ import { frame } from '../rig/frames.js'
 
 export interface Case {
   readonly bytes: Uint8Array
-  /** What the decoders give for it; of a frame, for its payload. */
+  /** The result of the decoders: of a frame, the value of its payload. */
   readonly value: unknown
 }
 
@@ -112,7 +112,7 @@ function batch(records: readonly Case[], { attributes = 0, batchNumber, follows 
   return { bytes, value: { header, follows, records: records.map((each) => each.value) } }
 }
 
-// Of the one record `hello`, and of the two records; from python3's zlib.crc32.
+// By the number of records: the record `hello` alone, or both records. Computed with zlib.crc32 of Python.
 const CRC_OF_COUNT: Readonly<Record<number, number>> = { 1: 0x411c_1531, 2: 0x36c2_46ab }
 
 const hello = record(text('hello'), CONTENT_TYPE.text)
@@ -128,7 +128,7 @@ function publish(queue: string, of: Case, unansweredBelow: number): Case {
   }
 }
 
-/** Of one batch for each queue; `crc` is from python3's zlib.crc32. */
+/** An atomic step with one batch for each queue. `crc` was computed with zlib.crc32 of Python. */
 function atomicStep(
   number: number,
   correlation: number,
@@ -184,7 +184,7 @@ function deliver(head: DeliverHead, records: readonly Case[]): Case {
   }
 }
 
-/** Of messages that do not stand side by side; `head` is that of the first. */
+/** A DELIVER of messages that are not consecutive; `head` is that of the first. */
 function scattered(head: DeliverHead, records: readonly (readonly [number, number, Case])[]): Case {
   const parts = records.map(([offset, publishedAtMs, { bytes }]) => {
     const part = new Uint8Array(SCATTERED_BYTES + bytes.length)
@@ -272,7 +272,7 @@ function publishOk(
   return { bytes: frame(OP.PUBLISH_OK, 0, 0, concat(parts)), value: { items } }
 }
 
-/** Its fields stand in the order of the document. */
+/** The fields are in the order of the document. */
 export const queueInfo: QueueInfo = {
   name: 'orders',
   options: {

@@ -28,7 +28,7 @@ import { VECTORS, fromHex } from './vectors.js'
 
 const DOCUMENT = readFileSync(new URL('../../docs/PROTOCOL.md', import.meta.url), 'utf8')
 
-/** The rows of the table under the heading `### title`, by the names of its columns. */
+/** The rows of the table under the heading `### title`, as objects by column name. */
 function table(title: string): Record<string, string>[] {
   const section = DOCUMENT.split(`\n### ${title}\n`)[1]?.split(/\n##+ /)[0]
   if (section === undefined) throw new Error(`PROTOCOL.md has no section ${title}`)
@@ -45,11 +45,11 @@ function table(title: string): Record<string, string>[] {
   })
 }
 
-/** `table` as an object from the name in each row to what `value` makes of the row. */
+/** `table` as an object: the name of each row, and what `value` returns for the row. */
 function byName<Value>(title: string, value: (row: Record<string, string>) => Value): Record<string, Value> {
   const rows = table(title)
   const named = Object.fromEntries(rows.map((row) => [row['name']!, value(row)]))
-  expect(Object.keys(named), `${title} names something twice`).toHaveLength(rows.length)
+  expect(Object.keys(named), `${title} has a name twice`).toHaveLength(rows.length)
   return named
 }
 
@@ -114,7 +114,7 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
     expect(table(title)).toHaveLength(count)
   })
 
-  // The types of the two hold them against the code, and the golden vectors against their bytes.
+  // Types compare both with the code, and the golden vectors compare them with their bytes.
   test('fields of a queue and of a consumer', () => {
     const names = (title: string): string[] => table(title).map(({ name }) => name!)
     expect([...names('Fields of a queue'), ...names('Queue counters')]).toStrictEqual(Object.keys(queueInfo))
@@ -145,7 +145,7 @@ describe('the tables of PROTOCOL.md are the registries of the code', () => {
     expect(DOCUMENT).toContain('Version\n  1 defines none')
   })
 
-  test('each table is compared by one of these tests, except that of the credit flags, which are bits of one frame', () => {
+  test('each table is compared by one of these tests, except the table of the credit flags, which are bits of one frame', () => {
     const tables = DOCUMENT.split('\n## Tables\n')[1]!.split('\n## ')[0]!
     expect([...tables.matchAll(/^### (.*)$/gm)].map(([, title]) => title)).toStrictEqual([
       'Opcodes',
@@ -184,7 +184,7 @@ describe('the example of PROTOCOL.md', () => {
     ([, side, name, lines]) => ({
       side,
       name: name!,
-      // What stands to the right of the bytes begins after two spaces, or at column 50.
+      // The text to the right of the bytes starts after two spaces, or at column 50.
       bytes: fromHex(
         lines!
           .trim()

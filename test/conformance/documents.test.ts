@@ -12,7 +12,7 @@ const documents = [
   ...readdirSync(join(root, 'docs/adr')).map((name) => join('docs/adr', name)),
 ]
 
-it('lists every decision in the index, and every one in the index is there', () => {
+it('lists every decision in the index, and has every decision that the index lists', () => {
   const index = readFileSync(join(root, 'docs/adr/README.md'), 'utf8')
   const listed = [...index.matchAll(/\]\((\d{4}-[a-z0-9-]+\.md)\)/g)].map((match) => match[1]!)
   const files = readdirSync(join(root, 'docs/adr')).filter((name) => /^\d{4}-/.test(name))

@@ -1,4 +1,4 @@
-/** Mutated vectors through the frame decoder and every payload reader: nothing but SluiceError may come out. */
+/** Feeds mutated vectors to the frame decoder and to every payload reader; they may throw only SluiceError. */
 import { crc32 } from 'node:zlib'
 import { FRAME_HEADER_BYTES, FrameDecoder, OP, SluiceError, checkRecords, writeU32 } from '@sluice/protocol'
 import fc from 'fast-check'
@@ -48,7 +48,7 @@ const mutation: fc.Arbitrary<Mutation> = fc.oneof(
 )
 const mutations = fc.array(mutation, { minLength: 1, maxLength: 4 })
 
-/** 1 if `reading` returned, 0 if it threw a SluiceError; other errors are thrown on. */
+/** 1 if `reading` returned, 0 if it threw a SluiceError; any other error is rethrown. */
 function outcome(reading: () => unknown): number {
   try {
     reading()
@@ -68,7 +68,7 @@ test('mutated payloads through the reader of every frame kind', { timeout: TIMEO
         (changed, change) => change(changed),
         bytes.slice(FRAME_HEADER_BYTES),
       )
-      // Behind other bytes, as in a chunk of a socket, so that a reader that leaves its range is noticed.
+      // The payload is between other bytes, as in a chunk of a socket, so that a reader that leaves its range is noticed.
       const chunk = concat([new Uint8Array(9).fill(0xa5), payload, new Uint8Array(9).fill(0x5a)])
       for (const reader of READERS.values()) {
         const inside = outcome(() => reader(chunk, 9, 9 + payload.length))
@@ -83,12 +83,12 @@ test('mutated payloads through the reader of every frame kind', { timeout: TIMEO
     { numRuns: runs(300, 300_000) },
   )
   expect(checked).toBeGreaterThanOrEqual(300 * 42)
-  // Both ends of the readers were reached.
+  // Some inputs were read, and some were refused, so both paths of the readers ran.
   expect(read).toBeGreaterThan(190)
   expect(read).toBeLessThan(checked)
 })
 
-// The test above rarely passes the checksum; an attacker can compute it.
+// The test above rarely passes the checksum, and an attacker can compute a correct one.
 test('mutated atomic steps whose checksum is right', { timeout: TIMEOUT_MS }, () => {
   const written = FRAME_VECTORS.filter(({ bytes }) => bytes[4] === OP.ATOMIC)
   expect(written).toHaveLength(3)
@@ -164,7 +164,7 @@ test('mutated records and batches', { timeout: TIMEOUT_MS }, () => {
           : outcome(() => readRecords(changed, 0, changed.length, count))
       const records = kind === 'batch' ? changed.subarray(48) : changed
       if (typeof checkRecords(records, 0, records.length, count, 1_000_000) === 'number') {
-        // Checked records are read without leaving their range.
+        // The records have passed the check, so readers must not leave the range.
         expect(readRecords(records, 0, records.length, count)).toHaveLength(count)
       }
       accepted += good

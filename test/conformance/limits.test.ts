@@ -1,6 +1,6 @@
 /**
- * Each limit at its value and one beyond it: what is refused, and with which code. The tables of docs/LIMITS.md are held
- * against the same rows, so that the page, the code and the refusals agree.
+ * Tests each limit at its value and one beyond it, with the error code of the refusal. The tables of docs/LIMITS.md are
+ * compared with the same rows, so that the page, the code and the refusals agree.
  */
 import { existsSync, readFileSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
@@ -60,9 +60,9 @@ type Limit = keyof typeof LIMITS
 interface Probe {
   readonly limit: Limit
   readonly code: ErrorCode
-  /** Performs the bounded action with this number, size or time. */
+  /** Performs the limited action with this number, size or time. */
   readonly take: (amount: number) => void
-  /** A lower bound: one less is refused. */
+  /** The limit is a lower bound: one less is refused. */
   readonly isLeast?: boolean
 }
 
@@ -119,7 +119,7 @@ const PROBES: readonly Probe[] = [
   {
     limit: 'headersBytesMax',
     code: 'INVALID_HEADERS',
-    // A header takes its name, its value and three bytes of lengths.
+    // A header takes its name, its value and three bytes for the two lengths.
     take: (bytes) => checkRecordOptions({ headers: { a: text(bytes - 4) } }),
   },
   { limit: 'priorityMax', code: 'INVALID_PRIORITY', take: (priority) => checkRecordOptions({ priority }) },
@@ -206,7 +206,7 @@ const PROBES: readonly Probe[] = [
   },
 ]
 
-/** Rows that are not limits of their own, with the reason why nothing is refused at them. */
+/** Limits at which nothing is refused, each with the reason. */
 const NOT_REFUSED: Partial<Record<Limit, string>> = {
   frameBytesMin: 'a frame size below it is raised to it in the handshake',
   batchBytesTarget: 'a client aims at it',
@@ -215,9 +215,9 @@ const NOT_REFUSED: Partial<Record<Limit, string>> = {
   heartbeatMsDefault: 'a default',
   handshakeMsMax: 'a time; the connection is closed with HANDSHAKE_TIMEOUT',
   inFlightBatchesDefault: 'a default',
-  inFlightBatchesMax: 'agreed in the handshake; more unanswered batches end the connection',
+  inFlightBatchesMax: 'agreed in the handshake; a client with more unanswered batches loses the connection',
   inFlightBytesDefault: 'a default',
-  redrivesMax: 'passed over and counted',
+  redrivesMax: 'such messages are skipped and counted',
 }
 
 function announce(total: number, frameBytesMax?: number): void {
@@ -229,7 +229,7 @@ function announce(total: number, frameBytesMax?: number): void {
 }
 
 function receiveControl(bytes: number): void {
-  // A map of one field with a long text: 1 + 2 + 3 bytes before it.
+  // A map with one field, a long string; 1 + 2 + 3 bytes precede the string.
   const body = new Uint8Array(bytes).fill(0x78)
   body.set([0x81, 0xa1, 0x61, 0xda, (bytes - 6) >>> 8, (bytes - 6) & 255])
   decodeControl(body, 0, bytes)
@@ -248,7 +248,7 @@ function decode<Result>(
   return decoder(bytes, 0, bytes.length)
 }
 
-/** A record whose options and payload take `bytes`. */
+/** Checks a record whose options and payload take `bytes` bytes. */
 function record(bytes: number, messageBytesMax: number): void {
   const record = new Uint8Array(recordBytes(undefined, bytes))
   writeRecordHead(record, 0, undefined, 0, bytes)
@@ -279,7 +279,7 @@ function acks(count: number): SettleItem[] {
   }))
 }
 
-// A client cuts its reason, so the frame is made with a short one and lengthened.
+// Our encoder truncates a reason, so the frame is made with a short reason and then lengthened.
 function reason(bytes: number): void {
   const frame = encodeSettle(1, [{ firstTag: 1, count: 1, outcome: OUTCOME.retry, reason: 'x' }])
   const longer = new Uint8Array(frame.length - 1 + bytes).fill(0x78)
@@ -321,7 +321,7 @@ it.each(
 })
 
 describe('requests about messages', () => {
-  it('name at most a page of offsets', () => {
+  it('name at most as many offsets as a page has messages', () => {
     const offsets = Array.from({ length: LIMITS.pageMessagesMax + 1 }, (_, index) => index)
     expect(() => redriveRequest({ name: 'q', offsets: offsets.slice(1) })).not.toThrow()
     expect(() => redriveRequest({ name: 'q', offsets })).toThrow(
@@ -335,7 +335,7 @@ describe('requests about messages', () => {
     expect(() => request(LIMITS.delayMsMax + 1)).toThrow(expect.objectContaining({ code: 'INVALID_DELAY' }))
   })
 
-  it('name at most the tags of the largest credit', () => {
+  it('name at most as many tags as the largest credit', () => {
     const ranges = (count: number): unknown =>
       decode(encodeRanges(1, [{ firstTag: 1, count }]), (bytes, start, end) =>
         decodeRanges('STARTED', bytes, start, end),
@@ -372,7 +372,7 @@ describe('docs/LIMITS.md', () => {
     expect(told.size).toBeGreaterThanOrEqual(Object.keys(LIMITS).length)
   })
 
-  it('has each constant that ends with _MAX, with its value, or here is why it is no limit', () => {
+  it('has each constant that ends with _MAX, with its value, unless NO_LIMIT names it', () => {
     const told = new Map(rows.map(([name, value]) => [name!.replaceAll('`', ''), value]))
     const constants = constantsOf(join(root, 'packages'))
     let checked = 0
@@ -380,14 +380,14 @@ describe('docs/LIMITS.md', () => {
       const isListed = told.has(name)
       const why = NO_LIMIT[name]
       if (why === undefined && !isListed && name.endsWith('_MIN')) continue
-      expect(isListed, `${name} in docs/LIMITS.md, or in NO_LIMIT`).toBe(why === undefined)
+      expect(isListed, `${name} is either in docs/LIMITS.md or in NO_LIMIT`).toBe(why === undefined)
       if (!isListed) continue
       for (const value of values) expect(told.get(name), name).toBe(valueText(name, value))
       checked++
     }
     for (const name of Object.keys(NO_LIMIT)) expect([...constants.keys()], name).toContain(name)
     expect(checked).toBeGreaterThanOrEqual(25)
-    // Every row is compared with code.
+    // Every row of the page is a limit of the protocol, a constant, or listed here.
     for (const [name, value] of told) {
       if (Object.hasOwn(LIMITS, name) || constants.has(name)) continue
       expect(Object.keys(SETTINGS_AND_SHARES), name).toContain(name)
@@ -395,7 +395,7 @@ describe('docs/LIMITS.md', () => {
     }
   })
 
-  it('names codes that exist, and tests that are there', () => {
+  it('names only error codes and tests that exist', () => {
     let checked = 0
     for (const [name, , , code, test] of rows) {
       for (const [, word] of code!.matchAll(/`([A-Z_]+)`/g)) expect(Object.keys(ERRORS), name).toContain(word)
@@ -421,7 +421,7 @@ function valueText(name: string, value: number): string {
 
 const shares = sharesOf(Number.MAX_SAFE_INTEGER)
 
-/** Rows that are neither of the protocol nor a constant, with their values. */
+/** Rows that are neither limits of the protocol nor constants, with their values. */
 const SETTINGS_AND_SHARES: Readonly<Record<string, string>> = {
   '--max-connections': Number(SETTINGS['max-connections'].default).toLocaleString('en-US'),
   '--memory': sizeText(MEMORY_BYTES_MIN),
@@ -435,7 +435,7 @@ const SETTINGS_AND_SHARES: Readonly<Record<string, string>> = {
   queuesMax: '100,000',
   maxInFlight: connectSettings(undefined, {}).maxInFlight.toLocaleString('en-US'),
   maxWaitingBytes: sizeText(connectSettings(undefined, {}).maxWaitingBytes),
-  // Of a segment; see packages/server/src/broker/limits.test.ts.
+  // These are shares of a segment; see packages/server/src/broker/limits.test.ts.
   '--max-message-bytes': 'a quarter',
   batch: 'half',
   'known ids': 'a quarter',
@@ -444,42 +444,42 @@ const SETTINGS_AND_SHARES: Readonly<Record<string, string>> = {
 
 /** Constants at which nothing is refused and nothing ends. */
 const NO_LIMIT: Readonly<Record<string, string>> = {
-  PAUSE_MS_MAX: 'the longest pause of publishAll between two tries',
+  PAUSE_MS_MAX: 'publishAll pauses at most this long between two attempts',
   SHARED_BODY_BYTES_MAX: 'larger bodies are not copied',
   DRAINED_MAX: 'a full chunk with more messages left is not packed',
-  PATIENCE_MS_MAX: 'the longest that a redelivered message waits for a handler that still has it',
-  END_MS_MAX: 'how long a socket may take to close',
+  PATIENCE_MS_MAX: 'a redelivered message waits at most this long for a handler that still has it',
+  END_MS_MAX: 'a socket that closes more slowly is destroyed',
   STARTED_RANGES_MAX: 'the client sends several frames',
   BURST_MAX: 'the rest is started in the next turn',
-  CHAIN_MAX: 'how far a caller is looked for',
+  CHAIN_MAX: 'the search for the caller ends there',
   DOUBLINGS_MAX: 'keeps the wait before a retry a finite number; retryMax is the limit',
   SPARE_SIZE_MAX: 'buffers that are kept',
-  SPARE_BYTES_MAX: 'buffers that are kept',
+  SPARE_BYTES_MAX: 'further buffers are not kept',
   SPARE_COLD_MAX: 'buffers that are kept',
-  SPARES_MAX: 'segments that are made ahead',
+  SPARES_MAX: 'no more segments are created in advance',
   COUNT_MAX: 'the width of a field; higher counts are shown as this',
   TEXT_BYTES_MAX: 'the width of a field; texts are cut before',
-  TIMER_PART_MS_MAX: 'longer times are waited for in parts',
-  READERS_OPEN_MAX: 'files that are kept open',
-  READS_MAX: 'reads at a time; others wait',
-  AHEAD_PARTS_MAX: 'how much is read ahead',
-  TRIES_MAX: 'tries for the lock when files change meanwhile',
-  LOCK_BYTES_MAX: 'how much of the file is read',
+  TIMER_PART_MS_MAX: 'longer times are divided into several timers',
+  READERS_OPEN_MAX: 'further files are closed',
+  READS_MAX: 'further reads wait',
+  AHEAD_PARTS_MAX: 'reading ahead shrinks at most to this fraction',
+  TRIES_MAX: 'attempts to get the lock while its files change',
+  LOCK_BYTES_MAX: 'a longer lock file is not parsed',
   LISTED_MAX: 'the layout of a chunk changes',
-  RETAINED_MAX: 'buckets that are kept',
-  OLDEST_LOOKED_AT_MAX: 'a number for people is a bound from there on',
-  CONFIRMS_BYTES_MAX: 'the next frame begins',
+  RETAINED_MAX: 'further buckets are merged in pairs',
+  OLDEST_LOOKED_AT_MAX: 'beyond it a displayed number is a bound, not an exact value',
+  CONFIRMS_BYTES_MAX: 'further confirms go into the next frame',
   IN_FLIGHT_MESSAGES_MAX: 'the command waits for confirms',
   IN_FLIGHT_BYTES_MAX: 'the command waits for confirms',
-  STOP_MS_MAX: 'how long the process may take to stop',
-  START_MS_MAX: 'how long the process may take to start',
-  BODY_CHARACTERS_MAX: 'what a table shows',
-  TEXT_CHARACTERS_MAX: 'what a table shows',
-  SAMPLES_MAX: 'measured values that are kept',
-  WIDTH_MAX: 'the width of the help',
+  STOP_MS_MAX: 'the process exits if stopping takes longer',
+  START_MS_MAX: 'a stop during startup ends the process after this time',
+  BODY_CHARACTERS_MAX: 'a table shows only this much',
+  TEXT_CHARACTERS_MAX: 'a table shows only this much',
+  SAMPLES_MAX: 'further values replace earlier ones at random',
+  WIDTH_MAX: 'the help is wrapped at this width',
 }
 
-/** The numbers that the code names with _MAX, _MIN or _LEAST, by name; of one name there can be several. */
+/** The values of constants whose names have _MAX, _MIN or _LEAST, by name; several constants can share a name. */
 function constantsOf(directory: string): Map<string, number[]> {
   const found = new Map<string, number[]>()
   for (const file of readdirSync(directory, { recursive: true, encoding: 'utf8' })) {
@@ -493,7 +493,7 @@ function constantsOf(directory: string): Map<string, number[]> {
   return found
 }
 
-/** Of a constant: `16 << 20`, `2 ** 40`, `4 * 1024`, `0xffff`. */
+/** The value of a constant that is written as `16 << 20`, `2 ** 40`, `4 * 1024` or `0xffff`. */
 function valueOf(text: string): number {
   const shift = text.split(' << ').map((part) =>
     part

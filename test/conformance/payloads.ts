@@ -1,4 +1,4 @@
-/** Reads the payload of any frame with the decoders of the protocol package, as a broker or a client would. */
+/** Reads the payload of any frame with the decoders of the protocol package, as a broker or a client does. */
 import {
   BATCH_HEADER_BYTES,
   DELIVER_FLAG,
@@ -109,7 +109,7 @@ function request(read: (body: Body) => unknown): Reader {
   return (...payload) => read(decodeControl(...payload))
 }
 
-/** The records in `bytes[start, end)`: options, content type and payload of each. */
+/** The records in `bytes[start, end)`: the options, content type and payload of each. */
 export function readRecords(bytes: Uint8Array, start: number, end: number, count: number): unknown[] {
   const found = checkRecords(bytes, start, end, count, MESSAGE_BYTES_MAX)
   if (typeof found !== 'number') throw new SluiceError(found.code, found.message)

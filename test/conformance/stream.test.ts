@@ -36,7 +36,7 @@ function expectSameFrames(chunks: Iterable<Uint8Array>): void {
   expect(frames.length).toBe(FRAMES.length)
   for (const [index, frame] of frames.entries()) {
     const wanted = FRAMES[index]!
-    // Compared by hand: one deep comparison a chunking would take most of the time of the test.
+    // The fields are compared one by one: a deep comparison for each split would take most of the test's time.
     if (
       frame.opcode !== wanted.opcode ||
       frame.channel !== wanted.channel ||
@@ -54,7 +54,7 @@ describe('a stream split anywhere', () => {
     expect(FRAMES.length).toBeGreaterThanOrEqual(88)
   })
 
-  test('in two, at every byte', () => {
+  test('in two pieces, at every byte', () => {
     for (let cut = 0; cut <= STREAM.length; cut++) expectSameFrames(cutAt(STREAM, [cut]))
     expect(STREAM.length).toBeGreaterThan(4000)
   })
@@ -72,7 +72,7 @@ describe('a stream split anywhere', () => {
     expect(checked).toBeGreaterThanOrEqual(2_000)
   })
 
-  test('a decoder between frames keeps no memory, and buffers that are used again mix up no frames', () => {
+  test('a decoder between frames keeps no memory, and reused buffers do not mix up frames', () => {
     const payloads = Array.from({ length: 40 }, (_, i) => new Uint8Array((i * 7_919) % 300_000).fill(i))
     const frames = payloads.map((payload) => frame(35, 1, 0, payload))
     const got: Uint8Array[] = []
@@ -86,7 +86,7 @@ describe('a stream split anywhere', () => {
       return decoder
     })
     for (let round = 0; round < 3; round++) {
-      // All have begun before the first ends; each ends while others are under way.
+      // All decoders have started a frame before the first one completes its frame.
       for (const [i, decoder] of decoders.entries())
         decoder.push(frames[i]!.subarray(0, frames[i]!.length >> 1))
       for (const [i, decoder] of decoders.entries()) {
@@ -100,7 +100,7 @@ describe('a stream split anywhere', () => {
     expect(got).toHaveLength(0)
   })
 
-  test('a long frame between short ones, whose buffer is given back', () => {
+  test('a long frame between short ones; its buffer is released', () => {
     const payload = new Uint8Array(700_000).map((_, i) => i * 7)
     const long = frame(35, 1, 0, payload)
     const short = FRAME_VECTORS[0]!.bytes
@@ -131,7 +131,7 @@ describe('after an error', () => {
   const bad = fromHex('ff ff ff ff 04 00 00 00 00 00 00 00')
   const good = fromHex('00 00 00 00 04 00 00 00 03 00 00 00')
 
-  test('no frame is handed out any more, wherever the stream is cut', () => {
+  test('no further frame is emitted, wherever the stream is split', () => {
     let checked = 0
     for (let cut = 0; cut <= 24; cut++) {
       const { decoder, opcodes } = counting()
@@ -203,39 +203,45 @@ describe('the length in a header', () => {
     expect(counting().decoder.frameBytesMax).toBe(LIMITS.frameBytesUnauthenticated)
   })
 
-  test.each(sizes)('%s: one byte over is refused at the header, and so is every absurd one', (_, max) => {
-    let refused = 0
-    for (const payloadBytes of [max - 12 + 1, max, 0x7fff_ffff, 0x8000_0000, 0xffff_fff4, 0xffff_ffff]) {
-      for (const step of [1, 5, 12]) {
-        const { decoder, opcodes } = counting(max)
-        const bytes = header(payloadBytes)
-        const push = (): void => {
-          for (let at = 0; at < 12; at += step) {
-            decoder.push(bytes.subarray(at, at + step))
-            expect(decoder.capacityBytes).toBeLessThanOrEqual(256)
+  test.each(sizes)(
+    '%s: a length one byte over the limit, or far over it, is refused at the header',
+    (_, max) => {
+      let refused = 0
+      for (const payloadBytes of [max - 12 + 1, max, 0x7fff_ffff, 0x8000_0000, 0xffff_fff4, 0xffff_ffff]) {
+        for (const step of [1, 5, 12]) {
+          const { decoder, opcodes } = counting(max)
+          const bytes = header(payloadBytes)
+          const push = (): void => {
+            for (let at = 0; at < 12; at += step) {
+              decoder.push(bytes.subarray(at, at + step))
+              expect(decoder.capacityBytes).toBeLessThanOrEqual(256)
+            }
           }
+          expect(push).toThrow(expect.objectContaining({ code: 'FRAME_TOO_LARGE', scope: 'connection' }))
+          expect(decoder.capacityBytes).toBe(0)
+          expect(opcodes).toStrictEqual([])
+          refused++
         }
-        expect(push).toThrow(expect.objectContaining({ code: 'FRAME_TOO_LARGE', scope: 'connection' }))
-        expect(decoder.capacityBytes).toBe(0)
-        expect(opcodes).toStrictEqual([])
-        refused++
       }
-    }
-    expect(refused).toBe(18)
-  })
+      expect(refused).toBe(18)
+    },
+  )
 
-  test.each(sizes)('%s: the limit itself is accepted, and room grows with what comes', (_, max) => {
-    const { decoder, opcodes } = counting(max)
-    decoder.push(header(max - 12))
-    expect(decoder.capacityBytes).toBeLessThanOrEqual(256)
-    const half = Math.floor((max - 12) / 2)
-    decoder.push(new Uint8Array(half))
-    expect(decoder.heldBytes).toBe(12 + half)
-    expect(decoder.capacityBytes).toBeLessThanOrEqual(max)
-    decoder.push(new Uint8Array(max - 12 - half))
-    expect(opcodes).toStrictEqual([16])
-    expect(decoder.heldBytes).toBe(0)
-  })
+  test.each(sizes)(
+    '%s: a length at the limit is accepted, and the buffer grows only as bytes arrive',
+    (_, max) => {
+      const { decoder, opcodes } = counting(max)
+      decoder.push(header(max - 12))
+      expect(decoder.capacityBytes).toBeLessThanOrEqual(256)
+      const half = Math.floor((max - 12) / 2)
+      decoder.push(new Uint8Array(half))
+      expect(decoder.heldBytes).toBe(12 + half)
+      expect(decoder.capacityBytes).toBeLessThanOrEqual(max)
+      decoder.push(new Uint8Array(max - 12 - half))
+      expect(opcodes).toStrictEqual([16])
+      expect(decoder.heldBytes).toBe(0)
+    },
+  )
 })
 
 describe('the preface', () => {
@@ -250,7 +256,7 @@ describe('the preface', () => {
     ['last letter wrong', new TextEncoder().encode('SLCX\u0001\0\0\0')],
   ]
 
-  test.each(strangers)('%s is refused at the fourth byte, however it comes', (_, bytes) => {
+  test.each(strangers)('%s is refused at the fourth byte, however the bytes are split', (_, bytes) => {
     for (const step of [1, 2, 3, 4, bytes.length]) {
       const { decoder, opcodes } = counting(undefined, true)
       let pushed = 0
@@ -270,15 +276,15 @@ describe('the preface', () => {
     }
   })
 
-  // Who speaks our protocol in another version is answered in it; others are not.
-  test('the decoder knows a peer of its own by the magic, also after an error', () => {
+  // A peer that speaks another version of the protocol is answered in that version; a peer of another protocol gets no answer.
+  test('the decoder recognises a Sluice peer by the magic bytes, even after an error', () => {
     const ours = (bytes: Uint8Array, step: number): boolean => {
       const { decoder } = counting(undefined, true)
       expect(decoder.isOurs).toBe(false)
       try {
         for (let at = 0; at < bytes.length; at += step) decoder.push(bytes.subarray(at, at + step))
       } catch {
-        // What is wrong with each of them is the concern of the tests around this one.
+        // The neighbouring tests check which error each input causes.
       }
       return decoder.isOurs
     }
@@ -291,7 +297,7 @@ describe('the preface', () => {
     }
   })
 
-  test('the first three letters are not yet judged, the fourth is', () => {
+  test('the magic is checked at its fourth byte, not before', () => {
     const { decoder } = counting(undefined, true)
     decoder.push(fromHex('53 4c 43'))
     expect(decoder.heldBytes).toBe(3)

@@ -16,7 +16,7 @@ function read({ kind, bytes }: Vector): unknown {
   return READERS.get(frame!.opcode)!(frame!.payload, 0, frame!.payload.length)
 }
 
-/** What reading throws, or undefined with the value in `value`. */
+/** Runs `reading` and returns either its error or its value. */
 function attempt(reading: () => unknown): { error: unknown; value: unknown } {
   try {
     return { error: undefined, value: reading() }
@@ -26,7 +26,7 @@ function attempt(reading: () => unknown): { error: unknown; value: unknown } {
 }
 
 describe('golden vectors', () => {
-  test('there is one case for each vector, and one vector for each case', () => {
+  test('each vector has one case, and each case has one vector', () => {
     expect(VECTORS.map(({ name }) => name).sort()).toStrictEqual(Object.keys(CASES).sort())
     expect(new Set(VECTORS.map(({ name }) => name)).size).toBe(VECTORS.length)
     expect(VECTORS.length).toBeGreaterThanOrEqual(110)
@@ -61,7 +61,7 @@ describe('golden vectors', () => {
 })
 
 describe('cut off at every byte', () => {
-  test('a stream that ends early holds back the unfinished frame, without an error', () => {
+  test('of a stream that ends early the unfinished frame is not emitted, and there is no error', () => {
     let cuts = 0
     for (const { kind, bytes } of VECTORS) {
       if (kind !== 'frame' && kind !== 'preface') continue
@@ -73,8 +73,8 @@ describe('cut off at every byte', () => {
     expect(cuts).toBe(bytesOf('frame') + bytesOf('preface'))
   })
 
-  // Lists end with their frame, so a payload that is cut between two items is a shorter list, and that only.
-  test('a payload that is cut gives a typed error, or a list without its last items', () => {
+  // A list ends where its frame ends, so a payload that is cut between two items decodes as a shorter list.
+  test('a truncated payload gives a typed error, or a list without its last items', () => {
     let cuts = 0
     const shorter: string[] = []
     for (const { name, bytes } of FRAME_VECTORS) {
@@ -124,7 +124,7 @@ describe('cut off at every byte', () => {
     expect(allowed).toStrictEqual(['HELLO', 'HELLO of a reconnect', 'HELLO_OK'])
   })
 
-  test('a record that is cut is refused', () => {
+  test('a truncated record is refused', () => {
     let cuts = 0
     for (const { kind, bytes, name } of VECTORS) {
       if (kind !== 'record') continue
@@ -136,7 +136,7 @@ describe('cut off at every byte', () => {
     expect(cuts).toBe(bytesOf('record'))
   })
 
-  test('a batch that is cut is refused', () => {
+  test('a truncated batch is refused', () => {
     let cuts = 0
     for (const { kind, bytes, name } of VECTORS) {
       if (kind !== 'batch') continue
@@ -156,7 +156,7 @@ function bytesOf(kind: Vector['kind']): number {
   return bytes
 }
 
-/** `whole` with each list in it cut to the length that it has in `part`. */
+/** `whole` with each list in it truncated to the length that it has in `part`. */
 function withoutLast(whole: unknown, part: unknown): unknown {
   if (typeof whole !== 'object' || whole === null) return whole
   return Object.fromEntries(

@@ -1,6 +1,6 @@
 /**
- * The golden vectors: bytes written by hand from docs/PROTOCOL.md, never by our own encoder. `hex` has a space
- * between bytes. Called by the tests of this folder.
+ * The golden vectors: bytes written by hand from docs/PROTOCOL.md, never by our own encoder. In `hex`, bytes are
+ * separated by spaces. The tests of this folder use them.
  */
 import { readFileSync } from 'node:fs'
 import { FrameDecoder } from '@sluice/protocol'

@@ -1,12 +1,12 @@
-/** Ten times as much as in the other scenarios: what waiting messages take, and how fast they come and go. */
+/** Scenarios with large backlogs, run with ten times as many messages as the others: memory, publish rate and drain rate. */
 import type { PublishOptions, Sluice } from '@sluice/client'
 import { Bench, BODY, drain, fill } from './measures.js'
 import { fixed, whole, type Finding, type Scenario } from './scenario.js'
 
-/** Unanswered batches: as many as a broker takes. */
+/** Number of unanswered batches: the maximum that the broker accepts. */
 const BATCHES = 200
 
-/** Publishes in batches of `size`, each of its own; returns messages a second. */
+/** Publishes `count` messages in batches of `size`; returns messages per second. */
 async function fillByBatches(client: Sluice, queue: string, count: number, size: number): Promise<number> {
   const batch = Array.from({ length: size }, () => ({ body: BODY }))
   let left = Math.floor(count / size)
@@ -21,7 +21,7 @@ async function fillByBatches(client: Sluice, queue: string, count: number, size:
   return (count * 1000) / (performance.now() - beganMs)
 }
 
-/** What waits in order, from batches of one and of a hundred: memory, time to start again, and drained afterwards. */
+/** Messages without options, published in batches of one and of a hundred: memory, restart time, and drain rate. */
 export const waiting: Scenario = async (messages) => {
   const findings: Finding[] = []
   for (const size of [1, 100]) {
@@ -31,7 +31,7 @@ export const waiting: Scenario = async (messages) => {
       const producer = await bench.client('producer')
       const client = await bench.client('consumer')
       await client.queues.ensure('orders')
-      // Hot: what was published just now, and is in memory still.
+      // Drain rate of messages that were just published and are still in memory.
       const hot: number[] = []
       for (let round = 0; round < 5; round++) {
         await fillByBatches(producer, 'orders', 100_000, size)
@@ -45,11 +45,11 @@ export const waiting: Scenario = async (messages) => {
       const drained = await drain(await bench.client('again'), 'orders', messages)
       const from = `from batches of ${size}`
       findings.push(
-        { what: `${from}, published a second`, value: whole(rate), isMet: true },
+        { what: `${from}, published per second`, value: whole(rate), isMet: true },
         { what: `${from}, memory grew, MiB`, value: fixed(grown), isMet: grown <= 160 },
         { what: `${from}, ready after kill -9, ms`, value: whole(readyMs), isMet: readyMs <= 1_500 },
         {
-          what: `${from}, drained then a second, and hot`,
+          what: `${from}, drained per second after the restart, against messages still in memory`,
           value: `${whole(drained)} against ${whole(hotRate)}, ${fixed((100 * drained) / hotRate, 0)} %`,
           isMet: drained >= 0.6 * hotRate,
         },
@@ -61,7 +61,7 @@ export const waiting: Scenario = async (messages) => {
   return findings
 }
 
-/** Irregular messages against plain ones, published in turns; then all of them at once. */
+/** Publishes plain messages and messages with options alternately, and compares their rates; `of` returns the options. */
 async function irregular(
   messages: number,
   what: string,
@@ -90,7 +90,7 @@ async function irregular(
     return [
       { what: `${whole(messages)} ${what}, memory grew, MiB`, value: fixed(grown), isMet: grown <= 240 },
       {
-        what: 'published a second, against plain ones in turns',
+        what: 'published per second, against plain messages published alternately',
         value: `${whole(mean(rates.irregular))} against ${whole(mean(rates.plain))}, ${fixed(100 * ratio, 0)} %`,
         isMet: ratio >= 0.5,
       },
@@ -103,7 +103,7 @@ async function irregular(
 
 const YEAR_MS = 365 * 86_400_000
 
-/** Due within a year, none of them soon. */
+/** Delayed messages that are due within a year; none of them is due soon. */
 export const later: Scenario = (messages) =>
   irregular(messages, 'messages due within a year', (index) => ({
     delay: 3_600_000 + ((index * 2_654_435_761) % YEAR_MS),

@@ -10,7 +10,7 @@ const CONNECTIONS = 1_000
 const IN_FLIGHT = 64
 const WINDOW_MS = 4_000
 
-/** Publishes by all of them, each with so many in flight, for a while; returns messages a second. */
+/** Publishes on all connections for a while, each with `inFlight` messages in flight; returns messages per second. */
 async function together(clients: readonly Sluice[], queue: string, inFlight: number): Promise<number> {
   let confirmed = 0
   const end = new AbortController()
@@ -31,7 +31,7 @@ async function together(clients: readonly Sluice[], queue: string, inFlight: num
   return rate
 }
 
-/** A thousand connections: what they take when they do nothing, and what they publish together. */
+/** A thousand connections: their memory while they are idle, and the rate at which they publish together. */
 export const connections: Scenario = async () => {
   const bench = await Bench.start()
   try {
@@ -57,12 +57,12 @@ export const connections: Scenario = async () => {
     const share = median(all) / median(one)
     return [
       {
-        what: `${whole(CONNECTIONS)} idle connections, KiB of the broker for each`,
+        what: `${whole(CONNECTIONS)} idle connections, broker memory for each, KiB`,
         value: fixed(idleKib),
         isMet: idleKib <= 20,
       },
       {
-        what: `published by all, ${IN_FLIGHT} in flight each, and by one with ${whole(CONNECTIONS)}, medians of 3, a second`,
+        what: `published per second by all with ${IN_FLIGHT} in flight each, against one with ${whole(CONNECTIONS)}, medians of 3`,
         value: `${whole(median(all))} against ${whole(median(one))}, ${fixed(100 * share, 0)} %`,
         isMet: share >= 0.6,
       },
@@ -77,7 +77,7 @@ const RECORD_BYTES = BODY.length + 8
 const PART_MS = 60_000
 const SEGMENT_MIB = 64
 
-/** A steady load, one message in so many; ten minutes with a million. */
+/** A steady load at a fixed rate. `messages` scales the duration: ten minutes for a million. */
 export const steady: Scenario = async (messages) => {
   const bench = await Bench.start()
   try {
@@ -94,7 +94,7 @@ export const steady: Scenario = async (messages) => {
       latency.record(Math.max(1, Math.round((nowMs() - sentMs) * 1000)))
       consumed++
     })
-    // It is copied by `publish`: there is one for all.
+    // `publish` copies the body, so one buffer serves all messages.
     const body = new Uint8Array(BODY)
     const view = new DataView(body.buffer)
     const stop = pace(RATE, (dueMs) => {
@@ -137,7 +137,7 @@ export const steady: Scenario = async (messages) => {
     }
     const rate = (consumed - from) / ((10 * partMs) / 1000)
     return [
-      { what: 'consumed a second', value: whole(rate), isMet: rate > 0.98 * RATE && failed === 0 },
+      { what: 'consumed per second', value: whole(rate), isMet: rate > 0.98 * RATE && failed === 0 },
       { what: 'not consumed at the end', value: whole(left), isMet: left === 0 },
       {
         what: 'memory after each part, MiB',
@@ -147,7 +147,7 @@ export const steady: Scenario = async (messages) => {
       {
         what: 'disk after each part, MiB',
         value: shown(({ disk }) => disk, 0),
-        // It comes and goes in whole segments.
+        // Disk space is allocated and freed in whole segments.
         isMet: grown(({ disk }) => disk) <= SEGMENT_MIB,
       },
       {
@@ -156,12 +156,12 @@ export const steady: Scenario = async (messages) => {
         isMet: growth(({ p99 }) => p99) < 1.5,
       },
       {
-        what: 'bytes written for a byte of records, filling included',
+        what: 'bytes written per byte of records, padding included',
         value: fixed(amplification, 2),
         isMet: amplification <= 1.5,
       },
       {
-        what: 'bytes that the device wrote for it, by whole pages and with the journal of the file system',
+        what: 'bytes that the device wrote per byte of records, in whole pages and with the file system journal',
         value: fixed(device, 2),
         isMet: true,
       },

@@ -1,4 +1,4 @@
-/** The common part of the scenarios at scale: a broker process, its memory, filling a queue, percentiles. */
+/** What the scenarios share: a broker process, its memory, functions that fill and drain a queue, percentiles. */
 import { connect, type PublishOptions, type Sluice } from '@sluice/client'
 import { readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -7,7 +7,7 @@ import { BrokerProcess } from '../rig/broker.js'
 import { freePort, scratchDirectory } from '../rig/scratch.js'
 import { deviceWrittenBytes, residentMib } from './proc.js'
 
-/** Bodies of all scenarios. */
+/** The message body of all scenarios. */
 export const BODY = new Uint8Array(128).fill(7)
 const MIB = 1 << 20
 
@@ -46,17 +46,17 @@ export class Bench {
     return this.serve()
   }
 
-  /** Resident memory of the broker process, MiB. */
+  /** Resident memory of the broker process in MiB. */
   rss(): number {
     return residentMib(this.broker.pid)
   }
 
-  /** Bytes written so far to the device of its directory. */
+  /** Bytes written so far to the device that holds the broker's directory. */
   deviceWrittenBytes(): number {
     return deviceWrittenBytes(this.#directory!.path)
   }
 
-  /** The size of its directory. */
+  /** Size of the broker's directory in MiB. */
   async diskMib(): Promise<number> {
     const { path } = this.#directory!
     let blocks = 0
@@ -67,7 +67,7 @@ export class Bench {
     return (blocks * 512) / MIB
   }
 
-  /** Publishes and consumes enough that the broker's caches are full, so that growth is the backlog's alone. */
+  /** Publishes and consumes enough to fill the broker's caches, so that later growth comes only from the backlog. */
   async warm(messages = 400_000): Promise<void> {
     const client = await this.client('warm')
     await client.queues.ensure('warm')
@@ -83,7 +83,7 @@ export class Bench {
   }
 }
 
-/** Publishes `count` messages, with the options that `of` gives each; returns messages a second. */
+/** Publishes `count` messages; `of` returns the options of each. Returns messages per second. */
 export async function fill(
   client: Sluice,
   queue: string,
@@ -104,7 +104,7 @@ export async function fill(
   return (count * 1000) / (performance.now() - beganMs)
 }
 
-/** Consumes and acknowledges `count` messages; returns messages a second. */
+/** Consumes and acknowledges `count` messages; returns messages per second. */
 export async function drain(client: Sluice, queue: string, count: number, prefetch = 1_000): Promise<number> {
   let left = count
   const beganMs = performance.now()

@@ -5,19 +5,19 @@ const TICK_MS = 10
 const PAGE_KIB = 4
 const SECTOR_BYTES = 512
 
-/** Resident memory now, MiB. */
+/** Current resident memory in MiB. */
 export function residentMib(pid: number): number {
   return (Number(readFileSync(`/proc/${pid}/statm`, 'utf8').split(' ')[1]) * PAGE_KIB) / 1024
 }
 
-/** Most resident memory since it started, MiB. */
+/** Maximum resident memory since the process started, in MiB. */
 export function peakMib(pid: number): number {
   return field(`/proc/${pid}/status`, /^VmHWM:\s+(\d+) kB/m) / 1024
 }
 
 /**
- * Bytes that have been written to the device that `path` is on, by whomever. What a process has written, as `/proc` tells it,
- * has the whole of each piece of the page cache that it changed a byte of: a hundred times too much.
+ * Bytes written by all processes to the device that holds `path`. `/proc/PID/io` counts a whole page for every byte
+ * changed in the page cache, a hundred times too much.
  */
 export function deviceWrittenBytes(path: string): number {
   const { dev } = statSync(path)
@@ -27,7 +27,7 @@ export function deviceWrittenBytes(path: string): number {
   return Number(fields[6]) * SECTOR_BYTES
 }
 
-/** CPU since it started, of the process or of one of its threads. */
+/** CPU time since the start, of the process or of one of its threads. */
 export function cpuMs(pid: number, thread?: string): { readonly user: number; readonly system: number } {
   const path = thread === undefined ? `/proc/${pid}/stat` : `/proc/${pid}/task/${thread}/stat`
   const fields = readFileSync(path, 'utf8').split(') ')[1]!.split(' ')

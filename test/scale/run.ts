@@ -1,6 +1,6 @@
 /**
  * Runs scenarios by name, or all of them: `node test/dist/scale/run.js [--messages N] [--due-per-second N] [NAME …]`.
- * Of the delayed ones so many become due in a second.
+ * `--due-per-second` is the number of delayed messages that become due per second.
  */
 import { parseArgs } from 'node:util'
 import { whole } from './scenario.js'

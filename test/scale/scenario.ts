@@ -4,7 +4,7 @@ export interface Finding {
   readonly isMet: boolean
 }
 
-/** Builds up its load through the SDK at a broker process, measures, and says whether that is within its bounds. */
+/** Loads a broker process through the SDK, measures it, and reports whether each measurement is within its bounds. */
 export type Scenario = (messages: number, duePerSecond: number) => Promise<Finding[]>
 
 export const whole = (value: number): string => Math.round(value).toLocaleString('en-US')

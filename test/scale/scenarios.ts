@@ -1,4 +1,4 @@
-/** The cost of a queue's behaviours at scale. */
+/** Scenarios that measure keys, delays and the memory budget at scale. */
 import { encodeControl, LIMITS, OP } from '@sluice/protocol'
 import { frame } from '../rig/frames.js'
 import { Peer } from '../rig/peer.js'
@@ -8,7 +8,7 @@ import { Bench, BODY, drain, fill, median, percentile } from './measures.js'
 import { peakMib } from './proc.js'
 import { fixed, whole, type Scenario } from './scenario.js'
 
-/** A blocked key with a long line, and then one message of another key. */
+/** A blocked key with many waiting messages: does a message of another key arrive without delay? */
 const blocked: Scenario = async (messages) => {
   const bench = await Bench.start()
   try {
@@ -21,7 +21,7 @@ const blocked: Scenario = async (messages) => {
     await held.next()
     let arrived: (() => void) | undefined
     const worker = other.consume('orders', { concurrency: 4 }, () => arrived?.())
-    // From the call of publish until the handler has it, and from the confirm, which waits for the disk as it does.
+    // Both times end in the handler: one starts with the call of publish, the other with the confirm, which follows the sync.
     const rounds = async (name: string): Promise<{ fromPublish: number[]; fromConfirm: number[] }> => {
       const fromPublish: number[] = []
       const fromConfirm: number[] = []
@@ -64,19 +64,19 @@ const blocked: Scenario = async (messages) => {
   }
 }
 
-/** Ten keys with very unequal backlogs and one consumer: each gets its turn. */
+/** Ten keys with very unequal backlogs and one consumer: each key gets an equal share. */
 const fair: Scenario = async (messages) => {
   const bench = await Bench.start()
   try {
     const client = await bench.client('fair')
     await client.queues.ensure('orders')
-    // From 1 to 512 parts.
+    // The backlogs have from 1 to 512 parts.
     const parts = Array.from({ length: 10 }, (_, key) => 2 ** key)
     const unit = Math.max(1, Math.floor(messages / 1023))
     for (const [key, part] of parts.entries())
       await fill(client, 'orders', part * unit, () => ({ key: `key-${key}` }))
     const shares = new Map<string, number>()
-    // As long as even the shortest line still has messages.
+    // Until this many messages are delivered, even the smallest backlog is not empty.
     const most = unit * 10
     let seen = 0
     await new Promise<void>((resolve, reject) => {
@@ -91,7 +91,7 @@ const fair: Scenario = async (messages) => {
     const greatest = Math.max(...counts)
     return [
       {
-        what: `of the first ${whole(most)} messages, the least and greatest share of ten keys`,
+        what: `of the first ${whole(most)} messages, the smallest and largest share of ten keys`,
         value: `${whole(least)} and ${whole(greatest)}`,
         isMet: least > 0 && (greatest - least) / greatest <= 0.1,
       },
@@ -101,10 +101,10 @@ const fair: Scenario = async (messages) => {
   }
 }
 
-/** Two clocks that were set to the same wall differ by so much. */
+/** Maximum difference between two clocks that are set from the same wall clock. */
 const CLOCK_MS = 2
 
-/** Delayed messages over minutes, a kill in between, and how late each of a sample is. */
+/** Delayed messages over several minutes with a kill in between; measures how late a sample of them is. */
 const delayed: Scenario = async (messages, duePerSecond) => {
   const bench = await Bench.start()
   try {
@@ -116,7 +116,7 @@ const delayed: Scenario = async (messages, duePerSecond) => {
     const leadMs = 15_000 + messages / 50
     const startMs = Date.now() + leadMs
     const spanMs = Math.max(1_000, (messages * 1_000) / duePerSecond)
-    // The wall clock of a virtual machine can be set while this runs; the broker's is not.
+    // The wall clock of a virtual machine can be set while this runs; the broker uses a clock that cannot be set.
     const offsetMs = Date.now() - performance.now()
     await fill(client, 'reminders', messages, (index) => {
       const at = startMs + Math.floor(((index * 7919) % messages) * (spanMs / messages))
@@ -149,12 +149,12 @@ const delayed: Scenario = async (messages, duePerSecond) => {
       { what: 'memory after kill -9 and start, MiB (in all)', value: fixed(again), isMet: true },
       { what: 'ready again after kill -9, ms', value: whole(readyMs), isMet: true },
       {
-        what: `late, of ${whole(late.length)} that were looked at: p50, p99, worst, ms`,
+        what: `lateness of ${whole(late.length)} sampled messages: p50, p99, worst, ms`,
         value: `${percentile(late, 0.5)}, ${percentile(late, 0.99)}, ${Math.max(...late)}`,
         isMet: late.length >= Math.min(messages, 10_000) && Math.max(...late) <= 200,
       },
       {
-        what: 'earliest after its time, by the wall clock and by one that was never set, ms',
+        what: 'earliest delivery after the due time, by the wall clock and by a clock that was never set, ms',
         value: `${Math.min(...late)} and ${fixed(earliestMs)}`,
         isMet: earliestMs >= -CLOCK_MS,
       },
@@ -164,7 +164,7 @@ const delayed: Scenario = async (messages, duePerSecond) => {
   }
 }
 
-/** Many keys: memory, order within each, and the whole drained. */
+/** Many keys: memory, order within each key, and the rate at which they drain. */
 const keyed: Scenario = async (messages) => {
   const bench = await Bench.start()
   try {
@@ -200,14 +200,14 @@ const keyed: Scenario = async (messages) => {
         value: whole(outOfOrder),
         isMet: outOfOrder === 0 && last.size === keys,
       },
-      { what: 'drained after the kill, messages a second', value: whole(rate), isMet: true },
+      { what: 'drained after the kill, messages per second', value: whole(rate), isMet: true },
     ]
   } finally {
     await bench.dispose()
   }
 }
 
-/** Keyed against plain, in turns in one run: publish and consume. */
+/** Rates of keyed and plain messages, measured alternately in one run: publish and consume. */
 const speed: Scenario = async (messages) => {
   const bench = await Bench.start()
   try {
@@ -237,7 +237,7 @@ const speed: Scenario = async (messages) => {
       const plain = median(rates.plain[what])
       const keyedRate = median(rates.keyed[what])
       return {
-        what: `${what}, 10,000 keys against plain, medians of 3, messages a second`,
+        what: `${what}, 10,000 keys against plain, medians of 3, messages per second`,
         value: `${whole(keyedRate)} against ${whole(plain)}, ${fixed((100 * keyedRate) / plain, 0)} %`,
         isMet: keyedRate * 3 >= plain,
       }
@@ -247,7 +247,7 @@ const speed: Scenario = async (messages) => {
   }
 }
 
-/** A consumer that takes everything and reads nothing. */
+/** A consumer that has the largest credit and reads nothing from its socket. */
 async function sleeper(port: number, queue: string): Promise<Peer> {
   const peer = await Peer.open(port)
   const body = encodeControl({ queue, messages: LIMITS.creditMessagesMax, bytes: 0xffff_ffff })
@@ -258,7 +258,7 @@ async function sleeper(port: number, queue: string): Promise<Peer> {
 
 const BUDGET_MIB = 192
 
-/** A broker with little memory: consumers that do not read, and messages that each take some, until there is no more. */
+/** A broker with little memory: consumers that do not read, then messages with options until memory is full. */
 const budget: Scenario = async (messages) => {
   const bench = await Bench.start({ memoryBytes: BUDGET_MIB << 20 })
   const sleepers: Peer[] = []
@@ -268,7 +268,7 @@ const budget: Scenario = async (messages) => {
     await client.queues.ensure('reminders', { dedupWindow: '1d' })
     for (let i = 0; i < 100; i++) sleepers.push(await sleeper(bench.port, 'wide'))
     const large = new Uint8Array(64 << 10)
-    // What waits for them takes of the same budget: some can be refused.
+    // The unread messages of these consumers use the same budget, so some publishes can be refused.
     let wide = 0
     for (let i = 0; i < 200; i++) {
       const wave = await Promise.allSettled(Array.from({ length: 40 }, () => client.publish('wide', large)))
@@ -307,14 +307,14 @@ const budget: Scenario = async (messages) => {
         isMet: outbound <= BUDGET_MIB,
       },
       {
-        what: 'then messages with key, id and delay, until it said',
+        what: 'refusal of further messages with key, id and delay',
         value: refusal,
         isMet: refusal === 'MEMORY_FULL',
       },
-      { what: 'of which it took', value: whole(taken), isMet: taken > 50_000 },
+      { what: 'messages accepted before it', value: whole(taken), isMet: taken > 50_000 },
       { what: `memory at most, of ${BUDGET_MIB} MiB`, value: fixed(peak), isMet: peak <= BUDGET_MIB },
       {
-        what: 'purged, and it takes messages again after ms',
+        what: 'time after a purge until messages are accepted again, ms',
         value: whole(performance.now() - beganMs),
         isMet: accepted,
       },
