@@ -185,11 +185,11 @@ export class Claims implements LeaseKeeper {
     throw leaseLost()
   }
 
-  claim(): void {}
+  pledge(): void {}
 
-  settleClaim(): void {}
+  settlePledge(): void {}
 
-  reopenClaim(): void {}
+  reopenPledge(): void {}
 
   watch(watcher: Watcher): void {
     this.#watchers.add(watcher)

@@ -80,7 +80,7 @@ export class GroupWorker extends ConsumingWorker implements Caller<Group, Group>
     this.#lines = new Lines(settings.ordered)
   }
 
-  protected choose(subscription: Subscription): void {
+  protected announceNext(subscription: Subscription): void {
     const nowMs = performance.now()
     while (subscription.buffered > 0) this.#lines.add(subscription.hold(), nowMs)
     while (this.running < this.settings.concurrency && this.#isDue(nowMs)) {
@@ -113,7 +113,7 @@ export class GroupWorker extends ConsumingWorker implements Caller<Group, Group>
     if (nowMs >= dueMs || this.#together() < ready || this.#lines.at(0)!.alone) return true
     this.#timer ??= new Timer(() => {
       this.#timer = undefined
-      this.list()
+      this.requestStart()
     }, dueMs - nowMs)
     return false
   }
@@ -161,7 +161,7 @@ export class GroupWorker extends ConsumingWorker implements Caller<Group, Group>
   #more(): void {
     const { subscription } = this
     if (subscription === undefined || this.isClosing || subscription.blocked) return
-    if (this.running < this.settings.concurrency && this.#isDue(performance.now())) this.list()
+    if (this.running < this.settings.concurrency && this.#isDue(performance.now())) this.requestStart()
   }
 
   protected handlers(): readonly Running[] {

@@ -7,7 +7,7 @@
  */
 export class Isolation {
   /** Messages that were announced as started and are not settled. */
-  #held = 0
+  #handled = 0
   #alone = false
   /** Wake-ups of subscriptions whose next message is a suspect, in the order in which suspects start. */
   readonly #suspects = new Set<() => void>()
@@ -20,9 +20,9 @@ export class Isolation {
   admits(alone: boolean, wake: () => void): boolean {
     if (alone) {
       this.#othersAreNext = false
-      if (this.#held === 0) this.#suspects.delete(wake)
+      if (this.#handled === 0) this.#suspects.delete(wake)
       else this.#suspects.add(wake)
-      return this.#held === 0
+      return this.#handled === 0
     }
     if (!this.#alone && this.#suspects.size === 0) return true
     // The suspect that this subscription waited with is no longer its next message.
@@ -40,13 +40,13 @@ export class Isolation {
   }
 
   enter(count: number, alone: boolean): void {
-    this.#held += count
+    this.#handled += count
     if (alone) this.#alone = true
   }
 
   leave(count: number): void {
-    this.#held -= count
-    if (this.#held > 0) return
+    this.#handled -= count
+    if (this.#handled > 0) return
     // Subscriptions that are woken first start first.
     const othersFirst = this.#alone && this.#others.size > 0
     this.#alone = false

@@ -25,11 +25,11 @@ export interface LeaseKeeper {
   isOn(connection: Connection): boolean
   acknowledgement(tag: number): AtomicAck
   /** An atomic step that acknowledges the message is sent. Until its answer, the message counts as settled. */
-  claim(tag: number): void
+  pledge(tag: number): void
   /** The step took effect. */
-  settleClaim(tag: number): void
+  settlePledge(tag: number): void
   /** The step had no effect. */
-  reopenClaim(tag: number, alone: boolean): void
+  reopenPledge(tag: number, alone: boolean): void
   /** Aborts `watcher` when one of its leases is lost. */
   watch(watcher: Watcher): void
   unwatch(watcher: Watcher): void

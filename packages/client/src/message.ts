@@ -98,10 +98,10 @@ const OPEN = 0
 const SETTLED = 1
 const LOST = 2
 /** An atomic step acknowledges the message, and is not sent yet. */
-const CLAIMED = 3
+const PLEDGED = 3
 /** That step is sent. */
 const SENT = 4
-type LeaseState = typeof OPEN | typeof SETTLED | typeof LOST | typeof CLAIMED | typeof SENT
+type LeaseState = typeof OPEN | typeof SETTLED | typeof LOST | typeof PLEDGED | typeof SENT
 
 interface Ending {
   readonly outcome: Outcome
@@ -109,7 +109,7 @@ interface Ending {
   readonly reason: string | undefined
 }
 
-/** How the handlers of claimed messages ended. */
+/** How the handlers of pledged messages ended. */
 const ENDINGS = new WeakMap<DeliveredMessage, Ending>()
 
 export class DeliveredMessage implements Message, HandlerContext, Watcher {
@@ -254,7 +254,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     const { keeper } = this.#run
     const { tag } = this
     if (this.#state !== OPEN || !keeper.holds(tag)) {
-      if (this.#state >= CLAIMED) ENDINGS.set(this, { outcome, delayMs, reason })
+      if (this.#state >= PLEDGED) ENDINGS.set(this, { outcome, delayMs, reason })
       else if (this.#state === OPEN) this.#lose()
       return
     }
@@ -267,7 +267,7 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
   isLeasedBy(keeper: LeaseKeeper): boolean {
     return (
       this.#run.keeper === keeper &&
-      (this.#state === OPEN || this.#state === CLAIMED) &&
+      (this.#state === OPEN || this.#state === PLEDGED) &&
       keeper.holds(this.tag)
     )
   }
@@ -295,13 +295,13 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
    * An atomic step on this connection acknowledges the message. Nothing else settles it until `accepted` or `reopen`.
    * @throws SluiceError ALREADY_SETTLED, LEASE_LOST
    */
-  claim(connection: Connection | undefined): void {
+  pledge(connection: Connection | undefined): void {
     if (!this.#isOpen()) throw this.#refusal()
     if (connection === undefined || !this.#run.keeper.isOn(connection)) throw leaseLost()
-    this.#state = CLAIMED
+    this.#state = PLEDGED
   }
 
-  /** Why the atomic step that has claimed the message cannot acknowledge it on this connection. */
+  /** Why the atomic step that has pledged the message cannot acknowledge it on this connection. */
   obstacle(connection: Connection): SluiceError | undefined {
     const { keeper } = this.#run
     return keeper.isOn(connection) && keeper.holds(this.tag) ? undefined : leaseLost()
@@ -311,27 +311,27 @@ export class DeliveredMessage implements Message, HandlerContext, Watcher {
     return this.#run.keeper.acknowledgement(this.tag)
   }
 
-  /** The step that has claimed the message is sent: the message counts as settled. */
+  /** The step that has pledged the message is sent: the message counts as settled. */
   sent(): void {
     // The step is sent again, because an earlier batch was refused.
     if (this.#state === SENT) return
     const { keeper } = this.#run
     this.#state = SENT
     if (this.#abort !== undefined) keeper.unwatch(this)
-    keeper.claim(this.tag)
+    keeper.pledge(this.tag)
   }
 
   /** The step took effect. */
   accepted(): void {
     this.#state = SETTLED
     ENDINGS.delete(this)
-    this.#run.keeper.settleClaim(this.tag)
+    this.#run.keeper.settlePledge(this.tag)
   }
 
   /** The step had no effect: the message can be settled again, if its lease is not lost. */
   reopen(): void {
-    if (this.#state !== CLAIMED && this.#state !== SENT) return
-    if (this.#state === SENT) this.#run.keeper.reopenClaim(this.tag, this.alone)
+    if (this.#state !== PLEDGED && this.#state !== SENT) return
+    if (this.#state === SENT) this.#run.keeper.reopenPledge(this.tag, this.alone)
     this.#state = OPEN
     if (this.#isOpen()) {
       if (this.#abort !== undefined) this.#run.keeper.watch(this)

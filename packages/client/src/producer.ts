@@ -140,8 +140,8 @@ export class Producer {
     } else batch.end = end
     batch.count++
     if (batch.count >= this.#batchCount || batch.end - batch.recordsAt >= bytesMax) this.#close(batch)
-    const promise = this.#wait(batch, timeoutMs, signal, failsOffline) as Promise<Receipt>
-    this.#waits(batch, end - before)
+    const promise = this.#addCaller(batch, timeoutMs, signal, failsOffline) as Promise<Receipt>
+    this.#countWaiting(batch, end - before)
     this.#gatheredBytes += end - before
     if (this.#gatheredBytes >= AHEAD_BYTES) this.#sendAhead()
     return promise
@@ -212,7 +212,7 @@ export class Producer {
   }
 
   /** `bytes` more bytes of `sending` wait from now on. */
-  #waits(sending: Sending, bytes: number): void {
+  #countWaiting(sending: Sending, bytes: number): void {
     const more = bytes + CALLER_BYTES
     sending.waitingBytes += more
     this.#waitingBytes += more
@@ -236,9 +236,9 @@ export class Producer {
       if (earlier !== undefined) this.#close(earlier)
     }
     sending.open = false
-    this.#waits(sending, sending.end)
+    this.#countWaiting(sending, sending.end)
     this.#waiting.push(sending)
-    return this.#wait(sending, timeoutMs, signal, failsOffline)
+    return this.#addCaller(sending, timeoutMs, signal, failsOffline)
   }
 
   /** Encodes a single record, for an atomic step. @throws SluiceError */
@@ -246,7 +246,7 @@ export class Producer {
     return this.#drafts.record(body, options)
   }
 
-  #wait(
+  #addCaller(
     batch: Sending,
     timeoutMs: number,
     signal: AbortSignal | undefined,
@@ -462,7 +462,7 @@ export class Producer {
         again.push(sending)
       }
     }
-    for (const sending of again) this.#waits(sending, sending.end)
+    for (const sending of again) this.#countWaiting(sending, sending.end)
     this.#waiting.replace([...again, ...this.#waiting])
   }
 

@@ -243,7 +243,7 @@ class Puller implements Consumer, SubscriptionOwner, Starting {
     if (pull !== undefined && (pull.waitIsOver || pull.abandoned || pull.waitMs === 0)) this.#drain()
   }
 
-  delivered(): void {
+  mayStart(): void {
     const pull = this.#current
     if (pull === undefined || this.#draining) return
     // With `max` messages no drain is needed: the limit has stopped the broker.

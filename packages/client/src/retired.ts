@@ -89,7 +89,7 @@ class RetiredLeases implements Consumer, SubscriptionOwner {
     this.#renewal.subscribed()
   }
 
-  delivered(): void {}
+  mayStart(): void {}
 
   drained(): void {}
 

@@ -53,7 +53,7 @@ export class SingleWorker extends ConsumingWorker implements Caller<DeliveredMes
     this.#burst = settings.concurrency
   }
 
-  protected choose(subscription: Subscription): void {
+  protected announceNext(subscription: Subscription): void {
     if (subscription.nameStarted()) this.#shorten()
     const idle = this.running === 0
     const free = this.settings.concurrency - this.running
@@ -69,7 +69,7 @@ export class SingleWorker extends ConsumingWorker implements Caller<DeliveredMes
     if (this.running === 0) this.#rested(subscription)
     else if (subscription.announced === 0 && this.running < this.settings.concurrency)
       this.#more(subscription)
-    if (subscription.isStarting) this.list()
+    if (subscription.isStarting) this.requestStart()
   }
 
   #start(message: DeliveredMessage): void {
@@ -147,7 +147,7 @@ export class SingleWorker extends ConsumingWorker implements Caller<DeliveredMes
 
   // A blocked subscription calls `delivered` when it may continue. Asking in each turn would keep the event loop busy.
   #more(subscription: Subscription): void {
-    if (subscription.buffered > 0 && !subscription.blocked) this.list()
+    if (subscription.buffered > 0 && !subscription.blocked) this.requestStart()
   }
 
   protected forgetMessages(): void {

@@ -121,7 +121,7 @@ export class MessageStream
     this.#subscribed.notify()
   }
 
-  delivered(): void {
+  mayStart(): void {
     if (this.#nexts.length > 0) this.#list()
   }
 

@@ -41,7 +41,8 @@ import { Watchers, type Watcher } from './watchers.js'
 
 export interface SubscriptionOwner {
   subscribed(): void
-  delivered(): void
+  /** Messages are buffered that may start now, or an answer changed which ones may. */
+  mayStart(): void
   drained(): void
   /** The broker refused or ended the subscription. */
   ended(error: SluiceError, claims: Claims | undefined): void
@@ -209,7 +210,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.#settles.deliveredBytes += runBytes
     this.unsettled += count
     this.deliveries += count
-    this.#owner.delivered()
+    this.#owner.mayStart()
   }
 
   // Sets messages of orphaned handlers aside, and adds the others to the buffer.
@@ -235,7 +236,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
 
   #resumed(run: Run): void {
     this.#buffer.push(run)
-    this.#owner.delivered()
+    this.#owner.mayStart()
   }
 
   #released(tag: number): void {
@@ -340,7 +341,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     this.#notifyEmptied()
     // The message that waited for its isolation may be among them.
     this.#session.isolation.withdraw(this.#wake)
-    if (this.live && this.buffered + this.held > 0) this.#owner.delivered()
+    if (this.live && this.buffered + this.held > 0) this.#owner.mayStart()
   }
 
   holds(tag: number): boolean {
@@ -359,20 +360,20 @@ export class Subscription implements ChannelSink, LeaseKeeper {
     return { channel: this.#channel, subscriptionId: this.#id, firstTag: tag, count: 1 }
   }
 
-  claim(tag: number): void {
+  pledge(tag: number): void {
     this.#pledged ??= new Set()
     this.#pledged.add(tag)
     this.unsettled--
     this.#session.isolation.leave(1)
   }
 
-  settleClaim(tag: number): void {
+  settlePledge(tag: number): void {
     this.#unpledge(tag)
     this.forget(tag)
     this.#notifyEmptied()
   }
 
-  reopenClaim(tag: number, alone: boolean): void {
+  reopenPledge(tag: number, alone: boolean): void {
     this.#unpledge(tag)
     if (this.holds(tag)) {
       this.unsettled++
@@ -473,7 +474,7 @@ export class Subscription implements ChannelSink, LeaseKeeper {
   }
 
   readonly #wake = (): void => {
-    if (this.live) this.#owner.delivered()
+    if (this.live) this.#owner.mayStart()
   }
 
   /** Takes the next message without announcing it. None may be announced. */

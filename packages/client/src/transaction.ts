@@ -44,7 +44,7 @@ export class Draft implements Transaction {
     this.#do(() => {
       if (!(message instanceof DeliveredMessage))
         throw new SluiceError('INVALID_ARGUMENT', '`ack` takes a message that was delivered to this client.')
-      message.claim(this.#session.connection)
+      message.pledge(this.#session.connection)
       this.#messages.push(message)
     })
   }

@@ -1,6 +1,6 @@
 /**
  * A consumer that calls a handler for delivered messages, from its first subscription to its close, over any number of
- * connections. Its subclasses decide when the handler is called, and with which messages.
+ * connections. `SingleWorker` and `GroupWorker` decide when the handler is called, and with which messages.
  */
 import { SluiceError, Timer, durationText } from '@sluice/protocol'
 import { excuseAwaiting, nextTurn, type Running } from './awaiting.js'
@@ -116,14 +116,14 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
     this.#subscribed.notify()
   }
 
-  delivered(): void {
-    this.list()
+  mayStart(): void {
+    this.requestStart()
   }
 
   drained(): void {}
 
   /** Requests `announce` and `startHandlers` at the end of the turn. */
-  protected list(): void {
+  protected requestStart(): void {
     if (this.#listed) return
     this.#listed = true
     this.#session.turn.start(this)
@@ -131,11 +131,11 @@ export abstract class ConsumingWorker implements Worker, Consumer, SubscriptionO
 
   announce(): void {
     this.#listed = false
-    if (this.subscription !== undefined && this.#closing === undefined) this.choose(this.subscription)
+    if (this.subscription !== undefined && this.#closing === undefined) this.announceNext(this.subscription)
   }
 
   /** Announces the messages whose handlers `startHandlers` calls. */
-  protected abstract choose(subscription: Subscription): void
+  protected abstract announceNext(subscription: Subscription): void
 
   abstract startHandlers(): void
 

@@ -218,7 +218,8 @@ export class Leases {
     return Math.min(this.#reasonBytesMax, share)
   }
 
-  // The only place that decides what the end of a lease does to its message, except for an acknowledgement.
+  // Turns the end of a lease into a change of its message; an acknowledgement goes straight to the queue. The queue may
+  // still find that the message has had its last try, or has expired.
   #end(queue: Queue, lease: Lease, ending: Ending, reason: string, delayMs?: number): void {
     const { offset, sinceMs, bytes, isCharged } = lease
     const { nowMs } = this.#turn

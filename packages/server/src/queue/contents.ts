@@ -1,7 +1,8 @@
 /**
  * The durable part of a queue: its messages by offset and their states, the ids that it remembers, its counters. All of
  * it follows from the log: changes come as facts, and the same code applies them in service and in recovery (invariant
- * 17). `State` applies facts read from the log, `Queue` the facts that it decides.
+ * 17). `Replay` applies facts read from the log, `Queue` the facts that it decides. One case differs: in service a batch
+ * without options is only counted at first, and applied to its chunk when that is next read (arrivals.ts).
  *
  * The volatile part (the line, the index of pending ids, the use of the log) is notified of each change through
  * `Follower`. It does not exist during recovery.

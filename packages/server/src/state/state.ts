@@ -3,8 +3,8 @@
  * alone.
  *
  * Service and recovery change a queue with the same methods of `Contents`, one for each kind of fact (invariant 17). In
- * service a `Queue` decides, calls the method, and appends the fact to the open entry. In recovery `Replay` reads the
- * fact and calls the same method.
+ * service a `Queue` decides, adds the fact to its buffer, and calls the method; the writer puts the buffer into the open
+ * entry. In recovery `Replay` reads the fact and calls the same method.
  */
 import { SluiceError, type QueueOptions } from '@sluice/protocol'
 import { Arrivals, Queue, Reasons, type QueueDefinition, type QueueObserver } from '../queue/index.js'
