@@ -12,7 +12,7 @@ import {
 } from '../../../../test/simulation/file-logs.js'
 import type { LogEntry } from './log.js'
 import { META_NAME, SEGMENT_HEADER_BYTES, segmentName } from './segment.js'
-import { defaultLowFreeBytes } from './segment-pool.js'
+import { defaultLowFreeBytes, defaultReserveBytes } from './segment-pool.js'
 
 describe('freeing segments', () => {
   test('segments are recycled, then removed, and their old entries never come back', async () => {
@@ -273,9 +273,28 @@ describe('a full disk', () => {
     const gib = 2 ** 30
     expect(defaultLowFreeBytes(100 * gib)).toBe(5 * gib)
     expect(defaultLowFreeBytes(12 * gib)).toBe(gib)
-    expect(defaultLowFreeBytes(2 * gib)).toBe(gib / 5)
+    expect(defaultLowFreeBytes(2 * gib)).toBe(Math.floor(gib / 5))
     expect(defaultLowFreeBytes(10_000 * gib)).toBe(16 * gib)
   })
+
+  test('the reserve is four segments or a third of the disk, and at least a segment', () => {
+    const mib = 2 ** 20
+    expect(defaultReserveBytes(4 * mib, 1000 * mib)).toBe(16 * mib)
+    expect(defaultReserveBytes(4 * mib, 40 * mib)).toBe(Math.floor((40 * mib) / 3))
+    expect(defaultReserveBytes(4 * mib, 6 * mib)).toBe(4 * mib)
+  })
+
+  // Both are in log lines.
+  test.each([1, 40, 41, 2_000, 50_001, 300_007])(
+    'the low mark and the reserve are whole bytes on a disk of %i MiB and a few bytes',
+    (sizeMib) => {
+      for (let more = 0; more < 60; more++) {
+        const totalBytes = sizeMib * 2 ** 20 + more
+        for (const bytes of [defaultLowFreeBytes(totalBytes), defaultReserveBytes(4 << 20, totalBytes)])
+          expect(bytes % 1).toBe(0)
+      }
+    },
+  )
 
   test('a failed preparation of the next segment does no harm', async () => {
     for (const kind of ['write', 'sync', 'open', 'rename'] as const) {

@@ -31,7 +31,7 @@ export interface SegmentPoolOptions {
 
 /** 5 % of the file system or 1 GiB, whichever is more, but at most a tenth of it and at most 16 GiB. */
 export function defaultLowFreeBytes(totalBytes: number): number {
-  return Math.min(Math.max(totalBytes / 20, 2 ** 30), totalBytes / 10, 16 * 2 ** 30)
+  return Math.floor(Math.min(Math.max(totalBytes / 20, 2 ** 30), totalBytes / 10, 16 * 2 ** 30))
 }
 
 /**
@@ -39,7 +39,7 @@ export function defaultLowFreeBytes(totalBytes: number): number {
  * two, the checkpoint for it takes a third, and settles meanwhile use the fourth.
  */
 export function defaultReserveBytes(segmentBytes: number, totalBytes: number): number {
-  return Math.max(segmentBytes, Math.min(4 * segmentBytes, totalBytes / 3))
+  return Math.max(segmentBytes, Math.min(4 * segmentBytes, Math.floor(totalBytes / 3)))
 }
 
 /**
