@@ -948,7 +948,7 @@ export class Bench {
 
   unsubscribe(pair: Pair): void {
     this.begin()
-    this.broker.leases.unsubscribe(pair.product, 'nobody')
+    this.broker.leases.unsubscribe(pair.product, 'normal')
     this.model.unsubscribe(pair.model)
     this.#forget(pair)
   }

@@ -170,7 +170,7 @@ export const DEFECTS: readonly PlantedDefect[] = [
   }),
   installed('a lost connection charges no message', (broker) => {
     around(broker.leases, 'disconnect', () => (subscriptions) => {
-      for (const subscription of subscriptions) broker.leases.unsubscribe(subscription, 'nobody')
+      for (const subscription of subscriptions) broker.leases.unsubscribe(subscription, 'normal')
     })
   }),
   installed(

@@ -22,7 +22,7 @@ import { activeOf, fits, hasRoom, type Load } from '../rules/credit.js'
 import { RememberedIds } from '../rules/ids.js'
 import {
   CLEARED,
-  blameFor,
+  endReasonFor,
   deadlineAfterAnnouncement,
   deadlineAfterExtension,
   deadlineAfterStarted,
@@ -797,7 +797,7 @@ export class Model {
       [...messages.values()].map((message) => ({ queue, message, lease: message.lease! })),
     )
     const started = held.filter(({ lease }) => lease.deadlineMs !== undefined)
-    const blame = blameFor(started.length, held.length)
+    const blame = endReasonFor(started.length, held.length)
     for (const { queue, message, lease } of held) {
       const end = leaseEndFor(blame, lease.deadlineMs !== undefined, lease.alone)
       if (end === 'charged') {

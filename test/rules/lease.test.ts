@@ -1,14 +1,14 @@
 import { expect, test } from 'vitest'
 import {
   CLEARED,
-  blameFor,
+  endReasonFor,
   deadlineAfterAnnouncement,
   deadlineAfterExtension,
   deadlineAfterStarted,
   deadlineAfterStarting,
   leaseEndFor,
   suspicionAfter,
-  type Blame,
+  type EndReason,
 } from './lease.js'
 
 test('a deadline begins with STARTED, and a second STARTED does not move it', () => {
@@ -32,29 +32,29 @@ test('an extension moves the deadline of a message that is being handled', () =>
   expect(deadlineAfterExtension(undefined, 10, 30, 100)).toBeUndefined()
 })
 
-test('the blame for a dead connection', () => {
-  const table: [started: number, held: number, blame: Blame][] = [
-    [0, 0, 'unexplained'],
+test('the end reason of a dead connection', () => {
+  const table: [started: number, held: number, endReason: EndReason][] = [
+    [0, 0, 'unattributed'],
     [0, 1, 'alone'],
-    [0, 2, 'unexplained'],
+    [0, 2, 'unattributed'],
     [1, 1, 'started'],
     [1, 5, 'started'],
     [2, 2, 'suspects'],
     [3, 5, 'suspects'],
   ]
-  for (const [started, held, blame] of table)
-    expect(blameFor(started, held), `${started} of ${held}`).toBe(blame)
+  for (const [started, held, endReason] of table)
+    expect(endReasonFor(started, held), `${started} of ${held}`).toBe(endReason)
 })
 
 test('the end of each lease of a dead connection', () => {
-  const ends = (blame: Blame): string[] =>
+  const ends = (endReason: EndReason): string[] =>
     [true, false].flatMap((isStarted) =>
-      [true, false].map((isAlone) => leaseEndFor(blame, isStarted, isAlone)),
+      [true, false].map((isAlone) => leaseEndFor(endReason, isStarted, isAlone)),
     )
   expect(ends('started')).toEqual(['charged', 'charged', 'released', 'released'])
   expect(ends('suspects')).toEqual(['suspected', 'suspected', 'released', 'released'])
   expect(ends('alone').slice(2)).toEqual(['charged', 'unattributed'])
-  expect(ends('unexplained').slice(2)).toEqual(['unattributed', 'unattributed'])
+  expect(ends('unattributed').slice(2)).toEqual(['unattributed', 'unattributed'])
 })
 
 test('a message is a suspect after three unattributed deaths, or at once', () => {

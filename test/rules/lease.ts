@@ -33,21 +33,21 @@ export function deadlineAfterExtension(
   return deadlineMs === undefined ? undefined : nowMs + (durationMs || timeoutMs)
 }
 
-export type Blame = 'started' | 'suspects' | 'alone' | 'unexplained'
+export type EndReason = 'started' | 'suspects' | 'alone' | 'unattributed'
 
-/** The blame for the end of a connection that held `held` messages and was handling `started` of them. */
-export function blameFor(started: number, held: number): Blame {
+/** The end reason of a connection that held `held` messages and was handling `started` of them. */
+export function endReasonFor(started: number, held: number): EndReason {
   if (started > 0) return started === 1 ? 'started' : 'suspects'
-  return held === 1 ? 'alone' : 'unexplained'
+  return held === 1 ? 'alone' : 'unattributed'
 }
 
 export type LeaseEnd = 'charged' | 'suspected' | 'unattributed' | 'released'
 
 /** The end of one lease of a connection that died. `isAlone`: the message was delivered alone, as a suspect. */
-export function leaseEndFor(blame: Blame, isStarted: boolean, isAlone: boolean): LeaseEnd {
-  if (blame === 'started') return isStarted ? 'charged' : 'released'
-  if (blame === 'suspects') return isStarted ? 'suspected' : 'released'
-  return blame === 'alone' && isAlone ? 'charged' : 'unattributed'
+export function leaseEndFor(endReason: EndReason, isStarted: boolean, isAlone: boolean): LeaseEnd {
+  if (endReason === 'started') return isStarted ? 'charged' : 'released'
+  if (endReason === 'suspects') return isStarted ? 'suspected' : 'released'
+  return endReason === 'alone' && isAlone ? 'charged' : 'unattributed'
 }
 
 /** Unattributed deaths after which a message is a suspect. */

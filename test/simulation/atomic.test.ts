@@ -266,7 +266,7 @@ test(
           looked.redone++
         }
         if (refused.size > 0) wrong.lost++
-        after.broker.leases.unsubscribe(redo, 'nobody')
+        after.broker.leases.unsubscribe(redo, 'normal')
         await after.rest()
       }
       const total = done + sent.length

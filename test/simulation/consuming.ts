@@ -6,13 +6,13 @@ import type { Claim, Granted, SettleItem, TagRange } from '@sluice/protocol'
 import { activeOf, fits, hasRoom } from '../rules/credit.js'
 import {
   CLEARED,
-  blameFor,
+  endReasonFor,
   deadlineAfterExtension,
   deadlineAfterStarted,
   deadlineAfterStarting,
   leaseEndFor,
   suspicionAfter,
-  type Blame,
+  type EndReason,
 } from '../rules/lease.js'
 import { isExpired } from '../rules/message.js'
 import { sameBytes, splitRecords } from './attempts.js'
@@ -25,8 +25,8 @@ const REJECTED = 1
 const INVALID = 4
 const SUPERSEDED_MAX = 300
 
-/** `nobody`: the subscription ended in order. */
-export type ModelBlame = 'nobody' | Blame
+/** `normal`: the subscription ended in order. */
+export type ModelEndReason = 'normal' | EndReason
 
 export class Consuming {
   /** Leases of messages that other consumers have had since. */
@@ -38,8 +38,8 @@ export class Consuming {
   readonly #holders = new Map<string, { readonly lease: string; readonly claim: Claim }>()
   /** Leases that their consumers settled. */
   readonly #settledLeases = new Set<string>()
-  /** The blame for each connection that died. */
-  readonly #blamed = new WeakMap<ModelConsumer, ModelBlame>()
+  /** The end reason of each connection that died. */
+  readonly #endReasons = new WeakMap<ModelConsumer, ModelEndReason>()
   /** Leases that a purge in progress has taken away. */
   #purged: Map<ModelSubscription, Set<number>> | undefined
 
@@ -460,16 +460,16 @@ export class Consuming {
   }
 
   /** Call it after the broker has ended the subscription. */
-  unsubscribed(key: object, blame: ModelBlame, isStopping: boolean, nowMs: number): void {
+  unsubscribed(key: object, endReason: ModelEndReason, isStopping: boolean, nowMs: number): void {
     const subscription = this.#subscription(key)
     const { queue, started, consumer, holdsSuspect } = subscription
-    if (blame !== 'nobody') this.#judgeBlame(consumer, blame)
+    if (endReason !== 'normal') this.#judgeEndReason(consumer, endReason)
     for (const [tag, message] of [...subscription.held]) {
       const wasStarted = started.has(tag)
       const deadlineMs = started.get(tag) ?? Infinity
       const bytes = sizeOf(subscription, tag, message)
       const wasCharged = endLease(subscription, tag, message)
-      const end = blame === 'nobody' ? 'released' : leaseEndFor(blame, wasStarted, holdsSuspect)
+      const end = endReason === 'normal' ? 'released' : leaseEndFor(endReason, wasStarted, holdsSuspect)
       const isCharged = end === 'charged'
       const lease = leaseName(subscription.id, tag)
       if (!isStopping) message.former = { lease, bytes, deadlineMs, isCharged: isCharged || wasCharged }
@@ -489,8 +489,8 @@ export class Consuming {
   }
 
   // O8: a single message that was being handled is charged; of several none is, and all are suspects.
-  #judgeBlame(consumer: ModelConsumer, blame: ModelBlame): void {
-    let must = this.#blamed.get(consumer)
+  #judgeEndReason(consumer: ModelConsumer, endReason: ModelEndReason): void {
+    let must = this.#endReasons.get(consumer)
     if (must === undefined) {
       let started = 0
       let held = 0
@@ -499,11 +499,11 @@ export class Consuming {
         started += subscription.started.size
         held += subscription.held.size
       }
-      must = blameFor(started, held)
-      this.#blamed.set(consumer, must)
+      must = endReasonFor(started, held)
+      this.#endReasons.set(consumer, must)
     }
-    if (blame !== must)
-      throw new Violation('O8', `the blame for a dead connection is ${blame}; it must be ${must}`)
+    if (endReason !== must)
+      throw new Violation('O8', `the end reason of a dead connection is ${endReason}; it must be ${must}`)
   }
 
   drained(key: object): void {

@@ -182,7 +182,7 @@ export class CrashPoints {
           `the lease ${subscriptionId}:${tag} on offset ${offset} of ${name} is granted again after another consumer had it`,
         )
       }
-      broker.leases.unsubscribe(subscription, 'nobody')
+      broker.leases.unsubscribe(subscription, 'normal')
     }
   }
 

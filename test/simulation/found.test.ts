@@ -284,7 +284,7 @@ async function withDead(bench: Bench, count: number): Promise<void> {
     consumer,
   )
   await bench.settle()
-  bench.broker.leases.unsubscribe(subscription, 'nobody')
+  bench.broker.leases.unsubscribe(subscription, 'normal')
   await bench.settle()
   expect(bench.broker.catalog.info(NAME).dead).toBe(count)
 }

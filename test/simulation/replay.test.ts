@@ -241,7 +241,7 @@ class World {
       this.broker.leases.settle(subscription, [{ firstTag: tag, count: 1, outcome }])
       if (outcome === OUTCOME.ack) this.acknowledged.add(offset)
     }
-    this.broker.leases.unsubscribe(subscription, 'nobody')
+    this.broker.leases.unsubscribe(subscription, 'normal')
     await this.drive(undefined)
   }
 

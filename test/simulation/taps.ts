@@ -19,7 +19,7 @@ import {
   type TagRange,
 } from '@sluice/protocol'
 import type { Broker } from '../../packages/server/src/broker/broker.js'
-import type { AtomicStep, Blame } from '../../packages/server/src/broker/commands.js'
+import type { AtomicStep, EndReason } from '../../packages/server/src/broker/commands.js'
 import type { Observer } from '../../packages/server/src/broker/observer.js'
 import type { Log, LogBounds, LogEntry, LogUsage } from '../../packages/server/src/log/log.js'
 import type { Delivery, Queue, Subscription } from '../../packages/server/src/queue/index.js'
@@ -246,8 +246,8 @@ export class Taps implements Observer {
     this.#tell((model) => model.consuming.drained(subscription))
   }
 
-  unsubscribed(subscription: Subscription, blame: Blame, isStopping: boolean): void {
-    this.#tell((model, nowMs) => model.consuming.unsubscribed(subscription, blame, isStopping, nowMs))
+  unsubscribed(subscription: Subscription, endReason: EndReason, isStopping: boolean): void {
+    this.#tell((model, nowMs) => model.consuming.unsubscribed(subscription, endReason, isStopping, nowMs))
   }
 
   ensured({ id, name }: Queue, info: QueueInfo): void {

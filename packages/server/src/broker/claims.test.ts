@@ -201,7 +201,7 @@ describe('a claim across a restart', () => {
       const one = claimOf(bench, first, 0)
       if (isOrderly) {
         bench.broker.turn.begin()
-        bench.broker.leases.unsubscribe(first.subscription, 'nobody', true)
+        bench.broker.leases.unsubscribe(first.subscription, 'normal', true)
         await Promise.all([bench.broker.close(), bench.settle()])
       }
       await bench.pass(isOrderly ? 0 : 6_000)

@@ -20,10 +20,10 @@ export interface AtomicStep {
 /**
  * What the end of a subscription means for the messages that it held.
  *
- * - `nobody`: a normal end; nothing.
+ * - `normal`: a normal end; nothing.
  * - `started`: the connection was lost while one message was handled: an attempt of that message failed.
  * - `suspects`: several messages were handled: each becomes a suspect.
  * - `alone`: one message was held and none was handled: its attempt failed if it was delivered alone.
- * - `unexplained`: several messages were held and none was handled: the loss is attributed to none of them.
+ * - `unattributed`: several messages were held and none was handled: the loss is attributed to none of them.
  */
-export type Blame = 'nobody' | 'started' | 'suspects' | 'alone' | 'unexplained'
+export type EndReason = 'normal' | 'started' | 'suspects' | 'alone' | 'unattributed'

@@ -29,7 +29,7 @@ import {
   type Queue,
 } from '../queue/index.js'
 import type { State } from '../state/state.js'
-import type { Blame } from './commands.js'
+import type { EndReason } from './commands.js'
 import type { Observer } from './observer.js'
 import { addLost, addTag } from './ranges.js'
 import type { Turn } from './turn.js'
@@ -128,16 +128,17 @@ export class Leases {
     const all = [...subscriptions]
     const started = all.reduce((sum, { startedCount }) => sum + startedCount, 0)
     const held = all.reduce((sum, { unsettled }) => sum + unsettled, 0)
-    const blame = started === 1 ? 'started' : started > 1 ? 'suspects' : held === 1 ? 'alone' : 'unexplained'
-    for (const subscription of all) this.unsubscribe(subscription, blame, isStopping)
+    const endReason =
+      started === 1 ? 'started' : started > 1 ? 'suspects' : held === 1 ? 'alone' : 'unattributed'
+    for (const subscription of all) this.unsubscribe(subscription, endReason, isStopping)
   }
 
   /**
-   * Ends the subscription. Its messages are released, retried or suspected, according to `blame`; its client may claim those
+   * Ends the subscription. Its messages are released, retried or suspected, according to `endReason`; its client may claim those
    * that it still handles. `isStopping`: the broker delivers nothing more before its restart, so no other consumer gets them
    * first.
    */
-  unsubscribe(subscription: Subscription, blame: Blame, isStopping = false): void {
+  unsubscribe(subscription: Subscription, endReason: EndReason, isStopping = false): void {
     const { queue, id: subscriptionId } = subscription
     if (subscription.unsettled > 0 && !isStopping) {
       queue.subscriptionEnded(subscriptionId)
@@ -145,14 +146,14 @@ export class Leases {
     }
     subscription.takeAll(this.#lease, (lease) => {
       const { offset, tag, deadlineMs, bytes } = lease
-      const ending = endingOfLoss(blame, lease)
+      const ending = endingOfLoss(endReason, lease)
       const isCharged = ending === 'retry' || lease.isCharged
       if (!isStopping) queue.former.add(offset, { subscriptionId, tag, deadlineMs, bytes, isCharged })
       this.#end(queue, lease, ending, 'the connection of its consumer was lost')
     })
     queue.detach(subscription)
     this.#turn.changed(queue)
-    this.#observer?.unsubscribed(subscription, blame, isStopping)
+    this.#observer?.unsubscribed(subscription, endReason, isStopping)
   }
 
   /**
@@ -178,7 +179,7 @@ export class Leases {
   }
 
   #close(subscription: Subscription, error: SluiceError): void {
-    this.unsubscribe(subscription, 'nobody')
+    this.unsubscribe(subscription, 'normal')
     subscription.consumer.ended(subscription, error)
   }
 
@@ -405,10 +406,10 @@ function endingOfSettle({ outcome, invalid }: SettleItem): Ending {
   return 'retry'
 }
 
-function endingOfLoss(blame: Blame, { started, alone }: Lease): Ending {
-  if ((blame === 'started' && started) || (blame === 'alone' && alone)) return 'retry'
-  if (blame === 'suspects' && started) return 'suspect'
-  return blame === 'unexplained' || blame === 'alone' ? 'unattributed' : 'release'
+function endingOfLoss(endReason: EndReason, { started, alone }: Lease): Ending {
+  if ((endReason === 'started' && started) || (endReason === 'alone' && alone)) return 'retry'
+  if (endReason === 'suspects' && started) return 'suspect'
+  return endReason === 'unattributed' || endReason === 'alone' ? 'unattributed' : 'release'
 }
 
 function processingTimeoutMs(subscription: Subscription): number {

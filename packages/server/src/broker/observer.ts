@@ -21,7 +21,7 @@ import {
 } from '@sluice/protocol'
 import type { Delivery, Queue, QueueObserver, Subscription } from '../queue/index.js'
 import type { Producer } from '../state/producers.js'
-import type { AtomicStep, Blame } from './commands.js'
+import type { AtomicStep, EndReason } from './commands.js'
 
 export interface Observer extends QueueObserver {
   // Producers. An error is an answer too.
@@ -65,7 +65,7 @@ export interface Observer extends QueueObserver {
   claimed(subscription: Subscription, claims: readonly Claim[], granted: readonly Granted[]): void
   lost(subscription: Subscription, reason: Loss, ranges: readonly LostRange[]): void
   drained(subscription: Subscription): void
-  unsubscribed(subscription: Subscription, blame: Blame, isStopping: boolean): void
+  unsubscribed(subscription: Subscription, endReason: EndReason, isStopping: boolean): void
 
   // Queues.
   ensured(queue: Queue, info: QueueInfo): void

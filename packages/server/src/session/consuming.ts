@@ -82,7 +82,7 @@ export class Consuming implements Consumer {
   /** The client has said GOODBYE: its leases end, and no message is charged an attempt. */
   leave(): void {
     for (const subscription of this.#subscriptions.values())
-      this.#broker.leases.unsubscribe(subscription, 'nobody', this.#isStopping)
+      this.#broker.leases.unsubscribe(subscription, 'normal', this.#isStopping)
     this.#subscriptions.clear()
   }
 
@@ -232,7 +232,7 @@ export class Consuming implements Consumer {
         `No subscription ${subscriptionId} is open on channel ${channel}.`,
       )
     }
-    this.#broker.leases.unsubscribe(subscription, 'nobody')
+    this.#broker.leases.unsubscribe(subscription, 'normal')
     this.#subscriptions.delete(channel)
   }
 }

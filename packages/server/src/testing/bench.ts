@@ -153,7 +153,7 @@ export class Worker implements Consumer {
   /** Its subscription ends, and no message is charged an attempt. */
   leave(): void {
     this.#bench.broker.turn.begin()
-    this.#bench.broker.leases.unsubscribe(this.subscription, 'nobody')
+    this.#bench.broker.leases.unsubscribe(this.subscription, 'normal')
   }
 }
 
