@@ -1,9 +1,10 @@
 /**
- * The broker: a deterministic state machine over one log. Opens and closes it, ends each turn, and fails as a whole. Sessions
- * call its parts: a command is checked against the state, its facts are applied and written to the open entry, and its answer
- * waits until that entry is on disk. There is no second, pending state: a failed write ends the process.
+ * The broker: a deterministic state machine over one log. This class opens and closes the broker, ends each turn, and
+ * fails as a whole. Sessions call the parts of the broker: a command is checked against the state, its facts are
+ * applied and written to the open entry, and its answer waits until that entry is on disk. There is no second, pending
+ * state: a failed write ends the process.
  *
- * Once a turn of the event loop, `#endTurn` delivers what became ready, writes the open entry and releases answers.
+ * Once per turn of the event loop, `#endTurn` delivers what became ready, writes the open entry and releases answers.
  */
 import { BATCH_TYPE, LIMITS, MESSAGE_OVERHEAD_BYTES, SluiceError } from '@sluice/protocol'
 import { BLOCKS_DEFAULTS, Blocks, type BlocksOptions } from '../log/blocks.js'
@@ -33,13 +34,16 @@ export interface BrokerOptions {
   readonly log: Log
   /** Milliseconds since the epoch; never goes back. */
   readonly now: () => number
-  /** Moves the clock forward to this time, the newest in the log. Without it, broker time stops until the clock reaches it. */
+  /**
+   * Moves the clock forward to `timeMs`, the newest time in the log. Without this option, broker time stops until the
+   * clock reaches that time.
+   */
   readonly continueFrom?: (timeMs: number) => void
   /** A number in [0, 1), for jitter. */
   readonly random: () => number
   /** Runs the end of a turn after all input of the turn was handled. */
   readonly defer: (endTurn: () => void) => void
-  /** The broker failed: nothing may be confirmed any more, and the process must end. */
+  /** Called when the broker has failed: nothing may be confirmed any more, and the process must end. */
   readonly onFatal: (error: unknown) => void
   readonly onNotice?: (event: string, details: object) => void
   readonly messageBytesMax?: number
@@ -49,7 +53,7 @@ export interface BrokerOptions {
   readonly pendingBytesMax?: number
   /** Bytes of log between two checkpoints. Default: half a segment. */
   readonly checkpointBytes?: number
-  /** Offsets in one window of a replay; the log is read twice for each window. Default: 2^25. */
+  /** Number of offsets in one window of a replay; the log is read twice for each window. Default: 2^25. */
   readonly replayWindowOffsets?: number
   /** Messages beyond lowered limits that the publishes of one turn evict. Default: 1,024. */
   readonly excessMax?: number
@@ -68,7 +72,7 @@ export interface Output {
   release(durableLsn: number): boolean
 }
 
-/** Idle time after which an empty entry follows the last one. */
+/** Idle time after which an empty entry is appended. */
 const IDLE_MS = 1_000
 const PENDING_BYTES_DEFAULT = 32 << 20
 
@@ -84,9 +88,9 @@ export interface BrokerStatus {
 
 /** In bytes, except `segments`. */
 export interface BrokerUsage {
-  /** Blocks of the log in memory: recently written ones, and ones read back. */
+  /** Blocks of the log in memory: recently written blocks, and blocks that were read back. */
   readonly blockBytes: number
-  /** On disk: batches that hold unfinished messages, and the whole log. */
+  /** On disk: batches with live messages, and the whole log. */
   readonly liveBytes: number
   readonly logBytes: number
   readonly segments: number
@@ -132,7 +136,7 @@ export class Broker {
   #idleWaiters: (() => void)[] = []
 
   /**
-   * Recovers from the log and begins a new boot; resolves when its mark is on disk.
+   * Recovers from the log and begins a new boot; resolves when the boot mark is on disk.
    * @throws SluiceError LOG_CORRUPT, LOG_FAILED, DISK_LOW, INVALID_ARGUMENT
    */
   static async open(options: BrokerOptions): Promise<Broker> {
@@ -170,7 +174,7 @@ export class Broker {
     const broker = new Broker({ ...options, messageBytesMax }, recovered, turn, status)
     broker.#writer.mark(BATCH_TYPE.boot, state.boot, afterCrash ? 0 : BOOT_AFTER_CLOSE)
     if (await broker.#idles()) {
-      // Messages that an earlier process left to move cause no event.
+      // No event announces messages that an earlier process did not finish moving.
       if (broker.#moves.isWanted) broker.turn.wake()
       return broker
     }
@@ -226,28 +230,31 @@ export class Broker {
     for (const queue of state.queues.values()) turn.armQueue(queue)
   }
 
-  /** Position in the log of the next write, at the earliest. */
+  /** Earliest position in the log of the next write. */
   get endPosition(): number {
     return this.#tail.position
   }
 
-  /** Set while the process is out of memory: publishes are refused, everything else continues. The server measures it. */
+  /** Set by the server while the process is out of memory: publishes are refused, everything else continues. */
   set memoryFull(use: MemoryUse | undefined) {
     this.#writer.memoryFull = use
   }
 
-  /** Too many bytes wait for the disk: connections should not be read. */
+  /**
+   * Connections should not be read: too many bytes wait for the disk, or the remaining disk space is needed to free
+   * segments.
+   */
   get isBehind(): boolean {
     return this.#tail.pendingBytes > this.#pendingBytesMax || this.#space.isExhausted
   }
 
-  /** An answer or a delivery was queued in `output` in this turn. */
+  /** Registers an output in which an answer or a delivery was queued in this turn. */
   hold(output: Output): void {
     this.#outputs.add(output)
     this.turn.wake()
   }
 
-  /** Calls `resume` when the disk has caught up. */
+  /** Calls `resume` when `isBehind` is false again. */
   whenNotBehind(resume: () => void): void {
     this.#waitingForDisk.push(resume)
   }
@@ -288,7 +295,7 @@ export class Broker {
     await this.#abandon()
   }
 
-  /** Waits until all is on disk. False: a write failed, or the next segment has no room on the disk. */
+  /** Waits until everything is on disk. False: a write failed, or the next segment has no room on the disk. */
   async #idles(): Promise<boolean> {
     await Promise.race([this.#untilIdle(), this.#log.stuck()])
     return this.#tail.isIdle && !this.#failed
@@ -321,7 +328,7 @@ export class Broker {
     return this.#space.holder()
   }
 
-  /** Recounts everything and compares (invariant 6). @throws Error naming what differs */
+  /** Recounts the state and compares the result with the counters (invariant 6). @throws Error naming what differs */
   audit(): void {
     for (const queue of this.#state.queues.values()) queue.audit()
     this.#state.audit()
@@ -352,7 +359,7 @@ export class Broker {
     if (!turn.finish()) return
     this.intake.endTurn()
     try {
-      // Each delivery leads to facts, and they would queue behind the entries that already wait for the disk.
+      // Deliveries lead to facts, which would queue behind the entries that already wait for the disk.
       if (!this.isBehind) turn.eachActive((queue) => this.#dispatcher.dispatch(queue))
       if (this.#moves.isWanted) this.#moves.step()
       this.#writer.writeFacts()

@@ -1,9 +1,9 @@
 /**
- * The queues by name: finds, creates, changes, pauses, purges, deletes and describes them. Called for each request about a
- * queue as a whole, and for the queue of each publish.
+ * The queues by name: finds, creates, changes, pauses, purges, deletes and describes them. Called for each request
+ * about a queue as a whole, and to find the queue of each publish.
  *
- * Invariant: `info`, `list` and `consumers` change nothing: they write no fact and wake no queue. They count messages as due
- * or expired as of this turn, even if the queue has not processed them yet.
+ * Invariant: `info`, `list` and `consumers` change nothing: they write no fact and wake no queue. They count messages
+ * as due or expired as of this turn, even if the queue has not processed them yet.
  */
 import {
   QUEUE_OPTION_DEFAULTS,
@@ -27,9 +27,12 @@ import type { Turn } from './turn.js'
 import type { Writer } from './writer.js'
 
 const QUEUES_DEFAULT = 100_000
-/** Consumers in one answer: with names of 255 bytes each, they fit a control frame. */
+/** Maximum number of consumers in one answer: even with names of 255 bytes each, they fit in a control frame. */
 const PAGE_CONSUMERS = 100
-/** Lease slots that one page of consumers scans, beyond those of its first consumer: a fraction of a millisecond. */
+/**
+ * Maximum number of lease slots that one page of consumers scans, unless its first consumer has more. The scan takes a
+ * fraction of a millisecond.
+ */
 const PAGE_SLOTS = 1 << 18
 
 export interface ConsumersResult {
@@ -39,7 +42,7 @@ export interface ConsumersResult {
 
 export interface CatalogOptions {
   readonly queuesMax?: number
-  /** A number in [0, 1), for the key of each queue's hashes. */
+  /** Returns a number in [0, 1), for the seed of each queue's hashes. */
   readonly random: () => number
   readonly observer?: Observer | undefined
 }
@@ -210,7 +213,7 @@ export class Catalog {
     return info
   }
 
-  // Takes time for each overdue message, but not for other messages or keys.
+  // Its running time depends on the number of overdue messages, not on that of other messages or keys.
   #info(queue: Queue): QueueInfo {
     return queue.infoAt(this.#turn.nowMs, this.#state.segments.retainedBytes(queue.id))
   }

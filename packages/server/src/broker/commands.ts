@@ -1,4 +1,7 @@
-/** Commands whose types are not the protocol's: they refer to subscriptions as objects, not by channel and id. */
+/**
+ * Commands whose types differ from those of the protocol: they refer to subscriptions as objects, not by channel and
+ * id.
+ */
 import type { AtomicBatch } from '@sluice/protocol'
 import type { Subscription } from '../queue/index.js'
 
@@ -20,10 +23,11 @@ export interface AtomicStep {
 /**
  * What the end of a subscription means for the messages that it held.
  *
- * - `normal`: a normal end; nothing.
- * - `started`: the connection was lost while one message was handled: an attempt of that message failed.
- * - `suspects`: several messages were handled: each becomes a suspect.
- * - `alone`: one message was held and none was handled: its attempt failed if it was delivered alone.
- * - `unattributed`: several messages were held and none was handled: the loss is attributed to none of them.
+ * - `normal`: a normal end; no attempt is charged.
+ * - `started`: the connection was lost while one message was being handled: an attempt of that message failed.
+ * - `suspects`: several messages were being handled: each becomes a suspect.
+ * - `alone`: one message was held and none was being handled: the attempt of the held message failed if the message was
+ *   delivered alone.
+ * - `unattributed`: several messages were held and none was being handled: the loss is attributed to none of them.
  */
 export type EndReason = 'normal' | 'started' | 'suspects' | 'alone' | 'unattributed'

@@ -1,14 +1,15 @@
 /**
- * Requests that read from disk and so take several turns. A few run at a time, because each keeps its results in memory until
- * it is answered; the others wait in line, and beyond a limit they are refused. Used by `operator.ts`, `replays.ts` and
- * `history.ts`.
+ * Requests that read from disk and so take several turns. A few run at a time, because each keeps its results in memory
+ * until it is answered. The others wait, and requests beyond a limit are refused. Used by `operator.ts`, `replays.ts`
+ * and `history.ts`.
  *
- * Invariant: after each wait a request calls `resume` before it reads any state. Other commands were handled meanwhile.
+ * Invariant: after each wait a request calls `resume` before it reads any state, because other commands were handled in
+ * the meantime.
  */
 import { LIMITS, SluiceError, clipText, type Fault } from '@sluice/protocol'
 import type { Turn } from './turn.js'
 
-/** Limits over all clients: running requests, and running plus waiting requests. */
+/** Limits for all clients together: running requests, and running plus waiting requests. */
 const RUNNING_MAX = 8
 const REQUESTS_MAX = 256
 
@@ -36,7 +37,10 @@ export class DiskRequests {
     this.#turn = turn
   }
 
-  /** Runs `work` when it is its turn. @throws SluiceError TOO_MANY_REQUESTS; errors of `resume` and `work` */
+  /**
+   * Runs `work` as soon as the limit of running requests allows it. @throws SluiceError TOO_MANY_REQUESTS; errors of
+   * `resume` and `work`
+   */
   async run<Result>(caller: Caller, work: () => Promise<Result>): Promise<Result> {
     if (this.#running + this.#waiting.length >= REQUESTS_MAX) {
       throw new SluiceError(
@@ -59,7 +63,7 @@ export class DiskRequests {
     }
   }
 
-  /** Lets everything else be served, in the midst of a long request. @throws as `resume` */
+  /** Interrupts a long request so that other input is served. @throws as `resume` */
   async pause(caller: Caller): Promise<void> {
     await this.#turn.pass()
     this.resume(caller)
@@ -72,14 +76,17 @@ export class DiskRequests {
   }
 }
 
-// Damage in the log ends only the request: it concerns no channel of the client.
+// Damage in the log ends only the request: it does not affect any channel of the client.
 function ofRequest(error: unknown): unknown {
   if (!(error instanceof SluiceError)) return error
   if (error.code !== 'CORRUPT' && error.code !== 'LOG_CORRUPT') return error
   return new SluiceError('CORRUPT', error.message, { scope: 'request', cause: error })
 }
 
-/** The fault to answer with. Any other error is a defect, after which nothing may be confirmed. @throws the defect */
+/**
+ * Returns the fault for the answer. An error of another class is a defect, after which nothing may be confirmed.
+ * @throws the defect
+ */
 export function cutFault(error: unknown): CutFault {
   if (!(error instanceof SluiceError)) throw error
   const { code, retryable, retryAfterMs, message } = error

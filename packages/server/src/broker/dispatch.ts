@@ -1,10 +1,10 @@
 /**
- * Delivery: takes runs from the line of a queue and delivers them to its subscriptions in turn, within their credit. The only
- * place that joins offsets, which the queue knows, with bytes, which are in blocks of the log.
+ * Delivery: takes runs from the line of a queue and delivers them to its subscriptions in turn, within their credit.
+ * This is the only place that joins offsets, which the queue knows, with bytes, which are in blocks of the log.
  *
- * Called at the end of a turn for each queue that may have something to deliver. If a block is not in memory, it is loaded and
- * the queue is served again. If it cannot be read, the subscriptions of the queue end; no message is dropped, and other queues
- * are not affected.
+ * Called at the end of a turn for each queue that may have something to deliver. If a block is not in memory, it is
+ * loaded and the queue is served again. If it cannot be read, the subscriptions of the queue end; no message is
+ * dropped, and other queues are not affected.
  */
 import { SluiceError, recordSize } from '@sluice/protocol'
 import { MARKED_RECORDS, holdsBatch, recordAt, type Block, type Blocks } from '../log/blocks.js'
@@ -25,8 +25,8 @@ import type { Writer } from './writer.js'
 const SHARED_RUN_MESSAGES = 64
 
 /**
- * Next messages whose batches are loaded together with the needed one. With one due time per message, 64 instead of 16 halved
- * their lateness.
+ * Number of upcoming messages whose batches are loaded together with the needed one. In a test with a due time for each
+ * message, 64 instead of 16 halved the delay of the deliveries.
  */
 const UPCOMING = 64
 
@@ -128,10 +128,11 @@ export class Dispatcher {
   }
 
   #readFailed(queue: Queue, progress: Progress, position: number, error: unknown): void {
-    // A passing failure: the log has waited between its tries, and has reported it. Consumers keep waiting.
+    // The read may succeed later. The log has already repeated it after pauses and has reported the failure. Consumers
+    // keep waiting.
     const isPassing = error instanceof SluiceError && error.code === 'READ_FAILED'
     if (isPassing || progress.unreadablePosition !== position) {
-      // The messages may have been purged and their segment freed meanwhile: try once more.
+      // In the meantime the messages may have been purged and their segment freed: the read is tried once more.
       if (!isPassing) progress.unreadablePosition = position
       this.#turn.activate(queue)
       return
@@ -149,8 +150,9 @@ export class Dispatcher {
   }
 
   /**
-   * Loads the block that `#serve` needs. A plain line is stored in order, so the block is read with those after it. Due
-   * messages and heads of keys are often stored in order too; if not, each of the next batches is loaded by itself.
+   * Loads the block that `#serve` needs. Messages without options are stored in order of delivery, so the block is read
+   * together with the following blocks. Due messages and heads of keys are often stored in order too; if they are not,
+   * each of the next batches is loaded separately.
    * @throws SluiceError CORRUPT; errors of the log's `readRange`
    */
   async #load(queue: Queue, position: number): Promise<void> {
@@ -175,7 +177,8 @@ export class Dispatcher {
     const subscriptions = queue.options.single ? sole(queue) : queue.subscriptions
     const served = subscriptions.length
     const shared = served > 1
-    // Consecutive subscriptions that could not take the message at the head. The loop ends when it has passed all of them.
+    // Number of consecutive subscriptions that could not take the next message. The loop ends when it has passed all
+    // subscriptions.
     let passed = 0
     while (passed < served) {
       const subscription = subscriptions[progress.nextSubscription % served]!
@@ -186,7 +189,8 @@ export class Dispatcher {
         continue
       }
       if (!queue.nextRun(shared ? Math.min(room, SHARED_RUN_MESSAGES) : room, nowMs, run)) break
-      // A suspect is delivered to a subscription that holds no other message, and that gets no other until it is settled.
+      // A suspect is delivered only to a subscription that holds no other message; that subscription gets no other
+      // message until the suspect is settled.
       if (run.alone && subscription.unsettled > 0) {
         passed++
         continue
@@ -200,7 +204,7 @@ export class Dispatcher {
     return -1
   }
 
-  /** Delivers the first part of the run that fits; false when not even one message does. */
+  /** Delivers as many of the first messages of the run as fit; returns false when not even one fits. */
   #deliver(
     queue: Queue,
     progress: Progress,
@@ -228,9 +232,10 @@ export class Dispatcher {
     if (count === 0) return false
     if (!block.isFollowed) this.#loadNext(queue, block)
     if (run.alone) subscription.holdsSuspect = true
-    // A first delivery needs only its batch on disk; a later one also facts, which may not be durable yet.
+    // A first delivery requires only that its batch is on disk. A later delivery also requires facts, which may not be
+    // durable yet.
     run.durable = run.sinceMs === -1 && run.batchPosition < this.#blocks.durablePosition
-    // One such fact: the previous consumer can no longer claim the message after a restart.
+    // One of these facts says that the previous consumer can no longer claim the message after a restart.
     if (run.redelivered && queue.former.isWatched) run.durable = false
     queue.lease(run, count, nowMs, subscription.consumer.label)
     progress.index += count
@@ -246,7 +251,7 @@ export class Dispatcher {
     return true
   }
 
-  // Starts to load the block that the queue needs after `block`, while this one is delivered.
+  // Starts to load the block that the queue needs after `block`, while `block` is being delivered.
   #loadNext(queue: Queue, block: Block): void {
     block.isFollowed = true
     const next = queue.chunks.liveBatchFrom(this.#run.offset, (position) => !holdsBatch(block, position))

@@ -1,4 +1,7 @@
-/** The events of one message, as the log has them. Each page reads a part of the log; the next begins at its cursor. */
+/**
+ * The events of one message, as recorded in the log. Each page reads a part of the log; the next page begins at the
+ * cursor.
+ */
 import {
   BATCH_ATTRIBUTE,
   BATCH_HEADER_BYTES,
@@ -18,21 +21,24 @@ import type { State } from '../state/state.js'
 import type { Caller, DiskRequests } from './disk-requests.js'
 import { READ_BYTES_MAX, entriesFrom, numbersOf, segmentStart } from '../log/cursor.js'
 
-/** Maximum bytes of events in one page, and bytes of an event without its text: a page fits a control frame. */
+/**
+ * Maximum size of the events in one page, and size of an event without its text, in bytes. A page fits in a control
+ * frame.
+ */
 const EVENTS_BYTES_MAX = 32 << 10
 const EVENT_BYTES = 64
 
 export interface HistoryResult {
   readonly events: HistoryEvent[]
-  /** The log still contains the publish of the message. */
+  /** Whether the log still contains the publish of the message. */
   readonly complete: boolean
   readonly cursor: string | null
 }
 
-/** What earlier entries said of the message. */
+/** What earlier entries recorded about the message. */
 interface Known {
   complete: boolean
-  /** The message is not done and not dead: a purge removes it. */
+  /** Whether the message is neither gone nor dead, so that a purge removes it. */
   isPending: boolean
 }
 
@@ -86,7 +92,7 @@ async function read(
     })
     if (readBytes > READ_BYTES_MAX || eventsBytes > EVENTS_BYTES_MAX) return next(0)
     readBytes += entry.bytes.length
-    // One entry can have more events of a message than fit a page: skip those of the page before.
+    // One entry can have more events of a message than fit in a page. Those of the previous page are skipped.
     const skip = entry.position === position ? answered : 0
     let found = 0
     let taken = skip
@@ -116,7 +122,7 @@ function eventsIn(
       const holds = offset >= header.baseOffset && offset < header.baseOffset + header.count
       if (!holds || header.attributes & BATCH_ATTRIBUTE.relocated) continue
       known.complete = true
-      // A duplicate never existed; the fact about it precedes the batch.
+      // A duplicate was never added to the queue; the fact about it precedes the batch.
       known.isPending = !isDuplicate
       if (!isDuplicate) each({ event: 'published', atMs: header.timeMs })
     } else if (header.type === BATCH_TYPE.facts) {
@@ -138,7 +144,7 @@ function flagsOf({ complete, isPending }: Known): number {
   return (complete ? COMPLETE : 0) | (isPending ? PENDING : 0)
 }
 
-/** Events after which a message is neither done nor dead. */
+/** Events after which a message is neither gone nor dead. */
 const KEEPS_PENDING: ReadonlySet<HistoryEventName> = new Set<HistoryEventName>([
   'published',
   'delivered',

@@ -1,6 +1,7 @@
 /**
- * Accepts batches and atomic steps of producers. Each is checked as a whole before anything changes; then its facts and
- * messages are written to one entry, applied, and remembered under its number (invariants 3 and 9). Called by sessions.
+ * Accepts batches and atomic steps of producers. Each is checked as a whole before anything changes. Then its facts and
+ * messages are written to one entry and applied, and its result is remembered under its number (invariants 3 and 9).
+ * Called by sessions.
  */
 import {
   BATCH_ATTRIBUTE,
@@ -35,7 +36,7 @@ interface CheckedBatch {
   readonly count: number
   /** Offset of its first message. */
   readonly base: number
-  /** A message has options, or the queue limits its messages: each record is read. */
+  /** Whether each record is read: a message has options, or the queue has a time to live or a limit in bytes. */
   readonly hasTraits: boolean
   /** Options of its messages; valid until the next batch is checked. */
   readonly traits: BatchTraits | undefined
@@ -43,7 +44,7 @@ interface CheckedBatch {
   readonly admitted: AdmittedBatch
 }
 
-/** For a plain batch, whose messages the queue only counts. */
+/** The result for a plain batch, whose messages the queue only counts. */
 const PLAIN: AdmittedBatch = {
   base: 0,
   later: undefined,
@@ -52,11 +53,11 @@ const PLAIN: AdmittedBatch = {
   messages: 0,
   bytes: 0,
 }
-/** Maximum bytes of facts about one acknowledged message. */
+/** Maximum size of the facts about one acknowledged message, in bytes. */
 const ACK_FACT_BYTES = 16
-/** Bytes of a fact about one duplicate. */
+/** Size of the fact about one duplicate, in bytes. */
 const DUPLICATE_FACT_BYTES = 24
-/** Bytes of two facts: a message replaces another, and the other is gone. */
+/** Size of the two facts about a replacement, in bytes: one message replaces another, and the other is gone. */
 const REPLACE_FACTS_BYTES = 24 + 16
 /** Messages beyond lowered limits that the publishes of one turn evict, besides those that make room for themselves: 6 ms. */
 const EXCESS_MAX = 1_024
@@ -95,8 +96,9 @@ export class Intake {
   }
 
   /**
-   * Accepts the batch `bytes[at, end)` for the queue `to`, or for the queue named `to`, and returns its place. `unanswered`:
-   * the producer still waits for this many numbers below the batch's own. A refusal is remembered under that number.
+   * Accepts the batch `bytes[at, end)` for the queue `to`, or for the queue named `to`, and returns its place.
+   * `unanswered`: how many lower batch numbers still await an answer. A refusal is remembered under the number of the
+   * batch.
    * @throws SluiceError the refusal
    */
   publish(
@@ -221,7 +223,7 @@ export class Intake {
       if (bytes + acks * ACK_FACT_BYTES > most) {
         throw new SluiceError(
           'TRANSACTION_TOO_LARGE',
-          `The atomic step has ${acks} acknowledgements and ${bytes} bytes; with the segments of this broker it may have ${most} bytes.`,
+          `The atomic step has ${acks} acknowledgements and ${bytes} bytes; the segment size of this broker allows at most ${most} bytes.`,
         )
       }
       this.#writer.checkRoom(bytes)
@@ -241,8 +243,8 @@ export class Intake {
     const writer = this.#writer
     const { nowMs } = this.#turn
     const queues = [...admissions.keys()]
-    // Earlier facts come first, and so do those about messages dropped to make room: there can be many, and they are no part
-    // of the step.
+    // Earlier facts are written first, and so are those about messages dropped to make room: there can be many of them,
+    // and they are not part of the step.
     for (const queue of queues) writer.facts(queue.id, queue.facts)
     for (const { subscription, firstTag, count } of step.acks) subscription!.ack(firstTag, count, nowMs)
     const acked = queues.map((queue) => ({ queue, facts: queue.facts.take() }))
@@ -281,7 +283,8 @@ export class Intake {
     return places
   }
 
-  // One admission per queue, with the room that the acknowledgements make. @throws SluiceError LEASE_LOST
+  // Returns one admission per queue, which includes the room that the acknowledgements make. @throws SluiceError
+  // LEASE_LOST
   #checkLeases(acks: readonly AckRange[]): Map<Queue, Admission> {
     const admissions = new Map<Queue, Admission>()
     const seen = new Map<Subscription, Set<number>>()
@@ -337,22 +340,22 @@ export class Intake {
       const known = (batch.duplicates?.size ?? 0) + (batch.replaced?.size ?? 0)
       throw new SluiceError(
         'BATCH_TOO_LARGE',
-        `A batch has ${known} messages with a known id; the segments of this broker record at most ${Math.floor(segmentBytes / 4 / (batch.replaced === undefined ? DUPLICATE_FACT_BYTES : REPLACE_FACTS_BYTES))} in one batch.`,
+        `A batch has ${known} messages with a known id; the segment size of this broker allows at most ${Math.floor(segmentBytes / 4 / (batch.replaced === undefined ? DUPLICATE_FACT_BYTES : REPLACE_FACTS_BYTES))} in one batch.`,
       )
     }
   }
 
-  // Returns which options the records of the batch have, together. @throws SluiceError
+  // Returns the flags of all options that any record of the batch has. @throws SluiceError
   #checkLayout(bytes: Uint8Array, at: number, end: number): number {
     const count = batchCount(bytes, at)
     const checked = checkRecords(bytes, at + BATCH_HEADER_BYTES, end, count, this.#messageBytesMax)
     if (typeof checked !== 'number') throw new SluiceError(checked.code, checked.message)
-    // Small segments hold less than the protocol allows: facts about each message must fit beside the batch.
+    // A small segment holds less than the protocol allows, because facts about each message must fit beside the batch.
     const most = this.#writer.segmentBytes / 2
     if (end - at > most) {
       throw new SluiceError(
         'BATCH_TOO_LARGE',
-        `A batch of ${count} messages has ${end - at} bytes; with the segments of this broker it may have ${most}.`,
+        `A batch of ${count} messages has ${end - at} bytes; the segment size of this broker allows at most ${most} bytes.`,
       )
     }
     return checked
@@ -434,7 +437,7 @@ export class Intake {
   }
 }
 
-// No message of the batch has options, and the queue has no limits.
+// Whether no message of the batch has options, and the queue has no option for which it must read records.
 function isPlain(queue: Queue, asks: number): boolean {
   return !queue.looksAtMessages && !hasDeliveryOptions(asks)
 }
@@ -471,7 +474,8 @@ function earlierRefused(number: number, earlier: number): SluiceError {
   return new SluiceError('EARLIER_REFUSED', `Batch ${number} follows batch ${earlier}, which was refused.`)
 }
 
-// A final refusal is the answer to every retry of the number; after a retryable one the batch is checked again.
+// Remembers a refusal. A final refusal is the answer to every retry of the number; after a retryable one the batch is
+// checked again.
 function refused(producer: Producer, number: number, error: unknown): unknown {
   if (error instanceof SluiceError) producer.refuse(number, error satisfies Fault)
   return error

@@ -44,20 +44,23 @@ export interface LeasesOptions {
   readonly observer?: Observer | undefined
 }
 
-/** What a consumer asks for; a decoded SUBSCRIBE is one. */
+/** The request of a consumer. A decoded SUBSCRIBE frame has this shape. */
 export interface SubscriptionRequest {
   readonly queue: QueueName
-  /** Credit: messages, their bytes, and the most messages to deliver in all. */
+  /**
+   * Credit: the maximum number of unsettled messages, their maximum size in bytes, and the maximum number of messages
+   * to deliver in total.
+   */
   readonly messages: number
   readonly bytes: number
   readonly limit?: number | undefined
-  /** Overrides the queue's option. */
+  /** Overrides the option of the queue. */
   readonly processingTimeoutMs?: number | undefined
 }
 
-/** Maximum number of queues whose ended leases can be claimed, each with at most FORMER_LEASES_MAX. */
+/** Maximum number of queues whose ended leases can be claimed; each has at most FORMER_LEASES_MAX such leases. */
 const CLAIMABLE_QUEUES_MAX = 64
-/** Maximum bytes that the reasons of one SETTLE item take in the log; each reason keeps at least its beginning. */
+/** Maximum size of the reasons of one SETTLE item in the log, in bytes; each reason keeps at least its beginning. */
 const ITEM_REASONS_BYTES_MAX = 1 << 20
 
 export class Leases {
@@ -66,7 +69,10 @@ export class Leases {
   readonly #turn: Turn
   readonly #random: () => number
   readonly #observer: Observer | undefined
-  /** Small segments limit the length of reasons: one page holds those of a whole chunk of dead messages. */
+  /**
+   * Maximum size of a reason in bytes. It depends on the segment size, because one page holds the reasons of a whole
+   * chunk of dead messages.
+   */
   readonly #reasonBytesMax: number
   readonly #lease = emptyLease()
   /** Queues with claimable leases, in the order in which they were last added. */
@@ -119,10 +125,11 @@ export class Leases {
   }
 
   /**
-   * The connection of these subscriptions was lost. If one message was being handled, one of its attempts failed. If several
-   * were, in any of the subscriptions, each becomes a suspect: suspects are delivered alone until one of them fails alone. If
-   * none was, the only held message failed if it was delivered alone; several held messages become suspects after enough such
-   * losses. `isStopping`: see `unsubscribe`.
+   * The connection of these subscriptions was lost. If one message was being handled, one of its attempts failed. If
+   * several messages were being handled, in any of the subscriptions, each becomes a suspect: suspects are delivered
+   * alone until one of them fails alone. If no message was being handled, a message that was held alone and had been
+   * delivered alone has failed; several held messages become suspects after enough such losses. `isStopping`: see
+   * `unsubscribe`.
    */
   disconnect(subscriptions: Iterable<Subscription>, isStopping = false): void {
     const all = [...subscriptions]
@@ -134,9 +141,9 @@ export class Leases {
   }
 
   /**
-   * Ends the subscription. Its messages are released, retried or suspected, according to `endReason`; its client may claim those
-   * that it still handles. `isStopping`: the broker delivers nothing more before its restart, so no other consumer gets them
-   * first.
+   * Ends the subscription. Its messages are released, retried or marked as suspects, according to `endReason`. Its
+   * client may claim those that it is still handling. `isStopping`: the broker delivers nothing more before its
+   * restart, so no other consumer gets them first.
    */
   unsubscribe(subscription: Subscription, endReason: EndReason, isStopping = false): void {
     const { queue, id: subscriptionId } = subscription
@@ -204,7 +211,8 @@ export class Leases {
           continue
         }
         this.#end(queue, this.#lease, ending, reason, item.delayMs)
-        // One item can settle many messages, each with a fact that has the reason: the facts are written along the way.
+        // One item can settle many messages, each with a fact that contains the reason, so the facts are written within
+        // the loop.
         this.#writer.note(queue)
       }
     }
@@ -213,14 +221,14 @@ export class Leases {
     return stale
   }
 
-  // Each message of an item has a fact with the reason: many messages share one limit.
+  // Each message of an item has a fact with the reason, so the messages share one limit.
   #reasonBytes(messages: number): number {
     const share = Math.max(REASON_HEAD_BYTES, Math.floor(ITEM_REASONS_BYTES_MAX / messages))
     return Math.min(this.#reasonBytesMax, share)
   }
 
-  // Turns the end of a lease into a change of its message; an acknowledgement goes straight to the queue. The queue may
-  // still find that the message has had its last try, or has expired.
+  // Turns the end of a lease into a change of its message; an acknowledgement goes directly to the queue. The queue may
+  // still find that the message has used its last attempt or has expired.
   #end(queue: Queue, lease: Lease, ending: Ending, reason: string, delayMs?: number): void {
     const { offset, sinceMs, bytes, isCharged } = lease
     const { nowMs } = this.#turn
@@ -292,7 +300,7 @@ export class Leases {
     this.#turn.changed(queue)
   }
 
-  // Messages past their deadline are retried, and their consumer is notified of the loss.
+  // Retries the messages whose deadline has passed, and notifies their consumer of the loss.
   #endOverdue(queue: Queue): void {
     const { nowMs } = this.#turn
     queue.earliestDeadlineMs = Infinity
@@ -301,7 +309,8 @@ export class Leases {
         const lost: LostRange[] = []
         for (const tag of subscription.overdue(nowMs).sort((a, b) => a - b)) {
           if (!subscription.end(tag, this.#lease)) continue
-          // A charged lease and its successor have the same attempt: only the ended subscription tells their claims apart.
+          // A charged lease and the next lease of its message have the same attempt number, so only a record of the
+          // ended subscription distinguishes a claim of the first from one of the second.
           if (this.#lease.isCharged) queue.subscriptionEnded(subscription.id)
           this.#end(queue, this.#lease, 'retry', 'the processing timeout passed')
           addLost(lost, tag, this.#lease.offset)
@@ -312,7 +321,7 @@ export class Leases {
     }
   }
 
-  /** The clock was set forward by `byMs`. No processing timeout runs during that time. */
+  /** The clock was set forward by `byMs`. The skipped time does not count towards processing timeouts. */
   clockStepped(byMs: number): void {
     for (const queue of this.#state.queues.values()) {
       if (queue.earliestDeadlineMs === Infinity) continue
@@ -325,7 +334,7 @@ export class Leases {
   // --- claims ---
 
   /**
-   * Leases messages again that the client has handled since before its connection was lost, unless another consumer has
+   * Leases again the messages that the client was handling when its connection was lost, unless another consumer has
    * received them since. A claim is not a delivery, and the message keeps its deadline.
    */
   claim(subscription: Subscription, claims: readonly Claim[]): Granted[] {
@@ -359,7 +368,8 @@ export class Leases {
     return granted
   }
 
-  // Claimable leases are kept for a limited number of queues. Beyond it, the leases of the queue that was added first are dropped.
+  // Claimable leases are kept for a limited number of queues. Beyond that number, the leases of the queue that was
+  // added first are dropped.
   #noteClaimable(queue: Queue): void {
     this.#claimable.delete(queue)
     this.#claimable.add(queue)

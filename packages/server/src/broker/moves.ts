@@ -1,9 +1,9 @@
 /**
- * Moves messages from queue to queue: dead messages to the dead-letter queue at the end of a turn, and redriven or replayed
- * messages when an operator asks for it.
+ * Moves messages from queue to queue: dead messages to the dead-letter queue at the end of a turn, and redriven or
+ * replayed messages when an operator requests it.
  *
- * Invariant: the fact that a message left its queue and the batch in which it arrives are in one entry, so after any crash
- * the message is in exactly one of the two queues.
+ * Invariant: the fact that a message left its queue and the batch in which it arrives are in one entry, so after any
+ * crash the message is in exactly one of the two queues.
  */
 import {
   ANY_PRIORITY,
@@ -53,15 +53,15 @@ export class Moves {
     for (const queue of state.queues.values()) this.note(queue)
   }
 
-  /** Lists the queue if it has messages to move. */
+  /** Adds the queue to the queues with messages to move, if it has any. */
   note(queue: Queue): void {
     if (queue.moving.length > 0 && queue.options.deadLetter !== '') this.#queues.add(queue)
   }
 
-  /** A queue was created: messages that waited for one of its name can be moved. */
+  /** A queue was created: messages that waited for a queue of this name can be moved. */
   made(name: string): void {
     for (const queue of this.#stranded) {
-      // Deleted queues are removed here too, and nowhere else.
+      // Deleted queues are removed from the set only here.
       if (queue.options.deadLetter !== name && !this.#isGone(queue)) continue
       this.#stranded.delete(queue)
       this.note(queue)
@@ -148,8 +148,8 @@ export class Moves {
   }
 
   /**
-   * Moves the dead message at `offset` to `target`, which accepts it regardless of limits and ids. `carry` is a redrive to
-   * another queue. False: the log has no room, and nothing has changed.
+   * Moves the dead message at `offset` to `target`, which accepts it regardless of limits and ids. The kind `carry` is
+   * a redrive to another queue. False: the log has no room, and nothing has changed.
    */
   move(queue: Queue, offset: number, record: Uint8Array, target: Queue, kind: 'move' | 'carry'): boolean {
     const { nowMs } = this.#turn

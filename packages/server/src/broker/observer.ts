@@ -99,7 +99,7 @@ export interface Observer extends QueueObserver {
   caughtUp(queue: Queue): void
 }
 
-/** Does `work`, and calls `observe` with its answer or its error. */
+/** Runs `work`, and calls `observe` with its answer or its error. */
 export function observed<Answer>(
   work: () => Answer,
   observe: (answer: Answer | SluiceError) => void,

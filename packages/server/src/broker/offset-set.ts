@@ -1,6 +1,6 @@
 /**
- * A set of offsets in `[floor, floor + size)`; other offsets are ignored. Its bits are in pieces, which are allocated when their
- * first offset is added.
+ * A set of offsets in `[floor, floor + size)`; other offsets are ignored. The bits are stored in pieces; a piece is
+ * allocated when its first offset is added.
  */
 import { addBits, hasBit, removeBits } from '../queue/bits.js'
 

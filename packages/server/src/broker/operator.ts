@@ -33,15 +33,18 @@ import type { Turn } from './turn.js'
 const PAGE_BYTES = 1 << 20
 /** Maximum number of messages that one page examines, chosen or not. */
 const EXAMINED_MAX = 100_000
-/** Messages that a request examines before it lets everything else be served: about a millisecond. */
+/** Number of messages that a request examines before other input is served; this takes about a millisecond. */
 const EXAMINED_IN_TURN = 512
 
 export interface RedriveResult extends CutShort {
   readonly matched: number
   readonly redriven: number
-  /** Not redriven: redriven too often before, or barred. */
+  /** Messages that were not redriven, because they were redriven too often before or are barred. */
   readonly guarded: number
-  /** How many of `guarded` have the id of a pending message, in a queue with unique pending ids. */
+  /**
+   * Barred messages, which are part of `guarded`: in a queue with unique pending ids, they have the id of a pending
+   * message.
+   */
   readonly barred: number
   readonly next: number | null
 }
@@ -146,11 +149,12 @@ export class Operator {
   /** @throws SluiceError QUEUE_NOT_FOUND, INVALID_ARGUMENT, DISK_LOW, CORRUPT, TOO_MANY_REQUESTS */
   redrive(request: RedriveRequest, caller: Caller): Promise<RedriveResult> {
     const counts = { redriven: 0, guarded: 0, barred: 0 }
-    // A dry run makes no id pending: it remembers those that it would, at most one for each message of the page.
+    // A dry run makes no id pending, so it remembers the ids that it would have made pending: at most one for each
+    // message of the page.
     const returning = new Set<string>()
     return this.#forDead(request, caller, counts, 'redriven', async (queue, offset, read) => {
       const { to, force, dryRun } = request
-      // The record has the number of redrives in other queues.
+      // The record contains the number of redrives in other queues.
       const record = await read()
       if (record === undefined || queue.deadAt(offset) === undefined) return
       const id = to === undefined ? queue.uniqueIdOf(offset) : undefined
@@ -187,8 +191,9 @@ export class Operator {
     })
   }
 
-  // Calls `act` for each chosen message that is dead at that moment. `act` may call `read`, which waits: other requests are served
-  // meanwhile, so it must check again whether the message is dead. `counts[done]` is the number of changed messages.
+  // Calls `act` for each chosen message that is dead at that moment. `act` may call `read`. Other requests are served
+  // during the read, so `act` must then check again whether the message is dead. `counts[done]` is the number of
+  // changed messages.
   #forDead<Counts extends Readonly<Record<string, number>>>(
     request: DeadSelection & { readonly to?: string | undefined },
     caller: Caller,
@@ -292,7 +297,7 @@ export class Operator {
   }
 }
 
-/** The messages, with the holders of those that are still leased. */
+/** Returns the messages, with the holders of those that are still leased. */
 function held(queue: Queue, messages: readonly PeekedMessage[]): PeekedMessage[] {
   const leased = new Set<number>()
   for (const { state, offset } of messages) if (state === 'leased') leased.add(offset)
@@ -307,7 +312,7 @@ function held(queue: Queue, messages: readonly PeekedMessage[]): PeekedMessage[]
   )
 }
 
-/** Offsets that are not gone, from `from` on; each is checked when it is reached. */
+/** Offsets of messages that are not gone, from `from` on; each is checked when it is reached. */
 function* offsetsFrom(queue: Queue, from: number): IterableIterator<number> {
   for (const chunk of queue.chunks) {
     if (chunk.base + chunk.count <= from) continue

@@ -75,8 +75,8 @@ export function fittedRecord(record: Uint8Array, bytesMax: number): Uint8Array {
 }
 
 /**
- * A copy of the record, after `gap` free bytes. Its origin headers are replaced by `headers`, as many of them, in order, as fit
- * the limits of headers and `bytesMax`; the text of an error is cut to fit.
+ * Returns a copy of the record, preceded by `gap` free bytes. Its origin headers are replaced by the first of `headers`
+ * that fit the limits of headers and `bytesMax`; the text of an error is truncated to fit.
  */
 function withOrigin(
   record: Uint8Array,

@@ -1,9 +1,9 @@
 /**
- * Producers as their connections see them: attaches a connection to the producer of its identity, and detaches it. Called by
- * sessions.
+ * Producers as their connections see them: attaches a connection to the producer of its identity, and detaches it.
+ * Called by sessions.
  *
- * Invariant: a producer without connections stays in the table, with the results that it may ask for again, until the table
- * is full; then the one that has been away longest is evicted.
+ * Invariant: a producer without connections stays in the table, with the results that it may ask for again, until the
+ * table is full. Then the producer that has been disconnected longest is evicted.
  */
 import { SluiceError } from '@sluice/protocol'
 import { producersMax } from '../state/directory.js'
@@ -26,15 +26,17 @@ export class Producers {
   }
 
   /**
-   * The known or new producer with this identity. A new one gets its id, and is written to the log, with its first batch.
-   * @throws SluiceError PRODUCER_UNKNOWN when `acceptedNumber` was confirmed but is not in this log; TOO_MANY_CONNECTIONS
+   * Returns the known or new producer with this identity. A new producer gets its id and is written to the log when its
+   * first batch is accepted.
+   * @throws SluiceError PRODUCER_UNKNOWN when `acceptedNumber` was confirmed but is not in this log;
+   * TOO_MANY_CONNECTIONS
    */
   attach(identity: string, acceptedNumber: number): Producer {
     let producer = this.#state.producers.get(identity)
     if (acceptedNumber > (producer?.highest ?? 0)) {
       throw new SluiceError(
         'PRODUCER_UNKNOWN',
-        `Batch ${acceptedNumber} of this producer was confirmed, but the highest number that the broker has of it is ${producer?.highest ?? 0}.`,
+        `Batch ${acceptedNumber} of this producer was confirmed, but the highest number known to the broker is ${producer?.highest ?? 0}.`,
       )
     }
     if (producer === undefined) {
@@ -55,7 +57,7 @@ export class Producers {
     if (hasLeft) producer.forgetAll()
     producer.shrink()
     this.#state.removeProducer(producer)
-    // Added again, it comes after all that have been away longer.
+    // The producer is added again at the end, after those that have been disconnected longer.
     if (producer.id !== 0) this.#state.addProducer(producer)
     this.#observer?.detached(producer)
   }

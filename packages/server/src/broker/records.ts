@@ -41,7 +41,7 @@ export class Records {
   }
 
   /**
-   * A copy of the record at `offset`, loaded if need be; undefined if the message is gone by then.
+   * A copy of the record at `offset`, read from disk if necessary; undefined if the message is gone afterwards.
    * @throws SluiceError CORRUPT; errors of the log's `readRange`
    */
   async read(queue: Queue, offset: number): Promise<Uint8Array | undefined> {
@@ -70,7 +70,7 @@ export class Records {
 export interface FilteredState {
   readonly dead: Dead | undefined
   readonly attempts: number
-  /** When it died; when it was published, if it is not dead. */
+  /** Time at which the message died, or at which it was published if it is not dead. */
   readonly timeMs: number
 }
 
@@ -94,8 +94,8 @@ export function matchesState(
 }
 
 /**
- * Whether a record matches the filter. Keys, ids and headers are compared as bytes, because different bytes that are not UTF-8
- * decode to the same text.
+ * Whether a record matches the filter. Keys, ids and headers are compared as bytes, because different byte strings that
+ * are not valid UTF-8 can decode to the same text.
  */
 export function matchesRecord({ key, id, headers }: MessageFilter, record: Uint8Array): boolean {
   const layout = recordLayout(record)
@@ -110,7 +110,7 @@ export function matchesRecord({ key, id, headers }: MessageFilter, record: Uint8
   })
 }
 
-// Whether `record[start, end)` is this text. For a missing option, `end` is less than `start`.
+// Whether `record[start, end)` is equal to `text`. For a missing option, `end` is less than `start`.
 function isText(record: Uint8Array, start: number, end: number, text: string): boolean {
   return start <= end && viewBuffer(record, start, end).equals(Buffer.from(text))
 }

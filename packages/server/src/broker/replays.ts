@@ -1,12 +1,12 @@
 /**
- * Replays: publishes acknowledged messages that are still in the log again, in log order, up to the end of the log at the
- * first page of the replay.
+ * Replays: publishes again the acknowledged messages that are still in the log, in log order. A replay ends where the
+ * log ended when its first page was requested.
  *
- * Only the facts that follow a message say whether it was acknowledged. So a replay works on windows of offsets: for each
- * window it first reads the facts of the whole log into a set of bits, and then the messages. Either step can take several
- * pages. The cursor is all that a page needs; the set of bits is a cache of the log. It is dropped after the last page, with
- * the connection of its client, and when it is idle and another replay needs its place. A page without it reads the facts
- * again.
+ * Only facts that follow a message in the log say whether it was acknowledged. So a replay works on windows of offsets:
+ * for each window it first reads the facts of the whole log into a set of bits, and then the messages. Either step can
+ * take several pages. A page needs only its cursor; the set of bits is a cache of the log. The set is dropped after the
+ * last page, when the connection of its client ends, and when it is idle and another replay needs its place. A page
+ * without the set reads the facts again.
  */
 import {
   BATCH_ATTRIBUTE,
@@ -36,7 +36,7 @@ import type { Writer } from './writer.js'
 
 /** Default number of offsets in a window: 4 MiB of bits. */
 const WINDOW_OFFSETS = 1 << 25
-/** Maximum number of windows at a time, of all clients. */
+/** Maximum number of windows at a time, for all clients together. */
 const REPLAYS_MAX = 8
 /** A replay whose next page is not requested within this time gives way to another. */
 const IDLE_MS = 10_000
@@ -64,15 +64,15 @@ interface Settled {
 
 /** The start of a page, and the values that all pages of its replay share. */
 interface Cursor {
-  /** Position of a batch or an entry, and index of a message in the batch: all messages before are done. */
+  /** Position of a batch or an entry, and index of a message in the batch: all messages before it are done. */
   readonly position: number
   readonly index: number
-  /** End and start of the log when the replay began. */
+  /** End of the log when the replay began, and start of the log when the window began. */
   readonly end: number
   readonly start: number
   /** First offset of the window. */
   readonly floor: number
-  /** Facts before this position are in the set of the window. */
+  /** The set of the window includes the facts before this position. */
   readonly scanned: number
   /** Id of the replay, in this run of the broker. */
   readonly id: number
@@ -139,13 +139,13 @@ export class Replays {
   }
 
   /**
-   * A page from `request.cursor` on; the first page of a replay without one.
+   * Returns the page at `request.cursor`; without a cursor, the first page of a new replay.
    * @throws SluiceError QUEUE_NOT_FOUND, INVALID_ARGUMENT, DISK_LOW, MEMORY_FULL, CORRUPT, TOO_MANY_REQUESTS
    */
   page(request: ReplayRequest, caller: Caller): Promise<ReplayResult> {
     return this.#requests.run(caller, async () => {
       const queue = this.#state.queue(request.name)
-      // Also for a dry run, and with nothing to publish.
+      // The target must exist even if this is a dry run or there is nothing to publish.
       if (request.to !== undefined) this.#state.queue(request.to)
       const cursor = request.cursor === undefined ? this.#begin(request) : cursorOf(request.cursor)
       const window = this.#take(queue.id, cursor, request.cursor)
@@ -194,7 +194,8 @@ export class Replays {
     return { position: start, index: 0, end, start, floor: fromOffset, scanned: 0, id: ++this.#lastId }
   }
 
-  // The window that an earlier page kept for this cursor, or an empty one. @throws SluiceError TOO_MANY_REQUESTS
+  // Returns the window that an earlier page kept for this cursor, or an empty one. @throws SluiceError
+  // TOO_MANY_REQUESTS
   #take(queueId: number, cursor: Cursor, text: string | undefined): Window {
     const { nowMs } = this.#turn
     for (const window of this.#kept) {
@@ -235,7 +236,7 @@ interface Work {
 /** One page: reads the facts that its window lacks, and then messages, up to the limits of a page. */
 class Page {
   readonly window: Window
-  /** Messages that were chosen, and published except in a dry run. */
+  /** Number of messages that were chosen, and published unless this is a dry run. */
   matched = 0
   readonly #log: Log
   readonly #queueId: number
@@ -254,11 +255,11 @@ class Page {
     this.#cursor = cursor
     this.#position = cursor.position
     this.#index = cursor.index
-    // A new set needs all facts.
+    // A new window needs all facts.
     this.#scanned = window.cursor === '' ? 0 : cursor.scanned
   }
 
-  /** Its window is done. */
+  /** Whether the window of the page is done. */
   get isOver(): boolean {
     return this.#position >= this.#cursor.end
   }
@@ -331,7 +332,7 @@ class Page {
         if (!this.#request.dryRun) work.publish(message)
         this.matched++
       }
-      // A relocated copy of its batch can follow.
+      // A relocated copy of the batch can follow, from which the message must not be published again.
       window.acked.remove(message.offset)
       this.#index++
     }
@@ -342,7 +343,7 @@ class Page {
   *#settledIn(entry: LogEntry): Generator<Settled, void> {
     const { window } = this
     const { fromOffset = 0, fromMs = 0, untilMs = Infinity } = this.#request
-    // The page moves on between the messages.
+    // The position of the page advances while the caller handles each message.
     const from = this.#position
     const fromIndex = this.#index
     const { bytes } = entry

@@ -1,8 +1,8 @@
 /**
- * The armed timers: a binary heap with the nearest deadline first. Each timer knows its place, so arming it again moves it,
- * and disarming it removes it.
+ * The armed timers: a binary heap with the earliest deadline first. Each timer knows its place, so arming it again
+ * moves it, and disarming it removes it.
  *
- * Invariant: `heap[timer.place] === timer` for each armed timer, and no timer is nearer than its parent.
+ * Invariant: `heap[timer.place] === timer` for each armed timer, and no timer has an earlier deadline than its parent.
  */
 import type { Timer } from '../queue/index.js'
 
@@ -13,12 +13,12 @@ export class Timers {
     return this.#heap.length
   }
 
-  /** Nearest deadline; Infinity when no timer is armed. */
+  /** Earliest deadline; Infinity when no timer is armed. */
   get firstMs(): number {
     return this.#heap.length === 0 ? Infinity : this.#heap[0]!.deadlineMs
   }
 
-  /** Disarms and returns the timer with the nearest deadline; there must be one. */
+  /** Disarms and returns the timer with the earliest deadline. At least one timer must be armed. */
   shift(): Timer {
     const first = this.#heap[0]!
     this.arm(first, Infinity)
@@ -61,7 +61,7 @@ export class Timers {
     this.#put(timer, hole)
   }
 
-  // Moves nearer timers up from below `place`; returns the place that is left for the timer.
+  // Moves timers with earlier deadlines up from below `place`; returns the place that is left for the timer.
   #descend(timer: Timer, place: number): number {
     const heap = this.#heap
     let hole = place

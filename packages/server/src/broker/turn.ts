@@ -1,7 +1,7 @@
 /**
- * One turn of the event loop: its time, the queues that may have something to deliver, and the deadlines at which a turn is
- * due although nothing arrives. Sessions and the listener begin it, and every change of a queue is followed by `changed`. The
- * broker ends it.
+ * One turn of the event loop: its time, the queues that may have something to deliver, and the deadlines at which a
+ * turn is due although nothing arrives. Sessions and the listener begin a turn, every change of a queue is followed by
+ * `changed`, and the broker ends the turn.
  *
  * Invariant: `nextDeadline` is never later than the deadline of any queue or timer.
  */
@@ -16,12 +16,12 @@ export interface TurnOptions {
   readonly observer?: Observer | undefined
 }
 
-/** Is notified of each queue that changed. */
+/** Receives each queue that changed. */
 export interface QueueSink {
   note(queue: Queue): void
 }
 
-/** What a turn calls. */
+/** The parts of the broker that a turn calls. */
 export interface TurnParts {
   /** Writes the facts of queues. */
   readonly facts: QueueSink
@@ -48,7 +48,7 @@ export class Turn {
     this.nowMs = nowMs
   }
 
-  /** Called once, before anything changes. */
+  /** Called once, before any queue changes. */
   connect(parts: TurnParts): void {
     this.#parts = parts
   }
@@ -71,7 +71,7 @@ export class Turn {
     this.begin()
   }
 
-  /** Resolves when everything that has arrived was served; then `beginAgain` begins a turn. */
+  /** Resolves when everything that has arrived was served; the caller then calls `beginAgain`. */
   pass(): Promise<void> {
     return new Promise((resolve) => this.#options.defer(resolve))
   }
@@ -158,7 +158,7 @@ export class Turn {
   armQueue(queue: Queue): void {
     const deadlineMs = queue.nextDeadline
     const armedMs = queue.timer === undefined ? Infinity : queue.timer.deadlineMs
-    // A timer that is too early costs one check; to move it back would cost as much on each settle.
+    // A timer that is too early costs one check; moving the timer back would cost as much on each settle.
     if (deadlineMs >= armedMs && armedMs > this.nowMs) return
     queue.timer ??= new Timer(() => this.#parts.due(queue))
     this.#timers.arm(queue.timer, deadlineMs)

@@ -35,7 +35,7 @@ export class Writer {
   readonly turn: Turn
   /** Bytes of the records written since the broker started. */
   recordBytes = 0
-  /** Set while the process is out of memory and publishes are refused. */
+  /** Set while publishes are refused because the process is out of memory. */
   memoryFull: MemoryUse | undefined
   /** Bytes of the largest checkpoint; room for it is always kept. */
   upkeepBytes = 0
@@ -90,10 +90,10 @@ export class Writer {
     )
   }
 
-  /** The queue may have facts. They are written by the end of the turn. */
+  /** Notes that the queue may have unwritten facts, which are written by the end of the turn. */
   note(queue: Queue): void {
     if (queue.facts.isEmpty) return
-    // Many settles in one turn: writes their facts early instead of keeping them all in memory.
+    // After many settles in one turn, the facts are written early, so that they do not all stay in memory.
     if (queue.facts.length > this.#factsBytesMax) {
       this.facts(queue.id, queue.facts)
       return
@@ -120,7 +120,7 @@ export class Writer {
     this.tail.reserve(bytes, this.turn.nowMs)
   }
 
-  /** Maximum bytes that the facts take in the log. */
+  /** Maximum size of the facts in the log, in bytes. */
   factsBytes(facts: FactBuffer): number {
     if (facts.isEmpty) return 0
     // Each batch of facts is at least half full.
@@ -129,7 +129,7 @@ export class Writer {
     return batches * BATCH_HEADER_BYTES + facts.length
   }
 
-  /** Writes facts as one batch; many of them as several batches, which may be in several entries. */
+  /** Writes the facts as one batch, or, if there are many, as several batches, which may be in several entries. */
   facts(queueId: number, facts: FactBuffer): void {
     const { bytes } = facts
     for (let from = 0; from < bytes.length;) {

@@ -1,6 +1,6 @@
 /**
- * The parts of the log that are in memory. Recent blocks are the end of the log: entries are built in them, written from
- * them and read from them. Cold blocks were read from disk, with some bytes ahead.
+ * The parts of the log that are in memory. Recent blocks are the end of the log: entries are built in them, written
+ * from them and read from them. Cold blocks were read back from disk, some with the bytes that follow the needed batch.
  *
  * Invariant: a block has the same bytes as the log at its position. A recent block is evicted only once all of it is
  * durable, so every position is in a recent block or readable from disk.
@@ -22,29 +22,35 @@ export interface Block {
   bytes: Uint8Array
   /** Number of valid bytes. */
   used: number
-  /** Of a cold block: position of the batch whose checksum was verified last; -1 while the block is unused. */
+  /**
+   * Position of the batch in a cold block whose checksum was verified last; -1 while the block is unused. RECENT for a
+   * recent block.
+   */
   checkedPosition: number
-  /** Of a cold block: total bytes read from disk when it arrived. */
+  /** For a cold block: value of `#readBytes` when the block was read. */
   readonly arrivedAtBytes: number
-  /** False until the block after it was considered for reading ahead; true at once if nothing should follow. */
+  /**
+   * Whether the block after this one was considered for reading ahead. Initially true if no block should be read after
+   * it.
+   */
   isFollowed: boolean
-  /** Marks of long batches, by their byte in the block; see `recordAt`. */
+  /** Marks of long batches, by the index of the batch's first byte in the block; see `recordAt`. */
   marks: Map<number, Marks> | undefined
 }
 
-/** Where every 64th record of a batch is, as far as the batch was walked. */
+/** Places of every 64th record of a batch, up to the record that was needed so far. */
 interface Marks {
-  /** Bytes from the start of the batch, of the records 64, 128 and so on. */
+  /** Distances from the start of the batch to the records 64, 128 and so on, in bytes. */
   readonly bytes: Uint32Array
   known: number
 }
 
 export interface BlocksOptions {
   readonly blockBytes: number
-  /** Most bytes of the two kinds of blocks. Blocks that are not durable yet are kept beyond it. */
+  /** Maximum total size of each kind of block, in bytes. Blocks that are not durable yet are kept beyond this limit. */
   readonly recentBytes: number
   readonly coldBytes: number
-  /** Bytes of one read when a cold part is read in order. */
+  /** Size of one read when a cold part of the log is read in order, in bytes. */
   readonly readAheadBytes: number
 }
 
@@ -62,19 +68,22 @@ export class Blocks {
   /** Least recently used first. */
   readonly #cold: Block[] = []
   readonly #spare: Uint8Array[] = []
-  /** Memory of evicted cold blocks, each as long as `#aheadBytes`. */
+  /** Buffers of evicted cold blocks, each of `#aheadBytes`. */
   readonly #spareCold: Uint8Array[] = []
   #recentBytes = 0
   #coldBytes = 0
   #durable = 0
   /** Total bytes read from disk. */
   #readBytes = 0
-  /** Bytes that are read ahead now. Less than the maximum while blocks are evicted before they are used. */
+  /**
+   * Current size of a read with reading ahead, in bytes. Less than the maximum while blocks are evicted before they are
+   * used.
+   */
   #aheadBytes: number
   /** Length of the last batch that was read without reading ahead. */
   #typicalBytes: number = EXACT_BYTES
   #last: Block | undefined
-  /** Bytes of one read without reading ahead: about the length of the last such batch. */
+  /** Size of a read without reading ahead, in bytes: about the length of the last such batch. */
   #exactBytes: number = EXACT_BYTES
   /** Reads in progress, by position. */
   readonly #loading = new Map<number, Promise<void>>()
@@ -85,7 +94,7 @@ export class Blocks {
     this.#aheadBytes = options.readAheadBytes
   }
 
-  /** Bytes of one read with reading ahead. */
+  /** Size of a read with reading ahead, in bytes. */
   get readAheadBytes(): number {
     return this.#aheadBytes
   }
@@ -115,7 +124,7 @@ export class Blocks {
     return block
   }
 
-  /** Every entry before this position is on disk. */
+  /** Position before which every entry is on disk. */
   get durablePosition(): number {
     return this.#durable
   }
@@ -164,7 +173,8 @@ export class Blocks {
 
   /**
    * Starts to read the batch at `position` and the following bytes before a delivery waits for it. Does nothing while
-   * another read is in progress: needed reads go first, and early reads of many queues would evict each other.
+   * another read is in progress, because needed reads go first and early reads for many queues would evict each other's
+   * blocks.
    */
   loadEarly(position: number): void {
     if (this.#loading.size > 0 || this.has(position) || !this.#hasRoomFor(this.#aheadBytes)) return
@@ -173,8 +183,8 @@ export class Blocks {
   }
 
   /**
-   * Reads the batches at `positions` before deliveries wait for them: the first ones, as many as fit the cache until they
-   * are used. Resolves afterwards. An error is reported when the batch is needed.
+   * Reads the batches at `positions` before deliveries wait for them. Reads the first batches only, as many as the
+   * cache can keep until they are used. Resolves when they were read. An error is reported when the batch is needed.
    */
   async loadAhead(positions: Iterable<number>): Promise<void> {
     const left = positions[Symbol.iterator]()
@@ -190,15 +200,15 @@ export class Blocks {
     await Promise.all([readOn(), readOn()])
   }
 
-  // Unused blocks take at most half of the cache. With more, later blocks would evict earlier ones, which would then be
-  // read twice.
+  // Unused blocks take at most half of the cache. If they took more, later blocks would evict earlier ones, which would
+  // then be read twice.
   #hasRoomFor(bytes: number): boolean {
     let unused = bytes
     for (const block of this.#cold) if (!this.#isSpent(block)) unused += block.bytes.length
     return unused <= this.#options.coldBytes / 2
   }
 
-  // Whether a block was used, or arrived so long ago that its reader is gone.
+  // Whether a block was used, or was read so long ago that the delivery that needed it no longer exists.
   #isSpent({ checkedPosition, arrivedAtBytes }: Block): boolean {
     return checkedPosition !== -1 || this.#readBytes - arrivedAtBytes > STALE_AT * this.#options.coldBytes
   }
@@ -238,11 +248,11 @@ export class Blocks {
     const { position, bytes, checkedPosition } = block!
     this.#coldBytes -= bytes.length
     const isAhead = bytes.length === this.#aheadBytes
-    // The memory is reused. With new memory for every block of a long backlog, a full garbage collection ran every 130 ms
-    // and cost a quarter of the broker's time per message.
+    // The buffer is reused. With a new buffer for every block of a long backlog, a full garbage collection ran every
+    // 130 ms and took a quarter of the broker's time per message.
     if (isAhead && this.#spareCold.length < SPARE_COLD_MAX) this.#spareCold.push(bytes)
     if (bytes.length < this.#aheadBytes) return
-    // If many queues are read in order, blocks are evicted sooner. Reading less ahead keeps them longer.
+    // If many queues are read in order, blocks are evicted sooner. With shorter reads they are kept longer.
     const { readAheadBytes } = this.#options
     const last = checkedPosition - position
     const usedPart = checkedPosition === -1 ? 0 : (last + batchLength(bytes, last)) / bytes.length
@@ -294,18 +304,21 @@ export class Blocks {
   }
 }
 
-/** A block that is unused after this many cache sizes were read counts as spent. */
+/** A block counts as spent if it is still unused after this many times the size of the cache was read. */
 const STALE_AT = 4
-/** Reading ahead is halved when less than the first part of a block was used, and doubled above the second. */
+/**
+ * The size of reads is halved when less than the first share of a block was used, and doubled when more than the second
+ * share was.
+ */
 const AHEAD_LESS_AT = 0.25
 const AHEAD_MORE_AT = 0.75
-/** Reading ahead shrinks at most to this fraction of its maximum. */
+/** The size of reads with reading ahead is at least the maximum divided by this. */
 const AHEAD_PARTS_MAX = 8
-/** Buffers of evicted cold blocks that are kept: as many as are read at once. */
+/** Maximum number of buffers of evicted cold blocks that are kept: as many as the reads that run at once. */
 const SPARE_COLD_MAX = 2
 /** `checkedPosition` of a recent block: its bytes were checked when they arrived. */
 const RECENT = -2
-/** Fewest bytes of one read without reading ahead. Most batches with scheduled messages are not longer. */
+/** Minimum size of a read without reading ahead, in bytes. Most batches with scheduled messages are not longer. */
 const EXACT_BYTES = LIMITS.batchBytesScheduledTarget
 
 /** Whether `block` has the whole batch at `position`. A block that was read ahead can end within a batch. */
@@ -314,12 +327,13 @@ export function holdsBatch(block: Block, position: number): boolean {
   return at >= 0 && at + BATCH_HEADER_BYTES <= block.used && at + batchLength(block.bytes, at) <= block.used
 }
 
-/** Records from one mark to the next: a mark takes less than a hundredth of the records that it saves a walk over. */
+/** Number of records from one mark to the next. A mark takes less than a hundredth of the memory of these records. */
 export const MARKED_RECORDS = 64
 
 /**
- * Byte in the block of the record `index` of the batch at byte `batchAt`. Records have no index on disk, so they are walked;
- * marks bound the walk, because messages of one batch can be needed in any order, one by one.
+ * Returns the byte in the block at which the record `index` of the batch at byte `batchAt` starts. Records have no
+ * index on disk, so they are walked in order. Marks shorten the walk, because messages of one batch can be needed one
+ * by one in any order.
  */
 export function recordAt(block: Block, batchAt: number, index: number): number {
   const { bytes } = block

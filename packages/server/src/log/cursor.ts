@@ -5,10 +5,10 @@
 import { SluiceError } from '@sluice/protocol'
 import type { Log, LogEntry } from './log.js'
 
-/** Most bytes of the log that one page reads. */
+/** Maximum number of bytes of the log that one page reads. */
 export const READ_BYTES_MAX = 64 << 20
 
-/** Entries from `position` on, or from the oldest entry. Segments that are freed meanwhile are skipped. */
+/** Entries from `position` on, or from the oldest entry. Segments that are freed in the meantime are skipped. */
 export async function* entriesFrom(log: Log, position: number): AsyncGenerator<LogEntry, void> {
   for (let from = position; ;) {
     from = Math.max(from, log.usage().firstPosition)

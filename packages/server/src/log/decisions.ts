@@ -1,6 +1,6 @@
 /**
- * The decision tables of the log scan: one row for each state of a log's directory and of its tail. Only data and a
- * look-up: `directory-scan.ts` and `tail-scan.ts` collect the facts and act on the row.
+ * The decision tables of the log scan: one row for each state of a log's directory and of its tail. This file has only
+ * data and a look-up: `directory-scan.ts` and `tail-scan.ts` collect the facts and act on the row.
  *
  * Invariant: every combination of facts fits exactly one row, and docs/STORAGE.md has the same rows in the same order.
  */
@@ -13,15 +13,18 @@ export interface DirectoryFacts {
    */
   readonly files: 'none' | 'blank' | 'unstarted' | 'headless' | 'used'
   readonly numbers: 'consecutive' | 'gap'
-  /** Of the newest segment in use and all later ones. `right` if the expected size is unknown. */
+  /** Sizes of the newest segment in use and of all later ones. `right` if the expected size is unknown. */
   readonly sizes: 'right' | 'wrong'
-  /** `foreign`: of another log. `displaced`: an unused file has the header of a segment that was not freed. */
+  /**
+   * `foreign`: a file belongs to another log. `displaced`: an unused file has the header of a segment that was not
+   * freed.
+   */
   readonly headers: 'agree' | 'foreign' | 'displaced'
 }
 
 export interface TailFacts {
   readonly entries: 'none' | 'some'
-  /** At the place of the next entry: no part of it (zeros or old bytes), or a remnant of it. */
+  /** Bytes at the place of the next entry: `nothing` of the entry (zeros or old bytes), or a remnant of it. */
   readonly behind: 'nothing' | 'unfinished'
   /** The same for the start of the next, unused segment. */
   readonly next: 'nothing' | 'unfinished'
@@ -71,7 +74,7 @@ export const TAIL_ROWS: readonly Row<TailFacts, TailRow>[] = [
   { row: 'torn-in-next', behind: ['nothing'], next: ['unfinished'], later: ['none'] },
 ]
 
-/** The rows that decided a log scan. A row is missing until it is decided. */
+/** The rows that decided a log scan. A row is absent until it was decided. */
 export interface ScanRows {
   directory?: DirectoryRow
   tail?: TailRow

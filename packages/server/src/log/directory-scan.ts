@@ -33,7 +33,7 @@ export interface ScanOptions {
   readonly notify: Notify
   readonly now: () => number
   readonly random32: () => number
-  /** For a new log. */
+  /** Size of the segments of a new log. */
   readonly segmentBytes: number
 }
 
@@ -44,7 +44,7 @@ export interface NewestSegment {
   readonly meta: LogMeta
   /** Oldest segment. */
   readonly first: number
-  /** Newest segment in use, or the first one when none is. */
+  /** Newest segment in use, or the first segment if none is in use. */
   readonly number: number
   /** Undefined when no segment is in use. */
   readonly header: SegmentHeader | undefined
@@ -66,10 +66,10 @@ interface Contents {
   readonly meta: LogMeta | undefined
   readonly first: number
   readonly count: number
-  /** Lowest number that is missing between others. No segment is opened then. */
+  /** Lowest number that is missing between others. If there is one, no segment is opened. */
   readonly missing: number | undefined
   readonly newest: UsedSegment | undefined
-  /** Segments after the newest in use. */
+  /** Segments after the newest segment in use. */
   readonly unused: readonly UnusedSegment[]
 }
 
@@ -168,7 +168,10 @@ async function readMeta(disk: Disk): Promise<LogMeta | undefined> {
   }
 }
 
-/** From the newest segment down to the first in use. Older ones are assumed to be in use and are read later. */
+/**
+ * Reads headers from the newest segment down to the first one in use. Older segments are assumed to be in use and are
+ * read later.
+ */
 async function readHeaders(
   disk: Disk,
   newestFirst: readonly number[],
@@ -190,7 +193,7 @@ async function readHeaders(
 function findMisfits({ meta, first, newest, unused }: Contents, files: OpenFiles): Misfits {
   const known = meta ?? newest?.header
   const displaced = ({ number, header }: UnusedSegment): UsedSegment[] =>
-    // A lower number is that of a segment that was freed before this file was recycled.
+    // A lower number belongs to a segment that was freed before this file was recycled.
     header !== undefined && header.number >= first ? [{ number, header }] : []
   if (known === undefined) {
     return { wrongSize: undefined, foreign: undefined, displaced: unused.flatMap(displaced)[0] }
@@ -231,7 +234,7 @@ async function filesFact(
 
 // -------------------------------------------------------------------------------------------------------- acting
 
-/** Creates the segment before `log.meta`: a `log.meta` without a segment then always means damage. */
+/** Creates the segment before `log.meta`, so that a `log.meta` without a segment always means damage. */
 async function create(options: ScanOptions, files: OpenFiles): Promise<NewestSegment> {
   const { disk, failStop, random32, now, segmentBytes } = options
   const meta = { salt: random32() >>> 0, segmentBytes, createdMs: now() }

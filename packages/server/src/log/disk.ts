@@ -26,7 +26,7 @@ export class ShortTransferError extends Error {
 
 export class NodeDisk implements Disk {
   readonly #path: string
-  /** Of the directory. It stays open, so that a sync after a rename needs no free descriptor. */
+  /** Descriptor of the directory. It stays open, so that a sync after a rename needs no new descriptor. */
   readonly #descriptor: number
 
   private constructor(path: string, descriptor: number) {
@@ -34,7 +34,7 @@ export class NodeDisk implements Disk {
     this.#descriptor = descriptor
   }
 
-  /** The directory at `path`. Creates it and its parents if they do not exist. */
+  /** Opens the directory at `path`. Creates it and its parents if they do not exist. */
   static async at(path: string): Promise<NodeDisk> {
     const whole = resolve(path)
     await makeDirectory(whole)
@@ -93,7 +93,10 @@ export class NodeDisk implements Disk {
   }
 }
 
-/** On a plain descriptor: Node closes an unreferenced `FileHandle` at garbage collection, but never a descriptor. */
+/**
+ * Uses a plain descriptor, because Node closes an unreferenced `FileHandle` at garbage collection, but never a
+ * descriptor.
+ */
 class NodeFile implements DiskFile {
   bytes: number
   readonly #descriptor: number
@@ -118,7 +121,8 @@ class NodeFile implements DiskFile {
   }
 
   read(position: number, length: number, into?: Uint8Array): Promise<Uint8Array> {
-    // Not a Buffer: its `subarray`, called for each message, costs about twice as much.
+    // The result is not a Buffer, because `Buffer.subarray`, which would be called for each message, takes about twice
+    // as long.
     const bytes = into ?? new Uint8Array(Buffer.allocUnsafeSlow(length).buffer)
     return new Promise((done, fail) => {
       const readOn = (filled: number): void => {
@@ -167,8 +171,8 @@ class NodeFile implements DiskFile {
 }
 
 /**
- * Creates the directory and its parents durably, one by one and each once. Node's recursive `mkdir` loops forever where
- * the system reports that a directory neither exists nor can be created, as in /proc.
+ * Creates the directory and its parents durably, one after the other. Node's recursive `mkdir` loops forever if the
+ * system reports that a directory neither exists nor can be created, as in /proc.
  */
 export async function makeDirectory(path: string): Promise<void> {
   const missing: string[] = []
@@ -177,12 +181,13 @@ export async function makeDirectory(path: string): Promise<void> {
     await fs.promises.mkdir(directory, { mode: 0o700 }).catch(async (error: NodeJS.ErrnoException) => {
       if (error.code !== 'EEXIST' || !(await isDirectory(directory))) throw error
     })
-    // The name of a directory becomes durable with its parent.
+    // The name of a directory becomes durable when its parent is synced.
     await syncPath(dirname(directory))
   }
 }
 
-// Whether the directory exists. @throws the system's error when a part of the path is no directory or not accessible
+// Whether the directory exists. @throws the system's error when a part of the path is not a directory or is not
+// accessible
 async function isDirectory(path: string): Promise<boolean> {
   try {
     const found = await fs.promises.stat(path)

@@ -1,10 +1,11 @@
 /**
- * Entries, one group commit each: a header, then the batches, then zeros up to the next multiple of 512 bytes.
+ * The layout of entries. Each entry is one group commit: a header, then the batches, then zeros up to the next multiple
+ * of 512 bytes.
  *
  * Header, 64 bytes: u32 magic · u32 length (header and batches, no padding) · u64 lsn · u32 epoch · u32 previous CRC ·
- * u48 time · u16 0 · u32 batches · u32 CRC · u64 position · 16 zeros. The CRC begins at the log's salt and covers this
- * header (the CRC itself as zero) and every batch's header; a batch's header covers its records. `position` is the
- * entry's own place in the log, so that old entries of a recycled segment never fit.
+ * u48 time · u16 0 · u32 batches · u32 CRC · u64 position · 16 zeros. The CRC starts from the log's salt and covers
+ * this header (with the CRC field as zero) and every batch's header; a batch's header has a CRC of its records.
+ * `position` is the entry's own position in the log, so that old entries of a recycled segment never pass the check.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -21,7 +22,7 @@ import {
 } from '@sluice/protocol'
 
 export const ENTRY_HEADER_BYTES = 64
-/** Entries begin and end on this boundary: the unit that a disk writes whole or not at all. */
+/** Entries begin and end at multiples of this, the unit that a disk writes whole or not at all. */
 export const ENTRY_ALIGN_BYTES = 512
 export const ENTRY_MAGIC = 0x4e_45_4c_53
 
@@ -36,7 +37,7 @@ const POSITION_AT = 40
 const SPARE_AT = 48
 
 export interface EntryHeader {
-  /** Header and batches, without padding. */
+  /** Size of header and batches, without padding. */
   readonly length: number
   readonly lsn: number
   readonly epoch: number
@@ -77,12 +78,12 @@ export type EntryFault =
   | 'batches'
   | 'crc'
 
-/** Bytes of an entry of `length` in the log, with padding. */
+/** Size in the log of an entry of `length` bytes, with padding. */
 export function entryPaddedBytes(length: number): number {
   return Math.ceil(length / ENTRY_ALIGN_BYTES) * ENTRY_ALIGN_BYTES
 }
 
-/** The CRC field counts as zeros in the CRC. */
+/** Replaces the CRC field when the CRC is computed. */
 const NO_CRC = new Uint8Array(4)
 
 /** End of the batch at `at`, or -1 when there is no whole batch between `at` and `end`. */
@@ -124,7 +125,7 @@ export function sealEntry(bytes: Uint8Array, at: number, length: number, seal: E
   writeU64(bytes, at + POSITION_AT, seal.position)
   bytes.fill(0, at + SPARE_AT, at + ENTRY_HEADER_BYTES)
   const crc = entryCrc(bytes, at, length, seal.salt)
-  // Such an entry would be unreadable.
+  // An entry without a valid CRC would be unreadable.
   if (crc < 0) throw new Error(`Entry ${seal.lsn} is not filled by exactly ${seal.batches} batches.`)
   writeU32(bytes, at + CRC_AT, crc)
   return crc
@@ -184,8 +185,8 @@ export function checkEntry(
 }
 
 /**
- * Whether these bytes are a remnant of the expected entry. Two of four fields must match: a flipped bit changes one of
- * them, and bytes of anything else match only by chance.
+ * Whether these bytes are a remnant of the expected entry. Two of four fields must match: a flipped bit changes only
+ * one of them, and unrelated bytes match only by chance.
  */
 export function resemblesEntry(bytes: Uint8Array, at: number, expected: EntryExpectation): boolean {
   let alike = 0
@@ -196,7 +197,7 @@ export function resemblesEntry(bytes: Uint8Array, at: number, expected: EntryExp
   return alike >= 2
 }
 
-/** The start of each batch of the entry at `at`. Stops where the chain of batches does not fit the entry. */
+/** The start of each batch of the entry at `at`. Stops at a batch that does not fit in the entry. */
 export function* entryBatches(bytes: Uint8Array, at: number): Generator<number, void, undefined> {
   const end = at + Math.min(readU32(bytes, at + LENGTH_AT), bytes.length - at)
   for (let batch = at + ENTRY_HEADER_BYTES; batch < end;) {

@@ -2,7 +2,7 @@
  * Whether a log may still write, and the failure that ended it. All writes that must reach the disk go through
  * `durably`; background work checks `stopped` before each step.
  *
- * Invariant: the first failed write or sync stops the log permanently. After it no work starts, and every caller gets
+ * Invariant: the first failed write or sync stops the log permanently. After that no work starts, and every caller gets
  * the same failure: the state of the failed bytes is unknown, and a later sync that succeeds proves nothing about them.
  */
 import { SluiceError } from '@sluice/protocol'
@@ -14,13 +14,13 @@ export class FailStop {
   #failure: SluiceError | undefined
   #closed = false
 
-  /** Calls `onStop` after a failure and after `close`, when `stopped` is already true. */
+  /** `onStop` is called after a failure and after `close`; `stopped` is then already true. */
   constructor(notify: Notify, onStop: () => void) {
     this.#notify = notify
     this.#onStop = onStop
   }
 
-  /** LOG_FAILED, always the same error, once a write has failed. */
+  /** The error LOG_FAILED once a write has failed; always the same object. */
   get failure(): SluiceError | undefined {
     return this.#failure
   }

@@ -1,9 +1,10 @@
 /**
- * The log on files: segments of one size that are prepared before use, and one write in flight, durable before the next.
+ * The log on files: segments of one size that are prepared before use. One write is in flight at a time, and is durable
+ * before the next one starts.
  *
- * Invariant: `open` finds the entries whose append resolved, in order, and at most one more whose append was in progress.
- * Any other content is refused with file and position, and never repaired by guessing. The first failed write or sync
- * ends the log, and no other follows it. docs/STORAGE.md has the decision tables.
+ * Invariant: `open` finds the entries whose append resolved, in order, and at most one more entry, whose append was in
+ * progress. Any other content is refused with file and position, and never repaired by guessing. The first failed write
+ * or sync ends the log, and no other write follows it. docs/STORAGE.md has the decision tables.
  */
 import {
   ENTRY_HEADER_BYTES,
@@ -35,7 +36,7 @@ import { SegmentPool } from './segment-pool.js'
 
 export interface FileLogOptions {
   readonly disk: Disk
-  /** Bytes of a segment of a new log; an existing log keeps its own. Default 64 MiB. */
+  /** Size of the segments of a new log, in bytes; an existing log keeps its segment size. Default: 64 MiB. */
   readonly segmentBytes?: number
   /** Bytes that `reserve` keeps for settles, state pages and relocation. Default: see `defaultReserveBytes`. */
   readonly reserveBytes?: number
@@ -45,7 +46,7 @@ export interface FileLogOptions {
   readonly now: () => number
   /** A random u32: the salt of a new log. */
   readonly random32: () => number
-  /** Pauses between tries. Default: a timer. */
+  /** Waits between tries. Default: a timer. */
   readonly sleep?: (ms: number) => Promise<void>
   readonly onNotice?: (notice: LogNotice) => void
 }
@@ -70,7 +71,7 @@ export class FileLog implements Log {
   #headerWritten = false
 
   #writtenBytes = 0
-  /** Place of the next entry. During an append it is ahead of the durable end. */
+  /** Place of the next entry: segment and byte. During an append it is after the durable end. */
   #headSegment = 1
   #headAt = SEGMENT_HEADER_BYTES
   /** End of the last durable entry. */
@@ -188,7 +189,7 @@ export class FileLog implements Log {
       header.position !== position ||
       header.previousCrc !== this.#lastCrc
     ) {
-      // Such an entry would be durable but unreadable.
+      // An entry that does not continue the chain would be durable but unreadable.
       throw new Error(`Entry ${lsn} does not continue the log after entry ${this.#nextLsn - 1}.`)
     }
   }
@@ -297,7 +298,7 @@ export class FileLog implements Log {
         const from = { at, segmentStart: number * this.#segmentBytes, salt: this.#salt, lsn, previousCrc }
         let walker = new EntryWalker(reader, from)
         for (;;) {
-          // Computed for each entry: appends move the durable end while a reader is active.
+          // The end is computed for each entry, because appends move the durable end while a reader is active.
           const isLast = number === this.#durableSegment
           const end = isLast ? this.#durableAt : this.#segmentBytes
           if (isLast && walker.at >= end) return
@@ -333,7 +334,7 @@ export class FileLog implements Log {
     }
   }
 
-  /** A walker at `at` that started at the first entry, and so knows which entry is next. */
+  /** Returns a walker at `at` that has walked from the first entry, and so knows which entry is next. */
   async #walkTo(reader: Reader, header: SegmentHeader, number: number, at: number): Promise<EntryWalker> {
     const walker = new EntryWalker(reader, {
       at: SEGMENT_HEADER_BYTES,
@@ -352,7 +353,7 @@ export class FileLog implements Log {
     return walker
   }
 
-  /** Whether segment `number` ends here: the header of the next one names the entry expected here as its first. */
+  /** Whether segment `number` ends before entry `lsn`: the header of the next segment has this entry as its first. */
   async #endsHere(number: number, lsn: number, previousCrc: number | undefined): Promise<boolean> {
     const reader = this.#acquire(number + 1)
     try {
@@ -411,7 +412,7 @@ export class FileLog implements Log {
   }
 }
 
-// The timer keeps the process alive: it may be all that is left while an append waits for a segment or a read is retried.
+// The timer keeps the process alive: nothing else may do so while an append waits for a segment or a read is retried.
 function sleepFor(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms))
 }

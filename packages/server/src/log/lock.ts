@@ -1,13 +1,13 @@
 /**
- * One broker per data directory. The lock is a Unix socket in the directory, on which its owner listens. The kernel closes
- * the socket however the process ends, and it answers across all containers of that kernel, which share no host name,
- * process ids or network namespace. The file `lock` next to it names the owner.
+ * One broker per data directory. The lock is a Unix socket in the directory, on which its owner listens. The kernel
+ * closes the socket however the process ends, and the socket can be reached from all containers under that kernel,
+ * although they share no host name, process ids or network namespace. The file `lock` next to it names the owner.
  *
- * A socket does not reach brokers under other kernels. On a local file system there are none: a file that names another
- * kernel is left from an earlier boot. On any other file system the owner touches the file regularly, and a recently
- * touched file is respected. ADR 0022 has the reasons.
+ * Brokers under other kernels cannot reach the socket. On a local file system there are no such brokers: a file that
+ * names another kernel remains from an earlier boot. On any other file system the owner touches the file regularly, and
+ * a recently touched file is respected. ADR 0022 has the reasons.
  *
- * Invariant: every candidate listens under a visible name before it looks for others. So of two candidates at least one
+ * Invariant: every candidate listens under a visible name before it looks for others. So at least one of two candidates
  * sees the other and gives way.
  */
 import { randomBytes } from 'node:crypto'
@@ -21,16 +21,19 @@ import { SluiceError } from '@sluice/protocol'
 import { makeDirectory } from './disk.js'
 
 export const LOCK_NAME = 'lock'
-/** Tries to create the file after removing a stale one. If all fail, another start is racing with this one. */
+/**
+ * Number of tries to create the file, each after removing a stale one. If all fail, another broker is starting at the
+ * same time.
+ */
 const TRIES_MAX = 3
-/** More than a host name, a boot id and a process id take. */
+/** Maximum size of the file: more than a host name, a boot id and a process id need. */
 const LOCK_BYTES_MAX = 1024
-/** How often the file is touched if other kernels may read it, and the age at which it counts as abandoned. */
+/** Interval at which the file is touched if other kernels may read it, and age at which it counts as abandoned. */
 const TOUCH_MS = 10_000
 const ABANDONED_MS = 60_000
 /** A socket without an answer within this time belongs to an owner that is busy or stopped. */
 const ANSWER_MS = 1_000
-/** Pause before the other sockets are asked again. */
+/** Pause before the other sockets are asked again, while some do not decide. */
 const RETRY_MS = 10
 
 const SOCKET = /^lock\.[0-9a-f]{16}\.socket$/
@@ -51,9 +54,12 @@ const LOCAL_TYPES: ReadonlySet<number> = new Set([
 ])
 
 export interface LockOptions {
-  /** Takes over a directory that a broker under another kernel may use. A broker whose socket answers still keeps it. */
+  /**
+   * Takes over a directory that a broker under another kernel may use. A broker whose socket answers still keeps the
+   * directory.
+   */
   readonly force?: boolean
-  /** Whether no other kernel can mount the file system. Default: derived from its type. */
+  /** Whether only this kernel can mount the file system. Default: derived from its type. */
   readonly isLocal?: boolean
   readonly touchMs?: number
   readonly abandonedMs?: number
@@ -68,7 +74,7 @@ export interface DirectoryLock {
 
 interface Holder {
   readonly host: string
-  /** Boot id of the kernel, which changes with each boot; empty where the system has none. */
+  /** Boot id of the kernel, which changes with each boot; empty if the system has none. */
   readonly boot: string
   readonly pid: number
 }
@@ -101,7 +107,10 @@ export async function lockDirectory(path: string, options: LockOptions = {}): Pr
 
 /** The socket of this process, which answers first as candidate and then as owner. */
 class LockSocket {
-  /** All containers of this kernel see a socket in the directory; only its network namespace sees an abstract one. */
+  /**
+   * Whether the socket is a file in the directory, which all containers under this kernel see. An abstract socket is
+   * seen only in its network namespace.
+   */
   readonly reachesContainers: boolean
   readonly #server: Server
   /** Path of the socket; undefined for an abstract one. */
@@ -122,7 +131,7 @@ class LockSocket {
   }
 
   static async claim(directory: string, file: string): Promise<LockSocket> {
-    // The path of a socket has at most 107 bytes. A path through the descriptor of the directory is short.
+    // The path of a socket has at most 107 bytes, so a short path through the descriptor of the directory is used.
     const descriptor = openSync(directory, constants.O_RDONLY | constants.O_DIRECTORY)
     const name = `lock.${randomBytes(8).toString('hex')}.socket`
     const near = `/proc/self/fd/${descriptor}`
@@ -187,7 +196,8 @@ async function awaitOwnership(
     if (!wins || isOver) throw locked(directory, await readHolder(file))
     if (gone.length === others.length) {
       for (const other of gone) await unlinkIfThere(join(directory, other))
-      // Another process may have removed our socket in the moment before it listened, and may have exited since.
+      // Another process may have removed this socket in the moment before the socket listened, and may have exited
+      // since.
       await stat(join(directory, name)).catch(() => {
         throw locked(directory, undefined)
       })
@@ -200,8 +210,8 @@ async function awaitOwnership(
 
 type State = 'owner' | 'candidate' | 'leaving' | 'gone'
 
-// Only a refused connection proves that no process listens: a stopped process does not answer but still exists. A socket
-// that is being closed drops the connection without an answer; the next try finds it gone.
+// Only a refused connection proves that no process listens: a suspended process does not answer but still exists. A
+// socket that is being closed drops the connection without an answer; the next try finds that it is gone.
 function ask(path: string): Promise<State> {
   return new Promise((done) => {
     const connection = connect({ path })
@@ -288,7 +298,7 @@ function holderState(
 ): 'gone' | 'alive' | 'unknown' {
   // A holder under this kernel would have answered, and another kernel cannot mount a local file system.
   if (isLocal || (socket?.reachesContainers === true && holder.boot === me.boot)) return 'gone'
-  // Without such a socket, a process of this host and boot is found by its id.
+  // If the socket does not reach other containers, a process of this host and boot is found by its id.
   if (holder.host !== me.host || holder.boot !== me.boot) return 'unknown'
   return socket === undefined && isAlive(holder.pid) ? 'alive' : 'gone'
 }
@@ -333,7 +343,7 @@ function keepTouched(
     }
   }
   const timer = setInterval(() => {
-    // A failed touch is harmless: the file counts as abandoned only after several.
+    // A failed touch is harmless: the file counts as abandoned only after several failures.
     touch().catch(() => {})
   }, touchMs)
   timer.unref()
@@ -356,7 +366,7 @@ async function readHolder(file: string): Promise<Holder | undefined> {
       return { host, boot, pid }
     }
   } catch {
-    // A crash interrupted the write, before its writer did anything else.
+    // A crash interrupted the write; its process did nothing after that.
   }
   return undefined
 }
@@ -399,7 +409,7 @@ async function isLocalFileSystem(directory: string): Promise<boolean> {
 }
 
 async function releaseBoth(file: string, me: Holder, socket: LockSocket | undefined): Promise<void> {
-  // The file is removed first, while the socket still keeps others from writing theirs.
+  // The file is removed first, while the socket still keeps other brokers from writing their file.
   const holder = await readHolder(file)
   if (holder !== undefined && isSame(holder, me)) await unlinkIfThere(file)
   await socket?.close()

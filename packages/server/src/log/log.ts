@@ -1,6 +1,6 @@
 /**
- * The two storage interfaces of the broker. `Log` stores entries, one group commit each, at increasing positions; `Disk`
- * is what `FileLog` needs from a file system. The simulator implements `Disk`, and tests implement either.
+ * The two storage interfaces of the broker. `Log` stores entries, one group commit each, at increasing positions;
+ * `Disk` is what `FileLog` needs from a file system. The simulator implements `Disk`, and tests implement both.
  *
  * A position counts bytes over the whole history of the log: segment number × segment size + byte in the segment. A
  * position is never reused, not even after its segment was freed.
@@ -10,19 +10,25 @@ export interface LogEntry {
   /** Position of the entry's header. */
   readonly position: number
   readonly lsn: number
-  /** The whole entry: header, batches, padding. Its place in the chain, its CRC and the CRCs of its records are verified. */
+  /**
+   * The whole entry: header, batches, padding. The reader has verified its place in the chain, its CRC and the CRCs of
+   * its records.
+   */
   readonly bytes: Uint8Array
 }
 
 export interface LogBounds {
   /** Position of the oldest entry; equals `nextPosition` when there is none. */
   readonly firstPosition: number
-  /** Position of the next entry if it fits the active segment. */
+  /** Position of the next entry if that entry fits in the active segment. */
   readonly nextPosition: number
   readonly nextLsn: number
   /** CRC of the last entry; 0 when there is none. */
   readonly lastCrc: number
-  /** A random number of this log that every entry's CRC starts from, so that entries of another log never fit. */
+  /**
+   * A random number of this log from which the CRC of every entry starts, so that entries of another log never pass the
+   * check.
+   */
   readonly salt: number
   /** Last position that was passed to `markCheckpoint` before the newest segment began, if any. */
   readonly checkpoint: number | undefined
@@ -31,7 +37,9 @@ export interface LogBounds {
 }
 
 export interface Log {
-  /** Bytes of a segment, including its header. An entry has at most `segmentBytes - SEGMENT_HEADER_BYTES`. */
+  /**
+   * Size of a segment in bytes, including its header. An entry has at most `segmentBytes - SEGMENT_HEADER_BYTES` bytes.
+   */
   readonly segmentBytes: number
   /**
    * Finds the end of the log and cuts off an unfinished last entry.
@@ -41,16 +49,19 @@ export interface Log {
   /** Every entry from `position` to the durable end, in order. @throws SluiceError LOG_CORRUPT */
   read(position: number): AsyncIterable<LogEntry>
   /**
-   * Whether `bytes`, the total that is accepted and not appended yet, has room besides the reserve for settles, state pages
-   * and relocation.
+   * Whether the log has room for `bytes` besides the reserve for settles, state pages and relocation. `bytes` is the
+   * total of everything that is accepted and not appended yet.
    */
   hasRoomFor(bytes: number, nowMs: number): boolean
-  /** Bytes that can be written, including the reserve, until no segment is left, by the latest known free space. */
+  /**
+   * Bytes that can be written until no segment is left, including the reserve. Computed from the last known free space.
+   */
   room(): number
   /** Resolves as soon as an entry waits for a segment that cannot be created for lack of space. */
   stuck(): Promise<void>
   /**
-   * Writes one whole entry at the position from `placeEntry` (see segment.ts); resolves when it is durable. One at a time.
+   * Writes one whole entry at the position from `placeEntry` (see segment.ts); resolves when the entry is durable. Only
+   * one append may be in progress.
    * @throws SluiceError LOG_FAILED: the process must stop without a retry or another confirmation
    */
   append(position: number, lsn: number, entry: Uint8Array): Promise<void>

@@ -1,6 +1,6 @@
 /**
- * A log in memory, for tests of the broker. It has the positions, order and refusals of the log on files. `beforeAppend`
- * delays or fails an append, and `reopened` gives the log as the next process finds it.
+ * A log in memory, for tests of the broker. Its positions, order and refusals are those of the log on files.
+ * `beforeAppend` delays or fails an append, and `reopened` returns the log as the next process finds it.
  */
 import { SluiceError } from '@sluice/protocol'
 import {
@@ -18,7 +18,7 @@ export interface MemoryLogOptions {
   /** Default 1 MiB. */
   readonly segmentBytes?: number
   readonly salt?: number
-  /** Most segments; default unlimited. An entry that needs one more waits until a segment is freed. */
+  /** Maximum number of segments; default: unlimited. An entry that needs another segment waits until one is freed. */
   readonly segmentsMax?: number
   /** Bytes that `reserve` keeps for entries that must not be refused; default 0. */
   readonly reserveBytes?: number
@@ -39,13 +39,13 @@ interface Stored {
 
 export class MemoryLog implements Log {
   readonly segmentBytes: number
-  /** Number of further calls of `reserve` that may succeed. */
+  /** Number of further calls of `reserve` that may succeed; later calls are refused. */
   refusedFrom = Infinity
   readonly #options: MemoryLogOptions
   readonly #salt: number
   readonly #stored: Stored
   #checkpoint: number | undefined
-  /** Position of the next entry, after one that is being appended. */
+  /** Position of the next entry, after the one that is being appended, if any. */
   #writePosition: number
   #writtenBytes = 0
   #appending = false
@@ -99,7 +99,7 @@ export class MemoryLog implements Log {
   }
 
   async *read(position: number): AsyncGenerator<LogEntry> {
-    // Continues by position, because truncation changes the indexes meanwhile.
+    // Continues by position, because truncation changes the indexes in the meantime.
     for (let from = position; ;) {
       const entry = this.#stored.entries[this.#indexFrom(from)]
       if (entry === undefined) return

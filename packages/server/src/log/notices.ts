@@ -1,4 +1,4 @@
-/** Notices of the log for the operator, and the limit on how often one is repeated. */
+/** Notices of the log for the operator, and the limit on how often a notice is repeated. */
 
 /** The log continues after every notice except `failed`. */
 export interface LogNotice {
@@ -8,7 +8,7 @@ export interface LogNotice {
 
 export type Notify = (kind: LogNotice['kind'], text: string) => void
 
-/** On a full disk, space is freed and used up many times a second. */
+/** Interval between two notices: on a full disk, space is freed and used up many times a second. */
 const NOTICE_INTERVAL_MS = 10_000
 
 /** Passes one notice per interval and counts the events since the last one. */
@@ -21,7 +21,7 @@ export class NoticeLimit {
     this.#count++
   }
 
-  /** The number of events since the last notice, if another notice may be given now; otherwise 0. */
+  /** Returns the number of events since the last notice if another notice may be given now; otherwise 0. */
   take(nowMs: number): number {
     const sinceMs = nowMs - this.#passedMs
     const count = this.#count
@@ -32,7 +32,7 @@ export class NoticeLimit {
   }
 }
 
-/** What a notice about `count` events ends with. */
+/** The last sentence of a notice about `count` events. */
 export function repeated(count: number): string {
   return count === 1 ? '' : ` It happened ${count} times since the last notice.`
 }

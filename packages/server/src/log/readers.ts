@@ -1,27 +1,27 @@
 /**
- * The segments that are open for reading: a few, the most recently used. All reads of the file log go through here. A
- * failed read is retried: a missing file descriptor, lack of memory or a slow disk is not damage. Only checksums decide
- * about damage, and callers compare them.
+ * The segments that are open for reading: a limited number, the most recently used ones. All reads of the file log go
+ * through this class. A failed read is retried, because a lack of file descriptors or memory, or a slow disk, is not
+ * damage. Only checksums decide about damage, and callers compare them.
  *
- * Invariant: a file stays open while a reader uses it, also after its segment was freed or the log was closed; the last
- * user closes it. A dropped segment cannot be acquired again.
+ * Invariant: a file stays open while a reader uses it, even after its segment was freed or the log was closed; the last
+ * user closes the file. A dropped segment cannot be acquired again.
  */
 import { SluiceError } from '@sluice/protocol'
 import type { Notify } from './notices.js'
 import type { Disk, DiskFile } from './log.js'
 import { corrupt, segmentName } from './segment.js'
 
-/** Most segments that are kept open for reading. */
+/** Maximum number of segments that are kept open for reading. */
 const READERS_OPEN_MAX = 32
-/** Concurrent reads: an append must always find a free thread in libuv's pool of four. */
+/** Maximum number of concurrent reads: an append must always find a free thread in libuv's pool of four. */
 const READS_MAX = 2
-/** Pauses before each retry of a failed read. After the last one it fails with READ_FAILED. */
+/** Pause before each retry of a failed read. After the last retry the read fails with READ_FAILED. */
 const RETRY_MS: readonly number[] = [10, 40, 160, 640]
 
 /** An acquired segment. The caller releases it once. */
 export interface Reader {
   /**
-   * As `DiskFile.read`.
+   * Reads in the same way as `DiskFile.read`.
    * @throws SluiceError READ_FAILED after several tries, LOG_CORRUPT when the file has the wrong size
    */
   read(position: number, length: number, into?: Uint8Array): Promise<Uint8Array>
@@ -46,7 +46,9 @@ export class Readers {
     this.#options = options
   }
 
-  /** Opens the file at the first `read`, which rejects with LOG_CORRUPT if it does not have `segmentBytes`. */
+  /**
+   * The file is opened at the first `read`, which rejects with LOG_CORRUPT if the file does not have `segmentBytes`.
+   */
   acquire(number: number, segmentBytes: number): Reader {
     let reader = this.#open.get(number)
     if (reader === undefined) reader = new SharedFile(this, number, segmentBytes)
@@ -72,7 +74,7 @@ export class Readers {
     return reader.users > 0
   }
 
-  /** Closes unused files now and the others as they are released. Failed reads are no longer retried. */
+  /** Closes unused files now and the others when they are released. Failed reads are no longer retried. */
   close(): void {
     for (const reader of this.#open.values()) this.#doom(reader)
   }
@@ -104,7 +106,7 @@ export class Readers {
           this.#options.notify('read-failed', `${failure.message} The broker tries again.`)
         }
         if (tries === RETRY_MS.length) throw failure
-        // Frees file descriptors, in case none was left.
+        // Frees file descriptors, because the read may have failed for lack of one.
         this.#closeIdle(READERS_OPEN_MAX)
         await this.#options.sleep(RETRY_MS[tries]!)
         if (reader.doomed) throw failure

@@ -9,13 +9,13 @@ import { scanTail } from './tail-scan.js'
 import type { LogEnd } from './tail-scan.js'
 
 /**
- * Sets each of `rows` as soon as it is decided. When it rejects, no file stays open.
+ * Sets each of `rows` as soon as the row is decided. If the scan rejects, no file stays open.
  * @throws SluiceError LOG_CORRUPT, LOG_FAILED, NOT_SUPPORTED
  */
 export async function scanLog(options: ScanOptions, rows: ScanRows): Promise<LogEnd> {
   const files: OpenFiles = new Map()
   try {
-    // After a killed process, a visible file name may not be on disk yet.
+    // If the previous process was killed, a visible file name may not be on disk yet.
     await options.failStop.durably('The directory of the log', () => options.disk.syncDirectory())
     return await scanTail(await scanDirectory(options, files, rows), files, options, rows)
   } catch (error) {

@@ -1,10 +1,11 @@
 /**
- * The segment pool: the segments in the directory, from the oldest to the newest prepared one, and how many more the disk
- * has room for. `FileLog` owns it. After `open`, only the pool creates, renames and removes files.
+ * The segment pool: the segments in the directory, from the oldest to the newest prepared one, and the number of
+ * further segments for which the disk has room. `FileLog` owns it. After `open`, only the pool creates, renames and
+ * removes files.
  *
- * Invariant: segment numbers have no gap, on disk too, at any power cut: renames and removals run one at a time, each
- * durable before the next, and a file is written to only when its name is durable. Failing to prepare a segment does not
- * fail the log: `reserve` refuses, and an append waits in `take`.
+ * Invariant: segment numbers have no gap, not even on disk after a power cut. Renames and removals run one at a time,
+ * each durable before the next, and a file is written to only when its name is durable. Failing to prepare a segment
+ * does not fail the log: `reserve` refuses, and an append waits in `take`.
  */
 import type { FailStop } from './fail-stop.js'
 import type { Disk } from './log.js'
@@ -18,7 +19,7 @@ export interface SegmentPoolOptions {
   readonly disk: Disk
   readonly failStop: FailStop
   readonly notify: Notify
-  /** Drops each freed segment. A file that is still read is not recycled. */
+  /** Drops each freed segment. A file that is still being read is not recycled. */
   readonly readers: Readers
   readonly now: () => number
   readonly sleep: (ms: number) => Promise<void>
@@ -29,27 +30,28 @@ export interface SegmentPoolOptions {
   readonly lowFreeBytes: number | undefined
 }
 
-/** 5 % of the file system or 1 GiB, whichever is more, but at most a tenth of it and at most 16 GiB. */
+/** 5 % of the file system or 1 GiB, whichever is more, but at most a tenth of the file system and at most 16 GiB. */
 export function defaultLowFreeBytes(totalBytes: number): number {
   return Math.floor(Math.min(Math.max(totalBytes / 20, 2 ** 30), totalBytes / 10, 16 * 2 ** 30))
 }
 
 /**
- * Four segments, but at most a third of the file system and at least one segment. Copying a segment and freeing it takes
- * two, the checkpoint for it takes a third, and settles meanwhile use the fourth.
+ * Four segments, but at most a third of the file system and at least one segment. Copying and freeing a segment takes
+ * two segments, the checkpoint for it takes the third, and settles use the fourth in the meantime.
  */
 export function defaultReserveBytes(segmentBytes: number, totalBytes: number): number {
   return Math.max(segmentBytes, Math.min(4 * segmentBytes, Math.floor(totalBytes / 3)))
 }
 
 /**
- * Publishes are refused below the low mark or without the whole reserve, and accepted again above this multiple of both.
- * Otherwise each freed segment would be filled at once, and live batches copied again for the next one.
+ * Publishes are refused below the low mark or without the whole reserve, and accepted again above this multiple of
+ * both. Without this margin, each freed segment would be filled at once, and live batches would be copied again to free
+ * the next one.
  */
 const LOW_CLEARS_AT = 1.2
 const SPACE_INTERVAL_MS = 1_000
 const PREPARE_RETRY_MS = 250
-/** Segments prepared in advance; recycled ones can make it `SPARES_MAX`. */
+/** Number of segments that are prepared in advance. With recycled segments there can be up to `SPARES_MAX`. */
 const SPARES_WANTED = 1
 const SPARES_MAX = 2
 
@@ -70,7 +72,7 @@ export class SegmentPool {
   #preparing: Promise<void> | undefined
   #prepareFailed = false
   #draftExists = false
-  /** Last of the queued renames and removals. Each is durable before the next starts. */
+  /** The last of the queued renames and removals. Each is durable before the next starts. */
   #directory: Promise<void> = Promise.resolve()
   #waiting: (() => void)[] = []
   #isStuck = false
@@ -81,7 +83,7 @@ export class SegmentPool {
   #reserveBytes: number
   /** Free space is below the low mark. */
   #low = false
-  /** The last `reserve` would have used part of the reserve. */
+  /** The last call of `reserve` would have used part of the reserve. */
   #short = false
   #refuses = false
   readonly #lowNotices = new NoticeLimit()
@@ -90,7 +92,7 @@ export class SegmentPool {
   #spaceAtMs = 0
   #spaceRefresh: Promise<void> | undefined
 
-  /** `first` is the oldest segment, `active` the one that is written to; `spares` follow `active` without a gap. */
+  /** `first` is the oldest segment and `active` the one that is written to; `spares` follow `active` without a gap. */
   constructor(options: SegmentPoolOptions, first: number, active: number, spares: readonly OpenSegment[]) {
     this.#options = options
     this.#disk = options.disk
@@ -115,7 +117,7 @@ export class SegmentPool {
 
   // ------------------------------------------------------------------------------------------------------ spares
 
-  /** The next segment to write to; waits while the disk is full. The caller closes its file. */
+  /** Returns the next segment to write to; waits while the disk is full. The caller closes the file. */
   async take(): Promise<OpenSegment> {
     let spare: OpenSegment | undefined
     while ((spare = this.#spares[0]) === undefined) {
@@ -160,7 +162,7 @@ export class SegmentPool {
     })
   }
 
-  /** Never rejects: `reserve` reports a full disk, and the next append a failed sync of the directory. */
+  /** Never rejects: `reserve` reports a full disk, and the next append reports a failed sync of the directory. */
   async #prepare(): Promise<void> {
     try {
       if (!(await this.#fillDraft())) return
@@ -180,7 +182,7 @@ export class SegmentPool {
         const why = error instanceof Error ? error.message : String(error)
         this.#options.notify('no-segment', `No segment could be prepared: ${why}.${repeated(count)}`)
       }
-      // Removes the partly filled file: others may need the last bytes of the disk.
+      // Removes the partly filled file, because other files may need the last bytes of the disk.
       if (this.#draftExists && !this.#failStop.stopped) {
         await this.#disk.remove(SEGMENT_DRAFT_NAME).then(
           () => (this.#draftExists = false),
@@ -228,7 +230,8 @@ export class SegmentPool {
   }
 
   async #free(number: number): Promise<void> {
-    // From here on new readers are refused. An active reader needs the old bytes, so its file is not recycled.
+    // New readers are refused from now on. An active reader needs the old bytes, so a file with a reader is not
+    // recycled.
     this.#first = number + 1
     const isRead = this.#options.readers.drop(number)
     const target = this.#newest + 1
@@ -257,7 +260,7 @@ export class SegmentPool {
 
   // ------------------------------------------------------------------------------------------------------- space
 
-  /** Whether `bytes` fit from byte `at` of segment `number` on, in it and later segments, besides the whole reserve. */
+  /** Whether `bytes` fit after byte `at` of segment `number` and in later segments, besides the whole reserve. */
   hasRoomFor(bytes: number, number: number, at: number, nowMs: number): boolean {
     if (this.#failStop.stopped) return false
     const sinceMs = nowMs - this.#spaceAtMs
@@ -278,7 +281,7 @@ export class SegmentPool {
     const creatable = this.#prepareFailed
       ? 0
       : Math.max(0, Math.floor((this.#freeBytes - this.#lowFreeBytes) / this.#segmentBytes))
-    // Counts -1 for segment `number` if it is not prepared yet, and the current append waits for it.
+    // If segment `number` is not prepared yet and the current append waits for it, the difference is -1.
     const segments = this.#newest - number + creatable
     const room = (bytes <= left ? left : 0) + segments * (this.#segmentBytes - SEGMENT_HEADER_BYTES)
     return bytes + this.#reserveBytes * (this.#refuses ? LOW_CLEARS_AT : 1) <= room
@@ -307,7 +310,7 @@ export class SegmentPool {
     )
   }
 
-  /** Bytes that can be written from byte `at` of segment `number` on, down to the last free byte of the disk. */
+  /** Number of bytes that can be written from byte `at` of segment `number` on until the disk is full. */
   room(number: number, at: number): number {
     const creatable = this.#prepareFailed ? 0 : Math.floor(this.#freeBytes / this.#segmentBytes)
     const segments = this.#newest - number + creatable
@@ -333,7 +336,9 @@ export class SegmentPool {
 
   // ----------------------------------------------------------------------------------------------------- closing
 
-  /** Waits for running work and closes the spares. `FailStop.close` comes first, so that no new work starts. */
+  /**
+   * Waits for running work and closes the spares. `FailStop.close` must be called first, so that no new work starts.
+   */
   async close(): Promise<void> {
     await this.#preparing
     await this.#spaceRefresh

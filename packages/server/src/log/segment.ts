@@ -29,7 +29,7 @@ import {
 import type { EntryFault } from './entry.js'
 import type { DiskFile } from './log.js'
 
-/** One block of the file system, so that the first entry of a segment is aligned as the others are. */
+/** One block of the file system, so that the first entry of a segment has the same alignment as the others. */
 export const SEGMENT_HEADER_BYTES = 4096
 export const LOG_VERSION = 1
 export const META_NAME = 'log.meta'
@@ -37,7 +37,7 @@ export const META_NAME = 'log.meta'
 export const META_DRAFT_NAME = 'log.meta.draft'
 export const SEGMENT_DRAFT_NAME = 'segment.draft'
 
-/** Bytes of a segment: a multiple of `SEGMENT_HEADER_BYTES`, not necessarily a power of two. */
+/** Size of a segment in bytes: a multiple of `SEGMENT_HEADER_BYTES`, not necessarily a power of two. */
 export const SEGMENT_BYTES_MIN = 16 * 1024
 export const SEGMENT_BYTES_MAX = 1024 * 1024 * 1024
 export const SEGMENT_BYTES_DEFAULT = 64 * 1024 * 1024
@@ -145,8 +145,9 @@ export function decodeLogMeta(bytes: Uint8Array): LogMeta | undefined {
 }
 
 /**
- * Position of an entry of at most `bytes` after an entry that ends at `next`: `next`, if it fits the segment, otherwise
- * the first entry of the next segment. A shorter entry may be appended there, a longer one may not.
+ * Returns the position for an entry of at most `bytes` after an entry that ends at `next`: `next` if the entry fits in
+ * the segment, otherwise the position of the first entry of the next segment. A shorter entry may be appended there,
+ * but not a longer one.
  * @throws RangeError when no segment is large enough
  */
 export function placeEntry(next: number, bytes: number, segmentBytes: number): number {
@@ -178,12 +179,12 @@ function sealedWith(bytes: Uint8Array, magic: number): boolean {
   return true
 }
 
-/** Bytes of one read: enough to hide the cost of a call, and cheap to discard. */
+/** Size of one read, in bytes: large enough to hide the cost of a call, and cheap to discard. */
 const WINDOW_BYTES = 2 * 1024 * 1024
 
 /**
- * Walks the chain of entries in one segment. `at` and `end` are bytes in the file. `at` moves past each returned entry,
- * and stays at the bytes that are not the next entry after a fault.
+ * Walks the chain of entries in one segment. `at` and `end` are bytes in the file. `at` moves past each returned entry.
+ * After a fault it stays at the bytes that are not the next entry.
  */
 export class EntryWalker {
   at: number
@@ -216,8 +217,8 @@ export class EntryWalker {
   }
 
   /**
-   * The next entry with its padding, or the fault of the bytes in its place. Returns undefined if the bytes must be read
-   * first; `next` does that.
+   * Returns the next entry with its padding, or the fault of the bytes in its place. Returns undefined if the bytes
+   * must be read first; `next` reads them.
    */
   peek(end: number): Uint8Array | EntryFault | undefined {
     if (this.at + ENTRY_ALIGN_BYTES > end) return 'length'
@@ -263,8 +264,8 @@ export interface LaterEntry {
 }
 
 /**
- * Searches `[from, end)` for a whole entry with an LSN above `lsn` and its own position: proof that the bytes before it
- * were durable once. Old entries of a recycled file have another position and are skipped.
+ * Searches `[from, end)` for a whole entry with an LSN above `lsn` and the right position. Such an entry proves that
+ * the bytes before it were once durable. Old entries of a recycled file have another position and are skipped.
  */
 export async function findLaterEntry(
   file: DiskFile,
@@ -294,10 +295,16 @@ export async function findLaterEntry(
   return undefined
 }
 
-/** Bytes that are written and synced at once. An entry that is appended meanwhile waits for no more. */
+/**
+ * Number of bytes that are written and synced at once. An entry that is appended in the meantime waits for at most one
+ * such write.
+ */
 export const FILL_BYTES = 1024 * 1024
 
-/** Fills a segment with durable zeros, piece by piece, so that appends get their turn. Returns false when stopped. */
+/**
+ * Fills a segment with durable zeros, piece by piece, so that appends can run between the pieces. Returns false when
+ * stopped.
+ */
 export async function fillWithZeros(
   file: DiskFile,
   segmentBytes: number,

@@ -36,7 +36,7 @@ export interface LogEnd {
   readonly salt: number
   /** Oldest segment. */
   readonly first: number
-  /** Newest segment in use, or the first one when none is. */
+  /** Newest segment in use, or the first segment if none is in use. */
   readonly active: OpenSegment
   /** Whether the active segment has a header. It is written with the first entry. */
   readonly headerWritten: boolean
@@ -76,7 +76,7 @@ interface Ending {
   readonly later: (LaterEntry & { readonly name: string }) | undefined
 }
 
-/** Sets `rows.tail` before it acts on the row. @throws SluiceError LOG_CORRUPT, LOG_FAILED, NOT_SUPPORTED */
+/** Sets `rows.tail` before it acts on that row. @throws SluiceError LOG_CORRUPT, LOG_FAILED, NOT_SUPPORTED */
 export async function scanTail(
   newest: NewestSegment,
   files: OpenFiles,
@@ -136,7 +136,7 @@ async function readEnding({ meta, number, header }: NewestSegment, files: OpenFi
   }
 }
 
-/** The last valid entry of the segment, its records included. */
+/** The last entry of the segment that is valid, including its records. */
 async function lastEntry(
   { number, file }: OpenSegment,
   header: SegmentHeader,
@@ -160,7 +160,7 @@ async function lastEntry(
     last = { at, end: walker.at, lsn: lsn!, crc: entryCrcOf(entry, 0) }
     lastBytes = entry
   }
-  // A power cut can keep the header of the last entry and lose its records: the entry is then torn.
+  // After a power cut, the header of the last entry can be on disk without its records: the entry is then torn.
   return lastBytes === undefined || recordsAreIntact(lastBytes, 0) ? last : beforeLast
 }
 
@@ -180,7 +180,7 @@ async function unfinishedBytes(
   return length >= ENTRY_HEADER_BYTES && from + padded <= segmentBytes ? padded : ENTRY_ALIGN_BYTES
 }
 
-/** Searches the rest of the active segment and every spare. */
+/** Searches the rest of the active segment and every spare for a later entry. */
 async function findLater(
   active: OpenSegment,
   spares: readonly OpenSegment[],
@@ -218,10 +218,10 @@ function laterEntryFound({ active, next, later }: Ending): Error {
 
 /** Cuts off the unfinished entry, if there is one, and makes the last entry durable. */
 async function finishEnding({ active, spares, last, next, activeBytes, spareBytes }: Ending): Promise<void> {
-  // The first sector is cleared first: without its header the rest means nothing if this is interrupted.
+  // The first sector is cleared first: if clearing is interrupted, the rest of the entry has no header and is ignored.
   await writeZeros(active.file, next.at, activeBytes)
   if (spares[0] !== undefined) await writeZeros(spares[0].file, SEGMENT_HEADER_BYTES, spareBytes)
-  // The last entry may be in the page cache only, if its process was killed or its write failed.
+  // If the previous process was killed or its write failed, the last entry may be only in the page cache.
   if (last !== undefined) {
     const from = last.at === SEGMENT_HEADER_BYTES ? 0 : last.at
     await active.file.write(from, await active.file.read(from, last.end - from))

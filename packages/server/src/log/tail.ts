@@ -1,6 +1,6 @@
 /**
- * The end of the log: the open entry, which fills while the entry before it is being written, and the gate that every
- * answer waits for. Entries are built in place in a recent block, and written whole, one at a time.
+ * The end of the log: the open entry, which fills while the entry before it is being written, and the gate for which
+ * every answer waits. Entries are built in place in a recent block, and written whole, one at a time.
  *
  * Invariants: at most one write is in flight; entries become durable in the order of their LSNs; after a failed write
  * nothing more is written or reported durable (invariant 20).
@@ -34,7 +34,9 @@ export class Tail {
   durableLsn: number
   /** Bytes of entries since the broker started, including padding. */
   appendedBytes = 0
-  /** Bytes of batches since then, and how many of them are upkeep: state pages and copies of live batches. */
+  /**
+   * Bytes of batches since the broker started, and how many of them are upkeep: state pages and copies of live batches.
+   */
   addedBytes = 0
   upkeepBytes = 0
   /** Memory of the open entry, set by `reserve`, which returns the index of the next batch in it. */
@@ -45,7 +47,7 @@ export class Tail {
   #events: TailEvents | undefined
   readonly #salt: number
   #previousCrc: number
-  /** Position of the entry after the last sealed one, if it fits the segment. */
+  /** Position of the entry after the last sealed one, if that entry fits in the segment. */
   #next: number
   #block: Block | undefined
   #openPosition = -1
@@ -73,7 +75,7 @@ export class Tail {
     this.#events = events
   }
 
-  /** The entry that an answer computed now must wait for. */
+  /** The LSN of the entry for which an answer that is computed now must wait. */
   get gate(): number {
     return this.#openBatches > 0 ? this.openLsn : this.openLsn - 1
   }
@@ -127,7 +129,7 @@ export class Tail {
     this.seal(nowMs)
   }
 
-  /** Moves to the next segment, which then starts with an entry without batches. */
+  /** Continues in the next segment, which then starts with an entry without batches. */
   endSegment(nowMs: number): void {
     if (this.#openBatches > 0) this.seal(nowMs)
     const { segmentBytes } = this.#log

@@ -1,9 +1,9 @@
 /**
- * Checkpoints: the state that changed since the last one is appended as state pages, one slice a turn, followed by a
- * directory of the newest copy of every page. `Space` calls `step` once a turn.
+ * Checkpoints: the state that changed since the last one is appended as state pages, one slice per turn, followed by a
+ * directory of the newest copy of every page. `Space` calls `step` once per turn.
  *
- * Invariant: a directory takes effect when the next segment begins, because recovery finds its position in the header of
- * the newest segment. The pages and facts that it replaces may be truncated only then.
+ * Invariant: a directory takes effect when the next segment begins, because recovery finds its position in the header
+ * of the newest segment. The pages and facts that it replaces may be truncated only then.
  */
 import { BATCH_HEADER_BYTES, BATCH_TYPE, sealBatch } from '@sluice/protocol'
 import type { Log } from '../log/log.js'
@@ -13,11 +13,13 @@ import type { Producer } from './producers.js'
 import { PAGE, encodeDirectory, type PageAt } from './directory.js'
 import type { State } from './state.js'
 
-/** Most bytes of pages that one turn appends. With small segments it is a sixteenth of a segment. */
+/** Maximum size of the pages that one turn appends, in bytes. With small segments it is a sixteenth of a segment. */
 const SLICE_BYTES = 256 << 10
 /** A checkpoint is due only if this share of the appended bytes is new: pages alone never make another one due. */
 const NEW_SHARE = 1 / 16
-/** Segments that a checkpoint must free to start early. It may leave a segment half empty. */
+/**
+ * A checkpoint starts early if it would free at least this many segments. An early one may leave a segment half empty.
+ */
 const FREED_SEGMENTS = 2
 /** A producer without a connection or publish for this long is forgotten. */
 export const PRODUCER_IDLE_MS = 7 * 24 * 3600 * 1000
@@ -40,7 +42,7 @@ export class Checkpoints {
   #startedAtWritten = 0
   #startedAtNewBytes = 0
   #running: Generator<void, void> | undefined
-  /** Bytes of pages and directories, since the broker started. */
+  /** Bytes of pages and directories written since the broker started. */
   #writtenBytes = 0
   #finished: Finished | undefined
   /** The directory that is durable and marked in the log; it takes effect when the next segment begins. */
@@ -49,11 +51,11 @@ export class Checkpoints {
   lowWater: number
   /** Unchanged pages before this position are appended again. */
   evacuateBefore = 0
-  /** The log uses too much space, and another checkpoint could raise the low-water mark to this. 0: it does not. */
+  /** While the log uses too much space: the low-water mark that another checkpoint would reach. Otherwise 0. */
   wantedLowWater = 0
   /** Publishes are refused for lack of room, so every freed segment helps. */
   isScarce = false
-  /** Copies are filling the segment, so it need not end early. */
+  /** Copies are filling the segment, so the segment need not end early. */
   isFilling = false
 
   constructor(log: Log, tail: Tail, state: State, intervalBytes: number, lowWater: number) {
@@ -117,7 +119,8 @@ export class Checkpoints {
     return true
   }
 
-  // Every later segment has the mark in its header, and recovery starts from it.
+  // Lets the marked directory take effect once a segment begins after it: the header of each later segment has its
+  // position, and recovery starts from it.
   #anchor(nowMs: number): void {
     const marked = this.#marked
     if (marked === undefined) return
@@ -134,7 +137,10 @@ export class Checkpoints {
     return this.#segmentsUpTo(wantedLowWater) >= (this.isScarce ? 1 : FREED_SEGMENTS)
   }
 
-  /** Whether the marked directory will free a segment. If not, an early end of the segment only adds another one. */
+  /**
+   * Whether the marked directory will free a segment. If it will not, ending the segment early only adds another
+   * segment.
+   */
   get markFrees(): boolean {
     return this.#marked !== undefined && this.#segmentsUpTo(this.#marked.lowWater) >= 1
   }
@@ -145,7 +151,7 @@ export class Checkpoints {
     return Math.floor(lowWater / segmentBytes) - Math.floor(this.lowWater / segmentBytes)
   }
 
-  // An entry that ends exactly with its segment has not begun the next one, which has no header yet.
+  // When an entry ends exactly at the end of its segment, the next segment has not begun and has no header yet.
   #segmentOf(position: number): number {
     return Math.floor((position - 1) / this.#log.segmentBytes)
   }
@@ -162,8 +168,8 @@ export class Checkpoints {
       return true
     }
     for (const queue of [...state.queues.values()]) {
-      // A queue or producer can be removed before the checkpoint reaches it, or between two of its pages. Counting a page
-      // of a removed queue would never be undone.
+      // A queue or producer can be removed before the checkpoint reaches it, or between two of its pages. The page of a
+      // removed queue must not be counted, because nothing would subtract it again.
       const exists = (): boolean => state.queuesById.get(queue.id) === queue
       for (const chunk of queue.chunks) {
         // A chunk can be freed while the checkpoint waits between two slices.
@@ -180,7 +186,7 @@ export class Checkpoints {
         queue.ids.pageWritten(page, position, BATCH_HEADER_BYTES + bytes.length)
         if (sliceIsFull()) yield
       }
-      // After its chunks, so that its counters match them.
+      // The page of a queue follows those of its chunks, so that its counters match them.
       if (exists() && (queue.dirty || queue.pagePosition < this.evacuateBefore)) {
         const retained = state.segments.retained(queue.id)
         this.#write(queue, PAGE.queue, queue.id, encodeQueuePage(queue, retained), nowMs)
@@ -203,7 +209,7 @@ export class Checkpoints {
     this.#finished = { lsn: this.#tail.openLsn, position, lowWater }
   }
 
-  // Appends the page of `owner` with its present state.
+  // Appends the page of `owner` with its current state.
   #write(
     owner: { pagePosition: number; pageBytes: number; dirty: boolean },
     kind: number,

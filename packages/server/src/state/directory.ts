@@ -1,22 +1,23 @@
 /**
  * The directory at the end of a checkpoint: the position of the newest copy of every state page.
  *
- * Invariant: a directory fits one entry. Messages and queues are refused long before it would not (see `pagesMax`).
+ * Invariant: a directory fits in one entry. Messages and queues are refused long before a directory becomes too large
+ * (see `pagesMax`).
  */
 import { readU32, readU64, writeU32, writeU64 } from '@sluice/protocol'
 
 /**
- * Number of pages at which messages and queues are refused: their list takes five eighths of a segment. Producers have a
- * quarter of their own, and the rest is for what one turn can add.
+ * Number of pages at which messages and queues are refused: the list of these pages takes five eighths of a segment. A
+ * quarter is reserved for producers, and the rest for the pages that one turn can add.
  */
 export function pagesMax(segmentBytes: number): number {
   return Math.floor((segmentBytes * 5) / 8 / PAGE_AT_BYTES)
 }
 
-/** Most producers that are remembered, whatever the size of a segment. */
+/** Maximum number of producers that are remembered, whatever the size of a segment. */
 const PRODUCERS_MAX = 100_000
 
-/** Most producers that are remembered: their list takes at most a quarter of a segment. */
+/** Maximum number of producers that are remembered: their list takes at most a quarter of a segment. */
 export function producersMax(segmentBytes: number): number {
   return Math.min(PRODUCERS_MAX, segmentBytes / 4 / PAGE_AT_BYTES)
 }
@@ -32,7 +33,7 @@ export interface PageAt {
 }
 
 export interface Directory {
-  /** Facts from this position on may not be in the pages. */
+  /** Facts from this position on may be missing from the pages. */
   readonly replayFrom: number
   readonly boot: number
   readonly nextQueueId: number

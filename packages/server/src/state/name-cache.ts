@@ -1,16 +1,16 @@
 /**
- * Queues by the bytes of their names in a frame: a cache in front of the map by name. Decoding and looking up the string
- * was an eighth of the broker's work when single messages were published to 10,000 queues in turn. The cache hashes
- * about ten bytes and compares one name.
+ * Queues by the bytes of their names in a frame: a cache in front of the map by name. Decoding and looking up the
+ * string took an eighth of the broker's CPU time when single messages were published to 10,000 queues in turn. The
+ * cache hashes about ten bytes and compares one name.
  *
  * Names are ASCII. A miss falls back to the map, so names that were chosen to collide gain nothing.
  */
 import { readText } from '@sluice/protocol'
 import type { Queue } from '../queue/index.js'
 
-/** Consecutive places, from the hash of its name on, in which a queue can be. */
+/** Number of consecutive places in which a queue can be; the hash of its name gives the first. */
 const WAYS = 4
-/** Places for each queue, so that few queues collide. */
+/** Number of places per queue, so that few queues collide. */
 const PLACES_PER_QUEUE = 4
 const PLACES_MIN = 64
 

@@ -1,9 +1,10 @@
 /**
- * Producers and the results of their recent batches: a batch that is sent again gets the same answer and is not accepted
- * again (invariant 3). Accepted numbers are recorded in the log; refused ones are remembered until the broker stops.
+ * Producers and the results of their recent batches: a batch that is sent again gets the same answer and is not
+ * accepted again (invariant 3). Accepted numbers are recorded in the log; refused ones are remembered until the broker
+ * stops.
  *
- * Each batch says how many lower numbers are still unanswered. Older results are forgotten, so a window is as long as
- * what is in flight.
+ * Each batch says how many lower numbers are still unanswered. Older results are forgotten, so a window covers only the
+ * batches in flight.
  */
 import {
   LIMITS,
@@ -23,12 +24,14 @@ import {
 const IDENTITY_BYTES = 16
 /** Capacity of a window when its first result arrives; a power of two. */
 const RESULTS_FIRST = 16
-/** Shared by producers without results: own arrays would take 1 KB for each of 100,000 idle producers. */
+/**
+ * Arrays shared by all producers without results; separate arrays would take 1 KB for each of 100,000 idle producers.
+ */
 const NO_NUMBERS = new Float64Array(0)
 const NO_CRCS = new Uint32Array(0)
 const PAGE_HEAD_BYTES = IDENTITY_BYTES + 4 + 4 + 8 + 8 + 8
 const PAGE_ITEM_BYTES = 20
-/** Most bytes that one remembered duplicate or batch place takes in a page. */
+/** Maximum size of one remembered duplicate or batch place in a page, in bytes. */
 const PLACE_BYTES = 40
 
 export class Producer {
@@ -43,22 +46,25 @@ export class Producer {
   connections = 0
   dirty = true
   pagePosition = -1
-  /** Bytes of that page in the log. */
+  /** Size of the page at `pagePosition`, in bytes. */
   pageBytes = 0
-  /** Results of lower numbers are forgotten. */
+  /** Results of numbers below this are forgotten. */
   windowStart = 1
   #numbers: Float64Array = NO_NUMBERS
   #bases: Float64Array = NO_NUMBERS
   #crcs: Uint32Array = NO_CRCS
   #refused: Map<number, Fault> | undefined
-  /** Results with more than a base offset: batches with duplicates, and atomic steps. */
+  /** Results that have more than a base offset: those of batches with duplicates and of atomic steps. */
   readonly #places = new Map<number, readonly Placed[]>()
 
   readonly #pageBytesMax: number
   /** Number of remembered duplicates and places. */
   #remembered = 0
 
-  /** `pageBytesMax` bounds the results in its state page; beyond it the oldest results are forgotten early. */
+  /**
+   * `pageBytesMax` limits the size of the results in the producer's state page; beyond it the oldest results are
+   * forgotten early.
+   */
   constructor(id: number, identity: string, pageBytesMax: number) {
     this.id = id
     this.identity = identity
@@ -66,7 +72,8 @@ export class Producer {
   }
 
   /**
-   * The result of `number`; undefined if it is new. `unanswered` is how many lower numbers the producer still waits for.
+   * Returns the result of `number`; undefined if the number is new. `unanswered`: how many lower numbers still await an
+   * answer.
    * @throws SluiceError NUMBER_REUSED, UNKNOWN_OUTCOME, or the refusal
    */
   resultOf(number: number, crc: number, unanswered: number): readonly Placed[] | undefined {
@@ -90,7 +97,7 @@ export class Producer {
     if (this.#refused !== undefined) forgetKeysBelow(this.#refused, number)
   }
 
-  /** Forgets all results: the producer sends none of its numbers again. */
+  /** Forgets all results: the producer will send none of its numbers again. */
   forgetAll(): void {
     this.forgetBelow(this.highest + 1)
     this.#refused = undefined
@@ -106,7 +113,7 @@ export class Producer {
   #remember(number: number, places: readonly Placed[]): void {
     this.#places.set(number, places)
     this.#remembered += sizeOf(places)
-    // With this much unanswered, the oldest results are dropped: a resent batch then gets UNKNOWN_OUTCOME.
+    // Beyond this limit the oldest results are dropped; a batch of theirs that is sent again gets UNKNOWN_OUTCOME.
     for (const oldest of this.#places.keys()) {
       if (this.#remembered * PLACE_BYTES <= this.#pageBytesMax || oldest === number) break
       this.forgetBelow(oldest + 1)
@@ -136,7 +143,10 @@ export class Producer {
     this.dirty = true
   }
 
-  /** A retryable refusal does not answer a number that is sent again, but it refuses the batches that follow it. */
+  /**
+   * Remembers the refusal of `number`. If the refusal is retryable, a batch that is sent again is checked again, but
+   * batches that follow the refused one are refused.
+   */
   refuse(number: number, fault: Fault): void {
     this.#refused ??= new Map()
     this.#refused.set(number, fault)
@@ -227,7 +237,7 @@ function sizeOf(places: readonly Placed[]): number {
   return size
 }
 
-/** Base offset, and pairs of index and first offset of duplicates. */
+/** Base offset, then the index and first offset of each duplicate. */
 type PlainPlace = [number, ...[number, number][]]
 
 function toPlain(places: readonly Placed[]): PlainPlace[] {
@@ -241,7 +251,9 @@ function fromPlain(places: readonly PlainPlace[]): Placed[] {
   }))
 }
 
-/** The duplicates of a batch as its answer names them: a message that replaced another counts with its own offset. */
+/**
+ * The duplicates of a batch as its answer lists them; a message that replaced another is listed with its own offset.
+ */
 export function answeredDuplicates(
   duplicates: ReadonlyMap<number, number> | undefined,
   replacing: Iterable<number>,
@@ -264,7 +276,8 @@ function reused(number: number): SluiceError {
   return new SluiceError('NUMBER_REUSED', `Batch number ${number} was accepted before with other bytes.`)
 }
 
-// Numbers are nearly in order, so it stops at the first that is kept. A lower number after that is removed later.
+// Numbers are nearly in ascending order, so the loop stops at the first number that is kept. A lower number after it is
+// removed by a later call.
 function forgetKeysBelow(map: Map<number, unknown>, end: number): void {
   for (const number of map.keys()) {
     if (number >= end) return

@@ -51,7 +51,7 @@ export async function recover(log: Log): Promise<Recovered> {
   return { state, bounds, directory, entries }
 }
 
-/** Pages within this range are read together. */
+/** Length of one read; all pages within it are read together. */
 const READ_BYTES = 1 << 20
 
 async function restorePages(log: Log, replay: Replay, directory: Directory): Promise<void> {

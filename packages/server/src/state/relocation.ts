@@ -2,9 +2,10 @@
  * Frees space by copying the live batches of the oldest segments to the end of the log, so that those segments can be
  * truncated. A copied batch keeps its header, and so its offsets, times and checksum; only its position changes.
  *
- * Invariant: copying ends when the broker is at rest. Live bytes are exactly what copying would copy, and page bytes what
- * rewriting would write, so copying can free every byte of the excess. Copying runs in passes: each begins at the oldest
- * segment and ends where the log ended when it started, and the next starts only after enough bytes have changed.
+ * Invariant: copying ends when the broker is idle. Live bytes are exactly the bytes that copying would write, and page
+ * bytes those that rewriting the pages would write, so copying can free the whole excess. Copying runs in passes. Each
+ * pass goes from the oldest segment to the point at which the log ended when the pass started. The next pass starts
+ * only after enough bytes have changed.
  */
 import {
   BATCH_ATTRIBUTE,
@@ -20,22 +21,25 @@ import { SEGMENT_HEADER_BYTES } from '../log/segment.js'
 import type { Tail } from '../log/tail.js'
 import type { State } from './state.js'
 
-/** Segments of dead bytes that are accepted before anything is copied. */
+/** Number of segments of dead bytes that are tolerated before anything is copied. */
 const SLACK_SEGMENTS = 4
 /** Copying may add this share to other appended bytes, plus this many bytes per millisecond. */
 const SHARE = 0.25
 const IDLE_BYTES_PER_MS = 4096
-/** Most bytes of entries that one step reads. */
+/** Maximum size of the entries that one step reads, in bytes. */
 const STEP_BYTES = 256 << 10
 /**
- * Bytes that must change before another pass starts: this many segments, half of it while room is scarce, plus a share of
- * what the last pass wrote. The share exceeds the padding of the entries of a pass.
+ * Bytes that must change before another pass starts: this many segments, or half as many while room is scarce, plus
+ * this share of the bytes that the last pass wrote. The share exceeds the padding of the entries of a pass.
  */
 const CHANGED_SEGMENTS = 1
 const CHANGED_SHARE = 1 / 32
-/** Segments needed to copy one and free it: its copy, and the segment with which the directory takes effect. */
+/**
+ * Number of segments needed to copy a segment and free it: one for the copy, and one whose start lets the directory
+ * take effect.
+ */
 const COPY_SEGMENTS = 2
-/** Most that copies take, relative to their bytes, with headers and padding of their entries. */
+/** Maximum size of copies relative to the copied bytes, including the headers and padding of their entries. */
 const PADDED = 1 + 1 / 8
 
 export class Relocation {
@@ -62,7 +66,7 @@ export class Relocation {
   freedBytes = 0
   /** Publishes are refused for lack of room: all dead bytes are freed, without delay. */
   isScarce = false
-  /** The start of the next segment will free another one. */
+  /** The start of the next segment will free an older segment. */
   markFrees = false
 
   /** `wake` asks for another turn. */
@@ -73,7 +77,7 @@ export class Relocation {
     this.#state = state
   }
 
-  /** Bytes on disk beyond what the log may use; 0 or less when it does not use too much. */
+  /** Bytes on disk beyond those that the log may use; 0 or less when the log does not use too much. */
   get excessBytes(): number {
     const { bytes } = this.#log.usage()
     const { segments } = this.#state
@@ -82,7 +86,7 @@ export class Relocation {
     const needed = segments.liveBytesBefore(this.retainedFrom) + segments.upkeepBytes
     const excess = bytes - kept - 2 * needed - SLACK_SEGMENTS * segmentBytes
     if (!this.isScarce) return excess
-    // The more room is left, the more dead bytes are accepted before live bytes are copied.
+    // The more room is left, the more dead bytes are tolerated before live bytes are copied.
     const slack = Math.max(segmentBytes, (this.#log.room() - this.copyBytes) / 2)
     return Math.max(excess, bytes - kept - needed - slack)
   }
@@ -161,7 +165,7 @@ export class Relocation {
     this.#finish()
   }
 
-  /** Start of the segment that is copied next; Infinity when none is. */
+  /** Start of the segment that is copied next; Infinity when there is none. */
   get #nextStart(): number {
     if (!this.#isWanted) return Infinity
     const { firstPosition } = this.#log.usage()
@@ -176,8 +180,8 @@ export class Relocation {
     return this.#changedBytes - this.#passChangedBytes >= fromSegments + fromPass ? start : Infinity
   }
 
-  // Copies that do not fit would use up the room needed to free space. Copies that fit the rest of the active segment
-  // need only one more segment, because the checkpoint would waste that rest by ending the segment.
+  // Copies that do not fit would use up the room needed to free space. Copies that fit in the rest of the active
+  // segment need only one more segment, because the checkpoint would waste that rest by ending the segment.
   #fits(start: number): boolean {
     const { segmentBytes } = this.#log
     const { segments } = this.#state

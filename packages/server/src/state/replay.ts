@@ -1,9 +1,9 @@
 /**
  * How recovery fills the state: it restores the pages of a checkpoint, then applies every later batch of the log, with
- * the methods that queues use in service. `recover` creates it and drops it before the broker serves.
+ * the methods that queues also use in service. `recover` creates a `Replay` and drops it before the broker serves.
  *
- * Invariant 17: a batch can be applied to a state that already contains it. Pages are written while the broker serves, so
- * a page can be newer than a fact that is replayed; a change is skipped if the page that contains it has a later
+ * Invariant 17: a batch can be applied to a state that already contains it. Pages are written while the broker serves,
+ * so a page can be newer than a fact that is replayed; a change is skipped if the page that contains it has a later
  * position.
  */
 import {
@@ -40,7 +40,7 @@ export class Replay {
   #listedProducerIds = 0
   /** Facts about the batch that follows them. */
   #preceding: PrecedingFacts | undefined
-  /** Duplicates in the batches of an atomic step, by queue and base offset, until the step's own fact. */
+  /** Duplicates in the batches of an atomic step, by queue and base offset; kept until the step's own fact is read. */
   readonly #stepDuplicates = new Map<string, Duplicates>()
 
   constructor(state: State) {
@@ -158,7 +158,7 @@ export class Replay {
     const id = header.queueId
     readFacts(bytes, at + BATCH_HEADER_BYTES, at + header.length, (fact) => {
       if (fact.kind === FACT.producer) {
-        // The page of a producer that was added during the checkpoint can be part of it.
+        // A producer that was added during the checkpoint can have a page in it; such a producer is known already.
         if (fact.offset >= this.#listedProducerIds && !this.#state.producersById.has(fact.offset))
           this.#state.addProducer(this.#state.newProducer(fact.offset, fact.text))
       } else if (fact.kind === FACT.atomic) {
@@ -182,7 +182,8 @@ export class Replay {
     return (this.#preceding ??= { ttlMs: 0, duplicates: new Map(), replacing: new Set() })
   }
 
-  // `text` has queue id and base offset of each batch of an atomic step. Their duplicates were read with the batches.
+  // `text` lists the queue id and base offset of each batch of an atomic step. The duplicates were collected when the
+  // batches were applied.
   #placesOf(text: string): Placed[] {
     return (JSON.parse(text) as [number, number][]).map(([queueId, baseOffset]) => ({
       baseOffset,
@@ -267,7 +268,7 @@ export class Replay {
     if (queue.pagePosition < position) countFact(queue, fact)
   }
 
-  // Before an orderly stop, facts record what was delivered. After any other stop, every message may have been.
+  // An orderly stop writes facts about what was delivered. After any other stop, every message may have been delivered.
   #applyBoot(bytes: Uint8Array, at: number, position: number): void {
     const header = readBatchHeader(bytes, at)
     this.#state.boot = header.count
@@ -280,7 +281,7 @@ export class Replay {
 
 interface PrecedingFacts {
   ttlMs: number
-  /** Offset of the first acceptance, by the offset of the duplicate. */
+  /** Offset of the message that was accepted first, by the offset of its duplicate. */
   readonly duplicates: Map<number, number>
   /** Offsets of messages that replaced others. */
   readonly replacing: Set<number>

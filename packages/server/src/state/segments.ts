@@ -1,9 +1,10 @@
 /**
- * What each segment of the log still contains: batches with live messages, counted from the end of recovery on as the
- * queues report changes, and settled messages that their queues retain, which are part of the queues' pages.
+ * What each segment of the log still contains: batches with live messages, and settled messages that their queues
+ * retain. Live batches are counted as the queues report changes; the counts of retained messages are stored in the
+ * queues' pages.
  *
- * Invariant 6: the live bytes of a segment are the whole batches in it, headers included, that have a live message. This
- * is what copying the segment would copy.
+ * Invariant 6: the live bytes of a segment are the whole batches in it, headers included, that have a live message.
+ * This is what copying the segment would copy.
  */
 import { DIRECTORY_HEAD_BYTES, PAGE_AT_BYTES } from './directory.js'
 import { PageUse, type LogUse, type Queue } from '../queue/index.js'
@@ -15,7 +16,10 @@ interface Retained {
   bytes: number
 }
 
-/** Segments counted separately for one queue, in memory and in its page. Beyond it, neighbours are merged in pairs. */
+/**
+ * Maximum number of segments that are counted separately for one queue, in memory and in its page. Beyond it,
+ * neighbours are merged in pairs.
+ */
 const RETAINED_MAX = 256
 
 /** Merges each pair under its older segment, with the later time: nothing is freed too early. */
@@ -71,7 +75,7 @@ export class Segments implements LogUse {
     this.#use(to).liveBytes += bytes
   }
 
-  /** Whether messages were retained since the last `oldestRetained`. */
+  /** Whether messages were retained since the last call of `oldestRetained`. */
   retainsMore = false
 
   retain(queueId: number, position: number, bytes: number, timeMs: number): void {
@@ -94,7 +98,7 @@ export class Segments implements LogUse {
     return sum
   }
 
-  /** For the page of a queue: of each segment the number, the time of the last settle, and the bytes. */
+  /** Values for the page of a queue: the number of each segment, the time of the last settle, and the bytes. */
   retained(queueId: number): [number, number, number][] {
     const segments = this.#retained.get(queueId)
     return [...(segments ?? [])].map(([number, { lastMs, bytes }]) => [number, lastMs, Math.round(bytes)])
@@ -117,9 +121,9 @@ export class Segments implements LogUse {
   }
 
   /**
-   * `oldest` is the start of the oldest segment that a queue still retains, Infinity when none does; `untilMs` is when
-   * the next segment expires. Forgets segments whose last settle is older than the queue's age limit, and the oldest
-   * segments beyond its byte limit.
+   * Forgets segments whose last settle is older than the queue's age limit, and the oldest segments beyond its byte
+   * limit. Returns the start of the oldest segment that a queue still retains, Infinity when there is none, and the
+   * time `untilMs` at which the next segment expires.
    */
   oldestRetained(
     queues: ReadonlyMap<number, Queue>,
@@ -138,7 +142,7 @@ export class Segments implements LogUse {
       let room = retainBytes === 0 ? Infinity : retainBytes
       for (const number of [...segments.keys()].sort((a, b) => b - a)) {
         const { lastMs, bytes } = segments.get(number)!
-        // The segment that crosses the limit stays whole.
+        // The segment that crosses the limit is kept as a whole.
         const isOver = room <= 0 || (retainAgeMs > 0 && lastMs + retainAgeMs <= nowMs)
         room -= bytes
         if (isOver) segments.delete(number)
@@ -165,7 +169,10 @@ export class Segments implements LogUse {
     return this.#uses.get(Math.floor(position / this.#segmentBytes))?.liveBytes ?? 0
   }
 
-  /** Recounts the live batches of all queues and compares. @throws Error that names the segment that differs */
+  /**
+   * Recounts the live batches of all queues and compares the result with the counters. @throws Error that names the
+   * segment that differs
+   */
   audit(queues: Iterable<Queue>): void {
     const counted = new Map<number, number>()
     let total = 0
@@ -201,7 +208,7 @@ export class Segments implements LogUse {
     return oldest * this.#segmentBytes
   }
 
-  /** The segments that end at or before `position` no longer exist. */
+  /** Forgets the segments that end at or before `position`; they no longer exist. */
   forgetBefore(position: number): void {
     for (const [number, { liveBytes }] of this.#uses) {
       if ((number + 1) * this.#segmentBytes > position) continue

@@ -1,6 +1,6 @@
 /**
- * How much disk space the log uses: checkpoints, copies of live batches, and freeing the oldest segments. The broker
- * calls `step` once a turn, and each call does a little.
+ * Limits the disk space of the log: writes checkpoints, copies live batches, and frees the oldest segments. The broker
+ * calls `step` once per turn, and each call does a small part of the work.
  *
  * Invariant: a segment is freed only when recovery cannot need it, and only once the facts that made this true are
  * durable. A crash before that undoes the facts, and recovery then needs the segment.
@@ -24,20 +24,24 @@ export interface Holder {
 }
 
 /**
- * How long the log uses too much space before an early checkpoint, and between two of them. An early checkpoint wastes
- * the rest of a segment and usually needs a new one. Without this pause, draining a backlog was a tenth slower.
+ * An early checkpoint starts only after the log has used too much space for this long; it is also the pause between two
+ * of them. An early checkpoint wastes the rest of a segment and usually needs a new one. Without this pause, draining a
+ * backlog was a tenth slower.
  */
 const PATIENCE_MS = 5_000
-/** Interval of the checks; a check comes earlier once this part of a segment was appended, before settles use the room up. */
+/**
+ * Interval at which space is checked. A check comes earlier once this part of a segment was appended, so that settles
+ * cannot use up the remaining room unnoticed.
+ */
 const CHECK_MS = 20
 const CHECK_SEGMENTS = 1 / 4
-/** Interval of the checks of what queues retain. */
+/** Interval at which the retained segments are checked. */
 const CHECK_RETAINED_MS = 1_000
 /** Part of a segment that is kept free beyond the room that copying needs. */
 const MARGIN = 1 / 4
 /** If all pages take at most this part of a segment, each checkpoint rewrites the old ones, which frees their segments. */
 const CHEAP_PAGES = 1 / 4
-/** Pause before freeing a segment is tried again. */
+/** Time after which freeing a segment is tried again. */
 const RETRY_MS = 1_000
 
 export class Space {
@@ -52,14 +56,17 @@ export class Space {
   #nextCheckMs = 0
   /** An early checkpoint waits until this time. */
   #patientUntilMs = Infinity
-  /** Low-water mark of the last checkpoint that was seen. */
+  /** Low-water mark when the pause before an early checkpoint last began. */
   #seenLowWater = 0
   #retainedCheckedMs = 0
   /** When the next retained segment expires. */
   #retainedUntilMs = Infinity
-  /** Neither the state nor live messages need the segments before this start; the facts behind this are durable. */
+  /**
+   * Neither the state nor live messages need the segments before this position, and the facts that made this true are
+   * durable.
+   */
   #doneBefore = 0
-  /** The next such start, whose facts are durable with the entry `gate`. */
+  /** The next such position. Its facts are durable when the entry `gate` is. */
   #done: { readonly before: number; readonly gate: number } | undefined
   #truncating = false
   #retryMs = 0
@@ -81,7 +88,7 @@ export class Space {
     this.#wake = wake
   }
 
-  /** Call it when every applied fact is in the open entry. */
+  /** Must be called when every applied fact is in the open entry. */
   step(nowMs: number): void {
     if (this.#checkpoints.step(nowMs)) this.#wake()
     if (this.#relocation.isRunning) this.#relocation.step(nowMs)
@@ -105,8 +112,9 @@ export class Space {
     this.#relocation.markFrees = this.#checkpoints.markFrees
     this.#wantLowWater(wanted, nowMs)
     this.#checkpoints.isFilling = isScarce && this.#relocation.isCopying
-    // Pages before the oldest live batch are all that keeps their segments. They are rewritten, but many pages only while
-    // the log uses too much space: otherwise each checkpoint would write all of them.
+    // Segments before the oldest live batch are kept only for their pages, so these pages are rewritten. If there are
+    // many pages, this happens only while the log uses too much space: otherwise each checkpoint would write all of
+    // them.
     const isCheap = this.#state.segments.pages.bytes <= segmentBytes * CHEAP_PAGES
     const evacuates = isCheap || this.#relocation.excessBytes > 0
     this.#checkpoints.evacuateBefore = Math.max(this.#relocation.before, evacuates ? needed : 0)
@@ -151,7 +159,7 @@ export class Space {
 
   // The next checkpoint frees the segments that only the last one needs; other segments must be copied.
   #wantLowWater(wanted: number, nowMs: number): void {
-    // A segment that is ended early uses the room of another one.
+    // Ending a segment early takes the room of another segment.
     const { isScarce, excessBytes } = this.#relocation
     const isWanted = this.#hasNextSegment && (excessBytes > 0 || (isScarce && this.#checkpoints.markFrees))
     this.#relocation.freedBytes = isWanted ? Math.max(0, wanted - this.#checkpoints.lowWater) : 0
@@ -169,14 +177,14 @@ export class Space {
     return this.#log.room() - left >= this.#tail.pendingBytes + segmentBytes - SEGMENT_HEADER_BYTES
   }
 
-  /** Most bytes that a checkpoint writes. */
+  /** Maximum number of bytes that a checkpoint writes. */
   get upkeepBytes(): number {
     return this.#state.segments.upkeepBytes
   }
 
   /**
-   * The room that is left is needed to free space, and space is being freed: connections must wait. If nothing can be
-   * freed, this is false, and settles may use the room up.
+   * True while the remaining room is needed to free space and space is being freed: connections must wait. If nothing
+   * can be freed, this is false, and settles may use up the remaining room.
    */
   isExhausted = false
 
@@ -194,7 +202,7 @@ export class Space {
     this.isExhausted = this.#relocation.isScarce && isFreeing && this.#log.room() < needed
   }
 
-  /** Visits every queue. */
+  /** Returns what keeps the oldest segment. Visits every queue. */
   holder(): Holder {
     const { firstPosition } = this.#log.usage()
     const { segmentBytes } = this.#log
@@ -238,7 +246,7 @@ export class Space {
     this.#done = undefined
   }
 
-  /** Start of the oldest segment that is kept if those before `start` are freed unless they are retained. */
+  /** Start of the oldest segment that remains if all segments before `start` are freed except retained ones. */
   #firstAfter(start: number): number {
     return Math.min(start, this.#relocation.retainedFrom)
   }
@@ -255,7 +263,7 @@ export class Space {
         done()
       },
       () => {
-        // The segment still exists and is tried again; the log reports the cause.
+        // The segment still exists and is freed later; the log reports the cause.
         this.#retryMs = this.#checkedMs + RETRY_MS
         done()
       },

@@ -39,7 +39,7 @@ export class State {
     this.segments = new Segments(segmentBytes)
   }
 
-  /** Most pages that the next directory lists: arrivals that are only counted can add one chunk to each queue. */
+  /** Maximum number of pages in the next directory: arrivals that are only counted can add one chunk to each queue. */
   get pages(): number {
     return this.segments.pages.count + this.queues.size
   }
@@ -91,7 +91,7 @@ export class State {
     if (producer.id >= this.nextProducerId) this.nextProducerId = producer.id + 1
   }
 
-  /** Gives the producer its id in the log, with its first batch. */
+  /** Gives the producer its id in the log. Called with its first batch. */
   declareProducer(producer: Producer): void {
     producer.id = this.nextProducerId
     this.addProducer(producer)
