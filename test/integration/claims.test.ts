@@ -255,6 +255,32 @@ it('what was taken by a consumer that has ended is claimed too', async () => {
   await until('nothing subscribes', async () => (await sluice.queues.get('q')).consumers === 0)
 })
 
+it('with one active consumer, an ended one claims its message before the next becomes active', async () => {
+  const server = await start(await directory())
+  const way = await Way.to(server)
+  const sluice = await client(way.url)
+  await sluice.queues.ensure('q', { single: true })
+  await sluice.publishBatch(
+    'q',
+    [1, 2].map((body) => ({ body })),
+  )
+  const iterator = sluice.messages('q', { prefetch: 1 })
+  const { value } = await iterator.next()
+  const handlers = new Handlers()
+  sluice.consume('q', handlers.handle)
+  await until('both subscribe', async () => (await sluice.queues.get('q')).consumers === 2)
+  await iterator.return!()
+  way.cut()
+  await until('the connection is lost', () => !sluice.connected)
+  await until('both subscribe again', async () => (await sluice.queues.get('q')).consumers === 2)
+  expect(handlers.runs).toEqual([])
+  await value!.ack()
+  await until('the next is active', () => handlers.runs.length === 1)
+  expect(handlers.runs).toEqual(['2 1'])
+  handlers.end()
+  await until('all is acknowledged', async () => (await sluice.queues.get('q')).acked === 2)
+})
+
 it('a message whose processing timeout passed does not run beside its old handler', async () => {
   const server = await start(await directory())
   const sluice = await client(`sluice://127.0.0.1:${server.port}`)

@@ -364,6 +364,20 @@ describe('a message whose consumer has ended', () => {
     expect(asked).toEqual([])
   })
 
+  it('is claimed before any other consumer of the client subscribes', async () => {
+    sluice.consume('q', () => {})
+    await peer.subscribed()
+    const messages = sluice.messages('q')
+    const next = messages.next()
+    peer.link.deliver(await peer.subscribed(2), 102, texts(1), { tag: 20 })
+    const { value } = await next
+    await messages.return!()
+    await reconnected()
+    const subscribes = peer.link.named('SUBSCRIBE').map((frame) => control(frame)['claims'] !== undefined)
+    expect(subscribes).toEqual([true, false])
+    await value!.ack()
+  })
+
   it('is lost when its lease is not granted again', async () => {
     const message = await takes['was yielded by an iterator that was left']()
     const { signal } = message

@@ -94,6 +94,7 @@ export class Sluice {
   readonly #producer: Producer
   readonly #session: Session
   readonly #consumers = new Set<Consumer>()
+  readonly #retired = new Set<Consumer>()
   readonly #workers = new Set<ConsumingWorker>()
   readonly #streams = new Set<MessageStream>()
   readonly #pullers: Pullers
@@ -137,7 +138,7 @@ export class Sluice {
       timeoutMs: settings.timeoutMs,
       isolation: new Isolation(),
       orphans: new Orphans(),
-      consumers: this.#consumers,
+      retired: this.#retired,
       get isClosed() {
         return isClosed()
       },
@@ -606,6 +607,7 @@ export class Sluice {
 
   // Serves everything that waited for a connection.
   #opened(connection: Connection): void {
+    for (const leases of this.#retired) leases.attach(connection)
     for (const consumer of this.#consumers) consumer.attach(connection)
     this.#requests.attach(connection)
     this.#turn.schedule()
@@ -618,6 +620,7 @@ export class Sluice {
     const end = this.#link.stop()
     for (const consumer of this.#consumers) consumer.fail(error)
     this.#consumers.clear()
+    for (const leases of this.#retired) leases.fail(error)
     this.#producer.close(error)
     this.#requests.close(error)
     this.#deadlines.stop()

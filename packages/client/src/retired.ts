@@ -3,7 +3,7 @@
  * subscription was replaced, of a handler that awaits the close of its worker. Without credit, their leases are kept until
  * all are settled, and are claimed on each new connection, as those of a running consumer are.
  *
- * Invariant: while it is in `session.consumers`, it has either a subscription or claims for the next one.
+ * Invariant: while it is in `session.retired`, it has either a subscription or claims for the next one.
  */
 import { LIMITS, type SluiceError } from '@sluice/protocol'
 import type { Claims } from './claims.js'
@@ -49,7 +49,7 @@ class RetiredLeases implements Consumer, SubscriptionOwner {
     this.#queue = queue
     this.#processingTimeoutMs = processingTimeoutMs
     this.#renewal = new Renewal(session, queue, false, (connection) => this.attach(connection))
-    session.consumers.add(this)
+    session.retired.add(this)
   }
 
   own(subscription: Subscription): void {
@@ -69,7 +69,7 @@ class RetiredLeases implements Consumer, SubscriptionOwner {
   #forget(): void {
     this.#subscription = undefined
     this.#renewal.cancel()
-    this.#session.consumers.delete(this)
+    this.#session.retired.delete(this)
   }
 
   attach(connection: Connection): void {

@@ -16,8 +16,11 @@ export interface Session {
   readonly timeoutMs: number
   readonly isolation: Isolation
   readonly orphans: Orphans
-  /** Everything that the client attaches to each new connection. */
-  readonly consumers: Set<Consumer>
+  /**
+   * Leases of consumers that have ended. The client attaches them first: another consumer of the queue could get their
+   * messages, and with `single` only the first one is granted its claims.
+   */
+  readonly retired: Set<Consumer>
   /** There is no further connection. */
   readonly isClosed: boolean
   /** The open connection, if there is one. */
