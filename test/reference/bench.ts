@@ -130,6 +130,8 @@ const STEPS_MAX = 24
 const WAIT_ROUNDS_MAX = 100
 /** Messages beyond lowered limits that one turn evicts: few, so that a short backlog takes several turns. */
 const EXCESS_MAX = 4
+/** Due messages that one turn makes ready, for the same reason. */
+const DUE_MAX = 2
 
 const UNKNOWN: Pick<Pair, 'number'> = { number: -1 }
 
@@ -189,6 +191,7 @@ export class Bench {
       },
       messageBytesMax: 4 * 1024,
       excessMax: EXCESS_MAX,
+      dueMax: DUE_MAX,
       checkpointBytes: this.#options.checkpointBytes ?? 32 * 1024,
       ...(this.#options.replayWindowOffsets === undefined
         ? {}

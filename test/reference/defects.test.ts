@@ -19,6 +19,7 @@ const OPERATIONS = 600
 const KNOWN_SEEDS: Readonly<Record<string, number>> = {
   'of a queue with `single` the oldest subscription gets messages, even without credit': 3,
   'an extension does nothing': 6,
+  'a turn does not continue with the due messages of the one before': 8,
   'only one turn evicts a part of an excess': 5,
   'a limit accepts one message too many': 2,
   'a refused atomic step acknowledges its messages': 3,

@@ -206,6 +206,9 @@ export const DEFECTS: readonly PlantedDefect[] = [
       }
     })
   }),
+  installed('a turn does not continue with the due messages of the one before', (broker) => {
+    around(broker.turn, 'continueDue', () => () => {})
+  }),
   installed('only one turn evicts a part of an excess', (broker) => {
     around(broker.intake, 'endTurn', () => () => {})
   }),

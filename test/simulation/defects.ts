@@ -322,7 +322,7 @@ export const DEFECTS: readonly Defect[] = [
     install: () =>
       replaced(Queue.prototype, (before) => ({
         advance(this: Queue, nowMs) {
-          before.advance.call(this, nowMs + 400)
+          return before.advance.call(this, nowMs + 400)
         },
       })),
   },

@@ -634,6 +634,7 @@ export class World implements Surroundings, Listening, LogListening {
         onNotice: (event, details) => this.#noticed(event, details),
         messageBytesMax: this.messageBytesMax,
         excessMax: this.excessMax,
+        dueMax: 2,
         blocks: {
           blockBytes: this.#blockBytes,
           recentBytes: this.#recentBytes,

@@ -57,6 +57,8 @@ export interface BrokerOptions {
   readonly replayWindowOffsets?: number
   /** Messages beyond lowered limits that the publishes of one turn evict. Default: 1,024. */
   readonly excessMax?: number
+  /** Due messages that one turn makes ready, of all queues without keys. Default: 8,192. */
+  readonly dueMax?: number
   /** For tests. */
   readonly observer?: Observer | undefined
 }
@@ -359,6 +361,7 @@ export class Broker {
     if (!turn.finish()) return
     this.intake.endTurn()
     try {
+      turn.continueDue()
       // Deliveries lead to facts, which would queue behind the entries that already wait for the disk.
       if (!this.isBehind) turn.eachActive((queue) => this.#dispatcher.dispatch(queue))
       if (this.#moves.isWanted) this.#moves.step()

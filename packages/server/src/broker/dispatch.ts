@@ -84,7 +84,8 @@ export class Dispatcher {
       this.#answerDrains(queue)
       return
     }
-    if (queue.subscriptions.length === 0) return
+    // Until all due messages are ready, the first one is unknown.
+    if (queue.subscriptions.length === 0 || queue.hasMoreDue) return
     const progress = this.#progressOf(queue)
     if (progress.isLoading) return
     let position: number

@@ -294,8 +294,7 @@ export class Leases {
   /** A deadline of the queue has passed. */
   due(queue: Queue): void {
     const { nowMs } = this.#turn
-    this.#observer?.looked(queue)
-    queue.advance(nowMs)
+    this.#turn.advance(queue)
     if (queue.earliestDeadlineMs <= nowMs) this.#endOverdue(queue)
     this.#turn.changed(queue)
   }

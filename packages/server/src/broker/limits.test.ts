@@ -71,6 +71,38 @@ it('evicts at most 1,024 messages of an excess in a turn, besides those that mak
   expect((await bench.drain())[0]).toBe(2_507 - 10)
 })
 
+it('makes at most 8,192 due messages ready in a turn, serves other queues meanwhile, and keeps the order', async () => {
+  const bench = await new Bench().open()
+  const other = queueName('other')
+  bench.ensure()
+  bench.ensure({}, other)
+  const count = 20_000
+  await bench.publish(
+    many(count, (index) => ({ delayMs: 1_000, bodyBytes: 0, priority: index === count - 1 ? 1 : 0 })),
+  )
+  const [worker, otherWorker] = [bench.consume(3), bench.consume(3, { name: other })]
+  await bench.settle()
+  bench.now += 1_000
+  bench.broker.turn.tick()
+  const queue = bench.broker.catalog.queue(Q)
+  expect(queue.scheduled).toBe(count - 8_192)
+  // What others see does not depend on how far it is.
+  expect(bench.info()).toMatchObject({ ready: count, scheduled: 0, oldestReadyMs: 0 })
+  // A plain message is published later than the others are due, and one that needs a check makes no more of them ready.
+  bench.now += 1
+  bench.put([{}])
+  bench.put([{ delayMs: 1 }])
+  expect(queue.scheduled).toBe(count - 8_192 + 1)
+  bench.put([{}], other)
+  bench.endTurns()
+  expect(queue.scheduled).toBe(count - 2 * 8_192 + 1)
+  expect([worker.offsets, otherWorker.offsets]).toEqual([[], [0]])
+  await bench.settle()
+  expect(queue.scheduled).toBe(1)
+  expect(worker.offsets).toEqual([count - 1, 0, 1])
+  bench.broker.audit()
+})
+
 describe('with small segments', () => {
   it('a batch has at most half of one', async () => {
     const bench = await new Bench({ segmentBytes: SEGMENT_BYTES }).open()

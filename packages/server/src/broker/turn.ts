@@ -10,9 +10,14 @@ import { Timer, type Queue } from '../queue/index.js'
 import type { Observer } from './observer.js'
 import { Timers } from './timers.js'
 
+/** Due messages that one turn makes ready, of all queues without keys together: 10 ms. */
+const DUE_MAX = 8_192
+
 export interface TurnOptions {
   readonly now: () => number
   readonly defer: (endTurn: () => void) => void
+  /** Tests set a smaller one than DUE_MAX. */
+  readonly dueMax?: number
   readonly observer?: Observer | undefined
 }
 
@@ -39,6 +44,11 @@ export class Turn {
   readonly #options: TurnOptions
   readonly #timers = new Timers()
   readonly #active: Queue[] = []
+  /** Queues with due messages that are not ready yet. */
+  readonly #withMoreDue = new Set<Queue>()
+  readonly #dueMax: number
+  /** Due messages that may still become ready in this turn. */
+  #dueLeft: number
   #parts!: TurnParts
   #isDue = false
   #isStopped = false
@@ -46,6 +56,8 @@ export class Turn {
   constructor(options: TurnOptions, nowMs: number) {
     this.#options = options
     this.nowMs = nowMs
+    this.#dueMax = options.dueMax ?? DUE_MAX
+    this.#dueLeft = this.#dueMax
   }
 
   /** Called once, before any queue changes. */
@@ -88,6 +100,7 @@ export class Turn {
     this.#isDue = false
     if (this.#isStopped) return false
     this.begin()
+    this.#dueLeft = this.#dueMax
     return true
   }
 
@@ -139,8 +152,32 @@ export class Turn {
   catchUp(queue: Queue): void {
     const { observer } = this.#options
     observer?.looked(queue)
-    queue.catchUp(this.nowMs)
+    this.#madeReady(queue, queue.catchUp(this.nowMs, this.#dueLeft))
     observer?.caughtUp(queue)
+  }
+
+  /** Makes due messages ready, as many as this turn still may; the next turns continue. */
+  advance(queue: Queue): void {
+    this.#options.observer?.looked(queue)
+    this.#madeReady(queue, queue.advance(this.nowMs, this.#dueLeft))
+  }
+
+  #madeReady(queue: Queue, count: number): void {
+    this.#dueLeft = Math.max(0, this.#dueLeft - count)
+    if (!queue.hasMoreDue) return
+    this.#withMoreDue.add(queue)
+    this.wake()
+  }
+
+  /** Continues with the messages that were due in earlier turns. */
+  continueDue(): void {
+    for (const queue of this.#withMoreDue) {
+      if (this.#dueLeft === 0) break
+      this.#withMoreDue.delete(queue)
+      // Adds the queue again, as the last one, if it still has more.
+      this.#parts.due(queue)
+    }
+    if (this.#withMoreDue.size > 0) this.wake()
   }
 
   // --- deadlines ---
@@ -166,6 +203,7 @@ export class Turn {
 
   /** The queue was deleted. */
   forget(queue: Queue): void {
+    this.#withMoreDue.delete(queue)
     if (queue.timer !== undefined) this.#timers.arm(queue.timer, Infinity)
   }
 }

@@ -28,6 +28,18 @@ export interface FormerLease {
   readonly bytes: number
 }
 
+/** The result of a claim. */
+export interface Reclaimed {
+  /** Time from which the message was eligible; -1 if it was in the plain line. */
+  readonly sinceMs: number
+  readonly attempt: number
+  /** Deadline of its handling; Infinity: the handling time starts again. */
+  readonly deadlineMs: number
+  readonly isCharged: boolean
+  /** Size of the record. After a restart, as counted by the queue. */
+  readonly bytes: number
+}
+
 export class FormerLeases {
   /** By offset. */
   readonly #leases = new Map<number, FormerLease>()

@@ -160,15 +160,16 @@ export class Line {
     }
   }
 
-  /** Messages that are scheduled for `nowMs` or earlier become due. */
-  advance(nowMs: number): void {
-    for (;;) {
+  /** At most `max` messages that are scheduled for `nowMs` or earlier become due. Returns their number. */
+  advance(nowMs: number, max = Infinity): number {
+    for (let count = 0; count < max; count++) {
       const offset = this.#schedule.takeDue(nowMs)
-      if (offset === NONE) return
+      if (offset === NONE) return count
       const chunk = this.#chunks.at(offset)!
       this.#unschedule(chunk, offset - chunk.base)
       this.#becomeDue(chunk, offset - chunk.base, chunk.dueAt(offset - chunk.base), nowMs)
     }
+    return max
   }
 
   /** Messages whose due time is in the future. */

@@ -20,7 +20,7 @@ import { NO_ARRIVAL } from './arrivals.js'
 import { DEATH, type Chunk, type Death, type Traits } from './chunk.js'
 import { Contents, type Follower } from './contents.js'
 import { FactBuffer, type GoneFact } from './facts.js'
-import { FormerLeases } from './former.js'
+import { FormerLeases, type Reclaimed } from './former.js'
 import { PendingIds } from './ids.js'
 import type { KeyRules, Placed } from './key-lines.js'
 import { Line } from './line.js'
@@ -29,18 +29,6 @@ import type { Run } from './run.js'
 import { SubscriptionOf, type ConsumerOf } from './subscription.js'
 import { Suspects } from './suspects.js'
 import type { Timer } from './timer.js'
-
-/** The result of a claim. */
-export interface Reclaimed {
-  /** Time from which the message was eligible; -1 if it was in the plain line. */
-  readonly sinceMs: number
-  readonly attempt: number
-  /** Deadline of its handling; Infinity: the handling time starts again. */
-  readonly deadlineMs: number
-  readonly isCharged: boolean
-  /** Size of the record. After a restart, as counted by the queue. */
-  readonly bytes: number
-}
 
 export const Subscription = SubscriptionOf<Queue>
 export type Subscription = SubscriptionOf<Queue>
@@ -64,6 +52,8 @@ export class Queue extends Contents implements Follower {
   readonly suspects = new Suspects()
   readonly #appliedLine = new Line(this.appliedChunks, this.keys, this.suspects)
   leased = 0
+  /** Due messages are not ready yet, and nothing is delivered until they are; see `Turn.continueDue`. */
+  hasMoreDue = false
   /** Facts that are applied here and not yet written to the open entry. */
   readonly facts = new FactBuffer()
   // Three fields of the broker, which reads them for each batch. A map from the queue would cost another look-up.
@@ -215,22 +205,35 @@ export class Queue extends Contents implements Follower {
     this.dirty = true
   }
 
-  /** Messages that are due by `nowMs` become ready. Expired ones are removed, at most once per `SWEEP_MS`. */
-  advance(nowMs: number): void {
-    this.#line.advance(nowMs)
+  /** At most `max` due messages become ready; returns their number. Removes expired ones, at most once per `SWEEP_MS`. */
+  advance(nowMs: number, max = Infinity): number {
+    const count = this.#advanceLine(nowMs, max)
     if (nowMs >= this.#nextSweepMs) this.#sweep(nowMs)
+    return count
   }
 
-  /** As `advance`, but removes all expired messages: called before a decision that depends on the contents. */
-  catchUp(nowMs: number): void {
-    this.#line.advance(nowMs)
+  /**
+   * As `advance`, but removes all expired messages: called before a decision that depends on the contents. No decision but
+   * the next delivery depends on whether a due message is ready yet.
+   */
+  catchUp(nowMs: number, max = Infinity): number {
+    const count = this.hasMoreDue ? 0 : this.#advanceLine(nowMs, max)
     if (nowMs >= this.earliestExpiryMs) this.#sweep(nowMs)
     if (this.ids.size > 0) this.ids.forgetUntil(nowMs - this.options.dedupWindowMs)
+    return count
   }
 
-  /** Time at which `advance` has work next; Infinity if there is none. */
+  // With keys, all at once: which message of a key is eligible, and since when, depends on those that are due.
+  #advanceLine(nowMs: number, max: number): number {
+    const count = this.#line.advance(nowMs, this.keys.size > 0 ? Infinity : max)
+    this.hasMoreDue = this.#line.nextDeadline <= nowMs
+    return count
+  }
+
+  /** Time at which `advance` has work next; Infinity if there is none, or if each turn calls it anyway. */
   get nextDeadline(): number {
-    return Math.min(this.#line.nextDeadline, this.#nextSweepMs, this.earliestDeadlineMs)
+    const otherMs = Math.min(this.#nextSweepMs, this.earliestDeadlineMs)
+    return this.hasMoreDue ? otherMs : Math.min(otherMs, this.#line.nextDeadline)
   }
 
   get #nextSweepMs(): number {
@@ -554,6 +557,7 @@ export class Queue extends Contents implements Follower {
   infoAt(nowMs: number, retainedBytes: number): QueueInfo {
     const info = this.info(nowMs, retainedBytes)
     let due = 0
+    let oldestDueMs = nowMs
     let expired = 0
     let bytes = 0
     const expire = (chunk: Chunk, index: number): void => {
@@ -562,6 +566,7 @@ export class Queue extends Contents implements Follower {
     }
     this.#line.eachDue(nowMs, (chunk, index) => {
       due++
+      oldestDueMs = Math.min(oldestDueMs, chunk.dueAt(index))
       if (chunk.isExpired(index, nowMs)) expire(chunk, index)
     })
     if (nowMs >= this.earliestExpiryMs) {
@@ -577,6 +582,7 @@ export class Queue extends Contents implements Follower {
       ...info,
       ready: info.ready + due - expired,
       scheduled: info.scheduled - due,
+      oldestReadyMs: due === 0 ? info.oldestReadyMs : Math.max(info.oldestReadyMs ?? 0, nowMs - oldestDueMs),
       expired: info.expired + expired,
       bytes: Math.round(this.bytes - bytes),
     }
