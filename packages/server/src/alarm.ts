@@ -25,14 +25,15 @@ export class Alarm {
     this.arm()
   }
 
-  /** Sets the timer for the next deadline. Without effect before `start` and after `stop`. */
+  /** Sets the timer for the next deadline. Has no effect before `start` and after `stop`. */
   arm(): void {
     const deadlines = this.#deadlines
     if (deadlines === undefined || deadlines.nextDeadline === this.#armedFor) return
     this.#armedFor = deadlines.nextDeadline
     clearTimeout(this.#timer)
     if (this.#armedFor === Infinity) return
-    // After one part the clock is read again: it may have been set meanwhile.
+    // Long waits are split: the timer fires after at most one part, and the clock is read again, because it may have
+    // been changed.
     const waitMs = Math.min(Math.max(0, this.#armedFor - this.#now()), TIMER_PART_MS_MAX)
     this.#timer = setTimeout(() => {
       this.#armedFor = Infinity

@@ -1,6 +1,6 @@
 /**
- * The data directory of a broker: its disk, and the lock that keeps other brokers out. Both are opened and closed together.
- * Called by the server.
+ * The data directory of a broker: its disk, and the lock that excludes other brokers. Both are opened and closed
+ * together. Called by the server.
  */
 import { resolve } from 'node:path'
 import { SluiceError } from '@sluice/protocol'
@@ -8,9 +8,9 @@ import { NodeDisk } from './log/disk.js'
 import { lockDirectory, type DirectoryLock } from './log/lock.js'
 
 interface DataDirectoryOptions {
-  /** Takes over a directory on a network file system although a broker on another machine may use it. */
+  /** Takes over a directory on a network file system even if a broker on another machine may use it. */
   readonly force: boolean
-  /** Another broker took the lock: nothing may be written any more. */
+  /** Called when another broker has taken the lock: nothing may be written any more. */
   readonly onLost: (error: unknown) => void
 }
 
@@ -44,7 +44,7 @@ export class DataDirectory {
   }
 }
 
-// The system's error as a sentence that names the directory, with its code; any other error as it is.
+// Returns a system error as a sentence that names the directory, with the same code. Returns any other error unchanged.
 function unusable(path: string, error: unknown): unknown {
   const { code, message } = error as NodeJS.ErrnoException
   const reason = /^E[A-Z0-9]+: ([^,]+)/.exec(message)?.[1]

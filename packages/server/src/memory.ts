@@ -1,15 +1,15 @@
 /**
- * The memory budget of a broker process. Parts with a limit of their own get a share: the log in memory, writes that wait for
- * the disk, half-received frames, unread answers and deliveries. The rest is state of queues, which grows with leases, keys,
- * ids and delays; when the process nears its budget, publishes are refused until consumers have settled enough. Called by the
- * server.
+ * The memory budget of a broker process. Parts with their own limit get a share: the log in memory, writes that wait
+ * for the disk, partly received frames, unread answers and deliveries. The rest is for the state of queues, which grows
+ * with leases, keys, ids and delays; when the process nears its budget, publishes are refused until consumers have
+ * settled enough. Called by the server.
  */
 import { totalmem } from 'node:os'
 import { runInNewContext } from 'node:vm'
 import { getHeapStatistics, setFlagsFromString } from 'node:v8'
 import type { BlocksOptions } from './log/blocks.js'
 
-/** Minimum budget: the parts of a broker need this much. */
+/** Minimum budget: a broker with all its parts needs this much. */
 export const MEMORY_BYTES_MIN = 192 << 20
 
 /** Half of the machine's memory, or of the container's limit if that is lower. */
@@ -22,15 +22,15 @@ export function defaultMemoryBytes(): number {
 
 export interface MemoryShares {
   readonly blocks: Pick<BlocksOptions, 'recentBytes' | 'coldBytes'>
-  /** Maximum bytes that wait for the disk. */
+  /** Maximum number of bytes that wait for the disk. */
   readonly pendingBytesMax: number
-  /** Maximum bytes of half-received frames, over all connections. */
+  /** Maximum size of the partly received frames of all connections, in bytes. */
   readonly receiveBytesMax: number
-  /** Maximum unread bytes, over all connections. Their buffers take up to twice as much. */
+  /** Maximum number of unread bytes of all connections. Their buffers take up to twice as much. */
   readonly outboundBytesMax: number
 }
 
-/** With a budget of 512 MiB, log and disk have the largest shares that still make them faster. */
+/** With a budget of 512 MiB, log and disk reach their largest shares; larger ones would not make them faster. */
 export function sharesOf(budgetBytes: number): MemoryShares {
   const share = (part: number, bytesMax: number): number => Math.floor(Math.min(budgetBytes / part, bytesMax))
   return {
@@ -50,8 +50,8 @@ const RUNTIME_BYTES = 80 << 20
 const FULL_AT = 0.875
 const CLEARS_AT = 0.825
 /**
- * Minimum time between two collections; each one stops the process for a moment. In between, memory counts as full only above
- * the budget itself, because the reading includes garbage.
+ * Minimum time between two garbage collections; each one stops the process for a moment. Between two collections,
+ * memory counts as full only above the whole budget, because the reading includes garbage.
  */
 const COLLECT_INTERVAL_MS = 1_000
 
@@ -88,10 +88,10 @@ function exposedCollector(): () => void {
   return runInNewContext('gc') as () => void
 }
 
-/** Whether a process is near its memory budget. Reads its meter when the server asks. */
+/** Decides whether a process is near its memory budget. Reads the meter when the server calls `look`. */
 export class MemoryGauge {
   readonly budgetBytes: number
-  /** At the last reading: runtime, objects and buffers. */
+  /** Memory for runtime, objects and buffers at the last reading, in bytes. */
   usedBytes = 0
   isFull = false
   readonly #meter: Meter
@@ -107,7 +107,7 @@ export class MemoryGauge {
     const mark = (this.isFull ? CLEARS_AT : FULL_AT) * this.budgetBytes
     this.#read()
     let isFull = this.usedBytes > mark
-    // An idle process does not collect its garbage, and would stay full.
+    // An idle process does not collect its garbage, so its memory would stay full.
     if (isFull && nowMs >= this.#collectedMs + COLLECT_INTERVAL_MS) {
       this.#collectedMs = nowMs
       this.#meter.collect()

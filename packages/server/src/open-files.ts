@@ -20,7 +20,9 @@ export function openFilesMax(): number | undefined {
   return soft === undefined ? undefined : Number(soft)
 }
 
-/** The wanted number of connections, or as many as fit. A very low limit of files is shared equally with the rest. */
+/**
+ * The wanted number of connections, or as many as fit. If the limit of files is very low, connections get half of it.
+ */
 export function connectionsFor(wanted: number, filesMax: number | undefined): number {
   if (filesMax === undefined) return wanted
   const reserved = Math.min(FILES_RESERVED, Math.ceil(filesMax / 2))

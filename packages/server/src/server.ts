@@ -28,20 +28,20 @@ import { version } from './version.js'
 export interface ServerOptions {
   /** Default './data'. Created if it is missing. */
   readonly dataDir?: string
-  /** Takes over a data directory on a network file system although a broker on another machine may use it. */
+  /** Takes over a data directory on a network file system even if a broker on another machine may use it. */
   readonly forceLock?: boolean
   /** Default '127.0.0.1'. */
   readonly host?: string
   /** Default 7420; 0 lets the system choose. */
   readonly port?: number
   /**
-   * Default 64 MiB. A message may have at most a quarter of it. Segments below 256 KiB are for tests of the log: the state of
-   * queues with keys, ids and times to live does not fit them.
+   * Default 64 MiB. A message may take at most a quarter of a segment. Segments below 256 KiB are for tests of the log:
+   * the state of queues with keys, ids and times to live does not fit in them.
    */
   readonly segmentBytes?: number
   /** Default 1 MiB. */
   readonly messageBytesMax?: number
-  /** Default 10,000, but at most the limit of open files less 256. */
+  /** Default 10,000, but at most the limit of open files minus 256. */
   readonly connectionsMax?: number
   /**
    * Memory that the process may use, in bytes; at least 192 MiB. When it is full, publishes are refused with MEMORY_FULL.
@@ -51,9 +51,9 @@ export interface ServerOptions {
   /** Free space below which publishes are refused. Default: 5 % of the disk, at least 1 GiB. */
   readonly lowFreeBytes?: number
   readonly session?: Partial<SessionSettings>
-  /** Called with events for a log. */
+  /** Called with events for a program to log. */
   readonly onEvent?: (event: string, details: Readonly<Record<string, unknown>>) => void
-  /** Called when the broker failed: the process must end. All confirmed messages are on disk. */
+  /** Called when the broker has failed: the process must end. All confirmed messages are on disk. */
   readonly onFatal?: (error: unknown) => void
 }
 
@@ -69,7 +69,7 @@ export interface RunningServer {
   disk(): DiskReport
   /** Milliseconds from the call to `startServer` until connections were accepted. */
   readonly startedMs: number
-  /** Stops accepting connections, notifies clients, and closes the broker. Resolves when all of it is done. */
+  /** Stops accepting connections, notifies clients, and closes the broker. Resolves when the broker is closed. */
   stop(): Promise<void>
 }
 
@@ -78,11 +78,11 @@ export interface MemoryReport {
   readonly budgetBytes: number
   /** Runtime, objects and buffers, including the parts below. */
   readonly usedBytes: number
-  /** Publishes are refused. */
+  /** Whether publishes are refused. */
   readonly isFull: boolean
-  /** Blocks of the log: recently written ones, and ones read back. */
+  /** Blocks of the log in memory: recently written blocks, and blocks that were read back. */
   readonly logBytes: number
-  /** Half-received frames. */
+  /** Partly received frames. */
   readonly receiveBytes: number
   /** Bytes that clients have not read. */
   readonly outboundBytes: number
@@ -96,12 +96,12 @@ export interface DiskReport extends Pick<
   readonly oldest: Holder
 }
 
-/** Interval at which clock and memory are checked. Between two checks, memory grows by what the network delivers. */
+/** Interval at which clock and memory are checked. Between two checks, memory grows by the bytes that arrive. */
 const WATCH_MS = 50
 
 const CONNECTIONS_DEFAULT = 10_000
 
-/** Time that clients have to finish after they were notified of the stop. */
+/** Time within which clients can finish after they were notified of the stop. */
 const GRACE_MS = 2_000
 
 /** Used by all parts of one server. */
@@ -269,7 +269,7 @@ function diskReport(broker: Broker): DiskReport {
   return { liveBytes, logBytes, segments, recordBytes, writtenBytes, oldest: broker.holder() }
 }
 
-/** A number in [0, 1) from the system's generator: it makes the keys of hashes, which must not be predictable. */
+/** Returns a number in [0, 1) from the system's generator, because the seeds of hashes must not be predictable. */
 function random(): number {
   return randomInt(2 ** 47) / 2 ** 47
 }

@@ -1,7 +1,7 @@
 /**
  * The broker's time: the wall clock at start plus the monotonic clock, corrected towards the wall clock. A small
- * difference is slewed. When a large one has lasted, time steps forward if the wall clock is ahead, and passes more slowly
- * if it is behind (ADR 0021).
+ * difference is corrected gradually. After a large difference has lasted for some seconds, time steps forward if the
+ * wall clock is ahead, and passes more slowly if the wall clock is behind (ADR 0021).
  *
  * Invariant: time never goes back.
  */
@@ -9,18 +9,24 @@ import { performance } from 'node:perf_hooks'
 
 /** Correction for a small difference, as a share of the elapsed time: half a millisecond per second. */
 const SLEW = 0.0005
-/** Correction while the wall clock is far behind: a difference of one hour is gone after ten hours. */
+/**
+ * Correction while the wall clock is far behind, as a share of the elapsed time: a difference of one hour is gone after
+ * ten hours.
+ */
 const SLOW_SLEW = 0.1
-/** A larger difference is not drift: the machine was suspended, or its clock was set. */
+/** A difference larger than this is not drift: the machine was suspended, or its clock was set. */
 export const STEP_MS = 5_000
-/** A large difference has to last this long, so that a clock that is set and soon set back changes nothing. */
+/** Time for which a large difference must last, so that a clock that is set and soon set back changes nothing. */
 export const STEP_LASTS_MS = 4_000
 /** Interval at which the two clocks are compared. */
 const COMPARE_MS = 100
 
-/** A large difference between the wall clock and the broker's time, to be logged. */
+/** Event about a large difference between the wall clock and the broker's time. */
 export interface ClockChange {
-  /** `stepped`: the broker's time was set forward by `byMs`. `behind`: it passes more slowly until both agree. */
+  /**
+   * `stepped`: the broker's time was set forward by `byMs`. `behind`: the broker's time passes more slowly until both
+   * agree.
+   */
   readonly kind: 'stepped' | 'behind'
   readonly byMs: number
 }
@@ -31,19 +37,22 @@ export class Clock {
   #lastMs = 0
   /** The wall clock minus the broker's time. */
   #offMs = 0
-  /** Monotonic time since which the difference is large in one direction; undefined: it is small. */
+  /** Monotonic time since which the difference is large in one direction; undefined while it is small. */
   #largeSinceMs: number | undefined
   /** The wall clock is far behind, and that was reported. */
   #isBehind = false
 
   /** Whole milliseconds since the epoch; never goes back. */
   now(): number {
-    // A correction can set the precise time back by a fraction of a millisecond; then the last value is repeated.
+    // A correction can set the precise time back by a fraction of a millisecond. The last value is then returned again.
     this.#lastMs = Math.max(this.#lastMs, Math.floor(this.#preciseMs()))
     return this.#lastMs
   }
 
-  /** Sets the time to `timeMs`, the newest time in a log, unless it is later already. Returns the difference. */
+  /**
+   * Moves the time forward to `timeMs`, the newest time in a log, unless it is later already. Returns by how much it
+   * was moved.
+   */
   continueFrom(timeMs: number): number {
     const aheadMs = Math.max(0, timeMs - this.#preciseMs())
     this.#nowMs += aheadMs
@@ -55,7 +64,7 @@ export class Clock {
   look(): ClockChange | undefined {
     this.#preciseMs()
     if (this.#largeSinceMs === undefined) {
-      // Half the limit, so that a difference near the limit is not reported repeatedly.
+      // Compares with half of the limit, so that a difference near the limit is not reported repeatedly.
       if (this.#offMs > -STEP_MS / 2) this.#isBehind = false
       return undefined
     }
@@ -81,7 +90,7 @@ export class Clock {
     if (!isLarge || offMs > 0 !== this.#offMs > 0) this.#largeSinceMs = undefined
     if (isLarge) this.#largeSinceMs ??= monotonicMs
     const lossMs = passedMs * (this.#isBehind ? SLOW_SLEW : SLEW)
-    // A wall clock that is far ahead leads to a step instead.
+    // If the wall clock is far ahead, the time steps forward instead.
     const gainMs = isLarge ? 0 : passedMs * SLEW
     const byMs = Math.max(-lossMs, Math.min(gainMs, offMs))
     this.#nowMs += passedMs + byMs

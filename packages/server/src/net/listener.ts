@@ -1,6 +1,6 @@
 /**
- * The TCP listener: it accepts sockets, gives each a peer, and runs the timer for their deadlines. Owns the limit of
- * connections and the memory budget for partly received frames. It does not know the protocol.
+ * The TCP listener: it accepts sockets, creates a peer for each, and runs the timer for their deadlines. It owns the
+ * limit of connections and the memory budget for partly received frames. It does not know the protocol.
  */
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net'
 import { SluiceError, viewBytes } from '@sluice/protocol'
@@ -25,7 +25,7 @@ export interface ListenerOptions {
   /** The protocol of this port. */
   readonly newPeer: NewPeer
   readonly now: () => number
-  /** `address` and `label` identify the client; the label is the client's own. */
+  /** `address` and `label` identify the client; the client has chosen the label. */
   readonly onEvent: (
     event: ListenerEvent,
     address: string,
@@ -38,29 +38,30 @@ export interface ListenerOptions {
 
 export type ListenerEvent = 'connected' | 'closed' | 'refused'
 
-/** Interval at which deadlines are checked; all deadlines are much longer. */
+/** Interval at which deadlines are checked; all timeouts are much longer. */
 const TICK_MS = 50
 /**
- * When handling one chunk takes longer than this, the connection is not read again in this turn. Node would otherwise
- * read up to 2 MiB from it first. Single messages to many queues would then be handled and confirmed all at once, so that
- * broker and producer would take turns waiting for each other (154,000 instead of 192,000 messages a second; ADR 0019).
+ * When handling one chunk takes longer than this, the connection is not read again in this turn. Otherwise Node would
+ * read up to 2 MiB from it first. Single messages to many queues would then all be handled and confirmed at once, and
+ * broker and producer would alternately wait for each other (154,000 instead of 192,000 messages per second; ADR 0019).
  */
 const REST_MS = 0.5
 
 /**
- * Bounds of the number of departing connections: refused ones whose error is not sent yet, and closed ones that still
- * flush. It is a quarter of `connectionsMax` within these bounds; above it, the oldest socket is destroyed.
+ * Bounds of the limit of departing connections: refused ones whose error is not sent yet, and closed ones that still
+ * flush. The limit is a quarter of `connectionsMax` within these bounds. Beyond the limit, the oldest socket is
+ * destroyed.
  */
 const DEPARTING_MIN = 16
 const DEPARTING_MAX = 128
 
-/** Delay before the port is reopened after a connection could not be accepted. */
+/** Time after which the port is reopened when a connection could not be accepted. */
 const ACCEPT_RETRY_MS = 250
 
 interface Link {
   readonly socket: Socket
   readonly transport: SocketTransport
-  /** Memory for its partly received frame. */
+  /** Memory for the partly received frame of the peer. */
   heldBytes: number
 }
 
@@ -91,7 +92,7 @@ export class Listener {
     this.#server = this.#newServer()
   }
 
-  /** Connections that count against the limit. */
+  /** Number of connections that count against the limit. */
   get connections(): number {
     return this.#links.size
   }
@@ -129,7 +130,7 @@ export class Listener {
     await closed
   }
 
-  /** The log failed: no further byte may be sent. */
+  /** Called when the log has failed: no further byte may be sent. */
   abort(): void {
     clearInterval(this.#ticker)
     void this.#close()
@@ -207,7 +208,7 @@ export class Listener {
       onEvent(refused ? 'refused' : 'closed', transport.peer, closed.label, why)
     })
     socket.on('error', () => {
-      // 'close' follows and is handled; a reset by the client needs no report.
+      // The event 'close' follows and is handled; a reset by the client needs no report.
     })
     socket.on('close', () => {
       this.#links.delete(peer)
@@ -236,7 +237,8 @@ export class Listener {
     onEvent('connected', transport.peer, peer.label, undefined)
   }
 
-  // The connection no longer counts, or never did; its socket may need a moment to send the last bytes.
+  // The connection no longer counts against the limit, or never did. Its socket may need a moment to send the last
+  // bytes.
   #depart(peer: Peer, link: Link): void {
     this.#departing.set(peer, link)
     if (this.#departing.size <= this.#departingMax) return
@@ -254,7 +256,7 @@ export class Listener {
 
   #received(peer: Peer, link: Link, chunk: Buffer): void {
     const begunMs = performance.now()
-    // As a plain Uint8Array: `subarray` of a Buffer costs twice as much.
+    // The chunk is passed as a plain Uint8Array, because `subarray` of a Buffer takes twice as long.
     peer.receive(viewBytes(chunk, 0, chunk.length), this.#options.now())
     const held = peer.heldBytes
     if (held !== link.heldBytes) {
@@ -265,7 +267,7 @@ export class Listener {
     if (performance.now() - begunMs > REST_MS) link.transport.rest()
   }
 
-  // Closes the connection that uses the most memory, which need not be the one that received last.
+  // Closes the connection that uses the most memory; this need not be the one that received bytes last.
   #makeRoom(): void {
     let largest: Peer | undefined
     let most = 0

@@ -10,7 +10,7 @@ export interface Transport {
   readonly peer: string
   /** `bytes` must not be changed until `written` is called. */
   write(bytes: Uint8Array, written: () => void): void
-  /** Stops and resumes reading. */
+  /** Stops reading until `resume`. */
   pause(): void
   resume(): void
   /** Sends the bytes already written, then closes. */
@@ -18,11 +18,11 @@ export interface Transport {
 }
 
 /**
- * The protocol of one connection, as the listener sees it. `receive` starts a turn of the broker itself; the listener makes
- * the other calls within one. After the peer has closed, calls have no effect.
+ * The protocol of one connection, as the listener sees it. `receive` starts a turn of the broker itself; the listener
+ * makes the other calls within one. After the peer has closed, its methods have no effect.
  */
 export interface Peer {
-  /** The client's own label; '' until it is known. */
+  /** The label that the client has chosen; '' until it is known. */
   readonly label: string
   /** Memory held for a partly received frame. */
   readonly heldBytes: number
@@ -34,11 +34,11 @@ export interface Peer {
   inputEnded(): void
   /** The transport is closed. */
   disconnected(): void
-  /** The connection is over the limit: sends this error as soon as the protocol allows, and closes. */
+  /** Refuses a connection beyond the limit: sends this error as soon as the protocol allows, and closes. */
   refuse(error: SluiceError): void
-  /** Checks deadlines. `stallMs` is the delay of this call; it does not count against the client. */
+  /** Checks deadlines. `stallMs` is the delay of this call, which does not count against the client. */
   tick(nowMs: number, stallMs: number): void
-  /** The broker stops: notifies the client and delivers nothing more; frames of the client are still handled. */
+  /** The broker is stopping: notifies the client and delivers nothing more; frames of the client are still handled. */
   goodbye(text: string): void
   /** Closes once all answers have been sent. */
   end(): void
@@ -48,7 +48,7 @@ export interface Peer {
 
 /**
  * Creates the peer of an accepted connection. `onClosed` is called once when the peer has closed, with the error that
- * closed it; the transport may still flush.
+ * closed it, if any; the transport may still flush.
  */
 export type NewPeer = (
   transport: Transport,

@@ -1,6 +1,6 @@
 /**
- * The transport of a peer over a TCP socket. The peer pauses and resumes reading; the listener lets a busy socket rest
- * until the next turn. The socket is read only while it is neither paused nor resting.
+ * The transport of a peer over a TCP socket. The peer pauses and resumes reading, and the listener suspends reading
+ * from a busy socket until the next turn. The socket is read only while it is neither paused nor resting.
  */
 import type { Socket } from 'node:net'
 import type { Transport } from './peer.js'
@@ -49,7 +49,8 @@ export class SocketTransport implements Transport {
     if (this.#isEnded) return
     this.#isEnded = true
     this.#socket.end()
-    // Further input is read and dropped: closing a socket with unread input resets it, and the last bytes sent are lost.
+    // Further input is read and dropped, because closing a socket with unread input resets the connection, and the last
+    // bytes sent are lost.
     this.#isResting = false
     this.resume()
     // The client may never close its side.

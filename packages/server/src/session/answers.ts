@@ -1,6 +1,6 @@
 /**
- * Encodes the answers to requests: RESULT with the object in msgpack, the request's own layout, or ERROR. Called by the
- * session with what a handler (requests.ts) returned or threw.
+ * Encodes the answers to requests: RESULT with the object in msgpack, a layout specific to the request, or ERROR. The
+ * session calls this file with the result or error of a handler (requests.ts).
  */
 import {
   ERRORS,
@@ -24,7 +24,7 @@ export interface Answer {
 
 type Encoding<Answered> = (answer: Answered, payloadBytesMax: number) => Answer
 
-/** Requests whose answer is not simply their object in msgpack. */
+/** Requests whose answer is not simply the result object in msgpack. */
 const ENCODINGS: { readonly [Name in RequestName]?: Encoding<AnswerOf<Name>> } = {
   PEEK: (page, payloadBytesMax) => ({
     opcode: OP.MESSAGES,
@@ -48,7 +48,7 @@ export function result(body: object): Answer {
   return { opcode: OP.RESULT, payload: encodeControl(body as Body) }
 }
 
-// A page that an error cut short contains what it had done, and the error with its code as a number.
+// The answer for a page that an error cut short has the counts so far, and the error with its code as a number.
 function cutShort(page: CutShort): Answer {
   const { error } = page
   if (error === undefined) return result(page)

@@ -9,11 +9,11 @@ import {
 } from '@sluice/protocol'
 import type { Outbox } from './outbox.js'
 
-/** Longest shared frame. A confirm with many duplicates can be longer; it gets a frame of its own. */
+/** Maximum payload of a shared frame. A confirm with many duplicates can be longer; it gets its own frame. */
 const CONFIRMS_BYTES_MAX = 64 << 10
 
 export class Confirms {
-  /** The last frame: its page, and where its payload starts and ends in it. */
+  /** The last frame: its page, and the start and end of its payload in the page. */
   #page = -1
   #payloadAt = 0
   #end = 0

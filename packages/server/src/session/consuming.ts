@@ -1,8 +1,10 @@
 /**
  * The consuming half of a connection: its subscriptions by channel, their deliveries, and their credit and settles. The
- * broker calls it as the consumer of each subscription. Frames of the client reach it decoded (frames.ts).
+ * broker calls it as the consumer of each subscription. `frames.ts` decodes the client's frames before they reach this
+ * class.
  *
- * Invariant: `#subscriptions` contains open subscriptions only, and a frame that names another one changes nothing.
+ * Invariant: `#subscriptions` contains open subscriptions only, and a frame that names a subscription that is not open
+ * changes nothing.
  */
 import {
   OP,
@@ -29,7 +31,7 @@ import type { Outboxes } from './outboxes.js'
 import type { Reading } from './reading.js'
 import type { Unread } from './unread.js'
 
-/** The connection, whose turns send the frames in the outboxes. */
+/** The connection. The ends of its turns send the frames in the outboxes. */
 export interface Connection extends Output {
   readonly label: string
   readonly peer: string
@@ -44,7 +46,7 @@ export class Consuming implements Consumer {
   readonly #subscriptionsMax: number
   readonly #subscriptions = new Map<number, Subscription>()
   readonly #deliveries = new Deliveries()
-  /** Largest record that fits a frame of its own. */
+  /** Size of the largest record that fits in its own frame. */
   #recordBytesMax = 0
   #isOpen = false
   /** The broker stops: nothing more is delivered. */
@@ -100,7 +102,7 @@ export class Consuming implements Consumer {
     return true
   }
 
-  /** The client has read enough: deliveries go on. */
+  /** The client has read enough: deliveries continue. */
   resume(): void {
     for (const subscription of this.#subscriptions.values()) this.#broker.leases.ready(subscription)
   }
@@ -124,7 +126,8 @@ export class Consuming implements Consumer {
     const outbox = this.#outboxes.forDelivery(run.durable)
     this.#unread.wrote(end - start)
     if (end - start > this.#recordBytesMax) {
-      // An agreed frame has room for the largest message. Only the origin headers of a moved message can exceed it.
+      // A frame of the agreed size has room for the largest message. Only the origin headers of a moved message can
+      // exceed it.
       const record = fittedRecord(copyBytes(bytes, start, end), this.#recordBytesMax)
       this.#deliveries.write(outbox, subscription, {
         ...delivery,
@@ -191,7 +194,7 @@ export class Consuming implements Consumer {
 
   credit(channel: number, { subscriptionId, messages, bytes, limit, drain }: Credit): void {
     const subscription = this.subscription(channel, subscriptionId)
-    // The subscription has ended meanwhile, and the client is notified of that.
+    // The subscription has ended in the meantime, and the client is notified of its end.
     if (subscription === undefined) return
     this.#broker.leases.credit(subscription, messages, bytes, limit, drain)
     // A broker that stops delivers nothing more, so the drain is complete.
@@ -208,7 +211,7 @@ export class Consuming implements Consumer {
     if (subscription !== undefined) this.#broker.leases.starting(subscription, ranges)
   }
 
-  /** Returns the ranges that were stale. */
+  /** Returns the ranges of stale tags. */
   settle(channel: number, subscriptionId: number, items: readonly SettleItem[]): readonly TagRange[] {
     const subscription = this.subscription(channel, subscriptionId)
     const stale = subscription === undefined ? items : this.#broker.leases.settle(subscription, items)
@@ -216,7 +219,7 @@ export class Consuming implements Consumer {
     return stale
   }
 
-  /** Returns the ranges that were stale. */
+  /** Returns the ranges of stale tags. */
   extend(channel: number, { subscriptionId, firstTag, count, durationMs }: Extend): readonly TagRange[] {
     const subscription = this.subscription(channel, subscriptionId)
     if (subscription === undefined) return [{ firstTag, count }]

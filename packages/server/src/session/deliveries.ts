@@ -1,7 +1,7 @@
 /**
- * Writes DELIVER frames. A long run of messages with consecutive offsets gets a frame of its own. Shorter ones are
- * written as scattered messages, which share a frame while no other frame comes between them, because a frame costs
- * its receiver several times as much as a message.
+ * Writes DELIVER frames. A long run of messages with consecutive offsets gets its own frame. Shorter runs are written
+ * as scattered messages, which share a frame while no other frame comes between them, because a frame costs its
+ * receiver several times as much as a message.
  */
 import {
   DELIVER_FLAG,
@@ -19,15 +19,15 @@ import {
 import type { Delivery, Run, Subscription } from '../queue/index.js'
 import type { Outbox } from './outbox.js'
 
-/** From this many messages on, a run gets a frame of its own; a shorter run is cheaper in a shared frame. */
+/** Minimum number of messages in a run that gets its own frame; a shorter run is cheaper in a shared frame. */
 const RUN_MESSAGES_MIN = 16
-/** Longest payload of a shared frame. */
+/** Maximum payload of a shared frame. */
 const SCATTERED_FRAME_BYTES = 64 << 10
-/** Most bytes that a frame has besides the record, when it contains one message. */
+/** Maximum number of bytes besides the record in a frame with one message. */
 export const DELIVERY_OVERHEAD_BYTES = FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES + SCATTERED_BYTES
 
 export class Deliveries {
-  /** Head of the last frame. */
+  /** The head of the last frame. */
   readonly #head = {
     subscriptionId: 0,
     firstTag: 0,
@@ -37,7 +37,7 @@ export class Deliveries {
     attempt: 0,
     flags: 0,
   }
-  /** Where the last shared frame is. */
+  /** Place of the last shared frame. */
   #outbox: Outbox | undefined
   #page = -1
   #payloadAt = 0
@@ -55,7 +55,7 @@ export class Deliveries {
     outbox.bytes.set(viewBytes(bytes, start, end), at)
   }
 
-  // Writes the message at `index` of the delivery, whose record starts at `start`. Returns where that record ends.
+  // Writes the message at `index` of the delivery, whose record starts at `start`. Returns the end of that record.
   #scattered(
     outbox: Outbox,
     subscription: Subscription,
@@ -113,7 +113,7 @@ export class Deliveries {
     head.flags = flags
   }
 
-  // Starts a frame whose records take `bytes`; returns where they are to be written.
+  // Starts a frame whose records take `bytes`; returns the index at which the records must be written.
   #begin(outbox: Outbox, channel: number, bytes: number): number {
     const at = outbox.begin(OP.DELIVER, channel, 0, DELIVER_HEADER_BYTES + bytes)
     return writeDeliverHead(outbox.bytes, at, this.#head)

@@ -1,8 +1,8 @@
 /**
- * The handshake of a connection: HELLO, then AUTH, within a deadline. Owns what HELLO contained, what both sides agree on,
- * and the error with which a connection is refused. Called by the session with each of the two frames.
+ * The handshake of a connection: HELLO, then AUTH, within a deadline. It owns the content of HELLO, the agreement of
+ * both sides, and the error with which a connection is refused. The session calls it with each of the two frames.
  *
- * Invariant: it does not change the broker. The session does, with the agreement that `takeAuth` returns.
+ * Invariant: the handshake does not change the broker. The session does so, with the agreement that `takeAuth` returns.
  */
 import {
   DURABILITY,
@@ -29,9 +29,12 @@ export interface Host {
   readonly boot: number
 }
 
-/** What both sides have agreed on. */
+/** The values on which both sides have agreed. */
 export interface Agreement {
-  /** Identity of the client's producer, in hexadecimal, and the highest batch number that it knows to be confirmed. */
+  /**
+   * Identity of the client's producer, in hexadecimal, and the highest batch number that the client knows to be
+   * confirmed.
+   */
   readonly identity: string
   readonly acceptedNumber: number
   /** Largest frame that the client accepts. */
@@ -55,12 +58,12 @@ export class Handshake {
     this.#startedMs = nowMs
   }
 
-  /** The client's own label; '' before HELLO. */
+  /** The label that the client has chosen; '' before HELLO. */
   get label(): string {
     return this.#hello?.name ?? ''
   }
 
-  /** Answers HELLO with this error when it arrives. */
+  /** Lets HELLO be answered with this error when it arrives. */
   refuse(error: SluiceError): void {
     this.#refusal = error
   }

@@ -1,22 +1,22 @@
 /**
- * Heartbeats of a connection: when bytes were last received and last sent, the PING that fills a silence, and the deadline
- * for a silent client. Called by the session for each chunk, write and tick.
+ * Heartbeats of a connection: the times at which bytes were last received and sent, the PING that is sent during
+ * silence, and the deadline for a silent client. Called by the session for each chunk, write and tick.
  *
- * Invariant: heartbeats do not wait for the gate. With a slow disk, the broker must not look dead to its clients.
+ * Invariant: heartbeats do not wait for the gate. A broker with a slow disk must not look dead to its clients.
  */
 import { FRAME_HEADER_BYTES, OP, SluiceError, durationText, writeFrameHeader } from '@sluice/protocol'
 import type { OutboxTransport } from './outbox.js'
 
-/** Unread answers to PING that are kept. Only a client that does not read can reach this number. */
+/** Maximum number of unread answers to PING. Only a client that does not read can exceed it. */
 const URGENT_UNREAD_MAX = 10_000
 
 export class Liveness {
-  /** Half of the silence after which the connection is closed. */
+  /** Half of the time of silence after which the connection is closed. */
   heartbeatMs: number
   readonly #transport: OutboxTransport
   #receivedMs: number
   #sentMs: number
-  /** Writes that bypassed the outboxes and that the client has not read yet. */
+  /** Number of writes that bypassed the outboxes and that the client has not read yet. */
   #urgentUnread = 0
 
   constructor(transport: OutboxTransport, heartbeatMs: number, nowMs: number) {
@@ -26,7 +26,7 @@ export class Liveness {
     this.#sentMs = nowMs
   }
 
-  /** Bytes have arrived, or none could because reading is paused. */
+  /** Bytes have arrived, or none could arrive because reading is paused. */
   received(nowMs: number): void {
     this.#receivedMs = nowMs
   }

@@ -1,7 +1,7 @@
 /**
- * Requests of one connection that read from disk and take several turns. One runs at a time. The session starts the next
- * one when the client has read most of the earlier answers: all answers at once could exceed the unread bytes that a
- * connection may have.
+ * Requests of one connection that read from disk and take several turns. One runs at a time. The session starts the
+ * next one when the client has read most of the earlier answers, because all answers at once could exceed the limit of
+ * unread bytes of a connection.
  */
 import { SluiceError } from '@sluice/protocol'
 import type { Answer } from './answers.js'
@@ -11,11 +11,11 @@ interface LongRequest {
   readonly work: () => Promise<Answer>
 }
 
-/** Most unanswered long requests of one connection. */
+/** Maximum number of unanswered long requests of one connection. */
 const WORKING_MAX = 16
 
 export class LongRequests {
-  /** Requests without an answer. */
+  /** Number of requests without an answer. */
   unanswered = 0
   #isWorking = false
   readonly #waiting: LongRequest[] = []
@@ -31,7 +31,7 @@ export class LongRequests {
     if (this.unanswered >= WORKING_MAX) {
       throw new SluiceError(
         'TOO_MANY_REQUESTS',
-        `${WORKING_MAX} requests that read from disk are running on this connection; another has to wait.`,
+        `${WORKING_MAX} requests that read from disk are running on this connection; at most ${WORKING_MAX} are allowed.`,
       )
     }
     this.unanswered++

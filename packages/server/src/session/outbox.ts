@@ -1,12 +1,12 @@
 /**
  * Frames that are to be sent to a client. They are written here during a turn, wait for the entry of that turn, and are
- * sent in order once it is durable.
+ * sent in order once that entry is durable.
  *
  * Invariant: a frame reaches the transport only after `release` was called with an LSN at or above its gate.
  */
 import { FRAME_HEADER_BYTES, FrameDecoder, OP, writeFrameHeader } from '@sluice/protocol'
 
-/** Where released bytes go. `bytes` must not be changed until `written` is called. */
+/** Receives released bytes. `bytes` must not be changed until `written` is called. */
 export interface OutboxTransport {
   write(bytes: Uint8Array, written: () => void): void
 }
@@ -15,14 +15,14 @@ interface Page {
   gate: number
   readonly bytes: Uint8Array
   readonly length: number
-  /** Bytes of the published batches that frames in this page answer. */
+  /** Total size of the published batches that frames in this page answer. */
   readonly answersBytes: number
-  /** Frames in this page that no delivery may overtake. */
+  /** Number of frames in this page that no delivery may overtake. */
   readonly barriers: number
 }
 
 const PAGE_BYTES_MIN = 4 << 10
-/** A page of at least this length is not grown by copying; the next frame starts another page. */
+/** A page of at least this length is not enlarged by copying; the next frame starts another page. */
 const PAGE_BYTES_GROWN = 256 << 10
 
 export class Outbox {
@@ -32,11 +32,11 @@ export class Outbox {
   page = 0
   /** Bytes that wait for the disk or for the client. */
   outstandingBytes = 0
-  /** Of these, bytes that wait for the client only. */
+  /** The part of `outstandingBytes` that waits only for the client. */
   unreadBytes = 0
-  /** Bytes of published batches whose answers wait for the disk. */
+  /** Total size of the published batches whose answers wait for the disk. */
   inFlightBytes = 0
-  /** Waiting frames that no delivery may overtake: all except answers to publishes and settles. */
+  /** Number of waiting frames that no delivery may overtake: all except answers to publishes and settles. */
   barriers = 0
   #answersBytes = 0
   #pageBarriers = 0
@@ -78,8 +78,8 @@ export class Outbox {
   }
 
   /**
-   * Extends the last frame by `bytes` and returns their index. Returns -1 if the frame is no longer the last one of the
-   * page being filled, or if the page is full.
+   * Extends the last frame, which ends at `frameEnd` of `page`, by `bytes`, and returns their index. Returns -1 if the
+   * frame is no longer the last one of the page being filled, or if the page is full.
    */
   extend(page: number, frameEnd: number, bytes: number): number {
     if (page !== this.page || frameEnd !== this.#length || frameEnd + bytes > this.bytes.length) return -1
@@ -88,7 +88,7 @@ export class Outbox {
     return frameEnd
   }
 
-  /** The frame written last answers a batch of `bytes`. */
+  /** Records that the frame written last answers a batch of `bytes`. */
   answers(bytes: number): void {
     this.inFlightBytes += bytes
     this.#answersBytes += bytes
@@ -125,7 +125,7 @@ export class Outbox {
     this.#pageBarriers = 0
   }
 
-  /** Recounts everything and compares. @throws Error naming what differs */
+  /** Recounts everything and compares the result with the counters. @throws Error naming what differs */
   invariants(): void {
     let bytes = this.unreadBytes + this.#length
     let answersBytes = this.#answersBytes
@@ -193,7 +193,7 @@ function isBarrier(opcode: number): boolean {
   return opcode !== OP.PUBLISH_OK && opcode !== OP.PUBLISH_ERR && opcode !== OP.SETTLE_OK
 }
 
-// Checks that a page has whole frames, `barriers` of them not to be overtaken; returns that count.
+// Checks that a page contains whole frames, of which deliveries must not overtake `barriers`; returns `barriers`.
 function checkFrames(bytes: Uint8Array, length: number, barriers: number): number {
   let counted = 0
   let frameEnd = 0
@@ -212,7 +212,8 @@ function differs(what: string): never {
   throw new Error(`outbox: ${what}`)
 }
 
-// Pages have sizes of powers of two. All connections share the spare ones, because a page is used for only a few turns.
+// The size of a page is a power of two. All connections share the spare pages, because a page is used for only a few
+// turns.
 const SPARE_PAGES = 8
 const SPARE_BYTES_MAX = 1 << 20
 const spare = new Map<number, Uint8Array[]>()

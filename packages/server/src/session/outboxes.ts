@@ -25,12 +25,12 @@ export class Outboxes {
     return this.gated.outstandingBytes + this.free.outstandingBytes
   }
 
-  /** Of these, bytes that wait for the client only. */
+  /** The part of `outstandingBytes` that waits only for the client. */
   get unreadBytes(): number {
     return this.gated.unreadBytes + this.free.unreadBytes
   }
 
-  /** The outbox for a delivery; `durable`: its messages are on disk. */
+  /** The outbox for a delivery. `durable`: the messages of the delivery are on disk. */
   forDelivery(durable: boolean): Outbox {
     return durable && this.gated.barriers === 0 ? this.free : this.gated
   }

@@ -2,8 +2,8 @@
  * The producing half of a connection: PUBLISH and ATOMIC, and their answers. Called by the session with each such
  * frame, from the handshake on.
  *
- * Invariant: each batch or atomic step whose number can be read gets one answer under that number, or its error ends the
- * connection. At most `inFlightBatches` are unanswered.
+ * Invariant: each batch or atomic step whose number can be read gets one answer under that number, or its error ends
+ * the connection. At most `inFlightBatches` of them are unanswered.
  */
 import {
   OP,
@@ -37,7 +37,7 @@ export class Producing {
   #producer: Producer | undefined
   #inFlightBatches = 0
 
-  /** The turns of `connection` send the frames in `outbox`. */
+  /** The ends of the turns of `connection` send the frames in `outbox`. */
   constructor(broker: Broker, connection: Output, outbox: Outbox, reading: Reading, consuming: Consuming) {
     this.#broker = broker
     this.#connection = connection
@@ -52,7 +52,7 @@ export class Producing {
     this.#inFlightBatches = inFlightBatches
   }
 
-  /** The connection is closed. `hasLeft`: its client does not come back. */
+  /** The connection is closed. `hasLeft`: its client will not reconnect. */
   end(hasLeft: boolean): void {
     if (this.#producer !== undefined) this.#broker.producers.detach(this.#producer, hasLeft)
   }
@@ -98,7 +98,7 @@ export class Producing {
     if (unanswered >= this.#inFlightBatches) throw tooManyInFlight(unanswered + 1, this.#inFlightBatches)
   }
 
-  // The frame written last answers `bytes` of the producer.
+  // Records that the frame written last answers `bytes` of the producer.
   #accepted(bytes: number): void {
     this.#outbox.answers(bytes)
     this.#reading.accepted(this.#outbox.inFlightBytes)
@@ -111,7 +111,7 @@ export class Producing {
   }
 }
 
-// A separate function, so that the text does not add to the code that runs for each batch.
+// This is a separate function so that the text does not enlarge the code that runs for each batch.
 function tooManyInFlight(batches: number, most: number): SluiceError {
   return new SluiceError(
     'IN_FLIGHT_EXCEEDED',

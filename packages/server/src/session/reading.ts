@@ -1,6 +1,6 @@
 /**
- * Whether a connection is read from. It is paused while too many bytes of its batches are unanswered, and while the disk
- * is behind. Called when a command has written facts, and when answers were sent.
+ * Decides whether a connection is read. Reading is paused while too many bytes of its batches are unanswered, and while
+ * the disk is behind. Called when a command has written facts, and when answers were sent.
  */
 
 /** Input that can be paused: a socket. */
@@ -9,9 +9,9 @@ export interface Source {
   resume(): void
 }
 
-/** The disk, as far as reading depends on it. */
+/** The state of the disk on which reading depends. */
 export interface Disk {
-  /** Too many bytes wait for the disk to read more from connections. */
+  /** So many bytes wait for the disk that connections must not be read. */
   readonly isBehind: boolean
   /** Calls `ready` once the disk is no longer behind. */
   whenNotBehind(ready: () => void): void
@@ -31,17 +31,17 @@ export class Reading {
     this.#inFlightBytesMax = inFlightBytesMax
   }
 
-  /** A batch was accepted. `inFlightBytes`: bytes of batches that are unanswered now. */
+  /** A batch was accepted. `inFlightBytes`: total size of the batches that are unanswered now. */
   accepted(inFlightBytes: number): void {
     if (inFlightBytes > this.#inFlightBytesMax || this.#disk.isBehind) this.#pause()
   }
 
-  /** Answers were sent. `inFlightBytes`: bytes of batches that are unanswered now. */
+  /** Answers were sent. `inFlightBytes`: total size of the batches that are unanswered now. */
   answered(inFlightBytes: number): void {
     if (this.isPaused && inFlightBytes <= this.#inFlightBytesMax / 2) this.#resume()
   }
 
-  /** A command has written facts: pauses while the disk is behind. */
+  /** A command has written facts: pauses reading while the disk is behind. */
   waitForDisk(): void {
     if (!this.#disk.isBehind) return
     this.#pause()

@@ -1,10 +1,10 @@
 /**
- * Requests with one answer, and the broker call for each. A handler takes a decoded body and returns a plain object. The
- * caller decodes the body and encodes the answer (frames: session.ts and answers.ts). An opcode of a client that is
- * neither here nor in frames.ts does not compile.
+ * Requests with one answer, and the broker call for each. A handler takes a decoded body and returns a plain object.
+ * The caller decodes the body and encodes the answer (frames: session.ts and answers.ts). If an opcode of a client is
+ * neither here nor in frames.ts, the code does not compile.
  *
- * Invariant: when a request that changes nothing fails, only that request ends, whatever its handler or the encoding of
- * its answer threw. `handle` and `handleLong` ensure this, and are the only way to call a handler.
+ * Invariant: when a request that changes nothing fails, only that request ends, whatever error its handler or the
+ * encoding of its answer threw. `handle` and `handleLong` ensure this, and handlers are called only through them.
  */
 import {
   SluiceError,
@@ -26,17 +26,17 @@ import {
 import type { Broker } from '../broker/broker.js'
 import type { Caller } from '../broker/disk-requests.js'
 
-/** What a handler needs besides the body. */
+/** The values that a handler needs besides the body. */
 export interface RequestContext {
   readonly broker: Broker
   readonly caller: Caller
-  /** Largest payload of an answer. */
+  /** Maximum payload of an answer. */
   readonly payloadBytesMax: number
 }
 
 type Request = (context: RequestContext, body: Body) => object | Promise<object>
 
-/** Queues in one answer to LIST. Each can have two names of 255 bytes; 40 of them fit a control frame. */
+/** Number of queues in one answer to LIST. Each can have two names of 255 bytes; 40 of them fit in a control frame. */
 const LIST_PAGE = 40
 
 const REQUESTS = {
@@ -120,7 +120,7 @@ function changesNothing(name: RequestName, body: Body): boolean {
   return READING.has(name) || (DRY_RUNNABLE.has(name) && body['dryRun'] === true)
 }
 
-// A defect in a request that changes nothing leaves no state half changed.
+// A defect in a request that changes nothing cannot leave the state half changed, so it ends only the request.
 function readFailure(error: unknown): SluiceError {
   if (error instanceof SluiceError) return error
   const why = error instanceof Error ? error.message : String(error)

@@ -1,8 +1,9 @@
 /**
- * One connection of Sluice's protocol: its stages, its deadlines, and the parts that its frames go to (frames.ts).
- * Bytes come in, frames go out. It has no socket and no clock, so that the simulator can drive it.
+ * One connection of Sluice's protocol: its stages, its deadlines, and the parts that handle its frames (frames.ts). It
+ * receives bytes and sends frames. It has no socket and no clock, so that the simulator can drive it.
  *
- * Invariant: an error ends what its scope names, the request, the channel or the connection, and affects no other client.
+ * Invariant: an error ends only the request, the channel or the connection, as its scope says, and affects no other
+ * client.
  */
 import {
   FRAME_HEADER_BYTES,
@@ -91,7 +92,7 @@ export class Session implements Peer, Connection, Receiver {
     return this.#transport.peer
   }
 
-  /** The client's own label; '' before HELLO. */
+  /** The label that the client has chosen; '' before HELLO. */
   get label(): string {
     return this.#handshake.label
   }
@@ -129,12 +130,12 @@ export class Session implements Peer, Connection, Receiver {
     this.#transport.end()
   }
 
-  /** Answers HELLO with this error when it arrives: the connection is over the limit. */
+  /** Refuses a connection beyond the limit: HELLO is answered with this error when it arrives. */
   refuse(error: SluiceError): void {
     this.#handshake.refuse(error)
   }
 
-  /** Checks deadlines. `stallMs` is the delay of this call; it does not count against the client. */
+  /** Checks deadlines. `stallMs` is the delay of this call, which does not count against the client. */
   tick(nowMs: number, stallMs: number): void {
     if (this.#stage === 'closed') return
     if (this.#stage === 'handshake') {
@@ -142,14 +143,14 @@ export class Session implements Peer, Connection, Receiver {
       if (late !== undefined) this.fail(late)
       return
     }
-    // While reading is paused for the disk, nothing can be heard from the client.
+    // While reading is paused for the disk, nothing can be received from the client.
     if (this.#reading.isPaused) this.#liveness.received(nowMs)
     const late = this.#liveness.overdue(nowMs, stallMs) ?? this.#unread.overdue(nowMs, stallMs)
     if (late === undefined) this.#liveness.beat(nowMs)
     else this.fail(late)
   }
 
-  /** The broker stops: sends GOODBYE and delivers nothing more; frames of the client are still handled. */
+  /** The broker is stopping: sends GOODBYE and delivers nothing more; frames of the client are still handled. */
   goodbye(text: string): void {
     if (this.#stage !== 'open') {
       this.end()
@@ -184,7 +185,7 @@ export class Session implements Peer, Connection, Receiver {
     this.#transport.end()
   }
 
-  /** Recounts what is queued and compares. @throws Error naming what differs */
+  /** Recounts what is queued and compares the result with the counters. @throws Error naming what differs */
   invariants(): void {
     this.#outboxes.invariants()
     this.#unread.invariants()
@@ -287,7 +288,8 @@ export class Session implements Peer, Connection, Receiver {
     this.#reading.waitForDisk()
   }
 
-  // A request that reads from disk takes several turns; then its answer waits for the gate like any other.
+  // A request that reads from disk takes several turns. After that, its answer waits for the gate like any other
+  // answer.
   #startLongRequest(): void {
     if (!this.#unread.isOverSoft) this.#longRequests.next()
   }

@@ -4,21 +4,27 @@ import { LIMITS } from '@sluice/protocol'
 export interface SessionSettings {
   readonly serverVersion: string
   readonly frameBytesMax: number
-  /** Upper bound; a client can ask for a shorter interval. */
+  /** Maximum heartbeat interval; a client can request a shorter one. */
   readonly heartbeatMs: number
   readonly handshakeMs: number
   readonly inFlightBatches: number
   readonly inFlightBytes: number
-  /** Above this number of unread bytes a connection gets no deliveries. */
+  /** A connection with more unread bytes than this gets no deliveries. */
   readonly outboundBytesSoft: number
-  /** A connection is closed this far above the soft bound, or after `stalledMs` above it without reading. */
+  /**
+   * A connection is closed when its unread bytes exceed the soft bound by more than this, or when they have exceeded
+   * the soft bound for `stalledMs` and the client has read nothing.
+   */
   readonly outboundBytesHard: number
   readonly stalledMs: number
   readonly subscriptionsMax: number
   readonly outbound: Outbound
 }
 
-/** Unread bytes of all connections. Above `bytesMax`, each gets its next delivery when it has read the previous one. */
+/**
+ * Unread bytes of all connections. While they exceed `bytesMax`, each connection gets its next delivery when it has
+ * read the previous one.
+ */
 export interface Outbound {
   bytes: number
   readonly bytesMax: number

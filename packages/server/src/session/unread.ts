@@ -1,24 +1,27 @@
 /**
  * The bytes that a client has not read, and their limits. Above the soft bound the connection is congested and gets no
- * deliveries; it is closed if the client then reads nothing for too long, or above the hard bound. Called by the session
- * for each delivery, at the end of each turn, when the transport has sent bytes, and by its tick.
+ * deliveries; it is closed above the hard bound, or if the client reads nothing for too long while it is congested.
+ * Called by the session for each delivery, at the end of each turn, when the transport has sent bytes, and at each
+ * tick.
  *
- * Invariant: `outbound.bytes` contains `#countedBytes` of this connection until `clear`.
+ * Invariant: `outbound.bytes` includes the `#countedBytes` of this connection until `clear`.
  */
 import { MESSAGE_OVERHEAD_BYTES, SluiceError, durationText } from '@sluice/protocol'
 import type { Outboxes } from './outboxes.js'
 import type { SessionSettings } from './settings.js'
 
 export class Unread {
-  /** Above the soft bound: deliveries wait. */
+  /** Whether deliveries wait, because the unread bytes have exceeded the soft bound. */
   isCongested = false
   readonly #outboxes: Outboxes
   readonly #settings: SessionSettings
   /** The bytes of this connection that are counted in `outbound`. */
   #countedBytes = 0
-  /** Largest message or answer so far. It can exceed the bounds, and also the message limit if that was lowered. */
+  /**
+   * Largest message or answer so far. It can exceed the bounds, and also the message limit if that limit was lowered.
+   */
   #largestBytes = 0
-  /** Time since which the connection is congested and nothing was read, ms; 0: it is not congested. */
+  /** Time since which the connection is congested and nothing was read, in ms; 0 if it is not congested. */
   #stalledSinceMs = 0
 
   constructor(outboxes: Outboxes, settings: SessionSettings) {
@@ -60,7 +63,7 @@ export class Unread {
     this.#countedBytes = bytes
   }
 
-  /** The client has read something. Returns true when deliveries that waited can go on. */
+  /** The client has read something. Returns true when deliveries that waited can continue. */
   hasRead(nowMs: number): boolean {
     if (!this.isCongested) return false
     this.#stalledSinceMs = nowMs
@@ -82,7 +85,7 @@ export class Unread {
 
   /** Returns SLOW_CONSUMER when nothing was read for too long. `stallMs`: see `Session.tick`. */
   overdue(nowMs: number, stallMs: number): SluiceError | undefined {
-    // A client whose unread bytes use up the shared bound has to read them even if there is nothing to deliver.
+    // A client whose unread bytes exceed the bound must read them even if there is nothing to deliver.
     if (this.#countedBytes > this.#softBytes) this.#congest(nowMs)
     // Bytes that wait for the disk cannot be read yet.
     if (this.#outboxes.unreadBytes === 0) this.#stalledSinceMs &&= nowMs

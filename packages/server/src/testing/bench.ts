@@ -41,7 +41,7 @@ export const Q = queueName('q')
 
 export type Message = RecordOptions & { readonly bodyBytes?: number }
 
-/** The bytes of a batch, which a test can send more than once. */
+/** Returns the bytes of a batch, which a test can send more than once. */
 export function batchOf(messages: readonly Message[], number: number, follows = 0): Uint8Array {
   const size = ({ bodyBytes = 50 }: Message): number => bodyBytes
   const length = messages.reduce(
@@ -144,13 +144,13 @@ export class Worker implements Consumer {
     this.got.length = 0
   }
 
-  /** Its connection is lost. */
+  /** Simulates the loss of the worker's connection. */
   die(): void {
     this.#bench.broker.turn.begin()
     this.#bench.broker.leases.disconnect([this.subscription])
   }
 
-  /** Its subscription ends, and no message is charged an attempt. */
+  /** Ends the worker's subscription; no message is charged an attempt. */
   leave(): void {
     this.#bench.broker.turn.begin()
     this.#bench.broker.leases.unsubscribe(this.subscription, 'normal')
@@ -165,14 +165,14 @@ export interface BenchOptions {
   readonly checkpointBytes?: number
   readonly queuesMax?: number
   readonly replayWindowOffsets?: number
-  /** Before each entry, keeps the log as the next process would find it. */
+  /** Whether the log is kept before each entry, as the next process would find it. */
   readonly keepsSnapshots?: boolean
-  /** Of the disk: segments that fit, and bytes that are reserved for facts that must not be refused. */
+  /** Number of segments that fit on the disk, and bytes that are reserved for facts that must not be refused. */
   readonly segmentsMax?: number
   readonly reserveBytes?: number
 }
 
-/** The default producer. */
+/** Identity of the default producer. */
 const IDENTITY = '00'.repeat(16)
 
 export class Bench {
@@ -181,7 +181,7 @@ export class Bench {
   broker!: Broker
   /** The log before each entry so far; see `keepsSnapshots`. */
   readonly snapshots: MemoryLog[] = []
-  /** Number of the last batch. */
+  /** Number of the last batch of the default producer. */
   number = 0
   readonly #more: Partial<BrokerOptions>
   readonly #producers = new Map<string, Producer>()
@@ -226,7 +226,7 @@ export class Bench {
 
   /** Ends turns until none is due. */
   async settle(): Promise<void> {
-    // All continuations of a turn run before the next one, however many there are.
+    // All continuations of a turn run before the next turn, however many there are.
     do await new Promise(setImmediate)
     while (this.endTurns() > 0)
   }
@@ -316,7 +316,7 @@ export class Bench {
     return worker
   }
 
-  /** Offsets in the order of delivery; the messages are released again. */
+  /** Returns the offsets in the order of delivery; the messages are released again. */
   async order(name: QueueName = Q): Promise<number[]> {
     const worker = this.consume(60_000, { name })
     await this.settle()
@@ -369,7 +369,7 @@ export class Bench {
     return found
   }
 
-  /** Writes about this many bytes to the log, as another producer to another queue, and purges them. */
+  /** Publishes about this many bytes to another queue, as another producer, and purges them. */
   async fill(bytes: number): Promise<void> {
     const other = queueName('fill')
     this.ensure({}, other)
@@ -387,7 +387,7 @@ export class Bench {
   #filled = 1
 }
 
-/** Whether the promise is settled before the event loop has gone round once. */
+/** Whether the promise is settled within one turn of the event loop. */
 export function isSettledSoon(promise: Promise<unknown>): Promise<boolean> {
   const settled = (): boolean => true
   return Promise.race([

@@ -17,7 +17,8 @@ export function frame(opcode: number, payload: Uint8Array = new Uint8Array(0), c
 }
 
 /**
- * The preface, HELLO and AUTH of a client that accepts frames of `frameBytesMax` bytes. `label` need not be UTF-8.
+ * The preface, HELLO and AUTH of a client that accepts frames of `frameBytesMax` bytes. `label` need not be valid
+ * UTF-8.
  */
 export function greeting(
   frameBytesMax: number = SESSION_DEFAULTS.frameBytesMax,

@@ -2,7 +2,7 @@
 import type { FrameDecoder } from '@sluice/protocol'
 import type { Transport } from '../net/peer.js'
 
-/** The client decodes the bytes with `decoder` before `write` returns. */
+/** Returns a transport whose client decodes the bytes with `decoder` before `write` returns. */
 export function readingTransport(decoder: FrameDecoder): Transport {
   return {
     peer: '',
