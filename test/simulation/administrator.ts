@@ -22,10 +22,10 @@ interface Asked {
 
 export class Administrator extends Client {
   readonly #waiting = new Map<number, Asked>()
-  /** Queues that it knows to exist, and to be running. */
+  /** Queues that the administrator believes to exist, and of these the ones that it believes to be running. */
   readonly #made = new Set<string>()
   readonly #running = new Set<string>()
-  /** Offsets and consumers that existed when it last looked, by queue. */
+  /** The next offset of each queue, and all consumers, at the last look. */
   readonly #published = new Map<string, number>()
   #consumers: readonly ConsumerInfo[] = []
   #knowsAll = false
@@ -44,7 +44,7 @@ export class Administrator extends Client {
     const { chance, queueNames, isHealing } = this.around
     if (isHealing) {
       if (this.#waiting.size > 0) return
-      // A late frame can have paused one since.
+      // A late frame can have paused a queue in the meantime.
       if (!this.#knowsAll || chance.hit(0.02)) {
         this.#knowsAll = true
         this.#ask(OP.LIST, {})
@@ -123,7 +123,7 @@ export class Administrator extends Client {
     return chance.hit(0.6) ? { offset: this.#someOffset(name) } : { id: idFor(chance) }
   }
 
-  // Mostly one of the newest.
+  // Chooses one of the newest offsets in most cases.
   #someOffset(name: string): number {
     const next = this.#published.get(name) ?? 0
     return Math.max(0, next - this.around.chance.skewed(60))

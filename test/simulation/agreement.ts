@@ -7,8 +7,8 @@ import type { ModelQueue, ModelState } from './state.js'
 import { Violation } from './trace.js'
 
 /**
- * 6: each message is in one state, and the broker's counters agree: as of now, even where the broker has not noticed
- * the time.
+ * Invariant 6: each message is in exactly one state, and the broker's counters agree with the model at `nowMs`, even if
+ * the broker has not yet noticed that time has passed.
  */
 export function compareCounts(queue: ModelQueue, info: QueueInfo, nowMs: number): void {
   const states = { ready: 0, scheduled: 0, leased: 0, dead: 0 }
@@ -40,7 +40,7 @@ export function compareCounts(queue: ModelQueue, info: QueueInfo, nowMs: number)
     throw new Violation(6, `the ${queue.next} messages of ${queue.name} are not all accounted for`)
 }
 
-/** 8, 17: once everything is durable, the log holds the same state. */
+/** Invariants 8 and 17: once everything is durable, the log has the same state as the model. */
 export function compareWithLog({ queues }: ModelState, state: LedgerState): void {
   if (state.queues.size !== queues.size)
     throw new Violation(17, `the log has ${state.queues.size} queues; the model has ${queues.size}`)
@@ -81,7 +81,7 @@ export function compareWithLog({ queues }: ModelState, state: LedgerState): void
   }
 }
 
-/** Counters of messages that stay in their queue. */
+/** Counters of messages that remain in their queue. */
 const STAYING: ReadonlySet<string> = new Set(['redriven', 'released', 'redelivered'])
 
 export function goneOtherwise({
@@ -96,7 +96,7 @@ export function goneOtherwise({
   return gone
 }
 
-// `released` and `redelivered` reach the log later.
+// `released` and `redelivered` are written to the log later, so they are not compared.
 function queueFields({ next, live, counts, carried, paused, options }: ModelQueue | LedgerQueue): object {
   const exact = { ...counts, released: 0, redelivered: 0 }
   return { next, live: live.size, counts: exact, carried, paused, options }

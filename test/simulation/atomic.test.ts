@@ -1,8 +1,8 @@
 /**
  * The crash matrix of atomic steps: 500 steps, each of which acknowledges an input and publishes its outputs to one or
- * two queues, on a broker that loses its power at every write to the log and at every sector of each. The client comes
- * back, sends every unanswered step again, and repeats refused ones as new steps. No input may be acknowledged without
- * its outputs, and no output published without the ack, or twice.
+ * two queues. The broker loses its power at every write to the log, and within the write at every sector. After each
+ * loss the client reconnects, sends every unanswered step again, and repeats refused steps as new ones. No input may
+ * be acknowledged without its outputs, and no output may be published without the ack, or twice.
  */
 import {
   SluiceError,
@@ -26,7 +26,7 @@ import { SECTOR_BYTES, SimulatedDisk } from './disk.js'
 const STEPS = runs(500, 1_300)
 const SEGMENT_BYTES = 96 * 1024
 const CHECKPOINT_BYTES = 48 * 1024
-/** One image in this many is drained to its last message. */
+/** One disk image in this many is drained to its last message. */
 const DRAINED_EVERY = 40
 const IN = queueName('in')
 const OUT = [queueName('out-a'), queueName('out-b')] as const
@@ -34,19 +34,19 @@ const IDENTITY = 'cd'.repeat(16)
 const FEEDER = 'ab'.repeat(16)
 const START_MS = 1_700_000_000_000
 
-/** The outputs of an input. */
+/** Indexes of the output queues that receive an output for this input. */
 function outputsOf(input: number): readonly (0 | 1)[] {
   return ([[0], [1], [0, 1]] as const)[input % 3]!
 }
 
-/** How many outputs of a queue the first `inputs` inputs have. */
+/** Number of outputs in queue `out` of the first `inputs` inputs. */
 function outputsBefore(inputs: number, out: 0 | 1): number {
   let count = 0
   for (let input = 0; input < inputs; input++) if (outputsOf(input).includes(out)) count++
   return count
 }
 
-/** A write to the log that is about to happen, and the disk before it. */
+/** A write to the log that is about to happen, and a copy of the disk before it. */
 interface Caught {
   readonly before: SimulatedDisk
   readonly name: string
@@ -54,7 +54,7 @@ interface Caught {
   readonly bytes: Uint8Array
 }
 
-/** Passes everything on, and records the writes to the log. */
+/** A disk that passes on every operation and reports the writes to the log. */
 function watched(disk: SimulatedDisk, caught: (write: Caught) => void): Disk {
   return {
     list: () => disk.list(),
@@ -88,14 +88,14 @@ interface Held {
   readonly tag: number
 }
 
-/** A step that its client keeps until it is answered. */
+/** A step that its client keeps until the broker answers. */
 interface Sent {
   readonly input: number
   readonly number: number
   readonly payload: Uint8Array
 }
 
-/** A broker on a disk that does everything at once, with one client. */
+/** A broker with one client on a disk whose operations complete at once. */
 class Bench {
   broker!: Broker
   readonly held: Held[] = []
@@ -123,7 +123,7 @@ class Bench {
     return this
   }
 
-  /** Runs turns until nothing more happens. */
+  /** Runs turns until no turn is left. */
   async rest(): Promise<void> {
     for (let quiet = 0; quiet < 40; quiet++) {
       for (let turn = this.#turns.shift(); turn !== undefined; turn = this.#turns.shift()) {
@@ -152,7 +152,7 @@ class Bench {
     }
   }
 
-  /** Receives the deliveries of a queue; `each` gets every record. */
+  /** Subscribes to the queue; `each` receives every delivered record. */
   consume(name: typeof IN, messages: number, each: (held: Held, record: Uint8Array) => void): Subscription {
     const consumer: Consumer = {
       label: '',
@@ -170,7 +170,7 @@ class Bench {
     return this.broker.leases.subscribe({ queue: name, messages, bytes: 0xffff_ffff }, 1, consumer)
   }
 
-  /** Sends a step; `unanswered` steps before it have no answer yet. @throws SluiceError */
+  /** Sends a step. `unanswered` is the number of earlier steps without an answer. @throws SluiceError */
   send({ number, payload }: Sent, held: Held | undefined, unanswered: number): readonly Placed[] {
     const { crc, acks, batches } = decodeAtomic(payload, 0, payload.length)
     const step: AtomicStep = {
@@ -208,7 +208,7 @@ test(
     let caught: Caught[] = []
     const bench = await new Bench().open(watched(disk, (write) => caught.push(write)))
     bench.broker.catalog.ensure({ name: IN, options: {}, update: false })
-    // The time to live adds a fact before each batch of one queue.
+    // The time to live adds a fact before each batch for this queue.
     bench.broker.catalog.ensure({ name: OUT[0], options: { ttlMs: 3_600_000 }, update: false })
     bench.broker.catalog.ensure({ name: OUT[1], options: {}, update: false })
     await bench.feed(STEPS)
@@ -216,7 +216,7 @@ test(
     await bench.rest()
     caught = []
 
-    /** One image: the first `sectors` of a write are on the disk. */
+    /** Checks one image, in which only the first `sectors` sectors of the write are on the disk. */
     const look = async (
       write: Caught,
       sectors: number,
@@ -230,7 +230,7 @@ test(
       image.damage(write.name, write.position, write.bytes.subarray(0, sectors * SECTOR_BYTES))
       const after = await new Bench().open(image)
       const acked = after.info(IN).acked
-      // An answered step is durable; an unanswered one is whole or absent.
+      // An answered step is durable; an unanswered step has all of its effects or none.
       if (acked < done || acked > done + sent.length) wrong.lost++
       for (const out of [0, 1] as const) {
         const { published } = after.info(OUT[out])
@@ -238,7 +238,7 @@ test(
         if (published < must) wrong.ackedOnly++
         if (published > must) wrong.publishedOnly++
       }
-      // The client is back, with all its unanswered steps.
+      // The client reconnects and sends all its unanswered steps again.
       const last = sent.at(-1)!
       let number = last.number
       const refused = new Map<number, Sent>()
@@ -279,7 +279,7 @@ test(
       if (looked.images % DRAINED_EVERY === 0) await drain(after, total)
     }
 
-    /** Every output exists once. */
+    /** Checks that every output exists exactly once. */
     const drain = async (after: Bench, total: number): Promise<void> => {
       looked.drained++
       for (const out of [0, 1] as const) {
@@ -299,7 +299,7 @@ test(
 
     let number = 0
     for (let done = 0; done < STEPS;) {
-      // Steps of one turn share an entry, those of different turns do not.
+      // Steps of one turn are in one entry, steps of different turns in different entries.
       const count = Math.min(chance.int(1, 3), bench.held.length, STEPS - done)
       const sent = bench.held.splice(0, count).map((held, unanswered) => {
         const one = stepFor(held, ++number)

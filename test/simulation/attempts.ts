@@ -1,6 +1,6 @@
 /**
- * Every batch that a producer ever tried to publish, byte for byte: the record of what each message was meant to be. A
- * record's payload begins with its name, so that a delivery can be traced back to its producer.
+ * Every batch that a producer ever tried to publish, byte for byte. This is the record of what each message should be.
+ * The payload of each record starts with the message's name, so that a delivery can be traced back to its producer.
  */
 import {
   BATCH_ATTRIBUTE,
@@ -35,15 +35,15 @@ export interface Attempt {
   readonly queue: string
   readonly batch: Uint8Array
   readonly records: readonly Uint8Array[]
-  /** Of each message; unique in a run. */
+  /** The name of each message, unique in a run. */
   readonly names: readonly string[]
   /** Options of each message. */
   readonly options: readonly (RecordOptions | undefined)[]
-  /** How far below its number the batch is that it follows; 0: it follows none. */
+  /** How far below its own number the number of the batch is that this one follows; 0: it follows none. */
   readonly follows: number
-  /** Independent messages: if they are refused together, each is sent again in its own batch. */
+  /** The messages are independent: if they are refused together, each is sent again in its own batch. */
   readonly isSplit: boolean
-  /** The refusals that it deserves; undefined: it must be accepted. */
+  /** Refusals that are allowed for this batch; undefined: it must be accepted. */
   readonly expects: readonly ErrorCode[] | undefined
 }
 
@@ -55,7 +55,7 @@ export interface RecordDraft {
 
 const encoder = new TextEncoder()
 
-/** A batch as a client seals it. */
+/** A batch, sealed as a client seals it. */
 export function buildBatch(
   number: number,
   drafts: readonly RecordDraft[],
@@ -94,7 +94,7 @@ export function packBatch(
   return batch
 }
 
-/** The name of a message in a queue, for clients: its own name, and whether it was copied from another queue. */
+/** The name of a message in a queue, as clients see it: its own name, and for a copy also the queue and the bytes. */
 export function messageName(queue: string, record: Uint8Array): string {
   const isCopy = contentOf(record).headers.some(([name]) => name === 'sluice-origin-queue')
   return isCopy ? `${nameOf(record)} in ${queue} as ${crc32(record)}` : nameOf(record)
@@ -120,7 +120,7 @@ export function splitRecords(bytes: Uint8Array, start: number, end: number): Uin
   return records
 }
 
-/** The messages of a DELIVER frame: consecutive, or each with its own offset and time in front. */
+/** The messages of a DELIVER frame, which are either consecutive or each preceded by an offset and a time. */
 export function deliveredIn(
   bytes: Uint8Array,
   start: number,
@@ -153,7 +153,7 @@ export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
 
 const SEQUENCE_STEP = 100_000
 
-/** Adds the attempt to the history; `from` messages of its number precede these. */
+/** Adds the attempt to the history. `from` is the number of messages in earlier attempts with the same number. */
 export function remember(attempt: Attempt, producer: string, history: HistoryEvent[], from = 0): void {
   const { queue, names, records, options, number } = attempt
   for (const [index, message] of names.entries()) {
@@ -186,10 +186,10 @@ export function accepted(
 export class Attempts {
   readonly #byNumber = new Map<string, Attempt[]>()
   readonly #byName = new Map<string, { readonly attempt: Attempt; readonly index: number }>()
-  /** Records that were copied from another queue, by queue and name. */
+  /** Records that were copied from another queue, by queue and message name. */
   readonly #copies = new Map<string, Uint8Array[]>()
 
-  /** `isAgain`: its messages were in an earlier attempt that was refused. */
+  /** `isAgain`: the messages were already in an earlier attempt, which was refused. */
   add(attempt: Attempt, isAgain = false): void {
     const key = `${attempt.identity}:${attempt.number}`
     const same = this.#byNumber.get(key)
@@ -212,13 +212,13 @@ export class Attempts {
     return found
   }
 
-  /** The broker copies a message from another queue into this one, as this record. */
+  /** Notes that the broker copies a message from another queue into this one, as this record. */
   addCopy(queue: string, record: Uint8Array): void {
     const key = `${queue}:${nameOf(record)}`
     this.#copies.set(key, [...(this.#copies.get(key) ?? []), record])
   }
 
-  /** Whether the record was attempted on that queue, or copied to it from another one, byte for byte. */
+  /** Returns whether this record, byte for byte, was sent to that queue or copied to it from another queue. */
   knows(queue: string, record: Uint8Array): boolean {
     const found = this.#byName.get(nameOf(record))
     if (found?.attempt.queue === queue && sameBytes(found.attempt.records[found.index]!, record)) return true

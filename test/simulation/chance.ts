@@ -5,16 +5,16 @@ export class Chance {
   readonly random: Random
 
   constructor(seed: number) {
-    // Neighbouring seeds must not start with similar draws.
+    // Adjacent seeds must not start with similar draws.
     this.random = randomFrom(Math.imul(seed, 0x9e37_79b1) ^ 0x51_01_ce)
   }
 
-  /** A whole number from `min` to `max`, both included. */
+  /** A whole number from `min` to `max`, inclusive. */
   int(min: number, max: number): number {
     return min + Math.floor(this.random() * (max - min + 1))
   }
 
-  /** Mostly small, up to `max`: each doubling is as likely as the one before. */
+  /** A number up to `max` that is small in most cases: each doubling of the range is equally likely. */
   skewed(max: number): number {
     return Math.floor(2 ** (this.random() * Math.log2(max + 1))) - 1
   }

@@ -1,6 +1,6 @@
 /**
- * The options of a run's queues and messages. Some options of a queue stay the same while it has its name, so that
- * their effects can be predicted exactly; the others change now and then.
+ * The options of a run's queues and messages. Some options of a queue are fixed for each queue name, so that their
+ * effects can be predicted exactly; the others change from time to time.
  */
 import type { QueueOptions, RecordOptions } from '@sluice/protocol'
 import type { Chance } from './chance.js'
@@ -16,11 +16,11 @@ export interface Character {
   readonly mortal: number
   /** Possible dead-letter queues. */
   readonly deadLetters: readonly string[]
-  /** Its messages have no options; only retries happen. */
+  /** The messages of the queue have no options; only retries happen. */
   readonly isPlain: boolean
 }
 
-/** `isPlain`: as simple as a queue can be. */
+/** Draws the options of a queue; `isPlain`: without any special option. */
 export function characterOf(
   name: string,
   behind: readonly string[],
@@ -59,13 +59,13 @@ export function characterOf(
   }
 }
 
-/** Options of one ENSURE of the queue. */
+/** Draws the options of one ENSURE of the queue. */
 export function optionsFor(
   { fixed, deadLetters, isPlain }: Character,
   chance: Chance,
 ): Partial<QueueOptions> {
   const options: { -readonly [Name in keyof QueueOptions]?: QueueOptions[Name] } = { ...fixed }
-  // An id that a shorter window has forgotten is not known again in a longer one.
+  // The window can change: an id that a shorter window has forgotten stays forgotten under a longer one.
   if (!isPlain && fixed.unique !== 'pending' && chance.hit(0.3))
     options.dedupWindowMs = chance.pick([0, 500, 3_000, 600_000])
   if (chance.hit(0.4)) return options
@@ -90,7 +90,7 @@ export function optionsFor(
   return options
 }
 
-/** Options of one message; `nowMs` is the time by the broker's clock. */
+/** Draws the options of one message; `nowMs` is the time of the broker's clock. */
 export function recordOptionsFor(
   character: Character,
   chance: Chance,
@@ -115,12 +115,12 @@ export function recordOptionsFor(
   return options
 }
 
-/** An id that other messages may have too. */
+/** Draws an id that other messages can have too. */
 export function idFor(chance: Chance): string {
   return `i${chance.int(0, 80)}`
 }
 
-/** The lane of a message, within which order is kept: its priority and key; null if it waits for a time of its own. */
+/** The lane of a message, in which order is kept: its key or its priority; null if the message has its own due time. */
 export function laneOf(options: RecordOptions | undefined): string | null {
   if ((options?.delayMs ?? 0) > 0 || options?.atMs !== undefined) return null
   return options?.key === undefined ? `priority ${options?.priority ?? 0}` : `key ${options.key}`

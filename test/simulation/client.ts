@@ -1,6 +1,6 @@
 /**
- * A simulated client: the handshake, heartbeats, frames in and out, and reconnects. It uses the protocol package and
- * knows nothing of the broker. A subclass decides what it does with an open connection.
+ * A simulated client: the handshake, heartbeats, sending and receiving frames, and reconnects. It uses the protocol
+ * package and none of the broker's code. A subclass decides what to do with an open connection.
  */
 import {
   FrameDecoder,
@@ -26,23 +26,23 @@ import type { Character } from './characters.js'
 import type { Link, LinkEnd } from './link.js'
 import type { Conversation } from './witness.js'
 
-/** What a client uses of its world. */
+/** The parts of the world that a client uses. */
 export interface Surroundings {
   readonly chance: Chance
   readonly attempts: Attempts
   readonly history: HistoryEvent[]
   readonly queueNames: readonly string[]
   readonly nowMs: number
-  /** The broker's clock. */
+  /** The current time of the broker's clock. */
   readonly brokerMs: number
-  /** All trouble is over: the client finishes its open work. */
+  /** The world causes no more trouble, so that the client can finish its open work. */
   readonly isHealing: boolean
   readonly heartbeatMs: number
-  /** Largest payload of one message, and largest batch. */
+  /** Maximum payload of one message, and maximum size of a batch, in bytes. */
   readonly messageBytesMax: number
   readonly batchBytesMax: number
   characterOf(queue: string): Character
-  /** A new connection, or undefined while the broker is down. */
+  /** Opens a connection; undefined while the broker is down. */
   connect(client: Client): { link: Link; conversation: Conversation } | undefined
   count(what: string): void
 }
@@ -54,7 +54,7 @@ export abstract class Client implements LinkEnd {
   link: Link | undefined
   protected conversation: Conversation | undefined
   protected isOpen = false
-  /** Its machine is stopped: it neither reads nor writes until then. */
+  /** Until this time the client's machine is stopped: it neither reads nor writes. */
   stalledUntilMs = 0
   #decoder: FrameDecoder | undefined
   #reconnectMs = 0
@@ -72,7 +72,7 @@ export abstract class Client implements LinkEnd {
     return Buffer.from(this.identity).toString('hex')
   }
 
-  /** It has no open work. */
+  /** The client has no open work. */
   abstract get isDone(): boolean
   protected abstract opened(ok: HelloOk): void
   protected abstract frame(
@@ -84,7 +84,7 @@ export abstract class Client implements LinkEnd {
     end: number,
   ): void
   protected abstract lost(): void
-  /** Does one thing, if there is one to do. */
+  /** Does at most one piece of work. */
   protected abstract work(): void
 
   protected get acceptedNumber(): number {
@@ -116,7 +116,7 @@ export abstract class Client implements LinkEnd {
     if (link === this.link) this.abandon()
   }
 
-  /** Abandons the connection as it is, and reconnects later. */
+  /** Abandons the connection without closing it, and reconnects later. */
   abandon(): void {
     if (this.link !== undefined) this.link.client = undefined
     this.link = undefined
@@ -143,7 +143,7 @@ export abstract class Client implements LinkEnd {
     this.isOpen = false
   }
 
-  /** Unique on a connection. */
+  /** A new correlation, unique on this connection. */
   protected nextCorrelation(): number {
     return ++this.#correlation
   }
@@ -193,7 +193,7 @@ export abstract class Client implements LinkEnd {
     } else if (opcode === OP.ERROR && decodeFault(bytes, start, end).scope === 'connection') {
       this.around.count(`closed with ${decodeFault(bytes, start, end).code}`)
     } else if (opcode === OP.GOODBYE) {
-      // The broker is stopping. Some clients say goodbye, some stay until they are cut off.
+      // The broker is stopping. Some clients say goodbye, others stay until they are disconnected.
       if (this.around.chance.hit(0.5)) this.goodbye()
     } else if (opcode !== OP.PONG) {
       this.frame(opcode, channel, correlation, bytes, start, end)

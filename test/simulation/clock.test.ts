@@ -1,11 +1,11 @@
 /**
- * R12: a process that is stopped for hours delivers nothing early, delays nothing forever, and charges no consumer unfairly.
+ * A broker process that is stopped for hours delivers nothing early, delays nothing forever, and charges no consumer for its sleep.
  */
 import { describe, expect, test } from 'vitest'
 import { ONE_SEED, seedsFrom, TIMEOUT_MS } from '../amount.js'
 import { runWorld } from './world.js'
 
-describe('a broker whose process is stopped now and then', () => {
+describe('a broker whose process is stopped from time to time', () => {
   test(
     'delivers nothing early, and charges no consumer for its own sleep',
     { timeout: TIMEOUT_MS },
@@ -26,8 +26,8 @@ describe('a broker whose process is stopped now and then', () => {
       expect(total.get('broker stalled')).toBeGreaterThan(3 * seeds.length)
       expect(total.get('retried')).toBeGreaterThan(8 * seeds.length)
       expect(total.get('order')).toBeGreaterThan(200 * seeds.length)
-      // Rarely the schedule holds a peer's packets back for two heartbeats. The world checks each such end: while the
-      // broker was awake, the peer was silent that long.
+      // Rarely the world holds back a peer's packets for two heartbeats. The world checks each such end: the peer must have
+      // been silent for that long while the broker was awake.
       expect(total.get('session closed: HEARTBEAT_TIMEOUT') ?? 0).toBeLessThanOrEqual(
         Math.ceil(seeds.length / 10),
       )

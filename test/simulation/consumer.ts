@@ -46,7 +46,7 @@ const CLAIMS_KEPT = 60
 
 interface Held {
   readonly message: string
-  /** The claim that a reconnect would make for it. */
+  /** The claim that the consumer would make for the message after a reconnect. */
   readonly claim: Claim
 }
 
@@ -71,9 +71,9 @@ interface Reader {
   queueNumber: number
   readonly claims: readonly (Claim & Held)[]
   readonly held: Map<number, Held>
-  /** Tags that it named in STARTED. */
+  /** Tags that the consumer reported in STARTED. */
   readonly begun: Set<number>
-  /** Settled tags, to settle them again. */
+  /** Settled tags, kept so that they can be settled again. */
   readonly settled: number[]
   credit: number
   isDrained: boolean
@@ -85,14 +85,14 @@ export class Consumer extends Client {
   readonly #settles = new Map<number, { readonly reader: Reader; readonly pending: Pending[] }>()
   #channel = 0
   #boot = 0
-  /** Messages that it held on lost connections, by queue. */
+  /** Messages that the consumer held on lost connections, by queue. */
   readonly #claims = new Map<string, (Claim & Held)[]>()
   readonly #readersMax: number
   readonly #steps: Steps<StepAck>
-  /** How often it uses an atomic step, and how often it sends STARTED. */
+  /** How often the consumer uses an atomic step, and how often it sends STARTED. */
   readonly #stepping: number
   readonly #starting: number
-  /** It handles messages slowly. */
+  /** The consumer handles messages slowly. */
   readonly #isSlow: boolean
 
   get isDone(): boolean {
@@ -113,17 +113,17 @@ export class Consumer extends Client {
     this.#isSlow = chance.hit(0.3)
   }
 
-  /** It is handling a message. */
+  /** The consumer is handling a message. */
   get isHandling(): boolean {
     return [...this.#readers.values()].some(({ begun, held }) => [...begun].some((tag) => held.has(tag)))
   }
 
-  /** The lowest number that it may still send again. */
+  /** The lowest step number that the consumer may still send again. */
   get lowestUnanswered(): number {
     return this.#steps.lowestUnanswered
   }
 
-  /** The steps that it would send to a broker again. */
+  /** The steps that the consumer would send again to a new broker. */
   unanswered(): Step<unknown>[] {
     return [...this.#steps.unanswered()]
   }
@@ -190,7 +190,7 @@ export class Consumer extends Client {
     else if (reader.held.size > 0) this.#settle(reader)
   }
 
-  /** Settles everything that is left. */
+  /** Settles all messages that are left. */
   #finish(): void {
     const { queueNames } = this.around
     for (const queue of queueNames) {
@@ -216,7 +216,7 @@ export class Consumer extends Client {
   #subscribe(queue: string, messages: number, bytes: number, limit: number | undefined): void {
     const channel = ++this.#channel
     const { chance, isHealing } = this.around
-    // At times the same claims again, when other consumers may have the messages.
+    // Sometimes makes the same claims a second time, when other consumers may have the messages.
     const claims = isHealing || chance.hit(0.2) ? [] : (this.#claims.get(queue) ?? [])
     if (chance.hit(0.7)) this.#claims.delete(queue)
     this.#readers.set(channel, {
@@ -270,7 +270,7 @@ export class Consumer extends Client {
     )
   }
 
-  /** Starts to handle one message; sometimes several. */
+  /** Starts to handle one message, or sometimes several. */
   #start(reader: Reader): void {
     const { chance } = this.around
     const tags = [...reader.held.keys()]
@@ -301,7 +301,7 @@ export class Consumer extends Client {
     )
   }
 
-  /** Acknowledges some of its messages, of one or two subscriptions, and publishes their results. */
+  /** Acknowledges some messages of one or two subscriptions in an atomic step, and publishes their results. */
   #step(): void {
     const { chance, queueNames } = this.around
     const readers = [...this.#readers.values()].filter(
@@ -317,7 +317,7 @@ export class Consumer extends Client {
       firstTag,
       count: 1,
     }))
-    // Sometimes it names a message that it no longer holds.
+    // Sometimes names a message that the consumer no longer holds.
     const late = chance.hit(0.08) ? readers[0]!.settled.at(-1) : undefined
     if (late !== undefined) {
       const { channel, id: subscriptionId } = readers[0]!
@@ -327,7 +327,7 @@ export class Consumer extends Client {
     for (let i = chance.int(0, 2); i > 0; i--)
       queues.add(chance.hit(0.03) ? 'nowhere' : chance.pick(queueNames))
     const number = this.#steps.nextNumber
-    // A step can have several batches for one queue, with batches for others between them.
+    // A step can have several batches for one queue, with batches for other queues between them.
     const again = [...queues].filter(() => chance.hit(0.3))
     const batches = [...queues, ...again].map((queue, batch) => ({
       queue,
@@ -357,7 +357,7 @@ export class Consumer extends Client {
     this.send(OP.UNSUBSCRIBE, reader.channel, this.nextCorrelation(), encodeSubscriptionId(reader.id))
   }
 
-  /** Settles some of its messages in any way, in ranges where the tags allow it. */
+  /** Settles some messages with any outcome, in ranges where their tags are consecutive. */
   #settle(reader: Reader): void {
     const { chance } = this.around
     const tags = [...reader.held.keys()]
@@ -387,7 +387,7 @@ export class Consumer extends Client {
     return { firstTag, count, outcome: OUTCOME.deadLetter, reason: 'no such customer', invalid }
   }
 
-  /** Settles a tag that was settled before or never granted: this must change nothing. */
+  /** Settles a tag that was settled before or never granted, which must change nothing. */
   #settleAgain(reader: Reader): void {
     const { chance } = this.around
     const firstTag = chance.hit(0.8) ? chance.pick(reader.settled) : chance.int(0, 10_000) + 1_000_000
@@ -442,7 +442,7 @@ export class Consumer extends Client {
       case OP.ATOMIC_OK: {
         const { number, places } = decodeAtomicOk(bytes, start, end)
         const step = this.#steps.confirmed(number, places)
-        // 3: one answer for each number.
+        // Invariant 3: each number has one answer.
         if (step === undefined)
           throw new Violation(
             3,
@@ -458,7 +458,7 @@ export class Consumer extends Client {
         this.#stepRefused(bytes, start, end)
         return
       case OP.RESULT:
-        // The answer to UNSUBSCRIBE.
+        // The frame is the answer to UNSUBSCRIBE.
         for (const leaving of this.#readers.values()) {
           if (!leaving.isLeaving) continue
           this.#readers.delete(leaving.channel)
@@ -466,7 +466,7 @@ export class Consumer extends Client {
         }
         return
       case OP.ERROR:
-        // The queue does not exist or was deleted, or the subscription ended before UNSUBSCRIBE.
+        // The queue does not exist or was deleted, or the subscription ended before UNSUBSCRIBE arrived.
         if (reader !== undefined) this.#readers.delete(channel)
         else
           for (const leaving of this.#readers.values())
@@ -477,7 +477,7 @@ export class Consumer extends Client {
     }
   }
 
-  /** Nothing of the step was done: the messages that it names are still held. */
+  /** The step had no effect, so the consumer still holds the messages that it names. */
   #stepRefused(bytes: Uint8Array, start: number, end: number): void {
     const { batchNumber, fault } = decodePublishErr(bytes, start, end)
     this.around.count(`step refused with ${fault.code}`)
@@ -537,7 +537,7 @@ export class Consumer extends Client {
       throw new Violation(2, `${this.name} receives ${messages.length} records of ${count}`)
     for (const [i, { offset, record }] of messages.entries()) {
       const tag = (firstTag + i) >>> 0
-      // 7, 14: a message that is held is not delivered again.
+      // Invariants 7 and 14: a message that is held is not delivered again.
       if (reader.held.has(tag)) throw new Violation(7, `${this.name} holds tag ${tag} and receives it again`)
       const message = messageName(reader.queue, record)
       const { queueNumber, id } = reader

@@ -1,6 +1,6 @@
 /**
- * Judges what consumers receive and do: each delivery when it is made, claims, settles, deadlines, and who is charged
- * when a connection dies.
+ * Checks what consumers receive and do: each delivery when it is made, claims, settles, deadlines, and which messages
+ * are charged when a connection dies.
  */
 import type { Claim, Granted, SettleItem, TagRange } from '@sluice/protocol'
 import { activeOf, fits, hasRoom } from '../rules/credit.js'
@@ -25,22 +25,22 @@ const REJECTED = 1
 const INVALID = 4
 const SUPERSEDED_MAX = 300
 
-/** `normal`: the subscription ended in order. */
+/** `normal`: the subscription ended in an orderly way. */
 export type ModelEndReason = 'normal' | EndReason
 
 export class Consuming {
-  /** Leases of messages that other consumers have had since. */
+  /** Leases of messages that another consumer has received since. */
   readonly superseded: Claim[] = []
   readonly #state: ModelState
   readonly #outcomes: Outcomes
   readonly #byId = new Map<number, ModelSubscription>()
-  /** By message, the last lease that reached a consumer, across all lives of the broker. */
+  /** By message, the last lease that reached a consumer, across all restarts of the broker. */
   readonly #holders = new Map<string, { readonly lease: string; readonly claim: Claim }>()
   /** Leases that their consumers settled. */
   readonly #settledLeases = new Set<string>()
   /** The end reason of each connection that died. */
   readonly #endReasons = new WeakMap<ModelConsumer, ModelEndReason>()
-  /** Leases that a purge in progress has taken away. */
+  /** Leases that a purge in progress has ended. */
   #purged: Map<ModelSubscription, Set<number>> | undefined
 
   constructor(state: ModelState, outcomes: Outcomes) {
@@ -59,7 +59,7 @@ export class Consuming {
     processingTimeoutMs?: number,
   ): void {
     const queue = this.#state.named(queueName)
-    // 7: a tag of an earlier life must mean nothing in this one.
+    // Invariant 7: a tag from before a restart must mean nothing after it.
     if (this.#byId.has(id)) throw new Violation(7, `two subscriptions have the id ${id}`)
     const subscription: ModelSubscription = {
       id,
@@ -86,7 +86,7 @@ export class Consuming {
     queue.subscriptions.add(subscription)
   }
 
-  /** The subscription claimed leases, and the broker granted these. */
+  /** The subscription claimed leases, and the broker granted the ones in `granted`. */
   claimed(
     key: object,
     claims: readonly Claim[],
@@ -100,13 +100,16 @@ export class Consuming {
     this.#state.counts.claims += claims.length
     const active = activeOf(queue.subscriptions) ?? subscription
     if (queue.options.single && granted.length > 0 && subscription !== active)
-      throw new Violation('S13', `${queue.name} grants a claim to a subscription that is not active`)
+      throw new Violation(
+        'single consumer',
+        `${queue.name} grants a claim to a subscription that is not active`,
+      )
     for (const { index, tag, attempt } of granted) {
       const claim = claims[index]!
       const lease = leaseName(claim.subscriptionId, claim.tag)
       const message = queue.live.get(claim.offset)
       const what = `the claim of ${lease} on offset ${claim.offset} of ${queue.name}`
-      // 7: no consumer holds the message, and no other has had it since.
+      // Invariant 7: no consumer holds the message, and no other consumer has received it since.
       if (claim.queueNumber !== queue.id || message === undefined)
         throw new Violation(7, `${what} is granted, and the message does not exist`)
       if (message.state === 'leased' || message.state === 'dead')
@@ -118,7 +121,7 @@ export class Consuming {
         throw new Violation(7, `${what} is granted; the last lease is ${message.former?.lease}`)
       if (attempt !== message.attempts + 1)
         throw new Violation(10, `${what} is attempt ${attempt}; ${message.attempts} were charged`)
-      // 14: within the credit. After a restart a lease counts the bytes that the broker estimates, until it ends.
+      // Invariant 14: deliveries stay within the credit. After a restart a lease counts its estimated bytes until it ends.
       const bytes = countedBytes(tag)
       if (claim.boot === boot && bytes !== message.former!.bytes)
         throw new Violation(14, `${what} counts ${bytes} bytes; it counted ${message.former!.bytes} before`)
@@ -151,18 +154,18 @@ export class Consuming {
     }
   }
 
-  /** A lease has left the broker: from now on its consumer has the message, and the one before has lost it. */
+  /** A lease has left the broker: from now on its consumer has the message, and the previous holder has lost it. */
   sent(subscriptionId: number, tag: number): void {
     const { boot } = this.#state
     const subscription = this.#byId.get(subscriptionId)
     const granted = subscription?.granted.get(tag)
     if (subscription === undefined || granted === undefined) return
     const { queue } = subscription
-    // As of the delivery: the attempt can be over and charged before a frame that waits for the disk is sent.
+    // The values are those of the delivery: before a frame that waits for the disk is sent, the attempt can have ended.
     const { offset, attempt } = granted
     const key = messageKey(queue.id, offset)
     const before = this.#holders.get(key)
-    // A consumer does not claim what it settled itself.
+    // A consumer does not claim a message that it settled itself.
     if (before !== undefined && !this.#settledLeases.has(before.lease)) {
       this.superseded.push(before.claim)
       if (this.superseded.length > SUPERSEDED_MAX) this.superseded.shift()
@@ -183,7 +186,7 @@ export class Consuming {
     subscription.draining = drain
   }
 
-  /** A run is delivered now. */
+  /** The broker delivers a run of messages now. */
   dispatched(
     key: object,
     run: {
@@ -202,11 +205,11 @@ export class Consuming {
     const subscription = this.#subscription(key)
     const { queue } = subscription
     if (queue.paused)
-      throw new Violation('S9', `${queue.name} delivers offset ${run.offset} while it is paused`)
-    // S13: only the subscription that holds messages, or else the first with credit left.
+      throw new Violation('pause', `${queue.name} delivers offset ${run.offset} while it is paused`)
+    // With `single`, messages go only to the subscription that holds some, or else to the first one with credit left.
     if (queue.options.single && subscription !== activeOf(queue.subscriptions))
       throw new Violation(
-        'S13',
+        'single consumer',
         `${queue.name} delivers offset ${run.offset} to a subscription that is not active`,
       )
     const parts = splitRecords(records, 0, records.length)
@@ -217,25 +220,28 @@ export class Consuming {
       const what = `offset ${offset} of ${queue.name}`
       const message = queue.live.get(offset)
       this.#state.counts.dispatched++
-      // 2: a delivered message was published there, byte for byte.
+      // Invariant 2: a delivered message was published there, byte for byte.
       if (message === undefined) throw new Violation(2, `${what} is delivered and does not exist`)
       if (!sameBytes(message.record, parts[i]!))
         throw new Violation(2, `${what} is delivered with other bytes`)
       if (run.publishedAtMs !== message.publishedMs)
         throw new Violation(2, `${what} was published at ${message.publishedMs}, not ${run.publishedAtMs}`)
-      // 7, 11: one holder at a time, and no delivery before the due time.
+      // Invariants 7 and 11: a message has one holder at a time, and is not delivered before its due time.
       if (message.state === 'leased')
         throw new Violation(7, `${what} is delivered while another consumer holds it`)
       if (message.state === 'scheduled')
         throw new Violation(11, `${what} is delivered at ${nowMs} and is due at ${message.lineMs}`)
       if (message.state === 'dead') throw new Violation(6, `${what} is delivered and is dead`)
       if (isExpired(message, nowMs))
-        throw new Violation('S4', `${what} is delivered at ${nowMs} and expired at ${message.expiresMs}`)
+        throw new Violation(
+          'time to live',
+          `${what} is delivered at ${nowMs} and expired at ${message.expiresMs}`,
+        )
       this.#judgeOrder(queue, message, run.sinceMs, what)
-      // 10: the attempt is one more than the charged ones.
+      // Invariant 10: the attempt is one more than the charged ones.
       if (run.attempt !== message.attempts + 1)
         throw new Violation(10, `${what} is attempt ${run.attempt}; ${message.attempts} were charged`)
-      // 22: every redelivery is marked, and no first delivery is.
+      // Invariant 22: every redelivery is marked, and no first delivery is.
       if (message.mustMark && !run.redelivered)
         throw new Violation(22, `${what} is delivered again without the mark`)
       if (run.redelivered && !message.mayMark)
@@ -244,16 +250,16 @@ export class Consuming {
         this.#state.counts.repeated++
         queue.counts.redelivered++
       }
-      // O8: a suspect is the only message of its consumer.
+      // A suspect is the only message of its consumer.
       if (run.alone !== message.isSuspect || (run.alone && count > 1))
         throw new Violation(
-          'O8',
+          'suspects',
           `${what} is delivered alone: ${run.alone}, in a run of ${count}; it is a suspect: ${message.isSuspect}`,
         )
       if (subscription.holdsSuspect || (run.alone && subscription.held.size > 0))
         throw new Violation(
-          'O8',
-          `${what} is delivered beside a suspect, or is one and is delivered beside others`,
+          'suspects',
+          `${what} is delivered while its consumer holds a suspect, or is itself a suspect and its consumer holds others`,
         )
       this.#grant(subscription, message, (firstTag + i) >>> 0, parts[i]!.length, nowMs)
       if (run.alone) {
@@ -263,7 +269,7 @@ export class Consuming {
     }
   }
 
-  // 12, 13: no message is delivered before an earlier one in the line, or before its key allows it.
+  // Invariants 12 and 13: no message is delivered before an earlier one in the line, or before its key allows it.
   #judgeOrder(queue: ModelQueue, message: ModelMessage, runSinceMs: number, what: string): void {
     const sinceMs = queue.line.eligibleSince(message)
     const { priority, key } = message.content
@@ -284,7 +290,7 @@ export class Consuming {
         `${what} (priority ${priority}, since ${sinceMs}) is delivered before offset ${first.offset} (priority ${first.content.priority}, since ${queue.line.eligibleSince(first)})`,
       )
     if (runSinceMs !== -1 && runSinceMs !== sinceMs)
-      throw new Violation(12, `${what} is eligible since ${sinceMs}; the broker says ${runSinceMs}`)
+      throw new Violation(12, `${what} has been eligible since ${sinceMs}; the broker reports ${runSinceMs}`)
   }
 
   #grant(
@@ -296,7 +302,7 @@ export class Consuming {
   ): void {
     const { queue } = subscription
     const what = `offset ${message.offset} of ${queue.name}`
-    // 14: within the credit, or the only message.
+    // Invariant 14: the message is within the credit, or it is the only one.
     if (!this.#hasRoom(subscription) || !fits(subscription, loadOf(subscription), message))
       throw new Violation(14, `${what} of ${bytes} bytes exceeds ${creditText(subscription)}`)
     if (subscription.held.has(tag) || tag <= subscription.lastTag)
@@ -326,7 +332,7 @@ export class Consuming {
       for (let i = 0; i < item.count; i++) {
         const tag = (item.firstTag + i) >>> 0
         const message = subscription.held.get(tag)
-        // 7: a stale settle changes nothing and is reported; a valid one is not.
+        // Invariant 7: a stale settle changes nothing and is reported; a valid settle is not reported.
         if (message === undefined) {
           expectedStale++
           if (!staleTags.has(tag))
@@ -334,7 +340,7 @@ export class Consuming {
           continue
         }
         if (staleTags.has(tag) && !named.has(tag)) {
-          // Named twice in one frame: the first counts, the second is stale.
+          // A tag that is named twice in one frame counts the first time and is stale the second time.
           const again =
             items.flatMap(({ firstTag, count }) => ((tag - firstTag) >>> 0 < count ? [1] : [])).length > 1
           if (!again)
@@ -397,7 +403,7 @@ export class Consuming {
     endAnnouncement(subscription)
   }
 
-  /** Any of these may be handled next, and none has a deadline. */
+  /** The consumer may handle any of these messages next; none of them has a deadline yet. */
   starting(key: object, ranges: readonly TagRange[]): void {
     const subscription = this.#subscription(key)
     endAnnouncement(subscription)
@@ -434,7 +440,7 @@ export class Consuming {
     }
   }
 
-  /** The subscription is notified that it has lost these leases. */
+  /** The broker notifies the subscription that it has lost these leases. */
   lost(key: object, ranges: readonly TagRange[], nowMs: number): void {
     const subscription = this.#subscription(key)
     const { queue } = subscription
@@ -451,7 +457,7 @@ export class Consuming {
         }
         const deadlineMs = subscription.started.get(tag)
         if (deadlineMs === undefined || deadlineMs > nowMs)
-          throw new Violation('S14', `${what} is lost at ${nowMs}; its deadline is ${deadlineMs}`)
+          throw new Violation('deadline', `${what} is lost at ${nowMs}; its deadline is ${deadlineMs}`)
         this.#state.counts['timed out']++
         const isCharged = endLease(subscription, tag, message)
         this.#outcomes.retry(queue, message, undefined, nowMs, isCharged)
@@ -459,7 +465,7 @@ export class Consuming {
     }
   }
 
-  /** Call it after the broker has ended the subscription. */
+  /** Called after the broker has ended the subscription. */
   unsubscribed(key: object, endReason: ModelEndReason, isStopping: boolean, nowMs: number): void {
     const subscription = this.#subscription(key)
     const { queue, started, consumer, holdsSuspect } = subscription
@@ -473,7 +479,7 @@ export class Consuming {
       const isCharged = end === 'charged'
       const lease = leaseName(subscription.id, tag)
       if (!isStopping) message.former = { lease, bytes, deadlineMs, isCharged: isCharged || wasCharged }
-      // S15: the message that was being handled is charged, or the one that was delivered alone.
+      // The message that was being handled is charged, or else the one that was delivered alone.
       if (isCharged) {
         this.#state.counts.charged++
         this.#outcomes.retry(queue, message, undefined, nowMs, wasCharged)
@@ -488,7 +494,7 @@ export class Consuming {
     this.#state.subscriptions.delete(key)
   }
 
-  // O8: a single message that was being handled is charged; of several none is, and all are suspects.
+  // If a single message was being handled, it is charged; if there were several, none is charged and all become suspects.
   #judgeEndReason(consumer: ModelConsumer, endReason: ModelEndReason): void {
     let must = this.#endReasons.get(consumer)
     if (must === undefined) {
@@ -503,7 +509,10 @@ export class Consuming {
       this.#endReasons.set(consumer, must)
     }
     if (endReason !== must)
-      throw new Violation('O8', `the end reason of a dead connection is ${endReason}; it must be ${must}`)
+      throw new Violation(
+        'suspects',
+        `the end reason of a dead connection is ${endReason}; it must be ${must}`,
+      )
   }
 
   drained(key: object): void {
@@ -533,7 +542,7 @@ export class Consuming {
     return hasRoom(subscription, loadOf(subscription), options.single, subscriptions)
   }
 
-  /** The subscription with this id, even if it is over. */
+  /** The subscription with this id, even if it has ended. */
   subscriptionById(id: number): ModelSubscription | undefined {
     return this.#byId.get(id)
   }
@@ -541,23 +550,23 @@ export class Consuming {
   #subscription(key: object): ModelSubscription {
     const subscription = this.#state.subscriptions.get(key)
     if (subscription === undefined)
-      throw new Violation(7, 'the broker uses a subscription that does not exist or is over')
+      throw new Violation(7, 'the broker uses a subscription that does not exist or has ended')
     return subscription
   }
 
-  /** A purge begins, which notifies every holder. */
+  /** A purge starts; it notifies every holder. */
   purging(): void {
     this.#purged = new Map()
   }
 
-  /** S10: the purge of this queue is done, and every holder was notified. */
+  /** The purge of this queue is complete, and every holder must have been notified. */
   purged(queue: ModelQueue): void {
     const notified = this.#purged!
     this.#purged = undefined
     for (const subscription of queue.subscriptions) {
       if (subscription.held.size !== (notified.get(subscription)?.size ?? 0))
         throw new Violation(
-          'S10',
+          'purge',
           `subscription ${subscription.id} holds ${subscription.held.size} messages that are purged, and is notified of ${notified.get(subscription)?.size ?? 0}`,
         )
       subscription.held.clear()

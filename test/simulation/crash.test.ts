@@ -1,6 +1,7 @@
 /**
- * Crash points (R5): images of the disk at the moments at which a run uses it, each recovered by a new broker and
- * compared. By default a share of those of ten runs; in the long mode all of those of many runs.
+ * Crash points: images of the disk at the moments at which a run uses it. A new broker recovers from each image and is
+ * compared with the log. By default a share of the images of ten runs is checked; in the long mode all images
+ * of many runs.
  */
 import { expect, test } from 'vitest'
 import { IS_LONG, ONE_SEED, seedsFrom, TIMEOUT_MS } from '../amount.js'
@@ -29,11 +30,11 @@ test(
     console.log(
       `${JSON.stringify(counts)} in ${SEEDS.length} runs, ${Math.round((user + system) / 1e6)} s of processor time`,
     )
-    // A few runs, as in a part of the long mode, may miss a rare kind.
+    // With few runs, as in a part of the long mode, a rare kind of image may not occur.
     if (ONE_SEED !== undefined || IS_LONG) return
     const { images } = counts
     expect(images).toBeGreaterThan(SEEDS.length * IMAGES_PER_RUN_LEAST * SHARE)
-    // Each kind of image and of recovery has its share.
+    // Each kind of image and of recovery must be frequent enough.
     expect(counts.withUnfinished).toBeGreaterThan(images * 0.05)
     expect(counts.torn).toBeGreaterThan(images * 0.02)
     expect(counts.afterStop).toBeGreaterThan(images * 0.005)

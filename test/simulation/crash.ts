@@ -1,6 +1,6 @@
 /**
- * Crash points: when a run has used its disk, one possible image after a loss of power (or a kill) is taken, a new
- * broker recovers from it, and its state is compared with the log. The run itself is not affected.
+ * Crash points. When a run uses its disk, one possible image after a loss of power or a kill is taken. A new broker
+ * recovers from the image, and its state is compared with the log. The run itself is not affected.
  */
 import { OUTCOME, SluiceError, decodeAtomic, type QueueName } from '@sluice/protocol'
 import { Broker } from '../../packages/server/src/broker/broker.js'
@@ -17,10 +17,10 @@ import { Taps } from './taps.js'
 import { Violation } from './trace.js'
 import type { Sender, World } from './world.js'
 
-/** How much was checked. */
+/** Numbers of images and effects that were checked. */
 export interface CrashCounts {
   images: number
-  /** Images in which the entry that was being written was kept, cut, or damaged. */
+  /** Images in which the entry that was being written is complete, cut short, or damaged. */
   withUnfinished: number
   torn: number
   afterStop: number
@@ -30,15 +30,15 @@ export interface CrashCounts {
   keys: number
   ids: number
   dead: number
-  /** Images that were recovered again, after a crash behind the recovery or in the middle of it. */
+  /** Images that were recovered a second time, after a crash during the first recovery or after it. */
   again: number
   interrupted: number
-  /** Images with resent batches, and images that were drained. */
+  /** Images to which batches were sent again, and images that were drained. */
   resent: number
   steps: number
   drained: number
   drainedMessages: number
-  /** Claims of leases that other consumers have had since. */
+  /** Claims of leases whose messages other consumers have received since. */
   staleClaims: number
 }
 
@@ -64,7 +64,7 @@ export function noCrashes(): CrashCounts {
   }
 }
 
-/** Judges what a recovered broker does. */
+/** Checks the behaviour of a recovered broker. */
 interface Judge {
   readonly model: Model
   wrong: Error | undefined
@@ -94,7 +94,7 @@ const ALL = { messages: 65_535, bytes: 0xffff_ffff }
 const AGAIN_SHARE = 0.1
 const INTERRUPTED_SHARE = 0.06
 const USED_SHARE = 0.06
-/** No queue of these worlds has this many messages: more deliveries mean that some are repeated without end. */
+/** More messages than any queue of these worlds has: with more deliveries, some are repeated endlessly. */
 const DRAINED_MAX = 20_000
 
 export class CrashPoints {
@@ -102,7 +102,7 @@ export class CrashPoints {
   readonly #chance: Chance
   readonly #share: number
 
-  /** `share` of the uses of the disk are checked. */
+  /** Checks this share of the disk uses. */
   constructor(seed: number, counts: CrashCounts, share: number) {
     this.#chance = new Chance(seed ^ 0x0c4a_5e)
     this.counts = counts
@@ -139,7 +139,7 @@ export class CrashPoints {
     this.#compare(world, recovered, state, afterCrash)
     if (interrupted !== undefined) await this.#interrupt(world, interrupted)
     if (chance.hit(AGAIN_SHARE)) {
-      // 17: recovery is over and durable; recovering from that state gives the same.
+      // Invariant 17: the recovery is complete and durable; recovering from that state gives the same state.
       counts.again++
       const again = await this.#recover(world, image.crash(chance.random))
       if (again.bounds.nextLsn !== bounds.nextLsn + 1)
@@ -159,7 +159,7 @@ export class CrashPoints {
     }
   }
 
-  /** 7: no lease is granted again after another consumer has had the message. */
+  /** Invariant 7: no lease is granted again after another consumer has received the message. */
   #claimStale({ model }: World, { broker }: Recovered): void {
     broker.turn.begin()
     for (const { id, name } of model.state.queues.values()) {
@@ -169,7 +169,7 @@ export class CrashPoints {
       try {
         subscription = broker.leases.subscribe({ queue: name as QueueName, ...ALL }, 1, IDLE)
       } catch (error) {
-        // The message does not exist yet, or no longer.
+        // The message does not exist yet, or no longer exists.
         if (error instanceof SluiceError) continue
         throw error
       }
@@ -194,7 +194,7 @@ export class CrashPoints {
       this.counts[name] += compared[name]
   }
 
-  /** 17: recovery itself crashes at some point; the next one finds no less. */
+  /** Invariant 17: the recovery itself crashes at some point, and the next recovery loses nothing. */
   async #interrupt(world: World, disk: SimulatedDisk): Promise<void> {
     const chance = this.#chance
     this.counts.interrupted++
@@ -208,7 +208,7 @@ export class CrashPoints {
     const recovered = await this.#recover(world, disk.crash(chance.random))
     const last = recovered.bounds.nextLsn - 1
     const ledger = world.ledger
-    // At most the boot mark of the interrupted recovery follows.
+    // The log ends there, or with the boot mark of the interrupted recovery behind it.
     const base = reported === undefined ? Math.min(last, ledger.written.lsn) : reported.nextLsn - 1
     if (last < base || last > base + 1)
       throw new Violation(17, `recovery was interrupted behind entry ${base}; the next one finds ${last}`)
@@ -256,7 +256,7 @@ export class CrashPoints {
       checkpointBytes: 1 << 30,
       observer: taps,
     })
-    // A recovery that was interrupted never ends.
+    // The promise of an interrupted recovery never settles.
     broker.catch(() => {})
     return { broker, log, bounds, turns, taps }
   }
@@ -272,7 +272,7 @@ export class CrashPoints {
     }
   }
 
-  /** Builds the judge of what the recovered broker does from now on. */
+  /** Builds the checks of what the recovered broker does from now on. */
   #judge(world: World, { broker, taps }: Recovered, state: LedgerState, afterCrash: boolean): Judge {
     const model = new Model({
       dueMs: (queueId, offset) => {
@@ -306,7 +306,8 @@ export class CrashPoints {
   }
 
   /**
-   * 3, 9: a batch that clients would send again is answered as before, or accepted now, or refused without an effect.
+   * Invariants 3 and 9: a batch that clients would send again is answered as before, accepted now, or refused without an
+   * effect.
    */
   #resend(world: World, { broker }: Recovered, state: LedgerState): void {
     const send = (sender: Sender, work: (producer: BrokerProducer, lowest: number) => void): void => {
@@ -316,7 +317,7 @@ export class CrashPoints {
       try {
         work(producer, sender.lowestUnanswered)
       } catch (error) {
-        // The judge decides whether the refusal was deserved.
+        // The model checks whether the refusal was allowed.
         if (!(error instanceof SluiceError) || error.code === 'UNKNOWN_OUTCOME') throw error
       }
     }
@@ -340,7 +341,8 @@ export class CrashPoints {
   }
 
   /**
-   * 1, 2, 12, 13, 22: every message that is neither dead nor scheduled is delivered once, in order, whole and marked.
+   * Invariants 1, 2, 12, 13 and 22: every message that is neither dead nor scheduled is delivered once, in order, with
+   * unchanged bytes, and marked as redelivered where it must be.
    */
   async #drain({ broker, turns }: Recovered, judge: Judge): Promise<void> {
     this.counts.drained++

@@ -1,6 +1,6 @@
 /**
- * H1: every planted bug is found within a few seeds. `pnpm test` begins with the seed that is known to find it; the
- * long mode searches from the first seed.
+ * Every planted bug must be found within a few seeds. `pnpm test` starts with the seed that is known to find the bug;
+ * the long mode searches from the first seed.
  */
 import { expect, test } from 'vitest'
 import { IS_LONG, TIMEOUT_MS } from '../amount.js'
@@ -14,7 +14,7 @@ const SEEDS_MAX = 24
 /** The share of each run's crash points that is checked. */
 const SHARE = 0.05
 
-/** By name of the defect, if it is not the first seed. An outdated entry only costs time. */
+/** Seeds that find a defect, by its name, where the first seed does not. An outdated entry only costs time. */
 const KNOWN_SEEDS: Readonly<Record<string, number>> = {
   'a failed write is reported as a success': 4,
   'a settle of another consumer is not reported as stale': 2,

@@ -1,6 +1,6 @@
 /**
- * Planted bugs: each is put between the parts of a world through a seam, and each must be found. A simulation that
- * finds none of its own bugs proves nothing when it finds no others.
+ * Planted bugs: each changes a part of a world, and the simulation must find each of them. A simulation that does not
+ * find planted bugs proves nothing when it finds no others.
  */
 import { DELIVER_FLAG, FRAME_HEADER_BYTES, OP, readU32, readU64 } from '@sluice/protocol'
 import { Producer as BrokerProducer } from '../../packages/server/src/state/producers.js'
@@ -28,7 +28,7 @@ import type { SimulatedDisk } from './disk.js'
 
 // ------------------------------------------------------------------------------------------------------ the disk
 
-/** A disk with some other methods, or with other methods of its files. */
+/** A disk with some methods replaced, its own or those of its files. */
 function otherDisk(
   disk: Disk,
   change: Partial<Disk>,
@@ -61,7 +61,7 @@ const isNames = (name: string): boolean => name.endsWith('.segment')
 
 // ------------------------------------------------------------------------------------------------------- the log
 
-/** A log with some other methods. */
+/** A log with some methods replaced. */
 export function otherLog(log: Log, change: Partial<Log>): Log {
   return {
     get segmentBytes() {
@@ -82,7 +82,7 @@ export function otherLog(log: Log, change: Partial<Log>): Log {
   }
 }
 
-/** Where the log on this disk ends, without a change to it. */
+/** The end of the log on this disk; the disk is not changed. */
 async function endOf(
   disk: SimulatedDisk,
 ): Promise<{ log: FileLog; bounds: Awaited<ReturnType<FileLog['open']>>; copy: SimulatedDisk } | undefined> {
@@ -125,7 +125,7 @@ function damageAt(disk: SimulatedDisk, segmentBytes: number, position: number, b
 
 // --------------------------------------------------------------------------------------------------- the sessions
 
-/** Passes on the frames that the broker writes; `change` returns the frame that is sent instead. */
+/** Passes on the frames that the broker writes; `change` returns the frame that is sent instead of each. */
 function otherFrames(
   transport: Transport,
   change: (opcode: number, frame: Uint8Array) => Uint8Array[],
@@ -139,7 +139,7 @@ function otherFrames(
     end: () => transport.end(),
     write: (bytes, written) => {
       const parts: Uint8Array[] = []
-      // The outbox never cuts a frame; only the greeting precedes the first one.
+      // The outbox never splits a frame; only the greeting can precede the first frame.
       let at = bytes[0] === 0x53 && bytes[1] === 0x4c && bytes[2] === 0x43 && bytes[3] === 0x45 ? 8 : 0
       parts.push(bytes.subarray(0, at))
       while (at < bytes.length) {
@@ -152,12 +152,12 @@ function otherFrames(
   }
 }
 
-/** Replaces methods of a class until they are restored; `change` gets the original ones. */
+/** Replaces methods of a class until they are restored; `change` receives the original ones. */
 export function replaced<Class extends object>(
   prototype: Class,
   change: (before: Readonly<Class>) => Partial<Class>,
 ): () => void {
-  // A copy with only the current methods.
+  // An object with the current methods only.
   const before = Object.defineProperties({}, Object.getOwnPropertyDescriptors(prototype)) as Class
   const methods = change(before)
   Object.assign(prototype, methods)
@@ -218,7 +218,7 @@ export const DEFECTS: readonly Defect[] = [
       })),
   },
   {
-    name: 'the newest entry is lost at the start',
+    name: 'the newest entry is lost when the broker starts',
     beforeOpen: async (disk) => {
       const last = await lastEntry(disk)
       if (last !== undefined)
@@ -226,11 +226,11 @@ export const DEFECTS: readonly Defect[] = [
     },
   },
   {
-    name: 'bytes of an earlier life are read as the next entry',
+    name: 'bytes of an earlier run of the broker are read as the next entry',
     beforeOpen: async (disk) => {
       const last = await lastEntry(disk)
       if (last === undefined) return
-      // As if only the layout of an entry were checked: an old one fits behind the newest.
+      // Imitates a log that checks only the layout of an entry: an old entry is put behind the newest.
       const stale = last.bytes.slice()
       const { length, epoch, timeMs, batches } = readEntryHeader(stale, 0)
       const { segmentBytes } = last.log
@@ -407,7 +407,7 @@ export const DEFECTS: readonly Defect[] = [
     },
   },
   {
-    name: 'the fact of a duplicate is written behind its batch',
+    name: 'the fact of a duplicate is written after its batch',
     install: () => {
       const kept = new Map<number, FactBuffer>()
       return replaced(Writer.prototype, (before) => ({
@@ -448,7 +448,7 @@ export const DEFECTS: readonly Defect[] = [
       })),
   },
   {
-    name: 'a batch that follows a refused one is judged by itself',
+    name: 'a batch that follows a refused one is decided by itself',
     install: () => replaced(BrokerProducer.prototype, () => ({ wasRefused: () => false })),
   },
   {
@@ -456,7 +456,7 @@ export const DEFECTS: readonly Defect[] = [
     install: () => replaced(FactBuffer.prototype, () => ({ replace: () => {} })),
   },
   {
-    name: 'a replaced message stays',
+    name: 'a replaced message remains',
     install: () => replaced(Admission.prototype, () => ({ replace: () => {} })),
   },
   {

@@ -4,7 +4,7 @@ import type { Fault } from './disk.js'
 
 const IMAGES = 300
 
-/** A distinct sector for each number. */
+/** Bytes with a distinct sector for each number. */
 function sectorsOf(...numbers: number[]): Uint8Array {
   const bytes = new Uint8Array(numbers.length * SECTOR_BYTES)
   for (const [index, number] of numbers.entries()) {
@@ -13,7 +13,7 @@ function sectorsOf(...numbers: number[]): Uint8Array {
   return bytes
 }
 
-/** The numbers of the sectors, or -1 for a sector of several numbers. */
+/** The number of each sector, or -1 for a sector that contains bytes of several numbers. */
 function numbersOf(bytes: Uint8Array): number[] {
   return Array.from({ length: Math.ceil(bytes.length / SECTOR_BYTES) }, (_, index) => {
     const sector = bytes.subarray(index * SECTOR_BYTES, (index + 1) * SECTOR_BYTES)
@@ -29,7 +29,7 @@ async function fileOn(disk: SimulatedDisk, bytes: Uint8Array, durable: boolean) 
   return file
 }
 
-/** Every image of `IMAGES` power cuts, as text, and how often each came. */
+/** The images of `IMAGES` power cuts as text, with the number of times that each occurred. */
 function imagesOf(disk: SimulatedDisk, tell: (image: SimulatedDisk) => string): Map<string, number> {
   const seen = new Map<string, number>()
   for (let seed = 0; seed < IMAGES; seed++) {
@@ -53,7 +53,7 @@ describe('durability', () => {
     expect([...imagesOf(disk, sectorsIn)]).toEqual([['8 9 3', IMAGES]])
   })
 
-  test('a write that was not synced is kept in any part, sector by sector', async () => {
+  test('of a write that was not synced, any set of sectors is kept', async () => {
     const disk = new SimulatedDisk()
     const file = await fileOn(disk, sectorsOf(1, 1, 1), false)
     await file.write(0, sectorsOf(2, 2, 2))
@@ -85,7 +85,7 @@ describe('durability', () => {
     expect([...imagesOf(disk, sectorsIn).keys()]).toEqual(['2 2'])
   })
 
-  test('a sync covers the writes before its call, and no more', async () => {
+  test('a sync covers only the writes before its call', async () => {
     const disk = new SimulatedDisk({ mode: 'queued', random: randomFrom(1) })
     const file = await disk.run(disk.open('a', { create: true }))
     await disk.run(file.write(0, sectorsOf(1, 1)))
@@ -106,7 +106,7 @@ describe('durability', () => {
     for (const image of seen) expect(image).toMatch(/^1( (0|2|-1) (0|2|-1))?$/)
   })
 
-  test('an older write does not overwrite a later one that is stable', async () => {
+  test('an older write does not overwrite a later write that is stable', async () => {
     const disk = new SimulatedDisk()
     const file = await fileOn(disk, sectorsOf(1, 1), false)
     await file.write(0, sectorsOf(2, 2))
@@ -158,7 +158,7 @@ describe('names', () => {
 })
 
 describe('the end of a process', () => {
-  test('keeps the writes that landed, as unstable as they were', async () => {
+  test('keeps the writes that have landed, which remain unstable', async () => {
     const disk = new SimulatedDisk({ mode: 'queued', random: randomFrom(1) })
     const file = await disk.run(disk.open('a', { create: true }))
     await disk.run(file.write(0, sectorsOf(1, 1)))
@@ -178,7 +178,7 @@ describe('the end of a process', () => {
     expect([...cut].sort()).toEqual(['1 -1', '1 1', '1 3', '2 -1', '2 1', '2 3'])
   })
 
-  test('a clone is an equal disk, and independent', async () => {
+  test('a clone is equal to the disk and independent of it', async () => {
     const disk = new SimulatedDisk()
     const file = await fileOn(disk, sectorsOf(1, 1), false)
     await file.write(0, sectorsOf(2))
@@ -196,7 +196,7 @@ describe('faults', () => {
   const failing = (kind: string, fault: Fault) => (operation: { kind: string }) =>
     operation.kind === kind ? fault : undefined
 
-  test('after a failed write or sync a good sync changes nothing', async () => {
+  test('a successful sync does not make an earlier failed write or sync stable', async () => {
     for (const kind of ['write', 'sync']) {
       const disk = new SimulatedDisk()
       const file = await fileOn(disk, sectorsOf(1), false)
@@ -210,14 +210,14 @@ describe('faults', () => {
       await file.sync()
       expect(sectorsIn(disk)).toBe('2')
       expect([...imagesOf(disk, sectorsIn).keys()].sort()).toEqual(['1', '2'])
-      // After another write it is stable.
+      // Another write makes it stable.
       await file.write(0, sectorsOf(2))
       await file.sync()
       expect([...imagesOf(disk, sectorsIn).keys()]).toEqual(['2'])
     }
   })
 
-  test('a short write leaves its beginning, and after a lie nothing is certain', async () => {
+  test('a short write leaves its beginning; after a lie any part of the write can be lost', async () => {
     const disk = new SimulatedDisk()
     const file = await fileOn(disk, sectorsOf(1, 1), true)
     disk.fault = failing('write', { short: SECTOR_BYTES })
@@ -302,7 +302,7 @@ describe('order', () => {
     expect(compared).toBe(50)
   })
 
-  test('work that waits for no operation of the disk is an error, not a hang', async () => {
+  test('work that waits for no operation of the disk causes an error, not a hang', async () => {
     const disk = new SimulatedDisk({ mode: 'queued' })
     await expect(disk.run(new Promise(() => undefined))).rejects.toThrow('no operation is queued')
   })

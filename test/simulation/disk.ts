@@ -1,7 +1,7 @@
 /**
- * A disk in memory that can lose power. It keeps two views of every file and of the directory: what reads see, and what
- * is on stable storage; the difference is a list of writes of which a power cut keeps any part. It is deterministic:
- * the same seed and the same calls give the same images, to the byte.
+ * A disk in memory that can lose power. It keeps two views of every file and of the directory: what reads return, and
+ * what is on stable storage. The difference is a list of writes, of which a power cut keeps any part. The disk is
+ * deterministic: the same seed and the same calls give the same images, byte for byte.
  *
  * Sectors of 512 bytes are written whole or not at all. A write to a file that was opened durable is stable when it
  * resolves, others after `sync`; creations, renames and removals after `syncDirectory`.
@@ -11,7 +11,7 @@ import type { Disk, DiskFile } from '../../packages/server/src/log/log.js'
 export const SECTOR_BYTES = 512
 const PAGE_BYTES = 4096
 
-/** Uniform in [0, 1). */
+/** Returns a number in [0, 1), uniformly distributed. */
 export type Random = () => number
 
 /** A small generator for tests: 32 bits of state, the same numbers on every machine. */
@@ -31,16 +31,16 @@ export type OperationKind = (typeof KINDS)[number]
 
 export interface Operation {
   readonly kind: OperationKind
-  /** How many operations of this kind came before it on this disk. */
+  /** Number of earlier operations of this kind on this disk. */
   readonly index: number
-  /** Name of the file; the old one for a rename; empty for the directory. */
+  /** Name of the file; for a rename, the old name; for the directory, empty. */
   readonly name: string
 }
 
 /**
- * A fault of an operation. `error`: it rejects; what a failed write leaves behind is undefined, and no later sync makes
- * it stable. `short`: only this many bytes are written, then it rejects. `lie`: it resolves and nothing becomes stable.
- * `slow`: it completes after all operations that are not slow.
+ * A fault of an operation. `error`: the operation rejects; the bytes that a failed write leaves behind are undefined,
+ * and no later sync makes them stable. `short`: only this many bytes are written, then the operation rejects. `lie`: the
+ * operation resolves and nothing becomes stable. `slow`: it completes after all operations that are not slow.
  */
 export interface Fault {
   readonly error?: 'EIO' | 'ENOSPC' | 'EMFILE'
@@ -52,22 +52,22 @@ export interface Fault {
 export interface SimulatedDiskOptions {
   /** Draws the order in which queued operations complete. */
   readonly random?: Random
-  /** `direct`: an operation is done when its call returns. `queued`: it is done when `step` picks it. */
+  /** `direct`: an operation completes when it is called. `queued`: it completes when `step` draws it. */
   readonly mode?: 'direct' | 'queued'
-  /** Most bytes of all files together; default: no limit. */
+  /** Maximum total size of all files, in bytes; default: no limit. */
   readonly capacityBytes?: number
   readonly fault?: (operation: Operation) => Fault | undefined
 }
 
-/** A page never changes once it is here, so that images can share it. A hole is zeros. */
+/** A page in this list never changes, so that images can share it. A hole contains zeros. */
 type Pages = (Uint8Array | undefined)[]
 
 interface PendingWrite {
   readonly position: number
   bytes: Uint8Array
-  /** Reads see it. */
+  /** Reads return the bytes of the write. */
   landed: boolean
-  /** It rejected, or its disk lied: a sync ignores it. */
+  /** The write rejected, or the disk lied about it: a sync ignores it. */
   unreliable: boolean
   /** Sectors that became stable with a later write. */
   readonly settled: Set<number>
@@ -113,12 +113,12 @@ export class SimulatedDisk implements Disk {
 
   // ------------------------------------------------------------------------------------------------ for tests
 
-  /** Operations so far, by kind. */
+  /** Number of operations so far, by kind. */
   get counts(): Readonly<Record<OperationKind, number>> {
     return { ...this.#counts }
   }
 
-  /** Operations that wait for `step`. */
+  /** Number of operations that wait for `step`. */
   get queued(): number {
     return this.#queue.length
   }
@@ -143,21 +143,21 @@ export class SimulatedDisk implements Disk {
     return readPages(inode.cache, 0, inode.cacheBytes)
   }
 
-  /** Changes a file without an operation, stable at once: damage at rest. */
+  /** Changes bytes of a file, stable at once and without counting a disk operation: damage at rest. */
   damage(name: string, position: number, bytes: Uint8Array): void {
     const inode = this.#inode(name)
     writePages(inode.cache, position, bytes)
     writePages(inode.stable, position, bytes)
   }
 
-  /** Cuts a file to a length without an operation. */
+  /** Truncates a file to `bytes`, without counting a disk operation. */
   cut(name: string, bytes: number): void {
     const inode = this.#inode(name)
     inode.cacheBytes = Math.min(inode.cacheBytes, bytes)
     inode.stableBytes = Math.min(inode.stableBytes, bytes)
   }
 
-  /** Removes a name without an operation. */
+  /** Removes a name, without counting a disk operation. */
   lose(name: string): void {
     this.#names.delete(name)
     this.#stableNames.delete(name)
@@ -165,7 +165,7 @@ export class SimulatedDisk implements Disk {
 
   // ------------------------------------------------------------------------------------------------------- time
 
-  /** Completes one queued operation, drawn by the seed. @returns false if none was queued */
+  /** Completes one queued operation, drawn at random. @returns false if none was queued */
   step(): boolean {
     if (this.#queue.length === 0) return false
     const fast = this.#queue.filter(({ slow }) => !slow)
@@ -176,7 +176,7 @@ export class SimulatedDisk implements Disk {
     return true
   }
 
-  /** Steps until `work` is settled. @throws Error if it waits for something that is no operation of this disk */
+  /** Steps until `work` is settled. @throws Error if `work` waits for something other than an operation of this disk */
   async run<T>(work: Promise<T>): Promise<T> {
     let settled = false
     const mark = (): void => {
@@ -193,11 +193,11 @@ export class SimulatedDisk implements Disk {
 
   // ------------------------------------------------------------------------------------------------------- images
 
-  /** The disk of a machine that lost power now: one of the possible images, drawn from `random`. */
+  /** The disk of a machine that loses power now: one of the possible images, drawn from `random`. */
   crash(random: Random, options: SimulatedDiskOptions = {}): SimulatedDisk {
     const image = new SimulatedDisk(options)
     const names = new Map(this.#stableNames)
-    // Some cuts lose everything that may be lost, some nothing, and most a part.
+    // Some power cuts lose everything that can be lost, some lose nothing, and most lose a part.
     const keepName = drawShare(random)
     for (const change of this.#changes) if (random() < keepName) applyChange(names, change)
     const copies = new Map<Inode, Inode>()
@@ -214,8 +214,8 @@ export class SimulatedDisk implements Disk {
   }
 
   /**
-   * The disk after the process dies and the machine does not: everything that has landed, and any part of the
-   * operations under way. What was not stable is still not.
+   * The disk after the process dies and the machine does not: it has everything that has landed, and any part of the
+   * operations under way. What was not stable remains unstable.
    */
   kill(random: Random, options: SimulatedDiskOptions = {}): SimulatedDisk {
     return this.#copy(random, options)
@@ -325,7 +325,7 @@ export class SimulatedDisk implements Disk {
         this.#changes = this.#changes.filter((change) => change.unreliable || !covered.includes(change))
       },
       () => {
-        // As after a failed sync of a file: the next one ignores what this one did not do.
+        // As with a failed sync of a file, the next sync does not cover the changes of this one.
         for (const change of covered) change.unreliable = true
       },
     )
@@ -357,7 +357,7 @@ export class SimulatedDisk implements Disk {
     return this.#options.random?.() ?? 0
   }
 
-  /** Runs `work` now or when a step picks it, or `fail` if a fault makes it reject. */
+  /** Runs `work` now or when `step` draws the operation; runs `fail` if a fault makes the operation reject. */
   #operate<T>(
     kind: OperationKind,
     name: string,
@@ -390,7 +390,7 @@ interface FileHost {
     work: (fault: Fault | undefined) => T,
     fail?: (fault: Fault) => void,
   ): Promise<T>
-  /** Whether this many more bytes fit the disk. */
+  /** Returns whether this many more bytes fit on the disk. */
   grow(bytes: number): boolean
   closed(): void
 }
@@ -435,7 +435,7 @@ class SimulatedFile implements DiskFile {
       unreliable: false,
       settled: new Set(),
     }
-    // From the call on, any part of the write may be on the disk.
+    // From the call on, any part of the write can be on the disk.
     inode.pending.push(write)
     return this.#host.operate(
       'write',
@@ -447,7 +447,7 @@ class SimulatedFile implements DiskFile {
           throw systemError('ENOSPC', `write ${this.#name}`)
         }
         if (fault?.short !== undefined) {
-          // The rest never left the process.
+          // The other bytes never left the process.
           write.bytes = write.bytes.subarray(0, fault.short)
           write.unreliable = true
           land(inode, write)
@@ -461,7 +461,7 @@ class SimulatedFile implements DiskFile {
         }
       },
       () => {
-        // The page cache holds it and counts it as clean, whatever the disk has.
+        // The page cache holds the write and counts it as clean, whatever is on the disk.
         write.unreliable = true
         land(inode, write)
       },
@@ -473,7 +473,7 @@ class SimulatedFile implements DiskFile {
     const inode = this.#inode
     const landed = inode.pending.filter((write) => write.landed)
     const covered = landed.filter(({ unreliable }) => !unreliable)
-    // The sectors as of now: a write that lands while the sync is under way may be too late for it.
+    // The sectors are read now: a write that lands while the sync is under way can be too late for the sync.
     const sectors = covered.map((write) => ({ write, ...sectorsOf(inode, write) }))
     return this.#host.operate(
       'sync',
@@ -483,7 +483,7 @@ class SimulatedFile implements DiskFile {
         for (const { write, first, bytes } of sectors) {
           for (let at = 0; at < bytes.length; at += SECTOR_BYTES) {
             const sector = first + at / SECTOR_BYTES
-            // A durable write with newer bytes came first.
+            // A durable write with newer bytes completed first.
             if (write.settled.has(sector)) continue
             writePages(inode.stable, sector * SECTOR_BYTES, bytes.subarray(at, at + SECTOR_BYTES))
             for (const other of landed) if (other !== write) other.settled.add(sector)
@@ -517,7 +517,7 @@ function systemError(code: string, what: string): Error {
 }
 
 function applyChange(names: Map<string, Inode>, { from, to, inode }: NameChange): void {
-  // It cannot have happened without the change before it.
+  // The rename cannot have happened without the change before it.
   if (from !== undefined && names.get(from) !== inode) return
   if (from !== undefined) names.delete(from)
   if (to !== undefined) names.set(to, inode)
@@ -529,14 +529,14 @@ function land(inode: Inode, write: PendingWrite): void {
   inode.cacheBytes = Math.max(inode.cacheBytes, write.position + write.bytes.length)
 }
 
-/** The whole sectors that a write touches, as reads see them now. */
+/** The whole sectors that a write touches, with the bytes that reads return now. */
 function sectorsOf(inode: Inode, { position, bytes }: PendingWrite): { first: number; bytes: Uint8Array } {
   const first = Math.floor(position / SECTOR_BYTES)
   const end = Math.ceil((position + bytes.length) / SECTOR_BYTES)
   return { first, bytes: readPages(inode.cache, first * SECTOR_BYTES, (end - first) * SECTOR_BYTES) }
 }
 
-/** Makes the sectors of a durable write stable, with everything that has landed in them. */
+/** Makes the sectors of a durable write stable, with all bytes that have landed in them. */
 function settle(inode: Inode, write: PendingWrite): void {
   const { first, bytes } = sectorsOf(inode, write)
   writePages(inode.stable, first * SECTOR_BYTES, bytes)
@@ -547,7 +547,7 @@ function settle(inode: Inode, write: PendingWrite): void {
   }
 }
 
-/** None, all, or a random share, each in a third of the cases. */
+/** Returns 0, 1 or a random share, each with a probability of a third. */
 function drawShare(random: Random): number {
   const kind = random()
   if (kind < 1 / 3) return 0
@@ -560,7 +560,7 @@ function crashImage(inode: Inode, random: Random): Inode {
   const kept: { position: number; bytes: Uint8Array }[] = []
   for (const write of inode.pending) {
     const end = write.position + write.bytes.length
-    // The size of a file becomes stable independently, before its bytes or after them.
+    // The size of a file becomes stable independently of its bytes, before or after them.
     if (end > inode.stableBytes && random() < 0.5) bytes = Math.max(bytes, end)
     const share = drawShare(random)
     const isPrefix = random() < 0.3
@@ -578,7 +578,7 @@ function crashImage(inode: Inode, random: Random): Inode {
       })
     }
   }
-  // The bytes that a file grew by are zeros, or what the disk held there before.
+  // The bytes by which a file grew are zeros, or what the disk held there before.
   const junkFrom = random() < 0.5 ? inode.stableBytes : bytes
   for (let at = junkFrom; at < bytes; at += SECTOR_BYTES) {
     if (random() < 0.5) writePages(pages, at, junk(random, Math.min(SECTOR_BYTES, bytes - at)))
@@ -597,7 +597,7 @@ function junk(random: Random, length: number): Uint8Array {
   return bytes
 }
 
-/** With `random`: of each write under way none, all or a beginning has landed. Without it none has. */
+/** With `random`, none, all or a prefix of each write under way has landed. Without it, none has. */
 function copyInode(inode: Inode, random: Random | undefined): Inode {
   const copy: Inode = {
     cache: [...inode.cache],
@@ -639,7 +639,7 @@ function writePages(pages: Pages, position: number, bytes: Uint8Array): void {
     const count = Math.min(PAGE_BYTES - within, bytes.length - at)
     const page = pages[index]?.slice() ?? new Uint8Array(PAGE_BYTES)
     page.set(bytes.subarray(at, at + count), within)
-    // A hole in the middle of the array would make it slow.
+    // A hole in the middle of the array would make the array slow.
     while (pages.length < index) pages.push(undefined)
     pages[index] = page
     at += count

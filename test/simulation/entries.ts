@@ -1,6 +1,6 @@
 /**
- * Entries to feed a log with: a writer that keeps the chain as the broker does, with made-up batches whose bytes differ
- * from entry to entry, so that a test can tell one from another and from damage.
+ * Entries for tests of a log. The writer maintains the chain of entries as the broker does; the batches are made up, and
+ * their bytes differ from entry to entry, so that a test can distinguish entries from each other and from damage.
  */
 import { BATCH_HEADER_BYTES, BATCH_TYPE, sealBatch } from '@sluice/protocol'
 import { ENTRY_HEADER_BYTES, entryPaddedBytes, sealEntry } from '../../packages/server/src/log/entry.js'
@@ -46,13 +46,13 @@ export function makeEntry(
 export class EntryWriter {
   readonly #log: Log
   readonly #salt: number
-  /** Where the entry after the last one begins, if it fits. */
+  /** Position of the entry after the last one, if it fits. */
   next: number
   lsn: number
   previousCrc: number
   /** Entries whose `append` resolved. */
   readonly durable: MadeEntry[] = []
-  /** The entry that is being appended, or was when the append failed. */
+  /** The entry that is being appended, or whose append failed. */
   underWay: MadeEntry | undefined
 
   constructor(log: Log, bounds: LogBounds) {
@@ -82,7 +82,7 @@ export class EntryWriter {
     return entry
   }
 
-  /** The next entry follows this one, which was appended. */
+  /** Continues after this entry, which was appended by other means. */
   follow(entry: MadeEntry): void {
     this.next = entry.position + entry.bytes.length
     this.lsn = entry.lsn + 1

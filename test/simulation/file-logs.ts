@@ -1,6 +1,6 @@
 /**
- * File logs of small segments on a simulated disk, for the tests of `log`: opened with a writer that keeps the chain of
- * entries, and closed with given entries in them.
+ * File logs with small segments on a simulated disk, for the tests of `log`: a log that is opened together with an entry
+ * writer, and closed logs with given entries.
  */
 import { BATCH_HEADER_BYTES, SluiceError } from '@sluice/protocol'
 import { SimulatedDisk } from './disk.js'
@@ -50,7 +50,7 @@ export async function entriesOf(log: Log, position: number): Promise<LogEntry[]>
   return found
 }
 
-/** A closed log with one entry for each item of `entries`, which gives the record bytes of its batches. */
+/** A closed log with one entry for each item of `entries`; an item lists the record sizes of its batches. */
 export async function diskWith(
   entries: readonly (readonly number[])[],
 ): Promise<{ disk: SimulatedDisk; made: MadeEntry[] }> {
@@ -61,7 +61,7 @@ export async function diskWith(
   return { disk, made: writer.durable }
 }
 
-/** Compares without padding: a write that was cut short in the padding is whole. */
+/** Compares without padding: a write that was cut short in the padding is complete. */
 export function sameEntry(made: MadeEntry, found: LogEntry): boolean {
   const { length } = readEntryHeader(made.bytes, 0)
   return Buffer.compare(made.bytes.subarray(0, length), found.bytes.subarray(0, length)) === 0

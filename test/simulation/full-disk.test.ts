@@ -1,4 +1,4 @@
-/** The disk becomes full at every step of a short history: nothing confirmed is lost, and nothing stops forever. */
+/** The disk becomes full at every step of a short history: nothing confirmed is lost, and nothing waits forever. */
 import { expect, test } from 'vitest'
 import { Space } from '../../packages/server/src/state/space.js'
 import { SegmentPool } from '../../packages/server/src/log/segment-pool.js'
@@ -17,13 +17,13 @@ import { Violation } from './trace.js'
 
 const ENDINGS: readonly FullEnding[] = ['none', 'power', 'kill', 'close']
 
-/** Segments of the file system: the reserve is a third of the smaller ones. */
+/** Sizes of the file system in segments; of the smaller ones the reserve is a third. */
 const SEGMENTS = [14, 9, 11]
 const RUNS = IS_LONG ? STEPS * SEGMENTS.length : STEPS
 
 /**
- * Full behind each step; each with one of the endings and one of the sizes, in turn, or in the long mode with each
- * size.
+ * Runs the history once for each step after which the disk becomes full. The endings and sizes take turns; in the long
+ * mode each step runs with every size.
  */
 async function everyStep(filling: Filling, endings: readonly FullEnding[]): Promise<FullDiskReport[]> {
   const reports: FullDiskReport[] = []
@@ -33,7 +33,7 @@ async function everyStep(filling: Filling, endings: readonly FullEnding[]): Prom
       try {
         reports.push(await new FullDisk({ fillAfter, filling, ending, segments }).run())
       } catch (error) {
-        const what = `${filling}, ${ending}, ${segments} segments, full behind step ${fillAfter}`
+        const what = `${filling}, ${ending}, ${segments} segments, full after step ${fillAfter}`
         throw new Error(`${what}: ${String(error)}`, { cause: error })
       }
     }
@@ -45,20 +45,20 @@ const count = (reports: FullDiskReport[], holds: (report: FullDiskReport) => boo
   reports.filter(holds).length
 
 test.each(IS_LONG ? ENDINGS.map((ending) => [ending]) : [ENDINGS])(
-  'full of its own messages: every settle is confirmed, and each start serves',
+  'full of its own messages: every settle is confirmed, and every start succeeds',
   { timeout: TIMEOUT_MS },
   async (...endings) => {
     const reports = await everyStep('reserved', endings)
     expect(reports.length).toBe(RUNS)
     expect(count(reports, ({ waited, refusedStart }) => waited || refusedStart)).toBe(0)
     expect(count(reports, ({ refused }) => refused > 0)).toBe(RUNS)
-    // Together these take more than the whole reserve.
+    // The entries of these settles take more space than the whole reserve.
     expect(count(reports, ({ drained }) => drained * 512 > 4 * SEGMENT_BYTES)).toBeGreaterThan(RUNS / 3)
   },
 )
 
 test.each(ENDINGS)(
-  'full of other files, %s: settles wait, and go on',
+  'full of other files, %s: settles wait, and continue once there is space',
   { timeout: TIMEOUT_MS },
   async (ending) => {
     const reports = await everyStep('stuffed', [ending])
@@ -84,13 +84,13 @@ const DEFECTS: readonly Planted[] = [
       otherLog(log, { hasRoomFor: (bytes, nowMs) => log.hasRoomFor(bytes - SEGMENT_BYTES, nowMs) }),
   },
   {
-    name: 'publishes take the reserve',
+    name: 'publishes use up the reserve',
     filling: 'reserved',
     ending: 'none',
     log: (log) => otherLog(log, { hasRoomFor: (bytes) => bytes <= log.room() }),
   },
   {
-    name: 'publishes take the room for the pages of a checkpoint',
+    name: 'publishes use up the space for the pages of a checkpoint',
     filling: 'reserved',
     ending: 'none',
     install: () => {
@@ -100,26 +100,26 @@ const DEFECTS: readonly Planted[] = [
     },
   },
   {
-    name: 'a settle that waits is not woken when there is room',
+    name: 'a waiting settle is not woken when there is space',
     filling: 'stuffed',
     ending: 'none',
     neverWakes: true,
     install: () => replaced(SegmentPool.prototype, () => ({ wake: () => {} })),
   },
   {
-    name: 'a start waits for room forever',
+    name: 'a start waits for space forever',
     filling: 'stuffed',
     ending: 'power',
     log: (log) => otherLog(log, { stuck: () => new Promise(() => {}) }),
   },
   {
-    name: 'a stop waits for room forever',
+    name: 'a stop waits for space forever',
     filling: 'stuffed',
     ending: 'close',
     log: (log) => otherLog(log, { stuck: () => new Promise(() => {}) }),
   },
   {
-    name: 'a settle that waits for room is confirmed',
+    name: 'a settle that waits for space is confirmed',
     filling: 'stuffed',
     ending: 'kill',
     log: (log) =>

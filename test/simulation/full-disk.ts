@@ -1,12 +1,12 @@
 /**
- * A short history in which the disk becomes full after one of its steps, and stays full: the stored messages are
- * drained one at a time, the broker ends in one of several ways, starts on the full disk, and then there is room again.
- * It is run once for every step, so no state between two entries is left out. There is one client and no network: only
- * the broker, the log and the disk can fail.
+ * A short history in which the disk becomes full after one of its steps and stays full. Then the stored messages are
+ * drained one at a time, the broker ends in one of several ways and starts on the full disk, and at last there is space
+ * again. The history runs once for every step, so that every state between two entries is tested. There is one client
+ * and no network: only the broker, the log and the disk can fail.
  *
- * `reserved`: the file system keeps its size, and publishes fill it up to the reserve; every settle must be confirmed
- * then. `stuffed`: other files take the last byte, the reserve too; settles may wait, and must go on once there is
- * room.
+ * `reserved`: the file system keeps its size, and publishes fill it up to the reserve; every settle must then be
+ * confirmed. `stuffed`: other files use every byte, including the reserve; settles may wait, and must continue once
+ * there is space.
  */
 import {
   BATCH_HEADER_BYTES,
@@ -29,20 +29,20 @@ import { SimulatedDisk, randomFrom } from './disk.js'
 import { Violation } from './trace.js'
 
 export type Filling = 'reserved' | 'stuffed'
-/** How the broker ends while the disk is full; `none`: it goes on until there is room again. */
+/** How the broker ends while the disk is full; `none`: it runs until there is space again. */
 export type FullEnding = 'none' | 'power' | 'kill' | 'close'
 
 export type FullDiskDefect = Pick<Defect, 'log' | 'broker' | 'install'> & {
-  /** Waits of the log never end. */
+  /** Operations of the log that wait for space are never woken. */
   readonly neverWakes?: boolean
 }
 
 export interface FullDiskOptions {
-  /** The disk is full from behind this step on. */
+  /** The disk becomes full after this step. */
   readonly fillAfter: number
   readonly filling: Filling
   readonly ending: FullEnding
-  /** Segments of the file system. */
+  /** Size of the file system in segments. */
   readonly segments: number
   readonly defect?: FullDiskDefect
 }
@@ -53,22 +53,22 @@ export interface FullDiskReport {
   refused: number
   /** Messages whose settle was confirmed while the disk was full. */
   drained: number
-  /** A settle waited for room. */
+  /** Whether a settle waited for space. */
   waited: boolean
-  /** The start on the full disk was refused. */
+  /** Whether the start on the full disk was refused. */
   refusedStart: boolean
-  /** Settles that were confirmed without a further request once there was room. */
+  /** Settles that were confirmed without a further request once there was space. */
   resumed: number
   readonly notices: Map<string, number>
 }
 
 export const SEGMENT_BYTES = 16 * 1024
-/** Steps of the history before which, and behind which, the disk can become full. */
+/** Number of steps of the history; the disk can become full after any of them. */
 export const STEPS = 24
 const STEP_MS = 25
-/** Bytes of a body: with its headers the message takes less than the settle that removes it. */
+/** Bytes of a body that is so small that the message, with its headers, takes less than the settle that removes it. */
 const SMALL_BYTES = 160
-/** The longest wait for anything that has room; time is simulated. */
+/** Longest wait for anything when there is space, in simulated time. */
 const PATIENCE_MS = 20_000
 const WAITING_MS = 3_000
 const REFUSED_MS = 30_000
@@ -76,7 +76,7 @@ const BEATS = 20
 const Q = queueName('q')
 const IDENTITY = '11'.repeat(16)
 
-/** Answers that wait for the disk before the client receives them. */
+/** The answers of the broker, which reach the client once the disk has stored their effect. */
 class Answers implements Output {
   confirmed = 0
   #sent = 0
@@ -87,7 +87,7 @@ class Answers implements Output {
     this.#confirm = confirm
   }
 
-  /** Returns the number of the answer. */
+  /** Adds an answer and returns its number. */
   add(): number {
     return this.#sent++
   }
@@ -127,7 +127,7 @@ export class FullDisk {
   #fatal: Error | undefined
   #broker: Broker | undefined
   #batches = 0
-  /** By offset: whether the publish of the message, and its settle, was confirmed. */
+  /** For each message, by offset: whether its publish and its settle were confirmed. */
   readonly #published = new Map<number, Fate>()
   readonly #settled = new Map<number, Fate>()
   #answers = new Answers(() => {})
@@ -151,12 +151,12 @@ export class FullDisk {
   async #run(): Promise<FullDiskReport> {
     const { fillAfter, filling, ending } = this.#options
     if ((await this.#start()) === undefined)
-      throw new Violation('full', 'a start on an empty disk was refused')
+      throw new Violation('full disk', 'a start on an empty disk was refused')
     this.#live.catalog.ensure({ name: Q, options: {}, update: false })
     for (let step = 0; step < fillAfter; step++) await this.#step(step)
     if (filling === 'reserved') await this.#fill()
     else {
-      // More settles than fit the rest of the existing segments.
+      // Draining these takes more settles than fit into the rest of the existing segments.
       for (let i = 0; i < 5; i++) this.#publish(Array.from({ length: 20 }, () => SMALL_BYTES))
       await this.#pass(STEP_MS)
       this.#stuff()
@@ -189,7 +189,7 @@ export class FullDisk {
 
   // ------------------------------------------------------------------------------------------------ the history
 
-  /** Messages of many sizes are published; some of them are settled. */
+  /** Publishes messages of many sizes, and settles some of them. */
   async #step(step: number): Promise<void> {
     this.#publish(Array.from({ length: 1 + (step % 7) * 2 }, (_, i) => 20 + ((step + i) % 11) * 70))
     await this.#pass(STEP_MS)
@@ -204,17 +204,17 @@ export class FullDisk {
     await this.#pass(STEP_MS)
   }
 
-  /** Small messages until they are refused: each takes less than the settle that removes it. */
+  /** Publishes small messages until they are refused: each takes less than the settle that removes it. */
   async #fill(): Promise<void> {
     for (let i = 0; i < 10_000; i++) {
       const isAccepted = this.#publish(Array.from({ length: 20 }, () => SMALL_BYTES))
       await this.#pass(1)
       if (isAccepted) continue
-      // Released messages come back first.
+      // Messages that were released become ready again first.
       await this.#pass(1_000)
       if (!this.#publish([SMALL_BYTES])) return
     }
-    throw new Violation('full', 'a disk of one size accepted messages without end')
+    throw new Violation('full disk', 'a disk of one size accepted messages without end')
   }
 
   /** Other files take the free space. */
@@ -225,15 +225,16 @@ export class FullDisk {
   async #makeRoom(): Promise<void> {
     this.#disk.capacityBytes = 4 * this.#options.segments * SEGMENT_BYTES
     if (this.#broker === undefined) {
-      if ((await this.#start()) === undefined) throw new Violation('full', 'a start with room was refused')
+      if ((await this.#start()) === undefined)
+        throw new Violation('full disk', 'a start with room was refused')
       return
     }
     const before = this.#answers.confirmed
-    await this.#until('settles go on once there is room', PATIENCE_MS, () => !this.#isWaiting)
+    await this.#until('settles continue once there is space', PATIENCE_MS, () => !this.#isWaiting)
     this.report.resumed += this.#answers.confirmed - before
   }
 
-  /** Settles one message after the other, each in an entry of its own. */
+  /** Settles one message after the other, each in its own entry. */
   async #drain(how: 'all' | 'half' | 'until it waits'): Promise<void> {
     const consumer = this.#subscribe(1)
     let taken = 0
@@ -250,7 +251,7 @@ export class FullDisk {
       if (!next()) break
       const { offset, tag } = consumer.got[taken++]!
       if (this.#settled.get(offset) === 'confirmed')
-        throw new Violation('full', `message ${offset} is delivered after its settle was confirmed`)
+        throw new Violation('full disk', `message ${offset} is delivered after its settle was confirmed`)
       this.#settle(consumer.subscription, offset, tag)
       const isConfirmed = (): boolean => !this.#isWaiting && !this.#live.isBehind
       if (how !== 'until it waits')
@@ -269,13 +270,13 @@ export class FullDisk {
   }
 
   async #publishesAgain(): Promise<void> {
-    await this.#until('publishes are accepted once there is room', REFUSED_MS, () =>
+    await this.#until('publishes are accepted once there is space', REFUSED_MS, () =>
       this.#publish([SMALL_BYTES]),
     )
     await this.#until('a publish is confirmed', PATIENCE_MS, () => !this.#isWaiting)
   }
 
-  /** No confirmed publish is lost, and no confirmed settle is undone. */
+  /** Checks that no confirmed publish is lost and no confirmed settle is undone. */
   async #judge(): Promise<void> {
     await this.#pass(1_000)
     this.#live.audit()
@@ -285,12 +286,14 @@ export class FullDisk {
     for (const [offset, fate] of this.#published) {
       const settled = this.#settled.get(offset)
       if (there.has(offset)) {
-        if (settled === 'confirmed') throw new Violation('full', `message ${offset} is back after its settle`)
+        if (settled === 'confirmed')
+          throw new Violation('full disk', `message ${offset} is back after its settle`)
       } else if (fate === 'confirmed' && settled === undefined)
-        throw new Violation('full', `message ${offset} was confirmed and is lost`)
+        throw new Violation('full disk', `message ${offset} was confirmed and is lost`)
     }
     for (const offset of there)
-      if (!this.#published.has(offset)) throw new Violation('full', `message ${offset} was never published`)
+      if (!this.#published.has(offset))
+        throw new Violation('full disk', `message ${offset} was never published`)
   }
 
   // -------------------------------------------------------------------------------------------------- the client
@@ -328,7 +331,7 @@ export class FullDisk {
   #settle(subscription: Subscription, offset: number, tag: number): void {
     this.#live.turn.begin()
     const stale = this.#live.leases.settle(subscription, [{ firstTag: tag, count: 1, outcome: OUTCOME.ack }])
-    if (stale.length > 0) throw new Violation('full', `the settle of message ${offset} is stale`)
+    if (stale.length > 0) throw new Violation('full disk', `the settle of message ${offset} is stale`)
     this.#settled.set(offset, 'unknown')
     this.#answer(() => this.#settled.set(offset, 'confirmed'))
   }
@@ -350,7 +353,7 @@ export class FullDisk {
     const log = new FileLog({
       disk: this.#disk,
       segmentBytes: SEGMENT_BYTES,
-      // The reserve alone must suffice: the low mark comes on top of it.
+      // The reserve alone must suffice, so the low mark, which is added to it, is off.
       lowFreeBytes: 0,
       now: () => this.#nowMs,
       random32: () => 7,
@@ -406,17 +409,18 @@ export class FullDisk {
 
   // ---------------------------------------------------------------------------------------------------------- time
 
-  /** Runs everything that can run without the passing of time. */
+  /** Runs everything that can run while no time passes. */
   async #pump(): Promise<void> {
     do await this.#beat()
     while (this.#turns.length > 0)
   }
 
-  /** One turn of the broker, if one is due, and what the disk does for it. */
+  /** Runs one turn of the broker, if one is due, and the disk operations that it starts. */
   async #beat(): Promise<void> {
     for (const turn of this.#turns.splice(0)) turn()
     await new Promise((resolve) => setImmediate(resolve))
-    if (this.#fatal !== undefined) throw new Violation('full', `the broker failed: ${this.#fatal.message}`)
+    if (this.#fatal !== undefined)
+      throw new Violation('full disk', `the broker failed: ${this.#fatal.message}`)
   }
 
   async #pass(ms: number): Promise<void> {
@@ -439,7 +443,7 @@ export class FullDisk {
     }
   }
 
-  /** Whether `condition` holds within this time. One that holds at once leaves the broker in the middle of its work. */
+  /** Whether `condition` becomes true within this time. If it is true at once, the broker stays in the middle of its work. */
   async #whether(ms: number, condition: () => boolean): Promise<boolean> {
     for (let beat = 0; beat < BEATS; beat++) {
       if (condition()) return true
@@ -453,7 +457,8 @@ export class FullDisk {
   }
 
   async #until(what: string, ms: number, condition: () => boolean): Promise<void> {
-    if (!(await this.#whether(ms, condition))) throw new Violation('full', `not within ${ms} ms: ${what}`)
+    if (!(await this.#whether(ms, condition)))
+      throw new Violation('full disk', `not within ${ms} ms: ${what}`)
   }
 
   async #driven<T>(what: string, work: Promise<T>): Promise<T> {

@@ -19,7 +19,7 @@ export class Intruder extends Client {
       return
     }
     if (this.link === undefined) super.act()
-    // As a rule not before the handshake is done.
+    // In most cases the violation follows the handshake.
     else if (this.isOpen || chance.hit(0.05)) this.work()
   }
 
@@ -38,7 +38,7 @@ export class Intruder extends Client {
     const kind = chance.int(0, 3)
     if (kind === 0) this.sendBytes(chance.bytes(chance.int(1, 60)))
     else if (kind === 1) {
-      // A frame that announces more bytes than the limit.
+      // The frame announces more bytes than the limit.
       const bytes = new Uint8Array(FRAME_HEADER_BYTES)
       writeFrameHeader(bytes, 0, 0x7fff_ffff, OP.PUBLISH, 0, 0)
       this.sendBytes(bytes)

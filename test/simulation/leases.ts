@@ -3,7 +3,7 @@ import type { Load } from '../rules/credit.js'
 import { deadlineAfterAnnouncement } from '../rules/lease.js'
 import type { ModelMessage, ModelSubscription } from './state.js'
 
-/** Returns whether the attempt was charged before. */
+/** Ends the lease; returns whether its attempt had been charged before. */
 export function endLease(subscription: ModelSubscription, tag: number, message: ModelMessage): boolean {
   subscription.held.delete(tag)
   subscription.started.delete(tag)
@@ -34,7 +34,7 @@ export function leaseName(subscriptionId: number, tag: number): string {
   return `${subscriptionId}:${tag}`
 }
 
-// An announced message that is not started by now is not being handled.
+// An announced message that has not been started by now is not being handled.
 export function endAnnouncement({ started }: ModelSubscription): void {
   for (const [tag, deadlineMs] of started)
     if (deadlineAfterAnnouncement(deadlineMs) === undefined) started.delete(tag)

@@ -1,10 +1,10 @@
 /**
- * The state of the log: every entry that the broker ever appended, read by its documented layout into plain Maps. State
- * pages are skipped and truncated segments are not forgotten, so it equals a full replay of the whole log. A recovered
- * broker is compared with it.
+ * The state of the log: every entry that the broker ever appended, read by its documented layout into plain Maps. The
+ * ledger skips state pages and remembers truncated segments, so its state equals a full replay of the whole log. A
+ * recovered broker is compared with it.
  *
- * `durable` is the state after the last entry whose append resolved, `written` the one after the last whose append
- * started: with one write in flight a crash leaves one or the other.
+ * `durable` is the state after the last entry whose append has resolved; `written` is the state after the last entry
+ * whose append has started. With one write in flight, a crash leaves one or the other.
  */
 import { readText, readU16, readU32, readU48, readU64, type QueueOptions } from '@sluice/protocol'
 import { sameBytes } from './attempts.js'
@@ -39,12 +39,12 @@ export interface LedgerMessage {
   readonly batchBase: number
   attempts: number
   dueMs: number | undefined
-  /** 0: never. */
+  /** Time at which the message expires; 0: never. */
   expiresMs: number
-  /** Of earlier lives. */
+  /** Redrives of the message, and its attempts before the last one. */
   earlier: EarlierLives | undefined
   dead: LedgerDead | undefined
-  /** Its id is known while it is pending. */
+  /** The message's id is known while the message is pending. */
   readonly isListed: boolean
 }
 
@@ -79,19 +79,19 @@ export interface LedgerQueue {
   next: number
   redeliveredBelow: number
   readonly counts: Counters
-  /** Messages that were redriven into another queue. */
+  /** Number of messages that were redriven into another queue. */
   carried: number
   /** All messages that are not gone, by offset. */
   readonly live: Map<number, LedgerMessage>
-  /** Positions of the copies of each batch, by its first offset. */
+  /** Positions of the copies of each batch, by the batch's first offset. */
   readonly places: Map<number, number[]>
   /** Size of each batch, by its first offset. */
   readonly batchBytes: Map<number, number>
-  /** Every accepted id that no change of options has forgotten. */
+  /** All accepted ids, except those that a change of options has forgotten. */
   readonly remembered: RememberedIds
 }
 
-/** Where one batch was accepted. */
+/** The place at which one batch was accepted. */
 export interface LedgerPlace {
   readonly queueId: number
   readonly base: number
@@ -119,7 +119,7 @@ interface Definition {
   readonly seed: readonly number[]
 }
 
-/** A message that left for a reason that only the log has. */
+/** A message that left its queue without a request, so that only the log knows the reason. */
 export interface Departure {
   readonly queue: string
   readonly record: Uint8Array
@@ -176,11 +176,11 @@ interface Fact {
   readonly offset: number
   readonly timeMs: number
   readonly text: string
-  /** When it was written. */
+  /** Time at which the fact was written. */
   readonly atMs: number
 }
 
-/** Facts about the batch that follows. */
+/** Facts about the batch that follows them. */
 interface Ahead {
   readonly queueId: number
   ttl: { readonly base: number; readonly count: number; readonly ttlMs: number } | undefined
@@ -189,13 +189,13 @@ interface Ahead {
   readonly replaced: Map<number, number>
 }
 
-/** Parts that must be in one entry. */
+/** Parts that must be in the same entry. */
 interface Together {
   ahead: Ahead | undefined
   /** Ids of the cancelled messages, by "queue id:offset". */
   readonly cancelled: Map<string, string | undefined>
   readonly leaving: { readonly target: string; readonly record: Uint8Array }[]
-  /** Batches without a producer of their own, for which an atomic step must follow. */
+  /** Batches without a producer of their own, which an atomic step must follow. */
   readonly steps: { readonly number: number; readonly place: LedgerPlace }[]
 }
 
@@ -218,15 +218,15 @@ export class LedgerState {
   readonly queues = new Map<number, LedgerQueue>()
   readonly producers = new Map<string, LedgerProducer>()
   readonly producersById = new Map<number, LedgerProducer>()
-  /** Batches of each kind so far. */
+  /** Number of batches of each kind so far. */
   pages = 0
   directories = 0
   relocated = 0
   atomics = 0
-  /** Called for each message that left without a request; set for one state only. */
+  /** Called for each message that left without a request; set only for one of the two states. */
   onDeparture: ((departure: Departure) => void) | undefined
   summary: EntrySummary = { acked: new Set(), atomics: [] }
-  /** Called with what producers sent, in the order of the log; set for one state only. */
+  /** Called with what producers sent, in the order of the log; set only for one of the two states. */
   onAccepted: ((queueId: number, records: readonly Uint8Array[]) => void) | undefined
   #together: Together = { ahead: undefined, cancelled: new Map(), leaving: [], steps: [] }
 
@@ -236,8 +236,8 @@ export class LedgerState {
   }
 
   /**
-   * Applies the next entry. @throws Violation 5 if it does not continue the log, 9 if it is only a part of a step or
-   * move
+   * Applies the next entry. @throws Violation 5 if the entry does not continue the log, 9 if it has only a part of a step
+   * or move
    */
   apply(entry: Uint8Array, position: number): void {
     const lsn = readU64(entry, 8)
@@ -264,7 +264,7 @@ export class LedgerState {
     this.nextPosition = position + entry.length
   }
 
-  // 9: parts that belong together are in one entry.
+  // Invariant 9: parts that belong together are in one entry.
   #checkWhole(lsn: number): void {
     const { ahead, leaving, steps } = this.#together
     if (ahead !== undefined)
@@ -293,8 +293,8 @@ export class LedgerState {
     this.closed = type === TYPE.close
   }
 
-  // 12: a batch is not older than the ones before it, whatever the machine's clock was set to. A copy has the time of
-  // its original, and a state page that of its checkpoint.
+  // Invariant 12: a batch is not older than the ones before it, even if the machine's clock was set back. A copy has the
+  // time of its original, and a state page has the time of its checkpoint.
   #checkTime(bytes: Uint8Array, at: number): void {
     const type = bytes[at + 4]!
     if (type === TYPE.page || type === TYPE.directory) return
@@ -382,7 +382,7 @@ export class LedgerState {
       duplicates.set(offset - base, first)
     }
     for (const [offset, old] of ahead?.replaced ?? []) {
-      // 9: the replaced message goes and the new one comes in one entry.
+      // Invariant 9: the entry that removes the replaced message also adds the new one.
       const content = records[offset - base] === undefined ? undefined : contentOf(records[offset - base]!)
       const gone = this.#together.cancelled.get(`${queue.id}:${old}`)
       if (content?.replaces !== true || content.id === undefined || content.id !== gone)
@@ -475,7 +475,7 @@ export class LedgerState {
     this.producersById.set(id, producer)
   }
 
-  // 9: a step names exactly its own batches.
+  // Invariant 9: a step names exactly its own batches.
   #step({ offset: producerId, timeMs: number, count: crc, text }: Fact): void {
     const producer = this.producersById.get(producerId)
     if (producer === undefined)
@@ -540,7 +540,7 @@ export class LedgerState {
         return
       case FACT.retry: {
         const message = this.#alive(queue, offset, 'comes back')
-        // 10: attempts never decrease. The attempt of a claimed lease can have been charged before; see consuming.ts.
+        // Invariant 10: attempts never decrease. The attempt of a claimed lease can already be charged; see consuming.ts.
         if (
           fact.attempts !== message.attempts + 1 &&
           (fact.attempts !== message.attempts || fact.attempts === 0)
@@ -608,10 +608,7 @@ export class LedgerState {
         const { message, dead } = this.#dead(queue, offset, 'is redriven')
         const earlier = livesAfterRedrive(message.earlier ?? NO_EARLIER_LIVES, dead.attempts)
         if (count !== earlier.redrives)
-          throw new Violation(
-            10,
-            `offset ${offset} of ${queue.name} is redriven for the time number ${count}`,
-          )
+          throw new Violation(10, `offset ${offset} of ${queue.name} reports redrive number ${count}`)
         message.dead = undefined
         message.earlier = earlier
         message.attempts = 0
@@ -669,13 +666,13 @@ export class LedgerState {
         `offset ${offset} of ${queue.name} had ${message.attempts} attempts and dies (${death}) with ${attempts}`,
       )
     message.dead = { attempts, death, timeMs, reason: text, isMoving }
-    // No client need have seen it.
+    // A client need not have seen this message.
     if (death === OVERFLOW) this.onDeparture?.({ queue: queue.name, record: message.record, why: 'overflow' })
     message.attempts = 0
     message.dueMs = undefined
   }
 
-  // The dead message leaves here and, in the same entry, arrives in another queue.
+  // The dead message leaves here and arrives in another queue in the same entry.
   #depart(queue: LedgerQueue, { kind, offset, text: target }: Fact): void {
     const { message, dead } = this.#dead(queue, offset, 'is moved')
     const isCarried = kind === FACT.carry
@@ -698,7 +695,7 @@ export class LedgerState {
 
   #alive(queue: LedgerQueue, offset: number, what: string): LedgerMessage {
     const message = queue.live.get(offset)
-    // 6: a message that leaves existed.
+    // Invariant 6: a message that leaves must exist.
     if (message === undefined || message.dead !== undefined)
       throw new Violation(6, `offset ${offset} of ${queue.name} ${what} and was gone or dead`)
     return message
@@ -792,8 +789,8 @@ export class Ledger {
   #underWay: { readonly entry: Uint8Array; readonly position: number } | undefined
 
   /**
-   * `onDeparture` is called for each message that is durably gone for a reason that no client learns, `onAccepted`
-   * for what producers sent and is durable, in the order of the log.
+   * `onDeparture` is called for each message that is durably gone for a reason that no client learns. `onAccepted` is
+   * called with the durable messages of producers, in the order of the log.
    */
   constructor(
     onDeparture?: (departure: Departure) => void,
@@ -820,7 +817,7 @@ export class Ledger {
 
   /**
    * The log was opened and ends with entry `lsn`.
-   * @throws Violation R5 if that is neither the last durable one nor the one under way
+   * @throws Violation if entry `lsn` is neither the last durable entry nor the one under way
    */
   recovered(lsn: number): void {
     this.allows(lsn)
@@ -831,7 +828,7 @@ export class Ledger {
     }
   }
 
-  /** The state of a log that ends with entry `lsn`. */
+  /** The state of a log that ends with entry `lsn`. @throws Violation if the log cannot end there */
   allows(lsn: number): LedgerState {
     if (lsn < this.durable.lsn)
       throw new Violation(1, `the log ends with entry ${lsn}; entry ${this.durable.lsn} was durable`)

@@ -1,7 +1,7 @@
 /**
- * One connection between a simulated client and a session: two byte streams that the world moves piece by piece. What
- * the session writes stays in its own memory until the simulated kernel has room for it, so that bytes that change too
- * early are noticed. A frozen link moves nothing, and neither side notices.
+ * One connection between a simulated client and a session: two byte streams that the world moves piece by piece. Bytes
+ * that the session writes stay in the session's memory until the simulated kernel has room for them, so that a session
+ * that changes them too early is noticed. A frozen link moves no bytes, and neither side notices.
  */
 import type { Transport } from '../../packages/server/src/net/peer.js'
 import type { Session } from '../../packages/server/src/session/session.js'
@@ -44,7 +44,7 @@ interface Unsent {
   readonly written: () => void
 }
 
-/** The client's end. */
+/** The client's end of a connection. */
 export interface LinkEnd {
   receive(bytes: Uint8Array): void
   /** The other side has closed, or the connection broke. */
@@ -57,13 +57,13 @@ export class Link implements Transport {
   readonly kernelBytes: number
   session: Session | undefined
   client: LinkEnd | undefined
-  /** Called with the bytes that the session writes, at the write. */
+  /** Called with the bytes that the session writes, at the moment of the write. */
   onWrite: ((bytes: Uint8Array) => void) | undefined
-  /** Nothing moves until it is thawed. */
+  /** The link moves no bytes until this is false again. */
   frozen = false
-  /** The client does not read, or reads little. */
+  /** The client reads little or nothing. */
   slow = false
-  /** The session has ended the connection; earlier writes still arrive. */
+  /** The session has ended the connection; bytes that it wrote before still arrive. */
   ended = false
   /** The session knows that the client is gone. */
   severed = false
@@ -126,12 +126,12 @@ export class Link implements Transport {
     return !this.frozen && this.client !== undefined && (this.#toClient.length > 0 || this.isDrained)
   }
 
-  /** Everything that the session wrote before its end has arrived, and the client does not know of the end yet. */
+  /** All bytes that the session wrote before its end have arrived, and the client has not noticed the end yet. */
   get isDrained(): boolean {
     return this.ended && !this.severed && this.#unsent.length === 0 && this.#toClient.length === 0
   }
 
-  /** The kernel takes bytes from the session's memory. */
+  /** Moves bytes from the session's memory to the kernel. */
   accept(chance: Chance): void {
     const head = this.#unsent[0]!
     const room = this.kernelBytes - this.#toClient.length
@@ -159,7 +159,7 @@ export class Link implements Transport {
     return this.#toClient.length
   }
 
-  /** Breaks both directions. The world notifies the session. */
+  /** Breaks both directions. The world then notifies the session. */
   sever(): void {
     this.severed = true
     this.#unsent.length = 0
@@ -168,7 +168,7 @@ export class Link implements Transport {
   }
 }
 
-// Mostly all of it; else any part, at times a single byte.
+// Returns all available bytes in most cases, or else a part, sometimes a single byte.
 function cut(chance: Chance, available: number): number {
   if (chance.hit(0.6)) return available
   if (chance.hit(0.1)) return 1

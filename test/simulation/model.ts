@@ -1,14 +1,14 @@
 /**
- * The model of the broker: what it must do, in plain Maps. It receives every command in the order in which the broker
- * executes them, with the broker's answer, and every message at its delivery, and throws a Violation where that is
- * wrong. The rules are those of test/rules; no code is shared with the broker. Numbers such as `7` or `S4` name the
- * invariants of the design.
+ * The model of the broker, in plain Maps. It receives every command in the order in which the broker executes them, with
+ * the broker's answer, and every message at its delivery; it throws a Violation if an answer or a delivery is wrong. The
+ * rules are those of test/rules; the model shares no code with the broker. Invariants have the numbers of
+ * ARCHITECTURE.md.
  *
- * The passing of time is reported when the broker notices it: a message is due, or has expired. Whenever the broker
- * answers or is at rest, the model checks that it noticed in time.
+ * The model learns of due and expired messages when the broker notices them. Whenever the broker answers or is at rest,
+ * the model checks that the broker noticed in time.
  *
- * After a restart the model continues from the state of the log; see ledger.ts. What leaves the broker is judged in
- * witness.ts.
+ * After a restart the model continues from the state of the log; see ledger.ts. Frames that leave the broker are checked
+ * in witness.ts.
  */
 import {
   SluiceError,
@@ -34,9 +34,9 @@ import { Violation } from './trace.js'
 
 /** Values that the model cannot derive. */
 export interface ModelView extends PublishingView {
-  /** When the broker will deliver the message again. */
+  /** Time at which the broker will deliver the message again. */
   dueMs(queueId: number, offset: number): number | undefined
-  /** This record was copied to this queue. */
+  /** Called when a message was copied to this queue as this record. */
   copied(queue: string, record: Uint8Array): void
 }
 
@@ -57,8 +57,8 @@ export class Model {
   }
 
   /**
-   * The broker has recovered to this state of the log; everything volatile is lost. `latestMs` is the latest time that
-   * any life of the broker has seen.
+   * The broker has recovered to this state of the log; everything volatile is lost. `latestMs` is the latest time that the
+   * broker has seen, before or after any restart.
    */
   recover(log: LedgerState, afterCrash: boolean, nowMs: number, latestMs = nowMs): void {
     const { state } = this
@@ -72,7 +72,7 @@ export class Model {
     this.publishing.results.recover(log.producers.values())
   }
 
-  /** The answer to ENSURE; for a new queue, the first event. */
+  /** The broker answered ENSURE; for a new queue this is the first event. */
   ensured(id: number, info: QueueInfo, nowMs: number): void {
     const known = this.state.names.get(info.name)
     if (known === undefined) {
@@ -115,7 +115,7 @@ export class Model {
   setPaused(name: string, paused: boolean, changed: boolean): void {
     const queue = this.state.named(name)
     if (changed !== (queue.paused !== paused))
-      throw new Violation('S9', `${name} was paused: ${queue.paused}, and reports a change: ${changed}`)
+      throw new Violation('pause', `${name} was paused: ${queue.paused}, and reports a change: ${changed}`)
     queue.paused = paused
   }
 
@@ -174,7 +174,7 @@ export class Model {
     queue.line.enter(message, nowMs)
   }
 
-  // S11: the message that is meant, or the reason for a refusal.
+  // Checks which message a request refers to, or the reason for a refusal.
   #referred(
     what: string,
     { name, offset, id }: MessageRef,
@@ -189,13 +189,16 @@ export class Model {
       message = at === undefined ? undefined : queue.live.get(at)
       if (message === undefined || message.state === 'dead') must = 'MESSAGE_NOT_FOUND'
       else must = message.state === 'leased' ? 'MESSAGE_LEASED' : message.offset
-      // The broker may have forgotten the id.
+      // The broker can have forgotten the id.
       if (id !== undefined && queue.unsure.has(id) && answer instanceof SluiceError) must = answer.code
     }
     const is = answer instanceof SluiceError ? answer.code : answer.offset
     // A time too far in the past is refused before the message is looked up.
     if (is !== must && is !== 'AT_IN_THE_PAST')
-      throw new Violation('S11', `${what} of offset ${offset} or id ${id} in ${name}: ${is}, not ${must}`)
+      throw new Violation(
+        'reference',
+        `${what} of offset ${offset} or id ${id} in ${name}: ${is}, not ${must}`,
+      )
     return answer instanceof SluiceError ? undefined : message
   }
 
@@ -205,14 +208,14 @@ export class Model {
     return queue.remembered.find(id)?.offset
   }
 
-  /** A dead message begins a new life in its queue. */
+  /** A dead message is redriven in its own queue, with its attempts reset. */
   redriven(id: number, offset: number, nowMs: number): void {
     const queue = this.state.numbered(id)
     const message = this.#deadAt(queue, offset, 'redriven')
     const { dead, earlier, content } = message
     const other = queue.options.unique === 'pending' ? queue.pending.find(content.id ?? '') : undefined
     if (other !== undefined)
-      throw new Violation('S7', `offset ${offset} of ${queue.name} is redriven while ${other} has its id`)
+      throw new Violation('ids', `offset ${offset} of ${queue.name} is redriven while ${other} has its id`)
     message.earlier = livesAfterRedrive(earlier, dead!.attempts)
     message.dead = undefined
     message.former = undefined
@@ -236,7 +239,7 @@ export class Model {
     this.#outcomes.remove(queue, message)
   }
 
-  /** A dead message is in another queue now: routed to the dead-letter queue, or redriven. */
+  /** A dead message is now in another queue: routed to the dead-letter queue, or redriven. */
   moved(
     id: number,
     offset: number,
@@ -283,19 +286,19 @@ export class Model {
     return message
   }
 
-  /** The broker checks the time: due messages become ready. */
+  /** The broker has noticed the time: messages that are due become ready. */
   looked(id: number, nowMs: number): void {
     this.#arrive(this.state.numbered(id), nowMs)
   }
 
-  /** The broker has checked the time for everything: expired messages are gone. */
+  /** The broker has noticed the time for the whole queue: expired messages are gone. */
   settledTime(id: number, nowMs: number): void {
     const queue = this.state.numbered(id)
     if (queue.options.unique === 'window') this.#forgetIds(queue, nowMs)
     for (const message of queue.live.values()) {
       if (message.state === 'ready' && isExpired(message, nowMs))
         throw new Violation(
-          'S4',
+          'time to live',
           `offset ${message.offset} of ${queue.name} expired at ${message.expiresMs} and is still there at ${nowMs}`,
         )
     }
@@ -320,25 +323,25 @@ export class Model {
     const message = queue.live.get(offset)
     const what = `offset ${offset} of ${queue.name}`
     if (message === undefined || message.state === 'dead')
-      throw new Violation(6, `${what} expires and was gone or dead`)
+      throw new Violation(6, `${what} expires although it was gone or dead`)
     if (!isExpired(message, nowMs))
-      throw new Violation('S4', `${what} expires at ${nowMs} and not at ${message.expiresMs}`)
+      throw new Violation('time to live', `${what} expires at ${nowMs} and not at ${message.expiresMs}`)
     if (message.state === 'leased') {
       queue.expiring.add(offset)
       return
     }
-    if (message.state === 'scheduled') throw new Violation('S4', `${what} expires before it is due`)
+    if (message.state === 'scheduled') throw new Violation('time to live', `${what} expires before it is due`)
     queue.line.leave(message, message.expiresMs)
     this.#outcomes.expire(queue, message)
   }
 
-  /** The broker is at rest. 16: no message is waiting that could be delivered, or that could be routed. */
+  /** The broker is at rest. Invariant 16: no message waits that could be delivered or routed. */
   calm(nowMs: number, hasRoom: boolean): void {
     this.state.counts.calm++
     for (const queue of this.state.queues.values()) {
       for (const subscription of queue.subscriptions) {
         const waiting = this.consuming.nextFor(subscription)
-        // An expired one is noticed at its delivery.
+        // An expired message is noticed when it would be delivered.
         if (waiting !== undefined && !isExpired(waiting, nowMs))
           throw new Violation(
             16,
@@ -349,13 +352,13 @@ export class Model {
         for (const [tag, deadlineMs] of subscription.started) {
           if (deadlineMs < nowMs - TIMER_SLACK_MS)
             throw new Violation(
-              'S14',
+              'deadline',
               `tag ${tag} of subscription ${subscription.id} has passed its deadline ${deadlineMs}; it is ${nowMs}`,
             )
         }
       }
       for (const { state, lineMs, offset, dead } of queue.live.values()) {
-        // 11: due messages become ready in time.
+        // Invariant 11: due messages become ready in time.
         if (state === 'scheduled' && lineMs < nowMs - TIMER_SLACK_MS)
           throw new Violation(11, `offset ${offset} of ${queue.name} was due at ${lineMs}; it is ${nowMs}`)
         if (hasRoom && dead?.isMoving === true && this.state.names.has(queue.options.deadLetter))
@@ -364,15 +367,16 @@ export class Model {
             `offset ${offset} of ${queue.name} is dead and not in ${queue.options.deadLetter}`,
           )
       }
-      if (queue.expiring.size > 0) throw new Violation('S4', `${queue.name} expired leased messages`)
+      if (queue.expiring.size > 0)
+        throw new Violation('time to live', `${queue.name} expired leased messages`)
     }
   }
 
-  /** Whether any message could be delivered, given credit. */
+  /** Whether any message could be delivered if there were credit. */
   get hasEligible(): boolean {
     return [...this.state.queues.values()].some(({ line, live }) => line.first(live.values()) !== undefined)
   }
 }
 
-/** How late a timer may be; the world checks it at least every 50 ms. */
+/** Maximum lateness of a timer; the world checks the timer at least every 50 ms. */
 const TIMER_SLACK_MS = 120

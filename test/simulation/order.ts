@@ -1,10 +1,10 @@
-/** The order of a run's history: what the log accepted against the calls of the producers. */
+/** Compares the order in which the log accepted messages with the order of the producers' calls. */
 import type { HistoryEvent } from '../checker/history.js'
 import { Violation } from './trace.js'
 
 /**
- * Messages of a producer to a queue are accepted in the order of its calls, whatever was refused or lost. `accepted` has
- * their names by queue, in the order of the log. Returns how many were compared.
+ * Checks that messages of a producer to a queue are accepted in the order of its calls, whatever was refused or lost.
+ * `accepted` has their names by queue, in the order of the log. Returns the number of compared messages.
  */
 export function checkOrder(
   history: readonly HistoryEvent[],
@@ -15,7 +15,7 @@ export function checkOrder(
   const calls = new Map<string, { readonly producer: string; readonly sequence: number }>()
   for (const event of history) {
     if (event.kind !== 'attempt' || event.sequence === undefined) continue
-    // A message that was refused alone, and whose refusal was lost, is decided again behind later ones.
+    // A message that was refused alone, and whose refusal was lost, is decided again after later ones.
     if (decidedAgain.has(event.message)) continue
     calls.set(event.message, { producer: event.producer, sequence: event.sequence })
   }
@@ -28,7 +28,7 @@ export function checkOrder(
       if (call.sequence <= before)
         throw new Violation(
           'order',
-          `queue ${queueId} has ${name} behind message ${before} of ${call.producer}, which was sent later`,
+          `queue ${queueId} has ${name} after message ${before} of ${call.producer}, which was sent later`,
         )
       last.set(call.producer, call.sequence)
       checked++
@@ -38,8 +38,8 @@ export function checkOrder(
 }
 
 /**
- * The history as the checker judges it: a batch that was refused and decided again is behind later ones of its producer,
- * and a rescheduled message waits for a time of its own.
+ * The history for the checker. It sets no order for messages that can lose their place: those that were refused and
+ * decided again after later messages of their producer, and those that were rescheduled.
  */
 export function ordered(
   history: readonly HistoryEvent[],

@@ -1,6 +1,6 @@
 /**
- * What becomes of single messages in the state of the model: one is added, acknowledged, released, retried, dead, expired
- * or gone. The caller has ended the lease.
+ * The outcomes of single messages in the state of the model: a message is added, acknowledged, released, retried, dead,
+ * expired or gone. The caller has already ended the lease.
  */
 import { CLEARED } from '../rules/lease.js'
 import {
@@ -22,7 +22,7 @@ export class Outcomes {
   readonly #counts: ModelCounts
   readonly #dueMs: (queueId: number, offset: number) => number | undefined
 
-  /** `dueMs` is when the broker will deliver a message again. */
+  /** `dueMs` returns the time at which the broker will deliver a message again. */
   constructor(counts: ModelCounts, dueMs: (queueId: number, offset: number) => number | undefined) {
     this.#counts = counts
     this.#dueMs = dueMs
@@ -78,12 +78,12 @@ export class Outcomes {
     queue.line.release(message, nowMs)
   }
 
-  // S4: a lease outlives the time to live, but its message does not return after it.
+  // A lease can outlast the time to live, but afterwards its message does not return to the queue.
   #expiresBack(queue: ModelQueue, message: ModelMessage, mustExpire: boolean, nowMs: number): boolean {
     const wasTold = queue.expiring.delete(message.offset)
     if (mustExpire !== wasTold)
       throw new Violation(
-        'S4',
+        'time to live',
         `offset ${message.offset} of ${queue.name} is released at ${nowMs} and expires at ${message.expiresMs}; the broker removed it: ${wasTold}`,
       )
     if (!wasTold) return false
@@ -101,7 +101,7 @@ export class Outcomes {
   ): void {
     const attempts = message.attempts + (isCharged ? 0 : 1)
     const becomes = afterFailure(message, attempts, queue.options, nowMs)
-    // 10: the last attempt is fatal.
+    // Invariant 10: after the last attempt the message is dead.
     if (becomes === 'dead') {
       queue.line.finish(message, nowMs)
       this.die(queue, message, attempts, MAX_DELIVERIES, nowMs)

@@ -22,7 +22,8 @@ interface Unanswered {
   readonly attempt: Attempt
   readonly payload: Uint8Array
   /**
-   * It was refused on this connection, and is sent again when every batch is answered: message by message, or whole.
+   * The batch was refused on this connection. Once every batch is answered, it is sent again, either message by message
+   * or whole.
    */
   goesAgain: 'split' | 'whole' | undefined
 }
@@ -32,7 +33,7 @@ type Again = Pick<Attempt, 'queue' | 'records' | 'names' | 'options' | 'isSplit'
   readonly atomic: boolean
 }
 
-// Refusals that concern the queue or the number, and no single message.
+// Refusals that concern the queue or the number, not a single message.
 const ABOUT_THE_BATCH: ReadonlySet<string> = new Set(['QUEUE_NOT_FOUND', 'UNKNOWN_OUTCOME', 'NUMBER_REUSED'])
 const ABOUT_ROOM: ReadonlySet<string> = new Set(['QUEUE_FULL', 'DEDUP_FULL'])
 
@@ -42,13 +43,13 @@ export class Producer extends Client {
   #number = 0
   #acceptedNumber = 0
   readonly #unanswered = new Map<number, Unanswered>()
-  /** Refused messages, in the order of the calls; they are sent before new ones. */
+  /** Refused messages, in the order of the calls; they are sent before new messages. */
   #resend: Again[] = []
-  /** By queue: the unanswered number that the next batch for it follows. */
+  /** By queue: the unanswered batch that the next batch for the queue follows. */
   readonly #leaders = new Map<string, number>()
-  /** Confirmed numbers, to reuse them. */
+  /** Confirmed numbers, kept so that they can be reused. */
   readonly #confirmed: number[] = []
-  /** Reused numbers on this connection that are not refused yet. */
+  /** Reused numbers on this connection whose refusal has not arrived yet. */
   readonly #reused = new Map<number, Attempt[]>()
   #reuses = 0
 
@@ -62,13 +63,13 @@ export class Producer extends Client {
     return this.#unanswered.size === 0 && this.#resend.length === 0
   }
 
-  /** The lowest number that it may still send again. */
+  /** The lowest number that the producer may still send again. */
   get lowestUnanswered(): number {
     for (const number of this.#unanswered.keys()) return number
     return this.#number + 1
   }
 
-  /** The batches that it would send to a broker again. */
+  /** The batches that the producer would send again to a new broker. */
   unanswered(): Attempt[] {
     return [...this.#unanswered.values()].map(({ attempt }) => attempt)
   }
@@ -98,7 +99,7 @@ export class Producer extends Client {
     const { chance, isHealing } = this.around
     const sent = [...this.#unanswered.values()]
     if (sent.some(({ goesAgain }) => goesAgain !== undefined)) {
-      // Nothing new until every batch under way is answered.
+      // Sends nothing new until every batch under way is answered.
       if (sent.every(({ goesAgain }) => goesAgain !== undefined)) this.#takeBack()
       return
     }
@@ -118,7 +119,7 @@ export class Producer extends Client {
   #publish(): void {
     const { chance, queueNames } = this.around
     const kind = chance.random()
-    // A few are large: a part of such a batch is settled long before the rest.
+    // A few batches are large, so that a part of the batch is settled long before the rest.
     const count = kind < 0.5 ? 1 : kind < 0.51 ? chance.int(40, 120) : chance.int(2, 12)
     const queue = chance.pick(queueNames)
     const number = ++this.#number
@@ -126,7 +127,7 @@ export class Producer extends Client {
     this.#attempt(queue, number, drafts, kind > 0.9, undefined)
   }
 
-  /** Sends a batch that is refused for its content. */
+  /** Sends a batch that must be refused because of its content. */
   #offend(): void {
     const { chance, queueNames } = this.around
     const number = ++this.#number
@@ -136,7 +137,7 @@ export class Producer extends Client {
     if (kind === 0) {
       this.#attempt('nowhere', number, drafts, false, ['QUEUE_NOT_FOUND'])
     } else if (kind === 1) {
-      // A hundred years and a day; a time far in the past; no time to live at all.
+      // A delay of a hundred years and a day; a time far in the past; a time to live of zero.
       const [options, code] = chance.pick([
         [{ delayMs: LIMITS.delayMsMax + 1 }, 'INVALID_DELAY'],
         [{ atMs: 7 }, 'AT_IN_THE_PAST'],
@@ -159,7 +160,7 @@ export class Producer extends Client {
         false,
         ['BATCH_MALFORMED', 'QUEUE_NOT_FOUND'],
         (batch) => {
-          // One more message in the count than there is.
+          // The count is one more than the number of messages.
           batch[12] = batch[12]! + 1
         },
       )
@@ -167,7 +168,7 @@ export class Producer extends Client {
       const draft = { name: this.#name(number, 0, 'x'), padding: this.around.messageBytesMax + 1 }
       this.#attempt(chance.pick(queueNames), number, [draft], false, ['MESSAGE_TOO_LARGE', 'QUEUE_NOT_FOUND'])
     } else {
-      // Each message fits, and all of them together fit no segment.
+      // Each message fits into a segment, but all of them together do not.
       const padding = this.around.messageBytesMax - 100
       const count = Math.ceil((this.around.batchBytesMax * 5) / padding)
       const many = Array.from({ length: count }, (_, i) => ({ name: this.#name(number, i, 'b'), padding }))
@@ -206,7 +207,7 @@ export class Producer extends Client {
     this.#send(number, payloadOf(queue, batch))
   }
 
-  /** Refused messages are sent again, in the order of their numbers, which is that of the calls. */
+  /** Collects the refused messages to send them again, in the order of their numbers, which is the order of the calls. */
   #takeBack(): void {
     const back: Again[] = []
     for (const { attempt, goesAgain } of this.#unanswered.values()) {
@@ -218,7 +219,7 @@ export class Producer extends Client {
       }
       this.around.count('split')
       for (const [i, name] of names.entries()) {
-        // Only the last of them is bad.
+        // Only the last message of the batch is invalid.
         const deserved = i === names.length - 1 ? expects : undefined
         back.push({
           queue,
@@ -242,7 +243,7 @@ export class Producer extends Client {
     this.#sendNew({ ...again, identity: this.identityText, number, batch, follows }, true)
   }
 
-  /** How far below `number` the batch is that it follows. */
+  /** How far below `number` the number of the batch is that this batch follows; 0: it follows none. */
   #follow(queue: string, number: number, isSplit: boolean): number {
     const leader = this.#leaders.get(queue)
     const follows = leader !== undefined && this.#unanswered.has(leader) ? number - leader : 0
@@ -270,7 +271,7 @@ export class Producer extends Client {
     const { records } = buildBatch(number, drafts, atomic)
     const isAboutOne = expects === undefined || isTime(expects[0]!)
     const isSplit = !atomic && drafts.length > 1 && isAboutOne
-    // A spoilt batch is sent again as it should have been, so it must not be refused because of another.
+    // A spoilt batch is sent again without the fault, so it must not be refused because of an earlier batch.
     const follows = isAboutOne ? this.#follow(queue, number, isSplit) : 0
     const batch = packBatch(number, records, atomic, follows)
     spoil?.(batch)
@@ -293,7 +294,7 @@ export class Producer extends Client {
     this.send(OP.PUBLISH, 0, Math.max(0, number - this.lowestUnanswered), payload)
   }
 
-  /** Without a queue, the messages have no options. */
+  /** Drafts of messages; without `queue` the messages have no options. */
   #drafts(number: number, count: number, queue?: string): RecordDraft[] {
     const { chance, messageBytesMax, batchBytesMax } = this.around
     const drafts: RecordDraft[] = []
@@ -339,7 +340,7 @@ export class Producer extends Client {
 
   #answered(number: number, base: number, duplicates: Duplicates | undefined): void {
     const unanswered = this.#unanswered.get(number)
-    // 3: one answer for each number.
+    // Invariant 3: each number has one answer.
     if (unanswered === undefined)
       throw new Violation(3, `${this.name} receives a confirm of batch ${number}, which it does not wait for`)
     if (unanswered.attempt.expects !== undefined)
@@ -373,7 +374,7 @@ export class Producer extends Client {
   }
 }
 
-/** Refusals of one message for its times. */
+/** Whether a message is refused because of one of its times. */
 function isTime(code: ErrorCode): boolean {
   return code === 'INVALID_DELAY' || code === 'AT_IN_THE_PAST' || code === 'INVALID_TTL'
 }

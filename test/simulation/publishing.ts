@@ -1,6 +1,6 @@
 /**
- * Judges publishes, of batches and of atomic steps: whether the broker may accept or refuse them, which messages are
- * duplicates, which are replaced, and which make room.
+ * Checks publishes, both batches and atomic steps: whether the broker may accept or refuse them, which messages are
+ * duplicates, which are replaced, and which are evicted to make room.
  */
 import { SluiceError, readU32, type ErrorCode, type Placed } from '@sluice/protocol'
 import { isAccepted, isDedupFull, planIds, planRoom, type IdPlan, type RoomPlan } from '../rules/admission.js'
@@ -15,24 +15,24 @@ import { Violation } from './trace.js'
 
 /** Messages that an atomic step acknowledges. */
 export interface ModelAck {
-  /** Undefined: the subscription is over. */
+  /** Undefined: the subscription has ended. */
   readonly key: object | undefined
   readonly firstTag: number
   readonly count: number
 }
 
-/** Offsets that an atomic step acknowledges: they take no room, and their ids are free. */
+/** Offsets that an atomic step acknowledges: they count in no limit, and their ids are free. */
 type Freed = ReadonlySet<number>
 
 const NOTHING_FREED: Freed = new Set()
 
 /** Values that the model cannot derive. */
 export interface PublishingView {
-  /** Publishes may be refused now because the disk has little space. */
+  /** Whether publishes may be refused now because the disk has little space. */
   diskMayBeLow(): boolean
-  /** Most bytes of an atomic step. */
+  /** Maximum size of an atomic step in bytes. */
   readonly stepBytesMax: number
-  /** Messages beyond lowered limits that the publishes of one turn evict. */
+  /** Maximum number of messages beyond lowered limits that the publishes of one turn evict. */
   readonly excessMax: number
 }
 
@@ -47,10 +47,10 @@ export class Publishing {
   readonly #state: ModelState
   readonly #outcomes: Outcomes
   readonly #stepBytesMax: number
-  /** What each step acknowledged: "identity:number" → "queue id:offset". Never forgotten. */
+  /** The acknowledgements of each step, kept forever: "identity:number" → "queue id:offset". */
   readonly #stepAcks = new Map<string, readonly string[]>()
   readonly #excessMax: number
-  /** Messages beyond lowered limits that publishes may still evict in this turn. */
+  /** Number of messages beyond lowered limits that publishes can still evict in this turn. */
   #excessLeft: number
 
   constructor(state: ModelState, outcomes: Outcomes, view: PublishingView) {
@@ -119,7 +119,7 @@ export class Publishing {
     )
     // Duplicates are decided before the step has any effect.
     const freed = freedBy(held!)
-    // Queues with acknowledgements evict first, in the order of these.
+    // Queues with acknowledgements evict first, in the order of the acknowledgements.
     const acked = [...freed.keys()].map(({ name }) => name)
     const rank = ({ attempt: { queue } }: Group): number =>
       acked.includes(queue) ? acked.indexOf(queue) : acked.length
@@ -148,7 +148,7 @@ export class Publishing {
     this.results.accept(identity, number, accepted, crc)
   }
 
-  /** 9: the entry with the step has all its acks. */
+  /** Invariant 9: the entry with the step has all acknowledgements of the step. */
   stepWritten(identity: string, number: number, acked: ReadonlySet<string>): void {
     for (const ack of this.#stepAcks.get(`${identity}:${number}`) ?? []) {
       if (!acked.has(ack))
@@ -197,12 +197,12 @@ export class Publishing {
     return bytes + held.length * 16 > this.#stepBytesMax ? 'TRANSACTION_TOO_LARGE' : undefined
   }
 
-  // The queue may or may not remember some ids: they can be duplicates, or count in its limit.
+  // It is uncertain which ids the queue remembers: such ids can be duplicates, or count in the limit of ids.
   #isUnsure(attempts: readonly Attempt[]): boolean {
     return attempts.some(({ queue }) => (this.#state.names.get(queue)?.unsure.size ?? 0) > 0)
   }
 
-  /** Decides what a batch does. Of ids that the queue may have forgotten, `hint` has the broker's answer. */
+  /** The effect that a batch must have. For ids that the queue can have forgotten, `hint` has the broker's answer. */
   #plan(queue: ModelQueue, attempt: Attempt, freed: Freed, hint?: Placed): Plan {
     const { records } = attempt
     const contents = records.map((record) => contentOf(record))
@@ -250,7 +250,7 @@ export class Publishing {
     return room.isFull ? 'QUEUE_FULL' : undefined
   }
 
-  /** S8: the messages of the lowest priority, and of these the oldest, make room. */
+  /** Evicts messages to make room: those of the lowest priority, and of these the oldest. */
   #makeRoom(queue: ModelQueue, { room }: Plan, nowMs: number): void {
     for (const message of room.evicted) {
       queue.line.leave(message, nowMs)
@@ -265,7 +265,7 @@ export class Publishing {
     }
   }
 
-  /** S7: the plan of an accepted batch, whose duplicates must be those of the answer. */
+  /** The plan of an accepted batch, whose duplicates must be those of the answer. */
   #planOf(queue: ModelQueue, attempt: Attempt, placed: Placed, freed: Freed): Plan {
     const plan = this.#plan(queue, attempt, freed, placed)
     const { excess } = plan.room
@@ -276,7 +276,7 @@ export class Publishing {
     const must = JSON.stringify([...plan.ids.duplicates])
     if (is !== must)
       throw new Violation(
-        'S7',
+        'ids',
         `the batch at offset ${placed.baseOffset} of ${queue.name} has the duplicates ${is}, not ${must}`,
       )
     return plan
@@ -290,7 +290,7 @@ export class Publishing {
   ): ModelPlace {
     const queue = this.#state.named(attempt.queue)
     const base = placed.baseOffset
-    // 5: offsets are dense.
+    // Invariant 5: offsets are dense.
     if (base !== queue.next)
       throw new Violation(5, `${queue.name} gives offset ${base}; its next one is ${queue.next}`)
     for (const [index, record] of attempt.records.entries()) {
@@ -309,11 +309,11 @@ export class Publishing {
 interface Group {
   readonly attempt: Attempt
   readonly placed: Placed | undefined
-  /** By index of a batch in the step: index of its first message in the group. */
+  /** Maps the index of a batch in the step to the index of its first message in the group. */
   readonly starts: ReadonlyMap<number, number>
 }
 
-/** Joins the batches of a step by queue: limits count them together. */
+/** Groups the batches of a step by queue, because limits count them together. */
 function byQueue(attempts: readonly Attempt[], places?: readonly Placed[]): Group[] {
   const queues = [...new Set(attempts.map(({ queue }) => queue))]
   return queues.map((queue) => {

@@ -1,6 +1,6 @@
 /**
- * Reads a record by its documented layout, and builds the copy of one that goes to another queue. Used by the model and
- * the ledger; shares no code with the broker.
+ * Reads a record by its documented layout, and builds the record of a copy in another queue. Used by the model and the
+ * ledger; shares no code with the broker.
  */
 import { originHeaders, redrivesElsewhere, type MessageOptions, type Origin } from '../rules/message.js'
 
@@ -53,7 +53,7 @@ export function contentOf(record: Uint8Array): Content {
   }
 }
 
-/** Reasons of death, by number. */
+/** Reasons for which a message is dead, by number. */
 export const DEATHS = ['', 'rejected', 'maxDeliveries', 'overflow', 'invalid'] as const
 export const OVERFLOW = 3
 
@@ -64,12 +64,12 @@ const ORIGIN_NAMES = new Set(
   }).map(([name]) => name),
 )
 
-/** How often the message was redriven in queues that it was in before. */
+/** Number of redrives of the message in the queues that it was in before. */
 export function redrivesBefore({ headers }: Content): number {
   return redrivesElsewhere(headers.find(([name]) => name === 'sluice-redrives')?.[1])
 }
 
-/** The copy in the other queue: same payload, key, id and priority, no times, and headers that name its origin. */
+/** The copy for the other queue: same payload, key, id and priority, no times, and headers that name its origin. */
 export function copyOf(record: Uint8Array, origin: Origin): Uint8Array {
   const content = contentOf(record)
   const { key, id, priority, contentType, payload } = content

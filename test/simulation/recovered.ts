@@ -40,8 +40,8 @@ export function recoverQueue(
     if (afterCrash ? saved.counts[name] > had : saved.counts[name] !== had)
       throw new Violation(6, `${saved.name} has ${saved.counts[name]} ${name} messages; it counted ${had}`)
   }
-  // An id may be known for longer than its window, since an earlier life with a later clock may have forgotten it or
-  // not.
+  // Whether an id beyond its window is still known is uncertain, because a broker with a later clock may have forgotten
+  // it before the restart.
   queue.remembered.forgetUntil(nowMs - options.dedupWindowMs)
   for (const { id, timeMs } of queue.remembered.entries())
     if (timeMs <= latestMs - options.dedupWindowMs) queue.unsure.add(id)
@@ -65,7 +65,7 @@ export function recoverQueue(
       earlier: earlier ?? NO_EARLIER_LIVES,
       dead,
       isListed,
-      // 22: after an unclean stop every unsettled older message is marked.
+      // Invariant 22: after an unclean stop the redelivery of every unsettled older message is marked.
       mustMark: afterCrash || left || wasOut,
       mayMark: afterCrash || offset < saved.redeliveredBelow || wasOut,
       left,
@@ -75,7 +75,7 @@ export function recoverQueue(
     queue.live.set(offset, known)
     if (dead !== undefined) continue
     if (isListed) queue.pending.add(content.id!, offset)
-    // A plain message does not wait for a time, whatever the clock was set to.
+    // A plain message does not wait for a time, even if the clock was set back.
     if (known.isPlain || lineMs <= nowMs) known.state = 'ready'
     else {
       known.state = 'leased'

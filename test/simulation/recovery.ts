@@ -1,7 +1,6 @@
 /**
- * Compares a recovered broker with the state of the log: queues with their counters, every message with its attempts,
- * times, key, id and earlier lives, the position of its bytes, the remembered ids, and the results of producers'
- * batches.
+ * Compares a recovered broker with the state of the log: queues with their counters; every message with its attempts,
+ * times, key, id, redrives and the position of its bytes; the remembered ids; and the results of producers' batches.
  */
 import type { Broker } from '../../packages/server/src/broker/broker.js'
 import type { Log } from '../../packages/server/src/log/log.js'
@@ -23,7 +22,7 @@ import {
 } from './ledger.js'
 import { Violation } from './trace.js'
 
-/** The lowest number that a producer may still send again. */
+/** Returns the lowest number that a producer may still send again. */
 export type LowestUnanswered = (identity: string) => number
 
 export interface Compared {
@@ -39,7 +38,7 @@ export function nothingCompared(): Compared {
 }
 
 /**
- * `afterCrash`: the log did not end with an orderly stop, so any message may have been delivered. `latestMs`: the
+ * `afterCrash`: the log does not end with an orderly stop, so any message may have been delivered. `latestMs`: the
  * latest time that any broker on this log has seen.
  * @throws Violation 17
  */
@@ -65,7 +64,7 @@ export function compareRecovered(
   }
   for (const saved of state.producers.values()) {
     const unsure = lowest(saved.identity)
-    // Throws if the broker does not know the number that it confirmed.
+    // `attach` throws if the broker does not know the number that it confirmed.
     const producer = broker.producers.attach(saved.identity, saved.highest)
     if (producer.windowStart > unsure)
       throw new Violation(
@@ -178,7 +177,7 @@ function compareMessage(
   }
 }
 
-// S7: an id in its window, or pending, is known. After its window it may be known for longer, but not if a change of
+// An id in its window, or of a pending message, is known. After its window an id may still be known, unless a change of
 // options has forgotten it.
 function compareIds(queue: Queue, saved: LedgerQueue, latestMs: number, compared: Compared): void {
   const windowMs = saved.options['dedupWindowMs'] as number
@@ -192,7 +191,7 @@ function compareIds(queue: Queue, saved: LedgerQueue, latestMs: number, compared
     compare(17, `the offset of id ${id} in ${saved.name}`, found, offset)
   }
   if (saved.options['unique'] !== 'pending') return
-  // Of several messages with one id, the first.
+  // If several messages have the same id, the first one counts.
   const pending = new PendingIds()
   for (const [offset, { dead, content }] of saved.live)
     if (dead === undefined && content.id !== undefined) pending.add(content.id, offset)
@@ -239,7 +238,7 @@ function compare(invariant: number, what: string, is: unknown, must: unknown): v
     throw new Violation(invariant, `${what} is ${sorted(is)} after recovery; the log has ${sorted(must)}`)
 }
 
-// Text with the fields of objects by name.
+// JSON in which the fields of objects are sorted by name.
 function sorted(value: unknown): string {
   return JSON.stringify(value, (_name, inner: unknown) =>
     typeof inner === 'object' && inner !== null && !Array.isArray(inner)

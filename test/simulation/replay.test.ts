@@ -1,10 +1,10 @@
 /**
  * Replays across crashes: a queue that retains its messages is replayed into another one page by page, on a broker that
- * loses its power in the middle of pages and between them.
+ * loses power during pages and between them.
  *
- * The law: the pages that are answered copy each acknowledged message of the range exactly once, byte for byte, and no
- * crash takes away a copy that an answer reported. A page that a crash interrupts has copied the beginning of what the
- * same page copies when it is requested again. A page that a full disk cuts short reports what it has copied.
+ * The rule: the answered pages together copy each acknowledged message of the range exactly once, byte for byte, and no
+ * crash removes a copy that an answer reported. A page that a crash interrupts has copied the beginning of what the same
+ * page copies when it is requested again. A page that a full disk cuts short reports what it has copied.
  */
 import { OUTCOME, SluiceError, queueName, type QueueOptions } from '@sluice/protocol'
 import { expect, test } from 'vitest'
@@ -25,7 +25,7 @@ const RETAIN_MS = 3_600_000
 const IDLE_MAX = 1_000
 /** Free bytes below which the broker accepts nothing. */
 const LOW_FREE_BYTES = 512 * 1024
-/** The log checks the free space at most once in this time. */
+/** Interval at which the log checks the free space at most. */
 const LOOK_MS = 1_100
 const CRASHED = Symbol('crashed')
 
@@ -44,20 +44,20 @@ interface Published {
 
 /** A planted bug. */
 interface Defect {
-  /** Added to the index of a message in the cursor of each page. */
+  /** Number that is added to the index of a message in the cursor of each page. */
   readonly cursorIndex?: number
-  /** The disk confirms what it has not stored. */
+  /** The disk confirms syncs without storing anything. */
   readonly syncLies?: boolean
 }
 
 class World {
   readonly chance: Chance
   readonly counts = new Map<string, number>()
-  /** By offset in `in`. */
+  /** Published messages, by their offset in `in`. */
   readonly published = new Map<number, Published>()
   readonly acknowledged = new Set<number>()
   nowMs = 1_700_000_000_000
-  /** All reads after this many fail. */
+  /** Number of reads that succeed before all further ones fail. */
   readsBeforeFault = Infinity
   broker!: Broker
   #disk: SimulatedDisk
@@ -67,7 +67,7 @@ class World {
   readonly #windowOffsets: number
   #turns: (() => void)[] = []
   #fatal: unknown
-  /** Number of the last batch, and of the last that was accepted. */
+  /** Number of the last batch, and of the last batch that was accepted. */
   #batches = 0
   #accepted = 0
 
@@ -123,7 +123,7 @@ class World {
     this.broker = await this.drive(opening)
   }
 
-  /** The power fails, and the broker starts again on what is left on the disk. */
+  /** Cuts the power and starts a new broker on what is left on the disk. */
   async crash(): Promise<void> {
     this.count('crashes')
     this.#disk = this.#disk.crash(this.chance.random, this.#diskOptions())
@@ -165,7 +165,7 @@ class World {
     await this.drive(undefined)
   }
 
-  /** The disk has little room, or no limit. */
+  /** Limits the disk to little free space, or removes the limit. */
   async setFull(isFull: boolean): Promise<void> {
     this.#disk.capacityBytes = isFull ? this.#disk.usedBytes + LOW_FREE_BYTES / 2 : Infinity
     await this.pass(LOOK_MS)
@@ -177,7 +177,7 @@ class World {
     await this.drive(undefined)
   }
 
-  /** Publishes to `in`: with keys, ids, priorities, delays and headers of an earlier move. */
+  /** Publishes messages to `in`, with keys, ids, priorities, delays, and headers of an earlier move. */
   async publish(messages: number): Promise<void> {
     const { chance } = this
     const drafts = Array.from({ length: messages }, () => {
@@ -201,7 +201,7 @@ class World {
     await this.drive(undefined)
   }
 
-  /** Whether a message is accepted now. */
+  /** Returns whether the broker accepts a message now. */
   async accepts(): Promise<boolean> {
     try {
       await this.publish(1)
@@ -212,7 +212,7 @@ class World {
     }
   }
 
-  /** Consumes from `in`: most messages are acknowledged, some are dead, released or still held when it ends. */
+  /** Consumes from `in`: most messages are acknowledged; others are dead, released, or still held at the end. */
   async consume(messages: number): Promise<void> {
     const held: { readonly offset: number; readonly tag: number }[] = []
     const consumer: Consumer = {
@@ -266,7 +266,7 @@ class World {
     return { ...page, cursor: [position, index! + cursorIndex, ...rest].join(':') }
   }
 
-  /** Copies in `out` from `from` on, each compared with its original. */
+  /** The copies in `out` starting at offset `from`; compares each of them with its original. */
   async copies(from: number): Promise<Copy[]> {
     const copies: Copy[] = []
     for (let next: number | undefined = from; next !== undefined;) {
@@ -315,7 +315,7 @@ async function run(seed: number, defect: Defect = {}): Promise<ReadonlyMap<strin
   const answered: Copy[] = []
   const limit = chance.int(1, 9)
   let next = 0
-  /** Origins of the copies that an interrupted request of the page made. */
+  /** Origins of the copies that an interrupted request for the same page made. */
   let interrupted: number[] = []
   for (let cursor: string | null | undefined, pages = 0; cursor !== null; pages++) {
     if (pages > 1_000) throw new Error('the replay does not end')
@@ -368,7 +368,10 @@ async function run(seed: number, defect: Defect = {}): Promise<ReadonlyMap<strin
     if (chance.hit(0.2)) await world.pass(chance.int(0, 2_000))
     if (chance.hit(0.1)) await world.crash()
   }
-  expect(interrupted, `seed ${seed}: copied by an interrupted page, and not again`).toEqual([])
+  expect(
+    interrupted,
+    `seed ${seed}: copied by an interrupted page, but not when it was requested again`,
+  ).toEqual([])
   const origins = answered.map(({ origin }) => origin)
   const ascending = (a: number, b: number): number => a - b
   expect(origins.toSorted(ascending), `seed ${seed}`).toEqual(range.toSorted(ascending))
@@ -380,7 +383,7 @@ async function run(seed: number, defect: Defect = {}): Promise<ReadonlyMap<strin
   return world.counts
 }
 
-/** The shorter list is the beginning of the longer one: both requests copied the same messages in the same order. */
+/** Checks that the shorter list is the beginning of the longer one: both requests copied the same messages in order. */
 function checkPrefix(seed: number, before: readonly number[], after: readonly number[]): void {
   const length = Math.min(before.length, after.length)
   expect(after.slice(0, length), `seed ${seed}: a page that is requested again`).toEqual(
@@ -388,7 +391,7 @@ function checkPrefix(seed: number, before: readonly number[], after: readonly nu
   )
 }
 
-/** How often each must happen, at least, in SEEN_IN runs. */
+/** Minimum number of occurrences of each event in SEEN_IN runs. */
 const SEEN_IN = 60
 const SEEN: Readonly<Record<string, number>> = {
   crashes: 400,

@@ -5,7 +5,7 @@ import type { LedgerProducer } from './ledger.js'
 import type { ModelCounts } from './state.js'
 import { Violation } from './trace.js'
 
-/** Where one batch was accepted. */
+/** The place at which one batch was accepted. */
 export interface ModelPlace {
   readonly queueId: number
   readonly base: number
@@ -14,14 +14,14 @@ export interface ModelPlace {
 
 interface ModelProducer {
   readonly accepted: Map<number, { readonly places: readonly ModelPlace[]; readonly crc: number }>
-  /** In this life of the broker. */
+  /** Refusals since the broker started, by number. */
   readonly refused: Map<number, ErrorCode>
   /**
-   * Refused numbers in this life of the broker, those that can be accepted later included; batches that follow them are
-   * refused.
+   * Numbers that were refused since the broker started, including those that can still be accepted later. Batches that
+   * follow them are refused.
    */
   readonly open: Set<number>
-  /** Results of lower numbers are not requested any more. */
+  /** Results of lower numbers are no longer requested. */
   windowStart: number
 }
 
@@ -31,7 +31,7 @@ export class Results {
   readonly #producers = new Map<string, ModelProducer>()
   readonly #counts: ModelCounts
   readonly #diskMayBeLow: () => boolean
-  /** Whether the queue of a batch may or may not remember some ids. */
+  /** Whether it is uncertain if the queue of a batch remembers some ids. */
   readonly #isUnsure: (attempts: readonly Attempt[]) => boolean
 
   constructor(
@@ -59,7 +59,7 @@ export class Results {
       for (const [number, { places, crc }] of accepted) this.accept(identity, number, places, crc)
   }
 
-  /** 3: one number, one result. Returns whether the batch is accepted now. */
+  /** Invariant 3: a number has one result. Returns whether the batch is accepted now. */
   answered(
     identity: string,
     number: number,
@@ -91,11 +91,12 @@ export class Results {
       if (refused !== undefined && !isOld)
         throw new Violation(3, `${what} is accepted and was refused with ${refused}`)
       if (isOld) throw new Violation(3, `${what} is accepted although it is older than its window`)
-      if (deserved.length > 0) throw new Violation(21, `${what} is accepted and deserves ${deserved.join()}`)
+      if (deserved.length > 0)
+        throw new Violation(21, `${what} is accepted and must be refused with ${deserved.join()}`)
       if (isBehind) throw new Violation('order', `${what} is accepted and follows a batch that was refused`)
       const refusal = refusalOf()
       if (refusal === 'LEASE_LOST' || (refusal !== undefined && !this.#isUnsure(attempts)))
-        throw new Violation('S8', `${what} is accepted and must be refused with ${refusal}`)
+        throw new Violation('limits', `${what} is accepted and must be refused with ${refusal}`)
       producer.open.delete(number)
       return true
     }
@@ -104,7 +105,7 @@ export class Results {
     if (isOld) allowed.push('UNKNOWN_OUTCOME')
     if (known !== undefined) {
       if (known.crc !== crc) allowed.push('NUMBER_REUSED')
-      // A known result is returned whatever became of the queue.
+      // A known result is returned even if the queue has been deleted or changed since.
       else if (!isOld)
         throw new Violation(
           3,
@@ -126,7 +127,7 @@ export class Results {
     if (!allowed.includes(code))
       throw new Violation(
         3,
-        `${what} is refused with ${code}; it deserves ${allowed.join() || 'to be accepted'}`,
+        `${what} is refused with ${code}; allowed are ${allowed.join() || 'no refusals'}`,
       )
     // A refusal that is not final is decided again.
     if (!answer.retryable && code !== 'UNKNOWN_OUTCOME' && code !== 'NUMBER_REUSED' && known === undefined)
@@ -140,8 +141,8 @@ export class Results {
   }
 
   /**
-   * A producer without an accepted batch has left. Its refusals go with it: none of its bytes is under way any more, so
-   * a client that did not receive a refusal cannot notice that the batch is decided again.
+   * A producer without an accepted batch has left, and its refusals are forgotten. None of its bytes is under way any
+   * more, so a client that did not receive a refusal cannot notice that the batch is decided again.
    */
   forgotten(identity: string): void {
     const producer = this.#producer(identity)

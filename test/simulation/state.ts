@@ -17,23 +17,23 @@ export interface ModelMessage extends LineMessage {
   readonly record: Uint8Array
   readonly content: Content
   dead: ModelDead | undefined
-  /** Its id is known while it is pending. */
+  /** The message's id is known while the message is pending. */
   readonly isListed: boolean
-  /** Whether a delivery must be marked as redelivered, and whether it may be. */
+  /** Whether a delivery must be marked as redelivered, and whether it may be marked. */
   mustMark: boolean
   mayMark: boolean
-  /** A delivery of it has left the broker. */
+  /** A delivery of the message has left the broker. */
   left: boolean
-  /** Its last lease of this life of the broker, while no other has followed. */
+  /** The last lease since the broker started, unless another one has followed. */
   former: FormerLease | undefined
 }
 
 export interface FormerLease {
-  /** What it counts in a credit. */
+  /** Bytes that the lease counts in the credit. */
   readonly bytes: number
   readonly lease: string
   readonly deadlineMs: number
-  /** The attempt was charged when it ended. */
+  /** The attempt was charged when the lease ended. */
   readonly isCharged: boolean
 }
 
@@ -50,15 +50,15 @@ export interface ModelQueue {
   readonly live: Map<number, ModelMessage>
   readonly line: Line<ModelMessage>
   readonly remembered: RememberedIds
-  /** Remembered ids that an earlier life with a later clock may have forgotten. */
+  /** Remembered ids that a broker with a later clock may have forgotten before the restart. */
   readonly unsure: Set<string>
   readonly pending: PendingIds
   readonly subscriptions: Set<ModelSubscription>
-  /** Leased messages that expire as they are released. */
+  /** Leased messages that expire when they are released. */
   readonly expiring: Set<number>
 }
 
-/** The connection, as far as the model uses it. */
+/** The connection, with the parts that the model uses. */
 export interface ModelConsumer {
   readonly isReady: boolean
 }
@@ -80,11 +80,11 @@ export interface ModelSubscription {
   holdsSuspect: boolean
   /** Tags that are being handled, with their deadlines: Infinity for announced ones. */
   readonly started: Map<number, number>
-  /** Tags of claimed leases whose attempt was charged before. */
+  /** Tags of claimed leases whose attempt was already charged. */
   readonly precharged: Set<number>
-  /** Bytes that claimed leases count in the credit, by tag; others count their record. */
+  /** Bytes that each claimed lease counts in the credit, by tag; other leases count their record. */
   readonly sizes: Map<number, number>
-  /** Every tag that was ever granted, with the offset and the attempt of its message, for late frames. */
+  /** Every tag that was ever granted, with the offset and attempt of its message; late frames can name such tags. */
   readonly granted: Map<number, { readonly offset: number; readonly attempt: number }>
   /** Attempts that the settle of a tag charged, if the message was retried and did not die. */
   readonly charged: Map<number, number>
@@ -92,7 +92,7 @@ export interface ModelSubscription {
 
 export type ModelCounts = ReturnType<typeof noModelCounts>
 
-/** What the model checked and saw, for tests that assert that it happened. */
+/** Numbers of the checks and events, for tests that assert that they happened. */
 function noModelCounts() {
   return {
     dispatched: 0,
@@ -147,7 +147,7 @@ export class ModelState {
   readonly names = new Map<string, ModelQueue>()
   readonly subscriptions = new Map<object, ModelSubscription>()
   readonly counts = noModelCounts()
-  /** Number of the broker's life that is judged. */
+  /** Boot number of the current broker process. */
   boot = 0
 
   add(queue: ModelQueue): void {

@@ -1,6 +1,6 @@
 /**
- * The atomic steps of one simulated client: numbers them, keeps unanswered ones, and returns them, byte for byte, for
- * the next connection.
+ * The atomic steps of one simulated client. The class numbers them, keeps unanswered ones, and returns them, byte for
+ * byte, for the next connection.
  */
 import { encodeAtomic, type AtomicAck, type Placed } from '@sluice/protocol'
 import type { HistoryEvent } from '../checker/history.js'
@@ -10,7 +10,7 @@ export interface Step<Ack> {
   readonly number: number
   readonly payload: Uint8Array
   readonly attempts: readonly Attempt[]
-  /** What the client knows of each message that it acknowledges. */
+  /** The client's own data about each message that the step acknowledges. */
   readonly acks: readonly Ack[]
 }
 
@@ -38,7 +38,7 @@ export class Steps<Ack> {
     return this.#unanswered.size
   }
 
-  /** The lowest number that it may still send again. */
+  /** The lowest number that the client may still send again. */
   get lowestUnanswered(): number {
     for (const number of this.#unanswered.keys()) return number
     return this.#number + 1
@@ -48,7 +48,7 @@ export class Steps<Ack> {
     return this.#unanswered.values()
   }
 
-  /** A step that acknowledges `ranges` and publishes `batches`, of which several can be for one queue. */
+  /** A step that acknowledges `ranges` and publishes `batches`; several batches can be for the same queue. */
   make(
     ranges: readonly AtomicAck[],
     acks: readonly Ack[],
@@ -86,7 +86,7 @@ export class Steps<Ack> {
     return step
   }
 
-  /** The step was accepted; undefined if the client does not wait for it. */
+  /** The step was accepted. Returns the step, or undefined if the client does not wait for it. */
   confirmed(number: number, places: readonly Placed[]): Step<Ack> | undefined {
     const step = this.#take(number)
     for (const [i, attempt] of step?.attempts.entries() ?? []) {
@@ -97,7 +97,7 @@ export class Steps<Ack> {
     return step
   }
 
-  /** The step was refused as a whole; undefined if the client does not wait for it. */
+  /** The step was refused as a whole. Returns the step, or undefined if the client does not wait for it. */
   refused(number: number): Step<Ack> | undefined {
     const step = this.#take(number)
     for (const { names } of step?.attempts ?? [])

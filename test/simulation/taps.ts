@@ -1,6 +1,6 @@
 /**
- * Observes a broker for the model and the ledger: every command with its answer, what each queue notices of the time,
- * what becomes of its dead messages, and every appended entry. It changes nothing.
+ * Observes a broker for the model and the ledger: every command with its answer, the messages that each queue finds due
+ * or expired, the moves of dead messages, and every appended entry. It changes nothing.
  */
 import {
   OP,
@@ -38,7 +38,7 @@ export interface Listening {
   /** The durable state of the log. */
   readonly durable: LedgerState
   guard(work: () => void): void
-  /** A queue is purged or deleted now. */
+  /** The queue is being purged or deleted. */
   removed(queue: string): void
 }
 
@@ -124,9 +124,9 @@ export class TappedLog implements Log {
   }
 }
 
-/** Passes observations of the broker on. It starts once it is attached: a start is judged by its result. */
+/** Passes on observations of the broker once it is attached. The start of the broker is checked by its result instead. */
 export class Taps implements Observer {
-  /** The promise of the next RESULT: what must be on disk when it is sent. */
+  /** The promise of the next RESULT: what must be on disk when the RESULT is sent. */
   promise: (() => string | undefined) | undefined
   #broker: Broker | undefined
   #to: Listening | undefined
@@ -352,7 +352,7 @@ export class Taps implements Observer {
     if (to !== undefined) this.promise = () => broken(to)
   }
 
-  /** Records for each RESULT of the session what it promises. */
+  /** Records the promise of each RESULT of the session. */
   tapAnswers(session: Session, conversation: Conversation): void {
     const answer = session.answer.bind(session)
     session.answer = (correlation, given) => {

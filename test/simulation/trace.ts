@@ -1,6 +1,6 @@
 /**
- * The events of a run, in order: a checksum over all of them, so that two runs can be compared, and the last ones as
- * text, to find out why a seed failed.
+ * The events of a run, in order: a checksum over all of them, so that two runs can be compared, and the text of the last
+ * ones, which shows why a seed failed.
  */
 import { crc32 } from 'node:zlib'
 
@@ -31,12 +31,12 @@ export class Trace {
   }
 }
 
-/** A violated invariant: its number in the list of the design, or a verdict of the checker. */
+/** A violated rule: the number of an invariant in ARCHITECTURE.md, or the name of another rule. */
 export class Violation extends Error {
   readonly invariant: string
 
   constructor(invariant: string | number, what: string) {
-    super(`invariant ${invariant}: ${what}`)
+    super(`${typeof invariant === 'number' ? `invariant ${invariant}` : invariant}: ${what}`)
     this.name = 'Violation'
     this.invariant = String(invariant)
   }

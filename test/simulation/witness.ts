@@ -1,7 +1,7 @@
 /**
- * Inspects every byte that leaves the broker, at the moment at which it leaves, and compares it with what is on disk
- * then: a confirm, a delivery or an answer that is sent before its entry is durable is found here, even if no client
- * ever reads it.
+ * Inspects every byte at the moment at which it leaves the broker, and compares it with what is on disk at that moment.
+ * A confirm, a delivery or an answer that is sent before its entry is durable is found here, even if no client ever
+ * reads it.
  */
 import {
   FrameDecoder,
@@ -26,14 +26,14 @@ import { Violation } from './trace.js'
 /** The open requests of one connection, which determine the answers that it may receive. */
 export class Conversation {
   readonly identity: string
-  /** Settles by their correlation. */
+  /** Settles, by their correlation. */
   readonly settles = new Map<
     number,
     { readonly subscriptionId: number; readonly items: readonly SettleItem[] }
   >()
   /** Queues of PEEK requests, by correlation. */
   readonly peeks = new Map<number, string>()
-  /** For each RESULT that the broker owes, in order: what must be on disk when it is sent. */
+  /** For each RESULT that the broker owes, in order: what must be on disk when the RESULT is sent. */
   readonly promises: { readonly correlation: number; readonly broken: () => string | undefined }[] = []
 
   constructor(identity: string) {
@@ -56,7 +56,7 @@ export class Witness {
   readonly #ledger: Ledger
   readonly #model: Model
   readonly #attempts: Attempts
-  /** The log has failed: no promise may be sent any more. */
+  /** The log has failed, so no promise may be sent any more. */
   isDead = false
   readonly counts = {
     confirmed: 0,
@@ -76,7 +76,7 @@ export class Witness {
     this.#attempts = attempts
   }
 
-  /** Returns the function that inspects each write of the connection, in order. */
+  /** Returns a function that inspects each write of the connection, in order. */
   watch(conversation: Conversation): (bytes: Uint8Array) => void {
     const decoder = new FrameDecoder(({ opcode, correlation, bytes, start, end }) => {
       this.#frame(conversation, opcode, correlation, bytes, start, end)
@@ -94,7 +94,7 @@ export class Witness {
     end: number,
   ): void {
     const isPromise = PROMISES.has(opcode)
-    // 20: after a failed write no confirm leaves the broker.
+    // Invariant 20: after a failed write no confirm leaves the broker.
     if (this.isDead && isPromise) throw new Violation(20, `frame ${opcode} left after the log had failed`)
     if (opcode === OP.PUBLISH_OK) {
       decodePublishOk(bytes, start, end, (number, baseOffset, duplicates) =>
@@ -129,7 +129,7 @@ export class Witness {
     } else if (opcode === OP.ERROR) {
       const { code, message } = decodeFault(bytes, start, end)
       this.#error(code)
-      // The disk is honest: the broker knows every producer that it confirmed a batch to, and reads what it wrote.
+      // The disk is honest: the broker must know every producer whose batches it confirmed, and read what it wrote.
       if (code === 'PRODUCER_UNKNOWN' || code === 'CORRUPT')
         throw new Violation(3, `the broker reports ${code}: ${message}`)
     }
@@ -139,7 +139,7 @@ export class Witness {
     this.counts.errors.set(code, (this.counts.errors.get(code) ?? 0) + 1)
   }
 
-  // 1: confirmed means on disk.
+  // Invariant 1: a confirmed batch is on disk.
   #confirmed({ identity }: Conversation, number: number, places: readonly Placed[]): void {
     this.counts.confirmed++
     const accepted = this.#ledger.durable.producers.get(identity)?.accepted.get(number)
@@ -151,7 +151,7 @@ export class Witness {
       throw new Violation(3, `batch ${number} of ${identity} is confirmed at ${is} and is at ${must}`)
   }
 
-  // 8, 9: the messages that the step acknowledged are gone from the disk.
+  // Invariants 8 and 9: the messages that the step acknowledged are gone from the disk.
   #stepped({ identity }: Conversation, number: number): void {
     for (const ack of this.#model.publishing.acksOf(identity, number)) {
       const [queueId, offset] = ack.split(':').map(Number) as [number, number]
@@ -163,7 +163,7 @@ export class Witness {
     }
   }
 
-  // 2: a message that is shown was published there.
+  // Invariant 2: a message that is shown was published there.
   #peeked(
     conversation: Conversation,
     correlation: number,
@@ -187,7 +187,7 @@ export class Witness {
     }
   }
 
-  // 8: a confirmed settle is on disk.
+  // Invariant 8: a confirmed settle is on disk.
   #settled(
     conversation: Conversation,
     correlation: number,
@@ -229,7 +229,7 @@ export class Witness {
     }
   }
 
-  // 2: delivered means on disk, and published there byte for byte.
+  // Invariant 2: a delivered message is on disk, and was published there byte for byte.
   #delivered(bytes: Uint8Array, start: number, end: number): void {
     const { subscriptionId, firstTag, count, messages } = deliveredIn(bytes, start, end)
     const subscription = this.#model.consuming.subscriptionById(subscriptionId)

@@ -1,6 +1,6 @@
 /**
- * Whole runs, one for each seed: several lives of a broker with hostile, slow and dying clients, then healing, draining
- * and judgement. `SLUICE_SEED=n` runs one seed.
+ * Whole runs, one for each seed: a broker that ends and restarts several times, with hostile, slow and dying clients;
+ * then healing, draining and the final checks. `SLUICE_SEED=n` runs one seed.
  */
 import { describe, expect, test } from 'vitest'
 import { leastIn, ONE_SEED, seedsFrom, TIMEOUT_MS } from '../amount.js'
@@ -11,7 +11,8 @@ const FILE = 'test/simulation/world.test.ts'
 const SEEDS = seedsFrom(1, 25, 3_000)
 
 /**
- * Events that must happen in the runs, or they test less than they seem to: how often at least, in MUST_HAPPEN_IN runs.
+ * Minimum number of occurrences of each event in MUST_HAPPEN_IN runs: if an event is rarer, the runs test less than they
+ * seem to.
  */
 const MUST_HAPPEN_IN = 60
 const MUST_HAPPEN: Readonly<Record<string, number>> = {
@@ -115,7 +116,7 @@ const MUST_HAPPEN: Readonly<Record<string, number>> = {
   calm: 1000,
 }
 
-describe('a broker with trouble on all sides', () => {
+describe('a broker with failures on all sides', () => {
   test(`keeps its promises in ${SEEDS.length} runs`, { timeout: TIMEOUT_MS }, async () => {
     const total = new Map<string, number>()
     const checked = { runs: 0, events: 0, attempted: 0, confirmed: 0, delivered: 0 }
@@ -139,7 +140,7 @@ describe('a broker with trouble on all sides', () => {
     expect(missing.map(([what, least]) => `${what}: ${total.get(what) ?? 0} of ${least}`)).toEqual([])
   })
 
-  test('does the same again for the same seed, observed or not', { timeout: TIMEOUT_MS }, async () => {
+  test('behaves identically for the same seed, observed or not', { timeout: TIMEOUT_MS }, async () => {
     const hashes = new Set<number>()
     let compared = 0
     for (const seed of seedsFrom(901, 4, 40)) {

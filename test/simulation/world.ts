@@ -1,10 +1,10 @@
 /**
  * One seeded run: a simulated clock, disk and network, the production log, broker and sessions, and clients that make
- * trouble. The world alone decides what happens next, and waits until every JavaScript promise is settled before it
- * decides again, so a seed has one history.
+ * trouble. Only the world decides what happens next. Before each decision it waits until every JavaScript promise is
+ * settled, so a seed always gives the same history.
  *
- * A run has several lives of the broker, each ended by a loss of power, a kill, a failing disk or an orderly stop. At
- * the end everything is healed, drained and judged.
+ * In a run the broker ends and restarts several times: by a loss of power, a kill, a failing disk or an orderly stop. At
+ * the end everything is healed, drained and checked.
  */
 import { MESSAGE_OVERHEAD_BYTES, SluiceError } from '@sluice/protocol'
 import { crc32 } from 'node:zlib'
@@ -35,18 +35,18 @@ import { TappedLog, Taps, type Listening, type LogListening } from './taps.js'
 import { SimulationFailure, Trace, Violation } from './trace.js'
 import { Conversation, Witness } from './witness.js'
 
-// So that a few scheduled messages already exceed the near part of a schedule.
+// With so low a bound, a few scheduled messages already exceed the near part of a schedule.
 Schedule.nearMax = 8
 
 export interface WorldOptions {
   readonly seed: number
-  /** Lives of the broker before the last one, and steps in each. */
+  /** Number of restarts of the broker, and number of steps before each. */
   readonly lives?: number
   readonly steps?: number
   readonly defect?: Defect
-  /** The only trouble is that the broker's process is stopped now and then, for seconds or for hours. */
+  /** The only trouble: the broker's process is stopped from time to time, for seconds or for hours. */
   readonly onlyStalls?: boolean
-  /** Called between steps after the disk was used; may read images of it, and must not change it. */
+  /** Called between steps after the disk was used; it may read images of the disk, and must not change the disk. */
   readonly onDiskUse?: (world: World) => Promise<void>
   /** The test file that can run this seed again. */
   readonly file?: string
@@ -68,18 +68,18 @@ interface Sleeper {
   readonly wake: () => void
 }
 
-/** How often sessions are ticked, as by the listener. */
+/** Interval at which sessions are ticked; the listener uses the same. */
 const TICK_MS = 50
 const LINGER_MS = 1_000
 const HOUR_MS = 3_600_000
 const HEALING_STEPS_MAX = 150_000
 const SLACK_MS = 200
-/** Seconds until a broker that waits for room on its disk must have noticed it. */
+/** Maximum number of seconds until a broker that waits for space notices that its disk has some. */
 const LOOKS_MAX = 5
-/** How long the broker may take to come to rest, and how long it is watched then. */
+/** Time that the broker has to become idle, and the time for which it is then observed. */
 const REST_SECONDS = 60
 
-/** A client that numbers its batches, and sends them again. */
+/** A client that numbers its batches and sends unanswered ones again. */
 export interface Sender {
   readonly name: string
   readonly identityText: string
@@ -100,7 +100,7 @@ export class World implements Surroundings, Listening, LogListening {
   readonly isPlain: boolean
   readonly segmentBytes: number
   readonly messageBytesMax: number
-  /** Few, so that a short backlog takes several turns. */
+  /** The bound is low, so that even a short backlog is evicted over several turns. */
   readonly excessMax = 4
   readonly batchBytesMax: number
   readonly heartbeatMs: number
@@ -109,7 +109,7 @@ export class World implements Surroundings, Listening, LogListening {
   /** Names of accepted messages of producers, by queue, in the order of the log. */
   readonly #accepted = new Map<number, string[]>()
   nowMs = 1_700_000_000_000
-  /** Difference of the broker's clock to the world's: the clock was set between two lives, or the log was ahead. */
+  /** The broker's clock minus the world's; it changes when the clock is set between two boots, or the log is ahead. */
   #offMs = 0
   isHealing = false
   disk: SimulatedDisk
@@ -118,7 +118,7 @@ export class World implements Surroundings, Listening, LogListening {
   witness: Witness
   readonly producers: Producer[] = []
   readonly consumers: Consumer[] = []
-  /** The latest time that any life of the broker has seen. */
+  /** The latest time that the broker has seen in any run. */
   #latestMs = 0
   readonly #clients: Client[] = []
   readonly #options: WorldOptions
@@ -143,11 +143,11 @@ export class World implements Surroundings, Listening, LogListening {
   #diskUses = 0
   #fullUntilMs = 0
   #unreadableUntilMs = 0
-  /** There is room again, and the log has not noticed; it checks when a publish arrives, which takes a while. */
+  /** There is space again, and the log has not noticed; it checks when a publish arrives, which takes a while. */
   #isLowUnnoticed = false
   #roomSinceMs = 0
   #lowUntilMs = 0
-  /** Operations that the disk completed. */
+  /** Number of operations that the disk completed. */
   #stepped = 0
 
   constructor(options: WorldOptions) {
@@ -156,7 +156,7 @@ export class World implements Surroundings, Listening, LogListening {
     const chance = new Chance(options.seed)
     this.chance = chance
     this.isPlain = chance.hit(0.35)
-    // A page of a chunk must fit: with keys, ids and times of a thousand messages it is larger.
+    // A segment must have room for a page of a chunk, which is larger with the keys, ids and times of a thousand messages.
     this.segmentBytes = chance.pick(this.isPlain ? [16, 16, 20, 32, 64] : [96, 112, 128]) * 1024
     const messageBytesMost = Math.min(this.segmentBytes / 4, 16 * 1024) - MESSAGE_OVERHEAD_BYTES
     this.messageBytesMax = chance.int(1000, messageBytesMost)
@@ -217,12 +217,12 @@ export class World implements Surroundings, Listening, LogListening {
     if (chance.hit(0.3)) this.#clients.push(new Intruder('x1', this))
   }
 
-  /** The broker's clock. It never goes back within a life. */
+  /** The broker's clock. It never goes back while one broker process runs. */
   get brokerMs(): number {
     return this.nowMs + this.#offMs
   }
 
-  /** The latest time that any life of the broker has seen. */
+  /** The latest time that the broker has seen in any run. */
   get latestMs(): number {
     return Math.max(this.#latestMs, this.brokerMs)
   }
@@ -235,11 +235,11 @@ export class World implements Surroundings, Listening, LogListening {
     return this.#characters.get(queue)!
   }
 
-  // The broker copied a message to another queue: no client attempts it there, and a consumer may receive it.
+  // The broker copied a message to another queue: no client sent it there, and a consumer may receive it.
   #copied(queue: string, record: Uint8Array): void {
     this.attempts.addCopy(queue, record)
     const message = messageName(queue, record)
-    // A copy that a crash undid is made again, with the same bytes.
+    // A copy that a crash has undone is made again, with the same bytes.
     if (this.#copies.has(message)) return
     this.#copies.add(message)
     this.history.push({
@@ -317,7 +317,7 @@ export class World implements Surroundings, Listening, LogListening {
     await this.#settle()
   }
 
-  /** Lets everything run that can run without a decision of the world. */
+  /** Runs everything that can run without a decision of the world. */
   async #settle(): Promise<void> {
     await drained()
     this.#check()
@@ -348,7 +348,7 @@ export class World implements Surroundings, Listening, LogListening {
     if (client.stalledUntilMs <= this.nowMs) client.act()
   }
 
-  /** Time passes, and everything that waits for a time runs. */
+  /** Lets time pass, and runs everything that waits for a time. */
   #pass(ms: number): void {
     this.nowMs += ms
     const { broker } = this
@@ -363,7 +363,7 @@ export class World implements Surroundings, Listening, LogListening {
     if (this.nowMs - this.#tickedMs >= TICK_MS) this.#tick(broker)
   }
 
-  // As the listener does it: a late tick knows how late it is, and sockets are read before any peer is judged.
+  // As in the listener, a late tick knows how late it is, and sockets are read before any peer is declared silent.
   #tick(broker: Broker): void {
     const stallMs = Math.max(0, this.nowMs - this.#tickedMs - 2 * TICK_MS)
     const passedMs = this.nowMs - this.#tickedMs - stallMs
@@ -378,9 +378,12 @@ export class World implements Surroundings, Listening, LogListening {
       heard.silentMs = link.paused ? 0 : heard.silentMs + passedMs
       const wasOpen = link.session!.isOpen
       link.session!.tick(this.brokerMs, stallMs)
-      // N1: a peer that is silent for two heartbeats is disconnected.
+      // A peer that is silent for two heartbeats is disconnected.
       if (wasOpen && link.session!.isOpen && heard.silentMs > this.heartbeatMs * 2 + SLACK_MS) {
-        throw new Violation('N1', `${link.peer} was silent for ${heard.silentMs} ms and is still connected`)
+        throw new Violation(
+          'heartbeat',
+          `${link.peer} was silent for ${heard.silentMs} ms and is still connected`,
+        )
       }
       if (link.ended && this.nowMs - heard.lastMs > LINGER_MS + this.heartbeatMs * 2) this.#sever(link)
     }
@@ -429,7 +432,7 @@ export class World implements Surroundings, Listening, LogListening {
     if (why?.code === 'HEARTBEAT_TIMEOUT' && silentMs <= this.heartbeatMs * 2 - TICK_MS) {
       this.guard(() => {
         throw new Violation(
-          'N1',
+          'heartbeat',
           `${link.peer} is disconnected as silent, ${silentMs} ms after its last bytes`,
         )
       })
@@ -500,7 +503,7 @@ export class World implements Surroundings, Listening, LogListening {
       this.#pass(chance.skewed(chance.hit(0.1) ? HOUR_MS : this.heartbeatMs * 10))
       return
     }
-    // Mostly a connection whose client is handling a message.
+    // In most cases it is a connection whose client is handling a message.
     const busy = this.#links.filter(({ client }) => client instanceof Consumer && client.isHandling)
     const among = busy.length > 0 && chance.hit(0.6) ? busy : this.#links
     const link = among.length > 0 ? chance.pick(among) : undefined
@@ -510,11 +513,11 @@ export class World implements Surroundings, Listening, LogListening {
       this.#make('connection cut', link)
       this.#sever(link)
     } else if (kind === 3 && client !== undefined) {
-      // What the client sent still arrives, and then the end.
+      // The bytes that the client sent still arrive, followed by the end of the stream.
       this.#make('connection left', link)
       client.abandon()
     } else if (kind === 4 && link !== undefined) {
-      // Half open: the client reconnects elsewhere, and the broker does not notice.
+      // The connection is half open: the client reconnects elsewhere, and the broker does not notice.
       this.#make('half open', link)
       link.frozen = true
       client?.abandon()
@@ -522,7 +525,7 @@ export class World implements Surroundings, Listening, LogListening {
       this.#make('client stalled', link)
       client.stalledUntilMs = this.nowMs + chance.skewed(this.heartbeatMs * 4)
     } else if (kind === 6) {
-      // Late packets.
+      // Packets arrive late.
       for (const frozen of this.#links) {
         if (!frozen.frozen || !chance.hit(0.5)) continue
         this.#make('thawed', frozen)
@@ -536,7 +539,7 @@ export class World implements Surroundings, Listening, LogListening {
       this.disk.capacityBytes = this.disk.usedBytes + chance.int(0, 1) * this.segmentBytes
       this.#fullUntilMs = this.nowMs + chance.skewed(3_000)
     } else if (kind === 9 && this.#unreadableUntilMs === 0 && chance.hit(0.3)) {
-      // No file descriptor is free, and reads fail: nothing is damaged.
+      // No file descriptor is free, and reads fail; nothing is damaged.
       this.#make('reads fail', undefined)
       this.#unreadableUntilMs = this.nowMs + chance.skewed(10_000)
     }
@@ -592,7 +595,7 @@ export class World implements Surroundings, Listening, LogListening {
     return this.chance.hit(0.03) ? { slow: true } : undefined
   }
 
-  /** A log on this disk, with the options of the broker's. */
+  /** Opens a log on this disk with the options of the broker's log. */
   openLog(disk: Disk): FileLog {
     const { defect } = this.#options
     return new FileLog({
@@ -645,15 +648,15 @@ export class World implements Surroundings, Listening, LogListening {
         observer: taps,
       }),
       () => {
-        // Until the boot mark is written, the log has the end of the last life.
+        // Until the boot mark is written, the log ends as the previous run left it.
         if (log.bounds !== undefined && this.ledger.written.lsn < log.bounds.nextLsn) afterClose = wasClosed()
       },
     )
     if (this.#fatal !== undefined)
-      throw new Violation('R5', `the broker failed while it started: ${textOf(this.#fatal)}`)
+      throw new Violation('recovery', `the broker failed while it started: ${textOf(this.#fatal)}`)
     this.count(files.recovery.tail === undefined ? 'tail unknown' : `tail ${files.recovery.tail}`)
     if (broker.status.afterCrash === afterClose)
-      throw new Violation(22, `after ${afterClose ? 'a stop' : 'a crash'} the broker assumes the contrary`)
+      throw new Violation(22, `after ${afterClose ? 'a stop' : 'a crash'} the broker assumes the opposite`)
     defect?.broker?.(broker)
     const { afterCrash } = broker.status
     this.model.recover(this.ledger.written, afterCrash, broker.turn.nowMs, this.latestMs)
@@ -706,7 +709,7 @@ export class World implements Surroundings, Listening, LogListening {
     this.count(`end ${how}`)
     if (how === 'fault') await this.#failDisk()
     else if (how === 'close') await this.#stop()
-    // After a failed write of its directory a file system stops: the machine must start again.
+    // After a failed write of its directory a file system stops, so the machine must be restarted.
     const isPowerLost =
       how === 'power' ||
       this.#directoryFailed ||
@@ -734,7 +737,7 @@ export class World implements Surroundings, Listening, LogListening {
     }
   }
 
-  /** One write or sync fails. A batch that is not confirmed by then never is. */
+  /** Makes a write or sync fail. A batch that is not confirmed by then is never confirmed. */
   async #failDisk(): Promise<void> {
     const { chance } = this
     const partial = chance.hit(0.3)
@@ -745,7 +748,7 @@ export class World implements Surroundings, Listening, LogListening {
         ? { short: chance.int(0, 40) * 100 }
         : { error: chance.pick(['EIO', 'ENOSPC'] as const) }
     }
-    // The world goes on for a while, so that a wrong confirm has its chance to be sent.
+    // The world continues for a while, so that a wrong confirm can be sent and found.
     let after = 0
     for (let step = 0; step < 2_000 && after < 40; step++) {
       await this.#step()
@@ -768,8 +771,8 @@ export class World implements Surroundings, Listening, LogListening {
     const isFull = this.#fullUntilMs > 0
     await this.#drive(broker.close())
     if (!this.ledger.durable.closed && this.#fatal === undefined && !isFull) {
-      // An empty entry may follow the mark; it changes nothing.
-      throw new Violation(22, 'the broker has stopped and the log has no mark of it')
+      // An empty entry may follow the mark of the stop; it changes nothing.
+      throw new Violation(22, 'the broker has stopped and the log has no mark of the stop')
     }
   }
 
@@ -822,16 +825,17 @@ export class World implements Surroundings, Listening, LogListening {
     this.trace.note('calm')
     broker.turn.tick()
     await this.#rest()
-    // An entry can wait for a segment that the disk has no room for, a delivery for a read that is tried again.
+    // An entry can wait for a segment for which the disk has no space, and a delivery for a read that is repeated.
     const isWaiting = (): boolean =>
       this.#fatal !== undefined ||
       this.#fullUntilMs > 0 ||
       this.#unreadableUntilMs > 0 ||
       this.#sleepers.length > 0 ||
       this.ledger.written.lsn !== this.ledger.durable.lsn
-    // After the disk was full nothing is delivered until the broker has checked it again.
+    // After a full disk nothing is delivered until the broker has checked the space again.
     for (let looks = 0; broker.isBehind && !isWaiting(); looks++) {
-      if (looks === LOOKS_MAX) throw new Violation(16, 'the broker waits for room that its disk has')
+      if (looks === LOOKS_MAX)
+        throw new Violation(16, 'the broker waits for space although its disk has some')
       this.count('looked for room')
       this.#pass(1_000)
       await this.#rest()
@@ -839,7 +843,7 @@ export class World implements Surroundings, Listening, LogListening {
     if (isWaiting()) return
     const hasRoom = !this.#isLowUnnoticed && this.nowMs >= this.#lowUntilMs && !this.#faulted
     this.model.calm(this.brokerMs, hasRoom)
-    // A request for the info makes the broker notice expired messages.
+    // A request for the counters makes the broker notice expired messages.
     broker.catalog.list('', Infinity)
     await this.#rest()
     if (isWaiting()) return
@@ -850,7 +854,7 @@ export class World implements Surroundings, Listening, LogListening {
     this.#check()
   }
 
-  // Live bytes are those that copying would copy: every batch with any message left, whole.
+  // Live bytes are those that a relocation would copy: every batch with at least one message left, as a whole.
   #checkLive(broker: Broker): void {
     let bytes = 0
     for (const queue of this.ledger.durable.queues.values()) {
@@ -859,10 +863,10 @@ export class World implements Surroundings, Listening, LogListening {
     }
     const { liveBytes } = broker.usage()
     if (liveBytes !== bytes)
-      throw new Violation(6, `the broker counts ${liveBytes} live bytes; copying would copy ${bytes}`)
+      throw new Violation(6, `the broker counts ${liveBytes} live bytes; a relocation would copy ${bytes}`)
   }
 
-  /** At rest nothing is written, and no timer wakes the broker without need. */
+  /** Checks that at rest nothing is written and no timer wakes the broker without need. */
   async #restForGood(): Promise<void> {
     const broker = this.broker!
     for (const link of [...this.#links]) this.#sever(link)
@@ -924,7 +928,7 @@ export class World implements Surroundings, Listening, LogListening {
     await this.#calm()
   }
 
-  // After a clock was set back, scheduled messages are due much later than healing can wait.
+  // After a clock was set back, scheduled messages are due later than healing can wait.
   #leap(): void {
     const queues = this.broker?.catalog.list('', Infinity).queues ?? []
     // A ready message can be behind a retry of its key.
@@ -964,7 +968,7 @@ export class World implements Surroundings, Listening, LogListening {
     return report
   }
 
-  /** Adds the counts of the parts of one life. */
+  /** Adds the counts of the broker process that has ended. */
   #tallyLife(): void {
     const { log } = this
     for (const [what, count] of Object.entries(log?.counts ?? {}))
