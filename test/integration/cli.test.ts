@@ -76,7 +76,7 @@ describe.concurrent('usage', () => {
       /--key/,
     ],
     ['a missing name', ['queue', 'get'], /<name> is missing: sluice queue get <name>/, /queue get --help/],
-    ['one argument too many', ['publish', 'q', 'a', 'b'], /Unexpected argument "b"/, /quotes/],
+    ['one argument too many', ['publish', 'q', 'a', 'b'], /Unexpected argument "b"/, /Quote an argument/],
     ['an option without its value', ['consume', 'q', '--count'], /--count needs a value/, /\S/],
     ['an option given twice', ['serve', '--port', '1', '--port', '2'], /--port is given twice/, /\S/],
     [

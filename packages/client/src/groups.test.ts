@@ -1,5 +1,5 @@
 import { DELIVER_FLAG, OUTCOME } from '@sluice/protocol'
-import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import type { Sluice } from './client.js'
 import { DeadLetter, Retry, type Message } from './message.js'
 import { control, Peer, texts, turns, until } from './testing/peer.js'
@@ -204,15 +204,27 @@ describe('a worker of batches', () => {
   })
 
   it('leaves no timer behind when it closes at once', async () => {
-    const timers = (): number => process.getActiveResourcesInfo().filter((name) => name === 'Timeout').length
-    const before = timers()
-    const worker = sluice.consume('q', { batch: { size: 4, wait: '1h' } }, () => {})
-    const channel = await peer.subscribed()
-    peer.link.deliver(channel, 101, texts(2))
-    await until(() => timers() > before)
-    await worker.close({ timeout: 0 })
-    await turns()
-    expect(timers()).toBe(before)
+    // Other timers of the process come and go meanwhile; no other waits this long.
+    const waitMs = 59 * 60_000
+    const set = vi.spyOn(globalThis, 'setTimeout')
+    const cleared = vi.spyOn(globalThis, 'clearTimeout')
+    const own = (): unknown[] =>
+      set.mock.results.flatMap(({ value }, i) =>
+        set.mock.calls[i]?.[1] === waitMs ? [value as unknown] : [],
+      )
+    try {
+      const worker = sluice.consume('q', { batch: { size: 4, wait: waitMs } }, () => {})
+      const channel = await peer.subscribed()
+      peer.link.deliver(channel, 101, texts(2))
+      await until(() => own().length > 0)
+      await worker.close({ timeout: 0 })
+      await turns()
+      expect(own()).toHaveLength(1)
+      expect(cleared.mock.calls.map(([timer]) => timer)).toContain(own()[0])
+    } finally {
+      set.mockRestore()
+      cleared.mockRestore()
+    }
   })
 
   it('waits for its handlers when it closes', async () => {
