@@ -8,7 +8,7 @@ import { open, readdir, writeFile } from 'node:fs/promises'
 import { connect as connectSocket, createServer, type AddressInfo, type Socket } from 'node:net'
 import { join } from 'node:path'
 import { connect } from '@sluice/client'
-import { LIMITS, OP, encodeFault, encodePreface } from '@sluice/protocol'
+import { CONTENT_TYPE, LIMITS, OP, encodeFault, encodePreface } from '@sluice/protocol'
 import { describe, expect, test } from 'vitest'
 import {
   BINARY,
@@ -23,7 +23,8 @@ import {
   startBroker,
   until,
 } from './cli.js'
-import { frame } from '../rig/frames.js'
+import { batch, frame, publishFrame, type RecordOf } from '../rig/frames.js'
+import { Peer } from '../rig/peer.js'
 import { environment } from '../rig/process.js'
 
 describe.concurrent('usage', () => {
@@ -251,6 +252,45 @@ describe.concurrent('messages', () => {
       leased: 0,
       acked: 2,
     })
+  })
+
+  test('that cannot be decoded are retried, and do not hide the others', async () => {
+    const peer = await Peer.open(broker.port)
+    // A byte that no msgpack value begins with.
+    const unreadable = { payload: Uint8Array.of(0xc1), contentType: CONTENT_TYPE.msgpack }
+    const good = (text: string): RecordOf => ({ payload: Buffer.from(text), contentType: CONTENT_TYPE.text })
+    let number = 0
+    for (const [name, maxDeliveries] of [
+      ['first', 10],
+      ['undecoded', 1],
+      ['kept', 10],
+    ] as const) {
+      await sluice.queues.ensure(name, { maxDeliveries, retry: { initial: '1h', max: '1h' } })
+      peer.send(publishFrame(name, batch(++number, [unreadable, good('a'), good('b')])))
+      await peer.frame(OP.PUBLISH_OK)
+    }
+    await peer.dispose()
+    const failed = (text: string, queue: string): object => ({
+      code: 1,
+      stdout: text,
+      stderr: expect.stringMatching(
+        new RegExp(
+          `^Message 0 of ${queue}: The body is not .*\nerror: 1 attempt .*\n hint: .*\\bpeek ${queue}\\b.*\n$`,
+        ),
+      ) as string,
+    })
+    expect(await run(['consume', 'first', '--count', '1'])).toEqual(failed('a\n', 'first'))
+    expect(await sluice.queues.get('first')).toMatchObject({ ready: 1, scheduled: 1, acked: 1 })
+    expect(await run(['consume', 'undecoded', '--wait', '0'])).toEqual(failed('a\nb\n', 'undecoded'))
+    expect((await sluice.dead.get('undecoded', 0)).error).toMatch(/^The body is not/)
+    // The unreadable message is one of those that are held.
+    expect(await run(['consume', 'kept', '--no-ack', '--count', '2'])).toEqual(failed('a\n', 'kept'))
+    const { messages } = await sluice.queues.peek('kept')
+    expect(messages.map(({ state, attempts }) => [state, attempts])).toEqual([
+      ['ready', 0],
+      ['ready', 0],
+      ['ready', 0],
+    ])
   })
 
   test('that cannot be read are refused with their line, after what came before', async () => {

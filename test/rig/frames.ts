@@ -3,6 +3,7 @@ import {
   BATCH_HEADER_BYTES,
   BATCH_TYPE,
   CONTENT_TYPE,
+  type ContentType,
   FRAME_HEADER_BYTES,
   LIMITS,
   MECHANISM,
@@ -56,6 +57,8 @@ export function authFrame(mechanism: number = MECHANISM.anonymous): Uint8Array {
 export interface RecordOf {
   readonly payload: Uint8Array
   readonly options?: RecordOptions
+  /** Default: bytes. */
+  readonly contentType?: ContentType
 }
 
 /** A batch whose checksum is right, whatever its header says. */
@@ -67,8 +70,8 @@ export function batch(
   const sizes = records.map(({ payload, options }) => recordBytes(options, payload.length))
   const bytes = new Uint8Array(BATCH_HEADER_BYTES + sizes.reduce((sum, size) => sum + size, 0))
   let at = BATCH_HEADER_BYTES
-  records.forEach(({ payload, options }, index) => {
-    bytes.set(payload, writeRecordHead(bytes, at, options, CONTENT_TYPE.bytes, payload.length))
+  records.forEach(({ payload, options, contentType = CONTENT_TYPE.bytes }, index) => {
+    bytes.set(payload, writeRecordHead(bytes, at, options, contentType, payload.length))
     at += sizes[index]!
   })
   sealBatch(bytes, 0, bytes.length, {

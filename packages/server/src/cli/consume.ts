@@ -1,6 +1,8 @@
 /**
  * `sluice consume`: prints messages and acknowledges each after it was written. Messages that were not written return to
- * the queue when the command is interrupted or the reader closes stdout.
+ * the queue when the command is interrupted or the reader closes stdout. A message that cannot be decoded is retried, as
+ * by a handler that throws: held, it would take the credit of a message that can be printed; released, it would come back
+ * at once.
  */
 import type { Message, Sluice } from '@sluice/client'
 import { LIMITS, SluiceError, Timer, queueName } from '@sluice/protocol'
@@ -8,7 +10,7 @@ import { bodyFields, plain } from './body.js'
 import { command } from './command.js'
 import { withBroker } from './connection.js'
 import { countFlag, durationMs, given } from './flags.js'
-import { EXIT, failureOf } from './failure.js'
+import { AdvisedError, EXIT, failureOf } from './failure.js'
 import { counted, notice, outputError } from './output.js'
 import { onStop, signalExit, type StopSignal } from './signals.js'
 
@@ -49,7 +51,8 @@ export const consume = command<ConsumeOptions>({
       .describe('json', 'Print each message with its metadata, as a line of JSON')
       .epilogue(
         'Text is printed as is, data as JSON, bytes raw; with --json bytes are base64. Ctrl-C releases what was ' +
-          'not printed. Output written to a pipe counts as printed: prefer --count 1 to `| head -1`. ' +
+          'not printed. A message that cannot be decoded is retried later, and the exit code is then 1. ' +
+          'Output written to a pipe counts as printed: prefer --count 1 to `| head -1`. ' +
           'Additional exit codes: 4 when --wait passed before --count messages had arrived, 130 after ' +
           'SIGINT (Ctrl-C), 143 after SIGTERM.',
       ),
@@ -110,18 +113,19 @@ async function consumeAll(sluice: Sluice, task: ConsumeTask): Promise<void> {
       })
     }
     for await (const message of stream) {
-      idle?.restart()
-      const text = rendered(message, json)
-      if (text === undefined) {
-        unreadable++
-        continue
+      const text = rendered(message, json, ack)
+      if (text === undefined) unreadable++
+      else {
+        // Not for others: in a queue without a back-off, one that is retried for ever would hold up the end.
+        idle?.restart()
+        taken++
+        printer.write(message, text)
+        if (printer.isFull) await printer.room()
       }
-      taken++
-      printer.write(message, text)
-      if (printer.isFull) await printer.room()
-      if (printer.failure !== undefined || taken === count) break
-      if (!ack && (taken === HELD_MESSAGES_MAX || printer.bytes > HELD_BYTES_MAX)) {
-        notice(`Ended after ${counted(taken, 'message')}: no more can be held unacknowledged.`)
+      const held = ack ? 0 : taken + unreadable
+      if (printer.failure !== undefined || taken === count || held === count) break
+      if (held === HELD_MESSAGES_MAX || (!ack && printer.bytes > HELD_BYTES_MAX)) {
+        notice(`Ended after ${counted(held, 'message')}: no more can be held unacknowledged.`)
         break
       }
     }
@@ -130,22 +134,27 @@ async function consumeAll(sluice: Sluice, task: ConsumeTask): Promise<void> {
     await printer.done()
     forget()
   }
-  if (printer.failure !== undefined) throw printer.failure
-  if (printer.unacknowledged > 0) {
-    const were = counted(printer.unacknowledged, 'message')
-    throw new SluiceError('LEASE_LOST', `${were} could not be acknowledged: ${printer.reason}`)
-  }
-  if (unreadable > 0) {
-    throw new SluiceError(
-      'INVALID_BODY',
-      `${counted(unreadable, 'message')} could not be decoded and returned to the queue.`,
-    )
-  }
+  checkAll(printer, unreadable, queue)
   if (stopped !== undefined) process.exitCode = signalExit(stopped)
   else if (isOverdue && count !== Infinity && taken < count) {
     notice(`Consumed ${counted(taken, 'message')} of ${count}: no more arrived within --wait.`)
     process.exitCode = EXIT.notFound
   }
+}
+
+/** @throws Error when a message could not be printed or acknowledged */
+function checkAll(printer: Printer, unreadable: number, queue: string): void {
+  if (printer.failure !== undefined) throw printer.failure
+  if (printer.unacknowledged > 0) {
+    const were = counted(printer.unacknowledged, 'message')
+    throw new SluiceError('LEASE_LOST', `${were} could not be acknowledged: ${printer.reason}`)
+  }
+  if (unreadable === 0) return
+  throw new AdvisedError(
+    'INVALID_BODY',
+    `${counted(unreadable, 'attempt')} to decode a message failed.`,
+    `Show them with \`sluice peek ${queue}\`, and correct their publisher or remove them with \`sluice cancel\`.`,
+  )
 }
 
 /** Lower bound of --wait: a ready message can take this long to arrive. */
@@ -247,13 +256,16 @@ class Printer {
   }
 }
 
-/** A message as a line; undefined when its body cannot be decoded. */
-function rendered(message: Message, json: boolean): string | Uint8Array | undefined {
+/** A message as a line; undefined when its body cannot be decoded. With `isRetried` such a message is retried. */
+function rendered(message: Message, json: boolean, isRetried: boolean): string | Uint8Array | undefined {
   let body: unknown
   try {
     body = message.body
   } catch (error) {
-    notice(`Message ${message.offset} of ${message.queue}: ${failureOf(error).what}`)
+    const { what } = failureOf(error)
+    notice(`Message ${message.offset} of ${message.queue}: ${what}`)
+    // If that fails, the lease is lost, and the message has returned already.
+    if (isRetried) message.retry({ reason: what }).catch(() => {})
     return undefined
   }
   if (json) return `${JSON.stringify(document(message, body))}\n`

@@ -29,6 +29,16 @@ export class UsageError extends Error {
   }
 }
 
+/** A failure for which the command knows better advice than the table. */
+export class AdvisedError extends SluiceError {
+  readonly advice: string
+
+  constructor(code: ErrorCode, message: string, advice: string) {
+    super(code, message)
+    this.advice = advice
+  }
+}
+
 interface Row {
   readonly exit: Exit
   readonly advice: string
@@ -254,7 +264,8 @@ export function failureOf(error: unknown): Failure {
   if (error instanceof SluiceError) {
     const { code, outcome, progress } = error
     const row = ROWS[code]
-    const advice = progress === undefined ? row.advice : `${row.advice} ${continueText(progress)}`
+    const known = error instanceof AdvisedError ? error.advice : row.advice
+    const advice = progress === undefined ? known : `${known} ${continueText(progress)}`
     return { ...row, advice: printable(advice), code, what, outcome, progress }
   }
   const code = error instanceof Error ? (error as NodeJS.ErrnoException).code : undefined
