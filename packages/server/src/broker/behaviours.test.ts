@@ -1,6 +1,6 @@
 /** Behaviours of queues as a client sees them: limits, ids, keys, times, and slow, lost or many consumers. */
 import { OUTCOME, queueName } from '@sluice/protocol'
-import { describe, expect, it } from 'vitest'
+import { describe, expect, it, vi } from 'vitest'
 import { Bench, Q, batchOf, type Message } from '../testing/bench.js'
 
 const HOUR = 3_600_000
@@ -701,6 +701,44 @@ describe('a broker without memory', () => {
     bench.broker.memoryFull = undefined
     await bench.publish(many(2))
     expect(bench.info()).toMatchObject({ published: 5 })
+    bench.broker.audit()
+  })
+})
+
+describe('what concerns thousands of messages at once', () => {
+  it('removes neighbours that expire together as one run in each chunk', async () => {
+    const bench = await opened({})
+    await bench.publish(
+      many(3_000, (index) => (index === 2_000 ? { bodyBytes: 0 } : { ttlMs: 10, bodyBytes: 0 })),
+    )
+    const queue = bench.broker.catalog.queue(Q)
+    const removals = vi.spyOn(queue, 'remove')
+    await bench.pass(2_000)
+    expect(removals).toHaveBeenCalledTimes(4)
+    expect(bench.info()).toMatchObject({ ready: 1, expired: 2_999 })
+    bench.broker.audit()
+    await bench.crash()
+    expect(bench.info()).toMatchObject({ ready: 1, expired: 2_999 })
+    expect(await bench.drain()).toEqual([2_000])
+  })
+
+  it('forgets all pending ids in a purge at once, and knows those of later messages', async () => {
+    const bench = await opened({ unique: 'pending', dedupMaxIds: 3_000 })
+    const ids = many(3_000, (index) => ({ id: String(index), bodyBytes: 0 }))
+    await bench.publish(ids.slice(0, 10))
+    await bench.kill()
+    await bench.publish(ids)
+    const queue = bench.broker.catalog.queue(Q)
+    const forgotten = vi.spyOn(queue.pending, 'done')
+    bench.broker.turn.begin()
+    expect(bench.broker.catalog.purge(Q)).toBe(3_000)
+    expect(forgotten).not.toHaveBeenCalled()
+    expect(queue.pending.count).toBe(0)
+    expect((await bench.publish(ids)).duplicates).toBeUndefined()
+    expect((await bench.publish(ids.slice(0, 2))).duplicates?.size).toBe(2)
+    expect(bench.info()).toMatchObject({ ready: 3_000, dead: 10 })
+    await bench.drain()
+    expect(queue.pending.count).toBe(2_000)
     bench.broker.audit()
   })
 })

@@ -92,6 +92,16 @@ export abstract class HashIndex {
     } else if (refs.length > PLACES_MIN && this.size * 8 < refs.length) this.#refill(0, refs.length / 2)
   }
 
+  /** Removes all refs. */
+  protected removeAll(): void {
+    this.size = 0
+    this.#mask = 0
+    this.#segments.length = 1
+    this.#segments[0] = NO_PLACES
+    this.#counts.length = 1
+    this.#counts[0] = 0
+  }
+
   #segmentOf(word: number): number {
     const segment = (word >>> SEGMENT_BITS) & this.#mask
     // Not split yet: the refs of this segment are still in the one that will be split.

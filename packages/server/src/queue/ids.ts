@@ -301,6 +301,11 @@ export class PendingIds extends HashIndex {
     this.#setPrevious(first, offset)
   }
 
+  /** No message is pending any more. */
+  clear(): void {
+    this.removeAll()
+  }
+
   /** The message at `offset` is no longer pending. It is still in its chunk. */
   done(offset: number): void {
     const previous = this.#previous(offset)

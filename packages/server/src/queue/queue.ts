@@ -19,6 +19,7 @@ import {
 import { NO_ARRIVAL } from './arrivals.js'
 import { DEATH, type Chunk, type Death, type Traits } from './chunk.js'
 import { Contents, type Follower } from './contents.js'
+import { eachRun, findExpired } from './expiries.js'
 import { FactBuffer, type GoneFact } from './facts.js'
 import { FormerLeases, type Reclaimed } from './former.js'
 import { PendingIds } from './ids.js'
@@ -155,7 +156,8 @@ export class Queue extends Contents implements Follower {
   }
 
   idDone(offset: number): void {
-    this.pending.done(offset)
+    // A purge has emptied the index: to take each id out of it would cost most of the purge.
+    if (this.pending.count > 0) this.pending.done(offset)
   }
 
   removedFrom(chunk: Chunk, batch: number): void {
@@ -244,7 +246,7 @@ export class Queue extends Contents implements Follower {
   nextRun(max: number, nowMs: number, run: Run): boolean {
     while (this.#line.next(max, nowMs, run)) {
       if (!run.expired) return true
-      this.#expireInLine(this.chunkAt(run.offset)!, run.offset, nowMs)
+      this.#expireInLine(this.chunkAt(run.offset)!, run.offset, 1, nowMs)
     }
     return false
   }
@@ -411,6 +413,7 @@ export class Queue extends Contents implements Follower {
   purge(nowMs: number): number {
     const messages = this.live - this.deadCount
     this.facts.purge(this.next, messages)
+    this.pending.clear()
     this.purgeFact(this.next, nowMs)
     this.counts.purged += messages
     this.dirty = true
@@ -496,9 +499,9 @@ export class Queue extends Contents implements Follower {
     this.dirty = true
   }
 
-  #gone(kind: GoneFact, offset: number): void {
-    this.suspects.clear(offset, 1)
-    this.facts.gone(kind, offset, 1)
+  #gone(kind: GoneFact, offset: number, count = 1): void {
+    this.suspects.clear(offset, count)
+    this.facts.gone(kind, offset, count)
     this.dirty = true
   }
 
@@ -651,46 +654,37 @@ export class Queue extends Contents implements Follower {
   #expireLeased(offset: number, nowMs: number): void {
     this.leased--
     this.#line.finish(offset, 1, nowMs)
-    this.#noteExpired(offset, nowMs)
+    this.#noteExpired(offset, 1, nowMs)
   }
 
-  #expireInLine(chunk: Chunk, offset: number, nowMs: number): void {
-    // The message left the line when it expired, not when that was noticed.
-    this.#line.leave(chunk, offset - chunk.base, chunk.expiryAt(offset - chunk.base))
-    this.#noteExpired(offset, nowMs)
+  #expireInLine(chunk: Chunk, offset: number, count: number, nowMs: number): void {
+    const first = offset - chunk.base
+    // Each message left the line when it expired, not when that was noticed.
+    for (let index = first; index < first + count; index++)
+      this.#line.leave(chunk, index, chunk.expiryAt(index))
+    this.#noteExpired(offset, count, nowMs)
   }
 
-  #noteExpired(offset: number, nowMs: number): void {
-    this.#gone('expire', offset)
-    this.observer?.expired(this, offset)
-    this.counts.expired += this.remove(offset, 1, nowMs)
+  #noteExpired(offset: number, count: number, nowMs: number): void {
+    this.#gone('expire', offset, count)
+    for (let at = offset; at < offset + count; at++) this.observer?.expired(this, at)
+    this.counts.expired += this.remove(offset, count, nowMs)
   }
 
   // Leased messages are checked when they return.
   #sweep(nowMs: number): void {
     this.#sweptMs = nowMs
     const expired: Placed[] = []
-    for (const chunk of this.chunks)
-      if (chunk.earliestExpiryMs <= nowMs) this.#findExpired(chunk, nowMs, expired)
-    // By expiry time: each message that leaves may free its key for the next one.
-    if (this.keys.size > 0) expired.sort((a, b) => a.timeMs - b.timeMs)
-    for (const { chunk, index } of expired) this.#expireInLine(chunk, chunk.base + index, nowMs)
+    for (const chunk of this.chunks) if (chunk.earliestExpiryMs <= nowMs) findExpired(chunk, nowMs, expired)
+    if (this.keys.size > 0) {
+      // By expiry time: each message that leaves may free its key for the next one.
+      expired.sort((a, b) => a.timeMs - b.timeMs)
+      for (const { chunk, index } of expired) this.#expireInLine(chunk, chunk.base + index, 1, nowMs)
+    } else
+      eachRun(expired, (chunk, index, count) => this.#expireInLine(chunk, chunk.base + index, count, nowMs))
     this.earliestExpiryMs = Infinity
     for (const chunk of this.chunks)
       this.earliestExpiryMs = Math.min(this.earliestExpiryMs, chunk.earliestExpiryMs)
-  }
-
-  // Collects the expired messages of the chunk, and sets the time of its next check.
-  #findExpired(chunk: Chunk, nowMs: number, expired: Placed[]): void {
-    chunk.earliestExpiryMs = Infinity
-    for (const index of chunk.liveIndexes()) {
-      const expiryMs = chunk.expiryAt(index)
-      if (expiryMs === 0 || chunk.isDead(index)) continue
-      // A scheduled message is checked when it is due.
-      const lookAtMs = chunk.isScheduled(index) ? Math.max(expiryMs, chunk.dueAt(index)) : expiryMs
-      if (lookAtMs > nowMs) chunk.checkExpiriesAt(lookAtMs)
-      else if (chunk.isInLine(index)) expired.push({ chunk, index, timeMs: expiryMs })
-    }
   }
 }
 

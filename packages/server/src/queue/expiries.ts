@@ -1,0 +1,29 @@
+/** The search for expired messages in the chunks of a queue. Called by `Queue`, at most once a second or before a decision. */
+import type { Chunk } from './chunk.js'
+import type { Placed } from './key-lines.js'
+
+/** Adds the expired messages of the chunk that are in the line to `expired`, and sets the time of its next check. */
+export function findExpired(chunk: Chunk, nowMs: number, expired: Placed[]): void {
+  chunk.earliestExpiryMs = Infinity
+  for (const index of chunk.liveIndexes()) {
+    const expiryMs = chunk.expiryAt(index)
+    if (expiryMs === 0 || chunk.isDead(index)) continue
+    // A scheduled message is checked when it is due.
+    const lookAtMs = chunk.isScheduled(index) ? Math.max(expiryMs, chunk.dueAt(index)) : expiryMs
+    if (lookAtMs > nowMs) chunk.checkExpiriesAt(lookAtMs)
+    else if (chunk.isInLine(index)) expired.push({ chunk, index, timeMs: expiryMs })
+  }
+}
+
+/** Calls `each` with the runs of consecutive messages, which are in order of offset: to remove a run costs little more than one. */
+export function eachRun(
+  messages: readonly Placed[],
+  each: (chunk: Chunk, index: number, count: number) => void,
+): void {
+  for (let from = 0, end = 0; from < messages.length; from = end) {
+    const { chunk, index } = messages[from]!
+    for (end = from + 1; end < messages.length; end++)
+      if (messages[end]!.chunk !== chunk || messages[end]!.index !== index + end - from) break
+    each(chunk, index, end - from)
+  }
+}
